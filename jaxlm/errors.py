@@ -1,0 +1,24 @@
+"""What went wrong, for the person who can mend it: one clear sentence each.
+
+The command line prints these without a traceback; `EXIT` gives the process's exit code.
+"""
+
+
+class JaxlmError(ValueError):
+    """A user's mistake: what was expected, what came, what to do next."""
+
+
+class DataError(JaxlmError):
+    """Text, a vocabulary or a corpus that cannot be used."""
+
+
+class CheckpointError(JaxlmError):
+    """A checkpoint that is missing, damaged or belongs to another run."""
+
+
+class RunDirError(JaxlmError):
+    """A run directory that is in use, holds another run, or cannot be written."""
+
+
+class Diverged(JaxlmError):
+    """A cost or a gradient that is not finite."""

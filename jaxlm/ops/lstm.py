@@ -1,0 +1,125 @@
+"""The LSTM over time: a plain reference, and beside it the same function with a derivative of its own.
+
+Letters: `T` steps, `B` batch, `E` input width, `H` hidden width. The cell is TensorFlow's
+BasicLSTMCell (Zaremba et al. 2014, arXiv:1409.2329), its gates in the order i, j, f, o:
+
+    c' = c * sigmoid(f + forget_bias) + sigmoid(i) * tanh(j)        h' = tanh(c') * sigmoid(o)
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+
+@struct.dataclass
+class LSTMState:
+    """The carry of one layer: cell `c` and output `h`, each [B, H]."""
+
+    c: jax.Array
+    h: jax.Array
+
+
+def zero_state(batch_size: int, hidden_size: int, dtype: Any = jnp.float32) -> LSTMState:
+    """The carry before the first token."""
+    shape = (batch_size, hidden_size)
+    return LSTMState(c=jnp.zeros(shape, dtype), h=jnp.zeros(shape, dtype))
+
+
+def lstm_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
+                   forget_bias: jax.Array | float = 0.0) -> tuple[jax.Array, LSTMState]:
+    """`lstm` written plainly: a scan of the cell, differentiated by JAX."""
+
+    def cell(state: LSTMState, x: jax.Array) -> tuple[LSTMState, jax.Array]:
+        i, j, f, o = jnp.split(jnp.concatenate([x, state.h], -1) @ kernel + bias, 4, -1)
+        c = state.c * jax.nn.sigmoid(f + forget_bias) + jax.nn.sigmoid(i) * jnp.tanh(j)
+        h = jnp.tanh(c) * jax.nn.sigmoid(o)
+        return LSTMState(c, h), h
+
+    _check_shapes(x, kernel, bias, state)
+    final, h = lax.scan(cell, state, x)
+    return h, final
+
+
+def lstm(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
+         forget_bias: jax.Array | float = 0.0) -> tuple[jax.Array, LSTMState]:
+    """Runs one LSTM layer over time, fast.
+
+    x [T, B, E], kernel [E+H, 4H], bias [4H], state [B, H] twice -> outputs [T, B, H], final state.
+    Everything that does not depend on the step before is one large product outside the scans: the input
+    projection ahead of the forward scan; the gradients of kernel, bias and input after the backward one,
+    which carries only (dc, dh). (Differentiating a scan adds a kernel-sized array at each step instead.)
+    Raises ValueError where shapes do not fit.
+    """
+    _check_shapes(x, kernel, bias, state)
+    return _lstm(x, kernel, bias, state, jnp.asarray(forget_bias, bias.dtype))
+
+
+@jax.custom_vjp
+def _lstm(x, kernel, bias, state, forget_bias):
+    (h, final), _ = _forward(x, kernel, bias, state, forget_bias)
+    return h, final
+
+
+def _forward(x, kernel, bias, state, forget_bias):
+    kernel_x, kernel_h = jnp.split(kernel, [x.shape[-1]])
+    H = kernel_h.shape[0]
+    gate_bias = bias.at[2 * H:3 * H].add(forget_bias)
+
+    def cell(state, projected):
+        z = projected + state.h @ kernel_h
+        i, f, o = (jax.nn.sigmoid(z[:, k * H:(k + 1) * H]) for k in (0, 2, 3))
+        j = jnp.tanh(z[:, H:2 * H])
+        c = state.c * f + i * j
+        h = jnp.tanh(c) * o
+        return LSTMState(c, h), (h, c, jnp.concatenate([i, j, f, o], -1))
+
+    final, (h, c, gates) = lax.scan(cell, state, x @ kernel_x + gate_bias)
+    return (h, final), (x, kernel, state, h, c, gates)
+
+
+def _backward(saved, cotangents):
+    x, kernel, state, h, c, gates = saved
+    dh_out, dfinal = cotangents
+    kernel_x, kernel_h = jnp.split(kernel, [x.shape[-1]])
+    c_before = jnp.concatenate([state.c[None], c[:-1]])
+    h_before = jnp.concatenate([state.h[None], h[:-1]])
+
+    def cell(carry, step):
+        dc, dh = carry
+        dh_out, c_before, c, gates = step
+        i, j, f, o = jnp.split(gates, 4, -1)
+        dh = dh + dh_out
+        tanh_c = jnp.tanh(c)
+        dc = dc + dh * o * (1 - tanh_c * tanh_c)
+        dz = jnp.concatenate([dc * j * i * (1 - i), dc * i * (1 - j * j), dc * c_before * f * (1 - f),
+                              dh * tanh_c * o * (1 - o)], -1)
+        return (dc * f, dz @ kernel_h.T), dz
+
+    (dc, dh), dz = lax.scan(cell, (dfinal.c, dfinal.h), (dh_out, c_before, c, gates), reverse=True)
+
+    def over_time(a):  # contracts [T, B, A] with dz [T, B, 4H] -> [A, 4H], one product
+        return a.reshape(-1, a.shape[-1]).T @ dz.reshape(-1, dz.shape[-1])
+
+    dkernel = jnp.concatenate([over_time(x), over_time(h_before)])
+    dbias = dz.sum((0, 1))
+    H = h.shape[-1]
+    return dz @ kernel_x.T, dkernel, dbias, LSTMState(dc, dh), dbias[2 * H:3 * H].sum()
+
+
+_lstm.defvjp(_forward, _backward)
+
+
+def _check_shapes(x, kernel, bias, state):
+    if x.ndim != 3:
+        raise ValueError(f"x should be [T, B, E], three axes; its shape is {x.shape}")
+    if state.h.ndim != 2:
+        raise ValueError(f"state.h should be [B, H], two axes; its shape is {state.h.shape}")
+    (_, B, E), H = x.shape, state.h.shape[-1]
+    for name, array, shape in (("state.c", state.c, (B, H)), ("state.h", state.h, (B, H)),
+                               ("kernel", kernel, (E + H, 4 * H)), ("bias", bias, (4 * H,))):
+        if array.shape != shape:
+            raise ValueError(f"{name} should have the shape {shape} (x is {x.shape}, state.h {state.h.shape}); "
+                             f"its shape is {array.shape}")

@@ -1,0 +1,125 @@
+"""The training step: a pure function of state, numbers and window; and the scan of it over many windows."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import lax
+
+from jaxlm.config import Hyper, ModelConfig
+from jaxlm.data.batching import locate, num_windows
+from jaxlm.loss import token_nats, window_nats
+from jaxlm.models import lstm as model
+from jaxlm.optim import learning_rate, optimizer
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a step changes; with the config and the corpus it is the whole run."""
+
+    step: jax.Array  # windows trained, int32
+    params: model.Params
+    opt_state: optax.OptState
+    carry: model.Carry
+    key: jax.Array | None  # dropout's key, folded with the step; None: the model has no dropout
+
+
+@struct.dataclass
+class Window:
+    """What one step reads: inputs and targets [T, B], and where in the training they lie."""
+
+    inputs: jax.Array
+    targets: jax.Array
+    epoch: jax.Array | int = 0  # from 0; sets the learning rate
+    first: jax.Array | bool = False  # of its epoch: the carry starts from zero
+
+
+@struct.dataclass
+class Metrics:
+    """What one step tells; each a scalar, or one value per window."""
+
+    cost: jax.Array  # nats: summed over T, averaged over B
+    grad_norm: jax.Array  # of the cost's gradient, before clipping
+    learning_rate: jax.Array
+
+
+def init_state(key: jax.Array, config: ModelConfig, hyper: Hyper, batch_size: int,
+               params: model.Params | None = None) -> TrainState:
+    """The state before the first step, with fresh parameters or a copy of those given."""
+    params_key, dropout_key = jax.random.split(key)
+    if params is None:
+        params = model.init_params(params_key, config, hyper)
+    params = jax.tree.map(jnp.array, params)  # the loop donates its state; the caller keeps his arrays
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer(hyper, 0.0).init(params),
+                      carry=model.zero_carry(params, batch_size), key=dropout_key if config.dropout else None)
+
+
+def train_step(state: TrainState, hyper: Hyper, window: Window) -> tuple[TrainState, Metrics]:
+    """One update on one window. Gradients stop at the window's edge; the carry goes on.
+
+    The cost is the sum over the T steps of the mean over the batch, and it is that cost's gradient that is
+    clipped. The embedding's gradient stays one row for each token read, as TensorFlow's IndexedSlices do:
+    the global norm counts every occurrence of a word by itself, and the update touches only the rows read.
+    Where cost or gradient is not finite the parameters, carry and step come back as they were.
+    """
+    B = window.inputs.shape[1]
+    carry = jax.tree.map(lambda c: jnp.where(window.first, 0, c), state.carry)
+    key = None if state.key is None else jax.random.fold_in(state.key, state.step)
+    embedding, dense = state.params["embedding"], {k: v for k, v in state.params.items() if k != "embedding"}
+
+    def cost_fn(embedded, dense):
+        nats, (_, carry_out) = window_nats(dense, hyper, embedded, window.targets, carry, key)
+        return nats / B, carry_out
+
+    (cost, carry), grads = jax.value_and_grad(cost_fn, argnums=(0, 1), has_aux=True)(
+        model.embed(state.params, window.inputs), dense)
+    grad_norm = optax.global_norm(grads)
+    rate = learning_rate(hyper, window.epoch)
+    updates, opt_state = optimizer(hyper, rate).update(grads, state.opt_state)
+
+    finite = jnp.isfinite(cost) & jnp.isfinite(grad_norm)
+    embedded_update, dense_update = jax.tree.map(lambda update: jnp.where(finite, update, 0), updates)
+    params = optax.apply_updates(dense, dense_update) | {
+        "embedding": embedding.at[window.inputs].add(embedded_update)}
+    carry = jax.tree.map(lambda new, old: jnp.where(finite, new, old), carry, state.carry)
+    state = state.replace(step=state.step + finite, params=params, opt_state=opt_state, carry=carry)
+    return state, Metrics(cost, grad_norm, rate)
+
+
+def eval_step(params: model.Params, hyper: Hyper, window: Window, carry: model.Carry
+              ) -> tuple[jax.Array, model.Carry]:
+    """Nats of each target [T, B] and the new carry, without dropout."""
+    return token_nats(params, hyper, model.embed(params, window.inputs), window.targets, carry)
+
+
+def read_window(tokens: jax.Array, step: jax.Array, bptt_length: int) -> Window:
+    """The window that a step trains on, out of tokens [N // B, B]."""
+    epoch, index = locate(step, num_windows(tokens.shape[0], bptt_length))
+    rows = lax.dynamic_slice_in_dim(tokens, index * bptt_length, bptt_length + 1)
+    return Window(inputs=rows[:-1], targets=rows[1:], epoch=epoch, first=index == 0)
+
+
+@partial(jax.jit, static_argnames=("bptt_length", "max_windows"), donate_argnames="state")
+def train_windows(state: TrainState, hyper: Hyper, tokens: jax.Array, count: jax.Array, *, bptt_length: int,
+                  max_windows: int) -> tuple[TrainState, Metrics]:
+    """`count` (traced, at most `max_windows`) steps in one call; metrics [max_windows], the first `count` filled.
+
+    A traced count means one compile serves whole calls and an epoch's tail. Stops early at a window whose cost
+    or gradient is not finite: that window's metrics are the last filled, and its update is not kept.
+    """
+
+    def body(loop):
+        done, state, metrics = loop
+        state, new = train_step(state, hyper, read_window(tokens, state.step, bptt_length))
+        return done + 1, state, jax.tree.map(lambda all, one: all.at[done].set(one), metrics, new)
+
+    def going_on(loop):
+        done, state, _ = loop
+        return (done < count) & (state.step == start + done)
+
+    start = state.step
+    metrics = Metrics(*(jnp.zeros(max_windows) for _ in range(3)))
+    _, state, metrics = lax.while_loop(going_on, body, (0, state, metrics))
+    return state, metrics

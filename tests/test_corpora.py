@@ -1,0 +1,363 @@
+"""Corpora: any text in, ids out; downloads from a server of our own; bad input gets one clear sentence."""
+
+import hashlib
+import io
+import os
+import tarfile
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxlm.data import corpora, download, embedded
+from jaxlm.data.corpora import SPLITS, load_corpus, read_text, tokenize
+from jaxlm.data.vocab import EOS, UNK, Vocab
+from jaxlm.errors import DataError
+
+FAKE = {split: f" a small {split} of <unk> words \n the end \n".encode() for split in SPLITS}
+FAKE_TOKENS = tokenize(FAKE["train"].decode())
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    """No test sees the user's data and cache, or the network."""
+    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("JAXLM_DATA", raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(download, "MIRRORS", ())
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture
+def fake_ptb(monkeypatch):
+    """Pins the hashes of three tiny files in place of Penn Treebank's."""
+    for split, data in FAKE.items():
+        monkeypatch.setitem(download.PTB_SHA256, split, hashlib.sha256(data).hexdigest())
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+# Text.
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_newlines_of_every_system_are_eos(tmp_path, newline):
+    (tmp_path / "text").write_bytes(f"\ufeffOne two{newline}{newline} three".encode())
+    assert read_text(tmp_path / "text") == ["One", "two", EOS, EOS, "three"]
+    assert read_text(tmp_path / "text", lowercase=True)[0] == "one"
+
+
+@given(st.text())
+def test_tokens_are_what_white_space_leaves(text):
+    tokens = tokenize(text)
+    joined = text.replace("\r\n", "\n").replace("\r", "\n")
+    assert tokens == joined.replace("\n", f" {EOS} ").split()
+    if set(tokens):
+        assert Vocab.build(tokens).decode(Vocab.build(tokens).encode(tokens)) == tokens
+
+
+@given(st.data())
+def test_damaged_bytes_are_read_or_refused(tmp_path_factory, data):
+    original = "ein schöner Satz\nund noch ein Wort €\n".encode()
+    place = data.draw(st.integers(0, len(original)))
+    path = tmp_path_factory.getbasetemp() / "damaged.txt"
+    path.write_bytes(original[:place] + data.draw(st.binary(max_size=8)) + original[place + 2 :])
+    try:
+        tokens = read_text(path)
+    except DataError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+    else:
+        assert Vocab.build(tokens).decode(Vocab.build(tokens).encode(tokens)) == tokens
+
+
+@pytest.mark.parametrize(
+    ("files", "spec", "expected"),
+    [
+        ({}, "missing.txt", "no corpus or file 'missing.txt'; expected auto, ptb, embedded"),
+        ({"a": b""}, "a", "a is empty"),
+        ({"a": b"\xef\xbb\xbf \n\n"}, "a", "a is empty"),
+        ({"a": b"word \x00 word\n"}, "a", "a is not text: byte 5 is zero"),
+        ({"a": "word\n".encode("utf-16")}, "a", "a is not text"),
+        ({"a": b"caf\xc3\xa9 caf\xe9\n"}, "a", r"a is not UTF-8: byte 9 \(0xe9\)"),
+        ({"a": b"\xef\xbb\xbfcaf\xe9\n"}, "a", r"a is not UTF-8: byte 6 \(0xe9\)"),
+        ({"a": b"one line\n"}, "a", "at least 3 lines"),
+        ({}, ".", "one train text, and holds none; add one, such as train.txt"),
+        ({"train.txt": b"x\n", "test.txt": b"x\n"}, ".", "one valid text, and holds none"),
+        ({"train.txt": b"x\n", "ptb.train.txt": b"x\n"}, ".", "ptb.train.txt and train.txt; keep one"),
+        ({"train.txt": b"x\n", "dev": b"x\n", "valid": b"x\n"}, ".", "dev and valid; keep one"),
+        ({"train.txt": b"x\n", "valid.txt": b"", "test.txt": b"x\n"}, ".", "valid.txt is empty"),
+        ({}, "a\0b", "no corpus or file"),
+    ],
+)
+def test_unusable_text_is_refused_in_one_sentence(files, spec, expected):
+    write(Path(), files)
+    with pytest.raises(DataError, match=expected) as caught:
+        load_corpus(spec)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("missing", "no file missing"),
+        (".", "is a folder"),
+        ("file/inside", "cannot be read"),
+        ("\0", "cannot be read"),
+    ],
+)
+def test_unreadable_file_is_refused_in_one_sentence(path, expected):
+    write(Path(), {"file": b"text"})
+    with pytest.raises(DataError, match=expected):
+        read_text(path)
+
+
+@pytest.mark.parametrize("pattern", ["{}.txt", "ptb.{}.txt", "wiki.{}.tokens", "{}"])
+@pytest.mark.parametrize("valid", ["valid", "validation", "dev"])
+def test_folder_of_text(tmp_path, pattern, valid):
+    files = {pattern.format(name): f"{name} b b\n".encode() for name in ("train", valid, "test")}
+    corpus = load_corpus(write(tmp_path / "mine", {**files, "README": b"\0"}))
+    assert corpus.name == "text:mine" and corpus.floor is None
+    assert corpus.vocab.words == ("b", EOS, "train", UNK)
+    assert corpus.train.tolist() == [2, 0, 0, 1] and corpus.valid.tolist() == [3, 0, 0, 1]
+
+
+def test_options_change_text_vocabulary_and_name(tmp_path):
+    files = {f"{split}.txt": b"B b b c A a\n" for split in SPLITS}
+    folder = str(write(tmp_path / "mine", files))
+    corpus = load_corpus(folder, lowercase=True, max_vocab=4, min_count=2)
+    assert corpus.name == "text:mine+lowercase+max_vocab=4+min_count=2"
+    assert corpus.vocab.words == ("b", "a", EOS, UNK)  # "c" is the one <unk>
+    assert load_corpus(folder).sha256 not in (corpus.sha256, load_corpus(folder, min_count=2).sha256)
+    again = load_corpus(folder, lowercase=True, vocab=Vocab(("c", UNK)))
+    assert again.train.tolist() == [1, 1, 1, 0, 1, 1, 1]
+
+
+@given(st.integers(3, 130), st.booleans())
+def test_one_file_is_split_by_lines(tmp_path_factory, lines, ended):
+    path = tmp_path_factory.getbasetemp() / "one.txt"
+    path.write_text("\n".join(f"line {i}" for i in range(lines)) + "\n" * ended)
+    corpus = load_corpus(path)
+    held = max(1, lines // 20)
+    assert corpus.notes == (f"{path} is split 90/5/5 by lines: {lines - 2 * held} / {held} / {held}",)
+    whole = [token for split in SPLITS for token in tokenize(path.read_text())][: len(read_text(path))]
+    assert sum(getattr(corpus, split).size for split in SPLITS) == len(whole)
+    assert corpus.valid.size == 3 * held
+    assert corpus.test.size == 3 * held - (not ended)
+
+
+# Penn Treebank.
+
+
+def test_penn_treebank_is_what_the_field_has(ptb_dir):
+    corpus = load_corpus("ptb", data_dir=ptb_dir, download=False)
+    assert corpus.name == "ptb" and corpus.floor is None and not corpus.notes
+    assert [getattr(corpus, split).size for split in SPLITS] == [929_589, 73_760, 82_430]
+    assert corpus.vocab.words[:5] == ("the", UNK, EOS, "N", "of") and len(corpus.vocab) == 10_000
+    assert corpus.train[:10].tolist() == [9970, 9971, 9972, 9974, 9975, 9976, 9980, 9981, 9982, 9983]
+    assert corpus.train[929_589 // 60 :][:7].tolist() == [901, 33, 3361, 8, 1279, 437, 597]
+    assert load_corpus("ptb", data_dir=ptb_dir, download=False).sha256 == corpus.sha256
+
+
+@pytest.mark.parametrize("pattern", ["ptb.{}.txt", "{}.txt", "ptb.{}", "simple-examples/data/ptb.{}.txt"])
+@pytest.mark.parametrize("place", ["data_dir", "$JAXLM_DATA", "here", "cache"])
+def test_penn_treebank_is_found(tmp_path, monkeypatch, fake_ptb, pattern, place):
+    folder = {"here": Path("data/ptb"), "cache": tmp_path / "cache/ptb"}.get(place, tmp_path / "elsewhere")
+    write((folder / pattern).parent, {Path(pattern.format(split)).name: FAKE[split] for split in SPLITS})
+    if place == "$JAXLM_DATA":
+        monkeypatch.setenv("JAXLM_DATA", str(folder))
+    corpus = load_corpus("auto", data_dir=folder if place == "data_dir" else None, download=False)
+    assert corpus.name == "ptb" and corpus.vocab.decode(corpus.train) == FAKE_TOKENS
+
+
+@pytest.mark.parametrize("spec", ["auto", "ptb"])
+def test_other_bytes_are_refused_naming_both_hashes(fake_ptb, spec):
+    write(Path("data/ptb"), {f"ptb.{split}.txt": FAKE[split] for split in SPLITS})
+    write(Path("data/ptb"), {"ptb.valid.txt": b"changed"})
+    hashes = f"{hashlib.sha256(b'changed').hexdigest()}, not {download.PTB_SHA256['valid']}"
+    with pytest.raises(DataError, match=f"data/ptb/ptb.valid.txt is not .* {hashes}"):
+        load_corpus(spec)
+
+
+def test_without_penn_treebank_auto_says_so_and_ptb_fails(monkeypatch, tmp_path):
+    monkeypatch.setattr(corpora, "EMBEDDED", {"embedded": "tiny"})
+    corpus = load_corpus("auto", download=False)
+    assert corpus.name == "embedded" and "EMBEDDED CORPUS, NOT PENN TREEBANK" in corpus.notes[0]
+    with pytest.raises(DataError, match=r"no Penn Treebank in data/ptb, .*cache/ptb, and .*--data-dir or"):
+        load_corpus("ptb", download=False)
+    with pytest.raises(DataError, match="data directory nowhere is not a folder"):
+        load_corpus("auto", data_dir="nowhere")
+
+
+# Downloads, from a server of our own.
+
+
+def archive(**changed: bytes) -> bytes:
+    """An archive like Mikolov's, with a member that tries to climb out of its folder."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        texts = {**FAKE, **changed}
+        members = {f"./simple-examples/data/ptb.{split}.txt": texts[split] for split in SPLITS}
+        for name, data in {"../../escaped.txt": b"x", **members}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The first part of the path says how to behave: good, wrong, short, hang, stall or absent."""
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        _, manner, name = self.path.split("/")
+        if name.endswith(".tgz"):
+            data = archive(**({"test": b"other"} if manner == "wrong" else {}))
+        else:
+            data = b"other" if manner == "wrong" else FAKE[name.split(".")[1]]
+        if manner == "hang" or (manner == "stall" and self.command == "GET"):
+            self.server.released.wait(20)  # type: ignore[attr-defined]
+            return
+        self.send_response(404 if manner == "absent" else 200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data[: len(data) // 2] if manner == "short" else data)
+
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture
+def mirrors(monkeypatch, fake_ptb):
+    """Sets the mirrors to folders of a server on this machine, by their manners; returns the setter."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.released = threading.Event()  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setattr(download, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.3)
+
+    def use(*names: str) -> None:
+        urls = [f"http://127.0.0.1:{server.server_port}/{name}" for name in names]
+        monkeypatch.setattr(download, "MIRRORS", tuple(urls))
+
+    yield use
+    server.released.set()  # type: ignore[attr-defined]
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+GOOD = ["good/ptb.{split}.txt", "good/simple-examples.tgz"]
+BAD = {
+    "wrong/ptb.{split}.txt": "does not match the known hash",
+    "short/ptb.{split}.txt": "broken",
+    "absent/ptb.{split}.txt": "404",
+    "hang/ptb.{split}.txt": "no answer",
+    "stall/ptb.{split}.txt": "no answer",
+    "wrong/simple-examples.tgz": "ptb.test.txt has the sha256",
+    "short/simple-examples.tgz": "broken",
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_download_lands_in_the_cache_and_stays_there(tmp_path, mirrors, name):
+    mirrors(name)
+    assert load_corpus("ptb").name == "ptb"
+    mirrors()
+    corpus = load_corpus("ptb", progress=True)
+    assert corpus.vocab.decode(corpus.train) == FAKE_TOKENS
+    assert sorted(os.listdir(tmp_path / "cache/ptb")) == ["ptb.test.txt", "ptb.train.txt", "ptb.valid.txt"]
+    assert not list(tmp_path.rglob("escaped.txt"))
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_next_mirror_serves_when_one_does_not(tmp_path, mirrors, bad):
+    mirrors(bad, GOOD[0])
+    assert load_corpus("ptb", progress=True).vocab.decode([0]) == [Vocab.build(FAKE_TOKENS).words[0]]
+
+
+@pytest.mark.parametrize(("bad", "reason"), BAD.items())
+def test_bad_download_is_explained_and_leaves_nothing(tmp_path, mirrors, bad, reason):
+    mirrors(bad)
+    start = time.monotonic()
+    with pytest.raises(DataError, match=f"127.0.0.1:.*{reason}") as caught:
+        load_corpus("ptb")
+    assert time.monotonic() - start < 3 and "\n" not in str(caught.value)
+    assert os.listdir(tmp_path / "cache/ptb") == []
+
+
+def test_dead_network_costs_one_time_out_whatever_the_mirrors(monkeypatch, mirrors):
+    mirrors(*["hang/ptb.{split}.txt"] * 8)
+    monkeypatch.setattr(corpora, "EMBEDDED", {"embedded": "tiny"})
+    start = time.monotonic()
+    assert load_corpus("auto").name == "embedded"
+    assert time.monotonic() - start < 2
+
+
+def test_oversized_download_is_cut_off(monkeypatch, mirrors):
+    monkeypatch.setattr(download, "MAX_BYTES", 10)
+    mirrors(GOOD[0])
+    with pytest.raises(DataError, match="more than 10 bytes"):
+        load_corpus("ptb")
+
+
+def test_cache_that_cannot_hold_a_download_is_said(tmp_path, mirrors):
+    mirrors(GOOD[0])
+    write(tmp_path, {"cache": b"a file where the folder should be"})
+    with pytest.raises(DataError, match=r"cannot be stored in .*cache/ptb"):
+        load_corpus("ptb")
+
+
+# The embedded corpus and the cache of ids.
+
+
+def test_embedded_corpus_keeps_its_text_and_its_floor():
+    corpus, source = load_corpus("embedded-tiny"), embedded.generate("tiny")
+    assert corpus.name == "embedded-tiny" and set(corpus.vocab.words) == set(source.words)
+    assert corpus.vocab.decode(corpus.valid) == [source.words[i] for i in source.valid]
+    counts = np.bincount(corpus.train, minlength=len(corpus.vocab))
+    assert (np.diff(counts) <= 0).all()
+    assert corpus.floor == {split: source.floor_nats(split) for split in SPLITS}
+    assert load_corpus("embedded-tiny", max_vocab=100).floor is None
+
+
+def test_ids_come_from_the_cache_unless_damaged(tmp_path, monkeypatch):
+    first = load_corpus("embedded-tiny")
+    path = tmp_path / "cache/ids/embedded-tiny.npz"
+    good = path.read_bytes()
+    for data in (good[:-1], good[:100] + b"?" + good[101:], b"", good):
+        path.write_bytes(data)
+        if data == good:
+            monkeypatch.delattr(embedded, "generate")
+        again = load_corpus("embedded-tiny")
+        for field in ("name", "description", "vocab", "sha256", "floor", "notes"):
+            assert getattr(again, field) == getattr(first, field)
+        assert all((getattr(again, split) == getattr(first, split)).all() for split in SPLITS)
+        assert path.read_bytes() == good
+
+
+def test_cache_that_cannot_be_written_is_done_without(tmp_path):
+    write(tmp_path, {"cache": b"a file where the folder should be"})
+    assert load_corpus("embedded-tiny").name == "embedded-tiny"
+
+
+def test_given_vocabulary_is_used():
+    own, other = load_corpus("embedded-tiny"), Vocab((UNK, EOS))
+    same = load_corpus("embedded-tiny", vocab=own.vocab)
+    assert (same.name, same.sha256, same.floor) == (own.name, own.sha256, own.floor)
+    changed = load_corpus("embedded-tiny", vocab=other)
+    assert (changed.name, changed.vocab, changed.floor) == ("embedded-tiny+other-vocab", other, None)

@@ -1,0 +1,189 @@
+"""The embedded corpus: the same bytes everywhere, and a floor that a brute force agrees with."""
+
+import hashlib
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jaxlm.data import embedded
+from jaxlm.data.embedded import BITS, EmbeddedCorpus
+from jaxlm.errors import DataError
+
+SHA256 = {
+    "full": "293dac018fc7f0c4a383a3896360d164484a4f8bd7180b4b41baef15b65a8407",
+    "tiny": "4a9efe3a9dcc6f5be0798556b999a0b5fee0da7ac9ada8b4bb24a6172fcba58d",
+}
+SPLITS = ("train", "valid", "test")
+
+
+@pytest.fixture(scope="module")
+def full() -> EmbeddedCorpus:
+    return embedded.generate("full")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> EmbeddedCorpus:
+    return embedded.generate("tiny")
+
+
+@pytest.fixture(scope="module")
+def short() -> EmbeddedCorpus:
+    """A few short sentences with few, fickle topics, so that every history of topics can be listed."""
+    spec = embedded.SPECS["tiny"]
+    return embedded.sample(replace(spec, tokens=(60, 60, 60), topics=4, stay=128, close=400))
+
+
+def perplexity(nats: np.ndarray) -> float:
+    """Of the predicted tokens: all but the first."""
+    return float(np.exp(nats[1:].mean()))
+
+
+def brute_force(corpus: EmbeddedCorpus, ids: np.ndarray) -> float:
+    """The probability of a whole stream, summed over every sequence of topics."""
+    source, spec = corpus.source, corpus.source.spec
+    sentences = [list(group) for group in np.split(ids, np.flatnonzero(ids == 0) + 1) if len(group)]
+    total = 0.0
+    for topics in itertools.product(range(spec.topics), repeat=len(sentences)):
+        chance = 1 / spec.topics
+        for before, after in itertools.pairwise(topics):
+            chance *= (1 - spec.stay / 256) / spec.topics + (before == after) * spec.stay / 256
+        for topic, sentence in zip(topics, sentences, strict=True):
+            state = 0
+            for word in sentence:
+                kind = source.word_class[word]
+                chance *= source.class_weight[state, kind] * source.word_weight[topic, word] / 4.0**BITS
+                state = source.next_state[state, kind]
+        total += chance
+    return total
+
+
+@pytest.mark.parametrize("size", SHA256)
+def test_bytes_are_pinned(size, request):
+    corpus = request.getfixturevalue(size)
+    digest = hashlib.sha256("\n".join(corpus.words).encode())
+    for split in SPLITS:
+        digest.update(getattr(corpus, split).astype("<i4").tobytes())
+    assert digest.hexdigest() == SHA256[size]
+
+
+@pytest.mark.parametrize(("size", "types"), [("full", 10_000), ("tiny", 500)])
+def test_sizes_and_types(size, types, request):
+    corpus = request.getfixturevalue(size)
+    assert tuple(len(getattr(corpus, split)) for split in SPLITS) == embedded.SPECS[size].tokens
+    assert len(corpus.words) == len(set(corpus.words)) == types
+    assert {"<eos>", "<unk>"} < set(corpus.words)
+    assert all(word.split() == [word] for word in corpus.words)
+    assert len(np.unique(corpus.train)) == types  # so that a vocabulary from train has every type
+    assert all(getattr(corpus, split).dtype == np.int32 for split in SPLITS)
+
+
+def test_full_is_as_large_and_as_long_winded_as_penn_treebank(full):
+    assert [len(getattr(full, split)) for split in SPLITS] == [929_589, 73_760, 82_430]
+    assert 15 < len(full.train) / np.sum(full.train == 0) < 25  # tokens a sentence
+    counts = np.sort(np.bincount(full.train))[::-1]
+    ranks = np.arange(10, 1000)
+    slope = np.polyfit(np.log(ranks + 1), np.log(counts[ranks]), 1)[0]
+    assert -1.2 < slope < -0.8  # Zipf's law
+
+
+def test_splits_are_different_streams(tiny):
+    assert len({getattr(tiny, split)[:4000].tobytes() for split in SPLITS}) == 3
+
+
+def test_tables_are_exact_draws(tiny):
+    source = tiny.source
+    assert np.all(source.class_weight.sum(1) == 2**BITS)
+    classes = np.arange(source.class_weight.shape[1])
+    in_class = source.word_class[:, None] == classes
+    assert np.all(source.word_weight @ in_class == 2**BITS)
+    assert source.word_weight.min() > 0
+
+
+def test_token_nats_agree_with_every_sequence_of_topics(short):
+    nats = short.token_nats("train")
+    for length in (1, 2, 5, 10, 20, 30):
+        ids = short.train[:length]
+        assert np.sum(ids == 0) < 7
+        np.testing.assert_allclose(nats[:length].sum(), -np.log(brute_force(short, ids)), rtol=1e-12)
+
+
+def test_token_nats_agree_with_the_plain_conditional(tiny):
+    nats = tiny.token_nats("valid")
+    for position in np.random.default_rng(0).integers(0, 4000, 20):
+        chances = tiny.source.conditional(tiny.valid[:position])
+        np.testing.assert_allclose(chances.sum(), 1.0, rtol=1e-12)
+        np.testing.assert_allclose(nats[position], -np.log(chances[tiny.valid[position]]), rtol=1e-9)
+
+
+def test_full_token_nats_agree_with_the_plain_conditional(full):
+    # Past one block of sentences, and where the split ends inside a sentence.
+    for split, position in [("valid", 0), ("valid", 9_000), ("valid", 9_001)]:
+        chances = full.source.conditional(getattr(full, split)[:position])
+        np.testing.assert_allclose(chances.sum(), 1.0, rtol=1e-12)
+        token = getattr(full, split)[position]
+        np.testing.assert_allclose(full.token_nats(split)[position], -np.log(chances[token]), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"stay": 225}, {"stay": 254}, {"coherence": 140}, {"coherence": 180}, {"boost": 30}, {"boost": 50}],
+)
+def test_tokens_come_from_the_source_that_scores_them(tiny, change):
+    """Any other source, even a near one, finds the tokens more surprising."""
+    other = replace(tiny, source=embedded.Source(replace(tiny.source.spec, **change)))
+    assert other.words == tiny.words
+    assert tiny.floor_nats("train") + 3 < other.floor_nats("train")
+
+
+def test_stationary_frequencies_are_those_seen(tiny):
+    source = tiny.source
+    states = np.bincount(embedded._states(source, tiny.train), minlength=len(source.class_weight))
+    np.testing.assert_allclose(states / len(tiny.train), source.stationary(), atol=0.005)
+    np.testing.assert_allclose(sum(np.exp(-unigram_of_each_word(tiny))), 1.0)
+
+
+def unigram_of_each_word(corpus: EmbeddedCorpus) -> np.ndarray:
+    every = replace(corpus, valid=np.arange(len(corpus.words)))
+    return every.unigram_nats("valid")
+
+
+def test_bigram_is_a_distribution_whose_mean_is_the_unigram(tiny):
+    vocabulary = len(tiny.words)
+    unigram = np.exp(-unigram_of_each_word(tiny))
+    # One stream holding each pair: word a at 2i, word b at 2i + 1.
+    pairs = np.stack(np.meshgrid(np.arange(vocabulary), np.arange(vocabulary), indexing="ij"), -1).reshape(-1)
+    with np.errstate(divide="ignore"):  # the grammar forbids some pairs
+        nats = replace(tiny, valid=pairs).bigram_nats("valid")[1::2]
+    bigram = np.exp(-nats).reshape(vocabulary, vocabulary)
+    np.testing.assert_allclose(bigram.sum(1), 1.0)
+    np.testing.assert_allclose(unigram @ bigram, unigram, rtol=1e-9)
+
+
+@pytest.mark.parametrize("size", SHA256)
+def test_each_kind_of_memory_pays(size, request):
+    corpus = request.getfixturevalue(size)
+    floor = perplexity(corpus.token_nats("test"))
+    np.testing.assert_allclose(np.exp(corpus.floor_nats("test") / (len(corpus.test) - 1)), floor)
+    forgetful = perplexity(corpus.token_nats("test", across_sentences=False))
+    bigram, unigram = perplexity(corpus.bigram_nats("test")), perplexity(corpus.unigram_nats("test"))
+    assert 1.1 * floor < forgetful and 1.1 * forgetful < bigram and 2 * bigram < unigram
+    low, high = {"full": (60, 110), "tiny": (12, 20)}[size]
+    assert low < floor < high
+
+
+def test_no_bigram_fitted_to_train_beats_the_sources_own(tiny):
+    """Interpolated with the unigram and tuned on the split itself, it still loses: the bound is fair."""
+    vocabulary, (before, after) = len(tiny.words), (tiny.test[:-1], tiny.test[1:])
+    counts = np.zeros((vocabulary, vocabulary))
+    np.add.at(counts, (tiny.train[:-1], tiny.train[1:]), 1)
+    unigram = counts.sum(0) / counts.sum()
+    backing = np.geomspace(1, 1000, 20)[:, None]  # how many counts the unigram is worth
+    chance = (counts[before, after] + backing * unigram[after]) / (counts[before].sum(1) + backing)
+    assert perplexity(tiny.bigram_nats("test")) < np.exp(-np.log(chance).mean(1)).min()
+
+
+def test_unknown_size():
+    with pytest.raises(DataError, match="full, tiny"):
+        embedded.generate("huge")

@@ -1,0 +1,104 @@
+"""Laws of the vocabulary: order, round trips, and nothing but `DataError` for what is wrong."""
+
+import contextlib
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxlm.data.vocab import EOS, UNK, Vocab
+from jaxlm.errors import DataError
+
+WORD = st.text(st.characters(exclude_categories=("Cs", "Z", "Cc")), min_size=1, max_size=4)
+TOKENS = st.lists(st.one_of(WORD, st.sampled_from(["a", "b", "c", UNK, EOS])), min_size=1, max_size=60)
+
+
+@given(TOKENS)
+def test_words_come_back_from_their_ids(tokens):
+    vocab = Vocab.build(tokens)
+    ids = vocab.encode(tokens)
+    assert ids.dtype == np.int32 and ids.shape == (len(tokens),)
+    assert vocab.decode(ids) == tokens
+    assert Vocab.from_json(vocab.to_json()) == vocab
+
+
+@given(TOKENS, st.integers(3, 9), st.integers(1, 4))
+def test_order_is_by_count_then_alphabet(tokens, max_size, min_count):
+    vocab = Vocab.build(tokens, max_size=max_size, min_count=min_count)
+    counts = Counter(vocab.decode(vocab.encode(tokens)))
+    assert list(vocab.words) == sorted(vocab.words, key=lambda word: (-counts[word], word))
+    assert len(vocab) <= max_size and UNK in vocab.words and (EOS in vocab.words) == (EOS in tokens)
+    assert all(counts[word] >= min_count for word in vocab.words if word not in (UNK, EOS))
+    dropped = [count for word, count in Counter(tokens).items() if word not in vocab.ids]
+    room = len(vocab) < max_size  # then whatever was dropped was too rare
+    assert all(count < min_count for count in dropped) or not room
+
+
+def test_dropped_words_count_as_unknown():
+    vocab = Vocab.build(list("aaaabbbcde"), min_count=2)
+    assert vocab.words == ("a", UNK, "b")
+    assert vocab.encode(["a", "c", "never seen"]).tolist() == [0, 1, 1]
+
+
+def test_unknown_word_is_added_last():
+    vocab = Vocab.build(["b", "a", EOS])
+    assert vocab.words == (EOS, "a", "b", UNK)
+    assert (vocab.eos, vocab.unk) == (0, 3)
+
+
+def test_hash_tells_order_and_borders():
+    assert len({Vocab(words).sha256 for words in [("a", "b"), ("b", "a"), ("ab",), ("a", "b", "c")]}) == 4
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [
+        (lambda: Vocab(()), "empty"),
+        (lambda: Vocab(("a", "b", "a")), "'a' twice"),
+        (lambda: Vocab(("a", "b c")), "word 1 .* white space"),
+        (lambda: Vocab(("",)), "word 0"),
+        (lambda: Vocab(("a\u2028b",)), "white space"),
+        (lambda: Vocab(("\ud800",)), "word 0"),
+        (lambda: Vocab(("a",)).encode(["a", "zebra"]), "'zebra'"),
+        (lambda: Vocab(("a",)).unk, UNK),
+        (lambda: Vocab(("a",)).eos, EOS),
+        (lambda: Vocab(("a", "b")).decode([0, 2]), "id 2 .* 0 to 1"),
+        (lambda: Vocab(("a", "b")).decode([-1]), "id -1"),
+        (lambda: Vocab.build(["a", EOS], max_size=2), "over 2"),
+        (lambda: Vocab.build(["a"], min_count=0), "at least 1"),
+        (lambda: Vocab.from_json(""), "JSON"),
+        (lambda: Vocab.from_json('{"a": 0}'), "not a dict"),
+        (lambda: Vocab.from_json('["a", 3]'), "word 1 .* a int"),
+        (lambda: Vocab.from_json('["a", ["b"]]'), "a list"),
+        (lambda: Vocab.from_json("[" * 100_000), "JSON"),
+    ],
+)
+def test_what_is_wrong_is_said(action, expected):
+    with pytest.raises(DataError, match=expected) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+
+
+@given(st.data())
+def test_changed_json_is_read_or_refused(data):
+    text = Vocab(("the", UNK, EOS, "N", "naïve")).to_json()
+    place = data.draw(st.integers(0, len(text)))
+    length = data.draw(st.integers(0, 8))
+    insert = data.draw(st.text(max_size=8))
+    try:
+        vocab = Vocab.from_json(text[:place] + insert + text[place + length :])
+    except DataError:
+        return
+    assert len(vocab) and vocab.sha256 and len(set(vocab.words)) == len(vocab)
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=3), st.lists, max_leaves=8)
+
+
+@given(st.one_of(JSON, st.lists(JSON), st.dictionaries(st.text(), JSON)))
+def test_any_json_is_read_or_refused(value):
+    with contextlib.suppress(DataError):
+        assert list(Vocab.from_json(json.dumps(value)).words) == value
