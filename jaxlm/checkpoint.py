@@ -1,21 +1,18 @@
 """Checkpoints: a directory each, either whole or not there, and never silently wrong.
 
-Orbax writes the arrays. Around them this file keeps three promises that orbax does not: a checkpoint
-appears under its name by one rename, after every byte has reached the disk; a manifest holds the sha256
-of every file (and its own), and nothing is restored that differs; and one process at a time holds a run
-directory. Which checkpoint is *last* and which is *best* follows from the manifests; no label can go stale.
+Orbax writes the arrays. Around them this file keeps two promises that orbax does not: a checkpoint
+appears under its name by one rename, after every byte has reached the disk; and a manifest holds the sha256
+of every file (and its own), and nothing is restored that differs. Which checkpoint is *last* and which is
+*best* follows from the manifests, so no label can go stale.
 
     RUN/checkpoints/00000774/   manifest.json, config.json, vocab.json, state/ (orbax)
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +23,7 @@ import numpy as np
 
 from jaxlm.config import Config
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import CheckpointError, RunDirError
+from jaxlm.errors import CheckpointError
 
 FORMAT = 1
 
@@ -190,24 +187,18 @@ def from_arrays(template: Any, arrays: dict[str, np.ndarray]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-@contextlib.contextmanager
-def lock(run_dir: Path) -> Iterator[None]:
-    """Holds a run directory; RunDirError, naming the holder, while another process does.
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """{leaf's name: shape} of a tree."""
+    return {name: tuple(leaf.shape) for name, leaf in _named_leaves(tree)}
 
-    The kernel's own lock on an open file: it ends with its process, so none is ever stale.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise RunDirError(f"{run_dir} is in use by {file.read().strip() or 'another process'}: "
-                              f"wait for it, or choose another --run-dir") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a small file at once and durably: a reader finds the old text or the new."""
+    partial = path.with_name(f".partial-{path.name}")
+    partial.write_text(text, encoding="utf-8")
+    _fsync(partial)
+    os.replace(partial, path)
+    _fsync(path.parent)
 
 
 def _named_leaves(tree: Any) -> list[tuple[str, Any]]:

@@ -15,7 +15,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from jaxlm.errors import JaxlmError, RunDirError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from rich.console import Console
+    from rich.text import Text
 
 _SERIES = ("cost", "grad_norm", "learning_rate")
 _NEEDED = {"window": {"step", "epoch", *_SERIES}, "epoch": {"epoch"}}
@@ -38,47 +39,47 @@ class MetricsLog:
     """Writes a run's metrics; a context manager.
 
     `offset` (bytes, from `sync`) resumes: the file is cut back to it and written on. Without it the run is new
-    and the file must not exist. Raises RunDirError where it does, where it is shorter than `offset`, and where
-    the disk refuses; JaxlmError where what would be kept is damaged. No clock is in the file: a resumed run
-    ends with the same bytes as an uninterrupted one.
+    and the file must not exist. No clock is in the file: a resumed run ends with the same bytes as an
+    uninterrupted one. Raises RunDirError where the file exists, is shorter than `offset` or cannot be written,
+    and JaxlmError where what would be kept is damaged.
     """
 
     def __init__(self, run_dir: Path, corpus: str, *, offset: int | None = None, tensorboard: bool = True):
         self._run_dir, self._corpus = Path(run_dir), corpus
-        path = self._path = self._run_dir / "metrics.jsonl"
-        if offset is None and path.exists():
-            raise RunDirError(f"{path} holds another run's metrics: resume that run, or choose a new directory")
-        with _disk(path):
-            kept = _cut(path, offset) if offset is not None else []
-            self._file = open(path, "ab")
-            self._timing = open(self._run_dir / "timing.jsonl", "ab", buffering=0)
-            _fsync(self._run_dir)  # the new names outlive a power cut
-        self._step = max((row["step"] for row in kept if row["kind"] == "window"), default=0)
-        self._board = _TensorBoard(self._run_dir / "tensorboard", self._step + 1) if tensorboard else None
+        self._path, timing = self._run_dir / "metrics.jsonl", self._run_dir / "timing.jsonl"
+        if offset is None and self._path.exists():
+            raise RunDirError(f"{self._path} exists: resume its run, or choose a new directory")
+        with _disk(self._path):
+            kept = self._path.read_bytes()[:offset] if offset else b""
+            if offset and not (len(kept) == offset and kept.endswith(b"\n")):
+                raise RunDirError(f"{self._path} held {offset} bytes of whole lines when its checkpoint was saved, "
+                                  f"and no longer does: restore it from a copy")
+            steps = [row["step"] for row in _rows(kept, self._path) if row["kind"] == "window"]
+            self._file = open(self._path, "ab")  # noqa: SIM115 (closed by __exit__)
+            self._file.truncate(len(kept))
+            self._timing = open(timing, "ab", buffering=0)  # noqa: SIM115
+        self._step = max(steps, default=0)
+        self._board = _TensorBoard(self._run_dir / "tensorboard" if tensorboard else None, self._step + 1)
 
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, kind: Any, *_: object) -> None:
-        if self._board:
-            self._board.close()
+    def __exit__(self, *_: object) -> None:
+        self._board.do("close")
         self._timing.close()
-        try:
+        with _disk(self._path):
             self._file.close()
-        except OSError as error:
-            if kind is None:  # otherwise the first error is the one to tell
-                raise RunDirError(f"cannot write {self._path}: {error}") from None
 
     def windows(self, first_step: int, epoch: int, costs: "ArrayLike", grad_norms: "ArrayLike",
                 learning_rates: "ArrayLike") -> None:
-        """A line for each window: step from `first_step` (the first is 1), epoch from 1, three series float32 [n]."""
-        columns = [np.asarray(column, np.float32) for column in (costs, grad_norms, learning_rates)]
-        rows = [dict(zip(_SERIES, values, strict=True)) for values in zip(*columns, strict=True)]
+        """A line for each window, of three series float32 [n]; the run's first step and epoch are 1."""
+        series = [np.asarray(column, np.float32) for column in (costs, grad_norms, learning_rates)]
+        rows = [dict(zip(_SERIES, values, strict=True)) for values in zip(*series, strict=True)]
         self._write(*({"kind": "window", "step": step, "epoch": epoch, **row}
                       for step, row in enumerate(rows, first_step)))
-        self._step = first_step + len(rows) - 1
-        for step, row in enumerate(rows if self._board else (), first_step):
+        for step, row in enumerate(rows, first_step):
             self._board.scalars(step, {f"train/{name}": value for name, value in row.items()})
+            self._step = step
 
     def result(self, kind: str, **values: Any) -> None:
         """A line for an "epoch" or a "test", with the corpus's name; a value of None is left out.
@@ -88,9 +89,8 @@ class MetricsLog:
         """
         values = {name: value for name, value in values.items() if value is not None}
         self._write({"kind": kind, "corpus": self._corpus, **values})
-        if self._board:
-            self._board.scalars(self._step, {f"{kind}/{name}": value for name, value in values.items()
-                                             if "perplexity" in name})
+        self._board.scalars(self._step, {f"{kind}/{name}": value for name, value in values.items()
+                                         if "perplexity" in name})
 
     def timing(self, **values: Any) -> None:
         """A line of `timing.jsonl`, where seconds and words per second go."""
@@ -98,14 +98,13 @@ class MetricsLog:
             self._timing.write(_line(values))
 
     def epoch_costs(self, epoch: int) -> list[float]:
-        """Costs of the epoch's windows that are in the file, in order."""
-        return [row["cost"] for row in read_metrics(self._run_dir)
+        """Costs of the epoch's windows that are in the file, in order: each the very float32 that was written."""
+        return [float(np.float32(row["cost"])) for row in read_metrics(self._run_dir)
                 if row["kind"] == "window" and row["epoch"] == epoch]
 
     def sync(self) -> int:
         """Makes all lines durable; the file's length in bytes, to resume from."""
-        if self._board:
-            self._board.flush()
+        self._board.do("flush")
         with _disk(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -168,81 +167,55 @@ def _json(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _cut(path: Path, offset: int) -> list[dict[str, Any]]:
-    """Cuts the file back to `offset` bytes of whole, sound lines; their rows."""
-    kept = path.read_bytes()[:offset] if offset or path.exists() else b""
-    if len(kept) < offset or (kept and kept[-1:] != b"\n"):
-        raise RunDirError(f"{path} should hold {offset} bytes of whole lines, as when its checkpoint was saved, "
-                          f"and does not ({len(kept)} are there): restore it from a copy")
-    rows = _rows(kept, path)
-    if kept:
-        os.truncate(path, offset)
-    else:
-        path.write_bytes(b"")
-    return rows
-
-
 @contextmanager
 def _disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunDirError(f"cannot write {path}: {error.strerror or error}; mend that, then resume the run") from None
-
-
-def _fsync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        raise RunDirError(f"cannot write {path}: {error.strerror or error}; mend that, then resume") from None
 
 
 class _TensorBoard:
-    """Scalars in an event file; its first failure ends it with a warning, and never the training.
+    """Scalars in an event file (None: nowhere); a failure ends it with a warning, never the training.
 
     Writes with tensorboardX's EventsWriter, at once. Its SummaryWriter hands on to a thread: that costs seven
-    times as much a window, and where the thread dies (a full disk) the next calls wait for it forever.
+    times as much a window, and once the thread is dead (a full disk) the next calls wait for it forever.
     """
 
-    def __init__(self, folder: Path, next_step: int):
+    def __init__(self, folder: Path | None, next_step: int):
         self._writer: Any = None
-        with self._forgiving():
-            from tensorboardX.event_file_writer import EventsWriter
-            from tensorboardX.proto.event_pb2 import Event, SessionLog
-            from tensorboardX.proto.summary_pb2 import Summary
+        if folder:
+            self._try(self._open, folder, next_step)
 
-            folder.mkdir(exist_ok=True)
-            self._event, self._summary = Event, Summary
-            self._writer = EventsWriter(str(folder / "events"), f".{next_step}.{time.time_ns()}")
-            session = SessionLog(status=SessionLog.START)  # hides what an earlier process wrote from this step on
-            self._writer.write_event(Event(wall_time=time.time(), step=next_step, session_log=session))
+    def _open(self, folder: Path, next_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+
+        folder.mkdir(exist_ok=True)
+        self._event = Event
+        self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        self._add(next_step, session_log={"status": 1})  # START: hides what an earlier process wrote from here on
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if self._writer:
-            with self._forgiving():
-                summary = self._summary(value=[self._summary.Value(tag=tag, simple_value=value)
-                                               for tag, value in values.items()])
-                self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+            self._try(self._add, step, {"value": [{"tag": tag, "simple_value": value}
+                                                  for tag, value in values.items()]})
 
-    def flush(self) -> None:
+    def _add(self, step: int, summary: Any = None, session_log: Any = None) -> None:
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary,
+                                             session_log=session_log))
+
+    def do(self, method: str, *args: Any) -> None:
+        """Calls a method of the writer while there is one."""
         if self._writer:
-            with self._forgiving():
-                self._writer.flush()
+            self._try(getattr(self._writer, method), *args)
 
-    def close(self) -> None:
-        if self._writer:
-            with self._forgiving():
-                self._writer.close()
-        self._writer = None
-
-    @contextmanager
-    def _forgiving(self) -> Iterator[None]:
+    def _try(self, call: Callable[..., Any], *args: Any) -> None:
         try:
-            yield
+            call(*args)
         except Exception as error:
             self._writer = None
-            warnings.warn(f"TensorBoard's log ends here, the training goes on: {error}", RuntimeWarning, stacklevel=4)
+            warnings.warn(f"TensorBoard's log ends here, training goes on: {error}", RuntimeWarning, stacklevel=2)
 
 
 class Progress:
@@ -258,15 +231,14 @@ class Progress:
         from rich import progress
         from rich.console import Console
 
-        self.console = console or Console()
-        self._epochs, self._windows, self._words, self._corpus = (
-            total_epochs, windows_per_epoch, words_per_window, corpus)
+        self._epochs, self._windows, self._words = total_epochs, windows_per_epoch, words_per_window
+        self._corpus, self.console = corpus, console or Console()
         self._bar = progress.Progress(
-            progress.TextColumn("{task.description}"), progress.BarColumn(bar_width=None),
-            progress.TextColumn("{task.fields[numbers]}"), progress.TimeRemainingColumn(), progress.TextColumn("left"),
-            console=self.console, disable=not self.console.is_terminal, transient=True, expand=True,
-            refresh_per_second=4, speed_estimate_period=300)
-        self._task = self._bar.add_task("starting", numbers="", total=total_windows or total_epochs * windows_per_epoch)
+            "{task.description}", progress.BarColumn(bar_width=None), "{task.fields[numbers]}",
+            progress.TimeRemainingColumn(), "left", console=self.console, disable=not self.console.is_terminal,
+            transient=True, expand=True, refresh_per_second=4, speed_estimate_period=300)
+        self._task = self._bar.add_task("starting", numbers="",
+                                        total=total_windows or total_epochs * windows_per_epoch)
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -278,15 +250,14 @@ class Progress:
     def say(self, text: str, loud: bool = False) -> None:
         """A line above the bar; a loud one is boxed, or begins with `!!`."""
         from rich.panel import Panel
-        from rich.text import Text
 
         if loud and self.console.is_terminal:
-            self.console.print(Panel(Text(self._safe(text), "bold"), border_style="yellow", expand=False))
+            self.console.print(Panel(self._text(text), border_style="bold yellow", expand=False))
         else:
-            text = "!! " + text.replace("\n", "\n!! ") if loud else text
-            self.console.print(Text(self._safe(text)), soft_wrap=True)
+            self.console.print(self._text("!! " + text.replace("\n", "\n!! ") if loud else text), soft_wrap=True)
 
-    def advance(self, epoch: int, windows_done_in_epoch: int, perplexity_so_far: float, learning_rate: float) -> None:
+    def advance(self, epoch: int, windows_done_in_epoch: int, perplexity_so_far: float,
+                learning_rate: float) -> None:
         """Moves the bar to a window of an epoch (from 1)."""
         self._bar.update(self._task, completed=(epoch - 1) * self._windows + windows_done_in_epoch)
         speed = (self._bar.tasks[0].speed or math.nan) * self._words
@@ -298,28 +269,31 @@ class Progress:
               words_per_second: float, seconds: float, floor: float | None) -> None:
         """The line of a finished epoch; `floor` is the validation perplexity of the text's true source."""
         known = "" if floor is None else f" (floor {_perplexity(floor)})"
-        self.say(f"epoch {epoch}/{self._epochs} on {self._corpus}: train perplexity {_perplexity(train_perplexity)}, "
+        self.say(f"epoch {epoch}/{self._epochs} on {self._corpus}: "
+                 f"train perplexity {_perplexity(train_perplexity)}, "
                  f"valid {_perplexity(valid_perplexity)}{known}, rate {learning_rate:.3g}, "
                  f"{words_per_second:,.0f} words/s, {seconds:.1f} s")
 
     def summary(self, rows: Sequence[tuple[str, str]], title: str) -> None:
-        """A final table, headed by the corpus's name; plain ASCII where there is no terminal."""
-        from rich import box
-        from rich.measure import Measurement
+        """A final table with the corpus's name; plain lines where there is no terminal."""
         from rich.table import Table
+
+        if not self.console.is_terminal:
+            width = max((len(name) for name, _ in rows), default=0)
+            return self.say("\n".join([f"{title}, on {self._corpus}", *(f"  {name:<{width}}  {value}"
+                                                                        for name, value in rows)]))
+        table = Table(title=self._text(title), title_justify="left", title_style="bold")
+        table.add_column()
+        table.add_column(self._text(self._corpus), overflow="fold")
+        for row in rows:
+            table.add_row(*map(self._text, row))
+        self.console.print(table)
+
+    def _text(self, text: str) -> "Text":
+        """The text as it is, no markup, with escapes for what stdout's encoding lacks."""
         from rich.text import Text
 
-        terminal, safe = self.console.is_terminal, self._safe
-        table = Table("", Text(safe(self._corpus)), title=Text(safe(title)), title_justify="left",
-                      box=box.ROUNDED if terminal else box.ASCII)
-        for name, value in rows:
-            table.add_row(Text(safe(name)), Text(safe(value), overflow="fold"))
-        whole = Measurement.get(self.console, self.console.options.update(max_width=10_000), table).maximum
-        self.console.print(table, width=None if terminal else whole, crop=False, no_wrap=not terminal)
-
-    def _safe(self, text: str) -> str:
-        """The text with escapes for what stdout's encoding lacks."""
-        return text.encode(self.console.encoding, "backslashreplace").decode(self.console.encoding)
+        return Text(text.encode(self.console.encoding, "backslashreplace").decode(self.console.encoding))
 
 
 def _perplexity(value: float) -> str:

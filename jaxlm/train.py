@@ -1,41 +1,35 @@
-"""The host loop: compile once, train, log, validate, save, resume."""
+"""The host loop: compile once, train, log, validate, save, test; resume where it was stopped."""
 
 import os
-import platform
-import shlex
 import signal
-import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm import checkpoint
+from jaxlm import checkpoint, rundir
 from jaxlm.checkpoint import Manifest
-from jaxlm.config import Config, differences
+from jaxlm.config import Config
 from jaxlm.data.batching import batch, check_fits, locate, num_windows
-from jaxlm.data.corpora import EMBEDDED, SPLITS, Corpus, load_corpus
-from jaxlm.errors import Diverged, JaxlmError, RunDirError
+from jaxlm.data.corpora import Corpus, load_corpus
+from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.evaluate import perplexity, stream_nats
 from jaxlm.metrics import MetricsLog, Progress, read_metrics
 from jaxlm.models.lstm import Params
+from jaxlm.plots import learning_curve
 from jaxlm.step import TrainState, init_state, train_windows
-
-MAY_CHANGE = ("epochs", "windows_per_call", "checkpoint_every", "corpus")  # the corpus's hash is compared instead
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Perplexities of one epoch, counted from 1, and the rate that it was trained with."""
+    """One epoch, counted from 1: the rate that it was trained with, and its perplexities."""
 
     epoch: int
     learning_rate: float
@@ -52,13 +46,24 @@ class TrainResult:
     run_dir: Path | None
     state: TrainState
     epochs: list[EpochResult] = field(default_factory=list)
-    test_perplexity: float | None = None  # of the last parameters; None if a signal ended the training
-    best_test_perplexity: float | None = None  # of the checkpoint that was best on validation, where one is kept
-    stopped_by: int | None = None  # the signal's number
+    test_perplexity: float | None = None  # with the last parameters; None if a signal ended the training
+    stopped_by: int | None = None  # that signal's number
 
     @property
     def params(self) -> Params:
         return self.state.params
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same during one call of `train`."""
+
+    config: Config
+    corpus: Corpus
+    folder: Path
+    kept: bool  # False: the folder is a temporary one, so that saving would be in vain
+    log: MetricsLog
+    progress: Progress
 
 
 def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: str | Path | None = None, *,
@@ -67,23 +72,189 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
     """Trains one model and tests it.
 
     `corpus` is a Corpus or what `--corpus` takes (default: the config's own); `params` replaces the fresh
-    parameters; `steps` ends the training after so many windows. With `run_dir` everything is kept there and
-    `resume` goes on from its newest intact checkpoint; without one nothing is kept but what is returned.
-    SIGTERM and SIGINT end the training after the current call, saved. Raises JaxlmError (see `errors`).
+    parameters; `steps` ends the training after so many windows in all. With `run_dir` everything is kept there,
+    and `resume` goes on from its newest intact checkpoint; without one nothing is kept but what is returned.
+    SIGTERM and SIGINT end the training, saved, at the end of the current call. Raises JaxlmError.
     """
+    config, corpus = load(config, corpus, data_dir)
     with ExitStack() as stack:
-        progress = stack.enter_context(Progress(quiet=quiet))
-        if not isinstance(corpus, Corpus):
-            corpus = load_corpus(config.data.corpus if corpus is None else corpus, data_dir=data_dir,
-                                 max_vocab=config.model.vocab_size, min_count=config.data.min_count,
-                                 lowercase=config.data.lowercase)
-        config = _fitted(config, corpus, params)
         folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-")))
-        stack.enter_context(checkpoint.lock(folder))
-        run = _Run(config, corpus, folder, kept=run_dir is not None, progress=progress)
-        run.tell_corpus()
-        state, offset = run.resumed(params) if resume else run.fresh(params)
-        run.log = stack.enter_context(MetricsLog(folder, corpus.name, offset=offset, tensorboard=run.kept))
-        stop = stack.enter_context(_signals())
-        state = run.epochs(state, steps, stop)
-        return run.finish(state, stop.signal)
+        stack.enter_context(rundir.lock(folder))
+        state, offset, notes = new_state(config, params), None, []
+        if resume:
+            found, notes = rundir.newest_checkpoint(folder, config, corpus)
+            offset = 0 if found is None else found.manifest.metrics_bytes
+            state = state if found is None else checkpoint.from_arrays(state, found.arrays)
+        else:
+            rundir.begin(folder, config, corpus)
+        log = stack.enter_context(MetricsLog(folder, corpus.name, offset=offset, tensorboard=run_dir is not None))
+        progress = stack.enter_context(_progress(config, corpus, quiet))
+        for note in (*corpus.notes, *notes):
+            progress.say(note, loud=True)
+        run = _Run(config, corpus, folder, run_dir is not None, log, progress)
+        progress.say(f"{corpus.name}: {corpus.description}")
+        progress.say(f"run directory: {folder if run.kept else 'none, so nothing is kept'}")
+        stop = stack.enter_context(_stop_on_signals())
+        state = _train(run, state, steps, stop)
+        return _finish(run, state, stop)
+
+
+def load(config: Config, corpus: str | Path | Corpus | None = None, data_dir: str | Path | None = None
+         ) -> tuple[Config, Corpus]:
+    """The corpus, and the config with its vocabulary size and where it was found. Raises DataError, JaxlmError."""
+    if not isinstance(corpus, Corpus):
+        config = config if corpus is None else config.replace(corpus=str(corpus))
+        corpus = load_corpus(config.data.corpus, data_dir=data_dir, max_vocab=config.model.vocab_size,
+                             min_count=config.data.min_count, lowercase=config.data.lowercase)
+    if len(corpus.vocab) > config.model.vocab_size:
+        raise JaxlmError(f"the corpus has {len(corpus.vocab):,} words and vocab_size is {config.model.vocab_size:,}: "
+                         f"raise it, or load the corpus with max_vocab={config.model.vocab_size}")
+    for split in ("train", "valid"):
+        check_fits(split, len(getattr(corpus, split)), config.train.batch_size, config.train.bptt_length)
+    check_fits("test", len(corpus.test), 1, 1)
+    return config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec), corpus
+
+
+def new_state(config: Config, params: Params | None = None) -> TrainState:
+    """The state before the first step. Raises JaxlmError where given parameters do not have the config's shapes."""
+
+    def fresh(params: Params | None = None) -> TrainState:
+        return init_state(jax.random.key(config.train.seed), config.model, config.hyper, config.train.batch_size,
+                          params)
+
+    if params is not None:
+        expected, given = checkpoint.shapes(jax.eval_shape(fresh).params), checkpoint.shapes(params)
+        if wrong := [f"{name}: expected {expected.get(name)}, got {given.get(name)}"
+                     for name in sorted({*expected, *given}) if expected.get(name) != given.get(name)]:
+            raise JaxlmError("params do not have the config's shapes: " + "; ".join(wrong))
+    return fresh(params) if params is not None else jax.jit(fresh)()
+
+
+def _train(run: _Run, state: TrainState, steps: int | None, stop: "_Stop") -> TrainState:
+    """Trains to the end, to `steps` windows in all, or to a signal; every epoch's end is validated and saved."""
+    counts, hyper = run.config.train, jax.tree.map(jnp.float32, run.config.hyper)
+    T, B = counts.bptt_length, counts.batch_size
+    tokens = jnp.asarray(batch(run.corpus.train, B))
+    windows = num_windows(len(tokens), T)
+    last = min(counts.epochs * windows, counts.epochs * windows if steps is None else steps)
+    step = int(state.step)
+    costs = run.log.epoch_costs(step // windows + 1)
+    started, begun_with = time.perf_counter(), len(costs)
+    while step < last and stop.signal is None:
+        epoch, index = locate(step, windows)
+        edges = [windows - index, last - step, counts.windows_per_call]
+        if counts.checkpoint_every:
+            edges.append(counts.checkpoint_every - step % counts.checkpoint_every)
+        state, metrics = train_windows(state, hyper, tokens, jnp.int32(min(edges)), bptt_length=T,
+                                       max_windows=counts.windows_per_call)
+        metrics, done = jax.device_get(metrics), int(state.step) - step
+        cost, norm, rate = (values[:min(edges)] for values in (metrics.cost, metrics.grad_norm,
+                                                               metrics.learning_rate))
+        run.log.windows(step + 1, epoch + 1, cost[:done], norm[:done], rate[:done])
+        if done < min(edges):
+            raise Diverged(f"window {step + done + 1} (epoch {epoch + 1}) has cost {cost[done]} and gradient norm "
+                           f"{norm[done]} at learning rate {rate[done]:g}: stopped before its update; "
+                           f"try a lower learning_rate or clip_norm")
+        step, costs = step + done, costs + cost.tolist()
+        train_perplexity = perplexity(sum(costs), T * len(costs))
+        run.progress.advance(epoch + 1, index + done, train_perplexity, float(rate[0]))
+
+        valid_perplexity = None
+        if step % windows == 0:
+            seconds = time.perf_counter() - started
+            speed = (len(costs) - begun_with) * T * B / seconds
+            valid_perplexity = perplexity(*stream_nats(state.params, hyper, run.corpus.valid, B, T))
+            run.log.result("epoch", epoch=epoch + 1, step=step, learning_rate=float(rate[0]),
+                           train_perplexity=train_perplexity, valid_perplexity=valid_perplexity,
+                           **_floors(run.corpus, "train", "valid"))
+            run.log.timing(epoch=epoch + 1, seconds=seconds, words_per_second=speed)
+            run.progress.epoch(epoch + 1, train_perplexity, valid_perplexity, float(rate[0]), speed, seconds,
+                               _floors(run.corpus, "valid").get("floor_valid"))
+            costs, begun_with, started = [], 0, time.perf_counter()
+        if step % windows == 0 or step == last or stop.signal is not None or (
+                counts.checkpoint_every and step % counts.checkpoint_every == 0):
+            _save(run, state, step, step // windows, valid_perplexity)
+    return state
+
+
+def _save(run: _Run, state: TrainState, step: int, epoch: int, valid_perplexity: float | None) -> None:
+    if run.kept:
+        manifest = Manifest(step=step, epoch=epoch, valid_perplexity=valid_perplexity,
+                            metrics_bytes=run.log.sync(),
+                            corpus={"name": run.corpus.name, "sha256": run.corpus.sha256})
+        checkpoint.save(run.folder, state, run.config, run.corpus.vocab, manifest)
+
+
+def _finish(run: _Run, state: TrainState, stop: "_Stop") -> TrainResult:
+    """Tests (batch 1, every prediction), draws the curve and sums up; after a signal it only says how to go on."""
+    kept_in = run.folder if run.kept else None
+    epochs = [EpochResult(**{name: row[name] for name in EpochResult.__dataclass_fields__})
+              for row in read_metrics(run.folder) if row["kind"] == "epoch"]
+    result = TrainResult(run.config, run.corpus.name, kept_in, state, epochs, stopped_by=stop.signal)
+    if stop.signal is not None:
+        run.progress.say(f"stopped by {signal.Signals(stop.signal).name} and saved after window {int(state.step)}; "
+                         f"go on with --run-dir {run.folder} --resume")
+        return result
+
+    def test(which: str, step: int, params: Params) -> float:
+        value = perplexity(*stream_nats(params, run.config.hyper, run.corpus.test))
+        run.log.result("test", checkpoint=which, step=step, test_perplexity=value, **_floors(run.corpus, "test"))
+        return value
+
+    tests = {"last": test("last", int(state.step), state.params)}
+    best = checkpoint.best_step(checkpoint.manifests(run.folder))
+    if best not in (None, int(state.step)):
+        found = checkpoint.read(checkpoint.find(run.folder, "best"))
+        tests["best"] = test("best", best, checkpoint.from_arrays(state, found.arrays).params)
+    run.log.sync()
+    rows = [(f"epoch {row.epoch}", f"train {row.train_perplexity:.2f}  valid {row.valid_perplexity:.2f}")
+            for row in epochs]
+    rows += [(f"test, {which} checkpoint", f"{value:.2f}") for which, value in tests.items()]
+    rows += [(name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)")
+             for name, value in _floors(run.corpus, "train", "valid", "test").items()]
+    if kept_in and epochs:
+        rows.append(("learning curve", str(learning_curve(run.folder))))
+    run.progress.summary(rows, f"{run.config.preset} on {run.corpus.name}")
+    return TrainResult(**{**vars(result), "test_perplexity": tests["last"]})
+
+
+def _floors(corpus: Corpus, *splits: str) -> dict[str, float]:
+    """`floor_SPLIT`: the perplexity of the true source, where the corpus has one."""
+    return {f"floor_{split}": perplexity(corpus.floor[split], len(getattr(corpus, split)) - 1)
+            for split in splits} if corpus.floor else {}
+
+
+def _progress(config: Config, corpus: Corpus, quiet: bool) -> Progress:
+    T, B = config.train.bptt_length, config.train.batch_size
+    console = None
+    if quiet:
+        from rich.console import Console
+
+        console = Console(quiet=True)
+    return Progress(config.train.epochs, num_windows(len(corpus.train) // B, T), T * B, corpus.name, console)
+
+
+class _Stop:
+    """Which signal asked for the end, if one did."""
+
+    signal: int | None = None
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[_Stop]:
+    """The first SIGTERM or SIGINT is noted, a second ends the process at once. (In the main thread only.)"""
+    stop, before = _Stop(), {}
+
+    def note(signum: int, _: object) -> None:
+        if stop.signal is not None:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        stop.signal = signum
+
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -3,14 +3,10 @@
 Everything ends as a `Corpus`: a vocabulary built from train alone, and the ids of three splits.
 """
 
-import contextlib
 import hashlib
-import io
-import json
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -18,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxlm.data.cache import cache_dir, cached
 from jaxlm.data.download import PTB_SHA256, download_ptb
 from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import DataError
@@ -41,6 +38,7 @@ class Corpus:
     `name` tells corpora apart in every result: options that change the text or the vocabulary are part of it.
     `sha256` covers the ids and the vocabulary. `floor` is the cost of the true source, in summed nats over
     all tokens of a split but the first; only the embedded corpus has one. `notes` are lines to tell the user.
+    `spec` is what `load_corpus` takes to find this text again, from any directory.
     """
 
     name: str
@@ -52,6 +50,7 @@ class Corpus:
     sha256: str
     floor: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()
+    spec: str = "custom"
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class _Source:
     read: Callable[[], _Text]
     key: str = ""
     notes: tuple[str, ...] = ()
+    spec: str = ""  # where it is not the name
 
 
 class _NotFound(DataError):
@@ -107,10 +107,10 @@ def load_corpus(
         return _build(source, vocab, max_vocab, min_count, lowercase)
 
     key = f"{source.key} {max_vocab} {min_count} {lowercase}"
-    corpus = _cached(source.name, key, lambda: build(None)) if source.key else build(vocab)
+    corpus = cached(source.name, key, lambda: build(None)) if source.key else build(vocab)
     if vocab not in (None, corpus.vocab):
         corpus = replace(build(vocab), name=f"{corpus.name}+other-vocab")
-    return replace(corpus, notes=source.notes)
+    return replace(corpus, notes=source.notes, spec=source.spec or source.name)
 
 
 def read_text(path: str | Path, lowercase: bool = False) -> list[str]:
@@ -129,13 +129,6 @@ def tokenize(text: str, lowercase: bool = False) -> list[str]:
         tokens += map(sys.intern, line.split())  # one string a word, however long the text
         tokens.append(EOS)
     return tokens[:-1]  # n newlines make n + 1 lines
-
-
-def cache_dir() -> Path:
-    """The per-user cache: `$JAXLM_CACHE`, or where this system keeps caches."""
-    import platformdirs
-
-    return Path(os.environ.get("JAXLM_CACHE") or platformdirs.user_cache_dir("jaxlm"))
 
 
 def _source(spec: str | Path, data_dir: str | Path | None, download: bool, progress: bool | None) -> _Source:
@@ -241,7 +234,7 @@ def _one_file(path: Path) -> _Source:
 
 def _own_text(path: Path, splits: dict[str, list[str]], *notes: str) -> _Source:
     name = os.path.basename(os.path.abspath(path))
-    return _Source(f"text:{name}", f"text in {path}", lambda: _Text(splits), notes=notes)
+    return _Source(f"text:{name}", f"text in {path}", lambda: _Text(splits), notes=notes, spec=os.path.abspath(path))
 
 
 def _embedded(name: str) -> _Source:
@@ -276,7 +269,7 @@ def _build(
     unknown = " / ".join(f"{np.mean(ids[split] == vocab.ids.get(UNK)):.1%}" for split in SPLITS)
     options = {
         "lowercase": lowercase,
-        f"max_vocab={max_vocab}": max_vocab is not None,
+        f"max_vocab={max_vocab}": max_vocab is not None and len({*splits["train"], *text.words}) > max_vocab,
         f"min_count={min_count}": min_count != 1,
     }
     # The source's floor is one for this text only while each of its words is still told from the others.
@@ -291,46 +284,6 @@ def _build(
         sha256=digest.hexdigest(),
         floor=text.floor if exact else None,
     )
-
-
-def _cached(name: str, key: str, build: Callable[[], Corpus]) -> Corpus:
-    """What `build` gives, from the user's cache where an earlier process left it.
-
-    The file is sealed by a hash over its content, the `key` and this folder's code, so that damage, another
-    text and older code all look alike: it is made anew. A cache that cannot be written is done without.
-    """
-    path = cache_dir() / "ids" / f"{name}.npz"
-    code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
-    salt = hashlib.sha256(key.encode() + code).digest()
-    with contextlib.suppress(OSError):
-        data = path.read_bytes()
-        if data[:32] == hashlib.sha256(salt + data[32:]).digest():
-            return _unpacked(data[32:])
-    corpus = build()
-    payload = _packed(corpus)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            Path(scratch, path.name).write_bytes(hashlib.sha256(salt + payload).digest() + payload)
-            os.replace(Path(scratch, path.name), path)
-    return corpus
-
-
-def _packed(corpus: Corpus) -> bytes:
-    """A corpus as an .npz archive: its ids, and JSON for the rest."""
-    told = {name: getattr(corpus, name) for name in ("name", "description", "sha256", "floor")}
-    told["words"] = corpus.vocab.words
-    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
-    buffer = io.BytesIO()
-    np.savez(buffer, corpus.train, corpus.valid, corpus.test, text)
-    return buffer.getvalue()
-
-
-def _unpacked(payload: bytes) -> Corpus:
-    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
-        train, valid, test, told = (arrays[name] for name in arrays.files)
-    told = json.loads(told.tobytes())
-    return Corpus(vocab=Vocab(tuple(told.pop("words"))), train=train, valid=valid, test=test, **told)
 
 
 def _read(path: str | Path) -> bytes:

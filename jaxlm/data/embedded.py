@@ -173,7 +173,7 @@ def _word_weights(spec: Spec, index: int, size: int) -> np.ndarray:
     if size < spec.topics:  # a small class serves syntax alone and belongs to no topic
         return _share((1 << 20) // (rank + 1) + 0 * topic)
     home = (rank + 5 * index) % spec.topics
-    return _share((1 << 20) // (rank + spec.flat) * np.where(home == topic, spec.boost, 1))
+    return _share(((1 << 20) // (rank + spec.flat) + 1200) * np.where(home == topic, spec.boost, 1))
 
 
 def _grammar_tables(spec: Spec, categories: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,234 @@
+"""The command line: arguments and exit codes only.
+
+Exit codes: 0 done; 1 a mistake that the message explains; 2 arguments that do not parse; 3 the training diverged;
+128 + N stopped by signal N (130 Ctrl-C, 143 SIGTERM), saved and ready for --resume.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jaxlm.config import PRESETS, Config, every_field, preset
+from jaxlm.errors import Diverged, JaxlmError
+
+FAILED, DIVERGED, SIGNALLED = 1, 3, 128
+
+
+class _Parser(argparse.ArgumentParser):
+    """Flags are never guessed from a prefix, and a mistake is one line."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`jaxlm VERB ...`."""
+    parser = _Parser(prog="jaxlm", description="Train and use recurrent language models.", epilog=__doc__)
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(name: str, action: Callable[[argparse.Namespace], Any], help: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=help, description=help)
+        added.set_defaults(action=action)
+        return added
+
+    def verb_of_a_run(name: str, action: Callable[[argparse.Namespace], Any], help: str) -> argparse.ArgumentParser:
+        added = verb(name, action, help)
+        added.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+        added.add_argument("--checkpoint", default="last", metavar="WHICH",
+                           help="last (the default), best (on validation), or a step")
+        return added
+
+    train = verb("train", lambda args: _train(args), "train a model")
+    train.add_argument("--preset", default="small", choices=sorted(PRESETS), help="the recipe to start from (small)")
+    _add_train_arguments(train)
+
+    evaluate = verb_of_a_run("evaluate", _evaluate, "perplexity of a trained model on a split or on a text file")
+    evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"), help="default: test")
+    evaluate.add_argument("--text", type=Path, metavar="FILE", help="a text file instead of a split")
+    evaluate.add_argument("--data-dir", type=Path, metavar="DIR", help="where Penn Treebank's files lie")
+
+    perplexity = verb_of_a_run("perplexity", _perplexity, "perplexity of a text given here, or on standard input")
+    perplexity.add_argument("text", nargs="?", help="default: standard input")
+
+    predict = verb_of_a_run("predict", _predict, "the most probable next words after a text")
+    predict.add_argument("text")
+    predict.add_argument("-k", type=int, default=10, help="how many (10)")
+
+    neighbors = verb_of_a_run("neighbors", _neighbors, "the words whose embeddings are nearest to a word's")
+    neighbors.add_argument("word")
+    neighbors.add_argument("-k", type=int, default=10, help="how many (10)")
+
+    plot = verb_of_a_run("plot", _plot, "draw the learning curve and a map of the embedding")
+    plot.add_argument("--words", type=int, default=400, help="how many of the most frequent words the map shows (400)")
+    plot.add_argument("--method", default="tsne", choices=("tsne", "pca"), help="how the map is drawn (tsne)")
+
+    verb_of_a_run("info", _info, "what a run holds: its config, corpus, results and checkpoints")
+    return _run(parser, arguments)
+
+
+def train_command(recipe: str, description: str, arguments: Sequence[str] | None = None) -> int:
+    """The whole of a script that trains one preset; returns the exit code."""
+    parser = _Parser(description=description)
+    _add_train_arguments(parser, preset(recipe))
+    parser.set_defaults(action=_train, preset=recipe)
+    return _run(parser, arguments)
+
+
+def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
+    args = parser.parse_args(arguments)
+    try:
+        return args.action(args) or 0
+    except Diverged as error:
+        return _fail(str(error), DIVERGED)
+    except JaxlmError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}; what was saved is whole")
+    except KeyboardInterrupt:
+        return _fail("interrupted", SIGNALLED + 2)
+
+
+def _fail(message: str, code: int = FAILED) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _add_train_arguments(parser: argparse.ArgumentParser, config: Config | None = None) -> None:
+    """One flag for every field of the config, and those of the run; without a config no defaults are shown."""
+    run = parser.add_argument_group("the run")
+    run.add_argument("--run-dir", type=Path, metavar="DIR",
+                     help="where everything is kept (default: runs/PRESET-DATE-TIME)")
+    run.add_argument("--resume", action="store_true",
+                     help="go on from the newest checkpoint of --run-dir (default: the newest run of this preset)")
+    run.add_argument("--steps", type=int, metavar="WINDOWS", help="stop after so many windows in all")
+    run.add_argument("--data-dir", type=Path, metavar="DIR",
+                     help="where Penn Treebank's files lie (else $JAXLM_DATA, data/ptb, the user's cache, a download)")
+    run.add_argument("--config", type=Path, metavar="FILE", help="start from a config.json instead of the preset")
+    titles = {"model": "the model's shape", "train": "the training's counts", "data": "the text",
+              "hyper": "numbers (changing one compiles nothing)"}
+    groups = {section: parser.add_argument_group(title) for section, title in titles.items()}
+    for section, item in every_field():
+        default = "" if config is None else f", default {_shown(getattr(getattr(config, section), item.name))}"
+        _add_field(groups[section], item, f"{item.metadata['help']} ({item.metadata['unit'] or 'no unit'}{default})")
+
+
+def _add_field(group: Any, item: Field, help: str) -> None:
+    flag, help = "--" + item.name.replace("_", "-"), help.replace("%", "%%")
+    options: dict[str, Any] = {"dest": item.name, "default": MISSING, "help": help}
+    if isinstance(item.default, bool):
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+    elif isinstance(item.default, tuple):
+        group.add_argument(flag, type=_whole_numbers, metavar="N,N", **options)
+    else:
+        kind = type(item.default)
+        group.add_argument(flag, type=kind, metavar={int: "N", float: "X", str: "TEXT"}[kind], **options)
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"whole numbers with commas between, as in 256,128, not {text!r}") from None
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(
+        value)
+
+
+def _train(args: argparse.Namespace) -> int:
+    runs = Path("runs")
+    if args.resume and args.run_dir is None:
+        mine = sorted(path.parent for path in runs.glob(f"{args.preset}-*/config.json"))
+        if not mine:
+            raise JaxlmError(f"there is no run of {args.preset} in {runs}/ to resume: name one with --run-dir")
+        args.run_dir = mine[-1]
+    if args.resume and args.config:
+        raise JaxlmError("--resume takes the run's own config: leave --config out")
+    config = preset(args.preset)
+    if args.resume:
+        from jaxlm.rundir import saved_config
+
+        config = saved_config(args.run_dir)
+    elif args.config:
+        config = Config.from_json(_read(args.config))
+    changes = {item.name: value for _, item in every_field() if (value := getattr(args, item.name)) is not MISSING}
+    config = config.replace(**changes)
+    if args.steps is not None and args.steps < 0:
+        raise JaxlmError(f"--steps must be at least 0; it is {args.steps}")
+    run_dir = args.run_dir or runs / f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+    from jaxlm.train import train
+
+    result = train(config, run_dir=run_dir, resume=args.resume, steps=args.steps, data_dir=args.data_dir)
+    return SIGNALLED + result.stopped_by if result.stopped_by else 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JaxlmError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _load(args: argparse.Namespace) -> Any:
+    from jaxlm.language_model import load
+
+    return load(args.run, args.checkpoint)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    result = _load(args).evaluate(args.split, text=args.text, data_dir=args.data_dir)
+    print(f"{result.text}: perplexity {result.perplexity:.2f} ({result.nats:.1f} nats over "
+          f"{result.predictions:,} predictions; {args.checkpoint} checkpoint of {args.run})")
+
+
+def _perplexity(args: argparse.Namespace) -> None:
+    print(f"{_load(args).perplexity(sys.stdin.read() if args.text is None else args.text):.2f}")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    for word, probability in _load(args).predict(args.text, args.k):
+        print(f"{probability:.4f}  {word}")
+
+
+def _neighbors(args: argparse.Namespace) -> None:
+    for word, cosine in _load(args).neighbors(args.word, args.k):
+        print(f"{cosine:.4f}  {word}")
+
+
+def _plot(args: argparse.Namespace) -> None:
+    from jaxlm.plots import embedding_map, learning_curve
+
+    lm = _load(args)
+    print(learning_curve(args.run))
+    print(embedding_map(lm.params["embedding"], lm.vocab.words, args.run / "embedding.png", count=args.words,
+                        method=args.method))
+
+
+def _info(args: argparse.Namespace) -> None:
+    from jaxlm import checkpoint, rundir
+    from jaxlm.metrics import read_metrics
+
+    print(rundir.saved_config(args.run).to_json(), end="")
+    found = checkpoint.manifests(args.run)
+    for step, manifest in found.items():
+        labels = [name for name, at in (("last", max(found)), ("best", checkpoint.best_step(found))) if at == step]
+        print(f"checkpoint {step}: epoch {manifest.epoch}, valid perplexity "
+              f"{'-' if manifest.valid_perplexity is None else f'{manifest.valid_perplexity:.2f}'} on "
+              f"{manifest.corpus['name']} {' '.join(labels)}")
+    for row in read_metrics(args.run):
+        if row["kind"] != "window":
+            print("  ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                            for name, value in row.items()))
