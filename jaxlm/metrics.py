@@ -46,7 +46,7 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, corpus: str, *, offset: int | None = None, tensorboard: bool = True):
         self._run_dir, self._corpus = Path(run_dir), corpus
-        self._path, timing = self._run_dir / "metrics.jsonl", self._run_dir / "timing.jsonl"
+        self._path = self._run_dir / "metrics.jsonl"
         if offset is None and self._path.exists():
             raise RunDirError(f"{self._path} exists: resume its run, or choose a new directory")
         with _disk(self._path):
@@ -57,7 +57,7 @@ class MetricsLog:
             steps = [row["step"] for row in _rows(kept, self._path) if row["kind"] == "window"]
             self._file = open(self._path, "ab")  # noqa: SIM115 (closed by __exit__)
             self._file.truncate(len(kept))
-            self._timing = open(timing, "ab", buffering=0)  # noqa: SIM115
+            self._timing = open(self._run_dir / "timing.jsonl", "ab", buffering=0)  # noqa: SIM115
         self._step = max(steps, default=0)
         self._board = _TensorBoard(self._run_dir / "tensorboard" if tensorboard else None, self._step + 1)
 
@@ -146,7 +146,7 @@ def _row(line: bytes) -> dict[str, Any]:
             and row.keys() >= _NEEDED.get(row["kind"], set())):
         raise ValueError
     for name, value in row.items():
-        if _COUNT.fullmatch(name) and not (type(value) is int and 0 < value < 2**53):
+        if _COUNT.fullmatch(name) and not (type(value) is int and 0 <= value < 2**53):
             raise ValueError
         if _NUMBER.fullmatch(name):
             if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
@@ -275,25 +275,24 @@ class Progress:
                  f"{words_per_second:,.0f} words/s, {seconds:.1f} s")
 
     def summary(self, rows: Sequence[tuple[str, str]], title: str) -> None:
-        """A final table with the corpus's name; plain lines where there is no terminal."""
+        """A final table, the corpus's name in each of its lines; plain text where there is no terminal."""
         from rich.table import Table
 
         if not self.console.is_terminal:
             width = max((len(name) for name, _ in rows), default=0)
-            return self.say("\n".join([f"{title}, on {self._corpus}", *(f"  {name:<{width}}  {value}"
-                                                                        for name, value in rows)]))
-        table = Table(title=self._text(title), title_justify="left", title_style="bold")
-        table.add_column()
-        table.add_column(self._text(self._corpus), overflow="fold")
+            return self.say("\n".join([title, *(f"  {self._corpus}  {name:<{width}}  {value}"
+                                                for name, value in rows)]))
+        table = Table("corpus", "result", "", title=self._text(title), title_style="bold", title_justify="left")
         for row in rows:
-            table.add_row(*map(self._text, row))
+            table.add_row(*map(self._text, (self._corpus, *row)))
         self.console.print(table)
 
     def _text(self, text: str) -> "Text":
         """The text as it is, no markup, with escapes for what stdout's encoding lacks."""
         from rich.text import Text
 
-        return Text(text.encode(self.console.encoding, "backslashreplace").decode(self.console.encoding))
+        encoding = self.console.encoding
+        return Text(text.encode(encoding, "backslashreplace").decode(encoding), overflow="fold")
 
 
 def _perplexity(value: float) -> str:

@@ -19,7 +19,8 @@ from jaxlm.metrics import read_metrics
 _INK, _PALE = "#374151", "#9ca3af"
 _BLUE, _ORANGE, _GREEN = "#2563eb", "#ea580c", "#059669"
 _STYLE: dict[Any, Any] = {
-    "text.usetex": False, "text.parse_math": False, "text.color": _INK, "font.family": "DejaVu Sans", "font.size": 9,
+    "text.usetex": False, "text.parse_math": False, "text.color": _INK,
+    "font.family": "DejaVu Sans", "font.size": 9,
     "axes.labelcolor": _INK, "axes.edgecolor": "#d1d5db", "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#eceef1", "xtick.color": _INK, "ytick.color": _INK,
     "legend.frameon": False}
@@ -36,17 +37,18 @@ def learning_curve(run_dir: Path, path: Path | None = None) -> Path:
     if not epochs:
         raise JaxlmError(f"expected a finished epoch in {Path(run_dir) / 'metrics.jsonl'}, found {len(windows)} "
                          "windows and no epoch's result: train one epoch first")
+    tests = [row for row in tests if row.get("checkpoint") != "best"][-1:]  # the last parameters' is the run's
     x, cost, rate = _series(windows)
     ends = dict(zip([row["epoch"] for row in windows], x.tolist(), strict=True))  # each epoch's last window
     at = [ends.get(row["epoch"], row["epoch"]) for row in epochs]
     train, valid, test = (_shown([row.get(f"{name}_perplexity", math.nan) for row in part])
-                          for name, part in (("train", epochs), ("valid", epochs), ("test", tests[-1:])))
+                          for name, part in (("train", epochs), ("valid", epochs), ("test", tests)))
     floors = {name: value for row in epochs + tests for name, value in row.items() if name.startswith("floor")}
     floor = _shown([floors[name] for name in sorted(floors, reverse=True)[:1]])  # floor_valid where there is one
 
     with _figure((8, 5.2)) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
-        upper.plot(*_smooth(x, cost, epochs[0], windows), color=_BLUE, alpha=0.3, linewidth=1)
+        upper.plot(*_smooth(x, cost, epochs[0]), color=_BLUE, alpha=0.3, linewidth=1)
         upper.plot(at, train, "o-", color=_BLUE, markersize=4, label=f"train {train[-1]:.2f}")
         upper.plot(at, valid, "o-", color=_ORANGE, markersize=4, label=f"validation {valid[-1]:.2f}")
         for name, value, colour, style in (("test", test, _GREEN, "--"), ("floor", floor, _PALE, ":")):
@@ -54,14 +56,14 @@ def learning_curve(run_dir: Path, path: Path | None = None) -> Path:
                 upper.axhline(level, color=colour, linestyle=style, linewidth=1.5, label=f"{name} {level:.2f}")
         _log_axis(upper, np.concatenate([train, valid, test, floor]))
         upper.set(ylabel="perplexity")
-        upper.set_title(f"{epochs[-1].get('preset', 'training')} on {epochs[-1].get('corpus', 'its corpus')}",
-                        loc="left", weight="bold", fontsize=11)
+        title = f"{epochs[-1].get('preset', 'training')} on {epochs[-1].get('corpus', 'its corpus')}"
+        upper.set_title(_printable(title), loc="left", weight="bold", fontsize=11)
         upper.legend(loc="upper right", labelcolor="linecolor")
         rate = np.where((rate > 1e-30) & (rate < 1e30), rate, np.nan)
+        marks = np.unique(rate[np.isfinite(rate)])
         lower.step(x, rate, color=_INK, where="pre", linewidth=1.2)
-        lower.set(ylabel="learning\nrate", xlabel="epoch", xlim=(0, max([*at, *x[-1:]]) * 1.02), yscale="log")
-        ends = np.unique(rate[np.isfinite(rate)])[[0, -1]] if np.isfinite(rate).any() else []
-        lower.set_yticks(ends, [f"{end:.2g}" for end in ends])
+        lower.set(ylabel="learning\nrate", xlabel="epoch", xlim=(0, max([1, *at, *x[-1:]]) * 1.02), yscale="log")
+        lower.set_yticks([*marks[:1], *marks[-1:]], [f"{mark:.1g}" for mark in (*marks[:1], *marks[-1:])])
         lower.minorticks_off()
         lower.xaxis.get_major_locator().set_params(integer=True)
         figure.align_ylabels()
@@ -94,10 +96,10 @@ def embedding_map(embedding: np.ndarray, words: Sequence[str], path: Path, *, co
         figure.set_layout_engine("none")
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
         axes.set_axis_off()
-        labels = [axes.text(*place, "".join(letter if letter.isprintable() else "\ufffd" for letter in word),
-                            color=_CLUSTERS[cluster], fontsize=7.5, ha="center", va="center")
+        labels = [axes.text(*place, _printable(word), color=_CLUSTERS[cluster], fontsize=7.5, ha="center",
+                            va="center")
                   for place, word, cluster in zip(places, words, clusters, strict=False)]
-        sizes = np.array([label.get_window_extent().size for label in labels]) + (8, 2)
+        sizes = np.array([label.get_window_extent().size for label in labels]) + np.array([8, 2])
         for label, place in zip(labels, _spread(places, sizes), strict=True):
             label.set_position(place)
         name = {"tsne": "t-SNE", "pca": "PCA"}[method]
@@ -115,14 +117,12 @@ def _series(windows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.n
     return epoch - 1 + within / max(sizes, default=1), cost, rate
 
 
-def _smooth(x: np.ndarray, cost: np.ndarray, epoch: Mapping[str, Any], windows: list[dict[str, Any]]
-            ) -> tuple[np.ndarray, np.ndarray]:
+def _smooth(x: np.ndarray, cost: np.ndarray, epoch: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Perplexity averaged over a thirtieth of an epoch's windows; empty where the metrics do not tell it.
 
     A cost is a sum over the window's steps; how many they are follows from one epoch's costs and perplexity.
     """
-    own = cost[[row["epoch"] == epoch["epoch"] for row in windows]]
-    own, perplexity = own[np.isfinite(own)], epoch.get("train_perplexity", math.nan)
+    own, perplexity = cost[(np.ceil(x) == epoch["epoch"]) & np.isfinite(cost)], epoch.get("train_perplexity", 0)
     steps = own.mean() / math.log(perplexity) if len(own) and perplexity > 1 else math.nan
     if not 0.5 < steps < 1e6:
         return np.empty(0), np.empty(0)
@@ -181,6 +181,10 @@ def _spread(places: np.ndarray, sizes: np.ndarray, rounds: int = 200) -> np.ndar
         np.add.at(places, i, push)
         np.add.at(places, j, -push)
     return places
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 @contextmanager

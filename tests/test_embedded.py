@@ -12,8 +12,8 @@ from jaxlm.data.embedded import BITS, EmbeddedCorpus
 from jaxlm.errors import DataError
 
 SHA256 = {
-    "full": "293dac018fc7f0c4a383a3896360d164484a4f8bd7180b4b41baef15b65a8407",
-    "tiny": "4a9efe3a9dcc6f5be0798556b999a0b5fee0da7ac9ada8b4bb24a6172fcba58d",
+    "full": "813e8eb2ca5e8f99a7b06490fe7b41294c8f2056ee66b981087f3916dd2c10ed",
+    "tiny": "3000bfaf12d841a51633eedb5c3b2e1795a22d90d4d84c93f7798ebaf5c9aa27",
 }
 SPLITS = ("train", "valid", "test")
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxlm.errors import DataError
 
 BITS = 24  # every row of weights sums to 2**BITS
+UNIT = 1 << 20  # what Zipf's law divides by the rank
 EOS, UNK = "<eos>", "<unk>"
 
 # The ending that marks the words of each category. Content words also begin with the syllable of their kind:
@@ -78,11 +79,11 @@ class Spec:
 
 SPECS = {
     "full": Spec(
-        seed=1993, tokens=(929_589, 73_760, 82_430), topics=32, kinds=20, stay=244, coherence=160, boost=40,
-        flat=4, close=20,
-        words=(("noun_s", 115), ("noun_p", 95), ("verb_s", 60), ("verb_p", 60), ("adjective", 70),
-               ("name", 70), ("the", 1), ("one", 4), ("some", 6), ("he", 6), ("they", 6), ("of", 30),
-               ("that", 3), ("and", 6), ("adverb", 396), ("number", 124), ("month", 12), ("in", 4)),
+        seed=1993, tokens=(929_589, 73_760, 82_430), topics=16, kinds=8, stay=244, coherence=144, boost=24,
+        flat=1, close=20,
+        words=(("noun_s", 315), ("noun_p", 250), ("verb_s", 150), ("verb_p", 125), ("adjective", 160),
+               ("name", 170), ("the", 1), ("one", 4), ("some", 6), ("he", 6), ("they", 6), ("of", 14),
+               ("that", 3), ("and", 6), ("adverb", 452), ("number", 124), ("month", 12), ("in", 4)),
     ),
     "tiny": Spec(
         seed=1993, tokens=(40_000, 4_000, 4_000), topics=8, kinds=4, stay=244, coherence=160, boost=40,
@@ -171,9 +172,10 @@ def _word_weights(spec: Spec, index: int, size: int) -> np.ndarray:
     """Zipf weights of class `index` in each topic [K, size]; ranks belong to the topics in turn."""
     rank, topic = np.arange(size), np.arange(spec.topics)[:, None]
     if size < spec.topics:  # a small class serves syntax alone and belongs to no topic
-        return _share((1 << 20) // (rank + 1) + 0 * topic)
+        return _share(UNIT // (rank + 1) + 0 * topic)
+    zipf = UNIT // (rank + spec.flat) + UNIT // 300  # the tail is lifted, so that every word occurs
     home = (rank + 5 * index) % spec.topics
-    return _share(((1 << 20) // (rank + spec.flat) + 1200) * np.where(home == topic, spec.boost, 1))
+    return _share(zipf * np.where(home == topic, spec.boost, 1))
 
 
 def _grammar_tables(spec: Spec, categories: list[str]) -> tuple[np.ndarray, np.ndarray]:

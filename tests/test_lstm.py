@@ -1,0 +1,96 @@
+"""ops/lstm.py: the fast op equals its reference in values and gradients, and refuses what does not fit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxlm.ops.lstm import LSTMState, lstm, lstm_reference, zero_state
+
+TOLERANCE = {jnp.float32: 2e-5, jnp.float64: 1e-12}
+
+
+def draw(T, B, E, H, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape) * 0.5, dtype)  # noqa: E731
+    return normal(T, B, E), normal(E + H, 4 * H), normal(4 * H), LSTMState(normal(B, H), normal(B, H))
+
+
+def values_and_gradients(op, x, kernel, bias, state, forget_bias):
+    """A scalar in which outputs and both parts of the final carry weigh differently, and all its gradients."""
+
+    def scalar(x, kernel, bias, state, forget_bias):
+        h, final = op(x, kernel, bias, state, forget_bias)
+        return jnp.sum(jnp.sin(h)) + jnp.sum(final.c**2) + 2 * jnp.sum(final.h * jnp.cos(final.c)), (h, final)
+
+    return jax.value_and_grad(scalar, argnums=(0, 1, 2, 3, 4), has_aux=True)(x, kernel, bias, state, forget_bias)
+
+
+def assert_close(a, b, tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * 10), a, b)
+
+
+@settings(max_examples=12)
+@given(T=st.integers(1, 6), B=st.integers(1, 4), E=st.integers(1, 5), H=st.integers(1, 5), wide=st.booleans(),
+       forget_bias=st.sampled_from([0.0, 1.0]), seed=st.integers(0, 99))
+def test_equals_the_reference(T, B, E, H, wide, forget_bias, seed):
+    with jax.enable_x64(wide):
+        dtype = jnp.float64 if wide else jnp.float32
+        arguments = (*draw(T, B, E, H, dtype, seed), jnp.asarray(forget_bias, dtype))
+        assert_close(values_and_gradients(lstm, *arguments), values_and_gradients(lstm_reference, *arguments),
+                     TOLERANCE[dtype])
+
+
+def test_vmap_equals_a_loop():
+    members = [draw(4, 3, 5, 2, jnp.float32, seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    run = functools.partial(values_and_gradients, lstm)
+    together = jax.vmap(run)(*stacked, jnp.arange(3.0))
+    alone = [run(*member, jnp.float32(i)) for i, member in enumerate(members)]
+    assert_close(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone), 2e-5)
+
+
+def test_the_carry_makes_two_halves_a_whole():
+    x, kernel, bias, state = draw(7, 2, 3, 4, jnp.float32)
+    whole, final = lstm(x, kernel, bias, state)
+    first, carry = lstm(x[:3], kernel, bias, state)
+    second, carry = lstm(x[3:], kernel, bias, carry)
+    assert_close((whole, final), (jnp.concatenate([first, second]), carry), 1e-6)
+
+
+def test_no_output_depends_on_a_later_input():
+    x, kernel, bias, state = draw(6, 2, 3, 4, jnp.float32)
+    before = lstm(x, kernel, bias, state)[0]
+    after = lstm(x.at[4].add(1.0), kernel, bias, state)[0]
+    np.testing.assert_array_equal(before[:4], after[:4])
+    assert (before[4:] != after[4:]).all()
+
+
+def test_one_step_by_hand():
+    """The cell written in NumPy from the definition, gate by gate: i, j, f, o."""
+    x, kernel, bias, state = draw(1, 2, 3, 4, jnp.float32)
+    z = np.concatenate([x[0], state.h], 1) @ kernel + bias
+    i, j, f, o = np.split(np.asarray(z, np.float64), 4, 1)
+    sigmoid = lambda a: 1 / (1 + np.exp(-a))  # noqa: E731
+    c = state.c * sigmoid(f + 1.0) + sigmoid(i) * np.tanh(j)
+    h, final = lstm(x, kernel, bias, state, 1.0)
+    np.testing.assert_allclose(final.c, c, rtol=1e-5)
+    np.testing.assert_allclose(h[0], np.tanh(c) * sigmoid(o), rtol=1e-5)
+    np.testing.assert_array_equal(h[0], final.h)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (dict(kernel=jnp.zeros((6, 16))), r"kernel should have the shape \(7, 16\).*\(6, 16\)"),
+    (dict(bias=jnp.zeros(15)), r"bias should have the shape \(16,\).*\(15,\)"),
+    (dict(state=zero_state(3, 4)), r"state.c should have the shape \(2, 4\).*\(3, 4\)"),
+    (dict(x=jnp.zeros((5, 3))), r"x should be \[T, B, E\].*\(5, 3\)"),
+])
+@pytest.mark.parametrize("op", [lstm, lstm_reference])
+def test_shapes_that_do_not_fit_are_named(op, change, message):
+    fitting = dict(zip(("x", "kernel", "bias", "state"), draw(5, 2, 3, 4, jnp.float32), strict=True))
+    with pytest.raises(ValueError, match=message):
+        op(**{**fitting, **change})

@@ -1,0 +1,83 @@
+"""ops/softmax.py: the fused op equals its reference, never holds [N, V], and refuses what does not fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxlm.ops import softmax
+from jaxlm.ops.softmax import summed_nats, summed_nats_reference, token_nats, token_nats_reference
+
+
+def draw(N, H, V, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    return (jnp.asarray(rng.normal(size=(N, H)), dtype), jnp.asarray(rng.normal(size=(H, V)), dtype),
+            jnp.asarray(rng.normal(size=V), dtype), jnp.asarray(rng.integers(0, V, N)),
+            jnp.asarray(rng.uniform(0, 2, N), dtype))
+
+
+@settings(max_examples=15)
+@given(N=st.integers(1, 9), H=st.integers(1, 5), V=st.integers(1, 7), wide=st.booleans(),
+       chunk_bytes=st.sampled_from([1, 64, 2**20]), seed=st.integers(0, 99))
+def test_equals_the_reference(N, H, V, wide, chunk_bytes, seed):
+    with jax.enable_x64(wide), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(softmax, "CHUNK_BYTES", chunk_bytes)
+        x, kernel, bias, targets, weights = draw(N, H, V, jnp.float64 if wide else jnp.float32, seed)
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11 if wide else 3e-5,  # noqa: E731
+                                                        atol=1e-12 if wide else 3e-5)
+        close(token_nats(x, kernel, bias, targets), token_nats_reference(x, kernel, bias, targets))
+        fast, plain = (jax.value_and_grad(lambda *args, op=op: 3 * op(*args, targets, weights), argnums=(0, 1, 2))(
+            x, kernel, bias) for op in (summed_nats, summed_nats_reference))
+        jax.tree.map(close, fast, plain)
+
+
+def test_vmap_equals_a_loop():
+    members = [draw(6, 3, 5, jnp.float32, seed) for seed in range(3)]
+    together = jax.vmap(jax.grad(summed_nats, argnums=(0, 1, 2)))(*(jnp.stack(a) for a in zip(*members, strict=True)))
+    for i, member in enumerate(members):
+        for a, b in zip(together, jax.grad(summed_nats, argnums=(0, 1, 2))(*member), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
+
+
+def test_probabilities_sum_to_one():
+    x, kernel, bias, _, _ = draw(1, 4, 9, jnp.float32)
+    nats = token_nats(jnp.repeat(x, 9, 0), kernel, bias, jnp.arange(9))
+    assert float(jnp.exp(-nats).sum()) == pytest.approx(1, rel=1e-5)
+
+
+def test_huge_logits_stay_finite():
+    nats = token_nats(jnp.array([[1.0]]), jnp.array([[1e4, -1e4]]), jnp.zeros(2), jnp.array([1]))
+    assert float(nats[0]) == pytest.approx(2e4)
+
+
+def largest_array(jaxpr) -> int:
+    """Elements of the largest array that any equation makes, those inside loops too."""
+    sizes = [0]
+    for equation in jaxpr.eqns:
+        sizes += [int(np.prod(out.aval.shape)) for out in equation.outvars]
+        sizes += [largest_array(inner) for inner in jax.core.jaxprs_in_params(equation.params)]
+    return max(sizes)
+
+
+def test_no_array_of_all_logits_exists():
+    N, H, V = 4096, 8, 2048
+    shapes = [jax.ShapeDtypeStruct(s, d) for s, d in (((N, H), "float32"), ((H, V), "float32"), ((V,), "float32"),
+                                                      ((N,), "int32"), ((N,), "float32"))]
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(summed_nats, argnums=(0, 1, 2)))(*shapes).jaxpr
+    assert largest_array(jaxpr) <= 1.5 * softmax.CHUNK_BYTES / 4 < N * V / 2
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (dict(kernel=jnp.zeros((3, 5))), r"kernel should have the shape \(4, 5\)|bias|\(3, 5\)"),
+    (dict(bias=jnp.zeros(6)), r"bias should have the shape \(5,\); its shape is \(6,\)"),
+    (dict(targets=jnp.zeros(2, int)), r"targets should have the shape \(3,\); its shape is \(2,\)"),
+    (dict(targets=jnp.zeros(3)), "targets should be integers; they are float32"),
+    (dict(weights=jnp.zeros(2)), r"weights should have targets' shape \(3,\)"),
+    (dict(x=jnp.zeros(3)), r"x should be \[N, H\]"),
+])
+def test_what_does_not_fit_is_named(change, message):
+    names = ("x", "kernel", "bias", "targets", "weights")
+    with pytest.raises(ValueError, match=message):
+        summed_nats(**{**dict(zip(names, draw(3, 4, 5, jnp.float32), strict=True)), **change})
