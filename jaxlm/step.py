@@ -75,7 +75,7 @@ def train_step(state: TrainState, hyper: Hyper, window: Window) -> tuple[TrainSt
 
     (cost, carry), grads = jax.value_and_grad(cost_fn, argnums=(0, 1), has_aux=True)(
         model.embed(state.params, window.inputs), dense)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     rate = learning_rate(hyper, window.epoch)
     updates, opt_state = optimizer(hyper, rate).update(grads, state.opt_state)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from rich.console import Console
 
 from jaxlm import checkpoint, rundir
 from jaxlm.checkpoint import Manifest
@@ -88,7 +88,7 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
         else:
             rundir.begin(folder, config, corpus)
         log = stack.enter_context(MetricsLog(folder, corpus.name, offset=offset, tensorboard=run_dir is not None))
-        progress = stack.enter_context(_progress(config, corpus, quiet))
+        progress = stack.enter_context(_progress(config, corpus, steps, quiet))
         for note in (*corpus.notes, *notes):
             progress.say(note, loud=True)
         run = _Run(config, corpus, folder, run_dir is not None, log, progress)
@@ -164,7 +164,7 @@ def _train(run: _Run, state: TrainState, steps: int | None, stop: "_Stop") -> Tr
             seconds = time.perf_counter() - started
             speed = (len(costs) - begun_with) * T * B / seconds
             valid_perplexity = perplexity(*stream_nats(state.params, hyper, run.corpus.valid, B, T))
-            run.log.result("epoch", epoch=epoch + 1, step=step, learning_rate=float(rate[0]),
+            run.log.result("epoch", preset=run.config.preset, epoch=epoch + 1, step=step, learning_rate=float(rate[0]),
                            train_perplexity=train_perplexity, valid_perplexity=valid_perplexity,
                            **_floors(run.corpus, "train", "valid"))
             run.log.timing(epoch=epoch + 1, seconds=seconds, words_per_second=speed)
@@ -214,7 +214,7 @@ def _finish(run: _Run, state: TrainState, stop: "_Stop") -> TrainResult:
              for name, value in _floors(run.corpus, "train", "valid", "test").items()]
     if kept_in and epochs:
         rows.append(("learning curve", str(learning_curve(run.folder))))
-    run.progress.summary(rows, f"{run.config.preset} on {run.corpus.name}")
+    run.progress.summary(rows, run.config.preset)
     return TrainResult(**{**vars(result), "test_perplexity": tests["last"]})
 
 
@@ -224,14 +224,11 @@ def _floors(corpus: Corpus, *splits: str) -> dict[str, float]:
             for split in splits} if corpus.floor else {}
 
 
-def _progress(config: Config, corpus: Corpus, quiet: bool) -> Progress:
+def _progress(config: Config, corpus: Corpus, steps: int | None, quiet: bool) -> Progress:
     T, B = config.train.bptt_length, config.train.batch_size
-    console = None
-    if quiet:
-        from rich.console import Console
-
-        console = Console(quiet=True)
-    return Progress(config.train.epochs, num_windows(len(corpus.train) // B, T), T * B, corpus.name, console)
+    windows = num_windows(len(corpus.train) // B, T)
+    return Progress(config.train.epochs, windows, T * B, corpus.name, Console(quiet=True) if quiet else None,
+                    total_windows=None if steps is None else min(steps, config.train.epochs * windows))
 
 
 class _Stop:

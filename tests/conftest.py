@@ -19,3 +19,27 @@ def ptb_dir() -> Path:
         if place and Path(place, "ptb.train.txt").is_file():
             return Path(place)
     pytest.skip("no Penn Treebank: set JAXLM_DATA to the folder of ptb.train.txt")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """The tests' own per-user cache, so that nobody's real one is read or written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory):
+    """A finished run of a small model on the tiny embedded corpus: (TrainResult, what it printed)."""
+    import contextlib
+    import io
+
+    import jaxlm
+
+    config = jaxlm.preset("small").replace(hidden_sizes=(64,), embedding_size=32, batch_size=20, epochs=8, hold=6.0,
+                                           corpus="embedded-tiny")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        result = jaxlm.train(config, run_dir=tmp_path_factory.mktemp("runs") / "tiny")
+    return result, out.getvalue()

@@ -30,27 +30,29 @@ def values_and_gradients(op, x, kernel, bias, state, forget_bias):
     return jax.value_and_grad(scalar, argnums=(0, 1, 2, 3, 4), has_aux=True)(x, kernel, bias, state, forget_bias)
 
 
+fast = jax.jit(functools.partial(values_and_gradients, lstm))
+plain = jax.jit(functools.partial(values_and_gradients, lstm_reference))
+
+
 def assert_close(a, b, tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * 10), a, b)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(T=st.integers(1, 6), B=st.integers(1, 4), E=st.integers(1, 5), H=st.integers(1, 5), wide=st.booleans(),
        forget_bias=st.sampled_from([0.0, 1.0]), seed=st.integers(0, 99))
 def test_equals_the_reference(T, B, E, H, wide, forget_bias, seed):
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
         arguments = (*draw(T, B, E, H, dtype, seed), jnp.asarray(forget_bias, dtype))
-        assert_close(values_and_gradients(lstm, *arguments), values_and_gradients(lstm_reference, *arguments),
-                     TOLERANCE[dtype])
+        assert_close(fast(*arguments), plain(*arguments), TOLERANCE[dtype])
 
 
 def test_vmap_equals_a_loop():
     members = [draw(4, 3, 5, 2, jnp.float32, seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    run = functools.partial(values_and_gradients, lstm)
-    together = jax.vmap(run)(*stacked, jnp.arange(3.0))
-    alone = [run(*member, jnp.float32(i)) for i, member in enumerate(members)]
+    together = jax.vmap(fast)(*stacked, jnp.arange(3.0))
+    alone = [fast(*member, jnp.float32(i)) for i, member in enumerate(members)]
     assert_close(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone), 2e-5)
 
 
@@ -78,8 +80,8 @@ def test_one_step_by_hand():
     sigmoid = lambda a: 1 / (1 + np.exp(-a))  # noqa: E731
     c = state.c * sigmoid(f + 1.0) + sigmoid(i) * np.tanh(j)
     h, final = lstm(x, kernel, bias, state, 1.0)
-    np.testing.assert_allclose(final.c, c, rtol=1e-5)
-    np.testing.assert_allclose(h[0], np.tanh(c) * sigmoid(o), rtol=1e-5)
+    np.testing.assert_allclose(final.c, c, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(h[0], np.tanh(c) * sigmoid(o), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(h[0], final.h)
 
 

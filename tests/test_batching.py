@@ -1,0 +1,44 @@
+"""data/batching.py: recipes point 7, and the law that windows tile the stream."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxlm.data.batching import batch, check_fits, locate, num_windows
+from jaxlm.data.corpora import load_corpus
+from jaxlm.errors import DataError
+
+
+@given(N=st.integers(1, 300), B=st.integers(1, 9), T=st.integers(1, 9))
+def test_windows_tile_each_row_and_targets_are_inputs_shifted_by_one(N, B, T):
+    ids = np.arange(N, dtype=np.int32)
+    rows = batch(ids, B)
+    assert rows.shape == (N // B, B)
+    windows = num_windows(len(rows), T) if len(rows) else 0
+    for row in range(B):
+        stream = ids[row * (N // B):(row + 1) * (N // B)]
+        np.testing.assert_array_equal(rows[:, row], stream)
+        inputs = [rows[k * T:(k + 1) * T, row] for k in range(windows)]
+        targets = [rows[k * T + 1:(k + 1) * T + 1, row] for k in range(windows)]
+        if windows > 0:
+            np.testing.assert_array_equal(np.concatenate(inputs), stream[:windows * T])
+            np.testing.assert_array_equal(np.concatenate(targets), stream[1:windows * T + 1])
+    assert (windows + 1) * T > len(rows) - 1  # no whole window is left over
+
+
+def test_steps_count_through_epochs():
+    assert [locate(step, 3) for step in (0, 2, 3, 7)] == [(0, 0), (0, 2), (1, 0), (2, 1)]
+
+
+def test_a_split_without_a_window_is_refused_with_the_numbers():
+    check_fits("train", 21 * 60, 60, 20)
+    with pytest.raises(DataError, match=r"train split has 1,259 tokens.*60 x \(bptt_length 20 \+ 1\) = 1,260"):
+        check_fits("train", 21 * 60 - 1, 60, 20)
+
+
+def test_penn_treebank_as_tensorflow_batches_it(ptb_dir):
+    ids = load_corpus("ptb", data_dir=ptb_dir).train
+    rows = batch(ids, 60)
+    assert rows[:7, 1].tolist() == [901, 33, 3361, 8, 1279, 437, 597]
+    assert num_windows(len(rows), 20) == 774

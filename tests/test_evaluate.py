@@ -1,0 +1,57 @@
+"""evaluate.py: recipes point 9, and the law that how the stream is cut into windows changes nothing."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxlm.config import ModelConfig
+from jaxlm.errors import DataError
+from jaxlm.evaluate import perplexity, stream_nats
+from jaxlm.models import lstm as model
+from jaxlm.ops.softmax import token_nats_reference
+from jaxlm.optim import Hyper
+
+HYPER = Hyper(init_scale=0.7)
+PARAMS = model.init_params(jax.random.key(0), ModelConfig(vocab_size=9, embedding_size=4, hidden_sizes=(5, 3)), HYPER)
+IDS = np.random.default_rng(0).integers(0, 9, 101).astype(np.int32)
+
+
+def plain_nats(ids: np.ndarray, B: int, T: int) -> float:
+    rows = ids[:len(ids) // B * B].reshape(B, -1).T
+    length = (len(rows) - 1) // T * T
+    x = model.embed(PARAMS, jnp.asarray(rows[:length]))
+    h, _ = model.apply(PARAMS, HYPER, x, model.zero_carry(PARAMS, B))
+    return float(token_nats_reference(h.reshape(-1, 3), PARAMS["softmax"]["kernel"], PARAMS["softmax"]["bias"],
+                                      jnp.asarray(rows[1:length + 1].reshape(-1))).sum())
+
+
+@settings(max_examples=6)
+@given(B=st.integers(1, 5), T=st.integers(1, 6), per_window=st.sampled_from([1, 7, 64, 4096]))
+def test_any_cut_into_windows_gives_the_plain_sum(B, T, per_window):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["jaxlm.evaluate"], "PREDICTIONS_PER_WINDOW", per_window)
+        nats, count = stream_nats(PARAMS, HYPER, IDS, B, T)
+    assert count == (101 // B - 1) // T * T * B
+    assert nats == pytest.approx(plain_nats(IDS, B, T), rel=1e-5)
+
+
+def test_at_batch_one_every_token_but_the_first_is_predicted():
+    nats, count = stream_nats(PARAMS, HYPER, IDS)
+    assert count == 100
+    assert nats == pytest.approx(plain_nats(IDS, 1, 1), rel=1e-5)
+
+
+def test_perplexity_is_exp_of_the_mean_and_never_overflows():
+    assert perplexity(200.0, 100) == pytest.approx(np.e**2)
+    assert perplexity(1e9, 1) > 1e300
+    assert np.isnan(perplexity(float("nan"), 1))
+
+
+def test_too_few_tokens_are_refused():
+    with pytest.raises(DataError, match=r"1 tokens are too few to evaluate: expected at least 2"):
+        stream_nats(PARAMS, HYPER, IDS[:1])

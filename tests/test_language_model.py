@@ -1,0 +1,108 @@
+"""language_model.py and the whole way to it: a run on the tiny corpus learns, and answers when it is restored."""
+
+import numpy as np
+import pytest
+
+import jaxlm
+from jaxlm.data.embedded import generate
+from jaxlm.errors import CheckpointError, DataError, JaxlmError
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_run):
+    return jaxlm.load(tiny_run[0].run_dir)
+
+
+def test_training_comes_near_the_floor_and_beats_the_exact_unigram_and_bigram(tiny_run):
+    """Within 1.8 of the true source's perplexity after 8 epochs; the best bigram lies at 2.3, the best unigram at 10."""
+    result, printed = tiny_run
+    source = generate("tiny")
+    exact = {name: float(np.exp(nats("test")[1:].mean())) for name, nats in
+             (("bigram", source.bigram_nats), ("unigram", source.unigram_nats), ("floor", source.token_nats))}
+    assert exact["floor"] < result.test_perplexity < 1.8 * exact["floor"]
+    assert result.test_perplexity < exact["bigram"] < exact["unigram"]
+    assert [row.epoch for row in result.epochs] == list(range(1, 9))
+    assert f"{exact['floor']:.2f}" in printed  # the floor stands beside the model's number
+    for line in printed.splitlines():
+        if "perplexity" in line and "epoch" in line:
+            assert "embedded-tiny" in line
+
+
+def test_evaluation_gives_exactly_what_training_printed(tiny_run):
+    result, printed = tiny_run
+    again = jaxlm.evaluate(result.run_dir)
+    assert again.perplexity == result.test_perplexity
+    assert again.predictions == 3_999
+    assert f"{again.perplexity:.2f}" in printed
+    assert jaxlm.evaluate(result.run_dir, "valid").perplexity == result.epochs[-1].valid_perplexity
+    best = min(row.valid_perplexity for row in result.epochs)
+    assert jaxlm.evaluate(result.run_dir, "valid", which="best").perplexity == best
+
+
+def test_a_text_file_of_the_same_words_gives_the_same_perplexity(tiny_run, lm, tmp_path):
+    corpus = jaxlm.load_corpus("embedded-tiny")
+    text = " ".join(lm.vocab.decode(corpus.test)).replace(" <eos> ", "\n").removesuffix(" <eos>")
+    (tmp_path / "text.txt").write_text(text)
+    if lm.vocab.decode(corpus.test)[-1] == "<eos>":
+        (tmp_path / "text.txt").write_text(text + "\n")
+    assert lm.evaluate(text=tmp_path / "text.txt").perplexity == tiny_run[0].test_perplexity
+    assert lm.perplexity((tmp_path / "text.txt").read_text()) == tiny_run[0].test_perplexity
+
+
+def test_predictions_are_probabilities_and_depend_on_what_came_before(lm):
+    words = lm.vocab.words
+    told = lm.predict(" ".join(words[:3]), k=len(words))
+    assert sum(p for _, p in told) == pytest.approx(1, abs=1e-4)
+    assert [p for _, p in told] == sorted((p for _, p in told), reverse=True)
+    assert sorted(word for word, _ in told) == sorted(words)
+    assert lm.predict(words[5], 3) != lm.predict(words[9], 3)
+    assert len(lm.predict(words[5], 10**6)) == len(words)
+
+
+def test_a_prediction_is_what_perplexity_sums(lm):
+    a, b, c = lm.vocab.words[3:6]
+    first, second = dict(lm.predict(a, 10**6))[b], dict(lm.predict(f"{a} {b}", 10**6))[c]
+    assert lm.perplexity(f"{a} {b} {c}") == pytest.approx((first * second)**-0.5, rel=1e-4)
+
+
+def test_neighbors_are_sorted_cosines_without_the_word_itself(lm):
+    word = lm.vocab.words[7]
+    told = lm.neighbors(word, 20)
+    cosines = [cosine for _, cosine in told]
+    assert cosines == sorted(cosines, reverse=True) and all(-1.001 <= cosine <= 1.001 for cosine in cosines)
+    assert word not in [other for other, _ in told]
+    a, b = (np.asarray(lm.params["embedding"][lm.vocab.ids[w]]) for w in (word, told[0][0]))
+    assert cosines[0] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), rel=1e-4)
+
+
+def test_a_model_made_of_the_exported_parameters_trains_on(tiny_run):
+    result, _ = tiny_run
+    params = jaxlm.from_tensorflow(jaxlm.to_tensorflow(result.params))
+    again = jaxlm.train(result.config.replace(epochs=0), params=params, quiet=True)
+    assert again.test_perplexity == result.test_perplexity
+
+
+@pytest.mark.parametrize(("ask", "error", "message"), [
+    (lambda lm: lm.neighbors("no-such-word"), DataError, "'no-such-word' is not among the 500 words"),
+    (lambda lm: lm.predict("  "), DataError, "no word to predict from"),
+    (lambda lm: lm.predict("a", 0), JaxlmError, "k must be at least 1; it is 0"),
+    (lambda lm: lm.perplexity("one"), DataError, "too few to evaluate"),
+    (lambda lm: lm.evaluate("dev"), JaxlmError, "unknown split 'dev'"),
+    (lambda lm: lm.evaluate(text="/no/such/file"), DataError, "there is no file /no/such/file"),
+    (lambda lm: lm.evaluate(corpus=jaxlm.load_corpus("embedded")), DataError, "trained on embedded-tiny"),
+])
+def test_questions_that_cannot_be_answered(lm, ask, error, message):
+    with pytest.raises(error, match=message):
+        ask(lm)
+
+
+def test_there_is_nothing_to_load_in_another_directory(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoints"):
+        jaxlm.load(tmp_path)
+
+
+def test_params_of_other_shapes_are_refused_by_name(tiny_run):
+    params = jaxlm.from_tensorflow(jaxlm.to_tensorflow(tiny_run[0].params))
+    params["softmax"]["bias"] = params["softmax"]["bias"][:-1]
+    with pytest.raises(JaxlmError, match=r"softmax.bias: expected \(500,\), got \(499,\)"):
+        jaxlm.train(tiny_run[0].config, params=params, quiet=True)
