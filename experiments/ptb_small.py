@@ -17,4 +17,4 @@ import sys
 from jaxlm.cli import train_command
 
 if __name__ == "__main__":
-    sys.exit(train_command("small", __doc__))
+    sys.exit(train_command("small", __doc__ or ""))

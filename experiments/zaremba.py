@@ -18,4 +18,4 @@ if __name__ == "__main__":
         sys.exit(print(__doc__))
     if sys.argv[1:2] == [] or sys.argv[1] not in SIZES:
         sys.exit(f"error: name a size first, one of {', '.join(SIZES)}, as in: python experiments/zaremba.py small")
-    sys.exit(train_command(f"zaremba-{sys.argv[1]}", __doc__, sys.argv[2:]))
+    sys.exit(train_command(f"zaremba-{sys.argv[1]}", __doc__ or "", sys.argv[2:]))

@@ -94,7 +94,8 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> in
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}; what was saved is whole")
+        where = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}; what was saved before is whole")
     except KeyboardInterrupt:
         return _fail("interrupted", SIGNALLED + 2)
 

@@ -46,9 +46,16 @@ class TrainConfig:
     windows_per_call: int = _field(16, "most windows that one jitted call trains", "windows", low=1)
     checkpoint_every: int = _field(0, "save each so many windows too, besides each epoch (0: never)",
                                    "windows", low=0)
+    keep_last: int = _field(2, "newest checkpoints to keep; the best on validation is kept besides", "checkpoints",
+                            low=1)
+    keep_every: int = _field(0, "keep a checkpoint of each so many epochs for good too (0: none)", "epochs", low=0)
+    on_nonfinite: str = _field("stop", "at a window whose cost or gradient is not finite: stop (exit code 3), or skip "
+                                       "it and count it")
 
     def __post_init__(self):
         _check(self)
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise JaxlmError(f"on_nonfinite must be stop or skip; it is {self.on_nonfinite!r}")
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm import checkpoint
-from jaxlm.checkpoint import Manifest
 from jaxlm.config import Config
 from jaxlm.data.corpora import SPLITS, Corpus, load_corpus, read_text, tokenize
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import CheckpointError, DataError, JaxlmError
+from jaxlm.errors import DataError, JaxlmError
 from jaxlm.evaluate import perplexity, stream_nats
+from jaxlm.manifest import Manifest
 from jaxlm.models import lstm as model
-from jaxlm.train import new_state
 
 
 class Evaluation(NamedTuple):
@@ -94,19 +93,8 @@ class LanguageModel:
 
 def load(run_dir: str | Path, which: str = "last") -> LanguageModel:
     """The model of a run's checkpoint: `last`, `best` (on validation), or a step. Raises CheckpointError."""
-    run_dir = Path(run_dir)
-    try:
-        found = checkpoint.read(checkpoint.find(run_dir, which))
-    except CheckpointError as error:
-        intact = [str(step) for step in sorted(checkpoint.manifests(run_dir))] if run_dir.is_dir() else []
-        hint = f" (its checkpoints: {', '.join(intact)}; name one with --checkpoint)" if intact else ""
-        raise CheckpointError(f"{error}{hint}") from None
-    if found.config.model.vocab_size != len(found.vocab):
-        raise CheckpointError(f"{found.path} has {len(found.vocab)} words for a model of "
-                              f"{found.config.model.vocab_size}: its vocabulary is not its own")
-    template = jax.eval_shape(lambda: new_state(found.config))
-    return LanguageModel(checkpoint.from_arrays(template, found.arrays).params, found.config, found.vocab,
-                         found.manifest)
+    found = checkpoint.load(Path(run_dir), which)
+    return LanguageModel(found.state.params, found.config, found.vocab, found.manifest)
 
 
 def evaluate(run: str | Path | LanguageModel, split: str = "test", *, text: str | Path | None = None,

@@ -1,5 +1,6 @@
 """The training step: a pure function of state, numbers and window; and the scan of it over many windows."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -49,10 +50,10 @@ def init_state(key: jax.Array, config: ModelConfig, hyper: Hyper, batch_size: in
                params: model.Params | None = None) -> TrainState:
     """The state before the first step, with fresh parameters or a copy of those given."""
     params_key, dropout_key = jax.random.split(key)
-    if params is None:
-        params = model.init_params(params_key, config, hyper)
-    params = jax.tree.map(jnp.array, params)  # the loop donates its state; the caller keeps his arrays
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer(hyper, 0.0).init(params),
+    fresh = model.init_params(params_key, config, hyper) if params is None else params
+    params = jax.tree.map(jnp.array, fresh)  # copies: the loop donates its state, and the caller keeps what is his
+    opt_state = optimizer(hyper, 0.0).init(params)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state,
                       carry=model.zero_carry(params, batch_size), key=dropout_key if config.dropout else None)
 
 
@@ -62,15 +63,16 @@ def train_step(state: TrainState, hyper: Hyper, window: Window) -> tuple[TrainSt
     The cost is the sum over the T steps of the mean over the batch, and it is that cost's gradient that is
     clipped. The embedding's gradient stays one row for each token read, as TensorFlow's IndexedSlices do:
     the global norm counts every occurrence of a word by itself, and the update touches only the rows read.
-    Where cost or gradient is not finite the parameters, carry and step come back as they were.
+    Where cost or gradient is not finite the parameters, the optimiser's state, the carry and the step come back
+    as they were (at an epoch's start with the zero carry).
     """
     B = window.inputs.shape[1]
-    carry = jax.tree.map(lambda c: jnp.where(window.first, 0, c), state.carry)
+    carry_in = jax.tree.map(lambda c: jnp.where(window.first, 0, c), state.carry)
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
     embedding, dense = state.params["embedding"], {k: v for k, v in state.params.items() if k != "embedding"}
 
     def cost_fn(embedded, dense):
-        nats, (_, carry_out) = window_nats(dense, hyper, embedded, window.targets, carry, key)
+        nats, (_, carry_out) = window_nats(dense, hyper, embedded, window.targets, carry_in, key)
         return nats / B, carry_out
 
     (cost, carry), grads = jax.value_and_grad(cost_fn, argnums=(0, 1), has_aux=True)(
@@ -81,10 +83,11 @@ def train_step(state: TrainState, hyper: Hyper, window: Window) -> tuple[TrainSt
 
     finite = jnp.isfinite(cost) & jnp.isfinite(grad_norm)
     embedded_update, dense_update = jax.tree.map(lambda update: jnp.where(finite, update, 0), updates)
-    params = optax.apply_updates(dense, dense_update) | {
-        "embedding": embedding.at[window.inputs].add(embedded_update)}
-    carry = jax.tree.map(lambda new, old: jnp.where(finite, new, old), carry, state.carry)
-    state = state.replace(step=state.step + finite, params=params, opt_state=opt_state, carry=carry)
+    params = {**jax.tree.map(jnp.add, dense, dense_update),
+              "embedding": embedding.at[window.inputs].add(embedded_update)}
+    carry = jax.tree.map(lambda new, old: jnp.where(finite, new, old), carry, carry_in)
+    opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), opt_state, state.opt_state)
+    state = replace(state, step=state.step + finite, params=params, opt_state=opt_state, carry=carry)
     return state, Metrics(cost, grad_norm, rate)
 
 
@@ -102,17 +105,20 @@ def read_window(tokens: jax.Array, step: jax.Array, bptt_length: int) -> Window:
 
 
 @partial(jax.jit, static_argnames=("bptt_length", "max_windows"), donate_argnames="state")
-def train_windows(state: TrainState, hyper: Hyper, tokens: jax.Array, count: jax.Array, *, bptt_length: int,
-                  max_windows: int) -> tuple[TrainState, Metrics]:
+def train_windows(state: TrainState, hyper: Hyper, tokens: jax.Array, count: jax.Array,
+                  skip_nonfinite: jax.Array | bool = False, *, bptt_length: int, max_windows: int
+                  ) -> tuple[TrainState, Metrics]:
     """`count` (traced, at most `max_windows`) steps in one call; metrics [max_windows], the first `count` filled.
 
-    A traced count means one compile serves whole calls and an epoch's tail. Stops early at a window whose cost
-    or gradient is not finite: that window's metrics are the last filled, and its update is not kept.
+    A traced count means one compile serves whole calls and an epoch's tail. Of a window whose cost or gradient is
+    not finite no update is kept: the call stops there, with that window's metrics the last filled; or, with
+    `skip_nonfinite` (traced), it goes on with the next window.
     """
 
     def body(loop):
         done, state, metrics = loop
         state, new = train_step(state, hyper, read_window(tokens, state.step, bptt_length))
+        state = replace(state, step=jnp.where(skip_nonfinite, start + done + 1, state.step))
         return done + 1, state, jax.tree.map(lambda all, one: all.at[done].set(one), metrics, new)
 
     def going_on(loop):

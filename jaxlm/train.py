@@ -1,12 +1,11 @@
 """The host loop: compile once, train, log, validate, save, test; resume where it was stopped."""
 
-import os
+import math
 import signal
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from jaxlm import checkpoint, rundir
-from jaxlm.checkpoint import Manifest
+from jaxlm import checkpoint, rundir, signals
 from jaxlm.config import Config
 from jaxlm.data.batching import batch, check_fits, locate, num_windows
 from jaxlm.data.corpora import Corpus, load_corpus
-from jaxlm.errors import Diverged, JaxlmError
+from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
 from jaxlm.evaluate import perplexity, stream_nats
+from jaxlm.manifest import Manifest
 from jaxlm.metrics import MetricsLog, Progress, read_metrics
 from jaxlm.models.lstm import Params
 from jaxlm.plots import learning_curve
@@ -48,6 +47,7 @@ class TrainResult:
     epochs: list[EpochResult] = field(default_factory=list)
     test_perplexity: float | None = None  # with the last parameters; None if a signal ended the training
     stopped_by: int | None = None  # that signal's number
+    skipped_windows: int = 0  # whose cost or gradient was not finite, dropped because on_nonfinite is "skip"
 
     @property
     def params(self) -> Params:
@@ -64,6 +64,7 @@ class _Run:
     kept: bool  # False: the folder is a temporary one, so that saving would be in vain
     log: MetricsLog
     progress: Progress
+    check_held: Callable[[], None]  # raises RunDirError once the folder is no longer this run's
 
 
 def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: str | Path | None = None, *,
@@ -74,29 +75,35 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
     `corpus` is a Corpus or what `--corpus` takes (default: the config's own); `params` replaces the fresh
     parameters; `steps` ends the training after so many windows in all. With `run_dir` everything is kept there,
     and `resume` goes on from its newest intact checkpoint; without one nothing is kept but what is returned.
-    SIGTERM and SIGINT end the training, saved, at the end of the current call. Raises JaxlmError.
+
+    SIGTERM, SIGINT and SIGUSR1 end the training: after at most one call of `windows_per_call` windows (and the
+    validation, where that call ends an epoch) it is saved and returned from. A second signal ends the process at
+    once; what was saved stays whole. During the final test a signal does what it does elsewhere: the training is
+    saved by then. Raises JaxlmError.
     """
     config, corpus = load(config, corpus, data_dir)
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-")))
-        stack.enter_context(rundir.lock(folder))
+        rundir.check(folder, resume)
+        check_held = stack.enter_context(rundir.lock(folder))
         state, offset, notes = new_state(config, params), None, []
         if resume:
-            found, notes = rundir.newest_checkpoint(folder, config, corpus)
-            offset = 0 if found is None else found.manifest.metrics_bytes
-            state = state if found is None else checkpoint.from_arrays(state, found.arrays)
+            found, offset, notes = rundir.go_on(folder, config, corpus)
+            state = state if found is None else found.state
         else:
-            rundir.begin(folder, config, corpus)
+            rundir.begin(folder, config, corpus, given_params=params is not None)
         log = stack.enter_context(MetricsLog(folder, corpus.name, offset=offset, tensorboard=run_dir is not None))
         progress = stack.enter_context(_progress(config, corpus, steps, quiet))
         for note in (*corpus.notes, *notes):
             progress.say(note, loud=True)
-        run = _Run(config, corpus, folder, run_dir is not None, log, progress)
+        run = _Run(config, corpus, folder, run_dir is not None, log, progress, check_held)
         progress.say(f"{corpus.name}: {corpus.description}")
         progress.say(f"run directory: {folder if run.kept else 'none, so nothing is kept'}")
-        stop = stack.enter_context(_stop_on_signals())
-        state = _train(run, state, steps, stop)
-        return _finish(run, state, stop)
+        if params is not None and not resume:
+            _save(run, state, 0, 0, None)  # nobody could draw these again
+        with signals.noted() as stop:
+            state, stopped_by = _train(run, state, steps, stop)
+        return _finish(run, state, stopped_by)
 
 
 def load(config: Config, corpus: str | Path | Corpus | None = None, data_dir: str | Path | None = None
@@ -130,9 +137,10 @@ def new_state(config: Config, params: Params | None = None) -> TrainState:
     return fresh(params) if params is not None else jax.jit(fresh)()
 
 
-def _train(run: _Run, state: TrainState, steps: int | None, stop: "_Stop") -> TrainState:
-    """Trains to the end, to `steps` windows in all, or to a signal; every epoch's end is validated and saved."""
+def _train(run: _Run, state: TrainState, steps: int | None, stop: signals.Stop) -> tuple[TrainState, int | None]:
+    """Trains to the end, to `steps` windows in all, or to a signal, which it returns; an epoch's end is validated."""
     counts, hyper = run.config.train, jax.tree.map(jnp.float32, run.config.hyper)
+    skip = counts.on_nonfinite == "skip"
     T, B = counts.bptt_length, counts.batch_size
     tokens = jnp.asarray(batch(run.corpus.train, B))
     windows = num_windows(len(tokens), T)
@@ -140,12 +148,13 @@ def _train(run: _Run, state: TrainState, steps: int | None, stop: "_Stop") -> Tr
     step = int(state.step)
     costs = run.log.epoch_costs(step // windows + 1)
     started, begun_with = time.perf_counter(), len(costs)
-    while step < last and stop.signal is None:
+    stopped_by = stop.signal
+    while step < last and stopped_by is None:
         epoch, index = locate(step, windows)
         edges = [windows - index, last - step, counts.windows_per_call]
         if counts.checkpoint_every:
             edges.append(counts.checkpoint_every - step % counts.checkpoint_every)
-        state, metrics = train_windows(state, hyper, tokens, jnp.int32(min(edges)), bptt_length=T,
+        state, metrics = train_windows(state, hyper, tokens, jnp.int32(min(edges)), jnp.bool_(skip), bptt_length=T,
                                        max_windows=counts.windows_per_call)
         metrics, done = jax.device_get(metrics), int(state.step) - step
         cost, norm, rate = (values[:min(edges)] for values in (metrics.cost, metrics.grad_norm,
@@ -154,9 +163,11 @@ def _train(run: _Run, state: TrainState, steps: int | None, stop: "_Stop") -> Tr
         if done < min(edges):
             raise Diverged(f"window {step + done + 1} (epoch {epoch + 1}) has cost {cost[done]} and gradient norm "
                            f"{norm[done]} at learning rate {rate[done]:g}: stopped before its update; "
-                           f"try a lower learning_rate or clip_norm")
+                           f"try a lower learning_rate or clip_norm, or go on from the last checkpoint without "
+                           f"such windows (--resume --on-nonfinite skip)")
         step, costs = step + done, costs + cost.tolist()
-        train_perplexity = perplexity(sum(costs), T * len(costs))
+        finite = [cost for cost in costs if math.isfinite(cost)]
+        train_perplexity = perplexity(sum(finite), T * len(finite))
         run.progress.advance(epoch + 1, index + done, train_perplexity, float(rate[0]))
 
         valid_perplexity = None
@@ -164,36 +175,43 @@ def _train(run: _Run, state: TrainState, steps: int | None, stop: "_Stop") -> Tr
             seconds = time.perf_counter() - started
             speed = (len(costs) - begun_with) * T * B / seconds
             valid_perplexity = perplexity(*stream_nats(state.params, hyper, run.corpus.valid, B, T))
-            run.log.result("epoch", preset=run.config.preset, epoch=epoch + 1, step=step, learning_rate=float(rate[0]),
-                           train_perplexity=train_perplexity, valid_perplexity=valid_perplexity,
+            skipped = _skipped([row for row in read_metrics(run.folder) if row.get("epoch") == epoch + 1]) or None
+            run.log.result("epoch", preset=run.config.preset, epoch=epoch + 1, step=step,
+                           learning_rate=float(rate[0]), train_perplexity=train_perplexity,
+                           valid_perplexity=valid_perplexity, skipped_windows=skipped,
                            **_floors(run.corpus, "train", "valid"))
             run.log.timing(epoch=epoch + 1, seconds=seconds, words_per_second=speed)
             run.progress.epoch(epoch + 1, train_perplexity, valid_perplexity, float(rate[0]), speed, seconds,
                                _floors(run.corpus, "valid").get("floor_valid"))
             costs, begun_with, started = [], 0, time.perf_counter()
-        if step % windows == 0 or step == last or stop.signal is not None or (
+        stopped_by = stop.signal  # asked once: what ends the loop also saves
+        if step % windows == 0 or step == last or stopped_by is not None or (
                 counts.checkpoint_every and step % counts.checkpoint_every == 0):
             _save(run, state, step, step // windows, valid_perplexity)
-    return state
+    return state, stopped_by
 
 
 def _save(run: _Run, state: TrainState, step: int, epoch: int, valid_perplexity: float | None) -> None:
     if run.kept:
+        run.check_held()
+        run.log.sync()
         manifest = Manifest(step=step, epoch=epoch, valid_perplexity=valid_perplexity,
-                            metrics_bytes=run.log.sync(),
-                            corpus={"name": run.corpus.name, "sha256": run.corpus.sha256})
+                            corpus=rundir.named(run.corpus))
         checkpoint.save(run.folder, state, run.config, run.corpus.vocab, manifest)
 
 
-def _finish(run: _Run, state: TrainState, stop: "_Stop") -> TrainResult:
+def _finish(run: _Run, state: TrainState, stopped_by: int | None) -> TrainResult:
     """Tests (batch 1, every prediction), draws the curve and sums up; after a signal it only says how to go on."""
     kept_in = run.folder if run.kept else None
+    metrics = read_metrics(run.folder)
     epochs = [EpochResult(**{name: row[name] for name in EpochResult.__dataclass_fields__})
-              for row in read_metrics(run.folder) if row["kind"] == "epoch"]
-    result = TrainResult(run.config, run.corpus.name, kept_in, state, epochs, stopped_by=stop.signal)
-    if stop.signal is not None:
-        run.progress.say(f"stopped by {signal.Signals(stop.signal).name} and saved after window {int(state.step)}; "
-                         f"go on with --run-dir {run.folder} --resume")
+              for row in metrics if row["kind"] == "epoch"]
+    skipped = _skipped(metrics)
+    result = TrainResult(run.config, run.corpus.name, kept_in, state, epochs, stopped_by=stopped_by,
+                         skipped_windows=skipped)
+    if stopped_by is not None:
+        how = f"saved; go on with --run-dir {run.folder} --resume" if kept_in else "nothing is kept"
+        run.progress.say(f"stopped by {signal.Signals(stopped_by).name} after window {int(state.step)}: {how}")
         return result
 
     def test(which: str, step: int, params: Params) -> float:
@@ -204,18 +222,30 @@ def _finish(run: _Run, state: TrainState, stop: "_Stop") -> TrainResult:
     tests = {"last": test("last", int(state.step), state.params)}
     best = checkpoint.best_step(checkpoint.manifests(run.folder))
     if best not in (None, int(state.step)):
-        found = checkpoint.read(checkpoint.find(run.folder, "best"))
-        tests["best"] = test("best", best, checkpoint.from_arrays(state, found.arrays).params)
+        try:
+            tests["best"] = test("best", best, checkpoint.read(checkpoint.find(run.folder, "best")).state.params)
+        except CheckpointError as error:
+            run.progress.say(f"the best checkpoint is not tested: {error}", loud=True)
     run.log.sync()
     rows = [(f"epoch {row.epoch}", f"train {row.train_perplexity:.2f}  valid {row.valid_perplexity:.2f}")
             for row in epochs]
     rows += [(f"test, {which} checkpoint", f"{value:.2f}") for which, value in tests.items()]
     rows += [(name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)")
              for name, value in _floors(run.corpus, "train", "valid", "test").items()]
+    if skipped:
+        rows.append(("windows skipped", f"{skipped}, whose cost or gradient was not finite"))
     if kept_in and epochs:
-        rows.append(("learning curve", str(learning_curve(run.folder))))
+        try:
+            rows.append(("learning curve", str(learning_curve(run.folder))))
+        except RunDirError as error:
+            run.progress.say(f"there is no learning curve: {error}", loud=True)
     run.progress.summary(rows, run.config.preset)
     return TrainResult(**{**vars(result), "test_perplexity": tests["last"]})
+
+
+def _skipped(rows: list[dict]) -> int:
+    """How many of the windows had a cost or a gradient that was not finite."""
+    return sum(not math.isfinite(row["cost"] + row["grad_norm"]) for row in rows if row["kind"] == "window")
 
 
 def _floors(corpus: Corpus, *splits: str) -> dict[str, float]:
@@ -229,29 +259,3 @@ def _progress(config: Config, corpus: Corpus, steps: int | None, quiet: bool) ->
     windows = num_windows(len(corpus.train) // B, T)
     return Progress(config.train.epochs, windows, T * B, corpus.name, Console(quiet=True) if quiet else None,
                     total_windows=None if steps is None else min(steps, config.train.epochs * windows))
-
-
-class _Stop:
-    """Which signal asked for the end, if one did."""
-
-    signal: int | None = None
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[_Stop]:
-    """The first SIGTERM or SIGINT is noted, a second ends the process at once. (In the main thread only.)"""
-    stop, before = _Stop(), {}
-
-    def note(signum: int, _: object) -> None:
-        if stop.signal is not None:
-            signal.signal(signum, signal.SIG_DFL)
-            os.kill(os.getpid(), signum)
-        stop.signal = signum
-
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

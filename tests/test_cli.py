@@ -15,7 +15,7 @@ from jaxlm.cli import main
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--corpus", "embedded-tiny", "--hidden-sizes", "8", "--embedding-size", "4", "--batch-size", "20",
         "--epochs", "1"]
-WORDS = "a b c d e\n" * 400
+WORDS = "a b c d e\n" * 4000
 
 
 def content(folder: Path) -> dict[str, str]:

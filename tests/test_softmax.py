@@ -1,5 +1,7 @@
 """ops/softmax.py: the fused op equals its reference, never holds [N, V], and refuses what does not fit."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,11 +28,15 @@ def test_equals_the_reference(N, H, V, wide, chunk_bytes, seed):
     with jax.enable_x64(wide), pytest.MonkeyPatch.context() as patch:
         patch.setattr(softmax, "CHUNK_BYTES", chunk_bytes)
         x, kernel, bias, targets, weights = draw(N, H, V, jnp.float64 if wide else jnp.float32, seed)
-        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11 if wide else 3e-5,  # noqa: E731
-                                                        atol=1e-12 if wide else 3e-5)
+        tolerance = 1e-11 if wide else 3e-5
+        close = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
         close(jax.jit(token_nats)(x, kernel, bias, targets), token_nats_reference(x, kernel, bias, targets))
-        fast, plain = (jax.jit(jax.value_and_grad(
-            lambda *args, op=op: 3 * op(*args, targets, weights), argnums=(0, 1, 2)))(x, kernel, bias) for op in (summed_nats, summed_nats_reference))
+
+        def thrice(op):
+            value = jax.value_and_grad(lambda *args: 3 * op(*args, targets, weights), argnums=(0, 1, 2))
+            return jax.jit(value)(x, kernel, bias)
+
+        fast, plain = thrice(summed_nats), thrice(summed_nats_reference)
         jax.tree.map(close, fast, plain)
 
 

@@ -148,7 +148,7 @@ def tokens():
 
 
 def test_many_windows_in_one_call_equal_single_steps_and_compile_once(tokens):
-    before = train_windows._cache_size()
+    before = train_windows._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     config = Config(model=MODEL, train=TrainConfig(batch_size=B, bptt_length=T))
     hyper = jax.tree.map(jnp.float32, config.hyper)
     together, metrics = train_windows(state_of(), hyper, tokens, jnp.int32(7), bptt_length=T, max_windows=8)
@@ -162,7 +162,7 @@ def test_many_windows_in_one_call_equal_single_steps_and_compile_once(tokens):
     for count, rate in ((3, 0.1), (8, 0.7)):  # neither a tail nor another number compiles anything
         train_windows(state_of(), jax.tree.map(jnp.float32, Hyper(learning_rate=rate, keep_output=rate)), tokens,
                       jnp.int32(count), bptt_length=T, max_windows=8)
-    assert train_windows._cache_size() == before + 1
+    assert train_windows._cache_size() == before + 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_cost_that_is_not_finite_keeps_parameters_and_carry():
@@ -194,5 +194,5 @@ def test_parameters_go_to_tensorflows_names_and_back():
         f"m/rnn/multi_rnn_cell/cell_{i}/basic_lstm_cell/{part}:0" for i in (0, 1) for part in ("kernel", "bias")),
         "m/softmax_w:0", "m/softmax_b:0"]
     jax.tree.map(np.testing.assert_array_equal, jaxlm.from_tensorflow(named), params)
-    with pytest.raises(jaxlm.JaxlmError, match="missing are .*softmax_b"):
+    with pytest.raises(jaxlm.JaxlmError, match=r"missing are .*softmax_b"):
         jaxlm.from_tensorflow({name: array for name, array in named.items() if "softmax_b" not in name})

@@ -13,7 +13,7 @@ from jaxlm.config import Hyper, ModelConfig
 from jaxlm.ops.dropout import dropout
 from jaxlm.ops.lstm import LSTMState, lstm, zero_state
 
-Params = dict[str, Any]
+Params = Any  # the tree described above: dicts and a list of arrays
 Carry = tuple[LSTMState, ...]
 
 

@@ -5,6 +5,7 @@
 Tokens and initial weights are functions of the case (see `tokens` and `weights`, which the test calls too).
 """
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def weights(case: dict) -> list[np.ndarray]:
     """Embedding, kernels, softmax kernel, softmax bias."""
     rng = np.random.default_rng(0)
     widths = [case["E"], *case["hidden"]]
-    shapes = [(case["V"], case["E"]), *((a + b, 4 * b) for a, b in zip(widths, widths[1:], strict=False)),
+    shapes = [(case["V"], case["E"]), *((a + b, 4 * b) for a, b in itertools.pairwise(widths)),
               (widths[-1], case["V"]), (case["V"],)]
     return [rng.uniform(-case["init"], case["init"], shape).astype(np.float32) for shape in shapes]
 

@@ -1,0 +1,215 @@
+"""The same training step in jaxlm, plain Flax, PyTorch and TensorFlow 1's graph mode, for `benchmark.py`.
+
+Each maker takes a Config and tokens [N // B, B] and returns `run(n)`: n windows of truncated backpropagation with
+the carry passed on, the cost summed over T and averaged over B, clipped by the global norm, plain SGD.
+Run as a script it is a worker: it answers a JSON line {"windows": n} on stdin with the seconds that they took.
+"""
+
+import itertools
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxlm.config import Config
+
+Run = Callable[[int], None]
+
+
+def jaxlm(config: Config, tokens: np.ndarray) -> Run:
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlm.step import train_windows
+    from jaxlm.train import new_state
+
+    hyper, on_device = jax.tree.map(jnp.float32, config.hyper), jnp.asarray(tokens)
+    state = new_state(config)
+
+    def run(windows: int) -> None:
+        nonlocal state
+        while windows:
+            count = min(windows, config.train.windows_per_call)
+            state, metrics = train_windows(state, hyper, on_device, jnp.int32(count),
+                                           bptt_length=config.train.bptt_length,
+                                           max_windows=config.train.windows_per_call)
+            metrics.cost.block_until_ready()
+            windows -= count
+
+    return run
+
+
+def flax(config: Config, tokens: np.ndarray) -> Run:
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flax import linen as nn
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x, carries):
+            x, new = nn.Embed(config.model.vocab_size, config.model.embedding_size)(x), []
+            for size, carry in zip(config.model.hidden_sizes, carries, strict=True):
+                rnn = nn.RNN(nn.OptimizedLSTMCell(size), time_major=True, return_carry=True)
+                carry, x = rnn(x, initial_carry=carry)
+                new.append(carry)
+            return nn.Dense(config.model.vocab_size)(x), new
+
+    B, model = config.train.batch_size, Model()
+    carries = [(jnp.zeros((B, h)), jnp.zeros((B, h))) for h in config.model.hidden_sizes]
+    params = model.init(jax.random.key(0), jnp.zeros((1, B), jnp.int32), carries)
+    optimiser = optax.chain(optax.clip_by_global_norm(config.hyper.clip_norm), optax.sgd(1.0))
+    opt_state = optimiser.init(params)
+
+    def step(params, opt_state, carries, window):
+        def cost(params):
+            logits, new = model.apply(params, window[:-1], carries)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, window[1:]).sum() / B, new
+
+        (value, carries), grads = jax.value_and_grad(cost, has_aux=True)(params)
+        updates, opt_state = optimiser.update(grads, opt_state)
+        return optax.apply_updates(params, updates), opt_state, carries, value
+
+    step = jax.jit(step, donate_argnums=(0, 1, 2))
+    windows = _windows(config, tokens)
+
+    def run(count: int) -> None:
+        nonlocal params, opt_state, carries
+        value = None
+        for _ in range(count):
+            params, opt_state, carries, value = step(params, opt_state, carries, next(windows))
+        jax.block_until_ready(value)
+
+    return run
+
+
+def pytorch(config: Config, tokens: np.ndarray) -> Run:
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    widths = (config.model.embedding_size, *config.model.hidden_sizes)
+    embedding = nn.Embedding(config.model.vocab_size, widths[0])
+    layers = nn.ModuleList(nn.LSTM(a, b) for a, b in itertools.pairwise(widths))
+    head = nn.Linear(widths[-1], config.model.vocab_size)
+    parameters = [*embedding.parameters(), *layers.parameters(), *head.parameters()]
+    for parameter in parameters:
+        nn.init.uniform_(parameter, -0.1, 0.1)
+    optimiser = torch.optim.SGD(parameters, 1.0)
+    carries, windows = [None] * len(layers), _windows(config, tokens)
+
+    def run(count: int) -> None:
+        nonlocal carries
+        for _ in range(count):
+            window = torch.from_numpy(next(windows)).long()
+            x, new = embedding(window[:-1]), []
+            for layer, carry in zip(layers, carries, strict=True):
+                x, carry = layer(x, carry)
+                new.append(tuple(part.detach() for part in carry))
+            cost = nn.functional.cross_entropy(head(x).flatten(0, 1), window[1:].flatten(), reduction="sum")
+            optimiser.zero_grad()
+            (cost / config.train.batch_size).backward()
+            nn.utils.clip_grad_norm_(parameters, config.hyper.clip_norm)
+            optimiser.step()
+            carries = new
+
+    return run
+
+
+def tensorflow(config: Config, tokens: np.ndarray) -> Run:
+    import tensorflow as tf
+
+    tf1 = tf.compat.v1
+    tf1.disable_eager_execution()
+    B, T, V = config.train.batch_size, config.train.bptt_length, config.model.vocab_size
+    widths = (config.model.embedding_size, *config.model.hidden_sizes)
+    init = tf1.random_uniform_initializer(-0.1, 0.1)
+    window = tf1.placeholder(tf.int32, [T + 1, B])
+    before = [(tf1.placeholder(tf.float32, [B, h]), tf1.placeholder(tf.float32, [B, h])) for h in widths[1:]]
+    embedding = tf1.get_variable("embedding", [V, widths[0]], initializer=init)
+    x, after = tf.unstack(tf.nn.embedding_lookup(embedding, window[:-1])), []
+    for i, (a, b) in enumerate(itertools.pairwise(widths)):
+        kernel = tf1.get_variable(f"kernel{i}", [a + b, 4 * b], initializer=init)
+        bias = tf1.get_variable(f"bias{i}", [4 * b], initializer=tf1.zeros_initializer())
+        (c, h), outputs = before[i], []
+        for t in range(T):  # TensorFlow 1's BasicLSTMCell, op by op
+            gates = tf.nn.bias_add(tf.matmul(tf.concat([x[t], h], 1), kernel), bias)
+            gate_i, j, f, o = tf.split(gates, 4, 1)
+            c = c * tf.sigmoid(f) + tf.sigmoid(gate_i) * tf.tanh(j)
+            h = tf.tanh(c) * tf.sigmoid(o)
+            outputs.append(h)
+        x = outputs
+        after.append((c, h))
+    logits = tf1.nn.xw_plus_b(tf.concat(x, 0), tf1.get_variable("softmax_w", [widths[-1], V], initializer=init),
+                              tf1.get_variable("softmax_b", [V], initializer=init))
+    nats = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.reshape(window[1:], [-1]), logits=logits)
+    variables = tf1.trainable_variables()
+    grads, _ = tf.clip_by_global_norm(tf.gradients(tf.reduce_sum(nats) / B, variables), config.hyper.clip_norm)
+    update = tf1.train.GradientDescentOptimizer(1.0).apply_gradients(zip(grads, variables, strict=True))
+    session = tf1.Session()
+    session.run(tf1.global_variables_initializer())
+    carries = [(np.zeros((B, h), np.float32),) * 2 for h in widths[1:]]
+    windows = _windows(config, tokens)
+
+    def run(count: int) -> None:
+        nonlocal carries
+        for _ in range(count):
+            feed = {window: next(windows)}
+            for holders, values in zip(before, carries, strict=True):
+                feed.update(zip(holders, values, strict=True))
+            carries, _ = session.run([after, update], feed)
+
+    return run
+
+
+def floor(config: Config, tokens: np.ndarray) -> Run:
+    """The arithmetic of a step's matrix products (3 for the softmax, 3 for each layer) as one large product."""
+    import jax
+    import jax.numpy as jnp
+
+    product = jax.jit(jnp.dot)
+    a, b = jnp.ones((round(flops(config) / (2 * 2048**2)), 2048)), jnp.ones((2048, 2048))
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            product(a, b).block_until_ready()
+
+    return run
+
+
+def flops(config: Config) -> int:
+    """Multiplications and additions in the matrix products of one training step."""
+    rows = config.train.batch_size * config.train.bptt_length
+    widths = (config.model.embedding_size, *config.model.hidden_sizes)
+    shapes = [(a + b, 4 * b) for a, b in itertools.pairwise(widths)]
+    return sum(6 * rows * m * n for m, n in [*shapes, (widths[-1], config.model.vocab_size)])
+
+
+def _windows(config: Config, tokens: np.ndarray):
+    T = config.train.bptt_length
+    while True:
+        for start in range(0, len(tokens) - T, T):
+            yield tokens[start:start + T + 1]
+
+
+MAKERS = {maker.__name__: maker for maker in (jaxlm, flax, pytorch, tensorflow, floor)}
+
+
+def main() -> None:
+    name, config = sys.argv[1], Config.from_json(sys.argv[2])
+    B, V = config.train.batch_size, config.model.vocab_size
+    skewed = np.random.default_rng(0).uniform(size=B * 2001)**4  # most tokens are frequent words, as in text
+    tokens = (skewed * V).astype(np.int32).reshape(-1, B)
+    run = MAKERS[name](config, tokens)
+    for line in sys.stdin:
+        started = time.perf_counter()
+        run(json.loads(line)["windows"])
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"seconds": time.perf_counter() - started, "peak_mib": peak}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Flax modules over `ops/`: the parameters are Flax's own, the work is done by the fast ops."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+
+from jaxlm.ops.lstm import LSTMState, lstm
+
+
+class LSTM(nn.Module):
+    """`nn.RNN(nn.OptimizedLSTMCell(features))`, faster: the same parameter tree, the same output, the same carry.
+
+    inputs [..., T, E] (or [T, ..., E] if time_major) -> outputs [..., T, H], after the carry (c, h), each
+    [..., H], if return_carry. Parameters load from one into the other both ways, as
+    `{"params": {"cell": {"ii": {"kernel"}, ..., "ho": {"kernel", "bias"}}}}`; a cell that a compact parent makes
+    for nn.RNN stands under the parent's name for it instead. Sequence lengths are not taken: mask the outputs.
+    """
+
+    features: int
+    time_major: bool = False
+    return_carry: bool = False
+    reverse: bool = False
+    keep_order: bool = False
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, *, initial_carry: tuple[jax.Array, jax.Array] | None = None) -> Any:
+        cell = nn.OptimizedLSTMCell(self.features, dtype=self.dtype, param_dtype=self.param_dtype, name="cell")
+        x = inputs if self.time_major else jnp.moveaxis(inputs, -2, 0)
+        carry = initial_carry
+        if carry is None:
+            carry = cell.initialize_carry(jax.random.key(0), x.shape[1:])
+        if self.is_initializing():
+            cell(carry, x[0])  # makes the parameters, as nn.RNN's first step does
+        gates = cell.variables["params"]
+        kernel = jnp.concatenate([jnp.concatenate([gates[side + gate]["kernel"] for gate in "igfo"], -1)
+                                  for side in "ih"])
+        bias = jnp.concatenate([gates["h" + gate]["bias"] for gate in "igfo"])
+        x, kernel, bias, c, h = promote_dtype(x, kernel, bias, *carry, dtype=self.dtype)
+
+        if self.reverse:
+            x = x[::-1]
+        batch = x.shape[1:-1]
+        state = LSTMState(c.reshape(-1, self.features), h.reshape(-1, self.features))
+        y, final = lstm(x.reshape(len(x), -1, x.shape[-1]), kernel, bias, state)
+        y = y.reshape(len(x), *batch, self.features)
+        if self.reverse and self.keep_order:
+            y = y[::-1]
+        y = y if self.time_major else jnp.moveaxis(y, 0, -2)
+        carry = (final.c.reshape(*batch, self.features), final.h.reshape(*batch, self.features))
+        return (carry, y) if self.return_carry else y

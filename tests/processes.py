@@ -1,0 +1,87 @@
+"""Trainings as real processes: one small run, its command, and how two runs are compared."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jaxlm
+from jaxlm import checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPILED = tempfile.TemporaryDirectory(prefix="jaxlm-compiled-")  # JAX's own cache, so that a restart is quick
+FLAGS = ("--corpus", "embedded-tiny", "--embedding-size", "8", "--hidden-sizes", "8,6", "--batch-size", "50",
+         "--bptt-length", "20", "--epochs", "3", "--keep-output", "0.8", "--checkpoint-every", "7",
+         "--windows-per-call", "4")
+CONFIG = jaxlm.preset("small").replace(corpus="embedded-tiny", embedding_size=8, hidden_sizes=(8, 6), batch_size=50,
+                                       bptt_length=20, epochs=3, keep_output=0.8, checkpoint_every=7,
+                                       windows_per_call=4)
+WINDOWS = 39  # in an epoch
+# (tensorboardX would load torch where it is installed: seconds for each process.)
+MAIN = "import sys; sys.modules['torch'] = None; from jaxlm.cli import main; sys.exit(main())"
+
+
+def start(*arguments: str | Path, code: str = MAIN, **options) -> subprocess.Popen:
+    """`jaxlm ARGUMENTS` as a process of its own with one thread of XLA; its output is read by `end`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+                   "JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], text=True, env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def start_training(run_dir: Path, *arguments: str | Path, **options) -> subprocess.Popen:
+    """Begins the run, or goes on with it where there is one."""
+    how = ("--resume",) if (run_dir / "config.json").exists() else FLAGS
+    return start("train", "--run-dir", run_dir, *how, *arguments, **options)
+
+
+def end(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str]:
+    """Waits for a process: (exit code, all that it said)."""
+    out, err = process.communicate(timeout=timeout)
+    assert "Traceback" not in err, err
+    return process.returncode, out + err
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL, and nothing of it is left."""
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen, timeout: float = 120) -> bool:
+    """Whether the condition came true before the process ended."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.001)
+    return True
+
+
+def windows(run_dir: Path) -> int:
+    """Lines of the metrics so far."""
+    path = run_dir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kept(run_dir: Path) -> dict[str, bytes]:
+    """Every byte that a finished run promises: its metrics and the checkpoints labelled last and best."""
+    files = {"metrics.jsonl": (run_dir / "metrics.jsonl").read_bytes()}
+    for which in ("last", "best"):
+        found = checkpoint.find(run_dir, which)
+        files |= {f"{which}/{path.relative_to(found)}": path.read_bytes()
+                  for path in sorted(found.rglob("*")) if path.is_file()}
+    return files
+
+
+def assert_same(run_dir: Path, reference: dict[str, bytes]) -> None:
+    """The finished run is byte for byte the reference."""
+    files = kept(run_dir)
+    assert files.keys() == reference.keys()
+    assert [name for name in files if files[name] != reference[name]] == []

@@ -1,0 +1,197 @@
+"""Trainings killed and stopped as real processes: what is on the disk is always whole, and nothing is trained twice
+otherwise."""
+
+import os
+import random
+import re
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from processes import MAIN, assert_same, end, kept, kill, start, start_training, wait_for, windows
+
+from jaxlm import checkpoint, rundir
+from jaxlm.errors import RunDirError
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> dict[str, bytes]:
+    """What the run comes to when nobody disturbs it."""
+    run_dir = tmp_path_factory.mktemp("reference") / "run"
+    code, said = end(start_training(run_dir))
+    assert code == 0, said
+    return kept(run_dir)
+
+
+def assert_whole(run_dir: Path) -> int:
+    """Every checkpoint that has a name verifies; how many there are."""
+    found = [path for path in (run_dir / "checkpoints").glob("*") if path.name[0] != "."]
+    for path in found:
+        checkpoint.read(path)
+    return len(found)
+
+
+def kill_at_a_random_moment(run_dir: Path, rng: random.Random) -> str:
+    """Starts or resumes the run and kills it; where it was caught. Where it was too late, "finished"."""
+    checkpoints = run_dir / "checkpoints"
+    how = rng.choice(("anywhere", "in training", "in a save", "in a removal"))
+    process = start_training(run_dir)
+    if how == "anywhere":
+        time.sleep(rng.uniform(0, 6))
+    else:
+        sight = {"in training": lambda at=windows(run_dir): windows(run_dir) not in (0, at),
+                 "in a save": lambda: any(checkpoints.glob(".*.partial")),
+                 "in a removal": lambda: any(checkpoints.glob(".*.removed"))}[how]
+        wait_for(sight, process)
+        time.sleep(rng.uniform(0, 0.2 if how == "in training" else 0.03))
+    kill(process)
+    return how if process.returncode == -signal.SIGKILL else "finished"
+
+
+def survive(tmp_path: Path, reference: dict[str, bytes], kills: int, seed: int) -> dict[str, int]:
+    """Kills a run so many times at random moments, a new one each time that one finishes; the end is the reference."""
+    rng, caught, run_dir, unfinished = random.Random(seed), {}, tmp_path / "0", 0
+    while sum(caught.values()) < kills:
+        where = kill_at_a_random_moment(run_dir, rng)
+        had = assert_whole(run_dir)
+        assert had or not any(path.name[0] != "." for path in run_dir.glob("checkpoints/*"))
+        if where == "finished":
+            assert_same(run_dir, reference)
+            run_dir = run_dir.with_name(str(int(run_dir.name) + 1))
+        else:
+            caught[where] = caught.get(where, 0) + 1
+            unfinished += any(run_dir.glob("checkpoints/.*"))
+    code, said = end(start_training(run_dir))
+    assert code == 0, said
+    assert_same(run_dir, reference)
+    assert not any(run_dir.glob("checkpoints/.*"))
+    return {**caught, "half-written or half-removed checkpoints left": unfinished}
+
+
+def test_a_few_kills_change_nothing(tmp_path, reference):
+    survive(tmp_path, reference, kills=3, seed=1)
+
+
+@pytest.mark.slow
+def test_many_kills_change_nothing(tmp_path, reference, capsys):
+    caught = survive(tmp_path, reference, kills=60, seed=2)
+    with capsys.disabled():
+        print(f"\nsurvived SIGKILL: {caught}")
+
+
+def test_killed_before_there_is_a_run_it_begins_again(tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    for name in ("vocab.json", "run.json", ".partial-config.json", ".lock"):
+        (run_dir / name).write_text("half")
+    rundir.check(run_dir, resume=False)
+    with pytest.raises(RunDirError, match="begin one without --resume"):
+        rundir.check(run_dir, resume=True)
+
+
+def test_signals_save_and_say_how_to_go_on(tmp_path, reference):
+    run_dir = tmp_path / "run"
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        had = windows(run_dir)
+        process = start_training(run_dir)
+        assert wait_for(lambda had=had: windows(run_dir) > had + 8, process)
+        process.send_signal(number)
+        code, said = end(process)
+        assert code == 128 + number, said
+        stopped = re.search(rf"stopped by {number.name} after window (\d+): saved; go on with --run-dir (.*) --resume",
+                            said)
+        assert stopped and stopped[2] == str(run_dir), said
+        assert checkpoint.find(run_dir).name == f"{int(stopped[1]):08d}"
+        assert windows(run_dir) <= int(stopped[1]) + 2  # its windows, and the results of epochs
+        assert assert_whole(run_dir)
+    code, said = end(start_training(run_dir))
+    assert code == 0, said
+    assert_same(run_dir, reference)
+
+
+SLOW_SAVE = """
+import sys, time
+from jaxlm import checkpoint
+fsync = checkpoint.fsync
+checkpoint.fsync = lambda path: (time.sleep(60 if "00000014.partial" in str(path) else 0), fsync(path))
+""" + MAIN
+
+
+def test_a_second_signal_leaves_at_once_in_the_middle_of_a_save(tmp_path, reference):
+    run_dir = tmp_path / "run"
+    process = start_training(run_dir, code=SLOW_SAVE)
+    assert wait_for((run_dir / "checkpoints/.00000014.partial/manifest.json").exists, process)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    code, said = end(process)
+    assert code == 128 + signal.SIGTERM and "stopped at once" in said
+    assert time.monotonic() - sent < 30
+    assert assert_whole(run_dir) == 1
+    code, said = end(start_training(run_dir))
+    assert code == 0, said
+    assert_same(run_dir, reference)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from jaxlm import rundir
+with rundir.lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(300)
+"""
+
+
+def test_a_second_process_is_refused_and_a_dead_one_is_taken_over(tmp_path):
+    run_dir = tmp_path / "run"
+    holder = start(run_dir, code=HOLD)
+    try:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        expected = re.escape(f"in use by process {holder.pid} on {socket.gethostname()}: wait for it, or choose another")
+        with pytest.raises(RunDirError, match=expected), rundir.lock(run_dir):
+            pass
+    finally:
+        kill(holder)
+    assert f"process {holder.pid}" in (run_dir / ".lock").read_text()
+    with rundir.lock(run_dir):
+        assert f"process {os.getpid()} on" in (run_dir / ".lock").read_text()
+    assert (run_dir / ".lock").read_text() == ""
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_lock_of_another_host_is_taken_over_only_if_nobody_touches_it(tmp_path, monkeypatch, lives, capfd):
+    """As on a file system that does not carry the kernel's locks from host to host."""
+    monkeypatch.setattr(rundir, "SILENCE", 1.0)
+    (tmp_path / ".lock").write_text("process 12 on elsewhere\n")
+    done = threading.Event()
+
+    def touch() -> None:
+        while lives and not done.wait(0.1):
+            os.utime(tmp_path / ".lock")
+
+    holder = threading.Thread(target=touch)
+    holder.start()
+    try:
+        if lives:
+            with pytest.raises(RunDirError, match="in use by process 12 on elsewhere"), rundir.lock(tmp_path):
+                pass
+        else:
+            with rundir.lock(tmp_path):
+                pass
+    finally:
+        done.set()
+        holder.join()
+    assert "was left by process 12 on elsewhere: waiting up to" in capfd.readouterr().err
+
+
+def test_a_holder_shows_that_it_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr(rundir, "BEAT", 0.05)
+    monkeypatch.setattr(rundir, "SILENCE", 20.0)
+    with rundir.lock(tmp_path):
+        assert rundir._touched(tmp_path / ".lock")

@@ -1,0 +1,219 @@
+"""Whole trainings in this process: one compile, exact resume, labels that are true, divergence."""
+
+import dataclasses
+import json
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from processes import CONFIG, WINDOWS, assert_same, kept
+
+import jaxlm
+from jaxlm import checkpoint
+from jaxlm import step as steps
+from jaxlm.data.batching import batch
+from jaxlm.data.corpora import load_corpus
+from jaxlm.errors import CheckpointError, Diverged, RunDirError
+from jaxlm.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return load_corpus("embedded-tiny")
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    """An uninterrupted run of three epochs, with dropout."""
+    return jaxlm.train(CONFIG, corpus, tmp_path_factory.mktemp("train") / "run", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def reference(finished):
+    return kept(finished.run_dir)
+
+
+@pytest.fixture
+def train(corpus, tmp_path):
+    """Trains, or goes on with, the run in tmp_path."""
+    def call(config=CONFIG, **options):
+        return jaxlm.train(config, options.pop("corpus", corpus), tmp_path / "run", quiet=True,
+                           resume=(tmp_path / "run").exists(), **options)
+
+    return call
+
+
+def test_a_run_is_traced_once_and_no_number_traces_it_again(corpus, monkeypatch):
+    traced = []
+    step = steps.train_step
+    monkeypatch.setattr(steps, "train_step", lambda *args: (traced.append(1), step(*args))[1])
+    jax.clear_caches()
+    config = CONFIG.replace(epochs=2)
+    jaxlm.train(config, corpus, quiet=True)
+    once = len(traced)
+    for item in dataclasses.fields(config.hyper):
+        number = {"decay": 0.9, "keep_embedding": 0.5, "keep_output": 0.5}.get(item.name, 0.25)
+        jaxlm.train(config.replace(**{item.name: number}, epochs=1), corpus, steps=5, quiet=True)
+    assert len(traced) == once == 1
+
+
+@pytest.mark.parametrize("stops", [[10], [WINDOWS], [WINDOWS - 1, WINDOWS + 1], [5, 50, 78]],
+                         ids=["within an epoch", "at its edge", "over its edge", "three times"])
+def test_a_resumed_run_ends_with_the_same_bytes(train, reference, tmp_path, stops):
+    for stop in stops:
+        train(steps=stop)
+    result = train()
+    assert_same(tmp_path / "run", reference)
+    assert result.stopped_by is None
+
+
+def test_other_calls_and_other_checkpoints_change_no_result(train, reference, tmp_path):
+    train(CONFIG.replace(epochs=1, windows_per_call=3, checkpoint_every=2))
+    train(CONFIG.replace(windows_per_call=16, checkpoint_every=0))
+    files = kept(tmp_path / "run")
+    changed = {name for name in files if files[name] != reference[name]}
+    assert changed == {f"{which}/{name}.json" for which in ("last", "best") for name in ("config", "manifest")}
+
+
+def test_the_labels_are_true(finished):
+    found = checkpoint.manifests(finished.run_dir)
+    valid = {row["step"]: row["valid_perplexity"] for row in read_metrics(finished.run_dir) if row["kind"] == "epoch"}
+    assert max(found) == 3 * WINDOWS == finished.state.step
+    assert checkpoint.best_step(found) == min(valid, key=valid.__getitem__)
+    assert {step: manifest.valid_perplexity for step, manifest in found.items() if step in valid} == {
+        step: valid[step] for step in found if step in valid}
+
+
+def test_evaluation_prints_what_training_printed(finished, corpus):
+    loaded = jaxlm.load(finished.run_dir)
+    assert loaded.evaluate("test", corpus=corpus).perplexity == finished.test_perplexity
+    assert loaded.evaluate("valid", corpus=corpus).perplexity == finished.epochs[-1].valid_perplexity
+    best = min(finished.epochs, key=lambda row: row.valid_perplexity)
+    evaluated = jaxlm.evaluate(finished.run_dir, "valid", which="best", corpus=corpus)
+    assert evaluated.perplexity == best.valid_perplexity
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, finished.params)
+
+
+def test_a_run_in_memory_is_the_same_run(finished, corpus):
+    result = jaxlm.train(CONFIG, corpus, quiet=True)
+    assert result.run_dir is None and result.test_perplexity == finished.test_perplexity
+    assert result.epochs == finished.epochs
+    jax.tree.map(np.testing.assert_array_equal, result.params, finished.params)
+
+
+def test_given_parameters_are_kept_from_the_start(train, corpus, finished, tmp_path):
+    train(params=finished.params, steps=0)
+    assert list(checkpoint.manifests(tmp_path / "run")) == [0]
+    resumed = train(steps=8)
+    straight = jaxlm.train(CONFIG, corpus, params=finished.params, steps=8, quiet=True)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, straight.params)
+
+
+def test_a_damaged_last_checkpoint_is_passed_over_and_the_end_is_the_same(train, reference, tmp_path, capsys, corpus):
+    train(steps=60)
+    chunk = checkpoint.find(tmp_path / "run") / "state/params.embedding/0.0"
+    damaged = bytearray(chunk.read_bytes())
+    damaged[1000] ^= 4
+    chunk.write_bytes(damaged)
+    (tmp_path / "run/metrics.jsonl").unlink()
+    (tmp_path / "run/config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"params.embedding/0.0 is damaged.*newest intact one is 56"):
+        jaxlm.load(tmp_path / "run")
+    jaxlm.train(CONFIG, corpus, tmp_path / "run", resume=True)
+    said = capsys.readouterr().out
+    assert f"{chunk} is damaged" in said and "going on from the newest intact checkpoint" in said
+    assert_same(tmp_path / "run", reference)
+
+
+def test_where_nothing_is_intact_it_says_so(train, tmp_path):
+    train(steps=3)
+    (checkpoint.find(tmp_path / "run") / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint of .* is intact: .*manifest.json is damaged"):
+        train()
+
+
+def test_another_config_or_corpus_is_refused_field_by_field(train, tmp_path, corpus):
+    train(steps=3)
+    before = kept(tmp_path / "run")
+    with pytest.raises(RunDirError, match=r"model.hidden_sizes: \(8, 6\) -> \(8, 7\); hyper.learning_rate: 1.0 -> 0.5"):
+        train(CONFIG.replace(hidden_sizes=(8, 7), learning_rate=0.5, epochs=9))
+    words = list(corpus.vocab.words)
+    words[3], words[4] = words[4], words[3]
+    other = dataclasses.replace(corpus, sha256="0" * 64, vocab=jaxlm.Vocab(tuple(words)))
+    with pytest.raises(RunDirError, match=rf"corpus sha256: {corpus.sha256} -> 000.*vocab_sha256: .*word 3 is \['"):
+        train(corpus=other)
+    assert kept(tmp_path / "run") == before
+
+
+def test_other_library_versions_are_noted(train, tmp_path, capsys, corpus):
+    train(steps=3)
+    path = checkpoint.find(tmp_path / "run")
+    manifest = dataclasses.replace(checkpoint.sealed.read(path), versions={"jaxlm": "0.0.1", "jax": "0.3"})
+    checkpoint.sealed.write(path, manifest)
+    assert jaxlm.load(tmp_path / "run").manifest.versions["jax"] == "0.3"
+    jaxlm.train(CONFIG, corpus, tmp_path / "run", resume=True, steps=5)
+    assert "written under other library versions (jaxlm: 0.0.1 -> " in capsys.readouterr().out
+
+
+def windows_with(corpus, word: int) -> list[int]:
+    """The windows of an epoch, from 0, that read a word."""
+    tokens = batch(corpus.train, CONFIG.train.batch_size)
+    return [k for k in range(WINDOWS) if (tokens[20 * k:20 * k + 20] == word).any()]
+
+
+def test_divergence_stops_before_the_update_and_the_last_checkpoint_stays_good(train, tmp_path, corpus, finished):
+    rare = len(corpus.vocab) - 1
+    bad = windows_with(corpus, rare)
+    params = {**finished.params, "embedding": jnp.asarray(finished.params["embedding"]).at[rare].set(jnp.inf)}
+    config = CONFIG.replace(checkpoint_every=1)
+    with pytest.raises(Diverged, match=rf"window {bad[0] + 1} \(epoch 1\) has cost nan and gradient norm nan at "
+                                       rf"learning rate 1: stopped before its update"):
+        train(config, params=params)
+    last = checkpoint.load(tmp_path / "run")
+    assert last.manifest.step == bad[0]
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == list(range(1, bad[0] + 1))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(last.state.carry))
+
+    skipping = train(config.replace(on_nonfinite="skip"), steps=WINDOWS)
+    rows = read_metrics(tmp_path / "run")
+    lost = [row["step"] for row in rows if row["kind"] == "window" and not math.isfinite(row["cost"])]
+    assert lost == [window + 1 for window in bad]
+    assert skipping.skipped_windows == len(lost) == rows[WINDOWS]["skipped_windows"]
+    assert math.isfinite(skipping.epochs[0].train_perplexity)
+    at = np.asarray(skipping.params["embedding"])
+    assert np.isinf(at[rare]).all() and np.isfinite(np.delete(at, rare, 0)).all()
+
+
+def test_a_skipped_window_leaves_parameters_and_carry_as_before(corpus, finished):
+    hyper = jax.tree.map(jnp.float32, CONFIG.hyper)
+    state = steps.init_state(jax.random.key(0), finished.config.model, hyper, 50)
+    tokens = jnp.asarray(batch(corpus.train, 50))
+    state, _ = steps.train_windows(state, hyper, tokens, jnp.int32(2), bptt_length=20, max_windows=4)
+    before = jax.device_get((state.params, state.carry))
+    nowhere = dataclasses.replace(hyper, forget_bias=jnp.float32(jnp.nan))
+    state, metrics = steps.train_windows(state, nowhere, tokens, jnp.int32(3), jnp.bool_(True), bptt_length=20,
+                                         max_windows=4)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get((state.params, state.carry)))
+    assert state.step == 5 and np.isnan(metrics.cost[:3]).all()
+
+
+def test_the_run_directory_says_what_it_is(finished, corpus):
+    record = json.loads((finished.run_dir / "run.json").read_text())
+    assert record["corpus"]["sha256"] == corpus.sha256
+    assert {"command", "versions", "platform", "xla_flags"} <= record["sessions"][0].keys()
+
+
+def test_old_checkpoints_go_by_the_policy(train, tmp_path):
+    train(CONFIG.replace(keep_last=1, keep_every=2, checkpoint_every=10, epochs=4))
+    found = checkpoint.manifests(tmp_path / "run")
+    assert set(found) == {2 * WINDOWS, 4 * WINDOWS, checkpoint.best_step(found)}
+    assert not list((tmp_path / "run/checkpoints").glob(".*"))
+
+
+def test_a_copied_run_loads_anywhere(finished, tmp_path):
+    shutil.copytree(finished.run_dir, tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "elsewhere/tensorboard")
+    assert jaxlm.load(tmp_path / "elsewhere").manifest.step == 3 * WINDOWS
