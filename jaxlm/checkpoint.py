@@ -14,7 +14,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,7 @@ def save(run_dir: Path, state: TrainState, config: Config, vocab: Vocab, manifes
 def _write(partial: Path, metrics: Path, state: TrainState, config: Config, vocab: Vocab, manifest: Manifest) -> None:
     # Orbax's handler without its Checkpointer: the rename is ours, and equal states give equal bytes, no clock.
     arrays = {name: np.asarray(leaf) for name, leaf in _named_leaves(jax.device_get(_without_keys(state)))}
+    _reserve(partial / "reserved", [array.nbytes for array in arrays.values()])
     _orbax().save(epath.Path(partial.resolve()) / sealed.ARRAYS, args=ocp.args.PyTreeSave(arrays))
     (partial / "config.json").write_text(config.to_json(), encoding="utf-8")
     (partial / "vocab.json").write_text(vocab.to_json(), encoding="utf-8")
@@ -81,6 +82,16 @@ def _write(partial: Path, metrics: Path, state: TrainState, config: Config, voca
     sealed.write(partial, manifest)
     with ThreadPoolExecutor(16) as together:  # the disk's journal serves them at once: six times as fast
         list(together.map(fsync, (*partial.rglob("*"), partial)))
+
+
+def _reserve(folder: Path, sizes: Iterable[int]) -> None:
+    """Raises OSError where the disk has no room for the arrays: orbax would say it with its threads' tracebacks."""
+    folder.mkdir()
+    for place, size in enumerate(sizes):
+        with open(folder / str(place), "wb") as file:
+            if hasattr(os, "posix_fallocate"):  # macOS has none
+                os.posix_fallocate(file.fileno(), 0, size + 8192)
+    shutil.rmtree(folder)
 
 
 def _prune(run_dir: Path, step: int, policy: TrainConfig) -> None:

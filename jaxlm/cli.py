@@ -84,6 +84,11 @@ def train_command(recipe: str, description: str, arguments: Sequence[str] | None
 
 def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     args = parser.parse_args(arguments)
+    from jaxlm.data.cache import compilation_cache
+
+    # Read when JAX is first imported; whatever the user has set stands.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilation_cache()))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     try:
         return args.action(args) or 0
     except Diverged as error:

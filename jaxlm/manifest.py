@@ -45,7 +45,8 @@ def library_versions() -> dict[str, str]:
 
 def write(folder: Path, manifest: Manifest) -> None:
     """Seals the files of a folder into its manifest."""
-    files = {path.relative_to(folder).as_posix(): _sha256(path) for path in folder.rglob("*") if path.is_file()}
+    files = {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(folder.rglob("*"))
+             if path.is_file() and path != folder / NAME}
     (folder / NAME).write_text(_seal(asdict(replace(manifest, files=files))), encoding="utf-8")
 
 

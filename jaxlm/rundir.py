@@ -17,8 +17,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 
@@ -57,7 +58,7 @@ def lock(run_dir: Path) -> Iterator[Callable[[], None]]:
 
     with _readable_errors(f"{run_dir} cannot be used"):
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed below)
+        file = open(path, "ab+", buffering=0)  # noqa: SIM115 (closed below)
     with file:
         with _readable_errors(f"{run_dir} cannot be locked"):
             _take(file, path)
@@ -73,14 +74,14 @@ def lock(run_dir: Path) -> Iterator[Callable[[], None]]:
             file.truncate(0)  # let go of, and not left by a dead process
 
 
-def _take(file: TextIO, path: Path) -> None:
+def _take(file: FileIO, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         free = True
     except BlockingIOError:
         free = False
     file.seek(0)
-    holder = file.read(200).strip()
+    holder = file.read(200).decode(errors="replace").strip()
     host = socket.gethostname()
     if free and holder and not holder.endswith(f" on {host}"):
         print(f"{path.parent} was left by {holder}: waiting up to {SILENCE:g} s to see whether that is dead",
@@ -90,8 +91,7 @@ def _take(file: TextIO, path: Path) -> None:
         raise RunDirError(f"{path.parent} is in use by {holder or 'another process'}: wait for it, or choose another "
                           f"--run-dir")
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {host}\n")
-    file.flush()
+    file.write(f"process {os.getpid()} on {host}\n".encode())
 
 
 def _beat(descriptor: int, done: threading.Event) -> None:

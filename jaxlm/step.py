@@ -50,11 +50,10 @@ def init_state(key: jax.Array, config: ModelConfig, hyper: Hyper, batch_size: in
                params: model.Params | None = None) -> TrainState:
     """The state before the first step, with fresh parameters or a copy of those given."""
     params_key, dropout_key = jax.random.split(key)
-    fresh = model.init_params(params_key, config, hyper) if params is None else params
-    params = jax.tree.map(jnp.array, fresh)  # copies: the loop donates its state, and the caller keeps what is his
-    opt_state = optimizer(hyper, 0.0).init(params)
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state,
-                      carry=model.zero_carry(params, batch_size), key=dropout_key if config.dropout else None)
+    start = model.init_params(params_key, config, hyper) if params is None else params
+    start = jax.tree.map(jnp.array, start)  # copies: the loop donates its state, and the caller keeps what is his
+    return TrainState(step=jnp.zeros((), jnp.int32), params=start, opt_state=optimizer(hyper, 0.0).init(start),
+                      carry=model.zero_carry(start, batch_size), key=dropout_key if config.dropout else None)
 
 
 def train_step(state: TrainState, hyper: Hyper, window: Window) -> tuple[TrainState, Metrics]:

@@ -26,6 +26,9 @@ from jaxlm.plots import learning_curve
 from jaxlm.step import TrainState, init_state, train_windows
 
 
+_init_state = jax.jit(init_state, static_argnums=(1, 3))
+
+
 @dataclass(frozen=True)
 class EpochResult:
     """One epoch, counted from 1: the rate that it was trained with, and its perplexities."""
@@ -125,16 +128,15 @@ def load(config: Config, corpus: str | Path | Corpus | None = None, data_dir: st
 def new_state(config: Config, params: Params | None = None) -> TrainState:
     """The state before the first step. Raises JaxlmError where given parameters do not have the config's shapes."""
 
-    def fresh(params: Params | None = None) -> TrainState:
-        return init_state(jax.random.key(config.train.seed), config.model, config.hyper, config.train.batch_size,
-                          params)
-
+    numbers = (jax.random.key(config.train.seed), config.model, config.hyper, config.train.batch_size)
     if params is not None:
-        expected, given = checkpoint.shapes(jax.eval_shape(fresh).params), checkpoint.shapes(params)
+        expected = checkpoint.shapes(jax.eval_shape(lambda: init_state(*numbers)).params)
+        given = checkpoint.shapes(params)
         if wrong := [f"{name}: expected {expected.get(name)}, got {given.get(name)}"
                      for name in sorted({*expected, *given}) if expected.get(name) != given.get(name)]:
             raise JaxlmError("params do not have the config's shapes: " + "; ".join(wrong))
-    return fresh(params) if params is not None else jax.jit(fresh)()
+        return init_state(*numbers, params)
+    return _init_state(*numbers)
 
 
 def _train(run: _Run, state: TrainState, steps: int | None, stop: signals.Stop) -> tuple[TrainState, int | None]:

@@ -123,7 +123,8 @@ def test_a_run_is_not_resumed_as_another(capsys, run, arguments, message):
 
 def test_a_run_is_not_resumed_on_another_corpus(capsys, run, tmp_path):
     (tmp_path / "other.txt").write_text(WORDS)
-    refused(capsys, ["train", "--run-dir", str(run), "--resume", "--corpus", str(tmp_path / "other.txt")], "trained")
+    refused(capsys, ["train", "--run-dir", str(run), "--resume", "--corpus", str(tmp_path / "other.txt")],
+            "another config or corpus")
 
 
 def test_there_must_be_something_to_resume(capsys, tmp_path, monkeypatch):

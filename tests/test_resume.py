@@ -38,11 +38,12 @@ def kill_at_a_random_moment(run_dir: Path, rng: random.Random) -> str:
     """Starts or resumes the run and kills it; where it was caught. Where it was too late, "finished"."""
     checkpoints = run_dir / "checkpoints"
     how = rng.choice(("anywhere", "in training", "in a save", "in a removal"))
+    begun_with = windows(run_dir)
     process = start_training(run_dir)
     if how == "anywhere":
         time.sleep(rng.uniform(0, 6))
     else:
-        sight = {"in training": lambda at=windows(run_dir): windows(run_dir) not in (0, at),
+        sight = {"in training": lambda: windows(run_dir) not in (0, begun_with),
                  "in a save": lambda: any(checkpoints.glob(".*.partial")),
                  "in a removal": lambda: any(checkpoints.glob(".*.removed"))}[how]
         wait_for(sight, process)
@@ -153,7 +154,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_taken_over(tmp_path):
     holder = start(run_dir, code=HOLD)
     try:
         assert holder.stdout and holder.stdout.readline() == "held\n"
-        expected = re.escape(f"in use by process {holder.pid} on {socket.gethostname()}: wait for it, or choose another")
+        expected = re.escape(f"in use by process {holder.pid} on {socket.gethostname()}: wait for it, or choose")
         with pytest.raises(RunDirError, match=expected), rundir.lock(run_dir):
             pass
     finally:

@@ -18,6 +18,7 @@ from jaxlm.data.batching import batch
 from jaxlm.data.corpora import load_corpus
 from jaxlm.errors import CheckpointError, Diverged, RunDirError
 from jaxlm.metrics import read_metrics
+from jaxlm.train import new_state
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +55,8 @@ def test_a_run_is_traced_once_and_no_number_traces_it_again(corpus, monkeypatch)
     config = CONFIG.replace(epochs=2)
     jaxlm.train(config, corpus, quiet=True)
     once = len(traced)
-    for item in dataclasses.fields(config.hyper):
-        number = {"decay": 0.9, "keep_embedding": 0.5, "keep_output": 0.5}.get(item.name, 0.25)
-        jaxlm.train(config.replace(**{item.name: number}, epochs=1), corpus, steps=5, quiet=True)
+    numbers = {item.name: 0.9 * getattr(config.hyper, item.name) or 0.5 for item in dataclasses.fields(config.hyper)}
+    jaxlm.train(config.replace(**numbers, epochs=1, on_nonfinite="skip"), corpus, steps=5, quiet=True)
     assert len(traced) == once == 1
 
 
@@ -72,7 +72,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(train, reference, tmp_path, stop
 
 def test_other_calls_and_other_checkpoints_change_no_result(train, reference, tmp_path):
     train(CONFIG.replace(epochs=1, windows_per_call=3, checkpoint_every=2))
-    train(CONFIG.replace(windows_per_call=16, checkpoint_every=0))
+    train(CONFIG.replace(checkpoint_every=0))
     files = kept(tmp_path / "run")
     changed = {name for name in files if files[name] != reference[name]}
     assert changed == {f"{which}/{name}.json" for which in ("last", "best") for name in ("config", "manifest")}
@@ -131,12 +131,12 @@ def test_a_damaged_last_checkpoint_is_passed_over_and_the_end_is_the_same(train,
 def test_where_nothing_is_intact_it_says_so(train, tmp_path):
     train(steps=3)
     (checkpoint.find(tmp_path / "run") / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match="no checkpoint of .* is intact: .*manifest.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is intact: .*manifest.json is damaged"):
         train()
 
 
 def test_another_config_or_corpus_is_refused_field_by_field(train, tmp_path, corpus):
-    train(steps=3)
+    train(steps=WINDOWS)
     before = kept(tmp_path / "run")
     with pytest.raises(RunDirError, match=r"model.hidden_sizes: \(8, 6\) -> \(8, 7\); hyper.learning_rate: 1.0 -> 0.5"):
         train(CONFIG.replace(hidden_sizes=(8, 7), learning_rate=0.5, epochs=9))
@@ -155,7 +155,7 @@ def test_other_library_versions_are_noted(train, tmp_path, capsys, corpus):
     checkpoint.sealed.write(path, manifest)
     assert jaxlm.load(tmp_path / "run").manifest.versions["jax"] == "0.3"
     jaxlm.train(CONFIG, corpus, tmp_path / "run", resume=True, steps=5)
-    assert "written under other library versions (jaxlm: 0.0.1 -> " in capsys.readouterr().out
+    assert "written under other library versions (jax: 0.3 -> " in capsys.readouterr().out
 
 
 def windows_with(corpus, word: int) -> list[int]:
@@ -189,9 +189,9 @@ def test_divergence_stops_before_the_update_and_the_last_checkpoint_stays_good(t
 
 def test_a_skipped_window_leaves_parameters_and_carry_as_before(corpus, finished):
     hyper = jax.tree.map(jnp.float32, CONFIG.hyper)
-    state = steps.init_state(jax.random.key(0), finished.config.model, hyper, 50)
+    state = new_state(finished.config)
     tokens = jnp.asarray(batch(corpus.train, 50))
-    state, _ = steps.train_windows(state, hyper, tokens, jnp.int32(2), bptt_length=20, max_windows=4)
+    state, _ = steps.train_windows(state, hyper, tokens, jnp.int32(2), jnp.bool_(True), bptt_length=20, max_windows=4)
     before = jax.device_get((state.params, state.carry))
     nowhere = dataclasses.replace(hyper, forget_bias=jnp.float32(jnp.nan))
     state, metrics = steps.train_windows(state, nowhere, tokens, jnp.int32(3), jnp.bool_(True), bptt_length=20,

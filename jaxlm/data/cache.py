@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,14 @@ def cache_dir() -> Path:
     import platformdirs
 
     return Path(os.environ.get("JAXLM_CACHE") or platformdirs.user_cache_dir("jaxlm"))
+
+
+def compilation_cache() -> Path:
+    """Where XLA's compiled programs are kept for this kind of processor: one's code may not run on another."""
+    model = [platform.machine(), platform.processor()]
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        model += sorted({line for line in file if line.startswith(("model name", "flags", "Features"))})
+    return cache_dir() / "xla" / hashlib.sha256("\n".join(model).encode()).hexdigest()[:16]
 
 
 def cached(name: str, key: str, build: Callable[[], "Corpus"]) -> "Corpus":

