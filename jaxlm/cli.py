@@ -1,7 +1,8 @@
 """The command line: arguments and exit codes only.
 
 Exit codes: 0 done; 1 a mistake that the message explains; 2 arguments that do not parse; 3 the training diverged;
-128 + N stopped by signal N (130 Ctrl-C, 143 SIGTERM), saved and ready for --resume.
+128 + N stopped by signal N (130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1), saved and ready for --resume; the same signal
+again ends it at once.
 """
 
 import argparse
@@ -69,6 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plot = verb_of_a_run("plot", _plot, "draw the learning curve and a map of the embedding")
     plot.add_argument("--words", type=int, default=400, help="how many of the most frequent words the map shows (400)")
     plot.add_argument("--method", default="tsne", choices=("tsne", "pca"), help="how the map is drawn (tsne)")
+
+    reproduce = verb("reproduce", _reproduce, "train a run again, and compare every byte with it")
+    reproduce.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+    reproduce.add_argument("--run-dir", type=Path, metavar="NEW", help="where the new run is kept (RUN-again)")
+    reproduce.add_argument("--data-dir", type=Path, metavar="DIR", help="where Penn Treebank's files lie")
 
     verb_of_a_run("info", _info, "what a run holds: its config, corpus, results and checkpoints")
     return _run(parser, arguments)
@@ -221,6 +227,20 @@ def _plot(args: argparse.Namespace) -> None:
     print(learning_curve(args.run))
     print(embedding_map(lm.params["embedding"], lm.vocab.words, args.run / "embedding.png", count=args.words,
                         method=args.method))
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from jaxlm.reproduce import reproduce
+
+    found = reproduce(args.run, args.run_dir, data_dir=args.data_dir)
+    for line in found.surroundings:
+        print(f"not as it was then: {line}")
+    if found.stopped_by is not None:
+        return SIGNALLED + found.stopped_by
+    for line in found.results:
+        print(f"differs: {line}")
+    print(f"{args.run} and {found.run_dir} are {'NOT ' if found.results else ''}the same, byte for byte")
+    return FAILED if found.results else 0
 
 
 def _info(args: argparse.Namespace) -> None:

@@ -120,17 +120,29 @@ def _check_plain(folder: Path, name: str) -> None:
 
 def _plain(state: Path, leaves: Mapping[str, Any]) -> bool:
     """Whether orbax's own files ask for one chunk of raw bytes for each leaf, and for nothing else."""
-    tree = json.loads((state / "_METADATA").read_bytes())
+    tree = _json(state / "_METADATA")
     entries = [(entry["key_metadata"], entry["value_metadata"]["value_type"])
                for entry in tree["tree_metadata"].values()]
     plain = not tree["use_ocdbt"] and not tree["use_zarr3"] and len(entries) == len(leaves)
     plain &= all(len(keys) == 1 and keys[0]["key"] in leaves and kind == "np.ndarray" for keys, kind in entries)
     for name, leaf in leaves.items():
-        array = json.loads((state / name / ".zarray").read_bytes())
+        array, shape = _json(state / name / ".zarray"), list(leaf.shape)
         dtype = leaf.dtype.name if leaf.dtype.kind == "V" else leaf.dtype.str  # bfloat16 goes by its name
-        plain &= array["shape"] == array["chunks"] == list(leaf.shape) and array["dtype"] == dtype
-        plain &= array["order"] == "C" and array["compressor"] is None and array["filters"] is None
+        plain &= array.pop("dimension_separator", ".") == "." and array.pop("fill_value", None) in (None, 0)
+        plain &= array == {"zarr_format": 2, "shape": shape, "chunks": shape, "dtype": dtype, "order": "C",
+                           "compressor": None, "filters": None}
     return plain
+
+
+def _json(path: Path) -> Any:
+    """JSON in which no name comes twice: of two, another reader might believe the other."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError
+        return dict(pairs)
+
+    return json.loads(path.read_bytes(), object_pairs_hook=once)
 
 
 def _well_formed(manifest: Manifest) -> bool:

@@ -25,7 +25,6 @@ from jaxlm.models.lstm import Params
 from jaxlm.plots import learning_curve
 from jaxlm.step import TrainState, init_state, train_windows
 
-
 _init_state = jax.jit(init_state, static_argnums=(1, 3))
 
 

@@ -178,6 +178,8 @@ FORGERIES = {
     "a terabyte's shape": (lambda p: rewrite(p / "state/params.embedding/.zarray", shape=[2**20, 2**18]), "plain"),
     "a terabyte's chunk": (lambda p: rewrite(p / "state/step/.zarray", chunks=[2**40]), "plain"),
     "a terabyte's type": (lambda p: rewrite(p / "state/step/.zarray", dtype="|S1000000000000"), "plain"),
+    "two shapes": (lambda p: (p / "state/step/.zarray").write_text(
+        (p / "state/step/.zarray").read_text().replace("{", '{"shape":[1099511627776],', 1)), "plain"),
     "deep JSON": (lambda p: (p / "state/step/.zarray").write_text("[" * 100_000), "plain"),
     "another format": (lambda p: rewrite(p / "state/_METADATA", use_ocdbt=True), "plain"),
     "zarr 3": (lambda p: rewrite(p / "state/_METADATA", use_zarr3=True), "plain"),

@@ -196,9 +196,13 @@ def feed(target: str, run_dir: Path, inputs: int) -> None:
     (run_dir / "unpacked").mkdir(exist_ok=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
+    fed = 0
+
     @settings(max_examples=inputs, database=None, derandomize=True, suppress_health_check=[*HealthCheck])  # pyright: ignore
     @given(mutation(original if isinstance(original, bytes) else original.encode()))
     def one(data: bytes) -> None:
+        nonlocal fed
+        fed += 1
         start = time.monotonic()
         try:
             read(run_dir, data)
@@ -209,6 +213,7 @@ def feed(target: str, run_dir: Path, inputs: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         one()
+    assert fed >= inputs
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < BYTES
 
 
@@ -232,6 +237,7 @@ def test_a_bomb_of_an_archive_is_not_unpacked(tmp_path, monkeypatch, kind, megab
     header.type, header.size = kind, 1 << 40
     packed = in_file(tmp_path / "bomb", gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(megabytes << 20), 1))
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    assert download._explained(lambda: download._extract(packed, tmp_path)) == "the archive has more than 33,554,432 bytes"
+    reason = download._explained(lambda: download._extract(packed, tmp_path))
+    assert reason in ("the archive has more than 33,554,432 bytes", "empty header")
     assert time.monotonic() - start < SECONDS
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < BYTES / 4

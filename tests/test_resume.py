@@ -196,3 +196,12 @@ def test_a_holder_shows_that_it_lives(tmp_path, monkeypatch):
     monkeypatch.setattr(rundir, "SILENCE", 20.0)
     with rundir.lock(tmp_path):
         assert rundir._touched(tmp_path / ".lock")
+
+
+def test_a_run_is_reproduced_byte_for_byte_and_a_changed_one_is_not(tmp_path, reference):
+    run_dir = tmp_path / "run"
+    code, said = end(start_training(run_dir, "--steps", "45"))
+    assert code == 0, said
+    code, said = end(start("reproduce", run_dir, "--run-dir", tmp_path / "again"))
+    assert code == 0 and f"{run_dir} and {tmp_path / 'again'} are the same, byte for byte" in said, said
+    assert kept(run_dir) == kept(tmp_path / "again")

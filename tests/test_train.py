@@ -4,12 +4,15 @@ import dataclasses
 import json
 import math
 import shutil
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
-from processes import CONFIG, WINDOWS, assert_same, kept
+from processes import WINDOWS, assert_same, kept
 
 import jaxlm
 from jaxlm import checkpoint
@@ -19,6 +22,16 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.errors import CheckpointError, Diverged, RunDirError
 from jaxlm.metrics import read_metrics
 from jaxlm.train import new_state
+
+CONFIG = processes.CONFIG.replace(checkpoint_every=20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    """The learning curve's own tests draw it; here it would cost a second a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["jaxlm.train"], "learning_curve", lambda run_dir: Path(run_dir) / "curve.png")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +64,7 @@ def test_a_run_is_traced_once_and_no_number_traces_it_again(corpus, monkeypatch)
     traced = []
     step = steps.train_step
     monkeypatch.setattr(steps, "train_step", lambda *args: (traced.append(1), step(*args))[1])
-    jax.clear_caches()
-    config = CONFIG.replace(epochs=2)
+    config = CONFIG.replace(epochs=2, windows_per_call=5)  # as no other test here
     jaxlm.train(config, corpus, quiet=True)
     once = len(traced)
     numbers = {item.name: 0.9 * getattr(config.hyper, item.name) or 0.5 for item in dataclasses.fields(config.hyper)}
@@ -120,7 +132,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_and_the_end_is_the_same(train,
     chunk.write_bytes(damaged)
     (tmp_path / "run/metrics.jsonl").unlink()
     (tmp_path / "run/config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"params.embedding/0.0 is damaged.*newest intact one is 56"):
+    with pytest.raises(CheckpointError, match=r"params.embedding/0.0 is damaged.*newest intact one is 40"):
         jaxlm.load(tmp_path / "run")
     jaxlm.train(CONFIG, corpus, tmp_path / "run", resume=True)
     said = capsys.readouterr().out
@@ -217,3 +229,30 @@ def test_a_copied_run_loads_anywhere(finished, tmp_path):
     shutil.copytree(finished.run_dir, tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "elsewhere/tensorboard")
     assert jaxlm.load(tmp_path / "elsewhere").manifest.step == 3 * WINDOWS
+
+
+def test_reproduce_names_what_differs(train, tmp_path):
+    from jaxlm.reproduce import reproduce
+
+    train(steps=9)
+    run = tmp_path / "run"
+    record = json.loads((run / "run.json").read_text())
+    record["sessions"][0]["versions"]["jax"] = "0.3"
+    (run / "run.json").write_text(json.dumps(record))
+    same = reproduce(run, quiet=True)
+    assert same.results == [] and same.run_dir == tmp_path / "run-again"
+    assert [line for line in same.surroundings if line.startswith("jax: 0.3 -> ")]
+
+    path = checkpoint.find(run)
+    rows = (path / "metrics.jsonl").read_text().splitlines()
+    (path / "metrics.jsonl").write_text("\n".join([*rows[:6], rows[6].replace('"cost":1', '"cost":2'), *rows[7:], ""]))
+    checkpoint.sealed.write(path, checkpoint.sealed.read(path))
+    other = reproduce(run, tmp_path / "other", quiet=True)
+    assert [line[:40] for line in other.results] == ["metrics.jsonl differs first in line 7: {",
+                                                    "metrics.jsonl of the last checkpoint dif"]
+    with pytest.raises(RunDirError, match="is not empty"):
+        reproduce(run, tmp_path / "other", quiet=True)
+    record["params"] = "given"
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(jaxlm.JaxlmError, match="did not begin from its seed alone"):
+        reproduce(run, tmp_path / "third", quiet=True)

@@ -1,0 +1,68 @@
+"""Train a run again from what its directory says, and compare every byte that it promises."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxlm import checkpoint, rundir
+from jaxlm.errors import JaxlmError
+from jaxlm.metrics import read_metrics
+from jaxlm.train import load, train
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What differs: nothing, where the same seed, machine, versions and one thread gave the same bytes."""
+
+    run_dir: Path  # of the new run
+    results: list[str]  # a sentence for each file, array and result that differs
+    surroundings: list[str]  # versions, platform and flags that differ
+    stopped_by: int | None = None  # the signal that ended it before there was anything to compare
+
+
+def reproduce(run_dir: str | Path, again: str | Path | None = None, *, data_dir: str | Path | None = None,
+              quiet: bool = False) -> Reproduction:
+    """Trains the run of a directory anew, up to its last checkpoint, into `again` (default: RUN-again).
+
+    Flags of XLA are compared and not set: they are a stranger's words. Raises JaxlmError where the run cannot be
+    trained again: its parameters were given, its corpus is another now, or its last checkpoint is damaged.
+    """
+    run_dir = Path(run_dir)
+    again = Path(again or f"{run_dir}-again")
+    record, old = rundir.saved_record(run_dir), checkpoint.load(run_dir)
+    if record.get("params") != "drawn from the seed":
+        raise JaxlmError(f"{run_dir} did not begin from its seed alone: parameters were given, and only their owner "
+                         f"can train it again")
+    config, corpus = load(old.config, data_dir=data_dir)
+    if changed := rundir.different(old.manifest.corpus, rundir.named(corpus)):
+        raise JaxlmError(f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): "
+                         f"name its folder with --data-dir")
+    result = train(config, corpus, again, steps=old.manifest.step, quiet=quiet)
+    surroundings = list(dict.fromkeys(line for session in record["sessions"]
+                                      for line in rundir.different(_flat(session), _flat(rundir.session()))))
+    if result.stopped_by is not None:
+        return Reproduction(again, [], surroundings, result.stopped_by)
+    return Reproduction(again, _differences(run_dir, old, again), surroundings)
+
+
+def _differences(run_dir: Path, old: checkpoint.Checkpoint, again: Path) -> list[str]:
+    new = checkpoint.load(again)
+    found = []
+    for name in sorted({*old.manifest.files, *new.manifest.files} - {"config.json"}):
+        if old.manifest.files.get(name) != new.manifest.files.get(name):
+            found.append(f"{name} of the last checkpoint differs")
+    rows = [(one.path / "metrics.jsonl").read_text().splitlines() for one in (old, new)]
+    for number, (was, now) in enumerate(zip(*rows, strict=False), 1):
+        if was != now:
+            found.insert(0, f"metrics.jsonl differs first in line {number}: {was} -> {now}")
+            break
+    tests = [[row for row in read_metrics(folder) if row["kind"] == "test"] for folder in (run_dir, again)]
+    if tests[0] and tests[0] != tests[1]:
+        found.append(f"the test's results differ: {tests[0]} -> {tests[1]}")
+    return found
+
+
+def _flat(session: dict) -> dict[str, str]:
+    """A session's versions, platform and flags under one name each; its command aside."""
+    tables = {name: session.get(name) for name in ("versions", "platform")}
+    flat = {key: str(value) for table in tables.values() if isinstance(table, dict) for key, value in table.items()}
+    return {**flat, "xla_flags": str(session.get("xla_flags"))}
