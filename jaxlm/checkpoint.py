@@ -23,8 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
 
 from jaxlm import manifest as sealed
 from jaxlm.config import Config, TrainConfig
@@ -32,6 +30,8 @@ from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.manifest import Manifest
 from jaxlm.step import TrainState, init_state
+
+RAW = {"use_ocdbt": False, "use_compression": False}  # orbax's plainest form: a file of raw bytes for each array
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def _write(partial: Path, metrics: Path, state: TrainState, config: Config, voca
     # Orbax's handler without its Checkpointer: the rename is ours, and equal states give equal bytes, no clock.
     arrays = {name: np.asarray(leaf) for name, leaf in _named_leaves(jax.device_get(_without_keys(state)))}
     _reserve(partial / "reserved", [array.nbytes for array in arrays.values()])
-    _orbax().save(epath.Path(partial.resolve()) / sealed.ARRAYS, args=ocp.args.PyTreeSave(arrays))
+    ocp, folder = _orbax(partial)
+    ocp.PyTreeCheckpointHandler(**RAW).save(folder, args=ocp.args.PyTreeSave(arrays))
     (partial / "config.json").write_text(config.to_json(), encoding="utf-8")
     (partial / "vocab.json").write_text(vocab.to_json(), encoding="utf-8")
     shutil.copyfile(metrics, partial / "metrics.jsonl")
@@ -187,9 +188,9 @@ def read(path: Path) -> Checkpoint:
         if len(vocab) != config.model.vocab_size:
             raise CheckpointError(f"{path / 'vocab.json'} has {len(vocab)} words for a model of "
                                   f"{config.model.vocab_size}: it is another model's")
+        ocp, folder = _orbax(path)
         as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in leaves}
-        arrays = _orbax().restore(epath.Path(path.resolve()) / sealed.ARRAYS,
-                                  args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        arrays = ocp.PyTreeCheckpointHandler(**RAW).restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     except CheckpointError:
         raise
     except (JaxlmError, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
@@ -232,8 +233,12 @@ def _directories(run_dir: Path) -> dict[int, Path]:
     return {int(path.name): path for path in sorted(found, key=lambda path: int(path.name))}
 
 
-def _orbax() -> ocp.PyTreeCheckpointHandler:
-    return ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
+def _orbax(checkpoint: Path) -> tuple[Any, Any]:
+    """Orbax, and a checkpoint's folder of arrays as it wants it; loaded at the first save, for it takes a second."""
+    import orbax.checkpoint as ocp
+    from etils import epath
+
+    return ocp, epath.Path(checkpoint.resolve()) / sealed.ARRAYS
 
 
 def _fresh(config: Config) -> TrainState:

@@ -1,6 +1,6 @@
 """What went wrong, for the person who can mend it: one clear sentence each.
 
-The command line prints these without a traceback; `EXIT` gives the process's exit code.
+The command line prints these without a traceback; `cli.py` lists its exit codes.
 """
 
 

@@ -126,7 +126,6 @@ def load(config: Config, corpus: str | Path | Corpus | None = None, data_dir: st
 
 def new_state(config: Config, params: Params | None = None) -> TrainState:
     """The state before the first step. Raises JaxlmError where given parameters do not have the config's shapes."""
-
     numbers = (jax.random.key(config.train.seed), config.model, config.hyper, config.train.batch_size)
     if params is not None:
         expected = checkpoint.shapes(jax.eval_shape(lambda: init_state(*numbers)).params)

@@ -136,7 +136,8 @@ def test_options_change_text_vocabulary_and_name(tmp_path):
     files = {f"{split}.txt": b"B b b c A a\n" for split in SPLITS}
     folder = str(write(tmp_path / "mine", files))
     corpus = load_corpus(folder, lowercase=True, max_vocab=4, min_count=2)
-    assert corpus.name == "text:mine+lowercase+max_vocab=4+min_count=2"
+    assert corpus.name == "text:mine+lowercase+min_count=2"  # four types: the bound of four dropped none
+    assert load_corpus(folder, lowercase=True, max_vocab=3).name == "text:mine+lowercase+max_vocab=3"
     assert corpus.vocab.words == ("b", "a", EOS, UNK)  # "c" is the one <unk>
     assert load_corpus(folder).sha256 not in (corpus.sha256, load_corpus(folder, min_count=2).sha256)
     again = load_corpus(folder, lowercase=True, vocab=Vocab(("c", UNK)))

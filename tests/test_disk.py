@@ -90,7 +90,7 @@ def test_a_read_only_disk(small_disk, corpus):
 def test_a_limit_on_the_size_of_files(tmp_path):
     """A real EFBIG in a real process, in the metrics and in the checkpoint's arrays."""
     run_dir = tmp_path / "run"
-    process = start_training(run_dir, "--embedding-size", "16")
+    process = start_training(run_dir)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (12_000, 12_000))
     code, said = end(process)
     assert code == 1 and re.search("error: .*(File too large|cannot save)", said), said
