@@ -87,8 +87,8 @@ def flax(config: Config, tokens: np.ndarray) -> Run:
 
 
 def pytorch(config: Config, tokens: np.ndarray) -> Run:
-    import torch
-    from torch import nn
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch import nn  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(0)
     widths = (config.model.embedding_size, *config.model.hidden_sizes)
@@ -120,7 +120,7 @@ def pytorch(config: Config, tokens: np.ndarray) -> Run:
 
 
 def tensorflow(config: Config, tokens: np.ndarray) -> Run:
-    import tensorflow as tf
+    import tensorflow as tf  # pyright: ignore
 
     tf1 = tf.compat.v1
     tf1.disable_eager_execution()

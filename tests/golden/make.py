@@ -45,7 +45,7 @@ def weights(case: dict) -> list[np.ndarray]:
 
 
 def run(case: dict) -> dict:
-    import tensorflow as tf
+    import tensorflow as tf  # pyright: ignore
 
     tf1 = tf.compat.v1
     tf1.disable_eager_execution()
