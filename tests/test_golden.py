@@ -84,13 +84,13 @@ def ptb_golden(ptb_dir):
 
 
 def ptb_run(golden, corpus, nudge: int | None = None):
-    """Costs and norms of the 50 windows and the 8 validation costs; `nudge` seeds a change of the weights by 1e-7."""
+    """Costs and norms of the 50 windows and the 8 validation costs; `nudge` seeds a change of the weights by 1e-6."""
     config = jaxlm.preset("small")
     case = dict(V=10_000, E=200, hidden=[256, 128], init=0.1)
     variables = named(case, golden["variables"])
     if nudge is not None:
         rng = np.random.default_rng(nudge)
-        variables = {name: (array * (1 + 1e-7 * rng.choice([-1, 1], array.shape))).astype(np.float32)
+        variables = {name: (array * (1 + 1e-6 * rng.choice([-1, 1], array.shape))).astype(np.float32)
                      for name, array in variables.items()}
     state = init_state(jax.random.key(0), config.model, config.hyper, 60, jaxlm.from_tensorflow(variables))
     with jax.default_matmul_precision("highest"):
@@ -119,7 +119,10 @@ def test_penn_treebank_as_far_as_float32_determines_it(ptb_golden):
 
 @pytest.mark.slow
 def test_penn_treebank_within_the_spread_of_its_own_rounding(ptb_golden):
-    """At every window TensorFlow's value lies no further off than runs nudged by 1e-7 lie from each other."""
+    """At every window TensorFlow lies within four times the spread of runs whose weights were nudged by 1e-6.
+
+    That is the size which the recorded norms' own rounding has reached by the tenth window, against float64.
+    """
     golden, corpus = ptb_golden
     told = np.array(golden["train_cost_and_grad_norm"])
     runs = np.stack([ptb_run(golden, corpus, nudge)[0] for nudge in range(4)])
