@@ -96,27 +96,33 @@ def eval_step(params: model.Params, hyper: Hyper, window: Window, carry: model.C
     return token_nats(params, hyper, model.embed(params, window.inputs), window.targets, carry)
 
 
-def read_window(tokens: jax.Array, step: jax.Array, bptt_length: int) -> Window:
-    """The window that a step trains on, out of tokens [N // B, B]."""
-    epoch, index = locate(step, num_windows(tokens.shape[0], bptt_length))
-    rows = lax.dynamic_slice_in_dim(tokens, index * bptt_length, bptt_length + 1)
+def read_window(tokens: jax.Array, step: jax.Array, bptt_length: int, first: jax.Array | int = 0,
+                windows: jax.Array | int | None = None) -> Window:
+    """The window that a step trains on.
+
+    tokens [R, B] are an epoch's rows [N // B, B], or its rows from window `first` on; then `windows` tells how
+    many an epoch has.
+    """
+    epoch, index = locate(step, num_windows(tokens.shape[0], bptt_length) if windows is None else windows)
+    rows = lax.dynamic_slice_in_dim(tokens, (index - first) * bptt_length, bptt_length + 1)
     return Window(inputs=rows[:-1], targets=rows[1:], epoch=epoch, first=index == 0)
 
 
 @partial(jax.jit, static_argnames=("bptt_length", "max_windows"), donate_argnames="state")
 def train_windows(state: TrainState, hyper: Hyper, tokens: jax.Array, count: jax.Array,
-                  skip_nonfinite: jax.Array | bool = False, *, bptt_length: int, max_windows: int
+                  skip_nonfinite: jax.Array | bool = False, first: jax.Array | int = 0,
+                  windows: jax.Array | int | None = None, *, bptt_length: int, max_windows: int
                   ) -> tuple[TrainState, Metrics]:
     """`count` (traced, at most `max_windows`) steps in one call; metrics [max_windows], the first `count` filled.
 
-    A traced count means one compile serves whole calls and an epoch's tail. Of a window whose cost or gradient is
-    not finite no update is kept: the call stops there, with that window's metrics the last filled; or, with
-    `skip_nonfinite` (traced), it goes on with the next window.
+    `tokens`, `first` and `windows` are `read_window`'s. A traced count means one compile serves whole calls and an
+    epoch's tail. Of a window whose cost or gradient is not finite no update is kept: the call stops there, with that
+    window's metrics the last filled; or, with `skip_nonfinite` (traced), it goes on with the next window.
     """
 
     def body(loop):
         done, state, metrics = loop
-        state, new = train_step(state, hyper, read_window(tokens, state.step, bptt_length))
+        state, new = train_step(state, hyper, read_window(tokens, state.step, bptt_length, first, windows))
         state = replace(state, step=jnp.where(skip_nonfinite, start + done + 1, state.step))
         return done + 1, state, jax.tree.map(lambda all, one: all.at[done].set(one), metrics, new)
 
