@@ -30,9 +30,12 @@ class ModelConfig:
     embedding_size: int = _field(200, "width of the word embedding", "units", low=1)
     hidden_sizes: tuple[int, ...] = _field((256, 128), "width of each LSTM layer, first to last", "units", low=1)
     dropout: bool = _field(False, "drop activations (see the keep probabilities); off costs nothing")
+    compute_dtype: str = _field("float32", "what training multiplies in: float32, or bfloat16 for accelerators; sums, "
+                                           "parameters, loss and evaluation stay float32")
 
     def __post_init__(self):
         _check(self)
+        _check_choice("compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,7 @@ class TrainConfig:
 
     def __post_init__(self):
         _check(self)
-        if self.on_nonfinite not in ("stop", "skip"):
-            raise JaxlmError(f"on_nonfinite must be stop or skip; it is {self.on_nonfinite!r}")
+        _check_choice("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,11 @@ def _check_scalar(item: Field, kind: type, value: Any) -> None:
     if kind in (int, float) and not (abs(value) < math.inf and limits["low"] <= value <= limits["high"]
                                      and value > limits["above"]):
         raise JaxlmError(f"{item.name} must be {_range(limits)}; it is {value!r}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise JaxlmError(f"{name} must be {' or '.join(choices)}; it is {value!r}")
 
 
 _PYTHON = (int, float, bool, str, list, tuple, dict, type(None))

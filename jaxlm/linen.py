@@ -40,7 +40,8 @@ class LSTM(nn.Module):
         kernel = jnp.concatenate([jnp.concatenate([gates[side + gate]["kernel"] for gate in "igfo"], -1)
                                   for side in "ih"])
         bias = jnp.concatenate([gates["h" + gate]["bias"] for gate in "igfo"])
-        x, kernel, bias, c, h = promote_dtype(x, kernel, bias, *carry, dtype=self.dtype)
+        x = promote_dtype(x, kernel, dtype=self.dtype)[0]
+        c, h = (part.astype(kernel.dtype) for part in carry)  # the op sums and carries in the parameters' dtype
 
         if self.reverse:
             x = x[::-1]

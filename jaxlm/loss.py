@@ -13,7 +13,7 @@ def window_nats(params: model.Params, hyper: Hyper, embedded: jax.Array, targets
     """Embedded inputs [T, B, E], targets [T, B] -> (summed nats, (tokens predicted, new carry)), for training."""
     h, carry = model.apply(params, hyper, embedded, carry, dropout_key)
     nats = softmax.summed_nats(h.reshape(-1, h.shape[-1]), **params["softmax"], targets=targets.reshape(-1),
-                               weights=jnp.ones(targets.size, h.dtype))
+                               weights=jnp.ones(targets.size))
     return nats, (targets.size, carry)
 
 

@@ -25,6 +25,7 @@ class TrainState:
     opt_state: optax.OptState
     carry: model.Carry
     key: jax.Array | None  # dropout's key, folded with the step; None: the model has no dropout
+    compute_dtype: str = struct.field(pytree_node=False, default="float32")  # what the ops multiply in; all else: float32
 
 
 @struct.dataclass
@@ -53,7 +54,8 @@ def init_state(key: jax.Array, config: ModelConfig, hyper: Hyper, batch_size: in
     start = model.init_params(params_key, config, hyper) if params is None else params
     start = jax.tree.map(jnp.array, start)  # copies: the loop donates its state, and the caller keeps what is his
     return TrainState(step=jnp.zeros((), jnp.int32), params=start, opt_state=optimizer(hyper, 0.0).init(start),
-                      carry=model.zero_carry(start, batch_size), key=dropout_key if config.dropout else None)
+                      carry=model.zero_carry(start, batch_size), key=dropout_key if config.dropout else None,
+                      compute_dtype=config.compute_dtype)
 
 
 def train_step(state: TrainState, hyper: Hyper, window: Window) -> tuple[TrainState, Metrics]:
@@ -71,7 +73,8 @@ def train_step(state: TrainState, hyper: Hyper, window: Window) -> tuple[TrainSt
     embedding, dense = state.params["embedding"], {k: v for k, v in state.params.items() if k != "embedding"}
 
     def cost_fn(embedded, dense):
-        nats, (_, carry_out) = window_nats(dense, hyper, embedded, window.targets, carry_in, key)
+        nats, (_, carry_out) = window_nats(dense, hyper, embedded.astype(state.compute_dtype), window.targets,
+                                           carry_in, key)
         return nats / B, carry_out
 
     (cost, carry), grads = jax.value_and_grad(cost_fn, argnums=(0, 1), has_aux=True)(

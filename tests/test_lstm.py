@@ -48,6 +48,24 @@ def test_equals_the_reference(T, B, E, H, wide, forget_bias, seed):
         assert_close(fast(*arguments), plain(*arguments), TOLERANCE[dtype])
 
 
+def test_bfloat16_multiplies_in_bfloat16_and_carries_in_float32():
+    x, kernel, bias, state = draw(9, 4, 16, 24, jnp.float32)
+    arguments = (x.astype(jnp.bfloat16), kernel / 4, bias, state, jnp.float32(0))
+    told = fast(*arguments)
+    (_, (h, final)), gradients = told
+    assert (h.dtype, final.c.dtype) == (jnp.bfloat16, jnp.float32)
+    assert [leaf.dtype for leaf in jax.tree.leaves(gradients)] == [leaf.dtype for leaf in jax.tree.leaves(arguments)]
+    for a, b in zip(jax.tree.leaves(told), jax.tree.leaves(plain(*arguments)), strict=True):
+        difference = np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).max()
+        assert difference < 0.03 * np.abs(np.asarray(b, np.float32)).max()
+
+
+@pytest.mark.parametrize("T", [1, 40, 41])
+def test_unrolled_or_not_equals_the_reference(T):
+    arguments = (*draw(T, 1, 2, 3, jnp.float32), jnp.float32(0))
+    assert_close(fast(*arguments), plain(*arguments), 1e-4)
+
+
 def test_vmap_equals_a_loop():
     members = [draw(4, 3, 5, 2, jnp.float32, seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)

@@ -27,6 +27,7 @@ def draw(N, H, V, dtype, seed=0):
 def test_equals_the_reference(N, H, V, wide, chunk_bytes, seed):
     with jax.enable_x64(wide), pytest.MonkeyPatch.context() as patch:
         patch.setattr(softmax, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(softmax, "LEAST_ROWS", 1)
         x, kernel, bias, targets, weights = draw(N, H, V, jnp.float64 if wide else jnp.float32, seed)
         tolerance = 1e-11 if wide else 3e-5
         close = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
@@ -38,6 +39,25 @@ def test_equals_the_reference(N, H, V, wide, chunk_bytes, seed):
 
         fast, plain = thrice(summed_nats), thrice(summed_nats_reference)
         jax.tree.map(close, fast, plain)
+
+
+@pytest.mark.parametrize("op", ["summed", "token"])
+def test_bfloat16_multiplies_in_bfloat16_and_sums_in_float32(op):
+    x, kernel, bias, targets, weights = draw(64, 32, 50, jnp.float32)
+    x, bias = x.astype(jnp.bfloat16), 10 + bias  # a bias that bfloat16 cannot hold
+    if op == "token":
+        fast, plain = token_nats(x, kernel / 8, bias, targets), token_nats_reference(x, kernel / 8, bias, targets)
+        assert fast.dtype == jnp.float32
+        np.testing.assert_allclose(fast, plain, atol=0.03)
+        only_bias = token_nats(0 * x, kernel, bias, targets)
+        np.testing.assert_allclose(only_bias, token_nats_reference(0 * x, kernel, bias, targets), rtol=1e-6)
+        return
+    fast, plain = (jax.jit(jax.value_and_grad(lambda *args, op=op: op(*args, targets, weights), argnums=(0, 1, 2)))(
+        x, kernel / 8, bias) for op in (summed_nats, summed_nats_reference))
+    assert [leaf.dtype for leaf in jax.tree.leaves(fast)] == [leaf.dtype for leaf in jax.tree.leaves(plain)]
+    for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(plain), strict=True):
+        difference = np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).max()
+        assert difference < 0.02 * np.abs(np.asarray(b, np.float32)).max()
 
 
 def test_vmap_equals_a_loop():

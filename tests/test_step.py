@@ -45,6 +45,15 @@ def test_1_the_cost_is_summed_over_steps_and_averaged_over_the_batch():
     assert float(metrics.cost) == pytest.approx(float(expected), rel=1e-6)
 
 
+def test_bfloat16_computes_nearly_the_same_and_keeps_float32_parameters_and_carry():
+    half = state_of(ModelConfig(vocab_size=V, embedding_size=E, hidden_sizes=HIDDEN, compute_dtype="bfloat16"))
+    (state, told), (plain, expected) = step(half, HYPER, window()), step(state_of(), HYPER, window())
+    assert float(told.cost) == pytest.approx(float(expected.cost), rel=0.02)
+    assert float(told.cost) != float(expected.cost)
+    assert float(told.grad_norm) == pytest.approx(float(expected.grad_norm), rel=0.05)
+    assert jax.tree.map(jnp.dtype, (state.params, state.carry)) == jax.tree.map(jnp.dtype, (plain.params, plain.carry))
+
+
 def test_1_an_update_is_that_costs_gradient_clipped_by_its_global_norm():
     """The norm counts each read of an embedding row by itself, as TensorFlow's IndexedSlices do."""
     state, w, clip = state_of(), window(), 0.5

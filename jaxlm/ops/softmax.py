@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-CHUNK_BYTES = 10 * 2**20  # of float32 logits at a time
+from jaxlm.ops.product import product
+
+# Rows of a chunk on CPU, measured in experiments/benchmark.md: logits of about this size stay in the cache, but the
+# products want so many rows that reading the kernel and adding to its gradient, once a chunk, does not show.
+CHUNK_BYTES = 10 * 2**20
+LEAST_ROWS = 128
+ACCELERATOR_CHUNK_BYTES = 512 * 2**20
 
 
 def token_nats_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array) -> jax.Array:
@@ -31,12 +37,14 @@ def token_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Ar
     """
     _check_shapes(x, kernel, bias, targets)
 
+    x, layer = _with_bias(x, kernel, bias)
+
     def chunk(_, rows):
         x, targets = rows
-        logits = x @ kernel + bias
+        logits = product(x, layer, x.dtype)
         return None, jax.nn.logsumexp(logits, -1) - _pick(logits, targets)
 
-    _, nats = lax.scan(chunk, None, _in_chunks(kernel.shape[1], x, targets))
+    _, nats = lax.scan(chunk, None, _in_chunks(kernel.shape, x, targets))
     return nats.reshape(-1)[:x.shape[0]]
 
 
@@ -45,7 +53,8 @@ def summed_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.A
     """sum of weights * -log p of the targets, in nats: the loss, with gradients for x, kernel and bias.
 
     x [N, H], kernel [H, V], bias [V], targets [N] integers, weights [N] (constants: they get no gradient)
-    -> scalar. Raises ValueError where shapes do not fit.
+    -> scalar. With x in bfloat16 the products multiply bfloat16 and sum in float32; the logarithms, the loss and the
+    gradients of kernel and bias stay as the parameters are. Raises ValueError where shapes or dtypes do not fit.
     """
     _check_shapes(x, kernel, bias, targets)
     if weights.shape != targets.shape:
@@ -60,24 +69,28 @@ def _summed_nats(x, kernel, bias, targets, weights):
 
 def _forward(x, kernel, bias, targets, weights):
     """The loss and, in the same pass over the chunks, its gradients for a cotangent of one."""
+    x, layer = _with_bias(x, kernel, bias)
 
     def chunk(carry, rows):
-        nats, dkernel, dbias = carry
+        nats, dlayer = carry
         x, targets, weights = rows
-        logits = x @ kernel + bias
+        logits = product(x, layer, x.dtype)
         lse = jax.nn.logsumexp(logits, -1)
         nats += jnp.vdot(weights, lse - _pick(logits, targets))
         hit = jnp.arange(logits.shape[-1]) == targets[:, None]
-        dlogits = (jnp.exp(logits - lse[:, None]) - hit) * weights[:, None]
-        return (nats, dkernel + x.T @ dlogits, dbias + dlogits.sum(0)), dlogits @ kernel.T
+        dlogits = jnp.exp(logits - lse[:, None]) - hit  # before weights, which scale the narrow sides of the products
+        weighted = lax.optimization_barrier((x * weights[:, None]).T)  # a transpose written out multiplies faster
+        dx = product(dlogits, kernel.T, x.dtype) * weights[:, None]
+        return (nats, dlayer + product(weighted, dlogits, x.dtype)), dx.astype(x.dtype)
 
-    zero = (jnp.zeros((), x.dtype), jnp.zeros_like(kernel), jnp.zeros_like(bias))
-    (nats, dkernel, dbias), dx = lax.scan(chunk, zero, _in_chunks(kernel.shape[1], x, targets, weights))
-    return nats, (dx.reshape(-1, x.shape[1])[:x.shape[0]], dkernel, dbias)
+    zero = (jnp.zeros((), bias.dtype), jnp.zeros(layer.shape, kernel.dtype))
+    (nats, dlayer), dx = lax.scan(chunk, zero, _in_chunks(kernel.shape, x, targets, weights))
+    H = kernel.shape[0]
+    return nats, (dx.reshape(-1, H)[:x.shape[0]], dlayer[:H], dlayer[H])
 
 
 def _backward(gradients, cotangent):
-    dx, dkernel, dbias = (cotangent * gradient for gradient in gradients)
+    dx, dkernel, dbias = ((cotangent * gradient).astype(gradient.dtype) for gradient in gradients)
     return dx, dkernel, dbias, None, None
 
 
@@ -88,12 +101,29 @@ def _pick(logits, targets):
     return jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
 
 
-def _in_chunks(vocab_size, *arrays):
+def _with_bias(x, kernel, bias):
+    """x and kernel with the bias as one more input of one: as a sum of its own it is another pass over the logits.
+
+    Where x's dtype is narrower than the bias's, the bias is what three inputs add up to, so that nothing of it is lost.
+    """
+    rows, narrow = [bias], jnp.finfo(x.dtype)
+    if narrow.bits < jnp.finfo(bias.dtype).bits:
+        for _ in range(2):
+            head = lax.reduce_precision(rows[-1], narrow.nexp, narrow.nmant)
+            rows[-1:] = [head, rows[-1] - head]
+    ones = jnp.ones((x.shape[0], len(rows)), x.dtype)
+    return jnp.concatenate([x, ones], 1), jnp.concatenate([kernel, jnp.stack(rows)])
+
+
+def _in_chunks(kernel_shape, *arrays):
     """Each [N, ...] as [chunks, rows, ...] with few, equal chunks; the last is padded with zeros."""
-    N = arrays[0].shape[0]
-    chunks = max(1, round(N * vocab_size * 4 / CHUNK_BYTES))
-    rows = -(-N // min(chunks, N))
-    chunks = -(-N // rows)
+    N, (H, V) = arrays[0].shape[0], kernel_shape
+    if jax.default_backend() == "cpu":
+        most = max(CHUNK_BYTES // (4 * V), LEAST_ROWS, H // 4)
+    else:
+        most = max(ACCELERATOR_CHUNK_BYTES // (4 * V), LEAST_ROWS)
+    chunks = -(-N // most)
+    rows = -(-N // chunks)
 
     def cut(a):
         padding = [(0, chunks * rows - N)] + [(0, 0)] * (a.ndim - 1)
@@ -109,5 +139,8 @@ def _check_shapes(x, kernel, bias, targets):
     for name, array, shape in (("kernel", kernel, (H, V)), ("bias", bias, (V,)), ("targets", targets, (N,))):
         if array.shape != shape:
             raise ValueError(f"{name} should have the shape {shape}; its shape is {array.shape}")
+    for name, array in (("x", x), ("kernel", kernel), ("bias", bias)):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{name} should be floating-point numbers; its dtype is {array.dtype}")
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(f"targets should be integers; they are {targets.dtype}")

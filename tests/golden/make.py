@@ -19,7 +19,7 @@ CASES = {
                                  forget_bias=1.0, decay=0.8, hold=1, offset=0, steps=70),
     "test-preset": dict(V=100, E=2, hidden=[2], B=20, T=2, N=2500, init=0.1, lr=1.0, clip=1.0,
                         forget_bias=0.0, decay=0.5, hold=1, offset=1, steps=80),
-    "long-windows": dict(V=80, E=12, hidden=[24, 16], B=3, T=35, N=3400, init=0.05, lr=1.0, clip=5.0,
+    "long-windows": dict(V=80, E=12, hidden=[24, 16], B=3, T=35, N=3400, init=0.05, lr=0.3, clip=5.0,
                          forget_bias=0.0, decay=0.8, hold=6, offset=1, steps=50),
 }
 
