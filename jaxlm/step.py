@@ -25,7 +25,7 @@ class TrainState:
     opt_state: optax.OptState
     carry: model.Carry
     key: jax.Array | None  # dropout's key, folded with the step; None: the model has no dropout
-    compute_dtype: str = struct.field(pytree_node=False, default="float32")  # what the ops multiply in; all else: float32
+    compute_dtype: str = struct.field(pytree_node=False, default="float32")  # of products
 
 
 @struct.dataclass
