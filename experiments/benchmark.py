@@ -107,9 +107,11 @@ def draw(told: dict[str, list[dict[str, float]]], path: Path) -> None:
     for column, (field, rows) in enumerate(told.items()):
         for line, (key, label) in enumerate((("ms", "ms/step"), ("peak_mib", "peak MiB"))):
             axis = figure.add_subplot(2, 4, 1 + column + 4 * line)
-            axis.loglog([row["value"] for row in rows], [row[key] for row in rows], "o-")
-            axis.set(title=field if line == 0 else None, ylabel=label if column == 0 else None)
-            axis.grid(alpha=0.3, which="both")
+            values = [row["value"] for row in rows]
+            axis.plot(values, [row[key] for row in rows], "o-")
+            axis.set(title=field if line == 0 else None, ylabel=label if column == 0 else None, ylim=(0, None))
+            axis.set_xticks(values, [f"{value:,}" for value in values], rotation=60, fontsize="small")
+            axis.grid(alpha=0.3)
     figure.savefig(path)
 
 
