@@ -127,6 +127,10 @@ def _add_train_arguments(parser: argparse.ArgumentParser, config: Config | None 
     run.add_argument("--data-dir", type=Path, metavar="DIR",
                      help="where Penn Treebank's files lie (else $JAXLM_DATA, data/ptb, the user's cache, a download)")
     run.add_argument("--config", type=Path, metavar="FILE", help="start from a config.json instead of the preset")
+    run.add_argument("--devices", type=int, metavar="N",
+                     help="spread a batch's rows over N devices (default: as many as they divide over)")
+    run.add_argument("--model-devices", type=int, metavar="M", default=1,
+                     help="spread the vocabulary over M devices, for each of the N (1)")
     titles = {"model": "the model's shape", "train": "the training's counts", "data": "the text",
               "hyper": "numbers (changing one compiles nothing)"}
     groups = {section: parser.add_argument_group(title) for section, title in titles.items()}
@@ -183,7 +187,8 @@ def _train(args: argparse.Namespace) -> int:
 
     from jaxlm.train import train
 
-    result = train(config, run_dir=run_dir, resume=args.resume, steps=args.steps, data_dir=args.data_dir)
+    result = train(config, run_dir=run_dir, resume=args.resume, steps=args.steps, data_dir=args.data_dir,
+                   devices=args.devices, model_devices=args.model_devices)
     return SIGNALLED + result.stopped_by if result.stopped_by else 0
 
 
