@@ -3,11 +3,15 @@
 Letters: `N` rows (T * B), `H` width, `V` vocabulary. The fast path never holds [N, V]: it takes the
 rows in chunks and, for a gradient, finishes each chunk's while its logits are still in the cache
 (the idea of Liger Kernel's fused linear cross-entropy, arXiv:2410.10989). So memory is flat in N.
+Under `parallel.spread` kernel and bias may be a device's own words of V, and x, targets and the results are
+everyone's: a chunk then meets the other devices for its largest logit, its sum and its target, and dx once after all.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jaxlm import parallel
 
 CHUNK_BYTES = 10 * 2**20  # of float32 logits at a time
 
@@ -34,7 +38,8 @@ def token_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Ar
     def chunk(_, rows):
         x, targets = rows
         logits = x @ kernel + bias
-        return None, jax.nn.logsumexp(logits, -1) - _pick(logits, targets)
+        lse, picked = _lse_and_pick(logits, targets)
+        return None, lse - picked
 
     _, nats = lax.scan(chunk, None, _in_chunks(kernel.shape[1], x, targets))
     return nats.reshape(-1)[:x.shape[0]]
@@ -65,14 +70,15 @@ def _forward(x, kernel, bias, targets, weights):
         nats, dkernel, dbias = carry
         x, targets, weights = rows
         logits = x @ kernel + bias
-        lse = jax.nn.logsumexp(logits, -1)
-        nats += jnp.vdot(weights, lse - _pick(logits, targets))
-        hit = jnp.arange(logits.shape[-1]) == targets[:, None]
+        lse, picked = _lse_and_pick(logits, targets)
+        nats += jnp.vdot(weights, lse - picked)
+        hit = jnp.arange(logits.shape[-1]) == parallel.own_words(targets, logits.shape[-1])[:, None]
         dlogits = (jnp.exp(logits - lse[:, None]) - hit) * weights[:, None]
         return (nats, dkernel + x.T @ dlogits, dbias + dlogits.sum(0)), dlogits @ kernel.T
 
     zero = (jnp.zeros((), x.dtype), jnp.zeros_like(kernel), jnp.zeros_like(bias))
     (nats, dkernel, dbias), dx = lax.scan(chunk, zero, _in_chunks(kernel.shape[1], x, targets, weights))
+    dx = parallel.sum_over_model(dx)
     return nats, (dx.reshape(-1, x.shape[1])[:x.shape[0]], dkernel, dbias)
 
 
@@ -84,8 +90,15 @@ def _backward(gradients, cotangent):
 _summed_nats.defvjp(_forward, _backward)
 
 
-def _pick(logits, targets):
-    return jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
+def _lse_and_pick(logits, targets):
+    """log sum exp of logits [rows, V] and the target's one; each device may hold the logits of a part of the words."""
+    own = parallel.own_words(targets, logits.shape[-1])
+    if own is targets:
+        return jax.nn.logsumexp(logits, -1), jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
+    top = parallel.max_over_model(logits.max(-1))
+    picked = jnp.take_along_axis(logits, own[:, None], -1, mode="fill", fill_value=0)[:, 0]
+    total, picked = parallel.sum_over_model((jnp.exp(logits - top[:, None]).sum(-1), picked))
+    return top + jnp.log(total), picked
 
 
 def _in_chunks(vocab_size, *arrays):
