@@ -61,6 +61,6 @@ for keep in (1.0, 0.7):
 """
 
 
-@pytest.mark.parametrize("meshes", ["(2, 1), (4, 1), (8, 1)"])
+@pytest.mark.parametrize("meshes", ["(2, 1), (4, 1), (8, 1)", "(1, 3), (2, 2), (1, 8)"])
 def test_fifty_windows_are_one_devices(meshes):
     print(on_devices(8, f"MESHES = [{meshes}]\n" + COSTS))
