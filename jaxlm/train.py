@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 
-from jaxlm import checkpoint, parallel, rundir, signals
+from jaxlm import checkpoint, parallel, processes, rundir, signals
 from jaxlm.config import Config
 from jaxlm.data.batching import batch, check_fits, locate, num_windows
 from jaxlm.data.corpora import Corpus, load_corpus
@@ -64,6 +64,7 @@ class _Run:
     config: Config
     corpus: Corpus
     folder: Path
+    shared: Path  # the same, but for a process that is not the first: the first's
     kept: bool  # False: the folder is a temporary one, so that saving would be in vain
     log: MetricsLog
     progress: Progress
@@ -92,22 +93,34 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
     """
     mesh, note = parallel.make_mesh(config.train.batch_size, devices, model_devices)
     config, corpus = load(config, corpus, data_dir)
-    with ExitStack() as stack:
-        folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-")))
-        rundir.check(folder, resume)
-        check_held = stack.enter_context(rundir.lock(folder))
-        state, offset, notes = new_state(config, params), None, [note] if note else []
-        if resume:
-            found, offset, resumed = rundir.go_on(folder, config, corpus)
-            state, notes = state if found is None else found.state, [*notes, *resumed]
-        else:
-            rundir.begin(folder, config, corpus, given_params=params is not None)
-        log = stack.enter_context(MetricsLog(folder, corpus.name, offset=offset, tensorboard=run_dir is not None))
-        progress = stack.enter_context(_progress(config, corpus, steps, quiet))
-        for note in (*corpus.notes, *notes):
-            progress.say(note, loud=True)
-        run = _Run(config, corpus, folder, run_dir is not None, log, progress, check_held, mesh)
-        state = parallel.put(mesh, state)
+    fresh = new_state(config, params)
+    first = processes.first()  # the others keep a directory of their own for as long as they run, and say nothing
+    with processes.guarded(), ExitStack() as stack:
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-")))
+        shared = Path(run_dir or temporary)
+        folder, kept = (shared, run_dir is not None) if first else (temporary, False)
+
+        def begin() -> tuple[Callable[[], None], checkpoint.Checkpoint | None, list[str], MetricsLog]:
+            goes_on = resume and first
+            rundir.check(folder, goes_on)
+            check_held = stack.enter_context(rundir.lock(folder))
+            if goes_on:
+                found, offset, notes = rundir.go_on(folder, config, corpus)
+            else:
+                found, offset, notes = None, None, []
+                rundir.begin(folder, config, corpus, given_params=params is not None)
+            return check_held, found, notes, stack.enter_context(
+                MetricsLog(folder, corpus.name, offset=offset, tensorboard=kept))
+
+        check_held, found, notes, log = processes.together(begin)
+        saved = processes.agreed(found.manifest.step if found else -1)
+        if saved >= 0:
+            found = processes.together(lambda: found or checkpoint.read(checkpoint.find(shared, str(saved))))
+        state = parallel.put(mesh, found.state if found else fresh)
+        progress = stack.enter_context(_progress(config, corpus, steps, quiet or not first))
+        for line in (*corpus.notes, *([note] if note else []), *notes):
+            progress.say(line, loud=True)
+        run = _Run(config, corpus, folder, shared, kept, log, progress, check_held, mesh)
         progress.say(f"{corpus.name}: {corpus.description}")
         progress.say(f"run directory: {folder if run.kept else 'none, so nothing is kept'}")
         if params is not None and not resume:
@@ -158,7 +171,7 @@ def _train(run: _Run, state: TrainState, steps: int | None, stop: signals.Stop) 
     step = int(state.step)
     costs = run.log.epoch_costs(step // windows + 1)
     started, begun_with = time.perf_counter(), len(costs)
-    stopped_by = stop.signal
+    stopped_by = _asked(stop)
     while step < last and stopped_by is None:
         epoch, index = locate(step, windows)
         edges = [windows - index, last - step, counts.windows_per_call]
@@ -194,21 +207,30 @@ def _train(run: _Run, state: TrainState, steps: int | None, stop: signals.Stop) 
             run.progress.epoch(epoch + 1, train_perplexity, valid_perplexity, float(rate[0]), speed, seconds,
                                _floors(run.corpus, "valid").get("floor_valid"))
             costs, begun_with, started = [], 0, time.perf_counter()
-        stopped_by = stop.signal  # asked once: what ends the loop also saves
+        stopped_by = _asked(stop)  # once: what ends the loop also saves
         if step % windows == 0 or step == last or stopped_by is not None or (
                 counts.checkpoint_every and step % counts.checkpoint_every == 0):
             _save(run, state, step, step // windows, valid_perplexity)
     return state, stopped_by
 
 
+def _asked(stop: signals.Stop) -> int | None:
+    """The signal that asked this process, or any other, to stop."""
+    return processes.agreed(stop.signal or 0) or None
+
+
 def _save(run: _Run, state: TrainState, step: int, epoch: int, valid_perplexity: float | None) -> None:
     state = parallel.whole(run.mesh, state, run.config.model.vocab_size)
-    if run.kept:
-        run.check_held()
-        run.log.sync()
-        manifest = Manifest(step=step, epoch=epoch, valid_perplexity=valid_perplexity,
-                            corpus=rundir.named(run.corpus))
-        checkpoint.save(run.folder, state, run.config, run.corpus.vocab, manifest)
+
+    def save() -> None:
+        if run.kept:
+            run.check_held()
+            run.log.sync()
+            manifest = Manifest(step=step, epoch=epoch, valid_perplexity=valid_perplexity,
+                                corpus=rundir.named(run.corpus))
+            checkpoint.save(run.folder, state, run.config, run.corpus.vocab, manifest)
+
+    processes.together(save)
 
 
 def _finish(run: _Run, state: TrainState, stopped_by: int | None) -> TrainResult:
@@ -233,9 +255,10 @@ def _finish(run: _Run, state: TrainState, stopped_by: int | None) -> TrainResult
 
     tests = {"last": test("last", int(state.step), state.params)}
     best = checkpoint.best_step(checkpoint.manifests(run.folder))
-    if best not in (None, int(state.step)):
+    best = processes.agreed(-1 if best is None else best)
+    if best not in (-1, int(state.step)):
         try:
-            saved = checkpoint.read(checkpoint.find(run.folder, "best")).state.params
+            saved = processes.together(lambda: checkpoint.read(checkpoint.find(run.shared, str(best)))).state.params
             tests["best"] = test("best", best, parallel.put(run.mesh, saved))
         except CheckpointError as error:
             run.progress.say(f"the best checkpoint is not tested: {error}", loud=True)

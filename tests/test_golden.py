@@ -107,9 +107,9 @@ def ptb_run(golden, corpus, nudge: int | None = None, mesh=None):
     state = init_state(jax.random.key(0), config.model, config.hyper, 60, jaxlm.from_tensorflow(variables))
     with jax.default_matmul_precision("highest"):
         tokens = batch(corpus.train, 60)
-        state, metrics = train_windows(
-            parallel.put(mesh, state), config.hyper, parallel.put_rows(mesh, tokens.shape, lambda rows: tokens[:, rows]),
-            jnp.int32(50), bptt_length=20, max_windows=50, mesh=mesh)
+        tokens = parallel.put_rows(mesh, tokens.shape, lambda rows, tokens=tokens: tokens[:, rows])
+        state, metrics = train_windows(parallel.put(mesh, state), config.hyper, tokens, jnp.int32(50), bptt_length=20,
+                                       max_windows=50, mesh=mesh)
         state = parallel.whole(mesh, state, 10_000)
         rows, carry, valid = jnp.asarray(batch(corpus.valid, 60)), model.zero_carry(state.params, 60), []
         for start in range(0, 160, 20):

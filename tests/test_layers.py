@@ -11,9 +11,9 @@ import jaxlm
 
 PACKAGE = Path(jaxlm.__path__[0])
 LAYERS = [  # a module may import those in earlier lines, and those in its own
-    "errors", "config", "parallel", "data", "ops", "models", "loss", "optim", "step", "evaluate", "manifest",
-    "checkpoint",
-    "metrics", "rundir", "plots", "signals", "train", "reproduce", "language_model", "sweep", "linen", "cli",
+    "errors", "config", "processes", "parallel", "data", "ops", "models", "loss", "optim", "step", "evaluate",
+    "manifest", "checkpoint", "metrics", "rundir", "plots", "signals", "train", "reproduce",
+    "language_model", "sweep", "linen", "cli",
 ]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
