@@ -62,6 +62,11 @@ def make_mesh(batch_size: int, devices: int | None = None, model_devices: int = 
     return jax.make_mesh((fitting[-1], model_devices), (DATA, MODEL), (AxisType.Auto,) * 2, devices=chosen), note
 
 
+def shape(mesh: Mesh | None) -> tuple[int, int]:
+    """How many devices the rows and the words are spread over."""
+    return (1, 1) if mesh is None else (mesh.shape[DATA], mesh.shape[MODEL])
+
+
 def _either(numbers: Sequence[int]) -> str:
     return " or ".join(map(str, numbers))
 
@@ -112,7 +117,7 @@ def whole(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
         if leaf.is_fully_replicated:
             return leaf.addressable_data(0)
         if not leaf.is_fully_addressable:
-            leaf = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, SAME))(leaf)
+            leaf = jax.device_put(leaf, NamedSharding(mesh, SAME))  # one after the other, so that they fit
         return np.asarray(leaf)[tuple(slice(vocab_size if axis == MODEL else None) for axis in spec)]
 
     return jax.tree.map(take, tree, specs(tree))

@@ -105,10 +105,10 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
             rundir.check(folder, goes_on)
             check_held = stack.enter_context(rundir.lock(folder))
             if goes_on:
-                found, offset, notes = rundir.go_on(folder, config, corpus)
+                found, offset, notes = rundir.go_on(folder, config, corpus, parallel.shape(mesh))
             else:
                 found, offset, notes = None, None, []
-                rundir.begin(folder, config, corpus, given_params=params is not None)
+                rundir.begin(folder, config, corpus, params is not None, parallel.shape(mesh))
             return check_held, found, notes, stack.enter_context(
                 MetricsLog(folder, corpus.name, offset=offset, tensorboard=kept))
 

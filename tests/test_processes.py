@@ -7,8 +7,9 @@ import socket
 from pathlib import Path
 
 import numpy as np
+import processes as processes_
 import pytest
-from processes import FLAGS, end, kill, start, wait_for, windows
+from processes import end, kill, start, wait_for, windows
 from test_parallel import on_devices
 
 import jaxlm
@@ -16,7 +17,8 @@ from jaxlm import processes
 from jaxlm.errors import JaxlmError
 from jaxlm.metrics import read_metrics
 
-MORE = (*FLAGS, "--batch-size", "48")
+FLAGS = (*processes_.FLAGS, "--batch-size", "48", "--epochs", "2")
+CONFIG = processes_.CONFIG.replace(batch_size=48, epochs=2)
 
 
 def start_two(run_dir: Path, *arguments: str | Path):
@@ -24,7 +26,7 @@ def start_two(run_dir: Path, *arguments: str | Path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    how = ("--resume",) if (run_dir / "config.json").exists() else MORE
+    how = ("--resume",) if (run_dir / "config.json").exists() else FLAGS
     return [start("train", "--run-dir", run_dir, "--coordinator", f"localhost:{port}", "--processes", "2",
                   "--process", str(i), *how, *arguments) for i in (0, 1)]
 
@@ -42,40 +44,59 @@ def assert_same_numbers(run_dir: Path, reference: Path) -> None:
         np.testing.assert_allclose(jaxlm.to_tensorflow(mine)[name], array, rtol=1e-3, atol=1e-5)
 
 
-def test_two_processes_stopped_killed_and_resumed_end_as_one_alone(tmp_path):
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The run of one process with one device."""
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    jaxlm.train(CONFIG, run_dir=run_dir, quiet=True)
+    return run_dir
+
+
+def test_two_processes_killed_and_resumed_end_as_one_alone(tmp_path, alone):
+    """And what they saved goes on with one process: on one device, and on four."""
     run_dir = tmp_path / "two"
-    alone = start("train", "--run-dir", tmp_path / "alone", *MORE)
-
     both = start_two(run_dir)
-    assert wait_for(lambda: windows(run_dir) > 20, both[0])
-    both[1].send_signal(signal.SIGTERM)  # which one hears, all obey
-    (code, said), (other, quiet) = map(end, both)
-    assert code == other == 128 + signal.SIGTERM, said + quiet
-    assert "saved; go on with" in said and "saved" not in quiet
-    saved = windows(run_dir)
-
-    both = start_two(run_dir)
-    assert wait_for(lambda: windows(run_dir) > saved + 10, both[0]), end(both[0])
+    assert wait_for(lambda: windows(run_dir) > 20, both[0]), end(both[0])
     kill(both[1])
     code, said = end(both[0], timeout=60)  # by itself: the connection broke
     assert code == 1 and said.rstrip().endswith("start all of them again with --resume"), said
     for copy in ("one device", "four devices"):
         shutil.copytree(run_dir, tmp_path / copy)
 
+    both = start_two(run_dir)
+    (code, said), (other, quiet) = map(end, both)
+    assert code == other == 0, said + quiet
+    assert "test, last checkpoint" in said and "perplexity" not in quiet
+    assert_same_numbers(run_dir, alone)
+
+    jaxlm.train(CONFIG, run_dir=tmp_path / "one device", resume=True, quiet=True)
+    assert_same_numbers(tmp_path / "one device", alone)
+    on_devices(4, f"""
+import jaxlm
+from test_processes import CONFIG
+jaxlm.train(CONFIG, run_dir={str(tmp_path / "four devices")!r}, resume=True, quiet=True, devices=2,
+            model_devices=2)
+""")
+    assert_same_numbers(tmp_path / "four devices", alone)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_and_words_spread_over_processes(tmp_path, alone):
+    run_dir = tmp_path / "two"
+    both = start_two(run_dir)
+    assert wait_for(lambda: windows(run_dir) > 20, both[0]), end(both[0])
+    both[1].send_signal(signal.SIGTERM)
+    (code, said), (other, quiet) = map(end, both)
+    assert code == other == 128 + signal.SIGTERM, said + quiet
+    assert "saved; go on with" in said and "saved" not in quiet
     both = start_two(run_dir, "--devices", "1", "--model-devices", "2")  # a half of the words each
     (code, said), (other, quiet) = map(end, both)
     assert code == other == 0, said + quiet
-    assert end(alone)[0] == 0
-    assert_same_numbers(run_dir, tmp_path / "alone")
-
-    assert end(start("train", "--run-dir", tmp_path / "one device", "--resume"))[0] == 0
-    assert_same_numbers(tmp_path / "one device", tmp_path / "alone")
-    on_devices(4, f"import jaxlm; from jaxlm.cli import main; run = {str(tmp_path / 'four devices')!r}\n"
-                  f"assert main(['train', '--resume', '--run-dir', run, '--model-devices', '2']) == 0")
-    assert_same_numbers(tmp_path / "four devices", tmp_path / "alone")
+    assert_same_numbers(run_dir, alone)
 
 
-def test_one_process_failure_is_everyones(tmp_path):
+@pytest.mark.slow
+def test_the_failure_of_one_process_is_everyones(tmp_path):
     (tmp_path / "something").touch()
     (code, said), (other, heard) = map(end, start_two(tmp_path))
     assert code == other == 1
