@@ -18,6 +18,8 @@ from jaxlm.errors import JaxlmError
 from jaxlm.metrics import read_metrics
 
 FLAGS = (*processes_.FLAGS, "--batch-size", "48", "--epochs", "2")
+STEP = {"SLURM_JOB_ID": f"{os.getpid()}", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 CONFIG = processes_.CONFIG.replace(batch_size=48, epochs=2)
 
 
@@ -81,14 +83,20 @@ jaxlm.train(CONFIG, run_dir={str(tmp_path / "four devices")!r}, resume=True, qui
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_stops_all_and_words_spread_over_processes(tmp_path, alone):
-    run_dir = tmp_path / "two"
-    both = start_two(run_dir)
+def test_a_signal_to_one_stops_all_and_words_spread_over_processes(tmp_path, alone, monkeypatch):
+    """Begun as SLURM would, from the environment alone."""
+    run_dir, both = tmp_path / "two", []
+    for i in ("0", "1"):
+        for name, value in {**STEP, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": i, "SLURM_LOCALID": i}.items():
+            monkeypatch.setenv(name, value)
+        both.append(start("train", "--run-dir", run_dir, *FLAGS))
     assert wait_for(lambda: windows(run_dir) > 20, both[0]), end(both[0])
     both[1].send_signal(signal.SIGTERM)
     (code, said), (other, quiet) = map(end, both)
     assert code == other == 128 + signal.SIGTERM, said + quiet
     assert "saved; go on with" in said and "saved" not in quiet
+    for name in (*STEP, "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name)
     both = start_two(run_dir, "--devices", "1", "--model-devices", "2")  # a half of the words each
     (code, said), (other, quiet) = map(end, both)
     assert code == other == 0, said + quiet
@@ -115,9 +123,7 @@ def test_a_process_stays_alone_unless_a_cluster_says_that_there_are_more(monkeyp
     for name in [name for name in os.environ if name.startswith(("SLURM", "OMPI", "TPU", "JOB_", "KUBERNETES"))]:
         monkeypatch.delenv(name)
     assert not processes.join() and not processes.join(processes=1)
-    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "0",
-            "SLURM_LOCALID": "0"}
-    for name, value in step.items():
+    for name, value in STEP.items():
         monkeypatch.setenv(name, value)
     assert not processes._cluster()  # in a batch script, outside srun
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
