@@ -115,9 +115,9 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
         check_held, found, notes, log = processes.together(begin)
         saved = processes.agreed(found.manifest.step if found else -1)
         if saved >= 0:
-            found = processes.together(lambda found=found: found or checkpoint.read(checkpoint.find(shared, str(saved))))
-        state = parallel.put(mesh, found.state if found else fresh)
-        del fresh, found  # on a mesh they are copies
+            fresh = processes.together(lambda: (found or checkpoint.read(checkpoint.find(shared, str(saved)))).state)
+        state = parallel.put(mesh, fresh)
+        found = fresh = None  # on a mesh they are copies
         progress = stack.enter_context(_progress(config, corpus, steps, quiet or not first))
         for line in (*corpus.notes, *([note] if note else []), *notes):
             progress.say(line, loud=True)
