@@ -135,21 +135,26 @@ def _add_train_arguments(parser: argparse.ArgumentParser, config: Config | None 
     run.add_argument("--data-dir", type=Path, metavar="DIR",
                      help="where Penn Treebank's files lie (else $JAXLM_DATA, data/ptb, the user's cache, a download)")
     run.add_argument("--config", type=Path, metavar="FILE", help="start from a config.json instead of the preset")
-    run.add_argument("--devices", type=int, metavar="N",
-                     help="spread a batch's rows over N devices (default: as many as they divide over)")
-    run.add_argument("--model-devices", type=int, metavar="M", default=1,
-                     help="spread the vocabulary over M devices, for each of the N (1)")
-    many = parser.add_argument_group("many processes", "copies of one command, which train together; SLURM, Open MPI, "
-                                     "Kubernetes and TPU hosts are found by themselves")
-    many.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached")
-    many.add_argument("--processes", type=int, metavar="N", help="how many they are (1: train alone)")
-    many.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    _add_device_arguments(parser)
     titles = {"model": "the model's shape", "train": "the training's counts", "data": "the text",
               "hyper": "numbers (changing one compiles nothing)"}
     groups = {section: parser.add_argument_group(title) for section, title in titles.items()}
     for section, item in every_field():
         default = "" if config is None else f", default {_shown(getattr(getattr(config, section), item.name))}"
         _add_field(groups[section], item, f"{item.metadata['help']} ({item.metadata['unit'] or 'no unit'}{default})")
+
+
+def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    devices = parser.add_argument_group("many devices")
+    devices.add_argument("--devices", type=int, metavar="N",
+                         help="spread a batch's rows over N devices (default: as many as they divide over)")
+    devices.add_argument("--model-devices", type=int, metavar="M", default=1,
+                         help="spread the vocabulary over M devices, for each of the N (1)")
+    many = parser.add_argument_group("many processes", "copies of one command, which train together; SLURM, Open MPI, "
+                                     "Kubernetes and TPU hosts are found by themselves")
+    many.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached")
+    many.add_argument("--processes", type=int, metavar="N", help="how many they are (1: train alone)")
+    many.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
 
 def _add_field(group: Any, item: Field, help: str) -> None:
