@@ -95,6 +95,14 @@ def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> in
     # Read when JAX is first imported; whatever the user has set stands.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilation_cache()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    code = _reported(args)
+    if getattr(args, "joined", False) and 0 < code < SIGNALLED:
+        sys.stdout.flush()
+        os._exit(code)  # a usual exit would wait for the other processes, and they for this one
+    return code
+
+
+def _reported(args: argparse.Namespace) -> int:
     try:
         return args.action(args) or 0
     except Diverged as error:
@@ -127,12 +135,26 @@ def _add_train_arguments(parser: argparse.ArgumentParser, config: Config | None 
     run.add_argument("--data-dir", type=Path, metavar="DIR",
                      help="where Penn Treebank's files lie (else $JAXLM_DATA, data/ptb, the user's cache, a download)")
     run.add_argument("--config", type=Path, metavar="FILE", help="start from a config.json instead of the preset")
+    _add_device_arguments(parser)
     titles = {"model": "the model's shape", "train": "the training's counts", "data": "the text",
               "hyper": "numbers (changing one compiles nothing)"}
     groups = {section: parser.add_argument_group(title) for section, title in titles.items()}
     for section, item in every_field():
         default = "" if config is None else f", default {_shown(getattr(getattr(config, section), item.name))}"
         _add_field(groups[section], item, f"{item.metadata['help']} ({item.metadata['unit'] or 'no unit'}{default})")
+
+
+def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    devices = parser.add_argument_group("many devices")
+    devices.add_argument("--devices", type=int, metavar="N",
+                         help="spread a batch's rows over N devices (default: as many as they divide over)")
+    devices.add_argument("--model-devices", type=int, metavar="M", default=1,
+                         help="spread the vocabulary over M devices, for each of the N (1)")
+    many = parser.add_argument_group("many processes", "copies of one command, which train together; SLURM, Open MPI, "
+                                     "Kubernetes and TPU hosts are found by themselves")
+    many.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached")
+    many.add_argument("--processes", type=int, metavar="N", help="how many they are (1: train alone)")
+    many.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
 
 def _add_field(group: Any, item: Field, help: str) -> None:
@@ -160,6 +182,11 @@ def _shown(value: Any) -> str:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from jaxlm.processes import join
+
+    args.joined = join(args.coordinator, args.processes, args.process)
+    if args.joined and args.run_dir is None:
+        raise JaxlmError("many processes need --run-dir: a directory that all of them see")
     runs = Path("runs")
     if args.resume and args.run_dir is None:
         mine = sorted(path.parent for path in runs.glob(f"{args.preset}-*/config.json"))
@@ -183,7 +210,8 @@ def _train(args: argparse.Namespace) -> int:
 
     from jaxlm.train import train
 
-    result = train(config, run_dir=run_dir, resume=args.resume, steps=args.steps, data_dir=args.data_dir)
+    result = train(config, run_dir=run_dir, resume=args.resume, steps=args.steps, data_dir=args.data_dir,
+                   devices=args.devices, model_devices=args.model_devices)
     return SIGNALLED + result.stopped_by if result.stopped_by else 0
 
 

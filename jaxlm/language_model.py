@@ -83,8 +83,8 @@ class LanguageModel:
             raise DataError(f"this model was trained on {self.manifest.corpus['name']} (sha256 "
                             f"{self.manifest.corpus['sha256']}), and the corpus found is {corpus.name} "
                             f"({corpus.sha256}): name its folder, or evaluate a text file")
-        whole = {"batch_size": self.config.train.batch_size, "bptt_length": self.config.train.bptt_length}
-        nats, count = stream_nats(self.params, hyper, getattr(corpus, split), **({} if split == "test" else whole))
+        how = (1, 1) if split == "test" else (self.config.train.batch_size, self.config.train.bptt_length)
+        nats, count = stream_nats(self.params, hyper, getattr(corpus, split), *how)
         return Evaluation(perplexity(nats, count), nats, count, f"{corpus.name} {split}")
 
     def _encode(self, text: str) -> np.ndarray:

@@ -5,6 +5,7 @@ from dataclasses import fields
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jaxlm.config import Hyper
 
@@ -17,6 +18,16 @@ def learning_rate(hyper: Hyper, epoch: jax.Array | int) -> jax.Array:
     return hyper.learning_rate * hyper.decay ** jnp.maximum(epoch + hyper.schedule_offset - hyper.hold, 0.0)
 
 
-def optimizer(hyper: Hyper, rate: jax.Array | float) -> optax.GradientTransformation:
+def optimizer(hyper: Hyper, rate: jax.Array | float) -> optax.GradientTransformationExtraArgs:
     """Clip by the global norm, then SGD. Its state is empty, so a chain made anew at each step is the same."""
-    return optax.chain(optax.clip_by_global_norm(hyper.clip_norm), optax.sgd(rate))
+    return optax.chain(clip_by_given_norm(hyper.clip_norm), optax.sgd(rate))
+
+
+def clip_by_given_norm(max_norm: jax.Array | float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm` of a `grad_norm` that `update` is given: a device may hold a part of the gradient."""
+
+    def update(updates, state, params=None, **given):
+        norm = given["grad_norm"]
+        return jax.tree.map(lambda g: lax.select(norm < max_norm, g, g / norm * max_norm), updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

@@ -36,9 +36,11 @@ def reproduce(run_dir: str | Path, again: str | Path | None = None, *, data_dir:
     if changed := rundir.different(old.manifest.corpus, rundir.named(corpus)):
         raise JaxlmError(f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): "
                          f"name its folder with --data-dir")
-    result = train(config, corpus, again, steps=old.manifest.step, quiet=quiet)
+    devices = _devices(record)
+    result = train(config, corpus, again, steps=old.manifest.step, quiet=quiet, devices=devices[0],
+                   model_devices=devices[1])
     surroundings = list(dict.fromkeys(line for session in record["sessions"]
-                                      for line in rundir.different(_flat(session), _flat(rundir.session()))))
+                                      for line in rundir.different(_flat(session), _flat(rundir.session(devices)))))
     if result.stopped_by is not None:
         return Reproduction(again, [], surroundings, result.stopped_by)
     return Reproduction(again, _differences(run_dir, old, again), surroundings)
@@ -61,8 +63,15 @@ def _differences(run_dir: Path, old: checkpoint.Checkpoint, again: Path) -> list
     return found
 
 
+def _devices(record: dict) -> tuple[int, int]:
+    """What the run began on."""
+    told = record["sessions"][0].get("devices")
+    rows, words = told if isinstance(told, list) and len(told) == 2 else (1, 1)
+    return (rows, words) if type(rows) is type(words) is int else (1, 1)
+
+
 def _flat(session: dict) -> dict[str, str]:
-    """A session's versions, platform and flags under one name each; its command aside."""
+    """A session's versions, platform, devices and flags under one name each; its command aside."""
     tables = {name: session.get(name) for name in ("versions", "platform")}
     flat = {key: str(value) for table in tables.values() if isinstance(table, dict) for key, value in table.items()}
-    return {**flat, "xla_flags": str(session.get("xla_flags"))}
+    return {**flat, "spread over": str(session.get("devices", [1, 1])), "xla_flags": str(session.get("xla_flags"))}

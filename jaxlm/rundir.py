@@ -127,13 +127,14 @@ def check(run_dir: Path, resume: bool) -> None:
                           f"resume the run in it with --resume, or choose another --run-dir")
 
 
-def begin(run_dir: Path, config: Config, corpus: Corpus, given_params: bool = False) -> None:
+def begin(run_dir: Path, config: Config, corpus: Corpus, given_params: bool = False,
+          devices: tuple[int, int] = (1, 1)) -> None:
     """Writes what the run is into a directory that holds none. Raises RunDirError where there is something else."""
     check(run_dir, resume=False)
     with _readable_errors(f"no run can begin in {run_dir}"):
         checkpoint.write_bytes(run_dir / "vocab.json", corpus.vocab.to_json().encode())
         record = {"corpus": _described(corpus), "params": "given" if given_params else "drawn from the seed",
-                  "sessions": [session()]}
+                  "sessions": [session(devices)]}
         checkpoint.write_bytes(run_dir / "run.json", _json(record))
         checkpoint.write_bytes(run_dir / "config.json", config.to_json().encode())
 
@@ -165,7 +166,8 @@ def saved_record(run_dir: Path) -> dict[str, Any]:
         raise RunDirError(f"{run_dir / 'run.json'} cannot be read: {error}") from None
 
 
-def go_on(run_dir: Path, config: Config, corpus: Corpus) -> tuple[Checkpoint | None, int, list[str]]:
+def go_on(run_dir: Path, config: Config, corpus: Corpus, devices: tuple[int, int] = (1, 1)
+          ) -> tuple[Checkpoint | None, int, list[str]]:
     """What a resumed run goes on from (None: the beginning), the bytes of its metrics, and notes for the user.
 
     Puts the run's metrics and config back to what that checkpoint saved. Raises RunDirError where the run there
@@ -200,7 +202,7 @@ def go_on(run_dir: Path, config: Config, corpus: Corpus) -> tuple[Checkpoint | N
             record = saved_record(run_dir)
         except RunDirError:
             record = {"corpus": _described(corpus), "params": "unknown", "sessions": []}
-        record["sessions"].append(session())
+        record["sessions"].append(session(devices))
         checkpoint.write_bytes(run_dir / "run.json", _json(record))
     return found, len(metrics), notes
 
@@ -210,10 +212,14 @@ def named(corpus: Corpus) -> dict[str, str]:
     return {"name": corpus.name, "sha256": corpus.sha256, "vocab_sha256": corpus.vocab.sha256}
 
 
-def session() -> dict[str, Any]:
-    """What this process's numbers depend on, besides config and corpus; and the command that started it."""
+def session(devices: tuple[int, int] = (1, 1)) -> dict[str, Any]:
+    """What this process's numbers depend on, besides config and corpus; and the command that started it.
+
+    `devices` are those that the rows and those that the words are spread over.
+    """
     return {
         "command": shlex.join(sys.argv),
+        "devices": list(devices),
         "versions": {"python": platform.python_version(), **library_versions()},
         "platform": {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count(),
                      "devices": [device.device_kind for device in jax.devices()]},

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import lax
+from jax.sharding import Mesh
 
+from jaxlm import parallel
 from jaxlm.config import Hyper, ModelConfig
 from jaxlm.data.batching import locate, num_windows
 from jaxlm.loss import token_nats, window_nats
@@ -67,7 +69,7 @@ def train_step(state: TrainState, hyper: Hyper, window: Window) -> tuple[TrainSt
     Where cost or gradient is not finite the parameters, the optimiser's state, the carry and the step come back
     as they were (at an epoch's start with the zero carry).
     """
-    B = window.inputs.shape[1]
+    B = parallel.all_rows(window.inputs.shape[1])
     carry_in = jax.tree.map(lambda c: jnp.where(window.first, 0, c), state.carry)
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
     embedding, dense = state.params["embedding"], {k: v for k, v in state.params.items() if k != "embedding"}
@@ -77,20 +79,30 @@ def train_step(state: TrainState, hyper: Hyper, window: Window) -> tuple[TrainSt
                                            carry_in, key)
         return nats / B, carry_out
 
-    (cost, carry), grads = jax.value_and_grad(cost_fn, argnums=(0, 1), has_aux=True)(
+    (cost, carry), (rows, dense_grad) = jax.value_and_grad(cost_fn, argnums=(0, 1), has_aux=True)(
         model.embed(state.params, window.inputs), dense)
-    grad_norm = optax.tree.norm(grads)
+    cost, dense_grad = parallel.sum_over_data((cost, dense_grad))
+    grads = (rows, dense_grad)
+    grad_norm = _global_norm(*grads)
     rate = learning_rate(hyper, window.epoch)
-    updates, opt_state = optimizer(hyper, rate).update(grads, state.opt_state)
+    updates, opt_state = optimizer(hyper, rate).update(grads, state.opt_state, grad_norm=grad_norm)
 
     finite = jnp.isfinite(cost) & jnp.isfinite(grad_norm)
     embedded_update, dense_update = jax.tree.map(lambda update: jnp.where(finite, update, 0), updates)
+    read, embedded_update = parallel.gather_rows((window.inputs, embedded_update))
     params = {**jax.tree.map(jnp.add, dense, dense_update),
-              "embedding": embedding.at[window.inputs].add(embedded_update)}
+              "embedding": embedding.at[parallel.own_words(read, len(embedding))].add(embedded_update)}
     carry = jax.tree.map(lambda new, old: jnp.where(finite, new, old), carry, carry_in)
     opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), opt_state, state.opt_state)
     state = replace(state, step=state.step + finite, params=params, opt_state=opt_state, carry=carry)
     return state, Metrics(cost, grad_norm, rate)
+
+
+def _global_norm(rows: jax.Array, dense: model.Params) -> jax.Array:
+    """The norm of the rows of all devices [T, B, E] and of the dense gradients, of which the softmax may be a part."""
+    rows, dense = jax.tree.map(lambda g: jnp.sum(jnp.square(g)), (rows, dense))
+    squares = parallel.sum_over_data(rows), {**dense, "softmax": parallel.sum_over_model(dense["softmax"])}
+    return jnp.sqrt(optax.tree.sum(squares))
 
 
 def eval_step(params: model.Params, hyper: Hyper, window: Window, carry: model.Carry
@@ -111,17 +123,25 @@ def read_window(tokens: jax.Array, step: jax.Array, bptt_length: int, first: jax
     return Window(inputs=rows[:-1], targets=rows[1:], epoch=epoch, first=index == 0)
 
 
-@partial(jax.jit, static_argnames=("bptt_length", "max_windows"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("bptt_length", "max_windows", "mesh"), donate_argnames="state")
 def train_windows(state: TrainState, hyper: Hyper, tokens: jax.Array, count: jax.Array,
                   skip_nonfinite: jax.Array | bool = False, first: jax.Array | int = 0,
-                  windows: jax.Array | int | None = None, *, bptt_length: int, max_windows: int
-                  ) -> tuple[TrainState, Metrics]:
+                  windows: jax.Array | int | None = None, *, bptt_length: int, max_windows: int,
+                  mesh: Mesh | None = None) -> tuple[TrainState, Metrics]:
     """`count` (traced, at most `max_windows`) steps in one call; metrics [max_windows], the first `count` filled.
 
     `tokens`, `first` and `windows` are `read_window`'s. A traced count means one compile serves whole calls and an
     epoch's tail. Of a window whose cost or gradient is not finite no update is kept: the call stops there, with that
     window's metrics the last filled; or, with `skip_nonfinite` (traced), it goes on with the next window.
+    With a mesh, state and tokens lie on it as `parallel.put` and `parallel.put_rows` leave them.
     """
+    where = parallel.specs(state)
+    run = parallel.spread(mesh, partial(_train_windows, bptt_length=bptt_length, max_windows=max_windows),
+                          (where, parallel.ROWS, *[parallel.SAME] * 5), (where, parallel.SAME))
+    return run(state, tokens, hyper, count, skip_nonfinite, first, windows)
+
+
+def _train_windows(state, tokens, hyper, count, skip_nonfinite, first, windows, *, bptt_length, max_windows):
 
     def body(loop):
         done, state, metrics = loop

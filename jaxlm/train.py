@@ -11,9 +11,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from rich.console import Console
 
-from jaxlm import checkpoint, rundir, signals
+from jaxlm import checkpoint, parallel, processes, rundir, signals
 from jaxlm.config import Config
 from jaxlm.data.batching import batch, check_fits, locate, num_windows
 from jaxlm.data.corpora import Corpus, load_corpus
@@ -63,42 +64,64 @@ class _Run:
     config: Config
     corpus: Corpus
     folder: Path
+    shared: Path  # the same, but for a process that is not the first: the first's
     kept: bool  # False: the folder is a temporary one, so that saving would be in vain
     log: MetricsLog
     progress: Progress
     check_held: Callable[[], None]  # raises RunDirError once the folder is no longer this run's
+    mesh: Mesh | None = None  # of the devices, where there are several
 
 
 def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: str | Path | None = None, *,
           params: Params | None = None, resume: bool = False, steps: int | None = None,
-          data_dir: str | Path | None = None, quiet: bool = False) -> TrainResult:
+          data_dir: str | Path | None = None, quiet: bool = False, devices: int | None = None,
+          model_devices: int = 1) -> TrainResult:
     """Trains one model and tests it.
 
     `corpus` is a Corpus or what `--corpus` takes (default: the config's own); `params` replaces the fresh
     parameters; `steps` ends the training after so many windows in all. With `run_dir` everything is kept there,
     and `resume` goes on from its newest intact checkpoint; without one nothing is kept but what is returned.
 
+    The batch's rows are spread over `devices` (default: as many as they divide over) and the vocabulary over
+    `model_devices`, in all their product. The numbers are one device's within rounding, and a run may be resumed on
+    other devices than it began on.
+
     SIGTERM, SIGINT and SIGUSR1 end the training: after at most one call of `windows_per_call` windows (and the
     validation, where that call ends an epoch) it is saved and returned from. A second signal ends the process at
     once; what was saved stays whole. During the final test a signal does what it does elsewhere: the training is
     saved by then. Raises JaxlmError.
     """
+    mesh, note = parallel.make_mesh(config.train.batch_size, devices, model_devices)
     config, corpus = load(config, corpus, data_dir)
-    with ExitStack() as stack:
-        folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-")))
-        rundir.check(folder, resume)
-        check_held = stack.enter_context(rundir.lock(folder))
-        state, offset, notes = new_state(config, params), None, []
-        if resume:
-            found, offset, notes = rundir.go_on(folder, config, corpus)
-            state = state if found is None else found.state
-        else:
-            rundir.begin(folder, config, corpus, given_params=params is not None)
-        log = stack.enter_context(MetricsLog(folder, corpus.name, offset=offset, tensorboard=run_dir is not None))
-        progress = stack.enter_context(_progress(config, corpus, steps, quiet))
-        for note in (*corpus.notes, *notes):
-            progress.say(note, loud=True)
-        run = _Run(config, corpus, folder, run_dir is not None, log, progress, check_held)
+    fresh = new_state(config, params)
+    first = processes.first()  # the others keep a directory of their own for as long as they run, and say nothing
+    with processes.guarded(), ExitStack() as stack:
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-")))
+        shared = Path(run_dir or temporary)
+        folder, kept = (shared, run_dir is not None) if first else (temporary, False)
+
+        def begin() -> tuple[Callable[[], None], checkpoint.Checkpoint | None, list[str], MetricsLog]:
+            goes_on = resume and first
+            rundir.check(folder, goes_on)
+            check_held = stack.enter_context(rundir.lock(folder))
+            if goes_on:
+                found, offset, notes = rundir.go_on(folder, config, corpus, parallel.shape(mesh))
+            else:
+                found, offset, notes = None, None, []
+                rundir.begin(folder, config, corpus, params is not None, parallel.shape(mesh))
+            return check_held, found, notes, stack.enter_context(
+                MetricsLog(folder, corpus.name, offset=offset, tensorboard=kept))
+
+        check_held, found, notes, log = processes.together(begin)
+        saved = processes.agreed(found.manifest.step if found else -1)
+        if saved >= 0:
+            fresh = processes.together(lambda: (found or checkpoint.read(checkpoint.find(shared, str(saved)))).state)
+        state = parallel.put(mesh, fresh)
+        found = fresh = None  # on a mesh they are copies
+        progress = stack.enter_context(_progress(config, corpus, steps, quiet or not first))
+        for line in (*corpus.notes, *([note] if note else []), *notes):
+            progress.say(line, loud=True)
+        run = _Run(config, corpus, folder, shared, kept, log, progress, check_held, mesh)
         progress.say(f"{corpus.name}: {corpus.description}")
         progress.say(f"run directory: {folder if run.kept else 'none, so nothing is kept'}")
         if params is not None and not resume:
@@ -142,20 +165,21 @@ def _train(run: _Run, state: TrainState, steps: int | None, stop: signals.Stop) 
     counts, hyper = run.config.train, jax.tree.map(jnp.float32, run.config.hyper)
     skip = counts.on_nonfinite == "skip"
     T, B = counts.bptt_length, counts.batch_size
-    tokens = jnp.asarray(batch(run.corpus.train, B))
-    windows = num_windows(len(tokens), T)
+    length = len(run.corpus.train) // B
+    tokens = parallel.put_rows(run.mesh, (length, B), lambda rows: batch(run.corpus.train, B, rows))
+    windows = num_windows(length, T)
     last = min(counts.epochs * windows, counts.epochs * windows if steps is None else steps)
     step = int(state.step)
     costs = run.log.epoch_costs(step // windows + 1)
     started, begun_with = time.perf_counter(), len(costs)
-    stopped_by = stop.signal
+    stopped_by = _asked(stop)
     while step < last and stopped_by is None:
         epoch, index = locate(step, windows)
         edges = [windows - index, last - step, counts.windows_per_call]
         if counts.checkpoint_every:
             edges.append(counts.checkpoint_every - step % counts.checkpoint_every)
         state, metrics = train_windows(state, hyper, tokens, jnp.int32(min(edges)), jnp.bool_(skip), bptt_length=T,
-                                       max_windows=counts.windows_per_call)
+                                       max_windows=counts.windows_per_call, mesh=run.mesh)
         metrics, done = jax.device_get(metrics), int(state.step) - step
         cost, norm, rate = (values[:min(edges)] for values in (metrics.cost, metrics.grad_norm,
                                                                metrics.learning_rate))
@@ -174,7 +198,7 @@ def _train(run: _Run, state: TrainState, steps: int | None, stop: signals.Stop) 
         if step % windows == 0:
             seconds = time.perf_counter() - started
             speed = (len(costs) - begun_with) * T * B / seconds
-            valid_perplexity = perplexity(*stream_nats(state.params, hyper, run.corpus.valid, B, T))
+            valid_perplexity = perplexity(*stream_nats(state.params, hyper, run.corpus.valid, B, T, run.mesh))
             skipped = _skipped([row for row in read_metrics(run.folder) if row.get("epoch") == epoch + 1]) or None
             run.log.result("epoch", preset=run.config.preset, epoch=epoch + 1, step=step,
                            learning_rate=float(rate[0]), train_perplexity=train_perplexity,
@@ -184,20 +208,30 @@ def _train(run: _Run, state: TrainState, steps: int | None, stop: signals.Stop) 
             run.progress.epoch(epoch + 1, train_perplexity, valid_perplexity, float(rate[0]), speed, seconds,
                                _floors(run.corpus, "valid").get("floor_valid"))
             costs, begun_with, started = [], 0, time.perf_counter()
-        stopped_by = stop.signal  # asked once: what ends the loop also saves
+        stopped_by = _asked(stop)  # once: what ends the loop also saves
         if step % windows == 0 or step == last or stopped_by is not None or (
                 counts.checkpoint_every and step % counts.checkpoint_every == 0):
             _save(run, state, step, step // windows, valid_perplexity)
     return state, stopped_by
 
 
+def _asked(stop: signals.Stop) -> int | None:
+    """The signal that asked this process, or any other, to stop."""
+    return processes.agreed(stop.signal or 0) or None
+
+
 def _save(run: _Run, state: TrainState, step: int, epoch: int, valid_perplexity: float | None) -> None:
-    if run.kept:
-        run.check_held()
-        run.log.sync()
-        manifest = Manifest(step=step, epoch=epoch, valid_perplexity=valid_perplexity,
-                            corpus=rundir.named(run.corpus))
-        checkpoint.save(run.folder, state, run.config, run.corpus.vocab, manifest)
+    state = parallel.whole(run.mesh, state, run.config.model.vocab_size)
+
+    def save() -> None:
+        if run.kept:
+            run.check_held()
+            run.log.sync()
+            manifest = Manifest(step=step, epoch=epoch, valid_perplexity=valid_perplexity,
+                                corpus=rundir.named(run.corpus))
+            checkpoint.save(run.folder, state, run.config, run.corpus.vocab, manifest)
+
+    processes.together(save)
 
 
 def _finish(run: _Run, state: TrainState, stopped_by: int | None) -> TrainResult:
@@ -207,7 +241,8 @@ def _finish(run: _Run, state: TrainState, stopped_by: int | None) -> TrainResult
     epochs = [EpochResult(**{name: row[name] for name in EpochResult.__dataclass_fields__})
               for row in metrics if row["kind"] == "epoch"]
     skipped = _skipped(metrics)
-    result = TrainResult(run.config, run.corpus.name, kept_in, state, epochs, stopped_by=stopped_by,
+    result = TrainResult(run.config, run.corpus.name, kept_in,
+                         parallel.whole(run.mesh, state, run.config.model.vocab_size), epochs, stopped_by=stopped_by,
                          skipped_windows=skipped)
     if stopped_by is not None:
         how = f"saved; go on with --run-dir {run.folder} --resume" if kept_in else "nothing is kept"
@@ -215,15 +250,17 @@ def _finish(run: _Run, state: TrainState, stopped_by: int | None) -> TrainResult
         return result
 
     def test(which: str, step: int, params: Params) -> float:
-        value = perplexity(*stream_nats(params, run.config.hyper, run.corpus.test))
+        value = perplexity(*stream_nats(params, run.config.hyper, run.corpus.test, mesh=run.mesh))
         run.log.result("test", checkpoint=which, step=step, test_perplexity=value, **_floors(run.corpus, "test"))
         return value
 
     tests = {"last": test("last", int(state.step), state.params)}
     best = checkpoint.best_step(checkpoint.manifests(run.folder))
-    if best not in (None, int(state.step)):
+    best = processes.agreed(-1 if best is None else best)
+    if best not in (-1, int(state.step)):
         try:
-            tests["best"] = test("best", best, checkpoint.read(checkpoint.find(run.folder, "best")).state.params)
+            saved = processes.together(lambda: checkpoint.read(checkpoint.find(run.shared, str(best)))).state.params
+            tests["best"] = test("best", best, parallel.put(run.mesh, saved))
         except CheckpointError as error:
             run.progress.say(f"the best checkpoint is not tested: {error}", loud=True)
     run.log.sync()

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import jaxlm
+from jaxlm import parallel
 from jaxlm.data.batching import batch
 from jaxlm.data.corpora import load_corpus
 from jaxlm.evaluate import perplexity, stream_nats
@@ -48,6 +49,11 @@ def named(case: dict, variables: list) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("path", sorted(HERE.glob("*.json")), ids=lambda path: path.stem)
 def test_a_trajectory_of_tensorflow(path):
+    follow(path)
+
+
+def follow(path, mesh=None):
+    """Trains, validates and tests as TensorFlow did; on a mesh where there is one."""
     golden = json.loads(path.read_text())
     case, told = golden["case"], np.array(golden["train_cost_norm_rate"])
     config = jaxlm.preset("small").replace(
@@ -58,32 +64,38 @@ def test_a_trajectory_of_tensorflow(path):
     state = init_state(jax.random.key(0), config.model, config.hyper, case["B"], params)
     stream = make.tokens(case)
     train, valid = stream[:case["N"]], stream[case["N"]:]
-    state, metrics = train_windows(state, config.hyper, jnp.asarray(batch(train, case["B"])),
-                                   jnp.int32(case["steps"]), bptt_length=case["T"], max_windows=case["steps"])
+    tokens = batch(train, case["B"])
+    state, metrics = train_windows(
+        parallel.put(mesh, state), config.hyper, parallel.put_rows(mesh, tokens.shape, lambda rows: tokens[:, rows]),
+        jnp.int32(case["steps"]), bptt_length=case["T"], max_windows=case["steps"], mesh=mesh)
     np.testing.assert_allclose(metrics.cost, told[:, 0], rtol=COST)
     np.testing.assert_allclose(metrics.grad_norm, told[:, 1], rtol=NORM)
     np.testing.assert_allclose(metrics.learning_rate, told[:, 2], rtol=1e-6)
 
-    nats, count = stream_nats(state.params, config.hyper, valid, case["B"], case["T"])
+    nats, count = stream_nats(state.params, config.hyper, valid, case["B"], case["T"], mesh)
     expected = sum(golden["valid_cost"])
     assert nats / case["B"] == pytest.approx(expected, rel=VALID)
     assert count / case["B"] == len(golden["valid_cost"]) * case["T"]
-    nats, count = stream_nats(state.params, config.hyper, valid)
+    nats, count = stream_nats(state.params, config.hyper, valid, mesh=mesh)
     assert count == len(valid) - 1
     assert perplexity(nats, count) == pytest.approx(np.exp(golden["test_cost"] / count), rel=VALID)
-    for name, array in jaxlm.to_tensorflow(state.params).items():
+    for name, array in jaxlm.to_tensorflow(parallel.whole(mesh, state.params, case["V"])).items():
         assert np.linalg.norm(array) == pytest.approx(golden["final_norms"][name], rel=VALID)
 
 
 @pytest.fixture(scope="module")
 def ptb_golden(ptb_dir):
+    return recorded(ptb_dir)
+
+
+def recorded(ptb_dir):
     path = Path(os.environ.get("JAXLM_GOLDEN") or ptb_dir.parent / "golden", "tf1_seed.json")
     if not path.is_file():
         pytest.skip("no recorded Penn Treebank trajectory: set JAXLM_GOLDEN to the folder of tf1_seed.json")
     return json.loads(path.read_text()), load_corpus("ptb", data_dir=ptb_dir)
 
 
-def ptb_run(golden, corpus, nudge: int | None = None):
+def ptb_run(golden, corpus, nudge: int | None = None, mesh=None):
     """Costs and norms of the 50 windows and the 8 validation costs; `nudge` seeds a change of the weights by 1e-6."""
     config = jaxlm.preset("small")
     case = dict(V=10_000, E=200, hidden=[256, 128], init=0.1)
@@ -94,8 +106,11 @@ def ptb_run(golden, corpus, nudge: int | None = None):
                      for name, array in variables.items()}
     state = init_state(jax.random.key(0), config.model, config.hyper, 60, jaxlm.from_tensorflow(variables))
     with jax.default_matmul_precision("highest"):
-        state, metrics = train_windows(state, config.hyper, jnp.asarray(batch(corpus.train, 60)), jnp.int32(50),
-                                       bptt_length=20, max_windows=50)
+        tokens = batch(corpus.train, 60)
+        tokens = parallel.put_rows(mesh, tokens.shape, lambda rows, tokens=tokens: tokens[:, rows])
+        state, metrics = train_windows(parallel.put(mesh, state), config.hyper, tokens, jnp.int32(50), bptt_length=20,
+                                       max_windows=50, mesh=mesh)
+        state = parallel.whole(mesh, state, 10_000)
         rows, carry, valid = jnp.asarray(batch(corpus.valid, 60)), model.zero_carry(state.params, 60), []
         for start in range(0, 160, 20):
             window = Window(rows[start:start + 20], rows[start + 1:start + 21])
@@ -105,9 +120,13 @@ def ptb_run(golden, corpus, nudge: int | None = None):
 
 
 def test_penn_treebank_as_far_as_float32_determines_it(ptb_golden):
+    follow_penn_treebank(ptb_golden)
+
+
+def follow_penn_treebank(ptb_golden, mesh=None):
     """Full tolerance over the windows in which rounding has not yet grown to it; then the same dynamics."""
     golden, corpus = ptb_golden
-    told, (ran, valid) = np.array(golden["train_cost_and_grad_norm"]), ptb_run(golden, corpus)
+    told, (ran, valid) = np.array(golden["train_cost_and_grad_norm"]), ptb_run(golden, corpus, mesh=mesh)
     error = np.abs(ran / told - 1)
     assert error[:15].max() < 5e-5  # five times stricter than asked, while the agreement is meaningful
     assert error[:20, 0].max() < COST

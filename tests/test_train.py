@@ -245,7 +245,7 @@ def test_reproduce_names_what_differs(train, tmp_path):
 
     path = checkpoint.find(run)
     rows = (path / "metrics.jsonl").read_text().splitlines()
-    (path / "metrics.jsonl").write_text("\n".join([*rows[:6], rows[6].replace('"cost":1', '"cost":2'), *rows[7:], ""]))
+    (path / "metrics.jsonl").write_text("\n".join([*rows[:6], rows[6].replace('"cost":', '"cost":2'), *rows[7:], ""]))
     checkpoint.sealed.write(path, checkpoint.sealed.read(path))
     other = reproduce(run, tmp_path / "other", quiet=True)
     assert [line[:40] for line in other.results] == ["metrics.jsonl differs first in line 7: {",

@@ -9,10 +9,13 @@ from jaxlm.errors import DataError
 Integer = TypeVar("Integer")
 
 
-def batch(ids: np.ndarray, batch_size: int) -> np.ndarray:
-    """The stream [N] cut into B rows of N // B, time-major: [N // B, B]; what is left over is dropped."""
+def batch(ids: np.ndarray, batch_size: int, rows: slice = slice(None)) -> np.ndarray:
+    """The stream [N] cut into B rows of N // B, time-major: [N // B, B]; what is left over is dropped.
+
+    With `rows` only those of the B are read, and come back.
+    """
     length = len(ids) // batch_size
-    return np.ascontiguousarray(ids[:length * batch_size].reshape(batch_size, length).T)
+    return np.ascontiguousarray(ids[:length * batch_size].reshape(batch_size, length)[rows].T)
 
 
 def num_windows(length: int, bptt_length: int) -> int:

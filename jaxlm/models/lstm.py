@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxlm import parallel
 from jaxlm.config import Hyper, ModelConfig
 from jaxlm.ops.dropout import dropout
 from jaxlm.ops.lstm import LSTMState, lstm, zero_state
@@ -41,7 +42,7 @@ def zero_carry(params: Params, batch_size: int) -> Carry:
 
 def embed(params: Params, tokens: jax.Array) -> jax.Array:
     """tokens [T, B] -> their embeddings [T, B, E]."""
-    return params["embedding"][tokens]
+    return parallel.look_up(params["embedding"], tokens)
 
 
 def apply(params: Params, hyper: Hyper, embedded: jax.Array, carry: Carry,
@@ -53,7 +54,8 @@ def apply(params: Params, hyper: Hyper, embedded: jax.Array, carry: Carry,
     """
 
     def drop(x: jax.Array, keep: jax.Array | float, place: int) -> jax.Array:
-        return x if dropout_key is None else dropout(jax.random.fold_in(dropout_key, place), x, keep)
+        return x if dropout_key is None else dropout(jax.random.fold_in(dropout_key, place), x, keep,
+                                                     parallel.first_row(x.shape[1]))
 
     x = drop(embedded, hyper.keep_embedding, 0)
     new_carry = []

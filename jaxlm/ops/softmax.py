@@ -3,12 +3,15 @@
 Letters: `N` rows (T * B), `H` width, `V` vocabulary. The fast path never holds [N, V]: it takes the
 rows in chunks and, for a gradient, finishes each chunk's while its logits are still in the cache
 (the idea of Liger Kernel's fused linear cross-entropy, arXiv:2410.10989). So memory is flat in N.
+Under `parallel.spread` kernel and bias may be a device's own words of V, and x, targets and the results are
+everyone's: a chunk then meets the other devices for its largest logit, its sum and its target, and dx once after all.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxlm import parallel
 from jaxlm.ops.product import product
 
 # Rows of a chunk on CPU, measured in experiments/benchmark.md: logits of about this size stay in the cache, but the
@@ -36,13 +39,12 @@ def token_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Ar
     x [N, H], kernel [H, V], bias [V], targets [N] integers -> [N]. Raises ValueError where shapes do not fit.
     """
     _check_shapes(x, kernel, bias, targets)
-
     x, layer = _with_bias(x, kernel, bias)
 
     def chunk(_, rows):
         x, targets = rows
-        logits = product(x, layer, x.dtype)
-        return None, jax.nn.logsumexp(logits, -1) - _pick(logits, targets)
+        lse, picked = _lse_and_pick(product(x, layer, x.dtype), targets)
+        return None, lse - picked
 
     _, nats = lax.scan(chunk, None, _in_chunks(kernel.shape, x, targets))
     return nats.reshape(-1)[:x.shape[0]]
@@ -75,9 +77,9 @@ def _forward(x, kernel, bias, targets, weights):
         nats, dlayer = carry
         x, targets, weights = rows
         logits = product(x, layer, x.dtype)
-        lse = jax.nn.logsumexp(logits, -1)
-        nats += jnp.vdot(weights, lse - _pick(logits, targets))
-        hit = jnp.arange(logits.shape[-1]) == targets[:, None]
+        lse, picked = _lse_and_pick(logits, targets)
+        nats += jnp.vdot(weights, lse - picked)
+        hit = jnp.arange(logits.shape[-1]) == parallel.own_words(targets, logits.shape[-1])[:, None]
         dlogits = jnp.exp(logits - lse[:, None]) - hit  # before weights, which scale the narrow sides of the products
         weighted = lax.optimization_barrier((x * weights[:, None]).T)  # a transpose written out multiplies faster
         dx = product(dlogits, kernel.T, x.dtype) * weights[:, None]
@@ -85,7 +87,7 @@ def _forward(x, kernel, bias, targets, weights):
 
     zero = (jnp.zeros((), bias.dtype), jnp.zeros(layer.shape, kernel.dtype))
     (nats, dlayer), dx = lax.scan(chunk, zero, _in_chunks(kernel.shape, x, targets, weights))
-    H = kernel.shape[0]
+    H, dx = kernel.shape[0], parallel.sum_over_model(dx)
     return nats, (dx.reshape(-1, H)[:x.shape[0]], dlayer[:H], dlayer[H])
 
 
@@ -97,8 +99,15 @@ def _backward(gradients, cotangent):
 _summed_nats.defvjp(_forward, _backward)
 
 
-def _pick(logits, targets):
-    return jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
+def _lse_and_pick(logits, targets):
+    """log sum exp of logits [rows, V] and the target's one; each device may hold the logits of a part of the words."""
+    own = parallel.own_words(targets, logits.shape[-1])
+    if own is targets:
+        return jax.nn.logsumexp(logits, -1), jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
+    top = parallel.max_over_model(logits.max(-1))
+    picked = jnp.take_along_axis(logits, own[:, None], -1, mode="fill", fill_value=0)[:, 0]
+    total, picked = parallel.sum_over_model((jnp.exp(logits - top[:, None]).sum(-1), picked))
+    return top + jnp.log(total), picked
 
 
 def _with_bias(x, kernel, bias):
@@ -110,7 +119,7 @@ def _with_bias(x, kernel, bias):
     if narrow.bits < jnp.finfo(bias.dtype).bits:
         for _ in range(2):
             head = lax.reduce_precision(rows[-1], narrow.nexp, narrow.nmant)
-            rows[-1:] = [head, rows[-1] - head]
+            rows[-1:] = [head, jnp.where(jnp.isfinite(head), rows[-1] - head, 0)]
     ones = jnp.ones((x.shape[0], len(rows)), x.dtype)
     return jnp.concatenate([x, ones], 1), jnp.concatenate([kernel, jnp.stack(rows)])
 

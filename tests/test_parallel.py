@@ -1,0 +1,145 @@
+"""Many devices give one device's numbers: virtual ones of the processor, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def on_devices(count: int, code: str) -> str:
+    """Runs a program with so many virtual devices; what it printed."""
+    flags = f"--xla_force_host_platform_device_count={count} --xla_cpu_multi_thread_eigen=false"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "XLA_FLAGS": flags}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+TRAJECTORY = """
+import tempfile
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+import jaxlm
+from jaxlm import parallel
+from jaxlm.data.batching import batch
+from jaxlm.evaluate import stream_nats
+from jaxlm.step import init_state, train_windows
+
+def trajectory(config, ids, valid, params=None, mesh=None, steps=50):
+    T, B, V = config.train.bptt_length, config.train.batch_size, config.model.vocab_size
+    start = init_state(jax.random.key(config.train.seed), config.model, config.hyper, B, params)
+    tokens = parallel.put_rows(mesh, (len(ids) // B, B), lambda rows: batch(ids, B, rows))
+    state, metrics = train_windows(parallel.put(mesh, start), config.hyper, tokens, jnp.int32(steps), bptt_length=T,
+                                   max_windows=steps, mesh=mesh)
+    nats, _ = stream_nats(state.params, config.hyper, valid, B, T, mesh)
+    state = parallel.whole(mesh, state, V)
+    return metrics, nats, state
+"""
+
+
+def test_fifty_windows_are_one_devices():
+    """By rows, by words (500, which 8 does not divide), by both; with dropout and without."""
+    on_devices(8, TRAJECTORY + """
+corpus = jaxlm.load_corpus("embedded-tiny")
+for keep, meshes in ((0.7, [(2, 1), (4, 1), (2, 2), (1, 8)]), (1.0, [(8, 1)])):
+    config = jaxlm.preset("small").replace(corpus="embedded-tiny", vocab_size=len(corpus.vocab), embedding_size=8,
+                                           hidden_sizes=(8, 6), batch_size=24, bptt_length=10, keep_output=keep,
+                                           keep_embedding=keep, clip_norm=1.0)
+    one, nats, end = trajectory(config, corpus.train, corpus.valid)
+    for sizes in meshes:
+        mesh, note = parallel.make_mesh(24, *sizes)
+        assert tuple(mesh.shape.values()) == sizes and note is None
+        many, many_nats, many_end = trajectory(config, corpus.train, corpus.valid, mesh=mesh)
+        np.testing.assert_allclose(many.cost, one.cost, rtol=2e-6, err_msg=f"{sizes}")
+        np.testing.assert_allclose(many.grad_norm, one.grad_norm, rtol=2e-5)
+        np.testing.assert_array_equal(many.learning_rate, one.learning_rate)
+        np.testing.assert_allclose(many_nats, nats, rtol=5e-6)
+        for a, b in ((many_end.params, end.params), (many_end.carry, end.carry)):
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), a, b)
+""")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_devices_and_devices_may_hold_no_word():
+    on_devices(8, TRAJECTORY + """
+from processes import CONFIG
+from jaxlm.metrics import read_metrics
+
+folder = Path(tempfile.mkdtemp())
+one = jaxlm.train(CONFIG, run_dir=folder / "one", steps=45, quiet=True, devices=1)
+for steps, devices, words in ((20, 2, 3), (30, 1, 1), (45, 2, 3)):  # 39 are an epoch; the end is tested, batch 1
+    many = jaxlm.train(CONFIG, run_dir=folder / "many", steps=steps, quiet=True, devices=devices, model_devices=words,
+                       resume=steps > 20)
+rows = [read_metrics(folder / name) for name in ("one", "many")]
+costs = [[row["cost"] for row in told if row["kind"] == "window"] for told in rows]
+np.testing.assert_allclose(*costs, rtol=2e-6)
+assert len(costs[0]) == 45
+np.testing.assert_allclose(many.epochs[0].valid_perplexity, one.epochs[0].valid_perplexity, rtol=5e-6)
+np.testing.assert_allclose(many.test_perplexity, one.test_perplexity, rtol=5e-6)
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), many.params, one.params)
+
+spread = jaxlm.train(CONFIG, run_dir=folder / "spread", steps=20, quiet=True, devices=2, model_devices=3)
+from jaxlm.reproduce import reproduce
+same = reproduce(folder / "spread", quiet=True)
+assert not same.results and not same.surroundings, same
+
+corpus = jaxlm.load_corpus("embedded-tiny")
+config = CONFIG.replace(vocab_size=9, batch_size=20, learning_rate=0.1)
+one, many = (trajectory(config, corpus.train % 9, corpus.valid % 9, mesh=parallel.make_mesh(20, 1, words)[0])
+             for words in (1, 8))
+np.testing.assert_allclose(many[0].cost, one[0].cost, rtol=2e-6)
+np.testing.assert_allclose(many[1], one[1], rtol=5e-6)
+""")
+
+
+def test_refusals_name_what_would_do():
+    on_devices(8, """
+import jax, pytest
+from jaxlm import parallel
+from jaxlm.errors import JaxlmError
+
+def refused(says, *args):
+    with pytest.raises(JaxlmError, match=says) as caught:
+        parallel.make_mesh(*args)
+    assert "\\n" not in str(caught.value)
+
+refused("60 rows .* do not divide over 8 devices: take batch_size 56 or 64, or devices 6 or 10", 60, 8)
+refused("3 rows .* over 5 devices: take batch_size 5, or devices 3$", 3, 5)
+refused("16 devices were asked for .16 for rows x 1 for words. and there are 8: .*device_count=16", 64, 16)
+refused("there are 8", 64, 4, 3)
+refused("there are 8", 64, None, 9)
+refused("devices must be at least 1; it is 0", 64, 0)
+refused("model_devices must be at least 1; it is -1", 64, 1, -1)
+mesh, note = parallel.make_mesh(60)
+assert mesh.size == 6 and note == "using 6 of 8 devices: the 60 rows of a batch do not divide over more"
+mesh, note = parallel.make_mesh(60, None, 2)
+assert dict(mesh.shape) == {"data": 4, "model": 2} and note is None
+assert parallel.make_mesh(7, 1) == (None, None) and parallel.make_mesh(11)[0] is None
+""")
+
+
+GOLDEN = """
+from pathlib import Path
+from test_golden import HERE, follow, follow_penn_treebank, recorded
+from jaxlm import parallel
+"""
+
+
+def test_trajectories_of_tensorflow_on_meshes():
+    on_devices(8, GOLDEN + """
+for name, B, *sizes in (("test-preset", 20, 4, 1), ("three-unequal-layers", 6, 1, 7),
+                        ("one-layer-three-epochs", 4, 2, 2), ("long-windows", 3, 3, 2)):
+    follow(HERE / f"{name}.json", parallel.make_mesh(B, *sizes)[0])
+""")
+
+
+@pytest.mark.slow
+def test_penn_treebank_on_a_mesh(ptb_dir):
+    on_devices(4, GOLDEN + f"""
+follow_penn_treebank(recorded(Path({str(ptb_dir)!r})), parallel.make_mesh(60, 2, 2)[0])
+follow_penn_treebank(recorded(Path({str(ptb_dir)!r})), parallel.make_mesh(60, 4)[0])
+""")

@@ -1,0 +1,134 @@
+"""Many processes, really started, stopped and killed, come to what one comes to."""
+
+import os
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import numpy as np
+import processes as processes_
+import pytest
+from processes import end, kill, start, wait_for, windows
+from test_parallel import on_devices
+
+import jaxlm
+from jaxlm import processes
+from jaxlm.errors import JaxlmError
+from jaxlm.metrics import read_metrics
+
+FLAGS = (*processes_.FLAGS, "--batch-size", "48", "--epochs", "2")
+STEP = {"SLURM_JOB_ID": f"{os.getpid()}", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+CONFIG = processes_.CONFIG.replace(batch_size=48, epochs=2)
+
+
+def start_two(run_dir: Path, *arguments: str | Path):
+    """The same command as two processes with a device each, which meet at a free port; the run goes on if it can."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    how = ("--resume",) if (run_dir / "config.json").exists() else FLAGS
+    return [start("train", "--run-dir", run_dir, "--coordinator", f"localhost:{port}", "--processes", "2",
+                  "--process", str(i), *how, *arguments) for i in (0, 1)]
+
+
+def assert_same_numbers(run_dir: Path, reference: Path) -> None:
+    """Costs and gradient norms of every window, and every perplexity, within float32's rounding."""
+    rows, expected = read_metrics(run_dir), read_metrics(reference)
+    assert [(row["kind"], row.get("step")) for row in rows] == [(row["kind"], row.get("step")) for row in expected]
+    for row, told in zip(rows, expected, strict=True):
+        for name in ("cost", "grad_norm", "train_perplexity", "valid_perplexity", "test_perplexity"):
+            if name in told:
+                np.testing.assert_allclose(row[name], told[name], rtol=1e-4 if name == "grad_norm" else 2e-5,
+                                           err_msg=f"{name} of {row}")
+    mine, alone = jaxlm.load(run_dir).params, jaxlm.load(reference).params
+    for name, array in jaxlm.to_tensorflow(alone).items():
+        np.testing.assert_allclose(jaxlm.to_tensorflow(mine)[name], array, rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The run of one process with one device."""
+    run_dir = tmp_path_factory.mktemp("alone") / "run"
+    jaxlm.train(CONFIG, run_dir=run_dir, quiet=True)
+    return run_dir
+
+
+def test_two_processes_killed_and_resumed_end_as_one_alone(tmp_path, alone):
+    """And what they saved goes on with one process: on one device, and on four."""
+    run_dir = tmp_path / "two"
+    both = start_two(run_dir)
+    assert wait_for(lambda: windows(run_dir) > 20, both[0]), end(both[0])
+    kill(both[1])
+    code, said = end(both[0], timeout=60)  # by itself: the connection broke
+    assert code == 1 and said.rstrip().endswith("start all of them again with --resume"), said
+    for copy in ("one device", "four devices"):
+        shutil.copytree(run_dir, tmp_path / copy)
+
+    both = start_two(run_dir)
+    (code, said), (other, quiet) = map(end, both)
+    assert code == other == 0, said + quiet
+    assert "test, last checkpoint" in said and "perplexity" not in quiet
+    assert_same_numbers(run_dir, alone)
+
+    jaxlm.train(CONFIG, run_dir=tmp_path / "one device", resume=True, quiet=True)
+    assert_same_numbers(tmp_path / "one device", alone)
+    on_devices(4, f"""
+import jaxlm
+from test_processes import CONFIG
+jaxlm.train(CONFIG, run_dir={str(tmp_path / "four devices")!r}, resume=True, quiet=True, devices=2,
+            model_devices=2)
+""")
+    assert_same_numbers(tmp_path / "four devices", alone)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_and_words_spread_over_processes(tmp_path, alone, monkeypatch):
+    """Begun as SLURM would, from the environment alone."""
+    run_dir, both = tmp_path / "two", []
+    for i in ("0", "1"):
+        for name, value in {**STEP, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": i, "SLURM_LOCALID": i}.items():
+            monkeypatch.setenv(name, value)
+        both.append(start("train", "--run-dir", run_dir, *FLAGS))
+    assert wait_for(lambda: windows(run_dir) > 20, both[0]), end(both[0])
+    both[1].send_signal(signal.SIGTERM)
+    (code, said), (other, quiet) = map(end, both)
+    assert code == other == 128 + signal.SIGTERM, said + quiet
+    assert "saved; go on with" in said and "saved" not in quiet
+    for name in (*STEP, "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name)
+    both = start_two(run_dir, "--devices", "1", "--model-devices", "2")  # a half of the words each
+    (code, said), (other, quiet) = map(end, both)
+    assert code == other == 0, said + quiet
+    assert_same_numbers(run_dir, alone)
+
+
+@pytest.mark.slow
+def test_the_failure_of_one_process_is_everyones(tmp_path):
+    (tmp_path / "something").touch()
+    (code, said), (other, heard) = map(end, start_two(tmp_path))
+    assert code == other == 1
+    assert "is not empty (it holds something)" in said
+    assert "another process failed, and says why" in heard
+
+
+@pytest.mark.parametrize("given", [("localhost:1", None, None), ("localhost:1", 2, 2), ("localhost:1", 2, -1),
+                                   ("localhost", 2, 0), (None, 2, 0), (None, 0, None), ("a:1", 1, 1)])
+def test_a_part_of_what_is_needed_is_refused(given):
+    with pytest.raises(JaxlmError, match="--coordinator HOST:PORT, --processes N and --process I"):
+        processes.join(*given)
+
+
+def test_a_process_stays_alone_unless_a_cluster_says_that_there_are_more(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("SLURM", "OMPI", "TPU", "JOB_", "KUBERNETES"))]:
+        monkeypatch.delenv(name)
+    assert not processes.join() and not processes.join(processes=1)
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    assert not processes._cluster()  # in a batch script, outside srun
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert not processes._cluster()  # the shell of an allocation
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert processes._cluster()
+    assert not processes.join(processes=1)
