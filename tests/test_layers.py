@@ -11,7 +11,7 @@ import jaxlm
 
 PACKAGE = Path(jaxlm.__path__[0])
 LAYERS = [  # a module may import those in earlier lines, and those in its own
-    "errors", "config", "data", "ops", "models", "loss", "optim", "step", "evaluate", "parallel", "manifest",
+    "errors", "config", "data", "ops", "models", "loss", "optim", "step", "feed", "evaluate", "parallel", "manifest",
     "checkpoint",
     "metrics", "rundir", "plots", "signals", "train", "reproduce", "language_model", "sweep", "linen", "cli",
 ]

@@ -1,5 +1,8 @@
 """ids -> [N // B, B], and which window a step reads: a batch is a function of the step."""
 
+import mmap
+import os
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -13,6 +16,33 @@ def batch(ids: np.ndarray, batch_size: int) -> np.ndarray:
     """The stream [N] cut into B rows of N // B, time-major: [N // B, B]; what is left over is dropped."""
     length = len(ids) // batch_size
     return np.ascontiguousarray(ids[:length * batch_size].reshape(batch_size, length).T)
+
+
+def rows(ids: np.ndarray, batch_size: int, start: int, stop: int, columns: slice = slice(None)) -> np.ndarray:
+    """`batch(ids, B)[start:stop, columns]` as int32, for which of a memory-mapped file nothing else is read.
+
+    The pieces are read from the file itself: the map's pages would stay in this process's memory, and a file that
+    was cut short would end the process. Raises DataError where that happened, or the file cannot be read.
+    """
+    length, wanted = len(ids) // batch_size, range(batch_size)[columns]
+    pieces = np.empty((len(wanted), stop - start), ids.dtype)
+    if isinstance(ids, np.memmap) and isinstance(ids.base, mmap.mmap):  # the whole map, and no view of it
+        _read(Path(str(ids.filename)), pieces, [ids.offset + (row * length + start) * ids.itemsize for row in wanted])
+    else:
+        for piece, row in zip(pieces, wanted, strict=True):
+            piece[:] = ids[row * length + start:row * length + stop]
+    return np.ascontiguousarray(pieces.T, np.int32)
+
+
+def _read(path: Path, pieces: np.ndarray, offsets: list[int]) -> None:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            whole = all(os.preadv(file.fileno(), [piece], at) == piece.nbytes
+                        for piece, at in zip(pieces, offsets, strict=True))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read any more: {error.strerror or error}; mend that, then resume") from None
+    if not whole:
+        raise DataError(f"{path} became shorter while it was in use: prepare its text again, then resume")
 
 
 def num_windows(length: int, bptt_length: int) -> int:

@@ -30,7 +30,7 @@ import numpy as np
 from jaxlm.data import corpora
 from jaxlm.data.cache import cache_dir
 from jaxlm.data.corpora import SPLITS, Corpus
-from jaxlm.data.vocab import EOS, UNK, Vocab
+from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError
 
 LARGE = 256 << 20  # bytes of text from which on `load_corpus` prepares it: in memory it takes about eight times that
@@ -117,8 +117,8 @@ def load(
     header = _header(folder)
     for name, asked, default in (("min_count", min_count, 1), ("lowercase", lowercase, False)):
         if asked not in (default, header[name]):
-            raise DataError(f"{folder} was prepared with {name} {header[name]}, not {asked}: leave that out, or prepare "
-                            f"the text again in another folder")
+            raise DataError(f"{folder} was prepared with {name} {header[name]}, not {asked}: leave that out, or "
+                            f"prepare the text again in another folder")
     if max_vocab is not None and header["words"] > max_vocab:
         raise DataError(f"{folder} was prepared with {header['words']:,} words, more than the vocabulary size "
                         f"{max_vocab:,}: raise that, or prepare the text again in another folder")
@@ -185,7 +185,7 @@ def _make(text: Path, files: Mapping[str, Path], origin: dict[str, Any], out: Pa
     table, unk = vocab.encode(words), vocab.unk
     sealed: dict[str, tuple[int, str]] = {}
     sizes = {split: stop - start for split, (start, stop) in spans.items()}
-    unknown = dict.fromkeys(SPLITS, 0)
+    unknown: dict[str, int] = dict.fromkeys(SPLITS, 0)
     digest = hashlib.sha256(vocab.sha256.encode())  # as `corpora` computes it
     with _bar(f"writing {out}", sum(sizes.values()), progress) as told:
         for split, span in spans.items():

@@ -81,7 +81,9 @@ class Vocab:
         return [self.words[place] for place in places.tolist()]
 
     @classmethod
-    def build(cls, tokens: Iterable[str] | Mapping[str, int], *, max_size: int | None = None, min_count: int = 1) -> "Vocab":
+    def build(
+        cls, tokens: Iterable[str] | Mapping[str, int], *, max_size: int | None = None, min_count: int = 1
+    ) -> "Vocab":
         """The vocabulary of a training text, or of the counts of its words, sorted by (-count, word).
 
         Words rarer than `min_count`, and the rarest beyond `max_size` words in all, are dropped and count
