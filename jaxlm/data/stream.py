@@ -30,11 +30,11 @@ import numpy as np
 from jaxlm.data import corpora
 from jaxlm.data.cache import cache_dir
 from jaxlm.data.corpora import SPLITS, Corpus
-from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import DataError
 
-LARGE = 256 << 20  # bytes of text from which on `load_corpus` prepares it: in memory it takes about eight times that
-BLOCK = 4 << 20  # bytes of text, or of ids, held at once
+LARGE = 256 << 20  # bytes of text from which on `load_corpus` prepares it: in memory it takes some four times that
+BLOCK = 1 << 20  # bytes of text, or ids, that are held at once
 JOURNAL = 64 << 20  # bytes of text between two records of the position
 LONGEST = 64 << 20  # bytes without white space that still pass for text
 FORMAT, HEADER, PARTIAL = 1, "prepared.json", ".partial"
@@ -58,7 +58,7 @@ def prepare(
     """
     text, out = Path(text), Path(out)
     options = {"max_vocab": max_vocab, "min_count": min_count, "lowercase": lowercase}
-    Vocab.build([EOS], max_size=max_vocab, min_count=min_count)  # refuses now what it would refuse at the end
+    Vocab.build({UNK: 1}, max_size=max_vocab, min_count=min_count)  # refuses now what it would refuse at the end
     files = corpora.text_files(text)
     origin = {"text": [_stamp(path) for path in files.values()]}
     try:
@@ -303,8 +303,8 @@ def _ids(path: Path, start: int, stop: int) -> Iterator[np.ndarray]:
     """Provisional ids [start, stop), a block at a time."""
     with open(path, "rb") as file:
         file.seek(start * PROVISIONAL.itemsize)
-        for at in range(start, stop, BLOCK // PROVISIONAL.itemsize):
-            yield np.fromfile(file, PROVISIONAL, min(BLOCK // PROVISIONAL.itemsize, stop - at))
+        for at in range(start, stop, BLOCK):
+            yield np.fromfile(file, PROVISIONAL, min(BLOCK, stop - at))
 
 
 def _line_ends(path: Path, *lines: int) -> Iterator[int]:
