@@ -176,10 +176,10 @@ def text_name(path: Path) -> str:
 
 def named(name: str, counts: Mapping[str, int], max_vocab: int | None, min_count: int, lowercase: bool) -> str:
     """A corpus's name with the options that changed it; `counts` are those of its words, in lower case if asked."""
-    usual = {UNK, *(word for word, count in counts.items() if count >= min_count or word == EOS)}
+    usual = 1 + sum(count >= min_count or word == EOS for word, count in counts.items() if word != UNK)
     options = {
         "lowercase": lowercase,
-        f"max_vocab={max_vocab}": max_vocab is not None and len(usual) > max_vocab,
+        f"max_vocab={max_vocab}": max_vocab is not None and usual > max_vocab,
         f"min_count={min_count}": min_count != 1,
     }
     return "+".join([name, *(option for option, given in options.items() if given)])
@@ -198,12 +198,14 @@ def _prepared(
     """A corpus that is prepared already, or that is too large for anything else; None where `spec` names neither."""
     from jaxlm.data import stream
 
+    if spec in ("auto", "ptb", *EMBEDDED):
+        return None
     if stream.is_prepared(spec):
         corpus = stream.load(spec, max_vocab=max_vocab, min_count=min_count, lowercase=lowercase)
         if vocab not in (None, corpus.vocab):
             raise DataError(f"{spec} is prepared with a vocabulary of its own: load the text itself with another one")
         return corpus
-    if vocab is None and spec not in ("auto", "ptb", *EMBEDDED) and stream.is_large(spec):
+    if vocab is None and stream.is_large(spec):
         return stream.prepare_in_cache(
             Path(spec), max_vocab=max_vocab, min_count=min_count, lowercase=lowercase, progress=progress
         )
