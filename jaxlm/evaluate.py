@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from jaxlm.config import Hyper
-from jaxlm.data.batching import num_windows, rows
+from jaxlm.data.batching import batch, num_windows
 from jaxlm.errors import DataError
 from jaxlm.models import lstm as model
 from jaxlm.step import Window, eval_step
@@ -41,7 +41,7 @@ def stream_nats(params: model.Params, hyper: Hyper, ids: np.ndarray, batch_size:
     height = -(-windows // calls) * length
     carry, sums = model.zero_carry(params, batch_size), []
     for start in range(0, predictions, height):
-        tokens = rows(ids, batch_size, start, min(start + height, predictions) + 1)
+        tokens = batch(ids, batch_size, start=start, stop=min(start + height, predictions) + 1)
         tokens = np.pad(tokens, ((0, height + 1 - len(tokens)), (0, 0)))
         carry, nats = _nats_per_window(params, hyper, jnp.asarray(tokens), jnp.int32(predictions - start), carry,
                                        length=length)

@@ -9,31 +9,39 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config import TrainConfig
-from jaxlm.data.batching import rows
+from jaxlm.data.batching import batch
 
 Take = Callable[[int, int], tuple[jax.Array, int]]
+Put = Callable[[tuple[int, int], Callable[[slice], np.ndarray]], jax.Array]
+
+
+def _put(shape: tuple[int, int], read: Callable[[slice], np.ndarray]) -> jax.Array:
+    return jnp.asarray(read(slice(0, shape[1])))
 
 
 @contextmanager
-def feed(ids: np.ndarray, counts: TrainConfig, columns: slice = slice(None),
-         put: Callable[[np.ndarray], jax.Array] = jnp.asarray) -> Iterator[Take]:
+def feed(ids: np.ndarray, counts: TrainConfig, put: Put = _put) -> Iterator[Take]:
     """Yields `take(index, then)`: tokens with an epoch's windows from `index` on, and the window that they begin with.
 
     Of ids [N] in memory the tokens are all of [N // B, B], put on the device once. Of a memory-mapped file they are
     [windows_per_call * T + 1, B], padded at the epoch's end, so that nothing compiles anew; while one slab is in use
-    a thread reads that from window `then` on and puts it on the device. `columns` are the batch's columns to read,
-    and `put` brings them to the device: a process among many reads its own alone. Raises DataError.
+    a thread reads that from window `then` on and puts it on the device. `put(shape, read)` brings tokens there, and
+    asks `read` for the rows of the batch that it needs: a process among many for its own. Raises DataError.
     """
     T, B = counts.bptt_length, counts.batch_size
-    length, height = len(ids) // B, counts.windows_per_call * T + 1
     if not isinstance(ids, np.memmap):
-        whole = put(rows(ids, B, 0, length, columns))
+        whole = put((len(ids) // B, B), lambda rows: batch(ids, B, rows))
         yield lambda index, then: (whole, 0)
         return
 
+    height = counts.windows_per_call * T + 1
+
     def slab(index: int) -> jax.Array:
-        found = rows(ids, B, index * T, min(index * T + height, length), columns)
-        return put(np.pad(found, ((0, height - len(found)), (0, 0))))
+        def read(rows: slice) -> np.ndarray:
+            found = batch(ids, B, rows, index * T, index * T + height)
+            return np.pad(found, ((0, height - len(found)), (0, 0)))
+
+        return put((height, B), read)
 
     ahead: dict[int, Future[jax.Array]] = {}
     with ThreadPoolExecutor(1, "feed") as reader:
