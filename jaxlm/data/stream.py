@@ -41,15 +41,8 @@ FORMAT, HEADER, PARTIAL = 1, "prepared.json", ".partial"
 PROVISIONAL = np.dtype("<i4")
 
 
-def prepare(
-    text: str | Path,
-    out: str | Path,
-    *,
-    max_vocab: int | None = None,
-    min_count: int = 1,
-    lowercase: bool = False,
-    progress: bool | None = None,
-) -> Corpus:
+def prepare(text: str | Path, out: str | Path, *, max_vocab: int | None = None, min_count: int = 1,
+            lowercase: bool = False, progress: bool | None = None) -> Corpus:
     """Makes the folder `out` of a text: one file, or a folder with train, valid and test text; returns its corpus.
 
     Ids, vocabulary and hash are those that `load_corpus` makes of the text with these options. What a process left
@@ -80,9 +73,8 @@ def prepare(
     return load(out)
 
 
-def prepare_in_cache(
-    text: Path, *, max_vocab: int | None, min_count: int, lowercase: bool, progress: bool | None = None
-) -> Corpus:
+def prepare_in_cache(text: Path, *, max_vocab: int | None, min_count: int, lowercase: bool,
+                     progress: bool | None = None) -> Corpus:
     """The corpus of a text too large for memory, from the user's cache, where it is prepared if it is not yet there.
 
     Its notes tell where. Another text or other options have another place.
@@ -105,9 +97,7 @@ def prepare_in_cache(
     return replace(corpus, spec=os.path.abspath(text), notes=(*corpus.notes, note))
 
 
-def load(
-    folder: str | Path, *, max_vocab: int | None = None, min_count: int = 1, lowercase: bool = False
-) -> Corpus:
+def load(folder: str | Path, *, max_vocab: int | None = None, min_count: int = 1, lowercase: bool = False) -> Corpus:
     """The corpus of a prepared folder, its ids memory-mapped.
 
     Every byte is held to its hash first. Raises `DataError` where a file is missing, shortened or altered, or where
