@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jaxlm.config import preset as preset
     from jaxlm.data.corpora import Corpus as Corpus
     from jaxlm.data.corpora import load_corpus as load_corpus
+    from jaxlm.data.stream import prepare as prepare
     from jaxlm.data.vocab import Vocab as Vocab
     from jaxlm.errors import JaxlmError as JaxlmError
     from jaxlm.language_model import LanguageModel as LanguageModel
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _HOME = {
     "jaxlm.config": ("Config", "DataConfig", "ModelConfig", "TrainConfig", "preset"),
     "jaxlm.data.corpora": ("Corpus", "load_corpus"),
+    "jaxlm.data.stream": ("prepare",),
     "jaxlm.data.vocab": ("Vocab",),
     "jaxlm.errors": ("JaxlmError",),
     "jaxlm.language_model": ("LanguageModel", "evaluate", "load"),

@@ -7,14 +7,15 @@ again ends it at once.
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxlm.config import PRESETS, Config, every_field, preset
+from jaxlm.config import PRESETS, Config, DataConfig, ModelConfig, every_field, preset
 from jaxlm.errors import Diverged, JaxlmError
 
 FAILED, DIVERGED, SIGNALLED = 1, 3, 128
@@ -50,6 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train = verb("train", lambda args: _train(args), "train a model")
     train.add_argument("--preset", default="small", choices=sorted(PRESETS), help="the recipe to start from (small)")
     _add_train_arguments(train)
+
+    prepare = verb("prepare", _prepare, "make a corpus of text larger than memory; after an interruption the same "
+                                        "command goes on")
+    prepare.add_argument("text", type=Path, metavar="TEXT", help="a file, or a folder of train/valid/test text")
+    prepare.add_argument("out", type=Path, metavar="OUT", help="the folder to make, for --corpus OUT")
+    for item in (*fields(ModelConfig), *fields(DataConfig)):
+        if item.name in ("vocab_size", "min_count", "lowercase"):
+            _add_field(prepare, item, f"{item.metadata['help']} (default {item.default})", item.default)
 
     evaluate = verb_of_a_run("evaluate", _evaluate, "perplexity of a trained model on a split or on a text file")
     evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"), help="default: test")
@@ -157,9 +166,9 @@ def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
     many.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
 
-def _add_field(group: Any, item: Field, help: str) -> None:
+def _add_field(group: Any, item: Field, help: str, default: Any = MISSING) -> None:
     flag, help = "--" + item.name.replace("_", "-"), help.replace("%", "%%")
-    options: dict[str, Any] = {"dest": item.name, "default": MISSING, "help": help}
+    options: dict[str, Any] = {"dest": item.name, "default": default, "help": help}
     if isinstance(item.default, bool):
         group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
     elif isinstance(item.default, tuple):
@@ -213,6 +222,16 @@ def _train(args: argparse.Namespace) -> int:
     result = train(config, run_dir=run_dir, resume=args.resume, steps=args.steps, data_dir=args.data_dir,
                    devices=args.devices, model_devices=args.model_devices)
     return SIGNALLED + result.stopped_by if result.stopped_by else 0
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from jaxlm.data.stream import prepare
+
+    corpus = prepare(args.text, args.out, max_vocab=args.vocab_size, min_count=args.min_count, lowercase=args.lowercase)
+    size = f" --vocab-size {len(corpus.vocab)}" if len(corpus.vocab) > ModelConfig().vocab_size else ""
+    for line in (*corpus.notes, f"{corpus.name}: {corpus.description}",
+                 f"train on it with: jaxlm train --corpus {shlex.quote(str(args.out))}{size}"):
+        print(line)
 
 
 def _read(path: Path) -> str:

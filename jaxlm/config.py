@@ -65,7 +65,7 @@ class DataConfig:
     """Which text, and how it becomes words."""
 
     corpus: str = _field("auto", "auto, ptb, embedded, embedded-tiny, or a path: a folder of train/valid/test "
-                                 "text, or one file (split 90/5/5 by lines)")
+                                 "text, one file (split 90/5/5 by lines), or a folder that `jaxlm prepare` made")
     min_count: int = _field(1, "rarer words become <unk>", "occurrences", low=1)
     lowercase: bool = _field(False, "lower-case the text")
 

@@ -1,6 +1,7 @@
 """Summed nats and counts over a stream of tokens; whoever prints divides them, once."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -17,6 +18,7 @@ from jaxlm.models import lstm as model
 from jaxlm.step import Window, eval_step
 
 PREDICTIONS_PER_WINDOW = 2048
+PREDICTIONS_PER_CALL = 1 << 22  # so that no more of a large split lies in memory at once
 
 
 def perplexity(nats: float, count: int) -> float:
@@ -30,39 +32,61 @@ def stream_nats(params: model.Params, hyper: Hyper, ids: np.ndarray, batch_size:
 
     With bptt_length T each row predicts whole windows of T only, as TensorFlow's validation does; with the
     default every token but the first of a row is predicted: 82,429 of Penn Treebank's test at B = 1.
-    Raises DataError where there is nothing to predict.
+    With a mesh, params lie on it as `parallel.put` leaves them. Raises DataError where there is nothing to predict.
     """
+    rows = parallel.padded_rows(mesh, batch_size)
+    one = partial(_nats_per_window, params, hyper, mesh=mesh, batch_size=None if rows == batch_size else batch_size)
+    nats, predictions = _over_stream(one, ids, batch_size, bptt_length, mesh)
+    return float(nats), predictions
+
+
+def members_nats(params: model.Params, hypers: Hyper, ids: np.ndarray, batch_size: int = 1,
+                 bptt_length: int = 1) -> tuple[list[float], int]:
+    """`stream_nats` of M members at once, whose params and hypers have an axis M: (each one's nats, predictions)."""
+    nats, predictions = _over_stream(partial(_nats_per_member, params, hypers), ids, batch_size, bptt_length)
+    return nats.tolist(), predictions
+
+
+def _over_stream(nats_per_window: Callable, ids: np.ndarray, batch_size: int, bptt_length: int,
+                 mesh: Mesh | None = None) -> tuple[np.ndarray, int]:
+    """The nats of all windows summed, and the predictions, with a bounded part of the ids on the device at a time."""
     predictions = num_windows(len(ids) // batch_size, bptt_length) * bptt_length
     if predictions < 1:
         raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least "
                         f"{batch_size * (bptt_length + 1):,}, batch_size {batch_size} x ({bptt_length} + 1)")
     length = min(predictions, max(1, PREDICTIONS_PER_WINDOW // batch_size))
     windows = -(-predictions // length)
+    calls = -(-windows * length * batch_size // PREDICTIONS_PER_CALL)
+    height = -(-windows // calls) * length
     rows = parallel.padded_rows(mesh, batch_size)
+    carry, sums = None, []
+    for start in range(0, predictions, height):
 
-    def read(part: slice) -> np.ndarray:
-        tokens = batch(ids, batch_size, part)[:predictions + 1]
-        missing = len(range(*part.indices(rows))) - tokens.shape[1]
-        return np.pad(tokens, ((0, windows * length + 1 - len(tokens)), (0, missing)))
+        def read(part: slice, start: int = start) -> np.ndarray:
+            tokens = batch(ids, batch_size, part, start, min(start + height, predictions) + 1)
+            missing = len(range(*part.indices(rows))) - tokens.shape[1]
+            return np.pad(tokens, ((0, height + 1 - len(tokens)), (0, missing)))
 
-    tokens = parallel.put_rows(mesh, (windows * length + 1, rows), read)
-    sums = _nats_per_window(params, hyper, tokens, jnp.int32(predictions), length=length, mesh=mesh,
-                            batch_size=None if rows == batch_size else batch_size)
-    return float(np.asarray(sums, np.float64).sum()), predictions * batch_size
+        tokens = parallel.put_rows(mesh, (height + 1, rows), read)
+        carry, nats = nats_per_window(tokens, jnp.int32(predictions - start), carry, length=length)
+        sums.append(np.asarray(nats, np.float64))
+    return np.concatenate(sums, -1).sum(-1), predictions * batch_size
 
 
 @partial(jax.jit, static_argnames=("length", "batch_size", "mesh"))
-def _nats_per_window(params, hyper, tokens, predictions, *, length, batch_size, mesh):
-    """Summed nats of each window of `length` rows of tokens [W * length + 1, B], the first `predictions` counted.
+def _nats_per_window(params, hyper, tokens, predictions, carry, *, length, batch_size=None, mesh=None):
+    """The carry, and summed nats of each window of `length` rows of tokens [W * length + 1, B], of which the first
+    `predictions` count; without a carry, from zero.
 
-    With a `batch_size` only so many of the rows are counted: the others make them divide over a mesh.
+    With a `batch_size` only so many of the B columns are counted: the others make them divide over a mesh.
     """
     run = parallel.spread(mesh, partial(_sums, length=length, batch_size=batch_size),
-                          (parallel.specs(params), parallel.ROWS, parallel.SAME, parallel.SAME), parallel.SAME)
-    return run(params, tokens, hyper, predictions)
+                          (parallel.specs(params), parallel.ROWS, parallel.SAME, parallel.SAME, parallel.CARRY),
+                          (parallel.CARRY, parallel.SAME))
+    return run(params, tokens, hyper, predictions, carry)
 
 
-def _sums(params, tokens, hyper, predictions, *, length, batch_size):
+def _sums(params, tokens, hyper, predictions, carry, *, length, batch_size):
     def step(carry, start):
         rows = lax.dynamic_slice_in_dim(tokens, start, length + 1)
         nats, carry = eval_step(params, hyper, Window(rows[:-1], rows[1:]), carry)
@@ -73,4 +97,12 @@ def _sums(params, tokens, hyper, predictions, *, length, batch_size):
 
     B = tokens.shape[1]
     starts = jnp.arange(0, tokens.shape[0] - 1, length)
-    return parallel.sum_over_data(lax.scan(step, model.zero_carry(params, B), starts)[1])
+    carry, sums = lax.scan(step, model.zero_carry(params, B) if carry is None else carry, starts)
+    return carry, parallel.sum_over_data(sums)
+
+
+@partial(jax.jit, static_argnames="length")
+def _nats_per_member(params, hypers, tokens, predictions, carry, *, length):
+    one = partial(_nats_per_window, length=length)
+    return jax.vmap(one, in_axes=(0, 0, None, None, None if carry is None else 0))(
+        params, hypers, tokens, predictions, carry)

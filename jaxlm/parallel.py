@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxlm.errors import JaxlmError
 
 DATA, MODEL = "data", "model"
-SAME, ROWS = P(), P(None, DATA)  # whole on every device; [T, B] by its rows
+SAME, ROWS, CARRY = P(), P(None, DATA), P(DATA)  # whole on every device; [T, B] and [B, H] by their rows
 _SPECS = {"embedding": P(MODEL), "softmax.kernel": P(None, MODEL), "softmax.bias": P(MODEL)}
 
 Tree = TypeVar("Tree")
@@ -81,7 +81,7 @@ def specs(tree: Any) -> Any:
     """
     def spec(path: Any, _: Any) -> P:
         name = jax.tree_util.keystr(path, simple=True, separator=".").removeprefix("params.")
-        return P(DATA) if name.startswith("carry.") else _SPECS.get(name, SAME)
+        return CARRY if name.startswith("carry.") else _SPECS.get(name, SAME)
 
     return jax.tree_util.tree_map_with_path(spec, tree)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,10 +17,11 @@ from rich.console import Console
 
 from jaxlm import checkpoint, parallel, processes, rundir, signals
 from jaxlm.config import Config
-from jaxlm.data.batching import batch, check_fits, locate, num_windows
+from jaxlm.data.batching import check_fits, locate, num_windows
 from jaxlm.data.corpora import Corpus, load_corpus
 from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
 from jaxlm.evaluate import perplexity, stream_nats
+from jaxlm.feed import Take, feed
 from jaxlm.manifest import Manifest
 from jaxlm.metrics import MetricsLog, Progress, read_metrics
 from jaxlm.models.lstm import Params
@@ -126,8 +128,8 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
         progress.say(f"run directory: {folder if run.kept else 'none, so nothing is kept'}")
         if params is not None and not resume:
             _save(run, state, 0, 0, None)  # nobody could draw these again
-        with signals.noted() as stop:
-            state, stopped_by = _train(run, state, steps, stop)
+        with signals.noted() as stop, feed(corpus.train, config.train, partial(parallel.put_rows, mesh)) as take:
+            state, stopped_by = _train(run, state, steps, stop, take)
         return _finish(run, state, stopped_by)
 
 
@@ -144,7 +146,7 @@ def load(config: Config, corpus: str | Path | Corpus | None = None, data_dir: st
     for split in ("train", "valid"):
         check_fits(split, len(getattr(corpus, split)), config.train.batch_size, config.train.bptt_length)
     check_fits("test", len(corpus.test), 1, 1)
-    return config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec), corpus
+    return config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec, **corpus.options), corpus
 
 
 def new_state(config: Config, params: Params | None = None) -> TrainState:
@@ -160,14 +162,13 @@ def new_state(config: Config, params: Params | None = None) -> TrainState:
     return _init_state(*numbers)
 
 
-def _train(run: _Run, state: TrainState, steps: int | None, stop: signals.Stop) -> tuple[TrainState, int | None]:
+def _train(run: _Run, state: TrainState, steps: int | None, stop: signals.Stop, take: Take
+           ) -> tuple[TrainState, int | None]:
     """Trains to the end, to `steps` windows in all, or to a signal, which it returns; an epoch's end is validated."""
     counts, hyper = run.config.train, jax.tree.map(jnp.float32, run.config.hyper)
     skip = counts.on_nonfinite == "skip"
     T, B = counts.bptt_length, counts.batch_size
-    length = len(run.corpus.train) // B
-    tokens = parallel.put_rows(run.mesh, (length, B), lambda rows: batch(run.corpus.train, B, rows))
-    windows = num_windows(length, T)
+    windows = num_windows(len(run.corpus.train) // B, T)
     last = min(counts.epochs * windows, counts.epochs * windows if steps is None else steps)
     step = int(state.step)
     costs = run.log.epoch_costs(step // windows + 1)
@@ -178,8 +179,10 @@ def _train(run: _Run, state: TrainState, steps: int | None, stop: signals.Stop) 
         edges = [windows - index, last - step, counts.windows_per_call]
         if counts.checkpoint_every:
             edges.append(counts.checkpoint_every - step % counts.checkpoint_every)
-        state, metrics = train_windows(state, hyper, tokens, jnp.int32(min(edges)), jnp.bool_(skip), bptt_length=T,
-                                       max_windows=counts.windows_per_call, mesh=run.mesh)
+        tokens, first = take(index, (index + min(edges)) % windows)
+        state, metrics = train_windows(state, hyper, tokens, jnp.int32(min(edges)), jnp.bool_(skip), jnp.int32(first),
+                                       jnp.int32(windows), bptt_length=T, max_windows=counts.windows_per_call,
+                                       mesh=run.mesh)
         metrics, done = jax.device_get(metrics), int(state.step) - step
         cost, norm, rate = (values[:min(edges)] for values in (metrics.cost, metrics.grad_norm,
                                                                metrics.learning_rate))

@@ -12,7 +12,7 @@ from processes import CONFIG, assert_same, end, kept, start_training, wait_for, 
 import jaxlm
 from jaxlm import checkpoint
 from jaxlm.data.corpora import load_corpus
-from jaxlm.errors import RunDirError
+from jaxlm.errors import DataError, RunDirError
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,19 @@ def test_a_full_disk_has_no_place_for_a_new_run(small_disk, corpus):
         jaxlm.train(CONFIG, corpus, small_disk / "run", quiet=True)
     (small_disk / "filler").unlink()
     jaxlm.train(CONFIG, corpus, small_disk / "run", quiet=True, steps=1)
+
+
+@pytest.mark.parametrize("free", [0, 30_000, 300_000, 700_000])
+def test_a_full_disk_stops_a_preparation_and_it_goes_on_once_there_is_room(small_disk, tmp_path, free):
+    text, out = tmp_path / "text", small_disk / "out"
+    text.write_text("some words of a text\n" * 20_000)  # 480 kB of provisional ids, then 240 kB
+    fill(small_disk, but=free)
+    with pytest.raises(DataError, match=r"out cannot be written: No space left on device; mend that, then") as caught:
+        jaxlm.prepare(text, out)
+    assert "\n" not in str(caught.value)
+    (small_disk / "filler").unlink()
+    assert jaxlm.prepare(text, out).sha256 == load_corpus(text).sha256
+    assert not (out / ".partial").exists()
 
 
 def test_a_read_only_disk(small_disk, corpus):

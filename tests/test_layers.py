@@ -11,7 +11,7 @@ import jaxlm
 
 PACKAGE = Path(jaxlm.__path__[0])
 LAYERS = [  # a module may import those in earlier lines, and those in its own
-    "errors", "config", "processes", "parallel", "data", "ops", "models", "loss", "optim", "step", "evaluate",
+    "errors", "config", "processes", "parallel", "data", "ops", "models", "loss", "optim", "step", "feed", "evaluate",
     "manifest", "checkpoint", "metrics", "rundir", "plots", "signals", "train", "reproduce",
     "language_model", "sweep", "linen", "cli",
 ]

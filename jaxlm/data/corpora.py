@@ -1,4 +1,4 @@
-"""Where text comes from: Penn Treebank, a folder or a file of text, or the embedded corpus.
+"""Where text comes from: Penn Treebank, a folder or a file of text, a prepared corpus, or the embedded corpus.
 
 Everything ends as a `Corpus`: a vocabulary built from train alone, and the ids of three splits.
 """
@@ -7,10 +7,13 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,12 +36,13 @@ FALLBACK = (
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Ids of three splits, int32 `[N]` each, and what is known of them.
+    """Ids of three splits `[N]`, int32 or (of a prepared corpus) memory-mapped, and what is known of them.
 
     `name` tells corpora apart in every result: options that change the text or the vocabulary are part of it.
     `sha256` covers the ids and the vocabulary. `floor` is the cost of the true source, in summed nats over
     all tokens of a split but the first; only the embedded corpus has one. `notes` are lines to tell the user.
-    `spec` is what `load_corpus` takes to find this text again, from any directory.
+    `spec` is what `load_corpus` takes to find this text again, from any directory. `options` are the fields of
+    `DataConfig` that a prepared corpus has decided.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Corpus:
     floor: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()
     spec: str = "custom"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,8 @@ def load_corpus(
 
     `auto` is Penn Treebank, or the embedded corpus where it can neither be found nor downloaded; `ptb`,
     `embedded` and `embedded-tiny` are exactly that; anything else is the path of a folder with train, valid
-    and test text, or of one file, which is split 90/5/5 by lines. Penn Treebank is looked for in `data_dir`,
+    and test text, of one file, which is split 90/5/5 by lines, or of a folder that `stream.prepare` made. Text of
+    over `stream.LARGE` bytes is prepared in the user's cache. Penn Treebank is looked for in `data_dir`,
     `$JAXLM_DATA`, `./data/ptb` and the user's cache, then downloaded into the cache if `download` allows it.
     `vocab` encodes with a vocabulary that exists already, in place of one built from train with at most
     `max_vocab` words, each seen `min_count` times; the name of a corpus with a known one tells if it differs.
@@ -101,6 +107,8 @@ def load_corpus(
 
     Raises `DataError` for text that is missing, empty, binary, ambiguous, or not what its hash says.
     """
+    if (prepared := _prepared(spec, max_vocab, min_count, lowercase, vocab, progress)) is not None:
+        return prepared
     source = _source(spec, data_dir, download, progress)
 
     def build(vocab: Vocab | None) -> Corpus:
@@ -129,6 +137,79 @@ def tokenize(text: str, lowercase: bool = False) -> list[str]:
         tokens += map(sys.intern, line.split())  # one string a word, however long the text
         tokens.append(EOS)
     return tokens[:-1]  # n newlines make n + 1 lines
+
+
+def text_files(path: Path) -> dict[str, Path]:
+    """The text of each split in a folder; a single file goes by the name `all`. Raises `DataError`."""
+    if not os.path.isdir(path):
+        return {"all": path}
+    try:
+        names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
+    except OSError as error:
+        raise DataError(f"the folder {path} cannot be read: {error.strerror}") from None
+    found: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for match in filter(None, map(TEXT_NAME.fullmatch, names)):
+        found[ALIASES.get(match[1], match[1])].append(match[0])
+    for split, files in found.items():
+        if len(files) != 1:
+            came = f"{' and '.join(files)}; keep one" if files else f"none; add one, such as {split}.txt"
+            raise DataError(f"the folder {path} should hold one {split} text, and holds {came}")
+    return {split: path / files[0] for split, files in found.items()}
+
+
+def line_counts(path: Path, lines: int) -> dict[str, int]:
+    """How many of a file's lines go to each split: the last 5% to test, the 5% before to valid, at least one each."""
+    if lines < 3:
+        raise DataError(f"{path} needs at least 3 lines, to be split 90/5/5 by lines, and has {lines}")
+    held = max(1, lines // 20)
+    return {"train": lines - 2 * held, "valid": held, "test": held}
+
+
+def split_note(path: Path, lines: Mapping[str, int]) -> str:
+    return f"{path} is split 90/5/5 by lines: {' / '.join(f'{lines[split]:,}' for split in SPLITS)}"
+
+
+def text_name(path: Path) -> str:
+    """What a user's own text is called."""
+    return f"text:{os.path.basename(os.path.abspath(path))}"
+
+
+def named(name: str, counts: Mapping[str, int], max_vocab: int | None, min_count: int, lowercase: bool) -> str:
+    """A corpus's name with the options that changed it; `counts` are those of its words, in lower case if asked."""
+    usual = 1 + sum(count >= min_count or word == EOS for word, count in counts.items() if word != UNK)
+    options = {
+        "lowercase": lowercase,
+        f"max_vocab={max_vocab}": max_vocab is not None and usual > max_vocab,
+        f"min_count={min_count}": min_count != 1,
+    }
+    return "+".join([name, *(option for option, given in options.items() if given)])
+
+
+def described(title: str, sizes: Mapping[str, int], unknown: Mapping[str, int], vocab: Vocab) -> str:
+    """A line on a corpus: the tokens of each split, how many of them are `<unk>`, and the vocabulary's size."""
+    tokens = " / ".join(f"{sizes[split]:,}" for split in SPLITS)
+    shares = " / ".join(f"{unknown[split] / sizes[split]:.1%}" for split in SPLITS)
+    return f"{title}: {tokens} tokens, of which {shares} {UNK}; {len(vocab):,} types"
+
+
+def _prepared(
+    spec: str | Path, max_vocab: int | None, min_count: int, lowercase: bool, vocab: Vocab | None, progress: bool | None
+) -> Corpus | None:
+    """A corpus that is prepared already, or that is too large for anything else; None where `spec` names neither."""
+    from jaxlm.data import stream
+
+    if spec in ("auto", "ptb", *EMBEDDED):
+        return None
+    if stream.is_prepared(spec):
+        corpus = stream.load(spec, max_vocab=max_vocab, min_count=min_count, lowercase=lowercase)
+        if vocab not in (None, corpus.vocab):
+            raise DataError(f"{spec} is prepared with a vocabulary of its own: load the text itself with another one")
+        return corpus
+    if vocab is None and stream.is_large(spec):
+        return stream.prepare_in_cache(
+            Path(spec), max_vocab=max_vocab, min_count=min_count, lowercase=lowercase, progress=progress
+        )
+    return None
 
 
 def _source(spec: str | Path, data_dir: str | Path | None, download: bool, progress: bool | None) -> _Source:
@@ -202,39 +283,23 @@ def _find_penn_treebank(places: Sequence[Path]) -> dict[str, tuple[bytes, Path]]
 
 def _folder(folder: Path) -> _Source:
     """A text for each split, found by its name."""
-    try:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
-    except OSError as error:
-        raise DataError(f"the folder {folder} cannot be read: {error.strerror}") from None
-    found: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for match in filter(None, map(TEXT_NAME.fullmatch, names)):
-        found[ALIASES.get(match[1], match[1])].append(match[0])
-    for split, files in found.items():
-        if len(files) != 1:
-            came = f"{' and '.join(files)}; keep one" if files else f"none; add one, such as {split}.txt"
-            raise DataError(f"the folder {folder} should hold one {split} text, and holds {came}")
-    splits = {split: read_text(folder / files[0]) for split, files in found.items()}
-    return _own_text(folder, splits)
+    return _own_text(folder, {split: read_text(path) for split, path in text_files(folder).items()})
 
 
 def _one_file(path: Path) -> _Source:
-    """One text, its last 5% of lines for test, the 5% before for validation, at least a line each."""
+    """One text, split by lines."""
     tokens = read_text(path)
     ends = [place for place, token in enumerate(tokens, 1) if token == EOS]
     if tokens[-1] != EOS:
         ends.append(len(tokens))
-    held = max(1, len(ends) // 20)
-    if len(ends) < 3:
-        raise DataError(f"{path} needs at least 3 lines, to be split 90/5/5 by lines, and has {len(ends)}")
-    valid, test = ends[-2 * held - 1], ends[-held - 1]
+    lines = line_counts(path, len(ends))
+    valid, test = ends[lines["train"] - 1], ends[lines["train"] + lines["valid"] - 1]
     splits = {"train": tokens[:valid], "valid": tokens[valid:test], "test": tokens[test:]}
-    note = f"{path} is split 90/5/5 by lines: {len(ends) - 2 * held:,} / {held:,} / {held:,}"
-    return _own_text(path, splits, note)
+    return _own_text(path, splits, split_note(path, lines))
 
 
 def _own_text(path: Path, splits: dict[str, list[str]], *notes: str) -> _Source:
-    name = os.path.basename(os.path.abspath(path))
-    return _Source(f"text:{name}", f"text in {path}", lambda: _Text(splits), notes=notes, spec=os.path.abspath(path))
+    return _Source(text_name(path), f"text in {path}", lambda: _Text(splits), notes=notes, spec=os.path.abspath(path))
 
 
 def _embedded(name: str) -> _Source:
@@ -259,24 +324,20 @@ def _build(
     splits = text.splits
     if lowercase:
         splits = {split: [sys.intern(token.lower()) for token in tokens] for split, tokens in splits.items()}
-    if vocab is None:  # one more of each known word leaves their order as it is
-        vocab = Vocab.build(chain(splits["train"], text.words), max_size=max_vocab, min_count=min_count)
+    counts = Counter(chain(splits["train"], text.words))  # one more of each known word leaves their order as it is
+    if vocab is None:
+        vocab = Vocab.build(counts, max_size=max_vocab, min_count=min_count)
     ids = {split: vocab.encode(splits[split]) for split in SPLITS}
     digest = hashlib.sha256(vocab.sha256.encode())
     for split in SPLITS:
         digest.update(f" {split} {ids[split].size} ".encode() + ids[split].astype("<i4").tobytes())
-    sizes = " / ".join(f"{ids[split].size:,}" for split in SPLITS)
-    unknown = " / ".join(f"{np.mean(ids[split] == vocab.ids.get(UNK)):.1%}" for split in SPLITS)
-    options = {
-        "lowercase": lowercase,
-        f"max_vocab={max_vocab}": max_vocab is not None and len({*splits["train"], *text.words}) > max_vocab,
-        f"min_count={min_count}": min_count != 1,
-    }
+    sizes = {split: ids[split].size for split in SPLITS}
+    unknown = {split: int(np.sum(ids[split] == vocab.ids.get(UNK, -1))) for split in SPLITS}
     # The source's floor is one for this text only while each of its words is still told from the others.
     exact = not lowercase and vocab.ids.keys() >= set(text.words)
     return Corpus(
-        name="+".join([source.name, *(option for option, given in options.items() if given)]),
-        description=f"{source.title}: {sizes} tokens, of which {unknown} {UNK}; {len(vocab):,} types",
+        name=named(source.name, counts, max_vocab, min_count, lowercase),
+        description=described(source.title, sizes, unknown, vocab),
         vocab=vocab,
         train=ids["train"],
         valid=ids["valid"],
@@ -287,8 +348,15 @@ def _build(
 
 
 def _read(path: str | Path) -> bytes:
-    try:
+    with readable(path):
         return Path(path).read_bytes()
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """What keeps a file from being read is a `DataError`, in one sentence."""
+    try:
+        yield
     except FileNotFoundError:
         raise DataError(f"there is no file {path}; check the path") from None
     except IsADirectoryError:
@@ -299,15 +367,21 @@ def _read(path: str | Path) -> bytes:
 
 def _decoded(data: bytes, path: str | Path) -> str:
     """The text of a file's bytes, without a byte order mark."""
-    if (zero := data.find(b"\0")) >= 0:
-        raise DataError(f"{path} is not text: byte {zero} is zero, as in binary files; give text in UTF-8")
-    try:
-        text = data.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: byte {error.start} (0x{data[error.start]:02x}) cannot be decoded "
-            f"({error.reason}); convert it to UTF-8"
-        ) from None
+    text = decoded(data, path)
     if not text.strip():
         raise DataError(f"{path} is empty; give a file with some text")
     return text
+
+
+def decoded(data: bytes, path: str | Path, start: int = 0) -> str:
+    """The text of a part of a file's bytes, from byte `start` on, without a byte order mark."""
+    if (zero := data.find(b"\0")) >= 0:
+        raise DataError(f"{path} is not text: byte {start + zero} is zero, as in binary files; give text in UTF-8")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8: byte {start + error.start} (0x{data[error.start]:02x}) cannot be decoded "
+            f"({error.reason}); convert it to UTF-8"
+        ) from None
+    return text if start else text.removeprefix("\ufeff")

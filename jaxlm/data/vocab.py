@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
@@ -81,8 +81,10 @@ class Vocab:
         return [self.words[place] for place in places.tolist()]
 
     @classmethod
-    def build(cls, tokens: Iterable[str], *, max_size: int | None = None, min_count: int = 1) -> "Vocab":
-        """The vocabulary of a training text, sorted by (-count, word).
+    def build(
+        cls, tokens: Iterable[str] | Mapping[str, int], *, max_size: int | None = None, min_count: int = 1
+    ) -> "Vocab":
+        """The vocabulary of a training text, or of the counts of its words, sorted by (-count, word).
 
         Words rarer than `min_count`, and the rarest beyond `max_size` words in all, are dropped and count
         as `<unk>`. `<unk>` and `<eos>` are never dropped; `<unk>` is added where the text has none.
