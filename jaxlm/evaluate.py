@@ -30,6 +30,21 @@ def stream_nats(params: model.Params, hyper: Hyper, ids: np.ndarray, batch_size:
     default every token but the first of a row is predicted: 82,429 of Penn Treebank's test at B = 1.
     Raises DataError where there is nothing to predict.
     """
+    tokens, predictions, length = _prepare(ids, batch_size, bptt_length)
+    sums = _nats_per_window(params, hyper, tokens, jnp.int32(predictions), length=length)
+    return float(np.asarray(sums, np.float64).sum()), predictions * batch_size
+
+
+def members_nats(params: model.Params, hypers: Hyper, ids: np.ndarray, batch_size: int = 1,
+                 bptt_length: int = 1) -> tuple[list[float], int]:
+    """`stream_nats` of M members at once, whose params and hypers have an axis M: (each one's nats, predictions)."""
+    tokens, predictions, length = _prepare(ids, batch_size, bptt_length)
+    sums = _nats_per_member(params, hypers, tokens, jnp.int32(predictions), length=length)
+    return np.asarray(sums, np.float64).sum(1).tolist(), predictions * batch_size
+
+
+def _prepare(ids: np.ndarray, batch_size: int, bptt_length: int) -> tuple[jax.Array, int, int]:
+    """Tokens [W * length + 1, B], padded; the predictions of each row; and the length of a window."""
     tokens = batch(ids, batch_size)
     predictions = num_windows(len(tokens), bptt_length) * bptt_length
     if predictions < 1:
@@ -38,8 +53,7 @@ def stream_nats(params: model.Params, hyper: Hyper, ids: np.ndarray, batch_size:
     length = min(predictions, max(1, PREDICTIONS_PER_WINDOW // batch_size))
     windows = -(-predictions // length)
     tokens = np.pad(tokens[:predictions + 1], ((0, windows * length - predictions), (0, 0)))
-    sums = _nats_per_window(params, hyper, jnp.asarray(tokens), jnp.int32(predictions), length=length)
-    return float(np.asarray(sums, np.float64).sum()), predictions * batch_size
+    return jnp.asarray(tokens), predictions, length
 
 
 @partial(jax.jit, static_argnames="length")
@@ -54,3 +68,9 @@ def _nats_per_window(params, hyper, tokens, predictions, *, length):
 
     starts = jnp.arange(0, tokens.shape[0] - 1, length)
     return lax.scan(step, model.zero_carry(params, tokens.shape[1]), starts)[1]
+
+
+@partial(jax.jit, static_argnames="length")
+def _nats_per_member(params, hypers, tokens, predictions, *, length):
+    one = partial(_nats_per_window, length=length)
+    return jax.vmap(one, in_axes=(0, 0, None, None))(params, hypers, tokens, predictions)

@@ -1,0 +1,184 @@
+"""Sweeps: many trainings of one recipe, in as few programs as there are shapes, shared by as many workers as one likes.
+
+What to try is read by `space.py`; `study.py` keeps who trains what, and what came of it; a `worker.py` trains groups
+of members (`members.py`); `trials.py` shows it all.
+"""
+
+import json
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jaxlm import checkpoint, rundir, signals
+from jaxlm.config import Config
+from jaxlm.data.corpora import Corpus
+from jaxlm.errors import JaxlmError, RunDirError
+from jaxlm.space import grid, read_space
+from jaxlm.study import STRATEGIES, Plan, Study
+from jaxlm.train import load
+from jaxlm.trials import Sweep, View, write
+from jaxlm.worker import POLL, Worker
+
+
+def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", trials: int | None = None,
+          seeds: int = 1, prune: bool | None = None, corpus: str | Path | Corpus | None = None,
+          run_dir: str | Path | None = None, resume: bool = False, workers: int = 1, storage: str | Path | None = None,
+          group: int | None = None, vmap: bool | None = None, data_dir: str | Path | None = None, quiet: bool = False
+          ) -> Sweep:
+    """Trains the points of a space, each `seeds` times, and says which has the lowest validation perplexity.
+
+    `space` maps fields of the config to values, ranges or distributions (`space.py`); what it leaves out is the
+    config's. `strategy` is grid (every point), random or tpe (`trials` points each; tpe is Optuna's, and gives up
+    points that are worse than the median unless `prune` is False). Members of equal shapes train together, `group`
+    at a time, each exactly as `train` would train it alone, and `vmap` decides whether they share each operation
+    (the default on accelerators) or take turns within one program (on CPUs, where that is faster).
+
+    With `run_dir` everything is kept, each member in a run directory of its own, and `resume` goes on, beside
+    whoever works on it already. `workers` processes share the work. `storage` names another journal file or a
+    database's URL for Optuna's study. Signals end a sweep as they end `train`. Raises JaxlmError.
+    """
+    for name, number in (("trials", trials), ("seeds", seeds), ("workers", workers), ("group", group)):
+        if number is not None and number < 1:
+            raise JaxlmError(f"{name} must be at least 1; it is {number}")
+    if isinstance(corpus, Corpus) and workers > 1:
+        raise JaxlmError("workers load the corpus themselves: name it, instead of giving it as an object")
+    loaded, found = load(config, corpus, data_dir)
+    config = loaded.replace(vocab_size=config.model.vocab_size)
+    plan = _plan(config, space, strategy, trials, seeds, prune, rundir.named(found))
+    with ExitStack() as stack:
+        kept = run_dir is not None or workers > 1
+        folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-sweep-")))
+        place = _begin(folder, plan, None if storage is None else str(storage), group, resume)
+        where = place["storage"] or (str(folder / "study.journal") if kept else None)
+        study = Study(plan, folder, where, place["place"])
+        console = Console(quiet=quiet)
+        view = stack.enter_context(View(console))
+        view.say(f"{found.name}: {plan.trials} points" + (f" x {seeds} seeds" if seeds > 1 else "") +
+                 f" ({strategy}) in {run_dir or 'a temporary directory'}")
+
+        def show() -> None:
+            view.show(Sweep(config, study.records()), plan.trials)
+
+        with signals.noted() as stop:
+            if workers > 1:
+                _supervise(folder, workers, data_dir, study, stop, show, view.say)
+            else:
+                Worker(study, _Loader(found, corpus, data_dir), group or place["group"], vmap, kept,
+                       lambda: stop.signal, lambda: view.due() and show()).run()
+        show()
+        result = Sweep(config, [trial if run_dir else replace(trial, run_dir=None) for trial in study.records()],
+                       None if run_dir is None else Path(run_dir), stop.signal)
+        if stop.signal is not None:
+            how = f"saved; go on with --run-dir {folder} --resume" if run_dir else "nothing is kept"
+            view.say(f"stopped by {signal.Signals(stop.signal).name}: {how}")
+            return result
+        view.__exit__()
+        view.summary(result)
+        for path in write(result, folder) if run_dir else []:
+            view.say(f"written: {path}")
+        return result
+
+
+def saved_plan(run_dir: Path) -> Plan:
+    """What the sweep in a directory is. Raises RunDirError where there is none."""
+    return Plan.from_json(_saved(run_dir)["plan"])
+
+
+def _saved(run_dir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"{run_dir} holds no sweep that can be resumed (plan.json: "
+                          f"{getattr(error, 'strerror', None) or error}): begin one without --resume, or check the "
+                          f"path") from None
+
+
+def _plan(config: Config, space: Mapping[str, Any], strategy: str, trials: int | None, seeds: int,
+          prune: bool | None, corpus: dict[str, str]) -> Plan:
+    read = read_space(space, config)
+    if strategy not in STRATEGIES:
+        raise JaxlmError(f"strategy is {', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}; it is {strategy!r}")
+    if "seed" in read and seeds > 1:
+        raise JaxlmError("seed is in the space, and seeds asks for several of each point: leave one of them out")
+    if config.train.epochs < 1 and "epochs" not in read:
+        raise JaxlmError("a sweep needs at least 1 epoch, to compare validation perplexities; epochs is 0")
+    if strategy == "grid":
+        points = len(grid(read))
+        if trials not in (None, points):
+            raise JaxlmError(f"a grid tries each of its {points} points: leave trials ({trials}) out, or choose the "
+                             f"strategy random")
+        trials = points
+    if trials is None:
+        raise JaxlmError(f"the strategy {strategy} has no end of its own: say with trials how many points to try")
+    return Plan(config, read, strategy, trials, seeds, strategy == "tpe" if prune is None else prune, corpus)
+
+
+def _begin(folder: Path, plan: Plan, storage: str | None, group: int | None, resume: bool) -> dict[str, Any]:
+    """What the directory says of its sweep, written anew or compared."""
+    if resume:
+        saved = _saved(folder)
+        if changed := Plan.from_json(saved["plan"]).differences(plan):
+            raise RunDirError(f"{folder} holds another sweep ({'; '.join(changed)}): resume it with its own, or choose "
+                              f"another --run-dir")
+        if storage not in (None, saved["storage"]):
+            raise RunDirError(f"the sweep in {folder} has its study in {saved['storage'] or 'study.journal'}, not in "
+                              f"{storage}: leave --storage out")
+        saved["plan"] = plan.to_json()
+    else:
+        if folder.exists() and (names := sorted(path.name for path in folder.iterdir())):
+            raise RunDirError(f"{folder} is not empty (it holds {', '.join(names[:4])}): go on with the sweep in it "
+                              f"with --resume, or choose another --run-dir")
+        folder.mkdir(parents=True, exist_ok=True)
+        saved = {"plan": plan.to_json(), "storage": storage, "group": group, "place": secrets.token_hex(8)}
+    checkpoint.write_bytes(folder / "plan.json", (json.dumps(saved, indent=1) + "\n").encode())
+    return saved
+
+
+class _Loader:
+    """A config -> itself with the corpus's own vocabulary size, and the corpus; each corpus is loaded once."""
+
+    def __init__(self, found: Corpus, given: Any, data_dir: str | Path | None):
+        self._found, self._given, self._data_dir = found, given, data_dir
+        self._known: dict[Any, Corpus] = {}
+
+    def __call__(self, config: Config) -> tuple[Config, Corpus]:
+        key = config.data, config.model.vocab_size
+        given = self._found if isinstance(self._given, Corpus) else self._known.get(key)
+        config, self._known[key] = load(config, given, self._data_dir)
+        return config, self._known[key]
+
+
+def _supervise(folder: Path, workers: int, data_dir: str | Path | None, study: Study, stop: signals.Stop,
+               show: Callable[[], None], say: Callable[[str], None]) -> None:
+    """Starts the workers, shows what they do, and hands a signal on to them."""
+    arguments = ["sweep", "--run-dir", str(folder), "--resume", "--worker"]
+    arguments += [] if data_dir is None else ["--data-dir", str(data_dir)]
+    command = [sys.executable, "-c", "import sys; from jaxlm.cli import main; sys.exit(main())", *arguments]
+    running = {number: subprocess.Popen(command, start_new_session=True) for number in range(workers)}
+    told = False
+    while running:
+        if stop.signal is not None and not told:
+            told = True
+            for process in running.values():
+                process.send_signal(stop.signal)
+        for number, process in list(running.items()):
+            if process.poll() is not None:
+                del running[number]
+                if process.returncode and stop.signal is None:
+                    say(f"!! worker {number} ended with exit code {process.returncode}; what it trained is left to the "
+                        f"others")
+        show()
+        time.sleep(POLL / 2)
+    if stop.signal is None and not study.ended:
+        raise JaxlmError(f"every worker ended before the sweep did: what was saved is whole; go on with --run-dir "
+                         f"{folder} --resume")

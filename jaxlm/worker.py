@@ -1,0 +1,204 @@
+"""A worker: it claims points of a study and trains their members in groups, one compiled program for each shape.
+
+At an epoch's edge, where the windows of all members line up, each is validated, saved and reported, Optuna may give
+its point up, and the slots that became free are filled.
+"""
+
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm import members
+from jaxlm.config import Config, Hyper
+from jaxlm.data.batching import batch
+from jaxlm.data.corpora import Corpus
+from jaxlm.errors import JaxlmError, RunDirError
+from jaxlm.evaluate import members_nats, perplexity, stream_nats
+from jaxlm.members import Member
+from jaxlm.step import Metrics, TrainState
+from jaxlm.study import Point, Study
+from jaxlm.train import new_state
+
+POLL = 1.0  # seconds between two looks for a point whose worker is gone
+MOST_MEMBERS = {"cpu": 8}  # in a group by default; on accelerators `MOST_ELSEWHERE`
+MOST_ELSEWHERE = 32
+
+Shape = tuple[Config, int]  # all but numbers and seed, and the window within the epoch
+
+
+class Worker:
+    """One process's part of a sweep: `size` members a group (None: by memory), `vmap` as `train_members` has it."""
+
+    def __init__(self, study: Study, load: Callable[[Config], tuple[Config, Corpus]], size: int | None,
+                 vmap: bool | None, kept: bool, stop: Callable[[], int | None], tick: Callable[[], object]):
+        self.study, self.load, self.size, self.kept, self.stop, self.tick = study, load, size, kept, stop, tick
+        self.vmap = jax.default_backend() != "cpu" if vmap is None else vmap
+        self.waiting: list[Member] = []
+        self.points: dict[int, Point] = {}
+
+    def run(self) -> None:
+        """Works until all points have ended, or `stop` names a signal."""
+        try:
+            while self.stop() is None and (self.waiting or self._claim() or not self.study.ended):
+                if self.waiting:
+                    self._train(*Counter(map(_shape, self.waiting)).most_common(1)[0][0])
+                else:  # others train the rest: one of them may die
+                    self.tick()
+                    time.sleep(POLL)
+        finally:
+            for point in self.points.values():
+                self.study.release(point)
+
+    def _claim(self) -> bool:
+        """Takes on another point's members; whether there was one."""
+        point = self.study.claim()
+        if point is None:
+            return False
+        self.points[point.trial.number] = point
+        for seed, record in point.records.items():
+            if record.status != "running":
+                continue
+            try:
+                config, corpus = self.load(self.study.plan.config_of(point.params, seed))
+                member = Member(config, corpus, self.study.run_dir(record.number, seed), self.kept, record)
+            except RunDirError:  # the disk's, not the point's
+                raise
+            except JaxlmError as error:  # such as a batch that is too large for the corpus
+                self.study.note(point, replace(record, status="failed", note=str(error)))
+                continue
+            if member.finished:
+                self._finish(member, member.state.params)
+            else:
+                self.waiting.append(member)
+        self._end(point)
+        return True
+
+    def _train(self, static: Config, index: int) -> None:
+        """Trains members of one shape from window `index` of an epoch on, until there are no more or a signal came."""
+        config, corpus = self.load(static)
+        counts = config.train
+        T, B = counts.bptt_length, counts.batch_size
+        tokens = jnp.asarray(batch(corpus.train, B))
+        slots: list[Member | None] = [None] * (self.size or group_size(config, self.study.plan))
+        group = None
+        while self.stop() is None:
+            if index == 0 or group is None:
+                group = self._fill(slots, group, (static, index))
+            live = {slot: member for slot, member in enumerate(slots) if member is not None}
+            if not live or group is None:
+                break
+            states, hypers = group
+            windows = next(iter(live.values())).windows
+            every = counts.checkpoint_every or windows
+            count = min(windows - index, counts.windows_per_call, every - index % every)
+            states, metrics = members.train_members(
+                states, hypers, jnp.array([member.epoch if member else 0 for member in slots], jnp.int32),
+                jnp.array([member is not None for member in slots]), tokens, jnp.int32(index), jnp.int32(count),
+                bptt_length=T, max_windows=counts.windows_per_call, vmapped=self.vmap)
+            group, index, metrics = (states, hypers), (index + count) % windows, jax.device_get(metrics)
+            for slot, member in live.items():
+                problem = member.trained(jax.tree.map(lambda values, slot=slot: values[slot][:count], metrics))
+                if problem:
+                    self._leave(slots, slot, "diverged", problem)
+                self.study.beat(self.points[member.record.number])
+            if index == 0:
+                self._end_epoch(slots, states, hypers)
+            elif self.stop() is not None or index % every == 0:
+                for slot, member in enumerate(slots):
+                    if member is not None:
+                        member.save(members.take(states, slot))
+            self.tick()
+
+    def _fill(self, slots: list[Member | None], group: tuple[TrainState, Hyper] | None, shape: Shape
+              ) -> tuple[TrainState, Hyper] | None:
+        """Puts waiting members of the shape, and those of newly claimed points, into the free slots."""
+        most = 1 if self.study.plan.strategy == "grid" else len(slots)  # of other shapes, that wait meanwhile
+        for slot in [slot for slot, member in enumerate(slots) if member is None]:
+            found = next((member for member in self.waiting if _shape(member) == shape), None)
+            while found is None and shape[1] == 0 and len(self.waiting) < most and self._claim():
+                found = next((member for member in self.waiting if _shape(member) == shape), None)
+            if found is None:
+                break
+            self.waiting.remove(found)
+            state, hyper = found.begin(), found.config.hyper
+            group = members.stack(state, hyper, len(slots)) if group is None else members.put(group, slot, state, hyper)
+            slots[slot] = found
+        return group
+
+    def _end_epoch(self, slots: list[Member | None], states: TrainState, hypers: Hyper) -> None:
+        live = {slot: member for slot, member in enumerate(slots) if member is not None}
+        if not live:
+            return
+        some = next(iter(live.values()))
+        what = some.corpus.valid, some.config.train.batch_size, some.config.train.bptt_length
+        if self.vmap:
+            nats, predictions = members_nats(states.params, hypers, *what)
+        for slot, member in live.items():
+            state = members.take(states, slot)
+            value = perplexity(nats[slot], predictions) if self.vmap else perplexity(
+                *stream_nats(state.params, members.take(hypers, slot), *what))
+            member.end_epoch(value)
+            member.save(state)
+            self.study.note(self.points[member.record.number], member.record)
+            if not math.isfinite(value):
+                self._leave(slots, slot, "diverged", f"epoch {member.epoch} has validation perplexity {value}")
+            elif member.finished and self.stop() is None:
+                self._finish(member, state.params)
+                slots[slot] = None
+        for number in {member.record.number for member in live.values()} & self.points.keys():
+            point = self.points[number]
+            if self.study.to_prune(point):
+                for slot, member in enumerate(slots):
+                    if member is not None and member.record.number == number:
+                        self._leave(slots, slot, "pruned", f"worse than the median after epoch {member.epoch}")
+                for member in [member for member in self.waiting if member.record.number == number]:
+                    self.waiting.remove(member)
+                    self._close(member, "pruned", "its other seeds were worse than the median")
+            self._end(point)
+
+    def _finish(self, member: Member, params: members.Params) -> None:
+        test = member.test(params)
+        member.record = replace(member.record, test_perplexity=test)
+        self._close(member, "done", None)
+
+    def _leave(self, slots: list[Member | None], slot: int, status: str, note: str) -> None:
+        member, slots[slot] = slots[slot], None
+        assert member is not None
+        self._close(member, status, note)
+        self._end(self.points[member.record.number])
+
+    def _close(self, member: Member, status: str, note: str | None) -> None:
+        member.close()
+        member.record = replace(member.record, status=status, note=note)
+        self.study.note(self.points[member.record.number], member.record)
+
+    def _end(self, point: Point) -> None:
+        if self.study.end(point):
+            del self.points[point.trial.number]
+
+
+def _shape(member: Member) -> Shape:
+    config = member.config
+    train = replace(config.train, seed=0, epochs=1)
+    return replace(config, hyper=Hyper(), train=train), member.step % member.windows
+
+
+def group_size(config: Config, study_plan, free: int | None = None) -> int:
+    """How many members of a shape fit into half of the memory that is free, and are of use."""
+    state = jax.eval_shape(lambda: new_state(config))
+    T, B, model = config.train.bptt_length, config.train.batch_size, config.model
+    parameters = sum(leaf.size * 4 for leaf in jax.tree.leaves(state.params))
+    activations = 4 * T * B * (3 * model.embedding_size + 16 * sum(model.hidden_sizes))
+    statistics = jax.devices()[0].memory_stats() or {}
+    if free is None:
+        free = (statistics["bytes_limit"] - statistics.get("bytes_in_use", 0) if "bytes_limit" in statistics else
+                os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    most = MOST_MEMBERS.get(jax.default_backend(), MOST_ELSEWHERE)
+    return max(1, min(most, free // 2 // (4 * parameters + activations)))
