@@ -93,8 +93,8 @@ class Member:
             found, offset, _ = rundir.go_on(folder, config, corpus)
         else:
             rundir.begin(folder, config, corpus)
-        self.state = new_state(config) if found is None else found.state
-        self.step = int(self.state.step)
+        self._state = new_state(config) if found is None else found.state
+        self.step = int(self._state.step)
         self.windows = num_windows(len(corpus.train) // config.train.batch_size, config.train.bptt_length)
         self.log = MetricsLog(folder, corpus.name, offset=offset, tensorboard=False)
         valid = tuple(row["valid_perplexity"] for row in read_metrics(folder) if row["kind"] == "epoch")
@@ -113,16 +113,17 @@ class Member:
 
     def begin(self) -> TrainState:
         """The state to train from, handed over."""
-        state, self.state, self._since = self.state, None, time.perf_counter()
-        return state
+        self._since = time.perf_counter()
+        return self.__dict__.pop("_state")
 
     def close(self) -> None:
         """Closes its files."""
         self.log.__exit__()
 
-    def trained(self, metrics: Metrics) -> str | None:
-        """Writes windows down, each metric [n]; a sentence where one of them ends the training."""
-        cost, norm, rate = metrics.cost, metrics.grad_norm, metrics.learning_rate
+    def trained(self, metrics: Metrics, count: int) -> str | None:
+        """Writes the first `count` windows of metrics down; a sentence where one of them ends the training."""
+        cost, norm, rate = (np.asarray(values)[:count] for values in (metrics.cost, metrics.grad_norm,
+                                                                      metrics.learning_rate))
         bad = ~np.isfinite(cost + norm)
         done = int(bad.argmax()) if bad.any() and self.config.train.on_nonfinite == "stop" else len(cost)
         self.log.windows(self.step + 1, self.epoch + 1, cost[:done], norm[:done], rate[:done])

@@ -140,8 +140,7 @@ def parallel_plot(points: Sequence[tuple[Mapping[str, Any], float]], path: Path)
     with _figure((2 + 1.8 * len(names), 4)) as figure:
         axes = figure.subplots()
         scaled = []
-        for place, (name, (x, ticks, log)) in enumerate(zip([*names, "perplexity"], [*axes_of, (y, {}, True)],
-                                                            strict=True)):
+        for place, (x, ticks, log) in enumerate([*axes_of, (y, {}, True)]):
             x = np.log(x) if log else x
             low, high = np.nanmin(x), np.nanmax(x)
             scaled.append((x - low) / (high - low) if high > low else np.full(len(x), 0.5))

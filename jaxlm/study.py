@@ -185,14 +185,14 @@ class Study:
             self._study._storage.record_heartbeat(point.trial._trial_id)
 
     def end(self, point: Point) -> bool:
-        """Tells Optuna what became of a point, once and for all, if all of its members have ended; whether they have."""
+        """Tells Optuna, once and for all, what became of a point whose members have all ended; whether they have."""
         statuses = {record.status for record in point.records.values()}
         if "running" in statuses:
             return False
         self.to_prune(point)
         values = [record.valid_perplexity for record in point.records.values()]
-        state = {"done": TrialState.COMPLETE}.get(*statuses) if len(statuses) == 1 else None
-        state = state or (TrialState.FAIL if "failed" in statuses else TrialState.PRUNED)
+        state = (TrialState.COMPLETE if statuses == {"done"} else TrialState.FAIL if "failed" in statuses else
+                 TrialState.PRUNED)
         self._study.tell(point.trial, sum(values) / len(values) if state == TrialState.COMPLETE else None, state,
                          skip_if_finished=True)
         self.release(point)
@@ -251,7 +251,7 @@ class _Planned(optuna.samplers.BaseSampler):
 
 def _originals(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """All but those that repeat a trial whose worker went silent."""
-    return [trial for trial in trials if RetryHeartbeatStaleTrialCallback.retried_trial_number(trial) is None]
+    return [trial for trial in trials if "failed_trial" not in trial.system_attrs]
 
 
 def _ordinal(study: optuna.Study, number: int) -> int:

@@ -89,9 +89,16 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
         return result
 
 
-def saved_plan(run_dir: Path) -> Plan:
-    """What the sweep in a directory is. Raises RunDirError where there is none."""
-    return Plan.from_json(_saved(run_dir)["plan"])
+def saved_options(run_dir: Path, space: Mapping[str, Any], options: Mapping[str, Any]
+                  ) -> tuple[Config, Mapping[str, Any], dict[str, Any]]:
+    """The config, space and options that go on with the sweep in a directory; those given stand, to be compared.
+
+    Raises RunDirError where there is none.
+    """
+    plan = Plan.from_json(_saved(run_dir)["plan"])
+    trials = {} if plan.strategy == "grid" else {"trials": plan.trials}
+    return plan.config, space or plan.space, {
+        "strategy": plan.strategy, **trials, "seeds": plan.seeds, "prune": plan.prune, **options}
 
 
 def _saved(run_dir: Path) -> dict[str, Any]:

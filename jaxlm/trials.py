@@ -190,7 +190,7 @@ class View:
             if trial.note:
                 self.say(f"trial {trial.number} seed {trial.seed} {trial.status}: {trial.note}")
         if best := sweep.best:
-            self.say(f"best: trial {best.number}, seed {best.seed}, valid perplexity {best.valid_perplexity:.2f}; "
+            self.say(f"best: trial {best.number}, seed {best.seed}, valid perplexity {_perplexity(best.valid_perplexity)}; "
                      f"train it alone:\n{sweep.command(best)}")
 
 
@@ -203,22 +203,22 @@ def shown(value: Any) -> str:
 def _running(sweep: Sweep, total: int) -> Table:
     best = sweep.best
     ended = sum(all(trial.status != "running" for trial in point.trials) for point in sweep.points)
-    title = f"{ended} of {total} points ended" + ("" if best is None else f"; best so far {best.valid_perplexity:.2f} ("
+    title = f"{ended} of {total} points ended" + ("" if best is None else f"; best so far {_perplexity(best.valid_perplexity)} ("
                                                   f"{_values(best.values)})")
     table = Table("trial", "seed", "values", "epoch", "valid perplexity", title=title, title_justify="left", box=None)
     for trial in [trial for trial in sweep.trials if trial.status == "running"][:30]:
         table.add_row(str(trial.number), str(trial.seed), _values(trial.values),
                       f"{len(trial.valid_perplexities)}/{View._epochs(sweep, trial)}",
-                      "" if not trial.valid_perplexities else f"{trial.valid_perplexity:.2f}")
+                      "" if not trial.valid_perplexities else f"{_perplexity(trial.valid_perplexity)}")
     return table
 
 
 def _line(trial: Trial, epochs: int) -> str:
     at = f"trial {trial.number} ({_values(trial.values)}) seed {trial.seed}"
-    result = f"epoch {len(trial.valid_perplexities)}/{epochs}, valid perplexity {trial.valid_perplexity:.2f}"
+    result = f"epoch {len(trial.valid_perplexities)}/{epochs}, valid perplexity {_perplexity(trial.valid_perplexity)}"
     if trial.status == "running":
         return f"{at}: {result}"
-    test = "" if trial.test_perplexity is None else f", test {trial.test_perplexity:.2f}"
+    test = "" if trial.test_perplexity is None else f", test {_perplexity(trial.test_perplexity)}"
     return f"{at}: {trial.status}, {result}{test}" + (f"; {trial.note}" if trial.note else "")
 
 
@@ -232,7 +232,12 @@ def _mean(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _spread(mean: float, deviation: float) -> str:
-    return "" if math.isnan(mean) else f"{mean:.2f}" if math.isnan(deviation) else f"{mean:.2f} ± {deviation:.2f}"
+    return "" if math.isnan(mean) else _perplexity(mean) + ("" if math.isnan(deviation) else
+                                                            f" ± {_perplexity(deviation)}")
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:.2e}" if value >= 1e7 else f"{value:.2f}"
 
 
 def _finite(tree: Any) -> Any:

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxlm import members
 from jaxlm.config import Config, Hyper
@@ -22,7 +21,7 @@ from jaxlm.data.corpora import Corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.evaluate import members_nats, perplexity, stream_nats
 from jaxlm.members import Member
-from jaxlm.step import Metrics, TrainState
+from jaxlm.step import TrainState
 from jaxlm.study import Point, Study
 from jaxlm.train import new_state
 
@@ -74,7 +73,7 @@ class Worker:
                 self.study.note(point, replace(record, status="failed", note=str(error)))
                 continue
             if member.finished:
-                self._finish(member, member.state.params)
+                self._finish(member, member.begin().params)
             else:
                 self.waiting.append(member)
         self._end(point)
@@ -104,8 +103,7 @@ class Worker:
                 bptt_length=T, max_windows=counts.windows_per_call, vmapped=self.vmap)
             group, index, metrics = (states, hypers), (index + count) % windows, jax.device_get(metrics)
             for slot, member in live.items():
-                problem = member.trained(jax.tree.map(lambda values, slot=slot: values[slot][:count], metrics))
-                if problem:
+                if problem := member.trained(members.take(metrics, slot), count):
                     self._leave(slots, slot, "diverged", problem)
                 self.study.beat(self.points[member.record.number])
             if index == 0:
