@@ -254,6 +254,10 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sweep(args: argparse.Namespace) -> int:
+    if args.worker:
+        from jaxlm.sweep import join
+
+        return SIGNALLED + stopped_by if (stopped_by := join(args.run_dir, args.workers, args.data_dir)) else 0
     space, given = _space(args), _given(args)
     if args.resume and (args.run_dir is None or args.config):
         raise JaxlmError("--resume goes on with the sweep in --run-dir, and with its own config: name the directory, "
@@ -271,7 +275,7 @@ def _sweep(args: argparse.Namespace) -> int:
         config, space = _start(args).replace(**args.default_fields), space or args.default_space
     run_dir = args.run_dir or Path("runs") / f"{config.preset}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
     result = sweep(config.replace(**given), space, run_dir=run_dir, resume=args.resume, workers=args.workers,
-                   data_dir=args.data_dir, quiet=args.worker, **options)
+                   data_dir=args.data_dir, **options)
     return SIGNALLED + result.stopped_by if result.stopped_by else 0
 
 

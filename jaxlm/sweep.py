@@ -5,6 +5,7 @@ of members (`members.py`); `trials.py` shows it all.
 """
 
 import json
+import os
 import secrets
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from jaxlm.space import grid, read_space
 from jaxlm.study import STRATEGIES, Plan, Study
 from jaxlm.train import load
 from jaxlm.trials import Sweep, View, write
-from jaxlm.worker import POLL, Worker
+from jaxlm.worker import POLL, Corpora, Worker
 
 
 def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", trials: int | None = None,
@@ -55,38 +56,55 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
     loaded, found = load(config, corpus, data_dir)
     config = loaded.replace(vocab_size=config.model.vocab_size)
     plan = _plan(config, space, strategy, trials, seeds, prune, rundir.named(found))
+    kept = run_dir is not None or workers > 1
     with ExitStack() as stack:
-        kept = run_dir is not None or workers > 1
         folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-sweep-")))
         place = _begin(folder, plan, None if storage is None else str(storage), group, resume)
-        where = place["storage"] or (str(folder / "study.journal") if kept else None)
-        study = Study(plan, folder, where, place["place"])
-        console = Console(quiet=quiet)
-        view = stack.enter_context(View(console))
+        study = Study(plan, folder, place["storage"] or (str(folder / "study.journal") if kept else None),
+                      place["place"])
+        view = stack.enter_context(View(Console(quiet=quiet)))
         view.say(f"{found.name}: {plan.trials} points" + (f" x {seeds} seeds" if seeds > 1 else "") +
                  f" ({strategy}) in {run_dir or 'a temporary directory'}")
 
+        def result() -> Sweep:
+            return Sweep(config, study.records(), folder)
+
         def show() -> None:
-            view.show(Sweep(config, study.records()), plan.trials)
+            if view.due():
+                view.show(result(), plan.trials)
 
         with signals.noted() as stop:
             if workers > 1:
                 _supervise(folder, workers, data_dir, study, stop, show, view.say)
             else:
-                Worker(study, _Loader(found, corpus, data_dir), group or place["group"], vmap, kept,
-                       lambda: stop.signal, lambda: view.due() and show()).run()
-        show()
-        result = Sweep(config, [trial if run_dir else replace(trial, run_dir=None) for trial in study.records()],
-                       None if run_dir is None else Path(run_dir), stop.signal)
+                Worker(study, Corpora(found, isinstance(corpus, Corpus), data_dir), group or place["group"], 1, kept,
+                       lambda: stop.signal, show, vmap).run()
+        view.show(result(), plan.trials)
         if stop.signal is not None:
-            how = f"saved; go on with --run-dir {folder} --resume" if run_dir else "nothing is kept"
-            view.say(f"stopped by {signal.Signals(stop.signal).name}: {how}")
-            return result
-        view.__exit__()
-        view.summary(result)
-        for path in write(result, folder) if run_dir else []:
-            view.say(f"written: {path}")
-        return result
+            view.say(f"stopped by {signal.Signals(stop.signal).name}: " +
+                     (f"saved; go on with --run-dir {folder} --resume" if run_dir else "nothing is kept"))
+        else:
+            view.summary(result(), write(result(), folder) if run_dir else [])
+        trials_ended = [trial if run_dir else replace(trial, run_dir=None) for trial in study.records()]
+        return Sweep(config, trials_ended, folder if run_dir else None, stop.signal)
+
+
+def join(run_dir: Path, workers: int, data_dir: str | Path | None = None) -> int | None:
+    """One of `workers` processes on the sweep in a directory, which `sweep` began; the signal that ended it."""
+    place, parent = _saved(run_dir), os.getppid()
+    plan = Plan.from_json(place["plan"])
+    _, found = load(plan.config, None, data_dir)
+    if changed := rundir.different(plan.corpus, rundir.named(found)):
+        raise JaxlmError(f"the sweep in {run_dir} has another corpus ({'; '.join(changed)}): name its folder with "
+                         f"--data-dir")
+    study = Study(plan, run_dir, place["storage"] or str(run_dir / "study.journal"), place["place"])
+
+    def stopped() -> int | None:
+        return stop.signal or (None if os.getppid() == parent else signal.SIGTERM)  # or its parent is dead
+
+    with signals.noted() as stop:
+        Worker(study, Corpora(found, False, data_dir), place["group"], workers, True, stopped, lambda: None).run()
+        return stopped()
 
 
 def saved_options(run_dir: Path, space: Mapping[str, Any], options: Mapping[str, Any]
@@ -151,24 +169,10 @@ def _begin(folder: Path, plan: Plan, storage: str | None, group: int | None, res
     return saved
 
 
-class _Loader:
-    """A config -> itself with the corpus's own vocabulary size, and the corpus; each corpus is loaded once."""
-
-    def __init__(self, found: Corpus, given: Any, data_dir: str | Path | None):
-        self._found, self._given, self._data_dir = found, given, data_dir
-        self._known: dict[Any, Corpus] = {}
-
-    def __call__(self, config: Config) -> tuple[Config, Corpus]:
-        key = config.data, config.model.vocab_size
-        given = self._found if isinstance(self._given, Corpus) else self._known.get(key)
-        config, self._known[key] = load(config, given, self._data_dir)
-        return config, self._known[key]
-
-
 def _supervise(folder: Path, workers: int, data_dir: str | Path | None, study: Study, stop: signals.Stop,
                show: Callable[[], None], say: Callable[[str], None]) -> None:
     """Starts the workers, shows what they do, and hands a signal on to them."""
-    arguments = ["sweep", "--run-dir", str(folder), "--resume", "--worker"]
+    arguments = ["sweep", "--run-dir", str(folder), "--workers", str(workers), "--worker"]
     arguments += [] if data_dir is None else ["--data-dir", str(data_dir)]
     command = [sys.executable, "-c", "import sys; from jaxlm.cli import main; sys.exit(main())", *arguments]
     running = {number: subprocess.Popen(command, start_new_session=True) for number in range(workers)}

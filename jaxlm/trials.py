@@ -174,24 +174,26 @@ class View:
     def _epochs(sweep: Sweep, trial: Trial) -> int:
         return trial.values.get("epochs", sweep.config.train.epochs)
 
-    def summary(self, sweep: Sweep, most: int = 20) -> None:
-        """The best points, and how to train the winner alone."""
-        points = sweep.points
-        console = self.console if self.console.is_terminal else Console(width=160, file=self.console.file)
+    def summary(self, sweep: Sweep, written: Sequence[Path] = (), most: int = 20) -> None:
+        """The best points, what was written, and how to train the winner alone."""
+        self.__exit__()
+        points, best = sweep.points, sweep.best
         table = Table(*["trial", *(points[0].values if points else ()), "status", "valid perplexity",
                         "test perplexity"], title=f"{len(points)} points, best first", title_justify="left", box=None)
         for point in points[:most]:
             table.add_row(str(point.number), *map(shown, point.values.values()), point.status, _spread(*point.valid),
                           _spread(*point.test))
-        console.print(table)
+        self.console.print(table, width=None if self.console.is_terminal else 160)
         if len(points) > most:
             self.say(f"... and {len(points) - most} more")
         for trial in sweep.trials:
             if trial.note:
                 self.say(f"trial {trial.number} seed {trial.seed} {trial.status}: {trial.note}")
-        if best := sweep.best:
-            self.say(f"best: trial {best.number}, seed {best.seed}, valid perplexity {_perplexity(best.valid_perplexity)}; "
-                     f"train it alone:\n{sweep.command(best)}")
+        if written:
+            self.say(f"written: {', '.join(map(str, written))}")
+        if best:
+            self.say(f"best: trial {best.number}, seed {best.seed}, valid perplexity "
+                     f"{_perplexity(best.valid_perplexity)}; train it alone:\n{sweep.command(best)}")
 
 
 def shown(value: Any) -> str:
@@ -203,8 +205,8 @@ def shown(value: Any) -> str:
 def _running(sweep: Sweep, total: int) -> Table:
     best = sweep.best
     ended = sum(all(trial.status != "running" for trial in point.trials) for point in sweep.points)
-    title = f"{ended} of {total} points ended" + ("" if best is None else f"; best so far {_perplexity(best.valid_perplexity)} ("
-                                                  f"{_values(best.values)})")
+    title = f"{ended} of {total} points ended" + ("" if best is None else (
+        f"; best so far {_perplexity(best.valid_perplexity)} ({_values(best.values)})"))
     table = Table("trial", "seed", "values", "epoch", "valid perplexity", title=title, title_justify="left", box=None)
     for trial in [trial for trial in sweep.trials if trial.status == "running"][:30]:
         table.add_row(str(trial.number), str(trial.seed), _values(trial.values),

@@ -10,20 +10,21 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from jaxlm import members
-from jaxlm.config import Config, Hyper
+from jaxlm.config import Config, DataConfig, Hyper
 from jaxlm.data.batching import batch
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.evaluate import members_nats, perplexity, stream_nats
 from jaxlm.members import Member
 from jaxlm.step import TrainState
-from jaxlm.study import Point, Study
-from jaxlm.train import new_state
+from jaxlm.study import Plan, Point, Study
+from jaxlm.train import load, new_state
 
 POLL = 1.0  # seconds between two looks for a point whose worker is gone
 MOST_MEMBERS = {"cpu": 8}  # in a group by default; on accelerators `MOST_ELSEWHERE`
@@ -32,12 +33,29 @@ MOST_ELSEWHERE = 32
 Shape = tuple[Config, int]  # all but numbers and seed, and the window within the epoch
 
 
-class Worker:
-    """One process's part of a sweep: `size` members a group (None: by memory), `vmap` as `train_members` has it."""
+class Corpora:
+    """A config -> itself with the corpus's own vocabulary size, and the corpus; each corpus is loaded once.
 
-    def __init__(self, study: Study, load: Callable[[Config], tuple[Config, Corpus]], size: int | None,
-                 vmap: bool | None, kept: bool, stop: Callable[[], int | None], tick: Callable[[], object]):
-        self.study, self.load, self.size, self.kept, self.stop, self.tick = study, load, size, kept, stop, tick
+    `found` is the sweep's own; `given`: as an object, so that no other can be loaded.
+    """
+
+    def __init__(self, found: Corpus, given: bool, data_dir: str | Path | None):
+        self._found, self._given, self._data_dir = found, given, data_dir
+        self._known: dict[tuple[DataConfig, int], Corpus] = {}
+
+    def __call__(self, config: Config) -> tuple[Config, Corpus]:
+        key = config.data, config.model.vocab_size
+        config, self._known[key] = load(config, self._found if self._given else self._known.get(key), self._data_dir)
+        return config, self._known[key]
+
+
+class Worker:
+    """One of a sweep's processes: `size` members a group (None: by memory), `vmap` as `train_members` has it."""
+
+    def __init__(self, study: Study, load: Corpora, size: int | None, workers: int, kept: bool,
+                 stop: Callable[[], int | None], tick: Callable[[], object], vmap: bool | None = None):
+        self.study, self.load, self.size, self.workers, self.kept = study, load, size, workers, kept
+        self.stop, self.tick = stop, tick
         self.vmap = jax.default_backend() != "cpu" if vmap is None else vmap
         self.waiting: list[Member] = []
         self.points: dict[int, Point] = {}
@@ -76,7 +94,7 @@ class Worker:
                 self._finish(member, member.begin().params)
             else:
                 self.waiting.append(member)
-        self._end(point)
+        self._end(point.trial.number)
         return True
 
     def _train(self, static: Config, index: int) -> None:
@@ -85,7 +103,7 @@ class Worker:
         counts = config.train
         T, B = counts.bptt_length, counts.batch_size
         tokens = jnp.asarray(batch(corpus.train, B))
-        slots: list[Member | None] = [None] * (self.size or group_size(config, self.study.plan))
+        slots: list[Member | None] = [None] * (self.size or group_size(config, self.study.plan, self.workers))
         group = None
         while self.stop() is None:
             if index == 0 or group is None:
@@ -159,7 +177,7 @@ class Worker:
                 for member in [member for member in self.waiting if member.record.number == number]:
                     self.waiting.remove(member)
                     self._close(member, "pruned", "its other seeds were worse than the median")
-            self._end(point)
+            self._end(number)
 
     def _finish(self, member: Member, params: members.Params) -> None:
         test = member.test(params)
@@ -170,16 +188,16 @@ class Worker:
         member, slots[slot] = slots[slot], None
         assert member is not None
         self._close(member, status, note)
-        self._end(self.points[member.record.number])
+        self._end(member.record.number)
 
     def _close(self, member: Member, status: str, note: str | None) -> None:
         member.close()
         member.record = replace(member.record, status=status, note=note)
         self.study.note(self.points[member.record.number], member.record)
 
-    def _end(self, point: Point) -> None:
-        if self.study.end(point):
-            del self.points[point.trial.number]
+    def _end(self, number: int) -> None:
+        if number in self.points and self.study.end(self.points[number]):
+            del self.points[number]
 
 
 def _shape(member: Member) -> Shape:
@@ -188,15 +206,16 @@ def _shape(member: Member) -> Shape:
     return replace(config, hyper=Hyper(), train=train), member.step % member.windows
 
 
-def group_size(config: Config, study_plan, free: int | None = None) -> int:
-    """How many members of a shape fit into half of the memory that is free, and are of use."""
-    state = jax.eval_shape(lambda: new_state(config))
+def group_size(config: Config, plan: Plan, workers: int) -> int:
+    """How many members of a shape are of use in a worker's group, and fit into its share of half the free memory."""
     T, B, model = config.train.bptt_length, config.train.batch_size, config.model
-    parameters = sum(leaf.size * 4 for leaf in jax.tree.leaves(state.params))
-    activations = 4 * T * B * (3 * model.embedding_size + 16 * sum(model.hidden_sizes))
-    statistics = jax.devices()[0].memory_stats() or {}
-    if free is None:
-        free = (statistics["bytes_limit"] - statistics.get("bytes_in_use", 0) if "bytes_limit" in statistics else
-                os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
-    most = MOST_MEMBERS.get(jax.default_backend(), MOST_ELSEWHERE)
-    return max(1, min(most, free // 2 // (4 * parameters + activations)))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: new_state(config)).params))
+    activations = T * B * (3 * model.embedding_size + 16 * sum(model.hidden_sizes))
+    device = jax.devices()[0].memory_stats() or {}
+    free = (device["bytes_limit"] - device.get("bytes_in_use", 0) if "bytes_limit" in device else
+            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    fit = free // 2 // workers // (4 * (4 * parameters + activations))
+    # Optuna's choice grows wiser by what has ended: so it gets four rounds at least.
+    rounds = 4 if plan.strategy == "tpe" else 1
+    useful = math.ceil(plan.trials * plan.seeds / workers / rounds)
+    return max(1, min(MOST_MEMBERS.get(jax.default_backend(), MOST_ELSEWHERE), fit, useful))
