@@ -121,9 +121,9 @@ class Worker:
                 bptt_length=T, max_windows=counts.windows_per_call, vmapped=self.vmap)
             group, index, metrics = (states, hypers), (index + count) % windows, jax.device_get(metrics)
             for slot, member in live.items():
+                self.study.beat(self.points[member.record.number])
                 if problem := member.trained(members.take(metrics, slot), count):
                     self._leave(slots, slot, "diverged", problem)
-                self.study.beat(self.points[member.record.number])
             if index == 0:
                 self._end_epoch(slots, states, hypers)
             elif self.stop() is not None or index % every == 0:

@@ -72,10 +72,10 @@ def together(configs, corpus, windows: int, vmapped: bool) -> np.ndarray:
 def test_a_member_is_the_same_run_alone(corpus, vmapped, keep):
     base, _ = load(TINY.replace(hidden_sizes=(12, 8), dropout=keep < 1, keep_output=keep), corpus)
     configs = [base.replace(learning_rate=rate, seed=seed, init_scale=scale, clip_norm=clip)
-               for rate, seed, scale, clip in ((1.0, 0, 0.1, 5.0), (0.3, 7, 0.05, 1.0), (2.0, 3, 0.2, 10.0))]
+               for rate, seed, scale, clip in ((1.0, 0, 0.1, 5.0), (0.3, 7, 0.05, 1.0), (2.0, 3, 0.2, 1.0))]
     found = together(configs, corpus, 50, vmapped)
     for config, own in zip(configs, found, strict=True):
-        np.testing.assert_allclose(own, alone(config, corpus, 50), rtol=1e-5)
+        np.testing.assert_allclose(own, alone(config, corpus, 50), rtol=1e-5 if vmapped else 1e-7)
 
 
 @pytest.mark.parametrize("vmapped", [True, False])
