@@ -272,7 +272,8 @@ def _sweep(args: argparse.Namespace) -> int:
     if args.resume:
         config, space, options = saved_options(args.run_dir, space, options)
     else:
-        config, space = _start(args).replace(**args.default_fields), space or args.default_space
+        config = _start(args).replace(**args.default_fields)
+        space = space or {name: values for name, values in args.default_space.items() if name not in given}
     run_dir = args.run_dir or Path("runs") / f"{config.preset}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
     result = sweep(config.replace(**given), space, run_dir=run_dir, resume=args.resume, workers=args.workers,
                    data_dir=args.data_dir, **options)

@@ -63,6 +63,8 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
         study = Study(plan, folder, place["storage"] or (str(folder / "study.journal") if kept else None),
                       place["place"])
         view = stack.enter_context(View(Console(quiet=quiet)))
+        for note in found.notes:
+            view.say(f"!! {note}")
         view.say(f"{found.name}: {plan.trials} points" + (f" x {seeds} seeds" if seeds > 1 else "") +
                  f" ({strategy}) in {run_dir or 'a temporary directory'}")
 

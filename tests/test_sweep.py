@@ -2,13 +2,8 @@
 
 import csv
 import json
-import math
-import os
 import shlex
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -19,12 +14,12 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
+from processes import end, kill, start, wait_for
 
 import jaxlm
-from jaxlm import checkpoint, cli, members, rundir
+from jaxlm import cli, members, rundir
 from jaxlm.data.batching import batch
 from jaxlm.data.corpora import load_corpus
-from jaxlm.errors import JaxlmError
 from jaxlm.metrics import read_metrics
 from jaxlm.space import grid, read_space
 from jaxlm.study import NAME, Plan
@@ -133,3 +128,218 @@ def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_p
     assert json.loads((tmp_path / "sweep/sweep.json").read_text())["best"] == best.number
     for name in ("slices.png", "parallel.png"):
         assert (tmp_path / "sweep" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_seeds_train_a_point_again_and_tpe_optimises_their_mean(tmp_path):
+    found = jaxlm.sweep(TINY, {"learning_rate": "log:0.1:1000", "keep_output": (0.5, 1.0, 0.25)}, strategy="tpe",
+                        trials=6, seeds=2, prune=False, run_dir=tmp_path / "sweep", quiet=True)
+    study = stored(tmp_path / "sweep")
+    assert len(study.trials) == 6 and len(found.trials) == 12
+    for point in found.points:
+        trial = study.trials[point.number]
+        if point.done:
+            assert trial.value == pytest.approx(point.valid[0])
+            assert [trial.intermediate_values[epoch] for epoch in (1, 2)] == pytest.approx(
+                np.mean([t.valid_perplexities for t in point.trials], axis=0))
+
+
+def test_a_point_that_is_worse_than_the_median_is_given_up(tmp_path):
+    """One point in the slot at a time, so that the others have ended before the bad ones begin."""
+    rates = [0.5, 0.6, 0.7, 0.8, 0.9, 1e-6]
+    found = jaxlm.sweep(TINY.replace(epochs=3), {"learning_rate": rates}, prune=True, group=1,
+                        run_dir=tmp_path / "sweep", quiet=True)
+    assert found.trials[-1].status == "pruned" and len(found.trials[-1].valid_perplexities) == 1
+    assert "worse than the median" in found.trials[-1].note
+    assert stored(tmp_path / "sweep").trials[-1].state == TrialState.PRUNED
+    assert found.best.status == "done"
+
+
+def test_random_points_do_not_depend_on_who_trains_them(tmp_path):
+    space = {"learning_rate": "log:0.1:1", "hidden_sizes": ["8", "4"]}
+    values = [sorted((trial.number, trial.values["learning_rate"], trial.test_perplexity) for trial in jaxlm.sweep(
+        TINY, space, strategy="random", trials=5, group=group, quiet=True).trials) for group in (1, 4)]
+    assert values[0] == values[1]
+    assert len({value for _, value, _ in values[0]}) == 5
+
+
+def test_what_does_not_fit_the_corpus_fails_alone(tmp_path):
+    found = jaxlm.sweep(TINY, {"batch_size": [20, 100_000]}, run_dir=tmp_path / "sweep", quiet=True)
+    assert [trial.status for trial in found.trials] == ["done", "failed"]
+    assert "fewer than one window of batch_size 100000" in found.trials[1].note
+
+
+def stored(run_dir: Path) -> optuna.Study:
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(
+        str(run_dir / "study.journal")))
+    return optuna.load_study(study_name=NAME, storage=storage)
+
+
+SPACE = {"learning_rate": [0.25, 0.5, 1.0, 2.0], "clip_norm": [1.0, 5.0]}
+SETTINGS = ["--set", "learning_rate=0.25,0.5,1,2", "--set", "clip_norm=1,5"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, bytes]:
+    """The metrics of a sweep's trials when nobody disturbs it."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "sweep"
+    jaxlm.sweep(TINY.replace(epochs=4), SPACE, run_dir=run_dir, quiet=True, group=3)
+    return metrics_of(run_dir)
+
+
+def metrics_of(run_dir: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in sorted(run_dir.glob("trials/*/metrics.jsonl"))}
+
+
+def assert_each_ended_once(run_dir: Path, undisturbed: dict[str, bytes]) -> None:
+    study = stored(run_dir)
+    assert [(trial.number, trial.state) for trial in study.trials] == [(n, TrialState.COMPLETE) for n in range(8)]
+    journal = [json.loads(line) for line in (run_dir / "study.journal").read_text().splitlines()]
+    ends = Counter(line["trial_id"] for line in journal if line.get("state") == TrialState.COMPLETE)
+    assert sorted(ends.values()) == [1] * 8
+    assert metrics_of(run_dir) == undisturbed  # to the byte: nothing was trained otherwise, nothing twice
+
+
+def test_a_killed_worker_s_trials_are_taken_over(tmp_path, undisturbed):
+    run_dir = tmp_path / "sweep"
+    first = start("sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--group", "3", "--run-dir", run_dir)
+    assert wait_for(lambda: (run_dir / "study.journal").exists() and (run_dir / "plan.json").exists(), first)
+    second = start("sweep", "--run-dir", run_dir, "--resume")
+    assert wait_for(lambda: len(list(run_dir.glob("trials/*/checkpoints/0*"))) >= 4, first)
+    kill(first)
+    code, said = end(second)
+    assert code == 0, said
+    assert "best: trial" in said
+    assert_each_ended_once(run_dir, undisturbed)
+
+
+def test_a_stopped_sweep_goes_on(tmp_path, undisturbed):
+    """SIGTERM to a sweep of two workers, in the middle of an epoch; then `--resume` with one."""
+    run_dir = tmp_path / "sweep"
+    sweep = start("sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--workers", "2", "--group", "3", "--run-dir", run_dir)
+    assert wait_for(lambda: any(run_dir.glob("trials/*/checkpoints/0*")), sweep)
+    sweep.send_signal(signal.SIGTERM)
+    code, said = end(sweep)
+    assert code == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM: saved; go on with --run-dir" in said
+    saved = {int(path.name) for path in run_dir.glob("trials/*/checkpoints/0*")}
+    assert len(list(run_dir.glob("trials/*/checkpoints"))) >= 3, saved
+    code, said = end(start("sweep", "--run-dir", run_dir, "--resume"))
+    assert code == 0, said
+    assert_each_ended_once(run_dir, undisturbed)
+
+
+def test_machines_without_a_common_directory_share_a_database(tmp_path):
+    where = f"sqlite:///{tmp_path / 'study.db'}"
+    begun = [start("sweep", *FLAGS, *SETTINGS, "--storage", where, "--group", "2", "--run-dir", tmp_path / name)
+             for name in ("one", "two")]
+    for process in begun:
+        code, said = end(process)
+        assert code == 0, said
+    trained = [sorted(metrics_of(tmp_path / name)) for name in ("one", "two")]
+    assert sorted(sum(trained, [])) == [f"{number:04d}" for number in range(8)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("finished") / "sweep"
+    assert cli.main(["sweep", *FLAGS, "--epochs", "1", "--set", "learning_rate=0.5,1", "--run-dir", str(run_dir)]) == 0
+    return run_dir
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([], "the space is empty"),
+    (["--set", "learning_rate"], "--set takes FIELD=SPACE"),
+    (["--set", "learning_rat=1,2"], "unknown field 'learning_rat'; did you mean 'learning_rate'?"),
+    (["--set", "learning_rate="], "learning_rate has no value to try"),
+    (["--set", "learning_rate=1,1"], "learning_rate has the value 1.0 twice"),
+    (["--set", "learning_rate=1,2", "--set", "learning-rate=3"], "learning_rate is in the space twice"),
+    (["--set", "learning_rate=1,2", "--learning-rate", "1"], "learning_rate is in the space and has a flag too"),
+    (["--set", "learning_rate=0,1"], "learning_rate must be above 0; it is 0"),
+    (["--set", "learning_rate=log:0:1", "--strategy", "random", "--trials", "2"], "needs a low end above 0"),
+    (["--set", "learning_rate=log:2:1", "--strategy", "random", "--trials", "2"], "goes from 2 to 1"),
+    (["--set", "learning_rate=uniform:1:nan", "--strategy", "random", "--trials", "2"], "needs finite numbers"),
+    (["--set", "learning_rate=uniform:1:x", "--strategy", "random", "--trials", "2"], "one is 'x'"),
+    (["--set", "learning_rate=normal:1:2", "--strategy", "random", "--trials", "2"], "or range:LOW:HIGH:STEP"),
+    (["--set", "keep_output=uniform:0.5:1.5", "--strategy", "random", "--trials", "2"], "keep_output must be above 0"),
+    (["--set", "batch_size=range:10:20:2.5"], "batch_size takes whole numbers"),
+    (["--set", "batch_size=range:10:20:0"], "has the step 0"),
+    (["--set", "batch_size=1.5,2"], "batch_size takes a whole number"),
+    (["--set", "hidden_sizes=8xx"], "whole numbers with x between"),
+    (["--set", "hidden_sizes=range:8:16:4"], "hidden_sizes is no number"),
+    (["--set", "dropout=maybe"], "dropout takes true or false"),
+    (["--set", "learning_rate=log:1:2"], "a grid needs values"),
+    (["--set", "learning_rate=1,2", "--trials", "0"], "trials must be at least 1; it is 0"),
+    (["--set", "learning_rate=1,2", "--trials", "1"], "a grid tries each of its 2 points"),
+    (["--set", "learning_rate=1,2", "--strategy", "random"], "has no end of its own"),
+    (["--set", "learning_rate=1,2", "--seeds", "0"], "seeds must be at least 1; it is 0"),
+    (["--set", "learning_rate=1,2", "--workers", "0"], "workers must be at least 1"),
+    (["--set", "learning_rate=1,2", "--group", "0"], "group must be at least 1"),
+    (["--set", "seed=1,2", "--seeds", "2"], "leave one of them out"),
+    (["--set", "learning_rate=1,2", "--epochs", "0"], "needs at least 1 epoch"),
+    (["--set", "learning_rate=1,2", "--storage", "nosuch://x"], "cannot be used"),
+    (["--set", "learning_rate=1,2", "--resume"], "name the directory"),
+])
+def test_what_users_get_wrong_is_one_sentence(capsys, tmp_path, arguments, message):
+    run_dir = [] if "--resume" in arguments else ["--run-dir", str(tmp_path / "sweep")]
+    flags = ["--corpus", "embedded-tiny", *([] if "batch_size" in str(arguments) else ["--batch-size", "20"])]
+    refused(capsys, ["sweep", *flags, *arguments, *run_dir], message)
+    assert not (tmp_path / "sweep/trials").exists()
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "holds an empty space"), ("{}", "holds an empty space"), ("{", "neither TOML nor JSON"),
+    ("learning_rate = {low = 1}", "a distribution has low, high"), ("learning_rate = 1", "takes a list of values"),
+])
+def test_a_space_from_a_file_that_is_wrong(capsys, tmp_path, text, message):
+    (tmp_path / "space").write_text(text)
+    refused(capsys, ["sweep", *FLAGS, "--space", str(tmp_path / "space"), "--run-dir", str(tmp_path / "sweep")], message)
+
+
+def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(capsys, tmp_path, finished):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    same = ["sweep", *FLAGS, "--epochs", "1", "--run-dir", str(finished)]
+    refused(capsys, [*same, "--set", "learning_rate=0.5,1"], "go on with the sweep in it with --resume")
+    resumed = ["sweep", "--run-dir", str(finished), "--resume"]
+    refused(capsys, [*resumed, "--set", "learning_rate=0.5,2"], "space.learning_rate: 0.5,1.0 -> 0.5,2.0")
+    refused(capsys, [*resumed, "--set", "clip_norm=1,2"], "space.clip_norm: None -> 1.0,2.0")
+    refused(capsys, [*resumed, "--hidden-sizes", "9"], "model.hidden_sizes: (8,) -> (9,)")
+    refused(capsys, [*resumed, "--seeds", "2"], "seeds: 1 -> 2")
+    refused(capsys, [*resumed, "--storage", "x"], "leave --storage out")
+    refused(capsys, ["sweep", *FLAGS, "--set", "learning_rate=0.5,2", "--run-dir", str(tmp_path / "new"), "--storage",
+                     str(finished / "study.journal")], "is of another sweep")
+    refused(capsys, ["sweep", "--run-dir", str(tmp_path), "--resume"], "holds no sweep that can be resumed")
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+    assert cli.main(resumed) == 0
+
+
+def test_how_a_space_is_read():
+    read = read_space({"learning_rate": "log:0.1:10", "hold": "range:2:8:2.5", "batch_size": (10, 20, 4),
+                       "hidden_sizes": [(256, 128), 200, "10x20"], "epochs": range(2, 5), "keep_output": {
+                           "low": 0.5, "high": 1}, "clip_norm": IntDistribution(1, 5), "dropout": "true,false",
+                       "init_scale": [1, "log"][:1]}, TINY)
+    assert read == {
+        "learning_rate": FloatDistribution(0.1, 10, log=True), "hold": FloatDistribution(2, 7, step=2.5),
+        "batch_size": IntDistribution(10, 18, step=4), "epochs": CategoricalDistribution([2, 3, 4]),
+        "hidden_sizes": CategoricalDistribution(["256x128", "200", "10x20"]),
+        "keep_output": FloatDistribution(0.5, 1), "clip_norm": FloatDistribution(1, 5, step=1),
+        "dropout": CategoricalDistribution([True, False]), "init_scale": CategoricalDistribution([1.0])}
+    points = grid({name: read[name] for name in ("hold", "hidden_sizes")})
+    assert [(point["hidden_sizes"], point["hold"]) for point in points] == [
+        (sizes, hold) for sizes in ("256x128", "200", "10x20") for hold in (2.0, 4.5, 7.0)]
+
+
+def test_a_plan_survives_json():
+    plan = Plan(TINY, read_space({"learning_rate": "log:0.1:10", "hidden_sizes": "8,4x4"}, TINY), "tpe", 5, 2, True,
+                {"name": "x"})
+    again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert again == plan and not plan.differences(again)
+
+
+def refused(capsys, arguments, message):
+    """The command fails with this sentence alone on stderr."""
+    capsys.readouterr()
+    assert cli.main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert message in err, err
