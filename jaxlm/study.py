@@ -14,6 +14,7 @@ import fcntl
 import json
 import math
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -218,9 +219,10 @@ class Study:
     def _records(self, frozen: FrozenTrial) -> Iterator[Trial]:
         for seed in self.plan.members_seeds:
             known = frozen.user_attrs.get(f"seed {seed}", {})
+            here = frozen.user_attrs.get("place") == self._place
             yield Trial(frozen.number, decoded(frozen.params), seed, known.get("status", "running"),
                         tuple(known.get("valid", ())), known.get("test"), known.get("seconds", 0.0),
-                        self.run_dir(frozen.number, seed), known.get("note"))
+                        self.run_dir(frozen.number, seed) if here else None, known.get("note"))
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -265,13 +267,19 @@ def _suggest(trial: optuna.trial.Trial, name: str, distribution: Any) -> Any:
     return suggest(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
 
 
-def _storage(where: str | None) -> Any:
-    if where is None:
-        return None
-    if "://" not in where:
-        return JournalStorage(JournalFileBackend(where))
-    return RDBStorage(where, heartbeat_interval=BEAT, grace_period=SILENCE,
-                      heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback())
+def _storage(where: str | None, again: bool = True) -> Any:
+    """Raises JaxlmError, whatever a database's driver raises."""
+    try:
+        if where is None or "://" not in where:
+            return None if where is None else JournalStorage(JournalFileBackend(where))
+        return RDBStorage(where, heartbeat_interval=BEAT, grace_period=SILENCE,
+                          heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback())
+    except Exception as error:
+        if again and "already exists" in str(error):  # another worker is just creating the tables
+            time.sleep(1)
+            return _storage(where, again=False)
+        raise JaxlmError(f"the storage {where} cannot be used ({' '.join(str(error).split())}): expected the path of "
+                         f"a journal file, or a database's URL as in sqlite:///study.db") from None
 
 
 @contextmanager

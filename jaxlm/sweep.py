@@ -30,6 +30,8 @@ from jaxlm.train import load
 from jaxlm.trials import Sweep, View, write
 from jaxlm.worker import POLL, Corpora, Worker
 
+PLAN, JOURNAL = "plan.json", "study.journal"
+
 
 def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", trials: int | None = None,
           seeds: int = 1, prune: bool | None = None, corpus: str | Path | Corpus | None = None,
@@ -60,8 +62,9 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-sweep-")))
         place = _begin(folder, plan, None if storage is None else str(storage), group, resume)
-        study = Study(plan, folder, place["storage"] or (str(folder / "study.journal") if kept else None),
+        study = Study(plan, folder, place["storage"] or (str(folder / JOURNAL) if kept else None),
                       place["place"])
+        checkpoint.write_bytes(folder / PLAN, (json.dumps(place, indent=1) + "\n").encode())
         view = stack.enter_context(View(Console(quiet=quiet)))
         for note in found.notes:
             view.say(f"!! {note}")
@@ -99,7 +102,7 @@ def join(run_dir: Path, workers: int, data_dir: str | Path | None = None) -> int
     if changed := rundir.different(plan.corpus, rundir.named(found)):
         raise JaxlmError(f"the sweep in {run_dir} has another corpus ({'; '.join(changed)}): name its folder with "
                          f"--data-dir")
-    study = Study(plan, run_dir, place["storage"] or str(run_dir / "study.journal"), place["place"])
+    study = Study(plan, run_dir, place["storage"] or str(run_dir / JOURNAL), place["place"])
 
     def stopped() -> int | None:
         return stop.signal or (None if os.getppid() == parent else signal.SIGTERM)  # or its parent is dead
@@ -123,7 +126,7 @@ def saved_options(run_dir: Path, space: Mapping[str, Any], options: Mapping[str,
 
 def _saved(run_dir: Path) -> dict[str, Any]:
     try:
-        return json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
+        return json.loads((run_dir / PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunDirError(f"{run_dir} holds no sweep that can be resumed (plan.json: "
                           f"{getattr(error, 'strerror', None) or error}): begin one without --resume, or check the "
@@ -151,24 +154,23 @@ def _plan(config: Config, space: Mapping[str, Any], strategy: str, trials: int |
 
 
 def _begin(folder: Path, plan: Plan, storage: str | None, group: int | None, resume: bool) -> dict[str, Any]:
-    """What the directory says of its sweep, written anew or compared."""
+    """What the directory is to say of its sweep, compared with what it says."""
     if resume:
         saved = _saved(folder)
         if changed := Plan.from_json(saved["plan"]).differences(plan):
             raise RunDirError(f"{folder} holds another sweep ({'; '.join(changed)}): resume it with its own, or choose "
                               f"another --run-dir")
         if storage not in (None, saved["storage"]):
-            raise RunDirError(f"the sweep in {folder} has its study in {saved['storage'] or 'study.journal'}, not in "
+            raise RunDirError(f"the sweep in {folder} has its study in {saved['storage'] or JOURNAL}, not in "
                               f"{storage}: leave --storage out")
-        saved["plan"] = plan.to_json()
-    else:
-        if folder.exists() and (names := sorted(path.name for path in folder.iterdir())):
-            raise RunDirError(f"{folder} is not empty (it holds {', '.join(names[:4])}): go on with the sweep in it "
-                              f"with --resume, or choose another --run-dir")
-        folder.mkdir(parents=True, exist_ok=True)
-        saved = {"plan": plan.to_json(), "storage": storage, "group": group, "place": secrets.token_hex(8)}
-    checkpoint.write_bytes(folder / "plan.json", (json.dumps(saved, indent=1) + "\n").encode())
-    return saved
+        return {**saved, "plan": plan.to_json()}
+    folder.mkdir(parents=True, exist_ok=True)
+    # What a process leaves that was killed before there was a sweep is no other thing.
+    if names := sorted(path.name for path in folder.iterdir()
+                       if path.name == PLAN or path.name[0] != "." and not path.name.startswith(JOURNAL)):
+        raise RunDirError(f"{folder} is not empty (it holds {', '.join(names[:4])}): go on with the sweep in it "
+                          f"with --resume, or choose another --run-dir")
+    return {"plan": plan.to_json(), "storage": storage, "group": group, "place": secrets.token_hex(8)}
 
 
 def _supervise(folder: Path, workers: int, data_dir: str | Path | None, study: Study, stop: signals.Stop,
