@@ -24,9 +24,8 @@ from jaxlm.evaluate import perplexity, stream_nats
 from jaxlm.manifest import Manifest
 from jaxlm.metrics import MetricsLog, read_metrics
 from jaxlm.models.lstm import Params
-from jaxlm.optim import learning_rate
 from jaxlm.step import Metrics, TrainState, read_window, train_step
-from jaxlm.train import floors, new_state
+from jaxlm.train import count_skipped, floors, new_state
 from jaxlm.trials import Trial
 
 
@@ -132,18 +131,18 @@ class Member:
                     f"{norm[done]} at learning rate {rate[done]:g}")
         self.step += done
         self._costs += cost.tolist()
+        self._rate = float(rate[0])
         return None
 
     def end_epoch(self, valid_perplexity: float) -> None:
         """Writes the result of the epoch that has just ended."""
         finite = [cost for cost in self._costs if math.isfinite(cost)]
-        epoch, counts = self.epoch, self.config.train
-        self.log.result(
-            "epoch", preset=self.config.preset, epoch=epoch, step=self.step,
-            learning_rate=float(learning_rate(_numbers(self.config.hyper), epoch - 1)),
-            train_perplexity=perplexity(sum(finite), counts.bptt_length * len(finite)),
-            valid_perplexity=valid_perplexity, skipped_windows=len(self._costs) - len(finite) or None,
-            **floors(self.corpus, "train", "valid"))
+        epoch = self.epoch
+        skipped = count_skipped([row for row in read_metrics(self.folder) if row.get("epoch") == epoch])
+        self.log.result("epoch", preset=self.config.preset, epoch=epoch, step=self.step, learning_rate=self._rate,
+                        train_perplexity=perplexity(sum(finite), self.config.train.bptt_length * len(finite)),
+                        valid_perplexity=valid_perplexity, skipped_windows=skipped or None,
+                        **floors(self.corpus, "train", "valid"))
         now = time.perf_counter()
         self.log.timing(epoch=epoch, seconds=now - self._since)
         self.record = replace(self.record, seconds=self.record.seconds + now - self._since,

@@ -52,12 +52,13 @@ class Plan:
     corpus: dict[str, str]
 
     def config_of(self, params: dict[str, Any], seed: int) -> Config:
-        """The config of one member."""
-        return self.config.replace(**{"seed": seed, **decoded(params)})
+        """The config of one member; it keeps its last and its best checkpoint."""
+        return self.config.replace(**{"keep_last": 1, **decoded(params), "seed": seed})
 
-    @property
-    def members_seeds(self) -> range:
-        return range(self.config.train.seed, self.config.train.seed + self.seeds)
+    def seeds_of(self, params: dict[str, Any]) -> list[int]:
+        """The seeds of a point's members."""
+        first = self.config.train.seed
+        return [params["seed"]] if "seed" in params else list(range(first, first + self.seeds))
 
     def points(self) -> list[dict[str, Any]] | None:
         """Every point by its number, where they are known ahead."""
@@ -101,7 +102,7 @@ class Point:
     """A claimed point: Optuna's trial, and its members' run directories, held until `Study.end`."""
 
     def __init__(self, trial: optuna.trial.Trial, params: dict[str, Any], records: dict[int, Trial], held: ExitStack):
-        self.trial, self.params, self.records, self.held = trial, params, records, held
+        self.trial, self.params, self.records, self.held, self.beat = trial, params, records, held, 0.0
         self.reported = max(trial.storage.get_trial(trial._trial_id).intermediate_values, default=0)
 
 
@@ -111,9 +112,11 @@ class Study:
     def __init__(self, plan: Plan, folder: Path, storage: str | None, place: str):
         self._folder, self._place, self._held = folder, place, set[int]()
         with _quiet():
-            self._study = optuna.create_study(storage=_storage(storage), study_name=NAME, load_if_exists=True,
-                                              pruner=optuna.pruners.MedianPruner() if plan.prune else
-                                              optuna.pruners.NopPruner())
+            kept = _storage(storage)
+            self._heartbeats = kept if isinstance(kept, RDBStorage) else None
+            self._study = optuna.create_study(
+                storage=kept, study_name=NAME, load_if_exists=True,
+                pruner=optuna.pruners.MedianPruner() if plan.prune else optuna.pruners.NopPruner())
             attributes = self._study.user_attrs
             if "plan" in attributes:
                 known = Plan.from_json(attributes["plan"])
@@ -129,10 +132,12 @@ class Study:
     def claim(self) -> Point | None:
         """A point that nobody trains: one whose worker is gone, or a new one. None: there is no such now."""
         with self._alone(), _quiet():
-            if isinstance(self._study._storage, RDBStorage):
+            if self._heartbeats:
                 optuna.storages.fail_stale_trials(self._study)
             for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if frozen.number not in self._held and frozen.user_attrs.get("place") == self._place:
+                # (One without a place lost its worker before that could say where it is.)
+                places = (self._place,) if self._heartbeats else (self._place, None)
+                if frozen.number not in self._held and frozen.user_attrs.get("place") in places:
                     try:
                         return self._take(optuna.trial.Trial(self._study, frozen._trial_id))
                     except RunDirError:  # somebody trains it
@@ -141,17 +146,19 @@ class Study:
             if len(_originals(trials)) >= self.plan.trials and not any(t.state == TrialState.WAITING for t in trials):
                 return None
             trial = self._study.ask()
+            self._beat(trial)
             trial.set_user_attr("place", self._place)
-            if _ordinal(self._study, trial.number) >= self.plan.trials:  # another machine was quicker
+            first = _originals([trial.storage.get_trial(trial._trial_id)])
+            if first and _ordinal(self._study, trial.number) >= self.plan.trials:  # another machine was quicker
                 self._study.tell(trial, state=TrialState.FAIL)
                 return None
             return self._take(trial)
 
     def _take(self, trial: optuna.trial.Trial) -> Point:
         with ExitStack() as stack:
-            for seed in self.plan.members_seeds:
-                stack.enter_context(rundir.lock(self.run_dir(trial.number, seed)))
             params = {name: _suggest(trial, name, distribution) for name, distribution in self.plan.space.items()}
+            for seed in self.plan.seeds_of(params):
+                stack.enter_context(rundir.lock(self.run_dir(trial.number, seed)))
             self._held.add(trial.number)
             records = {record.seed: record for record in self._records(trial.storage.get_trial(trial._trial_id))}
             return Point(trial, params, records, stack.pop_all())
@@ -165,8 +172,8 @@ class Study:
         """Writes down how a member stands."""
         point.records[record.seed] = record
         point.trial.set_user_attr(f"seed {record.seed}", {
-            "status": record.status, "valid": record.valid_perplexities, "test": record.test_perplexity,
-            "seconds": record.seconds, "note": record.note})
+            name: getattr(record, name) for name in ("status", "valid_perplexities", "test_perplexity", "seconds",
+                                                     "note")})
 
     def to_prune(self, point: Point) -> bool:
         """Reports the epochs that all of a point's members have finished; whether Optuna gives the point up."""
@@ -181,9 +188,14 @@ class Study:
         return point.trial.should_prune()
 
     def beat(self, point: Point) -> None:
-        """Shows those who share the database only that the point's worker lives."""
-        if isinstance(self._study._storage, RDBStorage):
-            self._study._storage.record_heartbeat(point.trial._trial_id)
+        """Shows those who share the database only that the point's worker lives; seldom enough to cost nothing."""
+        if time.monotonic() > point.beat + BEAT:
+            point.beat = time.monotonic()
+            self._beat(point.trial)
+
+    def _beat(self, trial: optuna.trial.Trial) -> None:
+        if self._heartbeats:
+            self._heartbeats.record_heartbeat(trial._trial_id)
 
     def end(self, point: Point) -> bool:
         """Tells Optuna, once and for all, what became of a point whose members have all ended; whether they have."""
@@ -211,18 +223,18 @@ class Study:
 
     def records(self) -> list[Trial]:
         """Every member that has begun, by number and seed."""
-        return [record for frozen in self._study.get_trials(deepcopy=False) if frozen.params or self.plan.space == {}
-                if not (frozen.state == TrialState.FAIL and not any(name.startswith("seed ")
-                                                                    for name in frozen.user_attrs))
-                for record in self._records(frozen)]
+        known = [(frozen, self._records(frozen)) for frozen in self._study.get_trials(deepcopy=False)
+                 if frozen.params.keys() == self.plan.space.keys()]
+        # (A trial that failed while its members ran is one whose machine went silent: it was begun again.)
+        return [record for frozen, records in known for record in records
+                if frozen.state != TrialState.FAIL or any(record.status == "failed" for record in records)]
 
-    def _records(self, frozen: FrozenTrial) -> Iterator[Trial]:
-        for seed in self.plan.members_seeds:
-            known = frozen.user_attrs.get(f"seed {seed}", {})
-            here = frozen.user_attrs.get("place") == self._place
-            yield Trial(frozen.number, decoded(frozen.params), seed, known.get("status", "running"),
-                        tuple(known.get("valid", ())), known.get("test"), known.get("seconds", 0.0),
-                        self.run_dir(frozen.number, seed) if here else None, known.get("note"))
+    def _records(self, frozen: FrozenTrial) -> list[Trial]:
+        here = frozen.user_attrs.get("place") == self._place
+        return [Trial(frozen.number, decoded(frozen.params), seed,
+                      run_dir=self.run_dir(frozen.number, seed) if here else None,
+                      **frozen.user_attrs.get(f"seed {seed}", {"status": "running"}))
+                for seed in self.plan.seeds_of(frozen.params)]
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from jaxlm import checkpoint, rundir, signals
-from jaxlm.config import Config
+from jaxlm.config import Config, DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.space import grid, read_space
@@ -55,13 +55,16 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
             raise JaxlmError(f"{name} must be at least 1; it is {number}")
     if isinstance(corpus, Corpus) and workers > 1:
         raise JaxlmError("workers load the corpus themselves: name it, instead of giving it as an object")
+    other = sorted(space.keys() & {*DataConfig.__dataclass_fields__, "vocab_size"})
+    if isinstance(corpus, Corpus) and other:
+        raise JaxlmError(f"{other[0]} is in the space, and the corpus is given as an object: name it instead")
     loaded, found = load(config, corpus, data_dir)
     config = loaded.replace(vocab_size=config.model.vocab_size)
     plan = _plan(config, space, strategy, trials, seeds, prune, rundir.named(found))
     kept = run_dir is not None or workers > 1
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-sweep-")))
-        place = _begin(folder, plan, None if storage is None else str(storage), group, resume)
+        place = _begin(folder, plan, None if storage is None else str(storage), group, vmap, resume)
         study = Study(plan, folder, place["storage"] or (str(folder / JOURNAL) if kept else None),
                       place["place"])
         checkpoint.write_bytes(folder / PLAN, (json.dumps(place, indent=1) + "\n").encode())
@@ -82,8 +85,8 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
             if workers > 1:
                 _supervise(folder, workers, data_dir, study, stop, show, view.say)
             else:
-                Worker(study, Corpora(found, isinstance(corpus, Corpus), data_dir), group or place["group"], 1, kept,
-                       lambda: stop.signal, show, vmap).run()
+                Worker(study, Corpora(found, isinstance(corpus, Corpus), data_dir), place["group"], 1, kept,
+                       lambda: stop.signal, show, place["vmap"]).run()
         view.show(result(), plan.trials)
         if stop.signal is not None:
             view.say(f"stopped by {signal.Signals(stop.signal).name}: " +
@@ -108,7 +111,8 @@ def join(run_dir: Path, workers: int, data_dir: str | Path | None = None) -> int
         return stop.signal or (None if os.getppid() == parent else signal.SIGTERM)  # or its parent is dead
 
     with signals.noted() as stop:
-        Worker(study, Corpora(found, False, data_dir), place["group"], workers, True, stopped, lambda: None).run()
+        Worker(study, Corpora(found, False, data_dir), place["group"], workers, True, stopped, lambda: None,
+               place["vmap"]).run()
         return stopped()
 
 
@@ -153,7 +157,8 @@ def _plan(config: Config, space: Mapping[str, Any], strategy: str, trials: int |
     return Plan(config, read, strategy, trials, seeds, strategy == "tpe" if prune is None else prune, corpus)
 
 
-def _begin(folder: Path, plan: Plan, storage: str | None, group: int | None, resume: bool) -> dict[str, Any]:
+def _begin(folder: Path, plan: Plan, storage: str | None, group: int | None, vmap: bool | None,
+           resume: bool) -> dict[str, Any]:
     """What the directory is to say of its sweep, compared with what it says."""
     if resume:
         saved = _saved(folder)
@@ -163,14 +168,15 @@ def _begin(folder: Path, plan: Plan, storage: str | None, group: int | None, res
         if storage not in (None, saved["storage"]):
             raise RunDirError(f"the sweep in {folder} has its study in {saved['storage'] or JOURNAL}, not in "
                               f"{storage}: leave --storage out")
-        return {**saved, "plan": plan.to_json()}
+        return {**saved, "plan": plan.to_json(), "group": group or saved["group"], "vmap": saved["vmap"] if vmap is None
+                else vmap}
     folder.mkdir(parents=True, exist_ok=True)
     # What a process leaves that was killed before there was a sweep is no other thing.
     if names := sorted(path.name for path in folder.iterdir()
-                       if path.name == PLAN or path.name[0] != "." and not path.name.startswith(JOURNAL)):
+                       if path.name[0] != "." and not path.name.startswith(JOURNAL)):
         raise RunDirError(f"{folder} is not empty (it holds {', '.join(names[:4])}): go on with the sweep in it "
                           f"with --resume, or choose another --run-dir")
-    return {"plan": plan.to_json(), "storage": storage, "group": group, "place": secrets.token_hex(8)}
+    return {"plan": plan.to_json(), "storage": storage, "group": group, "vmap": vmap, "place": secrets.token_hex(8)}
 
 
 def _supervise(folder: Path, workers: int, data_dir: str | Path | None, study: Study, stop: signals.Stop,

@@ -175,7 +175,7 @@ def _train(run: _Run, state: TrainState, steps: int | None, stop: signals.Stop) 
             seconds = time.perf_counter() - started
             speed = (len(costs) - begun_with) * T * B / seconds
             valid_perplexity = perplexity(*stream_nats(state.params, hyper, run.corpus.valid, B, T))
-            skipped = _skipped([row for row in read_metrics(run.folder) if row.get("epoch") == epoch + 1]) or None
+            skipped = count_skipped([row for row in read_metrics(run.folder) if row.get("epoch") == epoch + 1]) or None
             run.log.result("epoch", preset=run.config.preset, epoch=epoch + 1, step=step,
                            learning_rate=float(rate[0]), train_perplexity=train_perplexity,
                            valid_perplexity=valid_perplexity, skipped_windows=skipped,
@@ -206,7 +206,7 @@ def _finish(run: _Run, state: TrainState, stopped_by: int | None) -> TrainResult
     metrics = read_metrics(run.folder)
     epochs = [EpochResult(**{name: row[name] for name in EpochResult.__dataclass_fields__})
               for row in metrics if row["kind"] == "epoch"]
-    skipped = _skipped(metrics)
+    skipped = count_skipped(metrics)
     result = TrainResult(run.config, run.corpus.name, kept_in, state, epochs, stopped_by=stopped_by,
                          skipped_windows=skipped)
     if stopped_by is not None:
@@ -243,7 +243,7 @@ def _finish(run: _Run, state: TrainState, stopped_by: int | None) -> TrainResult
     return TrainResult(**{**vars(result), "test_perplexity": tests["last"]})
 
 
-def _skipped(rows: list[dict]) -> int:
+def count_skipped(rows: list[dict]) -> int:
     """How many of the windows had a cost or a gradient that was not finite."""
     return sum(not math.isfinite(row["cost"] + row["grad_norm"]) for row in rows if row["kind"] == "window")
 
