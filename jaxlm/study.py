@@ -110,7 +110,7 @@ class Study:
     """The study in a sweep's directory. `storage` is a journal's path, a database's URL, or None: in memory."""
 
     def __init__(self, plan: Plan, folder: Path, storage: str | None, place: str):
-        self._folder, self._place, self._held = folder, place, set[int]()
+        self._folder, self._place, self._held = folder, place, dict[int, Point]()
         with _quiet():
             kept = _storage(storage)
             self._heartbeats = kept if isinstance(kept, RDBStorage) else None
@@ -133,6 +133,8 @@ class Study:
         """A point that nobody trains: one whose worker is gone, or a new one. None: there is no such now."""
         with self._alone(), _quiet():
             if self._heartbeats:
+                for held in self._held.values():
+                    self._beat(held.trial)
                 optuna.storages.fail_stale_trials(self._study)
             for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 # (One without a place lost its worker before that could say where it is.)
@@ -159,9 +161,9 @@ class Study:
             params = {name: _suggest(trial, name, distribution) for name, distribution in self.plan.space.items()}
             for seed in self.plan.seeds_of(params):
                 stack.enter_context(rundir.lock(self.run_dir(trial.number, seed)))
-            self._held.add(trial.number)
             records = {record.seed: record for record in self._records(trial.storage.get_trial(trial._trial_id))}
-            return Point(trial, params, records, stack.pop_all())
+            self._held[trial.number] = Point(trial, params, records, stack.pop_all())
+            return self._held[trial.number]
 
     def run_dir(self, number: int, seed: int) -> Path:
         """A member's run directory."""
@@ -171,9 +173,13 @@ class Study:
     def note(self, point: Point, record: Trial) -> None:
         """Writes down how a member stands."""
         point.records[record.seed] = record
-        point.trial.set_user_attr(f"seed {record.seed}", {
-            name: getattr(record, name) for name in ("status", "valid_perplexities", "test_perplexity", "seconds",
-                                                     "note")})
+        known = {name: getattr(record, name) for name in ("status", "valid_perplexities", "test_perplexity", "seconds",
+                                                          "note")}
+        try:
+            point.trial.set_user_attr(f"seed {record.seed}", known)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            raise JaxlmError(f"trial {record.number} was given to another worker, for this one had been silent for "
+                             f"{SILENCE} s: go on with --resume") from None
 
     def to_prune(self, point: Point) -> bool:
         """Reports the epochs that all of a point's members have finished; whether Optuna gives the point up."""
@@ -214,7 +220,7 @@ class Study:
     def release(self, point: Point) -> None:
         """Lets go of a point, for others to go on with if it has not ended."""
         point.held.close()
-        self._held.discard(point.trial.number)
+        self._held.pop(point.trial.number, None)
 
     @property
     def ended(self) -> bool:

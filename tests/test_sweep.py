@@ -225,6 +225,7 @@ def test_a_stopped_sweep_goes_on(tmp_path, undisturbed):
     assert_each_ended_once(run_dir, undisturbed)
 
 
+@pytest.mark.slow
 def test_machines_without_a_common_directory_share_a_database(tmp_path):
     where = f"sqlite:///{tmp_path / 'study.db'}"
     begun = [start("sweep", *FLAGS, *SETTINGS, "--storage", where, "--group", "2", "--run-dir", tmp_path / name)
@@ -236,15 +237,16 @@ def test_machines_without_a_common_directory_share_a_database(tmp_path):
     assert sorted([*trained[0], *trained[1]]) == [f"{number:04d}" for number in range(8)]
 
 
+@pytest.mark.slow
 def test_a_silent_machine_s_trials_are_begun_again_elsewhere(tmp_path, monkeypatch):
-    """One of two that share a database only is killed; the other has its own directory, and waits a second."""
+    """One of two that share a database only is killed; the other has its own directory, and waits."""
     where = f"sqlite:///{tmp_path / 'study.db'}"
-    dead = start("sweep", *FLAGS, "--epochs", "30", *SETTINGS, "--storage", where, "--run-dir", tmp_path / "one")
+    dead = start("sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--storage", where, "--run-dir", tmp_path / "one")
     assert wait_for(lambda: any((tmp_path / "one").glob("trials/*/checkpoints/0*")), dead)
     kill(dead)
-    monkeypatch.setattr("jaxlm.study.SILENCE", 1)
-    found = jaxlm.sweep(TINY.replace(epochs=30), {**SPACE, "learning_rate": [0.25, 0.5, 1.0, 2.0]}, storage=where,
-                        run_dir=tmp_path / "two", quiet=True)
+    monkeypatch.setattr("jaxlm.study.BEAT", 1)
+    monkeypatch.setattr("jaxlm.study.SILENCE", 4)
+    found = jaxlm.sweep(TINY.replace(epochs=4), SPACE, storage=where, run_dir=tmp_path / "two", quiet=True)
     assert len(found.trials) == 8 and {trial.status for trial in found.trials} == {"done"}
     assert len({tuple(trial.values.items()) for trial in found.trials}) == 8
     assert all(trial.run_dir is not None for trial in found.trials)
