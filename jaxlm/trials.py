@@ -5,13 +5,13 @@ import io
 import json
 import math
 import shlex
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -229,8 +229,9 @@ def _values(values: Mapping[str, Any]) -> str:
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float]:
-    return (statistics.fmean(values) if values else math.nan,
-            statistics.stdev(values) if len(values) > 1 else math.nan)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (float(np.mean(values)) if values else math.nan,
+                float(np.std(values, ddof=1)) if len(values) > 1 else math.nan)
 
 
 def _spread(mean: float, deviation: float) -> str:

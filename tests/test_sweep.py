@@ -1,6 +1,7 @@
 """Sweeps: members against the same runs alone, one compile for a shape, workers that die, and what users get wrong."""
 
 import csv
+import io
 import json
 import shlex
 import signal
@@ -17,6 +18,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from processes import end, kill, start, wait_for
+from rich.console import Console
 
 import jaxlm
 from jaxlm import cli, members, rundir
@@ -25,6 +27,7 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.space import grid, read_space
 from jaxlm.study import NAME, Plan
 from jaxlm.train import load, new_state
+from jaxlm.trials import Sweep, Trial, View
 
 TINY = jaxlm.preset("small").replace(hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2,
                                      corpus="embedded-tiny")
@@ -341,6 +344,22 @@ def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(capsy
     refused(capsys, ["sweep", "--run-dir", str(tmp_path), "--resume"], "holds no sweep that can be resumed")
     assert content() == before and stored(finished).trials == trials
     assert cli.main(resumed) == 0
+
+
+def test_a_terminal_shows_a_live_table_and_then_the_best():
+    trials = [Trial(0, {"learning_rate": 0.5}, seed, "running", (90.0,) * seed) for seed in (0, 1)]
+    trials += [Trial(1, {"learning_rate": 1.0}, seed, "done", (80.0, 70.0 + seed), 60.0 + seed) for seed in (0, 2)]
+    trials += [Trial(2, {"learning_rate": 9.0}, 0, "diverged", (), None, note="window 3 has cost nan")]
+    sweep = Sweep(TINY, trials)
+    out = io.StringIO()
+    with View(Console(file=out, force_terminal=True, width=120)) as view:
+        view.show(sweep, 3)
+        assert "2 of 3 points ended; best so far 70.00 (learning_rate=1)" in out.getvalue()
+        assert "1/2" in out.getvalue() and "90.00" in out.getvalue()
+        view.summary(sweep)
+    said = out.getvalue()
+    assert "71.00 ± 1.41" in said and "61.00 ± 1.41" in said
+    assert "trial 2 seed 0 diverged: window 3 has cost nan" in said and sweep.command(trials[2]) in said
 
 
 def test_how_a_space_is_read():
