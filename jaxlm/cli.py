@@ -272,12 +272,12 @@ def _sweep(args: argparse.Namespace) -> int:
     if args.resume:
         config, space, options = saved_options(args.run_dir, space, options)
     else:
-        config = _start(args).replace(**args.default_fields)
+        config = _start(args).replace(**({} if args.config else args.default_fields))
         space = space or {name: values for name, values in args.default_space.items() if name not in given}
     run_dir = args.run_dir or Path("runs") / f"{config.preset}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
     result = sweep(config.replace(**given), space, run_dir=run_dir, resume=args.resume, workers=args.workers,
                    data_dir=args.data_dir, **options)
-    return SIGNALLED + result.stopped_by if result.stopped_by else 0
+    return SIGNALLED + result.stopped_by if result.stopped_by else 0 if result.best else FAILED
 
 
 def _space(args: argparse.Namespace) -> dict[str, Any]:

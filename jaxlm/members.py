@@ -6,6 +6,7 @@ Letters: `M` members. All read the same windows of the corpus, each in its own e
 
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -80,12 +81,13 @@ def _numbers(hyper: Hyper) -> Hyper:
 
 
 class Member:
-    """One of the trainings as its run directory has it, begun or gone on with; the caller holds the directory.
+    """One of the trainings as its run directory has it, begun or gone on with.
 
-    It is an ordinary run: `jaxlm evaluate`, `plot` and `train --resume` take it. Raises JaxlmError.
+    It is an ordinary run: `jaxlm evaluate`, `plot` and `train --resume` take it. The caller holds the directory's
+    lock in `held`, where the files that are open are closed first. Raises JaxlmError.
     """
 
-    def __init__(self, config: Config, corpus: Corpus, folder: Path, kept: bool, record: Trial):
+    def __init__(self, config: Config, corpus: Corpus, folder: Path, kept: bool, record: Trial, held: ExitStack):
         self.config, self.corpus, self.folder, self.kept = config, corpus, folder, kept
         found, offset = None, None
         if (folder / "config.json").exists():
@@ -95,7 +97,7 @@ class Member:
         self._state = new_state(config) if found is None else found.state
         self.step = int(self._state.step)
         self.windows = num_windows(len(corpus.train) // config.train.batch_size, config.train.bptt_length)
-        self.log = MetricsLog(folder, corpus.name, offset=offset, tensorboard=False)
+        self.log = held.enter_context(MetricsLog(folder, corpus.name, offset=offset, tensorboard=False))
         valid = tuple(row["valid_perplexity"] for row in read_metrics(folder) if row["kind"] == "epoch")
         self.record = replace(record, valid_perplexities=valid)
         self._costs = self.log.epoch_costs(self.epoch + 1)
@@ -114,10 +116,6 @@ class Member:
         """The state to train from, handed over."""
         self._since = time.perf_counter()
         return self.__dict__.pop("_state")
-
-    def close(self) -> None:
-        """Closes its files."""
-        self.log.__exit__()
 
     def trained(self, metrics: Metrics, count: int) -> str | None:
         """Writes the first `count` windows of metrics down; a sentence where one of them ends the training."""

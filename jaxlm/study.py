@@ -150,8 +150,8 @@ class Study:
             trial = self._study.ask()
             self._beat(trial)
             trial.set_user_attr("place", self._place)
-            first = _originals([trial.storage.get_trial(trial._trial_id)])
-            if first and _ordinal(self._study, trial.number) >= self.plan.trials:  # another machine was quicker
+            new = _originals([trial.storage.get_trial(trial._trial_id)])
+            if new and _ordinal(self._study, trial.number) >= self.plan.trials:  # another machine was quicker
                 self._study.tell(trial, state=TrialState.FAIL)
                 return None
             return self._take(trial)

@@ -64,9 +64,8 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
     kept = run_dir is not None or workers > 1
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-sweep-")))
-        place = _begin(folder, plan, None if storage is None else str(storage), group, vmap, resume)
-        study = Study(plan, folder, place["storage"] or (str(folder / JOURNAL) if kept else None),
-                      place["place"])
+        place = _begin(folder, plan, storage, group, vmap, resume)
+        study = Study(plan, folder, place["storage"] or (str(folder / JOURNAL) if kept else None), place["place"])
         checkpoint.write_bytes(folder / PLAN, (json.dumps(place, indent=1) + "\n").encode())
         view = stack.enter_context(View(Console(quiet=quiet)))
         for note in found.notes:
@@ -157,9 +156,11 @@ def _plan(config: Config, space: Mapping[str, Any], strategy: str, trials: int |
     return Plan(config, read, strategy, trials, seeds, strategy == "tpe" if prune is None else prune, corpus)
 
 
-def _begin(folder: Path, plan: Plan, storage: str | None, group: int | None, vmap: bool | None,
+def _begin(folder: Path, plan: Plan, storage: str | Path | None, group: int | None, vmap: bool | None,
            resume: bool) -> dict[str, Any]:
     """What the directory is to say of its sweep, compared with what it says."""
+    if storage is not None:
+        storage = str(storage) if "://" in str(storage) else str(Path(storage).absolute())
     if resume:
         saved = _saved(folder)
         if changed := Plan.from_json(saved["plan"]).differences(plan):

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from jaxlm import checkpoint
 from jaxlm.config import PRESETS, Config, every_field, preset
@@ -194,6 +195,8 @@ class View:
         if best:
             self.say(f"best: trial {best.number}, seed {best.seed}, valid perplexity "
                      f"{_perplexity(best.valid_perplexity)}; train it alone:\n{sweep.command(best)}")
+        else:
+            self.say("no point came to its end")
 
 
 def shown(value: Any) -> str:
@@ -202,17 +205,17 @@ def shown(value: Any) -> str:
         value, float) else str(value)
 
 
-def _running(sweep: Sweep, total: int) -> Table:
+def _running(sweep: Sweep, total: int) -> Group:
     best = sweep.best
     ended = sum(all(trial.status != "running" for trial in point.trials) for point in sweep.points)
     title = f"{ended} of {total} points ended" + ("" if best is None else (
         f"; best so far {_perplexity(best.valid_perplexity)} ({_values(best.values)})"))
-    table = Table("trial", "seed", "values", "epoch", "valid perplexity", title=title, title_justify="left", box=None)
+    table = Table("trial", "seed", "values", "epochs", "valid perplexity", box=None)
     for trial in [trial for trial in sweep.trials if trial.status == "running"][:30]:
         table.add_row(str(trial.number), str(trial.seed), _values(trial.values),
                       f"{len(trial.valid_perplexities)}/{View._epochs(sweep, trial)}",
-                      "" if not trial.valid_perplexities else f"{_perplexity(trial.valid_perplexity)}")
-    return table
+                      "" if not trial.valid_perplexities else _perplexity(trial.valid_perplexity))
+    return Group(Text(title, style="bold"), table)
 
 
 def _line(trial: Trial, epochs: int) -> str:

@@ -27,8 +27,7 @@ from jaxlm.study import Plan, Point, Study
 from jaxlm.train import load, new_state
 
 POLL = 1.0  # seconds between two looks for a point whose worker is gone
-MOST_MEMBERS = {"cpu": 8}  # in a group by default; on accelerators `MOST_ELSEWHERE`
-MOST_ELSEWHERE = 32
+MOST_ON_CPU, MOST = 8, 32  # members in a group, unless one says how many
 
 Shape = tuple[Config, int]  # all but numbers and seed, and the window within the epoch
 
@@ -84,7 +83,7 @@ class Worker:
                 continue
             try:
                 config, corpus = self.load(self.study.plan.config_of(point.params, seed))
-                member = Member(config, corpus, self.study.run_dir(record.number, seed), self.kept, record)
+                member = Member(config, corpus, self.study.run_dir(record.number, seed), self.kept, record, point.held)
             except RunDirError:  # the disk's, not the point's
                 raise
             except JaxlmError as error:  # such as a batch that is too large for the corpus
@@ -104,8 +103,8 @@ class Worker:
         T, B = counts.bptt_length, counts.batch_size
         tokens = jnp.asarray(batch(corpus.train, B))
         slots: list[Member | None] = [None] * (self.size or group_size(config, self.study.plan, self.workers))
-        group = None
-        while self.stop() is None:
+        group, stopped = None, self.stop()
+        while stopped is None:
             if index == 0 or group is None:
                 group = self._fill(slots, group, (static, index))
             live = {slot: member for slot, member in enumerate(slots) if member is not None}
@@ -124,9 +123,10 @@ class Worker:
                 self.study.beat(self.points[member.record.number])
                 if problem := member.trained(members.take(metrics, slot), count):
                     self._leave(slots, slot, "diverged", problem)
+            stopped = self.stop()  # asked once: what ends the loop also saves
             if index == 0:
-                self._end_epoch(slots, states, hypers)
-            elif self.stop() is not None or index % every == 0:
+                self._end_epoch(slots, states, hypers, test=stopped is None)
+            elif stopped is not None or index % every == 0:
                 for slot, member in enumerate(slots):
                     if member is not None:
                         member.save(members.take(states, slot))
@@ -148,7 +148,8 @@ class Worker:
             slots[slot] = found
         return group
 
-    def _end_epoch(self, slots: list[Member | None], states: TrainState, hypers: Hyper) -> None:
+    def _end_epoch(self, slots: list[Member | None], states: TrainState, hypers: Hyper, test: bool) -> None:
+        """Validates, saves and reports; ends members that have finished (where `test` says so) and points given up."""
         live = {slot: member for slot, member in enumerate(slots) if member is not None}
         if not live:
             return
@@ -165,7 +166,7 @@ class Worker:
             self.study.note(self.points[member.record.number], member.record)
             if not math.isfinite(value):
                 self._leave(slots, slot, "diverged", f"epoch {member.epoch} has validation perplexity {value}")
-            elif member.finished and self.stop() is None:
+            elif member.finished and test:
                 self._finish(member, state.params)
                 slots[slot] = None
         for number in {member.record.number for member in live.values()} & self.points.keys():
@@ -191,7 +192,6 @@ class Worker:
         self._end(member.record.number)
 
     def _close(self, member: Member, status: str, note: str | None) -> None:
-        member.close()
         member.record = replace(member.record, status=status, note=note)
         self.study.note(self.points[member.record.number], member.record)
 
@@ -218,4 +218,4 @@ def group_size(config: Config, plan: Plan, workers: int) -> int:
     # Optuna's choice grows wiser by what has ended: so it gets four rounds at least.
     rounds = 4 if plan.strategy == "tpe" else 1
     useful = math.ceil(plan.trials * plan.seeds / workers / rounds)
-    return max(1, min(MOST_MEMBERS.get(jax.default_backend(), MOST_ELSEWHERE), fit, useful))
+    return max(1, min(MOST_ON_CPU if jax.default_backend() == "cpu" else MOST, fit, useful))

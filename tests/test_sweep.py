@@ -6,6 +6,7 @@ import json
 import shlex
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -28,6 +29,7 @@ from jaxlm.space import grid, read_space
 from jaxlm.study import NAME, Plan
 from jaxlm.train import load, new_state
 from jaxlm.trials import Sweep, Trial, View
+from jaxlm.worker import group_size
 
 TINY = jaxlm.preset("small").replace(hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2,
                                      corpus="embedded-tiny")
@@ -360,6 +362,14 @@ def test_a_terminal_shows_a_live_table_and_then_the_best():
     said = out.getvalue()
     assert "71.00 ± 1.41" in said and "61.00 ± 1.41" in said
     assert "trial 2 seed 0 diverged: window 3 has cost nan" in said and sweep.command(trials[2]) in said
+
+
+def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
+    plan = Plan(TINY, read_space({"learning_rate": "log:0.1:1"}, TINY), "random", 12, 1, False, {})
+    assert [group_size(TINY, plan, workers) for workers in (1, 2, 3)] == [8, 6, 4]
+    assert group_size(TINY, replace(plan, strategy="tpe"), 1) == 3  # four rounds, so that Optuna learns between them
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_AVPHYS_PAGES": 2**19}[name])  # 2 GiB
+    assert group_size(jaxlm.preset("zaremba-large"), plan, 1) == 1 and group_size(TINY, plan, 1) == 8
 
 
 def test_how_a_space_is_read():
