@@ -64,10 +64,9 @@ def together(configs, corpus, windows: int, vmapped: bool) -> np.ndarray:
     return np.asarray(metrics.cost)
 
 
-@pytest.mark.parametrize("vmapped", [True, False])
-@pytest.mark.parametrize("keep", [1.0, 0.7])
+@pytest.mark.parametrize(("vmapped", "keep"), [(True, 1.0), (True, 0.7), (False, 0.7)])
 def test_a_member_is_the_same_run_alone(corpus, vmapped, keep):
-    base, _ = load(TINY.replace(hidden_sizes=(12, 8), dropout=keep < 1, keep_output=keep), corpus)
+    base, _ = load(TINY.replace(dropout=keep < 1, keep_output=keep), corpus)
     configs = [base.replace(learning_rate=rate, seed=seed, init_scale=scale, clip_norm=clip)
                for rate, seed, scale, clip in ((1.0, 0, 0.1, 5.0), (0.3, 7, 0.05, 1.0), (2.0, 3, 0.2, 1.0))]
     found = together(configs, corpus, 50, vmapped)
@@ -91,13 +90,13 @@ def compiled() -> int:
 
 @pytest.mark.parametrize("vmap", [True, False])
 def test_the_group_compiles_once_whoever_comes_and_goes(tmp_path, vmap):
-    """7 points on 3 slots: one diverges, their epochs differ (so that slots are refilled at other epochs)."""
+    """8 points on 3 slots: some diverge, and epochs differ, so that slots are refilled when others are at others."""
     config = TINY.replace(windows_per_call=7 + vmap)
     before = compiled()
-    found = jaxlm.sweep(config, {"learning_rate": [0.5, 1.0, 2.0], "epochs": [1, 2], "init_scale": [0.1, 1e38]},
+    found = jaxlm.sweep(config, {"learning_rate": [0.5, 1.0], "epochs": [1, 2], "init_scale": [0.1, 1e38]},
                         run_dir=tmp_path / "sweep", group=3, vmap=vmap, quiet=True)
     assert compiled() == before + 1
-    assert Counter(trial.status for trial in found.trials) == {"done": 6, "diverged": 6}
+    assert Counter(trial.status for trial in found.trials) == {"done": 4, "diverged": 4}
     for trial in found.trials:
         if trial.status == "done":
             assert len(trial.valid_perplexities) == trial.values["epochs"]
@@ -108,10 +107,9 @@ def test_the_group_compiles_once_whoever_comes_and_goes(tmp_path, vmap):
 
 
 def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_path, capsys):
-    found = jaxlm.sweep(TINY, {"learning_rate": [0.5, 2.0], "hidden_sizes": ["8", "6x4"]}, seeds=2,
+    found = jaxlm.sweep(TINY, {"learning_rate": [0.5], "hidden_sizes": ["8", "6x4"]}, seeds=2,
                         run_dir=tmp_path / "sweep")
-    assert len(found.trials) == 8 and {trial.status for trial in found.trials} == {"done"}
-    assert [trial.seed for trial in found.trials] == [0, 1] * 4
+    assert [(trial.seed, trial.status) for trial in found.trials] == [(0, "done"), (1, "done")] * 2
     point = found.points[0]
     assert point.valid[0] == pytest.approx(np.mean([trial.valid_perplexity for trial in point.trials]))
     assert point.valid[1] == pytest.approx(np.std([trial.valid_perplexity for trial in point.trials], ddof=1))
@@ -134,8 +132,8 @@ def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_p
 
 
 def test_seeds_train_a_point_again_and_tpe_optimises_their_mean(tmp_path):
-    found = jaxlm.sweep(TINY, {"learning_rate": "log:0.1:1000", "keep_output": (0.5, 1.0, 0.25)}, strategy="tpe",
-                        trials=6, seeds=2, prune=False, run_dir=tmp_path / "sweep", quiet=True)
+    found = jaxlm.sweep(TINY, {"learning_rate": "log:0.1:10", "clip_norm": (1, 5, 2)}, strategy="tpe", trials=6,
+                        group=3, seeds=2, prune=False, run_dir=tmp_path / "sweep", quiet=True)
     study = stored(tmp_path / "sweep")
     assert len(study.trials) == 6 and len(found.trials) == 12
     for point in found.points:
@@ -158,11 +156,11 @@ def test_a_point_that_is_worse_than_the_median_is_given_up(tmp_path):
 
 
 def test_random_points_do_not_depend_on_who_trains_them(tmp_path):
-    space = {"learning_rate": "log:0.1:1", "hidden_sizes": ["8", "4"]}
+    space = {"learning_rate": "log:0.1:1", "clip_norm": [1, 5]}
     values = [sorted((trial.number, trial.values["learning_rate"], trial.test_perplexity) for trial in jaxlm.sweep(
-        TINY, space, strategy="random", trials=5, group=group, quiet=True).trials) for group in (1, 4)]
+        TINY, space, strategy="random", trials=4, group=group, quiet=True).trials) for group in (1, 3)]
     assert values[0] == values[1]
-    assert len({value for _, value, _ in values[0]}) == 5
+    assert len({value for _, value, _ in values[0]}) == 4
 
 
 def test_what_does_not_fit_the_corpus_fails_alone(tmp_path):
