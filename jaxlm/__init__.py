@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from jaxlm.step import init_state as init_state
     from jaxlm.step import train_step as train_step
     from jaxlm.step import train_windows as train_windows
+    from jaxlm.sweep import sweep as sweep
     from jaxlm.train import TrainResult as TrainResult
     from jaxlm.train import train as train
+    from jaxlm.trials import Sweep as Sweep
+    from jaxlm.trials import Trial as Trial
 
 _HOME = {
     "jaxlm.config": ("Config", "DataConfig", "ModelConfig", "TrainConfig", "preset"),
@@ -43,7 +46,9 @@ _HOME = {
     "jaxlm.models.tensorflow": ("from_tensorflow", "to_tensorflow"),
     "jaxlm.optim": ("Hyper",),  # where it is made a pytree
     "jaxlm.step": ("TrainState", "Window", "eval_step", "init_state", "train_step", "train_windows"),
+    "jaxlm.sweep": ("sweep",),
     "jaxlm.train": ("TrainResult", "train"),
+    "jaxlm.trials": ("Sweep", "Trial"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]

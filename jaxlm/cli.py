@@ -19,6 +19,18 @@ from jaxlm.config import PRESETS, Config, DataConfig, ModelConfig, every_field, 
 from jaxlm.errors import Diverged, JaxlmError
 
 FAILED, DIVERGED, SIGNALLED = 1, 3, 128
+SPACES = """a field's SPACE is one of:
+  0.5,1,2            these values; true,false; a text
+  256x128,200x200    the same for hidden_sizes: widths of the layers
+  range:2:8:2        2, 4, 6 and 8
+  uniform:0.5:1      any number between; a whole one where the field takes whole ones
+  log:0.1:10         the same, uniform in the logarithm
+
+examples:
+  jaxlm sweep --epochs 6 --set learning_rate=0.5,1,2 --set clip_norm=1,5
+  jaxlm sweep --set learning_rate=log:0.1:10 --set hidden_sizes=256x128,200x200 --strategy tpe --trials 30 --seeds 2
+  jaxlm sweep --run-dir runs/mine --resume           go on, or help, from this machine or another
+"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if item.name in ("vocab_size", "min_count", "lowercase"):
             _add_field(prepare, item, f"{item.metadata['help']} (default {item.default})", item.default)
 
+    sweep = verb("sweep", _sweep, "train many points of a space, and say which is best")
+    _add_sweep_arguments(sweep)
+
     evaluate = verb_of_a_run("evaluate", _evaluate, "perplexity of a trained model on a split or on a text file")
     evaluate.add_argument("--split", default="test", choices=("train", "valid", "test"), help="default: test")
     evaluate.add_argument("--text", type=Path, metavar="FILE", help="a text file instead of a split")
@@ -94,6 +109,15 @@ def train_command(recipe: str, description: str, arguments: Sequence[str] | None
     parser = _Parser(description=description)
     _add_train_arguments(parser, preset(recipe))
     parser.set_defaults(action=_train, preset=recipe)
+    return _run(parser, arguments)
+
+
+def sweep_command(recipe: str, description: str, space: dict[str, Any], arguments: Sequence[str] | None = None,
+                  **fields: Any) -> int:
+    """The whole of a script that sweeps one preset, some of its fields changed; `--set` replaces the space."""
+    parser = _Parser(description=description)
+    _add_sweep_arguments(parser, preset(recipe).replace(**fields))
+    parser.set_defaults(action=_sweep, preset=recipe, default_space=space, default_fields=fields)
     return _run(parser, arguments)
 
 
@@ -134,17 +158,51 @@ def _fail(message: str, code: int = FAILED) -> int:
 
 
 def _add_train_arguments(parser: argparse.ArgumentParser, config: Config | None = None) -> None:
-    """One flag for every field of the config, and those of the run; without a config no defaults are shown."""
+    """Flags of one run and one for every field of the config."""
     run = parser.add_argument_group("the run")
-    run.add_argument("--run-dir", type=Path, metavar="DIR",
-                     help="where everything is kept (default: runs/PRESET-DATE-TIME)")
-    run.add_argument("--resume", action="store_true",
-                     help="go on from the newest checkpoint of --run-dir (default: the newest run of this preset)")
+    _add_run_arguments(run, "where everything is kept (default: runs/PRESET-DATE-TIME)",
+                       "go on from the newest checkpoint of --run-dir (default: the newest run of this preset)")
     run.add_argument("--steps", type=int, metavar="WINDOWS", help="stop after so many windows in all")
+    _add_device_arguments(parser)
+    _add_fields(parser, config)
+
+
+def _add_sweep_arguments(parser: argparse.ArgumentParser, config: Config | None = None) -> None:
+    """Flags of a sweep and one for every field of the config."""
+    parser.epilog = SPACES
+    parser.set_defaults(default_space={}, default_fields={})
+    run = parser.add_argument_group("the sweep")
+    if config is None:
+        run.add_argument("--preset", default="small", choices=sorted(PRESETS),
+                         help="the recipe to start from (small)")
+    run.add_argument("--set", action="append", default=[], metavar="FIELD=SPACE", dest="settings",
+                     help="try these values of a field (see below); once for each field")
+    run.add_argument("--space", type=Path, metavar="FILE", help="the same from a file of TOML or JSON: FIELD = SPACE")
+    run.add_argument("--strategy", choices=("grid", "random", "tpe"),
+                     help="every point (grid, the default), random ones, or Optuna's choice, which prunes (tpe)")
+    run.add_argument("--trials", type=int, metavar="N", help="how many points; a grid needs none")
+    run.add_argument("--seeds", type=int, metavar="K", help="train each point with so many seeds, from --seed on (1)")
+    run.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share the work (1)")
+    run.add_argument("--group", type=int, metavar="M", help="members that train in one program (by memory)")
+    run.add_argument("--storage", metavar="WHERE",
+                     help="a journal file or a database URL for Optuna's study (RUN_DIR/study.journal)")
+    _add_run_arguments(run, "where everything is kept, each trial in a run directory (default: "
+                            "runs/PRESET-sweep-DATE-TIME)",
+                       "go on with the sweep in --run-dir, beside whoever works on it already")
+    run.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of --workers' processes
+    _add_fields(parser, config)
+
+
+def _add_run_arguments(run: Any, run_dir: str, resume: str) -> None:
+    run.add_argument("--run-dir", type=Path, metavar="DIR", help=run_dir)
+    run.add_argument("--resume", action="store_true", help=resume)
     run.add_argument("--data-dir", type=Path, metavar="DIR",
                      help="where Penn Treebank's files lie (else $JAXLM_DATA, data/ptb, the user's cache, a download)")
     run.add_argument("--config", type=Path, metavar="FILE", help="start from a config.json instead of the preset")
-    _add_device_arguments(parser)
+
+
+def _add_fields(parser: argparse.ArgumentParser, config: Config | None) -> None:
+    """One flag for every field of the config; without a config no defaults are shown."""
     titles = {"model": "the model's shape", "train": "the training's counts", "data": "the text",
               "hyper": "numbers (changing one compiles nothing)"}
     groups = {section: parser.add_argument_group(title) for section, title in titles.items()}
@@ -204,15 +262,13 @@ def _train(args: argparse.Namespace) -> int:
         args.run_dir = mine[-1]
     if args.resume and args.config:
         raise JaxlmError("--resume takes the run's own config: leave --config out")
-    config = preset(args.preset)
     if args.resume:
         from jaxlm.rundir import saved_config
 
         config = saved_config(args.run_dir)
-    elif args.config:
-        config = Config.from_json(_read(args.config))
-    changes = {item.name: value for _, item in every_field() if (value := getattr(args, item.name)) is not MISSING}
-    config = config.replace(**changes)
+    else:
+        config = _start(args)
+    config = config.replace(**_given(args))
     if args.steps is not None and args.steps < 0:
         raise JaxlmError(f"--steps must be at least 0; it is {args.steps}")
     run_dir = args.run_dir or runs / f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -232,6 +288,70 @@ def _prepare(args: argparse.Namespace) -> None:
     for line in (*corpus.notes, f"{corpus.name}: {corpus.description}",
                  f"train on it with: jaxlm train --corpus {shlex.quote(str(args.out))}{size}"):
         print(line)
+
+
+def _start(args: argparse.Namespace) -> Config:
+    """The config that the flags' fields change."""
+    return Config.from_json(_read(args.config)) if args.config else preset(args.preset)
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields that have a flag on the command line."""
+    return {item.name: value for _, item in every_field() if (value := getattr(args, item.name)) is not MISSING}
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    if args.worker:
+        from jaxlm.sweep import join
+
+        return SIGNALLED + stopped_by if (stopped_by := join(args.run_dir, args.workers, args.data_dir)) else 0
+    space, given = _space(args), _given(args)
+    if args.resume and (args.run_dir is None or args.config):
+        raise JaxlmError("--resume goes on with the sweep in --run-dir, and with its own config: name the directory, "
+                         "and leave --config out")
+    if both := sorted(space.keys() & given.keys()):
+        raise JaxlmError(f"{both[0]} is in the space and has a flag too: leave one of them out")
+    options = {name: value for name in ("strategy", "trials", "seeds", "group", "storage")
+               if (value := getattr(args, name)) is not None}
+
+    from jaxlm.sweep import saved_options, sweep
+
+    if args.resume:
+        config, space, options = saved_options(args.run_dir, space, options)
+    else:
+        config = _start(args).replace(**({} if args.config else args.default_fields))
+        space = space or {name: values for name, values in args.default_space.items() if name not in given}
+    run_dir = args.run_dir or Path("runs") / f"{config.preset}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+    result = sweep(config.replace(**given), space, run_dir=run_dir, resume=args.resume, workers=args.workers,
+                   data_dir=args.data_dir, **options)
+    return SIGNALLED + result.stopped_by if result.stopped_by else 0 if result.best else FAILED
+
+
+def _space(args: argparse.Namespace) -> dict[str, Any]:
+    """What `--space` and `--set` say."""
+    space: dict[str, Any] = {}
+    if args.space:
+        import json
+        import tomllib
+
+        try:
+            text = _read(args.space)
+            space = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+        except ValueError as error:
+            if isinstance(error, JaxlmError):
+                raise
+            raise JaxlmError(f"{args.space} is neither TOML nor JSON: {error}") from None
+    for setting in args.settings:
+        name, equals, value = setting.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise JaxlmError(f"--set takes FIELD=SPACE, as in learning_rate=0.5,1,2; it is {setting!r}")
+        if name in space:
+            raise JaxlmError(f"{name} is in the space twice: leave one of them out")
+        space[name] = value
+    if args.space and not space:
+        raise JaxlmError(f"{args.space} holds an empty space: name at least one field, as in learning_rate = [0.5, 1]")
+    return space
 
 
 def _read(path: Path) -> str:

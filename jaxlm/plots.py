@@ -108,6 +108,72 @@ def embedding_map(embedding: np.ndarray, words: Sequence[str], path: Path, *, co
         return _save(figure, Path(path))
 
 
+def slice_plot(points: Sequence[tuple[Mapping[str, Any], float]], path: Path) -> Path:
+    """A sweep's points, (values, validation perplexity): one panel for each field, all points in each.
+
+    Raises RunDirError where the picture cannot be written.
+    """
+    names = list(points[0][0])
+    columns = min(len(names), 3)
+    with _figure((1.2 + 3 * columns, 0.4 + 2.8 * -(-len(names) // columns))) as figure:
+        panels = figure.subplots(-(-len(names) // columns), columns, squeeze=False, sharey=True).flat
+        y = _shown([perplexity for _, perplexity in points])
+        for axes, name in zip(panels, names, strict=False):
+            x, ticks, log = _axis([values[name] for values, _ in points])
+            axes.scatter(x, y, c=np.arange(len(y)), cmap="viridis", s=18)
+            axes.scatter(x[:1], y[:1], facecolors="none", edgecolors=_ORANGE, s=90, linewidths=1.5)
+            axes.set(xlabel=name, xscale="log" if log else "linear")
+            if ticks:
+                axes.set_xticks(*zip(*ticks.items(), strict=True))
+        for axes in list(panels)[len(names):]:
+            axes.set_axis_off()
+        _log_axis(figure.axes[0], y)
+        figure.axes[0].set(ylabel="validation perplexity")
+        return _save(figure, path)
+
+
+def parallel_plot(points: Sequence[tuple[Mapping[str, Any], float]], path: Path) -> Path:
+    """The same points as lines over parallel axes, one for each field and the last for the perplexity (Inselberg)."""
+    names = list(points[0][0])
+    y = _shown([perplexity for _, perplexity in points])
+    axes_of = [_axis([values[name] for values, _ in points]) for name in names]
+    with _figure((2 + 1.8 * len(names), 4)) as figure:
+        axes = figure.subplots()
+        scaled = []
+        for place, (x, ticks, log) in enumerate([*axes_of, (y, {}, True)]):
+            x = np.log(x) if log else x
+            low, high = np.nanmin(x), np.nanmax(x)
+            scaled.append((x - low) / (high - low) if high > low else np.full(len(x), 0.5))
+            labels = ticks or {float(np.exp(end) if log else end): "" for end in (low, high)}
+            for value, label in labels.items():
+                height = (np.log(value) if log else value) - low
+                axes.text(place + 0.03, height / (high - low) if high > low else 0.5, label or f"{value:.4g}",
+                          fontsize=8, va="center")
+            axes.axvline(place, color=_PALE, linewidth=1)
+        for rank in reversed(range(len(y))):
+            axes.plot([line[rank] for line in scaled], color=_ORANGE if rank == 0 else _BLUE,
+                      alpha=1 if rank == 0 else 0.15 + 0.5 * (1 - rank / len(y)), linewidth=2.5 if rank == 0 else 1.2)
+        axes.set_xticks(range(len(names) + 1), [*map(_printable, names), "validation\nperplexity"])
+        axes.set_yticks([])
+        axes.grid(False)
+        axes.set(xlim=(-0.1, len(names) + 0.4), ylim=(-0.06, 1.06))
+        axes.spines[:].set_visible(False)
+        return _save(figure, path)
+
+
+def _axis(values: Sequence[Any]) -> tuple[np.ndarray, dict[float, str], bool]:
+    """Places on an axis, the ticks of those that are no numbers or few, and whether it is logarithmic."""
+    if not all(type(value) in (int, float) for value in values):
+        names = list(dict.fromkeys("x".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in
+                                   sorted(values, key=repr)))
+        places = [names.index("x".join(map(str, v)) if isinstance(v, tuple) else str(v)) for v in values]
+        return np.array(places, float), {float(place): _printable(name) for place, name in enumerate(names)}, False
+    x = np.array(values, float)
+    log = bool(x.min() > 0 and x.max() >= 8 * x.min())
+    distinct = np.unique(x)
+    return x, {float(value): f"{value:.4g}" for value in distinct} if len(distinct) <= 6 else {}, log
+
+
 def _series(windows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each window's end in epochs, its cost and its learning rate."""
     epoch, cost, rate = (np.array([row[name] for row in windows], float)

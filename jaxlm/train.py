@@ -202,14 +202,14 @@ def _train(run: _Run, state: TrainState, steps: int | None, stop: signals.Stop, 
             seconds = time.perf_counter() - started
             speed = (len(costs) - begun_with) * T * B / seconds
             valid_perplexity = perplexity(*stream_nats(state.params, hyper, run.corpus.valid, B, T, run.mesh))
-            skipped = _skipped([row for row in read_metrics(run.folder) if row.get("epoch") == epoch + 1]) or None
+            skipped = count_skipped([row for row in read_metrics(run.folder) if row.get("epoch") == epoch + 1]) or None
             run.log.result("epoch", preset=run.config.preset, epoch=epoch + 1, step=step,
                            learning_rate=float(rate[0]), train_perplexity=train_perplexity,
                            valid_perplexity=valid_perplexity, skipped_windows=skipped,
-                           **_floors(run.corpus, "train", "valid"))
+                           **floors(run.corpus, "train", "valid"))
             run.log.timing(epoch=epoch + 1, seconds=seconds, words_per_second=speed)
             run.progress.epoch(epoch + 1, train_perplexity, valid_perplexity, float(rate[0]), speed, seconds,
-                               _floors(run.corpus, "valid").get("floor_valid"))
+                               floors(run.corpus, "valid").get("floor_valid"))
             costs, begun_with, started = [], 0, time.perf_counter()
         stopped_by = _asked(stop)  # once: what ends the loop also saves
         if step % windows == 0 or step == last or stopped_by is not None or (
@@ -243,7 +243,7 @@ def _finish(run: _Run, state: TrainState, stopped_by: int | None) -> TrainResult
     metrics = read_metrics(run.folder)
     epochs = [EpochResult(**{name: row[name] for name in EpochResult.__dataclass_fields__})
               for row in metrics if row["kind"] == "epoch"]
-    skipped = _skipped(metrics)
+    skipped = count_skipped(metrics)
     result = TrainResult(run.config, run.corpus.name, kept_in,
                          parallel.whole(run.mesh, state, run.config.model.vocab_size), epochs, stopped_by=stopped_by,
                          skipped_windows=skipped)
@@ -254,7 +254,7 @@ def _finish(run: _Run, state: TrainState, stopped_by: int | None) -> TrainResult
 
     def test(which: str, step: int, params: Params) -> float:
         value = perplexity(*stream_nats(params, run.config.hyper, run.corpus.test, mesh=run.mesh))
-        run.log.result("test", checkpoint=which, step=step, test_perplexity=value, **_floors(run.corpus, "test"))
+        run.log.result("test", checkpoint=which, step=step, test_perplexity=value, **floors(run.corpus, "test"))
         return value
 
     tests = {"last": test("last", int(state.step), state.params)}
@@ -271,7 +271,7 @@ def _finish(run: _Run, state: TrainState, stopped_by: int | None) -> TrainResult
             for row in epochs]
     rows += [(f"test, {which} checkpoint", f"{value:.2f}") for which, value in tests.items()]
     rows += [(name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)")
-             for name, value in _floors(run.corpus, "train", "valid", "test").items()]
+             for name, value in floors(run.corpus, "train", "valid", "test").items()]
     if skipped:
         rows.append(("windows skipped", f"{skipped}, whose cost or gradient was not finite"))
     if kept_in and epochs:
@@ -283,12 +283,12 @@ def _finish(run: _Run, state: TrainState, stopped_by: int | None) -> TrainResult
     return TrainResult(**{**vars(result), "test_perplexity": tests["last"]})
 
 
-def _skipped(rows: list[dict]) -> int:
+def count_skipped(rows: list[dict]) -> int:
     """How many of the windows had a cost or a gradient that was not finite."""
     return sum(not math.isfinite(row["cost"] + row["grad_norm"]) for row in rows if row["kind"] == "window")
 
 
-def _floors(corpus: Corpus, *splits: str) -> dict[str, float]:
+def floors(corpus: Corpus, *splits: str) -> dict[str, float]:
     """`floor_SPLIT`: the perplexity of the true source, where the corpus has one."""
     return {f"floor_{split}": perplexity(corpus.floor[split], len(getattr(corpus, split)) - 1)
             for split in splits} if corpus.floor else {}

@@ -201,6 +201,14 @@ def test_the_scripts_run(script, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_the_script_that_sweeps_runs(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "experiments/ptb_sweep.py", *TINY, "--clip-norm", "1", "--run-dir",
+                           tmp_path / "run"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "4 points, best first" in done.stdout and "jaxlm train --preset small" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
 def test_without_penn_treebank_auto_goes_on_loudly_with_the_embedded_corpus(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("JAXLM_DATA", raising=False)

@@ -13,7 +13,7 @@ PACKAGE = Path(jaxlm.__path__[0])
 LAYERS = [  # a module may import those in earlier lines, and those in its own
     "errors", "config", "processes", "parallel", "data", "ops", "models", "loss", "optim", "step", "feed", "evaluate",
     "manifest", "checkpoint", "metrics", "rundir", "plots", "signals", "train", "reproduce",
-    "language_model", "sweep", "linen", "cli",
+    "language_model", "space", "trials", "members", "study", "worker", "sweep", "linen", "cli",
 ]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

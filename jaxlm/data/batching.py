@@ -3,7 +3,7 @@
 import mmap
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 

@@ -1,0 +1,27 @@
+"""A sweep over the Penn Treebank LSTM of `ptb_small.py`: four learning rates by two clip norms, five epochs each.
+
+The rate is halved after each epoch from the third on, so that five epochs tell how the points compare. Eight trainings,
+one compiled program. Another space replaces this one (`--set`), and every flag of `ptb_small.py` stays what it was.
+
+    python experiments/ptb_sweep.py                          the eight points, one after another
+    python experiments/ptb_sweep.py --workers 2              the same by two processes
+    python experiments/ptb_sweep.py --epochs 1 --set learning_rate=0.5,1
+    python experiments/ptb_sweep.py --set learning_rate=log:0.1:4 --set keep_output=uniform:0.5:1 --strategy tpe \
+--trials 24 --seeds 2
+    python experiments/ptb_sweep.py --run-dir runs/ptb-sweep             and, after a kill or on a second machine,
+    python experiments/ptb_sweep.py --run-dir runs/ptb-sweep --resume
+
+The same from Python:
+
+    jaxlm.sweep(jaxlm.preset("small").replace(epochs=5, hold=2.0),
+                {"learning_rate": [0.25, 0.5, 1.0, 2.0], "clip_norm": [1.0, 5.0]}, run_dir="runs/ptb-sweep")
+"""
+
+import sys
+
+from jaxlm.cli import sweep_command
+
+SPACE = {"learning_rate": [0.25, 0.5, 1.0, 2.0], "clip_norm": [1.0, 5.0]}
+
+if __name__ == "__main__":
+    sys.exit(sweep_command("small", __doc__ or "", SPACE, epochs=5, hold=2.0))

@@ -1,0 +1,403 @@
+"""Sweeps: members against the same runs alone, one compile for a shape, workers that die, and what users get wrong."""
+
+import csv
+import io
+import json
+import shlex
+import signal
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from processes import end, kill, start, wait_for
+from rich.console import Console
+
+import jaxlm
+from jaxlm import cli, members, rundir
+from jaxlm.data.batching import batch
+from jaxlm.data.corpora import load_corpus
+from jaxlm.space import grid, read_space
+from jaxlm.study import NAME, Plan
+from jaxlm.train import load, new_state
+from jaxlm.trials import Sweep, Trial, View
+from jaxlm.worker import group_size
+
+TINY = jaxlm.preset("small").replace(hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2,
+                                     corpus="embedded-tiny")
+FLAGS = ["--corpus", "embedded-tiny", "--hidden-sizes", "8", "--embedding-size", "4", "--batch-size", "20",
+         "--epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return load_corpus("embedded-tiny")
+
+
+def alone(config, corpus, windows: int) -> np.ndarray:
+    """The costs of a run's first windows, as `train` has them."""
+    T = config.train.bptt_length
+    tokens = jnp.asarray(batch(corpus.train, config.train.batch_size))
+    _, metrics = jaxlm.train_windows(new_state(config), jax.tree.map(jnp.float32, config.hyper), tokens,
+                                     jnp.int32(windows), bptt_length=T, max_windows=windows)
+    return np.asarray(metrics.cost)
+
+
+def together(configs, corpus, windows: int, vmapped: bool) -> np.ndarray:
+    """The same of members of one group, [M, windows]."""
+    first = configs[0]
+    group = members.stack(new_state(first), first.hyper, len(configs))
+    for slot, config in enumerate(configs[1:], 1):
+        group = members.put(group, slot, new_state(config), config.hyper)
+    tokens = jnp.asarray(batch(corpus.train, first.train.batch_size))
+    _, metrics = members.train_members(
+        *group, jnp.zeros(len(configs), jnp.int32), jnp.ones(len(configs), bool), tokens, jnp.int32(0),
+        jnp.int32(windows), bptt_length=first.train.bptt_length, max_windows=windows, vmapped=vmapped)
+    return np.asarray(metrics.cost)
+
+
+@pytest.mark.parametrize(("vmapped", "keep"), [(True, 1.0), (True, 0.7), (False, 0.7)])
+def test_a_member_is_the_same_run_alone(corpus, vmapped, keep):
+    base, _ = load(TINY.replace(dropout=keep < 1, keep_output=keep), corpus)
+    configs = [base.replace(learning_rate=rate, seed=seed, init_scale=scale, clip_norm=clip)
+               for rate, seed, scale, clip in ((1.0, 0, 0.1, 5.0), (0.3, 7, 0.05, 1.0), (2.0, 3, 0.2, 1.0))]
+    found = together(configs, corpus, 50, vmapped)
+    for config, own in zip(configs, found, strict=True):
+        np.testing.assert_allclose(own, alone(config, corpus, 50), rtol=1e-5 if vmapped else 1e-7)
+
+
+@pytest.mark.parametrize("vmapped", [True, False])
+def test_a_diverging_member_does_not_touch_the_others(corpus, vmapped):
+    base, _ = load(TINY, corpus)
+    good, bad = [base.replace(learning_rate=rate, seed=1) for rate in (0.5, 1.0)], base.replace(init_scale=1e38)
+    with_bad = together([good[0], bad, good[1]], corpus, 20, vmapped)
+    without = together([good[0], good[0], good[1]], corpus, 20, vmapped)
+    assert not np.isfinite(with_bad[1]).all()
+    np.testing.assert_array_equal(with_bad[[0, 2]], without[[0, 2]])
+
+
+def compiled() -> int:
+    return members.train_members._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("vmap", [True, False])
+def test_the_group_compiles_once_whoever_comes_and_goes(tmp_path, vmap):
+    """8 points on 3 slots: some diverge, and epochs differ, so that slots are refilled when others are at others."""
+    config = TINY.replace(windows_per_call=7 + vmap)
+    before = compiled()
+    found = jaxlm.sweep(config, {"learning_rate": [0.5, 1.0], "epochs": [1, 2], "init_scale": [0.1, 1e38]},
+                        run_dir=tmp_path / "sweep", group=3, vmap=vmap, quiet=True)
+    assert compiled() == before + 1
+    assert Counter(trial.status for trial in found.trials) == {"done": 4, "diverged": 4}
+    for trial in found.trials:
+        if trial.status == "done":
+            assert len(trial.valid_perplexities) == trial.values["epochs"]
+        else:
+            assert "window 1 (epoch 1) has cost" in str(trial.note)
+    assert found.best == min((trial for trial in found.trials if trial.status == "done"),
+                             key=lambda trial: trial.valid_perplexity)
+
+
+def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_path, capsys):
+    found = jaxlm.sweep(TINY, {"learning_rate": [0.5], "hidden_sizes": ["8", "6x4"]}, seeds=2,
+                        run_dir=tmp_path / "sweep")
+    assert [(trial.seed, trial.status) for trial in found.trials] == [(0, "done"), (1, "done")] * 2
+    point = found.points[0]
+    assert point.valid[0] == pytest.approx(np.mean([trial.valid_perplexity for trial in point.trials]))
+    assert point.valid[1] == pytest.approx(np.std([trial.valid_perplexity for trial in point.trials], ddof=1))
+    best = found.best
+    assert best in point.trials and best.run_dir is not None
+    assert jaxlm.evaluate(best.run_dir).perplexity == pytest.approx(best.test_perplexity, rel=1e-6)
+    said = capsys.readouterr().out
+    assert found.command(best) in said
+
+    assert cli.main([*shlex.split(found.command(best))[1:], "--run-dir", str(tmp_path / "alone")]) == 0
+    assert rundir.saved_config(tmp_path / "alone") == rundir.saved_config(best.run_dir).replace(keep_last=2)
+    lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (tmp_path / "alone", best.run_dir)]
+    assert lines[0] == lines[1]  # on a CPU to the last digit
+
+    table = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))
+    assert [float(row["valid_perplexity_2"]) for row in table] == [t.valid_perplexity for t in found.trials]
+    assert json.loads((tmp_path / "sweep/sweep.json").read_text())["best"] == best.number
+    for name in ("slices.png", "parallel.png"):
+        assert (tmp_path / "sweep" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_seeds_train_a_point_again_and_tpe_optimises_their_mean(tmp_path):
+    found = jaxlm.sweep(TINY, {"learning_rate": "log:0.1:10", "clip_norm": (1, 5, 2)}, strategy="tpe", trials=6,
+                        group=3, seeds=2, prune=False, run_dir=tmp_path / "sweep", quiet=True)
+    study = stored(tmp_path / "sweep")
+    assert len(study.trials) == 6 and len(found.trials) == 12
+    for point in found.points:
+        trial = study.trials[point.number]
+        if point.done:
+            assert trial.value == pytest.approx(point.valid[0])
+            assert [trial.intermediate_values[epoch] for epoch in (1, 2)] == pytest.approx(
+                np.mean([t.valid_perplexities for t in point.trials], axis=0))
+
+
+def test_a_point_that_is_worse_than_the_median_is_given_up(tmp_path):
+    """One point in the slot at a time, so that the others have ended before the bad ones begin."""
+    rates = [0.5, 0.6, 0.7, 0.8, 0.9, 1e-6]
+    found = jaxlm.sweep(TINY.replace(epochs=3), {"learning_rate": rates}, prune=True, group=1,
+                        run_dir=tmp_path / "sweep", quiet=True)
+    assert found.trials[-1].status == "pruned" and len(found.trials[-1].valid_perplexities) == 1
+    assert "worse than the median" in str(found.trials[-1].note)
+    assert stored(tmp_path / "sweep").trials[-1].state == TrialState.PRUNED
+    assert found.best is not None and found.best.status == "done"
+
+
+def test_random_points_do_not_depend_on_who_trains_them(tmp_path):
+    space = {"learning_rate": "log:0.1:1", "clip_norm": [1, 5]}
+    values = [sorted((trial.number, trial.values["learning_rate"], trial.test_perplexity) for trial in jaxlm.sweep(
+        TINY, space, strategy="random", trials=4, group=group, quiet=True).trials) for group in (1, 3)]
+    assert values[0] == values[1]
+    assert len({value for _, value, _ in values[0]}) == 4
+
+
+def test_what_does_not_fit_the_corpus_fails_alone(tmp_path):
+    found = jaxlm.sweep(TINY, {"batch_size": [20, 100_000]}, run_dir=tmp_path / "sweep", quiet=True)
+    assert [trial.status for trial in found.trials] == ["done", "failed"]
+    assert "fewer than one window of batch_size 100000" in str(found.trials[1].note)
+
+
+def stored(run_dir: Path) -> optuna.Study:
+    return optuna.load_study(study_name=NAME, storage=JournalStorage(JournalFileBackend(
+        str(run_dir / "study.journal"))))
+
+
+SPACE = {"learning_rate": [0.25, 0.5, 1.0, 2.0], "clip_norm": [1.0, 5.0]}
+SETTINGS = ["--set", "learning_rate=0.25,0.5,1,2", "--set", "clip_norm=1,5"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, bytes]:
+    """The metrics of a sweep's trials when nobody disturbs it."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "sweep"
+    jaxlm.sweep(TINY.replace(epochs=4), SPACE, run_dir=run_dir, quiet=True, group=3)
+    return metrics_of(run_dir)
+
+
+def metrics_of(run_dir: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in sorted(run_dir.glob("trials/*/metrics.jsonl"))}
+
+
+def assert_each_ended_once(run_dir: Path, undisturbed: dict[str, bytes]) -> None:
+    study = stored(run_dir)
+    assert [(trial.number, trial.state) for trial in study.trials] == [(n, TrialState.COMPLETE) for n in range(8)]
+    journal = [json.loads(line) for line in (run_dir / "study.journal").read_text().splitlines()]
+    ends = Counter(line["trial_id"] for line in journal if line.get("state") == TrialState.COMPLETE)
+    assert sorted(ends.values()) == [1] * 8
+    assert metrics_of(run_dir) == undisturbed  # to the byte: nothing was trained otherwise, nothing twice
+
+
+def test_a_killed_worker_s_trials_are_taken_over(tmp_path, undisturbed):
+    run_dir = tmp_path / "sweep"
+    first = start("sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--group", "3", "--run-dir", run_dir)
+    assert wait_for(lambda: (run_dir / "study.journal").exists() and (run_dir / "plan.json").exists(), first)
+    second = start("sweep", "--run-dir", run_dir, "--resume")
+    assert wait_for(lambda: len(list(run_dir.glob("trials/*/checkpoints/0*"))) >= 4, first)
+    kill(first)
+    code, said = end(second)
+    assert code == 0, said
+    assert "best: trial" in said
+    assert_each_ended_once(run_dir, undisturbed)
+
+
+def test_a_stopped_sweep_goes_on(tmp_path, undisturbed):
+    """SIGTERM to a sweep of two workers, in the middle of an epoch; then `--resume` with one."""
+    run_dir = tmp_path / "sweep"
+    sweep = start("sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--workers", "2", "--group", "3", "--run-dir", run_dir)
+    assert wait_for(lambda: any(run_dir.glob("trials/*/checkpoints/0*")), sweep)
+    sweep.send_signal(signal.SIGTERM)
+    code, said = end(sweep)
+    assert code == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM: saved; go on with --run-dir" in said
+    saved = {int(path.name) for path in run_dir.glob("trials/*/checkpoints/0*")}
+    assert len(list(run_dir.glob("trials/*/checkpoints"))) >= 3, saved
+    code, said = end(start("sweep", "--run-dir", run_dir, "--resume"))
+    assert code == 0, said
+    assert_each_ended_once(run_dir, undisturbed)
+
+
+@pytest.mark.slow
+def test_machines_without_a_common_directory_share_a_database(tmp_path):
+    where = f"sqlite:///{tmp_path / 'study.db'}"
+    begun = [start("sweep", *FLAGS, *SETTINGS, "--storage", where, "--group", "2", "--run-dir", tmp_path / name)
+             for name in ("one", "two")]
+    for process in begun:
+        code, said = end(process)
+        assert code == 0, said
+    trained = [sorted(metrics_of(tmp_path / name)) for name in ("one", "two")]
+    assert sorted([*trained[0], *trained[1]]) == [f"{number:04d}" for number in range(8)]
+
+
+@pytest.mark.slow
+def test_a_silent_machine_s_trials_are_begun_again_elsewhere(tmp_path, monkeypatch):
+    """One of two that share a database only is killed; the other has its own directory, and waits."""
+    where = f"sqlite:///{tmp_path / 'study.db'}"
+    dead = start("sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--storage", where, "--run-dir", tmp_path / "one")
+    assert wait_for(lambda: any((tmp_path / "one").glob("trials/*/checkpoints/0*")), dead)
+    kill(dead)
+    monkeypatch.setattr("jaxlm.study.BEAT", 1)
+    monkeypatch.setattr("jaxlm.study.SILENCE", 4)
+    found = jaxlm.sweep(TINY.replace(epochs=4), SPACE, storage=where, run_dir=tmp_path / "two", quiet=True)
+    assert len(found.trials) == 8 and {trial.status for trial in found.trials} == {"done"}
+    assert len({tuple(trial.values.items()) for trial in found.trials}) == 8
+    assert all(trial.run_dir is not None for trial in found.trials)
+
+
+def test_more_random_points_on_resume(tmp_path):
+    space = {"learning_rate": "log:0.1:1"}
+    how = {"strategy": "random", "run_dir": tmp_path / "sweep", "quiet": True}
+    few = jaxlm.sweep(TINY, space, trials=2, **how)
+    more = jaxlm.sweep(TINY, space, trials=3, resume=True, **how)
+    assert more.trials[:2] == few.trials and len(more.trials) == 3
+
+
+def test_a_seed_may_be_a_field_of_the_space(tmp_path):
+    found = jaxlm.sweep(TINY, {"seed": [3, 5]}, run_dir=tmp_path / "sweep", quiet=True)
+    assert [(trial.seed, trial.values, trial.status) for trial in found.trials] == [
+        (3, {"seed": 3}, "done"), (5, {"seed": 5}, "done")]
+    assert found.trials[0].test_perplexity != found.trials[1].test_perplexity
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("finished") / "sweep"
+    assert cli.main(["sweep", *FLAGS, "--epochs", "1", "--set", "learning_rate=0.5,1", "--run-dir", str(run_dir)]) == 0
+    return run_dir
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([], "the space is empty"),
+    (["--set", "learning_rate"], "--set takes FIELD=SPACE"),
+    (["--set", "learning_rat=1,2"], "unknown field 'learning_rat'; did you mean 'learning_rate'?"),
+    (["--set", "learning_rate="], "learning_rate has no value to try"),
+    (["--set", "learning_rate=1,1"], "learning_rate has the value 1.0 twice"),
+    (["--set", "learning_rate=1,2", "--set", "learning-rate=3"], "learning_rate is in the space twice"),
+    (["--set", "learning_rate=1,2", "--learning-rate", "1"], "learning_rate is in the space and has a flag too"),
+    (["--set", "learning_rate=0,1"], "learning_rate must be above 0; it is 0"),
+    (["--set", "learning_rate=log:0:1", "--strategy", "random", "--trials", "2"], "needs a low end above 0"),
+    (["--set", "learning_rate=log:2:1", "--strategy", "random", "--trials", "2"], "goes from 2 to 1"),
+    (["--set", "learning_rate=uniform:1:nan", "--strategy", "random", "--trials", "2"], "needs finite numbers"),
+    (["--set", "learning_rate=uniform:1:x", "--strategy", "random", "--trials", "2"], "one is 'x'"),
+    (["--set", "learning_rate=normal:1:2", "--strategy", "random", "--trials", "2"], "or range:LOW:HIGH:STEP"),
+    (["--set", "keep_output=uniform:0.5:1.5", "--strategy", "random", "--trials", "2"], "keep_output must be above 0"),
+    (["--set", "batch_size=range:10:20:2.5"], "batch_size takes whole numbers"),
+    (["--set", "batch_size=range:10:20:0"], "has the step 0"),
+    (["--set", "batch_size=1.5,2"], "batch_size takes a whole number"),
+    (["--set", "hidden_sizes=8xx"], "whole numbers with x between"),
+    (["--set", "hidden_sizes=range:8:16:4"], "hidden_sizes is no number"),
+    (["--set", "dropout=maybe"], "dropout takes true or false"),
+    (["--set", "learning_rate=log:1:2"], "a grid needs values"),
+    (["--set", "learning_rate=1,2", "--trials", "0"], "trials must be at least 1; it is 0"),
+    (["--set", "learning_rate=1,2", "--trials", "1"], "a grid tries each of its 2 points"),
+    (["--set", "learning_rate=1,2", "--strategy", "random"], "has no end of its own"),
+    (["--set", "learning_rate=1,2", "--seeds", "0"], "seeds must be at least 1; it is 0"),
+    (["--set", "learning_rate=1,2", "--workers", "0"], "workers must be at least 1"),
+    (["--set", "learning_rate=1,2", "--group", "0"], "group must be at least 1"),
+    (["--set", "seed=1,2", "--seeds", "2"], "leave one of them out"),
+    (["--set", "learning_rate=1,2", "--epochs", "0"], "needs at least 1 epoch"),
+    (["--set", "learning_rate=1,2", "--storage", "nosuch://x"], "cannot be used"),
+    (["--set", "learning_rate=1,2", "--resume"], "name the directory"),
+])
+def test_what_users_get_wrong_is_one_sentence(capsys, tmp_path, arguments, message):
+    run_dir = [] if "--resume" in arguments else ["--run-dir", str(tmp_path / "sweep")]
+    flags = ["--corpus", "embedded-tiny", *([] if "batch_size" in str(arguments) else ["--batch-size", "20"])]
+    refused(capsys, ["sweep", *flags, *arguments, *run_dir], message)
+    assert not (tmp_path / "sweep/plan.json").exists()
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "holds an empty space"), ("{}", "holds an empty space"), ("{", "neither TOML nor JSON"),
+    ("learning_rate = {low = 1}", "a distribution has low, high"), ("learning_rate = 1", "takes a list of values"),
+])
+def test_a_space_from_a_file_that_is_wrong(capsys, tmp_path, text, message):
+    (tmp_path / "space").write_text(text)
+    refused(capsys, ["sweep", *FLAGS, "--space", str(tmp_path / "space"), "--run-dir", str(tmp_path / "new")], message)
+
+
+def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(capsys, tmp_path, finished):
+    def content():
+        return {path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.suffix != ".journal"}
+
+    before, trials = content(), stored(finished).trials
+    same = ["sweep", *FLAGS, "--epochs", "1", "--run-dir", str(finished)]
+    refused(capsys, [*same, "--set", "learning_rate=0.5,1"], "go on with the sweep in it with --resume")
+    resumed = ["sweep", "--run-dir", str(finished), "--resume"]
+    refused(capsys, [*resumed, "--set", "learning_rate=0.5,2"], "space.learning_rate: 0.5,1.0 -> 0.5,2.0")
+    refused(capsys, [*resumed, "--set", "clip_norm=1,2"], "space.clip_norm: None -> 1.0,2.0")
+    refused(capsys, [*resumed, "--hidden-sizes", "9"], "model.hidden_sizes: (8,) -> (9,)")
+    refused(capsys, [*resumed, "--seeds", "2"], "seeds: 1 -> 2")
+    refused(capsys, [*resumed, "--storage", "x"], "leave --storage out")
+    refused(capsys, ["sweep", *FLAGS, "--set", "learning_rate=0.5,2", "--run-dir", str(tmp_path / "new"), "--storage",
+                     str(finished / "study.journal")], "is of another sweep")
+    refused(capsys, ["sweep", "--run-dir", str(tmp_path), "--resume"], "holds no sweep that can be resumed")
+    assert content() == before and stored(finished).trials == trials
+    assert cli.main(resumed) == 0
+
+
+def test_a_terminal_shows_a_live_table_and_then_the_best():
+    trials = [Trial(0, {"learning_rate": 0.5}, seed, "running", (90.0,) * seed) for seed in (0, 1)]
+    trials += [Trial(1, {"learning_rate": 1.0}, seed, "done", (80.0, 70.0 + seed), 60.0 + seed) for seed in (0, 2)]
+    trials += [Trial(2, {"learning_rate": 9.0}, 0, "diverged", (), None, note="window 3 has cost nan")]
+    sweep = Sweep(TINY, trials)
+    out = io.StringIO()
+    with View(Console(file=out, force_terminal=True, width=120)) as view:
+        view.show(sweep, 3)
+        assert "2 of 3 points ended; best so far 70.00 (learning_rate=1)" in out.getvalue()
+        assert "1/2" in out.getvalue() and "90.00" in out.getvalue()
+        view.summary(sweep)
+    said = out.getvalue()
+    assert "71.00 ± 1.41" in said and "61.00 ± 1.41" in said
+    assert "trial 2 seed 0 diverged: window 3 has cost nan" in said and sweep.command(trials[2]) in said
+
+
+def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
+    plan = Plan(TINY, read_space({"learning_rate": "log:0.1:1"}, TINY), "random", 12, 1, False, {})
+    assert [group_size(TINY, plan, workers) for workers in (1, 2, 3)] == [8, 6, 4]
+    assert group_size(TINY, replace(plan, strategy="tpe"), 1) == 3  # four rounds, so that Optuna learns between them
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_AVPHYS_PAGES": 2**19}[name])  # 2 GiB
+    assert group_size(jaxlm.preset("zaremba-large"), plan, 1) == 1 and group_size(TINY, plan, 1) == 8
+
+
+def test_how_a_space_is_read():
+    read = read_space({"learning_rate": "log:0.1:10", "hold": "range:2:8:2.5", "batch_size": (10, 20, 4),
+                       "hidden_sizes": [(256, 128), 200, "10x20"], "epochs": range(2, 5), "keep_output": {
+                           "low": 0.5, "high": 1}, "clip_norm": IntDistribution(1, 5), "dropout": "true,false",
+                       "init_scale": [1, "log"][:1]}, TINY)
+    assert read == {
+        "learning_rate": FloatDistribution(0.1, 10, log=True), "hold": FloatDistribution(2, 7, step=2.5),
+        "batch_size": IntDistribution(10, 18, step=4), "epochs": CategoricalDistribution([2, 3, 4]),
+        "hidden_sizes": CategoricalDistribution(["256x128", "200", "10x20"]),
+        "keep_output": FloatDistribution(0.5, 1), "clip_norm": FloatDistribution(1, 5, step=1),
+        "dropout": CategoricalDistribution([True, False]), "init_scale": CategoricalDistribution([1.0])}
+    points = grid({name: read[name] for name in ("hold", "hidden_sizes")})
+    assert [(point["hidden_sizes"], point["hold"]) for point in points] == [
+        (sizes, hold) for sizes in ("256x128", "200", "10x20") for hold in (2.0, 4.5, 7.0)]
+
+
+def test_a_plan_survives_json():
+    plan = Plan(TINY, read_space({"learning_rate": "log:0.1:10", "hidden_sizes": "8,4x4"}, TINY), "tpe", 5, 2, True,
+                {"name": "x"})
+    again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert again == plan and not plan.differences(again)
+
+
+def refused(capsys, arguments, message):
+    """The command fails with this sentence alone on stderr."""
+    capsys.readouterr()
+    assert cli.main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert message in err, err
