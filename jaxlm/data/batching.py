@@ -37,7 +37,7 @@ def num_windows(length: int, bptt_length: int) -> int:
     return (length - 1) // bptt_length
 
 
-def locate(step: Integer, windows: int) -> tuple[Integer, Integer]:
+def locate(step: Integer, windows: Any) -> tuple[Integer, Integer]:
     """(epoch, window within it) of a step, all from 0; works on traced integers too."""
     return step // windows, step % windows  # type: ignore[operator]
 
