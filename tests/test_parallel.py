@@ -5,7 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from jaxlm.ops.dropout import dropout
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,6 +22,14 @@ def on_devices(count: int, code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_a_row_s_dropout_does_not_depend_on_the_rows_beside_it():
+    x, key = jnp.ones((7, 6, 5)), jax.random.key(1)
+    whole = dropout(key, x, 0.6)
+    np.testing.assert_array_equal(dropout(key, x[:, 2:4], 0.6, first_row=2), whole[:, 2:4])
+    assert len(np.unique(np.asarray(whole).transpose(1, 0, 2).reshape(6, -1), axis=0)) == 6  # no two rows share one
+    assert 0.5 < float((whole > 0).mean()) < 0.7 and set(np.unique(whole)) == {0, np.float32(1 / 0.6)}
 
 
 TRAJECTORY = """
