@@ -36,8 +36,8 @@ def make_mesh(batch_size: int, devices: int | None = None, model_devices: int = 
         if count is not None and count < 1:
             raise JaxlmError(f"{name} must be at least 1; it is {count}")
     if (asked := (devices or 1) * model_devices) > there:
-        raise JaxlmError(f"{asked} devices were asked for ({devices or 1} for rows x {model_devices} for words), and JAX "
-                         f"has {there}: ask for fewer, or let the processor pass for several with "
+        raise JaxlmError(f"{asked} devices were asked for ({devices or 1} for rows x {model_devices} for words), and "
+                         f"JAX has {there}: ask for fewer, or let the processor pass for several with "
                          f"XLA_FLAGS=--xla_force_host_platform_device_count={asked}")
     divisors = [n for n in range(1, there // model_devices + 1) if batch_size % n == 0]
     if devices is not None and batch_size % devices:
@@ -107,7 +107,7 @@ def put(mesh: Mesh | None, tree: Tree) -> Tree:
 
 
 def whole(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
-    """The inverse of `put`: every leaf whole, in the host's memory of each process. All processes call it."""
+    """The inverse of `put`: every leaf whole in each process, in the host's memory what was spread. All call it."""
     if mesh is None:
         return tree
 

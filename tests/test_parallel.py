@@ -123,7 +123,7 @@ def refused(says, *args):
 refused("60 rows .* do not divide over 8 devices: take batch_size 56 or 64, or devices 6$", 60, 8)
 refused("64 rows .* do not divide over 5 devices: take batch_size 60 or 65, or devices 4 or 8$", 64, 5)
 refused("3 rows .* over 5 devices: take batch_size 5, or devices 3$", 3, 5)
-refused("16 devices were asked for .16 for rows x 1 for words. and JAX has 8: .*device_count=16", 64, 16)
+refused("16 devices were asked for .16 for rows x 1 for words., and JAX has 8: .*device_count=16", 64, 16)
 refused("JAX has 8", 64, 4, 3)
 refused("JAX has 8", 64, None, 9)
 refused("devices must be at least 1; it is 0", 64, 0)
