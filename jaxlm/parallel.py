@@ -35,19 +35,17 @@ def make_mesh(batch_size: int, devices: int | None = None, model_devices: int = 
     for name, count in (("devices", devices), ("model_devices", model_devices)):
         if count is not None and count < 1:
             raise JaxlmError(f"{name} must be at least 1; it is {count}")
-    if (devices or 1) * model_devices > there:
-        raise JaxlmError(
-            f"{(devices or 1) * model_devices} devices were asked for ({devices or 1} for rows x {model_devices} for "
-            f"words) and there {'is 1' if there == 1 else f'are {there}'}: ask for fewer, or let the processor pass "
-            f"for several with XLA_FLAGS=--xla_force_host_platform_device_count={(devices or 1) * model_devices}")
+    if (asked := (devices or 1) * model_devices) > there:
+        raise JaxlmError(f"{asked} devices were asked for ({devices or 1} for rows x {model_devices} for words), and "
+                         f"JAX has {there}: ask for fewer, or let the processor pass for several with "
+                         f"XLA_FLAGS=--xla_force_host_platform_device_count={asked}")
+    divisors = [n for n in range(1, there // model_devices + 1) if batch_size % n == 0]
     if devices is not None and batch_size % devices:
-        fewer, more = (next(n for n in counts if batch_size % n == 0)
-                       for counts in (range(devices, 0, -1), range(min(devices, batch_size), batch_size + 1)))
+        near = [*[n for n in divisors if n < devices][-1:], *[n for n in divisors if n > devices][:1]]
         sizes = [size for size in (batch_size // devices * devices, (batch_size // devices + 1) * devices) if size]
         raise JaxlmError(f"the {batch_size} rows of a batch do not divide over {devices} devices: take "
-                         f"batch_size {_either(sizes)}, or devices {_either(sorted({fewer, more}))}")
-    fitting = [n for n in range(1, there // model_devices + 1)
-               if batch_size % n == 0 and n * model_devices % processes == 0 and devices in (None, n)]
+                         f"batch_size {_either(sizes)}, or devices {_either(near)}")
+    fitting = [n for n in divisors if n * model_devices % processes == 0 and devices in (None, n)]
     if not fitting:
         raise JaxlmError(f"{processes} processes take part, and the {batch_size} rows of a batch do not spread over "
                          f"{devices or there} devices x {model_devices} of which each process gives equally many: "
@@ -96,7 +94,7 @@ def put(mesh: Mesh | None, tree: Tree) -> Tree:
         return tree
 
     def place(leaf: Any, spec: P) -> jax.Array:
-        if _is_key(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(place(jax.random.key_data(leaf), spec))
         array = np.asarray(leaf)
         if MODEL in spec:
@@ -109,7 +107,7 @@ def put(mesh: Mesh | None, tree: Tree) -> Tree:
 
 
 def whole(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
-    """The inverse of `put`: every leaf whole, in the host's memory of each process. All processes call it."""
+    """The inverse of `put`: every leaf whole in each process, in the host's memory what was spread. All call it."""
     if mesh is None:
         return tree
 
@@ -198,7 +196,3 @@ def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 def _there(axis: str) -> bool:
     return axis in jax.sharding.get_abstract_mesh().manual_axes and lax.axis_size(axis) > 1
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

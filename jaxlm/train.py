@@ -85,8 +85,9 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
     and `resume` goes on from its newest intact checkpoint; without one nothing is kept but what is returned.
 
     The batch's rows are spread over `devices` (default: as many as they divide over) and the vocabulary over
-    `model_devices`, in all their product. The numbers are one device's within rounding, and a run may be resumed on
-    other devices than it began on.
+    `model_devices`, in all their product. The numbers are one device's within rounding, a run may be resumed on other
+    devices than it began on, and what is returned lies whole in the host's memory. Of many processes
+    (`processes.join`) only the first writes, prints and returns all epochs; `run_dir` is one that all of them see.
 
     SIGTERM, SIGINT and SIGUSR1 end the training: after at most one call of `windows_per_call` windows (and the
     validation, where that call ends an epoch) it is saved and returned from. A second signal ends the process at
