@@ -188,19 +188,23 @@ def _supervise(folder: Path, workers: int, data_dir: str | Path | None, study: S
     command = [sys.executable, "-c", "import sys; from jaxlm.cli import main; sys.exit(main())", *arguments]
     running = {number: subprocess.Popen(command, start_new_session=True) for number in range(workers)}
     told = False
-    while running:
-        if stop.signal is not None and not told:
-            told = True
-            for process in running.values():
-                process.send_signal(stop.signal)
-        for number, process in list(running.items()):
-            if process.poll() is not None:
-                del running[number]
-                if process.returncode and stop.signal is None:
-                    say(f"!! worker {number} ended with exit code {process.returncode}; what it trained is left to the "
-                        f"others")
-        show()
-        time.sleep(POLL / 2)
+    try:
+        while running:
+            if stop.signal is not None and not told:
+                told = True
+                for process in running.values():
+                    process.send_signal(stop.signal)
+            for number, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[number]
+                    if process.returncode and stop.signal is None:
+                        say(f"!! worker {number} ended with exit code {process.returncode}; what it trained is left "
+                            f"to the others")
+            show()
+            time.sleep(POLL / 2)
+    finally:
+        for process in running.values():
+            process.terminate()
     if stop.signal is None and not study.ended:
         raise JaxlmError(f"every worker ended before the sweep did: what was saved is whole; go on with --run-dir "
                          f"{folder} --resume")
