@@ -32,9 +32,13 @@ class ModelConfig:
     dropout: bool = _field(False, "drop activations (see the keep probabilities); off costs nothing")
     compute_dtype: str = _field("float32", "what training multiplies in: float32, or bfloat16 for accelerators; sums, "
                                            "parameters, loss and evaluation stay float32")
+    recurrent_op: str = _field("scan", "what trains the layers: scan, or cudnn on a CUDA device (not timed yet)")
 
     def __post_init__(self):
         _check(self)
+        _check_choice("recurrent_op", self.recurrent_op, ("scan", "cudnn"))
+        if (self.recurrent_op, self.compute_dtype) == ("cudnn", "bfloat16"):
+            raise JaxlmError("recurrent_op cudnn computes in float32, and compute_dtype is bfloat16: take scan")
         _check_choice("compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
 
 

@@ -9,9 +9,10 @@ from jaxlm.ops import softmax
 
 
 def window_nats(params: model.Params, hyper: Hyper, embedded: jax.Array, targets: jax.Array, carry: model.Carry,
-                dropout_key: jax.Array | None = None) -> tuple[jax.Array, tuple[int, model.Carry]]:
+                dropout_key: jax.Array | None = None, recurrent_op: str = "scan"
+                ) -> tuple[jax.Array, tuple[int, model.Carry]]:
     """Embedded inputs [T, B, E], targets [T, B] -> (summed nats, (tokens predicted, new carry)), for training."""
-    h, carry = model.apply(params, hyper, embedded, carry, dropout_key)
+    h, carry = model.apply(params, hyper, embedded, carry, dropout_key, recurrent_op)
     nats = softmax.summed_nats(h.reshape(-1, h.shape[-1]), **params["softmax"], targets=targets.reshape(-1),
                                weights=jnp.ones(targets.size))
     return nats, (targets.size, carry)

@@ -28,6 +28,7 @@ class TrainState:
     carry: model.Carry
     key: jax.Array | None  # dropout's key, folded with the step; None: the model has no dropout
     compute_dtype: str = struct.field(pytree_node=False, default="float32")  # of products
+    recurrent_op: str = struct.field(pytree_node=False, default="scan")
 
 
 @struct.dataclass
@@ -57,7 +58,7 @@ def init_state(key: jax.Array, config: ModelConfig, hyper: Hyper, batch_size: in
     start = jax.tree.map(jnp.array, start)  # copies: the loop donates its state, and the caller keeps what is his
     return TrainState(step=jnp.zeros((), jnp.int32), params=start, opt_state=optimizer(hyper, 0.0).init(start),
                       carry=model.zero_carry(start, batch_size), key=dropout_key if config.dropout else None,
-                      compute_dtype=config.compute_dtype)
+                      compute_dtype=config.compute_dtype, recurrent_op=config.recurrent_op)
 
 
 def train_step(state: TrainState, hyper: Hyper, window: Window) -> tuple[TrainState, Metrics]:
@@ -76,7 +77,7 @@ def train_step(state: TrainState, hyper: Hyper, window: Window) -> tuple[TrainSt
 
     def cost_fn(embedded, dense):
         nats, (_, carry_out) = window_nats(dense, hyper, embedded.astype(state.compute_dtype), window.targets,
-                                           carry_in, key)
+                                           carry_in, key, state.recurrent_op)
         return nats / B, carry_out
 
     (cost, carry), (rows, dense_grad) = jax.value_and_grad(cost_fn, argnums=(0, 1), has_aux=True)(

@@ -151,7 +151,13 @@ def load(config: Config, corpus: str | Path | Corpus | None = None, data_dir: st
 
 
 def new_state(config: Config, params: Params | None = None) -> TrainState:
-    """The state before the first step. Raises JaxlmError where given parameters do not have the config's shapes."""
+    """The state before the first step.
+
+    Raises JaxlmError where given parameters do not have the config's shapes, or no device has its recurrent op.
+    """
+    platform = jax.default_backend()
+    if config.model.recurrent_op == "cudnn" and platform not in ("gpu", "cuda"):
+        raise JaxlmError(f"recurrent_op cudnn needs a CUDA device, and there is only {platform}: take scan")
     numbers = (jax.random.key(config.train.seed), config.model, config.hyper, config.train.batch_size)
     if params is not None:
         expected = checkpoint.shapes(jax.eval_shape(lambda: init_state(*numbers)).params)

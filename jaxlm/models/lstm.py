@@ -11,11 +11,13 @@ import jax.numpy as jnp
 
 from jaxlm import parallel
 from jaxlm.config import Hyper, ModelConfig
+from jaxlm.ops.cudnn import lstm_cudnn
 from jaxlm.ops.dropout import dropout
 from jaxlm.ops.lstm import LSTMState, lstm, zero_state
 
 Params = Any  # the tree described above: dicts and a list of arrays
 Carry = tuple[LSTMState, ...]
+RECURRENT_OPS = {"scan": lstm, "cudnn": lstm_cudnn}
 
 
 def init_params(key: jax.Array, config: ModelConfig, hyper: Hyper) -> Params:
@@ -46,7 +48,7 @@ def embed(params: Params, tokens: jax.Array) -> jax.Array:
 
 
 def apply(params: Params, hyper: Hyper, embedded: jax.Array, carry: Carry,
-          dropout_key: jax.Array | None = None) -> tuple[jax.Array, Carry]:
+          dropout_key: jax.Array | None = None, recurrent_op: str = "scan") -> tuple[jax.Array, Carry]:
     """Embedded tokens [T, B, E] and the carry -> the last layer's outputs [T, B, H] and the new carry.
 
     With a key, dropout falls on the embedded input and on each layer's output, never on the recurrence;
@@ -57,10 +59,11 @@ def apply(params: Params, hyper: Hyper, embedded: jax.Array, carry: Carry,
         return x if dropout_key is None else dropout(jax.random.fold_in(dropout_key, place), x, keep,
                                                      parallel.first_row(x.shape[1]))
 
+    layer_op = RECURRENT_OPS[recurrent_op]
     x = drop(embedded, hyper.keep_embedding, 0)
     new_carry = []
     for place, (layer, state) in enumerate(zip(params["lstm"], carry, strict=True), start=1):
-        x, state = lstm(x, layer["kernel"], layer["bias"], state, hyper.forget_bias)
+        x, state = layer_op(x, layer["kernel"], layer["bias"], state, hyper.forget_bias)
         x = drop(x, hyper.keep_output, place)
         new_carry.append(state)
     return x, tuple(new_carry)

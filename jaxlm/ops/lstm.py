@@ -60,7 +60,8 @@ def lstm(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
     return _lstm(x, kernel, bias, state, jnp.asarray(forget_bias, bias.dtype))
 
 
-MOST_UNROLLED = 40  # steps; a longer scan stays a loop, for its compile time
+# An unrolled scan is faster, and takes seconds to compile: not for many steps, nor where a step is next to nothing.
+MOST_UNROLLED, LEAST_UNROLLED_WIDTH = 40, 64
 
 
 @jax.custom_vjp
@@ -128,8 +129,9 @@ def _activated(z):
 
 
 def _scan(cell, carry, steps, reverse=False):
-    T = jax.tree.leaves(steps)[0].shape[0]
-    return lax.scan(cell, carry, steps, reverse=reverse, unroll=T if 0 < T <= MOST_UNROLLED else 1)
+    T, H = jax.tree.leaves(steps)[0].shape[0], jax.tree.leaves(carry)[0].shape[-1]
+    unrolled = 0 < T <= MOST_UNROLLED and H >= LEAST_UNROLLED_WIDTH
+    return lax.scan(cell, carry, steps, reverse=reverse, unroll=T if unrolled else 1)
 
 
 def _check_shapes(x, kernel, bias, state):
