@@ -26,7 +26,7 @@ from jaxlm.manifest import Manifest
 from jaxlm.metrics import MetricsLog, read_metrics
 from jaxlm.models.lstm import Params
 from jaxlm.step import Metrics, TrainState, read_window, train_step
-from jaxlm.train import count_skipped, floors, new_state
+from jaxlm.train import floors, new_state
 from jaxlm.trials import Trial
 
 
@@ -136,10 +136,9 @@ class Member:
         """Writes the result of the epoch that has just ended."""
         finite = [cost for cost in self._costs if math.isfinite(cost)]
         epoch = self.epoch
-        skipped = count_skipped([row for row in read_metrics(self.folder) if row.get("epoch") == epoch])
         self.log.result("epoch", preset=self.config.preset, epoch=epoch, step=self.step, learning_rate=self._rate,
                         train_perplexity=perplexity(sum(finite), self.config.train.bptt_length * len(finite)),
-                        valid_perplexity=valid_perplexity, skipped_windows=skipped or None,
+                        valid_perplexity=valid_perplexity, skipped_windows=self.log.skipped[epoch] or None,
                         **floors(self.corpus, "train", "valid"))
         now = time.perf_counter()
         self.log.timing(epoch=epoch, seconds=now - self._since)

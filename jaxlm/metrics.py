@@ -15,6 +15,7 @@ import os
 import re
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ _NUMBER = re.compile("|".join(_SERIES) + "|.*perplexity|floor.*")
 
 
 class MetricsLog:
-    """Writes a run's metrics; a context manager.
+    """Writes a run's metrics, and counts the windows `skipped`; a context manager.
 
     `offset` (bytes, from `sync`) resumes: the file is cut back to it and written on. Without it the run is new
     and the file must not exist. No clock is in the file: a resumed run ends with the same bytes as an
@@ -54,11 +55,12 @@ class MetricsLog:
             if offset and not (len(kept) == offset and kept.endswith(b"\n")):
                 raise RunDirError(f"{self._path} held {offset} bytes of whole lines when its checkpoint was saved, "
                                   f"and no longer does: restore it from a copy")
-            steps = [row["step"] for row in _rows(kept, self._path) if row["kind"] == "window"]
+            windows = [row for row in _rows(kept, self._path) if row["kind"] == "window"]
             self._file = open(self._path, "ab")  # noqa: SIM115 (closed by __exit__)
             self._file.truncate(len(kept))
             self._timing = open(self._run_dir / "timing.jsonl", "ab", buffering=0)  # noqa: SIM115
-        self._step = max(steps, default=0)
+        self._step = max((row["step"] for row in windows), default=0)
+        self.skipped = Counter(row["epoch"] for row in windows if _is_bad(row))  # in each epoch
         self._board = _TensorBoard(self._run_dir / "tensorboard" if tensorboard else None, self._step + 1)
 
     def __enter__(self) -> "MetricsLog":
@@ -80,6 +82,7 @@ class MetricsLog:
         for step, row in enumerate(rows, first_step):
             self._board.scalars(step, {f"train/{name}": value for name, value in row.items()})
             self._step = step
+            self.skipped[epoch] += _is_bad(row)
 
     def result(self, kind: str, **values: Any) -> None:
         """A line for an "epoch" or a "test", with the corpus's name; a value of None is left out.
@@ -114,6 +117,11 @@ class MetricsLog:
         with _disk(self._path):
             self._file.write(b"".join(map(_line, rows)))
             self._file.flush()
+
+
+def _is_bad(row: dict[Any, Any]) -> bool:
+    """Whether a window has a cost or a gradient that is not finite, so that no update was made of it."""
+    return not math.isfinite(row["cost"] + row["grad_norm"])
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -209,10 +209,9 @@ def _train(run: _Run, state: TrainState, steps: int | None, stop: signals.Stop, 
             seconds = time.perf_counter() - started
             speed = (len(costs) - begun_with) * T * B / seconds
             valid_perplexity = perplexity(*stream_nats(state.params, hyper, run.corpus.valid, B, T, run.mesh))
-            skipped = count_skipped([row for row in read_metrics(run.folder) if row.get("epoch") == epoch + 1]) or None
             run.log.result("epoch", preset=run.config.preset, epoch=epoch + 1, step=step,
                            learning_rate=float(rate[0]), train_perplexity=train_perplexity,
-                           valid_perplexity=valid_perplexity, skipped_windows=skipped,
+                           valid_perplexity=valid_perplexity, skipped_windows=run.log.skipped[epoch + 1] or None,
                            **floors(run.corpus, "train", "valid"))
             run.log.timing(epoch=epoch + 1, seconds=seconds, words_per_second=speed)
             run.progress.epoch(epoch + 1, train_perplexity, valid_perplexity, float(rate[0]), speed, seconds,
@@ -247,10 +246,9 @@ def _save(run: _Run, state: TrainState, step: int, epoch: int, valid_perplexity:
 def _finish(run: _Run, state: TrainState, stopped_by: int | None) -> TrainResult:
     """Tests (batch 1, every prediction), draws the curve and sums up; after a signal it only says how to go on."""
     kept_in = run.folder if run.kept else None
-    metrics = read_metrics(run.folder)
     epochs = [EpochResult(**{name: row[name] for name in EpochResult.__dataclass_fields__})
-              for row in metrics if row["kind"] == "epoch"]
-    skipped = count_skipped(metrics)
+              for row in read_metrics(run.folder) if row["kind"] == "epoch"]
+    skipped = run.log.skipped.total()
     result = TrainResult(run.config, run.corpus.name, kept_in,
                          parallel.whole(run.mesh, state, run.config.model.vocab_size), epochs, stopped_by=stopped_by,
                          skipped_windows=skipped)
@@ -288,11 +286,6 @@ def _finish(run: _Run, state: TrainState, stopped_by: int | None) -> TrainResult
             run.progress.say(f"there is no learning curve: {error}", loud=True)
     run.progress.summary(rows, run.config.preset)
     return TrainResult(**{**vars(result), "test_perplexity": tests["last"]})
-
-
-def count_skipped(rows: list[dict]) -> int:
-    """How many of the windows had a cost or a gradient that was not finite."""
-    return sum(not math.isfinite(row["cost"] + row["grad_norm"]) for row in rows if row["kind"] == "window")
 
 
 def floors(corpus: Corpus, *splits: str) -> dict[str, float]:
