@@ -36,8 +36,9 @@ def test_each_command_parses(command, monkeypatch):
             assert parsed
 
 
-def test_the_program_that_trains_runs():
-    code = next(block for block in blocks("python") if "jaxlm.train(" in block)
+@pytest.mark.parametrize("call", ["jaxlm.train(", "jaxlm.sweep("])
+def test_the_program_that_trains_runs(call):
+    code = next(block for block in blocks("python") if call in block)
     exec(compile(code, "README.md", "exec"), {})
 
 
