@@ -23,7 +23,8 @@ from peers import flops
 from jaxlm.config import Config, preset
 
 HERE = Path(__file__).parent
-NEEDS = {"jaxlm": "jax", "floor": "jax", "flax": "flax", "pytorch": "torch", "tensorflow": "tensorflow"}
+NEEDS = {"jaxlm": "jax", "floor": "jax", "flax": "flax", "linen": "flax",
+         "pytorch": "torch", "tensorflow": "tensorflow"}
 GROWTH = {"vocab_size": (10_000, 50_000, 200_000, 400_000), "bptt_length": (20, 80, 320),
           "batch_size": (20, 80, 320), "hidden_sizes": (100, 200, 400, 800)}
 

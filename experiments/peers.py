@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -42,19 +43,28 @@ def jaxlm(config: Config, tokens: np.ndarray) -> Run:
     return run
 
 
-def flax(config: Config, tokens: np.ndarray) -> Run:
+def linen(config: Config, tokens: np.ndarray) -> Run:
+    """Plain Flax, but for the one line that `jaxlm.linen` changes."""
+    from jaxlm.linen import LSTM
+
+    return flax(config, tokens, lambda size: LSTM(size, time_major=True, return_carry=True))
+
+
+def flax(config: Config, tokens: np.ndarray, layer: Callable[[int], Any] | None = None) -> Run:
     import jax
     import jax.numpy as jnp
     import optax
     from flax import linen as nn
+
+    def rnn(size: int) -> Any:
+        return nn.RNN(nn.OptimizedLSTMCell(size), time_major=True, return_carry=True)
 
     class Model(nn.Module):
         @nn.compact
         def __call__(self, x, carries):
             x, new = nn.Embed(config.model.vocab_size, config.model.embedding_size)(x), []
             for size, carry in zip(config.model.hidden_sizes, carries, strict=True):
-                rnn = nn.RNN(nn.OptimizedLSTMCell(size), time_major=True, return_carry=True)
-                carry, x = rnn(x, initial_carry=carry)
+                carry, x = (layer or rnn)(size)(x, initial_carry=carry)
                 new.append(carry)
             return nn.Dense(config.model.vocab_size)(x), new
 
@@ -195,7 +205,7 @@ def _windows(config: Config, tokens: np.ndarray):
             yield tokens[start:start + T + 1]
 
 
-MAKERS = {maker.__name__: maker for maker in (jaxlm, flax, pytorch, tensorflow, floor)}
+MAKERS = {maker.__name__: maker for maker in (jaxlm, flax, linen, pytorch, tensorflow, floor)}
 
 
 def main() -> None:

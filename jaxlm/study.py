@@ -285,7 +285,7 @@ def _suggest(trial: optuna.trial.Trial, name: str, distribution: Any) -> Any:
     return suggest(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
 
 
-def _storage(where: str | None, again: bool = True) -> Any:
+def _storage(where: str | None, tries: int = 5) -> Any:
     """Raises JaxlmError, whatever a database's driver raises."""
     try:
         if where is None or "://" not in where:
@@ -293,9 +293,10 @@ def _storage(where: str | None, again: bool = True) -> Any:
         return RDBStorage(where, heartbeat_interval=BEAT, grace_period=SILENCE,
                           heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback())
     except Exception as error:
-        if again and "already exists" in str(error):  # another worker is just creating the tables
-            time.sleep(1)
-            return _storage(where, again=False)
+        said = str(error).lower()
+        if tries > 1 and any(word in said for word in ("already exists", "unique", "duplicate", "locked")):
+            time.sleep(1)  # another worker is just creating the tables
+            return _storage(where, tries - 1)
         raise JaxlmError(f"the storage {where} cannot be used ({' '.join(str(error).split())}): expected the path of "
                          f"a journal file, or a database's URL as in sqlite:///study.db") from None
 
