@@ -4,7 +4,6 @@ Letters: `M` members. All read the same windows of the corpus, each in its own e
 `train_step`, and nothing that a member does reaches another.
 """
 
-import math
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -26,7 +25,7 @@ from jaxlm.manifest import Manifest
 from jaxlm.metrics import MetricsLog, read_metrics
 from jaxlm.models.lstm import Params
 from jaxlm.step import Metrics, TrainState, read_window, train_step
-from jaxlm.train import floors, new_state
+from jaxlm.train import floors, log_epoch, new_state, perplexity_of_costs
 from jaxlm.trials import Trial
 
 
@@ -134,12 +133,10 @@ class Member:
 
     def end_epoch(self, valid_perplexity: float) -> None:
         """Writes the result of the epoch that has just ended."""
-        finite = [cost for cost in self._costs if math.isfinite(cost)]
         epoch = self.epoch
-        self.log.result("epoch", preset=self.config.preset, epoch=epoch, step=self.step, learning_rate=self._rate,
-                        train_perplexity=perplexity(sum(finite), self.config.train.bptt_length * len(finite)),
-                        valid_perplexity=valid_perplexity, skipped_windows=self.log.skipped[epoch] or None,
-                        **floors(self.corpus, "train", "valid"))
+        log_epoch(self.log, self.config, self.corpus, epoch=epoch, step=self.step, learning_rate=self._rate,
+                  train_perplexity=perplexity_of_costs(self._costs, self.config.train.bptt_length),
+                  valid_perplexity=valid_perplexity)
         now = time.perf_counter()
         self.log.timing(epoch=epoch, seconds=now - self._since)
         self.record = replace(self.record, seconds=self.record.seconds + now - self._since,

@@ -200,8 +200,7 @@ def _train(run: _Run, state: TrainState, steps: int | None, stop: signals.Stop, 
                            f"try a lower learning_rate or clip_norm, or go on from the last checkpoint without "
                            f"such windows (--resume --on-nonfinite skip)")
         step, costs = step + done, costs + cost.tolist()
-        finite = [cost for cost in costs if math.isfinite(cost)]
-        train_perplexity = perplexity(sum(finite), T * len(finite))
+        train_perplexity = perplexity_of_costs(costs, T)
         run.progress.advance(epoch + 1, index + done, train_perplexity, float(rate[0]))
 
         valid_perplexity = None
@@ -209,10 +208,8 @@ def _train(run: _Run, state: TrainState, steps: int | None, stop: signals.Stop, 
             seconds = time.perf_counter() - started
             speed = (len(costs) - begun_with) * T * B / seconds
             valid_perplexity = perplexity(*stream_nats(state.params, hyper, run.corpus.valid, B, T, run.mesh))
-            run.log.result("epoch", preset=run.config.preset, epoch=epoch + 1, step=step,
-                           learning_rate=float(rate[0]), train_perplexity=train_perplexity,
-                           valid_perplexity=valid_perplexity, skipped_windows=run.log.skipped[epoch + 1] or None,
-                           **floors(run.corpus, "train", "valid"))
+            log_epoch(run.log, run.config, run.corpus, epoch=epoch + 1, step=step, learning_rate=float(rate[0]),
+                      train_perplexity=train_perplexity, valid_perplexity=valid_perplexity)
             run.log.timing(epoch=epoch + 1, seconds=seconds, words_per_second=speed)
             run.progress.epoch(epoch + 1, train_perplexity, valid_perplexity, float(rate[0]), speed, seconds,
                                floors(run.corpus, "valid").get("floor_valid"))
@@ -286,6 +283,18 @@ def _finish(run: _Run, state: TrainState, stopped_by: int | None) -> TrainResult
             run.progress.say(f"there is no learning curve: {error}", loud=True)
     run.progress.summary(rows, run.config.preset)
     return TrainResult(**{**vars(result), "test_perplexity": tests["last"]})
+
+
+def perplexity_of_costs(costs: list[float], bptt_length: int) -> float:
+    """The perplexity of windows with these costs; those that are not finite, of which no update was made, left out."""
+    finite = [cost for cost in costs if math.isfinite(cost)]
+    return perplexity(sum(finite), bptt_length * len(finite))
+
+
+def log_epoch(log: MetricsLog, config: Config, corpus: Corpus, *, epoch: int, **values: float) -> None:
+    """Writes down what an epoch (from 1) came to."""
+    log.result("epoch", preset=config.preset, epoch=epoch, **values, skipped_windows=log.skipped[epoch] or None,
+               **floors(corpus, "train", "valid"))
 
 
 def floors(corpus: Corpus, *splits: str) -> dict[str, float]:
