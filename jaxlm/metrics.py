@@ -121,7 +121,7 @@ class MetricsLog:
 
 def _is_bad(row: dict[Any, Any]) -> bool:
     """Whether a window has a cost or a gradient that is not finite, so that no update was made of it."""
-    return not math.isfinite(row["cost"] + row["grad_norm"])
+    return not (math.isfinite(row["cost"]) and math.isfinite(row["grad_norm"]))
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
