@@ -41,12 +41,12 @@ def turns(folder: str, mode: str) -> Iterator[float]:
     import jax
     import jax.numpy as jnp
 
-    from jaxlm.config import preset
-    from jaxlm.data.batching import num_windows
+    from jaxlm.config.config import preset
     from jaxlm.data.corpora import load_corpus
-    from jaxlm.feed import feed
-    from jaxlm.step import train_windows
-    from jaxlm.train import new_state
+    from jaxlm.data.windows import num_windows
+    from jaxlm.runs.loop import new_state
+    from jaxlm.training.feed import feed
+    from jaxlm.training.step import train_windows
 
     corpus = load_corpus(folder)
     ids = corpus.train if mode == "file" else np.asarray(corpus.train, np.int32)

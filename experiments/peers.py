@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.config import Config
+from jaxlm.config.config import Config
 
 Run = Callable[[int], None]
 
@@ -24,8 +24,8 @@ def jaxlm(config: Config, tokens: np.ndarray) -> Run:
     import jax
     import jax.numpy as jnp
 
-    from jaxlm.step import train_windows
-    from jaxlm.train import new_state
+    from jaxlm.runs.loop import new_state
+    from jaxlm.training.step import train_windows
 
     hyper, on_device = jax.tree.map(jnp.float32, config.hyper), jnp.asarray(tokens)
     state = new_state(config)

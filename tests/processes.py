@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jaxlm
-from jaxlm import checkpoint
+from jaxlm.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILED = tempfile.TemporaryDirectory(prefix="jaxlm-compiled-")  # JAX's own cache, so that a restart is quick

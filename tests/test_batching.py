@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlm.data.batching import batch, check_fits, locate, num_windows
 from jaxlm.data.corpora import load_corpus
+from jaxlm.data.windows import batch, check_fits, locate, num_windows
 from jaxlm.errors import DataError
 
 

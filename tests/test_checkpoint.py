@@ -15,12 +15,12 @@ import pytest
 from processes import CONFIG
 
 import jaxlm
-from jaxlm import checkpoint
-from jaxlm import manifest as sealed
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError
-from jaxlm.manifest import Manifest
-from jaxlm.train import new_state
+from jaxlm.runs import checkpoint
+from jaxlm.runs import manifest as sealed
+from jaxlm.runs.loop import new_state
+from jaxlm.runs.manifest import Manifest
 
 SMALL = CONFIG.replace(vocab_size=5)
 VOCAB = Vocab(("<unk>", "<eos>", "a", "b", "c"))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxlm import rundir
 from jaxlm.cli import main
+from jaxlm.runs import directory as rundir
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--corpus", "embedded-tiny", "--hidden-sizes", "8", "--embedding-size", "4", "--batch-size", "20",

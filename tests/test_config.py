@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlm.config import (
+from jaxlm.config.config import (
     PRESETS,
     SECTIONS,
     Config,

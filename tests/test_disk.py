@@ -10,9 +10,9 @@ import pytest
 from processes import CONFIG, assert_same, end, kept, start_training, wait_for, windows
 
 import jaxlm
-from jaxlm import checkpoint
 from jaxlm.data.corpora import load_corpus
 from jaxlm.errors import DataError, RunDirError
+from jaxlm.runs import checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.config import ModelConfig
+from jaxlm.config.config import ModelConfig
 from jaxlm.errors import DataError
-from jaxlm.evaluate import perplexity, stream_nats
 from jaxlm.models import lstm as model
 from jaxlm.ops.softmax import token_nats_reference
-from jaxlm.optim import Hyper
+from jaxlm.scoring.stream import perplexity, stream_nats
+from jaxlm.training.optimizers import Hyper
 
 HYPER = Hyper(init_scale=0.7)
 PARAMS = model.init_params(jax.random.key(0), ModelConfig(vocab_size=9, embedding_size=4, hidden_sizes=(5, 3)), HYPER)
@@ -34,7 +34,7 @@ def plain_nats(ids: np.ndarray, B: int, T: int) -> float:
 @given(B=st.integers(1, 5), T=st.integers(1, 6), per_window=st.sampled_from([1, 7, 64, 4096]))
 def test_any_cut_into_windows_gives_the_plain_sum(B, T, per_window):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["jaxlm.evaluate"], "PREDICTIONS_PER_WINDOW", per_window)
+        patch.setattr(sys.modules["jaxlm.scoring.stream"], "PREDICTIONS_PER_WINDOW", per_window)
         nats, count = stream_nats(PARAMS, HYPER, IDS, B, T)
     assert count == (101 // B - 1) // T * T * B
     assert nats == pytest.approx(plain_nats(IDS, B, T), rel=1e-5)

@@ -17,16 +17,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import CONFIG
 
-from jaxlm import checkpoint, rundir
-from jaxlm import manifest as sealed
-from jaxlm.config import Config, hyper_from_json, hyper_to_json
+from jaxlm.config.config import Config, hyper_from_json, hyper_to_json
 from jaxlm.data import download
 from jaxlm.data.corpora import load_corpus, read_text
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
-from jaxlm.manifest import Manifest
-from jaxlm.metrics import read_metrics
-from jaxlm.train import new_state
+from jaxlm.report.metrics import read_metrics
+from jaxlm.runs import checkpoint
+from jaxlm.runs import directory as rundir
+from jaxlm.runs import manifest as sealed
+from jaxlm.runs.loop import new_state
+from jaxlm.runs.manifest import Manifest
 
 SECONDS, BYTES = 20, 1 << 30  # more than that for one input, or for all, is a hang or a blow-up
 NASTY = [b"", b"\0", b"-", b"1e999", b"-1", b"9" * 5000, b"NaN", b"null", b"true", b"[", b"]", b"{", b"}", b'"', b",",

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 import jaxlm
-from jaxlm import parallel
-from jaxlm.data.batching import batch
 from jaxlm.data.corpora import load_corpus
-from jaxlm.evaluate import perplexity, stream_nats
+from jaxlm.data.windows import batch
+from jaxlm.distributed import mesh as parallel
 from jaxlm.models import lstm as model
-from jaxlm.step import Window, eval_step, init_state, train_windows
+from jaxlm.scoring.stream import perplexity, stream_nats
+from jaxlm.training.step import Window, eval_step, init_state, train_windows
 
 HERE = Path(__file__).parent / "golden"
 COST, NORM, VALID = 2e-4, 2e-3, 5e-4  # relative tolerances

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.metrics import MetricsLog, Progress, read_metrics
+from jaxlm.report.metrics import MetricsLog, Progress, read_metrics
 
 NAN, INF = float("nan"), float("inf")
 FLOATS = st.floats(width=32)

@@ -37,10 +37,10 @@ import tempfile
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 import jaxlm
-from jaxlm import parallel
-from jaxlm.data.batching import batch
-from jaxlm.evaluate import stream_nats
-from jaxlm.step import init_state, train_windows
+from jaxlm.distributed import mesh as parallel
+from jaxlm.data.windows import batch
+from jaxlm.scoring.stream import stream_nats
+from jaxlm.training.step import init_state, train_windows
 
 def trajectory(config, ids, valid, params=None, mesh=None, steps=50):
     T, B, V = config.train.bptt_length, config.train.batch_size, config.model.vocab_size
@@ -80,7 +80,7 @@ for keep, meshes in ((0.7, [(8, 1), (2, 2)]), (1.0, [(2, 1), (1, 8)])):
 def test_a_run_goes_on_with_other_devices_and_devices_may_hold_no_word():
     on_devices(8, TRAJECTORY + """
 from processes import CONFIG
-from jaxlm.metrics import read_metrics
+from jaxlm.report.metrics import read_metrics
 
 folder = Path(tempfile.mkdtemp())
 one = jaxlm.train(CONFIG, run_dir=folder / "one", steps=45, quiet=True, devices=1)
@@ -96,7 +96,7 @@ np.testing.assert_allclose(many.test_perplexity, one.test_perplexity, rtol=5e-6)
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), many.params, one.params)
 
 spread = jaxlm.train(CONFIG, run_dir=folder / "spread", steps=20, quiet=True, devices=2, model_devices=3)
-from jaxlm.reproduce import reproduce
+from jaxlm.runs.reproduction import reproduce
 same = reproduce(folder / "spread", quiet=True)
 assert not same.results and not same.surroundings, same
 
@@ -112,7 +112,7 @@ np.testing.assert_allclose(many[1], one[1], rtol=5e-6)
 def test_refusals_name_what_would_do():
     on_devices(8, """
 import jax, pytest
-from jaxlm import parallel
+from jaxlm.distributed import mesh as parallel
 from jaxlm.errors import JaxlmError
 
 def refused(says, *args):
@@ -139,7 +139,7 @@ assert parallel.make_mesh(7, 1) == (None, None) and parallel.make_mesh(11)[0] is
 GOLDEN = """
 from pathlib import Path
 from test_golden import HERE, follow, follow_penn_treebank, recorded
-from jaxlm import parallel
+from jaxlm.distributed import mesh as parallel
 """
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxlm.errors import JaxlmError
-from jaxlm.metrics import MetricsLog
-from jaxlm.plots import _spread, embedding_map, learning_curve
+from jaxlm.report.metrics import MetricsLog
+from jaxlm.report.plots import _spread, embedding_map, learning_curve
 
 NAN = float("nan")
 
@@ -123,6 +123,6 @@ def test_labels_are_moved_apart_and_not_far():
 def test_nobodys_matplotlib_is_touched(tmp_path):
     """No display, another backend chosen, pyplot not imported: all as before."""
     code = ("import sys, matplotlib; from pathlib import Path; before = dict(matplotlib.rcParams); "
-            "from jaxlm.plots import learning_curve; learning_curve(Path(sys.argv[1])); "
+            "from jaxlm.report.plots import learning_curve; learning_curve(Path(sys.argv[1])); "
             "assert dict(matplotlib.rcParams) == before and 'matplotlib.pyplot' not in sys.modules")
     subprocess.run([sys.executable, "-c", code, str(run(tmp_path))], check=True, env={"MPLBACKEND": "svg"})

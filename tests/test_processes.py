@@ -13,9 +13,9 @@ from processes import end, kill, start, wait_for, windows
 from test_parallel import on_devices
 
 import jaxlm
-from jaxlm import processes
+from jaxlm.distributed import hosts as processes
 from jaxlm.errors import JaxlmError
-from jaxlm.metrics import read_metrics
+from jaxlm.report.metrics import read_metrics
 
 FLAGS = (*processes_.FLAGS, "--batch-size", "48", "--epochs", "2")
 STEP = {"SLURM_JOB_ID": f"{os.getpid()}", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from processes import MAIN, assert_same, end, kept, kill, start, start_training, wait_for, windows
 
-from jaxlm import checkpoint, rundir
 from jaxlm.errors import RunDirError
+from jaxlm.runs import checkpoint
+from jaxlm.runs import directory as rundir
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_signals_save_and_say_how_to_go_on(tmp_path, reference):
 
 SLOW_SAVE = """
 import sys, time
-from jaxlm import checkpoint
+from jaxlm.runs import checkpoint
 fsync = checkpoint.fsync
 checkpoint.fsync = lambda path: (time.sleep(60 if "00000014.partial" in str(path) else 0), fsync(path))
 """ + MAIN
@@ -143,7 +144,7 @@ def test_a_second_signal_leaves_at_once_in_the_middle_of_a_save(tmp_path, refere
 HOLD = """
 import sys, time
 from pathlib import Path
-from jaxlm import rundir
+from jaxlm.runs import directory as rundir
 with rundir.lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(300)

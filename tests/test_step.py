@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import jaxlm
-from jaxlm.config import Config, ModelConfig, TrainConfig
-from jaxlm.loss import window_nats
+from jaxlm.config.config import Config, ModelConfig, TrainConfig
 from jaxlm.models import lstm as model
-from jaxlm.optim import Hyper, learning_rate
-from jaxlm.step import Window, eval_step, init_state, read_window, train_step, train_windows
+from jaxlm.training.loss import window_nats
+from jaxlm.training.optimizers import Hyper, learning_rate
+from jaxlm.training.step import Window, eval_step, init_state, read_window, train_step, train_windows
 
 V, E, HIDDEN, B, T = 11, 3, (5, 4), 2, 6
 MODEL = ModelConfig(vocab_size=V, embedding_size=E, hidden_sizes=HIDDEN)

@@ -22,17 +22,17 @@ from hypothesis import strategies as st
 from processes import WINDOWS, assert_same, end, kept, start
 
 import jaxlm
-from jaxlm import step as steps
 from jaxlm.cli import main
-from jaxlm.data import stream
-from jaxlm.data.batching import batch, num_windows
+from jaxlm.data import prepared as stream
 from jaxlm.data.corpora import SPLITS, Corpus, load_corpus
-from jaxlm.data.stream import prepare
+from jaxlm.data.prepared import prepare
 from jaxlm.data.vocab import Vocab
+from jaxlm.data.windows import batch, num_windows
 from jaxlm.errors import DataError
-from jaxlm.evaluate import stream_nats
-from jaxlm.feed import feed
-from jaxlm.train import load, new_state
+from jaxlm.runs.loop import load, new_state
+from jaxlm.scoring.stream import stream_nats
+from jaxlm.training import step as steps
+from jaxlm.training.feed import feed
 
 # Words and white space of every kind and length in UTF-8, and what could be taken for either.
 WORDS = st.sampled_from(["a", "A", "bb", "é", "€uro", "𝄞", "ΟΔΟΣ", "İ", "<eos>", "<EOS>", "<unk>", "\ufeff", "\u200b"])
@@ -49,7 +49,7 @@ def quick():
     """No test here loses power; and the learning curve's own tests draw it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
-        patch.setattr(sys.modules["jaxlm.train"], "learning_curve", lambda run_dir: Path(run_dir) / "curve.png")
+        patch.setattr(sys.modules["jaxlm.runs.loop"], "learning_curve", lambda run_dir: Path(run_dir) / "curve.png")
         yield
 
 
@@ -134,7 +134,7 @@ def test_ids_take_two_bytes_while_they_fit(tmp_path):
 # As `jaxlm prepare`, in tiny blocks; at the Nth time that it asks something of the disk it dies.
 DIE = """
 import os, signal, sys
-from jaxlm.data import stream
+from jaxlm.data import prepared as stream
 stream.BLOCK, stream.JOURNAL, left = 64, 512, [int(sys.argv[3])]
 def dying(action):
     def call(*args):
@@ -378,7 +378,7 @@ def test_the_command_prepares_trains_is_stopped_and_goes_on_as_from_text(text, t
 
 PEAK = """
 import re, sys
-from jaxlm.data import stream
+from jaxlm.data import prepared as stream
 stream.prepare(sys.argv[1], sys.argv[2])
 print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """
@@ -521,7 +521,7 @@ def test_slabs_compile_once(mapped, monkeypatch):
 
 
 def test_an_evaluation_in_slabs_is_the_evaluation(mapped, monkeypatch):
-    evaluate = sys.modules["jaxlm.evaluate"]
+    evaluate = sys.modules["jaxlm.scoring.stream"]
     state = new_state(CONFIG.replace(vocab_size=len(mapped.vocab), init_scale=0.7))
     for B, T in ((1, 1), (7, 3)):
         monkeypatch.setattr(evaluate, "PREDICTIONS_PER_CALL", 1 << 22)

@@ -22,14 +22,16 @@ from processes import end, kill, start, wait_for
 from rich.console import Console
 
 import jaxlm
-from jaxlm import cli, members, rundir
-from jaxlm.data.batching import batch
+from jaxlm import cli
 from jaxlm.data.corpora import load_corpus
-from jaxlm.space import grid, read_space
-from jaxlm.study import NAME, Plan
-from jaxlm.train import load, new_state
-from jaxlm.trials import Sweep, Trial, View
-from jaxlm.worker import group_size
+from jaxlm.data.windows import batch
+from jaxlm.runs import directory as rundir
+from jaxlm.runs.loop import load, new_state
+from jaxlm.sweeps import members
+from jaxlm.sweeps.results import Sweep, Trial, View
+from jaxlm.sweeps.space import grid, read_space
+from jaxlm.sweeps.study import NAME, Plan
+from jaxlm.sweeps.worker import group_size
 
 TINY = jaxlm.preset("small").replace(hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2,
                                      corpus="embedded-tiny")

@@ -15,13 +15,13 @@ import pytest
 from processes import WINDOWS, assert_same, kept
 
 import jaxlm
-from jaxlm import checkpoint
-from jaxlm import step as steps
-from jaxlm.data.batching import batch
 from jaxlm.data.corpora import load_corpus
+from jaxlm.data.windows import batch
 from jaxlm.errors import CheckpointError, Diverged, RunDirError
-from jaxlm.metrics import read_metrics
-from jaxlm.train import new_state
+from jaxlm.report.metrics import read_metrics
+from jaxlm.runs import checkpoint
+from jaxlm.runs.loop import new_state
+from jaxlm.training import step as steps
 
 CONFIG = processes.CONFIG.replace(checkpoint_every=20)
 
@@ -30,7 +30,7 @@ CONFIG = processes.CONFIG.replace(checkpoint_every=20)
 def no_pictures():
     """The learning curve's own tests draw it; here it would cost a second a run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["jaxlm.train"], "learning_curve", lambda run_dir: Path(run_dir) / "curve.png")
+        patch.setattr(sys.modules["jaxlm.runs.loop"], "learning_curve", lambda run_dir: Path(run_dir) / "curve.png")
         yield
 
 
@@ -232,7 +232,7 @@ def test_a_copied_run_loads_anywhere(finished, tmp_path):
 
 
 def test_reproduce_names_what_differs(train, tmp_path):
-    from jaxlm.reproduce import reproduce
+    from jaxlm.runs.reproduction import reproduce
 
     train(steps=9)
     run = tmp_path / "run"

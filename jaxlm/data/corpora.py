@@ -196,7 +196,7 @@ def _prepared(
     spec: str | Path, max_vocab: int | None, min_count: int, lowercase: bool, vocab: Vocab | None, progress: bool | None
 ) -> Corpus | None:
     """A corpus that is prepared already, or that is too large for anything else; None where `spec` names neither."""
-    from jaxlm.data import stream
+    from jaxlm.data import prepared as stream
 
     if spec in ("auto", "ptb", *EMBEDDED):
         return None

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm import parallel
-from jaxlm.config import Hyper, ModelConfig
+from jaxlm.config.config import Hyper, ModelConfig
+from jaxlm.distributed import mesh as parallel
 from jaxlm.ops.cudnn import lstm_cudnn
 from jaxlm.ops.dropout import dropout
 from jaxlm.ops.lstm import LSTMState, lstm, zero_state

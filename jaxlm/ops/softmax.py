@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlm import parallel
+from jaxlm.distributed import mesh as parallel
 from jaxlm.ops.product import product
 
 # Rows of a chunk on CPU, measured in experiments/benchmark.md: logits of about this size stay in the cache, but the

@@ -8,9 +8,9 @@ from functools import partial
 import jax
 import numpy as np
 
-from jaxlm import parallel
-from jaxlm.config import TrainConfig
-from jaxlm.data.batching import batch
+from jaxlm.config.config import TrainConfig
+from jaxlm.data.windows import batch
+from jaxlm.distributed import mesh as parallel
 
 Take = Callable[[int, int], tuple[jax.Array, int]]
 Put = Callable[[tuple[int, int], Callable[[slice], np.ndarray]], jax.Array]

@@ -15,16 +15,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxlm import members
-from jaxlm.config import Config, DataConfig, Hyper
-from jaxlm.data.batching import batch
+from jaxlm.config.config import Config, DataConfig, Hyper
 from jaxlm.data.corpora import Corpus
+from jaxlm.data.windows import batch
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.evaluate import members_nats, perplexity, stream_nats
-from jaxlm.members import Member
-from jaxlm.step import TrainState
-from jaxlm.study import Plan, Point, Study
-from jaxlm.train import load, new_state
+from jaxlm.runs.loop import load, new_state
+from jaxlm.scoring.stream import members_nats, perplexity, stream_nats
+from jaxlm.sweeps import members
+from jaxlm.sweeps.members import Member
+from jaxlm.sweeps.study import Plan, Point, Study
+from jaxlm.training.step import TrainState
 
 POLL = 1.0  # seconds between two looks for a point whose worker is gone
 MOST_ON_CPU, MOST = 8, 32  # members in a group, unless one says how many

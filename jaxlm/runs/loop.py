@@ -15,18 +15,21 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 
-from jaxlm import checkpoint, parallel, processes, rundir, signals
-from jaxlm.config import Config
-from jaxlm.data.batching import check_fits, locate, num_windows
+from jaxlm.config.config import Config
 from jaxlm.data.corpora import Corpus, load_corpus
+from jaxlm.data.windows import check_fits, locate, num_windows
+from jaxlm.distributed import hosts as processes
+from jaxlm.distributed import mesh as parallel
 from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
-from jaxlm.evaluate import perplexity, stream_nats
-from jaxlm.feed import Take, feed
-from jaxlm.manifest import Manifest
-from jaxlm.metrics import MetricsLog, Progress, read_metrics
 from jaxlm.models.lstm import Params
-from jaxlm.plots import learning_curve
-from jaxlm.step import TrainState, init_state, train_windows
+from jaxlm.report.metrics import MetricsLog, Progress, read_metrics
+from jaxlm.report.plots import learning_curve
+from jaxlm.runs import checkpoint, signals
+from jaxlm.runs import directory as rundir
+from jaxlm.runs.manifest import Manifest
+from jaxlm.scoring.stream import perplexity, stream_nats
+from jaxlm.training.feed import Take, feed
+from jaxlm.training.step import TrainState, init_state, train_windows
 
 _init_state = jax.jit(init_state, static_argnums=(1, 3))
 

@@ -15,7 +15,7 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxlm.config import PRESETS, Config, DataConfig, ModelConfig, every_field, preset
+from jaxlm.config.config import PRESETS, Config, DataConfig, ModelConfig, every_field, preset
 from jaxlm.errors import Diverged, JaxlmError
 
 FAILED, DIVERGED, SIGNALLED = 1, 3, 128
@@ -249,7 +249,7 @@ def _shown(value: Any) -> str:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from jaxlm.processes import join
+    from jaxlm.distributed.hosts import join
 
     args.joined = join(args.coordinator, args.processes, args.process)
     if args.joined and args.run_dir is None:
@@ -263,7 +263,7 @@ def _train(args: argparse.Namespace) -> int:
     if args.resume and args.config:
         raise JaxlmError("--resume takes the run's own config: leave --config out")
     if args.resume:
-        from jaxlm.rundir import saved_config
+        from jaxlm.runs.directory import saved_config
 
         config = saved_config(args.run_dir)
     else:
@@ -273,7 +273,7 @@ def _train(args: argparse.Namespace) -> int:
         raise JaxlmError(f"--steps must be at least 0; it is {args.steps}")
     run_dir = args.run_dir or runs / f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
 
-    from jaxlm.train import train
+    from jaxlm.runs.loop import train
 
     result = train(config, run_dir=run_dir, resume=args.resume, steps=args.steps, data_dir=args.data_dir,
                    devices=args.devices, model_devices=args.model_devices)
@@ -281,7 +281,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    from jaxlm.data.stream import prepare
+    from jaxlm.data.prepared import prepare
 
     corpus = prepare(args.text, args.out, max_vocab=args.vocab_size, min_count=args.min_count, lowercase=args.lowercase)
     size = f" --vocab-size {len(corpus.vocab)}" if len(corpus.vocab) > ModelConfig().vocab_size else ""
@@ -302,7 +302,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 def _sweep(args: argparse.Namespace) -> int:
     if args.worker:
-        from jaxlm.sweep import join
+        from jaxlm.sweeps.supervisor import join
 
         return SIGNALLED + stopped_by if (stopped_by := join(args.run_dir, args.workers, args.data_dir)) else 0
     space, given = _space(args), _given(args)
@@ -314,7 +314,7 @@ def _sweep(args: argparse.Namespace) -> int:
     options = {name: value for name in ("strategy", "trials", "seeds", "group", "storage")
                if (value := getattr(args, name)) is not None}
 
-    from jaxlm.sweep import saved_options, sweep
+    from jaxlm.sweeps.supervisor import saved_options, sweep
 
     if args.resume:
         config, space, options = saved_options(args.run_dir, space, options)
@@ -362,7 +362,7 @@ def _read(path: Path) -> str:
 
 
 def _load(args: argparse.Namespace) -> Any:
-    from jaxlm.language_model import load
+    from jaxlm.runs.loading import load
 
     return load(args.run, args.checkpoint)
 
@@ -388,7 +388,7 @@ def _neighbors(args: argparse.Namespace) -> None:
 
 
 def _plot(args: argparse.Namespace) -> None:
-    from jaxlm.plots import embedding_map, learning_curve
+    from jaxlm.report.plots import embedding_map, learning_curve
 
     lm = _load(args)
     print(learning_curve(args.run))
@@ -397,7 +397,7 @@ def _plot(args: argparse.Namespace) -> None:
 
 
 def _reproduce(args: argparse.Namespace) -> int:
-    from jaxlm.reproduce import reproduce
+    from jaxlm.runs.reproduction import reproduce
 
     found = reproduce(args.run, args.run_dir, data_dir=args.data_dir)
     for line in found.surroundings:
@@ -411,8 +411,9 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from jaxlm import checkpoint, rundir
-    from jaxlm.metrics import read_metrics
+    from jaxlm.report.metrics import read_metrics
+    from jaxlm.runs import checkpoint
+    from jaxlm.runs import directory as rundir
 
     print(rundir.saved_config(args.run).to_json(), end="")
     found = checkpoint.manifests(args.run)

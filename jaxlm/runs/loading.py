@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm import checkpoint
-from jaxlm.config import Config
+from jaxlm.config.config import Config
 from jaxlm.data.corpora import SPLITS, Corpus, load_corpus, read_text, tokenize
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.evaluate import perplexity, stream_nats
-from jaxlm.manifest import Manifest
 from jaxlm.models import lstm as model
+from jaxlm.runs import checkpoint
+from jaxlm.runs.manifest import Manifest
+from jaxlm.scoring.stream import perplexity, stream_nats
 
 
 class Evaluation(NamedTuple):

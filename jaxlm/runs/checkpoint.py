@@ -24,12 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm import manifest as sealed
-from jaxlm.config import Config, TrainConfig
+from jaxlm.config.config import Config, TrainConfig
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
-from jaxlm.manifest import Manifest
-from jaxlm.step import TrainState, init_state
+from jaxlm.runs import manifest as sealed
+from jaxlm.runs.manifest import Manifest
+from jaxlm.training.step import TrainState, init_state
 
 RAW = {"use_ocdbt": False, "use_compression": False}  # orbax's plainest form: a file of raw bytes for each array
 

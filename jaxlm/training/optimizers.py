@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxlm.config import Hyper
+from jaxlm.config.config import Hyper
 
 # Hyper becomes a pytree here and not in config.py, so that a command line's help need not load JAX.
 jax.tree_util.register_dataclass(Hyper, [item.name for item in fields(Hyper)], [])

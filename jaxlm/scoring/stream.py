@@ -10,12 +10,12 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
-from jaxlm import parallel
-from jaxlm.config import Hyper
-from jaxlm.data.batching import batch, num_windows
+from jaxlm.config.config import Hyper
+from jaxlm.data.windows import batch, num_windows
+from jaxlm.distributed import mesh as parallel
 from jaxlm.errors import DataError
 from jaxlm.models import lstm as model
-from jaxlm.step import Window, eval_step
+from jaxlm.training.step import Window, eval_step
 
 PREDICTIONS_PER_WINDOW = 2048
 PREDICTIONS_PER_CALL = 1 << 22  # so that no more of a large split lies in memory at once

@@ -16,17 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlm import checkpoint, rundir
-from jaxlm.config import Config, Hyper
-from jaxlm.data.batching import num_windows
+from jaxlm.config.config import Config, Hyper
 from jaxlm.data.corpora import Corpus
-from jaxlm.evaluate import perplexity, stream_nats
-from jaxlm.manifest import Manifest
-from jaxlm.metrics import MetricsLog, read_metrics
+from jaxlm.data.windows import num_windows
 from jaxlm.models.lstm import Params
-from jaxlm.step import Metrics, TrainState, read_window, train_step
-from jaxlm.train import floors, log_epoch, new_state, perplexity_of_costs
-from jaxlm.trials import Trial
+from jaxlm.report.metrics import MetricsLog, read_metrics
+from jaxlm.runs import checkpoint
+from jaxlm.runs import directory as rundir
+from jaxlm.runs.loop import floors, log_epoch, new_state, perplexity_of_costs
+from jaxlm.runs.manifest import Manifest
+from jaxlm.scoring.stream import perplexity, stream_nats
+from jaxlm.sweeps.results import Trial
+from jaxlm.training.step import Metrics, TrainState, read_window, train_step
 
 
 def stack(state: TrainState, hyper: Hyper, size: int) -> tuple[TrainState, Hyper]:

@@ -17,9 +17,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from jaxlm import checkpoint
-from jaxlm.config import PRESETS, Config, every_field, preset
-from jaxlm.plots import parallel_plot, slice_plot
+from jaxlm.config.config import PRESETS, Config, every_field, preset
+from jaxlm.report.plots import parallel_plot, slice_plot
+from jaxlm.runs import checkpoint
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.metrics import read_metrics
+from jaxlm.report.metrics import read_metrics
 
 _INK, _PALE = "#374151", "#9ca3af"
 _BLUE, _ORANGE, _GREEN = "#2563eb", "#ea580c", "#059669"

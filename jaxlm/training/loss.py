@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config import Hyper
+from jaxlm.config.config import Hyper
 from jaxlm.models import lstm as model
 from jaxlm.ops import softmax
 

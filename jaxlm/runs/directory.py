@@ -23,12 +23,12 @@ from typing import Any
 
 import jax
 
-from jaxlm import checkpoint
-from jaxlm.checkpoint import Checkpoint
-from jaxlm.config import Config, differences
+from jaxlm.config.config import Config, differences
 from jaxlm.data.corpora import SPLITS, Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
-from jaxlm.manifest import library_versions
+from jaxlm.runs import checkpoint
+from jaxlm.runs.checkpoint import Checkpoint
+from jaxlm.runs.manifest import library_versions
 
 # These do not change what is trained. (The corpus is compared by its hash, wherever it was found.)
 MAY_CHANGE = {"train.epochs", "train.windows_per_call", "train.checkpoint_every", "train.keep_last",

@@ -28,11 +28,11 @@ from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrial
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from jaxlm import rundir
-from jaxlm.config import Config, differences
+from jaxlm.config.config import Config, differences
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.space import Space, decoded, grid, space_to_json
-from jaxlm.trials import Trial
+from jaxlm.runs import directory as rundir
+from jaxlm.sweeps.results import Trial
+from jaxlm.sweeps.space import Space, decoded, grid, space_to_json
 
 STRATEGIES = ("grid", "random", "tpe")
 BEAT, SILENCE = 60, 600  # seconds

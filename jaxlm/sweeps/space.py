@@ -23,7 +23,7 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from jaxlm.config import Config, every_field, section_of
+from jaxlm.config.config import Config, every_field, section_of
 from jaxlm.errors import JaxlmError
 
 Space = dict[str, BaseDistribution]

@@ -20,15 +20,16 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxlm import checkpoint, rundir, signals
-from jaxlm.config import Config, DataConfig
+from jaxlm.config.config import Config, DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.space import grid, read_space
-from jaxlm.study import STRATEGIES, Plan, Study
-from jaxlm.train import load
-from jaxlm.trials import Sweep, View, write
-from jaxlm.worker import POLL, Corpora, Worker
+from jaxlm.runs import checkpoint, signals
+from jaxlm.runs import directory as rundir
+from jaxlm.runs.loop import load
+from jaxlm.sweeps.results import Sweep, View, write
+from jaxlm.sweeps.space import grid, read_space
+from jaxlm.sweeps.study import STRATEGIES, Plan, Study
+from jaxlm.sweeps.worker import POLL, Corpora, Worker
 
 PLAN, JOURNAL = "plan.json", "study.journal"
 

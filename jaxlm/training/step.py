@@ -10,12 +10,12 @@ from flax import struct
 from jax import lax
 from jax.sharding import Mesh
 
-from jaxlm import parallel
-from jaxlm.config import Hyper, ModelConfig
-from jaxlm.data.batching import locate, num_windows
-from jaxlm.loss import token_nats, window_nats
+from jaxlm.config.config import Hyper, ModelConfig
+from jaxlm.data.windows import locate, num_windows
+from jaxlm.distributed import mesh as parallel
 from jaxlm.models import lstm as model
-from jaxlm.optim import learning_rate, optimizer
+from jaxlm.training.loss import token_nats, window_nats
+from jaxlm.training.optimizers import learning_rate, optimizer
 
 
 @struct.dataclass

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxlm import checkpoint, rundir
 from jaxlm.errors import JaxlmError
-from jaxlm.metrics import read_metrics
-from jaxlm.train import load, train
+from jaxlm.report.metrics import read_metrics
+from jaxlm.runs import checkpoint
+from jaxlm.runs import directory as rundir
+from jaxlm.runs.loop import load, train
 
 
 @dataclass(frozen=True)
