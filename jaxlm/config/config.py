@@ -1,245 +1,193 @@
-"""What a run is: shapes, counts and numbers, with their presets, their limits and their JSON.
+"""What a run is: a recipe (model, optimiser and schedule, each of a kind chosen by name), counts and a text.
 
-Shapes and counts are static (frozen dataclasses, one compile each); the numbers in `Hyper` are
-traced, so that changing one compiles nothing. Imports nothing of ours and no JAX: a command line
-can show its help at once. (`optim.py` registers `Hyper` as a pytree.)
+The recipe is a pytree once `config/pytrees.py` is imported: its numbers are traced leaves, all else is static. Nothing
+here imports JAX, so that a command line can show its help at once.
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from jaxlm.config.fields import Spec, check, checked, either, nearest, specs
+from jaxlm.config.models import LSTM, MODELS, Recurrent
+from jaxlm.config.optimizers import OPTIMIZERS, SGD, Optimizer
+from jaxlm.config.schedules import SCHEDULES, Piecewise, Schedule
+from jaxlm.config.settings import DataConfig, TrainConfig
+from jaxlm.config.upgrade import upgraded
 from jaxlm.errors import JaxlmError
 
+FORMAT = 2  # of config.json
 
-def _field(default: Any, help: str, unit: str = "", low: float = -math.inf, high: float = math.inf,
-           above: float = -math.inf) -> Any:
-    """A documented field with low <= value <= high and value > above."""
-    limits = {"low": low, "high": high, "above": above}
-    return field(default=default, metadata={"help": help, "unit": unit, **limits})
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Shapes of the model. A mechanism that is absent here costs nothing."""
-
-    vocab_size: int = _field(10_000, "most words to keep; the model takes the corpus's own number if smaller",
-                             "words", low=2)
-    embedding_size: int = _field(200, "width of the word embedding", "units", low=1)
-    hidden_sizes: tuple[int, ...] = _field((256, 128), "width of each LSTM layer, first to last", "units", low=1)
-    dropout: bool = _field(False, "drop activations (see the keep probabilities); off costs nothing")
-    compute_dtype: str = _field("float32", "what training multiplies in: float32, or bfloat16 for accelerators; sums, "
-                                           "parameters, loss and evaluation stay float32")
-    recurrent_op: str = _field("scan", "what trains the layers: scan, or cudnn on a CUDA device (not timed yet)")
-
-    def __post_init__(self):
-        _check(self)
-        _check_choice("recurrent_op", self.recurrent_op, ("scan", "cudnn"))
-        if (self.recurrent_op, self.compute_dtype) == ("cudnn", "bfloat16"):
-            raise JaxlmError("recurrent_op cudnn computes in float32, and compute_dtype is bfloat16: take scan")
-        _check_choice("compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
+KINDS: dict[str, Mapping[str, type]] = {"model": MODELS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+FIXED: dict[str, type] = {"train": TrainConfig, "data": DataConfig}
+SECTIONS = (*KINDS, *FIXED)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Counts of the training."""
+class Recipe:
+    """What the step takes: every number of it may be traced."""
 
-    batch_size: int = _field(60, "rows B that the token stream is cut into", "rows", low=1)
-    bptt_length: int = _field(20, "steps T that a gradient flows back through", "tokens", low=1)
-    epochs: int = _field(15, "passes over the training split", "epochs", low=0)
-    seed: int = _field(0, "seed of the initial parameters and of dropout", low=0, high=2**32 - 1)
-    windows_per_call: int = _field(16, "most windows that one jitted call trains", "windows", low=1)
-    checkpoint_every: int = _field(0, "save each so many windows too, besides each epoch (0: never)",
-                                   "windows", low=0)
-    keep_last: int = _field(2, "newest checkpoints to keep; the best on validation is kept besides", "checkpoints",
-                            low=1)
-    keep_every: int = _field(0, "keep a checkpoint of each so many epochs for good too (0: none)", "epochs", low=0)
-    on_nonfinite: str = _field("stop", "at a window whose cost or gradient is not finite: stop (exit code 3), or skip "
-                                       "it and count it")
-
-    def __post_init__(self):
-        _check(self)
-        _check_choice("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which text, and how it becomes words."""
-
-    corpus: str = _field("auto", "auto, ptb, embedded, embedded-tiny, or a path: a folder of train/valid/test "
-                                 "text, one file (split 90/5/5 by lines), or a folder that `jaxlm prepare` made")
-    min_count: int = _field(1, "rarer words become <unk>", "occurrences", low=1)
-    lowercase: bool = _field(False, "lower-case the text")
-
-    def __post_init__(self):
-        _check(self)
-
-
-@dataclass(frozen=True)
-class Hyper:
-    """Every number that a sweep may change: a pytree of scalars, traced by the step."""
-
-    learning_rate: float = _field(1.0, "SGD's rate in the first epochs", "", above=0)
-    decay: float = _field(0.5, "factor on the rate, each epoch after `hold`", "per epoch", above=0, high=1)
-    hold: float = _field(4.0, "epochs before the rate decays", "epochs", low=0)
-    schedule_offset: float = _field(1.0, "epoch i (from 0) has rate * decay**max(i + offset - hold, 0); older "
-                                         "copies of the tutorial use 0", "epochs")
-    clip_norm: float = _field(5.0, "largest global norm of the gradient", "", above=0)
-    init_scale: float = _field(0.1, "parameters begin uniform in +-this", "", low=0)
-    forget_bias: float = _field(0.0, "added to the forget gate before its sigmoid")
-    keep_embedding: float = _field(1.0, "probability that an embedded input is kept", "", above=0, high=1)
-    keep_output: float = _field(1.0, "probability that a layer's output is kept", "", above=0, high=1)
-
-
-SECTIONS: dict[str, type] = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig, "hyper": Hyper}
+    model: Recurrent = field(default_factory=LSTM)
+    optimizer: Optimizer = field(default_factory=SGD)
+    schedule: Schedule = field(default_factory=Piecewise)
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run but for its corpus's bytes: four sections and the preset's name."""
+    """A whole run but for its corpus's bytes."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: Recurrent = field(default_factory=LSTM)
+    optimizer: Optimizer = field(default_factory=SGD)
+    schedule: Schedule = field(default_factory=Piecewise)
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    hyper: Hyper = field(default_factory=Hyper)
     preset: str = "custom"
 
-    def __post_init__(self):
-        _check(self.hyper)
-        if not self.model.dropout and (_below_one(self.hyper.keep_embedding) or _below_one(self.hyper.keep_output)):
-            raise JaxlmError("keep probabilities below 1 need dropout=True, and dropout is False: set it too")
+    def __post_init__(self) -> None:
+        for name in SECTIONS:
+            section = checked(getattr(self, name))
+            section.check()
+            object.__setattr__(self, name, section)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The part that the step takes."""
+        return Recipe(self.model, self.optimizer, self.schedule)
 
     def replace(self, **changes: Any) -> "Config":
-        """A copy with some fields changed, whichever section they live in; unknown names are refused.
+        """A copy with some fields changed, by their plain names.
 
-        Setting a keep probability below 1 turns dropout on, unless `dropout` is given too.
+        Args:
+          **changes: fields of whichever section, as in `learning_rate=0.5`; a kind by its name, as in `model="gru"`,
+            which keeps the fields that both kinds have in common and are not at the old kind's defaults; whole
+            sections, as in `train=TrainConfig()`; or `preset`.
+
+        Raises:
+          JaxlmError: a field is unknown, is not one of the kind's, or has a value outside its limits.
         """
-        if any(_below_one(changes.get(name)) for name in ("keep_embedding", "keep_output")):
-            changes.setdefault("dropout", True)
-        sections: dict[str, dict] = {name: {} for name in SECTIONS}
-        whole = {name: changes.pop(name) for name in ("preset", *SECTIONS) if name in changes}
+        sections = {name: getattr(self, name) for name in SECTIONS}
+        label = changes.pop("preset", self.preset)
+        for name in SECTIONS:
+            if name in changes:
+                given = changes.pop(name)
+                sections[name] = _of_kind(name, given, sections[name]) if isinstance(given, str) else given
+        values: dict[str, dict[str, Any]] = {}
         for name, value in changes.items():
-            sections[section_of(name)][name] = value
-        changed = {name: replace(whole.pop(name, getattr(self, name)), **values)
-                   for name, values in sections.items()}
-        return replace(self, **changed, **whole)
+            values.setdefault(_section_with(name, sections), {})[name] = value
+        for section, changed in values.items():
+            sections[section] = replace(sections[section], **changed)
+        return Config(**sections, preset=label)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """The config as JSON, which `from_json` reads back."""
+        tree: dict[str, Any] = {"format": FORMAT, "preset": self.preset}
+        for name in SECTIONS:
+            section = getattr(self, name)
+            kind = {"kind": kind_of(name, section)} if name in KINDS else {}
+            tree[name] = {**kind, **{item.name: getattr(section, item.name) for item in fields(section)}}
+        return json.dumps(tree, indent=2) + "\n"
 
     @staticmethod
     def from_json(text: str) -> "Config":
-        """The config that `to_json` wrote. Raises JaxlmError where the text is anything else."""
-        tree = _object(text)
-        sections = {name: _section(kind, tree.pop(name, {}), name) for name, kind in SECTIONS.items()}
+        """The config that `to_json` wrote, of this format or an older one. JaxlmError where the text is anything else."""
+        tree = upgraded(_object(text))
+        if tree.pop("format", None) != FORMAT:
+            raise JaxlmError(f"the config has a format that this version of jaxlm does not know; it reads 1 and {FORMAT}")
         preset = tree.pop("preset", "custom")
+        sections = {name: _section(name, tree.pop(name, {})) for name in SECTIONS}
         if tree or not isinstance(preset, str):
-            raise JaxlmError(f"a config has the fields {', '.join(SECTIONS)} and preset (a name); "
-                             f"this one also has {sorted(tree) or repr(preset)}")
+            raise JaxlmError(f"a config has the parts {', '.join(SECTIONS)} and preset (a name); "
+                             f"this one also has {', '.join(sorted(tree)) or repr(preset)}")
         return Config(**sections, preset=preset)
 
+    def every_field(self) -> Iterator[tuple[str, str, Spec, Any]]:
+        """(section, field, spec, value) of all fields of the chosen kinds, in the order that a help page shows them."""
+        for section in SECTIONS:
+            part = getattr(self, section)
+            for name, spec in specs(type(part)).items():
+                yield section, name, spec, getattr(part, name)
 
-def hyper_to_json(hyper: Hyper) -> str:
-    """`Hyper` alone as JSON."""
-    return json.dumps({name: float(value) for name, value in asdict(hyper).items()}, indent=2) + "\n"
-
-
-def hyper_from_json(text: str) -> Hyper:
-    """The `Hyper` that `hyper_to_json` wrote. Raises JaxlmError where the text is anything else."""
-    hyper = _section(Hyper, _object(text), "hyper")
-    _check(hyper)
-    return hyper
-
-
-def every_field() -> Iterator[tuple[str, Field]]:
-    """(section, field) of all fields, in the order that a help page shows them."""
-    for section, kind in SECTIONS.items():
-        for item in fields(kind):
-            yield section, item
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The name of each kind chosen: model, optimizer and schedule."""
+        return {slot: kind_of(slot, getattr(self, slot)) for slot in KINDS}
 
 
-def section_of(name: str) -> str:
-    """The section that holds a field. Raises JaxlmError for an unknown one, with the nearest name."""
-    for section, item in every_field():
-        if item.name == name:
-            return section
-    raise JaxlmError(f"unknown field {name!r}{_nearest(name, [item.name for _, item in every_field()])}")
+def kind_of(slot: str, section: Any) -> str:
+    """The name of a section's kind."""
+    return next(name for name, kind in KINDS[slot].items() if kind is type(section))
+
+
+def all_kinds() -> Iterator[tuple[str, str, type]]:
+    """(section, kind's name or "", class) of every kind of every section."""
+    for slot, kinds in KINDS.items():
+        for name, kind in kinds.items():
+            yield slot, name, kind
+    for section, kind in FIXED.items():
+        yield section, "", kind
+
+
+def spec_of_field(name: str) -> Spec:
+    """The spec of a field, or of a slot for a kind (`model`, ...), whichever kind has it. JaxlmError if none has."""
+    if name in KINDS:
+        return Spec(str, f"the kind of {name}", choices=tuple(KINDS[name]))
+    for _, _, kind in all_kinds():
+        if name in (found := specs(kind)):
+            return found[name]
+    raise JaxlmError(f"unknown field {name!r}{nearest(name, _every_name())}")
+
+
+def is_number(name: str) -> bool:
+    """Whether a field is a traced number, so that changing it compiles nothing."""
+    return spec_of_field(name).type is float
 
 
 def differences(a: Config, b: Config) -> list[str]:
     """One line for each field that differs: `section.field: a's value -> b's value`."""
-    return [f"{section}.{item.name}: {left!r} -> {right!r}" for section, item in every_field()
-            if (left := getattr(getattr(a, section), item.name))
-            != (right := getattr(getattr(b, section), item.name))]
+    left, right = ({**{f"{slot}.kind": kind for slot, kind in one.kinds.items()},
+                    **{f"{section}.{name}": value for section, name, _, value in one.every_field()}} for one in (a, b))
+    return [f"{name}: {left.get(name, 'absent')!r} -> {right.get(name, 'absent')!r}"
+            for name in dict.fromkeys([*left, *right]) if left.get(name, _ABSENT) != right.get(name, _ABSENT)]
 
 
-def preset(name: str) -> Config:
-    """A named recipe: small, zaremba-small, zaremba-medium, zaremba-large, test. JaxlmError if unknown."""
-    if name not in PRESETS:
-        raise JaxlmError(f"unknown preset {name!r}{_nearest(name, list(PRESETS))}")
-    return PRESETS[name]
+_ABSENT = object()
 
 
-def _preset(name: str, *, init: float, hidden: tuple[int, ...], embedding: int, keep: float = 1.0, decay: float,
-            hold: int, epochs: int, batch: int = 20, steps: int = 20, clip: float = 5.0) -> Config:
-    return Config(
-        model=ModelConfig(embedding_size=embedding, hidden_sizes=hidden, dropout=keep < 1),
-        train=TrainConfig(batch_size=batch, bptt_length=steps, epochs=epochs),
-        hyper=Hyper(decay=decay, hold=float(hold), clip_norm=clip, init_scale=init,
-                    keep_embedding=keep, keep_output=keep),
-        preset=name)
+def _of_kind(slot: str, name: str, old: Any) -> Any:
+    """A section of another kind, with the old one's values of fields that both have, where they are not defaults."""
+    if slot not in KINDS:
+        raise JaxlmError(f"{slot} takes a section of the config; it is {name!r}")
+    if name not in KINDS[slot]:
+        raise JaxlmError(f"{slot} must be {either(list(KINDS[slot]))}; it is {name!r}{_did_you_mean(name, slot)}")
+    kind = KINDS[slot][name]
+    if kind is type(old):
+        return old
+    changed = {item.name: value for item in fields(old) if (value := getattr(old, item.name)) != item.default}
+    return kind(**{name: value for name, value in changed.items() if name in specs(kind)})
 
 
-def _below_one(keep: Any) -> bool:
-    return isinstance(keep, int | float) and keep < 1
+def _did_you_mean(name: str, slot: str) -> str:
+    found = nearest(name, list(KINDS[slot]))
+    return found if "did you mean" in found else ""
 
 
-def _check(section: Any) -> None:
-    """Type and range of every field; a traced or batched number (not a Python one) passes."""
-    for item in fields(section):
-        value = getattr(section, item.name)
-        if isinstance(item.default, tuple):
-            value = tuple(value) if isinstance(value, list | tuple) else (value,)
-            object.__setattr__(section, item.name, value)
-            if not value:
-                raise JaxlmError(f"{item.name} needs at least one number, as in {item.default}; it is empty")
-            for one in value:
-                _check_scalar(item, int, one)
-        elif not isinstance(item.default, float) or isinstance(value, _PYTHON):
-            _check_scalar(item, type(item.default), value)
+def _section_with(name: str, sections: Mapping[str, Any]) -> str:
+    """The section that has a field. Raises JaxlmError, naming the kinds that have it or the fields there are."""
+    for section, part in sections.items():
+        if name in specs(type(part)):
+            return section
+    for slot, kinds in KINDS.items():
+        if having := [kind for kind, cls in kinds.items() if name in specs(cls)]:
+            chosen = sections[slot]
+            raise JaxlmError(f"{name} is a field of the {slot} {either(having)}, and the {slot} is "
+                             f"{kind_of(slot, chosen)}, whose fields are {', '.join(specs(type(chosen)))}")
+    known = [found for part in sections.values() for found in specs(type(part))]
+    raise JaxlmError(f"unknown field {name!r}{nearest(name, [*known, *KINDS])}")
 
 
-def _check_scalar(item: Field, kind: type, value: Any) -> None:
-    if not isinstance(value, (int, float) if kind is float else kind) or (type(value) is bool and kind is not bool):
-        raise JaxlmError(f"{item.name} takes {_KINDS[kind]}, as in {item.default!r}; it is {value!r}")
-    limits = item.metadata
-    if kind in (int, float) and not (abs(value) < math.inf and limits["low"] <= value <= limits["high"]
-                                     and value > limits["above"]):
-        raise JaxlmError(f"{item.name} must be {_range(limits)}; it is {value!r}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise JaxlmError(f"{name} must be {' or '.join(choices)}; it is {value!r}")
-
-
-_PYTHON = (int, float, bool, str, list, tuple, dict, type(None))
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-
-
-def _range(limits: Mapping[str, Any]) -> str:
-    parts = [f"{word} {limits[name]:g}" for name, word in (("above", "above"), ("low", "at least"),
-                                                           ("high", "at most")) if math.isfinite(limits[name])]
-    return " and ".join(parts) or "finite"
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+def _every_name() -> list[str]:
+    return list(dict.fromkeys([*KINDS, *(name for _, _, kind in all_kinds() for name in specs(kind))]))
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -252,22 +200,19 @@ def _object(text: str) -> dict[str, Any]:
     return tree
 
 
-def _section(kind: type, values: Any, name: str) -> Any:
-    known = [item.name for item in fields(kind)]
+def _section(name: str, values: Any) -> Any:
     if not isinstance(values, dict):
         raise JaxlmError(f"{name} should be a JSON object, not {type(values).__name__}")
+    values = dict(values)
+    if name in KINDS:
+        chosen = values.pop("kind", None)
+        if not isinstance(chosen, str) or chosen not in KINDS[name]:
+            raise JaxlmError(f"{name}.kind must be {either(list(KINDS[name]))}; it is {chosen!r}")
+        kind = KINDS[name][chosen]
+    else:
+        kind = FIXED[name]
+    known = specs(kind)
     for key in values:
         if key not in known:
-            raise JaxlmError(f"unknown field {name}.{key}{_nearest(key, known)}")
-    return kind(**values)
-
-
-PRESETS: dict[str, Config] = {config.preset: config for config in (
-    _preset("small", init=0.1, hidden=(256, 128), embedding=200, decay=0.5, hold=4, epochs=15, batch=60),
-    _preset("zaremba-small", init=0.1, hidden=(200, 200), embedding=200, decay=0.5, hold=4, epochs=13),
-    _preset("zaremba-medium", init=0.05, hidden=(650, 650), embedding=650, keep=0.5, decay=0.8, hold=6,
-            epochs=39, steps=35),
-    _preset("zaremba-large", init=0.04, hidden=(1500, 1500), embedding=1500, keep=0.35, decay=1 / 1.15, hold=14,
-            epochs=55, steps=35, clip=10.0),
-    _preset("test", init=0.1, hidden=(2,), embedding=2, decay=0.5, hold=1, epochs=1, steps=2, clip=1.0),
-)}
+            raise JaxlmError(f"unknown field {name}.{key}{nearest(key, list(known))}")
+    return kind(**{key: check(f"{name}.{key}", known[key], value) for key, value in values.items()})

@@ -1,15 +1,72 @@
-"""ids -> [N // B, B], and which window a step reads: a batch is a function of the step."""
+"""ids -> [N // B, B], and which window a step reads: a window is a function of the step."""
 
 import mmap
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxlm.errors import DataError
 
-Integer = TypeVar("Integer")
+
+class Windows(NamedTuple):
+    """Where the windows of one call lie; each an array with one value per window."""
+
+    row: Any  # of the tokens at hand, where the window's inputs begin
+    epoch: Any  # from 0
+    first: Any  # whether it is the first of its epoch
+    total: Any  # windows of all epochs
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Which rows of [N // B, B] each step reads, as a function of the step alone.
+
+    Attributes:
+      rows: N // B, the tokens in each row of the batch.
+      length: steps T of a window.
+      epochs: passes over the tokens.
+    """
+
+    rows: int
+    length: int
+    epochs: int
+
+    @property
+    def per_epoch(self) -> int:
+        """Windows in an epoch; the last token of all is only ever a target."""
+        return num_windows(self.rows, self.length)
+
+    @property
+    def total(self) -> int:
+        """Windows of all epochs."""
+        return self.epochs * self.per_epoch
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """(epoch, window within it) of a step, all from 0."""
+        return divmod(step, self.per_epoch)
+
+    def row(self, index: int) -> int:
+        """The row where a window of an epoch begins."""
+        return index * self.length
+
+    def windows(self, step: int, count: int, size: int, first_row: int = 0) -> Windows:
+        """The `count` windows from a step on, all of one epoch.
+
+        Args:
+          step: the first window's.
+          count: how many.
+          size: the length of the arrays that come back, of which the first `count` entries are filled.
+          first_row: the row of the epoch with which the tokens at hand begin.
+        """
+        epoch, index = self.locate(step)
+        row = np.zeros(size, np.int32)
+        row[:count] = [self.row(one) - first_row for one in range(index, index + count)]
+        first = np.zeros(size, bool)
+        first[:1] = index == 0
+        return Windows(row, np.full(size, epoch, np.int32), first, np.full(size, self.total, np.int32))
 
 
 def batch(ids: np.ndarray, batch_size: int, rows: slice = slice(None), start: int = 0, stop: int | None = None
@@ -35,11 +92,6 @@ def batch(ids: np.ndarray, batch_size: int, rows: slice = slice(None), start: in
 def num_windows(length: int, bptt_length: int) -> int:
     """Windows in an epoch over rows of `length` tokens; the last token of all is only ever a target."""
     return (length - 1) // bptt_length
-
-
-def locate(step: Integer, windows: Any) -> tuple[Integer, Integer]:
-    """(epoch, window within it) of a step, all from 0; works on traced integers too."""
-    return step // windows, step % windows  # type: ignore[operator]
 
 
 def check_fits(split: str, tokens: int, batch_size: int, bptt_length: int) -> None:

@@ -1,10 +1,4 @@
-"""Many devices: a batch's rows over one axis of a mesh, the vocabulary over the other. Only this file names the axes.
-
-Each device runs the one step on its own rows and its own words (`jax.shard_map`), and meets the others in the sums
-below, which are nothing at all where their axis is absent or has one device. So there is no second training path,
-and what travels is what these lines say. The letters are the whole library's; a shard's own sizes are `B` and `V`
-over the devices of the axis.
-"""
+"""The mesh of devices: making one, and putting whole arrays onto it and taking them back."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -12,15 +6,13 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxlm.distributed.collectives import DATA, MEMBERS, MODEL, ROWS, SAME
 from jaxlm.errors import JaxlmError
 
-DATA, MODEL = "data", "model"
-SAME, ROWS, CARRY = P(), P(None, DATA), P(DATA)  # whole on every device; [T, B] and [B, H] by their rows
-_SPECS = {"embedding": P(MODEL), "softmax.kernel": P(None, MODEL), "softmax.bias": P(MODEL)}
+PADDED_BIAS = -1e30  # of words added until the vocabulary divides: no probability, no gradient, and still a number
 
 Tree = TypeVar("Tree")
 
@@ -69,26 +61,27 @@ def _either(numbers: Sequence[int]) -> str:
     return " or ".join(map(str, numbers))
 
 
-# What lies where: specs of a tree, and whole arrays put onto a mesh and taken back.
+def members_mesh(members: int) -> Mesh | None:
+    """A mesh over as many of this process's devices as `members` divide over; None for one device."""
+    local = jax.local_devices()
+    used = max(n for n in range(1, len(local) + 1) if members % n == 0)
+    return None if used == 1 else jax.make_mesh((used,), (MEMBERS,), (AxisType.Auto,), devices=local[:used])
 
 
-def specs(tree: Any) -> Any:
-    """Where each leaf of a training's state, or of parameters alone, lies: the carry by rows, words by the vocabulary.
-
-    (An optimiser's state is empty so far. One as large as the parameters would go where they go.)
-    """
-    def spec(path: Any, _: Any) -> P:
-        name = jax.tree_util.keystr(path, simple=True, separator=".").removeprefix("params.")
-        return CARRY if name.startswith("carry.") else _SPECS.get(name, SAME)
-
-    return jax.tree_util.tree_map_with_path(spec, tree)
+def spread_specs(tree: Any, specs: Any) -> Any:
+    """`specs`, whose leaves may each stand for a whole subtree, with one for every leaf of `tree`."""
+    return jax.tree.map(lambda spec, part: jax.tree.map(lambda _: spec, part), specs, tree,
+                        is_leaf=lambda node: isinstance(node, P))
 
 
-def put(mesh: Mesh | None, tree: Tree) -> Tree:
-    """A state or parameters, whole in each process, onto the mesh.
+def put(mesh: Mesh | None, tree: Tree, specs: Any, fill: float = 0.0) -> Tree:
+    """A tree, whole in each process, onto the mesh.
 
-    Words are added until the vocabulary divides. Their bias is -inf, so that nothing gives them a probability, a
-    gradient or an update; `whole` takes them away.
+    Args:
+      mesh: of the devices; None leaves the tree as it is.
+      tree: arrays.
+      specs: where each leaf, or all leaves of a subtree, lie.
+      fill: the value of 1-D leaves at the words that are added until the vocabulary divides; other leaves get 0.
     """
     if mesh is None:
         return tree
@@ -100,14 +93,17 @@ def put(mesh: Mesh | None, tree: Tree) -> Tree:
         if MODEL in spec:
             padding = [(0, -size % mesh.shape[MODEL] if axis == MODEL else 0)
                        for size, axis in zip(array.shape, (*spec, None), strict=False)]
-            array = np.pad(array, padding, constant_values=-np.inf if array.ndim == 1 else 0)
+            array = np.pad(array, padding, constant_values=fill if array.ndim == 1 else 0)
         return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
 
-    return jax.tree.map(place, tree, specs(tree))
+    return jax.tree.map(place, tree, spread_specs(tree, specs))
 
 
-def whole(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
-    """The inverse of `put`: every leaf whole in each process, in the host's memory what was spread. All call it."""
+def whole(mesh: Mesh | None, tree: Tree, specs: Any, vocab_size: int) -> Tree:
+    """The inverse of `put`: every leaf whole in each process; a leaf that was spread, in the host's memory.
+
+    Every process must call it.
+    """
     if mesh is None:
         return tree
 
@@ -118,7 +114,7 @@ def whole(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
             leaf = jax.device_put(leaf, NamedSharding(mesh, SAME))  # one after the other, so that they fit
         return np.asarray(leaf)[tuple(slice(vocab_size if axis == MODEL else None) for axis in spec)]
 
-    return jax.tree.map(take, tree, specs(tree))
+    return jax.tree.map(take, tree, spread_specs(tree, specs))
 
 
 def put_rows(mesh: Mesh | None, shape: tuple[int, int], read: Callable[[slice], np.ndarray]) -> jax.Array:
@@ -146,53 +142,3 @@ def spread(mesh: Mesh | None, body: Callable, in_specs: Any, out_specs: Any) -> 
                                                    check_vma=False)
 
 
-# What a step says to the other devices. Each is the identity, and leaves no trace, where there are none.
-
-
-def sum_over_data(tree: Tree) -> Tree:
-    """Sums over the devices that hold other rows."""
-    return lax.psum(tree, DATA) if _there(DATA) else tree
-
-
-def gather_rows(tree: Tree) -> Tree:
-    """Each [T, B / devices, ...] with the rows of all devices, in their order: [T, B, ...]."""
-    return lax.all_gather(tree, DATA, axis=1, tiled=True) if _there(DATA) else tree
-
-
-def all_rows(rows: int) -> int:
-    """B, of this device's rows."""
-    return rows * lax.axis_size(DATA) if _there(DATA) else rows
-
-
-def first_row(rows: int) -> jax.Array | int:
-    """Which row of the whole batch this device's first one is."""
-    return rows * lax.axis_index(DATA) if _there(DATA) else 0
-
-
-def sum_over_model(tree: Tree) -> Tree:
-    """Sums over the devices that hold other words."""
-    return lax.psum(tree, MODEL) if _there(MODEL) else tree
-
-
-def max_over_model(x: jax.Array) -> jax.Array:
-    """The largest over the devices that hold other words."""
-    return lax.pmax(x, MODEL) if _there(MODEL) else x
-
-
-def own_words(ids: jax.Array, words: int) -> jax.Array:
-    """Where this device's `words` rows of the vocabulary hold each id; `words`, which is outside, where they do not."""
-    if not _there(MODEL):
-        return ids
-    local = ids - words * lax.axis_index(MODEL)
-    return jnp.where((local >= 0) & (local < words), local, words)
-
-
-def look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """`table[ids]`, where the table's rows may lie on other devices."""
-    if not _there(MODEL):
-        return table[ids]
-    return lax.psum(table.at[own_words(ids, len(table))].get(mode="fill", fill_value=0), MODEL)
-
-
-def _there(axis: str) -> bool:
-    return axis in jax.sharding.get_abstract_mesh().manual_axes and lax.axis_size(axis) > 1

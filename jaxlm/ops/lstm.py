@@ -6,17 +6,18 @@ BasicLSTMCell (Zaremba et al. 2014, arXiv:1409.2329), its gates in the order i, 
     c' = c * sigmoid(f + forget_bias) + sigmoid(i) * tanh(j)        h' = tanh(c') * sigmoid(o)
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import lax
 
 from jaxlm.ops.product import product
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class LSTMState:
     """The carry of one layer: cell `c` and output `h`, each [B, H]."""
 

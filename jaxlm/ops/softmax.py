@@ -3,7 +3,7 @@
 Letters: `N` rows (T * B), `H` width, `V` vocabulary. The fast path never holds [N, V]: it takes the
 rows in chunks and, for a gradient, finishes each chunk's while its logits are still in the cache
 (the idea of Liger Kernel's fused linear cross-entropy, arXiv:2410.10989). So memory is flat in N.
-Under `parallel.spread` kernel and bias may be a device's own words of V, and x, targets and the results are
+Under `shard_map` kernel and bias may be a device's own words of V, and x, targets and the results are
 everyone's: a chunk then meets the other devices for its largest logit, its sum and its target, and dx once after all.
 """
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlm.distributed import mesh as parallel
+from jaxlm.distributed import collectives
 from jaxlm.ops.product import product
 
 # Rows of a chunk on CPU, measured in experiments/benchmark.md: logits of about this size stay in the cache, but the
@@ -79,7 +79,7 @@ def _forward(x, kernel, bias, targets, weights):
         logits = product(x, layer, x.dtype)
         lse, picked = _lse_and_pick(logits, targets)
         nats += jnp.vdot(weights, lse - picked)
-        hit = jnp.arange(logits.shape[-1]) == parallel.own_words(targets, logits.shape[-1])[:, None]
+        hit = jnp.arange(logits.shape[-1]) == collectives.own_words(targets, logits.shape[-1])[:, None]
         dlogits = jnp.exp(logits - lse[:, None]) - hit  # before weights, which scale the narrow sides of the products
         weighted = lax.optimization_barrier((x * weights[:, None]).T)  # a transpose written out multiplies faster
         dx = product(dlogits, kernel.T, x.dtype) * weights[:, None]
@@ -87,7 +87,7 @@ def _forward(x, kernel, bias, targets, weights):
 
     zero = (jnp.zeros((), bias.dtype), jnp.zeros(layer.shape, kernel.dtype))
     (nats, dlayer), dx = lax.scan(chunk, zero, _in_chunks(kernel.shape, x, targets, weights))
-    H, dx = kernel.shape[0], parallel.sum_over_model(dx)
+    H, dx = kernel.shape[0], collectives.sum_over_model(dx)
     return nats, (dx.reshape(-1, H)[:x.shape[0]], dlayer[:H], dlayer[H])
 
 
@@ -101,12 +101,12 @@ _summed_nats.defvjp(_forward, _backward)
 
 def _lse_and_pick(logits, targets):
     """log sum exp of logits [rows, V] and the target's one; each device may hold the logits of a part of the words."""
-    own = parallel.own_words(targets, logits.shape[-1])
+    own = collectives.own_words(targets, logits.shape[-1])
     if own is targets:
         return jax.nn.logsumexp(logits, -1), jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
-    top = parallel.max_over_model(logits.max(-1))
+    top = collectives.max_over_model(logits.max(-1))
     picked = jnp.take_along_axis(logits, own[:, None], -1, mode="fill", fill_value=0)[:, 0]
-    total, picked = parallel.sum_over_model((jnp.exp(logits - top[:, None]).sum(-1), picked))
+    total, picked = collectives.sum_over_model((jnp.exp(logits - top[:, None]).sum(-1), picked))
     return top + jnp.log(total), picked
 
 

@@ -10,12 +10,14 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
-from jaxlm.config.config import Hyper
+from jaxlm.config.models import Recurrent
 from jaxlm.data.windows import batch, num_windows
-from jaxlm.distributed import mesh as parallel
+from jaxlm.distributed import collectives
+from jaxlm.distributed.mesh import padded_rows, put_rows, spread, spread_specs
 from jaxlm.errors import DataError
-from jaxlm.models import lstm as model
-from jaxlm.training.step import Window, eval_step
+from jaxlm.models import heads, stack
+from jaxlm.models.cell import Params
+from jaxlm.models.stack import Carry
 
 PREDICTIONS_PER_WINDOW = 2048
 PREDICTIONS_PER_CALL = 1 << 22  # so that no more of a large split lies in memory at once
@@ -26,24 +28,47 @@ def perplexity(nats: float, count: int) -> float:
     return math.exp(min(nats / count, 700.0)) if count else math.nan
 
 
-def stream_nats(params: model.Params, hyper: Hyper, ids: np.ndarray, batch_size: int = 1,
-                bptt_length: int = 1, mesh: Mesh | None = None) -> tuple[float, int]:
+def eval_step(model: Recurrent, params: Params, inputs: jax.Array, targets: jax.Array, carry: Carry
+              ) -> tuple[jax.Array, Carry]:
+    """Nats of each target [T, B] and the new carry, in float32 and without noise.
+
+    Args:
+      model: the config's model.
+      params: its parameters.
+      inputs, targets: [T, B].
+      carry: from the window before, or `zero_carry`.
+    """
+    features, carry = stack.features(stack.exact(model), params, stack.no_noise(model), stack.embed(params, inputs), carry)
+    return heads.token_nats(model, params, features, targets), carry
+
+
+def stream_nats(model: Recurrent, params: Params, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1,
+                mesh: Mesh | None = None) -> tuple[float, int]:
     """(summed nats, predictions) over ids [N] cut into B rows, the carry passed on throughout, no dropout.
 
     With bptt_length T each row predicts whole windows of T only, as TensorFlow's validation does; with the
     default every token but the first of a row is predicted: 82,429 of Penn Treebank's test at B = 1.
-    With a mesh, params lie on it as `parallel.put` leaves them. Raises DataError where there is nothing to predict.
+
+    Args:
+      model: the config's model.
+      params: its parameters; with a mesh they lie on it as `put_state` leaves them.
+      ids: [N].
+      batch_size, bptt_length: B and T.
+      mesh: of the devices that share the rows and the vocabulary.
+
+    Raises:
+      DataError: there is nothing to predict.
     """
-    rows = parallel.padded_rows(mesh, batch_size)
-    one = partial(_nats_per_window, params, hyper, mesh=mesh, batch_size=None if rows == batch_size else batch_size)
+    rows = padded_rows(mesh, batch_size)
+    one = partial(_nats_per_window, model, params, mesh=mesh, batch_size=None if rows == batch_size else batch_size)
     nats, predictions = _over_stream(one, ids, batch_size, bptt_length, mesh)
     return float(nats), predictions
 
 
-def members_nats(params: model.Params, hypers: Hyper, ids: np.ndarray, batch_size: int = 1,
-                 bptt_length: int = 1) -> tuple[list[float], int]:
-    """`stream_nats` of M members at once, whose params and hypers have an axis M: (each one's nats, predictions)."""
-    nats, predictions = _over_stream(partial(_nats_per_member, params, hypers), ids, batch_size, bptt_length)
+def members_nats(models: Recurrent, params: Params, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1
+                 ) -> tuple[list[float], int]:
+    """`stream_nats` of M members at once, whose models and params have an axis M: (each one's nats, predictions)."""
+    nats, predictions = _over_stream(partial(_nats_per_member, models, params), ids, batch_size, bptt_length)
     return nats.tolist(), predictions
 
 
@@ -58,7 +83,7 @@ def _over_stream(nats_per_window: Callable, ids: np.ndarray, batch_size: int, bp
     windows = -(-predictions // length)
     calls = -(-windows * length * batch_size // PREDICTIONS_PER_CALL)
     height = -(-windows // calls) * length
-    rows = parallel.padded_rows(mesh, batch_size)
+    rows = padded_rows(mesh, batch_size)
     carry, sums = None, []
     for start in range(0, predictions, height):
 
@@ -67,42 +92,43 @@ def _over_stream(nats_per_window: Callable, ids: np.ndarray, batch_size: int, bp
             missing = len(range(*part.indices(rows))) - tokens.shape[1]
             return np.pad(tokens, ((0, height + 1 - len(tokens)), (0, missing)))
 
-        tokens = parallel.put_rows(mesh, (height + 1, rows), read)
+        tokens = put_rows(mesh, (height + 1, rows), read)
         carry, nats = nats_per_window(tokens, jnp.int32(predictions - start), carry, length=length)
         sums.append(np.asarray(nats, np.float64))
     return np.concatenate(sums, -1).sum(-1), predictions * batch_size
 
 
 @partial(jax.jit, static_argnames=("length", "batch_size", "mesh"))
-def _nats_per_window(params, hyper, tokens, predictions, carry, *, length, batch_size=None, mesh=None):
+def _nats_per_window(model, params, tokens, predictions, carry, *, length, batch_size=None, mesh=None):
     """The carry, and summed nats of each window of `length` rows of tokens [W * length + 1, B], of which the first
     `predictions` count; without a carry, from zero.
 
     With a `batch_size` only so many of the B columns are counted: the others make them divide over a mesh.
     """
-    run = parallel.spread(mesh, partial(_sums, length=length, batch_size=batch_size),
-                          (parallel.specs(params), parallel.ROWS, parallel.SAME, parallel.SAME, parallel.CARRY),
-                          (parallel.CARRY, parallel.SAME))
-    return run(params, tokens, hyper, predictions, carry)
+    run = spread(mesh, partial(_sums, length=length, batch_size=batch_size),
+                 (collectives.SAME, spread_specs(params, stack.param_specs(model)), collectives.ROWS, collectives.SAME,
+                  collectives.CARRY), (collectives.CARRY, collectives.SAME))
+    return run(model, params, tokens, predictions, carry)
 
 
-def _sums(params, tokens, hyper, predictions, carry, *, length, batch_size):
+def _sums(model, params, tokens, predictions, carry, *, length, batch_size):
     def step(carry, start):
         rows = lax.dynamic_slice_in_dim(tokens, start, length + 1)
-        nats, carry = eval_step(params, hyper, Window(rows[:-1], rows[1:]), carry)
+        nats, carry = eval_step(model, params, rows[:-1], rows[1:], carry)
         counted = (start + jnp.arange(length) < predictions)[:, None]
         if batch_size is not None:
-            counted &= parallel.first_row(B) + jnp.arange(B) < batch_size
+            counted &= collectives.first_row(B) + jnp.arange(B) < batch_size
         return carry, jnp.where(counted, nats, 0).sum()
 
     B = tokens.shape[1]
     starts = jnp.arange(0, tokens.shape[0] - 1, length)
-    carry, sums = lax.scan(step, model.zero_carry(params, B) if carry is None else carry, starts)
-    return carry, parallel.sum_over_data(sums)
+    zero = stack.zero_carry(model, B, params["embedding"].dtype)
+    carry, sums = lax.scan(step, zero if carry is None else carry, starts)
+    return carry, collectives.sum_over_data(sums)
 
 
 @partial(jax.jit, static_argnames="length")
-def _nats_per_member(params, hypers, tokens, predictions, carry, *, length):
+def _nats_per_member(models, params, tokens, predictions, carry, *, length):
     one = partial(_nats_per_window, length=length)
     return jax.vmap(one, in_axes=(0, 0, None, None, None if carry is None else 0))(
-        params, hypers, tokens, predictions, carry)
+        models, params, tokens, predictions, carry)

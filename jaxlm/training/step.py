@@ -1,160 +1,196 @@
-"""The training step: a pure function of state, numbers and window; and the scan of it over many windows."""
+"""The training step: a pure function of recipe, state and window; and its loop over the windows of one call."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jax import lax
 from jax.sharding import Mesh
 
-from jaxlm.config.config import Hyper, ModelConfig
-from jaxlm.data.windows import locate, num_windows
-from jaxlm.distributed import mesh as parallel
-from jaxlm.models import lstm as model
-from jaxlm.training.loss import token_nats, window_nats
-from jaxlm.training.optimizers import learning_rate, optimizer
+from jaxlm.config.config import Recipe
+from jaxlm.data.windows import Windows
+from jaxlm.distributed import collectives
+from jaxlm.distributed.mesh import PADDED_BIAS, put, spread, spread_specs, whole
+from jaxlm.models import heads, stack
+from jaxlm.models.cell import Params
+from jaxlm.models.stack import Carry
+from jaxlm.training import gradients, optimizers
+from jaxlm.training.schedules import factor
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class TrainState:
     """Everything that a step changes; with the config and the corpus it is the whole run."""
 
-    step: jax.Array  # windows trained, int32
-    params: model.Params
+    step: jax.Array  # windows read, int32
+    params: Params
     opt_state: optax.OptState
-    carry: model.Carry
-    key: jax.Array | None  # dropout's key, folded with the step; None: the model has no dropout
-    compute_dtype: str = struct.field(pytree_node=False, default="float32")  # of products
-    recurrent_op: str = struct.field(pytree_node=False, default="scan")
+    carry: Carry
+    key: jax.Array | None  # folded with the step for a window's noise; None: the model has none
+    average: Params | None = None  # of the parameters, where the recipe asks for it
+
+    @property
+    def evaluated(self) -> Params:
+        """The parameters that validation and test use."""
+        return self.params if self.average is None else self.average
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Window:
-    """What one step reads: inputs and targets [T, B], and where in the training they lie."""
+    """What one step reads: inputs and targets [T, B], and where in the run they lie."""
 
     inputs: jax.Array
     targets: jax.Array
-    epoch: jax.Array | int = 0  # from 0; sets the learning rate
+    epoch: jax.Array | int = 0  # from 0
     first: jax.Array | bool = False  # of its epoch: the carry starts from zero
+    total: jax.Array | int = 1  # windows of all epochs
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Metrics:
-    """What one step tells; each a scalar, or one value per window."""
+    """The results of one step; each a scalar, or one value per window."""
 
     cost: jax.Array  # nats: summed over T, averaged over B
     grad_norm: jax.Array  # of the cost's gradient, before clipping
     learning_rate: jax.Array
+    finite: jax.Array  # cost and gradient norm; where not, no update was made
 
 
-def init_state(key: jax.Array, config: ModelConfig, hyper: Hyper, batch_size: int,
-               params: model.Params | None = None) -> TrainState:
-    """The state before the first step, with fresh parameters or a copy of those given."""
-    params_key, dropout_key = jax.random.split(key)
-    start = model.init_params(params_key, config, hyper) if params is None else params
-    start = jax.tree.map(jnp.array, start)  # copies: the loop donates its state, and the caller keeps what is his
-    return TrainState(step=jnp.zeros((), jnp.int32), params=start, opt_state=optimizer(hyper, 0.0).init(start),
-                      carry=model.zero_carry(start, batch_size), key=dropout_key if config.dropout else None,
-                      compute_dtype=config.compute_dtype, recurrent_op=config.recurrent_op)
+def init_state(recipe: Recipe, key: jax.Array, batch_size: int, params: Params | None = None) -> TrainState:
+    """The state before the first step, with fresh parameters or a copy of those given.
 
-
-def train_step(state: TrainState, hyper: Hyper, window: Window) -> tuple[TrainState, Metrics]:
-    """One update on one window. Gradients stop at the window's edge; the carry goes on.
-
-    The cost is the sum over the T steps of the mean over the batch, and it is that cost's gradient that is
-    clipped. The embedding's gradient stays one row for each token read, as TensorFlow's IndexedSlices do:
-    the global norm counts every occurrence of a word by itself, and the update touches only the rows read.
-    Where cost or gradient is not finite the parameters, the optimiser's state, the carry and the step come back
-    as they were (at an epoch's start with the zero carry).
+    Args:
+      recipe: model, optimiser and schedule.
+      key: of the parameters and of all noise.
+      batch_size: rows B.
+      params: in place of fresh ones; copied, since the loop donates its state.
     """
-    B = parallel.all_rows(window.inputs.shape[1])
-    carry_in = jax.tree.map(lambda c: jnp.where(window.first, 0, c), state.carry)
+    params_key, noise_key = jax.random.split(key)
+    params = jax.tree.map(jnp.array, stack.init_params(recipe.model, params_key) if params is None else params)
+    average = None if recipe.optimizer.average_decay is None else jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizers.transformation(recipe, 0.0).init(params),
+                      stack.zero_carry(recipe.model, batch_size, params["embedding"].dtype),
+                      noise_key if stack.is_random(recipe.model) else None, average)
+
+
+def train_step(recipe: Recipe, state: TrainState, window: Window) -> tuple[TrainState, Metrics]:
+    """One update on one window. Gradients stop at the window's edge; the carry is passed on.
+
+    The cost is the sum over the T steps of the mean over the batch, and it is that cost's gradient that is clipped, as
+    in TensorFlow's PTB tutorial. Where the cost or the gradient norm is not finite, parameters, optimiser and average
+    stay as they were, and so does the carry (at an epoch's start it is zero).
+
+    Args:
+      recipe: model, optimiser and schedule; every number may be traced.
+      state: as `init_state` makes it.
+      window: inputs and targets [T, B].
+
+    Returns:
+      The new state, its step one more, and the window's metrics.
+    """
+    model, (T, B) = recipe.model, window.inputs.shape
+    carry = jax.tree.map(lambda c: jnp.where(window.first, 0, c), state.carry)
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-    embedding, dense = state.params["embedding"], {k: v for k, v in state.params.items() if k != "embedding"}
+    noise = stack.draw_noise(model, key, T, B)
+    trained = stack.read_rows(state.params, window.inputs) if optimizers.takes_rows(recipe) else state.params
 
-    def cost_fn(embedded, dense):
-        nats, (_, carry_out) = window_nats(dense, hyper, embedded.astype(state.compute_dtype), window.targets,
-                                           carry_in, key, state.recurrent_op)
-        return nats / B, carry_out
+    def cost_fn(trained):
+        x = stack.embed(trained, window.inputs).astype(model.compute_dtype)
+        features, new_carry = stack.features(model, trained, noise, x, carry)
+        return heads.summed_nats(model, trained, features, window.targets) / collectives.all_rows(B), new_carry
 
-    (cost, carry), (rows, dense_grad) = jax.value_and_grad(cost_fn, argnums=(0, 1), has_aux=True)(
-        model.embed(state.params, window.inputs), dense)
-    cost, dense_grad = parallel.sum_over_data((cost, dense_grad))
-    grads = (rows, dense_grad)
-    grad_norm = _global_norm(*grads)
-    rate = learning_rate(hyper, window.epoch)
-    updates, opt_state = optimizer(hyper, rate).update(grads, state.opt_state, grad_norm=grad_norm)
+    (cost, new_carry), grads = jax.value_and_grad(cost_fn, has_aux=True)(trained)
+    cost, grads = collectives.sum_over_data(cost), gradients.summed(grads)
+    norm = gradients.global_norm(grads, stack.param_specs(model))
+    finite = jnp.isfinite(cost) & jnp.isfinite(norm)
 
-    finite = jnp.isfinite(cost) & jnp.isfinite(grad_norm)
-    embedded_update, dense_update = jax.tree.map(lambda update: jnp.where(finite, update, 0), updates)
-    read, embedded_update = parallel.gather_rows((window.inputs, embedded_update))
-    params = {**jax.tree.map(jnp.add, dense, dense_update),
-              "embedding": embedding.at[parallel.own_words(read, len(embedding))].add(embedded_update)}
-    carry = jax.tree.map(lambda new, old: jnp.where(finite, new, old), carry, carry_in)
-    opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), opt_state, state.opt_state)
-    state = replace(state, step=state.step + finite, params=params, opt_state=opt_state, carry=carry)
-    return state, Metrics(cost, grad_norm, rate)
-
-
-def _global_norm(rows: jax.Array, dense: model.Params) -> jax.Array:
-    """The norm of the rows of all devices [T, B, E] and of the dense gradients, of which the softmax may be a part."""
-    rows, dense = jax.tree.map(lambda g: jnp.sum(jnp.square(g)), (rows, dense))
-    squares = parallel.sum_over_data(rows), {**dense, "softmax": parallel.sum_over_model(dense["softmax"])}
-    return jnp.sqrt(optax.tree.sum(squares))
+    scale = factor(recipe.schedule, state.step, window.epoch, window.total)
+    updates, opt_state = optimizers.transformation(recipe, scale).update(grads, state.opt_state, state.params,
+                                                                         grad_norm=norm)
+    params = gradients.apply_updates(state.params, jax.tree.map(lambda u: jnp.where(finite, u, 0), updates),
+                                     window.inputs)
+    new_carry, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (new_carry, opt_state),
+                                        (carry, state.opt_state))
+    average = optimizers.averaged(recipe, state.average, params, state.step, ~finite)
+    return (TrainState(state.step + 1, params, opt_state, new_carry, state.key, average),
+            Metrics(cost, norm, recipe.optimizer.learning_rate * scale, finite))
 
 
-def eval_step(params: model.Params, hyper: Hyper, window: Window, carry: model.Carry
-              ) -> tuple[jax.Array, model.Carry]:
-    """Nats of each target [T, B] and the new carry, without dropout."""
-    return token_nats(params, hyper, model.embed(params, window.inputs), window.targets, carry)
+def read_window(tokens: jax.Array, windows: Windows, bptt_length: int) -> Window:
+    """The window [T, B] that one entry of `windows` names, out of tokens [R, B]."""
+    rows = lax.dynamic_slice_in_dim(tokens, windows.row, bptt_length + 1)
+    return Window(rows[:-1], rows[1:], windows.epoch, windows.first, windows.total)
 
 
-def read_window(tokens: jax.Array, step: jax.Array, bptt_length: int, first: jax.Array | int = 0,
-                windows: jax.Array | int | None = None) -> Window:
-    """The window that a step trains on.
+@partial(jax.jit, static_argnames=("bptt_length", "mesh"), donate_argnames="state")
+def train_windows(recipe: Recipe, state: TrainState, tokens: jax.Array, windows: Windows, count: jax.Array,
+                  skip_nonfinite: jax.Array | bool = False, *, bptt_length: int, mesh: Mesh | None = None
+                  ) -> tuple[TrainState, Metrics]:
+    """The first `count` (traced) of the windows, in one call, so that an epoch's tail compiles nothing anew.
 
-    tokens [R, B] are an epoch's rows [N // B, B], or its rows from window `first` on; then `windows` tells how
-    many an epoch has.
+    Args:
+      recipe: model, optimiser and schedule.
+      state: donated. With a mesh it lies there, as `put_state` leaves it.
+      tokens: [R, B].
+      windows: where each window lies; arrays [W].
+      count: how many of the W are trained.
+      skip_nonfinite: whether the call goes on after a window whose cost or gradient is not finite, of which no update
+        is made; else it ends there.
+      bptt_length: steps T.
+      mesh: of the devices that share the batch and the vocabulary.
+
+    Returns:
+      The new state, and metrics [W], of which those of windows trained count.
     """
-    epoch, index = locate(step, num_windows(tokens.shape[0], bptt_length) if windows is None else windows)
-    rows = lax.dynamic_slice_in_dim(tokens, (index - first) * bptt_length, bptt_length + 1)
-    return Window(inputs=rows[:-1], targets=rows[1:], epoch=epoch, first=index == 0)
+    where = state_specs(recipe, state)
+    run = spread(mesh, partial(loop_windows, bptt_length=bptt_length),
+                 (collectives.SAME, where, collectives.ROWS, *[collectives.SAME] * 3), (where, collectives.SAME))
+    return run(recipe, state, tokens, windows, count, skip_nonfinite)
 
 
-@partial(jax.jit, static_argnames=("bptt_length", "max_windows", "mesh"), donate_argnames="state")
-def train_windows(state: TrainState, hyper: Hyper, tokens: jax.Array, count: jax.Array,
-                  skip_nonfinite: jax.Array | bool = False, first: jax.Array | int = 0,
-                  windows: jax.Array | int | None = None, *, bptt_length: int, max_windows: int,
-                  mesh: Mesh | None = None) -> tuple[TrainState, Metrics]:
-    """`count` (traced, at most `max_windows`) steps in one call; metrics [max_windows], the first `count` filled.
-
-    `tokens`, `first` and `windows` are `read_window`'s. A traced count means one compile serves whole calls and an
-    epoch's tail. Of a window whose cost or gradient is not finite no update is kept: the call stops there, with that
-    window's metrics the last filled; or, with `skip_nonfinite` (traced), it goes on with the next window.
-    With a mesh, state and tokens lie on it as `parallel.put` and `parallel.put_rows` leave them.
-    """
-    where = parallel.specs(state)
-    run = parallel.spread(mesh, partial(_train_windows, bptt_length=bptt_length, max_windows=max_windows),
-                          (where, parallel.ROWS, *[parallel.SAME] * 5), (where, parallel.SAME))
-    return run(state, tokens, hyper, count, skip_nonfinite, first, windows)
-
-
-def _train_windows(state, tokens, hyper, count, skip_nonfinite, first, windows, *, bptt_length, max_windows):
+def loop_windows(recipe: Recipe, state: TrainState, tokens: jax.Array, windows: Windows, count: jax.Array,
+                 skip_nonfinite: jax.Array | bool, *, bptt_length: int) -> tuple[TrainState, Metrics]:
+    """`train_windows`, on one device's part."""
 
     def body(loop):
         done, state, metrics = loop
-        state, new = train_step(state, hyper, read_window(tokens, state.step, bptt_length, first, windows))
-        state = replace(state, step=jnp.where(skip_nonfinite, start + done + 1, state.step))
-        return done + 1, state, jax.tree.map(lambda all, one: all.at[done].set(one), metrics, new)
+        window = read_window(tokens, jax.tree.map(lambda column: column[done], windows), bptt_length)
+        state, new = train_step(recipe, state, window)
+        return done + 1, state, jax.tree.map(lambda column, one: column.at[done].set(one), metrics, new)
 
-    def going_on(loop):
-        done, state, _ = loop
-        return (done < count) & (state.step == start + done)
+    def unfinished(loop):
+        done, _, metrics = loop
+        more = done < count
+        return more if skip_nonfinite is True else more & (skip_nonfinite | metrics.finite[jnp.maximum(done - 1, 0)])
 
-    start = state.step
-    metrics = Metrics(*(jnp.zeros(max_windows) for _ in range(3)))
-    _, state, metrics = lax.while_loop(going_on, body, (0, state, metrics))
+    size = len(windows.row)
+    metrics = Metrics(*(jnp.zeros(size) for _ in range(3)), finite=jnp.ones(size, bool))
+    _, state, metrics = lax.while_loop(unfinished, body, (0, state, metrics))
     return state, metrics
+
+
+def state_specs(recipe: Recipe, state: TrainState) -> TrainState:
+    """Where each leaf of a state lies: parameters, optimiser and average by words, the carry by rows."""
+    specs = spread_specs(state.params, stack.param_specs(recipe.model))
+    return TrainState(collectives.SAME, specs,
+                      optimizers.state_specs(state.opt_state, specs, collectives.SAME),
+                      jax.tree.map(lambda _: collectives.CARRY, state.carry),
+                      None if state.key is None else collectives.SAME, None if state.average is None else specs)
+
+
+def put_state(mesh: Mesh | None, recipe: Recipe, state: TrainState) -> TrainState:
+    """A state, whole in each process, onto a mesh."""
+    where = state_specs(recipe, state)
+    placed = put(mesh, state, where)
+    return replace(placed, params=put(mesh, state.params, where.params, PADDED_BIAS),
+                   average=put(mesh, state.average, where.average, PADDED_BIAS))
+
+
+def whole_state(mesh: Mesh | None, recipe: Recipe, state: TrainState) -> TrainState:
+    """The inverse of `put_state`; every process must call it."""
+    return whole(mesh, state, state_specs(recipe, state), recipe.model.vocab_size)

@@ -1,0 +1,164 @@
+"""What a field of the config is: its type, limits, unit and help, and the check of a value against them.
+
+Numbers (float) are traced by JAX, so that changing one compiles nothing; everything else is static and compiles. A
+number that is `optional` may be None: the mechanism that it belongs to is then absent.
+"""
+
+import difflib
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any
+
+from jaxlm.errors import JaxlmError
+
+MOST_DIGITS = 400  # of a number that a message repeats
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The type of a field (tuple: whole numbers), its limits, and what `--help` says of it."""
+
+    type: type
+    help: str
+    unit: str = ""
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+
+    @property
+    def range(self) -> str:
+        """The limits in words."""
+        limits = (("above", self.above), ("at least", self.low), ("below", self.below), ("at most", self.high))
+        return " and ".join(f"{word} {limit:g}" for word, limit in limits if math.isfinite(limit)) or "finite"
+
+
+def number(default: float | None, help: str, unit: str = "", **limits: Any) -> Any:
+    """A traced number; `optional=True` allows None."""
+    return _declared(default, Spec(float, help, unit, **{"optional": default is None, **limits}))
+
+
+def count(default: int, help: str, unit: str = "", low: int = 0, high: int = 2**31 - 1) -> Any:
+    """A static whole number."""
+    return _declared(default, Spec(int, help, unit, low, high))
+
+
+def counts(default: tuple[int, ...], help: str, unit: str = "", low: int = 1, high: int = 2**31 - 1) -> Any:
+    """A static tuple of whole numbers."""
+    return _declared(default, Spec(tuple, help, unit, low, high))
+
+
+def flag(default: bool, help: str) -> Any:
+    """A static switch."""
+    return _declared(default, Spec(bool, help))
+
+
+def choice(default: str, help: str, choices: Sequence[str]) -> Any:
+    """A static name, one of several."""
+    return _declared(default, Spec(str, help, choices=tuple(choices)))
+
+
+def text(default: str, help: str) -> Any:
+    """A static text."""
+    return _declared(default, Spec(str, help))
+
+
+def _declared(default: Any, spec: Spec) -> Any:
+    return field(default=default, metadata={"spec": spec})
+
+
+def spec_of(item: Field) -> Spec:
+    """The spec of a dataclass's field."""
+    return item.metadata["spec"]
+
+
+def specs(kind: type) -> dict[str, Spec]:
+    """name -> spec of every field of a kind, in the order of declaration."""
+    return {item.name: spec_of(item) for item in fields(kind)}
+
+
+def checked(section: Any) -> Any:
+    """A section with every value as plain Python has it (NumPy's scalars converted, lists as tuples).
+
+    Args:
+      section: an instance of a dataclass whose fields were declared by this module.
+
+    Returns:
+      The section itself where nothing had to be converted. Arrays and tracers pass in the place of a number.
+
+    Raises:
+      JaxlmError: a value has another type than its field, or is outside of the field's limits.
+    """
+    values = {item.name: getattr(section, item.name) for item in fields(section)}
+    plain = {name: check(name, spec, values[name]) for name, spec in specs(type(section)).items()}
+    same = all(plain[name] is values[name] for name in plain)
+    return section if same else replace(section, **plain)
+
+
+def check(name: str, spec: Spec, value: Any) -> Any:
+    """One field's value, as plain Python has it. Raises JaxlmError where the spec does not allow it."""
+    if spec.type is tuple:
+        value = tuple(value) if isinstance(value, list | tuple) else (value,)
+        if not value:
+            raise JaxlmError(f"{name} needs at least one whole number, as in 256,128; it is empty")
+        return tuple(_scalar(name, spec, int, one) for one in value)
+    if value is None and spec.optional:
+        return None
+    if spec.type is float and _is_array(value):
+        return value
+    return _scalar(name, spec, spec.type, value)
+
+
+def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
+    integral = isinstance(value, numbers.Integral) and not _is_bool(value)
+    fits = {int: integral, float: integral or (isinstance(value, numbers.Real) and not _is_bool(value)),
+            bool: _is_bool(value), str: isinstance(value, str)}[kind]
+    if not fits:
+        none = " or none" if spec.optional else ""
+        raise JaxlmError(f"{name} takes {_KINDS[kind]}{none}; it is {_shown(value)}")
+    try:
+        value = value if type(value) is kind else kind(value)
+    except OverflowError:
+        value = math.inf
+    if kind in (int, float) and not (abs(value) < math.inf and spec.low <= value <= spec.high
+                                     and spec.above < value < spec.below):
+        raise JaxlmError(f"{name} must be {spec.range}; it is {_shown(value)}")
+    if spec.choices and value not in spec.choices:
+        raise JaxlmError(f"{name} must be {either(spec.choices)}; it is {_shown(value)}")
+    return value
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool) or type(value).__name__ == "bool_" or type(value).__module__ == "numpy" and type(
+        value).__name__ == "bool"
+
+
+def _is_array(value: Any) -> bool:
+    """An array of JAX or NumPy, a tracer, or anything else with a shape that is not a plain NumPy scalar."""
+    return hasattr(value, "shape") and not isinstance(value, numbers.Number)
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to print whole numbers of more than 4,300 digits
+        return "a number with thousands of digits"
+    return text if len(text) <= MOST_DIGITS else f"{text[:40]}... ({len(text):,} characters)"
+
+
+def either(names: Sequence[str]) -> str:
+    """`a, b or c`."""
+    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` or the known names, to end a message with."""
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"

@@ -1,0 +1,65 @@
+"""The kinds of optimisers, each a frozen dataclass of its numbers (traced) and switches (static)."""
+
+from dataclasses import dataclass
+
+from jaxlm.config.fields import count, flag, number
+from jaxlm.errors import JaxlmError
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What every optimiser has."""
+
+    learning_rate: float = number(1.0, "rate before the schedule's factor", above=0)
+    clip_norm: float | None = number(5.0, "largest global norm of the gradient (none: no clipping)", above=0,
+                                     optional=True)
+    average_decay: float | None = number(None, "decay of an exponential average of the parameters, which evaluation "
+                                               "then uses (none: no average)", "per window", above=0, below=1)
+
+    def check(self) -> None:
+        """Raises JaxlmError where two fields contradict each other."""
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent."""
+
+    momentum: float | None = number(None, "decay of the accumulated gradient (none: no momentum)", low=0, below=1)
+    nesterov: bool = flag(False, "Nesterov's momentum")
+
+    def check(self) -> None:
+        if self.nesterov and self.momentum is None:
+            raise JaxlmError("nesterov needs a momentum, and momentum is none: set momentum, as in 0.9")
+
+
+@dataclass(frozen=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay on the matrices (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+
+    learning_rate: float = number(0.002, "rate before the schedule's factor", above=0)
+    clip_norm: float | None = number(1.0, "largest global norm of the gradient (none: no clipping)", above=0,
+                                     optional=True)
+    beta1: float = number(0.9, "decay of the gradient's mean", low=0, below=1)
+    beta2: float = number(0.999, "decay of the squared gradient's mean", low=0, below=1)
+    epsilon: float = number(1e-8, "added to the root of the squared gradient's mean", above=0)
+    weight_decay: float = number(0.0, "decay of the matrices, times the learning rate", low=0)
+
+
+@dataclass(frozen=True)
+class Muon(Optimizer):
+    """Muon on the matrices of the layers, one a gate, and Adam on the rest (Jordan et al. 2024)."""
+
+    learning_rate: float = number(0.02, "rate of the layers' matrices before the schedule's factor", above=0)
+    clip_norm: float | None = number(1.0, "largest global norm of the gradient (none: no clipping)", above=0,
+                                     optional=True)
+    momentum: float = number(0.95, "decay of the accumulated gradient of the layers' matrices", low=0, below=1)
+    nesterov: bool = flag(True, "Nesterov's momentum")
+    newton_schulz_steps: int = count(5, "iterations that orthogonalise an update", "iterations", low=1, high=100)
+    adam_learning_rate: float = number(0.002, "rate of Adam for the embedding, the softmax and the biases", above=0)
+    beta1: float = number(0.9, "Adam's decay of the gradient's mean", low=0, below=1)
+    beta2: float = number(0.999, "Adam's decay of the squared gradient's mean", low=0, below=1)
+    epsilon: float = number(1e-8, "Adam's addition to the root of the squared gradient's mean", above=0)
+    weight_decay: float = number(0.0, "decay of the layers' matrices, times their learning rate", low=0)
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adamw": AdamW, "muon": Muon}

@@ -1,0 +1,43 @@
+"""Named recipes."""
+
+from jaxlm.config.config import Config
+from jaxlm.config.fields import nearest
+from jaxlm.config.models import LSTM
+from jaxlm.config.optimizers import SGD
+from jaxlm.config.schedules import Piecewise
+from jaxlm.config.settings import TrainConfig
+from jaxlm.errors import JaxlmError
+
+
+def preset(name: str) -> Config:
+    """A named recipe: small, zaremba-small, zaremba-medium, zaremba-large or test.
+
+    Raises:
+      JaxlmError: the name is unknown.
+    """
+    if name not in PRESETS:
+        raise JaxlmError(f"unknown preset {name!r}{nearest(name, list(PRESETS))}")
+    return PRESETS[name]
+
+
+def _tutorial(name: str, *, init: float, hidden: tuple[int, ...], embedding: int, keep: float | None = None,
+              decay: float, hold: int, epochs: int, batch: int = 20, steps: int = 20, clip: float = 5.0) -> Config:
+    """One of the configs of TensorFlow 1's PTB tutorial (Zaremba et al. 2014, arXiv:1409.2329)."""
+    return Config(
+        model=LSTM(embedding_size=embedding, hidden_sizes=hidden, init_scale=init, keep_embedding=keep,
+                   keep_output=keep),
+        optimizer=SGD(learning_rate=1.0, clip_norm=clip),
+        schedule=Piecewise(decay=decay, hold=float(hold)),
+        train=TrainConfig(batch_size=batch, bptt_length=steps, epochs=epochs),
+        preset=name)
+
+
+PRESETS: dict[str, Config] = {config.preset: config for config in (
+    _tutorial("small", init=0.1, hidden=(256, 128), embedding=200, decay=0.5, hold=4, epochs=15, batch=60),
+    _tutorial("zaremba-small", init=0.1, hidden=(200, 200), embedding=200, decay=0.5, hold=4, epochs=13),
+    _tutorial("zaremba-medium", init=0.05, hidden=(650, 650), embedding=650, keep=0.5, decay=0.8, hold=6, epochs=39,
+              steps=35),
+    _tutorial("zaremba-large", init=0.04, hidden=(1500, 1500), embedding=1500, keep=0.35, decay=1 / 1.15, hold=14,
+              epochs=55, steps=35, clip=10.0),
+    _tutorial("test", init=0.1, hidden=(2,), embedding=2, decay=0.5, hold=1, epochs=1, steps=2, clip=1.0),
+)}

@@ -1,0 +1,34 @@
+"""What a kind of recurrent layer is: three functions and a number. Each kind has a file of its own beside this one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxlm.config.models import Recurrent
+
+Params = dict[str, Any]  # nested dicts and lists of arrays
+State = Any  # one layer's carry: a pytree of arrays [B, H]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One kind of recurrent layer, over a whole sequence. `model` is the config's model.
+
+    Attributes:
+      init: (model, key, input width, H) -> the layer's parameters.
+      state: (B, H, dtype) -> the carry before the first token.
+      apply: (model, params, x [T, B, E], carry) -> (outputs [T, B, H], new carry).
+      gates: how many matrices stand side by side in each of the layer's kernels, for optimisers of matrices.
+    """
+
+    init: Callable[[Any, jax.Array, int, int], Params]
+    state: Callable[[int, int, Any], State]
+    apply: Callable[[Any, Params, jax.Array, State], tuple[jax.Array, State]]
+    gates: int
+
+
+def uniform(model: Recurrent, key: jax.Array, *shape: int) -> jax.Array:
+    """Initial values, uniform in +-init_scale."""
+    return model.init_scale * jax.random.uniform(key, shape, minval=-1.0)

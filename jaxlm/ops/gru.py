@@ -1,0 +1,38 @@
+"""The gated recurrent unit over time, in the variant of cuDNN and PyTorch (Cho et al. 2014, arXiv:1406.1078).
+
+Letters: `T` steps, `B` batch, `E` input width, `H` hidden width. Gates in the order r, z, n:
+
+    r, z = sigmoid(x W + h U + b)        n = tanh(x W_n + b_n + r * (h U_n + c_n))        h' = (1 - z) * n + z * h
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxlm.ops.product import product
+
+
+def gru(x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array, recurrent_bias: jax.Array,
+        h: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Runs one GRU layer over time.
+
+    Args:
+      x: inputs [T, B, E].
+      kernel, recurrent_kernel: [E, 3H] and [H, 3H], gates in the order r, z, n.
+      bias: [3H]; recurrent_bias: [H], added to the candidate's recurrent part before its gate.
+      h: the carry [B, H].
+
+    Returns:
+      Outputs [T, B, H] and the new carry. Products multiply in x's dtype and sum in float32 or wider.
+    """
+
+    def cell(h, projected):
+        r, z, n = jnp.split(projected, 3, -1)
+        hr, hz, hn = jnp.split(product(h, recurrent_kernel, x.dtype), 3, -1)
+        r, z = jax.nn.sigmoid(r + hr), jax.nn.sigmoid(z + hz)
+        n = jnp.tanh(n + r * (hn + recurrent_bias))
+        h = (1 - z) * n + z * h
+        return h, h
+
+    h, y = lax.scan(cell, h, product(x, kernel, x.dtype) + bias)
+    return y.astype(x.dtype), h
