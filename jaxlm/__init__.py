@@ -5,11 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxlm.config.config import Config as Config
-    from jaxlm.config.config import DataConfig as DataConfig
-    from jaxlm.config.config import Hyper as Hyper
-    from jaxlm.config.config import ModelConfig as ModelConfig
-    from jaxlm.config.config import TrainConfig as TrainConfig
-    from jaxlm.config.config import preset as preset
+    from jaxlm.config.config import Recipe as Recipe
+    from jaxlm.config.models import GRU as GRU
+    from jaxlm.config.models import LSTM as LSTM
+    from jaxlm.config.models import MinGRU as MinGRU
+    from jaxlm.config.optimizers import SGD as SGD
+    from jaxlm.config.optimizers import AdamW as AdamW
+    from jaxlm.config.optimizers import Muon as Muon
+    from jaxlm.config.presets import preset as preset
+    from jaxlm.config.schedules import Cosine as Cosine
+    from jaxlm.config.schedules import Linear as Linear
+    from jaxlm.config.schedules import Piecewise as Piecewise
+    from jaxlm.config.settings import DataConfig as DataConfig
+    from jaxlm.config.settings import TrainConfig as TrainConfig
     from jaxlm.data.corpora import Corpus as Corpus
     from jaxlm.data.corpora import load_corpus as load_corpus
     from jaxlm.data.prepared import prepare as prepare
@@ -17,36 +25,43 @@ if TYPE_CHECKING:
     from jaxlm.errors import JaxlmError as JaxlmError
     from jaxlm.interop.tensorflow import from_tensorflow as from_tensorflow
     from jaxlm.interop.tensorflow import to_tensorflow as to_tensorflow
-    from jaxlm.models.lstm import init_params as init_params
-    from jaxlm.runs.loading import LanguageModel as LanguageModel
+    from jaxlm.models.stack import init_params as init_params
     from jaxlm.runs.loading import evaluate as evaluate
     from jaxlm.runs.loading import load as load
-    from jaxlm.runs.loop import TrainResult as TrainResult
-    from jaxlm.runs.loop import train as train
+    from jaxlm.runs.trainer import TrainResult as TrainResult
+    from jaxlm.runs.trainer import train as train
+    from jaxlm.scoring.language_model import LanguageModel as LanguageModel
+    from jaxlm.scoring.stream import eval_step as eval_step
     from jaxlm.sweeps.results import Sweep as Sweep
     from jaxlm.sweeps.results import Trial as Trial
     from jaxlm.sweeps.supervisor import sweep as sweep
+    from jaxlm.training.step import Metrics as Metrics
     from jaxlm.training.step import TrainState as TrainState
     from jaxlm.training.step import Window as Window
-    from jaxlm.training.step import eval_step as eval_step
     from jaxlm.training.step import init_state as init_state
     from jaxlm.training.step import train_step as train_step
     from jaxlm.training.step import train_windows as train_windows
 
 _HOME = {
-    "jaxlm.config.config": ("Config", "DataConfig", "ModelConfig", "TrainConfig", "preset"),
+    "jaxlm.config.config": ("Config", "Recipe"),
+    "jaxlm.config.models": ("GRU", "LSTM", "MinGRU"),
+    "jaxlm.config.optimizers": ("SGD", "AdamW", "Muon"),
+    "jaxlm.config.presets": ("preset",),
+    "jaxlm.config.schedules": ("Cosine", "Linear", "Piecewise"),
+    "jaxlm.config.settings": ("DataConfig", "TrainConfig"),
     "jaxlm.data.corpora": ("Corpus", "load_corpus"),
     "jaxlm.data.prepared": ("prepare",),
     "jaxlm.data.vocab": ("Vocab",),
     "jaxlm.errors": ("JaxlmError",),
     "jaxlm.interop.tensorflow": ("from_tensorflow", "to_tensorflow"),
-    "jaxlm.models.lstm": ("init_params",),
-    "jaxlm.runs.loading": ("LanguageModel", "evaluate", "load"),
-    "jaxlm.runs.loop": ("TrainResult", "train"),
+    "jaxlm.models.stack": ("init_params",),
+    "jaxlm.runs.loading": ("evaluate", "load"),
+    "jaxlm.runs.trainer": ("TrainResult", "train"),
+    "jaxlm.scoring.language_model": ("LanguageModel",),
+    "jaxlm.scoring.stream": ("eval_step",),
     "jaxlm.sweeps.results": ("Sweep", "Trial"),
     "jaxlm.sweeps.supervisor": ("sweep",),
-    "jaxlm.training.optimizers": ("Hyper",),
-    "jaxlm.training.step": ("TrainState", "Window", "eval_step", "init_state", "train_step", "train_windows"),
+    "jaxlm.training.step": ("Metrics", "TrainState", "Window", "init_state", "train_step", "train_windows"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -23,6 +23,10 @@ KINDS: dict[str, Mapping[str, type]] = {"model": MODELS, "optimizer": OPTIMIZERS
 FIXED: dict[str, type] = {"train": TrainConfig, "data": DataConfig}
 SECTIONS = (*KINDS, *FIXED)
 
+# These do not change what is trained. (The corpus is compared by its hash, wherever it was found.)
+MAY_CHANGE = {"train.epochs", "train.windows_per_call", "train.checkpoint_every", "train.keep_last",
+              "train.keep_every", "train.on_nonfinite", "data.corpus"}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -149,6 +153,12 @@ def differences(a: Config, b: Config) -> list[str]:
                     **{f"{section}.{name}": value for section, name, _, value in one.every_field()}} for one in (a, b))
     return [f"{name}: {left.get(name, 'absent')!r} -> {right.get(name, 'absent')!r}"
             for name in dict.fromkeys([*left, *right]) if left.get(name, _ABSENT) != right.get(name, _ABSENT)]
+
+
+def conflicts(saved: Config, given: Config) -> list[str]:
+    """Those differences with which a saved run cannot be resumed, since they change what is trained."""
+    fixed = {"train.epochs"} if saved.schedule.depends_on_total else set()
+    return [line for line in differences(saved, given) if line.split(":")[0] not in MAY_CHANGE - fixed]
 
 
 _ABSENT = object()

@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config.config import Config, TrainConfig
+from jaxlm.config.config import Config
+from jaxlm.config.settings import TrainConfig
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.runs import manifest as sealed
@@ -242,7 +243,7 @@ def _orbax(checkpoint: Path) -> tuple[Any, Any]:
 
 
 def _fresh(config: Config) -> TrainState:
-    return init_state(jax.random.key(0), config.model, config.hyper, config.train.batch_size)
+    return init_state(config.recipe, jax.random.key(0), config.train.batch_size)
 
 
 def _without_keys(state: TrainState) -> TrainState:

@@ -23,16 +23,13 @@ from typing import Any
 
 import jax
 
-from jaxlm.config.config import Config, differences
+from jaxlm.config.config import Config, conflicts
 from jaxlm.data.corpora import SPLITS, Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.runs import checkpoint
 from jaxlm.runs.checkpoint import Checkpoint
 from jaxlm.runs.manifest import library_versions
 
-# These do not change what is trained. (The corpus is compared by its hash, wherever it was found.)
-MAY_CHANGE = {"train.epochs", "train.windows_per_call", "train.checkpoint_every", "train.keep_last",
-              "train.keep_every", "train.on_nonfinite", "data.corpus"}
 BEAT, SILENCE = 5.0, 30.0  # seconds: how often a holder shows that it lives, and how long another host waits for it
 MOST_BYTES = 1 << 20  # of config.json and run.json
 
@@ -177,8 +174,7 @@ def go_on(run_dir: Path, config: Config, corpus: Corpus, devices: tuple[int, int
     found, problems = checkpoint.newest_intact(run_dir)
     if found is None and problems:
         raise CheckpointError(f"no checkpoint of {run_dir} is intact: {'; '.join(problems)}")
-    changed = [line for line in differences(found.config if found else saved_config(run_dir), config)
-               if line.split(":")[0] not in MAY_CHANGE]
+    changed = conflicts(found.config if found else saved_config(run_dir), config)
     if found:
         now = named(corpus)
         changed += [f"corpus {name}: {was} -> {now.get(name)}" for name, was in found.manifest.corpus.items()

@@ -7,7 +7,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.report.metrics import read_metrics
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
-from jaxlm.runs.loop import load, train
+from jaxlm.runs.trainer import load, train
 
 
 @dataclass(frozen=True)

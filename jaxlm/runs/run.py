@@ -1,0 +1,192 @@
+"""One run as its directory has it, begun or resumed: its log, its checkpoints and its results.
+
+The host side of a run, and the same for a run alone and for a member of a sweep. The device side is `group.py`.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxlm.config.config import Config
+from jaxlm.data.corpora import Corpus
+from jaxlm.data.windows import WindowPlan
+from jaxlm.report.metrics import MetricsLog, read_metrics
+from jaxlm.runs import checkpoint, directory
+from jaxlm.runs.manifest import Manifest
+from jaxlm.scoring.stream import perplexity
+from jaxlm.training.step import Metrics, TrainState
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One epoch, counted from 1: the rate that it was trained with, and its perplexities."""
+
+    epoch: int
+    learning_rate: float
+    train_perplexity: float
+    valid_perplexity: float
+
+
+class Run:
+    """A run in its directory.
+
+    Attributes:
+      config, corpus: what is trained, and on what.
+      folder: its directory.
+      kept: whether it is saved; else the directory is a temporary one.
+      plan: which rows each window reads.
+      step: windows trained.
+      last: the step to train to.
+      notes: sentences for the user about how it was resumed.
+      epochs: the results of the epochs that have ended.
+      seconds: time spent training in this process.
+    """
+
+    def __init__(self, config: Config, corpus: Corpus, folder: Path, held: ExitStack, check_held: Callable[[], None], *,
+                 resume: bool, kept: bool = True, steps: int | None = None, given_params: bool = False,
+                 devices: tuple[int, int] = (1, 1), tensorboard: bool = True):
+        """Begins or resumes a run in a directory that the caller holds the lock of.
+
+        Args:
+          held: closes the run's files.
+          check_held: raises RunDirError once the directory is no longer this run's.
+          resume: whether the directory holds a run already.
+          steps: train to this step at most.
+          given_params: whether the parameters are not drawn from the seed.
+          devices: over how many the rows and the words are spread.
+
+        Raises:
+          JaxlmError: another run is there, or none, or it cannot be read.
+        """
+        self.config, self.corpus, self.folder, self.kept, self._check_held = config, corpus, folder, kept, check_held
+        counts = config.train
+        self.plan = WindowPlan(len(corpus.train) // counts.batch_size, counts.bptt_length, counts.epochs)
+        self.last = self.plan.total if steps is None else min(steps, self.plan.total)
+        self.found: checkpoint.Checkpoint | None = None
+        self.notes: list[str] = []
+        offset = None
+        if resume:
+            self.found, offset, self.notes = directory.go_on(folder, config, corpus, devices)
+        else:
+            directory.begin(folder, config, corpus, given_params, devices)
+        self.log = held.enter_context(MetricsLog(folder, corpus.name, offset=offset, tensorboard=tensorboard))
+        self.step = self._saved = self.found.manifest.step if self.found else 0
+        self.epochs = [EpochResult(**{name: row[name] for name in EpochResult.__dataclass_fields__})
+                       for row in read_metrics(folder) if row["kind"] == "epoch"]
+        self.seconds, self._rate = 0.0, math.nan
+        self.start_epoch()
+        self._costs = self.log.epoch_costs(self.epoch + 1)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.step // self.plan.per_epoch
+
+    @property
+    def index(self) -> int:
+        """The next window, within its epoch."""
+        return self.plan.locate(self.step)[1]
+
+    @property
+    def finished(self) -> bool:
+        """Whether no window is left to train."""
+        return self.step >= self.last
+
+    @property
+    def train_perplexity(self) -> float:
+        """Of the present epoch's windows so far; those that are not finite, of which no update was made, left out."""
+        finite = [cost for cost in self._costs if math.isfinite(cost)]
+        return perplexity(sum(finite), self.config.train.bptt_length * len(finite))
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last call's first window."""
+        return self._rate
+
+    @property
+    def words_per_second(self) -> float:
+        """In this epoch, as far as this process trained it."""
+        return self._words / max(self.epoch_seconds, 1e-9)
+
+    @property
+    def epoch_seconds(self) -> float:
+        """In which this process trained windows of this epoch."""
+        return self._until - self._since
+
+    def start_epoch(self) -> None:
+        """Starts the clock and the costs of an epoch."""
+        self._since = self._until = time.perf_counter()
+        self._words, self._costs = 0, list[float]()
+
+    def until_edge(self) -> int:
+        """How many windows one call may train: to the epoch's end, the last window or the next checkpoint."""
+        counts = self.config.train
+        edges = [self.plan.per_epoch - self.index, self.last - self.step, counts.windows_per_call]
+        if counts.checkpoint_every:
+            edges.append(counts.checkpoint_every - self.step % counts.checkpoint_every)
+        return min(edges)
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether a checkpoint is due."""
+        every = self.config.train.checkpoint_every
+        return self.index == 0 or self.finished or bool(every and self.step % every == 0)
+
+    def trained(self, metrics: Metrics, count: int) -> str | None:
+        """Logs the first `count` windows of a call's metrics; a sentence where one of them ends the run."""
+        cost, norm, rate, finite = (np.asarray(values)[:count] for values in (
+            metrics.cost, metrics.grad_norm, metrics.learning_rate, metrics.finite))
+        stopping = self.config.train.on_nonfinite == "stop" and not finite.all()
+        done = int(finite.argmin()) if stopping else count
+        self.log.windows(self.step + 1, self.epoch + 1, cost[:done], norm[:done], rate[:done])
+        if stopping:
+            return (f"window {self.step + done + 1} (epoch {self.epoch + 1}) has cost {cost[done]} and gradient norm "
+                    f"{norm[done]} at learning rate {rate[done]:g}")
+        counts = self.config.train
+        self.step += done
+        self._costs += cost.tolist()
+        self._words += done * counts.bptt_length * counts.batch_size
+        self._rate, self._until = float(rate[0]), time.perf_counter()
+        return None
+
+    def end_epoch(self, valid_perplexity: float) -> EpochResult:
+        """Logs the epoch that has just ended."""
+        result = EpochResult(self.epoch, self._rate, self.train_perplexity, valid_perplexity)
+        self.log.result("epoch", preset=self.config.preset, epoch=result.epoch, step=self.step,
+                        learning_rate=result.learning_rate, train_perplexity=result.train_perplexity,
+                        valid_perplexity=valid_perplexity, skipped_windows=self.log.skipped[result.epoch] or None,
+                        **floors(self.corpus, "train", "valid"))
+        self.log.timing(epoch=result.epoch, seconds=self.epoch_seconds, words_per_second=self.words_per_second)
+        self.seconds += self.epoch_seconds
+        self.epochs.append(result)
+        return result
+
+    def save(self, state: TrainState) -> None:
+        """Saves a checkpoint, unless there is one of this step."""
+        if not self.kept or self.step == self._saved and self.step > 0:
+            return
+        self._check_held()
+        self.log.sync()
+        ended = self.index == 0 and bool(self.epochs) and self.epochs[-1].epoch == self.epoch
+        checkpoint.save(self.folder, state, self.config, self.corpus.vocab, Manifest(
+            step=self.step, epoch=self.epoch, valid_perplexity=self.epochs[-1].valid_perplexity if ended else None,
+            corpus=directory.named(self.corpus)))
+        self._saved = self.step
+
+    def log_test(self, which: str, step: int, nats: float, predictions: int) -> float:
+        """Logs the test of a checkpoint; its perplexity."""
+        value = perplexity(nats, predictions)
+        self.log.result("test", checkpoint=which, step=step, test_perplexity=value, **floors(self.corpus, "test"))
+        self.log.sync()
+        return value
+
+
+def floors(corpus: Corpus, *splits: str) -> dict[str, float]:
+    """`floor_SPLIT`: the perplexity of the true source, where the corpus has one."""
+    return {f"floor_{split}": perplexity(corpus.floor[split], len(getattr(corpus, split)) - 1)
+            for split in splits} if corpus.floor else {}

@@ -1,0 +1,228 @@
+"""`train`: one run from its beginning, or from where it was stopped, to its test."""
+
+import signal
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+
+from jaxlm.config.config import Config
+from jaxlm.data.corpora import Corpus, load_corpus
+from jaxlm.data.windows import check_fits
+from jaxlm.distributed import hosts
+from jaxlm.distributed.mesh import PADDED_BIAS, make_mesh, put
+from jaxlm.distributed.mesh import shape as mesh_shape
+from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
+from jaxlm.models import stack
+from jaxlm.models.cell import Params
+from jaxlm.report.metrics import Progress
+from jaxlm.report.plots import learning_curve
+from jaxlm.runs import checkpoint, directory, signals
+from jaxlm.runs.group import Group, SingleGroup
+from jaxlm.runs.loop import Observer, fit
+from jaxlm.runs.run import EpochResult, Run, floors
+from jaxlm.scoring.stream import stream_nats
+from jaxlm.training.step import TrainState, init_state
+
+_init_state = jax.jit(init_state, static_argnums=2)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The results of a run."""
+
+    config: Config
+    corpus: str
+    run_dir: Path | None
+    state: TrainState
+    epochs: list[EpochResult] = field(default_factory=list)
+    test_perplexity: float | None = None  # of the last parameters; None if a signal ended the run
+    stopped_by: int | None = None  # that signal's number
+    skipped_windows: int = 0  # whose cost or gradient was not finite, dropped because on_nonfinite is "skip"
+
+    @property
+    def params(self) -> Params:
+        """The parameters that were tested."""
+        return self.state.evaluated
+
+
+def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: str | Path | None = None, *,
+          params: Params | None = None, resume: bool = False, steps: int | None = None,
+          data_dir: str | Path | None = None, quiet: bool = False, devices: int | None = None,
+          model_devices: int = 1) -> TrainResult:
+    """Trains one model and tests it.
+
+    SIGTERM, SIGINT and SIGUSR1 end the run: after at most one call of `windows_per_call` windows (and the validation,
+    where that call ends an epoch) it is saved and returned from. A second signal ends the process at once; what was
+    saved stays whole. During the final test a signal does what it does elsewhere: the run is saved by then.
+
+    Args:
+      config: what to train.
+      corpus: a Corpus, or what `--corpus` takes (default: the config's own).
+      run_dir: keeps everything there; None keeps nothing but what is returned. Of many processes (`hosts.join`) only
+        the first writes it, and all must see it.
+      params: in place of fresh parameters.
+      resume: continue the run in `run_dir` from its newest intact checkpoint, on any number of devices.
+      steps: end after so many windows in all.
+      data_dir: where Penn Treebank's files lie.
+      quiet: print nothing.
+      devices: spread the batch's rows over so many (default: as many as they divide over). The numbers are one
+        device's within rounding.
+      model_devices: spread the vocabulary over so many, for each of the `devices`.
+
+    Returns:
+      The results, with the state whole in the host's memory.
+
+    Raises:
+      JaxlmError: a mistake in the arguments, a run directory or corpus that cannot be used, or a run that diverged.
+    """
+    if steps is not None and steps < 0:
+        raise JaxlmError(f"steps must be at least 0; it is {steps}")
+    mesh, note = make_mesh(config.train.batch_size, devices, model_devices)
+    config, corpus = load(config, corpus, data_dir)
+    fresh = new_state(config, params)
+    first = hosts.first()
+    with hosts.guarded(), ExitStack() as held:
+        kept, resumes = run_dir is not None and first, resume and first
+        if run_dir is None or not first:  # the other processes of many have a directory of their own while they run
+            folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-")))
+        else:
+            folder = Path(run_dir)
+        shared = Path(run_dir or folder)
+
+        def begin() -> Run:
+            directory.check(folder, resumes)
+            return Run(config, corpus, folder, held, held.enter_context(directory.lock(folder)), resume=resumes,
+                       kept=kept, steps=steps, given_params=params is not None, devices=mesh_shape(mesh), tensorboard=kept)
+
+        run = hosts.together(begin)
+        run.step = hosts.agreed(run.step)
+        if run.step > 0:
+            fresh = hosts.together(lambda: (run.found or checkpoint.read(checkpoint.find(shared, str(run.step)))).state)
+        group = SingleGroup(run, fresh, mesh)
+        run.found = fresh = None  # the group's are copies
+        progress = held.enter_context(Progress(config.train.epochs, run.plan.per_epoch,
+                                               config.train.bptt_length * config.train.batch_size, corpus.name,
+                                               Console(quiet=True) if quiet or not first else None,
+                                               total_windows=run.last))
+        for line in (*corpus.notes, *([note] if note else []), *run.notes):
+            progress.say(line, loud=True)
+        progress.say(f"{corpus.name}: {corpus.description}")
+        progress.say(f"run directory: {folder if kept else 'none, so nothing is kept'}")
+        if not resume and (params is not None or run.finished):
+            group.save(0)  # nobody could draw given parameters again; and a run of no window is one to evaluate too
+        with signals.noted() as stop:
+            stopped_by = fit(group, _Reporter(progress, lambda: hosts.agreed(stop.signal or 0) or None))
+        return _finish(run, group, shared, mesh, progress, stopped_by)
+
+
+def load(config: Config, corpus: str | Path | Corpus | None = None, data_dir: str | Path | None = None
+         ) -> tuple[Config, Corpus]:
+    """The corpus, and the config with its vocabulary size and where it was found. Raises DataError, JaxlmError."""
+    if not isinstance(corpus, Corpus):
+        config = config if corpus is None else config.replace(corpus=str(corpus))
+        corpus = load_corpus(config.data.corpus, data_dir=data_dir, max_vocab=config.model.vocab_size,
+                             min_count=config.data.min_count, lowercase=config.data.lowercase)
+    if len(corpus.vocab) > config.model.vocab_size:
+        raise JaxlmError(f"the corpus has {len(corpus.vocab):,} words and vocab_size is {config.model.vocab_size:,}: "
+                         f"raise it, or load the corpus with max_vocab={config.model.vocab_size}")
+    for split in ("train", "valid"):
+        check_fits(split, len(getattr(corpus, split)), config.train.batch_size, config.train.bptt_length)
+    check_fits("test", len(corpus.test), 1, 1)
+    return config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec, **corpus.options), corpus
+
+
+def new_state(config: Config, params: Params | None = None) -> TrainState:
+    """The state before the first step.
+
+    Raises:
+      JaxlmError: given parameters do not have the config's shapes, no device has its recurrent op, or there is not
+        enough memory.
+    """
+    platform = jax.default_backend()
+    if getattr(config.model, "recurrent_op", "scan") == "cudnn" and platform not in ("gpu", "cuda"):
+        raise JaxlmError(f"recurrent_op cudnn needs a CUDA device, and there is only {platform}: use scan")
+    arguments = (config.recipe, jax.random.key(config.train.seed), config.train.batch_size)
+    if params is None:
+        return _init_state(*arguments)
+    expected = checkpoint.shapes(jax.eval_shape(lambda: init_state(*arguments)).params)
+    given = checkpoint.shapes(params)
+    if wrong := [f"{name}: expected {expected.get(name)}, got {given.get(name)}"
+                 for name in sorted({*expected, *given}) if expected.get(name) != given.get(name)]:
+        raise JaxlmError("params do not have the config's shapes: " + "; ".join(wrong))
+    return init_state(*arguments, params)
+
+
+class _Reporter(Observer):
+    """Shows a run's progress, and ends it where it diverges."""
+
+    def __init__(self, progress: Progress, stopped: Callable[[], int | None]):
+        self._progress, self._stopped = progress, stopped
+
+    def stopped(self) -> int | None:
+        return self._stopped()
+
+    def trained(self, group: Group) -> None:
+        for run in filter(None, group.runs):
+            epoch, index = run.plan.locate(run.step - 1)
+            self._progress.advance(epoch + 1, index + 1, run.train_perplexity, run.learning_rate)
+
+    def diverged(self, group: Group, slot: int, problem: str) -> None:
+        raise Diverged(f"{problem}: stopped before its update; try a lower learning_rate or clip_norm, or resume from "
+                       f"the last checkpoint without such windows (--resume --on-nonfinite skip)")
+
+    def epoch_ended(self, group: Group, stopping: bool) -> None:
+        for run in filter(None, group.runs):
+            ended = run.epochs[-1]
+            self._progress.epoch(ended.epoch, ended.train_perplexity, ended.valid_perplexity, ended.learning_rate,
+                                 run.words_per_second, run.epoch_seconds, floors(run.corpus, "valid").get("floor_valid"))
+
+
+def _finish(run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progress: Progress, stopped_by: int | None
+            ) -> TrainResult:
+    """Tests, draws the curve and prints the results; after a signal it only says how to resume."""
+    kept_in = run.folder if run.kept else None
+    skipped = run.log.skipped.total()
+    state = group.state()
+    result = partial(TrainResult, run.config, run.corpus.name, kept_in, state, run.epochs, stopped_by=stopped_by,
+                     skipped_windows=skipped)
+    if stopped_by is not None:
+        how = f"saved; resume with --run-dir {run.folder} --resume" if kept_in else "nothing is kept"
+        progress.say(f"stopped by {signal.Signals(stopped_by).name} after window {run.step}: {how}")
+        return result()
+    tests = {"last": group.test(0)}
+    best = checkpoint.best_step(checkpoint.manifests(run.folder))
+    best = hosts.agreed(-1 if best is None else best)
+    if best not in (-1, run.step):
+        try:
+            tests["best"] = _test_checkpoint(run, shared, mesh, best)
+        except CheckpointError as error:
+            progress.say(f"the best checkpoint is not tested: {error}", loud=True)
+    rows = [(f"epoch {row.epoch}", f"train {row.train_perplexity:.2f}  valid {row.valid_perplexity:.2f}")
+            for row in run.epochs]
+    rows += [(f"test, {which} checkpoint", f"{value:.2f}") for which, value in tests.items()]
+    rows += [(name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)")
+             for name, value in floors(run.corpus, "train", "valid", "test").items()]
+    if skipped:
+        rows.append(("windows skipped", f"{skipped}, whose cost or gradient was not finite"))
+    if kept_in and run.epochs:
+        try:
+            rows.append(("learning curve", str(learning_curve(run.folder))))
+        except RunDirError as error:
+            progress.say(f"there is no learning curve: {error}", loud=True)
+    progress.summary(rows, run.config.preset)
+    return result(test_perplexity=tests["last"])
+
+
+def _test_checkpoint(run: Run, shared: Path, mesh: Mesh | None, step: int) -> float:
+    """Tests a saved checkpoint. Every process must call it."""
+    model = run.config.model
+    saved = hosts.together(lambda: checkpoint.read(checkpoint.find(shared, str(step)))).state.evaluated
+    params = put(mesh, saved, stack.param_specs(model), PADDED_BIAS)
+    return run.log_test("best", step, *stream_nats(model, params, run.corpus.test, mesh=mesh))

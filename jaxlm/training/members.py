@@ -1,0 +1,78 @@
+"""Many runs in one program: members of equal shapes, which differ in their numbers, seeds and parameters.
+
+Letters: `M` members. One member's step is `train_step`, and nothing that a member does reaches another.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+
+from jaxlm.config.config import Recipe
+from jaxlm.data.windows import Windows
+from jaxlm.distributed.collectives import MEMBER, SAME
+from jaxlm.distributed.mesh import put, spread
+from jaxlm.training.step import Metrics, TrainState, loop_windows
+
+Group = tuple[Recipe, TrainState]  # every leaf with an axis M before its own
+
+
+def stacked(recipe: Recipe, state: TrainState, size: int, mesh: Mesh | None) -> Group:
+    """A group of `size` equal members, spread over the devices of a mesh."""
+    group = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * size), (_traced(recipe), state))
+    return put(mesh, group, MEMBER)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _replaced(group: Group, slot: jax.Array, member: Group) -> Group:
+    return jax.tree.map(lambda column, one: column.at[slot].set(one), group, member)
+
+
+def replaced(group: Group, slot: int, recipe: Recipe, state: TrainState) -> Group:
+    """The group with another member in a slot; the old group's arrays are donated."""
+    return _replaced(group, jnp.int32(slot), (_traced(recipe), state))
+
+
+def taken(group: Any, slot: int) -> Any:
+    """One member's leaves of any tree with an axis M."""
+    return jax.tree.map(lambda leaf: leaf[slot], group)
+
+
+@partial(jax.jit, static_argnames=("bptt_length", "vmapped", "mesh"), donate_argnames="states")
+def train_members(recipes: Recipe, states: TrainState, tokens: jax.Array, windows: Windows, counts: jax.Array, *,
+                  bptt_length: int, vmapped: bool, mesh: Mesh | None = None) -> tuple[TrainState, Metrics]:
+    """Windows of every member, in one call.
+
+    Members share each operation (`vmapped`) or follow one another; with a mesh each device has some of them. Of a window
+    whose cost or gradient is not finite no update is made, and the member goes on with the next.
+
+    Args:
+      recipes, states: with an axis M; the states are donated.
+      tokens: [R, B], the same for all.
+      windows: arrays [M, W].
+      counts: [M], how many of its windows each member trains. With `vmapped` all train as many as the first.
+      bptt_length: steps T.
+      vmapped: whether members share each operation.
+      mesh: over the members.
+
+    Returns:
+      The new states, and metrics [M, W].
+    """
+
+    def one(recipe: Recipe, state: TrainState, windows: Windows, count: jax.Array) -> tuple[TrainState, Metrics]:
+        return loop_windows(recipe, state, tokens, windows, count, True, bptt_length=bptt_length)
+
+    def all_of_a_device(recipes, states, tokens, windows, counts):
+        if vmapped:
+            return jax.vmap(one, in_axes=(0, 0, 0, None))(recipes, states, windows, counts[0])
+        return lax.map(lambda member: one(*member), (recipes, states, windows, counts))
+
+    return spread(mesh, all_of_a_device, (MEMBER, MEMBER, SAME, MEMBER, MEMBER), MEMBER)(
+        recipes, states, tokens, windows, counts)
+
+
+def _traced(recipe: Recipe) -> Recipe:
+    return jax.tree.map(jnp.float32, recipe)
