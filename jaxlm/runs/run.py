@@ -44,7 +44,6 @@ class Run:
       last: the step to train to.
       notes: sentences for the user about how it was resumed.
       epochs: the results of the epochs that have ended.
-      seconds: time spent training in this process.
     """
 
     def __init__(self, config: Config, corpus: Corpus, folder: Path, held: ExitStack, check_held: Callable[[], None], *,
@@ -78,7 +77,7 @@ class Run:
         self.step = self._saved = self.found.manifest.step if self.found else 0
         self.epochs = [EpochResult(**{name: row[name] for name in EpochResult.__dataclass_fields__})
                        for row in read_metrics(folder) if row["kind"] == "epoch"]
-        self.seconds, self._rate = 0.0, math.nan
+        self._seconds, self._rate = 0.0, math.nan
         self.start_epoch()
         self._costs = self.log.epoch_costs(self.epoch + 1)
 
@@ -120,8 +119,18 @@ class Run:
 
     def start_epoch(self) -> None:
         """Starts the clock and the costs of an epoch."""
+        self._costs = list[float]()
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Starts the clock of what this process trains of an epoch."""
         self._since = self._until = time.perf_counter()
-        self._words, self._costs = 0, list[float]()
+        self._words = 0
+
+    def take_seconds(self) -> float:
+        """The seconds spent training epochs that have ended, since they were last taken."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
     def until_edge(self) -> int:
         """How many windows one call may train: to the epoch's end, the last window or the next checkpoint."""
@@ -162,7 +171,7 @@ class Run:
                         valid_perplexity=valid_perplexity, skipped_windows=self.log.skipped[result.epoch] or None,
                         **floors(self.corpus, "train", "valid"))
         self.log.timing(epoch=result.epoch, seconds=self.epoch_seconds, words_per_second=self.words_per_second)
-        self.seconds += self.epoch_seconds
+        self._seconds += self.epoch_seconds
         self.epochs.append(result)
         return result
 
