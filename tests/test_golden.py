@@ -19,11 +19,11 @@ import pytest
 
 import jaxlm
 from jaxlm.data.corpora import load_corpus
-from jaxlm.data.windows import batch
-from jaxlm.distributed import mesh as parallel
-from jaxlm.models import lstm as model
-from jaxlm.scoring.stream import perplexity, stream_nats
-from jaxlm.training.step import Window, eval_step, init_state, train_windows
+from jaxlm.data.windows import WindowPlan, batch
+from jaxlm.distributed.mesh import put_rows
+from jaxlm.models import stack
+from jaxlm.scoring.stream import eval_step, perplexity, stream_nats
+from jaxlm.training.step import init_state, put_state, train_windows, whole_state
 
 HERE = Path(__file__).parent / "golden"
 COST, NORM, VALID = 2e-4, 2e-3, 5e-4  # relative tolerances
@@ -61,25 +61,31 @@ def follow(path, mesh=None):
         bptt_length=case["T"], learning_rate=case["lr"], decay=case["decay"], hold=float(case["hold"]),
         schedule_offset=float(case["offset"]), clip_norm=case["clip"], forget_bias=case["forget_bias"])
     params = jaxlm.from_tensorflow(named(case, golden["variables"]))
-    state = init_state(jax.random.key(0), config.model, config.hyper, case["B"], params)
+    recipe = config.recipe
+    state = put_state(mesh, recipe, init_state(recipe, jax.random.key(0), case["B"], params))
     stream = make.tokens(case)
     train, valid = stream[:case["N"]], stream[case["N"]:]
     tokens = batch(train, case["B"])
-    state, metrics = train_windows(
-        parallel.put(mesh, state), config.hyper, parallel.put_rows(mesh, tokens.shape, lambda rows: tokens[:, rows]),
-        jnp.int32(case["steps"]), bptt_length=case["T"], max_windows=case["steps"], mesh=mesh)
-    np.testing.assert_allclose(metrics.cost, told[:, 0], rtol=COST)
-    np.testing.assert_allclose(metrics.grad_norm, told[:, 1], rtol=NORM)
-    np.testing.assert_allclose(metrics.learning_rate, told[:, 2], rtol=1e-6)
+    plan, costs = WindowPlan(len(tokens), case["T"], 100), []
+    rows = put_rows(mesh, tokens.shape, lambda part: tokens[:, part])
+    while (at := len(costs)) < case["steps"]:
+        count = min(plan.per_epoch - at % plan.per_epoch, case["steps"] - at)
+        state, metrics = train_windows(recipe, state, rows, plan.windows(at, count, plan.per_epoch), jnp.int32(count),
+                                       bptt_length=case["T"], mesh=mesh)
+        costs += np.array([metrics.cost, metrics.grad_norm, metrics.learning_rate]).T[:count].tolist()
+    cost, norm, rate = np.array(costs).T
+    np.testing.assert_allclose(cost, told[:, 0], rtol=COST)
+    np.testing.assert_allclose(norm, told[:, 1], rtol=NORM)
+    np.testing.assert_allclose(rate, told[:, 2], rtol=1e-6)
 
-    nats, count = stream_nats(state.params, config.hyper, valid, case["B"], case["T"], mesh)
+    nats, count = stream_nats(recipe.model, state.params, valid, case["B"], case["T"], mesh)
     expected = sum(golden["valid_cost"])
     assert nats / case["B"] == pytest.approx(expected, rel=VALID)
     assert count / case["B"] == len(golden["valid_cost"]) * case["T"]
-    nats, count = stream_nats(state.params, config.hyper, valid, mesh=mesh)
+    nats, count = stream_nats(recipe.model, state.params, valid, mesh=mesh)
     assert count == len(valid) - 1
     assert perplexity(nats, count) == pytest.approx(np.exp(golden["test_cost"] / count), rel=VALID)
-    for name, array in jaxlm.to_tensorflow(parallel.whole(mesh, state.params, case["V"])).items():
+    for name, array in jaxlm.to_tensorflow(whole_state(mesh, recipe, state).params).items():
         assert np.linalg.norm(array) == pytest.approx(golden["final_norms"][name], rel=VALID)
 
 
@@ -104,17 +110,19 @@ def ptb_run(golden, corpus, nudge: int | None = None, mesh=None):
         rng = np.random.default_rng(nudge)
         variables = {name: (array * (1 + 1e-6 * rng.choice([-1, 1], array.shape))).astype(np.float32)
                      for name, array in variables.items()}
-    state = init_state(jax.random.key(0), config.model, config.hyper, 60, jaxlm.from_tensorflow(variables))
+    recipe = config.recipe
+    state = init_state(recipe, jax.random.key(0), 60, jaxlm.from_tensorflow(variables))
     with jax.default_matmul_precision("highest"):
         tokens = batch(corpus.train, 60)
-        tokens = parallel.put_rows(mesh, tokens.shape, lambda rows, tokens=tokens: tokens[:, rows])
-        state, metrics = train_windows(parallel.put(mesh, state), config.hyper, tokens, jnp.int32(50), bptt_length=20,
-                                       max_windows=50, mesh=mesh)
-        state = parallel.whole(mesh, state, 10_000)
-        rows, carry, valid = jnp.asarray(batch(corpus.valid, 60)), model.zero_carry(state.params, 60), []
+        tokens = put_rows(mesh, tokens.shape, lambda rows, tokens=tokens: tokens[:, rows])
+        windows = WindowPlan(len(tokens), 20, 1).windows(0, 50, 50)
+        state, metrics = train_windows(recipe, put_state(mesh, recipe, state), tokens, windows, jnp.int32(50),
+                                       bptt_length=20, mesh=mesh)
+        state = whole_state(mesh, recipe, state)
+        rows, carry, valid = jnp.asarray(batch(corpus.valid, 60)), stack.zero_carry(recipe.model, 60), []
         for start in range(0, 160, 20):
-            window = Window(rows[start:start + 20], rows[start + 1:start + 21])
-            nats, carry = jax.jit(eval_step)(state.params, config.hyper, window, carry)
+            inputs, targets = rows[start:start + 20], rows[start + 1:start + 21]
+            nats, carry = jax.jit(eval_step)(recipe.model, state.params, inputs, targets, carry)
             valid.append(float(nats.sum()) / 60)
     return np.array([metrics.cost, metrics.grad_norm], np.float64).T, np.array(valid)
 

@@ -1,4 +1,7 @@
-"""step.py, loss.py, optim.py and the model: the recipes' exact semantics, each point by itself."""
+"""training/: the recipes' exact semantics, each point by itself, on the classic LSTM with SGD."""
+
+from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,18 +9,24 @@ import numpy as np
 import pytest
 
 import jaxlm
-from jaxlm.config.config import Config, ModelConfig, TrainConfig
-from jaxlm.models import lstm as model
-from jaxlm.training.loss import window_nats
-from jaxlm.training.optimizers import Hyper, learning_rate
-from jaxlm.training.step import Window, eval_step, init_state, read_window, train_step, train_windows
+from jaxlm.config.config import Recipe
+from jaxlm.data.windows import WindowPlan
+from jaxlm.models import heads, stack
+from jaxlm.scoring.stream import eval_step
+from jaxlm.training.schedules import factor
+from jaxlm.training.step import Window, init_state, read_window, train_step, train_windows
 
 V, E, HIDDEN, B, T = 11, 3, (5, 4), 2, 6
-MODEL = ModelConfig(vocab_size=V, embedding_size=E, hidden_sizes=HIDDEN)
-HYPER = Hyper(clip_norm=1e9, init_scale=0.7)
+CONFIG = jaxlm.preset("small").replace(vocab_size=V, embedding_size=E, hidden_sizes=HIDDEN, clip_norm=1e9,
+                                       init_scale=0.7)
+RECIPE = CONFIG.recipe
 step = jax.jit(train_step)
 evaluation = jax.jit(eval_step)
-initial = jax.jit(init_state, static_argnums=(1, 3))
+initial = jax.jit(init_state, static_argnums=2)
+
+
+def recipe_of(**changes) -> Recipe:
+    return CONFIG.replace(**changes).recipe
 
 
 def window(seed=0, first=False, epoch=0) -> Window:
@@ -25,14 +34,18 @@ def window(seed=0, first=False, epoch=0) -> Window:
     return Window(tokens[:-1], tokens[1:], epoch=epoch, first=first)
 
 
-def state_of(model_config=MODEL, hyper=HYPER, seed=0):
-    return initial(jax.random.key(seed), model_config, hyper, B)
+def state_of(recipe=RECIPE, seed=0):
+    return initial(recipe, jax.random.key(seed), B)
+
+
+def outputs(model, params, x, carry, noise=None):
+    return stack.features(model, params, stack.no_noise(model) if noise is None else noise, x, carry)
 
 
 @jax.jit
-def plain_cost(params, hyper, w, carry):
-    """Point 1 in plain words: log-softmax of all logits; the mean over the batch, summed over the steps."""
-    h, carry = model.apply(params, hyper, model.embed(params, w.inputs), carry)
+def plain_cost(params, recipe, w, carry):
+    """Point 1 written plainly: log-softmax of all logits; the mean over the batch, summed over the steps."""
+    h, carry = outputs(recipe.model, params, stack.embed(params, w.inputs), carry)
     log_p = jax.nn.log_softmax(h @ params["softmax"]["kernel"] + params["softmax"]["bias"])
     nats = -jnp.take_along_axis(log_p, w.targets[..., None], -1)[..., 0]
     return nats.mean(1).sum(), carry
@@ -40,17 +53,18 @@ def plain_cost(params, hyper, w, carry):
 
 def test_1_the_cost_is_summed_over_steps_and_averaged_over_the_batch():
     state = state_of()
-    expected, _ = plain_cost(state.params, HYPER, window(), state.carry)
-    _, metrics = step(state, HYPER, window())
+    expected, _ = plain_cost(state.params, RECIPE, window(), state.carry)
+    _, metrics = step(RECIPE, state, window())
     assert float(metrics.cost) == pytest.approx(float(expected), rel=1e-6)
+    assert metrics.finite
 
 
 def test_bfloat16_computes_nearly_the_same_and_keeps_float32_parameters_and_carry():
-    half = state_of(ModelConfig(vocab_size=V, embedding_size=E, hidden_sizes=HIDDEN, compute_dtype="bfloat16"))
-    (state, told), (plain, expected) = step(half, HYPER, window()), step(state_of(), HYPER, window())
-    assert float(told.cost) == pytest.approx(float(expected.cost), rel=0.02)
-    assert float(told.cost) != float(expected.cost)
-    assert float(told.grad_norm) == pytest.approx(float(expected.grad_norm), rel=0.05)
+    half = recipe_of(compute_dtype="bfloat16")
+    (state, metrics), (plain, expected) = step(half, state_of(half), window()), step(RECIPE, state_of(), window())
+    assert float(metrics.cost) == pytest.approx(float(expected.cost), rel=0.02)
+    assert float(metrics.cost) != float(expected.cost)
+    assert float(metrics.grad_norm) == pytest.approx(float(expected.grad_norm), rel=0.05)
     assert jax.tree.map(lambda a: a.dtype, (state.params, state.carry)) == jax.tree.map(
         lambda a: a.dtype, (plain.params, plain.carry))
 
@@ -58,11 +72,15 @@ def test_bfloat16_computes_nearly_the_same_and_keeps_float32_parameters_and_carr
 def test_1_an_update_is_that_costs_gradient_clipped_by_its_global_norm():
     """The norm counts each read of an embedding row by itself, as TensorFlow's IndexedSlices do."""
     state, w, clip = state_of(), window(), 0.5
-    hyper = Hyper(clip_norm=clip, learning_rate=0.3)
-    after, metrics = step(state, hyper, w)
-    dense = jax.jit(jax.grad(lambda p: plain_cost(p, hyper, w, state.carry)[0]))(state.params)
-    rows = jax.jit(jax.grad(lambda x: window_nats(state.params, hyper, x, w.targets, state.carry)[0] / B))(
-        model.embed(state.params, w.inputs))
+    recipe = recipe_of(clip_norm=clip, learning_rate=0.3)
+    after, metrics = step(recipe, state, w)
+    dense = jax.jit(jax.grad(lambda p: plain_cost(p, recipe, w, state.carry)[0]))(state.params)
+
+    def cost_of_rows(x):
+        h, _ = outputs(recipe.model, state.params, x, state.carry)
+        return heads.summed_nats(recipe.model, state.params, h, w.targets) / B
+
+    rows = jax.jit(jax.grad(cost_of_rows))(stack.embed(state.params, w.inputs))
     norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves({**dense, "embedding": rows})))
     assert float(metrics.grad_norm) == pytest.approx(norm, rel=1e-5)
     assert norm > clip
@@ -71,20 +89,21 @@ def test_1_an_update_is_that_costs_gradient_clipped_by_its_global_norm():
 
 
 def test_1_a_gradient_within_the_norm_is_not_scaled():
-    state, w = state_of(), window()
-    a, _ = step(state, Hyper(clip_norm=1e3), w)
-    b, _ = step(state, Hyper(clip_norm=1e6), w)
-    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    recipes = [recipe_of(clip_norm=clip) for clip in (1e3, 1e6, None)]
+    a, b, c = (step(recipe, state_of(recipe), window())[0].params for recipe in recipes)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    jax.tree.map(np.testing.assert_array_equal, a, c)
 
 
 @pytest.mark.parametrize(("offset", "rates"), [(1.0, [1, 1, 1, 1, 0.5, 0.25]), (0.0, [1, 1, 1, 1, 1, 0.5])])
 def test_2_the_rate_decays_once_an_epoch_after_hold(offset, rates):
-    hyper = Hyper(learning_rate=1.0, decay=0.5, hold=4.0, schedule_offset=offset)
-    assert [float(learning_rate(hyper, epoch)) for epoch in range(6)] == rates
+    schedule = recipe_of(decay=0.5, hold=4.0, schedule_offset=offset).schedule
+    assert [float(factor(schedule, 0, epoch, 60)) for epoch in range(6)] == rates
 
 
 def test_4_initialisation():
-    params = model.init_params(jax.random.key(0), ModelConfig(vocab_size=500), Hyper(init_scale=0.25))
+    params = stack.init_params(recipe_of(vocab_size=500, init_scale=0.25, hidden_sizes=(256, 128),
+                                         embedding_size=200).model, jax.random.key(0))
     for layer in params["lstm"]:
         assert not layer["bias"].any()
     for leaf in (params["embedding"], params["lstm"][0]["kernel"], params["lstm"][1]["kernel"],
@@ -95,7 +114,7 @@ def test_4_initialisation():
 
 
 def test_4_shapes_of_the_tree():
-    params = model.init_params(jax.random.key(0), MODEL, HYPER)
+    params = stack.init_params(RECIPE.model, jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == {
         "embedding": (V, E), "lstm": [{"kernel": (E + 5, 20), "bias": (20,)}, {"kernel": (5 + 4, 16), "bias": (16,)}],
         "softmax": {"kernel": (4, V), "bias": (V,)}}
@@ -103,96 +122,124 @@ def test_4_shapes_of_the_tree():
 
 def test_5_dropout_falls_on_the_input_and_each_output_with_a_fresh_mask_each_step():
     """With an identity-like model the zeros can be seen: kept values are scaled by 1 / keep."""
-    params = model.init_params(jax.random.key(0), ModelConfig(vocab_size=V, embedding_size=64, hidden_sizes=(64,)),
-                               Hyper(init_scale=0.5))
-    x, carry = jnp.ones((T, B, 64)), model.zero_carry(params, B)
-    apply = jax.jit(model.apply)
-    plain, _ = apply(params, HYPER, x, carry)
-    dropped, final = apply(params, Hyper(keep_output=0.5), x, carry, jax.random.key(1))
-    kept = dropped != 0
-    np.testing.assert_allclose(dropped[kept], 2 * plain[kept], rtol=1e-5)  # the recurrence itself saw no dropout
+    plain_model = recipe_of(embedding_size=64, hidden_sizes=(64,), init_scale=0.5).model
+    params = stack.init_params(plain_model, jax.random.key(0))
+    x, carry = jnp.ones((T, B, 64)), stack.zero_carry(plain_model, B)
+    plain, _ = outputs(plain_model, params, x, carry)
+
+    def dropped(**keep):
+        model = recipe_of(embedding_size=64, hidden_sizes=(64,), init_scale=0.5, **keep).model
+        return outputs(model, params, x, carry, stack.draw_noise(model, jax.random.key(1), T, B))
+
+    y, final = dropped(keep_output=0.5)
+    kept = y != 0
+    np.testing.assert_allclose(y[kept], 2 * plain[kept], rtol=1e-5)  # the recurrence itself saw no dropout
     np.testing.assert_allclose(final[0].h, plain[-1], rtol=1e-5)
     assert 0.4 < float(kept.mean()) < 0.6
     assert all((kept[t] != kept[t + 1]).any() for t in range(T - 1))
-    embedded, _ = apply(params, Hyper(keep_embedding=0.5), x, carry, jax.random.key(1))
+    embedded, _ = dropped(keep_embedding=0.5)
     assert (embedded != plain).any(axis=-1).all()
 
 
+def test_5_noise_is_an_input():
+    """A recorded mask gives the same outputs, whoever drew it."""
+    model = recipe_of(keep_embedding=0.5, keep_output=0.5).model
+    params, x = stack.init_params(model, jax.random.key(0)), jnp.ones((T, B, E))
+    rng = np.random.default_rng(0)
+    noise = stack.Noise(jnp.asarray(rng.random((T, B, E)) < 0.5),
+                        tuple(jnp.asarray(rng.random((T, B, H)) < 0.5) for H in HIDDEN))
+    y, _ = outputs(model, params, x, stack.zero_carry(model, B), noise)
+    by_hand = x
+    for layer, mask, H, before in zip(params["lstm"], noise.outputs, HIDDEN, (noise.embedding, None), strict=True):
+        by_hand = by_hand if before is None else jnp.where(before, by_hand * 2, 0)
+        one_layer = recipe_of(hidden_sizes=(H,), embedding_size=by_hand.shape[-1]).model
+        by_hand, _ = outputs(one_layer, {"lstm": [layer]}, by_hand, stack.zero_carry(one_layer, B))
+        by_hand = jnp.where(mask, by_hand * 2, 0)
+    np.testing.assert_allclose(y, by_hand, rtol=1e-6)
+
+
 def test_5_dropout_is_new_at_each_step_of_training_and_absent_from_evaluation():
-    config = ModelConfig(vocab_size=V, embedding_size=E, hidden_sizes=HIDDEN, dropout=True)
-    hyper = Hyper(keep_embedding=0.5, keep_output=0.5, learning_rate=1e-12, init_scale=0.7)
-    state = state_of(config, hyper)
-    again, first = step(state, hyper, window(first=True))
-    _, second = step(again, hyper, window(first=True))
+    recipe = recipe_of(keep_embedding=0.5, keep_output=0.5, learning_rate=1e-12)
+    state = state_of(recipe)
+    again, first = step(recipe, state, window(first=True))
+    _, second = step(recipe, again, window(first=True))
     assert abs(float(first.cost) - float(second.cost)) > 1e-2
-    nats, _ = evaluation(state.params, hyper, window(), model.zero_carry(state.params, B))
-    expected, _ = plain_cost(state.params, HYPER, window(), model.zero_carry(state.params, B))
+    zero = stack.zero_carry(recipe.model, B)
+    nats, _ = evaluation(recipe.model, state.params, window().inputs, window().targets, zero)
+    expected, _ = plain_cost(state.params, RECIPE, window(), zero)
     assert float(nats.sum()) / B == pytest.approx(float(expected), rel=1e-5)
     assert state_of().key is None  # a model without dropout holds no key
 
 
 def test_8_the_carry_passes_between_windows_is_zero_at_an_epochs_start_and_stops_gradients():
-    hyper = Hyper(learning_rate=1e-12)
-    state, _ = step(state_of(), hyper, window(0, first=True))
-    expected, _ = plain_cost(state.params, hyper, window(1), state.carry)
-    _, metrics = step(state, hyper, window(1))
+    recipe = recipe_of(learning_rate=1e-12)
+    state, _ = step(recipe, state_of(), window(0, first=True))
+    expected, _ = plain_cost(state.params, recipe, window(1), state.carry)
+    _, metrics = step(recipe, state, window(1))
     assert float(metrics.cost) == pytest.approx(float(expected), rel=1e-6)
-    fresh, _ = plain_cost(state.params, hyper, window(1), model.zero_carry(state.params, B))
-    _, metrics = step(state, hyper, window(1, first=True))
+    fresh, _ = plain_cost(state.params, recipe, window(1), stack.zero_carry(recipe.model, B))
+    _, metrics = step(recipe, state, window(1, first=True))
     assert float(metrics.cost) == pytest.approx(float(fresh), rel=1e-6)
     assert abs(float(fresh) - float(expected)) > 1e-3
 
 
 def test_8_windows_are_read_in_order_and_each_epoch_begins_anew():
-    tokens = jnp.arange(14)[:, None] * jnp.ones((1, B), jnp.int32)
-    told = [read_window(tokens, jnp.int32(step), 3) for step in range(9)]
-    assert [int(w.inputs[0, 0]) for w in told] == [0, 3, 6, 9] * 2 + [0]
-    assert [bool(w.first) for w in told] == [True, False, False, False] * 2 + [True]
-    assert [int(w.epoch) for w in told] == [0] * 4 + [1] * 4 + [2]
-    assert all((w.targets == w.inputs + 1).all() for w in told)
+    tokens, plan = jnp.arange(14)[:, None] * jnp.ones((1, B), jnp.int32), WindowPlan(rows=14, length=3, epochs=3)
+    assert (plan.per_epoch, plan.total) == (4, 12)
+    read = [read_window(tokens, jax.tree.map(lambda column: column[0], plan.windows(at, 1, 1)), 3) for at in range(9)]
+    assert [int(w.inputs[0, 0]) for w in read] == [0, 3, 6, 9] * 2 + [0]
+    assert [bool(w.first) for w in read] == [True, False, False, False] * 2 + [True]
+    assert [int(w.epoch) for w in read] == [0] * 4 + [1] * 4 + [2]
+    assert all((w.targets == w.inputs + 1).all() and w.total == 12 for w in read)
 
 
 @pytest.fixture(scope="module")
 def tokens():
-    return jnp.asarray(np.random.default_rng(0).integers(0, V, (5 * T + 1, B)))
+    return jnp.asarray(np.random.default_rng(0).integers(0, V, (7 * T + 1, B)))
 
 
-def test_many_windows_in_one_call_equal_single_steps_and_compile_once(tokens):
-    before = train_windows._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
-    config = Config(model=MODEL, train=TrainConfig(batch_size=B, bptt_length=T))
-    hyper = jax.tree.map(jnp.float32, config.hyper)
-    together, metrics = train_windows(state_of(), hyper, tokens, jnp.int32(7), bptt_length=T, max_windows=8)
+def test_many_windows_in_one_call_equal_single_steps(tokens):
+    plan, recipe = WindowPlan(len(tokens), T, 1), jax.tree.map(jnp.float32, RECIPE)
+    together, metrics = train_windows(recipe, state_of(), tokens, plan.windows(0, 7, 8), jnp.int32(7), bptt_length=T)
     alone, costs = state_of(), []
-    for _ in range(7):
-        alone, told = step(alone, hyper, read_window(tokens, alone.step, T))
-        costs.append(float(told.cost))
+    for at in range(7):
+        where = jax.tree.map(lambda column: column[0], plan.windows(at, 1, 1))
+        alone, one = step(recipe, alone, read_window(tokens, where, T))
+        costs.append(float(one.cost))
     np.testing.assert_allclose(metrics.cost[:7], costs, rtol=1e-6)
     assert not metrics.cost[7:].any()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), together, alone)
-    for count, rate in ((3, 0.1), (8, 0.7)):  # neither a tail nor another number compiles anything
-        train_windows(state_of(), jax.tree.map(jnp.float32, Hyper(learning_rate=rate, keep_output=rate)), tokens,
-                      jnp.int32(count), bptt_length=T, max_windows=8)
-    assert train_windows._cache_size() == before + 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def poisoned(state):
+    bias = jnp.full(V, jnp.nan)
+    return replace(state, params={**state.params, "softmax": {**state.params["softmax"], "bias": bias}})
 
 
 def test_a_cost_that_is_not_finite_keeps_parameters_and_carry():
-    state = state_of()
-    poisoned = state.replace(params={**state.params, "softmax": {**state.params["softmax"],
-                                                                 "bias": jnp.full(V, jnp.nan)}})
-    after, metrics = step(poisoned, HYPER, window())
-    assert not np.isfinite(metrics.cost)
-    jax.tree.map(np.testing.assert_array_equal, after.params, poisoned.params)
-    jax.tree.map(np.testing.assert_array_equal, after.carry, poisoned.carry)
+    state = poisoned(state_of())
+    after, metrics = step(RECIPE, state, window())
+    assert not metrics.finite and not np.isfinite(metrics.cost)
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    jax.tree.map(np.testing.assert_array_equal, after.carry, state.carry)
 
 
-def test_a_sweep_is_vmap_over_hyper():
+@pytest.mark.parametrize(("skip", "trained"), [(False, 1), (True, 5)])
+def test_a_call_ends_at_a_window_that_is_not_finite_or_skips_it(tokens, skip, trained):
+    windows = WindowPlan(len(tokens), T, 1).windows(0, 5, 8)
+    state, metrics = train_windows(RECIPE, poisoned(state_of()), tokens, windows, jnp.int32(5), skip, bptt_length=T)
+    assert int(state.step) == trained
+    assert list(np.asarray(metrics.finite)) == [False] * trained + [True] * (8 - trained)
+
+
+def test_a_sweep_is_vmap_over_recipes():
     rates = jnp.array([0.1, 1.0])
-    hypers = jax.tree.map(lambda value: jnp.full(2, value), HYPER)
-    hypers = Hyper(**{**vars(hypers), "learning_rate": rates})
-    states = jax.vmap(lambda hyper: initial(jax.random.key(0), MODEL, hyper, B))(hypers)
-    together, _ = jax.jit(jax.vmap(train_step, (0, 0, None)))(states, hypers, window())
+    recipes = jax.vmap(lambda rate: replace(RECIPE, optimizer=replace(RECIPE.optimizer, learning_rate=rate)))(rates)
+    states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state_of())
+    recipes = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, 2), recipes)
+    together, _ = jax.jit(jax.vmap(train_step, (0, 0, None)))(recipes, states, window())
     for i in range(2):
-        alone, _ = step(state_of(), Hyper(**{**vars(HYPER), "learning_rate": float(rates[i])}), window())
+        alone, _ = step(recipe_of(learning_rate=float(rates[i])), state_of(), window())
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-7),
                      together.params, alone.params)
 
@@ -204,5 +251,17 @@ def test_parameters_go_to_tensorflows_names_and_back():
         f"m/rnn/multi_rnn_cell/cell_{i}/basic_lstm_cell/{part}:0" for i in (0, 1) for part in ("kernel", "bias")),
         "m/softmax_w:0", "m/softmax_b:0"]
     jax.tree.map(np.testing.assert_array_equal, jaxlm.from_tensorflow(named), params)
-    with pytest.raises(jaxlm.JaxlmError, match=r"missing are .*softmax_b"):
+    with pytest.raises(jaxlm.JaxlmError, match=r"softmax_b"):
         jaxlm.from_tensorflow({name: array for name, array in named.items() if "softmax_b" not in name})
+
+
+def test_the_schedules_warm_up_and_come_down():
+    total = 100
+    cosine = partial(factor, recipe_of(schedule="cosine", warmup=0.1, final=0.2).schedule)
+    linear = partial(factor, recipe_of(schedule="linear", warmup=0.1, final=0.2).schedule)
+    for rate in (cosine, linear):
+        values = [float(rate(at, 0, total)) for at in range(total + 1)]
+        assert values[0] == pytest.approx(0.1) and values[9] == pytest.approx(1, abs=0.02)
+        assert values[total] == pytest.approx(0.2)
+        assert all(a > b for a, b in zip(values[10:], values[11:], strict=False))
+    assert float(cosine(55, 0, total)) == pytest.approx(0.6) == float(linear(55, 0, total))

@@ -18,4 +18,4 @@ def draw_mask(key: jax.Array, keep: jax.Array | float, shape: tuple[int, int, in
 
 def apply_mask(x: jax.Array, kept: jax.Array | None, keep: jax.Array | float | None) -> jax.Array:
     """x [T, B, D], scaled by 1/keep where `kept` (broadcast to x) is true, else 0; x itself without a mask."""
-    return x if kept is None else jnp.where(kept, x / keep, 0).astype(x.dtype)
+    return x if kept is None or keep is None else jnp.where(kept, x / keep, 0).astype(x.dtype)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,10 +72,10 @@ def init_state(recipe: Recipe, key: jax.Array, batch_size: int, params: Params |
       params: in place of fresh ones; copied, since the loop donates its state.
     """
     params_key, noise_key = jax.random.split(key)
-    params = jax.tree.map(jnp.array, stack.init_params(recipe.model, params_key) if params is None else params)
-    average = None if recipe.optimizer.average_decay is None else jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizers.transformation(recipe, 0.0).init(params),
-                      stack.zero_carry(recipe.model, batch_size, params["embedding"].dtype),
+    start: Params = jax.tree.map(jnp.array, stack.init_params(recipe.model, params_key) if params is None else params)
+    average = None if recipe.optimizer.average_decay is None else jax.tree.map(jnp.copy, start)
+    return TrainState(jnp.zeros((), jnp.int32), start, optimizers.transformation(recipe, 0.0).init(start),
+                      stack.zero_carry(recipe.model, batch_size, start["embedding"].dtype),
                       noise_key if stack.is_random(recipe.model) else None, average)
 
 
@@ -174,13 +175,13 @@ def loop_windows(recipe: Recipe, state: TrainState, tokens: jax.Array, windows: 
     return state, metrics
 
 
-def state_specs(recipe: Recipe, state: TrainState) -> TrainState:
-    """Where each leaf of a state lies: parameters, optimiser and average by words, the carry by rows."""
+def state_specs(recipe: Recipe, state: TrainState) -> Any:
+    """A state of specs: parameters, optimiser and average lie by words, the carry by rows, the rest everywhere."""
     specs = spread_specs(state.params, stack.param_specs(recipe.model))
-    return TrainState(collectives.SAME, specs,
-                      optimizers.state_specs(state.opt_state, specs, collectives.SAME),
-                      jax.tree.map(lambda _: collectives.CARRY, state.carry),
-                      None if state.key is None else collectives.SAME, None if state.average is None else specs)
+    same = jax.tree.map(lambda _: collectives.SAME, state)
+    return replace(same, params=specs, opt_state=optimizers.state_specs(state.opt_state, specs, collectives.SAME),
+                   carry=jax.tree.map(lambda _: collectives.CARRY, state.carry),
+                   average=None if state.average is None else specs)
 
 
 def put_state(mesh: Mesh | None, recipe: Recipe, state: TrainState) -> TrainState:

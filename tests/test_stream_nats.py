@@ -9,23 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.config.config import ModelConfig
+from jaxlm.config.models import LSTM
 from jaxlm.errors import DataError
-from jaxlm.models import lstm as model
+from jaxlm.models import stack
 from jaxlm.ops.softmax import token_nats_reference
 from jaxlm.scoring.stream import perplexity, stream_nats
-from jaxlm.training.optimizers import Hyper
 
-HYPER = Hyper(init_scale=0.7)
-PARAMS = model.init_params(jax.random.key(0), ModelConfig(vocab_size=9, embedding_size=4, hidden_sizes=(5, 3)), HYPER)
+MODEL = LSTM(vocab_size=9, embedding_size=4, hidden_sizes=(5, 3), init_scale=0.7)
+PARAMS = stack.init_params(MODEL, jax.random.key(0))
 IDS = np.random.default_rng(0).integers(0, 9, 101).astype(np.int32)
 
 
 def plain_nats(ids: np.ndarray, B: int, T: int) -> float:
     rows = ids[:len(ids) // B * B].reshape(B, -1).T
     length = (len(rows) - 1) // T * T
-    x = model.embed(PARAMS, jnp.asarray(rows[:length]))
-    h, _ = model.apply(PARAMS, HYPER, x, model.zero_carry(PARAMS, B))
+    x = stack.embed(PARAMS, jnp.asarray(rows[:length]))
+    h, _ = stack.features(MODEL, PARAMS, stack.no_noise(MODEL), x, stack.zero_carry(MODEL, B))
     return float(token_nats_reference(h.reshape(-1, 3), PARAMS["softmax"]["kernel"], PARAMS["softmax"]["bias"],
                                       jnp.asarray(rows[1:length + 1].reshape(-1))).sum())
 
@@ -35,13 +34,13 @@ def plain_nats(ids: np.ndarray, B: int, T: int) -> float:
 def test_any_cut_into_windows_gives_the_plain_sum(B, T, per_window):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["jaxlm.scoring.stream"], "PREDICTIONS_PER_WINDOW", per_window)
-        nats, count = stream_nats(PARAMS, HYPER, IDS, B, T)
+        nats, count = stream_nats(MODEL, PARAMS, IDS, B, T)
     assert count == (101 // B - 1) // T * T * B
     assert nats == pytest.approx(plain_nats(IDS, B, T), rel=1e-5)
 
 
 def test_at_batch_one_every_token_but_the_first_is_predicted():
-    nats, count = stream_nats(PARAMS, HYPER, IDS)
+    nats, count = stream_nats(MODEL, PARAMS, IDS)
     assert count == 100
     assert nats == pytest.approx(plain_nats(IDS, 1, 1), rel=1e-5)
 
@@ -54,4 +53,4 @@ def test_perplexity_is_exp_of_the_mean_and_never_overflows():
 
 def test_too_few_tokens_are_refused():
     with pytest.raises(DataError, match=r"1 tokens are too few to evaluate: expected at least 2"):
-        stream_nats(PARAMS, HYPER, IDS[:1])
+        stream_nats(MODEL, PARAMS, IDS[:1])

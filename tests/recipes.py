@@ -1,0 +1,25 @@
+"""The table that every law is tested over: each kind of model, optimiser and schedule, and each mechanism by itself.
+
+A new kind is here as soon as it is in the tables of `jaxlm/config/`.
+"""
+
+import jaxlm
+from jaxlm.config.models import MODELS
+from jaxlm.config.optimizers import OPTIMIZERS
+from jaxlm.config.schedules import SCHEDULES
+
+V, E, HIDDEN, B, T = 11, 4, (5, 4), 4, 5
+BASE = jaxlm.preset("small").replace(vocab_size=V, embedding_size=E, hidden_sizes=HIDDEN, batch_size=B, bptt_length=T,
+                                     init_scale=0.5, epochs=2, windows_per_call=4, hold=1.0)
+MODEL_CASES = {name: BASE.replace(model=name) for name in MODELS} | {
+    f"{name}-tied": BASE.replace(model=name, tied=True) for name in MODELS} | {
+    f"{name}-dropout": BASE.replace(model=name, keep_embedding=0.8, keep_output=0.6) for name in MODELS}
+CASES = {name: BASE.replace(model=name) for name in MODELS} | {
+    name: BASE.replace(optimizer=name, clip_norm=0.5) for name in OPTIMIZERS if name != "sgd"} | {
+    name: BASE.replace(schedule=name) for name in SCHEDULES if name != "piecewise"} | {
+    "tied": BASE.replace(tied=True),
+    "dropout": BASE.replace(keep_embedding=0.8, keep_output=0.6),
+    "momentum": BASE.replace(momentum=0.9, nesterov=True, learning_rate=0.1),
+    "average": BASE.replace(average_decay=0.9),
+    "tied-muon-average": BASE.replace(tied=True, optimizer="muon", schedule="cosine", average_decay=0.5,
+                                      keep_output=0.7)}

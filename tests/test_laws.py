@@ -1,0 +1,210 @@
+"""Laws that every model, optimiser and schedule obeys, over the table in `recipes.py`."""
+
+from dataclasses import fields, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from recipes import BASE, CASES, HIDDEN, MODEL_CASES, B, T, V
+from test_parallel import on_devices
+
+import jaxlm
+from jaxlm.config.fields import specs
+from jaxlm.data.windows import WindowPlan, Windows
+from jaxlm.models import heads, stack
+from jaxlm.scoring.stream import eval_step, stream_nats
+from jaxlm.training import members
+from jaxlm.training.step import init_state, train_windows
+
+IDS = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
+TOKENS = jnp.asarray(IDS.reshape(B, -1).T)
+PLAN = WindowPlan(len(TOKENS), T, 2)
+
+
+def started(config, seed=0):
+    return init_state(config.recipe, jax.random.key(seed), B)
+
+
+def nats_of(config, params, tokens, carry=None):
+    model = config.model
+    return eval_step(model, params, tokens[:-1], tokens[1:], stack.zero_carry(model, tokens.shape[1]) if carry is None
+                     else carry)
+
+
+def trained(config, state, steps=6):
+    """State and costs after some windows of the first epoch."""
+    recipe = jax.tree.map(jnp.float32, config.recipe)
+    state, metrics = train_windows(recipe, state, TOKENS, PLAN.windows(0, steps, 8), jnp.int32(steps), bptt_length=T)
+    return state, metrics
+
+
+def equal(a, b, **tolerance):
+    jax.tree.map(partial(np.testing.assert_allclose, **tolerance), *map(_numbers, (a, b)))
+
+
+def _numbers(tree):
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else
+                        leaf, tree)
+
+
+@pytest.mark.parametrize("config", MODEL_CASES.values(), ids=MODEL_CASES)
+class TestModels:
+    def test_no_nats_depend_on_later_tokens(self, config):
+        params, tokens = started(config).params, TOKENS[:9]
+        nats, _ = nats_of(config, params, tokens)
+        other, _ = nats_of(config, params, tokens.at[6:].set((tokens[6:] + 1) % V))
+        np.testing.assert_allclose(nats[:5], other[:5], rtol=1e-5)
+        assert (nats[6:] != other[6:]).all()
+
+    def test_two_windows_with_the_carry_equal_one(self, config):
+        params = started(config).params
+        whole, end = nats_of(config, params, TOKENS[:9])
+        first, carry = nats_of(config, params, TOKENS[:5])
+        second, carry = nats_of(config, params, TOKENS[4:9], carry)
+        np.testing.assert_allclose(jnp.concatenate([first, second]), whole, rtol=1e-5)
+        equal(carry, end, rtol=1e-5, atol=1e-6)
+        assert all(len(leaf) == B for leaf in jax.tree.leaves(carry))  # batch first
+
+    def test_rows_of_the_batch_do_not_see_each_other(self, config):
+        params = started(config).params
+        whole, _ = nats_of(config, params, TOKENS[:9])
+        alone, _ = nats_of(config, params, TOKENS[:9, 2:3])
+        np.testing.assert_allclose(alone[:, 0], whole[:, 2], rtol=1e-5)
+
+    def test_the_next_word_has_a_probability_of_one_in_all(self, config):
+        model, params = config.model, started(config).params
+        y, _ = stack.features(model, params, stack.no_noise(model), stack.embed(params, TOKENS[:3]),
+                              stack.zero_carry(model, B))
+        every = [heads.token_nats(model, params, y, jnp.full((3, B), word)) for word in range(V)]
+        np.testing.assert_allclose(np.exp(-np.array(every)).sum(0), 1, rtol=1e-5)
+        np.testing.assert_allclose(jax.nn.log_softmax(heads.logits(model, params, y))[..., 4], -every[4], rtol=1e-4,
+                                   atol=1e-5)
+
+    def test_summed_nats_are_the_sum_of_token_nats_and_differentiate_the_same(self, config):
+        model, params, targets = config.model, started(config).params, TOKENS[1:4]
+
+        def features(params):
+            return stack.features(model, params, stack.no_noise(model), stack.embed(params, TOKENS[:3]),
+                                  stack.zero_carry(model, B))[0]
+
+        def plainly(params):
+            log_p = jax.nn.log_softmax(heads.logits(model, params, features(params)))
+            return -jnp.take_along_axis(log_p, targets[..., None], -1).sum()
+
+        fast, plain = (jax.jit(jax.value_and_grad(cost))(params) for cost in (
+            lambda params: heads.summed_nats(model, params, features(params), targets), plainly))
+        equal(fast, plain, rtol=2e-4, atol=1e-5)
+
+    def test_carry_and_params_have_the_shapes_that_the_config_says(self, config):
+        state = started(config)
+        assert len(state.carry) == len(HIDDEN)
+        assert state.params["embedding"].shape == (V, config.model.embedding_size)
+        assert ("kernel" in state.params["softmax"]) != config.model.tied
+        jax.tree.map(lambda spec, part: None, stack.param_specs(config.model), state.params,
+                     is_leaf=lambda node: isinstance(node, jax.P))  # a spec for each part
+
+
+@pytest.mark.parametrize("config", CASES.values(), ids=CASES)
+class TestTraining:
+    def test_the_cost_falls(self, config):
+        state, metrics = trained(config, started(config))
+        first = float(metrics.cost[0])
+        for _ in range(11):
+            state, metrics = trained(config, state)
+        assert float(metrics.cost[5]) < first
+        assert metrics.finite.all()
+        nats, count = stream_nats(config.model, state.evaluated, IDS, B, T)
+        assert nats / count < np.log(V) + 0.2
+
+    def test_a_changed_number_compiles_nothing(self, config):
+        trained(config, started(config))
+        before = train_windows._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+        numbers = [(part, name) for part in ("model", "optimizer", "schedule")
+                   for name, spec in specs(type(getattr(config, part))).items() if spec.type is float]
+        changed = [name for part, name in numbers if getattr(getattr(config, part), name) is not None]
+        assert len(changed) >= 5
+        for name in changed:
+            section = next(getattr(config, part) for part, one in numbers if one == name)
+            value = getattr(section, name)
+            other = config.replace(**{name: value / 2 if value else 0.25})
+            trained(other, started(config))
+        trained(config.replace(seed=7, epochs=9), started(config))
+        assert train_windows._cache_size() == before  # pyright: ignore[reportAttributeAccessIssue]
+
+    @pytest.mark.parametrize("vmapped", [False, True])
+    def test_a_member_equals_the_run_alone(self, config, vmapped):
+        name = next(name for name in ("learning_rate",))
+        configs = [config, config.replace(**{name: config.optimizer.learning_rate / 3})]
+        group = members.stacked(configs[0].recipe, started(config), 2, None)
+        group = members.replaced(group, 1, configs[1].recipe, started(config, seed=1))
+        windows = Windows(*(np.stack([column] * 2) for column in PLAN.windows(0, 6, 8)))
+        states, metrics = members.train_members(*group, TOKENS, windows, jnp.array([6, 6], jnp.int32), bptt_length=T,
+                                                vmapped=vmapped)
+        for slot, seed in ((0, 0), (1, 1)):
+            alone, costs = trained(configs[slot], started(config, seed=seed))
+            tolerance = dict(rtol=1e-4, atol=1e-5) if vmapped else dict(rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(metrics.cost[slot], costs.cost, rtol=1e-5)
+            equal(members.taken(states, slot), alone, **tolerance)
+
+    def test_a_run_that_was_stopped_ends_with_the_same_bytes(self, config, tmp_path, text):
+        """Parameters, carry, key, optimiser and average: whatever the state holds is saved and restored."""
+        config = config.replace(corpus=str(text), vocab_size=100, checkpoint_every=3)
+        straight = jaxlm.train(config, quiet=True)
+        jaxlm.train(config, run_dir=tmp_path / "run", steps=5, quiet=True)
+        resumed = jaxlm.train(config, run_dir=tmp_path / "run", resume=True, quiet=True)
+        assert jax.tree.structure(resumed.state) == jax.tree.structure(straight.state)
+        equal(resumed.state, straight.state, rtol=2e-5, atol=1e-6)
+        assert resumed.test_perplexity == pytest.approx(straight.test_perplexity, rel=1e-5)
+        assert jaxlm.evaluate(tmp_path / "run").perplexity == resumed.test_perplexity
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A folder of a few hundred words."""
+    folder, rng = tmp_path_factory.mktemp("text"), np.random.default_rng(0)
+    for split, lines in (("train", 60), ("valid", 12), ("test", 6)):
+        words = [" ".join(f"w{word}" for word in rng.integers(0, 9, rng.integers(3, 8))) for _ in range(lines)]
+        (folder / f"{split}.txt").write_text("\n".join(words) + "\n")
+    return folder
+
+
+def test_many_devices_equal_one():
+    """Every case by rows and words (11, which 2 does not divide); the members of a sweep over devices."""
+    on_devices(4, """
+import jax, jax.numpy as jnp, numpy as np
+from recipes import CASES, T, V, B
+from test_parallel import TRAJECTORY
+exec(TRAJECTORY)
+ids = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
+for name, config in CASES.items():
+    one, nats, end = trajectory(config, ids, ids, steps=6)
+    many, many_nats, many_end = trajectory(config, ids, ids, mesh=make_mesh(B, 2, 2)[0], steps=6)
+    np.testing.assert_allclose(many[0], one[0], rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(many[1], one[1], rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(many_nats, nats, rtol=1e-5, err_msg=name)
+    for part in ("params", "carry", "opt_state", "average"):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5, err_msg=name),
+                     getattr(many_end, part), getattr(end, part))
+""")
+
+
+def test_the_average_is_the_weighted_mean_of_all_iterates():
+    config = BASE.replace(average_decay=0.8)
+    state, iterates = started(config), []
+    for at in range(5):
+        state, _ = train_windows(config.recipe, state, TOKENS, PLAN.windows(at, 1, 8), jnp.int32(1), bptt_length=T)
+        iterates.append(np.asarray(state.params["embedding"], np.float64))
+    weights = 0.8 ** np.arange(4, -1, -1)
+    expected = np.tensordot(weights / weights.sum(), iterates, 1)
+    np.testing.assert_allclose(state.evaluated["embedding"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_mechanism_that_is_absent_has_no_leaf():
+    plain, full = BASE.recipe, BASE.replace(average_decay=0.5, keep_output=0.5, momentum=0.5).recipe
+    assert len(jax.tree.leaves(full)) == len(jax.tree.leaves(plain)) + 3
+    state = init_state(plain, jax.random.key(0), B)
+    assert state.key is None and state.average is None and not jax.tree.leaves(state.opt_state)
+    assert all(field.name in vars(state) for field in fields(state))
+    assert replace(state, average=state.params).evaluated is state.params
