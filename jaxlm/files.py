@@ -110,7 +110,7 @@ class Folder:
             return _bounded(file, self.path / name, most)
 
     def append(self, name: str) -> BinaryIO:
-        """Opens a regular file, made where it is missing, for reading anywhere and writing at its end; unbuffered.
+        """Opens a regular file, made where it is missing, for reading anywhere and writing at its end.
 
         Raises OSError for a link, also a hard one: what is written would appear elsewhere too.
         """
@@ -119,7 +119,7 @@ class Folder:
             os.close(descriptor)
             raise OSError(errno.EMLINK, f"a file with {links} names (hard links): put a copy in its place",
                           str(self.path / name))
-        return open(descriptor, "ab+", buffering=0)  # pyright: ignore[reportReturnType]
+        return open(descriptor, "ab+")
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Replaces a file at once and durably. Raises OSError; the old file is then as it was."""
@@ -164,7 +164,7 @@ class Folder:
     def clean(self) -> None:
         """Removes the unfinished files of killed writers; only for who alone writes here."""
         for name in self.names():
-            if name.startswith(PARTIAL):
+            if name.startswith(PARTIAL) and (status := self.status(name)) and stat.S_ISREG(status.st_mode):
                 self.remove(name)
 
     def sync(self) -> None:
@@ -172,18 +172,25 @@ class Folder:
         with _naming(self.path):
             os.fsync(self._descriptor)
 
-    def strange(self, depth: int = 8) -> Iterator[str]:
+    def files(self) -> list[str]:
+        """The path, below this directory, of everything at any depth that is no directory."""
+        return [name for name, _ in self._walk("", 8)]
+
+    def strange(self) -> list[str]:
         """What, at any depth, is neither a regular file nor a directory: `path (a link)` of each."""
+        return [f"{self.path / name} ({kind(status)})" for name, status in self._walk("", 8)
+                if not stat.S_ISREG(status.st_mode)]
+
+    def _walk(self, above: str, depth: int) -> Iterator[tuple[str, os.stat_result]]:
         for name in self.names():
             status = self.status(name)
-            if status is not None and stat.S_ISDIR(status.st_mode):
-                if not depth:
-                    yield f"{self.path / name} (a directory too deep)"
-                    continue
+            if status is None:  # gone in between
+                continue
+            if stat.S_ISDIR(status.st_mode) and depth:
                 with self.folder(name) as inner:
-                    yield from inner.strange(depth - 1)
-            elif status is not None and not stat.S_ISREG(status.st_mode):
-                yield f"{self.path / name} ({kind(status)})"
+                    yield from inner._walk(f"{above}{name}/", depth - 1)
+            else:
+                yield above + name, status
 
     def is_at(self, path: Path) -> bool:
         """Whether this very directory is (still) at a path."""
@@ -200,6 +207,16 @@ class Folder:
         with _naming(self.path / name):
             return open(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666,
                                 dir_fd=self._descriptor), "wb")
+
+
+@contextmanager
+def held(where: "str | Path | Folder") -> Iterator[Folder]:
+    """A folder as it is, or the directory at a path, held for as long as the block lasts. Raises OSError."""
+    if isinstance(where, Folder):
+        yield where
+    else:
+        with Folder.open(where) as folder:
+            yield folder
 
 
 def reader(path: str | Path) -> BinaryIO:
@@ -258,7 +275,7 @@ def strict_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def reason(error: OSError | ValueError | MemoryError) -> str:
+def reason(error: Exception) -> str:
     """An error in the words that end a sentence: without its number and its file's name."""
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
 

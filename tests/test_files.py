@@ -152,12 +152,12 @@ def test_any_other_name_works(folder, name):
 def test_strange_names_each_thing_that_is_no_file(folder, tmp_path):
     (folder.path / "a/b").mkdir(parents=True)
     (folder.path / "a/b/file").write_bytes(b"")
-    assert list(folder.strange()) == []
+    assert folder.strange() == [] and folder.files() == ["a/b/file"]
     in_the_way(folder.path / "a/b/link", "a link", tmp_path)
     in_the_way(folder.path / "fifo", "a FIFO", tmp_path)
-    assert list(folder.strange()) == [f"{folder.path / 'a/b/link'} (a link)", f"{folder.path / 'fifo'} (a FIFO)"]
+    assert folder.strange() == [f"{folder.path / 'a/b/link'} (a link)", f"{folder.path / 'fifo'} (a FIFO)"]
     (folder.path / ("d/" * 20)).mkdir(parents=True)
-    assert any("too deep" in line for line in folder.strange())
+    assert folder.strange()[1].endswith("d/d (a directory)")  # too deep for anything of ours
 
 
 @pytest.mark.parametrize("read", [lambda path, most: files.read_bytes(path, most),
