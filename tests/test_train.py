@@ -126,17 +126,17 @@ def test_given_parameters_are_kept_from_the_start(train, corpus, finished, tmp_p
 
 def test_a_damaged_last_checkpoint_is_passed_over_and_the_end_is_the_same(train, reference, tmp_path, capsys, corpus):
     train(steps=60)
-    chunk = checkpoint.find(tmp_path / "run") / "state/params.embedding/0.0"
+    chunk = checkpoint.find(tmp_path / "run") / "state.safetensors"
     damaged = bytearray(chunk.read_bytes())
     damaged[1000] ^= 4
     chunk.write_bytes(damaged)
     (tmp_path / "run/metrics.jsonl").unlink()
     (tmp_path / "run/config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"params.embedding/0.0 is damaged.*newest intact one is 40"):
+    with pytest.raises(CheckpointError, match=r"state.safetensors is damaged.*newest intact one is 40"):
         jaxlm.load(tmp_path / "run")
     jaxlm.train(CONFIG, corpus, tmp_path / "run", resume=True)
     said = capsys.readouterr().out
-    assert f"{chunk} is damaged" in said and "going on from the newest intact checkpoint" in said
+    assert f"{chunk} is damaged" in said and "resuming from the newest intact checkpoint" in said
     assert_same(tmp_path / "run", reference)
 
 

@@ -17,7 +17,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,10 @@ class MetricsLog:
     and JaxlmError where what would be kept is damaged.
     """
 
-    def __init__(self, run: Folder, corpus: str, *, offset: int | None = None, tensorboard: bool = True):
+    def __init__(self, run: str | Path | Folder, corpus: str, *, offset: int | None = None, tensorboard: bool = True):
+        self._open = ExitStack()
+        with _disk(Path(run.path if isinstance(run, Folder) else run) / "metrics.jsonl"):
+            run = self._open.enter_context(held(run))
         self._run, self._corpus = run, corpus
         self._path = run.path / "metrics.jsonl"
         if offset is None and run.exists("metrics.jsonl"):
@@ -70,9 +73,12 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         self._board.do("close")
-        self._timing.close()
-        with _disk(self._path):
-            self._file.close()
+        try:
+            with _disk(self._run.path / "timing.jsonl"):
+                self._timing.close()
+        finally:
+            with self._open, _disk(self._path):
+                self._file.close()
 
     def windows(self, first_step: int, epoch: int, costs: "ArrayLike", grad_norms: "ArrayLike",
                 learning_rates: "ArrayLike") -> None:

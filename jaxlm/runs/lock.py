@@ -71,7 +71,7 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
                 done.set()
                 beating.join()
                 with suppress(OSError):
-                    file.truncate(0)  # released, and not left by a dead process
+                    os.ftruncate(file.fileno(), 0)  # released, and not left by a dead process
 
 
 def _take(file: BinaryIO, folder: Folder) -> None:
@@ -80,8 +80,7 @@ def _take(file: BinaryIO, folder: Folder) -> None:
         free = True
     except BlockingIOError:
         free = False
-    file.seek(0)
-    found = file.read(200).decode(errors="replace").strip()
+    found = os.pread(file.fileno(), 200, 0).decode(errors="replace").strip()
     holder = "".join(letter if letter.isprintable() else "?" for letter in found)
     host = socket.gethostname()
     if free and holder and not holder.endswith(f" on {host}"):
@@ -91,9 +90,8 @@ def _take(file: BinaryIO, folder: Folder) -> None:
     if not free:
         raise RunDirError(f"{folder.path} is in use by {holder or 'another process'}: wait for it, or choose another "
                           f"--run-dir")
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {host}\n".encode())
-    file.flush()
+    os.ftruncate(file.fileno(), 0)
+    os.write(file.fileno(), f"process {os.getpid()} on {host}\n".encode())  # nothing is left to write when it closes
 
 
 def _beat(descriptor: int, done: threading.Event) -> None:

@@ -47,7 +47,7 @@ def write(folder: Folder, manifest: Manifest, contents: Mapping[str, bytes]) -> 
     for name, data in contents.items():
         folder.create(name, data)
     files = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    folder.create(NAME, seal(asdict(replace(manifest, files=files))).encode())
+    folder.create(NAME, seal(asdict(replace(manifest, files=files, format=FORMAT))).encode())
     folder.sync()
 
 
@@ -101,7 +101,7 @@ def check_names(folder: Folder, manifest: Manifest, expected: Iterable[str]) -> 
     """Raises CheckpointError for a file, in the folder or in the manifest, that is not among those expected."""
     found = {*manifest.files, *folder.files()} - {NAME}
     for name in sorted(found - set(expected)):
-        raise CheckpointError(f"{folder.path / name} does not belong to a checkpoint of this config")
+        raise CheckpointError(f"{folder.path}/{name} does not belong to a checkpoint of this config")
 
 
 def _well_formed(manifest: Manifest) -> bool:
