@@ -154,8 +154,8 @@ def damage(run: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(("how", "message"), [
-    ("flip", "state.safetensors"), ("truncate", "state.safetensors"), ("remove", "state.safetensors"), ("manifest", "manifest.json"),
-    ("vocab", "vocab.json"), ("all", "holds no checkpoints"),
+    ("flip", "state.safetensors"), ("truncate", "state.safetensors"), ("remove", "state.safetensors"),
+    ("manifest", "manifest.json"), ("vocab", "vocab.json"), ("all", "holds no checkpoints"),
 ])
 def test_a_damaged_checkpoint_is_refused_by_every_verb(capsys, run, how, message):
     damage(run, how)
