@@ -1,36 +1,43 @@
 """Checkpoints: every damage is found and named, nothing unfinished is read, and a stranger's is only data."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import random
 import re
 import shutil
+import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from processes import CONFIG
+from processes import CONFIG, ROOT
+from safetensors.numpy import load as arrays_of
+from safetensors.numpy import save as bytes_of
 
 import jaxlm
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError
+from jaxlm.files import Folder, seal
 from jaxlm.runs import checkpoint
-from jaxlm.runs import manifest as sealed
 from jaxlm.runs.loop import new_state
 from jaxlm.runs.manifest import Manifest
 
 SMALL = CONFIG.replace(vocab_size=5)
 VOCAB = Vocab(("<unk>", "<eos>", "a", "b", "c"))
+OLD = ROOT / "tests/golden/run-format-1/checkpoints/00000023"  # as version 0.1 wrote it
 
 
 def save(run_dir: Path, step: int = 1, valid: float | None = None, epoch: int = 0, config=SMALL, vocab=VOCAB):
     run_dir.mkdir(exist_ok=True)
     (run_dir / "metrics.jsonl").write_text('{"kind":"note"}\n' * step)
     state = dataclasses.replace(new_state(config), step=jax.numpy.int32(step))
-    return checkpoint.save(run_dir, state, config, vocab, Manifest(step, epoch, valid, {"name": "none"}))
+    with Folder.open(run_dir) as run:
+        return checkpoint.save(run, state, config, vocab, Manifest(step, epoch, valid, {"name": "none"}))
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +49,13 @@ def original(tmp_path_factory):
 def path(original, tmp_path):
     """A copy of a checkpoint, to be damaged."""
     return shutil.copytree(original, tmp_path / "run/checkpoints" / original.name)
+
+
+@pytest.fixture(params=["of today", "of format 1"])
+def either(request, original, tmp_path):
+    """A copy of a checkpoint of each format."""
+    source = original if request.param == "of today" else OLD
+    return shutil.copytree(source, tmp_path / "run/checkpoints" / source.name)
 
 
 def files(path: Path) -> list[Path]:
@@ -59,7 +73,7 @@ def test_what_is_read_is_what_was_saved(original):
     found = checkpoint.read(original)
     state = dataclasses.replace(new_state(SMALL), step=jax.numpy.int32(1))
     assert jax.tree.structure(found.state) == jax.tree.structure(state)
-    for (name, old), (_, new) in zip(*(checkpoint._named_leaves(checkpoint._without_keys(tree))
+    for (name, old), (_, new) in zip(*(checkpoint.named_leaves(checkpoint._without_keys(tree))
                                        for tree in (state, found.state)), strict=True):
         assert old.dtype == new.dtype and np.array_equal(old, new), name
     assert (found.config, found.vocab, found.manifest.step) == (SMALL, VOCAB, 1)
@@ -70,7 +84,30 @@ def test_equal_states_give_equal_bytes(original, tmp_path):
     assert [file.read_bytes() for file in files(again)] == [file.read_bytes() for file in files(original)]
 
 
-def test_every_flipped_bit_is_found(path):
+def test_the_arrays_are_one_file_that_others_open(original):
+    """PyTorch and any other reader of safetensors; PRNG keys are their bits, and shapes are the config's."""
+    found = arrays_of((original / "state.safetensors").read_bytes())
+    state = checkpoint.read(original).state
+    expected = checkpoint.shapes(checkpoint._without_keys(state))
+    assert {name: array.shape for name, array in found.items()} == expected and expected["key"] == (2,)
+    assert np.array_equal(found["params.lstm.0.kernel"], state.params["lstm"][0]["kernel"])
+
+
+def test_any_tree_of_arrays_is_saved_by_its_names(tmp_path):
+    """Also scalars, bfloat16, empty arrays, and arrays in another order of memory."""
+    tree = {"a": [np.zeros((2, 3), np.float32).T, jax.numpy.ones(3, "bfloat16")], "key": jax.random.key(1),
+            "count": np.int32(7), "empty": np.zeros((0, 4))}
+    with Folder.open(tmp_path) as run:
+        run.write("metrics.jsonl", b"")
+        path = checkpoint.save(run, tree, SMALL, VOCAB, Manifest(1, 0, None, {}))
+    header = str((path / "state.safetensors").read_bytes())
+    names = re.findall('"([^"]+)":{"dtype":"([A-Z0-9]+)","shape":(.*?),"data', header)
+    assert sorted(names) == [("a.0", "F32", "[3,2]"), ("a.1", "BF16", "[3]"), ("count", "I32", "[]"),
+                             ("empty", "F64", "[0,4]"), ("key", "U32", "[2]")]
+
+
+def test_every_flipped_bit_is_found(either):
+    path = either
     rng, found = random.Random(0), 0
     everywhere = files(path)
     for trial in range(100):
@@ -86,7 +123,8 @@ def test_every_flipped_bit_is_found(path):
 
 
 @pytest.mark.parametrize("damage", ["removed", "emptied", "shortened", "lengthened", "a folder", "a link"])
-def test_every_file_is_held_to_its_bytes(path, tmp_path, damage):
+def test_every_file_is_held_to_its_bytes(either, tmp_path, damage):
+    path = either
     for file in files(path):
         data = file.read_bytes()
         file.unlink()
@@ -138,11 +176,26 @@ def test_what_is_unfinished_is_never_read_and_is_cleaned_up(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["00000001", "00000002"]
 
 
+def test_cleaning_up_removes_only_names_of_ours(tmp_path):
+    save(tmp_path, 1)
+    mine = ["checkpoints/.git", "checkpoints/.config", "checkpoints/.1.partial", "checkpoints/notes", ".partial-dir"]
+    for name in mine:
+        (tmp_path / name / "inner").mkdir(parents=True)
+    for name in (".partial-a", "checkpoints/.00000003.partial", "checkpoints/.0000000003.removed"):
+        (tmp_path / name).write_text("x")
+    save(tmp_path, 2)
+    with Folder.open(tmp_path) as run:
+        checkpoint.clean(run)
+    assert [name for name in mine if not (tmp_path / name / "inner").is_dir()] == []
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file() and "00000" not in str(path.parent)) == [
+        "metrics.jsonl"]
+
+
 def test_a_later_damaged_one_does_not_outlive_the_resumed_run(tmp_path):
     for step in (1, 5, 6):
         save(tmp_path, step, 2.0, config=SMALL.replace(keep_last=3))
     for step in (5, 6):
-        (tmp_path / f"checkpoints/{step:08d}/state/step/0").write_bytes(b"....")
+        (tmp_path / f"checkpoints/{step:08d}/state.safetensors").write_bytes(b"....")
     save(tmp_path, 2)
     assert list(checkpoint.manifests(tmp_path)) == [1, 2]
     assert checkpoint.find(tmp_path).name == "00000002"
@@ -156,94 +209,164 @@ def test_one_of_the_same_step_is_replaced(tmp_path):
 
 def forge(path: Path, **changes) -> None:
     """Seals a checkpoint anew, with its files as they are now, as a stranger could."""
-    sealed.write(path, dataclasses.replace(MANIFEST, **changes))
+    tree = json.loads((path / "manifest.json").read_text())
+    del tree["sha256"]
+    named = {file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files(path)
+             if file.name != "manifest.json"}
+    (path / "manifest.json").write_text(seal({**tree, "files": named, **changes}))
 
 
-MANIFEST = Manifest(1, 0, None, {"name": "none"})
-
-
-def rewrite(file: Path, **changes) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
-def huge_config(path: Path, **changes) -> None:
+def config_of(path: Path, **changes) -> None:
     config = json.loads((path / "config.json").read_text())
     config["model"].update(changes)
     (path / "config.json").write_text(json.dumps(config))
 
 
-FORGERIES = {
-    "compressed": (lambda p: rewrite(p / "state/step/.zarray", compressor={"id": "zlib", "level": 9}), "plain"),
-    "filtered": (lambda p: rewrite(p / "state/step/.zarray", filters=[{"id": "delta"}]), "plain"),
-    "a terabyte's shape": (lambda p: rewrite(p / "state/params.embedding/.zarray", shape=[2**20, 2**18]), "plain"),
-    "a terabyte's chunk": (lambda p: rewrite(p / "state/step/.zarray", chunks=[2**40]), "plain"),
-    "a terabyte's type": (lambda p: rewrite(p / "state/step/.zarray", dtype="|S1000000000000"), "plain"),
-    "two shapes": (lambda p: (p / "state/step/.zarray").write_text(
-        (p / "state/step/.zarray").read_text().replace("{", '{"shape":[1099511627776],', 1)), "plain"),
-    "deep JSON": (lambda p: (p / "state/step/.zarray").write_text("[" * 100_000), "plain"),
-    "another format": (lambda p: rewrite(p / "state/_METADATA", use_ocdbt=True), "plain"),
-    "zarr 3": (lambda p: rewrite(p / "state/_METADATA", use_zarr3=True), "plain"),
-    "another tree": (lambda p: rewrite(p / "state/_METADATA", tree_metadata={}), "plain"),
-    "a string for an array": (lambda p: (p / "state/_METADATA").write_text(
-        (p / "state/_METADATA").read_text().replace("np.ndarray", "string", 1)), "plain"),
-    "a key that leads out": (lambda p: (p / "state/_METADATA").write_text(
-        (p / "state/_METADATA").read_text().replace('"key": "step"', '"key": "../../../etc"', 1)), "plain"),
-    "a config of a terabyte": (lambda p: huge_config(p, embedding_size=2**38), "asks for"),
-    "a config beyond all numbers": (lambda p: huge_config(p, embedding_size=2**200), "asks for|cannot be read"),
-    "a config of many layers": (lambda p: huge_config(p, hidden_sizes=[1] * 90_000), "layers"),
-    "a config of wider layers": (lambda p: huge_config(p, hidden_sizes=[8, 7]), "expected 28 bytes|is damaged"),
+def state_of(path: Path, change: Callable[[dict], object]) -> None:
+    arrays = arrays_of((path / "state.safetensors").read_bytes())
+    change(arrays)
+    (path / "state.safetensors").write_bytes(bytes_of(arrays))
+
+
+def header_of(path: Path, change: Callable[[bytes], bytes]) -> None:
+    data = (path / "state.safetensors").read_bytes()
+    size, = struct.unpack("<Q", data[:8])
+    header = change(data[8:8 + size])
+    (path / "state.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data[8 + size:])
+
+
+def swap(old: bytes, new: bytes) -> Callable[[Path], None]:
+    def change(header: bytes) -> bytes:
+        assert old in header
+        return header.replace(old, new, 1)
+
+    return lambda path: header_of(path, change)
+
+
+CONFIGS = {
+    "a config of a terabyte": (lambda p: config_of(p, embedding_size=2**38), "needs at least .* of memory"),
+    "a config beyond all numbers": (lambda p: config_of(p, embedding_size=2**200), "of memory|cannot be read"),
+    "a config of many layers": (lambda p: config_of(p, hidden_sizes=[1] * 90_000), "layers"),
     "a config that is none": (lambda p: (p / "config.json").write_text("[]"), "expected a JSON object"),
     "a huge config": (lambda p: (p / "config.json").write_text(" " * (2 << 20)), "at most 1,048,576 bytes"),
-    "a huge layout": (lambda p: (p / "state/_METADATA").write_text(" " * (2 << 20)), "at most 1,048,576 bytes"),
-    "another vocabulary": (lambda p: (p / "vocab.json").write_text('["a"]'), "1 words for a model of 5"),
+    "another vocabulary": (lambda p: (p / "vocab.json").write_text('["a"]'), "1 words for a model of"),
     "a vocabulary that is none": (lambda p: (p / "vocab.json").write_text('{"a": 1}'), "should be a JSON list"),
-    "one file more": (lambda p: (p / "state/checkpoint").write_bytes(b"\x80\x04."), "does not belong"),
-    "a pickle": (lambda p: (p / "state/step/1.pkl").write_bytes(b"\x80\x04."), "does not belong"),
+    "one file more": (lambda p: (p / "state2").write_bytes(b"\x80\x04."), "state2 does not belong"),
+    "a file in a folder more": (lambda p: (p / "more").mkdir() or (p / "more/x").write_bytes(b""), "does not belong"),
+    "a pickle": (lambda p: (p / "1.pkl").write_bytes(b"\x80\x04."), "does not belong"),
+}
+FORGERIES = {
+    "wider layers": (lambda p: config_of(p, hidden_sizes=[8, 7]), "'carry.1.c'.* .50, 7., found float32 .50, 6."),
+    "another shape": (lambda p: state_of(p, lambda a: a.update(step=np.zeros(1, np.int32))), "'step'.*int32 .1."),
+    "another type": (lambda p: state_of(p, lambda a: a.update(step=np.array(1, np.float32))), "'step'.* float32"),
+    "an array less": (lambda p: state_of(p, lambda a: a.pop("key")), "'key'.*found none"),
+    "an array more": (lambda p: state_of(p, lambda a: a.update(more=np.zeros(1))), "'more'.* to be none"),
+    "a terabyte's shape": (swap(b'"shape":[5,8]', b'"shape":[1048576,1048576]'), "not a file of safetensors"),
+    "a type unknown": (swap(b'"F32"', b'"X99"'), "not a file of safetensors"),
+    "a type that is little used": (swap(b'"dtype":"F32"', b'"dtype":"F8_E5M2"'), "safetensors"),
+    "offsets outside": (swap(b'"data_offsets":[0,', b'"data_offsets":[99999999,'), "not a file of safetensors"),
+    "negative offsets": (swap(b'"data_offsets":[0,', b'"data_offsets":[-1,'), "not a file of safetensors"),
+    "no JSON": (lambda p: header_of(p, lambda h: b"x" * len(h)), "not a file of safetensors"),
+    "deep JSON": (lambda p: header_of(p, lambda h: b"[" * 3000), "not a file of safetensors"),
+    "a header of a terabyte": (lambda p: (p / "state.safetensors").write_bytes(struct.pack("<Q", 2**40) + b"{}"),
+                               "not a file of safetensors"),
+    "an empty file": (lambda p: (p / "state.safetensors").write_bytes(b""), "not a file of safetensors"),
+    "a tail": (lambda p: (p / "state.safetensors").open("ab").write(b"x") and None, "not a file of safetensors"),
+    "a longer tail": (lambda p: os.truncate(p / "state.safetensors", 1 << 40), "expected at most"),
 }
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_strangers_checkpoint_is_only_data(either, name):
+    change, message = CONFIGS[name]
+    forge(either)
+    checkpoint.read(either)
+    change(either)
+    forge(either)
+    refused(either, message)
+
+
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_strangers_checkpoint_is_only_data(path, name):
+def test_a_strangers_arrays_are_those_of_its_config(path, name):
     change, message = FORGERIES[name]
-    forge(path)
-    checkpoint.read(path)
+    files_before = json.loads((path / "manifest.json").read_text())["files"]
+    change(path)
+    if (path / "state.safetensors").stat().st_size < 1 << 20:
+        forge(path)
+    else:
+        forge_without_state(path, files_before)
+    refused(path, message)
+
+
+def forge_without_state(path: Path, named: dict[str, str]) -> None:
+    tree = json.loads((path / "manifest.json").read_text())
+    del tree["sha256"]
+    (path / "manifest.json").write_text(seal({**tree, "files": named}))
+
+
+OLD_FORGERIES = {
+    "wider layers": (lambda p: config_of(p, hidden_sizes=[3, 3]), "expected 48 bytes, found 32"),
+    "an array less": (lambda p: shutil.rmtree(p / "state/key"), "state/key.* is damaged"),
+    "an array more": (lambda p: shutil.copytree(p / "state/key", p / "state/more"), "does not belong"),
+    "a huge layout": (lambda p: (p / "state/_METADATA").write_text(" " * (2 << 20)), "at most 1,048,576 bytes"),
+    "today's file too": (lambda p: (p / "state.safetensors").write_bytes(b""), "does not belong"),
+}
+
+
+@pytest.mark.parametrize("name", OLD_FORGERIES)
+def test_a_strangers_checkpoint_of_format_1_is_only_data(tmp_path, name):
+    path = shutil.copytree(OLD, tmp_path / OLD.name)
+    change, message = OLD_FORGERIES[name]
     change(path)
     forge(path)
     refused(path, message)
 
 
-@pytest.mark.parametrize("name", ["../../outside", "/etc/hostname", "state/../../outside"])
-def test_a_manifest_names_no_file_outside(path, tmp_path, name):
+@pytest.mark.parametrize("name", ["../../outside", "/etc/hostname", "state/../../outside", "."])
+def test_a_manifest_names_no_file_outside(either, tmp_path, name):
     (tmp_path / "run/outside").write_text("x")
-    tree = json.loads((path / "manifest.json").read_text())
-    del tree["sha256"]
-    tree["files"][name] = "0" * 64
-    (path / "manifest.json").write_text(sealed._seal(tree))
-    refused(path, re.escape(name) + " does not belong")
+    tree = json.loads((either / "manifest.json").read_text())
+    forge(either, files={**tree["files"], name: "0" * 64})
+    refused(either, re.escape(name) + " does not belong|cannot be read")
 
 
-def test_a_linked_folder_is_refused(path, tmp_path):
-    shutil.move(path / "state/params.embedding", tmp_path / "elsewhere")
-    (path / "state/params.embedding").symlink_to(tmp_path / "elsewhere")
-    refused(path, "does not belong|is damaged")
+@pytest.mark.parametrize("folder", ["state/params.embedding", "state", ""])
+def test_a_linked_folder_is_refused(tmp_path, folder):
+    path = shutil.copytree(OLD, tmp_path / "run/checkpoints" / OLD.name)
+    shutil.move(path / folder, tmp_path / "elsewhere")
+    (path / folder).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"does not belong|is damaged|found a link"):
+        checkpoint.load(tmp_path / "run")
 
 
-def test_a_pipe_or_a_device_is_not_waited_for(path):
-    for name in ("manifest.json", "config.json", "state/step/0"):
-        (path / name).rename(path / "aside")
+def test_a_link_in_place_of_the_checkpoints_is_refused(path, tmp_path):
+    """Whatever is behind it: nothing below a run's directory is opened through a link."""
+    run_dir = path.parents[1]
+    (run_dir / "checkpoints").rename(tmp_path / "aside")
+    (run_dir / "checkpoints").symlink_to(tmp_path / "aside")
+    for use in (checkpoint.load, checkpoint.find, checkpoint.manifests, checkpoint.newest_intact):
+        with pytest.raises(CheckpointError, match=r"checkpoints cannot be read: expected a directory, found a link$"):
+            use(run_dir)
+
+
+def test_a_pipe_or_a_sparse_file_is_not_waited_for(path, tmp_path):
+    for name in ("manifest.json", "config.json", "vocab.json", "metrics.jsonl", "state.safetensors"):
+        (path / name).rename(tmp_path / "aside")
         os.mkfifo(path / name)
         refused(path, "is damaged")
         (path / name).unlink()
-        (path / "aside").rename(path / name)
+        with open(path / name, "wb") as sparse:
+            sparse.truncate(1 << 42)
+        refused(path, "is damaged")
+        (tmp_path / "aside").rename(path / name)
 
 
 @pytest.mark.parametrize("change", [{"step": -1}, {"step": "1"}, {"step": 2**40}, {"epoch": None}, {"files": []},
-                                    {"corpus": {"name": 1}}, {"valid_perplexity": "low"}, {"format": 2},
+                                    {"corpus": {"name": 1}}, {"valid_perplexity": "low"}, {"format": 3},
+                                    {"format": True}, {"format": [2]}, {"corpus": ["name"]}, {"corpus": None},
                                     {"more": 1}, {"step": 2}])
 def test_a_sealed_manifest_of_nonsense_is_refused(path, change):
-    tree = json.loads((path / "manifest.json").read_text())
-    del tree["sha256"]
-    (path / "manifest.json").write_text(sealed._seal({**tree, **change}))
+    forge(path, **change)
     refused(path, "manifest.json is damaged")
 
 
@@ -256,7 +379,8 @@ def test_a_checkpoint_of_small_costs_less_than_a_hundredth_of_its_epoch(tmp_path
     state, seconds = new_state(config), []
     for step in range(6):
         start = time.perf_counter()
-        checkpoint.save(tmp_path, state, config, vocab, Manifest(step, step, 100.0 - step, {"name": "none"}))
+        with Folder.open(tmp_path) as run:
+            checkpoint.save(run, state, config, vocab, Manifest(step, step, 100.0 - step, {"name": "none"}))
         seconds.append(time.perf_counter() - start)
     with capsys.disabled():
         size = sum(file.stat().st_size for file in files(checkpoint.find(tmp_path)))

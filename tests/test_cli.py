@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jaxlm.cli import main
-from jaxlm.runs import directory as rundir
+from jaxlm.runs.lock import lock
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--corpus", "embedded-tiny", "--hidden-sizes", "8", "--embedding-size", "4", "--batch-size", "20",
@@ -105,7 +105,7 @@ def test_a_directory_with_something_in_it_is_left_alone(capsys, tmp_path, run):
 
 
 def test_a_run_directory_in_use_is_refused_with_its_holder(capsys, tmp_path):
-    with rundir.lock(tmp_path / "run"):
+    with lock(tmp_path / "run"):
         refused(capsys, ["train", *TINY, "--run-dir", str(tmp_path / "run")], f"in use by process {os.getpid()} on")
 
 
@@ -136,7 +136,7 @@ def test_there_must_be_something_to_resume(capsys, tmp_path, monkeypatch):
 
 def damage(run: Path, how: str) -> None:
     newest = sorted((run / "checkpoints").glob("[0-9]*"))[-1]
-    array = max(newest.glob("state/*embedding*/*"), key=lambda path: path.stat().st_size)
+    array = newest / "state.safetensors"
     if how == "flip":
         data = bytearray(array.read_bytes())
         data[len(data) // 2] ^= 4
@@ -154,8 +154,8 @@ def damage(run: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(("how", "message"), [
-    ("flip", "embedding"), ("truncate", "embedding"), ("remove", "embedding"), ("manifest", "manifest.json"),
-    ("vocab", "vocab.json"), ("all", "holds no checkpoints"),
+    ("flip", "state.safetensors"), ("truncate", "state.safetensors"), ("remove", "state.safetensors"),
+    ("manifest", "manifest.json"), ("vocab", "vocab.json"), ("all", "holds no checkpoints"),
 ])
 def test_a_damaged_checkpoint_is_refused_by_every_verb(capsys, run, how, message):
     damage(run, how)

@@ -1,8 +1,8 @@
 """Mutated files, thousands of them: one sentence or a right answer; no traceback, no hang, no memory blow-up."""
 
 import contextlib
-import dataclasses
 import gzip
+import hashlib
 import io
 import json
 import resource
@@ -22,10 +22,10 @@ from jaxlm.data import download
 from jaxlm.data.corpora import load_corpus, read_text
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
+from jaxlm.files import Folder, seal, unseal
 from jaxlm.report.metrics import read_metrics
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
-from jaxlm.runs import manifest as sealed
 from jaxlm.runs.loop import new_state
 from jaxlm.runs.manifest import Manifest
 
@@ -85,13 +85,15 @@ def place(tmp_path_factory) -> Path:
     run_dir.mkdir()
     config = CONFIG.replace(vocab_size=5)
     corpus = load_corpus("embedded-tiny")
-    rundir.begin(run_dir, config, corpus)
+    with Folder.open(run_dir) as run:
+        rundir.begin(run, config, corpus)
     rows = [{"kind": "window", "step": k, "epoch": 1, "cost": 3.5, "grad_norm": "nan", "learning_rate": 1.0}
             for k in (1, 2)]
     rows.append({"kind": "epoch", "corpus": "x", "epoch": 1, "train_perplexity": 9.5})
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    checkpoint.save(run_dir, new_state(config), config, Vocab(("<unk>", "<eos>", "a", "b", "c")),
-                    Manifest(0, 0, 9.5, {"name": "x"}))
+    with Folder.open(run_dir) as run:
+        checkpoint.save(run, new_state(config), config, Vocab(("<unk>", "<eos>", "a", "b", "c")),
+                        Manifest(0, 0, 9.5, {"name": "x"}))
     return run_dir
 
 
@@ -107,11 +109,13 @@ def in_file(path: Path, data: bytes) -> Path:
 def resealed(run_dir: Path, name: str, data: bytes) -> None:
     """Reads a checkpoint of which a stranger has changed one file, and sealed it anew."""
     path, aside = run_dir / "checkpoints/00000000", run_dir / "aside"
-    manifest, original = sealed.read(path), (path / name).read_bytes()
+    original = (path / name).read_bytes()
     shutil.copy(path / "manifest.json", aside)
     try:
         (path / name).write_bytes(data)
-        sealed.write(path, dataclasses.replace(manifest))
+        tree = unseal((path / "manifest.json").read_bytes())
+        tree["files"][name] = hashlib.sha256(data).hexdigest()
+        (path / "manifest.json").write_text(seal(tree))
         state = checkpoint.read(path).state
         assert state.params["embedding"].shape == (5, 8)
     finally:
@@ -136,7 +140,7 @@ def sealed_anew(run_dir: Path, data: bytes) -> None:
     try:
         tree = json.loads(data)
         del tree["sha256"]
-        data = sealed._seal(tree).encode()
+        data = seal(tree).encode()
     except (ValueError, TypeError, KeyError, RecursionError):
         return
     with contextlib.suppress(AssertionError):  # what does not matter to the arrays may be another's
@@ -163,36 +167,47 @@ def unpacked(run_dir: Path, data: bytes) -> None:
     assert not list((run_dir / "unpacked").glob("*"))
 
 
+def header_of(path: Path) -> bytes:
+    data = (path / "state.safetensors").read_bytes()
+    return data[8:8 + int.from_bytes(data[:8], "little")]
+
+
+def with_header(run_dir: Path, data: bytes) -> None:
+    """Reads a checkpoint whose arrays are described otherwise, and sealed anew."""
+    path = run_dir / CHECKPOINT
+    arrays = (path / "state.safetensors").read_bytes()[8 + len(header_of(path)):]
+    resealed(run_dir, "state.safetensors", len(data).to_bytes(8, "little") + data + arrays)
+
+
 CHECKPOINT = "checkpoints/00000000"
 TARGETS = {
     "config": (lambda run, data: Config.from_json(text_of(data)), "config.json", json_mutated),
-    "hyper": (lambda run, data: hyper_from_json(text_of(data)), lambda: hyper_to_json(CONFIG.hyper), json_mutated),
+    "hyper": (lambda run, data: hyper_from_json(text_of(data)), lambda _: hyper_to_json(CONFIG.hyper), json_mutated),
     "vocabulary": (lambda run, data: Vocab.from_json(text_of(data)), f"{CHECKPOINT}/vocab.json", json_mutated),
     "manifest": (unsealed, f"{CHECKPOINT}/manifest.json", json_mutated),
     "sealed manifest": (sealed_anew, f"{CHECKPOINT}/manifest.json", json_mutated),
     "checkpoint's config": (lambda run, data: resealed(run, "config.json", data), f"{CHECKPOINT}/config.json",
                             json_mutated),
-    "checkpoint's layout": (lambda run, data: resealed(run, "state/_METADATA", data), f"{CHECKPOINT}/state/_METADATA",
-                            json_mutated),
-    "checkpoint's array": (lambda run, data: resealed(run, "state/params.embedding/.zarray", data),
-                           f"{CHECKPOINT}/state/params.embedding/.zarray", json_mutated),
+    "checkpoint's arrays": (lambda run, data: resealed(run, "state.safetensors", data),
+                            f"{CHECKPOINT}/state.safetensors", mutated),
+    "checkpoint's header": (with_header, lambda run: header_of(run / CHECKPOINT), json_mutated),
     "run record": (lambda run, data: rundir.saved_record(in_file(run / "other/run.json", data).parent), "run.json",
                    json_mutated),
     "run config": (lambda run, data: rundir.saved_config(in_file(run / "other/config.json", data).parent),
                    "config.json", json_mutated),
-    "text": (lambda run, data: read_text(in_file(run / "text.txt", data)), lambda: "a b <unk> c\nd é\n" * 5, mutated),
+    "text": (lambda run, data: read_text(in_file(run / "text.txt", data)), lambda _: "a b <unk> c\nd é\n" * 5, mutated),
     "corpus": (lambda run, data: load_corpus(in_file(run / "text.txt", data), max_vocab=6),
-               lambda: "a b <unk> c\nd é\n" * 5, mutated),
+               lambda _: "a b <unk> c\nd é\n" * 5, mutated),
     "metrics": (lambda run, data: read_metrics(in_file(run / "other/metrics.jsonl", data).parent), "metrics.jsonl",
                 mutated),
-    "archive": (lambda run, data: unpacked(run, gzip.compress(data, 1)), archive, mutated),
-    "packed archive": (unpacked, lambda: gzip.compress(archive(), mtime=0), mutated),
+    "archive": (lambda run, data: unpacked(run, gzip.compress(data, 1)), lambda _: archive(), mutated),
+    "packed archive": (unpacked, lambda _: gzip.compress(archive(), mtime=0), mutated),
 }
 
 
 def feed(target: str, run_dir: Path, inputs: int) -> None:
     read, source, mutation = TARGETS[target]
-    original = (run_dir / source).read_bytes() if isinstance(source, str) else source()
+    original = (run_dir / source).read_bytes() if isinstance(source, str) else source(run_dir)
     (run_dir / "other").mkdir(exist_ok=True)
     (run_dir / "unpacked").mkdir(exist_ok=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

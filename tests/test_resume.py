@@ -16,6 +16,8 @@ from processes import MAIN, assert_same, end, kept, kill, start, start_training,
 from jaxlm.errors import RunDirError
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
+from jaxlm.runs import lock as locking
+from jaxlm.runs.lock import lock
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +119,9 @@ def test_signals_save_and_say_how_to_go_on(tmp_path, reference):
 
 SLOW_SAVE = """
 import sys, time
-from jaxlm.runs import checkpoint
-fsync = checkpoint.fsync
-checkpoint.fsync = lambda path: (time.sleep(60 if "00000014.partial" in str(path) else 0), fsync(path))
+from jaxlm.files import Folder
+sync = Folder.sync
+Folder.sync = lambda folder: (time.sleep(60 if "00000014.partial" in str(folder.path) else 0), sync(folder))
 """ + MAIN
 
 
@@ -143,9 +145,8 @@ def test_a_second_signal_leaves_at_once_in_the_middle_of_a_save(tmp_path, refere
 
 HOLD = """
 import sys, time
-from pathlib import Path
-from jaxlm.runs import directory as rundir
-with rundir.lock(Path(sys.argv[1])):
+from jaxlm.runs.lock import lock
+with lock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(300)
 """
@@ -157,12 +158,12 @@ def test_a_second_process_is_refused_and_a_dead_one_is_taken_over(tmp_path):
     try:
         assert holder.stdout and holder.stdout.readline() == "held\n"
         expected = re.escape(f"in use by process {holder.pid} on {socket.gethostname()}: wait for it, or choose")
-        with pytest.raises(RunDirError, match=expected), rundir.lock(run_dir):
+        with pytest.raises(RunDirError, match=expected), lock(run_dir):
             pass
     finally:
         kill(holder)
     assert f"process {holder.pid}" in (run_dir / ".lock").read_text()
-    with rundir.lock(run_dir):
+    with lock(run_dir):
         assert f"process {os.getpid()} on" in (run_dir / ".lock").read_text()
     assert (run_dir / ".lock").read_text() == ""
 
@@ -170,7 +171,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_taken_over(tmp_path):
 @pytest.mark.parametrize("lives", [True, False])
 def test_a_lock_of_another_host_is_taken_over_only_if_nobody_touches_it(tmp_path, monkeypatch, lives, capfd):
     """As on a file system that does not carry the kernel's locks from host to host."""
-    monkeypatch.setattr(rundir, "SILENCE", 1.0)
+    monkeypatch.setattr(locking, "SILENCE", 1.0)
     (tmp_path / ".lock").write_text("process 12 on elsewhere\n")
     done = threading.Event()
 
@@ -182,10 +183,10 @@ def test_a_lock_of_another_host_is_taken_over_only_if_nobody_touches_it(tmp_path
     holder.start()
     try:
         if lives:
-            with pytest.raises(RunDirError, match="in use by process 12 on elsewhere"), rundir.lock(tmp_path):
+            with pytest.raises(RunDirError, match="in use by process 12 on elsewhere"), lock(tmp_path):
                 pass
         else:
-            with rundir.lock(tmp_path):
+            with lock(tmp_path):
                 pass
     finally:
         done.set()
@@ -194,10 +195,10 @@ def test_a_lock_of_another_host_is_taken_over_only_if_nobody_touches_it(tmp_path
 
 
 def test_a_holder_shows_that_it_lives(tmp_path, monkeypatch):
-    monkeypatch.setattr(rundir, "BEAT", 0.05)
-    monkeypatch.setattr(rundir, "SILENCE", 20.0)
-    with rundir.lock(tmp_path):
-        assert rundir._touched(tmp_path / ".lock")
+    monkeypatch.setattr(locking, "BEAT", 0.05)
+    monkeypatch.setattr(locking, "SILENCE", 20.0)
+    with lock(tmp_path) as held:
+        assert locking._touched(held.folder)
 
 
 def test_a_run_is_reproduced_byte_for_byte_and_a_changed_one_is_not(tmp_path, reference):

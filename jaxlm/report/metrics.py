@@ -17,19 +17,21 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxlm.errors import JaxlmError, RunDirError
+from jaxlm.files import Folder, held
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from rich.console import Console
     from rich.text import Text
 
+MOST_BYTES = 4 << 30  # of metrics.jsonl
 _SERIES = ("cost", "grad_norm", "learning_rate")
 _NEEDED = {"window": {"step", "epoch", *_SERIES}, "epoch": {"epoch"}}
 _COUNT = re.compile("step|epoch")
@@ -45,32 +47,38 @@ class MetricsLog:
     and JaxlmError where what would be kept is damaged.
     """
 
-    def __init__(self, run_dir: Path, corpus: str, *, offset: int | None = None, tensorboard: bool = True):
-        self._run_dir, self._corpus = Path(run_dir), corpus
-        self._path = self._run_dir / "metrics.jsonl"
-        if offset is None and self._path.exists():
+    def __init__(self, run: str | Path | Folder, corpus: str, *, offset: int | None = None, tensorboard: bool = True):
+        self._open = ExitStack()
+        with _disk(Path(run.path if isinstance(run, Folder) else run) / "metrics.jsonl"):
+            run = self._open.enter_context(held(run))
+        self._run, self._corpus = run, corpus
+        self._path = run.path / "metrics.jsonl"
+        if offset is None and run.exists("metrics.jsonl"):
             raise RunDirError(f"{self._path} exists: resume its run, or choose a new directory")
         with _disk(self._path):
-            kept = self._path.read_bytes()[:offset] if offset else b""
+            kept = run.read("metrics.jsonl", MOST_BYTES)[:offset] if offset else b""
             if offset and not (len(kept) == offset and kept.endswith(b"\n")):
                 raise RunDirError(f"{self._path} held {offset} bytes of whole lines when its checkpoint was saved, "
                                   f"and no longer does: restore it from a copy")
             windows = [row for row in _rows(kept, self._path) if row["kind"] == "window"]
-            self._file = open(self._path, "ab")  # noqa: SIM115 (closed by __exit__)
+            self._file = run.append("metrics.jsonl")
             self._file.truncate(len(kept))
-            self._timing = open(self._run_dir / "timing.jsonl", "ab", buffering=0)  # noqa: SIM115
+            self._timing = run.append("timing.jsonl")
         self._step = max((row["step"] for row in windows), default=0)
         self.skipped = Counter(row["epoch"] for row in windows if _is_bad(row))  # in each epoch
-        self._board = _TensorBoard(self._run_dir / "tensorboard" if tensorboard else None, self._step + 1)
+        self._board = _TensorBoard(run.path / "tensorboard" if tensorboard else None, self._step + 1)
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._board.do("close")
-        self._timing.close()
-        with _disk(self._path):
-            self._file.close()
+        try:
+            with _disk(self._run.path / "timing.jsonl"):
+                self._timing.close()
+        finally:
+            with self._open, _disk(self._path):
+                self._file.close()
 
     def windows(self, first_step: int, epoch: int, costs: "ArrayLike", grad_norms: "ArrayLike",
                 learning_rates: "ArrayLike") -> None:
@@ -97,12 +105,13 @@ class MetricsLog:
 
     def timing(self, **values: Any) -> None:
         """A line of `timing.jsonl`, where seconds and words per second go."""
-        with _disk(self._run_dir / "timing.jsonl"):
+        with _disk(self._run.path / "timing.jsonl"):
             self._timing.write(_line(values))
+            self._timing.flush()
 
     def epoch_costs(self, epoch: int) -> list[float]:
         """Costs of the epoch's windows that are in the file, in order: each the very float32 that was written."""
-        return [float(np.float32(row["cost"])) for row in read_metrics(self._run_dir)
+        return [float(np.float32(row["cost"])) for row in read_metrics(self._run)
                 if row["kind"] == "window" and row["epoch"] == epoch]
 
     def sync(self) -> int:
@@ -124,14 +133,15 @@ def _is_bad(row: dict[Any, Any]) -> bool:
     return not (math.isfinite(row["cost"]) and math.isfinite(row["grad_norm"]))
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+def read_metrics(run: str | Path | Folder) -> list[dict[str, Any]]:
     """All whole lines of a run's `metrics.jsonl`; a last one torn by a killed writer is dropped.
 
     Raises RunDirError where there is no such file, JaxlmError with file and line number where one is damaged.
     """
-    path = Path(run_dir) / "metrics.jsonl"
+    path = (run.path if isinstance(run, Folder) else Path(run)) / "metrics.jsonl"
     try:
-        return _rows(path.read_bytes(), path)
+        with held(run) as folder:
+            return _rows(folder.read("metrics.jsonl", MOST_BYTES), path)
     except OSError as error:
         raise RunDirError(f"expected a run's metrics in {path}: {error.strerror or error}; "
                           "give the directory of a run that has started") from None

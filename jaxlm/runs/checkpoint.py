@@ -1,21 +1,18 @@
 """Checkpoints: a directory each, either whole or not there, and never silently wrong.
 
-Orbax writes and reads the arrays. Around it stand two ideas. A checkpoint appears under its name by one rename,
-after every byte has reached the disk, and older ones go only then; a name that begins with a dot is unfinished or
-half removed, and nobody reads it. And nothing is restored that differs from what its manifest seals
-(`manifest.py`). Which one is *last* and which is *best* follows from the manifests, so no label can go stale.
+A checkpoint appears under its name by one rename, after every byte has reached the disk, and older ones go only then;
+a name that begins with a dot is unfinished or half removed, and nobody reads it. Nothing is restored that differs from
+what its manifest seals (`manifest.py`). Which one is *last* and which is *best* follows from the manifests, so no label
+can go stale.
 
     RUN/checkpoints/00000774/   manifest.json  config.json  vocab.json  metrics.jsonl (the run's, until here)
-                                state/ (orbax: one uncompressed zarr chunk for each array)
+                                state.safetensors (each array under its dotted name; a PRNG key is its bits)
 """
 
 import contextlib
 import math
-import os
 import re
-import shutil
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +25,16 @@ from jaxlm.config.config import Config
 from jaxlm.config.settings import TrainConfig
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
+from jaxlm.files import Folder, held, reason
+from jaxlm.runs import arrays, memory
 from jaxlm.runs import manifest as sealed
 from jaxlm.runs.manifest import Manifest
 from jaxlm.training.step import TrainState, init_state
 
-RAW = {"use_ocdbt": False, "use_compression": False}  # orbax's plainest form: a file of raw bytes for each array
+FOLDER = "checkpoints"
+MOST_LAYERS = 1000  # tracing more takes minutes
+_LEFTOVER = re.compile(r"\.[0-9]{8,10}\.(partial|removed)")
+_DAMAGE = (JaxlmError, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -43,94 +45,133 @@ class Checkpoint:
     manifest: Manifest
     config: Config
     vocab: Vocab
+    metrics: bytes  # the run's metrics.jsonl, until here
     state: TrainState
 
 
-def save(run_dir: Path, state: TrainState, config: Config, vocab: Vocab, manifest: Manifest) -> Path:
-    """Writes one checkpoint durably, then removes the older ones that the config does not keep; its directory.
+def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manifest) -> Path:
+    """Writes one checkpoint durably, then removes the older ones that the config does not keep.
 
-    Raises RunDirError where the disk refuses; what was saved before is then as it was.
+    Args:
+        run: the run's directory, which the caller holds (`lock.lock`); its metrics.jsonl is saved with it.
+        state: a pytree of arrays, whole in the host's memory or on one device.
+        config: the run's.
+        vocab: the run's.
+        manifest: what the checkpoint is of; its files are filled in here.
+    Returns:
+        The checkpoint's directory.
+    Raises:
+        RunDirError: the disk refuses; what was saved before is then as it was.
     """
-    folder = run_dir / "checkpoints"
-    final = folder / f"{manifest.step:08d}"
-    partial = folder / f".{final.name}.partial"
+    name = f"{manifest.step:08d}"
+    partial = f".{name}.partial"
     try:
-        folder.mkdir(exist_ok=True)
-        clean(run_dir)
-        partial.mkdir()
-        _write(partial, run_dir / "metrics.jsonl", state, config, vocab, manifest)
-        if final.exists():  # a damaged one, older than which this run was resumed from
-            _remove(final)
-        os.rename(partial, final)
-        fsync(folder)
-        fsync(run_dir)
-        _prune(run_dir, manifest.step, config.train)
-    except (OSError, ValueError) as error:  # ValueError: what orbax makes of a full disk
-        shutil.rmtree(partial, ignore_errors=True)
-        raise RunDirError(f"cannot save {final}: {getattr(error, 'strerror', None) or error}; the checkpoints "
-                          f"before it are whole: mend that, then go on with --resume") from None
-    return final
+        with run.folder(FOLDER, create=True) as folder:
+            _clean(folder)
+            try:
+                with folder.folder(partial, create=True) as new:
+                    sealed.write(new, manifest, _contents(run, state, config, vocab))
+                if folder.exists(name):  # a damaged one: this run was resumed from an older one
+                    _remove(folder, name)
+                folder.rename(partial, name)
+                folder.sync()
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    folder.remove(partial)
+                raise
+            _prune(folder, manifest.step, config.train)
+    except (OSError, ValueError, MemoryError) as error:
+        raise RunDirError(f"cannot save {run.path / FOLDER / name}: {reason(error)}; the checkpoints before it are "
+                          f"whole: fix that, then resume with --resume") from None
+    return run.path / FOLDER / name
 
 
-def _write(partial: Path, metrics: Path, state: TrainState, config: Config, vocab: Vocab, manifest: Manifest) -> None:
-    # Orbax's handler without its Checkpointer: the rename is ours, and equal states give equal bytes, no clock.
-    arrays = {name: np.asarray(leaf) for name, leaf in _named_leaves(jax.device_get(_without_keys(state)))}
-    _reserve(partial / "reserved", [array.nbytes for array in arrays.values()])
-    ocp, folder = _orbax(partial)
-    ocp.PyTreeCheckpointHandler(**RAW).save(folder, args=ocp.args.PyTreeSave(arrays))
-    (partial / "config.json").write_text(config.to_json(), encoding="utf-8")
-    (partial / "vocab.json").write_text(vocab.to_json(), encoding="utf-8")
-    shutil.copyfile(metrics, partial / "metrics.jsonl")
-    sealed.write(partial, manifest)
-    with ThreadPoolExecutor(16) as together:  # the disk's journal serves them at once: six times as fast
-        list(together.map(fsync, (*partial.rglob("*"), partial)))
+def _contents(run: Folder, state: Any, config: Config, vocab: Vocab) -> dict[str, bytes]:
+    leaves = named_leaves(jax.device_get(_without_keys(state)))
+    named = {name: np.asarray(leaf) for name, leaf in leaves}
+    if len(named) < len(leaves):
+        raise ValueError("two arrays of the state have one name")
+    return {"config.json": config.to_json().encode(), "vocab.json": vocab.to_json().encode(),
+            "metrics.jsonl": run.read("metrics.jsonl", sealed.TEXTS["metrics.jsonl"]),
+            arrays.FILE: arrays.encoded(named)}
 
 
-def _reserve(folder: Path, sizes: Iterable[int]) -> None:
-    """Raises OSError where the disk has no room for the arrays: orbax would say it with its threads' tracebacks."""
-    folder.mkdir()
-    for place, size in enumerate(sizes):
-        with open(folder / str(place), "wb") as file:
-            if hasattr(os, "posix_fallocate"):  # macOS has none
-                os.posix_fallocate(file.fileno(), 0, size + 8192)
-    shutil.rmtree(folder)
-
-
-def _prune(run_dir: Path, step: int, policy: TrainConfig) -> None:
+def _prune(folder: Folder, step: int, policy: TrainConfig) -> None:
     """Keeps the last `keep_last`, the best, and one every `keep_every` epochs.
 
     One of a later step was found damaged when the run was resumed; it goes too, or it would pass for the last.
     """
-    found = {at: manifest for at, manifest in manifests(run_dir).items() if at <= step}
+    found = {at: manifest for at, manifest in _manifests(folder).items() if at <= step}
     kept = {*sorted(found)[-policy.keep_last:], best_step(found)}
     if policy.keep_every:
         kept |= {at for at, manifest in found.items()
                  if manifest.valid_perplexity is not None and manifest.epoch % policy.keep_every == 0}
-    for at, path in _directories(run_dir).items():
+    for at, name in _steps(folder).items():
         if at not in kept:
-            _remove(path)
+            _remove(folder, name)
 
 
-def _remove(path: Path) -> None:
+def _remove(folder: Folder, name: str) -> None:
     """Out of sight by one rename, then away: killed in between, it is not half a checkpoint."""
-    hidden = path.with_name(f".{path.name}.removed")
-    os.rename(path, hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    hidden = f".{name}.removed"
+    folder.rename(name, hidden)
+    with contextlib.suppress(OSError):  # (`clean` removes it later)
+        folder.remove(hidden)
 
 
-def clean(run_dir: Path) -> None:
-    """Deletes what a killed process left unfinished or half removed."""
-    for leftover in (run_dir / "checkpoints").glob(".*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+def clean(run: Folder) -> None:
+    """Removes what a killed process left unfinished or half removed; the caller holds the run's directory."""
+    run.clean()
+    if run.exists(FOLDER):
+        with run.folder(FOLDER) as folder:
+            _clean(folder)
 
 
-def manifests(run_dir: Path) -> dict[int, Manifest]:
+def _clean(folder: Folder) -> None:
+    for name in folder.names():
+        if _LEFTOVER.fullmatch(name):
+            folder.remove(name)
+
+
+def manifests(run: str | Path | Folder) -> dict[int, Manifest]:
     """step -> manifest, of every checkpoint whose manifest is intact, by step."""
-    found = {}
-    for step, path in _directories(run_dir).items():
-        with contextlib.suppress(CheckpointError):
-            found[step] = sealed.read(path)
-    return found
+    with _checkpoints(run) as folder:
+        return _manifests(folder) if folder else {}
+
+
+def damaged_manifests(run: str | Path | Folder) -> list[str]:
+    """A sentence for each checkpoint whose manifest is missing or damaged."""
+    return [str(problem) for problem in _read_manifests(run).values() if isinstance(problem, CheckpointError)]
+
+
+def saved_metrics(run: str | Path | Folder) -> bytes:
+    """The run's metrics.jsonl as the newest checkpoint has it that is intact in this respect; empty without one."""
+    with _checkpoints(run) as folder:
+        if folder:
+            for step, manifest in reversed(_manifests(folder).items()):
+                with contextlib.suppress(CheckpointError, OSError), folder.folder(f"{step:08d}") as checkpoint:
+                    return sealed.verified(checkpoint, manifest, "metrics.jsonl")
+    return b""
+
+
+def _read_manifests(run: str | Path | Folder) -> dict[int, Manifest | CheckpointError]:
+    with _checkpoints(run) as folder:
+        return {step: _manifest(folder, name) for step, name in _steps(folder).items()} if folder else {}
+
+
+def _manifests(folder: Folder) -> dict[int, Manifest]:
+    return {step: found for step, name in _steps(folder).items()
+            if isinstance(found := _manifest(folder, name), Manifest)}
+
+
+def _manifest(folder: Folder, name: str) -> Manifest | CheckpointError:
+    try:
+        with folder.folder(name) as checkpoint:
+            return sealed.read(checkpoint)
+    except OSError as error:
+        return CheckpointError(f"{folder.path / name} is damaged: {reason(error)}")
+    except CheckpointError as error:
+        return error
 
 
 def best_step(found: Mapping[int, Manifest]) -> int | None:
@@ -140,120 +181,154 @@ def best_step(found: Mapping[int, Manifest]) -> int | None:
     return min(measured)[1] if measured else None
 
 
-def find(run_dir: Path, which: str = "last") -> Path:
+def find(run: str | Path | Folder, which: str = "last") -> Path:
     """The directory of the checkpoint `last` or `best`, or of a step. Raises CheckpointError if there is none."""
-    steps = _directories(run_dir)
-    if not steps:
-        raise CheckpointError(f"{run_dir} holds no checkpoints: give the directory of a run that jaxlm trained")
-    step = (max(steps) if which == "last" else best_step(manifests(run_dir)) if which == "best"
-            else int(which) if re.fullmatch("[0-9]{1,10}", which) else None)
-    if step not in steps:
-        raise CheckpointError(f"{run_dir} has no checkpoint {which!r}; it has {', '.join(map(str, steps))}")
-    return steps[step]
+    with _checkpoints(run) as folder:
+        where = run.path if isinstance(run, Folder) else run
+        steps = _steps(folder) if folder else {}
+        if not folder or not steps:
+            raise CheckpointError(f"{where} holds no checkpoints: give the directory of a run that jaxlm trained")
+        step = (max(steps) if which == "last" else best_step(_manifests(folder)) if which == "best"
+                else int(which) if re.fullmatch("[0-9]{1,10}", which) else None)
+        if step not in steps:
+            raise CheckpointError(f"{where} has no checkpoint {which!r}; it has {', '.join(map(str, steps))}")
+        return folder.path / steps[step]
 
 
-def load(run_dir: Path, which: str = "last") -> Checkpoint:
+def load(run: str | Path | Folder, which: str = "last") -> Checkpoint:
     """Finds and reads a checkpoint. Where it is damaged, the CheckpointError offers the newest intact one."""
-    path = find(run_dir, which)
+    path = find(run, which)
     try:
-        return read(path)
+        with _checkpoints(run) as folder:
+            if folder is None:
+                raise CheckpointError(f"{path} was removed")
+            return _read_in(folder, path.name)
     except CheckpointError as error:
-        intact, _ = newest_intact(run_dir)
+        intact, _ = newest_intact(run)
         offer = "none of this run's is intact" if intact is None else (
             f"this run's newest intact one is {intact.manifest.step}: name it with --checkpoint")
         raise CheckpointError(f"{error}; {offer}") from None
 
 
-def newest_intact(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+def newest_intact(run: str | Path | Folder) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
     problems = []
-    for path in reversed(_directories(run_dir).values()):
-        try:
-            return read(path), problems
-        except CheckpointError as error:
-            problems.append(str(error))
+    with _checkpoints(run) as folder:
+        if folder:
+            for name in reversed(_steps(folder).values()):
+                try:
+                    return _read_in(folder, name), problems
+                except CheckpointError as error:
+                    problems.append(str(error))
     return None, problems
 
 
-def read(path: Path) -> Checkpoint:
-    """A checkpoint, every byte of it verified. Raises CheckpointError, naming the file that is not as it was."""
+def read(path: str | Path) -> Checkpoint:
+    """A checkpoint, every byte of it verified, from its own directory; `load` finds it in a run's.
+
+    Raises CheckpointError, naming the file that is not as it was saved.
+    """
     try:
-        manifest = sealed.read(path)
-        config = Config.from_json(sealed.verified_text(path, manifest, "config.json"))
-        if len(config.model.hidden_sizes) > len(manifest.files):
-            raise CheckpointError(f"{path} has a config of {len(config.model.hidden_sizes)} layers, and fewer files")
-        template = jax.eval_shape(lambda: _fresh(config))  # shapes alone: nothing is allocated
-        leaves = dict(_named_leaves(jax.eval_shape(_without_keys, template)))
-        sealed.verify(path, manifest, leaves)
-        vocab = Vocab.from_json(sealed.verified_text(path, manifest, "vocab.json"))
+        with Folder.open(path) as folder:
+            return _read(folder)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
+
+
+def _read_in(folder: Folder, name: str) -> Checkpoint:
+    try:
+        with folder.folder(name) as checkpoint:
+            return _read(checkpoint)
+    except OSError as error:
+        raise CheckpointError(f"{folder.path / name} is damaged: {reason(error)}") from None
+
+
+def _read(folder: Folder) -> Checkpoint:
+    path = folder.path
+    try:
+        manifest = sealed.read(folder)
+        config = Config.from_json(sealed.verified(folder, manifest, "config.json").decode())
+        template = _template(config)
+        leaves = dict(named_leaves(jax.eval_shape(_without_keys, template)))
+        memory.check(2 * sum(map(arrays.nbytes, leaves.values())), f"the config of {path}", "it cannot be loaded here")
+        found = arrays.read(folder, manifest, leaves)
+        vocab = Vocab.from_json(sealed.verified(folder, manifest, "vocab.json").decode())
         if len(vocab) != config.model.vocab_size:
             raise CheckpointError(f"{path / 'vocab.json'} has {len(vocab)} words for a model of "
                                   f"{config.model.vocab_size}: it is another model's")
-        ocp, folder = _orbax(path)
-        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in leaves}
-        arrays = ocp.PyTreeCheckpointHandler(**RAW).restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        metrics = sealed.verified(folder, manifest, "metrics.jsonl")
     except CheckpointError:
         raise
-    except (JaxlmError, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
+    except _DAMAGE as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     state = jax.tree.unflatten(jax.tree.structure(template), [
-        jax.random.wrap_key_data(arrays[name]) if _is_key(leaf) else jnp.asarray(arrays[name])
-        for name, leaf in _named_leaves(template)])
-    return Checkpoint(path, manifest, config, vocab, state)
+        jax.random.wrap_key_data(jnp.asarray(found[name])) if _is_key(leaf) else jnp.asarray(found[name])
+        for name, leaf in named_leaves(template)])
+    return Checkpoint(path, manifest, config, vocab, metrics, state)
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """{leaf's name: shape} of a tree."""
-    return {name: tuple(leaf.shape) for name, leaf in _named_leaves(tree)}
+    return {name: tuple(leaf.shape) for name, leaf in named_leaves(tree)}
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replaces a file at once and durably: a reader finds the old bytes or the new."""
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        partial.write_bytes(data)
-        fsync(partial)
-        os.replace(partial, path)
-        fsync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+def array_bytes(state: Any) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """{array's name: (dtype, shape, bytes)} of a state, a PRNG key as its bits: equal where states are."""
+    return {name: (array.dtype.name, array.shape, array.tobytes())
+            for name, array in named_leaves(jax.device_get(_without_keys(state)))}
 
 
-def fsync(path: Path) -> None:
-    """Waits until a file, or a directory's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _directories(run_dir: Path) -> dict[int, Path]:
-    """step -> directory of each checkpoint, by step."""
-    found = [path for path in (run_dir / "checkpoints").glob("*") if re.fullmatch("[0-9]{8,10}", path.name)]
-    return {int(path.name): path for path in sorted(found, key=lambda path: int(path.name))}
-
-
-def _orbax(checkpoint: Path) -> tuple[Any, Any]:
-    """Orbax, and a checkpoint's folder of arrays as it wants it; loaded at the first save, for it takes a second."""
-    import orbax.checkpoint as ocp
-    from etils import epath
-
-    return ocp, epath.Path(checkpoint.resolve()) / sealed.ARRAYS
-
-
-def _fresh(config: Config) -> TrainState:
-    return init_state(config.recipe, jax.random.key(0), config.train.batch_size)
-
-
-def _without_keys(state: TrainState) -> TrainState:
-    """Each PRNG key as its bits."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
-
-
-def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """(dotted name, leaf) of each leaf of a tree."""
     return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _template(config: Config) -> Any:
+    """The shapes and dtypes of a config's training state, nothing allocated; all that is known here of the state."""
+    if (layers := len(config.model.hidden_sizes)) > MOST_LAYERS:
+        raise JaxlmError(f"a model of {layers:,} layers: expected at most {MOST_LAYERS:,}")
+    return jax.eval_shape(lambda: init_state(config.recipe, jax.random.key(0), config.train.batch_size))
+
+
+def check_memory(config: Config) -> None:
+    """Raises JaxlmError where this machine has no memory for what a config's training needs at the least.
+
+    That is its state, and a gradient and an update of each parameter.
+    """
+    try:
+        template = _template(config)
+        needed = sum(arrays.nbytes(leaf) for _, leaf in named_leaves(jax.eval_shape(_without_keys, template)))
+        needed += 2 * sum(arrays.nbytes(leaf) for _, leaf in named_leaves(template.params))
+    except (OverflowError, ValueError, TypeError) as error:
+        raise JaxlmError(f"no model of this config can be made: {error}") from None
+    memory.check(needed, "training this config", "take smaller embedding_size, hidden_sizes, vocab_size or batch_size")
+
+
+@contextlib.contextmanager
+def _checkpoints(run: str | Path | Folder) -> Iterator[Folder | None]:
+    """The folder of a run's checkpoints; None where there is none. Raises CheckpointError where it is a link."""
+    with contextlib.ExitStack() as stack:
+        try:
+            held_run = stack.enter_context(held(run))
+            folder = stack.enter_context(held_run.folder(FOLDER)) if held_run.exists(FOLDER) else None
+        except FileNotFoundError:
+            folder = None
+        except (OSError, ValueError) as error:
+            where = getattr(error, "filename", None) or run
+            raise CheckpointError(f"{where} cannot be read: {reason(error)}") from None
+        yield folder
+
+
+def _steps(folder: Folder) -> dict[int, str]:
+    """step -> name of each checkpoint, by step."""
+    return {step: f"{step:08d}" for step in sorted(int(name) for name in folder.names() if sealed.STEP.fullmatch(name))
+            if folder.exists(f"{step:08d}")}
+
+
+def _without_keys(state: Any) -> Any:
+    """Each PRNG key as its bits."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -1,6 +1,7 @@
-"""Train a run again from what its directory says, and compare every byte that it promises."""
+"""Train a run again from what its directory holds, and compare every byte that it promises."""
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from jaxlm.errors import JaxlmError
@@ -24,8 +25,16 @@ def reproduce(run_dir: str | Path, again: str | Path | None = None, *, data_dir:
               quiet: bool = False) -> Reproduction:
     """Trains the run of a directory anew, up to its last checkpoint, into `again` (default: RUN-again).
 
-    Flags of XLA are compared and not set: they are a stranger's words. Raises JaxlmError where the run cannot be
-    trained again: its parameters were given, its corpus is another now, or its last checkpoint is damaged.
+    Args:
+        run_dir: the directory of the run; one of another format of checkpoints is compared array by array too.
+        again: the directory of the new run.
+        data_dir: where its corpus is.
+        quiet: print nothing while it trains.
+    Returns:
+        What differs. (Flags of XLA are compared and not set: a stranger may have written them.)
+    Raises:
+        JaxlmError: the run cannot be trained again: its parameters were given, its corpus is another now, or its last
+            checkpoint is damaged.
     """
     run_dir = Path(run_dir)
     again = Path(again or f"{run_dir}-again")
@@ -49,15 +58,17 @@ def reproduce(run_dir: str | Path, again: str | Path | None = None, *, data_dir:
 
 def _differences(run_dir: Path, old: checkpoint.Checkpoint, again: Path) -> list[str]:
     new = checkpoint.load(again)
-    found = []
-    for name in sorted({*old.manifest.files, *new.manifest.files} - {"config.json"}):
-        if old.manifest.files.get(name) != new.manifest.files.get(name):
-            found.append(f"{name} of the last checkpoint differs")
-    rows = [(one.path / "metrics.jsonl").read_text().splitlines() for one in (old, new)]
-    for number, (was, now) in enumerate(zip(*rows, strict=False), 1):
-        if was != now:
-            found.insert(0, f"metrics.jsonl differs first in line {number}: {was} -> {now}")
-            break
+    arrays = [checkpoint.array_bytes(one.state) for one in (old, new)]
+    found = [f"{name} of the last checkpoint differs" for name in sorted({*arrays[0], *arrays[1]})
+             if arrays[0].get(name) != arrays[1].get(name)]
+    if old.vocab != new.vocab:
+        found.append("vocab.json of the last checkpoint differs")
+    if old.metrics != new.metrics:
+        rows = (one.metrics.decode(errors="replace").splitlines() for one in (old, new))
+        pairs = zip_longest(*rows, fillvalue="(no line)")
+        line = next((f"metrics.jsonl differs first in line {number}: {was} -> {now}"
+                     for number, (was, now) in enumerate(pairs, 1) if was != now), "metrics.jsonl differs")
+        found.insert(0, line)
     tests = [[row for row in read_metrics(folder) if row["kind"] == "test"] for folder in (run_dir, again)]
     if tests[0] and tests[0] != tests[1]:
         found.append(f"the test's results differ: {tests[0]} -> {tests[1]}")
@@ -66,8 +77,8 @@ def _differences(run_dir: Path, old: checkpoint.Checkpoint, again: Path) -> list
 
 def _devices(record: dict) -> tuple[int, int]:
     """What the run began on."""
-    told = record["sessions"][0].get("devices")
-    rows, words = told if isinstance(told, list) and len(told) == 2 else (1, 1)
+    saved = record["sessions"][0].get("devices")
+    rows, words = saved if isinstance(saved, list) and len(saved) == 2 else (1, 1)
     return (rows, words) if type(rows) is type(words) is int else (1, 1)
 
 

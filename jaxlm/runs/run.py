@@ -5,10 +5,8 @@ The host side of a run, and the same for a run alone and for a member of a sweep
 
 import math
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +15,7 @@ from jaxlm.data.corpora import Corpus
 from jaxlm.data.windows import WindowPlan
 from jaxlm.report.metrics import MetricsLog, read_metrics
 from jaxlm.runs import checkpoint, directory
+from jaxlm.runs.lock import Held
 from jaxlm.runs.manifest import Manifest
 from jaxlm.scoring.stream import perplexity
 from jaxlm.training.step import Metrics, TrainState
@@ -37,7 +36,7 @@ class Run:
 
     Attributes:
       config, corpus: what is trained, and on what.
-      folder: its directory.
+      folder: its directory, held.
       kept: whether it is saved; else the directory is a temporary one.
       plan: which rows each window reads.
       step: windows trained.
@@ -46,14 +45,14 @@ class Run:
       epochs: the results of the epochs that have ended.
     """
 
-    def __init__(self, config: Config, corpus: Corpus, folder: Path, held: ExitStack, check_held: Callable[[], None], *,
+    def __init__(self, config: Config, corpus: Corpus, held: Held, files: ExitStack, *,
                  resume: bool, kept: bool = True, steps: int | None = None, given_params: bool = False,
                  devices: tuple[int, int] = (1, 1), tensorboard: bool = True):
         """Begins or resumes a run in a directory that the caller holds the lock of.
 
         Args:
-          held: closes the run's files.
-          check_held: raises RunDirError once the directory is no longer this run's.
+          held: the directory, which `lock.lock` gives.
+          files: closes the run's files, before the directory is released.
           resume: whether the directory holds a run already.
           steps: train to this step at most.
           given_params: whether the parameters are not drawn from the seed.
@@ -62,7 +61,7 @@ class Run:
         Raises:
           JaxlmError: another run is there, or none, or it cannot be read.
         """
-        self.config, self.corpus, self.folder, self.kept, self._check_held = config, corpus, folder, kept, check_held
+        self.config, self.corpus, self.folder, self.kept, self._held = config, corpus, held.folder, kept, held
         counts = config.train
         self.plan = WindowPlan(len(corpus.train) // counts.batch_size, counts.bptt_length, counts.epochs)
         self.last = self.plan.total if steps is None else min(steps, self.plan.total)
@@ -70,13 +69,13 @@ class Run:
         self.notes: list[str] = []
         offset = None
         if resume:
-            self.found, offset, self.notes = directory.go_on(folder, config, corpus, devices)
+            self.found, offset, self.notes = directory.resume(self.folder, config, corpus, devices)
         else:
-            directory.begin(folder, config, corpus, given_params, devices)
-        self.log = held.enter_context(MetricsLog(folder, corpus.name, offset=offset, tensorboard=tensorboard))
+            directory.begin(self.folder, config, corpus, given_params, devices)
+        self.log = files.enter_context(MetricsLog(self.folder, corpus.name, offset=offset, tensorboard=tensorboard))
         self.step = self._saved = self.found.manifest.step if self.found else 0
         self.epochs = [EpochResult(**{name: row[name] for name in EpochResult.__dataclass_fields__})
-                       for row in read_metrics(folder) if row["kind"] == "epoch"]
+                       for row in read_metrics(self.folder) if row["kind"] == "epoch"]
         self._seconds, self._rate = 0.0, math.nan
         self.start_epoch()
         self._costs = self.log.epoch_costs(self.epoch + 1)
@@ -179,7 +178,7 @@ class Run:
         """Saves a checkpoint, unless there is one of this step."""
         if not self.kept or self.step == self._saved and self.step > 0:
             return
-        self._check_held()
+        self._held.check()
         self.log.sync()
         ended = self.index == 0 and bool(self.epochs) and self.epochs[-1].epoch == self.epoch
         checkpoint.save(self.folder, state, self.config, self.corpus.vocab, Manifest(

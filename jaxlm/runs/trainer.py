@@ -25,6 +25,7 @@ from jaxlm.report.metrics import Progress
 from jaxlm.report.plots import learning_curve
 from jaxlm.runs import checkpoint, directory, signals
 from jaxlm.runs.group import Group, SingleGroup
+from jaxlm.runs.lock import lock
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.run import EpochResult, Run, floors
 from jaxlm.scoring.stream import stream_nats
@@ -98,13 +99,13 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
 
         def begin() -> Run:
             directory.check(folder, resumes)
-            return Run(config, corpus, folder, held, held.enter_context(directory.lock(folder)), resume=resumes,
-                       kept=kept, steps=steps, given_params=params is not None, devices=mesh_shape(mesh), tensorboard=kept)
+            return Run(config, corpus, held.enter_context(lock(folder)), held, resume=resumes, kept=kept,
+                       steps=steps, given_params=params is not None, devices=mesh_shape(mesh), tensorboard=kept)
 
         run = hosts.together(begin)
         run.step = hosts.agreed(run.step)
         if run.step > 0:
-            fresh = hosts.together(lambda: (run.found or checkpoint.read(checkpoint.find(shared, str(run.step)))).state)
+            fresh = hosts.together(lambda: (run.found or checkpoint.load(shared, str(run.step))).state)
         group = SingleGroup(run, fresh, mesh)
         run.found = fresh = None  # the group's are copies
         progress = held.enter_context(Progress(config.train.epochs, run.plan.per_epoch,
@@ -148,6 +149,7 @@ def new_state(config: Config, params: Params | None = None) -> TrainState:
     platform = jax.default_backend()
     if getattr(config.model, "recurrent_op", "scan") == "cudnn" and platform not in ("gpu", "cuda"):
         raise JaxlmError(f"recurrent_op cudnn needs a CUDA device, and there is only {platform}: use scan")
+    checkpoint.check_memory(config)
     arguments = (config.recipe, jax.random.key(config.train.seed), config.train.batch_size)
     if params is None:
         return _init_state(*arguments)
@@ -192,13 +194,13 @@ class _Reporter(Observer):
 def _finish(run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progress: Progress, stopped_by: int | None
             ) -> TrainResult:
     """Tests, draws the curve and prints the results; after a signal it only says how to resume."""
-    kept_in = run.folder if run.kept else None
+    kept_in = run.folder.path if run.kept else None
     skipped = run.log.skipped.total()
     state = group.state()
     result = partial(TrainResult, run.config, run.corpus.name, kept_in, state, run.epochs, stopped_by=stopped_by,
                      skipped_windows=skipped)
     if stopped_by is not None:
-        how = f"saved; resume with --run-dir {run.folder} --resume" if kept_in else "nothing is kept"
+        how = f"saved; resume with --run-dir {run.folder.path} --resume" if kept_in else "nothing is kept"
         progress.say(f"stopped by {signal.Signals(stopped_by).name} after window {run.step}: {how}")
         return result()
     tests = {"last": group.test(0)}
@@ -218,7 +220,7 @@ def _finish(run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progr
         rows.append(("windows skipped", f"{skipped}, whose cost or gradient was not finite"))
     if kept_in and run.epochs:
         try:
-            rows.append(("learning curve", str(learning_curve(run.folder))))
+            rows.append(("learning curve", str(learning_curve(kept_in))))
         except RunDirError as error:
             progress.say(f"there is no learning curve: {error}", loud=True)
     progress.summary(rows, run.config.preset)

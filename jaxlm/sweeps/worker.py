@@ -139,9 +139,9 @@ class Worker(Observer):
 
     def _member(self, point: Point, seed: int, record: MemberResult) -> Member:
         config, corpus = self._corpora(self._study.plan.config_of(point.params, seed))
-        folder = self._study.run_dir(record.number, seed)
-        run = Run(config, corpus, folder, point.held, point.checks[seed], resume=(folder / "config.json").exists(),
-                  kept=self._kept, tensorboard=False)
+        held = point.checks[seed]
+        run = Run(config, corpus, held, point.held, resume=held.folder.exists("config.json"), kept=self._kept,
+                  tensorboard=False)
         state = new_state(config) if run.found is None else run.found.state
         run.found = None
         return Member(run, self._seen(run, record), state)

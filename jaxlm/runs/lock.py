@@ -1,0 +1,132 @@
+"""Who holds a run directory: one process at a time, on any host, and a dead one is never in the way."""
+
+import fcntl
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from jaxlm.errors import RunDirError
+from jaxlm.files import Folder, reason
+
+NAME = ".lock"
+BEAT, SILENCE = 5.0, 30.0  # seconds: how often a holder shows that it lives, and how long another host waits for it
+
+
+class Held:
+    """A run directory that this process alone writes in."""
+
+    def __init__(self, folder: Folder, file: BinaryIO):
+        self.folder, self._file = folder, file
+
+    def check(self) -> None:
+        """Raises RunDirError once the directory was removed or replaced."""
+        status = self.folder.status(NAME) if self.folder.is_at(self.folder.path) else None
+        if status is None or not os.path.samestat(os.fstat(self._file.fileno()), status):
+            raise RunDirError(f"{self.folder.path} was removed or replaced while this run was in it: nothing can be "
+                              f"saved")
+
+
+@contextmanager
+def lock(run_dir: str | Path) -> Iterator[Held]:
+    """Holds a run directory, made where it is missing, while no other process does.
+
+    It is the kernel's own lock on an open file and ends with its process, so a dead holder is never in the way; NFS
+    carries it to other hosts. Some file systems do not: so the file also names its holder, who touches it every
+    `BEAT` seconds. A free lock that still names another host is watched for `SILENCE` seconds, and taken over only if
+    nobody touches it.
+
+    Args:
+        run_dir: the directory; a link to one is followed, and nothing below it is.
+    Yields:
+        The directory, held by its descriptor, and a check that it is still this process's.
+    Raises:
+        RunDirError: another process holds it (which one is said), it cannot be used, or it holds anything else than
+            files and directories.
+    """
+    with readable_errors(f"{run_dir} cannot be used"):
+        folder = Folder.open(run_dir, create=True)
+    with folder:
+        with readable_errors(f"{run_dir} cannot be used"):
+            if strange := folder.strange():
+                raise RunDirError(f"{run_dir} holds what no run does, {', '.join(strange[:4])}: only regular files and "
+                                  f"directories belong there; remove the rest, or choose another --run-dir")
+            file = folder.append(NAME)
+        with file:
+            with readable_errors(f"{run_dir} cannot be locked"):
+                _take(file, folder)
+            held = Held(folder, file)
+            held.check()
+            done = threading.Event()
+            beating = threading.Thread(target=_beat, args=(file.fileno(), done), daemon=True)
+            beating.start()
+            try:
+                yield held
+            finally:
+                done.set()
+                beating.join()
+                with suppress(OSError):
+                    os.ftruncate(file.fileno(), 0)  # released, and not left by a dead process
+
+
+def _take(file: BinaryIO, folder: Folder) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
+    except BlockingIOError:
+        free = False
+    found = os.pread(file.fileno(), 200, 0).decode(errors="replace").strip()
+    holder = "".join(letter if letter.isprintable() else "?" for letter in found)
+    host = socket.gethostname()
+    if free and holder and not holder.endswith(f" on {host}"):
+        print(f"{folder.path} was left by {holder}: waiting up to {SILENCE:g} s to see whether that is dead",
+              file=sys.stderr)
+        free = not _touched(folder)
+    if not free:
+        raise RunDirError(f"{folder.path} is in use by {holder or 'another process'}: wait for it, or choose another "
+                          f"--run-dir")
+    os.ftruncate(file.fileno(), 0)
+    os.write(file.fileno(), f"process {os.getpid()} on {host}\n".encode())  # nothing is left to write when it closes
+
+
+def _beat(descriptor: int, done: threading.Event) -> None:
+    while not done.wait(BEAT):
+        os.utime(descriptor)
+
+
+def _touched(folder: Folder) -> bool:
+    """Whether a holder shows itself while we watch; the file is opened anew, so that NFS asks its server."""
+
+    def touched_at() -> int:
+        with folder.reader(NAME) as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+
+    first, end = touched_at(), time.monotonic() + SILENCE
+    while touched_at() == first:
+        if time.monotonic() > end:
+            return False
+        time.sleep(min(BEAT, SILENCE) / 5)
+    return True
+
+
+@contextmanager
+def readable_errors(what: str) -> Iterator[None]:
+    """Turns an OSError about a run directory into a RunDirError: `what`, the reason, and what to do."""
+    try:
+        yield
+    except RunDirError:
+        raise
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"{what}: {_where(error, what)}{reason(error)}; fix that, or choose another --run-dir"
+                          ) from None
+
+
+def _where(error: OSError | ValueError, what: str) -> str:
+    """The path that an error is about, where the sentence does not name it."""
+    path = getattr(error, "filename", None)
+    return f"{path}: " if path and not what.startswith(f"{path} ") else ""

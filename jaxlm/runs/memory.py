@@ -1,0 +1,32 @@
+"""What this process may allocate, asked before a large allocation: without room a machine swaps, or says nothing."""
+
+import os
+import resource
+from contextlib import suppress
+
+from jaxlm import files
+from jaxlm.errors import JaxlmError
+
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
+
+
+def limit() -> int:
+    """The most bytes that this process can have: the machine's memory, or less where a limit is set."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    limits += [soft for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+               if (soft := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY]
+    for path in _LIMITS:
+        with suppress(OSError, ValueError), files.reader(path) as file:  # ("max": there is none)
+            limits.append(int(file.read(100)))
+    return min(limits)
+
+
+def check(needed: int, what: str, remedy: str) -> None:
+    """Raises JaxlmError, with both numbers, where there is no room for `needed` bytes."""
+    if needed > (there := limit()):
+        raise JaxlmError(f"{what} needs at least {_gigabytes(needed)} of memory, and there is {_gigabytes(there)} for "
+                         f"this process: {remedy}")
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count < 1e15 else f"10^{len(str(count)) - 10} GB"

@@ -1,0 +1,290 @@
+"""A run's directory: what a stranger, a killed process or an odd name put there leads nowhere else and never hangs."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from processes import ROOT, end, start
+
+import jaxlm
+from jaxlm.config.config import Config
+from jaxlm.data.corpora import load_corpus
+from jaxlm.errors import JaxlmError, RunDirError
+from jaxlm.files import Folder
+from jaxlm.report.metrics import read_metrics
+from jaxlm.runs import checkpoint, memory
+from jaxlm.runs import directory as rundir
+from jaxlm.runs.lock import lock
+
+GOLDEN, TEXT = ROOT / "tests/golden/run-format-1", ROOT / "tests/golden/run-format-1-text/text"
+LAST = "checkpoints/00000023"
+TEST_NATS, VALID_NATS = 240.00640869140625, 233.48544311523438  # of the version that wrote it
+END = 18.847837102272983  # test perplexity of that version at the end of the second epoch
+SECONDS = 20
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return load_corpus(TEXT)
+
+
+@pytest.fixture
+def run_dir(tmp_path) -> Path:
+    """A run of 23 windows, of which an epoch and a window are trained."""
+    return shutil.copytree(GOLDEN, tmp_path / "run")
+
+
+@pytest.fixture
+def home(tmp_path) -> Path:
+    """What is somebody's own: nothing of it may change."""
+    home = tmp_path / "home"
+    for name in (".git/config", ".ssh/key", "20240101/photo", "00000001/notes", ".00000001.partial/notes"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text("mine")
+    (home / ".bashrc").write_text("mine")
+    return home
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def resume(run_dir: Path, corpus) -> jaxlm.TrainResult:
+    config = Config.from_json((GOLDEN / "config.json").read_text())
+    return jaxlm.train(config, corpus, run_dir, resume=True, quiet=True)
+
+
+def test_a_run_of_format_1_evaluates_to_the_same_digits(corpus):
+    model = jaxlm.load(GOLDEN)
+    assert [model.evaluate(split, corpus=corpus).nats for split in ("test", "valid")] == [TEST_NATS, VALID_NATS]
+
+
+def test_a_run_of_format_1_is_resumed_to_the_same_end(run_dir, corpus):
+    result = resume(run_dir, corpus)
+    assert result.test_perplexity == pytest.approx(END, rel=1e-6)
+    lines = read_metrics(run_dir)
+    assert [row["step"] for row in lines if row["kind"] == "window"] == list(range(1, 45))
+    assert lines[-1]["test_perplexity"] == result.test_perplexity
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["00000023", "00000044"]
+    assert {step: found.format for step, found in checkpoint.manifests(run_dir).items()} == {23: 1, 44: 2}
+    assert not rundir.problems(run_dir)
+
+
+def test_a_link_in_place_of_the_checkpoints_deletes_nothing_behind_it(run_dir, home, corpus):
+    shutil.copytree(run_dir / LAST, home / "00000023")
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "checkpoints").symlink_to(home)
+    before = contents(home)
+    with pytest.raises(RunDirError, match=r"run/checkpoints \(a link\)"):
+        resume(run_dir, corpus)
+    with Folder.open(run_dir) as run, pytest.raises(OSError, match="found a link"):
+        checkpoint.clean(run)
+    assert contents(home) == before
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "timing.jsonl", "run.json", "config.json", "curve.png",
+                                  ".partial-metrics.jsonl", "tensorboard", "checkpoints/.00000044.partial",
+                                  f"{LAST}/metrics.jsonl", "checkpoints/00000022", "anything"])
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_link_anywhere_in_a_run_is_refused_by_name_and_not_written_through(run_dir, home, corpus, name, dangling):
+    target = home / ("nowhere" if dangling else ".bashrc")
+    (run_dir / name).unlink(missing_ok=True)
+    (run_dir / name).symlink_to(target)
+    before = contents(home)
+    with pytest.raises(RunDirError) as caught:
+        resume(run_dir, corpus)
+    assert str(run_dir / name) in str(caught.value) or name == "config.json"
+    assert contents(home) == before and (run_dir / name).is_symlink()
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "timing.jsonl", "run.json", "config.json",
+                                  f"{LAST}/manifest.json", "anything"])
+def test_a_pipe_anywhere_in_a_run_is_refused_by_name_and_not_waited_for(run_dir, corpus, name):
+    (run_dir / name).unlink(missing_ok=True)
+    os.mkfifo(run_dir / name)
+    start = time.monotonic()
+    with pytest.raises(RunDirError) as caught:
+        resume(run_dir, corpus)
+    assert str(run_dir / name) in str(caught.value) and "a FIFO" in str(caught.value)
+    assert rundir.problems(run_dir)
+    assert time.monotonic() - start < SECONDS
+
+
+@pytest.mark.parametrize("name", ["config.json", "run.json", "metrics.jsonl", f"{LAST}/vocab.json"])
+@pytest.mark.parametrize("what", ["a FIFO", "a terabyte"])
+def test_what_reads_a_run_neither_waits_nor_fills_the_memory(run_dir, name, what):
+    (run_dir / name).unlink()
+    if what == "a FIFO":
+        os.mkfifo(run_dir / name)
+    else:
+        with open(run_dir / name, "wb") as file:
+            file.truncate(1 << 40)
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    read = {"config.json": lambda: rundir.problems(run_dir)[-1], "run.json": lambda: rundir.saved_record(run_dir),
+            "metrics.jsonl": lambda: read_metrics(run_dir), f"{LAST}/vocab.json": lambda: jaxlm.load(run_dir)}[name]
+    if name == "config.json":
+        assert rundir.saved_config(run_dir).preset == "test"  # the checkpoint's
+    else:
+        with pytest.raises(JaxlmError, match=r"FIFO|at most"):
+            read()
+    assert any(Path(name).name in line for line in rundir.problems(run_dir)) or name.startswith(LAST)
+    assert time.monotonic() - start < SECONDS
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+@pytest.mark.parametrize("name", [".lock", "timing.jsonl"])
+def test_a_hard_link_to_a_file_of_somebody_is_not_written_through(run_dir, home, corpus, name):
+    os.link(home / ".bashrc", run_dir / name)
+    with pytest.raises(RunDirError, match=r"2 names"):
+        resume(run_dir, corpus)
+    assert (home / ".bashrc").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["a link", "a directory"])
+def test_the_run_directory_itself_may_be_a_link(run_dir, tmp_path, kind):
+    path = run_dir
+    if kind == "a link":
+        path = tmp_path / "link"
+        path.symlink_to(run_dir)
+    with lock(path) as held:
+        held.check()
+        assert held.folder.names() == sorted(os.listdir(run_dir))
+        run_dir.rename(tmp_path / "moved")
+        with pytest.raises(RunDirError, match="removed or replaced"):
+            held.check()
+
+
+def test_a_holder_is_shown_without_its_control_characters(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxlm.runs.lock.SILENCE", 0.1)
+    (tmp_path / ".lock").write_bytes(b"\x1b[2Jprocess 1 on \xff\x07elsewhere")
+    with lock(tmp_path):
+        pass
+    said = capsys.readouterr().err
+    assert "process 1 on" in said and "\x1b" not in said and "\x07" not in said
+
+
+NAMES = ["x\\b", "gs:", "s3:", os.fsdecode(b"\xff\xfe"), "file:", "a b", "-x", "ü", "~", "%41", "*", "x?y#z"]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_run_directory_of_any_name_is_read_as_it_was_written(run_dir, corpus, name):
+    shutil.copytree(GOLDEN, run_dir.with_name("x") / "b")  # what another reader takes `x\b` for
+    path = run_dir.rename(run_dir.with_name(name))
+    assert jaxlm.load(path).evaluate("test", corpus=corpus).nats == TEST_NATS
+    with lock(path) as held:
+        found, offset, _ = rundir.resume(held.folder, Config.from_json((path / "config.json").read_text()), corpus)
+        assert found
+        checkpoint.save(held.folder, found.state, found.config, found.vocab, found.manifest)
+    assert offset == len((path / "metrics.jsonl").read_bytes())
+    assert (path / LAST / "state.safetensors").is_file()
+    assert jaxlm.load(path).evaluate("test", corpus=corpus).nats == TEST_NATS
+    assert not rundir.problems(path)
+
+
+@pytest.mark.parametrize("name", ["gs:", "x\\b", os.fsdecode(b"\xff\xfe")], ids=ascii)
+def test_a_run_begins_in_a_directory_of_any_name(tmp_path, corpus, name):
+    config = Config.from_json((GOLDEN / "config.json").read_text())
+    jaxlm.train(config, corpus, tmp_path / name, steps=1, quiet=True)
+    assert checkpoint.find(tmp_path / name).name == "00000001"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_a_name_that_no_directory_can_have_is_refused(tmp_path, corpus, name):
+    config = Config.from_json((GOLDEN / "config.json").read_text())
+    for resumed in (False, True):
+        with pytest.raises(JaxlmError):
+            jaxlm.train(config, corpus, tmp_path / name, steps=1, quiet=True, resume=resumed)
+    with pytest.raises(JaxlmError):
+        jaxlm.load(tmp_path / name)
+
+
+def test_what_a_killed_process_left_is_removed_on_resume(run_dir, corpus):
+    (run_dir / "checkpoints/.00000044.partial").mkdir()
+    (run_dir / "checkpoints/.00000044.partial/state.safetensors").write_text("half")
+    (run_dir / ".partial-run.json-0123456789abcdef").write_text("half")
+    (run_dir / ".partial-config.json").write_text("half")  # by version 0.1
+    with lock(run_dir) as held:
+        rundir.resume(held.folder, Config.from_json((run_dir / "config.json").read_text()), corpus)
+    assert not [*run_dir.rglob(".partial*"), *run_dir.rglob(".0*")]
+
+
+def test_problems_name_what_is_damaged(run_dir):
+    assert rundir.problems(run_dir) == []
+    metrics = (run_dir / "metrics.jsonl").read_bytes()
+    lines = metrics.splitlines(keepends=True)
+    (run_dir / "metrics.jsonl").write_bytes(b"".join(lines[:10]))
+    problem, = rundir.problems(run_dir)
+    assert "metrics.jsonl" in problem and "24 lines" in problem and "first 10" in problem
+    (run_dir / "metrics.jsonl").write_bytes(metrics[:100])
+    assert "first 1 of" in rundir.problems(run_dir)[0]
+    (run_dir / "metrics.jsonl").write_bytes(metrics + b'{"kind":"window",')  # a live run's, or a killed one's
+    assert rundir.problems(run_dir) == []
+    (run_dir / "metrics.jsonl").write_bytes(metrics)
+    manifest = (run_dir / LAST / "manifest.json").read_bytes()
+    (run_dir / LAST / "manifest.json").write_bytes(manifest.replace(b"23", b"24", 1))
+    problem, = rundir.problems(run_dir)
+    assert f"{LAST}/manifest.json is damaged" in problem
+    (run_dir / LAST / "manifest.json").write_bytes(manifest)
+    for name in ("run.json", "config.json", "metrics.jsonl"):
+        (run_dir / name).rename(run_dir / "aside")
+        problem, = rundir.problems(run_dir)
+        assert f"{name}" in problem and "No such file" in problem
+        (run_dir / "aside").rename(run_dir / name)
+
+
+def test_a_new_run_keeps_its_words_in_its_checkpoints_only(tmp_path, corpus):
+    with lock(tmp_path / "run") as held:
+        rundir.begin(held.folder, Config.from_json((GOLDEN / "config.json").read_text()), corpus)
+    assert sorted(os.listdir(tmp_path / "run")) == [".lock", "config.json", "run.json"]
+
+
+@pytest.mark.parametrize("how", [{"steps": 0}, {"epochs": 0}])
+def test_a_run_of_no_window_is_saved_and_evaluates_to_what_it_printed(tmp_path, corpus, how):
+    config = Config.from_json((GOLDEN / "config.json").read_text())
+    config = config.replace(epochs=how.pop("epochs", 2))
+    result = jaxlm.train(config, corpus, tmp_path / "run", quiet=True, **how)
+    found = jaxlm.evaluate(tmp_path / "run", "test", corpus=corpus)
+    assert found.perplexity == result.test_perplexity and checkpoint.find(tmp_path / "run").name == "00000000"
+
+
+def test_a_kept_run_needs_no_temporary_folder(tmp_path, corpus, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a temporary folder was made")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    jaxlm.train(Config.from_json((GOLDEN / "config.json").read_text()), corpus, tmp_path / "run", steps=0, quiet=True)
+
+
+@pytest.mark.parametrize("changes", [{"hidden_sizes": (1_000_000,)}, {"hidden_sizes": (10**9, 7)},
+                                     {"embedding_size": 10**14}, {"hidden_sizes": (2**70,)}])
+def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, corpus, changes):
+    config = Config.from_json((GOLDEN / "config.json").read_text()).replace(**changes)
+    start = time.monotonic()
+    with pytest.raises(JaxlmError, match=r"needs at least .* GB of memory, and there is .* GB") as caught:
+        jaxlm.train(config, corpus, tmp_path / "run", quiet=True)
+    assert "hidden_sizes" in str(caught.value) and time.monotonic() - start < SECONDS
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_memory_is_the_machines_or_a_smaller_limit():
+    code = "from jaxlm.runs import memory; print(memory.limit())"
+    limited = subprocess.run(["bash", "-c", f"ulimit -v 20000000; exec '{sys.executable}' -c '{code}'"], text=True,
+                             capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    assert int(limited.stdout) == min(20_000_000 * 1024, memory.limit())
+
+
+@pytest.mark.slow
+def test_a_run_of_format_1_is_resumed_and_reproduced_byte_for_byte(run_dir, tmp_path):
+    """With the flags of the machine that wrote it; (0.1's end, kept here by its last line)."""
+    code, said = end(start("train", "--run-dir", run_dir, "--resume", "--corpus", TEXT))
+    assert code == 0, said
+    assert json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["test_perplexity"] == END
+    code, said = end(start("reproduce", run_dir, "--run-dir", tmp_path / "again"))
+    assert code == 0, said
