@@ -22,7 +22,8 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import batch
 from jaxlm.distributed import mesh as parallel
 from jaxlm.models import lstm as model
-from jaxlm.scoring.stream import perplexity, stream_nats
+from jaxlm.report.units import perplexity
+from jaxlm.scoring.stream import stream_nats
 from jaxlm.training.step import Window, eval_step, init_state, train_windows
 
 HERE = Path(__file__).parent / "golden"

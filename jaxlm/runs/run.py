@@ -15,10 +15,11 @@ import numpy as np
 from jaxlm.config.config import Config
 from jaxlm.data.corpora import Corpus
 from jaxlm.data.windows import WindowPlan
+from jaxlm.files import Folder
 from jaxlm.report.metrics import MetricsLog, read_metrics
+from jaxlm.report.units import perplexity
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.manifest import Manifest
-from jaxlm.scoring.stream import perplexity
 from jaxlm.training.step import Metrics, TrainState
 
 
@@ -73,7 +74,8 @@ class Run:
             self.found, offset, self.notes = directory.go_on(folder, config, corpus, devices)
         else:
             directory.begin(folder, config, corpus, given_params, devices)
-        self.log = held.enter_context(MetricsLog(folder, corpus.name, offset=offset, tensorboard=tensorboard))
+        self.log = held.enter_context(MetricsLog(held.enter_context(Folder.open(folder)), corpus.name,
+                                                 counts.bptt_length, offset=offset, tensorboard=tensorboard))
         self.step = self._saved = self.found.manifest.step if self.found else 0
         self.epochs = [EpochResult(**{name: row[name] for name in EpochResult.__dataclass_fields__})
                        for row in read_metrics(folder) if row["kind"] == "epoch"]
@@ -177,7 +179,7 @@ class Run:
 
     def save(self, state: TrainState) -> None:
         """Saves a checkpoint, unless there is one of this step."""
-        if not self.kept or self.step == self._saved and self.step > 0:
+        if not self.kept or (self.step == self._saved and self.step > 0):
             return
         self._check_held()
         self.log.sync()
