@@ -163,12 +163,6 @@ class MetricsLog:
         """
         return self._cost.get(epoch, 0.0), self._steps[epoch]
 
-    def epoch_costs(self, epoch: int) -> list[float]:
-        """The cost of each window logged of an epoch, in order, each the float32 that was written."""
-        self._file.seek(0)
-        return [float(np.float32(row["cost"])) for row in _rows(self._file.read(), self._folder.path / _NAME)
-                if row["kind"] == "window" and row["epoch"] == epoch]
-
     def sync(self) -> int:
         """Waits until all lines are on the disk.
 

@@ -80,8 +80,7 @@ class Run:
         self.epochs = [EpochResult(**{name: row[name] for name in EpochResult.__dataclass_fields__})
                        for row in read_metrics(folder) if row["kind"] == "epoch"]
         self._seconds, self._rate = 0.0, math.nan
-        self.start_epoch()
-        self._costs = self.log.epoch_costs(self.epoch + 1)
+        self.start_clock()
 
     @property
     def epoch(self) -> int:
@@ -100,9 +99,8 @@ class Run:
 
     @property
     def train_perplexity(self) -> float:
-        """Of the present epoch's windows so far; those that are not finite, of which no update was made, left out."""
-        finite = [cost for cost in self._costs if math.isfinite(cost)]
-        return perplexity(sum(finite), self.config.train.bptt_length * len(finite))
+        """Of the windows logged of the last window's epoch; those whose cost is not finite are left out."""
+        return perplexity(*self.log.epoch_cost(-(-self.step // self.plan.per_epoch)))
 
     @property
     def learning_rate(self) -> float:
@@ -118,11 +116,6 @@ class Run:
     def epoch_seconds(self) -> float:
         """In which this process trained windows of this epoch."""
         return self._until - self._since
-
-    def start_epoch(self) -> None:
-        """Starts the clock and the costs of an epoch."""
-        self._costs = list[float]()
-        self.start_clock()
 
     def start_clock(self) -> None:
         """Starts the clock of what this process trains of an epoch."""
@@ -160,7 +153,6 @@ class Run:
                     f"{norm[done]} at learning rate {rate[done]:g}")
         counts = self.config.train
         self.step += done
-        self._costs += cost.tolist()
         self._words += done * counts.bptt_length * counts.batch_size
         self._rate, self._until = float(rate[0]), time.perf_counter()
         return None
@@ -179,7 +171,7 @@ class Run:
 
     def save(self, state: TrainState) -> None:
         """Saves a checkpoint, unless there is one of this step."""
-        if not self.kept or (self.step == self._saved and self.step > 0):
+        if not self.kept or self.step == self._saved and self.step > 0:
             return
         self._check_held()
         self.log.sync()
