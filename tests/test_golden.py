@@ -22,7 +22,8 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.distributed.mesh import put_rows
 from jaxlm.models import stack
-from jaxlm.scoring.stream import eval_step, perplexity, stream_nats
+from jaxlm.report.units import perplexity
+from jaxlm.scoring.stream import eval_step, stream_nats
 from jaxlm.training.step import init_state, put_state, train_windows, whole_state
 
 HERE = Path(__file__).parent / "golden"

@@ -55,7 +55,7 @@ def test_public_names_load_and_functions_are_not_hidden_by_their_modules():
     code = """
 import jaxlm, types
 from jaxlm.runs.loop import new_state
-from jaxlm.scoring.stream import perplexity
+from jaxlm.report.units import perplexity
 assert callable(jaxlm.train) and callable(jaxlm.evaluate), jaxlm.train
 for name in jaxlm.__all__:
     assert not isinstance(getattr(jaxlm, name), types.ModuleType), name

@@ -1,25 +1,21 @@
-"""Metrics: bytes that depend on the training alone, readers that never trip, and what a person sees."""
+"""metrics.jsonl: bytes that depend on the training alone, and a reader that reads any file or refuses it."""
 
-import io
 import json
 import re
 import resource
-import struct
 import subprocess
 import sys
 import tempfile
-import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
+from reports import INTRUDERS, intrude, opened
 
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.report.metrics import MetricsLog, Progress, read_metrics
+from jaxlm.report.metrics import MetricsLog, finite_windows, read_metrics
 
 NAN, INF = float("nan"), float("inf")
 FLOATS = st.floats(width=32)
@@ -42,7 +38,7 @@ def write(log: MetricsLog, values: np.ndarray, start: int = 0, chunk: int = 4, p
 
 def logged(folder: Path, values: np.ndarray, chunk: int) -> tuple[bytes, list]:
     folder.mkdir(exist_ok=True)
-    with MetricsLog(folder, "ptb", tensorboard=False) as log:
+    with opened(folder, "ptb") as log:
         offsets = write(log, values, chunk=chunk)
     return (folder / "metrics.jsonl").read_bytes(), offsets
 
@@ -60,7 +56,7 @@ def test_any_chunks_and_any_resume_give_the_same_bytes(rows, chunk, other):
         again, offsets = logged(Path(second), values, other)
         assert again == whole
         for start, offset in offsets:
-            with MetricsLog(Path(second), "ptb", offset=offset, tensorboard=False) as log:
+            with opened(Path(second), "ptb", offset=offset) as log:
                 write(log, values, start=start)
             assert (Path(second) / "metrics.jsonl").read_bytes() == whole
 
@@ -69,16 +65,53 @@ def test_any_chunks_and_any_resume_give_the_same_bytes(rows, chunk, other):
 @settings(max_examples=25)
 def test_every_float32_comes_back_and_every_line_is_strict_json(costs):
     with tempfile.TemporaryDirectory() as folder:
-        with MetricsLog(Path(folder), "ptb", tensorboard=False) as log:
+        with opened(Path(folder), "ptb") as log:
             log.windows(1, 1, *np.array([costs] * 3, np.float32))
             log.windows(len(costs) + 1, 2, *series(1))
-            np.testing.assert_array_equal(np.array(log.epoch_costs(1)), np.array(costs))
+        read = [row["cost"] for row in read_metrics(Path(folder)) if row["epoch"] == 1]
+        np.testing.assert_array_equal(np.array(read, np.float32), np.array(costs, np.float32))
         for line in (Path(folder) / "metrics.jsonl").read_text().splitlines():
             json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
+@given(st.lists(st.tuples(FLOATS, FLOATS, st.integers(1, 9)), max_size=12), st.data())
+@settings(max_examples=25)
+def test_an_epochs_cost_is_the_same_written_and_resumed(windows, data):
+    """The sum of float32 values as floats in order, over the steps of windows whose cost is finite."""
+    epochs = data.draw(st.lists(st.integers(1, 2), min_size=len(windows), max_size=len(windows)).map(sorted))
+    with tempfile.TemporaryDirectory() as folder:
+        with opened(Path(folder), bptt_length=5) as log:
+            for step, (epoch, (cost, norm, steps)) in enumerate(zip(epochs, windows, strict=True), 1):
+                log.windows(step, epoch, [cost], [norm], [1], [steps])
+            offset, skipped = log.sync(), log.skipped
+            written = [log.epoch_cost(epoch) for epoch in (1, 2, 3)]
+        with opened(Path(folder), bptt_length=5, offset=offset) as log:
+            assert [log.epoch_cost(epoch) for epoch in (1, 2, 3)] == written
+            assert log.skipped == skipped
+    for epoch, (cost, steps) in zip((1, 2, 3), written, strict=True):
+        finite = [(c, n) for e, (c, _, n) in zip(epochs, windows, strict=True) if e == epoch and np.isfinite(c)]
+        assert cost == sum(c for c, _ in finite) and steps == sum(n for _, n in finite)
+        assert skipped[epoch] == sum(not (np.isfinite(c) and np.isfinite(norm)) for e, (c, norm, _) in
+                                     zip(epochs, windows, strict=True) if e == epoch)
+
+
+def test_only_a_window_of_another_length_says_its_steps(tmp_path):
+    with opened(tmp_path, bptt_length=35) as log:
+        log.windows(1, 1, [1, 2, 3], [1, 1, 1], [1, 1, 1], np.array([35, 7, 35]))
+        log.windows(4, 1, [4], [1], [1])
+        assert log.epoch_cost(1) == (10, 112)
+    assert [row.get("steps") for row in read_metrics(tmp_path)] == [None, 7, None, None]
+    assert '"learning_rate":1.0,"steps":7}\n' in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_window_is_finite_where_cost_and_gradient_are():
+    costs, norms = np.array([[1, 3e38, NAN, 1, INF], [1, 3e38, 1, INF, -INF]], np.float32)  # 3e38 twice overflows
+    np.testing.assert_array_equal(finite_windows(costs, norms),
+                                  [True, True, False, False, False])
+
+
 def test_the_lines_are_as_documented(tmp_path):
-    with MetricsLog(tmp_path, "embedded", tensorboard=False) as log:
+    with opened(tmp_path, "embedded") as log:
         log.windows(7, 2, *np.array([[0.1], [INF], [1e-5]], np.float32))
         log.result("test", test_perplexity=118.4, floor_test=None, checkpoint="last")
         log.timing(seconds=1.5, words_per_second=NAN)
@@ -92,7 +125,7 @@ def test_the_lines_are_as_documented(tmp_path):
 
 def test_timing_is_appended_to_and_a_resume_at_zero_needs_no_file(tmp_path):
     for second in (1, 2):
-        with MetricsLog(tmp_path, "ptb", offset=0, tensorboard=False) as log:
+        with opened(tmp_path, "ptb", offset=0) as log:
             log.timing(seconds=second)
     assert (tmp_path / "timing.jsonl").read_text().count("\n") == 2
     assert read_metrics(tmp_path) == []
@@ -101,14 +134,40 @@ def test_timing_is_appended_to_and_a_resume_at_zero_needs_no_file(tmp_path):
 @pytest.mark.parametrize("offset", [None, 10_000, 5])
 def test_what_cannot_be_resumed_is_refused_and_left_alone(tmp_path, offset):
     before, _ = logged(tmp_path, series(8), 4)
-    with pytest.raises(RunDirError, match=re.escape("metrics.jsonl")):
-        MetricsLog(tmp_path, "ptb", offset=offset)
+    with pytest.raises(RunDirError, match=re.escape("metrics.jsonl")), opened(tmp_path, offset=offset):
+        pass
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_the_disk_refusing_is_one_sentence(tmp_path):
-    with pytest.raises(RunDirError, match="cannot write"):
-        MetricsLog(tmp_path / "gone", "ptb")
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl"])
+@pytest.mark.parametrize("intruder", INTRUDERS)
+def test_nothing_is_written_to_what_is_not_a_file_of_the_run(tmp_path, name, intruder):
+    run_dir = tmp_path / "run"
+    before, _ = logged(run_dir, series(8), 4)
+    target = intrude(run_dir / name, intruder)
+    offset = 0 if name == "metrics.jsonl" else len(before)
+    with pytest.raises(RunDirError, match=f"cannot write.*{name}"), opened(run_dir, offset=offset) as log:
+        log.timing(seconds=1)
+    assert target.read_text() == "precious"
+
+
+@pytest.mark.parametrize("intruder", ["link", "fifo", "directory", "sparse", "gone"])
+def test_only_a_regular_file_of_bounded_size_is_read(tmp_path, intruder):
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run/metrics.jsonl"
+    if intruder == "sparse":
+        with open(path, "wb") as file:
+            file.truncate(1 << 40)
+    elif intruder != "gone":
+        intrude(path, intruder)
+    with pytest.raises(RunDirError, match=re.escape(str(path))):
+        read_metrics(tmp_path / "run")
+    if intruder != "gone":
+        with pytest.raises(RunDirError, match=re.escape(str(path))), opened(tmp_path / "run", offset=10):
+            pass
+
+
+def test_a_run_directory_that_is_not_there(tmp_path):
     with pytest.raises(RunDirError, match="expected a run's metrics"):
         read_metrics(tmp_path / "gone")
 
@@ -117,7 +176,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_resumed_one_is_whole(t
     values, limits = series(60), resource.getrlimit(resource.RLIMIT_FSIZE)
     whole, _ = logged(tmp_path / "whole", values, 4)
     with pytest.raises(RunDirError, match=r"cannot write.*File too large"), \
-            MetricsLog(tmp_path, "ptb", tensorboard=False) as log:
+            opened(tmp_path, "ptb") as log:
         write(log, values[:, :12])
         offset = log.sync()
         resource.setrlimit(resource.RLIMIT_FSIZE, (offset + 100, limits[1]))
@@ -125,7 +184,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_resumed_one_is_whole(t
             write(log, values, start=12)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    with MetricsLog(tmp_path, "ptb", offset=offset, tensorboard=False) as log:
+    with opened(tmp_path, "ptb", offset=offset) as log:
         write(log, values, start=12)
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole
 
@@ -140,7 +199,8 @@ def test_a_torn_last_line_is_dropped_at_any_byte(tmp_path):
 @pytest.mark.parametrize("line", [
     b"", b"{", b"[]", b"null", b"\xff", b'{"kind":1}', b'{"kind":"window"}', b'{"kind":"epoch","epoch":"1"}',
     b'{"kind":"epoch","epoch":1,"train_perplexity":[]}', b'{"kind":"test","test_perplexity":1' + b"0" * 400 + b"}",
-    b'{"kind":"epoch","epoch":true}', b"[" * 100_000])
+    b'{"kind":"epoch","epoch":true}',
+    b'{"kind":"window","step":1,"epoch":1,"cost":1,"grad_norm":1,"learning_rate":1,"steps":-1}', b"[" * 100_000])
 def test_a_damaged_line_is_named(tmp_path, line):
     whole, _ = logged(tmp_path, series(2), 2)
     (tmp_path / "metrics.jsonl").write_bytes(whole + line + b"\n" + whole)
@@ -163,118 +223,9 @@ def test_mutated_files_are_read_or_refused(data):
             assert "line" in str(error)
 
 
-def events(folder: Path) -> list[Any]:
-    """All events of a TensorBoard folder: records of length, checksum, bytes, checksum."""
-    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-
-    found = []
-    for path in sorted(folder.iterdir()):
-        data, at = path.read_bytes(), 0
-        while at < len(data):
-            (size,) = struct.unpack_from("<Q", data, at)
-            found.append(Event.FromString(data[at + 12:at + 12 + size]))
-            at += size + 16
-    return found
-
-
-def test_tensorboard_holds_every_window_and_result_at_its_step(tmp_path):
-    with MetricsLog(tmp_path, "ptb") as log:
-        log.windows(1, 1, [1, 2], [3, NAN], [0.5, 0.5])
-        log.result("epoch", epoch=1, valid_perplexity=123.0, checkpoint="last")
-        offset = log.sync()
-    with MetricsLog(tmp_path, "ptb", offset=offset) as log:
-        log.windows(3, 2, [4], [4], [0.5])
-    seen = events(tmp_path / "tensorboard")
-    scalars = {(event.step, value.tag): value.simple_value for event in seen for value in event.summary.value}
-    assert scalars.pop((2, "train/grad_norm")) != 0
-    assert scalars == {(1, "train/cost"): 1, (1, "train/grad_norm"): 3, (1, "train/learning_rate"): 0.5,
-                       (2, "train/cost"): 2, (2, "train/learning_rate"): 0.5, (2, "epoch/valid_perplexity"): 123,
-                       (3, "train/cost"): 4, (3, "train/grad_norm"): 4, (3, "train/learning_rate"): 0.5}
-    assert [event.step for event in seen if event.session_log.status] == [1, 3]
-
-
-def test_a_failing_tensorboard_costs_a_warning_and_nothing_else(tmp_path, monkeypatch):
-    (tmp_path / "tensorboard").write_text("in the way")
-    with pytest.warns(RuntimeWarning, match="TensorBoard"), MetricsLog(tmp_path, "ptb") as log:
-        log.windows(1, 1, *series(2))
-    (tmp_path / "tensorboard").unlink()
-    with MetricsLog(tmp_path, "ptb", offset=log_size(tmp_path)) as log:
-        import tensorboardX.event_file_writer as writer
-
-        monkeypatch.setattr(writer.EventsWriter, "write_event", lambda *_: 1 / 0)
-        with pytest.warns(RuntimeWarning, match="division"):
-            log.windows(3, 1, *series(1))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # it is said once
-            log.windows(4, 1, *series(1))
-            log.result("test", test_perplexity=1.0)
-    assert len(read_metrics(tmp_path)) == 5
-
-
-def log_size(folder: Path) -> int:
-    return (folder / "metrics.jsonl").stat().st_size
-
-
-def test_importing_costs_no_jax_no_rich_no_tensorboard():
-    code = ("import sys, jaxlm.errors; before = set(sys.modules); import jaxlm.metrics; "
-            "new = {name.split('.')[0] for name in set(sys.modules) - before}; "
-            "assert not new & {'jax', 'rich', 'tensorboardX'}, new")
+def test_importing_loads_no_jax_rich_or_matplotlib():
+    code = ("import sys, jaxlm.report.metrics, jaxlm.report.progress, jaxlm.report.units, jaxlm.report.curve, "
+            "jaxlm.report.word_map, jaxlm.report.sweep_plots; "
+            "found = {name.split('.')[0] for name in sys.modules} & {'jax', 'rich', 'matplotlib', 'sklearn'}; "
+            "assert not found, found")
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def shown(terminal: bool, width: int = 100, epochs: int = 2) -> str:
-    """What a person sees of a run on a corpus whose name is no markup."""
-    file = io.StringIO()
-    console = Console(file=file, force_terminal=terminal, width=width)
-    with Progress(epochs, 10, 1200, "my [bold] text", console) as bar:
-        bar.say("a loud\nword", loud=True)
-        bar.say("a [quiet] word")
-        for epoch in range(1, epochs + 1):
-            for done in (4, 8, 10):
-                bar.advance(epoch, done, NAN if done == 4 else 1234.567, 0.25)
-            bar._bar.refresh()
-            bar.epoch(epoch, 200.004, NAN, 0.25, 12345.6, 61.23, None if epoch == 1 else 99.5)
-    bar.summary([("test perplexity", "118.40"), ("checkpoint", "runs/" + "long" * 30)], "done")
-    return file.getvalue()
-
-
-def test_without_a_terminal_there_are_plain_unwrapped_lines():
-    assert shown(False, width=20).splitlines() == [
-        "!! a loud", "!! word", "a [quiet] word",
-        "epoch 1/2 on my [bold] text: train perplexity 200.00, valid nan, rate 0.25, 12,346 words/s, 61.2 s",
-        "epoch 2/2 on my [bold] text: train perplexity 200.00, valid nan (floor 99.50), rate 0.25, "
-        "12,346 words/s, 61.2 s",
-        "done",
-        "  my [bold] text  test perplexity  118.40",
-        "  my [bold] text  checkpoint       runs/" + "long" * 30]
-
-
-def test_on_a_terminal_there_is_a_bar():
-    out = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown(True))
-    for text in ("epoch 2/2", "perplexity 1234.57", "words/s", "rate 0.25", "left", "a loud", "a [quiet] word",
-                 "my [bold] text", "118.40", "╭"):
-        assert text in out, text
-    assert "!!" not in out
-
-
-@pytest.mark.parametrize("width", [40, 60, 300])
-def test_no_width_breaks_the_terminal(width):
-    assert "118.40" in shown(True, width=width)
-
-
-def test_speed_and_time_left_of_a_resumed_run_count_only_its_own_windows():
-    clock = [0.0]
-    bar = Progress(15, 100, 1200, "ptb", Console(file=io.StringIO(), force_terminal=True))
-    bar._bar.get_time = bar._bar.tasks[0]._get_time = lambda: clock[0]
-    for done in (50, 60, 70):  # epoch 11 of 15: ten windows each two seconds
-        bar.advance(11, done, 100.0, 1.0)
-        clock[0] += 2
-    task = bar._bar.tasks[0]
-    assert task.speed == 5 and task.time_remaining == (1500 - 1070) / 5
-    assert "6,000 words/s" in task.fields["numbers"]
-
-
-def test_a_narrow_encoding_shows_escapes(tmp_path):
-    with open(tmp_path / "out", "w", encoding="ascii") as file:
-        Progress(1, 1, 1, "тест", Console(file=file)).epoch(1, INF, 1e300, 1, NAN, 0, None)
-    assert (tmp_path / "out").read_text().startswith("epoch 1/1 on \\u0442")

@@ -13,7 +13,7 @@ from jaxlm.config.models import LSTM
 from jaxlm.errors import DataError
 from jaxlm.models import stack
 from jaxlm.ops.softmax import token_nats_reference
-from jaxlm.scoring.stream import perplexity, stream_nats
+from jaxlm.scoring.stream import stream_nats
 
 MODEL = LSTM(vocab_size=9, embedding_size=4, hidden_sizes=(5, 3), init_scale=0.7)
 PARAMS = stack.init_params(MODEL, jax.random.key(0))
@@ -43,12 +43,6 @@ def test_at_batch_one_every_token_but_the_first_is_predicted():
     nats, count = stream_nats(MODEL, PARAMS, IDS)
     assert count == 100
     assert nats == pytest.approx(plain_nats(IDS, 1, 1), rel=1e-5)
-
-
-def test_perplexity_is_exp_of_the_mean_and_never_overflows():
-    assert perplexity(200.0, 100) == pytest.approx(np.e**2)
-    assert perplexity(1e9, 1) > 1e300
-    assert np.isnan(perplexity(float("nan"), 1))
 
 
 def test_too_few_tokens_are_refused():

@@ -388,7 +388,8 @@ def _neighbors(args: argparse.Namespace) -> None:
 
 
 def _plot(args: argparse.Namespace) -> None:
-    from jaxlm.report.plots import embedding_map, learning_curve
+    from jaxlm.report.curve import learning_curve
+    from jaxlm.report.word_map import embedding_map
 
     lm = _load(args)
     print(learning_curve(args.run))

@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from jaxlm.data.windows import Windows
 from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import members_mesh, put_rows
+from jaxlm.report.units import perplexity
 from jaxlm.runs.run import Run
-from jaxlm.scoring.stream import members_nats, perplexity, stream_nats
+from jaxlm.scoring.stream import members_nats, stream_nats
 from jaxlm.training import members
 from jaxlm.training.feed import Put
 from jaxlm.training.step import Metrics, TrainState, put_state, train_windows, whole_state

@@ -70,7 +70,7 @@ def _end_call(group: Group, observer: Observer, signal: int | None) -> None:
     if ended:
         observer.epoch_ended(group, signal is not None)
         for run in filter(None, group.runs):
-            run.start_epoch()
+            run.start_clock()
         if signal is None:
             observer.fill(group)
 

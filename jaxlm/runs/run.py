@@ -13,11 +13,12 @@ import numpy as np
 from jaxlm.config.config import Config
 from jaxlm.data.corpora import Corpus
 from jaxlm.data.windows import WindowPlan
+from jaxlm.files import Folder
 from jaxlm.report.metrics import MetricsLog, read_metrics
+from jaxlm.report.units import perplexity
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.lock import Held
 from jaxlm.runs.manifest import Manifest
-from jaxlm.scoring.stream import perplexity
 from jaxlm.training.step import Metrics, TrainState
 
 
@@ -72,13 +73,13 @@ class Run:
             self.found, offset, self.notes = directory.resume(self.folder, config, corpus, devices)
         else:
             directory.begin(self.folder, config, corpus, given_params, devices)
-        self.log = files.enter_context(MetricsLog(self.folder, corpus.name, offset=offset, tensorboard=tensorboard))
+        self.log = files.enter_context(MetricsLog(self.folder, corpus.name, counts.bptt_length, offset=offset,
+                                                  tensorboard=tensorboard))
         self.step = self._saved = self.found.manifest.step if self.found else 0
         self.epochs = [EpochResult(**{name: row[name] for name in EpochResult.__dataclass_fields__})
                        for row in read_metrics(self.folder) if row["kind"] == "epoch"]
         self._seconds, self._rate = 0.0, math.nan
-        self.start_epoch()
-        self._costs = self.log.epoch_costs(self.epoch + 1)
+        self.start_clock()
 
     @property
     def epoch(self) -> int:
@@ -97,9 +98,8 @@ class Run:
 
     @property
     def train_perplexity(self) -> float:
-        """Of the present epoch's windows so far; those that are not finite, of which no update was made, left out."""
-        finite = [cost for cost in self._costs if math.isfinite(cost)]
-        return perplexity(sum(finite), self.config.train.bptt_length * len(finite))
+        """Of the windows logged of the last window's epoch; those whose cost is not finite are left out."""
+        return perplexity(*self.log.epoch_cost(-(-self.step // self.plan.per_epoch)))
 
     @property
     def learning_rate(self) -> float:
@@ -115,11 +115,6 @@ class Run:
     def epoch_seconds(self) -> float:
         """In which this process trained windows of this epoch."""
         return self._until - self._since
-
-    def start_epoch(self) -> None:
-        """Starts the clock and the costs of an epoch."""
-        self._costs = list[float]()
-        self.start_clock()
 
     def start_clock(self) -> None:
         """Starts the clock of what this process trains of an epoch."""
@@ -157,7 +152,6 @@ class Run:
                     f"{norm[done]} at learning rate {rate[done]:g}")
         counts = self.config.train
         self.step += done
-        self._costs += cost.tolist()
         self._words += done * counts.bptt_length * counts.batch_size
         self._rate, self._until = float(rate[0]), time.perf_counter()
         return None

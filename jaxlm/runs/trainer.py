@@ -21,8 +21,8 @@ from jaxlm.distributed.mesh import shape as mesh_shape
 from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
 from jaxlm.models import stack
 from jaxlm.models.cell import Params
-from jaxlm.report.metrics import Progress
-from jaxlm.report.plots import learning_curve
+from jaxlm.report.curve import learning_curve
+from jaxlm.report.progress import Progress
 from jaxlm.runs import checkpoint, directory, signals
 from jaxlm.runs.group import Group, SingleGroup
 from jaxlm.runs.lock import lock

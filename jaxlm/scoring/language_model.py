@@ -14,7 +14,8 @@ from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
-from jaxlm.scoring.stream import perplexity, stream_nats
+from jaxlm.report.units import perplexity
+from jaxlm.scoring.stream import stream_nats
 
 
 class Evaluation(NamedTuple):

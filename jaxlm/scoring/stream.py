@@ -1,6 +1,5 @@
 """Summed nats and counts over a stream of tokens; whoever prints divides them, once."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -21,11 +20,6 @@ from jaxlm.models.stack import Carry
 
 PREDICTIONS_PER_WINDOW = 2048
 PREDICTIONS_PER_CALL = 1 << 22  # so that no more of a large split lies in memory at once
-
-
-def perplexity(nats: float, count: int) -> float:
-    """exp(nats / count); inf where that overflows, nan where nats are nan."""
-    return math.exp(min(nats / count, 700.0)) if count else math.nan
 
 
 def eval_step(model: Recurrent, params: Params, inputs: jax.Array, targets: jax.Array, carry: Carry

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxlm.config.config import PRESETS, Config, every_field, preset
-from jaxlm.report.plots import parallel_plot, slice_plot
+from jaxlm.report.sweep_plots import parallel_plot, slice_plot
 from jaxlm.runs import checkpoint
 
 

@@ -1,0 +1,124 @@
+"""What the terminal shows of a run: a bar, a line for each epoch, a final table."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jaxlm.report.units import perplexity_text
+from jaxlm.terminal import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+
+class Progress:
+    """The progress of a run; a context manager.
+
+    On a terminal a bar with epoch, perplexity so far, words per second, learning rate and time left (from the
+    speed of the last five minutes); elsewhere a plain line for each epoch. Every result names the corpus.
+    Control characters in any text are shown as escapes.
+
+    Args:
+        total_epochs: the epochs of the whole run.
+        windows_per_epoch: windows in each of them.
+        words_per_window: tokens in a window, all rows together.
+        corpus: the corpus's name.
+        console: where to write (default: standard output).
+        total_windows: the windows of a run that stops before its last epoch ends.
+    """
+
+    def __init__(self, total_epochs: int, windows_per_epoch: int, words_per_window: int, corpus: str,
+                 console: "Console | None" = None, *, total_windows: int | None = None):
+        from rich import progress
+        from rich.console import Console
+
+        self._epochs, self._windows, self._words = total_epochs, windows_per_epoch, words_per_window
+        self._corpus, self.console = printable(corpus), console or Console()
+        self._bar = progress.Progress(
+            "{task.description}", progress.BarColumn(bar_width=None), "{task.fields[numbers]}",
+            progress.TimeRemainingColumn(), "left", console=self.console, disable=not self.console.is_terminal,
+            transient=True, expand=True, refresh_per_second=4, speed_estimate_period=300)
+        self._task = self._bar.add_task("starting", numbers="",
+                                        total=total_windows or total_epochs * windows_per_epoch)
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str, loud: bool = False) -> None:
+        """Prints a text above the bar.
+
+        Args:
+            text: one or more lines.
+            loud: whether to draw a box around it (on a terminal) or begin each line with `!!`.
+        """
+        from rich.panel import Panel
+
+        if loud and self.console.is_terminal:
+            self.console.print(Panel(self._text(text), border_style="bold yellow", expand=False))
+        else:
+            self.console.print(self._text("!! " + text.replace("\n", "\n!! ") if loud else text), soft_wrap=True)
+
+    def advance(self, epoch: int, windows_done_in_epoch: int, perplexity_so_far: float,
+                learning_rate: float) -> None:
+        """Moves the bar.
+
+        Args:
+            epoch: the epoch, from 1.
+            windows_done_in_epoch: windows that are done in it.
+            perplexity_so_far: the epoch's training perplexity up to there.
+            learning_rate: the rate of its last windows.
+        """
+        self._bar.update(self._task, completed=(epoch - 1) * self._windows + windows_done_in_epoch)
+        speed = (self._bar.tasks[0].speed or math.nan) * self._words
+        self._bar.update(self._task, description=f"epoch {epoch}/{self._epochs}",
+                         numbers=f"perplexity {perplexity_text(perplexity_so_far)}  {speed:,.0f} words/s  "
+                                 f"rate {learning_rate:.3g}")
+
+    def epoch(self, epoch: int, train_perplexity: float, valid_perplexity: float, learning_rate: float,
+              words_per_second: float, seconds: float, floor: float | None) -> None:
+        """Prints the line of a finished epoch.
+
+        Args:
+            epoch: the epoch, from 1.
+            train_perplexity: of its windows, as they were trained.
+            valid_perplexity: after its last window.
+            learning_rate: the rate that it was trained with.
+            words_per_second: training speed, validation included.
+            seconds: how long it took in this process.
+            floor: the validation perplexity of the text's true source, where that is known.
+        """
+        known = "" if floor is None else f" (floor {perplexity_text(floor)})"
+        self.say(f"epoch {epoch}/{self._epochs} on {self._corpus}: "
+                 f"train perplexity {perplexity_text(train_perplexity)}, "
+                 f"valid {perplexity_text(valid_perplexity)}{known}, rate {learning_rate:.3g}, "
+                 f"{words_per_second:,.0f} words/s, {seconds:.1f} s")
+
+    def summary(self, rows: Sequence[tuple[str, str]], title: str) -> None:
+        """Prints the final table, with the corpus's name in each row; plain text where there is no terminal.
+
+        Args:
+            rows: (name, value) of each result.
+            title: the table's title.
+        """
+        from rich.table import Table
+
+        rows = [(printable(name), printable(value)) for name, value in rows]
+        if not self.console.is_terminal:
+            width = max((len(name) for name, _ in rows), default=0)
+            return self.say("\n".join([title, *(f"  {self._corpus}  {name:<{width}}  {value}"
+                                                for name, value in rows)]))
+        table = Table("corpus", "result", "", title=self._text(title), title_style="bold", title_justify="left")
+        for row in rows:
+            table.add_row(*map(self._text, (self._corpus, *row)))
+        self.console.print(table)
+
+    def _text(self, text: str) -> "Text":
+        """The text for rich: no markup, no control characters, nothing that the console's encoding lacks."""
+        from rich.text import Text
+
+        return Text(printable(text, keep_newlines=True, encoding=self.console.encoding), overflow="fold")

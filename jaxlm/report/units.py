@@ -1,0 +1,26 @@
+"""Perplexity: from summed nats, and as text."""
+
+import math
+
+
+def perplexity(nats: float, count: float) -> float:
+    """exp(nats / count).
+
+    Args:
+        nats: summed nats; may be nan or infinite.
+        count: how many tokens they are of.
+
+    Returns:
+        The perplexity; inf where it is beyond a float, nan where nats are nan or count is not positive.
+    """
+    if not count > 0:
+        return math.nan
+    try:
+        return math.exp(nats / count)
+    except OverflowError:
+        return math.inf
+
+
+def perplexity_text(value: float) -> str:
+    """A perplexity with two decimals, from ten millions on as a power of ten."""
+    return f"{value:.2e}" if value >= 1e7 else f"{value:.2f}"

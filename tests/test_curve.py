@@ -1,0 +1,78 @@
+"""The learning curve: valid, full of ink, whole or absent, and no trace on anybody's matplotlib."""
+
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from reports import has, ink, opened, run
+
+from jaxlm.errors import JaxlmError
+from jaxlm.report.curve import _ends, _smooth, learning_curve
+from jaxlm.report.metrics import read_metrics
+
+NAN = float("nan")
+
+
+def test_the_curve_shows_every_series_and_is_the_same_each_time(tmp_path):
+    path = learning_curve(run(tmp_path / "run"))
+    assert path == tmp_path / "run/curve.png"
+    assert 0.01 < ink(path) < 0.5
+    for colour in ("#2563eb", "#ea580c", "#059669", "#9ca3af"):  # train, validation, test, floor
+        assert has(path, colour), colour
+    assert learning_curve(tmp_path / "run", tmp_path / "again.png").read_bytes() == path.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.png", "run"]
+
+
+@pytest.mark.parametrize("result", [
+    {"train_perplexity": NAN}, {"train_perplexity": 1.0}, {"valid_perplexity": None, "floor_valid": None},
+    {"train_perplexity": NAN, "valid_perplexity": NAN, "floor_valid": -1.0},
+    {"train_perplexity": 1e300, "preset": "\ud800\x00"}, {"epoch": 2**50}, {"epoch": 0}])
+def test_odd_numbers_leave_gaps_and_no_warning(tmp_path, result):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ink(learning_curve(run(tmp_path, epochs=1, **result))) > 0.005
+
+
+def test_one_window_in_one_epoch_is_enough(tmp_path):
+    assert ink(learning_curve(run(tmp_path, epochs=1, windows=1))) > 0.005
+
+
+def test_without_an_epoch_there_is_no_curve_but_a_sentence(tmp_path):
+    with pytest.raises(JaxlmError, match="expected a run's metrics"):
+        learning_curve(tmp_path)
+    (tmp_path / "metrics.jsonl").write_bytes(b"")
+    with pytest.raises(JaxlmError, match="expected a finished epoch"):
+        learning_curve(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gone/curve.png", "curve.nonsense"])
+def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path, name):
+    with pytest.raises(JaxlmError, match="cannot write"):
+        learning_curve(run(tmp_path / "run"), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_nobodys_matplotlib_is_touched(tmp_path):
+    """No display, another backend chosen, pyplot not imported: all as before."""
+    code = ("import sys, matplotlib; from pathlib import Path; before = dict(matplotlib.rcParams); "
+            "from jaxlm.report.curve import learning_curve; learning_curve(Path(sys.argv[1])); "
+            "assert dict(matplotlib.rcParams) == before and 'matplotlib.pyplot' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code, str(run(tmp_path))], check=True, env={"MPLBACKEND": "svg"})
+
+
+def test_windows_of_several_lengths_have_their_own_perplexity_and_place(tmp_path):
+    """The cost a step is 2 nats everywhere; the third epoch is unfinished."""
+    steps = [[20, 4, 20, 20], [8, 20], [20]]
+    with opened(tmp_path) as log:
+        for epoch, lengths in enumerate(steps, 1):
+            costs = 2 * np.array(lengths)
+            log.windows(1 + sum(map(len, steps[:epoch - 1])), epoch, costs, costs, costs, lengths)
+            if epoch < 3:
+                log.result("epoch", epoch=epoch, train_perplexity=np.exp(2), valid_perplexity=9.0)
+    rows = read_metrics(tmp_path)
+    windows, epochs = ([row for row in rows if row["kind"] == kind] for kind in ("window", "epoch"))
+    x = _ends(windows, epochs)
+    np.testing.assert_allclose(x, [0.25, 0.5, 0.75, 1, 1.5, 2, 2.25])
+    np.testing.assert_allclose(_smooth(x, windows, epochs[0])[1], np.exp(2), rtol=1e-6)

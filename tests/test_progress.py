@@ -1,0 +1,83 @@
+"""What a person sees of a run, on a terminal and elsewhere."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from jaxlm.report.progress import Progress
+
+NAN, INF = float("nan"), float("inf")
+
+
+def shown(terminal: bool, width: int = 100, epochs: int = 2) -> str:
+    """What is printed of a run on a corpus whose name looks like markup."""
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=width)
+    with Progress(epochs, 10, 1200, "my [bold] text", console) as bar:
+        bar.say("a loud\nword", loud=True)
+        bar.say("a [quiet] word")
+        for epoch in range(1, epochs + 1):
+            for done in (4, 8, 10):
+                bar.advance(epoch, done, NAN if done == 4 else 1234.567, 0.25)
+            bar._bar.refresh()
+            bar.epoch(epoch, 200.004, NAN, 0.25, 12345.6, 61.23, None if epoch == 1 else 99.5)
+    bar.summary([("test perplexity", "118.40"), ("checkpoint", "runs/" + "long" * 30)], "done")
+    return file.getvalue()
+
+
+def test_without_a_terminal_there_are_plain_unwrapped_lines():
+    assert shown(False, width=20).splitlines() == [
+        "!! a loud", "!! word", "a [quiet] word",
+        "epoch 1/2 on my [bold] text: train perplexity 200.00, valid nan, rate 0.25, 12,346 words/s, 61.2 s",
+        "epoch 2/2 on my [bold] text: train perplexity 200.00, valid nan (floor 99.50), rate 0.25, "
+        "12,346 words/s, 61.2 s",
+        "done",
+        "  my [bold] text  test perplexity  118.40",
+        "  my [bold] text  checkpoint       runs/" + "long" * 30]
+
+
+def test_on_a_terminal_there_is_a_bar():
+    out = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown(True))
+    for text in ("epoch 2/2", "perplexity 1234.57", "words/s", "rate 0.25", "left", "a loud", "a [quiet] word",
+                 "my [bold] text", "118.40", "╭"):
+        assert text in out, text
+    assert "!!" not in out
+
+
+@pytest.mark.parametrize("width", [40, 60, 300])
+def test_no_width_breaks_the_terminal(width):
+    assert "118.40" in shown(True, width=width)
+
+
+def test_speed_and_time_left_of_a_resumed_run_count_only_its_own_windows():
+    clock = [0.0]
+    bar = Progress(15, 100, 1200, "ptb", Console(file=io.StringIO(), force_terminal=True))
+    bar._bar.get_time = bar._bar.tasks[0]._get_time = lambda: clock[0]
+    for done in (50, 60, 70):  # epoch 11 of 15: ten windows each two seconds
+        bar.advance(11, done, 100.0, 1.0)
+        clock[0] += 2
+    task = bar._bar.tasks[0]
+    assert task.speed == 5 and task.time_remaining == (1500 - 1070) / 5
+    assert "6,000 words/s" in task.fields["numbers"]
+
+
+def test_a_narrow_encoding_shows_escapes(tmp_path):
+    with open(tmp_path / "out", "w", encoding="ascii") as file:
+        Progress(1, 1, 1, "тест", Console(file=file)).epoch(1, INF, 1e300, 1, NAN, 0, None)
+    assert (tmp_path / "out").read_text().startswith("epoch 1/1 on \\u0442")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_text_of_a_file_controls_the_terminal(terminal):
+    file = io.StringIO()
+    evil = "\x1b]0;owned\x07\x9b2J\u202e\ud800"
+    with Progress(1, 1, 1, evil + "\n", Console(file=file, force_terminal=terminal, width=400)) as bar:
+        bar.say(evil)
+        bar.say(evil, loud=True)
+        bar.epoch(1, 1, 1, 1, 1, 1, None)
+        bar.summary([(evil + "\n", evil + "\n")], evil)
+    out = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue()) if terminal else file.getvalue()
+    assert not re.search("[\x1b\x07\x9b\u202e\ud800]", out)
+    assert out.count(r"\x1b]0;owned\x07\x9b2J\u202e\ud800") == 7

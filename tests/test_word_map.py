@@ -1,0 +1,46 @@
+"""The map of the embedding: any words, the same picture each time, labels that lie apart."""
+
+import warnings
+
+import numpy as np
+import pytest
+from reports import ink
+
+from jaxlm.errors import JaxlmError
+from jaxlm.report.word_map import embedding_map, spread
+
+NAN = float("nan")
+
+WORDS = ["<unk>", "$", "a$b$", "#", "\\frac", "N", "\x07", "\ud800", "\x1b[2J", "\n", "w" * 100_000,
+         "漢字", "x_1^2", "%", "&", *map(str, range(28))]
+
+
+@pytest.mark.parametrize("method", ["tsne", "pca"])
+def test_the_map_takes_any_word_and_is_the_same_each_time(tmp_path, method):
+    vectors = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, second = (embedding_map(vectors, WORDS, tmp_path / name, count=15, method=method)
+                         for name in ("a.png", "b.png"))
+    assert 0.0005 < ink(first) < 0.5
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("vectors, change", [
+    (np.ones((10, 4)), {}), (np.full((10, 4), NAN), {}), (np.eye(4), {}), (np.eye(10)[:, :1], {}),
+    (np.arange(10), {}), (np.eye(100), {}), (np.eye(10), {"method": "umap"})])
+def test_what_cannot_be_mapped_is_refused(tmp_path, vectors, change):
+    with pytest.raises(JaxlmError):
+        embedding_map(vectors, WORDS, tmp_path / "map.png", **change)
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_are_moved_apart_and_not_far():
+    places = np.random.default_rng(0).uniform(0, 300, (60, 2))
+    places[1] = places[0]
+    sizes = np.tile([30.0, 10.0], (60, 1))
+    moved = spread(places, sizes)
+    apart = np.abs(moved[:, None] - moved) >= sizes[0] - 1e-6
+    assert (apart.any(axis=2) | np.eye(60, dtype=bool)).all()
+    assert np.abs(moved - places).max() < 60
+    np.testing.assert_array_equal(spread(moved, sizes), moved)
