@@ -29,6 +29,7 @@ from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.runs import checkpoint
 from jaxlm.runs.checkpoint import Checkpoint
 from jaxlm.runs.manifest import library_versions
+from jaxlm.urls import without_password
 
 BEAT, SILENCE = 5.0, 30.0  # seconds: how often a holder shows that it lives, and how long another host waits for it
 MOST_BYTES = 1 << 20  # of config.json and run.json
@@ -214,7 +215,7 @@ def session(devices: tuple[int, int] = (1, 1)) -> dict[str, Any]:
     `devices` are those that the rows and those that the words are spread over.
     """
     return {
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(map(without_password, sys.argv)),
         "devices": list(devices),
         "versions": {"python": platform.python_version(), **library_versions()},
         "platform": {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count(),
