@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -28,9 +27,11 @@ from jaxlm.data.windows import batch
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.loop import load, new_state
 from jaxlm.sweeps import members
-from jaxlm.sweeps.results import Sweep, Trial, View
-from jaxlm.sweeps.space import grid, read_space
-from jaxlm.sweeps.study import NAME, Plan
+from jaxlm.sweeps.plan import Plan
+from jaxlm.sweeps.results import MemberResult, Sweep
+from jaxlm.sweeps.space import read_space
+from jaxlm.sweeps.study import NAME
+from jaxlm.sweeps.view import View
 from jaxlm.sweeps.worker import group_size
 
 TINY = jaxlm.preset("small").replace(hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2,
@@ -98,25 +99,25 @@ def test_the_group_compiles_once_whoever_comes_and_goes(tmp_path, vmap):
     found = jaxlm.sweep(config, {"learning_rate": [0.5, 1.0], "epochs": [1, 2], "init_scale": [0.1, 1e38]},
                         run_dir=tmp_path / "sweep", group=3, vmap=vmap, quiet=True)
     assert compiled() == before + 1
-    assert Counter(trial.status for trial in found.trials) == {"done": 4, "diverged": 4}
-    for trial in found.trials:
+    assert Counter(trial.status for trial in found.members) == {"done": 4, "diverged": 4}
+    for trial in found.members:
         if trial.status == "done":
             assert len(trial.valid_perplexities) == trial.values["epochs"]
         else:
             assert "window 1 (epoch 1) has cost" in str(trial.note)
-    assert found.best == min((trial for trial in found.trials if trial.status == "done"),
+    assert found.best == min((trial for trial in found.members if trial.status == "done"),
                              key=lambda trial: trial.valid_perplexity)
 
 
 def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_path, capsys):
     found = jaxlm.sweep(TINY, {"learning_rate": [0.5], "hidden_sizes": ["8", "6x4"]}, seeds=2,
                         run_dir=tmp_path / "sweep")
-    assert [(trial.seed, trial.status) for trial in found.trials] == [(0, "done"), (1, "done")] * 2
-    point = found.points[0]
-    assert point.valid[0] == pytest.approx(np.mean([trial.valid_perplexity for trial in point.trials]))
-    assert point.valid[1] == pytest.approx(np.std([trial.valid_perplexity for trial in point.trials], ddof=1))
+    assert [(trial.seed, trial.status) for trial in found.members] == [(0, "done"), (1, "done")] * 2
+    point = found.trials[0]
+    assert point.valid[0] == pytest.approx(np.mean([trial.valid_perplexity for trial in point.members]))
+    assert point.valid[1] == pytest.approx(np.std([trial.valid_perplexity for trial in point.members], ddof=1))
     best = found.best
-    assert best in point.trials and best.run_dir is not None
+    assert best in point.members and best.run_dir is not None
     assert jaxlm.evaluate(best.run_dir).perplexity == pytest.approx(best.test_perplexity, rel=1e-6)
     said = capsys.readouterr().out
     assert found.command(best) in said
@@ -127,7 +128,7 @@ def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_p
     assert lines[0] == lines[1]  # on a CPU to the last digit
 
     table = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))
-    assert [float(row["valid_perplexity_2"]) for row in table] == [t.valid_perplexity for t in found.trials]
+    assert [float(row["valid_perplexity_2"]) for row in table] == [t.valid_perplexity for t in found.members]
     assert json.loads((tmp_path / "sweep/sweep.json").read_text())["best"] == best.number
     for name in ("slices.png", "parallel.png"):
         assert (tmp_path / "sweep" / name).read_bytes().startswith(b"\x89PNG")
@@ -137,13 +138,13 @@ def test_seeds_train_a_point_again_and_tpe_optimises_their_mean(tmp_path):
     found = jaxlm.sweep(TINY, {"learning_rate": "log:0.1:10", "clip_norm": (1, 5, 2)}, strategy="tpe", trials=6,
                         group=3, seeds=2, prune=False, run_dir=tmp_path / "sweep", quiet=True)
     study = stored(tmp_path / "sweep")
-    assert len(study.trials) == 6 and len(found.trials) == 12
-    for point in found.points:
+    assert len(study.trials) == 6 and len(found.members) == 12
+    for point in found.trials:
         trial = study.trials[point.number]
         if point.done:
             assert trial.value == pytest.approx(point.valid[0])
             assert [trial.intermediate_values[epoch] for epoch in (1, 2)] == pytest.approx(
-                np.mean([t.valid_perplexities for t in point.trials], axis=0))
+                np.mean([t.valid_perplexities for t in point.members], axis=0))
 
 
 def test_a_point_that_is_worse_than_the_median_is_given_up(tmp_path):
@@ -151,8 +152,8 @@ def test_a_point_that_is_worse_than_the_median_is_given_up(tmp_path):
     rates = [0.5, 0.6, 0.7, 0.8, 0.9, 1e-6]
     found = jaxlm.sweep(TINY.replace(epochs=3), {"learning_rate": rates}, prune=True, group=1,
                         run_dir=tmp_path / "sweep", quiet=True)
-    assert found.trials[-1].status == "pruned" and len(found.trials[-1].valid_perplexities) == 1
-    assert "worse than the median" in str(found.trials[-1].note)
+    assert found.members[-1].status == "pruned" and len(found.members[-1].valid_perplexities) == 1
+    assert "worse than the median" in str(found.members[-1].note)
     assert stored(tmp_path / "sweep").trials[-1].state == TrialState.PRUNED
     assert found.best is not None and found.best.status == "done"
 
@@ -160,15 +161,15 @@ def test_a_point_that_is_worse_than_the_median_is_given_up(tmp_path):
 def test_random_points_do_not_depend_on_who_trains_them(tmp_path):
     space = {"learning_rate": "log:0.1:1", "clip_norm": [1, 5]}
     values = [sorted((trial.number, trial.values["learning_rate"], trial.test_perplexity) for trial in jaxlm.sweep(
-        TINY, space, strategy="random", trials=4, group=group, quiet=True).trials) for group in (1, 3)]
+        TINY, space, strategy="random", trials=4, group=group, quiet=True).members) for group in (1, 3)]
     assert values[0] == values[1]
     assert len({value for _, value, _ in values[0]}) == 4
 
 
 def test_what_does_not_fit_the_corpus_fails_alone(tmp_path):
     found = jaxlm.sweep(TINY, {"batch_size": [20, 100_000]}, run_dir=tmp_path / "sweep", quiet=True)
-    assert [trial.status for trial in found.trials] == ["done", "failed"]
-    assert "fewer than one window of batch_size 100000" in str(found.trials[1].note)
+    assert [trial.status for trial in found.members] == ["done", "failed"]
+    assert "fewer than one window of batch_size 100000" in str(found.members[1].note)
 
 
 def stored(run_dir: Path) -> optuna.Study:
@@ -223,7 +224,7 @@ def test_a_stopped_sweep_goes_on(tmp_path, undisturbed):
     sweep.send_signal(signal.SIGTERM)
     code, said = end(sweep)
     assert code == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM: saved; go on with --run-dir" in said
+    assert "stopped by SIGTERM: saved; resume with --run-dir" in said
     saved = {int(path.name) for path in run_dir.glob("trials/*/checkpoints/0*")}
     assert len(list(run_dir.glob("trials/*/checkpoints"))) >= 3, saved
     code, said = end(start("sweep", "--run-dir", run_dir, "--resume"))
@@ -250,12 +251,13 @@ def test_a_silent_machine_s_trials_are_begun_again_elsewhere(tmp_path, monkeypat
     dead = start("sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--storage", where, "--run-dir", tmp_path / "one")
     assert wait_for(lambda: any((tmp_path / "one").glob("trials/*/checkpoints/0*")), dead)
     kill(dead)
-    monkeypatch.setattr("jaxlm.study.BEAT", 1)
-    monkeypatch.setattr("jaxlm.study.SILENCE", 4)
+    monkeypatch.setattr("jaxlm.sweeps.storage.BEAT", 1)
+    monkeypatch.setattr("jaxlm.sweeps.storage.SILENCE", 4)
+    monkeypatch.setattr("jaxlm.sweeps.study.BEAT", 1)
     found = jaxlm.sweep(TINY.replace(epochs=4), SPACE, storage=where, run_dir=tmp_path / "two", quiet=True)
-    assert len(found.trials) == 8 and {trial.status for trial in found.trials} == {"done"}
-    assert len({tuple(trial.values.items()) for trial in found.trials}) == 8
-    assert all(trial.run_dir is not None for trial in found.trials)
+    assert len(found.members) == 8 and {trial.status for trial in found.members} == {"done"}
+    assert len({tuple(trial.values.items()) for trial in found.members}) == 8
+    assert all(trial.run_dir is not None for trial in found.members)
 
 
 def test_more_random_points_on_resume(tmp_path):
@@ -263,14 +265,14 @@ def test_more_random_points_on_resume(tmp_path):
     how = {"strategy": "random", "run_dir": tmp_path / "sweep", "quiet": True}
     few = jaxlm.sweep(TINY, space, trials=2, **how)
     more = jaxlm.sweep(TINY, space, trials=3, resume=True, **how)
-    assert more.trials[:2] == few.trials and len(more.trials) == 3
+    assert more.members[:2] == few.members and len(more.members) == 3
 
 
 def test_a_seed_may_be_a_field_of_the_space(tmp_path):
     found = jaxlm.sweep(TINY, {"seed": [3, 5]}, run_dir=tmp_path / "sweep", quiet=True)
-    assert [(trial.seed, trial.values, trial.status) for trial in found.trials] == [
+    assert [(trial.seed, trial.values, trial.status) for trial in found.members] == [
         (3, {"seed": 3}, "done"), (5, {"seed": 5}, "done")]
-    assert found.trials[0].test_perplexity != found.trials[1].test_perplexity
+    assert found.members[0].test_perplexity != found.members[1].test_perplexity
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +337,7 @@ def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(capsy
 
     before, trials = content(), stored(finished).trials
     same = ["sweep", *FLAGS, "--epochs", "1", "--run-dir", str(finished)]
-    refused(capsys, [*same, "--set", "learning_rate=0.5,1"], "go on with the sweep in it with --resume")
+    refused(capsys, [*same, "--set", "learning_rate=0.5,1"], "resume the sweep in it with --resume")
     resumed = ["sweep", "--run-dir", str(finished), "--resume"]
     refused(capsys, [*resumed, "--set", "learning_rate=0.5,2"], "space.learning_rate: 0.5,1.0 -> 0.5,2.0")
     refused(capsys, [*resumed, "--set", "clip_norm=1,2"], "space.clip_norm: None -> 1.0,2.0")
@@ -350,14 +352,15 @@ def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(capsy
 
 
 def test_a_terminal_shows_a_live_table_and_then_the_best():
-    trials = [Trial(0, {"learning_rate": 0.5}, seed, "running", (90.0,) * seed) for seed in (0, 1)]
-    trials += [Trial(1, {"learning_rate": 1.0}, seed, "done", (80.0, 70.0 + seed), 60.0 + seed) for seed in (0, 2)]
-    trials += [Trial(2, {"learning_rate": 9.0}, 0, "diverged", (), None, note="window 3 has cost nan")]
+    trials = [MemberResult(0, {"learning_rate": 0.5}, seed, "running", (90.0,) * seed) for seed in (0, 1)]
+    trials += [MemberResult(1, {"learning_rate": 1.0}, seed, "done", (80.0, 70.0 + seed), 60.0 + seed)
+               for seed in (0, 2)]
+    trials += [MemberResult(2, {"learning_rate": 9.0}, 0, "diverged", (), None, note="window 3 has cost nan")]
     sweep = Sweep(TINY, trials)
     out = io.StringIO()
     with View(Console(file=out, force_terminal=True, width=120)) as view:
         view.show(sweep, 3)
-        assert "2 of 3 points ended; best so far 70.00 (learning_rate=1)" in out.getvalue()
+        assert "2 of 3 trials ended; best so far 70.00 (learning_rate=1)" in out.getvalue()
         assert "1/2" in out.getvalue() and "90.00" in out.getvalue()
         view.summary(sweep)
     said = out.getvalue()
@@ -371,29 +374,6 @@ def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
     assert group_size(TINY, replace(plan, strategy="tpe"), 1) == 3  # four rounds, so that Optuna learns between them
     monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_AVPHYS_PAGES": 2**19}[name])  # 2 GiB
     assert group_size(jaxlm.preset("zaremba-large"), plan, 1) == 1 and group_size(TINY, plan, 1) == 8
-
-
-def test_how_a_space_is_read():
-    read = read_space({"learning_rate": "log:0.1:10", "hold": "range:2:8:2.5", "batch_size": (10, 20, 4),
-                       "hidden_sizes": [(256, 128), 200, "10x20"], "epochs": range(2, 5), "keep_output": {
-                           "low": 0.5, "high": 1}, "clip_norm": IntDistribution(1, 5), "dropout": "true,false",
-                       "init_scale": [1, "log"][:1]}, TINY)
-    assert read == {
-        "learning_rate": FloatDistribution(0.1, 10, log=True), "hold": FloatDistribution(2, 7, step=2.5),
-        "batch_size": IntDistribution(10, 18, step=4), "epochs": CategoricalDistribution([2, 3, 4]),
-        "hidden_sizes": CategoricalDistribution(["256x128", "200", "10x20"]),
-        "keep_output": FloatDistribution(0.5, 1), "clip_norm": FloatDistribution(1, 5, step=1),
-        "dropout": CategoricalDistribution([True, False]), "init_scale": CategoricalDistribution([1.0])}
-    points = grid({name: read[name] for name in ("hold", "hidden_sizes")})
-    assert [(point["hidden_sizes"], point["hold"]) for point in points] == [
-        (sizes, hold) for sizes in ("256x128", "200", "10x20") for hold in (2.0, 4.5, 7.0)]
-
-
-def test_a_plan_survives_json():
-    plan = Plan(TINY, read_space({"learning_rate": "log:0.1:10", "hidden_sizes": "8,4x4"}, TINY), "tpe", 5, 2, True,
-                {"name": "x"})
-    again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
-    assert again == plan and not plan.differences(again)
 
 
 def refused(capsys, arguments, message):
