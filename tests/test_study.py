@@ -179,7 +179,7 @@ def test_a_study_that_is_removed_in_the_middle_is_one_sentence(tmp_path, storage
         except JaxlmError as error:
             assert "\n" not in str(error) and "the study in" in str(error)
             refused.append(call)
-    assert len(refused) == 6 or storage == "database" and refused  # SQLite still reads the file that it has open
+    assert len(refused) == 6 or (storage == "database" and refused)  # SQLite still reads the file that it has open
     study.release(point)
     assert storage == "database" or not path.exists()
 
@@ -232,7 +232,7 @@ def test_a_plan_without_a_seal_is_refused_with_the_reason(folder):
 def test_a_storage_outside_is_given_anew(tmp_path):
     """A stranger's plan.json must not name a file of ours."""
     for kept in ("/home/x/.bash_login", "../x", "sqlite:////home/x/db", "a/../../x"):
-        with pytest.raises(RunDirError, match="outside its directory.*--storage"):
+        with pytest.raises(RunDirError, match=r"outside its directory.*--storage"):
             Saved(PLAN, kept).resolve(tmp_path, None)
     (tmp_path / "linked").symlink_to("/tmp")
     with pytest.raises(RunDirError, match="outside"):
