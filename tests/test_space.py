@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import jaxlm
-from jaxlm.config.config import every_field
 from jaxlm.errors import JaxlmError
 from jaxlm.sweeps.distributions import Interval, Values
 from jaxlm.sweeps.plan import Plan, make_plan
@@ -20,19 +19,19 @@ from jaxlm.sweeps.space import grid_point, grid_size, random_point, read_space, 
 
 TINY = jaxlm.preset("small").replace(hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2,
                                      corpus="embedded-tiny")
-NAMES = [item.name for _, item in every_field()]
+NAMES = [name for _, name, _, _ in TINY.every_field()] + ["model", "optimizer", "schedule"]
 
 
 def test_how_a_space_is_read():
     read = read_space({"learning_rate": "log:0.1:10", "hold": "range:2:8:2.5", "batch_size": (10, 20, 4),
                        "hidden_sizes": [(256, 128), 200, "10x20"], "epochs": range(2, 5), "keep_output": {
-                           "low": 0.5, "high": 1}, "clip_norm": IntDistribution(1, 5), "dropout": "true,false",
+                           "low": 0.5, "high": 1}, "clip_norm": IntDistribution(1, 5), "lowercase": "true,false",
                        "init_scale": CategoricalDistribution([1, 0.5]), "decay": FloatDistribution(0.5, 1)}, TINY)
     assert read == {
         "learning_rate": Interval(0.1, 10.0, log=True), "hold": Interval(2.0, 7.0, 2.5),
         "batch_size": Interval(10, 18, 4), "epochs": Values((2, 3, 4)),
         "hidden_sizes": Values(("256x128", "200", "10x20")), "keep_output": Interval(0.5, 1.0),
-        "clip_norm": Interval(1.0, 5.0, 1.0), "dropout": Values((True, False)), "init_scale": Values((1.0, 0.5)),
+        "clip_norm": Interval(1.0, 5.0, 1.0), "lowercase": Values((True, False)), "init_scale": Values((1.0, 0.5)),
         "decay": Interval(0.5, 1.0)}
     assert read_space(read, TINY) == read
     assert read_space(json.loads(json.dumps({name: one.to_json() for name, one in read.items()})), TINY) == read
@@ -40,9 +39,9 @@ def test_how_a_space_is_read():
 
 def test_numpy_s_numbers_are_numbers():
     read = read_space({"learning_rate": [np.float32(0.5), np.float64(1)], "batch_size": [np.int64(20)],
-                       "clip_norm": (np.float32(1), np.int32(5), np.float64(2)), "dropout": [np.bool_(True)],
+                       "clip_norm": (np.float32(1), np.int32(5), np.float64(2)), "lowercase": [np.bool_(True)],
                        "hidden_sizes": [np.array([8, 4]), (np.int64(6), 2)], "hold": np.array([1.0, 2.0])}, TINY)
-    assert read == {"learning_rate": Values((0.5, 1.0)), "batch_size": Values((20,)), "dropout": Values((True,)),
+    assert read == {"learning_rate": Values((0.5, 1.0)), "batch_size": Values((20,)), "lowercase": Values((True,)),
                     "clip_norm": Interval(1.0, 5.0, 2.0), "hidden_sizes": Values(("8x4", "6x2")),
                     "hold": Values((1.0, 2.0))}
     json.dumps({name: one.to_json() for name, one in read.items()})
@@ -86,6 +85,18 @@ def test_a_value_may_need_another_field_of_the_space():
     with pytest.raises(JaxlmError, match="recurrent_op cudnn"):
         read_space({"recurrent_op": ["cudnn"]}, recipe)
     assert read_space({"recurrent_op": ["cudnn"], "compute_dtype": ["float32"]}, recipe)
+    with pytest.raises(JaxlmError, match="beta1 is a field of the optimizer"):
+        read_space({"beta1": [0.8]}, TINY)
+    assert read_space({"beta1": [0.8], "optimizer": "sgd,adamw"}, TINY)
+    assert read_space({"tied": [True], "embedding_size": [8], "hidden_sizes": ["4", "8"]}, TINY.replace(
+        embedding_size=4, hidden_sizes=(4,)))
+
+
+def test_a_mechanism_may_be_absent():
+    read = read_space({"clip_norm": "none,5", "keep_output": [None, 0.5]}, TINY)
+    assert read == {"clip_norm": Values((None, 5.0)), "keep_output": Values((None, 0.5))}
+    with pytest.raises(JaxlmError, match="learning_rate takes a number"):
+        read_space({"learning_rate": "none,1"}, TINY)
 
 
 @pytest.mark.parametrize(("name", "value", "field"), [
@@ -112,7 +123,7 @@ def test_what_is_no_space_is_one_sentence(name, value, field):
     ("batch_size", "range:1:1000000000:1"), ("learning_rate", "range:1:1000:0.0001"), ("clip_norm", "uniform:1:2"),
 ])
 def test_a_grid_is_counted_before_it_is_built(name, space):
-    with pytest.raises(JaxlmError, match="points|a grid needs values"):
+    with pytest.raises(JaxlmError, match=r"points|a grid needs values"):
         grid_size(read_space({name: space}, TINY))
 
 

@@ -21,18 +21,17 @@ from processes import end, kill, start, wait_for
 from rich.console import Console
 
 import jaxlm
-from jaxlm import cli
 from jaxlm.data.corpora import load_corpus
-from jaxlm.data.windows import batch
+from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.runs import directory as rundir
-from jaxlm.runs.loop import load, new_state
-from jaxlm.sweeps import members
+from jaxlm.runs.trainer import load, new_state
 from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.results import MemberResult, Sweep
 from jaxlm.sweeps.space import read_space
 from jaxlm.sweeps.study import NAME
 from jaxlm.sweeps.view import View
 from jaxlm.sweeps.worker import group_size
+from jaxlm.training import members
 
 TINY = jaxlm.preset("small").replace(hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2,
                                      corpus="embedded-tiny")
@@ -45,31 +44,36 @@ def corpus():
     return load_corpus("embedded-tiny")
 
 
-def alone(config, corpus, windows: int) -> np.ndarray:
+def windows_of(config, corpus, count: int):
+    """The tokens, and where the first windows lie."""
+    tokens = batch(corpus.train, config.train.batch_size)
+    return jnp.asarray(tokens), WindowPlan(len(tokens), config.train.bptt_length, 1).windows(0, count, count)
+
+
+def alone(config, corpus, count: int) -> np.ndarray:
     """The costs of a run's first windows, as `train` has them."""
-    T = config.train.bptt_length
-    tokens = jnp.asarray(batch(corpus.train, config.train.batch_size))
-    _, metrics = jaxlm.train_windows(new_state(config), jax.tree.map(jnp.float32, config.hyper), tokens,
-                                     jnp.int32(windows), bptt_length=T, max_windows=windows)
+    _, metrics = jaxlm.train_windows(jax.tree.map(jnp.float32, config.recipe), new_state(config),
+                                     *windows_of(config, corpus, count), jnp.int32(count),
+                                     bptt_length=config.train.bptt_length)
     return np.asarray(metrics.cost)
 
 
-def together(configs, corpus, windows: int, vmapped: bool) -> np.ndarray:
+def together(configs, corpus, count: int, vmapped: bool) -> np.ndarray:
     """The same of members of one group, [M, windows]."""
-    first = configs[0]
-    group = members.stack(new_state(first), first.hyper, len(configs))
+    first, size = configs[0], len(configs)
+    group = members.stacked(first.recipe, new_state(first), size, None)
     for slot, config in enumerate(configs[1:], 1):
-        group = members.put(group, slot, new_state(config), config.hyper)
-    tokens = jnp.asarray(batch(corpus.train, first.train.batch_size))
+        group = members.replaced(group, slot, config.recipe, new_state(config))
+    tokens, windows = windows_of(first, corpus, count)
     _, metrics = members.train_members(
-        *group, jnp.zeros(len(configs), jnp.int32), jnp.ones(len(configs), bool), tokens, jnp.int32(0),
-        jnp.int32(windows), bptt_length=first.train.bptt_length, max_windows=windows, vmapped=vmapped)
+        *group, tokens, jax.tree.map(lambda column: np.stack([column] * size), windows),
+        jnp.full(size, count, jnp.int32), bptt_length=first.train.bptt_length, vmapped=vmapped)
     return np.asarray(metrics.cost)
 
 
-@pytest.mark.parametrize(("vmapped", "keep"), [(True, 1.0), (True, 0.7), (False, 0.7)])
+@pytest.mark.parametrize(("vmapped", "keep"), [(True, None), (True, 0.7), (False, 0.7)])
 def test_a_member_is_the_same_run_alone(corpus, vmapped, keep):
-    base, _ = load(TINY.replace(dropout=keep < 1, keep_output=keep), corpus)
+    base, _ = load(TINY.replace(keep_output=keep), corpus)
     configs = [base.replace(learning_rate=rate, seed=seed, init_scale=scale, clip_norm=clip)
                for rate, seed, scale, clip in ((1.0, 0, 0.1, 5.0), (0.3, 7, 0.05, 1.0), (2.0, 3, 0.2, 1.0))]
     found = together(configs, corpus, 50, vmapped)
@@ -122,7 +126,7 @@ def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_p
     said = capsys.readouterr().out
     assert found.command(best) in said
 
-    assert cli.main([*shlex.split(found.command(best))[1:], "--run-dir", str(tmp_path / "alone")]) == 0
+    assert main([*shlex.split(found.command(best))[1:], "--run-dir", str(tmp_path / "alone")]) == 0
     assert rundir.saved_config(tmp_path / "alone") == rundir.saved_config(best.run_dir).replace(keep_last=2)
     lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (tmp_path / "alone", best.run_dir)]
     assert lines[0] == lines[1]  # on a CPU to the last digit
@@ -170,6 +174,43 @@ def test_what_does_not_fit_the_corpus_fails_alone(tmp_path):
     found = jaxlm.sweep(TINY, {"batch_size": [20, 100_000]}, run_dir=tmp_path / "sweep", quiet=True)
     assert [trial.status for trial in found.members] == ["done", "failed"]
     assert "fewer than one window of batch_size 100000" in str(found.members[1].note)
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_member_resumes_once_it_is_repaired(tmp_path, capsys):
+    """An unfinished member whose only checkpoints are damaged; the others are trained meanwhile."""
+    space, run_dir = {"learning_rate": [0.5, 1.0, 2.0]}, tmp_path / "sweep"
+    expected = jaxlm.sweep(TINY, space, run_dir=tmp_path / "whole", group=1, quiet=True)
+
+    saved, worker = [], "jaxlm.sweeps.worker.Worker.trained"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        def interrupt(self, group):
+            saved.extend(path for path in run_dir.glob("trials/0000/checkpoints/0*/*"))
+            if saved:
+                raise KeyboardInterrupt
+
+        patch.setattr(worker, interrupt)
+        jaxlm.sweep(TINY, space, run_dir=run_dir, group=1, quiet=True)
+    whole = {path: path.read_bytes() for path in (run_dir / "trials/0000/checkpoints").rglob("*") if path.is_file()}
+    for path in whole:
+        path.write_bytes(b"damaged")
+    found = jaxlm.sweep(TINY, space, run_dir=run_dir, group=1, resume=True)
+    assert [member.status for member in found.members] == ["damaged", "done", "done"]
+    assert [member.number for member in found.damaged] == [0] and "intact" in str(found.damaged[0].note)
+    assert "1 damaged" in capsys.readouterr().out
+    for path, data in whole.items():
+        path.write_bytes(data)
+    found = jaxlm.sweep(TINY, space, run_dir=run_dir, group=1, resume=True, quiet=True)
+    assert [member.status for member in found.members] == ["done"] * 3 and not found.damaged
+    assert [one.test_perplexity for one in found.members] == [one.test_perplexity for one in expected.members]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_kinds_are_swept_with_fields_of_their_own(tmp_path, optimizer):
+    found = jaxlm.sweep(TINY.replace(epochs=1), {"optimizer": [optimizer], "beta1": [0.8], "clip_norm": "none,1"},
+                        run_dir=tmp_path / "sweep", quiet=True)
+    assert [(one.status, one.values["clip_norm"]) for one in found.members] == [("done", None), ("done", 1.0)]
+    command = found.command(found.members[0])
+    assert f"--optimizer={optimizer}" in command and "--beta1=0.8" in command and "--clip-norm=none" in command
 
 
 def stored(run_dir: Path) -> optuna.Study:
@@ -278,7 +319,7 @@ def test_a_seed_may_be_a_field_of_the_space(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("finished") / "sweep"
-    assert cli.main(["sweep", *FLAGS, "--epochs", "1", "--set", "learning_rate=0.5,1", "--run-dir", str(run_dir)]) == 0
+    assert main(["sweep", *FLAGS, "--epochs", "1", "--set", "learning_rate=0.5,1", "--run-dir", str(run_dir)]) == 0
     return run_dir
 
 
@@ -302,7 +343,7 @@ def finished(tmp_path_factory):
     (["--set", "batch_size=1.5,2"], "batch_size takes a whole number"),
     (["--set", "hidden_sizes=8xx"], "whole numbers with x between"),
     (["--set", "hidden_sizes=range:8:16:4"], "hidden_sizes is no number"),
-    (["--set", "dropout=maybe"], "dropout takes true or false"),
+    (["--set", "lowercase=maybe"], "lowercase takes true or false"),
     (["--set", "learning_rate=log:1:2"], "a grid needs values"),
     (["--set", "learning_rate=1,2", "--trials", "0"], "trials must be at least 1; it is 0"),
     (["--set", "learning_rate=1,2", "--trials", "1"], "a grid tries each of its 2 points"),
@@ -348,7 +389,7 @@ def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(capsy
                      str(finished / "study.journal")], "is of another sweep")
     refused(capsys, ["sweep", "--run-dir", str(tmp_path), "--resume"], "holds no sweep that can be resumed")
     assert content() == before and stored(finished).trials == trials
-    assert cli.main(resumed) == 0
+    assert main(resumed) == 0
 
 
 def test_a_terminal_shows_a_live_table_and_then_the_best():
@@ -376,10 +417,16 @@ def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
     assert group_size(jaxlm.preset("zaremba-large"), plan, 1) == 1 and group_size(TINY, plan, 1) == 8
 
 
+def main(arguments) -> int:
+    from jaxlm import cli
+
+    return cli.main(arguments)
+
+
 def refused(capsys, arguments, message):
     """The command fails with this sentence alone on stderr."""
     capsys.readouterr()
-    assert cli.main(arguments) == 1
+    assert main(arguments) == 1
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
     assert err.startswith("error: ") and err.count("\n") == 1, err

@@ -133,17 +133,15 @@ class Study:
 
     def run_dir(self, number: int, seed: int) -> Path:
         """A member's run directory."""
-        return self._folder.joinpath("trials", *self._names(number, seed))
-
-    def _names(self, number: int, seed: int) -> list[str]:
-        return [f"{number:04d}", *([] if self.plan.seeds == 1 else [f"seed-{seed}"])]
+        own = self._folder / "trials" / f"{number:04d}"
+        return own if self.plan.seeds == 1 else own / f"seed-{seed}"
 
     def _own_directory(self, number: int, seed: int) -> Path:
         """The same, made where it is missing. Raises RunDirError where a link or a file is in its place."""
         try:
             with ExitStack() as stack:
                 folder = stack.enter_context(Folder.open(self._folder))
-                for name in ("trials", *self._names(number, seed)):
+                for name in self.run_dir(number, seed).relative_to(self._folder).parts:
                     folder = stack.enter_context(folder.folder(name, create=True))
         except OSError as error:
             raise JaxlmError(f"{error.filename} cannot be used: {reason(error)}; remove it, then resume") from None
