@@ -10,6 +10,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileBackend
 
 import jaxlm
 from jaxlm.errors import JaxlmError, RunDirError
@@ -73,7 +74,7 @@ def outcome(folder: Path) -> list[tuple]:
 
 
 def test_a_journal_is_one_that_optuna_itself_reads(folder):
-    kept = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
+    kept = JournalFileBackend(str(folder / "study.journal"))
     study = optuna.load_study(study_name=NAME, storage=optuna.storages.JournalStorage(kept))
     assert [trial.params for trial in study.trials] == [{"learning_rate": 0.5}, {"learning_rate": 1.0}]
     assert [trial.value for trial in study.trials] == [2.0, None]
