@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jaxlm.runs.trainer import train as train
     from jaxlm.scoring.language_model import LanguageModel as LanguageModel
     from jaxlm.scoring.stream import eval_step as eval_step
+    from jaxlm.sweeps.results import MemberResult as MemberResult
     from jaxlm.sweeps.results import Sweep as Sweep
     from jaxlm.sweeps.results import Trial as Trial
     from jaxlm.sweeps.supervisor import sweep as sweep
@@ -59,7 +60,7 @@ _HOME = {
     "jaxlm.runs.trainer": ("TrainResult", "train"),
     "jaxlm.scoring.language_model": ("LanguageModel",),
     "jaxlm.scoring.stream": ("eval_step",),
-    "jaxlm.sweeps.results": ("Sweep", "Trial"),
+    "jaxlm.sweeps.results": ("MemberResult", "Sweep", "Trial"),
     "jaxlm.sweeps.supervisor": ("sweep",),
     "jaxlm.training.step": ("Metrics", "TrainState", "Window", "init_state", "train_step", "train_windows"),
 }

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -22,16 +21,17 @@ from processes import end, kill, start, wait_for
 from rich.console import Console
 
 import jaxlm
-from jaxlm import cli
 from jaxlm.data.corpora import load_corpus
-from jaxlm.data.windows import batch
+from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.runs import directory as rundir
-from jaxlm.runs.loop import load, new_state
-from jaxlm.sweeps import members
-from jaxlm.sweeps.results import Sweep, Trial, View
-from jaxlm.sweeps.space import grid, read_space
-from jaxlm.sweeps.study import NAME, Plan
+from jaxlm.runs.trainer import load, new_state
+from jaxlm.sweeps.plan import Plan
+from jaxlm.sweeps.results import MemberResult, Sweep
+from jaxlm.sweeps.space import read_space
+from jaxlm.sweeps.study import NAME
+from jaxlm.sweeps.view import View
 from jaxlm.sweeps.worker import group_size
+from jaxlm.training import members
 
 TINY = jaxlm.preset("small").replace(hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2,
                                      corpus="embedded-tiny")
@@ -44,31 +44,36 @@ def corpus():
     return load_corpus("embedded-tiny")
 
 
-def alone(config, corpus, windows: int) -> np.ndarray:
+def windows_of(config, corpus, count: int):
+    """The tokens, and where the first windows lie."""
+    tokens = batch(corpus.train, config.train.batch_size)
+    return jnp.asarray(tokens), WindowPlan(len(tokens), config.train.bptt_length, 1).windows(0, count, count)
+
+
+def alone(config, corpus, count: int) -> np.ndarray:
     """The costs of a run's first windows, as `train` has them."""
-    T = config.train.bptt_length
-    tokens = jnp.asarray(batch(corpus.train, config.train.batch_size))
-    _, metrics = jaxlm.train_windows(new_state(config), jax.tree.map(jnp.float32, config.hyper), tokens,
-                                     jnp.int32(windows), bptt_length=T, max_windows=windows)
+    _, metrics = jaxlm.train_windows(jax.tree.map(jnp.float32, config.recipe), new_state(config),
+                                     *windows_of(config, corpus, count), jnp.int32(count),
+                                     bptt_length=config.train.bptt_length)
     return np.asarray(metrics.cost)
 
 
-def together(configs, corpus, windows: int, vmapped: bool) -> np.ndarray:
+def together(configs, corpus, count: int, vmapped: bool) -> np.ndarray:
     """The same of members of one group, [M, windows]."""
-    first = configs[0]
-    group = members.stack(new_state(first), first.hyper, len(configs))
+    first, size = configs[0], len(configs)
+    group = members.stacked(first.recipe, new_state(first), size, None)
     for slot, config in enumerate(configs[1:], 1):
-        group = members.put(group, slot, new_state(config), config.hyper)
-    tokens = jnp.asarray(batch(corpus.train, first.train.batch_size))
+        group = members.replaced(group, slot, config.recipe, new_state(config))
+    tokens, windows = windows_of(first, corpus, count)
     _, metrics = members.train_members(
-        *group, jnp.zeros(len(configs), jnp.int32), jnp.ones(len(configs), bool), tokens, jnp.int32(0),
-        jnp.int32(windows), bptt_length=first.train.bptt_length, max_windows=windows, vmapped=vmapped)
+        *group, tokens, jax.tree.map(lambda column: np.stack([column] * size), windows),
+        jnp.full(size, count, jnp.int32), bptt_length=first.train.bptt_length, vmapped=vmapped)
     return np.asarray(metrics.cost)
 
 
-@pytest.mark.parametrize(("vmapped", "keep"), [(True, 1.0), (True, 0.7), (False, 0.7)])
+@pytest.mark.parametrize(("vmapped", "keep"), [(True, None), (True, 0.7), (False, 0.7)])
 def test_a_member_is_the_same_run_alone(corpus, vmapped, keep):
-    base, _ = load(TINY.replace(dropout=keep < 1, keep_output=keep), corpus)
+    base, _ = load(TINY.replace(keep_output=keep), corpus)
     configs = [base.replace(learning_rate=rate, seed=seed, init_scale=scale, clip_norm=clip)
                for rate, seed, scale, clip in ((1.0, 0, 0.1, 5.0), (0.3, 7, 0.05, 1.0), (2.0, 3, 0.2, 1.0))]
     found = together(configs, corpus, 50, vmapped)
@@ -98,36 +103,36 @@ def test_the_group_compiles_once_whoever_comes_and_goes(tmp_path, vmap):
     found = jaxlm.sweep(config, {"learning_rate": [0.5, 1.0], "epochs": [1, 2], "init_scale": [0.1, 1e38]},
                         run_dir=tmp_path / "sweep", group=3, vmap=vmap, quiet=True)
     assert compiled() == before + 1
-    assert Counter(trial.status for trial in found.trials) == {"done": 4, "diverged": 4}
-    for trial in found.trials:
+    assert Counter(trial.status for trial in found.members) == {"done": 4, "diverged": 4}
+    for trial in found.members:
         if trial.status == "done":
             assert len(trial.valid_perplexities) == trial.values["epochs"]
         else:
             assert "window 1 (epoch 1) has cost" in str(trial.note)
-    assert found.best == min((trial for trial in found.trials if trial.status == "done"),
+    assert found.best == min((trial for trial in found.members if trial.status == "done"),
                              key=lambda trial: trial.valid_perplexity)
 
 
 def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_path, capsys):
     found = jaxlm.sweep(TINY, {"learning_rate": [0.5], "hidden_sizes": ["8", "6x4"]}, seeds=2,
                         run_dir=tmp_path / "sweep")
-    assert [(trial.seed, trial.status) for trial in found.trials] == [(0, "done"), (1, "done")] * 2
-    point = found.points[0]
-    assert point.valid[0] == pytest.approx(np.mean([trial.valid_perplexity for trial in point.trials]))
-    assert point.valid[1] == pytest.approx(np.std([trial.valid_perplexity for trial in point.trials], ddof=1))
+    assert [(trial.seed, trial.status) for trial in found.members] == [(0, "done"), (1, "done")] * 2
+    point = found.trials[0]
+    assert point.valid[0] == pytest.approx(np.mean([trial.valid_perplexity for trial in point.members]))
+    assert point.valid[1] == pytest.approx(np.std([trial.valid_perplexity for trial in point.members], ddof=1))
     best = found.best
-    assert best in point.trials and best.run_dir is not None
+    assert best in point.members and best.run_dir is not None
     assert jaxlm.evaluate(best.run_dir).perplexity == pytest.approx(best.test_perplexity, rel=1e-6)
     said = capsys.readouterr().out
     assert found.command(best) in said
 
-    assert cli.main([*shlex.split(found.command(best))[1:], "--run-dir", str(tmp_path / "alone")]) == 0
+    assert main([*shlex.split(found.command(best))[1:], "--run-dir", str(tmp_path / "alone")]) == 0
     assert rundir.saved_config(tmp_path / "alone") == rundir.saved_config(best.run_dir).replace(keep_last=2)
     lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (tmp_path / "alone", best.run_dir)]
     assert lines[0] == lines[1]  # on a CPU to the last digit
 
     table = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))
-    assert [float(row["valid_perplexity_2"]) for row in table] == [t.valid_perplexity for t in found.trials]
+    assert [float(row["valid_perplexity_2"]) for row in table] == [t.valid_perplexity for t in found.members]
     assert json.loads((tmp_path / "sweep/sweep.json").read_text())["best"] == best.number
     for name in ("slices.png", "parallel.png"):
         assert (tmp_path / "sweep" / name).read_bytes().startswith(b"\x89PNG")
@@ -137,13 +142,13 @@ def test_seeds_train_a_point_again_and_tpe_optimises_their_mean(tmp_path):
     found = jaxlm.sweep(TINY, {"learning_rate": "log:0.1:10", "clip_norm": (1, 5, 2)}, strategy="tpe", trials=6,
                         group=3, seeds=2, prune=False, run_dir=tmp_path / "sweep", quiet=True)
     study = stored(tmp_path / "sweep")
-    assert len(study.trials) == 6 and len(found.trials) == 12
-    for point in found.points:
+    assert len(study.trials) == 6 and len(found.members) == 12
+    for point in found.trials:
         trial = study.trials[point.number]
         if point.done:
             assert trial.value == pytest.approx(point.valid[0])
             assert [trial.intermediate_values[epoch] for epoch in (1, 2)] == pytest.approx(
-                np.mean([t.valid_perplexities for t in point.trials], axis=0))
+                np.mean([t.valid_perplexities for t in point.members], axis=0))
 
 
 def test_a_point_that_is_worse_than_the_median_is_given_up(tmp_path):
@@ -151,8 +156,8 @@ def test_a_point_that_is_worse_than_the_median_is_given_up(tmp_path):
     rates = [0.5, 0.6, 0.7, 0.8, 0.9, 1e-6]
     found = jaxlm.sweep(TINY.replace(epochs=3), {"learning_rate": rates}, prune=True, group=1,
                         run_dir=tmp_path / "sweep", quiet=True)
-    assert found.trials[-1].status == "pruned" and len(found.trials[-1].valid_perplexities) == 1
-    assert "worse than the median" in str(found.trials[-1].note)
+    assert found.members[-1].status == "pruned" and len(found.members[-1].valid_perplexities) == 1
+    assert "worse than the median" in str(found.members[-1].note)
     assert stored(tmp_path / "sweep").trials[-1].state == TrialState.PRUNED
     assert found.best is not None and found.best.status == "done"
 
@@ -160,15 +165,52 @@ def test_a_point_that_is_worse_than_the_median_is_given_up(tmp_path):
 def test_random_points_do_not_depend_on_who_trains_them(tmp_path):
     space = {"learning_rate": "log:0.1:1", "clip_norm": [1, 5]}
     values = [sorted((trial.number, trial.values["learning_rate"], trial.test_perplexity) for trial in jaxlm.sweep(
-        TINY, space, strategy="random", trials=4, group=group, quiet=True).trials) for group in (1, 3)]
+        TINY, space, strategy="random", trials=4, group=group, quiet=True).members) for group in (1, 3)]
     assert values[0] == values[1]
     assert len({value for _, value, _ in values[0]}) == 4
 
 
 def test_what_does_not_fit_the_corpus_fails_alone(tmp_path):
     found = jaxlm.sweep(TINY, {"batch_size": [20, 100_000]}, run_dir=tmp_path / "sweep", quiet=True)
-    assert [trial.status for trial in found.trials] == ["done", "failed"]
-    assert "fewer than one window of batch_size 100000" in str(found.trials[1].note)
+    assert [trial.status for trial in found.members] == ["done", "failed"]
+    assert "fewer than one window of batch_size 100000" in str(found.members[1].note)
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_member_resumes_once_it_is_repaired(tmp_path, capsys):
+    """An unfinished member whose only checkpoints are damaged; the others are trained meanwhile."""
+    space, run_dir = {"learning_rate": [0.5, 1.0, 2.0]}, tmp_path / "sweep"
+    expected = jaxlm.sweep(TINY, space, run_dir=tmp_path / "whole", group=1, quiet=True)
+
+    saved, worker = [], "jaxlm.sweeps.worker.Worker.trained"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        def interrupt(self, group):
+            saved.extend(path for path in run_dir.glob("trials/0000/checkpoints/0*/*"))
+            if saved:
+                raise KeyboardInterrupt
+
+        patch.setattr(worker, interrupt)
+        jaxlm.sweep(TINY, space, run_dir=run_dir, group=1, quiet=True)
+    whole = {path: path.read_bytes() for path in (run_dir / "trials/0000/checkpoints").rglob("*") if path.is_file()}
+    for path in whole:
+        path.write_bytes(b"damaged")
+    found = jaxlm.sweep(TINY, space, run_dir=run_dir, group=1, resume=True)
+    assert [member.status for member in found.members] == ["damaged", "done", "done"]
+    assert [member.number for member in found.damaged] == [0] and "intact" in str(found.damaged[0].note)
+    assert "1 damaged" in capsys.readouterr().out
+    for path, data in whole.items():
+        path.write_bytes(data)
+    found = jaxlm.sweep(TINY, space, run_dir=run_dir, group=1, resume=True, quiet=True)
+    assert [member.status for member in found.members] == ["done"] * 3 and not found.damaged
+    assert [one.test_perplexity for one in found.members] == [one.test_perplexity for one in expected.members]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_kinds_are_swept_with_fields_of_their_own(tmp_path, optimizer):
+    found = jaxlm.sweep(TINY.replace(epochs=1), {"optimizer": [optimizer], "beta1": [0.8], "clip_norm": "none,1"},
+                        run_dir=tmp_path / "sweep", quiet=True)
+    assert [(one.status, one.values["clip_norm"]) for one in found.members] == [("done", None), ("done", 1.0)]
+    command = found.command(found.members[0])
+    assert f"--optimizer={optimizer}" in command and "--beta1=0.8" in command and "--clip-norm=none" in command
 
 
 def stored(run_dir: Path) -> optuna.Study:
@@ -223,7 +265,7 @@ def test_a_stopped_sweep_goes_on(tmp_path, undisturbed):
     sweep.send_signal(signal.SIGTERM)
     code, said = end(sweep)
     assert code == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM: saved; go on with --run-dir" in said
+    assert "stopped by SIGTERM: saved; resume with --run-dir" in said
     saved = {int(path.name) for path in run_dir.glob("trials/*/checkpoints/0*")}
     assert len(list(run_dir.glob("trials/*/checkpoints"))) >= 3, saved
     code, said = end(start("sweep", "--run-dir", run_dir, "--resume"))
@@ -250,12 +292,13 @@ def test_a_silent_machine_s_trials_are_begun_again_elsewhere(tmp_path, monkeypat
     dead = start("sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--storage", where, "--run-dir", tmp_path / "one")
     assert wait_for(lambda: any((tmp_path / "one").glob("trials/*/checkpoints/0*")), dead)
     kill(dead)
-    monkeypatch.setattr("jaxlm.study.BEAT", 1)
-    monkeypatch.setattr("jaxlm.study.SILENCE", 4)
+    monkeypatch.setattr("jaxlm.sweeps.storage.BEAT", 1)
+    monkeypatch.setattr("jaxlm.sweeps.storage.SILENCE", 4)
+    monkeypatch.setattr("jaxlm.sweeps.study.BEAT", 1)
     found = jaxlm.sweep(TINY.replace(epochs=4), SPACE, storage=where, run_dir=tmp_path / "two", quiet=True)
-    assert len(found.trials) == 8 and {trial.status for trial in found.trials} == {"done"}
-    assert len({tuple(trial.values.items()) for trial in found.trials}) == 8
-    assert all(trial.run_dir is not None for trial in found.trials)
+    assert len(found.members) == 8 and {trial.status for trial in found.members} == {"done"}
+    assert len({tuple(trial.values.items()) for trial in found.members}) == 8
+    assert all(trial.run_dir is not None for trial in found.members)
 
 
 def test_more_random_points_on_resume(tmp_path):
@@ -263,20 +306,20 @@ def test_more_random_points_on_resume(tmp_path):
     how = {"strategy": "random", "run_dir": tmp_path / "sweep", "quiet": True}
     few = jaxlm.sweep(TINY, space, trials=2, **how)
     more = jaxlm.sweep(TINY, space, trials=3, resume=True, **how)
-    assert more.trials[:2] == few.trials and len(more.trials) == 3
+    assert more.members[:2] == few.members and len(more.members) == 3
 
 
 def test_a_seed_may_be_a_field_of_the_space(tmp_path):
     found = jaxlm.sweep(TINY, {"seed": [3, 5]}, run_dir=tmp_path / "sweep", quiet=True)
-    assert [(trial.seed, trial.values, trial.status) for trial in found.trials] == [
+    assert [(trial.seed, trial.values, trial.status) for trial in found.members] == [
         (3, {"seed": 3}, "done"), (5, {"seed": 5}, "done")]
-    assert found.trials[0].test_perplexity != found.trials[1].test_perplexity
+    assert found.members[0].test_perplexity != found.members[1].test_perplexity
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("finished") / "sweep"
-    assert cli.main(["sweep", *FLAGS, "--epochs", "1", "--set", "learning_rate=0.5,1", "--run-dir", str(run_dir)]) == 0
+    assert main(["sweep", *FLAGS, "--epochs", "1", "--set", "learning_rate=0.5,1", "--run-dir", str(run_dir)]) == 0
     return run_dir
 
 
@@ -300,7 +343,7 @@ def finished(tmp_path_factory):
     (["--set", "batch_size=1.5,2"], "batch_size takes a whole number"),
     (["--set", "hidden_sizes=8xx"], "whole numbers with x between"),
     (["--set", "hidden_sizes=range:8:16:4"], "hidden_sizes is no number"),
-    (["--set", "dropout=maybe"], "dropout takes true or false"),
+    (["--set", "lowercase=maybe"], "lowercase takes true or false"),
     (["--set", "learning_rate=log:1:2"], "a grid needs values"),
     (["--set", "learning_rate=1,2", "--trials", "0"], "trials must be at least 1; it is 0"),
     (["--set", "learning_rate=1,2", "--trials", "1"], "a grid tries each of its 2 points"),
@@ -335,7 +378,7 @@ def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(capsy
 
     before, trials = content(), stored(finished).trials
     same = ["sweep", *FLAGS, "--epochs", "1", "--run-dir", str(finished)]
-    refused(capsys, [*same, "--set", "learning_rate=0.5,1"], "go on with the sweep in it with --resume")
+    refused(capsys, [*same, "--set", "learning_rate=0.5,1"], "resume the sweep in it with --resume")
     resumed = ["sweep", "--run-dir", str(finished), "--resume"]
     refused(capsys, [*resumed, "--set", "learning_rate=0.5,2"], "space.learning_rate: 0.5,1.0 -> 0.5,2.0")
     refused(capsys, [*resumed, "--set", "clip_norm=1,2"], "space.clip_norm: None -> 1.0,2.0")
@@ -346,18 +389,19 @@ def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(capsy
                      str(finished / "study.journal")], "is of another sweep")
     refused(capsys, ["sweep", "--run-dir", str(tmp_path), "--resume"], "holds no sweep that can be resumed")
     assert content() == before and stored(finished).trials == trials
-    assert cli.main(resumed) == 0
+    assert main(resumed) == 0
 
 
 def test_a_terminal_shows_a_live_table_and_then_the_best():
-    trials = [Trial(0, {"learning_rate": 0.5}, seed, "running", (90.0,) * seed) for seed in (0, 1)]
-    trials += [Trial(1, {"learning_rate": 1.0}, seed, "done", (80.0, 70.0 + seed), 60.0 + seed) for seed in (0, 2)]
-    trials += [Trial(2, {"learning_rate": 9.0}, 0, "diverged", (), None, note="window 3 has cost nan")]
+    trials = [MemberResult(0, {"learning_rate": 0.5}, seed, "running", (90.0,) * seed) for seed in (0, 1)]
+    trials += [MemberResult(1, {"learning_rate": 1.0}, seed, "done", (80.0, 70.0 + seed), 60.0 + seed)
+               for seed in (0, 2)]
+    trials += [MemberResult(2, {"learning_rate": 9.0}, 0, "diverged", (), None, note="window 3 has cost nan")]
     sweep = Sweep(TINY, trials)
     out = io.StringIO()
     with View(Console(file=out, force_terminal=True, width=120)) as view:
         view.show(sweep, 3)
-        assert "2 of 3 points ended; best so far 70.00 (learning_rate=1)" in out.getvalue()
+        assert "2 of 3 trials ended; best so far 70.00 (learning_rate=1)" in out.getvalue()
         assert "1/2" in out.getvalue() and "90.00" in out.getvalue()
         view.summary(sweep)
     said = out.getvalue()
@@ -373,33 +417,16 @@ def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
     assert group_size(jaxlm.preset("zaremba-large"), plan, 1) == 1 and group_size(TINY, plan, 1) == 8
 
 
-def test_how_a_space_is_read():
-    read = read_space({"learning_rate": "log:0.1:10", "hold": "range:2:8:2.5", "batch_size": (10, 20, 4),
-                       "hidden_sizes": [(256, 128), 200, "10x20"], "epochs": range(2, 5), "keep_output": {
-                           "low": 0.5, "high": 1}, "clip_norm": IntDistribution(1, 5), "dropout": "true,false",
-                       "init_scale": [1, "log"][:1]}, TINY)
-    assert read == {
-        "learning_rate": FloatDistribution(0.1, 10, log=True), "hold": FloatDistribution(2, 7, step=2.5),
-        "batch_size": IntDistribution(10, 18, step=4), "epochs": CategoricalDistribution([2, 3, 4]),
-        "hidden_sizes": CategoricalDistribution(["256x128", "200", "10x20"]),
-        "keep_output": FloatDistribution(0.5, 1), "clip_norm": FloatDistribution(1, 5, step=1),
-        "dropout": CategoricalDistribution([True, False]), "init_scale": CategoricalDistribution([1.0])}
-    points = grid({name: read[name] for name in ("hold", "hidden_sizes")})
-    assert [(point["hidden_sizes"], point["hold"]) for point in points] == [
-        (sizes, hold) for sizes in ("256x128", "200", "10x20") for hold in (2.0, 4.5, 7.0)]
+def main(arguments) -> int:
+    from jaxlm import cli
 
-
-def test_a_plan_survives_json():
-    plan = Plan(TINY, read_space({"learning_rate": "log:0.1:10", "hidden_sizes": "8,4x4"}, TINY), "tpe", 5, 2, True,
-                {"name": "x"})
-    again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
-    assert again == plan and not plan.differences(again)
+    return cli.main(arguments)
 
 
 def refused(capsys, arguments, message):
     """The command fails with this sentence alone on stderr."""
     capsys.readouterr()
-    assert cli.main(arguments) == 1
+    assert main(arguments) == 1
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
     assert err.startswith("error: ") and err.count("\n") == 1, err

@@ -185,7 +185,8 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser, config: Config | None 
     run.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share the work (1)")
     run.add_argument("--group", type=int, metavar="M", help="members that train in one program (by memory)")
     run.add_argument("--storage", metavar="WHERE",
-                     help="a journal file or a database URL for Optuna's study (RUN_DIR/study.journal)")
+                     help="a journal file or a database URL for Optuna's study ($JAXLM_STORAGE, else "
+                          "RUN_DIR/study.journal); a URL's password is kept nowhere")
     _add_run_arguments(run, "where everything is kept, each trial in a run directory (default: "
                             "runs/PRESET-sweep-DATE-TIME)",
                        "go on with the sweep in --run-dir, beside whoever works on it already")
@@ -324,23 +325,14 @@ def _sweep(args: argparse.Namespace) -> int:
     run_dir = args.run_dir or Path("runs") / f"{config.preset}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
     result = sweep(config.replace(**given), space, run_dir=run_dir, resume=args.resume, workers=args.workers,
                    data_dir=args.data_dir, **options)
-    return SIGNALLED + result.stopped_by if result.stopped_by else 0 if result.best else FAILED
+    return SIGNALLED + result.stopped_by if result.stopped_by else 0 if result.best and not result.damaged else FAILED
 
 
 def _space(args: argparse.Namespace) -> dict[str, Any]:
     """What `--space` and `--set` say."""
-    space: dict[str, Any] = {}
-    if args.space:
-        import json
-        import tomllib
+    from jaxlm.sweeps.space import read_space_file
 
-        try:
-            text = _read(args.space)
-            space = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-        except ValueError as error:
-            if isinstance(error, JaxlmError):
-                raise
-            raise JaxlmError(f"{args.space} is neither TOML nor JSON: {error}") from None
+    space = read_space_file(args.space) if args.space else {}
     for setting in args.settings:
         name, equals, value = setting.partition("=")
         name = name.strip().replace("-", "_")
@@ -349,8 +341,6 @@ def _space(args: argparse.Namespace) -> dict[str, Any]:
         if name in space:
             raise JaxlmError(f"{name} is in the space twice: leave one of them out")
         space[name] = value
-    if args.space and not space:
-        raise JaxlmError(f"{args.space} holds an empty space: name at least one field, as in learning_rate = [0.5, 1]")
     return space
 
 

@@ -27,6 +27,7 @@ from jaxlm.runs import checkpoint
 from jaxlm.runs.checkpoint import Checkpoint
 from jaxlm.runs.lock import readable_errors
 from jaxlm.runs.manifest import TEXTS, library_versions
+from jaxlm.urls import without_password
 
 MOST_BYTES = 1 << 20  # of config.json and run.json
 
@@ -209,7 +210,7 @@ def session(devices: tuple[int, int] = (1, 1)) -> dict[str, Any]:
     `devices` are those that the rows and those that the words are spread over.
     """
     return {
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(map(without_password, sys.argv)),
         "devices": list(devices),
         "versions": {"python": platform.python_version(), **library_versions()},
         "platform": {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count(),

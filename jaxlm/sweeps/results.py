@@ -1,65 +1,98 @@
-"""What a sweep comes to: its trials, their mean over the seeds, and how one sees them (tables, files, pictures)."""
+"""What a sweep comes to: its trials (points of the space), their members (runs, one a seed), and its files."""
 
 import csv
 import io
 import json
 import math
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
-from jaxlm.config.config import PRESETS, Config, every_field, preset
+from jaxlm.config.config import Config
+from jaxlm.config.presets import PRESETS, preset
+from jaxlm.errors import JaxlmError, RunDirError
+from jaxlm.files import Folder, reason
 from jaxlm.report.sweep_plots import parallel_plot, slice_plot
-from jaxlm.runs import checkpoint
+
+# damaged: no checkpoint is intact; a resumed sweep tries it again. failed: it cannot be trained, as with a batch that
+# is too large for the corpus.
+STATUSES = ("running", "done", "pruned", "diverged", "failed", "damaged")
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One training of a sweep: a point of the space with one seed."""
+class MemberResult:
+    """One run of a sweep: a trial's values with one seed.
 
-    number: int  # the point's
+    `valid_perplexities` are those of its epochs. `test_perplexity` is that of the last parameters, where it is done.
+    `seconds` are those of its training, beside the other members of its group. `note` says why it ended early.
+    """
+
+    number: int  # the trial's
     values: dict[str, Any]
     seed: int
-    status: str  # running, done, pruned, diverged or failed
-    valid_perplexities: tuple[float, ...] = ()  # of its epochs
-    test_perplexity: float | None = None  # with the last parameters; only of those done
-    seconds: float = 0.0  # in which it was trained, beside the other members of its group
+    status: str  # one of STATUSES
+    valid_perplexities: tuple[float, ...] = ()
+    test_perplexity: float | None = None
+    seconds: float = 0.0
     run_dir: Path | None = None
-    note: str | None = None  # why it ended early
+    note: str | None = None
 
     @property
     def valid_perplexity(self) -> float:
         """That of the last epoch, whose parameters are kept and tested; nan before."""
         return self.valid_perplexities[-1] if self.valid_perplexities else math.nan
 
+    def to_json(self) -> dict[str, Any]:
+        """What a study keeps of it, beside its trial's number and values."""
+        return {name: getattr(self, name) for name in _KEPT}
+
+    @staticmethod
+    def from_json(number: int, values: dict[str, Any], seed: int, run_dir: Path | None, tree: Any) -> "MemberResult":
+        """The member whose `to_json` is `tree`. Raises JaxlmError where it is anything else."""
+        def is_number(value: Any) -> bool:
+            return type(value) in (int, float)
+
+        found = MemberResult(number, values, seed, "running", run_dir=run_dir)
+        if not isinstance(tree, Mapping) or not tree.keys() <= set(_KEPT):
+            raise JaxlmError(f"trial {number} seed {seed} has a record that no sweep wrote")
+        valid = tree.get("valid_perplexities", ())
+        checks = {"status": tree.get("status", "running") in STATUSES,
+                  "valid_perplexities": isinstance(valid, list | tuple) and all(map(is_number, valid)),
+                  "test_perplexity": tree.get("test_perplexity") is None or is_number(tree["test_perplexity"]),
+                  "seconds": is_number(tree.get("seconds", found.seconds)),
+                  "note": isinstance(tree.get("note"), str | None)}
+        if wrong := [name for name, right in checks.items() if not right]:
+            raise JaxlmError(f"trial {number} seed {seed} has a {wrong[0]} that no sweep wrote")
+        return MemberResult(**{**vars(found), **tree, "valid_perplexities": tuple(valid)})
+
+
+_KEPT = ("status", "valid_perplexities", "test_perplexity", "seconds", "note")
+
 
 @dataclass(frozen=True)
-class PointResult:
-    """The trials of one point, over its seeds: mean and standard deviation (nan for one seed)."""
+class Trial:
+    """A point of the space and its members: mean and standard deviation over the seeds (nan for one seed)."""
 
     number: int
     values: dict[str, Any]
-    trials: list[Trial]
+    members: list[MemberResult]
     valid: tuple[float, float]
     test: tuple[float, float]
 
     @property
     def done(self) -> bool:
-        return all(trial.status == "done" for trial in self.trials)
+        """Whether every member was trained to its end."""
+        return all(member.status == "done" for member in self.members)
 
     @property
     def status(self) -> str:
-        counts = {status: sum(trial.status == status for trial in self.trials)
-                  for status in dict.fromkeys(trial.status for trial in self.trials)}
+        """The members' status, counted where they differ."""
+        counts = {status: sum(member.status == status for member in self.members)
+                  for status in dict.fromkeys(member.status for member in self.members)}
         return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{n} {status}" for status, n in counts.items())
 
 
@@ -68,182 +101,110 @@ class Sweep:
     """What a sweep came to. `pandas.DataFrame(sweep.rows())` is its table."""
 
     config: Config
-    trials: list[Trial] = field(default_factory=list)
+    members: list[MemberResult] = field(default_factory=list)
     run_dir: Path | None = None
     stopped_by: int | None = None  # the signal's number
 
     @property
-    def points(self) -> list[PointResult]:
+    def trials(self) -> list[Trial]:
         """Best first: by the mean of the last epoch's validation perplexity; those not done come after."""
-        by_number: dict[int, list[Trial]] = {}
-        for trial in self.trials:
-            by_number.setdefault(trial.number, []).append(trial)
-        found = [PointResult(number, trials[0].values, trials, _mean([t.valid_perplexity for t in trials]),
-                             _mean([t.test_perplexity for t in trials if t.test_perplexity is not None]))
-                 for number, trials in by_number.items()]
-        return sorted(found, key=lambda point: (not point.done, math.isnan(point.valid[0]), point.valid[0]))
+        by_number: dict[int, list[MemberResult]] = {}
+        for member in self.members:
+            by_number.setdefault(member.number, []).append(member)
+        found = [Trial(number, members[0].values, members, _mean([one.valid_perplexity for one in members]),
+                       _mean([one.test_perplexity for one in members if one.test_perplexity is not None]))
+                 for number, members in by_number.items()]
+        return sorted(found, key=lambda trial: (not trial.done, math.isnan(trial.valid[0]), trial.valid[0]))
 
     @property
-    def best(self) -> Trial | None:
-        """The best seed of the point with the lowest validation perplexity (the seeds' mean); None if none is done."""
-        best = [point for point in self.points if point.done][:1]
-        return min(best[0].trials, key=lambda trial: trial.valid_perplexity) if best else None
+    def best(self) -> MemberResult | None:
+        """The best seed of the trial with the lowest validation perplexity (the seeds' mean); None if none is done."""
+        best = [trial for trial in self.trials if trial.done][:1]
+        return min(best[0].members, key=lambda member: member.valid_perplexity) if best else None
 
-    def command(self, trial: Trial) -> str:
-        """The command that trains one of the trials alone."""
-        config = self.config.replace(**{"seed": trial.seed, **trial.values})
-        base = preset(config.preset if config.preset in PRESETS else "small")
-        words = ["jaxlm", "train", "--preset", base.preset]
-        for section, item in every_field():
-            value = getattr(getattr(config, section), item.name)
-            if value != getattr(getattr(base, section), item.name):
-                flag = "--" + item.name.replace("_", "-")
-                words += ([flag if value else f"--no-{flag[2:]}"] if isinstance(value, bool) else
-                          [f"{flag}={','.join(map(str, value)) if isinstance(value, tuple) else value}"])
-        return shlex.join(words)
+    @property
+    def damaged(self) -> list[MemberResult]:
+        """Members without an intact checkpoint: a resumed sweep tries them again."""
+        return [member for member in self.members if member.status == "damaged"]
+
+    def command(self, member: MemberResult) -> str:
+        """The command that trains one of the members alone."""
+        config = self.config.replace(**{"seed": member.seed, **member.values})
+        return shlex.join(["jaxlm", "train", *_flags(config)])
 
     def rows(self) -> list[dict[str, Any]]:
-        """A flat mapping for each trial: values, seed, status, perplexities, seconds, run directory."""
-        most = max((len(trial.valid_perplexities) for trial in self.trials), default=0)
-        return [{"trial": trial.number, **{name: shown(value) if isinstance(value, tuple) else value
-                                           for name, value in trial.values.items() if name != "seed"},
-                 "seed": trial.seed, "status": trial.status, "valid_perplexity": trial.valid_perplexity,
-                 "test_perplexity": trial.test_perplexity, "seconds": round(trial.seconds, 3),
-                 "run_dir": None if trial.run_dir is None else str(trial.run_dir), "note": trial.note,
+        """A flat mapping for each member: values, seed, status, perplexities, seconds, run directory."""
+        most = max((len(member.valid_perplexities) for member in self.members), default=0)
+        return [{"trial": member.number, **{name: shown(value) if isinstance(value, tuple) else value
+                                            for name, value in member.values.items() if name != "seed"},
+                 "seed": member.seed, "status": member.status, "valid_perplexity": member.valid_perplexity,
+                 "test_perplexity": member.test_perplexity, "seconds": round(member.seconds, 3),
+                 "run_dir": None if member.run_dir is None else str(member.run_dir), "note": member.note,
                  **{f"valid_perplexity_{epoch}": value for epoch, value in
-                    enumerate([*trial.valid_perplexities, *[None] * (most - len(trial.valid_perplexities))], 1)}}
-                for trial in self.trials]
+                    enumerate([*member.valid_perplexities, *[None] * (most - len(member.valid_perplexities))], 1)}}
+                for member in self.members]
 
 
-def write(sweep: Sweep, folder: Path) -> list[Path]:
-    """sweep.csv, sweep.json and, once two trials are done, the pictures; their paths."""
+def write(sweep: Sweep, path: Path) -> list[Path]:
+    """Writes sweep.csv, sweep.json and, once two trials are done, the pictures into the sweep's directory.
+
+    Returns:
+        The paths of what was written.
+
+    Raises:
+        RunDirError: The directory cannot be written.
+    """
     text = io.StringIO()
     rows = sweep.rows()
     table = csv.DictWriter(text, list(rows[0]) if rows else ["trial"], lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    checkpoint.write_bytes(folder / "sweep.csv", text.getvalue().encode())
     best = sweep.best
-    tree = {"config": asdict(sweep.config), "best": None if best is None else best.number,
+    tree = {"config": json.loads(sweep.config.to_json()), "best": None if best is None else best.number,
             "command": None if best is None else sweep.command(best),
-            "trials": [{**asdict(trial), "run_dir": str(trial.run_dir)} for trial in sweep.trials]}
-    checkpoint.write_bytes(folder / "sweep.json", (json.dumps(_finite(tree), indent=1) + "\n").encode())
-    written = [folder / "sweep.csv", folder / "sweep.json"]
-    points = [(point.values, point.valid[0]) for point in sweep.points if point.done]
-    if len(points) > 1:
-        written += [slice_plot(points, folder / "slices.png"), parallel_plot(points, folder / "parallel.png")]
+            "members": [{**asdict(member), "run_dir": str(member.run_dir)} for member in sweep.members]}
+    try:
+        with Folder.open(path) as folder:
+            folder.write("sweep.csv", text.getvalue().encode(errors="surrogateescape"))
+            folder.write("sweep.json", (json.dumps(_finite(tree), indent=1) + "\n").encode())
+    except OSError as error:
+        raise RunDirError(f"{error.filename or path} cannot be written: {reason(error)}; the runs under it are whole"
+                          ) from None
+    written = [path / "sweep.csv", path / "sweep.json"]
+    done = [(trial.values, trial.valid[0]) for trial in sweep.trials if trial.done]
+    if len(done) > 1:
+        written += [slice_plot(done, path / "slices.png"), parallel_plot(done, path / "parallel.png")]
     return written
-
-
-class View:
-    """Shows a sweep while it runs: a live table on a terminal, elsewhere a line for each epoch and each end."""
-
-    def __init__(self, console: Console):
-        self.console = console
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._seen: dict[tuple[int, int], tuple[int, str]] = {}
-        self._shown = 0.0
-
-    def __enter__(self) -> "View":
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    def due(self) -> bool:
-        return time.monotonic() > self._shown + 0.5
-
-    def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def show(self, sweep: Sweep, total: int) -> None:
-        """The trials as they stand, of `total` points."""
-        self._shown = time.monotonic()
-        if self._live:
-            self._live.update(_running(sweep, total), refresh=True)
-        else:
-            for trial in sweep.trials:
-                now = len(trial.valid_perplexities), trial.status
-                if now != self._seen.get((trial.number, trial.seed), (0, "running")):
-                    self.say(_line(trial, self._epochs(sweep, trial)))
-                self._seen[trial.number, trial.seed] = now
-
-    @staticmethod
-    def _epochs(sweep: Sweep, trial: Trial) -> int:
-        return trial.values.get("epochs", sweep.config.train.epochs)
-
-    def summary(self, sweep: Sweep, written: Sequence[Path] = (), most: int = 20) -> None:
-        """The best points, what was written, and how to train the winner alone."""
-        self.__exit__()
-        points, best = sweep.points, sweep.best
-        table = Table(*["trial", *(points[0].values if points else ()), "status", "valid perplexity",
-                        "test perplexity"], title=f"{len(points)} points, best first", title_justify="left", box=None)
-        for point in points[:most]:
-            table.add_row(str(point.number), *map(shown, point.values.values()), point.status, _spread(*point.valid),
-                          _spread(*point.test))
-        self.console.print(table, width=None if self.console.is_terminal else 160)
-        if len(points) > most:
-            self.say(f"... and {len(points) - most} more")
-        for trial in sweep.trials:
-            if trial.note:
-                self.say(f"trial {trial.number} seed {trial.seed} {trial.status}: {trial.note}")
-        if written:
-            self.say(f"written: {', '.join(map(str, written))}")
-        if best:
-            self.say(f"best: trial {best.number}, seed {best.seed}, valid perplexity "
-                     f"{_perplexity(best.valid_perplexity)}; train it alone:\n{sweep.command(best)}")
-        else:
-            self.say("no point came to its end")
 
 
 def shown(value: Any) -> str:
     """A value of a space as one writes it."""
     return "x".join(map(str, value)) if isinstance(value, tuple) else f"{value:.4g}" if isinstance(
-        value, float) else str(value)
+        value, float) else _text(value)
 
 
-def _running(sweep: Sweep, total: int) -> Group:
-    best = sweep.best
-    ended = sum(all(trial.status != "running" for trial in point.trials) for point in sweep.points)
-    title = f"{ended} of {total} points ended" + ("" if best is None else (
-        f"; best so far {_perplexity(best.valid_perplexity)} ({_values(best.values)})"))
-    table = Table("trial", "seed", "values", "epochs", "valid perplexity", box=None)
-    for trial in [trial for trial in sweep.trials if trial.status == "running"][:30]:
-        table.add_row(str(trial.number), str(trial.seed), _values(trial.values),
-                      f"{len(trial.valid_perplexities)}/{View._epochs(sweep, trial)}",
-                      "" if not trial.valid_perplexities else _perplexity(trial.valid_perplexity))
-    return Group(Text(title, style="bold"), table)
+def _flags(config: Config) -> list[str]:
+    """The preset's flag, and one for every kind and field that differs from it."""
+    base = preset(config.preset if config.preset in PRESETS else "small")
+    kinds = {slot: kind for slot, kind in config.kinds.items() if kind != base.kinds[slot]}
+    words = ["--preset", base.preset, *(f"--{slot}={kind}" for slot, kind in kinds.items())]
+    usual = {name: value for _, name, _, value in base.replace(**kinds).every_field()}
+    for _, name, _, value in config.every_field():
+        if value != usual[name]:
+            flag = "--" + name.replace("_", "-")
+            words.append((flag if value else f"--no-{flag[2:]}") if isinstance(value, bool) else
+                         f"{flag}={','.join(map(str, value)) if isinstance(value, tuple) else _text(value)}")
+    return words
 
 
-def _line(trial: Trial, epochs: int) -> str:
-    at = f"trial {trial.number} ({_values(trial.values)}) seed {trial.seed}"
-    result = f"epoch {len(trial.valid_perplexities)}/{epochs}, valid perplexity {_perplexity(trial.valid_perplexity)}"
-    if trial.status == "running":
-        return f"{at}: {result}"
-    test = "" if trial.test_perplexity is None else f", test {_perplexity(trial.test_perplexity)}"
-    return f"{at}: {trial.status}, {result}{test}" + (f"; {trial.note}" if trial.note else "")
-
-
-def _values(values: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={shown(value)}" for name, value in values.items())
+def _text(value: Any) -> str:
+    return "none" if value is None else str(value)
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float]:
     with np.errstate(over="ignore", invalid="ignore"):
         return (float(np.mean(values)) if values else math.nan,
                 float(np.std(values, ddof=1)) if len(values) > 1 else math.nan)
-
-
-def _spread(mean: float, deviation: float) -> str:
-    return "" if math.isnan(mean) else _perplexity(mean) + ("" if math.isnan(deviation) else
-                                                            f" ± {_perplexity(deviation)}")
-
-
-def _perplexity(value: float) -> str:
-    return f"{value:.2e}" if value >= 1e7 else f"{value:.2f}"
 
 
 def _finite(tree: Any) -> Any:

@@ -1,12 +1,6 @@
-"""Sweeps: many trainings of one recipe, in as few programs as there are shapes, shared by as many workers as one likes.
+"""The sweep itself: it writes the plan down, starts workers or works alone, and shows what comes of it."""
 
-What to try is read by `space.py`; `study.py` keeps who trains what, and what came of it; a `worker.py` trains groups
-of members (`members.py`); `trials.py` shows it all.
-"""
-
-import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -20,18 +14,21 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxlm.config.config import Config, DataConfig
+from jaxlm.config.config import Config
+from jaxlm.config.settings import DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.runs import checkpoint, signals
+from jaxlm.files import Folder, reason
 from jaxlm.runs import directory as rundir
-from jaxlm.runs.loop import load
-from jaxlm.sweeps.results import Sweep, View, write
-from jaxlm.sweeps.space import grid, read_space
-from jaxlm.sweeps.study import STRATEGIES, Plan, Study
+from jaxlm.runs import signals
+from jaxlm.runs.trainer import load
+from jaxlm.sweeps.plan import MOST_GROUP, MOST_WORKERS, Plan, Saved, check_count, kept_storage, make_plan
+from jaxlm.sweeps.results import Sweep, write
+from jaxlm.sweeps.study import Study
+from jaxlm.sweeps.view import View
 from jaxlm.sweeps.worker import POLL, Corpora, Worker
 
-PLAN, JOURNAL = "plan.json", "study.journal"
+JOURNAL, STORAGE = "study.journal", "JAXLM_STORAGE"  # the study's usual place; the environment's name for another
 
 
 def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", trials: int | None = None,
@@ -39,39 +36,61 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
           run_dir: str | Path | None = None, resume: bool = False, workers: int = 1, storage: str | Path | None = None,
           group: int | None = None, vmap: bool | None = None, data_dir: str | Path | None = None, quiet: bool = False
           ) -> Sweep:
-    """Trains the points of a space, each `seeds` times, and says which has the lowest validation perplexity.
+    """Trains the points of a space and returns which has the lowest validation perplexity.
 
-    `space` maps fields of the config to values, ranges or distributions (`space.py`); what it leaves out is the
-    config's. `strategy` is grid (every point), random or tpe (`trials` points each; tpe is Optuna's, and gives up
-    points that are worse than the median unless `prune` is False). Members of equal shapes train together, `group`
-    at a time, each exactly as `train` would train it alone, and `vmap` decides whether they share each operation
-    (the default on accelerators) or take turns within one program (on CPUs, where that is faster).
+    Members of equal shapes train together, each exactly as `train` would train it alone. Signals stop a sweep as they
+    stop `train`. Needs Optuna: `pip install 'jaxlm[sweep]'`.
 
-    With `run_dir` everything is kept, each member in a run directory of its own, and `resume` goes on, beside
-    whoever works on it already. `workers` processes share the work. `storage` names another journal file or a
-    database's URL for Optuna's study. Signals end a sweep as they end `train`. Raises JaxlmError.
+    Args:
+        config: The recipe; what the space leaves out is its.
+        space: Fields of the config -> values, ranges or distributions, as `sweeps.space.read_space` takes them.
+        strategy: grid (every point), random, or tpe (Optuna's choice).
+        trials: How many points to try; a grid needs none.
+        seeds: How many members a trial has, from the config's seed on.
+        prune: Give up trials that are worse than the median of the others (None: with tpe only).
+        corpus: Instead of the config's: a name, a path, or a corpus in memory.
+        run_dir: Where all is kept, each member in a run directory of its own; None: nothing is kept.
+        resume: Resume the sweep in `run_dir`, beside whoever works on it already.
+        workers: Processes that share the work.
+        storage: Another journal's path or a database's URL for Optuna's study (None: $JAXLM_STORAGE, else the journal
+            in `run_dir`). A URL's password is kept nowhere: resume with the URL again.
+        group: Members that train in one program (None: as many as fit).
+        vmap: Members share each operation (the default on accelerators), or take turns within the program (on CPUs,
+            where that is faster).
+        data_dir: Where Penn Treebank's files are.
+        quiet: Print nothing.
+
+    Returns:
+        The trials and their members.
+
+    Raises:
+        JaxlmError: Something is out of its limits, or the study cannot be used.
+        RunDirError: The directory is in use, holds something else, or cannot be written.
     """
-    for name, number in (("trials", trials), ("seeds", seeds), ("workers", workers), ("group", group)):
-        if number is not None and number < 1:
-            raise JaxlmError(f"{name} must be at least 1; it is {number}")
+    for name, number, most in (("workers", workers, MOST_WORKERS), ("group", group, MOST_GROUP)):
+        if number is not None:
+            check_count(name, number, most)
     if isinstance(corpus, Corpus) and workers > 1:
         raise JaxlmError("workers load the corpus themselves: name it, instead of giving it as an object")
     other = sorted(space.keys() & {*DataConfig.__dataclass_fields__, "vocab_size"})
     if isinstance(corpus, Corpus) and other:
         raise JaxlmError(f"{other[0]} is in the space, and the corpus is given as an object: name it instead")
+    make_plan(config, space, strategy, trials, seeds, prune, {})  # what is wrong with it, before a corpus is loaded
     loaded, found = load(config, corpus, data_dir)
     config = loaded.replace(vocab_size=config.model.vocab_size)
-    plan = _plan(config, space, strategy, trials, seeds, prune, rundir.named(found))
+    plan = make_plan(config, space, strategy, trials, seeds, prune, rundir.named(found))
     kept = run_dir is not None or workers > 1
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-sweep-")))
-        place = _begin(folder, plan, storage, group, vmap, resume)
-        study = Study(plan, folder, place["storage"] or (str(folder / JOURNAL) if kept else None), place["place"])
-        checkpoint.write_bytes(folder / PLAN, (json.dumps(place, indent=1) + "\n").encode())
         view = stack.enter_context(View(Console(quiet=quiet)))
+        saved, where = _begin(folder, plan, storage, group, vmap, resume)
+        study = _study(saved, folder, where, kept, view.say)
+        saved.write(folder)
+        if resume:
+            study.retry_damaged()
         for note in found.notes:
             view.say(f"!! {note}")
-        view.say(f"{found.name}: {plan.trials} points" + (f" x {seeds} seeds" if seeds > 1 else "") +
+        view.say(f"{found.name}: {plan.trials} trials" + (f" of {seeds} seeds" if seeds > 1 else "") +
                  f" ({strategy}) in {run_dir or 'a temporary directory'}")
 
         def result() -> Sweep:
@@ -83,111 +102,98 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
 
         with signals.noted() as stop:
             if workers > 1:
-                _supervise(folder, workers, data_dir, study, stop, show, view.say)
+                _supervise(folder, workers, data_dir, where, study, stop, show, view.say)
             else:
-                Worker(study, Corpora(found, isinstance(corpus, Corpus), data_dir), place["group"], 1, kept,
-                       lambda: stop.signal, show, place["vmap"]).run()
+                Worker(study, Corpora(found, isinstance(corpus, Corpus), data_dir), saved.group, 1, kept,
+                       lambda: stop.signal, show, saved.vmap).run()
         view.show(result(), plan.trials)
         if stop.signal is not None:
             view.say(f"stopped by {signal.Signals(stop.signal).name}: " +
-                     (f"saved; go on with --run-dir {folder} --resume" if run_dir else "nothing is kept"))
+                     (f"saved; resume with --run-dir {folder} --resume" if run_dir else "nothing is kept"))
         else:
             view.summary(result(), write(result(), folder) if run_dir else [])
-        trials_ended = [trial if run_dir else replace(trial, run_dir=None) for trial in study.records()]
-        return Sweep(config, trials_ended, folder if run_dir else None, stop.signal)
+        members = [member if run_dir else replace(member, run_dir=None) for member in study.records()]
+        return Sweep(config, members, folder if run_dir else None, stop.signal)
 
 
 def join(run_dir: Path, workers: int, data_dir: str | Path | None = None) -> int | None:
-    """One of `workers` processes on the sweep in a directory, which `sweep` began; the signal that ended it."""
-    place, parent = _saved(run_dir), os.getppid()
-    plan = Plan.from_json(place["plan"])
-    _, found = load(plan.config, None, data_dir)
-    if changed := rundir.different(plan.corpus, rundir.named(found)):
+    """Works on the sweep in a directory, which `sweep` began, as one of `workers` processes.
+
+    Returns:
+        The signal that stopped it, if one did.
+
+    Raises:
+        JaxlmError: As `sweep`.
+    """
+    saved, parent = Saved.read(run_dir), os.getppid()
+    where = saved.resolve(run_dir, None, os.environ.get(STORAGE))
+    _, found = load(saved.plan.config, None, data_dir)
+    if changed := rundir.different(saved.plan.corpus, rundir.named(found)):
         raise JaxlmError(f"the sweep in {run_dir} has another corpus ({'; '.join(changed)}): name its folder with "
                          f"--data-dir")
-    study = Study(plan, run_dir, place["storage"] or str(run_dir / JOURNAL), place["place"])
+    study = _study(saved, run_dir, where, True, lambda text: print(text, file=sys.stderr))
 
     def stopped() -> int | None:
         return stop.signal or (None if os.getppid() == parent else signal.SIGTERM)  # or its parent is dead
 
     with signals.noted() as stop:
-        Worker(study, Corpora(found, False, data_dir), place["group"], workers, True, stopped, lambda: None,
-               place["vmap"]).run()
+        Worker(study, Corpora(found, False, data_dir), saved.group, workers, True, stopped, lambda: None,
+               saved.vmap).run()
         return stopped()
 
 
 def saved_options(run_dir: Path, space: Mapping[str, Any], options: Mapping[str, Any]
                   ) -> tuple[Config, Mapping[str, Any], dict[str, Any]]:
-    """The config, space and options that go on with the sweep in a directory; those given stand, to be compared.
+    """The config, space and options that resume the sweep in a directory; those given stand, to be compared.
 
-    Raises RunDirError where there is none.
+    Raises:
+        RunDirError: There is none.
     """
-    plan = Plan.from_json(_saved(run_dir)["plan"])
+    plan = Saved.read(run_dir).plan
     trials = {} if plan.strategy == "grid" else {"trials": plan.trials}
     return plan.config, space or plan.space, {
         "strategy": plan.strategy, **trials, "seeds": plan.seeds, "prune": plan.prune, **options}
 
 
-def _saved(run_dir: Path) -> dict[str, Any]:
-    try:
-        return json.loads((run_dir / PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunDirError(f"{run_dir} holds no sweep that can be resumed (plan.json: "
-                          f"{getattr(error, 'strerror', None) or error}): begin one without --resume, or check the "
-                          f"path") from None
-
-
-def _plan(config: Config, space: Mapping[str, Any], strategy: str, trials: int | None, seeds: int,
-          prune: bool | None, corpus: dict[str, str]) -> Plan:
-    read = read_space(space, config)
-    if strategy not in STRATEGIES:
-        raise JaxlmError(f"strategy is {', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}; it is {strategy!r}")
-    if "seed" in read and seeds > 1:
-        raise JaxlmError("seed is in the space, and seeds asks for several of each point: leave one of them out")
-    if config.train.epochs < 1 and "epochs" not in read:
-        raise JaxlmError("a sweep needs at least 1 epoch, to compare validation perplexities; epochs is 0")
-    if strategy == "grid":
-        points = len(grid(read))
-        if trials not in (None, points):
-            raise JaxlmError(f"a grid tries each of its {points} points: leave trials ({trials}) out, or choose the "
-                             f"strategy random")
-        trials = points
-    if trials is None:
-        raise JaxlmError(f"the strategy {strategy} has no end of its own: say with trials how many points to try")
-    return Plan(config, read, strategy, trials, seeds, strategy == "tpe" if prune is None else prune, corpus)
-
-
 def _begin(folder: Path, plan: Plan, storage: str | Path | None, group: int | None, vmap: bool | None,
-           resume: bool) -> dict[str, Any]:
-    """What the directory is to say of its sweep, compared with what it says."""
-    if storage is not None:
-        storage = str(storage) if "://" in str(storage) else str(Path(storage).absolute())
+           resume: bool) -> tuple[Saved, str | None]:
+    """What `plan.json` is to keep, compared with what it keeps, and the storage that is used instead of the journal."""
+    given = None if storage is None else str(storage)
     if resume:
-        saved = _saved(folder)
-        if changed := Plan.from_json(saved["plan"]).differences(plan):
+        saved = Saved.read(folder)
+        if changed := saved.plan.differences(plan):
             raise RunDirError(f"{folder} holds another sweep ({'; '.join(changed)}): resume it with its own, or choose "
                               f"another --run-dir")
-        if storage not in (None, saved["storage"]):
-            raise RunDirError(f"the sweep in {folder} has its study in {saved['storage'] or JOURNAL}, not in "
-                              f"{storage}: leave --storage out")
-        return {**saved, "plan": plan.to_json(), "group": group or saved["group"], "vmap": saved["vmap"] if vmap is None
-                else vmap}
-    folder.mkdir(parents=True, exist_ok=True)
-    # What a process leaves that was killed before there was a sweep is no other thing.
-    if names := sorted(path.name for path in folder.iterdir()
-                       if path.name[0] != "." and not path.name.startswith(JOURNAL)):
-        raise RunDirError(f"{folder} is not empty (it holds {', '.join(names[:4])}): go on with the sweep in it "
-                          f"with --resume, or choose another --run-dir")
-    return {"plan": plan.to_json(), "storage": storage, "group": group, "vmap": vmap, "place": secrets.token_hex(8)}
+        where = saved.resolve(folder, given, os.environ.get(STORAGE))
+        return replace(saved, plan=plan, group=group or saved.group,
+                       vmap=saved.vmap if vmap is None else vmap), where
+    given = given or os.environ.get(STORAGE)
+    try:
+        with Folder.open(folder, create=True) as held:
+            # What a process leaves that was killed before there was a sweep is no other thing.
+            names = [name for name in held.names() if name[0] != "." and not name.startswith(JOURNAL)]
+    except OSError as error:
+        raise RunDirError(f"no sweep can begin in {folder}: {reason(error)}; choose another --run-dir") from None
+    if names:
+        raise RunDirError(f"{folder} is not empty (it holds {', '.join(names[:4])}): resume the sweep in it with "
+                          f"--resume, or choose another --run-dir")
+    return Saved(plan, kept_storage(folder, given), group, vmap), given
 
 
-def _supervise(folder: Path, workers: int, data_dir: str | Path | None, study: Study, stop: signals.Stop,
-               show: Callable[[], None], say: Callable[[str], None]) -> None:
-    """Starts the workers, shows what they do, and hands a signal on to them."""
+def _study(saved: Saved, folder: Path, where: str | None, kept: bool, say: Callable[[str], None]) -> Study:
+    """The study, in `where` if that is given, else in the directory's journal, or in memory."""
+    return Study(saved.plan, folder, where or (str(folder / JOURNAL) if kept else None), saved.place,
+                 saved.storage is not None, say)
+
+
+def _supervise(folder: Path, workers: int, data_dir: str | Path | None, where: str | None, study: Study,
+               stop: signals.Stop, show: Callable[[], None], say: Callable[[str], None]) -> None:
+    """Starts the workers, shows what they do, and passes a signal on to them."""
     arguments = ["sweep", "--run-dir", str(folder), "--workers", str(workers), "--worker"]
     arguments += [] if data_dir is None else ["--data-dir", str(data_dir)]
     command = [sys.executable, "-c", "import sys; from jaxlm.cli import main; sys.exit(main())", *arguments]
-    running = {number: subprocess.Popen(command, start_new_session=True) for number in range(workers)}
+    environment = os.environ if where is None else {**os.environ, STORAGE: where}  # arguments are for all to see
+    running = {number: subprocess.Popen(command, start_new_session=True, env=environment) for number in range(workers)}
     told = False
     try:
         while running:
@@ -199,13 +205,13 @@ def _supervise(folder: Path, workers: int, data_dir: str | Path | None, study: S
                 if process.poll() is not None:
                     del running[number]
                     if process.returncode and stop.signal is None:
-                        say(f"!! worker {number} ended with exit code {process.returncode}; what it trained is left "
-                            f"to the others")
+                        say(f"!! worker {number} ended with exit code {process.returncode}; the others take "
+                            f"its trials over")
             show()
             time.sleep(POLL / 2)
     finally:
         for process in running.values():
             process.terminate()
     if stop.signal is None and not study.ended:
-        raise JaxlmError(f"every worker ended before the sweep did: what was saved is whole; go on with --run-dir "
+        raise JaxlmError(f"every worker ended before the sweep did: what was saved is whole; resume with --run-dir "
                          f"{folder} --resume")

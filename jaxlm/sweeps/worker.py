@@ -139,7 +139,7 @@ class Worker(Observer):
 
     def _member(self, point: Point, seed: int, record: MemberResult) -> Member:
         config, corpus = self._corpora(self._study.plan.config_of(point.params, seed))
-        held = point.checks[seed]
+        held = point.dirs[seed]
         run = Run(config, corpus, held, point.held, resume=held.folder.exists("config.json"), kept=self._kept,
                   tensorboard=False)
         state = new_state(config) if run.found is None else run.found.state

@@ -1,0 +1,74 @@
+"""Where Optuna keeps a study: a journal file, a database or memory; every call into it goes through one guard."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxlm.errors import JaxlmError
+from jaxlm.sweeps.journal import Journal
+from jaxlm.sweeps.optional import optuna
+from jaxlm.urls import scrubbed, without_password
+
+BEAT, SILENCE = 60, 600  # seconds: how often a worker shows that it lives, and how long others wait for a silent one
+
+
+class Storage:
+    """Optuna's storage at `where`: a journal's path, a database's URL, or None for memory.
+
+    `keeper` is what `optuna.create_study` takes, `heartbeats` the same where it notes which workers live (a
+    database). Raises JaxlmError where it cannot be used.
+    """
+
+    def __init__(self, where: str | None):
+        self._where = where or "memory"
+        with self.guarded():
+            self.keeper = self._open(where)
+            self.heartbeats = self.keeper if isinstance(self.keeper, optuna.storages.RDBStorage) else None
+
+    @property
+    def name(self) -> str:
+        """Where it is, without a password."""
+        return without_password(self._where)
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Turns whatever Optuna, a database's driver or a damaged file raises into one JaxlmError; quietly."""
+        before = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what is new in Optuna
+                yield
+        except JaxlmError:
+            raise
+        except Exception as error:
+            raise JaxlmError(f"the study in {self.name} cannot be used ({self._reason(error)}): expected the path of a "
+                             f"journal file, or a database's URL as in sqlite:///study.db; what was trained is whole, "
+                             f"and --resume goes on once the study can be used") from None
+        finally:
+            optuna.logging.set_verbosity(before)
+
+    def _open(self, where: str | None, tries: int = 5) -> Any:
+        if where is None:
+            return optuna.storages.InMemoryStorage()
+        if "://" not in where:
+            return optuna.storages.JournalStorage(Journal(Path(where)))  # pyright: ignore[reportArgumentType]
+        try:
+            return optuna.storages.RDBStorage(
+                where, heartbeat_interval=BEAT, grace_period=SILENCE,
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback())
+        except Exception as error:
+            said = str(error).lower()
+            if tries == 1 or not any(word in said for word in ("already exists", "unique", "duplicate", "locked")):
+                raise
+        time.sleep(1)  # another worker is just creating the tables
+        return self._open(where, tries - 1)
+
+    def _reason(self, error: Exception) -> str:
+        cause = error.__cause__ or error  # Optuna's own error names no reason
+        text = scrubbed(" ".join(str(getattr(cause, "strerror", None) or cause).split()), self._where)
+        kind = "" if isinstance(cause, OSError | ValueError) else f"{type(cause).__name__}: "
+        return kind + (text if len(text) < 300 else text[:300] + "...")

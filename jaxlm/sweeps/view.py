@@ -1,0 +1,124 @@
+"""A sweep as one sees it: a live table or a line for each epoch, and at the end the best trials."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from jaxlm.sweeps.results import MemberResult, Sweep, shown
+
+
+class View:
+    """Shows a sweep while it runs: a live table on a terminal, elsewhere a line for each epoch and each end."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._seen: dict[tuple[int, int], tuple[int, str]] = {}
+        self._shown = 0.0
+
+    def __enter__(self) -> "View":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def due(self) -> bool:
+        """Whether the last look is long enough ago."""
+        return time.monotonic() > self._shown + 0.5
+
+    def say(self, text: str) -> None:
+        """Prints a line as it is, above the table."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, sweep: Sweep, total: int) -> None:
+        """The members as they stand, of `total` trials."""
+        self._shown = time.monotonic()
+        if self._live:
+            self._live.update(_running(sweep, total), refresh=True)
+            return
+        for member in sweep.members:
+            now = len(member.valid_perplexities), member.status
+            if now != self._seen.get((member.number, member.seed), (0, "running")):
+                self.say(_line(member, _epochs(sweep, member)))
+            self._seen[member.number, member.seed] = now
+
+    def summary(self, sweep: Sweep, written: Sequence[Path] = (), most: int = 20) -> None:
+        """The best trials, what was written, and how to train the winner alone."""
+        self.__exit__()
+        trials, best = sweep.trials, sweep.best
+        table = Table(*["trial", *(trials[0].values if trials else ()), "status", "valid perplexity",
+                        "test perplexity"], title=f"{len(trials)} trials, best first", title_justify="left", box=None)
+        for trial in trials[:most]:
+            table.add_row(str(trial.number), *map(_text, trial.values.values()), trial.status, _spread(*trial.valid),
+                          _spread(*trial.test))
+        self.console.print(table, width=None if self.console.is_terminal else 160)
+        if len(trials) > most:
+            self.say(f"... and {len(trials) - most} more")
+        for member in sweep.members:
+            if member.note:
+                self.say(f"trial {member.number} seed {member.seed} {member.status}: {member.note}")
+        if written:
+            self.say(f"written: {', '.join(map(str, written))}")
+        if sweep.damaged:
+            self.say(f"{len(sweep.damaged)} damaged, to be tried again with --resume once their checkpoints are "
+                     f"replaced by intact ones, or their run directories are removed")
+        if best:
+            self.say(f"best: trial {best.number}, seed {best.seed}, valid perplexity "
+                     f"{_perplexity(best.valid_perplexity)}; train it alone:\n{sweep.command(best)}")
+        else:
+            self.say("no trial is done")
+
+
+def _running(sweep: Sweep, total: int) -> Group:
+    best = sweep.best
+    ended = sum(all(member.status != "running" for member in trial.members) for trial in sweep.trials)
+    title = f"{ended} of {total} trials ended" + ("" if best is None else (
+        f"; best so far {_perplexity(best.valid_perplexity)} ({_values(best.values)})"))
+    table = Table("trial", "seed", "values", "epochs", "valid perplexity", box=None)
+    for member in [member for member in sweep.members if member.status == "running"][:30]:
+        table.add_row(str(member.number), str(member.seed), _text(_values(member.values)),
+                      f"{len(member.valid_perplexities)}/{_epochs(sweep, member)}",
+                      "" if not member.valid_perplexities else _perplexity(member.valid_perplexity))
+    return Group(Text(title, style="bold"), table)
+
+
+def _line(member: MemberResult, epochs: int) -> str:
+    at = f"trial {member.number} ({_values(member.values)}) seed {member.seed}"
+    result = (f"epoch {len(member.valid_perplexities)}/{epochs}, valid perplexity "
+              f"{_perplexity(member.valid_perplexity)}")
+    if member.status == "running":
+        return f"{at}: {result}"
+    test = "" if member.test_perplexity is None else f", test {_perplexity(member.test_perplexity)}"
+    return f"{at}: {member.status}, {result}{test}" + (f"; {member.note}" if member.note else "")
+
+
+def _epochs(sweep: Sweep, member: MemberResult) -> int:
+    return member.values.get("epochs", sweep.config.train.epochs)
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={shown(value)}" for name, value in values.items())
+
+
+def _text(value: Any) -> Text:
+    """A cell without markup."""
+    return Text(shown(value))
+
+
+def _spread(mean: float, deviation: float) -> str:
+    return "" if math.isnan(mean) else _perplexity(mean) + ("" if math.isnan(deviation) else
+                                                            f" ± {_perplexity(deviation)}")
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:.2e}" if value >= 1e7 else f"{value:.2f}"

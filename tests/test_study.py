@@ -1,0 +1,393 @@
+"""The study's journal, storage and plan file: torn, damaged, removed, full, linked, secret; and who waits for whom."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages.journal import JournalFileBackend
+
+import jaxlm
+from jaxlm.errors import JaxlmError, RunDirError
+from jaxlm.runs import directory as rundir
+from jaxlm.sweeps import study as study_module
+from jaxlm.sweeps.journal import Journal
+from jaxlm.sweeps.plan import Saved, make_plan
+from jaxlm.sweeps.results import MemberResult
+from jaxlm.sweeps.study import NAME, Study
+from jaxlm.sweeps.supervisor import saved_options
+from jaxlm.urls import scrubbed, without_password
+
+TINY = jaxlm.preset("small").replace(hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2,
+                                     corpus="embedded-tiny")
+PLAN = make_plan(TINY, {"learning_rate": [0.5, 1.0, 2.0]}, "grid", None, 1, None, {"name": "x"})
+PLACE = "0123456789abcdef"
+URL = "postgresql://me:hun%40ter2@nowhere.invalid/db?sslpassword=swordfish"
+
+
+def open_study(folder: Path, **options) -> Study:
+    return Study(options.pop("plan", PLAN), folder, str(options.pop("storage", folder / "study.journal")),
+                 options.pop("place", PLACE), **options)
+
+
+def finish(study: Study) -> None:
+    """Ends every trial that can be claimed, as if its members were trained."""
+    while point := study.claim():
+        for record in list(point.records.values()):
+            if record.status == "running":
+                study.note(point, MemberResult(record.number, record.values, record.seed, "done", (3.0, 2.0), 2.5))
+        assert study.end(point)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """A sweep's directory: one trial done, one running."""
+    folder = tmp_path_factory.mktemp("written")
+    study = open_study(folder)
+    point = study.claim()
+    assert point
+    study.note(point, MemberResult(0, {}, 0, "done", (3.0, 2.0), 2.5))
+    assert study.end(point)
+    point = study.claim()
+    assert point
+    study.note(point, MemberResult(1, {}, 0, "running", (3.5,)))
+    study.release(point)
+    Saved(PLAN, place=PLACE).write(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    """A copy of it."""
+    return Path(shutil.copytree(written, tmp_path / "sweep"))
+
+
+def outcome(folder: Path) -> list[tuple]:
+    finish(study := open_study(folder))
+    assert study.ended
+    return [(one.number, one.values, one.status, one.valid_perplexities) for one in study.records()]
+
+
+def test_a_journal_is_one_that_optuna_itself_reads(folder):
+    kept = JournalFileBackend(str(folder / "study.journal"))
+    study = optuna.load_study(study_name=NAME, storage=optuna.storages.JournalStorage(kept))
+    assert [trial.params for trial in study.trials] == [{"learning_rate": 0.5}, {"learning_rate": 1.0}]
+    assert [trial.value for trial in study.trials] == [2.0, None]
+
+
+def test_a_torn_line_at_the_end_is_cut_wherever_it_is_torn(folder):
+    path = folder / "study.journal"
+    whole = path.read_bytes()
+    last = whole[:-1].rfind(b"\n") + 1
+    for end in {last + 1, last + 5, last + 40, len(whole) - 20, len(whole) - 1}:
+        for zeros in (b"", b"\0" * 300):
+            path.write_bytes(whole[:end] + zeros)
+            assert [one[2] for one in outcome(folder)] == ["done"] * 3
+            assert path.read_bytes().startswith(whole[:last])
+            Journal(path).read_logs(0)
+
+
+def test_a_torn_first_line_is_cut_and_another_file_is_left_alone(tmp_path):
+    path = tmp_path / "journal"
+    for torn in (b'{"op', b'{"op_code":0,"worker', b"\0\0\0", b'{"op_co\0\0\0\0\0'):
+        path.write_bytes(torn)
+        assert Journal(path).read_logs(0) == [] and path.read_bytes() == b""
+    for other in (b"my notes", b"my notes\nand more", b"[1, 2]\n", b'{"op_code":0}\n'):
+        path.write_bytes(other)
+        with pytest.raises(JaxlmError, match="journal"):
+            Journal(path)
+        assert path.read_bytes() == other
+
+
+def test_a_damaged_line_is_named_and_nothing_is_cut(folder):
+    path = folder / "study.journal"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[3] = lines[3].replace(b"0.5", b"0.6").replace(b"0", b"1", 1)
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(JaxlmError, match=r"study\.journal line 4 is damaged"):
+        open_study(folder)
+    assert path.read_bytes() == b"".join(lines)
+
+
+@pytest.mark.parametrize("name", ["study.journal", "plan.json"])
+def test_flips_are_found_or_harmless(written, tmp_path, capsys, name):
+    """200 flipped bits: one sentence, or the same sweep."""
+    expected = outcome(Path(shutil.copytree(written, tmp_path / "whole")))
+    whole, chosen = (written / name).read_bytes(), random.Random(7)
+    for number in range(200):
+        folder = Path(shutil.copytree(written, tmp_path / str(number)))
+        place = chosen.randrange(len(whole))
+        flipped = bytes([whole[place] ^ 1 << chosen.randrange(8)])
+        (folder / name).write_bytes(whole[:place] + flipped + whole[place + 1:])
+        try:
+            saved_options(folder, {}, {})
+            found = outcome(folder)
+        except JaxlmError as error:
+            assert name in str(error) and "\n" not in str(error)
+        else:
+            assert found == expected and name == "study.journal"
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of two pages; skips where none can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_disk_that_fills_leaves_whole_lines_and_the_sweep_resumes(small_disk, tmp_path):
+    """A real ENOSPC in the middle of an append, and a line that another writer left torn."""
+    plan = make_plan(TINY, {"learning_rate": [0.1 * n for n in range(1, 20)]}, "grid", None, 1, None, {})
+    path = small_disk / "j.log"
+    study = open_study(tmp_path, plan=plan, storage=path)
+    with pytest.raises(JaxlmError, match="No space left on device") as caught:
+        finish(study)
+    for point in list(study._held.values()):  # as a worker does when it ends
+        study.release(point)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes().endswith(b"\n")
+    moved = tmp_path / "j.log"
+    moved.write_bytes(path.read_bytes() + b'{"op_code":8,"worker_id":"')
+    finish(study := open_study(tmp_path, plan=plan, storage=moved))
+    assert study.ended and [record.number for record in study.records()] == list(range(19))
+    assert len({record.values["learning_rate"] for record in study.records()}) == 19
+
+
+@pytest.mark.parametrize("storage", ["journal", "database"])
+def test_a_study_that_is_removed_in_the_middle_is_one_sentence(tmp_path, storage):
+    path = tmp_path / "study"
+    study = open_study(tmp_path, storage=path if storage == "journal" else f"sqlite:///{path}")
+    point = study.claim()
+    assert point
+    path.unlink()
+    refused = []
+    for call in (lambda: study.note(point, point.records[0]), study.claim, lambda: study.end(point), study.records,
+                 lambda: study.ended, lambda: study.to_prune(point)):
+        point.records[0] = MemberResult(0, {}, 0, "done", (2.0,))
+        try:
+            call()
+        except JaxlmError as error:
+            assert "\n" not in str(error) and "the study in" in str(error)
+            refused.append(call)
+    assert len(refused) == 6 or (storage == "database" and refused)  # SQLite still reads the file that it has open
+    study.release(point)
+    assert storage == "database" or not path.exists()
+
+
+def test_a_journal_that_becomes_shorter_is_one_sentence(folder):
+    study = open_study(folder)
+    (folder / "study.journal").write_bytes(b"")
+    with pytest.raises(JaxlmError, match="became shorter"):
+        study.records()
+
+
+@pytest.mark.parametrize("name", ["study.journal", "plan.json", ".claim", "trials", "trials/0001", "sweep.csv"])
+def test_nothing_is_opened_through_a_link(folder, tmp_path, name):
+    victim = tmp_path / "victim"
+    if name.startswith("trials"):
+        shutil.move(folder / name, victim)
+    else:
+        shutil.copy(folder / ("study.journal" if name == "sweep.csv" else name), victim)
+        (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(victim)
+    before = {path: path.read_bytes() for path in [victim, *victim.rglob("*")] if path.is_file()}
+    if name == "sweep.csv":  # replaced, and not written through
+        jaxlm.sweeps.results.write(jaxlm.Sweep(TINY), folder)
+        assert not (folder / name).is_symlink()
+    else:
+        with pytest.raises(JaxlmError, match=f"{Path(name).name}.*(link|directory)") as caught:
+            saved_options(folder, {}, {})
+            finish(open_study(folder))
+        assert "\n" not in str(caught.value)
+    assert before == {path: path.read_bytes() for path in [victim, *victim.rglob("*")] if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["study.journal", "plan.json", ".claim"])
+def test_a_fifo_in_a_file_s_place_hangs_nobody(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(JaxlmError, match=f"{name}.*FIFO"):
+        saved_options(folder, {}, {})
+        finish(open_study(folder))
+
+
+def test_a_plan_without_a_seal_is_refused_with_the_reason(folder):
+    tree = json.loads((folder / "plan.json").read_text())
+    del tree["sha256"]
+    (folder / "plan.json").write_text(json.dumps(tree))
+    with pytest.raises(RunDirError, match="carries no seal"):
+        saved_options(folder, {}, {})
+
+
+def test_a_storage_outside_is_given_anew(tmp_path):
+    """A stranger's plan.json must not name a file of ours."""
+    for kept in ("/home/x/.bash_login", "../x", "sqlite:////home/x/db", "a/../../x"):
+        with pytest.raises(RunDirError, match=r"outside its directory.*--storage"):
+            Saved(PLAN, kept).resolve(tmp_path, None)
+    (tmp_path / "linked").symlink_to("/tmp")
+    with pytest.raises(RunDirError, match="outside"):
+        Saved(PLAN, "linked/x").resolve(tmp_path, None)
+    assert Saved(PLAN, "below/x").resolve(tmp_path, None) == str(tmp_path / "below/x")
+    assert Saved(PLAN).resolve(tmp_path, None, default=URL) is None
+    outside = Saved(PLAN, "/elsewhere/j.log")
+    assert outside.resolve(tmp_path, "/elsewhere/j.log") == "/elsewhere/j.log"
+    assert outside.resolve(tmp_path, None, default="/elsewhere/j.log") == "/elsewhere/j.log"
+    with pytest.raises(RunDirError, match=r"j\.log, not in /other"):
+        outside.resolve(tmp_path, "/other")
+
+
+@pytest.mark.parametrize(("url", "shown"), [
+    (URL, "postgresql://me:***@nowhere.invalid/db?sslpassword=***"),
+    ("mysql+pymysql://u:p/w@x:y@host:3306/db", "mysql+pymysql://u:***@host:3306/db"),
+    ("sqlite:////home/a:b@c/study.db", "sqlite:////home/a:b@c/study.db"),
+    ("postgresql://host/db?user=u&password=a%26b&x=1", "postgresql://host/db?user=u&password=***&x=1"),
+    ("--storage=sqlite+pysqlcipher://:secret@/x.db", "--storage=sqlite+pysqlcipher://:***@/x.db"),
+    ("/a/path", "/a/path"), ("postgresql://user@host/db", "postgresql://user@host/db"),
+])
+def test_a_url_is_shown_without_its_password(url, shown):
+    assert without_password(url) == shown == without_password(shown)
+
+
+def test_a_password_appears_nowhere(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["jaxlm", "sweep", "--storage", URL])
+    Saved(PLAN, "sqlite:///x").write(tmp_path)
+    said = rundir.session()["command"]
+    with pytest.raises(JaxlmError) as caught:
+        jaxlm.sweep(TINY, {"learning_rate": [1.0]}, run_dir=tmp_path / "sweep", storage=URL)
+    said += str(caught.value)
+    with pytest.raises(JaxlmError) as caught:
+        Saved.read(tmp_path).resolve(tmp_path, URL)
+    said += str(caught.value) + "".join(capsys.readouterr())
+    assert said.count("me:***@nowhere.invalid") >= 3
+    for secret in ("hun%40ter2", "hun@ter2", "swordfish"):
+        assert secret not in said
+    assert scrubbed("cannot log in with hun@ter2 or hun%40ter2", URL) == "cannot log in with *** or ***"
+
+
+def test_a_sweep_with_a_database_keeps_no_password(tmp_path, capsys):
+    """SQLite ignores what the query names: so the whole path is walked, with a worker process of its own."""
+    url = f"sqlite:///{tmp_path / 'study.db'}?password=swordfish"
+    config, run_dir = TINY.replace(epochs=1), tmp_path / "sweep"
+    try:
+        jaxlm.sweep(config, {"learning_rate": [1.0]}, storage=url, run_dir=run_dir)
+    except JaxlmError as error:  # this driver refuses the name
+        assert "swordfish" not in str(error)
+    else:
+        with pytest.raises(RunDirError, match=r"password=\*\*\*.*--storage"):
+            jaxlm.sweep(config, {"learning_rate": [1.0]}, run_dir=run_dir, resume=True)
+        jaxlm.sweep(config, {"learning_rate": [1.0]}, run_dir=run_dir, resume=True, storage=url)
+    for path in run_dir.rglob("*"):
+        assert not path.is_file() or b"swordfish" not in path.read_bytes(), path
+    assert "swordfish" not in "".join(capsys.readouterr())
+
+
+def test_a_worker_that_waits_says_for_what_once(folder, monkeypatch):
+    monkeypatch.setattr(study_module, "PATIENCE", 0.05)
+    said = []
+    holder, other = open_study(folder), open_study(folder, say=said.append)
+    held = holder.claim()
+    assert held and held.trial.number == 1
+    finish(other)
+    for _ in range(6):
+        assert other.claim() is None and not other.ended
+        other.wait(0.02)
+    assert len(said) == 1 and said[0].startswith("waiting for trial 1: ") and f"process {os.getpid()}" in said[0]
+    holder.release(held)
+    finish(other)
+    assert other.ended
+
+
+def test_a_worker_ends_where_nobody_is_left_to_wait_for(tmp_path, monkeypatch):
+    """A directory of the same journal that is gone: what it trained is not here."""
+    monkeypatch.setattr(study_module, "SILENCE", 0.1)
+    path = tmp_path / "journal"
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    gone = open_study(tmp_path / "one", storage=path, shared=True)
+    assert gone.claim()
+    here = open_study(tmp_path / "two", storage=path, shared=True, place="f" * 16)
+    finish(here)
+    with pytest.raises(JaxlmError, match=r"trials of another sweep directory \(0\)"):
+        for _ in range(20):
+            assert here.claim() is None
+            here.wait(0.02)
+
+
+def test_a_trial_s_place_does_not_matter_in_a_sweep_s_own_journal(folder):
+    """Otherwise a changed place would be waited for without end."""
+    study = open_study(folder, place="f" * 16)
+    finish(study)
+    assert study.ended and all(record.run_dir for record in study.records())
+
+
+def test_a_damaged_member_waits_for_a_resumed_sweep(tmp_path):
+    plan = make_plan(TINY, {"learning_rate": [0.5, 1.0]}, "grid", None, 2, None, {})
+    study = open_study(tmp_path, plan=plan)
+    point = study.claim()
+    assert point
+    study.note(point, MemberResult(0, {}, 0, "damaged", (3.0,), note="no checkpoint is intact"))
+    study.note(point, MemberResult(0, {}, 1, "done", (3.0, 2.0), 2.5))
+    assert study.end(point) and not study.ended
+    finish(study)
+    other = open_study(tmp_path, plan=plan)
+    for same in (study, other):
+        assert same.ended and same.claim() is None
+    found = jaxlm.Sweep(TINY, other.records())
+    assert [(one.number, one.seed) for one in found.damaged] == [(0, 0)]
+    assert found.best and found.best.number == 1
+    other.retry_damaged()
+    assert not study.ended
+    point = other.claim()
+    assert point and {seed: one.status for seed, one in point.records.items()} == {0: "running", 1: "done"}
+    assert point.records[0].valid_perplexities == (3.0,) and point.records[0].note is None
+    study.note(point, MemberResult(0, {}, 0, "done", (3.0, 2.0), 2.5))
+    assert other.end(point) and other.ended
+
+
+@pytest.mark.parametrize("record", [
+    {"status": "x"}, {"status": 3}, {"seconds": "1"}, {"valid_perplexities": 3}, {"valid_perplexities": ["a"]}, 7, [],
+    {"note": 1}, {"test_perplexity": "2"}, {"other": 1},
+])
+def test_records_that_no_sweep_wrote_are_one_sentence(folder, record):
+    study = open_study(folder)
+    kept = optuna.storages.JournalStorage(Journal(folder / "study.journal"))  # pyright: ignore[reportArgumentType]
+    kept.set_trial_user_attr(1, "seed 0", record)
+    with pytest.raises(JaxlmError, match="trial 1 seed 0"):
+        study.records()
+
+
+def test_optuna_is_needed_for_sweeps_alone(tmp_path):
+    """Where it cannot be imported: everything else works, and a sweep names the line that installs it."""
+    code = """
+import sys
+sys.modules["optuna"] = None
+import jaxlm
+for name in jaxlm.__all__:
+    getattr(jaxlm, name)
+tiny = jaxlm.preset("small").replace(corpus="embedded-tiny", hidden_sizes=(4,), embedding_size=4, batch_size=20)
+jaxlm.train(tiny, run_dir=sys.argv[1] + "/run", steps=1, quiet=True)
+try:
+    jaxlm.sweep(tiny, {"learning_rate": [1.0]}, run_dir=sys.argv[1] + "/sweep", quiet=True)
+except jaxlm.JaxlmError as error:
+    assert "pip install 'jaxlm[sweep]'" in str(error), error
+else:
+    raise AssertionError
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["cli", "sweeps.supervisor"])
+def test_optuna_is_imported_at_its_first_use(module):
+    code = f"import sys, jaxlm.{module}; sys.exit('optuna' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
