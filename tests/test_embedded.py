@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm.data import embedded
-from jaxlm.data.embedded import BITS, EmbeddedCorpus
+from jaxlm.data.embedded import BITS, GeneratedCorpus
 from jaxlm.errors import DataError
 
 SHA256 = {
@@ -19,17 +19,17 @@ SPLITS = ("train", "valid", "test")
 
 
 @pytest.fixture(scope="module")
-def full() -> EmbeddedCorpus:
+def full() -> GeneratedCorpus:
     return embedded.generate("full")
 
 
 @pytest.fixture(scope="module")
-def tiny() -> EmbeddedCorpus:
+def tiny() -> GeneratedCorpus:
     return embedded.generate("tiny")
 
 
 @pytest.fixture(scope="module")
-def short() -> EmbeddedCorpus:
+def short() -> GeneratedCorpus:
     """A few short sentences with few, fickle topics, so that every history of topics can be listed."""
     spec = embedded.SPECS["tiny"]
     return embedded.sample(replace(spec, tokens=(60, 60, 60), topics=4, stay=128, close=400))
@@ -40,7 +40,7 @@ def perplexity(nats: np.ndarray) -> float:
     return float(np.exp(nats[1:].mean()))
 
 
-def brute_force(corpus: EmbeddedCorpus, ids: np.ndarray) -> float:
+def brute_force(corpus: GeneratedCorpus, ids: np.ndarray) -> float:
     """The probability of a whole stream, summed over every sequence of topics."""
     source, spec = corpus.source, corpus.source.spec
     sentences = [list(group) for group in np.split(ids, np.flatnonzero(ids == 0) + 1) if len(group)]
@@ -144,7 +144,7 @@ def test_stationary_frequencies_are_those_seen(tiny):
     np.testing.assert_allclose(sum(np.exp(-unigram_of_each_word(tiny))), 1.0)
 
 
-def unigram_of_each_word(corpus: EmbeddedCorpus) -> np.ndarray:
+def unigram_of_each_word(corpus: GeneratedCorpus) -> np.ndarray:
     every = replace(corpus, valid=np.arange(len(corpus.words)))
     return every.unigram_nats("valid")
 
