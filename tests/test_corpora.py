@@ -111,7 +111,7 @@ def test_unusable_text_is_refused_in_one_sentence(files, spec, expected):
     ("path", "expected"),
     [
         ("missing", "no file missing"),
-        (".", "is a folder"),
+        (".", "expected a regular file, found a directory"),
         ("file/inside", "cannot be read"),
         ("\0", "cannot be read"),
     ],
@@ -266,7 +266,7 @@ GOOD = ["good/ptb.{split}.txt", "good/simple-examples.tgz"]
 BAD = {
     "wrong/ptb.{split}.txt": "does not match the known hash",
     "short/ptb.{split}.txt": "broken",
-    "absent/ptb.{split}.txt": "404",
+    "absent/ptb.{split}.txt": "not 200",
     "hang/ptb.{split}.txt": "no answer",
     "stall/ptb.{split}.txt": "no answer",
     "wrong/simple-examples.tgz": "ptb.test.txt has the sha256",

@@ -176,7 +176,7 @@ def _probe(mirrors: tuple[str, ...]) -> dict[str, str | None]:
         def head() -> None:
             probe: Any = pooch.HTTPDownloader(timeout=PROBE_SECONDS)
             if not probe(mirror.format(split="test"), None, None, check_only=True):
-                raise ValueError("it does not have the file")
+                raise ValueError("it does not offer the file (its answer is not 200 OK)")
 
         answers[mirror] = _explained(head)
 
@@ -201,5 +201,5 @@ def _explained(action: Callable[[], object]) -> str | None:
             raise
         if kind.__name__ == "HTTPError":
             return str(error).partition(" for url")[0]  # 404 Client Error: Not Found
-        return "no answer in time" if "Timeout" in kind.__name__ else "no connection, or it broke"
+        return "no answer in time" if "Timeout" in kind.__name__ else "no connection, or a broken one"
     return None

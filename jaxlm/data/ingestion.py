@@ -205,12 +205,14 @@ def _consistent(at: _Position, stamps: Sequence[Stamp]) -> bool:
 
 
 def _prefix_digest(work: Folder, name: str, size: int) -> "hashlib._Hash":
-    """The hash of a file's first `size` bytes, or of all if it has fewer."""
+    """The hash of a file's first `size` bytes. Raises ValueError if it has fewer."""
     digest = hashlib.sha256()
     with work.reader(name) as file:
         while data := file.read(min(size, 1 << 20)):
             digest.update(data)
             size -= len(data)
+    if size:
+        raise ValueError(f"{work.path / name} lacks {size} bytes")
     return digest
 
 
