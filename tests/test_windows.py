@@ -1,4 +1,4 @@
-"""data/batching.py: recipes point 7, and the law that windows tile the stream."""
+"""Windows: they tile each row of the batch, and their targets are their inputs shifted by one."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxlm.data.corpora import load_corpus
-from jaxlm.data.windows import batch, check_fits, locate, num_windows
+from jaxlm.data.windows import WindowPlan, batch, check_fits, num_windows
 from jaxlm.errors import DataError
 
 
@@ -28,16 +28,33 @@ def test_windows_tile_each_row_and_targets_are_inputs_shifted_by_one(N, B, T):
 
 
 def test_steps_count_through_epochs():
-    assert [locate(step, 3) for step in (0, 2, 3, 7)] == [(0, 0), (0, 2), (1, 0), (2, 1)]
+    plan = WindowPlan(rows=13, length=4, epochs=3)
+    assert (plan.per_epoch, plan.total) == (3, 9)
+    assert [plan.locate(step) for step in (0, 2, 3, 7)] == [(0, 0), (0, 2), (1, 0), (2, 1)]
 
 
-def test_a_split_without_a_window_is_refused_with_the_numbers():
+@given(st.integers(2, 60), st.integers(1, 7), st.integers(1, 4), st.data())
+def test_a_call_has_the_windows_from_its_step_on(rows, length, epochs, data):
+    length = min(length, rows - 1)
+    plan = WindowPlan(rows, length, epochs)
+    step = data.draw(st.integers(0, plan.total - 1))
+    epoch, index = plan.locate(step)
+    count = data.draw(st.integers(1, plan.per_epoch - index))
+    first_row = data.draw(st.integers(0, plan.row(index)))
+    windows = plan.windows(step, count, count + 2, first_row)
+    assert windows.row[:count].tolist() == [(index + k) * length - first_row for k in range(count)]
+    assert windows.row[count - 1] + first_row + length < rows  # the last target is a token of the row
+    assert windows.epoch.tolist() == [epoch] * (count + 2) and windows.total.tolist() == [plan.total] * (count + 2)
+    assert windows.first.tolist() == [index == 0] + [False] * (count + 1)
+
+
+def test_a_split_without_a_window_is_refused_with_the_sizes():
     check_fits("train", 21 * 60, 60, 20)
     with pytest.raises(DataError, match=r"train split has 1,259 tokens.*60 x \(bptt_length 20 \+ 1\) = 1,260"):
         check_fits("train", 21 * 60 - 1, 60, 20)
 
 
-def test_penn_treebank_as_tensorflow_batches_it(ptb_dir):
+def test_penn_treebank_is_cut_as_tensorflow_cuts_it(ptb_dir):
     ids = load_corpus("ptb", data_dir=ptb_dir).train
     rows = batch(ids, 60)
     assert rows[:7, 1].tolist() == [901, 33, 3361, 8, 1279, 437, 597]
