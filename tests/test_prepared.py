@@ -264,6 +264,16 @@ def test_after_damage_to_the_working_files_it_starts_over(tmp_path, tiny_blocks,
     assert_equal(prepare(text, out), load_corpus(text))
 
 
+def test_a_forged_position_in_a_sparse_file_starts_over_at_once(tmp_path, tiny_blocks):
+    text, out = tmp_path / "text", tmp_path / "out"
+    interrupted(text, out)
+    os.truncate(out / ".partial/ids", 1 << 40)
+    forge(ids=1 << 38)(out / ".partial/journal.json")
+    started = time.monotonic()
+    assert_equal(prepare(text, out), load_corpus(text))
+    assert time.monotonic() - started < 5
+
+
 def test_two_at_once_make_one(tmp_path):
     (tmp_path / "text").write_text("a b c\n" * 20_000)
     found = []

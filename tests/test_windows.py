@@ -59,3 +59,21 @@ def test_penn_treebank_is_cut_as_tensorflow_cuts_it(ptb_dir):
     rows = batch(ids, 60)
     assert rows[:7, 1].tolist() == [901, 33, 3361, 8, 1279, 437, 597]
     assert num_windows(len(rows), 20) == 774
+
+
+@given(N=st.integers(1, 300), B=st.integers(1, 9), data=st.data())
+def test_rows_of_a_file_are_those_of_the_batch(tmp_path_factory, N, B, data):
+    ids = np.random.default_rng(N).integers(0, 1 << 16, N).astype(data.draw(st.sampled_from(["<u2", "<i4"])))
+    ids.tofile(path := tmp_path_factory.mktemp("windows") / "ids")
+    start = data.draw(st.integers(0, N // B))
+    stop = data.draw(st.integers(start, N // B))
+    some = slice(data.draw(st.integers(0, B)), data.draw(st.integers(0, B)))
+    skipped = data.draw(st.integers(0, min(3, N - 1)))
+    whole, offset = np.memmap(path, ids.dtype, "r"), np.memmap(path, ids.dtype, "r", skipped * ids.itemsize)
+    for found, expected in ((whole, ids), (whole[skipped:], ids[skipped:]), (offset, ids[skipped:]), (ids, ids)):
+        last = len(found) // B
+        read = batch(found, B, some, min(start, last), min(stop, last))
+        assert read.dtype == np.int32 and read.flags.c_contiguous
+        cut = expected[:last * B].reshape(B, last).T
+        np.testing.assert_array_equal(read, cut[min(start, last):min(stop, last), some])
+        np.testing.assert_array_equal(batch(found, B), cut)

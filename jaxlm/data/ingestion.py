@@ -200,8 +200,10 @@ def _consistent(at: _Position, stamps: Sequence[Stamp]) -> bool:
     """Whether a position could be one of these files."""
     counts = [0, *at.ends, at.ids]
     size = stamps[len(at.ends)][1] if len(at.ends) < len(stamps) else 0
+    total = sum(size for _, size, _ in stamps)  # a token has a byte or more, and no word is recorded twice
     return (all(type(count) is int and count >= 0 for count in (*counts, at.words, at.offset, at.lines))
-            and counts == sorted(counts) and len(at.ends) <= len(stamps) and at.offset <= size)
+            and counts == sorted(counts) and len(at.ends) <= len(stamps) and at.offset <= size
+            and at.ids <= total and at.words <= 2 * total)
 
 
 def _prefix_digest(work: Folder, name: str, size: int) -> "hashlib._Hash":

@@ -110,8 +110,8 @@ def prepare(
             with contextlib.suppress(OSError):
                 folder.remove(PARTIAL)
     except OSError as error:
-        raise DataError(f"{error.filename or out} cannot be written: {reason(error)}; fix that and run the same command "
-                        "again: it resumes") from None
+        raise DataError(f"{error.filename or out} cannot be written: {reason(error)}; fix that and run the same "
+                        "command again: it resumes") from None
     if changed := [f"{name} {getattr(header, name)}, not {value}"
                    for name, value in {"text": job.stamps, **options}.items() if getattr(header, name) != value]:
         raise DataError(f"{out} holds another corpus ({'; '.join(changed)}): choose another folder, or remove it")
