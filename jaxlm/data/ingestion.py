@@ -11,7 +11,6 @@ so that a process killed at any moment and started again resumes from the journa
 
 import contextlib
 import hashlib
-import io
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -160,13 +159,15 @@ class _Output:
 
     def __init__(self, work: Folder, name: str, size: int, digest: "hashlib._Hash"):
         """Opens it, and cuts off what is beyond its first `size` bytes, whose hash `digest` is: it was not recorded."""
-        self._file = io.BufferedWriter(work.append(name))  # pyright: ignore[reportArgumentType]
+        self._file = work.append(name)
         self._file.truncate(size)
         self._digest = digest
 
     def write(self, data: bytes) -> int:
+        """Appends; returns the number of bytes."""
         self._digest.update(data)
-        return self._file.write(data)
+        self._file.write(data)
+        return len(data)
 
     def sync(self) -> str:
         """Waits until all is on the disk; returns its hash."""
