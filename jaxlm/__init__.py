@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from jaxlm.config.schedules import Piecewise as Piecewise
     from jaxlm.config.settings import DataConfig as DataConfig
     from jaxlm.config.settings import TrainConfig as TrainConfig
-    from jaxlm.data.corpora import Corpus as Corpus
     from jaxlm.data.corpora import load_corpus as load_corpus
+    from jaxlm.data.corpus import Corpus as Corpus
     from jaxlm.data.prepared import prepare as prepare
     from jaxlm.data.vocab import Vocab as Vocab
     from jaxlm.errors import JaxlmError as JaxlmError
@@ -50,7 +50,8 @@ _HOME = {
     "jaxlm.config.presets": ("preset",),
     "jaxlm.config.schedules": ("Cosine", "Linear", "Piecewise"),
     "jaxlm.config.settings": ("DataConfig", "TrainConfig"),
-    "jaxlm.data.corpora": ("Corpus", "load_corpus"),
+    "jaxlm.data.corpora": ("load_corpus",),
+    "jaxlm.data.corpus": ("Corpus",),
     "jaxlm.data.prepared": ("prepare",),
     "jaxlm.data.vocab": ("Vocab",),
     "jaxlm.errors": ("JaxlmError",),

@@ -1,4 +1,4 @@
-"""Corpora: any text in, ids out; downloads from a server of our own; bad input gets one clear sentence."""
+"""Corpora: any text in, ids out; downloads from a local server; bad input gives one clear sentence."""
 
 import hashlib
 import io
@@ -6,6 +6,8 @@ import os
 import tarfile
 import threading
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,7 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxlm.data import corpora, download, embedded
-from jaxlm.data.corpora import SPLITS, load_corpus, read_text, tokenize
+from jaxlm.data import text as texts
+from jaxlm.data.corpora import load_corpus
+from jaxlm.data.corpus import Corpus
+from jaxlm.data.text import SPLITS, read_text, tokenize
 from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import DataError
 
@@ -36,7 +41,7 @@ def alone(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fake_ptb(monkeypatch):
-    """Pins the hashes of three tiny files in place of Penn Treebank's."""
+    """Puts the hashes of three tiny files in place of Penn Treebank's."""
     for split, data in FAKE.items():
         monkeypatch.setitem(download.PTB_SHA256, split, hashlib.sha256(data).hexdigest())
 
@@ -46,6 +51,27 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     for name, data in files.items():
         (folder / name).write_bytes(data)
     return folder
+
+
+def irregular(path: Path, change: str, target: Path = Path("/dev/zero")) -> None:
+    """Replaces a file by a FIFO, a link to a device, a sparse file of 1 TB, or a link to `target`."""
+    path.unlink(missing_ok=True)
+    if change == "FIFO":
+        os.mkfifo(path)
+    elif change == "sparse":
+        with open(path, "wb") as file:
+            file.truncate(1 << 40)
+    else:
+        path.symlink_to("/dev/zero" if change == "device" else target)
+
+
+@contextmanager
+def quick_refusal(match: str):
+    """The block raises one sentence that matches, within seconds."""
+    started = time.monotonic()
+    with pytest.raises(DataError, match=match) as caught:
+        yield
+    assert time.monotonic() - started < 5 and "\n" not in str(caught.value)
 
 
 # Text.
@@ -59,7 +85,7 @@ def test_newlines_of_every_system_are_eos(tmp_path, newline):
 
 
 @given(st.text())
-def test_tokens_are_what_white_space_leaves(text):
+def test_tokens_are_separated_by_white_space(text):
     tokens = tokenize(text)
     joined = text.replace("\r\n", "\n").replace("\r", "\n")
     assert tokens == joined.replace("\n", f" {EOS} ").split()
@@ -111,7 +137,7 @@ def test_unusable_text_is_refused_in_one_sentence(files, spec, expected):
     ("path", "expected"),
     [
         ("missing", "no file missing"),
-        (".", "is a folder"),
+        (".", "expected a regular file, found a directory"),
         ("file/inside", "cannot be read"),
         ("\0", "cannot be read"),
     ],
@@ -120,6 +146,26 @@ def test_unreadable_file_is_refused_in_one_sentence(path, expected):
     write(Path(), {"file": b"text"})
     with pytest.raises(DataError, match=expected):
         read_text(path)
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    ("FIFO", "expected a regular file, found a FIFO"), ("device", "expected a regular file, found a device"),
+    ("sparse", "byte 0 is zero")])
+def test_text_is_read_from_regular_files(change, expected):
+    write(Path("mine"), {f"{split}.txt": b"a b\n" * 3 for split in SPLITS})
+    for path, spec in ((Path("alone"), "alone"), (Path("mine/valid.txt"), "mine")):
+        irregular(path, change)
+        for read in (lambda path=path: read_text(path), lambda spec=spec: load_corpus(spec),
+                     lambda spec=spec: load_corpus(spec, vocab=Vocab(("a", UNK)))):
+            with quick_refusal(match=rf"{path} .*{expected}"):
+                read()
+
+
+def test_text_over_the_bound_is_refused_with_it(monkeypatch):
+    monkeypatch.setattr(texts, "MAX_BYTES", 1000)
+    Path("mine").write_bytes(b"a b\n" * 251)
+    with pytest.raises(DataError, match=r"mine has more than 1,000 bytes.*jaxlm prepare"):
+        load_corpus("mine")
 
 
 @pytest.mark.parametrize("pattern", ["{}.txt", "ptb.{}.txt", "wiki.{}.tokens", "{}"])
@@ -160,7 +206,7 @@ def test_one_file_is_split_by_lines(tmp_path_factory, lines, ended):
 # Penn Treebank.
 
 
-def test_penn_treebank_is_what_the_field_has(ptb_dir):
+def test_penn_treebank_has_the_known_sizes_and_ids(ptb_dir):
     corpus = load_corpus("ptb", data_dir=ptb_dir, download=False)
     assert corpus.name == "ptb" and corpus.floor is None and not corpus.notes
     assert [getattr(corpus, split).size for split in SPLITS] == [929_589, 73_760, 82_430]
@@ -200,7 +246,16 @@ def test_without_penn_treebank_auto_says_so_and_ptb_fails(monkeypatch, tmp_path)
         load_corpus("auto", data_dir="nowhere")
 
 
-# Downloads, from a server of our own.
+@pytest.mark.parametrize("change", ["FIFO", "device", "sparse"])
+def test_penn_treebank_is_read_from_regular_files_of_a_bounded_size(fake_ptb, change):
+    folder = write(Path("data/ptb"), {f"ptb.{split}.txt": FAKE[split] for split in SPLITS})
+    irregular(folder / "ptb.valid.txt", change)
+    for spec in ("auto", "ptb"):
+        with quick_refusal(match=r"ptb.valid.txt cannot be read: expected (a regular file|at most)"):
+            load_corpus(spec, download=False)
+
+
+# Downloads, from a local server.
 
 
 def archive(**changed: bytes) -> bytes:
@@ -217,7 +272,7 @@ def archive(**changed: bytes) -> bytes:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The first part of the path says how to behave: good, wrong, short, hang, stall or absent."""
+    """The first part of the path is how to answer: good, wrong, short, hang, stall or absent."""
 
     def do_HEAD(self):
         self.do_GET()
@@ -243,7 +298,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def mirrors(monkeypatch, fake_ptb):
-    """Sets the mirrors to folders of a server on this machine, by their manners; returns the setter."""
+    """A function that sets the mirrors to folders of a local server, each named by how it answers."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.released = threading.Event()  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -266,7 +321,7 @@ GOOD = ["good/ptb.{split}.txt", "good/simple-examples.tgz"]
 BAD = {
     "wrong/ptb.{split}.txt": "does not match the known hash",
     "short/ptb.{split}.txt": "broken",
-    "absent/ptb.{split}.txt": "404",
+    "absent/ptb.{split}.txt": "not 200",
     "hang/ptb.{split}.txt": "no answer",
     "stall/ptb.{split}.txt": "no answer",
     "wrong/simple-examples.tgz": "ptb.test.txt has the sha256",
@@ -275,7 +330,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_download_lands_in_the_cache_and_stays_there(tmp_path, mirrors, name):
+def test_a_download_is_kept_in_the_cache(tmp_path, mirrors, name):
     mirrors(name)
     assert load_corpus("ptb").name == "ptb"
     mirrors()
@@ -286,13 +341,13 @@ def test_download_lands_in_the_cache_and_stays_there(tmp_path, mirrors, name):
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_next_mirror_serves_when_one_does_not(tmp_path, mirrors, bad):
+def test_the_next_mirror_is_used_when_one_fails(tmp_path, mirrors, bad):
     mirrors(bad, GOOD[0])
     assert load_corpus("ptb", progress=True).vocab.decode([0]) == [Vocab.build(FAKE_TOKENS).words[0]]
 
 
 @pytest.mark.parametrize(("bad", "reason"), BAD.items())
-def test_bad_download_is_explained_and_leaves_nothing(tmp_path, mirrors, bad, reason):
+def test_a_failed_download_is_explained_and_leaves_nothing(tmp_path, mirrors, bad, reason):
     mirrors(bad)
     start = time.monotonic()
     with pytest.raises(DataError, match=f"127.0.0.1:.*{reason}") as caught:
@@ -316,17 +371,17 @@ def test_oversized_download_is_cut_off(monkeypatch, mirrors):
         load_corpus("ptb")
 
 
-def test_cache_that_cannot_hold_a_download_is_said(tmp_path, mirrors):
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, mirrors):
     mirrors(GOOD[0])
     write(tmp_path, {"cache": b"a file where the folder should be"})
     with pytest.raises(DataError, match=r"cannot be stored in .*cache/ptb"):
         load_corpus("ptb")
 
 
-# The embedded corpus and the cache of ids.
+# The generated corpus and the cache of ids.
 
 
-def test_embedded_corpus_keeps_its_text_and_its_floor():
+def test_the_generated_corpus_keeps_its_text_and_its_floor():
     corpus, source = load_corpus("embedded-tiny"), embedded.generate("tiny")
     assert corpus.name == "embedded-tiny" and set(corpus.vocab.words) == set(source.words)
     assert corpus.vocab.decode(corpus.valid) == [source.words[i] for i in source.valid]
@@ -351,7 +406,18 @@ def test_ids_come_from_the_cache_unless_damaged(tmp_path, monkeypatch):
         assert path.read_bytes() == good
 
 
-def test_cache_that_cannot_be_written_is_done_without(tmp_path):
+@pytest.mark.parametrize("change", ["FIFO", "device", "sparse", "link"])
+def test_cached_ids_are_read_from_a_regular_file_of_a_bounded_size(tmp_path, change):
+    first, path = load_corpus("embedded-tiny"), tmp_path / "cache/ids/embedded-tiny.npz"
+    good = path.read_bytes()
+    (tmp_path / "victim").write_text("all of it")
+    irregular(path, change, tmp_path / "victim")
+    assert load_corpus("embedded-tiny").sha256 == first.sha256
+    assert path.read_bytes() == good and not path.is_symlink()
+    assert (tmp_path / "victim").read_text() == "all of it"
+
+
+def test_without_a_cache_that_can_be_written_the_corpus_is_built_each_time(tmp_path):
     write(tmp_path, {"cache": b"a file where the folder should be"})
     assert load_corpus("embedded-tiny").name == "embedded-tiny"
 
@@ -362,3 +428,36 @@ def test_given_vocabulary_is_used():
     assert (same.name, same.sha256, same.floor) == (own.name, own.sha256, own.floor)
     changed = load_corpus("embedded-tiny", vocab=other)
     assert (changed.name, changed.vocab, changed.floor) == ("embedded-tiny+other-vocab", other, None)
+
+
+# The Corpus object.
+
+
+@given(st.sampled_from(["u1", "u2", "i4", "i8"]), st.lists(st.integers(0, 255), max_size=9))
+def test_ids_in_memory_must_be_those_of_the_vocabulary(dtype, values):
+    ids = np.array(values, dtype)
+    good = np.zeros(3, np.int32)
+    vocab = Vocab(tuple(f"w{i}" for i in range(100)))
+
+    def make() -> Corpus:
+        return Corpus("mine", "", vocab, train=good, valid=good, test=ids, sha256="")
+
+    if max(values, default=0) < 100:
+        assert make().test is ids
+    else:
+        found = int(ids.max())
+        with pytest.raises(DataError, match=rf"the test split of mine holds the id {found}, .* 0 to 99"):
+            make()
+
+
+@pytest.mark.parametrize(("ids", "expected"), [
+    (np.array([0, -1]), "the valid split of embedded-tiny holds the id -1"),
+    (np.array([0.0]), r"valid must be a one-dimensional array of integers, not float64 \[1\]"),
+    (np.zeros((2, 2), np.int32), r"not int32 \[2, 2\]"),
+    (np.array([True]), "not bool"),
+    (np.array([None]), "not object"),
+    ([0, 1], "not a list"),
+])
+def test_a_corpus_of_other_arrays_is_refused(ids, expected):
+    with pytest.raises(DataError, match=expected):
+        replace(load_corpus("embedded-tiny"), valid=ids)

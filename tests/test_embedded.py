@@ -1,4 +1,4 @@
-"""The embedded corpus: the same bytes everywhere, and a floor that a brute force agrees with."""
+"""The generated corpus: the same bytes everywhere, and a floor that equals the one found by brute force."""
 
 import hashlib
 import itertools
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm.data import embedded
-from jaxlm.data.embedded import BITS, EmbeddedCorpus
+from jaxlm.data.embedded import BITS, GeneratedCorpus
 from jaxlm.errors import DataError
 
 SHA256 = {
@@ -19,18 +19,18 @@ SPLITS = ("train", "valid", "test")
 
 
 @pytest.fixture(scope="module")
-def full() -> EmbeddedCorpus:
+def full() -> GeneratedCorpus:
     return embedded.generate("full")
 
 
 @pytest.fixture(scope="module")
-def tiny() -> EmbeddedCorpus:
+def tiny() -> GeneratedCorpus:
     return embedded.generate("tiny")
 
 
 @pytest.fixture(scope="module")
-def short() -> EmbeddedCorpus:
-    """A few short sentences with few, fickle topics, so that every history of topics can be listed."""
+def short() -> GeneratedCorpus:
+    """A few short sentences with few topics that change often, so that every sequence of topics can be listed."""
     spec = embedded.SPECS["tiny"]
     return embedded.sample(replace(spec, tokens=(60, 60, 60), topics=4, stay=128, close=400))
 
@@ -40,7 +40,7 @@ def perplexity(nats: np.ndarray) -> float:
     return float(np.exp(nats[1:].mean()))
 
 
-def brute_force(corpus: EmbeddedCorpus, ids: np.ndarray) -> float:
+def brute_force(corpus: GeneratedCorpus, ids: np.ndarray) -> float:
     """The probability of a whole stream, summed over every sequence of topics."""
     source, spec = corpus.source, corpus.source.spec
     sentences = [list(group) for group in np.split(ids, np.flatnonzero(ids == 0) + 1) if len(group)]
@@ -79,7 +79,7 @@ def test_sizes_and_types(size, types, request):
     assert all(getattr(corpus, split).dtype == np.int32 for split in SPLITS)
 
 
-def test_full_is_as_large_and_as_long_winded_as_penn_treebank(full):
+def test_full_has_the_size_and_sentence_length_of_penn_treebank(full):
     assert [len(getattr(full, split)) for split in SPLITS] == [929_589, 73_760, 82_430]
     assert 15 < len(full.train) / np.sum(full.train == 0) < 25  # tokens a sentence
     counts = np.sort(np.bincount(full.train))[::-1]
@@ -101,7 +101,7 @@ def test_tables_are_exact_draws(tiny):
     assert source.word_weight.min() > 0
 
 
-def test_token_nats_agree_with_every_sequence_of_topics(short):
+def test_token_nats_agree_with_a_sum_over_every_sequence_of_topics(short):
     nats = short.token_nats("train")
     for length in (1, 2, 5, 10, 20, 30):
         ids = short.train[:length]
@@ -109,7 +109,7 @@ def test_token_nats_agree_with_every_sequence_of_topics(short):
         np.testing.assert_allclose(nats[:length].sum(), -np.log(brute_force(short, ids)), rtol=1e-12)
 
 
-def test_token_nats_agree_with_the_plain_conditional(tiny):
+def test_token_nats_agree_with_the_reference(tiny):
     nats = tiny.token_nats("valid")
     for position in np.random.default_rng(0).integers(0, 4000, 20):
         chances = tiny.source.conditional(tiny.valid[:position])
@@ -117,7 +117,7 @@ def test_token_nats_agree_with_the_plain_conditional(tiny):
         np.testing.assert_allclose(nats[position], -np.log(chances[tiny.valid[position]]), rtol=1e-9)
 
 
-def test_full_token_nats_agree_with_the_plain_conditional(full):
+def test_full_token_nats_agree_with_the_reference(full):
     # Past one block of sentences, and where the split ends inside a sentence.
     for split, position in [("valid", 0), ("valid", 9_000), ("valid", 9_001)]:
         chances = full.source.conditional(getattr(full, split)[:position])
@@ -130,21 +130,21 @@ def test_full_token_nats_agree_with_the_plain_conditional(full):
     "change",
     [{"stay": 225}, {"stay": 254}, {"coherence": 140}, {"coherence": 180}, {"boost": 30}, {"boost": 50}],
 )
-def test_tokens_come_from_the_source_that_scores_them(tiny, change):
-    """Any other source, even a near one, finds the tokens more surprising."""
+def test_tokens_have_the_lowest_cost_under_their_own_source(tiny, change):
+    """Under any other source, even a similar one, their cost is higher."""
     other = replace(tiny, source=embedded.Source(replace(tiny.source.spec, **change)))
     assert other.words == tiny.words
     assert tiny.floor_nats("train") + 3 < other.floor_nats("train")
 
 
-def test_stationary_frequencies_are_those_seen(tiny):
+def test_stationary_frequencies_are_those_of_the_text(tiny):
     source = tiny.source
     states = np.bincount(embedded._states(source, tiny.train), minlength=len(source.class_weight))
     np.testing.assert_allclose(states / len(tiny.train), source.stationary(), atol=0.005)
     np.testing.assert_allclose(sum(np.exp(-unigram_of_each_word(tiny))), 1.0)
 
 
-def unigram_of_each_word(corpus: EmbeddedCorpus) -> np.ndarray:
+def unigram_of_each_word(corpus: GeneratedCorpus) -> np.ndarray:
     every = replace(corpus, valid=np.arange(len(corpus.words)))
     return every.unigram_nats("valid")
 
@@ -162,7 +162,7 @@ def test_bigram_is_a_distribution_whose_mean_is_the_unigram(tiny):
 
 
 @pytest.mark.parametrize("size", SHA256)
-def test_each_kind_of_memory_pays(size, request):
+def test_each_kind_of_context_lowers_the_perplexity(size, request):
     corpus = request.getfixturevalue(size)
     floor = perplexity(corpus.token_nats("test"))
     np.testing.assert_allclose(np.exp(corpus.floor_nats("test") / (len(corpus.test) - 1)), floor)
@@ -173,8 +173,8 @@ def test_each_kind_of_memory_pays(size, request):
     assert low < floor < high
 
 
-def test_no_bigram_fitted_to_train_beats_the_sources_own(tiny):
-    """Interpolated with the unigram and tuned on the split itself, it still loses: the bound is fair."""
+def test_no_bigram_model_of_train_is_better_than_the_exact_one(tiny):
+    """Even one interpolated with the unigram, and tuned on the split itself."""
     vocabulary, (before, after) = len(tiny.words), (tiny.test[:-1], tiny.test[1:])
     counts = np.zeros((vocabulary, vocabulary))
     np.add.at(counts, (tiny.train[:-1], tiny.train[1:]), 1)

@@ -1,1 +1,1 @@
-"""Text to ids: corpora, vocabularies, batches. NumPy only; nothing here imports JAX."""
+"""Text to vocabulary, ids and windows. NumPy only: nothing here imports JAX."""

@@ -1,4 +1,4 @@
-"""The per-user cache: where downloads lie, and the ids of corpora that take long to read or to generate."""
+"""The user's cache: downloads, compiled programs, and the ids of corpora that take long to read or to generate."""
 
 import contextlib
 import hashlib
@@ -6,71 +6,73 @@ import io
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxlm import files
+from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import Vocab
 
-if TYPE_CHECKING:
-    from jaxlm.data.corpora import Corpus
+MAX_BYTES = 256 << 20  # of a corpus in the cache; Penn Treebank takes 4 MB
 
 
 def cache_dir() -> Path:
-    """The per-user cache: `$JAXLM_CACHE`, or where this system keeps caches."""
+    """The user's cache: `$JAXLM_CACHE`, or the folder that this system has for caches."""
     import platformdirs
 
     return Path(os.environ.get("JAXLM_CACHE") or platformdirs.user_cache_dir("jaxlm"))
 
 
 def compilation_cache() -> Path:
-    """Where XLA's compiled programs are kept for this kind of processor: one's code may not run on another."""
+    """The folder of XLA's compiled programs for this kind of processor: a program for one may not run on another."""
     model = [platform.machine(), platform.processor()]
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         model += sorted({line for line in file if line.startswith(("model name", "flags", "Features"))})
     return cache_dir() / "xla" / hashlib.sha256("\n".join(model).encode()).hexdigest()[:16]
 
 
-def cached(name: str, key: str, build: Callable[[], "Corpus"]) -> "Corpus":
-    """What `build` gives, from the user's cache where an earlier process left it.
+def cached(name: str, key: str, build: Callable[[], Corpus]) -> Corpus:
+    """A corpus from the cache, or from `build`, whose result is then kept there.
 
-    The file is sealed by a hash over its content, the `key` and this folder's code, so that damage, another
-    text and older code all look alike: it is made anew. A cache that cannot be written is done without.
+    The cached file begins with a sha256 over its content, `key` and the code of this folder, so that a damaged file,
+    another text and other code all have the same effect: the corpus is built again. A cache that cannot be written
+    is no error.
+
+    Args:
+        name: The name of the cached file.
+        key: Everything that determines the corpus, besides the code.
+        build: Reads or generates the corpus.
+
+    Returns:
+        The corpus, its ids in memory.
     """
     path = cache_dir() / "ids" / f"{name}.npz"
     code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
     salt = hashlib.sha256(key.encode() + code).digest()
     with contextlib.suppress(OSError):
-        data = path.read_bytes()
+        data = files.read_bytes(path, MAX_BYTES)
         if data[:32] == hashlib.sha256(salt + data[32:]).digest():
-            return _unpacked(data[32:])
+            return _unpack(data[32:])
     corpus = build()
-    payload = _packed(corpus)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            Path(scratch, path.name).write_bytes(hashlib.sha256(salt + payload).digest() + payload)
-            os.replace(Path(scratch, path.name), path)
+    payload = _pack(corpus)
+    with contextlib.suppress(OSError), files.Folder.open(path.parent, create=True) as folder:
+        folder.write(path.name, hashlib.sha256(salt + payload).digest() + payload)
     return corpus
 
 
-def _packed(corpus: "Corpus") -> bytes:
+def _pack(corpus: Corpus) -> bytes:
     """A corpus as an .npz archive: its ids, and JSON for the rest."""
-    told = {name: getattr(corpus, name) for name in ("name", "description", "sha256", "floor")}
-    told["words"] = corpus.vocab.words
-    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
+    fields = {name: getattr(corpus, name) for name in ("name", "description", "sha256", "floor")}
+    fields["words"] = corpus.vocab.words
     buffer = io.BytesIO()
-    np.savez(buffer, corpus.train, corpus.valid, corpus.test, text)
+    np.savez(buffer, corpus.train, corpus.valid, corpus.test, np.frombuffer(json.dumps(fields).encode(), np.uint8))
     return buffer.getvalue()
 
 
-def _unpacked(payload: bytes) -> "Corpus":
-    from jaxlm.data.corpora import Corpus
-
+def _unpack(payload: bytes) -> Corpus:
     with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
-        train, valid, test, told = (arrays[name] for name in arrays.files)
-    told = json.loads(told.tobytes())
-    return Corpus(vocab=Vocab(tuple(told.pop("words"))), train=train, valid=valid, test=test, **told)
+        train, valid, test, text = (arrays[name] for name in arrays.files)
+    fields = json.loads(text.tobytes())
+    return Corpus(vocab=Vocab(tuple(fields.pop("words"))), train=train, valid=valid, test=test, **fields)

@@ -1,4 +1,4 @@
-"""Fetches Penn Treebank from the mirrors that still hold it, and lets in nothing but its exact bytes."""
+"""Downloads Penn Treebank from the mirrors that still have it, and accepts nothing but its exact bytes."""
 
 import gzip
 import hashlib
@@ -24,20 +24,26 @@ MIRRORS = (
     "https://raw.githubusercontent.com/tomsercu/lstm/master/data/ptb.{split}.txt",
     "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz",
 )
-PROBE_SECONDS = 4.0  # to answer at all
-STALL_SECONDS = 5.0  # without a byte, once it has answered
+PROBE_SECONDS = 4.0  # the longest that a mirror may take to answer at all
+STALL_SECONDS = 5.0  # the longest without a byte, once it has answered
 ATTEMPTS = 2  # for each mirror
-MAX_BYTES = 64 << 20  # of one file on its way; the archive has 34 MB
-MAX_SECONDS = 900.0  # for one file, however steadily it drips
-MAX_UNPACKED = 256 << 20  # bytes read from the archive before its members must have come
+MAX_BYTES = 64 << 20  # of one file; the archive has 34 MB
+MAX_SECONDS = 900.0  # for one file, however steadily its bytes arrive
+MAX_UNPACKED = 256 << 20  # bytes unpacked from the archive, within which its members must be
 
 
 def download_ptb(folder: Path, progress: bool | None = None) -> None:
-    """Puts `ptb.{train,valid,test}.txt` into `folder`, from the first mirror that gives all three.
+    """Puts `ptb.{train,valid,test}.txt` into a folder, from the first mirror that has all three.
 
-    Files come to a temporary folder beside their place, are held to their sha256, and are then moved
-    atomically. `progress` shows a bar; None shows it on a terminal. All mirrors are probed at once, so that
-    without a network this ends within `PROBE_SECONDS`. Raises `DataError` with what each mirror answered.
+    Files are downloaded to a temporary folder inside it, verified by their sha256, and then moved by renames. All
+    mirrors are probed at once, so that without a network this ends within `PROBE_SECONDS`.
+
+    Args:
+        folder: Where the files go; made if it is missing.
+        progress: Whether to show a progress bar; None shows it on a terminal.
+
+    Raises:
+        DataError: No mirror has all three files (the message has a reason for each), or they cannot be stored.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +56,7 @@ def download_ptb(folder: Path, progress: bool | None = None) -> None:
 
 
 def _fetch_from_any(scratch: Path, progress: bool | None) -> None:
-    """Tries the mirrors that answer, in turn; `DataError` if none gives all three files."""
+    """Tries the mirrors that answer, in turn. Raises DataError if none has all three files."""
     answers = _probe(MIRRORS)
     for mirror in MIRRORS:
         for _ in range(ATTEMPTS if answers[mirror] is None else 0):
@@ -61,7 +67,7 @@ def _fetch_from_any(scratch: Path, progress: bool | None) -> None:
 
 
 def _fetch(mirror: str, scratch: Path, progress: bool | None) -> None:
-    """Three files, or one archive with the three in it."""
+    """Downloads three files, or one archive with the three in it."""
     if mirror.endswith(".tgz"):
         archive = _retrieve(mirror, None, scratch, progress)
         try:
@@ -74,6 +80,7 @@ def _fetch(mirror: str, scratch: Path, progress: bool | None) -> None:
 
 
 def _retrieve(url: str, sha256: str | None, scratch: Path, progress: bool | None) -> Path:
+    """Downloads one file. Raises ValueError if it is not what `sha256` requires, or is too large or too slow."""
     import pooch
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress
@@ -95,7 +102,7 @@ def _retrieve(url: str, sha256: str | None, scratch: Path, progress: bool | None
 
 
 class _Bar:
-    """A rich progress bar under the names that pooch calls; it stops a file past `MAX_BYTES` or `MAX_SECONDS`."""
+    """A rich progress bar with the methods that pooch calls; it ends a download past `MAX_BYTES` or `MAX_SECONDS`."""
 
     def __init__(self, bars: Any, label: str) -> None:
         self.bars, self.task = bars, bars.add_task(label)
@@ -105,7 +112,7 @@ class _Bar:
     def update(self, size: int) -> None:
         self.done += size
         if self.done > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES:,} bytes came")
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
         if time.monotonic() > self.deadline:
             raise ValueError(f"it took more than {MAX_SECONDS:g} s")
         self.bars.update(self.task, completed=self.done, total=self.total or None)
@@ -118,7 +125,7 @@ class _Bar:
 
 
 def _extract(archive: Path, scratch: Path) -> None:
-    """The three members of the archive, by name and by hash; nothing else in it is written anywhere."""
+    """Unpacks the three members of the archive, by name and by hash; nothing else in it is written anywhere."""
     missing = {f"simple-examples/data/ptb.{split}.txt": sha256 for split, sha256 in PTB_SHA256.items()}
     with gzip.open(archive) as packed, tarfile.open(fileobj=cast(Any, _Bounded(packed)), mode="r|") as members:
         for member in members:
@@ -137,7 +144,10 @@ def _extract(archive: Path, scratch: Path) -> None:
 
 
 class _Bounded:
-    """What comes out of an archive, until `MAX_UNPACKED` bytes were asked for: a bomb, or a header's claim, ends."""
+    """An unpacked archive that ends with an error once more than `MAX_UNPACKED` bytes were asked for.
+
+    So neither an archive that unpacks to terabytes, nor a header that claims so many, takes time or memory.
+    """
 
     def __init__(self, packed: gzip.GzipFile) -> None:
         self.packed, self.left = packed, MAX_UNPACKED
@@ -153,20 +163,22 @@ class _Bounded:
 
 
 def _probe(mirrors: tuple[str, ...]) -> dict[str, str | None]:
-    """What keeps each mirror from being used, or None.
+    """Why each mirror cannot be used, or None if it can.
 
-    All are asked at once, each in a thread: looking up a name on a dead network can hang for longer than
-    any time-out of a socket.
+    All are asked at once, each in a thread of its own: looking up a name on a dead network can take longer than any
+    time-out of a socket.
     """
-    import requests
+    import pooch
 
     answers: dict[str, str | None] = dict.fromkeys(mirrors, f"no answer within {PROBE_SECONDS:g} s")
 
     def ask(mirror: str) -> None:
-        url = mirror.format(split="test")
-        answers[mirror] = _explained(
-            lambda: requests.head(url, timeout=PROBE_SECONDS, allow_redirects=True).raise_for_status()
-        )
+        def head() -> None:
+            probe: Any = pooch.HTTPDownloader(timeout=PROBE_SECONDS)
+            if not probe(mirror.format(split="test"), None, None, check_only=True):
+                raise ValueError("it does not offer the file (its answer is not 200 OK)")
+
+        answers[mirror] = _explained(head)
 
     threads = [threading.Thread(target=ask, args=(mirror,), daemon=True) for mirror in mirrors]
     for thread in threads:
@@ -178,17 +190,16 @@ def _probe(mirrors: tuple[str, ...]) -> dict[str, str | None]:
 
 
 def _explained(action: Callable[[], object]) -> str | None:
-    """Why `action` failed, in a few words; None if it did not."""
-    import requests
-
+    """Why `action` failed, in a few words; None if it did not. Errors of the disk are raised."""
     try:
         action()
-    except requests.HTTPError as error:
-        return str(error).partition(" for url")[0]  # 404 Client Error: Not Found
-    except requests.Timeout:
-        return "no answer in time"
-    except requests.RequestException:
-        return "no connection, or a broken one"
     except (ValueError, tarfile.TarError) as error:
         return str(error).partition(". ")[0]
+    except OSError as error:
+        kind = type(error)
+        if kind.__module__.partition(".")[0] != "requests":  # the library below pooch
+            raise
+        if kind.__name__ == "HTTPError":
+            return str(error).partition(" for url")[0]  # 404 Client Error: Not Found
+        return "no answer in time" if "Timeout" in kind.__name__ else "no connection, or a broken one"
     return None

@@ -1,29 +1,29 @@
-"""The embedded corpus: a made-up language whose exact perplexity is known, generated in a second.
+"""The generated corpus (public names `embedded` and `embedded-tiny`): an artificial language of known perplexity.
 
-A sentence is a walk through a grammar. Each step draws the *class* of the next word; the class and the
-sentence's *topic* then draw the word. Every word has one class, so whoever reads the words knows where the
-grammar stands. Topics are hidden and outlive a sentence, so they must be inferred and remembered. The chance
-of a token given all before it, the floor under every model, is therefore a short sum over topics.
+It is part of the package and is generated in a second, so that everything can be run and tested without a download.
 
-Words and ids are the same bytes on every platform and NumPy version. The tables hold integers, each row sums
-to a power of two, and the top bits of a Philox generator's raw output are then an exact draw.
+A sentence is a walk through a grammar. Each step draws the *class* of the next word; the class and the sentence's
+*topic* then determine the distribution of the word. Every word has one class, so the words so far determine the state
+of the grammar. Topics are hidden and persist over sentences, so they must be inferred and remembered. The probability
+of a token given all before it, the floor under the perplexity of every model, is therefore a short sum over topics.
+
+Words and ids are the same bytes on every platform and NumPy version: the tables hold integers, each row sums to a
+power of two, and the top bits of a Philox generator's raw output are then an exact draw.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from jaxlm.data.vocab import EOS, UNK
 from jaxlm.errors import DataError
 
 BITS = 24  # every row of weights sums to 2**BITS
-UNIT = 1 << 20  # what Zipf's law divides by the rank
-EOS, UNK = "<eos>", "<unk>"
+UNIT = 1 << 20  # the numerator of Zipf's law; the rank is its denominator
 
-# The ending that marks the words of each category. Content words also begin with the syllable of their kind:
-# what the sentence is about, which its content words tend to share.
+# The ending of the words of each category. Content words also begin with the syllable of their kind, the subject
+# matter of the sentence, which its content words tend to share.
 ENDINGS = {
     "noun_s": "on", "noun_p": "ons", "verb_s": "ets", "verb_p": "et", "adjective": "ic", "name": "a",
     "the": "e", "one": "i", "some": "is", "he": "u", "they": "us", "of": "o", "that": "as", "and": "os",
@@ -31,8 +31,8 @@ ENDINGS = {
 }  # fmt: skip
 CONTENT = ("noun_s", "noun_p", "verb_s", "verb_p", "adjective", "name")
 
-# From each node: (category, weight, next node), where the weight of <eos> is the size's own. The number of a
-# subject (_s, _p) decides the form of its verb, however many asides come between.
+# From each node: (category, weight, next node); the weight of <eos> is `Spec.close`. The number of a subject (_s
+# singular, _p plural) determines the form of its verb, however many asides (such as "of the ...") come between.
 GRAMMAR: dict[str, tuple[tuple[str, int, str], ...]] = {
     "start": (("the", 20, "subject"), ("one", 14, "subject_s"), ("some", 10, "subject_p"),
               ("number", 5, "subject_p"), ("he", 18, "after_s"), ("they", 12, "after_p"),
@@ -63,18 +63,18 @@ GRAMMAR: dict[str, tuple[tuple[str, int, str], ...]] = {
 
 @dataclass(frozen=True)
 class Spec:
-    """A size of the corpus: how many tokens and words, and how strong each dependency is."""
+    """One size of the corpus: how many tokens and words it has, and how strong each dependency is."""
 
     seed: int
     tokens: tuple[int, int, int]  # of train, valid and test
     words: tuple[tuple[str, int], ...]  # in each category; in each kind of it, if a content category
     topics: int  # a power of two
     kinds: int
-    stay: int  # of 256: how often a sentence inherits its topic rather than draw one
-    coherence: int  # of 256: how often a content word inherits its sentence's kind rather than draw one
-    boost: int  # the factor on a word's weight in its own topic
-    flat: int  # ranks are counted from here in Zipf's law, for classes with topics
-    close: int  # the weight of ending a sentence
+    stay: int  # in 1/256: the probability that a sentence keeps the topic of the one before; else it draws one
+    coherence: int  # in 1/256: the probability that a content word has its sentence's kind; else it draws one
+    boost: int  # the factor of a word's weight in its own topic
+    flat: int  # the first rank of Zipf's law, for classes with topics: higher is flatter
+    close: int  # the weight of the end of a sentence
 
 
 SPECS = {
@@ -96,7 +96,7 @@ SPECS = {
 
 
 def _share(weights: np.ndarray) -> np.ndarray:
-    """Scale integer weights [..., n] so that each row sums to 2**BITS; the largest takes the rounding."""
+    """Scales integer weights [..., n] so that each row sums to 2**BITS; the largest absorbs the rounding."""
     shares = (weights << BITS) // weights.sum(-1, keepdims=True)
     largest = weights.argmax(-1)[..., None]
     rest = (1 << BITS) - shares.sum(-1, keepdims=True)
@@ -105,13 +105,13 @@ def _share(weights: np.ndarray) -> np.ndarray:
 
 
 def _draw(cumulative: np.ndarray, row: np.ndarray, raw: np.ndarray) -> np.ndarray:
-    """Draw one flat index per `row` [n], by the top BITS of `raw` uint64 [n], from rows laid end to end."""
+    """Draws one flat index per `row` [n], by the top BITS of `raw` uint64 [n], from concatenated rows."""
     target = (row.astype(np.int64) << BITS) + (raw >> np.uint64(64 - BITS)).astype(np.int64)
     return np.searchsorted(cumulative, target, side="right")
 
 
 def _spell(category: str, kind: int, rank: int) -> str:
-    """The word of a rank: its kind's syllable (if any), a stem, its category's ending."""
+    """The word of a rank: the syllable of its kind (if any), a stem, and the ending of its category."""
     if category in (EOS, UNK):
         return category
     content = category in CONTENT
@@ -131,8 +131,8 @@ class Source:
     class_weight  the weight of each class in each state, of 2**BITS [S, C]
     next_state    the state after each class in each state [S, C]
 
-    A state is a node of the grammar and a register: 0, or 1 + the kind that the sentence is about. Every
-    sentence starts in state 0. `<eos>` is id 0 and class 0.
+    A state is a node of the grammar and a register: 0, or 1 + the kind of the sentence. Every sentence starts
+    in state 0. `<eos>` is id 0 and class 0.
     """
 
     def __init__(self, spec: Spec):
@@ -147,7 +147,7 @@ class Source:
         self.class_weight, self.next_state = _grammar_tables(spec, [name for name, _ in classes])
 
     def conditional(self, history: Sequence[int]) -> np.ndarray:
-        """The chance of each word after all ids of a stream so far [V]: the plain twin of `token_nats`."""
+        """The probability of each word after all ids of a stream so far [V]: the plain reference of `token_nats`."""
         stay, topics = self.spec.stay / 256, self.spec.topics
         state, belief = 0, np.full(topics, 1 / topics)
         for word in history:
@@ -159,7 +159,7 @@ class Source:
         return self.class_weight[state, self.word_class] * (belief @ self.word_weight) / 4.0**BITS
 
     def stationary(self) -> np.ndarray:
-        """The share of tokens that each state emits in the long run [S]."""
+        """The stationary share of tokens that each state emits [S]."""
         chance = self.class_weight / 2.0**BITS
         chance[:, 0] = 0.0  # a sentence ends here; count the visits within one
         step = np.zeros((len(chance), len(chance)))
@@ -182,7 +182,7 @@ def _grammar_tables(spec: Spec, categories: list[str]) -> tuple[np.ndarray, np.n
     """Class weights and next states, both [S, C], from `GRAMMAR` and the rule for kinds."""
     nodes, kinds = list(GRAMMAR), np.arange(spec.kinds)
     registers = np.arange(spec.kinds + 1)[:, None]
-    usual = 5040 // (kinds + 10)  # some kinds are commoner
+    usual = 5040 // (kinds + 10)  # some kinds are more frequent
     coherence = np.where(registers > 0, spec.coherence, 0)
     kind_weight = (256 - coherence) * usual + coherence * usual.sum() * (registers - 1 == kinds)
     weight = np.zeros((len(nodes), spec.kinds + 1, len(categories)), np.int64)
@@ -195,7 +195,7 @@ def _grammar_tables(spec: Spec, categories: list[str]) -> tuple[np.ndarray, np.n
             if category == EOS:
                 arc, register = spec.close, 0
             elif category in CONTENT:
-                aside = name.startswith("aside") & (registers > 0)  # leaves the kind as it was
+                aside = name.startswith("aside") & (registers > 0)  # keeps the kind
                 chance, register = kind_weight, np.where(aside, registers, kinds + 1)
             weight[node, :, run] = arc * chance
             following[node, :, run] = nodes.index(goal) * (spec.kinds + 1) + register
@@ -203,7 +203,7 @@ def _grammar_tables(spec: Spec, categories: list[str]) -> tuple[np.ndarray, np.n
 
 
 def _walk(source: Source, length: int, generator: np.random.Philox) -> np.ndarray:
-    """Draw the classes of whole sentences, [length] or a little longer; many sentences step together."""
+    """Draws the classes of whole sentences, [length] or a little longer; many sentences advance together."""
     cumulative, width = source.class_weight.cumsum(), source.class_weight.shape[1]
     blocks, total = [], 0
     while total < length:
@@ -222,7 +222,7 @@ def _walk(source: Source, length: int, generator: np.random.Philox) -> np.ndarra
 
 
 def _topics(spec: Spec, sentences: int, generator: np.random.Philox) -> np.ndarray:
-    """Draw the topic of each sentence [sentences]: that of the last sentence to make a new draw."""
+    """Draws the topic of each sentence [sentences]: that of the last sentence with a new draw."""
     raw = generator.random_raw(sentences)
     fresh = (raw >> np.uint64(56)).astype(np.int64) >= spec.stay
     fresh[0] = True
@@ -231,19 +231,19 @@ def _topics(spec: Spec, sentences: int, generator: np.random.Philox) -> np.ndarr
 
 
 def _sample(source: Source, length: int, stream: int) -> np.ndarray:
-    """Draw one split's ids, int32 [length]; its last sentence is cut where the split is full."""
+    """Draws the ids of one split, int32 [length]; its last sentence is cut where the split is full."""
     generator = np.random.Philox(key=source.spec.seed + (stream << 64))
     classes = _walk(source, length, generator)[:length]
     sentence = np.cumsum(classes == 0) - (classes == 0)
     topic = _topics(source.spec, int(sentence[-1]) + 1, generator)[sentence]
-    # Rows of word weights laid end to end: a topic's classes, in the order of its words.
+    # The rows of the word weights, concatenated: the classes of a topic, in the order of its words.
     row = topic * source.class_weight.shape[1] + classes
     ids = _draw(source.word_weight.cumsum(), row, generator.random_raw(length)) - topic * len(source.words)
     return ids.astype(np.int32)
 
 
 def _states(source: Source, ids: np.ndarray) -> np.ndarray:
-    """The grammar's state before each token [N]; all sentences step together."""
+    """The state of the grammar before each token [N]; all sentences advance together."""
     classes, states = source.word_class[ids], np.zeros(len(ids), np.int64)
     position = np.flatnonzero(np.concatenate([[True], ids[:-1] == 0]))
     while len(position):
@@ -256,14 +256,14 @@ def _states(source: Source, ids: np.ndarray) -> np.ndarray:
 def _word_nats(source: Source, ids: np.ndarray, across_sentences: bool) -> np.ndarray:
     """Nats of each word given its class and the words before it [N]: a forward filter over the hidden topic.
 
-    Within a sentence the topic stands still, so the evidence for each topic is a running sum; only a belief
-    of K numbers passes from each sentence to the next.
+    Within a sentence the topic is constant, so the evidence for each topic is a running sum; only a belief of K
+    probabilities passes from each sentence to the next.
     """
     spec, log_word = source.spec, np.log(source.word_weight.T / 2.0**BITS)  # [V, K]
     starts = np.flatnonzero(np.concatenate([[True], ids[:-1] == 0]))
     stops = np.append(starts[1:], len(ids))
     stay = spec.stay / 256 if across_sentences else 0.0
-    belief = np.full(spec.topics, 1 / spec.topics)  # of the coming sentence's topic
+    belief = np.full(spec.topics, 1 / spec.topics)  # the probability of each topic of the next sentence
     nats = np.empty(len(ids))
     for block in range(0, len(starts), 256):  # few enough sentences to stay in cache
         start, stop = starts[block : block + 256], stops[block : block + 256]
@@ -278,7 +278,7 @@ def _word_nats(source: Source, ids: np.ndarray, across_sentences: bool) -> np.nd
             prior[i] = belief
             posterior = belief * whole
             belief = posterior * (stay / posterior.sum()) + (1 - stay) / spec.topics
-        # A token's nats are what it adds to those of its sentence so far.
+        # The nats of a token are the difference between those of its sentence with and without it.
         joint = scale[:, 0] + np.log(np.einsum("nk,nk->n", likelihood, prior[sentence]))
         joint_before = np.concatenate([[0.0], joint[:-1]])
         joint_before[start - start[0]] = 0.0
@@ -287,12 +287,18 @@ def _word_nats(source: Source, ids: np.ndarray, across_sentences: bool) -> np.nd
 
 
 @dataclass(frozen=True, eq=False)
-class EmbeddedCorpus:
-    """Three streams of ids, int32 [N], from one source, and what they cost whoever knows the source exactly.
+class GeneratedCorpus:
+    """Three streams of ids from one source, and their exact cost under it.
 
-    `token_nats`, `bigram_nats` and `unigram_nats` give the nats of each token [N]. No model that sees as much
-    can expect less, whatever it was trained on. To set beside an evaluation of a whole split, sum all but the
-    first token's, which nothing predicts.
+    `token_nats`, `bigram_nats` and `unigram_nats` are the nats of each token [N] under the true source. They are a
+    lower bound: no model that is given as much context has a lower expected cost, whatever it was trained on. To
+    compare with an evaluation of a whole split, sum all but the first, which no model predicts.
+
+    Attributes:
+        source: The tables that the streams were drawn from.
+        train: Ids, int32 [N].
+        valid: The same.
+        test: The same.
     """
 
     source: Source
@@ -306,20 +312,29 @@ class EmbeddedCorpus:
         return self.source.words
 
     def floor_nats(self, split: str) -> float:
-        """Summed nats of a split's N - 1 predicted tokens: the least that any model can expect."""
+        """The summed nats of a split's N - 1 predicted tokens: the lowest expected cost of any model."""
         return float(self.token_nats(split)[1:].sum())
 
     def token_nats(self, split: str, across_sentences: bool = True) -> np.ndarray:
-        """Nats of each token given all before it in the split, or only those in its sentence [N]."""
+        """The nats of each token of a split.
+
+        Args:
+            split: "train", "valid" or "test".
+            across_sentences: Whether the context is all tokens before it, or only those of its sentence.
+
+        Returns:
+            float64 [N].
+        """
         ids = getattr(self, split)
         classes = self.source.word_class[ids]
         grammar = self.source.class_weight[_states(self.source, ids), classes]
         return BITS * np.log(2.0) - np.log(grammar) + _word_nats(self.source, ids, across_sentences)
 
     def bigram_nats(self, split: str) -> np.ndarray:
-        """Nats of each token given only the one before [N], by the source's long-run pair frequencies.
+        """The nats of each token given only the one before [N], by the source's stationary frequencies of pairs.
 
-        The word before tells its class and, by Bayes, its topic. The first token is taken to follow `<eos>`.
+        The word before determines its class and, by Bayes' rule, the distribution of the topic. The first token is
+        taken to follow `<eos>`.
         """
         source, ids = self.source, getattr(self, split)
         before = np.concatenate([[0], ids[:-1]])
@@ -338,25 +353,32 @@ class EmbeddedCorpus:
         return nats
 
     def unigram_nats(self, split: str) -> np.ndarray:
-        """Nats of each token given nothing [N], by the source's long-run word frequencies."""
+        """The nats of each token without context [N], by the source's stationary frequencies of words."""
         source = self.source
         classes = source.stationary() @ source.class_weight / 2.0**BITS
         words = classes[source.word_class] * source.word_weight.mean(0) / 2.0**BITS
         return -np.log(words)[getattr(self, split)]
 
 
-def generate(size: str = "full") -> EmbeddedCorpus:
-    """Generate the corpus of a size in `SPECS`: "full" is as large as Penn Treebank, "tiny" is for tests.
+def generate(size: str = "full") -> GeneratedCorpus:
+    """Generates the corpus in one of the sizes of `SPECS`.
 
-    Raises DataError for another size.
+    Args:
+        size: "full" is as large as Penn Treebank, "tiny" is for tests.
+
+    Returns:
+        The corpus; the same bytes on every platform.
+
+    Raises:
+        DataError: There is no such size.
     """
     if size not in SPECS:
-        raise DataError(f"the embedded corpus has no size {size!r}: choose one of {', '.join(SPECS)}")
+        raise DataError(f"the generated corpus has no size {size!r}: choose one of {', '.join(SPECS)}")
     return sample(SPECS[size])
 
 
-def sample(spec: Spec) -> EmbeddedCorpus:
-    """Generate the corpus of any `Spec`."""
+def sample(spec: Spec) -> GeneratedCorpus:
+    """Generates the corpus of any `Spec`."""
     source = Source(spec)
     train, valid, test = (_sample(source, length, stream) for stream, length in enumerate(spec.tokens))
-    return EmbeddedCorpus(source, train, valid, test)
+    return GeneratedCorpus(source, train, valid, test)

@@ -1,4 +1,4 @@
-"""Words and their ids: the most frequent word is 0, ties go by the alphabet."""
+"""Words and their ids: the most frequent word has the id 0; words of one frequency are in alphabetical order."""
 
 import hashlib
 import json
@@ -12,16 +12,20 @@ import numpy as np
 
 from jaxlm.errors import DataError
 
-EOS = "<eos>"  # what a newline is read as
-UNK = "<unk>"  # what every word outside the vocabulary is read as
+EOS = "<eos>"  # the token of a newline
+UNK = "<unk>"  # the token of every word outside the vocabulary
 
 
 @dataclass(frozen=True)
 class Vocab:
     """An ordered set of words; a word's id is its place.
 
-    Raises `DataError` if there is no word, or one that is repeated, empty, holds white space or is not
-    Unicode text: such a word could never come back out of a file.
+    Attributes:
+        words: The word of each id.
+
+    Raises:
+        DataError: There is no word, or one is repeated, empty, contains white space or is not Unicode text: such a
+            word could not be read back from a file.
     """
 
     words: tuple[str, ...]
@@ -31,11 +35,11 @@ class Vocab:
             raise DataError("a vocabulary needs at least one word, and this one is empty")
         for place, word in enumerate(self.words):
             if not isinstance(word, str) or word.split() != [word] or not _is_unicode(word):
-                shown = ascii(word)[:80] if isinstance(word, str) else f"a {type(word).__name__}"
+                shown = _shown(word) if isinstance(word, str) else f"a {type(word).__name__}"
                 raise DataError(f"word {place} of a vocabulary must be text without white space, not {shown}")
         if len(self.ids) < len(self.words):
             word = next(word for place, word in enumerate(self.words) if self.ids[word] != place)
-            raise DataError(f"the vocabulary holds the word {word!r} twice, so its ids are ambiguous")
+            raise DataError(f"the vocabulary holds the word {_shown(word)} twice, so its ids are ambiguous; keep one")
 
     def __len__(self) -> int:
         return len(self.words)
@@ -47,33 +51,52 @@ class Vocab:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the words in their order; no word holds a newline, so joining by it is unambiguous."""
+        """The hash of the words in their order; no word contains a newline, so joining by it is unambiguous."""
         return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
 
     @property
     def unk(self) -> int:
-        """The id of `<unk>`; `DataError` if the vocabulary has none."""
+        """The id of `<unk>`. Raises DataError if the vocabulary has none."""
         return int(self.encode([UNK])[0])
 
     @property
     def eos(self) -> int:
-        """The id of `<eos>`; where text had no newline, that of `<unk>`."""
+        """The id of `<eos>`; if the text had no newline, that of `<unk>`. Raises DataError if there is neither."""
         return int(self.encode([EOS])[0])
 
     def encode(self, tokens: Sequence[str]) -> np.ndarray:
-        """int32 ids `[N]` of N tokens.
+        """The ids of tokens.
 
-        A word outside the vocabulary becomes `<unk>`; without `<unk>` it raises `DataError`.
+        Args:
+            tokens: N words; one outside the vocabulary becomes `<unk>`.
+
+        Returns:
+            int32 `[N]`.
+
+        Raises:
+            DataError: A word is outside a vocabulary that has no `<unk>`.
         """
         unknown = self.ids.get(UNK, -1)
         ids = np.fromiter(map(self.ids.get, tokens, repeat(unknown)), np.int32, len(tokens))
         if unknown < 0 and (ids < 0).any():
             word = tokens[int(np.argmin(ids))]
-            raise DataError(f"the word {word!r} is not in the vocabulary, which has no {UNK} to stand for it")
+            raise DataError(
+                f"the word {_shown(word)} is not in the vocabulary, which has no {UNK} for it; use another word"
+            )
         return ids
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> list[str]:
-        """The words of ids `[N]`; `DataError` if an id is not one of this vocabulary's."""
+        """The words of ids.
+
+        Args:
+            ids: Integers `[N]`.
+
+        Returns:
+            N words.
+
+        Raises:
+            DataError: An id is outside [0, V).
+        """
         places = np.fromiter(ids, np.int64)
         wrong = places[(places < 0) | (places >= len(self))]
         if wrong.size:
@@ -84,11 +107,20 @@ class Vocab:
     def build(
         cls, tokens: Iterable[str] | Mapping[str, int], *, max_size: int | None = None, min_count: int = 1
     ) -> "Vocab":
-        """The vocabulary of a training text, or of the counts of its words, sorted by (-count, word).
+        """The vocabulary of a training text, sorted by (-count, word).
 
-        Words rarer than `min_count`, and the rarest beyond `max_size` words in all, are dropped and count
-        as `<unk>`. `<unk>` and `<eos>` are never dropped; `<unk>` is added where the text has none.
-        `DataError` if `max_size` leaves no room for a word beside them.
+        Dropped words count as `<unk>`. `<unk>` and `<eos>` are never dropped; `<unk>` is added if the text has none.
+
+        Args:
+            tokens: The tokens of the text, or the count of each of its words.
+            max_size: The most words of the vocabulary; the rarest beyond them are dropped.
+            min_count: Words that occur less often are dropped.
+
+        Returns:
+            The vocabulary.
+
+        Raises:
+            DataError: `max_size` leaves no room for a word beside `<unk>` and `<eos>`, or `min_count` is below 1.
         """
         counts = Counter(tokens)
         counts.setdefault(UNK, 0)
@@ -107,20 +139,31 @@ class Vocab:
         return cls(tuple(sorted(kept, key=rank)))
 
     def to_json(self) -> str:
-        """The words as a JSON list, one a line; `from_json` reads it back."""
+        """The words as a JSON list, one on each line; `from_json` reads it back."""
         return json.dumps(self.words, indent=0) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Vocab":
-        """The vocabulary that `to_json` wrote; `DataError` for anything else."""
+        """Reads the vocabulary that `to_json` wrote.
+
+        Raises:
+            DataError: The text is anything else.
+        """
         try:
             words = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise DataError(f"the vocabulary is not valid JSON ({error}); restore it from a copy") from None
         if not isinstance(words, list):
-            raise DataError(f"the vocabulary should be a JSON list of words, not a {type(words).__name__}")
+            raise DataError(
+                f"the vocabulary must be a JSON list of words, not a {type(words).__name__}; restore it from a copy"
+            )
         return cls(tuple(words))
 
 
 def _is_unicode(word: str) -> bool:
     return word.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in word)
+
+
+def _shown(word: str) -> str:
+    """A word for an error message: quoted, without control characters, and not too long."""
+    return repr(word[:80])

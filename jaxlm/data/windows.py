@@ -109,6 +109,6 @@ def _read(path: Path, pieces: np.ndarray, offsets: list[int]) -> None:
             whole = all(os.preadv(file.fileno(), [piece], at) == piece.nbytes
                         for piece, at in zip(pieces, offsets, strict=True))
     except OSError as error:
-        raise DataError(f"{path} cannot be read any more: {error.strerror or error}; mend that, then resume") from None
+        raise DataError(f"{path} cannot be read any more: {error.strerror or error}; fix that, then resume") from None
     if not whole:
         raise DataError(f"{path} became shorter while it was in use: prepare its text again, then resume")
