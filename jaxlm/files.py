@@ -1,0 +1,333 @@
+"""Files that are durable, atomic, sealed and reached over no link; everything that jaxlm keeps is written here.
+
+Three promises. What is written appears under its name by one rename, after its bytes have reached the disk: a reader
+finds the old bytes or the new, whatever ends the process. Below a directory that is held (`Folder`) nothing is
+opened through a link, nor is anything but a regular file, so a directory that a stranger made leads nowhere else and
+never hangs. And what is checked is what is read: one open file, of a size that the caller bounds.
+
+Errors are OSError (whose `strerror` is a sentence's end, and whose `filename` is the whole path) and ValueError.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+PARTIAL = ".partial-"  # how the names of unfinished files begin
+
+
+class Folder:
+    """A directory held by its descriptor: it stays the same one if its path is renamed or replaced.
+
+    Names are those of its own entries, never paths. Use as a context manager, or `close` it.
+    """
+
+    def __init__(self, descriptor: int, path: Path):
+        self._descriptor, self.path = descriptor, path
+
+    @staticmethod
+    def open(path: str | Path, create: bool = False) -> "Folder":
+        """Holds the directory at a path that the user gave, which may itself be a link.
+
+        Args:
+            path: the directory.
+            create: make it, and those above it, where it is missing.
+        Raises:
+            OSError: there is none, or it cannot be made or read.
+        """
+        path = Path(path)
+        with _naming(path):
+            if create:
+                path.mkdir(parents=True, exist_ok=True)
+            return Folder(os.open(path, os.O_RDONLY | os.O_DIRECTORY), path)
+
+    def __enter__(self) -> "Folder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the directory."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def fileno(self) -> int:
+        """The open descriptor."""
+        return self._descriptor
+
+    def names(self) -> list[str]:
+        """The names of all entries, in order."""
+        with _naming(self.path):
+            return sorted(os.listdir(self._descriptor))
+
+    def exists(self, name: str) -> bool:
+        """Whether there is an entry of this name, of any kind."""
+        return self.status(name) is not None
+
+    def status(self, name: str) -> os.stat_result | None:
+        """An entry's own status (a link's, not its target's); None where there is none."""
+        with _naming(self.path / _entry(name)), suppress(FileNotFoundError):
+            return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+        return None
+
+    def folder(self, name: str, create: bool = False) -> "Folder":
+        """Holds a directory of this one. Raises OSError where there is none, or a link or a file instead."""
+        path = self.path / _entry(name)
+        with _naming(path):
+            if create:
+                with suppress(FileExistsError):
+                    os.mkdir(name, dir_fd=self._descriptor)
+                    self.sync()
+            try:
+                return Folder(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK,
+                                      dir_fd=self._descriptor), path)
+            except OSError as error:
+                raise _explained(error, "a directory", self.status(name)) from None
+
+    def reader(self, name: str) -> BinaryIO:
+        """Opens a regular file for reading. Raises OSError where there is none, or anything else instead."""
+        return open(self._regular(name, os.O_RDONLY), "rb")
+
+    def read(self, name: str, most: int) -> bytes:
+        """The bytes of a regular file.
+
+        Args:
+            name: the file.
+            most: the most bytes that it may have; a larger one is refused before a byte of it is read.
+        Raises:
+            OSError: there is no such file, a link or anything else is in its place, or it is too large.
+        """
+        with self.reader(name) as file:
+            return _bounded(file, self.path / name, most)
+
+    def append(self, name: str) -> BinaryIO:
+        """Opens a regular file, made where it is missing, for reading anywhere and writing at its end; unbuffered.
+
+        Raises OSError for a link, also a hard one: what is written would appear elsewhere too.
+        """
+        descriptor = self._regular(name, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        if (links := os.fstat(descriptor).st_nlink) > 1:
+            os.close(descriptor)
+            raise OSError(errno.EMLINK, f"a file with {links} names (hard links): put a copy in its place",
+                          str(self.path / name))
+        return open(descriptor, "ab+", buffering=0)  # pyright: ignore[reportReturnType]
+
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        """Replaces a file at once and durably. Raises OSError; the old file is then as it was."""
+        with self.replacing(name) as file:
+            file.write(data)
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[BinaryIO]:
+        """A new file to write, which replaces `name` durably once the block ends without an exception."""
+        partial = f"{PARTIAL}{_entry(name)[:100]}-{secrets.token_hex(8)}"
+        try:
+            with self._exclusive(partial) as file:
+                yield file
+                _finish(file, self.path / name)
+            with _naming(self.path / name):
+                os.replace(partial, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+            self.sync()
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(partial, dir_fd=self._descriptor)
+            raise
+
+    def create(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        """Writes a file that must not exist yet; durable once the directory is synced too. Raises OSError."""
+        with _naming(self.path / _entry(name)), self._exclusive(name) as file:
+            file.write(data)
+            _finish(file, self.path / name)
+
+    def rename(self, old: str, new: str) -> None:
+        """Renames an entry, replacing a file (or an empty directory) of the new name; durable after `sync`."""
+        with _naming(self.path / _entry(old)):
+            os.rename(old, _entry(new), src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+
+    def remove(self, name: str) -> None:
+        """Removes a file, a link (never what it points to) or a whole tree; what is missing is no error."""
+        with _naming(self.path / _entry(name)), suppress(FileNotFoundError):
+            if stat.S_ISDIR(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mode):
+                shutil.rmtree(name, dir_fd=self._descriptor)
+            else:
+                os.unlink(name, dir_fd=self._descriptor)
+
+    def clean(self) -> None:
+        """Removes the unfinished files of killed writers; only for who alone writes here."""
+        for name in self.names():
+            if name.startswith(PARTIAL):
+                self.remove(name)
+
+    def sync(self) -> None:
+        """Waits until the directory's list of names is on the disk."""
+        with _naming(self.path):
+            os.fsync(self._descriptor)
+
+    def strange(self, depth: int = 8) -> Iterator[str]:
+        """What, at any depth, is neither a regular file nor a directory: `path (a link)` of each."""
+        for name in self.names():
+            status = self.status(name)
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                if not depth:
+                    yield f"{self.path / name} (a directory too deep)"
+                    continue
+                with self.folder(name) as inner:
+                    yield from inner.strange(depth - 1)
+            elif status is not None and not stat.S_ISREG(status.st_mode):
+                yield f"{self.path / name} ({kind(status)})"
+
+    def is_at(self, path: Path) -> bool:
+        """Whether this very directory is (still) at a path."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(path))
+        except OSError:
+            return False
+
+    def _regular(self, name: str, flags: int) -> int:
+        return _open_regular(_entry(name), self.path / name, flags | os.O_NOFOLLOW, self._descriptor)
+
+    def _exclusive(self, name: str) -> BinaryIO:
+        """A file that did not exist; readable and writable as the user's umask has it."""
+        with _naming(self.path / name):
+            return open(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666,
+                                dir_fd=self._descriptor), "wb")
+
+
+def reader(path: str | Path) -> BinaryIO:
+    """Opens the regular file at a path that the user gave, over links too. Raises OSError; never waits for a FIFO."""
+    return open(_open_regular(path, Path(path), os.O_RDONLY), "rb")
+
+
+def read_bytes(path: str | Path, most: int) -> bytes:
+    """The bytes of the regular file at a path that the user gave, over links too.
+
+    Args:
+        path: the file.
+        most: the most bytes that it may have; a larger one is refused before a byte of it is read.
+    Raises:
+        OSError: there is no such file, it is a FIFO or a device, or it is too large.
+    """
+    with reader(path) as file:
+        return _bounded(file, Path(path), most)
+
+
+def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
+    """Replaces the file at a path at once and durably. Raises OSError; the old file is then as it was."""
+    with Folder.open(Path(path).parent) as folder:
+        folder.write(Path(path).name, data)
+
+
+def seal(tree: dict[str, Any]) -> str:
+    """Canonical JSON of a tree with the sha256 of the rest inside: any changed byte shows."""
+    body = json.dumps(tree, indent=1, sort_keys=True)
+    return json.dumps({**tree, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1, sort_keys=True)
+
+
+def unseal(text: str | bytes) -> dict[str, Any]:
+    """The tree that `seal` was given. Raises ValueError where the text is not byte for byte what it returned."""
+    text = text.decode() if isinstance(text, bytes) else text
+    tree = strict_json(text)
+    if not isinstance(tree, dict) or tree.pop("sha256", None) is None:
+        raise ValueError("it carries no seal")
+    try:
+        intact = seal(tree) == text
+    except (ValueError, RecursionError):
+        intact = False
+    if not intact:
+        raise ValueError("its seal is broken")
+    return tree
+
+
+def strict_json(text: str | bytes) -> Any:
+    """Parsed JSON (UTF-8). Raises ValueError for anything else, for too deep a nesting, and for a name given twice.
+
+    Of two values for one name another reader might believe the other.
+    """
+    try:
+        return json.loads(text.decode() if isinstance(text, bytes) else text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def reason(error: OSError | ValueError | MemoryError) -> str:
+    """An error in the words that end a sentence: without its number and its file's name."""
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
+def kind(status: os.stat_result) -> str:
+    """What a directory's entry is, as "a link"."""
+    kinds = {stat.S_IFREG: "a regular file", stat.S_IFDIR: "a directory", stat.S_IFLNK: "a link",
+             stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(status.st_mode), "a device")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        raise ValueError("a name is given twice in one object")
+    return tree
+
+
+def _open_regular(name: str | Path, path: Path, flags: int, folder: int | None = None) -> int:
+    """Opens a regular file without ever waiting for one that is a FIFO or a device."""
+    with _naming(path):
+        try:
+            descriptor = os.open(name, flags | os.O_NONBLOCK, 0o666, dir_fd=folder)
+        except OSError as error:
+            found = None
+            with suppress(OSError):
+                found = os.stat(name, dir_fd=folder, follow_symlinks=not flags & os.O_NOFOLLOW)
+            raise _explained(error, "a regular file", found) from None
+        if not stat.S_ISREG((status := os.fstat(descriptor)).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, f"expected a regular file, found {kind(status)}")
+        return descriptor
+
+
+def _bounded(file: BinaryIO, path: Path, most: int) -> bytes:
+    size = os.fstat(file.fileno()).st_size  # what a live writer adds from here on is left for the next reader
+    if size > most:
+        raise OSError(errno.EFBIG, f"expected at most {most:,} bytes, found {size:,}", str(path))
+    with _naming(path):
+        try:
+            return file.read(size)
+        except MemoryError:
+            raise OSError(errno.ENOMEM, f"there is no memory for its {size:,} bytes") from None
+
+
+def _finish(file: BinaryIO, path: Path) -> None:
+    with _naming(path):
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _entry(name: str) -> str:
+    """The name, where it is one of a directory's own entries."""
+    if name in ("", ".", "..") or "/" in name:
+        raise ValueError(f"expected the name of an entry of a directory, found {name!r}")
+    return name
+
+
+def _explained(error: OSError, expected: str, found: os.stat_result | None) -> OSError:
+    """The error, in words where something else than expected is in the way."""
+    if found is None or error.errno in (errno.EACCES, errno.EPERM) or kind(found) == expected:
+        return error
+    return OSError(error.errno, f"expected {expected}, found {kind(found)}")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Gives an OSError the whole path, which a call below a held directory does not know."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None

@@ -1,0 +1,207 @@
+"""Files that are kept: replaced at once, bounded, sealed, and never reached through a link."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxlm import files
+from jaxlm.files import Folder
+
+SPARSE, ROOT = 1 << 40, Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with Folder.open(tmp_path / "run", create=True) as folder:
+        yield folder
+
+
+def in_the_way(path: Path, what: str, target: Path) -> None:
+    """Puts something else than a regular file at a path."""
+    if what == "a link":
+        path.symlink_to(target)
+    elif what == "a FIFO":
+        os.mkfifo(path)
+    elif what == "a directory":
+        path.mkdir()
+    elif what == "a socket":
+        os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
+def test_a_file_is_replaced_at_once_with_the_modes_of_the_umask(folder):
+    old = os.umask(0o027)
+    try:
+        folder.write("a", b"one")
+        folder.write("a", b"two")
+        folder.create("b", b"three")
+    finally:
+        os.umask(old)
+    assert (folder.read("a", 3), folder.read("b", 5)) == (b"two", b"three")
+    assert [stat.S_IMODE((folder.path / name).stat().st_mode) for name in "ab"] == [0o640, 0o640]
+    assert folder.names() == ["a", "b"]
+    with pytest.raises(FileExistsError):
+        folder.create("b", b"")
+
+
+def test_a_failed_replacement_leaves_the_old_file_alone(folder):
+    folder.write("a", b"old")
+    with pytest.raises(RuntimeError), folder.replacing("a") as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert folder.read("a", 3) == b"old" and folder.names() == ["a"]
+
+
+KILLED = """
+import os, sys
+from jaxlm.files import Folder
+with Folder.open(sys.argv[1]) as folder, folder.replacing("a") as file:
+    file.write(b"new")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_killed_writer_leaves_the_old_file_and_a_name_that_clean_removes(folder):
+    folder.write("a", b"old")
+    subprocess.run([sys.executable, "-c", KILLED, folder.path], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert folder.read("a", 3) == b"old" and len(folder.names()) == 2
+    folder.clean()
+    assert folder.names() == ["a"]
+
+
+@pytest.mark.parametrize("what", ["a link", "a FIFO", "a directory", "a socket"])
+@pytest.mark.parametrize("use", [lambda f: f.read("x", 9), lambda f: f.append("x"), lambda f: f.reader("x")])
+def test_only_a_regular_file_is_opened_and_none_is_waited_for(folder, tmp_path, what, use: Callable):
+    (tmp_path / "target").write_bytes(b"mine")
+    in_the_way(folder.path / "x", what, tmp_path / "target")
+    start = time.monotonic()
+    with pytest.raises(OSError, match=what) as caught:
+        use(folder)
+    assert time.monotonic() - start < 5
+    assert caught.value.filename == str(folder.path / "x")
+    assert (tmp_path / "target").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("what", ["a link", "a FIFO", "a socket"])
+def test_a_write_replaces_what_is_in_the_way_and_never_follows_it(folder, tmp_path, what):
+    (tmp_path / "target").write_bytes(b"mine")
+    in_the_way(folder.path / "x", what, tmp_path / "target")
+    folder.write("x", b"new")
+    assert folder.read("x", 3) == b"new" and (tmp_path / "target").read_bytes() == b"mine"
+
+
+def test_a_file_with_two_names_is_not_appended_to(folder, tmp_path):
+    (tmp_path / "target").write_bytes(b"mine")
+    os.link(tmp_path / "target", folder.path / "x")
+    with pytest.raises(OSError, match="2 names"):
+        folder.append("x")
+    assert (tmp_path / "target").read_bytes() == b"mine"
+
+
+def test_a_linked_folder_is_refused_and_removing_one_spares_its_target(folder, tmp_path):
+    (tmp_path / "target/inner").mkdir(parents=True)
+    (tmp_path / "target/mine").write_bytes(b"mine")
+    (folder.path / "x").symlink_to(tmp_path / "target")
+    for create in (False, True):
+        with pytest.raises(OSError, match="expected a directory, found a link"):
+            folder.folder("x", create=create)
+    (folder.path / "tree/inner").mkdir(parents=True)
+    (folder.path / "tree/inner/link").symlink_to(tmp_path / "target")
+    for name in ("x", "tree", "missing"):
+        folder.remove(name)
+    assert folder.names() == [] and (tmp_path / "target/mine").read_bytes() == b"mine"
+    with pytest.raises(OSError, match="expected a directory, found a regular file"):
+        folder.write("file", b"")
+        folder.folder("file")
+
+
+def test_a_folder_stays_itself_while_its_path_is_replaced(folder, tmp_path):
+    folder.path.rename(tmp_path / "moved")
+    folder.path.symlink_to("/")
+    folder.write("a", b"1")
+    assert (tmp_path / "moved/a").read_bytes() == b"1"
+    assert folder.is_at(tmp_path / "moved") and not folder.is_at(folder.path)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd", "../x", "a\0b"])
+def test_a_name_is_one_entry(folder, name):
+    for use in (lambda: folder.read(name, 1), lambda: folder.write(name, b""), lambda: folder.remove(name),
+                lambda: folder.folder(name, create=True), lambda: folder.append(name), lambda: folder.exists(name),
+                lambda: folder.rename(name, "x"), lambda: folder.create(name, b"")):
+        with pytest.raises(ValueError):
+            use()
+    assert folder.names() == []
+
+
+@pytest.mark.parametrize("name", ["a\\b", "gs:", os.fsdecode(b"\xff\xfe"), "\x1b[2J", "n\nl", "ü" * 120])
+def test_any_other_name_works(folder, name):
+    with folder.folder(name, create=True) as inner:
+        inner.write(name, b"1")
+        assert inner.read(name, 1) == b"1" and inner.names() == [name]
+    folder.remove(name)
+
+
+def test_strange_names_each_thing_that_is_no_file(folder, tmp_path):
+    (folder.path / "a/b").mkdir(parents=True)
+    (folder.path / "a/b/file").write_bytes(b"")
+    assert list(folder.strange()) == []
+    in_the_way(folder.path / "a/b/link", "a link", tmp_path)
+    in_the_way(folder.path / "fifo", "a FIFO", tmp_path)
+    assert list(folder.strange()) == [f"{folder.path / 'a/b/link'} (a link)", f"{folder.path / 'fifo'} (a FIFO)"]
+    (folder.path / ("d/" * 20)).mkdir(parents=True)
+    assert any("too deep" in line for line in folder.strange())
+
+
+@pytest.mark.parametrize("read", [lambda path, most: files.read_bytes(path, most),
+                                  lambda path, most: Folder.open(path.parent).read(path.name, most)])
+def test_a_large_file_is_refused_by_its_size(tmp_path, read):
+    path = tmp_path / "x"
+    with open(path, "wb") as file:
+        file.truncate(SPARSE)
+    with pytest.raises(OSError, match="expected at most 10 bytes, found 1,099,511,627,776"):
+        read(path, 10)
+    os.truncate(path, 10)
+    assert read(path, 10) == bytes(10)
+
+
+def test_a_file_that_the_user_names_may_be_a_link_but_not_a_pipe(tmp_path):
+    files.write_bytes(tmp_path / "x", b"1")
+    (tmp_path / "link").symlink_to("x")
+    assert files.read_bytes(tmp_path / "link", 1) == b"1"
+    os.mkfifo(tmp_path / "fifo")
+    for path, found in ((tmp_path / "fifo", "a FIFO"), (Path("/dev/zero"), "a device"), (tmp_path, "a directory")):
+        with pytest.raises(OSError, match=f"expected a regular file, found {found}"):
+            files.read_bytes(path, 1)
+    with pytest.raises(FileNotFoundError) as caught:
+        files.read_bytes(tmp_path / "nowhere", 1)
+    assert caught.value.filename == str(tmp_path / "nowhere")
+
+
+TREES = st.dictionaries(st.text().filter(lambda name: name != "sha256"),
+                        st.recursive(st.none() | st.booleans() | st.integers() | st.text(),
+                                     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+
+
+@given(TREES, st.data())
+def test_a_seal_shows_every_changed_byte(tree, data):
+    text = files.seal(tree)
+    assert files.unseal(text) == files.unseal(text.encode()) == tree
+    raw = bytearray(text.encode())
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(ValueError):
+        files.unseal(bytes(raw))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "1", "{}", '{"sha256": 1}', "[" * 100_000, '{"a": 1, "a": 1}', b"\xff",
+                                  '{"a": %s}' % ("9" * 5000), json.dumps({"a": 1, "sha256": "0" * 64}, indent=1)])
+def test_what_is_not_sealed_is_refused(text):
+    with pytest.raises(ValueError):
+        files.unseal(text)
