@@ -1,0 +1,61 @@
+"""Text from files: no control character reaches the terminal, everything else does."""
+
+import io
+import os
+import subprocess
+import sys
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxlm.terminal import printable, say
+
+UNSAFE = "\x1b\x00\n\r\t\x7f\x9b\u2028\u2029\u202e\u2066\u2069\ud800\udcff"
+ANY_TEXT = st.text(st.characters() | st.sampled_from(UNSAFE))
+FORBIDDEN = {*map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))}
+
+
+def is_safe(text: str) -> bool:
+    return not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in FORBIDDEN for letter in text)
+
+
+@given(ANY_TEXT)
+def test_no_control_character_comes_through(text):
+    shown = printable(text)
+    assert is_safe(shown)
+    assert is_safe(printable(text, keep_newlines=True).replace("\n", ""))
+    assert printable(shown) == shown
+
+
+@given(ANY_TEXT)
+def test_safe_text_stays_as_it_is(text):
+    if is_safe(text):
+        assert printable(text) == text
+
+
+@given(ANY_TEXT, st.sampled_from(["ascii", "latin-1", "utf-8", "cp1252", "koi8-r"]))
+def test_every_encoding_can_print_it(text, encoding):
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
+    say(text, file=out, flush=True)
+    assert out.buffer.getvalue().decode(encoding) == printable(text, keep_newlines=True, encoding=encoding) + "\n"
+
+
+@pytest.mark.parametrize("text, shown", [
+    ("\x1b[2J", r"\x1b[2J"), ("\x9b2J", r"\x9b2J"), ("a\r\n", r"a\r\n"), ("\u202e", r"\u202e"), ("\udcff", r"\udcff"),
+    ("\x00\x7f\t", r"\x00\x7f\t"), ("漢字 naïve é \\x1b", "漢字 naïve é \\x1b"), ("👩‍🔬 می‌خواهم", "👩‍🔬 می‌خواهم")])
+def test_escapes(text, shown):
+    assert printable(text) == shown
+
+
+def test_a_process_of_a_narrow_encoding_prints_a_file_name_that_is_not_utf8(tmp_path):
+    code = "import sys; from jaxlm.terminal import say; say(sys.argv[1]); say('one\\ntwo', end='')"
+    out = subprocess.run([sys.executable, "-c", code, b"\xff\x1b[31m\xd1\x82"], capture_output=True, check=True,
+                         env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"})
+    assert out.stdout == rb"\udcff\x1b[31m\u0442" + b"\none\ntwo"
+
+
+def test_without_a_standard_output_nothing_happens():
+    code = "import sys; from jaxlm.terminal import say; assert sys.stdout is None; say('x')"
+    subprocess.run(f"'{sys.executable}' -c \"{code}\" >&-", shell=True, check=True)
