@@ -1,0 +1,260 @@
+"""Arguments: a parser whose errors are one line, values with limits, and a flag for every field of every kind."""
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jaxlm.config.config import FIXED, KINDS, SECTIONS, Config, all_kinds, kind_of
+from jaxlm.config.fields import Spec, either, specs
+from jaxlm.config.presets import PRESETS, preset
+from jaxlm.errors import JaxlmError
+from jaxlm.terminal import printable, say
+
+MOST_CONFIG_BYTES = 1 << 20
+MOST_CHARACTERS = 400  # of a number
+MOST_SHOWN = 200  # characters of an argument that an error repeats
+LARGEST = 2**31 - 1
+_FIELD = "field:"  # begins the name under which a field's value is parsed
+_SUMMARIES = {"train": "counts of the run", "data": "text"}
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28)
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags are never guessed from a prefix, and a mistake is one line on standard error."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for token in args or ():
+            if token == "--":
+                break
+            if token.startswith("-") and token.endswith("=--"):  # argparse would take it for no value at all
+                self.error(f"argument {token[:-3]}: expected a value, found '--'")
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # (here, since the parser of all verbs would name its own --help)
+            flags = re.findall("--[a-z0-9-]+", self.format_usage())
+            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{f' (did you mean {near[0]}?)' if near else ''}")
+        return found, unknown
+
+    def print_help(self, file: Any = None) -> None:
+        say(self.format_help(), file=file, end="")  # (argparse's own ignores a full disk)
+
+    def error(self, message: str) -> NoReturn:
+        say(f"error: {printable(_shortened(message, 3 * MOST_SHOWN))} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def whole(low: int = 0, high: int = LARGEST) -> Callable[[str], int]:
+    """The type of an argument that takes a whole number within limits."""
+    limits = f"of at least {low:,}" + (f" and at most {high:,}" if high < LARGEST else "")
+
+    def read(text: str) -> int:
+        value = whole_number(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected a whole number {limits}, found {value}")
+        return value
+
+    return read
+
+
+def whole_number(text: str) -> int:
+    """A whole number of at most 20 digits, as in -12."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,20}", text.strip(), re.ASCII):
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {_quoted(text)}")
+    return int(text)
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between, as in 256,128."""
+    with suppress(argparse.ArgumentTypeError):
+        if len(text) <= MOST_CHARACTERS:
+            return tuple(whole_number(part) for part in text.split(",") if part.strip())
+    raise argparse.ArgumentTypeError("expected whole numbers with commas between, as in 256,128, found "
+                                     f"{_quoted(text)}")
+
+
+def number(text: str) -> float:
+    """A number, as in 0.5 or 1e-3."""
+    with suppress(ValueError):
+        if len(text) <= MOST_CHARACTERS and text.isascii():
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a number, found {_quoted(text)}")
+
+
+def number_or_none(text: str) -> float | None:
+    """A number, or `none` where the mechanism is absent."""
+    with suppress(argparse.ArgumentTypeError):
+        return None if text.strip().lower() == "none" else number(text)
+    raise argparse.ArgumentTypeError(f"expected a number or none, found {_quoted(text)}")
+
+
+def some_path(text: str) -> Path:
+    """A path that is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, found an empty text")
+    return Path(text)
+
+
+def read_text(path: Path, most: int = MOST_CONFIG_BYTES) -> str:
+    """A small file that the user named.
+
+    Args:
+        path: a regular file of UTF-8.
+        most: the most bytes that it may have.
+
+    Raises:
+        JaxlmError: it cannot be read.
+    """
+    from jaxlm import files  # (its imports would take a fifth of the time of --help)
+
+    try:
+        return files.read_bytes(path, most).decode()
+    except UnicodeDecodeError as error:
+        raise JaxlmError(f"{path} cannot be read: it is not UTF-8 (byte {error.start})") from None
+    except OSError as error:
+        raise JaxlmError(f"{path} cannot be read: {files.reason(error)}") from None
+
+
+def add_config_flags(parser: argparse.ArgumentParser, arguments: Sequence[str], start: Config | None = None) -> None:
+    """Adds a flag for the kind of model, optimiser and schedule, and for every field of every kind.
+
+    Args:
+        parser: what to add to.
+        arguments: the command line, whose --preset, --config and kinds decide the fields and defaults shown.
+        start: the config that flags change (default: that of --preset or --config).
+    """
+    shown = _shown_config(arguments, start)
+    hidden = parser.add_argument_group("fields of other kinds")  # accepted, so that Config.replace can explain
+    taken: set[str] = set()
+    for section in SECTIONS:
+        part = getattr(shown, section)
+        title = f"{section} ({kind_of(section, part)})" if section in KINDS else _SUMMARIES[section]
+        group = parser.add_argument_group(title, _summary(part))
+        if section in KINDS:
+            group.add_argument(f"--{section}", dest=_FIELD + section, default=argparse.SUPPRESS, metavar="KIND",
+                               help=f"{either(list(KINDS[section]))} (default {kind_of(section, part)})")
+        for name, spec in specs(type(part)).items():
+            taken.add(name)
+            add_field(group, name, spec, getattr(part, name))
+    for _, _, kind in all_kinds():
+        for name, spec in specs(kind).items():
+            if name not in taken:
+                taken.add(name)
+                _add_flag(hidden, name, spec, argparse.SUPPRESS)
+
+
+def add_field(group: Any, name: str, spec: Spec, default: Any) -> None:
+    """Adds the flag of one field, with its unit, limits and default in its help."""
+    details = [spec.unit, _limits(spec), f"default {shown(default)}"]
+    help = f"{spec.help} ({'; '.join(filter(None, details))})"
+    _add_flag(group, name, spec, help.replace("%", "%%"))
+
+
+def changes(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields and kinds that have a flag on the command line, for `Config.replace`."""
+    return {name.removeprefix(_FIELD): value for name, value in vars(args).items() if name.startswith(_FIELD)}
+
+
+def starting_config(args: argparse.Namespace) -> Config:
+    """The config that the flags' fields change: --config's or --preset's. Raises JaxlmError."""
+    if not args.config:
+        return preset(args.preset)
+    try:
+        return Config.from_json(read_text(args.config))
+    except JaxlmError as error:
+        raise JaxlmError(str(error) if str(args.config) in str(error) else f"{args.config}: {error}") from None
+
+
+def add_start(group: Any, with_preset: bool = True) -> None:
+    """Adds --preset and --config, where the flags' fields start from."""
+    if with_preset:
+        group.add_argument("--preset", default="small", metavar="NAME",
+                           help=f"the recipe to start from: {either(list(PRESETS))} (default small)")
+    group.add_argument("--config", type=some_path, metavar="FILE", help="start from a config.json instead")
+
+
+def shown(value: Any) -> str:
+    """A field's value as its flag takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _add_flag(group: Any, name: str, spec: Spec, help: str) -> None:
+    flag = "--" + name.replace("_", "-")
+    options: dict[str, Any] = {"dest": _FIELD + name, "default": argparse.SUPPRESS, "help": help}
+    if spec.type is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        return
+    optional = any(found.optional for _, _, kind in all_kinds() if (found := specs(kind).get(name)))
+    kinds = {int: whole_number, tuple: whole_numbers, float: number_or_none if optional else number, str: str}
+    metavars = {int: "N", tuple: "N,N", float: "X|none" if spec.optional else "X", str: "TEXT"}
+    metavar = f"{{{','.join(spec.choices)}}}" if spec.choices else metavars[spec.type]
+    group.add_argument(flag, type=kinds[spec.type], metavar=metavar, **options)
+
+
+def _limits(spec: Spec) -> str:
+    """The limits worth showing: not those of any count."""
+    if spec.type not in (int, float):
+        return ""
+    if spec.type is int:
+        spec = replace(spec, low=spec.low if spec.low > 1 else -float("inf"),
+                       high=spec.high if spec.high < LARGEST else float("inf"))
+        if spec.high < float("inf") and spec.low < 0:
+            return f"at most {spec.high:,}"
+    return "" if spec.range == "finite" else spec.range
+
+
+def _summary(part: Any) -> str | None:
+    return None if type(part) in FIXED.values() else (type(part).__doc__ or "").split("\n")[0]
+
+
+def _shown_config(arguments: Sequence[str], start: Config | None) -> Config:
+    """The config whose fields and defaults `--help` shows; what is mistaken is left out here, and reported later."""
+    found = start or preset("small")
+    if not {"-h", "--help"} & {*arguments}:
+        return found
+    with suppress(JaxlmError):
+        if start is None and (name := _value_of("--preset", arguments)):
+            found = preset(name)
+    with suppress(JaxlmError):
+        if path := _value_of("--config", arguments):
+            found = Config.from_json(read_text(Path(path)))
+    for slot in KINDS:
+        with suppress(JaxlmError):
+            if name := _value_of(f"--{slot}", arguments):
+                found = found.replace(**{slot: name})
+    return found
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The last value that a flag has on a command line."""
+    found = None
+    for place, token in enumerate(arguments):
+        if token == flag:
+            found = arguments[place + 1] if place + 1 < len(arguments) else None
+        elif token.startswith(f"{flag}="):
+            found = token[len(flag) + 1:]
+    return found
+
+
+def _quoted(text: str) -> str:
+    return repr(text) if len(text) <= MOST_SHOWN else f"{text[:20]!r}... ({len(text):,} characters)"
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most // 2]} ... {text[-most // 2:]}"

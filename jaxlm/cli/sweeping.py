@@ -1,0 +1,122 @@
+"""`jaxlm sweep`."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxlm.cli.ending import FAILED, SIGNALLED
+from jaxlm.cli.parsing import add_config_flags, add_start, changes, some_path, starting_config, whole
+from jaxlm.cli.training import RUNS, add_run_arguments
+from jaxlm.cli.verbs import verb
+from jaxlm.config.config import Config
+from jaxlm.errors import JaxlmError
+
+SPACES = """a field's SPACE is one of:
+  0.5,1,2            these values; true,false; a text
+  256x128,200x200    the same for hidden_sizes: widths of the layers
+  range:2:8:2        2, 4, 6 and 8
+  uniform:0.5:1      any number between; a whole one where the field takes whole ones
+  log:0.1:10         the same, uniform in the logarithm
+
+examples:
+  jaxlm sweep --epochs 6 --set learning_rate=0.5,1,2 --set clip_norm=1,5
+  jaxlm sweep --set learning_rate=log:0.1:10 --set hidden_sizes=256x128,200x200 --strategy tpe --trials 30 --seeds 2
+  jaxlm sweep --run-dir runs/mine --resume           resume, or help, from this machine or another
+"""
+
+
+def sweep_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str], start: Config | None = None) -> None:
+    """Adds the flags of a sweep, and one for every field of the config.
+
+    Args:
+        parser: what to add to.
+        arguments: the command line, which decides the kinds that `--help` shows.
+        start: the config of a script that sweeps one preset; None adds --preset.
+    """
+    parser.epilog = SPACES
+    parser.set_defaults(default_space={}, default_fields={})
+    run = parser.add_argument_group("the sweep")
+    add_start(run, with_preset=start is None)
+    run.add_argument("--set", action="append", default=[], metavar="FIELD=SPACE", dest="settings",
+                     help="try these values of a field (see below); once for each field")
+    run.add_argument("--space", type=some_path, metavar="FILE",
+                     help="the same from a file of TOML or JSON: FIELD = SPACE")
+    run.add_argument("--strategy", choices=("grid", "random", "tpe"),
+                     help="every point (grid, the default), random ones, or Optuna's choice, which prunes (tpe)")
+    run.add_argument("--trials", type=whole(1), metavar="N", help="how many points; a grid needs none")
+    run.add_argument("--seeds", type=whole(1), metavar="K",
+                     help="train each point with so many seeds, from --seed on (default 1)")
+    run.add_argument("--workers", type=whole(1), default=1, metavar="N",
+                     help="processes that share the work (default 1)")
+    run.add_argument("--group", type=whole(1), metavar="M", help="members that train in one program (by memory)")
+    run.add_argument("--storage", metavar="WHERE",
+                     help="a journal file or a database URL for Optuna's study ($JAXLM_STORAGE, else "
+                          "RUN_DIR/study.journal); a URL's password is kept nowhere")
+    add_run_arguments(run, "where everything is kept, each trial in a run directory (default: "
+                           "runs/PRESET-sweep-DATE-TIME)",
+                      "resume the sweep in --run-dir, beside whoever works on it already")
+    run.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of --workers' processes
+    add_config_flags(parser, arguments, start)
+
+
+@verb("train many points of a space, and find the best", sweep_arguments)
+def sweep(args: argparse.Namespace) -> int:
+    if args.worker:
+        return _work(args)
+    space, given = _space(args), changes(args)
+    if args.resume and (args.run_dir is None or args.config):
+        raise JaxlmError("--resume continues the sweep in --run-dir with its own config: name the directory, and "
+                         "leave --config out")
+    if both := sorted(space.keys() & given.keys()):
+        raise JaxlmError(f"{both[0]} is in the space and has a flag too: leave one of them out")
+    options = {name: value for name in ("strategy", "trials", "seeds", "group", "storage")
+               if (value := getattr(args, name)) is not None}
+    if not args.resume:
+        config = starting_config(args).replace(**({} if args.config else args.default_fields)).replace(**given)
+        space = space or {name: values for name, values in args.default_space.items() if name not in given}
+        if not space:
+            raise JaxlmError("the space is empty: name at least one field with its values, as in "
+                             "--set learning_rate=0.5,1,2")
+
+    from jaxlm.sweeps import supervisor
+
+    if args.resume:
+        config, space, options = supervisor.saved_options(args.run_dir, space, options)
+        config = config.replace(**given)
+    run_dir = args.run_dir or RUNS / f"{config.preset}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+    result = supervisor.sweep(config, space, run_dir=run_dir, resume=args.resume, workers=args.workers,
+                              data_dir=args.data_dir, **options)
+    if result.stopped_by:
+        return SIGNALLED + result.stopped_by
+    return 0 if result.best and not result.damaged else FAILED
+
+
+def _work(args: argparse.Namespace) -> int:
+    """One of the processes of `--workers`."""
+    if args.run_dir is None:
+        raise JaxlmError("--worker joins the sweep in --run-dir: name it")
+
+    from jaxlm.sweeps import supervisor
+
+    stopped_by = supervisor.join(args.run_dir, args.workers, args.data_dir)
+    return SIGNALLED + stopped_by if stopped_by else 0
+
+
+def _space(args: argparse.Namespace) -> dict[str, Any]:
+    """The space of `--space` and `--set`."""
+    space: dict[str, Any] = {}
+    if args.space:
+        from jaxlm.sweeps.space import read_space_file
+
+        space = read_space_file(args.space)
+    for setting in args.settings:
+        name, equals, value = setting.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise JaxlmError(f"--set takes FIELD=SPACE, as in learning_rate=0.5,1,2; it is {setting!r}")
+        if name in space:
+            raise JaxlmError(f"{name} is in the space twice: leave one of them out")
+        space[name] = value
+    return space

@@ -1,0 +1,92 @@
+"""The verbs that use a trained model: `jaxlm evaluate`, `perplexity`, `predict`, `neighbors` and `plot`."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from jaxlm.cli.parsing import some_path, whole
+from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, argument, check_run, verb
+from jaxlm.errors import DataError
+from jaxlm.terminal import printable, say
+
+if TYPE_CHECKING:
+    from jaxlm.scoring.language_model import LanguageModel
+
+MOST_INPUT = 64 << 20  # bytes of standard input
+HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many (default 10)")
+
+
+def loaded(args: argparse.Namespace) -> "LanguageModel":
+    """The model of RUN and --checkpoint.
+
+    Raises:
+        JaxlmError: there is no such run or checkpoint, or it is damaged.
+    """
+    check_run(args.run)
+
+    from jaxlm.runs.loading import load
+
+    return load(args.run, args.checkpoint)
+
+
+@verb("perplexity of a trained model on a split or on a text file", RUN, CHECKPOINT,
+      argument("--split", default="test", choices=("train", "valid", "test"), help="which split (default test)"),
+      argument("--text", type=some_path, metavar="FILE", help="a text file instead of a split"), DATA_DIR)
+def evaluate(args: argparse.Namespace) -> None:
+    found = loaded(args).evaluate(args.split, text=args.text, data_dir=args.data_dir)
+    say(printable(f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({found.nats:.1f} nats over "
+                  f"{found.predictions:,} predictions; {args.checkpoint} checkpoint of {args.run})"))
+
+
+@verb("perplexity of a text given here, or on standard input", RUN, CHECKPOINT,
+      argument("text", nargs="?", metavar="TEXT", help="default: standard input"))
+def perplexity(args: argparse.Namespace) -> None:
+    text = _standard_input() if args.text is None else args.text
+    say(perplexity_text(loaded(args).perplexity(text)))
+
+
+@verb("the most probable next words after a text", RUN, CHECKPOINT, argument("text", metavar="TEXT"), HOW_MANY)
+def predict(args: argparse.Namespace) -> None:
+    for word, probability in loaded(args).predict(args.text, args.k):
+        say(f"{probability:.4f}  {printable(word)}")
+
+
+@verb("the words whose embeddings are nearest to a word's", RUN, CHECKPOINT, argument("word", metavar="WORD"), HOW_MANY)
+def neighbors(args: argparse.Namespace) -> None:
+    for word, cosine in loaded(args).neighbors(args.word, args.k):
+        say(f"{cosine:.4f}  {printable(word)}")
+
+
+@verb("draw the learning curve and a map of the embedding", RUN, CHECKPOINT,
+      argument("--words", type=whole(1), default=400, metavar="N",
+               help="how many of the most frequent words the map shows (default 400)"),
+      argument("--method", default="tsne", choices=("tsne", "pca"), help="how the map is drawn (default tsne)"))
+def plot(args: argparse.Namespace) -> None:
+    lm = loaded(args)
+
+    from jaxlm.report.plots import embedding_map, learning_curve
+
+    say(printable(str(learning_curve(args.run))))
+    say(printable(str(embedding_map(lm.params["embedding"], lm.vocab.words, args.run / "embedding.png",
+                                    count=args.words, method=args.method))))
+
+
+def perplexity_text(value: float) -> str:
+    """A perplexity with two decimals; a huge one by its power of ten."""
+    return f"{value:.2e}" if value >= 1e7 else f"{value:.2f}"
+
+
+def _standard_input() -> str:
+    """All of standard input. Raises DataError where it is closed, too long or not UTF-8."""
+    if sys.stdin is None:
+        raise DataError("standard input is closed: give the text as an argument, or by a pipe")
+    if sys.stdin.isatty():
+        say("reading standard input until its end (Ctrl-D)", file=sys.stderr)
+    data = sys.stdin.buffer.read(MOST_INPUT + 1)
+    if len(data) > MOST_INPUT:
+        raise DataError(f"standard input has more than {MOST_INPUT:,} bytes: write it to a file, and use "
+                        f"`jaxlm evaluate RUN --text FILE`")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not UTF-8: byte {error.start} is {data[error.start]:#04x}") from None
