@@ -24,8 +24,8 @@ from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError
 from jaxlm.files import Folder, seal
 from jaxlm.runs import checkpoint
-from jaxlm.runs.loop import new_state
 from jaxlm.runs.manifest import Manifest
+from jaxlm.runs.trainer import new_state
 
 SMALL = CONFIG.replace(vocab_size=5)
 VOCAB = Vocab(("<unk>", "<eos>", "a", "b", "c"))
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_newest_intact_one_offered(tmp_p
     (tmp_path / "checkpoints/00000003/vocab.json").unlink()
     with pytest.raises(CheckpointError, match=r"00000003/vocab.json is damaged.* newest intact one is 2: name it with"):
         jaxlm.load(tmp_path)
-    assert jaxlm.load(tmp_path, "2").manifest.step == 2
+    assert checkpoint.load(tmp_path, "2").manifest.step == 2
     found, problems = checkpoint.newest_intact(tmp_path)
     assert found and found.manifest.step == 2 and len(problems) == 1
 
@@ -244,8 +244,8 @@ def swap(old: bytes, new: bytes) -> Callable[[Path], None]:
 
 
 CONFIGS = {
-    "a config of a terabyte": (lambda p: config_of(p, embedding_size=2**38), "needs at least .* of memory"),
-    "a config beyond all numbers": (lambda p: config_of(p, embedding_size=2**200), "of memory|cannot be read"),
+    "a config of a terabyte": (lambda p: config_of(p, embedding_size=2**30, hidden_sizes=[2**20]), "needs at least .* of memory"),
+    "a config beyond all numbers": (lambda p: config_of(p, embedding_size=2**200), "embedding_size"),
     "a config of many layers": (lambda p: config_of(p, hidden_sizes=[1] * 90_000), "layers"),
     "a config that is none": (lambda p: (p / "config.json").write_text("[]"), "expected a JSON object"),
     "a huge config": (lambda p: (p / "config.json").write_text(" " * (2 << 20)), "at most 1,048,576 bytes"),

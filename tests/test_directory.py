@@ -263,7 +263,7 @@ def test_a_kept_run_needs_no_temporary_folder(tmp_path, corpus, monkeypatch):
 
 
 @pytest.mark.parametrize("changes", [{"hidden_sizes": (1_000_000,)}, {"hidden_sizes": (10**9, 7)},
-                                     {"embedding_size": 10**14}, {"hidden_sizes": (2**70,)}])
+                                     {"embedding_size": 10**9}])
 def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, corpus, changes):
     config = Config.from_json((GOLDEN / "config.json").read_text()).replace(**changes)
     start = time.monotonic()

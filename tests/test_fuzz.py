@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import CONFIG
 
-from jaxlm.config.config import Config, hyper_from_json, hyper_to_json
+from jaxlm.config.config import Config
 from jaxlm.data import download
 from jaxlm.data.corpora import load_corpus, read_text
 from jaxlm.data.vocab import Vocab
@@ -26,8 +26,8 @@ from jaxlm.files import Folder, seal, unseal
 from jaxlm.report.metrics import read_metrics
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
-from jaxlm.runs.loop import new_state
 from jaxlm.runs.manifest import Manifest
+from jaxlm.runs.trainer import new_state
 
 SECONDS, BYTES = 20, 1 << 30  # more than that for one input, or for all, is a hang or a blow-up
 NASTY = [b"", b"\0", b"-", b"1e999", b"-1", b"9" * 5000, b"NaN", b"null", b"true", b"[", b"]", b"{", b"}", b'"', b",",
@@ -182,7 +182,6 @@ def with_header(run_dir: Path, data: bytes) -> None:
 CHECKPOINT = "checkpoints/00000000"
 TARGETS = {
     "config": (lambda run, data: Config.from_json(text_of(data)), "config.json", json_mutated),
-    "hyper": (lambda run, data: hyper_from_json(text_of(data)), lambda _: hyper_to_json(CONFIG.hyper), json_mutated),
     "vocabulary": (lambda run, data: Vocab.from_json(text_of(data)), f"{CHECKPOINT}/vocab.json", json_mutated),
     "manifest": (unsealed, f"{CHECKPOINT}/manifest.json", json_mutated),
     "sealed manifest": (sealed_anew, f"{CHECKPOINT}/manifest.json", json_mutated),

@@ -170,7 +170,7 @@ class Run:
 
     def save(self, state: TrainState) -> None:
         """Saves a checkpoint, unless there is one of this step."""
-        if not self.kept or self.step == self._saved and self.step > 0:
+        if not self.kept or (self.step == self._saved and self.step > 0):
             return
         self._held.check()
         self.log.sync()
