@@ -1,11 +1,10 @@
 """The parameter tree under the names that TensorFlow 1's PTB tutorial gives its variables."""
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
 
-from jaxlm.errors import JaxlmError
+from jaxlm.interop.foreign import tensorflow_names
 from jaxlm.models.lstm import Params
 
 EMBEDDING, SOFTMAX_KERNEL, SOFTMAX_BIAS = "m/embedding_vocab:0", "m/softmax_w:0", "m/softmax_b:0"
@@ -22,16 +21,16 @@ def to_tensorflow(params: Params) -> dict[str, np.ndarray]:
 
 
 def from_tensorflow(variables: Mapping[str, np.ndarray]) -> Params:
-    """The parameter tree of `to_tensorflow`'s variables. Raises JaxlmError for missing or unknown names."""
-    count = len({found[1] for name in variables if (found := re.search(r"/cell_(\d+)/", name))})
-    names = [LAYER.format(i, part) for i in range(count) for part in ("kernel", "bias")]
-    expected = {EMBEDDING, SOFTMAX_KERNEL, SOFTMAX_BIAS, *names}
-    if expected != set(variables) or not count:
-        raise JaxlmError(f"expected TensorFlow's variables {sorted(expected)}; missing are "
-                         f"{sorted(expected - set(variables))}, unknown {sorted(set(variables) - expected)}")
-    arrays = {name: np.asarray(array) for name, array in variables.items()}
+    """The parameter tree of `to_tensorflow`'s variables, under any scope.
+
+    Args:
+        variables: arrays by name, as TensorFlow's own list has them; slots of an optimiser are left out.
+    Raises:
+        JaxlmError: names are missing or unknown.
+    """
+    names, _ = tensorflow_names(variables)
     return {
-        "embedding": arrays[EMBEDDING],
-        "lstm": [{part: arrays[LAYER.format(i, part)] for part in ("kernel", "bias")} for i in range(count)],
-        "softmax": {"kernel": arrays[SOFTMAX_KERNEL], "bias": arrays[SOFTMAX_BIAS]},
+        "embedding": np.asarray(variables[names.embedding]),
+        "lstm": [{part: np.asarray(variables[name]) for part, name in cell.items()} for cell in names.cells],
+        "softmax": {"kernel": np.asarray(variables[names.kernel]), "bias": np.asarray(variables[names.bias])},
     }

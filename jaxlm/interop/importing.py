@@ -1,0 +1,77 @@
+"""Reads other people's language models, whatever kind of file they are in, and never runs anything from them."""
+
+from pathlib import Path
+
+from jaxlm.data.vocab import Vocab
+from jaxlm.errors import DataError, JaxlmError
+from jaxlm.files import reader, reason
+from jaxlm.interop.foreign import ForeignModel, from_tensorflow_checkpoint, from_torch
+from jaxlm.interop.safetensors_files import read_safetensors
+from jaxlm.interop.tensorflow_checkpoint import checkpoint_prefix, read_checkpoint
+from jaxlm.interop.tensors import shown
+from jaxlm.interop.torch_files import read_torch
+from jaxlm.interop.torch_modules import model_tensors
+from jaxlm.interop.vocabularies import read_vocabulary, vocabulary_of_corpus
+
+MOST_FILE = 1 << 33  # bytes
+
+
+def import_model(file: str | Path, vocab: str | Path) -> tuple[ForeignModel, Vocab]:
+    """A language model of another program, and its words.
+
+    Args:
+        file: as for `read_model`.
+        vocab: a file of one word a line; or the folder of the train.txt, valid.txt and test.txt that the model was
+            trained on, whose words are numbered in the order of their first appearance.
+    Returns:
+        The model and a vocabulary of its size.
+    Raises:
+        JaxlmError: as `read_model`; DataError for a vocabulary that cannot be read or has another size.
+    """
+    model = read_model(file)
+    if not Path(vocab).is_dir():
+        return model, read_vocabulary(vocab, model.vocab_size)
+    words = Vocab(vocabulary_of_corpus(vocab))
+    if len(words) != model.vocab_size:
+        raise DataError(f"the corpus {shown(vocab, 200)} has {len(words):,} words, and the model has {model.vocab_size:,}; "
+                        "give the corpus that the model was trained on")
+    return model, words
+
+
+def read_model(file: str | Path) -> ForeignModel:
+    """A stacked LSTM language model from a file of PyTorch, safetensors or TensorFlow 1.
+
+    Args:
+        file: what `torch.save` wrote (a module, a state_dict, or a list or dict with one), a .safetensors file, or a
+            TensorFlow checkpoint (its common name, one of its files, or its folder).
+    Returns:
+        The model; its gates, biases, transposes and ties are jaxlm's.
+    Raises:
+        JaxlmError: there is no such file, it is damaged, claims more than it holds, is no LSTM language model, or asks
+            for something that could run code, which is named; nothing was run.
+    """
+    try:
+        return _read(Path(file))
+    except MemoryError:
+        raise JaxlmError(f"cannot import {shown(file, 200)}: there is no memory for it") from None
+    except OSError as error:
+        raise JaxlmError(f"cannot import {shown(file, 200)}: {reason(error)}") from None
+    except JaxlmError as error:
+        raise JaxlmError(f"cannot import {shown(file, 200)}: {error}") from None
+
+
+def _read(path: Path) -> ForeignModel:
+    if (prefix := checkpoint_prefix(path)) is not None:
+        return from_tensorflow_checkpoint(read_checkpoint(prefix), f"TensorFlow checkpoint {shown(prefix.name)}")
+    with reader(path) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        if size > MOST_FILE:
+            raise JaxlmError(f"it has {size:,} bytes, expected at most {MOST_FILE:,}")
+        head = file.read(9)
+        file.seek(0)
+        if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size:
+            return from_torch(read_safetensors(file.read()), "safetensors file")
+        value, layout, stored = read_torch(file, size)
+        tensors, what = model_tensors(value, stored)
+        return from_torch(tensors, f"PyTorch {what} ({layout})")

@@ -1,0 +1,32 @@
+"""Tensors of a .safetensors file; a matrix that was kept once for two names is given under both."""
+
+import json
+
+import safetensors
+
+from jaxlm.errors import JaxlmError
+from jaxlm.interop.tensors import LazyTensor, as_floats, decoded, shown
+
+_KINDS = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
+
+
+def read_safetensors(data: bytes) -> dict[str, LazyTensor]:
+    """The tensors of a file's bytes, by name.
+
+    Raises JaxlmError where the file is damaged or cut short.
+    """
+    try:
+        found = dict(safetensors.deserialize(data))
+        header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        raise JaxlmError(f"it is no intact safetensors file ({shown(error, 160)})") from None
+    tensors = {name: _tensor(name, entry) for name, entry in found.items()}
+    for name, kept in header.get("__metadata__", {}).items():  # safetensors.torch.save_model: {left out: kept}
+        if name not in tensors and kept in tensors:
+            tensors[name] = tensors[kept]
+    return tensors
+
+
+def _tensor(name: str, entry: dict) -> LazyTensor:
+    kind, shape = _KINDS.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"])
+    return LazyTensor(shape, kind, name, lambda: as_floats(decoded(entry["data"], kind).reshape(shape), kind))

@@ -1,0 +1,122 @@
+"""The model in what a PyTorch file holds, and its tensors under the names that its state_dict would give them."""
+
+import math
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+from jaxlm.errors import JaxlmError
+from jaxlm.interop.pickles import Instance
+from jaxlm.interop.tensors import SIZES, LazyTensor, listed, shown
+from jaxlm.interop.torch_objects import Tensor
+
+MOST_MODULES, MOST_DEPTH, MOST_VALUES = 10_000, 50, 200_000
+MOST_SHARING = 4  # how many times all stored bytes a model's tensors may be; tied ones are counted twice
+
+
+def model_tensors(value: Any, stored: int) -> tuple[dict[str, LazyTensor], str]:
+    """The tensors of the one model in a file.
+
+    Args:
+        value: what the file holds: a module, a state_dict, or a list or dict with one of these among other things.
+        stored: the bytes of all storages.
+    Returns:
+        The tensors by their names, and what they were found in, in words.
+    Raises:
+        JaxlmError: there is no model, there are several, or it computes something that jaxlm does not; says what.
+    """
+    found: list[tuple[str, dict[str, LazyTensor], str]] = []
+    for place, candidate in _candidates(value):
+        if isinstance(candidate, Instance):
+            tensors, what = dict(_module_tensors(candidate, "", 0, count())), f"module {shown(candidate.kind)}"
+        else:
+            tensors, what = {name: leaf for name, leaf in candidate.items() if isinstance(leaf, Tensor)}, "state_dict"
+        if tensors:
+            found.append((place, {name: tensor.lazy() for name, tensor in tensors.items()}, what))
+    models = [entry for entry in found if any("weight_ih_l" in name for name in entry[1])] or found
+    if not models:
+        raise JaxlmError(f"expected a model or a state_dict, found {_described(value)} without named weights in it")
+    if len(models) > 1:
+        raise JaxlmError(f"it holds {len(models)} models ({listed(place for place, _, _ in models)}); save alone the one "
+                         "to import")
+    place, tensors, what = models[0]
+    if sum(math.prod(tensor.shape) * SIZES[tensor.kind] for tensor in tensors.values()) > MOST_SHARING * stored:
+        raise JaxlmError(f"its tensors claim over {MOST_SHARING} times the bytes that are stored")
+    return tensors, what + (f" at {shown(place)}" if place else "")
+
+
+def _candidates(value: Any) -> Iterator[tuple[str, Any]]:
+    """Modules and dicts of weights, nearest first, each with the way to it; nothing inside one is looked at again."""
+    level, seen, visited = [("", value)], {id(value)}, 0
+    while level:
+        below: list[tuple[str, Any]] = []
+        for place, item in level:
+            if _is_module(item) or (isinstance(item, dict) and any(
+                    isinstance(leaf, Tensor) and "weight" in name for name, leaf in item.items())):
+                yield place, item
+                continue
+            for name, child in _children(item):
+                visited += 1
+                if visited > MOST_VALUES:
+                    return
+                if isinstance(child, dict | list | tuple | Instance) and id(child) not in seen:
+                    seen.add(id(child))
+                    below.append((f"{place}.{name}"[-200:].lstrip("."), child))
+        level = below
+
+
+def _children(item: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(item, Instance):
+        item = item.state
+    yield from item.items() if isinstance(item, dict) else enumerate(item) if isinstance(item, list | tuple) else ()
+
+
+def _is_module(item: Any) -> bool:
+    return isinstance(item, Instance) and isinstance(item.state.get("_parameters"), dict)
+
+
+def _module_tensors(module: Instance, prefix: str, depth: int, visits: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers of a module and those below it, in the order of its state_dict."""
+    if depth > MOST_DEPTH or next(visits) > MOST_MODULES:
+        raise JaxlmError(f"its modules are nested over {MOST_DEPTH} deep or over {MOST_MODULES:,} many")
+    _check_module(module, prefix)
+    passing = module.state.get("_non_persistent_buffers_set") or ()
+    for kind in ("_parameters", "_buffers"):
+        for name, leaf in _dict(module, kind).items():
+            if isinstance(leaf, Tensor) and (kind == "_parameters" or name not in passing):
+                yield prefix + name, leaf
+    for name, child in _dict(module, "_modules").items():
+        if _is_module(child):
+            yield from _module_tensors(child, f"{prefix}{name}.", depth + 1, visits)
+
+
+def _dict(module: Instance, kind: str) -> dict[str, Any]:
+    found = module.state.get(kind)
+    return found if isinstance(found, dict) else {}
+
+
+def _check_module(module: Instance, prefix: str) -> None:
+    """Refuses what the names and shapes of the tensors would not give away."""
+    state, what = module.state, f"the module {shown(prefix.rstrip('.') or module.kind.name)}"
+    mode = state.get("mode", "LSTM")
+    if module.kind.module == "torch.nn.modules.rnn" and (module.kind.name != "LSTM" or mode != "LSTM"):
+        kind = mode if isinstance(mode, str) and mode != "LSTM" else module.kind.name
+        why = " (PyTorch's GRU resets the state after its product, and has two biases)" if kind == "GRU" else ""
+        raise JaxlmError(f"{what} is a {shown(kind)}{why}; only LSTMs are imported")
+    if state.get("bidirectional") is True:
+        raise JaxlmError(f"{what} is bidirectional, so it sees the words that a language model is to predict")
+    if isinstance(state.get("proj_size"), int) and state["proj_size"] > 0:
+        raise JaxlmError(f"{what} projects its state to another size (proj_size), which jaxlm's LSTM does not")
+    if module.kind.name == "Embedding" and state.get("max_norm") is not None:
+        raise JaxlmError(f"{what} shortens its vectors as it reads them (max_norm), which jaxlm's embedding does not")
+    if isinstance(state.get("nsplits"), int) and state["nsplits"] > 1:
+        raise JaxlmError(f"{what} splits the vocabulary ({shown(module.kind.name)} with {state['nsplits']:,} splits); "
+                         "only plain softmax is imported")
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"a dict of {listed(value)}" if value else "an empty dict"
+    if isinstance(value, Instance):
+        return f"an object of {shown(value.kind)}"
+    return f"a {type(value).__name__}"
