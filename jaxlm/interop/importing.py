@@ -5,11 +5,13 @@ from pathlib import Path
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.files import reader, reason
-from jaxlm.interop.foreign import ForeignModel, from_tensorflow_checkpoint, from_torch
+from jaxlm.interop.foreign import ForeignModel
 from jaxlm.interop.safetensors_files import read_safetensors
 from jaxlm.interop.tensorflow_checkpoint import checkpoint_prefix, read_checkpoint
+from jaxlm.interop.tensorflow_layout import from_tensorflow_checkpoint
 from jaxlm.interop.tensors import shown
 from jaxlm.interop.torch_files import read_torch
+from jaxlm.interop.torch_layout import from_torch
 from jaxlm.interop.torch_modules import model_tensors
 from jaxlm.interop.vocabularies import read_vocabulary, vocabulary_of_corpus
 
@@ -33,8 +35,8 @@ def import_model(file: str | Path, vocab: str | Path) -> tuple[ForeignModel, Voc
         return model, read_vocabulary(vocab, model.vocab_size)
     words = Vocab(vocabulary_of_corpus(vocab))
     if len(words) != model.vocab_size:
-        raise DataError(f"the corpus {shown(vocab, 200)} has {len(words):,} words, and the model has {model.vocab_size:,}; "
-                        "give the corpus that the model was trained on")
+        raise DataError(f"the corpus {shown(vocab, 200)} has {len(words):,} words, and the model has "
+                        f"{model.vocab_size:,}; give the corpus that the model was trained on")
     return model, words
 
 

@@ -20,14 +20,14 @@ from typing import Any, BinaryIO
 from jaxlm.errors import JaxlmError
 from jaxlm.interop.tensors import shown
 
-MOST_STEPS = 4_000_000  # instructions of a pickle; a model with a vocabulary of 300,000 words in it takes 2 million
+MOST_STEPS = 2_000_000  # instructions of a pickle; a module takes thousands, a vocabulary beside it 6 a word
 MOST_MEMO = 1 << 24  # the highest place in the memo
 
 # Parts of Python's standard library that a pickle may name: all of them are data.
 _HARMLESS = {
     "collections": {"OrderedDict", "defaultdict", "Counter", "deque"},
-    "builtins": {"object", "dict", "list", "tuple", "set", "frozenset", "int", "long", "float", "complex", "bool", "str",
-                 "unicode", "bytes", "bytearray", "slice", "range", "xrange", "getattr"},
+    "builtins": {"object", "dict", "list", "tuple", "set", "frozenset", "int", "long", "float", "complex", "bool",
+                 "str", "unicode", "bytes", "bytearray", "slice", "range", "xrange", "getattr"},
     "copyreg": {"_reconstructor"},
     "argparse": {"Namespace"},
     "types": {"SimpleNamespace"},
@@ -36,7 +36,7 @@ _HARMLESS = {
     "pathlib": {"Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
 }
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-_LIBRARY = sys.stdlib_module_names | {"commands", "popen2", "cPickle", "cStringIO", "imp", "urllib2", "posix", "nt", "pip"}
+_LIBRARY = sys.stdlib_module_names | {*_PYTHON_2, "commands", "popen2", "cPickle", "cStringIO", "imp", "urllib2", "pip"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Instance:
 
 
 Spend = Callable[[int], None]  # charges work to the pickle's budget
-Call = Callable[[tuple, Spend], Any]  # what stands for a call: (arguments, budget) -> value
+Call = Callable[[tuple[Any, ...], Spend], Any]  # what stands for a call: (arguments, budget) -> value
 
 
 def interpret(stream: BinaryIO, calls: Mapping[Global, Call], storage: Callable[[Any], Any]) -> Any:
@@ -177,8 +177,8 @@ class _Machine:
             raise JaxlmError("its pickle is damaged: the name of a class is not a string")
         found = Global(_PYTHON_2.get(module, module), name)
         if module.split(".")[0] in _LIBRARY and name not in _HARMLESS.get(found.module, ()):
-            raise JaxlmError(f"it asks for {shown(f'{module}.{name}')}, which is no part of a model and could run code; "
-                             "nothing was run")
+            raise JaxlmError(f"it asks for {shown(f'{module}.{name}')}, which is no part of a model and could run "
+                             "code; nothing was run")
         self.push(found)
 
     def call(self, function: Any, arguments: Any) -> None:
@@ -265,7 +265,7 @@ def _noun(value: Any) -> str:
     return shown(value) if isinstance(value, Global) else f"a {type(value).__name__}"
 
 
-def mapping(arguments: tuple, spend: Spend) -> dict[str, Any]:
+def mapping(arguments: tuple[Any, ...], spend: Spend) -> dict[str, Any]:
     """Stands for dict, OrderedDict and Counter: of nothing, of a dict or of a list of pairs."""
     if not arguments:
         return {}
@@ -284,7 +284,7 @@ def inert(name: Global) -> Call:
     return lambda _, __: Instance(name)
 
 
-def _attribute(arguments: tuple, _: Spend) -> Instance:
+def _attribute(arguments: tuple[Any, ...], _: Spend) -> Instance:
     """Stands for getattr, as which an object's own method is kept (awd-lstm-lm): it becomes a name and nothing else."""
     if len(arguments) != 2 or not isinstance(arguments[0], Instance) or not isinstance(arguments[1], str):
         found = shown(arguments[0]) if arguments and isinstance(arguments[0], Global) else "no object of a model"
@@ -292,15 +292,15 @@ def _attribute(arguments: tuple, _: Spend) -> Instance:
     return Instance(Global("builtins", "getattr"))
 
 
-def _reconstructor(arguments: tuple, _: Spend) -> Instance:
+def _reconstructor(arguments: tuple[Any, ...], _: Spend) -> Instance:
     """Stands for copyreg._reconstructor, with which the oldest protocols make objects: (class, base, base's state)."""
     if not arguments or not isinstance(arguments[0], Global):
         raise JaxlmError("its pickle is damaged: an object without a class")
     return Instance(arguments[0])
 
 
-def _sequence(arguments: tuple, _: Spend) -> Any:
-    """Stands for list, tuple and set: the sequence that is given itself, since nothing here changes or looks into it."""
+def _sequence(arguments: tuple[Any, ...], _: Spend) -> Any:
+    """Stands for list, tuple and set: the given sequence itself, since nothing here changes it."""
     return arguments[0] if arguments and isinstance(arguments[0], list | tuple) else []
 
 

@@ -28,5 +28,6 @@ def read_safetensors(data: bytes) -> dict[str, LazyTensor]:
 
 
 def _tensor(name: str, entry: dict) -> LazyTensor:
-    kind, shape = _KINDS.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"])
+    shape: tuple[int, ...] = tuple(entry["shape"])
+    kind = _KINDS.get(entry["dtype"]) or str(entry["dtype"])
     return LazyTensor(shape, kind, name, lambda: as_floats(decoded(entry["data"], kind).reshape(shape), kind))

@@ -47,7 +47,8 @@ def entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     if len(table) < 48 or int.from_bytes(table[-8:], "little") != MAGIC:
         raise JaxlmError("it does not end as a checkpoint's index does; it is damaged or cut short")
     footer = Cursor(table, len(table) - 48, len(table) - 8)
-    footer.varint(), footer.varint()  # the block of blocks beside the index: empty
+    for _ in range(2):
+        footer.varint()  # where the block of other blocks lies: there are none
     unpacked = 0
     for _, handle in _block_entries(_block(table, footer)):
         block = _block(table, Cursor(handle))
@@ -61,9 +62,10 @@ def _block(table: bytes, handle: Cursor) -> bytes:
     """A block's content, its checksum checked and unpacked."""
     place, size = handle.varint(), handle.varint()
     if place + size + 5 > len(table):
-        raise JaxlmError(f"a block of it ends at {place + size + 5:,}, beyond its {len(table):,} bytes; it is cut short")
+        raise JaxlmError(f"a block of it ends at byte {place + size + 5:,} of {len(table):,}; it is cut short")
     content, kind = table[place:place + size], table[place + size]
-    if masked(crc32c(table[place:place + size + 1])) != int.from_bytes(table[place + size + 1:place + size + 5], "little"):
+    checksum = int.from_bytes(table[place + size + 1:place + size + 5], "little")
+    if masked(crc32c(table[place:place + size + 1])) != checksum:
         raise JaxlmError("the checksum of one of its blocks is wrong; it is damaged")
     if kind not in (0, 1):
         raise JaxlmError(f"a block of it is packed in the unknown way {kind}")

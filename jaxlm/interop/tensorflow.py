@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxlm.interop.foreign import tensorflow_names
+from jaxlm.interop.tensorflow_layout import tensorflow_names
 from jaxlm.models.lstm import Params
 
 EMBEDDING, SOFTMAX_KERNEL, SOFTMAX_BIAS = "m/embedding_vocab:0", "m/softmax_w:0", "m/softmax_b:0"

@@ -87,8 +87,8 @@ def _variable(name: str, entry: dict[int, list[int | bytes]], paths: list[Path],
     if shard not in sizes:
         sizes[shard] = _size(paths, shard)
     if offset + size > sizes[shard]:
-        raise JaxlmError(f"the variable {shown(name)} ends at byte {offset + size:,} of {shown(paths[shard].name)}, which has "
-                         f"{sizes[shard]:,}; it is cut short")
+        raise JaxlmError(f"the variable {shown(name)} ends at byte {offset + size:,} of {shown(paths[shard].name)}, "
+                         f"which has {sizes[shard]:,}; it is cut short")
 
     def read() -> np.ndarray:
         try:
@@ -98,7 +98,8 @@ def _variable(name: str, entry: dict[int, list[int | bytes]], paths: list[Path],
         except OSError as error:
             raise JaxlmError(f"{shown(paths[shard].name)} cannot be read: {reason(error)}") from None
         if len(data) < size or masked(crc32c(data)) != checksum:
-            raise JaxlmError(f"the checksum of the variable {shown(name)} is wrong; {shown(paths[shard].name)} is damaged")
+            raise JaxlmError(f"the checksum of the variable {shown(name)} is wrong; {shown(paths[shard].name)} is "
+                             "damaged")
         return as_floats(decoded(data, kind, order).reshape(shape), kind)
 
     return LazyTensor(shape, kind, name, read)
@@ -115,8 +116,8 @@ def _size(paths: list[Path], shard: int) -> int:
             return file.seek(0, 2)
     except FileNotFoundError:
         missing = [path.name for path in paths if not path.exists()]
-        raise JaxlmError(f"{len(missing)} of its {len(paths)} shards are missing ({listed(missing)}); put them beside the "
-                         "index") from None
+        raise JaxlmError(f"{len(missing)} of its {len(paths)} shards are missing ({listed(missing)}); put them beside "
+                         "the index") from None
     except OSError as error:
         raise JaxlmError(f"{shown(paths[shard].name)} cannot be read: {reason(error)}") from None
 

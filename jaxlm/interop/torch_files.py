@@ -1,4 +1,4 @@
-"""The two ways in which PyTorch lays out a file: a zip archive (since 1.6), or pickles with raw storages behind them."""
+"""The two layouts of PyTorch's files: a zip archive (since 1.6), or pickles with raw storages behind them."""
 
 import io
 import struct
@@ -38,7 +38,7 @@ def read_torch(file: BinaryIO, size: int) -> tuple[Any, str, int]:
     if head[:4] == b"PK\x03\x04":
         return _Archive(file, size).load()
     if head[257:] == b"ustar":
-        raise JaxlmError("it is in the tar layout of PyTorch 0.1, which is not read; save it anew with any later PyTorch")
+        raise JaxlmError("it is in the tar layout of PyTorch 0.1, which is not read; save it anew with a later PyTorch")
     return _load_old(file, size)
 
 
@@ -65,7 +65,7 @@ class _Archive:
             raise JaxlmError("its archive has two entries of one name")
         roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
         if f"{names[0].split('/')[0] if names else ''}/constants.pkl" in names:
-            raise JaxlmError("it is a TorchScript program, whose code is part of it; save the model's state_dict instead")
+            raise JaxlmError("it is a TorchScript program, which is code; save the model's state_dict instead")
         if len(roots) != 1:
             raise JaxlmError(f"expected an archive with one data.pkl, as torch.save makes it, found {len(roots)}")
         self.root = roots[0]
@@ -105,7 +105,8 @@ class _Archive:
                              "belongs in such a file")
         data = _guarded(lambda: self._unpacked(info))
         if len(data) != info.file_size:
-            raise JaxlmError(f"the entry {shown(name)} of its archive has {len(data):,} bytes, expected {info.file_size:,}")
+            raise JaxlmError(f"the entry {shown(name)} of its archive has {len(data):,} bytes, expected "
+                             f"{info.file_size:,}")
         return data
 
     def _unpacked(self, info: zipfile.ZipInfo) -> bytearray:
@@ -167,8 +168,8 @@ def _locate(file: BinaryIO, size: int, place: int, storage: Storage) -> int:
     file.seek(place)
     count = int.from_bytes(file.read(8), "little")
     if count != storage.count:
-        raise JaxlmError(f"the storage {shown(storage.key)} holds {count:,} elements, expected {storage.count:,}; the file "
-                         "is damaged or cut short")
+        raise JaxlmError(f"the storage {shown(storage.key)} holds {count:,} elements, expected {storage.count:,}; the "
+                         "file is damaged or cut short")
     start, length = place + 8, storage.size
     _check_held(storage.key, length, size - start)
 
@@ -195,8 +196,8 @@ def _claims(identifier: Any) -> tuple[str, str, int]:
 
 def _check_held(key: str, claimed: int, held: int) -> None:
     if claimed > held:
-        raise JaxlmError(f"the storage {shown(key)} claims {claimed:,} bytes, and the file holds {max(held, 0):,} for it; it "
-                         "is cut short or damaged")
+        raise JaxlmError(f"the storage {shown(key)} claims {claimed:,} bytes, and the file holds {max(held, 0):,} for "
+                         "it; it is cut short or damaged")
 
 
 def _same(view: View, kind: str, count: int) -> View:
@@ -211,5 +212,6 @@ def _part(whole: View, part: Any) -> View:
         raise JaxlmError(f"the view of the storage {shown(whole.storage.key)} is damaged")
     start, count = natural(part[1], "the offset of a storage"), natural(part[2], "the length of a storage")
     if start + count > whole.count:
-        raise JaxlmError(f"a view of the storage {shown(whole.storage.key)} ends at {start + count:,}, beyond {whole.count:,}")
+        raise JaxlmError(f"a view of the storage {shown(whole.storage.key)} ends at element {start + count:,} of "
+                         f"{whole.count:,}")
     return View(whole.storage, start, count)

@@ -37,8 +37,8 @@ def model_tensors(value: Any, stored: int) -> tuple[dict[str, LazyTensor], str]:
     if not models:
         raise JaxlmError(f"expected a model or a state_dict, found {_described(value)} without named weights in it")
     if len(models) > 1:
-        raise JaxlmError(f"it holds {len(models)} models ({listed(place for place, _, _ in models)}); save alone the one "
-                         "to import")
+        raise JaxlmError(f"it holds {len(models)} models ({listed(place for place, _, _ in models)}); save alone the "
+                         "one to import")
     place, tensors, what = models[0]
     if sum(math.prod(tensor.shape) * SIZES[tensor.kind] for tensor in tensors.values()) > MOST_SHARING * stored:
         raise JaxlmError(f"its tensors claim over {MOST_SHARING} times the bytes that are stored")

@@ -16,7 +16,8 @@ from jaxlm.interop.pickles import PYTHON_CALLS, Call, Global, Spend, inert, mapp
 from jaxlm.interop.tensors import SIZES, LazyTensor, as_floats, decoded, shown
 
 MOST_DIMENSIONS = 16
-_KINDS = {"HalfStorage": "float16", "FloatStorage": "float32", "DoubleStorage": "float64", "BFloat16Storage": "bfloat16",
+_KINDS = {"HalfStorage": "float16", "FloatStorage": "float32", "DoubleStorage": "float64",
+          "BFloat16Storage": "bfloat16",
           "CharStorage": "int8", "ByteStorage": "uint8", "ShortStorage": "int16", "IntStorage": "int32",
           "LongStorage": "int64", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
           "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8"}
@@ -112,47 +113,49 @@ def view_of(storage: Any, kind: str, offset: Any, shape: Any, strides: Any) -> T
     offset = natural(offset, "the offset of a tensor")
     start = storage.start * SIZES[storage.storage.kind] // SIZES[kind]
     held = storage.count * SIZES[storage.storage.kind] // SIZES[kind]
-    count = math.prod(shape)
+    count = min(math.prod(shape), 1 << 62)
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if count and (last >= held or count > held):  # the second: strides of 0 could claim any size
         claim = "x".join(map(str, shape)) or "1"
-        raise JaxlmError(f"a tensor claims {shown(claim)} elements ({shown(f'{count * SIZES[kind]:,}', 30)} bytes, up to "
-                         f"place {shown(f'{last:,}', 30)}) of the storage {shown(storage.storage.key)}, which holds {held:,}")
+        raise JaxlmError(f"a tensor claims {shown(claim)} elements ({count * SIZES[kind]:,} bytes, up to place "
+                         f"{last:,}) of the storage {shown(storage.storage.key)}, which holds {held:,}")
     return Tensor(storage.storage, kind, start + offset, shape, strides)
 
 
-def _tensor(arguments: tuple, _: Spend) -> Tensor:
+def _tensor(arguments: tuple[Any, ...], _: Spend) -> Tensor:
     """Stands for _rebuild_tensor and _rebuild_tensor_v2: (storage, offset, shape, strides, ...)."""
     if len(arguments) < 4 or not isinstance(arguments[0], View):
         raise JaxlmError("a tensor of its pickle is not made of a storage, a shape and strides")
     return view_of(arguments[0], arguments[0].storage.kind, *arguments[1:4])
 
 
-def _tensor_of_dtype(arguments: tuple, _: Spend) -> Tensor:
+def _tensor_of_dtype(arguments: tuple[Any, ...], _: Spend) -> Tensor:
     """Stands for _rebuild_tensor_v3: (storage, offset, shape, strides, requires_grad, hooks, dtype, ...)."""
-    dtype = arguments[6] if len(arguments) > 6 else None
+    values = [*arguments[:7], *[None] * 7]
+    dtype = values[6]
     if not isinstance(dtype, Global) or dtype.module != "torch" or dtype.name not in _DTYPES:
-        raise JaxlmError(f"a tensor has the unknown dtype {shown(dtype)}")
-    return view_of(arguments[0], _DTYPES[dtype.name], *arguments[1:4])
+        raise JaxlmError("a tensor of its pickle has an unknown dtype")
+    return view_of(values[0], _DTYPES[dtype.name], *values[1:4])
 
 
-def _parameter(arguments: tuple, _: Spend) -> Any:
+def _parameter(arguments: tuple[Any, ...], _: Spend) -> Any:
     """Stands for Parameter, Variable and what rebuilds them: the tensor that is given first."""
     if not arguments or not isinstance(arguments[0], Tensor):
         raise JaxlmError("a parameter of its pickle is not made of a tensor")
     return arguments[0]
 
 
-def _typed(arguments: tuple, spend: Spend) -> Any:
+def _typed(arguments: tuple[Any, ...], spend: Spend) -> Any:
     """Stands for _rebuild_from_type_v2: (function, class, its arguments, attributes), for tensors with attributes."""
-    function = TORCH_CALLS.get(arguments[0]) if arguments and isinstance(arguments[0], Global) else None
-    if function not in (_tensor, _tensor_of_dtype, _parameter) or len(arguments) < 3 or not isinstance(arguments[2], tuple):
+    name, _, parts = (*arguments, None, None, None)[:3]
+    function = TORCH_CALLS.get(name) if isinstance(name, Global) else None
+    if function is None or function not in (_tensor, _tensor_of_dtype) or not isinstance(parts, tuple):
         raise JaxlmError("a tensor of its pickle is rebuilt by an unknown function; nothing was run")
-    return function(arguments[2], spend)
+    return function(parts, spend)
 
 
-def _size(arguments: tuple, _: Spend) -> tuple:
-    return tuple(arguments[0]) if arguments and isinstance(arguments[0], tuple) else ()
+def _size(arguments: tuple[Any, ...], _: Spend) -> tuple:
+    return next((part for part in arguments[:1] if isinstance(part, tuple)), ())
 
 
 def _named(call: Call, *names: str) -> dict[Global, Call]:

@@ -26,8 +26,8 @@ def read_vocabulary(path: str | Path, size: int | None = None) -> Vocab:
     words = text.removesuffix("\n").split("\n")
     if size is not None and len(words) != size:
         if len(text.split()) != size:
-            raise DataError(f"the vocabulary {shown(path, 200)} has {len(words):,} words, and the model has {size:,}; give "
-                            "the file that the model was trained with")
+            raise DataError(f"the vocabulary {shown(path, 200)} has {len(words):,} words, and the model has {size:,}; "
+                            "give the file that the model was trained with")
         words = text.split()  # colorlessgreenRNNs reads its files so
     try:
         return Vocab(tuple(words))

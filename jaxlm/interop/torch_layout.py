@@ -1,0 +1,145 @@
+"""From a PyTorch state_dict to jaxlm's parameter tree.
+
+PyTorch keeps kernels `[4H, in]`, apart for input and state, gates in the order i, f, g, o, and two biases that add.
+jaxlm has one kernel `[in + H, 4H]`, gates i, j, f, o, and one bias; g and j are two names of one gate.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxlm.errors import JaxlmError
+from jaxlm.interop.foreign import ForeignModel, Tensors, Values, expect_shape, foreign_model, matrix_shape
+from jaxlm.interop.tensors import listed, shown
+
+Layer = dict[str, str]  # {part: name}
+
+_EMBEDDINGS = ("encoder", "embedding", "embeddings", "embed", "emb", "word_embeddings")
+_HEADS = ("decoder", "linear", "fc", "out", "output", "proj", "head", "lm_head", "output_layer")
+_PART = re.compile(r"(?P<module>.*?)\.?(?P<part>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>[0-9]{1,3})"
+                   r"(?P<raw>_raw)?")
+_CELLS = {3: "a GRU, which in PyTorch resets the state after its product and has two biases",
+          1: "a plain RNN (RNN_TANH or RNN_RELU)"}
+
+
+def from_torch(tensors: Tensors, source: str) -> ForeignModel:
+    """The model of a PyTorch state_dict, under any prefix.
+
+    Args:
+        tensors: all of the model, and nothing else.
+        source: what they were read from, in words.
+    Raises:
+        JaxlmError: tensors are missing, unknown, of a wrong shape or not finite (they are named), or it is no LSTM.
+    """
+    layers, replaced = _layers(tensors)
+    embedding, kernel, bias = _ends(set(tensors) - replaced - {name for layer in layers for name in layer.values()})
+    vocab_size, width = matrix_shape(tensors, embedding)
+    for layer in layers:
+        width = _check_layer(tensors, layer, width)
+    expect_shape(tensors, kernel, (vocab_size, width))
+    if bias is not None:
+        expect_shape(tensors, bias, (vocab_size,))
+
+    values, notes = Values(tensors), []
+    table, tied = values.float32(embedding), tensors[kernel].identity == tensors[embedding].identity
+    softmax = {"bias": np.zeros(vocab_size, np.float32) if bias is None else values.float32(bias)}
+    if not tied:
+        head = values.float32(kernel)
+        if np.array_equal(head, table) and np.ptp(table):
+            tied = True
+            notes.append("the output matrix equals the embedding in every number: the model is taken as tied")
+        else:
+            softmax = {"kernel": np.ascontiguousarray(head.T), **softmax}
+    if bias is None:
+        notes.append("the output layer has no bias: zeros stand in its place")
+    if "bias_ih" in layers[0]:
+        notes.append("each layer's two biases were added up")
+    params = {"embedding": table, "lstm": [_lstm(values, layer) for layer in layers], "softmax": softmax}
+    return foreign_model(params, tied, source, [*notes, *values.notes])
+
+
+def _layers(tensors: Tensors) -> tuple[list[Layer], set[str]]:
+    """Each layer's names, lowest first; and the names for which a `_raw` one stands.
+
+    A dropped weight (awd-lstm-lm) has the name NAME_raw; a plain NAME beside it is last window's dropped copy.
+    """
+    groups: dict[tuple[str, int, int], Layer] = {}
+    replaced: set[str] = set()
+    for name in sorted(tensors, key=lambda name: name.endswith("_raw")):
+        if not (found := _PART.fullmatch(name)):
+            continue
+        stack, index = _stack(found["module"])
+        layer = groups.setdefault((stack, index, int(found["layer"])), {})
+        if (other := layer.get(found["part"])) is not None:
+            if not found["raw"] or other.endswith("_raw"):
+                raise JaxlmError(f"both {shown(other)} and {shown(name)} are {found['part']} of one layer")
+            replaced.add(other)
+        layer[found["part"]] = name
+    if not groups:
+        raise JaxlmError(f"expected the weights of an LSTM (weight_ih_l0, ...), found {listed(tensors) or 'none'}")
+    if len(stacks := {stack for stack, _, _ in groups}) > 1:
+        raise JaxlmError(f"it has several recurrent modules ({listed(stacks)}), in an order that their names do not "
+                         "give; only one stack of layers is imported")
+    places = sorted(groups)
+    numbers = [index or layer for _, index, layer in places]
+    if numbers != list(range(len(places))) or any(index and layer for _, index, layer in places):
+        raise JaxlmError(f"the recurrent layers are not numbered from 0 without a gap: {listed(tensors)}")
+    layers = [groups[place] for place in places]
+    parts = {"weight_ih", "weight_hh"}.union(*(layer for layer in layers))
+    parts |= {"bias_ih", "bias_hh"} if len(parts) > 2 else set()
+    for number, layer in enumerate(layers):
+        if parts - set(layer):
+            raise JaxlmError(f"layer {number} lacks {listed(parts - set(layer))}; it has {listed(layer.values())}")
+    return layers, replaced
+
+
+def _stack(module: str) -> tuple[str, int]:
+    """The stack that a recurrent module belongs to, and its place there: `rnns.1.module` is ("rnns", 1)."""
+    stack, _, index = module.removesuffix(".module").rpartition(".")
+    return (stack, int(index)) if re.fullmatch("[0-9]{1,3}", index) else (module.removesuffix(".module"), 0)
+
+
+def _ends(names: set[str]) -> tuple[str, str, str | None]:
+    """The names of the embedding, the output matrix and the output bias, if there is one."""
+    def of(modules: Sequence[str], part: str) -> list[str]:
+        return sorted(name for name in names if name.count(".") and name.split(".")[-1] == part
+                      and name.split(".")[-2] in modules)
+
+    embeddings, heads, biases = of(_EMBEDDINGS, "weight"), of(_HEADS, "weight"), of(_HEADS, "bias")
+    unknown = names - {*embeddings, *heads, *biases}
+    if unknown or len(embeddings) != 1 or len(heads) != 1 or len(biases) > 1:
+        missing = [name for name, found in (("encoder.weight", embeddings), ("decoder.weight", heads)) if not found]
+        surplus = [name for found in (embeddings, heads, biases) if len(found) > 1 for name in found]
+        raise JaxlmError("expected an embedding (encoder.weight), an LSTM and an output layer (decoder.weight, "
+                         f"decoder.bias); missing are {listed(missing) or 'none'}; unknown are "
+                         f"{listed(unknown) or 'none'}; given more than once are {listed(surplus) or 'none'}")
+    return embeddings[0], heads[0], biases[0] if biases else None
+
+
+def _check_layer(tensors: Tensors, layer: Layer, width: int) -> int:
+    """The hidden size H of a layer that reads `width` numbers. Raises JaxlmError for other shapes than an LSTM's."""
+    rows, hidden = matrix_shape(tensors, layer["weight_hh"])
+    if rows in (3 * hidden, hidden):
+        raise JaxlmError(f"{shown(layer['weight_hh'])} is {rows}x{hidden}: that is {_CELLS[rows // hidden]}; only "
+                         "LSTMs are imported")
+    expect_shape(tensors, layer["weight_hh"], (4 * hidden, hidden))
+    expect_shape(tensors, layer["weight_ih"], (4 * hidden, width))
+    for part in {"bias_ih", "bias_hh"} & set(layer):
+        expect_shape(tensors, layer[part], (4 * hidden,))
+    return hidden
+
+
+def _lstm(values: Values, layer: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """jaxlm's kernel and bias of one of PyTorch's layers."""
+    kernel = np.concatenate([values.float32(layer["weight_ih"]), values.float32(layer["weight_hh"])], 1)
+    bias = np.zeros(len(kernel))
+    for part in ("bias_ih", "bias_hh"):
+        bias = bias + (values.exact(layer[part]).astype(np.float64) if part in layer else 0)
+    return {"kernel": np.ascontiguousarray(_gates(kernel).T), "bias": _gates(bias.astype(np.float32))}
+
+
+def _gates(rows: np.ndarray) -> np.ndarray:
+    """The four blocks of rows from PyTorch's order i, f, g, o to i, j, f, o."""
+    i, f, g, o = np.split(rows, 4)
+    return np.concatenate([i, g, f, o])

@@ -1,0 +1,341 @@
+"""TensorFlow 1's checkpoints: recorded ones, and ones that are put together here."""
+
+import shutil
+import struct
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from interop_files import golden, log_probabilities, recorded
+
+from jaxlm.errors import JaxlmError
+from jaxlm.interop.crc32c import crc32c, masked
+from jaxlm.interop.importing import import_model, read_model
+from jaxlm.interop.sstable import unsnappy
+
+CASES = recorded("tf1_ckpt", "checkpoints")
+TOKENS = [0, 3, 5, 1, 1, 2]
+
+
+def slow_crc(data: bytes) -> int:
+    """CRC-32C bit by bit."""
+    register = 0xFFFFFFFF
+    for byte in data:
+        register ^= byte
+        for _ in range(8):
+            register = register >> 1 ^ (0x82F63B78 if register & 1 else 0)
+    return register ^ 0xFFFFFFFF
+
+
+def varint(value: int) -> bytes:
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+def number(field: int, value: int) -> bytes:
+    return varint(field << 3) + varint(value)
+
+
+def message(field: int, data: bytes) -> bytes:
+    return varint(field << 3 | 2) + varint(len(data)) + data
+
+
+def snappy(data: bytes) -> bytes:
+    """Snappy's format with literals of every way of giving a length, and no copies."""
+    out, place = varint(len(data)), 0
+    for length in [1, 60, 61, 300]:
+        piece = data[place:place + length]
+        place += len(piece)
+        if piece:
+            short = len(piece) - 1
+            out += bytes([short << 2]) if short < 60 else (
+                bytes([60 << 2, short]) if short < 256 else bytes([61 << 2]) + struct.pack("<H", short))
+            out += piece
+    rest = data[place:]
+    return out + (bytes([62 << 2]) + struct.pack("<I", len(rest) - 1)[:3] + rest if rest else b"")
+
+
+def table(entries: dict[bytes, bytes], a_block: int = 3, packed: bool = False) -> bytes:
+    """A sorted string table with `a_block` entries a block."""
+    out, handles = b"", []
+
+    def write(block: bytes) -> bytes:
+        nonlocal out
+        content = snappy(block) if packed else block
+        kind = b"\1" if packed else b"\0"
+        handle = varint(len(out)) + varint(len(content))
+        out += content + kind + struct.pack("<I", masked(slow_crc(content + kind)))
+        return handle
+
+    def block(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
+        body, before = b"", b""
+        for key, value in pairs:
+            shared = next((i for i, (a, b) in enumerate(zip(key, before, strict=False)) if a != b),
+                          min(len(key), len(before)))
+            body += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+            before = key
+        return body + struct.pack("<II", 0, 1)
+
+    keys = sorted(entries)
+    for start in range(0, len(keys), a_block):
+        group = keys[start:start + a_block]
+        handles.append((group[-1], write(block((key, entries[key]) for key in group))))
+    meta, index = write(block([])), write(block(handles))
+    return out + (meta + index).ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
+
+
+KINDS = {"float32": 1, "float64": 2, "int32": 3, "int64": 9, "float16": 19, "uint16": 14}  # uint16 holds bfloat16
+
+
+def write_checkpoint(prefix: Path, variables: dict[str, np.ndarray], shards: int = 1, packed: bool = False,
+                     order: str = "<", more: dict[bytes, bytes] | None = None) -> Path:
+    """A checkpoint as TensorFlow's BundleWriter makes it, variables dealt out to the shards in turn."""
+    data, entries = [b""] * shards, {b"": number(1, shards) + number(2, order == ">")}
+    for place, (name, array) in enumerate(variables.items()):
+        shard = place % shards
+        raw = array.astype(array.dtype.newbyteorder(order)).tobytes()
+        shape = b"".join(message(2, number(1, size)) for size in array.shape)
+        entries[name.encode()] = (number(1, KINDS[array.dtype.name]) + message(2, shape) + number(3, shard)
+                                  + number(4, len(data[shard])) + number(5, len(raw))
+                                  + varint(6 << 3 | 5) + struct.pack("<I", masked(slow_crc(raw))))
+        data[shard] += raw
+    for shard, content in enumerate(data):
+        Path(f"{prefix}.data-{shard:05d}-of-{shards:05d}").write_bytes(content)
+    Path(f"{prefix}.index").write_bytes(table(entries | (more or {}), packed=packed))
+    return prefix
+
+
+def variables(scope: str = "Model/", cell: str = "RNN/multi_rnn_cell/cell_{}/basic_lstm_cell/{}", vocab_size: int = 6,
+              width: int = 3, sizes: tuple[int, ...] = (2, 4), names: tuple[str, str] = ("kernel", "bias")) -> dict:
+    random, arrays = np.random.default_rng(1), {}
+
+    def draw(*shape: int) -> np.ndarray:
+        return random.uniform(-1, 1, shape).astype(np.float32)
+
+    arrays[f"{scope}embedding"] = draw(vocab_size, width)
+    for place, size in enumerate(sizes):
+        arrays[scope + cell.format(place, names[0])] = draw(width + size, 4 * size)
+        arrays[scope + cell.format(place, names[1])] = draw(4 * size)
+        width = size
+    return arrays | {f"{scope}softmax_w": draw(width, vocab_size), f"{scope}softmax_b": draw(vocab_size)}
+
+
+def check(model, arrays: dict[str, np.ndarray]) -> None:
+    """The tree is the variables, in their order."""
+    leaves = [model.params["embedding"], *(layer[part] for layer in model.params["lstm"] for part in ("kernel", "bias")),
+              model.params["softmax"]["kernel"], model.params["softmax"]["bias"]]
+    for leaf, array in zip(leaves, arrays.values(), strict=True):
+        np.testing.assert_array_equal(leaf, array)
+
+
+@pytest.mark.parametrize("name", CASES or [pytest.param("", marks=pytest.mark.skip("no recorded checkpoints"))])
+@pytest.mark.parametrize("form", ["{0}", "{0}.index", "{0}.data-00000-of-00001", "{1}", "{1}/checkpoint"])
+def test_checkpoints_of_tensorflow_answer_as_it_did(name, form):
+    case, folder = CASES[name], golden("tf1_ckpt")
+    assert folder
+    model, vocab = import_model(folder / form.format(case["checkpoint"], name), folder / "vocab.txt")
+    assert model.hidden_sizes == (case["hidden"],) * case["layers"] and not model.tied
+    assert vocab.decode(case["tokens"]) == case["words"]
+    answers = log_probabilities(model, case["tokens"])
+    np.testing.assert_allclose(answers, case["logprob_float64_transcribed"], atol=1e-8)
+    np.testing.assert_allclose(answers, case["logprob_tensorflow_float32"], atol=1e-5)
+    assert any("global_step" in note for note in model.notes)
+
+
+@pytest.mark.parametrize(("scope", "cell", "names"), [
+    ("Model/", "RNN/multi_rnn_cell/cell_{}/basic_lstm_cell/{}", ("kernel", "bias")),
+    ("", "multi_rnn_cell/cell_{}/lstm_cell/{}", ("kernel", "bias")),
+    ("a/b/c/", "rnn/multi_rnn_cell/cell_{}/basic_lstm_cell/{}", ("weights", "biases")),
+    ("model/", "RNN/MultiRNNCell/Cell{}/BasicLSTMCell/Linear/{}", ("Matrix", "Bias"))])
+def test_any_scope_and_the_names_of_every_version(tmp_path, scope, cell, names):
+    arrays = variables(scope, cell, names=names)
+    model = read_model(write_checkpoint(tmp_path / "model.ckpt-7", arrays))
+    check(model, arrays)
+    assert (model.embedding_size, model.hidden_sizes, model.vocab_size) == (3, (2, 4), 6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_shards_packed_blocks_and_byte_orders(tmp_path, packed, shards, order):
+    arrays = variables(sizes=(2, 3, 4, 5))
+    check(read_model(write_checkpoint(tmp_path / "m", arrays, shards, packed, order)), arrays)
+
+
+def test_other_precisions(tmp_path):
+    arrays = variables()
+    check(read_model(write_checkpoint(tmp_path / "m", {name: array.astype(np.float64) for name, array in arrays.items()})),
+          arrays)
+    half = {name: (array.view(np.uint32) >> 16).astype(np.uint16) for name, array in arrays.items()}
+    exact = {name: (array.astype(np.uint32) << 16).view(np.float32) for name, array in half.items()}
+    check(read_model(write_checkpoint(tmp_path / "m", half)), exact)
+
+
+def test_slots_and_scalars_are_left_out_and_others_named(tmp_path):
+    arrays = variables()
+    extra = {"global_step": np.array(5), "Model/Variable": np.float32(1.0), "beta1_power": np.float32(0.9),
+             "Model/embedding/Adam": np.ones((6, 3), np.float32), "Model/softmax_w/Momentum": np.ones(2, np.float32)}
+    extra = {name: np.asarray(array) for name, array in extra.items()}
+    model = read_model(write_checkpoint(tmp_path / "m", {**arrays, **extra}))
+    check(model, arrays)
+    assert all(any(name in note for note in model.notes) for name in extra)
+    for wrong, problem in [
+            ({"Model/attention": np.ones((2, 2), np.float32)}, "unknown are 'Model/attention'"),
+            ({"Other/embedding": np.ones((6, 3), np.float32)}, "'Model/embedding', 'Other/embedding'"),
+            ({"X/multi_rnn_cell/cell_0/lstm_cell/kernel": np.ones((2, 2), np.float32)}, "kernel of layer 0"),
+            ({"Model/RNN/multi_rnn_cell/cell_3/lstm_cell/kernel": np.ones((2, 2), np.float32)}, "kernel of layer 2")]:
+        with pytest.raises(JaxlmError, match=problem):
+            read_model(write_checkpoint(tmp_path / "m", {**arrays, **wrong}))
+    for name in arrays:
+        with pytest.raises(JaxlmError, match="missing are|layer"):
+            read_model(write_checkpoint(tmp_path / "m", {key: array for key, array in arrays.items() if key != name}))
+        with pytest.raises(JaxlmError, match=f"{name}' has the shape|expected"):
+            read_model(write_checkpoint(tmp_path / "m", {**arrays, name: np.ones((5, 5), np.float32)}))
+        with pytest.raises(JaxlmError, match=f"{name}' holds .*not finite"):
+            read_model(write_checkpoint(tmp_path / "m", {**arrays, name: arrays[name] * np.float32(np.inf)}))
+
+
+def test_missing_short_and_changed_shards(tmp_path):
+    prefix = write_checkpoint(tmp_path / "m", variables(), shards=3)
+    shard = tmp_path / "m.data-00001-of-00003"
+    content = shard.read_bytes()
+    for name in ("m", "m.index", "m.meta", "m.data-00000-of-00003"):
+        assert read_model(tmp_path / name).vocab_size == 6
+    shard.write_bytes(content[:-1])
+    with pytest.raises(JaxlmError, match=r"ends at byte .*m\.data-00001-of-00003.* cut short"):
+        read_model(prefix)
+    shard.write_bytes(content[:9] + bytes([content[9] ^ 4]) + content[10:])
+    with pytest.raises(JaxlmError, match=r"checksum .*m\.data-00001-of-00003"):
+        read_model(prefix)
+    shard.unlink()
+    with pytest.raises(JaxlmError, match=r"1 of its 3 shards are missing \('m\.data-00001-of-00003'\)"):
+        read_model(prefix)
+    (tmp_path / "m.index").unlink()
+    with pytest.raises(JaxlmError, match=r"m\.index"):
+        read_model(tmp_path / "m.meta")
+
+
+def entry(shape: tuple[int, ...], kind: int = 1, shard: int = 0, offset: int = 0, size: int = 0) -> bytes:
+    dims = b"".join(message(2, number(1, extent)) for extent in shape)
+    return number(1, kind) + message(2, dims) + number(3, shard) + number(4, offset) + number(5, size)
+
+
+@pytest.mark.parametrize(("more", "problem"), [
+    ({b"Model/embedding": entry((1 << 20, 1 << 18), size=1 << 40)}, "ends at byte 1,099,511,627,776"),
+    ({b"Model/embedding": entry((1 << 61, 1 << 61), size=1 << 40)}, "claims the shape"),
+    ({b"Model/embedding": entry((6, 3), size=72, offset=1 << 61)}, "cut short"),
+    ({b"Model/embedding": entry((6, 3), size=72, shard=9)}, "shard 9 of 1"),
+    ({b"Model/embedding": entry((6, 3), size=71)}, "claims the shape"),
+    ({b"Model/embedding": entry((6, 3), kind=7, size=4)}, "something else than numbers"),
+    ({b"Model/embedding": entry((6, 3), size=72) + message(7, b"")}, "partitioned"),
+    ({b"Model/embedding": entry((1,) * 64, size=4)}, "shape"),
+    ({b"Model/embedding": b"\x0f"}, "damaged"),
+    ({b"Model/embedding": b"\x08" + b"\xff" * 11}, "64 bits"),
+    ({b"": b""}, "how many shards"),
+    ({b"": number(1, 1 << 40)}, "how many shards"),
+    ({b"": message(1, b"1")}, "how many shards"),
+    ({b"k" * 5000: entry((1,), size=4)}, "key"),
+])
+def test_an_index_that_claims_too_much(tmp_path, more, problem):
+    with pytest.raises(JaxlmError, match=problem):
+        read_model(write_checkpoint(tmp_path / "m", variables(), more=more))
+
+
+def test_a_checkpoint_file_names_something_in_its_own_folder(tmp_path):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    arrays = variables()
+    write_checkpoint(folder / "model.ckpt-2", arrays)
+    write_checkpoint(folder / 'café"3', arrays)
+    write_checkpoint(tmp_path / "outside", arrays)
+    told = folder / "checkpoint"
+    for name in ("model.ckpt-2", "/home/someone/train/model.ckpt-2", r"caf\303\251\"3"):
+        told.write_text(f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "../outside"\n')
+        check(read_model(folder), arrays)
+        check(read_model(told), arrays)
+    for name in ("../outside", "a/../../outside", "", "gone", "/etc/passwd", r"a\000b", r"\033[2J"):
+        told.write_text(f'model_checkpoint_path: "{name}"\n')
+        with pytest.raises(JaxlmError) as error:
+            read_model(folder)
+        assert str(error.value).isprintable()
+    for name in ("outside.index", "outside.data-00000-of-00001"):
+        (folder / name).symlink_to(tmp_path / name)
+    (folder / "link").symlink_to(tmp_path)
+    told.write_text('model_checkpoint_path: "link/outside"\n')
+    with pytest.raises(JaxlmError, match="not in the folder"):
+        read_model(folder)
+    told.write_text("nothing\n")
+    with pytest.raises(JaxlmError, match="model_checkpoint_path"):
+        read_model(folder)
+
+
+@pytest.mark.parametrize(("data", "checksum"), [  # RFC 3720, B.4
+    (bytes(32), 0x8A9136AA), (b"\xff" * 32, 0x62A8AB43), (bytes(range(32)), 0x46DD794E),
+    (bytes(range(31, -1, -1)), 0x113FDB5C), (b"123456789", 0xE3069283), (b"", 0)])
+def test_checksums_of_the_standard(data, checksum):
+    assert crc32c(data) == checksum
+
+
+@pytest.mark.parametrize("length", [1, 16383, 16384, 16385, 50001])
+def test_checksums_of_stretches_side_by_side(length):
+    data = np.random.default_rng(length).bytes(length)
+    assert crc32c(data) == slow_crc(data)
+
+
+@given(st.binary(max_size=2000))
+def test_snappys_literals(data):
+    assert unsnappy(snappy(data)) == data
+
+
+def test_snappys_copies():
+    assert unsnappy(b"\x0c\x08abc" + bytes([(9 - 1) << 2 | 2, 3, 0])) == b"abc" * 4  # a copy runs into itself
+    assert unsnappy(b"\x07\x08abc" + bytes([1, 3])) == b"abcabca"  # four bytes from three back
+    assert unsnappy(b"\x05\x08abc" + bytes([(2 - 1) << 2 | 3, 2, 0, 0, 0])) == b"abcbc"
+    for wrong in (b"\x0c\x08abc" + bytes([2, 4, 0]), b"\x0c\x08abc" + bytes([2, 0, 0]), b"\x04\x08abc", b"\x02\x08abc",
+                  b"\xff\xff\xff\xff\x0f\x00a", b"\x08\xf0\xff", b"\x03\xfc\xff\xff\xff\xffabc", b""):
+        with pytest.raises(JaxlmError):
+            unsnappy(wrong)
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_a_damaged_checkpoint_is_read_or_refused_in_one_sentence(tmp_path_factory, data):
+    base = tmp_path_factory.getbasetemp() / "damaged"
+    packed = data.draw(st.booleans())
+    source = base / f"source-{packed}"
+    if not source.exists():
+        source.mkdir(parents=True)
+        write_checkpoint(source / "m", variables(), packed=packed)
+        (source / "checkpoint").write_text('model_checkpoint_path: "m"\n')
+    folder = base / "copy"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder)
+    path = folder / data.draw(st.sampled_from(["m.index", "m.data-00000-of-00001", "checkpoint"]))
+    content = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    match data.draw(st.sampled_from(["flip", "cut", "write", "seal"])):
+        case "flip":
+            content[place] ^= 1 << data.draw(st.integers(0, 7))
+        case "cut":
+            del content[place:]
+        case "write":
+            content[place:place + 4] = data.draw(st.binary(min_size=4, max_size=4))
+        case "seal" if path.suffix == ".index":  # a damaged first block under a checksum that is right
+            size = next(size for size in range(len(content)) if masked(slow_crc(bytes(content[:size + 1])))
+                        == int.from_bytes(content[size + 1:size + 5], "little"))
+            place %= size
+            content[place] ^= 1 << data.draw(st.integers(0, 7))
+            content[size + 1:size + 5] = struct.pack("<I", masked(slow_crc(bytes(content[:size + 1]))))
+    path.write_bytes(content)
+    start = time.monotonic()
+    try:
+        read_model(folder)
+    except JaxlmError as error:
+        assert str(error).isprintable() and len(str(error)) < 1500
+    assert time.monotonic() - start < 2
