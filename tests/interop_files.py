@@ -164,11 +164,11 @@ class Storages:
 
 
 def zip_file(value: Any, storages: Storages, root: str = "model", compression: int = zipfile.ZIP_STORED,
-             without: str = "", **more: bytes) -> bytes:
+             without: str = "", more: dict[str, bytes] | None = None) -> bytes:
     """A file as torch.save has written it since 1.6."""
     entries = {"data.pkl": pickled(value), "byteorder": b"little" if storages.order == "<" else b"big",
                "version": b"3\n", **{f"data/{key}": array.astype(array.dtype.newbyteorder(storages.order)).tobytes()
-                  for key, array in storages.arrays.items()}, **more}
+                  for key, array in storages.arrays.items()}, **(more or {})}
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", compression) as archive:
         for name, data in entries.items():

@@ -128,8 +128,8 @@ def variables(scope: str = "Model/", cell: str = "RNN/multi_rnn_cell/cell_{}/bas
 
 def check(model, arrays: dict[str, np.ndarray]) -> None:
     """The tree is the variables, in their order."""
-    leaves = [model.params["embedding"], *(layer[part] for layer in model.params["lstm"] for part in ("kernel", "bias")),
-              model.params["softmax"]["kernel"], model.params["softmax"]["bias"]]
+    layers = [layer[part] for layer in model.params["lstm"] for part in ("kernel", "bias")]
+    leaves = [model.params["embedding"], *layers, *(model.params["softmax"][part] for part in ("kernel", "bias"))]
     for leaf, array in zip(leaves, arrays.values(), strict=True):
         np.testing.assert_array_equal(leaf, array)
 
@@ -170,8 +170,8 @@ def test_shards_packed_blocks_and_byte_orders(tmp_path, packed, shards, order):
 
 def test_other_precisions(tmp_path):
     arrays = variables()
-    check(read_model(write_checkpoint(tmp_path / "m", {name: array.astype(np.float64) for name, array in arrays.items()})),
-          arrays)
+    wide = {name: array.astype(np.float64) for name, array in arrays.items()}
+    check(read_model(write_checkpoint(tmp_path / "m", wide)), arrays)
     half = {name: (array.view(np.uint32) >> 16).astype(np.uint16) for name, array in arrays.items()}
     exact = {name: (array.astype(np.uint32) << 16).view(np.float32) for name, array in half.items()}
     check(read_model(write_checkpoint(tmp_path / "m", half)), exact)
@@ -193,7 +193,7 @@ def test_slots_and_scalars_are_left_out_and_others_named(tmp_path):
         with pytest.raises(JaxlmError, match=problem):
             read_model(write_checkpoint(tmp_path / "m", {**arrays, **wrong}))
     for name in arrays:
-        with pytest.raises(JaxlmError, match="missing are|layer"):
+        with pytest.raises(JaxlmError, match=r"missing are|layer"):
             read_model(write_checkpoint(tmp_path / "m", {key: array for key, array in arrays.items() if key != name}))
         with pytest.raises(JaxlmError, match=f"{name}' has the shape|expected"):
             read_model(write_checkpoint(tmp_path / "m", {**arrays, name: np.ones((5, 5), np.float32)}))

@@ -73,7 +73,7 @@ def test_every_form_of_a_model_gives_the_same_answers(saved, layout, form, tied)
         if form == "checkpoint":
             dtype = Call(Ref("numpy.dtype"), ("f8", False, True))
             scalar = Call(Ref("numpy.core.multiarray.scalar"), (dtype, b"8" * 8))
-            value = {"epoch": 3, "model": value, "loss": storages.tensor(np.float32([5.2])),
+            value = {"epoch": 3, "model": value, "loss": storages.tensor(np.array([5.2], np.float32)),
                      "best": scalar, "optimizer": {"state": {0: {"exp_avg": storages.tensor(np.ones(3, np.float32))}}}}
     model = saved(WRITERS[layout](value, storages))
     assert model.tied == tied and ("kernel" in model.params["softmax"]) != tied
@@ -146,7 +146,8 @@ def test_awd_lstm_keeps_a_module_a_layer_with_raw_weights(saved, dropped):
         if dropped:
             own["weight_hh_l0_raw"] = own.pop("weight_hh_l0")
         stale = storages.tensor(np.zeros((2, 2), np.float32))  # a dropped copy, no parameter
-        lstm = module("torch.nn.modules.rnn.LSTM", own, mode="LSTM", **({"weight_hh_l0": stale} if dropped else {}))
+        lstm = module("torch.nn.modules.rnn.LSTM", own, mode="LSTM")
+        lstm.state.update({"weight_hh_l0": stale} if dropped else {})
         wrap = module("weight_drop.WeightDrop", modules={"module": lstm})
         layers[str(place)] = wrap if dropped else lstm
     encoder = {"weight": storages.tensor(arrays["encoder.weight"])}
@@ -301,9 +302,9 @@ def test_what_an_archive_must_not_be(saved):
     with pytest.raises(JaxlmError, match=r"one data\.pkl"):
         saved(zip_file(value, storages, without="data.pkl"))
     with pytest.raises(JaxlmError, match="TorchScript"):
-        saved(zip_file(value, storages, **{"constants.pkl": b""}))
+        saved(zip_file(value, storages, more={"constants.pkl": b""}))
     with pytest.raises(JaxlmError, match="byte order"):
-        saved(zip_file(value, storages, byteorder=b"\x1b[0m"))
+        saved(zip_file(value, storages, more={"byteorder": b"\x1b[0m"}))
     bomb = Storages()
     bomb.arrays["0"] = np.zeros(1 << 25, np.float32)
     value["encoder.weight"] = bomb.view("0", (7, 4), (4, 1))

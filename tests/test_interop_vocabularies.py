@@ -1,5 +1,8 @@
 """The words of other people's models."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from interop_files import Storages, weights, zip_file
@@ -9,8 +12,9 @@ from jaxlm.errors import DataError, JaxlmError
 from jaxlm.interop.vocabularies import read_vocabulary, vocabulary_of_corpus
 
 
-@pytest.mark.parametrize("content", [b"the\ncaf\xc3\xa9\n<eos>", b"the\ncaf\xc3\xa9\n<eos>\n", b"the\r\ncaf\xc3\xa9\r\n<eos>\r\n",
-                                     b"\xef\xbb\xbfthe\ncaf\xc3\xa9\n<eos>\n"])
+@pytest.mark.parametrize("content", [
+    b"the\ncaf\xc3\xa9\n<eos>", b"the\ncaf\xc3\xa9\n<eos>\n", b"the\r\ncaf\xc3\xa9\r\n<eos>\r\n",
+    b"\xef\xbb\xbfthe\ncaf\xc3\xa9\n<eos>\n"])
 def test_a_word_a_line_with_or_without_a_newline_at_the_end(tmp_path, content):
     (tmp_path / "vocab.txt").write_bytes(content)
     assert read_vocabulary(tmp_path / "vocab.txt", 3).words == ("the", "café", "<eos>")
@@ -64,3 +68,9 @@ def test_a_model_with_its_words(tmp_path):
     (tmp_path / "test.txt").write_text("dog bird\n")
     with pytest.raises(JaxlmError, match="10 words, and the model has 9"):
         importing.import_model(tmp_path / "model.pt", tmp_path)
+
+
+def test_nothing_but_numpy_is_needed_to_read_a_model():
+    code = ("import sys, jaxlm.interop.importing; sys.exit(any(name in sys.modules for name in "
+            "('jax', 'torch', 'tensorflow', 'flax')))")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
