@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -139,7 +139,7 @@ class Storages:
 
     device: str = "cpu"
     old: bool = False
-    order: str = "<"
+    order: Literal["<", ">"] = "<"
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
     def hold(self, array: np.ndarray) -> str:

@@ -5,6 +5,7 @@ import struct
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ KINDS = {"float32": 1, "float64": 2, "int32": 3, "int64": 9, "float16": 19, "uin
 
 
 def write_checkpoint(prefix: Path, variables: dict[str, np.ndarray], shards: int = 1, packed: bool = False,
-                     order: str = "<", more: dict[bytes, bytes] | None = None) -> Path:
+                     order: Literal["<", ">"] = "<", more: dict[bytes, bytes] | None = None) -> Path:
     """A checkpoint as TensorFlow's BundleWriter makes it, variables dealt out to the shards in turn."""
     data, entries = [b""] * shards, {b"": number(1, shards) + number(2, order == ">")}
     for place, (name, array) in enumerate(variables.items()):
@@ -158,6 +159,12 @@ def test_any_scope_and_the_names_of_every_version(tmp_path, scope, cell, names):
     model = read_model(write_checkpoint(tmp_path / "model.ckpt-7", arrays))
     check(model, arrays)
     assert (model.embedding_size, model.hidden_sizes, model.vocab_size) == (3, (2, 4), 6)
+
+
+def test_the_first_format_is_named(tmp_path):
+    (tmp_path / "model.ckpt-1").write_bytes(table({b"": number(1, 1), b"Model/embedding": b""}))
+    with pytest.raises(JaxlmError, match="first format"):
+        read_model(tmp_path / "model.ckpt-1")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -240,7 +247,8 @@ def entry(shape: tuple[int, ...], kind: int = 1, shard: int = 0, offset: int = 0
     ({b"": b""}, "how many shards"),
     ({b"": number(1, 1 << 40)}, "how many shards"),
     ({b"": message(1, b"1")}, "how many shards"),
-    ({b"k" * 5000: entry((1,), size=4)}, "key"),
+    ({b"%d" % place: b"" for place in range(20000)}, "20,000 entries"),
+    ({b"k" * 600: entry((1,), size=4)}, "key"),
 ])
 def test_an_index_that_claims_too_much(tmp_path, more, problem):
     with pytest.raises(JaxlmError, match=problem):
@@ -333,9 +341,9 @@ def test_a_damaged_checkpoint_is_read_or_refused_in_one_sentence(tmp_path_factor
             content[place] ^= 1 << data.draw(st.integers(0, 7))
             content[size + 1:size + 5] = struct.pack("<I", masked(slow_crc(bytes(content[:size + 1]))))
     path.write_bytes(content)
-    start = time.monotonic()
+    start = time.process_time()
     try:
         read_model(folder)
     except JaxlmError as error:
         assert str(error).isprintable() and len(str(error)) < 1500
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2

@@ -73,8 +73,9 @@ def test_every_form_of_a_model_gives_the_same_answers(saved, layout, form, tied)
         if form == "checkpoint":
             dtype = Call(Ref("numpy.dtype"), ("f8", False, True))
             scalar = Call(Ref("numpy.core.multiarray.scalar"), (dtype, b"8" * 8))
-            value = {"epoch": 3, "model": value, "loss": storages.tensor(np.array([5.2], np.float32)),
-                     "best": scalar, "optimizer": {"state": {0: {"exp_avg": storages.tensor(np.ones(3, np.float32))}}}}
+            other = storages.tensor(np.ones(3, np.float32))
+            value = {"epoch": 3, "class_weight": other, "model": value, "loss": other, "best": scalar,
+                     "optimizer": {"state": {0: {"exp_avg": other}, "weight": other}}}
     model = saved(WRITERS[layout](value, storages))
     assert model.tied == tied and ("kernel" in model.params["softmax"]) != tied
     np.testing.assert_allclose(log_probabilities(model, TOKENS), torch_answers(arrays, TOKENS), atol=1e-6)
@@ -334,3 +335,9 @@ def test_module_graphs_that_never_end(saved):
         code += begun + b"(" + opcodes("a") + b"h\x00" + opcodes("b") + b"h\x00uubq\x000"
     with pytest.raises(JaxlmError, match="nested"):
         saved(zip_file(Raw(code + b"h\x00"), Storages()))
+    wide = (opcodes({str(place): None for place in range(1000)}) + b"q\x020cmodel\nRNNModel\n)\x81}("
+            + opcodes("_parameters") + b"h\x02" + opcodes("_buffers") + b"h\x02"
+            + opcodes("_non_persistent_buffers_set") + b"K\x05" + opcodes("_modules") + b"}ubq\x000")
+    with pytest.raises(JaxlmError, match="nested"):
+        saved(zip_file(Raw(wide + begun + b"(" + b"".join(opcodes(str(place)) + b"h\x00" for place in range(1000))
+                           + b"uub"), Storages()))

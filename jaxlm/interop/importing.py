@@ -1,21 +1,23 @@
 """Reads other people's language models, whatever kind of file they are in, and never runs anything from them."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.files import reader, reason
 from jaxlm.interop.foreign import ForeignModel
 from jaxlm.interop.safetensors_files import read_safetensors
+from jaxlm.interop.sstable import MAGIC
 from jaxlm.interop.tensorflow_checkpoint import checkpoint_prefix, read_checkpoint
 from jaxlm.interop.tensorflow_layout import from_tensorflow_checkpoint
-from jaxlm.interop.tensors import shown
+from jaxlm.interop.tensors import MOST_PATH, shown
 from jaxlm.interop.torch_files import read_torch
 from jaxlm.interop.torch_layout import from_torch
 from jaxlm.interop.torch_modules import model_tensors
 from jaxlm.interop.vocabularies import read_vocabulary, vocabulary_of_corpus
 
-MOST_FILE = 1 << 33  # bytes
+MOST_FILE = 1 << 32  # bytes
 
 
 def import_model(file: str | Path, vocab: str | Path) -> tuple[ForeignModel, Vocab]:
@@ -35,7 +37,7 @@ def import_model(file: str | Path, vocab: str | Path) -> tuple[ForeignModel, Voc
         return model, read_vocabulary(vocab, model.vocab_size)
     words = Vocab(vocabulary_of_corpus(vocab))
     if len(words) != model.vocab_size:
-        raise DataError(f"the corpus {shown(vocab, 200)} has {len(words):,} words, and the model has "
+        raise DataError(f"the corpus {shown(vocab, MOST_PATH)} has {len(words):,} words, and the model has "
                         f"{model.vocab_size:,}; give the corpus that the model was trained on")
     return model, words
 
@@ -55,11 +57,11 @@ def read_model(file: str | Path) -> ForeignModel:
     try:
         return _read(Path(file))
     except MemoryError:
-        raise JaxlmError(f"cannot import {shown(file, 200)}: there is no memory for it") from None
+        raise JaxlmError(f"cannot import {shown(file, MOST_PATH)}: there is no memory for it") from None
     except OSError as error:
-        raise JaxlmError(f"cannot import {shown(file, 200)}: {reason(error)}") from None
+        raise JaxlmError(f"cannot import {shown(file, MOST_PATH)}: {reason(error)}") from None
     except JaxlmError as error:
-        raise JaxlmError(f"cannot import {shown(file, 200)}: {error}") from None
+        raise JaxlmError(f"cannot import {shown(file, MOST_PATH)}: {error}") from None
 
 
 def _read(path: Path) -> ForeignModel:
@@ -74,6 +76,17 @@ def _read(path: Path) -> ForeignModel:
         file.seek(0)
         if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size:
             return from_torch(read_safetensors(file.read()), "safetensors file")
+        if size >= 8 and _last(file, 8) == MAGIC.to_bytes(8, "little"):
+            raise JaxlmError("it is a checkpoint of TensorFlow's first format, in one file; save it anew with the "
+                             "tf.train.Saver of TensorFlow 1.0 or later, which writes an .index and .data files")
         value, layout, stored = read_torch(file, size)
         tensors, what = model_tensors(value, stored)
         return from_torch(tensors, f"PyTorch {what} ({layout})")
+
+
+def _last(file: BinaryIO, count: int) -> bytes:
+    """A file's last bytes; the file is at its beginning afterwards."""
+    file.seek(-count, 2)
+    data = file.read(count)
+    file.seek(0)
+    return data

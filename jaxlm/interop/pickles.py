@@ -21,6 +21,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.interop.tensors import shown
 
 MOST_STEPS = 2_000_000  # instructions of a pickle; a module takes thousands, a vocabulary beside it 6 a word
+MOST_NAME = 1000  # letters of a class's name or of a key, which are copied and searched
 MOST_MEMO = 1 << 24  # the highest place in the memo
 
 # Parts of Python's standard library that a pickle may name: all of them are data.
@@ -71,7 +72,7 @@ def interpret(stream: BinaryIO, calls: Mapping[Global, Call], storage: Callable[
         calls: the functions that stand for calls, by the name that a pickle calls.
         storage: gives the value of a persistent id.
     Returns:
-        None, numbers, strings, bytes, lists, tuples, dicts (entries with other keys than strings are left out),
+        None, numbers, strings, bytes, lists, tuples, dicts (entries with other keys than names are left out),
         `Global`, `Instance`, and what `calls` and `storage` give.
     Raises:
         JaxlmError: the pickle is damaged, too long, or asks for something that could run code, which is named.
@@ -175,6 +176,8 @@ class _Machine:
     def new_global(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise JaxlmError("its pickle is damaged: the name of a class is not a string")
+        if len(module) + len(name) > MOST_NAME:
+            raise JaxlmError(f"its pickle is damaged: the name of a class has over {MOST_NAME} letters")
         found = Global(_PYTHON_2.get(module, module), name)
         if module.split(".")[0] in _LIBRARY and name not in _HARMLESS.get(found.module, ()):
             raise JaxlmError(f"it asks for {shown(f'{module}.{name}')}, which is no part of a model and could run "
@@ -250,8 +253,8 @@ class _Machine:
 
 
 def _entries(pairs: Any) -> dict[str, Any]:
-    """Entries whose keys are strings: others are never looked up, and hashing a stranger's values can take forever."""
-    return {key: value for key, value in pairs if isinstance(key, str)}
+    """Entries whose keys are names: others are never looked up, and hashing a stranger's values can take forever."""
+    return {key: value for key, value in pairs if isinstance(key, str) and len(key) <= MOST_NAME}
 
 
 def _pair(argument: str) -> tuple[str, str]:

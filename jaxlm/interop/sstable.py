@@ -10,7 +10,8 @@ from jaxlm.errors import JaxlmError
 from jaxlm.interop.crc32c import crc32c, masked
 
 MAGIC = 0xDB4775248B80FB57
-MOST_KEY, MOST_BLOCK = 4096, 1 << 26  # bytes; of a block: unpacked
+MOST_KEY, MOST_BLOCK = 500, 1 << 26  # bytes; of a block: unpacked
+MOST_ENTRIES = 20_000
 
 
 class Cursor:
@@ -49,13 +50,17 @@ def entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     footer = Cursor(table, len(table) - 48, len(table) - 8)
     for _ in range(2):
         footer.varint()  # where the block of other blocks lies: there are none
-    unpacked = 0
+    unpacked = found = 0
     for _, handle in _block_entries(_block(table, footer)):
         block = _block(table, Cursor(handle))
         unpacked += len(block)
         if unpacked > MOST_BLOCK:
             raise JaxlmError(f"it unpacks to over {MOST_BLOCK:,} bytes, more than any model's index")
-        yield from _block_entries(block)
+        for entry in _block_entries(block):
+            found += 1
+            if found > MOST_ENTRIES:
+                raise JaxlmError(f"it has over {MOST_ENTRIES:,} entries, more than any model")
+            yield entry
 
 
 def _block(table: bytes, handle: Cursor) -> bytes:

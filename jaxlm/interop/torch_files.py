@@ -39,6 +39,9 @@ def read_torch(file: BinaryIO, size: int) -> tuple[Any, str, int]:
         return _Archive(file, size).load()
     if head[257:] == b"ustar":
         raise JaxlmError("it is in the tar layout of PyTorch 0.1, which is not read; save it anew with a later PyTorch")
+    if head[:1] not in (b"\x80", b"(", b"]", b"}", b"c"):  # how a pickle of a container, an object or a class begins
+        raise JaxlmError("it is in none of the formats that are read: PyTorch's, safetensors, TensorFlow 1's "
+                         "checkpoints")
     return _load_old(file, size)
 
 

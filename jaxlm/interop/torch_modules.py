@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from itertools import count
 from typing import Any
 
 from jaxlm.errors import JaxlmError
@@ -10,7 +9,8 @@ from jaxlm.interop.pickles import Instance
 from jaxlm.interop.tensors import SIZES, LazyTensor, listed, shown
 from jaxlm.interop.torch_objects import Tensor
 
-MOST_MODULES, MOST_DEPTH, MOST_VALUES = 10_000, 50, 200_000
+MOST_NAMES, MOST_DEPTH, MOST_VALUES = 100_000, 50, 200_000
+MOST_PREFIX = 1000  # letters of the way to a module
 MOST_SHARING = 4  # how many times all stored bytes a model's tensors may be; tied ones are counted twice
 
 
@@ -28,7 +28,7 @@ def model_tensors(value: Any, stored: int) -> tuple[dict[str, LazyTensor], str]:
     found: list[tuple[str, dict[str, LazyTensor], str]] = []
     for place, candidate in _candidates(value):
         if isinstance(candidate, Instance):
-            tensors, what = dict(_module_tensors(candidate, "", 0, count())), f"module {shown(candidate.kind)}"
+            tensors, what = dict(_module_tensors(candidate, "", 0, [MOST_NAMES])), f"module {shown(candidate.kind)}"
         else:
             tensors, what = {name: leaf for name, leaf in candidate.items() if isinstance(leaf, Tensor)}, "state_dict"
         if tensors:
@@ -52,7 +52,7 @@ def _candidates(value: Any) -> Iterator[tuple[str, Any]]:
         below: list[tuple[str, Any]] = []
         for place, item in level:
             if _is_module(item) or (isinstance(item, dict) and any(
-                    isinstance(leaf, Tensor) and "weight" in name for name, leaf in item.items())):
+                    isinstance(leaf, Tensor) and _is_weight(name) for name, leaf in item.items())):
                 yield place, item
                 continue
             for name, child in _children(item):
@@ -71,23 +71,33 @@ def _children(item: Any) -> Iterator[tuple[Any, Any]]:
     yield from item.items() if isinstance(item, dict) else enumerate(item) if isinstance(item, list | tuple) else ()
 
 
+def _is_weight(name: str) -> bool:
+    return name.endswith(".weight") or "weight_ih_l" in name
+
+
 def _is_module(item: Any) -> bool:
     return isinstance(item, Instance) and isinstance(item.state.get("_parameters"), dict)
 
 
-def _module_tensors(module: Instance, prefix: str, depth: int, visits: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers of a module and those below it, in the order of its state_dict."""
-    if depth > MOST_DEPTH or next(visits) > MOST_MODULES:
-        raise JaxlmError(f"its modules are nested over {MOST_DEPTH} deep or over {MOST_MODULES:,} many")
+def _module_tensors(module: Instance, prefix: str, depth: int, left: list[int]) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers of a module and those below it, in the order of its state_dict.
+
+    `left` holds how many names may still be visited: modules may share parts, so paths can outnumber modules.
+    """
+    passing = module.state.get("_non_persistent_buffers_set")
+    passing = passing if isinstance(passing, list | tuple) else ()
+    left[0] -= 1 + len(passing) + sum(len(_dict(module, kind)) for kind in ("_parameters", "_buffers", "_modules"))
+    if depth > MOST_DEPTH or left[0] < 0 or len(prefix) > MOST_PREFIX:
+        raise JaxlmError(f"its modules are nested over {MOST_DEPTH} deep, or have over {MOST_NAMES:,} names")
     _check_module(module, prefix)
-    passing = module.state.get("_non_persistent_buffers_set") or ()
+    passing = {name for name in passing if isinstance(name, str)}
     for kind in ("_parameters", "_buffers"):
         for name, leaf in _dict(module, kind).items():
             if isinstance(leaf, Tensor) and (kind == "_parameters" or name not in passing):
                 yield prefix + name, leaf
     for name, child in _dict(module, "_modules").items():
         if _is_module(child):
-            yield from _module_tensors(child, f"{prefix}{name}.", depth + 1, visits)
+            yield from _module_tensors(child, f"{prefix}{name}.", depth + 1, left)
 
 
 def _dict(module: Instance, kind: str) -> dict[str, Any]:

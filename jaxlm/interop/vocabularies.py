@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError
 from jaxlm.files import read_bytes, reason
-from jaxlm.interop.tensors import shown
+from jaxlm.interop.tensors import MOST_PATH, shown
 
 MOST_WORDS = 1 << 28  # bytes of a vocabulary
 MOST_TEXT = 1 << 32  # bytes of one file of a corpus
@@ -26,13 +26,13 @@ def read_vocabulary(path: str | Path, size: int | None = None) -> Vocab:
     words = text.removesuffix("\n").split("\n")
     if size is not None and len(words) != size:
         if len(text.split()) != size:
-            raise DataError(f"the vocabulary {shown(path, 200)} has {len(words):,} words, and the model has {size:,}; "
-                            "give the file that the model was trained with")
+            raise DataError(f"the vocabulary {shown(path, MOST_PATH)} has {len(words):,} words, and the model has "
+                            f"{size:,}; give the file that the model was trained with")
         words = text.split()  # colorlessgreenRNNs reads its files so
     try:
         return Vocab(tuple(words))
     except DataError as error:
-        raise DataError(f"the vocabulary {shown(path, 200)} cannot be used: {error}") from None
+        raise DataError(f"the vocabulary {shown(path, MOST_PATH)} cannot be used: {error}") from None
 
 
 def vocabulary_of_corpus(folder: str | Path) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ def _text(path: Path, most: int) -> str:
         return read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[:error.start].count(b"\n") + 1
-        raise DataError(f"{shown(path, 200)} is not UTF-8 text: line {line:,} has the byte "
+        raise DataError(f"{shown(path, MOST_PATH)} is not UTF-8 text: line {line:,} has the byte "
                         f"0x{error.object[error.start]:02x}") from None
     except OSError as error:
-        raise DataError(f"{shown(path, 200)} cannot be read: {reason(error)}") from None
+        raise DataError(f"{shown(path, MOST_PATH)} cannot be read: {reason(error)}") from None
