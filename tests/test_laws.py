@@ -109,11 +109,12 @@ class TestModels:
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES)
 class TestTraining:
     def test_the_cost_falls(self, config):
+        config = config.replace(learning_rate=config.optimizer.learning_rate / 2)
         state, metrics = trained(config, started(config))
-        first = float(metrics.cost[0])
-        for _ in range(11):
+        first = float(metrics.cost.sum())
+        for _ in range(12):
             state, metrics = trained(config, state)
-        assert float(metrics.cost[5]) < first
+        assert float(metrics.cost.sum()) < first
         assert metrics.finite.all()
         nats, count = stream_nats(config.model, state.evaluated, IDS, B, T)
         assert nats / count < np.log(V) + 0.2
@@ -135,8 +136,7 @@ class TestTraining:
 
     @pytest.mark.parametrize("vmapped", [False, True])
     def test_a_member_equals_the_run_alone(self, config, vmapped):
-        name = next(name for name in ("learning_rate",))
-        configs = [config, config.replace(**{name: config.optimizer.learning_rate / 3})]
+        configs = [config, config.replace(learning_rate=config.optimizer.learning_rate / 3)]
         group = members.stacked(configs[0].recipe, started(config), 2, None)
         group = members.replaced(group, 1, configs[1].recipe, started(config, seed=1))
         windows = Windows(*(np.stack([column] * 2) for column in PLAN.windows(0, 6, 8)))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -150,11 +151,11 @@ def test_5_noise_is_an_input():
                         tuple(jnp.asarray(rng.random((T, B, H)) < 0.5) for H in HIDDEN))
     y, _ = outputs(model, params, x, stack.zero_carry(model, B), noise)
     by_hand = x
-    for layer, mask, H, before in zip(params["lstm"], noise.outputs, HIDDEN, (noise.embedding, None), strict=True):
-        by_hand = by_hand if before is None else jnp.where(before, by_hand * 2, 0)
+    by_hand = jnp.where(jnp.asarray(noise.embedding), by_hand * 2, 0)
+    for layer, mask, H in zip(params["lstm"], noise.outputs, HIDDEN, strict=True):
         one_layer = recipe_of(hidden_sizes=(H,), embedding_size=by_hand.shape[-1]).model
         by_hand, _ = outputs(one_layer, {"lstm": [layer]}, by_hand, stack.zero_carry(one_layer, B))
-        by_hand = jnp.where(mask, by_hand * 2, 0)
+        by_hand = jnp.where(jnp.asarray(mask), by_hand * 2, 0)
     np.testing.assert_allclose(y, by_hand, rtol=1e-6)
 
 
@@ -263,5 +264,5 @@ def test_the_schedules_warm_up_and_come_down():
         values = [float(rate(at, 0, total)) for at in range(total + 1)]
         assert values[0] == pytest.approx(0.1) and values[9] == pytest.approx(1, abs=0.02)
         assert values[total] == pytest.approx(0.2)
-        assert all(a > b for a, b in zip(values[10:], values[11:], strict=False))
+        assert all(a > b for a, b in pairwise(values[10:]))
     assert float(cosine(55, 0, total)) == pytest.approx(0.6) == float(linear(55, 0, total))

@@ -1,4 +1,4 @@
-"""Whole trainings in this process: one compile, exact resume, labels that are true, divergence."""
+"""Whole runs in this process: one compile, exact resume, labels that are true, divergence."""
 
 import dataclasses
 import hashlib
@@ -17,12 +17,12 @@ from processes import WINDOWS, assert_same, kept
 
 import jaxlm
 from jaxlm.data.corpora import load_corpus
-from jaxlm.data.windows import batch
+from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.errors import CheckpointError, Diverged, RunDirError
 from jaxlm.files import seal, unseal
 from jaxlm.report.metrics import read_metrics
 from jaxlm.runs import checkpoint
-from jaxlm.runs.loop import new_state
+from jaxlm.runs.trainer import new_state
 from jaxlm.training import step as steps
 
 CONFIG = processes.CONFIG.replace(checkpoint_every=20)
@@ -32,7 +32,7 @@ CONFIG = processes.CONFIG.replace(checkpoint_every=20)
 def no_pictures():
     """The learning curve's own tests draw it; here it would cost a second a run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["jaxlm.runs.loop"], "learning_curve", lambda run_dir: Path(run_dir) / "curve.png")
+        patch.setattr(sys.modules["jaxlm.runs.trainer"], "learning_curve", lambda run_dir: Path(run_dir) / "curve.png")
         yield
 
 
@@ -69,7 +69,8 @@ def test_a_run_is_traced_once_and_no_number_traces_it_again(corpus, monkeypatch)
     config = CONFIG.replace(epochs=2, windows_per_call=5)  # as no other test here
     jaxlm.train(config, corpus, quiet=True)
     once = len(traced)
-    numbers = {item.name: 0.9 * getattr(config.hyper, item.name) or 0.5 for item in dataclasses.fields(config.hyper)}
+    numbers = {name: 0.9 * value or 0.5 for section, name, spec, value in config.every_field()
+               if spec.type is float and value is not None}
     jaxlm.train(config.replace(**numbers, epochs=1, on_nonfinite="skip"), corpus, steps=5, quiet=True)
     assert len(traced) == once == 1
 
@@ -152,7 +153,7 @@ def test_where_nothing_is_intact_it_says_so(train, tmp_path):
 def test_another_config_or_corpus_is_refused_field_by_field(train, tmp_path, corpus):
     train(steps=WINDOWS)
     before = kept(tmp_path / "run")
-    with pytest.raises(RunDirError, match=r"model.hidden_sizes: \(8, 6\) -> \(8, 7\); hyper.learning_rate: 1.0 -> 0.5"):
+    with pytest.raises(RunDirError, match=r"hidden_sizes: \(8, 6\) -> \(8, 7\); optimizer.learning_rate: 1.0 -> 0.5"):
         train(CONFIG.replace(hidden_sizes=(8, 7), learning_rate=0.5, epochs=9))
     words = list(corpus.vocab.words)
     words[3], words[4] = words[4], words[3]
@@ -173,7 +174,7 @@ def test_other_library_versions_are_noted(train, tmp_path, capsys, corpus):
     train(steps=3)
     path = checkpoint.find(tmp_path / "run")
     sealed_anew(path, versions={"jaxlm": "0.0.1", "jax": "0.3"})
-    assert jaxlm.load(tmp_path / "run").manifest.versions["jax"] == "0.3"
+    assert checkpoint.load(tmp_path / "run").manifest.versions["jax"] == "0.3"
     jaxlm.train(CONFIG, corpus, tmp_path / "run", resume=True, steps=5)
     assert "written under other library versions (jax: 0.3 -> " in capsys.readouterr().out
 
@@ -208,16 +209,16 @@ def test_divergence_stops_before_the_update_and_the_last_checkpoint_stays_good(t
 
 
 def test_a_skipped_window_leaves_parameters_and_carry_as_before(corpus, finished):
-    hyper = jax.tree.map(jnp.float32, CONFIG.hyper)
-    state = new_state(finished.config)
+    recipe, state = jax.tree.map(jnp.float32, CONFIG.recipe), new_state(finished.config)
     tokens = jnp.asarray(batch(corpus.train, 50))
-    state, _ = steps.train_windows(state, hyper, tokens, jnp.int32(2), jnp.bool_(True), bptt_length=20, max_windows=4)
+    plan = WindowPlan(len(tokens), 20, 1)
+    state, _ = steps.train_windows(recipe, state, tokens, plan.windows(0, 2, 4), jnp.int32(2), True, bptt_length=20)
     before = jax.device_get((state.params, state.carry))
-    nowhere = dataclasses.replace(hyper, forget_bias=jnp.float32(jnp.nan))
-    state, metrics = steps.train_windows(state, nowhere, tokens, jnp.int32(3), jnp.bool_(True), bptt_length=20,
-                                         max_windows=4)
+    model = dataclasses.replace(recipe.model, forget_bias=jnp.float32(jnp.nan))
+    state, metrics = steps.train_windows(dataclasses.replace(recipe, model=model), state, tokens, plan.windows(2, 3, 4),
+                                         jnp.int32(3), True, bptt_length=20)
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get((state.params, state.carry)))
-    assert state.step == 5 and np.isnan(metrics.cost[:3]).all()
+    assert state.step == 5 and np.isnan(metrics.cost[:3]).all() and not metrics.finite[:3].any()
 
 
 def test_the_run_directory_says_what_it_is(finished, corpus):
@@ -236,7 +237,8 @@ def test_old_checkpoints_go_by_the_policy(train, tmp_path):
 def test_a_copied_run_loads_anywhere(finished, tmp_path):
     shutil.copytree(finished.run_dir, tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "elsewhere/tensorboard")
-    assert jaxlm.load(tmp_path / "elsewhere").manifest.step == 3 * WINDOWS
+    assert checkpoint.load(tmp_path / "elsewhere").manifest.step == 3 * WINDOWS
+    assert jaxlm.load(tmp_path / "elsewhere").vocab == jaxlm.load(finished.run_dir).vocab
 
 
 def test_reproduce_names_what_differs(train, tmp_path):

@@ -136,8 +136,8 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool) or type(value).__name__ == "bool_" or type(value).__module__ == "numpy" and type(
-        value).__name__ == "bool"
+    return isinstance(value, bool) or type(value).__name__ == "bool_" or (type(value).__module__ == "numpy" and type(
+        value).__name__ == "bool")
 
 
 def _is_array(value: Any) -> bool:

@@ -3,9 +3,7 @@
 Both do the same four things for the loop (`loop.py`): train windows, validate, save and test.
 """
 
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax

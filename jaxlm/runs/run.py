@@ -13,7 +13,6 @@ import numpy as np
 from jaxlm.config.config import Config
 from jaxlm.data.corpora import Corpus
 from jaxlm.data.windows import WindowPlan
-from jaxlm.files import Folder
 from jaxlm.report.metrics import MetricsLog, read_metrics
 from jaxlm.report.units import perplexity
 from jaxlm.runs import checkpoint, directory

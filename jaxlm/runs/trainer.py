@@ -103,9 +103,10 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
                        steps=steps, given_params=params is not None, devices=mesh_shape(mesh), tensorboard=kept)
 
         run = hosts.together(begin)
-        run.step = hosts.agreed(run.step)
-        if run.step > 0:
-            fresh = hosts.together(lambda: (run.found or checkpoint.load(shared, str(run.step))).state)
+        saved = hosts.agreed(-1 if run.found is None else run.step)
+        if saved >= 0:
+            run.step = saved
+            fresh = hosts.together(lambda: (run.found or checkpoint.load(shared, str(saved))).state)
         group = SingleGroup(run, fresh, mesh)
         run.found = fresh = None  # the group's are copies
         progress = held.enter_context(Progress(config.train.epochs, run.plan.per_epoch,
