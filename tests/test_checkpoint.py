@@ -244,13 +244,14 @@ def swap(old: bytes, new: bytes) -> Callable[[Path], None]:
 
 
 CONFIGS = {
-    "a config of a terabyte": (lambda p: config_of(p, embedding_size=2**30, hidden_sizes=[2**20]), "needs at least .* of memory"),
+    "a config of a terabyte": (lambda p: config_of(p, embedding_size=2**30, hidden_sizes=[2**20]),
+                               "needs at least .* of memory"),
     "a config beyond all numbers": (lambda p: config_of(p, embedding_size=2**200), "embedding_size"),
     "a config of many layers": (lambda p: config_of(p, hidden_sizes=[1] * 90_000), "layers"),
     "a config that is none": (lambda p: (p / "config.json").write_text("[]"), "expected a JSON object"),
     "a huge config": (lambda p: (p / "config.json").write_text(" " * (2 << 20)), "at most 1,048,576 bytes"),
     "another vocabulary": (lambda p: (p / "vocab.json").write_text('["a"]'), "1 words for a model of"),
-    "a vocabulary that is none": (lambda p: (p / "vocab.json").write_text('{"a": 1}'), "should be a JSON list"),
+    "a vocabulary that is none": (lambda p: (p / "vocab.json").write_text('{"a": 1}'), "JSON list"),
     "one file more": (lambda p: (p / "state2").write_bytes(b"\x80\x04."), "state2 does not belong"),
     "a file in a folder more": (lambda p: (p / "more").mkdir() or (p / "more/x").write_bytes(b""), "does not belong"),
     "a pickle": (lambda p: (p / "1.pkl").write_bytes(b"\x80\x04."), "does not belong"),

@@ -106,7 +106,7 @@ def test_signals_save_and_say_how_to_go_on(tmp_path, reference):
         process.send_signal(number)
         code, said = end(process)
         assert code == 128 + number, said
-        stopped = re.search(rf"stopped by {number.name} after window (\d+): saved; go on with --run-dir (.*) --resume",
+        stopped = re.search(rf"stopped by {number.name} after window (\d+): saved; resume with --run-dir (.*) --resume",
                             said)
         assert stopped and stopped[2] == str(run_dir), said
         assert checkpoint.find(run_dir).name == f"{int(stopped[1]):08d}"

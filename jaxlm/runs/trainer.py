@@ -231,6 +231,6 @@ def _finish(run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progr
 def _test_checkpoint(run: Run, shared: Path, mesh: Mesh | None, step: int) -> float:
     """Tests a saved checkpoint. Every process must call it."""
     model = run.config.model
-    saved = hosts.together(lambda: checkpoint.read(checkpoint.find(shared, str(step)))).state.evaluated
+    saved = hosts.together(lambda: checkpoint.load(shared, str(step))).state.evaluated
     params = put(mesh, saved, stack.param_specs(model), PADDED_BIAS)
     return run.log_test("best", step, *stream_nats(model, params, run.corpus.test, mesh=mesh))
