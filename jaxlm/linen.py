@@ -4,8 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
-from flax.linen.dtypes import promote_dtype
+
+try:
+    from flax import linen as nn
+    from flax.linen.dtypes import promote_dtype
+except ModuleNotFoundError:
+    raise ModuleNotFoundError("jaxlm.linen needs Flax: pip install 'jaxlm[flax]'") from None
 
 from jaxlm.ops.lstm import LSTMState, lstm
 

@@ -94,10 +94,15 @@ class Config:
 
     @staticmethod
     def from_json(text: str) -> "Config":
-        """The config that `to_json` wrote, of this format or an older one. JaxlmError where the text is anything else."""
+        """The config that `to_json` wrote, in this version or an older one.
+
+        Raises:
+          JaxlmError: the text is anything else, or a value is outside its limits.
+        """
         tree = upgraded(_object(text))
         if tree.pop("format", None) != FORMAT:
-            raise JaxlmError(f"the config has a format that this version of jaxlm does not know; it reads 1 and {FORMAT}")
+            raise JaxlmError(f"the config has a format that this version of jaxlm does not know: it reads 1 "
+                             f"and {FORMAT}")
         preset = tree.pop("preset", "custom")
         sections = {name: _section(name, tree.pop(name, {})) for name in SECTIONS}
         if tree or not isinstance(preset, str):

@@ -1,7 +1,7 @@
 """The config.json of older versions, as this version writes it.
 
-Format 1 (version 0.1) had four sections: model, train, data and hyper, an LSTM trained by SGD in every case. Dropout was
-a switch beside the probabilities.
+Format 1 (version 0.1) had four sections: model, train, data and hyper, an LSTM trained by SGD in every case. Dropout
+was a switch beside the probabilities.
 """
 
 from typing import Any

@@ -68,8 +68,8 @@ def gates_per_kernel(model: Recurrent) -> int:
 def is_inner_matrix(model: Recurrent, params: Params) -> Params:
     """For each parameter whether it is a kernel of a layer: not the embedding, the softmax or a bias."""
     name = _cell(model)[1]
-    return {part: jax.tree.map(lambda leaf: inner and leaf.ndim == 2, tree)
-            for part, tree in params.items() for inner in [part == name]}
+    nothing = jax.tree.map(lambda leaf: False, params)
+    return {**nothing, name: jax.tree.map(lambda leaf: leaf.ndim == 2, params[name])}
 
 
 def is_random(model: Recurrent) -> bool:

@@ -22,7 +22,7 @@ class Rows:
 
 
 def look_up(table: jax.Array | Rows, ids: jax.Array) -> jax.Array:
-    """table [V, E] (or the rows already read) and ids [T, B] -> [T, B, E]. The table's rows may lie on other devices."""
+    """table [V, E] (or the rows already read) and ids [T, B] -> [T, B, E]; rows may lie on other devices."""
     return table.values if isinstance(table, Rows) else _look_up(table, ids)
 
 

@@ -187,9 +187,9 @@ class _Reporter(Observer):
 
     def epoch_ended(self, group: Group, stopping: bool) -> None:
         for run in filter(None, group.runs):
-            ended = run.epochs[-1]
+            ended, floor = run.epochs[-1], floors(run.corpus, "valid").get("floor_valid")
             self._progress.epoch(ended.epoch, ended.train_perplexity, ended.valid_perplexity, ended.learning_rate,
-                                 run.words_per_second, run.epoch_seconds, floors(run.corpus, "valid").get("floor_valid"))
+                                 run.words_per_second, run.epoch_seconds, floor)
 
 
 def _finish(run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progress: Progress, stopped_by: int | None

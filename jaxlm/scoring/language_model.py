@@ -92,8 +92,9 @@ class LanguageModel:
             corpus = load_corpus(data.corpus, data_dir=data_dir, max_vocab=self.config.model.vocab_size,
                                  min_count=data.min_count, lowercase=data.lowercase)
         if corpus.sha256 != self.corpus["sha256"]:
-            raise DataError(f"this model was trained on {self.corpus['name']} (sha256 {self.corpus['sha256']}), and the "
-                            f"corpus found is {corpus.name} ({corpus.sha256}): name its folder, or evaluate a text file")
+            raise DataError(f"this model was trained on {self.corpus['name']} (sha256 {self.corpus['sha256']}), and "
+                            f"the corpus found is {corpus.name} ({corpus.sha256}): name its folder, or evaluate a text "
+                            f"file")
         how = (1, 1) if split == "test" else (self.config.train.batch_size, self.config.train.bptt_length)
         nats, count = self._nats(getattr(corpus, split), *how)
         return Evaluation(perplexity(nats, count), nats, count, f"{corpus.name} {split}")

@@ -32,7 +32,8 @@ def eval_step(model: Recurrent, params: Params, inputs: jax.Array, targets: jax.
       inputs, targets: [T, B].
       carry: from the window before, or `zero_carry`.
     """
-    features, carry = stack.features(stack.exact(model), params, stack.no_noise(model), stack.embed(params, inputs), carry)
+    x = stack.embed(params, inputs)
+    features, carry = stack.features(stack.exact(model), params, stack.no_noise(model), x, carry)
     return heads.token_nats(model, params, features, targets), carry
 
 

@@ -22,14 +22,13 @@ def summed(grads: Params) -> Params:
 def global_norm(grads: Params, specs: Params) -> jax.Array:
     """The 2-norm of all gradients, of which devices may hold parts; `specs` says which leaves lie by words."""
 
-    def squares(part: object, spec: object) -> object:
+    def squares(spec: jax.P, part: object) -> object:
         total = jax.tree.map(lambda g: jnp.sum(jnp.square(g)), part)
         if _is_rows(part):
             return collectives.sum_over_data(total)
         return collectives.sum_over_model(total) if spec != collectives.SAME else total
 
-    return jnp.sqrt(optax.tree.sum(jax.tree.map(
-        lambda spec, part: squares(part, spec), specs, grads, is_leaf=lambda node: isinstance(node, type(collectives.SAME)))))
+    return jnp.sqrt(optax.tree.sum(jax.tree.map(squares, specs, grads, is_leaf=lambda node: isinstance(node, jax.P))))
 
 
 def apply_updates(params: Params, updates: Params, tokens: jax.Array) -> Params:

@@ -46,8 +46,8 @@ def train_members(recipes: Recipe, states: TrainState, tokens: jax.Array, window
                   bptt_length: int, vmapped: bool, mesh: Mesh | None = None) -> tuple[TrainState, Metrics]:
     """Windows of every member, in one call.
 
-    Members share each operation (`vmapped`) or follow one another; with a mesh each device has some of them. Of a window
-    whose cost or gradient is not finite no update is made, and the member goes on with the next.
+    Members share each operation (`vmapped`) or follow one another; with a mesh each device has some of them. Of a
+    window whose cost or gradient is not finite no update is made, and the member continues with the next.
 
     Args:
       recipes, states: with an axis M; the states are donated.

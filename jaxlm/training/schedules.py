@@ -29,7 +29,7 @@ def factor(schedule: Schedule, step: Number, epoch: Number, total: Number) -> ja
 
 
 def _warm_up(warmup: Number, step: Number, total: Number) -> tuple[jax.Array, jax.Array]:
-    """How far the rate has risen, and the progress from the end of the warm-up to the end of the run, both in [0, 1]."""
+    """How far the rate has risen, and the progress from the warm-up's end to the run's, both in [0, 1]."""
     rising = jnp.maximum(warmup * total, 1.0)
     risen = jnp.minimum((step + 1) / rising, 1.0)
     return risen, jnp.clip((step - warmup * total) / jnp.maximum((1 - warmup) * total, 1.0), 0.0, 1.0)
