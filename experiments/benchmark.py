@@ -20,7 +20,8 @@ from statistics import median
 
 from peers import flops
 
-from jaxlm.config.config import Config, preset
+from jaxlm.config.config import Config
+from jaxlm.config.presets import preset
 
 HERE = Path(__file__).parent
 NEEDS = {"jaxlm": "jax", "floor": "jax", "flax": "flax", "linen": "flax",

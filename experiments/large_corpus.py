@@ -41,10 +41,10 @@ def turns(folder: str, mode: str) -> Iterator[float]:
     import jax
     import jax.numpy as jnp
 
-    from jaxlm.config.config import preset
+    from jaxlm.config.presets import preset
     from jaxlm.data.corpora import load_corpus
-    from jaxlm.data.windows import num_windows
-    from jaxlm.runs.loop import new_state
+    from jaxlm.data.windows import WindowPlan
+    from jaxlm.runs.trainer import new_state
     from jaxlm.training.feed import feed
     from jaxlm.training.step import train_windows
 
@@ -52,16 +52,17 @@ def turns(folder: str, mode: str) -> Iterator[float]:
     ids = corpus.train if mode == "file" else np.asarray(corpus.train, np.int32)
     config = preset("small").replace(vocab_size=len(corpus.vocab))
     T, B, most = config.train.bptt_length, config.train.batch_size, config.train.windows_per_call
-    state, hyper = new_state(config), jax.tree.map(jnp.float32, config.hyper)
-    step, windows = 0, num_windows(len(ids) // B, T)
+    state, recipe = new_state(config), jax.tree.map(jnp.float32, config.recipe)
+    step, plan = 0, WindowPlan(len(ids) // B, T, 1000)
     with feed(ids, config.train) as take:
         while True:
             started = time.perf_counter()
             for _ in range(CALLS):
-                count = min(most, windows - step % windows)
-                tokens, first = take(step % windows, (step + count) % windows)
-                state, _ = train_windows(state, hyper, tokens, jnp.int32(count), jnp.bool_(False), jnp.int32(first),
-                                         jnp.int32(windows), bptt_length=T, max_windows=most)
+                index = plan.locate(step)[1]
+                count = min(most, plan.per_epoch - index)
+                tokens, first_row = take(plan.row(index), plan.row((index + count) % plan.per_epoch))
+                windows = plan.windows(step, count, most, first_row)
+                state, _ = train_windows(recipe, state, tokens, windows, jnp.int32(count), bptt_length=T)
                 step = int(state.step)
             yield time.perf_counter() - started
 

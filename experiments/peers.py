@@ -24,21 +24,22 @@ def jaxlm(config: Config, tokens: np.ndarray) -> Run:
     import jax
     import jax.numpy as jnp
 
-    from jaxlm.runs.loop import new_state
+    from jaxlm.data.windows import WindowPlan
+    from jaxlm.runs.trainer import new_state
     from jaxlm.training.step import train_windows
 
-    hyper, on_device = jax.tree.map(jnp.float32, config.hyper), jnp.asarray(tokens)
-    state = new_state(config)
+    recipe, on_device, state = jax.tree.map(jnp.float32, config.recipe), jnp.asarray(tokens), new_state(config)
+    plan, T, done = WindowPlan(len(tokens), config.train.bptt_length, 1), config.train.bptt_length, 0
 
     def run(windows: int) -> None:
-        nonlocal state
+        nonlocal state, done
         while windows:
-            count = min(windows, config.train.windows_per_call)
-            state, metrics = train_windows(state, hyper, on_device, jnp.int32(count),
-                                           bptt_length=config.train.bptt_length,
-                                           max_windows=config.train.windows_per_call)
+            at = done % plan.per_epoch
+            count = min(windows, config.train.windows_per_call, plan.per_epoch - at)
+            where = plan.windows(at, count, config.train.windows_per_call)
+            state, metrics = train_windows(recipe, state, on_device, where, jnp.int32(count), bptt_length=T)
             metrics.cost.block_until_ready()
-            windows -= count
+            windows, done = windows - count, done + count
 
     return run
 
@@ -71,7 +72,7 @@ def flax(config: Config, tokens: np.ndarray, layer: Callable[[int], Any] | None 
     B, model = config.train.batch_size, Model()
     carries = [(jnp.zeros((B, h)), jnp.zeros((B, h))) for h in config.model.hidden_sizes]
     params = model.init(jax.random.key(0), jnp.zeros((1, B), jnp.int32), carries)
-    optimiser = optax.chain(optax.clip_by_global_norm(config.hyper.clip_norm), optax.sgd(1.0))
+    optimiser = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), optax.sgd(1.0))
     opt_state = optimiser.init(params)
 
     def step(params, opt_state, carries, window):
@@ -122,7 +123,7 @@ def pytorch(config: Config, tokens: np.ndarray) -> Run:
             cost = nn.functional.cross_entropy(head(x).flatten(0, 1), window[1:].flatten(), reduction="sum")
             optimiser.zero_grad()
             (cost / config.train.batch_size).backward()
-            nn.utils.clip_grad_norm_(parameters, config.hyper.clip_norm)
+            nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm)
             optimiser.step()
             carries = new
 
@@ -157,7 +158,7 @@ def tensorflow(config: Config, tokens: np.ndarray) -> Run:
                               tf1.get_variable("softmax_b", [V], initializer=init))
     nats = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.reshape(window[1:], [-1]), logits=logits)
     variables = tf1.trainable_variables()
-    grads, _ = tf.clip_by_global_norm(tf.gradients(tf.reduce_sum(nats) / B, variables), config.hyper.clip_norm)
+    grads, _ = tf.clip_by_global_norm(tf.gradients(tf.reduce_sum(nats) / B, variables), config.optimizer.clip_norm)
     update = tf1.train.GradientDescentOptimizer(1.0).apply_gradients(zip(grads, variables, strict=True))
     session = tf1.Session()
     session.run(tf1.global_variables_initializer())

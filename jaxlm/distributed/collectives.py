@@ -52,7 +52,7 @@ def max_over_model(x: jax.Array) -> jax.Array:
 
 
 def own_words(ids: jax.Array, words: int) -> jax.Array:
-    """Each id's row among this device's `words` of the vocabulary; `words`, which is outside, for other devices' ids."""
+    """Each id's row among this device's `words` of the vocabulary; `words`, which is outside, for others' ids."""
     if not _present(MODEL):
         return ids
     local = ids - words * lax.axis_index(MODEL)

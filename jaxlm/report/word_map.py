@@ -93,10 +93,13 @@ def spread(places: np.ndarray, sizes: np.ndarray, rounds: int = 200) -> np.ndarr
 
 def _project(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Places [n, 2] and clusters [n] of unit vectors [n, E]."""
-    from sklearn.cluster import KMeans
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
+    try:
+        from sklearn.cluster import KMeans
+        from sklearn.decomposition import PCA
+        from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
+    except ModuleNotFoundError:
+        raise JaxlmError("a map of words needs scikit-learn: pip install 'jaxlm[maps]'") from None
 
     projection = (PCA(2, random_state=seed) if method == "pca" else
                   TSNE(metric="cosine", init="pca", random_state=seed, perplexity=min(20, (len(vectors) - 1) / 3)))

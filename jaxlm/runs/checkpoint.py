@@ -294,12 +294,14 @@ def _template(config: Config) -> Any:
 def check_memory(config: Config) -> None:
     """Raises JaxlmError where this machine has no memory for what a config's training needs at the least.
 
-    That is its state, and a gradient and an update of each parameter.
+    That is its state, a gradient and an update of each parameter, and what a window saves for its gradient.
     """
     try:
         template = _template(config)
         needed = sum(arrays.nbytes(leaf) for _, leaf in named_leaves(jax.eval_shape(_without_keys, template)))
         needed += 2 * sum(arrays.nbytes(leaf) for _, leaf in named_leaves(template.params))
+        counts, model = config.train, config.model
+        needed += 4 * counts.bptt_length * counts.batch_size * (model.embedding_size + 6 * sum(model.hidden_sizes))
     except (OverflowError, ValueError, TypeError) as error:
         raise JaxlmError(f"no model of this config can be made: {error}") from None
     memory.check(needed, "training this config", "take smaller embedding_size, hidden_sizes, vocab_size or batch_size")
