@@ -72,7 +72,7 @@ def flax(config: Config, tokens: np.ndarray, layer: Callable[[int], Any] | None 
     B, model = config.train.batch_size, Model()
     carries = [(jnp.zeros((B, h)), jnp.zeros((B, h))) for h in config.model.hidden_sizes]
     params = model.init(jax.random.key(0), jnp.zeros((1, B), jnp.int32), carries)
-    optimiser = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), optax.sgd(1.0))
+    optimiser = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm or 1e9), optax.sgd(1.0))
     opt_state = optimiser.init(params)
 
     def step(params, opt_state, carries, window):

@@ -19,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from processes import end, kill, start, wait_for
 from rich.console import Console
+from test_parallel import on_devices
 
 import jaxlm
 from jaxlm.data.corpora import load_corpus
@@ -79,6 +80,29 @@ def test_a_member_is_the_same_run_alone(corpus, vmapped, keep):
     found = together(configs, corpus, 50, vmapped)
     for config, own in zip(configs, found, strict=True):
         np.testing.assert_allclose(own, alone(config, corpus, 50), rtol=1e-5 if vmapped else 1e-7)
+
+
+@pytest.mark.parametrize("vmap", [False, True])
+def test_members_are_spread_over_devices_and_read_a_prepared_corpus(tmp_path, vmap):
+    """Four members on four devices, from a file and from memory, equal the runs alone."""
+    on_devices(4, f"""
+import jaxlm, numpy as np
+from pathlib import Path
+from jaxlm.runs.group import MemberGroup
+assert MemberGroup(4, {vmap})._mesh.size == 4 and MemberGroup(3, {vmap})._mesh.size == 3
+folder, rng = Path({str(tmp_path)!r}), np.random.default_rng(0)
+(folder / "text.txt").write_text("\\n".join(" ".join(f"w{{w}}" for w in rng.integers(0, 9, 6)) for _ in range(80)))
+jaxlm.prepare(folder / "text.txt", folder / "prepared")
+config = jaxlm.preset("test").replace(corpus=str(folder / "prepared"), hidden_sizes=(4,), embedding_size=3, batch_size=2,
+                                      bptt_length=5, epochs=2, keep_output=0.7)
+rates = [0.1, 0.3, 0.5, 1.0]
+swept = jaxlm.sweep(config, {{"learning_rate": rates}}, group=4, vmap={vmap}, quiet=True)
+assert [member.status for member in swept.members] == ["done"] * 4
+for member in swept.members:
+    alone = jaxlm.train(config.replace(**member.values), folder / "text.txt", quiet=True, devices=1)
+    np.testing.assert_allclose(member.valid_perplexities, [e.valid_perplexity for e in alone.epochs], rtol=1e-5)
+    np.testing.assert_allclose(member.test_perplexity, alone.test_perplexity, rtol=1e-5)
+""")
 
 
 @pytest.mark.parametrize("vmapped", [True, False])
