@@ -331,7 +331,8 @@ def test_the_script_that_sweeps_runs(tmp_path):
     done = subprocess.run([sys.executable, ROOT / "experiments/ptb_sweep.py", *TINY, "--clip-norm", "1", "--run-dir",
                            tmp_path / "run"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "4 points, best first" in done.stdout and "jaxlm train --preset small" in done.stdout
+    assert len(list((tmp_path / "run").glob("trials/*/config.json"))) == 4
+    assert "best first" in done.stdout and "jaxlm train --preset small" in done.stdout
     assert "Traceback" not in done.stderr
 
 

@@ -34,8 +34,8 @@ from jaxlm.errors import Diverged, JaxlmError
 NASTY = ["", "-", "--", "---", "²", "٣", "nan", "inf", "-inf", "none", "1e999", "-1", "0", "1", "-0.0", "9" * 5000,
          "1" * 400, "0x10", "1_0", " 1", "1,2", ",", "1,,2", "256x128", "true", "\x1b]0;x\x07", "\udcff", "a b", "\n",
          "%s", "%", "{}", "/", "/dev/null", "/dev/zero", "/no/such", ".", "..", "small", "lstm", "gru", "muon",
-         "cosine", "-h1", "--=", "=", "learning_rate=1", "learning_rate=", "hidden_sizes=²", "=1", "last", "best", "x" * 300,
-         "host:1", "log:0.1:10", "range:1:3:1"]
+         "cosine", "-h1", "--=", "=", "learning_rate=1", "learning_rate=", "hidden_sizes=²", "=1", "last", "best",
+         "x" * 300, "host:1", "log:0.1:10", "range:1:3:1"]
 
 
 def run(arguments, call=main):
