@@ -24,12 +24,13 @@ import jaxlm.runs.trainer
 import jaxlm.sweeps
 from jaxlm.cli import main, train_command
 from jaxlm.cli.ending import exit_code
-from jaxlm.cli.parsing import Parser
-from jaxlm.cli.verbs import VERBS
+from jaxlm.cli.parsing import Parser, whole
+from jaxlm.cli.verbs import VERBS, argument, verb
 from jaxlm.config.config import FIXED, KINDS, Config, all_kinds
 from jaxlm.config.fields import Spec, specs
 from jaxlm.config.presets import PRESETS, preset
 from jaxlm.errors import Diverged, JaxlmError
+from jaxlm.terminal import say
 
 NASTY = ["", "-", "--", "---", "²", "٣", "nan", "inf", "-inf", "none", "1e999", "-1", "0", "1", "-0.0", "9" * 5000,
          "1" * 400, "0x10", "1_0", " 1", "1,2", ",", "1,,2", "256x128", "true", "\x1b]0;x\x07", "\udcff", "a b", "\n",
@@ -206,15 +207,33 @@ def test_help_shows_the_values_of_a_config_file(tmp_path):
 def test_every_verb_is_in_the_help_with_its_own():
     code, out, _ = run(["--help"])
     assert code == 0 and all(f"\n    {name}" in out for name in VERBS) and "128 + N" in out
-    for name, verb in VERBS.items():
+    for name, one in VERBS.items():
         code, out, _ = run([name, "--help"])
-        assert code == 0 and " ".join(verb.help.split()) in " ".join(out.split())
+        assert code == 0 and " ".join(one.help.split()) in " ".join(out.split())
 
 
 def test_a_script_trains_its_own_preset(calls):
     assert run(["--optimizer", "adamw"], lambda line: train_command("test", "what", line))[0] == 0
     assert calls[-1][0][0] == preset("test").replace(optimizer="adamw")
     assert run(["--preset", "small"], lambda line: train_command("test", "what", line))[0] == 2
+
+
+def test_a_verb_is_one_function(calls):
+    @verb("twice a number", argument("number", type=whole(1)), argument("--by", type=whole(1), default=2))
+    def times_it(args):
+        say(args.number * args.by)
+
+    try:
+        assert run(["times-it", "4", "--by", "3"]) == (0, "12\n", "")
+        assert run(["times-it", "0"])[0] == 2
+        assert "times-it" in run(["--help"])[1]
+    finally:
+        del VERBS["times-it"]
+
+
+def test_negative_numbers_with_an_exponent_are_values(calls):
+    assert run(["train", "--forget-bias", "-1e-3", "--schedule-offset", "-2.5"])[0] == 0
+    assert (calls[-1][0][0].model.forget_bias, calls[-1][0][0].schedule.schedule_offset) == (-0.001, -2.5)
 
 
 def test_a_flag_that_is_nearly_right_is_suggested():

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.terminal import printable, say
 
-FAILED, UNPARSED, DIVERGED, SIGNALLED = 1, 2, 3, 128
+FAILED, DIVERGED, SIGNALLED = 1, 3, 128  # (2: arguments that do not parse, by parsing.py)
 EXIT_CODES = """exit codes:
   0        done
   1        a mistake or a damaged file, which the message explains
