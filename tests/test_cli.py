@@ -5,7 +5,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.lock import lock
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--corpus", "embedded-tiny", "--hidden-sizes", "8", "--embedding-size", "4", "--batch-size", "20",
         "--epochs", "1"]
 WORDS = "a b c d e\n" * 4000
@@ -319,26 +317,6 @@ def test_flags_change_a_config_as_replace_does(tmp_path):
     saved = rundir.saved_config(tmp_path / "run")
     assert saved.replace(vocab_size=10_000, lowercase=True) == expected
     assert np.isfinite(checkpoint.load(tmp_path / "run").state.params["embedding"]).all()
-
-
-@pytest.mark.parametrize("script", ["ptb_small.py", "zaremba.py"])
-def test_the_scripts_run(script, tmp_path):
-    """As a user starts them: a short run on the tiny corpus, in a process of its own."""
-    size = ["small"] if script == "zaremba.py" else []
-    done = subprocess.run([sys.executable, ROOT / "experiments" / script, *size, *TINY, "--steps", "3", "--run-dir",
-                           tmp_path / "run"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "embedded-tiny" in done.stdout and "test, last checkpoint" in done.stdout
-    assert "Traceback" not in done.stderr
-
-
-def test_the_script_that_sweeps_runs(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "experiments/ptb_sweep.py", *TINY, "--clip-norm", "1", "--run-dir",
-                           tmp_path / "run"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "run").glob("trials/*/config.json"))) == 4
-    assert "best first" in done.stdout and "jaxlm train --preset small" in done.stdout
-    assert "Traceback" not in done.stderr
 
 
 def test_without_penn_treebank_auto_uses_the_embedded_corpus_and_says_so(capsys, tmp_path, monkeypatch):

@@ -13,6 +13,8 @@ from jaxlm.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIN = "import sys; from jaxlm.cli import main; sys.exit(main())"
+TINY = ["--corpus", "embedded-tiny", "--hidden-sizes", "8", "--embedding-size", "4", "--batch-size", "20",
+        "--epochs", "1"]
 HEAVY = ("jax", "numpy", "rich", "flax", "optax", "optuna", "matplotlib")
 
 
@@ -100,3 +102,23 @@ def test_a_path_that_is_not_utf_8():
     done = subprocess.run([sys.executable.encode(), b"-c", MAIN.encode(), b"info", b"/no/\xff"], capture_output=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 1 and rb"\udcff" in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("script", ["ptb_small.py", "zaremba.py"])
+def test_the_scripts_run(script, tmp_path):
+    """As a user starts them: a short run on the tiny corpus, in a process of its own."""
+    size = ["small"] if script == "zaremba.py" else []
+    done = subprocess.run([sys.executable, ROOT / "experiments" / script, *size, *TINY, "--steps", "3", "--run-dir",
+                           tmp_path / "run"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "embedded-tiny" in done.stdout and "test, last checkpoint" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_the_script_that_sweeps_runs(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "experiments/ptb_sweep.py", *TINY, "--clip-norm", "1", "--run-dir",
+                           tmp_path / "run"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "run").glob("trials/*/config.json"))) == 4
+    assert "best first" in done.stdout and "jaxlm train --preset small" in done.stdout
+    assert "Traceback" not in done.stderr
