@@ -1,7 +1,7 @@
 """A sweep over the Penn Treebank LSTM of `ptb_small.py`: four learning rates by two clip norms, five epochs each.
 
-The rate is halved after each epoch from the third on, so that five epochs tell how the points compare. Eight trainings,
-one compiled program. Another space replaces this one (`--set`), and every flag of `ptb_small.py` stays what it was.
+The rate is halved after each epoch from the third on, so that five epochs suffice to compare the points. Eight runs,
+one compiled program. `--set` replaces this space by another, and every field has a flag as in `ptb_small.py`.
 
     python experiments/ptb_sweep.py                          the eight points, one after another
     python experiments/ptb_sweep.py --workers 2              the same by two processes

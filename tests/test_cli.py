@@ -1,21 +1,27 @@
-"""cli.py as a user meets it: every mistake is one clear sentence and a non-zero exit, and nothing is overwritten."""
+"""`jaxlm` as a user meets it: every mistake is one clear sentence and a non-zero exit, and nothing is overwritten."""
 
 import hashlib
+import io
+import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import jaxlm
 from jaxlm.cli import main
+from jaxlm.config.presets import preset
+from jaxlm.runs import checkpoint
+from jaxlm.runs import directory as rundir
 from jaxlm.runs.lock import lock
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--corpus", "embedded-tiny", "--hidden-sizes", "8", "--embedding-size", "4", "--batch-size", "20",
         "--epochs", "1"]
 WORDS = "a b c d e\n" * 4000
+ESCAPE = "\x1b]0;x\x07"  # sets a terminal's title
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -54,10 +60,10 @@ def refused(capsys, arguments, message, code=1):
     (None, "there is no corpus or file"),
     (b"", "is empty"),
     (b" \n \n", "is empty"),
-    (b"one two\n", "needs at least 3 lines"),
+    (b"one two\n", "at least 3 lines"),
     (b"a b\nc d\ne f\n", "fewer than one window of batch_size 20"),
-    (b"text\n" * 9 + b"\xff\xfe more\n", "byte 45 (0xff)"),
-    (b"text\n\0\0\0", "byte 5 is zero"),
+    (b"text\n" * 9 + b"\xff\xfe more\n", "byte 45"),
+    (b"text\n\0\0\0", "byte 5"),
 ])
 def test_text_that_cannot_be_used(capsys, tmp_path, data, message):
     path = tmp_path / "text.txt"
@@ -68,28 +74,54 @@ def test_text_that_cannot_be_used(capsys, tmp_path, data, message):
 
 
 @pytest.mark.parametrize(("arguments", "message", "code"), [
-    (["--preset", "smal"], "invalid choice: 'smal'", 2),
-    (["--learning-rte", "1"], "unrecognized arguments: --learning-rte", 2),
-    (["--epochs", "many"], "argument --epochs: invalid int value: 'many'", 2),
-    (["--hidden-sizes", "8;8"], "whole numbers with commas between", 2),
+    (["--preset", "smal"], "'small'", 1),
+    (["--learning-rte", "1"], "--learning-rte", 2),
+    (["--epochs", "many"], "'many'", 2),
+    (["--epochs", "²"], "'²'", 2),
+    (["--hidden-sizes", "8;8"], "'8;8'", 2),
+    (["--hidden-sizes", "9" * 5000], "5,000 characters", 2),
+    (["--hidden-sizes", "9" * 19], "hidden_sizes must be at least 1 and at most", 1),
     (["--hidden-sizes", ","], "hidden_sizes needs at least one", 1),
     (["--hidden-sizes", "0"], "hidden_sizes must be at least 1", 1),
     (["--keep-output", "0"], "keep_output must be above 0 and at most 1", 1),
-    (["--keep-output", "0.5", "--no-dropout"], "need dropout=True", 1),
     (["--learning-rate", "-1"], "learning_rate must be above 0; it is -1", 1),
     (["--learning-rate", "nan"], "learning_rate must be above 0; it is nan", 1),
+    (["--learning-rate", "9" * 400], "learning_rate must be above 0; it is inf", 1),
+    (["--learning-rate", "none"], "'none'", 2),
     (["--decay", "inf"], "decay must be above 0 and at most 1", 1),
     (["--batch-size", "0"], "batch_size must be at least 1", 1),
     (["--batch-size", "4000"], "lower batch_size or bptt_length", 1),
     (["--bptt-length", "1000000"], "lower batch_size or bptt_length", 1),
+    (["--windows-per-call", "1000000000"], "windows_per_call must be at least 1 and at most 1.04858e+06", 1),
     (["--vocab-size", "1"], "vocab_size must be at least 2", 1),
-    (["--steps", "-1"], "--steps must be at least 0", 1),
+    (["--steps", "-1"], "at least 0, found -1", 2),
+    (["--steps=--"], "--steps", 2),
+    (["--devices", "0"], "at least 1, found 0", 2),
     (["--config", "/no/such.json"], "/no/such.json cannot be read", 1),
-    (["--corpus", "ptb", "--data-dir", "/no/such"], "/no/such is not a folder", 1),
+    (["--config", "/dev/zero"], "/dev/zero cannot be read", 1),
+    (["--run-dir", ""], "an empty text", 2),
+    (["--corpus", "ptb", "--data-dir", "/no/such"], "/no/such", 1),
+    (["--model", "gpt"], "model must be lstm, gru or mingru; it is 'gpt'", 1),
+    (["--optimizer", "adam"], "optimizer must be sgd, adamw or muon; it is 'adam'", 1),
+    (["--schedule", "step"], "schedule must be piecewise, cosine or linear; it is 'step'", 1),
+    (["--model", "gru", "--forget-bias", "1"], "forget_bias is a field of the model lstm, and the model is gru", 1),
+    (["--beta1", "0.9"], "beta1 is a field of the optimizer adamw or muon, and the optimizer is sgd", 1),
+    (["--optimizer", "muon", "--momentum", "none"], "momentum takes a number; it is None", 1),
+    (["--tied"], "hidden_sizes is 8, embedding_size is 4", 1),
 ])
 def test_arguments_that_cannot_be_used(capsys, tmp_path, arguments, message, code):
     refused(capsys, ["train", *TINY, "--run-dir", str(tmp_path / "run"), *arguments], message, code)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_config_file_that_is_no_config_is_refused_by_its_name(capsys, tmp_path):
+    for number, text in enumerate(("", "[" * 100_000, '{"format": 2, "train": {"epochs": ' + "9" * 400 + "}}",
+                                   "\x1b[2J", '{"format": 9}')):
+        path = tmp_path / f"{number}.json"
+        path.write_text(text)
+        refused(capsys, ["train", "--config", str(path)], str(path))
+    os.mkfifo(tmp_path / "fifo")
+    refused(capsys, ["train", "--config", str(tmp_path / "fifo")], "a FIFO")
 
 
 def test_a_directory_with_something_in_it_is_left_alone(capsys, tmp_path, run):
@@ -111,7 +143,8 @@ def test_a_run_directory_in_use_is_refused_with_its_holder(capsys, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--hidden-sizes", "9"], "model.hidden_sizes: (8,) -> (9,)"),
-    (["--learning-rate", "0.3"], "hyper.learning_rate: 1.0 -> 0.3"),
+    (["--learning-rate", "0.3"], "optimizer.learning_rate: 1.0 -> 0.3"),
+    (["--model", "gru"], "model.kind: 'lstm' -> 'gru'"),
     (["--seed", "5"], "train.seed: 0 -> 5"),
     (["--config", "x.json"], "--resume takes the run's own config"),
 ])
@@ -134,9 +167,12 @@ def test_there_must_be_something_to_resume(capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "none").exists()
 
 
+def newest(run: Path) -> Path:
+    return sorted((run / "checkpoints").glob("[0-9]*"))[-1]
+
+
 def damage(run: Path, how: str) -> None:
-    newest = sorted((run / "checkpoints").glob("[0-9]*"))[-1]
-    array = newest / "state.safetensors"
+    array = newest(run) / "state.safetensors"
     if how == "flip":
         data = bytearray(array.read_bytes())
         data[len(data) // 2] ^= 4
@@ -146,9 +182,9 @@ def damage(run: Path, how: str) -> None:
     elif how == "remove":
         array.unlink()
     elif how == "manifest":
-        (newest / "manifest.json").write_text("{}")
+        (newest(run) / "manifest.json").write_text("{}")
     elif how == "vocab":
-        (newest / "vocab.json").write_text('["a", "b"]')
+        (newest(run) / "vocab.json").write_text('["a", "b"]')
     elif how == "all":
         shutil.rmtree(run / "checkpoints")
 
@@ -167,11 +203,18 @@ def test_a_damaged_checkpoint_is_refused_by_every_verb(capsys, run, how, message
 @pytest.mark.parametrize(("arguments", "message", "code"), [
     (["--checkpoint", "7"], "has no checkpoint '7'; it has", 1),
     (["--checkpoint", "../x"], "has no checkpoint '../x'", 1),
-    (["--text", "/no/such"], "there is no file /no/such", 1),
-    (["--split", "dev"], "invalid choice: 'dev'", 2),
+    (["--text", "/no/such"], "/no/such", 1),
+    (["--split", "dev"], "'dev'", 2),
 ])
 def test_evaluations_that_cannot_be(capsys, run, arguments, message, code):
     refused(capsys, ["evaluate", str(run), *arguments], message, code)
+
+
+def test_a_path_without_a_run_is_refused_with_what_to_do(capsys, tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    for verb in ("evaluate", "info", "reproduce", "plot"):
+        refused(capsys, [verb, str(tmp_path / "none")], "jaxlm train --run-dir")
+        refused(capsys, [verb, str(tmp_path)], "trials")  # of a sweep
 
 
 def test_the_verbs(capsys, run):
@@ -185,31 +228,98 @@ def test_the_verbs(capsys, run):
     assert len(said("neighbors", str(run), word, "-k", "3").splitlines()) == 3
     assert "embedded-tiny test: perplexity" in said("evaluate", str(run))
     assert float(said("perplexity", str(run), f"{word} {word} {word}")) > 1
-    assert "best" in said("info", str(run))
     for path in said("plot", str(run), "--method", "pca", "--words", "50").split():
         assert Path(path).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("script", ["ptb_small.py", "zaremba.py"])
-def test_the_scripts_run(script, tmp_path):
-    """As a user starts them: a short run on the tiny corpus, in a process of its own."""
-    size = ["small"] if script == "zaremba.py" else []
-    done = subprocess.run([sys.executable, ROOT / "experiments" / script, *size, *TINY, "--steps", "3", "--run-dir",
-                           tmp_path / "run"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "embedded-tiny" in done.stdout and "test, last checkpoint" in done.stdout
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize("extent", [["--epochs", "0"], ["--steps", "0"]])
+def test_a_run_of_no_window_can_be_evaluated(capsys, tmp_path, extent):
+    assert main(["train", *TINY, *extent, "--run-dir", str(tmp_path / "run")]) == 0
+    printed = next(line for line in capsys.readouterr().out.splitlines() if "test, last checkpoint" in line)
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert f"perplexity {printed.split()[-1]} " in capsys.readouterr().out
 
 
-def test_the_script_that_sweeps_runs(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "experiments/ptb_sweep.py", *TINY, "--clip-norm", "1", "--run-dir",
-                           tmp_path / "run"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "4 points, best first" in done.stdout and "jaxlm train --preset small" in done.stdout
-    assert "Traceback" not in done.stderr
+def test_keep_output_alone_turns_dropout_on(tmp_path):
+    assert main(["train", *TINY, "--steps", "0", "--keep-output", "0.5", "--run-dir", str(tmp_path / "run")]) == 0
+    model = rundir.saved_config(tmp_path / "run").model
+    assert (model.keep_output, model.keep_embedding) == (0.5, None)
 
 
-def test_without_penn_treebank_auto_goes_on_loudly_with_the_embedded_corpus(capsys, tmp_path, monkeypatch):
+def test_info_shows_fields_with_units_and_the_same_as_json(capsys, finished):
+    assert main(["info", str(finished)]) == 0
+    text = capsys.readouterr().out
+    config = rundir.saved_config(finished)
+    rows = [line.split() for line in text.splitlines()]
+    for _, name, spec, _ in config.every_field():
+        row = next(row for row in rows if row and row[0] == name)
+        assert spec.unit.split() == row[len(row) - len(spec.unit.split()):]
+    assert all(f"{slot} {kind}" in text for slot, kind in config.kinds.items())
+    assert "last  best" in text and "problems: none" in text
+    assert main(["info", str(finished), "--json"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert {row["field"]: row["value"] for row in tree["config"]}["hidden_sizes"] == [8]
+    assert tree["kinds"] == config.kinds and tree["corpus"]["name"] == "embedded-tiny" and tree["problems"] == []
+    assert [row["kind"] for row in tree["results"]] == ["epoch", "test"]
+    assert [found["labels"] for found in tree["checkpoints"]] == [["last", "best"]]
+
+
+def test_info_names_what_is_damaged(capsys, run):
+    os.symlink("/", run / f"x{ESCAPE}")
+    (newest(run) / "manifest.json").write_text("{}")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "win\n')
+    (run / "run.json").write_text("{")
+    for how in ([], ["--json"]):
+        assert main(["info", str(run), *how]) == 1
+        out = capsys.readouterr().out
+        assert all(name in out for name in ("metrics.jsonl", "run.json", "manifest.json", "a link"))
+        assert "\x1b" not in out
+
+
+def test_what_comes_from_files_cannot_command_a_terminal(capsys, run, monkeypatch):
+    """Words, metrics, corpus names, manifests and messages that quote them."""
+    words = ("<unk>", "<eos>", *(f"{ESCAPE}\x9b2J\x7f{place}" for place in range(498)))
+    found = checkpoint.load(run)
+    lm = jaxlm.LanguageModel(found.state.evaluated, found.config, type(found.vocab)(words), found.manifest.corpus)
+    monkeypatch.setattr("jaxlm.runs.loading.load", lambda *_: lm)
+    row = {"kind": "test", "corpus": ESCAPE, f"x{ESCAPE}": f"{ESCAPE}\x7f"}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    record = json.loads((run / "run.json").read_text())
+    record["corpus"] |= {"name": ESCAPE, "notes": [ESCAPE]}
+    (run / "run.json").write_text(json.dumps(record))
+    for arguments in (["predict", str(run), "x"], ["neighbors", str(run), words[3]], ["neighbors", str(run), ESCAPE],
+                      ["info", str(run)], ["info", str(run), "--json"], ["evaluate", f"{run}{ESCAPE}"]):
+        main(arguments)
+        out, err = capsys.readouterr()
+        assert r"\x1b" in out + err or r"\u001b" in out
+        assert not set(out + err) & {"\x1b", "\x07", "\x7f", "\x9b"}
+        if "--json" in arguments:
+            assert json.loads(out)["corpus"]["name"] == ESCAPE
+
+
+def test_standard_input_is_read_as_utf_8(capsys, finished, monkeypatch):
+    word = jaxlm.load(finished).vocab.words[5]
+    for data, code, message in ((f"{word} {word}".encode(), 0, ""), (b"a \xff", 1, "byte 2 is 0xff"),
+                                (b"", 1, "at least 2")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        assert main(["perplexity", str(finished)]) == code
+        assert message in capsys.readouterr().err
+
+
+def test_flags_change_a_config_as_replace_does(tmp_path):
+    flags = ["--model", "gru", "--optimizer", "adamw", "--schedule", "linear", "--tied", "--embedding-size", "8",
+             "--clip-norm", "none", "--keep-embedding", "0.5", "--beta2", "0.99", "--lowercase"]
+    assert main(["train", *TINY, *flags, "--steps", "0", "--run-dir", str(tmp_path / "run")]) == 0
+    expected = preset("small").replace(
+        model="gru", optimizer="adamw", schedule="linear", tied=True, embedding_size=8, hidden_sizes=(8,), epochs=1,
+        clip_norm=None, keep_embedding=0.5, beta2=0.99, lowercase=True, batch_size=20, corpus="embedded-tiny")
+    saved = rundir.saved_config(tmp_path / "run")
+    assert saved.replace(vocab_size=10_000, lowercase=True) == expected
+    assert np.isfinite(checkpoint.load(tmp_path / "run").state.params["embedding"]).all()
+
+
+def test_without_penn_treebank_auto_uses_the_embedded_corpus_and_says_so(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("JAXLM_DATA", raising=False)
     monkeypatch.setattr("jaxlm.data.download.MIRRORS", ())

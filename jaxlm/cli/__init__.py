@@ -23,7 +23,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxlm.cli.ending import EXIT_CODES, SIGNALLED, exit_code
+from jaxlm.cli.ending import EXIT_CODES, SIGNALLED, check_limits, exit_code
 from jaxlm.cli.parsing import Parser
 from jaxlm.cli.sweeping import sweep_arguments
 from jaxlm.cli.training import train_arguments
@@ -118,6 +118,7 @@ def _run(parser: Parser, arguments: Sequence[str]) -> int:
     def act() -> int | None:
         parser.parse_args(arguments, args)
         if args.verb.uses_jax:
+            check_limits()
             _use_compilation_cache()
         return args.verb.action(args)
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import sys
 import threading
 import traceback
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.terminal import printable, say
 
-FAILED, UNPARSED, DIVERGED, SIGNALLED = 1, 2, 3, 128
+FAILED, DIVERGED, SIGNALLED = 1, 3, 128  # (2: arguments that do not parse, by parsing.py)
 EXIT_CODES = """exit codes:
   0        done
   1        a mistake or a damaged file, which the message explains
@@ -22,6 +23,7 @@ EXIT_CODES = """exit codes:
 JAXLM_TRACEBACK=1 in the environment shows where an error came from.
 """
 MOST_SHOWN = 1000  # characters of an error
+LEAST_MEMORY = 1 << 30  # bytes of address space; with less, a thread that cannot start ends the process
 
 
 def exit_code(action: Callable[[], int | None]) -> int:
@@ -41,6 +43,14 @@ def exit_code(action: Callable[[], int | None]) -> int:
     if ended and code == 0:
         say(f"warning: a background thread ended early: {_one_line(_sentence(ended[0]))}", file=sys.stderr)
     return code if flushed or code else FAILED
+
+
+def check_limits() -> None:
+    """Raises JaxlmError where JAX would be ended by the limit on memory without a word, in a library of its own."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= limit < LEAST_MEMORY:
+        raise JaxlmError(f"JAX needs at least {LEAST_MEMORY >> 20:,} MiB of address space, and the limit is "
+                         f"{limit >> 20:,} MiB: raise it (ulimit -v unlimited)")
 
 
 def fail(message: str, code: int = FAILED) -> int:
@@ -125,15 +135,17 @@ def _flush() -> bool:
 
 @contextmanager
 def _threads_noted() -> Iterator[list[BaseException]]:
-    """Collects what background threads raise, in place of their tracebacks."""
+    """Collects what background threads raise, in place of their tracebacks and of those from destructors."""
     ended: list[BaseException] = []
 
     def note(args: threading.ExceptHookArgs) -> None:
         if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
             ended.append(args.exc_value)
 
-    before, threading.excepthook = threading.excepthook, note
+    before = threading.excepthook, sys.unraisablehook
+    if not os.environ.get("JAXLM_TRACEBACK"):
+        threading.excepthook, sys.unraisablehook = note, lambda _: None
     try:
         yield ended
     finally:
-        threading.excepthook = before
+        threading.excepthook, sys.unraisablehook = before

@@ -47,7 +47,7 @@ def contents(run: Path) -> dict[str, Any]:
     from jaxlm.runs import directory
 
     config = directory.saved_config(run)
-    problems = _problems(run)
+    problems = directory.problems(run)
     try:
         corpus: Mapping[str, Any] = directory.saved_record(run)["corpus"]
     except JaxlmError as error:
@@ -61,13 +61,6 @@ def contents(run: Path) -> dict[str, Any]:
     return {"run": str(run), "preset": config.preset, "kinds": config.kinds, "config": _fields(config),
             "corpus": corpus, "checkpoints": _checkpoints(run), "results": results,
             "problems": list(dict.fromkeys(problems))}
-
-
-def _problems(run: Path) -> list[str]:
-    from jaxlm.runs import directory
-
-    find = getattr(directory, "problems", None)
-    return list(find(run)) if find else []
 
 
 def _fields(config: Config) -> list[dict[str, Any]]:

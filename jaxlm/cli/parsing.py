@@ -36,7 +36,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        for token in args or ():
+        args = _with_negative_numbers(sys.argv[1:] if args is None else args)
+        for token in args:
             if token == "--":
                 break
             if token.startswith("-") and token.endswith("=--"):  # argparse would take it for no value at all
@@ -250,6 +251,17 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
         elif token.startswith(f"{flag}="):
             found = token[len(flag) + 1:]
     return found
+
+
+def _with_negative_numbers(arguments: Sequence[str]) -> list[str]:
+    """The command line with `--flag=-1e-3` for `--flag -1e-3`, which argparse would take for two flags."""
+    joined: list[str] = []
+    for token in arguments:
+        if re.fullmatch(r"-[0-9.]+[eE][+-]?[0-9]+", token) and joined and re.fullmatch("--[a-z][^=]*", joined[-1]):
+            joined[-1] += f"={token}"
+        else:
+            joined.append(token)
+    return joined
 
 
 def _quoted(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from jaxlm.cli.parsing import some_path, whole
 from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, argument, check_run, verb
 from jaxlm.errors import DataError
+from jaxlm.report.units import perplexity_text
 from jaxlm.terminal import printable, say
 
 if TYPE_CHECKING:
@@ -64,16 +65,12 @@ def neighbors(args: argparse.Namespace) -> None:
 def plot(args: argparse.Namespace) -> None:
     lm = loaded(args)
 
-    from jaxlm.report.plots import embedding_map, learning_curve
+    from jaxlm.report.curve import learning_curve
+    from jaxlm.report.word_map import embedding_map
 
     say(printable(str(learning_curve(args.run))))
     say(printable(str(embedding_map(lm.params["embedding"], lm.vocab.words, args.run / "embedding.png",
                                     count=args.words, method=args.method))))
-
-
-def perplexity_text(value: float) -> str:
-    """A perplexity with two decimals; a huge one by its power of ten."""
-    return f"{value:.2e}" if value >= 1e7 else f"{value:.2f}"
 
 
 def _standard_input() -> str:

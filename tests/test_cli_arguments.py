@@ -1,0 +1,277 @@
+"""Arguments: a flag for every field of every kind, help that follows the kinds chosen, and one sentence for the rest.
+
+What is heavy (training, loading, preparing) is replaced; parsing, configs, files and messages are the real ones.
+"""
+
+import contextlib
+import io
+import os
+import shlex
+import sys
+import threading
+from dataclasses import fields
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import jaxlm.distributed.hosts
+import jaxlm.runs.loading
+import jaxlm.runs.reproduction
+import jaxlm.runs.trainer
+import jaxlm.sweeps
+from jaxlm.cli import main, train_command
+from jaxlm.cli.ending import exit_code
+from jaxlm.cli.parsing import Parser, whole
+from jaxlm.cli.verbs import VERBS, argument, verb
+from jaxlm.config.config import FIXED, KINDS, Config, all_kinds
+from jaxlm.config.fields import Spec, specs
+from jaxlm.config.presets import PRESETS, preset
+from jaxlm.errors import Diverged, JaxlmError
+from jaxlm.terminal import say
+
+NASTY = ["", "-", "--", "---", "²", "٣", "nan", "inf", "-inf", "none", "1e999", "-1", "0", "1", "-0.0", "9" * 5000,
+         "1" * 400, "0x10", "1_0", " 1", "1,2", ",", "1,,2", "256x128", "true", "\x1b]0;x\x07", "\udcff", "a b", "\n",
+         "%s", "%", "{}", "/", "/dev/null", "/dev/zero", "/no/such", ".", "..", "small", "lstm", "gru", "muon",
+         "cosine", "-h1", "--=", "=", "learning_rate=1", "learning_rate=", "hidden_sizes=²", "=1", "last", "best",
+         "x" * 300, "host:1", "log:0.1:10", "range:1:3:1"]
+
+
+def run(arguments, call=main):
+    """(exit code, standard output, standard error) of a command."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = call(arguments)
+        except SystemExit as stop:
+            code = stop.code
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory):
+    """What is heavy, replaced: the (arguments, keywords) of each call are kept, in order."""
+    kept = []
+
+    def stub(result):
+        def call(*args, **keywords):
+            kept.append((args, keywords))
+            return result
+        return call
+
+    lm = SimpleNamespace(perplexity=stub(1e300), predict=stub([("a", 0.5)]), neighbors=stub([("a", 0.5)]),
+                         evaluate=stub(SimpleNamespace(text="x", perplexity=2.0, nats=1.0, predictions=3)))
+    corpus = SimpleNamespace(notes=(), name="x", description="y", vocab=range(9))
+    supervisor = SimpleNamespace(sweep=stub(SimpleNamespace(stopped_by=None, best=1, damaged=[])), join=stub(None),
+                                 saved_options=lambda *_: (Config(), {}, {}))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+        monkeypatch.setattr(jaxlm.runs.trainer, "train", stub(SimpleNamespace(stopped_by=None)))
+        monkeypatch.setattr(jaxlm.runs.loading, "load", lambda *_: lm)
+        monkeypatch.setattr(jaxlm.distributed.hosts, "join", lambda *_: False)
+        monkeypatch.setattr(jaxlm.runs.reproduction, "reproduce", stub(SimpleNamespace(
+            surroundings=["s"], stopped_by=None, results=[], run_dir="x")))
+        monkeypatch.setattr("jaxlm.data.prepared.prepare", stub(corpus))
+        monkeypatch.setattr(jaxlm.sweeps, "supervisor", supervisor, raising=False)
+        monkeypatch.setitem(sys.modules, "jaxlm.sweeps.supervisor", supervisor)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a b")))
+        os.mkdir("empty")
+        os.mkfifo("fifo")
+        with open("sparse", "wb") as file:
+            file.truncate(1 << 40)
+        for name, text in (("deep.json", '{"learning_rate":' + "[" * 100_000),
+                           ("time.toml", "learning_rate = 1979-05-27"),
+                           ("big.json", '{"format":2,"train":{"seed":' + "9" * 5000 + "}}"), ("bytes", "\udcff"),
+                           ("good.json", preset("test").to_json())):
+            with open(name, "w", errors="surrogateescape") as file:
+                file.write(text)
+        yield kept
+
+
+FILES = ["empty", "fifo", "sparse", "deep.json", "time.toml", "big.json", "bytes", "good.json"]
+
+
+def flags_of(name):
+    """(flags, positional arguments) of a verb: option -> whether it takes a value."""
+    parser = Parser(prog=name)
+    VERBS[name].add_arguments(parser, [])
+    actions = [action for action in parser._actions if action.dest != "help"]
+    return ({flag: action.nargs != 0 for action in actions for flag in action.option_strings},
+            [action for action in actions if not action.option_strings])
+
+
+VALUES = st.one_of(st.sampled_from(NASTY), st.sampled_from(FILES), st.integers().map(str), st.floats().map(str),
+                   st.text(st.characters(exclude_characters="\0"), max_size=8))
+
+
+@st.composite
+def command_lines(draw, name):
+    flags, positional = flags_of(name)
+    line = [draw(st.one_of(st.sampled_from(["empty", "fifo", "good.json"]), VALUES)) for _ in positional]
+    for flag in draw(st.lists(st.sampled_from(sorted(flags)), max_size=5)) if flags else ():
+        value = draw(VALUES)
+        line += [flag] if not flags[flag] else [f"{flag}={value}"] if draw(st.booleans()) else [flag, value]
+    if draw(st.integers(0, 9)) == 0:
+        line.insert(draw(st.integers(0, len(line))), draw(VALUES))
+    return [token for token in line if token not in ("-h", "--help")]
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_any_command_line_is_done_or_refused_in_one_sentence(name, calls):
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+    @given(line=command_lines(name))
+    def check(line):
+        code, out, err = run([name, *line])
+        assert code in (0, 1, 2, 3)
+        assert err.count("\n") == len(err.splitlines()) <= 1 and "Traceback" not in err, err
+        assert err.startswith("error: ") == (code != 0) or (name, code, err) == ("info", 1, "")
+        assert len(err) < 2500 and "\x1b" not in out + err
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["train", "sweep"])
+def test_every_field_of_every_kind_has_a_flag_for_any_of_its_values(name, calls):
+    """The values come from the specs, so that a new field or kind is tested by being declared."""
+    space = ["--set", "vocab_size=5,6"] if name == "sweep" else []
+    for slot, kind_name, kind in all_kinds():
+        chosen = {slot: kind_name} if kind_name else {}
+        for item in fields(kind):
+            spec, start = specs(kind)[item.name], Config().replace(**chosen)
+            for value in {*_some_values(spec), *((None,) if spec.optional else ())}:
+                if item.name == "vocab_size" and space:
+                    continue
+                try:
+                    expected = start.replace(**{item.name: value})
+                except JaxlmError:
+                    continue  # two fields contradict each other
+                line = [*(f"--{at}={kind}" for at, kind in chosen.items()), *_flag(item.name, spec, value)]
+                code, _, err = run([name, *space, "--config", "default.json", *line])
+                assert code == 0, err
+                assert calls[-1][0][0] == expected
+
+
+@pytest.fixture(autouse=True)
+def default_config(calls):
+    with open("default.json", "w") as file:
+        file.write(Config().to_json())
+
+
+def _some_values(spec: Spec) -> list:
+    if spec.choices:
+        return list(spec.choices)
+    if spec.type is float:
+        inside = [low for low in (spec.low, 0.125, 0.5, spec.high, -1.5e-3) if spec.above < low < spec.below]
+        return [value for value in inside if spec.low <= value <= spec.high and abs(value) < float("inf")]
+    return {int: [max(spec.low, 3), spec.low, spec.high], tuple: [(7,), (256, 128)], bool: [True, False],
+            str: ["x/y", "a b"]}[spec.type]
+
+
+def _flag(name: str, spec: Spec, value) -> list[str]:
+    flag = name.replace("_", "-")
+    if spec.type is bool:
+        return [f"--{'' if value else 'no-'}{flag}"]
+    text = "none" if value is None else ",".join(map(str, value)) if spec.type is tuple else (
+        str(int(value)) if spec.type is int else str(value))
+    return [f"--{flag}={text}"]
+
+
+@pytest.mark.parametrize("chosen", [{slot: kind} for slot, kinds in KINDS.items() for kind in kinds])
+def test_help_shows_the_fields_of_the_kinds_chosen_with_their_defaults(chosen):
+    line = [part for slot, kind in chosen.items() for part in (f"--{slot}", kind)]
+    code, out, _ = run(["train", "--preset", "zaremba-medium", *line, "--help"])
+    shown = " ".join(out.split())
+    config = preset("zaremba-medium").replace(**chosen)
+    assert code == 0 and all(f"{slot} ({kind}):" in shown for slot, kind in config.kinds.items())
+    theirs = {name for _, name, _, _ in config.every_field()}
+    for _, _, kind in all_kinds():
+        for name in specs(kind):
+            assert (f" --{name.replace('_', '-')} " in shown.replace(",", " ").replace("]", " ")) == (name in theirs)
+    for _, _, spec, value in config.every_field():
+        entry = shown.split(" ".join(spec.help.split()))[1].split(" --")[0]
+        assert spec.unit in entry
+        if spec.type is float:
+            assert f"default {'none' if value is None else f'{value:g}'})" in entry
+
+
+def test_help_shows_the_values_of_a_config_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(preset("test").replace(model="mingru", init_scale=0.625).to_json())
+    _, out, _ = run(["sweep", "--config", str(path), "-h"])
+    assert "model (mingru)" in out and "0.625" in out
+    assert run(["train", "--config", "/no/such", "--help"])[0] == 0
+
+
+def test_every_verb_is_in_the_help_with_its_own():
+    code, out, _ = run(["--help"])
+    assert code == 0 and all(f"\n    {name}" in out for name in VERBS) and "128 + N" in out
+    for name, one in VERBS.items():
+        code, out, _ = run([name, "--help"])
+        assert code == 0 and " ".join(one.help.split()) in " ".join(out.split())
+
+
+def test_a_script_trains_its_own_preset(calls):
+    assert run(["--optimizer", "adamw"], lambda line: train_command("test", "what", line))[0] == 0
+    assert calls[-1][0][0] == preset("test").replace(optimizer="adamw")
+    assert run(["--preset", "small"], lambda line: train_command("test", "what", line))[0] == 2
+
+
+def test_a_verb_is_one_function(calls):
+    @verb("twice a number", argument("number", type=whole(1)), argument("--by", type=whole(1), default=2))
+    def times_it(args):
+        say(args.number * args.by)
+
+    try:
+        assert run(["times-it", "4", "--by", "3"]) == (0, "12\n", "")
+        assert run(["times-it", "0"])[0] == 2
+        assert "times-it" in run(["--help"])[1]
+    finally:
+        del VERBS["times-it"]
+
+
+def test_negative_numbers_with_an_exponent_are_values(calls):
+    assert run(["train", "--forget-bias", "-1e-3", "--schedule-offset", "-2.5"])[0] == 0
+    assert (calls[-1][0][0].model.forget_bias, calls[-1][0][0].schedule.schedule_offset) == (-0.001, -2.5)
+
+
+def test_a_flag_that_is_nearly_right_is_suggested():
+    code, _, err = run(["train", "--lerning-rate", "1"])
+    assert code == 2 and "did you mean --learning-rate?" in err and "jaxlm train --help" in err
+    assert "'zaremba-small'" in run(["train", "--preset", "zaremba-smal"])[2]
+    assert all(name in run(["train", "--preset", "q"])[2] for name in PRESETS)
+
+
+@pytest.mark.parametrize(("raised", "code", "message"), [
+    (JaxlmError("a\nb"), 1, "a b"), (Diverged("at 3"), 3, "at 3"), (MemoryError(), 1, "not enough memory"),
+    (RecursionError("maximum"), 1, "nested too deeply"), (OverflowError("int too large"), 1, "too large"),
+    (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), 1, "UTF-8"), (KeyboardInterrupt(), 130, "interrupted"),
+    (OSError(24, "Too many open files", "x"), 1, "ulimit -n"), (BrokenPipeError(), 1, ""),
+    (RuntimeError("can't start new thread"), 1, "ulimit -u"), (ImportError("libx.so"), 1, "libx.so"),
+    (jaxlm.runs.trainer.jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 5 GB\n more"), 1, "RESOURCE_EXHAUSTED: 5 GB"),
+])
+def test_whatever_is_raised_ends_in_one_sentence(raised, code, message):
+    def act(_):
+        raise raised
+
+    found, _, err = run([], lambda line: exit_code(lambda: act(line)))
+    assert found == code and message in err and err.count("\n") == bool(message)
+
+
+def test_threads_end_without_a_traceback():
+    def act():
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+        raise JaxlmError("the sentence")
+
+    before = threading.excepthook
+    assert run([], lambda _: exit_code(act)) == (1, "", "error: the sentence\n")
+    assert threading.excepthook is before
+
+
+def test_the_fixed_sections_have_no_kind():
+    assert not {*FIXED} & {*KINDS}
+    with patch.object(sys, "argv", ["jaxlm", *shlex.split("train --train x")]):
+        assert run(None)[0] == 2

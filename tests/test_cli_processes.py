@@ -1,0 +1,124 @@
+"""`jaxlm` as a process: what is imported, closed and broken pipes, signals and limits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxlm.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+MAIN = "import sys; from jaxlm.cli import main; sys.exit(main())"
+TINY = ["--corpus", "embedded-tiny", "--hidden-sizes", "8", "--embedding-size", "4", "--batch-size", "20",
+        "--epochs", "1"]
+HEAVY = ("jax", "numpy", "rich", "flax", "optax", "optuna", "matplotlib")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of no window."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "--corpus", "embedded-tiny", "--preset", "test", "--steps", "0", "--run-dir",
+                 str(folder)]) == 0
+    return folder
+
+
+def jaxlm(*arguments, code=MAIN, before="", after="", **options):
+    """The command in a shell, which redirects its files: (exit code, output, errors)."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(["bash", "-c", f'{before} "$@" {after}', "bash", *command], capture_output=True, text=True,
+                          env=environment, timeout=300, **options)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--model", "gru", "--help"], ["sweep", "-h"],
+                                       ["predict", "--help"], ["train", "--epochs", "x"],
+                                       ["train", "--learning-rate", "-1"]])
+def test_help_and_mistakes_import_nothing_heavy(arguments):
+    code = ("import sys\nfrom jaxlm.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+            f"print(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr, sep=' ', end='!')")
+    heavy = [] if "-1" not in arguments else ["jax", "numpy"]  # (a config is checked after the processes are joined)
+    _, _, err = jaxlm(*arguments, code=code)
+    assert set(err.split("\n")[-1].strip("!").split()) <= {*heavy}
+
+
+def test_closed_files_are_no_traceback(finished):
+    code, out, err = jaxlm("perplexity", finished, after="<&-")
+    assert (code, out) == (1, "") and err.startswith("error: ") and err.count("\n") == 1 and "input" in err
+    assert jaxlm("info", finished, after=">&-")[0] == 0
+    assert jaxlm("info", finished, "--json", after=">/dev/full")[0] == 1
+    assert jaxlm("--help", after=">/dev/full")[0] == 1
+
+
+def test_a_reader_that_ends_first_is_no_traceback(finished):
+    for arguments in (("predict", finished, "the", "-k", "400"), ("info", finished), ("train", "--help")):
+        _, out, err = jaxlm(*arguments, after="| head -1")
+        assert (out.count("\n"), err) == (1, "")
+        code, _, err = jaxlm(*arguments, before="set -o pipefail;", after="| sleep 0")
+        assert (code, err) in ((0, ""), (1, ""))
+
+
+def test_devices_that_are_not_there(finished):
+    code, out, err = jaxlm("predict", finished, "the", env={"JAX_PLATFORMS": "foo"})
+    assert (code, out) == (1, "") and err.count("\n") == 1 and "JAX_PLATFORMS" in err
+    assert jaxlm("info", finished, env={"JAX_PLATFORMS": "foo"})[0] == 0
+
+
+def test_ctrl_c_before_there_is_a_run(finished):
+    process = subprocess.Popen([sys.executable, "-c", MAIN, "perplexity", finished], stdin=subprocess.PIPE, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+    wchan = Path(f"/proc/{process.pid}/syscall")
+    deadline = time.monotonic() + 60
+    while not wchan.read_text().startswith("0 0x0 "):  # read(0, ...), on x86-64
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "error: interrupted\n")
+
+
+@pytest.mark.parametrize("most", [6, 7])
+def test_too_few_open_files_end_in_a_sentence(finished, most):
+    code, out, err = jaxlm("predict", finished, "the", before=f"ulimit -n {most};")
+    assert code == 0 or ((code, out) == (1, "") and err.startswith("error: ") and err.count("\n") == 1)
+
+
+@pytest.mark.parametrize("most", [100, 400, 900])  # MiB
+def test_too_little_memory_ends_in_a_sentence(finished, most):
+    code, out, err = jaxlm("predict", finished, "the", before=f"ulimit -v {most << 10};")
+    assert (code, out) == (1, "") and err.startswith("error: ") and err.count("\n") == 1 and f"{most} MiB" in err
+
+
+def test_a_path_that_is_not_utf_8():
+    code, _, err = jaxlm("info", os.fsencode("/no/x").decode(), after=r"$'\xff'")
+    assert code == 2 and err.count("\n") == 1
+    done = subprocess.run([sys.executable.encode(), b"-c", MAIN.encode(), b"info", b"/no/\xff"], capture_output=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1 and rb"\udcff" in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("script", ["ptb_small.py", "zaremba.py"])
+def test_the_scripts_run(script, tmp_path):
+    """As a user starts them: a short run on the tiny corpus, in a process of its own."""
+    size = ["small"] if script == "zaremba.py" else []
+    done = subprocess.run([sys.executable, ROOT / "experiments" / script, *size, *TINY, "--steps", "3", "--run-dir",
+                           tmp_path / "run"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "embedded-tiny" in done.stdout and "test, last checkpoint" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_the_script_that_sweeps_runs(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "experiments/ptb_sweep.py", *TINY, "--clip-norm", "1", "--run-dir",
+                           tmp_path / "run"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "run").glob("trials/*/config.json"))) == 4
+    assert "best first" in done.stdout and "jaxlm train --preset small" in done.stdout
+    assert "Traceback" not in done.stderr
