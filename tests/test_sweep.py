@@ -93,8 +93,8 @@ assert MemberGroup(4, {vmap})._mesh.size == 4 and MemberGroup(3, {vmap})._mesh.s
 folder, rng = Path({str(tmp_path)!r}), np.random.default_rng(0)
 (folder / "text.txt").write_text("\\n".join(" ".join(f"w{{w}}" for w in rng.integers(0, 9, 6)) for _ in range(80)))
 jaxlm.prepare(folder / "text.txt", folder / "prepared")
-config = jaxlm.preset("test").replace(corpus=str(folder / "prepared"), hidden_sizes=(4,), embedding_size=3, batch_size=2,
-                                      bptt_length=5, epochs=2, keep_output=0.7)
+config = jaxlm.preset("test").replace(corpus=str(folder / "prepared"), hidden_sizes=(4,), embedding_size=3,
+                                      batch_size=2, bptt_length=5, epochs=2, keep_output=0.7)
 rates = [0.1, 0.3, 0.5, 1.0]
 swept = jaxlm.sweep(config, {{"learning_rate": rates}}, group=4, vmap={vmap}, quiet=True)
 assert [member.status for member in swept.members] == ["done"] * 4
