@@ -109,9 +109,10 @@ class Folder:
         with self.reader(name) as file:
             return _bounded(file, self.path / name, most)
 
-    def append(self, name: str) -> BinaryIO:
+    def append(self, name: str, buffering: int = -1) -> BinaryIO:
         """Opens a regular file, made where it is missing, for reading anywhere and writing at its end.
 
+        With a `buffering` of 0 each write is one call of the system's, which may write a part only, as `open` has it.
         Raises OSError for a link, also a hard one: what is written would appear elsewhere too.
         """
         descriptor = self._regular(name, os.O_RDWR | os.O_APPEND | os.O_CREAT)
@@ -119,7 +120,7 @@ class Folder:
             os.close(descriptor)
             raise OSError(errno.EMLINK, f"a file with {links} names (hard links): put a copy in its place",
                           str(self.path / name))
-        return open(descriptor, "ab+")
+        return open(descriptor, "ab+", buffering=buffering)
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Replaces a file at once and durably. Raises OSError; the old file is then as it was."""

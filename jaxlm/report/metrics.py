@@ -266,7 +266,7 @@ def _json(value: Any) -> Any:
 
 def _appending(folder: Folder, name: str) -> BinaryIO:
     with _disk(folder.path / name):
-        return folder.append(name)
+        return folder.append(name, buffering=0)
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

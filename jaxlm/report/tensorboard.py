@@ -81,7 +81,7 @@ class TensorBoard:
         try:
             stamp = time.time_ns()  # TensorBoard reads the files in the order of their names
             with run.folder("tensorboard", create=True) as folder:
-                self._file = folder.append(f"events.out.tfevents.{stamp // 10**9:010}.{stamp}")
+                self._file = folder.append(f"events.out.tfevents.{stamp // 10**9:010}.{stamp}", buffering=0)
         except OSError as error:
             self._end(error)
         self._write([version_event(stamp / 1e9), start_event(stamp / 1e9, next_step)])

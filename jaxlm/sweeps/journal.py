@@ -85,7 +85,7 @@ class Journal:
         with Folder.open(self._path.parent) as folder:
             if not create and not folder.exists(self._path.name):
                 raise FileNotFoundError(2, "it was removed while it was in use", str(self._path))
-            with folder.append(self._path.name) as file:
+            with folder.append(self._path.name, buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield file, self._whole(file)
 
