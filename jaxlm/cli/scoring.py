@@ -59,8 +59,10 @@ def surprisal(args: argparse.Namespace) -> None:
     if len(runs) > 1 and (args.layout != "jaxlm" or args.save_adapted):
         flag = "--save-adapted" if args.save_adapted else "--layout"
         raise JaxlmError(f"{flag} takes one run, and {len(runs)} are given")
-    names = [str(path) for path in runs] if len({path.name for path in runs}) < len(runs) else [
-        path.name for path in runs]
+    short = len({path.name for path in runs}) == len(runs)
+    names = [path.name if short else str(path) for path in runs]
+    if len(set(names)) < len(names):
+        raise JaxlmError(f"the run {next(name for name in names if names.count(name) > 1)} is given twice")
     lms = {name: loaded(argparse.Namespace(run=run, checkpoint=args.checkpoint))
            for name, run in zip(names, runs, strict=True)}
     top_k, adapt = args.top_k or 0, args.adapt
@@ -95,7 +97,7 @@ def states(args: argparse.Namespace) -> None:
     arrays = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
     try:
         with Folder.open(path.parent) as folder, folder.replacing(path.name) as file:
-            np.savez(file, words=np.array(words), sentence_id=np.array(numbers), **arrays)
+            np.savez(file, allow_pickle=False, words=np.array(words), sentence_id=np.array(numbers), **arrays)
     except OSError as error:
         raise JaxlmError(f"{path} cannot be written: {reason(error)}") from None
     say(printable(f"{path}: {len(words):,} words; {', '.join(arrays)}"))

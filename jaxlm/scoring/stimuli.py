@@ -126,8 +126,8 @@ def read_table(path: str | Path, column: str) -> Table:
     """
     text = read_text(path)
     header = text.split("\n", 1)[0]
-    dialect = {"delimiter": "\t"} if "\t" in header and "," not in header else {}
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **dialect)
+    delimiter = "\t" if "\t" in header and "," not in header else ","
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     rows: list[tuple[int, list[str]]] = []
     try:
         rows.extend((reader.line_num, row) for row in reader if row)

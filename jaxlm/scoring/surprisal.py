@@ -60,7 +60,7 @@ class Surprisals:
 
     def columns(self) -> dict[str, Sequence[Any]]:
         """The table: each column by its name; K pairs of columns top_1, top_1_surprisal and so on at the end."""
-        table: dict[str, Sequence[Any]] = {name: getattr(self, name) for name in COLUMNS}
+        table: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
         for k in range(self.top_surprisal.shape[1]):
             table[f"top_{k + 1}"] = [words[k] for words in self.top]
             table[f"top_{k + 1}_surprisal"] = self.top_surprisal[:, k]
