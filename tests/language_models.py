@@ -23,9 +23,14 @@ def small_lm(kind: str = "lstm", tied: bool = False, seed: int = 0, words: tuple
 
 
 def log_probs(lm: LanguageModel, words: list[str], params=None) -> np.ndarray:
-    """Log-probabilities of every next word after `<eos>` and after each word, [len(words) + 1, V]; no padding, no jit."""
-    model, params = lm.config.model, lm.params if params is None else params
-    tokens = jnp.asarray(lm.vocab.encode([EOS, *words]))[:, None]
-    x = stack.embed(params, tokens)
+    """Log-probabilities of every next word after `<eos>` and after each word, [len(words) + 1, V]; no padding."""
+    ids = jnp.asarray(lm.vocab.encode([EOS, *words]))
+    return np.asarray(next_word(lm.config.model, lm.params if params is None else params, ids), np.float64)
+
+
+@jax.jit
+def next_word(model, params, ids):
+    """ids [N] -> log-probabilities [N, V] of the word after each."""
+    x = stack.embed(params, ids[:, None])
     features, _ = stack.features(model, params, stack.no_noise(model), x, stack.zero_carry(model, 1))
-    return np.asarray(jax.nn.log_softmax(heads.logits(model, params, features[:, 0])), np.float64)
+    return jax.nn.log_softmax(heads.logits(model, params, features[:, 0]))

@@ -6,7 +6,7 @@ have no punctuation, so that "Can't cost $1,000." is read as "ca n't cost $ N"; 
 
 import re
 
-from jaxlm.data.vocab import EOS, UNK, Vocab
+from jaxlm.data.vocab import Vocab
 
 NUMBER = re.compile(r"[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 CLITIC = re.compile(r"(.+?)(n't|'s|'re|'ve|'ll|'m|'d)", re.IGNORECASE)
@@ -24,7 +24,7 @@ class PTBTokenizer:
 
     def __init__(self, vocab: Vocab):
         self._known = vocab.ids
-        self._lower = not any(word != word.lower() for word in vocab.words if word not in (UNK, EOS, "N"))
+        self._lower = all(word == word.lower() for word in (known.replace("N", "") for known in vocab.words))
         self._number = "N" if "N" in vocab.ids else None
 
     def __call__(self, text: str) -> list[str]:

@@ -43,10 +43,11 @@ def lines_of(file: BinaryIO, name: str) -> Iterator[list[str]]:
     Raises:
         DataError: it is empty, not UTF-8, binary, or has a line of over 16 MiB.
     """
-    rest, done = b"", 0
+    rest, done = bytearray(), 0
     while chunk := _read_some(file):
-        *whole, rest = (rest + chunk).replace(b"\r\n", b"\n").split(b"\n")
-        if whole:
+        rest += chunk
+        if b"\n" in chunk:
+            *whole, rest = rest.split(b"\n")
             yield [_text(line, name, done + place) for place, line in enumerate(whole, 1)]
             done += len(whole)
         if len(rest) > LONGEST_LINE:
@@ -160,7 +161,8 @@ def _read_some(file: BinaryIO) -> bytes:
     return file.read1(READ) if hasattr(file, "read1") else file.read(READ)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _text(line: bytes, name: str, number: int) -> str:
+def _text(line: bytes | bytearray, name: str, number: int) -> str:
+    line = line.removesuffix(b"\r")
     if b"\0" in line:
         raise DataError(f"{name}, line {number} is not text: it has a zero byte, as binary files have")
     try:
