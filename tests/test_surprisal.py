@@ -1,4 +1,4 @@
-"""Surprisal: the numbers by definition, alone and in batches, in tables that others read, and mistakes in one sentence."""
+"""Surprisal: the numbers by definition, alone and in batches, in tables that others read; mistakes in one sentence."""
 
 import csv
 import io
@@ -76,7 +76,8 @@ def test_sentences_longer_than_a_call_and_more_than_a_batch(monkeypatch):
     assert len(found) == 30 + 140 and np.ptp(found.surprisal[30::2]) < 1e-6
     streamed = lm.surprisal([line[:13], line[13:]], context="stream", unit="nats", eos=True)
     text = [*line[:13], EOS, *line[13:], EOS]
-    np.testing.assert_allclose(streamed.surprisal, -log_probs(lm, text)[np.arange(32), lm.vocab.encode(text)], atol=1e-5)
+    expected = -log_probs(lm, text)[np.arange(32), lm.vocab.encode(text)]
+    np.testing.assert_allclose(streamed.surprisal, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,10 +112,10 @@ def test_unknown_words_are_read_as_unk_refused_or_left_without_a_number():
     assert as_unk.oov.tolist() == [True, False] and as_unk.token == ["<unk>", "runs"]
     assert np.isnan(nan.surprisal).tolist() == [True, False] and nan.surprisal[1] == as_unk.surprisal[1]
     assert lm.surprisal(["<unk> runs"]).oov.tolist() == [False, False]
-    with pytest.raises(DataError, match="sentence 2.*'zebra'.*17 words"):
+    with pytest.raises(DataError, match=r"sentence 2.*'zebra'.*17 words"):
         lm.surprisal(["the dog", "zebra runs"], oov="error")
     without = small_lm(words=tuple(word for word in WORDS if word != "<unk>"))
-    with pytest.raises(DataError, match="'zebra'.*no <unk>"):
+    with pytest.raises(DataError, match=r"'zebra'.*no <unk>"):
         without.surprisal(["zebra"])
 
 
@@ -151,7 +152,7 @@ def test_the_states_are_those_that_predict_the_next_word(kind):
     from jaxlm.models import heads, stack
 
     lm = small_lm(kind)
-    words = "the dogs of zebra".split()
+    words = ["the", "dogs", "of", "zebra"]
     found = lm.states(words)
     assert {name: array.shape for name, array in found.items() if name.endswith("h")} == {
         f"{kind}.0.h": (4, 5), f"{kind}.1.h": (4, 4)}
@@ -169,7 +170,7 @@ def test_a_displayed_word_sums_its_pieces():
     lm = small_lm()
     sentence = 'The dog\'s dogs "can\'t" run -- $12,000.50 of Inc.!'
     words = lm.word_surprisal([sentence, "dogs run."])
-    assert words.word == sentence.split() + ["dogs", "run."]
+    assert words.word == [*sentence.split(), "dogs", "run."]
     assert words.tokens == ["the", "dog 's", "dogs", "ca n't", "run", "", "$ N", "of", "inc.", "dogs", "run"]
     pieces = lm.surprisal([" ".join(words.tokens[:9]), "dogs run"])
     np.testing.assert_allclose(words.surprisal[[1, 3, 6]], [pieces.surprisal[[a, a + 1]].sum() for a in (1, 4, 7)],

@@ -7,6 +7,7 @@ is kept is found by bisection over the bits of a float, exactly, in 30 passes.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ class Sampling:
     banned: jax.Array | None = None
 
     def checked(self) -> "Sampling":
-        """This, with a temperature of 0 as None.
+        """This, with a temperature of 0 as None; numbers get one type each, so that one program serves all.
 
         Raises:
             JaxlmError: a number is outside its limits, or two flags contradict each other.
@@ -66,8 +67,10 @@ class Sampling:
                 if getattr(self, name) is not None:
                     raise JaxlmError(f"temperature 0 always takes the likeliest word, and {name} is given: leave one "
                                      f"out")
-            return replace(self, temperature=None)
-        return self
+            numbers.pop("temperature", None)
+        typed: dict[str, Any] = {name: int(value) if name == "top_k" else float(value)
+                                 for name, value in numbers.items()}
+        return replace(self, **{"temperature": None, **typed})
 
 
 def draw(sampling: Sampling, logits: jax.Array, seen: jax.Array | None, uniform: jax.Array) -> jax.Array:
