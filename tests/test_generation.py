@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,7 @@ def test_temperature_divides_and_the_penalty_and_the_ban_change_logits():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_is_the_same_alone_among_many_and_as_a_stream(kind):
     lm = small_lm(kind)
-    options = {"words": 70, "seed": 3, "top_p": 0.95, "temperature": 0.9}
+    options: dict[str, Any] = {"words": 70, "seed": 3, "top_p": 0.95, "temperature": 0.9}
     many = lm.generate("the dogs", samples=4, **options)
     (alone,) = lm.generate("the dogs", **options)
     streamed = list(lm.stream("the dogs", **options))
@@ -122,9 +123,9 @@ def test_another_number_compiles_nothing_and_the_state_does_not_grow():
     lm = small_lm()
     options = {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "min_p": 0.01, "repetition_penalty": 1.1, "ban": ["the"]}
     lm.generate("a dog", words=2, **options)
-    before = advance._cache_size()  # pyright: ignore[reportFunctionMemberAccess]
+    before = advance._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     lm.generate("the dogs run", words=9, seed=5, **{**options, "temperature": 2, "top_k": 7, "ban": ["a", "dog"]})
-    assert advance._cache_size() == before  # pyright: ignore[reportFunctionMemberAccess]
+    assert advance._cache_size() == before  # pyright: ignore[reportAttributeAccessIssue]
     words = lm.stream("a", seed=9)
     assert len([word for word, _ in itertools.islice(words, 300)]) == 300
 

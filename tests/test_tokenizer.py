@@ -9,8 +9,8 @@ from jaxlm.scoring.detokenizer import detokenized, spaced
 from jaxlm.scoring.ptb_tokenizer import PTBTokenizer
 
 MIKOLOV = Vocab((EOS, UNK, "N", "n't", "'s", "'re", "'ll", "'", "$", "%", "&", "ca", "wo", "do", "inc.", "u.s.", "mr.",
-                 "can", "not", "the", "dogs", "dog", "it", "and", "cities\\/abc", "N\\/N", "500-stock", "o'brien", "gon",
-                 "na", "horse", "raced", "fell", "'80s", "10-year"))
+                 "can", "not", "the", "dogs", "dog", "it", "and", "cities\\/abc", "N\\/N", "500-stock", "o'brien",
+                 "gon", "na", "horse", "raced", "fell", "'80s", "10-year"))
 CASED = Vocab((EOS, UNK, "The", "the", "dog", ",", ".", "?", "''", "``", "(", ")", "'s", "12"))
 
 
