@@ -35,7 +35,9 @@ from jaxlm.config.presets import preset
 import jaxlm.cli.training
 import jaxlm.cli.sweeping
 import jaxlm.cli.using
-import jaxlm.cli.inspecting  # noqa: F401
+import jaxlm.cli.inspecting
+import jaxlm.cli.scoring
+import jaxlm.cli.generating  # noqa: F401
 # isort: on
 
 

@@ -43,11 +43,33 @@ class Parser(argparse.ArgumentParser):
             if token.startswith("-") and token.endswith("=--"):  # argparse would take it for no value at all
                 self.error(f"argument {token[:-3]}: expected a value, found '--'")
         found, unknown = super().parse_known_args(args, namespace)
+        unknown = self._taken_late(found, unknown)
         if unknown:  # (here, since the parser of all verbs would name its own --help)
             flags = re.findall("--[a-z0-9-]+", self.format_usage())
             near = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
             self.error(f"unrecognized arguments: {' '.join(unknown)}{f' (did you mean {near[0]}?)' if near else ''}")
         return found, unknown
+
+    def _taken_late(self, found: argparse.Namespace, unknown: list[str]) -> list[str]:
+        """Gives the last positional, where it is optional, what came after flags: argparse took it for missing by then.
+
+        Returns what is still unknown.
+        """
+        positionals = self._get_positional_actions()
+        last = positionals[-1] if positionals else None
+        if not unknown or last is None or any(text.startswith("-") and text != "-" for text in unknown):
+            return unknown
+        try:
+            if last.nargs == "*":
+                values = [self._get_value(last, text) for text in unknown]
+                setattr(found, last.dest, [*(getattr(found, last.dest) or ()), *values])
+                return []
+            if last.nargs == "?" and getattr(found, last.dest) is last.default:
+                setattr(found, last.dest, self._get_value(last, unknown[0]))
+                return unknown[1:]
+        except argparse.ArgumentError as error:
+            self.error(str(error))
+        return unknown
 
     def print_help(self, file: Any = None) -> None:
         say(self.format_help(), file=file, end="")  # (argparse's own ignores a full disk)

@@ -18,11 +18,15 @@ def init_head(model: Recurrent, kernel_key: jax.Array, bias_key: jax.Array) -> P
     return {**kernel, "bias": uniform(model, bias_key, V)}
 
 
-def summed_nats(model: Recurrent, params: Params, features: jax.Array, targets: jax.Array) -> jax.Array:
-    """features [T, B, H], targets [T, B] -> the sum of -log p of the targets, with gradients; flat in memory."""
-    nats = softmax.summed_nats(features.reshape(-1, features.shape[-1]), *_weights(model, params), targets.reshape(-1),
-                               jnp.ones(targets.size))
-    return nats
+def summed_nats(model: Recurrent, params: Params, features: jax.Array, targets: jax.Array,
+                weights: jax.Array | None = None) -> jax.Array:
+    """features [T, B, H], targets and weights (default: ones) [T, B] -> the weighted sum of -log p of the targets.
+
+    With gradients (none for the weights), and flat in memory.
+    """
+    weights = jnp.ones(targets.size) if weights is None else weights.reshape(-1)
+    return softmax.summed_nats(features.reshape(-1, features.shape[-1]), *_weights(model, params), targets.reshape(-1),
+                               weights)
 
 
 def token_nats(model: Recurrent, params: Params, features: jax.Array, targets: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
-"""A trained model as an object: perplexity, next words and neighbours in one line each."""
+"""A trained model as an object: perplexity, surprisal, minimal pairs, text and more, in one line each."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,22 @@ from jaxlm.errors import DataError, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
 from jaxlm.report.units import perplexity
+from jaxlm.scoring import generation
+from jaxlm.scoring.adaptation import CLIP_NORM, Adaptive
+from jaxlm.scoring.beam import beam_search
+from jaxlm.scoring.displayed_words import WordSurprisals, by_word
+from jaxlm.scoring.generation import Text
+from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
+from jaxlm.scoring.ptb_tokenizer import PTBTokenizer
+from jaxlm.scoring.sampling import Sampling
+from jaxlm.scoring.sentences import Sentence, check_choice, encode, split
+from jaxlm.scoring.states import layer_states
 from jaxlm.scoring.stream import stream_nats
+from jaxlm.scoring.surprisal import BLOCK, CONTEXTS, Surprisals, surprisal_stream
+from jaxlm.scoring.syntaxgym import Suite, SuiteResult, read_suite, score_suite
+from jaxlm.scoring.token_scores import BySentence, Scoring, Streamed
+
+TOKENIZERS = ("none", "ptb")
 
 
 class Evaluation(NamedTuple):
@@ -98,6 +114,208 @@ class LanguageModel:
         how = (1, 1) if split == "test" else (self.config.train.batch_size, self.config.train.bptt_length)
         nats, count = self._nats(getattr(corpus, split), *how)
         return Evaluation(perplexity(nats, count), nats, count, f"{corpus.name} {split}")
+
+    def surprisal(self, sentences: Iterable[Sentence], *, context: str = "sentence", oov: str = "unk", top_k: int = 0,
+                  unit: str = "bits", tokenizer: str = "none", eos: bool = False) -> Surprisals:
+        """The surprisal of every word, with entropy, entropy reduction and rank, as plain arrays.
+
+        Args:
+            sentences: lines, or lists of words; the first word of each is predicted from `<eos>`.
+            context: "sentence" begins each from a state of zeros, "stream" passes the state on.
+            oov: words outside the vocabulary are read as `<unk>` ("unk"), refused ("error"), or read as `<unk>` with a
+                surprisal of nan ("nan").
+            top_k: also find the k likeliest words in each word's place.
+            unit: of surprisal and entropy, "bits" or "nats".
+            tokenizer: "none" splits lines at white space, "ptb" splits them as Penn Treebank's files are.
+            eos: whether the `<eos>` that ends each sentence has a row too.
+
+        Raises:
+            DataError: there are no sentences, one has no words, or an unknown word is refused.
+            JaxlmError: an argument is none of the choices.
+        """
+        parts = list(self.surprisal_stream(sentences, context=context, oov=oov, top_k=top_k, unit=unit,
+                                           tokenizer=tokenizer, eos=eos))
+        if not parts:
+            raise DataError("there are no sentences: give at least one")
+        return Surprisals.joined(parts)
+
+    def surprisal_stream(self, sentences: Iterable[Sentence], *, context: str = "sentence", oov: str = "unk",
+                         top_k: int = 0, unit: str = "bits", tokenizer: str = "none", eos: bool = False,
+                         block: int = BLOCK, first: int = 1, scoring: Scoring | None = None,
+                         where: Callable[[int], str] = "sentence {}".format) -> Iterator[Surprisals]:
+        """`surprisal` of an iterator of any length in constant memory: a table for each `block` of sentences.
+
+        Args:
+            sentences, context, oov, top_k, unit, tokenizer, eos: as `surprisal` takes them.
+            block: sentences that are read together.
+            first: number of the first sentence.
+            scoring: in place of `scorer(context, top_k)`, such as `adaptive(rate)`.
+            where: names a sentence, given its number from 1, in an error.
+        """
+        pieces = self.tokenizer(tokenizer)
+        split_up = (pieces(line) if isinstance(line, str) else line for line in sentences)
+        return surprisal_stream(scoring or self.scorer(context, top_k), self.vocab, split_up, context=context, oov=oov,
+                                unit=unit, eos=eos, block=block, first=first, where=where,
+                                lowercase=self.config.data.lowercase)
+
+    def word_surprisal(self, sentences: Iterable[str], *, tokenizer: str = "ptb", context: str = "sentence",
+                       oov: str = "unk", unit: str = "bits", first: int = 1, scoring: Scoring | None = None,
+                       where: Callable[[int], str] = "sentence {}".format) -> WordSurprisals:
+        """The surprisal of every displayed word (one with white space around it), its pieces summed.
+
+        Args:
+            sentences: lines.
+            tokenizer: what splits a displayed word into pieces.
+            context, oov, unit, first, scoring, where: as `surprisal_stream` takes them.
+
+        Raises:
+            DataError: there are no sentences, or one has no piece.
+        """
+        pieces = self.tokenizer(tokenizer)
+        displayed = [line.split() for line in sentences]
+        split_up = [[pieces(word) for word in words] for words in displayed]
+        tables = list(self.surprisal_stream([[piece for word in sentence for piece in word] for sentence in split_up],
+                                            context=context, oov=oov, unit=unit, first=first, scoring=scoring,
+                                            where=where))
+        if not tables:
+            raise DataError("there are no sentences: give at least one")
+        return by_word(Surprisals.joined(tables), displayed, split_up, first)
+
+    def scorer(self, context: str = "sentence", top_k: int = 0, full: bool = True) -> Scoring:
+        """How sentences become scores: each by itself, or one after the other with the state passed on."""
+        check_choice("context", context, CONTEXTS)
+        if top_k < 0:
+            raise JaxlmError(f"top_k must be at least 0; it is {top_k}")
+        return (BySentence if context == "sentence" else Streamed)(self.config.model, self.params, top_k, full)
+
+    def adaptive(self, rate: float, *, context: str = "sentence", top_k: int = 0, clip_norm: float = CLIP_NORM
+                 ) -> Adaptive:
+        """A `scoring` for `surprisal_stream` that takes a step of SGD after each sentence; its `params` are adapted.
+
+        Args:
+            rate: of learning.
+            context, top_k: as `surprisal` takes them.
+            clip_norm: largest global norm of a gradient.
+
+        Raises:
+            JaxlmError: the rate or the norm is not above 0.
+        """
+        check_choice("context", context, CONTEXTS)
+        return Adaptive(self.config.model, self.params, rate, clip_norm=clip_norm, stream=context == "stream",
+                        top=top_k)
+
+    def with_params(self, params: Params) -> "LanguageModel":
+        """The same model with other parameters, such as adapted ones."""
+        return replace(self, params=params)
+
+    def tokenizer(self, name: str = "ptb") -> Callable[[str], list[str]]:
+        """From a line to its words: "none" splits at white space, "ptb" as Penn Treebank's files are."""
+        check_choice("tokenizer", name, TOKENIZERS)
+        lowercase = self.config.data.lowercase
+        return PTBTokenizer(self.vocab) if name == "ptb" else lambda line: split(line, lowercase)
+
+    def states(self, words: Sentence) -> dict[str, np.ndarray]:
+        """The state of every layer after each of N words of a sentence: arrays [N, H] by name, as in `lstm.0.c`.
+
+        `<eos>` is read first, as for surprisal. Raises DataError where there are no words.
+        """
+        found = split(words, self.config.data.lowercase)
+        if not found:
+            raise DataError("there are no words: give at least one")
+        arrays = layer_states(self.config.model, self.params, encode(self.vocab, found).ids[:-1])
+        return {f"{self.config.kinds['model']}.{name}": array[1:] for name, array in arrays.items()}
+
+    def minimal_pairs(self, pairs: str | Path | Iterable[str | Path] | Sequence[Pair], *, oov: str = "unk",
+                      tokenizer: str = "ptb", eos: bool = False) -> MinimalPairs:
+        """Accuracy on minimal pairs in BLiMP's format, by UID and in all.
+
+        Args:
+            pairs: files of JSON lines, or pairs.
+            oov: unknown words are read as `<unk>` ("unk") or refused ("error"); "filter" leaves out pairs that differ
+                in unknown words only.
+            tokenizer: "ptb" for ordinary English, "none" for words with spaces between.
+            eos: whether the `<eos>` after the last word is a part of the sentence.
+
+        Raises:
+            DataError: a file is malformed, or an unknown word is refused.
+        """
+        given = [pairs] if isinstance(pairs, str | Path) else list(pairs)
+        found = [pair for pair in given if isinstance(pair, Pair)]
+        if paths := [path for path in given if not isinstance(path, Pair)]:
+            found += read_pairs(paths)
+        if not found:
+            raise DataError("there are no pairs: give at least one")
+        return score_pairs(self.scorer(full=False), self.vocab, found, self.tokenizer(tokenizer), oov, eos)
+
+    def syntaxgym(self, suite: str | Path | Suite, *, oov: str = "unk", tokenizer: str = "ptb") -> SuiteResult:
+        """Results of a SyntaxGym test suite.
+
+        Args:
+            suite: its JSON file, or what `read_suite` made of it.
+            oov, tokenizer: as `minimal_pairs` takes them, but that there is no "filter".
+
+        Raises:
+            DataError: the suite is malformed, or an unknown word is refused.
+        """
+        read = suite if isinstance(suite, Suite) else read_suite(suite)
+        return score_suite(self.scorer(full=False), self.vocab, read, self.tokenizer(tokenizer), oov)
+
+    def generate(self, prompt: Sentence = (), *, words: int = 100, samples: int = 1, seed: int = 0,
+                 temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+                 min_p: float | None = None, repetition_penalty: float | None = None, ban: Iterable[str] = (),
+                 no_unk: bool = False, stop: str = "none", beam: int | None = None) -> list[Text]:
+        """Texts that go on from a prompt, all in one compiled loop.
+
+        Args:
+            prompt: words that come before; unknown ones are read as `<unk>`.
+            words: most words of each text.
+            samples: how many texts.
+            seed: of all of them: a sample is the same alone and among many.
+            temperature: divides the logits; 0 always takes the likeliest word.
+            top_k, top_p, min_p, repetition_penalty: see `Sampling`; None: absent.
+            ban: words that never come.
+            no_unk: `<unk>` never comes.
+            stop: "eos" ends a text at its first `<eos>`; "none" goes on.
+            beam: in place of sampling, search for the most probable text, keeping so many at each word.
+
+        Raises:
+            JaxlmError: a number is outside its limits, flags contradict each other, or a banned word is unknown.
+        """
+        sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, ban, no_unk)
+        ids = self._prompt(prompt)
+        if beam is None:
+            return generation.generate(self.config.model, self.params, self.vocab, ids, sampling, words=words,
+                                       samples=samples, seed=seed, stop=stop)
+        given = {"samples": samples != 1, "temperature": temperature != 1, "top_k": top_k is not None,
+                 "top_p": top_p is not None, "min_p": min_p is not None,
+                 "repetition_penalty": repetition_penalty is not None}
+        if wrong := [name for name, there in given.items() if there]:
+            raise JaxlmError(f"beam searches for the most probable text and draws nothing, and {wrong[0]} is given: "
+                             f"leave one out")
+        return [beam_search(self.config.model, self.params, self.vocab, ids, words=words, beam=beam,
+                            banned=sampling.banned, stop=stop)]
+
+    def stream(self, prompt: Sentence = (), *, words: int | None = None, seed: int = 0, temperature: float = 1.0,
+               top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
+               repetition_penalty: float | None = None, ban: Iterable[str] = (), no_unk: bool = False,
+               stop: str = "none") -> Iterator[tuple[str, float]]:
+        """The first text of `generate`, word by word with log-probabilities in nats; without `words` it has no end."""
+        sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, ban, no_unk)
+        return generation.stream(self.config.model, self.params, self.vocab, self._prompt(prompt), sampling,
+                                 words=words, seed=seed, stop=stop)
+
+    def unknown_words(self, prompt: Sentence) -> list[str]:
+        """The words of a prompt that are not in the vocabulary, each once."""
+        return generation.prompt_ids(self.vocab, self._prompt(prompt))[1]
+
+    def _prompt(self, prompt: Sentence) -> list[str]:
+        text = prompt if isinstance(prompt, str) else " ".join(prompt)
+        return tokenize(text, self.config.data.lowercase)
+
+    def _sampling(self, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None,
+                  repetition_penalty: float | None, ban: Iterable[str], no_unk: bool) -> Sampling:
+        return Sampling(temperature, top_k, top_p, min_p, repetition_penalty,
+                        generation.banned_words(self.vocab, ban, no_unk)).checked()
 
     def _nats(self, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1) -> tuple[float, int]:
         return stream_nats(self.config.model, self.params, ids, batch_size, bptt_length)

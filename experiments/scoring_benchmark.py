@@ -1,0 +1,128 @@
+"""Words a second of surprisal and of generation, and of plain PyTorch loops over the same parameters where it is there.
+
+    python experiments/scoring_benchmark.py [--data-dir DIR] [--repeats 3] [--words 200]
+
+Penn Treebank's test split, sentence by sentence, on a model with the `small` preset's shapes that was never trained
+(the numbers do not depend on it). PyTorch's loops are those that people use: neural-complexity's, which takes each
+sentence and then each word's distribution by itself, and word_language_model's, which draws one word after the other.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+import jaxlm
+from jaxlm.models import stack
+from jaxlm.scoring.language_model import LanguageModel
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", help="where Penn Treebank's files are")
+    parser.add_argument("--repeats", type=int, default=3, help="of which the fastest counts (3)")
+    parser.add_argument("--words", type=int, default=200, help="of a generated text (200)")
+    parser.add_argument("--sentences", type=int, default=500, help="that PyTorch's loop scores (500)")
+    args = parser.parse_args()
+    corpus = jaxlm.load_corpus("ptb", data_dir=args.data_dir)
+    config = jaxlm.preset("small").replace(vocab_size=len(corpus.vocab))
+    lm = LanguageModel(stack.init_params(config.model, jax.random.key(0)), config, corpus.vocab, {})
+    lines = " ".join(corpus.vocab.decode(corpus.test)).split(" <eos>")
+    sentences = [line.split() for line in lines if line.split()]
+    words = sum(map(len, sentences))
+
+    print("| | words/s |\n|---|---|")
+    for name, full in (("surprisal with entropy and rank", True), ("surprisal alone", False)):
+        seconds = fastest(args.repeats, lambda full=full: list(
+            lm.surprisal_stream(sentences, scoring=lm.scorer(full=full))))
+        print(f"| {name}, {len(sentences):,} sentences | {words / seconds:,.0f} |", flush=True)
+    for samples in (1, 64):
+        seconds = fastest(args.repeats, lambda samples=samples: lm.generate(words=args.words, samples=samples))
+        print(f"| generation, {samples} samples | {samples * args.words / seconds:,.0f} |", flush=True)
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        print("(PyTorch is not installed: pip install torch)")
+        return
+    model = torch_model(torch, lm)
+    some = [corpus.vocab.encode(["<eos>", *sentence]) for sentence in sentences[:args.sentences]]
+    count = sum(len(ids) - 1 for ids in some)
+    seconds = fastest(args.repeats, lambda: neural_complexity_loop(torch, model, some))
+    print(f"| PyTorch, neural-complexity's loop, {len(some):,} sentences | {count / seconds:,.0f} |", flush=True)
+    seconds = fastest(args.repeats, lambda: word_language_model_loop(torch, model, args.words))
+    print(f"| PyTorch, word_language_model's loop | {args.words / seconds:,.0f} |")
+
+
+def fastest(repeats: int, run: Callable[[], object]) -> float:
+    """Seconds of the fastest of some runs, after one that compiles."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def torch_model(torch, lm: LanguageModel):
+    """The model's parameters as PyTorch modules: an embedding, one nn.LSTM a layer, and a linear layer."""
+    params = jax.tree.map(lambda leaf: np.array(leaf), lm.params)
+    model = lm.config.model
+    embedding = torch.nn.Embedding.from_pretrained(torch.from_numpy(params["embedding"]))
+    layers = []
+    for layer, inputs, width in zip(params["lstm"], (model.embedding_size, *model.hidden_sizes), model.hidden_sizes,
+                                    strict=False):
+        module = torch.nn.LSTM(inputs, width)
+        i, j, f, o = np.split(layer["kernel"], 4, 1)
+        gates = np.concatenate([i, f, j, o], 1)
+        with torch.no_grad():
+            module.weight_ih_l0.copy_(torch.from_numpy(gates[:inputs].T.copy()))
+            module.weight_hh_l0.copy_(torch.from_numpy(gates[inputs:].T.copy()))
+            module.bias_ih_l0.zero_()
+            module.bias_hh_l0.zero_()
+        layers.append(module)
+    linear = torch.nn.Linear(*params["softmax"]["kernel"].shape)
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(params["softmax"]["kernel"].T.copy()))
+        linear.bias.copy_(torch.from_numpy(params["softmax"]["bias"]))
+    return embedding, layers, linear
+
+
+def torch_logits(model, ids, states):
+    embedding, layers, linear = model
+    x, new = embedding(ids), []
+    for layer, state in zip(layers, states, strict=True):
+        x, state = layer(x, state)
+        new.append(state)
+    return linear(x)[:, 0], new
+
+
+def neural_complexity_loop(torch, model, sentences) -> list[float]:
+    """Surprisal and entropy in bits, a sentence and then a word at a time."""
+    found = []
+    with torch.no_grad():
+        for ids in sentences:
+            ids = torch.from_numpy(ids.astype(np.int64))
+            logits, _ = torch_logits(model, ids[:-1, None], [None] * len(model[1]))
+            for row, target in zip(torch.unbind(logits), ids[1:], strict=True):
+                log_p = torch.nn.functional.log_softmax(row, 0)
+                found.append(float(-log_p[target] / np.log(2)))
+                found.append(float(-(log_p.exp() * log_p).sum() / np.log(2)))
+    return found
+
+
+def word_language_model_loop(torch, model, words: int) -> list[int]:
+    """One word drawn after the other."""
+    word, states, found = torch.zeros(1, 1, dtype=torch.long), [None] * len(model[1]), []
+    with torch.no_grad():
+        for _ in range(words):
+            logits, states = torch_logits(model, word, states)
+            word.fill_(torch.multinomial(logits[0].exp(), 1)[0])
+            found.append(int(word))
+    return found
+
+
+if __name__ == "__main__":
+    main()

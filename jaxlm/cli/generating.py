@@ -1,0 +1,115 @@
+"""`jaxlm generate`: text from a model, word by word as it comes."""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+
+from jaxlm.cli.parsing import number, read_text, some_path, whole_number
+from jaxlm.cli.using import loaded
+from jaxlm.cli.verbs import CHECKPOINT, RUN, argument, verb
+from jaxlm.errors import DataError, JaxlmError
+from jaxlm.terminal import printable, say
+
+MOST_PROMPT = 64 << 20  # bytes
+
+
+@verb("text that goes on from a prompt", RUN, CHECKPOINT,
+      argument("prompt", nargs="?", metavar="PROMPT", help="words that come before (-: standard input; default: none)"),
+      argument("--prompt-file", type=some_path, metavar="FILE", help="take the prompt from a file"),
+      argument("--words", type=whole_number, default=100, metavar="N", help="most words of a text (default 100)"),
+      argument("--samples", type=whole_number, default=1, metavar="N", help="how many texts (default 1)"),
+      argument("--seed", type=whole_number, default=0, metavar="N",
+               help="the same seed gives the same text, alone or among many samples (default 0)"),
+      argument("--temperature", type=number, default=1.0, metavar="X",
+               help="divides the logits; 0 always takes the likeliest word (default 1)"),
+      argument("--top-k", type=whole_number, metavar="K", help="draw from the K likeliest words"),
+      argument("--top-p", type=number, metavar="P",
+               help="draw from the likeliest words that together have probability P"),
+      argument("--min-p", type=number, metavar="P",
+               help="draw from words at least P times as probable as the likeliest"),
+      argument("--repetition-penalty", type=number, metavar="X",
+               help="above 1 makes words that came before less likely"),
+      argument("--beam", type=whole_number, metavar="K",
+               help="search for the most probable text, keeping K at each word"),
+      argument("--ban", action="append", default=[], metavar="WORD", help="a word that never comes; once for each"),
+      argument("--no-unk", action="store_true", help="<unk> never comes"),
+      argument("--stop", choices=("eos", "none"), default="none",
+               help="whether a text ends at its first <eos> (default none)"),
+      argument("--detokenize", action="store_true", help="join clitics and punctuation to their words"),
+      argument("--format", choices=("text", "jsonl"), default="text",
+               help="text, or a JSON object for each word with its log-probability in nats (default text)"))
+def generate(args: argparse.Namespace) -> None:
+    if not 0 <= args.seed < 2**63:
+        raise JaxlmError(f"--seed must be from 0 to 2**63 - 1; it is {args.seed}")
+    prompt = _prompt(args)
+    lm = loaded(args)
+    if unknown := lm.unknown_words(prompt):
+        others = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        say(printable(f"note: {unknown[0]!r}{others} of the prompt: not in the vocabulary, read as <unk>"),
+            file=sys.stderr)
+    options = {name: getattr(args, name) for name in ("words", "seed", "temperature", "top_k", "top_p", "min_p",
+                                                      "repetition_penalty", "ban", "no_unk", "stop")}
+    if args.samples == 1 and args.beam is None:
+        texts: Iterable[Iterable[tuple[str, float]]] = [lm.stream(prompt, **options)]
+    else:
+        texts = (zip(text.words, text.log_probs.tolist(), strict=True)
+                 for text in lm.generate(prompt, samples=args.samples, beam=args.beam, **options))
+    for sample, text in enumerate(texts, 1):
+        if args.format == "jsonl":
+            for place, (word, log_prob) in enumerate(text, 1):
+                say(json.dumps({"sample": sample, "position": place, "word": word, "log_prob": round(log_prob, 6)}),
+                    flush=True)
+            continue
+        if sample > 1:
+            say()
+        _print_text((word for word, _ in text), args.detokenize)
+
+
+def _print_text(words: Iterable[str], joined: bool) -> None:
+    """Prints words as they come, in lines no wider than the terminal; whole lines where there is none."""
+    from jaxlm.scoring.detokenizer import detokenized, spaced
+
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else None
+    end = "\n"
+    for piece in wrapped((detokenized if joined else spaced)(words), width):
+        say(piece, end="", flush=terminal)
+        end = "" if piece.endswith("\n") else "\n"
+    say(end=end)
+
+
+def wrapped(pieces: Iterable[str], width: int | None) -> Iterator[str]:
+    """Pieces of text, of which a space before one that would go beyond the width becomes a newline."""
+    column = 0
+    for piece in pieces:
+        if piece == "\n":
+            column = 0
+            yield piece
+            continue
+        space = piece.startswith(" ")
+        word = printable(piece.lstrip(" "))
+        if width is not None and space and column + 1 + len(word) > width:
+            column, space = 0, False
+            yield "\n"
+        column += space + len(word)
+        yield " " * space + word
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    if args.prompt is not None and args.prompt_file is not None:
+        raise JaxlmError("the prompt is given twice: leave PROMPT or --prompt-file out")
+    if args.prompt_file is not None:
+        return read_text(args.prompt_file, MOST_PROMPT).removesuffix("\n")
+    if args.prompt != "-":
+        return args.prompt or ""
+    if sys.stdin is None:
+        raise DataError("standard input is closed: give the prompt as an argument, or by a pipe")
+    data = sys.stdin.buffer.read(MOST_PROMPT + 1)
+    if len(data) > MOST_PROMPT:
+        raise DataError(f"standard input has more than {MOST_PROMPT:,} bytes: expected a prompt")
+    try:
+        return data.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not UTF-8: byte {error.start} is {data[error.start]:#04x}") from None

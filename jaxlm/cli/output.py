@@ -1,0 +1,51 @@
+"""Where a table goes: to standard output, or to a file that appears whole at the end."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jaxlm.errors import JaxlmError
+from jaxlm.terminal import printable
+
+
+@contextmanager
+def output(path: Path | None) -> Iterator[Callable[[str], None]]:
+    """A function that writes text; to a terminal what it writes appears at once.
+
+    Args:
+        path: the file, which is replaced if the block ends without an exception and is else as it was; None: standard
+            output.
+
+    Raises:
+        JaxlmError: the file cannot be written.
+    """
+    if path is None:
+        yield _print
+        return
+    from jaxlm.files import Folder, reason
+
+    try:
+        with Folder.open(path.parent) as folder, folder.replacing(path.name) as file:
+            yield lambda text: _write(file.write, text)
+    except OSError as error:
+        raise JaxlmError(f"{path} cannot be written: {reason(error)}") from None
+
+
+def cleaner(path: Path | None, format: str) -> Callable[[str], str]:
+    """What a cell's text goes through: only a CSV file of the user's own takes it as it is."""
+    if path is not None and format == "csv":
+        return str
+    encoding = None if path is not None else getattr(sys.stdout, "encoding", None)
+    return lambda text: printable(text, keep_newlines=format == "csv", encoding=encoding)
+
+
+def _print(text: str) -> None:
+    if sys.stdout is not None:
+        sys.stdout.write(text)
+        if sys.stdout.isatty():
+            sys.stdout.flush()
+
+
+def _write(write: Callable[[bytes], object], text: str) -> None:
+    write(text.encode("utf-8", "surrogateescape"))

@@ -1,0 +1,81 @@
+"""Beam search: of all texts of some length, about the most probable one."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxlm.config.models import Recurrent
+from jaxlm.data.vocab import Vocab
+from jaxlm.errors import JaxlmError
+from jaxlm.models.cell import Params
+from jaxlm.scoring.generation import STOPS, Text, begin, next_logits, prompt_ids
+from jaxlm.scoring.sampling import Sampling
+from jaxlm.scoring.sentences import check_choice
+
+
+def beam_search(model: Recurrent, params: Params, vocab: Vocab, prompt: Sequence[str], *, words: int, beam: int,
+                banned: jax.Array | None = None, stop: str = "none") -> Text:
+    """The most probable text that a beam finds.
+
+    Args:
+        model: the config's model.
+        params: its parameters.
+        vocab: the model's.
+        prompt: words that come before.
+        words: most words of the text.
+        beam: how many texts are kept at each word.
+        banned: words that never come, bool [V].
+        stop: "eos": a text may also end earlier, with `<eos>`; "none": it has exactly `words` words.
+
+    Raises:
+        JaxlmError: a count is not at least 1, or the beam is wider than the vocabulary.
+    """
+    for name, value in (("words", words), ("beam", beam)):
+        if value < 1:
+            raise JaxlmError(f"{name} must be at least 1; it is {value}")
+    if beam > len(vocab):
+        raise JaxlmError(f"beam must be at most {len(vocab):,}, the words of the vocabulary; it is {beam}")
+    check_choice("stop", stop, STOPS)
+    ids, _ = prompt_ids(vocab, prompt)
+    position = begin(model, params, Sampling(), ids, beam)
+    end = vocab.eos if stop == "eos" else -1
+    length = 1 << (words - 1).bit_length()
+    tokens, log_probs = _search(model, params, position.carry, position.token, words, end, banned, length=length)
+    found = np.asarray(tokens)[:words]
+    found = found[found >= 0]
+    return Text(vocab.decode(found), np.asarray(log_probs, np.float64)[:len(found)])
+
+
+@partial(jax.jit, static_argnames="length")
+def _search(model, params, carry, token, words, end, banned, *, length):
+    """The best text's words [length], -1 after its end, and their log-probabilities."""
+    B, V = len(token), model.vocab_size
+
+    def unfinished(loop):
+        step, _, _, _, _, _, done = loop
+        return (step < words) & ~done.all()
+
+    def extend(loop):
+        step, carry, token, texts, log_probs, totals, done = loop
+        logits, carry = next_logits(model, params, token, carry)
+        log_p = jax.nn.log_softmax(logits)
+        allowed = log_p if banned is None else jnp.where(banned, -jnp.inf, log_p)
+        stay = jnp.where(jnp.arange(V) == 0, 0.0, -jnp.inf)  # a text that has ended goes on in one way only
+        candidates = totals[:, None] + jnp.where(done[:, None], stay, allowed)
+        totals, places = lax.top_k(candidates.reshape(-1), B)
+        parent, word = places // V, (places % V).astype(jnp.int32)
+        ended = done[parent]
+        texts = texts[parent].at[:, step].set(jnp.where(ended, -1, word))
+        log_probs = log_probs[parent].at[:, step].set(jnp.where(ended, 0, log_p[parent, word]))
+        carry = jax.tree.map(lambda leaf: leaf[parent], carry)
+        return step + 1, carry, word, texts, log_probs, totals, ended | (word == end)
+
+    totals = jnp.where(jnp.arange(B) == 0, 0.0, -jnp.inf)  # all begin alike: one of them goes on at first
+    start = (0, carry, token, jnp.full((B, length), -1, jnp.int32), jnp.zeros((B, length)), totals, jnp.zeros(B, bool))
+    _, _, _, texts, log_probs, totals, _ = lax.while_loop(unfinished, extend, start)
+    best = totals.argmax()
+    return texts[best], log_probs[best]

@@ -1,0 +1,103 @@
+"""Tables as text: tab- or comma-separated, JSON lines, or exactly as lm-zoo and neural-complexity print them."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxlm.errors import JaxlmError
+from jaxlm.scoring.surprisal import Surprisals
+
+FORMATS = ("tsv", "csv", "jsonl")
+LAYOUTS = ("jaxlm", "lm-zoo", "neural-complexity")
+LM_ZOO = ("sentence_id", "token_id", "token", "surprisal")
+NEURAL_COMPLEXITY = ("word", "sentid", "sentpos", "wlen", "surp", "entropy", "entred")
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """How a table becomes lines of text.
+
+    Attributes:
+        format: tsv, csv or jsonl. Numbers have six decimals; what is not a number is NaN, in JSON null.
+        clean: what every text in a cell of tsv or csv goes through, as for a terminal.
+    """
+
+    format: str = "tsv"
+    clean: Callable[[str], str] = str
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise JaxlmError(f"format must be one of {', '.join(FORMATS)}; it is {self.format!r}")
+
+    def header(self, names: Sequence[str]) -> str:
+        """The first line, with its newline; "" for JSON lines."""
+        return "" if self.format == "jsonl" else self._line(names)
+
+    def rows(self, columns: Columns) -> Iterator[str]:
+        """A line for each row, with its newline."""
+        names = list(columns)
+        for row in zip(*(_plain(column) for column in columns.values()), strict=True):
+            yield _json(dict(zip(names, row, strict=True))) if self.format == "jsonl" else self._line(row)
+
+    def _line(self, cells: Sequence[Any]) -> str:
+        shown = [self.clean(cell) if isinstance(cell, str) else _shown(cell) for cell in cells]
+        if self.format == "tsv":
+            return "\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in shown) + "\n"
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(shown)
+        return text.getvalue()
+
+
+def lm_zoo_rows(table: Surprisals) -> Iterator[tuple[str, ...]]:
+    """lm-zoo's cells, of which the first two are numbers from 1 and the last is in bits; tabs lie between."""
+    for sentence, token, word, bits in zip(table.sentence_id.tolist(), table.token_id.tolist(), table.word,
+                                           table.surprisal.tolist(), strict=True):
+        yield str(sentence), str(token), word, f"{bits:.6f}" if bits == bits else "NaN"
+
+
+def neural_complexity_rows(table: Surprisals) -> Iterator[tuple[str, ...]]:
+    """neural-complexity's cells: numbers from 0, the vocabulary's words, bits; spaces lie between."""
+    columns = (table.token, table.sentence_id.tolist(), table.token_id.tolist(), table.surprisal.tolist(),
+               table.entropy.tolist(), table.entropy_reduction.tolist())
+    for token, sentence, place, bits, entropy, reduction in zip(*columns, strict=True):
+        yield token, str(sentence - 1), str(place - 1), str(len(token)), str(bits), str(entropy), str(reduction)
+
+
+def side_by_side(tables: Mapping[str, Columns], shared: Sequence[str]) -> dict[str, Sequence[Any]]:
+    """The tables of several runs as one: the shared columns once, all others with a dot and the run's name.
+
+    Raises:
+        JaxlmError: the tables have different rows.
+    """
+    first = next(iter(tables.values()))
+    for name, table in tables.items():
+        if any(list(table[column]) != list(first[column]) for column in shared):
+            raise JaxlmError(f"the tokenizer splits a text otherwise for {name} than for {next(iter(tables))}: score "
+                             f"them one after the other, or with tokenizer none")
+    joined: dict[str, Sequence[Any]] = {column: first[column] for column in shared}
+    for name, table in tables.items():
+        joined |= {f"{column}.{name}": values for column, values in table.items() if column not in shared}
+    return joined
+
+
+def _plain(column: Sequence[Any]) -> Sequence[Any]:
+    return column.tolist() if hasattr(column, "tolist") else column  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6f}" if math.isfinite(value) else "NaN" if math.isnan(value) else str(value)
+    return str(value)
+
+
+def _json(row: dict[str, Any]) -> str:
+    """In ASCII, so that no letter of a word reaches a terminal raw."""
+    finite = {name: (round(value, 6) if math.isfinite(value) else None) if isinstance(value, float) else value
+              for name, value in row.items()}
+    return json.dumps(finite) + "\n"

@@ -1,0 +1,161 @@
+"""How the next word is drawn: temperature, top-k, top-p, min-p, a penalty on repetition, and words that are banned.
+
+Every number is traced, so that changing one compiles nothing, and no vocabulary is sorted: the least probability that
+is kept is found by bisection over the bits of a float, exactly, in 30 passes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxlm.errors import JaxlmError
+
+LANES = 128  # of the two-level sum over the vocabulary
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sampling:
+    """How words are drawn. None: the mechanism is absent.
+
+    Attributes:
+        temperature: divides the logits; None: always the likeliest word.
+        top_k: only the k likeliest words (with all that tie with the last).
+        top_p: only the likeliest words that together have this probability (Holtzman et al. 2020, arXiv:1904.09751).
+        min_p: only words at least this share as probable as the likeliest (Nguyen et al. 2024, arXiv:2407.01082).
+        repetition_penalty: of words that were there already positive logits are divided by it, negative ones
+            multiplied (Keskar et al. 2019, arXiv:1909.05858).
+        banned: words that are never drawn, bool [V].
+    """
+
+    temperature: float | jax.Array | None = 1.0
+    top_k: int | jax.Array | None = None
+    top_p: float | jax.Array | None = None
+    min_p: float | jax.Array | None = None
+    repetition_penalty: float | jax.Array | None = None
+    banned: jax.Array | None = None
+
+    def checked(self) -> "Sampling":
+        """This, with a temperature of 0 as None; numbers get one type each, so that one program serves all.
+
+        Raises:
+            JaxlmError: a number is outside its limits, or two flags contradict each other.
+        """
+        numbers = {name: value for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+                   if (value := getattr(self, name)) is not None}
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise JaxlmError(f"{name} must be a finite number; it is {value}")
+        temperature = self.temperature
+        if temperature is not None and temperature < 0:
+            raise JaxlmError(f"temperature must be at least 0; it is {temperature:g}")
+        if self.top_k is not None and self.top_k < 1:
+            raise JaxlmError(f"top_k must be at least 1; it is {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise JaxlmError(f"top_p must be above 0 and at most 1; it is {self.top_p:g}")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise JaxlmError(f"min_p must be from 0 to 1; it is {self.min_p:g}")
+        if self.repetition_penalty is not None and self.repetition_penalty <= 0:
+            raise JaxlmError(f"repetition_penalty must be above 0; it is {self.repetition_penalty:g}")
+        if not temperature:
+            for name in ("top_k", "top_p", "min_p"):
+                if getattr(self, name) is not None:
+                    raise JaxlmError(f"temperature 0 always takes the likeliest word, and {name} is given: leave one "
+                                     f"out")
+            numbers.pop("temperature", None)
+        typed: dict[str, Any] = {name: int(value) if name == "top_k" else float(value)
+                                 for name, value in numbers.items()}
+        return replace(self, **{"temperature": None, **typed})
+
+
+def draw(sampling: Sampling, logits: jax.Array, seen: jax.Array | None, uniform: jax.Array) -> jax.Array:
+    """One word a row.
+
+    Args:
+        sampling: checked.
+        logits: [S, V].
+        seen: words that were there already, bool [S, V]; needed for a repetition penalty.
+        uniform: a number in [0, 1) for each row, [S].
+
+    Returns:
+        ids [S], int32.
+    """
+    logits = adjusted(sampling, logits, seen)
+    if sampling.temperature is None:
+        return logits.argmax(-1).astype(jnp.int32)
+    highest = logits.max(-1, keepdims=True)
+    odds = jnp.exp((logits - highest) / sampling.temperature)  # of each word against the likeliest
+    return pick(kept(sampling, odds), uniform)
+
+
+def adjusted(sampling: Sampling, logits: jax.Array, seen: jax.Array | None) -> jax.Array:
+    """Logits [S, V] after the penalty and the ban."""
+    if sampling.repetition_penalty is not None and seen is not None:
+        penalised = jnp.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
+        logits = jnp.where(seen, penalised, logits)
+    return logits if sampling.banned is None else jnp.where(sampling.banned, -jnp.inf, logits)
+
+
+def kept(sampling: Sampling, odds: jax.Array) -> jax.Array:
+    """Odds [S, V] with those of words that are not among the likeliest set to 0: top-k, then top-p, then min-p."""
+    if sampling.top_k is not None:
+        k = sampling.top_k
+        least = threshold(odds, lambda among: among.sum(-1) >= k)
+        odds = jnp.where(odds >= least[:, None], odds, 0)
+    if sampling.top_p is not None:
+        mass = sampling.top_p * odds.sum(-1)
+        least = threshold(odds, lambda among: jnp.where(among, odds, 0).sum(-1) >= mass)
+        odds = jnp.where(odds >= least[:, None], odds, 0)
+    if sampling.min_p is not None:
+        odds = jnp.where(odds >= sampling.min_p, odds, 0)
+    return odds
+
+
+def threshold(odds: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """The largest number t in [0, 1] of each row for which `enough(odds >= t)`; 0 where none is.
+
+    Args:
+        odds: float32 [S, V] in [0, 1]. Their bits, read as integers, are in the same order.
+        enough: from the words chosen, bool [S, V], to bool [S]; once true it stays so as more are chosen.
+
+    Returns:
+        [S].
+    """
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = low + (high - low + 1) // 2
+        good = enough(odds >= lax.bitcast_convert_type(middle, jnp.float32)[:, None])
+        return jnp.where(good, middle, low), jnp.where(good, high, middle - 1)
+
+    odds = odds.astype(jnp.float32)
+    one = lax.bitcast_convert_type(jnp.float32(1), jnp.int32)
+    low, _ = lax.fori_loop(0, 31, halve, (jnp.zeros(len(odds), jnp.int32), jnp.full(len(odds), one)))
+    return lax.bitcast_convert_type(low, jnp.float32)
+
+
+def pick(odds: jax.Array, uniform: jax.Array) -> jax.Array:
+    """A word of each row in proportion to its odds [S, V], by the inverse of their running sum at `uniform` [S].
+
+    The sum has two levels, blocks of 128 words and the words of one block, so that no running sum is over [S, V].
+    """
+    S, V = odds.shape
+    blocks = jnp.pad(odds, ((0, 0), (0, -V % LANES))).reshape(S, -1, LANES)
+    sums = jnp.cumsum(blocks.sum(-1), -1)
+    target = uniform * sums[:, -1]
+    block = _first_above(sums, target)
+    rows = jnp.arange(S)
+    below = jnp.where(block > 0, sums[rows, jnp.maximum(block - 1, 0)], 0)
+    words = blocks[rows, block]
+    return (block * LANES + _first_above(jnp.cumsum(words, -1), target - below)).astype(jnp.int32)
+
+
+def _first_above(sums: jax.Array, target: jax.Array) -> jax.Array:
+    """Where running sums [S, n] first exceed the target [S]; where rounding lets none, where they last grow."""
+    last = (sums < sums[:, -1:]).sum(-1)
+    return jnp.minimum((sums <= target[:, None]).sum(-1), last)

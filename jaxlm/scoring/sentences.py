@@ -1,0 +1,70 @@
+"""Sentences as a model reads them: the words, their ids between two `<eos>`, and which words it does not know."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from jaxlm.data.vocab import EOS, UNK, Vocab
+from jaxlm.errors import DataError, JaxlmError
+
+OOV = ("unk", "error", "nan")
+Sentence = str | Sequence[str]  # a line, split at white space, or its words
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sentence of n words.
+
+    Attributes:
+        words: as given.
+        ids: int32 [n + 2], `<eos>` before and after.
+        oov: which words are not in the vocabulary and are read as `<unk>`, bool [n].
+    """
+
+    words: tuple[str, ...]
+    ids: np.ndarray
+    oov: np.ndarray
+
+
+def encode(vocab: Vocab, words: Sequence[str], oov: str = "unk", where: str = "the sentence") -> Encoded:
+    """The sentence of some words.
+
+    Args:
+        vocab: of the model.
+        words: without the `<eos>` at its ends.
+        oov: what happens to words outside the vocabulary: "error" refuses them, else they are read as `<unk>`.
+        where: names the sentence in an error, as in "stimuli.txt, line 3".
+
+    Raises:
+        DataError: a word is refused, or the vocabulary has no `<unk>` or no `<eos>`.
+    """
+    if EOS not in vocab.ids:
+        raise DataError(f"the vocabulary has no {EOS}, and a sentence's first word is predicted from it")
+    unknown = [word not in vocab.ids for word in words]
+    if any(unknown) and (oov == "error" or UNK not in vocab.ids):
+        word = words[unknown.index(True)]
+        why = f"read it as {UNK} with oov=unk" if UNK in vocab.ids else f"the vocabulary has no {UNK} to stand for it"
+        raise DataError(f"{where}: the word {word!r} is not among the {len(vocab):,} words of the vocabulary; {why}")
+    ids = np.concatenate([[vocab.eos], vocab.encode(words), [vocab.eos]]).astype(np.int32)
+    return Encoded(tuple(words), ids, np.array(unknown, bool))
+
+
+def split(sentence: Sentence, lowercase: bool = False) -> list[str]:
+    """The words of a sentence."""
+    words = sentence.split() if isinstance(sentence, str) else list(sentence)
+    return [word.lower() for word in words] if lowercase else words
+
+
+def blocks(items: Iterable, size: int) -> Iterator[list]:
+    """Lists of `size` items, the last one shorter."""
+    iterator = iter(items)
+    while block := list(islice(iterator, size)):
+        yield block
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises JaxlmError where a value is not one of the choices."""
+    if value not in choices:
+        raise JaxlmError(f"{name} must be one of {', '.join(choices)}; it is {value!r}")

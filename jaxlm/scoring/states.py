@@ -1,0 +1,46 @@
+"""The state of every layer after each word of a text."""
+
+import jax
+import numpy as np
+from jax import lax
+
+from jaxlm.config.models import Recurrent
+from jaxlm.models import stack
+from jaxlm.models.cell import Params
+
+CHUNK = 256  # words of one call
+
+
+def layer_states(model: Recurrent, params: Params, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """The carry after each of N words, from zero.
+
+    Args:
+        model: the config's model.
+        params: its parameters.
+        ids: [N].
+
+    Returns:
+        Arrays [N, H] by layer and name: `0.c` and `0.h` of an LSTM's first layer, `0.h` of a GRU's.
+    """
+    carry = stack.zero_carry(model, 1, params["embedding"].dtype)
+    parts: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(ids), CHUNK):
+        chunk = ids[start:start + CHUNK]
+        carry, found = _walk(model, params, np.pad(chunk, (0, CHUNK - len(chunk))), carry)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            name = name if "." in name else f"{name}.h"
+            parts.setdefault(name, []).append(np.asarray(leaf)[:len(chunk), 0])
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+@jax.jit
+def _walk(model, params, tokens, carry):
+    """The carry after tokens [N], and those after each of them [N, 1, H]."""
+
+    def step(carry, token):
+        x = stack.embed(params, token[None, None])
+        _, carry = stack.features(stack.exact(model), params, stack.no_noise(model), x, carry)
+        return carry, carry
+
+    return lax.scan(step, carry, tokens)

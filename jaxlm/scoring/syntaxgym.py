@@ -1,0 +1,174 @@
+"""SyntaxGym's test suites (Gauthier et al. 2020): items, conditions and regions, and formulas over surprisals."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlm.data.vocab import Vocab
+from jaxlm.errors import DataError
+from jaxlm.scoring import formulas
+from jaxlm.scoring.formulas import Formula
+from jaxlm.scoring.sentences import check_choice, encode
+from jaxlm.scoring.stimuli import parsed_object, read_text
+from jaxlm.scoring.token_scores import Scoring
+
+OOV = ("unk", "error")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item: for each condition the content of its regions, by number and in their order."""
+
+    number: int
+    conditions: dict[str, dict[int, str]]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A test suite."""
+
+    name: str
+    predictions: list[Formula]
+    items: list[Item]
+    path: str = "the suite"
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """An item's surprisals by (condition, region), in bits, and which predictions hold; unknown words are counted."""
+
+    number: int
+    surprisals: dict[formulas.Region, float]
+    predictions: list[bool]
+    oov: int
+
+    @property
+    def correct(self) -> bool:
+        """Whether every prediction holds."""
+        return all(self.predictions)
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """A suite's results."""
+
+    suite: Suite
+    items: list[ItemResult]
+
+    @property
+    def accuracy(self) -> float:
+        """The share of items of which every prediction holds."""
+        return sum(item.correct for item in self.items) / len(self.items)
+
+    @property
+    def by_prediction(self) -> list[float]:
+        """The share of items of which each prediction holds."""
+        return [sum(item.predictions[place] for item in self.items) / len(self.items)
+                for place in range(len(self.suite.predictions))]
+
+
+def read_suite(path: str | Path) -> Suite:
+    """Reads a suite. Raises DataError, with the file and the place of what is malformed."""
+    tree = parsed_object(read_text(path), str(path))
+    where = str(path)
+    meta = tree.get("meta")
+    if not isinstance(meta, dict):
+        raise DataError(f"{where}: expected an object in 'meta', with the suite's name")
+    if meta.get("metric", "sum") not in ("sum", "all", ["sum"]):
+        raise DataError(f"{where}: expected the metric 'sum', found {meta['metric']!r}")
+    predictions = []
+    for place, prediction in enumerate(_list(tree, "predictions", where), 1):
+        at = f"{where}, prediction {place}"
+        if not isinstance(prediction, dict) or not isinstance(prediction.get("formula"), str):
+            raise DataError(f"{at}: expected an object with a formula")
+        predictions.append(formulas.parse(prediction["formula"], at))
+    suite = Suite(str(meta.get("name", Path(path).stem)), predictions,
+                  [_item(item, f"{where}, item {place}") for place, item in enumerate(_list(tree, "items", where), 1)],
+                  where)
+    for item in suite.items:
+        for place, formula in enumerate(predictions, 1):
+            for condition, region in sorted(formula.regions):
+                if condition not in item.conditions or (region and region not in item.conditions[condition]):
+                    named = f"region {region} of condition {condition!r}" if region else f"condition {condition!r}"
+                    raise DataError(f"{where}, prediction {place} names {named}, and item {item.number} has "
+                                    f"none")
+    return suite
+
+
+def score_suite(scoring: Scoring, vocab: Vocab, suite: Suite, tokenize: Callable[[str], list[str]], oov: str = "unk"
+                ) -> SuiteResult:
+    """Scores a suite.
+
+    Args:
+        scoring: how sentences become scores; it must not carry anything from sentence to sentence.
+        vocab: the model's.
+        suite: to score.
+        tokenize: a region's words.
+        oov: unknown words are read as `<unk>`, or refused ("error").
+
+    Raises:
+        DataError: an unknown word is refused, or a sentence has no words.
+    """
+    check_choice("oov", oov, OOV)
+    sentences, lengths, unknown = [], [], []
+    for item in suite.items:
+        for name, regions in item.conditions.items():
+            pieces = [tokenize(content) for content in regions.values()]
+            where = f"{suite.path}, item {item.number}, condition {name!r}"
+            if not any(pieces):
+                raise DataError(f"{where} has no words")
+            found = encode(vocab, [word for part in pieces for word in part], oov, where)
+            sentences.append(found.ids[:-1])
+            lengths.append([len(part) for part in pieces])
+            unknown.append(int(found.oov.sum()))
+    bits = scoring(sentences).nats.astype(float) / math.log(2)
+    per_sentence = iter(zip(np.split(bits, np.cumsum([sum(part) for part in lengths])[:-1]), lengths, unknown,
+                            strict=True))
+    results = []
+    for item in suite.items:
+        surprisals, oovs = {}, 0
+        for name, regions in item.conditions.items():
+            values, counts, missing = next(per_sentence)
+            oovs += missing
+            for region, part in zip(regions, np.split(values, np.cumsum(counts)[:-1]), strict=True):
+                surprisals[name, region] = float(part.sum())
+        results.append(ItemResult(item.number, surprisals, [formula.holds(surprisals) for formula in suite.predictions],
+                                  oovs))
+    return SuiteResult(suite, results)
+
+
+def _list(tree: dict[str, Any], name: str, where: str) -> Sequence[Any]:
+    value = tree.get(name)
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{where}: expected a list in {name!r} that is not empty")
+    return value
+
+
+def _item(tree: Any, where: str) -> Item:
+    if not isinstance(tree, dict):
+        raise DataError(f"{where}: expected an object")
+    conditions: dict[str, dict[int, str]] = {}
+    for condition in _list(tree, "conditions", where):
+        name = condition.get("condition_name") if isinstance(condition, dict) else None
+        if not isinstance(name, str) or name in conditions:
+            raise DataError(f"{where}: expected a condition_name for each condition, none of them twice")
+        regions: dict[int, str] = {}
+        for region in _list(condition, "regions", f"{where}, condition {name!r}"):
+            number = _whole(region.get("region_number")) if isinstance(region, dict) else None
+            if number is None or number < 1 or number in regions or not isinstance(region.get("content"), str):
+                raise DataError(f"{where}, condition {name!r}: expected a region_number from 1, not twice, and a "
+                                f"content for each region")
+            regions[number] = region["content"]
+        conditions[name] = regions
+    return Item(_whole(tree.get("item_number")) or 0, conditions)
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, which some suites write as text; None for anything else."""
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value[:18])
+    return value if type(value) is int else None

@@ -1,0 +1,180 @@
+"""What a model gives each token of a text: nats, entropy, rank and likelier words, without ever holding [T * B, V].
+
+Letters: `N` tokens, `K` likeliest words, `T` steps, `B` batch, `R` rows of features, `H` their width, `V` vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxlm.config.models import Recurrent
+from jaxlm.models import heads, stack
+from jaxlm.models.cell import Params
+from jaxlm.models.stack import Carry
+
+LONGEST = 256  # steps of one call; a longer sentence takes several, the carry passed on
+BATCHES = (1, 8, 64)  # sentences of one call
+ROWS = (64, 1024)  # rows whose logits [R, V] exist at a time
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Of each of N tokens, given those before it.
+
+    Attributes:
+        nats: -log p of the token, float32 [N].
+        entropy: of the distribution that predicts it, in nats, float32 [N].
+        rank: 1 where no word is more probable, int32 [N].
+        top: ids of the K most probable words, int32 [N, K].
+        top_nats: their -log p, float32 [N, K].
+    """
+
+    nats: np.ndarray
+    entropy: np.ndarray
+    rank: np.ndarray
+    top: np.ndarray
+    top_nats: np.ndarray
+
+    @staticmethod
+    def joined(parts: Sequence["TokenScores"]) -> "TokenScores":
+        """One after the other."""
+        return TokenScores(*(np.concatenate([getattr(part, name) for part in parts])
+                             for name in TokenScores.__dataclass_fields__))
+
+
+class Scoring(Protocol):
+    """A way to turn sentences into scores; what it remembers between calls is its own matter."""
+
+    def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
+        """Scores every token but the first of each sentence, one after the other.
+
+        Args:
+            sentences: ids, each [n + 1] with n >= 1; the first token is what the second is predicted from.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class BySentence:
+    """Each sentence from a carry of zeros; sentences of about one length are read together.
+
+    Attributes:
+        model: the config's model.
+        params: its parameters.
+        top: how many likeliest words K to find.
+        full: whether to find more than the nats: entropy and rank are else zero.
+    """
+
+    model: Recurrent
+    params: Params
+    top: int = 0
+    full: bool = True
+
+    def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
+        rows: list[np.ndarray] = [np.empty(0)] * len(sentences)
+        order = sorted(range(len(sentences)), key=lambda place: len(sentences[place]))
+        for start in range(0, len(order), BATCHES[-1]):
+            places = order[start:start + BATCHES[-1]]
+            for place, found in zip(places, _read(self.model, self.params, [sentences[place][:-1] for place in places]),
+                                    strict=True):
+                rows[place] = found
+        return score_rows(self.model, self.params, rows, [sentence[1:] for sentence in sentences], self.top, self.full)
+
+
+class Streamed:
+    """The carry is passed on from each sentence to the next, as in evaluation; one sentence is read after the other."""
+
+    def __init__(self, model: Recurrent, params: Params, top: int = 0, full: bool = True):
+        self._model, self._params, self._top, self._full = model, params, top, full
+        self._carry = stack.zero_carry(model, 1, params["embedding"].dtype)
+
+    def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
+        ids = np.concatenate([sentence[:-1] for sentence in sentences])
+        rows, self._carry = read_on(self._model, self._params, ids, self._carry)
+        return score_rows(self._model, self._params, [rows], [sentence[1:] for sentence in sentences], self._top,
+                          self._full)
+
+
+def read_on(model: Recurrent, params: Params, ids: np.ndarray, carry: Carry) -> tuple[np.ndarray, Carry]:
+    """Features [N, H] of one text's ids [N], and the carry after the last; no padding is ever read into the carry."""
+    rows, done = [], 0
+    while done < len(ids):
+        length = min(LONGEST, 1 << ((len(ids) - done).bit_length() - 1))  # 45 tokens are read as 32, 8, 4 and 1
+        features, carry = _features(model, params, ids[done:done + length, None], carry)
+        rows.append(np.asarray(features)[:, 0])
+        done += length
+    return np.concatenate(rows), carry
+
+
+def score_rows(model: Recurrent, params: Params, rows: Sequence[np.ndarray], targets: Sequence[np.ndarray],
+               top: int = 0, full: bool = True) -> TokenScores:
+    """The scores of targets, N in all, given the features [N, H] before them; both may come in parts.
+
+    Args:
+        model: the config's model.
+        params: its parameters.
+        rows: float32 features.
+        targets: ids.
+        top: how many likeliest words K to find.
+        full: whether to find entropy and rank.
+    """
+    x, ids = np.concatenate(rows), np.concatenate(targets)
+    top = min(top, model.vocab_size)
+    parts, done = [], 0
+    while done < len(ids):
+        size = ROWS[-1] if len(ids) - done > ROWS[0] else ROWS[0]
+        count = min(size, len(ids) - done)
+        part = slice(done, done + count)
+        scores = _scores(model, params, np.pad(x[part], ((0, size - count), (0, 0))),
+                         np.pad(ids[part], (0, size - count)), top=top, full=full)
+        parts.append(TokenScores(*(np.asarray(column)[:count] for column in scores)))
+        done += count
+    return TokenScores.joined(parts)
+
+
+def _read(model: Recurrent, params: Params, sentences: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The features [n, H] of each of at most 64 sentences, ids [n]."""
+    size = next(size for size in BATCHES if size >= len(sentences))
+    longest = max(map(len, sentences))
+    steps = max(8, 1 << (longest - 1).bit_length())
+    if steps > LONGEST:
+        steps = -(-longest // LONGEST) * LONGEST
+    tokens = np.zeros((steps, size), np.int32)
+    for column, ids in enumerate(sentences):
+        tokens[:len(ids), column] = ids
+    carry, found = stack.zero_carry(model, size, params["embedding"].dtype), []
+    for start in range(0, steps, LONGEST):
+        features, carry = _features(model, params, tokens[start:start + LONGEST], carry)
+        found.append(np.asarray(features))
+    features = np.concatenate(found)
+    return [features[:len(ids), column] for column, ids in enumerate(sentences)]
+
+
+@jax.jit
+def _features(model, params, tokens, carry):
+    """Tokens [T, B] -> features [T, B, H] and the new carry, in float32 and without noise."""
+    return stack.features(stack.exact(model), params, stack.no_noise(model), stack.embed(params, tokens), carry)
+
+
+@partial(jax.jit, static_argnames=("top", "full"))
+def _scores(model, params, rows, targets, *, top, full):
+    """rows [R, H], targets [R] -> the columns of TokenScores."""
+    zero = jnp.zeros(len(targets))
+    logits = heads.logits(model, params, rows)
+    picked = jnp.take_along_axis(logits, targets[:, None], 1)[:, 0]
+    highest = logits.max(1)
+    odds = jnp.exp(logits - highest[:, None])
+    total = odds.sum(1)
+    lse = highest + jnp.log(total)
+    entropy, rank = zero, zero.astype(jnp.int32)
+    if full:
+        entropy = lse - jnp.einsum("rv,rv->r", odds, logits - highest[:, None]) / total - highest
+        rank = 1 + (logits > picked[:, None]).sum(1, dtype=jnp.int32)
+    values, ids = lax.top_k(logits, top) if top else (jnp.zeros((len(targets), 0)), jnp.zeros((len(targets), 0), int))
+    return lse - picked, entropy, rank, ids.astype(jnp.int32), lse[:, None] - values

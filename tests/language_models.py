@@ -1,0 +1,36 @@
+"""Small language models with parameters that were never trained, one of each kind; and surprisals computed plainly."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxlm
+from jaxlm.data.vocab import EOS, UNK, Vocab
+from jaxlm.models import heads, stack
+from jaxlm.scoring.language_model import LanguageModel
+
+WORDS = (EOS, UNK, "the", "dogs", "dog", "runs", "run", "n't", "'s", "N", "ca", "inc.", "$", "of", "a", "%", "b.")
+KINDS = ("lstm", "gru", "mingru")
+
+
+@cache
+def small_lm(kind: str = "lstm", tied: bool = False, seed: int = 0, words: tuple[str, ...] = WORDS) -> LanguageModel:
+    config = jaxlm.preset("small").replace(model=kind, vocab_size=len(words), embedding_size=4, hidden_sizes=(5, 4),
+                                           tied=tied, init_scale=1.0)
+    return LanguageModel(stack.init_params(config.model, jax.random.key(seed)), config, Vocab(words), {})
+
+
+def log_probs(lm: LanguageModel, words: list[str], params=None) -> np.ndarray:
+    """Log-probabilities of every next word after `<eos>` and after each word, [len(words) + 1, V]; no padding."""
+    ids = jnp.asarray(lm.vocab.encode([EOS, *words]))
+    return np.asarray(next_word(lm.config.model, lm.params if params is None else params, ids), np.float64)
+
+
+@jax.jit
+def next_word(model, params, ids):
+    """ids [N] -> log-probabilities [N, V] of the word after each."""
+    x = stack.embed(params, ids[:, None])
+    features, _ = stack.features(model, params, stack.no_noise(model), x, stack.zero_carry(model, 1))
+    return jax.nn.log_softmax(heads.logits(model, params, features[:, 0]))

@@ -1,0 +1,231 @@
+"""Generation: the same text from the same seed, the distribution that was asked for, and flags that contradict."""
+
+import io
+import itertools
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from language_models import KINDS, log_probs, small_lm
+
+from jaxlm.cli import main
+from jaxlm.cli.generating import wrapped
+from jaxlm.errors import JaxlmError
+from jaxlm.scoring.generation import advance
+from jaxlm.scoring.sampling import Sampling, draw, kept, pick
+
+ODDS = st.lists(st.sampled_from([0.0, 1e-30, 0.1, 0.25, 0.5, 0.7, 0.999]) | st.floats(0, 1, width=32), min_size=1,
+                max_size=8).map(lambda odds: np.array([*odds, 1.0], np.float32))
+
+
+def batched(odds):
+    """One row of a fixed shape, so that one program serves all examples."""
+    return jnp.zeros((1, 9)).at[0, :len(odds)].set(odds)
+
+
+@settings(max_examples=60)
+@given(odds=ODDS, k=st.integers(1, 9))
+def test_top_k_keeps_the_k_likeliest_and_their_ties(odds, k):
+    found = np.asarray(jax.jit(kept)(Sampling(top_k=k), batched(odds)))[0, :len(odds)]
+    least = np.sort(odds)[::-1][min(k, len(odds)) - 1]
+    np.testing.assert_array_equal(found, np.where(odds >= least, odds, 0))
+
+
+@settings(max_examples=60)
+@given(odds=ODDS, p=st.floats(0.01, 1))
+def test_top_p_keeps_the_fewest_words_of_that_mass(odds, p):
+    found = np.asarray(jax.jit(kept)(Sampling(top_p=p), batched(odds)))[0, :len(odds)]
+    mass = p * odds.sum(dtype=np.float64)
+    assert (found == odds)[found > 0].all() and found.sum(dtype=np.float64) >= mass * (1 - 1e-5)
+    least = found[found > 0].min()
+    assert (odds[odds < least] == 0).all() or odds[odds > least].sum(dtype=np.float64) < mass * (1 + 1e-5)
+    assert (found[odds >= least] > 0).all()
+
+
+@settings(max_examples=60)
+@given(odds=ODDS, p=st.floats(0, 1))
+def test_min_p_keeps_words_at_least_that_share_as_probable(odds, p):
+    found = np.asarray(jax.jit(kept)(Sampling(min_p=p), batched(odds)))[0, :len(odds)]
+    np.testing.assert_array_equal(found, np.where(odds >= np.float32(p), odds, 0))
+
+
+def test_words_are_picked_in_proportion_to_their_odds():
+    odds = np.zeros(300, np.float32)
+    odds[[3, 130, 131, 299]] = [1, 2, 0.5, 4]
+    uniform = (np.arange(4000) + 0.5) / 4000
+    words = np.asarray(pick(jnp.broadcast_to(odds, (4000, 300)), jnp.asarray(uniform, jnp.float32)))
+    found = np.bincount(words, minlength=300) / 4000
+    np.testing.assert_allclose(found, odds / odds.sum(), atol=1e-3)
+    assert set(words) == {3, 130, 131, 299}
+
+
+def test_no_uniform_number_picks_a_word_without_odds():
+    generator = np.random.default_rng(0)
+    odds = np.where(generator.random((500, 260)) < 0.02, generator.random((500, 260)), 0).astype(np.float32)
+    odds[:, 7] = 1e-3
+    for uniform in (0.0, 1 - 2**-24, 0.5):
+        words = np.asarray(pick(jnp.asarray(odds), jnp.full(500, uniform, jnp.float32)))
+        assert (odds[np.arange(500), words] > 0).all()
+
+
+def test_temperature_divides_and_the_penalty_and_the_ban_change_logits():
+    logits = jnp.array([[2.0, -1.0, 0.5, 1.9]])
+    seen, banned = jnp.array([[True, True, False, False]]), jnp.array([False, False, False, True])
+    greedy = Sampling(temperature=None)
+    assert draw(greedy, logits, None, jnp.zeros(1))[0] == 0
+    assert draw(Sampling(temperature=None, repetition_penalty=1.5), logits, seen, jnp.zeros(1))[0] == 3
+    assert draw(Sampling(temperature=None, repetition_penalty=1.5, banned=banned), logits, seen, jnp.zeros(1))[0] == 0
+    uniform = jnp.asarray((np.arange(2000) + 0.5) / 2000, jnp.float32)
+    words = draw(Sampling(temperature=2.0), jnp.broadcast_to(logits, (2000, 4)), None, uniform)
+    np.testing.assert_allclose(np.bincount(np.asarray(words)) / 2000, jax.nn.softmax(logits[0] / 2), atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_is_the_same_alone_among_many_and_as_a_stream(kind):
+    lm = small_lm(kind)
+    options: dict[str, Any] = {"words": 70, "seed": 3, "top_p": 0.95, "temperature": 0.9}
+    many = lm.generate("the dogs", samples=4, **options)
+    (alone,) = lm.generate("the dogs", **options)
+    streamed = list(lm.stream("the dogs", **options))
+    assert alone.words == many[0].words == [word for word, _ in streamed] and len(alone.words) == 70
+    np.testing.assert_allclose(alone.log_probs, [nats for _, nats in streamed], atol=1e-5)
+    assert len({tuple(text.words) for text in many}) == 4
+    assert lm.generate("the dogs", **options | {"seed": 4})[0].words != alone.words
+    expected = log_probs(lm, ["the", "dogs", *alone.words])[2:-1]
+    np.testing.assert_allclose(alone.log_probs, expected[np.arange(70), lm.vocab.encode(alone.words)], atol=1e-4)
+
+
+def test_temperature_0_takes_the_likeliest_word():
+    lm = small_lm()
+    words = ["the"]
+    for _ in range(6):
+        words.append(lm.vocab.words[int(log_probs(lm, words)[-1].argmax())])
+    assert lm.generate("the", words=6, temperature=0)[0].words == words[1:]
+    assert lm.generate("the", words=6, top_k=1)[0].words == words[1:]
+    assert lm.generate("the", words=6, beam=1)[0].words == words[1:]
+
+
+def test_samples_follow_the_models_distribution():
+    lm = small_lm()
+    texts = lm.generate("a dog", words=1, samples=4000, seed=1)
+    found = np.bincount([lm.vocab.ids[text.words[0]] for text in texts], minlength=len(lm.vocab)) / 4000
+    expected = np.exp(log_probs(lm, ["a", "dog"])[-1])
+    assert np.abs(found - expected).max() < 4 * np.sqrt(0.25 / 4000)
+
+
+def test_another_number_compiles_nothing_and_the_state_does_not_grow():
+    lm = small_lm()
+    options = {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "min_p": 0.01, "repetition_penalty": 1.1, "ban": ["the"]}
+    lm.generate("a dog", words=2, **options)
+    before = advance._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    lm.generate("the dogs run", words=9, seed=5, **{**options, "temperature": 2, "top_k": 7, "ban": ["a", "dog"]})
+    assert advance._cache_size() == before  # pyright: ignore[reportAttributeAccessIssue]
+    words = lm.stream("a", seed=9)
+    assert len([word for word, _ in itertools.islice(words, 300)]) == 300
+
+
+def test_words_that_are_banned_never_come_and_eos_ends_a_text():
+    lm = small_lm()
+    texts = lm.generate(words=100, samples=8, ban=["the", "dogs"], no_unk=True)
+    drawn = {word for text in texts for word in text.words}
+    assert not drawn & {"the", "dogs", "<unk>"} and "<eos>" in drawn
+    ended = lm.generate(words=100, samples=8, ban=["the", "dogs"], no_unk=True, stop="eos")
+    for text, longer in zip(ended, texts, strict=True):
+        end = longer.words.index("<eos>") + 1 if "<eos>" in longer.words else 100
+        assert text.words == longer.words[:end] and len(text.log_probs) == end
+    assert str(longer).count("\n") == longer.words.count("<eos>") and " \n" not in str(longer)
+
+
+@pytest.mark.parametrize("stop", ["none", "eos"])
+def test_a_wide_beam_finds_the_most_probable_text(stop):
+    lm = small_lm(seed=2)
+    ids, V, best = range(len(lm.vocab)), len(lm.vocab), (-np.inf, ())
+    first = log_probs(lm, ["the"])[-1]
+    for a in ids:
+        if stop == "eos" and a == lm.vocab.eos:
+            best = max(best, (first[a], (a,)))
+            continue
+        second = log_probs(lm, ["the", lm.vocab.words[a]])[-1]
+        best = max(best, *((first[a] + second[b], (a, b)) for b in ids))
+    (found,) = lm.generate("the", words=2, beam=V, stop=stop)
+    assert lm.vocab.encode(found.words).tolist() == list(best[1])
+    assert found.log_probs.sum() == pytest.approx(best[0], abs=1e-4)
+    (without,) = lm.generate("the", words=5, beam=3, ban=found.words[:1], no_unk=True)
+    assert found.words[0] not in without.words and "<unk>" not in without.words
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"temperature": -1}, "temperature must be at least 0; it is -1"),
+    ({"top_k": 0}, "top_k must be at least 1; it is 0"),
+    ({"top_p": 0}, "top_p must be above 0 and at most 1; it is 0"), ({"top_p": 1.1}, "top_p"), ({"min_p": 2}, "min_p"),
+    ({"repetition_penalty": 0}, "repetition_penalty must be above 0"), ({"words": 0}, "words must be at least 1"),
+    ({"samples": 0}, "samples must be at least 1"), ({"temperature": float("nan")}, "temperature must be a finite"),
+    ({"temperature": 0, "top_k": 3}, "temperature 0.*top_k is given"), ({"beam": 2, "samples": 2}, "samples is given"),
+    ({"beam": 2, "temperature": 0.5}, "temperature is given"), ({"beam": 2, "top_p": 0.5}, "top_p is given"),
+    ({"beam": 0}, "beam must be at least 1"), ({"beam": 99}, "beam must be at most 17"),
+    ({"ban": ["zebra"]}, "banned word 'zebra' is not among the 17"), ({"stop": "dot"}, "stop must be one of eos, none"),
+    ({"ban": list(small_lm().vocab.words)}, "every word of the vocabulary is banned"),
+])
+def test_flags_outside_their_limits_or_that_contradict(options, message):
+    with pytest.raises(JaxlmError, match=message):
+        small_lm().generate("the", **options)
+
+
+@given(words=st.lists(st.text("abc", min_size=1, max_size=7) | st.just("\n"), max_size=30), width=st.integers(1, 12))
+def test_wrapped_lines_are_no_wider_than_the_terminal(words, width):
+    pieces = [word if word == "\n" or not place or words[place - 1] == "\n" else f" {word}"
+              for place, word in enumerate(words)]
+    text = "".join(wrapped(pieces, width))
+    assert text.split() == "".join(pieces).split()
+    for line in text.split("\n"):
+        assert len(line) <= width or " " not in line
+    assert "".join(wrapped(pieces, None)) == "".join(pieces)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run):
+    return str(tiny_run[0].run_dir)
+
+
+def test_the_command_line_prints_text_or_json_lines(run, tmp_path, capsys, monkeypatch):
+    prompt = ["godu", "kati"]
+    (tmp_path / "prompt.txt").write_text("godu kati\n")
+
+    def generated(*arguments):
+        assert main(["generate", run, "--words", "20", "--seed", "2", *arguments]) == 0
+        return capsys.readouterr().out
+
+    text = generated(" ".join(prompt))
+    assert generated("--prompt-file", str(tmp_path / "prompt.txt")) == text
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"godu kati\n")))
+    assert generated("-") == text
+    rows = [json.loads(line) for line in generated("godu kati", "--samples", "2", "--format", "jsonl").splitlines()]
+    first = [row["word"] for row in rows if row["sample"] == 1]
+    assert "".join("\n" if word == "<eos>" else f" {word}" for word in first).split() == text.split()
+    assert [row["position"] for row in rows] == [*range(1, 21)] * 2 and all(row["log_prob"] < 0 for row in rows)
+    assert len(generated("--beam", "2", "--detokenize").split()) <= 20
+
+
+def test_unknown_words_of_a_prompt_are_named_without_control_characters(run, capsys):
+    assert main(["generate", run, "godu \x1b[31mzebra okapi", "--words", "3"]) == 0
+    said = capsys.readouterr()
+    assert r"zebra" in said.err and "1 more" in said.err and "\x1b" not in said.err + said.out
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--temperature=-0.5"], "temperature must be at least 0"), (["--top-k", "0"], "top_k must be at least 1"),
+    (["--temperature", "0", "--top-p", "0.5"], "leave one out"), (["--beam", "2", "--samples", "2"], "leave one out"),
+    (["--seed=-1"], "--seed"), (["a", "--prompt-file", "x"], "given twice"),
+    (["--prompt-file", "/none"], "cannot be read"),
+    (["--ban", "zebra"], "banned word 'zebra'"), (["--words", "0"], "words must be at least 1"),
+])
+def test_mistakes_are_one_sentence(run, capsys, flags, message):
+    assert main(["generate", run, *flags]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and message in said.err and len(said.err.splitlines()) == 1

@@ -1,0 +1,111 @@
+"""Minimal pairs: which sentence is likelier, what is counted, and lines that are no pairs."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from language_models import log_probs, small_lm
+
+from jaxlm.cli import main
+from jaxlm.errors import DataError
+from jaxlm.scoring.minimal_pairs import Pair, wilson_interval
+
+PAIRS = [Pair("the dog runs", "the dog run", "agreement", "syntax"), Pair("the dogs run", "the dogs runs", "agreement"),
+         Pair("a dog", "a dog", "same"), Pair("a zebra", "a okapi", "unknown"), Pair("a zebra", "a dog", "unknown")]
+
+
+def log_p(lm, text):
+    words = text.split()
+    return log_probs(lm, words)[np.arange(len(words)), lm.vocab.encode(words)].sum()
+
+
+def test_pairs_are_scored_by_log_probability_and_ties_are_not_correct():
+    lm = small_lm()
+    found = lm.minimal_pairs(PAIRS)
+    for result in found.results:
+        np.testing.assert_allclose([result.good, result.bad], [log_p(lm, result.pair.good), log_p(lm, result.pair.bad)],
+                                   atol=1e-4)
+        assert result.correct == (result.good > result.bad)
+    assert [result.tied for result in found.results] == [False, False, True, True, False]
+    assert [result.alike for result in found.results] == [False, False, False, True, False]
+    assert [(row.name, row.n, row.ties, row.alike, row.left_out) for row in [*found.by_uid, found.total]] == [
+        ("agreement", 2, 0, 0, 0), ("same", 1, 1, 0, 0), ("unknown", 2, 1, 1, 0), ("all", 5, 2, 1, 0)]
+    assert found.by_uid[0].term == "syntax" and found.by_uid[1].accuracy == 0
+    assert found.total.correct == sum(row.correct for row in found.by_uid)
+    longer = lm.minimal_pairs(PAIRS[:1], eos=True).results[0]
+    assert longer.good < found.results[0].good
+
+
+def test_pairs_that_differ_in_unknown_words_only_are_left_out_on_request():
+    found = small_lm().minimal_pairs(PAIRS, oov="filter")
+    assert (found.total.n, found.total.alike, found.total.left_out, found.total.ties) == (4, 1, 1, 1)
+    with pytest.raises(DataError, match="'zebra'"):
+        small_lm().minimal_pairs(PAIRS, oov="error")
+
+
+def test_a_mirrored_pair_is_correct_one_way_only():
+    lm = small_lm("gru")
+    found = lm.minimal_pairs([*PAIRS, *(Pair(pair.bad, pair.good) for pair in PAIRS)])
+    ways = [result.correct for result in found.results]
+    assert [a + b for a, b in zip(ways[:5], ways[5:], strict=True)] == [1, 1, 0, 0, 1]
+
+
+@given(n=st.integers(0, 10_000), share=st.floats(0, 1))
+def test_wilsons_interval_solves_its_equation(n, share):
+    successes = round(n * share)
+    low, high = wilson_interval(successes, n)
+    assert 0 <= low <= (successes / n if n else 0) + 1e-12 and (successes / n if n else 1) - 1e-12 <= high <= 1
+    for bound in (low, high):
+        if 1e-9 < bound < 1 - 1e-9:
+            z = abs(successes / n - bound) / (bound * (1 - bound) / n) ** 0.5
+            assert z == pytest.approx(1.959964, rel=1e-4)
+
+
+def test_wilsons_published_values():
+    assert wilson_interval(0, 0) == (0, 1)
+    np.testing.assert_allclose(wilson_interval(8, 10), (0.4901625, 0.9433178), atol=1e-6)  # R: prop.test, no correction
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run):
+    return str(tiny_run[0].run_dir)
+
+
+def test_the_table_of_the_command_line(run, tmp_path, capsys):
+    path = tmp_path / "pairs.jsonl"
+    lines = [{"sentence_good": "Gefusa kako kati bahodons.", "sentence_bad": "kati kati Gefusa kako", "UID": "order",
+              "linguistics_term": "made_up", "field": "x"},
+             {"sentence_good": "felo zebra", "sentence_bad": "felo okapi", "UID": "unknown\x1b[1m"}]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert main(["minimal-pairs", run, str(path), "--oov", "filter"]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["UID", "linguistics_term", "pairs", "accuracy", "low_95", "high_95", "ties", "oov_only",
+                       "left_out"]
+    assert [(row[0], row[2], row[8]) for row in rows[1:]] == [("order", "1", "0"), (r"unknown\x1b[1m", "0", "1"),
+                                                             ("all", "1", "1")]
+    assert rows[2][3:6] == ["NaN", "0.000000", "1.000000"]
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ('{"sentence_good": a}', "line 2, column 19 is not JSON"), ("[1]", "line 2, column 1: expected a JSON object"),
+    ('{"sentence_good": "a"}', "line 2: expected text in 'sentence_bad', found nothing"),
+    ('{"sentence_good": "a", "sentence_bad": 3}', "'sentence_bad', found int"),
+    ('{"sentence_good": " ", "sentence_bad": "b"}', "'sentence_good', found no words"), ("[" * 10_000, "not JSON"),
+    ('{"sentence_good": "...", "sentence_bad": "a"}', "line 2: the sentence '...' has no words"),
+])
+def test_malformed_lines_are_named(run, tmp_path, capsys, line, message):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"sentence_good": "kati", "sentence_bad": "felo"}\n' + line + "\n")
+    assert main(["minimal-pairs", run, str(path)]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and f"{path}, " in said.err and message in said.err and len(said.err.splitlines()) == 1
+
+
+def test_files_without_pairs(run, tmp_path, capsys):
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "blank").write_text("\n\n")
+    for name, message in (("empty", "is empty"), ("blank", "no pairs"), ("none", "no file")):
+        assert main(["minimal-pairs", run, str(tmp_path / name)]) == 1
+        assert message in capsys.readouterr().err

@@ -1,0 +1,370 @@
+"""Surprisal: the numbers by definition, alone and in batches, in tables that others read; mistakes in one sentence."""
+
+import csv
+import io
+import json
+import os
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from language_models import KINDS, WORDS, log_probs, next_word, small_lm
+
+from jaxlm.cli import main
+from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.errors import DataError, JaxlmError
+from jaxlm.scoring import token_scores
+from jaxlm.scoring.stimuli import lines_of
+from jaxlm.scoring.stream import stream_nats
+
+SENTENCES = ["the dogs run", "a dog", "the dog of the dogs runs of a dog n't run the dogs", "zebra runs"]
+LINES = st.lists(st.lists(st.sampled_from([*WORDS[1:], "zebra"]), min_size=1, max_size=14), min_size=1, max_size=8)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_surprisal_entropy_and_rank_are_what_their_definitions_say(kind, tied):
+    lm = small_lm(kind, tied)
+    found = lm.surprisal(SENTENCES, top_k=3, unit="nats")
+    row = 0
+    for number, sentence in enumerate(SENTENCES, 1):
+        words = sentence.split()
+        log_p = log_probs(lm, words)
+        entropies = -(np.exp(log_p) * log_p).sum(1)
+        for place, word in enumerate(words):
+            token = lm.vocab.ids.get(word, lm.vocab.unk)
+            assert (found.sentence_id[row], found.token_id[row], found.word[row]) == (number, place + 1, word)
+            assert found.token[row] == lm.vocab.words[token] and found.vocabulary_id[row] == token
+            assert found.oov[row] == (word == "zebra")
+            np.testing.assert_allclose(found.surprisal[row], -log_p[place, token], atol=1e-5)
+            np.testing.assert_allclose(found.entropy[row], entropies[place], atol=1e-5)
+            np.testing.assert_allclose(found.entropy_reduction[row],
+                                       max(0, entropies[max(place - 1, 0)] - entropies[place]), atol=2e-5)
+            assert found.rank[row] == 1 + (log_p[place] > log_p[place, token]).sum()
+            likeliest = np.argsort(-log_p[place])[:3]
+            assert found.top[row] == [lm.vocab.words[one] for one in likeliest]
+            np.testing.assert_allclose(found.top_surprisal[row], -log_p[place, likeliest], atol=1e-5)
+            row += 1
+    assert row == len(found)
+    np.testing.assert_allclose(lm.surprisal(SENTENCES).surprisal * np.log(2), found.surprisal, rtol=1e-12)
+
+
+@settings(max_examples=25)
+@given(lines=LINES, kind=st.sampled_from(KINDS))
+def test_sentences_in_a_batch_have_the_numbers_that_they_have_alone(lines, kind):
+    lm = small_lm(kind)
+    together = lm.surprisal(lines)
+    alone = [lm.surprisal([line]) for line in lines]
+    for name in ("surprisal", "entropy", "entropy_reduction"):
+        np.testing.assert_allclose(getattr(together, name), np.concatenate([getattr(one, name) for one in alone]),
+                                   atol=1e-5)
+    assert together.word == [word for line in lines for word in line]
+
+
+def test_sentences_longer_than_a_call_and_more_than_a_batch(monkeypatch):
+    monkeypatch.setattr(token_scores, "LONGEST", 8)
+    lm = small_lm("gru", words=(*WORDS, "more"))  # a shape of its own, so that nothing compiled before is used
+    line = ["the", "dogs", "of", "a", "dog", "run"] * 5
+    expected = -log_probs(lm, line)[np.arange(30), lm.vocab.encode(line)]
+    found = lm.surprisal([line, *[["a", "dog"]] * 70], unit="nats")
+    np.testing.assert_allclose(found.surprisal[:30], expected, atol=1e-5)
+    assert len(found) == 30 + 140 and np.ptp(found.surprisal[30::2]) < 1e-6
+    streamed = lm.surprisal([line[:13], line[13:]], context="stream", unit="nats", eos=True)
+    text = [*line[:13], EOS, *line[13:], EOS]
+    expected = -log_probs(lm, text)[np.arange(32), lm.vocab.encode(text)]
+    np.testing.assert_allclose(streamed.surprisal, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_with_its_ends_of_lines_sums_to_what_evaluation_finds(kind):
+    lm = small_lm(kind)
+    ids = lm.vocab.encode(" <eos> ".join(["", *SENTENCES, ""]).split())
+    nats, count = stream_nats(lm.config.model, lm.params, ids)
+    found = lm.surprisal(SENTENCES, context="stream", unit="nats", eos=True)
+    assert len(found) == count
+    np.testing.assert_allclose(found.surprisal.sum(), nats, rtol=1e-6)
+    parts = list(lm.surprisal_stream(iter(SENTENCES), context="stream", unit="nats", eos=True, block=1))
+    np.testing.assert_allclose(np.concatenate([part.surprisal for part in parts]), found.surprisal, atol=1e-5)
+    assert [part.sentence_id[0] for part in parts] == [1, 2, 3, 4]
+    np.testing.assert_allclose(found.sentence_sums(), [part.surprisal.sum() for part in parts], atol=1e-4)
+
+
+def test_a_stream_reads_no_further_than_it_writes():
+    def endless():
+        while True:
+            read.append(1)
+            yield "the dog"
+
+    read: list[int] = []
+    tables = small_lm().surprisal_stream(endless(), block=4)
+    for done in (4, 8, 12):
+        assert len(next(tables)) == 8 and len(read) == done
+
+
+def test_unknown_words_are_read_as_unk_refused_or_left_without_a_number():
+    lm = small_lm()
+    as_unk, nan = (lm.surprisal(["zebra runs"], oov=oov) for oov in ("unk", "nan"))
+    assert as_unk.oov.tolist() == [True, False] and as_unk.token == ["<unk>", "runs"]
+    assert np.isnan(nan.surprisal).tolist() == [True, False] and nan.surprisal[1] == as_unk.surprisal[1]
+    assert lm.surprisal(["<unk> runs"]).oov.tolist() == [False, False]
+    with pytest.raises(DataError, match=r"sentence 2.*'zebra'.*17 words"):
+        lm.surprisal(["the dog", "zebra runs"], oov="error")
+    without = small_lm(words=tuple(word for word in WORDS if word != "<unk>"))
+    with pytest.raises(DataError, match=r"'zebra'.*no <unk>"):
+        without.surprisal(["zebra"])
+
+
+@pytest.mark.parametrize("clip_norm", [0.25, 100.0])
+def test_adaptation_is_nesterov_sgd_on_the_mean_nats_of_each_sentence(clip_norm):
+    lm = small_lm()
+    rate, momentum = 0.5, jax.tree.map(jnp.zeros_like, lm.params)
+    params, sentences = lm.params, ["the dogs run", "a dog runs", "the dogs run"]
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, ids):
+        return -jnp.take_along_axis(next_word(lm.config.model, params, ids[:-1]), ids[1:, None], 1).mean()
+
+    expected = []
+    for sentence in sentences:
+        words = sentence.split()
+        expected += (-log_probs(lm, words, params)[np.arange(len(words)), lm.vocab.encode(words)]).tolist()
+        grads = gradient(params, lm.vocab.encode([EOS, *words, EOS]))
+        norm = jnp.sqrt(sum(jnp.sum(leaf ** 2) for leaf in jax.tree.leaves(grads)))
+        grads = jax.tree.map(lambda g, n=norm: g * jnp.minimum(1, clip_norm / n), grads)
+        momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, grads)
+        params = jax.tree.map(lambda p, m, g: p - rate * (g + 0.9 * m), params, momentum, grads)
+    scoring = lm.adaptive(rate, clip_norm=clip_norm)
+    found = [table.surprisal for table in lm.surprisal_stream(sentences, unit="nats", scoring=scoring, block=2)]
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), scoring.params, params)
+    again = lm.with_params(scoring.params).surprisal([sentences[0]])
+    assert again.surprisal.sum() < lm.surprisal([sentences[0]]).surprisal.sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_states_are_those_that_predict_the_next_word(kind):
+    from jaxlm.models import heads, stack
+
+    lm = small_lm(kind)
+    words = ["the", "dogs", "of", "zebra"]
+    found = lm.states(words)
+    assert {name: array.shape for name, array in found.items() if name.endswith("h")} == {
+        f"{kind}.0.h": (4, 5), f"{kind}.1.h": (4, 4)}
+    assert (f"{kind}.0.c" in found) == (kind == "lstm")
+    log_p = jax.nn.log_softmax(heads.logits(lm.config.model, lm.params, jnp.asarray(found[f"{kind}.1.h"])))
+    np.testing.assert_allclose(log_p, log_probs(lm, words)[1:], atol=1e-5)
+    model, tokens = lm.config.model, jnp.asarray(lm.vocab.encode([EOS, *words]))[:, None]
+    _, carry = stack.features(model, lm.params, stack.no_noise(model), stack.embed(lm.params, tokens),
+                              stack.zero_carry(model, 1))
+    jax.tree.map(lambda leaf, name: np.testing.assert_allclose(leaf[0], found[name][-1], atol=1e-6),
+                 jax.tree.leaves(carry), [name for name in found])
+
+
+def test_a_displayed_word_sums_its_pieces():
+    lm = small_lm()
+    sentence = 'The dog\'s dogs "can\'t" run -- $12,000.50 of Inc.!'
+    words = lm.word_surprisal([sentence, "dogs run."])
+    assert words.word == [*sentence.split(), "dogs", "run."]
+    assert words.tokens == ["the", "dog 's", "dogs", "ca n't", "run", "", "$ N", "of", "inc.", "dogs", "run"]
+    pieces = lm.surprisal([" ".join(words.tokens[:9]), "dogs run"])
+    np.testing.assert_allclose(words.surprisal[[1, 3, 6]], [pieces.surprisal[[a, a + 1]].sum() for a in (1, 4, 7)],
+                               atol=1e-5)
+    assert np.isnan(words.surprisal[5]) and not words.oov.any()
+    np.testing.assert_allclose(words.entropy[[1, 3, 6]], pieces.entropy[[1, 4, 7]], atol=1e-5)
+    np.testing.assert_allclose(np.nansum(words.surprisal), pieces.surprisal.sum(), atol=1e-4)
+    assert words.sentence_id.tolist() == [1] * 9 + [2] * 2 and words.word_id.tolist()[-3:] == [9, 1, 2]
+
+
+def test_a_data_frame_is_the_table_and_names_what_is_missing(monkeypatch):
+    found = small_lm().surprisal(SENTENCES, top_k=1)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(JaxlmError, match="pip install pandas"):
+        found.to_pandas()
+    monkeypatch.undo()
+    pandas = pytest.importorskip("pandas")
+    frame = found.to_pandas()
+    assert isinstance(frame, pandas.DataFrame) and list(frame.columns) == list(found.columns())
+    assert frame.surprisal.tolist() == found.surprisal.tolist()
+
+
+def test_lines_come_as_a_pipe_has_them():
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as file:
+        blocks = lines_of(file, "standard input")
+        os.write(write, b"the dog\r\nthe do")
+        assert next(blocks) == ["the dog"]
+        os.write(write, b"gs\na\nb")
+        assert next(blocks) == ["the dogs", "a"]
+        os.close(write)
+        assert list(blocks) == [["b"]]
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    (b"", "f is empty"), (b"a\n\xff\n", "f, line 2, byte 1 is not UTF-8"), (b"a\nb\0\n", "f, line 2 is not text"),
+    (b"a" * (1 << 24) + b"bc", "line 1 is longer than"),
+])
+def test_text_that_cannot_be_read_is_refused_with_its_line(data, message):
+    with pytest.raises(DataError, match=message):
+        list(lines_of(io.BytesIO(data), "f"))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"context": "document"}, "context must be one of sentence, stream; it is 'document'"),
+    ({"oov": "skip"}, "oov must be one of"), ({"unit": "hartleys"}, "unit must be one of bits, nats"),
+    ({"tokenizer": "bpe"}, "tokenizer must be one of"), ({"top_k": -1}, "top_k must be at least 0; it is -1"),
+])
+def test_arguments_that_are_none_of_the_choices(options, message):
+    with pytest.raises(JaxlmError, match=message):
+        small_lm().surprisal(["the dog"], **options)
+
+
+def test_sentences_without_words():
+    with pytest.raises(DataError, match="sentence 2 has no words"):
+        small_lm().surprisal(["the dog", "  "])
+    with pytest.raises(DataError, match="no sentences"):
+        small_lm().surprisal([])
+    with pytest.raises(JaxlmError, match=r"must be above 0; it is -0\.1"):
+        small_lm().adaptive(-0.1)
+
+
+# The command line
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run):
+    return str(tiny_run[0].run_dir)
+
+
+@pytest.fixture
+def text(tmp_path, tiny_run):
+    import jaxlm
+
+    words = jaxlm.load(tiny_run[0].run_dir).vocab.words
+    path = tmp_path / "text.txt"
+    path.write_text(f"{words[5]} zebra\x1b[31m {words[7]}\n{words[9]}\n")
+    return path
+
+
+def printed(capsys, *arguments, code=0):
+    assert main([str(argument) for argument in arguments]) == code
+    return capsys.readouterr().out
+
+
+def test_the_table_has_its_columns_and_no_control_character(run, text, capsys):
+    rows = [line.split("\t") for line in printed(capsys, "surprisal", run, text, "--top-k", 2).splitlines()]
+    assert rows[0] == ["sentence_id", "token_id", "word", "token", "oov", "surprisal", "entropy", "entropy_reduction",
+                       "rank", "top_1", "top_1_surprisal", "top_2", "top_2_surprisal"]
+    assert [row[:2] for row in rows[1:]] == [["1", "1"], ["1", "2"], ["1", "3"], ["2", "1"]]
+    assert rows[2][2:5] == [r"zebra\x1b[31m", "<unk>", "True"]
+    assert float(rows[1][10]) <= float(rows[1][5])
+
+
+def test_the_layouts_of_other_tools(run, text, capsys):
+    own = [line.split("\t") for line in printed(capsys, "surprisal", run, text).splitlines()[1:]]
+    zoo = [line.split("\t") for line in printed(capsys, "surprisal", run, text, "--layout", "lm-zoo").splitlines()]
+    assert zoo[0] == ["sentence_id", "token_id", "token", "surprisal"]
+    assert zoo[1:] == [[*row[:3], row[5]] for row in own]
+    lines = printed(capsys, "surprisal", run, text, "--layout", "neural-complexity").splitlines()
+    assert lines[0] == "word sentid sentpos wlen surp entropy entred"
+    for line, row in zip(lines[1:], own, strict=True):
+        word, sentence, place, length, *numbers = line.split(" ")
+        assert (word, sentence, place) == (row[3], str(int(row[0]) - 1), str(int(row[1]) - 1))
+        assert int(length) == len(word)
+        np.testing.assert_allclose(list(map(float, numbers)), list(map(float, row[5:8])), atol=1e-6)
+
+
+def test_json_lines_and_a_file_that_appears_whole(run, text, tmp_path, capsys):
+    out = tmp_path / "out.jsonl"
+    assert printed(capsys, "surprisal", run, text, "--format", "jsonl", "--oov", "nan", "--output", out) == ""
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert rows[1]["word"] == "zebra\x1b[31m" and rows[1]["oov"] is True and rows[1]["surprisal"] is None
+    text.write_text("godu\n\ngodu\n")
+    out.write_text("before")
+    printed(capsys, "surprisal", run, text, "--output", out, code=1)
+    assert out.read_text() == "before" and [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_stimuli_keep_their_columns(run, tmp_path, capsys):
+    stimuli = tmp_path / "stimuli.csv"
+    stimuli.write_text('Item,Sentence,Note\n1,"godu kati, felo","a ""b"", c"\n2,godu,\n')
+    rows = list(csv.reader(io.StringIO(printed(capsys, "surprisal", run, "--csv", stimuli, "--tokenizer", "none"))))
+    assert rows[0] == ["Item", "Note", "sentence_id", "word_id", "word", "tokens", "oov", "surprisal", "entropy",
+                       "entropy_reduction"]
+    assert [row[:5] for row in rows[1:]] == [
+        ["1", 'a "b", c', "1", "1", "godu"], ["1", 'a "b", c', "1", "2", "kati,"], ["1", 'a "b", c', "1", "3", "felo"],
+        ["2", "", "2", "1", "godu"]]
+    assert [row[6] for row in rows[1:]] == ["False", "True", "False", "False"]
+    rows = list(csv.reader(io.StringIO(printed(capsys, "surprisal", run, "--csv", stimuli))))
+    assert [row[5] for row in rows[1:]] == ["godu", "kati", "felo", "godu"]  # ptb: the comma is not in the vocabulary
+
+
+def test_several_runs_have_columns_of_their_own(run, text, tmp_path, capsys):
+    adapted = tmp_path / "adapted"
+    once = printed(capsys, "surprisal", run, text, "--adapt", 0.1, "--save-adapted", adapted)
+    assert once.splitlines()[1] == printed(capsys, "surprisal", run, text).splitlines()[1]
+    both = [line.split("\t") for line in printed(capsys, "surprisal", run, adapted, text).splitlines()]
+    assert both[0][:3] == ["sentence_id", "token_id", "word"] and "surprisal.tiny" in both[0]
+    first, second = both[0].index("surprisal.tiny"), both[0].index("surprisal.adapted")
+    assert float(both[1][second]) < float(both[1][first])
+    alone = printed(capsys, "surprisal", adapted, text).splitlines()[1].split("\t")
+    assert alone[5] == both[1][second]
+
+
+def test_the_states_of_a_text(run, text, tmp_path, capsys):
+    out = tmp_path / "out.npz"
+    printed(capsys, "states", run, text, "--output", out)
+    found = np.load(out)
+    assert found["words"].tolist()[1] == "zebra\x1b[31m" and found["sentence_id"].tolist() == [1, 1, 1, 2]
+    assert found["lstm.0.h"].shape == found["lstm.0.c"].shape == (4, 64)
+
+
+@pytest.mark.parametrize(("content", "flags", "message"), [
+    ("", [], "is empty"), ("a\n \nb\n", [], "line 2 has no words"), ("zebra\n", ["--oov", "error"], "line 1.*'zebra'"),
+    ("a\n", ["--top-k", "0"], "--top-k must be at least 1; it is 0"),
+    ("a\n", ["--layout", "lm-zoo", "--format", "csv"], "leave --format out"),
+    ("a\n", ["--layout", "lm-zoo", "--unit", "nats"], "in bits"), ("a\n", ["--column", "x"], "--csv"),
+    ("a\n", ["--save-adapted", "x"], "--adapt"), ("a\n", ["--adapt", "0"], "must be above 0"),
+    ("a\n", ["--csv", "x.csv"], "leave one out"),
+])
+def test_mistakes_are_one_sentence(run, tmp_path, capsys, content, flags, message):
+    path = tmp_path / "text.txt"
+    path.write_text(content)
+    assert main(["surprisal", run, str(path), *flags]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.splitlines()) == 1
+    assert re.search(message, said.err)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("Item,Text\n1,a\n", "no column 'Sentence': its columns are 'Item', 'Text'"),
+    ("Item,Sentence\n1,a,b\n", "line 2: expected 2 cells, as in the header, found 3"),
+    ('Item,Sentence\n1,"a"b\n', "line 2 is not CSV"), ("Item,Sentence\n", "no rows"),
+    ("Item,Sentence\n1,\n", "line 2 has no words"), ("word,Sentence\n1,a\n", "column 'word'"),
+    ("Sentence,Sentence\n1,a\n", "twice"), ("", "is empty"),
+])
+def test_stimuli_that_cannot_be_read(run, tmp_path, capsys, content, message):
+    path = tmp_path / "stimuli.csv"
+    path.write_text(content)
+    assert main(["surprisal", run, "--csv", str(path)]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and message in said.err and len(said.err.splitlines()) == 1
+
+
+def test_a_fifo_is_no_text(run, tmp_path, capsys):
+    os.mkfifo(tmp_path / "fifo")
+    assert main(["surprisal", run, str(tmp_path / "fifo")]) == 1
+    assert main(["surprisal", run, "--csv", str(tmp_path / "fifo")]) == 1
+    assert "FIFO" in capsys.readouterr().err
+
+
+def test_a_vocabulary_needs_its_eos():
+    lm = small_lm(words=("a", "b"))
+    with pytest.raises(DataError, match="no <eos>"):
+        lm.surprisal(["a"])
+    assert Vocab(WORDS).eos == 0
