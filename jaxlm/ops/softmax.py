@@ -14,7 +14,7 @@ from jax import lax
 from jaxlm.distributed import collectives
 from jaxlm.ops.product import product
 
-# Rows of a chunk on CPU, measured in experiments/benchmark.md: logits of about this size stay in the cache, but the
+# Rows of a chunk on CPU, measured in docs/performance.md: logits of about this size stay in the cache, but the
 # products want so many rows that reading the kernel and adding to its gradient, once a chunk, does not show.
 CHUNK_BYTES = 10 * 2**20
 LEAST_ROWS = 128
