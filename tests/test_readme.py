@@ -60,7 +60,8 @@ def blocks_of(page: str) -> list[Block]:
     found = []
     for match in BLOCK.finditer(PAGES[page]):
         text = re.sub(f"^{match['indent']}", "", match["text"], flags=re.MULTILINE)
-        found.append(Block(page, PAGES[page].count("\n", 0, match.start()) + 1, match["language"], text, match["marker"]))
+        line = PAGES[page].count("\n", 0, match.start()) + 1
+        found.append(Block(page, line, match["language"], text, match["marker"]))
     return found
 
 
@@ -149,11 +150,9 @@ def parses(words: list[str], monkeypatch) -> None:
             return
         monkeypatch.chdir(ROOT)
         assert in_process(["python", *words[script:]]) == 0
-    elif "jaxlm" in words:
-        kinds = "decay" in " ".join(words)  # CONTRIBUTING.md's, which a test below adds to a copy
-        if not kinds:
-            in_process(["jaxlm", *words[words.index("jaxlm") + 1:]])
-            assert parsed
+    elif "jaxlm" in words and "decay" not in " ".join(words):  # (CONTRIBUTING.md's model, added to a copy below)
+        in_process(["jaxlm", *words[words.index("jaxlm") + 1:]])
+        assert parsed
     for args in parsed:
         if args.verb.name in ("train", "sweep"):
             config = preset(args.preset).replace(**changes(args))
@@ -198,9 +197,9 @@ def test_every_flag_that_the_manual_names_exists():
     for verb in VERBS.values():
         parser = Parser()
         verb.add_arguments(parser, [])
-        known |= set(re.findall(r"--[a-z][a-z-]+", parser.format_help()))
+        known |= set(re.findall(r"--[a-z][a-z0-9-]+", parser.format_help()))
     for page, text in PAGES.items():
-        named = set(re.findall(r"`(--[a-z][a-z-]+)", text))
+        named = set(re.findall(r"`(--[a-z][a-z0-9-]+)", text))
         assert named <= known, f"{page}: {sorted(named - known)}"
 
 
@@ -225,7 +224,8 @@ def test_a_model_is_added_by_following_contributing(extended):
     environment = {**os.environ, "PYTHONPATH": str(extended)}
 
     def python(*arguments: str) -> str:
-        done = subprocess.run([sys.executable, *arguments], cwd=extended, env=environment, text=True, capture_output=True)
+        done = subprocess.run([sys.executable, *arguments], cwd=extended, env=environment, text=True,
+                              capture_output=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -1,8 +1,8 @@
 """The axes of a mesh, where arrays lie on it, and the collectives. Without a mesh each collective is the identity.
 
 A batch's rows lie over one axis, the vocabulary over another, the members of a sweep over a third. Each device runs the
-one step on its own part (`jax.shard_map`); what travels between devices is what these lines say. The letters are the
-whole library's; a shard's own sizes are `B` and `V` over the devices of the axis.
+one step on its own part (`jax.shard_map`), and values travel between devices through these functions alone. Letters as
+everywhere; on a device `B` and `V` are its shares of the batch and of the vocabulary.
 """
 
 from typing import TypeVar
