@@ -1,4 +1,4 @@
-"""How fast a training step is: jaxlm beside plain Flax, PyTorch and TensorFlow 1's graph mode, and the floor.
+"""The speed of a training step: jaxlm beside plain Flax, PyTorch and TensorFlow 1's graph mode, and the floor.
 
     pip install -e '.[bench]'                  the peers; those that are not installed are left out
     python experiments/benchmark.py            the presets small and zaremba-small: a table and benchmark.json
