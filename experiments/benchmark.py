@@ -1,4 +1,4 @@
-"""How fast a training step is: jaxlm beside plain Flax, PyTorch and TensorFlow 1's graph mode, and the floor.
+"""The speed of a training step: jaxlm beside plain Flax, PyTorch and TensorFlow 1's graph mode, and the floor.
 
     pip install -e '.[bench]'                  the peers; those that are not installed are left out
     python experiments/benchmark.py            the presets small and zaremba-small: a table and benchmark.json
@@ -47,10 +47,10 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"error: {self._name} stopped: run experiments/peers.py by hand to see why")
-        told = json.loads(line)
-        self.peak_mib = told["peak_mib"]
+        answer = json.loads(line)
+        self.peak_mib = answer["peak_mib"]
         if counted:
-            self.seconds.append(told["seconds"] / windows)
+            self.seconds.append(answer["seconds"] / windows)
 
     def close(self) -> None:
         self._process.communicate()
@@ -86,7 +86,7 @@ def table(name: str, results: dict[str, dict[str, float]]) -> str:
 
 def growth(turns: int) -> dict[str, list[dict[str, float]]]:
     """zaremba-small's step with one size changed at a time, each in a fresh process."""
-    told: dict[str, list[dict[str, float]]] = {}
+    results: dict[str, list[dict[str, float]]] = {}
     for field, values in GROWTH.items():
         for value in values:
             changed = {"embedding_size": value, "hidden_sizes": (value, value)} if field == "hidden_sizes" else {
@@ -96,17 +96,17 @@ def growth(turns: int) -> dict[str, list[dict[str, float]]]:
             for _ in range(turns):
                 worker.turn(2)
             worker.close()
-            told.setdefault(field, []).append({"value": value, "ms": 1e3 * median(worker.seconds),
+            results.setdefault(field, []).append({"value": value, "ms": 1e3 * median(worker.seconds),
                                                "peak_mib": worker.peak_mib})
-            print(field, told[field][-1], flush=True)
-    return told
+            print(field, results[field][-1], flush=True)
+    return results
 
 
-def draw(told: dict[str, list[dict[str, float]]], path: Path) -> None:
+def draw(results: dict[str, list[dict[str, float]]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout="constrained")
-    for column, (field, rows) in enumerate(told.items()):
+    for column, (field, rows) in enumerate(results.items()):
         for line, (key, label) in enumerate((("ms", "ms/step"), ("peak_mib", "peak MiB"))):
             axis = figure.add_subplot(2, 4, 1 + column + 4 * line)
             values = [row["value"] for row in rows]
@@ -126,9 +126,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the results (here)")
     args = parser.parse_args()
     if args.growth:
-        told = growth(min(args.turns, 3))
-        draw(told, args.out / "growth.png")
-        (args.out / "growth.json").write_text(json.dumps(told, indent=1) + "\n")
+        results = growth(min(args.turns, 3))
+        draw(results, args.out / "growth.png")
+        (args.out / "growth.json").write_text(json.dumps(results, indent=1) + "\n")
         return
     names = [name for name, module in NEEDS.items() if importlib.util.find_spec(module)]
     results = {}

@@ -5,7 +5,7 @@
 
 The text is made by the embedded corpus's generator: streams of Penn Treebank's size, one after another. Two processes
 then train the preset small on its ids, one from memory and one from the file; they take turns, their medians are
-compared, and each tells its own peak memory. Needs a quiet machine.
+compared, and each prints its own peak memory. Needs a quiet machine.
 """
 
 import argparse
@@ -89,12 +89,12 @@ def main() -> None:
         write_text(text, args.tokens)
         code = "from large_corpus import peak; from jaxlm.cli import main; main() or print(peak())"
         started = time.perf_counter()
-        told = subprocess.run([sys.executable, "-c", code, "prepare", text, out], cwd=Path(__file__).parent, text=True,
-                              check=True, stdout=subprocess.PIPE).stdout.splitlines()
+        lines = subprocess.run([sys.executable, "-c", code, "prepare", text, out], cwd=Path(__file__).parent, text=True,
+                               check=True, stdout=subprocess.PIPE).stdout.splitlines()
         seconds = time.perf_counter() - started
         ids = sum(path.stat().st_size for path in out.glob("*.ids"))
         print(f"prepared {text.stat().st_size / 1e6:,.0f} MB of text into {ids / 1e6:,.0f} MB in {seconds:.1f} s "
-              f"({args.tokens / seconds:,.0f} tokens/s), at most {float(told[-1]):,.0f} MB of memory")
+              f"({args.tokens / seconds:,.0f} tokens/s), at most {float(lines[-1]):,.0f} MB of memory")
         workers = {mode: subprocess.Popen([sys.executable, __file__, "--worker", str(out), mode], text=True,
                                           stdin=subprocess.PIPE, stdout=subprocess.PIPE) for mode in ("memory", "file")}
         took: dict[str, list[float]] = {mode: [] for mode in workers}

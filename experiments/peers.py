@@ -2,7 +2,7 @@
 
 Each maker takes a Config and tokens [N // B, B] and returns `run(n)`: n windows of truncated backpropagation with
 the carry passed on, the cost summed over T and averaged over B, clipped by the global norm, plain SGD.
-Run as a script it is a worker: it answers a JSON line {"windows": n} on stdin with the seconds that they took.
+Run as a script it is a worker: for each JSON line {"windows": n} on stdin it prints the seconds that they took.
 """
 
 import itertools

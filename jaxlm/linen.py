@@ -17,10 +17,18 @@ from jaxlm.ops.lstm import LSTMState, lstm
 class LSTM(nn.Module):
     """`nn.RNN(nn.OptimizedLSTMCell(features))`, faster: the same parameter tree, the same output, the same carry.
 
-    inputs [..., T, E] (or [T, ..., E] if time_major) -> outputs [..., T, H], after the carry (c, h), each
-    [..., H], if return_carry. Parameters load from one into the other both ways, as
-    `{"params": {"cell": {"ii": {"kernel"}, ..., "ho": {"kernel", "bias"}}}}`; a cell that a compact parent makes
-    for nn.RNN stands under the parent's name for it instead. Sequence lengths are not taken: mask the outputs.
+    Parameters load from one into the other both ways, as
+    `{"params": {"cell": {"ii": {"kernel"}, ..., "ho": {"kernel", "bias"}}}}`. (A cell that a compact parent makes for
+    nn.RNN is under the name that the parent gives it.) There is no argument for sequence lengths: mask the outputs.
+
+    Attributes:
+      features: width H.
+      time_major: inputs are [T, ..., E] in place of [..., T, E], and outputs likewise.
+      return_carry: return the carry too.
+      reverse: run from the last step to the first.
+      keep_order: with `reverse`, outputs are in the order of the inputs.
+      dtype: what is computed in (default: promoted from inputs and parameters).
+      param_dtype: of the parameters.
     """
 
     features: int
@@ -33,6 +41,15 @@ class LSTM(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, initial_carry: tuple[jax.Array, jax.Array] | None = None) -> Any:
+        """Runs the layer over a sequence.
+
+        Args:
+          inputs: [..., T, E], or [T, ..., E] if time_major.
+          initial_carry: (c, h), each [..., H] (default: zeros).
+
+        Returns:
+          Outputs [..., T, H], or (carry, outputs) if return_carry.
+        """
         cell = nn.OptimizedLSTMCell(self.features, dtype=self.dtype, param_dtype=self.param_dtype, name="cell")
         x = inputs if self.time_major else jnp.moveaxis(inputs, -2, 0)
         carry = initial_carry

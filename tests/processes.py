@@ -1,4 +1,4 @@
-"""Trainings as real processes: one small run, its command, and how two runs are compared."""
+"""Runs as real processes: one small run, its command, and how two runs are compared."""
 
 import os
 import signal
@@ -35,20 +35,20 @@ def start(*arguments: str | Path, code: str = MAIN, **options) -> subprocess.Pop
 
 
 def start_training(run_dir: Path, *arguments: str | Path, **options) -> subprocess.Popen:
-    """Begins the run, or goes on with it where there is one."""
+    """Starts the run, or resumes it where there is one."""
     how = ("--resume",) if (run_dir / "config.json").exists() else FLAGS
     return start("train", "--run-dir", run_dir, *how, *arguments, **options)
 
 
 def end(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str]:
-    """Waits for a process: (exit code, all that it said)."""
+    """Waits for a process: (exit code, all output)."""
     out, err = process.communicate(timeout=timeout)
     assert "Traceback" not in err, err
     return process.returncode, out + err
 
 
 def kill(process: subprocess.Popen) -> None:
-    """SIGKILL, and nothing of it is left."""
+    """Sends SIGKILL and waits for the end."""
     process.send_signal(signal.SIGKILL)
     process.communicate()
 
@@ -59,7 +59,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen, timeout
     while not condition():
         if process.poll() is not None:
             return False
-        assert time.monotonic() < deadline, "it never came"
+        assert time.monotonic() < deadline, "the condition never became true"
         time.sleep(0.001)
     return True
 
@@ -71,7 +71,7 @@ def windows(run_dir: Path) -> int:
 
 
 def kept(run_dir: Path) -> dict[str, bytes]:
-    """Every byte that a finished run promises: its metrics and the checkpoints labelled last and best."""
+    """Every byte of a finished run that must be reproduced: its metrics and the checkpoints labelled last and best."""
     files = {"metrics.jsonl": (run_dir / "metrics.jsonl").read_bytes()}
     for which in ("last", "best"):
         found = checkpoint.find(run_dir, which)
@@ -81,7 +81,7 @@ def kept(run_dir: Path) -> dict[str, bytes]:
 
 
 def assert_same(run_dir: Path, reference: dict[str, bytes]) -> None:
-    """The finished run is byte for byte the reference."""
+    """Asserts that the finished run equals the reference byte for byte."""
     files = kept(run_dir)
     assert files.keys() == reference.keys()
     assert [name for name in files if files[name] != reference[name]] == []

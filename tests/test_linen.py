@@ -29,7 +29,7 @@ def test_the_same_tree_output_carry_and_gradients(options):
     params = jax.jit(theirs.init)(jax.random.key(1), X)
     mine = jax.jit(ours.init)(jax.random.key(1), X)
     close(mine, params)  # even the initial values, key for key
-    # biases start at zero: move them, so that they are told apart
+    # biases start at zero: move them, so that a mistake in their order shows
     params = jax.tree.map(lambda p: p + 0.1 * jnp.arange(p.size).reshape(p.shape) / p.size, params)
     close(jax.jit(ours.apply)(params, X), jax.jit(theirs.apply)(params, X))
     close(jax.jit(theirs.apply)(mine, X), jax.jit(ours.apply)(mine, X))

@@ -1,4 +1,4 @@
-"""ops/lstm.py: the fast op equals its reference in values and gradients, and refuses what does not fit."""
+"""ops/lstm.py: the fast op equals its reference in values and gradients, and refuses shapes that do not fit."""
 
 import functools
 
@@ -51,11 +51,11 @@ def test_equals_the_reference(T, B, E, H, wide, forget_bias, seed):
 def test_bfloat16_multiplies_in_bfloat16_and_carries_in_float32():
     x, kernel, bias, state = draw(9, 4, 16, 24, jnp.float32)
     arguments = (x.astype(jnp.bfloat16), kernel / 4, bias, state, jnp.float32(0))
-    told = fast(*arguments)
-    (_, (h, final)), gradients = told
+    values = fast(*arguments)
+    (_, (h, final)), gradients = values
     assert (h.dtype, final.c.dtype) == (jnp.bfloat16, jnp.float32)
     assert [leaf.dtype for leaf in jax.tree.leaves(gradients)] == [leaf.dtype for leaf in jax.tree.leaves(arguments)]
-    for a, b in zip(jax.tree.leaves(told), jax.tree.leaves(plain(*arguments)), strict=True):
+    for a, b in zip(jax.tree.leaves(values), jax.tree.leaves(plain(*arguments)), strict=True):
         difference = np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).max()
         assert difference < 0.03 * np.abs(np.asarray(b, np.float32)).max()
 
@@ -77,7 +77,7 @@ def test_vmap_equals_a_loop():
     assert_close(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone), 2e-5)
 
 
-def test_the_carry_makes_two_halves_a_whole():
+def test_two_halves_with_the_carry_equal_the_whole():
     x, kernel, bias, state = draw(7, 2, 3, 4, jnp.float32)
     whole, final = lstm(x, kernel, bias, state)
     first, carry = lstm(x[:3], kernel, bias, state)

@@ -1,4 +1,4 @@
-"""Many processes, really started, stopped and killed, come to what one comes to."""
+"""Several real processes, started, stopped and killed, end with the numbers of one process."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ CONFIG = processes_.CONFIG.replace(batch_size=48, epochs=2)
 
 
 def start_two(run_dir: Path, *arguments: str | Path):
-    """The same command as two processes with a device each, which meet at a free port; the run goes on if it can."""
+    """The same command as two processes with a device each, connected by a free port. An existing run is resumed."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -37,10 +37,10 @@ def assert_same_numbers(run_dir: Path, reference: Path) -> None:
     """Costs and gradient norms of every window, and every perplexity, within float32's rounding."""
     rows, expected = read_metrics(run_dir), read_metrics(reference)
     assert [(row["kind"], row.get("step")) for row in rows] == [(row["kind"], row.get("step")) for row in expected]
-    for row, told in zip(rows, expected, strict=True):
+    for row, wanted in zip(rows, expected, strict=True):
         for name in ("cost", "grad_norm", "train_perplexity", "valid_perplexity", "test_perplexity"):
-            if name in told:
-                np.testing.assert_allclose(row[name], told[name], rtol=1e-4 if name == "grad_norm" else 2e-5,
+            if name in wanted:
+                np.testing.assert_allclose(row[name], wanted[name], rtol=1e-4 if name == "grad_norm" else 2e-5,
                                            err_msg=f"{name} of {row}")
     mine, alone = jaxlm.load(run_dir).params, jaxlm.load(reference).params
     for name, array in jaxlm.to_tensorflow(alone).items():
@@ -56,7 +56,7 @@ def alone(tmp_path_factory) -> Path:
 
 
 def test_two_processes_killed_and_resumed_end_as_one_alone(tmp_path, alone):
-    """And what they saved goes on with one process: on one device, and on four."""
+    """And their checkpoint is resumed by one process: on one device, and on four."""
     run_dir = tmp_path / "two"
     both = start_two(run_dir)
     assert wait_for(lambda: windows(run_dir) > 20, both[0]), end(both[0])
@@ -85,7 +85,7 @@ jaxlm.train(CONFIG, run_dir={str(tmp_path / "four devices")!r}, resume=True, qui
 
 @pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_words_spread_over_processes(tmp_path, alone, monkeypatch):
-    """Begun as SLURM would, from the environment alone."""
+    """Started as by SLURM, from the environment alone."""
     run_dir, both = tmp_path / "two", []
     for i in ("0", "1"):
         for name, value in {**STEP, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": i, "SLURM_LOCALID": i}.items():
@@ -95,7 +95,7 @@ def test_a_signal_to_one_stops_all_and_words_spread_over_processes(tmp_path, alo
     both[1].send_signal(signal.SIGTERM)
     (code, said), (other, quiet) = map(end, both)
     assert code == other == 128 + signal.SIGTERM, said + quiet
-    assert "saved; go on with" in said and "saved" not in quiet
+    assert "saved; resume with" in said and "saved" not in quiet
     for name in (*STEP, "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name)
     both = start_two(run_dir, "--devices", "1", "--model-devices", "2")  # a half of the words each
@@ -110,7 +110,7 @@ def test_the_failure_of_one_process_is_everyones(tmp_path):
     (code, said), (other, heard) = map(end, start_two(tmp_path))
     assert code == other == 1
     assert "is not empty (it holds something)" in said
-    assert "another process failed, and says why" in heard
+    assert "another process failed; see its log" in heard
 
 
 @pytest.mark.parametrize("given", [("localhost:1", None, None), ("localhost:1", 2, 2), ("localhost:1", 2, -1),

@@ -1,4 +1,4 @@
-"""ops/softmax.py: the fused op equals its reference, never holds [N, V], and refuses what does not fit."""
+"""ops/softmax.py: the fused op equals its reference, never holds [N, V], and refuses shapes that do not fit."""
 
 import functools
 
@@ -104,7 +104,7 @@ def test_no_array_of_all_logits_exists():
     (dict(weights=jnp.zeros(2)), r"weights should have targets' shape \(3,\)"),
     (dict(x=jnp.zeros(3)), r"x should be \[N, H\]"),
 ])
-def test_what_does_not_fit_is_named(change, message):
+def test_shapes_and_types_that_do_not_fit_are_named(change, message):
     names = ("x", "kernel", "bias", "targets", "weights")
     with pytest.raises(ValueError, match=message):
         summed_nats(**{**dict(zip(names, draw(3, 4, 5, jnp.float32), strict=True)), **change})

@@ -1,8 +1,8 @@
 """The axes of a mesh, where arrays lie on it, and the collectives. Without a mesh each collective is the identity.
 
 A batch's rows lie over one axis, the vocabulary over another, the members of a sweep over a third. Each device runs the
-one step on its own part (`jax.shard_map`); what travels between devices is what these lines say. The letters are the
-whole library's; a shard's own sizes are `B` and `V` over the devices of the axis.
+one step on its own part (`jax.shard_map`), and values travel between devices through these functions alone. Letters as
+everywhere; on a device `B` and `V` are its shares of the batch and of the vocabulary.
 """
 
 from typing import TypeVar
@@ -27,7 +27,7 @@ def sum_over_data(tree: Tree) -> Tree:
 
 
 def gather_rows(tree: Tree) -> Tree:
-    """Each [T, B / devices, ...] with the rows of all devices, in their order: [T, B, ...]."""
+    """Concatenates each [T, B / devices, ...] over the devices that hold other rows: [T, B, ...]."""
     return lax.all_gather(tree, DATA, axis=1, tiled=True) if _present(DATA) else tree
 
 
@@ -52,7 +52,15 @@ def max_over_model(x: jax.Array) -> jax.Array:
 
 
 def own_words(ids: jax.Array, words: int) -> jax.Array:
-    """Each id's row among this device's `words` of the vocabulary; `words`, which is outside, for others' ids."""
+    """The place of each id within this device's part of the vocabulary.
+
+    Args:
+      ids: integers of any shape.
+      words: how many words this device holds.
+
+    Returns:
+      Places of ids' shape; `words`, which is out of range, for ids that other devices hold.
+    """
     if not _present(MODEL):
         return ids
     local = ids - words * lax.axis_index(MODEL)

@@ -1,8 +1,9 @@
-"""Many processes: how one joins the others, and how they agree. The first alone has the run's directory.
+"""Many processes: joining them, and agreeing on values. Only the first writes the run's directory.
 
-They are copies of one command, on one host or many, and run one program over all their devices (`parallel.py`); JAX's
-own runtime connects them. So each must come to the same calls in the same order: whatever one alone knows (a signal,
-a file, a failure) is told here to all before anything follows from it. With one process all of this is nothing.
+They are copies of one command, on one host or many, and run one program over all their devices (`mesh.py`), connected
+by JAX's runtime. Each must make the same calls in the same order, so that a value which one process alone has (a
+signal, a file, a failure) is shared through these functions before anything depends on it. With one process each
+function is the identity.
 """
 
 import os
@@ -18,13 +19,23 @@ from jaxlm.errors import JaxlmError
 
 T = TypeVar("T")
 
-HEARTBEAT = 30  # seconds without a word, after which a process counts as dead and all end
+HEARTBEAT = 30  # seconds without a heartbeat, after which a process counts as dead and all end
 
 def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> bool:
-    """Joins the other processes, before JAX is first used, if the arguments or the environment tell of any.
+    """Joins the other processes, if the arguments or the environment name any. Call it before JAX is first used.
 
-    The coordinator is HOST:PORT of process 0, which must be free there. Without arguments JAX looks for SLURM, Open
-    MPI, Kubernetes or a TPU's hosts, and one process stays alone. Raises JaxlmError.
+    Without arguments JAX looks for SLURM, Open MPI, Kubernetes or the hosts of a TPU.
+
+    Args:
+      coordinator: HOST:PORT of process 0; the port must be free there.
+      processes: how many there are; 1 trains alone inside a cluster.
+      process: the index of this one, from 0.
+
+    Returns:
+      Whether there are other processes.
+
+    Raises:
+      JaxlmError: only a part of the arguments is given, or the other processes cannot be reached.
     """
     given = (coordinator, processes, process)
     if given == (None, None, None):
@@ -36,7 +47,7 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
           or not re.fullmatch(r".+:\d{1,5}", coordinator)):
         raise JaxlmError(f"many processes need --coordinator HOST:PORT, --processes N and --process I from 0 to N - 1, "
                          f"all three and the same first two for each; these are {coordinator}, {processes}, {process}")
-    # (Its handler of SIGTERM would come before ours; gloo is how processors talk; other devices have their own ways.)
+    # (Its handler of SIGTERM would run before ours. gloo connects CPUs; other devices have collectives of their own.)
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
@@ -67,7 +78,7 @@ def first() -> bool:
 
 
 def agreed(value: int) -> int:
-    """The largest value, of all processes."""
+    """The largest of the values that the processes give. Every process must call it."""
     if not several():
         return value
     from jax.experimental.multihost_utils import process_allgather
@@ -76,7 +87,17 @@ def agreed(value: int) -> int:
 
 
 def together(action: Callable[[], T]) -> T:
-    """The action's result, where it succeeded in every process. Raises its JaxlmError, or one that another failed."""
+    """Runs an action in every process, and fails in all if it failed in one. Every process must call it.
+
+    Args:
+      action: may raise JaxlmError.
+
+    Returns:
+      This process's result.
+
+    Raises:
+      JaxlmError: the action's own, or one that another process failed.
+    """
     if not several():
         return action()
     try:
@@ -84,13 +105,17 @@ def together(action: Callable[[], T]) -> T:
     except JaxlmError as error:
         result, failed = None, error
     if agreed(failed is not None):
-        raise failed or JaxlmError("another process failed, and says why")
+        raise failed or JaxlmError("another process failed; see its log")
     return result  # type: ignore[return-value]
 
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Raises a JaxlmError where a process that died broke the connection, instead of what XLA makes of it."""
+    """Turns XLA's error about a connection that a dead process broke into one sentence.
+
+    Raises:
+      JaxlmError: the connection to the other processes is lost.
+    """
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:

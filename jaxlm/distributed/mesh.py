@@ -18,10 +18,18 @@ Tree = TypeVar("Tree")
 
 
 def make_mesh(batch_size: int, devices: int | None = None, model_devices: int = 1) -> tuple[Mesh | None, str | None]:
-    """The mesh of `devices` x `model_devices` devices, and a note for the user; no mesh for one device.
+    """The mesh of `devices` x `model_devices` devices. Every process contributes equally many.
 
-    By default the rows go over as many devices as they divide over. Of several processes each gives equally many.
-    Raises JaxlmError where the rows do not divide over the devices, or there are not so many.
+    Args:
+      batch_size: rows B.
+      devices: how many the rows are spread over (default: as many as they divide over).
+      model_devices: how many the vocabulary is spread over, for each of the `devices`.
+
+    Returns:
+      The mesh (None: one device), and a note for the user where devices are left unused.
+
+    Raises:
+      JaxlmError: the rows do not divide over the devices, or there are not so many.
     """
     there, processes = len(jax.devices()), jax.process_count()
     for name, count in (("devices", devices), ("model_devices", model_devices)):
@@ -62,7 +70,7 @@ def _either(numbers: Sequence[int]) -> str:
 
 
 def members_mesh(members: int) -> Mesh | None:
-    """A mesh over as many of this process's devices as `members` divide over; None for one device."""
+    """A mesh over as many of this process's devices as the number of members divides over; None: one device."""
     local = jax.local_devices()
     used = max(n for n in range(1, len(local) + 1) if members % n == 0)
     return None if used == 1 else jax.make_mesh((used,), (MEMBERS,), (AxisType.Auto,), devices=local[:used])
@@ -82,6 +90,9 @@ def put(mesh: Mesh | None, tree: Tree, specs: Any, fill: float = 0.0) -> Tree:
       tree: arrays.
       specs: where each leaf, or all leaves of a subtree, lie.
       fill: the value of 1-D leaves at the words that are added until the vocabulary divides; other leaves get 0.
+
+    Returns:
+      The tree, its leaves on the mesh.
     """
     if mesh is None:
         return tree
@@ -100,9 +111,16 @@ def put(mesh: Mesh | None, tree: Tree, specs: Any, fill: float = 0.0) -> Tree:
 
 
 def whole(mesh: Mesh | None, tree: Tree, specs: Any, vocab_size: int) -> Tree:
-    """The inverse of `put`: every leaf whole in each process; a leaf that was spread, in the host's memory.
+    """The inverse of `put`. Every process must call it.
 
-    Every process must call it.
+    Args:
+      mesh: of the devices; None returns the tree as it is.
+      tree: arrays on the mesh.
+      specs: where each leaf, or all leaves of a subtree, lie.
+      vocab_size: V, without the words that `put` added.
+
+    Returns:
+      The tree, every leaf whole in each process; a leaf that was spread, in the host's memory.
     """
     if mesh is None:
         return tree
@@ -118,7 +136,16 @@ def whole(mesh: Mesh | None, tree: Tree, specs: Any, vocab_size: int) -> Tree:
 
 
 def put_rows(mesh: Mesh | None, shape: tuple[int, int], read: Callable[[slice], np.ndarray]) -> jax.Array:
-    """Tokens [R, B], each device's own rows on it; `read(rows)` -> [R, rows] is asked for this process's alone."""
+    """Tokens onto the mesh, each device getting its own rows.
+
+    Args:
+      mesh: of the devices; None: one device.
+      shape: (R, B).
+      read: `read(rows)` -> [R, rows]; called for the rows of this process's devices only.
+
+    Returns:
+      Tokens [R, B].
+    """
     if mesh is None:
         return jnp.asarray(read(slice(0, shape[1])))
 
@@ -135,7 +162,13 @@ def padded_rows(mesh: Mesh | None, rows: int) -> int:
 
 
 def spread(mesh: Mesh | None, body: Callable, in_specs: Any, out_specs: Any) -> Callable:
-    """`body` run by each device of the mesh on its own part of the arguments; `body` itself where there is no mesh."""
+    """`body`, run by each device of the mesh on its own part of the arguments; without a mesh `body` itself.
+
+    Args:
+      mesh: of the devices, or None.
+      body: a function of arrays.
+      in_specs, out_specs: where each argument and each result lies, as `jax.shard_map` takes them.
+    """
     # The types that check_vma would give each value (does it vary over an axis?) do not pass through the ops'
     # own derivatives; the tests compare numbers with one device's instead.
     return body if mesh is None else jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=out_specs,

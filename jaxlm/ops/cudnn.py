@@ -1,4 +1,4 @@
-"""The LSTM over time by NVIDIA's cuDNN: `ops.lstm.lstm`'s signature and numbers, for CUDA devices alone."""
+"""The LSTM over time by NVIDIA's cuDNN: the signature and the numbers of `ops.lstm.lstm`, on CUDA devices only."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,19 @@ from jaxlm.ops.lstm import LSTMState
 
 def lstm_cudnn(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
                forget_bias: jax.Array | float = 0.0) -> tuple[jax.Array, LSTMState]:
-    """x [T, B, E], kernel [E+H, 4H], bias [4H], state [B, H] twice -> outputs [T, B, H], final state.
+    """Runs one LSTM layer over time on a CUDA device, in float32.
 
     cuDNN takes [B, T, E], its gates in the order i, f, j, o, kernels transposed and flattened, and two biases.
+
+    Args:
+      x: inputs [T, B, E].
+      kernel: [E + H, 4H], gates in the order i, j, f, o.
+      bias: [4H].
+      state: the carry, c and h [B, H].
+      forget_bias: added to the forget gate before its sigmoid.
+
+    Returns:
+      Outputs [T, B, H] and the new carry.
     """
     (T, B, E), H = x.shape, state.h.shape[-1]
 

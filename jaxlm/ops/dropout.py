@@ -6,10 +6,19 @@ import jax.numpy as jnp
 
 def draw_mask(key: jax.Array, keep: jax.Array | float, shape: tuple[int, int, int], first_row: jax.Array | int = 0
               ) -> jax.Array:
-    """Which units are kept: true with probability `keep`, [T, B, D].
+    """Which units are kept.
 
-    Each row draws from a key of its own, folded with its number (the first is `first_row`): a row's mask is the same
-    whichever rows are beside it, so that devices which share a batch draw what one alone would.
+    Each row draws from a key of its own, folded with its index: a row's mask is the same whichever rows are beside it,
+    so that devices that share a batch draw what one device would.
+
+    Args:
+      key: of the window and place.
+      keep: the probability that a unit is kept.
+      shape: (T, B, D).
+      first_row: the index in the whole batch of the first row.
+
+    Returns:
+      bool [T, B, D], true where a unit is kept.
     """
     T, B, D = shape
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first_row + jnp.arange(B))
@@ -17,5 +26,14 @@ def draw_mask(key: jax.Array, keep: jax.Array | float, shape: tuple[int, int, in
 
 
 def apply_mask(x: jax.Array, kept: jax.Array | None, keep: jax.Array | float | None) -> jax.Array:
-    """x [T, B, D], scaled by 1/keep where `kept` (broadcast to x) is true, else 0; x itself without a mask."""
+    """Applies a mask.
+
+    Args:
+      x: [T, B, D].
+      kept: which units are kept, broadcast to x; None: no dropout.
+      keep: the probability with which they were kept.
+
+    Returns:
+      x / keep where kept, else 0; x itself without a mask.
+    """
     return x if kept is None or keep is None else jnp.where(kept, x / keep, 0).astype(x.dtype)

@@ -22,7 +22,15 @@ class Rows:
 
 
 def look_up(table: jax.Array | Rows, ids: jax.Array) -> jax.Array:
-    """table [V, E] (or the rows already read) and ids [T, B] -> [T, B, E]; rows may lie on other devices."""
+    """Looks up the embedding of each token; with gradients.
+
+    Args:
+      table: [V, E], whose rows may lie on other devices; or the rows already read.
+      ids: tokens [T, B].
+
+    Returns:
+      [T, B, E].
+    """
     return table.values if isinstance(table, Rows) else _look_up(table, ids)
 
 
@@ -39,7 +47,7 @@ def _forward(table, ids):
 
 
 def _backward(saved, cotangent):
-    # The cotangent is the same on every device of the model axis, so that each adds up its own words alone.
+    # The cotangent is the same on every device of the model axis, so that each sums only its own words.
     table, ids = saved
     return jnp.zeros_like(table).at[collectives.own_words(ids, len(table))].add(cotangent.astype(table.dtype)), None
 
@@ -48,6 +56,15 @@ _look_up.defvjp(_forward, _backward)
 
 
 def add_rows(table: jax.Array, ids: jax.Array, rows: Rows) -> jax.Array:
-    """table [V, E] with rows [T, B, E] added at ids [T, B]; every device gets the rows of all."""
+    """Adds rows to a table; every device adds the rows of all.
+
+    Args:
+      table: [V, E].
+      ids: tokens [T, B], the places of the rows.
+      rows: [T, B, E].
+
+    Returns:
+      The new table [V, E].
+    """
     read, values = collectives.gather_rows((ids, rows.values))
     return table.at[collectives.own_words(read, len(table))].add(values)

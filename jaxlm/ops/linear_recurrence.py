@@ -19,7 +19,15 @@ def linear_recurrence_reference(a: jax.Array, b: jax.Array, h: jax.Array) -> jax
 
 
 def linear_recurrence(a: jax.Array, b: jax.Array, h: jax.Array) -> jax.Array:
-    """a and b [T, B, H], the carry h [B, H] -> every h_t [T, B, H], in about log2(T) parallel steps."""
+    """Every h_t, in about log2(T) parallel steps.
+
+    Args:
+      a, b: [T, B, H].
+      h: the carry [B, H].
+
+    Returns:
+      [T, B, H].
+    """
 
     def combine(earlier, later):
         return earlier[0] * later[0], earlier[1] * later[0] + later[1]

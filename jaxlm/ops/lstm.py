@@ -33,7 +33,7 @@ def zero_state(batch_size: int, hidden_size: int, dtype: Any = jnp.float32) -> L
 
 def lstm_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
                    forget_bias: jax.Array | float = 0.0) -> tuple[jax.Array, LSTMState]:
-    """`lstm` written plainly: a scan of the cell, differentiated by JAX."""
+    """`lstm` written plainly: a scan of the cell, differentiated by JAX. Arguments, results and errors are the same."""
 
     def cell(state: LSTMState, x: jax.Array) -> tuple[LSTMState, jax.Array]:
         i, j, f, o = jnp.split(jnp.concatenate([x, state.h], -1) @ kernel + bias, 4, -1)
@@ -50,18 +50,29 @@ def lstm(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
          forget_bias: jax.Array | float = 0.0) -> tuple[jax.Array, LSTMState]:
     """Runs one LSTM layer over time, fast.
 
-    x [T, B, E], kernel [E+H, 4H], bias [4H], state [B, H] twice -> outputs [T, B, H], final state.
     Everything that does not depend on the step before is done for all steps at once, outside the scans: the input
     projection; the gates' derivatives; the gradients of kernel, bias and input. The backward scan carries only
-    (dc, dh). (Differentiating a scan adds a kernel-sized array at each step instead.) With x in bfloat16 the products
-    multiply bfloat16 and sum in float32, and the outputs are bfloat16; the carry and all gradients but x's stay as
-    the parameters are. Raises ValueError where shapes or dtypes do not fit.
+    (dc, dh). (Differentiating a scan adds a kernel-sized array at each step instead.)
+
+    Args:
+      x: inputs [T, B, E]. In bfloat16 the products multiply bfloat16 and sum in float32, and the outputs are bfloat16;
+        the carry and all gradients except that of x keep the parameters' dtype.
+      kernel: [E + H, 4H], gates in the order i, j, f, o.
+      bias: [4H].
+      state: the carry, c and h [B, H].
+      forget_bias: added to the forget gate before its sigmoid.
+
+    Returns:
+      Outputs [T, B, H] and the new carry.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
     """
     _check_shapes(x, kernel, bias, state)
     return _lstm(x, kernel, bias, state, jnp.asarray(forget_bias, bias.dtype))
 
 
-# An unrolled scan is faster, and takes seconds to compile: not for many steps, nor where a step is next to nothing.
+# An unrolled scan is faster, and takes seconds to compile: not for many steps, nor for a small layer.
 MOST_UNROLLED, LEAST_UNROLLED_WIDTH = 40, 64
 
 

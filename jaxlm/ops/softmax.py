@@ -3,8 +3,8 @@
 Letters: `N` rows (T * B), `H` width, `V` vocabulary. The fast path never holds [N, V]: it takes the
 rows in chunks and, for a gradient, finishes each chunk's while its logits are still in the cache
 (the idea of Liger Kernel's fused linear cross-entropy, arXiv:2410.10989). So memory is flat in N.
-Under `shard_map` kernel and bias may be a device's own words of V, and x, targets and the results are
-everyone's: a chunk then meets the other devices for its largest logit, its sum and its target, and dx once after all.
+Under `shard_map` kernel and bias may be a device's own words of V; x, targets and the results are whole on every
+device. The devices then reduce the largest logit, the sum and the target's logit of each chunk, and dx once at the end.
 """
 
 import jax
@@ -14,8 +14,8 @@ from jax import lax
 from jaxlm.distributed import collectives
 from jaxlm.ops.product import product
 
-# Rows of a chunk on CPU, measured in experiments/benchmark.md: logits of about this size stay in the cache, but the
-# products want so many rows that reading the kernel and adding to its gradient, once a chunk, does not show.
+# Rows of a chunk on CPU, measured in docs/performance.md: logits of about this size stay in the cache, and
+# there are enough rows that reading the kernel and adding to its gradient, once a chunk, costs little.
 CHUNK_BYTES = 10 * 2**20
 LEAST_ROWS = 128
 ACCELERATOR_CHUNK_BYTES = 512 * 2**20
@@ -36,7 +36,17 @@ def summed_nats_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, targ
 def token_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array) -> jax.Array:
     """-log p of each target in nats, for evaluation.
 
-    x [N, H], kernel [H, V], bias [V], targets [N] integers -> [N]. Raises ValueError where shapes do not fit.
+    Args:
+      x: features [N, H].
+      kernel: [H, V].
+      bias: [V].
+      targets: integers [N].
+
+    Returns:
+      Nats [N].
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
     """
     _check_shapes(x, kernel, bias, targets)
     x, layer = _with_bias(x, kernel, bias)
@@ -52,11 +62,21 @@ def token_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Ar
 
 def summed_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array,
                 weights: jax.Array) -> jax.Array:
-    """sum of weights * -log p of the targets, in nats: the loss, with gradients for x, kernel and bias.
+    """The sum of weights * -log p of the targets, in nats: the loss, with gradients for x, kernel and bias.
 
-    x [N, H], kernel [H, V], bias [V], targets [N] integers, weights [N] (constants: they get no gradient)
-    -> scalar. With x in bfloat16 the products multiply bfloat16 and sum in float32; the logarithms, the loss and the
-    gradients of kernel and bias stay as the parameters are. Raises ValueError where shapes or dtypes do not fit.
+    Args:
+      x: features [N, H]. In bfloat16 the products multiply bfloat16 and sum in float32; the logarithms, the loss and
+        the gradients of kernel and bias keep the parameters' dtype.
+      kernel: [H, V].
+      bias: [V].
+      targets: integers [N].
+      weights: [N], constants without a gradient.
+
+    Returns:
+      The sum in nats, a scalar.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
     """
     _check_shapes(x, kernel, bias, targets)
     if weights.shape != targets.shape:
@@ -111,9 +131,9 @@ def _lse_and_pick(logits, targets):
 
 
 def _with_bias(x, kernel, bias):
-    """x and kernel with the bias as one more input of one: as a sum of its own it is another pass over the logits.
+    """x and kernel with the bias as one more input of one: added by itself it is another pass over the logits.
 
-    Where x's dtype is narrower than the bias's, the bias is what three inputs add up to, so that nothing of it is lost.
+    Where x's dtype is narrower than the bias's, the bias is the sum of three inputs, so that no digit of it is lost.
     """
     rows, narrow = [bias], jnp.finfo(x.dtype)
     if narrow.bits < jnp.finfo(bias.dtype).bits:
