@@ -1,0 +1,64 @@
+"""ops/gru.py and ops/linear_recurrence.py: against Flax's cell, and the associative scan against its plain reference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxlm.ops.gru import gru
+from jaxlm.ops.linear_recurrence import linear_recurrence, linear_recurrence_reference
+
+
+def test_the_gru_is_flax_s_cell():
+    """Values and gradients; Flax's GRUCell is cuDNN's variant, with its bias on the candidate's recurrent part."""
+    T, B, E, H = 6, 3, 4, 5
+    cell, rng = nn.GRUCell(H), np.random.default_rng(0)
+    x, h = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((T, B, E), (B, H)))
+    params = cell.init(jax.random.key(0), h, x[0])["params"]
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
+
+    def ours(params, x, h):
+        kernel = jnp.concatenate([params[f"i{gate}"]["kernel"] for gate in "rzn"], -1)
+        recurrent = jnp.concatenate([params[f"h{gate}"]["kernel"] for gate in "rzn"], -1)
+        bias = jnp.concatenate([params[f"i{gate}"]["bias"] for gate in "rzn"])
+        return gru(x, kernel, recurrent, bias, params["hn"]["bias"], h)
+
+    def theirs(params, x, h):
+        def step(h, x):
+            return cell.apply({"params": params}, h, x)
+
+        h, y = jax.lax.scan(step, h, x)
+        return y, h
+
+    def scalar(op):
+        def total(*arguments):
+            y, h = op(*arguments)
+            return jnp.sin(y).sum() + (h**2).sum(), (y, h)
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(params, x, h)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), scalar(ours), scalar(theirs))
+
+
+@settings(max_examples=15)
+@given(T=st.integers(1, 9), B=st.integers(1, 3), H=st.integers(1, 4), seed=st.integers(0, 99))
+def test_the_associative_scan_is_the_plain_recurrence(T, B, H, seed):
+    rng = np.random.default_rng(seed)
+    a, b, h = (jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32) for shape in ((T, B, H), (T, B, H), (B, H)))
+
+    def scalar(op):
+        return jax.value_and_grad(lambda *args: (jnp.sin(op(*args)).sum(), op(*args))[0], argnums=(0, 1, 2))(a, b, h)
+
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5),
+                 scalar(linear_recurrence), scalar(linear_recurrence_reference))
+    np.testing.assert_allclose(linear_recurrence(a, b, h), linear_recurrence_reference(a, b, h), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_gru_returns_outputs_in_its_input_s_dtype(dtype):
+    y, h = gru(jnp.ones((2, 1, 3), dtype), jnp.ones((3, 6)), jnp.ones((2, 6)), jnp.zeros(6), jnp.zeros(2),
+               jnp.zeros((1, 2)))
+    assert y.dtype == dtype and h.dtype == jnp.float32
