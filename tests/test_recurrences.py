@@ -1,4 +1,4 @@
-"""ops/gru.py and ops/linear_recurrence.py: against Flax's cell, and the associative scan against its plain reference."""
+"""ops/gru.py and ops/linear_recurrence.py: Flax's cell, and the associative scan beside its plain reference."""
 
 import jax
 import jax.numpy as jnp

@@ -4,6 +4,7 @@ import argparse
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def train_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str], s
                       "continue the run in --run-dir from its newest checkpoint (default: the newest run of this "
                       "preset in runs/)")
     run.add_argument("--steps", type=whole(), metavar="N", help="stop after so many windows in all (at least 0)")
+    run.add_argument("--track", metavar="NAME", help="send the metrics to wandb, trackio or mlflow too")
     _add_device_arguments(parser)
     add_config_flags(parser, arguments, start)
 
@@ -75,10 +77,17 @@ def train(args: argparse.Namespace) -> int:
         run_dir = args.run_dir or RUNS / f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = config.replace(**changes(args))
 
+    from jaxlm.report import trackers
     from jaxlm.runs import trainer
 
-    result = trainer.train(config, run_dir=run_dir, resume=args.resume, steps=args.steps, data_dir=args.data_dir,
-                           devices=args.devices, model_devices=args.model_devices)
+    with ExitStack() as stack:
+        on_metrics = None
+        if args.track is not None:
+            fields = {name: str(value) for _, name, _, value in config.every_field()}
+            on_metrics = stack.enter_context(trackers.tracked(args.track, trackers.run_name(run_dir, config.preset),
+                                                              {**config.kinds, **fields}))
+        result = trainer.train(config, run_dir=run_dir, resume=args.resume, steps=args.steps, data_dir=args.data_dir,
+                               devices=args.devices, model_devices=args.model_devices, on_metrics=on_metrics)
     return SIGNALLED + result.stopped_by if result.stopped_by else 0
 
 

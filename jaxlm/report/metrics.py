@@ -31,6 +31,8 @@ from jaxlm.report.tensorboard import TensorBoard
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from jaxlm.report.trackers import OnMetrics
+
 MOST_BYTES = 1 << 32  # of a metrics.jsonl: thirty million windows
 _NAME = "metrics.jsonl"
 _SERIES = ("cost", "grad_norm", "learning_rate")
@@ -61,6 +63,7 @@ class MetricsLog:
         bptt_length: the steps of a window whose line does not say otherwise.
         offset: bytes to keep of the file, from `sync`, when a run is resumed; None: the run is new.
         tensorboard: whether to write TensorBoard's event files too.
+        on_metrics: called with each window's and each result's (step, values by tag), as TensorBoard has them.
 
     Attributes:
         skipped: in each epoch, the windows whose cost or gradient is not finite.
@@ -71,8 +74,8 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Folder, corpus: str, bptt_length: int, *, offset: int | None = None,
-                 tensorboard: bool = True):
-        self._folder, self._corpus, self._bptt_length = folder, corpus, bptt_length
+                 tensorboard: bool = True, on_metrics: "OnMetrics | None" = None):
+        self._folder, self._corpus, self._bptt_length, self._on_metrics = folder, corpus, bptt_length, on_metrics
         if offset is None and folder.exists(_NAME):
             raise RunDirError(f"{folder.path / _NAME} exists: resume its run, or choose a new directory")
         kept = _read(folder)[:offset] if offset else b""
@@ -126,8 +129,7 @@ class MetricsLog:
                 row["steps"] = length
         self._write(*rows)
         self._count(rows)
-        if self._board:
-            self._board.scalars((row["step"], {f"train/{name}": row[name] for name in _SERIES}) for row in rows)
+        self._show([(row["step"], {f"train/{name}": row[name] for name in _SERIES}) for row in rows])
 
     def result(self, kind: str, **values: Any) -> None:
         """Writes the line of an epoch's or a test's result.
@@ -142,9 +144,7 @@ class MetricsLog:
         """
         values = {name: value for name, value in values.items() if value is not None}
         self._write({"kind": kind, "corpus": self._corpus, **values})
-        if self._board:
-            self._board.scalars([(self._step, {f"{kind}/{name}": value for name, value in values.items()
-                                               if "perplexity" in name})])
+        self._show([(self._step, {f"{kind}/{name}": value for name, value in values.items() if "perplexity" in name})])
 
     def timing(self, **values: Any) -> None:
         """Writes a line of `timing.jsonl`, such as seconds and words per second. Raises RunDirError."""
@@ -175,6 +175,13 @@ class MetricsLog:
         with _disk(self._folder.path / _NAME):
             os.fsync(self._file.fileno())
             return self._file.seek(0, os.SEEK_END)
+
+    def _show(self, rows: list[tuple[int, dict[str, Any]]]) -> None:
+        if self._board:
+            self._board.scalars(rows)
+        if self._on_metrics:
+            for step, values in rows:
+                self._on_metrics(step, values)
 
     def _count(self, windows: Sequence[Mapping[str, Any]]) -> None:
         with np.errstate(over="ignore"):

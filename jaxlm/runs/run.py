@@ -14,6 +14,7 @@ from jaxlm.config.config import Config
 from jaxlm.data.corpora import Corpus
 from jaxlm.data.windows import WindowPlan
 from jaxlm.report.metrics import MetricsLog, read_metrics
+from jaxlm.report.trackers import OnMetrics
 from jaxlm.report.units import perplexity
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.lock import Held
@@ -47,7 +48,8 @@ class Run:
 
     def __init__(self, config: Config, corpus: Corpus, held: Held, files: ExitStack, *,
                  resume: bool, kept: bool = True, steps: int | None = None, given_params: bool = False,
-                 devices: tuple[int, int] = (1, 1), tensorboard: bool = True):
+                 devices: tuple[int, int] = (1, 1), tensorboard: bool = True,
+                 on_metrics: OnMetrics | None = None):
         """Begins or resumes a run in a directory that the caller holds the lock of.
 
         Args:
@@ -57,6 +59,8 @@ class Run:
           steps: train to this step at most.
           given_params: whether the parameters are not drawn from the seed.
           devices: over how many the rows and the words are spread.
+          tensorboard: whether to write TensorBoard's event files.
+          on_metrics: called with each window's and each result's (step, values).
 
         Raises:
           JaxlmError: another run is there, or none, or it cannot be read.
@@ -73,7 +77,7 @@ class Run:
         else:
             directory.begin(self.folder, config, corpus, given_params, devices)
         self.log = files.enter_context(MetricsLog(self.folder, corpus.name, counts.bptt_length, offset=offset,
-                                                  tensorboard=tensorboard))
+                                                  tensorboard=tensorboard, on_metrics=on_metrics))
         self.step = self._saved = self.found.manifest.step if self.found else 0
         self.epochs = [EpochResult(**{name: row[name] for name in EpochResult.__dataclass_fields__})
                        for row in read_metrics(self.folder) if row["kind"] == "epoch"]

@@ -23,6 +23,7 @@ from jaxlm.models import stack
 from jaxlm.models.cell import Params
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.progress import Progress
+from jaxlm.report.trackers import OnMetrics
 from jaxlm.runs import checkpoint, directory, signals
 from jaxlm.runs.group import Group, SingleGroup
 from jaxlm.runs.lock import lock
@@ -56,7 +57,7 @@ class TrainResult:
 def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: str | Path | None = None, *,
           params: Params | None = None, resume: bool = False, steps: int | None = None,
           data_dir: str | Path | None = None, quiet: bool = False, devices: int | None = None,
-          model_devices: int = 1) -> TrainResult:
+          model_devices: int = 1, on_metrics: OnMetrics | None = None) -> TrainResult:
     """Trains one model and tests it.
 
     SIGTERM, SIGINT and SIGUSR1 end the run: after at most one call of `windows_per_call` windows (and the validation,
@@ -76,6 +77,7 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
       devices: spread the batch's rows over so many (default: as many as they divide over). The numbers are one
         device's within rounding.
       model_devices: spread the vocabulary over so many, for each of the `devices`.
+      on_metrics: called with (step, values by tag) of every window, epoch and test; only in the first process.
 
     Returns:
       The results, with the state whole in the host's memory.
@@ -100,7 +102,8 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
         def begin() -> Run:
             directory.check(folder, resumes)
             return Run(config, corpus, held.enter_context(lock(folder)), held, resume=resumes, kept=kept,
-                       steps=steps, given_params=params is not None, devices=mesh_shape(mesh), tensorboard=kept)
+                       steps=steps, given_params=params is not None, devices=mesh_shape(mesh), tensorboard=kept,
+                       on_metrics=on_metrics if first else None)
 
         run = hosts.together(begin)
         saved = hosts.agreed(-1 if run.found is None else run.step)
