@@ -13,9 +13,11 @@ from dataclasses import fields
 from types import SimpleNamespace
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from language_models import small_lm
 
 import jaxlm.distributed.hosts
 import jaxlm.runs.loading
@@ -30,6 +32,7 @@ from jaxlm.config.config import FIXED, KINDS, Config, all_kinds
 from jaxlm.config.fields import Spec, specs
 from jaxlm.config.presets import PRESETS, preset
 from jaxlm.errors import Diverged, JaxlmError
+from jaxlm.scoring.generation import Text
 from jaxlm.terminal import say
 
 NASTY = ["", "-", "--", "---", "²", "٣", "nan", "inf", "-inf", "none", "1e999", "-1", "0", "1", "-0.0", "9" * 5000,
@@ -62,7 +65,12 @@ def calls(tmp_path_factory):
         return call
 
     lm = SimpleNamespace(perplexity=stub(1e300), predict=stub([("a", 0.5)]), neighbors=stub([("a", 0.5)]),
-                         evaluate=stub(SimpleNamespace(text="x", perplexity=2.0, nats=1.0, predictions=3)))
+                         evaluate=stub(SimpleNamespace(text="x", perplexity=2.0, nats=1.0, predictions=3)),
+                         **{name: getattr(small_lm(), name) for name in (
+                             "minimal_pairs", "scorer", "states", "surprisal_stream", "syntaxgym", "unknown_words",
+                             "word_surprisal")},
+                         adaptive=stub(small_lm().scorer()), with_params=stub(small_lm()), stream=stub([("a", -0.5)]),
+                         generate=stub([Text(["a"], np.zeros(1))]))
     corpus = SimpleNamespace(notes=(), name="x", description="y", vocab=range(9))
     supervisor = SimpleNamespace(sweep=stub(SimpleNamespace(stopped_by=None, best=1, damaged=[])), join=stub(None),
                                  saved_options=lambda *_: (Config(), {}, {}))
@@ -74,6 +82,7 @@ def calls(tmp_path_factory):
         monkeypatch.setattr(jaxlm.runs.reproduction, "reproduce", stub(SimpleNamespace(
             surroundings=["s"], stopped_by=None, results=[], run_dir="x")))
         monkeypatch.setattr("jaxlm.data.prepared.prepare", stub(corpus))
+        monkeypatch.setattr("jaxlm.data.corpora.load_corpus", stub(SimpleNamespace(sha256="x", name="x")))
         monkeypatch.setattr(jaxlm.sweeps, "supervisor", supervisor, raising=False)
         monkeypatch.setitem(sys.modules, "jaxlm.sweeps.supervisor", supervisor)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a b")))

@@ -20,7 +20,8 @@ from jaxlm.models.stack import Carry
 
 LONGEST = 256  # steps of one call; a longer sentence takes several, the carry passed on
 BATCHES = (1, 8, 64)  # sentences of one call
-ROWS = (64, 1024)  # rows whose logits [R, V] exist at a time
+CHUNKS = (1, 8)  # of one call
+ROWS, ACCELERATOR_ROWS = 128, 1024  # of a chunk, whose logits [R, V] exist at a time; on CPU they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,14 @@ def score_rows(model: Recurrent, params: Params, rows: Sequence[np.ndarray], tar
         full: whether to find entropy and rank.
     """
     x, ids = np.concatenate(rows), np.concatenate(targets)
-    top = min(top, model.vocab_size)
+    top, R = min(top, model.vocab_size), ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
     parts, done = [], 0
     while done < len(ids):
-        size = ROWS[-1] if len(ids) - done > ROWS[0] else ROWS[0]
-        count = min(size, len(ids) - done)
-        part = slice(done, done + count)
-        scores = _scores(model, params, np.pad(x[part], ((0, size - count), (0, 0))),
-                         np.pad(ids[part], (0, size - count)), top=top, full=full)
+        chunks = next((chunks for chunks in CHUNKS if chunks * R >= len(ids) - done), CHUNKS[-1])
+        count = min(chunks * R, len(ids) - done)
+        part, missing = slice(done, done + count), chunks * R - count
+        scores = _scores(model, params, np.pad(x[part], ((0, missing), (0, 0))).reshape(chunks, R, -1),
+                         np.pad(ids[part], (0, missing)).reshape(chunks, R), top=top, full=full)
         parts.append(TokenScores(*(np.asarray(column)[:count] for column in scores)))
         done += count
     return TokenScores.joined(parts)
@@ -164,17 +165,24 @@ def _features(model, params, tokens, carry):
 
 @partial(jax.jit, static_argnames=("top", "full"))
 def _scores(model, params, rows, targets, *, top, full):
-    """rows [R, H], targets [R] -> the columns of TokenScores."""
-    zero = jnp.zeros(len(targets))
-    logits = heads.logits(model, params, rows)
-    picked = jnp.take_along_axis(logits, targets[:, None], 1)[:, 0]
-    highest = logits.max(1)
-    odds = jnp.exp(logits - highest[:, None])
-    total = odds.sum(1)
-    lse = highest + jnp.log(total)
-    entropy, rank = zero, zero.astype(jnp.int32)
-    if full:
-        entropy = lse - jnp.einsum("rv,rv->r", odds, logits - highest[:, None]) / total - highest
-        rank = 1 + (logits > picked[:, None]).sum(1, dtype=jnp.int32)
-    values, ids = lax.top_k(logits, top) if top else (jnp.zeros((len(targets), 0)), jnp.zeros((len(targets), 0), int))
-    return lse - picked, entropy, rank, ids.astype(jnp.int32), lse[:, None] - values
+    """rows [C, R, H], targets [C, R] -> the columns of TokenScores, of C * R tokens."""
+
+    def score(chunk):
+        rows, targets = chunk
+        logits = heads.logits(model, params, rows)
+        highest = logits.max(1, keepdims=True)
+        logits = logits - highest
+        odds, picked = jnp.exp(logits), jnp.take_along_axis(logits, targets[:, None], 1)
+        total = odds.sum(1)
+        log_total = jnp.log(total)
+        entropy = rank = jnp.zeros(len(targets))
+        if full:
+            entropy = log_total - (odds * logits).sum(1) / total
+            rank = 1 + jnp.where(logits > picked, 1.0, 0.0).sum(1)  # (whole numbers are summed more slowly)
+        none = jnp.zeros((len(targets), 0))
+        values, ids = lax.top_k(logits, top) if top else (none, none)
+        return (log_total - picked[:, 0], entropy, rank.astype(jnp.int32), ids.astype(jnp.int32),
+                log_total[:, None] - values)
+
+    columns = lax.map(score, (rows, targets))
+    return tuple(column.reshape(targets.size, *column.shape[2:]) for column in columns)
