@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from jaxlm.errors import CheckpointError
@@ -39,7 +39,14 @@ class Manifest:
 
 def library_versions() -> dict[str, str]:
     """The versions of what a run's results depend on."""
-    return {name: version(name) for name in ("jaxlm", "jax", "jaxlib", "flax", "optax", "safetensors", "numpy")}
+
+    def installed(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:  # a source tree that is imported without being installed
+            return "unknown"
+
+    return {name: installed(name) for name in ("jaxlm", "jax", "jaxlib", "optax", "safetensors", "numpy")}
 
 
 def write(folder: Folder, manifest: Manifest, contents: Mapping[str, bytes]) -> None:

@@ -1,0 +1,88 @@
+"""jaxlm's models in the lm-evaluation-harness (extra `lm-eval`).
+
+    python -m jaxlm.lm_eval --model jaxlm --model_args run=RUN --tasks TASK      as `lm_eval`, which lacks the name jaxlm
+
+Words are tokens: a request is split as the run's text was (`tokenizer=ptb` splits as Penn Treebank's files are).
+"""
+
+from typing import Any
+
+import numpy as np
+
+try:
+    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
+    from lm_eval.api.registry import register_model  # pyright: ignore[reportMissingImports]
+except ModuleNotFoundError:
+    raise ModuleNotFoundError("jaxlm.lm_eval needs lm-evaluation-harness: pip install 'jaxlm[lm-eval]'") from None
+
+from jaxlm.runs.loading import load
+from jaxlm.scoring.token_scores import TokenScores
+
+
+@register_model("jaxlm")
+class JaxLM(TemplateLM):
+    """A run as the harness's language model.
+
+    Args:
+        run: the run's directory.
+        checkpoint: `last`, `best` or a step.
+        tokenizer: none (split at white space) or ptb.
+        batch_size, max_batch_size, device: what the harness passes; sentences are batched by their lengths here.
+    """
+
+    def __init__(self, run: str, checkpoint: str = "last", tokenizer: str = "none", batch_size: Any = None,
+                 max_batch_size: Any = None, device: Any = None):
+        super().__init__()
+        self._lm = load(run, str(checkpoint))
+        self._words, self._score = self._lm.tokenizer(tokenizer), self._lm.scorer()
+
+    @property
+    def eot_token_id(self) -> int:
+        """The id of `<eos>`, from which a text without context is predicted."""
+        return self._lm.vocab.eos
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Ids of a text's words; words outside the vocabulary are `<unk>`, newlines `<eos>`."""
+        lines = [self._words(line) for line in string.split("\n")]
+        words = [word for line in lines for word in [*line, "<eos>"]][:-1]
+        return self._lm.vocab.encode(words).tolist()
+
+    def _loglikelihood_tokens(self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+                              ) -> list[tuple[float, bool]]:
+        """For each (text, context, continuation) the continuation's log-probability, and whether it is the likeliest."""
+        found = []
+        for _, context, continuation in requests:
+            scores = self._scores([*context, *continuation])
+            nats, rank = (part[len(part) - len(continuation):] for part in (scores.nats, scores.rank))
+            found.append((-float(nats.sum()), bool((rank == 1).all())))
+        return found
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """The log-probability of each whole text, from `<eos>` on."""
+        return [-float(self._scores([self.eot_token_id, *self.tok_encode(request.args[0])]).nats.sum())
+                for request in requests]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """A continuation of each text, up to a stop string or `max_gen_toks` words; greedy unless it is to sample."""
+        return [self._generated(request.args[0], dict(request.args[1])) for request in requests]
+
+    def _generated(self, context: str, options: dict[str, Any]) -> str:
+        stops = options.get("until") or []
+        stops = [stops] if isinstance(stops, str) else stops
+        temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
+        text = ""
+        for word, _ in self._lm.stream(context, words=int(options.get("max_gen_toks", 64)), temperature=temperature,
+                                       stop="none"):
+            text += "\n" if word == "<eos>" else f" {word}"
+            if ends := [text.find(stop) for stop in stops if stop in text]:
+                return text[:min(ends)]
+        return text
+
+    def _scores(self, ids: list[int]) -> TokenScores:
+        return self._score([np.asarray(ids, np.int32)])
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate  # pyright: ignore[reportMissingImports]
+
+    cli_evaluate()

@@ -1,0 +1,71 @@
+"""jaxlm/lm_eval.py: the harness's numbers are jaxlm's own; a task file of ours runs offline."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lm_eval")
+import jaxlm
+from jaxlm.lm_eval import JaxLM
+
+TASK = """
+task: jaxlm_pairs
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: multiple_choice
+doc_to_text: ""
+doc_to_choice: "{{{{[good, bad]}}}}"
+doc_to_target: 0
+metric_list:
+  - metric: acc
+"""
+
+
+def request(*arguments):
+    return types.SimpleNamespace(args=arguments)
+
+
+def test_log_probabilities_are_the_model_s(tiny_run):
+    lm, harness = jaxlm.load(tiny_run[0].run_dir), JaxLM(str(tiny_run[0].run_dir))
+    a, b, c, d = lm.vocab.words[3:7]
+    (together, greedy), (likeliest, is_greedy) = harness.loglikelihood(
+        [request(f"{a} {b}", f" {c} {d}"), request(f"{a} {b}", f" {lm.predict(f'{a} {b}', 1)[0][0]}")])
+    first = dict(lm.predict(f"{a} {b}", 10**6))[c]
+    second = dict(lm.predict(f"{a} {b} {c}", 10**6))[d]
+    assert together == pytest.approx(math.log(first * second), abs=1e-4) and isinstance(greedy, bool)
+    assert is_greedy and likeliest == pytest.approx(math.log(lm.predict(f"{a} {b}", 1)[0][1]), abs=1e-4)
+    (rolling,) = harness.loglikelihood_rolling([request(f"{a} {b} {c}")])
+    assert rolling == pytest.approx(-float(lm.surprisal([f"{a} {b} {c}"], unit="nats").surprisal.sum()), abs=1e-3)
+
+
+def test_generation_stops_where_it_is_told(tiny_run):
+    harness = JaxLM(str(tiny_run[0].run_dir))
+    word = jaxlm.load(tiny_run[0].run_dir).vocab.words[3]
+    (long,) = harness.generate_until([request(word, {"until": [], "max_gen_toks": 12})])
+    assert len(long.replace("\n", " <eos> ").split()) == 12
+    (short,) = harness.generate_until([request(word, {"until": ["\n"], "max_gen_toks": 400})])
+    assert "\n" not in short and long.startswith(short[:10])
+
+
+@pytest.mark.slow
+def test_a_task_file_runs_offline(tiny_run, tmp_path):
+    words = jaxlm.load(tiny_run[0].run_dir).vocab.words
+    rows = [{"good": " ".join(words[3:6]), "bad": " ".join(words[-3:])} for _ in range(4)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "pairs.yaml").write_text(TASK.format(data=tmp_path / "pairs.jsonl"))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"),
+                   "PYTHONPATH": str(Path(jaxlm.__path__[0]).parent)}
+    done = subprocess.run([sys.executable, "-m", "jaxlm.lm_eval", "--model", "jaxlm", "--model_args",
+                           f"run={tiny_run[0].run_dir}", "--tasks", "jaxlm_pairs", "--include_path", str(tmp_path)],
+                          env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "jaxlm_pairs" in done.stdout and "acc" in done.stdout
