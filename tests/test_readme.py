@@ -28,7 +28,8 @@ from jaxlm.config.presets import preset
 from jaxlm.sweeps.space import read_space
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ["training", "data", "using-a-model", "sweeps", "devices", "guarantees", "performance", "design", "models"]
+DOCS = ["training", "data", "using-a-model", "surprisal", "generation", "sweeps", "devices", "guarantees",
+        "performance", "design", "models"]
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", *(f"docs/{page}.md" for page in DOCS),
                                                       "CONTRIBUTING.md")}
 BLOCK = re.compile(r"(?:^ *<!-- (?P<marker>.*?) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$",
@@ -90,6 +91,9 @@ def run(block: Block, folder: Path) -> None:
             exec(compile("\n" * block.line + block.text, block.page, "exec"), {"__name__": "__main__"})
             return
         assert block.language == "sh"
+        if "<<" in block.text:  # a document in the shell is no list of commands
+            assert in_shell(block.text) == 0, str(block)
+            return
         for command in block.commands:
             assert execute(command) == 0, f"{block}: {command}"
 
@@ -98,9 +102,13 @@ def execute(command: str) -> int:
     """A command's exit code: in this process, where it is `jaxlm` or an experiment and nothing else."""
     words, operators = shlex.split(command), set(shlex.shlex(command, punctuation_chars=True)) & {"|", "<", ">", "&&"}
     if operators or words[0] not in ("jaxlm", "python") or words[1] == "-c":
-        variables = {"PATH": f"{Path('bin').resolve()}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-        return subprocess.run(["bash", "-euo", "pipefail", "-c", command], env={**os.environ, **variables}).returncode
+        return in_shell(command)
     return in_process(words)
+
+
+def in_shell(text: str) -> int:
+    variables = {"PATH": f"{Path('bin').resolve()}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(["bash", "-euo", "pipefail", "-c", text], env={**os.environ, **variables}).returncode
 
 
 def in_process(words: list[str]) -> int:
@@ -150,7 +158,7 @@ def parses(words: list[str], monkeypatch) -> None:
             return
         monkeypatch.chdir(ROOT)
         assert in_process(["python", *words[script:]]) == 0
-    elif "jaxlm" in words and "decay" not in " ".join(words):  # (CONTRIBUTING.md's model, added to a copy below)
+    elif "jaxlm" in words and "-m" not in words and "decay" not in " ".join(words):  # (CONTRIBUTING.md's model, added to a copy below)
         in_process(["jaxlm", *words[words.index("jaxlm") + 1:]])
         assert parsed
     for args in parsed:
