@@ -11,7 +11,7 @@ import pytest
 import jaxlm
 
 PACKAGE = Path(jaxlm.__path__[0])
-LAYERS = ["errors", "urls", "terminal", "files", "config", "data", "report", "distributed", "ops", "linen", "models",
+LAYERS = ["errors", "urls", "terminal", "files", "config", "data", "report", "distributed", "ops", "linen", "nnx", "models",
           "training", "scoring", "runs", "sweeps", "interop", "cli"]  # a room imports those before it, and itself
 MODULES = {"jaxlm." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
            for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"}

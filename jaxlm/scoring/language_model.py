@@ -93,7 +93,7 @@ class LanguageModel:
           split: train, valid or test.
           text: a file, in place of a split.
           corpus: the run's corpus, where it is loaded already; or what `--corpus` takes, any text, which is encoded
-            with this model's vocabulary.
+            with this model's vocabulary and read at batch 1.
           data_dir: where Penn Treebank's files lie.
 
         Raises:
@@ -104,12 +104,14 @@ class LanguageModel:
             return Evaluation(perplexity(nats, count), nats, count, str(text))
         if split not in SPLITS:
             raise JaxlmError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+        how = (1, 1)
         if isinstance(corpus, str | Path):
             corpus = load_corpus(corpus, data_dir=data_dir, lowercase=self.config.data.lowercase, vocab=self.vocab)
         else:
             corpus = reload_corpus(self.config.data, self.vocab, data_dir) if corpus is None else corpus
             self._check_own(corpus)
-        how = (1, 1) if split == "test" else (self.config.train.batch_size, self.config.train.bptt_length)
+            if split != "test":
+                how = (self.config.train.batch_size, self.config.train.bptt_length)
         nats, count = self._nats(getattr(corpus, split), *how)
         return Evaluation(perplexity(nats, count), nats, count, f"{corpus.name} {split}")
 
