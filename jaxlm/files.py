@@ -244,6 +244,54 @@ def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
         folder.write(Path(path).name, data)
 
 
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Folder]:
+    """A directory to fill, which appears at a path by one rename once the block ends without an exception.
+
+    Raises OSError where something other than an empty directory is there, or it cannot be written.
+    """
+    with _new(path) as (parent, name, partial):
+        with parent.folder(partial, create=True) as folder:
+            yield folder
+            folder.sync()
+        parent.rename(partial, name)
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write, which appears at a path by one rename once the block ends without an exception.
+
+    Raises OSError where something is there already, or it cannot be written.
+    """
+    with _new(path) as (parent, name, partial):
+        if parent.exists(name):
+            raise OSError(errno.EEXIST, _TAKEN, str(path))
+        with parent._exclusive(partial) as file:
+            yield file
+            _finish(file, Path(path))
+        parent.rename(partial, name)
+
+
+_TAKEN = "there is something of this name already: choose another name, or remove it"
+
+
+@contextmanager
+def _new(path: str | Path) -> Iterator[tuple[Folder, str, str]]:
+    """The directory above a path, the path's name there, and the name that is unfinished until the block ends."""
+    whole = Path(os.path.abspath(path))
+    if os.path.lexists(whole) and not (whole.is_dir() and not whole.is_symlink() and not os.listdir(whole)):
+        raise OSError(errno.EEXIST, _TAKEN, str(path))
+    with Folder.open(whole.parent, create=True) as parent:
+        partial = f"{PARTIAL}{_entry(whole.name)[:100]}-{secrets.token_hex(8)}"
+        try:
+            yield parent, whole.name, partial
+            parent.sync()
+        except BaseException:
+            with suppress(OSError):
+                parent.remove(partial)
+            raise
+
+
 def seal(tree: dict[str, Any]) -> str:
     """Canonical JSON of a tree with the sha256 of the rest inside: any changed byte shows."""
     body = json.dumps(tree, indent=1, sort_keys=True)

@@ -205,3 +205,32 @@ def test_a_seal_shows_every_changed_byte(tree, data):
 def test_what_is_not_sealed_is_refused(text):
     with pytest.raises(ValueError):
         files.unseal(text)
+
+
+@pytest.mark.parametrize("make", [files.new_file, files.new_folder])
+def test_what_is_new_appears_whole_or_not_at_all(tmp_path, make):
+    def fill(made):
+        assert not os.path.lexists(tmp_path / "above/new")
+        made.write(b"all") if make is files.new_file else made.write("inside", b"all")
+
+    with pytest.raises(KeyboardInterrupt), make(tmp_path / "above/new") as made:
+        fill(made)
+        raise KeyboardInterrupt
+    assert list((tmp_path / "above").iterdir()) == []
+    with make(tmp_path / "above/new") as made:
+        fill(made)
+    assert [path.name for path in (tmp_path / "above").iterdir()] == ["new"]
+    whole = tmp_path / "above/new" if make is files.new_file else tmp_path / "above/new/inside"
+    assert whole.read_bytes() == b"all"
+    with pytest.raises(OSError, match="something of this name"), make(tmp_path / "above/new"):
+        raise AssertionError
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError, match="something of this name"), make(tmp_path / "link"):
+        raise AssertionError
+
+
+def test_an_empty_directory_becomes_the_new_folder(tmp_path):
+    (tmp_path / "new").mkdir()
+    with files.new_folder(tmp_path / "new") as made:
+        made.write("inside", b"")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["inside"]

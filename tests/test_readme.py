@@ -28,8 +28,8 @@ from jaxlm.config.presets import preset
 from jaxlm.sweeps.space import read_space
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ["training", "data", "using-a-model", "surprisal", "generation", "sweeps", "devices", "guarantees",
-        "performance", "design", "models"]
+DOCS = ["training", "data", "using-a-model", "surprisal", "generation", "import-export", "report", "sweeps", "devices",
+        "guarantees", "performance", "design", "models"]
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", *(f"docs/{page}.md" for page in DOCS),
                                                       "CONTRIBUTING.md")}
 BLOCK = re.compile(r"(?:^ *<!-- (?P<marker>.*?) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$",

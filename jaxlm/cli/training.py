@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli.ending import FAILED, SIGNALLED
 from jaxlm.cli.parsing import (
@@ -24,6 +24,10 @@ from jaxlm.config.config import Config, spec_of_field
 from jaxlm.config.presets import preset
 from jaxlm.errors import JaxlmError
 from jaxlm.terminal import printable, say
+
+if TYPE_CHECKING:
+    from jaxlm.data.corpus import Corpus
+    from jaxlm.models.cell import Params
 
 RUNS = Path("runs")
 PREPARED_FIELDS = {"vocab_size": Config().model.vocab_size, "min_count": Config().data.min_count,
@@ -43,6 +47,8 @@ def train_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str], s
     add_run_arguments(run, "where everything is kept (default: runs/PRESET-DATE-TIME)",
                       "continue the run in --run-dir from its newest checkpoint (default: the newest run of this "
                       "preset in runs/)")
+    run.add_argument("--init", type=some_path, metavar="RUN", help="begin from the parameters, the model and the "
+                     "vocabulary of another run's last checkpoint (and its text, unless --corpus names one)")
     run.add_argument("--steps", type=whole(), metavar="N", help="stop after so many windows in all (at least 0)")
     run.add_argument("--track", metavar="NAME", help="send the metrics to wandb, trackio or mlflow too")
     _add_device_arguments(parser)
@@ -62,6 +68,8 @@ def add_run_arguments(group: Any, run_dir: str, resume: str) -> None:
 def train(args: argparse.Namespace) -> int:
     from jaxlm.distributed.hosts import join
 
+    if args.init and args.resume:
+        raise JaxlmError("--init begins a run and --resume continues one: to resume a run, leave --init out")
     args.joined = join(args.coordinator, args.processes, args.process)
     if args.joined and args.run_dir is None:
         raise JaxlmError("many processes need --run-dir: a directory that all of them see")
@@ -75,7 +83,11 @@ def train(args: argparse.Namespace) -> int:
     else:
         config = starting_config(args)
         run_dir = args.run_dir or RUNS / f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    config = config.replace(**changes(args))
+    corpus = params = None
+    if args.init:
+        config, corpus, params = _initial(args, config)
+    else:
+        config = config.replace(**changes(args))
 
     from jaxlm.report import trackers
     from jaxlm.runs import trainer
@@ -86,9 +98,22 @@ def train(args: argparse.Namespace) -> int:
             fields = {name: str(value) for _, name, _, value in config.every_field()}
             on_metrics = stack.enter_context(trackers.tracked(args.track, trackers.run_name(run_dir, config.preset),
                                                               {**config.kinds, **fields}))
-        result = trainer.train(config, run_dir=run_dir, resume=args.resume, steps=args.steps, data_dir=args.data_dir,
-                               devices=args.devices, model_devices=args.model_devices, on_metrics=on_metrics)
+        result = trainer.train(config, corpus=corpus, run_dir=run_dir, params=params, resume=args.resume,
+                               steps=args.steps, data_dir=args.data_dir, devices=args.devices,
+                               model_devices=args.model_devices, on_metrics=on_metrics)
     return SIGNALLED + result.stopped_by if result.stopped_by else 0
+
+
+def _initial(args: argparse.Namespace, start: Config) -> "tuple[Config, Corpus, Params]":
+    """The config, the text and the parameters of a run with --init."""
+    check_run(args.init)
+
+    from jaxlm.runs import tuning
+    from jaxlm.runs.loading import load
+
+    model = load(args.init)
+    config = tuning.tuning_config(model, start, changes(args), own_model=args.config is not None)
+    return config, tuning.tuning_corpus(model, config, str(args.init), args.data_dir), model.params
 
 
 def _prepare_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:

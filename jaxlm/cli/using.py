@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from jaxlm.cli.parsing import some_path, whole
 from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, argument, check_run, verb
-from jaxlm.errors import DataError
+from jaxlm.errors import DataError, JaxlmError
 from jaxlm.report.units import perplexity_text
 from jaxlm.terminal import printable, say
 
@@ -32,9 +32,13 @@ def loaded(args: argparse.Namespace) -> "LanguageModel":
 
 @verb("perplexity of a trained model on a split or on a text file", RUN, CHECKPOINT,
       argument("--split", default="test", choices=("train", "valid", "test"), help="which split (default test)"),
-      argument("--text", type=some_path, metavar="FILE", help="a text file instead of a split"), DATA_DIR)
+      argument("--text", type=some_path, metavar="FILE", help="a text file instead of a split"),
+      argument("--corpus", metavar="TEXT", help="a split of another corpus (as train's --corpus), in the run's words"),
+      DATA_DIR)
 def evaluate(args: argparse.Namespace) -> None:
-    found = loaded(args).evaluate(args.split, text=args.text, data_dir=args.data_dir)
+    if args.text and args.corpus:
+        raise JaxlmError("--text is a whole text and --corpus one with splits: give one of them")
+    found = loaded(args).evaluate(args.split, text=args.text, corpus=args.corpus, data_dir=args.data_dir)
     say(printable(f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({found.nats:.1f} nats over "
                   f"{found.predictions:,} predictions; {args.checkpoint} checkpoint of {args.run})"))
 
@@ -66,9 +70,13 @@ def plot(args: argparse.Namespace) -> None:
     lm = loaded(args)
 
     from jaxlm.report.curve import learning_curve
+    from jaxlm.report.metrics import read_metrics
     from jaxlm.report.word_map import embedding_map
 
-    say(printable(str(learning_curve(args.run))))
+    if read_metrics(args.run):
+        say(printable(str(learning_curve(args.run))))
+    else:
+        say("there is no learning curve: this run has trained no window")
     say(printable(str(embedding_map(lm.params["embedding"], lm.vocab.words, args.run / "embedding.png",
                                     count=args.words, method=args.method))))
 

@@ -46,7 +46,7 @@ def verb(help: str, *adders: Adder, uses_jax: bool = True) -> Callable[[Action],
         uses_jax: whether it compiles anything.
     """
     def register(action: Action) -> Action:
-        name = action.__name__.replace("_", "-")
+        name = action.__name__.rstrip("_").replace("_", "-")  # (`import_`, since that is a word of Python)
         VERBS[name] = Verb(name, help, action, adders, uses_jax)
         return action
 

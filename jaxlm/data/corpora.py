@@ -7,12 +7,14 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from jaxlm.config.settings import DataConfig
 from jaxlm.data import embedded
 from jaxlm.data.cache import cached
 from jaxlm.data.corpus import Corpus, CorpusHash, corpus_name, describe, text_name
@@ -25,6 +27,7 @@ from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import DataError
 
 EMBEDDED = {"embedded": "full", "embedded-tiny": "tiny"}  # the generated corpus: its name and its size
+UNKNOWN = "unknown"  # the corpus of an imported model
 FALLBACK = (
     "EMBEDDED CORPUS, NOT PENN TREEBANK: no copy of Penn Treebank was found and none could be downloaded; "
     "ask for the corpus 'ptb' to see why"
@@ -109,6 +112,35 @@ def load_corpus(
     return replace(corpus, notes=source.notes, spec=source.spec or source.name)
 
 
+def reload_corpus(data: DataConfig, vocab: Vocab, data_dir: str | Path | None = None) -> Corpus:
+    """The corpus that a run with this vocabulary was trained on.
+
+    A run that began from another one's parameters took their vocabulary over, which is not that of its text.
+
+    Args:
+        data: The run's.
+        vocab: The run's.
+        data_dir: Where to look for Penn Treebank first.
+
+    Returns:
+        The corpus, encoded with `vocab` where that can be done; the caller compares its hash.
+
+    Raises:
+        DataError: As `load_corpus`.
+    """
+
+    def load(vocab: Vocab | None) -> Corpus:
+        return load_corpus(data.corpus, data_dir=data_dir, max_vocab=size, min_count=data.min_count,
+                           lowercase=data.lowercase, vocab=vocab)
+
+    size = len(vocab)
+    corpus = load(None)
+    if corpus.vocab != vocab:
+        with suppress(DataError):  # (it is prepared with its own words, or has some that `vocab` lacks)
+            corpus = load(vocab)
+    return corpus
+
+
 def _source(spec: str | Path, data_dir: str | Path | None, download: bool, progress: bool | None) -> _Source:
     if spec == "auto":
         try:
@@ -119,6 +151,8 @@ def _source(spec: str | Path, data_dir: str | Path | None, download: bool, progr
         return _penn_treebank(data_dir, download, progress)
     if spec in EMBEDDED:
         return _generated(str(spec))
+    if spec == UNKNOWN:
+        raise DataError("the corpus of an imported model is unknown: name one with --corpus, or a text with --text")
     path = Path(spec)
     if os.path.isdir(path):
         return _folder(path)

@@ -22,7 +22,8 @@ def load(run_dir: str | Path, which: str = "last") -> LanguageModel:
 
 
 def evaluate(run: str | Path | LanguageModel, split: str = "test", *, text: str | Path | None = None,
-             which: str = "last", corpus: Corpus | None = None, data_dir: str | Path | None = None) -> Evaluation:
+             which: str = "last", corpus: Corpus | str | Path | None = None,
+             data_dir: str | Path | None = None) -> Evaluation:
     """`LanguageModel.evaluate` of a run's checkpoint."""
     loaded = run if isinstance(run, LanguageModel) else load(run, which)
     return loaded.evaluate(split, text=text, corpus=corpus, data_dir=data_dir)

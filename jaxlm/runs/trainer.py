@@ -3,7 +3,7 @@
 import signal
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxlm.config.config import Config
-from jaxlm.data.corpora import Corpus, load_corpus
+from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
+from jaxlm.data.vocab import Vocab
 from jaxlm.data.windows import check_fits
 from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import PADDED_BIAS, make_mesh, put
@@ -88,7 +89,13 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
     if steps is not None and steps < 0:
         raise JaxlmError(f"steps must be at least 0; it is {steps}")
     mesh, note = make_mesh(config.train.batch_size, devices, model_devices)
-    config, corpus = load(config, corpus, data_dir)
+    vocab = None
+    if resume and run_dir is not None:
+        if config.data.corpus == UNKNOWN:
+            raise RunDirError(f"{run_dir} holds an imported model, which has no run to resume: train it further in "
+                              f"another directory, with --init {run_dir} --corpus TEXT --run-dir NEW")
+        vocab = _given_vocab(run_dir)
+    config, corpus = load(config, corpus, data_dir, vocab)
     fresh = new_state(config, params)
     first = hosts.first()
     with hosts.guarded(), ExitStack() as held:
@@ -127,13 +134,25 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
         return _finish(run, group, shared, mesh, progress, stopped_by)
 
 
-def load(config: Config, corpus: str | Path | Corpus | None = None, data_dir: str | Path | None = None
-         ) -> tuple[Config, Corpus]:
-    """The corpus, and the config with its vocabulary size and where it was found. Raises DataError, JaxlmError."""
+def load(config: Config, corpus: str | Path | Corpus | None = None, data_dir: str | Path | None = None,
+         vocab: Vocab | None = None) -> tuple[Config, Corpus]:
+    """The corpus, and the config with its vocabulary size and where it was found.
+
+    Args:
+      config: the run's.
+      corpus: a Corpus, or what `--corpus` takes (default: the config's own).
+      data_dir: where Penn Treebank's files lie.
+      vocab: of a run that is resumed, where it may be another than its text gives.
+
+    Raises:
+      DataError, JaxlmError: the corpus cannot be used, or has more words or fewer tokens than the config allows.
+    """
     if not isinstance(corpus, Corpus):
         config = config if corpus is None else config.replace(corpus=str(corpus))
-        corpus = load_corpus(config.data.corpus, data_dir=data_dir, max_vocab=config.model.vocab_size,
-                             min_count=config.data.min_count, lowercase=config.data.lowercase)
+        data = config.data
+        corpus = reload_corpus(data, vocab, data_dir) if vocab else load_corpus(
+            data.corpus, data_dir=data_dir, max_vocab=config.model.vocab_size, min_count=data.min_count,
+            lowercase=data.lowercase)
     if len(corpus.vocab) > config.model.vocab_size:
         raise JaxlmError(f"the corpus has {len(corpus.vocab):,} words and vocab_size is {config.model.vocab_size:,}: "
                          f"raise it, or load the corpus with max_vocab={config.model.vocab_size}")
@@ -141,6 +160,15 @@ def load(config: Config, corpus: str | Path | Corpus | None = None, data_dir: st
         check_fits(split, len(getattr(corpus, split)), config.train.batch_size, config.train.bptt_length)
     check_fits("test", len(corpus.test), 1, 1)
     return config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec, **corpus.options), corpus
+
+
+def _given_vocab(run_dir: str | Path) -> Vocab | None:
+    """The vocabulary of a run that began from given parameters, if it has saved anything: it may be theirs."""
+    with suppress(RunDirError):
+        if directory.saved_record(run_dir).get("params") == "given":
+            found, _ = checkpoint.newest_intact(run_dir)
+            return found.vocab if found else None
+    return None
 
 
 def new_state(config: Config, params: Params | None = None) -> TrainState:

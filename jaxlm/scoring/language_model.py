@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config.config import Config
-from jaxlm.data.corpora import SPLITS, Corpus, load_corpus, read_text, tokenize
+from jaxlm.data.corpora import SPLITS, Corpus, load_corpus, read_text, reload_corpus, tokenize
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.models import heads, stack
@@ -85,14 +85,15 @@ class LanguageModel:
         nearest = np.argsort(-cosine, kind="stable")[:min(_count(k), len(self.vocab) - 1)]
         return [(self.vocab.words[i], float(cosine[i])) for i in nearest]
 
-    def evaluate(self, split: str = "test", *, text: str | Path | None = None, corpus: Corpus | None = None,
-                 data_dir: str | Path | None = None) -> Evaluation:
+    def evaluate(self, split: str = "test", *, text: str | Path | None = None,
+                 corpus: Corpus | str | Path | None = None, data_dir: str | Path | None = None) -> Evaluation:
         """A split of the run's own corpus, read as training read it, or a file of text, at batch 1.
 
         Args:
           split: train, valid or test.
           text: a file, in place of a split.
-          corpus: the run's corpus, where it is loaded already.
+          corpus: the run's corpus, where it is loaded already; or what `--corpus` takes, any text, which is encoded
+            with this model's vocabulary and read at batch 1.
           data_dir: where Penn Treebank's files lie.
 
         Raises:
@@ -103,17 +104,23 @@ class LanguageModel:
             return Evaluation(perplexity(nats, count), nats, count, str(text))
         if split not in SPLITS:
             raise JaxlmError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
-        if corpus is None:
-            data = self.config.data
-            corpus = load_corpus(data.corpus, data_dir=data_dir, max_vocab=self.config.model.vocab_size,
-                                 min_count=data.min_count, lowercase=data.lowercase)
+        how = (1, 1)
+        if isinstance(corpus, str | Path):
+            corpus = load_corpus(corpus, data_dir=data_dir, lowercase=self.config.data.lowercase, vocab=self.vocab)
+        else:
+            corpus = reload_corpus(self.config.data, self.vocab, data_dir) if corpus is None else corpus
+            self._check_own(corpus)
+            if split != "test":
+                how = (self.config.train.batch_size, self.config.train.bptt_length)
+        nats, count = self._nats(getattr(corpus, split), *how)
+        return Evaluation(perplexity(nats, count), nats, count, f"{corpus.name} {split}")
+
+    def _check_own(self, corpus: Corpus) -> None:
+        """Raises DataError unless this model was trained on the corpus."""
         if corpus.sha256 != self.corpus["sha256"]:
             raise DataError(f"this model was trained on {self.corpus['name']} (sha256 {self.corpus['sha256']}), and "
                             f"the corpus found is {corpus.name} ({corpus.sha256}): name its folder, or evaluate a text "
                             f"file")
-        how = (1, 1) if split == "test" else (self.config.train.batch_size, self.config.train.bptt_length)
-        nats, count = self._nats(getattr(corpus, split), *how)
-        return Evaluation(perplexity(nats, count), nats, count, f"{corpus.name} {split}")
 
     def surprisal(self, sentences: Iterable[Sentence], *, context: str = "sentence", oov: str = "unk", top_k: int = 0,
                   unit: str = "bits", tokenizer: str = "none", eos: bool = False) -> Surprisals:

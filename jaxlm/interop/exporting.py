@@ -1,0 +1,57 @@
+"""Models for other programs: one function a format, each in a file of its own beside this one."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxlm.errors import JaxlmError
+from jaxlm.files import reason
+from jaxlm.interop.export_hub import export_hub
+from jaxlm.interop.export_onnx import export_onnx
+from jaxlm.interop.export_orbax import export_orbax
+from jaxlm.interop.export_stablehlo import export_stablehlo
+from jaxlm.interop.export_torch import export_safetensors, export_torch
+from jaxlm.report.metrics import read_metrics
+from jaxlm.runs.loading import load
+from jaxlm.scoring.language_model import LanguageModel
+
+Exporter = Callable[[LanguageModel, Path], list[str]]
+
+EXPORTERS: dict[str, Exporter] = {"safetensors": export_safetensors, "torch": export_torch, "hub": export_hub,
+                                  "onnx": export_onnx, "stablehlo": export_stablehlo, "orbax": export_orbax}
+TARGETS = tuple(EXPORTERS)
+
+
+def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, which: str = "last") -> list[str]:
+    """Writes a model for another program, whole or not at all.
+
+    The parameters are those that evaluation uses: the average, where the run keeps one.
+
+    Args:
+        run: a run's directory, or a model.
+        target: safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx, stablehlo (by
+            jax.export) or orbax.
+        out: the file or folder to make; nothing may be there.
+        which: `last`, `best` or a step, of a run's directory.
+    Returns:
+        What a user should know: what was added up, averaged or named in another way.
+    Raises:
+        JaxlmError: the target is unknown or cannot express the model (with the reason), a package for it is missing,
+            or OUT exists or cannot be written.
+    """
+    if target not in EXPORTERS:
+        raise JaxlmError(f"expected one of {', '.join(TARGETS)} to export to, found {target!r}")
+    out = Path(out)
+    model = run if isinstance(run, LanguageModel) else load(run, which)
+    try:
+        if target == "hub" and not isinstance(run, LanguageModel):
+            notes = export_hub(model, out, read_metrics(run))
+        else:
+            notes = EXPORTERS[target](model, out)
+    except OSError as error:
+        raise JaxlmError(f"cannot export to {os.fspath(out)}: {reason(error)}") from None
+    except MemoryError:
+        raise JaxlmError(f"cannot export to {os.fspath(out)}: there is not enough memory") from None
+    if model.config.optimizer.average_decay is not None:
+        notes = [*notes, "the parameters are the average, as evaluation uses them, not the last ones"]
+    return notes

@@ -1,0 +1,58 @@
+"""A run's directory for a model that was not trained here: its only checkpoint is of step 0, with given parameters."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jaxlm.config.config import Config
+from jaxlm.data.corpora import UNKNOWN
+from jaxlm.data.corpus import Corpus
+from jaxlm.data.vocab import Vocab
+from jaxlm.errors import RunDirError
+from jaxlm.files import new_folder, reason
+from jaxlm.models.cell import Params
+from jaxlm.runs import checkpoint, directory
+from jaxlm.runs.manifest import Manifest
+from jaxlm.runs.trainer import new_state
+
+NO_IDS = np.zeros(0, np.int32)
+
+
+def unknown_corpus(name: str, sha256: str, vocab: Vocab, *notes: str) -> Corpus:
+    """What stands for the text that a given model was trained on, of which nothing but the vocabulary is known.
+
+    Args:
+        name: where the model came from.
+        sha256: the hash of that.
+        vocab: the model's.
+        *notes: sentences for the user.
+    """
+    return Corpus(name, "an unknown text: the model was imported", vocab, NO_IDS, NO_IDS, NO_IDS, sha256,
+                  notes=notes, spec=UNKNOWN)
+
+
+def keep_model(run_dir: str | Path, config: Config, params: Params, corpus: Corpus) -> Path:
+    """Makes the directory of a run that has trained no window; it appears whole or not at all.
+
+    Args:
+        run_dir: the directory, which must not exist yet, or be empty.
+        config: whose model has the parameters' shapes.
+        params: the model's.
+        corpus: what they were trained on, as far as it is known (`unknown_corpus`); its vocabulary is the model's.
+    Returns:
+        The directory.
+    Raises:
+        JaxlmError: the parameters do not have the config's shapes.
+        RunDirError: the directory holds something already, or cannot be written.
+    """
+    config = config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec)
+    state = new_state(config, params)
+    try:
+        with new_folder(run_dir) as folder:
+            directory.begin(folder, config, corpus, given_params=True)
+            folder.write("metrics.jsonl", b"")
+            checkpoint.save(folder, state, config, corpus.vocab, Manifest(
+                step=0, epoch=0, valid_perplexity=None, corpus=directory.named(corpus)))
+    except OSError as error:
+        raise RunDirError(f"cannot make the run {run_dir}: {reason(error)}") from None
+    return Path(run_dir)

@@ -1,0 +1,226 @@
+"""Export: each file holds the same model, checked by whoever reads it; what cannot be held is refused."""
+
+import json
+import sys
+import zipfile
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import jaxlm
+from jaxlm.cli import exchanging, main
+from jaxlm.data.vocab import Vocab
+from jaxlm.errors import JaxlmError
+from jaxlm.interop.exporting import TARGETS, export_model
+from jaxlm.interop.imported import import_model
+from jaxlm.models import heads, stack
+from jaxlm.scoring.language_model import LanguageModel
+
+WORDS = ("<eos>", "<unk>", "a", "b", "c", "d", "ë", "\x1b[2J")
+TOKENS = [0, 3, 6, 1, 1, 5, 2, 7]
+TEXT = "\n b ë <unk> <unk> d a \x1b[2J"
+SHAPES = {"equal": {"hidden_sizes": (4, 4)}, "tied": {"hidden_sizes": (3, 4), "tied": True},
+          "tied equal": {"hidden_sizes": (4,), "tied": True}, "widths": {"hidden_sizes": (3, 5)}}
+
+
+def model(kind: str = "lstm", shapes: str = "equal", **changes) -> LanguageModel:
+    """A model of random parameters, no bias of which is zero."""
+    bias = {"forget_bias": 1.5} if kind == "lstm" else {}
+    config = jaxlm.preset("small").replace(model=kind, vocab_size=len(WORDS), embedding_size=4, init_scale=1.0,
+                                           **bias, **SHAPES[shapes], **changes)
+    params = stack.init_params(config.model, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), params)
+    return LanguageModel(params, config, Vocab(WORDS), {"name": "a corpus | <b>{x}"})
+
+
+def logits(lm: LanguageModel) -> np.ndarray:
+    """[N, V] after each token."""
+    x = stack.embed(lm.params, jnp.array(TOKENS)[:, None])
+    features, _ = stack.features(lm.config.model, lm.params, stack.no_noise(lm.config.model), x,
+                                 stack.zero_carry(lm.config.model, 1))
+    return np.asarray(heads.logits(lm.config.model, lm.params, features[:, 0]))
+
+
+def same(lm: LanguageModel, found: np.ndarray) -> None:
+    np.testing.assert_allclose(found, logits(lm), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("target", ["torch", "safetensors", "hub"])
+def test_our_own_reader_reads_it_back(tmp_path, target, shapes):
+    lm, out = model(shapes=shapes), tmp_path / "out"
+    notes = export_model(lm, target, out)
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    file, vocab = (out / "model.safetensors", out / "vocab.txt") if target == "hub" else (out, tmp_path / "vocab.txt")
+    found = import_model(file, vocab)
+    assert found.config.model.tied == lm.config.model.tied and found.vocab == lm.vocab
+    np.testing.assert_allclose(found.perplexity(TEXT), lm.perplexity(TEXT), rtol=1e-5)
+    assert any("forget bias 1.5" in note for note in notes)
+    assert any("rnns.0" in note for note in notes) == ("equal" not in shapes)
+
+
+def test_the_archive_is_laid_out_as_pytorch_does(tmp_path):
+    files = [tmp_path / "1.pt", tmp_path / "2.pt"]
+    for file in files:
+        export_model(model(shapes="tied equal"), "torch", file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with zipfile.ZipFile(files[0]) as archive:
+        assert archive.testzip() is None
+        names = archive.namelist()
+        assert {"model/data.pkl", "model/byteorder", "model/version", "model/data/0"} <= set(names)
+        assert len([name for name in names if "/data/" in name]) == 6  # the tied matrix is stored once
+        for info in archive.infolist():
+            with open(files[0], "rb") as raw:
+                raw.seek(info.header_offset + 26)
+                name, extra = np.frombuffer(raw.read(4), "<u2").tolist()
+            assert (info.header_offset + 30 + name + extra) % 64 == 0
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_pytorch_loads_it_and_computes_the_same(tmp_path, kind, shapes):
+    torch = pytest.importorskip("torch")
+    lm = model(kind, shapes)
+    export_model(lm, "torch", tmp_path / "m.pt")
+    export_model(lm, "safetensors", tmp_path / "m.safetensors")
+    state = torch.load(tmp_path / "m.pt", weights_only=True)
+    sizes = (4, *lm.config.model.hidden_sizes)
+    cell = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[kind]
+    parts = {"encoder": torch.nn.Embedding(len(WORDS), 4), "decoder": torch.nn.Linear(sizes[-1], len(WORDS))}
+    if "equal" in shapes:
+        parts["rnn"] = cell(4, 4, len(sizes) - 1)
+    else:
+        parts["rnns"] = torch.nn.ModuleList([cell(below, size) for below, size in pairwise(sizes)])
+    net = torch.nn.ModuleDict(parts)
+    net.load_state_dict(state, strict=True)
+    with torch.no_grad():
+        x = net["encoder"](torch.tensor(TOKENS)[:, None])
+        for layer in net["rnns"] if "rnns" in parts else [net["rnn"]]:
+            x, _ = layer(x)
+        same(lm, net["decoder"](x)[:, 0].numpy())
+    shared = state["encoder.weight"].data_ptr() == state["decoder.weight"].data_ptr()
+    assert shared == lm.config.model.tied
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_onnxruntime_computes_the_same_and_hands_the_state_on(tmp_path, kind, shapes):
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    lm = model(kind, shapes)
+    export_model(lm, "onnx", tmp_path / "m.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    sizes = {one.name: one.shape[2] for one in session.get_inputs() if one.name != "tokens"}
+    state = {name: np.zeros((1, 2, size), np.float32) for name, size in sizes.items()}
+    found = []
+    for part in (TOKENS[:3], TOKENS[3:]):
+        tokens = np.array(part, np.int64)[:, None].repeat(2, 1)
+        names = [one.name for one in session.get_outputs()]
+        answers = dict(zip(names, session.run(names, {"tokens": tokens, **state}), strict=True))
+        found.append(answers.pop("logits")[:, 1])
+        state = {name.removesuffix("_out"): value for name, value in answers.items()}
+    same(lm, np.concatenate(found))
+    assert json.loads(session.get_modelmeta().custom_metadata_map["vocabulary"]) == list(WORDS)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "mingru"])
+def test_stablehlo_computes_the_same_for_any_batch(tmp_path, kind):
+    lm = model(kind, "widths")
+    export_model(lm, "stablehlo", tmp_path / "m.bin")
+    program = export.deserialize(bytearray((tmp_path / "m.bin").read_bytes()))
+    assert set(program.platforms) >= {"cpu", "cuda"}
+    for rows in (1, 3):
+        carry = [jnp.zeros((rows, *shape.shape[1:])) for shape in program.in_avals[1:]]
+        found = []
+        for token in TOKENS:
+            answer, *carry = program.call(jnp.full((1, rows), token, jnp.int32), *carry)
+            found.append(answer[0, rows - 1])
+        same(lm, np.stack(found))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "mingru"])
+def test_orbax_restores_the_tree(tmp_path, kind):
+    orbax = pytest.importorskip("orbax.checkpoint")
+    lm = model(kind)
+    export_model(lm, "orbax", tmp_path / "out")
+    with orbax.StandardCheckpointer() as checkpointer:
+        found = checkpointer.restore(tmp_path / "out/params", jax.tree.map(np.asarray, lm.params))
+    jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(np.asarray, lm.params))
+    assert jaxlm.Config.from_json((tmp_path / "out/config.json").read_text()) == lm.config
+    assert Vocab.from_json((tmp_path / "out/vocab.json").read_text()) == lm.vocab
+
+
+def test_a_hub_s_folder_describes_the_model_and_its_results(tmp_path):
+    run, config = tmp_path / "run", model().config.replace(vocab_size=10_000, corpus="embedded-tiny", batch_size=20)
+    result = jaxlm.train(config.replace(epochs=1, bptt_length=5), run_dir=run, steps=5, quiet=True)
+    assert main(["export", str(run), "--to", "hub", "-o", str(tmp_path / "out")]) == 0
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    lm = jaxlm.load(run)
+    assert (config["vocab_size"], config["hidden_sizes"], config["tie_word_embeddings"]) == (len(lm.vocab), [4, 4], False)
+    assert json.loads((tmp_path / "out/vocab.json").read_text()) == lm.vocab.ids
+    card = (tmp_path / "out/README.md").read_text()
+    assert card.startswith("---\n") and f"{result.test_perplexity:.2f}" in card and "embedded-tiny" in card
+    export_model(model(), "hub", tmp_path / "other")  # words and names of strangers
+    assert "a corpus \\| &lt;b>(x)" in (tmp_path / "other/README.md").read_text()
+    assert json.loads((tmp_path / "other/vocab.json").read_text())["\x1b[2J"] == 7
+
+
+def test_the_average_is_exported_where_the_run_keeps_one(tmp_path):
+    notes = export_model(model(average_decay=0.9), "safetensors", tmp_path / "m")
+    assert any("average" in note for note in notes)
+
+
+@pytest.mark.parametrize("target", ["torch", "safetensors", "hub", "onnx"])
+def test_what_a_target_cannot_express_is_refused(tmp_path, target):
+    if target == "onnx":
+        pytest.importorskip("onnx")
+    with pytest.raises(JaxlmError, match=r"mingru.*stablehlo"):
+        export_model(model("mingru"), target, tmp_path / "out")
+    lm = model()
+    lm.params["mixture"] = np.zeros(3)
+    with pytest.raises(JaxlmError, match="mixture"):
+        export_model(lm, target, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_is_written_over_and_nothing_half(tmp_path, monkeypatch, target):
+    for module in ("onnx", "orbax.checkpoint"):
+        if module.split(".")[0] == target:
+            pytest.importorskip(module)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/mine").touch()
+    with pytest.raises(JaxlmError, match="something of this name"):
+        export_model(model(), target, tmp_path / "there")
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.rename" if target in ("hub", "orbax") else "os.fsync", fail)
+    with pytest.raises(JaxlmError, match="No space left"):
+        export_model(model(), target, tmp_path / "out")
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.rglob("*")] == ["there", "mine"]
+
+
+@pytest.mark.parametrize(("target", "module"), [("onnx", "onnx"), ("orbax", "orbax.checkpoint")])
+def test_a_missing_package_names_the_install_line(tmp_path, monkeypatch, target, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(JaxlmError, match=rf"pip install 'jaxlm\[{target}\]'"):
+        export_model(model(), target, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_knows_every_target(tmp_path, capsys):
+    assert exchanging.TARGETS == TARGETS
+    with pytest.raises(SystemExit):
+        main(["export", str(tmp_path), "--to", "pickle", "-o", str(tmp_path / "out")])
+    assert "safetensors" in capsys.readouterr().err
+    with pytest.raises(JaxlmError, match="stablehlo"):
+        export_model(model(), "pickle", tmp_path / "out")
+    assert main(["export", str(tmp_path / "no"), "--to", "torch", "-o", str(tmp_path / "out")]) == 1
+    assert "there is no directory" in capsys.readouterr().err
