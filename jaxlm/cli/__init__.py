@@ -37,7 +37,8 @@ import jaxlm.cli.sweeping
 import jaxlm.cli.using
 import jaxlm.cli.inspecting
 import jaxlm.cli.scoring
-import jaxlm.cli.generating  # noqa: F401
+import jaxlm.cli.generating
+import jaxlm.cli.reporting  # noqa: F401
 # isort: on
 
 

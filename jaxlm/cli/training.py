@@ -42,6 +42,7 @@ def train_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str], s
     add_run_arguments(run, "where everything is kept (default: runs/PRESET-DATE-TIME)",
                       "continue the run in --run-dir from its newest checkpoint (default: the newest run of this "
                       "preset in runs/)")
+    run.add_argument("--report", action="store_true", help="write RUN/report.html at the end, as `jaxlm report` does")
     run.add_argument("--steps", type=whole(), metavar="N", help="stop after so many windows in all (at least 0)")
     _add_device_arguments(parser)
     add_config_flags(parser, arguments, start)
@@ -75,10 +76,18 @@ def train(args: argparse.Namespace) -> int:
         run_dir = args.run_dir or RUNS / f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = config.replace(**changes(args))
 
+    if args.report:
+        from jaxlm.report.page.library import chart_library
+
+        chart_library()  # raises before hours of training, where it is not installed
     from jaxlm.runs import trainer
 
     result = trainer.train(config, run_dir=run_dir, resume=args.resume, steps=args.steps, data_dir=args.data_dir,
                            devices=args.devices, model_devices=args.model_devices)
+    if args.report and result.run_dir and not result.stopped_by:
+        from jaxlm.sweeps.reporting import write_report
+
+        say(printable(f"report: {write_report([result.run_dir], data_dir=args.data_dir)}"))
     return SIGNALLED + result.stopped_by if result.stopped_by else 0
 
 
