@@ -1,4 +1,4 @@
-"""docs/surprisal.md and docs/generation.md: every command and every program in them runs, in a directory of its own."""
+"""docs/surprisal.md, generation.md and report.md: every command and program in them runs, in a directory of its own."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["surprisal.md", "generation.md"])
+@pytest.mark.parametrize("page", ["surprisal.md", "generation.md", "report.md"])
 def test_a_page_runs_from_its_beginning_to_its_end(page, tmp_path, monkeypatch):
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 3

@@ -56,7 +56,8 @@ def write_report(paths: Sequence[str | Path], out: str | Path | None = None, *, 
     contents = Contents(runs)
     chosen = [best_run(together) for together in contents.by_corpus]
     models = [model_view(where[run.name], run.name, which, texts, data_dir) for run in chosen]
-    title = names[0] if len(names) == 1 else f"{len(names)} runs and sweeps"
+    counts = [f"{len(some)} {what}{'s' * (len(some) > 1)}" for some, what in ((runs, "run"), (sweeps, "sweep")) if some]
+    title = names[0] if len(names) == 1 else " and ".join(counts)
     page = render(Contents(runs, models, sweeps), f"Report: {title}")
     try:
         write_bytes(target, page.encode())
@@ -79,9 +80,11 @@ def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_
         raise JaxlmError(f"the sweep in {path} has no results: expected a trial with a finished epoch, found "
                          f"{len(trials):,} without; resume it with `jaxlm sweep --run-dir {path} --resume`")
     best = sweep.best
-    own = best and path / "trials" / f"{best.number:04d}" / f"seed-{best.seed}"
-    model = model_view(own, f"trial {best.number}, seed {best.seed}", which, texts, data_dir) if (
-        best and own and own.is_dir()) else None
+    model = None
+    if best:
+        trial = path / "trials" / f"{best.number:04d}"  # as `Study.run_dir` names it, wherever the sweep lies now
+        own = trial if plan.seeds == 1 else trial / f"seed-{best.seed}"
+        model = model_view(own, f"trial {best.number}, seed {best.seed}", which, texts, data_dir)
     return SweepRecord(name, str(path), plan.corpus, trials, sweep.command(best) if best else None, model=model)
 
 

@@ -17,19 +17,21 @@ Spec = dict[str, Any]
 PALETTE = [f"var(--c{place})" for place in range(8)]
 MOST_POINTS = 3000  # of all lines of a chart
 LABEL = 60  # letters of a name
-_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is loaded from it
-_ZOOM = {"name": "zoom", "select": {"type": "interval", "zoom": "wheel![event.ctrlKey || event.metaKey]"},
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is loaded from it
+ZOOM = {"name": "zoom", "select": {"type": "interval", "zoom": "wheel![event.ctrlKey || event.metaKey]"},
          "bind": "scales"}
 _LEGEND = {"name": "shown", "select": {"type": "point", "fields": ["run"]}, "bind": "legend"}
 _OPACITY = {"condition": {"param": "shown", "value": 1}, "value": 0.12}
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif'  # the page's, to be measured
 CONFIG: Spec = {
-    "background": "transparent", "font": "inherit",
+    "background": "transparent", "font": FONT,
     "view": {"stroke": "var(--rule)"},
     "axis": {"labelColor": "var(--ink)", "titleColor": "var(--ink)", "gridColor": "var(--rule)",
              "domainColor": "var(--rule)", "tickColor": "var(--rule)", "labelFontSize": 12, "titleFontSize": 12,
              "titleFontWeight": "normal"},
     "legend": {"labelColor": "var(--ink)", "titleColor": "var(--ink)", "labelFontSize": 12, "titleFontSize": 12,
-               "orient": "bottom", "columns": 2, "labelLimit": 260, "symbolLimit": 60, "direction": "vertical"},
+               "orient": "bottom", "columns": {"signal": "max(1, floor(width / 200))"}, "labelLimit": 190,
+               "symbolLimit": 60},
     "range": {"category": PALETTE}}
 
 
@@ -53,16 +55,16 @@ def learning_curves(runs: Sequence[RunRecord], published: Sequence[tuple[str, fl
             points.append({"run": _label(run.name), "split": "test", "epoch": run.epochs[-1]["epoch"],
                            "perplexity": run.test_perplexity})
     levels = [{"name": name, "perplexity": value} for name, value in [*_floor(runs), *published] if _drawable(value)]
-    y = {"field": "perplexity", "type": "quantitative", "scale": {"type": "log", "nice": False, "padding": 12}, "title": "perplexity",
-         "axis": {"format": ",~g"}}
+    y = {"field": "perplexity", "type": "quantitative", "title": "perplexity", "axis": {"format": ",~g"},
+         "scale": {"type": "log", "nice": False, "padding": 12}}
     x = {"field": "epoch", "type": "quantitative", "title": "epoch", "scale": {"zero": False, "nice": False,
                                                                                 "padding": 14},
          "axis": {"tickMinStep": 1, "format": "d"}}
     splits = ["train", "validation", "test"]
-    colour = {"field": "run", "type": "nominal", "title": "run (choose one to see it alone)"}
+    colour = {"field": "run", "type": "nominal", "title": "run"}
     tooltip = [{"field": "run"}, {"field": "split"}, {"field": "epoch"}, {"field": "perplexity", "format": ",.2f"}]
     line = {"transform": [{"filter": "datum.split !== 'test'"}], "mark": {"type": "line", "strokeWidth": 2},
-            "params": [_ZOOM, _LEGEND],
+            "params": [ZOOM, _LEGEND],
             "encoding": {"x": x, "y": y, "color": colour, "opacity": _OPACITY,
                          "strokeDash": {"field": "split", "scale": {"domain": splits,
                                                                     "range": [[5, 4], [1, 0], [1, 3]]},
@@ -100,7 +102,7 @@ def words_per_second(runs: Sequence[RunRecord]) -> Spec:
 
 
 def word_map(words: WordMap) -> Spec:
-    """Words where their vectors lie: points all, words as far as there is room (`labels`, which the page sets)."""
+    """Words where their vectors lie: points all, words as far as there is room (`visible`, which the page sets)."""
     values = [{"id": place, "word": _label(word), "x": x, "y": y, "cluster": cluster}
               for place, (word, (x, y), cluster) in enumerate(zip(words.words, words.places, words.clusters,
                                                                   strict=True))]
@@ -109,18 +111,18 @@ def word_map(words: WordMap) -> Spec:
     colour = {"field": "cluster", "type": "nominal", "legend": None}
     seen = "datum.id === picked || near[datum.id]"
     faint = {"condition": [{"test": seen, "value": 1}, {"test": "picked >= 0", "value": 0.15}]}
-    dots = {"mark": {"type": "circle", "size": 26, "cursor": "pointer", "clip": True}, "params": [_ZOOM],
+    dots = {"mark": {"type": "circle", "size": 26, "cursor": "pointer", "clip": True}, "params": [ZOOM],
             "encoding": {**axes, "color": colour, "opacity": {**faint, "value": 0.55},
                          "tooltip": {"field": "word"}}}
     names = {"mark": {"type": "text", "dy": -7, "cursor": "pointer", "clip": True},
              "encoding": {**axes, "text": {"field": "word"}, "color": colour,
                           "size": {"condition": {"test": "datum.id === picked", "value": 20}, "value": 12},
-                          "opacity": {"condition": [{"test": seen, "value": 1},
-                                                    {"test": "datum.id >= labels", "value": 0},
+                          "opacity": {"condition": [{"test": "!visible[datum.id]", "value": 0},
+                                                    {"test": seen, "value": 1},
                                                     {"test": "picked >= 0", "value": 0.15}], "value": 1}}}
     return _spec({"data": {"values": values}, "height": 560, "layer": [dots, names],
                   "params": [{"name": "picked", "value": -1}, {"name": "near", "value": {}},
-                             {"name": "labels", "value": 120}],
+                             {"name": "visible", "value": {}}],
                   "view": {"stroke": "var(--rule)"}, "description": "a map of the words"})
 
 
@@ -159,12 +161,12 @@ def _lines(points: list[Spec], title: str, *, log: bool, interpolate: str = "lin
     scale: Spec = {"type": "log", "nice": False, "padding": 8} if log else {"zero": True}
     encoding = {"x": {"field": "epoch", "type": "quantitative", "title": "epoch", "axis": {"tickMinStep": 1},
                       "scale": {"zero": False, "nice": False}},
-                "y": {"field": "value", "type": "quantitative", "title": title, "scale": scale,
+                "y": {"field": "value", "type": "quantitative", "title": None, "scale": scale,
                       "axis": {"format": "~g" if log else "~s", "tickCount": 5}},
                 "color": {"field": "run", "type": "nominal", "title": "run", "legend": None}}
     tooltip = [{"field": "run"}, {"field": "epoch", "format": ".2f"}, {"field": "value", "title": title,
                                                                       "format": ",.4~g"}]
-    line = {"mark": {"type": "line", "interpolate": interpolate, "strokeWidth": 1.5, "clip": True}, "params": [_ZOOM],
+    line = {"mark": {"type": "line", "interpolate": interpolate, "strokeWidth": 1.5, "clip": True}, "params": [ZOOM],
             "encoding": encoding}
     dots = {"mark": {"type": "point", "filled": True, "size": 40, "opacity": 1 if point else 0, "clip": True},
             "encoding": {**encoding, "tooltip": tooltip}}
@@ -172,7 +174,7 @@ def _lines(points: list[Spec], title: str, *, log: bool, interpolate: str = "lin
 
 
 def _spec(tree: Spec) -> Spec:
-    return {"$schema": _SCHEMA, "width": "container", "config": CONFIG, **tree}
+    return {"$schema": SCHEMA, "width": "container", "config": CONFIG, **tree}
 
 
 def _floor(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:

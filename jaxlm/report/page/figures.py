@@ -25,15 +25,14 @@ class Figures:
         Returns:
             The box.
         """
-        name = self.box(spec, kind=kind, **extra)
+        name = f"{kind}-{len(self.payload[kind])}"
+        self.payload[kind].append({"id": name, "spec": spec, **extra})
+        return self.placed(title, name, zoom)
+
+    def placed(self, title: str, name: str, zoom: bool = True) -> Markup:
+        """The box of a chart whose specification the caller adds, by the box's id."""
         buttons = [element("button", sign, type="button", data_zoom=what, data_chart=name,
                            aria_label=f"zoom {what}: {title}")
                    for sign, what in (("+", "in"), ("\N{MINUS SIGN}", "out"), ("reset", "reset"))]
         return element("figure", element("figcaption", title, element("span", *buttons, cls="tools") if zoom else ""),
                        element("div", id=name, cls="chart"))
-
-    def box(self, spec: dict[str, Any], *, kind: str = "charts", **extra: Any) -> str:
-        """Adds a chart whose box the caller makes; the id of that box."""
-        name = f"{kind}-{len(self.payload[kind])}"
-        self.payload[kind].append({"id": name, "spec": spec, **extra})
-        return name

@@ -51,15 +51,20 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, caption: 
         caption: what the table shows.
         row_attributes: of each row, as `element` takes them.
     """
+    rows = [list(row) for row in rows]
+    right = [bool(rows) and all(_is_number(row[place]) or row[place] == "" for row in rows) and any(
+        _is_number(row[place]) for row in rows) for place in range(len(head))]
     body = []
     for place, row in enumerate(rows):
         first, *rest = row
         cells = [element("th", _cell(first), scope="row"),
-                 *(element("td", _cell(cell), cls="number" if _is_number(cell) else None) for cell in rest)]
+                 *(element("td", _cell(cell), cls="number" if at_right else None)
+                   for cell, at_right in zip(rest, right[1:], strict=True))]
         body.append(element("tr", *cells, **(row_attributes[place] if row_attributes else {})))
     return element("div", element(
-        "table", element("caption", caption), element("thead", element("tr", *(element("th", name, scope="col")
-                                                                             for name in head))),
+        "table", element("caption", caption), element("thead", element("tr", *(
+            element("th", name, scope="col", cls="number" if at_right and place else None)
+            for place, (name, at_right) in enumerate(zip(head, right, strict=True))))),
         element("tbody", *body)), cls="wide", tabindex="0", role="region", aria_label=caption)
 
 

@@ -7,7 +7,7 @@ from jaxlm.report.page.contents import ModelView, ScoredText, WordMap
 from jaxlm.report.page.figures import Figures
 from jaxlm.report.page.markup import Markup, details, element, join, table, text
 
-EOS = "<eos>"
+EOS, NO_BREAK = "<eos>", "\N{NO-BREAK SPACE}"
 MOST_BITS = 16.0  # the end of the scale of colours
 
 
@@ -62,10 +62,11 @@ def _legend() -> Markup:
 
 def _text(scored: ScoredText) -> Markup:
     words = []
-    for word, bits in zip(scored.words, scored.bits, strict=True):
+    for word, bits, after in zip(scored.words, scored.bits, [*scored.words[1:], ""], strict=True):
         ends = word == EOS
+        between = element("br") if ends else NO_BREAK if after == EOS else " "
         words += [element("span", "⏎" if ends else word, cls="word", style=_colour(bits),
-                          title=f"{word}: {_bits(bits)} bits"), element("br") if ends else " "]
+                          title=f"{word}: {_bits(bits)} bits"), between]
     known = [bits for bits in scored.bits if math.isfinite(bits)]
     mean = f"{sum(known) / len(known):.2f} bits a word over {len(known):,} words" if known else "no word is scored"
     rows = [[place, word, _bits(bits)] for place, (word, bits) in enumerate(zip(scored.words, scored.bits,

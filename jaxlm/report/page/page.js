@@ -51,18 +51,25 @@
     const found = document.getElementById(`${map.id}-found`);
     const input = find("search", map.id)[0];
     const empty = found.firstChild.cloneNode(true);
-    let whole = null;
-    const label = () => {  // as many words as there is room for
-      const spans = ["x", "y"].map((axis) => Math.abs(view.scale(axis).domain()[1] - view.scale(axis).domain()[0]));
-      whole = whole || spans;
-      const closer = Math.max(1, whole[0] * whole[1] / (spans[0] * spans[1]));
-      const room = Math.round(view.width() * view.height() / 3200 * closer);
-      if (room !== view.signal("labels")) view.signal("labels", room).runAsync();
+    const places = map.spec.data.values;
+    const label = () => {  // the word chosen, its neighbours, then the most frequent words whose labels lie apart
+      const x = view.scale("x"), y = view.scale("y"), taken = [], visible = {};
+      const near = view.signal("near"), picked = view.signal("picked");
+      const rank = ({id}) => id === picked ? 0 : near[id] ? 1 : 2;
+      for (const {id, word, x: across, y: down} of [...places].sort((a, b) => rank(a) - rank(b))) {
+        const [left, top, half] = [x(across), y(down), word.length * 3.4 + 3];
+        if (left < 0 || left > view.width() || top < 0 || top > view.height()) continue;
+        if (taken.some((one) => Math.abs(one[0] - left) < one[2] + half && Math.abs(one[1] - top) < 14)) continue;
+        taken.push([left, top, half]);
+        visible[id] = true;
+      }
+      view.signal("visible", visible).runAsync();
     };
     const pick = (id) => {
       const near = {};
       for (const [word] of map.neighbors[id]) if (ids.has(word)) near[ids.get(word)] = true;
-      view.signal("picked", id).signal("near", near).runAsync();
+      view.signal("picked", id).signal("near", near);
+      label();
       const title = document.createElement("p");
       title.append("Nearest to ", Object.assign(document.createElement("b"), {textContent: map.words[id]}), ": ");
       for (const [word, cosine] of map.neighbors[id]) {
@@ -75,7 +82,8 @@
       found.replaceChildren(title);
     };
     const clear = () => {
-      view.signal("picked", -1).signal("near", {}).runAsync();
+      view.signal("picked", -1).signal("near", {});
+      label();
       found.replaceChildren(empty.cloneNode(true));
       input.value = "";
     };
@@ -105,6 +113,8 @@
     const form = find("filters", sweep.id)[0];
     const inputs = (axis) => [...form.querySelectorAll("input")].filter((one) => Number(one.dataset.axis) === axis);
     const rows = find("of", sweep.id);
+    const categoryOf = (axis, text) => axis.categories.findIndex(([name]) => name === text);
+    const heightOf = (axis, text) => axis.categories[categoryOf(axis, text)][1];
     const bounds = (place) => {
       const ends = {from: -Infinity, to: Infinity};
       for (const one of inputs(place)) if (one.value !== "" && Number.isFinite(Number(one.value))) ends[one.dataset.bound] = Number(one.value);
@@ -125,7 +135,7 @@
     const rangeOf = (place) => {
       const axis = sweep.axes[place];
       if (axis.categories) {
-        const chosen = inputs(place).filter((one) => one.checked).map((one) => axis.categories[one.value]);
+        const chosen = inputs(place).filter((one) => one.checked).map((one) => heightOf(axis, one.value));
         if (chosen.length === inputs(place).length || !chosen.length) return null;
         return [Math.min(...chosen), Math.max(...chosen)];
       }
@@ -145,12 +155,12 @@
       document.getElementById(`${sweep.id}-count`).textContent = ` ${shown} of ${rows.length} trials`;
       const parallel = views[`${sweep.id}-parallel`];
       if (parallel) parallel.signal("kept", filtered ? kept : null).signal("ranges", sweep.axes.map((_, place) => rangeOf(place))).runAsync();
-      for (const one of sweep.slices) if (views[one.id]) views[one.id].signal("kept", filtered ? kept : null).runAsync();
+      for (const one of [sweep.curves, ...sweep.slices]) if (views[one.id]) views[one.id].signal("kept", filtered ? kept : null).runAsync();
     };
     const write = (place, low, high) => {  // null, null: all
       const axis = sweep.axes[place];
       for (const one of inputs(place)) {
-        if (axis.categories) one.checked = low === null || (axis.categories[one.value] >= low && axis.categories[one.value] <= high);
+        if (axis.categories) one.checked = low === null || (heightOf(axis, one.value) >= low && heightOf(axis, one.value) <= high);
         else {
           const bound = one.dataset.bound === "from" ? low : high;
           const [from, to] = axis.log ? [Math.log(axis.low), Math.log(axis.high)] : [axis.low, axis.high];
@@ -162,7 +172,7 @@
     const choose = (place, range) => {  // what a slice has brushed
       const axis = sweep.axes[place];
       for (const one of inputs(place)) {
-        if (axis.categories) one.checked = !range || range.includes(one.value);
+        if (axis.categories) one.checked = !range || range.includes(categoryOf(axis, one.value));
         else one.value = !range ? "" : Number((one.dataset.bound === "from" ? Math.min(...range) : Math.max(...range)).toPrecision(5));
       }
     };
@@ -170,6 +180,7 @@
     parallel.addSignalListener("brush", (_, brush) => {
       if (brush) { write(brush.axis, brush.low, brush.high); apply(); }
     });
+    await draw(sweep.curves.id, sweep.curves.spec);
     for (const one of sweep.slices) {
       const view = await draw(one.id, one.spec);
       view.addSignalListener("brush", (_, brush) => {
@@ -187,10 +198,18 @@
     apply();
   };
 
+  // On paper the facts of each run are open.
+  let opened = [];
+  window.addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open]):has(> .facts)")];
+    for (const one of opened) one.open = true;
+  });
+  window.addEventListener("afterprint", () => { for (const one of opened) one.open = false; });
+
   const start = async () => {
-    for (const chart of payload.charts) await draw(chart.id, chart.spec);
-    for (const map of payload.maps) await startMap(map);
-    for (const sweep of payload.sweeps) await startSweep(sweep);
+    const parts = [...payload.charts.map((chart) => () => draw(chart.id, chart.spec)),
+      ...payload.maps.map((map) => () => startMap(map)), ...payload.sweeps.map((sweep) => () => startSweep(sweep))];
+    for (const part of parts) await part().catch((error) => console.error(error));  // the others are drawn still
     document.documentElement.dataset.ready = "yes";
   };
   start();

@@ -25,13 +25,16 @@ def runs_section(runs: Sequence[RunRecord], figures: Figures) -> Markup:
         The section's content.
     """
     drawn = runs[:MOST_LINES]
-    note = "" if len(drawn) == len(runs) else f" The charts show {MOST_LINES} of {len(runs)} runs; the tables all."
+    note = "" if len(drawn) == len(runs) else f" The charts show {MOST_LINES} of {len(runs)} runs; the tables show all."
     return join([
         element("h3", "Results"), _results(runs), element("h3", "Learning curves"),
-        element("p", f"Dashed: training. Solid: validation. Diamond: test.{note}", cls="note"),
+        element("p", "Dashed, triangles: training. Solid, circles: validation. Diamond: test. Choose a run below the "
+                f"chart to see it alone.{note}", cls="note"),
         figures.chart("Learning curves", charts.learning_curves(drawn, published(runs)), zoom=True),
         details("Table: perplexities of each epoch", _epochs(runs)),
         element("h3", "Training"),
+        element("p", "The gradient's global norm is that before clipping, averaged over neighbouring windows.",
+                cls="note"),
         *_training(drawn, figures),
         details("Table: gradient norm, learning rate and speed of each epoch", _speeds(runs)),
         element("h3", "What was run"), *map(_run, runs)])
@@ -52,7 +55,7 @@ def _results(runs: Sequence[RunRecord]) -> Markup:
         [_title(place, group.runs), *group.settings.values(),
          ", ".join(str(run.seed) for run in group.runs), spread(*group.valid), spread(*group.test),
          ", ".join(run.name for run in group.runs)] for place, group in enumerate(found, 1)]
-    rows += [[name, *[""] * len(names), "", "", f"{value:.2f}", ""] for name, value in published(runs)]
+    rows.extend([name, *[""] * len(names), "", "", f"{value:.2f}", ""] for name, value in published(runs))
     single = [[run.name, run.preset, run.seed, run.epochs[-1]["epoch"], spread(run.valid_perplexity),
                spread(run.test_perplexity), _best_test(run)] for run in runs]
     return join([
@@ -81,7 +84,7 @@ def _epochs(runs: Iterable[RunRecord]) -> Markup:
 
 
 def _training(runs: Sequence[RunRecord], figures: Figures) -> list[Markup]:
-    found = [figures.chart("Gradient norm, before clipping", charts.gradient_norms(runs), zoom=True),
+    found = [figures.chart("Gradient norm", charts.gradient_norms(runs), zoom=True),
              figures.chart("Learning rate", charts.learning_rates(runs), zoom=True)]
     if any(run.timing for run in runs):
         found.append(figures.chart("Words per second", charts.words_per_second(runs), zoom=True))
@@ -116,9 +119,12 @@ def _run(run: RunRecord) -> Markup:
     fields = [[name, value, unit, section] for section, name, value, unit in run.fields]
     checkpoints = [[f"{step:,}", epoch, "" if valid is None else spread(valid)]
                    for step, epoch, valid in run.checkpoints]
-    return details(run.name, table(["", ""], facts, caption="Where it comes from"),
-                   table(["field", "value", "unit", "section"], fields, caption="Config"),
-                   table(["windows trained", "epoch", "validation perplexity"], checkpoints, caption="Checkpoints"))
+    return details(run.name, element(
+        "div", table(["", ""], facts, caption="Where it comes from"),
+        table(["field", "value", "unit", "section"], fields, caption="Config"),
+        table(["windows trained", "epoch", "validation perplexity"], checkpoints, caption="Checkpoints"),
+        cls="facts"))
+
 
 
 def _pairs(tree: Any) -> str:

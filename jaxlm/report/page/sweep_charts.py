@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from jaxlm.report.figure import drawable
-from jaxlm.report.page.charts import CONFIG, Spec
+from jaxlm.report.page.charts import CONFIG, FONT, MOST_POINTS, SCHEMA, ZOOM, Spec
 from jaxlm.report.page.contents import TrialRecord
 from jaxlm.report.sweep_plots import Scale, scales_of
 from jaxlm.terminal import printable
 
 PERPLEXITY = "validation perplexity"
 _KEPT = "kept === null || kept[datum.trial]"
-_COLOUR = {"scheme": "viridis", "reverse": True, "type": "log"}
+_COLOURS = ["#f2700f", "#9a6ad6", "#3f7fd0"]  # the best first; each is seen on white and on black
 
 
 def axes_of(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
@@ -24,8 +24,8 @@ def axes_of(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
         trials: at least one, all with the same fields.
 
     Returns:
-        Of each: name; values and places (from 0 to 1) of the trials, None where a trial has no place; categories with
-        their places, of a field that is no number; low, high and log, of one that is; ticks, as [place, text].
+        Of each: name; values and places (from 0 to 1) of the trials, None where a trial has no place; categories, as
+        [text, place], of a field that is no number; low, high and log, of one that is; ticks, as [place, text].
     """
     points = [(trial.values, trial.valid[0]) for trial in trials]
     found = [_axis(name, scale, [trial.values[name] for trial in trials]) for name, scale in scales_of(points).items()]
@@ -72,7 +72,7 @@ def parallel_coordinates(trials: Sequence[TrialRecord], axes: Sequence[dict[str,
         "scales": [{"name": "x", "type": "point", "domain": list(range(len(axes))), "range": "width", "padding": 0.35},
                    {"name": "y", "type": "linear", "domain": [0, 1], "range": "height"},
                    {"name": "colour", "type": "log", "domain": {"data": "points", "field": "perplexity"},
-                    "range": {"scheme": "viridis"}, "reverse": True}],
+                    "range": _COLOURS, "interpolate": "lab"}],
         "marks": [
             {"type": "rule", "from": {"data": "axes"}, "encode": {"update": {
                 "x": centre, "y": {"value": 0}, "y2": {"signal": "height"}, "stroke": {"value": "var(--ink)"},
@@ -82,11 +82,12 @@ def parallel_coordinates(trials: Sequence[TrialRecord], axes: Sequence[dict[str,
             {"type": "text", "from": {"data": "ticks"}, "interactive": False, "encode": {"update": {
                 "x": {**centre, "offset": 5}, "y": {"scale": "y", "field": "y"}, "text": {"field": "text"},
                 "baseline": {"value": "middle"}, "fill": {"value": "var(--ink)"}, "fontSize": {"value": 12},
-                "stroke": {"value": "var(--paper)"}, "strokeWidth": {"value": 0}}}},
+                "font": {"value": FONT}}}},
             {"type": "text", "from": {"data": "axes"}, "interactive": False, "encode": {"update": {
                 "x": centre, "y": {"value": -12}, "text": {"field": "name"}, "align": {"value": "center"},
                 "limit": {"signal": f"width / {len(axes)} - 4"}, "fill": {"value": "var(--ink)"},
-                "fontSize": {"value": 12}, "fontWeight": {"value": "bold"}}}},
+                "fontSize": {"value": 12}, "fontWeight": {"value": "bold"},
+                "font": {"value": FONT}}}},
             {"type": "rect", "from": {"data": "brushes"}, "interactive": False, "encode": {"update": {
                 "xc": centre, "width": {"value": 22}, "y": {"signal": "scale('y', datum.range[1])", "offset": -3},
                 "y2": {"signal": "scale('y', datum.range[0])", "offset": 3}, "fill": {"value": "var(--accent)"},
@@ -98,24 +99,55 @@ def parallel_coordinates(trials: Sequence[TrialRecord], axes: Sequence[dict[str,
 
 def slice_of(trials: Sequence[TrialRecord], axis: dict[str, Any], perplexities: dict[str, Any]) -> Spec:
     """Validation perplexity against one field, in Vega-Lite's JSON; a drag is a `brush`."""
-    points = [{"trial": trial.number, "value": axis["values"][at], "perplexity": perplexities["values"][at]}
-              for at, trial in enumerate(trials) if perplexities["values"][at] is not None]
+    names = [text for text, _ in axis["categories"] or ()]  # (which stand in the data as their places)
+    points = [{"trial": trial.number, "name": value, "value": names.index(value) if names else value,
+               "perplexity": perplexities["values"][at]}
+              for at, (trial, value) in enumerate(zip(trials, axis["values"], strict=True))
+              if perplexities["values"][at] is not None]
     x: Spec = {"field": "value", "title": axis["name"]}
-    x |= {"type": "ordinal", "sort": list(axis["categories"]), "axis": {"labelAngle": 0, "labelLimit": 90}} if (
-        axis["categories"]) else {"type": "quantitative", "axis": {"format": "~g", "tickCount": 4}, "scale": {
+    x |= {"type": "ordinal", "axis": {"labelAngle": 0, "labelLimit": 90, "labelExpr": "names[datum.value]"}} if (
+        names) else {"type": "quantitative", "axis": {"format": "~g", "tickCount": 4}, "scale": {
             "nice": False, "padding": 10, **({"type": "log"} if axis["log"] else {"zero": False})}}
-    return {"$schema": "https://vega.github.io/schema/vega-lite/v6.json", "width": "container", "height": 200,
+    return {"$schema": SCHEMA, "width": "container", "height": 200,
             "config": CONFIG, "description": "validation perplexity over one field", "data": {"values": points},
-            "params": [{"name": "kept", "value": None}, {"name": "brush", "select": {"type": "interval"}}],
+            "params": [{"name": "kept", "value": None}, {"name": "names", "value": names},
+                       {"name": "brush", "select": {"type": "interval"}}],
             "mark": {"type": "point", "filled": True, "size": 60},
             "encoding": {"x": x,
                          "y": {"field": "perplexity", "type": "quantitative", "title": PERPLEXITY,
                                "axis": {"format": ",~g", "tickCount": 4},
                                "scale": {"type": "log", "nice": False, "padding": 10}},
-                         "color": {"field": "perplexity", "type": "quantitative", "scale": _COLOUR, "legend": None},
+                         "color": {"field": "perplexity", "type": "quantitative", "legend": None,
+                                   "scale": {"type": "log", "range": _COLOURS, "interpolate": "lab"}},
                          "opacity": {"condition": {"test": _KEPT, "value": 0.95}, "value": 0.08},
-                         "tooltip": [{"field": "trial"}, {"field": "value", "title": axis["name"]},
+                         "tooltip": [{"field": "trial"}, {"field": "name", "title": axis["name"]},
                                      {"field": "perplexity", "format": ",.2f"}]}}
+
+
+def epochs_of(trials: Sequence[TrialRecord]) -> Spec:
+    """Validation perplexity over the epochs of each trial's first seed, in Vega-Lite's JSON."""
+    points = [{"trial": trial.number, "epoch": epoch, "perplexity": value} for trial in trials
+              for epoch, value in enumerate(drawable(trial.valid_by_epoch).tolist(), 1) if math.isfinite(value)]
+    points = points[:4 * MOST_POINTS]
+    ends = {trial.number: trial.valid[0] for trial in trials}
+    for point in points:
+        point["end"] = ends[point["trial"]]
+    encoding = {"x": {"field": "epoch", "type": "quantitative", "axis": {"tickMinStep": 1, "format": "d"},
+                      "scale": {"zero": False, "nice": False, "padding": 10}},
+                "y": {"field": "perplexity", "type": "quantitative", "title": PERPLEXITY, "axis": {"format": ",~g"},
+                      "scale": {"type": "log", "nice": False, "padding": 10}},
+                "detail": {"field": "trial"},
+                "color": {"field": "end", "type": "quantitative", "legend": None,
+                          "scale": {"type": "log", "range": _COLOURS, "interpolate": "lab"}},
+                "opacity": {"condition": {"test": _KEPT, "value": 0.85}, "value": 0.06}}
+    tooltip = [{"field": "trial"}, {"field": "epoch"}, {"field": "perplexity", "format": ",.2f"}]
+    return {"$schema": SCHEMA, "width": "container", "height": 280, "config": CONFIG,
+            "description": "validation perplexity over the epochs of the trials", "data": {"values": points},
+            "params": [{"name": "kept", "value": None}],
+            "layer": [{"mark": {"type": "line", "strokeWidth": 1.8, "clip": True}, "params": [ZOOM],
+                       "encoding": encoding},
+                      {"mark": {"type": "point", "filled": True, "size": 40, "clip": True},
+                       "encoding": {**encoding, "tooltip": tooltip}}]}
 
 
 def _axis(name: str, scale: Scale, values: Sequence[Any]) -> dict[str, Any]:
@@ -135,5 +167,6 @@ def _axis(name: str, scale: Scale, values: Sequence[Any]) -> dict[str, Any]:
     own = [named[float(value)] for value in scale.places] if categories else [
         float(value) if math.isfinite(value) else None for value in scale.places]
     return {"name": printable(name), "values": own, "places": [place(float(value)) for value in x],
-            "categories": ticks if categories else None, "low": ends[0], "high": ends[1], "log": scale.log,
+            "categories": [[text, height] for text, height in ticks.items()] if categories else None,
+            "low": ends[0], "high": ends[1], "log": scale.log,
             "ticks": [[height, text] for text, height in ticks.items() if height is not None]}

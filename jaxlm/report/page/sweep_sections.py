@@ -33,11 +33,13 @@ def sweep_section(sweep: SweepRecord, figures: Figures) -> Markup:
                   for place, axis in enumerate(axes[:-1])]
         figures.payload["sweeps"].append({
             "id": name, "axes": axes, "trials": [trial.number for trial in drawn],
-            "parallel": sweep_charts.parallel_coordinates(drawn, axes), "slices": slices})
+            "parallel": sweep_charts.parallel_coordinates(drawn, axes), "slices": slices,
+            "curves": {"id": f"{name}-curves", "spec": sweep_charts.epochs_of(drawn)}})
         parts += [_filters(name, axes), element("figure", element("figcaption", "Parallel coordinates"),
                                                 element("div", id=f"{name}-parallel", cls="chart")),
-                  element("p", "Drag along an axis to filter, double-click it to clear it; light lines are better.",
+                  element("p", "Drag along an axis to filter, double-click it to clear it; orange is better.",
                           cls="note screen"),
+                  figures.placed("Learning curves", f"{name}-curves"),
                   element("div", *(element("figure", element("figcaption", axes[one["axis"]]["name"]),
                                            element("div", id=one["id"], cls="chart")) for one in slices), cls="grid")]
     parts.append(_table(sweep, f"sweeps-{number}" if len(drawn) > 1 else None))
@@ -52,7 +54,7 @@ def _filters(name: str, axes: list[dict[str, Any]]) -> Markup:
         if axis["categories"]:
             inputs = [element("label", element("input", type="checkbox", checked=True, value=value,
                                                data_bound="choice", **common), f" {value}")
-                      for value in axis["categories"]]
+                      for value, _ in axis["categories"]]
         else:
             inputs = [element("label", f"{bound} ", element(
                 "input", type="number", step="any", placeholder=f"{axis[end]:.4g}", data_bound=bound, **common))
