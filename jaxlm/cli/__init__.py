@@ -38,7 +38,8 @@ import jaxlm.cli.using
 import jaxlm.cli.inspecting
 import jaxlm.cli.scoring
 import jaxlm.cli.generating
-import jaxlm.cli.exchanging  # noqa: F401
+import jaxlm.cli.exchanging
+import jaxlm.cli.reporting  # noqa: F401
 # isort: on
 
 

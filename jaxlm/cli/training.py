@@ -49,6 +49,7 @@ def train_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str], s
                       "preset in runs/)")
     run.add_argument("--init", type=some_path, metavar="RUN", help="begin from the parameters, the model and the "
                      "vocabulary of another run's last checkpoint (and its text, unless --corpus names one)")
+    run.add_argument("--report", action="store_true", help="write RUN/report.html at the end, as `jaxlm report` does")
     run.add_argument("--steps", type=whole(), metavar="N", help="stop after so many windows in all (at least 0)")
     run.add_argument("--track", metavar="NAME", help="send the metrics to wandb, trackio or mlflow too")
     _add_device_arguments(parser)
@@ -89,6 +90,10 @@ def train(args: argparse.Namespace) -> int:
     else:
         config = config.replace(**changes(args))
 
+    if args.report:
+        from jaxlm.report.page.library import chart_library
+
+        chart_library()  # raises before hours of training, where it is not installed
     from jaxlm.report import trackers
     from jaxlm.runs import trainer
 
@@ -101,6 +106,10 @@ def train(args: argparse.Namespace) -> int:
         result = trainer.train(config, corpus=corpus, run_dir=run_dir, params=params, resume=args.resume,
                                steps=args.steps, data_dir=args.data_dir, devices=args.devices,
                                model_devices=args.model_devices, on_metrics=on_metrics)
+    if args.report and result.run_dir and not result.stopped_by:
+        from jaxlm.sweeps.reporting import write_report
+
+        say(printable(f"report: {write_report([result.run_dir], data_dir=args.data_dir)}"))
     return SIGNALLED + result.stopped_by if result.stopped_by else 0
 
 

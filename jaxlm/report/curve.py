@@ -34,7 +34,7 @@ def learning_curve(run_dir: Path, path: Path | None = None) -> Path:
         raise JaxlmError(f"expected a finished epoch in {Path(run_dir) / 'metrics.jsonl'}, found {len(windows)} "
                          "windows and no epoch's result: train one epoch first")
     tests = [row for row in tests if row.get("checkpoint") != "best"][-1:]  # the run's result: its last parameters'
-    x = _ends(windows, epochs)
+    x = window_ends(windows, epochs)
     ends = dict(zip([row["epoch"] for row in windows], x.tolist(), strict=True))  # of each epoch's last window
     at = [ends.get(row["epoch"], row["epoch"]) for row in epochs]
     with figure(8, 5.2) as drawn:
@@ -76,7 +76,7 @@ def _draw_rates(axes: Any, x: np.ndarray, rates: np.ndarray) -> None:
     axes.minorticks_off()
 
 
-def _ends(windows: list[_Row], epochs: list[_Row]) -> np.ndarray:
+def window_ends(windows: list[_Row], epochs: list[_Row]) -> np.ndarray:
     """Where each window ends, in epochs; an unfinished epoch is taken to be as long as the longest."""
     epoch = np.array([row["epoch"] for row in windows], float)
     own, first, which, sizes = np.unique(epoch, return_index=True, return_inverse=True, return_counts=True)

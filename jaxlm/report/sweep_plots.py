@@ -25,7 +25,7 @@ def slice_plot(points: Points, path: Path) -> Path:
     Raises:
         RunDirError: The picture cannot be written.
     """
-    scales = _scales(points)
+    scales = scales_of(points)
     columns = min(len(scales), 3)
     rows = -(-len(scales) // columns)
     with figure(1.2 + 3 * columns, 0.4 + 2.8 * rows) as drawn:
@@ -57,8 +57,8 @@ def parallel_plot(points: Points, path: Path) -> Path:
     Raises:
         RunDirError: The picture cannot be written.
     """
-    scales = _scales(points)
-    y = _Scale(drawable([perplexity for _, perplexity in points]), {}, log=True)
+    scales = scales_of(points)
+    y = Scale(drawable([perplexity for _, perplexity in points]), {}, log=True)
     with figure(2 + 1.8 * len(scales), 4) as drawn:
         axes = drawn.subplots()
         lines = np.array([_draw_scale(axes, place, scale) for place, scale in enumerate([*scales.values(), y])])
@@ -75,7 +75,7 @@ def parallel_plot(points: Points, path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """Where one field's values lie on an axis."""
 
     places: np.ndarray  # [points]
@@ -83,19 +83,19 @@ class _Scale:
     log: bool
 
 
-def _scales(points: Points) -> dict[str, _Scale]:
+def scales_of(points: Points) -> dict[str, Scale]:
     """The scale of each field, by name."""
     return {name: _scale([values[name] for values, _ in points]) for name in points[0][0]}
 
 
-def _scale(values: Sequence[Any]) -> _Scale:
+def _scale(values: Sequence[Any]) -> Scale:
     if not all(type(value) in (int, float) for value in values):
         names = list(dict.fromkeys(map(_named, sorted(values, key=repr))))
-        return _Scale(np.array([names.index(_named(value)) for value in values], float),
+        return Scale(np.array([names.index(_named(value)) for value in values], float),
                       {float(place): label(name) for place, name in enumerate(names)}, log=False)
     places = np.array(values, float)
     distinct = np.unique(places)
-    return _Scale(places, {float(value): f"{value:.4g}" for value in distinct} if len(distinct) <= 6 else {},
+    return Scale(places, {float(value): f"{value:.4g}" for value in distinct} if len(distinct) <= 6 else {},
                   log=bool(places.min() > 0 and places.max() >= 8 * places.min()))
 
 
@@ -103,7 +103,7 @@ def _named(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _limits(scale: _Scale) -> tuple[float, float]:
+def _limits(scale: Scale) -> tuple[float, float]:
     """An axis's ends: a margin beyond all values, also those of points that have no perplexity."""
     low, high = scale.places.min(), scale.places.max()
     if scale.log:
@@ -112,7 +112,7 @@ def _limits(scale: _Scale) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _draw_scale(axes: Any, place: int, scale: _Scale) -> np.ndarray:
+def _draw_scale(axes: Any, place: int, scale: Scale) -> np.ndarray:
     """Draws one of the parallel axes, from 0 to 1; the points' heights on it [points]."""
     x = np.log(scale.places) if scale.log else scale.places
     low, high = (np.nanmin(x), np.nanmax(x)) if np.isfinite(x).any() else (np.nan, np.nan)

@@ -46,7 +46,7 @@ def embedding_map(embedding: np.ndarray, words: Sequence[str], path: Path, *, co
     if not np.isfinite(vectors).all() or (np.ptp(vectors, axis=0) == 0).all():
         raise JaxlmError("the embedding's vectors are not finite, or all the same: map one that was trained")
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    places, clusters = _project(vectors, method, seed)
+    places, clusters = project(vectors, method, seed)
     span = np.maximum(np.ptp(places, axis=0), 1e-12)
     area = np.array([_WIDTH, _HEIGHT - _MARGIN]) - 2 * _MARGIN
     places = _MARGIN + (places - places.min(axis=0)) / span * area
@@ -91,7 +91,7 @@ def spread(places: np.ndarray, sizes: np.ndarray, rounds: int = 200) -> np.ndarr
     return places
 
 
-def _project(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def project(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Places [n, 2] and clusters [n] of unit vectors [n, E]."""
     try:
         from sklearn.cluster import KMeans

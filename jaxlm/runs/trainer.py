@@ -1,5 +1,6 @@
 """`train`: one run from its beginning, or from where it was stopped, to its test."""
 
+import shlex
 import signal
 import tempfile
 from collections.abc import Callable
@@ -256,6 +257,9 @@ def _finish(run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progr
         except RunDirError as error:
             progress.say(f"there is no learning curve: {error}", loud=True)
     progress.summary(rows, run.config.preset)
+    if kept_in and run.epochs:
+        command = shlex.join(["jaxlm", "report", str(kept_in), "-o", str(kept_in / "report.html")])
+        progress.say(f"a page of curves, words and samples: {command}")
     return result(test_perplexity=tests["last"])
 
 

@@ -1,0 +1,153 @@
+"""What a report page shows of runs: read from their directories, and computed by their models."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from jaxlm.data.corpora import load_corpus
+from jaxlm.data.vocab import EOS
+from jaxlm.errors import DataError, JaxlmError, RunDirError
+from jaxlm.files import Folder
+from jaxlm.report.metrics import read_metrics
+from jaxlm.report.page.contents import ModelView, Row, RunRecord, ScoredText
+from jaxlm.report.page.words import map_words
+from jaxlm.runs import checkpoint, directory
+from jaxlm.runs.loading import load
+from jaxlm.scoring.language_model import LanguageModel
+
+TEST_WORDS = 400  # of the test split's beginning
+SAMPLES, SAMPLE_WORDS = 3, 80
+MOST_TIMING = 64 << 20  # bytes of timing.jsonl
+
+Found = TypeVar("Found")
+
+
+def run_record(path: Path, name: str | None = None) -> RunRecord:
+    """A run's results and surroundings.
+
+    Args:
+        path: its directory.
+        name: what the page calls it (default: the directory's name).
+
+    Returns:
+        The run without its parameters.
+
+    Raises:
+        RunDirError: There is no run, or a file of it is damaged.
+        JaxlmError: No epoch has finished.
+    """
+    config = directory.saved_config(path)
+    if problems := directory.problems(path):
+        raise RunDirError(f"the run in {path} is damaged, and there is no report of it: {problems[0]}; `jaxlm info` "
+                          f"lists all problems")
+    rows = read_metrics(path)
+    windows, epochs, tests = ([row for row in rows if row["kind"] == kind] for kind in ("window", "epoch", "test"))
+    if not epochs:
+        raise JaxlmError(f"the run in {path} has no results: expected a finished epoch, found {len(windows):,} "
+                         f"windows; train one epoch first")
+    record = directory.saved_record(path)
+    return RunRecord(
+        name or path.resolve().name, str(path), config.preset, config.train.seed,
+        tuple([*(("kinds", slot, kind, "") for slot, kind in config.kinds.items()),
+               *((section, field, _shown(value), spec.unit) for section, field, spec, value in config.every_field())]),
+        record["corpus"], record["sessions"],
+        [(step, found.epoch, found.valid_perplexity) for step, found in checkpoint.manifests(path).items()],
+        windows, epochs, tests, _timing(path))
+
+
+def best_run(runs: Sequence[RunRecord]) -> RunRecord:
+    """The run with the lowest validation perplexity."""
+    return min(runs, key=lambda run: (math.isnan(run.valid_perplexity), run.valid_perplexity))
+
+
+def model_view(path: Path, name: str, which: str = "last", texts: Sequence[str] = (),
+               data_dir: str | Path | None = None) -> ModelView:
+    """What a run's model makes of its words, of text, and what it generates.
+
+    Args:
+        path: the run's directory.
+        name: what the page calls the run.
+        which: `last`, `best` (on validation), or a step.
+        texts: to score, beside the test split's beginning.
+        data_dir: where Penn Treebank's files lie.
+
+    Returns:
+        The view; what cannot be computed is named in its notes.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is damaged.
+        DataError: A text has no words.
+    """
+    lm = load(path, which)
+    notes: list[str] = []
+
+    def part(what: str, make: Callable[[], Found]) -> Found | None:
+        try:
+            return make()
+        except JaxlmError as error:
+            notes.append(f"There is no {what}: {error}.")
+            return None
+
+    words = part("map of the words", lambda: map_words(np.asarray(lm.params["embedding"]), lm.vocab.words))
+    test = part("text of the test split", lambda: _test_text(lm, data_dir))
+    samples = part("sample", lambda: [
+        str(text) for text in lm.generate(words=SAMPLE_WORDS, samples=SAMPLES, no_unk=True)])
+    own = [_scored(lm, f"Text {place}", text.splitlines()) for place, text in enumerate(texts, 1)]
+    return ModelView(name, which, words, [*([test] if test else []), *own], samples or [], notes)
+
+
+def _test_text(lm: LanguageModel, data_dir: str | Path | None) -> ScoredText:
+    """The beginning of the run's own test split."""
+    data = lm.config.data
+    corpus = load_corpus(data.corpus, data_dir=data_dir, max_vocab=lm.config.model.vocab_size,
+                         min_count=data.min_count, lowercase=data.lowercase)
+    if corpus.sha256 != lm.corpus["sha256"]:
+        raise DataError(f"the model was trained on {lm.corpus['name']} with sha256 {lm.corpus['sha256']}, and the "
+                        f"corpus found has {corpus.sha256}")
+    lines: list[list[str]] = [[]]
+    for place in np.asarray(corpus.test[:TEST_WORDS]).tolist():
+        word = lm.vocab.words[place]
+        if word == EOS:
+            lines.append([])
+        else:
+            lines[-1].append(word)
+    return _scored(lm, f"The beginning of the test split of {corpus.name}", lines, context="stream")
+
+
+def _scored(lm: LanguageModel, title: str, lines: Sequence[str | list[str]], context: str = "stream") -> ScoredText:
+    """Lines of words with their surprisals; the state is passed on from line to line."""
+    found = lm.surprisal([line for line in lines if (line.split() if isinstance(line, str) else line)],
+                         context=context, eos=True)
+    return ScoredText(title, found.word, [round(float(bits), 4) for bits in found.surprisal])
+
+
+def _timing(path: Path) -> list[Row]:
+    """The last line of each epoch in timing.jsonl; a line that a killed writer left is passed over."""
+    try:
+        with Folder.open(path) as folder:
+            data = folder.read("timing.jsonl", MOST_TIMING)
+    except OSError:
+        return []
+    rows: dict[int, Row] = {}
+    for line in data.splitlines():
+        try:
+            row = json.loads(line)
+            kept = {"epoch": row["epoch"], **{name: float(row[name]) for name in ("seconds", "words_per_second")}}
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            continue
+        if type(kept["epoch"]) is int and all(map(math.isfinite, list(kept.values()))):
+            rows[kept["epoch"]] = kept
+    return [rows[epoch] for epoch in sorted(rows)]
+
+
+def _shown(value: Any) -> str:
+    """A field's value as its flag takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,301 @@
+"""The report page: what is on it, nothing of a stranger's obeyed, nothing loaded, whole or not there."""
+
+import json
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from page_parts import HOSTILE, hostile_contents, model_view, run_record, sweep_record
+
+import jaxlm
+from jaxlm.cli import main
+from jaxlm.errors import JaxlmError
+from jaxlm.report.page import markup
+from jaxlm.report.page.contents import Contents
+from jaxlm.report.page.library import chart_library
+from jaxlm.report.page.page import render
+from jaxlm.report.page.results import groups, published
+from jaxlm.report.page.sweep_charts import axes_of
+from jaxlm.report.page.words import map_words
+from jaxlm.sweeps.reporting import write_report
+
+VOID = {"meta", "input", "br"}
+TINY = jaxlm.preset("small").replace(corpus="embedded-tiny", hidden_sizes=(8,), embedding_size=4, batch_size=50,
+                                     epochs=1)
+
+
+class Page(HTMLParser):
+    """The elements of a page, every one closed in its turn."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.scripts, self.words = [], [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] == ["script"]:
+            self.scripts[-1] += data
+        else:
+            self.words.append(data)
+
+
+def page(contents: Contents) -> Page:
+    return Page(render(contents, "Report", library=lambda: "window.vegaEmbed = null;"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A directory of two runs that differ in their seed, and a sweep."""
+    folder = tmp_path_factory.mktemp("report")
+    for seed in (0, 1):
+        jaxlm.train(TINY.replace(seed=seed), run_dir=folder / f"seed-{seed}", quiet=True)
+    jaxlm.sweep(TINY, {"learning_rate": [0.5, 1.0]}, run_dir=folder / "sweep", quiet=True)
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of a run, to be damaged."""
+    return shutil.copytree(trained / "seed-0", tmp_path / "run")
+
+
+def test_every_part_is_there_with_a_table_beside_each_chart():
+    found = page(Contents([run_record("a"), run_record("b", 1)], [model_view("a")], [sweep_record(model=model_view())]))
+    text = " ".join(found.words)
+    for part in ("Results", "Learning curves", "Gradient norm", "Learning rate", "Words per second", "Map of the words",
+                 "Surprisal", "Samples", "Parallel coordinates", "What was run", "jaxlm train --seed 1", "published"):
+        assert part in text, part
+    payload = json.loads(found.scripts[0])
+    assert {kind: len(parts) for kind, parts in payload.items()} == {"charts": 4, "maps": 2, "sweeps": 1}
+    assert found.tags.count("figure") == 4 + 2 + 1 + 1 + 3 and found.tags.count("table") > 8
+    ids = [value for _, name, value in found.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    boxes = [one["id"] for one in payload["charts"] + payload["maps"]]
+    assert set(boxes) <= set(ids)
+
+
+def test_no_text_of_a_file_becomes_markup_or_script():
+    """The same elements and attributes, in name, as a page of harmless text has."""
+    contents = hostile_contents()
+    text = render(contents, HOSTILE[0], library=lambda: "0;")
+    text.encode()
+    found = Page(text)
+    assert found.tags.count("script") == 3 and "img" not in found.tags and "b" in found.tags
+    assert not {name for _, name, _ in found.attributes if name.startswith("on") and name != "on"}
+    for tag, name, value in found.attributes:
+        assert name not in ("src", "href") or value.startswith("#"), (tag, name, value)
+    payload = found.scripts[0]
+    assert not set("<>&\u2028\u2029") & set(payload)
+    assert json.loads(payload)["maps"][0]["words"] == HOSTILE
+    assert "<script>alert(1)</script>" in " ".join(found.words)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u2028\u2029\u202e\ud800]", text)
+
+
+def test_the_page_loads_nothing_and_runs_its_own_scripts_alone():
+    found = page(Contents([run_record()]))
+    assert not {"link", "img", "iframe", "object", "base"} & set(found.tags)
+    assert not [value for _, name, value in found.attributes if "://" in value]
+    policy = next(value for _, name, value in found.attributes if name == "content" and "default-src" in value)
+    assert "default-src 'none'" in policy and policy.count("'sha256-") == 2
+    assert "unsafe-eval" not in policy and "unsafe-inline" not in policy.split("script-src")[1]
+    assert "http" not in "".join(value for _, name, value in found.attributes if name == "style")
+    style = (Path(jaxlm.__path__[0]) / "report/page/page.css").read_text()
+    assert "url(" not in style and "@import" not in style
+
+
+def test_the_library_is_a_script_that_cannot_end_its_element():
+    script = chart_library()
+    assert 200_000 < len(script) < 2_000_000
+    assert "</script" not in script.lower() and "<!--" not in script
+
+
+def test_every_chart_is_what_vega_lite_understands():
+    vl_convert = pytest.importorskip("vl_convert")
+    contents = Contents([run_record("a"), run_record("b", 1)], [model_view("a")], [sweep_record()])
+    payload = json.loads(page(contents).scripts[0])
+    sweep = payload["sweeps"][0]
+    for one in [*payload["charts"], *payload["maps"], *sweep["slices"], sweep["curves"]]:
+        vl_convert.vegalite_to_vega(one["spec"], vl_version="6.1")
+        assert "<svg" in vl_convert.vegalite_to_svg({**one["spec"], "width": 300}, vl_version="6.1")
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_line_with_mean_and_deviation():
+    other = run_record("c", fields=(("model", "init_scale", "0.2", ""),))
+    found = groups([run_record("a", 0), run_record("b", 2), other])
+    pair = next(group for group in found if len(group.runs) == 2)
+    assert pair.test == (119.0, pytest.approx(2**0.5)) and pair.settings == {"init_scale": "0.1"}
+    alone = next(group for group in found if len(group.runs) == 1)
+    assert alone.test[0] == 118 and np.isnan(alone.test[1])
+
+
+def test_published_numbers_stand_beside_runs_on_penn_treebank_alone():
+    assert [value for _, value in published([run_record(), run_record("b", 1)])] == [115.5]
+    assert [value for _, value in published([run_record(preset="zaremba-large")])] == [78.5]
+    assert published([run_record(corpus="other"), run_record(preset="mine")]) == []
+
+
+def test_runs_on_several_corpora_are_kept_apart_and_it_is_said():
+    found = page(Contents([run_record("a", corpus="one", sha="1"), run_record("b", corpus="two", sha="2")]))
+    text = " ".join(found.words)
+    assert "Runs on one" in text and "Runs on two" in text and "2 corpora" in text
+    charts = json.loads(found.scripts[0])["charts"]
+    assert {point["run"] for point in charts[0]["spec"]["data"]["values"]} == {"a"}
+
+
+def test_the_axes_of_a_sweep_place_every_trial():
+    trials = sweep_record().trials
+    rate, sizes, nesterov, perplexity = axes_of(trials)
+    assert rate["log"] and (rate["low"], rate["high"]) == (0.5, 4.0) and rate["categories"] is None
+    np.testing.assert_allclose(rate["places"][:4], [0, 1 / 3, 2 / 3, 1], atol=1e-5)
+    assert sizes["categories"] == [["16x8", 0], ["8", 1]] and sizes["values"][1] == "16x8"
+    assert nesterov["values"][:2] == ["False", "True"]
+    assert perplexity["places"][0] == 0 and perplexity["places"][-1] == 1
+
+
+def test_the_map_finds_the_nearest_words_of_the_whole_vocabulary():
+    vectors = np.random.default_rng(0).normal(size=(60, 8))
+    vectors[50] = vectors[3] * 2
+    found = map_words(vectors, [f"w{place}" for place in range(60)], count=20, neighbors=4)
+    assert found.neighbors[3][0] == ("w50", 1.0) and len(found.words) == len(found.places) == 20
+    for bad in (np.ones((10, 4)), np.full((10, 4), np.nan), np.eye(4)):
+        with pytest.raises(JaxlmError):
+            map_words(bad, ["w"] * 10)
+
+
+def test_the_page_of_three_long_runs_is_small():
+    """15 epochs of Penn Treebank at the preset small's batch: 11,610 windows each."""
+    windows = [{"kind": "window", "step": step, "epoch": 1 + step // 774, "cost": 91.23456, "learning_rate": 0.5,
+                "grad_norm": 1.2345678 + step % 7} for step in range(11610)]
+    epochs = [{"kind": "epoch", "epoch": epoch, "train_perplexity": 99.9, "valid_perplexity": 110.1}
+              for epoch in range(1, 16)]
+    runs = [run_record(name, seed, windows=windows, epochs=epochs) for seed, name in enumerate("abc")]
+    words = [f"word{place:06d}" for place in range(500)]
+    assert len(render(Contents(runs, [model_view("a", words)]), "Report")) < 2_500_000
+
+
+@pytest.mark.parametrize("value", [0.0, -1.5, 1e-9, 1e300, float("inf"), float("nan"), None, 12345.678])
+def test_numbers_of_every_size_have_a_text(value):
+    assert isinstance(markup.number(value), str) and "\n" not in markup.number(value)
+    json.loads(markup.script_json({"x": value}))
+
+
+def test_the_command_writes_runs_and_a_sweep_to_one_page(trained, tmp_path, capsys):
+    out = tmp_path / "report.html"
+    runs = [str(trained / name) for name in ("seed-0", "seed-1", "sweep")]
+    assert main(["report", *runs, runs[0], "-o", str(out), "--text", "vore <script>x</script>"]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    text = out.read_text()
+    found = Page(text)
+    words = " ".join(found.words)
+    assert "2 runs and 1 sweep" in words and "0, 1" in words and "The beginning of the test split" in words
+    assert "<script>x</script>" in words and "There is no" not in words
+    assert len(text) < 3_000_000
+    payload = json.loads(found.scripts[0])
+    assert len(payload["maps"]) == 2 and len(payload["maps"][0]["words"]) == 500
+
+
+def test_one_run_has_its_report_in_its_directory_and_train_writes_it(tmp_path, capsys):
+    run = tmp_path / "a run"
+    flags = ["--corpus", "embedded-tiny", "--hidden-sizes", "8", "--embedding-size", "4", "--batch-size", "50",
+             "--epochs", "1"]
+    assert main(["train", *flags, "--run-dir", str(run), "--report"]) == 0
+    said = capsys.readouterr().out
+    assert f"jaxlm report '{run}' -o '{run}/report.html'" in said.replace("\n", " ") and f"report: {run}" in said
+    first = (run / "report.html").read_bytes()
+    assert main(["report", str(run)]) == 0
+    assert Page(first.decode()).tags == Page((run / "report.html").read_text()).tags
+
+
+def damage(run: Path, how: str) -> None:
+    if how == "config":
+        shutil.rmtree(run / "checkpoints")
+        (run / "config.json").write_text("{")
+    elif how == "record":
+        (run / "run.json").write_text("[]")
+    elif how == "metrics":
+        (run / "metrics.jsonl").write_text('{"kind":"window"\n')
+    elif how == "fifo":
+        (run / "metrics.jsonl").unlink()
+        os.mkfifo(run / "metrics.jsonl")
+    elif how == "sparse":
+        with open(run / "run.json", "wb") as file:
+            file.truncate(1 << 40)
+    elif how == "arrays":
+        for path in sorted((run / "checkpoints").rglob("*")):
+            if path.is_file() and path.stat().st_size > 1000 and path.suffix not in (".json", ".jsonl"):
+                path.write_bytes(path.read_bytes()[:-1])
+    elif how == "no epoch":
+        shutil.rmtree(run / "checkpoints")
+        lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (run / "metrics.jsonl").write_text("".join(line for line in lines if '"window"' in line))
+
+
+@pytest.mark.parametrize("how", ["config", "record", "metrics", "fifo", "sparse", "arrays", "no epoch"])
+def test_a_damaged_run_is_one_sentence_and_no_page(run, trained, tmp_path, capsys, how):
+    damage(run, how)
+    out = tmp_path / "report.html"
+    out.write_text("the old page")
+    before = sorted(tmp_path.iterdir())
+    assert main(["report", str(trained / "seed-1"), str(run), "-o", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and "Traceback" not in said and str(run) in said
+    assert out.read_text() == "the old page" and sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"members":[]}', '{"members":[{"number":1}]}', '{"members":7}'])
+def test_a_sweep_without_results_or_with_damaged_ones_is_one_sentence(trained, tmp_path, capsys, text):
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    shutil.copy(trained / "sweep/plan.json", sweep)
+    if text is not None:
+        (sweep / "sweep.json").write_text(text)
+    assert main(["report", str(sweep)]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and ("no results" if text is None else "damaged") in said
+    assert not (sweep / "report.html").exists()
+
+
+def test_arguments_that_cannot_be_are_one_sentence(trained, tmp_path, capsys):
+    runs = [str(trained / "seed-0"), str(trained / "seed-1")]
+    for arguments, message in (([*runs], "-o FILE"), ([runs[0], "-o", str(tmp_path)], "is a directory"),
+                               ([runs[0], "-o", str(tmp_path / "gone/page.html")], "cannot write"),
+                               ([str(tmp_path / "none")], "there is no directory"),
+                               ([str(tmp_path)], "no run"), ([runs[0], "--checkpoint", "77"], "77")):
+        assert main(["report", *arguments]) == 1
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and message in said, said
+    with pytest.raises(JaxlmError, match="at least one"):
+        write_report([])
+
+
+def test_a_corpus_that_is_gone_leaves_a_note_and_the_rest(tmp_path):
+    text = tmp_path / "text"
+    text.write_text("a b c d e <script>alert(1)</script>\n" * 4000)
+    jaxlm.train(TINY.replace(corpus=str(text)), run_dir=tmp_path / "run", quiet=True)
+    text.unlink()
+    found = Page(write_report([tmp_path / "run"]).read_text())
+    words = " ".join(found.words)
+    assert "There is no text of the test split" in words and "Samples" in words and "Map of the words" in words
+    assert found.tags.count("script") == 3
+
+
+def test_a_timing_that_is_damaged_is_passed_over(run):
+    with open(run / "timing.jsonl", "a") as file:
+        file.write('{"epoch":1,"sec\n[]\n{"epoch":2,"seconds":"nan","words_per_second":1}\n')
+    assert write_report([run]).exists()
