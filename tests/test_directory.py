@@ -280,6 +280,12 @@ def test_the_memory_is_the_machines_or_a_smaller_limit():
     assert int(limited.stdout) == min(20_000_000 * 1024, memory.limit())
 
 
+def test_what_others_use_of_the_memory_is_not_there():
+    assert 0 < memory.available() < memory.limit()
+    with pytest.raises(JaxlmError, match=r"needs at least .* GB of memory, and there is .* GB"):
+        memory.check(memory.limit(), "all of it", "take less")
+
+
 @pytest.mark.slow
 def test_a_run_of_format_1_is_resumed_and_reproduced_byte_for_byte(run_dir, tmp_path):
     """With the flags of the machine that wrote it; (0.1's end, kept here by its last line)."""
