@@ -137,8 +137,8 @@ def load(config: Config, corpus: str | Path | Corpus | None = None, data_dir: st
     if len(corpus.vocab) > config.model.vocab_size:
         raise JaxlmError(f"the corpus has {len(corpus.vocab):,} words and vocab_size is {config.model.vocab_size:,}: "
                          f"raise it, or load the corpus with max_vocab={config.model.vocab_size}")
-    for split in ("train", "valid"):
-        check_fits(split, len(getattr(corpus, split)), config.train.batch_size, config.train.bptt_length)
+    for split, epochs in (("train", config.train.epochs), ("valid", 0)):
+        check_fits(split, len(getattr(corpus, split)), config.train.batch_size, config.train.bptt_length, epochs)
     check_fits("test", len(corpus.test), 1, 1)
     return config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec, **corpus.options), corpus
 
