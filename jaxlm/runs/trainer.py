@@ -1,7 +1,6 @@
 """`train`: one run from its beginning, or from where it was stopped, to its test."""
 
 import signal
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from jaxlm.models.cell import Params
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.progress import Progress
 from jaxlm.report.trackers import OnMetrics
-from jaxlm.runs import checkpoint, directory, signals
+from jaxlm.runs import checkpoint, directory, signals, temporary
 from jaxlm.runs.group import Group, SingleGroup
 from jaxlm.runs.lock import lock
 from jaxlm.runs.loop import Observer, fit
@@ -93,10 +92,8 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
     first = hosts.first()
     with hosts.guarded(), ExitStack() as held:
         kept, resumes = run_dir is not None and first, resume and first
-        if run_dir is None or not first:  # the other processes of many have a directory of their own while they run
-            folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-")))
-        else:
-            folder = Path(run_dir)
+        # (The other processes of many have a directory of their own while they run.)
+        folder = held.enter_context(temporary.folder()) if run_dir is None or not first else Path(run_dir)
         shared = Path(run_dir or folder)
 
         def begin() -> Run:
