@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import threading
+import warnings
 from dataclasses import fields
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -278,6 +279,15 @@ def test_threads_end_without_a_traceback():
     before = threading.excepthook
     assert run([], lambda _: exit_code(act)) == (1, "", "error: the sentence\n")
     assert threading.excepthook is before
+
+
+def test_a_warning_is_one_line():
+    def act():
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("\x1b of\ntwo lines", RuntimeWarning, stacklevel=1)
+
+    assert run([], lambda _: exit_code(act)) == (0, "", "warning: \\x1b of two lines\n")
 
 
 def test_the_fixed_sections_have_no_kind():

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder
 from jaxlm.report.metrics import read_metrics
-from jaxlm.runs import checkpoint, memory
+from jaxlm.runs import checkpoint, memory, temporary
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.lock import lock
 
@@ -258,8 +259,38 @@ def test_a_kept_run_needs_no_temporary_folder(tmp_path, corpus, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a temporary folder was made")
 
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     jaxlm.train(Config.from_json((GOLDEN / "config.json").read_text()), corpus, tmp_path / "run", steps=0, quiet=True)
+
+
+KILLED = """
+import os, signal, sys, jaxlm
+from jaxlm.report.metrics import MetricsLog
+MetricsLog.windows = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+config = jaxlm.preset("test").replace(corpus="embedded-tiny", hidden_sizes=(4,), embedding_size=4)
+jaxlm.train(config, quiet=True) if sys.argv[1] == "run" else jaxlm.sweep(config, {"learning_rate": [1]}, quiet=True)
+"""
+
+
+@pytest.mark.parametrize("what", ["run", "sweep"])
+def test_a_killed_process_s_temporary_folder_is_removed_by_the_next(tmp_path, monkeypatch, what):
+    """And no living one's, no new one, nobody else's: not what only has such a name."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    process = start(what, code=KILLED)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    dead, = tmp_path.iterdir()
+    (tmp_path / "jaxlm-run-mine").mkdir()
+    (tmp_path / "jaxlm-run-mine/notes").write_text("mine")
+    (tmp_path / "jaxlm-run-link").symlink_to(tmp_path / "jaxlm-run-mine")
+    with temporary.folder() as young:
+        assert dead.exists() and young.is_dir()
+        for path in tmp_path.glob("jaxlm-run-*"):
+            os.utime(path, (0, 0))
+        with temporary.folder() as another:
+            assert not dead.exists() and young.is_dir() and another.is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["jaxlm-run-link", "jaxlm-run-mine"]
 
 
 @pytest.mark.parametrize("changes", [{"hidden_sizes": (1_000_000,)}, {"hidden_sizes": (10**9, 7)},
@@ -278,6 +309,12 @@ def test_the_memory_is_the_machines_or_a_smaller_limit():
     limited = subprocess.run(["bash", "-c", f"ulimit -v 20000000; exec '{sys.executable}' -c '{code}'"], text=True,
                              capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
     assert int(limited.stdout) == min(20_000_000 * 1024, memory.limit())
+
+
+def test_what_others_use_of_the_memory_is_not_there():
+    assert 0 < memory.available() < memory.limit()
+    with pytest.raises(JaxlmError, match=r"needs at least .* GB of memory, and there is .* GB"):
+        memory.check(memory.limit(), "all of it", "take less")
 
 
 @pytest.mark.slow

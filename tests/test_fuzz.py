@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import resource
 import shutil
 import tarfile
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import CONFIG
 
+from jaxlm.cli import main
 from jaxlm.config.config import Config
 from jaxlm.data import download
 from jaxlm.data.corpora import load_corpus, read_text
@@ -256,3 +258,82 @@ def test_a_bomb_of_an_archive_is_not_unpacked(tmp_path, monkeypatch, kind, megab
     assert reason in ("the archive has more than 33,554,432 bytes", "empty header")
     assert time.monotonic() - start < SECONDS
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < BYTES / 4
+
+
+FILES = {  # of a finished run, sweep and prepared corpus -> the verbs that read it
+    "run/config.json": ("info", "json", "evaluate", "train", "reproduce"),
+    "run/run.json": ("info", "json", "train", "reproduce"),
+    "run/metrics.jsonl": ("info", "json", "plot", "train", "reproduce"),
+    **{f"run/checkpoints/00000027/{name}": ("info", "json", "evaluate", "perplexity", "predict", "neighbors", "plot",
+                                            "train")
+       for name in ("manifest.json", "config.json", "vocab.json", "state.safetensors", "metrics.jsonl")},
+    "sweep/plan.json": ("sweep",), "sweep/study.journal": ("sweep",),
+    **{f"corpus/{name}": ("evaluate", "prepare") for name in ("prepared.json", "vocab.json", "train.ids", "valid.ids",
+                                                              "test.ids")},
+}
+VERBS = {
+    "info": ("info", "run"), "json": ("info", "run", "--json"), "evaluate": ("evaluate", "run"),
+    "perplexity": ("perplexity", "run", "w1 w2"), "predict": ("predict", "run", "w1"),
+    "neighbors": ("neighbors", "run", "w1"), "plot": ("plot", "run", "--method", "pca", "--words", "8"),
+    "train": ("train", "--run-dir", "run", "--resume"), "reproduce": ("reproduce", "run"),
+    "sweep": ("sweep", "--run-dir", "sweep", "--resume"), "prepare": ("prepare", "text", "corpus"),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder with a text, its prepared corpus, and a run and a sweep of it that have ended."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "text").write_text("w1 w2 w3 w4 \x1b]0;w5\x07 w6 w7 w8 w9\n" * 150)
+    size = ["--corpus", "corpus", "--hidden-sizes", "4", "--embedding-size", "4", "--batch-size", "5", "--bptt-length",
+            "10", "--epochs", "1"]
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+        for command in (["prepare", "text", "corpus"], ["train", *size, "--run-dir", "run"],
+                        ["sweep", *size, "--set", "learning_rate=1,2", "--run-dir", "sweep"]):
+            assert main(command) == 0
+    assert (folder / "run/checkpoints/00000027").is_dir()
+    return folder
+
+
+def spoken(arguments: tuple[str, ...]) -> None:
+    """Runs a command, and holds what it says and how it ends to what is promised of every command."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(arguments)
+        except SystemExit as stop:
+            code = stop.code
+    said, wrong = out.getvalue(), err.getvalue()
+    assert code in (0, 1, 2, 3), code
+    assert "Traceback" not in said + wrong and wrong.count("\n") <= 1, wrong
+    assert wrong or code != 1 or "problems" in said or "differs" in said or arguments[0] == "sweep", said
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", said + wrong), said + wrong
+
+
+def through_every_verb(finished: Path, tmp_path: Path, name: str, inputs: int) -> None:
+    original = (finished / name).read_bytes()
+    change = json_mutated if name.endswith(".json") else mutated
+
+    @settings(max_examples=inputs, database=None, derandomize=True, suppress_health_check=[*HealthCheck])  # pyright: ignore
+    @given(change(original), st.booleans(), st.data())
+    def one(data: bytes, seal_again: bool, drawn: st.DataObject) -> None:
+        if seal_again:
+            with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+                tree = json.loads(data)
+                tree.pop("sha256", None)
+                data = seal(tree).encode()
+        shutil.rmtree(tmp_path / "at", ignore_errors=True)
+        shutil.copytree(finished, tmp_path / "at")
+        (tmp_path / "at" / name).write_bytes(data)
+        with contextlib.chdir(tmp_path / "at"):
+            start = time.monotonic()
+            spoken(VERBS[drawn.draw(st.sampled_from(FILES[name]))])
+            assert time.monotonic() - start < SECONDS
+
+    one()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_a_mutated_file_is_one_sentence_through_every_verb(finished, tmp_path, name):
+    through_every_verb(finished, tmp_path, name, inputs=60)

@@ -1,9 +1,12 @@
 """Several real processes, started, stopped and killed, end with the numbers of one process."""
 
 import os
+import random
 import shutil
 import signal
 import socket
+import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +26,18 @@ STEP = {"SLURM_JOB_ID": f"{os.getpid()}", "SLURM_STEP_NODELIST": "localhost", "S
 CONFIG = processes_.CONFIG.replace(batch_size=48, epochs=2)
 
 
-def start_two(run_dir: Path, *arguments: str | Path):
+KILLS = int(os.environ.get("JAXLM_CHAOS_PROCESSES", "4"))
+FOUR_DEVICES = f"import os; os.environ['XLA_FLAGS'] += ' --xla_force_host_platform_device_count=4'; {processes_.MAIN}"
+
+
+def start_two(run_dir: Path, *arguments: str | Path, code: str = processes_.MAIN):
     """The same command as two processes with a device each, connected by a free port. An existing run is resumed."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     how = ("--resume",) if (run_dir / "config.json").exists() else FLAGS
     return [start("train", "--run-dir", run_dir, "--coordinator", f"localhost:{port}", "--processes", "2",
-                  "--process", str(i), *how, *arguments) for i in (0, 1)]
+                  "--process", str(i), *how, *arguments, code=code) for i in (0, 1)]
 
 
 def assert_same_numbers(run_dir: Path, reference: Path) -> None:
@@ -81,6 +88,37 @@ jaxlm.train(CONFIG, run_dir={str(tmp_path / "four devices")!r}, resume=True, qui
             model_devices=2)
 """)
     assert_same_numbers(tmp_path / "four devices", alone)
+
+
+@pytest.mark.slow
+def test_two_processes_with_four_devices_each_killed_at_random_end_as_one_alone(tmp_path, alone, capsys):
+    """JAXLM_CHAOS_PROCESSES kills (4), of either process or of both, at any moment."""
+    seed = int(os.environ.get("JAXLM_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+    rng, caught, run_dir = random.Random(seed), Counter(), tmp_path / "0"
+    with capsys.disabled():
+        print(f"\nJAXLM_CHAOS_SEED={seed}")
+    while sum(caught.values()) < KILLS:
+        both, had = start_two(run_dir, code=FOUR_DEVICES), windows(run_dir)
+        if rng.random() < 0.7:
+            wait_for(lambda at=run_dir, had=had: windows(at) not in (0, had), both[0])
+            time.sleep(rng.uniform(0, 1.5))
+        else:
+            time.sleep(rng.uniform(0, 8))
+        killed = rng.choice(([0], [1], [0, 1]))
+        for i in killed:
+            kill(both[i])
+        for i in {0, 1} - {*killed}:
+            code, said = end(both[i], timeout=120)  # by itself: the connection broke, or it was done
+            assert code in (0, 1), said
+        caught["both" if len(killed) == 2 else f"process {killed[0]}"] += 1
+        if all(process.returncode == 0 for process in both):  # too late
+            assert_same_numbers(run_dir, alone)
+            run_dir = run_dir.with_name(str(int(run_dir.name) + 1))
+    (code, said), (other, quiet) = map(end, start_two(run_dir, code=FOUR_DEVICES))
+    assert code == other == 0, said + quiet
+    assert_same_numbers(run_dir, alone)
+    with capsys.disabled():
+        print(f"survived SIGKILL of two processes with four devices each: {dict(caught)}")
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxlm.data.corpora import load_corpus
-from jaxlm.data.windows import WindowPlan, batch, check_fits, num_windows
+from jaxlm.data.windows import MOST_WINDOWS, WindowPlan, batch, check_fits, num_windows
 from jaxlm.errors import DataError
 
 
@@ -52,6 +52,12 @@ def test_a_split_without_a_window_is_refused_with_the_sizes():
     check_fits("train", 21 * 60, 60, 20)
     with pytest.raises(DataError, match=r"train split has 1,259 tokens.*60 x \(bptt_length 20 \+ 1\) = 1,260"):
         check_fits("train", 21 * 60 - 1, 60, 20)
+
+
+def test_more_windows_than_a_run_counts_are_refused_with_the_numbers():
+    check_fits("train", 21 * 60, 60, 20, epochs=MOST_WINDOWS)
+    with pytest.raises(DataError, match=r"2,147,483,648 epochs of 1 windows.*2,147,483,647"):
+        check_fits("train", 21 * 60, 60, 20, epochs=MOST_WINDOWS + 1)
 
 
 def test_penn_treebank_is_cut_as_tensorflow_cuts_it(ptb_dir):

@@ -6,6 +6,7 @@ import resource
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -35,7 +36,7 @@ def exit_code(action: Callable[[], int | None]) -> int:
     Raises:
         SystemExit: the action raised it.
     """
-    with _threads_noted() as ended:
+    with _quiet() as ended:
         try:
             code = _guarded(action)
         finally:
@@ -134,18 +135,25 @@ def _flush() -> bool:
 
 
 @contextmanager
-def _threads_noted() -> Iterator[list[BaseException]]:
-    """Collects what background threads raise, in place of their tracebacks and of those from destructors."""
+def _quiet() -> Iterator[list[BaseException]]:
+    """Collects what background threads raise, in place of their tracebacks and of those from destructors.
+
+    A warning is one line, without the place in the code that it came from.
+    """
     ended: list[BaseException] = []
 
     def note(args: threading.ExceptHookArgs) -> None:
         if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
             ended.append(args.exc_value)
 
-    before = threading.excepthook, sys.unraisablehook
+    def warn(message: Warning | str, *_: object) -> None:
+        with suppress(OSError, ValueError):  # (standard error may be closed)
+            say(f"warning: {_one_line(str(message))}", file=sys.stderr)
+
+    before = threading.excepthook, sys.unraisablehook, warnings.showwarning
     if not os.environ.get("JAXLM_TRACEBACK"):
-        threading.excepthook, sys.unraisablehook = note, lambda _: None
+        threading.excepthook, sys.unraisablehook, warnings.showwarning = note, lambda _: None, warn
     try:
         yield ended
     finally:
-        threading.excepthook, sys.unraisablehook = before
+        threading.excepthook, sys.unraisablehook, warnings.showwarning = before

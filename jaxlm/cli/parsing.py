@@ -81,11 +81,10 @@ class Parser(argparse.ArgumentParser):
 
 def whole(low: int = 0, high: int = LARGEST) -> Callable[[str], int]:
     """The type of an argument that takes a whole number within limits."""
-    limits = f"of at least {low:,}" + (f" and at most {high:,}" if high < LARGEST else "")
-
     def read(text: str) -> int:
         value = whole_number(text)
         if not low <= value <= high:
+            limits = f"of at least {low:,}" + (f" and at most {high:,}" if high < LARGEST or value > high else "")
             raise argparse.ArgumentTypeError(f"expected a whole number {limits}, found {value}")
         return value
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from jaxlm.errors import DataError
 
+MOST_WINDOWS = 2**31 - 1  # of a run: the step counts them in int32
+
 
 class Windows(NamedTuple):
     """Where the windows of one call lie; each an array with one value per window."""
@@ -94,9 +96,12 @@ def num_windows(length: int, bptt_length: int) -> int:
     return (length - 1) // bptt_length
 
 
-def check_fits(split: str, tokens: int, batch_size: int, bptt_length: int) -> None:
-    """Raises DataError where a split has no whole window."""
-    if num_windows(tokens // batch_size, bptt_length) < 1:
+def check_fits(split: str, tokens: int, batch_size: int, bptt_length: int, epochs: int = 0) -> None:
+    """Raises DataError where a split has no whole window, or too many in all of its epochs."""
+    if (windows := num_windows(tokens // batch_size, bptt_length)) * epochs > MOST_WINDOWS:
+        raise DataError(f"{epochs:,} epochs of {windows:,} windows are more than the {MOST_WINDOWS:,} that a run "
+                        f"counts: lower epochs")
+    if windows < 1:
         raise DataError(
             f"the {split} split has {tokens:,} tokens, fewer than one window of batch_size {batch_size} x "
             f"(bptt_length {bptt_length} + 1) = {batch_size * (bptt_length + 1):,}: "

@@ -1,6 +1,7 @@
 """What this process may allocate, asked before a large allocation: without room a machine swaps, or says nothing."""
 
 import os
+import re
 import resource
 from contextlib import suppress
 
@@ -21,9 +22,17 @@ def limit() -> int:
     return min(limits)
 
 
+def available() -> int:
+    """The most bytes that this process can have now: what others use, and only swapping would free, is left out."""
+    with suppress(OSError), files.reader("/proc/meminfo") as file:
+        if found := re.search(rb"^MemAvailable: *([0-9]+) kB$", file.read(1 << 16), re.MULTILINE):
+            return min(limit(), int(found[1]) << 10)
+    return limit()
+
+
 def check(needed: int, what: str, remedy: str) -> None:
-    """Raises JaxlmError, with both numbers, where there is no room for `needed` bytes."""
-    if needed > (there := limit()):
+    """Raises JaxlmError, with both numbers, where there is no room for `needed` bytes now."""
+    if needed > (there := available()):
         raise JaxlmError(f"{what} needs at least {_gigabytes(needed)} of memory, and there is {_gigabytes(there)} for "
                          f"this process: {remedy}")
 

@@ -2,7 +2,6 @@
 
 import shlex
 import signal
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from jaxlm.models.cell import Params
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.progress import Progress
 from jaxlm.report.trackers import OnMetrics
-from jaxlm.runs import checkpoint, directory, signals
+from jaxlm.runs import checkpoint, directory, signals, temporary
 from jaxlm.runs.group import Group, SingleGroup
 from jaxlm.runs.lock import lock
 from jaxlm.runs.loop import Observer, fit
@@ -101,10 +100,8 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
     first = hosts.first()
     with hosts.guarded(), ExitStack() as held:
         kept, resumes = run_dir is not None and first, resume and first
-        if run_dir is None or not first:  # the other processes of many have a directory of their own while they run
-            folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-")))
-        else:
-            folder = Path(run_dir)
+        # (The other processes of many have a directory of their own while they run.)
+        folder = held.enter_context(temporary.folder()) if run_dir is None or not first else Path(run_dir)
         shared = Path(run_dir or folder)
 
         def begin() -> Run:
@@ -157,8 +154,8 @@ def load(config: Config, corpus: str | Path | Corpus | None = None, data_dir: st
     if len(corpus.vocab) > config.model.vocab_size:
         raise JaxlmError(f"the corpus has {len(corpus.vocab):,} words and vocab_size is {config.model.vocab_size:,}: "
                          f"raise it, or load the corpus with max_vocab={config.model.vocab_size}")
-    for split in ("train", "valid"):
-        check_fits(split, len(getattr(corpus, split)), config.train.batch_size, config.train.bptt_length)
+    for split, epochs in (("train", config.train.epochs), ("valid", 0)):
+        check_fits(split, len(getattr(corpus, split)), config.train.batch_size, config.train.bptt_length, epochs)
     check_fits("test", len(corpus.test), 1, 1)
     return config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec, **corpus.options), corpus
 

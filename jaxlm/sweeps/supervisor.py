@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -20,7 +19,7 @@ from jaxlm.data.corpora import Corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, reason
 from jaxlm.runs import directory as rundir
-from jaxlm.runs import signals
+from jaxlm.runs import signals, temporary
 from jaxlm.runs.trainer import load
 from jaxlm.sweeps.plan import MOST_GROUP, MOST_WORKERS, Plan, Saved, check_count, kept_storage, make_plan
 from jaxlm.sweeps.results import Sweep, write
@@ -81,7 +80,7 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
     plan = make_plan(config, space, strategy, trials, seeds, prune, rundir.named(found))
     kept = run_dir is not None or workers > 1
     with ExitStack() as stack:
-        folder = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-sweep-")))
+        folder = Path(run_dir or stack.enter_context(temporary.folder()))
         view = stack.enter_context(View(Console(quiet=quiet)))
         saved, where = _begin(folder, plan, storage, group, vmap, resume)
         study = _study(saved, folder, where, kept, view.say)
