@@ -158,7 +158,7 @@ def parses(words: list[str], monkeypatch) -> None:
             return
         monkeypatch.chdir(ROOT)
         assert in_process(["python", *words[script:]]) == 0
-    elif "jaxlm" in words and "-m" not in words and "decay" not in " ".join(words):  # (CONTRIBUTING.md's model, added to a copy below)
+    elif "jaxlm" in words and "-m" not in words and "decay" not in " ".join(words):  # (CONTRIBUTING.md's, see below)
         in_process(["jaxlm", *words[words.index("jaxlm") + 1:]])
         assert parsed
     for args in parsed:
