@@ -1,6 +1,8 @@
 """jaxlm's models in the lm-evaluation-harness (extra `lm-eval`).
 
-    python -m jaxlm.lm_eval --model jaxlm --model_args run=RUN --tasks TASK      as `lm_eval`, which lacks the name jaxlm
+    python -m jaxlm.lm_eval --model jaxlm --model_args run=RUN --tasks TASK
+
+It is `lm_eval`, with the name jaxlm registered.
 
 Words are tokens: a request is split as the run's text was (`tokenizer=ptb` splits as Penn Treebank's files are).
 """
@@ -49,7 +51,7 @@ class JaxLM(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
                               ) -> list[tuple[float, bool]]:
-        """For each (text, context, continuation) the continuation's log-probability, and whether it is the likeliest."""
+        """For each (text, context, continuation) the continuation's log-probability, and whether it is likeliest."""
         found = []
         for _, context, continuation in requests:
             scores = self._scores([*context, *continuation])
