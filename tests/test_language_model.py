@@ -6,6 +6,7 @@ import pytest
 import jaxlm
 from jaxlm.data.embedded import generate
 from jaxlm.errors import CheckpointError, DataError, JaxlmError
+from jaxlm.scoring import language_model, stream
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,16 @@ def test_a_prediction_is_what_perplexity_sums(lm):
     a, b, c = lm.vocab.words[3:6]
     first, second = dict(lm.predict(a, 10**6))[b], dict(lm.predict(f"{a} {b}", 10**6))[c]
     assert lm.perplexity(f"{a} {b} {c}") == pytest.approx((first * second)**-0.5, rel=1e-4)
+
+
+def test_texts_of_many_lengths_share_a_few_compiled_programs(lm):
+    programs = language_model._next_word, stream._nats_per_window
+    before = [program._cache_size() for program in programs]
+    for length in range(2, 42):
+        text = " ".join([lm.vocab.words[3]] * length)
+        lm.predict(text, 1)
+        lm.perplexity(text)
+    assert all(program._cache_size() <= had + 6 for program, had in zip(programs, before, strict=True))
 
 
 def test_neighbors_are_sorted_cosines_without_the_word_itself(lm):
