@@ -75,8 +75,9 @@ def _over_stream(nats_per_window: Callable, ids: np.ndarray, batch_size: int, bp
         raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least "
                         f"{batch_size * (bptt_length + 1):,}, batch_size {batch_size} x ({bptt_length} + 1)")
     length = max(1, PREDICTIONS_PER_WINDOW // batch_size)
-    if predictions < length:  # short texts of many lengths share a few compiled programs
-        length = min(length, 1 << (predictions - 1).bit_length()) if batch_size == bptt_length == 1 else predictions
+    if predictions < length:
+        few = 1 << max(4, (predictions - 1).bit_length())  # short texts of many lengths share a few compiled programs
+        length = min(length, few) if batch_size == bptt_length == 1 else predictions
     windows = -(-predictions // length)
     calls = -(-windows * length * batch_size // PREDICTIONS_PER_CALL)
     height = -(-windows // calls) * length

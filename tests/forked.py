@@ -1,0 +1,161 @@
+"""`jaxlm` commands as forked children of one process that has imported everything, so that one starts in no time.
+
+Each child is a real process with its own signals, locks and exit code; nothing of JAX was computed before the fork.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+
+from processes import COMPILED, ROOT
+
+SECONDS = 180  # a command that takes longer hangs
+
+
+class Command:
+    """A command that was started; `end` waits for it."""
+
+    def __init__(self, server: "Server", pid: int, out: Path, err: Path):
+        self._server, self.pid, self._out, self._err = server, pid, out, err
+
+    def kill(self) -> None:
+        """SIGKILL to it and to its workers, whether it still lives or not."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._server.status(self.pid) is None
+
+    def end(self, timeout: float = SECONDS) -> tuple[int, str, str]:
+        """Exit code (-N: killed by signal N), standard output and standard error."""
+        deadline = time.monotonic() + timeout
+        while (code := self._server.status(self.pid, wait=0.2)) is None:
+            if time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"it hangs: {self._err.read_text(errors='replace')}")
+        return code, self._out.read_text(errors="replace"), self._err.read_text(errors="replace")
+
+
+class Server:
+    """The process whose children run the commands; a context manager."""
+
+    def __init__(self, folder: Path):
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONUNBUFFERED": "1",
+                       "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
+                       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                       "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
+        self._folder, self._count, self._ended, self._rest = folder, 0, dict[int, int](), b""
+        self._process = subprocess.Popen([sys.executable, __file__], env=environment, bufsize=0,
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def start(self, *arguments: str | Path) -> Command:
+        """Starts `jaxlm ARGUMENTS`."""
+        assert self._process.stdin
+        self._count += 1
+        out, err = (self._folder / f"{self._count}.{name}" for name in ("out", "err"))
+        self._process.stdin.write(json.dumps([[*map(str, arguments)], str(out), str(err)]).encode() + b"\n")
+        while not (started := self._hear(SECONDS)):
+            pass
+        return Command(self, started, out, err)
+
+    def status(self, pid: int, wait: float = 0) -> int | None:
+        """A child's exit code; None while it lives."""
+        deadline = time.monotonic() + wait
+        while pid not in self._ended and (self._hear(wait) is not None or time.monotonic() < deadline):
+            pass
+        return self._ended.get(pid)
+
+    def _hear(self, wait: float) -> int | None:
+        """Notes the next thing that the server says: the child that started, 0 where one ended, None: nothing."""
+        assert self._process.stdout
+        while b"\n" not in self._rest:
+            if not select.select([self._process.stdout], [], [], wait)[0]:
+                return None
+            data = os.read(self._process.stdout.fileno(), 1 << 16)
+            assert data, "the server died"
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        what, pid, *code = json.loads(line)
+        if what == "started":
+            return pid
+        self._ended[pid] = code[0]
+        return 0
+
+
+def _serve() -> None:
+    """Reads commands from standard input, one JSON a line; writes who was started and who ended."""
+    _import_all()
+    rest = b""
+    while True:
+        if select.select([0], [], [], 0.005)[0]:
+            if not (data := os.read(0, 1 << 16)):
+                return
+            rest += data
+        while b"\n" in rest:
+            line, _, rest = rest.partition(b"\n")
+            arguments, out, err = json.loads(line)
+            if not (pid := os.fork()):
+                os.setpgid(0, 0)
+                _become(arguments, out, err)
+            with suppress(OSError):
+                os.setpgid(pid, pid)
+            print(json.dumps(["started", pid]), flush=True)
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                print(json.dumps(["ended", ended[0], os.waitstatus_to_exitcode(ended[1])]), flush=True)
+
+
+def _import_all() -> None:
+    """All that a command may import, and small blocks, so that a kill falls between many writes of `prepare`."""
+    for name in ("sklearn.cluster", "sklearn.decomposition", "optax", "optuna.storages.journal", "jaxlm.cli",
+                 "jaxlm.report.curve", "jaxlm.report.word_map", "jaxlm.runs.reproduction", "jaxlm.sweeps.supervisor"):
+        import_module(name)
+    text, ingestion, optuna = map(import_module, ("jaxlm.data.text", "jaxlm.data.ingestion", "optuna"))
+    text.BLOCK, ingestion.JOURNAL_INTERVAL = 256, 1024
+    _ = optuna.create_study  # (it imports lazily)
+
+
+def _become(arguments: list[str], out: str, err: str) -> None:
+    from jaxlm.cli import main
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for descriptor, path in ((0, os.devnull), (1, out), (2, err)):
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    code = 70
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 71
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,380 @@
+"""Everything that can happen to a run, a sweep or a preparation, mixed at random: nothing is lost in silence.
+
+A life begins in an empty directory and is disturbed until it ends. A case is one disturbance and the command that meets
+it. After each, what was planted is taken away and what was damaged is put back, and the same command is given again. At
+the end every byte that is promised must be that of a life that nobody disturbed.
+
+JAXLM_CHAOS is the number of cases (300) and JAXLM_CHAOS_SEED the seed, which is printed.
+"""
+
+import contextlib
+import hashlib
+import os
+import random
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from forked import Command, Server
+from processes import kept
+
+CASES = int(os.environ.get("JAXLM_CHAOS", "300"))
+SEED = int(os.environ.get("JAXLM_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+CODES = {0, 1, -9}  # (2: arguments that do not parse; 3: diverged; 128 + N: no signal is sent but SIGKILL)
+MOST_CASES_OF_A_LIFE = 12
+DISK = 8 << 20  # bytes
+
+FLAGS = ("--corpus", "embedded-tiny", "--embedding-size", "8", "--hidden-sizes", "8", "--batch-size", "100",
+         "--bptt-length", "20", "--epochs", "3", "--keep-output", "0.8", "--checkpoint-every", "7",
+         "--windows-per-call", "2")
+RATE = ("--learning-rate", "4")  # its best epoch is not its last one
+# Drawn or written for people, or a clock's: nothing is promised of their bytes.
+UNPROMISED = re.compile(r"(.*/)?(curve\.png|timing\.jsonl|tensorboard(/.*)?|\.lock|\.claim|sweep\.(csv|json)|.*\.png)")
+
+
+class Subject:
+    """What is begun, resumed and compared."""
+
+    name: str
+
+    def commands(self, at: Path) -> Iterator[tuple[str | Path, ...]]:
+        """The commands that begin or resume it; a second one is a second writer."""
+        raise NotImplementedError
+
+    def questions(self, at: Path) -> list[tuple[str | Path, ...]]:
+        """Commands that only read it."""
+        return []
+
+    def result(self, at: Path) -> dict[str, bytes]:
+        """Every byte that is promised of it, once it has ended."""
+        raise NotImplementedError
+
+
+class SingleRun(Subject):
+    name = "run"
+
+    def commands(self, at):
+        while True:
+            how = ("--resume",) if (at / "config.json").exists() else ()
+            yield ("train", "--run-dir", at, *FLAGS, *RATE, *how)
+
+    def questions(self, at):
+        return [("info", at), ("evaluate", at), ("evaluate", at, "--checkpoint", "best"), ("plot", at, "--method=pca")]
+
+    def result(self, at):
+        return kept(at)
+
+
+class SweepOfTwo(Subject):
+    """A sweep on which two processes work."""
+
+    name = "sweep"
+
+    def commands(self, at):
+        while True:
+            how = ("--resume",) if (at / "plan.json").exists() else ("--set", "learning_rate=0.5,1,4")
+            yield ("sweep", "--run-dir", at, *FLAGS, *how)
+
+    def questions(self, at):
+        return [("info", at / "trials/0000"), ("evaluate", at / "trials/0001")]
+
+    def result(self, at):
+        return {f"{trial.name}/{name}": data for trial in sorted((at / "trials").iterdir())
+                for name, data in kept(trial).items()}
+
+
+class Preparation(Subject):
+    name = "prepare"
+
+    def __init__(self, text: Path):
+        self._text = text
+
+    def commands(self, at):
+        while True:
+            yield ("prepare", self._text, at, "--min-count", "2")
+
+    def questions(self, at):
+        asked = at.with_name("asked")
+        shutil.rmtree(asked, ignore_errors=True)
+        return [("train", *FLAGS, "--corpus", at, "--min-count", "2", "--batch-size", "5", "--steps", "1", "--run-dir",
+                 asked)]
+
+    def result(self, at):
+        return {path.name: path.read_bytes() for path in sorted(at.iterdir())}
+
+
+@dataclass
+class Place:
+    """Where lives are lived: a small disk, beside a tree of somebody's that nothing may touch."""
+
+    disk: Path
+    canary: Path
+    mounted: bool
+    server: Server
+    references: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def canary_state(self) -> str:
+        digest = hashlib.sha256()
+        for path in sorted(self.canary.rglob("*")):
+            status = path.lstat()
+            digest.update(f"{path} {status.st_mode} {status.st_size} {status.st_mtime_ns}".encode())
+            if path.is_file():
+                digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("chaos")
+    disk, canary = folder / "disk", folder / "canary"
+    disk.mkdir()
+    for name in ("00000007/notes", ".00000007.partial/notes", "checkpoints/00000007/manifest.json", "rc", "d/x"):
+        (canary / name).parent.mkdir(parents=True, exist_ok=True)
+        (canary / name).write_text("mine\n")
+    mounted = not subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", disk],
+                                 capture_output=True).returncode
+    try:
+        with Server(folder) as server:
+            yield Place(disk, canary, mounted, server)
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    rng, path = random.Random(0), tmp_path_factory.mktemp("text") / "text"
+    words = [f"w{rng.randrange(1, 30) ** 2}" for _ in range(6_000)]
+    path.write_text("".join(word + ("\n" if rng.random() < 0.1 else " ") for word in words))
+    return path
+
+
+def test_a_disturbed_life_ends_as_an_undisturbed_one(place, text, capsys):
+    with capsys.disabled():
+        print(f"\nJAXLM_CHAOS_SEED={SEED} JAXLM_CHAOS={CASES}", flush=True)
+    subjects = [SingleRun(), SweepOfTwo(), Preparation(text)]
+    for subject in subjects:
+        at = place.disk / "reference"
+        for again in (False, True):  # the first one compiles
+            started = time.monotonic()
+            code, out, err = place.server.start(*next(subject.commands(at))).end()
+            assert (code, err) == (0, ""), out + err
+            place.seconds[subject.name] = time.monotonic() - started
+            if not again:
+                place.references[subject.name] = subject.result(at)
+            else:
+                assert not different(subject.result(at), place.references[subject.name])
+            shutil.rmtree(at)
+    counts, life = Counter(), 0
+    while sum(counts.values()) < CASES:
+        life += 1
+        rng = random.Random(SEED * 1_000_003 + life)
+        subject = rng.choices(subjects, (5, 3, 2))[0]
+        told: list[str] = []
+        try:
+            for what in live(subject, place, rng, told):
+                counts[f"{subject.name}: {what}"] += 1
+        except BaseException:
+            copy = Path(tempfile.mkdtemp(prefix="jaxlm-chaos-"))
+            with contextlib.suppress(OSError, shutil.Error):
+                shutil.copytree(place.disk, copy / "disk", symlinks=True, ignore=lambda at, names: [
+                    name for name in names if Path(at, name).is_fifo()])
+            (copy / "told").write_text("\n".join(told))
+            print(f"seed {SEED}, life {life}, {sum(counts.values())} cases: kept in {copy}", *told[-12:], sep="\n")
+            raise
+    with capsys.disabled():
+        print(f"{sum(counts.values())} cases in {life} lives: {dict(sorted(counts.items()))}", flush=True)
+
+
+def live(subject: Subject, place: Place, rng: random.Random, told: list[str]) -> Iterator[str]:
+    """One life: yields what each of its cases was."""
+    at = place.disk / "life"
+    before, commands = place.canary_state(), subject.commands(at)
+    try:
+        for _ in range(rng.randrange(2, MOST_CASES_OF_A_LIFE)):
+            kind, disturb = rng.choice([item for item in DISTURBANCES.items() if place.mounted or item[0] != "full"])
+            told.append(f"{kind}:")
+            yield f"{kind} ({disturb(subject, at, place, rng, told)})"
+            assert place.canary_state() == before, "somebody's files were touched"
+        command = next(commands)
+        code, out, err = place.server.start(*command).end()
+        told.append(f"at last {command} -> {code}\n{err}")
+        assert (code, err) == (0, ""), out[-2000:] + err
+        assert not different(subject.result(at), place.references[subject.name])
+        leftovers = [str(path) for path in at.rglob("*") if path.name.startswith((".partial", ".0"))]
+        assert not leftovers
+    finally:
+        for left in (at, at.with_name("asked")):
+            shutil.rmtree(left, ignore_errors=True)
+    assert place.canary_state() == before, "somebody's files were touched"
+
+
+def different(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
+    return [name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)]
+
+
+def finished(subject: Subject, place: Place, command: Command, told: list[str], asked: object = "") -> tuple[int, str]:
+    """Waits for a command and holds it to what is promised of every command: (exit code, what it complains of)."""
+    code, out, err = command.end()
+    told.append(f"  {asked} -> {code} {err}")
+    assert code in CODES, f"exit code {code}: {err}"
+    assert "Traceback" not in out + err and "\x1b" not in out + err, out + err
+    # (That it waits for another process, or that a log of TensorBoard ends, is no error.)
+    said = [line for line in err.splitlines() if not line.startswith(("another process is preparing", "waiting for",
+                                                                      "warning: "))]
+    assert len(said) <= 1, err
+    if code == 1 and not said:  # in the table of `info`, or among a sweep's members
+        assert re.search("^problems$| damaged", out, re.MULTILINE), out
+        return code, out
+    return code, err
+
+
+def killed(subject: Subject, at: Path, place: Place, rng: random.Random, told: list[str]) -> str:
+    """SIGKILL at any moment, of one or of two who work on it."""
+    both = [place.server.start(*next(subject.commands(at)))]
+    if subject.name != "run" and rng.random() < 0.5:
+        time.sleep(rng.uniform(0, place.seconds[subject.name] / 2))
+        both.append(place.server.start(*next(subject.commands(at))))
+    time.sleep(rng.uniform(0, 1.3 * place.seconds[subject.name]))
+    caught = 0
+    for command in both:
+        command.kill()
+        code, err = finished(subject, place, command, told, "killed")
+        caught += code == -9
+        # A second one may come before there is a run to resume, or find one that it would have begun.
+        assert code != 1 or len(both) > 1, err
+    return f"{caught} of {len(both)}"
+
+
+def second_writer(subject: Subject, at: Path, place: Place, rng: random.Random, told: list[str]) -> str:
+    """Another process comes while one works: a run is refused, a sweep is helped, a preparation waits."""
+    first = place.server.start(*next(subject.commands(at)))
+    time.sleep(rng.uniform(0, 0.6 * place.seconds[subject.name]))
+    second = place.server.start(*next(subject.commands(at)))
+    code, err = finished(subject, place, second, told, "second")
+    if rng.random() < 0.5:
+        first.kill()
+    other, said = finished(subject, place, first, told, "first")
+    for refused, why in ((code, err), (other, said)):
+        assert refused != 1 or re.search("in use|is not empty|holds no|no such file|exists", why), why
+    assert not code == other == 1
+    return "refused" if code else "in time"
+
+
+def answered(subject: Subject, at: Path, place: Place, rng: random.Random, told: list[str], names: list[str]) -> str:
+    """Asks or resumes a disturbed life: it is done, or refused with the name of what is wrong."""
+    questions = subject.questions(at)
+    resumes = not questions or rng.random() < 0.7
+    asked = next(subject.commands(at)) if resumes else rng.choice(questions)
+    command = place.server.start(*asked)
+    if resumes and rng.random() < 0.3:
+        time.sleep(rng.uniform(0, place.seconds[subject.name]))
+        command.kill()
+    code, err = finished(subject, place, command, told, asked)
+    if code == 1:
+        there = re.search("|".join(map(re.escape, names)), err)
+        begun = re.search("problems|holds no (run|checkpoints|sweep)|there is no directory|finished epoch|no finished corpus|"
+                          "is not a finished corpus|is not empty|neither|has no checkpoint|in use|cannot be found|"
+                          "does not exist|is damaged|not intact|is intact", err)
+        assert there or begun, f"{names} is not named: {err}"
+    return "refused" if code == 1 else "killed" if code == -9 else "done"
+
+
+def damaged(subject: Subject, at: Path, place: Place, rng: random.Random, told: list[str]) -> str:
+    """A bit flips in a file, or it becomes shorter, or it vanishes."""
+    how = rng.choice(("flip", "truncate", "remove"))
+    files = [path for path in sorted(at.rglob("*")) if path.is_file() and path.stat().st_size]
+    if not files:
+        return "nothing yet"
+    path = rng.choice(files)
+    original, name = path.read_bytes(), str(path.relative_to(at))
+    told.append(f"  {how} {name}")
+    if how == "remove":
+        path.unlink()
+    else:
+        data = bytearray(original)
+        if how == "flip":
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        else:
+            del data[rng.randrange(len(data)):]
+        path.write_bytes(data)
+    wrong = None if how == "remove" else path.read_bytes()
+    end = answered(subject, at, place, rng, told, [path.name, path.parent.name])
+    now = path.read_bytes() if path.is_file() else None
+    if now == wrong and path.parent.is_dir():
+        path.write_bytes(original)
+    return f"{how}, {end}"
+
+
+def planted(subject: Subject, at: Path, place: Place, rng: random.Random, told: list[str]) -> str:
+    """Somebody puts a link, a FIFO or something else in a file's or a folder's place."""
+    how = rng.choice(("link", "hard link", "FIFO", "sparse", "folder"))
+    some = [path for path in sorted(at.rglob("*")) if path.name not in (".partial",)]
+    new = [at / name for name in (".partial-metrics.jsonl", "curve.png", "checkpoints", "tensorboard", ".lock",
+                                  "metrics.jsonl", "plan.json", "study.journal", "trials", "prepared.json", "train.ids",
+                                  "sweep.json")]
+    path = rng.choice([*some, *(rng.choice(new) for _ in range(1 + len(some) // 4))])
+    if not path.parent.is_dir():
+        return "nothing yet"
+    aside = Path(tempfile.mkdtemp(dir=at.parent)) / "aside"
+    if there := os.path.lexists(path):
+        os.rename(path, aside)
+    if how == "link":
+        path.symlink_to(rng.choice([place.canary / "rc", place.canary, place.canary / "checkpoints",
+                                    place.canary / "nothing"]))
+    elif how == "hard link" and os.stat(place.canary).st_dev == os.stat(at).st_dev:
+        path.hardlink_to(place.canary / "rc")
+    elif how == "FIFO":
+        os.mkfifo(path)
+    elif how == "sparse":
+        with open(path, "wb") as file:
+            file.truncate(1 << 40)
+    else:
+        path.mkdir()
+    planted_as = path.lstat()
+    told.append(f"  {how} at {path.relative_to(at)}")
+    end = answered(subject, at, place, rng, told, [path.name, path.parent.name])
+    same = os.path.lexists(path) and (path.lstat().st_ino, path.lstat().st_mode) == (
+        planted_as.st_ino, planted_as.st_mode)
+    if same:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    if there and same:
+        os.rename(aside, path)
+    shutil.rmtree(aside.parent)
+    return f"{how}, {end}"
+
+
+def full(subject: Subject, at: Path, place: Place, rng: random.Random, told: list[str]) -> str:
+    """The disk has room for little more."""
+    status = os.statvfs(place.disk)
+    free, left = status.f_bavail * status.f_frsize, rng.choice([0, 4096, rng.randrange(200_000)])
+    filler = place.disk / "filler"
+    try:
+        with open(filler, "wb") as file:
+            file.write(b"x" * max(0, free - left))
+        told.append(f"  {left} bytes are free")
+        return answered(subject, at, place, rng, told, ["No space left"])
+    finally:
+        filler.unlink()
+
+
+def clock(subject: Subject, at: Path, place: Place, rng: random.Random, told: list[str]) -> str:
+    """The clock was set back, or was ahead: files are from another time."""
+    for path in [at, *at.rglob("*")] if at.exists() else ():
+        if rng.random() < 0.7:
+            when = rng.choice([0, 1, time.time() - 86_400, time.time() + 86_400 * 365])
+            os.utime(path, (when, when))
+    return answered(subject, at, place, rng, told, ["nothing can be refused"])
+
+
+DISTURBANCES = {"killed": killed, "damaged": damaged, "planted": planted, "full": full, "second writer": second_writer,
+                "clock": clock}
+pytestmark = pytest.mark.slow
