@@ -128,9 +128,10 @@ def _import_all() -> None:
     for name in ("sklearn.cluster", "sklearn.decomposition", "optax", "optuna.storages.journal", "jaxlm.cli",
                  "jaxlm.report.curve", "jaxlm.report.word_map", "jaxlm.runs.reproduction", "jaxlm.sweeps.supervisor"):
         import_module(name)
-    text, ingestion, optuna = map(import_module, ("jaxlm.data.text", "jaxlm.data.ingestion", "optuna"))
+    _ = import_module("optuna").create_study  # (it imports lazily)
+    from jaxlm.data import ingestion, text
+
     text.BLOCK, ingestion.JOURNAL_INTERVAL = 256, 1024
-    _ = optuna.create_study  # (it imports lazily)
 
 
 def _become(arguments: list[str], out: str, err: str) -> None:

@@ -1,5 +1,7 @@
 """language_model.py and the whole way to it: a run on the tiny corpus learns, and answers when it is restored."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -67,7 +69,7 @@ def test_a_prediction_is_what_perplexity_sums(lm):
 
 
 def test_texts_of_many_lengths_share_a_few_compiled_programs(lm):
-    programs = language_model._next_word, stream._nats_per_window
+    programs: list[Any] = [language_model._next_word, stream._nats_per_window]
     before = [program._cache_size() for program in programs]
     for length in range(2, 42):
         text = " ".join([lm.vocab.words[3]] * length)

@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import optuna
@@ -219,6 +220,17 @@ def test_a_fifo_in_a_file_s_place_hangs_nobody(folder, name):
     with pytest.raises(JaxlmError, match=f"{name}.*FIFO"):
         saved_options(folder, {}, {})
         finish(open_study(folder))
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_a_sparse_journal_is_refused_and_not_read_to_its_beginning(folder, append):
+    with open(folder / "study.journal", "ab" if append else "wb") as file:
+        file.truncate(1 << 40)
+    start = time.monotonic()
+    with pytest.raises(JaxlmError, match=r"study.journal .*put an intact copy"):
+        finish(open_study(folder))
+    assert time.monotonic() - start < 60
+    assert os.path.getsize(folder / "study.journal") == 1 << 40
 
 
 def test_a_plan_without_a_seal_is_refused_with_the_reason(folder):

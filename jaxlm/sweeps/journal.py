@@ -93,6 +93,9 @@ class Journal:
         """The bytes of the lines that have an end; an unfinished one after them is cut, if this is a journal."""
         size = end = os.fstat(file.fileno()).st_size
         while end:  # search backwards for the last line's end
+            if end < size - MOST_LINE:
+                raise JaxlmError(f"{self._path} ends with {size - end:,} bytes that are no line of a sweep's journal: "
+                                 f"put an intact copy of the file in its place, or name another --storage")
             start = max(0, end - (1 << 16))
             file.seek(start)
             place = (file.read(end - start) or b"").rfind(b"\n")
