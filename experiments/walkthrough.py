@@ -552,7 +552,9 @@ assert_array_equal(changed, read)
 assert cost_after < cost
 
 # %% [markdown]
-# The next windows, each starting from the state that the one before returned.
+# The next windows, each starting from the state that the one before returned. A learning rate of 1.0 is bold: one of
+# the first windows may cost more than the untrained model did. Clipping limits how far such a gradient can throw the
+# weights.
 
 # %%
 moving, costs = after, [float(metrics.cost)]

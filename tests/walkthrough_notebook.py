@@ -32,7 +32,7 @@ def run(notebook: Any, corpus: str, folder: Path) -> Any:
     Raises:
         CellExecutionError: a cell failed.
     """
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False,
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False, coalesce_streams=True,
                             resources={"metadata": {"path": str(folder)}})
     return client.execute(env={**os.environ, "JAXLM_WALKTHROUGH": corpus})
 
