@@ -53,7 +53,7 @@ class JaxLM(TemplateLM):
                               ) -> list[tuple[float, bool]]:
         """For each (text, context, continuation) the continuation's log-probability, and whether it is likeliest."""
         found = []
-        for _, context, continuation in requests:
+        for _text, context, continuation in requests:
             scores = self._scores([*context, *continuation])
             nats, rank = (part[len(part) - len(continuation):] for part in (scores.nats, scores.rank))
             found.append((-float(nats.sum()), bool((rank == 1).all())))
