@@ -13,7 +13,7 @@ import jaxlm
 from jaxlm.cli import main
 from jaxlm.errors import CheckpointError, DataError, JaxlmError, RunDirError
 from jaxlm.runs import checkpoint, directory
-from jaxlm.runs.adoption import keep_model
+from jaxlm.runs.adoption import keep_model, unknown_corpus
 from jaxlm.runs.tuning import tuning_config
 
 FILES = recorded("torch_import", "files")
@@ -126,7 +126,7 @@ def test_an_import_that_is_interrupted_leaves_nothing(place, tmp_path, monkeypat
 
 def test_parameters_of_other_shapes_are_not_kept(place, tmp_path):
     lm = jaxlm.load(place / "run")
-    corpus = jaxlm.Corpus("x", "", lm.vocab, *[np.zeros(0, np.int32)] * 3, "0" * 64)
+    corpus = unknown_corpus("x", "0" * 64, lm.vocab)
     with pytest.raises(JaxlmError, match=r"lstm\.0\.bias: expected \(8,\), got \(12,\)"):
         keep_model(tmp_path / "run", lm.config.replace(hidden_sizes=(2, 5)), lm.params, corpus)
     assert entries(tmp_path) == []

@@ -20,9 +20,10 @@ def close(a, b):
 
 def pair(**options):
     """Flax's module and ours, of equal parameters that were loaded from Flax's, its bias moved from zero."""
-    theirs = nnx.RNN(nnx.OptimizedLSTMCell(5, 4, rngs=nnx.Rngs(1)), **options)
-    bias = theirs.cell.dense_h.bias
-    bias[...] = bias[...] + 0.1 * jnp.arange(16)
+    cell = nnx.OptimizedLSTMCell(5, 4, rngs=nnx.Rngs(1))
+    assert cell.dense_h.bias is not None
+    cell.dense_h.bias[...] += 0.1 * jnp.arange(16)
+    theirs = nnx.RNN(cell, **options)
     ours = LSTM(5, 4, rngs=nnx.Rngs(2), **options)
     nnx.update(ours, nnx.state(theirs, nnx.Param))
     return theirs, ours

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from jaxlm.errors import JaxlmError
 from jaxlm.files import new_file
 from jaxlm.models import heads, stack
 from jaxlm.scoring.language_model import LanguageModel
@@ -14,11 +15,20 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def export_stablehlo(model: LanguageModel, out: Path) -> list[str]:
-    """Writes a file that `jax.export.deserialize(OUT.read_bytes())` reads; returns notes. Raises OSError.
+    """Writes a file that `jax.export.deserialize(OUT.read_bytes())` reads; returns notes.
 
     Its `call(tokens, *carry)` takes tokens int32 [1, B], for any B, and the carry's arrays, all zero before the first
     word, and returns the logits [1, B, V] of the next word and the new carry.
+
+    Raises:
+        JaxlmError: the package flatbuffers is missing.
+        OSError: the file cannot be written.
     """
+    try:
+        import flatbuffers  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        raise JaxlmError("exporting to StableHLO needs the package flatbuffers: pip install 'jaxlm[stablehlo]'"
+                         ) from None
     recurrent, params = stack.exact(model.config.model), model.params
     like = jax.eval_shape(lambda: stack.zero_carry(recurrent, 1))
     structure = jax.tree.structure(like)
