@@ -17,6 +17,7 @@ from jaxlm.runs.adoption import keep_model, unknown_corpus
 from jaxlm.runs.tuning import tuning_config
 
 FILES = recorded("torch_import", "files")
+CHECKPOINTS = recorded("tf1_ckpt", "checkpoints")
 WORDS = ("<eos>", "<unk>", "a", "b", "c", "d", "e")
 TUNE = ["--epochs", "2", "--batch-size", "4", "--bptt-length", "5", "--learning-rate", "0.1"]
 
@@ -64,6 +65,16 @@ def test_published_models_score_a_text_as_their_own_code(name):
     expected = np.exp(-np.mean(case["logprob"]))
     text = " ".join(case["words"])
     np.testing.assert_allclose(lm.perplexity(text.replace("<eos>", "\n")), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS or [pytest.param("", marks=pytest.mark.skip("no recorded checkpoints"))])
+def test_checkpoints_of_tensorflow_become_runs(tmp_path, name):
+    case, folder = CHECKPOINTS[name], golden("tf1_ckpt")
+    assert folder
+    jaxlm.import_model(folder / case["checkpoint"], folder / "vocab.txt", tmp_path / "run")
+    expected = np.exp(-np.mean(case["logprob_tensorflow_float32"]))
+    text = " ".join(case["words"]).replace("<eos>", "\n")
+    np.testing.assert_allclose(jaxlm.load(tmp_path / "run").perplexity(text), expected, rtol=1e-5)
 
 
 def test_the_run_holds_the_model_and_names_its_file(place, capsys):
