@@ -281,7 +281,7 @@ def answered(subject: Subject, at: Path, place: Place, rng: random.Random, told:
     code, err = finished(subject, place, command, told, asked)
     if code == 1:
         there = re.search("|".join(map(re.escape, names)), err)
-        begun = re.search("problems|holds no (run|checkpoints|sweep)|there is no directory|finished epoch|"
+        begun = re.search("problems|holds no (run|checkpoints|sweep)|there is no (directory|corpus)|finished epoch|"
                           "is not a finished corpus|is not empty|has no checkpoint|in use|cannot be found|"
                           "does not exist|is damaged|not intact|is intact", err)
         assert there or begun, f"{names} is not named: {err}"

@@ -240,6 +240,32 @@ def test_problems_name_what_is_damaged(run_dir):
         (run_dir / "aside").rename(run_dir / name)
 
 
+def test_a_changed_config_is_found_before_there_is_a_checkpoint_and_after(tmp_path, corpus):
+    config, path = Config.from_json((GOLDEN / "config.json").read_text()), tmp_path / "run/config.json"
+    with lock(tmp_path / "run") as held:
+        rundir.begin(held.folder, config, corpus)
+    text = path.read_text()
+    path.write_text(text.replace('"epochs": 2', '"epochs": 6'))
+    assert path.read_text() != text and "config.json" in rundir.problems(path.parent)[0]
+    with pytest.raises(RunDirError, match=r"config\.json: it is not what was written"):
+        rundir.saved_config(path.parent)
+    with pytest.raises(RunDirError, match=r"config\.json: it is not what was written"):
+        resume(path.parent, corpus)
+    path.write_text(text)
+    changed = config.replace(keep_last=3)  # which may change, killed between the two files
+    with lock(path.parent) as held, pytest.MonkeyPatch.context() as monkeypatch:
+        write = Folder.write
+        monkeypatch.setattr(Folder, "write", lambda self, name, data: name != "config.json" and write(self, name, data))
+        rundir.resume(held.folder, changed, corpus)
+    assert rundir.saved_config(path.parent) == config
+    with lock(path.parent) as held:
+        rundir.resume(held.folder, changed, corpus)
+    assert rundir.saved_config(path.parent) == changed
+    jaxlm.train(changed, corpus, path.parent, resume=True, quiet=True, steps=1)
+    path.write_text(path.read_text().replace('"epochs": 2', '"epochs": 6'))
+    assert rundir.saved_config(path.parent).train == changed.train  # the checkpoint's
+
+
 def test_a_new_run_keeps_its_words_in_its_checkpoints_only(tmp_path, corpus):
     with lock(tmp_path / "run") as held:
         rundir.begin(held.folder, Config.from_json((GOLDEN / "config.json").read_text()), corpus)

@@ -94,7 +94,7 @@ jaxlm.train(CONFIG, run_dir={str(tmp_path / "four devices")!r}, resume=True, qui
 def test_two_processes_with_four_devices_each_killed_at_random_end_as_one_alone(tmp_path, alone, capsys):
     """JAXLM_CHAOS_PROCESSES kills (4), of either process or of both, at any moment."""
     seed = int(os.environ.get("JAXLM_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-    rng, caught, run_dir = random.Random(seed), Counter(), tmp_path / "0"
+    rng, caught, run_dir, aborted = random.Random(seed), Counter(), tmp_path / "0", 0
     with capsys.disabled():
         print(f"\nJAXLM_CHAOS_SEED={seed}")
     while sum(caught.values()) < KILLS:
@@ -108,8 +108,9 @@ def test_two_processes_with_four_devices_each_killed_at_random_end_as_one_alone(
         for i in killed:
             kill(both[i])
         for i in {0, 1} - {*killed}:
-            code, said = end(both[i])  # by itself: the connection broke, or it was done
-            assert code in (0, 1), said
+            code, said = end(both[i])  # by itself: the connection broke, or it was done; or JAX's own service aborts it
+            assert code in (0, 1) or (code == -signal.SIGABRT and "another task died" in said), said
+            aborted += code < 0
         caught["both" if len(killed) == 2 else f"process {killed[0]}"] += 1
         if all(process.returncode == 0 for process in both):  # too late
             assert_same_numbers(run_dir, alone)
@@ -118,7 +119,7 @@ def test_two_processes_with_four_devices_each_killed_at_random_end_as_one_alone(
     assert code == other == 0, said + quiet
     assert_same_numbers(run_dir, alone)
     with capsys.disabled():
-        print(f"survived SIGKILL of two processes with four devices each: {dict(caught)}")
+        print(f"survived SIGKILL of two processes with four devices each: {dict(caught)}; JAX aborted {aborted}")
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@
 vocabulary is in each checkpoint. Versions before 0.2 wrote it here too, where nothing read it.)
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -64,12 +65,13 @@ def begin(run: Folder, config: Config, corpus: Corpus, given_params: bool = Fals
         RunDirError: there is something else in it, or it cannot be written.
     """
     check(run, resume=False)
+    text = config.to_json().encode()
     record = {"corpus": _described(corpus), "params": "given" if given_params else "drawn from the seed",
-              "sessions": [session(devices)]}
+              "config_sha256": [_sha256(text)], "sessions": [session(devices)]}
     with readable_errors(f"no run can begin in {run.path}"):
         run.clean()
         run.write("run.json", _json(record))
-        run.write("config.json", config.to_json().encode())
+        run.write("config.json", text)
 
 
 def saved_config(run: str | Path | Folder) -> Config:
@@ -80,12 +82,27 @@ def saved_config(run: str | Path | Folder) -> Config:
     check(run, resume=True)
     try:
         with held(run) as folder:
-            return Config.from_json(folder.read("config.json", MOST_BYTES).decode())
+            return Config.from_json(_config_text(folder).decode())
     except (OSError, JaxlmError, UnicodeDecodeError) as error:
         found, _ = checkpoint.newest_intact(run)
         if found is None:
             raise RunDirError(f"{_path(run)} holds no run that can be resumed: config.json: {reason(error)}") from None
         return found.config
+
+
+def _config_text(run: Folder) -> bytes:
+    """The bytes of config.json, as run.json seals them where it does. Raises OSError, or RunDirError where they differ.
+
+    (Until its first checkpoint a run has no other copy: a changed digit would train another run.)
+    """
+    text = run.read("config.json", MOST_BYTES)
+    try:
+        sealed = saved_record(run).get("config_sha256")
+    except RunDirError:
+        sealed = None
+    if isinstance(sealed, list) and _sha256(text) not in sealed:
+        raise RunDirError("it is not what was written (run.json has its sha256)")
+    return text
 
 
 def saved_record(run: str | Path | Folder) -> dict[str, Any]:
@@ -136,13 +153,17 @@ def resume(run: Folder, config: Config, corpus: Corpus, devices: tuple[int, int]
     metrics = found.metrics if found else b""
     with readable_errors(f"{run.path} cannot be resumed"):
         run.write("metrics.jsonl", metrics)
-        run.write("config.json", config.to_json().encode())
+        text, sealed = config.to_json().encode(), set[str]()
+        with suppress(OSError, RunDirError):
+            sealed = {_sha256(_config_text(run))}
         try:
             record = saved_record(run)
         except RunDirError:
             record = {"corpus": _described(corpus), "params": "unknown", "sessions": []}
+        record["config_sha256"] = sorted({*sealed, _sha256(text)})  # either may be there after a kill
         record["sessions"].append(session(devices))
         run.write("run.json", _json(record))
+        run.write("config.json", text)
     return found, len(metrics), _notes(run, found, problems)
 
 
@@ -190,7 +211,7 @@ def _check_metrics(run: Folder) -> None:
 
 def _read_config(run: Folder) -> None:
     try:
-        Config.from_json(run.read("config.json", MOST_BYTES).decode())
+        Config.from_json(_config_text(run).decode())
     except (OSError, ValueError) as error:
         raise RunDirError(f"{run.path / 'config.json'} cannot be read: {reason(error)}") from None
 
@@ -234,6 +255,10 @@ def _first_difference(old: tuple[str, ...], new: tuple[str, ...]) -> str:
     both = min(len(old), len(new))
     at = next((i for i in range(both) if old[i] != new[i]), both)
     return f"{len(old)} -> {len(new)} words; word {at} is {list(old[at:at + 1])} -> {list(new[at:at + 1])}"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _json(record: dict[str, Any]) -> bytes:
