@@ -112,6 +112,9 @@ def test_another_kind_keeps_the_fields_that_both_have():
                                          "are vocab_size, .*compute_dtype"),
     (dict(beta1=0.5), "beta1 is a field of the optimizer adamw or muon, and the optimizer is sgd"),
     (dict(train="x"), "train takes a section"),
+    (dict(train=None), "train takes a section"),
+    (dict(model=None), "model must be lstm, gru or mingru; it is None"),
+    (dict(optimizer=3), "optimizer must be sgd, adamw or muon; it is 3"),
 ])
 def test_a_wrong_field_is_named(changes, message):
     with pytest.raises(JaxlmError, match=message):

@@ -134,7 +134,7 @@ class TestTraining:
         trained(config.replace(seed=7, epochs=9), started(config))
         assert train_windows._cache_size() == before  # pyright: ignore[reportAttributeAccessIssue]
 
-    @pytest.mark.parametrize("vmapped", [False, True])
+    @pytest.mark.parametrize("vmapped", [pytest.param(False, marks=pytest.mark.slow), True])
     def test_a_member_equals_the_run_alone(self, config, vmapped):
         configs = [config, config.replace(learning_rate=config.optimizer.learning_rate / 3)]
         group = members.stacked(configs[0].recipe, started(config), 2, None)
@@ -170,15 +170,17 @@ def text(tmp_path_factory):
     return folder
 
 
-def test_many_devices_equal_one():
-    """Every case by rows and words (11, which 2 does not divide); the members of a sweep over devices."""
-    on_devices(4, """
+@pytest.mark.parametrize("names", ["gru tied-muon-average", pytest.param(" ".join(CASES), marks=pytest.mark.slow)])
+def test_many_devices_equal_one(names):
+    """By rows and words (11, which 2 does not divide)."""
+    on_devices(4, f"names = {names.split()}" + """
 import jax, jax.numpy as jnp, numpy as np
 from recipes import CASES, T, V, B
 from test_parallel import TRAJECTORY
 exec(TRAJECTORY)
 ids = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
-for name, config in CASES.items():
+for name in names:
+    config = CASES[name]
     one, nats, end = trajectory(config, ids, ids, steps=6)
     many, many_nats, many_end = trajectory(config, ids, ids, mesh=make_mesh(B, 2, 2)[0], steps=6)
     np.testing.assert_allclose(many[0], one[0], rtol=1e-5, err_msg=name)

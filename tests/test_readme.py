@@ -123,6 +123,7 @@ def in_process(words: list[str]) -> int:
     return 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", RUN, ids=str)
 def test_a_block_runs(block, place):
     if block is not FIRST:

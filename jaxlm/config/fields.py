@@ -119,16 +119,16 @@ def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
             bool: _is_bool(value), str: isinstance(value, str)}[kind]
     if not fits:
         none = " or none" if spec.optional else ""
-        raise JaxlmError(f"{name} takes {_KINDS[kind]}{none}; it is {_shown(value)}")
+        raise JaxlmError(f"{name} takes {_KINDS[kind]}{none}; it is {shown(value)}")
     try:
         value = value if type(value) is kind else kind(value)
     except OverflowError:
         value = math.inf
     if kind in (int, float) and not (abs(value) < math.inf and spec.low <= value <= spec.high
                                      and spec.above < value < spec.below):
-        raise JaxlmError(f"{name} must be {spec.range}; it is {_shown(value)}")
+        raise JaxlmError(f"{name} must be {spec.range}; it is {shown(value)}")
     if spec.choices and value not in spec.choices:
-        raise JaxlmError(f"{name} must be {either(spec.choices)}; it is {_shown(value)}")
+        raise JaxlmError(f"{name} must be {either(spec.choices)}; it is {shown(value)}")
     return value
 
 
@@ -145,7 +145,8 @@ def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and not isinstance(value, numbers.Number)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as an error message repeats it, of bounded length."""
     try:
         text = repr(value)
     except ValueError:  # Python refuses to print whole numbers of more than 4,300 digits
