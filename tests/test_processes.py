@@ -26,7 +26,7 @@ STEP = {"SLURM_JOB_ID": f"{os.getpid()}", "SLURM_STEP_NODELIST": "localhost", "S
 CONFIG = processes_.CONFIG.replace(batch_size=48, epochs=2)
 
 
-KILLS = int(os.environ.get("JAXLM_CHAOS_PROCESSES", "4"))
+KILLS = int(os.environ.get("JAXLM_CHAOS_PROCESSES", "0"))
 FOUR_DEVICES = f"import os; os.environ['XLA_FLAGS'] += ' --xla_force_host_platform_device_count=4'; {processes_.MAIN}"
 
 
@@ -91,8 +91,9 @@ jaxlm.train(CONFIG, run_dir={str(tmp_path / "four devices")!r}, resume=True, qui
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not KILLS, reason="takes a minute a kill: set JAXLM_CHAOS_PROCESSES to how many")
 def test_two_processes_with_four_devices_each_killed_at_random_end_as_one_alone(tmp_path, alone, capsys):
-    """JAXLM_CHAOS_PROCESSES kills (4), of either process or of both, at any moment."""
+    """JAXLM_CHAOS_PROCESSES kills, of either process or of both, at any moment."""
     seed = int(os.environ.get("JAXLM_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     rng, caught, run_dir, aborted = random.Random(seed), Counter(), tmp_path / "0", 0
     with capsys.disabled():
