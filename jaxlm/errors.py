@@ -1,4 +1,4 @@
-"""What went wrong, for the person who can mend it: one clear sentence each.
+"""Errors, for the person who can fix them: one clear sentence each.
 
 The command line prints these without a traceback; `cli.py` lists its exit codes.
 """

@@ -1,4 +1,4 @@
-"""training/: the recipes' exact semantics, each point by itself, on the classic LSTM with SGD."""
+"""training/: the exact semantics of TensorFlow's PTB tutorial, one by one, on the classic LSTM with SGD."""
 
 from dataclasses import replace
 from functools import partial
@@ -45,14 +45,14 @@ def outputs(model, params, x, carry, noise=None):
 
 @jax.jit
 def plain_cost(params, recipe, w, carry):
-    """Point 1 written plainly: log-softmax of all logits; the mean over the batch, summed over the steps."""
+    """The cost written plainly: log-softmax of all logits; the mean over the batch, summed over the steps."""
     h, carry = outputs(recipe.model, params, stack.embed(params, w.inputs), carry)
     log_p = jax.nn.log_softmax(h @ params["softmax"]["kernel"] + params["softmax"]["bias"])
     nats = -jnp.take_along_axis(log_p, w.targets[..., None], -1)[..., 0]
     return nats.mean(1).sum(), carry
 
 
-def test_1_the_cost_is_summed_over_steps_and_averaged_over_the_batch():
+def test_the_cost_is_summed_over_steps_and_averaged_over_the_batch():
     state = state_of()
     expected, _ = plain_cost(state.params, RECIPE, window(), state.carry)
     _, metrics = step(RECIPE, state, window())
@@ -70,7 +70,7 @@ def test_bfloat16_computes_nearly_the_same_and_keeps_float32_parameters_and_carr
         lambda a: a.dtype, (plain.params, plain.carry))
 
 
-def test_1_an_update_is_that_costs_gradient_clipped_by_its_global_norm():
+def test_an_update_is_that_costs_gradient_clipped_by_its_global_norm():
     """The norm counts each read of an embedding row by itself, as TensorFlow's IndexedSlices do."""
     state, w, clip = state_of(), window(), 0.5
     recipe = recipe_of(clip_norm=clip, learning_rate=0.3)
@@ -89,7 +89,7 @@ def test_1_an_update_is_that_costs_gradient_clipped_by_its_global_norm():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.params, expected)
 
 
-def test_1_a_gradient_within_the_norm_is_not_scaled():
+def test_a_gradient_within_the_norm_is_not_scaled():
     recipes = [recipe_of(clip_norm=clip) for clip in (1e3, 1e6, None)]
     a, b, c = (step(recipe, state_of(recipe), window())[0].params for recipe in recipes)
     jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -97,12 +97,12 @@ def test_1_a_gradient_within_the_norm_is_not_scaled():
 
 
 @pytest.mark.parametrize(("offset", "rates"), [(1.0, [1, 1, 1, 1, 0.5, 0.25]), (0.0, [1, 1, 1, 1, 1, 0.5])])
-def test_2_the_rate_decays_once_an_epoch_after_hold(offset, rates):
+def test_the_rate_decays_once_an_epoch_after_hold(offset, rates):
     schedule = recipe_of(decay=0.5, hold=4.0, schedule_offset=offset).schedule
     assert [float(factor(schedule, 0, epoch, 60)) for epoch in range(6)] == rates
 
 
-def test_4_initialisation():
+def test_initialisation():
     params = stack.init_params(recipe_of(vocab_size=500, init_scale=0.25, hidden_sizes=(256, 128),
                                          embedding_size=200).model, jax.random.key(0))
     for layer in params["lstm"]:
@@ -114,14 +114,14 @@ def test_4_initialisation():
         assert float(leaf.std()) == pytest.approx(0.25 / np.sqrt(3), rel=0.1)
 
 
-def test_4_shapes_of_the_tree():
+def test_shapes_of_the_tree():
     params = stack.init_params(RECIPE.model, jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == {
         "embedding": (V, E), "lstm": [{"kernel": (E + 5, 20), "bias": (20,)}, {"kernel": (5 + 4, 16), "bias": (16,)}],
         "softmax": {"kernel": (4, V), "bias": (V,)}}
 
 
-def test_5_dropout_falls_on_the_input_and_each_output_with_a_fresh_mask_each_step():
+def test_dropout_falls_on_the_input_and_each_output_with_a_fresh_mask_each_step():
     """With an identity-like model the zeros can be seen: kept values are scaled by 1 / keep."""
     plain_model = recipe_of(embedding_size=64, hidden_sizes=(64,), init_scale=0.5).model
     params = stack.init_params(plain_model, jax.random.key(0))
@@ -142,7 +142,7 @@ def test_5_dropout_falls_on_the_input_and_each_output_with_a_fresh_mask_each_ste
     assert (embedded != plain).any(axis=-1).all()
 
 
-def test_5_noise_is_an_input():
+def test_noise_is_an_input():
     """A recorded mask gives the same outputs, whoever drew it."""
     model = recipe_of(keep_embedding=0.5, keep_output=0.5).model
     params, x = stack.init_params(model, jax.random.key(0)), jnp.ones((T, B, E))
@@ -159,7 +159,7 @@ def test_5_noise_is_an_input():
     np.testing.assert_allclose(y, by_hand, rtol=1e-6)
 
 
-def test_5_dropout_is_new_at_each_step_of_training_and_absent_from_evaluation():
+def test_dropout_is_new_at_each_step_of_training_and_absent_from_evaluation():
     recipe = recipe_of(keep_embedding=0.5, keep_output=0.5, learning_rate=1e-12)
     state = state_of(recipe)
     again, first = step(recipe, state, window(first=True))
@@ -172,7 +172,7 @@ def test_5_dropout_is_new_at_each_step_of_training_and_absent_from_evaluation():
     assert state_of().key is None  # a model without dropout holds no key
 
 
-def test_8_the_carry_passes_between_windows_is_zero_at_an_epochs_start_and_stops_gradients():
+def test_the_carry_passes_between_windows_is_zero_at_an_epochs_start_and_stops_gradients():
     recipe = recipe_of(learning_rate=1e-12)
     state, _ = step(recipe, state_of(), window(0, first=True))
     expected, _ = plain_cost(state.params, recipe, window(1), state.carry)
@@ -184,7 +184,7 @@ def test_8_the_carry_passes_between_windows_is_zero_at_an_epochs_start_and_stops
     assert abs(float(fresh) - float(expected)) > 1e-3
 
 
-def test_8_windows_are_read_in_order_and_each_epoch_begins_anew():
+def test_windows_are_read_in_order_and_each_epoch_begins_anew():
     tokens, plan = jnp.arange(14)[:, None] * jnp.ones((1, B), jnp.int32), WindowPlan(rows=14, length=3, epochs=3)
     assert (plan.per_epoch, plan.total) == (4, 12)
     read = [read_window(tokens, jax.tree.map(lambda column: column[0], plan.windows(at, 1, 1)), 3) for at in range(9)]

@@ -1,4 +1,4 @@
-"""evaluate.py: recipes point 9, and the law that how the stream is cut into windows changes nothing."""
+"""scoring/stream.py: nats of a stream, and the law that how it is cut into windows changes nothing."""
 
 import sys
 

@@ -54,7 +54,7 @@ def reference(finished):
 
 @pytest.fixture
 def train(corpus, tmp_path):
-    """Trains, or goes on with, the run in tmp_path."""
+    """Begins or resumes the run in tmp_path."""
     def call(config=CONFIG, **options):
         return jaxlm.train(config, options.pop("corpus", corpus), tmp_path / "run", quiet=True,
                            resume=(tmp_path / "run").exists(), **options)

@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop: the first is noted, the second ends the process at once."""
+"""Signals that ask a run to stop: the first is noted, the second ends the process at once."""
 
 import os
 import signal
