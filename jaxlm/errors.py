@@ -1,6 +1,6 @@
 """Errors, for the person who can fix them: one clear sentence each.
 
-The command line prints these without a traceback; `cli.py` lists its exit codes.
+The command line prints these without a traceback; `jaxlm/cli/__init__.py` lists its exit codes.
 """
 
 
