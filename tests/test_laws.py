@@ -12,6 +12,7 @@ from test_parallel import on_devices
 
 import jaxlm
 from jaxlm.config.fields import specs
+from jaxlm.config.models import MODELS
 from jaxlm.data.windows import WindowPlan, Windows
 from jaxlm.models import heads, stack
 from jaxlm.scoring.stream import eval_step, stream_nats
@@ -106,7 +107,12 @@ class TestModels:
                      is_leaf=lambda node: isinstance(node, jax.P))  # a spec for each part
 
 
-@pytest.mark.parametrize("config", CASES.values(), ids=CASES)
+# By default each kind of model and one recipe of all mechanisms; the others with the slow tests.
+USUAL = {*MODELS, "tied-muon-average"}
+
+
+@pytest.mark.parametrize("config", [pytest.param(config, id=name, marks=[] if name in USUAL else [pytest.mark.slow])
+                                    for name, config in CASES.items()])
 class TestTraining:
     def test_the_cost_falls(self, config):
         config = config.replace(learning_rate=config.optimizer.learning_rate / 2)

@@ -56,6 +56,7 @@ def trajectory(config, ids, valid, params=None, mesh=None, steps=50):
 """
 
 
+@pytest.mark.slow
 def test_fifty_windows_are_one_devices():
     """By rows, by words (500, which 8 does not divide), by both; with dropout and without."""
     on_devices(8, TRAJECTORY + """

@@ -62,6 +62,7 @@ def alone(tmp_path_factory) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_resumed_end_as_one_alone(tmp_path, alone):
     """And their checkpoint is resumed by one process: on one device, and on four."""
     run_dir = tmp_path / "two"

@@ -125,6 +125,7 @@ Folder.sync = lambda folder: (time.sleep(60 if "00000014.partial" in str(folder.
 """ + MAIN
 
 
+@pytest.mark.slow
 def test_a_second_signal_leaves_at_once_in_the_middle_of_a_save(tmp_path, reference):
     run_dir = tmp_path / "run"
     process = start_training(run_dir, code=SLOW_SAVE)
@@ -201,6 +202,7 @@ def test_a_holder_shows_that_it_lives(tmp_path, monkeypatch):
         assert locking._touched(held.folder)
 
 
+@pytest.mark.slow
 def test_a_run_is_reproduced_byte_for_byte_and_a_changed_one_is_not(tmp_path, reference):
     run_dir = tmp_path / "run"
     code, said = end(start_training(run_dir, "--steps", "45"))
