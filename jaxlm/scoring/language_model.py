@@ -64,7 +64,7 @@ class LanguageModel:
         Raises:
           DataError: the text has fewer than two words.
         """
-        return perplexity(*self._nats(self._encode(text)))
+        return perplexity(*stream_nats(self.config.model, self.params, self._encode(text), padded=True))
 
     def predict(self, text: str, k: int = 10) -> list[tuple[str, float]]:
         """The k most probable next words after the text, with their probabilities."""

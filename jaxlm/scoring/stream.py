@@ -38,7 +38,7 @@ def eval_step(model: Recurrent, params: Params, inputs: jax.Array, targets: jax.
 
 
 def stream_nats(model: Recurrent, params: Params, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1,
-                mesh: Mesh | None = None) -> tuple[float, int]:
+                mesh: Mesh | None = None, padded: bool = False) -> tuple[float, int]:
     """(summed nats, predictions) over ids [N] cut into B rows, the carry passed on throughout, no dropout.
 
     With bptt_length T each row predicts whole windows of T only, as TensorFlow's validation does; with the
@@ -50,13 +50,15 @@ def stream_nats(model: Recurrent, params: Params, ids: np.ndarray, batch_size: i
       ids: [N].
       batch_size, bptt_length: B and T.
       mesh: of the devices that share the rows and the vocabulary.
+      padded: whether short texts are padded, so that those of many lengths share a few compiled programs; another
+        length may round another way, so evaluation does without.
 
     Raises:
       DataError: there is nothing to predict.
     """
     rows = padded_rows(mesh, batch_size)
     one = partial(_nats_per_window, model, params, mesh=mesh, batch_size=None if rows == batch_size else batch_size)
-    nats, predictions = _over_stream(one, ids, batch_size, bptt_length, mesh)
+    nats, predictions = _over_stream(one, ids, batch_size, bptt_length, mesh, padded)
     return float(nats), predictions
 
 
@@ -68,7 +70,7 @@ def members_nats(models: Recurrent, params: Params, ids: np.ndarray, batch_size:
 
 
 def _over_stream(nats_per_window: Callable, ids: np.ndarray, batch_size: int, bptt_length: int,
-                 mesh: Mesh | None = None) -> tuple[np.ndarray, int]:
+                 mesh: Mesh | None = None, padded: bool = False) -> tuple[np.ndarray, int]:
     """The nats of all windows summed, and the predictions, with a bounded part of the ids on the device at a time."""
     predictions = num_windows(len(ids) // batch_size, bptt_length) * bptt_length
     if predictions < 1:
@@ -76,8 +78,7 @@ def _over_stream(nats_per_window: Callable, ids: np.ndarray, batch_size: int, bp
                         f"{batch_size * (bptt_length + 1):,}, batch_size {batch_size} x ({bptt_length} + 1)")
     length = max(1, PREDICTIONS_PER_WINDOW // batch_size)
     if predictions < length:
-        few = 1 << max(4, (predictions - 1).bit_length())  # short texts of many lengths share a few compiled programs
-        length = min(length, few) if batch_size == bptt_length == 1 else predictions
+        length = min(length, 1 << max(4, (predictions - 1).bit_length())) if padded else predictions
     windows = -(-predictions // length)
     calls = -(-windows * length * batch_size // PREDICTIONS_PER_CALL)
     height = -(-windows // calls) * length
