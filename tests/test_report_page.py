@@ -16,10 +16,10 @@ from jaxlm.cli import main
 from jaxlm.errors import JaxlmError
 from jaxlm.report.page import markup
 from jaxlm.report.page.contents import Contents
-from jaxlm.report.page.library import chart_library
 from jaxlm.report.page.page import render
 from jaxlm.report.page.results import groups, published
 from jaxlm.report.page.sweep_charts import axes_of
+from jaxlm.report.page.vega import chart_library
 from jaxlm.report.page.words import map_words
 from jaxlm.sweeps.reporting import write_report
 

@@ -91,7 +91,7 @@ def train(args: argparse.Namespace) -> int:
         config = config.replace(**changes(args))
 
     if args.report:
-        from jaxlm.report.page.library import chart_library
+        from jaxlm.report.page.vega import chart_library
 
         chart_library()  # raises before hours of training, where it is not installed
     from jaxlm.report import trackers

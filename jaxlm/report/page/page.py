@@ -12,11 +12,11 @@ from importlib.resources import files
 from jaxlm.errors import JaxlmError
 from jaxlm.report.page.contents import Contents
 from jaxlm.report.page.figures import Figures
-from jaxlm.report.page.library import chart_library
 from jaxlm.report.page.markup import Markup, element, join, script_json
 from jaxlm.report.page.model_sections import model_section
 from jaxlm.report.page.run_sections import corpus_line, runs_section
 from jaxlm.report.page.sweep_sections import sweep_section
+from jaxlm.report.page.vega import chart_library
 
 
 def render(contents: Contents, title: str, library: Callable[[], str] = chart_library) -> str:
