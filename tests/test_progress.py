@@ -2,13 +2,40 @@
 
 import io
 import re
+import sys
 
 import pytest
 from rich.console import Console
+from terminals import in_terminal, jaxlm
 
 from jaxlm.report.progress import Progress
 
 NAN, INF = float("nan"), float("inf")
+PHASES = """
+import time
+from jaxlm.report.progress import Progress
+with Progress(15, 700, 1200, "some-corpus") as bar:
+    for epoch in (9, 10):
+        bar.advance(epoch, 350, 12345.67, 0.0123)
+        time.sleep(0.3)
+        bar.advance(epoch, 700, 12345.67, 0.0123)
+        bar._bar.refresh()
+        time.sleep(0.05)
+        for phase in ("validating", "saving"):
+            bar.doing(phase)
+            time.sleep(0.05)
+        bar.epoch(epoch, 12345.67, 12345.67, 0.0123, 123456, 7.3, 14.0)
+    bar.doing("testing")
+    time.sleep(0.05)
+bar.summary([("test", "118.40")], "done")
+"""
+
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch):
+    """Whatever terminal runs the tests."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 def shown(terminal: bool, width: int = 100, epochs: int = 2) -> str:
@@ -49,6 +76,45 @@ def test_on_a_terminal_there_is_a_bar():
 @pytest.mark.parametrize("width", [40, 60, 300])
 def test_no_width_breaks_the_terminal(width):
     assert "118.40" in shown(True, width=width)
+
+
+@pytest.mark.parametrize("columns", [40, 80, 150])
+@pytest.mark.parametrize("colours", [{}, {"NO_COLOR": "1"}])
+def test_the_bar_of_a_real_terminal_names_what_is_done_and_takes_one_line(columns, colours):
+    seen = in_terminal([sys.executable, "-c", PHASES], columns, **colours)
+    lasts = [screen[-1] for screen in seen.screens]
+    for place in ("epoch 9/15", "epoch 10/15"):
+        assert any(line.startswith(f"{place} ") and "perplexity 12345.67" in line for line in lasts)
+        for phase in ("validating", "saving"):
+            assert any(line.startswith(f"{place} {phase} ") for line in lasts), (place, phase, lasts)
+    assert any(line.startswith("epoch 10/15 testing") for line in lasts)
+    bars = [line for line in lasts if "━" in line and "┏" not in line and "┃" not in line]
+    assert not any("…" in line or "nan" in line for line in bars)  # what has no room is left out, not cut
+    if columns >= 80:
+        assert any(re.search(r"perplexity 12345.67  \d:\d\d:\d\d left  [\d,]+ words/s", line) for line in bars)
+    assert seen.code == 0 and not any(line.startswith("epoch") and "━" in line for line in seen.lines)
+    text = " ".join(" ".join(seen.lines).split())
+    assert text.count("epoch 9/15 on some-corpus: train perplexity 12345.67, valid 12345.67 (floor 14.00), rate 0.0123"
+                      ) == 1 and "118.40" in text
+    assert (b"\x1b[3" in seen.written) == (not colours)
+
+
+def test_a_dumb_terminal_gets_plain_lines():
+    seen = in_terminal([sys.executable, "-c", PHASES], TERM="dumb")
+    assert b"\x1b" not in seen.written and "  some-corpus  test  118.40" in seen.lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [80, 150])
+def test_a_run_in_a_real_terminal(tmp_path, columns):
+    seen = jaxlm("train", "--corpus", "embedded-tiny", "--hidden-sizes", "8", "--embedding-size", "4", "--epochs", "2",
+                 "--windows-per-call", "10", "--run-dir", str(tmp_path / "run"), columns=columns)
+    assert seen.code == 0
+    for phase in ("compiling", "epoch 1/2 validating", "epoch 1/2 saving", "epoch 2/2 saving", "epoch 2/2 testing",
+                  "epoch 2/2 drawing the curve"):
+        assert any(screen[-1].startswith(f"{phase} ━") for screen in seen.screens), phase
+    command = f"jaxlm report {tmp_path / 'run'} -o {tmp_path / 'run' / 'report.html'}"
+    assert command in "".join(seen.lines)  # no line feed within a command
 
 
 def test_speed_and_time_left_of_a_resumed_run_count_only_its_own_windows():

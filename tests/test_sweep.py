@@ -412,7 +412,8 @@ def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(capsy
     assert main(resumed) == 0
 
 
-def test_a_terminal_shows_a_live_table_and_then_the_best():
+def test_a_terminal_shows_a_live_table_and_then_the_best(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     trials = [MemberResult(0, {"learning_rate": 0.5}, seed, "running", (90.0,) * seed) for seed in (0, 1)]
     trials += [MemberResult(1, {"learning_rate": 1.0}, seed, "done", (80.0, 70.0 + seed), 60.0 + seed)
                for seed in (0, 2)]

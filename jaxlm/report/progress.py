@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from jaxlm.report.units import perplexity_text
@@ -11,12 +12,20 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+LEAST_BAR = 4  # cells; a narrow terminal shows fewer numbers
+
+
+def is_live(console: "Console") -> bool:
+    """Whether a console is a terminal that can move its cursor: not a file, a pipe or TERM=dumb."""
+    return console.is_terminal and not console.is_dumb_terminal
+
 
 class Progress:
     """The progress of a run; a context manager.
 
     On a terminal a bar with epoch, perplexity so far, words per second, learning rate and time left (from the
-    speed of the last five minutes); elsewhere a plain line for each epoch. Every result names the corpus.
+    speed of the last five minutes), or with what is done between epochs; elsewhere a plain line for each epoch. Every
+    result names the corpus.
     Control characters in any text are shown as escapes.
 
     Args:
@@ -35,10 +44,11 @@ class Progress:
 
         self._epochs, self._windows, self._words = total_epochs, windows_per_epoch, words_per_window
         self._corpus, self.console = printable(corpus), console or Console()
+        self._live = is_live(self.console)
         self._bar = progress.Progress(
-            "{task.description}", progress.BarColumn(bar_width=None), "{task.fields[numbers]}",
-            progress.TimeRemainingColumn(), "left", console=self.console, disable=not self.console.is_terminal,
-            transient=True, expand=True, refresh_per_second=4, speed_estimate_period=300)
+            "{task.description}", progress.BarColumn(bar_width=None), "{task.fields[numbers]}", console=self.console,
+            disable=not self._live, transient=True, expand=True, refresh_per_second=4, speed_estimate_period=300)
+        self._place = ""
         self._task = self._bar.add_task("starting", numbers="",
                                         total=total_windows or total_epochs * windows_per_epoch)
 
@@ -49,19 +59,21 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def say(self, text: str, loud: bool = False) -> None:
+    def say(self, text: str, *, loud: bool = False, wrap: bool = True) -> None:
         """Prints a text above the bar.
 
         Args:
             text: one or more lines.
             loud: whether to draw a box around it (on a terminal) or begin each line with `!!`.
+            wrap: whether a terminal's lines end between words; without, a long path or command can be copied whole.
         """
         from rich.panel import Panel
 
-        if loud and self.console.is_terminal:
+        if loud and self._live:
             self.console.print(Panel(self._text(text), border_style="bold yellow", expand=False))
         else:
-            self.console.print(self._text("!! " + text.replace("\n", "\n!! ") if loud else text), soft_wrap=True)
+            self.console.print(self._text("!! " + text.replace("\n", "\n!! ") if loud else text),
+                               soft_wrap=not (self._live and wrap))
 
     def advance(self, epoch: int, windows_done_in_epoch: int, perplexity_so_far: float,
                 learning_rate: float) -> None:
@@ -74,10 +86,24 @@ class Progress:
             learning_rate: the rate of its last windows.
         """
         self._bar.update(self._task, completed=(epoch - 1) * self._windows + windows_done_in_epoch)
-        speed = (self._bar.tasks[0].speed or math.nan) * self._words
-        self._bar.update(self._task, description=f"epoch {epoch}/{self._epochs}",
-                         numbers=f"perplexity {perplexity_text(perplexity_so_far)}  {speed:,.0f} words/s  "
-                                 f"rate {learning_rate:.3g}")
+        task = self._bar.tasks[0]
+        speed, left = task.speed, task.time_remaining
+        self._place = f"epoch {epoch}/{self._epochs}"
+        numbers = [f"perplexity {perplexity_text(perplexity_so_far)}",
+                   None if left is None else f"{timedelta(seconds=math.ceil(left))} left",
+                   None if speed is None else f"{speed * self._words:,.0f} words/s", f"rate {learning_rate:.3g}"]
+        room = self.console.width - len(self._place) - LEAST_BAR - 2
+        while len(text := "  ".join(filter(None, numbers))) > room and len(numbers) > 1:
+            numbers.pop()
+        self._bar.update(self._task, description=self._place, numbers=text)
+
+    def doing(self, what: str) -> None:
+        """Names on the bar, at once, what is done between windows.
+
+        Args:
+            what: such as "validating".
+        """
+        self._bar.update(self._task, description=f"{self._place} {what}".strip(), numbers="", refresh=True)
 
     def epoch(self, epoch: int, train_perplexity: float, valid_perplexity: float, learning_rate: float,
               words_per_second: float, seconds: float, floor: float | None) -> None:
@@ -108,7 +134,7 @@ class Progress:
         from rich.table import Table
 
         rows = [(printable(name), printable(value)) for name, value in rows]
-        if not self.console.is_terminal:
+        if not self._live:
             width = max((len(name) for name, _ in rows), default=0)
             return self.say("\n".join([title, *(f"  {self._corpus}  {name:<{width}}  {value}"
                                                 for name, value in rows)]))

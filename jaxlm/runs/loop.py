@@ -18,6 +18,9 @@ class Observer:
     def trained(self, group: Group) -> None:
         """After each call of windows."""
 
+    def doing(self, what: str) -> None:
+        """Before what takes time between windows: "validating" or "saving"."""
+
     def diverged(self, group: Group, slot: int, problem: str) -> None:
         """A window was not finite: ends the run, or raises. The slot must be empty afterwards."""
 
@@ -61,11 +64,13 @@ def _end_call(group: Group, observer: Observer, signal: int | None) -> None:
     runs = {slot: run for slot, run in enumerate(group.runs) if run is not None}
     ended = any(run.index == 0 for run in runs.values())
     if ended:
+        observer.doing("validating")
         perplexities = group.validate()
         for slot, run in runs.items():
             run.end_epoch(perplexities[slot])
     for slot, run in runs.items():
         if run.at_edge or signal is not None:
+            observer.doing("saving")
             group.save(slot)
     if ended:
         observer.epoch_ended(group, signal is not None)

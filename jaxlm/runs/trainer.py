@@ -124,9 +124,10 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
         for line in (*corpus.notes, *([note] if note else []), *run.notes):
             progress.say(line, loud=True)
         progress.say(f"{corpus.name}: {corpus.description}")
-        progress.say(f"run directory: {folder if kept else 'none, so nothing is kept'}")
+        progress.say(f"run directory: {folder if kept else 'none, so nothing is kept'}", wrap=False)
         if not resume and (params is not None or run.finished):
             group.save(0)  # nobody could draw given parameters again; and a run of no window is one to evaluate too
+        progress.doing("compiling")
         with signals.noted() as stop:
             stopped_by = fit(group, _Reporter(progress, lambda: hosts.agreed(stop.signal or 0) or None))
         return _finish(run, group, shared, mesh, progress, stopped_by)
@@ -210,6 +211,9 @@ class _Reporter(Observer):
             epoch, index = run.plan.locate(run.step - 1)
             self._progress.advance(epoch + 1, index + 1, run.train_perplexity, run.learning_rate)
 
+    def doing(self, what: str) -> None:
+        self._progress.doing(what)
+
     def diverged(self, group: Group, slot: int, problem: str) -> None:
         raise Diverged(f"{problem}: stopped before its update; try a lower learning_rate or clip_norm, or resume from "
                        f"the last checkpoint without such windows (--resume --on-nonfinite skip)")
@@ -231,12 +235,14 @@ def _finish(run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progr
                      skipped_windows=skipped)
     if stopped_by is not None:
         how = f"saved; resume with --run-dir {run.folder.path} --resume" if kept_in else "nothing is kept"
-        progress.say(f"stopped by {signal.Signals(stopped_by).name} after window {run.step}: {how}")
+        progress.say(f"stopped by {signal.Signals(stopped_by).name} after window {run.step}: {how}", wrap=False)
         return result()
+    progress.doing("testing")
     tests = {"last": group.test(0)}
     best = checkpoint.best_step(checkpoint.manifests(run.folder))
     best = hosts.agreed(-1 if best is None else best)
     if best not in (-1, run.step):
+        progress.doing("testing the best checkpoint")
         try:
             tests["best"] = _test_checkpoint(run, shared, mesh, best)
         except CheckpointError as error:
@@ -249,6 +255,7 @@ def _finish(run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progr
     if skipped:
         rows.append(("windows skipped", f"{skipped}, whose cost or gradient was not finite"))
     if kept_in and run.epochs:
+        progress.doing("drawing the curve")
         try:
             rows.append(("learning curve", str(learning_curve(kept_in))))
         except RunDirError as error:
@@ -256,7 +263,7 @@ def _finish(run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progr
     progress.summary(rows, run.config.preset)
     if kept_in and run.epochs:
         command = shlex.join(["jaxlm", "report", str(kept_in), "-o", str(kept_in / "report.html")])
-        progress.say(f"a page of curves, words and samples: {command}")
+        progress.say(f"a page of curves, words and samples: {command}", wrap=False)
     return result(test_perplexity=tests["last"])
 
 

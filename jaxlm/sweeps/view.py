@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from jaxlm.report.progress import is_live
 from jaxlm.sweeps.results import MemberResult, Sweep, shown
 
 
@@ -19,7 +20,7 @@ class View:
 
     def __init__(self, console: Console):
         self.console = console
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._live = Live(console=console, auto_refresh=False, transient=True) if is_live(console) else None
         self._seen: dict[tuple[int, int], tuple[int, str]] = {}
         self._shown = 0.0
 
@@ -61,7 +62,7 @@ class View:
         for trial in trials[:most]:
             table.add_row(str(trial.number), *map(_text, trial.values.values()), trial.status, _spread(*trial.valid),
                           _spread(*trial.test))
-        self.console.print(table, width=None if self.console.is_terminal else 160)
+        self.console.print(table, width=None if is_live(self.console) else 160)
         if len(trials) > most:
             self.say(f"... and {len(trials) - most} more")
         for member in sweep.members:
