@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxlm.distributed import collectives
-from jaxlm.ops.product import product
+from jaxlm.ops.product import product, product_transposed
 
 # Rows of a chunk on CPU, measured in docs/performance.md: logits of about this size stay in the cache, and
 # there are enough rows that reading the kernel and adding to its gradient, once a chunk, costs little.
 CHUNK_BYTES = 10 * 2**20
 LEAST_ROWS = 128
 ACCELERATOR_CHUNK_BYTES = 512 * 2**20
+NARROW_ROWS = 32  # a tile of bfloat16's products on CPUs
 
 
 def token_nats_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array) -> jax.Array:
@@ -91,24 +92,26 @@ def _summed_nats(x, kernel, bias, targets, weights):
 
 def _forward(x, kernel, bias, targets, weights):
     """The loss and, in the same pass over the chunks, its gradients for a cotangent of one."""
+    N, narrow = x.shape[0], kernel.astype(x.dtype)
     x, layer = _with_bias(x, kernel, bias)
+    x, targets, weights = _in_chunks(kernel.shape, x, targets, weights)
+    # All transposes are written out here: one that XLA folds into a product within the loop makes that product slow.
+    weighted = jnp.swapaxes((x * weights[..., None]).astype(x.dtype), 1, 2)
 
     def chunk(carry, rows):
         nats, dlayer = carry
-        x, targets, weights = rows
+        x, weighted, targets, weights = rows
         logits = product(x, layer, x.dtype)
         lse, picked = _lse_and_pick(logits, targets)
         nats += jnp.vdot(weights, lse - picked)
-        hit = jnp.arange(logits.shape[-1]) == collectives.own_words(targets, logits.shape[-1])[:, None]
-        dlogits = jnp.exp(logits - lse[:, None]) - hit  # before weights, which scale the narrow sides of the products
-        weighted = lax.optimization_barrier((x * weights[:, None]).T)  # a transpose written out multiplies faster
-        dx = product(dlogits, kernel.T, x.dtype) * weights[:, None]
+        dlogits = jnp.exp(logits - lse[:, None]) - _hits(targets, logits)  # weights scale the products' narrow sides
+        dx = product_transposed(dlogits, narrow, x.dtype) * weights[:, None]
         return (nats, dlayer + product(weighted, dlogits, x.dtype)), dx.astype(x.dtype)
 
     zero = (jnp.zeros((), bias.dtype), jnp.zeros(layer.shape, kernel.dtype))
-    (nats, dlayer), dx = lax.scan(chunk, zero, _in_chunks(kernel.shape, x, targets, weights))
+    (nats, dlayer), dx = lax.scan(chunk, zero, (x, weighted, targets, weights))
     H, dx = kernel.shape[0], collectives.sum_over_model(dx)
-    return nats, (dx.reshape(-1, H)[:x.shape[0]], dlayer[:H], dlayer[H])
+    return nats, (dx.reshape(-1, H)[:N], dlayer[:H], dlayer[H])
 
 
 def _backward(gradients, cotangent):
@@ -130,18 +133,30 @@ def _lse_and_pick(logits, targets):
     return top + jnp.log(total), picked
 
 
-def _with_bias(x, kernel, bias):
-    """x and kernel with the bias as one more input of one: added by itself it is another pass over the logits.
+def _hits(targets, logits):
+    """1 at each row's target, else 0 [rows, V]; compared as float32, which is faster and exact below 2**24 words."""
+    V = logits.shape[-1]
+    own = collectives.own_words(targets, V)
+    dtype = jnp.float32 if V <= 2**24 else jnp.int32
+    return (jnp.arange(V, dtype=dtype) == own.astype(dtype)[:, None]).astype(logits.dtype)
 
-    Where x's dtype is narrower than the bias's, the bias is the sum of three inputs, so that no digit of it is lost.
+
+def _with_bias(x, kernel, bias):
+    """x and kernel, in x's dtype, with the bias as one more input of one: added by itself it is a pass over the logits.
+
+    Where x's dtype is narrower than the bias's, the bias is the sum of three inputs, so that no digit of it is lost,
+    and inputs of zero fill up a multiple of NARROW_ROWS.
     """
     rows, narrow = [bias], jnp.finfo(x.dtype)
+    padding = 0
     if narrow.bits < jnp.finfo(bias.dtype).bits:
         for _ in range(2):
             head = lax.reduce_precision(rows[-1], narrow.nexp, narrow.nmant)
             rows[-1:] = [head, jnp.where(jnp.isfinite(head), rows[-1] - head, 0)]
-    ones = jnp.ones((x.shape[0], len(rows)), x.dtype)
-    return jnp.concatenate([x, ones], 1), jnp.concatenate([kernel, jnp.stack(rows)])
+        padding = -(len(kernel) + len(rows)) % NARROW_ROWS
+    ones = jnp.pad(jnp.ones((x.shape[0], len(rows)), x.dtype), ((0, 0), (0, padding)))
+    layer = jnp.concatenate([kernel, jnp.pad(jnp.stack(rows), ((0, padding), (0, 0)))])
+    return jnp.concatenate([x, ones], 1), layer.astype(x.dtype)
 
 
 def _in_chunks(kernel_shape, *arrays):
