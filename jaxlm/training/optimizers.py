@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from optax.transforms import partition
 
 from jaxlm.config.config import Recipe
@@ -18,6 +17,7 @@ from jaxlm.config.models import Recurrent
 from jaxlm.config.optimizers import SGD, AdamW, Muon, Optimizer
 from jaxlm.models import stack
 from jaxlm.models.cell import Params
+from jaxlm.ops.newton_schulz import orthogonalized
 
 Number = jax.Array | int | float
 
@@ -92,8 +92,8 @@ def _adamw(model: Recurrent, optimizer: AdamW, factor: Number) -> optax.Gradient
 def _muon(model: Recurrent, optimizer: Muon, factor: Number) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024), each gate's matrix orthogonalised by itself; Adam for whatever is no such matrix."""
     muon = optax.chain(
-        _by_gate(model, scale_by_muon(ns_steps=optimizer.newton_schulz_steps, beta=optimizer.momentum,
-                                      nesterov=optimizer.nesterov, weight_dimension_numbers=_inner_matrices)),
+        optax.trace(optimizer.momentum, optimizer.nesterov),
+        _orthogonalized_by_gate(model, optimizer.newton_schulz_steps),
         optax.add_decayed_weights(optimizer.weight_decay),
         optax.scale_by_learning_rate(optimizer.learning_rate * factor))
     adam = optax.adam(optimizer.adam_learning_rate * factor, optimizer.beta1, optimizer.beta2, optimizer.epsilon)
@@ -101,23 +101,15 @@ def _muon(model: Recurrent, optimizer: Muon, factor: Number) -> optax.GradientTr
         lambda inner: "muon" if inner else "adam", stack.is_inner_matrix(model, params)))
 
 
-def _by_gate(model: Recurrent, inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner` with every kernel [I, gates * H] as [I, gates, H]."""
-    count = stack.gates_per_kernel(model)
+def _orthogonalized_by_gate(model: Recurrent, steps: int) -> optax.GradientTransformation:
+    """Each gate's part of every kernel [I, gates * H] orthogonalised, in the dtype that the model multiplies in."""
+    gates = stack.gates_per_kernel(model)
 
-    def apart(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.reshape(len(leaf), count, -1), tree)
+    def orthogonal(kernel: jax.Array) -> jax.Array:
+        found = orthogonalized(jnp.stack(jnp.split(kernel, gates, 1)), steps, model.compute_dtype)
+        return jnp.concatenate(list(found), 1)
 
-    def update(updates, state, params=None):
-        found, state = inner.update(apart(updates), state)
-        return jax.tree.map(lambda leaf: leaf.reshape(len(leaf), -1), found), state
-
-    return optax.GradientTransformation(lambda params: inner.init(apart(params)), update)
-
-
-def _inner_matrices(tree: Any) -> Any:
-    """Of each leaf [I, gates, H] the axes of its matrices."""
-    return jax.tree.map(lambda _: MuonDimensionNumbers(reduction_axis=0, output_axis=2), tree)
+    return optax.stateless(lambda updates, _: jax.tree.map(orthogonal, updates))
 
 
 def _matrices(params: Params) -> Any:
