@@ -14,11 +14,15 @@ BASE = jaxlm.preset("small").replace(vocab_size=V, embedding_size=E, hidden_size
 MODEL_CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     f"{name}-tied": BASE.replace(model=name, tied=True) for name in MODELS} | {
     f"{name}-dropout": BASE.replace(model=name, keep_embedding=0.8, keep_output=0.6) for name in MODELS}
+EVERY_DROPOUT = dict(locked_dropout=True, keep_embedding=0.8, keep_output=0.6, keep_last_output=0.9, keep_words=0.8)
 CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     name: BASE.replace(optimizer=name, clip_norm=0.5) for name in OPTIMIZERS if name != "sgd"} | {
     name: BASE.replace(schedule=name) for name in SCHEDULES if name != "piecewise"} | {
     "tied": BASE.replace(tied=True),
     "dropout": BASE.replace(keep_embedding=0.8, keep_output=0.6),
+    "locked-dropout": BASE.replace(**EVERY_DROPOUT),
+    "weight-drop": BASE.replace(keep_recurrent_weights=0.6, keep_state=0.7, tied=True, keep_words=0.7),
+    "gru-weight-drop": BASE.replace(model="gru", keep_recurrent_weights=0.6),
     "momentum": BASE.replace(momentum=0.9, nesterov=True, learning_rate=0.1),
     "average": BASE.replace(average_decay=0.9),
     "tied-muon-average": BASE.replace(tied=True, optimizer="muon", schedule="cosine", average_decay=0.5,

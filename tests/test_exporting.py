@@ -18,6 +18,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.interop.exporting import TARGETS, export_model
 from jaxlm.interop.imported import import_model
 from jaxlm.models import heads, stack
+from jaxlm.models.noise import no_noise
 from jaxlm.scoring.language_model import LanguageModel
 
 WORDS = ("<eos>", "<unk>", "a", "b", "c", "d", "ë", "\x1b[2J")
@@ -41,7 +42,7 @@ def model(kind: str = "lstm", shapes: str = "equal", **changes) -> LanguageModel
 def logits(lm: LanguageModel) -> np.ndarray:
     """[N, V] after each token."""
     x = stack.embed(lm.params, jnp.array(TOKENS)[:, None])
-    features, _ = stack.features(lm.config.model, lm.params, stack.no_noise(lm.config.model), x,
+    features, _ = stack.features(lm.config.model, lm.params, no_noise(lm.config.model), x,
                                  stack.zero_carry(lm.config.model, 1))
     return np.asarray(heads.logits(lm.config.model, lm.params, features[:, 0]))
 

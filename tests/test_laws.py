@@ -15,6 +15,7 @@ from jaxlm.config.fields import specs
 from jaxlm.config.models import MODELS
 from jaxlm.data.windows import WindowPlan, Windows
 from jaxlm.models import heads, stack
+from jaxlm.models.noise import no_noise
 from jaxlm.scoring.stream import eval_step, stream_nats
 from jaxlm.training import members
 from jaxlm.training.step import init_state, train_windows
@@ -76,7 +77,7 @@ class TestModels:
 
     def test_the_next_word_has_a_probability_of_one_in_all(self, config):
         model, params = config.model, started(config).params
-        y, _ = stack.features(model, params, stack.no_noise(model), stack.embed(params, TOKENS[:3]),
+        y, _ = stack.features(model, params, no_noise(model), stack.embed(params, TOKENS[:3]),
                               stack.zero_carry(model, B))
         every = [heads.token_nats(model, params, y, jnp.full((3, B), word)) for word in range(V)]
         np.testing.assert_allclose(np.exp(-np.array(every)).sum(0), 1, rtol=1e-5)
@@ -87,7 +88,7 @@ class TestModels:
         model, params, targets = config.model, started(config).params, TOKENS[1:4]
 
         def features(params):
-            return stack.features(model, params, stack.no_noise(model), stack.embed(params, TOKENS[:3]),
+            return stack.features(model, params, no_noise(model), stack.embed(params, TOKENS[:3]),
                                   stack.zero_carry(model, B))[0]
 
         def plainly(params):

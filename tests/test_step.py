@@ -13,6 +13,7 @@ import jaxlm
 from jaxlm.config.config import Recipe
 from jaxlm.data.windows import WindowPlan
 from jaxlm.models import heads, stack
+from jaxlm.models.noise import Noise, draw_noise, no_noise
 from jaxlm.scoring.stream import eval_step
 from jaxlm.training.schedules import factor
 from jaxlm.training.step import Window, init_state, read_window, train_step, train_windows
@@ -40,7 +41,7 @@ def state_of(recipe=RECIPE, seed=0):
 
 
 def outputs(model, params, x, carry, noise=None):
-    return stack.features(model, params, stack.no_noise(model) if noise is None else noise, x, carry)
+    return stack.features(model, params, no_noise(model) if noise is None else noise, x, carry)
 
 
 @jax.jit
@@ -130,7 +131,7 @@ def test_dropout_falls_on_the_input_and_each_output_with_a_fresh_mask_each_step(
 
     def dropped(**keep):
         model = recipe_of(embedding_size=64, hidden_sizes=(64,), init_scale=0.5, **keep).model
-        return outputs(model, params, x, carry, stack.draw_noise(model, jax.random.key(1), T, B))
+        return outputs(model, params, x, carry, draw_noise(model, jax.random.key(1), T, B))
 
     y, final = dropped(keep_output=0.5)
     kept = y != 0
@@ -147,7 +148,7 @@ def test_noise_is_an_input():
     model = recipe_of(keep_embedding=0.5, keep_output=0.5).model
     params, x = stack.init_params(model, jax.random.key(0)), jnp.ones((T, B, E))
     rng = np.random.default_rng(0)
-    noise = stack.Noise(jnp.asarray(rng.random((T, B, E)) < 0.5),
+    noise = Noise(jnp.asarray(rng.random((T, B, E)) < 0.5),
                         tuple(jnp.asarray(rng.random((T, B, H)) < 0.5) for H in HIDDEN))
     y, _ = outputs(model, params, x, stack.zero_carry(model, B), noise)
     by_hand = x

@@ -1,6 +1,7 @@
 """The kinds of models, each a frozen dataclass of its shapes (static) and numbers (traced)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxlm.config.fields import choice, count, counts, flag, number
 from jaxlm.errors import JaxlmError
@@ -10,6 +11,8 @@ from jaxlm.errors import JaxlmError
 class Recurrent:
     """What every model has: an embedding, a stack of recurrent layers and a softmax."""
 
+    recurrent_gates: ClassVar[int] = 0  # matrices of the recurrent kernel [H, gates * H]; 0: it has none
+    drops_state: ClassVar[bool] = False  # whether keep_state can be given
     vocab_size: int = count(10_000, "most words to keep; the model takes the corpus's own number if smaller", "words",
                             low=2)
     embedding_size: int = count(200, "width E of the word embedding", "units", low=1)
@@ -21,6 +24,18 @@ class Recurrent:
                                                 "dropout there)", above=0, high=1)
     keep_output: float | None = number(None, "probability that a unit of a layer's output is kept (none: no dropout "
                                              "there)", above=0, high=1)
+    locked_dropout: bool = flag(False, "one dropout mask for all steps of a window in place of one a step "
+                                       "(arXiv:1512.05287)")
+    keep_last_output: float | None = number(None, "probability that a unit of the last layer's output is kept (none: "
+                                                  "as keep_output)", above=0, high=1)
+    keep_words: float | None = number(None, "probability that a word is kept as an input: dropped, its row of the "
+                                            "embedding reads as zero for the window (none: no dropout)", above=0,
+                                      high=1)
+    keep_recurrent_weights: float | None = number(None, "probability that an element of a layer's recurrent kernel is "
+                                                        "kept, drawn once a window: weight drop (none: no dropout; "
+                                                        "arXiv:1708.02182)", above=0, high=1)
+    keep_state: float | None = number(None, "probability that the gates read a unit of h, drawn once a window (none: "
+                                            "no dropout)", above=0, high=1)
     compute_dtype: str = choice("float32", "what training multiplies in; sums, parameters, loss and evaluation stay "
                                            "float32", ("float32", "bfloat16"))
 
@@ -29,12 +44,20 @@ class Recurrent:
         if self.tied and self.hidden_sizes[-1] != self.embedding_size:
             raise JaxlmError(f"tied needs a last layer as wide as the embedding: the last of hidden_sizes is "
                              f"{self.hidden_sizes[-1]}, embedding_size is {self.embedding_size}")
+        if self.keep_recurrent_weights is not None and not self.recurrent_gates:
+            raise JaxlmError(f"keep_recurrent_weights drops elements of a recurrent kernel, and a model of the kind "
+                             f"{type(self).__name__} has none: leave it at none, or take the model lstm or gru")
+        if self.keep_state is not None and not self.drops_state:
+            raise JaxlmError(f"keep_state drops units of the LSTM's h, and the model is of the kind "
+                             f"{type(self).__name__}: leave it at none, or take the model lstm")
 
 
 @dataclass(frozen=True)
 class LSTM(Recurrent):
     """Long short-term memory, as TensorFlow's BasicLSTMCell (Zaremba et al. 2014, arXiv:1409.2329)."""
 
+    recurrent_gates: ClassVar[int] = 4
+    drops_state: ClassVar[bool] = True
     forget_bias: float = number(0.0, "added to the forget gate before its sigmoid")
     recurrent_op: str = choice("scan", "what trains the layers: scan, or cudnn on a CUDA device", ("scan", "cudnn"))
 
@@ -42,11 +65,15 @@ class LSTM(Recurrent):
         super().check()
         if (self.recurrent_op, self.compute_dtype) == ("cudnn", "bfloat16"):
             raise JaxlmError("recurrent_op cudnn computes in float32, and compute_dtype is bfloat16: use scan")
+        if self.recurrent_op == "cudnn" and self.keep_state is not None:
+            raise JaxlmError("recurrent_op cudnn drops no units of h between steps, and keep_state is given: use scan")
 
 
 @dataclass(frozen=True)
 class GRU(Recurrent):
     """Gated recurrent unit, the variant of cuDNN and PyTorch (Cho et al. 2014, arXiv:1406.1078)."""
+
+    recurrent_gates: ClassVar[int] = 3
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from jax import export
 from jaxlm.errors import JaxlmError
 from jaxlm.files import new_file
 from jaxlm.models import heads, stack
+from jaxlm.models.noise import no_noise
 from jaxlm.scoring.language_model import LanguageModel
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -35,7 +36,7 @@ def export_stablehlo(model: LanguageModel, out: Path) -> list[str]:
 
     def next_word(tokens: jax.Array, *carry: jax.Array) -> tuple[jax.Array, ...]:
         state = jax.tree.unflatten(structure, carry)
-        features, state = stack.features(recurrent, params, stack.no_noise(recurrent), stack.embed(params, tokens),
+        features, state = stack.features(recurrent, params, no_noise(recurrent), stack.embed(params, tokens),
                                          state)
         return heads.logits(recurrent, params, features), *jax.tree.leaves(state)
 

@@ -21,12 +21,17 @@ class Cell:
       state: (B, H, dtype) -> the carry before the first token.
       apply: (model, params, x [T, B, E], carry) -> (outputs [T, B, H], new carry).
       gates: how many matrices stand side by side in each of the layer's kernels, for optimisers of matrices.
+      change_recurrent: (params, function) -> the parameters with the function of their recurrent kernel [H, gates * H]
+        in its place; None where nothing reads h (the config's kind then has no `recurrent_gates`).
+
+    Where the config's kind `drops_state`, `apply` takes a fifth argument: which units of h the gates read, bool [B, H].
     """
 
     init: Callable[[Any, jax.Array, int, int], Params]
     state: Callable[[int, int, Any], State]
-    apply: Callable[[Any, Params, jax.Array, State], tuple[jax.Array, State]]
+    apply: Callable[..., tuple[jax.Array, State]]
     gates: int
+    change_recurrent: Callable[[Params, Callable[[jax.Array], jax.Array]], Params] | None = None
 
 
 def uniform(model: Recurrent, key: jax.Array, *shape: int) -> jax.Array:

@@ -1,5 +1,7 @@
 """The GRU layer: `kernel` [E, 3H], `recurrent_kernel` [H, 3H], `bias` [3H] and `recurrent_bias` [H]; gates r, z, n."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -22,4 +24,8 @@ def _state(batch_size: int, width: int, dtype: jnp.dtype) -> jax.Array:
     return jnp.zeros((batch_size, width), dtype)
 
 
-CELL = Cell(_init, _state, _apply, gates=3)
+def _change_recurrent(params: Params, change: Callable[[jax.Array], jax.Array]) -> Params:
+    return {**params, "recurrent_kernel": change(params["recurrent_kernel"])}
+
+
+CELL = Cell(_init, _state, _apply, gates=3, change_recurrent=_change_recurrent)

@@ -1,5 +1,7 @@
 """The LSTM layer: `kernel` [E + H, 4H] and `bias` [4H], gates in the order i, j, f, o (TensorFlow's BasicLSTMCell)."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -7,6 +9,7 @@ from jaxlm.config.models import LSTM
 from jaxlm.models.cell import Cell, Params, uniform
 from jaxlm.ops.cudnn import lstm_cudnn
 from jaxlm.ops.lstm import LSTMState, lstm, zero_state
+from jaxlm.ops.lstm_dropped_state import lstm_with_dropped_state
 
 OPS = {"scan": lstm, "cudnn": lstm_cudnn}
 
@@ -15,8 +18,17 @@ def _init(model: LSTM, key: jax.Array, inputs: int, width: int) -> Params:
     return {"kernel": uniform(model, key, inputs + width, 4 * width), "bias": jnp.zeros(4 * width)}
 
 
-def _apply(model: LSTM, params: Params, x: jax.Array, state: LSTMState) -> tuple[jax.Array, LSTMState]:
-    return OPS[model.recurrent_op](x, params["kernel"], params["bias"], state, model.forget_bias)
+def _apply(model: LSTM, params: Params, x: jax.Array, state: LSTMState, kept: jax.Array | None = None
+           ) -> tuple[jax.Array, LSTMState]:
+    arguments = x, params["kernel"], params["bias"], state, model.forget_bias
+    if kept is not None:
+        return lstm_with_dropped_state(*arguments, kept, model.keep_state)
+    return OPS[model.recurrent_op](*arguments)
 
 
-CELL = Cell(_init, zero_state, _apply, gates=4)
+def _change_recurrent(params: Params, change: Callable[[jax.Array], jax.Array]) -> Params:
+    from_input, from_state = jnp.split(params["kernel"], [len(params["kernel"]) - params["bias"].size // 4])
+    return {**params, "kernel": jnp.concatenate([from_input, change(from_state)])}
+
+
+CELL = Cell(_init, zero_state, _apply, gates=4, change_recurrent=_change_recurrent)

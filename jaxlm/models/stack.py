@@ -4,7 +4,8 @@ The parameter tree: `embedding` [V, E]; the layers in a list under the name of t
 `softmax.kernel` [H, V] (unless tied) and `softmax.bias` [V]. `model` is the config's model, a pytree of its numbers.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,21 +18,13 @@ from jaxlm.distributed import collectives
 from jaxlm.models import gru, lstm, mingru
 from jaxlm.models.cell import Cell, Params, State, uniform
 from jaxlm.models.heads import init_head
-from jaxlm.ops.dropout import apply_mask, draw_mask
+from jaxlm.models.noise import Noise, keep_of_output, of_layer
+from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.embedding import Rows, look_up
 
 CELLS: dict[str, Cell] = {"lstm": lstm.CELL, "gru": gru.CELL, "mingru": mingru.CELL}  # by the names of config's MODELS
 
 Carry = tuple[State, ...]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Noise:
-    """What is random in a window: for each place the units that dropout keeps, bool [T, B, D]; None: no dropout."""
-
-    embedding: jax.Array | None
-    outputs: tuple[jax.Array | None, ...]  # one for each layer
 
 
 def init_params(model: Recurrent, key: jax.Array) -> Params:
@@ -72,31 +65,6 @@ def is_inner_matrix(model: Recurrent, params: Params) -> Params:
     return {**nothing, name: jax.tree.map(lambda leaf: leaf.ndim == 2, params[name])}
 
 
-def is_random(model: Recurrent) -> bool:
-    """Whether `draw_noise` draws anything."""
-    return model.keep_embedding is not None or model.keep_output is not None
-
-
-def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int) -> Noise:
-    """What is random in one window of `steps` x `rows`, the rows being this device's part of the batch.
-
-    The key is the window's own; it may be None where nothing is random.
-    """
-
-    def mask(place: int, keep: jax.Array | float | None, width: int) -> jax.Array | None:
-        if keep is None or key is None:
-            return None
-        return draw_mask(jax.random.fold_in(key, place), keep, (steps, rows, width), collectives.first_row(rows))
-
-    return Noise(mask(0, model.keep_embedding, model.embedding_size),
-                 tuple(mask(place, model.keep_output, width) for place, width in enumerate(model.hidden_sizes, 1)))
-
-
-def no_noise(model: Recurrent) -> Noise:
-    """The noise of evaluation: none."""
-    return Noise(None, (None,) * len(model.hidden_sizes))
-
-
 def embed(params: Params, tokens: jax.Array) -> jax.Array:
     """tokens [T, B] -> their rows of the embedding [T, B, E]; where they have been read already, those."""
     return look_up(params["embedding"], tokens)
@@ -108,18 +76,31 @@ def read_rows(params: Params, tokens: jax.Array) -> Params:
 
 
 def features(model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
-    """Embedded tokens [T, B, E] and the carry -> the last layer's outputs [T, B, H] and the new carry.
+    """Embedded tokens [T, B, E] and the carry -> the last layer's outputs [T, B, H], dropped out, and the new carry.
 
-    Dropout falls on the embedded input and on each layer's output, never on the recurrence (arXiv:1409.2329).
+    Dropout falls on the embedded input and on each layer's output (arXiv:1409.2329); on the recurrence only where the
+    noise has masks for it.
     """
+    _, dropped, new_carry = last_outputs(model, params, noise, x, carry)
+    return dropped, new_carry
+
+
+def last_outputs(model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry: Carry
+                 ) -> tuple[jax.Array, jax.Array, Carry]:
+    """`features`, and before them the same outputs [T, B, H] without their own dropout."""
     cell, name = _cell(model)
-    x = apply_mask(x, noise.embedding, model.keep_embedding)
+    raw = dropped = apply_mask(x, noise.embedding, model.keep_embedding)
     new_carry = []
-    for layer, mask, state in zip(params[name], noise.outputs, carry, strict=True):
-        x, state = cell.apply(model, layer, x, state)
-        x = apply_mask(x, mask, model.keep_output)
+    for place, (layer, state) in enumerate(zip(params[name], carry, strict=True)):
+        weights, kept = of_layer(noise.recurrent_weights, place), of_layer(noise.states, place)
+        if weights is not None:
+            assert cell.change_recurrent is not None
+            layer = cell.change_recurrent(layer, partial(
+                apply_mask, kept=weights, keep=model.keep_recurrent_weights))
+        raw, state = cell.apply(model, layer, dropped, state, *(() if kept is None else (kept,)))
+        dropped = apply_mask(raw, of_layer(noise.outputs, place), keep_of_output(model, place))
         new_carry.append(state)
-    return x, tuple(new_carry)
+    return raw, dropped, tuple(new_carry)
 
 
 def exact(model: Recurrent) -> Recurrent:

@@ -19,6 +19,7 @@ from jaxlm.config.optimizers import SGD
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
+from jaxlm.models.noise import no_noise
 from jaxlm.scoring.token_scores import TokenScores, read_on, score_rows
 from jaxlm.training import gradients, optimizers
 
@@ -84,7 +85,7 @@ def _step(recipe, params, state, inputs, targets, count, carry):
     weights = (jnp.arange(len(inputs)) < count)[:, None] / count
 
     def mean_nats(params):
-        features, _ = stack.features(model, params, stack.no_noise(model), stack.embed(params, inputs), carry)
+        features, _ = stack.features(model, params, no_noise(model), stack.embed(params, inputs), carry)
         return heads.summed_nats(model, params, features, targets, weights.astype(features.dtype))
 
     grads = jax.grad(mean_nats)(params)

@@ -18,6 +18,7 @@ from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
+from jaxlm.models.noise import no_noise
 from jaxlm.models.stack import Carry
 from jaxlm.scoring import sampling as sampled
 from jaxlm.scoring.sampling import Sampling
@@ -171,7 +172,7 @@ def _read(model, params, tokens, count, carry):
 def _next(model: Recurrent, params: Params, token: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
     """token [S] and the carry before it -> features [S, H] and the carry after it."""
     x = stack.embed(params, token[None])
-    features, carry = stack.features(stack.exact(model), params, stack.no_noise(model), x, carry)
+    features, carry = stack.features(stack.exact(model), params, no_noise(model), x, carry)
     return features[0], carry
 
 

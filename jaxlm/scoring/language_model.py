@@ -15,6 +15,7 @@ from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
+from jaxlm.models.noise import no_noise
 from jaxlm.report.units import perplexity
 from jaxlm.scoring import generation
 from jaxlm.scoring.adaptation import CLIP_NORM, Adaptive
@@ -335,7 +336,7 @@ class LanguageModel:
 def _next_word(model, params, tokens, last):
     """Probabilities [V] of the word after tokens [T, 1], of which those after `last` are padding."""
     carry = stack.zero_carry(model, 1, params["embedding"].dtype)
-    features, _ = stack.features(stack.exact(model), params, stack.no_noise(model), stack.embed(params, tokens), carry)
+    features, _ = stack.features(stack.exact(model), params, no_noise(model), stack.embed(params, tokens), carry)
     return jax.nn.softmax(heads.logits(model, params, features[last, 0]))
 
 

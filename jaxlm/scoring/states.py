@@ -7,6 +7,7 @@ from jax import lax
 from jaxlm.config.models import Recurrent
 from jaxlm.models import stack
 from jaxlm.models.cell import Params
+from jaxlm.models.noise import no_noise
 
 CHUNK = 256  # words of one call
 
@@ -40,7 +41,7 @@ def _walk(model, params, tokens, carry):
 
     def step(carry, token):
         x = stack.embed(params, token[None, None])
-        _, carry = stack.features(stack.exact(model), params, stack.no_noise(model), x, carry)
+        _, carry = stack.features(stack.exact(model), params, no_noise(model), x, carry)
         return carry, carry
 
     return lax.scan(step, carry, tokens)

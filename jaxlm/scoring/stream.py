@@ -16,6 +16,7 @@ from jaxlm.distributed.mesh import padded_rows, put_rows, spread, spread_specs
 from jaxlm.errors import DataError
 from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
+from jaxlm.models.noise import no_noise
 from jaxlm.models.stack import Carry
 
 PREDICTIONS_PER_WINDOW = 2048
@@ -33,7 +34,7 @@ def eval_step(model: Recurrent, params: Params, inputs: jax.Array, targets: jax.
       carry: from the window before, or `zero_carry`.
     """
     x = stack.embed(params, inputs)
-    features, carry = stack.features(stack.exact(model), params, stack.no_noise(model), x, carry)
+    features, carry = stack.features(stack.exact(model), params, no_noise(model), x, carry)
     return heads.token_nats(model, params, features, targets), carry
 
 

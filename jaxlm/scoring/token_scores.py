@@ -16,6 +16,7 @@ from jax import lax
 from jaxlm.config.models import Recurrent
 from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
+from jaxlm.models.noise import no_noise
 from jaxlm.models.stack import Carry
 
 LONGEST = 256  # steps of one call; a longer sentence takes several, the carry passed on
@@ -160,7 +161,7 @@ def _read(model: Recurrent, params: Params, sentences: Sequence[np.ndarray]) -> 
 @jax.jit
 def _features(model, params, tokens, carry):
     """Tokens [T, B] -> features [T, B, H] and the new carry, in float32 and without noise."""
-    return stack.features(stack.exact(model), params, stack.no_noise(model), stack.embed(params, tokens), carry)
+    return stack.features(stack.exact(model), params, no_noise(model), stack.embed(params, tokens), carry)
 
 
 @partial(jax.jit, static_argnames=("top", "full"))

@@ -16,6 +16,7 @@ from jaxlm.distributed import collectives
 from jaxlm.distributed.mesh import PADDED_BIAS, put, spread, spread_specs, whole
 from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
+from jaxlm.models.noise import Noise, draw_noise, drop_words, is_random
 from jaxlm.models.stack import Carry
 from jaxlm.training import gradients, optimizers
 from jaxlm.training.schedules import factor
@@ -76,10 +77,11 @@ def init_state(recipe: Recipe, key: jax.Array, batch_size: int, params: Params |
     average = None if recipe.optimizer.average_decay is None else jax.tree.map(jnp.copy, start)
     return TrainState(jnp.zeros((), jnp.int32), start, optimizers.transformation(recipe, 0.0).init(start),
                       stack.zero_carry(recipe.model, batch_size, start["embedding"].dtype),
-                      noise_key if stack.is_random(recipe.model) else None, average)
+                      noise_key if is_random(recipe.model) else None, average)
 
 
-def train_step(recipe: Recipe, state: TrainState, window: Window) -> tuple[TrainState, Metrics]:
+def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise | None = None
+               ) -> tuple[TrainState, Metrics]:
     """One update on one window. Gradients stop at the window's edge; the carry is passed on.
 
     The cost is the sum over the T steps of the mean over the batch, and it is that cost's gradient that is clipped, as
@@ -90,18 +92,20 @@ def train_step(recipe: Recipe, state: TrainState, window: Window) -> tuple[Train
       recipe: model, optimiser and schedule; every number may be traced.
       state: as `init_state` makes it.
       window: inputs and targets [T, B].
+      noise: in place of what the state's key and step draw.
 
     Returns:
       The new state, its step one more, and the window's metrics.
     """
     model, (T, B) = recipe.model, window.inputs.shape
     carry = jax.tree.map(lambda c: jnp.where(window.first, 0, c), state.carry)
-    key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-    noise = stack.draw_noise(model, key, T, B)
+    if noise is None:
+        key = None if state.key is None else jax.random.fold_in(state.key, state.step)
+        noise = draw_noise(model, key, T, B)
     trained = stack.read_rows(state.params, window.inputs) if optimizers.takes_rows(recipe) else state.params
 
     def cost_fn(trained):
-        x = stack.embed(trained, window.inputs).astype(model.compute_dtype)
+        x = drop_words(model, noise, stack.embed(trained, window.inputs), window.inputs).astype(model.compute_dtype)
         features, new_carry = stack.features(model, trained, noise, x, carry)
         return heads.summed_nats(model, trained, features, window.targets) / collectives.all_rows(B), new_carry
 

@@ -1,0 +1,112 @@
+"""What is random in a window, as a value: drawn here, in one place, and given to the model.
+
+So a model is a pure function, which a test can feed recorded masks, and one device draws what many would. `model` is
+the config's model. Letters: `T` steps, `B` batch, `E` embedding width, `H` hidden width, `V` vocabulary, `G` gates.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+
+from jaxlm.config.models import Recurrent
+from jaxlm.distributed import collectives
+from jaxlm.ops.dropout import apply_mask, draw_mask
+
+Mask = jax.Array | None  # bool, true where something is kept; None: nothing is dropped
+Keep = jax.Array | float | None
+
+# With which number a place's key is folded; dropout's own places count from 0, one a layer.
+_WORDS, _RECURRENT_WEIGHTS, _STATES = range(2**20, 2**20 + 3)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Noise:
+    """What a window keeps. Where a tuple is empty nothing is dropped in any layer.
+
+    Attributes:
+      embedding: units of the embedded input [T, B, E]; locked, [1, B, E] for all steps.
+      outputs: for each layer, units of its output [T, B, H] or [1, B, H].
+      words: words that an input may read [V, 1].
+      recurrent_weights: for each layer, elements of its recurrent kernel [H, G * H].
+      states: for each layer, units of the h that its gates read of the step before [B, H].
+    """
+
+    embedding: Mask
+    outputs: tuple[Mask, ...]
+    words: Mask = None
+    recurrent_weights: tuple[Mask, ...] = ()
+    states: tuple[Mask, ...] = ()
+
+
+def no_noise(model: Recurrent) -> Noise:
+    """The noise of evaluation: none."""
+    return Noise(None, (None,) * len(model.hidden_sizes))
+
+
+def is_random(model: Recurrent) -> bool:
+    """Whether `draw_noise` draws anything."""
+    return any(getattr(model, item.name) is not None for item in fields(model) if item.name.startswith("keep_"))
+
+
+def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int) -> Noise:
+    """What is random in one window of `steps` x `rows`, the rows being this device's part of the batch.
+
+    What belongs to a row is drawn by a key of that row. Words and weights have one mask for all rows, which each device
+    draws for itself from the same key. The key is the window's own; it may be None where nothing is random.
+    """
+    first, steps = collectives.first_row(rows), 1 if model.locked_dropout else steps
+
+    def units(place: int, keep: Keep, width: int) -> Mask:
+        if keep is None or key is None:
+            return None
+        return draw_mask(jax.random.fold_in(key, place), keep, (steps, rows, width), first)
+
+    def for_all_rows(place: int, keep: Keep, *shape: int, layer: int = 0) -> Mask:
+        if keep is None or key is None:
+            return None
+        return jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(key, place), layer), keep, shape)
+
+    def state(layer: int, width: int) -> Mask:
+        if model.keep_state is None or key is None:
+            return None
+        own = jax.random.fold_in(jax.random.fold_in(key, _STATES), layer)
+        return draw_mask(own, model.keep_state, (1, rows, width), first)[0]
+
+    layers, gates = tuple(enumerate(model.hidden_sizes)), model.recurrent_gates
+    return Noise(
+        units(0, model.keep_embedding, model.embedding_size),
+        tuple(units(layer + 1, keep_of_output(model, layer), width) for layer, width in layers),
+        for_all_rows(_WORDS, model.keep_words, model.vocab_size, 1),
+        tuple(for_all_rows(_RECURRENT_WEIGHTS, model.keep_recurrent_weights, width, gates * width, layer=layer)
+              for layer, width in layers),
+        tuple(state(layer, width) for layer, width in layers))
+
+
+def keep_of_output(model: Recurrent, layer: int) -> Keep:
+    """The probability that a unit of a layer's output is kept."""
+    last = layer == len(model.hidden_sizes) - 1
+    return model.keep_last_output if last and model.keep_last_output is not None else model.keep_output
+
+
+def of_layer(masks: tuple[Mask, ...], layer: int) -> Any:
+    """One layer's mask."""
+    return masks[layer] if masks else None
+
+
+def drop_words(model: Recurrent, noise: Noise, x: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Embedded tokens without those of dropped words (Gal and Ghahramani 2016, arXiv:1512.05287).
+
+    A whole row of the embedding is dropped, wherever the window reads it; as an output a word is never dropped.
+
+    Args:
+      model: its keep_words is the probability that a word is kept.
+      noise: its words [V, 1] are those kept.
+      x: embedded tokens [T, B, E].
+      tokens: [T, B].
+
+    Returns:
+      x / keep_words where the token's word is kept, else 0.
+    """
+    return x if noise.words is None else apply_mask(x, noise.words[tokens], model.keep_words)

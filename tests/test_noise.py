@@ -1,0 +1,138 @@
+"""models/noise.py: what each mask falls on, at which rate, and that recorded masks can be given."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from recipes import BASE, HIDDEN, B, E, T, V
+
+from jaxlm.errors import JaxlmError
+from jaxlm.models import stack
+from jaxlm.models.noise import draw_noise, drop_words, is_random, no_noise
+from jaxlm.training.step import Window, init_state, train_step
+
+KEY = jax.random.key(3)
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, (T + 1, B)))
+WINDOW = Window(TOKENS[:-1], TOKENS[1:])
+
+
+def drawn(**fields):
+    model = BASE.replace(**fields).model
+    return draw_noise(model, KEY, T, B)
+
+
+def outputs(model, params, noise):
+    x = drop_words(model, noise, stack.embed(params, TOKENS[:-1]), TOKENS[:-1])
+    return stack.features(model, params, noise, x, stack.zero_carry(model, B))[0]
+
+
+def params_of(config):
+    return init_state(config.recipe, jax.random.key(0), B).params
+
+
+def test_masks_have_the_shapes_of_what_they_fall_on():
+    noise = drawn(locked_dropout=True, keep_embedding=0.5, keep_output=0.5, keep_words=0.5, keep_recurrent_weights=0.5,
+                  keep_state=0.5)
+    shapes = jax.tree.map(jnp.shape, (noise.embedding, noise.outputs, noise.words, noise.recurrent_weights,
+                                      noise.states))
+    assert shapes == ((1, B, E), tuple((1, B, H) for H in HIDDEN), (V, 1), tuple((H, 4 * H) for H in HIDDEN),
+                      tuple((B, H) for H in HIDDEN))
+    assert jax.tree.leaves(drawn()) == [] == jax.tree.leaves(no_noise(BASE.model))
+
+
+@pytest.mark.parametrize("field", ["keep_embedding", "keep_output", "keep_last_output", "keep_words",
+                                   "keep_recurrent_weights", "keep_state"])
+def test_each_rate_is_drawn_by_itself_and_what_is_kept_is_scaled(field):
+    config = BASE.replace(**{field: 0.6}, hidden_sizes=(40, 40), embedding_size=40, vocab_size=2000)
+    model = config.model
+    assert is_random(model) and not is_random(BASE.model)
+    masks = jax.tree.leaves(draw_noise(model, KEY, T, 20))
+    rates = [float(mask.mean()) for mask in masks]
+    assert len(masks) == (2 if field in ("keep_output", "keep_recurrent_weights", "keep_state") else 1)
+    np.testing.assert_allclose(rates, 0.6, atol=0.06)
+    if len(masks) == 2:
+        assert (masks[0] != masks[1]).any()  # each layer its own
+
+
+def test_a_locked_mask_is_one_for_all_steps_and_another_for_each_row():
+    config = BASE.replace(locked_dropout=True, keep_output=0.5)
+    kept = np.asarray(outputs(config.model, params_of(config), draw_noise(config.model, KEY, T, B))) != 0
+    assert (kept == kept[:1]).all() and not kept.all()
+    assert any((kept[:, row] != kept[:, 0]).any() for row in range(1, B))
+
+
+def test_a_dropped_word_reads_as_zero_wherever_it_stands_and_is_still_an_output():
+    config = BASE.replace(keep_words=0.5, tied=True)
+    params, word = params_of(config), int(TOKENS[1, 0])
+    noise = replace(no_noise(config.model), words=(jnp.arange(V) != word)[:, None])
+    x = stack.embed(params, TOKENS)
+    dropped = drop_words(config.model, noise, x, TOKENS)
+    np.testing.assert_allclose(dropped, jnp.where(jnp.equal(TOKENS, word)[..., None], 0, 2 * x))
+    gradient = jax.grad(lambda params: drop_words(config.model, noise, stack.embed(params, TOKENS), TOKENS).sum())(
+        params)["embedding"]
+    assert not gradient[word].any() and gradient.any()
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_weight_drop_is_the_same_layer_with_fewer_recurrent_weights(kind):
+    config = BASE.replace(model=kind, keep_recurrent_weights=0.5)
+    model, params = config.model, params_of(config)
+    noise = draw_noise(model, KEY, T, B)
+    by_hand = jax.tree.map(np.array, params)
+    for layer, mask in zip(by_hand[kind], jax.tree.leaves(noise.recurrent_weights), strict=True):
+        recurrent = layer["kernel"][-len(mask):] if kind == "lstm" else layer["recurrent_kernel"]
+        recurrent[...] = np.where(mask, 2 * recurrent, 0)  # (a view: the input's part stays)
+    by_hand = jax.tree.map(jnp.asarray, by_hand)
+    np.testing.assert_allclose(outputs(model, params, noise), outputs(model, by_hand, no_noise(model)), rtol=1e-5)
+
+
+def test_gates_do_not_read_a_dropped_unit_and_the_carry_has_it():
+    config = BASE.replace(hidden_sizes=(5,), keep_state=0.5)
+    model, params = config.model, params_of(config)
+    kept = jnp.array([True, False, True, True, False])
+    noise = replace(no_noise(model), states=(jnp.broadcast_to(kept, (B, 5)),))
+    kernel = params["lstm"][0]["kernel"]
+    recurrent = jnp.where(kept[:, None], 2 * kernel[E:], 0)  # the same mask in all rows: a kernel can take it up
+    equal = {**params, "lstm": [{**params["lstm"][0], "kernel": jnp.concatenate([kernel[:E], recurrent])}]}
+    np.testing.assert_allclose(outputs(model, params, noise), outputs(model, equal, no_noise(model)), rtol=1e-5)
+    grads = [jax.grad(lambda kernel, given=given, noise=noise: outputs(model, {
+        **given, "lstm": [{**given["lstm"][0], "kernel": kernel}]}, noise).sum())(given["lstm"][0]["kernel"])
+        for given, noise in ((params, noise), (equal, no_noise(model)))]
+    np.testing.assert_allclose(grads[0][:E], grads[1][:E], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(grads[0][E:], jnp.where(kept[:, None], 2 * grads[1][E:], 0), rtol=1e-4, atol=1e-6)
+
+
+def test_rows_of_dropped_words_have_no_gradient_whether_it_is_sparse_or_dense():
+    """SGD takes the gradient one row for each token read; with momentum it is dense."""
+    rates = dict(keep_words=0.5, keep_embedding=0.7, clip_norm=None, learning_rate=0.1)
+    sparse, dense = BASE.replace(**rates), BASE.replace(**rates, momentum=0.0)
+    state = init_state(sparse.recipe, jax.random.key(0), B)
+    noise = draw_noise(sparse.model, KEY, T, B)
+    after = [train_step(config.recipe, replace(state, opt_state=init_state(
+        config.recipe, jax.random.key(0), B).opt_state), WINDOW, noise)[0].params for config in (sparse, dense)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *after)
+    moved = (after[0]["embedding"] != state.params["embedding"]).any(1)
+    read = jnp.zeros(V, bool).at[TOKENS[:-1]].set(True)
+    assert noise.words is not None
+    np.testing.assert_array_equal(moved, read & noise.words[:, 0])
+
+
+def test_noise_given_is_the_noise_drawn():
+    config = BASE.replace(keep_output=0.5, keep_recurrent_weights=0.5)
+    state = init_state(config.recipe, jax.random.key(0), B)
+    assert state.key is not None
+    noise = draw_noise(config.model, jax.random.fold_in(state.key, state.step), T, B)
+    jax.tree.map(np.testing.assert_array_equal, train_step(config.recipe, state, WINDOW, noise)[0].params,
+                 train_step(config.recipe, state, WINDOW)[0].params)
+
+
+@pytest.mark.parametrize(("fields", "says"), [
+    (dict(model="mingru", keep_recurrent_weights=0.5), "keep_recurrent_weights .* MinGRU has none"),
+    (dict(model="gru", keep_state=0.5), "keep_state .* kind GRU"),
+    (dict(recurrent_op="cudnn", keep_state=0.5), "recurrent_op cudnn .* keep_state")])
+def test_what_a_kind_cannot_do_is_refused_by_both_fields(fields, says):
+    with pytest.raises(JaxlmError, match=says) as caught:
+        BASE.replace(**fields)
+    assert "\n" not in str(caught.value)
