@@ -104,7 +104,7 @@ def test_another_kind_keeps_the_fields_that_both_have():
     (dict(tied=True), "hidden_sizes is 128, embedding_size is 200"),
     (dict(nesterov=True), "nesterov needs a momentum"),
     (dict(recurrent_op="cudnn", compute_dtype="bfloat16"), "recurrent_op cudnn .* compute_dtype is bfloat16"),
-    (dict(compute_dtype="float16"), "compute_dtype must be float32 or bfloat16"),
+    (dict(compute_dtype="float16"), "compute_dtype must be float32, bfloat16 or auto"),
     (dict(learning_rte=1), "unknown field 'learning_rte'; did you mean 'learning_rate'"),
     (dict(zzz=1), "unknown field 'zzz'; known are"),
     (dict(model="grv"), "model must be lstm, gru or mingru; it is 'grv'; did you mean 'gru'"),

@@ -37,7 +37,8 @@ class Recurrent:
     keep_state: float | None = number(None, "probability that the gates read a unit of h, drawn once a window (none: "
                                             "no dropout)", above=0, high=1)
     compute_dtype: str = choice("float32", "what training multiplies in; sums, parameters, loss and evaluation stay "
-                                           "float32", ("float32", "bfloat16"))
+                                           "float32; auto: bfloat16 where the device multiplies it by itself",
+                                ("float32", "bfloat16", "auto"))
 
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""

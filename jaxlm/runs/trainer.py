@@ -25,7 +25,7 @@ from jaxlm.models.cell import Params
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.progress import Progress
 from jaxlm.report.trackers import OnMetrics
-from jaxlm.runs import checkpoint, directory, signals, temporary
+from jaxlm.runs import checkpoint, directory, precision, signals, temporary
 from jaxlm.runs.group import Group, SingleGroup
 from jaxlm.runs.lock import lock
 from jaxlm.runs.loop import Observer, fit
@@ -95,6 +95,7 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
             raise RunDirError(f"{run_dir} holds an imported model, which has no run to resume: train it further in "
                               f"another directory, with --init {run_dir} --corpus TEXT --run-dir NEW")
         vocab = _given_vocab(run_dir)
+    asked = config.model.compute_dtype
     config, corpus = load(config, corpus, data_dir, vocab)
     fresh = new_state(config, params)
     first = hosts.first()
@@ -121,7 +122,7 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
                                                config.train.bptt_length * config.train.batch_size, corpus.name,
                                                Console(quiet=True) if quiet or not first else None,
                                                total_windows=run.last))
-        for line in (*corpus.notes, *([note] if note else []), *run.notes):
+        for line in (*corpus.notes, *([note] if note else []), *precision.notes(asked, config), *run.notes):
             progress.say(line, loud=True)
         progress.say(f"{corpus.name}: {corpus.description}")
         progress.say(f"run directory: {folder if kept else 'none, so nothing is kept'}", wrap=False)
@@ -135,7 +136,7 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
 
 def load(config: Config, corpus: str | Path | Corpus | None = None, data_dir: str | Path | None = None,
          vocab: Vocab | None = None) -> tuple[Config, Corpus]:
-    """The corpus, and the config with its vocabulary size and where it was found.
+    """The corpus, and the config with its vocabulary size, where it was found, and a dtype in place of `auto`.
 
     Args:
       config: the run's.
@@ -158,6 +159,7 @@ def load(config: Config, corpus: str | Path | Corpus | None = None, data_dir: st
     for split, epochs in (("train", config.train.epochs), ("valid", 0)):
         check_fits(split, len(getattr(corpus, split)), config.train.batch_size, config.train.bptt_length, epochs)
     check_fits("test", len(corpus.test), 1, 1)
+    config = precision.resolved(config)
     return config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec, **corpus.options), corpus
 
 

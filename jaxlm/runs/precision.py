@@ -1,0 +1,61 @@
+"""Which dtype a run multiplies in: `auto` is bfloat16 where the processor or accelerator multiplies it by itself."""
+
+from pathlib import Path
+
+import jax
+
+from jaxlm.config.config import Config
+
+# Instructions that multiply bfloat16, as Linux names them in /proc/cpuinfo: Intel's and AMD's; Arm's.
+CPU_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
+LEAST_CAPABILITY = (8, 0)  # of a CUDA device (Ampere)
+
+
+def multiplies_bfloat16(device: jax.Device | None = None, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether a device multiplies bfloat16 by itself, faster than float32.
+
+    Args:
+      device: default: the first one that JAX uses.
+      cpuinfo: where Linux describes the processor; without it a CPU counts as one that does not.
+    """
+    device = device or jax.local_devices()[0]
+    if device.platform == "cpu":
+        try:
+            lines = cpuinfo.read_text(errors="replace").splitlines()
+        except OSError:
+            return False
+        return any(CPU_FLAGS & set(line.split()) for line in lines if line.lower().startswith(("flags", "features")))
+    if device.platform in ("gpu", "cuda"):
+        try:
+            return tuple(map(int, str(getattr(device, "compute_capability", "0.0")).split("."))) >= LEAST_CAPABILITY
+        except ValueError:
+            return True  # ROCm's names, as gfx90a: every device that JAX supports does
+    return True  # TPUs
+
+
+def resolved(config: Config) -> Config:
+    """The config with a dtype in place of `auto`; cuDNN's layers compute in float32."""
+    if config.model.compute_dtype != "auto":
+        return config
+    narrow = getattr(config.model, "recurrent_op", "scan") != "cudnn" and multiplies_bfloat16()
+    return config.replace(compute_dtype="bfloat16" if narrow else "float32")
+
+
+def notes(asked: str, config: Config) -> list[str]:
+    """What to say of it when a run begins.
+
+    Args:
+      asked: the compute_dtype that was asked for.
+      config: with the one that was taken.
+    """
+    device, taken = jax.local_devices()[0], config.model.compute_dtype
+    native = multiplies_bfloat16(device)
+    if asked == "auto":
+        reason = f"{'multiplies' if native else 'does not multiply'} bfloat16 by itself"
+        if native and taken == "float32":
+            reason = "would multiply bfloat16 by itself, but cuDNN's layers compute in float32"
+        return [f"compute_dtype auto: {taken}, since this {device.platform} {reason}"]
+    if taken == "bfloat16" and not native:
+        return [f"compute_dtype bfloat16 is likely slower than float32 here: this {device.platform} does not multiply "
+                f"bfloat16 by itself"]
+    return []

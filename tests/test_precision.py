@@ -1,0 +1,99 @@
+"""What `auto` takes, where it is said, and that bfloat16's products really multiply bfloat16."""
+
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from recipes import BASE
+
+import jaxlm
+from jaxlm.ops.lstm import lstm, zero_state
+from jaxlm.ops.softmax import summed_nats
+from jaxlm.runs import precision
+from jaxlm.runs.directory import saved_config
+
+
+@pytest.mark.parametrize("line, native", [
+    ("flags\t\t: fpu sse avx512f amx_bf16 amx_tile", True), ("flags : fpu avx512_bf16", True),
+    ("Features\t: fp asimd bf16", True), ("flags : fpu avx512f avx2", False), ("model name : bf16", False), ("", False)])
+def test_a_cpu_is_asked_for_its_instructions(tmp_path, line, native):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{line}\n")
+    assert precision.multiplies_bfloat16(jax.local_devices()[0], tmp_path / "cpuinfo") == native
+
+
+def test_a_cpu_without_a_description_counts_as_one_that_does_not(tmp_path):
+    assert not precision.multiplies_bfloat16(jax.local_devices()[0], tmp_path / "absent")
+
+
+@pytest.mark.parametrize("device, native", [
+    (dict(platform="gpu", compute_capability="7.5"), False), (dict(platform="gpu", compute_capability="9.0"), True),
+    (dict(platform="cuda", compute_capability="10.0"), True), (dict(platform="gpu", compute_capability="gfx90a"), True),
+    (dict(platform="tpu"), True)])
+def test_an_accelerator_is_asked_for_its_capability(device, native):
+    assert precision.multiplies_bfloat16(SimpleNamespace(**device)) == native  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("native, taken", [(True, "bfloat16"), (False, "float32")])
+def test_auto_is_resolved_said_and_recorded(tmp_path, monkeypatch, capsys, native, taken):
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda *_: native)
+    config = BASE.replace(vocab_size=100, compute_dtype="auto", corpus="embedded-tiny")
+    result = jaxlm.train(config, run_dir=tmp_path / "run", steps=2)
+    assert result.config.model.compute_dtype == saved_config(tmp_path / "run").model.compute_dtype == taken
+    assert f"compute_dtype auto: {taken}, since this cpu" in " ".join(capsys.readouterr().out.split())
+    resumed = jaxlm.train(config, run_dir=tmp_path / "run", resume=True, steps=3, quiet=True)
+    assert resumed.config == result.config
+
+
+def test_bfloat16_without_instructions_for_it_is_said_to_be_slow(monkeypatch, capsys):
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda *_: False)
+    jaxlm.train(BASE.replace(vocab_size=100, compute_dtype="bfloat16", corpus="embedded-tiny"), steps=1)
+    assert capsys.readouterr().out.count("does not multiply bfloat16 by itself") == 1
+
+
+def test_cudnn_computes_in_float32_whatever_auto_would_take(monkeypatch):
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda *_: True)
+    config = BASE.replace(recurrent_op="cudnn", compute_dtype="auto")
+    taken = precision.resolved(config)
+    assert taken.model.compute_dtype == "float32" and "cuDNN" in precision.notes("auto", taken)[0]
+
+
+def _products(function, *arguments):
+    """The operands' and result's dtypes of every matrix product, as they are handed to the compiler."""
+    text = jax.jit(function).lower(*arguments).as_text()
+    found = re.findall(r"stablehlo\.dot_general.*?: \(tensor<[^>]*x(\w+)>, tensor<[^>]*x(\w+)>\) -> tensor<[^>]*x(\w+)>",
+                       text)
+    assert found
+    return set(found)
+
+
+def test_every_product_of_bfloat16_multiplies_bfloat16_and_sums_float32():
+    x = jnp.ones((3, 2, 4), jnp.bfloat16)
+    kernel, bias, state = jnp.ones((4 + 5, 20)), jnp.zeros(20), zero_state(2, 5)
+
+    def layer(x, kernel, bias):
+        y, _ = lstm(x, kernel, bias, state)
+        return y.astype(jnp.float32).sum()
+
+    def loss(x, kernel, bias):
+        return summed_nats(x, kernel, bias, jnp.array([1, 2]), jnp.ones(2))
+
+    for function, arguments in ((layer, (x, kernel, bias)), (loss, (x[0], jnp.ones((4, 7)), jnp.zeros(7)))):
+        assert _products(jax.grad(function, (0, 1, 2)), *arguments) == {("bf16", "bf16", "f32")}
+
+
+def test_a_transpose_is_never_the_first_factor_of_a_product():
+    """XLA turns such a product of bfloat16 into a slow one of float32: it must have been written out before."""
+    x, kernel = jnp.ones((64, 32), jnp.bfloat16), jnp.ones((32, 96))
+    text = jax.jit(jax.grad(lambda x, kernel: summed_nats(x, kernel, jnp.zeros(96), jnp.zeros(64, jnp.int32),
+                                                          jnp.ones(64)), (0, 1))).lower(x, kernel).compile().as_text()
+    contracted = re.findall(r" dot\(.*?lhs_contracting_dims=\{(\d)\}", text)
+    assert contracted and all(int(axis) == 1 for axis in contracted)
+
+
+def test_costs_of_both_dtypes_stay_near():
+    first, second = (jaxlm.train(BASE.replace(vocab_size=100, compute_dtype=dtype, corpus="embedded-tiny"), steps=20,
+                                 quiet=True) for dtype in ("float32", "bfloat16"))
+    np.testing.assert_allclose(second.params["lstm"][0]["kernel"], first.params["lstm"][0]["kernel"], atol=0.02)
