@@ -18,7 +18,8 @@ from jaxlm.runs.directory import saved_config
 
 @pytest.mark.parametrize("line, native", [
     ("flags\t\t: fpu sse avx512f amx_bf16 amx_tile", True), ("flags : fpu avx512_bf16", True),
-    ("Features\t: fp asimd bf16", True), ("flags : fpu avx512f avx2", False), ("model name : bf16", False), ("", False)])
+    ("Features\t: fp asimd bf16", True), ("flags : fpu avx512f avx2", False), ("model name : bf16", False),
+    ("", False)])
 def test_a_cpu_is_asked_for_its_instructions(tmp_path, line, native):
     (tmp_path / "cpuinfo").write_text(f"processor : 0\n{line}\n")
     assert precision.multiplies_bfloat16(jax.local_devices()[0], tmp_path / "cpuinfo") == native
@@ -63,8 +64,8 @@ def test_cudnn_computes_in_float32_whatever_auto_would_take(monkeypatch):
 def _products(function, *arguments):
     """The operands' and result's dtypes of every matrix product, as they are handed to the compiler."""
     text = jax.jit(function).lower(*arguments).as_text()
-    found = re.findall(r"stablehlo\.dot_general.*?: \(tensor<[^>]*x(\w+)>, tensor<[^>]*x(\w+)>\) -> tensor<[^>]*x(\w+)>",
-                       text)
+    array = r"tensor<[^>]*x(\w+)>"
+    found = re.findall(rf"stablehlo\.dot_general.*?: \({array}, {array}\) -> {array}", text)
     assert found
     return set(found)
 
