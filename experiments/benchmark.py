@@ -1,52 +1,80 @@
-"""The speed of a training step: jaxlm beside plain Flax, PyTorch and TensorFlow 1's graph mode, and the floor.
+"""The speed of jaxlm: a training step beside other systems, by kind and optimiser, evaluation, start-up, two commits.
 
-    pip install -e '.[bench]'                  the peers; those that are not installed are left out
-    python experiments/benchmark.py            the presets small and zaremba-small: a table and benchmark.json
-    python experiments/benchmark.py --growth   how time and memory grow with V, T, B and H: growth.png
+    pip install -e '.[bench,flax]'                the peers; those that are not installed are left out
+    python experiments/benchmark.py               a step of each preset in each dtype, beside the peers and the floor
+    python experiments/benchmark.py kinds optimizers evaluation start-up growth
+    python experiments/benchmark.py --commits HEAD~1 HEAD    a step of the presets at two commits of this repository
+    python experiments/benchmark.py --json        the results as JSON, in place of tables
 
 Every contender is a process of its own, so that its peak memory is its own; they take turns within one run, and the
 medians of their turns are compared. The floor is the arithmetic of the step's matrix products, done as one large
-float32 product, in the same run. Needs a quiet machine: the spread of the turns is shown.
+product of the dtype, in the same run. Needs a quiet machine: the spread of the turns is shown.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from peers import flops
+from peers import configured, flops
 
 from jaxlm.config.config import Config
-from jaxlm.config.presets import preset
 
-HERE = Path(__file__).parent
-NEEDS = {"jaxlm": "jax", "floor": "jax", "flax": "flax", "linen": "flax",
-         "pytorch": "torch", "tensorflow": "tensorflow"}
+HERE = Path(__file__).resolve().parent
+PEERS = {"flax": "flax", "linen": "flax", "nnx": "flax", "jaxlm-nnx": "flax", "pytorch": "torch",
+         "tensorflow": "tensorflow"}
+DTYPES = ("float32", "bfloat16")
+SHORT = {"zaremba-medium": 4, "zaremba-large": 2}  # windows in a turn of the presets whose step is long
 GROWTH = {"vocab_size": (10_000, 50_000, 200_000, 400_000), "bptt_length": (20, 80, 320),
           "batch_size": (20, 80, 320), "hidden_sizes": (100, 200, 400, 800)}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who runs what: a maker of peers.py, and a preset with some fields changed."""
+
+    label: str
+    maker: str
+    preset: str = "small"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    source: Path = HERE.parent  # the checkout whose jaxlm it imports
+
+    @property
+    def config(self) -> Config:
+        return configured(self.preset, self.changes)
 
 
 class Worker:
     """A contender in its own process."""
 
-    def __init__(self, name: str, config: Config):
+    def __init__(self, contender: Contender):
         self.seconds: list[float] = []
         self.peak_mib = 0.0
-        self._name = name
-        self._process = subprocess.Popen([sys.executable, HERE / "peers.py", name, config.to_json()], text=True,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self._label = contender.label
+        self._process = subprocess.Popen(
+            [sys.executable, HERE / "peers.py", contender.maker, contender.preset, json.dumps(contender.changes)],
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(contender.source)})
 
     def turn(self, windows: int, counted: bool = True) -> None:
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps({"windows": windows}) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"windows": windows}) + "\n")
+            self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"error: {self._name} stopped: run experiments/peers.py by hand to see why")
+            raise SystemExit(f"error: {self._label} stopped: run experiments/peers.py by hand to see why")
         answer = json.loads(line)
         self.peak_mib = answer["peak_mib"]
         if counted:
@@ -56,86 +84,188 @@ class Worker:
         self._process.communicate()
 
 
-def compare(config: Config, names: Sequence[str], turns: int, windows: int) -> dict[str, dict[str, float]]:
-    """Every contender takes a turn of `windows`, again and again; the first, which compiles, is not counted."""
-    workers = {name: Worker(name, config) for name in names}
-    for worker in workers.values():
+def compare(contenders: Sequence[Contender], turns: int, windows: int) -> list[Row]:
+    """Every contender takes a turn of `windows`, again and again; the first, which compiles, is not counted.
+
+    Returns:
+      A row for each: medians in ms, and `times`, how much longer than the first contender it took.
+    """
+    workers = [Worker(contender) for contender in contenders]
+    for worker in workers:
         worker.turn(windows, counted=False)
     for _ in range(turns):
-        for worker in workers.values():
+        for worker in workers:
             worker.turn(windows)
-    for worker in workers.values():
+    for worker in workers:
         worker.close()
-    words = config.train.batch_size * config.train.bptt_length
-    ours, least = median(workers["jaxlm"].seconds), median(workers["floor"].seconds)
-    return {name: {"ms": 1e3 * median(w.seconds), "ms_min": 1e3 * min(w.seconds), "ms_max": 1e3 * max(w.seconds),
-                   "words_per_second": words / median(w.seconds), "times_jaxlm": median(w.seconds) / ours,
-                   "times_floor": median(w.seconds) / least, "peak_mib": w.peak_mib,
-                   "gflops_per_second": flops(config) / median(w.seconds) / 1e9} for name, w in workers.items()}
+    least = median(workers[0].seconds)
+    return [{"contender": contender.label, "preset": contender.preset, "ms": 1e3 * median(worker.seconds),
+             "ms_min": 1e3 * min(worker.seconds), "ms_max": 1e3 * max(worker.seconds),
+             "times": median(worker.seconds) / least, "peak_mib": worker.peak_mib,
+             "words_per_second": tokens(contender.config) / median(worker.seconds),
+             "gflops_per_second": flops(contender.config) / median(worker.seconds) / 1e9}
+            for contender, worker in zip(contenders, workers, strict=True)]
 
 
-def table(name: str, results: dict[str, dict[str, float]]) -> str:
-    lines = [f"| {name} | ms/step (min-max) | words/s | times jaxlm | times the floor | peak MiB |",
-             "|---|---|---|---|---|---|"]
-    for contender, row in results.items():
-        lines.append(f"| {contender} | {row['ms']:.1f} ({row['ms_min']:.1f}-{row['ms_max']:.1f}) | "
-                     f"{row['words_per_second']:,.0f} | {row['times_jaxlm']:.2f} | {row['times_floor']:.2f} | "
-                     f"{row['peak_mib']:.0f} |")
-    return "\n".join(lines)
+def tokens(config: Config) -> int:
+    return config.train.batch_size * config.train.bptt_length
 
 
-def growth(turns: int) -> dict[str, list[dict[str, float]]]:
+def steps(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
+    """jaxlm in each dtype, the peers that are installed, and the floor of each dtype."""
+    rows: list[Row] = []
+    for name in presets:
+        ours = [Contender(f"{maker} {dtype}", maker, name, {"compute_dtype": dtype})
+                for maker in ("jaxlm", "floor") for dtype in DTYPES]
+        peers = [Contender(peer, peer, name) for peer, module in PEERS.items() if importlib.util.find_spec(module)]
+        rows += compare([*ours, *peers], turns, min(windows, SHORT.get(name, windows)))
+    return rows
+
+
+def kinds(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
+    return [row for name in presets for row in compare(
+        [Contender(f"{kind} {dtype}", "jaxlm", name, {"model": kind, "compute_dtype": dtype})
+         for kind in ("lstm", "gru", "mingru") for dtype in DTYPES], turns, min(windows, SHORT.get(name, windows)))]
+
+
+def optimizers(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
+    tied = {"tied": True, "embedding_size": 256, "hidden_sizes": (256, 256), "clip_norm": 1.0}
+    return compare([Contender(f"{kind} {dtype}, tied 2 x 256", "jaxlm", "small",
+                              {"optimizer": kind, "compute_dtype": dtype, **tied})
+                    for kind in ("sgd", "adamw", "muon") for dtype in DTYPES], turns, windows)
+
+
+def evaluation(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
+    """A pass over splits of Penn Treebank's size; `ms` is of a whole pass."""
+    return [row for name in presets if name not in SHORT
+            for row in compare([Contender(what, what, name) for what in ("validation", "test")], turns, 1)]
+
+
+def commits(names: Sequence[str], presets: Sequence[str], turns: int, windows: int) -> list[Row]:
+    """The step at two commits of the repository that this file lies in."""
+    with tempfile.TemporaryDirectory() as folder:
+        places = [Path(folder) / f"{number}" for number in range(len(names))]
+        for place, name in zip(places, names, strict=True):
+            place.mkdir()
+            archive = subprocess.run(["git", "-C", HERE.parent, "archive", name, "jaxlm"], stdout=subprocess.PIPE)
+            if archive.returncode:
+                raise SystemExit(f"error: git knows no commit {name} here")
+            subprocess.run(["tar", "x", "-C", place], input=archive.stdout, check=True)
+        return [row for preset_name in presets for dtype in DTYPES for row in compare(
+            [Contender(f"{name} {dtype}", "jaxlm", preset_name, {"compute_dtype": dtype}, place)
+             for name, place in zip(names, places, strict=True)], turns, min(windows, SHORT.get(preset_name, windows)))]
+
+
+def start_up(turns: int) -> list[Row]:
+    """Seconds from a command to its result, with an empty cache of compiled programs and with a full one."""
+    commands = {"--help": ["--help"], "train, first 16 windows": ["train"],
+                "train bfloat16, first 16 windows": ["train", "--compute-dtype", "bfloat16"]}
+    rows = []
+    for label, arguments in commands.items():
+        seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+        for _ in range(turns):
+            with tempfile.TemporaryDirectory() as cache:
+                for state in seconds:
+                    seconds[state].append(_seconds_to_windows(arguments, Path(cache)))
+        for state, measured in seconds.items():
+            rows.append({"contender": f"{label}, {state}", "preset": "small", "ms": 1e3 * median(measured),
+                         "ms_min": 1e3 * min(measured), "ms_max": 1e3 * max(measured)})
+    return rows
+
+
+def _seconds_to_windows(arguments: Sequence[str], cache: Path, windows: int = 16) -> float:
+    """Seconds until a command has ended, or until `train` has logged so many windows."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        given = [*arguments, "--run-dir", str(run)] if arguments[0] == "train" else [*arguments]
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "JAXLM_CACHE": str(cache / "jaxlm"),
+                       "JAX_COMPILATION_CACHE_DIR": str(cache / "xla")}
+        began = time.perf_counter()
+        process = subprocess.Popen([sys.executable, "-m", "jaxlm", *given], env=environment, text=True,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            while process.poll() is None and _lines(run / "metrics.jsonl") < windows:
+                time.sleep(0.005)
+            seconds = time.perf_counter() - began
+            if process.poll() and process.stderr:
+                raise SystemExit(f"error: jaxlm {' '.join(given)}: {process.stderr.read()}")
+            return seconds
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def growth(turns: int) -> list[Row]:
     """zaremba-small's step with one size changed at a time, each in a fresh process."""
-    results: dict[str, list[dict[str, float]]] = {}
-    for field, values in GROWTH.items():
+    rows: list[Row] = []
+    for name, values in GROWTH.items():
         for value in values:
-            changed = {"embedding_size": value, "hidden_sizes": (value, value)} if field == "hidden_sizes" else {
-                field: value}
-            worker = Worker("jaxlm", preset("zaremba-small").replace(windows_per_call=2, **changed))
-            worker.turn(2, counted=False)
-            for _ in range(turns):
-                worker.turn(2)
-            worker.close()
-            results.setdefault(field, []).append({"value": value, "ms": 1e3 * median(worker.seconds),
-                                               "peak_mib": worker.peak_mib})
-            print(field, results[field][-1], flush=True)
-    return results
+            changed = {"embedding_size": value, "hidden_sizes": (value, value)} if name == "hidden_sizes" else {
+                name: value}
+            contender = Contender(f"{name} {value}", "jaxlm", "zaremba-small", {"windows_per_call": 2, **changed})
+            rows += [{**row, "field": name, "value": value} for row in compare([contender], min(turns, 3), 2)]
+    return rows
 
 
-def draw(results: dict[str, list[dict[str, float]]], path: Path) -> None:
+def draw(rows: Sequence[Row], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout="constrained")
-    for column, (field, rows) in enumerate(results.items()):
+    for column, name in enumerate(GROWTH):
         for line, (key, label) in enumerate((("ms", "ms/step"), ("peak_mib", "peak MiB"))):
             axis = figure.add_subplot(2, 4, 1 + column + 4 * line)
-            values = [row["value"] for row in rows]
-            axis.plot(values, [row[key] for row in rows], "o-")
-            axis.set(title=field if line == 0 else None, ylabel=label if column == 0 else None, ylim=(0, None))
-            axis.set_xticks(values, [f"{value:,}" for value in values], rotation=60, fontsize="small")
+            points = [(row["value"], row[key]) for row in rows if row["field"] == name]
+            axis.plot(*zip(*points, strict=True), "o-")
+            axis.set(title=name if line == 0 else None, ylabel=label if column == 0 else None, ylim=(0, None))
+            axis.set_xticks([value for value, _ in points], [f"{value:,}" for value, _ in points], rotation=60,
+                            fontsize="small")
             axis.grid(alpha=0.3)
     figure.savefig(path)
 
 
+def table(what: str, rows: Sequence[Row]) -> Iterator[str]:
+    yield f"| {what} | preset | ms (min-max) | words/s | times the first | GFLOP/s | peak MiB |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in rows:
+        cells = [row["contender"], row["preset"], f"{row['ms']:.1f} ({row['ms_min']:.1f}-{row['ms_max']:.1f})"]
+        cells += [format(row[key], form) if key in row else "" for key, form in (
+            ("words_per_second", ",.0f"), ("times", ".2f"), ("gflops_per_second", ".0f"), ("peak_mib", ".0f"))]
+        yield f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
+    sections = {"steps": steps, "kinds": kinds, "optimizers": optimizers, "evaluation": evaluation}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=["small", "zaremba-small"])
+    parser.add_argument("what", nargs="*", help=f"{', '.join(sections)}, start-up or growth (default: steps)")
+    parser.add_argument("--commits", nargs=2, metavar=("OLD", "NEW"), help="compare two commits")
+    parser.add_argument("--presets", nargs="+", default=["small", "zaremba-small", "zaremba-medium"])
     parser.add_argument("--turns", type=int, default=7, help="counted turns of each contender (7)")
     parser.add_argument("--windows", type=int, default=16, help="training steps in a turn (16)")
-    parser.add_argument("--growth", action="store_true", help="measure growth instead of peers")
-    parser.add_argument("--out", type=Path, default=Path(), help="folder for the results (here)")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the picture of growth (here)")
     args = parser.parse_args()
-    if args.growth:
-        results = growth(min(args.turns, 3))
-        draw(results, args.out / "growth.png")
-        (args.out / "growth.json").write_text(json.dumps(results, indent=1) + "\n")
-        return
-    names = [name for name, module in NEEDS.items() if importlib.util.find_spec(module)]
-    results = {}
-    for name in args.presets:
-        results[name] = compare(preset(name), names, args.turns, args.windows)
-        print(table(name, results[name]), flush=True)
-    (args.out / "benchmark.json").write_text(json.dumps(results, indent=1) + "\n")
+    if unknown := set(args.what) - {*sections, "start-up", "growth"}:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    results: dict[str, list[Row]] = {}
+    for what in ["commits"] if args.commits else args.what or ["steps"]:
+        if what == "commits":
+            rows = commits(args.commits, args.presets, args.turns, args.windows)
+        elif what == "start-up":
+            rows = start_up(min(args.turns, 5))
+        elif what == "growth":
+            rows = growth(args.turns)
+            draw(rows, args.out / "growth.png")
+        else:
+            rows = sections[what](args.presets, args.turns, args.windows)
+        results[what] = rows
+        if not args.json:
+            print("\n".join(table(what, rows)), flush=True)
+    if args.json:
+        print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

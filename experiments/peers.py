@@ -1,8 +1,9 @@
 """The same training step in jaxlm, plain Flax, PyTorch and TensorFlow 1's graph mode, for `benchmark.py`.
 
 Each maker takes a Config and tokens [N // B, B] and returns `run(n)`: n windows of truncated backpropagation with
-the carry passed on, the cost summed over T and averaged over B, clipped by the global norm, plain SGD.
-Run as a script it is a worker: for each JSON line {"windows": n} on stdin it prints the seconds that they took.
+the carry passed on, the cost summed over T and averaged over B, clipped by the global norm, plain SGD (jaxlm takes the
+config's own optimiser). `python peers.py MAKER PRESET '{"field": value}'` is a worker: for each JSON line
+{"windows": n} on stdin it prints the seconds that they took.
 """
 
 import itertools
@@ -10,12 +11,13 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxlm.config.config import Config
+from jaxlm.config.presets import preset
 
 Run = Callable[[int], None]
 
@@ -44,11 +46,46 @@ def jaxlm(config: Config, tokens: np.ndarray) -> Run:
     return run
 
 
+def validation(config: Config, tokens: np.ndarray) -> Run:
+    """Passes over as many tokens as Penn Treebank's validation split has, as training validates."""
+    return _evaluation(config, 73_760, config.train.batch_size, config.train.bptt_length)
+
+
+def test(config: Config, tokens: np.ndarray) -> Run:
+    """Passes over as many tokens as Penn Treebank's test split has, in one row, every prediction."""
+    return _evaluation(config, 82_430, 1, 1)
+
+
+def _evaluation(config: Config, count: int, batch_size: int, bptt_length: int) -> Run:
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlm.runs.trainer import new_state
+    from jaxlm.scoring.stream import stream_nats
+
+    model, params = jax.tree.map(jnp.float32, config.recipe).model, new_state(config).params
+    ids = np.random.default_rng(1).integers(0, config.model.vocab_size, count, np.int32)
+
+    def run(passes: int) -> None:
+        for _ in range(passes):
+            stream_nats(model, params, ids, batch_size, bptt_length)
+
+    return run
+
+
 def linen(config: Config, tokens: np.ndarray) -> Run:
     """Plain Flax, but for the one line that `jaxlm.linen` changes."""
     from jaxlm.linen import LSTM
 
     return flax(config, tokens, lambda size: LSTM(size, time_major=True, return_carry=True))
+
+
+def jaxlm_nnx(config: Config, tokens: np.ndarray) -> Run:
+    """Flax NNX, but for the one line that `jaxlm.nnx` changes."""
+    from jaxlm.nnx import LSTM
+
+    return nnx(config, tokens, lambda inputs, size, rngs: LSTM(inputs, size, time_major=True, return_carry=True,
+                                                              rngs=rngs))
 
 
 def flax(config: Config, tokens: np.ndarray, layer: Callable[[int], Any] | None = None) -> Run:
@@ -78,6 +115,58 @@ def flax(config: Config, tokens: np.ndarray, layer: Callable[[int], Any] | None 
     def step(params, opt_state, carries, window):
         def cost(params):
             logits, new = model.apply(params, window[:-1], carries)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, window[1:]).sum() / B, new
+
+        (value, carries), grads = jax.value_and_grad(cost, has_aux=True)(params)
+        updates, opt_state = optimiser.update(grads, opt_state)
+        return optax.apply_updates(params, updates), opt_state, carries, value
+
+    step = jax.jit(step, donate_argnums=(0, 1, 2))
+    windows = _windows(config, tokens)
+
+    def run(count: int) -> None:
+        nonlocal params, opt_state, carries
+        value = None
+        for _ in range(count):
+            params, opt_state, carries, value = step(params, opt_state, carries, next(windows))
+        jax.block_until_ready(value)
+
+    return run
+
+
+def nnx(config: Config, tokens: np.ndarray, layer: Callable[[int, int, Any], Any] | None = None) -> Run:
+    """Plain Flax NNX."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+
+    def rnn(inputs: int, size: int, rngs: nnx.Rngs) -> Any:
+        return nnx.RNN(nnx.OptimizedLSTMCell(inputs, size, rngs=rngs), time_major=True, return_carry=True)
+
+    widths, B, rngs = (config.model.embedding_size, *config.model.hidden_sizes), config.train.batch_size, nnx.Rngs(0)
+
+    class Model(nnx.Module):
+        def __init__(self):
+            self.embedding = nnx.Embed(config.model.vocab_size, widths[0], rngs=rngs)
+            self.layers = nnx.List([(layer or rnn)(a, b, rngs) for a, b in itertools.pairwise(widths)])
+            self.head = nnx.Linear(widths[-1], config.model.vocab_size, rngs=rngs)
+
+        def __call__(self, window, carries):
+            x, new = self.embedding(window), []
+            for one, carry in zip(self.layers, carries, strict=True):
+                carry, x = one(x, initial_carry=carry)
+                new.append(carry)
+            return self.head(x), new
+
+    graph, params, rest = nnx.split(Model(), nnx.Param, ...)
+    optimiser = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm or 1e9), optax.sgd(1.0))
+    opt_state = optimiser.init(params)
+    carries = [(jnp.zeros((B, h)), jnp.zeros((B, h))) for h in widths[1:]]
+
+    def step(params, opt_state, carries, window):
+        def cost(params):
+            logits, new = nnx.merge(graph, params, rest)(window[:-1], carries)
             return optax.softmax_cross_entropy_with_integer_labels(logits, window[1:]).sum() / B, new
 
         (value, carries), grads = jax.value_and_grad(cost, has_aux=True)(params)
@@ -181,8 +270,9 @@ def floor(config: Config, tokens: np.ndarray) -> Run:
     import jax
     import jax.numpy as jnp
 
-    product = jax.jit(jnp.dot)
-    a, b = jnp.ones((round(flops(config) / (2 * 2048**2)), 2048)), jnp.ones((2048, 2048))
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    rows, dtype = round(flops(config) / (2 * 2048**2)), config.model.compute_dtype
+    a, b = jnp.ones((rows, 2048), dtype), jnp.ones((2048, 2048), dtype)
 
     def run(count: int) -> None:
         for _ in range(count):
@@ -206,11 +296,20 @@ def _windows(config: Config, tokens: np.ndarray):
             yield tokens[start:start + T + 1]
 
 
-MAKERS = {maker.__name__: maker for maker in (jaxlm, flax, linen, pytorch, tensorflow, floor)}
+MAKERS = {maker.__name__.replace("_", "-"): maker for maker in (
+    jaxlm, validation, test, flax, linen, nnx, jaxlm_nnx, pytorch, tensorflow, floor)}
+
+
+def configured(name: str, changes: Mapping[str, Any]) -> Config:
+    """A preset with some fields changed: kinds first, since they bring fields of their own."""
+    kinds = {name: value for name, value in changes.items() if name in ("model", "optimizer", "schedule")}
+    rest = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()
+            if name not in kinds}
+    return preset(name).replace(**kinds).replace(**rest)
 
 
 def main() -> None:
-    name, config = sys.argv[1], Config.from_json(sys.argv[2])
+    name, config = sys.argv[1], configured(sys.argv[2], json.loads(sys.argv[3]))
     B, V = config.train.batch_size, config.model.vocab_size
     skewed = np.random.default_rng(0).uniform(size=B * 2001)**4  # most tokens are frequent words, as in text
     tokens = (skewed * V).astype(np.int32).reshape(-1, B)
