@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from jaxlm.config.models import GRU as GRU
     from jaxlm.config.models import LSTM as LSTM
     from jaxlm.config.models import MinGRU as MinGRU
+    from jaxlm.config.models import Mogrifier as Mogrifier
     from jaxlm.config.optimizers import SGD as SGD
     from jaxlm.config.optimizers import AdamW as AdamW
     from jaxlm.config.optimizers import Muon as Muon
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "jaxlm.config.config": ("Config", "Recipe"),
-    "jaxlm.config.models": ("GRU", "LSTM", "MinGRU"),
+    "jaxlm.config.models": ("GRU", "LSTM", "MinGRU", "Mogrifier"),
     "jaxlm.config.optimizers": ("SGD", "AdamW", "Muon"),
     "jaxlm.config.presets": ("preset",),
     "jaxlm.config.schedules": ("Cosine", "Linear", "Piecewise"),

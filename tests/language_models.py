@@ -13,7 +13,7 @@ from jaxlm.models.noise import no_noise
 from jaxlm.scoring.language_model import LanguageModel
 
 WORDS = (EOS, UNK, "the", "dogs", "dog", "runs", "run", "n't", "'s", "N", "ca", "inc.", "$", "of", "a", "%", "b.")
-KINDS = ("lstm", "gru", "mingru")
+KINDS = ("lstm", "gru", "mingru", "mogrifier")
 
 
 @cache

@@ -13,7 +13,11 @@ BASE = jaxlm.preset("small").replace(vocab_size=V, embedding_size=E, hidden_size
                                      init_scale=0.5, epochs=2, windows_per_call=4, hold=1.0)
 MODEL_CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     f"{name}-tied": BASE.replace(model=name, tied=True) for name in MODELS} | {
-    f"{name}-dropout": BASE.replace(model=name, keep_embedding=0.8, keep_output=0.6) for name in MODELS}
+    f"{name}-dropout": BASE.replace(model=name, keep_embedding=0.8, keep_output=0.6) for name in MODELS} | {
+    "lstm-skip": BASE.replace(hidden_sizes=(4, 4), skip=True),
+    "mogrifier-all": BASE.replace(model="mogrifier", hidden_sizes=(4, 4), skip=True, rounds=3, rank=2, cell_clip=0.5,
+                                  input_gate="capped", layer_norm=True, forget_bias=1.0),
+    "mogrifier-coupled": BASE.replace(model="mogrifier", rounds=0, input_gate="coupled")}
 EVERY_DROPOUT = dict(locked_dropout=True, keep_embedding=0.8, keep_output=0.6, keep_last_output=0.9, keep_words=0.8)
 CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     name: BASE.replace(optimizer=name, clip_norm=0.5) for name in OPTIMIZERS if name != "sgd"} | {
@@ -25,5 +29,8 @@ CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     "gru-weight-drop": BASE.replace(model="gru", keep_recurrent_weights=0.6),
     "momentum": BASE.replace(momentum=0.9, nesterov=True, learning_rate=0.1),
     "average": BASE.replace(average_decay=0.9),
+    "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(optimizer="adamw", tied=True, **EVERY_DROPOUT),
+    "mogrifier-coupled-muon": MODEL_CASES["mogrifier-coupled"].replace(optimizer="muon", keep_state=0.7,
+                                                                       keep_recurrent_weights=0.7),
     "tied-muon-average": BASE.replace(tied=True, optimizer="muon", schedule="cosine", average_decay=0.5,
                                       keep_output=0.7)}

@@ -101,7 +101,7 @@ def test_text_that_cannot_be_used(capsys, tmp_path, data, message):
     (["--config", "/dev/zero"], "/dev/zero cannot be read", 1),
     (["--run-dir", ""], "an empty text", 2),
     (["--corpus", "ptb", "--data-dir", "/no/such"], "/no/such", 1),
-    (["--model", "gpt"], "model must be lstm, gru or mingru; it is 'gpt'", 1),
+    (["--model", "gpt"], "model must be lstm, gru, mingru or mogrifier; it is 'gpt'", 1),
     (["--optimizer", "adam"], "optimizer must be sgd, adamw or muon; it is 'adam'", 1),
     (["--schedule", "step"], "schedule must be piecewise, cosine or linear; it is 'step'", 1),
     (["--model", "gru", "--forget-bias", "1"], "forget_bias is a field of the model lstm, and the model is gru", 1),

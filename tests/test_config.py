@@ -107,13 +107,13 @@ def test_another_kind_keeps_the_fields_that_both_have():
     (dict(compute_dtype="float16"), "compute_dtype must be float32, bfloat16 or auto"),
     (dict(learning_rte=1), "unknown field 'learning_rte'; did you mean 'learning_rate'"),
     (dict(zzz=1), "unknown field 'zzz'; known are"),
-    (dict(model="grv"), "model must be lstm, gru or mingru; it is 'grv'; did you mean 'gru'"),
-    (dict(model="gru", forget_bias=1.0), "forget_bias is a field of the model lstm, and the model is gru, whose fields "
-                                         "are vocab_size, .*compute_dtype"),
+    (dict(model="grv"), "model must be lstm, gru, mingru or mogrifier; it is 'grv'; did you mean 'gru'"),
+    (dict(model="gru", forget_bias=1.0), "forget_bias is a field of the model lstm or mogrifier, and the model is gru, "
+                                         "whose fields are vocab_size, .*compute_dtype"),
     (dict(beta1=0.5), "beta1 is a field of the optimizer adamw or muon, and the optimizer is sgd"),
     (dict(train="x"), "train takes a section"),
     (dict(train=None), "train takes a section"),
-    (dict(model=None), "model must be lstm, gru or mingru; it is None"),
+    (dict(model=None), "model must be lstm, gru, mingru or mogrifier; it is None"),
     (dict(optimizer=3), "optimizer must be sgd, adamw or muon; it is 3"),
 ])
 def test_a_wrong_field_is_named(changes, message):
@@ -125,7 +125,7 @@ def test_a_wrong_field_is_named(changes, message):
     ("", "expected JSON"), ("[1]", "expected a JSON object, found list"), ("[" * 100_000, "expected JSON"),
     ('{"format": 3}', "format .* it reads 1 and 2"),
     ('{"format": 2, "model": 3}', "model should be a JSON object"), ('{"format": 2, "modle": {}}', "model.kind"),
-    ('{"format": 2, "model": {"kind": "transformer"}}', "model.kind must be lstm, gru or mingru"),
+    ('{"format": 2, "model": {"kind": "transformer"}}', "model.kind must be lstm, gru, mingru or mogrifier"),
     ('{"preset": 3}', "preset"), ('{"modle": {}}', "modle"),
     ('{"hyper": {"lr": 1}}', "hyper.lr"), ('{"hyper": {"decay": NaN}}', "decay must be"),
     ('{"hyper": 3}', "JSON objects"), ('{"model": {"kind": "gru"}}', "model.kind"),

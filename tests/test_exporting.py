@@ -129,7 +129,7 @@ def test_onnxruntime_computes_the_same_and_hands_the_state_on(tmp_path, kind, sh
     assert json.loads(session.get_modelmeta().custom_metadata_map["vocabulary"]) == list(WORDS)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "mingru"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "mingru", "mogrifier"])
 def test_stablehlo_computes_the_same_for_any_batch(tmp_path, kind):
     pytest.importorskip("flatbuffers")
     lm = model(kind, "widths")
@@ -145,7 +145,7 @@ def test_stablehlo_computes_the_same_for_any_batch(tmp_path, kind):
         same(lm, np.stack(found))
 
 
-@pytest.mark.parametrize("kind", ["lstm", "mingru"])
+@pytest.mark.parametrize("kind", ["lstm", "mingru", "mogrifier"])
 def test_orbax_restores_the_tree(tmp_path, kind):
     orbax = pytest.importorskip("orbax.checkpoint")
     lm = model(kind)
@@ -182,8 +182,9 @@ def test_the_average_is_exported_where_the_run_keeps_one(tmp_path):
 def test_what_a_target_cannot_express_is_refused(tmp_path, target):
     if target == "onnx":
         pytest.importorskip("onnx")
-    with pytest.raises(JaxlmError, match=r"mingru.*stablehlo"):
-        export_model(model("mingru"), target, tmp_path / "out")
+    for refused in (model("mingru"), model("mogrifier"), model(skip=True)):
+        with pytest.raises(JaxlmError, match=r"(mingru|mogrifier|skip connections).*stablehlo"):
+            export_model(refused, target, tmp_path / "out")
     lm = model()
     lm.params["mixture"] = np.zeros(3)
     with pytest.raises(JaxlmError, match="mixture"):

@@ -19,6 +19,8 @@ class Recurrent:
     hidden_sizes: tuple[int, ...] = counts((256, 128), "width H of each recurrent layer, first to last", "units")
     tied: bool = flag(False, "use the embedding as the softmax kernel (arXiv:1608.05859); the last layer must be as "
                              "wide as the embedding")
+    skip: bool = flag(False, "the softmax reads the sum of the layers' outputs, not the last one's (arXiv:1909.01792); "
+                             "all layers must be equally wide")
     init_scale: float = number(0.1, "initial parameters are uniform in +-this", low=0)
     keep_embedding: float | None = number(None, "probability that a unit of an embedded input is kept (none: no "
                                                 "dropout there)", above=0, high=1)
@@ -47,10 +49,14 @@ class Recurrent:
                              f"{self.hidden_sizes[-1]}, embedding_size is {self.embedding_size}")
         if self.keep_recurrent_weights is not None and not self.recurrent_gates:
             raise JaxlmError(f"keep_recurrent_weights drops elements of a recurrent kernel, and a model of the kind "
-                             f"{type(self).__name__} has none: leave it at none, or take the model lstm or gru")
+                             f"{type(self).__name__} has none: leave it at none, or take the model lstm, gru or "
+                             "mogrifier")
         if self.keep_state is not None and not self.drops_state:
-            raise JaxlmError(f"keep_state drops units of the LSTM's h, and the model is of the kind "
-                             f"{type(self).__name__}: leave it at none, or take the model lstm")
+            raise JaxlmError(f"keep_state drops units of an LSTM's h, and the model is of the kind "
+                             f"{type(self).__name__}: leave it at none, or take the model lstm or mogrifier")
+        if self.skip and len(set(self.hidden_sizes)) > 1:
+            raise JaxlmError(f"skip adds up the layers' outputs, which needs equal widths: hidden_sizes is "
+                             f"{','.join(map(str, self.hidden_sizes))}")
 
 
 @dataclass(frozen=True)
@@ -82,4 +88,32 @@ class MinGRU(Recurrent):
     """Minimal GRU, whose gates depend on the input alone (Feng et al. 2024, arXiv:2410.01201)."""
 
 
-MODELS: dict[str, type[Recurrent]] = {"lstm": LSTM, "gru": GRU, "mingru": MinGRU}
+@dataclass(frozen=True)
+class Mogrifier(Recurrent):
+    """LSTM whose input and state gate each other before its gates see them (Melis et al. 2020, arXiv:1909.01792)."""
+
+    drops_state: ClassVar[bool] = True
+    rounds: int = count(5, "how often input and state gate each other, the input first (0: an LSTM)", "rounds")
+    rank: int = count(0, "rank of the matrices of a round, as products of two (0: full matrices)")
+    input_gate: str = choice("free", "what the input gate i is, given the forget gate f: free, capped (min(i, 1 - f)) "
+                                     "or coupled (1 - f)", ("free", "capped", "coupled"))
+    forget_bias: float = number(0.0, "the forget gates' bias at the start; it is trained")
+    cell_clip: float | None = number(None, "clips the cell state that is carried to the next step to +-this (none: no "
+                                           "clipping)", above=0)
+    layer_norm: bool = flag(False, "normalise the gates and the cell over a layer's units (arXiv:1607.06450)")
+
+    @property
+    def recurrent_gates(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """A coupled input gate has no matrix of its own."""
+        return 3 if self.input_gate == "coupled" else 4
+
+    def check(self) -> None:
+        super().check()
+        widths = (self.embedding_size, *self.hidden_sizes)
+        if self.rank > min(widths):
+            name = "embedding_size" if self.embedding_size == min(widths) else "hidden_sizes"
+            raise JaxlmError(f"rank must be at most the width of what a round gates: rank is {self.rank}, and {name} "
+                             f"has {min(widths)}; rank 0 is full matrices")
+
+
+MODELS: dict[str, type[Recurrent]] = {"lstm": LSTM, "gru": GRU, "mingru": MinGRU, "mogrifier": Mogrifier}

@@ -47,7 +47,10 @@ def state_dict(model: Recurrent, params: Params) -> tuple[StateDict, list[str]]:
 
 
 def check_known(model: Recurrent, params: Params, name: str) -> None:
-    """Raises JaxlmError where a model's parameters are more than an embedding, its layers and a softmax."""
+    """Raises JaxlmError where a model is more than an embedding, its layers one after the other and a softmax."""
+    if model.skip:
+        raise JaxlmError("the model has skip connections, and PyTorch's and ONNX's stacks of layers have none: export "
+                         "it --to stablehlo or orbax")
     kernel = set() if model.tied else {"kernel"}
     other = {*params} - {"embedding", "softmax", name} | {*params["softmax"]} - {"bias", *kernel}
     if other:

@@ -20,9 +20,10 @@ class Cell:
       init: (model, key, input width, H) -> the layer's parameters.
       state: (B, H, dtype) -> the carry before the first token.
       apply: (model, params, x [T, B, E], carry) -> (outputs [T, B, H], new carry).
-      gates: how many matrices stand side by side in each of the layer's kernels, for optimisers of matrices.
-      change_recurrent: (params, function) -> the parameters with the function of their recurrent kernel [H, gates * H]
-        in its place; None where nothing reads h (the config's kind then has no `recurrent_gates`).
+      gates: how many matrices stand side by side in each of the layer's kernels (its parameters with two axes whose
+        name ends in kernel), for optimisers of matrices; or a function of the model.
+      change_recurrent: (params, H, function) -> the parameters with the function of their recurrent kernel
+        [H, gates * H] in its place; None where nothing reads h (the config's kind then has no `recurrent_gates`).
 
     Where the config's kind `drops_state`, `apply` takes a fifth argument: which units of h the gates read, bool [B, H].
     """
@@ -30,8 +31,8 @@ class Cell:
     init: Callable[[Any, jax.Array, int, int], Params]
     state: Callable[[int, int, Any], State]
     apply: Callable[..., tuple[jax.Array, State]]
-    gates: int
-    change_recurrent: Callable[[Params, Callable[[jax.Array], jax.Array]], Params] | None = None
+    gates: int | Callable[[Any], int]
+    change_recurrent: Callable[[Params, int, Callable[[jax.Array], jax.Array]], Params] | None = None
 
 
 def uniform(model: Recurrent, key: jax.Array, *shape: int) -> jax.Array:

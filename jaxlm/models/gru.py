@@ -24,7 +24,7 @@ def _state(batch_size: int, width: int, dtype: jnp.dtype) -> jax.Array:
     return jnp.zeros((batch_size, width), dtype)
 
 
-def _change_recurrent(params: Params, change: Callable[[jax.Array], jax.Array]) -> Params:
+def _change_recurrent(params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:
     return {**params, "recurrent_kernel": change(params["recurrent_kernel"])}
 
 

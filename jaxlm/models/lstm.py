@@ -26,9 +26,10 @@ def _apply(model: LSTM, params: Params, x: jax.Array, state: LSTMState, kept: ja
     return OPS[model.recurrent_op](*arguments)
 
 
-def _change_recurrent(params: Params, change: Callable[[jax.Array], jax.Array]) -> Params:
-    from_input, from_state = jnp.split(params["kernel"], [len(params["kernel"]) - params["bias"].size // 4])
+def change_recurrent(params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:
+    """The parameters with `change` of the kernel's last rows, one a unit of h: `width`."""
+    from_input, from_state = jnp.split(params["kernel"], [len(params["kernel"]) - width])
     return {**params, "kernel": jnp.concatenate([from_input, change(from_state)])}
 
 
-CELL = Cell(_init, zero_state, _apply, gates=4, change_recurrent=_change_recurrent)
+CELL = Cell(_init, zero_state, _apply, gates=4, change_recurrent=change_recurrent)

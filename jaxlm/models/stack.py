@@ -15,14 +15,15 @@ import jaxlm.config.pytrees  # noqa: F401 (makes the model's config a pytree)
 from jaxlm.config.config import kind_of
 from jaxlm.config.models import Recurrent
 from jaxlm.distributed import collectives
-from jaxlm.models import gru, lstm, mingru
+from jaxlm.models import gru, lstm, mingru, mogrifier
 from jaxlm.models.cell import Cell, Params, State, uniform
 from jaxlm.models.heads import init_head
 from jaxlm.models.noise import Noise, keep_of_output, of_layer
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.embedding import Rows, look_up
 
-CELLS: dict[str, Cell] = {"lstm": lstm.CELL, "gru": gru.CELL, "mingru": mingru.CELL}  # by the names of config's MODELS
+# By the names of config's MODELS.
+CELLS: dict[str, Cell] = {"lstm": lstm.CELL, "gru": gru.CELL, "mingru": mingru.CELL, "mogrifier": mogrifier.CELL}
 
 Carry = tuple[State, ...]
 
@@ -55,14 +56,16 @@ def param_specs(model: Recurrent) -> Params:
 
 def gates_per_kernel(model: Recurrent) -> int:
     """How many matrices stand side by side in each of a layer's kernels."""
-    return _cell(model)[0].gates
+    gates = _cell(model)[0].gates
+    return gates(model) if callable(gates) else gates
 
 
 def is_inner_matrix(model: Recurrent, params: Params) -> Params:
-    """For each parameter whether it is a kernel of a layer: not the embedding, the softmax or a bias."""
+    """For each parameter whether it is a kernel of a layer, by its name: not the embedding, the softmax or a bias."""
     name = _cell(model)[1]
     nothing = jax.tree.map(lambda leaf: False, params)
-    return {**nothing, name: jax.tree.map(lambda leaf: leaf.ndim == 2, params[name])}
+    return {**nothing, name: jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim == 2 and path[-1].key.endswith("kernel"), params[name])}
 
 
 def embed(params: Params, tokens: jax.Array) -> jax.Array:
@@ -76,10 +79,11 @@ def read_rows(params: Params, tokens: jax.Array) -> Params:
 
 
 def features(model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
-    """Embedded tokens [T, B, E] and the carry -> the last layer's outputs [T, B, H], dropped out, and the new carry.
+    """Embedded tokens [T, B, E] and the carry -> what the head reads [T, B, H], dropped out, and the new carry.
 
-    Dropout falls on the embedded input and on each layer's output (arXiv:1409.2329); on the recurrence only where the
-    noise has masks for it.
+    That is the last layer's outputs; with `skip` the sum of all layers' outputs. Dropout falls on the embedded input,
+    on what each layer passes on (arXiv:1409.2329) and on what the head reads; on the recurrence only where the noise
+    has masks for it.
     """
     _, dropped, new_carry = last_outputs(model, params, noise, x, carry)
     return dropped, new_carry
@@ -90,14 +94,16 @@ def last_outputs(model: Recurrent, params: Params, noise: Noise, x: jax.Array, c
     """`features`, and before them the same outputs [T, B, H] without their own dropout."""
     cell, name = _cell(model)
     raw = dropped = apply_mask(x, noise.embedding, model.keep_embedding)
-    new_carry = []
+    new_carry, outputs = [], []
     for place, (layer, state) in enumerate(zip(params[name], carry, strict=True)):
         weights, kept = of_layer(noise.recurrent_weights, place), of_layer(noise.states, place)
         if weights is not None:
             assert cell.change_recurrent is not None
-            layer = cell.change_recurrent(layer, partial(
+            layer = cell.change_recurrent(layer, model.hidden_sizes[place], partial(
                 apply_mask, kept=weights, keep=model.keep_recurrent_weights))
         raw, state = cell.apply(model, layer, dropped, state, *(() if kept is None else (kept,)))
+        outputs.append(raw)
+        raw = sum(outputs[:-1], raw) if model.skip and place == len(carry) - 1 else raw
         dropped = apply_mask(raw, of_layer(noise.outputs, place), keep_of_output(model, place))
         new_carry.append(state)
     return raw, dropped, tuple(new_carry)

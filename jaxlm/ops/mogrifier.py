@@ -1,0 +1,192 @@
+"""The Mogrifier LSTM over time (Melis et al. 2020, arXiv:1909.01792): a plain reference, and a faster twin beside it.
+
+Letters: `T` steps, `B` batch, `E` input width, `H` hidden width. Before the gates of an LSTM see them, the input x and
+the state h gate each other in turns: rounds 0, 2, ... change x and rounds 1, 3, ... h, each by what the other is then:
+
+    x = 2 sigmoid(h Q + q) * x        h = 2 sigmoid(x R + r) * h
+
+Then i, j, f, o = [x, h] W + b, and with a free, a capped (min(i, 1 - f)) or a coupled (1 - f) input gate
+
+    c' = c * sigmoid(f) + sigmoid(i) * tanh(j)        h' = tanh(c') * sigmoid(o)
+
+The weights of a layer are a tree: `kernel` [E + H, 4H] and `bias` [4H], gates in the order i, j, f, o (coupled: 3H, and
+j, f, o); `rounds`, a list with `bias` [out] and either `full` [in, out] or `left` [in, rank] and `right` [rank, out] of
+each round; and with layer normalisation (arXiv:1607.06450) `norms`: `input` and `state` [4H], `cell`, `cell_bias` [H].
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxlm.ops.lstm import LSTMState
+from jaxlm.ops.product import product
+
+Weights = dict[str, Any]
+Linear = Callable[[str, jax.Array], jax.Array]  # (a matrix's name, [..., in]) -> [..., out]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Limits:
+    """What a layer's state is held to, each absent where None.
+
+    Attributes:
+      cell_clip: the c that is carried on is clipped to +-this; the c inside a step's own output is not.
+      state: h is multiplied by this before anything else sees it, [B, H], the same at all steps.
+      update: tanh(j) is multiplied by this, [B, H], the same at all steps.
+    """
+
+    cell_clip: jax.Array | float | None = None
+    state: jax.Array | None = None
+    update: jax.Array | None = None
+
+
+def mogrifier_reference(x: jax.Array, weights: Weights, state: LSTMState, input_gate: str = "free",
+                        limits: Limits = Limits()) -> tuple[jax.Array, LSTMState]:
+    """`mogrifier` written plainly: a scan of the cell, differentiated by JAX. Arguments and results are the same."""
+    matrices, others = _apart(weights, x.shape[-1])
+
+    def linear(name: str, a: jax.Array) -> jax.Array:
+        return a @ matrices[name]
+
+    def step(state: LSTMState, x: jax.Array) -> tuple[LSTMState, jax.Array]:
+        x = x if others["rounds"] else _from_input(linear, x, others)
+        return _cell(linear, x, others, state, input_gate, limits)
+
+    final, y = lax.scan(step, state, x)
+    return y, final
+
+
+def mogrifier(x: jax.Array, weights: Weights, state: LSTMState, input_gate: str = "free", limits: Limits = Limits()
+              ) -> tuple[jax.Array, LSTMState]:
+    """Runs one Mogrifier LSTM layer over time.
+
+    The gradient of every matrix is one product over all steps, after the backward scan. (Differentiating a scan adds an
+    array of the matrix's size at each step instead.) Without rounds the input's part of the gates is outside too.
+
+    Args:
+      x: inputs [T, B, E]. In bfloat16 the products multiply bfloat16 and sum in float32, and the outputs are bfloat16;
+        the carry keeps the parameters' dtype.
+      weights: of the layer, as at the head of this file.
+      state: the carry, c and h [B, H].
+      input_gate: free, capped or coupled.
+      limits: of the state.
+
+    Returns:
+      Outputs [T, B, H] and the new carry.
+    """
+    matrices, others = _apart(weights, x.shape[-1])
+    dtype, limits = x.dtype, jax.tree.map(jnp.asarray, limits)
+    if not others["rounds"]:
+        x = _from_input(lambda name, a: product(a, matrices[name], dtype), x, others)
+        matrices = {"state": matrices["state"]}
+    y, final = _run(input_gate, dtype, x, matrices, others, state, limits)  # pyright: ignore (a custom_vjp's result)
+    return y.astype(dtype), final
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run(input_gate, dtype, x, matrices, others, state, limits):
+    return _scan(input_gate, dtype, matrices, None, x, others, state, limits)[0]
+
+
+def _forward(input_gate, dtype, x, matrices, others, state, limits):
+    # Each product has zeros of its own added at each step: their gradient is the product's, step by step.
+    T, B = x.shape[:2]
+    zeros = {name: jnp.zeros((T, B, matrix.shape[-1]), state.h.dtype) for name, matrix in matrices.items()}
+    done, back, operands = jax.vjp(partial(_scan, input_gate, dtype, matrices), zeros, x, others, state, limits,
+                                   has_aux=True)
+    return done, (back, operands, matrices)
+
+
+def _backward(input_gate, dtype, saved, cotangents):
+    back, operands, matrices = saved
+    of_products, dx, dothers, dstate, dlimits = back(cotangents)
+
+    def over_time(name: str, matrix: jax.Array) -> jax.Array:
+        rows, columns = matrix.shape
+        return product(operands[name].reshape(-1, rows).T, of_products[name].reshape(-1, columns), dtype)
+
+    return dx, {name: over_time(name, matrix) for name, matrix in matrices.items()}, dothers, dstate, dlimits
+
+
+_run.defvjp(_forward, _backward)
+
+
+def _scan(input_gate, dtype, matrices, added, x, others, state, limits):
+    """((outputs, new carry), each product's operand at each step). `added`: to each product [T, B, out], or None."""
+
+    def step(state, inputs):
+        x, added = inputs
+        operands = {}
+
+        def linear(name: str, a: jax.Array) -> jax.Array:
+            operands[name] = a
+            z = product(a, matrices[name], dtype)
+            return z if added is None else z + added[name]
+
+        state, y = _cell(linear, x, others, state, input_gate, limits)
+        return state, (y, operands)
+
+    final, (y, operands) = lax.scan(step, state, (x, added))
+    return (y, final), operands
+
+
+def _cell(linear: Linear, x: jax.Array, others: Weights, state: LSTMState, input_gate: str, limits: Limits
+          ) -> tuple[LSTMState, jax.Array]:
+    """One step: the new carry and the output [B, H].
+
+    x is [B, E]; without rounds its part of the gates [B, 4H].
+    """
+    h = state.h if limits.state is None else state.h * limits.state
+    if others["rounds"]:
+        x, h = _mogrify(linear, x, h, others["rounds"])
+        x = _from_input(linear, x, others)
+    z, norms = linear("state", h), others["norms"]
+    z = x + (z if norms is None else _normalised(z) * norms["state"])
+    *i, j, f, o = jnp.split(z, 3 if input_gate == "coupled" else 4, -1)
+    f, update = jax.nn.sigmoid(f), jnp.tanh(j)
+    update = update if limits.update is None else update * limits.update
+    taken = 1 - f if input_gate == "coupled" else jax.nn.sigmoid(i[0])
+    c = state.c * f + (jnp.minimum(taken, 1 - f) if input_gate == "capped" else taken) * update
+    shown = c if norms is None else _normalised(c) * norms["cell"] + norms["cell_bias"]
+    h = jnp.tanh(shown) * jax.nn.sigmoid(o)
+    clip = limits.cell_clip
+    return LSTMState(c if clip is None else jnp.clip(c, -clip, clip), h), h
+
+
+def _mogrify(linear: Linear, x: jax.Array, h: jax.Array, rounds: list[Weights]) -> tuple[jax.Array, jax.Array]:
+    """x [B, E] and h [B, H] after they have gated each other in turns."""
+    for place, bias in enumerate(rounds):
+        scores = x if place % 2 else h
+        for name in ("full",) if "full" in bias else ("left", "right"):
+            scores = linear(f"{place} {name}", scores)
+        gate = 2 * jax.nn.sigmoid(scores + bias["full" if "full" in bias else "right"])
+        x, h = (x, h * gate) if place % 2 else (x * gate, h)
+    return x, h
+
+
+def _from_input(linear: Linear, x: jax.Array, others: Weights) -> jax.Array:
+    """The input's part of the gates [..., 4H], with the bias."""
+    z, norms = linear("input", x), others["norms"]
+    return (z if norms is None else _normalised(z) * norms["input"]) + others["bias"]
+
+
+def _normalised(x: jax.Array) -> jax.Array:
+    """x [..., H] with mean 0 and variance 1 over its last axis."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
+
+
+def _apart(weights: Weights, inputs: int) -> tuple[dict[str, jax.Array], Weights]:
+    """The matrices by name, and all else; the bias of a round under the name of the matrix that it is added behind."""
+    of_input, of_state = jnp.split(weights["kernel"], [inputs])
+    matrices = {"input": of_input, "state": of_state} | {
+        f"{place} {part}": matrix for place, one in enumerate(weights["rounds"]) for part, matrix in one.items()
+        if part != "bias"}
+    rounds = [{"full" if "full" in one else "right": one["bias"]} for one in weights["rounds"]]
+    return matrices, {"bias": weights["bias"], "rounds": rounds, "norms": weights.get("norms")}

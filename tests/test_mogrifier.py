@@ -1,0 +1,210 @@
+"""The Mogrifier: its op beside its reference, and against what DeepMind's lamb recorded (golden/mogrifier.json)."""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.extend.core import jaxprs_in_params
+
+import jaxlm
+from jaxlm.errors import JaxlmError
+from jaxlm.models import mogrifier as layer
+from jaxlm.ops.lstm import LSTMState, lstm
+from jaxlm.ops.mogrifier import Limits, mogrifier, mogrifier_reference
+
+OPS = {"fast": mogrifier, "plain": mogrifier_reference}
+
+
+def draw(model, T, B, E, H, dtype=jnp.float32, seed=0):
+    """Inputs, weights, carry and both masks."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape) * 0.5, dtype)
+
+    weights = jax.tree.map(lambda leaf: normal(*leaf.shape), layer.CELL.init(model, jax.random.key(0), E, H))
+    return normal(T, B, E), weights, LSTMState(normal(B, H), normal(B, H)), normal(B, H), normal(B, H)
+
+
+def values_and_gradients(op, input_gate, x, weights, state, limits):
+    """A scalar in which outputs and both parts of the final carry weigh differently, and all its gradients."""
+
+    def scalar(x, weights, state, limits):
+        y, final = op(x, weights, state, input_gate, limits)
+        return jnp.sum(jnp.sin(y)) + jnp.sum(final.c**2) + 2 * jnp.sum(final.h * jnp.cos(final.c)), (y, final)
+
+    return jax.jit(jax.value_and_grad(scalar, (0, 1, 2, 3), has_aux=True))(x, weights, state, limits)
+
+
+def assert_close(a, b, rtol=1e-4, atol=1e-5):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), a, b)
+
+
+@settings(max_examples=4)
+@given(rounds=st.integers(0, 3), rank=st.sampled_from([0, 2]), gate=st.sampled_from(["free", "capped", "coupled"]),
+       norm=st.booleans(), clip=st.sampled_from([None, 0.3]), masks=st.booleans(), wide=st.booleans(),
+       seed=st.integers(0, 99))
+def test_equals_the_reference(rounds, rank, gate, norm, clip, masks, wide, seed):
+    with jax.enable_x64(wide):
+        model = jaxlm.Mogrifier(rounds=rounds, rank=rank, input_gate=gate, layer_norm=norm)
+        x, weights, state, held, updated = draw(model, 3, 2, 4, 3, jnp.float64 if wide else jnp.float32, seed)
+        limits = Limits(clip, held if masks else None, updated if masks else None)
+        found = [values_and_gradients(op, gate, x, weights, state, limits) for op in OPS.values()]
+        rtol, atol = (1e-9, 1e-11) if wide else (1e-3, 2e-5)
+        assert_close(*found, rtol=rtol, atol=atol)
+
+
+def test_without_rounds_it_is_the_lstm():
+    x, weights, state, *_ = draw(jaxlm.Mogrifier(rounds=0), 5, 2, 4, 3)
+    assert_close(mogrifier(x, weights, state), lstm(x, weights["kernel"], weights["bias"], state))
+
+
+def test_bfloat16_multiplies_in_bfloat16_and_carries_in_float32():
+    x, weights, state, *_ = draw(jaxlm.Mogrifier(rounds=2, rank=2), 5, 3, 8, 6)
+    x = x.astype(jnp.bfloat16)
+    fast, plain = (values_and_gradients(op, "capped", x, weights, state, Limits()) for op in OPS.values())
+    (_, (y, final)), gradients = fast
+    assert (y.dtype, final.c.dtype, gradients[0].dtype) == (jnp.bfloat16, jnp.float32, jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients[1:])} == {jnp.dtype(jnp.float32)}
+    for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(plain), strict=True):
+        a, b = (np.asarray(leaf, np.float32) for leaf in (a, b))
+        assert np.abs(a - b).max() < 0.05 * np.abs(b).max()
+
+
+def test_each_gradient_of_a_matrix_is_one_product_after_the_backward_scan():
+    """No matrix is carried or added up in a scan of the fast op; in the reference the gradient of each is."""
+    x, weights, state, *_ = draw(jaxlm.Mogrifier(rounds=2), 7, 1, 4, 3)
+
+    def carried(op):
+        def cost(weights):
+            return op(x, weights, state)[0].sum()
+
+        def scans(jaxpr):
+            for equation in jaxpr.eqns:
+                if equation.primitive.name == "scan":
+                    yield equation
+                for inner in jaxprs_in_params(equation.params):
+                    yield from scans(inner)
+
+        found = [equation for equation in scans(jax.make_jaxpr(jax.grad(cost))(weights).jaxpr)]
+        return {equation.outvars[place].aval.shape for equation in found
+                for place in range(equation.params["num_carry"])}
+
+    assert {(4, 12), (3, 12), (3, 4), (4, 3)} <= carried(mogrifier_reference)
+    assert not {(4, 12), (3, 12), (3, 4), (4, 3)} & carried(mogrifier)
+
+
+def recorded():
+    for folder in (os.environ.get("JAXLM_GOLDEN"), ROOT.parent / "shared/golden"):
+        if folder and (path := Path(folder, "mogrifier.json")).is_file():
+            return json.loads(path.read_text())
+    return None
+
+
+GOLDEN = recorded()
+needs_golden = pytest.mark.skipif(GOLDEN is None, reason="set JAXLM_GOLDEN to the folder of mogrifier.json")
+SHAPES = ("T", "B", "D", "H", "seed", "mask_seed")
+CELLS = GOLDEN["cells"] if GOLDEN else []
+
+
+def summary(array):
+    """The three numbers that stand for an array in the recording."""
+    flat = np.asarray(array, np.float64).ravel()
+    return [np.linalg.norm(flat), flat.sum(), (flat * np.cos(np.arange(flat.size))).sum()]
+
+
+def assert_recorded(array, expected, tolerance):
+    """Relative to the array's norm: a sum may cancel."""
+    np.testing.assert_allclose(summary(array), expected, rtol=0, atol=tolerance * max(expected[0], 1e-3) * 3)
+
+
+GATES = {"i": "B_i", "j": "B_j", "f": "B_f", "o": "B_o"}
+
+
+def from_lamb(drawn, prefix="", linear=""):
+    """One layer's weights from lamb's variables: [j, o, f, i] become i, j, f, o."""
+    order = [gate for gate in "ijfo" if f"{prefix}{linear}B_{gate}" in drawn]
+    theirs = [gate for gate in "jofi" if gate in order]
+    apart = dict(zip(theirs, np.split(drawn[f"{prefix}{linear}W"], len(theirs), 1), strict=True))
+    rounds = []
+    while any(name.startswith(f"{prefix}fm_{len(rounds)}") for name in drawn):
+        name = f"{prefix}fm_{len(rounds)}"
+        rounds.append({"full": drawn[f"{name}/kernel"], "bias": drawn[f"{name}/bias"]} if f"{name}/kernel" in drawn else
+                      {"left": drawn[f"{name}_weight_a"], "right": drawn[f"{name}_weight_b"],
+                       "bias": drawn[f"{name}_bias"]})
+    return {"kernel": np.concatenate([apart[gate] for gate in order], 1),
+            "bias": np.concatenate([drawn[f"{prefix}{linear}B_{gate}"] for gate in order]), "rounds": rounds}
+
+
+def in_lamb_s_names(weights, names, prefix="", linear=""):
+    """The inverse of `from_lamb`, for those names."""
+    order = [gate for gate in "ijfo" if f"{prefix}{linear}B_{gate}" in names]
+    theirs = [gate for gate in "jofi" if gate in order]
+    kernels, biases = (dict(zip(order, np.split(weights[part], len(order), -1), strict=True))
+                       for part in ("kernel", "bias"))
+    found = {f"{prefix}{linear}W": np.concatenate([kernels[gate] for gate in theirs], 1)} | {
+        f"{prefix}{linear}B_{gate}": biases[gate] for gate in theirs}
+    for place, one in enumerate(weights["rounds"]):
+        name = f"{prefix}fm_{place}"
+        parts = ({f"{name}/kernel": "full", f"{name}/bias": "bias"} if "full" in one else
+                 {f"{name}_weight_a": "left", f"{name}_weight_b": "right", f"{name}_bias": "bias"})
+        found |= {theirs: one[ours] for theirs, ours in parts.items()}
+    return found
+
+
+@needs_golden
+@pytest.mark.parametrize("case", CELLS, ids=lambda case: " ".join(
+    f"{name}={value}" for name, value in case["config"].items() if name not in SHAPES))
+def test_the_cell_of_lamb(case):
+    """Outputs, carry and every gradient, in float64 to the last digits that were recorded."""
+    config = case["config"]
+    T, B, D, H = (config[name] for name in "TBDH")
+    g, m = np.random.default_rng(config["seed"]), np.random.default_rng(config["mask_seed"])
+    x = g.standard_normal((T, B, D)).astype(np.float32)
+    c, h = (g.uniform(-0.5, 0.5, (B, H)).astype(np.float32) for _ in range(2))
+    R = g.standard_normal((T, B, H)).astype(np.float32)
+    drawn = {name: g.uniform(-0.4, 0.4, shape).astype(np.float32) for name, shape in case["variables"]}
+    masks = {}
+    for name, shape in (("input_dropout", (B, D)), ("state_dropout", (B, H))):
+        if rate := config.get(name):
+            masks[name] = (m.random(shape) < 1 - rate) / (1 - rate)
+    gate = "coupled" if config.get("tie_gates") else "capped" if config.get("cap_input_gate", True) else "free"
+    with jax.enable_x64(True):
+        limits = Limits(config.get("cell_clip"), masks.get("state_dropout"))
+        weights, state, x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64),
+                                         (from_lamb(drawn), LSTMState(*map(jnp.asarray, (c, h))), x))
+
+        def loss(weights, x, state):
+            y, final = mogrifier(x * masks.get("input_dropout", 1.0), weights, state, gate, limits)
+            return (y * R).sum(), (y, final)
+
+        (value, (y, final)), (dweights, dx, dstate) = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(
+            weights, x, state)
+    assert value == pytest.approx(case["loss"], rel=1e-9, abs=1e-9)
+    assert_recorded(y, case["outputs"], 1e-9)
+    np.testing.assert_allclose(final.h, case["h_last"], rtol=1e-7)
+    np.testing.assert_allclose(final.c, case["c_last"], rtol=1e-7)
+    found = in_lamb_s_names(jax.tree.map(np.asarray, dweights), drawn) | {"x": dx, "c0": dstate.c, "h0": dstate.h}
+    assert {*found} == {*case["gradients"]}
+    for name, expected in case["gradients"].items():
+        assert_recorded(found[name], expected, 1e-9)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    (dict(rank=9, hidden_sizes=(12, 8), embedding_size=10), "rank is 9, and hidden_sizes has 8; rank 0 is full"),
+    (dict(rank=9, hidden_sizes=(12, 12), embedding_size=8), "rank is 9, and embedding_size has 8"),
+    (dict(skip=True, hidden_sizes=(12, 8)), "skip adds up the layers' outputs, .*: hidden_sizes is 12,8"),
+    (dict(cell_clip=0.0), "cell_clip must be above 0"),
+    (dict(input_gate="tied"), "input_gate must be free, capped or coupled"),
+])
+def test_what_contradicts_itself_is_refused_by_name(changes, message):
+    with pytest.raises(JaxlmError, match=message):
+        jaxlm.preset("small").replace(model="mogrifier", **changes)
