@@ -17,7 +17,10 @@ MODEL_CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     "lstm-skip": BASE.replace(hidden_sizes=(4, 4), skip=True),
     "mogrifier-all": BASE.replace(model="mogrifier", hidden_sizes=(4, 4), skip=True, rounds=3, rank=2, cell_clip=0.5,
                                   input_gate="capped", layer_norm=True, forget_bias=1.0),
-    "mogrifier-coupled": BASE.replace(model="mogrifier", rounds=0, input_gate="coupled")}
+    "mogrifier-coupled": BASE.replace(model="mogrifier", rounds=0, input_gate="coupled"),
+    "projection": BASE.replace(hidden_sizes=(5, 6), tied=True, projection=True),
+    "mixture": BASE.replace(experts=3, latent_size=6),
+    "tied-mixture": BASE.replace(hidden_sizes=(5, 6), tied=True, experts=3)}
 EVERY_DROPOUT = dict(locked_dropout=True, keep_embedding=0.8, keep_output=0.6, keep_last_output=0.9, keep_words=0.8)
 CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     name: BASE.replace(optimizer=name, clip_norm=0.5) for name in OPTIMIZERS if name != "sgd"} | {
@@ -27,6 +30,9 @@ CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     "locked-dropout": BASE.replace(**EVERY_DROPOUT),
     "weight-drop": BASE.replace(keep_recurrent_weights=0.6, keep_state=0.7, tied=True, keep_words=0.7),
     "gru-weight-drop": BASE.replace(model="gru", keep_recurrent_weights=0.6),
+    "projection": MODEL_CASES["projection"],
+    "mixture": MODEL_CASES["mixture"],
+    "tied-mixture": MODEL_CASES["tied-mixture"].replace(mixture_epsilon=1e-8, keep_latent=0.7),
     "momentum": BASE.replace(momentum=0.9, nesterov=True, learning_rate=0.1),
     "average": BASE.replace(average_decay=0.9),
     "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(optimizer="adamw", tied=True, **EVERY_DROPOUT),

@@ -18,9 +18,16 @@ class Recurrent:
     embedding_size: int = count(200, "width E of the word embedding", "units", low=1)
     hidden_sizes: tuple[int, ...] = counts((256, 128), "width H of each recurrent layer, first to last", "units")
     tied: bool = flag(False, "use the embedding as the softmax kernel (arXiv:1608.05859); the last layer must be as "
-                             "wide as the embedding")
+                             "wide as the embedding, unless there is a projection or a mixture")
     skip: bool = flag(False, "the softmax reads the sum of the layers' outputs, not the last one's (arXiv:1909.01792); "
                              "all layers must be equally wide")
+    projection: bool = flag(False, "with tied: project the last layer's output to the embedding's width")
+    experts: int = count(0, "softmaxes K in a mixture (arXiv:1711.03953; 0: a plain softmax)", "softmaxes", high=2**20)
+    latent_size: int = count(0, "width of the vector that each softmax of the mixture reads (0: the embedding's)",
+                             "units")
+    mixture_epsilon: float | None = number(None, "added to the mixture's probability of each word, as the published "
+                                                 "code does with 1e-8; the sum is then above one (none: nothing)",
+                                           above=0, below=1)
     init_scale: float = number(0.1, "initial parameters are uniform in +-this", low=0)
     keep_embedding: float | None = number(None, "probability that a unit of an embedded input is kept (none: no "
                                                 "dropout there)", above=0, high=1)
@@ -38,15 +45,31 @@ class Recurrent:
                                                         "arXiv:1708.02182)", above=0, high=1)
     keep_state: float | None = number(None, "probability that the gates read a unit of h, drawn once a window (none: "
                                             "no dropout)", above=0, high=1)
+    keep_latent: float | None = number(None, "probability that a unit of a mixture's latent vectors is kept (none: no "
+                                             "dropout)", above=0, high=1)
     compute_dtype: str = choice("float32", "what training multiplies in; sums, parameters, loss and evaluation stay "
                                            "float32; auto: bfloat16 where the device multiplies it by itself",
                                 ("float32", "bfloat16", "auto"))
 
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
-        if self.tied and self.hidden_sizes[-1] != self.embedding_size:
-            raise JaxlmError(f"tied needs a last layer as wide as the embedding: the last of hidden_sizes is "
-                             f"{self.hidden_sizes[-1]}, embedding_size is {self.embedding_size}")
+        last, latent = self.hidden_sizes[-1], self.latent_size
+        if self.projection and not self.tied:
+            raise JaxlmError("projection leads to the embedding as the softmax kernel, and tied is false: set tied, "
+                             "or leave projection out")
+        if self.projection and self.experts:
+            raise JaxlmError(f"projection and experts exclude each other: a mixture's own layer leads to the "
+                             f"embedding's width, and experts is {self.experts}; leave projection out")
+        if self.tied and not self.projection and not self.experts and last != self.embedding_size:
+            raise JaxlmError(f"tied needs a last layer as wide as the embedding: the last of hidden_sizes is {last}, "
+                             f"embedding_size is {self.embedding_size}; set projection, or make them equal")
+        if self.tied and self.experts and latent not in (0, self.embedding_size):
+            raise JaxlmError(f"tied needs latent vectors as wide as the embedding: latent_size is {latent}, "
+                             f"embedding_size is {self.embedding_size}; leave latent_size at 0")
+        for name, absent in (("latent_size", 0), ("mixture_epsilon", None), ("keep_latent", None)):
+            if not self.experts and getattr(self, name) != absent:
+                raise JaxlmError(f"{name} belongs to a mixture of softmaxes, and experts is 0: set experts, or leave "
+                                 f"{name} out")
         if self.keep_recurrent_weights is not None and not self.recurrent_gates:
             raise JaxlmError(f"keep_recurrent_weights drops elements of a recurrent kernel, and a model of the kind "
                              f"{type(self).__name__} has none: leave it at none, or take the model lstm, gru or "

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxlm.errors import JaxlmError
 from jaxlm.interop.tensorflow_layout import tensorflow_names
 from jaxlm.models.lstm import Params
 
@@ -12,7 +13,14 @@ LAYER = "m/rnn/multi_rnn_cell/cell_{}/basic_lstm_cell/{}:0"
 
 
 def to_tensorflow(params: Params) -> dict[str, np.ndarray]:
-    """{variable's name: array}, in the order of TensorFlow's own list; shapes and gate order are the same."""
+    """{variable's name: array}, in the order of TensorFlow's own list; shapes and gate order are the same.
+
+    Raises:
+        JaxlmError: the model's head is more or less than a softmax with a kernel of its own.
+    """
+    if (found := {*params["softmax"]}) != {"kernel", "bias"}:
+        raise JaxlmError(f"TensorFlow's tutorial has one softmax with the variables kernel and bias, and this model's "
+                         f"head has {', '.join(sorted(found))}: export it --to stablehlo or orbax")
     layers = {LAYER.format(i, part): layer[part] for i, layer in enumerate(params["lstm"])
               for part in ("kernel", "bias")}
     variables = {EMBEDDING: params["embedding"], **layers, SOFTMAX_KERNEL: params["softmax"]["kernel"],

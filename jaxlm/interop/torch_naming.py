@@ -51,6 +51,10 @@ def check_known(model: Recurrent, params: Params, name: str) -> None:
     if model.skip:
         raise JaxlmError("the model has skip connections, and PyTorch's and ONNX's stacks of layers have none: export "
                          "it --to stablehlo or orbax")
+    if model.experts or model.projection:
+        head = f"a mixture of {model.experts} softmaxes" if model.experts else "tied through a projection"
+        raise JaxlmError(f"the model's head is {head}, and this format has a place for one softmax of the last layer's "
+                         f"outputs only: export it --to stablehlo or orbax")
     kernel = set() if model.tied else {"kernel"}
     other = {*params} - {"embedding", "softmax", name} | {*params["softmax"]} - {"bias", *kernel}
     if other:

@@ -1,46 +1,102 @@
-"""From features to nats: the softmax over the vocabulary, with a kernel of its own or tied to the embedding.
+"""From features to nats: a softmax over the vocabulary, or a mixture of several.
 
-Letters: `T` steps, `B` batch, `H` width of the features, `V` vocabulary. `model` is the config's model.
+The kernel is the head's own or the embedding (tied), which features reach through a projection where the widths differ.
+Letters: `T` steps, `B` batch, `H` width of the features, `D` width that the kernel reads, `K` experts, `V` vocabulary.
+`model` is the config's model.
 """
 
 import jax
 import jax.numpy as jnp
 
 from jaxlm.config.models import Recurrent
+from jaxlm.distributed import collectives
 from jaxlm.models.cell import Params, uniform
-from jaxlm.ops import softmax
+from jaxlm.ops import mixture, softmax
+from jaxlm.ops.dropout import apply_mask
+from jaxlm.ops.product import product
 
 
 def init_head(model: Recurrent, kernel_key: jax.Array, bias_key: jax.Array) -> Params:
-    """`kernel` [H, V], unless it is tied, and `bias` [V]; both uniform in +-init_scale, as in TensorFlow's tutorial."""
-    H, V = model.hidden_sizes[-1], model.vocab_size
-    kernel = {} if model.tied else {"kernel": uniform(model, kernel_key, H, V)}
-    return {**kernel, "bias": uniform(model, bias_key, V)}
+    """`kernel` [D, V], unless it is tied, and `bias` [V]; both uniform in +-init_scale, as in TensorFlow's tutorial.
+
+    With a projection also `projection` [H, D]. With a mixture also `prior` [H, K], `latent_kernel` [H, K * D], both
+    drawn likewise, and `latent_bias` [K * D], zero.
+    """
+    H, D, K, V = model.hidden_sizes[-1], kernel_width(model), model.experts, model.vocab_size
+    shapes = {"kernel": (D, V)} if not model.tied else {}
+    if model.projection:
+        shapes["projection"] = (H, D)
+    if K:
+        shapes |= {"prior": (H, K), "latent_kernel": (H, K * D)}
+    own = {name: uniform(model, kernel_key if name == "kernel" else jax.random.fold_in(kernel_key, place), *shape)
+           for place, (name, shape) in enumerate(shapes.items())}
+    return {**own, **({"latent_bias": jnp.zeros(K * D)} if K else {}), "bias": uniform(model, bias_key, V)}
+
+
+def head_specs(model: Recurrent) -> Params:
+    """Where the head's parameters lie on a mesh: kernel and bias by their words, the rest on every device."""
+    kernel = {} if model.tied else {"kernel": collectives.WORDS_LAST}
+    other = ["projection"] * model.projection + ["prior", "latent_kernel", "latent_bias"] * bool(model.experts)
+    return {**kernel, **dict.fromkeys(other, collectives.SAME), "bias": collectives.WORDS}
 
 
 def summed_nats(model: Recurrent, params: Params, features: jax.Array, targets: jax.Array,
-                weights: jax.Array | None = None) -> jax.Array:
+                weights: jax.Array | None = None, kept: jax.Array | None = None) -> jax.Array:
     """features [T, B, H], targets and weights (default: ones) [T, B] -> the weighted sum of -log p of the targets.
 
-    With gradients (none for the weights), and flat in memory.
+    With gradients (none for the weights), and flat in memory. `kept` are a mixture's `Noise.latents`.
     """
     weights = jnp.ones(targets.size) if weights is None else weights.reshape(-1)
-    return softmax.summed_nats(features.reshape(-1, features.shape[-1]), *_weights(model, params), targets.reshape(-1),
-                               weights)
+    kernel, bias = _weights(model, params)
+    if model.experts:
+        latents, choice = (part.reshape(-1, *part.shape[2:]) for part in _experts(model, params, features, kept))
+        return mixture.summed_nats(latents, choice, kernel, bias, targets.reshape(-1), weights, model.mixture_epsilon)
+    return softmax.summed_nats(_projected(model, params, _flat(features)), kernel, bias, targets.reshape(-1), weights)
 
 
 def token_nats(model: Recurrent, params: Params, features: jax.Array, targets: jax.Array) -> jax.Array:
     """features [T, B, H], targets [T, B] -> -log p of each target [T, B], without gradients."""
-    nats = softmax.token_nats(features.reshape(-1, features.shape[-1]), *_weights(model, params), targets.reshape(-1))
+    x, kernel, bias = _flat(features), *_weights(model, params)
+    if model.experts:
+        nats = mixture.token_nats(*_experts(model, params, x), kernel, bias, targets.reshape(-1), model.mixture_epsilon)
+    else:
+        nats = softmax.token_nats(_projected(model, params, x), kernel, bias, targets.reshape(-1))
     return nats.reshape(targets.shape)
 
 
 def logits(model: Recurrent, params: Params, features: jax.Array) -> jax.Array:
-    """features [..., H] -> logits [..., V]; for a few rows, since nothing is chunked."""
+    """features [..., H] -> logits [..., V]; of a mixture, log p. For a few rows, since nothing is chunked."""
     kernel, bias = _weights(model, params)
-    return features @ kernel + bias
+    if model.experts:
+        return mixture.log_probs(*_experts(model, params, features), kernel, bias, model.mixture_epsilon)
+    return _projected(model, params, features) @ kernel + bias
+
+
+def kernel_width(model: Recurrent) -> int:
+    """D, the width of what the kernel reads."""
+    if model.experts:
+        return model.latent_size or model.embedding_size
+    return model.embedding_size if model.projection else model.hidden_sizes[-1]
 
 
 def _weights(model: Recurrent, params: Params) -> tuple[jax.Array, jax.Array]:
     kernel = params["embedding"].T if model.tied else params["softmax"]["kernel"]
     return kernel, params["softmax"]["bias"]
+
+
+def _projected(model: Recurrent, params: Params, x: jax.Array) -> jax.Array:
+    """[..., H] -> [..., D]."""
+    return product(x, params["softmax"]["projection"], x.dtype).astype(x.dtype) if model.projection else x
+
+
+def _experts(model: Recurrent, params: Params, x: jax.Array, kept: jax.Array | None = None
+             ) -> tuple[jax.Array, jax.Array]:
+    """[..., H] -> each expert's latent vector [..., K, D], and the logits of the prior [..., K]."""
+    head = params["softmax"]
+    latents = jnp.tanh(product(x, head["latent_kernel"], x.dtype) + head["latent_bias"]).astype(x.dtype)
+    latents = apply_mask(latents, kept, model.keep_latent)
+    return latents.reshape(*x.shape[:-1], model.experts, -1), product(x, head["prior"], x.dtype)
+
+
+def _flat(features: jax.Array) -> jax.Array:
+    return features.reshape(-1, features.shape[-1])

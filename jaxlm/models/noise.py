@@ -11,13 +11,14 @@ import jax
 
 from jaxlm.config.models import Recurrent
 from jaxlm.distributed import collectives
+from jaxlm.models.heads import kernel_width
 from jaxlm.ops.dropout import apply_mask, draw_mask
 
 Mask = jax.Array | None  # bool, true where something is kept; None: nothing is dropped
 Keep = jax.Array | float | None
 
 # With which number a place's key is folded; dropout's own places count from 0, one a layer.
-_WORDS, _RECURRENT_WEIGHTS, _STATES = range(2**20, 2**20 + 3)
+_WORDS, _RECURRENT_WEIGHTS, _STATES, _LATENTS = range(2**20, 2**20 + 4)
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +32,7 @@ class Noise:
       words: words that an input may read [V, 1].
       recurrent_weights: for each layer, elements of its recurrent kernel [H, G * H].
       states: for each layer, units of the h that its gates read of the step before [B, H].
+      latents: units of a mixture's latent vectors [T, B, K * D] or [1, B, K * D].
     """
 
     embedding: Mask
@@ -38,6 +40,7 @@ class Noise:
     words: Mask = None
     recurrent_weights: tuple[Mask, ...] = ()
     states: tuple[Mask, ...] = ()
+    latents: Mask = None
 
 
 def no_noise(model: Recurrent) -> Noise:
@@ -81,7 +84,8 @@ def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int) -
         for_all_rows(_WORDS, model.keep_words, model.vocab_size, 1),
         tuple(for_all_rows(_RECURRENT_WEIGHTS, model.keep_recurrent_weights, width, gates * width, layer=layer)
               for layer, width in layers),
-        tuple(state(layer, width) for layer, width in layers))
+        tuple(state(layer, width) for layer, width in layers),
+        units(_LATENTS, model.keep_latent, model.experts * kernel_width(model)))
 
 
 def keep_of_output(model: Recurrent, layer: int) -> Keep:

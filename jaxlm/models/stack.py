@@ -1,7 +1,7 @@
 """The recurrent language model: an embedding, a stack of layers of one kind, and a head.
 
 The parameter tree: `embedding` [V, E]; the layers in a list under the name of their kind, as in `lstm[i].kernel`;
-`softmax.kernel` [H, V] (unless tied) and `softmax.bias` [V]. `model` is the config's model, a pytree of its numbers.
+the head's under `softmax` (`heads.py`). `model` is the config's model, a pytree of its numbers.
 """
 
 from dataclasses import fields, replace
@@ -17,7 +17,7 @@ from jaxlm.config.models import Recurrent
 from jaxlm.distributed import collectives
 from jaxlm.models import gru, lstm, mingru, mogrifier
 from jaxlm.models.cell import Cell, Params, State, uniform
-from jaxlm.models.heads import init_head
+from jaxlm.models.heads import head_specs, init_head
 from jaxlm.models.noise import Noise, keep_of_output, of_layer
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.embedding import Rows, look_up
@@ -49,9 +49,7 @@ def zero_carry(model: Recurrent, batch_size: int, dtype: Any = jnp.float32) -> C
 
 def param_specs(model: Recurrent) -> Params:
     """Where the parameters lie on a mesh: the embedding and the softmax by their words, the layers on every device."""
-    kernel = {} if model.tied else {"kernel": collectives.WORDS_LAST}
-    return {"embedding": collectives.WORDS, _cell(model)[1]: collectives.SAME,
-            "softmax": {**kernel, "bias": collectives.WORDS}}
+    return {"embedding": collectives.WORDS, _cell(model)[1]: collectives.SAME, "softmax": head_specs(model)}
 
 
 def gates_per_kernel(model: Recurrent) -> int:

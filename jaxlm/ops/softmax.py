@@ -159,14 +159,17 @@ def _with_bias(x, kernel, bias):
     return jnp.concatenate([x, ones], 1), layer.astype(x.dtype)
 
 
-def _in_chunks(kernel_shape, *arrays):
-    """Each [N, ...] as [chunks, rows, ...] with few, equal chunks; the last is padded with zeros."""
+def _in_chunks(kernel_shape, *arrays, parts=1):
+    """Each [N, ...] as [chunks, rows, ...] with few, equal chunks; the last is padded with zeros.
+
+    Each row stands for so many `parts` of logits [V].
+    """
     N, (H, V) = arrays[0].shape[0], kernel_shape
     if jax.default_backend() == "cpu":
         most = max(CHUNK_BYTES // (4 * V), LEAST_ROWS, H // 4)
     else:
         most = max(ACCELERATOR_CHUNK_BYTES // (4 * V), LEAST_ROWS)
-    chunks = -(-N // most)
+    chunks = -(-N // -(-most // parts))
     rows = -(-N // chunks)
 
     def cut(a):

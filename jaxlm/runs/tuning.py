@@ -11,7 +11,8 @@ from jaxlm.data.corpus import Corpus
 from jaxlm.errors import JaxlmError
 from jaxlm.scoring.language_model import LanguageModel
 
-FIXED = ("kind", "vocab_size", "embedding_size", "hidden_sizes", "tied", "forget_bias")  # by the parameters
+FIXED = ("kind", "vocab_size", "embedding_size", "hidden_sizes", "tied", "projection", "experts", "latent_size",
+         "forget_bias")  # by the parameters
 
 
 def tuning_config(model: LanguageModel, start: Config, changes: Mapping[str, Any], own_model: bool = False) -> Config:

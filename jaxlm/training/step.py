@@ -107,7 +107,8 @@ def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise |
     def cost_fn(trained):
         x = drop_words(model, noise, stack.embed(trained, window.inputs), window.inputs).astype(model.compute_dtype)
         features, new_carry = stack.features(model, trained, noise, x, carry)
-        return heads.summed_nats(model, trained, features, window.targets) / collectives.all_rows(B), new_carry
+        nats = heads.summed_nats(model, trained, features, window.targets, kept=noise.latents)
+        return nats / collectives.all_rows(B), new_carry
 
     (cost, new_carry), grads = jax.value_and_grad(cost_fn, has_aux=True)(trained)
     cost, grads = collectives.sum_over_data(cost), gradients.summed(grads)

@@ -1,0 +1,74 @@
+"""Heads that are more than one softmax: everything that asks a model for words works with them, or says why not."""
+
+import jax
+import numpy as np
+import pytest
+from language_models import WORDS, log_probs
+
+import jaxlm
+from jaxlm.data.vocab import Vocab
+from jaxlm.errors import JaxlmError
+from jaxlm.interop.exporting import export_model
+from jaxlm.models import stack
+from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.stream import stream_nats
+
+SENTENCES = ["the dogs run", "a dog", "the dog of the dogs runs of a dog n't run the dogs"]
+HEADS = {"projection": dict(hidden_sizes=(5, 6), tied=True, projection=True), "mixture": dict(experts=3),
+         "tied-mixture": dict(hidden_sizes=(5, 6), tied=True, experts=3)}
+
+
+@pytest.fixture(params=HEADS)
+def lm(request) -> LanguageModel:
+    config = jaxlm.preset("small").replace(**{"hidden_sizes": (5, 4), "vocab_size": len(WORDS), "embedding_size": 4,
+                                              "init_scale": 1.0, **HEADS[request.param]})
+    return LanguageModel(stack.init_params(config.model, jax.random.key(0)), config, Vocab(WORDS), {})
+
+
+def test_surprisal_entropy_and_rank_are_what_their_definitions_say(lm):
+    found, row = lm.surprisal(SENTENCES, top_k=2, unit="nats"), 0
+    for sentence in SENTENCES:
+        log_p = log_probs(lm, words := sentence.split())
+        for place, word in enumerate(words):
+            own = log_p[place, lm.vocab.ids[word]]
+            np.testing.assert_allclose(found.surprisal[row], -own, atol=1e-5)
+            np.testing.assert_allclose(found.entropy[row], -(np.exp(log_p[place]) @ log_p[place]), atol=1e-5)
+            assert found.rank[row] == 1 + (log_p[place] > own).sum()
+            row += 1
+    ids = np.array([lm.vocab.eos, *lm.vocab.encode(SENTENCES[0].split())])
+    nats, _ = stream_nats(lm.config.model, lm.params, ids)
+    np.testing.assert_allclose(nats, found.surprisal[:3].sum(), rtol=1e-5)
+
+
+def test_texts_are_drawn_searched_and_adapted_to(lm):
+    (text,) = lm.generate("the dogs", words=20, seed=3)
+    expected = log_probs(lm, ["the", "dogs", *text.words])[2:-1]
+    np.testing.assert_allclose(text.log_probs, expected[np.arange(20), lm.vocab.encode(text.words)], atol=1e-4)
+    (best,) = lm.generate("the", words=3, beam=len(WORDS))
+    (greedy,) = lm.generate("the", words=3, temperature=0)
+    assert best.log_probs.sum() >= greedy.log_probs.sum() - 1e-5
+    adapted = [table.surprisal.sum() for table in lm.surprisal_stream(SENTENCES[:1] * 6, scoring=lm.adaptive(0.2),
+                                                                      block=1)]
+    assert adapted[-1] < adapted[0]
+
+
+@pytest.mark.parametrize("target", ["torch", "safetensors", "hub", "onnx"])
+def test_what_a_target_cannot_express_is_refused(lm, tmp_path, target):
+    if target == "onnx":
+        pytest.importorskip("onnx")
+    head = "a mixture of 3 softmaxes" if lm.config.model.experts else "tied through a projection"
+    with pytest.raises(JaxlmError, match=f"the model's head is {head}, .* --to stablehlo or orbax"):
+        export_model(lm, target, tmp_path / "out")
+    with pytest.raises(JaxlmError, match=r"one softmax"):
+        jaxlm.to_tensorflow(lm.params)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_projection_joins_a_last_layer_to_a_narrower_embedding():
+    config = jaxlm.preset("small").replace(vocab_size=20, embedding_size=4, hidden_sizes=(6,), tied=True,
+                                           projection=True)
+    params = stack.init_params(config.model, jax.random.key(0))
+    assert jax.tree.map(np.shape, params["softmax"]) == {"projection": (6, 4), "bias": (20,)}
+    mixture = config.replace(projection=False, experts=5)
+    assert jax.tree.map(np.shape, stack.init_params(mixture.model, jax.random.key(0))["softmax"]) == {
+        "prior": (6, 5), "latent_kernel": (6, 20), "latent_bias": (20,), "bias": (20,)}

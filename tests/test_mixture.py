@@ -1,0 +1,108 @@
+"""ops/mixture.py: the fused op equals its reference, never holds [N, V], and refuses shapes that do not fit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_parallel import on_devices
+from test_softmax import largest_array
+
+from jaxlm.ops import softmax
+from jaxlm.ops.mixture import log_probs, summed_nats, summed_nats_reference, token_nats, token_nats_reference
+
+
+def draw(N, K, D, V, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    return (*(jnp.asarray(rng.normal(size=shape), dtype) for shape in ((N, K, D), (N, K), (D, V), (V,))),
+            jnp.asarray(rng.integers(0, V, N)), jnp.asarray(rng.uniform(0, 2, N), dtype))
+
+
+def values_and_gradients(op, *arguments, **options):
+    return jax.jit(jax.value_and_grad(lambda *some: 3 * op(*some, *arguments[4:], **options), argnums=(0, 1, 2, 3)))(
+        *arguments[:4])
+
+
+@settings(max_examples=10)
+@given(N=st.integers(1, 9), K=st.integers(1, 4), D=st.integers(1, 5), V=st.integers(1, 7), wide=st.booleans(),
+       epsilon=st.sampled_from([None, 1e-8, 0.1]), chunk_bytes=st.sampled_from([1, 64, 2**20]), seed=st.integers(0, 99))
+def test_equals_the_reference(N, K, D, V, wide, epsilon, chunk_bytes, seed):
+    with jax.enable_x64(wide), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(softmax, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(softmax, "LEAST_ROWS", 1)
+        x, choice, kernel, bias, targets, weights = draw(N, K, D, V, jnp.float64 if wide else jnp.float32, seed)
+        arrays, tolerance = (x, choice, kernel, bias), 1e-11 if wide else 5e-5
+        close = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+        plain = token_nats_reference(*arrays, targets, epsilon)
+        close(jax.jit(token_nats)(*arrays, targets, epsilon), plain)
+        close(-jnp.take_along_axis(log_probs(*arrays, epsilon), targets[:, None], 1)[:, 0], plain)
+        fast, slow = (values_and_gradients(op, *arrays, targets, weights, epsilon=epsilon)
+                      for op in (summed_nats, summed_nats_reference))
+        jax.tree.map(close, fast, slow)
+
+
+def test_one_expert_is_a_softmax():
+    latents, choice, kernel, bias, targets, _ = draw(6, 1, 3, 5, jnp.float32)
+    np.testing.assert_allclose(token_nats(latents, choice, kernel, bias, targets),
+                               softmax.token_nats(latents[:, 0], kernel, bias, targets), rtol=1e-5)
+
+
+def test_bfloat16_multiplies_in_bfloat16_and_sums_in_float32():
+    latents, choice, kernel, bias, targets, weights = draw(64, 3, 32, 50, jnp.float32)
+    arrays = (latents.astype(jnp.bfloat16), choice, kernel / 8, 10 + bias, targets, weights)
+    fast, plain = (values_and_gradients(op, *arrays) for op in (summed_nats, summed_nats_reference))
+    assert [leaf.dtype for leaf in jax.tree.leaves(fast)] == [leaf.dtype for leaf in jax.tree.leaves(plain)]
+    for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(plain), strict=True):
+        assert np.abs(np.float32(a) - np.float32(b)).max() < 0.02 * np.abs(np.float32(b)).max()
+
+
+def test_vmap_equals_a_loop():
+    members = [draw(6, 2, 3, 5, jnp.float32, seed) for seed in range(3)]
+    gradients = jax.grad(summed_nats, argnums=(0, 1, 2, 3))
+    together = jax.vmap(gradients)(*(jnp.stack(a) for a in zip(*members, strict=True)))
+    for i, member in enumerate(members):
+        for a, b in zip(together, gradients(*member), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
+
+
+def test_words_on_several_devices_give_one_devices_numbers():
+    on_devices(2, """
+import jax, jax.numpy as jnp, numpy as np
+from test_mixture import draw, summed_nats
+from jaxlm.distributed.collectives import MODEL, SAME, WORDS, WORDS_LAST
+from jaxlm.distributed.mesh import make_mesh
+arguments = draw(7, 3, 4, 6, jnp.float32)
+gradients = jax.value_and_grad(summed_nats, argnums=(0, 1, 2, 3))
+where = (SAME, SAME, WORDS_LAST, WORDS)
+spread = jax.shard_map(gradients, mesh=make_mesh(1, 1, 2)[0], in_specs=(*where, SAME, SAME), out_specs=(SAME, where),
+                       check_vma=False)
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), jax.jit(spread)(*arguments),
+             gradients(*arguments))
+""")
+
+
+def test_no_array_of_all_logits_exists():
+    N, K, D, V = 4096, 4, 8, 2048
+    shapes = [jax.ShapeDtypeStruct(s, d) for s, d in (
+        ((N, K, D), "float32"), ((N, K), "float32"), ((D, V), "float32"), ((V,), "float32"), ((N,), "int32"),
+        ((N,), "float32"))]
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(summed_nats, argnums=(0, 1, 2, 3)))(*shapes).jaxpr
+    assert largest_array(jaxpr) <= 1.5 * softmax.CHUNK_BYTES / 4 < N * V / 2
+    few = [jax.ShapeDtypeStruct((64, *shape.shape[1:]), shape.dtype) for shape in shapes[:2]]
+    assert largest_array(jax.make_jaxpr(log_probs)(*few, *shapes[2:4]).jaxpr) <= 64 * V  # one expert after the other
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (dict(latents=jnp.zeros((3, 4))), r"latents should be \[N, K, D\]"),
+    (dict(choice=jnp.zeros((3, 3))), r"choice should have the shape \(3, 2\); its shape is \(3, 3\)"),
+    (dict(kernel=jnp.zeros((3, 5))), r"kernel should have the shape \(4, 5\)"),
+    (dict(targets=jnp.zeros(3)), "targets should be integers; they are float32"),
+    (dict(weights=jnp.zeros(2)), r"weights should have targets' shape \(3,\)"),
+])
+def test_shapes_and_types_that_do_not_fit_are_named(change, message):
+    names = ("latents", "choice", "kernel", "bias", "targets", "weights")
+    with pytest.raises(ValueError, match=message):
+        summed_nats(**{**dict(zip(names, draw(3, 2, 4, 5, jnp.float32), strict=True)), **change})
