@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jaxlm
-from jaxlm.runs import checkpoint
+from jaxlm.runs import listing
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILED = tempfile.TemporaryDirectory(prefix="jaxlm-compiled-")  # JAX's own cache, so that a restart is quick
@@ -74,7 +74,7 @@ def kept(run_dir: Path) -> dict[str, bytes]:
     """Every byte of a finished run that must be reproduced: its metrics and the checkpoints labelled last and best."""
     files = {"metrics.jsonl": (run_dir / "metrics.jsonl").read_bytes()}
     for which in ("last", "best"):
-        found = checkpoint.find(run_dir, which)
+        found = listing.find(run_dir, which)
         files |= {f"{which}/{path.relative_to(found)}": path.read_bytes()
                   for path in sorted(found.rglob("*")) if path.is_file()}
     return files

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.files import Folder
-from jaxlm.report.metrics import MetricsLog
+from jaxlm.report.metrics_log import MetricsLog
 
 INTRUDERS = ["link", "fifo", "directory", "hard link"]
 

@@ -1,16 +1,20 @@
-"""Programs in a real pseudo-terminal, and what a person sees there."""
+"""Commands run here, programs in a real pseudo-terminal, and what a person sees there."""
 
+import contextlib
 import fcntl
+import io
 import os
 import pty
 import struct
 import sys
 import termios
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyte
+
+from jaxlm.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,3 +69,14 @@ def jaxlm(*arguments: str, columns: int = 80, rows: int = 24, **environment: str
     """`jaxlm ARGUMENTS` in a terminal."""
     code = "import sys; from jaxlm.cli import main; sys.exit(main())"
     return in_terminal([sys.executable, "-c", code, *arguments], columns, rows, **environment)
+
+
+def run(arguments: Sequence[str] | None, call: Callable = main):
+    """(exit code, standard output, standard error) of a command, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = call(arguments)
+        except SystemExit as stop:
+            code = stop.code
+    return code, out.getvalue(), err.getvalue()

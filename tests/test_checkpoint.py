@@ -23,7 +23,7 @@ import jaxlm
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError
 from jaxlm.files import Folder, seal
-from jaxlm.runs import checkpoint
+from jaxlm.runs import checkpoint, listing
 from jaxlm.runs.manifest import Manifest
 from jaxlm.runs.trainer import new_state
 
@@ -156,13 +156,13 @@ def test_labels_and_the_policy(tmp_path):
     config = SMALL.replace(keep_last=2, keep_every=4)
     for step, valid in enumerate([9.0, 5.0, 7.0, 8.0, float("nan"), 6.0, None, 9.5, None], 1):
         save(tmp_path, step, valid, epoch=step, config=config)
-        assert checkpoint.find(tmp_path).name == f"{step:08d}"
-    assert list(checkpoint.manifests(tmp_path)) == [2, 4, 8, 9]
-    assert checkpoint.find(tmp_path, "best").name == "00000002"
+        assert listing.find(tmp_path).name == f"{step:08d}"
+    assert list(listing.manifests(tmp_path)) == [2, 4, 8, 9]
+    assert listing.find(tmp_path, "best").name == "00000002"
     with pytest.raises(CheckpointError, match="has no checkpoint '3'; it has 2, 4, 8, 9"):
-        checkpoint.find(tmp_path, "3")
+        listing.find(tmp_path, "3")
     with pytest.raises(CheckpointError, match="holds no checkpoints"):
-        checkpoint.find(tmp_path / "nowhere")
+        listing.find(tmp_path / "nowhere")
 
 
 def test_what_is_unfinished_is_never_read_and_is_cleaned_up(tmp_path):
@@ -170,8 +170,8 @@ def test_what_is_unfinished_is_never_read_and_is_cleaned_up(tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(folder / "00000001", folder / ".00000009.partial")
     shutil.copytree(folder / "00000001", folder / ".00000008.removed")
-    assert checkpoint.find(tmp_path).name == "00000001"
-    assert list(checkpoint.manifests(tmp_path)) == [1]
+    assert listing.find(tmp_path).name == "00000001"
+    assert list(listing.manifests(tmp_path)) == [1]
     save(tmp_path, 2)
     assert sorted(path.name for path in folder.iterdir()) == ["00000001", "00000002"]
 
@@ -197,8 +197,8 @@ def test_a_later_damaged_one_does_not_outlive_the_resumed_run(tmp_path):
     for step in (5, 6):
         (tmp_path / f"checkpoints/{step:08d}/state.safetensors").write_bytes(b"....")
     save(tmp_path, 2)
-    assert list(checkpoint.manifests(tmp_path)) == [1, 2]
-    assert checkpoint.find(tmp_path).name == "00000002"
+    assert list(listing.manifests(tmp_path)) == [1, 2]
+    assert listing.find(tmp_path).name == "00000002"
 
 
 def test_one_of_the_same_step_is_replaced(tmp_path):
@@ -345,7 +345,7 @@ def test_a_link_in_place_of_the_checkpoints_is_refused(path, tmp_path):
     run_dir = path.parents[1]
     (run_dir / "checkpoints").rename(tmp_path / "aside")
     (run_dir / "checkpoints").symlink_to(tmp_path / "aside")
-    for use in (checkpoint.load, checkpoint.find, checkpoint.manifests, checkpoint.newest_intact):
+    for use in (checkpoint.load, listing.find, listing.manifests, checkpoint.newest_intact):
         with pytest.raises(CheckpointError, match=r"checkpoints cannot be read: expected a directory, found a link$"):
             use(run_dir)
 
@@ -384,6 +384,6 @@ def test_a_checkpoint_of_small_costs_less_than_a_hundredth_of_its_epoch(tmp_path
             checkpoint.save(run, state, config, vocab, Manifest(step, step, 100.0 - step, {"name": "none"}))
         seconds.append(time.perf_counter() - start)
     with capsys.disabled():
-        size = sum(file.stat().st_size for file in files(checkpoint.find(tmp_path)))
+        size = sum(file.stat().st_size for file in files(listing.find(tmp_path)))
         print(f"\na checkpoint of {size / 1e6:.1f} MB: median {sorted(seconds)[3]:.2f} s, worst {max(seconds):.2f} s")
     assert sorted(seconds)[3] < 1

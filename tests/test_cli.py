@@ -255,7 +255,7 @@ def test_info_shows_fields_with_units_and_the_same_as_json(capsys, finished):
         row = next(row for row in rows if row and row[0] == name)
         assert spec.unit.split() == row[len(row) - len(spec.unit.split()):]
     assert all(f"{slot} {kind}" in text for slot, kind in config.kinds.items())
-    assert "last  best" in text and "problems: none" in text
+    assert "last best" in text and "problems: none" in text
     assert main(["info", str(finished), "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)
     assert {row["field"]: row["value"] for row in tree["config"]}["hidden_sizes"] == [8]

@@ -3,7 +3,6 @@
 What is heavy (training, loading, preparing) is replaced; parsing, configs, files and messages are the real ones.
 """
 
-import contextlib
 import io
 import os
 import shlex
@@ -19,13 +18,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from language_models import small_lm
+from terminals import run
 
 import jaxlm.distributed.hosts
 import jaxlm.runs.loading
 import jaxlm.runs.reproduction
 import jaxlm.runs.trainer
 import jaxlm.sweeps
-from jaxlm.cli import main, train_command
+from jaxlm.cli import train_command
 from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import Parser, whole
 from jaxlm.cli.verbs import VERBS, argument, verb
@@ -41,17 +41,6 @@ NASTY = ["", "-", "--", "---", "²", "٣", "nan", "inf", "-inf", "none", "1e999"
          "%s", "%", "{}", "/", "/dev/null", "/dev/zero", "/no/such", ".", "..", "small", "lstm", "gru", "muon",
          "cosine", "-h1", "--=", "=", "learning_rate=1", "learning_rate=", "hidden_sizes=²", "=1", "last", "best",
          "x" * 300, "host:1", "log:0.1:10", "range:1:3:1"]
-
-
-def run(arguments, call=main):
-    """(exit code, standard output, standard error) of a command."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = call(arguments)
-        except SystemExit as stop:
-            code = stop.code
-    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +114,7 @@ def command_lines(draw, name):
         line += [flag] if not flags[flag] else [f"{flag}={value}"] if draw(st.booleans()) else [flag, value]
     if draw(st.integers(0, 9)) == 0:
         line.insert(draw(st.integers(0, len(line))), draw(VALUES))
-    return [token for token in line if token not in ("-h", "--help")]
+    return [token for token in line if token not in ("-h", "--help", "--help-all")]
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -186,40 +175,6 @@ def _flag(name: str, spec: Spec, value) -> list[str]:
     text = "none" if value is None else ",".join(map(str, value)) if spec.type is tuple else (
         str(int(value)) if spec.type is int else str(value))
     return [f"--{flag}={text}"]
-
-
-@pytest.mark.parametrize("chosen", [{slot: kind} for slot, kinds in KINDS.items() for kind in kinds])
-def test_help_shows_the_fields_of_the_kinds_chosen_with_their_defaults(chosen):
-    line = [part for slot, kind in chosen.items() for part in (f"--{slot}", kind)]
-    code, out, _ = run(["train", "--preset", "zaremba-medium", *line, "--help"])
-    shown = " ".join(out.split())
-    config = preset("zaremba-medium").replace(**chosen)
-    assert code == 0 and all(f"{slot} ({kind}):" in shown for slot, kind in config.kinds.items())
-    theirs = {name for _, name, _, _ in config.every_field()}
-    for _, _, kind in all_kinds():
-        for name in specs(kind):
-            assert (f" --{name.replace('_', '-')} " in shown.replace(",", " ").replace("]", " ")) == (name in theirs)
-    for _, _, spec, value in config.every_field():
-        entry = shown.split(" ".join(spec.help.split()))[1].split(" --")[0]
-        assert spec.unit in entry
-        if spec.type is float:
-            assert f"default {'none' if value is None else f'{value:g}'})" in entry
-
-
-def test_help_shows_the_values_of_a_config_file(tmp_path):
-    path = tmp_path / "config.json"
-    path.write_text(preset("test").replace(model="mingru", init_scale=0.625).to_json())
-    _, out, _ = run(["sweep", "--config", str(path), "-h"])
-    assert "model (mingru)" in out and "0.625" in out
-    assert run(["train", "--config", "/no/such", "--help"])[0] == 0
-
-
-def test_every_verb_is_in_the_help_with_its_own():
-    code, out, _ = run(["--help"])
-    assert code == 0 and all(f"\n    {name}" in out for name in VERBS) and "128 + N" in out
-    for name, one in VERBS.items():
-        code, out, _ = run([name, "--help"])
-        assert code == 0 and " ".join(one.help.split()) in " ".join(out.split())
 
 
 def test_a_script_trains_its_own_preset(calls):

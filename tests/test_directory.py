@@ -20,7 +20,7 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder
 from jaxlm.report.metrics import read_metrics
-from jaxlm.runs import checkpoint, memory, temporary
+from jaxlm.runs import checkpoint, listing, memory, temporary
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.lock import lock
 
@@ -74,7 +74,7 @@ def test_a_run_of_format_1_is_resumed_to_the_same_end(run_dir, corpus):
     assert [row["step"] for row in lines if row["kind"] == "window"] == list(range(1, 45))
     assert lines[-1]["test_perplexity"] == result.test_perplexity
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["00000023", "00000044"]
-    assert {step: found.format for step, found in checkpoint.manifests(run_dir).items()} == {23: 1, 44: 2}
+    assert {step: found.format for step, found in listing.manifests(run_dir).items()} == {23: 1, 44: 2}
     assert not rundir.problems(run_dir)
 
 
@@ -193,7 +193,7 @@ def test_a_run_directory_of_any_name_is_read_as_it_was_written(run_dir, corpus, 
 def test_a_run_begins_in_a_directory_of_any_name(tmp_path, corpus, name):
     config = Config.from_json((GOLDEN / "config.json").read_text())
     jaxlm.train(config, corpus, tmp_path / name, steps=1, quiet=True)
-    assert checkpoint.find(tmp_path / name).name == "00000001"
+    assert listing.find(tmp_path / name).name == "00000001"
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300])
@@ -278,7 +278,7 @@ def test_a_run_of_no_window_is_saved_and_evaluates_to_what_it_printed(tmp_path, 
     config = config.replace(epochs=how.pop("epochs", 2))
     result = jaxlm.train(config, corpus, tmp_path / "run", quiet=True, **how)
     found = jaxlm.evaluate(tmp_path / "run", "test", corpus=corpus)
-    assert found.perplexity == result.test_perplexity and checkpoint.find(tmp_path / "run").name == "00000000"
+    assert found.perplexity == result.test_perplexity and listing.find(tmp_path / "run").name == "00000000"
 
 
 def test_a_kept_run_needs_no_temporary_folder(tmp_path, corpus, monkeypatch):
@@ -291,7 +291,7 @@ def test_a_kept_run_needs_no_temporary_folder(tmp_path, corpus, monkeypatch):
 
 KILLED = """
 import os, signal, sys, jaxlm
-from jaxlm.report.metrics import MetricsLog
+from jaxlm.report.metrics_log import MetricsLog
 MetricsLog.windows = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 config = jaxlm.preset("test").replace(corpus="embedded-tiny", hidden_sizes=(4,), embedding_size=4)
 jaxlm.train(config, quiet=True) if sys.argv[1] == "run" else jaxlm.sweep(config, {"learning_rate": [1]}, quiet=True)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from reports import INTRUDERS, intrude, opened
 
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.report.metrics import MetricsLog, finite_windows, read_metrics
+from jaxlm.report.metrics import read_metrics
+from jaxlm.report.metrics_log import MetricsLog, finite_windows
 
 NAN, INF = float("nan"), float("inf")
 FLOATS = st.floats(width=32)

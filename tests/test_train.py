@@ -21,7 +21,7 @@ from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.errors import CheckpointError, Diverged, RunDirError
 from jaxlm.files import seal, unseal
 from jaxlm.report.metrics import read_metrics
-from jaxlm.runs import checkpoint
+from jaxlm.runs import checkpoint, listing
 from jaxlm.runs.trainer import new_state
 from jaxlm.training import step as steps
 
@@ -94,10 +94,10 @@ def test_other_calls_and_other_checkpoints_change_no_result(train, reference, tm
 
 
 def test_the_labels_are_true(finished):
-    found = checkpoint.manifests(finished.run_dir)
+    found = listing.manifests(finished.run_dir)
     valid = {row["step"]: row["valid_perplexity"] for row in read_metrics(finished.run_dir) if row["kind"] == "epoch"}
     assert max(found) == 3 * WINDOWS == finished.state.step
-    assert checkpoint.best_step(found) == min(valid, key=valid.__getitem__)
+    assert listing.best_step(found) == min(valid, key=valid.__getitem__)
     assert {step: manifest.valid_perplexity for step, manifest in found.items() if step in valid} == {
         step: valid[step] for step in found if step in valid}
 
@@ -121,7 +121,7 @@ def test_a_run_in_memory_is_the_same_run(finished, corpus):
 
 def test_given_parameters_are_kept_from_the_start(train, corpus, finished, tmp_path):
     train(params=finished.params, steps=0)
-    assert list(checkpoint.manifests(tmp_path / "run")) == [0]
+    assert list(listing.manifests(tmp_path / "run")) == [0]
     resumed = train(steps=8)
     straight = jaxlm.train(CONFIG, corpus, params=finished.params, steps=8, quiet=True)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, straight.params)
@@ -129,7 +129,7 @@ def test_given_parameters_are_kept_from_the_start(train, corpus, finished, tmp_p
 
 def test_a_damaged_last_checkpoint_is_passed_over_and_the_end_is_the_same(train, reference, tmp_path, capsys, corpus):
     train(steps=60)
-    chunk = checkpoint.find(tmp_path / "run") / "state.safetensors"
+    chunk = listing.find(tmp_path / "run") / "state.safetensors"
     damaged = bytearray(chunk.read_bytes())
     damaged[1000] ^= 4
     chunk.write_bytes(damaged)
@@ -145,7 +145,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_and_the_end_is_the_same(train,
 
 def test_where_nothing_is_intact_it_says_so(train, tmp_path):
     train(steps=3)
-    (checkpoint.find(tmp_path / "run") / "manifest.json").unlink()
+    (listing.find(tmp_path / "run") / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint of .* is intact: .*manifest.json is damaged"):
         train()
 
@@ -172,7 +172,7 @@ def sealed_anew(path, **changes) -> None:
 
 def test_other_library_versions_are_noted(train, tmp_path, capsys, corpus):
     train(steps=3)
-    path = checkpoint.find(tmp_path / "run")
+    path = listing.find(tmp_path / "run")
     sealed_anew(path, versions={"jaxlm": "0.0.1", "jax": "0.3"})
     assert checkpoint.load(tmp_path / "run").manifest.versions["jax"] == "0.3"
     jaxlm.train(CONFIG, corpus, tmp_path / "run", resume=True, steps=5)
@@ -229,8 +229,8 @@ def test_the_run_directory_says_what_it_is(finished, corpus):
 
 def test_old_checkpoints_go_by_the_policy(train, tmp_path):
     train(CONFIG.replace(keep_last=1, keep_every=2, checkpoint_every=10, epochs=4))
-    found = checkpoint.manifests(tmp_path / "run")
-    assert set(found) == {2 * WINDOWS, 4 * WINDOWS, checkpoint.best_step(found)}
+    found = listing.manifests(tmp_path / "run")
+    assert set(found) == {2 * WINDOWS, 4 * WINDOWS, listing.best_step(found)}
     assert not list((tmp_path / "run/checkpoints").glob(".*"))
 
 
@@ -253,7 +253,7 @@ def test_reproduce_names_what_differs(train, tmp_path):
     assert same.results == [] and same.run_dir == tmp_path / "run-again"
     assert [line for line in same.surroundings if line.startswith("jax: 0.3 -> ")]
 
-    path = checkpoint.find(run)
+    path = listing.find(run)
     rows = (path / "metrics.jsonl").read_text().splitlines()
     (path / "metrics.jsonl").write_text("\n".join([*rows[:6], rows[6].replace('"cost":', '"cost":2'), *rows[7:], ""]))
     sealed_anew(path)

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command line: arguments and exit codes only.
 
 Exit codes: 0 done; 1 a mistake or a damaged file, which the message explains; 2 arguments that do not parse; 3 the
@@ -23,12 +24,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxlm.cli import completion, help
 from jaxlm.cli.ending import EXIT_CODES, SIGNALLED, check_limits, exit_code
 from jaxlm.cli.parsing import Parser
 from jaxlm.cli.sweeping import sweep_arguments
 from jaxlm.cli.training import train_arguments
 from jaxlm.cli.verbs import VERBS
 from jaxlm.config.presets import preset
+from jaxlm.terminal import say
 
 # These add their verbs to VERBS, in the order of the help.
 # isort: off
@@ -55,14 +58,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: help was asked for, or the arguments do not parse.
     """
-    given = _given(arguments)
-    parser = Parser(prog="jaxlm", description="Train and use recurrent language models.", epilog=EXIT_CODES)
+    given = completion.words() or _given(arguments)
+    if not given:
+        return exit_code(lambda: say(help.tasks(), end=""))
+    lines = {one.name: one.help for one in VERBS.values()}
+    parser = Parser(prog="jaxlm", description="Train and use recurrent language models.", epilog=EXIT_CODES,
+                    help_text=lambda: help.verbs(lines, EXIT_CODES.split("\n\n")[0]))
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for one in VERBS.values():
         added = verbs.add_parser(one.name, help=one.help, description=one.help)
         added.set_defaults(verb=one)
         if one.name in given:
             one.add_arguments(added, given)
+    completion.complete(parser)
     return _run(parser, given)
 
 

@@ -14,12 +14,9 @@ from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.terminal import printable, say
 
 FAILED, DIVERGED, SIGNALLED = 1, 3, 128  # (2: arguments that do not parse, by parsing.py)
-EXIT_CODES = """exit codes:
-  0        done
-  1        a mistake or a damaged file, which the message explains
-  2        arguments that do not parse
-  3        the run diverged
-  128 + N  stopped by signal N (130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1), saved and ready for --resume
+EXIT_CODES = """\
+exit codes: 0 done; 1 a mistake or a damaged file; 2 arguments do not parse;
+3 the run diverged; 128 + N stopped by signal N, saved and ready for --resume
 
 JAXLM_TRACEBACK=1 in the environment shows where an error came from.
 """

@@ -3,7 +3,12 @@
 import argparse
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,10 @@ from jaxlm.cli.parsing import shown
 from jaxlm.cli.verbs import RUN, argument, check_run, verb
 from jaxlm.config.config import KINDS, Config
 from jaxlm.errors import JaxlmError
+from jaxlm.report.units import perplexity_text
 from jaxlm.terminal import printable, say
+
+_PERPLEXITY = re.compile("perplexity|floor")
 
 
 @verb("what a run holds: its config, corpus, results, checkpoints and problems", RUN,
@@ -69,10 +77,10 @@ def _fields(config: Config) -> list[dict[str, Any]]:
 
 
 def _checkpoints(run: Path) -> list[dict[str, Any]]:
-    from jaxlm.runs import checkpoint
+    from jaxlm.runs import listing
 
-    found = checkpoint.manifests(run)
-    best = checkpoint.best_step(found)
+    found = listing.manifests(run)
+    best = listing.best_step(found)
     return [{"step": step, "epoch": manifest.epoch, "valid_perplexity": manifest.valid_perplexity,
              "corpus": manifest.corpus.get("name"),
              "labels": [label for label, at in (("last", max(found)), ("best", best)) if at == step]}
@@ -91,28 +99,57 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
             yield ""
             yield f"{section} {found['kinds'][section]}" if section in KINDS else section
         yield f"  {row['field']:<{width}}  {shown(row['value']):<{wide}}  {row['unit']}".rstrip()
-    for title, rows in (("corpus", map(_pair, found["corpus"].items())), ("checkpoints", _rows(found["checkpoints"])),
-                        ("results", _rows(found["results"])), ("problems", found["problems"])):
-        lines = list(rows)
+    for title, lines in (("corpus", _corpus(found["corpus"])), ("checkpoints", _checkpoint_table(found["checkpoints"])),
+                        ("results", _results(found["results"])), ("problems", found["problems"])):
+        lines = [*lines]
         yield ""
         yield title if lines else f"{title}: none"
         yield from (f"  {line}" for line in lines)
 
 
-def _rows(rows: list[dict[str, Any]]) -> Iterator[str]:
-    for row in rows:
-        pairs = {name: value for name, value in row.items()
-                 if name not in ("kind", "labels", "preset") and value is not None}
-        yield "  ".join([*filter(None, [row.get("kind")]), *map(_pair, pairs.items()), *row.get("labels", ())])
+def _corpus(corpus: Mapping[str, Any]) -> Iterator[str]:
+    values = {_words(name): _text(value) for name, value in corpus.items() if value not in ([], None)}
+    width = max(map(len, values), default=0)
+    room = shutil.get_terminal_size().columns - width - 4 if sys.stdout and sys.stdout.isatty() else 10**6
+    for name, value in values.items():
+        for start, line in zip_longest([name], textwrap.wrap(value, max(room, 40)), fillvalue=""):
+            yield f"{start:<{width}}  {line}"
 
 
-def _pair(pair: tuple[str, Any]) -> str:
-    name, value = pair
+def _checkpoint_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    return _table([{"step": row["step"], "epoch": row["epoch"], "valid perplexity": row["valid_perplexity"],
+                    "": " ".join(row["labels"])} for row in rows])
+
+
+def _results(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        yield f"perplexity of each {kind}"
+        for line in _table([{name.removesuffix("_perplexity"): perplexity_text(value) if _PERPLEXITY.search(name) else
+                             value for name, value in row.items() if name not in ("kind", "preset", "corpus")}
+                            for row in rows if row["kind"] == kind]):
+            yield f"  {line}"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line of names and a line for each row, in columns that are as wide as they must be."""
+    names = [*dict.fromkeys(name for row in rows for name in row)]
+    cells = [[_words(name) for name in names], *([_text(row.get(name)) for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells if rows else ():
+        yield "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _text(value: Any) -> str:
+    """A value in the table."""
     if isinstance(value, Mapping):
-        value = ", ".join(f"{key} {one}" for key, one in value.items())
-    elif isinstance(value, list):
-        value = "; ".join(map(str, value)) or "none"
-    return f"{name.replace('_', ' ')} {value:.6g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+        return ", ".join(f"{key} {_text(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(str, value))
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _finite(value: Any) -> Any:

@@ -4,12 +4,14 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jaxlm.cli.help import FIELD, brief, later, wrapped
 from jaxlm.config.config import FIXED, KINDS, SECTIONS, Config, all_kinds, kind_of
 from jaxlm.config.fields import Spec, either, specs
 from jaxlm.config.presets import PRESETS, preset
@@ -20,7 +22,7 @@ MOST_CONFIG_BYTES = 1 << 20
 MOST_CHARACTERS = 400  # of a number
 MOST_SHOWN = 200  # characters of an argument that an error repeats
 LARGEST = 2**31 - 1
-_FIELD = "field:"  # begins the name under which a field's value is parsed
+_OFTEN = ("model", "hidden_sizes", "optimizer", "learning_rate", "epochs", "corpus")  # that `train --help` shows
 _SUMMARIES = {"train": "counts of the run", "data": "text"}
 
 
@@ -28,12 +30,30 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=28)
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrapped(text, width)
+
+
+class _HelpAll(argparse.Action):
+    def __call__(self, parser: Any, *_: Any) -> None:
+        say(parser.format_help(), end="")
+        parser.exit()
+
 
 class Parser(argparse.ArgumentParser):
-    """Flags are never guessed from a prefix, and a mistake is one line on standard error."""
+    """Flags are never guessed from a prefix, and a mistake is one line on standard error.
 
-    def __init__(self, **options: Any):
-        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+    Args:
+        help_text: makes what `--help` prints (default: a line for each flag).
+        **options: as argparse takes them.
+    """
+
+    def __init__(self, *, help_text: Callable[[], str] | None = None, **options: Any):
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, add_help=False, **options)
+        self._help_text = help_text or partial(brief, self)
+        self.add_argument("-h", "--help", action="help", help="a line for each flag")
+        self.add_argument("--help-all", action=_HelpAll, nargs=0, dest="help", default=argparse.SUPPRESS,
+                          help="every flag, with its limits and its default")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = _with_negative_numbers(sys.argv[1:] if args is None else args)
@@ -72,7 +92,14 @@ class Parser(argparse.ArgumentParser):
         return unknown
 
     def print_help(self, file: Any = None) -> None:
-        say(self.format_help(), file=file, end="")  # (argparse's own ignores a full disk)
+        say(self._help_text(), file=file, end="")  # (argparse's own ignores a full disk)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            near = difflib.get_close_matches(str(value), action.choices, 1)
+            raise argparse.ArgumentError(None, f"there is no verb {_quoted(str(value))}"
+                                               f"{f'; did you mean {near[0]}?' if near else ''}")
+        super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
         say(f"error: {printable(_shortened(message, 3 * MOST_SHOWN))} (see {self.prog} --help)", file=sys.stderr)
@@ -149,13 +176,15 @@ def read_text(path: Path, most: int = MOST_CONFIG_BYTES) -> str:
         raise JaxlmError(f"{path} cannot be read: {files.reason(error)}") from None
 
 
-def add_config_flags(parser: argparse.ArgumentParser, arguments: Sequence[str], start: Config | None = None) -> None:
+def add_config_flags(parser: argparse.ArgumentParser, arguments: Sequence[str], start: Config | None = None,
+                     often: Sequence[str] = _OFTEN) -> None:
     """Adds a flag for the kind of model, optimiser and schedule, and for every field of every kind.
 
     Args:
         parser: what to add to.
         arguments: the command line, whose --preset, --config and kinds decide the fields and defaults shown.
         start: the config that flags change (default: that of --preset or --config).
+        often: the fields that `--help` shows; `--help-all` shows all.
     """
     shown = _shown_config(arguments, start)
     hidden = parser.add_argument_group("fields of other kinds")  # accepted, so that Config.replace can explain
@@ -165,11 +194,16 @@ def add_config_flags(parser: argparse.ArgumentParser, arguments: Sequence[str], 
         title = f"{section} ({kind_of(section, part)})" if section in KINDS else _SUMMARIES[section]
         group = parser.add_argument_group(title, _summary(part))
         if section in KINDS:
-            group.add_argument(f"--{section}", dest=_FIELD + section, default=argparse.SUPPRESS, metavar="KIND",
-                               help=f"{either(list(KINDS[section]))} (default {kind_of(section, part)})")
+            kind = group.add_argument(f"--{section}", dest=FIELD + section, default=argparse.SUPPRESS, metavar="KIND",
+                                      help=f"{either(list(KINDS[section]))} (default {kind_of(section, part)})")
+            suggest(kind, KINDS[section])
+            if section not in often:
+                later(kind)
         for name, spec in specs(type(part)).items():
             taken.add(name)
-            add_field(group, name, spec, getattr(part, name))
+            added = add_field(group, name, spec, getattr(part, name))
+            if name not in often:
+                later(added)
     for _, _, kind in all_kinds():
         for name, spec in specs(kind).items():
             if name not in taken:
@@ -177,16 +211,16 @@ def add_config_flags(parser: argparse.ArgumentParser, arguments: Sequence[str], 
                 _add_flag(hidden, name, spec, argparse.SUPPRESS)
 
 
-def add_field(group: Any, name: str, spec: Spec, default: Any) -> None:
-    """Adds the flag of one field, with its unit, limits and default in its help."""
+def add_field(group: Any, name: str, spec: Spec, default: Any) -> argparse.Action:
+    """Adds the flag of one field, with its unit, limits and default in its help; the argument."""
     details = [spec.unit, _limits(spec), f"default {shown(default)}"]
     help = f"{spec.help} ({'; '.join(filter(None, details))})"
-    _add_flag(group, name, spec, help.replace("%", "%%"))
+    return _add_flag(group, name, spec, help.replace("%", "%%"))
 
 
 def changes(args: argparse.Namespace) -> dict[str, Any]:
     """The fields and kinds that have a flag on the command line, for `Config.replace`."""
-    return {name.removeprefix(_FIELD): value for name, value in vars(args).items() if name.startswith(_FIELD)}
+    return {name.removeprefix(FIELD): value for name, value in vars(args).items() if name.startswith(FIELD)}
 
 
 def starting_config(args: argparse.Namespace) -> Config:
@@ -202,8 +236,9 @@ def starting_config(args: argparse.Namespace) -> Config:
 def add_start(group: Any, with_preset: bool = True) -> None:
     """Adds --preset and --config, where the flags' fields start from."""
     if with_preset:
-        group.add_argument("--preset", default="small", metavar="NAME",
-                           help=f"the recipe to start from: {either(list(PRESETS))} (default small)")
+        suggest(group.add_argument(
+            "--preset", default="small", metavar="NAME",
+            help=f"the recipe to start from: {either(list(PRESETS))} (default small)"), PRESETS)
     group.add_argument("--config", type=some_path, metavar="FILE", help="start from a config.json instead")
 
 
@@ -216,17 +251,23 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _add_flag(group: Any, name: str, spec: Spec, help: str) -> None:
+def suggest(action: argparse.Action, values: Iterable[str]) -> argparse.Action:
+    """Gives an argument the values that the shell completes (`completion.py`), and returns it."""
+    if names := [*values]:
+        vars(action)["completer"] = lambda **_: names
+    return action
+
+
+def _add_flag(group: Any, name: str, spec: Spec, help: str) -> argparse.Action:
     flag = "--" + name.replace("_", "-")
-    options: dict[str, Any] = {"dest": _FIELD + name, "default": argparse.SUPPRESS, "help": help}
+    options: dict[str, Any] = {"dest": FIELD + name, "default": argparse.SUPPRESS, "help": help}
     if spec.type is bool:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-        return
+        return group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
     optional = any(found.optional for _, _, kind in all_kinds() if (found := specs(kind).get(name)))
     kinds = {int: whole_number, tuple: whole_numbers, float: number_or_none if optional else number, str: str}
     metavars = {int: "N", tuple: "N,N", float: "X|none" if spec.optional else "X", str: "TEXT"}
     metavar = f"{{{','.join(spec.choices)}}}" if spec.choices else metavars[spec.type]
-    group.add_argument(flag, type=kinds[spec.type], metavar=metavar, **options)
+    return suggest(group.add_argument(flag, type=kinds[spec.type], metavar=metavar, **options), spec.choices)
 
 
 def _limits(spec: Spec) -> str:
@@ -248,7 +289,7 @@ def _summary(part: Any) -> str | None:
 def _shown_config(arguments: Sequence[str], start: Config | None) -> Config:
     """The config whose fields and defaults `--help` shows; what is mistaken is left out here, and reported later."""
     found = start or preset("small")
-    if not {"-h", "--help"} & {*arguments}:
+    if not {"-h", "--help", "--help-all"} & {*arguments}:
         return found
     with suppress(JaxlmError):
         if start is None and (name := _value_of("--preset", arguments)):

@@ -24,8 +24,8 @@ OUTPUT = argument("--output", type=some_path, metavar="FILE",
 
 def _tokenizer(default: str) -> Callable:
     return argument("--tokenizer", choices=("none", "ptb"), default=None,
-                    help=f"none: words have spaces between; ptb: split punctuation and clitics, and write numbers, as "
-                         f"Penn Treebank's files do (default {default})")
+                    help=f"words as they stand, or as in Penn Treebank (ptb: punctuation and clitics apart, numbers as "
+                         f"its files have them) (default {default})")
 
 
 @verb("the surprisal of every word of a text", RUN, CHECKPOINT,
@@ -38,7 +38,7 @@ def _tokenizer(default: str) -> Callable:
       _tokenizer("none; ptb for --csv"),
       argument("--unit", choices=("bits", "nats"), help="of surprisal and entropy (default bits)"),
       argument("--context", choices=("sentence", "stream"), default="sentence",
-               help="begin each line from a state of zeros, or pass the state on (default sentence)"),
+               help="pass on the state from line to line, or begin each from zeros (default sentence)"),
       argument("--oov", choices=("unk", "error", "nan"), default="unk",
                help="words outside the vocabulary: read as <unk>, refuse, or read as <unk> with a surprisal of NaN "
                     "(default unk)"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxlm.cli.ending import FAILED, SIGNALLED
+from jaxlm.cli.help import later
 from jaxlm.cli.parsing import add_config_flags, add_start, changes, some_path, starting_config, whole
 from jaxlm.cli.training import RUNS, add_run_arguments
 from jaxlm.cli.verbs import verb
@@ -16,8 +17,9 @@ SPACES = """a field's SPACE is one of:
   0.5,1,2            these values; true,false; a text
   256x128,200x200    the same for hidden_sizes: widths of the layers
   range:2:8:2        2, 4, 6 and 8
-  uniform:0.5:1      any number between; a whole one where the field takes whole ones
+  uniform:0.5:1      any number between; whole where the field is
   log:0.1:10         the same, uniform in the logarithm
+and every field is a flag too, as in `jaxlm train --help-all`
 
 examples:
   jaxlm sweep --epochs 6 --set learning_rate=0.5,1,2 --set clip_norm=1,5
@@ -40,24 +42,25 @@ def sweep_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str], s
     add_start(run, with_preset=start is None)
     run.add_argument("--set", action="append", default=[], metavar="FIELD=SPACE", dest="settings",
                      help="try these values of a field (see below); once for each field")
-    run.add_argument("--space", type=some_path, metavar="FILE",
-                     help="the same from a file of TOML or JSON: FIELD = SPACE")
+    later(run.add_argument("--space", type=some_path, metavar="FILE",
+                           help="the same from a file of TOML or JSON: FIELD = SPACE"))
     run.add_argument("--strategy", choices=("grid", "random", "tpe"),
-                     help="every point (grid, the default), random ones, or Optuna's choice, which prunes (tpe)")
+                     help="all points, random ones, or Optuna's choice (tpe, which prunes) (default grid)")
     run.add_argument("--trials", type=whole(1), metavar="N", help="how many points; a grid needs none")
     run.add_argument("--seeds", type=whole(1), metavar="K",
                      help="train each point with so many seeds, from --seed on (default 1)")
     run.add_argument("--workers", type=whole(1), default=1, metavar="N",
                      help="processes that share the work (default 1)")
-    run.add_argument("--group", type=whole(1), metavar="M", help="members that train in one program (by memory)")
-    run.add_argument("--storage", metavar="WHERE",
-                     help="a journal file or a database URL for Optuna's study ($JAXLM_STORAGE, else "
-                          "RUN_DIR/study.journal); a URL's password is kept nowhere")
+    later(run.add_argument("--group", type=whole(1), metavar="M",
+                           help="members that train in one program (by memory)"))
+    later(run.add_argument("--storage", metavar="WHERE",
+                           help="a journal file or a database URL for Optuna's study ($JAXLM_STORAGE, else "
+                                "RUN_DIR/study.journal); a URL's password is kept nowhere"))
     add_run_arguments(run, "where everything is kept, each trial in a run directory (default: "
                            "runs/PRESET-sweep-DATE-TIME)",
                       "resume the sweep in --run-dir, beside whoever works on it already")
     run.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of --workers' processes
-    add_config_flags(parser, arguments, start)
+    add_config_flags(parser, arguments, start, often=())
 
 
 @verb("train many points of a space, and find the best", sweep_arguments)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli.ending import FAILED, SIGNALLED
+from jaxlm.cli.help import later
 from jaxlm.cli.parsing import (
     LARGEST,
     add_config_flags,
@@ -47,8 +48,8 @@ def train_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str], s
     add_run_arguments(run, "where everything is kept (default: runs/PRESET-DATE-TIME)",
                       "continue the run in --run-dir from its newest checkpoint (default: the newest run of this "
                       "preset in runs/)")
-    run.add_argument("--init", type=some_path, metavar="RUN", help="begin from the parameters, the model and the "
-                     "vocabulary of another run's last checkpoint (and its text, unless --corpus names one)")
+    run.add_argument("--init", type=some_path, metavar="RUN", help="begin from another run's last checkpoint (its "
+                     "parameters, model, vocabulary, and its text unless --corpus names one)")
     run.add_argument("--report", action="store_true", help="write RUN/report.html at the end, as `jaxlm report` does")
     run.add_argument("--steps", type=whole(), metavar="N", help="stop after so many windows in all (at least 0)")
     run.add_argument("--track", metavar="NAME", help="send the metrics to wandb, trackio or mlflow too")
@@ -179,12 +180,12 @@ def _newest_run(name: str) -> Path:
 
 def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
     devices = parser.add_argument_group("many devices")
-    devices.add_argument("--devices", type=whole(1), metavar="N",
-                         help="spread a batch's rows over N devices (default: as many as divide them)")
-    devices.add_argument("--model-devices", type=whole(1), metavar="M", default=1,
-                         help="spread the vocabulary over M devices, for each of the N (default 1)")
-    many = parser.add_argument_group("many processes", "copies of one command, which train together; SLURM, Open MPI, "
-                                     "Kubernetes and TPU hosts are found automatically")
-    many.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached")
-    many.add_argument("--processes", type=whole(1), metavar="N", help="how many they are (1: train alone)")
-    many.add_argument("--process", type=whole(0, LARGEST), metavar="I", help="which one this is, from 0")
+    later(devices.add_argument("--devices", type=whole(1), metavar="N",
+                               help="spread a batch's rows over N devices (default: as many as divide them)"))
+    later(devices.add_argument("--model-devices", type=whole(1), metavar="M", default=1,
+                               help="spread the vocabulary over M devices, for each of the N (default 1)"))
+    many = parser.add_argument_group("many processes", "copies of one command, which train together; SLURM, Open\n"
+                                     "MPI, Kubernetes and TPU hosts are found automatically")
+    later(many.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached"))
+    later(many.add_argument("--processes", type=whole(1), metavar="N", help="how many they are (1: train alone)"))
+    later(many.add_argument("--process", type=whole(0, LARGEST), metavar="I", help="which one this is, from 0"))

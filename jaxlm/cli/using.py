@@ -50,13 +50,15 @@ def perplexity(args: argparse.Namespace) -> None:
     say(perplexity_text(loaded(args).perplexity(text)))
 
 
-@verb("the most probable next words after a text", RUN, CHECKPOINT, argument("text", metavar="TEXT"), HOW_MANY)
+@verb("the most probable next words after a text", RUN, CHECKPOINT,
+      argument("text", metavar="TEXT", help="words with spaces between"), HOW_MANY)
 def predict(args: argparse.Namespace) -> None:
     for word, probability in loaded(args).predict(args.text, args.k):
         say(f"{probability:.4f}  {printable(word)}")
 
 
-@verb("the words whose embeddings are nearest to a word's", RUN, CHECKPOINT, argument("word", metavar="WORD"), HOW_MANY)
+@verb("the words whose embeddings are nearest to a word's", RUN, CHECKPOINT,
+      argument("word", metavar="WORD", help="one of the model's vocabulary"), HOW_MANY)
 def neighbors(args: argparse.Namespace) -> None:
     for word, cosine in loaded(args).neighbors(args.word, args.k):
         say(f"{cosine:.4f}  {printable(word)}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxlm.cli.parsing import some_path
+from jaxlm.cli.parsing import some_path, suggest
 from jaxlm.errors import RunDirError
 
 Action = Callable[[argparse.Namespace], int | None]
@@ -53,16 +53,18 @@ def verb(help: str, *adders: Adder, uses_jax: bool = True) -> Callable[[Action],
     return register
 
 
-def argument(*names: str, **options: Any) -> Adder:
-    """An argument, as argparse's `add_argument` takes it."""
+def argument(*names: str, values: Sequence[str] = (), **options: Any) -> Adder:
+    """An argument, as argparse's `add_argument` takes it; `values` are some that the shell completes."""
     def add(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
-        parser.add_argument(*names, **options)
+        action = parser.add_argument(*names, **options)
+        if values:
+            suggest(action, values)
 
     return add
 
 
 RUN = argument("run", type=some_path, metavar="RUN", help="the run's directory")
-CHECKPOINT = argument("--checkpoint", default="last", metavar="WHICH",
+CHECKPOINT = argument("--checkpoint", default="last", metavar="WHICH", values=("last", "best"),
                       help="last (the default), best (on validation), or a step")
 DATA_DIR = argument("--data-dir", type=some_path, metavar="DIR",
                     help="where Penn Treebank's files are (else $JAXLM_DATA, data/ptb, the user's cache, a download)")
@@ -71,6 +73,9 @@ DATA_DIR = argument("--data-dir", type=some_path, metavar="DIR",
 def check_run(run: Path) -> None:
     """Raises RunDirError where a path is no directory, or holds a sweep."""
     if not run.is_dir():
-        raise RunDirError(f"there is no directory {run}: name one, or train a run with `jaxlm train --run-dir {run}`")
+        here = sorted(Path("runs").glob("*/config.json"), key=lambda path: path.parent.name)
+        other = f", such as {here[-1].parent}" if here else ""
+        raise RunDirError(f"there is no directory {run}: name one{other}, or train a run with "
+                          f"`jaxlm train --run-dir {run}`")
     if (run / "plan.json").exists() and not (run / "config.json").exists():
         raise RunDirError(f"{run} holds a sweep: name one of the runs in {run / 'trials'}")

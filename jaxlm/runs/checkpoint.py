@@ -2,17 +2,14 @@
 
 A checkpoint appears under its name by one rename, after every byte has reached the disk, and older ones go only then;
 a name that begins with a dot is unfinished or half removed, and nobody reads it. Nothing is restored that differs from
-what its manifest seals (`manifest.py`). Which one is *last* and which is *best* follows from the manifests, so no label
-can go stale.
+what its manifest seals (`manifest.py`). Which ones there are is `listing.py`'s.
 
     RUN/checkpoints/00000774/   manifest.json  config.json  vocab.json  metrics.jsonl (the run's, until here)
                                 state.safetensors (each array under its dotted name; a PRNG key is its bits)
 """
 
 import contextlib
-import math
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +22,12 @@ from jaxlm.config.config import Config
 from jaxlm.config.settings import TrainConfig
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
-from jaxlm.files import Folder, held, reason
-from jaxlm.runs import arrays, memory
+from jaxlm.files import Folder, reason
+from jaxlm.runs import arrays, listing, memory
 from jaxlm.runs import manifest as sealed
 from jaxlm.runs.manifest import Manifest
 from jaxlm.training.step import TrainState, init_state
 
-FOLDER = "checkpoints"
 MOST_LAYERS = 1000  # tracing more takes minutes
 _LEFTOVER = re.compile(r"\.[0-9]{8,10}\.(partial|removed)")
 _DAMAGE = (JaxlmError, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError)
@@ -66,7 +62,7 @@ def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manife
     name = f"{manifest.step:08d}"
     partial = f".{name}.partial"
     try:
-        with run.folder(FOLDER, create=True) as folder:
+        with run.folder(listing.FOLDER, create=True) as folder:
             _clean(folder)
             try:
                 with folder.folder(partial, create=True) as new:
@@ -81,9 +77,9 @@ def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manife
                 raise
             _prune(folder, manifest.step, config.train)
     except (OSError, ValueError, MemoryError) as error:
-        raise RunDirError(f"cannot save {run.path / FOLDER / name}: {reason(error)}; the checkpoints before it are "
-                          f"whole: fix that, then resume with --resume") from None
-    return run.path / FOLDER / name
+        raise RunDirError(f"cannot save {run.path / listing.FOLDER / name}: {reason(error)}; the checkpoints before it "
+                          f"are whole: fix that, then resume with --resume") from None
+    return run.path / listing.FOLDER / name
 
 
 def _contents(run: Folder, state: Any, config: Config, vocab: Vocab) -> dict[str, bytes]:
@@ -101,12 +97,12 @@ def _prune(folder: Folder, step: int, policy: TrainConfig) -> None:
 
     One of a later step was found damaged when the run was resumed; it goes too, or it would pass for the last.
     """
-    found = {at: manifest for at, manifest in _manifests(folder).items() if at <= step}
-    kept = {*sorted(found)[-policy.keep_last:], best_step(found)}
+    found = {at: manifest for at, manifest in listing.intact(folder).items() if at <= step}
+    kept = {*sorted(found)[-policy.keep_last:], listing.best_step(found)}
     if policy.keep_every:
         kept |= {at for at, manifest in found.items()
                  if manifest.valid_perplexity is not None and manifest.epoch % policy.keep_every == 0}
-    for at, name in _steps(folder).items():
+    for at, name in listing.names(folder).items():
         if at not in kept:
             _remove(folder, name)
 
@@ -122,8 +118,8 @@ def _remove(folder: Folder, name: str) -> None:
 def clean(run: Folder) -> None:
     """Removes what a killed process left unfinished or half removed; the caller holds the run's directory."""
     run.clean()
-    if run.exists(FOLDER):
-        with run.folder(FOLDER) as folder:
+    if run.exists(listing.FOLDER):
+        with run.folder(listing.FOLDER) as folder:
             _clean(folder)
 
 
@@ -133,73 +129,11 @@ def _clean(folder: Folder) -> None:
             folder.remove(name)
 
 
-def manifests(run: str | Path | Folder) -> dict[int, Manifest]:
-    """step -> manifest, of every checkpoint whose manifest is intact, by step."""
-    with _checkpoints(run) as folder:
-        return _manifests(folder) if folder else {}
-
-
-def damaged_manifests(run: str | Path | Folder) -> list[str]:
-    """A sentence for each checkpoint whose manifest is missing or damaged."""
-    return [str(problem) for problem in _read_manifests(run).values() if isinstance(problem, CheckpointError)]
-
-
-def saved_metrics(run: str | Path | Folder) -> bytes:
-    """The run's metrics.jsonl as the newest checkpoint has it that is intact in this respect; empty without one."""
-    with _checkpoints(run) as folder:
-        if folder:
-            for step, manifest in reversed(_manifests(folder).items()):
-                with contextlib.suppress(CheckpointError, OSError), folder.folder(f"{step:08d}") as checkpoint:
-                    return sealed.verified(checkpoint, manifest, "metrics.jsonl")
-    return b""
-
-
-def _read_manifests(run: str | Path | Folder) -> dict[int, Manifest | CheckpointError]:
-    with _checkpoints(run) as folder:
-        return {step: _manifest(folder, name) for step, name in _steps(folder).items()} if folder else {}
-
-
-def _manifests(folder: Folder) -> dict[int, Manifest]:
-    return {step: found for step, name in _steps(folder).items()
-            if isinstance(found := _manifest(folder, name), Manifest)}
-
-
-def _manifest(folder: Folder, name: str) -> Manifest | CheckpointError:
-    try:
-        with folder.folder(name) as checkpoint:
-            return sealed.read(checkpoint)
-    except OSError as error:
-        return CheckpointError(f"{folder.path / name} is damaged: {reason(error)}")
-    except CheckpointError as error:
-        return error
-
-
-def best_step(found: Mapping[int, Manifest]) -> int | None:
-    """The step with the lowest validation perplexity."""
-    measured = [(manifest.valid_perplexity, step) for step, manifest in found.items()
-                if manifest.valid_perplexity is not None and math.isfinite(manifest.valid_perplexity)]
-    return min(measured)[1] if measured else None
-
-
-def find(run: str | Path | Folder, which: str = "last") -> Path:
-    """The directory of the checkpoint `last` or `best`, or of a step. Raises CheckpointError if there is none."""
-    with _checkpoints(run) as folder:
-        where = run.path if isinstance(run, Folder) else run
-        steps = _steps(folder) if folder else {}
-        if not folder or not steps:
-            raise CheckpointError(f"{where} holds no checkpoints: give the directory of a run that jaxlm trained")
-        step = (max(steps) if which == "last" else best_step(_manifests(folder)) if which == "best"
-                else int(which) if re.fullmatch("[0-9]{1,10}", which) else None)
-        if step not in steps:
-            raise CheckpointError(f"{where} has no checkpoint {which!r}; it has {', '.join(map(str, steps))}")
-        return folder.path / steps[step]
-
-
 def load(run: str | Path | Folder, which: str = "last") -> Checkpoint:
     """Finds and reads a checkpoint. Where it is damaged, the CheckpointError offers the newest intact one."""
-    path = find(run, which)
+    path = listing.find(run, which)
     try:
-        with _checkpoints(run) as folder:
+        with listing.checkpoints(run) as folder:
             if folder is None:
                 raise CheckpointError(f"{path} was removed")
             return _read_in(folder, path.name)
@@ -213,9 +147,9 @@ def load(run: str | Path | Folder, which: str = "last") -> Checkpoint:
 def newest_intact(run: str | Path | Folder) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
     problems = []
-    with _checkpoints(run) as folder:
+    with listing.checkpoints(run) as folder:
         if folder:
-            for name in reversed(_steps(folder).values()):
+            for name in reversed(listing.names(folder).values()):
                 try:
                     return _read_in(folder, name), problems
                 except CheckpointError as error:
@@ -305,27 +239,6 @@ def check_memory(config: Config) -> None:
     except (OverflowError, ValueError, TypeError) as error:
         raise JaxlmError(f"no model of this config can be made: {error}") from None
     memory.check(needed, "training this config", "take smaller embedding_size, hidden_sizes, vocab_size or batch_size")
-
-
-@contextlib.contextmanager
-def _checkpoints(run: str | Path | Folder) -> Iterator[Folder | None]:
-    """The folder of a run's checkpoints; None where there is none. Raises CheckpointError where it is a link."""
-    with contextlib.ExitStack() as stack:
-        try:
-            held_run = stack.enter_context(held(run))
-            folder = stack.enter_context(held_run.folder(FOLDER)) if held_run.exists(FOLDER) else None
-        except FileNotFoundError:
-            folder = None
-        except (OSError, ValueError) as error:
-            where = getattr(error, "filename", None) or run
-            raise CheckpointError(f"{where} cannot be read: {reason(error)}") from None
-        yield folder
-
-
-def _steps(folder: Folder) -> dict[int, str]:
-    """step -> name of each checkpoint, by step."""
-    return {step: f"{step:08d}" for step in sorted(int(name) for name in folder.names() if sealed.STEP.fullmatch(name))
-            if folder.exists(f"{step:08d}")}
 
 
 def _without_keys(state: Any) -> Any:

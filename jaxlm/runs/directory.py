@@ -4,6 +4,7 @@
 
 `config.json` is written last: from then on the directory holds a run, and is resumed; before, one begins in it. (The
 vocabulary is in each checkpoint. Versions before 0.2 wrote it here too, where nothing read it.)
+JAX is loaded only where a run begins or is resumed.
 """
 
 import hashlib
@@ -15,20 +16,20 @@ import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import jax
+from typing import TYPE_CHECKING, Any
 
 from jaxlm.config.config import Config, conflicts
-from jaxlm.data.corpora import SPLITS, Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.files import Folder, held, reason, strict_json
 from jaxlm.report.metrics import read_metrics
-from jaxlm.runs import checkpoint
-from jaxlm.runs.checkpoint import Checkpoint
+from jaxlm.runs import listing
 from jaxlm.runs.lock import readable_errors
 from jaxlm.runs.manifest import TEXTS, library_versions
 from jaxlm.urls import without_password
+
+if TYPE_CHECKING:
+    from jaxlm.data.corpus import Corpus
+    from jaxlm.runs.checkpoint import Checkpoint
 
 MOST_BYTES = 1 << 20  # of config.json and run.json
 
@@ -51,7 +52,7 @@ def check(run: str | Path | Folder, resume: bool) -> None:
                           f"resume the run in it with --resume, or choose another --run-dir")
 
 
-def begin(run: Folder, config: Config, corpus: Corpus, given_params: bool = False,
+def begin(run: Folder, config: Config, corpus: "Corpus", given_params: bool = False,
           devices: tuple[int, int] = (1, 1)) -> None:
     """Writes what the run is into a directory that holds none.
 
@@ -84,6 +85,8 @@ def saved_config(run: str | Path | Folder) -> Config:
         with held(run) as folder:
             return Config.from_json(_config_text(folder).decode())
     except (OSError, JaxlmError, UnicodeDecodeError) as error:
+        from jaxlm.runs import checkpoint  # (which loads JAX)
+
         found, _ = checkpoint.newest_intact(run)
         if found is None:
             raise RunDirError(f"{_path(run)} holds no run that can be resumed: config.json: {reason(error)}") from None
@@ -120,8 +123,8 @@ def saved_record(run: str | Path | Folder) -> dict[str, Any]:
         raise RunDirError(f"{_path(run) / 'run.json'} cannot be read: {reason(error)}") from None
 
 
-def resume(run: Folder, config: Config, corpus: Corpus, devices: tuple[int, int] = (1, 1)
-           ) -> tuple[Checkpoint | None, int, list[str]]:
+def resume(run: Folder, config: Config, corpus: "Corpus", devices: tuple[int, int] = (1, 1)
+           ) -> "tuple[Checkpoint | None, int, list[str]]":
     """Puts the run's metrics and config back to what its newest intact checkpoint saved.
 
     Args:
@@ -135,6 +138,8 @@ def resume(run: Folder, config: Config, corpus: Corpus, devices: tuple[int, int]
         RunDirError: the run there has another config or corpus (each difference is named), or cannot be written.
         CheckpointError: there are checkpoints, and none is intact.
     """
+    from jaxlm.runs import checkpoint
+
     with readable_errors(f"{run.path} cannot be resumed"):
         checkpoint.clean(run)
     found, problems = checkpoint.newest_intact(run)
@@ -167,7 +172,7 @@ def resume(run: Folder, config: Config, corpus: Corpus, devices: tuple[int, int]
     return found, len(metrics), _notes(run, found, problems)
 
 
-def _notes(run: Folder, found: Checkpoint | None, problems: list[str]) -> list[str]:
+def _notes(run: Folder, found: "Checkpoint | None", problems: list[str]) -> list[str]:
     notes = [f"{problem}; resuming from the newest intact checkpoint" for problem in problems]
     if found is None:
         return [*notes, f"{run.path} has no checkpoint yet: starting from the beginning"]
@@ -193,7 +198,7 @@ def problems(run: str | Path | Folder) -> list[str]:
             except JaxlmError as error:
                 found.append(str(error))
         with suppress(CheckpointError):  # (`strange` has named it)
-            found += checkpoint.damaged_manifests(folder)
+            found += listing.damaged(folder)
     return found
 
 
@@ -201,7 +206,7 @@ def _check_metrics(run: Folder) -> None:
     """Raises JaxlmError where a run's metrics lack what its newest checkpoint has saved of them."""
     read_metrics(run)  # raises where a line is damaged
     metrics = run.read("metrics.jsonl", TEXTS["metrics.jsonl"])
-    saved = checkpoint.saved_metrics(run)
+    saved = listing.saved_metrics(run)
     if metrics[:len(saved)] != saved:
         lines, found = saved.splitlines(), metrics.splitlines()
         same = next((place for place, line in enumerate(lines) if found[place:place + 1] != [line]), len(lines))
@@ -220,7 +225,7 @@ def _path(run: str | Path | Folder) -> Path:
     return run.path if isinstance(run, Folder) else Path(run)
 
 
-def named(corpus: Corpus) -> dict[str, str]:
+def named(corpus: "Corpus") -> dict[str, str]:
     """What identifies a corpus."""
     return {"name": corpus.name, "sha256": corpus.sha256, "vocab_sha256": corpus.vocab.sha256}
 
@@ -230,6 +235,8 @@ def session(devices: tuple[int, int] = (1, 1)) -> dict[str, Any]:
 
     `devices` are those that the rows and those that the words are spread over.
     """
+    import jax
+
     return {
         "command": shlex.join(map(without_password, sys.argv)),
         "devices": list(devices),
@@ -246,7 +253,9 @@ def different(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             if old.get(name) != new.get(name)]
 
 
-def _described(corpus: Corpus) -> dict[str, Any]:
+def _described(corpus: "Corpus") -> dict[str, Any]:
+    from jaxlm.data.text import SPLITS  # (which loads NumPy: not for `jaxlm info`)
+
     return {**named(corpus), "description": corpus.description, "notes": list(corpus.notes),
             "tokens": {split: len(getattr(corpus, split)) for split in SPLITS}}
 

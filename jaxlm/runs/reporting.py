@@ -15,7 +15,7 @@ from jaxlm.files import Folder
 from jaxlm.report.metrics import read_metrics
 from jaxlm.report.page.contents import ModelView, Row, RunRecord, ScoredText
 from jaxlm.report.page.words import map_words
-from jaxlm.runs import checkpoint, directory
+from jaxlm.runs import directory, listing
 from jaxlm.runs.loading import load
 from jaxlm.scoring.language_model import LanguageModel
 
@@ -55,7 +55,7 @@ def run_record(path: Path, name: str | None = None) -> RunRecord:
         tuple([*(("kinds", slot, kind, "") for slot, kind in config.kinds.items()),
                *((section, field, _shown(value), spec.unit) for section, field, spec, value in config.every_field())]),
         record["corpus"], record["sessions"],
-        [(step, found.epoch, found.valid_perplexity) for step, found in checkpoint.manifests(path).items()],
+        [(step, found.epoch, found.valid_perplexity) for step, found in listing.manifests(path).items()],
         windows, epochs, tests, _timing(path))
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from jaxlm.config.config import Config
 from jaxlm.data.corpora import Corpus
 from jaxlm.data.windows import WindowPlan
-from jaxlm.report.metrics import MetricsLog, read_metrics
+from jaxlm.report.metrics import read_metrics
+from jaxlm.report.metrics_log import MetricsLog
 from jaxlm.report.trackers import OnMetrics
 from jaxlm.report.units import perplexity
 from jaxlm.runs import checkpoint, directory

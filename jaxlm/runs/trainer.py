@@ -25,7 +25,7 @@ from jaxlm.models.cell import Params
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.progress import Progress
 from jaxlm.report.trackers import OnMetrics
-from jaxlm.runs import checkpoint, directory, precision, signals, temporary
+from jaxlm.runs import checkpoint, directory, listing, precision, signals, temporary
 from jaxlm.runs.group import Group, SingleGroup
 from jaxlm.runs.lock import lock
 from jaxlm.runs.loop import Observer, fit
@@ -241,7 +241,7 @@ def _finish(run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progr
         return result()
     progress.doing("testing")
     tests = {"last": group.test(0)}
-    best = checkpoint.best_step(checkpoint.manifests(run.folder))
+    best = listing.best_step(listing.manifests(run.folder))
     best = hosts.agreed(-1 if best is None else best)
     if best not in (-1, run.step):
         progress.doing("testing the best checkpoint")

@@ -1,0 +1,128 @@
+"""Help by task, by verb and by flag, on one screen; completion in the shell; what `jaxlm info` loads."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from unittest.mock import patch
+
+import pytest
+from terminals import run
+
+from jaxlm import cli
+from jaxlm.cli import main
+from jaxlm.cli.help import TASKS
+from jaxlm.cli.verbs import VERBS
+from jaxlm.config.config import KINDS, all_kinds
+from jaxlm.config.fields import specs
+from jaxlm.config.presets import preset
+
+
+@pytest.mark.parametrize("chosen", [{slot: kind} for slot, kinds in KINDS.items() for kind in kinds])
+def test_help_shows_the_fields_of_the_kinds_chosen_with_their_defaults(chosen):
+    line = [part for slot, kind in chosen.items() for part in (f"--{slot}", kind)]
+    code, out, _ = run(["train", "--preset", "zaremba-medium", *line, "--help-all"])
+    shown = " ".join(out.split())
+    config = preset("zaremba-medium").replace(**chosen)
+    assert code == 0 and all(f"{slot} ({kind}):" in shown for slot, kind in config.kinds.items())
+    theirs = {name for _, name, _, _ in config.every_field()}
+    for _, _, kind in all_kinds():
+        for name in specs(kind):
+            assert (f" --{name.replace('_', '-')} " in shown.replace(",", " ").replace("]", " ")) == (name in theirs)
+    for _, _, spec, value in config.every_field():
+        entry = shown.split(" ".join(spec.help.split()))[1].split(" --")[0]
+        assert spec.unit in entry
+        if spec.type is float:
+            assert f"default {'none' if value is None else f'{value:g}'})" in entry
+
+
+def test_help_shows_the_values_of_a_config_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(preset("test").replace(model="mingru", init_scale=0.625).to_json())
+    _, out, _ = run(["sweep", "--config", str(path), "--help-all"])
+    assert "model (mingru)" in out and "0.625" in out
+    assert run(["train", "--config", "/no/such", "--help"])[0] == 0
+
+
+def test_every_verb_is_in_the_help_with_its_own():
+    for flag in ("--help", "--help-all"):
+        code, out, _ = run([flag])
+        assert code == 0 and all(re.search(f"^ +{name}( |$)", out, re.MULTILINE) for name in VERBS) and "128 + N" in out
+        for name, one in VERBS.items():
+            code, out, _ = run([name, flag])
+            assert code == 0 and " ".join(one.help.split()) in " ".join(out.split())
+
+
+@pytest.mark.parametrize("columns", [60, 80, 150])
+def test_help_fits_a_screen(columns, monkeypatch):
+    """Of 24 lines, the prompt included. Every argument that has a line there is in --help-all too; no line wraps."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("LINES", "24")
+    for line in ([], *([name] for name in VERBS), ["--help"]):
+        code, out, err = run([*line, "--help"] if line and line != ["--help"] else line)
+        assert (code, err) == (0, "")
+        shown = out.splitlines()
+        assert len(shown) <= 23 or columns == 60, (line, len(shown))
+        assert max(map(len, shown)) <= columns or columns == 60, (line, max(shown, key=len))
+        if line and line != ["--help"]:
+            whole = run([*line, "--help-all"])[1]
+            flags = re.findall(r"^  (-[-a-z]+)", out, re.MULTILINE)
+            assert flags == [flag for flag in flags if re.search(f"{flag}[ ,]", whole)]
+
+
+def test_help_shows_what_must_be_given_and_the_fields_used_most():
+    shown = run(["train", "--help"])[1]
+    assert "--learning-rate" in shown and "--momentum" not in shown and "--coordinator" not in shown
+    assert "usage: jaxlm export RUN --to TARGET --out OUT [options]" in run(["export", "-h"])[1]
+    _, low, _ = run(["train", "--help"])
+    with patch.dict(os.environ, {"LINES": "100", "COLUMNS": "80"}):
+        assert "zaremba-medium" in run(["train", "--help"])[1] and "zaremba-medium" not in low  # room for the whole
+
+
+def test_without_a_verb_there_is_help_by_task(monkeypatch):
+    code, out, err = run([])
+    assert code == 0 and err == "" and "jaxlm --help" in out
+    commands = re.findall(r"  (jaxlm \w.*)$", out, re.MULTILINE)
+    assert len(commands) == len(TASKS)
+    parsed = []
+    monkeypatch.setattr(cli, "_run", lambda parser, arguments: parsed.append(parser.parse_args(arguments)) or 0)
+    for command in commands:
+        assert main(shlex.split(command)[1:]) == 0
+    assert len(parsed) == len(commands)
+
+
+def test_an_unknown_verb_is_answered_by_the_nearest():
+    assert run(["trian"]) == (2, "", "error: there is no verb 'trian'; did you mean train? (see jaxlm --help)\n")
+    assert "there is no verb 'x' (see" in run(["x"])[2]
+
+
+@pytest.mark.parametrize(("typed", "expected"), [
+    ("jaxlm ev", {"evaluate"}), ("jaxlm train --mod", {"--model", "--model-devices"}),
+    ("jaxlm train --model ", {"lstm", "gru", "mingru"}), ("jaxlm train --model gru --hid", {"--hidden-sizes"}),
+    ("jaxlm train --optimizer muon --momen", {"--momentum"}), ("jaxlm train --preset zaremba-s", {"zaremba-small"}),
+    ("jaxlm evaluate x --checkpoint ", {"last", "best"}), ("jaxlm evaluate x --split v", {"valid"}),
+    ("jaxlm sweep --strat", {"--strategy"}), ("jaxlm train --forg", {"--forget-bias"}),
+    ("jaxlm train --model gru --forg", set())])
+def test_the_shell_completes(typed, expected, tmp_path):
+    environment = {**os.environ, "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": typed, "COMP_TYPE": "9",
+                   "COMP_POINT": str(len(typed)), "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
+                   "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out")}
+    done = subprocess.run([sys.executable, "-c", "from jaxlm.cli import main; main()"], env=environment, timeout=60,
+                          capture_output=True, text=True)
+    assert done.stdout + done.stderr == ""
+    found = set((tmp_path / "out").read_text().split())
+    assert expected <= found if expected else not any(word.startswith("-") for word in found)
+    if expected and not typed.endswith(" "):
+        assert found == expected
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help-all"], ["trian"], ["info", "RUN"],
+                                       ["info", "RUN", "--json"]])
+def test_what_asks_no_model_loads_nothing_heavy(arguments, tiny_run):
+    code = ("import sys; from jaxlm.cli import main\n"
+            "try: main(sys.argv[1:])\n"
+            "finally: assert not {*sys.modules} & {'jax', 'numpy', 'rich', 'matplotlib', 'argcomplete'}, sys.modules")
+    done = subprocess.run([sys.executable, "-c", code, *(str(tiny_run[0].run_dir) if word == "RUN" else word
+                                                         for word in arguments)], capture_output=True, text=True)
+    assert "AssertionError" not in done.stderr and done.returncode == (2 if "trian" in arguments else 0), done.stderr
