@@ -122,3 +122,8 @@ def test_the_script_that_sweeps_runs(tmp_path):
     assert len(list((tmp_path / "run").glob("trials/*/config.json"))) == 4
     assert "best first" in done.stdout and "jaxlm train --preset small" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_the_package_itself_is_the_command():
+    help_page = subprocess.run([sys.executable, "-m", "jaxlm", "--help"], capture_output=True, text=True)
+    assert help_page.returncode == 0 and help_page.stdout.startswith("usage: jaxlm")

@@ -1,0 +1,155 @@
+"""The speedrun: how soon is Penn Treebank at a given validation perplexity, from the command's start, on two cores?
+
+    python experiments/speedrun.py                             every target, three seeds: a table and speedrun.json
+    python experiments/speedrun.py --targets 123 --seeds 1     the shortest one
+    python experiments/speedrun.py --show                      the commands, without running them
+
+A record is the command `jaxlm train` with the flags below, begun with the text in the cache and with no compiled
+program: the clock runs from the command's start to the first validation at or below the target. The test split is
+read once, at the run's end. Times are medians over the seeds; all runs that missed the target are shown as missed.
+The unit is what TensorFlow 1 takes for the preset `small`: its step, measured between the runs, times its 11,610 steps
+(`pip install tensorflow` for it). How the recipes were found, and what did not help, is in docs/speedrun.md.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from benchmark import Contender, Worker
+
+HERE = Path(__file__).resolve().parent
+TENSORFLOW_STEPS, TENSORFLOW_TEST = 11_610, 118.4  # of `small`: its 15 epochs, and what they reach on the test split
+
+# For each target what differs from the preset tied-fast.
+RECIPES: dict[float, tuple[str, ...]] = {
+    123.0: ("--epochs", "2"),
+    100.0: ("--epochs", "4"),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run."""
+
+    target: float
+    seed: int
+    seconds: float | None  # to the first validation at or below the target; None: never
+    epoch: int | None  # that ended with it
+    valid: float  # the run's last
+    test: float
+    whole: float  # seconds of the whole command, its test included
+
+
+def command(target: float, seed: int) -> list[str]:
+    return ["train", "--preset", "tied-fast", *RECIPES[target], "--corpus", "ptb", "--seed", str(seed)]
+
+
+def run(target: float, seed: int) -> Record:
+    """Trains in a process of its own, and watches the file of metrics that it writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "run"
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla"}
+        began = time.perf_counter()
+        process = subprocess.Popen([sys.executable, "-m", "jaxlm", *command(target, seed), "--run-dir", str(place)],
+                                   env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        reached, epoch = None, None
+        try:
+            while process.poll() is None:
+                time.sleep(0.05)
+                epochs = _rows(place / "metrics.jsonl", "epoch") if reached is None else []
+                if found := [row["epoch"] for row in epochs if row["valid_perplexity"] <= target]:
+                    reached, epoch = time.perf_counter() - began, found[0]
+        finally:
+            process.kill()
+            _, complaint = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"error: {shlex.join(command(target, seed))}: {complaint.strip()}")
+        whole = time.perf_counter() - began
+        last, test = (_rows(place / "metrics.jsonl", kind)[0 if kind == "test" else -1] for kind in ("epoch", "test"))
+        if reached is None and last["valid_perplexity"] <= target:  # reached within the last look
+            reached, epoch = whole, last["epoch"]
+        return Record(target, seed, reached, epoch, last["valid_perplexity"], test["test_perplexity"], whole)
+
+
+def _rows(path: Path, kind: str) -> list[dict]:
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [row for line in lines if line.endswith("\n") and f'"kind":"{kind}"' in line and (row := json.loads(line))]
+
+
+class Unit:
+    """TensorFlow 1's whole training of `small`, from its step, which is measured between the runs."""
+
+    def __init__(self):
+        self._worker = None
+        if importlib.util.find_spec("tensorflow"):
+            self._worker = Worker(Contender("tensorflow", "tensorflow"))
+            self._worker.turn(4, counted=False)
+
+    def measure(self) -> None:
+        if self._worker:
+            for _ in range(3):
+                self._worker.turn(16)
+
+    @property
+    def seconds(self) -> float | None:
+        return TENSORFLOW_STEPS * median(self._worker.seconds) if self._worker else None
+
+
+def table(records: Sequence[Record], unit: float | None) -> str:
+    """Medians over the seeds, and each run's own numbers."""
+    lines = ["| valid at or below | `tied-fast` with | seconds, median (each) | TensorFlow's time | valid | test |",
+             "|---|---|---|---|---|---|"]
+    for target in dict.fromkeys(record.target for record in records):
+        some = [record for record in records if record.target == target]
+        times = [record.seconds for record in some if record.seconds is not None]
+        each = ", ".join("missed" if one.seconds is None else f"{one.seconds:.0f}" for one in some)
+        middle = median(times) if len(times) == len(some) else None
+        share = "" if middle is None or unit is None else f"1/{unit / middle:.1f}"
+        values = [f"{median(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})"
+                  for values in ([one.valid for one in some], [one.test for one in some])]
+        lines.append(f"| {target:g} | `{shlex.join(RECIPES[target])}` | "
+                     f"{'missed' if middle is None else f'{middle:.0f}'} ({each}) | {share} | {' | '.join(values)} |")
+    lines.append("")
+    lines.append("TensorFlow is not installed: its time is not measured." if unit is None else
+                 f"TensorFlow 1's graph mode: {1e3 * unit / TENSORFLOW_STEPS:.0f} ms a step of `small`, "
+                 f"{unit:,.0f} s for its {TENSORFLOW_STEPS:,} steps to a test perplexity of {TENSORFLOW_TEST}.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", type=float, nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (3)")
+    parser.add_argument("--show", action="store_true", help="print the commands only")
+    parser.add_argument("--out", type=Path, default=Path("speedrun.json"), help="every run's numbers (speedrun.json)")
+    args = parser.parse_args()
+    if args.seeds < 1:
+        parser.error("--seeds must be at least 1")
+    if args.show:
+        for target in args.targets:
+            print(shlex.join(["jaxlm", *command(target, 0)]))
+        return
+    unit, records = Unit(), []
+    unit.measure()
+    for target in args.targets:
+        for seed in range(args.seeds):
+            records.append(run(target, seed))
+            unit.measure()
+            print(records[-1], flush=True)
+            args.out.write_text(json.dumps({"tensorflow_seconds": unit.seconds,
+                                            "records": [asdict(record) for record in records]}, indent=1) + "\n")
+    print(table(records, unit.seconds))
+
+
+if __name__ == "__main__":
+    main()
