@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shlex
 import signal
 from collections import Counter
@@ -26,6 +27,7 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.trainer import load, new_state
+from jaxlm.sweeps import cores
 from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.results import MemberResult, Sweep
 from jaxlm.sweeps.space import read_space
@@ -436,6 +438,30 @@ def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
     assert group_size(TINY, replace(plan, strategy="tpe"), 1) == 3  # four rounds, so that Optuna learns between them
     monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_AVPHYS_PAGES": 2**19}[name])  # 2 GiB
     assert group_size(jaxlm.preset("zaremba-large"), plan, 1) == 1 and group_size(TINY, plan, 1) == 8
+
+
+def test_a_long_sweep_on_cpus_takes_a_process_a_core(monkeypatch):
+    monkeypatch.setattr(cores, "_cores", lambda: [0, 1, 2, 3])
+    plan = Plan(TINY, read_space({"learning_rate": "log:0.1:1"}, TINY), "random", 12, 1, False, {})
+    small = jaxlm.preset("small")
+    assert cores.useful_workers(small, plan, 929_589, 64 << 30) == 4
+    assert cores.useful_workers(small, replace(plan, trials=3), 929_589, 64 << 30) == 3
+    assert cores.useful_workers(small, plan, 929_589, 5 << 30) == 2  # memory
+    assert cores.useful_workers(TINY, plan, 1000, 64 << 30) == 1  # over before a process has started
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    assert cores.useful_workers(small, plan, 929_589, 64 << 30) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system pins no process")
+def test_workers_are_pinned_each_to_its_share_of_the_cores(monkeypatch):
+    own, given = sorted(os.sched_getaffinity(0)), []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, share: given.append(tuple(share)))
+    for number in range(2):
+        cores.pin(os.getpid(), number, 2)
+    assert given == ([] if len(own) < 2 else [tuple(own[:len(own) // 2]), tuple(own[len(own) // 2:][:len(own) // 2])])
+    given.clear()
+    cores.pin(os.getpid(), 0, len(own) + 1)  # more processes than cores: none is pinned
+    assert not given
 
 
 def main(arguments) -> int:

@@ -49,8 +49,8 @@ def sweep_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str], s
     run.add_argument("--trials", type=whole(1), metavar="N", help="how many points; a grid needs none")
     run.add_argument("--seeds", type=whole(1), metavar="K",
                      help="train each point with so many seeds, from --seed on (default 1)")
-    run.add_argument("--workers", type=whole(1), default=1, metavar="N",
-                     help="processes that share the work (default 1)")
+    run.add_argument("--workers", type=whole(1), metavar="N",
+                     help="processes that share the work (default: one a core on CPUs where the sweep is long enough)")
     later(run.add_argument("--group", type=whole(1), metavar="M",
                            help="members that train in one program (by memory)"))
     later(run.add_argument("--storage", metavar="WHERE",
@@ -102,7 +102,7 @@ def _work(args: argparse.Namespace) -> int:
 
     from jaxlm.sweeps import supervisor
 
-    stopped_by = supervisor.join(args.run_dir, args.workers, args.data_dir)
+    stopped_by = supervisor.join(args.run_dir, args.workers or 1, args.data_dir)
     return SIGNALLED + stopped_by if stopped_by else 0
 
 

@@ -1,6 +1,7 @@
 """Which dtype a run multiplies in: `auto` is bfloat16 where the processor or accelerator multiplies it by itself."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -11,11 +12,11 @@ CPU_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 LEAST_CAPABILITY = (8, 0)  # of a CUDA device (Ampere)
 
 
-def multiplies_bfloat16(device: jax.Device | None = None, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def multiplies_bfloat16(device: Any = None, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether a device multiplies bfloat16 by itself, faster than float32.
 
     Args:
-      device: default: the first one that JAX uses.
+      device: of JAX (default: the first one that it uses).
       cpuinfo: where Linux describes the processor; without it a CPU counts as one that does not.
     """
     device = device or jax.local_devices()[0]

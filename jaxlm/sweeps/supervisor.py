@@ -19,8 +19,9 @@ from jaxlm.data.corpora import Corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, reason
 from jaxlm.runs import directory as rundir
-from jaxlm.runs import signals, temporary
+from jaxlm.runs import memory, signals, temporary
 from jaxlm.runs.trainer import load
+from jaxlm.sweeps.cores import pin, useful_workers
 from jaxlm.sweeps.plan import MOST_GROUP, MOST_WORKERS, Plan, Saved, check_count, kept_storage, make_plan
 from jaxlm.sweeps.results import Sweep, write
 from jaxlm.sweeps.study import Study
@@ -32,9 +33,9 @@ JOURNAL, STORAGE = "study.journal", "JAXLM_STORAGE"  # the study's usual place; 
 
 def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", trials: int | None = None,
           seeds: int = 1, prune: bool | None = None, corpus: str | Path | Corpus | None = None,
-          run_dir: str | Path | None = None, resume: bool = False, workers: int = 1, storage: str | Path | None = None,
-          group: int | None = None, vmap: bool | None = None, data_dir: str | Path | None = None, quiet: bool = False
-          ) -> Sweep:
+          run_dir: str | Path | None = None, resume: bool = False, workers: int | None = None,
+          storage: str | Path | None = None, group: int | None = None, vmap: bool | None = None,
+          data_dir: str | Path | None = None, quiet: bool = False) -> Sweep:
     """Trains the points of a space and returns which has the lowest validation perplexity.
 
     Members of equal shapes train together, each exactly as `train` would train it alone. Signals stop a sweep as they
@@ -50,7 +51,8 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
         corpus: Instead of the config's: a name, a path, or a corpus in memory.
         run_dir: Where all is kept, each member in a run directory of its own; None: nothing is kept.
         resume: Resume the sweep in `run_dir`, beside whoever works on it already.
-        workers: Processes that share the work.
+        workers: Processes that share the work, each pinned to its share of the cores (None: one a core on CPUs where
+            the sweep is long enough and its corpus is named; else this process alone).
         storage: Another journal's path or a database's URL for Optuna's study (None: $JAXLM_STORAGE, else the journal
             in `run_dir`). A URL's password is kept nowhere: resume with the URL again.
         group: Members that train in one program (None: as many as fit).
@@ -69,7 +71,7 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
     for name, number, most in (("workers", workers, MOST_WORKERS), ("group", group, MOST_GROUP)):
         if number is not None:
             check_count(name, number, most)
-    if isinstance(corpus, Corpus) and workers > 1:
+    if isinstance(corpus, Corpus) and (workers or 1) > 1:
         raise JaxlmError("workers load the corpus themselves: name it, instead of giving it as an object")
     other = sorted(space.keys() & {*DataConfig.__dataclass_fields__, "vocab_size"})
     if isinstance(corpus, Corpus) and other:
@@ -78,7 +80,9 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
     loaded, found = load(config, corpus, data_dir)
     config = loaded.replace(vocab_size=config.model.vocab_size)
     plan = make_plan(config, space, strategy, trials, seeds, prune, rundir.named(found))
-    kept = run_dir is not None or workers > 1
+    chosen = workers or (1 if isinstance(corpus, Corpus) else
+                         useful_workers(loaded, plan, len(found.train), memory.available()))
+    kept = run_dir is not None or chosen > 1
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(temporary.folder()))
         view = stack.enter_context(View(Console(quiet=quiet)))
@@ -91,6 +95,8 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
             view.say(f"!! {note}")
         view.say(f"{found.name}: {plan.trials} trials" + (f" of {seeds} seeds" if seeds > 1 else "") +
                  f" ({strategy}) in {run_dir or 'a temporary directory'}")
+        if workers is None and chosen > 1:
+            view.say(f"{chosen} processes, one a core: small models train faster so (--workers 1: all in this process)")
 
         def result() -> Sweep:
             return Sweep(config, study.records(), folder)
@@ -100,8 +106,8 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
                 view.show(result(), plan.trials)
 
         with signals.noted() as stop:
-            if workers > 1:
-                _supervise(folder, workers, data_dir, where, study, stop, show, view.say)
+            if chosen > 1:
+                _supervise(folder, chosen, data_dir, where, study, stop, show, view.say)
             else:
                 Worker(study, Corpora(found, isinstance(corpus, Corpus), data_dir), saved.group, 1, kept,
                        lambda: stop.signal, show, saved.vmap).run()
@@ -193,6 +199,8 @@ def _supervise(folder: Path, workers: int, data_dir: str | Path | None, where: s
     command = [sys.executable, "-c", "import sys; from jaxlm.cli import main; sys.exit(main())", *arguments]
     environment = os.environ if where is None else {**os.environ, STORAGE: where}  # arguments are for all to see
     running = {number: subprocess.Popen(command, start_new_session=True, env=environment) for number in range(workers)}
+    for number, process in running.items():
+        pin(process.pid, number, workers)
     told = False
     try:
         while running:
