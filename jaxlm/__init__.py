@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from jaxlm.config.optimizers import AdamW as AdamW
     from jaxlm.config.optimizers import Muon as Muon
     from jaxlm.config.presets import preset as preset
+    from jaxlm.config.protocols import Cache as Cache
+    from jaxlm.config.protocols import Dynamic as Dynamic
+    from jaxlm.config.protocols import MCDropout as MCDropout
+    from jaxlm.config.protocols import Temperature as Temperature
     from jaxlm.config.schedules import Cosine as Cosine
     from jaxlm.config.schedules import Linear as Linear
     from jaxlm.config.schedules import Piecewise as Piecewise
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from jaxlm.models.stack import init_params as init_params
     from jaxlm.runs.loading import evaluate as evaluate
     from jaxlm.runs.loading import load as load
+    from jaxlm.runs.loading import tune_protocol as tune_protocol
     from jaxlm.runs.trainer import TrainResult as TrainResult
     from jaxlm.runs.trainer import train as train
     from jaxlm.scoring.language_model import LanguageModel as LanguageModel
@@ -51,6 +56,7 @@ _HOME = {
     "jaxlm.config.models": ("GRU", "LSTM", "MinGRU", "Mogrifier"),
     "jaxlm.config.optimizers": ("SGD", "AdamW", "Muon"),
     "jaxlm.config.presets": ("preset",),
+    "jaxlm.config.protocols": ("Cache", "Dynamic", "MCDropout", "Temperature"),
     "jaxlm.config.schedules": ("Cosine", "Linear", "Piecewise"),
     "jaxlm.config.settings": ("DataConfig", "TrainConfig"),
     "jaxlm.data.corpora": ("load_corpus",),
@@ -62,7 +68,7 @@ _HOME = {
     "jaxlm.interop.imported": ("import_model",),
     "jaxlm.interop.tensorflow": ("from_tensorflow", "to_tensorflow"),
     "jaxlm.models.stack": ("init_params",),
-    "jaxlm.runs.loading": ("evaluate", "load"),
+    "jaxlm.runs.loading": ("evaluate", "load", "tune_protocol"),
     "jaxlm.runs.trainer": ("TrainResult", "train"),
     "jaxlm.scoring.language_model": ("LanguageModel",),
     "jaxlm.scoring.stream": ("eval_step",),

@@ -25,11 +25,12 @@ from jaxlm.cli.verbs import VERBS
 from jaxlm.config.config import all_kinds
 from jaxlm.config.fields import specs
 from jaxlm.config.presets import preset
+from jaxlm.config.protocols import PROTOCOLS
 from jaxlm.sweeps.space import read_space
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ["training", "data", "using-a-model", "surprisal", "generation", "import-export", "report", "sweeps", "devices",
-        "guarantees", "performance", "design", "models"]
+        "guarantees", "performance", "design", "models", "evaluation-protocols"]
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", *(f"docs/{page}.md" for page in DOCS),
                                                       "CONTRIBUTING.md")}
 BLOCK = re.compile(r"(?:^ *<!-- (?P<marker>.*?) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$",
@@ -202,7 +203,8 @@ def slug(heading: str) -> str:
 
 
 def test_every_flag_that_the_manual_names_exists():
-    known = {f"--{name.replace('_', '-')}" for _, _, kind in all_kinds() for name in specs(kind)}
+    kinds = [*(kind for _, _, kind in all_kinds()), *PROTOCOLS.values()]
+    known = {f"--{name.rstrip('_').replace('_', '-')}" for kind in kinds for name in specs(kind)}
     for verb in VERBS.values():
         parser = Parser()
         verb.add_arguments(parser, [])

@@ -259,7 +259,7 @@ def suggest(action: argparse.Action, values: Iterable[str]) -> argparse.Action:
 
 
 def _add_flag(group: Any, name: str, spec: Spec, help: str) -> argparse.Action:
-    flag = "--" + name.replace("_", "-")
+    flag = "--" + name.rstrip("_").replace("_", "-")
     options: dict[str, Any] = {"dest": FIELD + name, "default": argparse.SUPPRESS, "help": help}
     if spec.type is bool:
         return group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
@@ -292,19 +292,19 @@ def _shown_config(arguments: Sequence[str], start: Config | None) -> Config:
     if not {"-h", "--help", "--help-all"} & {*arguments}:
         return found
     with suppress(JaxlmError):
-        if start is None and (name := _value_of("--preset", arguments)):
+        if start is None and (name := value_of("--preset", arguments)):
             found = preset(name)
     with suppress(JaxlmError):
-        if path := _value_of("--config", arguments):
+        if path := value_of("--config", arguments):
             found = Config.from_json(read_text(Path(path)))
     for slot in KINDS:
         with suppress(JaxlmError):
-            if name := _value_of(f"--{slot}", arguments):
+            if name := value_of(f"--{slot}", arguments):
                 found = found.replace(**{slot: name})
     return found
 
 
-def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
     """The last value that a flag has on a command line."""
     found = None
     for place, token in enumerate(arguments):

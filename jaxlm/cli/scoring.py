@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli.output import cleaner, output
-from jaxlm.cli.parsing import number, some_path, whole_number
+from jaxlm.cli.parsing import add_protocol_flags, given_protocol, number, some_path, whole_number
 from jaxlm.cli.using import loaded
 from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, argument, verb
 from jaxlm.errors import DataError, JaxlmError, RunDirError
@@ -49,8 +49,9 @@ def _tokenizer(default: str) -> Callable:
                help="the header and numbering of another tool (default jaxlm)"),
       argument("--adapt", type=number, metavar="RATE", help="after each sentence take a step of SGD on it"),
       argument("--save-adapted", type=some_path, metavar="DIR", help="keep the adapted model as a run"),
-      DATA_DIR, OUTPUT)
+      DATA_DIR, OUTPUT, add_protocol_flags)
 def surprisal(args: argparse.Namespace) -> None:
+    protocol = given_protocol(args)
     _check_surprisal(args)
     runs = [args.run, *(path for path in args.texts if path.is_dir())]
     texts = [path for path in args.texts if not path.is_dir()]
@@ -66,7 +67,7 @@ def surprisal(args: argparse.Namespace) -> None:
     lms = {name: loaded(argparse.Namespace(run=run, checkpoint=args.checkpoint))
            for name, run in zip(names, runs, strict=True)}
     top_k, adapt = args.top_k or 0, args.adapt
-    scorings = {name: lm.scorer(args.context, top_k) if adapt is None else
+    scorings = {name: lm.scorer(args.context, top_k, protocol=protocol, data_dir=args.data_dir) if adapt is None else
                 lm.adaptive(adapt, context=args.context, top_k=top_k) for name, lm in lms.items()}
     write_table = _stimuli if args.csv else _lines
     with output(args.output) as write:
@@ -111,9 +112,11 @@ def states(args: argparse.Namespace) -> None:
                help="read unknown words as <unk>, refuse them, or leave out pairs that differ in nothing else "
                     "(default unk)"),
       argument("--eos", action="store_true", help="count the <eos> after the last word to the sentence"),
-      FORMAT, OUTPUT)
+      FORMAT, DATA_DIR, OUTPUT, add_protocol_flags)
 def minimal_pairs(args: argparse.Namespace) -> None:
-    found = loaded(args).minimal_pairs(args.pairs, oov=args.oov, tokenizer=args.tokenizer or "ptb", eos=args.eos)
+    protocol = given_protocol(args)
+    found = loaded(args).minimal_pairs(args.pairs, oov=args.oov, tokenizer=args.tokenizer or "ptb", eos=args.eos,
+                                       protocol=protocol, data_dir=args.data_dir)
     rows = [*found.by_uid, found.total]
     _write_table(args, {
         "UID": [row.name for row in rows], "linguistics_term": [row.term for row in rows],
@@ -126,10 +129,13 @@ def minimal_pairs(args: argparse.Namespace) -> None:
 @verb("results of SyntaxGym test suites", RUN, CHECKPOINT,
       argument("suites", nargs="+", type=some_path, metavar="SUITE.json"), _tokenizer("ptb"),
       argument("--oov", choices=("unk", "error"), default="unk", help="read unknown words as <unk>, or refuse them "
-                                                                       "(default unk)"), FORMAT, OUTPUT)
+                                                                       "(default unk)"),
+      FORMAT, DATA_DIR, OUTPUT, add_protocol_flags)
 def syntaxgym(args: argparse.Namespace) -> None:
+    protocol = given_protocol(args)
     lm = loaded(args)
-    results = [lm.syntaxgym(path, oov=args.oov, tokenizer=args.tokenizer or "ptb") for path in args.suites]
+    results = [lm.syntaxgym(path, oov=args.oov, tokenizer=args.tokenizer or "ptb", protocol=protocol,
+                            data_dir=args.data_dir) for path in args.suites]
     rows: list[tuple[Any, ...]] = []
     for result in results:
         for place, formula in enumerate(result.suite.predictions):
@@ -156,6 +162,9 @@ def _check_surprisal(args: argparse.Namespace) -> None:
         raise JaxlmError(f"--csv has a row for each displayed word: leave {'--eos' if args.eos else '--top-k'} out")
     if args.column is not None and not args.csv:
         raise JaxlmError("--column names a column of the file of --csv, which is not given")
+    if args.adapt is not None and args.protocol != "plain":
+        raise JaxlmError(f"--adapt {args.adapt:g} learns from each sentence of a plain model, and --protocol "
+                         f"{args.protocol} is given: leave one out")
     if args.save_adapted:
         if args.adapt is None:
             raise JaxlmError("--save-adapted keeps what --adapt RATE makes, which is not given")
@@ -270,14 +279,8 @@ def _shown(file: Any = None) -> bool:
 
 
 def _save(lm: "LanguageModel", args: argparse.Namespace) -> None:
-    """Keeps a model as a run of no window, by the code that trains."""
-    from jaxlm.data.corpora import load_corpus
-    from jaxlm.runs.trainer import train
+    """Keeps an adapted model as a run of no window; the text that RUN was trained on need not be at hand."""
+    from jaxlm.runs.adoption import keep_model, known_corpus
 
-    data = lm.config.data
-    corpus = load_corpus(data.corpus, data_dir=args.data_dir, max_vocab=lm.config.model.vocab_size,
-                         min_count=data.min_count, lowercase=data.lowercase)
-    if corpus.sha256 != lm.corpus.get("sha256"):
-        raise DataError(f"the corpus {corpus.name} that was found is not the one that the run was trained on: name its "
-                        f"folder with --data-dir")
-    train(lm.config.replace(epochs=0), corpus, args.save_adapted, params=lm.params, quiet=True)
+    corpus = known_corpus(lm, f"adapted from {args.run} by jaxlm surprisal --adapt {args.adapt:g}")
+    keep_model(args.save_adapted, lm.config.replace(epochs=0), lm.params, corpus)

@@ -4,8 +4,9 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from jaxlm.cli.parsing import some_path, whole
+from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, some_path, whole
 from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, argument, check_run, verb
+from jaxlm.config.protocols import described
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.report.units import perplexity_text
 from jaxlm.terminal import printable, say
@@ -31,16 +32,33 @@ def loaded(args: argparse.Namespace) -> "LanguageModel":
 
 
 @verb("perplexity of a trained model on a split or on a text file", RUN, CHECKPOINT,
-      argument("--split", default="test", choices=("train", "valid", "test"), help="which split (default test)"),
+      argument("--split", choices=("train", "valid", "test"), help="which split (default test)"),
       argument("--text", type=some_path, metavar="FILE", help="a text file instead of a split"),
       argument("--corpus", metavar="TEXT", help="a split of another corpus (as train's --corpus), in the run's words"),
-      DATA_DIR)
+      DATA_DIR,
+      argument("--tune", action="store_true", help="try a grid of the protocol's numbers on valid, those given here "
+                                                   "excepted; then read test once, with the best"),
+      add_protocol_flags)
 def evaluate(args: argparse.Namespace) -> None:
     if args.text and args.corpus:
         raise JaxlmError("--text is a whole text and --corpus one with splits: give one of them")
-    found = loaded(args).evaluate(args.split, text=args.text, corpus=args.corpus, data_dir=args.data_dir)
+    protocol = given_protocol(args)
+    if args.tune and (args.text or args.split):
+        raise JaxlmError(f"--tune chooses on valid and then reads test: leave {'--text' if args.text else '--split'} "
+                         f"out")
+    lm = loaded(args)
+    if args.tune:
+        grid = {name: values for name, values in protocol.grid.items() if name not in changes(args)}
+        tuned = lm.tune(protocol, grid=grid, corpus=args.corpus, data_dir=args.data_dir)
+        say(f"the best of {len(tuned.tried)} on valid: perplexity {perplexity_text(tuned.valid)}; test is read once, "
+            f"with it")
+        protocol, found = tuned.protocol, tuned.test
+    else:
+        found = lm.evaluate(args.split or "test", text=args.text, corpus=args.corpus, data_dir=args.data_dir,
+                            protocol=protocol)
+    how = "" if args.protocol == "plain" else f"; protocol {described(protocol)}"
     say(printable(f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({found.nats:.1f} nats over "
-                  f"{found.predictions:,} predictions; {args.checkpoint} checkpoint of {args.run})"))
+                  f"{found.predictions:,} predictions; {args.checkpoint} checkpoint of {args.run}{how})"))
 
 
 @verb("perplexity of a text given here, or on standard input", RUN, CHECKPOINT,

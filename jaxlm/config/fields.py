@@ -94,7 +94,7 @@ def checked(section: Any) -> Any:
       JaxlmError: a value has another type than its field, or is outside of the field's limits.
     """
     values = {item.name: getattr(section, item.name) for item in fields(section)}
-    plain = {name: check(name, spec, values[name]) for name, spec in specs(type(section)).items()}
+    plain = {name: check(name.rstrip("_"), spec, values[name]) for name, spec in specs(type(section)).items()}
     same = all(plain[name] is values[name] for name in plain)
     return section if same else replace(section, **plain)
 

@@ -14,6 +14,7 @@ from jaxlm.models.cell import Params
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.manifest import Manifest
 from jaxlm.runs.trainer import new_state
+from jaxlm.scoring.language_model import LanguageModel
 
 NO_IDS = np.zeros(0, np.int32)
 
@@ -29,6 +30,17 @@ def unknown_corpus(name: str, sha256: str, vocab: Vocab, *notes: str) -> Corpus:
     """
     return Corpus(name, "an unknown text: the model was imported", vocab, NO_IDS, NO_IDS, NO_IDS, sha256,
                   notes=notes, spec=UNKNOWN)
+
+
+def known_corpus(model: LanguageModel, *notes: str) -> Corpus:
+    """What stands for the text that a run's model was trained on, without reading it: it is named by its hash.
+
+    Args:
+        model: the run's.
+        *notes: sentences for the user.
+    """
+    return Corpus(model.corpus["name"], f"the text of {model.corpus['name']}, which was not read", model.vocab, NO_IDS,
+                  NO_IDS, NO_IDS, model.corpus["sha256"], notes=notes, spec=model.config.data.corpus)
 
 
 def keep_model(run_dir: str | Path, config: Config, params: Params, corpus: Corpus) -> Path:

@@ -1,15 +1,15 @@
 """A trained model as an object: perplexity, surprisal, minimal pairs, text and more, in one line each."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config.config import Config
+from jaxlm.config.protocols import Dynamic, Plain, protocol_of
 from jaxlm.data.corpora import SPLITS, Corpus, load_corpus, read_text, reload_corpus, tokenize
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
@@ -21,8 +21,11 @@ from jaxlm.scoring import generation
 from jaxlm.scoring.adaptation import CLIP_NORM, Adaptive
 from jaxlm.scoring.beam import beam_search
 from jaxlm.scoring.displayed_words import WordSurprisals, by_word
+from jaxlm.scoring.dynamic_evaluation import Statistics, gradient_statistics
+from jaxlm.scoring.evaluation import Evaluation, Tuned, evaluate_ids, tried
 from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
+from jaxlm.scoring.protocols import Statistician, reader_of, scoring_of
 from jaxlm.scoring.ptb_tokenizer import PTBTokenizer
 from jaxlm.scoring.sampling import Sampling
 from jaxlm.scoring.sentences import Sentence, check_choice, encode, split
@@ -30,18 +33,9 @@ from jaxlm.scoring.states import layer_states
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.scoring.surprisal import BLOCK, CONTEXTS, Surprisals, surprisal_stream
 from jaxlm.scoring.syntaxgym import Suite, SuiteResult, read_suite, score_suite
-from jaxlm.scoring.token_scores import BySentence, Scoring, Streamed
+from jaxlm.scoring.token_scores import Scoring
 
 TOKENIZERS = ("none", "ptb")
-
-
-class Evaluation(NamedTuple):
-    """Perplexity = exp(nats / predictions), and what was read."""
-
-    perplexity: float
-    nats: float
-    predictions: int
-    text: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +52,7 @@ class LanguageModel:
     config: Config
     vocab: Vocab
     corpus: dict[str, str]
+    _statistics: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # once read
 
     def perplexity(self, text: str) -> float:
         """exp of the mean nats of every word of the text but the first; a newline is `<eos>`, the carry is passed on.
@@ -87,34 +82,76 @@ class LanguageModel:
         return [(self.vocab.words[i], float(cosine[i])) for i in nearest]
 
     def evaluate(self, split: str = "test", *, text: str | Path | None = None,
-                 corpus: Corpus | str | Path | None = None, data_dir: str | Path | None = None) -> Evaluation:
-        """A split of the run's own corpus, read as training read it, or a file of text, at batch 1.
+                 corpus: Corpus | str | Path | None = None, data_dir: str | Path | None = None,
+                 protocol: str | Plain | None = None) -> Evaluation:
+        """A split of the run's own corpus, or a file of text at batch 1.
+
+        Plainly an own split is read as training read it; another text, and by any other protocol, as one row.
 
         Args:
           split: train, valid or test.
           text: a file, in place of a split.
           corpus: the run's corpus, where it is loaded already; or what `--corpus` takes, any text, which is encoded
-            with this model's vocabulary and read at batch 1.
+            with this model's vocabulary.
           data_dir: where Penn Treebank's files lie.
+          protocol: a name, as in "cache", or its numbers, as in `Cache(cache_window=100)` (default: plain).
 
         Raises:
           DataError: the corpus is not the one trained on, or the file cannot be read.
+          JaxlmError: the protocol means nothing for this text or model.
         """
+        protocol = protocol_of(protocol)
         if text is not None:
-            nats, count = self._nats(self.vocab.encode(read_text(text, self.config.data.lowercase)))
-            return Evaluation(perplexity(nats, count), nats, count, str(text))
+            ids = self.vocab.encode(read_text(text, self.config.data.lowercase))
+            return evaluate_ids(self.config, self.params, ids, str(text), protocol, self._statistician(None, data_dir))
         if split not in SPLITS:
             raise JaxlmError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
-        how = (1, 1)
+        found = self._find(corpus, data_dir)
+        own = not isinstance(corpus, str | Path) and split != "test"
+        how = (self.config.train.batch_size, self.config.train.bptt_length) if own else (1, 1)
+        return self._evaluate_split(found, split, protocol, how)
+
+    def tune(self, protocol: str | Plain, *, grid: Mapping[str, Sequence[float]] | None = None,
+             corpus: Corpus | str | Path | None = None, data_dir: str | Path | None = None) -> Tuned:
+        """Chooses a protocol's numbers on valid; then reads test, once.
+
+        Args:
+          protocol: whose other numbers stay as they are.
+          grid: values to try, by field (default: the protocol's `grid`).
+          corpus, data_dir: as `evaluate` takes them.
+
+        Raises:
+          JaxlmError: there is nothing to tune, or the protocol means nothing for this text or model.
+        """
+        found = self._find(corpus, data_dir)
+        results = tried(lambda one: self._evaluate_split(found, "valid", one), protocol_of(protocol), grid)
+        best, valid = results[0]
+        return Tuned(best, valid, results, self._evaluate_split(found, "test", best))
+
+    def _evaluate_split(self, corpus: Corpus, split: str, protocol: Plain, how: tuple[int, int] = (1, 1)
+                        ) -> Evaluation:
+        return evaluate_ids(self.config, self.params, getattr(corpus, split), f"{corpus.name} {split}", protocol,
+                            self._statistician(corpus), how)
+
+    def _find(self, corpus: Corpus | str | Path | None, data_dir: str | Path | None) -> Corpus:
+        """A corpus of any text by its name, or the run's own."""
         if isinstance(corpus, str | Path):
-            corpus = load_corpus(corpus, data_dir=data_dir, lowercase=self.config.data.lowercase, vocab=self.vocab)
-        else:
-            corpus = reload_corpus(self.config.data, self.vocab, data_dir) if corpus is None else corpus
-            self._check_own(corpus)
-            if split != "test":
-                how = (self.config.train.batch_size, self.config.train.bptt_length)
-        nats, count = self._nats(getattr(corpus, split), *how)
-        return Evaluation(perplexity(nats, count), nats, count, f"{corpus.name} {split}")
+            return load_corpus(corpus, data_dir=data_dir, lowercase=self.config.data.lowercase, vocab=self.vocab)
+        corpus = reload_corpus(self.config.data, self.vocab, data_dir) if corpus is None else corpus
+        self._check_own(corpus)
+        return corpus
+
+    def _statistician(self, corpus: Corpus | None, data_dir: str | Path | None = None) -> Statistician:
+        """Reads the train split of a corpus (default: the run's own), once for each way to read it."""
+
+        def statistics(protocol: Dynamic) -> Statistics:
+            train = self._find(None, data_dir) if corpus is None else corpus
+            key = (train.sha256, protocol.segment_length, protocol.statistics_rows, protocol.statistics_windows)
+            if key not in self._statistics:
+                self._statistics[key] = gradient_statistics(self.config.model, self.params, train.train, protocol)
+            return self._statistics[key]
+
+        return statistics
 
     def _check_own(self, corpus: Corpus) -> None:
         """Raises DataError unless this model was trained on the corpus."""
@@ -124,7 +161,8 @@ class LanguageModel:
                             f"file")
 
     def surprisal(self, sentences: Iterable[Sentence], *, context: str = "sentence", oov: str = "unk", top_k: int = 0,
-                  unit: str = "bits", tokenizer: str = "none", eos: bool = False) -> Surprisals:
+                  unit: str = "bits", tokenizer: str = "none", eos: bool = False,
+                  protocol: str | Plain | None = None) -> Surprisals:
         """The surprisal of every word, with entropy, entropy reduction and rank, as plain arrays.
 
         Args:
@@ -136,13 +174,15 @@ class LanguageModel:
             unit: of surprisal and entropy, "bits" or "nats".
             tokenizer: "none" splits lines at white space, "ptb" splits them as Penn Treebank's files are.
             eos: whether the `<eos>` that ends each sentence has a row too.
+            protocol: as `scorer` takes it.
 
         Raises:
             DataError: there are no sentences, one has no words, or an unknown word is refused.
             JaxlmError: an argument is none of the choices.
         """
         parts = list(self.surprisal_stream(sentences, context=context, oov=oov, top_k=top_k, unit=unit,
-                                           tokenizer=tokenizer, eos=eos))
+                                           tokenizer=tokenizer, eos=eos,
+                                           scoring=self.scorer(context, top_k, protocol=protocol)))
         if not parts:
             raise DataError("there are no sentences: give at least one")
         return Surprisals.joined(parts)
@@ -157,7 +197,8 @@ class LanguageModel:
             sentences, context, oov, top_k, unit, tokenizer, eos: as `surprisal` takes them.
             block: sentences that are read together.
             first: number of the first sentence.
-            scoring: in place of `scorer(context, top_k)`, such as `adaptive(rate)`.
+            scoring: in place of `scorer(context, top_k)`, such as `scorer(context, top_k, protocol="cache")` or
+                `adaptive(rate)`.
             where: names a sentence, given its number from 1, in an error.
         """
         pieces = self.tokenizer(tokenizer)
@@ -189,12 +230,22 @@ class LanguageModel:
             raise DataError("there are no sentences: give at least one")
         return by_word(Surprisals.joined(tables), displayed, split_up, first)
 
-    def scorer(self, context: str = "sentence", top_k: int = 0, full: bool = True) -> Scoring:
-        """How sentences become scores: each by itself, or one after the other with the state passed on."""
+    def scorer(self, context: str = "sentence", top_k: int = 0, full: bool = True, *,
+               protocol: str | Plain | None = None, data_dir: str | Path | None = None) -> Scoring:
+        """How sentences become scores: each by itself, or one after the other with the state passed on.
+
+        Args:
+            context, top_k: as `surprisal` takes them. "sentence" also empties a cache and forgets what was learnt.
+            full: whether to find more than the nats.
+            protocol, data_dir: as `evaluate` takes them.
+        """
         check_choice("context", context, CONTEXTS)
         if top_k < 0:
             raise JaxlmError(f"top_k must be at least 0; it is {top_k}")
-        return (BySentence if context == "sentence" else Streamed)(self.config.model, self.params, top_k, full)
+        found = protocol_of(protocol)
+        reader = None if type(found) is Plain else reader_of(self.config, self.params, found,
+                                                             self._statistician(None, data_dir))
+        return scoring_of(self.config, self.params, reader, context == "stream", top_k, full)
 
     def adaptive(self, rate: float, *, context: str = "sentence", top_k: int = 0, clip_norm: float = CLIP_NORM
                  ) -> Adaptive:
@@ -234,7 +285,8 @@ class LanguageModel:
         return {f"{self.config.kinds['model']}.{name}": array[1:] for name, array in arrays.items()}
 
     def minimal_pairs(self, pairs: str | Path | Iterable[str | Path] | Sequence[Pair], *, oov: str = "unk",
-                      tokenizer: str = "ptb", eos: bool = False) -> MinimalPairs:
+                      tokenizer: str = "ptb", eos: bool = False, protocol: str | Plain | None = None,
+                      data_dir: str | Path | None = None) -> MinimalPairs:
         """Accuracy on minimal pairs in BLiMP's format, by UID and in all.
 
         Args:
@@ -243,6 +295,7 @@ class LanguageModel:
                 in unknown words only.
             tokenizer: "ptb" for ordinary English, "none" for words with spaces between.
             eos: whether the `<eos>` after the last word is a part of the sentence.
+            protocol, data_dir: as `scorer` takes them.
 
         Raises:
             DataError: a file is malformed, or an unknown word is refused.
@@ -253,20 +306,23 @@ class LanguageModel:
             found += read_pairs(paths)
         if not found:
             raise DataError("there are no pairs: give at least one")
-        return score_pairs(self.scorer(full=False), self.vocab, found, self.tokenizer(tokenizer), oov, eos)
+        scoring = self.scorer(full=False, protocol=protocol, data_dir=data_dir)
+        return score_pairs(scoring, self.vocab, found, self.tokenizer(tokenizer), oov, eos)
 
-    def syntaxgym(self, suite: str | Path | Suite, *, oov: str = "unk", tokenizer: str = "ptb") -> SuiteResult:
+    def syntaxgym(self, suite: str | Path | Suite, *, oov: str = "unk", tokenizer: str = "ptb",
+                  protocol: str | Plain | None = None, data_dir: str | Path | None = None) -> SuiteResult:
         """Results of a SyntaxGym test suite.
 
         Args:
             suite: its JSON file, or what `read_suite` made of it.
-            oov, tokenizer: as `minimal_pairs` takes them, but that there is no "filter".
+            oov, tokenizer, protocol, data_dir: as `minimal_pairs` takes them, but that there is no "filter".
 
         Raises:
             DataError: the suite is malformed, or an unknown word is refused.
         """
         read = suite if isinstance(suite, Suite) else read_suite(suite)
-        return score_suite(self.scorer(full=False), self.vocab, read, self.tokenizer(tokenizer), oov)
+        scoring = self.scorer(full=False, protocol=protocol, data_dir=data_dir)
+        return score_suite(scoring, self.vocab, read, self.tokenizer(tokenizer), oov)
 
     def generate(self, prompt: Sentence = (), *, words: int = 100, samples: int = 1, seed: int = 0,
                  temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
@@ -324,9 +380,6 @@ class LanguageModel:
                   repetition_penalty: float | None, ban: Iterable[str], no_unk: bool) -> Sampling:
         return Sampling(temperature, top_k, top_p, min_p, repetition_penalty,
                         generation.banned_words(self.vocab, ban, no_unk)).checked()
-
-    def _nats(self, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1) -> tuple[float, int]:
-        return stream_nats(self.config.model, self.params, ids, batch_size, bptt_length)
 
     def _encode(self, text: str) -> np.ndarray:
         return self.vocab.encode(tokenize(text, self.config.data.lowercase))

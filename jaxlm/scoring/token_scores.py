@@ -24,6 +24,8 @@ BATCHES = (1, 8, 64)  # sentences of one call
 CHUNKS = (1, 8)  # of one call
 ROWS, ACCELERATOR_ROWS = 128, 1024  # of a chunk, whose logits [R, V] exist at a time; on CPU they stay in the cache
 
+Columns = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]  # the attributes of TokenScores, in their order
+
 
 @dataclass(frozen=True)
 class TokenScores:
@@ -170,20 +172,31 @@ def _scores(model, params, rows, targets, *, top, full):
 
     def score(chunk):
         rows, targets = chunk
-        logits = heads.logits(model, params, rows)
-        highest = logits.max(1, keepdims=True)
-        logits = logits - highest
-        odds, picked = jnp.exp(logits), jnp.take_along_axis(logits, targets[:, None], 1)
-        total = odds.sum(1)
-        log_total = jnp.log(total)
-        entropy = rank = jnp.zeros(len(targets))
-        if full:
-            entropy = log_total - (odds * logits).sum(1) / total
-            rank = 1 + jnp.where(logits > picked, 1.0, 0.0).sum(1)  # (whole numbers are summed more slowly)
-        none = jnp.zeros((len(targets), 0))
-        values, ids = lax.top_k(logits, top) if top else (none, none)
-        return (log_total - picked[:, 0], entropy, rank.astype(jnp.int32), ids.astype(jnp.int32),
-                log_total[:, None] - values)
+        return score_logits(heads.logits(model, params, rows), targets, top, full)
 
     columns = lax.map(score, (rows, targets))
     return tuple(column.reshape(targets.size, *column.shape[2:]) for column in columns)
+
+
+def score_logits(logits: jax.Array, targets: jax.Array, top: int, full: bool) -> Columns:
+    """The columns of `TokenScores` of targets [R], given logits [R, V], which need not be normalised.
+
+    Args:
+        logits: of every word.
+        targets: ids.
+        top: how many likeliest words to find.
+        full: whether to find entropy and rank; they are else zero.
+    """
+    highest = logits.max(1, keepdims=True)
+    logits = logits - highest
+    odds, picked = jnp.exp(logits), jnp.take_along_axis(logits, targets[:, None], 1)
+    total = odds.sum(1)
+    log_total = jnp.log(total)
+    entropy = rank = jnp.zeros(len(targets))
+    if full:
+        entropy = log_total - (odds * logits).sum(1) / total
+        rank = 1 + jnp.where(logits > picked, 1.0, 0.0).sum(1)  # (whole numbers are summed more slowly)
+    none = jnp.zeros((len(targets), 0))
+    values, ids = lax.top_k(logits, min(top, logits.shape[1])) if top else (none, none)
+    return (log_total - picked[:, 0], entropy, rank.astype(jnp.int32), ids.astype(jnp.int32),
+            log_total[:, None] - values)

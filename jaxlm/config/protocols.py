@@ -1,0 +1,130 @@
+"""The evaluation protocols, each a frozen dataclass of its numbers (traced) and counts (static).
+
+A protocol says how a trained model turns a stream of tokens into probabilities. It belongs to an evaluation, not to a
+run, so that it is no part of the config. (`lambda` is a word of Python: its field is `lambda_`, its flag `--lambda`.)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+from jaxlm.config.fields import checked, choice, count, either, nearest, number, specs
+from jaxlm.errors import JaxlmError
+
+Grid = Mapping[str, tuple[float, ...]]  # the values that tuning tries, by field
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The model's own probabilities."""
+
+    GRID: ClassVar[Grid] = {}
+
+    def check(self) -> None:
+        """Raises JaxlmError where two fields contradict each other."""
+
+    @property
+    def grid(self) -> Grid:
+        """The values that tuning tries, by field."""
+        return self.GRID
+
+
+@dataclass(frozen=True)
+class Temperature(Plain):
+    """The softmax at another temperature: p^(1 / temperature), normalised (Guo et al. 2017, arXiv:1706.04599)."""
+
+    GRID: ClassVar[Grid] = {"temperature": (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)}
+    temperature: float = number(1.0, "divides the logits", above=0)
+
+
+@dataclass(frozen=True)
+class Cache(Plain):
+    """Neural cache: words seen lately, by the likeness of the features (Grave et al. 2017, arXiv:1612.04426)."""
+
+    GRID: ClassVar[Grid] = {"theta": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0), "lambda_": (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)}
+    cache_window: int = count(500, "words that the cache remembers", "words", low=1, high=2**20)
+    theta: float = number(1.0, "sharpness of the likeness: factor of the features' inner product", low=0)
+    lambda_: float = number(0.1, "weight of the cache; the model has the rest", low=0, below=1)
+    compatibility: str = choice("none", "awd-lstm has the quirks of that code's pointer.py", ("none", "awd-lstm"))
+    cache_chunk: int = count(5000, "tokens that pointer.py reads at a time, for --compatibility awd-lstm alone",
+                             "tokens", low=1)
+
+
+@dataclass(frozen=True)
+class Dynamic(Plain):
+    """Dynamic evaluation: learn from each segment once it is scored (Krause et al. 2018, arXiv:1709.07432)."""
+
+    GRID: ClassVar[Grid] = {"learning_rate": (3e-5, 4e-5, 5e-5, 6e-5, 7e-5, 8e-5, 9e-5, 1e-4),
+                            "lambda_": (1e-3, 2e-3, 3e-3, 5e-3)}
+    SGD_GRID: ClassVar[Grid] = {"learning_rate": (0.01, 0.03, 0.1, 0.3, 1.0), "lambda_": (0.0, 1e-3, 3e-3, 1e-2)}
+    rule: str = choice("rms", "rms divides by the size of the training text's gradients, sgd does not", ("rms", "sgd"))
+    learning_rate: float = number(5e-5, "rate of a step", low=0)
+    lambda_: float = number(0.002, "rate of the decay back to the trained parameters", low=0, high=1)
+    epsilon: float = number(2e-5, "added to the gradients' size (rms)", above=0)
+    segment_length: int = count(5, "tokens that are scored, then learnt", "tokens", low=1, high=2**16)
+    statistics_rows: int = count(100, "rows in which the training text is read for the gradients' size (rms)", "rows",
+                                 low=1)
+    statistics_windows: int = count(0, "most windows of the training text read for that (0: all)", "windows")
+    compatibility: str = choice("none", "krause has the quirks of that paper's code; krause-oldhyper also its option "
+                                        "of that name", ("none", "krause", "krause-oldhyper"))
+
+    def check(self) -> None:
+        if self.rule == "sgd" and self.compatibility != "none":
+            raise JaxlmError(f"compatibility {self.compatibility} is about code that has no rule sgd: leave one out")
+
+    @property
+    def grid(self) -> Grid:
+        return self.SGD_GRID if self.rule == "sgd" else self.GRID
+
+
+@dataclass(frozen=True)
+class MCDropout(Plain):
+    """Monte Carlo dropout: the mean of networks with dropout (Gal and Ghahramani 2016, arXiv:1512.05287)."""
+
+    samples: int = count(10, "networks drawn", "networks", low=1, high=2**16)
+    seed: int = count(0, "seed of what is drawn", high=2**32 - 1)
+
+
+PROTOCOLS: dict[str, type[Plain]] = {"plain": Plain, "cache": Cache, "dynamic": Dynamic, "temperature": Temperature,
+                                     "mc": MCDropout}
+
+
+def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
+    """A protocol by its name, with some fields at other values; or one as it is.
+
+    Args:
+        given: a name, a protocol, or None for plain.
+        **values: fields to change.
+
+    Raises:
+        JaxlmError: the name or a field is unknown, or a value is outside its limits.
+    """
+    if given is None or isinstance(given, str):
+        if (given or "plain") not in PROTOCOLS:
+            raise JaxlmError(f"protocol must be {either(list(PROTOCOLS))}; it is {given!r}")
+        given = PROTOCOLS[given or "plain"]()
+    if type(given) not in PROTOCOLS.values():
+        raise JaxlmError(f"protocol takes {either(list(PROTOCOLS))}, or one of their classes; it is {given!r:.200}")
+    known = specs(type(given))
+    for name in values:
+        if name not in known:
+            own, having = name_of(given), [one for one, kind in PROTOCOLS.items() if name in specs(kind)]
+            if having:
+                raise JaxlmError(f"{name.rstrip('_')} belongs to the protocol {either(having)}, and the protocol is "
+                                 f"{own}: leave it out, or choose that protocol")
+            raise JaxlmError(f"the protocol {own} has no {name!r}{nearest(name, list(known))}")
+    found = checked(replace(given, **values))
+    found.check()
+    return found
+
+
+def name_of(protocol: Plain) -> str:
+    """The name of a protocol's kind."""
+    return next(name for name, kind in PROTOCOLS.items() if kind is type(protocol))
+
+
+def described(protocol: Plain) -> str:
+    """The protocol and all of its fields in words, as in `cache (window 500, ...)`."""
+    values = [f"{item.name.rstrip('_')} {value:g}" if isinstance(value, float) else f"{item.name} {value}"
+              for item in fields(protocol) if (value := getattr(protocol, item.name)) != "none"]
+    return name_of(protocol) + (f" ({', '.join(values)})" if values else "")

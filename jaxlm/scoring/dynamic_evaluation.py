@@ -1,0 +1,193 @@
+"""Dynamic evaluation (Krause et al. 2018, arXiv:1709.07432): a segment is scored, and then learnt, so that the model
+follows the text; a decay draws it back to the trained parameters p0.
+
+    rms:  p += min(lambda * RMS / mean, 1) (p0 - p) - rate * g / (RMS + epsilon)
+    sgd:  p += lambda (p0 - p) - rate * g
+
+g is the gradient of the segment's mean nats, without dropout. RMS is the root of the mean square of such gradients over
+the windows of the training text, for each parameter; mean is its mean over each tensor, and of these over the tensors.
+
+With `compatibility="krause"` the tensors are PyTorch's, as in that paper's code: an LSTM has two kernels and two
+biases, of which each two are one here. The biases' sum then moves at twice the rate of one. And a last segment of one
+prediction is not scored.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxlm.config.config import kind_of
+from jaxlm.config.models import LSTM, Recurrent
+from jaxlm.config.protocols import Dynamic
+from jaxlm.data.windows import batch
+from jaxlm.errors import DataError, JaxlmError
+from jaxlm.models import heads, stack
+from jaxlm.models.cell import Params
+from jaxlm.models.stack import Carry
+from jaxlm.scoring.reading import MOST_SENTENCES, Scale, own_scores
+from jaxlm.scoring.token_scores import Columns
+
+MOST_COPIES = 1 << 26  # numbers in all sentences' parameters, where several are read side by side
+WINDOWS_PER_CALL = 256
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Statistics:
+    """The size of the training text's gradients: the root of their mean square over so many windows."""
+
+    rms: Params
+    windows: float
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DynamicReader:
+    """A `Reader`. Its state is the parameters as learnt so far, and the carry.
+
+    Attributes:
+        params: the trained parameters.
+        statistics: of the training text; None with the rule sgd.
+    """
+
+    model: Recurrent
+    params: Params
+    protocol: Dynamic
+    statistics: Statistics | None
+
+    @property
+    def segment(self) -> int:
+        return self.protocol.segment_length
+
+    @property
+    def most_sentences(self) -> int:
+        """Each sentence has parameters of its own."""
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return max(1, min(MOST_SENTENCES, MOST_COPIES // size))
+
+    def within(self, tokens: int) -> "DynamicReader":
+        return self
+
+    def start(self) -> tuple[Params, Carry]:
+        return self.params, stack.zero_carry(self.model, 1, self.params["embedding"].dtype)
+
+    def read(self, state: tuple[Params, Carry], inputs: jax.Array, targets: jax.Array, counted: jax.Array,
+             scale: Scale) -> tuple[Columns, tuple[Params, Carry]]:
+        params, carry = state
+        column = inputs[:, None], targets[:, None], counted[:, None]
+        grads, (found, carry) = _gradient(self.model, params, *column, carry)
+        return own_scores(self.model, params, found, targets, scale), (self._learnt(params, grads), carry)
+
+    def _learnt(self, params: Params, grads: Params) -> Params:
+        """The parameters after one step."""
+        rate, lambda_, epsilon = self._rates()
+        times = _summed_tensors(self.model, params, self.protocol.compatibility)
+        if self.statistics is None:
+            return jax.tree.map(lambda p, p0, g, n: p + lambda_ * (p0 - p) - n * rate * g, params, self.params, grads,
+                                times)
+        mean = jnp.stack(_tensor_means(self.model, self.statistics.rms, self.protocol.compatibility)).mean()
+
+        def step(p, p0, g, rms, n):
+            return p + jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p) - n * rate * g / (rms + epsilon)
+
+        return jax.tree.map(step, params, self.params, grads, self.statistics.rms, times)
+
+    def _rates(self) -> tuple[Any, Any, Any]:
+        """The learning rate, lambda and epsilon; with krause-oldhyper divided as that code's --oldhyper does."""
+        protocol = self.protocol
+        rate, lambda_, epsilon = protocol.learning_rate, protocol.lambda_, protocol.epsilon
+        if protocol.compatibility == "krause-oldhyper" and self.statistics is not None:
+            root = jnp.sqrt(self.statistics.windows)
+            tensors = len(_tensor_means(self.model, self.params, protocol.compatibility))
+            return rate / root, lambda_ / tensors, epsilon / root
+        return rate, lambda_, epsilon
+
+
+def gradient_statistics(model: Recurrent, params: Params, ids: np.ndarray, protocol: Dynamic) -> Statistics:
+    """Reads the training text once, without learning from it.
+
+    Args:
+        model: the config's model.
+        params: the trained parameters.
+        ids: the training text [N], cut into `statistics_rows` rows; the carry is passed on.
+        protocol: its windows are as long as its segments. A window with one prediction a row, at the end, is left out.
+
+    Raises:
+        DataError: the text is too short for so many rows.
+    """
+    B, T = protocol.statistics_rows, protocol.segment_length
+    rows = len(ids) // B
+    windows = math.ceil((rows - 2) / T)
+    if windows < 1:
+        raise DataError(f"statistics_rows {B:,} cuts the {len(ids):,} tokens of the training text into rows of "
+                        f"{rows:,}, and dynamic evaluation needs at least 3: lower statistics_rows")
+    windows = min(windows, protocol.statistics_windows or windows)
+    C = min(WINDOWS_PER_CALL, windows)
+    squares = jax.tree.map(jnp.zeros_like, params)
+    carry = stack.zero_carry(model, B, params["embedding"].dtype)
+    for first in range(0, windows, C):
+        tokens = batch(ids, B, start=first * T, stop=min(rows, (first + C) * T + 1))
+        count = min(len(tokens) - 1, (windows - first) * T)  # predictions of a row in these windows
+        tokens = np.pad(tokens, ((0, C * T + 1 - len(tokens)), (0, 0)))
+        squares, carry = _add_squares(model, params, squares, tokens, jnp.int32(count), carry, length=T)
+    return Statistics(jax.tree.map(lambda total: jnp.sqrt(total / windows), squares), float(windows))
+
+
+def check_compatible(model: Recurrent, protocol: Dynamic) -> None:
+    """Raises JaxlmError where the protocol's compatibility means nothing for a model."""
+    if protocol.compatibility != "none" and type(model) is not LSTM:
+        raise JaxlmError(f"compatibility {protocol.compatibility} is about the tensors of PyTorch's LSTM, and the "
+                         f"model is {kind_of('model', model)}: leave compatibility out")
+
+
+def _gradient(model, params, inputs, targets, counted, carry):
+    """The gradient of the mean nats of those of [T, B] that are counted, with the features and the new carry."""
+    weights = counted / jnp.maximum(counted.sum(), 1)
+
+    def mean_nats(params):
+        found, after = stack.features(stack.exact(model), params, stack.no_noise(model), stack.embed(params, inputs),
+                                      carry)
+        return heads.summed_nats(model, params, found, targets, weights.astype(found.dtype)), (found, after)
+
+    return jax.grad(mean_nats, has_aux=True)(params)
+
+
+@partial(jax.jit, static_argnames="length")
+def _add_squares(model, params, squares, tokens, count, carry, *, length):
+    """Adds the squared gradients of the windows of tokens [C * length + 1, B]; `count` predictions of a row count."""
+
+    def add(state, start):
+        squares, carry = state
+        rows = lax.dynamic_slice_in_dim(tokens, start, length + 1)
+        counted = jnp.broadcast_to((start + jnp.arange(length) < count)[:, None], rows[1:].shape)
+        grads, (_, carry) = _gradient(model, params, rows[:-1], rows[1:], counted, carry)
+        return (jax.tree.map(lambda total, g: total + g * g, squares, grads), carry), None
+
+    starts = jnp.arange(0, len(tokens) - 1, length)
+    return lax.scan(add, (squares, carry), starts)[0]
+
+
+def _as_torch(model: Recurrent, params: Params, split: Callable[[Params, int], Params]) -> Params:
+    layers = [split(layer, width) for layer, width in zip(params["lstm"], model.hidden_sizes, strict=True)]
+    return {**params, "lstm": layers}
+
+
+def _tensor_means(model: Recurrent, tree: Params, compatibility: str) -> list[jax.Array]:
+    """The mean of each tensor."""
+    if compatibility != "none":
+        tree = _as_torch(model, tree, lambda layer, width: {
+            "ih": layer["kernel"][:-width], "hh": layer["kernel"][-width:], "biases": [layer["bias"]] * 2})
+    return [leaf.mean() for leaf in jax.tree.leaves(tree)]
+
+
+def _summed_tensors(model: Recurrent, params: Params, compatibility: str) -> Params:
+    """For each parameter how many of the reference's tensors it is the sum of."""
+    ones = jax.tree.map(lambda leaf: 1, params)
+    return ones if compatibility == "none" else _as_torch(model, ones, lambda layer, _: {**layer, "bias": 2})

@@ -1,0 +1,110 @@
+"""The perplexity of a text by any protocol, and the choice of a protocol's numbers on a text."""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.config.config import Config
+from jaxlm.config.protocols import Cache, Dynamic, Plain, name_of, protocol_of
+from jaxlm.errors import DataError, Diverged, JaxlmError
+from jaxlm.models.cell import Params
+from jaxlm.report.units import perplexity
+from jaxlm.scoring.protocols import Statistician, reader_nats, reader_of
+from jaxlm.scoring.stream import stream_nats
+
+
+class Evaluation(NamedTuple):
+    """Perplexity = exp(nats / predictions), and what was read."""
+
+    perplexity: float
+    nats: float
+    predictions: int
+    text: str
+
+
+class Tuned(NamedTuple):
+    """A protocol's numbers chosen on one text, and their perplexity on another.
+
+    Attributes:
+        protocol: with the numbers of the lowest perplexity on valid.
+        valid: that perplexity.
+        tried: every protocol with its perplexity on valid; nan where it diverged.
+        test: of the test split, which was read once.
+    """
+
+    protocol: Plain
+    valid: float
+    tried: list[tuple[Plain, float]]
+    test: Evaluation
+
+
+def evaluate_ids(config: Config, params: Params, ids: np.ndarray, text: str, protocol: Plain,
+                 statistics: Statistician, how: tuple[int, int] = (1, 1)) -> Evaluation:
+    """The perplexity of a stream of tokens.
+
+    Args:
+        config: the run's.
+        params: the model's.
+        ids: the stream [N]; all but its first token are predicted, the state passed on.
+        text: its name.
+        protocol: how to read it.
+        statistics: of the training text, for dynamic evaluation.
+        how: rows and window of the protocol plain; every other reads one row.
+
+    Raises:
+        DataError: the stream is too short.
+        JaxlmError: the protocol means nothing for this stream or model.
+        Diverged: dynamic evaluation learnt at too high a rate.
+    """
+    if type(protocol) is Plain:
+        nats, count = stream_nats(config.model, params, ids, *how)
+        return Evaluation(perplexity(nats, count), nats, count, text)
+    if len(ids) < 2:
+        raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least 2")
+    if isinstance(protocol, Cache) and protocol.cache_window > len(ids) - 1:
+        raise JaxlmError(f"cache_window {protocol.cache_window:,} is larger than the {len(ids) - 1:,} predictions of "
+                         f"{text}: lower cache_window, or evaluate a longer text")
+    count = len(ids) - 1
+    if isinstance(protocol, Dynamic) and protocol.compatibility != "none" and count % protocol.segment_length == 1:
+        ids, count = ids[:-1], count - 1  # that code leaves a last segment of one prediction out
+    elif isinstance(protocol, Cache) and protocol.compatibility == "awd-lstm":
+        count += 1  # that code divides by the tokens
+    nats = reader_nats(reader_of(config, params, protocol, statistics), ids)
+    if isinstance(protocol, Dynamic) and not math.isfinite(nats):
+        raise Diverged(f"dynamic evaluation diverged on {text}: lower learning_rate, which is "
+                       f"{protocol.learning_rate:g}")
+    return Evaluation(perplexity(nats, count), nats, count, text)
+
+
+def tried(evaluate: Callable[[Plain], Evaluation], protocol: Plain, grid: Mapping[str, Sequence[float]] | None = None
+          ) -> list[tuple[Plain, float]]:
+    """Every combination of a grid with its perplexity, the lowest first.
+
+    Args:
+        evaluate: evaluates a protocol.
+        protocol: whose fields are changed.
+        grid: values by field; None: the protocol's own.
+
+    Raises:
+        JaxlmError: the grid is empty.
+        Diverged: every combination diverged.
+    """
+    chosen = protocol.grid if grid is None else grid
+    if not chosen or not all(chosen.values()):
+        raise JaxlmError(f"the protocol {name_of(protocol)} has nothing left to tune: evaluate it without tuning")
+    found: list[tuple[Plain, float]] = []
+    failed: Diverged | None = None
+    for values in itertools.product(*chosen.values()):
+        one = protocol_of(protocol, **dict(zip(chosen, values, strict=True)))
+        try:
+            found.append((one, evaluate(one).perplexity))
+        except Diverged as error:
+            found.append((one, math.nan))
+            failed = error
+    found.sort(key=lambda result: math.inf if math.isnan(result[1]) else result[1])
+    if failed and math.isnan(found[0][1]):
+        raise failed
+    return found

@@ -1,0 +1,65 @@
+"""Monte Carlo dropout: the probabilities of many networks, each with units dropped as in training, averaged.
+
+Gal and Ghahramani 2016, arXiv:1512.05287. The networks are the same for every text: what each drops follows from the
+seed, its number and the place in the text, in windows as long as training's.
+"""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxlm.config.models import Recurrent
+from jaxlm.config.protocols import MCDropout
+from jaxlm.models import heads, stack
+from jaxlm.models.cell import Params
+from jaxlm.models.stack import Carry
+from jaxlm.scoring.reading import MOST_SENTENCES, Scale, features, nats_alone
+from jaxlm.scoring.token_scores import Columns, score_logits
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MCReader:
+    """A `Reader`. Its state is the number of the window, and every network's carry.
+
+    Attributes:
+        segment: T of the windows, in each of which dropout is drawn anew.
+    """
+
+    model: Recurrent
+    params: Params
+    protocol: MCDropout
+    segment: int = field(metadata={"static": True})
+
+    most_sentences = MOST_SENTENCES
+
+    def within(self, tokens: int) -> "MCReader":
+        return self
+
+    def start(self) -> tuple[jax.Array, Carry]:
+        carry = stack.zero_carry(self.model, 1, self.params["embedding"].dtype)
+        return jnp.int32(0), jax.tree.map(lambda leaf: jnp.stack([leaf] * self.protocol.samples), carry)
+
+    def read(self, state: tuple[jax.Array, Carry], inputs: jax.Array, targets: jax.Array, counted: jax.Array,
+             scale: Scale) -> tuple[Columns, tuple[jax.Array, Carry]]:
+        window, carries = state
+        model, params, samples = self.model, self.params, self.protocol.samples
+        key = jax.random.fold_in(jax.random.key(self.protocol.seed), window)
+
+        def add(total, sample):
+            number, carry = sample
+            noise = stack.draw_noise(model, jax.random.fold_in(key, number), len(inputs), 1)
+            found, carry = features(model, params, noise, inputs, carry)
+            if scale.nats_only:
+                log_p = -heads.token_nats(model, params, found, targets[:, None])[:, 0]
+            else:
+                log_p = jax.nn.log_softmax(heads.logits(model, params, found[:, 0]))
+            return jnp.logaddexp(total, log_p), carry
+
+        nothing = jnp.full((len(inputs),) if scale.nats_only else (len(inputs), model.vocab_size), -jnp.inf)
+        total, carries = lax.scan(add, nothing, (jnp.arange(samples), carries))
+        columns = (nats_alone(jnp.log(samples) - total) if scale.nats_only else
+                   score_logits(total, targets, scale.top, scale.full))
+        return columns, (window + 1, carries)

@@ -1,0 +1,89 @@
+"""Neural cache (Grave et al. 2017, arXiv:1612.04426): words that came lately after features like these are likelier.
+
+The cache holds the last W pairs of (the last layer's outputs, the word that came after them). At features h
+
+    p(w) = (1 - lambda) p_model(w) + lambda * sum over pairs (h_i, w_i = w) of softmax_i(theta * h . h_i)
+
+With `compatibility="awd-lstm"` it is silent where pointer.py of awd-lstm-lm is: at the first W + 1 predictions, and at
+the first of each later chunk of `cache_chunk` tokens.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.config.models import Recurrent
+from jaxlm.config.protocols import Cache
+from jaxlm.models import heads, stack
+from jaxlm.models.cell import Params
+from jaxlm.models.stack import Carry
+from jaxlm.scoring.reading import MOST_SENTENCES, Scale, features, nats_alone, own_scores
+from jaxlm.scoring.token_scores import Columns, score_logits
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Memory:
+    """The carry; the last W features [W, H] and the words [W] that came after them, oldest first; how many were read.
+    """
+
+    carry: Carry
+    keys: jax.Array
+    words: jax.Array
+    position: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CacheReader:
+    """A `Reader`. Its state is a `Memory`, whose size does not grow."""
+
+    model: Recurrent
+    params: Params
+    protocol: Cache
+
+    segment = None
+    most_sentences = MOST_SENTENCES
+
+    def within(self, tokens: int) -> "CacheReader":
+        window = min(self.protocol.cache_window, tokens)  # no text so short fills more
+        return replace(self, protocol=replace(self.protocol, cache_window=window))
+
+    def start(self) -> Memory:
+        W, dtype = self.protocol.cache_window, self.params["embedding"].dtype
+        carry = stack.zero_carry(self.model, 1, dtype)
+        found, _ = jax.eval_shape(lambda: features(self.model, self.params, stack.no_noise(self.model),
+                                                   jnp.zeros(1, jnp.int32), carry))
+        return Memory(carry, jnp.zeros((W, found.shape[-1]), dtype), jnp.zeros(W, jnp.int32), jnp.int32(0))
+
+    def read(self, state: Memory, inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: Scale
+             ) -> tuple[Columns, Memory]:
+        W, T = self.protocol.cache_window, len(inputs)
+        found, carry = features(self.model, self.params, stack.no_noise(self.model), inputs, state.carry)
+        keys, words = jnp.concatenate([state.keys, found[:, 0]]), jnp.concatenate([state.words, targets])
+        row, pair = jnp.arange(T)[:, None], jnp.arange(W + T)
+        # Row t sees the W pairs before its own, as far as there were so many.
+        seen = (pair >= row) & (pair < row + W) & (pair >= W - state.position)
+        alike = self.protocol.theta * jnp.matmul(found[:, 0], keys.T, precision="highest")
+        alike = jnp.where(seen, alike, -jnp.inf)
+        speaks = self._speaks(state.position + jnp.arange(T))
+        log_odds = alike - jnp.where(speaks, jax.nn.logsumexp(alike, 1), 0)[:, None]
+        log_own = jnp.where(speaks, jnp.log1p(-self.protocol.lambda_), 0)
+        log_weight = jnp.where(speaks, jnp.log(self.protocol.lambda_), -jnp.inf)
+        if scale.nats_only:
+            log_p = -own_scores(self.model, self.params, found, targets, scale)[0]
+            hits = jax.nn.logsumexp(jnp.where(words == targets[:, None], log_odds, -jnp.inf), 1)
+            columns = nats_alone(-jnp.logaddexp(log_own + log_p, log_weight + hits))
+        else:
+            log_p = jax.nn.log_softmax(heads.logits(self.model, self.params, found[:, 0]))
+            cached = jnp.zeros_like(log_p).at[row, words].add(jnp.exp(log_odds))
+            mixed = jnp.logaddexp(log_own[:, None] + log_p, log_weight[:, None] + jnp.log(cached))
+            columns = score_logits(mixed, targets, scale.top, scale.full)
+        return columns, Memory(carry, keys[T:], words[T:], state.position + counted.sum(dtype=jnp.int32))
+
+    def _speaks(self, position: jax.Array) -> jax.Array:
+        """Whether the cache is used for the predictions at these positions, counted from 0."""
+        if self.protocol.compatibility == "none":
+            return position > 0
+        return (position > self.protocol.cache_window) & (position % self.protocol.cache_chunk != 0)

@@ -1,0 +1,342 @@
+"""Evaluation protocols: what the published codes answered, what must always hold, and mistakes in one sentence."""
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from language_models import KINDS, small_lm
+
+import jaxlm
+from jaxlm.cli import main
+from jaxlm.config.protocols import PROTOCOLS, protocol_of
+from jaxlm.errors import Diverged, JaxlmError
+from jaxlm.models import heads, stack
+from jaxlm.scoring import reading
+from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient_statistics
+from jaxlm.scoring.evaluation import evaluate_ids
+from jaxlm.scoring.neural_cache import CacheReader
+from jaxlm.scoring.protocols import reader_of, scoring_of
+from jaxlm.scoring.reading import EachSentence, OneStream
+from jaxlm.scoring.stream import stream_nats
+
+GOLDEN = Path(os.environ.get("JAXLM_GOLDEN", "no golden files"))
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="JAXLM_GOLDEN names no folder of trajectories")
+IDS = np.random.default_rng(5).integers(0, 17, 65).astype(np.int32)
+TRAIN = np.random.default_rng(6).integers(0, 17, 300).astype(np.int32)
+SETTINGS = {"cache": {"cache_window": 7, "theta": 0.6, "lambda_": 0.3},
+            "dynamic": {"learning_rate": 2e-3, "lambda_": 0.02, "epsilon": 1e-3, "segment_length": 4,
+                        "statistics_rows": 8},
+            "temperature": {"temperature": 1.3}, "mc": {"samples": 3, "seed": 4}}
+NEUTRAL = {"cache": {"cache_window": 7, "lambda_": 0.0}, "dynamic": {"learning_rate": 0.0, "statistics_rows": 8},
+           "temperature": {"temperature": 1.0}, "mc": {"samples": 3}}
+
+
+def cases(name: str) -> list[dict]:
+    return json.loads((GOLDEN / name).read_text())["cases"] if GOLDEN.is_dir() else []
+
+
+def torch_model(case: dict) -> tuple[jaxlm.Config, dict]:
+    """The tied model of a recorded case, from PyTorch's tensors, whose gates are i, f, g, o."""
+    g = np.random.default_rng(case["weight_seed"])
+    V, widths = case["V"], [case["emb"], *[case["hidden"]] * (case["layers"] - 1), case["emb"]]
+
+    def draw(*shape):
+        return g.uniform(-case["scale"], case["scale"], shape).astype(np.float32)
+
+    def gates(array):
+        i, f, j, o = np.split(array, 4)
+        return np.concatenate([i, j, f, o]).T
+
+    params = {"embedding": draw(V, case["emb"]), "lstm": []}
+    for inputs, width in pairwise(widths):
+        ih, hh, one, two = draw(4 * width, inputs), draw(4 * width, width), draw(4 * width), draw(4 * width)
+        params["lstm"].append({"kernel": np.concatenate([gates(ih), gates(hh)]), "bias": gates(one + two)})
+    params["softmax"] = {"bias": draw(V)}
+    config = jaxlm.preset("small").replace(vocab_size=V, embedding_size=case["emb"], hidden_sizes=tuple(widths[1:]),
+                                           tied=True, forget_bias=0.0)
+    return config, jax.tree.map(jnp.asarray, params)
+
+
+def tokens(generator, n: int, V: int) -> np.ndarray:
+    return (generator.random(n)**3 * (V - 1)).astype(np.int32)
+
+
+@needs_golden
+@pytest.mark.parametrize("case", cases("pointer.json"), ids=lambda case: f"window {case['config']['window']}")
+@pytest.mark.parametrize("full", [False, True])
+def test_the_cache_is_that_of_pointer_py(case, full):
+    told = case["config"]
+    config, params = torch_model(told)
+    ids = tokens(np.random.default_rng(told["token_seed"]), told["n"], told["V"])
+    protocol = jaxlm.Cache(cache_window=told["window"], theta=told["theta"], lambda_=told["lambdasm"],
+                           compatibility="awd-lstm", cache_chunk=told["bptt"])
+    nats = OneStream(CacheReader(config.model, params, protocol), full=full)([ids]).nats
+    np.testing.assert_allclose(nats, case["nll"], rtol=1e-5)
+    if told["window"] < told["n"]:
+        found = evaluate_ids(config, params, ids, "test", protocol, no_statistics)
+        assert found.predictions == told["n"]
+        np.testing.assert_allclose(np.log(found.perplexity), case["reported_loss"], rtol=1e-6)
+
+
+@needs_golden
+@pytest.mark.parametrize("case", cases("dynamic_eval.json"), ids=lambda case: f"lr {case['config']['lr']}")
+def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
+    told, expected = case["config"], case["gradient_statistics"]
+    config, params = torch_model(told)
+    g = np.random.default_rng(told["token_seed"])
+    train, test = tokens(g, told["n_train"], told["V"]), tokens(g, told["n_test"], told["V"])
+    protocol = jaxlm.Dynamic(
+        learning_rate=told["lr"], lambda_=told["lamb"], epsilon=told["epsilon"], segment_length=told["bptt"],
+        statistics_rows=told["batch_size"], statistics_windows=max(0, told["max_batches"]),
+        compatibility="krause-oldhyper" if told["oldhyper"] else "krause")
+    statistics = gradient_statistics(config.model, params, train, protocol)
+    assert statistics.windows == expected["batches"]
+    for name, part in (("encoder.weight", statistics.rms["embedding"]),
+                       ("decoder.bias", statistics.rms["softmax"]["bias"]),
+                       *((f"rnns.{layer}.bias_ih_l0", found["bias"]) for layer, found in
+                         enumerate(statistics.rms["lstm"]))):
+        np.testing.assert_allclose(np.linalg.norm(part), expected["root_mean_square"][name][0], rtol=1e-5)
+
+    scoring = OneStream(DynamicReader(config.model, params, protocol, statistics), full=False)
+    nats, lengths = scoring([test]).nats, case["segments"]["lengths"]
+    ends = np.cumsum(lengths)
+    losses = [part.mean() for part in np.split(nats[:ends[-1]], ends[:-1])]
+    np.testing.assert_allclose(losses, case["segments"]["loss"], rtol=1e-5)
+    found = evaluate_ids(config, params, test, "test", protocol, lambda _: statistics)
+    assert found.predictions == ends[-1]
+    np.testing.assert_allclose(found.perplexity, case["perplexity"], rtol=1e-5)
+    if lengths[-1] == told["bptt"]:  # else the reference's last step is on a segment that we keep open
+        final, wanted = scoring.state[0], case["final_tensors"]
+        np.testing.assert_allclose(np.linalg.norm(final["embedding"]), wanted["encoder.weight"][0], rtol=1e-5)
+        for layer, one in enumerate(final["lstm"]):
+            biases = [wanted[f"rnns.{layer}.bias_{part}_l0"][1] for part in ("ih", "hh")]
+            np.testing.assert_allclose(one["bias"].sum(), sum(biases), rtol=1e-4)
+
+
+def no_statistics(_):
+    raise AssertionError("no training text is needed")
+
+
+def language_model(kind: str = "lstm", dropout: bool = False, tied: bool = False):
+    lm = small_lm(kind, tied)
+    config = lm.config.replace(keep_output=0.6, keep_embedding=0.8, bptt_length=4) if dropout else lm.config
+    return type(lm)(lm.params, config, lm.vocab, lm.corpus)
+
+
+def scoring(name: str, values: dict, *, kind: str = "lstm", stream: bool = True, dropout: bool = False, top: int = 0,
+            full: bool = True, tied: bool = False) -> Any:
+    lm = language_model(kind, dropout, tied)
+    reader = reader_of(lm.config, lm.params, protocol_of(name, **values),
+                       lambda protocol: gradient_statistics(lm.config.model, lm.params, TRAIN, protocol))
+    return scoring_of(lm.config, lm.params, reader, stream, top, full)
+
+
+def plain_nats(kind: str) -> np.ndarray:
+    return small_lm(kind).scorer("stream", full=False)([IDS]).nats
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_protocol_at_its_neutral_numbers_is_the_plain_model(name, kind):
+    np.testing.assert_allclose(scoring(name, NEUTRAL[name], kind=kind, full=False)([IDS]).nats, plain_nats(kind),
+                               rtol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_probabilities_sum_to_one_and_scores_follow_from_them(name, tied):
+    V = 17
+    found = scoring(name, SETTINGS[name], dropout=True, top=V, tied=tied)([IDS])
+    p = np.zeros((len(IDS) - 1, V))
+    np.put_along_axis(p, found.top, np.exp(-found.top_nats.astype(float)), 1)
+    np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(found.nats, -np.log(np.take_along_axis(p, IDS[1:, None], 1)[:, 0]), atol=1e-5)
+    np.testing.assert_allclose(found.entropy, -(p * np.log(p)).sum(1), atol=1e-5)
+    assert (found.rank == 1 + (p > np.take_along_axis(p, IDS[1:, None], 1)).sum(1)).all()
+    alone = scoring(name, SETTINGS[name], dropout=True, full=False, tied=tied)([IDS]).nats
+    np.testing.assert_allclose(alone, found.nats, atol=1e-5)
+
+
+def test_the_cache_is_what_its_definition_says():
+    lm, values = small_lm(), SETTINGS["cache"]
+    W, theta, weight = values["cache_window"], values["theta"], values["lambda_"]
+    x = stack.embed(lm.params, jnp.asarray(IDS[:-1, None]))
+    h, _ = stack.features(lm.config.model, lm.params, stack.no_noise(lm.config.model), x,
+                          stack.zero_carry(lm.config.model, 1))
+    h = np.asarray(h[:, 0], np.float64)
+    own = np.asarray(jax.nn.softmax(heads.logits(lm.config.model, lm.params, jnp.asarray(h, jnp.float32))))
+    expected = []
+    for t, target in enumerate(IDS[1:]):
+        p, first = own[t, target], max(0, t - W)
+        if t:
+            odds = np.exp(theta * h[first:t] @ h[t])
+            p = (1 - weight) * p + weight * odds[IDS[first + 1:t + 1] == target].sum() / odds.sum()
+        expected.append(-np.log(p))
+    np.testing.assert_allclose(scoring("cache", values, full=False)([IDS]).nats, expected, rtol=1e-5)
+
+
+def test_dynamic_evaluation_by_sgd_is_what_its_definition_says():
+    lm, T = small_lm(), 4
+    model, p0 = lm.config.model, lm.params
+    params, carry, expected = p0, stack.zero_carry(model, 1), []
+
+    def nats(params, inputs, targets):
+        found, after = stack.features(model, params, stack.no_noise(model), stack.embed(params, inputs), carry)
+        each = -jax.nn.log_softmax(heads.logits(model, params, found[:, 0]))[jnp.arange(len(targets)), targets]
+        return each.mean(), (each, after)
+
+    for start in range(0, 64, T):
+        inputs, targets = jnp.asarray(IDS[start:start + T, None]), jnp.asarray(IDS[start + 1:start + T + 1])
+        grads, (each, carry) = jax.grad(nats, has_aux=True)(params, inputs, targets)
+        expected += each.tolist()
+        params = jax.tree.map(lambda p, p0, g: p + 0.05 * (p0 - p) - 0.3 * g, params, p0, grads)
+    found = scoring("dynamic", {"rule": "sgd", "learning_rate": 0.3, "lambda_": 0.05, "segment_length": T})([IDS])
+    np.testing.assert_allclose(found.nats, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_stream_is_read_alike_in_one_call_and_in_many(name):
+    whole, parts = (scoring(name, SETTINGS[name], dropout=True) for _ in range(2))
+    cuts = [0, 1, 2, 7, 8, 40, 41, 64]
+    found = np.concatenate([parts([IDS[a:b + 1]]).nats for a, b in pairwise(cuts)])
+    np.testing.assert_allclose(found, whole([IDS]).nats, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_sentences_begin_anew_and_are_alike_alone_and_side_by_side(name):
+    sentences = [IDS[:17], IDS[30:34], IDS[40:42], IDS[42:55]]
+    together = scoring(name, SETTINGS[name], dropout=True, stream=False)(sentences).nats
+    alone = [scoring(name, SETTINGS[name], dropout=True)([ids]).nats for ids in sentences]
+    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_longer_stream_and_other_numbers_compile_nothing_anew(name, monkeypatch):
+    monkeypatch.setattr(reading, "SEGMENTS", (1,))
+    monkeypatch.setattr(reading, "FREE", 4)
+    run, compiled = scoring(name, SETTINGS[name], dropout=True, full=False), reading._read
+    run([IDS[:30]])
+    sizes = compiled._cache_size()  # pyright: ignore
+    shapes = [leaf.shape for leaf in jax.tree.leaves(run.state)]
+    run([IDS[29:]])
+    other = {key: value * 0.9 if isinstance(value, float) else value for key, value in SETTINGS[name].items()}
+    scoring(name, other, dropout=True, full=False)([IDS])
+    assert compiled._cache_size() == sizes  # pyright: ignore
+    assert [leaf.shape for leaf in jax.tree.leaves(run.state)] == shapes
+
+
+def test_many_networks_with_dropout_have_the_mean_of_their_probabilities():
+    each = []
+    for seed in range(2):
+        found = [scoring("mc", {"samples": n, "seed": seed}, dropout=True, full=False)([IDS]).nats for n in (1, 4)]
+        assert np.abs(found[0] - found[1]).max() > 1e-3
+        each.append(found[1])
+    assert np.abs(each[0] - each[1]).max() > 1e-3
+    assert np.array_equal(each[1], scoring("mc", {"samples": 4, "seed": 1}, dropout=True, full=False)([IDS]).nats)
+
+
+def test_evaluate_reads_every_prediction_in_blocks(monkeypatch):
+    lm = language_model()
+    plain, count = stream_nats(lm.config.model, lm.params, IDS)
+    monkeypatch.setattr("jaxlm.scoring.protocols.BLOCK", 13)
+    found = evaluate_ids(lm.config, lm.params, IDS, "x", jaxlm.Temperature(), no_statistics)
+    assert found.predictions == count == 64
+    np.testing.assert_allclose(found.nats, plain, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("protocols") / "tiny"
+    config = jaxlm.preset("small").replace(corpus="embedded-tiny", hidden_sizes=(8,), embedding_size=8, epochs=1,
+                                           keep_output=0.9)
+    jaxlm.train(config, run_dir=path, steps=20, quiet=True)
+    return str(path)
+
+
+def test_tuning_chooses_on_valid_and_reads_test_once(run, monkeypatch):
+    lm, read = jaxlm.load(run), []
+    from jaxlm.scoring import language_model as module
+
+    def noted(config, params, ids, text, *rest):
+        read.append(text)
+        return evaluate_ids(config, params, ids, text, *rest)
+
+    monkeypatch.setattr(module, "evaluate_ids", noted)
+    found = jaxlm.tune_protocol(lm, "temperature", grid={"temperature": (3.0, 1.0, 2.0)})
+    assert read == ["embedded-tiny valid"] * 3 + ["embedded-tiny test"]
+    assert [value for _, value in found.tried] == sorted(value for _, value in found.tried)
+    assert found.valid == found.tried[0][1] and found.protocol == found.tried[0][0]
+    assert found.test == lm.evaluate(protocol=found.protocol)
+
+
+def test_tuning_leaves_out_what_diverges(run):
+    wild = jaxlm.Dynamic(rule="sgd", learning_rate=1e30, segment_length=200)
+    found = jaxlm.tune_protocol(run, wild, grid={"learning_rate": (1e30, 1e-3)})
+    assert found.protocol == protocol_of(wild, learning_rate=1e-3) and np.isnan(found.tried[-1][1])
+    with pytest.raises(Diverged, match="lower learning_rate, which is 1e\\+30"):
+        jaxlm.evaluate(run, protocol=wild)
+
+
+@pytest.mark.parametrize("protocol", [["cache", "--cache-window", "50"], ["dynamic"], ["mc", "--samples", "2"],
+                                      ["temperature", "--temperature", "1.2"]], ids=lambda words: words[0])
+def test_every_verb_that_scores_takes_a_protocol(run, protocol, tmp_path, capsys):
+    files = {"text.txt": "godu kati felo\nmumteen kati\n", "pairs.jsonl": json.dumps(
+        {"sentence_good": "godu kati felo", "sentence_bad": "felo felo kati"}), "suite.json": json.dumps({
+            "meta": {"name": "s"}, "predictions": [{"formula": "(1;%a%) < (1;%b%)"}],
+            "items": [{"item_number": 1, "conditions": [
+                {"condition_name": name, "regions": [{"region_number": 1, "content": text}]}
+                for name, text in (("a", "godu kati"), ("b", "kati godu"))]}]})}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    for verb, file, column in (("surprisal", "text.txt", "surprisal"), ("minimal-pairs", "pairs.jsonl", "accuracy"),
+                               ("syntaxgym", "suite.json", "correct")):
+        assert main([verb, run, str(tmp_path / file), "--protocol", *protocol]) == 0
+        said = capsys.readouterr()
+        assert column in said.out.splitlines()[0] and len(said.out.splitlines()) > 1
+    assert main(["evaluate", run, "--protocol", *protocol]) == 0
+    assert f"; protocol {protocol[0]} (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "parts"), [
+    (["--protocol", "cache", "--lambda", "1"], ["lambda must be at least 0 and below 1"]),
+    (["--protocol", "cache", "--cache-window", "5000"], ["cache_window 5,000", "3,999 predictions"]),
+    (["--protocol", "dynamic", "--theta", "1"], ["theta belongs to the protocol cache", "dynamic"]),
+    (["--theta", "1"], ["theta belongs to the protocol cache", "plain"]),
+    (["--protocol", "temperature", "--temperature", "0"], ["temperature must be above 0"]),
+    (["--protocol", "mc", "--samples", "0"], ["samples must be at least 1"]),
+    (["--protocol", "mc", "--tune"], ["mc has nothing left to tune"]),
+    (["--tune"], ["plain has nothing left to tune"]),
+    (["--protocol", "cache", "--tune", "--split", "valid"], ["--tune", "--split"]),
+    (["--protocol", "cache", "--compatibility", "krause"], ["compatibility must be none or awd-lstm"]),
+    (["--protocol", "dynamic", "--rule", "sgd", "--compatibility", "krause"], ["compatibility krause", "rule sgd"]),
+    (["--protocol", "dynamic", "--statistics-rows", "30000"], ["statistics_rows 30,000", "lower"]),
+])
+def test_mistakes_are_one_sentence(run, arguments, parts, capsys):
+    assert main(["evaluate", run, *arguments]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.splitlines()) == 1
+    assert all(part in said.err for part in parts), said.err
+
+
+def test_adaptation_and_a_protocol_are_two_ways_to_learn(run, capsys):
+    assert main(["surprisal", run, "x.txt", "--adapt", "0.1", "--protocol", "dynamic"]) == 1
+    assert "--adapt 0.1" in (error := capsys.readouterr().err) and "--protocol dynamic" in error
+
+
+def test_names_and_fields_of_python_are_checked():
+    assert type(protocol_of()) is PROTOCOLS["plain"] and protocol_of("cache", theta=2).theta == 2.0  # pyright: ignore
+    for given, values, part in (("cahe", {}, "protocol must be plain, cache"), (3, {}, "it is 3"),
+                                ("cache", {"thetta": 1}, "did you mean 'theta'"),
+                                (jaxlm.Cache(theta=-1.0), {}, "theta must be at least 0"),
+                                ("dynamic", {"compatibility": "awd-lstm"}, "compatibility must be none, krause")):
+        with pytest.raises(JaxlmError, match=part):
+            protocol_of(given, **values)  # pyright: ignore
+    with pytest.raises(JaxlmError, match="PyTorch's LSTM, and the model is gru"):
+        scoring("dynamic", {"compatibility": "krause"}, kind="gru")
+    assert isinstance(scoring("cache", {}, stream=False), EachSentence)
