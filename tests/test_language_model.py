@@ -8,7 +8,7 @@ import pytest
 import jaxlm
 from jaxlm.data.embedded import generate
 from jaxlm.errors import CheckpointError, DataError, JaxlmError
-from jaxlm.scoring import language_model, stream
+from jaxlm.scoring import next_word, stream
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_prediction_is_what_perplexity_sums(lm):
 
 
 def test_texts_of_many_lengths_share_a_few_compiled_programs(lm):
-    programs: list[Any] = [language_model._next_word, stream._nats_per_window]
+    programs: list[Any] = [next_word._next_word, stream._nats_per_window]
     before = [program._cache_size() for program in programs]
     for length in range(2, 42):
         text = " ".join([lm.vocab.words[3]] * length)

@@ -17,6 +17,7 @@ from jaxlm.cli import main
 from jaxlm.config.protocols import PROTOCOLS, protocol_of
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.models import heads, stack
+from jaxlm.models.noise import no_noise
 from jaxlm.scoring import reading
 from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient_statistics
 from jaxlm.scoring.evaluation import evaluate_ids
@@ -167,7 +168,7 @@ def test_the_cache_is_what_its_definition_says():
     lm, values = small_lm(), SETTINGS["cache"]
     W, theta, weight = values["cache_window"], values["theta"], values["lambda_"]
     x = stack.embed(lm.params, jnp.asarray(IDS[:-1, None]))
-    h, _ = stack.features(lm.config.model, lm.params, stack.no_noise(lm.config.model), x,
+    h, _ = stack.features(lm.config.model, lm.params, no_noise(lm.config.model), x,
                           stack.zero_carry(lm.config.model, 1))
     h = np.asarray(h[:, 0], np.float64)
     own = np.asarray(jax.nn.softmax(heads.logits(lm.config.model, lm.params, jnp.asarray(h, jnp.float32))))
@@ -187,7 +188,7 @@ def test_dynamic_evaluation_by_sgd_is_what_its_definition_says():
     params, carry, expected = p0, stack.zero_carry(model, 1), []
 
     def nats(params, inputs, targets):
-        found, after = stack.features(model, params, stack.no_noise(model), stack.embed(params, inputs), carry)
+        found, after = stack.features(model, params, no_noise(model), stack.embed(params, inputs), carry)
         each = -jax.nn.log_softmax(heads.logits(model, params, found[:, 0]))[jnp.arange(len(targets)), targets]
         return each.mean(), (each, after)
 

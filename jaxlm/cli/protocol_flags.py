@@ -19,8 +19,8 @@ def add_protocol_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]
     chosen = PROTOCOLS.get(name, Plain)
     group = parser.add_argument_group(f"protocol ({name})", (chosen.__doc__ or "").split("\n")[0])
     group.add_argument("--protocol", choices=tuple(PROTOCOLS), default="plain",
-                       help=f"how probabilities are made: {either(list(PROTOCOLS))} (default plain; before --help: show "
-                            f"its flags)")
+                       help=f"how probabilities are made: {either(list(PROTOCOLS))} (default plain; with --help: "
+                            "show its flags)")
     taken: set[str] = set()
     for kind in (chosen, *PROTOCOLS.values()):
         for field, spec in specs(kind).items():

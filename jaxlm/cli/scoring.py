@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli.output import cleaner, output
-from jaxlm.cli.parsing import add_protocol_flags, given_protocol, number, some_path, whole_number
+from jaxlm.cli.parsing import number, some_path, whole_number
+from jaxlm.cli.protocol_flags import add_protocol_flags, given_protocol
 from jaxlm.cli.using import loaded
 from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, argument, verb
 from jaxlm.errors import DataError, JaxlmError, RunDirError

@@ -4,7 +4,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, some_path, whole
+from jaxlm.cli.parsing import changes, some_path, whole
+from jaxlm.cli.protocol_flags import add_protocol_flags, given_protocol
 from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, argument, check_run, verb
 from jaxlm.config.protocols import described
 from jaxlm.errors import DataError, JaxlmError

@@ -30,6 +30,7 @@ from jaxlm.data.windows import batch
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
+from jaxlm.models.noise import no_noise
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.reading import MOST_SENTENCES, Scale, own_scores
 from jaxlm.scoring.token_scores import Columns
@@ -152,8 +153,8 @@ def _gradient(model, params, inputs, targets, counted, carry):
     weights = counted / jnp.maximum(counted.sum(), 1)
 
     def mean_nats(params):
-        found, after = stack.features(stack.exact(model), params, stack.no_noise(model), stack.embed(params, inputs),
-                                      carry)
+        x = stack.embed(params, inputs)
+        found, after = stack.features(stack.exact(model), params, no_noise(model), x, carry)
         return heads.summed_nats(model, params, found, targets, weights.astype(found.dtype)), (found, after)
 
     return jax.grad(mean_nats, has_aux=True)(params)

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config.config import Config
@@ -13,9 +11,7 @@ from jaxlm.config.protocols import Dynamic, Plain, protocol_of
 from jaxlm.data.corpora import SPLITS, Corpus, load_corpus, read_text, reload_corpus, tokenize
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
-from jaxlm.models.noise import no_noise
 from jaxlm.report.units import perplexity
 from jaxlm.scoring import generation
 from jaxlm.scoring.adaptation import CLIP_NORM, Adaptive
@@ -25,6 +21,7 @@ from jaxlm.scoring.dynamic_evaluation import Statistics, gradient_statistics
 from jaxlm.scoring.evaluation import Evaluation, Tuned, evaluate_ids, tried
 from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
+from jaxlm.scoring.next_word import next_word
 from jaxlm.scoring.protocols import Statistician, reader_of, scoring_of
 from jaxlm.scoring.ptb_tokenizer import PTBTokenizer
 from jaxlm.scoring.sampling import Sampling
@@ -67,7 +64,7 @@ class LanguageModel:
         ids = self._encode(text)
         if not len(ids):
             raise DataError("there is no word to predict from: give at least one")
-        p = np.asarray(_next_word(self.config.model, self.params, _padded(ids), len(ids) - 1))
+        p = next_word(self.config.model, self.params, ids)
         return [(self.vocab.words[i], float(p[i])) for i in np.argsort(-p, kind="stable")[:_count(k)]]
 
     def neighbors(self, word: str, k: int = 10) -> list[tuple[str, float]]:
@@ -383,20 +380,6 @@ class LanguageModel:
 
     def _encode(self, text: str) -> np.ndarray:
         return self.vocab.encode(tokenize(text, self.config.data.lowercase))
-
-
-@jax.jit
-def _next_word(model, params, tokens, last):
-    """Probabilities [V] of the word after tokens [T, 1], of which those after `last` are padding."""
-    carry = stack.zero_carry(model, 1, params["embedding"].dtype)
-    features, _ = stack.features(stack.exact(model), params, no_noise(model), stack.embed(params, tokens), carry)
-    return jax.nn.softmax(heads.logits(model, params, features[last, 0]))
-
-
-def _padded(ids: np.ndarray) -> jax.Array:
-    """ids [N] as tokens [T, 1], with T a power of two, so that texts of many lengths share a few compiled programs."""
-    length = max(16, 1 << (len(ids) - 1).bit_length())
-    return jnp.asarray(np.pad(ids, (0, length - len(ids)))[:, None])
 
 
 def _count(k: int) -> int:

@@ -14,6 +14,7 @@ from jaxlm.config.models import Recurrent
 from jaxlm.config.protocols import MCDropout
 from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
+from jaxlm.models.noise import draw_noise
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.reading import MOST_SENTENCES, Scale, features, nats_alone
 from jaxlm.scoring.token_scores import Columns, score_logits
@@ -50,8 +51,8 @@ class MCReader:
 
         def add(total, sample):
             number, carry = sample
-            noise = stack.draw_noise(model, jax.random.fold_in(key, number), len(inputs), 1)
-            found, carry = features(model, params, noise, inputs, carry)
+            noise = draw_noise(model, jax.random.fold_in(key, number), len(inputs), 1)
+            found, carry = features(model, params, inputs, carry, noise)
             if scale.nats_only:
                 log_p = -heads.token_nats(model, params, found, targets[:, None])[:, 0]
             else:

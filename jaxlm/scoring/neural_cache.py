@@ -53,14 +53,13 @@ class CacheReader:
     def start(self) -> Memory:
         W, dtype = self.protocol.cache_window, self.params["embedding"].dtype
         carry = stack.zero_carry(self.model, 1, dtype)
-        found, _ = jax.eval_shape(lambda: features(self.model, self.params, stack.no_noise(self.model),
-                                                   jnp.zeros(1, jnp.int32), carry))
+        found, _ = jax.eval_shape(lambda: features(self.model, self.params, jnp.zeros(1, jnp.int32), carry))
         return Memory(carry, jnp.zeros((W, found.shape[-1]), dtype), jnp.zeros(W, jnp.int32), jnp.int32(0))
 
     def read(self, state: Memory, inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: Scale
              ) -> tuple[Columns, Memory]:
         W, T = self.protocol.cache_window, len(inputs)
-        found, carry = features(self.model, self.params, stack.no_noise(self.model), inputs, state.carry)
+        found, carry = features(self.model, self.params, inputs, state.carry)
         keys, words = jnp.concatenate([state.keys, found[:, 0]]), jnp.concatenate([state.words, targets])
         row, pair = jnp.arange(T)[:, None], jnp.arange(W + T)
         # Row t sees the W pairs before its own, as far as there were so many.

@@ -18,6 +18,7 @@ from jax import lax
 from jaxlm.config.models import Recurrent
 from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
+from jaxlm.models.noise import Noise, drop_words, no_noise
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.token_scores import BATCHES, Columns, TokenScores, score_logits
 
@@ -77,10 +78,11 @@ class Scale:
         return not (self.top or self.full)
 
 
-def features(model: Recurrent, params: Params, noise: stack.Noise, inputs: jax.Array, carry: Carry
+def features(model: Recurrent, params: Params, inputs: jax.Array, carry: Carry, noise: Noise | None = None
              ) -> tuple[jax.Array, Carry]:
     """inputs [T] and the carry of one row -> the last layer's outputs [T, 1, H] and the new carry, in float32."""
-    return stack.features(stack.exact(model), params, noise, stack.embed(params, inputs[:, None]), carry)
+    model, noise, tokens = stack.exact(model), noise or no_noise(model), inputs[:, None]
+    return stack.features(model, params, noise, drop_words(model, noise, stack.embed(params, tokens), tokens), carry)
 
 
 def nats_alone(nats: jax.Array) -> Columns:

@@ -36,6 +36,6 @@ class TemperatureReader:
 
     def read(self, state: Carry, inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: Scale
              ) -> tuple[Columns, Carry]:
-        found, state = features(self.model, self.params, stack.no_noise(self.model), inputs, state)
+        found, state = features(self.model, self.params, inputs, state)
         logits = heads.logits(self.model, self.params, found[:, 0]) / self.protocol.temperature
         return score_logits(logits, targets, scale.top, scale.full), state
