@@ -22,6 +22,7 @@ MODEL_CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     "mixture": BASE.replace(experts=3, latent_size=6),
     "tied-mixture": BASE.replace(hidden_sizes=(5, 6), tied=True, experts=3)}
 EVERY_DROPOUT = dict(locked_dropout=True, keep_embedding=0.8, keep_output=0.6, keep_last_output=0.9, keep_words=0.8)
+RANDOM_WINDOWS = dict(length_deviation=1.0, short_probability=0.3, shortest_window=2, longest_window=7)
 CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     name: BASE.replace(optimizer=name, clip_norm=0.5) for name in OPTIMIZERS if name != "sgd"} | {
     name: BASE.replace(schedule=name) for name in SCHEDULES if name != "piecewise"} | {
@@ -33,6 +34,8 @@ CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     "projection": MODEL_CASES["projection"],
     "mixture": MODEL_CASES["mixture"],
     "tied-mixture": MODEL_CASES["tied-mixture"].replace(mixture_epsilon=1e-8, keep_latent=0.7),
+    "random-windows": BASE.replace(**RANDOM_WINDOWS, keep_output=0.7, tied=True),
+    "random-windows-small-batches": BASE.replace(**RANDOM_WINDOWS, **EVERY_DROPOUT, small_batch=2, experts=2),
     "momentum": BASE.replace(momentum=0.9, nesterov=True, learning_rate=0.1),
     "average": BASE.replace(average_decay=0.9),
     "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(optimizer="adamw", tied=True, **EVERY_DROPOUT),

@@ -13,16 +13,15 @@ from test_parallel import on_devices
 import jaxlm
 from jaxlm.config.fields import specs
 from jaxlm.config.models import MODELS
-from jaxlm.data.windows import WindowPlan, Windows
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import no_noise
+from jaxlm.runs.run import window_plan
 from jaxlm.scoring.stream import eval_step, stream_nats
 from jaxlm.training import members
 from jaxlm.training.step import init_state, train_windows
 
 IDS = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
 TOKENS = jnp.asarray(IDS.reshape(B, -1).T)
-PLAN = WindowPlan(len(TOKENS), T, 2)
 
 
 def started(config, seed=0):
@@ -35,11 +34,18 @@ def nats_of(config, params, tokens, carry=None):
                      else carry)
 
 
+def windows_of(config, steps=6):
+    return window_plan(config, len(TOKENS)).windows(0, steps, 8)
+
+
+def shape_of(config):
+    return {"bptt_length": config.train.longest, "small_batch": config.train.small_batch}
+
+
 def trained(config, state, steps=6):
     """State and costs after some windows of the first epoch."""
     recipe = jax.tree.map(jnp.float32, config.recipe)
-    state, metrics = train_windows(recipe, state, TOKENS, PLAN.windows(0, steps, 8), jnp.int32(steps), bptt_length=T)
-    return state, metrics
+    return train_windows(recipe, state, TOKENS, windows_of(config, steps), jnp.int32(steps), **shape_of(config))
 
 
 def equal(a, b, **tolerance):
@@ -146,9 +152,9 @@ class TestTraining:
         configs = [config, config.replace(learning_rate=config.optimizer.learning_rate / 3)]
         group = members.stacked(configs[0].recipe, started(config), 2, None)
         group = members.replaced(group, 1, configs[1].recipe, started(config, seed=1))
-        windows = Windows(*(np.stack([column] * 2) for column in PLAN.windows(0, 6, 8)))
-        states, metrics = members.train_members(*group, TOKENS, windows, jnp.array([6, 6], jnp.int32), bptt_length=T,
-                                                vmapped=vmapped)
+        windows = jax.tree.map(lambda column: np.stack([column] * 2), windows_of(config))
+        states, metrics = members.train_members(*group, TOKENS, windows, jnp.array([6, 6], jnp.int32),
+                                                vmapped=vmapped, **shape_of(config))
         for slot, seed in ((0, 0), (1, 1)):
             alone, costs = trained(configs[slot], started(config, seed=seed))
             tolerance = dict(rtol=1e-4, atol=1e-5) if vmapped else dict(rtol=1e-6, atol=1e-6)
@@ -203,7 +209,8 @@ def test_the_average_is_the_weighted_mean_of_all_iterates():
     config = BASE.replace(average_decay=0.8)
     state, iterates = started(config), []
     for at in range(5):
-        state, _ = train_windows(config.recipe, state, TOKENS, PLAN.windows(at, 1, 8), jnp.int32(1), bptt_length=T)
+        state, _ = train_windows(config.recipe, state, TOKENS, window_plan(config, len(TOKENS)).windows(at, 1, 8),
+                                 jnp.int32(1), bptt_length=T)
         iterates.append(np.asarray(state.params["embedding"], np.float64))
     weights = 0.8 ** np.arange(4, -1, -1)
     expected = np.tensordot(weights / weights.sum(), iterates, 1)

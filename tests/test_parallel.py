@@ -37,7 +37,8 @@ from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 import jaxlm
 from jaxlm.distributed.mesh import make_mesh, put_rows
-from jaxlm.data.windows import WindowPlan, batch
+from jaxlm.data.windows import batch
+from jaxlm.runs.run import window_plan
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.training.step import init_state, put_state, train_windows, whole_state
 
@@ -45,11 +46,13 @@ def trajectory(config, ids, valid, params=None, mesh=None, steps=50):
     T, B, recipe = config.train.bptt_length, config.train.batch_size, config.recipe
     state = put_state(mesh, recipe, init_state(recipe, jax.random.key(config.train.seed), B, params))
     tokens = put_rows(mesh, (len(ids) // B, B), lambda rows: batch(ids, B, rows))
-    plan, costs = WindowPlan(len(ids) // B, T, 9), []
+    plan, costs = window_plan(config.replace(epochs=9), len(ids) // B), []
     while (at := len(costs)) < steps:
-        count = min(plan.per_epoch - at % plan.per_epoch, steps - at)
-        state, metrics = train_windows(recipe, state, tokens, plan.windows(at, count, plan.per_epoch),
-                                       jnp.int32(count), bptt_length=T, mesh=mesh)
+        (epoch, index), size = plan.locate(at), plan.windows_in(0)
+        count = min(plan.windows_in(epoch) - index, size, steps - at)
+        state, metrics = train_windows(recipe, state, tokens, plan.windows(at, count, size), jnp.int32(count),
+                                       bptt_length=config.train.longest, small_batch=config.train.small_batch,
+                                       mesh=mesh)
         costs += np.array([metrics.cost, metrics.grad_norm, metrics.learning_rate]).T[:count].tolist()
     nats, _ = stream_nats(recipe.model, state.evaluated, valid, B, T, mesh)
     return np.array(costs).T, nats, whole_state(mesh, recipe, state)

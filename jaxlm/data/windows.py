@@ -3,6 +3,7 @@
 import mmap
 import os
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxlm.errors import DataError
 
 MOST_WINDOWS = 2**31 - 1  # of a run: the step counts them in int32
+DRAWN_AT_ONCE = 4096  # lengths; another number draws others
 
 
 class Windows(NamedTuple):
@@ -20,6 +22,55 @@ class Windows(NamedTuple):
     epoch: Any  # from 0
     first: Any  # whether it is the first of its epoch
     total: Any  # windows of all epochs
+    length: Any = None  # steps that count, where lengths are random; None: all that the windows have
+    rate: Any = None  # factor on the learning rate, where lengths are random
+
+
+@dataclass(frozen=True)
+class RandomLengths:
+    """How an epoch's windows get their lengths: each is drawn around T or, sometimes, T / 2 (arXiv:1708.02182).
+
+    Attributes:
+      nominal: T, the length that the learning rate is meant for.
+      short_probability: that a window is drawn around T / 2.
+      deviation: standard deviation of the normal distribution.
+      shortest, longest: where a length is cut off; all windows are padded to the longest.
+      seed: of all draws. The epoch is folded into it, so that an epoch's lengths follow from its number alone.
+      as_published: end an epoch, and rate its last window, as the published code does: that code drops a last window of
+        one prediction, and takes the drawn length for the rate even where the epoch's end cuts the window shorter.
+    """
+
+    nominal: int
+    short_probability: float
+    deviation: float
+    shortest: int
+    longest: int
+    seed: int
+    as_published: bool = False
+
+    def draw(self, rows: int, epoch: int) -> np.ndarray:
+        """The lengths [W] that an epoch over rows of so many tokens draws; together they reach its end or pass it."""
+        rng, parts, covered = np.random.default_rng([self.seed, epoch]), [], 0
+        while covered < rows:
+            base = np.where(rng.random(DRAWN_AT_ONCE) < self.short_probability, self.nominal / 2, self.nominal)
+            drawn = np.trunc(rng.normal(base, self.deviation))  # (AWD-LSTM's int(); it cuts off below, MoS above too)
+            parts.append(np.clip(drawn, self.shortest, self.longest).astype(np.int64))
+            covered += int(parts[-1].sum())
+        return np.concatenate(parts)
+
+    def epoch(self, rows: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of an epoch's windows: the rows where they begin, their lengths, and the factors on the rate, each [W]."""
+        drawn = self.draw(rows, epoch)
+        starts = np.concatenate([[0], np.cumsum(drawn)])
+        count = int(np.searchsorted(starts, rows - 1 - self.as_published))  # the last token is only ever a target
+        starts, drawn = starts[:count], drawn[:count]
+        lengths = np.minimum(drawn, rows - 1 - starts)
+        return starts, lengths, (drawn if self.as_published else lengths) / self.nominal
+
+
+@lru_cache(maxsize=4)
+def _epoch(random: RandomLengths, rows: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return random.epoch(rows, epoch)
 
 
 @dataclass(frozen=True)
@@ -28,31 +79,59 @@ class WindowPlan:
 
     Attributes:
       rows: N // B, the tokens in each row of the batch.
-      length: steps T of a window.
+      length: steps T of a window; where lengths are random, the longest.
       epochs: passes over the tokens.
+      random: how lengths are drawn; None: all are T.
     """
 
     rows: int
     length: int
     epochs: int
+    random: RandomLengths | None = None
+
+    @cached_property
+    def _edges(self) -> np.ndarray:
+        """The step at which each epoch begins, and the end of the last, where lengths are random: [epochs + 1]."""
+        assert self.random is not None
+        counts = [len(self.random.epoch(self.rows, epoch)[0]) for epoch in range(self.epochs)]
+        return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+    def windows_in(self, epoch: int) -> int:
+        """Windows in an epoch; the last token of all is only ever a target."""
+        if self.random is None:
+            return self.per_epoch
+        return len(_epoch(self.random, self.rows, epoch)[0])
 
     @property
     def per_epoch(self) -> int:
-        """Windows in an epoch; the last token of all is only ever a target."""
+        """Windows in each epoch, where all are equally long."""
+        assert self.random is None
         return num_windows(self.rows, self.length)
 
     @property
     def total(self) -> int:
         """Windows of all epochs."""
-        return self.epochs * self.per_epoch
+        return self.epochs * self.per_epoch if self.random is None else int(self._edges[-1])
 
     def locate(self, step: int) -> tuple[int, int]:
         """(epoch, window within it) of a step, all from 0."""
-        return divmod(step, self.per_epoch)
+        if self.random is None:
+            return divmod(step, self.per_epoch)
+        epoch = int(np.searchsorted(self._edges, step, side="right")) - 1
+        return epoch, step - int(self._edges[epoch])
 
-    def row(self, index: int) -> int:
+    def row(self, index: int, epoch: int = 0) -> int:
         """The row where a window of an epoch begins."""
-        return index * self.length
+        if self.random is None or index == 0:
+            return index * self.length
+        return int(_epoch(self.random, self.rows, epoch)[0][index])
+
+    def lengths(self, step: int, count: int) -> np.ndarray | None:
+        """The lengths of `count` windows from a step on, all of one epoch; None: all are T."""
+        if self.random is None:
+            return None
+        epoch, index = self.locate(step)
+        return _epoch(self.random, self.rows, epoch)[1][index:index + count]
 
     def windows(self, step: int, count: int, size: int, first_row: int = 0) -> Windows:
         """The `count` windows from a step on, all of one epoch.
@@ -64,11 +143,17 @@ class WindowPlan:
           first_row: the row of the epoch with which the tokens at hand begin.
         """
         epoch, index = self.locate(step)
-        row = np.zeros(size, np.int32)
-        row[:count] = [self.row(one) - first_row for one in range(index, index + count)]
         first = np.zeros(size, bool)
         first[:1] = index == 0
-        return Windows(row, np.full(size, epoch, np.int32), first, np.full(size, self.total, np.int32))
+        rest = np.full(size, epoch, np.int32), first, np.full(size, self.total, np.int32)
+
+        def filled(values: np.ndarray, dtype: type) -> np.ndarray:
+            return np.pad(values.astype(dtype), (0, size - count))
+
+        if self.random is None:
+            return Windows(filled(np.arange(index, index + count) * self.length - first_row, np.int32), *rest)
+        row, length, rate = (column[index:index + count] for column in _epoch(self.random, self.rows, epoch))
+        return Windows(filled(row - first_row, np.int32), *rest, filled(length, np.int32), filled(rate, np.float32))
 
 
 def batch(ids: np.ndarray, batch_size: int, rows: slice = slice(None), start: int = 0, stop: int | None = None

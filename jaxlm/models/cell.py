@@ -26,6 +26,8 @@ class Cell:
         [H, gates * H] in its place; None where nothing reads h (the config's kind then has no `recurrent_gates`).
 
     Where the config's kind `drops_state`, `apply` takes a fifth argument: which units of h the gates read, bool [B, H].
+    In windows of random length it takes `length=`: how many of the T steps count, traced; the new carry is that after
+    them (`ops/bounded_scan.py`).
     """
 
     init: Callable[[Any, jax.Array, int, int], Params]

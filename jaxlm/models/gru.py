@@ -16,8 +16,9 @@ def _init(model: GRU, key: jax.Array, inputs: int, width: int) -> Params:
             "recurrent_kernel": uniform(model, from_state, width, 3 * width), "recurrent_bias": jnp.zeros(width)}
 
 
-def _apply(model: GRU, params: Params, x: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return gru(x, **params, h=h)
+def _apply(model: GRU, params: Params, x: jax.Array, h: jax.Array, length: jax.Array | None = None
+           ) -> tuple[jax.Array, jax.Array]:
+    return gru(x, **params, h=h, length=length)
 
 
 def _state(batch_size: int, width: int, dtype: jnp.dtype) -> jax.Array:

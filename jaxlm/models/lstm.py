@@ -18,12 +18,12 @@ def _init(model: LSTM, key: jax.Array, inputs: int, width: int) -> Params:
     return {"kernel": uniform(model, key, inputs + width, 4 * width), "bias": jnp.zeros(4 * width)}
 
 
-def _apply(model: LSTM, params: Params, x: jax.Array, state: LSTMState, kept: jax.Array | None = None
-           ) -> tuple[jax.Array, LSTMState]:
+def _apply(model: LSTM, params: Params, x: jax.Array, state: LSTMState, kept: jax.Array | None = None,
+           length: jax.Array | None = None) -> tuple[jax.Array, LSTMState]:
     arguments = x, params["kernel"], params["bias"], state, model.forget_bias
     if kept is not None:
-        return lstm_with_dropped_state(*arguments, kept, model.keep_state)
-    return OPS[model.recurrent_op](*arguments)
+        return lstm_with_dropped_state(*arguments, kept, model.keep_state, length)
+    return OPS[model.recurrent_op](*arguments, length)
 
 
 def change_recurrent(params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxlm.config.models import MinGRU
 from jaxlm.models.cell import Cell, Params, uniform
+from jaxlm.ops.bounded_scan import last_step
 from jaxlm.ops.linear_recurrence import linear_recurrence
 from jaxlm.ops.product import product
 
@@ -18,10 +19,11 @@ def _init(model: MinGRU, key: jax.Array, inputs: int, width: int) -> Params:
     return {"kernel": uniform(model, key, inputs, 2 * width), "bias": jnp.zeros(2 * width)}
 
 
-def _apply(model: MinGRU, params: Params, x: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _apply(model: MinGRU, params: Params, x: jax.Array, h: jax.Array, length: jax.Array | None = None
+           ) -> tuple[jax.Array, jax.Array]:
     gate, candidate = jnp.split(product(x, params["kernel"], x.dtype) + params["bias"], 2, -1)
     y = linear_recurrence(jax.nn.sigmoid(-gate), jax.nn.sigmoid(gate) * candidate, h)
-    return y.astype(x.dtype), y[-1]
+    return y.astype(x.dtype), last_step(y, length)
 
 
 def _state(batch_size: int, width: int, dtype: jnp.dtype) -> jax.Array:

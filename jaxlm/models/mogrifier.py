@@ -33,10 +33,10 @@ def _round(model: Mogrifier, key: jax.Array, inputs: int, outputs: int) -> Param
             "right": scale * uniform(model, right, model.rank, outputs), "bias": jnp.zeros(outputs)}
 
 
-def _apply(model: Mogrifier, params: Params, x: jax.Array, state: LSTMState, kept: jax.Array | None = None
-           ) -> tuple[jax.Array, LSTMState]:
+def _apply(model: Mogrifier, params: Params, x: jax.Array, state: LSTMState, kept: jax.Array | None = None,
+           length: jax.Array | None = None) -> tuple[jax.Array, LSTMState]:
     mask = None if kept is None or model.keep_state is None else jnp.where(kept, 1 / model.keep_state, 0)
-    return mogrifier(x, params, state, model.input_gate, Limits(model.cell_clip, mask))
+    return mogrifier(x, params, state, model.input_gate, Limits(model.cell_clip, mask, length=length))
 
 
 CELL = Cell(_init, zero_state, _apply, lambda model: model.recurrent_gates, change_recurrent)

@@ -53,13 +53,15 @@ def is_random(model: Recurrent) -> bool:
     return any(getattr(model, item.name) is not None for item in fields(model) if item.name.startswith("keep_"))
 
 
-def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int) -> Noise:
+def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int, first: jax.Array | int | None = None
+               ) -> Noise:
     """What is random in one window of `steps` x `rows`, the rows being this device's part of the batch.
 
     What belongs to a row is drawn by a key of that row. Words and weights have one mask for all rows, which each device
-    draws for itself from the same key. The key is the window's own; it may be None where nothing is random.
+    draws for itself from the same key. The key is the window's own; it may be None where nothing is random. `first` is
+    the number of the first row (default: in the whole batch).
     """
-    first, steps = collectives.first_row(rows), 1 if model.locked_dropout else steps
+    first, steps = collectives.first_row(rows) if first is None else first, 1 if model.locked_dropout else steps
 
     def units(place: int, keep: Keep, width: int) -> Mask:
         if keep is None or key is None:

@@ -76,19 +76,20 @@ def read_rows(params: Params, tokens: jax.Array) -> Params:
     return {**params, "embedding": Rows(embed(params, tokens))}
 
 
-def features(model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
+def features(model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry: Carry,
+             length: jax.Array | None = None) -> tuple[jax.Array, Carry]:
     """Embedded tokens [T, B, E] and the carry -> what the head reads [T, B, H], dropped out, and the new carry.
 
     That is the last layer's outputs; with `skip` the sum of all layers' outputs. Dropout falls on the embedded input,
     on what each layer passes on (arXiv:1409.2329) and on what the head reads; on the recurrence only where the noise
-    has masks for it.
+    has masks for it. With a length, traced, only so many steps count, and the new carry is that after them.
     """
-    _, dropped, new_carry = last_outputs(model, params, noise, x, carry)
+    _, dropped, new_carry = last_outputs(model, params, noise, x, carry, length)
     return dropped, new_carry
 
 
-def last_outputs(model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry: Carry
-                 ) -> tuple[jax.Array, jax.Array, Carry]:
+def last_outputs(model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry: Carry,
+                 length: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Carry]:
     """`features`, and before them the same outputs [T, B, H] without their own dropout."""
     cell, name = _cell(model)
     raw = dropped = apply_mask(x, noise.embedding, model.keep_embedding)
@@ -99,7 +100,8 @@ def last_outputs(model: Recurrent, params: Params, noise: Noise, x: jax.Array, c
             assert cell.change_recurrent is not None
             layer = cell.change_recurrent(layer, model.hidden_sizes[place], partial(
                 apply_mask, kept=weights, keep=model.keep_recurrent_weights))
-        raw, state = cell.apply(model, layer, dropped, state, *(() if kept is None else (kept,)))
+        counted = {} if length is None else {"length": length}
+        raw, state = cell.apply(model, layer, dropped, state, *(() if kept is None else (kept,)), **counted)
         outputs.append(raw)
         raw = sum(outputs[:-1], raw) if model.skip and place == len(carry) - 1 else raw
         dropped = apply_mask(raw, of_layer(noise.outputs, place), keep_of_output(model, place))

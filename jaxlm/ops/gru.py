@@ -7,13 +7,13 @@ Letters: `T` steps, `B` batch, `E` input width, `H` hidden width. Gates in the o
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from jaxlm.ops.bounded_scan import bounded_scan
 from jaxlm.ops.product import product
 
 
 def gru(x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array, recurrent_bias: jax.Array,
-        h: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h: jax.Array, length: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Runs one GRU layer over time.
 
     Args:
@@ -21,6 +21,7 @@ def gru(x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.
       kernel, recurrent_kernel: [E, 3H] and [H, 3H], gates in the order r, z, n.
       bias: [3H]; recurrent_bias: [H], added to the candidate's recurrent part before its gate.
       h: the carry [B, H].
+      length: how many steps count, traced; the carry is that after them. None: all.
 
     Returns:
       Outputs [T, B, H] and the new carry. Products multiply in x's dtype and sum in float32 or wider.
@@ -34,5 +35,5 @@ def gru(x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.
         h = (1 - z) * n + z * h
         return h, h
 
-    h, y = lax.scan(cell, h, product(x, kernel, x.dtype) + bias)
+    h, y = bounded_scan(cell, h, product(x, kernel, x.dtype) + bias, length)
     return y.astype(x.dtype), h

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxlm.ops.bounded_scan import last_step
 from jaxlm.ops.gates import sigmoid
 from jaxlm.ops.product import product, product_transposed
 
@@ -48,7 +49,7 @@ def lstm_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTM
 
 
 def lstm(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
-         forget_bias: jax.Array | float = 0.0) -> tuple[jax.Array, LSTMState]:
+         forget_bias: jax.Array | float = 0.0, length: jax.Array | None = None) -> tuple[jax.Array, LSTMState]:
     """Runs one LSTM layer over time, fast.
 
     Everything that does not depend on the step before is done for all steps at once, outside the scans: the input
@@ -62,6 +63,7 @@ def lstm(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
       bias: [4H].
       state: the carry, c and h [B, H].
       forget_bias: added to the forget gate before its sigmoid.
+      length: how many steps count, traced, at least 1; the carry is then that after them, without gradients. None: all.
 
     Returns:
       Outputs [T, B, H] and the new carry.
@@ -70,7 +72,7 @@ def lstm(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
       ValueError: shapes or dtypes do not fit.
     """
     _check_shapes(x, kernel, bias, state)
-    return _lstm(x, kernel, bias, state, jnp.asarray(forget_bias, bias.dtype))
+    return _lstm(x, kernel, bias, state, jnp.asarray(forget_bias, bias.dtype), length)
 
 
 # An unrolled scan is faster, and takes seconds to compile: not for many steps, nor for a small layer.
@@ -78,12 +80,12 @@ MOST_UNROLLED, LEAST_UNROLLED_WIDTH = 40, 64
 
 
 @jax.custom_vjp
-def _lstm(x, kernel, bias, state, forget_bias):
-    (y, final), _ = _forward(x, kernel, bias, state, forget_bias)
+def _lstm(x, kernel, bias, state, forget_bias, length):
+    (y, final), _ = _forward(x, kernel, bias, state, forget_bias, length)
     return y, final
 
 
-def _forward(x, kernel, bias, state, forget_bias):
+def _forward(x, kernel, bias, state, forget_bias, length):
     kernel_x, kernel_h = jnp.split(kernel.astype(x.dtype), [x.shape[-1]])  # cast once, not at each step
     H = kernel_h.shape[0]
     gate_bias = bias.at[2 * H:3 * H].add(forget_bias)
@@ -96,12 +98,16 @@ def _forward(x, kernel, bias, state, forget_bias):
         return LSTMState(c, h), (h, c, z)
 
     final, (h, c, z) = _scan(cell, state, product(x, kernel_x, x.dtype) + gate_bias)
-    return (h.astype(x.dtype), final), (x, kernel, state, h, c, z)
+    if length is not None:
+        final = last_step(LSTMState(c, h), length)
+    return (h.astype(x.dtype), final), (x, kernel, state, h, c, z, length)
 
 
 def _backward(saved, cotangents):
-    x, kernel, state, h, c, z = saved
+    x, kernel, state, h, c, z, length = saved
     dy, dfinal = cotangents
+    if length is not None:
+        dfinal = jax.tree.map(jnp.zeros_like, dfinal)
     kernel_x, kernel_h = jnp.split(kernel.astype(x.dtype), [x.shape[-1]])
     c_before = jnp.concatenate([state.c[None], c[:-1]])
     h_before = jnp.concatenate([state.h[None], h[:-1]])
@@ -130,7 +136,7 @@ def _backward(saved, cotangents):
     dbias = dz.sum((0, 1))
     H = h.shape[-1]
     dx = product_transposed(dz, kernel_x, x.dtype).astype(x.dtype)
-    return dx, dkernel, dbias, LSTMState(dc, dh), dbias[2 * H:3 * H].sum()
+    return dx, dkernel, dbias, LSTMState(dc, dh), dbias[2 * H:3 * H].sum(), None
 
 
 _lstm.defvjp(_forward, _backward)

@@ -6,16 +6,16 @@ that no kernel can take it up.
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from jaxlm.ops.bounded_scan import bounded_scan
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.product import product
 
 
 def lstm_with_dropped_state(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
-                            forget_bias: jax.Array | float, kept: jax.Array, keep: jax.Array | float | None
-                            ) -> tuple[jax.Array, LSTMState]:
+                            forget_bias: jax.Array | float, kept: jax.Array, keep: jax.Array | float | None,
+                            length: jax.Array | None = None) -> tuple[jax.Array, LSTMState]:
     """Runs one LSTM layer over time.
 
     Args:
@@ -26,6 +26,7 @@ def lstm_with_dropped_state(x: jax.Array, kernel: jax.Array, bias: jax.Array, st
       forget_bias: added to the forget gate before its sigmoid.
       kept: bool [B, H], which units of h the gates read; outputs and carry have all.
       keep: the probability with which they were kept; those read are divided by it.
+      length: how many steps count, traced; the carry is that after them. None: all.
 
     Returns:
       Outputs [T, B, H] and the new carry.
@@ -39,5 +40,5 @@ def lstm_with_dropped_state(x: jax.Array, kernel: jax.Array, bias: jax.Array, st
         h = jnp.tanh(c) * jax.nn.sigmoid(o)
         return LSTMState(c, h), h
 
-    final, h = lax.scan(cell, state, product(x, kernel_x, x.dtype) + bias)
+    final, h = bounded_scan(cell, state, product(x, kernel_x, x.dtype) + bias, length)
     return h.astype(x.dtype), final

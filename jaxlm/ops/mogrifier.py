@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxlm.ops.bounded_scan import bounded_scan
 from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.product import product
 
@@ -39,11 +40,13 @@ class Limits:
       cell_clip: the c that is carried on is clipped to +-this; the c inside a step's own output is not.
       state: h is multiplied by this before anything else sees it, [B, H], the same at all steps.
       update: tanh(j) is multiplied by this, [B, H], the same at all steps.
+      length: how many steps count; the new carry is that after them.
     """
 
     cell_clip: jax.Array | float | None = None
     state: jax.Array | None = None
     update: jax.Array | None = None
+    length: jax.Array | None = None
 
 
 def mogrifier_reference(x: jax.Array, weights: Weights, state: LSTMState, input_gate: str = "free",
@@ -58,7 +61,7 @@ def mogrifier_reference(x: jax.Array, weights: Weights, state: LSTMState, input_
         x = x if others["rounds"] else _from_input(linear, x, others)
         return _cell(linear, x, others, state, input_gate, limits)
 
-    final, y = lax.scan(step, state, x)
+    final, y = bounded_scan(step, state, x, limits.length)
     return y, final
 
 
@@ -132,7 +135,7 @@ def _scan(input_gate, dtype, matrices, added, x, others, state, limits):
         state, y = _cell(linear, x, others, state, input_gate, limits)
         return state, (y, operands)
 
-    final, (y, operands) = lax.scan(step, state, (x, added))
+    final, (y, operands) = bounded_scan(step, state, (x, added), limits.length)
     return (y, final), operands
 
 

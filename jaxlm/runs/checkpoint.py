@@ -235,7 +235,7 @@ def check_memory(config: Config) -> None:
         needed = sum(arrays.nbytes(leaf) for _, leaf in named_leaves(jax.eval_shape(_without_keys, template)))
         needed += 2 * sum(arrays.nbytes(leaf) for _, leaf in named_leaves(template.params))
         counts, model = config.train, config.model
-        needed += 4 * counts.bptt_length * counts.batch_size * (model.embedding_size + 6 * sum(model.hidden_sizes))
+        needed += 4 * counts.longest * counts.batch_size * (model.embedding_size + 6 * sum(model.hidden_sizes))
     except (OverflowError, ValueError, TypeError) as error:
         raise JaxlmError(f"no model of this config can be made: {error}") from None
     memory.check(needed, "training this config", "take smaller embedding_size, hidden_sizes, vocab_size or batch_size")

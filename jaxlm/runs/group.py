@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxlm.data.windows import Windows
 from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import members_mesh, put_rows
 from jaxlm.report.units import perplexity
@@ -38,7 +37,7 @@ class SingleGroup:
         windows = self._run.plan.windows(self._run.step, count, counts.windows_per_call, first_row)
         self._state, metrics = train_windows(
             self._recipe, self._state, tokens, windows, jnp.int32(count), jnp.bool_(counts.on_nonfinite == "skip"),
-            bptt_length=counts.bptt_length, mesh=self._mesh)
+            bptt_length=counts.longest, small_batch=counts.small_batch, mesh=self._mesh)
         return [jax.device_get(metrics)]
 
     def validate(self) -> list[float]:
@@ -91,8 +90,9 @@ class MemberGroup:
         counts = jnp.array([count if run is not None or self._vmapped else 0 for run in self.runs], jnp.int32)
         recipes, states = self._members
         states, metrics = members.train_members(
-            recipes, states, tokens, Windows(*map(np.stack, zip(*each, strict=True))), counts,
-            bptt_length=some.config.train.bptt_length, vmapped=self._vmapped, mesh=self._mesh)
+            recipes, states, tokens, jax.tree.map(lambda *columns: np.stack(columns), *each), counts,
+            bptt_length=some.config.train.longest, small_batch=some.config.train.small_batch, vmapped=self._vmapped,
+            mesh=self._mesh)
         self._members = recipes, states
         metrics = jax.device_get(metrics)
         return [members.taken(metrics, slot) for slot in range(len(self.runs))]

@@ -49,7 +49,8 @@ def fit(group: Group, observer: Observer) -> int | None:
         while signal is None and (runs := unfinished(group)):
             some = next(iter(runs.values()))
             count, plan = min(run.until_edge() for run in runs.values()), some.plan
-            tokens, first_row = take(plan.row(some.index), plan.row((some.index + count) % plan.per_epoch))
+            then, epoch = some.step + count, plan.locate(some.step)[0]
+            tokens, first_row = take(plan.row(some.index, epoch), plan.row(*reversed(plan.locate(then))))
             for slot, metrics in enumerate(group.train(tokens, first_row, count)):
                 if slot in runs and (problem := runs[slot].trained(metrics, count)):
                     observer.diverged(group, slot, problem)

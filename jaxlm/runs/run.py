@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxlm.config.config import Config
 from jaxlm.data.corpora import Corpus
-from jaxlm.data.windows import WindowPlan
+from jaxlm.data.windows import MOST_WINDOWS, RandomLengths, WindowPlan
+from jaxlm.errors import DataError
 from jaxlm.report.metrics import read_metrics
 from jaxlm.report.metrics_log import MetricsLog
 from jaxlm.report.trackers import OnMetrics
@@ -68,7 +69,7 @@ class Run:
         """
         self.config, self.corpus, self.folder, self.kept, self._held = config, corpus, held.folder, kept, held
         counts = config.train
-        self.plan = WindowPlan(len(corpus.train) // counts.batch_size, counts.bptt_length, counts.epochs)
+        self.plan = window_plan(config, len(corpus.train) // counts.batch_size)
         self.last = self.plan.total if steps is None else min(steps, self.plan.total)
         self.found: checkpoint.Checkpoint | None = None
         self.notes: list[str] = []
@@ -88,7 +89,7 @@ class Run:
     @property
     def epoch(self) -> int:
         """Epochs finished."""
-        return self.step // self.plan.per_epoch
+        return self.plan.locate(self.step)[0]
 
     @property
     def index(self) -> int:
@@ -103,7 +104,7 @@ class Run:
     @property
     def train_perplexity(self) -> float:
         """Of the windows logged of the last window's epoch; those whose cost is not finite are left out."""
-        return perplexity(*self.log.epoch_cost(-(-self.step // self.plan.per_epoch)))
+        return perplexity(*self.log.epoch_cost(self.plan.locate(self.step - 1)[0] + 1 if self.step else 0))
 
     @property
     def learning_rate(self) -> float:
@@ -133,7 +134,7 @@ class Run:
     def until_edge(self) -> int:
         """How many windows one call may train: to the epoch's end, the last window or the next checkpoint."""
         counts = self.config.train
-        edges = [self.plan.per_epoch - self.index, self.last - self.step, counts.windows_per_call]
+        edges = [self.plan.windows_in(self.epoch) - self.index, self.last - self.step, counts.windows_per_call]
         if counts.checkpoint_every:
             edges.append(counts.checkpoint_every - self.step % counts.checkpoint_every)
         return min(edges)
@@ -150,13 +151,14 @@ class Run:
             metrics.cost, metrics.grad_norm, metrics.learning_rate, metrics.finite))
         stopping = self.config.train.on_nonfinite == "stop" and not finite.all()
         done = int(finite.argmin()) if stopping else count
-        self.log.windows(self.step + 1, self.epoch + 1, cost[:done], norm[:done], rate[:done])
+        lengths = self.plan.lengths(self.step, done)
+        self.log.windows(self.step + 1, self.epoch + 1, cost[:done], norm[:done], rate[:done], lengths)
         if stopping:
             return (f"window {self.step + done + 1} (epoch {self.epoch + 1}) has cost {cost[done]} and gradient norm "
                     f"{norm[done]} at learning rate {rate[done]:g}")
         counts = self.config.train
         self.step += done
-        self._words += done * counts.bptt_length * counts.batch_size
+        self._words += (done * counts.bptt_length if lengths is None else int(lengths.sum())) * counts.batch_size
         self._rate, self._until = float(rate[0]), time.perf_counter()
         return None
 
@@ -190,6 +192,29 @@ class Run:
         self.log.result("test", checkpoint=which, step=step, test_perplexity=value, **floors(self.corpus, "test"))
         self.log.sync()
         return value
+
+
+def window_plan(config: Config, rows: int) -> WindowPlan:
+    """Which rows of [N // B, B] each step reads.
+
+    Args:
+      config: the run's.
+      rows: N // B.
+
+    Raises:
+      DataError: these are more windows than a run counts.
+    """
+    counts = config.train
+    if counts.length_deviation is None:
+        return WindowPlan(rows, counts.bptt_length, counts.epochs)
+    random = RandomLengths(counts.bptt_length, counts.short_probability, counts.length_deviation,
+                           counts.shortest_window, counts.longest, counts.length_seed,
+                           getattr(config.optimizer, "compatibility", "none") != "none")
+    plan = WindowPlan(rows, counts.longest, counts.epochs, random)
+    if plan.total > MOST_WINDOWS:
+        raise DataError(f"{counts.epochs:,} epochs of random windows are {plan.total:,} windows, more than the "
+                        f"{MOST_WINDOWS:,} that a run counts: lower epochs")
+    return plan
 
 
 def floors(corpus: Corpus, *splits: str) -> dict[str, float]:

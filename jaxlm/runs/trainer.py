@@ -31,6 +31,7 @@ from jaxlm.runs.lock import lock
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.run import EpochResult, Run, floors
 from jaxlm.scoring.stream import stream_nats
+from jaxlm.training.small_batches import check_small_batch
 from jaxlm.training.step import TrainState, init_state
 
 _init_state = jax.jit(init_state, static_argnums=2)
@@ -89,6 +90,7 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
     if steps is not None and steps < 0:
         raise JaxlmError(f"steps must be at least 0; it is {steps}")
     mesh, note = make_mesh(config.train.batch_size, devices, model_devices)
+    check_small_batch(mesh, config.train)
     vocab = None
     if resume and run_dir is not None:
         if config.data.corpus == UNKNOWN:
@@ -118,7 +120,7 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
             fresh = hosts.together(lambda: (run.found or checkpoint.load(shared, str(saved))).state)
         group = SingleGroup(run, fresh, mesh)
         run.found = fresh = None  # the group's are copies
-        progress = held.enter_context(Progress(config.train.epochs, run.plan.per_epoch,
+        progress = held.enter_context(Progress(config.train.epochs, run.plan.windows_in(0),
                                                config.train.bptt_length * config.train.batch_size, corpus.name,
                                                Console(quiet=True) if quiet or not first else None,
                                                total_windows=run.last))

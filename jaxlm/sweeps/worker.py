@@ -62,7 +62,8 @@ class Member:
         """What members of one program have in common: the recipe's structure, the counts, the text, the next window."""
         config = self.run.config
         train = replace(config.train, seed=0, epochs=0)
-        return jax.tree.structure(config.recipe), train, config.data, self.run.corpus.sha256, self.run.index
+        epoch = 0 if self.run.plan.random is None else self.run.epoch  # with random lengths its windows are its own
+        return jax.tree.structure(config.recipe), train, config.data, self.run.corpus.sha256, epoch, self.run.index
 
 
 class Worker(Observer):
@@ -153,9 +154,11 @@ class Worker(Observer):
         """Puts waiting members of the shape, and those of newly claimed trials, into the free slots."""
         assert isinstance(group, MemberGroup)
         most = 1 if self._study.plan.strategy == "grid" else len(group.runs)  # of other shapes, that wait meanwhile
+        if (running := next(filter(None, group.runs), None)) and running.plan.random is not None:
+            self._shape = (*self._shape[:-2], running.epoch, 0)
         for slot in [slot for slot, run in enumerate(group.runs) if run is None]:
             found = self._of_shape()
-            while found is None and self._shape[-1] == 0 and len(self._waiting) < most and self._claim():
+            while found is None and self._shape[-2:] == (0, 0) and len(self._waiting) < most and self._claim():
                 found = self._of_shape()
             if found is None:
                 break
@@ -234,7 +237,7 @@ class Worker(Observer):
 
 def group_size(config: Config, plan: Plan, workers: int) -> int:
     """How many members of a shape are of use in a worker's group, and fit into its share of half the free memory."""
-    T, B, model = config.train.bptt_length, config.train.batch_size, config.model
+    T, B, model = config.train.longest, config.train.batch_size, config.model
     state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state_shapes(config)))
     activations = T * B * (3 * model.embedding_size + 16 * sum(model.hidden_sizes))
     device = jax.local_devices()[0].memory_stats() or {}

@@ -22,19 +22,19 @@ def feed(ids: np.ndarray, counts: TrainConfig, put: Put = ONE_DEVICE) -> Iterato
     """Yields `take(row, then)`: tokens from a row of [N // B, B] on or from before it, and the row they begin with.
 
     Of ids [N] in memory the tokens are all of [N // B, B], put on the device once. Of a memory-mapped file they are
-    [windows_per_call * T + 1, B], padded at the epoch's end, so that nothing compiles anew; while one slab is in use
-    a thread reads that from row `then` on and puts it on the device.
+    [windows_per_call * T + 1, B] for the longest window's T, padded at the epoch's end, so that nothing compiles anew;
+    while one slab is in use a thread reads that from row `then` on and puts it on the device.
 
     Args:
       ids: [N].
-      counts: batch_size B, bptt_length T and windows_per_call.
+      counts: batch_size B, the longest window's T and windows_per_call.
       put: `put(shape, read)` brings tokens to the device, and asks `read` for the rows of the batch that it needs: one
         process of many for its own.
 
     Raises:
       DataError: the file cannot be read any more.
     """
-    T, B = counts.bptt_length, counts.batch_size
+    T, B = counts.longest, counts.batch_size
     if not isinstance(ids, np.memmap):
         whole = put((len(ids) // B, B), lambda rows: batch(ids, B, rows))
         yield lambda row, then: (whole, 0)

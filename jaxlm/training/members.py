@@ -41,9 +41,10 @@ def taken(group: Any, slot: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[slot], group)
 
 
-@partial(jax.jit, static_argnames=("bptt_length", "vmapped", "mesh"), donate_argnames="states")
+@partial(jax.jit, static_argnames=("bptt_length", "small_batch", "vmapped", "mesh"), donate_argnames="states")
 def train_members(recipes: Recipe, states: TrainState, tokens: jax.Array, windows: Windows, counts: jax.Array, *,
-                  bptt_length: int, vmapped: bool, mesh: Mesh | None = None) -> tuple[TrainState, Metrics]:
+                  bptt_length: int, vmapped: bool, small_batch: int = 0, mesh: Mesh | None = None
+                  ) -> tuple[TrainState, Metrics]:
     """Windows of every member, in one call.
 
     Members share each operation (`vmapped`) or follow one another; with a mesh each device has some of them. Of a
@@ -54,8 +55,9 @@ def train_members(recipes: Recipe, states: TrainState, tokens: jax.Array, window
       tokens: [R, B], the same for all.
       windows: arrays [M, W].
       counts: [M], how many of its windows each member trains. With `vmapped` all train as many as the first.
-      bptt_length: steps T.
+      bptt_length: steps T; where lengths are random, the longest.
       vmapped: whether members share each operation.
+      small_batch: rows that one gradient is computed of; 0: all.
       mesh: over the members.
 
     Returns:
@@ -63,7 +65,8 @@ def train_members(recipes: Recipe, states: TrainState, tokens: jax.Array, window
     """
 
     def one(recipe: Recipe, state: TrainState, windows: Windows, count: jax.Array) -> tuple[TrainState, Metrics]:
-        return loop_windows(recipe, state, tokens, windows, count, True, bptt_length=bptt_length)
+        return loop_windows(recipe, state, tokens, windows, count, True, bptt_length=bptt_length,
+                            small_batch=small_batch)
 
     def all_of_a_device(recipes, states, tokens, windows, counts):
         if vmapped:

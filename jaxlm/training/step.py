@@ -1,6 +1,6 @@
 """The training step: a pure function of recipe, state and window; and its loop over the windows of one call."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from jaxlm.models.noise import Noise, draw_noise, drop_words, is_random
 from jaxlm.models.stack import Carry
 from jaxlm.training import gradients, optimizers
 from jaxlm.training.schedules import factor
+from jaxlm.training.small_batches import Gradient, Part, gradient_of
 
 
 @jax.tree_util.register_dataclass
@@ -50,6 +51,9 @@ class Window:
     epoch: jax.Array | int = 0  # from 0
     first: jax.Array | bool = False  # of its epoch: the carry starts from zero
     total: jax.Array | int = 1  # windows of all epochs
+    length: jax.Array | None = None  # of the T steps how many count; None: all
+    rate: jax.Array | None = None  # factor on the learning rate, besides the schedule's; None: 1
+    small_batch: int = field(default=0, metadata={"static": True})  # rows of one gradient; 0: all
 
 
 @jax.tree_util.register_dataclass
@@ -59,7 +63,7 @@ class Metrics:
 
     cost: jax.Array  # nats: summed over T, averaged over B
     grad_norm: jax.Array  # of the cost's gradient, before clipping
-    learning_rate: jax.Array
+    learning_rate: jax.Array  # without the factor of a random window's own length
     finite: jax.Array  # cost and gradient norm; where not, no update was made
 
 
@@ -92,31 +96,42 @@ def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise |
       recipe: model, optimiser and schedule; every number may be traced.
       state: as `init_state` makes it.
       window: inputs and targets [T, B].
-      noise: in place of what the state's key and step draw.
+      noise: in place of what the state's key and step draw; with small batches, with an axis of these before its own.
 
     Returns:
       The new state, its step one more, and the window's metrics.
     """
-    model, (T, B) = recipe.model, window.inputs.shape
+    model = recipe.model
     carry = jax.tree.map(lambda c: jnp.where(window.first, 0, c), state.carry)
-    if noise is None:
-        key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-        noise = draw_noise(model, key, T, B)
-    trained = stack.read_rows(state.params, window.inputs) if optimizers.takes_rows(recipe) else state.params
+    key = None if state.key is None or noise is not None else jax.random.fold_in(state.key, state.step)
 
-    def cost_fn(trained):
-        x = drop_words(model, noise, stack.embed(trained, window.inputs), window.inputs).astype(model.compute_dtype)
-        features, new_carry = stack.features(model, trained, noise, x, carry)
-        nats = heads.summed_nats(model, trained, features, window.targets, kept=noise.latents)
-        return nats / collectives.all_rows(B), new_carry
+    def of_part(part: Part) -> Gradient:
+        inputs, (T, B), noise = part.inputs, part.inputs.shape, part.noise
+        if noise is None:
+            own = key if key is None or part.number is None else jax.random.fold_in(key, part.number)
+            noise = draw_noise(model, own, T, B, part.first)
+        trained = stack.read_rows(state.params, inputs) if optimizers.takes_rows(recipe) else state.params
+        counted = None if window.length is None else jnp.broadcast_to(
+            (jnp.arange(T) < window.length)[:, None], (T, B)).astype(jnp.float32)
 
-    (cost, new_carry), grads = jax.value_and_grad(cost_fn, has_aux=True)(trained)
+        def cost_fn(trained):
+            x = drop_words(model, noise, stack.embed(trained, inputs), inputs).astype(model.compute_dtype)
+            features, new_carry = stack.features(model, trained, noise, x, part.carry, window.length)
+            nats = heads.summed_nats(model, trained, features, part.targets, counted, noise.latents)
+            return nats / collectives.all_rows(B), new_carry
+
+        (cost, new_carry), grads = jax.value_and_grad(cost_fn, has_aux=True)(trained)
+        return cost, new_carry, grads
+
+    whole = Part(window.inputs, window.targets, carry, noise=noise)
+    cost, new_carry, grads = gradient_of(of_part, whole, window.small_batch)
     cost, grads = collectives.sum_over_data(cost), gradients.summed(grads)
     norm = gradients.global_norm(grads, stack.param_specs(model))
     finite = jnp.isfinite(cost) & jnp.isfinite(norm)
 
     scale = factor(recipe.schedule, state.step, window.epoch, window.total)
-    updates, opt_state = optimizers.transformation(recipe, scale).update(grads, state.opt_state, state.params,
+    own = scale if window.rate is None else scale * window.rate
+    updates, opt_state = optimizers.transformation(recipe, own).update(grads, state.opt_state, state.params,
                                                                          grad_norm=norm)
     params = gradients.apply_updates(state.params, jax.tree.map(lambda u: jnp.where(finite, u, 0), updates),
                                      window.inputs)
@@ -127,16 +142,20 @@ def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise |
             Metrics(cost, norm, recipe.optimizer.learning_rate * scale, finite))
 
 
-def read_window(tokens: jax.Array, windows: Windows, bptt_length: int) -> Window:
+def read_window(tokens: jax.Array, windows: Windows, bptt_length: int, small_batch: int = 0) -> Window:
     """The window [T, B] that one entry of `windows` names, out of tokens [R, B]."""
-    rows = lax.dynamic_slice_in_dim(tokens, windows.row, bptt_length + 1)
-    return Window(rows[:-1], rows[1:], windows.epoch, windows.first, windows.total)
+    if windows.length is None:
+        rows = lax.dynamic_slice_in_dim(tokens, windows.row, bptt_length + 1)
+    else:  # what is padded may lie behind the last token
+        rows = tokens.at[windows.row + jnp.arange(bptt_length + 1)].get(mode="clip")
+    return Window(rows[:-1], rows[1:], windows.epoch, windows.first, windows.total, windows.length, windows.rate,
+                  small_batch)
 
 
-@partial(jax.jit, static_argnames=("bptt_length", "mesh"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("bptt_length", "small_batch", "mesh"), donate_argnames="state")
 def train_windows(recipe: Recipe, state: TrainState, tokens: jax.Array, windows: Windows, count: jax.Array,
-                  skip_nonfinite: jax.Array | bool = False, *, bptt_length: int, mesh: Mesh | None = None
-                  ) -> tuple[TrainState, Metrics]:
+                  skip_nonfinite: jax.Array | bool = False, *, bptt_length: int, small_batch: int = 0,
+                  mesh: Mesh | None = None) -> tuple[TrainState, Metrics]:
     """The first `count` (traced) of the windows, in one call, so that an epoch's tail compiles nothing anew.
 
     Args:
@@ -147,25 +166,27 @@ def train_windows(recipe: Recipe, state: TrainState, tokens: jax.Array, windows:
       count: how many of the W are trained.
       skip_nonfinite: whether the call goes on after a window whose cost or gradient is not finite, of which no update
         is made; else it ends there.
-      bptt_length: steps T.
+      bptt_length: steps T; where lengths are random, the longest.
+      small_batch: rows that one gradient is computed of; 0: all.
       mesh: of the devices that share the batch and the vocabulary.
 
     Returns:
       The new state, and metrics [W], of which those of windows trained count.
     """
     where = state_specs(recipe, state)
-    run = spread(mesh, partial(loop_windows, bptt_length=bptt_length),
+    run = spread(mesh, partial(loop_windows, bptt_length=bptt_length, small_batch=small_batch),
                  (collectives.SAME, where, collectives.ROWS, *[collectives.SAME] * 3), (where, collectives.SAME))
     return run(recipe, state, tokens, windows, count, skip_nonfinite)
 
 
 def loop_windows(recipe: Recipe, state: TrainState, tokens: jax.Array, windows: Windows, count: jax.Array,
-                 skip_nonfinite: jax.Array | bool, *, bptt_length: int) -> tuple[TrainState, Metrics]:
+                 skip_nonfinite: jax.Array | bool, *, bptt_length: int, small_batch: int = 0
+                 ) -> tuple[TrainState, Metrics]:
     """`train_windows`, on one device's part."""
 
     def body(loop):
         done, state, metrics = loop
-        window = read_window(tokens, jax.tree.map(lambda column: column[done], windows), bptt_length)
+        window = read_window(tokens, jax.tree.map(lambda column: column[done], windows), bptt_length, small_batch)
         state, new = train_step(recipe, state, window)
         return done + 1, state, jax.tree.map(lambda column, one: column.at[done].set(one), metrics, new)
 
