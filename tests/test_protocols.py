@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from language_models import KINDS, small_lm
+from test_mogrifier import from_lamb
 
 import jaxlm
 from jaxlm.cli import main
@@ -19,7 +20,7 @@ from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import no_noise
 from jaxlm.scoring import reading
-from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient_statistics
+from jaxlm.scoring.dynamic_evaluation import DynamicReader, cost_of, gradient, gradient_statistics
 from jaxlm.scoring.evaluation import evaluate_ids
 from jaxlm.scoring.neural_cache import CacheReader
 from jaxlm.scoring.protocols import reader_of, scoring_of
@@ -119,6 +120,44 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
             np.testing.assert_allclose(one["bias"].sum(), sum(biases), rtol=1e-4)
 
 
+@needs_golden
+def test_lamb_s_dynamic_evaluation():
+    """After its ten windows of training by rmsprop, which is Adam without a mean of the gradient."""
+    case = json.loads((GOLDEN / "mogrifier.json").read_text())["language_models"][0]
+    told, B, T, expected = case["config"], case["B"], case["config"]["max_time_steps"], case["dyneval"]
+    g, t = (np.random.default_rng(case[name]) for name in ("weight_seed", "token_seed"))
+    drawn = {name: g.uniform(-case["scale"], case["scale"], shape).astype(np.float32)
+             for name, shape in case["variables"]}
+    train, _, test = ((t.random((rows, windows * T + 1))**3 * told["vocab_size"]).astype(np.int32)
+                      for rows, windows in ((B, case["steps"]), (B, 3), (1, 12)))
+    layers = [from_lamb(drawn, f"lm/rnn/skip_multi_rnn_cell/cell_{layer}/TiledLSTMCell/", "tiled_linear/")
+              for layer in range(2)]
+    params = jax.tree.map(jnp.asarray, {"embedding": drawn["im/embedding"], "mogrifier": layers,
+                                        "softmax": {"bias": drawn["om/om/bias"][0]}})
+    width = told["hidden_size"][0]
+    config = jaxlm.preset("small").replace(
+        model="mogrifier", vocab_size=told["vocab_size"], embedding_size=width, hidden_sizes=(width, width), tied=True,
+        skip=True, rounds=5, rank=4, input_gate="capped", clip_norm=told["max_grad_norm"])
+    protocol = jaxlm.Dynamic(learning_rate=expected["learning_rate"], lambda_=expected["decay_rate"], segment_length=T,
+                             epsilon=expected["epsilon"], statistics_rows=B, compatibility="lamb")
+    model, cost = config.model, cost_of(config, protocol)
+
+    @jax.jit
+    def learnt(params, v, carry, step, tokens):
+        counted = jnp.ones((T, B), bool)
+        grads, (_, carry) = gradient(model, cost, params, tokens[:-1], tokens[1:], counted, carry)
+        v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, grads)
+        rate = case["learning_rate"] * jnp.sqrt(1 - 0.999**step)
+        return jax.tree.map(lambda p, v, g: p - rate * g / (jnp.sqrt(v) + 1e-8), params, v, grads), v, carry
+
+    state = params, jax.tree.map(jnp.zeros_like, params), stack.zero_carry(model, B)
+    for step in range(case["steps"]):
+        state = learnt(*state, step + 1, train.T[step * T:(step + 1) * T + 1])
+    statistics = gradient_statistics(model, state[0], train.reshape(-1), protocol, cost)
+    found = OneStream(DynamicReader(model, state[0], protocol, statistics, cost), full=False)([test[0]])
+    np.testing.assert_allclose(found.nats.reshape(-1, T).mean(1), expected["test"], rtol=1e-5)
+
+
 def no_statistics(_):
     raise AssertionError("no training text is needed")
 
@@ -142,7 +181,7 @@ def plain_nats(kind: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("name", "kind"), [*((name, "lstm") for name in SETTINGS), *(
-    pytest.param(name, kind, marks=pytest.mark.slow) for name in SETTINGS for kind in KINDS if kind != "lstm")])
+    pytest.param(name, kind, marks=pytest.mark.slow) for name in SETTINGS for kind in (*KINDS[1:], "mogrifier"))])
 def test_a_protocol_at_its_neutral_numbers_is_the_plain_model(name, kind):
     np.testing.assert_allclose(scoring(name, NEUTRAL[name], kind=kind, full=False)([IDS]).nats, plain_nats(kind),
                                rtol=1e-5)

@@ -65,12 +65,18 @@ class Dynamic(Plain):
     statistics_rows: int = count(100, "rows in which the training text is read for the gradients' size (rms)", "rows",
                                  low=1)
     statistics_windows: int = count(0, "most windows of the training text read for that (0: all)", "windows")
-    compatibility: str = choice("none", "krause has the quirks of that paper's code; krause-oldhyper also its option "
-                                        "of that name", ("none", "krause", "krause-oldhyper"))
+    compatibility: str = choice("none", "krause has the quirks of that paper's code, krause-oldhyper also its option "
+                                        "of that name, and lamb those of the Mogrifier's code",
+                                ("none", "krause", "krause-oldhyper", "lamb"))
 
     def check(self) -> None:
         if self.rule == "sgd" and self.compatibility != "none":
             raise JaxlmError(f"compatibility {self.compatibility} is about code that has no rule sgd: leave one out")
+
+    @property
+    def as_krause(self) -> bool:
+        """Whether the tensors are PyTorch's."""
+        return self.compatibility.startswith("krause")
 
     @property
     def grid(self) -> Grid:

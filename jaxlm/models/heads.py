@@ -54,21 +54,23 @@ def summed_nats(model: Recurrent, params: Params, features: jax.Array, targets: 
     return softmax.summed_nats(_projected(model, params, _flat(features)), kernel, bias, targets.reshape(-1), weights)
 
 
-def token_nats(model: Recurrent, params: Params, features: jax.Array, targets: jax.Array) -> jax.Array:
-    """features [T, B, H], targets [T, B] -> -log p of each target [T, B], without gradients."""
-    x, kernel, bias = _flat(features), *_weights(model, params)
+def token_nats(model: Recurrent, params: Params, features: jax.Array, targets: jax.Array,
+               kept: jax.Array | None = None) -> jax.Array:
+    """features [T, B, H], targets [T, B] -> -log p of each target [T, B], without gradients; `kept` as above."""
+    kernel, bias = _weights(model, params)
     if model.experts:
-        nats = mixture.token_nats(*_experts(model, params, x), kernel, bias, targets.reshape(-1), model.mixture_epsilon)
+        latents, choice = (part.reshape(-1, *part.shape[2:]) for part in _experts(model, params, features, kept))
+        nats = mixture.token_nats(latents, choice, kernel, bias, targets.reshape(-1), model.mixture_epsilon)
     else:
-        nats = softmax.token_nats(_projected(model, params, x), kernel, bias, targets.reshape(-1))
+        nats = softmax.token_nats(_projected(model, params, _flat(features)), kernel, bias, targets.reshape(-1))
     return nats.reshape(targets.shape)
 
 
-def logits(model: Recurrent, params: Params, features: jax.Array) -> jax.Array:
+def logits(model: Recurrent, params: Params, features: jax.Array, kept: jax.Array | None = None) -> jax.Array:
     """features [..., H] -> logits [..., V]; of a mixture, log p. For a few rows, since nothing is chunked."""
     kernel, bias = _weights(model, params)
     if model.experts:
-        return mixture.log_probs(*_experts(model, params, features), kernel, bias, model.mixture_epsilon)
+        return mixture.log_probs(*_experts(model, params, features, kept), kernel, bias, model.mixture_epsilon)
     return _projected(model, params, features) @ kernel + bias
 
 

@@ -9,21 +9,23 @@ the windows of the training text, for each parameter; mean is its mean over each
 
 With `compatibility="krause"` the tensors are PyTorch's, as in that paper's code: an LSTM has two kernels and two
 biases, of which each two are one here. The biases' sum then moves at twice the rate of one. And a last segment of one
-prediction is not scored.
+prediction is not scored. With `compatibility="lamb"`, the Mogrifier's code (Melis et al. 2020), g is the gradient that
+trained the run, of the sum over T with the optimiser's L2 penalty, clipped; and mean is that of all parameters at once.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 
-from jaxlm.config.config import kind_of
+from jaxlm.config.config import Config, kind_of
 from jaxlm.config.models import LSTM, Recurrent
 from jaxlm.config.protocols import Dynamic
 from jaxlm.data.windows import batch
@@ -37,6 +39,21 @@ from jaxlm.scoring.token_scores import Columns
 
 MOST_COPIES = 1 << 26  # numbers in all sentences' parameters, where several are read side by side
 WINDOWS_PER_CALL = 256
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cost:
+    """What is differentiated: the mean nats; `summed` is their sum over T and mean over B.
+
+    Attributes:
+        clip_norm: largest global norm of the gradient; None: any.
+        l2_penalty: weight of half the squared norm of all parameters; None: 0.
+    """
+
+    summed: bool = field(default=False, metadata={"static": True})
+    clip_norm: Any = None
+    l2_penalty: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -56,12 +73,14 @@ class DynamicReader:
     Attributes:
         params: the trained parameters.
         statistics: of the training text; None with the rule sgd.
+        cost: what `cost_of` gives.
     """
 
     model: Recurrent
     params: Params
     protocol: Dynamic
     statistics: Statistics | None
+    cost: Cost = field(default_factory=Cost)
 
     @property
     def segment(self) -> int:
@@ -83,17 +102,17 @@ class DynamicReader:
              scale: Scale) -> tuple[Columns, tuple[Params, Carry]]:
         params, carry = state
         column = inputs[:, None], targets[:, None], counted[:, None]
-        grads, (found, carry) = _gradient(self.model, params, *column, carry)
+        grads, (found, carry) = gradient(self.model, self.cost, params, *column, carry)
         return own_scores(self.model, params, found, targets, scale), (self._learnt(params, grads), carry)
 
     def _learnt(self, params: Params, grads: Params) -> Params:
         """The parameters after one step."""
         rate, lambda_, epsilon = self._rates()
-        times = _summed_tensors(self.model, params, self.protocol.compatibility)
+        times = _summed_tensors(self.model, params, self.protocol)
         if self.statistics is None:
             return jax.tree.map(lambda p, p0, g, n: p + lambda_ * (p0 - p) - n * rate * g, params, self.params, grads,
                                 times)
-        mean = jnp.stack(_tensor_means(self.model, self.statistics.rms, self.protocol.compatibility)).mean()
+        mean = _mean(self.model, self.statistics.rms, self.protocol)
 
         def step(p, p0, g, rms, n):
             return p + jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p) - n * rate * g / (rms + epsilon)
@@ -106,12 +125,20 @@ class DynamicReader:
         rate, lambda_, epsilon = protocol.learning_rate, protocol.lambda_, protocol.epsilon
         if protocol.compatibility == "krause-oldhyper" and self.statistics is not None:
             root = jnp.sqrt(self.statistics.windows)
-            tensors = len(_tensor_means(self.model, self.params, protocol.compatibility))
+            tensors = len(_tensors(self.model, self.params, protocol))
             return rate / root, lambda_ / tensors, epsilon / root
         return rate, lambda_, epsilon
 
 
-def gradient_statistics(model: Recurrent, params: Params, ids: np.ndarray, protocol: Dynamic) -> Statistics:
+def cost_of(config: Config, protocol: Dynamic) -> Cost:
+    """What a protocol differentiates for a run's model."""
+    if protocol.compatibility != "lamb":
+        return Cost()
+    return Cost(True, config.optimizer.clip_norm, getattr(config.optimizer, "l2_penalty", None))
+
+
+def gradient_statistics(model: Recurrent, params: Params, ids: np.ndarray, protocol: Dynamic, cost: Cost | None = None
+                        ) -> Statistics:
     """Reads the training text once, without learning from it.
 
     Args:
@@ -119,6 +146,7 @@ def gradient_statistics(model: Recurrent, params: Params, ids: np.ndarray, proto
         params: the trained parameters.
         ids: the training text [N], cut into `statistics_rows` rows; the carry is passed on.
         protocol: its windows are as long as its segments. A window with one prediction a row, at the end, is left out.
+        cost: what `cost_of` gives.
 
     Raises:
         DataError: the text is too short for so many rows.
@@ -137,38 +165,46 @@ def gradient_statistics(model: Recurrent, params: Params, ids: np.ndarray, proto
         tokens = batch(ids, B, start=first * T, stop=min(rows, (first + C) * T + 1))
         count = min(len(tokens) - 1, (windows - first) * T)  # predictions of a row in these windows
         tokens = np.pad(tokens, ((0, C * T + 1 - len(tokens)), (0, 0)))
-        squares, carry = _add_squares(model, params, squares, tokens, jnp.int32(count), carry, length=T)
+        squares, carry = _add_squares(model, cost or Cost(), params, squares, tokens, jnp.int32(count), carry,
+                                      length=T)
     return Statistics(jax.tree.map(lambda total: jnp.sqrt(total / windows), squares), float(windows))
 
 
 def check_compatible(model: Recurrent, protocol: Dynamic) -> None:
     """Raises JaxlmError where the protocol's compatibility means nothing for a model."""
-    if protocol.compatibility != "none" and type(model) is not LSTM:
+    if protocol.as_krause and type(model) is not LSTM:
         raise JaxlmError(f"compatibility {protocol.compatibility} is about the tensors of PyTorch's LSTM, and the "
                          f"model is {kind_of('model', model)}: leave compatibility out")
 
 
-def _gradient(model, params, inputs, targets, counted, carry):
-    """The gradient of the mean nats of those of [T, B] that are counted, with the features and the new carry."""
-    weights = counted / jnp.maximum(counted.sum(), 1)
+def gradient(model: Recurrent, cost: Cost, params: Params, inputs: jax.Array, targets: jax.Array, counted: jax.Array,
+             carry: Carry) -> tuple[Params, tuple[jax.Array, Carry]]:
+    """The gradient of the cost of those of [T, B] that are counted; with the features and the new carry."""
+    weights = counted / (inputs.shape[1] if cost.summed else jnp.maximum(counted.sum(), 1))
 
-    def mean_nats(params):
+    def nats(params):
         x = stack.embed(params, inputs)
         found, after = stack.features(stack.exact(model), params, no_noise(model), x, carry)
         return heads.summed_nats(model, params, found, targets, weights.astype(found.dtype)), (found, after)
 
-    return jax.grad(mean_nats, has_aux=True)(params)
+    grads, kept = jax.grad(nats, has_aux=True)(params)
+    if cost.l2_penalty is not None:
+        grads = jax.tree.map(lambda g, p: g + cost.l2_penalty * p, grads, params)
+    if cost.clip_norm is not None:
+        shrunk = cost.clip_norm / jnp.maximum(optax.tree.norm(grads), cost.clip_norm)
+        grads = jax.tree.map(lambda g: shrunk * g, grads)
+    return grads, kept
 
 
 @partial(jax.jit, static_argnames="length")
-def _add_squares(model, params, squares, tokens, count, carry, *, length):
+def _add_squares(model, cost, params, squares, tokens, count, carry, *, length):
     """Adds the squared gradients of the windows of tokens [C * length + 1, B]; `count` predictions of a row count."""
 
     def add(state, start):
         squares, carry = state
         rows = lax.dynamic_slice_in_dim(tokens, start, length + 1)
         counted = jnp.broadcast_to((start + jnp.arange(length) < count)[:, None], rows[1:].shape)
-        grads, (_, carry) = _gradient(model, params, rows[:-1], rows[1:], counted, carry)
+        grads, (_, carry) = gradient(model, cost, params, rows[:-1], rows[1:], counted, carry)
         return (jax.tree.map(lambda total, g: total + g * g, squares, grads), carry), None
 
     starts = jnp.arange(0, len(tokens) - 1, length)
@@ -180,15 +216,23 @@ def _as_torch(model: Recurrent, params: Params, split: Callable[[Params, int], P
     return {**params, "lstm": layers}
 
 
-def _tensor_means(model: Recurrent, tree: Params, compatibility: str) -> list[jax.Array]:
-    """The mean of each tensor."""
-    if compatibility != "none":
+def _tensors(model: Recurrent, tree: Params, protocol: Dynamic) -> list[jax.Array]:
+    """The tensors, as the protocol counts them."""
+    if protocol.as_krause:
         tree = _as_torch(model, tree, lambda layer, width: {
             "ih": layer["kernel"][:-width], "hh": layer["kernel"][-width:], "biases": [layer["bias"]] * 2})
-    return [leaf.mean() for leaf in jax.tree.leaves(tree)]
+    return jax.tree.leaves(tree)
 
 
-def _summed_tensors(model: Recurrent, params: Params, compatibility: str) -> Params:
+def _mean(model: Recurrent, rms: Params, protocol: Dynamic) -> jax.Array:
+    """The mean over the tensors of each one's mean; for lamb the mean of all numbers."""
+    tensors = _tensors(model, rms, protocol)
+    if protocol.compatibility == "lamb":
+        return jnp.stack([tensor.sum() for tensor in tensors]).sum() / sum(tensor.size for tensor in tensors)
+    return jnp.stack([tensor.mean() for tensor in tensors]).mean()
+
+
+def _summed_tensors(model: Recurrent, params: Params, protocol: Dynamic) -> Params:
     """For each parameter how many of the reference's tensors it is the sum of."""
     ones = jax.tree.map(lambda leaf: 1, params)
-    return ones if compatibility == "none" else _as_torch(model, ones, lambda layer, _: {**layer, "bias": 2})
+    return _as_torch(model, ones, lambda layer, _: {**layer, "bias": 2}) if protocol.as_krause else ones

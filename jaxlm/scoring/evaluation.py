@@ -68,7 +68,7 @@ def evaluate_ids(config: Config, params: Params, ids: np.ndarray, text: str, pro
         raise JaxlmError(f"cache_window {protocol.cache_window:,} is larger than the {len(ids) - 1:,} predictions of "
                          f"{text}: lower cache_window, or evaluate a longer text")
     count = len(ids) - 1
-    if isinstance(protocol, Dynamic) and protocol.compatibility != "none" and count % protocol.segment_length == 1:
+    if isinstance(protocol, Dynamic) and protocol.as_krause and count % protocol.segment_length == 1:
         ids, count = ids[:-1], count - 1  # that code leaves a last segment of one prediction out
     elif isinstance(protocol, Cache) and protocol.compatibility == "awd-lstm":
         count += 1  # that code divides by the tokens

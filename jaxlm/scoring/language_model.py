@@ -17,7 +17,7 @@ from jaxlm.scoring import generation
 from jaxlm.scoring.adaptation import CLIP_NORM, Adaptive
 from jaxlm.scoring.beam import beam_search
 from jaxlm.scoring.displayed_words import WordSurprisals, by_word
-from jaxlm.scoring.dynamic_evaluation import Statistics, gradient_statistics
+from jaxlm.scoring.dynamic_evaluation import Statistics, cost_of, gradient_statistics
 from jaxlm.scoring.evaluation import Evaluation, Tuned, evaluate_ids, tried
 from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
@@ -143,9 +143,10 @@ class LanguageModel:
 
         def statistics(protocol: Dynamic) -> Statistics:
             train = self._find(None, data_dir) if corpus is None else corpus
-            key = (train.sha256, protocol.segment_length, protocol.statistics_rows, protocol.statistics_windows)
+            cost = cost_of(self.config, protocol)
+            key = (train.sha256, protocol.segment_length, protocol.statistics_rows, protocol.statistics_windows, cost)
             if key not in self._statistics:
-                self._statistics[key] = gradient_statistics(self.config.model, self.params, train.train, protocol)
+                self._statistics[key] = gradient_statistics(self.config.model, self.params, train.train, protocol, cost)
             return self._statistics[key]
 
         return statistics

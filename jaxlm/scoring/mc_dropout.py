@@ -54,9 +54,9 @@ class MCReader:
             noise = draw_noise(model, jax.random.fold_in(key, number), len(inputs), 1)
             found, carry = features(model, params, inputs, carry, noise)
             if scale.nats_only:
-                log_p = -heads.token_nats(model, params, found, targets[:, None])[:, 0]
+                log_p = -heads.token_nats(model, params, found, targets[:, None], noise.latents)[:, 0]
             else:
-                log_p = jax.nn.log_softmax(heads.logits(model, params, found[:, 0]))
+                log_p = jax.nn.log_softmax(heads.logits(model, params, found, noise.latents)[:, 0])
             return jnp.logaddexp(total, log_p), carry
 
         nothing = jnp.full((len(inputs),) if scale.nats_only else (len(inputs), model.vocab_size), -jnp.inf)

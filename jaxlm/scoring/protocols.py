@@ -7,7 +7,7 @@ import numpy as np
 from jaxlm.config.config import Config
 from jaxlm.config.protocols import Cache, Dynamic, MCDropout, Plain, Temperature
 from jaxlm.models.cell import Params
-from jaxlm.scoring.dynamic_evaluation import DynamicReader, Statistics, check_compatible
+from jaxlm.scoring.dynamic_evaluation import DynamicReader, Statistics, check_compatible, cost_of
 from jaxlm.scoring.mc_dropout import MCReader
 from jaxlm.scoring.neural_cache import CacheReader
 from jaxlm.scoring.reading import EachSentence, OneStream, Reader
@@ -40,7 +40,8 @@ def reader_of(config: Config, params: Params, protocol: Plain, statistics: Stati
         return MCReader(model, params, protocol, config.train.bptt_length)
     assert isinstance(protocol, Dynamic), protocol
     check_compatible(model, protocol)
-    return DynamicReader(model, params, protocol, statistics(protocol) if protocol.rule == "rms" else None)
+    found = statistics(protocol) if protocol.rule == "rms" else None
+    return DynamicReader(model, params, protocol, found, cost_of(config, protocol))
 
 
 def scoring_of(config: Config, params: Params, reader: Reader | None, stream: bool, top: int = 0, full: bool = True
