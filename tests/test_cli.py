@@ -104,7 +104,7 @@ def test_text_that_cannot_be_used(capsys, tmp_path, data, message):
     (["--model", "gpt"], "model must be lstm, gru, mingru or mogrifier; it is 'gpt'", 1),
     (["--optimizer", "adam"], "optimizer must be sgd, adamw or muon; it is 'adam'", 1),
     (["--schedule", "step"], "schedule must be piecewise, cosine or linear; it is 'step'", 1),
-    (["--model", "gru", "--forget-bias", "1"], "forget_bias is a field of the model lstm, and the model is gru", 1),
+    (["--model", "gru", "--forget-bias", "1"], "a field of the model lstm or mogrifier, and the model is gru", 1),
     (["--beta1", "0.9"], "beta1 is a field of the optimizer adamw or muon, and the optimizer is sgd", 1),
     (["--optimizer", "muon", "--momentum", "none"], "momentum takes a number; it is None", 1),
     (["--tied"], "hidden_sizes is 8, embedding_size is 4", 1),

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from interop_files import golden, log_probabilities, recorded
 
+from jaxlm.crc32c import crc32c, masked
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.crc32c import crc32c, masked
 from jaxlm.interop.importing import import_model, read_model
 from jaxlm.interop.sstable import unsnappy
 

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import INTRUDERS, intrude, opened
 
+from jaxlm.crc32c import crc32c
 from jaxlm.files import Folder
 from jaxlm.report.metrics import read_metrics
-from jaxlm.report.tensorboard import TensorBoard, crc32c, record, scalars_event, start_event, version_event
+from jaxlm.report.tensorboard import TensorBoard, record, scalars_event, start_event, version_event
 
 NAN = float("nan")
 FLOATS = st.floats(allow_nan=False)

@@ -6,8 +6,8 @@ much it shares with the one before.
 
 from collections.abc import Iterator
 
+from jaxlm.crc32c import crc32c, masked
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.crc32c import crc32c, masked
 
 MAGIC = 0xDB4775248B80FB57
 MOST_KEY, MOST_BLOCK = 500, 1 << 26  # bytes; of a block: unpacked

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxlm.crc32c import crc32c, masked
 from jaxlm.errors import JaxlmError
 from jaxlm.files import read_bytes, reader, reason
-from jaxlm.interop.crc32c import crc32c, masked
 from jaxlm.interop.sstable import Cursor, entries
 from jaxlm.interop.tensors import SIZES, LazyTensor, as_floats, decoded, listed, shown
 

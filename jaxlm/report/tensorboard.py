@@ -7,7 +7,7 @@ A file is a sequence of records as TFRecord frames them (length, its checksum, d
     Summary  {repeated Value value = 1}     Value {string tag = 1; float simple_value = 2}
     SessionLog {enum status = 1}
 
-Sources: TensorFlow's event.proto, summary.proto and lib/io/record_writer.h; CRC-32C is RFC 3720's, appendix B.4.
+Sources: TensorFlow's event.proto, summary.proto and lib/io/record_writer.h.
 """
 
 import struct
@@ -18,29 +18,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from jaxlm.crc32c import crc32c, masked
 from jaxlm.files import Folder, reason
 
 _SESSION_START = 1
-
-
-def _table() -> list[int]:
-    entries = []
-    for entry in range(256):
-        for _ in range(8):
-            entry = entry >> 1 ^ (0x82F63B78 if entry & 1 else 0)  # Castagnoli's polynomial, reflected
-        entries.append(entry)
-    return entries
-
-
-_CRC_TABLE = _table()
-
-
-def crc32c(data: bytes) -> int:
-    """The CRC-32C (Castagnoli) of data."""
-    crc, table = 0xFFFFFFFF, _CRC_TABLE
-    for byte in data:
-        crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
-    return crc ^ 0xFFFFFFFF
 
 
 def record(data: bytes) -> bytes:
@@ -141,5 +122,4 @@ def _varint(value: int) -> bytes:
 
 
 def _masked_crc(data: bytes) -> bytes:
-    crc = crc32c(data)
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+    return struct.pack("<I", masked(crc32c(data)))

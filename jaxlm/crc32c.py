@@ -1,4 +1,4 @@
-"""CRC-32C (Castagnoli), as TensorFlow's checkpoints keep it, over many stretches of the data at once.
+"""CRC-32C (Castagnoli; RFC 3720, appendix B.4), as TensorFlow's files keep it, over many stretches at once.
 
 The register after data is linear in the data, so stretches of equal length are summed side by side in NumPy and then
 joined: joining moves a register over a stretch's length of zeros, which is a linear map of its four bytes.
@@ -22,6 +22,11 @@ def _tables() -> np.ndarray:
     for _ in range(3):
         rows.append(table[rows[-1] & 255] ^ (rows[-1] >> 8))
     return np.stack(rows)
+
+
+@cache
+def _bytewise() -> list[int]:
+    return _tables()[0].tolist()
 
 
 def _step(register: np.ndarray) -> np.ndarray:
@@ -48,7 +53,7 @@ def crc32c(data: bytes | bytearray | memoryview) -> int:
         for lane in sums.tolist():
             register = (places[0][register & 255] ^ places[1][register >> 8 & 255] ^ places[2][register >> 16 & 255]
                         ^ places[3][register >> 24] ^ lane)
-    table = _tables()[0].tolist()
+    table = _bytewise()
     for byte in bytes(memoryview(data)[length * _LANES * 4:]):
         register = table[(register ^ byte) & 255] ^ (register >> 8)
     return register ^ 0xFFFFFFFF
