@@ -78,9 +78,9 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     shutil.copytree(ROOT / "experiments", folder / "experiments")
     (folder / "bin").mkdir()
-    (folder / "bin/python").symlink_to(sys.executable)
-    (folder / "bin/jaxlm").write_text(f"#!{sys.executable}\nimport sys\nfrom jaxlm.cli import main\nsys.exit(main())\n")
-    (folder / "bin/jaxlm").chmod(0o755)
+    for name, options in (("python", ""), ("jaxlm", " -m jaxlm")):  # (a link to python would miss its environment)
+        (folder / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{options} "$@"\n')
+        (folder / "bin" / name).chmod(0o755)
     run(FIRST, folder)
     return folder
 
