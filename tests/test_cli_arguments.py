@@ -32,6 +32,7 @@ from jaxlm.cli.verbs import VERBS, argument, verb
 from jaxlm.config.config import FIXED, KINDS, Config, all_kinds
 from jaxlm.config.fields import Spec, specs
 from jaxlm.config.presets import PRESETS, preset
+from jaxlm.config.protocols import protocol_of
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.scoring.generation import Text
 from jaxlm.terminal import say
@@ -54,8 +55,10 @@ def calls(tmp_path_factory):
             return result
         return call
 
+    evaluation = SimpleNamespace(text="x", perplexity=2.0, nats=1.0, predictions=3)
     lm = SimpleNamespace(perplexity=stub(1e300), predict=stub([("a", 0.5)]), neighbors=stub([("a", 0.5)]),
-                         evaluate=stub(SimpleNamespace(text="x", perplexity=2.0, nats=1.0, predictions=3)),
+                         evaluate=stub(evaluation), tune=stub(SimpleNamespace(
+                             protocol=protocol_of("cache"), valid=2.0, tried=[1], test=evaluation)),
                          **{name: getattr(small_lm(), name) for name in (
                              "minimal_pairs", "scorer", "states", "surprisal_stream", "syntaxgym", "unknown_words",
                              "word_surprisal")},

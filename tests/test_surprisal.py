@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from language_models import KINDS, WORDS, log_probs, next_word, small_lm
 
+import jaxlm
 from jaxlm.cli import main
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, JaxlmError
+from jaxlm.runs.adoption import keep_model, unknown_corpus
 from jaxlm.scoring import token_scores
 from jaxlm.scoring.stimuli import lines_of
 from jaxlm.scoring.stream import stream_nats
@@ -315,6 +317,15 @@ def test_several_runs_have_columns_of_their_own(run, text, tmp_path, capsys):
     assert float(both[1][second]) < float(both[1][first])
     alone = printed(capsys, "surprisal", adapted, text).splitlines()[1].split("\t")
     assert alone[5] == both[1][second]
+
+
+def test_an_adapted_model_is_kept_without_the_text_that_it_was_trained_on(text, tmp_path, capsys):
+    lm, sha256 = small_lm(), "0" * 64
+    source = keep_model(tmp_path / "run", lm.config, lm.params, unknown_corpus("imported:x", sha256, lm.vocab))
+    printed(capsys, "surprisal", source, text, "--adapt", 0.1, "--save-adapted", tmp_path / "adapted")
+    kept = jaxlm.load(tmp_path / "adapted")
+    assert (kept.corpus, kept.vocab) == (jaxlm.load(source).corpus, lm.vocab) and kept.corpus["sha256"] == sha256
+    assert not np.array_equal(kept.params["embedding"], lm.params["embedding"])
 
 
 def test_the_states_of_a_text(run, text, tmp_path, capsys):
