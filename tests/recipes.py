@@ -31,15 +31,16 @@ CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     "locked-dropout": BASE.replace(**EVERY_DROPOUT),
     "weight-drop": BASE.replace(keep_recurrent_weights=0.6, keep_state=0.7, tied=True, keep_words=0.7),
     "gru-weight-drop": BASE.replace(model="gru", keep_recurrent_weights=0.6),
-    "projection": MODEL_CASES["projection"],
+    "projection": MODEL_CASES["projection"].replace(keep_latent=0.7),
     "mixture": MODEL_CASES["mixture"],
     "tied-mixture": MODEL_CASES["tied-mixture"].replace(mixture_epsilon=1e-8, keep_latent=0.7),
     "random-windows": BASE.replace(**RANDOM_WINDOWS, keep_output=0.7, tied=True),
     "random-windows-small-batches": BASE.replace(**RANDOM_WINDOWS, **EVERY_DROPOUT, small_batch=2, experts=2),
     "momentum": BASE.replace(momentum=0.9, nesterov=True, learning_rate=0.1),
     "average": BASE.replace(average_decay=0.9),
-    "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(optimizer="adamw", tied=True, **EVERY_DROPOUT),
-    "mogrifier-coupled-muon": MODEL_CASES["mogrifier-coupled"].replace(optimizer="muon", keep_state=0.7,
-                                                                       keep_recurrent_weights=0.7),
+    "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(
+        optimizer="adamw", tied=True, keep_update=0.8, model_compatibility="lamb", **EVERY_DROPOUT),
+    "mogrifier-coupled-muon": MODEL_CASES["mogrifier-coupled"].replace(
+        optimizer="muon", keep_state=0.7, keep_recurrent_weights=0.7, keep_update=0.8, scale_embedding=True),
     "tied-muon-average": BASE.replace(tied=True, optimizer="muon", schedule="cosine", average_decay=0.5,
                                       keep_output=0.7)}

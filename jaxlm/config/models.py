@@ -21,6 +21,7 @@ class Recurrent:
                              "wide as the embedding, unless there is a projection or a mixture")
     skip: bool = flag(False, "the softmax reads the sum of the layers' outputs, not the last one's (arXiv:1909.01792); "
                              "all layers must be equally wide")
+    scale_embedding: bool = flag(False, "multiply embedded inputs by the root of embedding_size (arXiv:1706.03762)")
     projection: bool = flag(False, "with tied: project the last layer's output to the embedding's width")
     experts: int = count(0, "softmaxes K in a mixture (arXiv:1711.03953; 0: a plain softmax)", "softmaxes", high=2**20)
     latent_size: int = count(0, "width of the vector that each softmax of the mixture reads (0: the embedding's)",
@@ -45,8 +46,8 @@ class Recurrent:
                                                         "arXiv:1708.02182)", above=0, high=1)
     keep_state: float | None = number(None, "probability that the gates read a unit of h, drawn once a window (none: "
                                             "no dropout)", above=0, high=1)
-    keep_latent: float | None = number(None, "probability that a unit of a mixture's latent vectors is kept (none: no "
-                                             "dropout)", above=0, high=1)
+    keep_latent: float | None = number(None, "probability that a unit of a mixture's latent vectors, or of a "
+                                             "projection's output, is kept (none: no dropout)", above=0, high=1)
     compute_dtype: str = choice("float32", "what training multiplies in; sums, parameters, loss and evaluation stay "
                                            "float32; auto: bfloat16 where the device multiplies it by itself",
                                 ("float32", "bfloat16", "auto"))
@@ -67,7 +68,8 @@ class Recurrent:
             raise JaxlmError(f"tied needs latent vectors as wide as the embedding: latent_size is {latent}, "
                              f"embedding_size is {self.embedding_size}; leave latent_size at 0")
         for name, absent in (("latent_size", 0), ("mixture_epsilon", None), ("keep_latent", None)):
-            if not self.experts and getattr(self, name) != absent:
+            allowed = self.experts or (name == "keep_latent" and self.projection)
+            if not allowed and getattr(self, name) != absent:
                 raise JaxlmError(f"{name} belongs to a mixture of softmaxes, and experts is 0: set experts, or leave "
                                  f"{name} out")
         if self.keep_recurrent_weights is not None and not self.recurrent_gates:
@@ -124,6 +126,11 @@ class Mogrifier(Recurrent):
     cell_clip: float | None = number(None, "clips the cell state that is carried to the next step to +-this (none: no "
                                            "clipping)", above=0)
     layer_norm: bool = flag(False, "normalise the gates and the cell over a layer's units (arXiv:1607.06450)")
+    keep_update: float | None = number(None, "probability that a unit of what is written to the cell, tanh(j), is "
+                                             "kept, drawn once a window (none: no dropout; arXiv:1603.05118)", above=0,
+                                       high=1)
+    model_compatibility: str = choice("none", "whose quirks of dropout to repeat: none, or lamb, the published code "
+                                              "(docs/mogrifier.md)", ("none", "lamb"))
 
     @property
     def recurrent_gates(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -67,5 +67,12 @@ def own_words(ids: jax.Array, words: int) -> jax.Array:
     return jnp.where((local >= 0) & (local < words), local, words)
 
 
+def own_rows(table: jax.Array, words: int) -> jax.Array:
+    """This device's rows of a table [V, ...] that every device holds whole; `words` of them, zeros beyond V."""
+    if not _present(MODEL):
+        return table
+    return table.at[words * lax.axis_index(MODEL) + jnp.arange(words)].get(mode="fill", fill_value=0)
+
+
 def _present(axis: str) -> bool:
     return axis in jax.sharding.get_abstract_mesh().manual_axes and lax.axis_size(axis) > 1

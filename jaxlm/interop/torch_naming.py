@@ -48,9 +48,10 @@ def state_dict(model: Recurrent, params: Params) -> tuple[StateDict, list[str]]:
 
 def check_known(model: Recurrent, params: Params, name: str) -> None:
     """Raises JaxlmError where a model is more than an embedding, its layers one after the other and a softmax."""
-    if model.skip:
-        raise JaxlmError("the model has skip connections, and PyTorch's and ONNX's stacks of layers have none: export "
-                         "it --to stablehlo or orbax")
+    for present, what in ((model.skip, "skip connections"), (model.scale_embedding, "scaled embeddings")):
+        if present:
+            raise JaxlmError(f"the model has {what}, and PyTorch's and ONNX's stacks of layers have none: export it "
+                             f"--to stablehlo or orbax")
     if model.experts or model.projection:
         head = f"a mixture of {model.experts} softmaxes" if model.experts else "tied through a projection"
         raise JaxlmError(f"the model's head is {head}, and this format has a place for one softmax of the last layer's "

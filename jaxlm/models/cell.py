@@ -25,7 +25,8 @@ class Cell:
       change_recurrent: (params, H, function) -> the parameters with the function of their recurrent kernel
         [H, gates * H] in its place; None where nothing reads h (the config's kind then has no `recurrent_gates`).
 
-    Where the config's kind `drops_state`, `apply` takes a fifth argument: which units of h the gates read, bool [B, H].
+    Where the config's kind `drops_state`, `apply` also takes `kept`: which units of h the gates read, bool [B, H].
+    Where it has the field keep_update, `updated` likewise: which units of the cell are written.
     In windows of random length it takes `length=`: how many of the T steps count, traced; the new carry is that after
     them (`ops/bounded_scan.py`).
     """

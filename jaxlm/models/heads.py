@@ -44,14 +44,15 @@ def summed_nats(model: Recurrent, params: Params, features: jax.Array, targets: 
                 weights: jax.Array | None = None, kept: jax.Array | None = None) -> jax.Array:
     """features [T, B, H], targets and weights (default: ones) [T, B] -> the weighted sum of -log p of the targets.
 
-    With gradients (none for the weights), and flat in memory. `kept` are a mixture's `Noise.latents`.
+    With gradients (none for the weights), and flat in memory. `kept` is `Noise.latents`.
     """
     weights = jnp.ones(targets.size) if weights is None else weights.reshape(-1)
     kernel, bias = _weights(model, params)
     if model.experts:
         latents, choice = (part.reshape(-1, *part.shape[2:]) for part in _experts(model, params, features, kept))
         return mixture.summed_nats(latents, choice, kernel, bias, targets.reshape(-1), weights, model.mixture_epsilon)
-    return softmax.summed_nats(_projected(model, params, _flat(features)), kernel, bias, targets.reshape(-1), weights)
+    x = _flat(_projected(model, params, features, kept))
+    return softmax.summed_nats(x, kernel, bias, targets.reshape(-1), weights)
 
 
 def token_nats(model: Recurrent, params: Params, features: jax.Array, targets: jax.Array,
@@ -86,9 +87,11 @@ def _weights(model: Recurrent, params: Params) -> tuple[jax.Array, jax.Array]:
     return kernel, params["softmax"]["bias"]
 
 
-def _projected(model: Recurrent, params: Params, x: jax.Array) -> jax.Array:
+def _projected(model: Recurrent, params: Params, x: jax.Array, kept: jax.Array | None = None) -> jax.Array:
     """[..., H] -> [..., D]."""
-    return product(x, params["softmax"]["projection"], x.dtype).astype(x.dtype) if model.projection else x
+    if not model.projection:
+        return x
+    return apply_mask(product(x, params["softmax"]["projection"], x.dtype).astype(x.dtype), kept, model.keep_latent)
 
 
 def _experts(model: Recurrent, params: Params, x: jax.Array, kept: jax.Array | None = None

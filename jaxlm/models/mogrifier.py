@@ -9,6 +9,8 @@ from jaxlm.models.lstm import change_recurrent
 from jaxlm.ops.lstm import LSTMState, zero_state
 from jaxlm.ops.mogrifier import Limits, mogrifier
 
+LAMB_S_UPDATE = 1.5  # what lamb scales a kept update by, whatever its probability, and in evaluation too
+
 
 def _init(model: Mogrifier, key: jax.Array, inputs: int, width: int) -> Params:
     kernel_key, *keys = jax.random.split(key, model.rounds + 1)
@@ -34,9 +36,16 @@ def _round(model: Mogrifier, key: jax.Array, inputs: int, outputs: int) -> Param
 
 
 def _apply(model: Mogrifier, params: Params, x: jax.Array, state: LSTMState, kept: jax.Array | None = None,
-           length: jax.Array | None = None) -> tuple[jax.Array, LSTMState]:
-    mask = None if kept is None or model.keep_state is None else jnp.where(kept, 1 / model.keep_state, 0)
-    return mogrifier(x, params, state, model.input_gate, Limits(model.cell_clip, mask, length=length))
+           updated: jax.Array | None = None, length: jax.Array | None = None
+           ) -> tuple[jax.Array, LSTMState]:
+    of_state, of_update = _scaled(kept, model.keep_state), _scaled(updated, model.keep_update)
+    if model.model_compatibility == "lamb" and model.keep_update is not None and model.input_gate != "free":
+        of_update = LAMB_S_UPDATE if updated is None else jnp.where(updated, LAMB_S_UPDATE, 0)
+    return mogrifier(x, params, state, model.input_gate, Limits(model.cell_clip, of_state, of_update, length))
+
+
+def _scaled(kept: jax.Array | None, keep: jax.Array | float | None) -> jax.Array | None:
+    return None if kept is None or keep is None else jnp.where(kept, 1 / keep, 0)
 
 
 CELL = Cell(_init, zero_state, _apply, lambda model: model.recurrent_gates, change_recurrent)

@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 
-from jaxlm.config.models import Recurrent
+from jaxlm.config.models import Mogrifier, Recurrent
 from jaxlm.distributed import collectives
+from jaxlm.models.cell import Params
 from jaxlm.models.heads import kernel_width
 from jaxlm.ops.dropout import apply_mask, draw_mask
 
@@ -18,7 +19,7 @@ Mask = jax.Array | None  # bool, true where something is kept; None: nothing is 
 Keep = jax.Array | float | None
 
 # With which number a place's key is folded; dropout's own places count from 0, one a layer.
-_WORDS, _RECURRENT_WEIGHTS, _STATES, _LATENTS = range(2**20, 2**20 + 4)
+_WORDS, _RECURRENT_WEIGHTS, _STATES, _LATENTS, _UPDATES = range(2**20, 2**20 + 5)
 
 
 @jax.tree_util.register_dataclass
@@ -32,7 +33,8 @@ class Noise:
       words: words that an input may read [V, 1].
       recurrent_weights: for each layer, elements of its recurrent kernel [H, G * H].
       states: for each layer, units of the h that its gates read of the step before [B, H].
-      latents: units of a mixture's latent vectors [T, B, K * D] or [1, B, K * D].
+      latents: units of a mixture's latent vectors [T, B, K * D] or of a projection's output; locked, [1, B, K * D].
+      updates: for each layer, units of what is written to its cell [B, H].
     """
 
     embedding: Mask
@@ -41,6 +43,7 @@ class Noise:
     recurrent_weights: tuple[Mask, ...] = ()
     states: tuple[Mask, ...] = ()
     latents: Mask = None
+    updates: tuple[Mask, ...] = ()
 
 
 def no_noise(model: Recurrent) -> Noise:
@@ -73,11 +76,11 @@ def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int, f
             return None
         return jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(key, place), layer), keep, shape)
 
-    def state(layer: int, width: int) -> Mask:
-        if model.keep_state is None or key is None:
+    def all_steps(place: int, keep: Keep, layer: int, width: int) -> Mask:
+        if keep is None or key is None:
             return None
-        own = jax.random.fold_in(jax.random.fold_in(key, _STATES), layer)
-        return draw_mask(own, model.keep_state, (1, rows, width), first)[0]
+        own = jax.random.fold_in(jax.random.fold_in(key, place), layer)
+        return draw_mask(own, keep, (1, rows, width), first)[0]
 
     layers, gates = tuple(enumerate(model.hidden_sizes)), model.recurrent_gates
     return Noise(
@@ -86,8 +89,9 @@ def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int, f
         for_all_rows(_WORDS, model.keep_words, model.vocab_size, 1),
         tuple(for_all_rows(_RECURRENT_WEIGHTS, model.keep_recurrent_weights, width, gates * width, layer=layer)
               for layer, width in layers),
-        tuple(state(layer, width) for layer, width in layers),
-        units(_LATENTS, model.keep_latent, model.experts * kernel_width(model)))
+        tuple(all_steps(_STATES, model.keep_state, layer, width) for layer, width in layers),
+        units(_LATENTS, model.keep_latent, max(model.experts, 1) * kernel_width(model)),
+        tuple(all_steps(_UPDATES, getattr(model, "keep_update", None), layer, width) for layer, width in layers))
 
 
 def keep_of_output(model: Recurrent, layer: int) -> Keep:
@@ -104,7 +108,8 @@ def of_layer(masks: tuple[Mask, ...], layer: int) -> Any:
 def drop_words(model: Recurrent, noise: Noise, x: jax.Array, tokens: jax.Array) -> jax.Array:
     """Embedded tokens without those of dropped words (Gal and Ghahramani 2016, arXiv:1512.05287).
 
-    A whole row of the embedding is dropped, wherever the window reads it; as an output a word is never dropped.
+    A whole row of the embedding is dropped, wherever the window reads it; as an output a word is never dropped, unless
+    lamb's quirks are repeated (`drop_rows`).
 
     Args:
       model: its keep_words is the probability that a word is kept.
@@ -115,4 +120,17 @@ def drop_words(model: Recurrent, noise: Noise, x: jax.Array, tokens: jax.Array) 
     Returns:
       x / keep_words where the token's word is kept, else 0.
     """
-    return x if noise.words is None else apply_mask(x, noise.words[tokens], model.keep_words)
+    return x if noise.words is None or _drops_rows(model) else apply_mask(x, noise.words[tokens], model.keep_words)
+
+
+def drop_rows(model: Recurrent, noise: Noise, params: Params) -> Params:
+    """The parameters; with lamb's quirks, dropped words' rows of a tied embedding are zeros, in the softmax too."""
+    if noise.words is None or not _drops_rows(model):
+        return params
+    table = params["embedding"]
+    return {**params, "embedding": apply_mask(table, collectives.own_rows(noise.words, len(table)), model.keep_words)}
+
+
+def _drops_rows(model: Recurrent) -> bool:
+    """Whether a dropped word is dropped from the one embedding tensor, which a tied softmax reads too."""
+    return isinstance(model, Mogrifier) and model.model_compatibility == "lamb" and model.tied

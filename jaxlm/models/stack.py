@@ -92,16 +92,18 @@ def last_outputs(model: Recurrent, params: Params, noise: Noise, x: jax.Array, c
                  length: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Carry]:
     """`features`, and before them the same outputs [T, B, H] without their own dropout."""
     cell, name = _cell(model)
+    x = x * jnp.sqrt(model.embedding_size).astype(x.dtype) if model.scale_embedding else x
     raw = dropped = apply_mask(x, noise.embedding, model.keep_embedding)
     new_carry, outputs = [], []
     for place, (layer, state) in enumerate(zip(params[name], carry, strict=True)):
-        weights, kept = of_layer(noise.recurrent_weights, place), of_layer(noise.states, place)
+        weights = of_layer(noise.recurrent_weights, place)
+        masks = {"kept": of_layer(noise.states, place), "updated": of_layer(noise.updates, place)}
         if weights is not None:
             assert cell.change_recurrent is not None
             layer = cell.change_recurrent(layer, model.hidden_sizes[place], partial(
                 apply_mask, kept=weights, keep=model.keep_recurrent_weights))
-        counted = {} if length is None else {"length": length}
-        raw, state = cell.apply(model, layer, dropped, state, *(() if kept is None else (kept,)), **counted)
+        given = {name: value for name, value in (*masks.items(), ("length", length)) if value is not None}
+        raw, state = cell.apply(model, layer, dropped, state, **given)
         outputs.append(raw)
         raw = sum(outputs[:-1], raw) if model.skip and place == len(carry) - 1 else raw
         dropped = apply_mask(raw, of_layer(noise.outputs, place), keep_of_output(model, place))

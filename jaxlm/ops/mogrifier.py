@@ -39,13 +39,13 @@ class Limits:
     Attributes:
       cell_clip: the c that is carried on is clipped to +-this; the c inside a step's own output is not.
       state: h is multiplied by this before anything else sees it, [B, H], the same at all steps.
-      update: tanh(j) is multiplied by this, [B, H], the same at all steps.
+      update: tanh(j) is multiplied by this, [B, H] or a number, the same at all steps.
       length: how many steps count; the new carry is that after them.
     """
 
     cell_clip: jax.Array | float | None = None
     state: jax.Array | None = None
-    update: jax.Array | None = None
+    update: jax.Array | float | None = None
     length: jax.Array | None = None
 
 

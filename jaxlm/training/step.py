@@ -16,7 +16,7 @@ from jaxlm.distributed import collectives
 from jaxlm.distributed.mesh import PADDED_BIAS, put, spread, spread_specs, whole
 from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
-from jaxlm.models.noise import Noise, draw_noise, drop_words, is_random
+from jaxlm.models.noise import Noise, draw_noise, drop_rows, drop_words, is_random
 from jaxlm.models.stack import Carry
 from jaxlm.training import gradients, optimizers
 from jaxlm.training.schedules import factor
@@ -115,6 +115,7 @@ def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise |
             (jnp.arange(T) < window.length)[:, None], (T, B)).astype(jnp.float32)
 
         def cost_fn(trained):
+            trained = drop_rows(model, noise, trained)
             x = drop_words(model, noise, stack.embed(trained, inputs), inputs).astype(model.compute_dtype)
             features, new_carry = stack.features(model, trained, noise, x, part.carry, window.length)
             nats = heads.summed_nats(model, trained, features, part.targets, counted, noise.latents)
