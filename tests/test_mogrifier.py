@@ -17,8 +17,12 @@ from jax.extend.core import jaxprs_in_params
 import jaxlm
 from jaxlm.errors import JaxlmError
 from jaxlm.models import mogrifier as layer
+from jaxlm.models import stack
+from jaxlm.models.noise import Noise
 from jaxlm.ops.lstm import LSTMState, lstm
 from jaxlm.ops.mogrifier import Limits, mogrifier, mogrifier_reference
+from jaxlm.scoring.stream import eval_step
+from jaxlm.training.step import Window, init_state, train_step
 
 OPS = {"fast": mogrifier, "plain": mogrifier_reference}
 
@@ -196,6 +200,109 @@ def test_the_cell_of_lamb(case):
     assert {*found} == {*case["gradients"]}
     for name, expected in case["gradients"].items():
         assert_recorded(found[name], expected, 1e-9)
+
+
+LMS = [case for case in GOLDEN["language_models"] if "l2_penalty" not in case["config"]] if GOLDEN else []
+LAYER = "lm/rnn/skip_multi_rnn_cell/cell_{}/TiledLSTMCell/"
+LOSS, NORM, EVALUATED = 1e-4, 1e-4, 1e-5  # relative
+
+
+def lamb_config(case):
+    """lamb's settings as jaxlm has them."""
+    theirs = {"tie_gates": False, "cap_input_gate": True, **case["config"]}
+    E, H = theirs["input_embedding_size"], theirs["hidden_size"][0]
+
+    def kept(name):
+        return 1 - theirs[name] if theirs.get(name) else None
+
+    return jaxlm.preset("small").replace(
+        model="mogrifier", optimizer="adamw", vocab_size=theirs["vocab_size"], embedding_size=E,
+        hidden_sizes=(H,) * theirs["num_layers"], rounds=theirs["feature_mask_rounds"],
+        rank=theirs["feature_mask_rank"], input_gate="capped" if theirs["cap_input_gate"] else "free", skip=True,
+        tied=theirs["share_input_and_output_embeddings"], keep_embedding=kept("input_dropout"),
+        keep_output=kept("inter_layer_dropout"), keep_last_output=kept("output_dropout"),
+        keep_state=kept("state_dropout"), keep_update=kept("update_dropout"), keep_words=kept("embedding_dropout"),
+        projection=E != H,
+        keep_latent=kept("downprojected_output_dropout"), compatibility="lamb",
+        locked_dropout=theirs.get("shared_mask_dropout", False), model_compatibility="lamb",
+        scale_embedding=theirs.get("scale_input_embeddings", False),
+        learning_rate=case["learning_rate"], beta1=0.0, beta2=0.999, clip_norm=theirs["max_grad_norm"],
+        batch_size=case["B"], bptt_length=theirs["max_time_steps"], decay=1.0)
+
+
+def lamb_params(case):
+    """The weights that a case starts from."""
+    g = np.random.default_rng(case["weight_seed"])
+    drawn = {name: g.uniform(-case["scale"], case["scale"], shape).astype(np.float32)
+             for name, shape in case["variables"]}
+    layers = [from_lamb(drawn, LAYER.format(place), "tiled_linear/") for place in range(case["config"]["num_layers"])]
+    head = {"bias": drawn["om/om/bias"][0]}
+    for ours, name in (("kernel", "om/om/weights"), ("projection", "om/om/projection/kernel")):
+        if name in drawn:
+            head[ours] = drawn[name]
+    return {"embedding": drawn["im/embedding"], "mogrifier": layers, "softmax": head}
+
+
+def lamb_variables(case, params):
+    """Parameters, or a gradient, under lamb's names."""
+    names = [name for name, _ in case["variables"]]
+    found = {"im/embedding": params["embedding"], "om/om/bias": params["softmax"]["bias"],
+             "om/om/weights": params["softmax"].get("kernel"),
+             "om/om/projection/kernel": params["softmax"].get("projection")}
+    for place, weights in enumerate(params["mogrifier"]):
+        found |= in_lamb_s_names(weights, names, LAYER.format(place), "tiled_linear/")
+    return {name: found[name] for name in names}
+
+
+def lamb_noise(case, config, step):
+    """The masks of a training step: those of input and layers are drawn step by step, in turns."""
+    g, B = np.random.default_rng([case["mask_seed"], step]), case["B"]
+    rates, drawn = case["config"], {}
+    for name, shape in case["masks"]:
+        shape = [B if side == "B" else side for side in shape]
+        drawn.setdefault(name, []).append(g.random(shape) < 1 - rates[name.split(",")[0]])
+
+    def found(name):
+        if name not in drawn:
+            return None
+        return jnp.asarray(drawn[name][0] if drawn[name][0].ndim == 3 else np.stack(drawn[name]))
+
+    def fixed(name):
+        masks = (found(f"{name}, layer {place}") for place in layers)
+        return tuple(mask if mask is None else mask[0] for mask in masks)
+
+    layers = range(len(config.model.hidden_sizes))
+    words = found("embedding_dropout")
+    outputs = (*(found(f"inter_layer_dropout, layer {place}") for place in layers[1:]), found("output_dropout"))
+    return Noise(found("input_dropout, layer 0"), outputs, None if words is None else words[0], (),
+                 fixed("state_dropout"), found("downprojected_output_dropout"), fixed("update_dropout"))
+
+
+@needs_golden
+@pytest.mark.parametrize("case", LMS, ids=lambda case: case["name"].split(",")[0])
+def test_the_language_model_of_lamb(case):
+    """Ten steps with the recorded draws of every mask, then a validation."""
+    config = lamb_config(case)
+    T, B, V, steps = config.train.bptt_length, case["B"], config.model.vocab_size, case["steps"]
+    t = np.random.default_rng(case["token_seed"])
+    train, valid = ((t.random((B, windows * T + 1)) ** 3 * V).astype(np.int32).T for windows in (steps, 3))
+    state = init_state(config.recipe, jax.random.key(0), B, jax.tree.map(jnp.asarray, lamb_params(case)))
+    run, costs = jax.jit(train_step), []
+    for step in range(steps):
+        tokens = jnp.asarray(train[step * T:(step + 1) * T + 1])
+        state, metrics = run(config.recipe, state, Window(tokens[:-1], tokens[1:]), lamb_noise(case, config, step))
+        costs.append((metrics.cost, metrics.grad_norm))
+    cost, norm = np.array(costs).T
+    np.testing.assert_allclose(cost, case["cost"], rtol=LOSS)
+    np.testing.assert_allclose(norm, case["grad_norm"], rtol=NORM)
+    for name, array in lamb_variables(case, jax.tree.map(np.asarray, state.params)).items():
+        assert np.linalg.norm(array) == pytest.approx(case["tensors"][name][0], rel=NORM), name
+        assert_recorded(array, case["tensors"][name], NORM)
+    carry, model = stack.zero_carry(config.model, B), config.model
+    for place, expected in enumerate(case["valid"]):
+        tokens = jnp.asarray(valid[place * T:(place + 1) * T + 1])
+        nats, carry = eval_step(model, state.params, tokens[:-1], tokens[1:], carry)
+        assert float(nats.sum()) / (T * B) == pytest.approx(expected, rel=EVALUATED)
 
 
 @pytest.mark.parametrize(("changes", "message"), [

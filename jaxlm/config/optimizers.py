@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxlm.config.fields import count, flag, number
+from jaxlm.config.fields import choice, count, flag, number
 from jaxlm.errors import JaxlmError
 
 
@@ -43,6 +43,8 @@ class AdamW(Optimizer):
     beta2: float = number(0.999, "decay of the squared gradient's mean", low=0, below=1)
     epsilon: float = number(1e-8, "added to the root of the squared gradient's mean", above=0)
     weight_decay: float = number(0.0, "decay of the matrices, times the learning rate", low=0)
+    compatibility: str = choice("none", "whose quirks to repeat: none, or lamb, the Mogrifier's published code, and "
+                                        "TensorFlow 1 (docs/mogrifier.md)", ("none", "lamb"))
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,13 @@ def takes_rows(recipe: Recipe) -> bool:
     also has a gradient at every word.
     """
     optimizer = recipe.optimizer
-    return isinstance(optimizer, SGD) and optimizer.momentum is None and not recipe.model.tied
+    plain = isinstance(optimizer, SGD) and optimizer.momentum is None
+    return (plain or counts_rows(recipe)) and not recipe.model.tied
+
+
+def counts_rows(recipe: Recipe) -> bool:
+    """Whether rows only count in the global norm, and the update takes the dense gradient: TensorFlow's Adam."""
+    return isinstance(recipe.optimizer, AdamW) and recipe.optimizer.compatibility == "lamb"
 
 
 def transformation(recipe: Recipe, factor: Number) -> optax.GradientTransformationExtraArgs:
@@ -85,8 +91,17 @@ def _sgd(model: Recurrent, optimizer: SGD, factor: Number) -> optax.GradientTran
 
 
 def _adamw(model: Recurrent, optimizer: AdamW, factor: Number) -> optax.GradientTransformation:
-    return optax.adamw(optimizer.learning_rate * factor, optimizer.beta1, optimizer.beta2, optimizer.epsilon,
-                       weight_decay=optimizer.weight_decay, mask=_matrices)
+    """Adam; with lamb's quirks epsilon is beside the root of the squared gradient's mean before its bias correction."""
+    plain = optax.scale_by_adam(optimizer.beta1, optimizer.beta2, optimizer.epsilon)
+
+    def update(updates, state, params=None):
+        corrected = jnp.sqrt(1 - optimizer.beta2 ** (state.count + 1))
+        epsilon = optimizer.epsilon / corrected if optimizer.compatibility == "lamb" else optimizer.epsilon
+        return optax.scale_by_adam(optimizer.beta1, optimizer.beta2, epsilon).update(updates, state, params)
+
+    return optax.chain(optax.GradientTransformation(plain.init, update),
+                       optax.add_decayed_weights(optimizer.weight_decay, _matrices),
+                       optax.scale_by_learning_rate(optimizer.learning_rate * factor))
 
 
 def _muon(model: Recurrent, optimizer: Muon, factor: Number) -> optax.GradientTransformation:

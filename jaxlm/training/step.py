@@ -128,6 +128,7 @@ def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise |
     cost, new_carry, grads = gradient_of(of_part, whole, window.small_batch)
     cost, grads = collectives.sum_over_data(cost), gradients.summed(grads)
     norm = gradients.global_norm(grads, stack.param_specs(model))
+    grads = gradients.dense(grads, state.params, window.inputs) if optimizers.counts_rows(recipe) else grads
     finite = jnp.isfinite(cost) & jnp.isfinite(norm)
 
     scale = factor(recipe.schedule, state.step, window.epoch, window.total)
