@@ -20,6 +20,9 @@ def printable(text: str, *, keep_newlines: bool = False, encoding: str | None = 
     Returns:
         The text without control characters, bidirectional overrides, line separators and lone surrogates.
         All other letters stay, backslashes included.
+
+    >>> print(printable("\x1b[2J and \n"))
+    \x1b[2J and \n
     """
 
     def escape(unsafe: re.Match[str]) -> str:

@@ -21,7 +21,7 @@ JaxlmError for a mistake, and prints by `terminal.say` alone. `ending.py` turns 
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxlm.cli import completion, help
@@ -30,6 +30,7 @@ from jaxlm.cli.parsing import Parser
 from jaxlm.cli.sweeping import sweep_arguments
 from jaxlm.cli.training import train_arguments
 from jaxlm.cli.verbs import VERBS
+from jaxlm.config.config import Config
 from jaxlm.config.presets import preset
 from jaxlm.terminal import say
 
@@ -88,11 +89,7 @@ def train_command(recipe: str, description: str, arguments: Sequence[str] | None
     Raises:
         SystemExit: help was asked for, or the arguments do not parse.
     """
-    given = _given(arguments)
-    parser = Parser(description=description, epilog=EXIT_CODES)
-    train_arguments(parser, given, preset(recipe))
-    parser.set_defaults(verb=VERBS["train"], preset=recipe)
-    return _run(parser, given)
+    return _script(description, arguments, "train", train_arguments, preset(recipe))
 
 
 def sweep_command(recipe: str, description: str, space: Mapping[str, Any], arguments: Sequence[str] | None = None,
@@ -112,10 +109,17 @@ def sweep_command(recipe: str, description: str, space: Mapping[str, Any], argum
     Raises:
         SystemExit: help was asked for, or the arguments do not parse.
     """
+    return _script(description, arguments, "sweep", sweep_arguments, preset(recipe).replace(**fields),
+                   default_space=dict(space), default_fields=fields)
+
+
+def _script(description: str, arguments: Sequence[str] | None, name: str, add: Callable[..., None], start: Config,
+            **defaults: Any) -> int:
+    """Runs a verb whose fields start from a script's own config."""
     given = _given(arguments)
-    parser = Parser(description=description)
-    sweep_arguments(parser, given, preset(recipe).replace(**fields))
-    parser.set_defaults(verb=VERBS["sweep"], preset=recipe, default_space=dict(space), default_fields=fields)
+    parser = Parser(description=description, epilog=EXIT_CODES)
+    add(parser, given, start)
+    parser.set_defaults(verb=VERBS[name], preset=start.preset, **defaults)
     return _run(parser, given)
 
 

@@ -69,6 +69,10 @@ class Config:
 
         Raises:
           JaxlmError: a field is unknown, is not one of the kind's, or has a value outside its limits.
+
+        >>> changed = Config().replace(model="gru", optimizer="adamw", epochs=3, learning_rate=0.01)
+        >>> changed.kinds["model"], changed.train.epochs, changed.optimizer.learning_rate
+        ('gru', 3, 0.01)
         """
         sections = {name: getattr(self, name) for name in SECTIONS}
         label = changes.pop("preset", self.preset)

@@ -14,6 +14,9 @@ def preset(name: str) -> Config:
 
     Raises:
       JaxlmError: the name is unknown.
+
+    >>> preset("zaremba-medium").model.hidden_sizes
+    (650, 650)
     """
     if name not in PRESETS:
         raise JaxlmError(f"unknown preset {name!r}{nearest(name, list(PRESETS))}")

@@ -75,6 +75,9 @@ class Vocab:
 
         Raises:
             DataError: A word is outside a vocabulary that has no `<unk>`.
+
+        >>> Vocab(("the", "<unk>", "cat")).encode("the cat sat".split()).tolist()
+        [0, 2, 1]
         """
         unknown = self.ids.get(UNK, -1)
         ids = np.fromiter(map(self.ids.get, tokens, repeat(unknown)), np.int32, len(tokens))

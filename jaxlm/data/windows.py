@@ -82,6 +82,10 @@ class WindowPlan:
       length: steps T of a window; where lengths are random, the longest.
       epochs: passes over the tokens.
       random: how lengths are drawn; None: all are T.
+
+    >>> plan = WindowPlan(rows=45, length=20, epochs=3)
+    >>> plan.per_epoch, plan.total, plan.locate(3)  # step 3 is window 1 of epoch 1
+    (2, 6, (1, 1))
     """
 
     rows: int

@@ -27,6 +27,10 @@ def linear_recurrence(a: jax.Array, b: jax.Array, h: jax.Array) -> jax.Array:
 
     Returns:
       [T, B, H].
+
+    >>> half, one = jnp.full((3, 1, 1), 0.5), jnp.ones((3, 1, 1))
+    >>> linear_recurrence(half, one, jnp.zeros((1, 1))).ravel().tolist()
+    [1.0, 1.5, 1.75]
     """
 
     def combine(earlier, later):

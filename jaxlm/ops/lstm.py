@@ -70,6 +70,12 @@ def lstm(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
 
     Raises:
       ValueError: shapes or dtypes do not fit.
+
+    >>> T, B, E, H = 20, 4, 3, 2
+    >>> kernel, bias = jnp.zeros((E + H, 4 * H)), jnp.zeros(4 * H)
+    >>> y, carry = lstm(jnp.ones((T, B, E)), kernel, bias, zero_state(B, H))
+    >>> y.shape, carry.c.shape
+    ((20, 4, 2), (4, 2))
     """
     _check_shapes(x, kernel, bias, state)
     return _lstm(x, kernel, bias, state, jnp.asarray(forget_bias, bias.dtype), length)

@@ -12,6 +12,9 @@ def perplexity(nats: float, count: float) -> float:
 
     Returns:
         The perplexity; inf where it is beyond a float, nan where nats are nan or count is not positive.
+
+    >>> round(perplexity(10 * math.log(50), 10), 6)
+    50.0
     """
     if not count > 0:
         return math.nan
@@ -22,5 +25,9 @@ def perplexity(nats: float, count: float) -> float:
 
 
 def perplexity_text(value: float) -> str:
-    """A perplexity with two decimals, from ten millions on as a power of ten."""
+    """A perplexity with two decimals, from ten millions on as a power of ten.
+
+    >>> perplexity_text(116.4512), perplexity_text(3e9)
+    ('116.45', '3.00e+09')
+    """
     return f"{value:.2e}" if value >= 1e7 else f"{value:.2f}"

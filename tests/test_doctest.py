@@ -1,0 +1,20 @@
+"""The examples in docstrings give what they say."""
+
+import doctest
+import importlib
+
+import pytest
+from test_layers import MODULES
+
+WITH_EXAMPLES = [module for module, path in MODULES.items() if ">>> " in path.read_text()]
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_the_examples_of_a_module(module):
+    found = doctest.testmod(importlib.import_module(module))
+    assert found.attempted > 0 and found.failed == 0
+
+
+def test_the_functions_that_others_call_first_have_examples():
+    assert {"jaxlm.config.config", "jaxlm.config.presets", "jaxlm.data.windows", "jaxlm.data.vocab", "jaxlm.ops.lstm",
+            "jaxlm.ops.softmax", "jaxlm.ops.embedding", "jaxlm.report.units"} <= {*WITH_EXAMPLES}
