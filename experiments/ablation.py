@@ -1,0 +1,105 @@
+"""A ladder of regularisation on one small LSTM: each rung adds one thing to the rung before it.
+
+    python experiments/ablation.py                               Penn Treebank, 13 epochs, one seed
+    python experiments/ablation.py --seeds 3 --epochs 20         three seeds: means and the range
+    python experiments/ablation.py --corpus embedded-tiny --epochs 1 --width 8
+    python experiments/ablation.py --markdown docs/ablation.md   writes the table into that page too
+
+Each rung and seed is a run in --run-dir (default: runs/ablation), which a second start resumes or reads. The table goes
+to the terminal, the plot to ablation.png in that directory.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jaxlm
+from jaxlm.report.figure import BLUE, ORANGE, figure, save
+
+RUNGS = {
+    "baseline": {},
+    "+ dropout": {"keep_embedding": 0.6, "keep_output": 0.6},
+    "+ AdamW": {"optimizer": "adamw", "weight_decay": 0.01, "clip_norm": 1.0},
+    "+ tying": {"tied": True},
+    "+ variational": {"locked_dropout": True},
+    "+ averaging": {"average_decay": 0.999},
+}
+START, END = "<!-- the ladder -->\n", "<!-- its end -->\n"  # around the table in a page
+Scores = list[tuple[float, float]]  # of each seed, on validation and test
+
+
+def climb(args: argparse.Namespace) -> dict[str, Scores]:
+    """Trains every rung with every seed; each keeps the changes of those before it."""
+    config, found = jaxlm.preset("zaremba-small"), {}
+    config = config.replace(hidden_sizes=(args.width, args.width), embedding_size=args.width, epochs=args.epochs)
+    for place, (rung, changes) in enumerate(RUNGS.items()):
+        config, found[rung] = config.replace(**changes), []
+        for seed in range(args.seeds):
+            run_dir = args.run_dir / f"{place}-seed{seed}"
+            result = jaxlm.train(config.replace(seed=seed), args.corpus, run_dir=run_dir, resume=run_dir.exists())
+            if result.test_perplexity is None:
+                sys.exit("stopped: start it again to resume")
+            valid = result.epochs[-1].valid_perplexity if result.epochs else float("nan")
+            found[rung].append((valid, result.test_perplexity))
+    return found
+
+
+def table(found: dict[str, Scores]) -> str:
+    """The ladder in Markdown: means over the seeds, with the lowest and highest where there are several."""
+
+    def cell(values: Sequence[float]) -> str:
+        mean = f"{sum(values) / len(values):.2f}"
+        return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
+
+    lines = ["| rung | what it sets | valid | test |", "|---|---|---|---|"]
+    for rung, scores in found.items():
+        sets = ", ".join(f"{name} {value}" for name, value in RUNGS[rung].items()) or "zaremba-small"
+        valid, test = (cell([score[part] for score in scores]) for part in (0, 1))
+        lines.append(f"| {rung} | {sets} | {valid} | {test} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(found: dict[str, Scores], path: Path) -> Path:
+    """The ladder as a picture: a dot a seed, a line through the means."""
+    with figure(7, 4) as drawn:
+        axes = drawn.subplots()
+        for part, (name, colour) in enumerate((("valid", ORANGE), ("test", BLUE))):
+            means = [sum(score[part] for score in scores) / len(scores) for scores in found.values()]
+            axes.plot(range(len(found)), means, color=colour, label=name)
+            for place, scores in enumerate(found.values()):
+                axes.scatter([place] * len(scores), [score[part] for score in scores], color=colour, s=14)
+        axes.set_xticks(range(len(found)), list(found))
+        axes.set(ylabel="perplexity")
+        axes.legend()
+        return save(drawn, path)
+
+
+def into_page(page: Path, text: str) -> None:
+    """Puts the table between the page's two marks."""
+    before, rest = page.read_text().split(START)
+    page.write_text(before + START + text + END + rest.split(END)[1])
+
+
+def main() -> None:
+    """Climbs, prints the table, draws the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", default="auto", help="as jaxlm train has it (default: Penn Treebank)")
+    parser.add_argument("--epochs", type=int, default=13)
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each rung")
+    parser.add_argument("--width", type=int, default=200, help="of the embedding and of both layers")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--markdown", type=Path, help="a page whose table is replaced")
+    args = parser.parse_args()
+    try:
+        found = climb(args)
+    except jaxlm.JaxlmError as error:
+        sys.exit(f"error: {error}")
+    print(table(found))
+    print(plot(found, args.run_dir / "ablation.png"))
+    if args.markdown:
+        into_page(args.markdown, table(found))
+
+
+if __name__ == "__main__":
+    main()
