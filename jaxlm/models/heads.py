@@ -47,12 +47,12 @@ def summed_nats(model: Recurrent, params: Params, features: jax.Array, targets: 
     With gradients (none for the weights), and flat in memory. `kept` is `Noise.latents`.
     """
     weights = jnp.ones(targets.size) if weights is None else weights.reshape(-1)
-    kernel, bias = _weights(model, params)
-    if model.experts:
-        latents, choice = (part.reshape(-1, *part.shape[2:]) for part in _experts(model, params, features, kept))
-        return mixture.summed_nats(latents, choice, kernel, bias, targets.reshape(-1), weights, model.mixture_epsilon)
-    x = _flat(_projected(model, params, features, kept))
-    return softmax.summed_nats(x, kernel, bias, targets.reshape(-1), weights)
+    if not model.experts:
+        x = _flat(_projected(model, params, features, kept))
+        return softmax.summed_nats(x, *_weights(model, params), targets.reshape(-1), weights)
+    latents, choice = (part.reshape(-1, *part.shape[2:]) for part in _experts(model, params, features, kept))
+    return mixture.summed_nats(latents, choice, *_weights(model, params), targets.reshape(-1), weights,
+                               model.mixture_epsilon)
 
 
 def token_nats(model: Recurrent, params: Params, features: jax.Array, targets: jax.Array,
@@ -63,7 +63,7 @@ def token_nats(model: Recurrent, params: Params, features: jax.Array, targets: j
         latents, choice = (part.reshape(-1, *part.shape[2:]) for part in _experts(model, params, features, kept))
         nats = mixture.token_nats(latents, choice, kernel, bias, targets.reshape(-1), model.mixture_epsilon)
     else:
-        nats = softmax.token_nats(_projected(model, params, _flat(features)), kernel, bias, targets.reshape(-1))
+        nats = softmax.token_nats(_flat(_projected(model, params, features, kept)), kernel, bias, targets.reshape(-1))
     return nats.reshape(targets.shape)
 
 
@@ -72,7 +72,7 @@ def logits(model: Recurrent, params: Params, features: jax.Array, kept: jax.Arra
     kernel, bias = _weights(model, params)
     if model.experts:
         return mixture.log_probs(*_experts(model, params, features, kept), kernel, bias, model.mixture_epsilon)
-    return _projected(model, params, features) @ kernel + bias
+    return _projected(model, params, features, kept) @ kernel + bias
 
 
 def kernel_width(model: Recurrent) -> int:
