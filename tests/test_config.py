@@ -23,7 +23,7 @@ RECIPES = {  # the published recipes: init, lr, clip, T, hidden, E, hold, epochs
 }
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", RECIPES)
 def test_presets_are_the_recipes(name):
     c, schedule = preset(name), preset(name).schedule
     assert isinstance(schedule, Piecewise)
@@ -33,7 +33,12 @@ def test_presets_are_the_recipes(name):
     assert c.kinds == {"model": "lstm", "optimizer": "sgd", "schedule": "piecewise"}
     assert c.model.keep_embedding == c.model.keep_output
     assert c.model.vocab_size == 10_000
-    assert Config.from_json(c.to_json()) == c
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_kept_as_json_and_has_its_own_name(name):
+    c = preset(name)
+    assert c.preset == name and Config.from_json(c.to_json()) == c
 
 
 kinds = st.fixed_dictionaries({slot: st.sampled_from(sorted(KINDS[slot])) for slot in KINDS})

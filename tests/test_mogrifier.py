@@ -315,3 +315,9 @@ def test_the_language_model_of_lamb(case):
 def test_what_contradicts_itself_is_refused_by_name(changes, message):
     with pytest.raises(JaxlmError, match=message):
         jaxlm.preset("small").replace(model="mogrifier", **changes)
+
+
+def test_the_preset_has_the_published_size():
+    model = jaxlm.preset("mogrifier").model
+    shapes = jax.eval_shape(lambda key: stack.init_params(model, key), jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == pytest.approx(24e6, rel=2e-3)

@@ -2,15 +2,15 @@
 
 from jaxlm.config.config import Config
 from jaxlm.config.fields import nearest
-from jaxlm.config.models import LSTM
-from jaxlm.config.optimizers import SGD
+from jaxlm.config.models import LSTM, Mogrifier
+from jaxlm.config.optimizers import SGD, AdamW
 from jaxlm.config.schedules import Piecewise
 from jaxlm.config.settings import TrainConfig
 from jaxlm.errors import JaxlmError
 
 
 def preset(name: str) -> Config:
-    """A named recipe: small, zaremba-small, zaremba-medium, zaremba-large or test.
+    """A named recipe: small, zaremba-small, zaremba-medium, zaremba-large, mogrifier or test.
 
     Raises:
       JaxlmError: the name is unknown.
@@ -35,6 +35,19 @@ def _tutorial(name: str, *, init: float, hidden: tuple[int, ...], embedding: int
         preset=name)
 
 
+def _mogrifier() -> Config:
+    """The Mogrifier of Penn Treebank (Melis et al. 2020, arXiv:1909.01792): 24M parameters, its published settings."""
+    return Config(
+        model=Mogrifier(
+            embedding_size=912, hidden_sizes=(912, 912), tied=True, skip=True, rounds=5, rank=84, input_gate="capped",
+            forget_bias=1.0, init_scale=0.0574,  # as varied as 1 / 912, the published initial variance
+            keep_embedding=1 - 0.729, keep_output=1 - 0.291, keep_last_output=1 - 0.716, keep_state=1 - 0.387),
+        optimizer=AdamW(learning_rate=0.0023, beta1=0.0, clip_norm=10.0, average_decay=0.9995, compatibility="lamb"),
+        schedule=Piecewise(decay=1.0),
+        train=TrainConfig(batch_size=64, bptt_length=70, epochs=966),  # about 1,000 turns of 200 steps
+        preset="mogrifier")
+
+
 PRESETS: dict[str, Config] = {config.preset: config for config in (
     _tutorial("small", init=0.1, hidden=(256, 128), embedding=200, decay=0.5, hold=4, epochs=15, batch=60),
     _tutorial("zaremba-small", init=0.1, hidden=(200, 200), embedding=200, decay=0.5, hold=4, epochs=13),
@@ -42,5 +55,6 @@ PRESETS: dict[str, Config] = {config.preset: config for config in (
               steps=35),
     _tutorial("zaremba-large", init=0.04, hidden=(1500, 1500), embedding=1500, keep=0.35, decay=1 / 1.15, hold=14,
               epochs=55, steps=35, clip=10.0),
+    _mogrifier(),
     _tutorial("test", init=0.1, hidden=(2,), embedding=2, decay=0.5, hold=1, epochs=1, steps=2, clip=1.0),
 )}
