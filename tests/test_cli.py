@@ -94,6 +94,7 @@ def test_text_that_cannot_be_used(capsys, tmp_path, data, message):
     (["--bptt-length", "1000000"], "lower batch_size or bptt_length", 1),
     (["--windows-per-call", "1000000000"], "windows_per_call must be at least 1 and at most 1.04858e+06", 1),
     (["--vocab-size", "1"], "vocab_size must be at least 2", 1),
+    (["--vocab-size", "2000000000"], "vocab_size must be at least 2 and at most 1.67772e+07", 1),
     (["--steps", "-1"], "at least 0, found -1", 2),
     (["--steps=--"], "--steps", 2),
     (["--devices", "0"], "at least 1, found 0", 2),

@@ -72,7 +72,8 @@ def _brief(parser: argparse.ArgumentParser, fitted: Callable[[str, int], list[st
     width = max(map(len, names.values()), default=0)
     more = "   (--help-all tells more)" if some_later or fitted is _cut else ""
     lines = [f"usage: {' '.join([parser.prog, *_positional(parser)])} [options]{more}", "",
-             *(part for line in (parser.description or "").splitlines() for part in wrapped(line, _columns()) or [""])]
+             *(part for line in (parser.description or "").splitlines()
+               for part in (wrapped(line, _columns()) if line[:1].strip() else [line]))]
     for title, shown in groups.items():
         lines += ["", *([] if title in ("positional arguments", "options") else [f"{title}:"])]
         for action in shown:

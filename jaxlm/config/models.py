@@ -14,7 +14,7 @@ class Recurrent:
     recurrent_gates: ClassVar[int] = 0  # matrices of the recurrent kernel [H, gates * H]; 0: it has none
     drops_state: ClassVar[bool] = False  # whether keep_state can be given
     vocab_size: int = count(10_000, "most words to keep; the model takes the corpus's own number if smaller", "words",
-                            low=2)
+                            low=2, high=2**24)  # (up to there ids are exact as float32)
     embedding_size: int = count(200, "width E of the word embedding", "units", low=1)
     hidden_sizes: tuple[int, ...] = counts((256, 128), "width H of each recurrent layer, first to last", "units")
     tied: bool = flag(False, "use the embedding as the softmax kernel (arXiv:1608.05859); the last layer must be as "
