@@ -159,7 +159,7 @@ def test_the_states_are_those_that_predict_the_next_word(kind):
     found = lm.states(words)
     assert {name: array.shape for name, array in found.items() if name.endswith("h")} == {
         f"{kind}.0.h": (4, 5), f"{kind}.1.h": (4, 4)}
-    assert (f"{kind}.0.c" in found) == (kind == "lstm")
+    assert (f"{kind}.0.c" in found) == (kind in ("lstm", "mogrifier"))
     log_p = jax.nn.log_softmax(heads.logits(lm.config.model, lm.params, jnp.asarray(found[f"{kind}.1.h"])))
     np.testing.assert_allclose(log_p, log_probs(lm, words)[1:], atol=1e-5)
     model, tokens = lm.config.model, jnp.asarray(lm.vocab.encode([EOS, *words]))[:, None]
