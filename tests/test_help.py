@@ -56,7 +56,7 @@ def test_every_verb_is_in_the_help_with_its_own():
 
 @pytest.mark.parametrize("columns", [60, 80, 150])
 def test_help_fits_a_screen(columns, monkeypatch):
-    """Of 24 lines with the prompt, where possible. Every argument that has a line there is in --help-all too; no line wraps."""
+    """Of 24 lines with the prompt, where possible. No line wraps, and all flags are in --help-all."""
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("LINES", "24")
     for line in ([], *([name] for name in VERBS), ["--help"]):

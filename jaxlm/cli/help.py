@@ -71,7 +71,9 @@ def _brief(parser: argparse.ArgumentParser, fitted: Callable[[str, int], list[st
     names = {action: _invocation(action) for shown in groups.values() for action in shown}
     width = max(map(len, names.values()), default=0)
     more = "   (--help-all tells more)" if some_later or fitted is _cut else ""
-    lines = [f"usage: {' '.join([parser.prog, *_positional(parser)])} [options]{more}", "",
+    usage = f"usage: {' '.join([parser.prog, *_positional(parser)])} [options]"
+    usage += more if len(usage + more) <= _columns() else f"\n{more.strip()}" if more else ""
+    lines = [usage, "",
              *(part for line in (parser.description or "").splitlines()
                for part in (wrapped(line, _columns()) if line[:1].strip() else [line]))]
     for title, shown in groups.items():
