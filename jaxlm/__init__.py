@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jaxlm.config.models import LSTM as LSTM
     from jaxlm.config.models import MinGRU as MinGRU
     from jaxlm.config.models import Mogrifier as Mogrifier
+    from jaxlm.config.optimizers import ASGD as ASGD
     from jaxlm.config.optimizers import SGD as SGD
     from jaxlm.config.optimizers import AdamW as AdamW
     from jaxlm.config.optimizers import Muon as Muon
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 _HOME = {
     "jaxlm.config.config": ("Config", "Recipe"),
     "jaxlm.config.models": ("GRU", "LSTM", "MinGRU", "Mogrifier"),
-    "jaxlm.config.optimizers": ("SGD", "AdamW", "Muon"),
+    "jaxlm.config.optimizers": ("SGD", "ASGD", "AdamW", "Muon"),
     "jaxlm.config.presets": ("preset",),
     "jaxlm.config.protocols": ("Cache", "Dynamic", "MCDropout", "Temperature"),
     "jaxlm.config.schedules": ("Cosine", "Linear", "Piecewise"),

@@ -36,6 +36,13 @@ CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     "tied-mixture": MODEL_CASES["tied-mixture"].replace(mixture_epsilon=1e-8, keep_latent=0.7),
     "random-windows": BASE.replace(**RANDOM_WINDOWS, keep_output=0.7, tied=True),
     "random-windows-small-batches": BASE.replace(**RANDOM_WINDOWS, **EVERY_DROPOUT, small_batch=2, experts=2),
+    "penalties": BASE.replace(cost="mean", learning_rate=3.0, activation_penalty=0.1, temporal_penalty=0.1,
+                              l2_penalty=1e-3, weight_decay=1e-3, keep_output=0.9),
+    "decay": BASE.replace(weight_decay=0.01, momentum=0.5, learning_rate=0.1),
+    "asgd-from-the-start": BASE.replace(optimizer="asgd", nonmonotone=0, schedule="plateau", patience=9),
+    "awd-lstm": BASE.replace(**EVERY_DROPOUT, keep_recurrent_weights=0.8, optimizer="asgd", nonmonotone=0, cost="mean",
+                             learning_rate=3.0, weight_decay=1e-3, tied=True, activation_penalty=0.1,
+                             temporal_penalty=0.1, compatibility="awd-lstm"),
     "momentum": BASE.replace(momentum=0.9, nesterov=True, learning_rate=0.1),
     "average": BASE.replace(average_decay=0.9),
     "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(

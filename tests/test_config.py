@@ -41,7 +41,17 @@ def test_a_preset_is_kept_as_json_and_has_its_own_name(name):
     assert c.preset == name and Config.from_json(c.to_json()) == c
 
 
-kinds = st.fixed_dictionaries({slot: st.sampled_from(sorted(KINDS[slot])) for slot in KINDS})
+def test_the_preset_of_awd_lstm_is_the_published_one():
+    c = preset("awd-lstm")
+    assert (c.model.embedding_size, c.model.hidden_sizes, c.model.tied) == (400, (1150, 1150, 400), True)
+    rates = ("keep_words", "keep_embedding", "keep_output", "keep_last_output", "keep_recurrent_weights")
+    assert [round(1 - getattr(c.model, name), 9) for name in rates] == [0.1, 0.4, 0.25, 0.4, 0.5]
+    assert (c.optimizer.learning_rate, c.optimizer.clip_norm, c.optimizer.cost) == (30, 0.25, "mean")
+    assert Config.from_json(c.to_json()) == c
+
+
+kinds = st.fixed_dictionaries({slot: st.sampled_from(sorted(KINDS[slot])) for slot in KINDS}).filter(
+    lambda kinds: (kinds["optimizer"], kinds["schedule"]) != ("asgd", "plateau"))  # both act on a plateau
 
 
 @given(kinds=kinds, hidden=st.lists(st.integers(1, 99), min_size=1, max_size=4), rate=st.floats(1e-9, 1e9),
@@ -61,9 +71,10 @@ def test_every_field_has_help_and_means_the_same_in_every_kind_that_has_it():
             assert spec.help
             types.setdefault(name, set()).add((spec.type, spec.optional))
     assert not set(types) & set(KINDS)
-    # Muon always has a momentum; SGD may have none.
-    assert {name: found for name, found in types.items() if len(found) > 1} == {"momentum": {(float, True),
-                                                                                            (float, False)}}
+    # Muon always has a momentum, and Adam and Muon a weight decay; SGD may have none.
+    either = {(float, True), (float, False)}
+    assert {name: found for name, found in types.items() if len(found) > 1} == {
+        "momentum": either, "weight_decay": either}
 
 
 def test_a_plain_name_belongs_to_one_section_only():
@@ -73,7 +84,7 @@ def test_a_plain_name_belongs_to_one_section_only():
             homes.setdefault(name, set()).add(section)
     assert all(len(found) == 1 for found in homes.values())
     assert is_number("learning_rate") and not is_number("hidden_sizes") and not is_number("model")
-    assert spec_of_field("optimizer").choices == ("sgd", "adamw", "muon")
+    assert spec_of_field("optimizer").choices == ("sgd", "asgd", "adamw", "muon")
 
 
 def test_another_kind_keeps_the_fields_that_both_have():
@@ -124,7 +135,7 @@ def test_another_kind_keeps_the_fields_that_both_have():
     (dict(train="x"), "train takes a section"),
     (dict(train=None), "train takes a section"),
     (dict(model=None), "model must be lstm, gru, mingru or mogrifier; it is None"),
-    (dict(optimizer=3), "optimizer must be sgd, adamw or muon; it is 3"),
+    (dict(optimizer=3), "optimizer must be sgd, asgd, adamw or muon; it is 3"),
 ])
 def test_a_wrong_field_is_named(changes, message):
     with pytest.raises(JaxlmError, match=message):

@@ -11,8 +11,8 @@ from typing import Any
 
 from jaxlm.config.fields import Spec, check, checked, either, nearest, shown, specs
 from jaxlm.config.models import LSTM, MODELS, Recurrent
-from jaxlm.config.optimizers import OPTIMIZERS, SGD, Optimizer
-from jaxlm.config.schedules import SCHEDULES, Piecewise, Schedule
+from jaxlm.config.optimizers import ASGD, OPTIMIZERS, SGD, Descent, Optimizer
+from jaxlm.config.schedules import SCHEDULES, Piecewise, Plateau, Schedule
 from jaxlm.config.settings import DataConfig, TrainConfig
 from jaxlm.config.upgrade import upgraded
 from jaxlm.errors import JaxlmError
@@ -53,6 +53,17 @@ class Config:
             section = checked(getattr(self, name))
             section.check()
             object.__setattr__(self, name, section)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Raises JaxlmError where fields of two sections contradict each other."""
+        optimizer = self.optimizer
+        if isinstance(optimizer, ASGD) and isinstance(self.schedule, Plateau) and optimizer.nonmonotone:
+            raise JaxlmError(f"the optimizer asgd with nonmonotone {optimizer.nonmonotone} and the schedule plateau "
+                             f"both act when validation stops improving: take nonmonotone 0, or another schedule")
+        if isinstance(optimizer, Descent) and optimizer.compatibility == "awd-lstm" and type(self.model) is not LSTM:
+            raise JaxlmError(f"compatibility awd-lstm repeats the two biases of an LSTM, and model is "
+                             f"{kind_of('model', self.model)}: set compatibility to none, or take the model lstm")
 
     @property
     def recipe(self) -> Recipe:

@@ -30,6 +30,8 @@ class Recurrent:
                                                  "code does with 1e-8; the sum is then above one (none: nothing)",
                                            above=0, below=1)
     init_scale: float = number(0.1, "initial parameters are uniform in +-this", low=0)
+    torch_init: bool = flag(False, "the layers begin uniform in +-1/sqrt(H) and the softmax's bias at zero, as "
+                                   "PyTorch's do; else all in +-init_scale, and the layers' biases at zero")
     keep_embedding: float | None = number(None, "probability that a unit of an embedded input is kept (none: no "
                                                 "dropout there)", above=0, high=1)
     keep_output: float | None = number(None, "probability that a unit of a layer's output is kept (none: no dropout "

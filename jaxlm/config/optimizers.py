@@ -16,12 +16,38 @@ class Optimizer:
     average_decay: float | None = number(None, "decay of an exponential average of the parameters, which evaluation "
                                                "then uses (none: no average)", "per window", above=0, below=1)
 
+    cost: str = choice("sum", "what is minimised: nats summed over the steps and averaged over the batch, or their "
+                              "mean over all tokens", ("sum", "mean"))
+    activation_penalty: float | None = number(None, "weight of the mean square of the last layer's outputs after "
+                                                    "dropout: AR (none: absent; arXiv:1708.01009)", low=0)
+    temporal_penalty: float | None = number(None, "weight of the mean square of the differences between steps of the "
+                                                  "last layer's outputs before dropout: TAR (none: absent)", low=0)
+    l2_penalty: float | None = number(None, "weight of half the squared norm of all parameters, in the cost whose "
+                                            "gradient is clipped (none: absent)", low=0)
+
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
 
+    def counted(self, predictions: int, rows: int) -> int:
+        """What the nats of `predictions` in so many rows are divided by."""
+        return predictions
+
 
 @dataclass(frozen=True)
-class SGD(Optimizer):
+class Descent(Optimizer):
+    """What plain gradient descent has, averaged or not."""
+
+    weight_decay: float | None = number(None, "decay of all parameters, times the learning rate, after clipping (none: "
+                                              "absent)", low=0)
+    compatibility: str = choice("none", "whose quirks to repeat: none, or awd-lstm, the published code of AWD-LSTM "
+                                        "(docs/awd-lstm.md)", ("none", "awd-lstm"))
+
+    def counted(self, predictions: int, rows: int) -> int:
+        return predictions if self.compatibility == "none" else predictions + rows
+
+
+@dataclass(frozen=True)
+class SGD(Descent):
     """Stochastic gradient descent."""
 
     momentum: float | None = number(None, "decay of the accumulated gradient (none: no momentum)", low=0, below=1)
@@ -30,6 +56,19 @@ class SGD(Optimizer):
     def check(self) -> None:
         if self.nesterov and self.momentum is None:
             raise JaxlmError("nesterov needs a momentum, and momentum is none: set momentum, as in 0.9")
+
+
+@dataclass(frozen=True)
+class ASGD(Descent):
+    """Averaged SGD from when validation stops improving on: NT-ASGD (Merity et al. 2018, arXiv:1708.02182)."""
+
+    nonmonotone: int = count(5, "averaging starts after a validation that is worse than the best of all but the last "
+                                "so many before it (0: it starts with the first window)", "validations", high=10_000)
+
+    def check(self) -> None:
+        if self.average_decay is not None:
+            raise JaxlmError("average_decay averages exponentially and the optimizer asgd averages evenly, so that one "
+                             "of them must go: set average_decay to none, or take the optimizer sgd")
 
 
 @dataclass(frozen=True)
@@ -64,4 +103,4 @@ class Muon(Optimizer):
     weight_decay: float = number(0.0, "decay of the layers' matrices, times their learning rate", low=0)
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adamw": AdamW, "muon": Muon}
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "asgd": ASGD, "adamw": AdamW, "muon": Muon}

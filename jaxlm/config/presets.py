@@ -3,14 +3,14 @@
 from jaxlm.config.config import Config
 from jaxlm.config.fields import nearest
 from jaxlm.config.models import LSTM, Mogrifier
-from jaxlm.config.optimizers import SGD, AdamW
+from jaxlm.config.optimizers import ASGD, SGD, AdamW
 from jaxlm.config.schedules import Piecewise
 from jaxlm.config.settings import TrainConfig
 from jaxlm.errors import JaxlmError
 
 
 def preset(name: str) -> Config:
-    """A named recipe: small, zaremba-small, zaremba-medium, zaremba-large, mogrifier or test.
+    """A named recipe: small, zaremba-small, zaremba-medium, zaremba-large, awd-lstm, mogrifier or test.
 
     Raises:
       JaxlmError: the name is unknown.
@@ -55,6 +55,16 @@ PRESETS: dict[str, Config] = {config.preset: config for config in (
               steps=35),
     _tutorial("zaremba-large", init=0.04, hidden=(1500, 1500), embedding=1500, keep=0.35, decay=1 / 1.15, hold=14,
               epochs=55, steps=35, clip=10.0),
+    # Merity et al. 2018, arXiv:1708.02182: validation 61.2, test 58.8 on Penn Treebank.
+    Config(
+        model=LSTM(embedding_size=400, hidden_sizes=(1150, 1150, 400), tied=True, init_scale=0.1, torch_init=True,
+                   locked_dropout=True, keep_words=0.9, keep_embedding=0.6, keep_output=0.75, keep_last_output=0.6,
+                   keep_recurrent_weights=0.5),
+        optimizer=ASGD(learning_rate=30.0, clip_norm=0.25, cost="mean", weight_decay=1.2e-6, activation_penalty=2.0,
+                       temporal_penalty=1.0, nonmonotone=5),
+        schedule=Piecewise(decay=1.0),
+        train=TrainConfig(batch_size=20, bptt_length=70, length_deviation=5.0, epochs=500),
+        preset="awd-lstm"),
     _mogrifier(),
     _tutorial("test", init=0.1, hidden=(2,), embedding=2, decay=0.5, hold=1, epochs=1, steps=2, clip=1.0),
 )}

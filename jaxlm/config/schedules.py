@@ -44,4 +44,13 @@ class Linear(Schedule):
     final: float = number(0.0, "factor on the rate at the end", low=0, high=1)
 
 
-SCHEDULES: dict[str, type[Schedule]] = {"piecewise": Piecewise, "cosine": Cosine, "linear": Linear}
+@dataclass(frozen=True)
+class Plateau(Schedule):
+    """Constant, then lowered each time that validation has stopped improving."""
+
+    plateau_factor: float = number(0.25, "factor on the rate, each time that it is lowered", above=0, below=1)
+    plateau_patience: float = number(0.0, "validations in a row that may fail to improve on the best before the rate "
+                                          "is lowered", "validations", low=0)
+
+
+SCHEDULES: dict[str, type[Schedule]] = {"piecewise": Piecewise, "cosine": Cosine, "linear": Linear, "plateau": Plateau}

@@ -32,6 +32,8 @@ class TrainConfig:
     keep_last: int = count(2, "newest checkpoints to keep; the best on validation is kept besides", "checkpoints",
                            low=1)
     keep_every: int = count(0, "keep a checkpoint of every so many epochs for good too (0: none)", "epochs")
+    patience: int = count(0, "end the run after so many validations in a row that do not improve on the best (0: "
+                             "never)", "validations")
     on_nonfinite: str = choice("stop", "at a window whose cost or gradient is not finite: stop (exit code 3), or skip "
                                        "it and count it", ("stop", "skip"))
 

@@ -30,7 +30,8 @@ def init_head(model: Recurrent, kernel_key: jax.Array, bias_key: jax.Array) -> P
         shapes |= {"prior": (H, K), "latent_kernel": (H, K * D)}
     own = {name: uniform(model, kernel_key if name == "kernel" else jax.random.fold_in(kernel_key, place), *shape)
            for place, (name, shape) in enumerate(shapes.items())}
-    return {**own, **({"latent_bias": jnp.zeros(K * D)} if K else {}), "bias": uniform(model, bias_key, V)}
+    bias = jnp.zeros(V) if model.torch_init else uniform(model, bias_key, V)
+    return {**own, **({"latent_bias": jnp.zeros(K * D)} if K else {}), "bias": bias}
 
 
 def head_specs(model: Recurrent) -> Params:

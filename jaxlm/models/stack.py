@@ -29,16 +29,29 @@ Carry = tuple[State, ...]
 
 
 def init_params(model: Recurrent, key: jax.Array) -> Params:
-    """Fresh parameters: uniform in +-init_scale, the softmax's bias too; the layers' biases are zero."""
+    """Fresh parameters: uniform in +-init_scale, the softmax's bias too; the layers' biases are zero.
+
+    With `torch_init` the layers are as PyTorch begins them, and the softmax's bias is zero.
+    """
     cell, name = _cell(model)
     widths = (model.embedding_size, *model.hidden_sizes)
     embedding_key, *layer_keys, kernel_key, bias_key = jax.random.split(key, len(model.hidden_sizes) + 3)
     return {
         "embedding": uniform(model, embedding_key, model.vocab_size, model.embedding_size),
-        name: [cell.init(model, one, inputs, width)
+        name: [_init_layer(cell, model, one, inputs, width)
                for one, inputs, width in zip(layer_keys, widths, model.hidden_sizes, strict=False)],
         "softmax": init_head(model, kernel_key, bias_key),
     }
+
+
+def _init_layer(cell: Cell, model: Recurrent, key: jax.Array, inputs: int, width: int) -> Params:
+    if not model.torch_init:
+        return cell.init(model, key, inputs, width)
+    model = replace(model, init_scale=width**-0.5)
+    params = cell.init(model, key, inputs, width)
+    # PyTorch has two biases, of which ours is the sum.
+    keys = jax.random.split(jax.random.fold_in(key, 0))
+    return {**params, "bias": sum(uniform(model, one, *params["bias"].shape) for one in keys)}
 
 
 def zero_carry(model: Recurrent, batch_size: int, dtype: Any = jnp.float32) -> Carry:
@@ -64,6 +77,13 @@ def is_inner_matrix(model: Recurrent, params: Params) -> Params:
     nothing = jax.tree.map(lambda leaf: False, params)
     return {**nothing, name: jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim == 2 and path[-1].key.endswith("kernel"), params[name])}
+
+
+def is_layer_bias(model: Recurrent, params: Params) -> Params:
+    """For each parameter whether it is a bias of a layer."""
+    name = _cell(model)[1]
+    nothing = jax.tree.map(lambda leaf: False, params)
+    return {**nothing, name: jax.tree.map(lambda leaf: leaf.ndim == 1, params[name])}
 
 
 def embed(params: Params, tokens: jax.Array) -> jax.Array:

@@ -222,7 +222,8 @@ def _template(config: Config) -> Any:
     """The shapes and dtypes of a config's training state, nothing allocated; all that is known here of the state."""
     if (layers := len(config.model.hidden_sizes)) > MOST_LAYERS:
         raise JaxlmError(f"a model of {layers:,} layers: expected at most {MOST_LAYERS:,}")
-    return jax.eval_shape(lambda: init_state(config.recipe, jax.random.key(0), config.train.batch_size))
+    return jax.eval_shape(lambda: init_state(config.recipe, jax.random.key(0), config.train.batch_size,
+                                             patience=config.train.patience))
 
 
 def check_memory(config: Config) -> None:

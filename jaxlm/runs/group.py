@@ -3,6 +3,8 @@
 Both do the same four things for the loop (`loop.py`): train windows, validate, save and test.
 """
 
+import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,13 +14,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxlm.distributed import hosts
-from jaxlm.distributed.mesh import members_mesh, put_rows
-from jaxlm.report.units import perplexity
+from jaxlm.distributed.collectives import MEMBER, SAME
+from jaxlm.distributed.mesh import members_mesh, put, put_rows
 from jaxlm.runs.run import Run
 from jaxlm.scoring.stream import members_nats, stream_nats
 from jaxlm.training import members
 from jaxlm.training.feed import Put
 from jaxlm.training.step import Metrics, TrainState, put_state, train_windows, whole_state
+from jaxlm.training.validations import validated
+
+_validated, _all_validated = jax.jit(validated), jax.jit(jax.vmap(validated))
 
 
 class SingleGroup:
@@ -29,6 +34,7 @@ class SingleGroup:
         self._run, self._mesh = run, mesh
         self._recipe = jax.tree.map(jnp.float32, run.config.recipe)
         self._state = put_state(mesh, run.config.recipe, state)
+        run.remember(jax.device_get(state.memory))
         self.put: Put = partial(put_rows, mesh)
 
     def train(self, tokens: jax.Array, first_row: int, count: int) -> list[Metrics]:
@@ -41,9 +47,14 @@ class SingleGroup:
         return [jax.device_get(metrics)]
 
     def validate(self) -> list[float]:
-        """The validation perplexity of each slot."""
-        counts = self._run.config.train
-        return [perplexity(*self._nats(self._run.corpus.valid, counts.batch_size, counts.bptt_length))]
+        """The validation perplexity of each slot; what follows from it is in the state afterwards."""
+        run, counts = self._run, self._run.config.train
+        found = run.perplexity(*self._nats(run.corpus.valid, counts.batch_size, counts.bptt_length), counts.batch_size)
+        if (memory := self._state.memory) is not None:
+            memory = jax.device_get(_validated(self._recipe, memory, _loss(found)))
+            self._state = replace(self._state, memory=put(self._mesh, jax.tree.map(jnp.asarray, memory), SAME))
+            run.remember(memory)
+        return [found]
 
     def test(self, slot: int) -> float:
         """Tests the last parameters at batch 1, every prediction."""
@@ -80,6 +91,7 @@ class MemberGroup:
         self._members = (members.stacked(recipe, state, len(self.runs), self._mesh) if self._members is None else
                          members.replaced(self._members, slot, recipe, state))
         self.runs[slot] = run
+        run.remember(jax.device_get(state.memory))
 
     def train(self, tokens: jax.Array, first_row: int, count: int) -> list[Metrics]:
         """Trains `count` windows of each member; the metrics of each slot."""
@@ -98,15 +110,26 @@ class MemberGroup:
         return [members.taken(metrics, slot) for slot in range(len(self.runs))]
 
     def validate(self) -> list[float]:
-        """The validation perplexity of each slot."""
+        """The validation perplexity of each slot; what follows from it is in the states afterwards."""
         assert self._members is not None
         some = next(run for run in self.runs if run is not None)
-        what = some.corpus.valid, some.config.train.batch_size, some.config.train.bptt_length
+        rows, what = some.config.train.batch_size, (some.corpus.valid, some.config.train.batch_size,
+                                                    some.config.train.bptt_length)
+        recipes, states = self._members
         if self._vmapped and self._mesh is None:
-            recipes, states = self._members
             nats, predictions = members_nats(recipes.model, states.evaluated, *what)
-            return [perplexity(one, predictions) for one in nats]
-        return [np.nan if run is None else perplexity(*self._nats(slot, *what)) for slot, run in enumerate(self.runs)]
+            found = [some.perplexity(one, predictions, rows) for one in nats]
+        else:
+            found = [np.nan if run is None else run.perplexity(*self._nats(slot, *what), rows)
+                     for slot, run in enumerate(self.runs)]
+        if states.memory is not None:
+            memory = jax.device_get(_all_validated(recipes, states.memory, np.array([*map(_loss, found)])))
+            placed = put(self._mesh, jax.tree.map(jnp.asarray, memory), MEMBER)
+            self._members = recipes, replace(states, memory=placed)
+            for slot, run in enumerate(self.runs):
+                if run is not None:
+                    run.remember(members.taken(memory, slot))
+        return found
 
     def test(self, slot: int) -> float:
         """Tests a member's last parameters at batch 1, every prediction."""
@@ -135,6 +158,11 @@ class MemberGroup:
     def _put(self, shape: tuple[int, int], read: Any) -> jax.Array:
         tokens = put_rows(None, shape, read)
         return tokens if self._mesh is None else jax.device_put(tokens, jax.NamedSharding(self._mesh, jax.P()))
+
+
+def _loss(perplexity: float) -> np.float32:
+    """Mean nats."""
+    return np.float32(math.log(perplexity) if perplexity > 0 else math.nan)
 
 
 Group = SingleGroup | MemberGroup

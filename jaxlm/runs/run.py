@@ -22,6 +22,7 @@ from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.lock import Held
 from jaxlm.runs.manifest import Manifest
 from jaxlm.training.step import Metrics, TrainState
+from jaxlm.training.validations import Memory
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Run:
       last: the step to train to.
       notes: sentences for the user about how it was resumed.
       epochs: the results of the epochs that have ended.
+      averages_from: the step after whose validation averaging started, if this process saw it.
     """
 
     def __init__(self, config: Config, corpus: Corpus, held: Held, files: ExitStack, *,
@@ -81,6 +83,10 @@ class Run:
         self.log = files.enter_context(MetricsLog(self.folder, corpus.name, counts.bptt_length, offset=offset,
                                                   tensorboard=tensorboard, on_metrics=on_metrics))
         self.step = self._saved = self.found.manifest.step if self.found else 0
+        self._memory: Memory | None = None
+        self.averages_from: int | None = None
+        if self.found:
+            self.remember(self.found.state.memory)
         self.epochs = [EpochResult(**{name: row[name] for name in EpochResult.__dataclass_fields__})
                        for row in read_metrics(self.folder) if row["kind"] == "epoch"]
         self._seconds, self._rate = 0.0, math.nan
@@ -99,7 +105,13 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether no window is left to train."""
-        return self.step >= self.last
+        return self.step >= self.last or self.ended_early
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether too many validations in a row did not improve on the best."""
+        patience = self.config.train.patience
+        return bool(patience and self._memory and int(self._memory.stale) >= patience)
 
     @property
     def train_perplexity(self) -> float:
@@ -174,6 +186,16 @@ class Run:
         self.epochs.append(result)
         return result
 
+    def remember(self, memory: Memory | None) -> None:
+        """Takes over what the state remembers of the validations until here, whole in the host's memory."""
+        before, self._memory = self._memory, memory
+        if memory and memory.switch and before and before.switch and memory.switch.averaging > before.switch.averaging:
+            self.averages_from = self.step
+
+    def perplexity(self, nats: float, predictions: int, rows: int = 1) -> float:
+        """The perplexity of summed nats in so many rows, as the recipe counts them."""
+        return perplexity(nats, self.config.optimizer.counted(predictions, rows))
+
     def save(self, state: TrainState) -> None:
         """Saves a checkpoint, unless there is one of this step."""
         if not self.kept or (self.step == self._saved and self.step > 0):
@@ -188,7 +210,7 @@ class Run:
 
     def log_test(self, which: str, step: int, nats: float, predictions: int) -> float:
         """Logs the test of a checkpoint; its perplexity."""
-        value = perplexity(nats, predictions)
+        value = self.perplexity(nats, predictions)
         self.log.result("test", checkpoint=which, step=step, test_perplexity=value, **floors(self.corpus, "test"))
         self.log.sync()
         return value

@@ -34,7 +34,7 @@ from jaxlm.scoring.stream import stream_nats
 from jaxlm.training.small_batches import check_small_batch
 from jaxlm.training.step import TrainState, init_state
 
-_init_state = jax.jit(init_state, static_argnums=2)
+_init_state = jax.jit(init_state, static_argnums=2, static_argnames="patience")
 
 
 @dataclass(frozen=True)
@@ -187,18 +187,19 @@ def new_state(config: Config, params: Params | None = None) -> TrainState:
     checkpoint.check_memory(config)
     arguments = (config.recipe, jax.random.key(config.train.seed), config.train.batch_size)
     if params is None:
-        return _init_state(*arguments)
+        return _init_state(*arguments, patience=config.train.patience)
     expected = checkpoint.shapes(state_shapes(config).params)
     given = checkpoint.shapes(params)
     if wrong := [f"{name}: expected {expected.get(name)}, got {given.get(name)}"
                  for name in sorted({*expected, *given}) if expected.get(name) != given.get(name)]:
         raise JaxlmError("params do not have the config's shapes: " + "; ".join(wrong))
-    return init_state(*arguments, params)
+    return init_state(*arguments, params, patience=config.train.patience)
 
 
 def state_shapes(config: Config) -> TrainState:
     """The state before the first step as shapes alone; nothing is allocated."""
-    return jax.eval_shape(lambda: init_state(config.recipe, jax.random.key(0), config.train.batch_size))
+    return jax.eval_shape(lambda: init_state(config.recipe, jax.random.key(0), config.train.batch_size,
+                                             patience=config.train.patience))
 
 
 class _Reporter(Observer):
@@ -227,6 +228,8 @@ class _Reporter(Observer):
             ended, floor = run.epochs[-1], floors(run.corpus, "valid").get("floor_valid")
             self._progress.epoch(ended.epoch, ended.train_perplexity, ended.valid_perplexity, ended.learning_rate,
                                  run.words_per_second, run.epoch_seconds, floor)
+            if run.averages_from == run.step:
+                self._progress.say(f"validation has stopped improving: averaging starts with window {run.step + 1}")
 
 
 def _finish(run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progress: Progress, stopped_by: int | None
@@ -256,6 +259,8 @@ def _finish(run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progr
     rows += [(f"test, {which} checkpoint", f"{value:.2f}") for which, value in tests.items()]
     rows += [(name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)")
              for name, value in floors(run.corpus, "train", "valid", "test").items()]
+    if run.ended_early:
+        rows.append(("ended early", f"{run.config.train.patience} validations did not improve on the best"))
     if skipped:
         rows.append(("windows skipped", f"{skipped}, whose cost or gradient was not finite"))
     if kept_in and run.epochs:

@@ -61,7 +61,7 @@ def evaluate_ids(config: Config, params: Params, ids: np.ndarray, text: str, pro
     """
     if type(protocol) is Plain:
         nats, count = stream_nats(config.model, params, ids, *how)
-        return Evaluation(perplexity(nats, count), nats, count, text)
+        return Evaluation(perplexity(nats, config.optimizer.counted(count, how[0])), nats, count, text)
     if len(ids) < 2:
         raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least 2")
     if isinstance(protocol, Cache) and protocol.cache_window > len(ids) - 1:

@@ -1,8 +1,9 @@
-"""Optimisers: an optax transformation made from the recipe's traced numbers, and which parameters are evaluated.
+"""Optimisers: an optax transformation made from the recipe's traced numbers, and the norm that it clips by.
 
 A transformation made anew at each step is the same one: its numbers come from the recipe, its state from the run.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,12 @@ from optax.transforms import partition
 
 from jaxlm.config.config import Recipe
 from jaxlm.config.models import Recurrent
-from jaxlm.config.optimizers import SGD, AdamW, Muon, Optimizer
+from jaxlm.config.optimizers import ASGD, SGD, AdamW, Descent, Muon, Optimizer
 from jaxlm.models import stack
 from jaxlm.models.cell import Params
 from jaxlm.ops.newton_schulz import orthogonalized
+from jaxlm.training import gradients
+from jaxlm.training.cost import without_padding
 
 Number = jax.Array | int | float
 
@@ -26,11 +29,15 @@ def takes_rows(recipe: Recipe) -> bool:
     """Whether the gradient of the embedding may stay one row for each token read, as TensorFlow's IndexedSlices.
 
     It is exact for plain SGD, and then the global norm counts each occurrence of a word by itself. A tied embedding
-    also has a gradient at every word.
+    also has a gradient at every word, and so has one that decays.
     """
     optimizer = recipe.optimizer
-    plain = isinstance(optimizer, SGD) and optimizer.momentum is None
-    return (plain or counts_rows(recipe)) and not recipe.model.tied
+    if recipe.model.tied or optimizer.l2_penalty is not None:
+        return False
+    if not isinstance(optimizer, Descent):
+        return counts_rows(recipe)
+    momentum = getattr(optimizer, "momentum", None)
+    return momentum is None and optimizer.weight_decay is None and not _repeats_awd_lstm(optimizer)
 
 
 def counts_rows(recipe: Recipe) -> bool:
@@ -44,15 +51,24 @@ def transformation(recipe: Recipe, factor: Number) -> optax.GradientTransformati
     Its `update` takes the gradient's global norm as `grad_norm`: a device may hold a part of the gradient.
     """
     optimizer = recipe.optimizer
-    clip = [] if optimizer.clip_norm is None else [clip_by_given_norm(optimizer.clip_norm)]
-    return optax.chain(*clip, _RULES[type(optimizer)](recipe.model, optimizer, factor))
+    quirks = _repeats_awd_lstm(optimizer)
+    clip = [] if optimizer.clip_norm is None else [clip_by_given_norm(optimizer.clip_norm, 1e-6 if quirks else None)]
+    twice = [optax.stateless(lambda updates, _: _with_biases_times(recipe.model, updates, 2))] if quirks else []
+    return optax.chain(*clip, *twice, _RULES[type(optimizer)](recipe.model, optimizer, factor))
 
 
-def clip_by_given_norm(max_norm: Number) -> optax.GradientTransformationExtraArgs:
-    """`optax.clip_by_global_norm` of the `grad_norm` that `update` is given."""
+def counted_norm(recipe: Recipe, grads: Params) -> jax.Array:
+    """The global norm of the gradient, as the recipe counts it; devices may hold parts of it."""
+    if _repeats_awd_lstm(recipe.optimizer):
+        grads = _with_biases_times(recipe.model, grads, math.sqrt(2))
+    return gradients.global_norm(grads, stack.param_specs(recipe.model))
+
+
+def clip_by_given_norm(max_norm: Number, added: float | None = None) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm` of the `grad_norm` that `update` is given; PyTorch's adds 1e-6 to it."""
 
     def update(updates, state, params=None, **given):
-        norm = given["grad_norm"]
+        norm = given["grad_norm"] if added is None else given["grad_norm"] + added
         return jax.tree.map(lambda g: lax.select(norm < max_norm, g, g / norm * max_norm), updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
@@ -74,20 +90,23 @@ def state_specs(opt_state: optax.OptState, param_specs: Params, other: Any) -> A
     return jax.tree_util.tree_map_with_path(spec, opt_state)
 
 
-def averaged(recipe: Recipe, average: Params | None, params: Params, step: Number, keep: jax.Array) -> Params | None:
-    """The exponential average after one more window: a mean of all iterates, the recent ones weighing more.
-
-    Its weights add up to one from the first window on (Adam's bias correction). Where `keep` is true it stays.
-    """
-    decay = recipe.optimizer.average_decay
-    if average is None or decay is None:
-        return None
-    weight = jnp.where(keep, 0.0, (1 - decay) / (1 - decay ** (jnp.asarray(step, jnp.float32) + 1)))
-    return jax.tree.map(lambda old, new: old + weight.astype(old.dtype) * (new - old), average, params)
-
-
 def _sgd(model: Recurrent, optimizer: SGD, factor: Number) -> optax.GradientTransformation:
-    return optax.sgd(optimizer.learning_rate * factor, optimizer.momentum, optimizer.nesterov)
+    descent = optax.sgd(optimizer.learning_rate * factor, optimizer.momentum, optimizer.nesterov)
+    return optax.chain(*decay, descent) if (decay := _decay(optimizer)) else descent
+
+
+def _asgd(model: Recurrent, optimizer: ASGD, factor: Number) -> optax.GradientTransformation:
+    """SGD; which of its iterates are averaged is told in `averaging.py`."""
+    return optax.chain(*_decay(optimizer), optax.sgd(optimizer.learning_rate * factor))
+
+
+def _decay(optimizer: Descent) -> list[optax.GradientTransformation]:
+    """The decay of all parameters: PyTorch's, added to the gradient after clipping."""
+    weight = optimizer.weight_decay
+    if weight is None:
+        return []
+    return [optax.stateless(lambda updates, params: jax.tree.map(
+        lambda update, leaf: update + weight * without_padding(leaf), updates, params))]
 
 
 def _adamw(model: Recurrent, optimizer: AdamW, factor: Number) -> optax.GradientTransformation:
@@ -127,9 +146,19 @@ def _orthogonalized_by_gate(model: Recurrent, steps: int) -> optax.GradientTrans
     return optax.stateless(lambda updates, _: jax.tree.map(orthogonal, updates))
 
 
+def _repeats_awd_lstm(optimizer: Optimizer) -> bool:
+    """Whether to repeat the published code of AWD-LSTM: two biases a layer, a clipped norm that is 1e-6 larger."""
+    return isinstance(optimizer, Descent) and optimizer.compatibility == "awd-lstm"
+
+
+def _with_biases_times(model: Recurrent, grads: Any, by: float) -> Any:
+    """A gradient with the layers' biases times a number: each of ours is the sum of two equal ones of PyTorch."""
+    return jax.tree.map(lambda grad, is_bias: grad * by if is_bias else grad, grads, stack.is_layer_bias(model, grads))
+
+
 def _matrices(params: Params) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 _RULES: dict[type[Optimizer], Callable[[Any, Any, Number], optax.GradientTransformation]] = {
-    SGD: _sgd, AdamW: _adamw, Muon: _muon}
+    SGD: _sgd, ASGD: _asgd, AdamW: _adamw, Muon: _muon}

@@ -5,19 +5,22 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config.schedules import Cosine, Linear, Piecewise, Schedule
+from jaxlm.config.schedules import Cosine, Linear, Piecewise, Plateau, Schedule
 
 Number = jax.Array | int | float
 
 
-def factor(schedule: Schedule, step: Number, epoch: Number, total: Number) -> jax.Array:
+def factor(schedule: Schedule, step: Number, epoch: Number, total: Number, lowered: Number | None = None) -> jax.Array:
     """The factor on the rate.
 
     Args:
       schedule: of any kind; its numbers may be traced.
       step, epoch: the window's and its epoch's number, from 0.
       total: the windows of all epochs.
+      lowered: what the plateau schedule's validations have brought the factor to (none yet: 1).
     """
+    if isinstance(schedule, Plateau):
+        return jnp.asarray(1.0 if lowered is None else lowered, jnp.float32)
     if isinstance(schedule, Piecewise):
         return schedule.decay ** jnp.maximum(epoch + schedule.schedule_offset - schedule.hold, 0.0)
     if isinstance(schedule, Cosine):

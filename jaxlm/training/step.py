@@ -14,13 +14,16 @@ from jaxlm.config.config import Recipe
 from jaxlm.data.windows import Windows
 from jaxlm.distributed import collectives
 from jaxlm.distributed.mesh import PADDED_BIAS, put, spread, spread_specs, whole
-from jaxlm.models import heads, stack
+from jaxlm.models import stack
 from jaxlm.models.cell import Params
-from jaxlm.models.noise import Noise, draw_noise, drop_rows, drop_words, is_random
+from jaxlm.models.noise import Noise, draw_noise, is_random
 from jaxlm.models.stack import Carry
-from jaxlm.training import gradients, optimizers
+from jaxlm.training import averaging, gradients, optimizers
+from jaxlm.training.averaging import Averaging
+from jaxlm.training.cost import minimised
 from jaxlm.training.schedules import factor
 from jaxlm.training.small_batches import Gradient, Part, gradient_of
+from jaxlm.training.validations import Memory, first_memory
 
 
 @jax.tree_util.register_dataclass
@@ -34,6 +37,8 @@ class TrainState:
     carry: Carry
     key: jax.Array | None  # folded with the step for a window's noise; None: the model has none
     average: Params | None = None  # of the parameters, where the recipe asks for it
+    averaging: Averaging | None = None  # of ASGD
+    memory: Memory | None = None  # of all validations, where something follows from them
 
     @property
     def evaluated(self) -> Params:
@@ -67,7 +72,8 @@ class Metrics:
     finite: jax.Array  # cost and gradient norm; where not, no update was made
 
 
-def init_state(recipe: Recipe, key: jax.Array, batch_size: int, params: Params | None = None) -> TrainState:
+def init_state(recipe: Recipe, key: jax.Array, batch_size: int, params: Params | None = None, *, patience: int = 0
+               ) -> TrainState:
     """The state before the first step, with fresh parameters or a copy of those given.
 
     Args:
@@ -75,13 +81,15 @@ def init_state(recipe: Recipe, key: jax.Array, batch_size: int, params: Params |
       key: of the parameters and of all noise.
       batch_size: rows B.
       params: in place of fresh ones; copied, since the loop donates its state.
+      patience: of early stopping, which remembers the validations; 0: there is none.
     """
     params_key, noise_key = jax.random.split(key)
     start: Params = jax.tree.map(jnp.array, stack.init_params(recipe.model, params_key) if params is None else params)
-    average = None if recipe.optimizer.average_decay is None else jax.tree.map(jnp.copy, start)
+    average = jax.tree.map(jnp.copy, start) if averaging.averages(recipe) else None
     return TrainState(jnp.zeros((), jnp.int32), start, optimizers.transformation(recipe, 0.0).init(start),
                       stack.zero_carry(recipe.model, batch_size, start["embedding"].dtype),
-                      noise_key if is_random(recipe.model) else None, average)
+                      noise_key if is_random(recipe.model) else None, average, averaging.first(recipe),
+                      first_memory(recipe, patience))
 
 
 def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise | None = None
@@ -89,8 +97,9 @@ def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise |
     """One update on one window. Gradients stop at the window's edge; the carry is passed on.
 
     The cost is the sum over the T steps of the mean over the batch, and it is that cost's gradient that is clipped, as
-    in TensorFlow's PTB tutorial. Where the cost or the gradient norm is not finite, parameters, optimiser and average
-    stay as they were, and so does the carry (at an epoch's start it is zero).
+    in TensorFlow's PTB tutorial; a recipe may add penalties, or minimise the mean over all tokens (`cost.py`). Where
+    the cost or the gradient norm is not finite, parameters, optimiser and average stay as they were, and so does the
+    carry (at an epoch's start it is zero).
 
     Args:
       recipe: model, optimiser and schedule; every number may be traced.
@@ -111,36 +120,34 @@ def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise |
             own = key if key is None or part.number is None else jax.random.fold_in(key, part.number)
             noise = draw_noise(model, own, T, B, part.first)
         trained = stack.read_rows(state.params, inputs) if optimizers.takes_rows(recipe) else state.params
-        counted = None if window.length is None else jnp.broadcast_to(
-            (jnp.arange(T) < window.length)[:, None], (T, B)).astype(jnp.float32)
 
         def cost_fn(trained):
-            trained = drop_rows(model, noise, trained)
-            x = drop_words(model, noise, stack.embed(trained, inputs), inputs).astype(model.compute_dtype)
-            features, new_carry = stack.features(model, trained, noise, x, part.carry, window.length)
-            nats = heads.summed_nats(model, trained, features, part.targets, counted, noise.latents)
-            return nats / collectives.all_rows(B), new_carry
+            return minimised(recipe, trained, noise, inputs, part.targets, part.carry, window.length)
 
-        (cost, new_carry), grads = jax.value_and_grad(cost_fn, has_aux=True)(trained)
+        (_, (cost, new_carry)), grads = jax.value_and_grad(cost_fn, has_aux=True)(trained)
         return cost, new_carry, grads
 
     whole = Part(window.inputs, window.targets, carry, noise=noise)
     cost, new_carry, grads = gradient_of(of_part, whole, window.small_batch)
     cost, grads = collectives.sum_over_data(cost), gradients.summed(grads)
-    norm = gradients.global_norm(grads, stack.param_specs(model))
-    grads = gradients.dense(grads, state.params, window.inputs) if optimizers.counts_rows(recipe) else grads
+    norm = optimizers.counted_norm(recipe, grads)
+    if optimizers.takes_rows(recipe) and optimizers.counts_rows(recipe):
+        grads = gradients.dense(grads, state.params, window.inputs)
     finite = jnp.isfinite(cost) & jnp.isfinite(norm)
 
-    scale = factor(recipe.schedule, state.step, window.epoch, window.total)
+    lowered = None if state.memory is None or state.memory.lowered is None else state.memory.lowered.factor
+    scale = factor(recipe.schedule, state.step, window.epoch, window.total, lowered)
     own = scale if window.rate is None else scale * window.rate
-    updates, opt_state = optimizers.transformation(recipe, own).update(grads, state.opt_state, state.params,
+    moved = averaging.moved_by(recipe, state.averaging, own)
+    updates, opt_state = optimizers.transformation(recipe, moved).update(grads, state.opt_state, state.params,
                                                                          grad_norm=norm)
     params = gradients.apply_updates(state.params, jax.tree.map(lambda u: jnp.where(finite, u, 0), updates),
                                      window.inputs)
     new_carry, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (new_carry, opt_state),
                                         (carry, state.opt_state))
-    average = optimizers.averaged(recipe, state.average, params, state.step, ~finite)
-    return (TrainState(state.step + 1, params, opt_state, new_carry, state.key, average),
+    average, counted = averaging.averaged(recipe, state.averaging, state.memory, state.average, params, state.step,
+                                          own, finite)
+    return (TrainState(state.step + 1, params, opt_state, new_carry, state.key, average, counted, state.memory),
             Metrics(cost, norm, recipe.optimizer.learning_rate * scale, finite))
 
 

@@ -1,0 +1,96 @@
+"""What follows from a validation: averaging starts, the rate is lowered, the run ends. One pure function with a memory.
+
+The memory lies in the training state: it is saved, resumed and mapped over members with the rest. A mechanism that the
+recipe does not have is None in it, and without any there is no memory.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.config.config import Recipe
+from jaxlm.config.optimizers import ASGD
+from jaxlm.config.schedules import Plateau
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Switch:
+    """Of NT-ASGD: the losses that its rule compares, and whether averaging has started."""
+
+    recent: jax.Array  # the last `nonmonotone` losses, the oldest first
+    older: jax.Array  # the lowest of all before those
+    averaging: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Lowered:
+    """Of the plateau schedule."""
+
+    factor: jax.Array  # on the rate
+    waited: jax.Array  # validations since the best improved or the rate was lowered
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Memory:
+    """What is remembered of all validations."""
+
+    best: jax.Array  # the lowest loss
+    stale: jax.Array  # validations since
+    switch: Switch | None
+    lowered: Lowered | None
+
+
+def first_memory(recipe: Recipe, patience: int = 0) -> Memory | None:
+    """The memory before any validation; None where nothing follows from one.
+
+    Args:
+      recipe: its optimiser may be ASGD, its schedule a plateau.
+      patience: of early stopping; 0: a run never ends early.
+    """
+    optimizer = recipe.optimizer
+    switch = lowered = None
+    if isinstance(optimizer, ASGD):
+        switch = Switch(_never(optimizer.nonmonotone), _never(), jnp.bool_(optimizer.nonmonotone == 0))
+    if isinstance(recipe.schedule, Plateau):
+        lowered = Lowered(jnp.float32(1), jnp.int32(0))
+    if switch is None and lowered is None and not patience:
+        return None
+    return Memory(_never(), jnp.int32(0), switch, lowered)
+
+
+def validated(recipe: Recipe, memory: Memory, loss: jax.Array) -> Memory:
+    """The memory after one more validation, with what follows from it.
+
+    Averaging starts once a loss is above the lowest of all but the last `nonmonotone` before it (Merity et al. 2018,
+    arXiv:1708.02182, algorithm 1, as its code has it). The rate is lowered, and the count begins anew, once more than
+    `plateau_patience` losses in a row were not below the best.
+
+    Args:
+      recipe: as `first_memory` had it; its numbers may be traced.
+      memory: before.
+      loss: mean nats; one that is not a number counts as the worst.
+    """
+    loss = jnp.where(jnp.isnan(loss), jnp.inf, loss).astype(jnp.float32)
+    better = loss < memory.best
+    new = replace(memory, best=jnp.minimum(memory.best, loss), stale=jnp.where(better, 0, memory.stale + 1))
+    if memory.switch is not None and len(memory.switch.recent):
+        old = memory.switch
+        new = replace(new, switch=Switch(
+            jnp.append(old.recent[1:], loss), jnp.minimum(old.older, old.recent[0]),
+            old.averaging | (loss > old.older)))
+    if memory.lowered is not None:
+        assert isinstance(recipe.schedule, Plateau)
+        waited = jnp.where(better, 0, memory.lowered.waited + 1)
+        lower = waited > recipe.schedule.plateau_patience
+        factor = jnp.where(lower, memory.lowered.factor * recipe.schedule.plateau_factor, memory.lowered.factor)
+        new = replace(new, lowered=Lowered(factor, jnp.where(lower, 0, waited)))
+    return new
+
+
+def _never(*shape: int) -> jax.Array:
+    """Losses of validations that were not made, each in memory of its own: the loop donates its state."""
+    return jnp.full(shape, jnp.inf, jnp.float32)

@@ -1,0 +1,133 @@
+"""training/validations.py, averaging.py: what follows from a validation, also after a run was stopped and resumed."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from recipes import BASE, B, T, V
+
+import jaxlm
+from jaxlm.data.windows import WindowPlan
+from jaxlm.errors import JaxlmError
+from jaxlm.report.metrics import read_metrics
+from jaxlm.training.step import init_state, train_windows
+from jaxlm.training.validations import first_memory, validated
+
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, (31, B)))
+PLAN = WindowPlan(len(TOKENS), T, 9)
+
+
+def after(config, losses, patience=0):
+    """The memory after each validation."""
+    memory, told = first_memory(config.recipe, patience), []
+    for loss in losses:
+        assert memory is not None
+        memory = validated(config.recipe, memory, jnp.float32(loss))
+        told.append(memory)
+    return told
+
+
+def test_the_rate_is_lowered_after_more_failures_than_its_patience_and_then_waits_anew():
+    config = BASE.replace(schedule="plateau", plateau_factor=0.5, plateau_patience=1.0)
+    told = after(config, [5, 4, 4.1, 4.0, 4.2, 4.3, 3.9, 4, 4])
+    assert [float(memory.lowered.factor) for memory in told] == [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125]
+
+
+def test_stale_counts_the_validations_since_the_best_and_no_number_is_the_worst():
+    told = after(BASE, [5, 4, 4, np.nan, 3.5, np.inf], patience=3)
+    assert [int(memory.stale) for memory in told] == [0, 0, 1, 2, 0, 1]
+    assert first_memory(BASE.recipe) is None  # nothing follows from a validation: nothing is remembered
+
+
+def iterates(config, steps, averaging_from):
+    """The embedding after each window, and the average at the end."""
+    state, told = init_state(config.recipe, jax.random.key(0), B), []
+    for at in range(steps):
+        if at == averaging_from:
+            assert state.memory is not None and state.memory.switch is not None
+            memory = replace(state.memory, switch=replace(state.memory.switch, averaging=jnp.bool_(True)))
+            state = replace(state, memory=memory)
+        recipe = config.replace(learning_rate=0.1 * (at + 1)).recipe
+        state, metrics = train_windows(recipe, state, TOKENS, PLAN.windows(at, 1, 4), jnp.int32(1), bptt_length=T)
+        told.append(np.asarray(state.params["embedding"], np.float64))
+        assert float(metrics.learning_rate[0]) == pytest.approx(0.1 * (at + 1))
+    return told, state
+
+
+@pytest.mark.parametrize(("compatibility", "first"), [("none", 2), ("awd-lstm", 3)])
+def test_the_average_is_that_of_all_iterates_since_the_switch(compatibility, first):
+    """The published code overwrites the first iterate."""
+    config = BASE.replace(optimizer="asgd", compatibility=compatibility)
+    told, state = iterates(config, 5, averaging_from=2)
+    np.testing.assert_allclose(state.evaluated["embedding"], np.mean(told[first:], 0), rtol=1e-5, atol=1e-6)
+    before, state = iterates(config, 2, averaging_from=9)
+    np.testing.assert_array_equal(state.evaluated["embedding"], before[-1])  # the parameters themselves
+
+
+def test_the_published_code_moves_by_the_rate_of_the_step_before():
+    quirky = BASE.replace(optimizer="asgd", compatibility="awd-lstm", clip_norm=None)
+    moved, _ = iterates(quirky, 3, averaging_from=0)
+    plain = quirky.replace(optimizer="sgd")
+    told, expected = [], init_state(plain.recipe, jax.random.key(0), B)
+    for at, rate in enumerate((0.1, 0.1, 0.2)):  # of windows at 0.1, 0.2, 0.3
+        recipe = plain.replace(learning_rate=rate).recipe
+        expected, _ = train_windows(recipe, expected, TOKENS, PLAN.windows(at, 1, 4), jnp.int32(1), bptt_length=T)
+        told.append(np.asarray(expected.params["embedding"]))
+    np.testing.assert_allclose(moved, told, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A few lines that are learnt by heart, and others to validate on: validation soon gets worse."""
+    folder, rng = tmp_path_factory.mktemp("text"), np.random.default_rng(0)
+    for split, lines in (("train", 20), ("valid", 12), ("test", 6)):
+        words = [" ".join(f"w{word}" for word in rng.integers(0, 9, rng.integers(3, 8))) for _ in range(lines)]
+        (folder / f"{split}.txt").write_text("\n".join(words) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("fields", [dict(optimizer="asgd", nonmonotone=1), dict(
+    schedule="plateau", plateau_factor=0.5)], ids=["asgd", "plateau"])
+def test_what_followed_is_the_same_after_a_stop(fields, text, tmp_path):
+    """The switch, the lowered rate and the early end fall in the same windows, with the same numbers."""
+    config = BASE.replace(**fields, vocab_size=100, corpus=str(text), epochs=30, patience=4, learning_rate=2.0,
+                          clip_norm=1.0, hidden_sizes=(16,), checkpoint_every=3)
+    straight = jaxlm.train(config, run_dir=tmp_path / "straight", quiet=True)
+    memory = straight.state.memory
+    assert memory is not None and int(memory.stale) == 4 and 5 <= len(straight.epochs) < 30
+    assert memory.switch is None or bool(memory.switch.averaging)
+    assert memory.lowered is None or float(memory.lowered.factor) < 1
+    per_epoch = int(straight.state.step) // len(straight.epochs)
+    for steps in (per_epoch * (len(straight.epochs) - 3), per_epoch * (len(straight.epochs) - 1) - 2, None):
+        resumed = jaxlm.train(config, run_dir=tmp_path / "stopped", steps=steps, quiet=True,
+                              resume=(tmp_path / "stopped").exists())
+    assert resumed.epochs == straight.epochs
+    jax.tree.map(np.testing.assert_array_equal, resumed.state.memory, memory)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), resumed.state.evaluated,
+                 straight.state.evaluated)
+    again = jaxlm.train(config, run_dir=tmp_path / "stopped", quiet=True, resume=True)  # it has ended: no window more
+    assert int(again.state.step) == int(straight.state.step)
+    assert [row["test_perplexity"] for row in read_metrics(tmp_path / "stopped") if row["kind"] == "test"]
+
+
+def test_members_end_early_as_they_would_alone(text, tmp_path):
+    config = BASE.replace(optimizer="asgd", nonmonotone=1, vocab_size=100, corpus=str(text), epochs=20, patience=1,
+                          decay=1.0, clip_norm=1.0, hidden_sizes=(16,))
+    found = jaxlm.sweep(config, {"learning_rate": [2.0, 3.0]}, quiet=True)
+    for member in found.members:
+        alone = jaxlm.train(config.replace(**member.values, seed=member.seed), quiet=True)
+        assert len(member.valid_perplexities) == len(alone.epochs) < 20
+        np.testing.assert_allclose(member.valid_perplexities, [epoch.valid_perplexity for epoch in alone.epochs],
+                                   rtol=1e-4)
+
+
+@pytest.mark.parametrize(("fields", "says"), [
+    (dict(optimizer="asgd", schedule="plateau"), "optimizer asgd with nonmonotone 5 and the schedule plateau"),
+    (dict(optimizer="asgd", average_decay=0.9), "average_decay .* optimizer asgd"),
+    (dict(model="gru", compatibility="awd-lstm"), "compatibility awd-lstm .* model is gru")])
+def test_contradictions_name_both_fields(fields, says):
+    with pytest.raises(JaxlmError, match=says) as caught:
+        BASE.replace(**fields)
+    assert "\n" not in str(caught.value)
