@@ -152,8 +152,9 @@ def agreeing(golden: dict) -> int:
     return int(off.argmax()) if off.any() else len(off)
 
 
-@pytest.mark.parametrize("name", ["awd_lstm", "awd_lstm_plain"])
-@pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
+@pytest.mark.parametrize(("name", "wide"), [
+    ("awd_lstm", False), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("awd_lstm", True), ("awd_lstm_plain", False), ("awd_lstm_plain", True)))])
 def test_the_published_run(name, wide):
     golden = recorded(f"{name}.json")
     with jax.enable_x64(wide), jax.default_matmul_precision("highest"):
