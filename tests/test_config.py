@@ -41,6 +41,16 @@ def test_a_preset_is_kept_as_json_and_has_its_own_name(name):
     assert c.preset == name and Config.from_json(c.to_json()) == c
 
 
+def test_the_preset_of_awd_lstm_mos_is_the_published_one():
+    c = preset("awd-lstm-mos")
+    assert (c.model.embedding_size, c.model.hidden_sizes, c.model.tied, c.model.experts) == (
+        280, (960, 960, 620), True, 15)
+    rates = ("keep_words", "keep_embedding", "keep_output", "keep_last_output", "keep_latent", "keep_recurrent_weights")
+    assert [round(1 - getattr(c.model, name), 9) for name in rates] == [0.1, 0.4, 0.225, 0.4, 0.29, 0.5]
+    assert (c.optimizer.learning_rate, c.train.batch_size, c.train.bptt_length, c.train.longest) == (20, 12, 70, 110)
+    assert Config.from_json(c.to_json()) == c
+
+
 def test_the_preset_of_awd_lstm_is_the_published_one():
     c = preset("awd-lstm")
     assert (c.model.embedding_size, c.model.hidden_sizes, c.model.tied) == (400, (1150, 1150, 400), True)

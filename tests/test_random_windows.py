@@ -89,7 +89,8 @@ def test_lengths_are_drawn_as_they_should_be():
     assert BASE.replace(bptt_length=70, length_deviation=5).train.longest == 110
 
 
-KINDS = {**{name: dict(model=name) for name in MODELS}, "state dropped": dict(**EVERY_DROPOUT, keep_state=0.6)}
+KINDS = {**{name: dict(model=name) for name in MODELS}, "state dropped": dict(**EVERY_DROPOUT, keep_state=0.6),
+         "penalties": dict(cost="mean", activation_penalty=0.5, temporal_penalty=0.7, weight_decay=0.01)}
 
 
 @pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)

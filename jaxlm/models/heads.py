@@ -5,6 +5,9 @@ Letters: `T` steps, `B` batch, `H` width of the features, `D` width that the ker
 `model` is the config's model.
 """
 
+import math
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 
@@ -20,18 +23,22 @@ def init_head(model: Recurrent, kernel_key: jax.Array, bias_key: jax.Array) -> P
     """`kernel` [D, V], unless it is tied, and `bias` [V]; both uniform in +-init_scale, as in TensorFlow's tutorial.
 
     With a projection also `projection` [H, D]. With a mixture also `prior` [H, K], `latent_kernel` [H, K * D], both
-    drawn likewise, and `latent_bias` [K * D], zero.
+    drawn likewise, and `latent_bias` [K * D], zero. With `torch_init` these, its bias too, are uniform in +-1/sqrt(H).
     """
     H, D, K, V = model.hidden_sizes[-1], kernel_width(model), model.experts, model.vocab_size
-    shapes = {"kernel": (D, V)} if not model.tied else {}
+    shapes: dict[str, tuple[int, ...]] = {"kernel": (D, V)} if not model.tied else {}
     if model.projection:
         shapes["projection"] = (H, D)
     if K:
         shapes |= {"prior": (H, K), "latent_kernel": (H, K * D)}
-    own = {name: uniform(model, kernel_key if name == "kernel" else jax.random.fold_in(kernel_key, place), *shape)
+    if K and model.torch_init:
+        shapes["latent_bias"] = (K * D,)
+    linear = replace(model, init_scale=1 / math.sqrt(H)) if model.torch_init else model
+    own = {name: uniform(model, kernel_key, *shape) if name == "kernel" else
+           uniform(linear, jax.random.fold_in(kernel_key, place), *shape)
            for place, (name, shape) in enumerate(shapes.items())}
     bias = jnp.zeros(V) if model.torch_init else uniform(model, bias_key, V)
-    return {**own, **({"latent_bias": jnp.zeros(K * D)} if K else {}), "bias": bias}
+    return {**({"latent_bias": jnp.zeros(K * D)} if K else {}), **own, "bias": bias}
 
 
 def head_specs(model: Recurrent) -> Params:
