@@ -51,7 +51,8 @@ class Record:
 
 
 def command(target: float, seed: int) -> list[str]:
-    return ["train", "--preset", "tied-fast", *RECIPES[target], "--corpus", "ptb", "--seed", str(seed)]
+    return ["train", "--preset", "tied-fast", "--compute-dtype", "auto", *RECIPES[target], "--corpus", "ptb",
+            "--seed", str(seed)]
 
 
 def run(target: float, seed: int) -> Record:

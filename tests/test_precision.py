@@ -10,6 +10,7 @@ import pytest
 from recipes import BASE
 
 import jaxlm
+from jaxlm.errors import JaxlmError
 from jaxlm.ops.lstm import lstm, zero_state
 from jaxlm.ops.softmax import summed_nats
 from jaxlm.runs import precision
@@ -59,6 +60,11 @@ def test_cudnn_computes_in_float32_whatever_auto_would_take(monkeypatch):
     config = BASE.replace(recurrent_op="cudnn", compute_dtype="auto")
     taken = precision.resolved(config)
     assert taken.model.compute_dtype == "float32" and "cuDNN" in precision.notes("auto", taken)[0]
+
+
+def test_a_step_of_ones_own_is_told_to_take_a_dtype():
+    with pytest.raises(JaxlmError, match="auto, which jaxlm.train resolves"):
+        jaxlm.init_state(BASE.replace(compute_dtype="auto").recipe, jax.random.key(0), 2)
 
 
 def _products(function, *arguments):

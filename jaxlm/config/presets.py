@@ -3,14 +3,14 @@
 from jaxlm.config.config import Config
 from jaxlm.config.fields import nearest
 from jaxlm.config.models import LSTM, Mogrifier
-from jaxlm.config.optimizers import ASGD, SGD, AdamW
-from jaxlm.config.schedules import Piecewise
+from jaxlm.config.optimizers import ASGD, SGD, AdamW, Muon
+from jaxlm.config.schedules import Cosine, Piecewise
 from jaxlm.config.settings import TrainConfig
 from jaxlm.errors import JaxlmError
 
 
 def preset(name: str) -> Config:
-    """A named recipe: small, zaremba-small, zaremba-medium, zaremba-large, awd-lstm, awd-lstm-mos, mogrifier or test.
+    """A named recipe, one of PRESETS.
 
     Raises:
       JaxlmError: the name is unknown.
@@ -48,6 +48,16 @@ def _mogrifier() -> Config:
         preset="mogrifier")
 
 
+def _tied_fast() -> Config:
+    """The recipe of experiments/speedrun.py: how each number was found is in docs/speedrun.md."""
+    return Config(
+        model=LSTM(embedding_size=256, hidden_sizes=(256,), tied=True, init_scale=0.05),
+        optimizer=Muon(learning_rate=0.04, adam_learning_rate=0.01, clip_norm=1.0),
+        schedule=Cosine(final=0.0),
+        train=TrainConfig(batch_size=40, bptt_length=35, epochs=2),
+        preset="tied-fast")
+
+
 PRESETS: dict[str, Config] = {config.preset: config for config in (
     _tutorial("small", init=0.1, hidden=(256, 128), embedding=200, decay=0.5, hold=4, epochs=15, batch=60),
     _tutorial("zaremba-small", init=0.1, hidden=(200, 200), embedding=200, decay=0.5, hold=4, epochs=13),
@@ -77,4 +87,5 @@ PRESETS: dict[str, Config] = {config.preset: config for config in (
         preset="awd-lstm-mos"),
     _mogrifier(),
     _tutorial("test", init=0.1, hidden=(2,), embedding=2, decay=0.5, hold=1, epochs=1, steps=2, clip=1.0),
+    _tied_fast(),
 )}

@@ -14,6 +14,7 @@ from jaxlm.config.config import Recipe
 from jaxlm.data.windows import Windows
 from jaxlm.distributed import collectives
 from jaxlm.distributed.mesh import PADDED_BIAS, put, spread, spread_specs, whole
+from jaxlm.errors import JaxlmError
 from jaxlm.models import stack
 from jaxlm.models.cell import Params
 from jaxlm.models.noise import Noise, draw_noise, is_random
@@ -82,7 +83,13 @@ def init_state(recipe: Recipe, key: jax.Array, batch_size: int, params: Params |
       batch_size: rows B.
       params: in place of fresh ones; copied, since the loop donates its state.
       patience: of early stopping, which remembers the validations; 0: there is none.
+
+    Raises:
+      JaxlmError: the compute_dtype is `auto`, which `jaxlm.train` replaces by the device's.
     """
+    if recipe.model.compute_dtype == "auto":
+        raise JaxlmError("compute_dtype is auto, which jaxlm.train resolves: for a step of your own take float32 or "
+                         "bfloat16")
     params_key, noise_key = jax.random.split(key)
     start: Params = jax.tree.map(jnp.array, stack.init_params(recipe.model, params_key) if params is None else params)
     average = jax.tree.map(jnp.copy, start) if averaging.averages(recipe) else None
