@@ -202,7 +202,7 @@ def test_the_cell_of_lamb(case):
         assert_recorded(found[name], expected, 1e-9)
 
 
-LMS = [case for case in GOLDEN["language_models"] if "l2_penalty" not in case["config"]] if GOLDEN else []
+LMS = GOLDEN["language_models"] if GOLDEN else []
 LAYER = "lm/rnn/skip_multi_rnn_cell/cell_{}/TiledLSTMCell/"
 LOSS, NORM, EVALUATED = 1e-4, 1e-4, 1e-5  # relative
 
@@ -223,7 +223,8 @@ def lamb_config(case):
         keep_output=kept("inter_layer_dropout"), keep_last_output=kept("output_dropout"),
         keep_state=kept("state_dropout"), keep_update=kept("update_dropout"), keep_words=kept("embedding_dropout"),
         projection=E != H,
-        keep_latent=kept("downprojected_output_dropout"), compatibility="lamb",
+        keep_latent=kept("downprojected_output_dropout"), compatibility="lamb", l2_penalty=theirs.get("l2_penalty"),
+        activation_penalty=theirs.get("activation_norm_penalty"),
         locked_dropout=theirs.get("shared_mask_dropout", False), model_compatibility="lamb",
         scale_embedding=theirs.get("scale_input_embeddings", False),
         learning_rate=case["learning_rate"], beta1=0.0, beta2=0.999, clip_norm=theirs["max_grad_norm"],
