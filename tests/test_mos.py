@@ -154,8 +154,11 @@ def agreeing(told: dict) -> int:
     return int(off.argmax()) if off.any() else len(off)
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
+# By default the one of all mechanisms at once; the others with the slow tests.
+@pytest.mark.parametrize(("name", "wide"), [
+    pytest.param(name, wide, id=f"{name}, {'float64' if wide else 'float32'}",
+                 marks=[] if (name, wide) == ("small batches", True) else [pytest.mark.slow])
+    for name in CASES for wide in (False, True)])
 def test_the_published_run(name, wide):
     case = recorded("mos.json")["cases"][CASES[name]]
     with jax.enable_x64(wide), jax.default_matmul_precision("highest"):

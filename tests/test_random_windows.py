@@ -121,7 +121,7 @@ def test_a_window_at_the_end_is_padded_behind_the_last_token():
     assert read.targets[:length, 0].tolist() == list(range(12 - length, 12))
 
 
-@pytest.mark.parametrize("small", [1, 2])
+@pytest.mark.parametrize("small", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_small_batches_are_the_mean_of_their_gradients_with_masks_of_their_own(small):
     recipe = BASE.replace(clip_norm=None, keep_recurrent_weights=0.6, **EVERY_DROPOUT).recipe
     state = init_state(recipe, jax.random.key(0), B)
@@ -181,6 +181,7 @@ def test_a_run_compiles_once_and_resumed_anywhere_it_is_the_same(corpus, tmp_pat
     assert jaxlm.evaluate(tmp_path / "straight", corpus=corpus).perplexity == straight.test_perplexity
 
 
+@pytest.mark.slow
 def test_a_mapped_corpus_trains_to_the_same_numbers(corpus, tmp_path):
     corpus.train.astype("<u2").tofile(tmp_path / "ids")
     mapped = replace(corpus, train=np.memmap(tmp_path / "ids", "<u2", "r"))
@@ -188,6 +189,7 @@ def test_a_mapped_corpus_trains_to_the_same_numbers(corpus, tmp_path):
     assert_close(a.params, b.params, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_members_of_a_sweep_read_the_same_windows_and_equal_runs_alone(corpus):
     """Those of later trials too, which wait for the next group."""
     result = jaxlm.sweep(CONFIG, {"learning_rate": [0.1, 0.2, 0.3]}, corpus=corpus, group=2, quiet=True)
