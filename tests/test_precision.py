@@ -63,7 +63,7 @@ def test_cudnn_computes_in_float32_whatever_auto_would_take(monkeypatch):
 
 
 def test_a_step_of_ones_own_is_told_to_take_a_dtype():
-    with pytest.raises(JaxlmError, match="auto, which jaxlm.train resolves"):
+    with pytest.raises(JaxlmError, match=r"auto, which jaxlm\.train resolves"):
         jaxlm.init_state(BASE.replace(compute_dtype="auto").recipe, jax.random.key(0), 2)
 
 
