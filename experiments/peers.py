@@ -91,7 +91,6 @@ def jaxlm_nnx(config: Config, tokens: np.ndarray) -> Run:
 def flax(config: Config, tokens: np.ndarray, layer: Callable[[int], Any] | None = None) -> Run:
     import jax
     import jax.numpy as jnp
-    import optax
     from flax import linen as nn
 
     def rnn(size: int) -> Any:
@@ -109,36 +108,12 @@ def flax(config: Config, tokens: np.ndarray, layer: Callable[[int], Any] | None 
     B, model = config.train.batch_size, Model()
     carries = [(jnp.zeros((B, h)), jnp.zeros((B, h))) for h in config.model.hidden_sizes]
     params = model.init(jax.random.key(0), jnp.zeros((1, B), jnp.int32), carries)
-    optimiser = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm or 1e9), optax.sgd(1.0))
-    opt_state = optimiser.init(params)
-
-    def step(params, opt_state, carries, window):
-        def cost(params):
-            logits, new = model.apply(params, window[:-1], carries)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, window[1:]).sum() / B, new
-
-        (value, carries), grads = jax.value_and_grad(cost, has_aux=True)(params)
-        updates, opt_state = optimiser.update(grads, opt_state)
-        return optax.apply_updates(params, updates), opt_state, carries, value
-
-    step = jax.jit(step, donate_argnums=(0, 1, 2))
-    windows = _windows(config, tokens)
-
-    def run(count: int) -> None:
-        nonlocal params, opt_state, carries
-        value = None
-        for _ in range(count):
-            params, opt_state, carries, value = step(params, opt_state, carries, next(windows))
-        jax.block_until_ready(value)
-
-    return run
+    return _flax_run(config, tokens, model.apply, params, carries)
 
 
 def nnx(config: Config, tokens: np.ndarray, layer: Callable[[int, int, Any], Any] | None = None) -> Run:
     """Plain Flax NNX."""
-    import jax
     import jax.numpy as jnp
-    import optax
     from flax import nnx
 
     def rnn(inputs: int, size: int, rngs: nnx.Rngs) -> Any:
@@ -160,14 +135,30 @@ def nnx(config: Config, tokens: np.ndarray, layer: Callable[[int, int, Any], Any
             return self.head(x), new
 
     graph, params, rest = nnx.split(Model(), nnx.Param, ...)
+    carries = [(jnp.zeros((B, h)), jnp.zeros((B, h))) for h in widths[1:]]
+
+    def apply(params, window, carries):
+        return nnx.merge(graph, params, rest)(window, carries)
+
+    return _flax_run(config, tokens, apply, params, carries)
+
+
+def _flax_run(config: Config, tokens: np.ndarray, apply: Callable[..., Any], params: Any, carries: Any) -> Run:
+    """The usual loop around a Flax model: a jitted step for each window, optax's clipping and SGD.
+
+    `apply` is (params, tokens [T, B], carries) -> (logits [T, B, V], carries).
+    """
+    import jax
+    import optax
+
     optimiser = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm or 1e9), optax.sgd(1.0))
     opt_state = optimiser.init(params)
-    carries = [(jnp.zeros((B, h)), jnp.zeros((B, h))) for h in widths[1:]]
 
     def step(params, opt_state, carries, window):
         def cost(params):
-            logits, new = nnx.merge(graph, params, rest)(window[:-1], carries)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, window[1:]).sum() / B, new
+            logits, new = apply(params, window[:-1], carries)
+            nats = optax.softmax_cross_entropy_with_integer_labels(logits, window[1:])
+            return nats.sum() / config.train.batch_size, new
 
         (value, carries), grads = jax.value_and_grad(cost, has_aux=True)(params)
         updates, opt_state = optimiser.update(grads, opt_state)
