@@ -84,6 +84,20 @@ def test_a_member_is_the_same_run_alone(corpus, vmapped, keep):
         np.testing.assert_allclose(own, alone(config, corpus, 50), rtol=1e-5 if vmapped else 1e-7)
 
 
+def test_a_member_is_taken_from_its_device_without_a_collective():
+    """Collectives of many small programs in flight can wait for each other's devices for ever."""
+    on_devices(4, """
+import jax, jax.numpy as jnp
+from jaxlm.distributed.collectives import MEMBER
+from jaxlm.distributed.mesh import members_mesh, put
+from jaxlm.training.members import taken
+column = put(members_mesh(4), jnp.arange(16.0).reshape(8, 2), MEMBER)
+for slot in range(8):
+    one = taken({"leaf": column}, slot)["leaf"]
+    assert one.devices() == {jax.devices()[slot // 2]} and one.tolist() == [2 * slot, 2 * slot + 1]
+""")
+
+
 @pytest.mark.parametrize("vmap", [False, True])
 def test_members_are_spread_over_devices_and_read_a_prepared_corpus(tmp_path, vmap):
     """Four members on four devices, from a file and from memory, equal the runs alone."""

@@ -37,8 +37,22 @@ def replaced(group: Group, slot: int, recipe: Recipe, state: TrainState) -> Grou
 
 
 def taken(group: Any, slot: int) -> Any:
-    """One member's leaves of any tree with an axis M."""
-    return jax.tree.map(lambda leaf: leaf[slot], group)
+    """One member's leaves of any tree with an axis M, each from the device that holds it.
+
+    Indexing a leaf that is spread over devices would be a program with a collective for each leaf. Many such programs
+    in flight at once can wait for each other's devices for ever where cores are few.
+    """
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1:
+            return leaf[slot]
+        for shard in leaf.addressable_shards:
+            first = shard.index[0].start or 0
+            if first <= slot < first + len(shard.data):
+                return shard.data[slot - first]
+        raise ValueError(f"no device of this process holds member {slot}")
+
+    return jax.tree.map(one, group)
 
 
 @partial(jax.jit, static_argnames=("bptt_length", "small_batch", "vmapped", "mesh"), donate_argnames="states")
