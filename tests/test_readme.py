@@ -30,7 +30,8 @@ from jaxlm.sweeps.space import read_space
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_PAGES = ("training", "surprisal")  # whose runs other pages use
-DOCS = sorted((path.stem for path in (ROOT / "docs").glob("*.md")), key=lambda page: (page != "training", page not in FIRST_PAGES, page))
+DOCS = sorted((path.stem for path in (ROOT / "docs").glob("*.md")),
+              key=lambda page: (page != "training", page not in FIRST_PAGES, page))
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", *(f"docs/{page}.md" for page in DOCS),
                                                       "CONTRIBUTING.md")}
 BLOCK = re.compile(r"(?:^ *<!-- (?P<marker>.*?) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$",

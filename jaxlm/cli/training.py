@@ -84,7 +84,7 @@ def train(args: argparse.Namespace) -> int:
         config = saved_config(run_dir)
     else:
         config = starting_config(args)
-        run_dir = args.run_dir or RUNS / f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run_dir = args.run_dir or _unused(RUNS / f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}")
     corpus = params = None
     if args.init:
         config, corpus, params = _initial(args, config)
@@ -166,6 +166,15 @@ def reproduce(args: argparse.Namespace) -> int:
         say(printable(f"differs: {line}"))
     say(printable(f"{args.run} and {found.run_dir} are {'NOT ' if found.results else ''}the same, byte for byte"))
     return FAILED if found.results else 0
+
+
+def _unused(path: Path) -> Path:
+    """The path, or with a number behind it where another run began in the same second."""
+    number = 2
+    found = path
+    while found.exists():
+        found, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return found
 
 
 def _newest_run(name: str) -> Path:
