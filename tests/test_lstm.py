@@ -48,6 +48,14 @@ def test_equals_the_reference(T, B, E, H, wide, forget_bias, seed):
         assert_close(fast(*arguments), plain(*arguments), TOLERANCE[dtype])
 
 
+def test_equals_the_reference_where_the_gates_do_not_read_all_of_h():
+    kept = jax.random.bernoulli(jax.random.key(0), 0.6, (4, 5))
+    dropped = [jax.jit(functools.partial(values_and_gradients, functools.partial(op, kept=kept, keep=0.6)))
+               for op in (lstm, lstm_reference)]
+    arguments = (*draw(6, 4, 3, 5, jnp.float32), jnp.float32(1))
+    assert_close(dropped[0](*arguments), dropped[1](*arguments), TOLERANCE[jnp.float32])
+
+
 def test_bfloat16_multiplies_in_bfloat16_and_carries_in_float32():
     x, kernel, bias, state = draw(9, 4, 16, 24, jnp.float32)
     arguments = (x.astype(jnp.bfloat16), kernel / 4, bias, state, jnp.float32(0))

@@ -9,7 +9,6 @@ from jaxlm.config.models import LSTM
 from jaxlm.models.cell import Cell, Params, uniform
 from jaxlm.ops.cudnn import lstm_cudnn
 from jaxlm.ops.lstm import LSTMState, lstm, zero_state
-from jaxlm.ops.lstm_dropped_state import lstm_with_dropped_state
 
 OPS = {"scan": lstm, "cudnn": lstm_cudnn}
 
@@ -20,10 +19,8 @@ def _init(model: LSTM, key: jax.Array, inputs: int, width: int) -> Params:
 
 def _apply(model: LSTM, params: Params, x: jax.Array, state: LSTMState, kept: jax.Array | None = None,
            length: jax.Array | None = None) -> tuple[jax.Array, LSTMState]:
-    arguments = x, params["kernel"], params["bias"], state, model.forget_bias
-    if kept is not None:
-        return lstm_with_dropped_state(*arguments, kept, model.keep_state, length)
-    return OPS[model.recurrent_op](*arguments, length)
+    dropped = {} if kept is None else {"kept": kept, "keep": model.keep_state}
+    return OPS[model.recurrent_op](x, params["kernel"], params["bias"], state, model.forget_bias, length, **dropped)
 
 
 def change_recurrent(params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:

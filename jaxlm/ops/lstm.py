@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxlm.ops.bounded_scan import last_step
+from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.gates import sigmoid
-from jaxlm.ops.product import product, product_transposed
+from jaxlm.ops.product import product
 
 
 @jax.tree_util.register_dataclass
@@ -34,11 +35,12 @@ def zero_state(batch_size: int, hidden_size: int, dtype: Any = jnp.float32) -> L
 
 
 def lstm_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
-                   forget_bias: jax.Array | float = 0.0) -> tuple[jax.Array, LSTMState]:
-    """`lstm` written plainly: a scan of the cell, differentiated by JAX. Arguments, results and errors are the same."""
+                   forget_bias: jax.Array | float = 0.0, kept: jax.Array | None = None,
+                   keep: jax.Array | float | None = None) -> tuple[jax.Array, LSTMState]:
+    """`lstm` written plainly: a scan of the cell, differentiated by JAX; it counts all steps."""
 
     def cell(state: LSTMState, x: jax.Array) -> tuple[LSTMState, jax.Array]:
-        i, j, f, o = jnp.split(jnp.concatenate([x, state.h], -1) @ kernel + bias, 4, -1)
+        i, j, f, o = jnp.split(jnp.concatenate([x, apply_mask(state.h, kept, keep)], -1) @ kernel + bias, 4, -1)
         c = state.c * jax.nn.sigmoid(f + forget_bias) + jax.nn.sigmoid(i) * jnp.tanh(j)
         h = jnp.tanh(c) * jax.nn.sigmoid(o)
         return LSTMState(c, h), h
@@ -49,7 +51,8 @@ def lstm_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTM
 
 
 def lstm(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
-         forget_bias: jax.Array | float = 0.0, length: jax.Array | None = None) -> tuple[jax.Array, LSTMState]:
+         forget_bias: jax.Array | float = 0.0, length: jax.Array | None = None, kept: jax.Array | None = None,
+         keep: jax.Array | float | None = None) -> tuple[jax.Array, LSTMState]:
     """Runs one LSTM layer over time, fast.
 
     Everything that does not depend on the step before is done for all steps at once, outside the scans: the input
@@ -64,6 +67,9 @@ def lstm(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
       state: the carry, c and h [B, H].
       forget_bias: added to the forget gate before its sigmoid.
       length: how many steps count, traced, at least 1; the carry is then that after them, without gradients. None: all.
+      kept: bool [B, H], which units of h the gates read, the same at all steps (Gal and Ghahramani 2016,
+        arXiv:1512.05287); outputs and carry have all of them. None: they read all.
+      keep: the probability with which they were kept; those read are divided by it.
 
     Returns:
       Outputs [T, B, H] and the new carry.
@@ -78,7 +84,7 @@ def lstm(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
     ((20, 4, 2), (4, 2))
     """
     _check_shapes(x, kernel, bias, state)
-    return _lstm(x, kernel, bias, state, jnp.asarray(forget_bias, bias.dtype), length)
+    return _lstm(x, kernel, bias, state, jnp.asarray(forget_bias, bias.dtype), length, kept, keep)
 
 
 # An unrolled scan is faster, and takes seconds to compile: not for many steps, nor for a small layer.
@@ -86,18 +92,18 @@ MOST_UNROLLED, LEAST_UNROLLED_WIDTH = 40, 64
 
 
 @jax.custom_vjp
-def _lstm(x, kernel, bias, state, forget_bias, length):
-    (y, final), _ = _forward(x, kernel, bias, state, forget_bias, length)
+def _lstm(x, kernel, bias, state, forget_bias, length, kept, keep):
+    (y, final), _ = _forward(x, kernel, bias, state, forget_bias, length, kept, keep)
     return y, final
 
 
-def _forward(x, kernel, bias, state, forget_bias, length):
+def _forward(x, kernel, bias, state, forget_bias, length, kept, keep):
     kernel_x, kernel_h = jnp.split(kernel.astype(x.dtype), [x.shape[-1]])  # cast once, not at each step
     H = kernel_h.shape[0]
     gate_bias = bias.at[2 * H:3 * H].add(forget_bias)
 
     def cell(state, projected):
-        z = projected + product(state.h, kernel_h, x.dtype)
+        z = projected + product(apply_mask(state.h, kept, keep), kernel_h, x.dtype)
         i, j, f, o = _activated(z)
         c = state.c * f + i * j
         h = jnp.tanh(c) * o
@@ -106,17 +112,17 @@ def _forward(x, kernel, bias, state, forget_bias, length):
     final, (h, c, z) = _scan(cell, state, product(x, kernel_x, x.dtype) + gate_bias)
     if length is not None:
         final = last_step(LSTMState(c, h), length)
-    return (h.astype(x.dtype), final), (x, kernel, state, h, c, z, length)
+    return (h.astype(x.dtype), final), (x, kernel, state, h, c, z, length, kept, keep)
 
 
 def _backward(saved, cotangents):
-    x, kernel, state, h, c, z, length = saved
+    x, kernel, state, h, c, z, length, kept, keep = saved
     dy, dfinal = cotangents
     if length is not None:
         dfinal = jax.tree.map(jnp.zeros_like, dfinal)
     kernel_x, kernel_h = jnp.split(kernel.astype(x.dtype), [x.shape[-1]])
     c_before = jnp.concatenate([state.c[None], c[:-1]])
-    h_before = jnp.concatenate([state.h[None], h[:-1]])
+    h_read = apply_mask(jnp.concatenate([state.h[None], h[:-1]]), kept, keep)
 
     i, j, f, o = _activated(z)
     tanh_c = jnp.tanh(c)
@@ -129,7 +135,7 @@ def _backward(saved, cotangents):
         dh = dh + dy
         dc = dc + dh * of_cell
         dz = jnp.concatenate([dc, dc, dc, dh], -1) * of_gates
-        return (dc * f, product_transposed(dz, kernel_h, x.dtype)), dz
+        return (dc * f, apply_mask(product(dz, kernel_h, x.dtype, transposed=True), kept, keep)), dz
 
     (dc, dh), dz = _scan(cell, (dfinal.c, dfinal.h), (dy.astype(c.dtype), of_gates, of_cell, f), reverse=True)
 
@@ -137,12 +143,12 @@ def _backward(saved, cotangents):
         return a.reshape(-1, a.shape[-1]).T.astype(x.dtype)
 
     # The concatenation writes the transposes out, as the fast product wants its first factor.
-    inputs = jnp.concatenate([rows_by_column(x), rows_by_column(h_before)])
+    inputs = jnp.concatenate([rows_by_column(x), rows_by_column(h_read)])
     dkernel = product(inputs, dz.reshape(-1, dz.shape[-1]), x.dtype)
     dbias = dz.sum((0, 1))
     H = h.shape[-1]
-    dx = product_transposed(dz, kernel_x, x.dtype).astype(x.dtype)
-    return dx, dkernel, dbias, LSTMState(dc, dh), dbias[2 * H:3 * H].sum(), None
+    dx = product(dz, kernel_x, x.dtype, transposed=True).astype(x.dtype)
+    return dx, dkernel, dbias, LSTMState(dc, dh), dbias[2 * H:3 * H].sum(), None, None, None
 
 
 _lstm.defvjp(_forward, _backward)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxlm.distributed import collectives
-from jaxlm.ops.product import product, product_transposed
+from jaxlm.ops.product import product
 from jaxlm.ops.softmax import _hits, _in_chunks, _lse_and_pick, _with_bias
 
 Number = jax.Array | float
@@ -136,7 +136,7 @@ def _forward(latents, choice, kernel, bias, targets, weights, epsilon):
         dlogits = jnp.exp(logits - lse[:, None]) - _hits(jnp.repeat(targets, K), logits)
         # The weights scale the products' narrow sides, and the transpose is written out (see `ops/product.py`).
         weighted = lax.optimization_barrier((x.reshape(-1, x.shape[-1]) * by_expert).T.astype(dtype))
-        dlatents = (product_transposed(dlogits, narrow, dtype) * by_expert).astype(dtype)
+        dlatents = (product(dlogits, narrow, dtype, transposed=True) * by_expert).astype(dtype)
         dchoice = weights * (jax.nn.softmax(choice) - share)
         return (nats, dlayer + product(weighted, dlogits, dtype)), (dlatents, dchoice)
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from jaxlm.ops.product import product
 
 # a, b and c of x' = a x + b (x x^T) x + c (x x^T)^2 x: Jordan's quintic, steepest at zero.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -28,13 +29,11 @@ def orthogonalized(matrices: jax.Array, steps: int, dtype: Any = jnp.float32) ->
     x = jnp.swapaxes(matrices, 1, 2) if M > N else matrices
     x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-7)
     a, b, c = COEFFICIENTS
+
+    def each(first: jax.Array, second: jax.Array, transposed: bool = False) -> jax.Array:
+        return jax.vmap(lambda a, b: product(a, b, dtype, transposed))(first, second)
+
     for _ in range(steps):
-        gram = _product(x, x, 2, dtype)
-        x = a * x + _product(b * gram + c * _product(gram, gram, 1, dtype), x, 1, dtype)
+        gram = each(x, x, transposed=True)
+        x = a * x + each(b * gram + c * each(gram, gram), x)
     return (jnp.swapaxes(x, 1, 2) if M > N else x).astype(matrices.dtype)
-
-
-def _product(a: jax.Array, b: jax.Array, axis: int, dtype: Any) -> jax.Array:
-    """Each a [., K] times its b, contracted on b's axis 1 (as it lies) or 2 (transposed)."""
-    return lax.dot_general(a.astype(dtype), b.astype(dtype), (((2,), (axis,)), ((0,), (0,))),
-                           preferred_element_type=jnp.float32)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxlm.distributed import collectives
-from jaxlm.ops.product import product, product_transposed
+from jaxlm.ops.product import product
 
 # Rows of a chunk on CPU, measured in docs/performance.md: logits of about this size stay in the cache, and
 # there are enough rows that reading the kernel and adding to its gradient, once a chunk, costs little.
@@ -118,7 +118,7 @@ def _forward(x, kernel, bias, targets, weights):
         lse, picked = _lse_and_pick(logits, targets)
         nats += jnp.vdot(weights, lse - picked)
         dlogits = jnp.exp(logits - lse[:, None]) - _hits(targets, logits)  # weights scale the products' narrow sides
-        dx = product_transposed(dlogits, narrow, x.dtype) * weights[:, None]
+        dx = product(dlogits, narrow, x.dtype, transposed=True) * weights[:, None]
         return (nats, dlayer + product(weighted, dlogits, x.dtype)), dx.astype(x.dtype)
 
     zero = (jnp.zeros((), bias.dtype), jnp.zeros(layer.shape, kernel.dtype))
