@@ -19,7 +19,7 @@ from jaxlm.config.config import Recipe
 from jaxlm.data.windows import batch
 from jaxlm.models.noise import Noise
 from jaxlm.scoring.stream import stream_nats
-from jaxlm.training.step import Window, init_state, train_step
+from jaxlm.training.step import TrainState, Window, init_state, train_step
 from jaxlm.training.validations import first_memory, validated
 
 step = jax.jit(train_step, compiler_options={"xla_backend_optimization_level": 0})  # eight lengths to compile
@@ -43,6 +43,26 @@ def torch_gates(array: np.ndarray) -> np.ndarray:
     """The inverse of `gates`."""
     i, j, f, o = np.split(array.T, 4)
     return np.concatenate([i, f, j, o])
+
+
+def torch_layers(layers: list, differences: list, apart: float) -> dict[str, np.ndarray]:
+    """PyTorch's tensors of the layers, each with two biases that began so far from each other, now times `apart`."""
+    found = {}
+    for k, (layer, difference) in enumerate(zip(layers, differences, strict=True)):
+        kernel, bias = np.asarray(layer["kernel"]), torch_gates(np.asarray(layer["bias"]))
+        inputs = len(kernel) - len(bias) // 4
+        found |= {f"rnns.{k}.weight_ih_l0": torch_gates(kernel[:inputs]),
+                  f"rnns.{k}.weight_hh_l0": torch_gates(kernel[inputs:]),
+                  f"rnns.{k}.bias_ih_l0": (bias + apart * difference) / 2,
+                  f"rnns.{k}.bias_hh_l0": (bias - apart * difference) / 2}
+    return found
+
+
+def switched(state: TrainState) -> TrainState:
+    """The state from which on the parameters are averaged."""
+    assert state.memory is not None and state.memory.switch is not None
+    switch = replace(state.memory.switch, averaging=jnp.bool_(True))
+    return replace(state, memory=replace(state.memory, switch=switch))
 
 
 class Replay:
@@ -107,9 +127,7 @@ class Replay:
         for k, (T, rate) in enumerate(zip(windows["T"], golden["lr_of_step"], strict=True)):
             if k == windows["sgd_steps"]:
                 tensors["after_sgd"] = self.named(state.params, apart[-1])
-                assert state.memory is not None and state.memory.switch is not None
-                memory = replace(state.memory, switch=replace(state.memory.switch, averaging=jnp.bool_(True)))
-                state = replace(state, memory=memory)
+                state = switched(state)
             first = k % windows["per_epoch"] == 0
             row = 0 if first else row
             recipe = replace(self.recipe, optimizer=replace(self.recipe.optimizer, learning_rate=jnp.float32(rate)))
@@ -135,14 +153,8 @@ class Replay:
     def named(self, params, apart) -> dict[str, np.ndarray]:
         """PyTorch's tensors."""
         found = {"encoder.weight": params["embedding"], "decoder.bias": params["softmax"]["bias"]}
-        for k, (layer, difference) in enumerate(zip(params["lstm"], self.apart, strict=True)):
-            kernel, bias = np.asarray(layer["kernel"]), torch_gates(np.asarray(layer["bias"]))
-            inputs = len(kernel) - len(bias) // 4
-            found |= {f"rnns.{k}.weight_ih_l0": torch_gates(kernel[:inputs]),
-                      f"rnns.{k}.weight_hh_l0": torch_gates(kernel[inputs:]),
-                      f"rnns.{k}.bias_ih_l0": (bias + apart * difference) / 2,
-                      f"rnns.{k}.bias_hh_l0": (bias - apart * difference) / 2}
-        return {name: np.asarray(array, np.float64) for name, array in found.items()}
+        return {name: np.asarray(array, np.float64) for name, array in {
+            **found, **torch_layers(params["lstm"], self.apart, apart)}.items()}
 
 
 def agreeing(golden: dict) -> int:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_awd import gates, recorded, torch_gates
+from test_awd import gates, recorded, switched, torch_layers
 
 import jaxlm
 from jaxlm.config.config import Recipe
@@ -111,9 +111,7 @@ class Replay:
         for k in range(plan.total):
             if k == switch:
                 tensors["after_sgd"] = self.named(state.params, apart[-1])
-                assert state.memory is not None and state.memory.switch is not None
-                averaging = replace(state.memory.switch, averaging=jnp.bool_(True))
-                state = replace(state, memory=replace(state.memory, switch=averaging))
+                state = switched(state)
             where = jax.tree.map(lambda column: column[0], plan.windows(k, 1, 1))
             window = read_window(tokens, where, plan.length, self.small)
             state, metrics = step(self.recipe, state, window, self.noise(k))
@@ -138,14 +136,8 @@ class Replay:
         head = params["softmax"]
         found = {"encoder.weight": params["embedding"], "decoder.bias": head["bias"], "prior.weight": head["prior"].T,
                  "latent.0.weight": head["latent_kernel"].T, "latent.0.bias": head["latent_bias"]}
-        for k, (layer, difference) in enumerate(zip(params["lstm"], self.apart, strict=True)):
-            kernel, bias = np.asarray(layer["kernel"]), torch_gates(np.asarray(layer["bias"]))
-            inputs = len(kernel) - len(bias) // 4
-            found |= {f"rnns.{k}.weight_ih_l0": torch_gates(kernel[:inputs]),
-                      f"rnns.{k}.weight_hh_l0": torch_gates(kernel[inputs:]),
-                      f"rnns.{k}.bias_ih_l0": (bias + apart * difference) / 2,
-                      f"rnns.{k}.bias_hh_l0": (bias - apart * difference) / 2}
-        return {name: np.asarray(array, np.float64) for name, array in found.items()}
+        return {name: np.asarray(array, np.float64) for name, array in {
+            **found, **torch_layers(params["lstm"], self.apart, apart)}.items()}
 
 
 def agreeing(told: dict) -> int:

@@ -1,14 +1,13 @@
 """`jaxlm sweep`."""
 
 import argparse
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from jaxlm.cli.ending import FAILED, SIGNALLED
 from jaxlm.cli.help import later
 from jaxlm.cli.parsing import add_config_flags, add_start, changes, some_path, starting_config, whole
-from jaxlm.cli.training import RUNS, add_run_arguments
+from jaxlm.cli.training import add_run_arguments, new_run
 from jaxlm.cli.verbs import verb
 from jaxlm.config.config import Config
 from jaxlm.errors import JaxlmError
@@ -87,7 +86,7 @@ def sweep(args: argparse.Namespace) -> int:
     if args.resume:
         config, space, options = supervisor.saved_options(args.run_dir, space, options)
         config = config.replace(**given)
-    run_dir = args.run_dir or RUNS / f"{config.preset}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = args.run_dir or new_run(f"{config.preset}-sweep")
     result = supervisor.sweep(config, space, run_dir=run_dir, resume=args.resume, workers=args.workers,
                               data_dir=args.data_dir, **options)
     if result.stopped_by:

@@ -35,6 +35,15 @@ PREPARED_FIELDS = {"vocab_size": Config().model.vocab_size, "min_count": Config(
                    "lowercase": Config().data.lowercase}
 
 
+def new_run(label: str) -> Path:
+    """The usual place of a run that begins now; with a number where another began in the same second."""
+    first = found = RUNS / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 2
+    while found.exists():
+        found, number = first.with_name(f"{first.name}-{number}"), number + 1
+    return found
+
+
 def train_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str], start: Config | None = None) -> None:
     """Adds the flags of one run, and one for every field of the config.
 
@@ -84,7 +93,7 @@ def train(args: argparse.Namespace) -> int:
         config = saved_config(run_dir)
     else:
         config = starting_config(args)
-        run_dir = args.run_dir or _unused(RUNS / f"{config.preset}-{time.strftime('%Y%m%d-%H%M%S')}")
+        run_dir = args.run_dir or new_run(config.preset)
     corpus = params = None
     if args.init:
         config, corpus, params = _initial(args, config)
@@ -166,15 +175,6 @@ def reproduce(args: argparse.Namespace) -> int:
         say(printable(f"differs: {line}"))
     say(printable(f"{args.run} and {found.run_dir} are {'NOT ' if found.results else ''}the same, byte for byte"))
     return FAILED if found.results else 0
-
-
-def _unused(path: Path) -> Path:
-    """The path, or with a number behind it where another run began in the same second."""
-    number = 2
-    found = path
-    while found.exists():
-        found, number = path.with_name(f"{path.name}-{number}"), number + 1
-    return found
 
 
 def _newest_run(name: str) -> Path:

@@ -182,7 +182,7 @@ def _read(folder: Folder) -> Checkpoint:
     try:
         manifest = sealed.read(folder)
         config = Config.from_json(sealed.verified(folder, manifest, "config.json").decode())
-        template = _template(config)
+        template = state_shapes(config)
         leaves = dict(named_leaves(jax.eval_shape(_without_keys, template)))
         memory.check(2 * sum(map(arrays.nbytes, leaves.values())), f"the config of {path}", "it cannot be loaded here")
         found = arrays.read(folder, manifest, leaves)
@@ -218,7 +218,7 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def _template(config: Config) -> Any:
+def state_shapes(config: Config) -> Any:
     """The shapes and dtypes of a config's training state, nothing allocated; all that is known here of the state."""
     if (layers := len(config.model.hidden_sizes)) > MOST_LAYERS:
         raise JaxlmError(f"a model of {layers:,} layers: expected at most {MOST_LAYERS:,}")
@@ -232,7 +232,7 @@ def check_memory(config: Config) -> None:
     That is its state, a gradient and an update of each parameter, and what a window saves for its gradient.
     """
     try:
-        template = _template(config)
+        template = state_shapes(config)
         needed = sum(arrays.nbytes(leaf) for _, leaf in named_leaves(jax.eval_shape(_without_keys, template)))
         needed += 2 * sum(arrays.nbytes(leaf) for _, leaf in named_leaves(template.params))
         counts, model = config.train, config.model

@@ -50,6 +50,8 @@ def notes(asked: str, config: Config) -> list[str]:
       config: with the one that was taken.
     """
     device, taken = jax.local_devices()[0], config.model.compute_dtype
+    if asked == "float32":
+        return []
     native = multiplies_bfloat16(device)
     if asked == "auto":
         reason = f"{'multiplies' if native else 'does not multiply'} bfloat16 by itself"

@@ -188,18 +188,12 @@ def new_state(config: Config, params: Params | None = None) -> TrainState:
     arguments = (config.recipe, jax.random.key(config.train.seed), config.train.batch_size)
     if params is None:
         return _init_state(*arguments, patience=config.train.patience)
-    expected = checkpoint.shapes(state_shapes(config).params)
+    expected = checkpoint.shapes(checkpoint.state_shapes(config).params)
     given = checkpoint.shapes(params)
     if wrong := [f"{name}: expected {expected.get(name)}, got {given.get(name)}"
                  for name in sorted({*expected, *given}) if expected.get(name) != given.get(name)]:
         raise JaxlmError("params do not have the config's shapes: " + "; ".join(wrong))
     return init_state(*arguments, params, patience=config.train.patience)
-
-
-def state_shapes(config: Config) -> TrainState:
-    """The state before the first step as shapes alone; nothing is allocated."""
-    return jax.eval_shape(lambda: init_state(config.recipe, jax.random.key(0), config.train.batch_size,
-                                             patience=config.train.patience))
 
 
 class _Reporter(Observer):

@@ -12,7 +12,7 @@ from contextlib import suppress
 import jax
 
 from jaxlm.config.config import Config
-from jaxlm.runs.trainer import state_shapes
+from jaxlm.runs.checkpoint import state_shapes
 from jaxlm.sweeps.plan import Plan
 
 WORTH = 2e13  # multiplications and additions of a process's members, about a minute's: from there on it pays

@@ -18,10 +18,11 @@ from jaxlm.config.config import Config
 from jaxlm.config.settings import DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
+from jaxlm.runs.checkpoint import state_shapes
 from jaxlm.runs.group import Group, MemberGroup, SingleGroup
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.run import Run
-from jaxlm.runs.trainer import load, new_state, state_shapes
+from jaxlm.runs.trainer import load, new_state
 from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.results import MemberResult
 from jaxlm.sweeps.study import Point, Study
