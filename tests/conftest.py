@@ -1,6 +1,8 @@
 """What many tests share."""
 
+import gc
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -27,6 +29,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXLM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_programs_of_other_files():
+    """Frees what a file has compiled: each program has memory maps, and Linux aborts a process at 65,530 of them."""
+    yield
+    if jax := sys.modules.get("jax"):
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
