@@ -69,7 +69,7 @@ def calls(tmp_path_factory):
                                  saved_options=lambda *_: (Config(), {}, {}))
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(tmp_path_factory.mktemp("here"))
-        monkeypatch.setattr(jaxlm.runs.trainer, "train", stub(SimpleNamespace(stopped_by=None)))
+        monkeypatch.setattr(jaxlm.runs.trainer, "train", stub(SimpleNamespace(stopped_by=None, run_dir=None)))
         monkeypatch.setattr(jaxlm.runs.loading, "load", lambda *_: lm)
         monkeypatch.setattr(jaxlm.distributed.hosts, "join", lambda *_: False)
         monkeypatch.setattr(jaxlm.runs.reproduction, "reproduce", stub(SimpleNamespace(
