@@ -100,26 +100,31 @@ def torch_logits(model, ids, states):
 
 
 def neural_complexity_loop(torch, model, sentences) -> list[float]:
-    """Surprisal and entropy in bits, a sentence and then a word at a time."""
-    found = []
+    """Surprisal and entropy in bits, a sentence and then a word at a time, as its `main.py` does it."""
+    found, ln2 = [], torch.log(torch.tensor(2.0))
+    softmax, log_softmax = torch.nn.Softmax(dim=-1), torch.nn.LogSoftmax(dim=-1)
     with torch.no_grad():
         for ids in sentences:
             ids = torch.from_numpy(ids.astype(np.int64))
             logits, _ = torch_logits(model, ids[:-1, None], [None] * len(model[1]))
             for row, target in zip(torch.unbind(logits), ids[1:], strict=True):
-                log_p = torch.nn.functional.log_softmax(row, 0)
-                found.append(float(-log_p[target] / np.log(2)))
-                found.append(float(-(log_p.exp() * log_p).sum() / np.log(2)))
+                torch.nn.functional.cross_entropy(row[None], target[None])
+                entropy = -(softmax(row) * (log_softmax(row) / ln2)).sum()
+                surprisals = -(log_softmax(row) / ln2)  # of every word
+                found.append(float(surprisals[target]))
+                found.append(float(entropy))
     return found
 
 
 def word_language_model_loop(torch, model, words: int) -> list[int]:
-    """One word drawn after the other."""
-    word, states, found = torch.zeros(1, 1, dtype=torch.long), [None] * len(model[1]), []
+    """One word drawn after the other, as its `generate.py` does it."""
+    word, states, found = torch.randint(len(model[0].weight), (1, 1)), [None] * len(model[1]), []
     with torch.no_grad():
         for _ in range(words):
             logits, states = torch_logits(model, word, states)
-            word.fill_(torch.multinomial(logits[0].exp(), 1)[0])
+            log_p = torch.nn.functional.log_softmax(logits, dim=1)  # its model's forward ends with it
+            odds = log_p.squeeze().div(1.0).exp()
+            word.fill_(torch.multinomial(odds, 1)[0])
             found.append(int(word))
     return found
 

@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -59,10 +60,11 @@ def test_words_are_picked_in_proportion_to_their_odds():
     odds = np.zeros(300, np.float32)
     odds[[3, 130, 131, 299]] = [1, 2, 0.5, 4]
     uniform = (np.arange(4000) + 0.5) / 4000
-    words = np.asarray(pick(jnp.broadcast_to(odds, (4000, 300)), jnp.asarray(uniform, jnp.float32)))
+    words, shares = map(np.asarray, pick(jnp.broadcast_to(odds, (4000, 300)), jnp.asarray(uniform, jnp.float32)))
     found = np.bincount(words, minlength=300) / 4000
     np.testing.assert_allclose(found, odds / odds.sum(), atol=1e-3)
     assert set(words) == {3, 130, 131, 299}
+    np.testing.assert_allclose(shares, odds[words] / odds.sum(), rtol=1e-6)
 
 
 def test_no_uniform_number_picks_a_word_without_odds():
@@ -70,7 +72,7 @@ def test_no_uniform_number_picks_a_word_without_odds():
     odds = np.where(generator.random((500, 260)) < 0.02, generator.random((500, 260)), 0).astype(np.float32)
     odds[:, 7] = 1e-3
     for uniform in (0.0, 1 - 2**-24, 0.5):
-        words = np.asarray(pick(jnp.asarray(odds), jnp.full(500, uniform, jnp.float32)))
+        words = np.asarray(pick(jnp.asarray(odds), jnp.full(500, uniform, jnp.float32))[0])
         assert (odds[np.arange(500), words] > 0).all()
 
 
@@ -79,11 +81,22 @@ def test_temperature_divides_and_the_penalty_and_the_ban_change_logits():
     seen, banned = jnp.array([[True, True, False, False]]), jnp.array([False, False, False, True])
     greedy = Sampling(temperature=None)
     assert draw(greedy, logits, None, jnp.zeros(1))[0] == 0
-    assert draw(Sampling(temperature=None, repetition_penalty=1.5), logits, seen, jnp.zeros(1))[0] == 3
-    assert draw(Sampling(temperature=None, repetition_penalty=1.5, banned=banned), logits, seen, jnp.zeros(1))[0] == 0
+    penalised = Sampling(temperature=None, repetition_penalty=1.5)
+    assert draw(penalised, logits, seen, jnp.zeros(1))[0] == 3
+    assert draw(replace(penalised, banned=banned), logits, seen, jnp.zeros(1))[0] == 0
     uniform = jnp.asarray((np.arange(2000) + 0.5) / 2000, jnp.float32)
-    words = draw(Sampling(temperature=2.0), jnp.broadcast_to(logits, (2000, 4)), None, uniform)
+    words, _ = draw(Sampling(temperature=2.0), jnp.broadcast_to(logits, (2000, 4)), None, uniform)
     np.testing.assert_allclose(np.bincount(np.asarray(words)) / 2000, jax.nn.softmax(logits[0] / 2), atol=2e-3)
+
+
+@pytest.mark.parametrize("sampling", [
+    Sampling(), Sampling(temperature=0.7), Sampling(temperature=None), Sampling(top_k=3), Sampling(top_p=0.8),
+    Sampling(min_p=0.1), Sampling(repetition_penalty=1.5), Sampling(banned=np.arange(300) < 200)])  # pyright: ignore[reportArgumentType]
+def test_the_log_probability_is_that_of_the_logits_themselves(sampling):
+    logits = 5 * jax.random.normal(jax.random.key(0), (50, 300))
+    uniform = jax.random.uniform(jax.random.key(1), (50,))
+    words, log_p = map(np.asarray, jax.jit(draw)(sampling.checked(), logits, jnp.zeros((50, 300), bool), uniform))
+    np.testing.assert_allclose(log_p, np.asarray(jax.nn.log_softmax(logits))[np.arange(50), words], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -93,6 +93,18 @@ def test_two_halves_with_the_carry_equal_the_whole():
     assert_close((whole, final), (jnp.concatenate([first, second]), carry), 1e-6)
 
 
+@pytest.mark.parametrize("dropped", [False, True])
+def test_one_step_at_a_time_is_all_steps_at_once(dropped):
+    x, kernel, bias, state = draw(5, 2, 3, 4, jnp.float32)
+    masks = {"kept": jax.random.bernoulli(jax.random.key(1), 0.6, (2, 4)), "keep": 0.6} if dropped else {}
+    whole, final = lstm(x, kernel, bias, state, 1.0, **masks)
+    found, carry = [], state
+    for step in x:
+        h, carry = lstm(step[None], kernel, bias, carry, 1.0, **masks)
+        found.append(h)
+    assert_close((whole, final), (jnp.concatenate(found), carry), 1e-6)
+
+
 def test_no_output_depends_on_a_later_input():
     x, kernel, bias, state = draw(6, 2, 3, 4, jnp.float32)
     before = lstm(x, kernel, bias, state)[0]

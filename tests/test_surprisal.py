@@ -70,6 +70,7 @@ def test_sentences_in_a_batch_have_the_numbers_that_they_have_alone(lines, kind)
 
 def test_sentences_longer_than_a_call_and_more_than_a_batch(monkeypatch):
     monkeypatch.setattr(token_scores, "LONGEST", 8)
+    monkeypatch.setattr(token_scores, "CHUNKS", (1,))
     lm = small_lm("gru", words=(*WORDS, "more"))  # a shape of its own, so that nothing compiled before is used
     line = ["the", "dogs", "of", "a", "dog", "run"] * 5
     expected = -log_probs(lm, line)[np.arange(30), lm.vocab.encode(line)]

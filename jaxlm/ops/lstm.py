@@ -98,18 +98,26 @@ def _lstm(x, kernel, bias, state, forget_bias, length, kept, keep):
 
 
 def _forward(x, kernel, bias, state, forget_bias, length, kept, keep):
-    kernel_x, kernel_h = jnp.split(kernel.astype(x.dtype), [x.shape[-1]])  # cast once, not at each step
-    H = kernel_h.shape[0]
+    H = state.h.shape[-1]
     gate_bias = bias.at[2 * H:3 * H].add(forget_bias)
 
-    def cell(state, projected):
-        z = projected + product(apply_mask(state.h, kept, keep), kernel_h, x.dtype)
+    def activate(state, z):
         i, j, f, o = _activated(z)
         c = state.c * f + i * j
         h = jnp.tanh(c) * o
         return LSTMState(c, h), (h, c, z)
 
-    final, (h, c, z) = _scan(cell, state, product(x, kernel_x, x.dtype) + gate_bias)
+    if len(x) == 1:  # the whole kernel at once: to split it is to copy it, which costs more than such a step
+        inputs = jnp.concatenate([x[0], apply_mask(state.h, kept, keep).astype(x.dtype)], -1)
+        final, found = activate(state, product(inputs, kernel, x.dtype) + gate_bias)
+        h, c, z = (part[None] for part in found)
+    else:
+        kernel_x, kernel_h = jnp.split(kernel.astype(x.dtype), [x.shape[-1]])  # cast once, not at each step
+
+        def cell(state, projected):
+            return activate(state, projected + product(apply_mask(state.h, kept, keep), kernel_h, x.dtype))
+
+        final, (h, c, z) = _scan(cell, state, product(x, kernel_x, x.dtype) + gate_bias)
     if length is not None:
         final = last_step(LSTMState(c, h), length)
     return (h.astype(x.dtype), final), (x, kernel, state, h, c, z, length, kept, keep)

@@ -211,8 +211,7 @@ def advance(model: Recurrent, params: Params, sampling: Sampling, position: Posi
         place, position, words, log_probs = loop
         logits, carry = next_logits(model, params, position.token, position.carry)
         uniform = jax.vmap(lambda one: jax.random.uniform(jax.random.fold_in(one, position.step)))(keys)
-        word = sampled.draw(sampling, logits, position.seen, uniform)
-        log_p = jnp.take_along_axis(logits, word[:, None], 1)[:, 0] - jax.nn.logsumexp(logits, -1)
+        word, log_p = sampled.draw(sampling, logits, position.seen, uniform)
         seen = None if position.seen is None else position.seen.at[jnp.arange(S), word].set(True)
         new = Position(carry, word, position.step + 1, position.done | (word == end), seen)
         return (place + 1, new, words.at[place].set(jnp.where(position.done, -1, word)),

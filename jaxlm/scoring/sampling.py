@@ -73,7 +73,8 @@ class Sampling:
         return replace(self, **{"temperature": None, **typed})
 
 
-def draw(sampling: Sampling, logits: jax.Array, seen: jax.Array | None, uniform: jax.Array) -> jax.Array:
+def draw(sampling: Sampling, logits: jax.Array, seen: jax.Array | None, uniform: jax.Array
+         ) -> tuple[jax.Array, jax.Array]:
     """One word a row.
 
     Args:
@@ -83,14 +84,24 @@ def draw(sampling: Sampling, logits: jax.Array, seen: jax.Array | None, uniform:
         uniform: a number in [0, 1) for each row, [S].
 
     Returns:
-        ids [S], int32.
+        ids [S], int32, and the log-probability of each under the logits themselves, before anything is changed, [S].
     """
-    logits = adjusted(sampling, logits, seen)
+    changed = adjusted(sampling, logits, seen)
     if sampling.temperature is None:
-        return logits.argmax(-1).astype(jnp.int32)
-    highest = logits.max(-1, keepdims=True)
-    odds = jnp.exp((logits - highest) / sampling.temperature)  # of each word against the likeliest
-    return pick(kept(sampling, odds), uniform)
+        ids = changed.argmax(-1).astype(jnp.int32)
+        return ids, _log_prob(logits, ids)
+    highest = changed.max(-1, keepdims=True)
+    odds = jnp.exp((changed - highest) / sampling.temperature)  # of each word against the likeliest
+    ids, share = pick(kept(sampling, odds), uniform)
+    if len(jax.tree.leaves(sampling)) > 1:  # more than the temperature
+        return ids, _log_prob(logits, ids)
+    # At a temperature of 1 the sum of the odds is there already.
+    return ids, lax.cond(sampling.temperature == 1, lambda: jnp.log(share), lambda: _log_prob(logits, ids))
+
+
+def _log_prob(logits: jax.Array, ids: jax.Array) -> jax.Array:
+    """log p of one word a row: logits [S, V], ids [S] -> [S]."""
+    return jnp.take_along_axis(logits, ids[:, None], 1)[:, 0] - jax.nn.logsumexp(logits, -1)
 
 
 def adjusted(sampling: Sampling, logits: jax.Array, seen: jax.Array | None) -> jax.Array:
@@ -139,20 +150,26 @@ def threshold(odds: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.
     return lax.bitcast_convert_type(low, jnp.float32)
 
 
-def pick(odds: jax.Array, uniform: jax.Array) -> jax.Array:
+def pick(odds: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A word of each row in proportion to its odds [S, V], by the inverse of their running sum at `uniform` [S].
 
     The sum has two levels, blocks of 128 words and the words of one block, so that no running sum is over [S, V].
+
+    Returns:
+        ids [S], int32, and the share of each in its row's odds [S].
     """
     S, V = odds.shape
     blocks = jnp.pad(odds, ((0, 0), (0, -V % LANES))).reshape(S, -1, LANES)
+    blocks = lax.optimization_barrier(blocks)  # one pass makes them; XLA would make them again for each use
     sums = jnp.cumsum(blocks.sum(-1), -1)
-    target = uniform * sums[:, -1]
+    total = sums[:, -1]
+    target = uniform * total
     block = _first_above(sums, target)
     rows = jnp.arange(S)
     below = jnp.where(block > 0, sums[rows, jnp.maximum(block - 1, 0)], 0)
     words = blocks[rows, block]
-    return (block * LANES + _first_above(jnp.cumsum(words, -1), target - below)).astype(jnp.int32)
+    place = _first_above(jnp.cumsum(words, -1), target - below)
+    return (block * LANES + place).astype(jnp.int32), words[rows, place] / total
 
 
 def _first_above(sums: jax.Array, target: jax.Array) -> jax.Array:

@@ -3,10 +3,11 @@
 Letters: `N` tokens, `K` likeliest words, `T` steps, `B` batch, `R` rows of features, `H` their width, `V` vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,11 @@ from jaxlm.models.cell import Params
 from jaxlm.models.noise import no_noise
 from jaxlm.models.stack import Carry
 
-LONGEST = 256  # steps of one call; a longer sentence takes several, the carry passed on
+LONGEST = 256  # steps of one call on one text; a longer one takes several, the carry passed on
+STEPS = 8  # of one call on sentences side by side: few, so that little is read beyond the longest
 BATCHES = (1, 8, 64)  # sentences of one call
 CHUNKS = (1, 8)  # of one call
+CALLS = 2  # that run at once: parts of a program use one core
 ROWS, ACCELERATOR_ROWS = 128, 1024  # of a chunk, whose logits [R, V] exist at a time; on CPU they stay in the cache
 
 Columns = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]  # the attributes of TokenScores, in their order
@@ -83,11 +86,11 @@ class BySentence:
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
         rows: list[np.ndarray] = [np.empty(0)] * len(sentences)
         order = sorted(range(len(sentences)), key=lambda place: len(sentences[place]))
-        for start in range(0, len(order), BATCHES[-1]):
-            places = order[start:start + BATCHES[-1]]
-            for place, found in zip(places, _read(self.model, self.params, [sentences[place][:-1] for place in places]),
-                                    strict=True):
-                rows[place] = found
+        batches = [order[start:start + BATCHES[-1]] for start in range(0, len(order), BATCHES[-1])]
+        found = _calls(lambda places: _read(self.model, self.params, [sentences[place][:-1] for place in places]),
+                       batches)
+        for place, row in zip(order, (row for batch in found for row in batch), strict=True):
+            rows[place] = row
         return score_rows(self.model, self.params, rows, [sentence[1:] for sentence in sentences], self.top, self.full)
 
 
@@ -130,31 +133,38 @@ def score_rows(model: Recurrent, params: Params, rows: Sequence[np.ndarray], tar
     """
     x, ids = np.concatenate(rows), np.concatenate(targets)
     top, R = min(top, model.vocab_size), ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
-    parts, done = [], 0
-    while done < len(ids):
-        chunks = next((chunks for chunks in CHUNKS if chunks * R >= len(ids) - done), CHUNKS[-1])
-        count = min(chunks * R, len(ids) - done)
-        part, missing = slice(done, done + count), chunks * R - count
+
+    def score(part: slice) -> TokenScores:
+        count = part.stop - part.start
+        chunks = next(chunks for chunks in CHUNKS if chunks * R >= count)
+        missing = chunks * R - count
         scores = _scores(model, params, np.pad(x[part], ((0, missing), (0, 0))).reshape(chunks, R, -1),
                          np.pad(ids[part], (0, missing)).reshape(chunks, R), top=top, full=full)
-        parts.append(TokenScores(*(np.asarray(column)[:count] for column in scores)))
-        done += count
-    return TokenScores.joined(parts)
+        return TokenScores(*(np.asarray(column)[:count] for column in scores))
+
+    most = CHUNKS[-1] * R
+    return TokenScores.joined(_calls(score, [slice(start, min(start + most, len(ids)))
+                                             for start in range(0, len(ids), most)]))
+
+
+def _calls(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
+    """The function of each argument, some at once."""
+    if len(arguments) == 1:
+        return [function(arguments[0])]
+    with ThreadPoolExecutor(CALLS) as pool:
+        return list(pool.map(function, arguments))
 
 
 def _read(model: Recurrent, params: Params, sentences: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The features [n, H] of each of at most 64 sentences, ids [n]."""
     size = next(size for size in BATCHES if size >= len(sentences))
-    longest = max(map(len, sentences))
-    steps = max(8, 1 << (longest - 1).bit_length())
-    if steps > LONGEST:
-        steps = -(-longest // LONGEST) * LONGEST
+    steps = -(-max(map(len, sentences)) // STEPS) * STEPS
     tokens = np.zeros((steps, size), np.int32)
     for column, ids in enumerate(sentences):
         tokens[:len(ids), column] = ids
     carry, found = stack.zero_carry(model, size, params["embedding"].dtype), []
-    for start in range(0, steps, LONGEST):
-        features, carry = _features(model, params, tokens[start:start + LONGEST], carry)
+    for start in range(0, steps, STEPS):
+        features, carry = _features(model, params, tokens[start:start + STEPS], carry)
         found.append(np.asarray(features))
     features = np.concatenate(found)
     return [features[:len(ids), column] for column, ids in enumerate(sentences)]
