@@ -56,6 +56,23 @@ def test_surprisal_entropy_and_rank_are_what_their_definitions_say(kind, tied):
     np.testing.assert_allclose(lm.surprisal(SENTENCES).surprisal * np.log(2), found.surprisal, rtol=1e-12)
 
 
+@pytest.mark.parametrize("shift", [0.0, 15.0, -15.0, 500.0, -500.0])
+@pytest.mark.parametrize("scale", [1.0, 60.0])
+def test_logits_need_not_be_normalised_nor_near_0(shift, scale):
+    rng = np.random.default_rng(0)
+    logits, targets = np.float32(scale * rng.normal(size=(7, 50)) + shift), rng.integers(0, 50, 7)
+    nats, entropy, rank, top, top_nats = jax.jit(token_scores.score_logits, static_argnums=(2, 3))(
+        logits, targets, 4, True)
+    wide = logits.astype(np.float64)
+    log_p = wide - np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1, keepdims=True)) - wide.max(1, keepdims=True)
+    expected = -log_p[np.arange(7), targets]
+    np.testing.assert_allclose(nats, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(entropy, -(np.exp(log_p) * log_p).sum(1), rtol=1e-5, atol=2e-5)
+    np.testing.assert_array_equal(rank, 1 + (logits > logits[np.arange(7), targets][:, None]).sum(1))
+    np.testing.assert_array_equal(top, np.argsort(-logits, 1)[:, :4])
+    np.testing.assert_allclose(top_nats, -np.sort(log_p, 1)[:, :-5:-1], rtol=1e-5, atol=1e-4)
+
+
 @settings(max_examples=25)
 @given(lines=LINES, kind=st.sampled_from(KINDS))
 def test_sentences_in_a_batch_have_the_numbers_that_they_have_alone(lines, kind):

@@ -24,6 +24,7 @@ LONGEST = 256  # steps of one call on one text; a longer one takes several, the 
 STEPS = 8  # of one call on sentences side by side: few, so that little is read beyond the longest
 BATCHES = (1, 8, 64)  # sentences of one call
 CHUNKS = (1, 8)  # of one call
+NEAR = 20.0  # a sum of odds within exp(+-NEAR) loses no digit of the entropy
 CALLS = 2  # that run at once: parts of a program use one core
 ROWS, ACCELERATOR_ROWS = 128, 1024  # of a chunk, whose logits [R, V] exist at a time; on CPU they stay in the cache
 
@@ -197,16 +198,26 @@ def score_logits(logits: jax.Array, targets: jax.Array, top: int, full: bool) ->
         top: how many likeliest words to find.
         full: whether to find entropy and rank; they are else zero.
     """
-    highest = logits.max(1, keepdims=True)
-    logits = logits - highest
-    odds, picked = jnp.exp(logits), jnp.take_along_axis(logits, targets[:, None], 1)
+    picked, odds = jnp.take_along_axis(logits, targets[:, None], 1), jnp.exp(logits)
     total = odds.sum(1)
-    log_total = jnp.log(total)
-    entropy = rank = jnp.zeros(len(targets))
-    if full:
-        entropy = log_total - (odds * logits).sum(1) / total
-        rank = 1 + jnp.where(logits > picked, 1.0, 0.0).sum(1)  # (whole numbers are summed more slowly)
-    none = jnp.zeros((len(targets), 0))
-    values, ids = lax.top_k(logits, min(top, logits.shape[1])) if top else (none, none)
-    return (log_total - picked[:, 0], entropy, rank.astype(jnp.int32), ids.astype(jnp.int32),
-            log_total[:, None] - values)
+
+    def columns(logits: jax.Array, odds: jax.Array, total: jax.Array, picked: jax.Array) -> Columns:
+        log_total = jnp.log(total)
+        entropy = rank = jnp.zeros(len(targets))
+        if full:
+            entropy = log_total - (odds * logits).sum(1) / total
+            rank = 1 + jnp.where(logits > picked, 1.0, 0.0).sum(1)  # (whole numbers are summed more slowly)
+        none = jnp.zeros((len(targets), 0))
+        values, ids = lax.top_k(logits, min(top, logits.shape[1])) if top else (none, none)
+        return (log_total - picked[:, 0], entropy, rank.astype(jnp.int32), ids.astype(jnp.int32),
+                log_total[:, None] - values)
+
+    def far_from_zero() -> Columns:
+        highest = logits.max(1, keepdims=True)
+        shifted = logits - highest
+        odds = jnp.exp(shifted)
+        return columns(shifted, odds, odds.sum(1), picked - highest)
+
+    # Most models' logits are near 0, and to look for the highest first is to read them all once more.
+    near = (jnp.abs(jnp.log(total)) < NEAR).all()
+    return lax.cond(near, lambda: columns(logits, odds, total, picked), far_from_zero)
