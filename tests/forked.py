@@ -3,6 +3,7 @@
 Each child is a real process with its own signals, locks and exit code; nothing of JAX was computed before the fork.
 """
 
+import gc
 import json
 import os
 import select
@@ -71,6 +72,8 @@ class Server:
         assert self._process.stdin
         self._count += 1
         out, err = (self._folder / f"{self._count}.{name}" for name in ("out", "err"))
+        for path in (out, err):  # also of a command that is killed before it opens them
+            path.touch()
         self._process.stdin.write(json.dumps([[*map(str, arguments)], str(out), str(err)]).encode() + b"\n")
         while not (started := self._hear(SECONDS)):
             pass
@@ -125,13 +128,15 @@ def _serve() -> None:
 
 def _import_all() -> None:
     """All that a command may import, and small blocks, so that a kill falls between many writes of `prepare`."""
-    for name in ("sklearn.cluster", "sklearn.decomposition", "optax", "optuna.storages.journal", "jaxlm.cli",
-                 "jaxlm.report.curve", "jaxlm.report.word_map", "jaxlm.runs.reproduction", "jaxlm.sweeps.supervisor"):
+    for name in ("sklearn.cluster", "sklearn.decomposition", "matplotlib.figure", "matplotlib.backends.backend_agg",
+                 "optax", "optuna.storages.journal", "jaxlm.cli", "jaxlm.report.curve", "jaxlm.report.sweep_plots",
+                 "jaxlm.report.word_map", "jaxlm.runs.reproduction", "jaxlm.sweeps.supervisor"):
         import_module(name)
     _ = import_module("optuna").create_study  # (it imports lazily)
     from jaxlm.data import ingestion, text
 
     text.BLOCK, ingestion.JOURNAL_INTERVAL = 256, 1024
+    gc.freeze()  # a child need not walk, and so copy, what was imported
 
 
 def _become(arguments: list[str], out: str, err: str) -> None:

@@ -224,8 +224,12 @@ def test_problems_name_what_is_damaged(run_dir):
     assert "metrics.jsonl" in problem and "24 lines" in problem and "first 10" in problem
     (run_dir / "metrics.jsonl").write_bytes(metrics[:100])
     assert "first 1 of" in rundir.problems(run_dir)[0]
-    (run_dir / "metrics.jsonl").write_bytes(metrics + b'{"kind":"window",')  # a live run's, or a killed one's
+    (run_dir / "metrics.jsonl").write_bytes(metrics + b'{"kind":"window",')
+    problem, = rundir.problems(run_dir)
+    assert "metrics.jsonl ends within a line" in problem
+    (run_dir / ".lock").write_text("process 1 on here\n")  # a live run's, or a killed one's
     assert rundir.problems(run_dir) == []
+    (run_dir / ".lock").write_text("")
     (run_dir / "metrics.jsonl").write_bytes(metrics)
     manifest = (run_dir / LAST / "manifest.json").read_bytes()
     (run_dir / LAST / "manifest.json").write_bytes(manifest.replace(b"23", b"24", 1))

@@ -178,7 +178,8 @@ def test_a_study_that_is_removed_in_the_middle_is_one_sentence(tmp_path, storage
         try:
             call()
         except JaxlmError as error:
-            assert "\n" not in str(error) and "the study in" in str(error)
+            assert "\n" not in str(error) and "the study in" in str(error) and "[SQL:" not in str(error)
+            assert "expected" not in str(error) and str(error).endswith("resume with --resume")
             refused.append(call)
     assert len(refused) == 6 or (storage == "database" and refused)  # SQLite still reads the file that it has open
     study.release(point)

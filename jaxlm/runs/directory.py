@@ -23,7 +23,7 @@ from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.files import Folder, held, reason, strict_json
 from jaxlm.report.metrics import read_metrics
 from jaxlm.runs import listing
-from jaxlm.runs.lock import readable_errors
+from jaxlm.runs.lock import holder, readable_errors
 from jaxlm.runs.manifest import TEXTS, library_versions
 from jaxlm.urls import without_password
 
@@ -212,6 +212,9 @@ def _check_metrics(run: Folder) -> None:
         same = next((place for place, line in enumerate(lines) if found[place:place + 1] != [line]), len(lines))
         raise JaxlmError(f"{run.path / 'metrics.jsonl'} is damaged: the newest checkpoint has {len(lines):,} lines of "
                          f"it, and here are the first {same:,} of them; train --resume restores them")
+    if metrics and not metrics.endswith(b"\n") and not holder(run):  # (a process that lives or was killed leaves one)
+        raise JaxlmError(f"{run.path / 'metrics.jsonl'} ends within a line: it was cut, or the disk was full; train "
+                         f"--resume restores it")
 
 
 def _read_config(run: Folder) -> None:

@@ -74,24 +74,31 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
                     os.ftruncate(file.fileno(), 0)  # released, and not left by a dead process
 
 
+def holder(folder: Folder) -> str:
+    """Who holds a run directory, or died while it did; empty where it was released. Raises OSError."""
+    return _line(folder.read(NAME, 200)) if folder.exists(NAME) else ""
+
+
 def _take(file: BinaryIO, folder: Folder) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         free = True
     except BlockingIOError:
         free = False
-    found = os.pread(file.fileno(), 200, 0).decode(errors="replace").strip()
-    holder = "".join(letter if letter.isprintable() else "?" for letter in found)
-    host = socket.gethostname()
-    if free and holder and not holder.endswith(f" on {host}"):
-        print(f"{folder.path} was left by {holder}: waiting up to {SILENCE:g} s to see whether that is dead",
+    named, host = _line(os.pread(file.fileno(), 200, 0)), socket.gethostname()
+    if free and named and not named.endswith(f" on {host}"):
+        print(f"{folder.path} was left by {named}: waiting up to {SILENCE:g} s to see whether that is dead",
               file=sys.stderr)
         free = not _touched(folder)
     if not free:
-        raise RunDirError(f"{folder.path} is in use by {holder or 'another process'}: wait for it, or choose another "
+        raise RunDirError(f"{folder.path} is in use by {named or 'another process'}: wait for it, or choose another "
                           f"--run-dir")
     os.ftruncate(file.fileno(), 0)
     os.write(file.fileno(), f"process {os.getpid()} on {host}\n".encode())  # nothing is left to write when it closes
+
+
+def _line(found: bytes) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in found.decode(errors="replace").strip())
 
 
 def _beat(descriptor: int, done: threading.Event) -> None:

@@ -24,7 +24,7 @@ class Storage:
 
     def __init__(self, where: str | None):
         self._where = where or "memory"
-        with self.guarded():
+        with self.guarded("expected the path of a journal file, or a database's URL as in sqlite:///study.db"):
             self.keeper = self._open(where)
             self.heartbeats = self.keeper if isinstance(self.keeper, optuna.storages.RDBStorage) else None
 
@@ -34,7 +34,7 @@ class Storage:
         return without_password(self._where)
 
     @contextmanager
-    def guarded(self) -> Iterator[None]:
+    def guarded(self, remedy: str = "what was trained is whole; fix that, then resume with --resume") -> Iterator[None]:
         """Turns whatever Optuna, a database's driver or a damaged file raises into one JaxlmError; quietly."""
         before = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -45,9 +45,7 @@ class Storage:
         except JaxlmError:
             raise
         except Exception as error:
-            raise JaxlmError(f"the study in {self.name} cannot be used ({self._reason(error)}): expected the path of a "
-                             f"journal file, or a database's URL as in sqlite:///study.db; what was trained is whole, "
-                             f"and --resume goes on once the study can be used") from None
+            raise JaxlmError(f"the study in {self.name} cannot be used ({self._reason(error)}): {remedy}") from None
         finally:
             optuna.logging.set_verbosity(before)
 
@@ -69,6 +67,7 @@ class Storage:
 
     def _reason(self, error: Exception) -> str:
         cause = error.__cause__ or error  # Optuna's own error names no reason
+        cause = getattr(cause, "orig", None) or cause  # SQLAlchemy's quotes the whole statement
         text = scrubbed(" ".join(str(getattr(cause, "strerror", None) or cause).split()), self._where)
         kind = "" if isinstance(cause, OSError | ValueError) else f"{type(cause).__name__}: "
         return kind + (text if len(text) < 300 else text[:300] + "...")
