@@ -344,6 +344,8 @@ def planted(subject: Subject, at: Path, place: Place, rng: random.Random, told: 
     end = answered(subject, at, place, rng, told, [path.name, path.parent.name])
     same = os.path.lexists(path) and (path.lstat().st_ino, path.lstat().st_mode) == (
         planted_as.st_ino, planted_as.st_mode)
+    if same and path.is_dir() and not path.is_symlink() and any(path.iterdir()):  # an empty one was used: it is kept
+        same = False
     if same:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     if there and same:

@@ -214,7 +214,7 @@ def test_nothing_is_opened_through_a_link(folder, tmp_path, name):
     assert before == {path: path.read_bytes() for path in [victim, *victim.rglob("*")] if path.is_file()}
 
 
-@pytest.mark.parametrize("name", ["study.journal", "plan.json", ".claim"])
+@pytest.mark.parametrize("name", ["study.journal", "plan.json", ".claim", "trials/0001/config.json"])
 def test_a_fifo_in_a_file_s_place_hangs_nobody(folder, name):
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)

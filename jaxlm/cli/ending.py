@@ -21,7 +21,7 @@ exit codes: 0 done; 1 a mistake or a damaged file; 2 arguments do not parse;
 JAXLM_TRACEBACK=1 in the environment shows where an error came from.
 """
 MOST_SHOWN = 1000  # characters of an error
-LEAST_MEMORY = 1 << 30  # bytes of address space; with less, a thread that cannot start ends the process
+LEAST_MEMORY = 3 << 29  # bytes of address space; with less, a thread that cannot start ends the process
 
 
 def exit_code(action: Callable[[], int | None]) -> int:

@@ -18,6 +18,10 @@ NAME = ".lock"
 BEAT, SILENCE = 5.0, 30.0  # seconds: how often a holder shows that it lives, and how long another host waits for it
 
 
+class InUse(RunDirError):
+    """A run directory that another process holds."""
+
+
 class Held:
     """A run directory that this process alone writes in."""
 
@@ -46,8 +50,8 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
     Yields:
         The directory, held by its descriptor, and a check that it is still this process's.
     Raises:
-        RunDirError: another process holds it (which one is said), it cannot be used, or it holds anything else than
-            files and directories.
+        InUse: another process holds it; which one is said.
+        RunDirError: it cannot be used, or holds anything else than files and directories.
     """
     with readable_errors(f"{run_dir} cannot be used"):
         folder = Folder.open(run_dir, create=True)
@@ -91,8 +95,8 @@ def _take(file: BinaryIO, folder: Folder) -> None:
               file=sys.stderr)
         free = not _touched(folder)
     if not free:
-        raise RunDirError(f"{folder.path} is in use by {named or 'another process'}: wait for it, or choose another "
-                          f"--run-dir")
+        raise InUse(f"{folder.path} is in use by {named or 'another process'}: wait for it, or choose another "
+                    f"--run-dir")
     os.ftruncate(file.fileno(), 0)
     os.write(file.fileno(), f"process {os.getpid()} on {host}\n".encode())  # nothing is left to write when it closes
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, reason
-from jaxlm.runs.lock import Held, lock
+from jaxlm.runs.lock import Held, InUse, lock
 from jaxlm.sweeps.distributions import Distribution, Values
 from jaxlm.sweeps.optional import optuna
 from jaxlm.sweeps.plan import Plan
@@ -86,7 +86,10 @@ class Study:
                 seed=None if kept else plan.config.train.seed, constant_liar=True)
 
     def claim(self) -> Point | None:
-        """A trial that nobody trains: one whose worker is gone, or a new one. None: there is no such now."""
+        """A trial that nobody trains: one whose worker is gone, or a new one. None: there is no such now.
+
+        Raises RunDirError where a trial's directory holds what no run does: nobody would ever train it.
+        """
         with self._alone(), self._storage.guarded():
             self._busy = {}
             if self._storage.heartbeats:
@@ -101,7 +104,7 @@ class Study:
                 elif not self._set_aside(frozen):
                     try:
                         return self._take(optuna.trial.Trial(self._study, self._id(frozen.number)))
-                    except RunDirError as error:  # another worker trains it
+                    except InUse as error:
                         self._busy[frozen.number] = str(error)
             trials = self._trials()
             waiting = any(trial.state == optuna.trial.TrialState.WAITING for trial in trials)

@@ -2,9 +2,7 @@
 
 import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,12 +19,14 @@ from jaxlm.files import Folder, reason
 from jaxlm.runs import directory as rundir
 from jaxlm.runs import memory, signals, temporary
 from jaxlm.runs.trainer import load
-from jaxlm.sweeps.cores import pin, useful_workers
+from jaxlm.sweeps.cores import useful_workers
 from jaxlm.sweeps.plan import MOST_GROUP, MOST_WORKERS, Plan, Saved, check_count, kept_storage, make_plan
+from jaxlm.sweeps.processes import supervise
 from jaxlm.sweeps.results import Sweep, write
 from jaxlm.sweeps.study import Study
 from jaxlm.sweeps.view import View
 from jaxlm.sweeps.worker import POLL, Corpora, Worker
+from jaxlm.terminal import say
 
 JOURNAL, STORAGE = "study.journal", "JAXLM_STORAGE"  # the study's usual place; the environment's name for another
 
@@ -136,7 +136,7 @@ def join(run_dir: Path, workers: int, data_dir: str | Path | None = None) -> int
     if changed := rundir.different(saved.plan.corpus, rundir.named(found)):
         raise JaxlmError(f"the sweep in {run_dir} has another corpus ({'; '.join(changed)}): name its folder with "
                          f"--data-dir")
-    study = _study(saved, run_dir, where, True, lambda text: print(text, file=sys.stderr))
+    study = _study(saved, run_dir, where, True, say)
 
     def stopped() -> int | None:
         return stop.signal or (None if os.getppid() == parent else signal.SIGTERM)  # or its parent is dead
@@ -193,32 +193,12 @@ def _study(saved: Saved, folder: Path, where: str | None, kept: bool, say: Calla
 
 def _supervise(folder: Path, workers: int, data_dir: str | Path | None, where: str | None, study: Study,
                stop: signals.Stop, show: Callable[[], None], say: Callable[[str], None]) -> None:
-    """Starts the workers, shows what they do, and passes a signal on to them."""
+    """Has other processes do the work, and shows what they do."""
     arguments = ["sweep", "--run-dir", str(folder), "--workers", str(workers), "--worker"]
     arguments += [] if data_dir is None else ["--data-dir", str(data_dir)]
     command = [sys.executable, "-c", "import sys; from jaxlm.cli import main; sys.exit(main())", *arguments]
     environment = os.environ if where is None else {**os.environ, STORAGE: where}  # arguments are for all to see
-    running = {number: subprocess.Popen(command, start_new_session=True, env=environment) for number in range(workers)}
-    for number, process in running.items():
-        pin(process.pid, number, workers)
-    told = False
-    try:
-        while running:
-            if stop.signal is not None and not told:
-                told = True
-                for process in running.values():
-                    process.send_signal(stop.signal)
-            for number, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[number]
-                    if process.returncode and stop.signal is None:
-                        say(f"!! worker {number} ended with exit code {process.returncode}; the others take "
-                            f"its trials over")
-            show()
-            time.sleep(POLL / 2)
-    finally:
-        for process in running.values():
-            process.terminate()
+    failure = supervise(command, environment, workers, folder, stop, show, say, POLL / 2)
     if stop.signal is None and not study.ended:
         raise JaxlmError(f"every worker ended before the sweep did: what was saved is whole; resume with --run-dir "
-                         f"{folder} --resume")
+                         f"{folder} --resume" + (f" (the last one: {failure})" if failure else ""))

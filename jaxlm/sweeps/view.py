@@ -13,6 +13,7 @@ from rich.text import Text
 
 from jaxlm.report.progress import is_live
 from jaxlm.sweeps.results import MemberResult, Sweep, shown
+from jaxlm.terminal import printable
 
 
 class View:
@@ -38,8 +39,8 @@ class View:
         return time.monotonic() > self._shown + 0.5
 
     def say(self, text: str) -> None:
-        """Prints a line as it is, above the table."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Prints text, which may quote files, above the table."""
+        self.console.print(printable(text, keep_newlines=True), markup=False, highlight=False, soft_wrap=True)
 
     def show(self, sweep: Sweep, total: int) -> None:
         """The members as they stand, of `total` trials."""
@@ -113,7 +114,7 @@ def _values(values: Mapping[str, Any]) -> str:
 
 def _text(value: Any) -> Text:
     """A cell without markup."""
-    return Text(shown(value))
+    return Text(printable(shown(value)))
 
 
 def _spread(mean: float, deviation: float) -> str:

@@ -1,0 +1,48 @@
+"""The worker processes of a sweep: what a user sees of those that fail."""
+
+import os
+import signal
+import sys
+
+import pytest
+
+from jaxlm.runs.signals import Stop
+from jaxlm.sweeps.processes import supervise
+
+ABORT = "import os; os.write(2, b'terminate called\\n  what():  std::bad_alloc\\n'); os.abort()"
+SENTENCE = "import sys; print('warning: x', file=sys.stderr); sys.exit('error: the disk is full')"
+
+
+def run(code, folder, workers=2, stop=None):
+    """(why the last one failed, the lines that are said)."""
+    lines = []
+    return supervise([sys.executable, "-c", code], os.environ, workers, folder, stop or Stop(), lambda: None,
+                     lines.append, 0.02), lines
+
+
+@pytest.mark.parametrize("code, why, log", [
+    (ABORT, "SIGABRT ended it for lack of memory: raise the limit", True), (SENTENCE, "the disk is full", False),
+    ("raise SystemExit(7)", "it ended with exit code 7", False),
+    ("import os; os.kill(os.getpid(), 9)", "SIGKILL ended it", False)])
+def test_a_worker_that_fails_is_one_line_and_its_log_is_named(tmp_path, capfd, code, why, log):
+    failure, lines = run(code, tmp_path)
+    assert failure and failure.startswith(why) and len(lines) == 2
+    assert not lines[-1].endswith("take its trials over")
+    assert capfd.readouterr() == ("", "")
+    names = [f"worker-{number}.log" for number in (0, 1)] if log else []
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert all(str(tmp_path / name) in "".join(lines) and "bad_alloc" in (tmp_path / name).read_text()
+               for name in names)
+
+
+def test_a_log_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "worker-0.log").symlink_to("mine")
+    run(ABORT, tmp_path, workers=1)
+    assert (tmp_path / "mine").read_text() == "mine" and not (tmp_path / "worker-0.log").is_symlink()
+
+
+def test_a_signal_reaches_all_and_is_no_failure(tmp_path):
+    stop = Stop()
+    stop.signal = signal.SIGTERM
+    assert run("import time; time.sleep(60)", tmp_path, stop=stop) == (None, [])
