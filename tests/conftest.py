@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,28 @@ hypothesis.settings.register_profile("jaxlm", deadline=None)  # machines differ
 hypothesis.settings.load_profile("jaxlm")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+COMPILED_BYTES = 1 << 30
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Names one folder of compiled programs for all processes of all sessions, before JAX is imported anywhere.
+
+    Most of what tests take is XLA's time, and the same program is met in many files and processes. JAX names a program
+    by its text, its options and the compiler, so that none is taken for another; `pytest --cache-clear` empties it.
+    """
+    if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ or not hasattr(config, "cache"):
+        return
+    from jaxlm.data.cache import compilation_cache
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXLM_CACHE", str(config.cache.mkdir("jaxlm")))
+        folder = compilation_cache()  # of this kind of processor
+    if sum(file.stat().st_size for file in folder.glob("*")) > COMPILED_BYTES:
+        shutil.rmtree(folder)
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
 
 
 @pytest.fixture(scope="session")

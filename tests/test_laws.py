@@ -16,26 +16,37 @@ from jaxlm.config.models import MODELS
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import no_noise
 from jaxlm.runs.run import window_plan
+from jaxlm.runs.trainer import new_state
 from jaxlm.scoring.stream import eval_step, stream_nats
 from jaxlm.training import members
 from jaxlm.training.step import init_state, train_windows
 
 IDS = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
-TOKENS = jnp.asarray(IDS.reshape(B, -1).T)
+ROWS, SLOTS = 97, 8  # of `text`, and windows of a call: the runs by `jaxlm.train` share the compiled programs
+TOKENS = jnp.zeros((ROWS, B), jnp.int32).at[:len(IDS) // B].set(IDS.reshape(B, -1).T)
+
+
+# One program each: op by op, every op of every model would be compiled by itself.
+_eval_step, _token_nats, _logits = jax.jit(eval_step), jax.jit(heads.token_nats), jax.jit(heads.logits)
+
+
+@jax.jit
+def features_of(model, params, inputs):
+    return stack.features(model, params, no_noise(model), stack.embed(params, inputs), stack.zero_carry(model, B))[0]
 
 
 def started(config, seed=0):
-    return init_state(config.recipe, jax.random.key(seed), B)
+    return new_state(config.replace(seed=seed))
 
 
 def nats_of(config, params, tokens, carry=None):
     model = config.model
-    return eval_step(model, params, tokens[:-1], tokens[1:], stack.zero_carry(model, tokens.shape[1]) if carry is None
-                     else carry)
+    return _eval_step(model, params, tokens[:-1], tokens[1:], stack.zero_carry(model, tokens.shape[1]) if carry is None
+                      else carry)
 
 
 def windows_of(config, steps=6):
-    return window_plan(config, len(TOKENS)).windows(0, steps, 8)
+    return window_plan(config, len(TOKENS)).windows(0, steps, SLOTS)
 
 
 def shape_of(config):
@@ -45,7 +56,8 @@ def shape_of(config):
 def trained(config, state, steps=6):
     """State and costs after some windows of the first epoch."""
     recipe = jax.tree.map(jnp.float32, config.recipe)
-    return train_windows(recipe, state, TOKENS, windows_of(config, steps), jnp.int32(steps), **shape_of(config))
+    return train_windows(recipe, state, TOKENS, windows_of(config, steps), jnp.int32(steps), jnp.bool_(False),
+                         mesh=None, **shape_of(config))
 
 
 def equal(a, b, **tolerance):
@@ -83,26 +95,21 @@ class TestModels:
 
     def test_the_next_word_has_a_probability_of_one_in_all(self, config):
         model, params = config.model, started(config).params
-        y, _ = stack.features(model, params, no_noise(model), stack.embed(params, TOKENS[:3]),
-                              stack.zero_carry(model, B))
-        every = [heads.token_nats(model, params, y, jnp.full((3, B), word)) for word in range(V)]
+        y = features_of(model, params, TOKENS[:3])
+        every = [_token_nats(model, params, y, np.full((3, B), word)) for word in range(V)]
         np.testing.assert_allclose(np.exp(-np.array(every)).sum(0), 1, rtol=1e-5)
-        np.testing.assert_allclose(jax.nn.log_softmax(heads.logits(model, params, y))[..., 4], -every[4], rtol=1e-4,
+        np.testing.assert_allclose(jax.nn.log_softmax(_logits(model, params, y))[..., 4], -every[4], rtol=1e-4,
                                    atol=1e-5)
 
     def test_summed_nats_are_the_sum_of_token_nats_and_differentiate_the_same(self, config):
         model, params, targets = config.model, started(config).params, TOKENS[1:4]
 
-        def features(params):
-            return stack.features(model, params, no_noise(model), stack.embed(params, TOKENS[:3]),
-                                  stack.zero_carry(model, B))[0]
-
         def plainly(params):
-            log_p = jax.nn.log_softmax(heads.logits(model, params, features(params)))
+            log_p = jax.nn.log_softmax(heads.logits(model, params, features_of(model, params, TOKENS[:3])))
             return -jnp.take_along_axis(log_p, targets[..., None], -1).sum()
 
         fast, plain = (jax.jit(jax.value_and_grad(cost))(params) for cost in (
-            lambda params: heads.summed_nats(model, params, features(params), targets), plainly))
+            lambda params: heads.summed_nats(model, params, features_of(model, params, TOKENS[:3]), targets), plainly))
         equal(fast, plain, rtol=2e-4, atol=1e-5)
 
     def test_carry_and_params_have_the_shapes_that_the_config_says(self, config):
@@ -163,7 +170,7 @@ class TestTraining:
 
     def test_a_run_that_was_stopped_ends_with_the_same_bytes(self, config, tmp_path, text):
         """Parameters, carry, key, optimiser and average: whatever the state holds is saved and restored."""
-        config = config.replace(corpus=str(text), vocab_size=100, checkpoint_every=3)
+        config = config.replace(corpus=str(text), vocab_size=100, checkpoint_every=3, windows_per_call=SLOTS)
         straight = jaxlm.train(config, quiet=True)
         jaxlm.train(config, run_dir=tmp_path / "run", steps=5, quiet=True)
         resumed = jaxlm.train(config, run_dir=tmp_path / "run", resume=True, quiet=True)
