@@ -177,6 +177,12 @@ class LanguageModel:
         Raises:
             DataError: there are no sentences, one has no words, or an unknown word is refused.
             JaxlmError: an argument is none of the choices.
+
+        >>> import jaxlm
+        >>> lm = jaxlm.load("runs/tiny")
+        >>> table = lm.surprisal(["godu kati", "zebra"])
+        >>> table.word, table.oov.tolist(), table.surprisal.shape
+        (['godu', 'kati', 'zebra'], [False, False, True], (3,))
         """
         parts = list(self.surprisal_stream(sentences, context=context, oov=oov, top_k=top_k, unit=unit,
                                            tokenizer=tokenizer, eos=eos,
@@ -342,6 +348,14 @@ class LanguageModel:
 
         Raises:
             JaxlmError: a number is outside its limits, flags contradict each other, or a banned word is unknown.
+
+        >>> import jaxlm
+        >>> lm = jaxlm.load("runs/tiny")
+        >>> texts = lm.generate("godu kati", words=5, samples=2, top_p=0.9, ban=["<eos>"])
+        >>> [len(text.words) for text in texts], texts[0].log_probs.shape
+        ([5, 5], (5,))
+        >>> str(lm.generate("godu kati", words=5)[0]) == str(lm.generate("godu kati", words=5, samples=3)[0])
+        True
         """
         sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, ban, no_unk)
         ids = self._prompt(prompt)
