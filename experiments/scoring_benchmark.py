@@ -1,4 +1,4 @@
-"""Words a second of surprisal and of generation, and of plain PyTorch loops over the same parameters where it is there.
+"""Words a second of surprisal and generation, and of PyTorch's loops over the same parameters where it is installed.
 
     python experiments/scoring_benchmark.py [--data-dir DIR] [--repeats 3] [--words 200]
 
@@ -8,8 +8,12 @@ sentence and then each word's distribution by itself, and word_language_model's,
 """
 
 import argparse
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -41,6 +45,9 @@ def main() -> None:
     for samples in (1, 64):
         seconds = fastest(args.repeats, lambda samples=samples: lm.generate(words=args.words, samples=samples))
         print(f"| generation, {samples} samples | {samples * args.words / seconds:,.0f} |", flush=True)
+    seconds = first_word(args.repeats, args.data_dir)
+    print(f"\nFrom the command `jaxlm generate RUN` to its first word: {seconds:.1f} s\n",
+          flush=True)
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -64,6 +71,27 @@ def fastest(repeats: int, run: Callable[[], object]) -> float:
         run()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def first_word(repeats: int, data_dir: str | None) -> float:
+    """Seconds from a command's start to the first byte that it prints; the fastest, after one that compiles."""
+    command = [sys.executable, "-m", "jaxlm"]
+    with tempfile.TemporaryDirectory() as folder:
+        run = str(Path(folder) / "run")
+        where = ["--data-dir", data_dir] if data_dir else []
+        subprocess.run([*command, "train", "--preset", "small", "--corpus", "ptb", *where, "--steps", "1", "--run-dir",
+                        run], check=True, stdout=subprocess.DEVNULL)
+
+        def first_byte() -> float:
+            start = time.perf_counter()
+            with subprocess.Popen([*command, "generate", run, "the company"], stdout=subprocess.PIPE) as process:
+                assert process.stdout is not None and process.stdout.read(1)
+                seconds = time.perf_counter() - start
+                process.stdout.read()
+            return seconds
+
+        first_byte()
+        return min(first_byte() for _ in range(repeats))
 
 
 def torch_model(torch, lm: LanguageModel):
