@@ -12,12 +12,13 @@ from jaxlm.training.step import Window, init_state, train_step
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, (T + 1, B)))
 WINDOW = Window(TOKENS[:-1], TOKENS[1:])
-step = jax.jit(train_step)
+started = jax.jit(init_state, static_argnums=2)
+step = jax.jit(train_step, compiler_options={"xla_backend_optimization_level": 0})  # as many to compile as recipes
 
 
 def stepped(**fields):
     config = BASE.replace(tied=True, **{"clip_norm": None, **fields})
-    state = init_state(config.recipe, jax.random.key(0), B)
+    state = started(config.recipe, jax.random.key(0), B)
     return state, *step(config.recipe, state, WINDOW)
 
 
@@ -39,9 +40,9 @@ def test_penalties_are_in_the_gradient_and_not_in_the_reported_cost(cost):
     """AR on the dropped outputs, TAR on the undropped ones, L2 on everything; written plainly."""
     config = BASE.replace(tied=True, keep_output=0.7, locked_dropout=True, cost=cost, activation_penalty=2.0,
                           temporal_penalty=3.0, l2_penalty=0.1, clip_norm=None, learning_rate=0.1)
-    model, state = config.model, init_state(config.recipe, jax.random.key(0), B)
+    model, state = config.model, started(config.recipe, jax.random.key(0), B)
     assert state.key is not None
-    noise = draw_noise(model, jax.random.fold_in(state.key, 0), T, B)
+    noise = jax.jit(draw_noise, static_argnums=(2, 3))(model, jax.random.fold_in(state.key, 0), T, B)
 
     def plainly(params):
         h, d, _ = stack.last_outputs(model, params, noise, stack.embed(params, WINDOW.inputs), state.carry)
@@ -50,7 +51,7 @@ def test_penalties_are_in_the_gradient_and_not_in_the_reported_cost(cost):
         l2 = 0.1 * sum((leaf**2).sum() for leaf in jax.tree.leaves(params)) / 2
         return (nats + T * penalty if cost == "sum" else nats / T + penalty) + l2, nats
 
-    (_, nats), grads = jax.value_and_grad(plainly, has_aux=True)(state.params)
+    (_, nats), grads = jax.jit(jax.value_and_grad(plainly, has_aux=True))(state.params)
     after, metrics = step(config.recipe, state, WINDOW)
     assert float(metrics.cost) == pytest.approx(float(nats), rel=1e-6)
     norm = np.sqrt(sum((np.asarray(g)**2).sum() for g in jax.tree.leaves(grads)))

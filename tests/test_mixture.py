@@ -22,26 +22,39 @@ def draw(N, K, D, V, dtype, seed=0):
 
 
 def values_and_gradients(op, *arguments, **options):
-    return jax.jit(jax.value_and_grad(lambda *some: 3 * op(*some, *arguments[4:], **options), argnums=(0, 1, 2, 3)))(
-        *arguments[:4])
+    return jax.jit(jax.value_and_grad(lambda some, rest: 3 * op(*some, *rest, **options)))(arguments[:4], arguments[4:])
 
 
-@settings(max_examples=10)
-@given(N=st.integers(1, 9), K=st.integers(1, 4), D=st.integers(1, 5), V=st.integers(1, 7), wide=st.booleans(),
-       epsilon=st.sampled_from([None, 1e-8, 0.1]), chunk_bytes=st.sampled_from([1, 64, 2**20]), seed=st.integers(0, 99))
-def test_equals_the_reference(N, K, D, V, wide, epsilon, chunk_bytes, seed):
+# Each alone, the least and the usual; chunks of one row, of some that do not divide N, and of all.
+@pytest.mark.parametrize(("N", "K", "D", "V", "wide", "epsilon", "chunk_bytes"), [
+    (1, 1, 1, 1, False, None, 2**20), (9, 1, 5, 7, True, 1e-8, 64), (5, 4, 1, 6, True, 0.1, 1),
+    (8, 2, 3, 1, False, 1e-8, 64), (7, 3, 4, 5, True, None, 64), (6, 4, 5, 7, False, 0.1, 2**20)])
+def test_equals_the_reference(N, K, D, V, wide, epsilon, chunk_bytes):
     with jax.enable_x64(wide), pytest.MonkeyPatch.context() as patch:
         patch.setattr(softmax, "CHUNK_BYTES", chunk_bytes)
         patch.setattr(softmax, "LEAST_ROWS", 1)
-        x, choice, kernel, bias, targets, weights = draw(N, K, D, V, jnp.float64 if wide else jnp.float32, seed)
-        arrays, tolerance = (x, choice, kernel, bias), 1e-11 if wide else 5e-5
+        tolerance = 1e-11 if wide else 5e-5
         close = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
-        plain = token_nats_reference(*arrays, targets, epsilon)
-        close(jax.jit(token_nats)(*arrays, targets, epsilon), plain)
-        close(-jnp.take_along_axis(log_probs(*arrays, epsilon), targets[:, None], 1)[:, 0], plain)
-        fast, slow = (values_and_gradients(op, *arrays, targets, weights, epsilon=epsilon)
-                      for op in (summed_nats, summed_nats_reference))
-        jax.tree.map(close, fast, slow)
+
+        @jax.jit
+        def both(arrays, targets, weights):
+            def gradients(op):
+                return jax.value_and_grad(lambda some: 3 * op(*some, targets, weights, epsilon=epsilon))(arrays)
+
+            every = -jnp.take_along_axis(log_probs(*arrays, epsilon), targets[:, None], 1)[:, 0]
+            return (token_nats_reference(*arrays, targets, epsilon), token_nats(*arrays, targets, epsilon), every,
+                    gradients(summed_nats), gradients(summed_nats_reference))
+
+        @settings(max_examples=10)
+        @given(st.integers(0, 99))  # what varies here compiles nothing anew
+        def with_values(seed):
+            x, choice, kernel, bias, targets, weights = draw(N, K, D, V, jnp.float64 if wide else jnp.float32, seed)
+            plain, fast, every, *costs = both((x, choice, kernel, bias), targets, weights)
+            close(fast, plain)
+            close(every, plain)
+            jax.tree.map(close, *costs)
+
+        with_values()
 
 
 def test_one_expert_is_a_softmax():

@@ -204,11 +204,15 @@ def test_probabilities_sum_to_one_and_scores_follow_from_them(name):
 def test_the_cache_is_what_its_definition_says():
     lm, values = small_lm(), SETTINGS["cache"]
     W, theta, weight = values["cache_window"], values["theta"], values["lambda_"]
-    x = stack.embed(lm.params, jnp.asarray(IDS[:-1, None]))
-    h, _ = stack.features(lm.config.model, lm.params, no_noise(lm.config.model), x,
-                          stack.zero_carry(lm.config.model, 1))
-    h = np.asarray(h[:, 0], np.float64)
-    own = np.asarray(jax.nn.softmax(heads.logits(lm.config.model, lm.params, jnp.asarray(h, jnp.float32))))
+
+    @jax.jit
+    def states_and_odds(params):
+        x = stack.embed(params, IDS[:-1, None])
+        h, _ = stack.features(lm.config.model, params, no_noise(lm.config.model), x,
+                              stack.zero_carry(lm.config.model, 1))
+        return h[:, 0], jax.nn.softmax(heads.logits(lm.config.model, params, h[:, 0]))
+
+    h, own = (np.asarray(found, np.float64) for found in states_and_odds(lm.params))
     expected = []
     for t, target in enumerate(IDS[1:]):
         p, first = own[t, target], max(0, t - W)
@@ -224,16 +228,19 @@ def test_dynamic_evaluation_by_sgd_is_what_its_definition_says():
     model, p0 = lm.config.model, lm.params
     params, carry, expected = p0, stack.zero_carry(model, 1), []
 
-    def nats(params, inputs, targets):
-        found, after = stack.features(model, params, no_noise(model), stack.embed(params, inputs), carry)
-        each = -jax.nn.log_softmax(heads.logits(model, params, found[:, 0]))[jnp.arange(len(targets)), targets]
-        return each.mean(), (each, after)
+    @jax.jit
+    def read(params, carry, inputs, targets):
+        def nats(params):
+            found, after = stack.features(model, params, no_noise(model), stack.embed(params, inputs), carry)
+            each = -jax.nn.log_softmax(heads.logits(model, params, found[:, 0]))[jnp.arange(len(targets)), targets]
+            return each.mean(), (each, after)
+
+        grads, (each, after) = jax.grad(nats, has_aux=True)(params)
+        return jax.tree.map(lambda p, p0, g: p + 0.05 * (p0 - p) - 0.3 * g, params, p0, grads), after, each
 
     for start in range(0, 64, T):
-        inputs, targets = jnp.asarray(IDS[start:start + T, None]), jnp.asarray(IDS[start + 1:start + T + 1])
-        grads, (each, carry) = jax.grad(nats, has_aux=True)(params, inputs, targets)
+        params, carry, each = read(params, carry, IDS[start:start + T, None], IDS[start + 1:start + T + 1])
         expected += each.tolist()
-        params = jax.tree.map(lambda p, p0, g: p + 0.05 * (p0 - p) - 0.3 * g, params, p0, grads)
     found = scoring("dynamic", {"rule": "sgd", "learning_rate": 0.3, "lambda_": 0.05, "segment_length": T})([IDS])
     np.testing.assert_allclose(found.nats, expected, rtol=1e-4)
 
