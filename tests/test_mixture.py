@@ -37,19 +37,21 @@ def test_equals_the_reference(N, K, D, V, wide, epsilon, chunk_bytes):
         close = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
 
         @jax.jit
-        def both(arrays, targets, weights):
+        def both(x, choice, kernel, bias, targets, weights):
             def gradients(op):
-                return jax.value_and_grad(lambda some: 3 * op(*some, targets, weights, epsilon=epsilon))(arrays)
+                return jax.value_and_grad(lambda x, choice, kernel, bias: 3 * op(
+                    x, choice, kernel, bias, targets, weights, epsilon=epsilon), (0, 1, 2, 3))(x, choice, kernel, bias)
 
-            every = -jnp.take_along_axis(log_probs(*arrays, epsilon), targets[:, None], 1)[:, 0]
-            return (token_nats_reference(*arrays, targets, epsilon), token_nats(*arrays, targets, epsilon), every,
+            every = log_probs(x, choice, kernel, bias, epsilon)
+            return (token_nats_reference(x, choice, kernel, bias, targets, epsilon),
+                    token_nats(x, choice, kernel, bias, targets, epsilon),
+                    -jnp.take_along_axis(every, targets[:, None], 1)[:, 0],
                     gradients(summed_nats), gradients(summed_nats_reference))
 
         @settings(max_examples=10)
         @given(st.integers(0, 99))  # what varies here compiles nothing anew
         def with_values(seed):
-            x, choice, kernel, bias, targets, weights = draw(N, K, D, V, jnp.float64 if wide else jnp.float32, seed)
-            plain, fast, every, *costs = both((x, choice, kernel, bias), targets, weights)
+            plain, fast, every, *costs = both(*draw(N, K, D, V, jnp.float64 if wide else jnp.float32, seed))
             close(fast, plain)
             close(every, plain)
             jax.tree.map(close, *costs)

@@ -42,9 +42,11 @@ from jaxlm.runs.run import window_plan
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.training.step import init_state, put_state, train_windows, whole_state
 
+fresh = jax.jit(init_state, static_argnums=2)
+
 def trajectory(config, ids, valid, params=None, mesh=None, steps=50):
     T, B, recipe = config.train.bptt_length, config.train.batch_size, config.recipe
-    state = put_state(mesh, recipe, init_state(recipe, jax.random.key(config.train.seed), B, params))
+    state = put_state(mesh, recipe, fresh(recipe, jax.random.key(config.train.seed), B, params))
     tokens = put_rows(mesh, (len(ids) // B, B), lambda rows: batch(ids, B, rows))
     plan, costs = window_plan(config.replace(epochs=9), len(ids) // B), []
     while (at := len(costs)) < steps:

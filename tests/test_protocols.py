@@ -207,7 +207,7 @@ def test_the_cache_is_what_its_definition_says():
 
     @jax.jit
     def states_and_odds(params):
-        x = stack.embed(params, IDS[:-1, None])
+        x = stack.embed(params, jnp.asarray(IDS[:-1, None]))
         h, _ = stack.features(lm.config.model, params, no_noise(lm.config.model), x,
                               stack.zero_carry(lm.config.model, 1))
         return h[:, 0], jax.nn.softmax(heads.logits(lm.config.model, params, h[:, 0]))
