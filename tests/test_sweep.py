@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 from collections import Counter
 from dataclasses import replace
@@ -239,7 +240,11 @@ def test_a_damaged_checkpoint_is_reported_and_the_member_resumes_once_it_is_repa
     assert "1 damaged" in capsys.readouterr().out
     for path, data in whole.items():
         path.write_bytes(data)
-    found = jaxlm.sweep(TINY, space, run_dir=run_dir, group=1, resume=True, quiet=True)
+    newest = max(path.parent for path in whole)
+    shutil.copytree(newest, newest.with_name("00000999"))
+    found = jaxlm.sweep(TINY, space, run_dir=run_dir, group=1, resume=True)
+    said = capsys.readouterr().out
+    assert "!! trial 0 seed 0: " in said and "00000999" in said and "resuming from the newest intact" in said
     assert [member.status for member in found.members] == ["done"] * 3 and not found.damaged
     assert [one.test_perplexity for one in found.members] == [one.test_perplexity for one in expected.members]
 
@@ -434,14 +439,16 @@ def test_a_terminal_shows_a_live_table_and_then_the_best(monkeypatch):
     trials += [MemberResult(1, {"learning_rate": 1.0}, seed, "done", (80.0, 70.0 + seed), 60.0 + seed)
                for seed in (0, 2)]
     trials += [MemberResult(2, {"learning_rate": 9.0}, 0, "diverged", (), None, note="window 3 has cost nan")]
+    trials += [MemberResult(3, {"corpus": "\x1b[2Jx"}, 0, "failed", (), None, note="no \x1b]0;title\x07")]
     sweep = Sweep(TINY, trials)
     out = io.StringIO()
     with View(Console(file=out, force_terminal=True, width=120)) as view:
         view.show(sweep, 3)
-        assert "2 of 3 trials ended; best so far 70.00 (learning_rate=1)" in out.getvalue()
+        assert "3 of 3 trials ended; best so far 70.00 (learning_rate=1)" in out.getvalue()
         assert "1/2" in out.getvalue() and "90.00" in out.getvalue()
         view.summary(sweep)
     said = out.getvalue()
+    assert r"no \x1b]0;title\x07" in said and "\x1b[2J" not in said and "\x1b]0" not in said
     assert "71.00 ± 1.41" in said and "61.00 ± 1.41" in said
     assert "trial 2 seed 0 diverged: window 3 has cost nan" in said and sweep.command(trials[2]) in said
 

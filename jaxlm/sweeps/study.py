@@ -58,7 +58,7 @@ class Study:
         storage: A journal's path, a database's URL, or None: in memory.
         place: The directory's name in the study.
         shared: Whether sweeps of other directories may use the storage too.
-        say: Prints what a worker waits for.
+        say: Prints what a worker waits for, and how it resumes a member.
 
     Raises:
         JaxlmError: The storage cannot be used, or is of another sweep. So does every method.
@@ -66,7 +66,7 @@ class Study:
 
     def __init__(self, plan: Plan, folder: Path, storage: str | None, place: str, shared: bool = False,
                  say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)):
-        self.plan, self._folder, self._place, self._shared, self._say = plan, folder, place, shared, say
+        self.plan, self._folder, self._place, self._shared, self.say = plan, folder, place, shared, say
         self._held, self._busy = dict[int, Point](), dict[int, str]()
         self._since, self._waited, self._told = 0.0, -math.inf, False  # of `wait`
         self._last, self._changed = None, 0.0
@@ -235,7 +235,7 @@ class Study:
         if busy and not self._told and now > self._since + PATIENCE:
             self._told = True
             many = ", ".join(str(number) for number, _ in busy[:5]) + (" ..." if len(busy) > 5 else "")
-            self._say(f"waiting for trial{'s' * (len(busy) > 1)} {many}: {busy[0][1]}")
+            self.say(f"waiting for trial{'s' * (len(busy) > 1)} {many}: {busy[0][1]}")
         with self._storage.guarded():
             state = [(trial.number, trial.state, len(trial.intermediate_values), str(trial.user_attrs))
                      for trial in self._trials() if trial.number in self._busy]

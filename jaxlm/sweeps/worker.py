@@ -132,6 +132,8 @@ class Worker(Observer):
             except JaxlmError as error:  # such as a batch that is too large for the corpus
                 self._study.note(point, replace(record, status="failed", note=str(error)))
             else:
+                for note in member.run.notes:  # such as: its newest checkpoint is damaged
+                    self._study.say(f"!! trial {point.trial.number} seed {seed}: {note}")
                 if member.run.finished:
                     self._finish(member, SingleGroup(member.run, member.state, None), 0)
                 else:

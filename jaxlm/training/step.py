@@ -111,7 +111,7 @@ def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise |
     Args:
       recipe: model, optimiser and schedule; every number may be traced.
       state: as `init_state` makes it.
-      window: inputs and targets [T, B].
+      window: inputs and targets [T, B], ids in [0, V); a device does not check them, a `Corpus` does.
       noise: in place of what the state's key and step draw; with small batches, with an axis of these before its own.
 
     Returns:
