@@ -36,6 +36,10 @@ class Command:
         """Whether it has not ended."""
         return self._server.status(self.pid) is None
 
+    def poll(self) -> int | None:
+        """Its exit code, as of `subprocess.Popen`; None while it lives."""
+        return self._server.status(self.pid)
+
     def end(self, timeout: float = SECONDS) -> tuple[int, str, str]:
         """Exit code (-N: killed by signal N), standard output and standard error."""
         rests = time.monotonic()

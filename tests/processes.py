@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import jaxlm
 from jaxlm.runs import listing
@@ -34,10 +35,14 @@ def start(*arguments: str | Path, code: str = MAIN, **options) -> subprocess.Pop
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
+def training(run_dir: Path) -> tuple[str | Path, ...]:
+    """The command that begins the run, or resumes it where there is one."""
+    return "train", "--run-dir", run_dir, *(("--resume",) if (run_dir / "config.json").exists() else FLAGS)
+
+
 def start_training(run_dir: Path, *arguments: str | Path, **options) -> subprocess.Popen:
     """Starts the run, or resumes it where there is one."""
-    how = ("--resume",) if (run_dir / "config.json").exists() else FLAGS
-    return start("train", "--run-dir", run_dir, *how, *arguments, **options)
+    return start(*training(run_dir), *arguments, **options)
 
 
 def end(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str]:
@@ -53,7 +58,13 @@ def kill(process: subprocess.Popen) -> None:
     process.communicate()
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen, timeout: float = 120) -> bool:
+class Process(Protocol):
+    """What tells whether it has ended."""
+
+    def poll(self) -> int | None: ...
+
+
+def wait_for(condition: Callable[[], object], process: Process, timeout: float = 120) -> bool:
     """Whether the condition came true before the process ended."""
     deadline = time.monotonic() + timeout
     while not condition():

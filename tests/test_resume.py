@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import MAIN, assert_same, end, kept, kill, start, start_training, wait_for, windows
+from forked import Server
+from processes import MAIN, assert_same, end, kept, kill, start, start_training, training, wait_for, windows
 
 from jaxlm.errors import RunDirError
 from jaxlm.runs import checkpoint, listing
@@ -37,37 +38,38 @@ def assert_whole(run_dir: Path) -> int:
     return len(found)
 
 
-def kill_at_a_random_moment(run_dir: Path, rng: random.Random) -> str:
+def kill_at_a_random_moment(server: Server, run_dir: Path, rng: random.Random) -> str:
     """Starts or resumes the run and kills it; where it was caught. Where it was too late, "finished"."""
     checkpoints = run_dir / "checkpoints"
     how = rng.choice(("anywhere", "in training", "in a save", "in a removal"))
     begun_with = windows(run_dir)
-    process = start_training(run_dir)
+    process = server.start(*training(run_dir))
     if how == "anywhere":
-        time.sleep(rng.uniform(0, 6))
+        time.sleep(rng.uniform(0, 3))
     else:
         sight = {"in training": lambda: windows(run_dir) not in (0, begun_with),
                  "in a save": lambda: any(checkpoints.glob(".*.partial")),
                  "in a removal": lambda: any(checkpoints.glob(".*.removed"))}[how]
         wait_for(sight, process)
         time.sleep(rng.uniform(0, 0.2 if how == "in training" else 0.03))
-    kill(process)
-    return how if process.returncode == -signal.SIGKILL else "finished"
+    process.kill()
+    return how if process.end()[0] == -signal.SIGKILL else "finished"
 
 
 def survive(tmp_path: Path, reference: dict[str, bytes], kills: int, seed: int) -> dict[str, int]:
     """Kills a run so many times at random moments, a new one each time that one finishes; the end is the reference."""
     rng, caught, run_dir, unfinished = random.Random(seed), {}, tmp_path / "0", 0
-    while sum(caught.values()) < kills:
-        where = kill_at_a_random_moment(run_dir, rng)
-        had = assert_whole(run_dir)
-        assert had or not any(path.name[0] != "." for path in run_dir.glob("checkpoints/*"))
-        if where == "finished":
-            assert_same(run_dir, reference)
-            run_dir = run_dir.with_name(str(int(run_dir.name) + 1))
-        else:
-            caught[where] = caught.get(where, 0) + 1
-            unfinished += any(run_dir.glob("checkpoints/.*"))
+    with Server(tmp_path) as server:
+        while sum(caught.values()) < kills:
+            where = kill_at_a_random_moment(server, run_dir, rng)
+            had = assert_whole(run_dir)
+            assert had or not any(path.name[0] != "." for path in run_dir.glob("checkpoints/*"))
+            if where == "finished":
+                assert_same(run_dir, reference)
+                run_dir = run_dir.with_name(str(int(run_dir.name) + 1))
+            else:
+                caught[where] = caught.get(where, 0) + 1
+                unfinished += any(run_dir.glob("checkpoints/.*"))
     code, said = end(start_training(run_dir))
     assert code == 0, said
     assert_same(run_dir, reference)
