@@ -41,7 +41,7 @@ CASES = {name: BASE.replace(model=name) for name in MODELS} | {
                                  cost="mean", activation_penalty=0.2, temporal_penalty=0.1, weight_decay=1e-4),
     "penalties": BASE.replace(cost="mean", learning_rate=3.0, activation_penalty=0.1, temporal_penalty=0.1,
                               l2_penalty=1e-3, weight_decay=1e-3, keep_output=0.9),
-    "decay": BASE.replace(weight_decay=0.01, momentum=0.5, learning_rate=0.1),
+    "weight-decay": BASE.replace(weight_decay=0.01, momentum=0.5, learning_rate=0.1),
     "asgd-from-the-start": BASE.replace(optimizer="asgd", nonmonotone=0, schedule="plateau", patience=9),
     "awd-lstm": BASE.replace(**EVERY_DROPOUT, keep_recurrent_weights=0.8, optimizer="asgd", nonmonotone=0, cost="mean",
                              learning_rate=3.0, weight_decay=1e-3, tied=True, activation_penalty=0.1,

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from recipes import BASE, CASES, HIDDEN, MODEL_CASES, B, T, V
-from test_parallel import on_devices
 
 import jaxlm
 from jaxlm.config.fields import specs
@@ -188,28 +187,6 @@ def text(tmp_path_factory):
         words = [" ".join(f"w{word}" for word in rng.integers(0, 9, rng.integers(3, 8))) for _ in range(lines)]
         (folder / f"{split}.txt").write_text("\n".join(words) + "\n")
     return folder
-
-
-@pytest.mark.parametrize("names", ["gru tied-muon-average", pytest.param(" ".join(CASES), marks=pytest.mark.slow)])
-def test_many_devices_equal_one(names):
-    """By rows and words (11, which 2 does not divide)."""
-    on_devices(4, f"names = {names.split()}" + """
-import jax, jax.numpy as jnp, numpy as np
-from recipes import CASES, T, V, B
-from test_parallel import TRAJECTORY
-exec(TRAJECTORY)
-ids = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
-for name in names:
-    config = CASES[name]
-    one, nats, end = trajectory(config, ids, ids, steps=6)
-    many, many_nats, many_end = trajectory(config, ids, ids, mesh=make_mesh(B, 2, 2)[0], steps=6)
-    np.testing.assert_allclose(many[0], one[0], rtol=1e-5, err_msg=name)
-    np.testing.assert_allclose(many[1], one[1], rtol=1e-4, err_msg=name)
-    np.testing.assert_allclose(many_nats, nats, rtol=1e-5, err_msg=name)
-    for part in ("params", "carry", "opt_state", "average"):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5, err_msg=name),
-                     getattr(many_end, part), getattr(end, part))
-""")
 
 
 def test_the_average_is_the_weighted_mean_of_all_iterates():
