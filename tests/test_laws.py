@@ -34,6 +34,14 @@ def features_of(model, params, inputs):
     return stack.features(model, params, no_noise(model), stack.embed(params, inputs), stack.zero_carry(model, B))[0]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def unoptimized():
+    """The laws are of the programs as written, of which there are hundreds; golden numbers hold the optimised ones."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def started(config, seed=0):
     return new_state(config.replace(seed=seed))
 
