@@ -37,6 +37,16 @@ def pytest_configure(config: pytest.Config) -> None:
                    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
 
 
+@pytest.fixture
+def unoptimized():
+    """Compiles in half the time: for laws of programs as they are written. Golden numbers hold the optimised ones."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def ptb_dir() -> Path:
     """The folder with Penn Treebank's three files; skips where there is none."""

@@ -20,6 +20,7 @@ from jaxlm.scoring.stream import eval_step, stream_nats
 from jaxlm.training import members
 from jaxlm.training.step import init_state, train_windows
 
+pytestmark = pytest.mark.usefixtures("unoptimized")  # there are hundreds
 IDS = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
 ROWS, SLOTS = 97, 8  # of `text`, and windows of a call: the runs by `jaxlm.train` share the compiled programs
 TOKENS = jnp.zeros((ROWS, B), jnp.int32).at[:len(IDS) // B].set(IDS.reshape(B, -1).T)
@@ -32,14 +33,6 @@ _eval_step, _token_nats, _logits = jax.jit(eval_step), jax.jit(heads.token_nats)
 @jax.jit
 def features_of(model, params, inputs):
     return stack.features(model, params, no_noise(model), stack.embed(params, inputs), stack.zero_carry(model, B))[0]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unoptimized():
-    """The laws are of the programs as written, of which there are hundreds; golden numbers hold the optimised ones."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def started(config, seed=0):

@@ -22,7 +22,9 @@ from jaxlm.report.metrics import read_metrics
 from jaxlm.training import step as steps
 from jaxlm.training.step import Window, init_state, read_window, train_step
 
-step = jax.jit(train_step)
+pytestmark = pytest.mark.usefixtures("unoptimized")
+step, started = jax.jit(train_step), jax.jit(init_state, static_argnums=2)
+drawn = jax.jit(draw_noise, static_argnums=(2, 3))
 LONGEST = int(RANDOM_WINDOWS["longest_window"])
 
 
@@ -98,7 +100,7 @@ KINDS = {**{name: dict(model=name) for name in MODELS}, "state dropped": dict(**
 def test_a_padded_window_is_the_short_one(changes, length):
     """Cost, gradient, parameters and carry: padded steps leave no trace."""
     recipe = BASE.replace(learning_rate=0.5, **changes).recipe
-    state = init_state(recipe, jax.random.key(0), B)
+    state = started(recipe, jax.random.key(0), B)
     state = replace(state, carry=jax.tree.map(lambda leaf: leaf + 0.1, state.carry))
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (LONGEST + 1, B)))
     long = Window(tokens[:-1], tokens[1:], length=jnp.int32(length), rate=jnp.float32(0.5))
@@ -124,7 +126,7 @@ def test_a_window_at_the_end_is_padded_behind_the_last_token():
 @pytest.mark.parametrize("small", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_small_batches_are_the_mean_of_their_gradients_with_masks_of_their_own(small):
     recipe = BASE.replace(clip_norm=None, keep_recurrent_weights=0.6, **EVERY_DROPOUT).recipe
-    state = init_state(recipe, jax.random.key(0), B)
+    state = started(recipe, jax.random.key(0), B)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (6, B)))
     window = Window(tokens[:-1], tokens[1:], small_batch=small)
     after, metrics = step(recipe, state, window)
@@ -132,7 +134,7 @@ def test_small_batches_are_the_mean_of_their_gradients_with_masks_of_their_own(s
     key, moved, costs = jax.random.fold_in(state.key, 0), [], []
     for number in range(B // small):
         rows = slice(number * small, (number + 1) * small)
-        noise = draw_noise(recipe.model, jax.random.fold_in(key, number), 5, small, 0)
+        noise = drawn(recipe.model, jax.random.fold_in(key, number), 5, small, 0)
         own = replace(state, carry=jax.tree.map(lambda leaf, rows=rows: leaf[rows], state.carry))
         one, found = step(recipe, own, Window(tokens[:-1, rows], tokens[1:, rows]), noise)
         moved.append(jax.tree.map(lambda a, b: a - b, one.params, state.params))
@@ -145,7 +147,7 @@ def test_small_batches_are_the_mean_of_their_gradients_with_masks_of_their_own(s
 
 def test_without_dropout_small_batches_change_nothing():
     recipe = BASE.recipe
-    state = init_state(recipe, jax.random.key(0), B)
+    state = started(recipe, jax.random.key(0), B)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (6, B)))
     (a, whole), (b, parts) = (step(recipe, state, Window(tokens[:-1], tokens[1:], small_batch=small))
                               for small in (0, 2))
