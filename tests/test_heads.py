@@ -22,7 +22,7 @@ HEADS = {"projection": dict(hidden_sizes=(5, 6), tied=True, projection=True), "m
 def lm(request) -> LanguageModel:
     config = jaxlm.preset("small").replace(**{"hidden_sizes": (5, 4), "vocab_size": len(WORDS), "embedding_size": 4,
                                               "init_scale": 1.0, **HEADS[request.param]})
-    return LanguageModel(stack.init_params(config.model, jax.random.key(0)), config, Vocab(WORDS), {})
+    return LanguageModel(jax.jit(stack.init_params)(config.model, jax.random.key(0)), config, Vocab(WORDS), {})
 
 
 def test_surprisal_entropy_and_rank_are_what_their_definitions_say(lm):

@@ -18,18 +18,21 @@ TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, (T + 1, B)))
 WINDOW = Window(TOKENS[:-1], TOKENS[1:])
 
 
+started, draw = jax.jit(init_state, static_argnums=2), jax.jit(draw_noise, static_argnums=(2, 3))
+
+
 def drawn(**fields):
-    model = BASE.replace(**fields).model
-    return draw_noise(model, KEY, T, B)
+    return draw(BASE.replace(**fields).model, KEY, T, B)
 
 
+@jax.jit
 def outputs(model, params, noise):
     x = drop_words(model, noise, stack.embed(params, TOKENS[:-1]), TOKENS[:-1])
     return stack.features(model, params, noise, x, stack.zero_carry(model, B))[0]
 
 
 def params_of(config):
-    return init_state(config.recipe, jax.random.key(0), B).params
+    return started(config.recipe, jax.random.key(0), B).params
 
 
 def test_masks_have_the_shapes_of_what_they_fall_on():
@@ -108,9 +111,9 @@ def test_rows_of_dropped_words_have_no_gradient_whether_it_is_sparse_or_dense():
     """SGD takes the gradient one row for each token read; with momentum it is dense."""
     rates = dict(keep_words=0.5, keep_embedding=0.7, clip_norm=None, learning_rate=0.1)
     sparse, dense = BASE.replace(**rates), BASE.replace(**rates, momentum=0.0)
-    state = init_state(sparse.recipe, jax.random.key(0), B)
-    noise = draw_noise(sparse.model, KEY, T, B)
-    after = [train_step(config.recipe, replace(state, opt_state=init_state(
+    state = started(sparse.recipe, jax.random.key(0), B)
+    noise = draw(sparse.model, KEY, T, B)
+    after = [jax.jit(train_step)(config.recipe, replace(state, opt_state=started(
         config.recipe, jax.random.key(0), B).opt_state), WINDOW, noise)[0].params for config in (sparse, dense)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *after)
     moved = (after[0]["embedding"] != state.params["embedding"]).any(1)
@@ -121,7 +124,7 @@ def test_rows_of_dropped_words_have_no_gradient_whether_it_is_sparse_or_dense():
 
 def test_noise_given_is_the_noise_drawn():
     config = BASE.replace(keep_output=0.5, keep_recurrent_weights=0.5)
-    state = init_state(config.recipe, jax.random.key(0), B)
+    state = started(config.recipe, jax.random.key(0), B)
     assert state.key is not None
     noise = draw_noise(config.model, jax.random.fold_in(state.key, state.step), T, B)
     jax.tree.map(np.testing.assert_array_equal, train_step(config.recipe, state, WINDOW, noise)[0].params,
