@@ -60,7 +60,8 @@ def test_surprisal_entropy_and_rank_are_what_their_definitions_say(kind, tied):
 @pytest.mark.parametrize("scale", [1.0, 60.0])
 def test_logits_need_not_be_normalised_nor_near_0(shift, scale):
     rng = np.random.default_rng(0)
-    logits, targets = np.float32(scale * rng.normal(size=(7, 50)) + shift), rng.integers(0, 50, 7)
+    logits = (scale * rng.normal(size=(7, 50)) + shift).astype(np.float32)
+    targets = rng.integers(0, 50, 7)
     nats, entropy, rank, top, top_nats = jax.jit(token_scores.score_logits, static_argnums=(2, 3))(
         logits, targets, 4, True)
     wide = logits.astype(np.float64)
