@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--data-dir", help="where Penn Treebank's files are")
     parser.add_argument("--repeats", type=int, default=3, help="of which the fastest counts (3)")
     parser.add_argument("--words", type=int, default=200, help="of a generated text (200)")
-    parser.add_argument("--sentences", type=int, default=500, help="that PyTorch's loop scores (500)")
+    parser.add_argument("--sentences", type=int, default=200, help="that PyTorch's loop scores (200)")
     args = parser.parse_args()
     corpus = jaxlm.load_corpus("ptb", data_dir=args.data_dir)
     config = jaxlm.preset("small").replace(vocab_size=len(corpus.vocab))
@@ -46,8 +46,7 @@ def main() -> None:
         seconds = fastest(args.repeats, lambda samples=samples: lm.generate(words=args.words, samples=samples))
         print(f"| generation, {samples} samples | {samples * args.words / seconds:,.0f} |", flush=True)
     seconds = first_word(args.repeats, args.data_dir)
-    print(f"\nFrom the command `jaxlm generate RUN` to its first word: {seconds:.1f} s\n",
-          flush=True)
+    print(f"| from `jaxlm generate RUN` to its first word, s | {seconds:.1f} |", flush=True)
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -56,8 +55,10 @@ def main() -> None:
     model = torch_model(torch, lm)
     some = [corpus.vocab.encode(["<eos>", *sentence]) for sentence in sentences[:args.sentences]]
     count = sum(len(ids) - 1 for ids in some)
-    seconds = fastest(args.repeats, lambda: neural_complexity_loop(torch, model, some))
-    print(f"| PyTorch, neural-complexity's loop, {len(some):,} sentences | {count / seconds:,.0f} |", flush=True)
+    for label, beam in (("", True), (", without its sort", False)):
+        seconds = fastest(args.repeats, lambda beam=beam: neural_complexity_loop(torch, model, some, beam))
+        print(f"| PyTorch, neural-complexity's loop{label}, {len(some):,} sentences | {count / seconds:,.0f} |",
+              flush=True)
     seconds = fastest(args.repeats, lambda: word_language_model_loop(torch, model, args.words))
     print(f"| PyTorch, word_language_model's loop | {args.words / seconds:,.0f} |")
 
@@ -127,20 +128,38 @@ def torch_logits(model, ids, states):
     return linear(x)[:, 0], new
 
 
-def neural_complexity_loop(torch, model, sentences) -> list[float]:
-    """Surprisal and entropy in bits, a sentence and then a word at a time, as its `main.py` does it."""
-    found, ln2 = [], torch.log(torch.tensor(2.0))
-    softmax, log_softmax = torch.nn.Softmax(dim=-1), torch.nn.LogSoftmax(dim=-1)
-    with torch.no_grad():
-        for ids in sentences:
-            ids = torch.from_numpy(ids.astype(np.int64))
-            logits, _ = torch_logits(model, ids[:-1, None], [None] * len(model[1]))
-            for row, target in zip(torch.unbind(logits), ids[1:], strict=True):
-                torch.nn.functional.cross_entropy(row[None], target[None])
-                entropy = -(softmax(row) * (log_softmax(row) / ln2)).sum()
-                surprisals = -(log_softmax(row) / ln2)  # of every word
-                found.append(float(surprisals[target]))
-                found.append(float(entropy))
+def neural_complexity_loop(torch, model, sentences, beam: bool) -> list[tuple[float, float]]:
+    """Surprisal and entropy in bits as its `main.py` finds them: a sentence, and then each word's row by itself.
+
+    Args:
+        torch: the module.
+        model: see `torch_model`.
+        sentences: ids.
+        beam: whether each row is first sorted into its most probable words, which by default are all of them.
+    """
+    functional = torch.nn.functional
+
+    def beamed(row):
+        if not beam:
+            return row
+        values, places = torch.topk(row, len(row), 0)
+        return torch.full_like(row, -torch.inf).scatter(0, places, values)
+
+    def entropy(row):
+        row = beamed(row)
+        terms = functional.softmax(row, 0).data * functional.log_softmax(row, 0).data
+        return torch.Tensor([-torch.sum(terms[terms == terms])])
+
+    found = []
+    for ids in sentences:
+        ids = torch.from_numpy(ids.astype(np.int64))
+        logits, _ = torch_logits(model, ids[:-1, None], [None] * len(model[1]))
+        rows, targets = torch.unbind(logits), ids[1:]
+        functional.cross_entropy(logits, targets, reduction="none").sum().item()
+        entropies = torch.log2(torch.exp(torch.cat([entropy(row) for row in rows])))
+        surprisals = torch.log2(torch.exp(torch.stack([-functional.log_softmax(beamed(row), 0) for row in rows])))
+        found += [(surprisals[place][int(target)].item(), entropies[place].item())
+                  for place, target in enumerate(targets)]
     return found
 
 
