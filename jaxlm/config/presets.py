@@ -53,7 +53,7 @@ def _tied_fast() -> Config:
     """The recipe of experiments/speedrun.py: how each number was found is in docs/speedrun.md."""
     return Config(
         model=LSTM(embedding_size=256, hidden_sizes=(256,), tied=True, init_scale=0.05),
-        optimizer=Muon(learning_rate=0.04, adam_learning_rate=0.01, clip_norm=1.0),
+        optimizer=Muon(learning_rate=0.025, adam_learning_rate=0.02, clip_norm=1.0),
         schedule=Cosine(final=0.0),
         train=TrainConfig(batch_size=40, bptt_length=35, epochs=2),
         preset="tied-fast")
