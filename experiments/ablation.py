@@ -25,24 +25,28 @@ RUNGS = {
     "+ variational": {"locked_dropout": True},
     "+ averaging": {"average_decay": 0.999},
 }
-START, END = "<!-- the ladder -->\n", "<!-- its end -->\n"  # around the table in a page
+START, END = "<!-- the table -->\n", "<!-- its end -->\n"  # around the table in a page
 Scores = list[tuple[float, float]]  # of each seed, on validation and test
 
 
 def climb(args: argparse.Namespace) -> dict[str, Scores]:
     """Trains every rung with every seed; each keeps the changes of those before it."""
     config, found = jaxlm.preset("zaremba-small"), {}
-    config = config.replace(hidden_sizes=(args.width, args.width), embedding_size=args.width, epochs=args.epochs)
+    config = config.replace(hidden_sizes=(args.width, args.width), embedding_size=args.width, epochs=args.epochs,
+                            compute_dtype=args.compute_dtype)
     for place, (rung, changes) in enumerate(RUNGS.items()):
         config, found[rung] = config.replace(**changes), []
         for seed in range(args.seeds):
-            run_dir = args.run_dir / f"{place}-seed{seed}"
-            result = jaxlm.train(config.replace(seed=seed), args.corpus, run_dir=run_dir, resume=run_dir.exists())
-            if result.test_perplexity is None:
-                sys.exit("stopped: start it again to resume")
-            valid = result.epochs[-1].valid_perplexity if result.epochs else float("nan")
-            found[rung].append((valid, result.test_perplexity))
+            found[rung].append(trained(config.replace(seed=seed), args.corpus, args.run_dir / f"{place}-seed{seed}"))
     return found
+
+
+def trained(config: jaxlm.Config, corpus: str, run_dir: Path) -> tuple[float, float]:
+    """The last validation and the test perplexity of a run, which is resumed or read where it is there already."""
+    result = jaxlm.train(config, corpus, run_dir=run_dir, resume=run_dir.exists())
+    if result.test_perplexity is None:
+        sys.exit("stopped: start it again to resume")
+    return result.epochs[-1].valid_perplexity if result.epochs else float("nan"), result.test_perplexity
 
 
 def table(found: dict[str, Scores]) -> str:
@@ -88,6 +92,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=13)
     parser.add_argument("--seeds", type=int, default=1, help="runs of each rung")
     parser.add_argument("--width", type=int, default=200, help="of the embedding and of both layers")
+    parser.add_argument("--compute-dtype", default="float32", help="as jaxlm train has it (float32)")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--markdown", type=Path, help="a page whose table is replaced")
     args = parser.parse_args()

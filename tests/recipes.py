@@ -29,7 +29,7 @@ CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     "tied": BASE.replace(tied=True),
     "dropout": BASE.replace(keep_embedding=0.8, keep_output=0.6),
     "locked-dropout": BASE.replace(**EVERY_DROPOUT),
-    "weight-drop": BASE.replace(keep_recurrent_weights=0.6, keep_state=0.7, tied=True, keep_words=0.7),
+    "weight-drop": BASE.replace(keep_recurrent_weights=0.6, keep_state=0.7, tied=True, keep_words=0.7, keep_carry=0.7),
     "gru-weight-drop": BASE.replace(model="gru", keep_recurrent_weights=0.6),
     "projection": MODEL_CASES["projection"].replace(keep_latent=0.7),
     "mixture": MODEL_CASES["mixture"],
@@ -47,6 +47,8 @@ CASES = {name: BASE.replace(model=name) for name in MODELS} | {
                              learning_rate=3.0, weight_decay=1e-3, tied=True, activation_penalty=0.1,
                              temporal_penalty=0.1, compatibility="awd-lstm"),
     "momentum": BASE.replace(momentum=0.9, nesterov=True, learning_rate=0.1),
+    "sampled": BASE.replace(sampled_words=4, sampled_epochs=1.0, learning_rate=0.3),
+    "tied-sampled": BASE.replace(sampled_words=6, tied=True, **EVERY_DROPOUT),
     "average": BASE.replace(average_decay=0.9),
     "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(
         optimizer="adamw", tied=True, keep_update=0.8, model_compatibility="lamb", **EVERY_DROPOUT),

@@ -1,4 +1,4 @@
-"""experiments/ablation.py: every rung runs, keeps those before it, and is not trained twice."""
+"""experiments/ablation.py and optimizers.py: each run is made once, and their tables end in their pages."""
 
 import runpy
 import sys
@@ -10,13 +10,13 @@ SCRIPT = ROOT / "experiments/ablation.py"
 
 def test_the_ladder_is_climbed_once(tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.md"
-    page.write_text("# A page\n<!-- the ladder -->\nold\n<!-- its end -->\nafter\n")
+    page.write_text("# A page\n<!-- the table -->\nold\n<!-- its end -->\nafter\n")
     monkeypatch.setattr(sys, "argv", ["ablation.py", "--corpus", "embedded-tiny", "--epochs", "0", "--width", "4",
                                       "--run-dir", str(tmp_path / "runs"), "--markdown", str(page)])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     assert capsys.readouterr().out.count("| + ") == 5
     text = page.read_text()
-    assert text.startswith("# A page\n<!-- the ladder -->\n| rung") and text.endswith("<!-- its end -->\nafter\n")
+    assert text.startswith("# A page\n<!-- the table -->\n| rung") and text.endswith("<!-- its end -->\nafter\n")
     assert "old" not in text and (tmp_path / "runs/ablation.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "runs").glob("*-seed0/config.json"))) == 6
 
@@ -26,3 +26,18 @@ def test_the_table_shows_means_and_the_range():
     found = ladder["table"]({"baseline": [(10.0, 12.0), (20.0, 14.0)], "+ tying": [(9.0, 8.0)]})
     assert "| baseline | zaremba-small | 15.00 (10.00 to 20.00) | 13.00 (12.00 to 14.00) |" in found
     assert "| + tying | tied True | 9.00 | 8.00 |" in found
+
+
+def test_each_optimiser_has_its_best_rate_by_validation(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    compared = runpy.run_path(str(SCRIPT.parent / "optimizers.py"))
+    monkeypatch.setitem(compared["compare"].__globals__, "TRIED", {"SGD": ({"optimizer": "sgd"}, (0.5, 1.0))})
+    page = tmp_path / "page.md"
+    page.write_text("<!-- the table -->\n<!-- its end -->\n")
+    monkeypatch.setattr(sys, "argv", ["optimizers.py", "--corpus", "embedded-tiny", "--epochs", "0", "--width", "4",
+                                      "--run-dir", str(tmp_path / "runs"), "--markdown", str(page)])
+    compared["main"]()
+    assert "| SGD | 0.5: nan, 1: nan | 0.5 |" in page.read_text() and page.read_text().endswith("<!-- its end -->\n")
+    assert (tmp_path / "runs/optimizers.png").read_bytes().startswith(b"\x89PNG")
+    found = compared["table"]({"Muon": {0.1: (120.0, 115.0), 0.2: (110.0, 106.0)}})
+    assert "| Muon | 0.1: 120.0, 0.2: 110.0 | 0.2 | 110.0 | 106.0 |" in found

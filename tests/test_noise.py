@@ -46,12 +46,12 @@ def test_masks_have_the_shapes_of_what_they_fall_on():
 
 
 @pytest.mark.parametrize("field", ["keep_embedding", "keep_output", "keep_last_output", "keep_words",
-                                   "keep_recurrent_weights", "keep_state"])
+                                   "keep_recurrent_weights", "keep_state", "keep_carry"])
 def test_each_rate_is_drawn_by_itself_and_what_is_kept_is_scaled(field):
     config = BASE.replace(**{field: 0.6}, hidden_sizes=(40, 40), embedding_size=40, vocab_size=2000)
     model = config.model
     assert is_random(model) and not is_random(BASE.model)
-    masks = jax.tree.leaves(draw_noise(model, KEY, T, 20))
+    masks = jax.tree.leaves(draw_noise(model, KEY, T, 400 if field == "keep_carry" else 20))
     rates = [float(mask.mean()) for mask in masks]
     assert len(masks) == (2 if field in ("keep_output", "keep_recurrent_weights", "keep_state") else 1)
     np.testing.assert_allclose(rates, 0.6, atol=0.06)
@@ -120,6 +120,22 @@ def test_rows_of_dropped_words_have_no_gradient_whether_it_is_sparse_or_dense():
     read = jnp.zeros(V, bool).at[TOKENS[:-1]].set(True)
     assert noise.words is not None
     np.testing.assert_array_equal(moved, read & noise.words[:, 0])
+
+
+def test_a_row_whose_carry_does_not_go_on_begins_from_zero_and_the_others_do_not():
+    config = BASE.replace(keep_carry=0.5)
+    state = started(config.recipe, jax.random.key(0), B)
+    carry = jax.tree.map(lambda leaf: leaf + 0.5, state.carry)
+    goes_on = (jnp.arange(B) % 2 == 0)[:, None]
+
+    def end(carry, kept):
+        given = replace(no_noise(config.model), carry=kept)
+        return jax.jit(train_step)(config.recipe, replace(state, carry=carry), WINDOW, given)[0].carry
+
+    zeroed = jax.tree.map(lambda leaf: jnp.where(goes_on, leaf, 0), carry)
+    jax.tree.map(np.testing.assert_array_equal, end(carry, goes_on), end(zeroed, None))
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (end(carry, goes_on), end(carry, None))),
+                                             strict=True))
 
 
 def test_noise_given_is_the_noise_drawn():

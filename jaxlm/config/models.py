@@ -29,6 +29,10 @@ class Recurrent:
     mixture_epsilon: float | None = number(None, "added to the mixture's probability of each word, as the published "
                                                  "code does with 1e-8; the sum is then above one (none: nothing)",
                                            above=0, below=1)
+    sampled_words: int = count(0, "words, drawn anew each window, that training estimates the softmax's sum from "
+                                  "(arXiv:1412.2007; 0: all words count)", "words", high=2**24)
+    sampled_epochs: float | None = number(None, "epochs from the start in which it does; after them all words count "
+                                                "(none: in all epochs)", "epochs", low=0)
     init_scale: float = number(0.1, "initial parameters are uniform in +-this", low=0)
     torch_init: bool = flag(False, "the layers begin uniform in +-1/sqrt(H) and the softmax's bias at zero, as "
                                    "PyTorch's do; else all in +-init_scale, and the layers' biases at zero")
@@ -48,6 +52,9 @@ class Recurrent:
                                                         "arXiv:1708.02182)", above=0, high=1)
     keep_state: float | None = number(None, "probability that the gates read a unit of h, drawn once a window (none: "
                                             "no dropout)", above=0, high=1)
+    keep_carry: float | None = number(None, "probability that a row's carry goes on into the next window: else it "
+                                            "begins from zero (none: it always goes on; arXiv:1909.01792)",
+                                      above=0, high=1)
     keep_latent: float | None = number(None, "probability that a unit of a mixture's latent vectors, or of a "
                                              "projection's output, is kept (none: no dropout)", above=0, high=1)
     compute_dtype: str = choice("float32", "what training multiplies in; sums, parameters, loss and evaluation stay "
@@ -74,6 +81,12 @@ class Recurrent:
             if not allowed and getattr(self, name) != absent:
                 raise JaxlmError(f"{name} belongs to a mixture of softmaxes, and experts is 0: set experts, or leave "
                                  f"{name} out")
+        if self.sampled_words and self.experts:
+            raise JaxlmError(f"sampled_words estimates the sum of one softmax, and experts is {self.experts}: leave "
+                             f"one of the two at 0")
+        if self.sampled_epochs is not None and not self.sampled_words:
+            raise JaxlmError("sampled_epochs says how long words are sampled, and sampled_words is 0: set "
+                             "sampled_words, or leave sampled_epochs out")
         if self.keep_recurrent_weights is not None and not self.recurrent_gates:
             raise JaxlmError(f"keep_recurrent_weights drops elements of a recurrent kernel, and a model of the kind "
                              f"{type(self).__name__} has none: leave it at none, or take the model lstm, gru or "

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jaxlm.config.models import Recurrent
 from jaxlm.distributed import collectives
 from jaxlm.models.cell import Params, uniform
-from jaxlm.ops import mixture, softmax
+from jaxlm.ops import mixture, sampled_softmax, softmax
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.product import product
+from jaxlm.ops.sampled_softmax import Drawn
 
 
 def init_head(model: Recurrent, kernel_key: jax.Array, bias_key: jax.Array) -> Params:
@@ -49,15 +50,18 @@ def head_specs(model: Recurrent) -> Params:
 
 
 def summed_nats(model: Recurrent, params: Params, features: jax.Array, targets: jax.Array,
-                weights: jax.Array | None = None, kept: jax.Array | None = None) -> jax.Array:
+                weights: jax.Array | None = None, kept: jax.Array | None = None, drawn: Drawn | None = None,
+                exact: jax.Array | bool = False) -> jax.Array:
     """features [T, B, H], targets and weights (default: ones) [T, B] -> the weighted sum of -log p of the targets.
 
-    With gradients (none for the weights), and flat in memory. `kept` is `Noise.latents`.
+    With gradients (none for the weights), and flat in memory. `kept` is `Noise.latents`. With words drawn it is an
+    estimate from these, unless `exact`, traced, says that all words count.
     """
     weights = jnp.ones(targets.size) if weights is None else weights.reshape(-1)
     if not model.experts:
         x = _flat(_projected(model, params, features, kept))
-        return softmax.summed_nats(x, *_weights(model, params), targets.reshape(-1), weights)
+        given = x, *_weights(model, params), targets.reshape(-1), weights
+        return softmax.summed_nats(*given) if drawn is None else sampled_softmax.summed_nats(*given, drawn, exact)
     latents, choice = (part.reshape(-1, *part.shape[2:]) for part in _experts(model, params, features, kept))
     return mixture.summed_nats(latents, choice, *_weights(model, params), targets.reshape(-1), weights,
                                model.mixture_epsilon)

@@ -8,18 +8,20 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxlm.config.models import Mogrifier, Recurrent
 from jaxlm.distributed import collectives
-from jaxlm.models.cell import Params
+from jaxlm.models.cell import Params, State
 from jaxlm.models.heads import kernel_width
 from jaxlm.ops.dropout import apply_mask, draw_mask
+from jaxlm.ops.sampled_softmax import Drawn, draw_words
 
 Mask = jax.Array | None  # bool, true where something is kept; None: nothing is dropped
 Keep = jax.Array | float | None
 
 # With which number a place's key is folded; dropout's own places count from 0, one a layer.
-_WORDS, _RECURRENT_WEIGHTS, _STATES, _LATENTS, _UPDATES = range(2**20, 2**20 + 5)
+_WORDS, _RECURRENT_WEIGHTS, _STATES, _LATENTS, _UPDATES, _DRAWN, _CARRY = range(2**20, 2**20 + 7)
 
 
 @jax.tree_util.register_dataclass
@@ -35,6 +37,8 @@ class Noise:
       states: for each layer, units of the h that its gates read of the step before [B, H].
       latents: units of a mixture's latent vectors [T, B, K * D] or of a projection's output; locked, [1, B, K * D].
       updates: for each layer, units of what is written to its cell [B, H].
+      carry: rows whose carry goes on [B, 1].
+      drawn: the words that the softmax's sum is estimated from [S]; None: all of them count.
     """
 
     embedding: Mask
@@ -44,6 +48,8 @@ class Noise:
     states: tuple[Mask, ...] = ()
     latents: Mask = None
     updates: tuple[Mask, ...] = ()
+    carry: Mask = None
+    drawn: Drawn | None = None
 
 
 def no_noise(model: Recurrent) -> Noise:
@@ -53,7 +59,8 @@ def no_noise(model: Recurrent) -> Noise:
 
 def is_random(model: Recurrent) -> bool:
     """Whether `draw_noise` draws anything."""
-    return any(getattr(model, item.name) is not None for item in fields(model) if item.name.startswith("keep_"))
+    kept = any(getattr(model, item.name) is not None for item in fields(model) if item.name.startswith("keep_"))
+    return kept or model.sampled_words > 0
 
 
 def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int, first: jax.Array | int | None = None
@@ -61,8 +68,8 @@ def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int, f
     """What is random in one window of `steps` x `rows`, the rows being this device's part of the batch.
 
     What belongs to a row is drawn by a key of that row. Words and weights have one mask for all rows, which each device
-    draws for itself from the same key. The key is the window's own; it may be None where nothing is random. `first` is
-    the number of the first row (default: in the whole batch).
+    draws for itself from the same key; so it does the words of a sampled softmax. The key is the window's own; it may
+    be None where nothing is random. `first` is the number of the first row (default: in the whole batch).
     """
     first, steps = collectives.first_row(rows) if first is None else first, 1 if model.locked_dropout else steps
 
@@ -82,6 +89,10 @@ def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int, f
         own = jax.random.fold_in(jax.random.fold_in(key, place), layer)
         return draw_mask(own, keep, (1, rows, width), first)[0]
 
+    drawn = None
+    if model.sampled_words and key is not None:
+        offset = jax.random.uniform(jax.random.fold_in(key, _DRAWN))
+        drawn = draw_words(offset, model.vocab_size, model.sampled_words)
     layers, gates = tuple(enumerate(model.hidden_sizes)), model.recurrent_gates
     return Noise(
         units(0, model.keep_embedding, model.embedding_size),
@@ -91,7 +102,8 @@ def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int, f
               for layer, width in layers),
         tuple(all_steps(_STATES, model.keep_state, layer, width) for layer, width in layers),
         units(_LATENTS, model.keep_latent, max(model.experts, 1) * kernel_width(model)),
-        tuple(all_steps(_UPDATES, getattr(model, "keep_update", None), layer, width) for layer, width in layers))
+        tuple(all_steps(_UPDATES, getattr(model, "keep_update", None), layer, width) for layer, width in layers),
+        all_steps(_CARRY, model.keep_carry, 0, 1), drawn)
 
 
 def keep_of_output(model: Recurrent, layer: int) -> Keep:
@@ -121,6 +133,12 @@ def drop_words(model: Recurrent, noise: Noise, x: jax.Array, tokens: jax.Array) 
       x / keep_words where the token's word is kept, else 0.
     """
     return x if noise.words is None or _drops_rows(model) else apply_mask(x, noise.words[tokens], model.keep_words)
+
+
+def drop_carry(noise: Noise, carry: tuple[State, ...]) -> tuple[State, ...]:
+    """The carry that a window begins with, zero in the rows where it does not go on (Melis et al. 2020)."""
+    kept = noise.carry
+    return carry if kept is None else jax.tree.map(lambda leaf: jnp.where(kept, leaf, 0), carry)
 
 
 def drop_rows(model: Recurrent, noise: Noise, params: Params) -> Params:

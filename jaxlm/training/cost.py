@@ -11,12 +11,13 @@ from jaxlm.distributed import collectives
 from jaxlm.distributed.mesh import PADDED_BIAS
 from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
-from jaxlm.models.noise import Noise, drop_rows, drop_words
+from jaxlm.models.noise import Noise, drop_carry, drop_rows, drop_words
 from jaxlm.models.stack import Carry
 
 
 def minimised(recipe: Recipe, params: Params, noise: Noise, inputs: jax.Array, targets: jax.Array, carry: Carry,
-              length: jax.Array | None = None) -> tuple[jax.Array, tuple[jax.Array, Carry]]:
+              length: jax.Array | None = None, exact: jax.Array | bool = False
+              ) -> tuple[jax.Array, tuple[jax.Array, Carry]]:
     """This device's share of what a step minimises.
 
     AR and TAR (Merity et al. 2017, arXiv:1708.01009) are per token, as the nats are: where the cost is summed over the
@@ -29,6 +30,7 @@ def minimised(recipe: Recipe, params: Params, noise: Noise, inputs: jax.Array, t
       inputs, targets: [T, B].
       carry: before the window.
       length: how many of the steps count, traced; None: all.
+      exact: whether all words count where the noise has words drawn, traced.
 
     Returns:
       What is minimised; and the cost in nats, summed over T and averaged over B, with the new carry.
@@ -39,9 +41,10 @@ def minimised(recipe: Recipe, params: Params, noise: Noise, inputs: jax.Array, t
     counted = None if length is None else jnp.broadcast_to((jnp.arange(T) < length)[:, None], (T, B))
     kept = drop_rows(model, noise, params)
     x = drop_words(model, noise, stack.embed(kept, inputs), inputs).astype(model.compute_dtype)
-    raw, features, new_carry = stack.last_outputs(model, kept, noise, x, carry, length)
+    raw, features, new_carry = stack.last_outputs(model, kept, noise, x, drop_carry(noise, carry), length)
     weights = None if counted is None else counted.astype(jnp.float32)
-    cost = total = heads.summed_nats(model, kept, features, targets, weights, noise.latents) / rows
+    cost = total = heads.summed_nats(model, kept, features, targets, weights, noise.latents, noise.drawn,
+                                     exact) / rows
     if optimizer.activation_penalty is not None:
         total += optimizer.activation_penalty * _squares(features, counted) / (rows * features.shape[-1])
     if optimizer.temporal_penalty is not None and T > 1:

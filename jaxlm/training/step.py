@@ -119,6 +119,7 @@ def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise |
     """
     model = recipe.model
     carry = jax.tree.map(lambda c: jnp.where(window.first, 0, c), state.carry)
+    exact = False if model.sampled_epochs is None else window.epoch >= model.sampled_epochs
     key = None if state.key is None or noise is not None else jax.random.fold_in(state.key, state.step)
 
     def of_part(part: Part) -> Gradient:
@@ -129,7 +130,7 @@ def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise |
         trained = stack.read_rows(state.params, inputs) if optimizers.takes_rows(recipe) else state.params
 
         def cost_fn(trained):
-            return minimised(recipe, trained, noise, inputs, part.targets, part.carry, window.length)
+            return minimised(recipe, trained, noise, inputs, part.targets, part.carry, window.length, exact)
 
         (_, (cost, new_carry)), grads = jax.value_and_grad(cost_fn, has_aux=True)(trained)
         return cost, new_carry, grads

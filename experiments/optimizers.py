@@ -1,0 +1,90 @@
+"""Muon against AdamW and SGD, each at several rates, on one small LSTM that is trained for the same number of epochs.
+
+    python experiments/optimizers.py                              Penn Treebank, two epochs of 128 units
+    python experiments/optimizers.py --corpus embedded-tiny --epochs 1 --width 8
+    python experiments/optimizers.py --markdown docs/optimizers.md --picture docs/optimizers.png
+
+The model, the batch and the schedule (half a cosine to zero) are those of the preset tied-fast; what differs is the
+optimiser and its rate. Each run is kept in --run-dir (default: runs/optimizers), which a second start resumes or reads.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ablation import into_page, trained
+
+import jaxlm
+from jaxlm.report.figure import figure, save
+
+# Of each optimiser what it sets beside the rate, and the rates. SGD's gradient is of the sum over 35 steps: its clip is
+# a quarter a step, as AWD-LSTM's.
+TRIED = {
+    "Muon": ({"optimizer": "muon"}, (0.0125, 0.025, 0.05)),
+    "AdamW": ({"optimizer": "adamw"}, (0.005, 0.01, 0.02, 0.04)),
+    "SGD": ({"optimizer": "sgd", "clip_norm": 8.75}, (0.6, 1.2, 2.4, 4.8)),
+    "SGD, momentum 0.9": ({"optimizer": "sgd", "clip_norm": 8.75, "momentum": 0.9}, (0.06, 0.12, 0.24, 0.48)),
+}
+Scores = dict[str, dict[float, tuple[float, float]]]  # of each optimiser and rate, on validation and test
+
+
+def compare(args: argparse.Namespace) -> Scores:
+    """Trains with every optimiser at every rate."""
+    base = jaxlm.preset("tied-fast").replace(embedding_size=args.width, hidden_sizes=(args.width,), epochs=args.epochs,
+                                             compute_dtype=args.compute_dtype)
+    return {name: {rate: trained(base.replace(**changes).replace(learning_rate=rate), args.corpus,
+                                 args.run_dir / f"{place}-{rate:g}") for rate in rates}
+            for place, (name, (changes, rates)) in enumerate(TRIED.items())}
+
+
+def best(scores: dict[float, tuple[float, float]]) -> float:
+    """The rate with the lowest perplexity on validation."""
+    return min(scores, key=lambda rate: scores[rate][0])
+
+
+def table(found: Scores) -> str:
+    """In Markdown: validation at each rate, and the test at the rate that validation chose."""
+    lines = ["| optimiser | valid at each rate | best rate | valid | test |", "|---|---|---|---|---|"]
+    for name, scores in found.items():
+        each = ", ".join(f"{rate:g}: {valid:.1f}" for rate, (valid, _) in scores.items())
+        rate = best(scores)
+        lines.append(f"| {name} | {each} | {rate:g} | {scores[rate][0]:.1f} | {scores[rate][1]:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(found: Scores, path: Path) -> Path:
+    """Validation over the rate, each as a multiple of its optimiser's best."""
+    with figure(7, 4) as drawn:
+        axes = drawn.subplots()
+        for name, scores in found.items():
+            rates = [rate / best(scores) for rate in scores]
+            axes.plot(rates, [valid for valid, _ in scores.values()], marker="o", label=name)
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel="rate, as a multiple of the optimiser's best", ylabel="validation perplexity")
+        axes.legend()
+        return save(drawn, path)
+
+
+def main() -> None:
+    """Trains, prints the table, draws the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", default="auto", help="as jaxlm train has it (default: Penn Treebank)")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--width", type=int, default=128, help="of the embedding and of the layer")
+    parser.add_argument("--compute-dtype", default="auto", help="as jaxlm train has it (auto)")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/optimizers"))
+    parser.add_argument("--markdown", type=Path, help="a page whose table is replaced")
+    parser.add_argument("--picture", type=Path, help="where the plot goes (optimizers.png in --run-dir)")
+    args = parser.parse_args()
+    try:
+        found = compare(args)
+    except jaxlm.JaxlmError as error:
+        sys.exit(f"error: {error}")
+    print(table(found))
+    print(plot(found, args.picture or args.run_dir / "optimizers.png"))
+    if args.markdown:
+        into_page(args.markdown, table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The softmax's loss and gradients from a part of the vocabulary, drawn anew for each window.
+
+Letters: `N` rows (T * B), `H` width, `V` vocabulary, `S` words drawn. The target's logit is exact, and of the sum
+over all other words' exponentials only those drawn are computed, each divided by the probability with which it is
+drawn: the estimate of the sum is unbiased (Horvitz and Thompson 1952), that of its logarithm nearly so. The most
+frequent words are always drawn, the others the more rarely the rarer they are, as in Jean et al. 2015 (arXiv:1412.2007)
+but without replacement. Ids are assumed to be in the order of frequency, as a vocabulary's are: in any other the
+estimate is as right, and varies more.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxlm.distributed import collectives
+from jaxlm.ops import softmax
+from jaxlm.ops.product import product
+from jaxlm.ops.softmax import _in_chunks, _with_bias
+
+FLATNESS = 0.75  # a word's odds of being drawn fall with this power of its rank, as in word2vec (arXiv:1310.4546)
+ABSENT = -1e30  # the logit of a word that another device holds: nothing, and no nan where it is subtracted from itself
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Drawn:
+    """Words drawn for one window: their ids [S], and the log of what each stands for [S]: 1 / its probability."""
+
+    ids: jax.Array
+    log_weights: jax.Array
+
+
+def inclusion(vocabulary: int, count: int) -> np.ndarray:
+    """The probability with which each word is drawn [V]; they add up to `count`.
+
+    >>> inclusion(6, 3).round(2).tolist()
+    [1.0, 0.61, 0.45, 0.36, 0.31, 0.27]
+    """
+    if count >= vocabulary:
+        return np.ones(vocabulary)
+    rank = np.arange(vocabulary)
+    falling = (rank + 1.0) ** -FLATNESS
+    rest = np.cumsum(falling[::-1])[::-1]
+    certain = int(np.argmax((count - rank) * falling < rest))  # the first that need not be drawn
+    return np.where(rank < certain, 1.0, (count - certain) * falling / rest[certain])
+
+
+def draw_words(offset: jax.Array, vocabulary: int, count: int) -> Drawn:
+    """`count` different words, by systematic sampling (Madow 1949): one number decides them all.
+
+    Args:
+      offset: uniform in [0, 1).
+      vocabulary: V.
+      count: S; at most V count.
+    """
+    odds, count = inclusion(vocabulary, count), min(count, vocabulary)
+    edges = jnp.asarray(np.cumsum(odds)[:-1], jnp.float32)
+    ids = jnp.searchsorted(edges, offset + jnp.arange(count, dtype=jnp.float32), side="right")
+    return Drawn(ids.astype(jnp.int32), -jnp.log(jnp.asarray(odds, jnp.float32))[ids])
+
+
+def summed_nats_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array,
+                          drawn: Drawn) -> jax.Array:
+    """`summed_nats` written plainly, with all logits; differentiated by JAX."""
+    logits = x @ kernel + bias
+    stands_for = jnp.zeros(len(bias), bias.dtype).at[drawn.ids].set(jnp.exp(drawn.log_weights))
+    is_target = jnp.arange(len(bias)) == targets[:, None]
+    log_p = logits - jax.nn.logsumexp(logits, -1, keepdims=True, b=jnp.where(is_target, 1, stands_for))
+    return -jnp.vdot(jnp.take_along_axis(log_p, targets[:, None], -1)[:, 0], weights)
+
+
+def summed_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array,
+                drawn: Drawn, exact: jax.Array | bool = False) -> jax.Array:
+    """An estimate of `softmax.summed_nats`, with gradients for x, kernel and bias, from the words drawn.
+
+    Args:
+      x, kernel, bias, targets, weights: as there.
+      drawn: the words.
+      exact: whether all words count after all, traced, so that training goes from one to the other in one program.
+
+    Returns:
+      The sum in nats, a scalar.
+    """
+    return _summed_nats(x, kernel, bias, targets, weights, drawn, jnp.asarray(exact))
+
+
+@jax.custom_vjp
+def _summed_nats(x, kernel, bias, targets, weights, drawn, exact):
+    return _forward(x, kernel, bias, targets, weights, drawn, exact)[0]
+
+
+def _forward(x, kernel, bias, targets, weights, drawn, exact):
+    given = x, kernel, bias, targets, weights
+    return lax.cond(exact, lambda: softmax._forward(*given), lambda: _with_gradients(*given, drawn))
+
+
+def _with_gradients(x, kernel, bias, targets, weights, drawn):
+    """The estimate and its gradients for a cotangent of one. A device may hold a part of kernel and bias."""
+    table = kernel.T  # a tied kernel is a transposed table: its rows are read where they lie
+    own, own_targets = (collectives.own_words(ids, len(bias)) for ids in (drawn.ids, targets))
+    few = table.at[own].get(mode="fill", fill_value=0).T
+    few_bias = bias.at[own].get(mode="fill", fill_value=ABSENT) + drawn.log_weights
+    rows = table.at[own_targets].get(mode="fill", fill_value=0)
+    hit = jnp.einsum("nh,nh->n", x, rows.astype(x.dtype), preferred_element_type=bias.dtype)
+    hit = collectives.sum_over_model(hit + bias.at[own_targets].get(mode="fill", fill_value=0))
+
+    nats, dfew, dfew_bias, dx, dhit = _chunks(x, few, few_bias, targets, weights, drawn.ids, hit)
+    dx = collectives.sum_over_model(dx + dhit[:, None] * rows)
+    dkernel = jnp.zeros_like(table).at[own].add(dfew.T, mode="drop")
+    dkernel = dkernel.at[own_targets].add(dhit[:, None] * x.astype(table.dtype), mode="drop")
+    dbias = jnp.zeros_like(bias).at[own].add(dfew_bias, mode="drop").at[own_targets].add(dhit, mode="drop")
+    return nats, (dx.astype(x.dtype), dkernel.T, dbias)
+
+
+def _chunks(x, few, few_bias, targets, weights, ids, hit):
+    """The nats, and their gradients for the kernel and bias of the words drawn, for x and for the targets' logits."""
+    N, narrow = len(x), few.astype(x.dtype)
+    inputs, layer = _with_bias(x, few, few_bias)
+    parts = _in_chunks(few.shape, inputs, targets, weights, hit)
+    weighted = jnp.swapaxes((parts[0] * parts[2][..., None]).astype(x.dtype), 1, 2)
+
+    def chunk(carry, rows):
+        nats, dlayer = carry
+        x, weighted, targets, weights, hit = rows
+        logits = jnp.where(ids == targets[:, None], ABSENT, product(x, layer, x.dtype))
+        lse = jnp.logaddexp(_log_sum_exp(logits), hit)
+        dlogits = jnp.exp(logits - lse[:, None])
+        dx = product(dlogits, narrow, x.dtype, transposed=True) * weights[:, None]
+        carry = nats + jnp.vdot(weights, lse - hit), dlayer + product(weighted, dlogits, x.dtype)
+        return carry, (dx, weights * jnp.expm1(hit - lse))
+
+    zero = (jnp.zeros((), few_bias.dtype), jnp.zeros(layer.shape, few.dtype))
+    (nats, dlayer), (dx, dhit) = lax.scan(chunk, zero, (parts[0], weighted, *parts[1:]))
+    H = len(few)
+    return nats, dlayer[:H], dlayer[H], dx.reshape(-1, H)[:N], dhit.reshape(-1)[:N]
+
+
+def _log_sum_exp(logits):
+    """Of each row [rows, S]; each device may hold the logits of a part of the words."""
+    lse = jax.nn.logsumexp(logits, -1)
+    top = collectives.max_over_model(lse)
+    return top + jnp.log(collectives.sum_over_model(jnp.exp(lse - top)))
+
+
+def _backward(gradients, cotangent):
+    return *((cotangent * gradient).astype(gradient.dtype) for gradient in gradients), None, None, None, None
+
+
+_summed_nats.defvjp(_forward, _backward)

@@ -1,0 +1,108 @@
+"""ops/sampled_softmax.py: equal to its plain reference and, with all words, to the softmax; its sums are unbiased."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recipes import BASE, B, T, V
+from test_softmax import draw
+
+from jaxlm.errors import JaxlmError
+from jaxlm.models.noise import draw_noise, no_noise
+from jaxlm.ops import softmax
+from jaxlm.ops.sampled_softmax import Drawn, draw_words, inclusion, summed_nats, summed_nats_reference
+from jaxlm.training.cost import minimised
+from jaxlm.training.step import init_state
+
+N, H, WORDS = 7, 4, 23
+
+
+def with_gradients(op):
+    return jax.jit(jax.value_and_grad(lambda *args: 3 * op(*args), argnums=(0, 1, 2)))
+
+
+fast, plain, full = (with_gradients(op) for op in (summed_nats, summed_nats_reference, softmax.summed_nats))
+
+
+def close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=3e-5, atol=3e-5), a, b)
+
+
+@pytest.mark.parametrize("chunk_bytes", [64, 2**20])  # several chunks, of which the last is padded; one
+def test_equals_the_reference(chunk_bytes, monkeypatch):
+    monkeypatch.setattr(softmax, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(softmax, "LEAST_ROWS", 2)
+    op = with_gradients(summed_nats)
+
+    @settings(max_examples=10)
+    @given(st.integers(0, 99), st.floats(0, 1, exclude_max=True))
+    def with_values(seed, offset):
+        given = draw(N, H, WORDS, jnp.float32, seed)
+        drawn = draw_words(jnp.float32(offset), WORDS, 9)
+        close(op(*given, drawn), plain(*given, drawn))
+
+    with_values()
+
+
+def test_with_all_words_it_is_the_softmax_and_where_exact_whatever_was_drawn():
+    given = draw(N, H, WORDS, jnp.float32)
+    close(fast(*given, draw_words(jnp.float32(0.3), WORDS, WORDS + 5)), full(*given))
+    drawn = draw_words(jnp.float32(0.3), WORDS, 5)
+    close(fast(*given, drawn, True), full(*given))
+    assert float(fast(*given, drawn, False)[0]) != pytest.approx(float(full(*given)[0]), rel=1e-3)
+
+
+def test_bfloat16_is_near_float32():
+    x, kernel, bias, *rest = draw(N, 32, WORDS, jnp.float32)
+    drawn = draw_words(jnp.float32(0.3), WORDS, 9)
+    narrow, wide = (fast(x.astype(dtype), kernel / 8, bias, *rest, drawn) for dtype in (jnp.bfloat16, jnp.float32))
+    assert [leaf.dtype for leaf in narrow[1]] == [jnp.bfloat16, jnp.float32, jnp.float32]
+    for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
+        assert np.abs(np.asarray(a, np.float32) - b).max() < 0.03 * np.abs(b).max()
+
+
+@given(st.integers(2, 300), st.integers(1, 300))
+def test_each_word_has_its_odds_and_none_is_drawn_twice(vocabulary, count):
+    odds = inclusion(vocabulary, count)
+    assert odds.sum() == pytest.approx(min(count, vocabulary))
+    assert (np.diff(odds) <= 0).all() and odds.min() > 0 and odds.max() <= 1
+
+
+@pytest.mark.parametrize(("vocabulary", "count"), [(23, 9), (50, 1), (10, 9), (6, 6)])
+def test_over_all_offsets_each_word_is_drawn_as_often_as_its_odds_say(vocabulary, count):
+    offsets = (jnp.arange(4000) + 0.5) / 4000
+    drawn: Drawn = jax.vmap(lambda offset: draw_words(offset, vocabulary, count))(offsets)
+    ids, odds = np.asarray(drawn.ids), inclusion(vocabulary, count)
+    assert (np.diff(np.sort(ids, 1), axis=1) > 0).all()
+    np.testing.assert_allclose(np.bincount(ids.ravel(), minlength=vocabulary) / 4000, odds, atol=1e-3)
+    np.testing.assert_allclose(np.exp(drawn.log_weights), 1 / odds[ids], rtol=1e-5)
+
+
+def test_a_window_draws_its_own_words_until_its_epochs_are_over_and_evaluation_none():
+    config = BASE.replace(sampled_words=4)
+    state = init_state(config.recipe, jax.random.key(0), B)
+    assert state.key is not None and no_noise(config.model).drawn is None
+    noise = [draw_noise(config.model, jax.random.fold_in(state.key, step), T, B) for step in range(2)]
+    first, second = (one.drawn for one in noise)
+    assert first is not None and second is not None and len(first.ids) == 4
+    assert np.any(first.log_weights != second.log_weights)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (T + 1, B)))
+
+    def cost(noise, exact=False):
+        return float(minimised(config.recipe, state.params, noise, tokens[:-1], tokens[1:], state.carry,
+                               exact=exact)[1][0])
+
+    everything = cost(no_noise(config.model))
+    assert cost(noise[0]) != pytest.approx(everything, rel=1e-4)
+    assert cost(noise[0], exact=True) == pytest.approx(everything, rel=1e-6)
+
+
+@pytest.mark.parametrize(("fields", "named"), [
+    ({"sampled_words": 5, "experts": 3}, ("sampled_words", "experts")),
+    ({"sampled_epochs": 1.0}, ("sampled_epochs", "sampled_words"))])
+def test_what_means_nothing_is_refused_by_both_names(fields, named):
+    with pytest.raises(JaxlmError) as refused:
+        BASE.replace(**fields)
+    assert all(name in str(refused.value) for name in named)
