@@ -54,6 +54,7 @@ CASES = {name: BASE.replace(model=name) for name in MODELS} | {
         optimizer="adamw", tied=True, keep_update=0.8, model_compatibility="lamb", **EVERY_DROPOUT),
     "untied-lamb": BASE.replace(optimizer="adamw", clip_norm=0.5, compatibility="lamb"),
     "mogrifier-coupled-muon": MODEL_CASES["mogrifier-coupled"].replace(
-        optimizer="muon", keep_state=0.7, keep_recurrent_weights=0.7, keep_update=0.8, scale_embedding=True),
+        optimizer="muon", adam_weight_decay=0.1, keep_state=0.7, keep_recurrent_weights=0.7, keep_update=0.8,
+        scale_embedding=True),
     "tied-muon-average": BASE.replace(tied=True, optimizer="muon", schedule="cosine", average_decay=0.5,
                                       keep_output=0.7)}

@@ -64,3 +64,10 @@ def test_two_steps_are_those_of_jordans_rule(nesterov):
     expected: Any = plain.update(grads, plain.init(grads))[0]
     given: Any = transformation.update(params, transformation.init(params), params, grad_norm=jnp.ones(()))[0]
     np.testing.assert_allclose(given["embedding"], expected, rtol=1e-6)
+    decaying = config.replace(adam_weight_decay=0.2).recipe
+    transformation = optimizers.transformation(decaying, 0.5)
+    given = transformation.update(params, transformation.init(params), params, grad_norm=jnp.ones(()))[0]
+    rate = 0.5 * rule.adam_learning_rate
+    np.testing.assert_allclose(given["embedding"], expected - rate * 0.2 * params["embedding"], rtol=1e-5)
+    bias = params["softmax"]["bias"]  # not a matrix
+    np.testing.assert_allclose(given["softmax"]["bias"], plain.update(bias, plain.init(bias))[0], rtol=1e-5)

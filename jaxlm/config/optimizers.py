@@ -101,6 +101,7 @@ class Muon(Optimizer):
     beta2: float = number(0.999, "Adam's decay of the squared gradient's mean", low=0, below=1)
     epsilon: float = number(1e-8, "Adam's addition to the root of the squared gradient's mean", above=0)
     weight_decay: float = number(0.0, "decay of the layers' matrices, times their learning rate", low=0)
+    adam_weight_decay: float | None = number(None, "decay of Adam's matrices, times Adam's rate (none: absent)", low=0)
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "asgd": ASGD, "adamw": AdamW, "muon": Muon}

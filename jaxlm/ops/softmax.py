@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxlm.distributed import collectives
+from jaxlm.ops.processor import cpu_flags
 from jaxlm.ops.product import product
 
 # Rows of a chunk on CPU, measured in docs/performance.md: logits of about this size stay in the cache, and
@@ -19,7 +20,8 @@ from jaxlm.ops.product import product
 CHUNK_BYTES = 10 * 2**20
 LEAST_ROWS = 128
 ACCELERATOR_CHUNK_BYTES = 512 * 2**20
-NARROW_ROWS = 32  # a tile of bfloat16's products on CPUs
+# Bfloat16's products on CPUs want a multiple of so many rows: a tile of AMX; elsewhere more are only more to multiply.
+NARROW_ROWS = 32 if "amx_bf16" in cpu_flags() else 4
 
 
 def token_nats_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array) -> jax.Array:

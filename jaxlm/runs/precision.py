@@ -6,13 +6,14 @@ from typing import Any
 import jax
 
 from jaxlm.config.config import Config
+from jaxlm.ops.processor import CPUINFO, cpu_flags
 
 # Instructions that multiply bfloat16, as Linux names them in /proc/cpuinfo: Intel's and AMD's; Arm's.
 CPU_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 LEAST_CAPABILITY = (8, 0)  # of a CUDA device (Ampere)
 
 
-def multiplies_bfloat16(device: Any = None, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def multiplies_bfloat16(device: Any = None, cpuinfo: Path = CPUINFO) -> bool:
     """Whether a device multiplies bfloat16 by itself, faster than float32.
 
     Args:
@@ -21,11 +22,7 @@ def multiplies_bfloat16(device: Any = None, cpuinfo: Path = Path("/proc/cpuinfo"
     """
     device = device or jax.local_devices()[0]
     if device.platform == "cpu":
-        try:
-            lines = cpuinfo.read_text(errors="replace").splitlines()
-        except OSError:
-            return False
-        return any(CPU_FLAGS & set(line.split()) for line in lines if line.lower().startswith(("flags", "features")))
+        return bool(CPU_FLAGS & cpu_flags(cpuinfo))
     if device.platform in ("gpu", "cuda"):
         try:
             return tuple(map(int, str(getattr(device, "compute_capability", "0.0")).split("."))) >= LEAST_CAPABILITY

@@ -130,7 +130,11 @@ def _muon(model: Recurrent, optimizer: Muon, factor: Number) -> optax.GradientTr
         _orthogonalized_by_gate(model, optimizer.newton_schulz_steps),
         optax.add_decayed_weights(optimizer.weight_decay),
         optax.scale_by_learning_rate(optimizer.learning_rate * factor))
-    adam = optax.adam(optimizer.adam_learning_rate * factor, optimizer.beta1, optimizer.beta2, optimizer.epsilon)
+    weight = optimizer.adam_weight_decay
+    adam = optax.chain(
+        optax.scale_by_adam(optimizer.beta1, optimizer.beta2, optimizer.epsilon),
+        *([] if weight is None else [optax.add_decayed_weights(weight, _matrices)]),
+        optax.scale_by_learning_rate(optimizer.adam_learning_rate * factor))
     return partition({"muon": muon, "adam": adam}, lambda params: jax.tree.map(
         lambda inner: "muon" if inner else "adam", stack.is_inner_matrix(model, params)))
 
