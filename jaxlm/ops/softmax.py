@@ -110,21 +110,22 @@ def _forward(x, kernel, bias, targets, weights):
     N, narrow = x.shape[0], kernel.astype(x.dtype)
     x, layer = _with_bias(x, kernel, bias)
     x, targets, weights = _in_chunks(kernel.shape, x, targets, weights)
-    # All transposes are written out here: one that XLA folds into a product within the loop makes that product slow.
-    weighted = jnp.swapaxes((x * weights[..., None]).astype(x.dtype), 1, 2)
+    columns = jnp.swapaxes(x, 1, 2)  # written out here: a transpose that XLA folds into the product makes it slow
 
     def chunk(carry, rows):
         nats, dlayer = carry
-        x, weighted, targets, weights = rows
+        x, columns, targets, weights = rows
         logits = product(x, layer, x.dtype)
-        lse, picked = _lse_and_pick(logits, targets)
-        nats += jnp.vdot(weights, lse - picked)
-        dlogits = jnp.exp(logits - lse[:, None]) - _hits(targets, logits)  # weights scale the products' narrow sides
-        dx = product(dlogits, narrow, x.dtype, transposed=True) * weights[:, None]
-        return (nats, dlayer + product(weighted, dlogits, x.dtype)), dx.astype(x.dtype)
+        odds, total, top, picked = _odds_and_pick(logits, targets)
+        nats += jnp.vdot(weights, top + jnp.log(total) - picked)
+        odds -= _hits(targets, logits) * total[:, None]
+        scale = weights / total  # with which this is dlogits; it multiplies the products' narrow sides
+        dx = product(odds, narrow, x.dtype, transposed=True) * scale[:, None]
+        scaled = lax.optimization_barrier((columns * scale).astype(x.dtype))
+        return (nats, dlayer + product(scaled, odds, x.dtype)), dx.astype(x.dtype)
 
     zero = (jnp.zeros((), bias.dtype), jnp.zeros(layer.shape, kernel.dtype))
-    (nats, dlayer), dx = lax.scan(chunk, zero, (x, weighted, targets, weights))
+    (nats, dlayer), dx = lax.scan(chunk, zero, (x, columns, targets, weights))
     H, dx = kernel.shape[0], collectives.sum_over_model(dx)
     return nats, (dx.reshape(-1, H)[:N], dlayer[:H], dlayer[H])
 
@@ -139,13 +140,18 @@ _summed_nats.defvjp(_forward, _backward)
 
 def _lse_and_pick(logits, targets):
     """log sum exp of logits [rows, V] and the target's one; each device may hold the logits of a part of the words."""
-    own = collectives.own_words(targets, logits.shape[-1])
-    if own is targets:
-        return jax.nn.logsumexp(logits, -1), jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
-    top = collectives.max_over_model(logits.max(-1))
-    picked = jnp.take_along_axis(logits, own[:, None], -1, mode="fill", fill_value=0)[:, 0]
-    total, picked = collectives.sum_over_model((jnp.exp(logits - top[:, None]).sum(-1), picked))
+    _, total, top, picked = _odds_and_pick(logits, targets)
     return top + jnp.log(total), picked
+
+
+def _odds_and_pick(logits, targets):
+    """exp(logits - top), of logits [rows, V]; their sum, the top and the target's logit, over all devices' words."""
+    own = collectives.own_words(targets, logits.shape[-1])
+    top = collectives.max_over_model(logits.max(-1))
+    odds = jnp.exp(logits - top[:, None])
+    picked = jnp.take_along_axis(logits, own[:, None], -1, mode="fill", fill_value=0)[:, 0]
+    total, picked = collectives.sum_over_model((odds.sum(-1), picked))
+    return odds, total, top, picked
 
 
 def _hits(targets, logits):
