@@ -47,7 +47,7 @@ CASES = {name: BASE.replace(model=name) for name in MODELS} | {
                              learning_rate=3.0, weight_decay=1e-3, tied=True, activation_penalty=0.1,
                              temporal_penalty=0.1, compatibility="awd-lstm"),
     "momentum": BASE.replace(momentum=0.9, nesterov=True, learning_rate=0.1),
-    "sampled": BASE.replace(sampled_words=4, sampled_epochs=1.0, learning_rate=0.3),
+    "sampled": BASE.replace(sampled_words=4, sampled_share=0.5, learning_rate=0.3),
     "tied-sampled": BASE.replace(sampled_words=6, tied=True, **EVERY_DROPOUT),
     "average": BASE.replace(average_decay=0.9),
     "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(

@@ -101,7 +101,7 @@ def test_a_window_draws_its_own_words_until_its_epochs_are_over_and_evaluation_n
 
 @pytest.mark.parametrize(("fields", "named"), [
     ({"sampled_words": 5, "experts": 3}, ("sampled_words", "experts")),
-    ({"sampled_epochs": 1.0}, ("sampled_epochs", "sampled_words"))])
+    ({"sampled_share": 0.5}, ("sampled_share", "sampled_words"))])
 def test_what_means_nothing_is_refused_by_both_names(fields, named):
     with pytest.raises(JaxlmError) as refused:
         BASE.replace(**fields)

@@ -66,6 +66,11 @@ class Config:
                              f"{kind_of('model', self.model)}: set compatibility to none, or take the model lstm")
 
     @property
+    def depends_on_total(self) -> bool:
+        """Whether other epochs in all change what a window trains."""
+        return self.schedule.depends_on_total or self.model.sampled_share is not None
+
+    @property
     def recipe(self) -> Recipe:
         """The part that the step takes."""
         return Recipe(self.model, self.optimizer, self.schedule)
@@ -176,7 +181,7 @@ def differences(a: Config, b: Config) -> list[str]:
 
 def conflicts(saved: Config, given: Config) -> list[str]:
     """Those differences with which a saved run cannot be resumed, since they change what is trained."""
-    fixed = {"train.epochs"} if saved.schedule.depends_on_total else set()
+    fixed = {"train.epochs"} if saved.depends_on_total else set()
     return [line for line in differences(saved, given) if line.split(":")[0] not in MAY_CHANGE - fixed]
 
 

@@ -31,8 +31,8 @@ class Recurrent:
                                            above=0, below=1)
     sampled_words: int = count(0, "words, drawn anew each window, that training estimates the softmax's sum from "
                                   "(arXiv:1412.2007; 0: all words count)", "words", high=2**24)
-    sampled_epochs: float | None = number(None, "epochs from the start in which it does; after them all words count "
-                                                "(none: in all epochs)", "epochs", low=0)
+    sampled_share: float | None = number(None, "share of all windows, from the start, in which it does; in the others "
+                                               "all words count (none: in all)", low=0, high=1)
     init_scale: float = number(0.1, "initial parameters are uniform in +-this", low=0)
     torch_init: bool = flag(False, "the layers begin uniform in +-1/sqrt(H) and the softmax's bias at zero, as "
                                    "PyTorch's do; else all in +-init_scale, and the layers' biases at zero")
@@ -84,9 +84,9 @@ class Recurrent:
         if self.sampled_words and self.experts:
             raise JaxlmError(f"sampled_words estimates the sum of one softmax, and experts is {self.experts}: leave "
                              f"one of the two at 0")
-        if self.sampled_epochs is not None and not self.sampled_words:
-            raise JaxlmError("sampled_epochs says how long words are sampled, and sampled_words is 0: set "
-                             "sampled_words, or leave sampled_epochs out")
+        if self.sampled_share is not None and not self.sampled_words:
+            raise JaxlmError("sampled_share says how long words are sampled, and sampled_words is 0: set "
+                             "sampled_words, or leave sampled_share out")
         if self.keep_recurrent_weights is not None and not self.recurrent_gates:
             raise JaxlmError(f"keep_recurrent_weights drops elements of a recurrent kernel, and a model of the kind "
                              f"{type(self).__name__} has none: leave it at none, or take the model lstm, gru or "

@@ -119,7 +119,8 @@ def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise |
     """
     model = recipe.model
     carry = jax.tree.map(lambda c: jnp.where(window.first, 0, c), state.carry)
-    exact = False if model.sampled_epochs is None else window.epoch >= model.sampled_epochs
+    share = model.sampled_share
+    exact = False if share is None else state.step >= share * window.total
     key = None if state.key is None or noise is not None else jax.random.fold_in(state.key, state.step)
 
     def of_part(part: Part) -> Gradient:
