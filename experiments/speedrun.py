@@ -32,11 +32,16 @@ TENSORFLOW_STEPS, TENSORFLOW_TEST = 11_610, 118.4  # of `small`: its 15 epochs, 
 
 # For each target what differs from the preset tied-fast.
 RECIPES: dict[float, tuple[str, ...]] = {
-    123.0: ("--embedding-size", "128", "--hidden-sizes", "128"),
+    123.0: ("--embedding-size", "128", "--hidden-sizes", "128", "--sampled-words", "2048", "--sampled-share", "0.8"),
     110.0: (),
     100.0: ("--embedding-size", "384", "--hidden-sizes", "384", "--learning-rate", "0.03", "--adam-learning-rate",
             "0.012", "--locked-dropout", "--keep-output", "0.6", "--keep-embedding", "0.8", "--keep-words", "0.95",
             "--keep-recurrent-weights", "0.8", "--epochs", "8"),
+    90.0: ("--embedding-size", "384", "--hidden-sizes", "384", "--learning-rate", "0.03", "--weight-decay", "0.03",
+           "--adam-learning-rate", "0.012", "--adam-weight-decay", "0.03", "--newton-schulz-steps", "3",
+           "--locked-dropout", "--keep-output", "0.45", "--keep-embedding", "0.65", "--keep-words", "0.88",
+           "--keep-recurrent-weights", "0.55", "--activation-penalty", "2", "--temporal-penalty", "1",
+           "--batch-size", "80", "--sampled-words", "2048", "--sampled-share", "0.85", "--epochs", "28"),
 }
 
 
