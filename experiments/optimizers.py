@@ -60,6 +60,8 @@ def plot(found: Scores, path: Path) -> Path:
             rates = [rate / best(scores) for rate in scores]
             axes.plot(rates, [valid for valid, _ in scores.values()], marker="o", label=name)
         axes.set_xscale("log", base=2)
+        ticks = (0.25, 0.5, 1, 2, 4)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set(xlabel="rate, as a multiple of the optimiser's best", ylabel="validation perplexity")
         axes.legend()
         return save(drawn, path)
