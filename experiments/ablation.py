@@ -11,7 +11,7 @@ to the terminal, the plot to ablation.png in that directory.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jaxlm
@@ -79,6 +79,18 @@ def plot(found: dict[str, Scores], path: Path) -> Path:
         return save(drawn, path)
 
 
+def tell(args: argparse.Namespace, train: Callable, table: Callable, plot: Callable, picture: Path) -> None:
+    """Trains, prints the table, draws the plot, and puts the table into --markdown's page."""
+    try:
+        found = train(args)
+    except jaxlm.JaxlmError as error:
+        sys.exit(f"error: {error}")
+    print(table(found))
+    print(plot(found, picture))
+    if args.markdown:
+        into_page(args.markdown, table(found))
+
+
 def into_page(page: Path, text: str) -> None:
     """Puts the table between the page's two marks."""
     before, rest = page.read_text().split(START)
@@ -96,14 +108,7 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--markdown", type=Path, help="a page whose table is replaced")
     args = parser.parse_args()
-    try:
-        found = climb(args)
-    except jaxlm.JaxlmError as error:
-        sys.exit(f"error: {error}")
-    print(table(found))
-    print(plot(found, args.run_dir / "ablation.png"))
-    if args.markdown:
-        into_page(args.markdown, table(found))
+    tell(args, climb, table, plot, args.run_dir / "ablation.png")
 
 
 if __name__ == "__main__":

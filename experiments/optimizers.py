@@ -9,10 +9,9 @@ optimiser and its rate. Each run is kept in --run-dir (default: runs/optimizers)
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from ablation import into_page, trained
+from ablation import tell, trained
 
 import jaxlm
 from jaxlm.report.figure import figure, save
@@ -78,14 +77,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="a page whose table is replaced")
     parser.add_argument("--picture", type=Path, help="where the plot goes (optimizers.png in --run-dir)")
     args = parser.parse_args()
-    try:
-        found = compare(args)
-    except jaxlm.JaxlmError as error:
-        sys.exit(f"error: {error}")
-    print(table(found))
-    print(plot(found, args.picture or args.run_dir / "optimizers.png"))
-    if args.markdown:
-        into_page(args.markdown, table(found))
+    tell(args, compare, table, plot, args.picture or args.run_dir / "optimizers.png")
 
 
 if __name__ == "__main__":
