@@ -48,7 +48,7 @@ CASES = {name: BASE.replace(model=name) for name in MODELS} | {
                              temporal_penalty=0.1, compatibility="awd-lstm"),
     "momentum": BASE.replace(momentum=0.9, nesterov=True, learning_rate=0.1),
     "sampled": BASE.replace(sampled_words=4, sampled_share=0.5, learning_rate=0.3),
-    "tied-sampled": BASE.replace(sampled_words=6, tied=True, **EVERY_DROPOUT),
+    "tied-sampled": BASE.replace(sampled_words=8, tied=True, **EVERY_DROPOUT, learning_rate=0.2),
     "average": BASE.replace(average_decay=0.9),
     "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(
         optimizer="adamw", tied=True, keep_update=0.8, model_compatibility="lamb", **EVERY_DROPOUT),

@@ -119,6 +119,7 @@ def in_process(words: list[str]) -> int:
         try:
             if words[0] == "jaxlm":
                 return cli.main(words[1:])
+            patch.syspath_prepend(Path(words[1]).parent.resolve())  # as `python` does
             runpy.run_path(words[1], run_name="__main__")
         except SystemExit as ended:
             return int(ended.code or 0)
