@@ -19,7 +19,7 @@ from jaxlm.config.protocols import PROTOCOLS, protocol_of
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import no_noise
-from jaxlm.scoring import reading
+from jaxlm.scoring import protocols, reading
 from jaxlm.scoring.dynamic_evaluation import DynamicReader, cost_of, gradient, gradient_statistics
 from jaxlm.scoring.evaluation import evaluate_ids
 from jaxlm.scoring.neural_cache import CacheReader
@@ -314,20 +314,30 @@ def run(tmp_path_factory) -> str:
     return str(path)
 
 
-def test_tuning_chooses_on_valid_and_reads_test_once(run, monkeypatch):
+GRIDS = {"temperature": {"temperature": (3.0, 1.0, 2.0)}, "cache": {"theta": (0.5, 2.0, 0.0), "lambda_": (0.3, 0.0)},
+         "dynamic": {"learning_rate": (1e-4, 1e-2)}}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_tuning_chooses_on_valid_and_reads_test_once(run, monkeypatch, name):
     lm, read = jaxlm.load(run), []
-    from jaxlm.scoring import language_model as module
+    from jaxlm.scoring import evaluation
 
-    def noted(config, params, ids, text, *rest):
-        read.append(text)
-        return evaluate_ids(config, params, ids, text, *rest)
+    def noted(reader, ids):
+        read.append(len(ids))
+        return protocols.reader_nats(reader, ids)
 
-    monkeypatch.setattr(module, "evaluate_ids", noted)
-    found = jaxlm.tune_protocol(lm, "temperature", grid={"temperature": (3.0, 1.0, 2.0)})
-    assert read == ["embedded-tiny valid"] * 3 + ["embedded-tiny test"]
-    assert [value for _, value in found.tried] == sorted(value for _, value in found.tried)
+    monkeypatch.setattr(evaluation, "reader_nats", noted)
+    protocol = protocol_of(name, segment_length=200) if name == "dynamic" else protocol_of(name)
+    found = jaxlm.tune_protocol(lm, protocol, grid=GRIDS[name])
+    corpus = jaxlm.load_corpus("embedded-tiny")
+    assert read == [len(corpus.valid)] * (2 if name == "dynamic" else 1) + [len(corpus.test)]
     assert found.valid == found.tried[0][1] and found.protocol == found.tried[0][0]
     assert found.test == lm.evaluate(protocol=found.protocol)
+    values = [value for _, value in found.tried]
+    assert values == sorted(values) and len(values) == np.prod([len(some) for some in GRIDS[name].values()])
+    np.testing.assert_allclose(values, [lm.evaluate("valid", protocol=one).perplexity for one, _ in found.tried],
+                               rtol=1e-5)
 
 
 def test_tuning_leaves_out_what_diverges(run):

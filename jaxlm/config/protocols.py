@@ -41,7 +41,8 @@ class Temperature(Plain):
 class Cache(Plain):
     """Neural cache: words seen lately, by the likeness of the features (Grave et al. 2017, arXiv:1612.04426)."""
 
-    GRID: ClassVar[Grid] = {"theta": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0), "lambda_": (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)}
+    GRID: ClassVar[Grid] = {"theta": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0),
+                            "lambda_": (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)}
     cache_window: int = count(500, "words that the cache remembers", "words", low=1, high=2**20)
     theta: float = number(1.0, "sharpness of the likeness: factor of the features' inner product", low=0)
     lambda_: float = number(0.1, "weight of the cache; the model has the rest", low=0, below=1)

@@ -2,18 +2,23 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config.config import Config
-from jaxlm.config.protocols import Cache, Dynamic, Plain, name_of, protocol_of
+from jaxlm.config.fields import specs
+from jaxlm.config.protocols import Cache, Dynamic, Plain, Temperature, name_of, protocol_of
 from jaxlm.errors import DataError, Diverged, JaxlmError
 from jaxlm.models.cell import Params
 from jaxlm.report.units import perplexity
 from jaxlm.scoring.protocols import Statistician, reader_nats, reader_of
+from jaxlm.scoring.reading import GridReader
 from jaxlm.scoring.stream import stream_nats
+
+READ_ONCE = Cache, Temperature  # what they remember depends on none of their numbers: a grid needs the model once
 
 
 class Evaluation(NamedTuple):
@@ -62,6 +67,52 @@ def evaluate_ids(config: Config, params: Params, ids: np.ndarray, text: str, pro
     if type(protocol) is Plain:
         nats, count = stream_nats(config.model, params, ids, *how)
         return Evaluation(perplexity(nats, config.optimizer.counted(count, how[0])), nats, count, text)
+    ids, count = _read(ids, text, protocol)
+    nats = float(reader_nats(reader_of(config, params, protocol, statistics), ids))
+    if isinstance(protocol, Dynamic) and not math.isfinite(nats):
+        raise Diverged(f"dynamic evaluation diverged on {text}: lower learning_rate, which is "
+                       f"{protocol.learning_rate:g}")
+    return Evaluation(perplexity(nats, count), nats, count, text)
+
+
+def tried(config: Config, params: Params, ids: np.ndarray, text: str, protocol: Plain, statistics: Statistician,
+          grid: Mapping[str, Sequence[float]] | None = None) -> list[tuple[Plain, float]]:
+    """Every combination of a grid with its perplexity, the lowest first; nan where it diverged.
+
+    Args:
+        config, params, ids, text, statistics: as `evaluate_ids` has them.
+        protocol: whose fields are changed.
+        grid: values by field; None: the protocol's own.
+
+    Raises:
+        JaxlmError: the grid is empty, or the protocol means nothing for this stream or model.
+        Diverged: every combination diverged.
+    """
+    chosen = protocol.grid if grid is None else grid
+    if not chosen or not all(chosen.values()):
+        raise JaxlmError(f"the protocol {name_of(protocol)} has nothing left to tune: evaluate it without tuning")
+    every = [protocol_of(protocol, **dict(zip(chosen, values, strict=True)))
+             for values in itertools.product(*chosen.values())]
+    if isinstance(protocol, READ_ONCE) and all(specs(type(protocol))[name].type is float for name in chosen):
+        ids, count = _read(ids, text, protocol)
+        values = tuple(jnp.asarray(values, jnp.float32) for values in chosen.values())
+        nats = reader_nats(GridReader(reader_of(config, params, protocol, statistics), tuple(chosen), values), ids)
+        found = [perplexity(float(one), count) for one in nats.ravel()]
+    else:
+        found, failed = [], None
+        for one in every:
+            try:
+                found.append(evaluate_ids(config, params, ids, text, one, statistics).perplexity)
+            except Diverged as error:
+                found.append(math.nan)
+                failed = error
+        if failed and all(map(math.isnan, found)):
+            raise failed
+    return sorted(zip(every, found, strict=True), key=lambda one: math.inf if math.isnan(one[1]) else one[1])
+
+
+def _read(ids: np.ndarray, text: str, protocol: Plain) -> tuple[np.ndarray, int]:
+    """The tokens that a protocol reads of a stream, and by how many its nats are divided."""
     if len(ids) < 2:
         raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least 2")
     if isinstance(protocol, Cache) and protocol.cache_window > len(ids) - 1:
@@ -69,42 +120,7 @@ def evaluate_ids(config: Config, params: Params, ids: np.ndarray, text: str, pro
                          f"{text}: lower cache_window, or evaluate a longer text")
     count = len(ids) - 1
     if isinstance(protocol, Dynamic) and protocol.as_krause and count % protocol.segment_length == 1:
-        ids, count = ids[:-1], count - 1  # that code leaves a last segment of one prediction out
-    elif isinstance(protocol, Cache) and protocol.compatibility == "awd-lstm":
-        count += 1  # that code divides by the tokens
-    nats = reader_nats(reader_of(config, params, protocol, statistics), ids)
-    if isinstance(protocol, Dynamic) and not math.isfinite(nats):
-        raise Diverged(f"dynamic evaluation diverged on {text}: lower learning_rate, which is "
-                       f"{protocol.learning_rate:g}")
-    return Evaluation(perplexity(nats, count), nats, count, text)
-
-
-def tried(evaluate: Callable[[Plain], Evaluation], protocol: Plain, grid: Mapping[str, Sequence[float]] | None = None
-          ) -> list[tuple[Plain, float]]:
-    """Every combination of a grid with its perplexity, the lowest first.
-
-    Args:
-        evaluate: evaluates a protocol.
-        protocol: whose fields are changed.
-        grid: values by field; None: the protocol's own.
-
-    Raises:
-        JaxlmError: the grid is empty.
-        Diverged: every combination diverged.
-    """
-    chosen = protocol.grid if grid is None else grid
-    if not chosen or not all(chosen.values()):
-        raise JaxlmError(f"the protocol {name_of(protocol)} has nothing left to tune: evaluate it without tuning")
-    found: list[tuple[Plain, float]] = []
-    failed: Diverged | None = None
-    for values in itertools.product(*chosen.values()):
-        one = protocol_of(protocol, **dict(zip(chosen, values, strict=True)))
-        try:
-            found.append((one, evaluate(one).perplexity))
-        except Diverged as error:
-            found.append((one, math.nan))
-            failed = error
-    found.sort(key=lambda result: math.inf if math.isnan(result[1]) else result[1])
-    if failed and math.isnan(found[0][1]):
-        raise failed
-    return found
+        return ids[:-1], count - 1  # that code leaves a last segment of one prediction out
+    if isinstance(protocol, Cache) and protocol.compatibility == "awd-lstm":
+        return ids, count + 1  # that code divides by the tokens
+    return ids, count

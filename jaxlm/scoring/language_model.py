@@ -121,7 +121,8 @@ class LanguageModel:
           JaxlmError: there is nothing to tune, or the protocol means nothing for this text or model.
         """
         found = self._find(corpus, data_dir)
-        results = tried(lambda one: self._evaluate_split(found, "valid", one), protocol_of(protocol), grid)
+        results = tried(self.config, self.params, found.valid, f"{found.name} valid", protocol_of(protocol),
+                        self._statistician(found), grid)
         best, valid = results[0]
         return Tuned(best, valid, results, self._evaluate_split(found, "test", best))
 

@@ -61,9 +61,9 @@ def scoring_of(config: Config, params: Params, reader: Reader | None, stream: bo
     return (OneStream if stream else EachSentence)(reader, top, full)
 
 
-def reader_nats(reader: Reader, ids: np.ndarray) -> float:
-    """Summed nats of every token of a stream [N] but the first, in constant memory."""
+def reader_nats(reader: Reader, ids: np.ndarray) -> np.ndarray:
+    """Summed nats of every token of a stream [N] but the first, in constant memory; of a `GridReader` [G1, G2, ...]."""
     scoring, nats = OneStream(reader, full=False), 0.0
     for start in range(0, len(ids) - 1, BLOCK):
-        nats += scoring([np.asarray(ids[start:start + BLOCK + 1])]).nats.sum(dtype=float)
-    return nats
+        nats += scoring([np.asarray(ids[start:start + BLOCK + 1])]).nats.sum(0, dtype=float)
+    return np.asarray(nats)

@@ -6,7 +6,7 @@ length. Letters: `C` segments of `T` tokens, `S` sentences, `N` tokens, `V` voca
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -96,6 +96,49 @@ def own_scores(model: Recurrent, params: Params, found: jax.Array, targets: jax.
     if scale.nats_only:
         return nats_alone(heads.token_nats(model, params, found, targets[:, None])[:, 0])
     return score_logits(heads.logits(model, params, found[:, 0]), targets, scale.top, scale.full)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GridReader:
+    """Reads once for every combination of a protocol's numbers; of those whose state depends on none of them.
+
+    Its scores are the nats alone, [T, G1, G2, ...], with an axis for each field. What a number does not touch is
+    computed once for all of its values.
+    """
+
+    reader: Any  # a `Reader` with a protocol
+    names: tuple[str, ...] = field(metadata={"static": True})  # of the fields
+    values: tuple[jax.Array, ...]  # [G] of each
+
+    @property
+    def segment(self) -> int | None:
+        return self.reader.segment
+
+    @property
+    def most_sentences(self) -> int:
+        return self.reader.most_sentences
+
+    def within(self, tokens: int) -> "GridReader":
+        return replace(self, reader=self.reader.within(tokens))
+
+    def start(self) -> Any:
+        return self.reader.start()
+
+    def read(self, state: Any, inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: Scale
+             ) -> tuple[Columns, Any]:
+
+        def one(*numbers):
+            protocol = replace(self.reader.protocol, **dict(zip(self.names, numbers, strict=True)))
+            reader = replace(self.reader, protocol=protocol)
+            columns, after = reader.read(state, inputs, targets, counted, Scale(full=False))
+            return columns[0], after
+
+        for place in reversed(range(len(self.values))):  # a state that depended on a number would be refused by vmap
+            axes = [0 if at == place else None for at in range(len(self.values))]
+            one = jax.vmap(one, in_axes=axes, out_axes=(1, None))
+        nats, state = one(*self.values)
+        return nats_alone(nats), state
 
 
 class OneStream:
