@@ -3,6 +3,7 @@
     python experiments/speedrun.py                             every target, three seeds: a table and speedrun.json
     python experiments/speedrun.py --targets 123 --seeds 1     the shortest one
     python experiments/speedrun.py --show                      the commands, without running them
+    python experiments/speedrun.py --cache 4000                the test perplexity with a neural cache as well
 
 A record is the command `jaxlm train` with the flags below, begun with the text in the cache and with no compiled
 program: the clock runs from the command's start to the first validation at or below the target. The test split is
@@ -15,6 +16,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -56,6 +58,8 @@ class Record:
     valid: float  # the run's last
     test: float
     whole: float  # seconds of the whole command, its test included
+    cached: float | None = None  # the test perplexity with a neural cache, whose numbers valid chose
+    cached_seconds: float = 0.0  # of that evaluation's command
 
 
 def command(target: float, seed: int) -> list[str]:
@@ -63,8 +67,8 @@ def command(target: float, seed: int) -> list[str]:
             "--seed", str(seed)]
 
 
-def run(target: float, seed: int) -> Record:
-    """Trains in a process of its own, and watches the file of metrics that it writes."""
+def run(target: float, seed: int, cache: int) -> Record:
+    """Trains in a process of its own, and watches the file of metrics that it writes; then evaluates with a cache."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run"
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla"}
@@ -87,7 +91,19 @@ def run(target: float, seed: int) -> Record:
         last, test = (_rows(place / "metrics.jsonl", kind)[0 if kind == "test" else -1] for kind in ("epoch", "test"))
         if reached is None and last["valid_perplexity"] <= target:  # reached within the last look
             reached, epoch = whole, last["epoch"]
-        return Record(target, seed, reached, epoch, last["valid_perplexity"], test["test_perplexity"], whole)
+        cached = evaluated(place, cache, environment) if cache else (None, 0.0)
+        return Record(target, seed, reached, epoch, last["valid_perplexity"], test["test_perplexity"], whole, *cached)
+
+
+def evaluated(place: Path, cache: int, environment: dict[str, str]) -> tuple[float, float]:
+    """The test perplexity with a neural cache of so many words, tuned on valid, and the seconds of the command."""
+    words = ["evaluate", str(place), "--protocol", "cache", "--cache-window", str(cache), "--tune"]
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "jaxlm", *words], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"error: {shlex.join(words)}: {done.stderr.strip()}")
+    (said,) = re.findall(r"test: perplexity ([\d.,]+)", done.stdout)
+    return float(said.replace(",", "")), time.perf_counter() - began
 
 
 def _rows(path: Path, kind: str) -> list[dict]:
@@ -116,16 +132,19 @@ class Unit:
 
 def table(records: Sequence[Record], unit: float | None) -> str:
     """Medians over the seeds, and each run's own numbers."""
-    lines = ["| valid at or below | `tied-fast` with | seconds, median (each) | TensorFlow's time | valid | test |",
-             "|---|---|---|---|---|---|"]
+    cached = any(record.cached is not None for record in records)
+    lines = ["| valid at or below | `tied-fast` with | seconds, median (each) | TensorFlow's time | valid | test |" +
+             cached * " test, neural cache | seconds in all |", "|---|---|---|---|---|---|" + cached * "---|---|"]
     for target in dict.fromkeys(record.target for record in records):
         some = [record for record in records if record.target == target]
         times = [record.seconds for record in some if record.seconds is not None]
         each = ", ".join("missed" if one.seconds is None else f"{one.seconds:.0f}" for one in some)
         middle = median(times) if len(times) == len(some) else None
         share = "" if middle is None or unit is None else f"1/{unit / middle:.1f}"
-        values = [f"{median(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})"
-                  for values in ([one.valid for one in some], [one.test for one in some])]
+        columns = [[one.valid for one in some], [one.test for one in some]]
+        if cached:
+            columns += [[one.cached for one in some], [one.whole + one.cached_seconds for one in some]]
+        values = [f"{median(column):.1f} ({', '.join(f'{value:.1f}' for value in column)})" for column in columns]
         lines.append(f"| {target:g} | `{shlex.join(RECIPES[target])}` | "
                      f"{'missed' if middle is None else f'{middle:.0f}'} ({each}) | {share} | {' | '.join(values)} |")
     lines.append("")
@@ -140,10 +159,13 @@ def main() -> None:
     parser.add_argument("--targets", type=float, nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (3)")
     parser.add_argument("--show", action="store_true", help="print the commands only")
+    parser.add_argument("--cache", type=int, default=0, metavar="WORDS", help="of a neural cache (0: none)")
     parser.add_argument("--out", type=Path, default=Path("speedrun.json"), help="every run's numbers (speedrun.json)")
     args = parser.parse_args()
     if args.seeds < 1:
         parser.error("--seeds must be at least 1")
+    if args.cache < 0:
+        parser.error("--cache must be at least 0")
     if args.show:
         for target in args.targets:
             print(shlex.join(["jaxlm", *command(target, 0)]))
@@ -152,7 +174,7 @@ def main() -> None:
     unit.measure()
     for target in args.targets:
         for seed in range(args.seeds):
-            records.append(run(target, seed))
+            records.append(run(target, seed, args.cache))
             unit.measure()
             print(records[-1], flush=True)
             args.out.write_text(json.dumps({"tensorflow_seconds": unit.seconds,

@@ -15,7 +15,7 @@ from jax import lax
 
 from jaxlm.distributed import collectives
 from jaxlm.ops.product import product
-from jaxlm.ops.softmax import _hits, _in_chunks, _lse_and_pick, _with_bias
+from jaxlm.ops.softmax import _hits, _in_chunks, _odds_and_pick, _with_bias
 
 Number = jax.Array | float
 
@@ -126,19 +126,18 @@ def _forward(latents, choice, kernel, bias, targets, weights, epsilon):
     def chunk(carry, rows):
         nats, dlayer = carry
         x, choice, targets, weights = rows
-        logits, lse, log_joint = _experts(layer, x, choice, targets)
+        odds, total, log_joint = _experts(layer, x, choice, targets)
         log_p = jax.nn.logsumexp(log_joint, -1)
         log_sum = _log_of_sum(log_p, epsilon)
         nats -= jnp.vdot(weights, log_sum)
         weights = (weights * jnp.exp(log_p - log_sum))[:, None]  # p / (p + epsilon): what the log of the sum passes on
         share = jnp.exp(log_joint - log_p[:, None])
-        by_expert = (weights * share).reshape(-1, 1)
-        dlogits = jnp.exp(logits - lse[:, None]) - _hits(jnp.repeat(targets, K), logits)
-        # The weights scale the products' narrow sides, and the transpose is written out (see `ops/product.py`).
-        weighted = lax.optimization_barrier((x.reshape(-1, x.shape[-1]) * by_expert).T.astype(dtype))
-        dlatents = (product(dlogits, narrow, dtype, transposed=True) * by_expert).astype(dtype)
+        odds -= _hits(jnp.repeat(targets, K), odds) * total[:, None]
+        scale = (weights * share).reshape(-1, 1) / total[:, None]  # with which this is dlogits, as in `ops/softmax.py`
+        weighted = lax.optimization_barrier((x.reshape(-1, x.shape[-1]) * scale).T.astype(dtype))
+        dlatents = (product(odds, narrow, dtype, transposed=True) * scale).astype(dtype)
         dchoice = weights * (jax.nn.softmax(choice) - share)
-        return (nats, dlayer + product(weighted, dlogits, dtype)), (dlatents, dchoice)
+        return (nats, dlayer + product(weighted, odds, dtype)), (dlatents, dchoice)
 
     zero = jnp.zeros((), bias.dtype), jnp.zeros(layer.shape, kernel.dtype)
     rows = _in_chunks(kernel.shape, x, choice, targets, weights, parts=K)
@@ -162,11 +161,11 @@ def _layer(latents, kernel, bias):
 
 
 def _experts(layer, x, choice, targets):
-    """Of n rows: logits [n * K, V], their lse [n * K], and log(prior_k softmax_k(target)) [n, K]."""
+    """Of n rows: odds [n * K, V], their sums [n * K], and log(prior_k softmax_k(target)) [n, K]."""
     n, K, D = x.shape
     logits = product(x.reshape(n * K, D), layer, x.dtype)
-    lse, picked = _lse_and_pick(logits, jnp.repeat(targets, K))
-    return logits, lse, jax.nn.log_softmax(choice) + (picked - lse).reshape(n, K)
+    odds, total, top, picked = _odds_and_pick(logits, jnp.repeat(targets, K))
+    return odds, total, jax.nn.log_softmax(choice) + (picked - top - jnp.log(total)).reshape(n, K)
 
 
 def _log_of_sum(log_p, epsilon):

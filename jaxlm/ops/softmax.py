@@ -62,8 +62,8 @@ def token_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Ar
 
     def chunk(_, rows):
         x, targets = rows
-        lse, picked = _lse_and_pick(product(x, layer, x.dtype), targets)
-        return None, lse - picked
+        _, total, top, picked = _odds_and_pick(product(x, layer, x.dtype), targets)
+        return None, top + jnp.log(total) - picked
 
     _, nats = lax.scan(chunk, None, _in_chunks(kernel.shape, x, targets))
     return nats.reshape(-1)[:x.shape[0]]
@@ -136,12 +136,6 @@ def _backward(gradients, cotangent):
 
 
 _summed_nats.defvjp(_forward, _backward)
-
-
-def _lse_and_pick(logits, targets):
-    """log sum exp of logits [rows, V] and the target's one; each device may hold the logits of a part of the words."""
-    _, total, top, picked = _odds_and_pick(logits, targets)
-    return top + jnp.log(total), picked
 
 
 def _odds_and_pick(logits, targets):
