@@ -85,10 +85,11 @@ def tell(args: argparse.Namespace, train: Callable, table: Callable, plot: Calla
         found = train(args)
     except jaxlm.JaxlmError as error:
         sys.exit(f"error: {error}")
-    print(table(found))
+    text = table(found)
+    print(text)
     print(plot(found, picture))
     if args.markdown:
-        into_page(args.markdown, table(found))
+        into_page(args.markdown, text)
 
 
 def into_page(page: Path, text: str) -> None:

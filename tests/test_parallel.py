@@ -102,7 +102,7 @@ np.testing.assert_allclose(*costs, rtol=2e-6)
 assert len(costs[0]) == 45
 np.testing.assert_allclose(many.epochs[0].valid_perplexity, one.epochs[0].valid_perplexity, rtol=5e-6)
 np.testing.assert_allclose(many.test_perplexity, one.test_perplexity, rtol=5e-6)
-jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), many.params, one.params)
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=3e-6), many.params, one.params)
 
 spread = jaxlm.train(CONFIG, run_dir=folder / "spread", steps=20, quiet=True, devices=2, model_devices=3)
 from jaxlm.runs.reproduction import reproduce
