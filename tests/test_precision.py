@@ -1,17 +1,17 @@
 """What `auto` takes, where it is said, and that bfloat16's products really multiply bfloat16."""
 
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import BASE
+from recipes import BASE, CASES, B, T
 
 import jaxlm
 from jaxlm.errors import JaxlmError
-from jaxlm.ops.lstm import lstm, zero_state
 from jaxlm.ops.softmax import summed_nats
 from jaxlm.runs import precision
 from jaxlm.runs.directory import saved_config
@@ -76,19 +76,12 @@ def _products(function, *arguments):
     return set(found)
 
 
-def test_every_product_of_bfloat16_multiplies_bfloat16_and_sums_float32():
-    x = jnp.ones((3, 2, 4), jnp.bfloat16)
-    kernel, bias, state = jnp.ones((4 + 5, 20)), jnp.zeros(20), zero_state(2, 5)
-
-    def layer(x, kernel, bias):
-        y, _ = lstm(x, kernel, bias, state)
-        return y.astype(jnp.float32).sum()
-
-    def loss(x, kernel, bias):
-        return summed_nats(x, kernel, bias, jnp.array([1, 2]), jnp.ones(2))
-
-    for function, arguments in ((layer, (x, kernel, bias)), (loss, (x[0], jnp.ones((4, 7)), jnp.zeros(7)))):
-        assert _products(jax.grad(function, (0, 1, 2)), *arguments) == {("bf16", "bf16", "f32")}
+@pytest.mark.parametrize("name", CASES)
+def test_every_product_of_a_bfloat16_step_multiplies_bfloat16_and_sums_float32(name):
+    recipe = CASES[name].replace(compute_dtype="bfloat16").recipe
+    state = jaxlm.init_state(recipe, jax.random.key(0), B)
+    window = jaxlm.Window(*jnp.zeros((2, T, B), jnp.int32))
+    assert _products(partial(jaxlm.train_step, recipe), state, window) == {("bf16", "bf16", "f32")}
 
 
 def test_a_transpose_is_never_the_first_factor_of_a_product():

@@ -8,8 +8,9 @@ Letters: `T` steps, `B` batch, `E` input width, `H` hidden width. Gates in the o
 import jax
 import jax.numpy as jnp
 
-from jaxlm.ops.bounded_scan import bounded_scan
+from jaxlm.ops.gates import sigmoid
 from jaxlm.ops.product import product
+from jaxlm.ops.recurrence import Linear, recurrence
 
 
 def gru(x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array, recurrent_bias: jax.Array,
@@ -27,13 +28,15 @@ def gru(x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.
       Outputs [T, B, H] and the new carry. Products multiply in x's dtype and sum in float32 or wider.
     """
 
-    def cell(h, projected):
-        r, z, n = jnp.split(projected, 3, -1)
-        hr, hz, hn = jnp.split(product(h, recurrent_kernel, x.dtype), 3, -1)
-        r, z = jax.nn.sigmoid(r + hr), jax.nn.sigmoid(z + hz)
-        n = jnp.tanh(n + r * (hn + recurrent_bias))
-        h = (1 - z) * n + z * h
-        return h, h
-
-    h, y = bounded_scan(cell, h, product(x, kernel, x.dtype) + bias, length)
+    y, h = recurrence(_cell, product(x, kernel, x.dtype) + bias, {"state": recurrent_kernel}, recurrent_bias, h, length,
+                      x.dtype)
     return y.astype(x.dtype), h
+
+
+def _cell(linear: Linear, h: jax.Array, projected: jax.Array, recurrent_bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+    r, z, n = jnp.split(projected, 3, -1)
+    hr, hz, hn = jnp.split(linear("state", h), 3, -1)
+    r, z = sigmoid(r + hr), sigmoid(z + hz)
+    n = jnp.tanh(n + r * (hn + recurrent_bias))
+    h = (1 - z) * n + z * h
+    return h, h

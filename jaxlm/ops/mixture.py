@@ -15,7 +15,7 @@ from jax import lax
 
 from jaxlm.distributed import collectives
 from jaxlm.ops.product import product
-from jaxlm.ops.softmax import _hits, _in_chunks, _odds_and_pick, _with_bias
+from jaxlm.ops.softmax import _from_odds, _hits, _in_chunks, _odds_and_pick, _with_bias
 
 Number = jax.Array | float
 
@@ -133,11 +133,9 @@ def _forward(latents, choice, kernel, bias, targets, weights, epsilon):
         weights = (weights * jnp.exp(log_p - log_sum))[:, None]  # p / (p + epsilon): what the log of the sum passes on
         share = jnp.exp(log_joint - log_p[:, None])
         odds -= _hits(jnp.repeat(targets, K), odds) * total[:, None]
-        scale = (weights * share).reshape(-1, 1) / total[:, None]  # with which this is dlogits, as in `ops/softmax.py`
-        weighted = lax.optimization_barrier((x.reshape(-1, x.shape[-1]) * scale).T.astype(dtype))
-        dlatents = (product(odds, narrow, dtype, transposed=True) * scale).astype(dtype)
+        dlatents, dchunk = _from_odds(odds, (weights * share).reshape(-1) / total, narrow, x.reshape(-1, x.shape[-1]).T)
         dchoice = weights * (jax.nn.softmax(choice) - share)
-        return (nats, dlayer + product(weighted, odds, dtype)), (dlatents, dchoice)
+        return (nats, dlayer + dchunk), (dlatents.astype(dtype), dchoice)
 
     zero = jnp.zeros((), bias.dtype), jnp.zeros(layer.shape, kernel.dtype)
     rows = _in_chunks(kernel.shape, x, choice, targets, weights, parts=K)

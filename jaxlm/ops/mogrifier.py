@@ -14,7 +14,6 @@ j, f, o); `rounds`, a list with `bias` [out] and either `full` [in, out] or `lef
 each round; and with layer normalisation (arXiv:1607.06450) `norms`: `input` and `state` [4H], `cell`, `cell_bias` [H].
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,12 +22,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlm.ops.bounded_scan import bounded_scan
+from jaxlm.ops.gates import sigmoid
 from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.product import product
+from jaxlm.ops.recurrence import Linear, recurrence, recurrence_reference
 
 Weights = dict[str, Any]
-Linear = Callable[[str, jax.Array], jax.Array]  # (a matrix's name, [..., in]) -> [..., out]
 
 
 @jax.tree_util.register_dataclass
@@ -53,24 +52,17 @@ def mogrifier_reference(x: jax.Array, weights: Weights, state: LSTMState, input_
                         limits: Limits = Limits()) -> tuple[jax.Array, LSTMState]:
     """`mogrifier` written plainly: a scan of the cell, differentiated by JAX. Arguments and results are the same."""
     matrices, others = _apart(weights, x.shape[-1])
-
-    def linear(name: str, a: jax.Array) -> jax.Array:
-        return a @ matrices[name]
-
-    def step(state: LSTMState, x: jax.Array) -> tuple[LSTMState, jax.Array]:
-        x = x if others["rounds"] else _from_input(linear, x, others)
-        return _cell(linear, x, others, state, input_gate, limits)
-
-    final, y = bounded_scan(step, state, x, limits.length)
-    return y, final
+    if not others["rounds"]:
+        x = _from_input(lambda name, a: a @ matrices[name], x, others)
+    return recurrence_reference(_CELLS[input_gate], x, matrices, (others, limits), state, limits.length)
 
 
 def mogrifier(x: jax.Array, weights: Weights, state: LSTMState, input_gate: str = "free", limits: Limits = Limits()
               ) -> tuple[jax.Array, LSTMState]:
     """Runs one Mogrifier LSTM layer over time.
 
-    The gradient of every matrix is one product over all steps, after the backward scan. (Differentiating a scan adds an
-    array of the matrix's size at each step instead.) Without rounds the input's part of the gates is outside too.
+    The gradient of every matrix is one product over all steps (`recurrence.py`). Without rounds the input's part of the
+    gates is computed for all steps at once too.
 
     Args:
       x: inputs [T, B, E]. In bfloat16 the products multiply bfloat16 and sum in float32, and the outputs are bfloat16;
@@ -88,63 +80,17 @@ def mogrifier(x: jax.Array, weights: Weights, state: LSTMState, input_gate: str 
     if not others["rounds"]:
         x = _from_input(lambda name, a: product(a, matrices[name], dtype), x, others)
         matrices = {"state": matrices["state"]}
-    y, final = _run(input_gate, dtype, x, matrices, others, state, limits)  # pyright: ignore (a custom_vjp's result)
+    y, final = recurrence(_CELLS[input_gate], x, matrices, (others, limits), state, limits.length, dtype)
     return y.astype(dtype), final
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run(input_gate, dtype, x, matrices, others, state, limits):
-    return _scan(input_gate, dtype, matrices, None, x, others, state, limits)[0]
-
-
-def _forward(input_gate, dtype, x, matrices, others, state, limits):
-    # Each product has zeros of its own added at each step: their gradient is the product's, step by step.
-    T, B = x.shape[:2]
-    zeros = {name: jnp.zeros((T, B, matrix.shape[-1]), state.h.dtype) for name, matrix in matrices.items()}
-    done, back, operands = jax.vjp(partial(_scan, input_gate, dtype, matrices), zeros, x, others, state, limits,
-                                   has_aux=True)
-    return done, (back, operands, matrices)
-
-
-def _backward(input_gate, dtype, saved, cotangents):
-    back, operands, matrices = saved
-    of_products, dx, dothers, dstate, dlimits = back(cotangents)
-
-    def over_time(name: str, matrix: jax.Array) -> jax.Array:
-        rows, columns = matrix.shape
-        return product(operands[name].reshape(-1, rows).T, of_products[name].reshape(-1, columns), dtype)
-
-    return dx, {name: over_time(name, matrix) for name, matrix in matrices.items()}, dothers, dstate, dlimits
-
-
-_run.defvjp(_forward, _backward)
-
-
-def _scan(input_gate, dtype, matrices, added, x, others, state, limits):
-    """((outputs, new carry), each product's operand at each step). `added`: to each product [T, B, out], or None."""
-
-    def step(state, inputs):
-        x, added = inputs
-        operands = {}
-
-        def linear(name: str, a: jax.Array) -> jax.Array:
-            operands[name] = a
-            z = product(a, matrices[name], dtype)
-            return z if added is None else z + added[name]
-
-        state, y = _cell(linear, x, others, state, input_gate, limits)
-        return state, (y, operands)
-
-    final, (y, operands) = bounded_scan(step, state, (x, added), limits.length)
-    return (y, final), operands
-
-
-def _cell(linear: Linear, x: jax.Array, others: Weights, state: LSTMState, input_gate: str, limits: Limits
+def _cell(input_gate: str, linear: Linear, state: LSTMState, x: jax.Array, rest: tuple[Weights, Limits]
           ) -> tuple[LSTMState, jax.Array]:
     """One step: the new carry and the output [B, H].
 
     x is [B, E]; without rounds its part of the gates [B, 4H].
     """
+    others, limits = rest
     h = state.h if limits.state is None else state.h * limits.state
     if others["rounds"]:
         x, h = _mogrify(linear, x, h, others["rounds"])
@@ -152,14 +98,17 @@ def _cell(linear: Linear, x: jax.Array, others: Weights, state: LSTMState, input
     z, norms = linear("state", h), others["norms"]
     z = x + (z if norms is None else _normalised(z) * norms["state"])
     *i, j, f, o = jnp.split(z, 3 if input_gate == "coupled" else 4, -1)
-    f, update = jax.nn.sigmoid(f), jnp.tanh(j)
+    f, update = sigmoid(f), jnp.tanh(j)
     update = update if limits.update is None else update * limits.update
-    taken = 1 - f if input_gate == "coupled" else jax.nn.sigmoid(i[0])
+    taken = 1 - f if input_gate == "coupled" else sigmoid(i[0])
     c = state.c * f + (jnp.minimum(taken, 1 - f) if input_gate == "capped" else taken) * update
     shown = c if norms is None else _normalised(c) * norms["cell"] + norms["cell_bias"]
-    h = jnp.tanh(shown) * jax.nn.sigmoid(o)
+    h = jnp.tanh(shown) * sigmoid(o)
     clip = limits.cell_clip
     return LSTMState(c if clip is None else jnp.clip(c, -clip, clip), h), h
+
+
+_CELLS = {input_gate: partial(_cell, input_gate) for input_gate in ("free", "capped", "coupled")}
 
 
 def _mogrify(linear: Linear, x: jax.Array, h: jax.Array, rounds: list[Weights]) -> tuple[jax.Array, jax.Array]:
@@ -168,7 +117,7 @@ def _mogrify(linear: Linear, x: jax.Array, h: jax.Array, rounds: list[Weights]) 
         scores = x if place % 2 else h
         for name in ("full",) if "full" in bias else ("left", "right"):
             scores = linear(f"{place} {name}", scores)
-        gate = 2 * jax.nn.sigmoid(scores + bias["full" if "full" in bias else "right"])
+        gate = 2 * sigmoid(scores + bias["full" if "full" in bias else "right"])
         x, h = (x, h * gate) if place % 2 else (x * gate, h)
     return x, h
 

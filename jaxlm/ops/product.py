@@ -5,6 +5,7 @@ order, and a first factor only as it lies: a transpose of the first that XLA can
 product into a slow float32 one. So a caller hands over a first factor that really lies transposed.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from jax import lax
 
 
 def product(a: jax.Array, b: jax.Array, dtype: Any, transposed: bool = False) -> jax.Array:
-    """a @ b, multiplied in one dtype and summed in float32 or wider.
+    """a @ b, multiplied in one dtype and summed in float32 or wider; and so are the products of its gradients.
 
     Args:
       a: [..., M, K].
@@ -24,5 +25,37 @@ def product(a: jax.Array, b: jax.Array, dtype: Any, transposed: bool = False) ->
     Returns:
       [..., M, N], in float32 or wider.
     """
+    return _product(dtype, transposed, a, b)
+
+
+def product_over_rows(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
+    """The sum over rows of the outer products of a's and b's: the gradient of a matrix that multiplied a into b.
+
+    Args:
+      a: [..., K].
+      b: [..., N].
+      dtype: both are rounded to it.
+
+    Returns:
+      [K, N], in float32 or wider.
+    """
+    a, b = (array.reshape(-1, array.shape[-1]) for array in (a, b))
+    columns = a.T.astype(dtype)
+    if jnp.finfo(dtype).bits < 32:  # a concatenation writes them out, as the fast product wants them
+        columns = jnp.concatenate(jnp.split(columns, [len(columns) // 2]))
+    return product(columns, b, dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(dtype, transposed, a, b):
     return lax.dot_general(a.astype(dtype), b.astype(dtype), (((a.ndim - 1,), (int(transposed),)), ((), ())),
                            preferred_element_type=jnp.promote_types(dtype, jnp.float32))
+
+
+def _backward(dtype, transposed, factors, dz):
+    a, b = factors
+    db = product_over_rows(dz, a, dtype) if transposed else product_over_rows(a, dz, dtype)
+    return product(dz, b, dtype, not transposed).astype(a.dtype), db.astype(b.dtype)
+
+
+_product.defvjp(lambda dtype, transposed, a, b: (_product(dtype, transposed, a, b), (a, b)), _backward)

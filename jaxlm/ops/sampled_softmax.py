@@ -18,7 +18,7 @@ from jax import lax
 from jaxlm.distributed import collectives
 from jaxlm.ops import softmax
 from jaxlm.ops.product import product
-from jaxlm.ops.softmax import _in_chunks, _with_bias
+from jaxlm.ops.softmax import _from_odds, _in_chunks, _with_bias
 
 FLATNESS = 0.75  # a word's odds of being drawn fall with this power of its rank, as in word2vec (arXiv:1310.4546)
 ABSENT = -1e30  # the logit of a word that another device holds: nothing, and no nan where it is subtracted from itself
@@ -119,30 +119,23 @@ def _chunks(x, few, few_bias, targets, weights, ids, hit):
     """The nats, and their gradients for the kernel and bias of the words drawn, for x and for the targets' logits."""
     N, narrow = len(x), few.astype(x.dtype)
     inputs, layer = _with_bias(x, few, few_bias)
-    parts = _in_chunks(few.shape, inputs, targets, weights, hit)
-    weighted = jnp.swapaxes((parts[0] * parts[2][..., None]).astype(x.dtype), 1, 2)
+    inputs, targets, weights, hit = _in_chunks(few.shape, inputs, targets, weights, hit)
 
     def chunk(carry, rows):
         nats, dlayer = carry
-        x, weighted, targets, weights, hit = rows
+        x, columns, targets, weights, hit = rows
         logits = jnp.where(ids == targets[:, None], ABSENT, product(x, layer, x.dtype))
-        lse = jnp.logaddexp(_log_sum_exp(logits), hit)
-        dlogits = jnp.exp(logits - lse[:, None])
-        dx = product(dlogits, narrow, x.dtype, transposed=True) * weights[:, None]
-        carry = nats + jnp.vdot(weights, lse - hit), dlayer + product(weighted, dlogits, x.dtype)
-        return carry, (dx, weights * jnp.expm1(hit - lse))
+        top = jnp.maximum(collectives.max_over_model(logits.max(-1)), hit)
+        odds, hit_odds = jnp.exp(logits - top[:, None]), jnp.exp(hit - top)
+        total = collectives.sum_over_model(odds.sum(-1)) + hit_odds
+        nats += jnp.vdot(weights, top + jnp.log(total) - hit)
+        dx, dchunk = _from_odds(odds, weights / total, narrow, columns)
+        return (nats, dlayer + dchunk), (dx, weights * (hit_odds / total - 1))
 
     zero = (jnp.zeros((), few_bias.dtype), jnp.zeros(layer.shape, few.dtype))
-    (nats, dlayer), (dx, dhit) = lax.scan(chunk, zero, (parts[0], weighted, *parts[1:]))
+    (nats, dlayer), (dx, dhit) = lax.scan(chunk, zero, (inputs, jnp.swapaxes(inputs, 1, 2), targets, weights, hit))
     H = len(few)
     return nats, dlayer[:H], dlayer[H], dx.reshape(-1, H)[:N], dhit.reshape(-1)[:N]
-
-
-def _log_sum_exp(logits):
-    """Of each row [rows, S]; each device may hold the logits of a part of the words."""
-    lse = jax.nn.logsumexp(logits, -1)
-    top = collectives.max_over_model(lse)
-    return top + jnp.log(collectives.sum_over_model(jnp.exp(lse - top)))
 
 
 def _backward(gradients, cotangent):

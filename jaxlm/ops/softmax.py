@@ -119,10 +119,8 @@ def _forward(x, kernel, bias, targets, weights):
         odds, total, top, picked = _odds_and_pick(logits, targets)
         nats += jnp.vdot(weights, top + jnp.log(total) - picked)
         odds -= _hits(targets, logits) * total[:, None]
-        scale = weights / total  # with which this is dlogits; it multiplies the products' narrow sides
-        dx = product(odds, narrow, x.dtype, transposed=True) * scale[:, None]
-        scaled = lax.optimization_barrier((columns * scale).astype(x.dtype))
-        return (nats, dlayer + product(scaled, odds, x.dtype)), dx.astype(x.dtype)
+        dx, dchunk = _from_odds(odds, weights / total, narrow, columns)
+        return (nats, dlayer + dchunk), dx.astype(x.dtype)
 
     zero = (jnp.zeros((), bias.dtype), jnp.zeros(layer.shape, kernel.dtype))
     (nats, dlayer), dx = lax.scan(chunk, zero, (x, columns, targets, weights))
@@ -146,6 +144,16 @@ def _odds_and_pick(logits, targets):
     picked = jnp.take_along_axis(logits, own[:, None], -1, mode="fill", fill_value=0)[:, 0]
     total, picked = collectives.sum_over_model((odds.sum(-1), picked))
     return odds, total, top, picked
+
+
+def _from_odds(odds, scale, narrow, columns):
+    """The gradients of x and the layer from odds [rows, V], which times `scale` [rows] are the logits' gradient.
+
+    The scale multiplies the products' narrow sides. `columns` is x transposed.
+    """
+    dx = product(odds, narrow, narrow.dtype, transposed=True) * scale[:, None]
+    scaled = lax.optimization_barrier((columns * scale).astype(narrow.dtype))
+    return dx, product(scaled, odds, narrow.dtype)
 
 
 def _hits(targets, logits):

@@ -1,0 +1,98 @@
+"""A recurrence whose cell multiplies by matrices: the gradient of each is one product over all steps.
+
+Differentiating a scan adds an array of the matrix's size at each step instead. Letters: `T` steps, `B` batch.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxlm.ops.bounded_scan import bounded_scan
+from jaxlm.ops.product import product, product_over_rows
+
+Linear = Callable[[str, jax.Array], jax.Array]  # (a matrix's name, [B, in]) -> [B, out]
+LinearCell = Callable[[Linear, Any, jax.Array, Any], tuple[Any, jax.Array]]
+
+
+def recurrence_reference(cell: LinearCell, x: jax.Array, matrices: dict[str, jax.Array], others: Any, state: Any,
+                         length: jax.Array | None = None) -> tuple[jax.Array, Any]:
+    """`recurrence` written plainly: a scan of the cell, differentiated by JAX."""
+
+    def step(state: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+        return cell(lambda name, a: a @ matrices[name], state, x, others)
+
+    final, y = bounded_scan(step, state, x, length)
+    return y, final
+
+
+def recurrence(cell: LinearCell, x: jax.Array, matrices: dict[str, jax.Array], others: Any, state: Any,
+               length: jax.Array | None, dtype: Any) -> tuple[jax.Array, Any]:
+    """Runs a cell over time.
+
+    Args:
+      cell: (linear, state, x [B, ...], others) -> (new state, output [B, H]); it multiplies by a matrix as
+        `linear(name, a)`, by each once a step.
+      x: inputs [T, B, ...].
+      matrices: [in, out] each, by name.
+      others: parameters of any other kind.
+      state: the carry.
+      length: how many steps count, traced; the new carry is that after them. None: all.
+      dtype: what the products multiply in; they sum in float32 or wider.
+
+    Returns:
+      Outputs [T, B, H] and the new carry.
+    """
+    y, final = _run(cell, dtype, x, matrices, others, state, length)  # pyright: ignore (a custom_vjp's result)
+    return y, final
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _run(cell, dtype, x, matrices, others, state, length):
+    return _scan(cell, dtype, matrices, None, x, others, state, length)[0]
+
+
+def _forward(cell, dtype, x, matrices, others, state, length):
+    # Each product has zeros of its own added at each step: their gradient is the product's, step by step.
+    T, B = x.shape[:2]
+    zeros = {name: jnp.zeros((T, B, matrix.shape[-1]), jnp.promote_types(dtype, jnp.float32))
+             for name, matrix in matrices.items()}
+    done, back, operands = jax.vjp(partial(_scan, cell, dtype, matrices), zeros, x, others, state, length,
+                                   has_aux=True)
+    return done, (back, operands, matrices)
+
+
+def _backward(cell, dtype, saved, cotangents):
+    back, operands, matrices = saved
+    of_products, dx, *rest = back(cotangents)
+    dmatrices = {name: product_over_rows(operands[name], of_products[name], dtype).astype(matrix.dtype)
+                 for name, matrix in matrices.items()}
+    return dx, dmatrices, *rest
+
+
+_run.defvjp(_forward, _backward)
+
+
+def _scan(cell, dtype, matrices, added, x, others, state, length):
+    """((outputs, new carry), each product's operand at each step). `added`: to each product [T, B, out], or None."""
+    matrices = {name: matrix.astype(dtype) for name, matrix in matrices.items()}  # cast once, not at each step
+
+    def step(state, inputs):
+        x, added = inputs
+        operands = {}
+
+        def linear(name, a):
+            operands[name] = a
+            z = checkpoint_name(product(a, matrices[name], dtype), "product")
+            return z if added is None else z + added[name]
+
+        state, y = cell(linear, state, x, others)
+        return state, (y, operands)
+
+    # What follows from the products is computed again in the backward scan: that is faster than to keep it.
+    step = jax.checkpoint(step, policy=jax.checkpoint_policies.save_only_these_names("product"), prevent_cse=False)
+    final, (y, operands) = bounded_scan(step, state, (x, added), length)
+    return (y, final), operands
