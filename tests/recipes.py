@@ -52,6 +52,7 @@ CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     "average": BASE.replace(average_decay=0.9),
     "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(
         optimizer="adamw", tied=True, keep_update=0.8, model_compatibility="lamb", **EVERY_DROPOUT),
+    "adamw-average": BASE.replace(optimizer="adamw", nonmonotone=0, learning_rate=0.01),
     "untied-lamb": BASE.replace(optimizer="adamw", clip_norm=0.5, compatibility="lamb"),
     "mogrifier-coupled-muon": MODEL_CASES["mogrifier-coupled"].replace(
         optimizer="muon", adam_weight_decay=0.1, keep_state=0.7, keep_recurrent_weights=0.7, keep_update=0.8,

@@ -81,10 +81,10 @@ def test_every_field_has_help_and_means_the_same_in_every_kind_that_has_it():
             assert spec.help
             types.setdefault(name, set()).add((spec.type, spec.optional))
     assert not set(types) & set(KINDS)
-    # Muon always has a momentum, and Adam and Muon a weight decay; SGD may have none.
-    either = {(float, True), (float, False)}
+    # Muon always has a momentum, Adam and Muon a weight decay, and averaged SGD an average; others may have none.
+    either, either_count = ({(kind, True), (kind, False)} for kind in (float, int))
     assert {name: found for name, found in types.items() if len(found) > 1} == {
-        "momentum": either, "weight_decay": either}
+        "momentum": either, "weight_decay": either, "nonmonotone": either_count}
 
 
 def test_a_plain_name_belongs_to_one_section_only():

@@ -56,10 +56,12 @@ def iterates(config, steps, averaging_from):
     return told, state
 
 
-@pytest.mark.parametrize(("compatibility", "first"), [("none", 2), ("awd-lstm", 3)])
-def test_the_average_is_that_of_all_iterates_since_the_switch(compatibility, first):
+@pytest.mark.parametrize(("fields", "first"), [
+    (dict(optimizer="asgd"), 2), (dict(optimizer="asgd", compatibility="awd-lstm"), 3),
+    (dict(optimizer="adamw", nonmonotone=5), 2), (dict(optimizer="muon", nonmonotone=5), 2)])
+def test_the_average_is_that_of_all_iterates_since_the_switch(fields, first):
     """The published code overwrites the first iterate."""
-    config = BASE.replace(optimizer="asgd", compatibility=compatibility)
+    config = BASE.replace(**fields)
     told, state = iterates(config, 5, averaging_from=2)
     np.testing.assert_allclose(state.evaluated["embedding"], np.mean(told[first:], 0), rtol=1e-5, atol=1e-6)
     before, state = iterates(config, 2, averaging_from=9)
@@ -89,10 +91,11 @@ def text(tmp_path_factory):
 
 
 @pytest.mark.parametrize("fields", [dict(optimizer="asgd", nonmonotone=1), dict(
-    schedule="plateau", plateau_factor=0.5)], ids=["asgd", "plateau"])
+    optimizer="adamw", learning_rate=0.1, nonmonotone=1), dict(schedule="plateau", plateau_factor=0.5)],
+                         ids=["asgd", "adamw", "plateau"])
 def test_what_followed_is_the_same_after_a_stop(fields, text, tmp_path):
     """The switch, the lowered rate and the early end fall in the same windows, with the same numbers."""
-    config = BASE.replace(**fields, vocab_size=100, corpus=str(text), epochs=30, patience=4, learning_rate=2.0,
+    config = BASE.replace(**{"learning_rate": 2.0} | fields, vocab_size=100, corpus=str(text), epochs=30, patience=4,
                           clip_norm=1.0, hidden_sizes=(16,), checkpoint_every=3)
     straight = jaxlm.train(config, run_dir=tmp_path / "straight", quiet=True)
     memory = straight.state.memory
@@ -124,8 +127,9 @@ def test_members_end_early_as_they_would_alone(text, tmp_path):
 
 
 @pytest.mark.parametrize(("fields", "says"), [
-    (dict(optimizer="asgd", schedule="plateau"), "optimizer asgd with nonmonotone 5 and the schedule plateau"),
+    (dict(optimizer="asgd", schedule="plateau"), "nonmonotone 5 of the optimizer and the schedule plateau"),
     (dict(optimizer="asgd", average_decay=0.9), "average_decay .* optimizer asgd"),
+    (dict(optimizer="adamw", nonmonotone=0, average_decay=0.9), "average_decay .* nonmonotone"),
     (dict(model="gru", compatibility="awd-lstm"), "compatibility awd-lstm .* model is gru")])
 def test_contradictions_name_both_fields(fields, says):
     with pytest.raises(JaxlmError, match=says) as caught:

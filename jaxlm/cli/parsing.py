@@ -144,9 +144,18 @@ def number(text: str) -> float:
 
 def number_or_none(text: str) -> float | None:
     """A number, or `none` where the mechanism is absent."""
+    return _or_none(number, "a number", text)
+
+
+def whole_number_or_none(text: str) -> int | None:
+    """A whole number, or `none` where the mechanism is absent."""
+    return _or_none(whole_number, "a whole number", text)
+
+
+def _or_none(kind: Callable[[str], Any], name: str, text: str) -> Any:
     with suppress(argparse.ArgumentTypeError):
-        return None if text.strip().lower() == "none" else number(text)
-    raise argparse.ArgumentTypeError(f"expected a number or none, found {_quoted(text)}")
+        return None if text.strip().lower() == "none" else kind(text)
+    raise argparse.ArgumentTypeError(f"expected {name} or none, found {_quoted(text)}")
 
 
 def some_path(text: str) -> Path:
@@ -264,8 +273,10 @@ def _add_flag(group: Any, name: str, spec: Spec, help: str) -> argparse.Action:
     if spec.type is bool:
         return group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
     optional = any(found.optional for _, _, kind in all_kinds() if (found := specs(kind).get(name)))
-    kinds = {int: whole_number, tuple: whole_numbers, float: number_or_none if optional else number, str: str}
-    metavars = {int: "N", tuple: "N,N", float: "X|none" if spec.optional else "X", str: "TEXT"}
+    kinds = {int: whole_number_or_none if optional else whole_number, tuple: whole_numbers,
+             float: number_or_none if optional else number, str: str}
+    none = "|none" * spec.optional
+    metavars = {int: f"N{none}", tuple: "N,N", float: f"X{none}", str: "TEXT"}
     metavar = f"{{{','.join(spec.choices)}}}" if spec.choices else metavars[spec.type]
     return suggest(group.add_argument(flag, type=kinds[spec.type], metavar=metavar, **options), spec.choices)
 

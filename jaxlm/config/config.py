@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxlm.config.fields import Spec, check, checked, either, nearest, shown, specs
 from jaxlm.config.models import LSTM, MODELS, Recurrent
-from jaxlm.config.optimizers import ASGD, OPTIMIZERS, SGD, Descent, Optimizer
+from jaxlm.config.optimizers import OPTIMIZERS, SGD, Descent, Optimizer
 from jaxlm.config.schedules import SCHEDULES, Piecewise, Plateau, Schedule
 from jaxlm.config.settings import DataConfig, TrainConfig
 from jaxlm.config.upgrade import upgraded
@@ -58,8 +58,8 @@ class Config:
     def _check_together(self) -> None:
         """Raises JaxlmError where fields of two sections contradict each other."""
         optimizer = self.optimizer
-        if isinstance(optimizer, ASGD) and isinstance(self.schedule, Plateau) and optimizer.nonmonotone:
-            raise JaxlmError(f"the optimizer asgd with nonmonotone {optimizer.nonmonotone} and the schedule plateau "
+        if optimizer.averages_after and isinstance(self.schedule, Plateau):
+            raise JaxlmError(f"nonmonotone {optimizer.averages_after} of the optimizer and the schedule plateau "
                              f"both act when validation stops improving: take nonmonotone 0, or another schedule")
         if isinstance(optimizer, Descent) and optimizer.compatibility == "awd-lstm" and type(self.model) is not LSTM:
             raise JaxlmError(f"compatibility awd-lstm repeats the two biases of an LSTM, and model is "

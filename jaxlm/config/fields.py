@@ -42,9 +42,9 @@ def number(default: float | None, help: str, unit: str = "", **limits: Any) -> A
     return _declared(default, Spec(float, help, unit, **{"optional": default is None, **limits}))
 
 
-def count(default: int, help: str, unit: str = "", low: int = 0, high: int = 2**31 - 1) -> Any:
-    """A static whole number."""
-    return _declared(default, Spec(int, help, unit, low, high))
+def count(default: int | None, help: str, unit: str = "", low: int = 0, high: int = 2**31 - 1) -> Any:
+    """A static whole number; None is allowed where it is the default."""
+    return _declared(default, Spec(int, help, unit, low, high, optional=default is None))
 
 
 def counts(default: tuple[int, ...], help: str, unit: str = "", low: int = 1, high: int = 2**31 - 1) -> Any:

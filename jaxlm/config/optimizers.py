@@ -25,6 +25,11 @@ class Optimizer:
     l2_penalty: float | None = number(None, "weight of half the squared norm of all parameters, in the cost whose "
                                             "gradient is clipped (none: absent)", low=0)
 
+    @property
+    def averages_after(self) -> int | None:
+        """What `nonmonotone` is, where there is an even average of the parameters."""
+        return None
+
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
 
@@ -65,6 +70,10 @@ class ASGD(Descent):
     nonmonotone: int = count(5, "averaging starts after a validation that is worse than the best of all but the last "
                                 "so many before it (0: it starts with the first window)", "validations", high=10_000)
 
+    @property
+    def averages_after(self) -> int | None:
+        return self.nonmonotone
+
     def check(self) -> None:
         if self.average_decay is not None:
             raise JaxlmError("average_decay averages exponentially and the optimizer asgd averages evenly, so that one "
@@ -72,7 +81,26 @@ class ASGD(Descent):
 
 
 @dataclass(frozen=True)
-class AdamW(Optimizer):
+class Adaptive(Optimizer):
+    """What AdamW and Muon have."""
+
+    nonmonotone: int | None = count(None, "an even average of the parameters, which evaluation then uses, starts after "
+                                          "a validation that is worse than the best of all but the last so many before "
+                                          "it (0: with the first window; none: no such average)", "validations",
+                                    high=10_000)
+
+    @property
+    def averages_after(self) -> int | None:
+        return self.nonmonotone
+
+    def check(self) -> None:
+        if self.average_decay is not None and self.nonmonotone is not None:
+            raise JaxlmError("average_decay averages exponentially and nonmonotone evenly, so that one of them must be "
+                             "none")
+
+
+@dataclass(frozen=True)
+class AdamW(Adaptive):
     """Adam with decoupled weight decay on the matrices (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
 
     learning_rate: float = number(0.002, "rate before the schedule's factor", above=0)
@@ -87,7 +115,7 @@ class AdamW(Optimizer):
 
 
 @dataclass(frozen=True)
-class Muon(Optimizer):
+class Muon(Adaptive):
     """Muon on the matrices of the layers, one a gate, and Adam on the rest (Jordan et al. 2024)."""
 
     learning_rate: float = number(0.02, "rate of the layers' matrices before the schedule's factor", above=0)

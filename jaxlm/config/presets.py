@@ -43,7 +43,7 @@ def _mogrifier() -> Config:
             forget_bias=1.0, init_scale=0.0574,  # as varied as 1 / 912, the published initial variance
             keep_embedding=1 - 0.729, keep_output=1 - 0.291, keep_last_output=1 - 0.716, keep_state=1 - 0.387,
             keep_carry=1 - 0.01),
-        optimizer=AdamW(learning_rate=0.0023, beta1=0.0, clip_norm=10.0, l2_penalty=2.5e-4, average_decay=0.9995,
+        optimizer=AdamW(learning_rate=0.0023, beta1=0.0, clip_norm=10.0, l2_penalty=2.5e-4, nonmonotone=50,
                         compatibility="lamb"),
         schedule=Piecewise(decay=1.0),
         train=TrainConfig(batch_size=64, bptt_length=70, epochs=966),  # about 1,000 turns of 200 steps

@@ -1,7 +1,7 @@
-"""Averages of the parameters, which evaluation uses: exponential, or even from a switch on (averaged SGD).
+"""Averages of the parameters, which evaluation uses: exponential, or even from a switch on.
 
-Averaged SGD is Polyak and Juditsky's (1992), as AWD-LSTM uses it (arXiv:1708.02182): before the switch the average is
-the parameters themselves, from it on the mean of all iterates since.
+The even average is Polyak and Juditsky's (1992), as AWD-LSTM takes it of SGD's iterates (arXiv:1708.02182) and the
+Mogrifier of Adam's (arXiv:1909.01792): before the switch the parameters themselves, from it on the mean of all since.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config.config import Recipe
-from jaxlm.config.optimizers import ASGD
+from jaxlm.config.optimizers import Descent, Optimizer
 from jaxlm.models.cell import Params
 from jaxlm.training.validations import Memory
 
@@ -20,7 +20,7 @@ Number = jax.Array | int | float
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Averaging:
-    """Of averaged SGD."""
+    """Of the even average."""
 
     iterates: jax.Array  # since the switch
     last_rate: jax.Array | None  # of the window before; with compatibility awd-lstm alone
@@ -28,12 +28,12 @@ class Averaging:
 
 def averages(recipe: Recipe) -> bool:
     """Whether a recipe evaluates an average."""
-    return isinstance(recipe.optimizer, ASGD) or recipe.optimizer.average_decay is not None
+    return recipe.optimizer.averages_after is not None or recipe.optimizer.average_decay is not None
 
 
 def first(recipe: Recipe) -> Averaging | None:
-    """Before the first window; None unless the optimiser is averaged SGD."""
-    if not isinstance(recipe.optimizer, ASGD):
+    """Before the first window; None unless the optimiser averages evenly."""
+    if recipe.optimizer.averages_after is None:
         return None
     return Averaging(jnp.int32(0), jnp.float32(0) if _lags(recipe.optimizer) else None)
 
@@ -54,9 +54,9 @@ def averaged(recipe: Recipe, averaging: Averaging | None, memory: Memory | None,
     """The average after one more window, and how many iterates are in it.
 
     Args:
-      recipe: its optimiser has an average_decay, is ASGD, or neither.
-      averaging: of ASGD, before the window.
-      memory: it knows whether ASGD averages yet.
+      recipe: its optimiser averages exponentially, evenly, or not at all.
+      averaging: of the even average, before the window.
+      memory: it knows whether that has started.
       average: before the window; None: there is none.
       params: after the window.
       step: the window's number, from 0.
@@ -65,7 +65,7 @@ def averaged(recipe: Recipe, averaging: Averaging | None, memory: Memory | None,
     """
     if average is None:
         return None, None
-    if averaging is None or memory is None or memory.switch is None or not isinstance(recipe.optimizer, ASGD):
+    if averaging is None or memory is None or memory.switch is None:
         return _exponential(recipe, average, params, step, finite), None
     counted = averaging.iterates + (memory.switch.averaging & finite)
     # PyTorch's first iterate is overwritten by the second.
@@ -88,5 +88,5 @@ def _exponential(recipe: Recipe, average: Params, params: Params, step: Number, 
     return jax.tree.map(lambda old, new: old + weight.astype(old.dtype) * (new - old), average, params)
 
 
-def _lags(optimizer: ASGD) -> bool:
-    return optimizer.compatibility == "awd-lstm"
+def _lags(optimizer: Optimizer) -> bool:
+    return isinstance(optimizer, Descent) and optimizer.compatibility == "awd-lstm"

@@ -38,7 +38,7 @@ class TrainState:
     carry: Carry
     key: jax.Array | None  # folded with the step for a window's noise; None: the model has none
     average: Params | None = None  # of the parameters, where the recipe asks for it
-    averaging: Averaging | None = None  # of ASGD
+    averaging: Averaging | None = None  # where it is even
     memory: Memory | None = None  # of all validations, where something follows from them
 
     @property

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config.config import Recipe
-from jaxlm.config.optimizers import ASGD
 from jaxlm.config.schedules import Plateau
 
 
@@ -48,13 +47,13 @@ def first_memory(recipe: Recipe, patience: int = 0) -> Memory | None:
     """The memory before any validation; None where nothing follows from one.
 
     Args:
-      recipe: its optimiser may be ASGD, its schedule a plateau.
+      recipe: its optimiser may average evenly, its schedule be a plateau.
       patience: of early stopping; 0: a run never ends early.
     """
     optimizer = recipe.optimizer
     switch = lowered = None
-    if isinstance(optimizer, ASGD):
-        switch = Switch(_never(optimizer.nonmonotone), _never(), jnp.bool_(optimizer.nonmonotone == 0))
+    if optimizer.averages_after is not None:
+        switch = Switch(_never(optimizer.averages_after), _never(), jnp.bool_(optimizer.averages_after == 0))
     if isinstance(recipe.schedule, Plateau):
         lowered = Lowered(jnp.float32(1), jnp.int32(0))
     if switch is None and lowered is None and not patience:
