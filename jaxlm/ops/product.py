@@ -41,8 +41,8 @@ def product_over_rows(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
     """
     a, b = (array.reshape(-1, array.shape[-1]) for array in (a, b))
     columns = a.T.astype(dtype)
-    if jnp.finfo(dtype).bits < 32:  # a concatenation writes them out, as the fast product wants them
-        columns = jnp.concatenate(jnp.split(columns, [len(columns) // 2]))
+    if jnp.finfo(dtype).bits < 32:  # a concatenation, which XLA may not take apart again, writes the transpose out
+        columns = lax.optimization_barrier(jnp.concatenate(jnp.split(columns, [len(columns) // 2])))
     return product(columns, b, dtype)
 
 
