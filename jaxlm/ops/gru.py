@@ -27,7 +27,6 @@ def gru(x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.
     Returns:
       Outputs [T, B, H] and the new carry. Products multiply in x's dtype and sum in float32 or wider.
     """
-
     y, h = recurrence(_cell, product(x, kernel, x.dtype) + bias, {"state": recurrent_kernel}, recurrent_bias, h, length,
                       x.dtype)
     return y.astype(x.dtype), h
