@@ -27,8 +27,8 @@ class Optimizer:
 
     @property
     def averages_after(self) -> int | None:
-        """What `nonmonotone` is, where there is an even average of the parameters."""
-        return None
+        """What `nonmonotone` is; None where there is no even average of the parameters."""
+        return getattr(self, "nonmonotone", None)
 
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
@@ -70,10 +70,6 @@ class ASGD(Descent):
     nonmonotone: int = count(5, "averaging starts after a validation that is worse than the best of all but the last "
                                 "so many before it (0: it starts with the first window)", "validations", high=10_000)
 
-    @property
-    def averages_after(self) -> int | None:
-        return self.nonmonotone
-
     def check(self) -> None:
         if self.average_decay is not None:
             raise JaxlmError("average_decay averages exponentially and the optimizer asgd averages evenly, so that one "
@@ -88,10 +84,6 @@ class Adaptive(Optimizer):
                                           "a validation that is worse than the best of all but the last so many before "
                                           "it (0: with the first window; none: no such average)", "validations",
                                     high=10_000)
-
-    @property
-    def averages_after(self) -> int | None:
-        return self.nonmonotone
 
     def check(self) -> None:
         if self.average_decay is not None and self.nonmonotone is not None:
