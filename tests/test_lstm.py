@@ -68,12 +68,10 @@ def test_bfloat16_multiplies_in_bfloat16_and_carries_in_float32():
         assert difference < 0.03 * np.abs(np.asarray(b, np.float32)).max()
 
 
-@pytest.mark.parametrize(("T", "H"), [(2, 64), (40, 64), (41, 64), (40, 63)])
-def test_unrolled_or_not_equals_the_reference(T, H):
+@pytest.mark.parametrize(("T", "H"), [(1, 64), (2, 1), (41, 63)])
+def test_equals_the_reference_at_any_length_and_width(T, H):
     x, kernel, bias, state = draw(T, 1, 2, H, jnp.float32)
     arguments = (x, kernel / 8, bias, state, jnp.float32(0))
-    loops = jax.jit(lstm).lower(*arguments).as_text().count("stablehlo.while")
-    assert loops == (T > 40 or H < 64)
     assert_close(fast(*arguments), plain(*arguments), 1e-4)
 
 

@@ -1,4 +1,4 @@
-"""The sigmoid of the gates."""
+"""The activations of a cell's gates."""
 
 import jax
 import jax.numpy as jnp
@@ -14,3 +14,22 @@ def sigmoid(x: jax.Array) -> jax.Array:
       As x.
     """
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
+
+
+def activated(z: jax.Array, gates: int, candidate: int) -> jax.Array:
+    """The sigmoids of all gates, and the tanh of the candidate, by one tanh over all of them.
+
+    XLA does not vectorise an operation that reads the gates one beside the other and takes a tanh of each: that is
+    three times as slow as the rest of a cell.
+
+    Args:
+      z: pre-activations [..., gates * H].
+      gates: how many parts it has.
+      candidate: the place of the part that takes a tanh.
+
+    Returns:
+      As z.
+    """
+    is_candidate = jnp.arange(z.shape[-1]) // (z.shape[-1] // gates) == candidate
+    tanh = jnp.tanh(jnp.where(is_candidate, z, 0.5 * z))
+    return jnp.where(is_candidate, tanh, 0.5 * tanh + 0.5)

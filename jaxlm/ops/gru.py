@@ -33,9 +33,9 @@ def gru(x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.
 
 
 def _cell(linear: Linear, h: jax.Array, projected: jax.Array, recurrent_bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-    r, z, n = jnp.split(projected, 3, -1)
-    hr, hz, hn = jnp.split(linear("state", h), 3, -1)
-    r, z = sigmoid(r + hr), sigmoid(z + hz)
+    gates = 2 * h.shape[-1]
+    (rz, n), (hrz, hn) = (jnp.split(part, [gates], -1) for part in (projected, linear("state", h)))
+    r, z = jnp.split(sigmoid(rz + hrz), 2, -1)
     n = jnp.tanh(n + r * (hn + recurrent_bias))
     h = (1 - z) * n + z * h
     return h, h

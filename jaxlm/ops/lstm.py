@@ -15,7 +15,7 @@ from jax import lax
 
 from jaxlm.ops.bounded_scan import last_step
 from jaxlm.ops.dropout import apply_mask
-from jaxlm.ops.gates import sigmoid
+from jaxlm.ops.gates import activated
 from jaxlm.ops.product import product
 
 
@@ -87,10 +87,6 @@ def lstm(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
     return _lstm(x, kernel, bias, state, jnp.asarray(forget_bias, bias.dtype), length, kept, keep)
 
 
-# An unrolled scan is faster, and takes seconds to compile: not for many steps, nor for a small layer.
-MOST_UNROLLED, LEAST_UNROLLED_WIDTH = 40, 64
-
-
 @jax.custom_vjp
 def _lstm(x, kernel, bias, state, forget_bias, length, kept, keep):
     (y, final), _ = _forward(x, kernel, bias, state, forget_bias, length, kept, keep)
@@ -102,29 +98,30 @@ def _forward(x, kernel, bias, state, forget_bias, length, kept, keep):
     gate_bias = bias.at[2 * H:3 * H].add(forget_bias)
 
     def activate(state, z):
-        i, j, f, o = _activated(z)
+        gates = activated(z, 4, 1)
+        i, j, f, o = jnp.split(gates, 4, -1)
         c = state.c * f + i * j
         h = jnp.tanh(c) * o
-        return LSTMState(c, h), (h, c, z)
+        return LSTMState(c, h), (h, c, gates)
 
     if len(x) == 1:  # the whole kernel at once: to split it is to copy it, which costs more than such a step
         inputs = jnp.concatenate([x[0], apply_mask(state.h, kept, keep).astype(x.dtype)], -1)
         final, found = activate(state, product(inputs, kernel, x.dtype) + gate_bias)
-        h, c, z = (part[None] for part in found)
+        h, c, gates = (part[None] for part in found)
     else:
         kernel_x, kernel_h = jnp.split(kernel.astype(x.dtype), [x.shape[-1]])  # cast once, not at each step
 
         def cell(state, projected):
             return activate(state, projected + product(apply_mask(state.h, kept, keep), kernel_h, x.dtype))
 
-        final, (h, c, z) = _scan(cell, state, product(x, kernel_x, x.dtype) + gate_bias)
+        final, (h, c, gates) = lax.scan(cell, state, product(x, kernel_x, x.dtype) + gate_bias)
     if length is not None:
         final = last_step(LSTMState(c, h), length)
-    return (h.astype(x.dtype), final), (x, kernel, state, h, c, z, length, kept, keep)
+    return (h.astype(x.dtype), final), (x, kernel, state, h, c, gates, length, kept, keep)
 
 
 def _backward(saved, cotangents):
-    x, kernel, state, h, c, z, length, kept, keep = saved
+    x, kernel, state, h, c, gates, length, kept, keep = saved
     dy, dfinal = cotangents
     if length is not None:
         dfinal = jax.tree.map(jnp.zeros_like, dfinal)
@@ -132,7 +129,7 @@ def _backward(saved, cotangents):
     c_before = jnp.concatenate([state.c[None], c[:-1]])
     h_read = apply_mask(jnp.concatenate([state.h[None], h[:-1]]), kept, keep)
 
-    i, j, f, o = _activated(z)
+    i, j, f, o = jnp.split(gates, 4, -1)
     tanh_c = jnp.tanh(c)
     of_gates = jnp.concatenate([j * i * (1 - i), i * (1 - j * j), c_before * f * (1 - f), tanh_c * o * (1 - o)], -1)
     of_cell = o * (1 - tanh_c * tanh_c)
@@ -145,7 +142,7 @@ def _backward(saved, cotangents):
         dz = jnp.concatenate([dc, dc, dc, dh], -1) * of_gates
         return (dc * f, apply_mask(product(dz, kernel_h, x.dtype, transposed=True), kept, keep)), dz
 
-    (dc, dh), dz = _scan(cell, (dfinal.c, dfinal.h), (dy.astype(c.dtype), of_gates, of_cell, f), reverse=True)
+    (dc, dh), dz = lax.scan(cell, (dfinal.c, dfinal.h), (dy.astype(c.dtype), of_gates, of_cell, f), reverse=True)
 
     def rows_by_column(a):
         return a.reshape(-1, a.shape[-1]).T.astype(x.dtype)
@@ -160,17 +157,6 @@ def _backward(saved, cotangents):
 
 
 _lstm.defvjp(_forward, _backward)
-
-
-def _activated(z):
-    i, j, f, o = jnp.split(z, 4, -1)
-    return sigmoid(i), jnp.tanh(j), sigmoid(f), sigmoid(o)
-
-
-def _scan(cell, carry, steps, reverse=False):
-    T, H = jax.tree.leaves(steps)[0].shape[0], jax.tree.leaves(carry)[0].shape[-1]
-    unrolled = 0 < T <= MOST_UNROLLED and H >= LEAST_UNROLLED_WIDTH
-    return lax.scan(cell, carry, steps, reverse=reverse, unroll=T if unrolled else 1)
 
 
 def _check_shapes(x, kernel, bias, state):

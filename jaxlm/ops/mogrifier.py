@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlm.ops.gates import sigmoid
+from jaxlm.ops.gates import activated, sigmoid
 from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.product import product
 from jaxlm.ops.recurrence import Linear, recurrence, recurrence_reference
@@ -97,13 +97,13 @@ def _cell(input_gate: str, linear: Linear, state: LSTMState, x: jax.Array, rest:
         x = _from_input(linear, x, others)
     z, norms = linear("state", h), others["norms"]
     z = x + (z if norms is None else _normalised(z) * norms["state"])
-    *i, j, f, o = jnp.split(z, 3 if input_gate == "coupled" else 4, -1)
-    f, update = sigmoid(f), jnp.tanh(j)
+    gates, candidate = (3, 0) if input_gate == "coupled" else (4, 1)
+    *i, update, f, o = jnp.split(activated(z, gates, candidate), gates, -1)
     update = update if limits.update is None else update * limits.update
-    taken = 1 - f if input_gate == "coupled" else sigmoid(i[0])
+    taken = 1 - f if input_gate == "coupled" else i[0]
     c = state.c * f + (jnp.minimum(taken, 1 - f) if input_gate == "capped" else taken) * update
     shown = c if norms is None else _normalised(c) * norms["cell"] + norms["cell_bias"]
-    h = jnp.tanh(shown) * sigmoid(o)
+    h = jnp.tanh(shown) * o
     clip = limits.cell_clip
     return LSTMState(c if clip is None else jnp.clip(c, -clip, clip), h), h
 
