@@ -16,7 +16,8 @@ from jaxlm.ops.processor import cpu_flags
 from jaxlm.ops.product import product
 
 # Rows of a chunk on CPU, measured in docs/performance.md: logits of about this size stay in the cache, and
-# there are enough rows that reading the kernel and adding to its gradient, once a chunk, costs little.
+# there are enough rows that reading the kernel and adding to its gradient, once a chunk, costs little: as many as the
+# kernel has, up to three times that size.
 CHUNK_BYTES = 10 * 2**20
 LEAST_ROWS = 128
 ACCELERATOR_CHUNK_BYTES = 512 * 2**20
@@ -189,10 +190,11 @@ def _in_chunks(kernel_shape, *arrays, parts=1):
     """
     N, (H, V) = arrays[0].shape[0], kernel_shape
     if jax.default_backend() == "cpu":
-        most = max(CHUNK_BYTES // (4 * V), LEAST_ROWS, H // 4)
+        cached = CHUNK_BYTES // (4 * V)
+        wanted = max(cached, min(H, 3 * cached), LEAST_ROWS, H // 4)
     else:
-        most = max(ACCELERATOR_CHUNK_BYTES // (4 * V), LEAST_ROWS)
-    chunks = -(-N // -(-most // parts))
+        wanted = max(ACCELERATOR_CHUNK_BYTES // (4 * V), LEAST_ROWS)
+    chunks = max(1, round(N * parts / wanted))
     rows = -(-N // chunks)
 
     def cut(a):
