@@ -4,7 +4,7 @@ A life begins in an empty directory and is disturbed until it ends. A case is on
 it. After each, what was planted is taken away and what was damaged is put back, and the same command is given again. At
 the end every byte that is promised must be that of a life that nobody disturbed.
 
-JAXLM_CHAOS is the number of cases (300) and JAXLM_CHAOS_SEED the seed, which is printed.
+JAXLM_CHAOS is the number of cases (200) and JAXLM_CHAOS_SEED the seed, which is printed.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ import pytest
 from forked import Command, Server
 from processes import kept
 
-CASES = int(os.environ.get("JAXLM_CHAOS", "300"))
+CASES = int(os.environ.get("JAXLM_CHAOS", "200"))
 SEED = int(os.environ.get("JAXLM_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 CODES = {0, 1, -9}  # (2: arguments that do not parse; 3: diverged; 128 + N: no signal is sent but SIGKILL)
 MOST_CASES_OF_A_LIFE = 12

@@ -77,11 +77,6 @@ def survive(tmp_path: Path, reference: dict[str, bytes], kills: int, seed: int) 
     return {**caught, "half-written or half-removed checkpoints left": unfinished}
 
 
-@pytest.mark.slow  # the many kills are too, and prove more; this one is for a quick look
-def test_a_few_kills_change_nothing(tmp_path, reference):
-    survive(tmp_path, reference, kills=3, seed=1)
-
-
 @pytest.mark.slow
 def test_many_kills_change_nothing(tmp_path, reference, capsys):
     caught = survive(tmp_path, reference, kills=60, seed=2)
