@@ -3,14 +3,17 @@
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlm.config.config import KINDS, Config, all_kinds, conflicts, differences, is_number, spec_of_field
+import jaxlm.config.pytrees  # noqa: F401 (registers the kinds)
+from jaxlm.config.config import FIXED, KINDS, Config, all_kinds, conflicts, differences, is_number, spec_of_field
 from jaxlm.config.fields import specs
 from jaxlm.config.presets import PRESETS, preset
+from jaxlm.config.protocols import PROTOCOLS
 from jaxlm.config.schedules import Piecewise
 from jaxlm.errors import JaxlmError
 
@@ -95,6 +98,16 @@ def test_a_plain_name_belongs_to_one_section_only():
     assert all(len(found) == 1 for found in homes.values())
     assert is_number("learning_rate") and not is_number("hidden_sizes") and not is_number("model")
     assert spec_of_field("optimizer").choices == ("sgd", "asgd", "adamw", "muon")
+
+
+def test_no_kind_is_taken_for_another_with_the_same_fields():
+    """As `jax.jit` compares them: GRU and MinGRU, or the schedules linear and cosine, differ by their class alone."""
+    kinds = [*(kind for _, _, kind in all_kinds() if kind not in FIXED.values()), *PROTOCOLS.values()]
+    trees = [jax.tree.structure(kind()) for kind in kinds]
+    assert [[one == other for other in trees] for one in trees] == np.eye(len(kinds), dtype=bool).tolist()
+    for kind in kinds:
+        leaves, tree = jax.tree.flatten(kind())
+        assert jax.tree.unflatten(tree, leaves) == kind()
 
 
 def test_another_kind_keeps_the_fields_that_both_have():
