@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import hypothesis
@@ -15,16 +16,30 @@ hypothesis.settings.load_profile("jaxlm")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+# The default suite compiles thousands of small programs, in a third of the time that XLA's optimisations would take.
+# Where numbers were recorded (`golden`) and in the slow tests, CI compiles as users do.
+DEFAULT_SUITE = "not slow"
 COMPILED_BYTES = 1 << 30
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Names one folder of compiled programs for all processes of all sessions, before JAX is imported anywhere.
+    """Before JAX is imported anywhere: how all processes of the session compile, and where they keep programs."""
+    if hasattr(config, "workerinput"):
+        return
+    if config.option.markexpr == DEFAULT_SUITE:
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        if version("jaxlib").startswith("0.10."):  # (jax 0.12 has the new ones alone, and ends at a flag it lacks)
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    _keep_programs(config)
+
+
+def _keep_programs(config: pytest.Config) -> None:
+    """Names one folder of compiled programs for all processes of all sessions.
 
     Most of what tests take is XLA's time, and the same program is met in many files and processes. JAX names a program
     by its text, its options and the compiler, so that none is taken for another; `pytest --cache-clear` empties it.
     """
-    if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ or not hasattr(config, "cache"):
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not hasattr(config, "cache"):
         return
     from jaxlm.data.cache import compilation_cache
 
@@ -35,16 +50,6 @@ def pytest_configure(config: pytest.Config) -> None:
         shutil.rmtree(folder)
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
-
-
-@pytest.fixture
-def unoptimized():
-    """Compiles in half the time: for laws of programs as they are written. Golden numbers hold the optimised ones."""
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

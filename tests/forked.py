@@ -15,7 +15,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from processes import COMPILED, ROOT
+from processes import COMPILED, ONE_THREAD, ROOT
 
 SECONDS = 180  # a command that rests for longer, or computes for longer, hangs
 
@@ -69,7 +69,7 @@ class Server:
 
     def __init__(self, folder: Path):
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONUNBUFFERED": "1",
-                       "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
+                       "XLA_FLAGS": ONE_THREAD, "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
                        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
         self._folder, self._count, self._ended, self._rest = folder, 0, dict[int, int](), b""

@@ -15,6 +15,7 @@ from jaxlm.runs import listing
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILED = tempfile.TemporaryDirectory(prefix="jaxlm-compiled-")  # JAX's own cache, so that a restart is quick
+ONE_THREAD = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
 FLAGS = ("--corpus", "embedded-tiny", "--embedding-size", "8", "--hidden-sizes", "8,6", "--batch-size", "50",
          "--bptt-length", "20", "--epochs", "3", "--keep-output", "0.8", "--checkpoint-every", "7",
          "--windows-per-call", "4")
@@ -28,9 +29,9 @@ MAIN = "import sys; sys.modules['torch'] = None; from jaxlm.cli import main; sys
 
 def start(*arguments: str | Path, code: str = MAIN, **options) -> subprocess.Popen:
     """`jaxlm ARGUMENTS` as a process of its own with one thread of XLA; its output is read by `end`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "XLA_FLAGS": ONE_THREAD,
                    "JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0", "PYTHONUNBUFFERED": "1"}
+                   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], text=True, env=environment,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 

@@ -164,6 +164,7 @@ def agreeing(golden: dict) -> int:
     return int(off.argmax()) if off.any() else len(off)
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize(("name", "wide"), [
     ("awd_lstm", False), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
         ("awd_lstm", True), ("awd_lstm_plain", False), ("awd_lstm_plain", True)))])

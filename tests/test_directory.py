@@ -61,9 +61,11 @@ def resume(run_dir: Path, corpus) -> jaxlm.TrainResult:
     return jaxlm.train(config, corpus, run_dir, resume=True, quiet=True)
 
 
+@pytest.mark.golden
 def test_a_run_of_format_1_evaluates_to_the_same_digits(corpus):
     model = jaxlm.load(GOLDEN)
-    assert [model.evaluate(split, corpus=corpus).nats for split in ("test", "valid")] == [TEST_NATS, VALID_NATS]
+    nats = [model.evaluate(split, corpus=corpus).nats for split in ("test", "valid")]
+    assert nats == pytest.approx([TEST_NATS, VALID_NATS], rel=1e-7)  # compilers differ in their last bits
 
 
 def test_a_run_of_format_1_is_resumed_to_the_same_end(run_dir, corpus):

@@ -48,6 +48,7 @@ def named(case: dict, variables: list) -> dict[str, np.ndarray]:
             for name, shape in variables}
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("path", sorted(HERE.glob("*.json")), ids=lambda path: path.stem)
 def test_a_trajectory_of_tensorflow(path):
     follow(path)
@@ -128,6 +129,7 @@ def ptb_run(golden, corpus, nudge: int | None = None, mesh=None):
     return np.array([metrics.cost, metrics.grad_norm], np.float64).T, np.array(valid)
 
 
+@pytest.mark.golden
 def test_penn_treebank_as_far_as_float32_determines_it(ptb_golden):
     follow_penn_treebank(ptb_golden)
 

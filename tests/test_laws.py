@@ -20,7 +20,6 @@ from jaxlm.scoring.stream import eval_step, stream_nats
 from jaxlm.training import members
 from jaxlm.training.step import init_state, train_windows
 
-pytestmark = pytest.mark.usefixtures("unoptimized")  # there are hundreds
 IDS = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
 ROWS, SLOTS = 97, 8  # of `text`, and windows of a call: the runs by `jaxlm.train` share the compiled programs
 TOKENS = jnp.zeros((ROWS, B), jnp.int32).at[:len(IDS) // B].set(IDS.reshape(B, -1).T)

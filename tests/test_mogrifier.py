@@ -164,6 +164,7 @@ def in_lamb_s_names(weights, names, prefix="", linear=""):
     return found
 
 
+@pytest.mark.golden
 @needs_golden
 @pytest.mark.parametrize("case", CELLS, ids=lambda case: " ".join(
     f"{name}={value}" for name, value in case["config"].items() if name not in SHAPES))
@@ -279,6 +280,7 @@ def lamb_noise(case, config, step):
                  fixed("state_dropout"), found("downprojected_output_dropout"), fixed("update_dropout"))
 
 
+@pytest.mark.golden
 @needs_golden
 @pytest.mark.parametrize("case", LMS, ids=lambda case: case["name"].split(",")[0])
 def test_the_language_model_of_lamb(case):

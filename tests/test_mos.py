@@ -146,6 +146,7 @@ def agreeing(told: dict) -> int:
     return int(off.argmax()) if off.any() else len(off)
 
 
+@pytest.mark.golden
 # By default the one of all mechanisms at once; the others with the slow tests.
 @pytest.mark.parametrize(("name", "wide"), [
     pytest.param(name, wide, id=f"{name}, {'float64' if wide else 'float32'}",

@@ -29,7 +29,6 @@ from jaxlm.scoring.stream import stream_nats
 
 GOLDEN = Path(os.environ.get("JAXLM_GOLDEN", "no golden files"))
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="JAXLM_GOLDEN names no folder of trajectories")
-law = pytest.mark.usefixtures("unoptimized")
 IDS = np.random.default_rng(5).integers(0, 17, 65).astype(np.int32)
 TRAIN = np.random.default_rng(6).integers(0, 17, 300).astype(np.int32)
 SETTINGS = {"cache": {"cache_window": 7, "theta": 0.6, "lambda_": 0.3},
@@ -70,6 +69,7 @@ def tokens(generator, n: int, V: int) -> np.ndarray:
     return (generator.random(n)**3 * (V - 1)).astype(np.int32)
 
 
+@pytest.mark.golden
 @needs_golden
 @pytest.mark.parametrize("case", cases("pointer.json"), ids=lambda case: f"window {case['config']['window']}")
 def test_the_cache_is_that_of_pointer_py(case):
@@ -86,6 +86,7 @@ def test_the_cache_is_that_of_pointer_py(case):
         np.testing.assert_allclose(np.log(found.perplexity), case["reported_loss"], rtol=1e-6)
 
 
+@pytest.mark.golden
 @needs_golden
 @pytest.mark.parametrize("case", cases("dynamic_eval.json"), ids=lambda case: f"lr {case['config']['lr']}")
 def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
@@ -121,6 +122,7 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
             np.testing.assert_allclose(one["bias"].sum(), sum(biases), rtol=1e-4)
 
 
+@pytest.mark.golden
 @needs_golden
 def test_lamb_s_dynamic_evaluation():
     """After its ten windows of training by rmsprop, which is Adam without a mean of the gradient."""
@@ -181,7 +183,6 @@ def plain_nats(kind: str) -> np.ndarray:
     return small_lm(kind).scorer("stream", full=False)([IDS]).nats
 
 
-@law
 @pytest.mark.parametrize(("name", "kind"), [*((name, "lstm") for name in SETTINGS), *(
     pytest.param(name, kind, marks=pytest.mark.slow) for name in SETTINGS for kind in (*KINDS[1:], "mogrifier"))])
 def test_a_protocol_at_its_neutral_numbers_is_the_plain_model(name, kind):
@@ -189,7 +190,6 @@ def test_a_protocol_at_its_neutral_numbers_is_the_plain_model(name, kind):
                                rtol=1e-5)
 
 
-@law
 @pytest.mark.parametrize("name", SETTINGS)
 def test_probabilities_sum_to_one_and_scores_follow_from_them(name):
     V, tied = 17, name in ("dynamic", "mc")
@@ -204,7 +204,6 @@ def test_probabilities_sum_to_one_and_scores_follow_from_them(name):
     np.testing.assert_allclose(alone, found.nats, atol=1e-5)
 
 
-@law
 def test_the_cache_is_what_its_definition_says():
     lm, values = small_lm(), SETTINGS["cache"]
     W, theta, weight = values["cache_window"], values["theta"], values["lambda_"]
@@ -227,7 +226,6 @@ def test_the_cache_is_what_its_definition_says():
     np.testing.assert_allclose(scoring("cache", values, full=False)([IDS]).nats, expected, rtol=1e-5)
 
 
-@law
 def test_dynamic_evaluation_by_sgd_is_what_its_definition_says():
     lm, T = small_lm(), 4
     model, p0 = lm.config.model, lm.params
@@ -250,7 +248,6 @@ def test_dynamic_evaluation_by_sgd_is_what_its_definition_says():
     np.testing.assert_allclose(found.nats, expected, rtol=1e-4)
 
 
-@law
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_stream_is_read_alike_in_one_call_and_in_many(name):
     whole, parts = (scoring(name, SETTINGS[name], dropout=True) for _ in range(2))
@@ -259,7 +256,6 @@ def test_a_stream_is_read_alike_in_one_call_and_in_many(name):
     np.testing.assert_allclose(found, whole([IDS]).nats, atol=1e-5)
 
 
-@law
 @pytest.mark.parametrize("name", SETTINGS)
 def test_sentences_begin_anew_and_are_alike_alone_and_side_by_side(name, monkeypatch):
     monkeypatch.setattr(reading, "SEGMENTS", (1,))
@@ -269,7 +265,6 @@ def test_sentences_begin_anew_and_are_alike_alone_and_side_by_side(name, monkeyp
     np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
 
 
-@law
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_longer_stream_and_other_numbers_compile_nothing_anew(name, monkeypatch):
     monkeypatch.setattr(reading, "SEGMENTS", (1,))
@@ -285,7 +280,6 @@ def test_a_longer_stream_and_other_numbers_compile_nothing_anew(name, monkeypatc
     assert [leaf.shape for leaf in jax.tree.leaves(run.state)] == shapes
 
 
-@law
 def test_many_networks_with_dropout_have_the_mean_of_their_probabilities():
     each = []
     for seed in range(2):

@@ -22,7 +22,6 @@ from jaxlm.report.metrics import read_metrics
 from jaxlm.training import step as steps
 from jaxlm.training.step import Window, init_state, read_window, train_step
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
 step, started = jax.jit(train_step), jax.jit(init_state, static_argnums=2)
 drawn = jax.jit(draw_noise, static_argnums=(2, 3))
 LONGEST = int(RANDOM_WINDOWS["longest_window"])

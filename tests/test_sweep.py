@@ -119,7 +119,7 @@ for member in swept.members:
     alone = jaxlm.train(config.replace(**member.values), folder / "text.txt", quiet=True, devices=1)
     np.testing.assert_allclose(member.valid_perplexities, [e.valid_perplexity for e in alone.epochs], rtol=1e-5)
     np.testing.assert_allclose(member.test_perplexity, alone.test_perplexity, rtol=1e-5)
-""", optimized=False)
+""")
 
 
 @pytest.mark.parametrize("vmapped", [True, False])
