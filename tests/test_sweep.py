@@ -258,6 +258,15 @@ def test_kinds_are_swept_with_fields_of_their_own(tmp_path, optimizer):
     assert f"--optimizer={optimizer}" in command and "--beta1=0.8" in command and "--clip-norm=none" in command
 
 
+def test_kinds_with_the_same_fields_do_not_train_as_one_another(tmp_path):
+    config = TINY.replace(epochs=1, learning_rate=0.2)  # (at higher rates rounding grows to whole points)
+    space = {"schedule": ["linear", "cosine"], "model": ["gru", "mingru"], "warmup": [0.2], "final": [0.1]}
+    found = jaxlm.sweep(config, space, run_dir=tmp_path / "sweep", vmap=True, quiet=True)
+    for one in found.members:
+        single = jaxlm.train(config.replace(**one.values), quiet=True)
+        assert one.test_perplexity == pytest.approx(single.test_perplexity, rel=1e-5)
+
+
 def stored(run_dir: Path) -> optuna.Study:
     return optuna.load_study(study_name=NAME, storage=JournalStorage(JournalFileBackend(
         str(run_dir / "study.journal"))))
