@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     if config.option.markexpr == DEFAULT_SUITE:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-        if version("jaxlib").startswith("0.10."):  # (jax 0.12 has the new ones alone, and ends at a flag it lacks)
+        if version("jaxlib").startswith("0.10."):  # by the older emitters (jax 0.12 has none, and ends at such a flag)
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
     _keep_programs(config)
 
