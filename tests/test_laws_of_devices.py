@@ -27,4 +27,4 @@ for name in names:
     for part in ("params", "carry", "opt_state", "average"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5, err_msg=name),
                      getattr(many_end, part), getattr(end, part))
-""")
+""", optimized=False)
