@@ -61,11 +61,10 @@ def resume(run_dir: Path, corpus) -> jaxlm.TrainResult:
     return jaxlm.train(config, corpus, run_dir, resume=True, quiet=True)
 
 
-@pytest.mark.golden
+@pytest.mark.slow  # to the bit, so of programs compiled as users compile them
 def test_a_run_of_format_1_evaluates_to_the_same_digits(corpus):
     model = jaxlm.load(GOLDEN)
-    nats = [model.evaluate(split, corpus=corpus).nats for split in ("test", "valid")]
-    assert nats == pytest.approx([TEST_NATS, VALID_NATS], rel=1e-7)  # compilers differ in their last bits
+    assert [model.evaluate(split, corpus=corpus).nats for split in ("test", "valid")] == [TEST_NATS, VALID_NATS]
 
 
 def test_a_run_of_format_1_is_resumed_to_the_same_end(run_dir, corpus):

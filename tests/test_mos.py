@@ -146,8 +146,8 @@ def agreeing(told: dict) -> int:
     return int(off.argmax()) if off.any() else len(off)
 
 
-@pytest.mark.golden
 # By default the one of all mechanisms at once; the others with the slow tests.
+@pytest.mark.golden
 @pytest.mark.parametrize(("name", "wide"), [
     pytest.param(name, wide, id=f"{name}, {'float64' if wide else 'float32'}",
                  marks=[] if (name, wide) == ("small batches", True) else [pytest.mark.slow])
