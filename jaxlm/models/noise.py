@@ -16,7 +16,6 @@ from jaxlm.models.cell import Params, State
 from jaxlm.models.heads import kernel_width
 from jaxlm.ops.dropout import apply_mask, draw_mask
 from jaxlm.ops.sampled_softmax import Drawn, draw_words
-from jaxlm.ops.threefry import in_one_pass
 
 Mask = jax.Array | None  # bool, true where something is kept; None: nothing is dropped
 Keep = jax.Array | float | None
@@ -73,7 +72,6 @@ def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int, f
     be None where nothing is random. `first` is the number of the first row (default: in the whole batch).
     """
     first, steps = collectives.first_row(rows) if first is None else first, 1 if model.locked_dropout else steps
-    key = None if key is None else in_one_pass(key)
 
     def units(place: int, keep: Keep, width: int) -> Mask:
         if keep is None or key is None:

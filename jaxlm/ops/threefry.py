@@ -2,7 +2,8 @@
 
 On CPUs JAX lowers Threefry-2x32 (Salmon et al. 2011, doi:10.1145/2063384.2063405) to a loop over groups of rounds,
 each of which reads and writes whole arrays. Written out, all rounds are one elementwise expression, which XLA fuses
-into one loop, together with whatever is made of the bits.
+into one loop, together with what is made of the bits: for parameters, not for masks, which several loops would each
+draw anew.
 """
 
 import math
