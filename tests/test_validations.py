@@ -41,6 +41,30 @@ def test_stale_counts_the_validations_since_the_best_and_no_number_is_the_worst(
     assert first_memory(BASE.recipe) is None  # nothing follows from a validation: nothing is remembered
 
 
+def averaging(losses, **fields):
+    """Whether averaging has started, after each validation."""
+    return [bool(memory.switch.averaging) for memory in after(BASE.replace(optimizer="adamw", **fields), losses)]
+
+
+def test_the_mogrifier_s_code_averages_once_the_best_is_so_many_validations_old():
+    """docs/mogrifier.md has the first two examples."""
+    slow, sudden, lamb = [5, 4, 3, 3.2, 3.3, 3.4], [5, 4, 3, 5.5], dict(compatibility="lamb")
+    assert averaging(slow, nonmonotone=2, **lamb) == 4 * [False] + 2 * [True]
+    assert averaging(slow, nonmonotone=2) == 5 * [False] + [True]
+    assert averaging(sudden, nonmonotone=2, **lamb) == 4 * [False]
+    assert averaging(sudden, nonmonotone=2) == 3 * [False] + [True]
+    assert averaging([3, 4, 2, 2.5, 1], nonmonotone=2, **lamb) == 5 * [False]
+    assert averaging([3, 4, 5, 1], nonmonotone=2, **lamb) == [False, False, True, True]  # and never stops
+
+
+@pytest.mark.parametrize("compatibility", ["none", "lamb"])
+def test_averaging_starts_with_the_latest_validation(compatibility):
+    fields = dict(nonmonotone=3, compatibility=compatibility, average_latest=4)
+    assert averaging([5, 4, 3, 2, 1], **fields) == [False, False, False, True, True]
+    preset = jaxlm.preset("mogrifier")
+    assert (preset.optimizer.averages_after, preset.optimizer.averages_latest) == (50, 800)  # as published
+
+
 def iterates(config, steps, averaging_from):
     """The embedding after each window, and the average at the end."""
     state, told = init_state(config.recipe, jax.random.key(0), B), []
@@ -91,7 +115,8 @@ def text(tmp_path_factory):
 
 
 @pytest.mark.parametrize("fields", [dict(optimizer="asgd", nonmonotone=1), dict(
-    optimizer="adamw", learning_rate=0.1, nonmonotone=1), dict(schedule="plateau", plateau_factor=0.5)],
+    optimizer="adamw", learning_rate=0.1, nonmonotone=1, average_latest=3), dict(
+        schedule="plateau", plateau_factor=0.5)],
                          ids=["asgd", "adamw", "plateau"])
 def test_what_followed_is_the_same_after_a_stop(fields, text, tmp_path):
     """The switch, the lowered rate and the early end fall in the same windows, with the same numbers."""
@@ -130,6 +155,7 @@ def test_members_end_early_as_they_would_alone(text, tmp_path):
     (dict(optimizer="asgd", schedule="plateau"), "nonmonotone 5 of the optimizer and the schedule plateau"),
     (dict(optimizer="asgd", average_decay=0.9), "average_decay .* optimizer asgd"),
     (dict(optimizer="adamw", nonmonotone=0, average_decay=0.9), "average_decay .* nonmonotone"),
+    (dict(optimizer="muon", average_latest=9), "average_latest .* nonmonotone"),
     (dict(model="gru", compatibility="awd-lstm"), "compatibility awd-lstm .* model is gru")])
 def test_contradictions_name_both_fields(fields, says):
     with pytest.raises(JaxlmError, match=says) as caught:

@@ -1,9 +1,15 @@
 """The kinds of optimisers, each a frozen dataclass of its numbers (traced) and switches (static)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from jaxlm.config.fields import choice, count, flag, number
 from jaxlm.errors import JaxlmError
+
+
+def _latest() -> Any:
+    return count(None, "the average of nonmonotone starts after so many validations at the latest (none: it may never "
+                       "start)", "validations", low=1)
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,16 @@ class Optimizer:
     def averages_after(self) -> int | None:
         """What `nonmonotone` is; None where there is no even average of the parameters."""
         return getattr(self, "nonmonotone", None)
+
+    @property
+    def averages_latest(self) -> int | None:
+        """What `average_latest` is; None where no number of validations starts that average."""
+        return getattr(self, "average_latest", None)
+
+    @property
+    def averages_once_stale(self) -> bool:
+        """Whether that average starts once the best validation is so many validations old."""
+        return False
 
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
@@ -69,6 +85,7 @@ class ASGD(Descent):
 
     nonmonotone: int = count(5, "averaging starts after a validation that is worse than the best of all but the last "
                                 "so many before it (0: it starts with the first window)", "validations", high=10_000)
+    average_latest: int | None = _latest()
 
     def check(self) -> None:
         if self.average_decay is not None:
@@ -84,8 +101,12 @@ class Adaptive(Optimizer):
                                           "a validation that is worse than the best of all but the last so many before "
                                           "it (0: with the first window; none: no such average)", "validations",
                                     high=10_000)
+    average_latest: int | None = _latest()
 
     def check(self) -> None:
+        if self.average_latest is not None and self.nonmonotone is None:
+            raise JaxlmError("average_latest says when the average of nonmonotone starts at the latest, and "
+                             "nonmonotone is none: set nonmonotone too, as in 50, or average_latest to none")
         if self.average_decay is not None and self.nonmonotone is not None:
             raise JaxlmError("average_decay averages exponentially and nonmonotone evenly, so that one of them must be "
                              "none")
@@ -104,6 +125,10 @@ class AdamW(Adaptive):
     weight_decay: float = number(0.0, "decay of the matrices, times the learning rate", low=0)
     compatibility: str = choice("none", "whose quirks to repeat: none, or lamb, the Mogrifier's published code, and "
                                         "TensorFlow 1 (docs/mogrifier.md)", ("none", "lamb"))
+
+    @property
+    def averages_once_stale(self) -> bool:
+        return self.compatibility == "lamb"
 
 
 @dataclass(frozen=True)

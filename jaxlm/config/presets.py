@@ -44,7 +44,7 @@ def _mogrifier() -> Config:
             keep_embedding=1 - 0.729, keep_output=1 - 0.291, keep_last_output=1 - 0.716, keep_state=1 - 0.387,
             keep_carry=1 - 0.01),
         optimizer=AdamW(learning_rate=0.0023, beta1=0.0, clip_norm=10.0, l2_penalty=2.5e-4, nonmonotone=50,
-                        compatibility="lamb"),
+                        average_latest=800, compatibility="lamb"),
         schedule=Piecewise(decay=1.0),
         train=TrainConfig(batch_size=64, bptt_length=70, epochs=966),  # about 1,000 turns of 200 steps
         preset="mogrifier")

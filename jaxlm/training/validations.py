@@ -10,17 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config.config import Recipe
+from jaxlm.config.optimizers import Optimizer
 from jaxlm.config.schedules import Plateau
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Switch:
-    """Of NT-ASGD: the losses that its rule compares, and whether averaging has started."""
+    """Of the even average: the losses that NT-ASGD's rule compares, and whether averaging has started."""
 
     recent: jax.Array  # the last `nonmonotone` losses, the oldest first
     older: jax.Array  # the lowest of all before those
     averaging: jax.Array
+    made: jax.Array | None  # validations so far; with average_latest alone
 
 
 @jax.tree_util.register_dataclass
@@ -53,7 +55,8 @@ def first_memory(recipe: Recipe, patience: int = 0) -> Memory | None:
     optimizer = recipe.optimizer
     switch = lowered = None
     if optimizer.averages_after is not None:
-        switch = Switch(_never(optimizer.averages_after), _never(), jnp.bool_(optimizer.averages_after == 0))
+        switch = Switch(_never(optimizer.averages_after), _never(), jnp.bool_(optimizer.averages_after == 0),
+                        None if optimizer.averages_latest is None else jnp.int32(0))
     if isinstance(recipe.schedule, Plateau):
         lowered = Lowered(jnp.float32(1), jnp.int32(0))
     if switch is None and lowered is None and not patience:
@@ -64,9 +67,8 @@ def first_memory(recipe: Recipe, patience: int = 0) -> Memory | None:
 def validated(recipe: Recipe, memory: Memory, loss: jax.Array) -> Memory:
     """The memory after one more validation, with what follows from it.
 
-    Averaging starts once a loss is above the lowest of all but the last `nonmonotone` before it (Merity et al. 2018,
-    arXiv:1708.02182, algorithm 1, as its code has it). The rate is lowered, and the count begins anew, once more than
-    `plateau_patience` losses in a row were not below the best.
+    The rate is lowered, and the count begins anew, once more than `plateau_patience` losses in a row were not below the
+    best. When averaging starts, `_switched` says.
 
     Args:
       recipe: as `first_memory` had it; its numbers may be traced.
@@ -77,10 +79,7 @@ def validated(recipe: Recipe, memory: Memory, loss: jax.Array) -> Memory:
     better = loss < memory.best
     new = replace(memory, best=jnp.minimum(memory.best, loss), stale=jnp.where(better, 0, memory.stale + 1))
     if memory.switch is not None and len(memory.switch.recent):
-        old = memory.switch
-        new = replace(new, switch=Switch(
-            jnp.append(old.recent[1:], loss), jnp.minimum(old.older, old.recent[0]),
-            old.averaging | (loss > old.older)))
+        new = replace(new, switch=_switched(recipe.optimizer, memory.switch, loss, new.stale))
     if memory.lowered is not None:
         assert isinstance(recipe.schedule, Plateau)
         waited = jnp.where(better, 0, memory.lowered.waited + 1)
@@ -88,6 +87,20 @@ def validated(recipe: Recipe, memory: Memory, loss: jax.Array) -> Memory:
         factor = jnp.where(lower, memory.lowered.factor * recipe.schedule.plateau_factor, memory.lowered.factor)
         new = replace(new, lowered=Lowered(factor, jnp.where(lower, 0, waited)))
     return new
+
+
+def _switched(optimizer: Optimizer, old: Switch, loss: jax.Array, stale: jax.Array) -> Switch:
+    """Whether averaging has started, after one more validation.
+
+    It starts once a loss is above the lowest of all but the last `nonmonotone` before it (Merity et al. 2018,
+    arXiv:1708.02182, algorithm 1, as its code has it); with compatibility lamb, once the lowest is `nonmonotone`
+    validations old (Melis et al. 2020, as their code has it); and at the latest with validation `average_latest`.
+    """
+    starts = stale >= len(old.recent) if optimizer.averages_once_stale else loss > old.older
+    made = None if old.made is None else old.made + 1
+    if made is not None and optimizer.averages_latest is not None:
+        starts |= made >= optimizer.averages_latest
+    return Switch(jnp.append(old.recent[1:], loss), jnp.minimum(old.older, old.recent[0]), old.averaging | starts, made)
 
 
 def _never(*shape: int) -> jax.Array:
