@@ -145,8 +145,11 @@ def _run(parser: Parser, arguments: Sequence[str]) -> int:
 
 
 def _use_compilation_cache() -> None:
-    """Names the folder of compiled programs, which is read when JAX is first imported; what the user has set stands."""
+    """Names the folder of compiled programs, which is read when JAX is first imported; what the user has set stands.
+
+    It holds what took a tenth of a second to compile: to read it takes hundredths.
+    """
     from jaxlm.data.cache import compilation_cache
 
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilation_cache()))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
