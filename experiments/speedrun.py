@@ -36,19 +36,19 @@ TENSORFLOW_STEPS, TENSORFLOW_TEST = 11_610, 118.4  # of `small`: its 15 epochs, 
 # For each target what differs from the preset tied-fast.
 WIDE = ("--embedding-size", "384", "--hidden-sizes", "384", "--learning-rate", "0.03", "--adam-learning-rate", "0.012",
         "--locked-dropout", "--adam-weight-decay", "0.03", "--newton-schulz-steps", "3", "--activation-penalty", "2",
-        "--temporal-penalty", "1", "--batch-size", "80", "--sampled-words", "2048")
+        "--temporal-penalty", "1", "--sampled-words", "2048")
 RECIPES: dict[float, tuple[str, ...]] = {
     123.0: ("--embedding-size", "128", "--hidden-sizes", "128", "--sampled-words", "2048", "--sampled-share", "0.8"),
     110.0: (),
     100.0: (*WIDE, "--weight-decay", "0.03", "--keep-output", "0.6", "--keep-embedding", "0.75", "--keep-words", "0.93",
-            "--keep-recurrent-weights", "0.75", "--sampled-share", "0.85", "--epochs", "6"),
+            "--keep-recurrent-weights", "0.75", "--sampled-share", "0.85", "--batch-size", "80", "--epochs", "6"),
     90.0: (*WIDE, "--model", "mogrifier", "--rounds", "2", "--input-gate", "coupled", "--weight-decay", "0.03",
            "--keep-output", "0.45", "--keep-embedding", "0.65", "--keep-words", "0.88",
            "--keep-recurrent-weights", "0.55", "--sampled-share", "0.98", "--batch-size", "100", "--schedule", "linear",
            "--warmup", "0", "--final", "0", "--epochs", "23"),
     82.0: (*WIDE, "--model", "mogrifier", "--rounds", "4", "--weight-decay", "0.05", "--keep-output", "0.4",
            "--keep-embedding", "0.6", "--keep-words", "0.88", "--keep-recurrent-weights", "0.5",
-           "--sampled-share", "0.9", "--epochs", "70"),
+           "--sampled-share", "0.9", "--batch-size", "80", "--epochs", "70"),
 }
 
 

@@ -223,7 +223,7 @@ class _Reporter(Observer):
             self._progress.epoch(ended.epoch, ended.train_perplexity, ended.valid_perplexity, ended.learning_rate,
                                  run.words_per_second, run.epoch_seconds, floor)
             if run.averages_from == run.step:
-                self._progress.say(f"validation has stopped improving: averaging starts with window {run.step + 1}")
+                self._progress.say(f"by its validations so far, averaging starts with window {run.step + 1}")
 
 
 def _finish(run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progress: Progress, stopped_by: int | None
