@@ -19,6 +19,7 @@ JaxlmError for a mistake, and prints by `terminal.say` alone. `ending.py` turns 
 """
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -136,6 +137,7 @@ def _run(parser: Parser, arguments: Sequence[str]) -> int:
         if args.verb.uses_jax:
             check_limits()
             _use_compilation_cache()
+            gc.set_threshold(50_000)  # as Python sets it, collections take 0.1 s while JAX is imported and traces
         return args.verb.action(args)
 
     code = exit_code(act)

@@ -27,9 +27,12 @@ def cache_dir() -> Path:
 
 def compilation_cache() -> Path:
     """The folder of XLA's compiled programs for this kind of processor: a program for one may not run on another."""
-    model = [platform.machine(), platform.processor()]
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        model += sorted({line for line in file if line.startswith(("model name", "flags", "Features"))})
+    try:
+        with open("/proc/cpuinfo") as file:
+            model = sorted({line for line in file if line.startswith(("model name", "flags", "Features"))})
+    except OSError:
+        model = [platform.processor()]  # on some systems the word of a program, which takes hundredths of a second
+    model.append(platform.machine())
     return cache_dir() / "xla" / hashlib.sha256("\n".join(model).encode()).hexdigest()[:16]
 
 

@@ -147,7 +147,7 @@ def put_rows(mesh: Mesh | None, shape: tuple[int, int], read: Callable[[slice], 
       Tokens [R, B].
     """
     if mesh is None:
-        return jnp.asarray(read(slice(0, shape[1])))
+        return jax.device_put(read(slice(0, shape[1])))
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None

@@ -21,7 +21,6 @@ from jaxlm.models.heads import head_specs, init_head
 from jaxlm.models.noise import Noise, keep_of_output, of_layer
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.embedding import Rows, look_up
-from jaxlm.ops.threefry import in_one_pass
 
 # By the names of config's MODELS.
 CELLS: dict[str, Cell] = {"lstm": lstm.CELL, "gru": gru.CELL, "mingru": mingru.CELL, "mogrifier": mogrifier.CELL}
@@ -36,7 +35,7 @@ def init_params(model: Recurrent, key: jax.Array) -> Params:
     """
     cell, name = _cell(model)
     widths = (model.embedding_size, *model.hidden_sizes)
-    keys = jax.random.split(in_one_pass(key), len(model.hidden_sizes) + 3)
+    keys = jax.random.split(key, len(model.hidden_sizes) + 3)
     embedding_key, *layer_keys, kernel_key, bias_key = keys
     return {
         "embedding": uniform(model, embedding_key, model.vocab_size, model.embedding_size),

@@ -11,31 +11,31 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.random import define_prng_impl, threefry_prng_impl
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
+_ONE = 0x3F800000  # the bits of float32 1, whose exponent is that of all numbers in [1, 2)
 
 
-def in_one_pass(key: jax.Array) -> jax.Array:
-    """The key, whose numbers, and those of all keys made from it, are drawn in one pass and stay the same.
+def uniform(key: jax.Array, shape: tuple[int, ...], minval: float = 0.0, maxval: float = 1.0) -> jax.Array:
+    """The numbers of `jax.random.uniform`, float32 in [minval, maxval), drawn in one pass.
 
     Args:
-      key: one key or an array of keys; of another kind it is returned as it is.
-
-    Returns:
-      Keys for `jax.random.fold_in`, `split`, `uniform`, `bernoulli` and the like.
+      key: one key. What keys of another kind draw, or 64 bits, or 2^32 numbers and more, is left to JAX.
+      shape: of the result.
+      minval, maxval: the range.
     """
     by_position = getattr(jax.config, "jax_threefry_partitionable", True)
-    if jax.random.key_impl(key) != "threefry2x32" or not by_position:
-        return key
-    return jax.random.wrap_key_data(jax.random.key_data(key), impl=_IN_ONE_PASS)
+    if (jax.random.key_impl(key) != "threefry2x32" or not by_position or math.prod(shape) >= 2**32
+            or jax.dtypes.canonicalize_dtype(float) != jnp.float32):
+        return jax.random.uniform(key, shape, minval=minval, maxval=maxval)
+    mantissas = _bits(jax.random.key_data(key), shape) >> 9
+    numbers = lax.bitcast_convert_type(mantissas | jnp.uint32(_ONE), jnp.float32) - 1.0
+    return jnp.maximum(minval, numbers * (maxval - minval) + minval)
 
 
-def _random_bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
-    """JAX's bits [*shape] where they are 32 wide and 32 bits count them; others are left to JAX. key: uint32 [2]."""
-    if bit_width != 32 or math.prod(shape) >= 2**32:
-        return threefry_prng_impl.random_bits(key, bit_width, shape)
+def _bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Random bits, uint32 [*shape]. key: uint32 [2]."""
     axes = (lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(math.prod(shape[axis + 1:]))
             for axis in range(len(shape)))
     position = sum(axes, jnp.zeros(shape, jnp.uint32))
@@ -48,8 +48,3 @@ def _random_bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.
             b = a ^ (b << rotation | b >> (32 - rotation))
         a, b = a + schedule[(group + 1) % 3], b + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
     return a ^ b
-
-
-_IN_ONE_PASS = define_prng_impl(
-    key_shape=threefry_prng_impl.key_shape, seed=threefry_prng_impl.seed, split=threefry_prng_impl.split,
-    random_bits=_random_bits, fold_in=threefry_prng_impl.fold_in, name="threefry2x32 in one pass", tag="fry1")

@@ -196,7 +196,7 @@ def _read(folder: Folder) -> Checkpoint:
     except _DAMAGE as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     state = jax.tree.unflatten(jax.tree.structure(template), [
-        jax.random.wrap_key_data(jnp.asarray(found[name])) if _is_key(leaf) else jnp.asarray(found[name])
+        jax.random.wrap_key_data(jax.device_put(found[name])) if _is_key(leaf) else jax.device_put(found[name])
         for name, leaf in named_leaves(template)])
     return Checkpoint(path, manifest, config, vocab, metrics, state)
 

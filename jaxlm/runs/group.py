@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -32,7 +31,7 @@ class SingleGroup:
     def __init__(self, run: Run, state: TrainState, mesh: Mesh | None):
         self.runs: list[Run | None] = [run]
         self._run, self._mesh = run, mesh
-        self._recipe = jax.tree.map(jnp.float32, run.config.recipe)
+        self._recipe = jax.device_put(jax.tree.map(np.float32, run.config.recipe))
         self._state = put_state(mesh, run.config.recipe, state)
         run.remember(jax.device_get(state.memory))
         self.put: Put = partial(put_rows, mesh)
@@ -42,7 +41,7 @@ class SingleGroup:
         counts = self._run.config.train
         windows = self._run.plan.windows(self._run.step, count, counts.windows_per_call, first_row)
         self._state, metrics = train_windows(
-            self._recipe, self._state, tokens, windows, jnp.int32(count), jnp.bool_(counts.on_nonfinite == "skip"),
+            self._recipe, self._state, tokens, windows, np.int32(count), np.bool_(counts.on_nonfinite == "skip"),
             bptt_length=counts.longest, small_batch=counts.small_batch, mesh=self._mesh)
         return [jax.device_get(metrics)]
 
@@ -52,7 +51,7 @@ class SingleGroup:
         found = run.perplexity(*self._nats(run.corpus.valid, counts.batch_size, counts.bptt_length), counts.batch_size)
         if (memory := self._state.memory) is not None:
             memory = jax.device_get(_validated(self._recipe, memory, _loss(found)))
-            self._state = replace(self._state, memory=put(self._mesh, jax.tree.map(jnp.asarray, memory), SAME))
+            self._state = replace(self._state, memory=put(self._mesh, jax.device_put(memory), SAME))
             run.remember(memory)
         return [found]
 
@@ -99,7 +98,7 @@ class MemberGroup:
         some = next(run for run in self.runs if run is not None)
         size = some.config.train.windows_per_call
         each = [(run or some).plan.windows((run or some).step, count, size, first_row) for run in self.runs]
-        counts = jnp.array([count if run is not None or self._vmapped else 0 for run in self.runs], jnp.int32)
+        counts = np.array([count if run is not None or self._vmapped else 0 for run in self.runs], np.int32)
         recipes, states = self._members
         states, metrics = members.train_members(
             recipes, states, tokens, jax.tree.map(lambda *columns: np.stack(columns), *each), counts,
@@ -124,7 +123,7 @@ class MemberGroup:
                      for slot, run in enumerate(self.runs)]
         if states.memory is not None:
             memory = jax.device_get(_all_validated(recipes, states.memory, np.array([*map(_loss, found)])))
-            placed = put(self._mesh, jax.tree.map(jnp.asarray, memory), MEMBER)
+            placed = put(self._mesh, jax.device_put(memory), MEMBER)
             self._members = recipes, replace(states, memory=placed)
             for slot, run in enumerate(self.runs):
                 if run is not None:

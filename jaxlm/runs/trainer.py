@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from jaxlm.config.config import Config
+from jaxlm.config.config import Config, Recipe
 from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
 from jaxlm.data.vocab import Vocab
 from jaxlm.data.windows import check_fits
@@ -34,7 +35,12 @@ from jaxlm.scoring.stream import stream_nats
 from jaxlm.training.small_batches import check_small_batch
 from jaxlm.training.step import TrainState, init_state
 
-_init_state = jax.jit(init_state, static_argnums=2, static_argnames="patience")
+
+@partial(jax.jit, static_argnames=("batch_size", "patience"))
+def _fresh_state(recipe: Recipe, seed: np.uint32, batch_size: int, patience: int) -> TrainState:
+    """`init_state`, its key within the one program: a key made by itself is compiled by itself."""
+    return init_state(recipe, jax.random.key(seed), batch_size, patience=patience)
+
 
 
 @dataclass(frozen=True)
@@ -185,15 +191,15 @@ def new_state(config: Config, params: Params | None = None) -> TrainState:
     if getattr(config.model, "recurrent_op", "scan") == "cudnn" and platform not in ("gpu", "cuda"):
         raise JaxlmError(f"recurrent_op cudnn needs a CUDA device, and there is only {platform}: use scan")
     checkpoint.check_memory(config)
-    arguments = (config.recipe, jax.random.key(config.train.seed), config.train.batch_size)
+    counts = config.train
     if params is None:
-        return _init_state(*arguments, patience=config.train.patience)
+        return _fresh_state(config.recipe, np.uint32(counts.seed), counts.batch_size, counts.patience)
     expected = checkpoint.shapes(checkpoint.state_shapes(config).params)
     given = checkpoint.shapes(params)
     if wrong := [f"{name}: expected {expected.get(name)}, got {given.get(name)}"
                  for name in sorted({*expected, *given}) if expected.get(name) != given.get(name)]:
         raise JaxlmError("params do not have the config's shapes: " + "; ".join(wrong))
-    return init_state(*arguments, params, patience=config.train.patience)
+    return init_state(config.recipe, jax.random.key(counts.seed), counts.batch_size, params, patience=counts.patience)
 
 
 class _Reporter(Observer):
