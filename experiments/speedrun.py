@@ -48,7 +48,7 @@ RECIPES: dict[float, tuple[str, ...]] = {
            "--warmup", "0", "--final", "0", "--epochs", "23"),
     82.0: (*WIDE, "--model", "mogrifier", "--rounds", "4", "--weight-decay", "0.05", "--keep-output", "0.4",
            "--keep-embedding", "0.6", "--keep-words", "0.88", "--keep-recurrent-weights", "0.5",
-           "--sampled-share", "0.9", "--batch-size", "80", "--epochs", "70"),
+           "--sampled-share", "0.97", "--batch-size", "80", "--epochs", "84"),
 }
 
 
