@@ -1,6 +1,7 @@
 """Sweeps: members against the same runs alone, one compile for a shape, workers that die, and what users get wrong."""
 
 import csv
+import gc
 import io
 import json
 import os
@@ -152,6 +153,19 @@ def test_the_group_compiles_once_whoever_comes_and_goes(tmp_path, vmap):
             assert "window 1 (epoch 1) has cost" in str(trial.note)
     assert found.best == min((trial for trial in found.members if trial.status == "done"),
                              key=lambda trial: trial.valid_perplexity)
+
+
+@pytest.mark.parametrize("vmap", [True, False])
+def test_a_group_s_arrays_are_gone_when_it_is(vmap):
+    """At once, and not when Python next looks for cycles: the next group may need their memory."""
+    gc.collect()
+    before = sum(array.nbytes for array in jax.live_arrays())
+    gc.disable()
+    try:
+        jaxlm.sweep(TINY.replace(epochs=1), {"learning_rate": [0.5, 1.0]}, vmap=vmap, quiet=True)
+        assert sum(array.nbytes for array in jax.live_arrays()) == before
+    finally:
+        gc.enable()
 
 
 def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_path, capsys):

@@ -4,9 +4,8 @@ Both do the same four things for the loop (`loop.py`): train windows, validate, 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +17,6 @@ from jaxlm.distributed.mesh import members_mesh, put, put_rows
 from jaxlm.runs.run import Run
 from jaxlm.scoring.stream import members_nats, stream_nats
 from jaxlm.training import members
-from jaxlm.training.feed import Put
 from jaxlm.training.step import Metrics, TrainState, put_state, train_windows, whole_state
 from jaxlm.training.validations import validated
 
@@ -34,7 +32,6 @@ class SingleGroup:
         self._recipe = jax.device_put(jax.tree.map(np.float32, run.config.recipe))
         self._state = put_state(mesh, run.config.recipe, state)
         run.remember(jax.device_get(state.memory))
-        self.put: Put = partial(put_rows, mesh)
 
     def train(self, tokens: jax.Array, first_row: int, count: int) -> list[Metrics]:
         """Trains `count` windows; the metrics of each slot."""
@@ -68,6 +65,10 @@ class SingleGroup:
         """The state, whole. Every process must call it."""
         return whole_state(self._mesh, self._run.config.recipe, self._state)
 
+    def put(self, shape: tuple[int, int], read: Callable[[slice], np.ndarray]) -> jax.Array:
+        """Tokens onto the mesh, each device getting its own rows."""
+        return put_rows(self._mesh, shape, read)
+
     def _nats(self, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1) -> tuple[float, int]:
         return stream_nats(self._recipe.model, self._state.evaluated, ids, batch_size, bptt_length, self._mesh)
 
@@ -82,7 +83,6 @@ class MemberGroup:
         self.runs: list[Run | None] = [None] * size
         self._vmapped, self._mesh = vmapped, members_mesh(size)
         self._members: members.Group | None = None
-        self.put: Put = self._put
 
     def add(self, slot: int, run: Run, state: TrainState) -> None:
         """Puts a run into a free slot."""
@@ -144,6 +144,11 @@ class MemberGroup:
         assert self._members is not None
         return jax.device_put(members.taken(self._members[1], slot), jax.local_devices()[0])
 
+    def put(self, shape: tuple[int, int], read: Callable[[slice], np.ndarray]) -> jax.Array:
+        """Tokens onto every device."""
+        tokens = put_rows(None, shape, read)
+        return tokens if self._mesh is None else jax.device_put(tokens, jax.NamedSharding(self._mesh, jax.P()))
+
     def _nats(self, slot: int, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1) -> tuple[float, int]:
         assert self._members is not None
         recipe = jax.device_put(members.taken(self._members[0], slot), jax.local_devices()[0])
@@ -153,10 +158,6 @@ class MemberGroup:
         run = self.runs[slot]
         assert run is not None
         return run
-
-    def _put(self, shape: tuple[int, int], read: Any) -> jax.Array:
-        tokens = put_rows(None, shape, read)
-        return tokens if self._mesh is None else jax.device_put(tokens, jax.NamedSharding(self._mesh, jax.P()))
 
 
 def _loss(perplexity: float) -> np.float32:
