@@ -4,6 +4,7 @@ At an epoch's edge, where the windows of all members line up, each is validated,
 its trial, and the slots that became free are filled.
 """
 
+import gc
 import math
 import os
 from collections import Counter
@@ -97,6 +98,7 @@ class Worker(Observer):
             while self._stop() is None and (self._waiting or self._claim() or not self._study.ended):
                 if self._waiting:
                     self._train(Counter(member.shape for member in self._waiting).most_common(1)[0][0])
+                    gc.collect()  # jax 0.12 keeps arrays in cycles, and the next group may need their memory
                 else:  # others train the rest: one of them may die
                     self._tick()
                     self._study.wait(POLL)
