@@ -42,7 +42,6 @@ def _fresh_state(recipe: Recipe, seed: np.uint32, batch_size: int, patience: int
     return init_state(recipe, jax.random.key(seed), batch_size, patience=patience)
 
 
-
 @dataclass(frozen=True)
 class TrainResult:
     """The results of a run."""
