@@ -17,7 +17,7 @@ from jaxlm.distributed.mesh import members_mesh, put, put_rows
 from jaxlm.runs.run import Run
 from jaxlm.scoring.stream import members_nats, stream_nats
 from jaxlm.training import members
-from jaxlm.training.step import Metrics, TrainState, put_state, train_windows, whole_state
+from jaxlm.training.step import Metrics, TrainState, put_state, traced, train_windows, whole_state
 from jaxlm.training.validations import validated
 
 _validated, _all_validated = jax.jit(validated), jax.jit(jax.vmap(validated))
@@ -29,7 +29,7 @@ class SingleGroup:
     def __init__(self, run: Run, state: TrainState, mesh: Mesh | None):
         self.runs: list[Run | None] = [run]
         self._run, self._mesh = run, mesh
-        self._recipe = jax.device_put(jax.tree.map(np.float32, run.config.recipe))
+        self._recipe = traced(run.config.recipe)
         self._state = put_state(mesh, run.config.recipe, state)
         run.remember(jax.device_get(state.memory))
 

@@ -15,14 +15,14 @@ from jaxlm.config.config import Recipe
 from jaxlm.data.windows import Windows
 from jaxlm.distributed.collectives import MEMBER, SAME
 from jaxlm.distributed.mesh import put, spread
-from jaxlm.training.step import Metrics, TrainState, loop_windows
+from jaxlm.training.step import Metrics, TrainState, loop_windows, traced
 
 Group = tuple[Recipe, TrainState]  # every leaf with an axis M before its own
 
 
 def stacked(recipe: Recipe, state: TrainState, size: int, mesh: Mesh | None) -> Group:
     """A group of `size` equal members, spread over the devices of a mesh."""
-    group = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * size), (_traced(recipe), state))
+    group = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * size), (traced(recipe), state))
     return put(mesh, group, MEMBER)
 
 
@@ -33,7 +33,7 @@ def _replaced(group: Group, slot: jax.Array, member: Group) -> Group:
 
 def replaced(group: Group, slot: int, recipe: Recipe, state: TrainState) -> Group:
     """The group with another member in a slot; the old group's arrays are donated."""
-    return _replaced(group, jnp.int32(slot), (_traced(recipe), state))
+    return _replaced(group, jnp.int32(slot), (traced(recipe), state))
 
 
 def taken(group: Any, slot: int) -> Any:
@@ -89,7 +89,3 @@ def train_members(recipes: Recipe, states: TrainState, tokens: jax.Array, window
 
     return spread(mesh, all_of_a_device, (MEMBER, MEMBER, SAME, MEMBER, MEMBER), MEMBER)(
         recipes, states, tokens, windows, counts)
-
-
-def _traced(recipe: Recipe) -> Recipe:
-    return jax.tree.map(jnp.float32, recipe)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
@@ -71,6 +72,11 @@ class Metrics:
     grad_norm: jax.Array  # of the cost's gradient, before clipping
     learning_rate: jax.Array  # without the factor of a random window's own length
     finite: jax.Array  # cost and gradient norm; where not, no update was made
+
+
+def traced(recipe: Recipe) -> Recipe:
+    """The recipe with its numbers as arrays of float32: a program takes them as they are, and none is compiled here."""
+    return jax.device_put(jax.tree.map(np.float32, recipe))
 
 
 def init_state(recipe: Recipe, key: jax.Array, batch_size: int, params: Params | None = None, *, patience: int = 0
