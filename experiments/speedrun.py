@@ -36,17 +36,22 @@ TENSORFLOW_STEPS, TENSORFLOW_TEST = 11_610, 118.4  # of `small`: its 15 epochs, 
 # For each target what differs from the preset tied-fast.
 WIDE = ("--embedding-size", "384", "--hidden-sizes", "384", "--learning-rate", "0.03", "--adam-learning-rate", "0.012",
         "--locked-dropout", "--adam-weight-decay", "0.03", "--newton-schulz-steps", "3", "--activation-penalty", "2",
-        "--temporal-penalty", "1", "--sampled-words", "2048")
+        "--temporal-penalty", "1", "--sampled-words", "2048", "--model", "mogrifier")
+GROWING = (*WIDE, "--rounds", "2", "--input-gate", "coupled", "--newton-schulz-rule", "polar-express", "--weight-decay",
+           "0.03", "--batch-size", "100", "--schedule", "linear", "--warmup", "0", "--final", "0")
 RECIPES: dict[float, tuple[str, ...]] = {
     123.0: ("--embedding-size", "128", "--hidden-sizes", "128", "--sampled-words", "2048", "--sampled-share", "0.8"),
     110.0: (),
-    100.0: (*WIDE, "--weight-decay", "0.03", "--keep-output", "0.6", "--keep-embedding", "0.75", "--keep-words", "0.93",
-            "--keep-recurrent-weights", "0.75", "--sampled-share", "0.85", "--batch-size", "80", "--epochs", "6"),
-    90.0: (*WIDE, "--model", "mogrifier", "--rounds", "2", "--input-gate", "coupled", "--weight-decay", "0.03",
-           "--keep-output", "0.45", "--keep-embedding", "0.65", "--keep-words", "0.88",
-           "--keep-recurrent-weights", "0.55", "--sampled-share", "0.98", "--batch-size", "100", "--schedule", "linear",
-           "--warmup", "0", "--final", "0", "--epochs", "23"),
-    82.0: (*WIDE, "--model", "mogrifier", "--rounds", "4", "--weight-decay", "0.05", "--keep-output", "0.4",
+    100.0: (*GROWING, "--keep-output", "0.7", "--keep-embedding", "0.8", "--keep-words", "0.95",
+            "--keep-recurrent-weights", "0.8", "--dropout-start", "0.2", "--dropout-ramp", "0.7",
+            "--sampled-share", "0.9", "--epochs", "3"),
+    90.0: (*GROWING, "--keep-output", "0.55", "--keep-embedding", "0.75", "--keep-words", "0.92",
+           "--keep-recurrent-weights", "0.65", "--dropout-start", "0.3", "--dropout-ramp", "0.6",
+           "--sampled-share", "0.95", "--batch-size", "80", "--epochs", "7"),
+    86.0: (*GROWING, "--keep-output", "0.42", "--keep-embedding", "0.62", "--keep-words", "0.88",
+           "--keep-recurrent-weights", "0.52", "--dropout-start", "0.3", "--dropout-ramp", "0.5",
+           "--sampled-share", "0.98", "--epochs", "22"),
+    82.0: (*WIDE, "--rounds", "4", "--weight-decay", "0.05", "--keep-output", "0.4",
            "--keep-embedding", "0.6", "--keep-words", "0.88", "--keep-recurrent-weights", "0.5",
            "--sampled-share", "0.97", "--batch-size", "80", "--epochs", "84"),
 }

@@ -48,14 +48,14 @@ CASES = {name: BASE.replace(model=name) for name in MODELS} | {
                              temporal_penalty=0.1, compatibility="awd-lstm"),
     "momentum": BASE.replace(momentum=0.9, nesterov=True, learning_rate=0.1),
     "sampled": BASE.replace(sampled_words=4, sampled_share=0.5, learning_rate=0.3),
-    "tied-sampled": BASE.replace(sampled_words=8, tied=True, **EVERY_DROPOUT, learning_rate=0.2),
+    "tied-sampled": BASE.replace(sampled_words=8, tied=True, **EVERY_DROPOUT, dropout_ramp=0.5, learning_rate=0.2),
     "average": BASE.replace(average_decay=0.9),
     "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(
         optimizer="adamw", tied=True, keep_update=0.8, model_compatibility="lamb", **EVERY_DROPOUT),
     "adamw-average": BASE.replace(optimizer="adamw", nonmonotone=0, learning_rate=0.01),
     "untied-lamb": BASE.replace(optimizer="adamw", clip_norm=0.5, compatibility="lamb"),
     "mogrifier-coupled-muon": MODEL_CASES["mogrifier-coupled"].replace(
-        optimizer="muon", adam_weight_decay=0.1, keep_state=0.7, keep_recurrent_weights=0.7, keep_update=0.8,
-        scale_embedding=True),
+        optimizer="muon", newton_schulz_rule="polar-express", adam_weight_decay=0.1, keep_state=0.7,
+        keep_recurrent_weights=0.7, keep_update=0.8, scale_embedding=True),
     "tied-muon-average": BASE.replace(tied=True, optimizer="muon", schedule="cosine", average_decay=0.5,
                                       keep_output=0.7)}

@@ -11,7 +11,7 @@ from optax.contrib import scale_by_muon
 from recipes import BASE
 
 from jaxlm.config.optimizers import Muon
-from jaxlm.ops.newton_schulz import orthogonalized
+from jaxlm.ops.newton_schulz import SMALLEST, orthogonalized, polar_express
 from jaxlm.training import optimizers
 from jaxlm.training.step import init_state
 
@@ -28,6 +28,23 @@ def test_each_matrix_is_orthogonalised_as_optax_does(shape):
 def test_singular_values_end_near_one():
     values = np.linalg.svd(orthogonalized(jax.random.normal(jax.random.key(1), (2, 32, 20)), 5), compute_uv=False)
     assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_polar_express_comes_closer_to_one_in_as_many_iterations_from_the_smallest_value_that_it_aims_at():
+    size = 40
+    rotation, values = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0], np.geomspace(0.02, 1, size)
+    matrices = jnp.asarray(rotation * values, jnp.float32)[None]
+
+    def farthest(steps, rule):
+        return np.abs(np.linalg.svd(orthogonalized(matrices, steps, rule=rule), compute_uv=False) - 1).max()
+
+    assert farthest(3, "polar-express") < 0.3 < farthest(3, "jordan") and farthest(6, "polar-express") < 1e-3
+    grid = np.linspace(SMALLEST, 1, 10_000)
+    for a, b, c in polar_express(3):  # an equal error at both ends and where it is level: no quintic has less
+        grid = np.linspace(grid.min(), grid.max(), 10_000)
+        grid = a * grid + b * grid**3 + c * grid**5
+        np.testing.assert_allclose([1 - grid[0], 1 - grid.min(), grid.max() - 1, grid[-1] - 1],
+                                   grid.max() - 1, rtol=1e-3)
 
 
 def test_bfloat16_rounds_the_products_alone():

@@ -10,7 +10,7 @@ from recipes import BASE, HIDDEN, B, E, T, V
 
 from jaxlm.errors import JaxlmError
 from jaxlm.models import stack
-from jaxlm.models.noise import draw_noise, drop_words, is_random, no_noise
+from jaxlm.models.noise import draw_noise, drop_words, growing, is_random, no_noise
 from jaxlm.training.step import Window, init_state, train_step
 
 KEY = jax.random.key(3)
@@ -147,11 +147,39 @@ def test_noise_given_is_the_noise_drawn():
                  train_step(config.recipe, state, WINDOW)[0].params)
 
 
+def test_growing_dropout_goes_from_its_start_to_its_full_share_in_a_line_and_stays_there():
+    kept = dict(keep_output=0.6, keep_words=0.9, keep_carry=0.5)
+    model = BASE.replace(**kept, dropout_ramp=0.5, dropout_start=0.2).model
+    for step, share in ((0, 0.2), (10, 0.6), (20, 1.0), (40, 1.0)):  # of 40 windows
+        now = growing(model, jnp.int32(step), 40)
+        np.testing.assert_allclose(np.array([now.keep_output, now.keep_words, now.keep_carry]),
+                                   np.array([1 - share * 0.4, 1 - share * 0.1, 0.5]), rtol=1e-6)
+        assert now.keep_embedding is None
+    assert growing(BASE.replace(**kept).model, jnp.int32(0), 40) == BASE.replace(**kept).model
+
+
+def test_a_step_drops_nothing_where_dropout_starts_and_all_of_it_where_it_has_grown():
+    kept = dict(keep_output=0.5, keep_recurrent_weights=0.5, keep_embedding=0.7, keep_words=0.7)
+    ramped, constant = BASE.replace(**kept, dropout_ramp=0.5), BASE.replace(**kept)
+    window, step = replace(WINDOW, total=10), jax.jit(train_step)
+    state = started(constant.recipe, jax.random.key(0), B)
+    for number, noise, config in ((0, no_noise(BASE.model), BASE), (5, None, constant), (9, None, constant)):
+        at = replace(state, step=jnp.int32(number))
+        found, expected = step(ramped.recipe, at, window)[0].params, step(config.recipe, at, window, noise)[0].params
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+    half = replace(state, step=jnp.int32(2))
+    assert (step(ramped.recipe, half, window)[0].params["embedding"]
+            != step(constant.recipe, half, window)[0].params["embedding"]).any()
+
+
 @pytest.mark.parametrize(("fields", "says"), [
+    (dict(dropout_ramp=0.5), "dropout_ramp .* keep_output"),
+    (dict(dropout_ramp=0.5, keep_carry=0.5), "dropout_ramp .* keep_output"),
+    (dict(dropout_start=0.5, keep_output=0.5), "dropout_start .* dropout_ramp is none"),
     (dict(model="mingru", keep_recurrent_weights=0.5), "keep_recurrent_weights .* MinGRU has none"),
     (dict(model="gru", keep_state=0.5), "keep_state .* kind GRU"),
     (dict(recurrent_op="cudnn", keep_state=0.5), "recurrent_op cudnn .* keep_state")])
-def test_what_a_kind_cannot_do_is_refused_by_both_fields(fields, says):
+def test_what_means_nothing_is_refused_by_both_fields(fields, says):
     with pytest.raises(JaxlmError, match=says) as caught:
         BASE.replace(**fields)
     assert "\n" not in str(caught.value)

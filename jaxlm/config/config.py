@@ -68,7 +68,8 @@ class Config:
     @property
     def depends_on_total(self) -> bool:
         """Whether other epochs in all change what a window trains."""
-        return self.schedule.depends_on_total or self.model.sampled_share is not None
+        shares = self.model.sampled_share, self.model.dropout_ramp
+        return self.schedule.depends_on_total or any(share is not None for share in shares)
 
     @property
     def recipe(self) -> Recipe:

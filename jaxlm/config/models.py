@@ -1,6 +1,6 @@
 """The kinds of models, each a frozen dataclass of its shapes (static) and numbers (traced)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from jaxlm.config.fields import choice, count, counts, flag, number
@@ -57,9 +57,20 @@ class Recurrent:
                                       above=0, high=1)
     keep_latent: float | None = number(None, "probability that a unit of a mixture's latent vectors, or of a "
                                              "projection's output, is kept (none: no dropout)", above=0, high=1)
+    dropout_ramp: float | None = number(None, "share of all windows, from the start, over which all that is dropped "
+                                              "grows in a line to its full share, the carry apart (none: full from the "
+                                              "start; arXiv:1703.06229)", above=0, high=1)
+    dropout_start: float = number(0.0, "with dropout_ramp: the part of its full share that is dropped at first", low=0,
+                                  high=1)
     compute_dtype: str = choice("float32", "what training multiplies in; sums, parameters, loss and evaluation stay "
                                            "float32; auto: bfloat16 where the device multiplies it by itself",
                                 ("float32", "bfloat16", "auto"))
+
+    @property
+    def growing(self) -> list[str]:
+        """The names of the probabilities, of those given, that `dropout_ramp` acts on."""
+        names = (item.name for item in fields(self) if item.name.startswith("keep_") and item.name != "keep_carry")
+        return [name for name in names if getattr(self, name) is not None]
 
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
@@ -87,6 +98,12 @@ class Recurrent:
         if self.sampled_share is not None and not self.sampled_words:
             raise JaxlmError("sampled_share says how long words are sampled, and sampled_words is 0: set "
                              "sampled_words, or leave sampled_share out")
+        if self.dropout_ramp is not None and not self.growing:
+            raise JaxlmError("dropout_ramp says how long dropout grows, and nothing is dropped: set keep_output or "
+                             "another keep_..., or leave dropout_ramp out")
+        if self.dropout_start and self.dropout_ramp is None:
+            raise JaxlmError(f"dropout_start is where the growing dropout of dropout_ramp begins, and dropout_ramp is "
+                             f"none: set dropout_ramp, or leave dropout_start {self.dropout_start:g} out")
         if self.keep_recurrent_weights is not None and not self.recurrent_gates:
             raise JaxlmError(f"keep_recurrent_weights drops elements of a recurrent kernel, and a model of the kind "
                              f"{type(self).__name__} has none: leave it at none, or take the model lstm, gru or "

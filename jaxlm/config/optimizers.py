@@ -141,6 +141,9 @@ class Muon(Adaptive):
     momentum: float = number(0.95, "decay of the accumulated gradient of the layers' matrices", low=0, below=1)
     nesterov: bool = flag(True, "Nesterov's momentum")
     newton_schulz_steps: int = count(5, "iterations that orthogonalise an update", "iterations", low=1, high=100)
+    newton_schulz_rule: str = choice("jordan", "the polynomials of these iterations: jordan, the same in each, or "
+                                               "polar-express, the best for each (arXiv:2505.16932)",
+                                     ("jordan", "polar-express"))
     adam_learning_rate: float = number(0.002, "rate of Adam for the embedding, the softmax and the biases", above=0)
     beta1: float = number(0.9, "Adam's decay of the gradient's mean", low=0, below=1)
     beta2: float = number(0.999, "Adam's decay of the squared gradient's mean", low=0, below=1)

@@ -4,7 +4,7 @@ So a model is a pure function, which a test can feed recorded masks, and one dev
 the config's model. Letters: `T` steps, `B` batch, `E` embedding width, `H` hidden width, `V` vocabulary, `G` gates.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
@@ -61,6 +61,21 @@ def is_random(model: Recurrent) -> bool:
     """Whether `draw_noise` draws anything."""
     kept = any(getattr(model, item.name) is not None for item in fields(model) if item.name.startswith("keep_"))
     return kept or model.sampled_words > 0
+
+
+def growing(model: Recurrent, step: jax.Array, total: jax.Array | int) -> Recurrent:
+    """The model as one window trains it, with as much dropout as `dropout_ramp` has there (Morerio et al. 2017).
+
+    Args:
+      model: without a ramp, the result too.
+      step: windows before this one.
+      total: windows of all epochs.
+    """
+    if model.dropout_ramp is None:
+        return model
+    grown = jnp.minimum(step / (model.dropout_ramp * total), 1)
+    share = model.dropout_start + (1 - model.dropout_start) * grown
+    return replace(model, **{name: 1 - share * (1 - getattr(model, name)) for name in model.growing})
 
 
 def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int, first: jax.Array | int | None = None

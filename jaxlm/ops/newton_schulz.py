@@ -4,14 +4,41 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxlm.ops.product import product
 
-# a, b and c of x' = a x + b (x x^T) x + c (x x^T)^2 x: Jordan's quintic, steepest at zero.
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+Quintic = tuple[float, float, float]  # a, b and c of x' = a x + b (x x^T) x + c (x x^T)^2 x
+JORDAN: Quintic = (3.4445, -4.7750, 2.0315)  # steepest at zero
+SMALLEST = 0.01  # the singular value from which on `polar_express` aims at one; the largest is at most one
 
 
-def orthogonalized(matrices: jax.Array, steps: int, dtype: Any = jnp.float32) -> jax.Array:
+def polar_express(steps: int, smallest: float = SMALLEST) -> list[Quintic]:
+    """For each iteration the quintic that brings all singular values closest to one (Amsel et al. 2025).
+
+    Each is the best on the interval in which those before it leave the values, found by Remez's exchange
+    (arXiv:2505.16932).
+
+    >>> [tuple(round(number, 2) for number in quintic) for quintic in polar_express(3)]
+    [(8.09, -23.62, 17.45), (3.64, -2.72, 0.54), (2.66, -1.98, 0.45)]
+    """
+    quintics, low, high = [], smallest, 1.0
+    for _ in range(steps):
+        if high - low < 1e-3:  # the limit of a narrow interval, whose equations are singular
+            quintics.append((15 / 8, -10 / 8, 3 / 8))
+            continue
+        inner = low + (high - low) * np.array([1 / 4, 3 / 4])
+        for _ in range(50):  # it has converged after some ten
+            points = np.array([low, *inner, high])
+            powers = np.stack([points, points**3, points**5, [1, -1, 1, -1]], 1)
+            a, b, c, error = np.linalg.solve(powers, np.ones(4))
+            inner = np.sqrt(np.sort(np.roots([5 * c, 3 * b, a])))  # where the quintic is level
+        quintics.append((float(a), float(b), float(c)))
+        low, high = 1 - error, 1 + error
+    return quintics
+
+
+def orthogonalized(matrices: jax.Array, steps: int, dtype: Any = jnp.float32, rule: str = "jordan") -> jax.Array:
     """The nearest semi-orthogonal matrix, roughly: all singular values end between about 0.7 and 1.2.
 
     The iteration runs on the narrow side. Its products take a second factor as it lies and contract the last axes
@@ -21,6 +48,8 @@ def orthogonalized(matrices: jax.Array, steps: int, dtype: Any = jnp.float32) ->
       matrices: [G, M, N].
       steps: how often the iteration is applied.
       dtype: what its products multiply in; they sum in float32.
+      rule: jordan, or polar-express, which also begins with larger singular values: it divides them by the fourth root
+        of the sum of their fourth powers, which the first iteration's product gives, in place of the Frobenius norm.
 
     Returns:
       [G, M, N], in the dtype of `matrices`.
@@ -28,12 +57,14 @@ def orthogonalized(matrices: jax.Array, steps: int, dtype: Any = jnp.float32) ->
     M, N = matrices.shape[1:]
     x = jnp.swapaxes(matrices, 1, 2) if M > N else matrices
     x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-7)
-    a, b, c = COEFFICIENTS
 
     def each(first: jax.Array, second: jax.Array, transposed: bool = False) -> jax.Array:
         return jax.vmap(lambda a, b: product(a, b, dtype, transposed))(first, second)
 
-    for _ in range(steps):
+    for place, (a, b, c) in enumerate(polar_express(steps) if rule == "polar-express" else [JORDAN] * steps):
         gram = each(x, x, transposed=True)
+        if rule == "polar-express" and place == 0:
+            square = jnp.linalg.norm(gram, axis=(1, 2), keepdims=True) + 1e-7
+            x, gram = x / jnp.sqrt(square), gram / square
         x = a * x + each(b * gram + c * each(gram, gram), x)
     return (jnp.swapaxes(x, 1, 2) if M > N else x).astype(matrices.dtype)

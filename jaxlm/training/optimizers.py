@@ -127,7 +127,7 @@ def _muon(model: Recurrent, optimizer: Muon, factor: Number) -> optax.GradientTr
     """Muon (Jordan et al. 2024), each gate's matrix orthogonalised by itself; Adam for whatever is no such matrix."""
     muon = optax.chain(
         optax.trace(optimizer.momentum, optimizer.nesterov),
-        _orthogonalized_by_gate(model, optimizer.newton_schulz_steps),
+        _orthogonalized_by_gate(model, optimizer),
         optax.add_decayed_weights(optimizer.weight_decay),
         optax.scale_by_learning_rate(optimizer.learning_rate * factor))
     weight = optimizer.adam_weight_decay
@@ -139,12 +139,13 @@ def _muon(model: Recurrent, optimizer: Muon, factor: Number) -> optax.GradientTr
         lambda inner: "muon" if inner else "adam", stack.is_inner_matrix(model, params)))
 
 
-def _orthogonalized_by_gate(model: Recurrent, steps: int) -> optax.GradientTransformation:
+def _orthogonalized_by_gate(model: Recurrent, optimizer: Muon) -> optax.GradientTransformation:
     """Each gate's part of every kernel [I, gates * H] orthogonalised, in the dtype that the model multiplies in."""
     gates = stack.gates_per_kernel(model)
 
     def orthogonal(kernel: jax.Array) -> jax.Array:
-        found = orthogonalized(jnp.stack(jnp.split(kernel, gates, 1)), steps, model.compute_dtype)
+        found = orthogonalized(jnp.stack(jnp.split(kernel, gates, 1)), optimizer.newton_schulz_steps,
+                               model.compute_dtype, optimizer.newton_schulz_rule)
         return jnp.concatenate(list(found), 1)
 
     return optax.stateless(lambda updates, _: jax.tree.map(orthogonal, updates))

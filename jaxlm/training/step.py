@@ -18,7 +18,7 @@ from jaxlm.distributed.mesh import PADDED_BIAS, put, spread, spread_specs, whole
 from jaxlm.errors import JaxlmError
 from jaxlm.models import stack
 from jaxlm.models.cell import Params
-from jaxlm.models.noise import Noise, draw_noise, is_random
+from jaxlm.models.noise import Noise, draw_noise, growing, is_random
 from jaxlm.models.stack import Carry
 from jaxlm.training import averaging, gradients, optimizers
 from jaxlm.training.averaging import Averaging
@@ -123,7 +123,8 @@ def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise |
     Returns:
       The new state, its step one more, and the window's metrics.
     """
-    model = recipe.model
+    model = growing(recipe.model, state.step, window.total)
+    recipe = replace(recipe, model=model)
     carry = jax.tree.map(lambda c: jnp.where(window.first, 0, c), state.carry)
     share = model.sampled_share
     exact = False if share is None else state.step >= share * window.total
