@@ -60,8 +60,8 @@ class Recurrent:
     dropout_ramp: float | None = number(None, "share of all windows, from the start, over which all that is dropped "
                                               "grows in a line to its full share, the carry apart (none: full from the "
                                               "start; arXiv:1703.06229)", above=0, high=1)
-    dropout_start: float = number(0.0, "with dropout_ramp: the part of its full share that is dropped at first", low=0,
-                                  high=1)
+    dropout_start: float | None = number(None, "with dropout_ramp: the part of its full share that is dropped at first "
+                                               "(none: nothing)", low=0, high=1)
     compute_dtype: str = choice("float32", "what training multiplies in; sums, parameters, loss and evaluation stay "
                                            "float32; auto: bfloat16 where the device multiplies it by itself",
                                 ("float32", "bfloat16", "auto"))
@@ -101,7 +101,7 @@ class Recurrent:
         if self.dropout_ramp is not None and not self.growing:
             raise JaxlmError("dropout_ramp says how long dropout grows, and nothing is dropped: set keep_output or "
                              "another keep_..., or leave dropout_ramp out")
-        if self.dropout_start and self.dropout_ramp is None:
+        if self.dropout_start is not None and self.dropout_ramp is None:
             raise JaxlmError(f"dropout_start is where the growing dropout of dropout_ramp begins, and dropout_ramp is "
                              f"none: set dropout_ramp, or leave dropout_start {self.dropout_start:g} out")
         if self.keep_recurrent_weights is not None and not self.recurrent_gates:

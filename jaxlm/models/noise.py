@@ -74,7 +74,8 @@ def growing(model: Recurrent, step: jax.Array, total: jax.Array | int) -> Recurr
     if model.dropout_ramp is None:
         return model
     grown = jnp.minimum(step / (model.dropout_ramp * total), 1)
-    share = model.dropout_start + (1 - model.dropout_start) * grown
+    start = 0 if model.dropout_start is None else model.dropout_start
+    share = start + (1 - start) * grown
     return replace(model, **{name: 1 - share * (1 - getattr(model, name)) for name in model.growing})
 
 
