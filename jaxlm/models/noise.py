@@ -4,7 +4,7 @@ So a model is a pure function, which a test can feed recorded masks, and one dev
 the config's model. Letters: `T` steps, `B` batch, `E` embedding width, `H` hidden width, `V` vocabulary, `G` gates.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -59,8 +59,7 @@ def no_noise(model: Recurrent) -> Noise:
 
 def is_random(model: Recurrent) -> bool:
     """Whether `draw_noise` draws anything."""
-    kept = any(getattr(model, item.name) is not None for item in fields(model) if item.name.startswith("keep_"))
-    return kept or model.sampled_words > 0
+    return bool(model.growing) or model.keep_carry is not None or model.sampled_words > 0
 
 
 def growing(model: Recurrent, step: jax.Array, total: jax.Array | int) -> Recurrent:
