@@ -20,7 +20,8 @@ from jaxlm.report.figure import BLUE, ORANGE, figure, save
 RUNGS = {
     "baseline": {},
     "+ dropout": {"keep_embedding": 0.6, "keep_output": 0.6},
-    "+ AdamW": {"optimizer": "adamw", "weight_decay": 0.01, "clip_norm": 1.0},
+    "+ AdamW": {"optimizer": "adamw", "learning_rate": 0.003, "weight_decay": 0.01, "clip_norm": 1.0,
+                "schedule": "cosine", "final": 0.0},
     "+ tying": {"tied": True},
     "+ variational": {"locked_dropout": True},
     "+ averaging": {"average_decay": 0.999},

@@ -8,7 +8,8 @@
 
 Every contender is a process of its own, so that its peak memory is its own; they take turns within one run, and the
 medians of their turns are compared. The floor is the arithmetic of the step's matrix products, done as one large
-product of the dtype, in the same run. Needs a quiet machine: the spread of the turns is shown.
+product of the dtype, in the same run; beside it stand the same products at the step's own shapes. Needs a quiet
+machine: the spread of the turns is shown.
 """
 
 import argparse
@@ -112,11 +113,11 @@ def tokens(config: Config) -> int:
 
 
 def steps(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
-    """jaxlm in each dtype, the peers that are installed, and the floor of each dtype."""
+    """jaxlm in each dtype, the peers that are installed, and the products alone and the floor of each dtype."""
     rows: list[Row] = []
     for name in presets:
         ours = [Contender(f"{maker} {dtype}", maker, name, {"compute_dtype": dtype})
-                for maker in ("jaxlm", "floor") for dtype in DTYPES]
+                for maker in ("jaxlm", "products", "floor") for dtype in DTYPES]
         peers = [Contender(peer, peer, name) for peer, module in PEERS.items() if importlib.util.find_spec(module)]
         rows += compare([*ours, *peers], turns, min(windows, SHORT.get(name, windows)))
     return rows

@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -272,6 +273,44 @@ def floor(config: Config, tokens: np.ndarray) -> Run:
     return run
 
 
+def products(config: Config, tokens: np.ndarray) -> Run:
+    """The same matrix products at the shapes that they have in the step, each written over its last result."""
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    from jaxlm.ops.product import product
+    from jaxlm.ops.softmax import _in_chunks
+
+    T, B, V = config.train.bptt_length, config.train.batch_size, config.model.vocab_size
+    dtype, widths = config.model.compute_dtype, (config.model.embedding_size, *config.model.hidden_sizes)
+    chunks, rows = _in_chunks((widths[-1], V), jnp.zeros(T * B))[0].shape
+    shapes = [((rows, widths[-1]), V, False), ((rows, V), widths[-1], True), ((widths[-1], rows), V, False)] * chunks
+    for E, H in itertools.pairwise(widths):
+        shapes += [((T * B, E), 4 * H, False), ((T, B, H), 4 * H, False), ((T, B, 4 * H), H, True),
+                   ((T * B, 4 * H), E, True), ((E + H, T * B), 4 * H, False)]
+
+    @partial(jax.jit, static_argnames="transposed", donate_argnums=0, keep_unused=True)
+    def written(result, a, b, transposed):
+        def one(rows):
+            return product(rows, b, dtype, transposed)
+
+        return lax.map(one, a) if a.ndim == 3 else one(a)  # one product a step, as in the recurrence
+
+    factors = {(shape, columns, transposed): (
+        jnp.ones(shape, dtype), jnp.ones((columns, shape[-1]) if transposed else (shape[-1], columns), dtype))
+        for shape, columns, transposed in shapes}
+    results = {key: jnp.zeros((*key[0][:-1], key[1])) for key in factors}
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            for key in shapes:
+                results[key] = written(results[key], *factors[key], transposed=key[2])
+            jax.block_until_ready(results)
+
+    return run
+
+
 def flops(config: Config) -> int:
     """Multiplications and additions in the matrix products of one training step."""
     rows = config.train.batch_size * config.train.bptt_length
@@ -288,7 +327,7 @@ def _windows(config: Config, tokens: np.ndarray):
 
 
 MAKERS = {maker.__name__.replace("_", "-"): maker for maker in (
-    jaxlm, validation, test, flax, linen, nnx, jaxlm_nnx, pytorch, tensorflow, floor)}
+    jaxlm, validation, test, flax, linen, nnx, jaxlm_nnx, pytorch, tensorflow, products, floor)}
 
 
 def configured(name: str, changes: Mapping[str, Any]) -> Config:
