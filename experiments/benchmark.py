@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from peers import configured, flops
+from peers import configured, flops, words
 
 from jaxlm.config.config import Config
 
@@ -103,13 +103,9 @@ def compare(contenders: Sequence[Contender], turns: int, windows: int) -> list[R
     return [{"contender": contender.label, "preset": contender.preset, "ms": 1e3 * median(worker.seconds),
              "ms_min": 1e3 * min(worker.seconds), "ms_max": 1e3 * max(worker.seconds),
              "times": median(worker.seconds) / least, "peak_mib": worker.peak_mib,
-             "words_per_second": tokens(contender.config) / median(worker.seconds),
-             "gflops_per_second": flops(contender.config) / median(worker.seconds) / 1e9}
+             "words_per_second": words(contender.config, contender.maker) / median(worker.seconds),
+             "gflops_per_second": flops(contender.config, contender.maker) / median(worker.seconds) / 1e9}
             for contender, worker in zip(contenders, workers, strict=True)]
-
-
-def tokens(config: Config) -> int:
-    return config.train.batch_size * config.train.bptt_length
 
 
 def steps(presets: Sequence[str], turns: int, windows: int) -> list[Row]:

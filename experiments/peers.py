@@ -49,12 +49,12 @@ def jaxlm(config: Config, tokens: np.ndarray) -> Run:
 
 def validation(config: Config, tokens: np.ndarray) -> Run:
     """Passes over as many tokens as Penn Treebank's validation split has, as training validates."""
-    return _evaluation(config, 73_760, config.train.batch_size, config.train.bptt_length)
+    return _evaluation(config, EVALUATED["validation"] + 1, config.train.batch_size, config.train.bptt_length)
 
 
 def test(config: Config, tokens: np.ndarray) -> Run:
     """Passes over as many tokens as Penn Treebank's test split has, in one row, every prediction."""
-    return _evaluation(config, 82_430, 1, 1)
+    return _evaluation(config, EVALUATED["test"] + 1, 1, 1)
 
 
 def _evaluation(config: Config, count: int, batch_size: int, bptt_length: int) -> Run:
@@ -311,12 +311,19 @@ def products(config: Config, tokens: np.ndarray) -> Run:
     return run
 
 
-def flops(config: Config) -> int:
-    """Multiplications and additions in the matrix products of one training step."""
-    rows = config.train.batch_size * config.train.bptt_length
+def words(config: Config, maker: str = "jaxlm") -> int:
+    """The predictions in one window, or in one pass over a split."""
+    return EVALUATED.get(maker, config.train.batch_size * config.train.bptt_length)
+
+
+def flops(config: Config, maker: str = "jaxlm") -> int:
+    """Multiplications and additions in the matrix products of one window, or of one pass over a split."""
     widths = (config.model.embedding_size, *config.model.hidden_sizes)
-    shapes = [(a + b, 4 * b) for a, b in itertools.pairwise(widths)]
-    return sum(6 * rows * m * n for m, n in [*shapes, (widths[-1], config.model.vocab_size)])
+    of_state = config.model.recurrent_gates
+    of_input = of_state or 2  # a minGRU's update and candidate read the input alone
+    layers = sum((of_input * a + of_state * b) * b for a, b in itertools.pairwise(widths))
+    passes = 1 if maker in EVALUATED else 3  # forward, and backward to the inputs and to the parameters
+    return 2 * passes * words(config, maker) * (layers + widths[-1] * config.model.vocab_size)
 
 
 def _windows(config: Config, tokens: np.ndarray):
@@ -326,6 +333,7 @@ def _windows(config: Config, tokens: np.ndarray):
             yield tokens[start:start + T + 1]
 
 
+EVALUATED = {"validation": 73_759, "test": 82_429}  # predictions in Penn Treebank's splits, a few rows' tails included
 MAKERS = {maker.__name__.replace("_", "-"): maker for maker in (
     jaxlm, validation, test, flax, linen, nnx, jaxlm_nnx, pytorch, tensorflow, products, floor)}
 
