@@ -51,7 +51,12 @@ CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     "tied-sampled": BASE.replace(sampled_words=8, tied=True, **EVERY_DROPOUT, dropout_ramp=0.5, learning_rate=0.2),
     "average": BASE.replace(average_decay=0.9),
     "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(
-        optimizer="adamw", tied=True, keep_update=0.8, model_compatibility="lamb", **EVERY_DROPOUT),
+        layer_norm=False, optimizer="adamw", tied=True, keep_update=0.8, model_compatibility="lamb", **EVERY_DROPOUT),
+    # One layer and no word without an embedding: a norm divides by a deviation, and two layers of four units, whose
+    # deviations are small, make a hundred roundings of one.
+    "layer-norm": MODEL_CASES["mogrifier-all"].replace(
+        embedding_size=8, hidden_sizes=(8,), optimizer="adamw", tied=True, keep_update=0.8, model_compatibility="lamb",
+        **EVERY_DROPOUT | {"keep_words": 1.0}),
     "adamw-average": BASE.replace(optimizer="adamw", nonmonotone=0, learning_rate=0.01),
     "untied-lamb": BASE.replace(optimizer="adamw", clip_norm=0.5, compatibility="lamb"),
     "mogrifier-coupled-muon": MODEL_CASES["mogrifier-coupled"].replace(
