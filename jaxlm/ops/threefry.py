@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -43,8 +44,10 @@ def _bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     schedule = key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(_PARITY)
     a, b = jnp.broadcast_to(schedule[0], shape), position + schedule[1]
     for group in range(5):
-        for rotation in _ROTATIONS[group % 2]:
-            a = a + b
-            b = a ^ (b << rotation | b >> (32 - rotation))
+        for rotation in _ROTATIONS[group % 2]:  # by the primitives: jnp's operators take twice as long to trace
+            a = lax.add(a, b)
+            turned = lax.bitwise_or(lax.shift_left(b, np.uint32(rotation)),
+                                    lax.shift_right_logical(b, np.uint32(32 - rotation)))
+            b = lax.bitwise_xor(a, turned)
         a, b = a + schedule[(group + 1) % 3], b + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
     return a ^ b

@@ -26,7 +26,7 @@ from jaxlm.files import Folder, reason
 from jaxlm.runs import arrays, listing, memory
 from jaxlm.runs import manifest as sealed
 from jaxlm.runs.manifest import Manifest
-from jaxlm.training.step import TrainState, init_state
+from jaxlm.training.step import TrainState, fresh_state
 
 MOST_LAYERS = 1000  # tracing more takes minutes
 _LEFTOVER = re.compile(r"\.[0-9]{8,10}\.(partial|removed)")
@@ -222,8 +222,7 @@ def state_shapes(config: Config) -> Any:
     """The shapes and dtypes of a config's training state, nothing allocated; all that is known here of the state."""
     if (layers := len(config.model.hidden_sizes)) > MOST_LAYERS:
         raise JaxlmError(f"a model of {layers:,} layers: expected at most {MOST_LAYERS:,}")
-    return jax.eval_shape(lambda: init_state(config.recipe, jax.random.key(0), config.train.batch_size,
-                                             patience=config.train.patience))
+    return fresh_state.eval_shape(config.recipe, np.uint32(0), config.train.batch_size, config.train.patience)
 
 
 def check_memory(config: Config) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from jaxlm.config.config import Config, Recipe
+from jaxlm.config.config import Config
 from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
 from jaxlm.data.vocab import Vocab
 from jaxlm.data.windows import check_fits
@@ -33,13 +33,7 @@ from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.run import EpochResult, Run, floors
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.training.small_batches import check_small_batch
-from jaxlm.training.step import TrainState, init_state
-
-
-@partial(jax.jit, static_argnames=("batch_size", "patience"))
-def _fresh_state(recipe: Recipe, seed: np.uint32, batch_size: int, patience: int) -> TrainState:
-    """`init_state`, its key within the one program: a key made by itself is compiled by itself."""
-    return init_state(recipe, jax.random.key(seed), batch_size, patience=patience)
+from jaxlm.training.step import TrainState, fresh_state, init_state
 
 
 @dataclass(frozen=True)
@@ -192,7 +186,7 @@ def new_state(config: Config, params: Params | None = None) -> TrainState:
     checkpoint.check_memory(config)
     counts = config.train
     if params is None:
-        return _fresh_state(config.recipe, np.uint32(counts.seed), counts.batch_size, counts.patience)
+        return fresh_state(config.recipe, np.uint32(counts.seed), counts.batch_size, counts.patience)
     expected = checkpoint.shapes(checkpoint.state_shapes(config).params)
     given = checkpoint.shapes(params)
     if wrong := [f"{name}: expected {expected.get(name)}, got {given.get(name)}"

@@ -105,6 +105,12 @@ def init_state(recipe: Recipe, key: jax.Array, batch_size: int, params: Params |
                       first_memory(recipe, patience))
 
 
+@partial(jax.jit, static_argnums=(2, 3))
+def fresh_state(recipe: Recipe, seed: np.uint32, batch_size: int, patience: int) -> TrainState:
+    """`init_state` as one program, its key made within, and traced once for the state, its shapes and other seeds."""
+    return init_state(recipe, jax.random.key(seed), batch_size, patience=patience)
+
+
 def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise | None = None
                ) -> tuple[TrainState, Metrics]:
     """One update on one window. Gradients stop at the window's edge; the carry is passed on.
