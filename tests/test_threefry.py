@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxlm.ops import threefry
@@ -13,7 +13,9 @@ KEYS = st.integers(0, 2**32 - 1).map(jax.random.key)
 LIMITS = st.sampled_from([(-1.0, 1.0), (0.0, 1.0), (0.25, 9.0)])
 
 
+@pytest.mark.golden  # also as users compile, where a product and a sum are rounded once
 @settings(max_examples=15, deadline=None)
+@example(jax.random.key(0), (9, 6, 9), (0.25, 9.0))
 @given(KEYS, st.lists(st.integers(0, 9), max_size=3).map(tuple), LIMITS)
 def test_the_numbers_are_those_of_jax(key, shape, limits):
     expected = jax.random.uniform(key, shape, minval=limits[0], maxval=limits[1])

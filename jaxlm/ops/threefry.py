@@ -7,6 +7,7 @@ draw anew.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ _PARITY = 0x1BD11BDA
 _ONE = 0x3F800000  # the bits of float32 1, whose exponent is that of all numbers in [1, 2)
 
 
+# As JAX's own, one program even by itself: op by op the range's product and sum would be rounded one after the other.
+@partial(jax.jit, static_argnames=("shape", "minval", "maxval"), inline=True)
 def uniform(key: jax.Array, shape: tuple[int, ...], minval: float = 0.0, maxval: float = 1.0) -> jax.Array:
     """The numbers of `jax.random.uniform`, float32 in [minval, maxval), drawn in one pass.
 
