@@ -22,6 +22,7 @@ MODEL_CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     "mixture": BASE.replace(experts=3, latent_size=6),
     "tied-mixture": BASE.replace(hidden_sizes=(5, 6), tied=True, experts=3)}
 EVERY_DROPOUT = dict(locked_dropout=True, keep_embedding=0.8, keep_output=0.6, keep_last_output=0.9, keep_words=0.8)
+LAMB = dict(optimizer="adamw", tied=True, keep_update=0.8, model_compatibility="lamb", **EVERY_DROPOUT)
 RANDOM_WINDOWS = dict(length_deviation=1.0, short_probability=0.3, shortest_window=2, longest_window=7)
 CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     name: BASE.replace(optimizer=name, clip_norm=0.5) for name in OPTIMIZERS if name != "sgd"} | {
@@ -50,13 +51,11 @@ CASES = {name: BASE.replace(model=name) for name in MODELS} | {
     "sampled": BASE.replace(sampled_words=4, sampled_share=0.5, learning_rate=0.3),
     "tied-sampled": BASE.replace(sampled_words=8, tied=True, **EVERY_DROPOUT, dropout_ramp=0.5, learning_rate=0.2),
     "average": BASE.replace(average_decay=0.9),
-    "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(
-        layer_norm=False, optimizer="adamw", tied=True, keep_update=0.8, model_compatibility="lamb", **EVERY_DROPOUT),
+    "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(layer_norm=False, **LAMB),
     # One layer and no word without an embedding: a norm divides by a deviation, and two layers of four units, whose
     # deviations are small, make a hundred roundings of one.
-    "layer-norm": MODEL_CASES["mogrifier-all"].replace(
-        embedding_size=8, hidden_sizes=(8,), optimizer="adamw", tied=True, keep_update=0.8, model_compatibility="lamb",
-        **EVERY_DROPOUT | {"keep_words": 1.0}),
+    "layer-norm": MODEL_CASES["mogrifier-all"].replace(embedding_size=8, hidden_sizes=(8,),
+                                                       **LAMB | {"keep_words": 1.0}),
     "adamw-average": BASE.replace(optimizer="adamw", nonmonotone=0, learning_rate=0.01),
     "untied-lamb": BASE.replace(optimizer="adamw", clip_norm=0.5, compatibility="lamb"),
     "mogrifier-coupled-muon": MODEL_CASES["mogrifier-coupled"].replace(
