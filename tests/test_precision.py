@@ -77,7 +77,7 @@ def _products(function, *arguments):
     return set(found)
 
 
-@pytest.mark.parametrize("name", [*MODELS, "layer-norm", "projection", "mixture", "sampled", "muon"])
+@pytest.mark.parametrize("name", [*MODELS, "mogrifier-all", "layer-norm", "projection", "mixture", "sampled", "muon"])
 def test_every_product_of_a_bfloat16_step_multiplies_bfloat16_and_sums_float32(name):
     recipe = CASES[name].replace(compute_dtype="bfloat16").recipe
     state = jaxlm.init_state(recipe, jax.random.key(0), B)
