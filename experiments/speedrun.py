@@ -149,12 +149,14 @@ class Unit:
 def table(records: Sequence[Record], unit: float | None) -> str:
     """Medians over the seeds, and each run's own numbers."""
     cached = any(record.cached is not None for record in records)
-    lines = ["| valid at or below | `tied-fast` with | seconds, median (each) | TensorFlow's time | valid | test |" +
-             cached * " test, neural cache | seconds in all |", "|---|---|---|---|---|---|" + cached * "---|---|"]
+    heads = ["valid at or below", "`tied-fast` with", "seconds, median (each)", "with epoch", "TensorFlow's time",
+             "valid", "test", *["test, neural cache", "seconds in all"] * cached]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for target in dict.fromkeys(record.target for record in records):
         some = [record for record in records if record.target == target]
         times = [record.seconds for record in some if record.seconds is not None]
         each = ", ".join("missed" if one.seconds is None else f"{one.seconds:.0f}" for one in some)
+        epochs = ", ".join("never" if one.epoch is None else str(one.epoch) for one in some)
         middle = median(times) if len(times) == len(some) else None
         share = "" if middle is None or unit is None else _share(middle, unit)
         columns = [[one.valid for one in some], [one.test for one in some]]
@@ -162,7 +164,8 @@ def table(records: Sequence[Record], unit: float | None) -> str:
             columns += [[one.cached for one in some], [one.whole + one.cached_seconds for one in some]]
         values = [f"{median(column):.1f} ({', '.join(f'{value:.1f}' for value in column)})" for column in columns]
         lines.append(f"| {target:g} | `{shlex.join(RECIPES[target])}` | "
-                     f"{'missed' if middle is None else f'{middle:.0f}'} ({each}) | {share} | {' | '.join(values)} |")
+                     f"{'missed' if middle is None else f'{middle:.0f}'} ({each}) | {epochs} | {share} | "
+                     f"{' | '.join(values)} |")
     lines.append("")
     lines.append("TensorFlow is not installed: its time is not measured." if unit is None else
                  f"TensorFlow 1's graph mode: {1e3 * unit / TENSORFLOW_STEPS:.0f} ms a step of `small`, "

@@ -1,0 +1,74 @@
+"""experiments/speedrun.py and benchmark.py: their commands are accepted, they run, and they tell what was run."""
+
+import json
+import shlex
+import subprocess
+import sys
+from importlib import import_module
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+from terminals import run
+
+import jaxlm.runs.trainer
+
+EXPERIMENTS = ROOT / "experiments"
+
+
+@pytest.fixture
+def speedrun(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    return import_module("speedrun")
+
+
+def test_every_command_of_the_speedrun_is_accepted(speedrun, monkeypatch, capsys, tmp_path):
+    configs = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jaxlm.runs.trainer, "train", lambda config, **_: configs.append(config) or SimpleNamespace(
+        stopped_by=None, run_dir=None))
+    monkeypatch.setattr(sys, "argv", ["speedrun.py", "--show"])
+    speedrun.main()
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == len(speedrun.RECIPES)
+    for line in shown:
+        name, *words = shlex.split(line)
+        code, out, err = run(words)
+        assert (name, code) == ("jaxlm", 0), out + err
+    assert {config.data.corpus for config in configs} == {"ptb"} and len(set(configs)) == len(configs)
+
+
+@pytest.mark.slow
+def test_a_record_is_what_the_run_wrote(speedrun, monkeypatch):
+    tiny = ["train", "--preset", "tied-fast", "--corpus", "embedded-tiny", "--embedding-size", "8", "--hidden-sizes",
+            "8", "--batch-size", "50", "--epochs", "2"]
+    monkeypatch.setattr(speedrun, "command", lambda target, seed: [*tiny, "--seed", str(seed)])
+    reached, missed = speedrun.run(1e9, 0, 10), speedrun.run(1.0, 0, 0)
+    assert (reached.epoch, missed.epoch, missed.seconds) == (1, None, None)
+    assert reached.seconds < reached.whole and (reached.valid, reached.test) == (missed.valid, missed.test)
+    assert reached.cached_seconds > 0 and reached.cached != reached.test and missed.cached is None
+    monkeypatch.setattr(speedrun, "RECIPES", {1e9: ("--flag",), 1.0: ()})
+    table = speedrun.table([reached], 2 * reached.seconds)
+    assert "| 1e+09 | `--flag` |" in table and "| 1 | 1/2.0 |" in table and f" {reached.cached:.1f} (" in table
+    assert "missed (missed) | never |" in speedrun.table([missed], None)
+    assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
+
+
+@pytest.mark.parametrize("words", [["--seeds", "0"], ["--cache", "-1"], ["--targets", "5"]])
+def test_a_speedrun_of_nothing_is_refused(words):
+    done = subprocess.run([sys.executable, EXPERIMENTS / "speedrun.py", *words], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_benchmark_compares_what_is_installed():
+    done = subprocess.run([sys.executable, EXPERIMENTS / "benchmark.py", "steps", "evaluation", "--presets", "test",
+                           "--turns", "1", "--windows", "2", "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    names = [row["contender"] for row in found["steps"]]
+    assert names[:6] == [f"{maker} {dtype}" for maker in ("jaxlm", "products", "floor")
+                         for dtype in ("float32", "bfloat16")]
+    assert [row["contender"] for row in found["evaluation"]] == ["validation", "test"]
+    for row in [*found["steps"], *found["evaluation"]]:
+        assert row["preset"] == "test" and row["ms"] > 0 and row["words_per_second"] > 0 and row["peak_mib"] > 0
