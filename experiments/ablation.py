@@ -15,6 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jaxlm
+from jaxlm.cli.ending import exit_code
+from jaxlm.cli.parsing import whole
+from jaxlm.errors import JaxlmError
 from jaxlm.report.figure import BLUE, ORANGE, figure, save
 
 RUNGS = {
@@ -82,10 +85,9 @@ def plot(found: dict[str, Scores], path: Path) -> Path:
 
 def tell(args: argparse.Namespace, train: Callable, table: Callable, plot: Callable, picture: Path) -> None:
     """Trains, prints the table, draws the plot, and puts the table into --markdown's page."""
-    try:
-        found = train(args)
-    except jaxlm.JaxlmError as error:
-        sys.exit(f"error: {error}")
+    if args.markdown:  # raises before hours of training
+        into_page(args.markdown, None)
+    found = train(args)
     text = table(found)
     print(text)
     print(plot(found, picture))
@@ -93,10 +95,15 @@ def tell(args: argparse.Namespace, train: Callable, table: Callable, plot: Calla
         into_page(args.markdown, text)
 
 
-def into_page(page: Path, text: str) -> None:
-    """Puts the table between the page's two marks."""
-    before, rest = page.read_text().split(START)
-    page.write_text(before + START + text + END + rest.split(END)[1])
+def into_page(page: Path, text: str | None) -> None:
+    """Puts the table between the page's two marks; None only looks for them."""
+    try:
+        before, rest = page.read_text().split(START)
+        _, after = rest.split(END)
+    except (OSError, ValueError):
+        raise JaxlmError(f"{page} is not a page with {START.strip()} once and {END.strip()} after it") from None
+    if text is not None:
+        page.write_text(before + START + text + END + after)
 
 
 def main() -> None:
@@ -104,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", default="auto", help="as jaxlm train has it (default: Penn Treebank)")
     parser.add_argument("--epochs", type=int, default=13)
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each rung")
+    parser.add_argument("--seeds", type=whole(1), default=1, help="runs of each rung")
     parser.add_argument("--width", type=int, default=200, help="of the embedding and of both layers")
     parser.add_argument("--compute-dtype", default="float32", help="as jaxlm train has it (float32)")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/ablation"))
@@ -114,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -29,7 +29,11 @@ from typing import Any
 
 from peers import configured, flops, words
 
+from jaxlm.cli.ending import exit_code
+from jaxlm.cli.parsing import whole
 from jaxlm.config.config import Config
+from jaxlm.config.presets import PRESETS
+from jaxlm.terminal import printable
 
 HERE = Path(__file__).resolve().parent
 PEERS = {"flax": "flax", "linen": "flax", "nnx": "flax", "jaxlm-nnx": "flax", "pytorch": "torch",
@@ -63,9 +67,10 @@ class Worker:
         self.seconds: list[float] = []
         self.peak_mib = 0.0
         self._label = contender.label
+        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (`close` closes it)
         self._process = subprocess.Popen(
             [sys.executable, HERE / "peers.py", contender.maker, contender.preset, json.dumps(contender.changes)],
-            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
             env={**os.environ, "PYTHONPATH": str(contender.source)})
 
     def turn(self, windows: int, counted: bool = True) -> None:
@@ -75,7 +80,10 @@ class Worker:
             self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"error: {self._label} stopped: run experiments/peers.py by hand to see why")
+            self._process.wait()
+            self._said.seek(0)
+            last = (self._said.read().strip().splitlines() or ["without a word"])[-1]
+            raise SystemExit(f"error: {self._label} stopped: {printable(last.removeprefix('error: '))}")
         answer = json.loads(line)
         self.peak_mib = answer["peak_mib"]
         if counted:
@@ -83,6 +91,7 @@ class Worker:
 
     def close(self) -> None:
         self._process.communicate()
+        self._said.close()
 
 
 def compare(contenders: Sequence[Contender], turns: int, windows: int) -> list[Row]:
@@ -144,7 +153,7 @@ def commits(names: Sequence[str], presets: Sequence[str], turns: int, windows: i
         places = [Path(folder) / f"{number}" for number in range(len(names))]
         for place, name in zip(places, names, strict=True):
             place.mkdir()
-            archive = subprocess.run(["git", "-C", HERE.parent, "archive", name, "jaxlm"], stdout=subprocess.PIPE)
+            archive = subprocess.run(["git", "-C", HERE.parent, "archive", name, "jaxlm"], capture_output=True)
             if archive.returncode:
                 raise SystemExit(f"error: git knows no commit {name} here")
             subprocess.run(["tar", "x", "-C", place], input=archive.stdout, check=True)
@@ -239,14 +248,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help=f"{', '.join(sections)}, start-up or growth (default: steps)")
     parser.add_argument("--commits", nargs=2, metavar=("OLD", "NEW"), help="compare two commits")
-    parser.add_argument("--presets", nargs="+", default=["small", "zaremba-small", "zaremba-medium"])
-    parser.add_argument("--turns", type=int, default=7, help="counted turns of each contender (7)")
-    parser.add_argument("--windows", type=int, default=16, help="training steps in a turn (16)")
+    parser.add_argument("--presets", nargs="+", choices=list(PRESETS), metavar="PRESET",
+                        default=["small", "zaremba-small", "zaremba-medium"])
+    parser.add_argument("--turns", type=whole(1), default=7, help="counted turns of each contender (7)")
+    parser.add_argument("--windows", type=whole(1), default=16, help="training steps in a turn (16)")
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the picture of growth (here)")
     args = parser.parse_args()
     if unknown := set(args.what) - {*sections, "start-up", "growth"}:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    if not args.out.is_dir():
+        parser.error(f"--out {args.out} is no folder")
     results: dict[str, list[Row]] = {}
     for what in ["commits"] if args.commits else args.what or ["steps"]:
         if what == "commits":
@@ -266,4 +278,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -20,6 +20,9 @@ from statistics import median
 
 import numpy as np
 
+from jaxlm.cli.ending import exit_code
+from jaxlm.cli.parsing import whole
+
 CALLS = 4  # of 16 windows each, in a turn
 
 
@@ -75,8 +78,8 @@ def peak() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=100_000_000)
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--tokens", type=whole(100_000), default=100_000_000)
+    parser.add_argument("--turns", type=whole(1), default=7)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -89,12 +92,14 @@ def main() -> None:
         write_text(text, args.tokens)
         code = "from large_corpus import peak; from jaxlm.cli import main; main() or print(peak())"
         started = time.perf_counter()
-        lines = subprocess.run([sys.executable, "-c", code, "prepare", text, out], cwd=Path(__file__).parent, text=True,
-                               check=True, stdout=subprocess.PIPE).stdout.splitlines()
-        seconds = time.perf_counter() - started
+        done = subprocess.run([sys.executable, "-c", code, "prepare", text, out], cwd=Path(__file__).parent, text=True,
+                              stdout=subprocess.PIPE)
+        if done.returncode:  # it has said why
+            raise SystemExit(done.returncode)
+        seconds, most = time.perf_counter() - started, float(done.stdout.splitlines()[-1])
         ids = sum(path.stat().st_size for path in out.glob("*.ids"))
         print(f"prepared {text.stat().st_size / 1e6:,.0f} MB of text into {ids / 1e6:,.0f} MB in {seconds:.1f} s "
-              f"({args.tokens / seconds:,.0f} tokens/s), at most {float(lines[-1]):,.0f} MB of memory")
+              f"({args.tokens / seconds:,.0f} tokens/s), at most {most:,.0f} MB of memory")
         workers = {mode: subprocess.Popen([sys.executable, __file__, "--worker", str(out), mode], text=True,
                                           stdin=subprocess.PIPE, stdout=subprocess.PIPE) for mode in ("memory", "file")}
         took: dict[str, list[float]] = {mode: [] for mode in workers}
@@ -113,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

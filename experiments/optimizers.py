@@ -9,11 +9,13 @@ optimiser and its rate. Each run is kept in --run-dir (default: runs/optimizers)
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from ablation import tell, trained
 
 import jaxlm
+from jaxlm.cli.ending import exit_code
 from jaxlm.report.figure import figure, save
 
 # Of each optimiser what it sets beside the rate, and the rates. SGD's gradient is of the sum over 35 steps: its clip is
@@ -81,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -6,6 +6,7 @@ config's own optimiser). `python peers.py MAKER PRESET '{"field": value}'` is a 
 {"windows": n} on stdin it prints the seconds that they took.
 """
 
+import argparse
 import itertools
 import json
 import resource
@@ -17,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.cli.ending import exit_code
 from jaxlm.config.config import Config
-from jaxlm.config.presets import preset
+from jaxlm.config.presets import PRESETS, preset
 
 Run = Callable[[int], None]
 
@@ -347,11 +349,16 @@ def configured(name: str, changes: Mapping[str, Any]) -> Config:
 
 
 def main() -> None:
-    name, config = sys.argv[1], configured(sys.argv[2], json.loads(sys.argv[3]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("maker", choices=list(MAKERS))
+    parser.add_argument("preset", choices=list(PRESETS))
+    parser.add_argument("changes", type=json.loads, nargs="?", default={}, help="of fields, as a JSON object")
+    args = parser.parse_args()
+    config = configured(args.preset, args.changes)
     B, V = config.train.batch_size, config.model.vocab_size
     skewed = np.random.default_rng(0).uniform(size=B * 2001)**4  # most tokens are frequent words, as in text
     tokens = (skewed * V).astype(np.int32).reshape(-1, B)
-    run = MAKERS[name](config, tokens)
+    run = MAKERS[args.maker](config, tokens)
     for line in sys.stdin:
         started = time.perf_counter()
         run(json.loads(line)["windows"])
@@ -360,4 +367,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

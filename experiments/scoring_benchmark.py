@@ -19,6 +19,8 @@ import jax
 import numpy as np
 
 import jaxlm
+from jaxlm.cli.ending import exit_code
+from jaxlm.cli.parsing import whole
 from jaxlm.models import stack
 from jaxlm.scoring.language_model import LanguageModel
 
@@ -26,9 +28,9 @@ from jaxlm.scoring.language_model import LanguageModel
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", help="where Penn Treebank's files are")
-    parser.add_argument("--repeats", type=int, default=3, help="of which the fastest counts (3)")
-    parser.add_argument("--words", type=int, default=200, help="of a generated text (200)")
-    parser.add_argument("--sentences", type=int, default=200, help="that PyTorch's loop scores (200)")
+    parser.add_argument("--repeats", type=whole(1), default=3, help="of which the fastest counts (3)")
+    parser.add_argument("--words", type=whole(1), default=200, help="of a generated text (200)")
+    parser.add_argument("--sentences", type=whole(1), default=200, help="that PyTorch's loop scores (200)")
     args = parser.parse_args()
     corpus = jaxlm.load_corpus("ptb", data_dir=args.data_dir)
     config = jaxlm.preset("small").replace(vocab_size=len(corpus.vocab))
@@ -80,8 +82,9 @@ def first_word(repeats: int, data_dir: str | None) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run = str(Path(folder) / "run")
         where = ["--data-dir", data_dir] if data_dir else []
-        subprocess.run([*command, "train", "--preset", "small", "--corpus", "ptb", *where, "--steps", "1", "--run-dir",
-                        run], check=True, stdout=subprocess.DEVNULL)
+        if code := subprocess.run([*command, "train", "--preset", "small", "--corpus", "ptb", *where, "--steps", "1",
+                                   "--run-dir", run], stdout=subprocess.DEVNULL).returncode:  # it has said why
+            raise SystemExit(code)
 
         def first_byte() -> float:
             start = time.perf_counter()
@@ -177,4 +180,4 @@ def word_language_model_loop(torch, model, words: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

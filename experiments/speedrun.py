@@ -30,6 +30,9 @@ from statistics import median
 
 from benchmark import Contender, Worker
 
+from jaxlm.cli.ending import exit_code
+from jaxlm.cli.parsing import whole
+
 HERE = Path(__file__).resolve().parent
 TENSORFLOW_STEPS, TENSORFLOW_TEST = 11_610, 118.4  # of `small`: its 15 epochs, and what they reach on the test split
 
@@ -180,19 +183,19 @@ def _share(seconds: float, unit: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", type=float, nargs="+", choices=list(RECIPES), default=list(RECIPES))
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (3)")
+    parser.add_argument("--seeds", type=whole(1), default=3, help="how many, from 0 (3)")
     parser.add_argument("--show", action="store_true", help="print the commands only")
-    parser.add_argument("--cache", type=int, default=0, metavar="WORDS", help="of a neural cache (0: none)")
+    parser.add_argument("--cache", type=whole(), default=0, metavar="WORDS", help="of a neural cache (0: none)")
     parser.add_argument("--out", type=Path, default=Path("speedrun.json"), help="every run's numbers (speedrun.json)")
     args = parser.parse_args()
-    if args.seeds < 1:
-        parser.error("--seeds must be at least 1")
-    if args.cache < 0:
-        parser.error("--cache must be at least 0")
     if args.show:
         for target in args.targets:
             print(shlex.join(["jaxlm", *command(target, 0)]))
         return
+    if not args.out.absolute().parent.is_dir():
+        parser.error(f"--out {args.out}: there is no such folder")
+    if args.out.exists():
+        parser.error(f"--out {args.out} exists, and holds an earlier start's hours: name another file, or move it")
     unit, records = Unit(), []
     unit.measure()
     for target in args.targets:
@@ -206,4 +209,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

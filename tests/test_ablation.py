@@ -13,7 +13,7 @@ def test_the_ladder_is_climbed_once(tmp_path, monkeypatch, capsys):
     page.write_text("# A page\n<!-- the table -->\nold\n<!-- its end -->\nafter\n")
     monkeypatch.setattr(sys, "argv", ["ablation.py", "--corpus", "embedded-tiny", "--epochs", "0", "--width", "4",
                                       "--run-dir", str(tmp_path / "runs"), "--markdown", str(page)])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    runpy.run_path(str(SCRIPT))["main"]()
     assert capsys.readouterr().out.count("| + ") == 5
     text = page.read_text()
     assert text.startswith("# A page\n<!-- the table -->\n| rung") and text.endswith("<!-- its end -->\nafter\n")

@@ -54,10 +54,36 @@ def test_a_record_is_what_the_run_wrote(speedrun, monkeypatch):
     assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
 
 
-@pytest.mark.parametrize("words", [["--seeds", "0"], ["--cache", "-1"], ["--targets", "5"]])
-def test_a_speedrun_of_nothing_is_refused(words):
-    done = subprocess.run([sys.executable, EXPERIMENTS / "speedrun.py", *words], capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+MISTAKES = {
+    "speedrun.py": ["--seeds 0", "--cache -1", "--targets 5", "--out nowhere/x.json", "--out kept.json"],
+    "benchmark.py": ["nothing", "--presets nobody", "--turns 0", "--windows 0", "--commits a b",
+                     "growth --out nowhere"],
+    "peers.py": ["", "nobody small", "jaxlm nobody", "jaxlm small {", 'jaxlm small {"learning_rate":-1}'],
+    "scoring_benchmark.py": ["--data-dir nowhere", "--repeats 0", "--words x"],
+    "large_corpus.py": ["--tokens 1", "--turns 0"],
+    "ablation.py": ["--corpus nowhere", "--width 0 --corpus embedded-tiny", "--seeds 0", "--markdown nowhere.md",
+                    "--markdown kept.json"],
+    "optimizers.py": ["--epochs -1 --corpus embedded-tiny", "--markdown kept.json"],
+}
+
+
+@pytest.mark.parametrize("script", MISTAKES)
+def test_a_mistake_is_one_sentence_and_nothing_is_lost(script, tmp_path):
+    (tmp_path / "kept.json").write_text("hours")
+    for words in MISTAKES[script]:
+        done = subprocess.run([sys.executable, EXPERIMENTS / script, *words.split()], capture_output=True, text=True,
+                              cwd=tmp_path, stdin=subprocess.DEVNULL)
+        assert done.returncode in (1, 2), (words, done)
+        assert "error: " in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr, (words, done.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
+    assert (tmp_path / "kept.json").read_text() == "hours"
+
+
+def test_a_benchmark_says_why_a_contender_stopped(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    benchmark = import_module("benchmark")
+    with pytest.raises(SystemExit, match=r"^error: me stopped: .*learning_rate"):
+        benchmark.compare([benchmark.Contender("me", "jaxlm", "test", {"learning_rate": -1})], 1, 1)
 
 
 @pytest.mark.slow
