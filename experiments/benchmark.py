@@ -2,7 +2,7 @@
 
     pip install -e '.[bench,flax]'                the peers; those that are not installed are left out
     python experiments/benchmark.py               a step of each preset in each dtype, beside the peers and the floor
-    python experiments/benchmark.py kinds optimizers evaluation start-up growth
+    python experiments/benchmark.py kinds optimizers evaluation sweeps start-up growth
     python experiments/benchmark.py --commits HEAD~1 HEAD    a step of the presets at two commits of this repository
     python experiments/benchmark.py --json        the results as JSON, in place of tables
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from peers import configured, flops, words
+from peers import SWEPT, configured, flops, words
 
 from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
@@ -147,6 +147,13 @@ def evaluation(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
             for row in compare([Contender(what, what, name) for what in ("validation", "test")], turns, 1)]
 
 
+def sweeps(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
+    """A window of each of eight members, of `small` and of a tiny model."""
+    models = {"": {}, ", 32 units, 2,000 words": {"vocab_size": 2000, "embedding_size": 32, "hidden_sizes": (32,)}}
+    return [row for label, changes in models.items() for row in compare(
+        [Contender(f"8 {maker}{label}", maker, "small", changes) for maker in SWEPT], turns, min(windows, 4))]
+
+
 def commits(names: Sequence[str], presets: Sequence[str], turns: int, windows: int) -> list[Row]:
     """The step at two commits of the repository that this file lies in."""
     with tempfile.TemporaryDirectory() as folder:
@@ -244,7 +251,7 @@ def table(what: str, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def main() -> None:
-    sections = {"steps": steps, "kinds": kinds, "optimizers": optimizers, "evaluation": evaluation}
+    sections = {"steps": steps, "kinds": kinds, "optimizers": optimizers, "evaluation": evaluation, "sweeps": sweeps}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help=f"{', '.join(sections)}, start-up or growth (default: steps)")
     parser.add_argument("--commits", nargs=2, metavar=("OLD", "NEW"), help="compare two commits")

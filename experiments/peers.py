@@ -10,6 +10,7 @@ import argparse
 import itertools
 import json
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -22,29 +23,97 @@ from jaxlm.cli.ending import exit_code
 from jaxlm.config.config import Config
 from jaxlm.config.presets import PRESETS, preset
 
-Run = Callable[[int], None]
+Run = Callable[[int], float | None]  # returns the MiB of processes of its own, if it has any
+MEMBERS = 8
 
 
 def jaxlm(config: Config, tokens: np.ndarray) -> Run:
     import jax
     import jax.numpy as jnp
 
-    from jaxlm.data.windows import WindowPlan
     from jaxlm.runs.trainer import new_state
     from jaxlm.training.step import train_windows
 
     recipe, on_device, state = jax.tree.map(jnp.float32, config.recipe), jnp.asarray(tokens), new_state(config)
-    plan, T, done = WindowPlan(len(tokens), config.train.bptt_length, 1), config.train.bptt_length, 0
+
+    def call(where: Any, count: int) -> None:
+        nonlocal state
+        state, metrics = train_windows(recipe, state, on_device, where, jnp.int32(count),
+                                       bptt_length=config.train.bptt_length)
+        metrics.cost.block_until_ready()
+
+    return _in_calls(config, tokens, call)
+
+
+def _in_calls(config: Config, tokens: np.ndarray, call: Callable[[Any, int], None]) -> Run:
+    """Epoch after epoch, as many windows in a call as the config has; `call` gets where they lie, and how many."""
+    from jaxlm.data.windows import WindowPlan
+
+    plan, done = WindowPlan(len(tokens), config.train.bptt_length, 1), 0
 
     def run(windows: int) -> None:
-        nonlocal state, done
+        nonlocal done
         while windows:
             at = done % plan.per_epoch
             count = min(windows, config.train.windows_per_call, plan.per_epoch - at)
-            where = plan.windows(at, count, config.train.windows_per_call)
-            state, metrics = train_windows(recipe, state, on_device, where, jnp.int32(count), bptt_length=T)
-            metrics.cost.block_until_ready()
+            call(plan.windows(at, count, config.train.windows_per_call), count)
             windows, done = windows - count, done + count
+
+    return run
+
+
+def in_turn(config: Config, tokens: np.ndarray) -> Run:
+    """The members of a sweep as runs of their own, one after the other."""
+    runs = [jaxlm(config, tokens) for _ in range(MEMBERS)]
+
+    def run(windows: int) -> None:
+        for one in runs:
+            one(windows)
+
+    return run
+
+
+def one_program(config: Config, tokens: np.ndarray, size: int = MEMBERS, vmapped: bool = False) -> Run:
+    """The members of a sweep in one program, one after the other, as a sweep on a CPU trains them."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlm.runs.trainer import new_state
+    from jaxlm.training import members
+
+    recipes, states = members.stacked(config.recipe, new_state(config), size, None)
+    on_device = jnp.asarray(tokens)
+
+    def call(where: Any, count: int) -> None:
+        nonlocal states
+        each = jax.tree.map(lambda column: np.stack([column] * size), where)
+        states, metrics = members.train_members(recipes, states, on_device, each, np.full(size, count, np.int32),
+                                                bptt_length=config.train.bptt_length, vmapped=vmapped)
+        metrics.cost.block_until_ready()
+
+    return _in_calls(config, tokens, call)
+
+
+def vmapped(config: Config, tokens: np.ndarray) -> Run:
+    """The members of a sweep in one program whose operations they share, as on an accelerator."""
+    return one_program(config, tokens, vmapped=True)
+
+
+def processes(config: Config, tokens: np.ndarray) -> Run:
+    """A process a core, pinned to it, with its share of the members in one program, as a long sweep on a CPU has it."""
+    from jaxlm.sweeps import cores
+
+    number = min(len(cores._cores()), MEMBERS)
+    command = [sys.executable, __file__, "one-program", *sys.argv[2:4]]
+    workers = [subprocess.Popen([*command, str(len(range(place, MEMBERS, number)))], text=True, stdin=subprocess.PIPE,
+                                stdout=subprocess.PIPE) for place in range(number)]
+    for place, worker in enumerate(workers):
+        cores.pin(worker.pid, place, number)
+
+    def run(windows: int) -> float:
+        for worker in workers:
+            print(json.dumps({"windows": windows}), file=worker.stdin, flush=True)
+        return sum(json.loads(worker.stdout.readline())["peak_mib"] for worker in workers if worker.stdout)
 
     return run
 
@@ -314,8 +383,9 @@ def products(config: Config, tokens: np.ndarray) -> Run:
 
 
 def words(config: Config, maker: str = "jaxlm") -> int:
-    """The predictions in one window, or in one pass over a split."""
-    return EVALUATED.get(maker, config.train.batch_size * config.train.bptt_length)
+    """The predictions in one window (of all members), or in one pass over a split."""
+    window = config.train.batch_size * config.train.bptt_length
+    return EVALUATED.get(maker, window * MEMBERS if maker in SWEPT else window)
 
 
 def flops(config: Config, maker: str = "jaxlm") -> int:
@@ -336,8 +406,10 @@ def _windows(config: Config, tokens: np.ndarray):
 
 
 EVALUATED = {"validation": 73_759, "test": 82_429}  # predictions in Penn Treebank's splits, a few rows' tails included
+SWEPT = ("in-turn", "one-program", "vmapped", "processes")
 MAKERS = {maker.__name__.replace("_", "-"): maker for maker in (
-    jaxlm, validation, test, flax, linen, nnx, jaxlm_nnx, pytorch, tensorflow, products, floor)}
+    jaxlm, in_turn, one_program, vmapped, processes, validation, test, flax, linen, nnx, jaxlm_nnx, pytorch, tensorflow,
+    products, floor)}
 
 
 def configured(name: str, changes: Mapping[str, Any]) -> Config:
@@ -353,16 +425,17 @@ def main() -> None:
     parser.add_argument("maker", choices=list(MAKERS))
     parser.add_argument("preset", choices=list(PRESETS))
     parser.add_argument("changes", type=json.loads, nargs="?", default={}, help="of fields, as a JSON object")
+    parser.add_argument("members", type=int, nargs="?", help="of one-program (8)")
     args = parser.parse_args()
     config = configured(args.preset, args.changes)
     B, V = config.train.batch_size, config.model.vocab_size
     skewed = np.random.default_rng(0).uniform(size=B * 2001)**4  # most tokens are frequent words, as in text
     tokens = (skewed * V).astype(np.int32).reshape(-1, B)
-    run = MAKERS[args.maker](config, tokens)
+    run = MAKERS[args.maker](config, tokens, *([args.members] if args.members else []))
     for line in sys.stdin:
         started = time.perf_counter()
-        run(json.loads(line)["windows"])
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        of_processes = run(json.loads(line)["windows"]) or 0
+        peak = of_processes + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"seconds": time.perf_counter() - started, "peak_mib": peak}), flush=True)
 
 

@@ -87,6 +87,16 @@ def test_a_benchmark_says_why_a_contender_stopped(monkeypatch):
 
 
 @pytest.mark.slow
+def test_members_are_timed_in_every_way_of_a_sweep(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    benchmark = import_module("benchmark")
+    rows = benchmark.compare([benchmark.Contender(maker, maker, "test") for maker in benchmark.SWEPT], 1, 2)
+    assert [row["contender"] for row in rows] == ["in-turn", "one-program", "vmapped", "processes"]
+    assert all(row["words_per_second"] == pytest.approx(8 * 20 * 2 / (row["ms"] / 1e3)) for row in rows)
+    assert rows[3]["peak_mib"] > 1.5 * rows[1]["peak_mib"]
+
+
+@pytest.mark.slow
 def test_the_benchmark_compares_what_is_installed():
     done = subprocess.run([sys.executable, EXPERIMENTS / "benchmark.py", "steps", "evaluation", "--presets", "test",
                            "--turns", "1", "--windows", "2", "--json"], capture_output=True, text=True)
