@@ -149,6 +149,14 @@ class Unit:
         return TENSORFLOW_STEPS * median(self._worker.seconds) if self._worker else None
 
 
+def unused(path: Path) -> Path:
+    """The path, with a number where it is taken: it holds an earlier start's hours."""
+    found, number = path, 2
+    while found.exists():
+        found, number = path.with_stem(f"{path.stem}-{number}"), number + 1
+    return found
+
+
 def table(records: Sequence[Record], unit: float | None) -> str:
     """Medians over the seeds, and each run's own numbers."""
     cached = any(record.cached is not None for record in records)
@@ -186,7 +194,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=whole(1), default=3, help="how many, from 0 (3)")
     parser.add_argument("--show", action="store_true", help="print the commands only")
     parser.add_argument("--cache", type=whole(), default=0, metavar="WORDS", help="of a neural cache (0: none)")
-    parser.add_argument("--out", type=Path, default=Path("speedrun.json"), help="every run's numbers (speedrun.json)")
+    parser.add_argument("--out", type=Path, default=Path("speedrun.json"),
+                        help="every run's numbers (speedrun.json); a number is added to a name that is taken")
     args = parser.parse_args()
     if args.show:
         for target in args.targets:
@@ -194,18 +203,17 @@ def main() -> None:
         return
     if not args.out.absolute().parent.is_dir():
         parser.error(f"--out {args.out}: there is no such folder")
-    if args.out.exists():
-        parser.error(f"--out {args.out} exists, and holds an earlier start's hours: name another file, or move it")
-    unit, records = Unit(), []
+    unit, records, out = Unit(), [], unused(args.out)
     unit.measure()
     for target in args.targets:
         for seed in range(args.seeds):
             records.append(run(target, seed, args.cache))
             unit.measure()
             print(records[-1], flush=True)
-            args.out.write_text(json.dumps({"tensorflow_seconds": unit.seconds,
+            out.write_text(json.dumps({"tensorflow_seconds": unit.seconds,
                                             "records": [asdict(record) for record in records]}, indent=1) + "\n")
     print(table(records, unit.seconds))
+    print(out)
 
 
 if __name__ == "__main__":

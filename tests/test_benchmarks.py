@@ -54,8 +54,15 @@ def test_a_record_is_what_the_run_wrote(speedrun, monkeypatch):
     assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
 
 
+def test_earlier_records_are_kept(speedrun, tmp_path):
+    path = tmp_path / "records.json"
+    for name in ("records.json", "records-2.json", "records-3.json"):
+        assert speedrun.unused(path) == tmp_path / name
+        (tmp_path / name).touch()
+
+
 MISTAKES = {
-    "speedrun.py": ["--seeds 0", "--cache -1", "--targets 5", "--out nowhere/x.json", "--out kept.json"],
+    "speedrun.py": ["--seeds 0", "--cache -1", "--targets 5", "--out nowhere/x.json"],
     "benchmark.py": ["nothing", "--presets nobody", "--turns 0", "--windows 0", "--commits a b",
                      "growth --out nowhere"],
     "peers.py": ["", "nobody small", "jaxlm nobody", "jaxlm small {", 'jaxlm small {"learning_rate":-1}'],
