@@ -211,7 +211,7 @@ def main() -> None:
             unit.measure()
             print(records[-1], flush=True)
             out.write_text(json.dumps({"tensorflow_seconds": unit.seconds,
-                                            "records": [asdict(record) for record in records]}, indent=1) + "\n")
+                                       "records": [asdict(record) for record in records]}, indent=1) + "\n")
     print(table(records, unit.seconds))
     print(out)
 

@@ -8,6 +8,7 @@ import json
 import re
 import resource
 import shutil
+import sys
 import tarfile
 import time
 import warnings
@@ -255,7 +256,8 @@ def test_a_bomb_of_an_archive_is_not_unpacked(tmp_path, monkeypatch, kind, megab
     packed = in_file(tmp_path / "bomb", gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(megabytes << 20), 1))
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     reason = download._explained(lambda: download._extract(packed, tmp_path))
-    assert reason in ("the archive has more than 33,554,432 bytes", "empty header")
+    short = "unexpected end of data" if sys.version_info >= (3, 13) and kind == tarfile.REGTYPE else "empty header"
+    assert reason in ("the archive has more than 33,554,432 bytes", short)
     assert time.monotonic() - start < SECONDS
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < BYTES / 4
 

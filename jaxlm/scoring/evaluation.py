@@ -69,10 +69,11 @@ def evaluate_ids(config: Config, params: Params, ids: np.ndarray, text: str, pro
         return Evaluation(perplexity(nats, config.optimizer.counted(count, how[0])), nats, count, text)
     ids, count = _read(ids, text, protocol)
     nats = float(reader_nats(reader_of(config, params, protocol, statistics), ids))
-    if isinstance(protocol, Dynamic) and not math.isfinite(nats):
+    value = perplexity(nats, count)
+    if isinstance(protocol, Dynamic) and not math.isfinite(value):
         raise Diverged(f"dynamic evaluation diverged on {text}: lower learning_rate, which is "
                        f"{protocol.learning_rate:g}")
-    return Evaluation(perplexity(nats, count), nats, count, text)
+    return Evaluation(value, nats, count, text)
 
 
 def tried(config: Config, params: Params, ids: np.ndarray, text: str, protocol: Plain, statistics: Statistician,
