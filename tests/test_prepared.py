@@ -632,10 +632,12 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak is read from /proc")
 def test_memory_does_not_grow_with_the_text(tmp_path):
     peak = {}
-    for megabytes in (24, 96):  # from about 24 on all its buffers are full
+    for megabytes in (3, 48, 96):
         path = tmp_path / f"{megabytes}"
         path.write_bytes(b"some words of a text that is long\n" * (megabytes * 30_000))
         done = python(PEAK, path, tmp_path / f"{megabytes}.out")
         assert done.returncode == 0, done.stderr
         peak[megabytes] = int(done.stdout) / 1024
-    assert peak[96] - peak[24] < 10, peak
+    assert peak[96] - peak[48] < 10, peak
+    # Newer versions fill their buffers later: with 24 MB in place of 3.
+    assert peak[48] - peak[3] < (10 if sys.version_info < (3, 12) else 20), peak
