@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from interop_files import golden, log_probabilities, recorded
 
 from jaxlm.crc32c import crc32c, masked
-from jaxlm.errors import JaxlmError
+from jaxlm.errors import DataError, JaxlmError
 from jaxlm.interop.importing import import_model, read_model
 from jaxlm.interop.sstable import unsnappy
 
@@ -253,6 +253,28 @@ def entry(shape: tuple[int, ...], kind: int = 1, shard: int = 0, offset: int = 0
 def test_an_index_that_claims_too_much(tmp_path, more, problem):
     with pytest.raises(JaxlmError, match=problem):
         read_model(write_checkpoint(tmp_path / "m", variables(), more=more))
+
+
+def test_many_variables_of_the_same_bytes_are_refused(tmp_path):
+    arrays = variables(sizes=(3, 3))
+    last = "Model/RNN/multi_rnn_cell/cell_{}/basic_lstm_cell/{}"
+    plain = write_checkpoint(tmp_path / "plain", arrays)
+    assert read_model(plain).hidden_sizes == (3, 3)
+    kernel = arrays[last.format(1, "kernel")]
+    before = [array.nbytes for name, array in arrays.items()]
+    offset = sum(before[:list(arrays).index(last.format(1, "kernel"))])
+    shape = b"".join(message(2, number(1, size)) for size in kernel.shape)
+    entry = (number(1, 1) + message(2, shape) + number(3, 0) + number(4, offset) + number(5, kernel.nbytes)
+             + varint(6 << 3 | 5) + struct.pack("<I", masked(slow_crc(kernel.tobytes()))))
+    more = {last.format(place, "kernel").encode(): entry for place in range(2, 40)}
+    with pytest.raises(JaxlmError, match="4 times"):
+        read_model(write_checkpoint(tmp_path / "many", arrays, more=more))
+
+
+def test_the_words_of_a_folder_are_not_the_tutorial_s(tmp_path):
+    write_checkpoint(tmp_path / "model.ckpt", variables())
+    with pytest.raises(DataError, match="is a folder, whose words would be numbered as PyTorch's programs do"):
+        import_model(tmp_path / "model.ckpt", tmp_path)
 
 
 def test_a_checkpoint_file_names_something_in_its_own_folder(tmp_path):

@@ -1,6 +1,8 @@
 """Models of PyTorch files: recorded ones of the published codes, and ones that are put together here."""
 
+import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +26,9 @@ from interop_files import (
     weights,
     zip_file,
 )
+from safetensors.numpy import save as bytes_of
 
-from jaxlm.errors import JaxlmError
+from jaxlm.errors import DataError, JaxlmError
 from jaxlm.interop.importing import import_model, read_model
 
 TOKENS = [0, 3, 6, 1, 1, 5, 2]
@@ -321,6 +324,44 @@ def test_tensors_cannot_multiply_the_bytes_of_one_storage(saved):
     value |= {f"rnn.weight_hh_l{place}": storages.view(key, (40, 100), (100, 1)) for place in range(2, 40)}
     with pytest.raises(JaxlmError, match="4 times"):
         saved(zip_file(value, storages))
+
+
+def test_safetensors_of_no_metadata_and_of_many_names_for_one_tensor(saved):
+    arrays = weights()
+    data = bytes_of(arrays)
+    assert saved(with_metadata(data, None)).vocab_size == saved(data).vocab_size
+    alias = {f"rnn.{part}_l{place}": f"rnn.{part}_l1" for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+             for place in range(2, 30)}
+    with pytest.raises(JaxlmError, match="4 times"):
+        saved(with_metadata(data, alias))
+
+
+def with_metadata(data: bytes, metadata: dict | None) -> bytes:
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps({**json.loads(data[8:8 + size]), "__metadata__": metadata}).encode()
+    return len(header).to_bytes(8, "little") + header + data[8 + size:]
+
+
+@pytest.mark.parametrize("told", [{}, {"neg": True}, {"conj": True}])
+def test_a_view_that_negates_what_is_stored_is_refused(saved, told):
+    storages = Storages()
+    value = {name: storages.tensor(array) for name, array in weights().items()}
+    call = value["encoder.weight"]
+    value["encoder.weight"] = replace(call, arguments=(*call.arguments[:6], told))
+    if not told:
+        assert saved(zip_file(value, storages)).vocab_size == 7
+        return
+    with pytest.raises(JaxlmError, match="a view that negates or conjugates"):
+        saved(zip_file(value, storages))
+
+
+def test_names_that_are_no_files(tmp_path):
+    for name in (".index", ".meta", str(tmp_path / ".meta")):
+        with pytest.raises(JaxlmError, match="cannot import"):
+            read_model(name)
+    (tmp_path / "model").write_bytes(bytes_of(weights()))
+    with pytest.raises(DataError, match="cannot be read"):
+        import_model(tmp_path / "model", "a" * 300)
 
 
 def test_module_graphs_that_never_end(saved):

@@ -14,8 +14,8 @@ TARGETS = ("safetensors", "torch", "hub", "onnx", "stablehlo", "orbax")  # (whos
       argument("file", type=some_path, metavar="FILE", help="what torch.save wrote, a .safetensors file, or a "
                                                             "TensorFlow 1 checkpoint; nothing in it is run"),
       argument("--vocab", type=some_path, metavar="VOCAB", required=True,
-               help="a file of one word a line, or the folder of the train.txt, valid.txt and test.txt that the model "
-                    "was trained on"),
+               help="a file of one word a line; or, of PyTorch's programs, the folder of the train.txt, valid.txt and "
+                    "test.txt that the model was trained on"),
       argument("run", type=some_path, metavar="RUN", help="the directory to make"))
 def import_(args: argparse.Namespace) -> None:
     from jaxlm.interop.imported import import_model

@@ -47,10 +47,14 @@ A recurrent language model ({layers}), trained with jaxlm on {corpus}.
 
 ## Use
 
-```sh
+{use}"""
+IMPORT = """```sh
 jaxlm import model.safetensors --vocab vocab.txt run
 jaxlm predict run "some words"
 ```
+"""
+OTHERS = """`safetensors.torch.load_file("model.safetensors")` gives PyTorch the tensors.
+(jaxlm itself imports LSTMs only.)
 """
 
 
@@ -96,7 +100,7 @@ def _card(model: LanguageModel, count: int, metrics: Sequence[dict[str, Any]]) -
                        words=len(model.vocab), embedding=config.embedding_size, count=count,
                        tied=", also the output matrix" if config.tied else "",
                        apart="" if equal else ", each layer a module of its own (`rnns.0`, ...)",
-                       results=_results(metrics))
+                       results=_results(metrics), use=IMPORT if kind == "lstm" else OTHERS)
 
 
 def _results(metrics: Sequence[dict[str, Any]]) -> str:

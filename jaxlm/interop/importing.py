@@ -1,5 +1,6 @@
 """Reads other people's language models, whatever kind of file they are in, and never runs anything from them."""
 
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,16 +26,19 @@ def import_model(file: str | Path, vocab: str | Path) -> tuple[ForeignModel, Voc
 
     Args:
         file: as for `read_model`.
-        vocab: a file of one word a line; or the folder of the train.txt, valid.txt and test.txt that the model was
-            trained on, whose words are numbered in the order of their first appearance.
+        vocab: a file of one word a line; or, of a program of PyTorch's, the folder of the train.txt, valid.txt and
+            test.txt that the model was trained on, whose words are numbered in the order of their first appearance.
     Returns:
         The model and a vocabulary of its size.
     Raises:
         JaxlmError: as `read_model`; DataError for a vocabulary that cannot be read or has another size.
     """
     model = read_model(file)
-    if not Path(vocab).is_dir():
+    if not os.path.isdir(vocab):  # (which raises nothing)
         return model, read_vocabulary(vocab, model.vocab_size)
+    if checkpoint_prefix(Path(file)) is not None:
+        raise DataError(f"the vocabulary {shown(vocab, MOST_PATH)} is a folder, whose words would be numbered as "
+                        f"PyTorch's programs do, and the model is TensorFlow's: give a file of its words, one a line")
     words = Vocab(vocabulary_of_corpus(vocab))
     if len(words) != model.vocab_size:
         raise DataError(f"the corpus {shown(vocab, MOST_PATH)} has {len(words):,} words, and the model has "

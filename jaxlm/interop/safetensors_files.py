@@ -5,7 +5,7 @@ import json
 import safetensors
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.tensors import LazyTensor, as_floats, decoded, shown
+from jaxlm.interop.tensors import LazyTensor, as_floats, check_sharing, decoded, shown
 
 _KINDS = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
 
@@ -17,13 +17,15 @@ def read_safetensors(data: bytes) -> dict[str, LazyTensor]:
     """
     try:
         found = dict(safetensors.deserialize(data))
-        header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:8 + size])
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise JaxlmError(f"it is no intact safetensors file ({shown(error, 160)})") from None
     tensors = {name: _tensor(name, entry) for name, entry in found.items()}
-    for name, kept in header.get("__metadata__", {}).items():  # safetensors.torch.save_model: {left out: kept}
+    for name, kept in (header.get("__metadata__") or {}).items():  # safetensors.torch.save_model: {left out: kept}
         if name not in tensors and kept in tensors:
             tensors[name] = tensors[kept]
+    check_sharing(tensors.values(), len(data) - 8 - size)
     return tensors
 
 

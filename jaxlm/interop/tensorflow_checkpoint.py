@@ -16,7 +16,7 @@ from jaxlm.crc32c import crc32c, masked
 from jaxlm.errors import JaxlmError
 from jaxlm.files import read_bytes, reader, reason
 from jaxlm.interop.sstable import Cursor, entries
-from jaxlm.interop.tensors import SIZES, LazyTensor, as_floats, decoded, listed, shown
+from jaxlm.interop.tensors import SIZES, LazyTensor, as_floats, check_sharing, decoded, listed, shown
 
 MOST_INDEX, MOST_DIMENSIONS = 1 << 26, 16
 _KINDS = {1: "float32", 2: "float64", 3: "int32", 4: "uint8", 5: "int16", 6: "int8", 8: "complex64", 9: "int64",
@@ -39,7 +39,7 @@ def checkpoint_prefix(path: str | Path) -> Path | None:
         return _latest(path / "checkpoint")
     if path.name == "checkpoint" and not path.with_name("checkpoint.index").exists():
         return _latest(path)
-    if (ending := _ENDING.search(path.name)) and ending.end() == len(path.name):
+    if (ending := _ENDING.search(path.name)) and 0 < ending.start() < ending.end() == len(path.name):
         return path.with_name(path.name[:ending.start()])
     return path if path.name and path.with_name(path.name + ".index").exists() else None
 
@@ -68,6 +68,7 @@ def read_checkpoint(prefix: Path) -> dict[str, LazyTensor]:
         except UnicodeDecodeError:
             continue  # a slice of a partitioned variable, whose own entry is refused below
         tensors[name] = _variable(name, _fields(value), paths, sizes, order)
+    check_sharing(tensors.values(), sum(sizes.values()))
     return tensors
 
 

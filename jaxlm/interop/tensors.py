@@ -1,5 +1,6 @@
 """Named tensors of other people's files: what they claim is checked first, their bytes are read only when used."""
 
+import math
 from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from jaxlm.errors import JaxlmError
 
 FLOATS = {"float16": "f2", "float32": "f4", "float64": "f8", "bfloat16": "u2"}  # bfloat16: the upper half of float32
 MOST_PATH = 1000  # letters of a path in a message
+MOST_SHARING = 4  # how many times all stored bytes a model's tensors may be; tied ones are counted twice
 SIZES = {"float16": 2, "float32": 4, "float64": 8, "bfloat16": 2, "int8": 1, "uint8": 1, "int16": 2, "int32": 4,
          "int64": 8, "bool": 1, "complex64": 8, "complex128": 16}  # bytes an element
 
@@ -28,6 +30,12 @@ class LazyTensor:
     kind: str
     identity: Hashable
     read: Callable[[], np.ndarray]
+
+
+def check_sharing(tensors: Iterable[LazyTensor], stored: int) -> None:
+    """Raises JaxlmError where tensors share so much that they would take far more memory than the bytes stored."""
+    if sum(math.prod(tensor.shape) * SIZES.get(tensor.kind, 1) for tensor in tensors) > MOST_SHARING * stored:
+        raise JaxlmError(f"its tensors claim over {MOST_SHARING} times the bytes that are stored")
 
 
 def decoded(data: bytes | bytearray | memoryview, kind: str, order: str = "<") -> np.ndarray:

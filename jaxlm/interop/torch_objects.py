@@ -126,7 +126,15 @@ def _tensor(arguments: tuple[Any, ...], _: Spend) -> Tensor:
     """Stands for _rebuild_tensor and _rebuild_tensor_v2: (storage, offset, shape, strides, ...)."""
     if len(arguments) < 4 or not isinstance(arguments[0], View):
         raise JaxlmError("a tensor of its pickle is not made of a storage, a shape and strides")
+    _check_plain(arguments[6:7])
     return view_of(arguments[0], arguments[0].storage.kind, *arguments[1:4])
+
+
+def _check_plain(metadata: tuple[Any, ...]) -> None:
+    """Refuses a tensor that stands for the negative or the conjugate of what is stored."""
+    if any(isinstance(told, dict) and any(told.values()) for told in metadata):
+        raise JaxlmError("a tensor of its pickle is a view that negates or conjugates what is stored: save it after "
+                         "resolve_neg() and resolve_conj()")
 
 
 def _tensor_of_dtype(arguments: tuple[Any, ...], _: Spend) -> Tensor:
@@ -135,6 +143,7 @@ def _tensor_of_dtype(arguments: tuple[Any, ...], _: Spend) -> Tensor:
     dtype = values[6]
     if not isinstance(dtype, Global) or dtype.module != "torch" or dtype.name not in _DTYPES:
         raise JaxlmError("a tensor of its pickle has an unknown dtype")
+    _check_plain(arguments[7:8])
     return view_of(values[0], _DTYPES[dtype.name], *values[1:4])
 
 

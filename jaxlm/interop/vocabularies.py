@@ -5,10 +5,9 @@ from pathlib import Path
 
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError
-from jaxlm.files import read_bytes, reason
+from jaxlm.files import MAX_VOCAB_BYTES, read_bytes, reason
 from jaxlm.interop.tensors import MOST_PATH, shown
 
-MOST_WORDS = 1 << 28  # bytes of a vocabulary
 MOST_TEXT = 1 << 32  # bytes of one file of a corpus
 SPLITS = ("train.txt", "valid.txt", "test.txt")
 
@@ -22,7 +21,7 @@ def read_vocabulary(path: str | Path, size: int | None = None) -> Vocab:
     Raises:
         DataError: the file cannot be read, is not UTF-8, has a word twice or an empty line, or another number of words.
     """
-    text = _text(Path(path), MOST_WORDS).replace("\r\n", "\n")
+    text = _text(Path(path), MAX_VOCAB_BYTES).replace("\r\n", "\n")
     words = text.removesuffix("\n").split("\n")
     if size is not None and len(words) != size:
         if len(text.split()) != size:
