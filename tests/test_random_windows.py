@@ -19,6 +19,7 @@ from jaxlm.data.windows import RandomLengths, WindowPlan
 from jaxlm.errors import JaxlmError
 from jaxlm.models.noise import draw_noise
 from jaxlm.report.metrics import read_metrics
+from jaxlm.runs.run import window_plan
 from jaxlm.training import step as steps
 from jaxlm.training.step import Window, init_state, read_window, train_step
 
@@ -78,6 +79,13 @@ def test_the_published_code_ends_an_epoch_by_drawn_lengths(rows, drawn):
         if published:
             np.testing.assert_allclose(ours, expected, rtol=1e-6)
     assert sum(length for _, length, _ in ours) == rows - 1  # without the quirk no token is left out
+
+
+def test_the_quirks_of_awd_lstm_are_not_those_of_another_code():
+    config = BASE.replace(optimizer="adamw", **RANDOM_WINDOWS)
+    assert window_plan(config.replace(compatibility="lamb"), 500) == window_plan(config, 500)
+    published = config.replace(optimizer="asgd", compatibility="awd-lstm")
+    assert window_plan(published, 500) != window_plan(published.replace(compatibility="none"), 500)
 
 
 def test_lengths_are_drawn_as_they_should_be():

@@ -11,10 +11,12 @@ import pytest
 
 import jaxlm
 from jaxlm.config.config import Recipe
+from jaxlm.config.models import MODELS, Mogrifier
 from jaxlm.data.windows import WindowPlan
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import Noise, draw_noise, no_noise
 from jaxlm.scoring.stream import eval_step
+from jaxlm.training import averaging
 from jaxlm.training.schedules import factor
 from jaxlm.training.step import Window, init_state, read_window, train_step, train_windows
 
@@ -113,6 +115,27 @@ def test_initialisation():
         assert 0.24 < float(jnp.abs(leaf).max()) <= 0.25
         assert abs(float(leaf.mean())) < 0.25 * 4 / np.sqrt(3 * leaf.size)
         assert float(leaf.std()) == pytest.approx(0.25 / np.sqrt(3), rel=0.1)
+
+
+def test_initialisation_as_pytorch_s():
+    """Two biases of a gate, of which ours is the sum, where PyTorch has two; a Linear's alone for minGRU."""
+    H, E = 400, 100
+    params = {kind: stack.init_params(kinds(vocab_size=4, embedding_size=E, hidden_sizes=(H,), torch_init=True),
+                                      jax.random.key(0))[kind][0] for kind, kinds in MODELS.items()}
+    # Half the width of a uniform distribution.
+    spread = {kind: {name: np.asarray(leaf).std() * np.sqrt(3) for name, leaf in layer.items()
+                     if isinstance(leaf, jax.Array)} for kind, layer in params.items()}
+    one, two = H ** -0.5, H ** -0.5 * np.sqrt(2)
+    assert spread["lstm"]["bias"] == pytest.approx(two, rel=0.1)
+    assert spread["gru"]["recurrent_bias"] == pytest.approx(one, rel=0.1)
+    bias = np.asarray(params["gru"]["bias"])
+    assert bias[:2 * H].std() * np.sqrt(3) == pytest.approx(two, rel=0.1)
+    assert bias[2 * H:].std() * np.sqrt(3) == pytest.approx(one, rel=0.1)
+    assert [spread["mingru"][name] for name in ("bias", "kernel")] == pytest.approx([E ** -0.5] * 2, rel=0.1)
+    low, high = (stack.init_params(Mogrifier(vocab_size=4, embedding_size=E, hidden_sizes=(H,), torch_init=True,
+                                             forget_bias=bias), jax.random.key(0))["mogrifier"][0]["bias"]
+                 for bias in (1.0, 3.0))
+    assert float((high - low).max()) == pytest.approx(2)
 
 
 def test_shapes_of_the_tree():
@@ -224,6 +247,16 @@ def test_a_cost_that_is_not_finite_keeps_parameters_and_carry():
     assert not metrics.finite and not np.isfinite(metrics.cost)
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
     jax.tree.map(np.testing.assert_array_equal, after.carry, state.carry)
+
+
+def test_the_exponential_average_weighs_iterates_also_after_windows_without_an_update():
+    recipe = CONFIG.replace(average_decay=0.9).recipe
+    average, old, new = {"w": jnp.zeros(1)}, {"w": jnp.zeros(1)}, {"w": jnp.ones(1)}
+    for step, params, finite in ((0, old, False), (1, new, True), (2, new, False), (3, new, True)):
+        average, _ = averaging.averaged(recipe, None, None, average, params, jnp.int32(step), 1.0, jnp.bool_(finite))
+    weights = 0.9 ** np.arange(3, -1, -1)
+    assert average is not None
+    np.testing.assert_allclose(average["w"], 1 - weights[0] / weights.sum(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("skip", "trained"), [(False, 1), (True, 5)])

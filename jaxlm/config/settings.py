@@ -13,7 +13,7 @@ class TrainConfig:
 
     batch_size: int = count(60, "rows B that the token stream is cut into", "rows", low=1)
     small_batch: int = count(0, "rows that one gradient is computed of, with dropout masks of their own; the gradients "
-                                "of all are summed (0: batch_size)", "rows")
+                                "of all are averaged (0: batch_size)", "rows")
     bptt_length: int = count(20, "steps T that a gradient flows back through", "tokens", low=1)
     length_deviation: float | None = number(None, "standard deviation of a window's length, then random around "
                                                   "bptt_length (none: every window has bptt_length)", "tokens", low=0,

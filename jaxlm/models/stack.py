@@ -48,11 +48,15 @@ def init_params(model: Recurrent, key: jax.Array) -> Params:
 def _init_layer(cell: Cell, model: Recurrent, key: jax.Array, inputs: int, width: int) -> Params:
     if not model.torch_init:
         return cell.init(model, key, inputs, width)
-    model = replace(model, init_scale=width**-0.5)
+    linear = cell.change_recurrent is None  # as PyTorch's Linear; others as its RNNs, with a bias for x and one for h
+    model = replace(model, init_scale=(inputs if linear else width) ** -0.5)
     params = cell.init(model, key, inputs, width)
-    # PyTorch has two biases, of which ours is the sum.
-    keys = jax.random.split(jax.random.fold_in(key, 0))
-    return {**params, "bias": sum(uniform(model, one, *params["bias"].shape) for one in keys)}
+    of_x, of_h = (uniform(model, one, *params["bias"].shape) for one in jax.random.split(jax.random.fold_in(key, 0)))
+    if linear:
+        return {**params, "bias": of_x}
+    if "recurrent_bias" in params:  # h's bias of the GRU's candidate, which the reset gate multiplies
+        return {**params, "bias": of_x + of_h.at[-width:].set(0), "recurrent_bias": of_h[-width:]}
+    return {**params, "bias": params["bias"] + of_x + of_h}  # ours is the sum
 
 
 def zero_carry(model: Recurrent, batch_size: int, dtype: Any = jnp.float32) -> Carry:

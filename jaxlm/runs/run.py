@@ -87,7 +87,7 @@ class Run:
         self.averages_from: int | None = None
         if self.found:
             self.remember(self.found.state.memory)
-        self.epochs = [EpochResult(**{name: row[name] for name in EpochResult.__dataclass_fields__})
+        self.epochs = [EpochResult(**{name: row.get(name, math.nan) for name in EpochResult.__dataclass_fields__})
                        for row in read_metrics(self.folder) if row["kind"] == "epoch"]
         self._seconds, self._rate = 0.0, math.nan
         self.start_clock()
@@ -231,7 +231,7 @@ def window_plan(config: Config, rows: int) -> WindowPlan:
         return WindowPlan(rows, counts.bptt_length, counts.epochs)
     random = RandomLengths(counts.bptt_length, counts.short_probability, counts.length_deviation,
                            counts.shortest_window, counts.longest, counts.length_seed,
-                           getattr(config.optimizer, "compatibility", "none") != "none")
+                           getattr(config.optimizer, "compatibility", "none") == "awd-lstm")
     plan = WindowPlan(rows, counts.longest, counts.epochs, random)
     if plan.total > MOST_WINDOWS:
         raise DataError(f"{counts.epochs:,} epochs of random windows are {plan.total:,} windows, more than the "

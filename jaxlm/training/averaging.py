@@ -61,12 +61,12 @@ def averaged(recipe: Recipe, averaging: Averaging | None, memory: Memory | None,
       params: after the window.
       step: the window's number, from 0.
       factor: of the schedule.
-      finite: whether the window made an update; if not, the average stays.
+      finite: whether the window made an update; if not, an even average stays.
     """
     if average is None:
         return None, None
     if averaging is None or memory is None or memory.switch is None:
-        return _exponential(recipe, average, params, step, finite), None
+        return _exponential(recipe, average, params, step), None
     counted = averaging.iterates + (memory.switch.averaging & finite)
     # PyTorch's first iterate is overwritten by the second.
     weight = 1 / jnp.maximum(counted - 1 if _lags(recipe.optimizer) else counted, 1).astype(jnp.float32)
@@ -77,14 +77,14 @@ def averaged(recipe: Recipe, averaging: Averaging | None, memory: Memory | None,
     return new, Averaging(counted, rate)
 
 
-def _exponential(recipe: Recipe, average: Params, params: Params, step: Number, finite: jax.Array) -> Params:
-    """A mean of all iterates, the recent ones weighing more.
+def _exponential(recipe: Recipe, average: Params, params: Params, step: Number) -> Params:
+    """A mean of all iterates, the recent ones weighing more; after a window without an update the iterate is the same.
 
     Its weights add up to one from the first window on (Adam's bias correction).
     """
     decay = recipe.optimizer.average_decay
     assert decay is not None
-    weight = jnp.where(finite, (1 - decay) / (1 - decay ** (jnp.asarray(step, jnp.float32) + 1)), 0.0)
+    weight = (1 - decay) / (1 - decay ** (jnp.asarray(step, jnp.float32) + 1))
     return jax.tree.map(lambda old, new: old + weight.astype(old.dtype) * (new - old), average, params)
 
 

@@ -1,6 +1,6 @@
 """A window's gradient from a few rows at a time: small batches, each with a carry and dropout masks of its own.
 
-The gradients are summed, and clipped once. So memory is that of a small batch, and masks that all rows of a batch
+The gradients are averaged, and clipped once. So memory is that of a small batch, and masks that all rows of a batch
 share, such as those of words and weights, vary within it (Yang et al. 2018, arXiv:1711.03953). Letters: `S` small
 batches, of this device's rows; `T` steps, `B` batch, `H` hidden width.
 """
