@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.cli.ending import FAILED
-from jaxlm.cli.parsing import shown
 from jaxlm.cli.verbs import RUN, argument, check_run, verb
 from jaxlm.config.config import KINDS, Config
+from jaxlm.config.fields import setting_text
 from jaxlm.errors import JaxlmError
 from jaxlm.report.units import perplexity_text
 from jaxlm.terminal import printable, say
@@ -91,14 +91,14 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     """The table."""
     yield f"{found['run']} (preset {found['preset']})"
     width = max(len(row["field"]) for row in found["config"])
-    wide = min(20, max(len(shown(row["value"])) for row in found["config"]))
+    wide = min(20, max(len(setting_text(row["value"])) for row in found["config"]))
     section = None
     for row in found["config"]:
         if row["section"] != section:
             section = row["section"]
             yield ""
             yield f"{section} {found['kinds'][section]}" if section in KINDS else section
-        yield f"  {row['field']:<{width}}  {shown(row['value']):<{wide}}  {row['unit']}".rstrip()
+        yield f"  {row['field']:<{width}}  {setting_text(row['value']):<{wide}}  {row['unit']}".rstrip()
     for title, lines in (("corpus", _corpus(found["corpus"])), ("checkpoints", _checkpoint_table(found["checkpoints"])),
                         ("results", _results(found["results"])), ("problems", found["problems"])):
         lines = [*lines]
@@ -124,10 +124,13 @@ def _checkpoint_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _results(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for kind in dict.fromkeys(row["kind"] for row in rows):
         yield f"perplexity of each {kind}"
-        for line in _table([{name.removesuffix("_perplexity"): perplexity_text(value) if _PERPLEXITY.search(name) else
-                             value for name, value in row.items() if name not in ("kind", "preset", "corpus")}
-                            for row in rows if row["kind"] == kind]):
+        for line in _table([{name.removesuffix("_perplexity"): _result(name, value) for name, value in row.items()
+                             if name not in ("kind", "preset", "corpus")} for row in rows if row["kind"] == kind]):
             yield f"  {line}"
+
+
+def _result(name: str, value: Any) -> Any:
+    return perplexity_text(value) if _PERPLEXITY.search(name) and isinstance(value, float) else value
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

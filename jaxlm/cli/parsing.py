@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from jaxlm.cli.help import FIELD, brief, later, wrapped
 from jaxlm.config.config import FIXED, KINDS, SECTIONS, Config, all_kinds, kind_of
-from jaxlm.config.fields import Spec, either, specs
+from jaxlm.config.fields import Spec, either, setting_text, specs
 from jaxlm.config.presets import PRESETS, preset
 from jaxlm.errors import JaxlmError
 from jaxlm.terminal import printable, say
@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *, help_text: Callable[[], str] | None = None, **options: Any):
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, add_help=False, **options)
         self._help_text = help_text or partial(brief, self)
-        self.add_argument("-h", "--help", action="help", help="a line for each flag")
+        self.add_argument("-h", "--help", action="help", help="the arguments used most, a line each")
         self.add_argument("--help-all", action=_HelpAll, nargs=0, dest="help", default=argparse.SUPPRESS,
                           help="every flag, with its limits and its default")
 
@@ -178,11 +178,23 @@ def read_text(path: Path, most: int = MOST_CONFIG_BYTES) -> str:
     from jaxlm import files  # (its imports would take a fifth of the time of --help)
 
     try:
-        return files.read_bytes(path, most).decode()
-    except UnicodeDecodeError as error:
-        raise JaxlmError(f"{path} cannot be read: it is not UTF-8 (byte {error.start})") from None
+        return text_of(files.read_bytes(path, most), path)
     except OSError as error:
         raise JaxlmError(f"{path} cannot be read: {files.reason(error)}") from None
+
+
+def text_of(data: bytes, name: object) -> str:
+    """The text of some bytes as a corpus's files have it: without a byte order mark, its lines ended by LF alone.
+
+    Raises JaxlmError where it is binary or not UTF-8.
+    """
+    from jaxlm.data.text import check_no_zero_byte, normalize_newlines
+
+    check_no_zero_byte(data, str(name))
+    try:
+        return normalize_newlines(data.decode().removeprefix("\ufeff"))
+    except UnicodeDecodeError as error:
+        raise JaxlmError(f"{name} is not UTF-8: byte {error.start} is {data[error.start]:#04x}") from None
 
 
 def add_config_flags(parser: argparse.ArgumentParser, arguments: Sequence[str], start: Config | None = None,
@@ -222,7 +234,7 @@ def add_config_flags(parser: argparse.ArgumentParser, arguments: Sequence[str], 
 
 def add_field(group: Any, name: str, spec: Spec, default: Any) -> argparse.Action:
     """Adds the flag of one field, with its unit, limits and default in its help; the argument."""
-    details = [spec.unit, _limits(spec), f"default {shown(default)}"]
+    details = [spec.unit, _limits(spec), f"default {setting_text(default)}"]
     help = f"{spec.help} ({'; '.join(filter(None, details))})"
     return _add_flag(group, name, spec, help.replace("%", "%%"))
 
@@ -249,15 +261,6 @@ def add_start(group: Any, with_preset: bool = True) -> None:
             "--preset", default="small", metavar="NAME",
             help=f"the recipe to start from: {either(list(PRESETS))} (default small)"), PRESETS)
     group.add_argument("--config", type=some_path, metavar="FILE", help="start from a config.json instead")
-
-
-def shown(value: Any) -> str:
-    """A field's value as its flag takes it."""
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def suggest(action: argparse.Action, values: Iterable[str]) -> argparse.Action:

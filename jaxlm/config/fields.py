@@ -7,6 +7,7 @@ number that is `optional` may be None: the mechanism that it belongs to is then 
 import difflib
 import math
 import numbers
+import struct
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
@@ -34,7 +35,8 @@ class Spec:
     def range(self) -> str:
         """The limits in words."""
         limits = (("above", self.above), ("at least", self.low), ("below", self.below), ("at most", self.high))
-        return " and ".join(f"{word} {limit:g}" for word, limit in limits if math.isfinite(limit)) or "finite"
+        return " and ".join(f"{word} {limit:,}" if isinstance(limit, int) else f"{word} {limit:g}"
+                            for word, limit in limits if math.isfinite(limit)) or "finite"
 
 
 def number(default: float | None, help: str, unit: str = "", **limits: Any) -> Any:
@@ -124,12 +126,25 @@ def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
         value = value if type(value) is kind else kind(value)
     except OverflowError:
         value = math.inf
-    if kind in (int, float) and not (abs(value) < math.inf and spec.low <= value <= spec.high
-                                     and spec.above < value < spec.below):
-        raise JaxlmError(f"{name} must be {spec.range}; it is {shown(value)}")
+    taken = float32(value) if kind is float else value
+    if kind in (int, float) and not (abs(taken) < math.inf and spec.low <= value <= spec.high
+                                     and spec.above < taken < spec.below):
+        rounded = "" if not abs(value) < math.inf or taken == value else f", {taken:g} in float32"
+        raise JaxlmError(f"{name} must be {spec.range}; it is {shown(value)}{rounded}")
     if spec.choices and value not in spec.choices:
         raise JaxlmError(f"{name} must be {either(spec.choices)}; it is {shown(value)}")
     return value
+
+
+def float32(value: float) -> float:
+    """The number that a program computes with: rounded to float32; 0 where that is subnormal, as processors have it."""
+    if not abs(value) < math.inf:
+        return value
+    try:
+        (rounded,) = struct.unpack("f", struct.pack("f", value))
+    except OverflowError:
+        return math.copysign(math.inf, value)
+    return rounded if abs(rounded) >= 2**-126 else 0.0
 
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -163,3 +178,12 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """`; did you mean ...?` or the known names, to end a message with."""
     close = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+
+
+def setting_text(value: Any) -> str:
+    """A field's value as a table shows it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

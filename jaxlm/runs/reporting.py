@@ -4,10 +4,11 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from jaxlm.config.fields import setting_text
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.vocab import EOS
 from jaxlm.errors import DataError, JaxlmError, RunDirError
@@ -53,7 +54,8 @@ def run_record(path: Path, name: str | None = None) -> RunRecord:
     return RunRecord(
         name or path.resolve().name, str(path), config.preset, config.train.seed,
         tuple([*(("kinds", slot, kind, "") for slot, kind in config.kinds.items()),
-               *((section, field, _shown(value), spec.unit) for section, field, spec, value in config.every_field())]),
+               *((section, field, setting_text(value), spec.unit)
+                 for section, field, spec, value in config.every_field())]),
         record["corpus"], record["sessions"],
         [(step, found.epoch, found.valid_perplexity) for step, found in listing.manifests(path).items()],
         windows, epochs, tests, _timing(path))
@@ -142,12 +144,3 @@ def _timing(path: Path) -> list[Row]:
         if type(kept["epoch"]) is int and all(map(math.isfinite, list(kept.values()))):
             rows[kept["epoch"]] = kept
     return [rows[epoch] for epoch in sorted(rows)]
-
-
-def _shown(value: Any) -> str:
-    """A field's value as its flag takes it."""
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
