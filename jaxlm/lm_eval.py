@@ -54,27 +54,38 @@ class JaxLM(TemplateLM):
         """For each (text, context, continuation) the continuation's log-probability, and whether it is likeliest."""
         found = []
         for _text, context, continuation in requests:
-            scores = self._scores([*context, *continuation])
+            if not continuation:
+                found.append((0.0, True))
+                continue
+            scores = self._scores([*(context or [self.eot_token_id]), *continuation])
             nats, rank = (part[len(part) - len(continuation):] for part in (scores.nats, scores.rank))
             found.append((-float(nats.sum()), bool((rank == 1).all())))
         return found
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text, from `<eos>` on."""
-        return [-float(self._scores([self.eot_token_id, *self.tok_encode(request.args[0])]).nats.sum())
-                for request in requests]
+        return [-float(self._scores([self.eot_token_id, *ids]).nats.sum()) if ids else 0.0
+                for ids in (self.tok_encode(request.args[0]) for request in requests)]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """A continuation of each text, up to a stop string or `max_gen_toks` words; greedy unless it is to sample."""
-        return [self._generated(request.args[0], dict(request.args[1])) for request in requests]
+        """A continuation of each text, up to a stop string or `max_gen_toks` words; greedy unless it is to sample.
+
+        Samples have the option `seed`, else each request its own, so that one that is repeated gives another text.
+        """
+        return [self._generated(request.args[0], {"seed": place, **request.args[1]})
+                for place, request in enumerate(requests)]
 
     def _generated(self, context: str, options: dict[str, Any]) -> str:
         stops = options.get("until") or []
         stops = [stops] if isinstance(stops, str) else stops
-        temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
+        words = int(options.get("max_gen_toks", 64))
+        if words < 1:
+            return ""
+        temperature = float(options.get("temperature", 1.0)) if options.get("do_sample") else 0.0
+        limits = {name: options[name] for name in ("top_k", "top_p") if temperature and options.get(name)}
         text = ""
-        for word, _ in self._lm.stream(context, words=int(options.get("max_gen_toks", 64)), temperature=temperature,
-                                       stop="none"):
+        for word, _ in self._lm.stream(context, words=words, temperature=temperature, stop="none",
+                                       seed=int(options["seed"]), **limits):
             text += "\n" if word == "<eos>" else f" {word}"
             if ends := [text.find(stop) for stop in stops if stop in text]:
                 return text[:min(ends)]

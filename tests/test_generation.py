@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from language_models import KINDS, log_probs, small_lm
+from rich.cells import cell_len
 
 from jaxlm.cli import main
 from jaxlm.cli.generating import wrapped
@@ -174,7 +175,24 @@ def test_a_wide_beam_finds_the_most_probable_text(stop):
     assert found.words[0] not in without.words and "<unk>" not in without.words
 
 
+def test_a_seed_has_63_bits():
+    lm = small_lm()
+    texts = {seed: tuple(lm.generate("the", words=30, seed=seed)[0].words) for seed in (0, 1, 2**32, 2**32 + 1, 2**62)}
+    assert len(set(texts.values())) == len(texts)
+    assert tuple(word for word, _ in lm.stream("the", words=30, seed=2**62)) == texts[2**62]
+
+
+def test_numbers_beyond_a_float32_are_what_they_tend_to():
+    def words(**options) -> list[str]:
+        return small_lm().generate("the", words=9, **options)[0].words
+
+    assert words(temperature=1e-40) == words(temperature=0) and words(top_k=10**12) == words(top_k=17)
+
+
 @pytest.mark.parametrize(("options", "message"), [
+    ({"seed": 2**63}, "seed must be a whole number from 0 to"), ({"seed": -1}, "seed must"),
+    ({"seed": 1.5}, "seed must"), ({"temperature": 1e39}, "temperature must be a finite"),
+    ({"top_k": 2.5}, "top_k must be a whole number; it is 2.5"),
     ({"temperature": -1}, "temperature must be at least 0; it is -1"),
     ({"top_k": 0}, "top_k must be at least 1; it is 0"),
     ({"top_p": 0}, "top_p must be above 0 and at most 1; it is 0"), ({"top_p": 1.1}, "top_p"), ({"min_p": 2}, "min_p"),
@@ -200,6 +218,12 @@ def test_wrapped_lines_are_no_wider_than_the_terminal(words, width):
     for line in text.split("\n"):
         assert len(line) <= width or " " not in line
     assert "".join(wrapped(pieces, None)) == "".join(pieces)
+
+
+def test_wide_letters_and_escapes_have_the_columns_that_they_take():
+    for words, encoding in ((["漢字", " 漢字", " e\u0301", " 漢"], "utf-8"), (["é", " é", " é"], "ascii")):
+        for line in "".join(wrapped(words, 9, encoding)).split("\n"):
+            assert cell_len(line) <= 9
 
 
 @pytest.fixture(scope="module")

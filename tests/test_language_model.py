@@ -99,6 +99,7 @@ def test_a_model_made_of_the_exported_parameters_trains_on(tiny_run):
     (lambda lm: lm.neighbors("no-such-word"), DataError, "'no-such-word' is not among the 500 words"),
     (lambda lm: lm.predict("  "), DataError, "no word to predict from"),
     (lambda lm: lm.predict("a", 0), JaxlmError, "k must be at least 1; it is 0"),
+    (lambda lm: lm.predict("a", 2.5), JaxlmError, "k must be a whole number; it is 2.5"),
     (lambda lm: lm.perplexity("one"), DataError, "too few to evaluate"),
     (lambda lm: lm.evaluate("dev"), JaxlmError, "unknown split 'dev'"),
     (lambda lm: lm.evaluate(text="/no/such/file"), DataError, "there is no file /no/such/file"),

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -223,8 +224,12 @@ def test_lines_come_as_a_pipe_has_them():
         assert next(blocks) == ["the dog"]
         os.write(write, b"gs\na\nb")
         assert next(blocks) == ["the dogs", "a"]
+        os.write(write, b" c\rd\r")
+        assert next(blocks) == ["b c", "d"]
+        os.write(write, b"\ne\r\rf")
+        assert next(blocks) == ["e", ""]
         os.close(write)
-        assert list(blocks) == [["b"]]
+        assert list(blocks) == [["f"]]
 
 
 @pytest.mark.parametrize(("data", "message"), [
@@ -244,6 +249,20 @@ def test_text_that_cannot_be_read_is_refused_with_its_line(data, message):
 def test_arguments_that_are_none_of_the_choices(options, message):
     with pytest.raises(JaxlmError, match=message):
         small_lm().surprisal(["the dog"], **options)
+
+
+@pytest.mark.parametrize("given", ["the dog", b"the dog", [b"the dog"], [None], [["the", 3]]])
+def test_what_are_no_sentences(given):
+    with pytest.raises(JaxlmError, match="must be a"):
+        small_lm().surprisal(given)
+
+
+def test_a_text_in_lower_case_keeps_its_own_case_in_the_table():
+    lm = replace(small_lm(), config=small_lm().config.replace(lowercase=True))
+    table = lm.surprisal(["The DOG"])
+    assert table.word == ["The", "DOG"] and table.token == ["the", "dog"]
+    assert lm.neighbors("DOG", 2) == lm.neighbors("dog", 2)
+    assert "the" not in lm.generate("The", words=20, ban=["THE"])[0].words
 
 
 def test_sentences_without_words():
@@ -324,6 +343,14 @@ def test_stimuli_keep_their_columns(run, tmp_path, capsys):
     assert [row[6] for row in rows[1:]] == ["False", "True", "False", "False"]
     rows = list(csv.reader(io.StringIO(printed(capsys, "surprisal", run, "--csv", stimuli))))
     assert [row[5] for row in rows[1:]] == ["godu", "kati", "felo", "godu"]  # ptb: the comma is not in the vocabulary
+
+
+def test_other_columns_are_kept_to_the_byte_where_there_is_no_terminal(run, tmp_path, capsys):
+    stimuli = tmp_path / "stimuli.csv"
+    stimuli.write_bytes(b'Note,Sentence\n"a\tb\r\nc",godu\n')
+    out = printed(capsys, "surprisal", run, "--csv", stimuli, "--tokenizer", "none")
+    (_, row) = csv.reader(io.StringIO(out, newline=""))
+    assert row[0] == "a\tb\r\nc"
 
 
 def test_several_runs_have_columns_of_their_own(run, text, tmp_path, capsys):

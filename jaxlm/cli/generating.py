@@ -7,12 +7,10 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from jaxlm.cli.parsing import number, read_text, some_path, whole_number
-from jaxlm.cli.using import loaded
+from jaxlm.cli.using import MOST_INPUT, loaded, standard_input
 from jaxlm.cli.verbs import CHECKPOINT, RUN, argument, verb
-from jaxlm.errors import DataError, JaxlmError
+from jaxlm.errors import JaxlmError
 from jaxlm.terminal import printable, say
-
-MOST_PROMPT = 64 << 20  # bytes
 
 
 @verb("text that goes on from a prompt", RUN, CHECKPOINT,
@@ -73,15 +71,17 @@ def _print_text(words: Iterable[str], joined: bool) -> None:
 
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
-    end = "\n"
-    for piece in wrapped((detokenized if joined else spaced)(words), width):
+    end, encoding = "\n", getattr(sys.stdout, "encoding", None)
+    for piece in wrapped((detokenized if joined else spaced)(words), width, encoding):
         say(piece, end="", flush=terminal)
         end = "" if piece.endswith("\n") else "\n"
     say(end=end)
 
 
-def wrapped(pieces: Iterable[str], width: int | None) -> Iterator[str]:
-    """Pieces of text, of which a space before one that would go beyond the width becomes a newline."""
+def wrapped(pieces: Iterable[str], width: int | None, encoding: str | None = None) -> Iterator[str]:
+    """Pieces of text, of which a space before one that would go beyond the width in columns becomes a newline."""
+    from rich.cells import cell_len
+
     column = 0
     for piece in pieces:
         if piece == "\n":
@@ -89,11 +89,11 @@ def wrapped(pieces: Iterable[str], width: int | None) -> Iterator[str]:
             yield piece
             continue
         space = piece.startswith(" ")
-        word = printable(piece.lstrip(" "))
-        if width is not None and space and column + 1 + len(word) > width:
+        word = printable(piece.lstrip(" "), encoding=encoding)
+        if width is not None and space and column + 1 + cell_len(word) > width:
             column, space = 0, False
             yield "\n"
-        column += space + len(word)
+        column += space + cell_len(word)
         yield " " * space + word
 
 
@@ -101,15 +101,7 @@ def _prompt(args: argparse.Namespace) -> str:
     if args.prompt is not None and args.prompt_file is not None:
         raise JaxlmError("the prompt is given twice: leave PROMPT or --prompt-file out")
     if args.prompt_file is not None:
-        return read_text(args.prompt_file, MOST_PROMPT).removesuffix("\n")
+        return read_text(args.prompt_file, MOST_INPUT).removesuffix("\n")
     if args.prompt != "-":
         return args.prompt or ""
-    if sys.stdin is None:
-        raise DataError("standard input is closed: give the prompt as an argument, or by a pipe")
-    data = sys.stdin.buffer.read(MOST_PROMPT + 1)
-    if len(data) > MOST_PROMPT:
-        raise DataError(f"standard input has more than {MOST_PROMPT:,} bytes: expected a prompt")
-    try:
-        return data.decode().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input is not UTF-8: byte {error.start} is {data[error.start]:#04x}") from None
+    return standard_input("expected a prompt").removesuffix("\n")

@@ -33,10 +33,10 @@ def output(path: Path | None) -> Iterator[Callable[[str], None]]:
 
 
 def cleaner(path: Path | None, format: str) -> Callable[[str], str]:
-    """What a cell's text goes through: only a CSV file of the user's own takes it as it is."""
-    if path is not None and format == "csv":
-        return str
+    """What a cell's text goes through: CSV takes it as it is, but on a terminal."""
     encoding = None if path is not None else getattr(sys.stdout, "encoding", None)
+    if format == "csv" and (path is not None or not (sys.stdout and sys.stdout.isatty())):
+        return lambda text: text if encoding is None else text.encode(encoding, "backslashreplace").decode(encoding)
     return lambda text: printable(text, keep_newlines=format == "csv", encoding=encoding)
 
 

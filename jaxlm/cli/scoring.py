@@ -18,7 +18,8 @@ from jaxlm.errors import DataError, JaxlmError, RunDirError
 if TYPE_CHECKING:
     from jaxlm.scoring.language_model import LanguageModel
 
-FORMAT = argument("--format", choices=("tsv", "csv", "jsonl"), help="of the table (default tsv; csv for --csv)")
+FORMATS = ("tsv", "csv", "jsonl")
+FORMAT = argument("--format", choices=FORMATS, help="of the table (default tsv)")
 OUTPUT = argument("--output", type=some_path, metavar="FILE",
                   help="write the table to a file, which appears whole at the end (default: standard output)")
 
@@ -45,7 +46,7 @@ def _tokenizer(default: str) -> Callable:
                     "(default unk)"),
       argument("--top-k", type=whole_number, metavar="K", help="add the K likeliest words in each word's place"),
       argument("--eos", action="store_true", help="also a row for the <eos> that ends each line"),
-      FORMAT,
+      argument("--format", choices=FORMATS, help="of the table (default tsv; csv for --csv)"),
       argument("--layout", choices=("jaxlm", "lm-zoo", "neural-complexity"), default="jaxlm",
                help="the header and numbering of another tool (default jaxlm)"),
       argument("--adapt", type=number, metavar="RATE", help="after each sentence take a step of SGD on it"),

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from jaxlm.cli.parsing import changes, some_path, whole
+from jaxlm.cli.parsing import changes, some_path, text_of, whole
 from jaxlm.cli.protocol_flags import add_protocol_flags, given_protocol
 from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, argument, check_run, verb
 from jaxlm.config.protocols import described
@@ -65,7 +65,9 @@ def evaluate(args: argparse.Namespace) -> None:
 @verb("perplexity of a text given here, or on standard input", RUN, CHECKPOINT,
       argument("text", nargs="?", metavar="TEXT", help="default: standard input"))
 def perplexity(args: argparse.Namespace) -> None:
-    text = _standard_input() if args.text is None else args.text
+    text = args.text
+    if text is None:
+        text = standard_input("write it to a file, and use `jaxlm evaluate RUN --text FILE`")
     say(perplexity_text(loaded(args).perplexity(text)))
 
 
@@ -102,17 +104,13 @@ def plot(args: argparse.Namespace) -> None:
                                     count=args.words, method=args.method))))
 
 
-def _standard_input() -> str:
-    """All of standard input. Raises DataError where it is closed, too long or not UTF-8."""
+def standard_input(too_long: str) -> str:
+    """All of standard input. Raises DataError where it is closed, not UTF-8, or long, which `too_long` explains."""
     if sys.stdin is None:
         raise DataError("standard input is closed: give the text as an argument, or by a pipe")
     if sys.stdin.isatty():
         say("reading standard input until its end (Ctrl-D)", file=sys.stderr)
     data = sys.stdin.buffer.read(MOST_INPUT + 1)
     if len(data) > MOST_INPUT:
-        raise DataError(f"standard input has more than {MOST_INPUT:,} bytes: write it to a file, and use "
-                        f"`jaxlm evaluate RUN --text FILE`")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input is not UTF-8: byte {error.start} is {data[error.start]:#04x}") from None
+        raise DataError(f"standard input has more than {MOST_INPUT:,} bytes: {too_long}")
+    return text_of(data, "standard input")

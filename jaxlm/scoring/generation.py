@@ -6,6 +6,7 @@ and among many, in one piece and as a stream.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -102,7 +103,7 @@ def generate(model: Recurrent, params: Params, vocab: Vocab, prompt: Sequence[st
     _check_counts(words=words, samples=samples)
     check_choice("stop", stop, STOPS)
     ids, _ = prompt_ids(vocab, prompt)
-    position, key = begin(model, params, sampling, ids, samples), jax.random.key(seed)
+    position, key = begin(model, params, sampling, ids, samples), _key(seed)
     tokens, log_probs, left = [], [], words
     while left and not bool(position.done.all()):
         count = min(CHUNK, left)
@@ -131,7 +132,15 @@ def stream(model: Recurrent, params: Params, vocab: Vocab, prompt: Sequence[str]
         _check_counts(words=words)
     check_choice("stop", stop, STOPS)
     ids, _ = prompt_ids(vocab, prompt)
-    return _stream(model, params, vocab, ids, sampling, words, jax.random.key(seed), _end(vocab, stop))
+    return _stream(model, params, vocab, ids, sampling, words, _key(seed), _end(vocab, stop))
+
+
+def _key(seed: int) -> jax.Array:
+    """The key of a seed of 63 bits, of which JAX itself takes 32. Raises JaxlmError for any other seed."""
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise JaxlmError(f"seed must be a whole number from 0 to {2**63 - 1:,}; it is {str(seed)[:40]}")
+    key, high = jax.random.key(int(seed) % 2**32), int(seed) >> 32
+    return jax.random.fold_in(key, high) if high else key
 
 
 def _stream(model: Recurrent, params: Params, vocab: Vocab, ids: np.ndarray, sampling: Sampling, words: int | None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from jaxlm.scoring.next_word import next_word
 from jaxlm.scoring.protocols import Statistician, reader_of, scoring_of
 from jaxlm.scoring.ptb_tokenizer import PTBTokenizer
 from jaxlm.scoring.sampling import Sampling
-from jaxlm.scoring.sentences import Sentence, check_choice, encode, split
+from jaxlm.scoring.sentences import Sentence, check_choice, check_several, encode, split
 from jaxlm.scoring.states import layer_states
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.scoring.surprisal import BLOCK, CONTEXTS, Surprisals, surprisal_stream
@@ -67,8 +68,13 @@ class LanguageModel:
         p = next_word(self.config.model, self.params, ids)
         return [(self.vocab.words[i], float(p[i])) for i in np.argsort(-p, kind="stable")[:_count(k)]]
 
+    def _cased(self, word: str) -> str:
+        """A word in the case of the run's text."""
+        return word.lower() if self.config.data.lowercase else word
+
     def neighbors(self, word: str, k: int = 10) -> list[tuple[str, float]]:
         """The k words nearest to a word, with the cosine of their embeddings, the word itself left out."""
+        word = self._cased(word)
         if word not in self.vocab.ids:
             raise DataError(f"{word!r} is not among the {len(self.vocab):,} words of this model's vocabulary")
         embedding = np.asarray(self.params["embedding"])
@@ -206,7 +212,9 @@ class LanguageModel:
                 `adaptive(rate)`.
             where: names a sentence, given its number from 1, in an error.
         """
-        pieces = self.tokenizer(tokenizer)
+        check_several(sentences)
+        check_choice("tokenizer", tokenizer, TOKENIZERS)
+        pieces = self.tokenizer(tokenizer) if tokenizer == "ptb" else str.split  # (which keeps the case of the table)
         split_up = (pieces(line) if isinstance(line, str) else line for line in sentences)
         return surprisal_stream(scoring or self.scorer(context, top_k), self.vocab, split_up, context=context, oov=oov,
                                 unit=unit, eos=eos, block=block, first=first, where=where,
@@ -225,6 +233,7 @@ class LanguageModel:
         Raises:
             DataError: there are no sentences, or one has no piece.
         """
+        check_several(sentences)
         pieces = self.tokenizer(tokenizer)
         displayed = [line.split() for line in sentences]
         split_up = [[pieces(word) for word in words] for words in displayed]
@@ -392,13 +401,15 @@ class LanguageModel:
     def _sampling(self, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None,
                   repetition_penalty: float | None, ban: Iterable[str], no_unk: bool) -> Sampling:
         return Sampling(temperature, top_k, top_p, min_p, repetition_penalty,
-                        generation.banned_words(self.vocab, ban, no_unk)).checked()
+                        generation.banned_words(self.vocab, map(self._cased, ban), no_unk)).checked()
 
     def _encode(self, text: str) -> np.ndarray:
         return self.vocab.encode(tokenize(text, self.config.data.lowercase))
 
 
 def _count(k: int) -> int:
+    if not isinstance(k, Integral):
+        raise JaxlmError(f"k must be a whole number; it is {k!r:.40}")
     if k < 1:
         raise JaxlmError(f"k must be at least 1; it is {k}")
     return k

@@ -12,7 +12,6 @@ from jaxlm.errors import JaxlmError
 from jaxlm.scoring.surprisal import Surprisals
 
 FORMATS = ("tsv", "csv", "jsonl")
-LAYOUTS = ("jaxlm", "lm-zoo", "neural-complexity")
 LM_ZOO = ("sentence_id", "token_id", "token", "surprisal")
 NEURAL_COMPLEXITY = ("word", "sentid", "sentpos", "wlen", "surp", "entropy", "entred")
 

@@ -103,7 +103,7 @@ def read_pairs(paths: Iterable[str | Path]) -> list[Pair]:
         for where, tree in json_lines(path):
             good, bad = (text_field(tree, name, where) for name in ("sentence_good", "sentence_bad"))
             pairs.append(Pair(good, bad, str(tree.get("UID", "") or Path(path).stem),
-                              str(tree.get("linguistics_term", "")), where))
+                              str(tree.get("linguistics_term") or ""), where))
     if not pairs:
         raise DataError("there are no pairs to score: the files have blank lines only")
     return pairs

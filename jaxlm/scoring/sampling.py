@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxlm.config.fields import float32
 from jaxlm.errors import JaxlmError
 
 LANES = 128  # of the two-level sum over the vocabulary
+MOST_WORDS = 2**31 - 1  # of a vocabulary: as a top_k it keeps every word
 
 
 @jax.tree_util.register_dataclass
@@ -49,9 +51,11 @@ class Sampling:
         numbers = {name: value for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
                    if (value := getattr(self, name)) is not None}
         for name, value in numbers.items():
-            if not math.isfinite(value):
+            if not math.isfinite(value) or not math.isfinite(float32(float(value))):
                 raise JaxlmError(f"{name} must be a finite number; it is {value}")
-        temperature = self.temperature
+        if self.top_k is not None and int(self.top_k) != self.top_k:
+            raise JaxlmError(f"top_k must be a whole number; it is {self.top_k}")
+        temperature = self.temperature and float32(float(self.temperature))  # (0 where it is lost in float32)
         if temperature is not None and temperature < 0:
             raise JaxlmError(f"temperature must be at least 0; it is {temperature:g}")
         if self.top_k is not None and self.top_k < 1:
@@ -68,7 +72,7 @@ class Sampling:
                     raise JaxlmError(f"temperature 0 always takes the likeliest word, and {name} is given: leave one "
                                      f"out")
             numbers.pop("temperature", None)
-        typed: dict[str, Any] = {name: int(value) if name == "top_k" else float(value)
+        typed: dict[str, Any] = {name: min(int(value), MOST_WORDS) if name == "top_k" else float(value)
                                  for name, value in numbers.items()}
         return replace(self, **{"temperature": None, **typed})
 

@@ -51,9 +51,20 @@ def encode(vocab: Vocab, words: Sequence[str], oov: str = "unk", where: str = "t
     return Encoded(tuple(words), ids, np.array(unknown, bool))
 
 
+def check_several(sentences: object) -> None:
+    """Raises JaxlmError for one text where several are expected: it would be read letter by letter."""
+    if isinstance(sentences, str | bytes):
+        raise JaxlmError(f"sentences must be a list of lines; it is one text: [{sentences!r:.80}]")
+
+
 def split(sentence: Sentence, lowercase: bool = False) -> list[str]:
-    """The words of a sentence."""
-    words = sentence.split() if isinstance(sentence, str) else list(sentence)
+    """The words of a sentence. Raises JaxlmError where it is neither a line nor words."""
+    if isinstance(sentence, str):
+        words = sentence.split()
+    elif isinstance(sentence, Iterable) and all(isinstance(word, str) for word in sentence):
+        words = list(sentence)
+    else:
+        raise JaxlmError(f"a sentence must be a line of text or a list of words; one is {sentence!r:.80}")
     return [word.lower() for word in words] if lowercase else words
 
 

@@ -36,6 +36,8 @@ class Table:
 def lines_of(file: BinaryIO, name: str) -> Iterator[list[str]]:
     """The lines of an open file as they come, in lists of what one read of at most 64 KiB ends; constant memory.
 
+    A line ends with LF, CR LF or CR.
+
     Args:
         file: a regular file or a pipe.
         name: what errors call it.
@@ -43,8 +45,11 @@ def lines_of(file: BinaryIO, name: str) -> Iterator[list[str]]:
     Raises:
         DataError: it is empty, not UTF-8, binary, or has a line of over 16 MiB.
     """
-    rest, done = bytearray(), 0
+    rest, done, carriage = bytearray(), 0, False
     while chunk := _read_some(file):
+        chunk = chunk[1:] if carriage and chunk.startswith(b"\n") else chunk  # the rest of a CR LF
+        carriage = chunk.endswith(b"\r")
+        chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         rest += chunk
         if b"\n" in chunk:
             *whole, rest = rest.split(b"\n")
@@ -162,7 +167,6 @@ def _read_some(file: BinaryIO) -> bytes:
 
 
 def _text(line: bytes | bytearray, name: str, number: int) -> str:
-    line = line.removesuffix(b"\r")
     if b"\0" in line:
         raise DataError(f"{name}, line {number} is not text: it has a zero byte, as binary files have")
     try:

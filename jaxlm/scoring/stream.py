@@ -93,7 +93,7 @@ def _over_stream(nats_per_window: Callable, ids: np.ndarray, batch_size: int, bp
             return np.pad(tokens, ((0, height + 1 - len(tokens)), (0, missing)))
 
         tokens = put_rows(mesh, (height + 1, rows), read)
-        carry, nats = nats_per_window(tokens, np.int32(predictions - start), carry, length=length)
+        carry, nats = nats_per_window(tokens, np.int32(min(predictions - start, height)), carry, length=length)
         sums.append(np.asarray(nats, np.float64))
     return np.concatenate(sums, -1).sum(-1), predictions * batch_size
 

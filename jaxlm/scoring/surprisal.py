@@ -6,7 +6,7 @@ Surprisal: Hale 2001, Levy 2008. Entropy and its reduction are defined as in neu
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -71,7 +71,7 @@ class Surprisals:
         return data_frame(self.columns())
 
     def sentence_sums(self) -> np.ndarray:
-        """The surprisal of each sentence, float [S]."""
+        """The surprisal of each sentence, float [S], from the first that has a row on; 0 where one has none."""
         ids = self.sentence_id - self.sentence_id[0] if len(self) else self.sentence_id
         return np.bincount(ids, self.surprisal)
 
@@ -157,9 +157,10 @@ def surprisal_stream(scoring: Scoring, vocab: Vocab, sentences: Iterable[Sentenc
     for part in blocks(sentences, block):
         encoded = []
         for number, sentence in enumerate(part, first):
-            words = split(sentence, lowercase)
-            if not words and context == "sentence":
+            given = split(sentence)
+            if not given and context == "sentence":
                 raise DataError(f"{where(number)} has no words: remove it")
-            encoded.append(encode(vocab, words, oov, where(number)))
+            words = [word.lower() for word in given] if lowercase else given
+            encoded.append(replace(encode(vocab, words, oov, where(number)), words=tuple(given)))
         yield surprisals(scoring, vocab, encoded, first, oov=oov, unit=unit, eos=eos)
         first += len(part)
