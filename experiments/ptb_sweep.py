@@ -1,10 +1,10 @@
 """A sweep over the Penn Treebank LSTM of `ptb_small.py`: four learning rates by two clip norms, five epochs each.
 
-The rate is halved after each epoch from the third on, so that five epochs suffice to compare the points. Eight runs,
-one compiled program. `--set` replaces this space by another, and every field has a flag as in `ptb_small.py`.
+The rate is halved after each epoch from the third on, so that five epochs suffice to compare the points. `--set`
+replaces this space by another, and every field has a flag as in `ptb_small.py`.
 
-    python experiments/ptb_sweep.py                          the eight points, one after another
-    python experiments/ptb_sweep.py --workers 2              the same by two processes
+    python experiments/ptb_sweep.py                          the eight points, on CPUs a process a core
+    python experiments/ptb_sweep.py --workers 1              the same by one process, in one compiled program
     python experiments/ptb_sweep.py --epochs 1 --set learning_rate=0.5,1
     python experiments/ptb_sweep.py --set learning_rate=log:0.1:4 --set keep_output=uniform:0.5:1 --strategy tpe \
 --trials 24 --seeds 2

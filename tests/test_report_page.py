@@ -271,6 +271,19 @@ def test_a_sweep_without_results_or_with_damaged_ones_is_one_sentence(trained, t
     assert not (sweep / "report.html").exists()
 
 
+@pytest.mark.parametrize("change", [{"values": {"preset": {}}}, {"valid_perplexities": [10**400]}])
+def test_a_sweep_of_another_space_or_of_no_numbers_is_one_sentence(trained, tmp_path, capsys, change):
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    shutil.copy(trained / "sweep/plan.json", sweep)
+    tree = json.loads((trained / "sweep/sweep.json").read_text())
+    tree["members"] = [{**member, **change} for member in tree["members"]]
+    (sweep / "sweep.json").write_text(json.dumps(tree))
+    assert main(["report", str(sweep)]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "sweep.json is damaged" in said
+
+
 def test_arguments_that_cannot_be_are_one_sentence(trained, tmp_path, capsys):
     runs = [str(trained / "seed-0"), str(trained / "seed-1")]
     for arguments, message in (([*runs], "-o FILE"), ([runs[0], "-o", str(tmp_path)], "is a directory"),

@@ -199,6 +199,12 @@ def test_any_file_is_a_space_or_one_sentence(tmp_path_factory, data):
         assert len(str(error)) < 500
 
 
+def test_a_corpus_has_the_same_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    read = read_space({"corpus": ["ptb", "novel.txt"]}, jaxlm.preset("small"))["corpus"]
+    assert read.samples == ("ptb", str(tmp_path / "novel.txt"))
+
+
 def test_a_plan_survives_json():
     plan = make_plan(TINY, {"learning_rate": "log:0.1:10", "hidden_sizes": "8,4x4"}, "tpe", 5, 2, True, {"name": "x"})
     again = Plan.from_json(json.loads(json.dumps(plan.to_json())))

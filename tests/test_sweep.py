@@ -225,6 +225,19 @@ def test_random_points_do_not_depend_on_who_trains_them(tmp_path):
     assert len({value for _, value, _ in values[0]}) == 4
 
 
+def test_the_recipe_s_own_value_of_a_field_of_the_space_need_not_fit(tmp_path):
+    """Neither the corpus, nor the flags, nor where the sweep is resumed."""
+    (tmp_path / "novel.txt").write_text("a b c d e f\n" * 200)  # too few words for the preset's batch
+    flags = ["--corpus", str(tmp_path / "novel.txt"), "--embedding-size", "4", "--bptt-length", "3", "--epochs", "1",
+             "--tied", "--beta1", "0.8", "--learning-rate", "0.01", "--workers", "1"]
+    space = ["--set", "batch_size=2,4", "--set", "hidden_sizes=4", "--set", "optimizer=adamw,muon"]
+    assert main(["sweep", *flags, *space, f"--run-dir={tmp_path / 'sweep'}"]) == 0
+    configs = [rundir.saved_config(path) for path in sorted((tmp_path / "sweep/trials").iterdir())]
+    assert sorted((config.train.batch_size, config.kinds["optimizer"]) for config in configs) == [
+        (2, "adamw"), (2, "muon"), (4, "adamw"), (4, "muon")]
+    assert {(vars(config.optimizer)["beta1"], config.model.hidden_sizes) for config in configs} == {(0.8, (4,))}
+
+
 def test_what_does_not_fit_the_corpus_fails_alone(tmp_path):
     found = jaxlm.sweep(TINY, {"batch_size": [20, 100_000]}, run_dir=tmp_path / "sweep", quiet=True)
     assert [trial.status for trial in found.members] == ["done", "failed"]
@@ -417,6 +430,7 @@ def finished(tmp_path_factory):
     (["--set", "learning_rate=1,2", "--strategy", "random"], "has no end of its own"),
     (["--set", "seed=1,2", "--seeds", "2"], "leave one of them out"),
     (["--set", "learning_rate=1,2", "--epochs", "0"], "needs at least 1 epoch"),
+    (["--set", "epochs=0,1"], "needs at least 1 epoch"),
     (["--set", "learning_rate=1,2", "--storage", "nosuch://x"], "cannot be used"),
     (["--set", "learning_rate=1,2", "--resume"], "name the directory"),
 ])
@@ -480,7 +494,7 @@ def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
     plan = Plan(TINY, read_space({"learning_rate": "log:0.1:1"}, TINY), "random", 12, 1, False, {})
     assert [group_size(TINY, plan, workers) for workers in (1, 2, 3)] == [8, 6, 4]
     assert group_size(TINY, replace(plan, strategy="tpe"), 1) == 3  # four rounds, so that Optuna learns between them
-    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_AVPHYS_PAGES": 2**19}[name])  # 2 GiB
+    monkeypatch.setattr("jaxlm.runs.memory.available", lambda: 2 << 30)
     assert group_size(jaxlm.preset("zaremba-large"), plan, 1) == 1 and group_size(TINY, plan, 1) == 8
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -40,6 +41,21 @@ def test_a_log_is_not_written_through_a_link(tmp_path):
     (tmp_path / "worker-0.log").symlink_to("mine")
     run(ABORT, tmp_path, workers=1)
     assert (tmp_path / "mine").read_text() == "mine" and not (tmp_path / "worker-0.log").is_symlink()
+
+
+def test_workers_end_where_another_cannot_start(tmp_path, monkeypatch):
+    started, popen = [], subprocess.Popen
+
+    def start(*arguments, **options):
+        if len(started) == 2:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(BlockingIOError):
+        run(tmp_path, "import time; time.sleep(60)", workers=3)
+    assert [process.wait(20) for process in started] == [-signal.SIGTERM] * 2
 
 
 def test_a_signal_reaches_all_and_is_no_failure(tmp_path):

@@ -11,6 +11,7 @@ from jaxlm.cli.training import add_run_arguments, new_run
 from jaxlm.cli.verbs import verb
 from jaxlm.config.config import Config
 from jaxlm.errors import JaxlmError
+from jaxlm.terminal import say
 
 SPACES = """a field's SPACE is one of:
   0.5,1,2            these values; true,false; a text
@@ -72,14 +73,17 @@ def sweep(args: argparse.Namespace) -> int:
                          "leave --config out")
     if both := sorted(space.keys() & given.keys()):
         raise JaxlmError(f"{both[0]} is in the space and has a flag too: leave one of them out")
+    if "keep_last" in given:
+        say("--keep-last is for a single run: a sweep's members keep their last and their best checkpoint")
     options = {name: value for name in ("strategy", "trials", "seeds", "group", "storage")
                if (value := getattr(args, name)) is not None}
     if not args.resume:
-        config = starting_config(args).replace(**({} if args.config else args.default_fields)).replace(**given)
+        config = starting_config(args).replace(**({} if args.config else args.default_fields))
         space = space or {name: values for name, values in args.default_space.items() if name not in given}
         if not space:
             raise JaxlmError("the space is empty: name at least one field with its values, as in "
                              "--set learning_rate=0.5,1,2")
+        config = _with_fields(config, given, space)
 
     from jaxlm.sweeps import supervisor
 
@@ -92,6 +96,22 @@ def sweep(args: argparse.Namespace) -> int:
     if result.stopped_by:
         return SIGNALLED + result.stopped_by
     return 0 if result.best and not result.damaged else FAILED
+
+
+def _with_fields(config: Config, given: dict[str, Any], space: dict[str, Any]) -> Config:
+    """The recipe with the fields that flags give; where it has them only beside values of the space, with the first.
+
+    (As a rate of adamw, where the space names the optimizers.)
+    """
+    try:
+        return config.replace(**given)
+    except JaxlmError:
+        from jaxlm.sweeps.space import first_values
+
+        first = first_values(space)
+        if not first:
+            raise
+        return config.replace(**first, **given)
 
 
 def _work(args: argparse.Namespace) -> int:

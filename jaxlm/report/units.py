@@ -31,3 +31,13 @@ def perplexity_text(value: float) -> str:
     ('116.45', '3.00e+09')
     """
     return f"{value:.2e}" if value >= 1e7 else f"{value:.2f}"
+
+
+def spread(mean: float, deviation: float = math.nan) -> str:
+    """A perplexity as mean ± standard deviation; empty where there is none.
+
+    >>> spread(116.4512, 0.5), spread(math.nan)
+    ('116.45 ± 0.50', '')
+    """
+    return "" if math.isnan(mean) else perplexity_text(mean) + (
+        "" if math.isnan(deviation) else f" ± {perplexity_text(deviation)}")

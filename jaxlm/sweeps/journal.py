@@ -86,6 +86,8 @@ class Journal:
             if not create and not folder.exists(self._path.name):
                 raise FileNotFoundError(2, "it was removed while it was in use", str(self._path))
             with folder.append(self._path.name, buffering=0) as file:
+                if create:
+                    folder.sync()
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield file, self._whole(file)
 

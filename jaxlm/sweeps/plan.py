@@ -110,7 +110,7 @@ def make_plan(config: Config, space: Mapping[str, Any], strategy: str, trials: i
         raise JaxlmError(f"strategy is {', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}; it is {strategy!r}")
     if "seed" in read and seeds > 1:
         raise JaxlmError("seed is in the space, and seeds asks for several of each point: leave one of them out")
-    if config.train.epochs < 1 and "epochs" not in read:
+    if (config.train.epochs if "epochs" not in read else min(read["epochs"].samples)) < 1:
         raise JaxlmError("a sweep needs at least 1 epoch, to compare validation perplexities; epochs is 0")
     if strategy == "grid":
         points = grid_size(read)
@@ -125,6 +125,12 @@ def make_plan(config: Config, space: Mapping[str, Any], strategy: str, trials: i
                          f"most")
     config.replace(seed=config.train.seed + seeds - 1)  # refuses one that is too large
     return Plan(config, read, strategy, trials, seeds, strategy == "tpe" if prune is None else prune, corpus)
+
+
+def member_dir(folder: Path, plan: Plan, number: int, seed: int) -> Path:
+    """The run directory of a member, by its trial's number and its seed, below a sweep's."""
+    trial = folder / "trials" / f"{number:04d}"
+    return trial if plan.seeds == 1 else trial / f"seed-{seed}"
 
 
 def check_count(name: str, number: Any, most: int) -> None:

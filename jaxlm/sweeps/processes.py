@@ -43,9 +43,10 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], workers: i
     told, failure = False, None
     with ExitStack() as stack:
         said = {number: stack.enter_context(tempfile.TemporaryFile()) for number in range(workers)}
-        running = {number: subprocess.Popen(command, start_new_session=True, env=environment, stderr=said[number])
-                   for number in said}
+        running: dict[int, subprocess.Popen] = {}
         stack.callback(lambda: [process.terminate() for process in running.values()])
+        for number in said:
+            running[number] = subprocess.Popen(command, start_new_session=True, env=environment, stderr=said[number])
         for number, process in running.items():
             pin(process.pid, number, workers)
         while running:

@@ -5,14 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxlm.config.config import Config
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, reason, strict_json, write_bytes
 from jaxlm.report.page.contents import Contents, SweepRecord, TrialRecord
 from jaxlm.report.page.page import render
 from jaxlm.runs.reporting import best_run, model_view, run_record
-from jaxlm.sweeps.plan import Saved
+from jaxlm.sweeps.distributions import Space
+from jaxlm.sweeps.plan import Saved, member_dir
 from jaxlm.sweeps.results import MemberResult, Sweep
+from jaxlm.terminal import flag
 
 MOST_BYTES = 256 << 20  # of sweep.json
 _SWEEP = "sweep.json"
@@ -73,33 +74,32 @@ def _is_sweep(path: Path) -> bool:
 def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_dir: str | Path | None) -> SweepRecord:
     """A sweep, with what the model of its best member says."""
     plan = Saved.read(path).plan
-    sweep = Sweep(plan.config, _members(path, plan.config), path)
+    sweep = Sweep(plan.config, _members(path, plan.space), path)
     trials = [TrialRecord(trial.number, trial.values, trial.status, len(trial.members), trial.valid, trial.test,
                           trial.members[0].valid_perplexities) for trial in sweep.trials]
     if not any(math.isfinite(trial.valid[0]) for trial in trials):
         raise JaxlmError(f"the sweep in {path} has no results: expected a trial with a finished epoch, found "
-                         f"{len(trials):,} without; resume it with `jaxlm sweep --run-dir {path} --resume`")
+                         f"{len(trials):,} without; resume it with `jaxlm sweep {flag('--run-dir', path)} --resume`")
     best = sweep.best
     model = None
     if best:
-        trial = path / "trials" / f"{best.number:04d}"  # as `Study.run_dir` names it, wherever the sweep lies now
-        own = trial if plan.seeds == 1 else trial / f"seed-{best.seed}"
+        own = member_dir(path, plan, best.number, best.seed)  # wherever the sweep lies now
         model = model_view(own, f"trial {best.number}, seed {best.seed}", which, texts, data_dir)
     return SweepRecord(name, str(path), plan.corpus, trials, sweep.command(best) if best else None, model=model)
 
 
-def _members(path: Path, config: Config) -> list[MemberResult]:
+def _members(path: Path, space: Space) -> list[MemberResult]:
     """The members in sweep.json, which a sweep writes at its end. Raises RunDirError where it is missing or damaged."""
     try:
         with Folder.open(path) as folder:
             members = strict_json(folder.read(_SWEEP, MOST_BYTES))["members"]
         found = [_member(member) for member in members]
-        if not found or any(member.values.keys() != found[0].values.keys() for member in found):
-            raise ValueError("it holds no members, or members of several spaces")
+        if not found or any(member.values.keys() != space.keys() for member in found):
+            raise ValueError("it holds no members, or members of another space than plan.json has")
         return found
     except FileNotFoundError:
         raise RunDirError(f"the sweep in {path} has no results: expected {_SWEEP}, which a sweep writes at its end; "
-                          f"resume it with `jaxlm sweep --run-dir {path} --resume`") from None
+                          f"resume it with `jaxlm sweep {flag('--run-dir', path)} --resume`") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else reason(error)
         raise RunDirError(f"{path / _SWEEP} is damaged: {what}; resume the sweep, which writes it again") from None

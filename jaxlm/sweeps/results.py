@@ -15,7 +15,7 @@ import numpy as np
 from jaxlm.config.config import Config
 from jaxlm.config.presets import PRESETS, preset
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.files import Folder, reason
+from jaxlm.files import Folder, finite, reason
 from jaxlm.report.sweep_plots import parallel_plot, slice_plot
 
 # damaged: no checkpoint is intact; a resumed sweep tries it again. failed: it cannot be trained, as with a batch that
@@ -54,7 +54,7 @@ class MemberResult:
     def from_json(number: int, values: dict[str, Any], seed: int, run_dir: Path | None, tree: Any) -> "MemberResult":
         """The member whose `to_json` is `tree`. Raises JaxlmError where it is anything else."""
         def is_number(value: Any) -> bool:
-            return type(value) in (int, float)
+            return type(value) is float or (type(value) is int and abs(value) < 2**53)
 
         found = MemberResult(number, values, seed, "running", run_dir=run_dir)
         if not isinstance(tree, Mapping) or not tree.keys() <= set(_KEPT):
@@ -166,7 +166,7 @@ def write(sweep: Sweep, path: Path) -> list[Path]:
     try:
         with Folder.open(path) as folder:
             folder.write("sweep.csv", text.getvalue().encode(errors="surrogateescape"))
-            folder.write("sweep.json", (json.dumps(_finite(tree), indent=1) + "\n").encode())
+            folder.write("sweep.json", (json.dumps(finite(tree), indent=1) + "\n").encode())
     except OSError as error:
         raise RunDirError(f"{error.filename or path} cannot be written: {reason(error)}; the runs under it are whole"
                           ) from None
@@ -205,12 +205,3 @@ def _mean(values: Sequence[float]) -> tuple[float, float]:
     with np.errstate(over="ignore", invalid="ignore"):
         return (float(np.mean(values)) if values else math.nan,
                 float(np.std(values, ddof=1)) if len(values) > 1 else math.nan)
-
-
-def _finite(tree: Any) -> Any:
-    """The same with None for numbers that JSON lacks."""
-    if isinstance(tree, dict):
-        return {name: _finite(value) for name, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

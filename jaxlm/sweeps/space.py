@@ -11,6 +11,7 @@ In a text, as `--set` and files have it:
 
 import itertools
 import math
+import os
 import re
 import reprlib
 import tomllib
@@ -22,6 +23,7 @@ import numpy as np
 
 from jaxlm import files
 from jaxlm.config.config import Config, spec_of_field
+from jaxlm.data.corpora import EMBEDDED
 from jaxlm.errors import JaxlmError
 from jaxlm.sweeps.distributions import Distribution, Interval, Space, Values
 
@@ -86,6 +88,22 @@ def decoded(params: Mapping[str, Any]) -> dict[str, Any]:
     """Values as a study keeps them -> as a config takes them. Raises JaxlmError for an unknown field."""
     return {name: tuple(map(int, value.split("x"))) if _kind(name) is tuple else value
             for name, value in params.items()}
+
+
+def with_first_values(config: Config, space: Space) -> Config:
+    """The recipe with the first value of each field of the space, where they go together; else as it is.
+
+    (The recipe's own value of such a field is never trained, and need not fit.)
+    """
+    try:
+        return config.replace(**first_values(space))
+    except JaxlmError:
+        return config
+
+
+def first_values(space: Mapping[str, Any]) -> dict[str, Any]:
+    """The first value of each field of a space, read or as users give it, as a config takes them."""
+    return decoded({name: _distribution(name, given).samples[0] for name, given in space.items()})
 
 
 def grid_size(space: Space) -> int:
@@ -262,6 +280,8 @@ def _encoded(name: str, kind: type, value: Any) -> Any:
         raise JaxlmError(f"{name} has a value of {len(value):,} characters: {MOST_TEXT:,} is the most")
     if type(value) is int and abs(value) > MOST_WHOLE:
         raise JaxlmError(f"{name} takes whole numbers of at most {MOST_WHOLE:,}; it is {_short(value)}")
+    if name == "corpus" and isinstance(value, str) and value not in ("auto", "ptb", *EMBEDDED):
+        return os.path.abspath(value)  # others may resume the sweep from elsewhere
     return float(value) if kind is float and type(value) is int else value
 
 

@@ -25,7 +25,7 @@ from jaxlm.files import Folder, reason
 from jaxlm.runs.lock import Held, InUse, lock
 from jaxlm.sweeps.distributions import Distribution, Values
 from jaxlm.sweeps.optional import optuna
-from jaxlm.sweeps.plan import Plan
+from jaxlm.sweeps.plan import Plan, member_dir
 from jaxlm.sweeps.results import MemberResult
 from jaxlm.sweeps.space import decoded
 from jaxlm.sweeps.storage import BEAT, SILENCE, Storage
@@ -136,8 +136,7 @@ class Study:
 
     def run_dir(self, number: int, seed: int) -> Path:
         """A member's run directory."""
-        own = self._folder / "trials" / f"{number:04d}"
-        return own if self.plan.seeds == 1 else own / f"seed-{seed}"
+        return member_dir(self._folder, self.plan, number, seed)
 
     def _own_directory(self, number: int, seed: int) -> Path:
         """The same, made where it is missing. Raises RunDirError where a link or a file is in its place."""
@@ -147,7 +146,7 @@ class Study:
                 for name in self.run_dir(number, seed).relative_to(self._folder).parts:
                     folder = stack.enter_context(folder.folder(name, create=True))
         except OSError as error:
-            raise JaxlmError(f"{error.filename} cannot be used: {reason(error)}; remove it, then resume") from None
+            raise RunDirError(f"{error.filename} cannot be used: {reason(error)}; remove it, then resume") from None
         return self.run_dir(number, seed)
 
     def note(self, point: Point, record: MemberResult) -> None:

@@ -23,10 +23,11 @@ from jaxlm.sweeps.cores import useful_workers
 from jaxlm.sweeps.plan import MOST_GROUP, MOST_WORKERS, Plan, Saved, check_count, kept_storage, make_plan
 from jaxlm.sweeps.processes import supervise
 from jaxlm.sweeps.results import Sweep, write
+from jaxlm.sweeps.space import with_first_values
 from jaxlm.sweeps.study import Study
 from jaxlm.sweeps.view import View
 from jaxlm.sweeps.worker import POLL, Corpora, Worker
-from jaxlm.terminal import say
+from jaxlm.terminal import flag, say
 
 JOURNAL, STORAGE = "study.journal", "JAXLM_STORAGE"  # the study's usual place; the environment's name for another
 
@@ -38,8 +39,9 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
           data_dir: str | Path | None = None, quiet: bool = False) -> Sweep:
     """Trains the points of a space and returns which has the lowest validation perplexity.
 
-    Members of equal shapes train together, each exactly as `train` would train it alone. Signals stop a sweep as they
-    stop `train`. Needs Optuna: `pip install 'jaxlm[sweep]'`.
+    Members of equal shapes train together: on CPUs each as `train` would train it alone; on accelerators they share
+    each operation, equal up to float32 rounding. Signals stop a sweep as they stop `train`. Needs Optuna: `pip install
+    'jaxlm[sweep]'`.
 
     Args:
         config: The recipe; what the space leaves out is its.
@@ -76,9 +78,9 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
     other = sorted(space.keys() & {*DataConfig.__dataclass_fields__, "vocab_size"})
     if isinstance(corpus, Corpus) and other:
         raise JaxlmError(f"{other[0]} is in the space, and the corpus is given as an object: name it instead")
-    make_plan(config, space, strategy, trials, seeds, prune, {})  # what is wrong with it, before a corpus is loaded
-    loaded, found = load(config, corpus, data_dir)
-    config = loaded.replace(vocab_size=config.model.vocab_size)
+    draft = make_plan(config, space, strategy, trials, seeds, prune, {})  # errors come before a corpus is loaded
+    loaded, found = load(with_first_values(config, draft.space), corpus, data_dir)
+    config = config.replace(corpus=found.spec, compute_dtype=loaded.model.compute_dtype, **found.options)
     plan = make_plan(config, space, strategy, trials, seeds, prune, rundir.named(found))
     chosen = workers or (1 if isinstance(corpus, Corpus) else
                          useful_workers(loaded, plan, len(found.train), memory.available()))
@@ -114,7 +116,7 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
         view.show(result(), plan.trials)
         if stop.signal is not None:
             view.say(f"stopped by {signal.Signals(stop.signal).name}: " +
-                     (f"saved; resume with --run-dir {folder} --resume" if run_dir else "nothing is kept"))
+                     (f"saved; resume with {flag('--run-dir', folder)} --resume" if run_dir else "nothing is kept"))
         else:
             view.summary(result(), write(result(), folder) if run_dir else [])
         members = [member if run_dir else replace(member, run_dir=None) for member in study.records()]
@@ -194,11 +196,11 @@ def _study(saved: Saved, folder: Path, where: str | None, kept: bool, say: Calla
 def _supervise(folder: Path, workers: int, data_dir: str | Path | None, where: str | None, study: Study,
                stop: signals.Stop, show: Callable[[], None], say: Callable[[str], None]) -> None:
     """Has other processes do the work, and shows what they do."""
-    arguments = ["sweep", "--run-dir", str(folder), "--workers", str(workers), "--worker"]
-    arguments += [] if data_dir is None else ["--data-dir", str(data_dir)]
+    arguments = ["sweep", f"--run-dir={folder}", "--workers", str(workers), "--worker"]
+    arguments += [] if data_dir is None else [f"--data-dir={data_dir}"]
     command = [sys.executable, "-c", "import sys; from jaxlm.cli import main; sys.exit(main())", *arguments]
     environment = os.environ if where is None else {**os.environ, STORAGE: where}  # arguments are for all to see
     failure = supervise(command, environment, workers, folder, stop, show, say, POLL / 2)
     if stop.signal is None and not study.ended:
-        raise JaxlmError(f"every worker ended before the sweep did: what was saved is whole; resume with --run-dir "
-                         f"{folder} --resume" + (f" (the last one: {failure})" if failure else ""))
+        raise JaxlmError(f"every worker ended before the sweep did: what was saved is whole; resume with "
+                         f"{flag('--run-dir', folder)} --resume" + (f" (the last one: {failure})" if failure else ""))

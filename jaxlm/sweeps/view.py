@@ -1,6 +1,5 @@
 """A sweep as one sees it: a live table or a line for each epoch, and at the end the best trials."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxlm.report.progress import is_live
+from jaxlm.report.units import perplexity_text, spread
 from jaxlm.sweeps.results import MemberResult, Sweep, shown
 from jaxlm.terminal import printable
 
@@ -61,8 +61,8 @@ class View:
         table = Table(*["trial", *(trials[0].values if trials else ()), "status", "valid perplexity",
                         "test perplexity"], title=f"{len(trials)} trials, best first", title_justify="left", box=None)
         for trial in trials[:most]:
-            table.add_row(str(trial.number), *map(_text, trial.values.values()), trial.status, _spread(*trial.valid),
-                          _spread(*trial.test))
+            table.add_row(str(trial.number), *map(_text, trial.values.values()), trial.status, spread(*trial.valid),
+                          spread(*trial.test))
         self.console.print(table, width=None if is_live(self.console) else 160)
         if len(trials) > most:
             self.say(f"... and {len(trials) - most} more")
@@ -76,7 +76,7 @@ class View:
                      f"replaced by intact ones, or their run directories are removed")
         if best:
             self.say(f"best: trial {best.number}, seed {best.seed}, valid perplexity "
-                     f"{_perplexity(best.valid_perplexity)}; train it alone:\n{sweep.command(best)}")
+                     f"{perplexity_text(best.valid_perplexity)}; train it alone:\n{sweep.command(best)}")
         else:
             self.say("no trial is done")
 
@@ -85,22 +85,22 @@ def _running(sweep: Sweep, total: int) -> Group:
     best = sweep.best
     ended = sum(all(member.status != "running" for member in trial.members) for trial in sweep.trials)
     title = f"{ended} of {total} trials ended" + ("" if best is None else (
-        f"; best so far {_perplexity(best.valid_perplexity)} ({_values(best.values)})"))
+        f"; best so far {perplexity_text(best.valid_perplexity)} ({_values(best.values)})"))
     table = Table("trial", "seed", "values", "epochs", "valid perplexity", box=None)
     for member in [member for member in sweep.members if member.status == "running"][:30]:
         table.add_row(str(member.number), str(member.seed), _text(_values(member.values)),
                       f"{len(member.valid_perplexities)}/{_epochs(sweep, member)}",
-                      "" if not member.valid_perplexities else _perplexity(member.valid_perplexity))
+                      "" if not member.valid_perplexities else perplexity_text(member.valid_perplexity))
     return Group(Text(title, style="bold"), table)
 
 
 def _line(member: MemberResult, epochs: int) -> str:
     at = f"trial {member.number} ({_values(member.values)}) seed {member.seed}"
     result = (f"epoch {len(member.valid_perplexities)}/{epochs}, valid perplexity "
-              f"{_perplexity(member.valid_perplexity)}")
+              f"{perplexity_text(member.valid_perplexity)}")
     if member.status == "running":
         return f"{at}: {result}"
-    test = "" if member.test_perplexity is None else f", test {_perplexity(member.test_perplexity)}"
+    test = "" if member.test_perplexity is None else f", test {perplexity_text(member.test_perplexity)}"
     return f"{at}: {member.status}, {result}{test}" + (f"; {member.note}" if member.note else "")
 
 
@@ -115,12 +115,3 @@ def _values(values: Mapping[str, Any]) -> str:
 def _text(value: Any) -> Text:
     """A cell without markup."""
     return Text(printable(shown(value)))
-
-
-def _spread(mean: float, deviation: float) -> str:
-    return "" if math.isnan(mean) else _perplexity(mean) + ("" if math.isnan(deviation) else
-                                                            f" ± {_perplexity(deviation)}")
-
-
-def _perplexity(value: float) -> str:
-    return f"{value:.2e}" if value >= 1e7 else f"{value:.2f}"

@@ -6,7 +6,6 @@ its trial, and the slots that became free are filled.
 
 import gc
 import math
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from jaxlm.config.config import Config
 from jaxlm.config.settings import DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
+from jaxlm.runs import memory
 from jaxlm.runs.checkpoint import state_shapes
 from jaxlm.runs.group import Group, MemberGroup, SingleGroup
 from jaxlm.runs.loop import Observer, fit
@@ -247,7 +247,7 @@ def group_size(config: Config, plan: Plan, workers: int) -> int:
     activations = T * B * (3 * model.embedding_size + 16 * sum(model.hidden_sizes))
     device = jax.local_devices()[0].memory_stats() or {}
     free = (device["bytes_limit"] - device.get("bytes_in_use", 0) if "bytes_limit" in device else
-            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+            memory.available())
     fit_in = free // 2 // workers // (4 * (4 * state + activations))
     # Optuna's choices get better with every trial that has ended: so it gets four rounds at least.
     rounds = 4 if plan.strategy == "tpe" else 1

@@ -16,7 +16,7 @@ class RunRecord:
         name: the directory's name, unlike that of any other run of the page.
         path: the directory.
         preset, seed: the config's.
-        fields: (section, field, value as its flag takes it, unit) of the whole config.
+        fields: (section, field, value, unit) of the whole config.
         corpus: name, sha256, vocab_sha256 and description.
         sessions: the command, versions, devices and platform of each process that trained it.
         checkpoints: (windows trained, epoch, validation perplexity or None) of each.
@@ -117,7 +117,6 @@ class SweepRecord:
     corpus: Mapping[str, Any]
     trials: Sequence[TrialRecord]
     command: str | None = None
-    fields: tuple[tuple[str, str, str, str], ...] = ()
     model: ModelView | None = None
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxlm.report.units import perplexity_text
+from jaxlm.files import finite
 from jaxlm.terminal import printable
 
 
@@ -78,25 +78,10 @@ def number(value: float | None, digits: int = 4) -> str:
     return "" if value is None or math.isnan(value) else f"{value:,.{digits}g}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
-def spread(mean: float, deviation: float = math.nan) -> str:
-    """A perplexity as mean ± standard deviation; empty where there is none."""
-    return "" if math.isnan(mean) else perplexity_text(mean) + (
-        "" if math.isnan(deviation) else f" ± {perplexity_text(deviation)}")
-
-
 def script_json(tree: Any) -> Markup:
     """JSON that may stand in a `<script>` element: no `<`, no line separators, no numbers that JSON lacks."""
     plain = json.dumps(finite(tree), separators=(",", ":"), allow_nan=False)  # ASCII: U+2028 is an escape
     return Markup(plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def finite(tree: Any) -> Any:
-    """The same with None for numbers that JSON lacks."""
-    if isinstance(tree, dict):
-        return {str(name): finite(value) for name, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def _cell(value: object) -> object:

@@ -8,8 +8,9 @@ import numpy as np
 from jaxlm.report.page import charts
 from jaxlm.report.page.contents import RunRecord
 from jaxlm.report.page.figures import Figures
-from jaxlm.report.page.markup import Markup, details, element, join, number, spread, table
+from jaxlm.report.page.markup import Markup, details, element, join, number, table
 from jaxlm.report.page.results import groups, published
+from jaxlm.report.units import spread
 
 MOST_LINES = 24  # runs in a chart; the tables hold all
 

@@ -6,8 +6,9 @@ from typing import Any
 from jaxlm.report.page import sweep_charts
 from jaxlm.report.page.contents import SweepRecord
 from jaxlm.report.page.figures import Figures
-from jaxlm.report.page.markup import Markup, element, join, spread, table
+from jaxlm.report.page.markup import Markup, element, join, table
 from jaxlm.report.page.run_sections import corpus_line
+from jaxlm.report.units import spread
 from jaxlm.terminal import printable
 
 
