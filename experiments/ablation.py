@@ -19,6 +19,7 @@ from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
 from jaxlm.errors import JaxlmError
 from jaxlm.report.figure import BLUE, ORANGE, figure, save
+from jaxlm.runs.directory import saved_config
 
 RUNGS = {
     "baseline": {},
@@ -87,6 +88,10 @@ def tell(args: argparse.Namespace, train: Callable, table: Callable, plot: Calla
     """Trains, prints the table, draws the plot, and puts the table into --markdown's page."""
     if args.markdown:  # raises before hours of training
         into_page(args.markdown, None)
+    for path in sorted(args.run_dir.glob("*/config.json")):
+        if (epochs := saved_config(path.parent).train.epochs) != args.epochs:
+            raise JaxlmError(f"{path.parent} holds a run of {epochs} epochs, and this is to be a table of "
+                             f"{args.epochs}: choose another --run-dir")
     found = train(args)
     text = table(found)
     print(text)

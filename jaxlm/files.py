@@ -11,6 +11,7 @@ Errors are OSError (whose `strerror` is a sentence's end, and whose `filename` i
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 PARTIAL = ".partial-"  # how the names of unfinished files begin
+MAX_VOCAB_BYTES = 256 << 20  # of a vocabulary, in whichever file it is
 
 
 class Folder:
@@ -38,14 +40,18 @@ class Folder:
 
         Args:
             path: the directory.
-            create: make it, and those above it, where it is missing.
+            create: make it, and those above it, where it is missing; durably.
         Raises:
             OSError: there is none, or it cannot be made or read.
         """
         path = Path(path)
         with _naming(path):
             if create:
+                missing = [one for one in (path, *path.parents) if not os.path.exists(one)]
                 path.mkdir(parents=True, exist_ok=True)
+                for made in missing:
+                    with suppress(PermissionError), Folder.open(made.parent) as above:  # (one may enter, and not read)
+                        above.sync()
             return Folder(os.open(path, os.O_RDONLY | os.O_DIRECTORY), path)
 
     def __enter__(self) -> "Folder":
@@ -322,6 +328,15 @@ def strict_json(text: str | bytes) -> Any:
         return json.loads(text.decode() if isinstance(text, bytes) else text, object_pairs_hook=_once)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def finite(tree: Any) -> Any:
+    """The same with None for numbers that JSON lacks."""
+    if isinstance(tree, dict):
+        return {str(name): finite(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def reason(error: Exception) -> str:

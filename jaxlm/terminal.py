@@ -1,6 +1,7 @@
 """Text from files on a terminal: control characters become visible escapes."""
 
 import re
+import shlex
 import sys
 from typing import TextIO
 
@@ -32,6 +33,16 @@ def printable(text: str, *, keep_newlines: bool = False, encoding: str | None = 
 
     text = _UNSAFE.sub(escape, text)
     return text.encode(encoding, "backslashreplace").decode(encoding) if encoding else text
+
+
+def flag(name: str, value: object) -> str:
+    """A flag and its value as one types them into a shell.
+
+    >>> flag("--run-dir", "runs/my run"), flag("--run-dir", "-x")
+    ("--run-dir 'runs/my run'", '--run-dir=-x')
+    """
+    text = shlex.quote(str(value))
+    return f"{name}{'=' if str(value).startswith('-') else ' '}{text}"
 
 
 def say(text: object = "", *, file: TextIO | None = None, end: str = "\n", flush: bool = False) -> None:

@@ -3,7 +3,10 @@
 import runpy
 import sys
 
+import pytest
 from conftest import ROOT
+
+from jaxlm.errors import JaxlmError
 
 SCRIPT = ROOT / "experiments/ablation.py"
 
@@ -19,6 +22,9 @@ def test_the_ladder_is_climbed_once(tmp_path, monkeypatch, capsys):
     assert text.startswith("# A page\n<!-- the table -->\n| rung") and text.endswith("<!-- its end -->\nafter\n")
     assert "old" not in text and (tmp_path / "runs/ablation.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "runs").glob("*-seed0/config.json"))) == 6
+    sys.argv[sys.argv.index("0")] = "1"
+    with pytest.raises(JaxlmError, match="holds a run of 0 epochs, and this is to be a table of 1"):
+        runpy.run_path(str(SCRIPT))["main"]()
 
 
 def test_the_table_shows_means_and_the_range():

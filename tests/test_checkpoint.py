@@ -37,7 +37,7 @@ def save(run_dir: Path, step: int = 1, valid: float | None = None, epoch: int = 
     (run_dir / "metrics.jsonl").write_text('{"kind":"note"}\n' * step)
     state = dataclasses.replace(new_state(config), step=jax.numpy.int32(step))
     with Folder.open(run_dir) as run:
-        return checkpoint.save(run, state, config, vocab, Manifest(step, epoch, valid, {"name": "none"}))
+        return checkpoint.save(run, state, config, vocab, Manifest(step, epoch, valid, {"name": "none", "sha256": "0"}))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_any_tree_of_arrays_is_saved_by_its_names(tmp_path):
             "count": np.int32(7), "empty": np.zeros((0, 4))}
     with Folder.open(tmp_path) as run:
         run.write("metrics.jsonl", b"")
-        path = checkpoint.save(run, tree, SMALL, VOCAB, Manifest(1, 0, None, {}))
+        path = checkpoint.save(run, tree, SMALL, VOCAB, Manifest(1, 0, None, {"name": "none", "sha256": "0"}))
     header = str((path / "state.safetensors").read_bytes())
     names = re.findall('"([^"]+)":{"dtype":"([A-Z0-9]+)","shape":(.*?),"data', header)
     assert sorted(names) == [("a.0", "F32", "[3,2]"), ("a.1", "BF16", "[3]"), ("count", "I32", "[]"),
@@ -365,7 +365,7 @@ def test_a_pipe_or_a_sparse_file_is_not_waited_for(path, tmp_path):
 @pytest.mark.parametrize("change", [{"step": -1}, {"step": "1"}, {"step": 2**40}, {"epoch": None}, {"files": []},
                                     {"corpus": {"name": 1}}, {"valid_perplexity": "low"}, {"format": 3},
                                     {"format": True}, {"format": [2]}, {"corpus": ["name"]}, {"corpus": None},
-                                    {"more": 1}, {"step": 2}])
+                                    {"corpus": {}}, {"more": 1}, {"step": 2}])
 def test_a_sealed_manifest_of_nonsense_is_refused(path, change):
     forge(path, **change)
     refused(path, "manifest.json is damaged")
@@ -381,7 +381,8 @@ def test_a_checkpoint_of_small_costs_less_than_a_hundredth_of_its_epoch(tmp_path
     for step in range(6):
         start = time.perf_counter()
         with Folder.open(tmp_path) as run:
-            checkpoint.save(run, state, config, vocab, Manifest(step, step, 100.0 - step, {"name": "none"}))
+            checkpoint.save(run, state, config, vocab,
+                            Manifest(step, step, 100.0 - step, {"name": "none", "sha256": "0"}))
         seconds.append(time.perf_counter() - start)
     with capsys.disabled():
         size = sum(file.stat().st_size for file in files(listing.find(tmp_path)))

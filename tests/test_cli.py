@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 import jaxlm
 from jaxlm.cli import main
+from jaxlm.cli.training import _newest_run
 from jaxlm.config.presets import preset
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
@@ -92,9 +94,9 @@ def test_text_that_cannot_be_used(capsys, tmp_path, data, message):
     (["--batch-size", "0"], "batch_size must be at least 1", 1),
     (["--batch-size", "4000"], "lower batch_size or bptt_length", 1),
     (["--bptt-length", "1000000"], "lower batch_size or bptt_length", 1),
-    (["--windows-per-call", "1000000000"], "windows_per_call must be at least 1 and at most 1.04858e+06", 1),
+    (["--windows-per-call", "1000000000"], "windows_per_call must be at least 1 and at most 1,048,576", 1),
     (["--vocab-size", "1"], "vocab_size must be at least 2", 1),
-    (["--vocab-size", "2000000000"], "vocab_size must be at least 2 and at most 1.67772e+07", 1),
+    (["--vocab-size", "2000000000"], "vocab_size must be at least 2 and at most 16,777,216", 1),
     (["--steps", "-1"], "at least 0, found -1", 2),
     (["--steps=--"], "--steps", 2),
     (["--devices", "0"], "at least 1, found 0", 2),
@@ -166,6 +168,31 @@ def test_there_must_be_something_to_resume(capsys, tmp_path, monkeypatch):
     refused(capsys, ["train", "--resume"], "there is no run of small in runs/")
     refused(capsys, ["train", "--resume", "--run-dir", str(tmp_path / "none")], "holds no run that can be resumed")
     assert not (tmp_path / "none").exists()
+
+
+def test_the_newest_run_of_a_preset_is_not_another_preset_s_nor_one_of_an_own_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("awd-lstm-20260101-000000", "awd-lstm-20260101-000000-2", "awd-lstm-20260101-000000-10",
+                 "awd-lstm-mos-20270101-000000", "awd-lstm-wide", "awd-lstm-20250101-000000"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").touch()
+    assert _newest_run("awd-lstm").name == "awd-lstm-20260101-000000-10"
+    assert _newest_run("awd-lstm-mos").name == "awd-lstm-mos-20270101-000000"
+
+
+def test_a_report_of_no_epoch_is_a_note(tmp_path, capsys):
+    assert main(["train", *TINY, "--steps", "1", "--report", "--run-dir", str(tmp_path / "my run")]) == 0
+    assert "there is no report: no epoch has ended" in capsys.readouterr().out
+
+
+def test_fewer_epochs_than_are_trained_are_refused(capsys, run):
+    refused(capsys, ["train", "--run-dir", str(run), "--resume", "--epochs", "0"], "train.epochs: 1 are trained -> 0")
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and re.fullmatch(r"jaxlm [0-9.a-z]+\n", capsys.readouterr().out)
 
 
 def newest(run: Path) -> Path:
@@ -278,6 +305,13 @@ def test_info_names_what_is_damaged(capsys, run):
         assert "\x1b" not in out
 
 
+def test_info_shows_a_row_that_only_looks_like_a_perplexity(capsys, run):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"kind":"epoch","epoch":9,"perplexity_note":"low"}\n')
+    main(["info", str(run)])
+    assert "low" in capsys.readouterr().out
+
+
 def test_what_comes_from_files_cannot_command_a_terminal(capsys, run, monkeypatch):
     """Words, metrics, corpus names, manifests and messages that quote them."""
     words = ("<unk>", "<eos>", *(f"{ESCAPE}\x9b2J\x7f{place}" for place in range(498)))
@@ -306,6 +340,22 @@ def test_standard_input_is_read_as_utf_8(capsys, finished, monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
         assert main(["perplexity", str(finished)]) == code
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data", ["{a} {b}\r\n{b} {a}\r\n", "{a} {b}\r{b} {a}\r", "\ufeff{a} {b}\n{b} {a}\n"])
+def test_text_given_here_is_read_as_files_are(capsys, finished, tmp_path, monkeypatch, data):
+    a, b = jaxlm.load(finished).vocab.words[5:7]
+    plain, found = [], []
+    for text, told in ((f"{a} {b}\n{b} {a}\n", plain), (data.format(a=a, b=b), found)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        assert main(["perplexity", str(finished)]) == 0
+        (tmp_path / "text").write_bytes(text.encode())
+        assert main(["generate", str(finished), "--prompt-file", str(tmp_path / "text"), "--words", "9"]) == 0
+        assert main(["surprisal", str(finished), str(tmp_path / "text")]) == 0
+        told += capsys.readouterr()
+    assert plain == found
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a \0 b")))
+    refused(capsys, ["perplexity", str(finished)], "standard input is not text: byte 2 is zero")
 
 
 def test_flags_change_a_config_as_replace_does(tmp_path):

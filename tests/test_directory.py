@@ -22,6 +22,7 @@ from jaxlm.report.metrics import read_metrics
 from jaxlm.runs import checkpoint, listing, memory, temporary
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.lock import lock
+from jaxlm.runs.manifest import TEXTS
 
 GOLDEN, TEXT = ROOT / "tests/golden/run-format-1", ROOT / "tests/golden/run-format-1-text/text"
 LAST = "checkpoints/00000023"
@@ -274,6 +275,14 @@ def test_a_new_run_keeps_its_words_in_its_checkpoints_only(tmp_path, corpus):
     with lock(tmp_path / "run") as held:
         rundir.begin(held.folder, Config.from_json((GOLDEN / "config.json").read_text()), corpus)
     assert sorted(os.listdir(tmp_path / "run")) == [".lock", "config.json", "run.json"]
+
+
+def test_a_vocabulary_that_no_checkpoint_can_hold_is_refused_before_the_run(tmp_path, corpus, monkeypatch):
+    monkeypatch.setitem(TEXTS, "vocab.json", 30)
+    config = Config.from_json((GOLDEN / "config.json").read_text())
+    with pytest.raises(RunDirError, match="bytes in a checkpoint, and one of at most 30 is read: take a smaller"):
+        jaxlm.train(config, corpus, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run/config.json").exists()
 
 
 @pytest.mark.parametrize("how", [{"steps": 0}, {"epochs": 0}])

@@ -52,6 +52,17 @@ def test_a_file_is_replaced_at_once_with_the_modes_of_the_umask(folder):
         folder.create("b", b"")
 
 
+def test_a_new_directory_and_those_above_it_are_durable(tmp_path, monkeypatch):
+    synced, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor)), sync(descriptor)))
+    for _ in range(2):  # the second time they are there
+        with Folder.open(tmp_path / "a/b", create=True):
+            pass
+    assert len(synced) == 2
+    for above in (tmp_path, tmp_path / "a"):
+        assert any(os.path.samestat(above.stat(), status) for status in synced)
+
+
 def test_a_failed_replacement_leaves_the_old_file_alone(folder):
     folder.write("a", b"old")
     with pytest.raises(RuntimeError), folder.replacing("a") as file:

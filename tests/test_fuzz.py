@@ -96,7 +96,7 @@ def place(tmp_path_factory) -> Path:
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with Folder.open(run_dir) as run:
         checkpoint.save(run, new_state(config), config, Vocab(("<unk>", "<eos>", "a", "b", "c")),
-                        Manifest(0, 0, 9.5, {"name": "x"}))
+                        Manifest(0, 0, 9.5, {"name": "x", "sha256": "0"}))
     return run_dir
 
 

@@ -388,6 +388,10 @@ def test_text_too_large_for_memory_is_prepared_in_the_cache_and_found_again(text
     assert_equal(replace(first, notes=plain.notes), plain)
     assert first.spec == str(text)
     monkeypatch.setattr(preparing, "_make", None)  # nothing more is made
+    loaded, load = [], preparing.load_prepared
+    monkeypatch.setattr(preparing, "load_prepared", lambda *args: (loaded.append(args), load(*args))[1])
+    load_corpus(text)
+    assert len(loaded) == 1  # which hashes all ids
     for bound in (None, len(plain.vocab), 10**6):
         assert_equal(load_corpus(text, max_vocab=bound), first)
     with pytest.raises(TypeError):

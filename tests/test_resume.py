@@ -199,6 +199,23 @@ def test_a_holder_shows_that_it_lives(tmp_path, monkeypatch):
         assert locking._touched(held.folder)
 
 
+def test_a_failed_beat_is_not_the_last(tmp_path, monkeypatch):
+    """As of a file server that starts again."""
+    failed, touch = [], os.utime
+
+    def utime(*arguments):
+        if len(failed) < 3:
+            failed.append(arguments)
+            raise OSError(116, os.strerror(116))
+        touch(*arguments)
+
+    monkeypatch.setattr(locking, "BEAT", 0.05)
+    monkeypatch.setattr(locking, "SILENCE", 20.0)
+    monkeypatch.setattr(os, "utime", utime)
+    with lock(tmp_path) as held:
+        assert locking._touched(held.folder) and len(failed) == 3
+
+
 @pytest.mark.slow
 def test_a_run_is_reproduced_byte_for_byte_and_a_changed_one_is_not(tmp_path, reference):
     run_dir = tmp_path / "run"

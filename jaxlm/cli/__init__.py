@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = {one.name: one.help for one in VERBS.values()}
     parser = Parser(prog="jaxlm", description="Train and use recurrent language models.", epilog=EXIT_CODES,
                     help_text=lambda: help.verbs(lines, EXIT_CODES.split("\n\n")[0]))
+    parser.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="print the version")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for one in VERBS.values():
         added = verbs.add_parser(one.name, help=one.help, description=one.help)
@@ -122,6 +123,16 @@ def _script(description: str, arguments: Sequence[str] | None, name: str, add: C
     add(parser, given, start)
     parser.set_defaults(verb=VERBS[name], preset=start.preset, **defaults)
     return _run(parser, given)
+
+
+class _Version(argparse.Action):
+    """Prints the version, which is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from jaxlm.runs.manifest import library_versions
+
+        say(f"jaxlm {library_versions()['jaxlm']}")
+        parser.exit()
 
 
 def _given(arguments: Sequence[str] | None) -> list[str]:

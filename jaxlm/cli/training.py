@@ -1,6 +1,7 @@
 """`jaxlm train`, `prepare` and `reproduce`."""
 
 import argparse
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -116,7 +117,9 @@ def train(args: argparse.Namespace) -> int:
         result = trainer.train(config, corpus=corpus, run_dir=run_dir, params=params, resume=args.resume,
                                steps=args.steps, data_dir=args.data_dir, devices=args.devices,
                                model_devices=args.model_devices, on_metrics=on_metrics)
-    if args.report and result.run_dir and not result.stopped_by:
+    if args.report and result.run_dir and not result.stopped_by and not result.epochs:
+        say("there is no report: no epoch has ended")
+    elif args.report and result.run_dir and not result.stopped_by:
         from jaxlm.sweeps.reporting import write_report
 
         say(printable(f"report: {write_report([result.run_dir], data_dir=args.data_dir)}"))
@@ -180,11 +183,13 @@ def reproduce(args: argparse.Namespace) -> int:
 def _newest_run(name: str) -> Path:
     """The newest run of a preset that was kept in its usual place."""
     preset(name)  # raises where there is no such preset
-    mine = sorted(path.parent for path in RUNS.glob(f"{name}-*/config.json"))
+    begun = re.compile(re.escape(name) + r"-([0-9]{8}-[0-9]{6})(?:-([0-9]+))?")  # as `new_run` names them
+    mine = sorted((found[1], int(found[2] or 1), path.parent) for path in RUNS.glob(f"{name}-*/config.json")
+                  if (found := begun.fullmatch(path.parent.name)))
     if not mine:
         raise JaxlmError(f"there is no run of {name} in {RUNS}/ to resume: name one with --run-dir, or start one with "
                          f"`jaxlm train --preset {name}`")
-    return mine[-1]
+    return mine[-1][-1]
 
 
 def _add_device_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxlm.cli.parsing import some_path, suggest
 from jaxlm.errors import RunDirError
+from jaxlm.terminal import flag
 
 Action = Callable[[argparse.Namespace], int | None]
 Adder = Callable[[argparse.ArgumentParser, Sequence[str]], None]  # adds arguments to a parser, given the command line
@@ -65,7 +66,7 @@ def argument(*names: str, values: Sequence[str] = (), **options: Any) -> Adder:
 
 RUN = argument("run", type=some_path, metavar="RUN", help="the run's directory")
 CHECKPOINT = argument("--checkpoint", default="last", metavar="WHICH", values=("last", "best"),
-                      help="last (the default), best (on validation), or a step")
+                      help="last (default), best or a step")
 DATA_DIR = argument("--data-dir", type=some_path, metavar="DIR",
                     help="where Penn Treebank's files are (else $JAXLM_DATA, data/ptb, the user's cache, a download)")
 
@@ -76,6 +77,6 @@ def check_run(run: Path) -> None:
         here = sorted(Path("runs").glob("*/config.json"), key=lambda path: path.parent.name)
         other = f", such as {here[-1].parent}" if here else ""
         raise RunDirError(f"there is no directory {run}: name one{other}, or train a run with "
-                          f"`jaxlm train --run-dir {run}`")
+                          f"`jaxlm train {flag('--run-dir', run)}`")
     if (run / "plan.json").exists() and not (run / "config.json").exists():
         raise RunDirError(f"{run} holds a sweep: name one of the runs in {run / 'trials'}")

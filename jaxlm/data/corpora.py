@@ -78,8 +78,8 @@ def load_corpus(
         max_vocab: The most words of the vocabulary.
         min_count: How often a word must occur in train to be in the vocabulary.
         lowercase: Whether to convert the text to lower case.
-        vocab: A vocabulary to encode with, in place of one built from train. If it differs from that, the name of the
-            corpus shows it.
+        vocab: A vocabulary to encode with, in place of one built from train. Of Penn Treebank and the generated corpus
+            the name then shows it; of other texts only the hash.
         download: Whether Penn Treebank may be downloaded into the user's cache.
         progress: Whether to show progress bars; None shows them on a terminal.
 

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import os
 import tarfile
 import tempfile
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from jaxlm.errors import DataError
+from jaxlm.files import Folder
 
 PTB_SHA256 = {
     "train": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
@@ -35,7 +35,7 @@ MAX_UNPACKED = 256 << 20  # bytes unpacked from the archive, within which its me
 def download_ptb(folder: Path, progress: bool | None = None) -> None:
     """Puts `ptb.{train,valid,test}.txt` into a folder, from the first mirror that has all three.
 
-    Files are downloaded to a temporary folder inside it, verified by their sha256, and then moved by renames. All
+    Files are downloaded to a temporary folder inside it, verified by their sha256, and then put in place durably. All
     mirrors are probed at once, so that without a network this ends within `PROBE_SECONDS`.
 
     Args:
@@ -46,11 +46,11 @@ def download_ptb(folder: Path, progress: bool | None = None) -> None:
         DataError: No mirror has all three files (the message has a reason for each), or they cannot be stored.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
+        with Folder.open(folder, create=True) as held, \
+                tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
             _fetch_from_any(Path(scratch), progress)
-            for split in PTB_SHA256:
-                os.replace(Path(scratch, f"ptb.{split}.txt"), folder / f"ptb.{split}.txt")
+            for name in (f"ptb.{split}.txt" for split in PTB_SHA256):
+                held.write(name, Path(scratch, name).read_bytes())
     except OSError as error:
         raise DataError(f"Penn Treebank cannot be stored in {folder}: {error.strerror or error}") from None
 

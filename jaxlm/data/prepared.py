@@ -25,21 +25,11 @@ import numpy as np
 from jaxlm.data.cache import cache_dir
 from jaxlm.data.corpus import Corpus, CorpusHash, corpus_name, describe, text_name
 from jaxlm.data.ingestion import Stamp, ingest, line_ends, read_ids, stamp
-from jaxlm.data.prepared_format import (
-    FORMAT,
-    HEADER,
-    IDS,
-    MAX_VOCAB_BYTES,
-    PARTIAL,
-    VOCAB,
-    Header,
-    load_prepared,
-    read_header,
-)
+from jaxlm.data.prepared_format import FORMAT, HEADER, IDS, PARTIAL, VOCAB, Header, load_prepared, read_header
 from jaxlm.data.text import SPLITS, find_splits, split_lines, split_note
 from jaxlm.data.vocab import UNK, Vocab
 from jaxlm.errors import DataError
-from jaxlm.files import Folder, reason
+from jaxlm.files import MAX_VOCAB_BYTES, Folder, reason
 
 LARGE = 256 << 20  # bytes of text from which on `load_corpus` prepares it: in memory it takes some four times that
 
@@ -142,8 +132,9 @@ def prepare_in_cache(
     folder = _within_bound(place, max_vocab)
     if folder is None:
         folder = place / f"{max_vocab or 'all'}"
-        prepare(text, folder, max_vocab=max_vocab, min_count=min_count, lowercase=lowercase, progress=progress)
-    corpus = load_prepared(folder)
+        corpus = prepare(text, folder, max_vocab=max_vocab, min_count=min_count, lowercase=lowercase, progress=progress)
+    else:
+        corpus = load_prepared(folder)
     size = sum(size for _, size, _ in stamps) / 1e6
     note = f"{text} has {size:,.0f} MB: its ids are kept in {folder}, and read a piece at a time"
     return replace(corpus, spec=os.path.abspath(text), notes=(*corpus.notes, note))

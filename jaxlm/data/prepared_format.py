@@ -20,14 +20,13 @@ from jaxlm.data.corpus import Corpus, check_ids
 from jaxlm.data.text import SPLITS, read_errors
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError
-from jaxlm.files import Folder, strict_json
+from jaxlm.files import MAX_VOCAB_BYTES, Folder, strict_json
 
 FORMAT = 1
 HEADER, VOCAB = "prepared.json", "vocab.json"
 IDS = {split: f"{split}.ids" for split in SPLITS}
 PARTIAL = ".partial"  # the working files of a corpus that is not finished
 MAX_HEADER_BYTES = 1 << 20
-MAX_VOCAB_BYTES = 256 << 20
 _DTYPES = ("<u2", "<i4")
 _BLOCK = 1 << 20  # bytes that are read at once
 _SHA256 = re.compile("[0-9a-f]{64}")

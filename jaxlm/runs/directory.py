@@ -63,9 +63,12 @@ def begin(run: Folder, config: Config, corpus: "Corpus", given_params: bool = Fa
         given_params: whether it begins from parameters that the caller gave.
         devices: those that the rows, and those that the words, are spread over.
     Raises:
-        RunDirError: there is something else in it, or it cannot be written.
+        RunDirError: there is something else in it, or it cannot be written, or no checkpoint could hold the vocabulary.
     """
     check(run, resume=False)
+    if (size := len(corpus.vocab.to_json())) > TEXTS["vocab.json"]:  # (which is ASCII)
+        raise RunDirError(f"the vocabulary of {corpus.name} takes {size:,} bytes in a checkpoint, and one of at most "
+                          f"{TEXTS['vocab.json']:,} is read: take a smaller vocab_size, or a higher min_count")
     text = config.to_json().encode()
     record = {"corpus": _described(corpus), "params": "given" if given_params else "drawn from the seed",
               "config_sha256": [_sha256(text)], "sessions": [session(devices)]}
@@ -150,6 +153,8 @@ def resume(run: Folder, config: Config, corpus: "Corpus", devices: tuple[int, in
         now = named(corpus)
         changed += [f"corpus {name}: {was} -> {now.get(name)}" for name, was in found.manifest.corpus.items()
                     if was != now.get(name)]
+        if config.train.epochs < found.manifest.epoch:
+            changed.append(f"train.epochs: {found.manifest.epoch} are trained -> {config.train.epochs}")
         if found.vocab != corpus.vocab:
             changed.append(f"vocabulary: {_first_difference(found.vocab.words, corpus.vocab.words)}")
     if changed:
@@ -197,6 +202,8 @@ def problems(run: str | Path | Folder) -> list[str]:
                 read(folder)
             except JaxlmError as error:
                 found.append(str(error))
+            except OSError as error:
+                found.append(f"{error.filename} cannot be read: {reason(error)}")
         with suppress(CheckpointError):  # (`strange` has named it)
             found += listing.damaged(folder)
     return found

@@ -107,7 +107,8 @@ def _line(found: bytes) -> str:
 
 def _beat(descriptor: int, done: threading.Event) -> None:
     while not done.wait(BEAT):
-        os.utime(descriptor)
+        with suppress(OSError):  # as of a file server that starts again: the next beat may succeed
+            os.utime(descriptor)
 
 
 def _touched(folder: Folder) -> bool:

@@ -14,12 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from jaxlm.errors import CheckpointError
-from jaxlm.files import Folder, reason, seal, unseal
+from jaxlm.files import MAX_VOCAB_BYTES, Folder, reason, seal, unseal
 
 FORMAT = 2
 FORMATS = (1, 2)  # that are read
 NAME = "manifest.json"
-TEXTS = {"config.json": 1 << 20, "vocab.json": 64 << 20, "metrics.jsonl": 4 << 30}  # name -> most bytes
+TEXTS = {"config.json": 1 << 20, "vocab.json": MAX_VOCAB_BYTES, "metrics.jsonl": 4 << 30}  # name -> most bytes
 MOST_BYTES = 16 << 20  # of the manifest itself
 STEP = re.compile("[0-9]{8,10}")  # a checkpoint's name: the windows trained
 
@@ -116,7 +116,7 @@ def _well_formed(manifest: Manifest) -> bool:
     tables = (manifest.corpus, manifest.versions, manifest.files)
     return (type(manifest.format) is int and all(type(count) is int and 0 <= count < 2**31 for count in counts)
             and type(manifest.valid_perplexity) in (float, type(None))
-            and all(_is_table(table) for table in tables))
+            and all(_is_table(table) for table in tables) and manifest.corpus.keys() >= {"name", "sha256"})
 
 
 def _is_table(table: Any) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import jax
@@ -32,6 +33,7 @@ from jaxlm.runs.lock import lock
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.run import EpochResult, Run, floors
 from jaxlm.scoring.stream import stream_nats
+from jaxlm.terminal import flag
 from jaxlm.training.small_batches import check_small_batch
 from jaxlm.training.step import TrainState, fresh_state, init_state
 
@@ -86,6 +88,8 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
     Raises:
       JaxlmError: a mistake in the arguments, a run directory or corpus that cannot be used, or a run that diverged.
     """
+    if not isinstance(steps, Integral | None):
+        raise JaxlmError(f"steps must be a whole number; it is {steps!r:.40}")
     if steps is not None and steps < 0:
         raise JaxlmError(f"steps must be at least 0; it is {steps}")
     mesh, note = make_mesh(config.train.batch_size, devices, model_devices)
@@ -234,7 +238,7 @@ def _finish(run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progr
     result = partial(TrainResult, run.config, run.corpus.name, kept_in, state, run.epochs, stopped_by=stopped_by,
                      skipped_windows=skipped)
     if stopped_by is not None:
-        how = f"saved; resume with --run-dir {run.folder.path} --resume" if kept_in else "nothing is kept"
+        how = f"saved; resume with {flag('--run-dir', run.folder.path)} --resume" if kept_in else "nothing is kept"
         progress.say(f"stopped by {signal.Signals(stopped_by).name} after window {run.step}: {how}", wrap=False)
         return result()
     progress.doing("testing")
