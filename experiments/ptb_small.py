@@ -10,7 +10,7 @@ on test.
     python experiments/ptb_small.py --learning-rate 0.5 --hidden-sizes 200,200 --keep-output 0.8
     python experiments/ptb_small.py --model gru --optimizer adamw --schedule cosine --tied --hidden-sizes 256,200
     python experiments/ptb_small.py --resume                 resume the newest run in runs/
-    python experiments/ptb_small.py --model mingru --help    every flag of the kinds chosen
+    python experiments/ptb_small.py --model mingru --help-all    every flag of the kinds chosen
 
 The same from Python: `jaxlm.train(jaxlm.preset("small"), run_dir="runs/mine")`.
 """

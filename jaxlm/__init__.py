@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxlm.config.schedules import Cosine as Cosine
     from jaxlm.config.schedules import Linear as Linear
     from jaxlm.config.schedules import Piecewise as Piecewise
+    from jaxlm.config.schedules import Plateau as Plateau
     from jaxlm.config.settings import DataConfig as DataConfig
     from jaxlm.config.settings import TrainConfig as TrainConfig
     from jaxlm.data.corpora import load_corpus as load_corpus
@@ -58,7 +59,7 @@ _HOME = {
     "jaxlm.config.optimizers": ("SGD", "ASGD", "AdamW", "Muon"),
     "jaxlm.config.presets": ("preset",),
     "jaxlm.config.protocols": ("Cache", "Dynamic", "MCDropout", "Temperature"),
-    "jaxlm.config.schedules": ("Cosine", "Linear", "Piecewise"),
+    "jaxlm.config.schedules": ("Cosine", "Linear", "Piecewise", "Plateau"),
     "jaxlm.config.settings": ("DataConfig", "TrainConfig"),
     "jaxlm.data.corpora": ("load_corpus",),
     "jaxlm.data.corpus": ("Corpus",),

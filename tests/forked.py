@@ -31,11 +31,6 @@ class Command:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    @property
-    def alive(self) -> bool:
-        """Whether it has not ended."""
-        return self._server.status(self.pid) is None
-
     def poll(self) -> int | None:
         """Its exit code, as of `subprocess.Popen`; None while it lives."""
         return self._server.status(self.pid)

@@ -35,8 +35,6 @@ FLAGS = ("--corpus", "embedded-tiny", "--embedding-size", "8", "--hidden-sizes",
          "--bptt-length", "20", "--epochs", "3", "--keep-output", "0.8", "--checkpoint-every", "7",
          "--windows-per-call", "2")
 RATE = ("--learning-rate", "4")  # its best epoch is not its last one
-# Drawn or written for people, or a clock's: nothing is promised of their bytes.
-UNPROMISED = re.compile(r"(.*/)?(curve\.png|timing\.jsonl|tensorboard(/.*)?|\.lock|\.claim|sweep\.(csv|json)|.*\.png)")
 
 
 class Subject:

@@ -131,9 +131,6 @@ def assert_recorded(array, expected, tolerance):
     np.testing.assert_allclose(summary(array), expected, rtol=0, atol=tolerance * max(expected[0], 1e-3) * 3)
 
 
-GATES = {"i": "B_i", "j": "B_j", "f": "B_f", "o": "B_o"}
-
-
 def from_lamb(drawn, prefix="", linear=""):
     """One layer's weights from lamb's variables: [j, o, f, i] become i, j, f, o."""
     order = [gate for gate in "ijfo" if f"{prefix}{linear}B_{gate}" in drawn]
