@@ -62,13 +62,16 @@ def read_checkpoint(prefix: Path) -> dict[str, LazyTensor]:
     paths = [prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}") for shard in range(shards)]
     sizes: dict[int, int] = {}
     tensors: dict[str, LazyTensor] = {}
+    whole: list[LazyTensor] = []
     for key, value in table.items():
         try:
             name = key.decode()
         except UnicodeDecodeError:
             continue  # a slice of a partitioned variable, whose own entry is refused below
-        tensors[name] = _variable(name, _fields(value), paths, sizes, order)
-    check_sharing(tensors.values(), sum(sizes.values()))
+        entry = _fields(value)
+        tensors[name] = _variable(name, entry, paths, sizes, order)
+        whole += [] if 7 in entry else [tensors[name]]
+    check_sharing(whole, sum(sizes.values()))
     return tensors
 
 

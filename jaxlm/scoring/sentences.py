@@ -59,11 +59,9 @@ def check_several(sentences: object) -> None:
 
 def split(sentence: Sentence, lowercase: bool = False) -> list[str]:
     """The words of a sentence. Raises JaxlmError where it is neither a line nor words."""
-    if isinstance(sentence, str):
-        words = sentence.split()
-    elif isinstance(sentence, Iterable) and all(isinstance(word, str) for word in sentence):
-        words = list(sentence)
-    else:
+    several = isinstance(sentence, Iterable)
+    words: list = sentence.split() if isinstance(sentence, str) else list(sentence) if several else [sentence]
+    if not all(isinstance(word, str) for word in words):
         raise JaxlmError(f"a sentence must be a line of text or a list of words; one is {sentence!r:.80}")
     return [word.lower() for word in words] if lowercase else words
 
