@@ -108,10 +108,7 @@ def _with_fields(config: Config, given: dict[str, Any], space: dict[str, Any]) -
     except JaxlmError:
         from jaxlm.sweeps.space import first_values
 
-        first = first_values(space)
-        if not first:
-            raise
-        return config.replace(**first, **given)
+        return config.replace(**first_values(space), **given)
 
 
 def _work(args: argparse.Namespace) -> int:

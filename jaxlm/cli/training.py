@@ -117,12 +117,11 @@ def train(args: argparse.Namespace) -> int:
         result = trainer.train(config, corpus=corpus, run_dir=run_dir, params=params, resume=args.resume,
                                steps=args.steps, data_dir=args.data_dir, devices=args.devices,
                                model_devices=args.model_devices, on_metrics=on_metrics)
-    if args.report and result.run_dir and not result.stopped_by and not result.epochs:
-        say("there is no report: no epoch has ended")
-    elif args.report and result.run_dir and not result.stopped_by:
+    if args.report and result.run_dir and not result.stopped_by:
         from jaxlm.sweeps.reporting import write_report
 
-        say(printable(f"report: {write_report([result.run_dir], data_dir=args.data_dir)}"))
+        say(printable(f"report: {write_report([result.run_dir], data_dir=args.data_dir)}") if result.epochs else
+            "there is no report: no epoch has ended")
     return SIGNALLED + result.stopped_by if result.stopped_by else 0
 
 
