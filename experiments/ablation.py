@@ -24,8 +24,14 @@ from jaxlm.runs.directory import saved_config
 RUNGS = {
     "baseline": {},
     "+ dropout": {"keep_embedding": 0.6, "keep_output": 0.6},
-    "+ AdamW": {"optimizer": "adamw", "learning_rate": 0.003, "weight_decay": 0.01, "clip_norm": 1.0,
-                "schedule": "cosine", "final": 0.0},
+    "+ AdamW": {
+        "optimizer": "adamw",
+        "learning_rate": 0.003,
+        "weight_decay": 0.01,
+        "clip_norm": 1.0,
+        "schedule": "cosine",
+        "final": 0.0,
+    },
     "+ tying": {"tied": True},
     "+ variational": {"locked_dropout": True},
     "+ averaging": {"average_decay": 0.999},
@@ -37,8 +43,12 @@ Scores = list[tuple[float, float]]  # of each seed, on validation and test
 def climb(args: argparse.Namespace) -> dict[str, Scores]:
     """Trains every rung with every seed; each keeps the changes of those before it."""
     config, found = jaxlm.preset("zaremba-small"), {}
-    config = config.replace(hidden_sizes=(args.width, args.width), embedding_size=args.width, epochs=args.epochs,
-                            compute_dtype=args.compute_dtype)
+    config = config.replace(
+        hidden_sizes=(args.width, args.width),
+        embedding_size=args.width,
+        epochs=args.epochs,
+        compute_dtype=args.compute_dtype,
+    )
     for place, (rung, changes) in enumerate(RUNGS.items()):
         config, found[rung] = config.replace(**changes), []
         for seed in range(args.seeds):
@@ -90,8 +100,10 @@ def tell(args: argparse.Namespace, train: Callable, table: Callable, plot: Calla
         into_page(args.markdown, None)
     for path in sorted(args.run_dir.glob("*/config.json")):
         if (epochs := saved_config(path.parent).train.epochs) != args.epochs:
-            raise JaxlmError(f"{path.parent} holds a run of {epochs} epochs, and this is to be a table of "
-                             f"{args.epochs}: choose another --run-dir")
+            raise JaxlmError(
+                f"{path.parent} holds a run of {epochs} epochs, and this is to be a table of "
+                f"{args.epochs}: choose another --run-dir"
+            )
     found = train(args)
     text = table(found)
     print(text)

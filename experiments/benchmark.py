@@ -36,12 +36,22 @@ from jaxlm.config.presets import PRESETS
 from jaxlm.terminal import printable
 
 HERE = Path(__file__).resolve().parent
-PEERS = {"flax": "flax", "linen": "flax", "nnx": "flax", "jaxlm-nnx": "flax", "pytorch": "torch",
-         "tensorflow": "tensorflow"}
+PEERS = {
+    "flax": "flax",
+    "linen": "flax",
+    "nnx": "flax",
+    "jaxlm-nnx": "flax",
+    "pytorch": "torch",
+    "tensorflow": "tensorflow",
+}
 DTYPES = ("float32", "bfloat16")
 SHORT = {"zaremba-medium": 4, "zaremba-large": 2}  # windows in a turn of the presets whose step is long
-GROWTH = {"vocab_size": (10_000, 50_000, 200_000, 400_000), "bptt_length": (20, 80, 320),
-          "batch_size": (20, 80, 320), "hidden_sizes": (100, 200, 400, 800)}
+GROWTH = {
+    "vocab_size": (10_000, 50_000, 200_000, 400_000),
+    "bptt_length": (20, 80, 320),
+    "batch_size": (20, 80, 320),
+    "hidden_sizes": (100, 200, 400, 800),
+}
 Row = dict[str, Any]
 
 
@@ -70,8 +80,12 @@ class Worker:
         self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (`close` closes it)
         self._process = subprocess.Popen(
             [sys.executable, HERE / "peers.py", contender.maker, contender.preset, json.dumps(contender.changes)],
-            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
-            env={**os.environ, "PYTHONPATH": str(contender.source)})
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            env={**os.environ, "PYTHONPATH": str(contender.source)},
+        )
 
     def turn(self, windows: int, counted: bool = True) -> None:
         assert self._process.stdin and self._process.stdout
@@ -109,49 +123,87 @@ def compare(contenders: Sequence[Contender], turns: int, windows: int) -> list[R
     for worker in workers:
         worker.close()
     least = median(workers[0].seconds)
-    return [{"contender": contender.label, "preset": contender.preset, "ms": 1e3 * median(worker.seconds),
-             "ms_min": 1e3 * min(worker.seconds), "ms_max": 1e3 * max(worker.seconds),
-             "times": median(worker.seconds) / least, "peak_mib": worker.peak_mib,
-             "words_per_second": words(contender.config, contender.maker) / median(worker.seconds),
-             "gflops_per_second": flops(contender.config, contender.maker) / median(worker.seconds) / 1e9}
-            for contender, worker in zip(contenders, workers, strict=True)]
+    return [
+        {
+            "contender": contender.label,
+            "preset": contender.preset,
+            "ms": 1e3 * median(worker.seconds),
+            "ms_min": 1e3 * min(worker.seconds),
+            "ms_max": 1e3 * max(worker.seconds),
+            "times": median(worker.seconds) / least,
+            "peak_mib": worker.peak_mib,
+            "words_per_second": words(contender.config, contender.maker) / median(worker.seconds),
+            "gflops_per_second": flops(contender.config, contender.maker) / median(worker.seconds) / 1e9,
+        }
+        for contender, worker in zip(contenders, workers, strict=True)
+    ]
 
 
 def steps(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
     """jaxlm in each dtype, the peers that are installed, and the products alone and the floor of each dtype."""
     rows: list[Row] = []
     for name in presets:
-        ours = [Contender(f"{maker} {dtype}", maker, name, {"compute_dtype": dtype})
-                for maker in ("jaxlm", "products", "floor") for dtype in DTYPES]
+        ours = [
+            Contender(f"{maker} {dtype}", maker, name, {"compute_dtype": dtype})
+            for maker in ("jaxlm", "products", "floor")
+            for dtype in DTYPES
+        ]
         peers = [Contender(peer, peer, name) for peer, module in PEERS.items() if importlib.util.find_spec(module)]
         rows += compare([*ours, *peers], turns, min(windows, SHORT.get(name, windows)))
     return rows
 
 
 def kinds(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
-    return [row for name in presets for row in compare(
-        [Contender(f"{kind} {dtype}", "jaxlm", name, {"model": kind, "compute_dtype": dtype})
-         for kind in ("lstm", "gru", "mingru") for dtype in DTYPES], turns, min(windows, SHORT.get(name, windows)))]
+    return [
+        row
+        for name in presets
+        for row in compare(
+            [
+                Contender(f"{kind} {dtype}", "jaxlm", name, {"model": kind, "compute_dtype": dtype})
+                for kind in ("lstm", "gru", "mingru")
+                for dtype in DTYPES
+            ],
+            turns,
+            min(windows, SHORT.get(name, windows)),
+        )
+    ]
 
 
 def optimizers(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
     tied = {"tied": True, "embedding_size": 256, "hidden_sizes": (256, 256), "clip_norm": 1.0}
-    return compare([Contender(f"{kind} {dtype}, tied 2 x 256", "jaxlm", "small",
-                              {"optimizer": kind, "compute_dtype": dtype, **tied})
-                    for kind in ("sgd", "adamw", "muon") for dtype in DTYPES], turns, windows)
+    return compare(
+        [
+            Contender(
+                f"{kind} {dtype}, tied 2 x 256", "jaxlm", "small", {"optimizer": kind, "compute_dtype": dtype, **tied}
+            )
+            for kind in ("sgd", "adamw", "muon")
+            for dtype in DTYPES
+        ],
+        turns,
+        windows,
+    )
 
 
 def evaluation(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
     """A pass over splits of Penn Treebank's size; `ms` is of a whole pass."""
-    return [row for name in presets if name not in SHORT
-            for row in compare([Contender(what, what, name) for what in ("validation", "test")], turns, 1)]
+    return [
+        row
+        for name in presets
+        if name not in SHORT
+        for row in compare([Contender(what, what, name) for what in ("validation", "test")], turns, 1)
+    ]
 
 
 def sweeps(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
     """A window of each of eight members, of `small` and of a tiny model."""
     models = {"": {}, ", 32 units, 2,000 words": {"vocab_size": 2000, "embedding_size": 32, "hidden_sizes": (32,)}}
-    return [row for label, changes in models.items() for row in compare(
-        [Contender(f"8 {maker}{label}", maker, "small", changes) for maker in SWEPT], turns, min(windows, 4))]
+    return [
+        row
+        for label, changes in models.items()
+        for row in compare(
+            [Contender(f"8 {maker}{label}", maker, "small", changes) for maker in SWEPT], turns, min(windows, 4)
+        )
+    ]
 
 
 def commits(names: Sequence[str], presets: Sequence[str], turns: int, windows: int) -> list[Row]:
@@ -164,15 +216,28 @@ def commits(names: Sequence[str], presets: Sequence[str], turns: int, windows: i
             if archive.returncode:
                 raise SystemExit(f"error: git knows no commit {name} here")
             subprocess.run(["tar", "x", "-C", place], input=archive.stdout, check=True)
-        return [row for preset_name in presets for dtype in DTYPES for row in compare(
-            [Contender(f"{name} {dtype}", "jaxlm", preset_name, {"compute_dtype": dtype}, place)
-             for name, place in zip(names, places, strict=True)], turns, min(windows, SHORT.get(preset_name, windows)))]
+        return [
+            row
+            for preset_name in presets
+            for dtype in DTYPES
+            for row in compare(
+                [
+                    Contender(f"{name} {dtype}", "jaxlm", preset_name, {"compute_dtype": dtype}, place)
+                    for name, place in zip(names, places, strict=True)
+                ],
+                turns,
+                min(windows, SHORT.get(preset_name, windows)),
+            )
+        ]
 
 
 def start_up(turns: int) -> list[Row]:
     """Seconds from a command to its result, with an empty cache of compiled programs and with a full one."""
-    commands = {"--help": ["--help"], "train, first 16 windows": ["train"],
-                "train bfloat16, first 16 windows": ["train", "--compute-dtype", "bfloat16"]}
+    commands = {
+        "--help": ["--help"],
+        "train, first 16 windows": ["train"],
+        "train bfloat16, first 16 windows": ["train", "--compute-dtype", "bfloat16"],
+    }
     rows = []
     for label, arguments in commands.items():
         seconds: dict[str, list[float]] = {"cold": [], "warm": []}
@@ -181,8 +246,15 @@ def start_up(turns: int) -> list[Row]:
                 for state in seconds:
                     seconds[state].append(_seconds_to_windows(arguments, Path(cache)))
         for state, measured in seconds.items():
-            rows.append({"contender": f"{label}, {state}", "preset": "small", "ms": 1e3 * median(measured),
-                         "ms_min": 1e3 * min(measured), "ms_max": 1e3 * max(measured)})
+            rows.append(
+                {
+                    "contender": f"{label}, {state}",
+                    "preset": "small",
+                    "ms": 1e3 * median(measured),
+                    "ms_min": 1e3 * min(measured),
+                    "ms_max": 1e3 * max(measured),
+                }
+            )
     return rows
 
 
@@ -191,11 +263,20 @@ def _seconds_to_windows(arguments: Sequence[str], cache: Path, windows: int = 16
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         given = [*arguments, "--run-dir", str(run)] if arguments[0] == "train" else [*arguments]
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "JAXLM_CACHE": str(cache / "jaxlm"),
-                       "JAX_COMPILATION_CACHE_DIR": str(cache / "xla")}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(HERE.parent),
+            "JAXLM_CACHE": str(cache / "jaxlm"),
+            "JAX_COMPILATION_CACHE_DIR": str(cache / "xla"),
+        }
         began = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-m", "jaxlm", *given], env=environment, text=True,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jaxlm", *given],
+            env=environment,
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
         try:
             while process.poll() is None and _lines(run / "metrics.jsonl") < windows:
                 time.sleep(0.005)
@@ -217,8 +298,9 @@ def growth(turns: int) -> list[Row]:
     rows: list[Row] = []
     for name, values in GROWTH.items():
         for value in values:
-            changed = {"embedding_size": value, "hidden_sizes": (value, value)} if name == "hidden_sizes" else {
-                name: value}
+            changed = (
+                {"embedding_size": value, "hidden_sizes": (value, value)} if name == "hidden_sizes" else {name: value}
+            )
             contender = Contender(f"{name} {value}", "jaxlm", "zaremba-small", {"windows_per_call": 2, **changed})
             rows += [{**row, "field": name, "value": value} for row in compare([contender], min(turns, 3), 2)]
     return rows
@@ -234,8 +316,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             points = [(row["value"], row[key]) for row in rows if row["field"] == name]
             axis.plot(*zip(*points, strict=True), "o-")
             axis.set(title=name if line == 0 else None, ylabel=label if column == 0 else None, ylim=(0, None))
-            axis.set_xticks([value for value, _ in points], [f"{value:,}" for value, _ in points], rotation=60,
-                            fontsize="small")
+            axis.set_xticks(
+                [value for value, _ in points], [f"{value:,}" for value, _ in points], rotation=60, fontsize="small"
+            )
             axis.grid(alpha=0.3)
     figure.savefig(path)
 
@@ -245,8 +328,15 @@ def table(what: str, rows: Sequence[Row]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for row in rows:
         cells = [row["contender"], row["preset"], f"{row['ms']:.1f} ({row['ms_min']:.1f}-{row['ms_max']:.1f})"]
-        cells += [format(row[key], form) if key in row else "" for key, form in (
-            ("words_per_second", ",.0f"), ("times", ".2f"), ("gflops_per_second", ".0f"), ("peak_mib", ".0f"))]
+        cells += [
+            format(row[key], form) if key in row else ""
+            for key, form in (
+                ("words_per_second", ",.0f"),
+                ("times", ".2f"),
+                ("gflops_per_second", ".0f"),
+                ("peak_mib", ".0f"),
+            )
+        ]
         yield f"| {' | '.join(cells)} |"
 
 
@@ -255,8 +345,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help=f"{', '.join(sections)}, start-up or growth (default: steps)")
     parser.add_argument("--commits", nargs=2, metavar=("OLD", "NEW"), help="compare two commits")
-    parser.add_argument("--presets", nargs="+", choices=list(PRESETS), metavar="PRESET",
-                        default=["small", "zaremba-small", "zaremba-medium"])
+    parser.add_argument(
+        "--presets",
+        nargs="+",
+        choices=list(PRESETS),
+        metavar="PRESET",
+        default=["small", "zaremba-small", "zaremba-medium"],
+    )
     parser.add_argument("--turns", type=whole(1), default=7, help="counted turns of each contender (7)")
     parser.add_argument("--windows", type=whole(1), default=16, help="training steps in a turn (16)")
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")

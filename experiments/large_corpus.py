@@ -92,16 +92,29 @@ def main() -> None:
         write_text(text, args.tokens)
         code = "from large_corpus import peak; from jaxlm.cli import main; main() or print(peak())"
         started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code, "prepare", text, out], cwd=Path(__file__).parent, text=True,
-                              stdout=subprocess.PIPE)
+        done = subprocess.run(
+            [sys.executable, "-c", code, "prepare", text, out],
+            cwd=Path(__file__).parent,
+            text=True,
+            stdout=subprocess.PIPE,
+        )
         if done.returncode:  # it has said why
             raise SystemExit(done.returncode)
         seconds, most = time.perf_counter() - started, float(done.stdout.splitlines()[-1])
         ids = sum(path.stat().st_size for path in out.glob("*.ids"))
-        print(f"prepared {text.stat().st_size / 1e6:,.0f} MB of text into {ids / 1e6:,.0f} MB in {seconds:.1f} s "
-              f"({args.tokens / seconds:,.0f} tokens/s), at most {most:,.0f} MB of memory")
-        workers = {mode: subprocess.Popen([sys.executable, __file__, "--worker", str(out), mode], text=True,
-                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) for mode in ("memory", "file")}
+        print(
+            f"prepared {text.stat().st_size / 1e6:,.0f} MB of text into {ids / 1e6:,.0f} MB in {seconds:.1f} s "
+            f"({args.tokens / seconds:,.0f} tokens/s), at most {most:,.0f} MB of memory"
+        )
+        workers = {
+            mode: subprocess.Popen(
+                [sys.executable, __file__, "--worker", str(out), mode],
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            for mode in ("memory", "file")
+        }
         took: dict[str, list[float]] = {mode: [] for mode in workers}
         peaks = {}
         for turn in range(args.turns + 1):
@@ -113,8 +126,10 @@ def main() -> None:
                     took[mode].append(one)
         for mode, worker in workers.items():
             worker.communicate()
-            print(f"trained from {mode}: {CALLS * 16 * 60 * 20 / median(took[mode]):,.0f} words/s, at most "
-                  f"{peaks[mode]:,.0f} MB of memory")
+            print(
+                f"trained from {mode}: {CALLS * 16 * 60 * 20 / median(took[mode]):,.0f} words/s, at most "
+                f"{peaks[mode]:,.0f} MB of memory"
+            )
 
 
 if __name__ == "__main__":

@@ -31,11 +31,18 @@ Scores = dict[str, dict[float, tuple[float, float]]]  # of each optimiser and ra
 
 def compare(args: argparse.Namespace) -> Scores:
     """Trains with every optimiser at every rate."""
-    base = jaxlm.preset("tied-fast").replace(embedding_size=args.width, hidden_sizes=(args.width,), epochs=args.epochs,
-                                             compute_dtype=args.compute_dtype)
-    return {name: {rate: trained(base.replace(**changes).replace(learning_rate=rate), args.corpus,
-                                 args.run_dir / f"{place}-{rate:g}") for rate in rates}
-            for place, (name, (changes, rates)) in enumerate(TRIED.items())}
+    base = jaxlm.preset("tied-fast").replace(
+        embedding_size=args.width, hidden_sizes=(args.width,), epochs=args.epochs, compute_dtype=args.compute_dtype
+    )
+    return {
+        name: {
+            rate: trained(
+                base.replace(**changes).replace(learning_rate=rate), args.corpus, args.run_dir / f"{place}-{rate:g}"
+            )
+            for rate in rates
+        }
+        for place, (name, (changes, rates)) in enumerate(TRIED.items())
+    }
 
 
 def best(scores: dict[float, tuple[float, float]]) -> float:

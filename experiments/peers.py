@@ -38,8 +38,9 @@ def jaxlm(config: Config, tokens: np.ndarray) -> Run:
 
     def call(where: Any, count: int) -> None:
         nonlocal state
-        state, metrics = train_windows(recipe, state, on_device, where, jnp.int32(count),
-                                       bptt_length=config.train.bptt_length)
+        state, metrics = train_windows(
+            recipe, state, on_device, where, jnp.int32(count), bptt_length=config.train.bptt_length
+        )
         metrics.cost.block_until_ready()
 
     return _in_calls(config, tokens, call)
@@ -87,8 +88,15 @@ def one_program(config: Config, tokens: np.ndarray, size: int = MEMBERS, vmapped
     def call(where: Any, count: int) -> None:
         nonlocal states
         each = jax.tree.map(lambda column: np.stack([column] * size), where)
-        states, metrics = members.train_members(recipes, states, on_device, each, np.full(size, count, np.int32),
-                                                bptt_length=config.train.bptt_length, vmapped=vmapped)
+        states, metrics = members.train_members(
+            recipes,
+            states,
+            on_device,
+            each,
+            np.full(size, count, np.int32),
+            bptt_length=config.train.bptt_length,
+            vmapped=vmapped,
+        )
         metrics.cost.block_until_ready()
 
     return _in_calls(config, tokens, call)
@@ -105,8 +113,15 @@ def processes(config: Config, tokens: np.ndarray) -> Run:
 
     number = min(len(cores._cores()), MEMBERS)
     command = [sys.executable, __file__, "one-program", *sys.argv[2:4]]
-    workers = [subprocess.Popen([*command, str(len(range(place, MEMBERS, number)))], text=True, stdin=subprocess.PIPE,
-                                stdout=subprocess.PIPE) for place in range(number)]
+    workers = [
+        subprocess.Popen(
+            [*command, str(len(range(place, MEMBERS, number)))],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for place in range(number)
+    ]
     for place, worker in enumerate(workers):
         cores.pin(worker.pid, place, number)
 
@@ -156,8 +171,9 @@ def jaxlm_nnx(config: Config, tokens: np.ndarray) -> Run:
     """Flax NNX, but for the one line that `jaxlm.nnx` changes."""
     from jaxlm.nnx import LSTM
 
-    return nnx(config, tokens, lambda inputs, size, rngs: LSTM(inputs, size, time_major=True, return_carry=True,
-                                                              rngs=rngs))
+    return nnx(
+        config, tokens, lambda inputs, size, rngs: LSTM(inputs, size, time_major=True, return_carry=True, rngs=rngs)
+    )
 
 
 def flax(config: Config, tokens: np.ndarray, layer: Callable[[int], Any] | None = None) -> Run:
@@ -306,8 +322,11 @@ def tensorflow(config: Config, tokens: np.ndarray) -> Run:
             outputs.append(h)
         x = outputs
         after.append((c, h))
-    logits = tf1.nn.xw_plus_b(tf.concat(x, 0), tf1.get_variable("softmax_w", [widths[-1], V], initializer=init),
-                              tf1.get_variable("softmax_b", [V], initializer=init))
+    logits = tf1.nn.xw_plus_b(
+        tf.concat(x, 0),
+        tf1.get_variable("softmax_w", [widths[-1], V], initializer=init),
+        tf1.get_variable("softmax_b", [V], initializer=init),
+    )
     nats = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.reshape(window[1:], [-1]), logits=logits)
     variables = tf1.trainable_variables()
     grads, _ = tf.clip_by_global_norm(tf.gradients(tf.reduce_sum(nats) / B, variables), config.optimizer.clip_norm)
@@ -358,8 +377,13 @@ def products(config: Config, tokens: np.ndarray) -> Run:
     chunks, rows = _in_chunks((widths[-1], V), jnp.zeros(T * B))[0].shape
     shapes = [((rows, widths[-1]), V, False), ((rows, V), widths[-1], True), ((widths[-1], rows), V, False)] * chunks
     for E, H in itertools.pairwise(widths):
-        shapes += [((T * B, E), 4 * H, False), ((T, B, H), 4 * H, False), ((T, B, 4 * H), H, True),
-                   ((T * B, 4 * H), E, True), ((E + H, T * B), 4 * H, False)]
+        shapes += [
+            ((T * B, E), 4 * H, False),
+            ((T, B, H), 4 * H, False),
+            ((T, B, 4 * H), H, True),
+            ((T * B, 4 * H), E, True),
+            ((E + H, T * B), 4 * H, False),
+        ]
 
     @partial(jax.jit, static_argnames="transposed", donate_argnums=0, keep_unused=True)
     def written(result, a, b, transposed):
@@ -368,9 +392,13 @@ def products(config: Config, tokens: np.ndarray) -> Run:
 
         return lax.map(one, a) if a.ndim == 3 else one(a)  # one product a step, as in the recurrence
 
-    factors = {(shape, columns, transposed): (
-        jnp.ones(shape, dtype), jnp.ones((columns, shape[-1]) if transposed else (shape[-1], columns), dtype))
-        for shape, columns, transposed in shapes}
+    factors = {
+        (shape, columns, transposed): (
+            jnp.ones(shape, dtype),
+            jnp.ones((columns, shape[-1]) if transposed else (shape[-1], columns), dtype),
+        )
+        for shape, columns, transposed in shapes
+    }
     results = {key: jnp.zeros((*key[0][:-1], key[1])) for key in factors}
 
     def run(count: int) -> None:
@@ -402,21 +430,39 @@ def _windows(config: Config, tokens: np.ndarray):
     T = config.train.bptt_length
     while True:
         for start in range(0, len(tokens) - T, T):
-            yield tokens[start:start + T + 1]
+            yield tokens[start : start + T + 1]
 
 
 EVALUATED = {"validation": 73_759, "test": 82_429}  # predictions in Penn Treebank's splits, a few rows' tails included
 SWEPT = ("in-turn", "one-program", "vmapped", "processes")
-MAKERS = {maker.__name__.replace("_", "-"): maker for maker in (
-    jaxlm, in_turn, one_program, vmapped, processes, validation, test, flax, linen, nnx, jaxlm_nnx, pytorch, tensorflow,
-    products, floor)}
+MAKERS = {
+    maker.__name__.replace("_", "-"): maker
+    for maker in (
+        jaxlm,
+        in_turn,
+        one_program,
+        vmapped,
+        processes,
+        validation,
+        test,
+        flax,
+        linen,
+        nnx,
+        jaxlm_nnx,
+        pytorch,
+        tensorflow,
+        products,
+        floor,
+    )
+}
 
 
 def configured(name: str, changes: Mapping[str, Any]) -> Config:
     """A preset with some fields changed: kinds first, since they bring fields of their own."""
     kinds = {name: value for name, value in changes.items() if name in ("model", "optimizer", "schedule")}
-    rest = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()
-            if name not in kinds}
+    rest = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in changes.items() if name not in kinds
+    }
     return preset(name).replace(**kinds).replace(**rest)
 
 
@@ -429,7 +475,7 @@ def main() -> None:
     args = parser.parse_args()
     config = configured(args.preset, args.changes)
     B, V = config.train.batch_size, config.model.vocab_size
-    skewed = np.random.default_rng(0).uniform(size=B * 2001)**4  # most tokens are frequent words, as in text
+    skewed = np.random.default_rng(0).uniform(size=B * 2001) ** 4  # most tokens are frequent words, as in text
     tokens = (skewed * V).astype(np.int32).reshape(-1, B)
     run = MAKERS[args.maker](config, tokens, *([args.members] if args.members else []))
     for line in sys.stdin:

@@ -41,8 +41,9 @@ def main() -> None:
 
     print("| | words/s |\n|---|---|")
     for name, full in (("surprisal with entropy and rank", True), ("surprisal alone", False)):
-        seconds = fastest(args.repeats, lambda full=full: list(
-            lm.surprisal_stream(sentences, scoring=lm.scorer(full=full))))
+        seconds = fastest(
+            args.repeats, lambda full=full: list(lm.surprisal_stream(sentences, scoring=lm.scorer(full=full)))
+        )
         print(f"| {name}, {len(sentences):,} sentences | {words / seconds:,.0f} |", flush=True)
     for samples in (1, 64):
         seconds = fastest(args.repeats, lambda samples=samples: lm.generate(words=args.words, samples=samples))
@@ -55,12 +56,14 @@ def main() -> None:
         print("(PyTorch is not installed: pip install torch)")
         return
     model = torch_model(torch, lm)
-    some = [corpus.vocab.encode(["<eos>", *sentence]) for sentence in sentences[:args.sentences]]
+    some = [corpus.vocab.encode(["<eos>", *sentence]) for sentence in sentences[: args.sentences]]
     count = sum(len(ids) - 1 for ids in some)
     for label, beam in (("", True), (", without its sort", False)):
         seconds = fastest(args.repeats, lambda beam=beam: neural_complexity_loop(torch, model, some, beam))
-        print(f"| PyTorch, neural-complexity's loop{label}, {len(some):,} sentences | {count / seconds:,.0f} |",
-              flush=True)
+        print(
+            f"| PyTorch, neural-complexity's loop{label}, {len(some):,} sentences | {count / seconds:,.0f} |",
+            flush=True,
+        )
     seconds = fastest(args.repeats, lambda: word_language_model_loop(torch, model, args.words))
     print(f"| PyTorch, word_language_model's loop | {args.words / seconds:,.0f} |")
 
@@ -82,8 +85,10 @@ def first_word(repeats: int, data_dir: str | None) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run = str(Path(folder) / "run")
         where = ["--data-dir", data_dir] if data_dir else []
-        if code := subprocess.run([*command, "train", "--preset", "small", "--corpus", "ptb", *where, "--steps", "1",
-                                   "--run-dir", run], stdout=subprocess.DEVNULL).returncode:  # it has said why
+        if code := subprocess.run(
+            [*command, "train", "--preset", "small", "--corpus", "ptb", *where, "--steps", "1", "--run-dir", run],
+            stdout=subprocess.DEVNULL,
+        ).returncode:  # it has said why
             raise SystemExit(code)
 
         def first_byte() -> float:
@@ -104,8 +109,9 @@ def torch_model(torch, lm: LanguageModel):
     model = lm.config.model
     embedding = torch.nn.Embedding.from_pretrained(torch.from_numpy(params["embedding"]))
     layers = []
-    for layer, inputs, width in zip(params["lstm"], (model.embedding_size, *model.hidden_sizes), model.hidden_sizes,
-                                    strict=False):
+    for layer, inputs, width in zip(
+        params["lstm"], (model.embedding_size, *model.hidden_sizes), model.hidden_sizes, strict=False
+    ):
         module = torch.nn.LSTM(inputs, width)
         i, j, f, o = np.split(layer["kernel"], 4, 1)
         gates = np.concatenate([i, f, j, o], 1)
@@ -161,8 +167,9 @@ def neural_complexity_loop(torch, model, sentences, beam: bool) -> list[tuple[fl
         functional.cross_entropy(logits, targets, reduction="none").sum().item()
         entropies = torch.log2(torch.exp(torch.cat([entropy(row) for row in rows])))
         surprisals = torch.log2(torch.exp(torch.stack([-functional.log_softmax(beamed(row), 0) for row in rows])))
-        found += [(surprisals[place][int(target)].item(), entropies[place].item())
-                  for place, target in enumerate(targets)]
+        found += [
+            (surprisals[place][int(target)].item(), entropies[place].item()) for place, target in enumerate(targets)
+        ]
     return found
 
 

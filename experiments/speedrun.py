@@ -39,30 +39,129 @@ TENSORFLOW_STEPS, TENSORFLOW_TEST = 11_610, 118.4  # of `small`: its 15 epochs, 
 
 def kept(output: float, embedding: float, words: float, weights: float) -> tuple[str, ...]:
     """The flags of dropout."""
-    return ("--keep-output", str(output), "--keep-embedding", str(embedding), "--keep-words", str(words),
-            "--keep-recurrent-weights", str(weights))
+    return (
+        "--keep-output",
+        str(output),
+        "--keep-embedding",
+        str(embedding),
+        "--keep-words",
+        str(words),
+        "--keep-recurrent-weights",
+        str(weights),
+    )
 
 
 # For each target what differs from the preset tied-fast. That for 86 is the best within TensorFlow's time,
 # that for 78 the best within three hours.
-WIDE = ("--embedding-size", "384", "--hidden-sizes", "384", "--learning-rate", "0.03", "--adam-learning-rate", "0.012",
-        "--locked-dropout", "--adam-weight-decay", "0.03", "--newton-schulz-steps", "3", "--activation-penalty", "2",
-        "--temporal-penalty", "1", "--sampled-words", "2048", "--model", "mogrifier")
-GROWING = (*WIDE, "--rounds", "2", "--input-gate", "coupled", "--newton-schulz-rule", "polar-express", "--weight-decay",
-           "0.03", "--batch-size", "100", "--schedule", "linear", "--warmup", "0", "--final", "0")
+WIDE = (
+    "--embedding-size",
+    "384",
+    "--hidden-sizes",
+    "384",
+    "--learning-rate",
+    "0.03",
+    "--adam-learning-rate",
+    "0.012",
+    "--locked-dropout",
+    "--adam-weight-decay",
+    "0.03",
+    "--newton-schulz-steps",
+    "3",
+    "--activation-penalty",
+    "2",
+    "--temporal-penalty",
+    "1",
+    "--sampled-words",
+    "2048",
+    "--model",
+    "mogrifier",
+)
+GROWING = (
+    *WIDE,
+    "--rounds",
+    "2",
+    "--input-gate",
+    "coupled",
+    "--newton-schulz-rule",
+    "polar-express",
+    "--weight-decay",
+    "0.03",
+    "--batch-size",
+    "100",
+    "--schedule",
+    "linear",
+    "--warmup",
+    "0",
+    "--final",
+    "0",
+)
 RECIPES: dict[float, tuple[str, ...]] = {
     123.0: ("--embedding-size", "128", "--hidden-sizes", "128", "--sampled-words", "2048", "--sampled-share", "0.8"),
     110.0: (),
-    100.0: (*GROWING, *kept(0.7, 0.8, 0.95, 0.8), "--dropout-start", "0.2", "--dropout-ramp", "0.7",
-            "--sampled-share", "0.9", "--epochs", "3"),
-    90.0: (*GROWING, *kept(0.55, 0.75, 0.92, 0.65), "--dropout-start", "0.3", "--dropout-ramp", "0.6",
-           "--sampled-share", "0.95", "--batch-size", "80", "--epochs", "7"),
-    86.0: (*GROWING, *kept(0.45, 0.65, 0.88, 0.55), "--dropout-start", "0.3", "--dropout-ramp", "0.5",
-           "--sampled-share", "0.98", "--epochs", "22"),
-    82.0: (*GROWING, *kept(0.44, 0.64, 0.88, 0.54), "--dropout-start", "0.3", "--dropout-ramp", "0.25",
-           "--sampled-share", "0.98", "--epochs", "48"),
-    78.0: (*WIDE, "--rounds", "4", "--weight-decay", "0.05", *kept(0.4, 0.6, 0.88, 0.5), "--sampled-share", "0.97",
-           "--batch-size", "80", "--epochs", "84"),
+    100.0: (
+        *GROWING,
+        *kept(0.7, 0.8, 0.95, 0.8),
+        "--dropout-start",
+        "0.2",
+        "--dropout-ramp",
+        "0.7",
+        "--sampled-share",
+        "0.9",
+        "--epochs",
+        "3",
+    ),
+    90.0: (
+        *GROWING,
+        *kept(0.55, 0.75, 0.92, 0.65),
+        "--dropout-start",
+        "0.3",
+        "--dropout-ramp",
+        "0.6",
+        "--sampled-share",
+        "0.95",
+        "--batch-size",
+        "80",
+        "--epochs",
+        "7",
+    ),
+    86.0: (
+        *GROWING,
+        *kept(0.45, 0.65, 0.88, 0.55),
+        "--dropout-start",
+        "0.3",
+        "--dropout-ramp",
+        "0.5",
+        "--sampled-share",
+        "0.98",
+        "--epochs",
+        "22",
+    ),
+    82.0: (
+        *GROWING,
+        *kept(0.44, 0.64, 0.88, 0.54),
+        "--dropout-start",
+        "0.3",
+        "--dropout-ramp",
+        "0.25",
+        "--sampled-share",
+        "0.98",
+        "--epochs",
+        "48",
+    ),
+    78.0: (
+        *WIDE,
+        "--rounds",
+        "4",
+        "--weight-decay",
+        "0.05",
+        *kept(0.4, 0.6, 0.88, 0.5),
+        "--sampled-share",
+        "0.97",
+        "--batch-size",
+        "80",
+        "--epochs",
+        "84",
+    ),
 }
 
 
@@ -82,8 +181,18 @@ class Record:
 
 
 def command(target: float, seed: int) -> list[str]:
-    return ["train", "--preset", "tied-fast", "--compute-dtype", "auto", *RECIPES[target], "--corpus", "ptb",
-            "--seed", str(seed)]
+    return [
+        "train",
+        "--preset",
+        "tied-fast",
+        "--compute-dtype",
+        "auto",
+        *RECIPES[target],
+        "--corpus",
+        "ptb",
+        "--seed",
+        str(seed),
+    ]
 
 
 def run(target: float, seed: int, cache: int) -> Record:
@@ -92,8 +201,13 @@ def run(target: float, seed: int, cache: int) -> Record:
         place = Path(folder) / "run"
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla"}
         began = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-m", "jaxlm", *command(target, seed), "--run-dir", str(place)],
-                                   env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jaxlm", *command(target, seed), "--run-dir", str(place)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         reached, epoch = None, None
         try:
             while process.poll() is None:
@@ -160,8 +274,16 @@ def unused(path: Path) -> Path:
 def table(records: Sequence[Record], unit: float | None) -> str:
     """Medians over the seeds, and each run's own numbers."""
     cached = any(record.cached is not None for record in records)
-    heads = ["valid at or below", "`tied-fast` with", "seconds, median (each)", "with epoch", "TensorFlow's time",
-             "valid", "test", *["test, neural cache", "seconds in all"] * cached]
+    heads = [
+        "valid at or below",
+        "`tied-fast` with",
+        "seconds, median (each)",
+        "with epoch",
+        "TensorFlow's time",
+        "valid",
+        "test",
+        *["test, neural cache", "seconds in all"] * cached,
+    ]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for target in dict.fromkeys(record.target for record in records):
         some = [record for record in records if record.target == target]
@@ -174,13 +296,18 @@ def table(records: Sequence[Record], unit: float | None) -> str:
         if cached:
             columns += [[one.cached for one in some], [one.whole + one.cached_seconds for one in some]]
         values = [f"{median(column):.1f} ({', '.join(f'{value:.1f}' for value in column)})" for column in columns]
-        lines.append(f"| {target:g} | `{shlex.join(RECIPES[target])}` | "
-                     f"{'missed' if middle is None else f'{middle:.0f}'} ({each}) | {epochs} | {share} | "
-                     f"{' | '.join(values)} |")
+        lines.append(
+            f"| {target:g} | `{shlex.join(RECIPES[target])}` | "
+            f"{'missed' if middle is None else f'{middle:.0f}'} ({each}) | {epochs} | {share} | "
+            f"{' | '.join(values)} |"
+        )
     lines.append("")
-    lines.append("TensorFlow is not installed: its time is not measured." if unit is None else
-                 f"TensorFlow 1's graph mode: {1e3 * unit / TENSORFLOW_STEPS:.0f} ms a step of `small`, "
-                 f"{unit:,.0f} s for its {TENSORFLOW_STEPS:,} steps to a test perplexity of {TENSORFLOW_TEST}.")
+    lines.append(
+        "TensorFlow is not installed: its time is not measured."
+        if unit is None
+        else f"TensorFlow 1's graph mode: {1e3 * unit / TENSORFLOW_STEPS:.0f} ms a step of `small`, "
+        f"{unit:,.0f} s for its {TENSORFLOW_STEPS:,} steps to a test perplexity of {TENSORFLOW_TEST}."
+    )
     return "\n".join(lines)
 
 
@@ -194,8 +321,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=whole(1), default=3, help="how many, from 0 (3)")
     parser.add_argument("--show", action="store_true", help="print the commands only")
     parser.add_argument("--cache", type=whole(), default=0, metavar="WORDS", help="of a neural cache (0: none)")
-    parser.add_argument("--out", type=Path, default=Path("speedrun.json"),
-                        help="every run's numbers (speedrun.json); a number is added to a name that is taken")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("speedrun.json"),
+        help="every run's numbers (speedrun.json); a number is added to a name that is taken",
+    )
     args = parser.parse_args()
     if args.show:
         for target in args.targets:
@@ -210,8 +341,12 @@ def main() -> None:
             records.append(run(target, seed, args.cache))
             unit.measure()
             print(records[-1], flush=True)
-            out.write_text(json.dumps({"tensorflow_seconds": unit.seconds,
-                                       "records": [asdict(record) for record in records]}, indent=1) + "\n")
+            out.write_text(
+                json.dumps(
+                    {"tensorflow_seconds": unit.seconds, "records": [asdict(record) for record in records]}, indent=1
+                )
+                + "\n"
+            )
     print(table(records, unit.seconds))
     print(out)
 

@@ -32,7 +32,7 @@ def _bytewise() -> list[int]:
 def _step(register: np.ndarray) -> np.ndarray:
     """The registers after four more bytes, which the caller has XORed into them."""
     one, two, three, four = _tables()
-    return (four[register & 255] ^ three[(register >> 8) & 255] ^ two[(register >> 16) & 255] ^ one[register >> 24])
+    return four[register & 255] ^ three[(register >> 8) & 255] ^ two[(register >> 16) & 255] ^ one[register >> 24]
 
 
 def crc32c(data: bytes | bytearray | memoryview) -> int:
@@ -46,15 +46,20 @@ def crc32c(data: bytes | bytearray | memoryview) -> int:
         for column in np.ascontiguousarray(lanes.T) if length < _LANES else lanes.T:
             sums = _step(sums ^ column)
         # A byte's effect after a stretch of zeros, for each of the register's four bytes.
-        moved = (np.arange(256, dtype=np.uint32)[None] << np.array([[0], [8], [16], [24]], np.uint32))
+        moved = np.arange(256, dtype=np.uint32)[None] << np.array([[0], [8], [16], [24]], np.uint32)
         for _ in range(length):
             moved = _step(moved)
         places = moved.tolist()
         for lane in sums.tolist():
-            register = (places[0][register & 255] ^ places[1][register >> 8 & 255] ^ places[2][register >> 16 & 255]
-                        ^ places[3][register >> 24] ^ lane)
+            register = (
+                places[0][register & 255]
+                ^ places[1][register >> 8 & 255]
+                ^ places[2][register >> 16 & 255]
+                ^ places[3][register >> 24]
+                ^ lane
+            )
     table = _bytewise()
-    for byte in bytes(memoryview(data)[length * _LANES * 4:]):
+    for byte in bytes(memoryview(data)[length * _LANES * 4 :]):
         register = table[(register ^ byte) & 255] ^ (register >> 8)
     return register ^ 0xFFFFFFFF
 

@@ -94,8 +94,12 @@ class Folder:
                     os.mkdir(name, dir_fd=self._descriptor)
                     self.sync()
             try:
-                return Folder(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK,
-                                      dir_fd=self._descriptor), path)
+                return Folder(
+                    os.open(
+                        name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._descriptor
+                    ),
+                    path,
+                )
             except OSError as error:
                 raise _explained(error, "a directory", self.status(name)) from None
 
@@ -124,8 +128,9 @@ class Folder:
         descriptor = self._regular(name, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         if (links := os.fstat(descriptor).st_nlink) > 1:
             os.close(descriptor)
-            raise OSError(errno.EMLINK, f"a file with {links} names (hard links): put a copy in its place",
-                          str(self.path / name))
+            raise OSError(
+                errno.EMLINK, f"a file with {links} names (hard links): put a copy in its place", str(self.path / name)
+            )
         return open(descriptor, "ab+", buffering=buffering)
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
@@ -185,8 +190,11 @@ class Folder:
 
     def strange(self) -> list[str]:
         """What, at any depth, is neither a regular file nor a directory: `path (a link)` of each."""
-        return [f"{self.path / name} ({kind(status)})" for name, status in self._walk("", 8)
-                if not stat.S_ISREG(status.st_mode)]
+        return [
+            f"{self.path / name} ({kind(status)})"
+            for name, status in self._walk("", 8)
+            if not stat.S_ISREG(status.st_mode)
+        ]
 
     def _walk(self, above: str, depth: int) -> Iterator[tuple[str, os.stat_result]]:
         for name in self.names():
@@ -212,8 +220,10 @@ class Folder:
     def _exclusive(self, name: str) -> BinaryIO:
         """A file that did not exist; readable and writable as the user's umask has it."""
         with _naming(self.path / name):
-            return open(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666,
-                                dir_fd=self._descriptor), "wb")
+            return open(
+                os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666, dir_fd=self._descriptor),
+                "wb",
+            )
 
 
 @contextmanager
@@ -346,8 +356,13 @@ def reason(error: Exception) -> str:
 
 def kind(status: os.stat_result) -> str:
     """What a directory's entry is, as "a link"."""
-    kinds = {stat.S_IFREG: "a regular file", stat.S_IFDIR: "a directory", stat.S_IFLNK: "a link",
-             stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    kinds = {
+        stat.S_IFREG: "a regular file",
+        stat.S_IFDIR: "a directory",
+        stat.S_IFLNK: "a link",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+    }
     return kinds.get(stat.S_IFMT(status.st_mode), "a device")
 
 

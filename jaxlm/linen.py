@@ -58,8 +58,9 @@ class LSTM(nn.Module):
         if self.is_initializing():
             cell(carry, x[0])  # makes the parameters, as nn.RNN's first step does
         gates = cell.variables["params"]
-        kernel = jnp.concatenate([jnp.concatenate([gates[side + gate]["kernel"] for gate in "igfo"], -1)
-                                  for side in "ih"])
+        kernel = jnp.concatenate(
+            [jnp.concatenate([gates[side + gate]["kernel"] for gate in "igfo"], -1) for side in "ih"]
+        )
         bias = jnp.concatenate([gates["h" + gate]["bias"] for gate in "igfo"])
         x = promote_dtype(x, kernel, dtype=self.dtype)[0]
         c, h = (part.astype(kernel.dtype) for part in carry)  # the op sums and carries in the parameters' dtype

@@ -32,8 +32,15 @@ class JaxLM(TemplateLM):
         batch_size, max_batch_size, device: what the harness passes; sentences are batched by their lengths here.
     """
 
-    def __init__(self, run: str, checkpoint: str = "last", tokenizer: str = "none", batch_size: Any = None,
-                 max_batch_size: Any = None, device: Any = None):
+    def __init__(
+        self,
+        run: str,
+        checkpoint: str = "last",
+        tokenizer: str = "none",
+        batch_size: Any = None,
+        max_batch_size: Any = None,
+        device: Any = None,
+    ):
         super().__init__()
         self._lm = load(run, str(checkpoint))
         self._words, self._score = self._lm.tokenizer(tokenizer), self._lm.scorer()
@@ -49,8 +56,9 @@ class JaxLM(TemplateLM):
         words = [word for line in lines for word in [*line, "<eos>"]][:-1]
         return self._lm.vocab.encode(words).tolist()
 
-    def _loglikelihood_tokens(self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
-                              ) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
         """For each (text, context, continuation) the continuation's log-probability, and whether it is likeliest."""
         found = []
         for _text, context, continuation in requests:
@@ -58,22 +66,26 @@ class JaxLM(TemplateLM):
                 found.append((0.0, True))
                 continue
             scores = self._scores([*(context or [self.eot_token_id]), *continuation])
-            nats, rank = (part[len(part) - len(continuation):] for part in (scores.nats, scores.rank))
+            nats, rank = (part[len(part) - len(continuation) :] for part in (scores.nats, scores.rank))
             found.append((-float(nats.sum()), bool((rank == 1).all())))
         return found
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text, from `<eos>` on."""
-        return [-float(self._scores([self.eot_token_id, *ids]).nats.sum()) if ids else 0.0
-                for ids in (self.tok_encode(request.args[0]) for request in requests)]
+        return [
+            -float(self._scores([self.eot_token_id, *ids]).nats.sum()) if ids else 0.0
+            for ids in (self.tok_encode(request.args[0]) for request in requests)
+        ]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """A continuation of each text, up to a stop string or `max_gen_toks` words; greedy unless it is to sample.
 
         Samples have the option `seed`, else each request its own, so that one that is repeated gives another text.
         """
-        return [self._generated(request.args[0], {"seed": place, **request.args[1]})
-                for place, request in enumerate(requests)]
+        return [
+            self._generated(request.args[0], {"seed": place, **request.args[1]})
+            for place, request in enumerate(requests)
+        ]
 
     def _generated(self, context: str, options: dict[str, Any]) -> str:
         stops = options.get("until") or []
@@ -84,11 +96,12 @@ class JaxLM(TemplateLM):
         temperature = float(options.get("temperature", 1.0)) if options.get("do_sample") else 0.0
         limits = {name: options[name] for name in ("top_k", "top_p") if temperature and options.get(name)}
         text = ""
-        for word, _ in self._lm.stream(context, words=words, temperature=temperature, stop="none",
-                                       seed=int(options["seed"]), **limits):
+        for word, _ in self._lm.stream(
+            context, words=words, temperature=temperature, stop="none", seed=int(options["seed"]), **limits
+        ):
             text += "\n" if word == "<eos>" else f" {word}"
             if ends := [text.find(stop) for stop in stops if stop in text]:
-                return text[:min(ends)]
+                return text[: min(ends)]
         return text
 
     def _scores(self, ids: list[int]) -> TokenScores:

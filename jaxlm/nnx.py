@@ -23,11 +23,20 @@ class LSTM(nnx.Module):
     outputs.
     """
 
-    def __init__(self, in_features: int, hidden_features: int, *, time_major: bool = False, return_carry: bool = False,
-                 reverse: bool = False, keep_order: bool = False, dtype: Any = None, param_dtype: Any = jnp.float32,
-                 rngs: nnx.Rngs):
-        self.cell = nnx.OptimizedLSTMCell(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype,
-                                          rngs=rngs)
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        time_major: bool = False,
+        return_carry: bool = False,
+        reverse: bool = False,
+        keep_order: bool = False,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.cell = nnx.OptimizedLSTMCell(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.time_major, self.return_carry = time_major, return_carry
         self.reverse, self.keep_order = reverse, keep_order
 

@@ -61,5 +61,9 @@ def say(text: object = "", *, file: TextIO | None = None, end: str = "\n", flush
     """
     file = sys.stdout if file is None else file
     if file is not None:
-        print(printable(str(text), keep_newlines=True, encoding=getattr(file, "encoding", None)), end=end, file=file,
-              flush=flush)
+        print(
+            printable(str(text), keep_newlines=True, encoding=getattr(file, "encoding", None)),
+            end=end,
+            file=file,
+            flush=flush,
+        )

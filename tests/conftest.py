@@ -48,8 +48,11 @@ def _keep_programs(config: pytest.Config) -> None:
         folder = compilation_cache()  # of this kind of processor
     if sum(file.stat().st_size for file in folder.glob("*")) > COMPILED_BYTES:
         shutil.rmtree(folder)
-    os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
 
 
 @pytest.fixture(scope="session")
@@ -86,8 +89,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory):
 
     import jaxlm
 
-    config = jaxlm.preset("small").replace(hidden_sizes=(64,), embedding_size=32, batch_size=20, epochs=8, hold=6.0,
-                                           corpus="embedded-tiny")
+    config = jaxlm.preset("small").replace(
+        hidden_sizes=(64,), embedding_size=32, batch_size=20, epochs=8, hold=6.0, corpus="embedded-tiny"
+    )
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         result = jaxlm.train(config, run_dir=tmp_path_factory.mktemp("runs") / "tiny")

@@ -63,13 +63,19 @@ class Server:
     """The process whose children run the commands; a context manager."""
 
     def __init__(self, folder: Path):
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONUNBUFFERED": "1",
-                       "XLA_FLAGS": ONE_THREAD, "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
-                       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                       "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "PYTHONUNBUFFERED": "1",
+            "XLA_FLAGS": ONE_THREAD,
+            "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        }
         self._folder, self._count, self._ended, self._rest = folder, 0, dict[int, int](), b""
-        self._process = subprocess.Popen([sys.executable, __file__], env=environment, bufsize=0,
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], env=environment, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
 
     def __enter__(self) -> "Server":
         return self
@@ -141,9 +147,20 @@ def _serve() -> None:
 
 def _import_all() -> None:
     """All that a command may import, and small blocks, so that a kill falls between many writes of `prepare`."""
-    for name in ("sklearn.cluster", "sklearn.decomposition", "matplotlib.figure", "matplotlib.backends.backend_agg",
-                 "optax", "optuna.storages.journal", "jaxlm.cli", "jaxlm.report.curve", "jaxlm.report.sweep_plots",
-                 "jaxlm.report.word_map", "jaxlm.runs.reproduction", "jaxlm.sweeps.supervisor"):
+    for name in (
+        "sklearn.cluster",
+        "sklearn.decomposition",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+        "optax",
+        "optuna.storages.journal",
+        "jaxlm.cli",
+        "jaxlm.report.curve",
+        "jaxlm.report.sweep_plots",
+        "jaxlm.report.word_map",
+        "jaxlm.runs.reproduction",
+        "jaxlm.sweeps.supervisor",
+    ):
         import_module(name)
     _ = import_module("optuna").create_study  # (it imports lazily)
     from jaxlm.data import ingestion, text

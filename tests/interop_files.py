@@ -129,8 +129,13 @@ def pickled(value: Any) -> bytes:
 
 
 ORDERED = Ref("collections.OrderedDict")
-CLASSES = {"f2": "HalfStorage", "f4": "FloatStorage", "f8": "DoubleStorage", "i8": "LongStorage",
-           "u2": "BFloat16Storage"}
+CLASSES = {
+    "f2": "HalfStorage",
+    "f4": "FloatStorage",
+    "f8": "DoubleStorage",
+    "i8": "LongStorage",
+    "u2": "BFloat16Storage",
+}
 
 
 @dataclass
@@ -152,8 +157,9 @@ class Storages:
         array = self.arrays[key]
         kind = Ref("torch." + CLASSES[array.dtype.str[1:]])
         storage = ("storage", kind, key, self.device, array.size, *([part] if self.old else []))
-        return Call(Ref("torch._utils._rebuild_tensor_v2"), (Persistent(storage), offset, shape, strides, False,
-                                                             Call(ORDERED)))
+        return Call(
+            Ref("torch._utils._rebuild_tensor_v2"), (Persistent(storage), offset, shape, strides, False, Call(ORDERED))
+        )
 
     def tensor(self, array: np.ndarray) -> Call:
         strides = tuple(stride // array.itemsize for stride in array.strides)
@@ -163,12 +169,25 @@ class Storages:
         return Call(Ref("torch._utils._rebuild_parameter"), (tensor, True, Call(ORDERED)))
 
 
-def zip_file(value: Any, storages: Storages, root: str = "model", compression: int = zipfile.ZIP_STORED,
-             without: str = "", more: dict[str, bytes] | None = None) -> bytes:
+def zip_file(
+    value: Any,
+    storages: Storages,
+    root: str = "model",
+    compression: int = zipfile.ZIP_STORED,
+    without: str = "",
+    more: dict[str, bytes] | None = None,
+) -> bytes:
     """A file as torch.save has written it since 1.6."""
-    entries = {"data.pkl": pickled(value), "byteorder": b"little" if storages.order == "<" else b"big",
-               "version": b"3\n", **{f"data/{key}": array.astype(array.dtype.newbyteorder(storages.order)).tobytes()
-                  for key, array in storages.arrays.items()}, **(more or {})}
+    entries = {
+        "data.pkl": pickled(value),
+        "byteorder": b"little" if storages.order == "<" else b"big",
+        "version": b"3\n",
+        **{
+            f"data/{key}": array.astype(array.dtype.newbyteorder(storages.order)).tobytes()
+            for key, array in storages.arrays.items()
+        },
+        **(more or {}),
+    }
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", compression) as archive:
         for name, data in entries.items():
@@ -188,8 +207,9 @@ def old_file(value: Any, storages: Storages, *_: Any) -> bytes:
 WRITERS: dict[str, Callable[[Any, Storages], bytes]] = {"zip": zip_file, "old": old_file}
 
 
-def weights(vocab_size: int = 7, width: int = 4, sizes: tuple[int, ...] = (3, 5), tied: bool = False,
-            seed: int = 0) -> dict[str, np.ndarray]:
+def weights(
+    vocab_size: int = 7, width: int = 4, sizes: tuple[int, ...] = (3, 5), tied: bool = False, seed: int = 0
+) -> dict[str, np.ndarray]:
     """A state_dict of pytorch/examples' model; without decoder.weight where it is tied."""
     random = np.random.default_rng(seed)
 
@@ -198,8 +218,12 @@ def weights(vocab_size: int = 7, width: int = 4, sizes: tuple[int, ...] = (3, 5)
 
     arrays, below = {"encoder.weight": draw(vocab_size, width)}, width
     for place, size in enumerate(sizes):
-        arrays |= {f"rnn.weight_ih_l{place}": draw(4 * size, below), f"rnn.weight_hh_l{place}": draw(4 * size, size),
-                   f"rnn.bias_ih_l{place}": draw(4 * size), f"rnn.bias_hh_l{place}": draw(4 * size)}
+        arrays |= {
+            f"rnn.weight_ih_l{place}": draw(4 * size, below),
+            f"rnn.weight_hh_l{place}": draw(4 * size, size),
+            f"rnn.bias_ih_l{place}": draw(4 * size),
+            f"rnn.bias_hh_l{place}": draw(4 * size),
+        }
         below = size
     return {**arrays, **({} if tied else {"decoder.weight": draw(vocab_size, below)}), "decoder.bias": draw(vocab_size)}
 
@@ -226,22 +250,45 @@ def torch_answers(arrays: dict[str, np.ndarray], tokens: list[int], layers: int 
 
 def module(kind: str, parameters: dict | None = None, modules: dict | None = None, **attributes: Any) -> New:
     """An nn.Module as it is pickled."""
-    return New(Ref(kind), {"training": False, "_parameters": parameters or {}, "_buffers": {},
-                           "_backward_hooks": Call(ORDERED), "_modules": modules or {}, **attributes})
+    return New(
+        Ref(kind),
+        {
+            "training": False,
+            "_parameters": parameters or {},
+            "_buffers": {},
+            "_backward_hooks": Call(ORDERED),
+            "_modules": modules or {},
+            **attributes,
+        },
+    )
 
 
-def rnn_model(arrays: dict[str, np.ndarray], storages: Storages, cell: str = "LSTM", name: str = "model.RNNModel",
-              **attributes: Any) -> New:
+def rnn_model(
+    arrays: dict[str, np.ndarray],
+    storages: Storages,
+    cell: str = "LSTM",
+    name: str = "model.RNNModel",
+    **attributes: Any,
+) -> New:
     """The whole module of a state_dict; the output matrix is the embedding where there is none."""
+
     def of(prefix: str) -> dict:
-        return {key.removeprefix(prefix): storages.parameter(storages.tensor(array)) for key, array in arrays.items()
-                if key.startswith(prefix)}
+        return {
+            key.removeprefix(prefix): storages.parameter(storages.tensor(array))
+            for key, array in arrays.items()
+            if key.startswith(prefix)
+        }
 
     encoder = of("encoder.")
     decoder = {"weight": encoder["weight"], **of("decoder.")}
     nn = "torch.nn.modules."
-    return module(name, modules={
-        "drop": module(nn + "dropout.Dropout", p=0.2),
-        "encoder": module(nn + "sparse.Embedding", encoder, max_norm=None),
-        "rnn": module(nn + f"rnn.{cell}", of("rnn."), mode=cell, bidirectional=False, **attributes),
-        "decoder": module(nn + "linear.Linear", decoder)}, rnn_type=cell)
+    return module(
+        name,
+        modules={
+            "drop": module(nn + "dropout.Dropout", p=0.2),
+            "encoder": module(nn + "sparse.Embedding", encoder, max_norm=None),
+            "rnn": module(nn + f"rnn.{cell}", of("rnn."), mode=cell, bidirectional=False, **attributes),
+            "decoder": module(nn + "linear.Linear", decoder),
+        },
+        rnn_type=cell,
+    )

@@ -18,8 +18,9 @@ KINDS = ("lstm", "gru", "mingru", "mogrifier")
 
 @cache
 def small_lm(kind: str = "lstm", tied: bool = False, seed: int = 0, words: tuple[str, ...] = WORDS) -> LanguageModel:
-    config = jaxlm.preset("small").replace(model=kind, vocab_size=len(words), embedding_size=4, hidden_sizes=(5, 4),
-                                           tied=tied, init_scale=1.0)
+    config = jaxlm.preset("small").replace(
+        model=kind, vocab_size=len(words), embedding_size=4, hidden_sizes=(5, 4), tied=tied, init_scale=1.0
+    )
     return LanguageModel(stack.init_params(config.model, jax.random.key(seed)), config, Vocab(words), {})
 
 

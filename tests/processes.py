@@ -16,12 +16,37 @@ from jaxlm.runs import listing
 ROOT = Path(__file__).resolve().parents[1]
 COMPILED = tempfile.TemporaryDirectory(prefix="jaxlm-compiled-")  # JAX's own cache, so that a restart is quick
 ONE_THREAD = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
-FLAGS = ("--corpus", "embedded-tiny", "--embedding-size", "8", "--hidden-sizes", "8,6", "--batch-size", "50",
-         "--bptt-length", "20", "--epochs", "3", "--keep-output", "0.8", "--checkpoint-every", "7",
-         "--windows-per-call", "4")
-CONFIG = jaxlm.preset("small").replace(corpus="embedded-tiny", embedding_size=8, hidden_sizes=(8, 6), batch_size=50,
-                                       bptt_length=20, epochs=3, keep_output=0.8, checkpoint_every=7,
-                                       windows_per_call=4)
+FLAGS = (
+    "--corpus",
+    "embedded-tiny",
+    "--embedding-size",
+    "8",
+    "--hidden-sizes",
+    "8,6",
+    "--batch-size",
+    "50",
+    "--bptt-length",
+    "20",
+    "--epochs",
+    "3",
+    "--keep-output",
+    "0.8",
+    "--checkpoint-every",
+    "7",
+    "--windows-per-call",
+    "4",
+)
+CONFIG = jaxlm.preset("small").replace(
+    corpus="embedded-tiny",
+    embedding_size=8,
+    hidden_sizes=(8, 6),
+    batch_size=50,
+    bptt_length=20,
+    epochs=3,
+    keep_output=0.8,
+    checkpoint_every=7,
+    windows_per_call=4,
+)
 WINDOWS = 39  # in an epoch
 # (tensorboardX would load torch where it is installed: seconds for each process.)
 MAIN = "import sys; sys.modules['torch'] = None; from jaxlm.cli import main; sys.exit(main())"
@@ -29,11 +54,23 @@ MAIN = "import sys; sys.modules['torch'] = None; from jaxlm.cli import main; sys
 
 def start(*arguments: str | Path, code: str = MAIN, **options) -> subprocess.Popen:
     """`jaxlm ARGUMENTS` as a process of its own with one thread of XLA; its output is read by `end`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "XLA_FLAGS": ONE_THREAD,
-                   "JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], text=True, env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        "XLA_FLAGS": ONE_THREAD,
+        "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        text=True,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
 
 
 def training(run_dir: Path) -> tuple[str | Path, ...]:
@@ -87,8 +124,11 @@ def kept(run_dir: Path) -> dict[str, bytes]:
     files = {"metrics.jsonl": (run_dir / "metrics.jsonl").read_bytes()}
     for which in ("last", "best"):
         found = listing.find(run_dir, which)
-        files |= {f"{which}/{path.relative_to(found)}": path.read_bytes()
-                  for path in sorted(found.rglob("*")) if path.is_file()}
+        files |= {
+            f"{which}/{path.relative_to(found)}": path.read_bytes()
+            for path in sorted(found.rglob("*"))
+            if path.is_file()
+        }
     return files
 
 

@@ -9,57 +9,122 @@ from jaxlm.config.optimizers import OPTIMIZERS
 from jaxlm.config.schedules import SCHEDULES
 
 V, E, HIDDEN, B, T = 11, 4, (5, 4), 4, 5
-BASE = jaxlm.preset("small").replace(vocab_size=V, embedding_size=E, hidden_sizes=HIDDEN, batch_size=B, bptt_length=T,
-                                     init_scale=0.5, epochs=2, windows_per_call=4, hold=1.0)
-MODEL_CASES = {name: BASE.replace(model=name) for name in MODELS} | {
-    f"{name}-tied": BASE.replace(model=name, tied=True) for name in MODELS} | {
-    f"{name}-dropout": BASE.replace(model=name, keep_embedding=0.8, keep_output=0.6) for name in MODELS} | {
-    "lstm-skip": BASE.replace(hidden_sizes=(4, 4), skip=True),
-    "mogrifier-all": BASE.replace(model="mogrifier", hidden_sizes=(4, 4), skip=True, rounds=3, rank=2, cell_clip=0.5,
-                                  input_gate="capped", layer_norm=True, forget_bias=1.0),
-    "mogrifier-coupled": BASE.replace(model="mogrifier", rounds=0, input_gate="coupled"),
-    "projection": BASE.replace(hidden_sizes=(5, 6), tied=True, projection=True),
-    "mixture": BASE.replace(experts=3, latent_size=6),
-    "tied-mixture": BASE.replace(hidden_sizes=(5, 6), tied=True, experts=3)}
+BASE = jaxlm.preset("small").replace(
+    vocab_size=V,
+    embedding_size=E,
+    hidden_sizes=HIDDEN,
+    batch_size=B,
+    bptt_length=T,
+    init_scale=0.5,
+    epochs=2,
+    windows_per_call=4,
+    hold=1.0,
+)
+MODEL_CASES = (
+    {name: BASE.replace(model=name) for name in MODELS}
+    | {f"{name}-tied": BASE.replace(model=name, tied=True) for name in MODELS}
+    | {f"{name}-dropout": BASE.replace(model=name, keep_embedding=0.8, keep_output=0.6) for name in MODELS}
+    | {
+        "lstm-skip": BASE.replace(hidden_sizes=(4, 4), skip=True),
+        "mogrifier-all": BASE.replace(
+            model="mogrifier",
+            hidden_sizes=(4, 4),
+            skip=True,
+            rounds=3,
+            rank=2,
+            cell_clip=0.5,
+            input_gate="capped",
+            layer_norm=True,
+            forget_bias=1.0,
+        ),
+        "mogrifier-coupled": BASE.replace(model="mogrifier", rounds=0, input_gate="coupled"),
+        "projection": BASE.replace(hidden_sizes=(5, 6), tied=True, projection=True),
+        "mixture": BASE.replace(experts=3, latent_size=6),
+        "tied-mixture": BASE.replace(hidden_sizes=(5, 6), tied=True, experts=3),
+    }
+)
 EVERY_DROPOUT = dict(locked_dropout=True, keep_embedding=0.8, keep_output=0.6, keep_last_output=0.9, keep_words=0.8)
 LAMB = dict(optimizer="adamw", tied=True, keep_update=0.8, model_compatibility="lamb", **EVERY_DROPOUT)
 RANDOM_WINDOWS = dict(length_deviation=1.0, short_probability=0.3, shortest_window=2, longest_window=7)
-CASES = {name: BASE.replace(model=name) for name in MODELS} | {
-    name: BASE.replace(optimizer=name, clip_norm=0.5) for name in OPTIMIZERS if name != "sgd"} | {
-    name: BASE.replace(schedule=name) for name in SCHEDULES if name != "piecewise"} | {
-    "tied": BASE.replace(tied=True),
-    "dropout": BASE.replace(keep_embedding=0.8, keep_output=0.6),
-    "locked-dropout": BASE.replace(**EVERY_DROPOUT),
-    "weight-drop": BASE.replace(keep_recurrent_weights=0.6, keep_state=0.7, tied=True, keep_words=0.7, keep_carry=0.7),
-    "gru-weight-drop": BASE.replace(model="gru", keep_recurrent_weights=0.6),
-    "projection": MODEL_CASES["projection"].replace(keep_latent=0.7),
-    "mixture": MODEL_CASES["mixture"],
-    "tied-mixture": MODEL_CASES["tied-mixture"].replace(mixture_epsilon=1e-8, keep_latent=0.7),
-    "random-windows": BASE.replace(**RANDOM_WINDOWS, keep_output=0.7, tied=True),
-    "random-windows-small-batches": BASE.replace(**RANDOM_WINDOWS, **EVERY_DROPOUT, small_batch=2, experts=2),
-    "awd-lstm-mos": BASE.replace(**RANDOM_WINDOWS, **EVERY_DROPOUT, hidden_sizes=(5, 6), tied=True, experts=2,
-                                 keep_latent=0.8, keep_recurrent_weights=0.7, optimizer="asgd", nonmonotone=0,
-                                 cost="mean", activation_penalty=0.2, temporal_penalty=0.1, weight_decay=1e-4),
-    "penalties": BASE.replace(cost="mean", learning_rate=3.0, activation_penalty=0.1, temporal_penalty=0.1,
-                              l2_penalty=1e-3, weight_decay=1e-3, keep_output=0.9),
-    "weight-decay": BASE.replace(weight_decay=0.01, momentum=0.5, learning_rate=0.1),
-    "asgd-from-the-start": BASE.replace(optimizer="asgd", nonmonotone=0, schedule="plateau", patience=9),
-    "awd-lstm": BASE.replace(**EVERY_DROPOUT, keep_recurrent_weights=0.8, optimizer="asgd", nonmonotone=0, cost="mean",
-                             learning_rate=3.0, weight_decay=1e-3, tied=True, activation_penalty=0.1,
-                             temporal_penalty=0.1, compatibility="awd-lstm"),
-    "momentum": BASE.replace(momentum=0.9, nesterov=True, learning_rate=0.1),
-    "sampled": BASE.replace(sampled_words=4, sampled_share=0.5, learning_rate=0.3),
-    "tied-sampled": BASE.replace(sampled_words=8, tied=True, **EVERY_DROPOUT, dropout_ramp=0.5, learning_rate=0.2),
-    "average": BASE.replace(average_decay=0.9),
-    "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(layer_norm=False, **LAMB),
-    # One layer and no word without an embedding: a norm divides by a deviation, and two layers of four units, whose
-    # deviations are small, make a hundred roundings of one.
-    "layer-norm": MODEL_CASES["mogrifier-all"].replace(embedding_size=8, hidden_sizes=(8,),
-                                                       **LAMB | {"keep_words": 1.0}),
-    "adamw-average": BASE.replace(optimizer="adamw", nonmonotone=0, learning_rate=0.01),
-    "untied-lamb": BASE.replace(optimizer="adamw", clip_norm=0.5, compatibility="lamb"),
-    "mogrifier-coupled-muon": MODEL_CASES["mogrifier-coupled"].replace(
-        optimizer="muon", newton_schulz_rule="polar-express", adam_weight_decay=0.1, keep_state=0.7,
-        keep_recurrent_weights=0.7, keep_update=0.8, scale_embedding=True),
-    "tied-muon-average": BASE.replace(tied=True, optimizer="muon", schedule="cosine", average_decay=0.5,
-                                      keep_output=0.7)}
+CASES = (
+    {name: BASE.replace(model=name) for name in MODELS}
+    | {name: BASE.replace(optimizer=name, clip_norm=0.5) for name in OPTIMIZERS if name != "sgd"}
+    | {name: BASE.replace(schedule=name) for name in SCHEDULES if name != "piecewise"}
+    | {
+        "tied": BASE.replace(tied=True),
+        "dropout": BASE.replace(keep_embedding=0.8, keep_output=0.6),
+        "locked-dropout": BASE.replace(**EVERY_DROPOUT),
+        "weight-drop": BASE.replace(
+            keep_recurrent_weights=0.6, keep_state=0.7, tied=True, keep_words=0.7, keep_carry=0.7
+        ),
+        "gru-weight-drop": BASE.replace(model="gru", keep_recurrent_weights=0.6),
+        "projection": MODEL_CASES["projection"].replace(keep_latent=0.7),
+        "mixture": MODEL_CASES["mixture"],
+        "tied-mixture": MODEL_CASES["tied-mixture"].replace(mixture_epsilon=1e-8, keep_latent=0.7),
+        "random-windows": BASE.replace(**RANDOM_WINDOWS, keep_output=0.7, tied=True),
+        "random-windows-small-batches": BASE.replace(**RANDOM_WINDOWS, **EVERY_DROPOUT, small_batch=2, experts=2),
+        "awd-lstm-mos": BASE.replace(
+            **RANDOM_WINDOWS,
+            **EVERY_DROPOUT,
+            hidden_sizes=(5, 6),
+            tied=True,
+            experts=2,
+            keep_latent=0.8,
+            keep_recurrent_weights=0.7,
+            optimizer="asgd",
+            nonmonotone=0,
+            cost="mean",
+            activation_penalty=0.2,
+            temporal_penalty=0.1,
+            weight_decay=1e-4,
+        ),
+        "penalties": BASE.replace(
+            cost="mean",
+            learning_rate=3.0,
+            activation_penalty=0.1,
+            temporal_penalty=0.1,
+            l2_penalty=1e-3,
+            weight_decay=1e-3,
+            keep_output=0.9,
+        ),
+        "weight-decay": BASE.replace(weight_decay=0.01, momentum=0.5, learning_rate=0.1),
+        "asgd-from-the-start": BASE.replace(optimizer="asgd", nonmonotone=0, schedule="plateau", patience=9),
+        "awd-lstm": BASE.replace(
+            **EVERY_DROPOUT,
+            keep_recurrent_weights=0.8,
+            optimizer="asgd",
+            nonmonotone=0,
+            cost="mean",
+            learning_rate=3.0,
+            weight_decay=1e-3,
+            tied=True,
+            activation_penalty=0.1,
+            temporal_penalty=0.1,
+            compatibility="awd-lstm",
+        ),
+        "momentum": BASE.replace(momentum=0.9, nesterov=True, learning_rate=0.1),
+        "sampled": BASE.replace(sampled_words=4, sampled_share=0.5, learning_rate=0.3),
+        "tied-sampled": BASE.replace(sampled_words=8, tied=True, **EVERY_DROPOUT, dropout_ramp=0.5, learning_rate=0.2),
+        "average": BASE.replace(average_decay=0.9),
+        "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(layer_norm=False, **LAMB),
+        # One layer and no word without an embedding: a norm divides by a deviation, and two layers of four units, whose
+        # deviations are small, make a hundred roundings of one.
+        "layer-norm": MODEL_CASES["mogrifier-all"].replace(
+            embedding_size=8, hidden_sizes=(8,), **LAMB | {"keep_words": 1.0}
+        ),
+        "adamw-average": BASE.replace(optimizer="adamw", nonmonotone=0, learning_rate=0.01),
+        "untied-lamb": BASE.replace(optimizer="adamw", clip_norm=0.5, compatibility="lamb"),
+        "mogrifier-coupled-muon": MODEL_CASES["mogrifier-coupled"].replace(
+            optimizer="muon",
+            newton_schulz_rule="polar-express",
+            adam_weight_decay=0.1,
+            keep_state=0.7,
+            keep_recurrent_weights=0.7,
+            keep_update=0.8,
+            scale_embedding=True,
+        ),
+        "tied-muon-average": BASE.replace(
+            tied=True, optimizer="muon", schedule="cosine", average_decay=0.5, keep_output=0.7
+        ),
+    }
+)

@@ -15,11 +15,14 @@ INTRUDERS = ["link", "fifo", "directory", "hard link"]
 
 
 @contextmanager
-def opened(folder: Path, corpus: str = "ptb", bptt_length: int = 20, *, offset: int | None = None,
-           tensorboard: bool = False) -> Iterator[MetricsLog]:
+def opened(
+    folder: Path, corpus: str = "ptb", bptt_length: int = 20, *, offset: int | None = None, tensorboard: bool = False
+) -> Iterator[MetricsLog]:
     """A log in a folder."""
-    with Folder.open(folder) as held, \
-            MetricsLog(held, corpus, bptt_length, offset=offset, tensorboard=tensorboard) as log:
+    with (
+        Folder.open(folder) as held,
+        MetricsLog(held, corpus, bptt_length, offset=offset, tensorboard=tensorboard) as log,
+    ):
         yield log
 
 
@@ -30,8 +33,13 @@ def run(folder: Path, epochs: int = 3, windows: int = 40, **result: Any) -> Path
         for epoch in range(1, epochs + 1):
             cost = np.linspace(6, 5, windows) / epoch**0.1 * 20
             log.windows((epoch - 1) * windows + 1, epoch, cost, cost, np.full(windows, 0.5**epoch))
-            values = {"epoch": epoch, "train_perplexity": np.exp(cost.mean() / 20), "valid_perplexity": 300 / epoch,
-                      "floor_valid": 90.0, "preset": "$mall_"}
+            values = {
+                "epoch": epoch,
+                "train_perplexity": np.exp(cost.mean() / 20),
+                "valid_perplexity": 300 / epoch,
+                "floor_valid": 90.0,
+                "preset": "$mall_",
+            }
             log.result("epoch", **values | result)
         log.result("test", test_perplexity=118.4, checkpoint="last")
     return folder

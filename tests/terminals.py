@@ -44,8 +44,12 @@ def in_terminal(command: Sequence[str], columns: int = 80, rows: int = 24, **env
     stream, screens, written = pyte.ByteStream(screen), [], b""
     terminal, inner = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    process = os.posix_spawn(command[0], list(command), ours, file_actions=[
-        *((os.POSIX_SPAWN_DUP2, inner, number) for number in range(3)), (os.POSIX_SPAWN_CLOSE, terminal)])
+    process = os.posix_spawn(
+        command[0],
+        list(command),
+        ours,
+        file_actions=[*((os.POSIX_SPAWN_DUP2, inner, number) for number in range(3)), (os.POSIX_SPAWN_CLOSE, terminal)],
+    )
     os.close(inner)
     while True:
         try:

@@ -14,8 +14,23 @@ SCRIPT = ROOT / "experiments/ablation.py"
 def test_the_ladder_is_climbed_once(tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.md"
     page.write_text("# A page\n<!-- the table -->\nold\n<!-- its end -->\nafter\n")
-    monkeypatch.setattr(sys, "argv", ["ablation.py", "--corpus", "embedded-tiny", "--epochs", "0", "--width", "4",
-                                      "--run-dir", str(tmp_path / "runs"), "--markdown", str(page)])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "ablation.py",
+            "--corpus",
+            "embedded-tiny",
+            "--epochs",
+            "0",
+            "--width",
+            "4",
+            "--run-dir",
+            str(tmp_path / "runs"),
+            "--markdown",
+            str(page),
+        ],
+    )
     runpy.run_path(str(SCRIPT))["main"]()
     assert capsys.readouterr().out.count("| + ") == 5
     text = page.read_text()
@@ -40,8 +55,23 @@ def test_each_optimiser_has_its_best_rate_by_validation(tmp_path, monkeypatch, c
     monkeypatch.setitem(compared["compare"].__globals__, "TRIED", {"SGD": ({"optimizer": "sgd"}, (0.5, 1.0))})
     page = tmp_path / "page.md"
     page.write_text("<!-- the table -->\n<!-- its end -->\n")
-    monkeypatch.setattr(sys, "argv", ["optimizers.py", "--corpus", "embedded-tiny", "--epochs", "0", "--width", "4",
-                                      "--run-dir", str(tmp_path / "runs"), "--markdown", str(page)])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "optimizers.py",
+            "--corpus",
+            "embedded-tiny",
+            "--epochs",
+            "0",
+            "--width",
+            "4",
+            "--run-dir",
+            str(tmp_path / "runs"),
+            "--markdown",
+            str(page),
+        ],
+    )
     compared["main"]()
     assert "| SGD | 0.5: nan, 1: nan | 0.5 |" in page.read_text() and page.read_text().endswith("<!-- its end -->\n")
     assert (tmp_path / "runs/optimizers.png").read_bytes().startswith(b"\x89PNG")

@@ -51,10 +51,12 @@ def torch_layers(layers: list, differences: list, apart: float) -> dict[str, np.
     for k, (layer, difference) in enumerate(zip(layers, differences, strict=True)):
         kernel, bias = np.asarray(layer["kernel"]), torch_gates(np.asarray(layer["bias"]))
         inputs = len(kernel) - len(bias) // 4
-        found |= {f"rnns.{k}.weight_ih_l0": torch_gates(kernel[:inputs]),
-                  f"rnns.{k}.weight_hh_l0": torch_gates(kernel[inputs:]),
-                  f"rnns.{k}.bias_ih_l0": (bias + apart * difference) / 2,
-                  f"rnns.{k}.bias_hh_l0": (bias - apart * difference) / 2}
+        found |= {
+            f"rnns.{k}.weight_ih_l0": torch_gates(kernel[:inputs]),
+            f"rnns.{k}.weight_hh_l0": torch_gates(kernel[inputs:]),
+            f"rnns.{k}.bias_ih_l0": (bias + apart * difference) / 2,
+            f"rnns.{k}.bias_hh_l0": (bias - apart * difference) / 2,
+        }
     return found
 
 
@@ -74,17 +76,34 @@ class Replay:
         kept = {name: 1 - rate if rate else None for name, rate in rates.items()}
         self.widths = (*[c["hidden"]] * (c["layers"] - 1), c["emb"])
         config = jaxlm.preset("small").replace(
-            vocab_size=c["V"], embedding_size=c["emb"], hidden_sizes=self.widths, tied=True, locked_dropout=True,
-            keep_embedding=kept["dropouti"], keep_output=kept["dropouth"], keep_last_output=kept["dropout"],
-            keep_words=kept["dropoute"], keep_recurrent_weights=kept["wdrop"], optimizer="asgd", cost="mean",
-            learning_rate=c["lr"], clip_norm=c["clip"], weight_decay=c["wdecay"], activation_penalty=c["alpha"] or None,
-            temporal_penalty=c["beta"] or None, compatibility="awd-lstm", hold=1e9, batch_size=c["B"],
-            bptt_length=c["bptt"])
+            vocab_size=c["V"],
+            embedding_size=c["emb"],
+            hidden_sizes=self.widths,
+            tied=True,
+            locked_dropout=True,
+            keep_embedding=kept["dropouti"],
+            keep_output=kept["dropouth"],
+            keep_last_output=kept["dropout"],
+            keep_words=kept["dropoute"],
+            keep_recurrent_weights=kept["wdrop"],
+            optimizer="asgd",
+            cost="mean",
+            learning_rate=c["lr"],
+            clip_norm=c["clip"],
+            weight_decay=c["wdecay"],
+            activation_penalty=c["alpha"] or None,
+            temporal_penalty=c["beta"] or None,
+            compatibility="awd-lstm",
+            hold=1e9,
+            batch_size=c["B"],
+            bptt_length=c["bptt"],
+        )
         self.kept, self.golden = kept, golden
         self.recipe = Recipe(replace(config.model, compute_dtype=dtype), config.optimizer, config.schedule)
         g = np.random.default_rng(c["token_seed"])
-        self.train, self.valid, self.test = ((g.random(n)**3 * (c["V"] - 1)).astype(np.int32)
-                                             for n in golden["tokens"]["n_train_valid_test"])
+        self.train, self.valid, self.test = (
+            (g.random(n) ** 3 * (c["V"] - 1)).astype(np.int32) for n in golden["tokens"]["n_train_valid_test"]
+        )
         self.dtype = dtype
         self.params, self.apart = self._weights(np.random.default_rng(c["weight_seed"]))
 
@@ -131,7 +150,7 @@ class Replay:
             first = k % windows["per_epoch"] == 0
             row = 0 if first else row
             recipe = replace(self.recipe, optimizer=replace(self.recipe.optimizer, learning_rate=jnp.float32(rate)))
-            window = Window(tokens[row:row + T], tokens[row + 1:row + T + 1], epoch=0, first=jnp.bool_(first))
+            window = Window(tokens[row : row + T], tokens[row + 1 : row + T + 1], epoch=0, first=jnp.bool_(first))
             state, metrics = step(recipe, state, window, self.noise(k))
             told.append((float(metrics.cost) / T, float(metrics.grad_norm)))
             moved = moved if k > windows["sgd_steps"] else rate
@@ -153,8 +172,10 @@ class Replay:
     def named(self, params, apart) -> dict[str, np.ndarray]:
         """PyTorch's tensors."""
         found = {"encoder.weight": params["embedding"], "decoder.bias": params["softmax"]["bias"]}
-        return {name: np.asarray(array, np.float64) for name, array in {
-            **found, **torch_layers(params["lstm"], self.apart, apart)}.items()}
+        return {
+            name: np.asarray(array, np.float64)
+            for name, array in {**found, **torch_layers(params["lstm"], self.apart, apart)}.items()
+        }
 
 
 def agreeing(golden: dict) -> int:
@@ -165,9 +186,16 @@ def agreeing(golden: dict) -> int:
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize(("name", "wide"), [
-    ("awd_lstm", False), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        ("awd_lstm", True), ("awd_lstm_plain", False), ("awd_lstm_plain", True)))])
+@pytest.mark.parametrize(
+    ("name", "wide"),
+    [
+        ("awd_lstm", False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("awd_lstm", True), ("awd_lstm_plain", False), ("awd_lstm_plain", True))
+        ),
+    ],
+)
 def test_the_published_run(name, wide):
     golden = recorded(f"{name}.json")
     with jax.enable_x64(wide), jax.default_matmul_precision("highest"):

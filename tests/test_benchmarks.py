@@ -25,8 +25,11 @@ def speedrun(monkeypatch):
 def test_every_command_of_the_speedrun_is_accepted(speedrun, monkeypatch, capsys, tmp_path):
     configs = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jaxlm.runs.trainer, "train", lambda config, **_: configs.append(config) or SimpleNamespace(
-        stopped_by=None, run_dir=None))
+    monkeypatch.setattr(
+        jaxlm.runs.trainer,
+        "train",
+        lambda config, **_: configs.append(config) or SimpleNamespace(stopped_by=None, run_dir=None),
+    )
     monkeypatch.setattr(sys, "argv", ["speedrun.py", "--show"])
     speedrun.main()
     shown = capsys.readouterr().out.splitlines()
@@ -40,8 +43,21 @@ def test_every_command_of_the_speedrun_is_accepted(speedrun, monkeypatch, capsys
 
 @pytest.mark.slow
 def test_a_record_is_what_the_run_wrote(speedrun, monkeypatch):
-    tiny = ["train", "--preset", "tied-fast", "--corpus", "embedded-tiny", "--embedding-size", "8", "--hidden-sizes",
-            "8", "--batch-size", "50", "--epochs", "2"]
+    tiny = [
+        "train",
+        "--preset",
+        "tied-fast",
+        "--corpus",
+        "embedded-tiny",
+        "--embedding-size",
+        "8",
+        "--hidden-sizes",
+        "8",
+        "--batch-size",
+        "50",
+        "--epochs",
+        "2",
+    ]
     monkeypatch.setattr(speedrun, "command", lambda target, seed: [*tiny, "--seed", str(seed)])
     reached, missed = speedrun.run(1e9, 0, 10), speedrun.run(1.0, 0, 0)
     assert (reached.epoch, missed.epoch, missed.seconds) == (1, None, None)
@@ -63,13 +79,24 @@ def test_earlier_records_are_kept(speedrun, tmp_path):
 
 MISTAKES = {
     "speedrun.py": ["--seeds 0", "--cache -1", "--targets 5", "--out nowhere/x.json"],
-    "benchmark.py": ["nothing", "--presets nobody", "--turns 0", "--windows 0", "--commits a b",
-                     "growth --out nowhere"],
+    "benchmark.py": [
+        "nothing",
+        "--presets nobody",
+        "--turns 0",
+        "--windows 0",
+        "--commits a b",
+        "growth --out nowhere",
+    ],
     "peers.py": ["", "nobody small", "jaxlm nobody", "jaxlm small {", 'jaxlm small {"learning_rate":-1}'],
     "scoring_benchmark.py": ["--data-dir nowhere", "--repeats 0", "--words x"],
     "large_corpus.py": ["--tokens 1", "--turns 0"],
-    "ablation.py": ["--corpus nowhere", "--width 0 --corpus embedded-tiny", "--seeds 0", "--markdown nowhere.md",
-                    "--markdown kept.json"],
+    "ablation.py": [
+        "--corpus nowhere",
+        "--width 0 --corpus embedded-tiny",
+        "--seeds 0",
+        "--markdown nowhere.md",
+        "--markdown kept.json",
+    ],
     "optimizers.py": ["--epochs -1 --corpus embedded-tiny", "--markdown kept.json"],
 }
 
@@ -78,8 +105,13 @@ MISTAKES = {
 def test_a_mistake_is_one_sentence_and_nothing_is_lost(script, tmp_path):
     (tmp_path / "kept.json").write_text("hours")
     for words in MISTAKES[script]:
-        done = subprocess.run([sys.executable, EXPERIMENTS / script, *words.split()], capture_output=True, text=True,
-                              cwd=tmp_path, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            [sys.executable, EXPERIMENTS / script, *words.split()],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+        )
         assert done.returncode in (1, 2), (words, done)
         assert "error: " in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr, (words, done.stderr)
     assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
@@ -105,13 +137,29 @@ def test_members_are_timed_in_every_way_of_a_sweep(monkeypatch):
 
 @pytest.mark.slow
 def test_the_benchmark_compares_what_is_installed():
-    done = subprocess.run([sys.executable, EXPERIMENTS / "benchmark.py", "steps", "evaluation", "--presets", "test",
-                           "--turns", "1", "--windows", "2", "--json"], capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            EXPERIMENTS / "benchmark.py",
+            "steps",
+            "evaluation",
+            "--presets",
+            "test",
+            "--turns",
+            "1",
+            "--windows",
+            "2",
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     names = [row["contender"] for row in found["steps"]]
-    assert names[:6] == [f"{maker} {dtype}" for maker in ("jaxlm", "products", "floor")
-                         for dtype in ("float32", "bfloat16")]
+    assert names[:6] == [
+        f"{maker} {dtype}" for maker in ("jaxlm", "products", "floor") for dtype in ("float32", "bfloat16")
+    ]
     assert [row["contender"] for row in found["evaluation"]] == ["validation", "test"]
     for row in [*found["steps"], *found["evaluation"]]:
         assert row["preset"] == "test" and row["ms"] > 0 and row["words_per_second"] > 0 and row["peak_mib"] > 0

@@ -31,9 +31,26 @@ CODES = {0, 1, -9}  # (2: arguments that do not parse; 3: diverged; 128 + N: no 
 MOST_CASES_OF_A_LIFE = 12
 DISK = 8 << 20  # bytes
 
-FLAGS = ("--corpus", "embedded-tiny", "--embedding-size", "8", "--hidden-sizes", "8", "--batch-size", "100",
-         "--bptt-length", "20", "--epochs", "3", "--keep-output", "0.8", "--checkpoint-every", "7",
-         "--windows-per-call", "2")
+FLAGS = (
+    "--corpus",
+    "embedded-tiny",
+    "--embedding-size",
+    "8",
+    "--hidden-sizes",
+    "8",
+    "--batch-size",
+    "100",
+    "--bptt-length",
+    "20",
+    "--epochs",
+    "3",
+    "--keep-output",
+    "0.8",
+    "--checkpoint-every",
+    "7",
+    "--windows-per-call",
+    "2",
+)
 RATE = ("--learning-rate", "4")  # its best epoch is not its last one
 
 
@@ -84,8 +101,11 @@ class SweepOfTwo(Subject):
         return [("info", at / "trials/0000"), ("evaluate", at / "trials/0001")]
 
     def result(self, at):
-        return {f"{trial.name}/{name}": data for trial in sorted((at / "trials").iterdir())
-                for name, data in kept(trial).items()}
+        return {
+            f"{trial.name}/{name}": data
+            for trial in sorted((at / "trials").iterdir())
+            for name, data in kept(trial).items()
+        }
 
 
 class Preparation(Subject):
@@ -101,8 +121,22 @@ class Preparation(Subject):
     def questions(self, at):
         asked = at.with_name("asked")
         shutil.rmtree(asked, ignore_errors=True)
-        return [("train", *FLAGS, "--corpus", at, "--min-count", "2", "--batch-size", "5", "--steps", "1", "--run-dir",
-                 asked)]
+        return [
+            (
+                "train",
+                *FLAGS,
+                "--corpus",
+                at,
+                "--min-count",
+                "2",
+                "--batch-size",
+                "5",
+                "--steps",
+                "1",
+                "--run-dir",
+                asked,
+            )
+        ]
 
     def result(self, at):
         return {path.name: path.read_bytes() for path in sorted(at.iterdir())}
@@ -137,8 +171,9 @@ def place(tmp_path_factory) -> Iterator[Place]:
     for name in ("00000007/notes", ".00000007.partial/notes", "checkpoints/00000007/manifest.json", "rc", "d/x"):
         (canary / name).parent.mkdir(parents=True, exist_ok=True)
         (canary / name).write_text("mine\n")
-    mounted = not subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", disk],
-                                 capture_output=True).returncode
+    mounted = not subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", disk], capture_output=True
+    ).returncode
     try:
         with Server(folder) as server:
             yield Place(disk, canary, mounted, server)
@@ -183,8 +218,12 @@ def test_a_disturbed_life_ends_as_an_undisturbed_one(place, text, capsys):
         except BaseException:
             copy = Path(tempfile.mkdtemp(prefix="jaxlm-chaos-"))
             with contextlib.suppress(OSError, shutil.Error):
-                shutil.copytree(place.disk, copy / "disk", symlinks=True, ignore=lambda at, names: [
-                    name for name in names if Path(at, name).is_fifo()])
+                shutil.copytree(
+                    place.disk,
+                    copy / "disk",
+                    symlinks=True,
+                    ignore=lambda at, names: [name for name in names if Path(at, name).is_fifo()],
+                )
             (copy / "told").write_text("\n".join(told))
             print(f"seed {SEED}, life {life}, {sum(counts.values())} cases: kept in {copy}", *told[-12:], sep="\n")
             raise
@@ -226,8 +265,11 @@ def finished(subject: Subject, place: Place, command: Command, told: list[str], 
     assert code in CODES, f"exit code {code}: {err}"
     assert "Traceback" not in out + err and "\x1b" not in out + err, out + err
     # (That it waits for another process, or that a log of TensorBoard ends, is no error.)
-    said = [line for line in err.splitlines() if not line.startswith(("another process is preparing", "waiting for",
-                                                                      "warning: "))]
+    said = [
+        line
+        for line in err.splitlines()
+        if not line.startswith(("another process is preparing", "waiting for", "warning: "))
+    ]
     assert len(said) <= 1, err
     if code == 1 and not said:  # in the table of `info`, or among a sweep's members
         assert re.search("^problems$| damaged", out, re.MULTILINE), out
@@ -279,9 +321,12 @@ def answered(subject: Subject, at: Path, place: Place, rng: random.Random, told:
     code, err = finished(subject, place, command, told, asked)
     if code == 1:
         there = re.search("|".join(map(re.escape, names)), err)
-        begun = re.search("problems|holds no (run|checkpoints|sweep)|there is no (directory|corpus)|finished epoch|"
-                          "is not a finished corpus|is not empty|has no checkpoint|in use|cannot be found|"
-                          "does not exist|is damaged|not intact|is intact", err)
+        begun = re.search(
+            "problems|holds no (run|checkpoints|sweep)|there is no (directory|corpus)|finished epoch|"
+            "is not a finished corpus|is not empty|has no checkpoint|in use|cannot be found|"
+            "does not exist|is damaged|not intact|is intact",
+            err,
+        )
         assert there or begun, f"{names} is not named: {err}"
     return "refused" if code == 1 else "killed" if code == -9 else "done"
 
@@ -302,7 +347,7 @@ def damaged(subject: Subject, at: Path, place: Place, rng: random.Random, told: 
         if how == "flip":
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         else:
-            del data[rng.randrange(len(data)):]
+            del data[rng.randrange(len(data)) :]
         path.write_bytes(data)
     wrong = None if how == "remove" else path.read_bytes()
     end = answered(subject, at, place, rng, told, [path.name, path.parent.name])
@@ -316,9 +361,23 @@ def planted(subject: Subject, at: Path, place: Place, rng: random.Random, told: 
     """Somebody puts a link, a FIFO or something else in a file's or a folder's place."""
     how = rng.choice(("link", "hard link", "FIFO", "sparse", "folder"))
     some = [path for path in sorted(at.rglob("*")) if path.name not in (".partial",)]
-    new = [at / name for name in (".partial-metrics.jsonl", "curve.png", "checkpoints", "tensorboard", ".lock",
-                                  "metrics.jsonl", "plan.json", "study.journal", "trials", "prepared.json", "train.ids",
-                                  "sweep.json")]
+    new = [
+        at / name
+        for name in (
+            ".partial-metrics.jsonl",
+            "curve.png",
+            "checkpoints",
+            "tensorboard",
+            ".lock",
+            "metrics.jsonl",
+            "plan.json",
+            "study.journal",
+            "trials",
+            "prepared.json",
+            "train.ids",
+            "sweep.json",
+        )
+    ]
     path = rng.choice([*some, *(rng.choice(new) for _ in range(1 + len(some) // 4))])
     if not path.parent.is_dir():
         return "nothing yet"
@@ -326,8 +385,9 @@ def planted(subject: Subject, at: Path, place: Place, rng: random.Random, told: 
     if there := os.path.lexists(path):
         os.rename(path, aside)
     if how == "link":
-        path.symlink_to(rng.choice([place.canary / "rc", place.canary, place.canary / "checkpoints",
-                                    place.canary / "nothing"]))
+        path.symlink_to(
+            rng.choice([place.canary / "rc", place.canary, place.canary / "checkpoints", place.canary / "nothing"])
+        )
     elif how == "hard link" and os.stat(place.canary).st_dev == os.stat(at).st_dev:
         path.hardlink_to(place.canary / "rc")
     elif how == "FIFO":
@@ -341,7 +401,9 @@ def planted(subject: Subject, at: Path, place: Place, rng: random.Random, told: 
     told.append(f"  {how} at {path.relative_to(at)}")
     end = answered(subject, at, place, rng, told, [path.name, path.parent.name])
     same = os.path.lexists(path) and (path.lstat().st_ino, path.lstat().st_mode) == (
-        planted_as.st_ino, planted_as.st_mode)
+        planted_as.st_ino,
+        planted_as.st_mode,
+    )
     if same and path.is_dir() and not path.is_symlink() and any(path.iterdir()):  # an empty one was used: it is kept
         same = False
     if same:
@@ -375,6 +437,12 @@ def clock(subject: Subject, at: Path, place: Place, rng: random.Random, told: li
     return answered(subject, at, place, rng, told, ["nothing can be refused"])
 
 
-DISTURBANCES = {"killed": killed, "damaged": damaged, "planted": planted, "full": full, "second writer": second_writer,
-                "clock": clock}
+DISTURBANCES = {
+    "killed": killed,
+    "damaged": damaged,
+    "planted": planted,
+    "full": full,
+    "second writer": second_writer,
+    "clock": clock,
+}
 pytestmark = pytest.mark.slow

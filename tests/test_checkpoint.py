@@ -73,8 +73,9 @@ def test_what_is_read_is_what_was_saved(original):
     found = checkpoint.read(original)
     state = dataclasses.replace(new_state(SMALL), step=jax.numpy.int32(1))
     assert jax.tree.structure(found.state) == jax.tree.structure(state)
-    for (name, old), (_, new) in zip(*(checkpoint.named_leaves(checkpoint._without_keys(tree))
-                                       for tree in (state, found.state)), strict=True):
+    for (name, old), (_, new) in zip(
+        *(checkpoint.named_leaves(checkpoint._without_keys(tree)) for tree in (state, found.state)), strict=True
+    ):
         assert old.dtype == new.dtype and np.array_equal(old, new), name
     assert (found.config, found.vocab, found.manifest.step) == (SMALL, VOCAB, 1)
 
@@ -95,15 +96,24 @@ def test_the_arrays_are_one_file_that_others_open(original):
 
 def test_any_tree_of_arrays_is_saved_by_its_names(tmp_path):
     """Also scalars, bfloat16, empty arrays, and arrays in another order of memory."""
-    tree = {"a": [np.zeros((2, 3), np.float32).T, jax.numpy.ones(3, "bfloat16")], "key": jax.random.key(1),
-            "count": np.int32(7), "empty": np.zeros((0, 4))}
+    tree = {
+        "a": [np.zeros((2, 3), np.float32).T, jax.numpy.ones(3, "bfloat16")],
+        "key": jax.random.key(1),
+        "count": np.int32(7),
+        "empty": np.zeros((0, 4)),
+    }
     with Folder.open(tmp_path) as run:
         run.write("metrics.jsonl", b"")
         path = checkpoint.save(run, tree, SMALL, VOCAB, Manifest(1, 0, None, {"name": "none", "sha256": "0"}))
     header = str((path / "state.safetensors").read_bytes())
     names = re.findall('"([^"]+)":{"dtype":"([A-Z0-9]+)","shape":(.*?),"data', header)
-    assert sorted(names) == [("a.0", "F32", "[3,2]"), ("a.1", "BF16", "[3]"), ("count", "I32", "[]"),
-                             ("empty", "F64", "[0,4]"), ("key", "U32", "[2]")]
+    assert sorted(names) == [
+        ("a.0", "F32", "[3,2]"),
+        ("a.1", "BF16", "[3]"),
+        ("count", "I32", "[]"),
+        ("empty", "F64", "[0,4]"),
+        ("key", "U32", "[2]"),
+    ]
 
 
 def test_every_flipped_bit_is_found(either):
@@ -111,11 +121,14 @@ def test_every_flipped_bit_is_found(either):
     rng, found = random.Random(0), 0
     everywhere = files(path)
     for trial in range(100):
-        file = everywhere[trial % len(everywhere)] if trial < 50 else rng.choices(
-            everywhere, [file.stat().st_size for file in everywhere])[0]
+        file = (
+            everywhere[trial % len(everywhere)]
+            if trial < 50
+            else rng.choices(everywhere, [file.stat().st_size for file in everywhere])[0]
+        )
         data = file.read_bytes()
         at, bit = rng.randrange(len(data)), 1 << rng.randrange(8)
-        file.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1:])
+        file.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
         found += str(file) in refused(path, "is damaged")
         file.write_bytes(data)
     assert found == 100
@@ -188,7 +201,8 @@ def test_cleaning_up_removes_only_names_of_ours(tmp_path):
         checkpoint.clean(run)
     assert [name for name in mine if not (tmp_path / name / "inner").is_dir()] == []
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file() and "00000" not in str(path.parent)) == [
-        "metrics.jsonl"]
+        "metrics.jsonl"
+    ]
 
 
 def test_a_later_damaged_one_does_not_outlive_the_resumed_run(tmp_path):
@@ -211,8 +225,11 @@ def forge(path: Path, **changes) -> None:
     """Seals a checkpoint anew, with its files as they are now, as a stranger could."""
     tree = json.loads((path / "manifest.json").read_text())
     del tree["sha256"]
-    named = {file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files(path)
-             if file.name != "manifest.json"}
+    named = {
+        file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files(path)
+        if file.name != "manifest.json"
+    }
     (path / "manifest.json").write_text(seal({**tree, "files": named, **changes}))
 
 
@@ -230,9 +247,9 @@ def state_of(path: Path, change: Callable[[dict], object]) -> None:
 
 def header_of(path: Path, change: Callable[[bytes], bytes]) -> None:
     data = (path / "state.safetensors").read_bytes()
-    size, = struct.unpack("<Q", data[:8])
-    header = change(data[8:8 + size])
-    (path / "state.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data[8 + size:])
+    (size,) = struct.unpack("<Q", data[:8])
+    header = change(data[8 : 8 + size])
+    (path / "state.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data[8 + size :])
 
 
 def swap(old: bytes, new: bytes) -> Callable[[Path], None]:
@@ -244,8 +261,10 @@ def swap(old: bytes, new: bytes) -> Callable[[Path], None]:
 
 
 CONFIGS = {
-    "a config of a terabyte": (lambda p: config_of(p, embedding_size=2**30, hidden_sizes=[2**20]),
-                               "needs at least .* of memory"),
+    "a config of a terabyte": (
+        lambda p: config_of(p, embedding_size=2**30, hidden_sizes=[2**20]),
+        "needs at least .* of memory",
+    ),
     "a config beyond all numbers": (lambda p: config_of(p, embedding_size=2**200), "embedding_size"),
     "a config of many layers": (lambda p: config_of(p, hidden_sizes=[1] * 90_000), "layers"),
     "a config that is none": (lambda p: (p / "config.json").write_text("[]"), "expected a JSON object"),
@@ -269,8 +288,10 @@ FORGERIES = {
     "negative offsets": (swap(b'"data_offsets":[0,', b'"data_offsets":[-1,'), "not a file of safetensors"),
     "no JSON": (lambda p: header_of(p, lambda h: b"x" * len(h)), "not a file of safetensors"),
     "deep JSON": (lambda p: header_of(p, lambda h: b"[" * 3000), "not a file of safetensors"),
-    "a header of a terabyte": (lambda p: (p / "state.safetensors").write_bytes(struct.pack("<Q", 2**40) + b"{}"),
-                               "not a file of safetensors"),
+    "a header of a terabyte": (
+        lambda p: (p / "state.safetensors").write_bytes(struct.pack("<Q", 2**40) + b"{}"),
+        "not a file of safetensors",
+    ),
     "an empty file": (lambda p: (p / "state.safetensors").write_bytes(b""), "not a file of safetensors"),
     "a tail": (lambda p: (p / "state.safetensors").open("ab").write(b"x") and None, "not a file of safetensors"),
     "a longer tail": (lambda p: os.truncate(p / "state.safetensors", 1 << 40), "expected at most"),
@@ -362,10 +383,26 @@ def test_a_pipe_or_a_sparse_file_is_not_waited_for(path, tmp_path):
         (tmp_path / "aside").rename(path / name)
 
 
-@pytest.mark.parametrize("change", [{"step": -1}, {"step": "1"}, {"step": 2**40}, {"epoch": None}, {"files": []},
-                                    {"corpus": {"name": 1}}, {"valid_perplexity": "low"}, {"format": 3},
-                                    {"format": True}, {"format": [2]}, {"corpus": ["name"]}, {"corpus": None},
-                                    {"corpus": {}}, {"more": 1}, {"step": 2}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -1},
+        {"step": "1"},
+        {"step": 2**40},
+        {"epoch": None},
+        {"files": []},
+        {"corpus": {"name": 1}},
+        {"valid_perplexity": "low"},
+        {"format": 3},
+        {"format": True},
+        {"format": [2]},
+        {"corpus": ["name"]},
+        {"corpus": None},
+        {"corpus": {}},
+        {"more": 1},
+        {"step": 2},
+    ],
+)
 def test_a_sealed_manifest_of_nonsense_is_refused(path, change):
     forge(path, **change)
     refused(path, "manifest.json is damaged")
@@ -381,8 +418,9 @@ def test_a_checkpoint_of_small_costs_less_than_a_hundredth_of_its_epoch(tmp_path
     for step in range(6):
         start = time.perf_counter()
         with Folder.open(tmp_path) as run:
-            checkpoint.save(run, state, config, vocab,
-                            Manifest(step, step, 100.0 - step, {"name": "none", "sha256": "0"}))
+            checkpoint.save(
+                run, state, config, vocab, Manifest(step, step, 100.0 - step, {"name": "none", "sha256": "0"})
+            )
         seconds.append(time.perf_counter() - start)
     with capsys.disabled():
         size = sum(file.stat().st_size for file in files(listing.find(tmp_path)))

@@ -20,15 +20,28 @@ from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.lock import lock
 
-TINY = ["--corpus", "embedded-tiny", "--hidden-sizes", "8", "--embedding-size", "4", "--batch-size", "20",
-        "--epochs", "1"]
+TINY = [
+    "--corpus",
+    "embedded-tiny",
+    "--hidden-sizes",
+    "8",
+    "--embedding-size",
+    "4",
+    "--batch-size",
+    "20",
+    "--epochs",
+    "1",
+]
 WORDS = "a b c d e\n" * 4000
 ESCAPE = "\x1b]0;x\x07"  # sets a terminal's title
 
 
 def content(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +71,18 @@ def refused(capsys, arguments, message, code=1):
     assert message in err
 
 
-@pytest.mark.parametrize(("data", "message"), [
-    (None, "there is no corpus or file"),
-    (b"", "is empty"),
-    (b" \n \n", "is empty"),
-    (b"one two\n", "at least 3 lines"),
-    (b"a b\nc d\ne f\n", "fewer than one window of batch_size 20"),
-    (b"text\n" * 9 + b"\xff\xfe more\n", "byte 45"),
-    (b"text\n\0\0\0", "byte 5"),
-])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "there is no corpus or file"),
+        (b"", "is empty"),
+        (b" \n \n", "is empty"),
+        (b"one two\n", "at least 3 lines"),
+        (b"a b\nc d\ne f\n", "fewer than one window of batch_size 20"),
+        (b"text\n" * 9 + b"\xff\xfe more\n", "byte 45"),
+        (b"text\n\0\0\0", "byte 5"),
+    ],
+)
 def test_text_that_cannot_be_used(capsys, tmp_path, data, message):
     path = tmp_path / "text.txt"
     if data is not None:
@@ -75,51 +91,55 @@ def test_text_that_cannot_be_used(capsys, tmp_path, data, message):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("arguments", "message", "code"), [
-    (["--preset", "smal"], "'small'", 1),
-    (["--learning-rte", "1"], "--learning-rte", 2),
-    (["--epochs", "many"], "'many'", 2),
-    (["--epochs", "²"], "'²'", 2),
-    (["--hidden-sizes", "8;8"], "'8;8'", 2),
-    (["--hidden-sizes", "9" * 5000], "5,000 characters", 2),
-    (["--hidden-sizes", "9" * 19], "hidden_sizes must be at least 1 and at most", 1),
-    (["--hidden-sizes", ","], "hidden_sizes needs at least one", 1),
-    (["--hidden-sizes", "0"], "hidden_sizes must be at least 1", 1),
-    (["--keep-output", "0"], "keep_output must be above 0 and at most 1", 1),
-    (["--learning-rate", "-1"], "learning_rate must be above 0; it is -1", 1),
-    (["--learning-rate", "nan"], "learning_rate must be above 0; it is nan", 1),
-    (["--learning-rate", "9" * 400], "learning_rate must be above 0; it is inf", 1),
-    (["--learning-rate", "none"], "'none'", 2),
-    (["--decay", "inf"], "decay must be above 0 and at most 1", 1),
-    (["--batch-size", "0"], "batch_size must be at least 1", 1),
-    (["--batch-size", "4000"], "lower batch_size or bptt_length", 1),
-    (["--bptt-length", "1000000"], "lower batch_size or bptt_length", 1),
-    (["--windows-per-call", "1000000000"], "windows_per_call must be at least 1 and at most 1,048,576", 1),
-    (["--vocab-size", "1"], "vocab_size must be at least 2", 1),
-    (["--vocab-size", "2000000000"], "vocab_size must be at least 2 and at most 16,777,216", 1),
-    (["--steps", "-1"], "at least 0, found -1", 2),
-    (["--steps=--"], "--steps", 2),
-    (["--devices", "0"], "at least 1, found 0", 2),
-    (["--config", "/no/such.json"], "/no/such.json cannot be read", 1),
-    (["--config", "/dev/zero"], "/dev/zero cannot be read", 1),
-    (["--run-dir", ""], "an empty text", 2),
-    (["--corpus", "ptb", "--data-dir", "/no/such"], "/no/such", 1),
-    (["--model", "gpt"], "model must be lstm, gru, mingru or mogrifier; it is 'gpt'", 1),
-    (["--optimizer", "adam"], "optimizer must be sgd, asgd, adamw or muon; it is 'adam'", 1),
-    (["--schedule", "step"], "schedule must be piecewise, cosine, linear or plateau; it is 'step'", 1),
-    (["--model", "gru", "--forget-bias", "1"], "a field of the model lstm or mogrifier, and the model is gru", 1),
-    (["--beta1", "0.9"], "beta1 is a field of the optimizer adamw or muon, and the optimizer is sgd", 1),
-    (["--optimizer", "muon", "--momentum", "none"], "momentum takes a number; it is None", 1),
-    (["--tied"], "hidden_sizes is 8, embedding_size is 4", 1),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["--preset", "smal"], "'small'", 1),
+        (["--learning-rte", "1"], "--learning-rte", 2),
+        (["--epochs", "many"], "'many'", 2),
+        (["--epochs", "²"], "'²'", 2),
+        (["--hidden-sizes", "8;8"], "'8;8'", 2),
+        (["--hidden-sizes", "9" * 5000], "5,000 characters", 2),
+        (["--hidden-sizes", "9" * 19], "hidden_sizes must be at least 1 and at most", 1),
+        (["--hidden-sizes", ","], "hidden_sizes needs at least one", 1),
+        (["--hidden-sizes", "0"], "hidden_sizes must be at least 1", 1),
+        (["--keep-output", "0"], "keep_output must be above 0 and at most 1", 1),
+        (["--learning-rate", "-1"], "learning_rate must be above 0; it is -1", 1),
+        (["--learning-rate", "nan"], "learning_rate must be above 0; it is nan", 1),
+        (["--learning-rate", "9" * 400], "learning_rate must be above 0; it is inf", 1),
+        (["--learning-rate", "none"], "'none'", 2),
+        (["--decay", "inf"], "decay must be above 0 and at most 1", 1),
+        (["--batch-size", "0"], "batch_size must be at least 1", 1),
+        (["--batch-size", "4000"], "lower batch_size or bptt_length", 1),
+        (["--bptt-length", "1000000"], "lower batch_size or bptt_length", 1),
+        (["--windows-per-call", "1000000000"], "windows_per_call must be at least 1 and at most 1,048,576", 1),
+        (["--vocab-size", "1"], "vocab_size must be at least 2", 1),
+        (["--vocab-size", "2000000000"], "vocab_size must be at least 2 and at most 16,777,216", 1),
+        (["--steps", "-1"], "at least 0, found -1", 2),
+        (["--steps=--"], "--steps", 2),
+        (["--devices", "0"], "at least 1, found 0", 2),
+        (["--config", "/no/such.json"], "/no/such.json cannot be read", 1),
+        (["--config", "/dev/zero"], "/dev/zero cannot be read", 1),
+        (["--run-dir", ""], "an empty text", 2),
+        (["--corpus", "ptb", "--data-dir", "/no/such"], "/no/such", 1),
+        (["--model", "gpt"], "model must be lstm, gru, mingru or mogrifier; it is 'gpt'", 1),
+        (["--optimizer", "adam"], "optimizer must be sgd, asgd, adamw or muon; it is 'adam'", 1),
+        (["--schedule", "step"], "schedule must be piecewise, cosine, linear or plateau; it is 'step'", 1),
+        (["--model", "gru", "--forget-bias", "1"], "a field of the model lstm or mogrifier, and the model is gru", 1),
+        (["--beta1", "0.9"], "beta1 is a field of the optimizer adamw or muon, and the optimizer is sgd", 1),
+        (["--optimizer", "muon", "--momentum", "none"], "momentum takes a number; it is None", 1),
+        (["--tied"], "hidden_sizes is 8, embedding_size is 4", 1),
+    ],
+)
 def test_arguments_that_cannot_be_used(capsys, tmp_path, arguments, message, code):
     refused(capsys, ["train", *TINY, "--run-dir", str(tmp_path / "run"), *arguments], message, code)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_config_file_that_is_no_config_is_refused_by_its_name(capsys, tmp_path):
-    for number, text in enumerate(("", "[" * 100_000, '{"format": 2, "train": {"epochs": ' + "9" * 400 + "}}",
-                                   "\x1b[2J", '{"format": 9}')):
+    for number, text in enumerate(
+        ("", "[" * 100_000, '{"format": 2, "train": {"epochs": ' + "9" * 400 + "}}", "\x1b[2J", '{"format": 9}')
+    ):
         path = tmp_path / f"{number}.json"
         path.write_text(text)
         refused(capsys, ["train", "--config", str(path)], str(path))
@@ -136,7 +156,8 @@ def test_a_directory_with_something_in_it_is_left_alone(capsys, tmp_path, run):
     refused(capsys, ["train", *TINY, "--run-dir", str(tmp_path / "mine" / "thesis.txt")], "thesis.txt")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
     assert {name: sha for name, sha in content(run).items() if name != ".lock"} == {
-        name: sha for name, sha in before.items() if name != ".lock"}
+        name: sha for name, sha in before.items() if name != ".lock"
+    }
 
 
 def test_a_run_directory_in_use_is_refused_with_its_holder(capsys, tmp_path):
@@ -144,13 +165,16 @@ def test_a_run_directory_in_use_is_refused_with_its_holder(capsys, tmp_path):
         refused(capsys, ["train", *TINY, "--run-dir", str(tmp_path / "run")], f"in use by process {os.getpid()} on")
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--hidden-sizes", "9"], "model.hidden_sizes: (8,) -> (9,)"),
-    (["--learning-rate", "0.3"], "optimizer.learning_rate: 1.0 -> 0.3"),
-    (["--model", "gru"], "model.kind: 'lstm' -> 'gru'"),
-    (["--seed", "5"], "train.seed: 0 -> 5"),
-    (["--config", "x.json"], "--resume takes the run's own config"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hidden-sizes", "9"], "model.hidden_sizes: (8,) -> (9,)"),
+        (["--learning-rate", "0.3"], "optimizer.learning_rate: 1.0 -> 0.3"),
+        (["--model", "gru"], "model.kind: 'lstm' -> 'gru'"),
+        (["--seed", "5"], "train.seed: 0 -> 5"),
+        (["--config", "x.json"], "--resume takes the run's own config"),
+    ],
+)
 def test_a_run_is_not_resumed_as_another(capsys, run, arguments, message):
     before = content(run / "checkpoints")
     refused(capsys, ["train", "--run-dir", str(run), "--resume", *arguments], message)
@@ -159,8 +183,11 @@ def test_a_run_is_not_resumed_as_another(capsys, run, arguments, message):
 
 def test_a_run_is_not_resumed_on_another_corpus(capsys, run, tmp_path):
     (tmp_path / "other.txt").write_text(WORDS)
-    refused(capsys, ["train", "--run-dir", str(run), "--resume", "--corpus", str(tmp_path / "other.txt")],
-            "another config or corpus")
+    refused(
+        capsys,
+        ["train", "--run-dir", str(run), "--resume", "--corpus", str(tmp_path / "other.txt")],
+        "another config or corpus",
+    )
 
 
 def test_there_must_be_something_to_resume(capsys, tmp_path, monkeypatch):
@@ -172,8 +199,14 @@ def test_there_must_be_something_to_resume(capsys, tmp_path, monkeypatch):
 
 def test_the_newest_run_of_a_preset_is_not_another_preset_s_nor_one_of_an_own_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("awd-lstm-20260101-000000", "awd-lstm-20260101-000000-2", "awd-lstm-20260101-000000-10",
-                 "awd-lstm-mos-20270101-000000", "awd-lstm-wide", "awd-lstm-20250101-000000"):
+    for name in (
+        "awd-lstm-20260101-000000",
+        "awd-lstm-20260101-000000-2",
+        "awd-lstm-20260101-000000-10",
+        "awd-lstm-mos-20270101-000000",
+        "awd-lstm-wide",
+        "awd-lstm-20250101-000000",
+    ):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "config.json").touch()
     assert _newest_run("awd-lstm").name == "awd-lstm-20260101-000000-10"
@@ -217,23 +250,38 @@ def damage(run: Path, how: str) -> None:
         shutil.rmtree(run / "checkpoints")
 
 
-@pytest.mark.parametrize(("how", "message"), [
-    ("flip", "state.safetensors"), ("truncate", "state.safetensors"), ("remove", "state.safetensors"),
-    ("manifest", "manifest.json"), ("vocab", "vocab.json"), ("all", "holds no checkpoints"),
-])
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("flip", "state.safetensors"),
+        ("truncate", "state.safetensors"),
+        ("remove", "state.safetensors"),
+        ("manifest", "manifest.json"),
+        ("vocab", "vocab.json"),
+        ("all", "holds no checkpoints"),
+    ],
+)
 def test_a_damaged_checkpoint_is_refused_by_every_verb(capsys, run, how, message):
     damage(run, how)
-    for verb in (["evaluate", str(run)], ["predict", str(run), "a"], ["neighbors", str(run), "a"],
-                 ["perplexity", str(run), "a b"], ["plot", str(run)]):
+    for verb in (
+        ["evaluate", str(run)],
+        ["predict", str(run), "a"],
+        ["neighbors", str(run), "a"],
+        ["perplexity", str(run), "a b"],
+        ["plot", str(run)],
+    ):
         refused(capsys, verb, message)
 
 
-@pytest.mark.parametrize(("arguments", "message", "code"), [
-    (["--checkpoint", "7"], "has no checkpoint '7'; it has", 1),
-    (["--checkpoint", "../x"], "has no checkpoint '../x'", 1),
-    (["--text", "/no/such"], "/no/such", 1),
-    (["--split", "dev"], "'dev'", 2),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["--checkpoint", "7"], "has no checkpoint '7'; it has", 1),
+        (["--checkpoint", "../x"], "has no checkpoint '../x'", 1),
+        (["--text", "/no/such"], "/no/such", 1),
+        (["--split", "dev"], "'dev'", 2),
+    ],
+)
 def test_evaluations_that_cannot_be(capsys, run, arguments, message, code):
     refused(capsys, ["evaluate", str(run), *arguments], message, code)
 
@@ -281,7 +329,7 @@ def test_info_shows_fields_with_units_and_the_same_as_json(capsys, finished):
     rows = [line.split() for line in text.splitlines()]
     for _, name, spec, _ in config.every_field():
         row = next(row for row in rows if row and row[0] == name)
-        assert spec.unit.split() == row[len(row) - len(spec.unit.split()):]
+        assert spec.unit.split() == row[len(row) - len(spec.unit.split()) :]
     assert all(f"{slot} {kind}" in text for slot, kind in config.kinds.items())
     assert "last best" in text and "problems: none" in text
     assert main(["info", str(finished), "--json"]) == 0
@@ -323,8 +371,14 @@ def test_what_comes_from_files_cannot_command_a_terminal(capsys, run, monkeypatc
     record = json.loads((run / "run.json").read_text())
     record["corpus"] |= {"name": ESCAPE, "notes": [ESCAPE]}
     (run / "run.json").write_text(json.dumps(record))
-    for arguments in (["predict", str(run), "x"], ["neighbors", str(run), words[3]], ["neighbors", str(run), ESCAPE],
-                      ["info", str(run)], ["info", str(run), "--json"], ["evaluate", f"{run}{ESCAPE}"]):
+    for arguments in (
+        ["predict", str(run), "x"],
+        ["neighbors", str(run), words[3]],
+        ["neighbors", str(run), ESCAPE],
+        ["info", str(run)],
+        ["info", str(run), "--json"],
+        ["evaluate", f"{run}{ESCAPE}"],
+    ):
         main(arguments)
         out, err = capsys.readouterr()
         assert r"\x1b" in out + err or r"\u001b" in out
@@ -335,8 +389,11 @@ def test_what_comes_from_files_cannot_command_a_terminal(capsys, run, monkeypatc
 
 def test_standard_input_is_read_as_utf_8(capsys, finished, monkeypatch):
     word = jaxlm.load(finished).vocab.words[5]
-    for data, code, message in ((f"{word} {word}".encode(), 0, ""), (b"a \xff", 1, "byte 2 is 0xff"),
-                                (b"", 1, "at least 2")):
+    for data, code, message in (
+        (f"{word} {word}".encode(), 0, ""),
+        (b"a \xff", 1, "byte 2 is 0xff"),
+        (b"", 1, "at least 2"),
+    ):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
         assert main(["perplexity", str(finished)]) == code
         assert message in capsys.readouterr().err
@@ -359,12 +416,40 @@ def test_text_given_here_is_read_as_files_are(capsys, finished, tmp_path, monkey
 
 
 def test_flags_change_a_config_as_replace_does(tmp_path):
-    flags = ["--model", "gru", "--optimizer", "adamw", "--schedule", "linear", "--tied", "--embedding-size", "8",
-             "--clip-norm", "none", "--keep-embedding", "0.5", "--beta2", "0.99", "--lowercase"]
+    flags = [
+        "--model",
+        "gru",
+        "--optimizer",
+        "adamw",
+        "--schedule",
+        "linear",
+        "--tied",
+        "--embedding-size",
+        "8",
+        "--clip-norm",
+        "none",
+        "--keep-embedding",
+        "0.5",
+        "--beta2",
+        "0.99",
+        "--lowercase",
+    ]
     assert main(["train", *TINY, *flags, "--steps", "0", "--run-dir", str(tmp_path / "run")]) == 0
     expected = preset("small").replace(
-        model="gru", optimizer="adamw", schedule="linear", tied=True, embedding_size=8, hidden_sizes=(8,), epochs=1,
-        clip_norm=None, keep_embedding=0.5, beta2=0.99, lowercase=True, batch_size=20, corpus="embedded-tiny")
+        model="gru",
+        optimizer="adamw",
+        schedule="linear",
+        tied=True,
+        embedding_size=8,
+        hidden_sizes=(8,),
+        epochs=1,
+        clip_norm=None,
+        keep_embedding=0.5,
+        beta2=0.99,
+        lowercase=True,
+        batch_size=20,
+        corpus="embedded-tiny",
+    )
     saved = rundir.saved_config(tmp_path / "run")
     assert saved.replace(vocab_size=10_000, lowercase=True) == expected
     assert np.isfinite(checkpoint.load(tmp_path / "run").state.params["embedding"]).all()

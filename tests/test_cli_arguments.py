@@ -37,11 +37,64 @@ from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.scoring.generation import Text
 from jaxlm.terminal import say
 
-NASTY = ["", "-", "--", "---", "²", "٣", "nan", "inf", "-inf", "none", "1e999", "-1", "0", "1", "-0.0", "9" * 5000,
-         "1" * 400, "0x10", "1_0", " 1", "1,2", ",", "1,,2", "256x128", "true", "\x1b]0;x\x07", "\udcff", "a b", "\n",
-         "%s", "%", "{}", "/", "/dev/null", "/dev/zero", "/no/such", ".", "..", "small", "lstm", "gru", "muon",
-         "cosine", "-h1", "--=", "=", "learning_rate=1", "learning_rate=", "hidden_sizes=²", "=1", "last", "best",
-         "x" * 300, "host:1", "log:0.1:10", "range:1:3:1"]
+NASTY = [
+    "",
+    "-",
+    "--",
+    "---",
+    "²",
+    "٣",
+    "nan",
+    "inf",
+    "-inf",
+    "none",
+    "1e999",
+    "-1",
+    "0",
+    "1",
+    "-0.0",
+    "9" * 5000,
+    "1" * 400,
+    "0x10",
+    "1_0",
+    " 1",
+    "1,2",
+    ",",
+    "1,,2",
+    "256x128",
+    "true",
+    "\x1b]0;x\x07",
+    "\udcff",
+    "a b",
+    "\n",
+    "%s",
+    "%",
+    "{}",
+    "/",
+    "/dev/null",
+    "/dev/zero",
+    "/no/such",
+    ".",
+    "..",
+    "small",
+    "lstm",
+    "gru",
+    "muon",
+    "cosine",
+    "-h1",
+    "--=",
+    "=",
+    "learning_rate=1",
+    "learning_rate=",
+    "hidden_sizes=²",
+    "=1",
+    "last",
+    "best",
+    "x" * 300,
+    "host:1",
+    "log:0.1:10",
+    "range:1:3:1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,27 +106,49 @@ def calls(tmp_path_factory):
         def call(*args, **keywords):
             kept.append((args, keywords))
             return result
+
         return call
 
     evaluation = SimpleNamespace(text="x", perplexity=2.0, nats=1.0, predictions=3)
-    lm = SimpleNamespace(perplexity=stub(1e300), predict=stub([("a", 0.5)]), neighbors=stub([("a", 0.5)]),
-                         evaluate=stub(evaluation), tune=stub(SimpleNamespace(
-                             protocol=protocol_of("cache"), valid=2.0, tried=[1], test=evaluation)),
-                         **{name: getattr(small_lm(), name) for name in (
-                             "minimal_pairs", "scorer", "states", "surprisal_stream", "syntaxgym", "unknown_words",
-                             "word_surprisal")},
-                         adaptive=stub(small_lm().scorer()), with_params=stub(small_lm()), stream=stub([("a", -0.5)]),
-                         generate=stub([Text(["a"], np.zeros(1))]))
+    lm = SimpleNamespace(
+        perplexity=stub(1e300),
+        predict=stub([("a", 0.5)]),
+        neighbors=stub([("a", 0.5)]),
+        evaluate=stub(evaluation),
+        tune=stub(SimpleNamespace(protocol=protocol_of("cache"), valid=2.0, tried=[1], test=evaluation)),
+        **{
+            name: getattr(small_lm(), name)
+            for name in (
+                "minimal_pairs",
+                "scorer",
+                "states",
+                "surprisal_stream",
+                "syntaxgym",
+                "unknown_words",
+                "word_surprisal",
+            )
+        },
+        adaptive=stub(small_lm().scorer()),
+        with_params=stub(small_lm()),
+        stream=stub([("a", -0.5)]),
+        generate=stub([Text(["a"], np.zeros(1))]),
+    )
     corpus = SimpleNamespace(notes=(), name="x", description="y", vocab=range(9))
-    supervisor = SimpleNamespace(sweep=stub(SimpleNamespace(stopped_by=None, best=1, damaged=[])), join=stub(None),
-                                 saved_options=lambda *_: (Config(), {}, {}))
+    supervisor = SimpleNamespace(
+        sweep=stub(SimpleNamespace(stopped_by=None, best=1, damaged=[])),
+        join=stub(None),
+        saved_options=lambda *_: (Config(), {}, {}),
+    )
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(tmp_path_factory.mktemp("here"))
         monkeypatch.setattr(jaxlm.runs.trainer, "train", stub(SimpleNamespace(stopped_by=None, run_dir=None)))
         monkeypatch.setattr(jaxlm.runs.loading, "load", lambda *_: lm)
         monkeypatch.setattr(jaxlm.distributed.hosts, "join", lambda *_: False)
-        monkeypatch.setattr(jaxlm.runs.reproduction, "reproduce", stub(SimpleNamespace(
-            surroundings=["s"], stopped_by=None, results=[], run_dir="x")))
+        monkeypatch.setattr(
+            jaxlm.runs.reproduction,
+            "reproduce",
+            stub(SimpleNamespace(surroundings=["s"], stopped_by=None, results=[], run_dir="x")),
+        )
         monkeypatch.setattr("jaxlm.data.prepared.prepare", stub(corpus))
         monkeypatch.setattr("jaxlm.data.corpora.load_corpus", stub(SimpleNamespace(sha256="x", name="x")))
         monkeypatch.setattr(jaxlm.sweeps, "supervisor", supervisor, raising=False)
@@ -83,10 +158,13 @@ def calls(tmp_path_factory):
         os.mkfifo("fifo")
         with open("sparse", "wb") as file:
             file.truncate(1 << 40)
-        for name, text in (("deep.json", '{"learning_rate":' + "[" * 100_000),
-                           ("time.toml", "learning_rate = 1979-05-27"),
-                           ("big.json", '{"format":2,"train":{"seed":' + "9" * 5000 + "}}"), ("bytes", "\udcff"),
-                           ("good.json", preset("test").to_json())):
+        for name, text in (
+            ("deep.json", '{"learning_rate":' + "[" * 100_000),
+            ("time.toml", "learning_rate = 1979-05-27"),
+            ("big.json", '{"format":2,"train":{"seed":' + "9" * 5000 + "}}"),
+            ("bytes", "\udcff"),
+            ("good.json", preset("test").to_json()),
+        ):
             with open(name, "w", errors="surrogateescape") as file:
                 file.write(text)
         yield kept
@@ -100,12 +178,19 @@ def flags_of(name):
     parser = Parser(prog=name)
     VERBS[name].add_arguments(parser, [])
     actions = [action for action in parser._actions if action.dest != "help"]
-    return ({flag: action.nargs != 0 for action in actions for flag in action.option_strings},
-            [action for action in actions if not action.option_strings])
+    return (
+        {flag: action.nargs != 0 for action in actions for flag in action.option_strings},
+        [action for action in actions if not action.option_strings],
+    )
 
 
-VALUES = st.one_of(st.sampled_from(NASTY), st.sampled_from(FILES), st.integers().map(str), st.floats().map(str),
-                   st.text(st.characters(exclude_characters="\0"), max_size=8))
+VALUES = st.one_of(
+    st.sampled_from(NASTY),
+    st.sampled_from(FILES),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.text(st.characters(exclude_characters="\0"), max_size=8),
+)
 
 
 @st.composite
@@ -167,16 +252,25 @@ def _some_values(spec: Spec) -> list:
     if spec.type is float:
         inside = [low for low in (spec.low, 0.125, 0.5, spec.high, -1.5e-3) if spec.above < low < spec.below]
         return [value for value in inside if spec.low <= value <= spec.high and abs(value) < float("inf")]
-    return {int: [max(spec.low, 3), spec.low, spec.high], tuple: [(7,), (256, 128)], bool: [True, False],
-            str: ["x/y", "a b"]}[spec.type]
+    return {
+        int: [max(spec.low, 3), spec.low, spec.high],
+        tuple: [(7,), (256, 128)],
+        bool: [True, False],
+        str: ["x/y", "a b"],
+    }[spec.type]
 
 
 def _flag(name: str, spec: Spec, value) -> list[str]:
     flag = name.replace("_", "-")
     if spec.type is bool:
         return [f"--{'' if value else 'no-'}{flag}"]
-    text = "none" if value is None else ",".join(map(str, value)) if spec.type is tuple else (
-        str(int(value)) if spec.type is int else str(value))
+    text = (
+        "none"
+        if value is None
+        else ",".join(map(str, value))
+        if spec.type is tuple
+        else (str(int(value)) if spec.type is int else str(value))
+    )
     return [f"--{flag}={text}"]
 
 
@@ -211,14 +305,27 @@ def test_a_flag_that_is_nearly_right_is_suggested():
     assert all(name in run(["train", "--preset", "q"])[2] for name in PRESETS)
 
 
-@pytest.mark.parametrize(("raised", "code", "message"), [
-    (JaxlmError("a\nb"), 1, "a b"), (Diverged("at 3"), 3, "at 3"), (MemoryError(), 1, "not enough memory"),
-    (RecursionError("maximum"), 1, "nested too deeply"), (OverflowError("int too large"), 1, "too large"),
-    (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), 1, "UTF-8"), (KeyboardInterrupt(), 130, "interrupted"),
-    (OSError(24, "Too many open files", "x"), 1, "ulimit -n"), (BrokenPipeError(), 1, ""),
-    (RuntimeError("can't start new thread"), 1, "ulimit -u"), (ImportError("libx.so"), 1, "libx.so"),
-    (jaxlm.runs.trainer.jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 5 GB\n more"), 1, "RESOURCE_EXHAUSTED: 5 GB"),
-])
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (JaxlmError("a\nb"), 1, "a b"),
+        (Diverged("at 3"), 3, "at 3"),
+        (MemoryError(), 1, "not enough memory"),
+        (RecursionError("maximum"), 1, "nested too deeply"),
+        (OverflowError("int too large"), 1, "too large"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), 1, "UTF-8"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(24, "Too many open files", "x"), 1, "ulimit -n"),
+        (BrokenPipeError(), 1, ""),
+        (RuntimeError("can't start new thread"), 1, "ulimit -u"),
+        (ImportError("libx.so"), 1, "libx.so"),
+        (
+            jaxlm.runs.trainer.jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 5 GB\n more"),
+            1,
+            "RESOURCE_EXHAUSTED: 5 GB",
+        ),
+    ],
+)
 def test_whatever_is_raised_ends_in_one_sentence(raised, code, message):
     def act(_):
         raise raised

@@ -13,8 +13,18 @@ from jaxlm.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIN = "import sys; from jaxlm.cli import main; sys.exit(main())"
-TINY = ["--corpus", "embedded-tiny", "--hidden-sizes", "8", "--embedding-size", "4", "--batch-size", "20",
-        "--epochs", "1"]
+TINY = [
+    "--corpus",
+    "embedded-tiny",
+    "--hidden-sizes",
+    "8",
+    "--embedding-size",
+    "4",
+    "--batch-size",
+    "20",
+    "--epochs",
+    "1",
+]
 HEAVY = ("jax", "numpy", "rich", "flax", "optax", "optuna", "matplotlib")
 
 
@@ -22,8 +32,9 @@ HEAVY = ("jax", "numpy", "rich", "flax", "optax", "optuna", "matplotlib")
 def finished(tmp_path_factory):
     """A run of no window."""
     folder = tmp_path_factory.mktemp("cli") / "run"
-    assert main(["train", "--corpus", "embedded-tiny", "--preset", "test", "--steps", "0", "--run-dir",
-                 str(folder)]) == 0
+    assert (
+        main(["train", "--corpus", "embedded-tiny", "--preset", "test", "--steps", "0", "--run-dir", str(folder)]) == 0
+    )
     return folder
 
 
@@ -31,18 +42,34 @@ def jaxlm(*arguments, code=MAIN, before="", after="", **options):
     """The command in a shell, which redirects its files: (exit code, output, errors)."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(["bash", "-c", f'{before} "$@" {after}', "bash", *command], capture_output=True, text=True,
-                          env=environment, timeout=300, **options)
+    done = subprocess.run(
+        ["bash", "-c", f'{before} "$@" {after}', "bash", *command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        **options,
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--model", "gru", "--help"], ["sweep", "-h"],
-                                       ["predict", "--help"], ["train", "--epochs", "x"],
-                                       ["train", "--learning-rate", "-1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--model", "gru", "--help"],
+        ["sweep", "-h"],
+        ["predict", "--help"],
+        ["train", "--epochs", "x"],
+        ["train", "--learning-rate", "-1"],
+    ],
+)
 def test_help_and_mistakes_import_nothing_heavy(arguments):
-    code = ("import sys\nfrom jaxlm.cli import main\ntry: main()\nexcept SystemExit: pass\n"
-            f"print(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr, sep=' ', end='!')")
+    code = (
+        "import sys\nfrom jaxlm.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+        f"print(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr, sep=' ', end='!')"
+    )
     heavy = [] if "-1" not in arguments else ["jax", "numpy"]  # (a config is checked after the processes are joined)
     _, _, err = jaxlm(*arguments, code=code)
     assert set(err.split("\n")[-1].strip("!").split()) <= {*heavy}
@@ -71,9 +98,14 @@ def test_devices_that_are_not_there(finished):
 
 
 def test_ctrl_c_before_there_is_a_run(finished):
-    process = subprocess.Popen([sys.executable, "-c", MAIN, "perplexity", finished], stdin=subprocess.PIPE, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "perplexity", finished],
+        stdin=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     wchan = Path(f"/proc/{process.pid}/syscall")
     deadline = time.monotonic() + 60
     while not wchan.read_text().startswith("0 0x0 "):  # read(0, ...), on x86-64
@@ -100,8 +132,11 @@ def test_too_little_memory_ends_in_a_sentence(finished, most):
 def test_a_path_that_is_not_utf_8():
     code, _, err = jaxlm("info", os.fsencode("/no/x").decode(), after=r"$'\xff'")
     assert code == 2 and err.count("\n") == 1
-    done = subprocess.run([sys.executable.encode(), b"-c", MAIN.encode(), b"info", b"/no/\xff"], capture_output=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable.encode(), b"-c", MAIN.encode(), b"info", b"/no/\xff"],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 1 and rb"\udcff" in done.stderr and b"Traceback" not in done.stderr
 
 
@@ -109,16 +144,22 @@ def test_a_path_that_is_not_utf_8():
 def test_the_scripts_run(script, tmp_path):
     """As a user starts them: a short run on the tiny corpus, in a process of its own."""
     size = ["small"] if script == "zaremba.py" else []
-    done = subprocess.run([sys.executable, ROOT / "experiments" / script, *size, *TINY, "--steps", "3", "--run-dir",
-                           tmp_path / "run"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "experiments" / script, *size, *TINY, "--steps", "3", "--run-dir", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert "embedded-tiny" in done.stdout and "test, last checkpoint" in done.stdout
     assert "Traceback" not in done.stderr
 
 
 def test_the_script_that_sweeps_runs(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "experiments/ptb_sweep.py", *TINY, "--clip-norm", "1", "--run-dir",
-                           tmp_path / "run"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "experiments/ptb_sweep.py", *TINY, "--clip-norm", "1", "--run-dir", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "run").glob("trials/*/config.json"))) == 4
     assert "best first" in done.stdout and "jaxlm train --preset small" in done.stdout

@@ -30,9 +30,19 @@ RECIPES = {  # the published recipes: init, lr, clip, T, hidden, E, hold, epochs
 def test_presets_are_the_recipes(name):
     c, schedule = preset(name), preset(name).schedule
     assert isinstance(schedule, Piecewise)
-    assert (c.model.init_scale, c.optimizer.learning_rate, c.optimizer.clip_norm, c.train.bptt_length,
-            c.model.hidden_sizes, c.model.embedding_size, schedule.hold, c.train.epochs, c.model.keep_output,
-            schedule.decay, c.train.batch_size) == RECIPES[name]
+    assert (
+        c.model.init_scale,
+        c.optimizer.learning_rate,
+        c.optimizer.clip_norm,
+        c.train.bptt_length,
+        c.model.hidden_sizes,
+        c.model.embedding_size,
+        schedule.hold,
+        c.train.epochs,
+        c.model.keep_output,
+        schedule.decay,
+        c.train.batch_size,
+    ) == RECIPES[name]
     assert c.kinds == {"model": "lstm", "optimizer": "sgd", "schedule": "piecewise"}
     assert c.model.keep_embedding == c.model.keep_output
     assert c.model.vocab_size == 10_000
@@ -47,7 +57,11 @@ def test_a_preset_is_kept_as_json_and_has_its_own_name(name):
 def test_the_preset_of_awd_lstm_mos_is_the_published_one():
     c = preset("awd-lstm-mos")
     assert (c.model.embedding_size, c.model.hidden_sizes, c.model.tied, c.model.experts) == (
-        280, (960, 960, 620), True, 15)
+        280,
+        (960, 960, 620),
+        True,
+        15,
+    )
     rates = ("keep_words", "keep_embedding", "keep_output", "keep_last_output", "keep_latent", "keep_recurrent_weights")
     assert [round(1 - getattr(c.model, name), 9) for name in rates] == [0.1, 0.4, 0.225, 0.4, 0.29, 0.5]
     assert (c.optimizer.learning_rate, c.train.batch_size, c.train.bptt_length, c.train.longest) == (20, 12, 70, 110)
@@ -64,15 +78,29 @@ def test_the_preset_of_awd_lstm_is_the_published_one():
 
 
 kinds = st.fixed_dictionaries({slot: st.sampled_from(sorted(KINDS[slot])) for slot in KINDS}).filter(
-    lambda kinds: (kinds["optimizer"], kinds["schedule"]) != ("asgd", "plateau"))  # both act on a plateau
+    lambda kinds: (kinds["optimizer"], kinds["schedule"]) != ("asgd", "plateau")
+)  # both act on a plateau
 
 
-@given(kinds=kinds, hidden=st.lists(st.integers(1, 99), min_size=1, max_size=4), rate=st.floats(1e-9, 1e9),
-       keep=st.none() | st.floats(0.01, 1.0), epochs=st.integers(0, 10**6), lowercase=st.booleans(),
-       corpus=st.text(st.characters(codec="utf-8")))
+@given(
+    kinds=kinds,
+    hidden=st.lists(st.integers(1, 99), min_size=1, max_size=4),
+    rate=st.floats(1e-9, 1e9),
+    keep=st.none() | st.floats(0.01, 1.0),
+    epochs=st.integers(0, 10**6),
+    lowercase=st.booleans(),
+    corpus=st.text(st.characters(codec="utf-8")),
+)
 def test_json_comes_back_as_it_went(kinds, hidden, rate, keep, epochs, corpus, lowercase):
-    config = preset("small").replace(**kinds, hidden_sizes=hidden, learning_rate=rate, keep_output=keep, epochs=epochs,
-                                     corpus=corpus, lowercase=lowercase)
+    config = preset("small").replace(
+        **kinds,
+        hidden_sizes=hidden,
+        learning_rate=rate,
+        keep_output=keep,
+        epochs=epochs,
+        corpus=corpus,
+        lowercase=lowercase,
+    )
     assert Config.from_json(config.to_json()) == config
     assert config.kinds == kinds
 
@@ -87,7 +115,10 @@ def test_every_field_has_help_and_means_the_same_in_every_kind_that_has_it():
     # Muon always has a momentum, Adam and Muon a weight decay, and averaged SGD an average; others may have none.
     either, either_count = ({(kind, True), (kind, False)} for kind in (float, int))
     assert {name: found for name, found in types.items() if len(found) > 1} == {
-        "momentum": either, "weight_decay": either, "nonmonotone": either_count}
+        "momentum": either,
+        "weight_decay": either,
+        "nonmonotone": either_count,
+    }
 
 
 def test_a_plain_name_belongs_to_one_section_only():
@@ -116,81 +147,108 @@ def test_another_kind_keeps_the_fields_that_both_have():
     assert (config.optimizer.learning_rate, config.optimizer.clip_norm) == (0.01, 1.0)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    (dict(hidden_sizes=()), "hidden_sizes needs at least one"),
-    (dict(hidden_sizes=(0,)), "hidden_sizes must be at least 1 .*; it is 0"),
-    (dict(hidden_sizes=(1.5,)), "hidden_sizes takes a whole number"),
-    (dict(hidden_sizes=10**5000), "hidden_sizes must be at least 1 .*thousands of digits"),
-    (dict(keep_output=0), "keep_output must be above 0 and at most 1; it is 0"),
-    (dict(keep_embedding=1.1), "keep_embedding must be above 0 and at most 1"),
-    (dict(keep_output="x"), "keep_output takes a number or none"),
-    (dict(learning_rate=-1), "learning_rate must be above 0; it is -1"),
-    (dict(average_decay=1 - 1e-8), "average_decay must be .* below 1; it is 0.99999999, 1 in float32"),
-    (dict(keep_output=1e-40), "keep_output must be above 0 .*; it is 1e-40, 0 in float32"),
-    (dict(clip_norm=1e39), "clip_norm must be above 0; it is 1e.39, inf in float32"),
-    (dict(learning_rate=None), "learning_rate takes a number; it is None"),
-    (dict(learning_rate=math.nan), "learning_rate must be above 0; it is nan"),
-    (dict(learning_rate=math.inf), "learning_rate must be above 0; it is inf"),
-    (dict(learning_rate=10**400), "learning_rate must be above 0"),
-    (dict(forget_bias=math.nan), "forget_bias must be finite"),
-    (dict(decay=0), "decay must be above 0 and at most 1"),
-    (dict(clip_norm=0), "clip_norm must be above 0"),
-    (dict(batch_size=0), "batch_size must be at least 1"),
-    (dict(bptt_length=0), "bptt_length must be at least 1"),
-    (dict(windows_per_call=10**9), "windows_per_call must be .*at most"),
-    (dict(epochs=1.5), "epochs takes a whole number"),
-    (dict(epochs=True), "epochs takes a whole number"),
-    (dict(seed=-1), "seed must be at least 0"),
-    (dict(vocab_size=1), "vocab_size must be at least 2"),
-    (dict(lowercase=1), "lowercase takes true or false"),
-    (dict(tied=True), "hidden_sizes is 128, embedding_size is 200; set projection"),
-    (dict(projection=True), "projection leads to .* tied is false"),
-    (dict(tied=True, projection=True, experts=3), "projection and experts exclude each other: .* experts is 3"),
-    (dict(tied=True, experts=3, latent_size=9), "latent_size is 9, embedding_size is 200"),
-    (dict(latent_size=9), "latent_size belongs to a mixture of softmaxes, and experts is 0"),
-    (dict(mixture_epsilon=1e-8), "mixture_epsilon belongs to .* experts is 0"),
-    (dict(nesterov=True), "nesterov needs a momentum"),
-    (dict(recurrent_op="cudnn", compute_dtype="bfloat16"), "recurrent_op cudnn .* compute_dtype is bfloat16"),
-    (dict(compute_dtype="float16"), "compute_dtype must be float32, bfloat16 or auto"),
-    (dict(learning_rte=1), "unknown field 'learning_rte'; did you mean 'learning_rate'"),
-    (dict(zzz=1), "unknown field 'zzz'; known are"),
-    (dict(model="grv"), "model must be lstm, gru, mingru or mogrifier; it is 'grv'; did you mean 'gru'"),
-    (dict(model="gru", forget_bias=1.0), "forget_bias is a field of the model lstm or mogrifier, and the model is gru, "
-                                         "whose fields are vocab_size, .*compute_dtype"),
-    (dict(beta1=0.5), "beta1 is a field of the optimizer adamw or muon, and the optimizer is sgd"),
-    (dict(train="x"), "train takes a section"),
-    (dict(train=None), "train takes a section"),
-    (dict(model=None), "model must be lstm, gru, mingru or mogrifier; it is None"),
-    (dict(optimizer=3), "optimizer must be sgd, asgd, adamw or muon; it is 3"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(hidden_sizes=()), "hidden_sizes needs at least one"),
+        (dict(hidden_sizes=(0,)), "hidden_sizes must be at least 1 .*; it is 0"),
+        (dict(hidden_sizes=(1.5,)), "hidden_sizes takes a whole number"),
+        (dict(hidden_sizes=10**5000), "hidden_sizes must be at least 1 .*thousands of digits"),
+        (dict(keep_output=0), "keep_output must be above 0 and at most 1; it is 0"),
+        (dict(keep_embedding=1.1), "keep_embedding must be above 0 and at most 1"),
+        (dict(keep_output="x"), "keep_output takes a number or none"),
+        (dict(learning_rate=-1), "learning_rate must be above 0; it is -1"),
+        (dict(average_decay=1 - 1e-8), "average_decay must be .* below 1; it is 0.99999999, 1 in float32"),
+        (dict(keep_output=1e-40), "keep_output must be above 0 .*; it is 1e-40, 0 in float32"),
+        (dict(clip_norm=1e39), "clip_norm must be above 0; it is 1e.39, inf in float32"),
+        (dict(learning_rate=None), "learning_rate takes a number; it is None"),
+        (dict(learning_rate=math.nan), "learning_rate must be above 0; it is nan"),
+        (dict(learning_rate=math.inf), "learning_rate must be above 0; it is inf"),
+        (dict(learning_rate=10**400), "learning_rate must be above 0"),
+        (dict(forget_bias=math.nan), "forget_bias must be finite"),
+        (dict(decay=0), "decay must be above 0 and at most 1"),
+        (dict(clip_norm=0), "clip_norm must be above 0"),
+        (dict(batch_size=0), "batch_size must be at least 1"),
+        (dict(bptt_length=0), "bptt_length must be at least 1"),
+        (dict(windows_per_call=10**9), "windows_per_call must be .*at most"),
+        (dict(epochs=1.5), "epochs takes a whole number"),
+        (dict(epochs=True), "epochs takes a whole number"),
+        (dict(seed=-1), "seed must be at least 0"),
+        (dict(vocab_size=1), "vocab_size must be at least 2"),
+        (dict(lowercase=1), "lowercase takes true or false"),
+        (dict(tied=True), "hidden_sizes is 128, embedding_size is 200; set projection"),
+        (dict(projection=True), "projection leads to .* tied is false"),
+        (dict(tied=True, projection=True, experts=3), "projection and experts exclude each other: .* experts is 3"),
+        (dict(tied=True, experts=3, latent_size=9), "latent_size is 9, embedding_size is 200"),
+        (dict(latent_size=9), "latent_size belongs to a mixture of softmaxes, and experts is 0"),
+        (dict(mixture_epsilon=1e-8), "mixture_epsilon belongs to .* experts is 0"),
+        (dict(nesterov=True), "nesterov needs a momentum"),
+        (dict(recurrent_op="cudnn", compute_dtype="bfloat16"), "recurrent_op cudnn .* compute_dtype is bfloat16"),
+        (dict(compute_dtype="float16"), "compute_dtype must be float32, bfloat16 or auto"),
+        (dict(learning_rte=1), "unknown field 'learning_rte'; did you mean 'learning_rate'"),
+        (dict(zzz=1), "unknown field 'zzz'; known are"),
+        (dict(model="grv"), "model must be lstm, gru, mingru or mogrifier; it is 'grv'; did you mean 'gru'"),
+        (
+            dict(model="gru", forget_bias=1.0),
+            "forget_bias is a field of the model lstm or mogrifier, and the model is gru, "
+            "whose fields are vocab_size, .*compute_dtype",
+        ),
+        (dict(beta1=0.5), "beta1 is a field of the optimizer adamw or muon, and the optimizer is sgd"),
+        (dict(train="x"), "train takes a section"),
+        (dict(train=None), "train takes a section"),
+        (dict(model=None), "model must be lstm, gru, mingru or mogrifier; it is None"),
+        (dict(optimizer=3), "optimizer must be sgd, asgd, adamw or muon; it is 3"),
+    ],
+)
 def test_a_wrong_field_is_named(changes, message):
     with pytest.raises(JaxlmError, match=message):
         preset("small").replace(**changes)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "expected JSON"), ("[1]", "expected a JSON object, found list"), ("[" * 100_000, "expected JSON"),
-    ('{"format": 3}', "format .* it reads 1 and 2"),
-    ('{"format": 2, "model": 3}', "model should be a JSON object"), ('{"format": 2, "modle": {}}', "model.kind"),
-    ('{"format": 2, "model": {"kind": "transformer"}}', "model.kind must be lstm, gru, mingru or mogrifier"),
-    ('{"preset": 3}', "preset"), ('{"modle": {}}', "modle"),
-    ('{"hyper": {"lr": 1}}', "hyper.lr"), ('{"hyper": {"decay": NaN}}', "decay must be"),
-    ('{"hyper": 3}', "JSON objects"), ('{"model": {"kind": "gru"}}', "model.kind"),
-    ('{"model": {"hidden_sizes": null}}', "hidden_sizes takes a whole number"),
-    ('{"train": {"epochs": "9"}}', "epochs takes a whole number"),
-    ('{"train": {"epoch": 9}}', "unknown field train.epoch"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected JSON"),
+        ("[1]", "expected a JSON object, found list"),
+        ("[" * 100_000, "expected JSON"),
+        ('{"format": 3}', "format .* it reads 1 and 2"),
+        ('{"format": 2, "model": 3}', "model should be a JSON object"),
+        ('{"format": 2, "modle": {}}', "model.kind"),
+        ('{"format": 2, "model": {"kind": "transformer"}}', "model.kind must be lstm, gru, mingru or mogrifier"),
+        ('{"preset": 3}', "preset"),
+        ('{"modle": {}}', "modle"),
+        ('{"hyper": {"lr": 1}}', "hyper.lr"),
+        ('{"hyper": {"decay": NaN}}', "decay must be"),
+        ('{"hyper": 3}', "JSON objects"),
+        ('{"model": {"kind": "gru"}}', "model.kind"),
+        ('{"model": {"hidden_sizes": null}}', "hidden_sizes takes a whole number"),
+        ('{"train": {"epochs": "9"}}', "epochs takes a whole number"),
+        ('{"train": {"epoch": 9}}', "unknown field train.epoch"),
+    ],
+)
 def test_wrong_json_is_explained(text, message):
     with pytest.raises(JaxlmError, match=message):
         Config.from_json(text)
 
 
 def test_a_config_of_version_0_1_is_upgraded():
-    old = {"model": {"vocab_size": 31, "hidden_sizes": [3, 2], "dropout": True}, "train": {"epochs": 2},
-           "hyper": {"learning_rate": 0.5, "keep_output": 0.8, "decay": 0.25, "forget_bias": 1.0}, "preset": "test"}
+    old = {
+        "model": {"vocab_size": 31, "hidden_sizes": [3, 2], "dropout": True},
+        "train": {"epochs": 2},
+        "hyper": {"learning_rate": 0.5, "keep_output": 0.8, "decay": 0.25, "forget_bias": 1.0},
+        "preset": "test",
+    }
     config = Config.from_json(json.dumps(old))
-    assert config == Config(preset="test").replace(vocab_size=31, hidden_sizes=(3, 2), epochs=2, learning_rate=0.5,
-                                                   keep_output=0.8, keep_embedding=1.0, decay=0.25, forget_bias=1.0)
+    assert config == Config(preset="test").replace(
+        vocab_size=31,
+        hidden_sizes=(3, 2),
+        epochs=2,
+        learning_rate=0.5,
+        keep_output=0.8,
+        keep_embedding=1.0,
+        decay=0.25,
+        forget_bias=1.0,
+    )
     old["model"]["dropout"] = False
     assert Config.from_json(json.dumps(old)).model.keep_output is None
 
@@ -201,8 +259,12 @@ def test_unknown_presets_are_refused_with_the_nearest():
 
 
 def test_numpy_numbers_become_plain_ones():
-    config = preset("small").replace(learning_rate=np.float32(0.5), epochs=np.int64(3), lowercase=np.bool_(True),
-                                     hidden_sizes=np.array([3, 4]).tolist())
+    config = preset("small").replace(
+        learning_rate=np.float32(0.5),
+        epochs=np.int64(3),
+        lowercase=np.bool_(True),
+        hidden_sizes=np.array([3, 4]).tolist(),
+    )
     assert type(config.optimizer.learning_rate) is float and type(config.train.epochs) is int
     assert Config.from_json(config.to_json()) == config
 

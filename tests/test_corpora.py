@@ -148,15 +148,23 @@ def test_unreadable_file_is_refused_in_one_sentence(path, expected):
         read_text(path)
 
 
-@pytest.mark.parametrize(("change", "expected"), [
-    ("FIFO", "expected a regular file, found a FIFO"), ("device", "expected a regular file, found a device"),
-    ("sparse", "byte 0 is zero")])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("FIFO", "expected a regular file, found a FIFO"),
+        ("device", "expected a regular file, found a device"),
+        ("sparse", "byte 0 is zero"),
+    ],
+)
 def test_text_is_read_from_regular_files(change, expected):
     write(Path("mine"), {f"{split}.txt": b"a b\n" * 3 for split in SPLITS})
     for path, spec in ((Path("alone"), "alone"), (Path("mine/valid.txt"), "mine")):
         irregular(path, change)
-        for read in (lambda path=path: read_text(path), lambda spec=spec: load_corpus(spec),
-                     lambda spec=spec: load_corpus(spec, vocab=Vocab(("a", UNK)))):
+        for read in (
+            lambda path=path: read_text(path),
+            lambda spec=spec: load_corpus(spec),
+            lambda spec=spec: load_corpus(spec, vocab=Vocab(("a", UNK))),
+        ):
             with quick_refusal(match=rf"{path} .*{expected}"):
                 read()
 
@@ -450,14 +458,17 @@ def test_ids_in_memory_must_be_those_of_the_vocabulary(dtype, values):
             make()
 
 
-@pytest.mark.parametrize(("ids", "expected"), [
-    (np.array([0, -1]), "the valid split of embedded-tiny holds the id -1"),
-    (np.array([0.0]), r"valid must be a one-dimensional array of integers, not float64 \[1\]"),
-    (np.zeros((2, 2), np.int32), r"not int32 \[2, 2\]"),
-    (np.array([True]), "not bool"),
-    (np.array([None]), "not object"),
-    ([0, 1], "not a list"),
-])
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (np.array([0, -1]), "the valid split of embedded-tiny holds the id -1"),
+        (np.array([0.0]), r"valid must be a one-dimensional array of integers, not float64 \[1\]"),
+        (np.zeros((2, 2), np.int32), r"not int32 \[2, 2\]"),
+        (np.array([True]), "not bool"),
+        (np.array([None]), "not object"),
+        ([0, 1], "not a list"),
+    ],
+)
 def test_a_corpus_of_other_arrays_is_refused(ids, expected):
     with pytest.raises(DataError, match=expected):
         replace(load_corpus("embedded-tiny"), valid=ids)

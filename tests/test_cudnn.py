@@ -17,8 +17,9 @@ CUDA = any(device.platform == "gpu" for device in jax.devices())
 def written_out(x, h, c, weights, lengths, *, input_size, hidden_size, num_layers, dropout, bidirectional):
     """JAX's own reference of what cuDNN computes from the flat weights."""
     sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers, bidirectional=bidirectional)
-    return rnn.lstm_ref(x, h, c, *rnn.unpack_lstm_weights(weights, **sizes), seq_lengths=lengths, dropout=dropout,
-                        **sizes)
+    return rnn.lstm_ref(
+        x, h, c, *rnn.unpack_lstm_weights(weights, **sizes), seq_lengths=lengths, dropout=dropout, **sizes
+    )
 
 
 @pytest.mark.parametrize("forget_bias", [0.0, 1.0])
@@ -37,8 +38,9 @@ def test_equals_the_reference(monkeypatch, forget_bias):
 
         return jax.value_and_grad(total, argnums=(0, 1, 2, 3), has_aux=True)(*arguments)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), scalar(lstm_cudnn),
-                 scalar(lstm_reference))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), scalar(lstm_cudnn), scalar(lstm_reference)
+    )
 
 
 @pytest.mark.skipif(CUDA, reason="there is a CUDA device")

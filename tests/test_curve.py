@@ -25,10 +25,18 @@ def test_the_curve_shows_every_series_and_is_the_same_each_time(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.png", "run"]
 
 
-@pytest.mark.parametrize("result", [
-    {"train_perplexity": NAN}, {"train_perplexity": 1.0}, {"valid_perplexity": None, "floor_valid": None},
-    {"train_perplexity": NAN, "valid_perplexity": NAN, "floor_valid": -1.0},
-    {"train_perplexity": 1e300, "preset": "\ud800\x00"}, {"epoch": 2**50}, {"epoch": 0}])
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"train_perplexity": NAN},
+        {"train_perplexity": 1.0},
+        {"valid_perplexity": None, "floor_valid": None},
+        {"train_perplexity": NAN, "valid_perplexity": NAN, "floor_valid": -1.0},
+        {"train_perplexity": 1e300, "preset": "\ud800\x00"},
+        {"epoch": 2**50},
+        {"epoch": 0},
+    ],
+)
 def test_odd_numbers_leave_gaps_and_no_warning(tmp_path, result):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -56,9 +64,11 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path, name):
 
 def test_nobodys_matplotlib_is_touched(tmp_path):
     """No display, another backend chosen, pyplot not imported: all as before."""
-    code = ("import sys, matplotlib; from pathlib import Path; before = dict(matplotlib.rcParams); "
-            "from jaxlm.report.curve import learning_curve; learning_curve(Path(sys.argv[1])); "
-            "assert dict(matplotlib.rcParams) == before and 'matplotlib.pyplot' not in sys.modules")
+    code = (
+        "import sys, matplotlib; from pathlib import Path; before = dict(matplotlib.rcParams); "
+        "from jaxlm.report.curve import learning_curve; learning_curve(Path(sys.argv[1])); "
+        "assert dict(matplotlib.rcParams) == before and 'matplotlib.pyplot' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code, str(run(tmp_path))], check=True, env={"MPLBACKEND": "svg"})
 
 
@@ -68,7 +78,7 @@ def test_windows_of_several_lengths_have_their_own_perplexity_and_place(tmp_path
     with opened(tmp_path) as log:
         for epoch, lengths in enumerate(steps, 1):
             costs = 2 * np.array(lengths)
-            log.windows(1 + sum(map(len, steps[:epoch - 1])), epoch, costs, costs, costs, lengths)
+            log.windows(1 + sum(map(len, steps[: epoch - 1])), epoch, costs, costs, costs, lengths)
             if epoch < 3:
                 log.result("epoch", epoch=epoch, train_perplexity=np.exp(2), valid_perplexity=9.0)
     rows = read_metrics(tmp_path)

@@ -91,9 +91,23 @@ def test_a_link_in_place_of_the_checkpoints_deletes_nothing_behind_it(run_dir, h
     assert contents(home) == before
 
 
-@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "timing.jsonl", "run.json", "config.json", "curve.png",
-                                  ".partial-metrics.jsonl", "tensorboard", "checkpoints/.00000044.partial",
-                                  f"{LAST}/metrics.jsonl", "checkpoints/00000022", "anything"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".lock",
+        "metrics.jsonl",
+        "timing.jsonl",
+        "run.json",
+        "config.json",
+        "curve.png",
+        ".partial-metrics.jsonl",
+        "tensorboard",
+        "checkpoints/.00000044.partial",
+        f"{LAST}/metrics.jsonl",
+        "checkpoints/00000022",
+        "anything",
+    ],
+)
 @pytest.mark.parametrize("dangling", [False, True])
 def test_a_link_anywhere_in_a_run_is_refused_by_name_and_not_written_through(run_dir, home, corpus, name, dangling):
     target = home / ("nowhere" if dangling else ".bashrc")
@@ -106,8 +120,9 @@ def test_a_link_anywhere_in_a_run_is_refused_by_name_and_not_written_through(run
     assert contents(home) == before and (run_dir / name).is_symlink()
 
 
-@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "timing.jsonl", "run.json", "config.json",
-                                  f"{LAST}/manifest.json", "anything"])
+@pytest.mark.parametrize(
+    "name", [".lock", "metrics.jsonl", "timing.jsonl", "run.json", "config.json", f"{LAST}/manifest.json", "anything"]
+)
 def test_a_pipe_anywhere_in_a_run_is_refused_by_name_and_not_waited_for(run_dir, corpus, name):
     (run_dir / name).unlink(missing_ok=True)
     os.mkfifo(run_dir / name)
@@ -129,8 +144,12 @@ def test_what_reads_a_run_neither_waits_nor_fills_the_memory(run_dir, name, what
         with open(run_dir / name, "wb") as file:
             file.truncate(1 << 40)
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    read = {"config.json": lambda: rundir.problems(run_dir)[-1], "run.json": lambda: rundir.saved_record(run_dir),
-            "metrics.jsonl": lambda: read_metrics(run_dir), f"{LAST}/vocab.json": lambda: jaxlm.load(run_dir)}[name]
+    read = {
+        "config.json": lambda: rundir.problems(run_dir)[-1],
+        "run.json": lambda: rundir.saved_record(run_dir),
+        "metrics.jsonl": lambda: read_metrics(run_dir),
+        f"{LAST}/vocab.json": lambda: jaxlm.load(run_dir),
+    }[name]
     if name == "config.json":
         assert rundir.saved_config(run_dir).preset == "test"  # the checkpoint's
     else:
@@ -222,12 +241,12 @@ def test_problems_name_what_is_damaged(run_dir):
     metrics = (run_dir / "metrics.jsonl").read_bytes()
     lines = metrics.splitlines(keepends=True)
     (run_dir / "metrics.jsonl").write_bytes(b"".join(lines[:10]))
-    problem, = rundir.problems(run_dir)
+    (problem,) = rundir.problems(run_dir)
     assert "metrics.jsonl" in problem and "24 lines" in problem and "first 10" in problem
     (run_dir / "metrics.jsonl").write_bytes(metrics[:100])
     assert "first 1 of" in rundir.problems(run_dir)[0]
     (run_dir / "metrics.jsonl").write_bytes(metrics + b'{"kind":"window",')
-    problem, = rundir.problems(run_dir)
+    (problem,) = rundir.problems(run_dir)
     assert "metrics.jsonl ends within a line" in problem
     (run_dir / ".lock").write_text("process 1 on here\n")  # a live run's, or a killed one's
     assert rundir.problems(run_dir) == []
@@ -235,12 +254,12 @@ def test_problems_name_what_is_damaged(run_dir):
     (run_dir / "metrics.jsonl").write_bytes(metrics)
     manifest = (run_dir / LAST / "manifest.json").read_bytes()
     (run_dir / LAST / "manifest.json").write_bytes(manifest.replace(b"23", b"24", 1))
-    problem, = rundir.problems(run_dir)
+    (problem,) = rundir.problems(run_dir)
     assert f"{LAST}/manifest.json is damaged" in problem
     (run_dir / LAST / "manifest.json").write_bytes(manifest)
     for name in ("run.json", "config.json", "metrics.jsonl"):
         (run_dir / name).rename(run_dir / "aside")
-        problem, = rundir.problems(run_dir)
+        (problem,) = rundir.problems(run_dir)
         assert f"{name}" in problem and "No such file" in problem
         (run_dir / "aside").rename(run_dir / name)
 
@@ -319,7 +338,7 @@ def test_a_killed_process_s_temporary_folder_is_removed_by_the_next(tmp_path, mo
     process = start(what, code=KILLED)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    dead, = tmp_path.iterdir()
+    (dead,) = tmp_path.iterdir()
     (tmp_path / "jaxlm-run-mine").mkdir()
     (tmp_path / "jaxlm-run-mine/notes").write_text("mine")
     (tmp_path / "jaxlm-run-link").symlink_to(tmp_path / "jaxlm-run-mine")
@@ -332,8 +351,9 @@ def test_a_killed_process_s_temporary_folder_is_removed_by_the_next(tmp_path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["jaxlm-run-link", "jaxlm-run-mine"]
 
 
-@pytest.mark.parametrize("changes", [{"hidden_sizes": (1_000_000,)}, {"hidden_sizes": (10**9, 7)},
-                                     {"embedding_size": 10**9}])
+@pytest.mark.parametrize(
+    "changes", [{"hidden_sizes": (1_000_000,)}, {"hidden_sizes": (10**9, 7)}, {"embedding_size": 10**9}]
+)
 def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, corpus, changes):
     config = Config.from_json((GOLDEN / "config.json").read_text()).replace(**changes)
     start = time.monotonic()
@@ -345,8 +365,13 @@ def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, cor
 
 def test_the_memory_is_the_machines_or_a_smaller_limit():
     code = "from jaxlm.runs import memory; print(memory.limit())"
-    limited = subprocess.run(["bash", "-c", f"ulimit -v 20000000; exec '{sys.executable}' -c '{code}'"], text=True,
-                             capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    limited = subprocess.run(
+        ["bash", "-c", f"ulimit -v 20000000; exec '{sys.executable}' -c '{code}'"],
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
     assert int(limited.stdout) == min(20_000_000 * 1024, memory.limit())
 
 

@@ -20,6 +20,14 @@ def test_the_examples_of_a_module(module, request, tmp_path, monkeypatch):
 
 
 def test_the_functions_that_others_call_first_have_examples():
-    assert {"jaxlm.config.config", "jaxlm.config.presets", "jaxlm.data.windows", "jaxlm.data.vocab", "jaxlm.ops.lstm",
-            "jaxlm.ops.softmax", "jaxlm.ops.embedding", "jaxlm.report.units",
-            "jaxlm.scoring.language_model"} <= {*WITH_EXAMPLES}
+    assert {
+        "jaxlm.config.config",
+        "jaxlm.config.presets",
+        "jaxlm.data.windows",
+        "jaxlm.data.vocab",
+        "jaxlm.ops.lstm",
+        "jaxlm.ops.softmax",
+        "jaxlm.ops.embedding",
+        "jaxlm.report.units",
+        "jaxlm.scoring.language_model",
+    } <= {*WITH_EXAMPLES}

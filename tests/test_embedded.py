@@ -127,8 +127,7 @@ def test_full_token_nats_agree_with_the_reference(full):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"stay": 225}, {"stay": 254}, {"coherence": 140}, {"coherence": 180}, {"boost": 30}, {"boost": 50}],
+    "change", [{"stay": 225}, {"stay": 254}, {"coherence": 140}, {"coherence": 180}, {"boost": 30}, {"boost": 50}]
 )
 def test_tokens_have_the_lowest_cost_under_their_own_source(tiny, change):
     """Under any other source, even a similar one, their cost is higher."""

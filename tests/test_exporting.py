@@ -25,15 +25,20 @@ WORDS = ("<eos>", "<unk>", "a", "b", "c", "d", "ë", "\x1b[2J")
 TOKENS = [0, 3, 6, 1, 1, 5, 2, 7]
 TEXT = "\n b ë <unk> <unk> d a \x1b[2J"
 PACKAGES = [("onnx", "onnx"), ("orbax", "orbax.checkpoint"), ("stablehlo", "flatbuffers")]
-SHAPES = {"equal": {"hidden_sizes": (4, 4)}, "tied": {"hidden_sizes": (3, 4), "tied": True},
-          "tied equal": {"hidden_sizes": (4,), "tied": True}, "widths": {"hidden_sizes": (3, 5)}}
+SHAPES = {
+    "equal": {"hidden_sizes": (4, 4)},
+    "tied": {"hidden_sizes": (3, 4), "tied": True},
+    "tied equal": {"hidden_sizes": (4,), "tied": True},
+    "widths": {"hidden_sizes": (3, 5)},
+}
 
 
 def model(kind: str = "lstm", shapes: str = "equal", **changes) -> LanguageModel:
     """A model of random parameters, no bias of which is zero."""
     bias = {"forget_bias": 1.5} if kind == "lstm" else {}
-    config = jaxlm.preset("small").replace(model=kind, vocab_size=len(WORDS), embedding_size=4, init_scale=1.0,
-                                           **bias, **SHAPES[shapes], **changes)
+    config = jaxlm.preset("small").replace(
+        model=kind, vocab_size=len(WORDS), embedding_size=4, init_scale=1.0, **bias, **SHAPES[shapes], **changes
+    )
     params = stack.init_params(config.model, jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), params)
     return LanguageModel(params, config, Vocab(WORDS), {"name": "a corpus | <b>{x}"})
@@ -42,8 +47,9 @@ def model(kind: str = "lstm", shapes: str = "equal", **changes) -> LanguageModel
 def logits(lm: LanguageModel) -> np.ndarray:
     """[N, V] after each token."""
     x = stack.embed(lm.params, jnp.array(TOKENS)[:, None])
-    features, _ = stack.features(lm.config.model, lm.params, no_noise(lm.config.model), x,
-                                 stack.zero_carry(lm.config.model, 1))
+    features, _ = stack.features(
+        lm.config.model, lm.params, no_noise(lm.config.model), x, stack.zero_carry(lm.config.model, 1)
+    )
     return np.asarray(heads.logits(lm.config.model, lm.params, features[:, 0]))
 
 

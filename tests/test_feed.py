@@ -50,7 +50,7 @@ def test_slabs_hold_the_requested_windows_in_any_order(ids, some):
             assert first == index * 3 and tokens.shape == (16, expected.shape[1]) and tokens.dtype == np.int32
             for window in range(index, min(index + 5, windows)):
                 at = window * 3 - first
-                np.testing.assert_array_equal(tokens[at:at + 4], expected[window * 3:window * 3 + 4])
+                np.testing.assert_array_equal(tokens[at : at + 4], expected[window * 3 : window * 3 + 4])
     with feed(np.asarray(ids), COUNTS, put) as take:
         tokens, first = take(21, 27)
         assert first == 0
@@ -80,8 +80,10 @@ def feeders() -> list[threading.Thread]:
 
 
 def test_a_file_that_is_shortened_in_use_is_refused_and_the_reader_ends(ids):
-    with pytest.raises(DataError, match="became shorter while it was in use: prepare its text again") as caught, \
-            feed(ids, COUNTS) as take:
+    with (
+        pytest.raises(DataError, match="became shorter while it was in use: prepare its text again") as caught,
+        feed(ids, COUNTS) as take,
+    ):
         take(0, 60)
         os.truncate(str(ids.filename), 30)
         take(60, 0)

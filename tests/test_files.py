@@ -144,9 +144,16 @@ def test_a_folder_stays_itself_while_its_path_is_replaced(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd", "../x", "a\0b"])
 def test_a_name_is_one_entry(folder, name):
-    for use in (lambda: folder.read(name, 1), lambda: folder.write(name, b""), lambda: folder.remove(name),
-                lambda: folder.folder(name, create=True), lambda: folder.append(name), lambda: folder.exists(name),
-                lambda: folder.rename(name, "x"), lambda: folder.create(name, b"")):
+    for use in (
+        lambda: folder.read(name, 1),
+        lambda: folder.write(name, b""),
+        lambda: folder.remove(name),
+        lambda: folder.folder(name, create=True),
+        lambda: folder.append(name),
+        lambda: folder.exists(name),
+        lambda: folder.rename(name, "x"),
+        lambda: folder.create(name, b""),
+    ):
         with pytest.raises(ValueError):
             use()
     assert folder.names() == []
@@ -171,8 +178,13 @@ def test_strange_names_each_thing_that_is_no_file(folder, tmp_path):
     assert folder.strange()[1].endswith("d/d (a directory)")  # too deep for anything of ours
 
 
-@pytest.mark.parametrize("read", [lambda path, most: files.read_bytes(path, most),
-                                  lambda path, most: Folder.open(path.parent).read(path.name, most)])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path, most: files.read_bytes(path, most),
+        lambda path, most: Folder.open(path.parent).read(path.name, most),
+    ],
+)
 def test_a_large_file_is_refused_by_its_size(tmp_path, read):
     path = tmp_path / "x"
     with open(path, "wb") as file:
@@ -196,9 +208,13 @@ def test_a_file_that_the_user_names_may_be_a_link_but_not_a_pipe(tmp_path):
     assert caught.value.filename == str(tmp_path / "nowhere")
 
 
-TREES = st.dictionaries(st.text().filter(lambda name: name != "sha256"),
-                        st.recursive(st.none() | st.booleans() | st.integers() | st.text(),
-                                     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+TREES = st.dictionaries(
+    st.text().filter(lambda name: name != "sha256"),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    ),
+)
 
 
 @given(TREES, st.data())
@@ -211,8 +227,21 @@ def test_a_seal_shows_every_changed_byte(tree, data):
         files.unseal(bytes(raw))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "1", "{}", '{"sha256": 1}', "[" * 100_000, '{"a": 1, "a": 1}', b"\xff",
-                                  '{"a": %s}' % ("9" * 5000), json.dumps({"a": 1, "sha256": "0" * 64}, indent=1)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "1",
+        "{}",
+        '{"sha256": 1}',
+        "[" * 100_000,
+        '{"a": 1, "a": 1}',
+        b"\xff",
+        '{"a": %s}' % ("9" * 5000),
+        json.dumps({"a": 1, "sha256": "0" * 64}, indent=1),
+    ],
+)
 def test_what_is_not_sealed_is_refused(text):
     with pytest.raises(ValueError):
         files.unseal(text)

@@ -33,15 +33,55 @@ from jaxlm.runs.manifest import Manifest
 from jaxlm.runs.trainer import new_state
 
 SECONDS, BYTES = 20, 1 << 30  # more than that for one input, or for all, is a hang or a blow-up
-NASTY = [b"", b"\0", b"-", b"1e999", b"-1", b"9" * 5000, b"NaN", b"null", b"true", b"[", b"]", b"{", b"}", b'"', b",",
-         b"\\ud800", b"\xff\xfe", b"\xef\xbb\xbf", b"[" * 3000, b"..", b"../../x", b"/etc/passwd", b"\n", b"\r\n",
-         b"1099511627776", b"0.1", b"{}", b"[]", b'""', b"\xe2\x80\xa8", b"<unk>", b"<eos>"]
+NASTY = [
+    b"",
+    b"\0",
+    b"-",
+    b"1e999",
+    b"-1",
+    b"9" * 5000,
+    b"NaN",
+    b"null",
+    b"true",
+    b"[",
+    b"]",
+    b"{",
+    b"}",
+    b'"',
+    b",",
+    b"\\ud800",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"[" * 3000,
+    b"..",
+    b"../../x",
+    b"/etc/passwd",
+    b"\n",
+    b"\r\n",
+    b"1099511627776",
+    b"0.1",
+    b"{}",
+    b"[]",
+    b'""',
+    b"\xe2\x80\xa8",
+    b"<unk>",
+    b"<eos>",
+]
 PIECES = st.one_of(st.sampled_from(NASTY), st.binary(max_size=4))
 MUTATIONS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), PIECES), min_size=1, max_size=4)
-LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=6),
-                   st.sampled_from([2**31, 2**63, 10**300, -1, 0, "../x", "[]", "np.ndarray", "nan", "inf"]))
-VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner,
-                                                                                            max_size=3), max_leaves=4)
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=6),
+    st.sampled_from([2**31, 2**63, 10**300, -1, 0, "../x", "[]", "np.ndarray", "nan", "inf"]),
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+)
 
 
 @st.composite
@@ -50,7 +90,7 @@ def mutated(draw, original: bytes) -> bytes:
     data = original
     for place, cut, put in draw(MUTATIONS):
         at = int(place * len(data))
-        data = data[:at] + put + data[at + cut:]
+        data = data[:at] + put + data[at + cut :]
     return data
 
 
@@ -90,13 +130,19 @@ def place(tmp_path_factory) -> Path:
     corpus = load_corpus("embedded-tiny")
     with Folder.open(run_dir) as run:
         rundir.begin(run, config, corpus)
-    rows = [{"kind": "window", "step": k, "epoch": 1, "cost": 3.5, "grad_norm": "nan", "learning_rate": 1.0}
-            for k in (1, 2)]
+    rows = [
+        {"kind": "window", "step": k, "epoch": 1, "cost": 3.5, "grad_norm": "nan", "learning_rate": 1.0} for k in (1, 2)
+    ]
     rows.append({"kind": "epoch", "corpus": "x", "epoch": 1, "train_perplexity": 9.5})
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with Folder.open(run_dir) as run:
-        checkpoint.save(run, new_state(config), config, Vocab(("<unk>", "<eos>", "a", "b", "c")),
-                        Manifest(0, 0, 9.5, {"name": "x", "sha256": "0"}))
+        checkpoint.save(
+            run,
+            new_state(config),
+            config,
+            Vocab(("<unk>", "<eos>", "a", "b", "c")),
+            Manifest(0, 0, 9.5, {"name": "x", "sha256": "0"}),
+        )
     return run_dir
 
 
@@ -172,13 +218,13 @@ def unpacked(run_dir: Path, data: bytes) -> None:
 
 def header_of(path: Path) -> bytes:
     data = (path / "state.safetensors").read_bytes()
-    return data[8:8 + int.from_bytes(data[:8], "little")]
+    return data[8 : 8 + int.from_bytes(data[:8], "little")]
 
 
 def with_header(run_dir: Path, data: bytes) -> None:
     """Reads a checkpoint whose arrays are described otherwise, and sealed anew."""
     path = run_dir / CHECKPOINT
-    arrays = (path / "state.safetensors").read_bytes()[8 + len(header_of(path)):]
+    arrays = (path / "state.safetensors").read_bytes()[8 + len(header_of(path)) :]
     resealed(run_dir, "state.safetensors", len(data).to_bytes(8, "little") + data + arrays)
 
 
@@ -188,20 +234,38 @@ TARGETS = {
     "vocabulary": (lambda run, data: Vocab.from_json(text_of(data)), f"{CHECKPOINT}/vocab.json", json_mutated),
     "manifest": (unsealed, f"{CHECKPOINT}/manifest.json", json_mutated),
     "sealed manifest": (sealed_anew, f"{CHECKPOINT}/manifest.json", json_mutated),
-    "checkpoint's config": (lambda run, data: resealed(run, "config.json", data), f"{CHECKPOINT}/config.json",
-                            json_mutated),
-    "checkpoint's arrays": (lambda run, data: resealed(run, "state.safetensors", data),
-                            f"{CHECKPOINT}/state.safetensors", mutated),
+    "checkpoint's config": (
+        lambda run, data: resealed(run, "config.json", data),
+        f"{CHECKPOINT}/config.json",
+        json_mutated,
+    ),
+    "checkpoint's arrays": (
+        lambda run, data: resealed(run, "state.safetensors", data),
+        f"{CHECKPOINT}/state.safetensors",
+        mutated,
+    ),
     "checkpoint's header": (with_header, lambda run: header_of(run / CHECKPOINT), json_mutated),
-    "run record": (lambda run, data: rundir.saved_record(in_file(run / "other/run.json", data).parent), "run.json",
-                   json_mutated),
-    "run config": (lambda run, data: rundir.saved_config(in_file(run / "other/config.json", data).parent),
-                   "config.json", json_mutated),
+    "run record": (
+        lambda run, data: rundir.saved_record(in_file(run / "other/run.json", data).parent),
+        "run.json",
+        json_mutated,
+    ),
+    "run config": (
+        lambda run, data: rundir.saved_config(in_file(run / "other/config.json", data).parent),
+        "config.json",
+        json_mutated,
+    ),
     "text": (lambda run, data: read_text(in_file(run / "text.txt", data)), lambda _: "a b <unk> c\nd é\n" * 5, mutated),
-    "corpus": (lambda run, data: load_corpus(in_file(run / "text.txt", data), max_vocab=6),
-               lambda _: "a b <unk> c\nd é\n" * 5, mutated),
-    "metrics": (lambda run, data: read_metrics(in_file(run / "other/metrics.jsonl", data).parent), "metrics.jsonl",
-                mutated),
+    "corpus": (
+        lambda run, data: load_corpus(in_file(run / "text.txt", data), max_vocab=6),
+        lambda _: "a b <unk> c\nd é\n" * 5,
+        mutated,
+    ),
+    "metrics": (
+        lambda run, data: read_metrics(in_file(run / "other/metrics.jsonl", data).parent),
+        "metrics.jsonl",
+        mutated,
+    ),
     "archive": (lambda run, data: unpacked(run, gzip.compress(data, 1)), lambda _: archive(), mutated),
     "packed archive": (unpacked, lambda _: gzip.compress(archive(), mtime=0), mutated),
 }
@@ -266,19 +330,38 @@ FILES = {  # of a finished run, sweep and prepared corpus -> the verbs that read
     "run/config.json": ("info", "json", "evaluate", "train", "reproduce"),
     "run/run.json": ("info", "json", "train", "reproduce"),
     "run/metrics.jsonl": ("info", "json", "plot", "train", "reproduce"),
-    **{f"run/checkpoints/00000027/{name}": ("info", "json", "evaluate", "perplexity", "predict", "neighbors", "plot",
-                                            "train")
-       for name in ("manifest.json", "config.json", "vocab.json", "state.safetensors", "metrics.jsonl")},
-    "sweep/plan.json": ("sweep",), "sweep/study.journal": ("sweep",),
-    **{f"corpus/{name}": ("evaluate", "prepare") for name in ("prepared.json", "vocab.json", "train.ids", "valid.ids",
-                                                              "test.ids")},
+    **{
+        f"run/checkpoints/00000027/{name}": (
+            "info",
+            "json",
+            "evaluate",
+            "perplexity",
+            "predict",
+            "neighbors",
+            "plot",
+            "train",
+        )
+        for name in ("manifest.json", "config.json", "vocab.json", "state.safetensors", "metrics.jsonl")
+    },
+    "sweep/plan.json": ("sweep",),
+    "sweep/study.journal": ("sweep",),
+    **{
+        f"corpus/{name}": ("evaluate", "prepare")
+        for name in ("prepared.json", "vocab.json", "train.ids", "valid.ids", "test.ids")
+    },
 }
 VERBS = {
-    "info": ("info", "run"), "json": ("info", "run", "--json"), "evaluate": ("evaluate", "run"),
-    "perplexity": ("perplexity", "run", "w1 w2"), "predict": ("predict", "run", "w1"),
-    "neighbors": ("neighbors", "run", "w1"), "plot": ("plot", "run", "--method", "pca", "--words", "8"),
-    "train": ("train", "--run-dir", "run", "--resume"), "reproduce": ("reproduce", "run"),
-    "sweep": ("sweep", "--run-dir", "sweep", "--resume"), "prepare": ("prepare", "text", "corpus"),
+    "info": ("info", "run"),
+    "json": ("info", "run", "--json"),
+    "evaluate": ("evaluate", "run"),
+    "perplexity": ("perplexity", "run", "w1 w2"),
+    "predict": ("predict", "run", "w1"),
+    "neighbors": ("neighbors", "run", "w1"),
+    "plot": ("plot", "run", "--method", "pca", "--words", "8"),
+    "train": ("train", "--run-dir", "run", "--resume"),
+    "reproduce": ("reproduce", "run"),
+    "sweep": ("sweep", "--run-dir", "sweep", "--resume"),
+    "prepare": ("prepare", "text", "corpus"),
 }
 
 
@@ -287,11 +370,26 @@ def finished(tmp_path_factory) -> Path:
     """A folder with a text, its prepared corpus, and a run and a sweep of it that have ended."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "text").write_text("w1 w2 w3 w4 \x1b]0;w5\x07 w6 w7 w8 w9\n" * 150)
-    size = ["--corpus", "corpus", "--hidden-sizes", "4", "--embedding-size", "4", "--batch-size", "5", "--bptt-length",
-            "10", "--epochs", "1"]
+    size = [
+        "--corpus",
+        "corpus",
+        "--hidden-sizes",
+        "4",
+        "--embedding-size",
+        "4",
+        "--batch-size",
+        "5",
+        "--bptt-length",
+        "10",
+        "--epochs",
+        "1",
+    ]
     with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
-        for command in (["prepare", "text", "corpus"], ["train", *size, "--run-dir", "run"],
-                        ["sweep", *size, "--set", "learning_rate=1,2", "--run-dir", "sweep"]):
+        for command in (
+            ["prepare", "text", "corpus"],
+            ["train", *size, "--run-dir", "run"],
+            ["sweep", *size, "--set", "learning_rate=1,2", "--run-dir", "sweep"],
+        ):
             assert main(command) == 0
     assert (folder / "run/checkpoints/00000027").is_dir()
     return folder

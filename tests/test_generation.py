@@ -22,19 +22,20 @@ from jaxlm.errors import JaxlmError
 from jaxlm.scoring.generation import advance
 from jaxlm.scoring.sampling import Sampling, draw, kept, pick
 
-ODDS = st.lists(st.sampled_from([0.0, 1e-30, 0.1, 0.25, 0.5, 0.7, 0.999]) | st.floats(0, 1, width=32), min_size=1,
-                max_size=8).map(lambda odds: np.array([*odds, 1.0], np.float32))
+ODDS = st.lists(
+    st.sampled_from([0.0, 1e-30, 0.1, 0.25, 0.5, 0.7, 0.999]) | st.floats(0, 1, width=32), min_size=1, max_size=8
+).map(lambda odds: np.array([*odds, 1.0], np.float32))
 
 
 def batched(odds):
     """One row of a fixed shape, so that one program serves all examples."""
-    return jnp.zeros((1, 9)).at[0, :len(odds)].set(odds)
+    return jnp.zeros((1, 9)).at[0, : len(odds)].set(odds)
 
 
 @settings(max_examples=60)
 @given(odds=ODDS, k=st.integers(1, 9))
 def test_top_k_keeps_the_k_likeliest_and_their_ties(odds, k):
-    found = np.asarray(jax.jit(kept)(Sampling(top_k=k), batched(odds)))[0, :len(odds)]
+    found = np.asarray(jax.jit(kept)(Sampling(top_k=k), batched(odds)))[0, : len(odds)]
     least = np.sort(odds)[::-1][min(k, len(odds)) - 1]
     np.testing.assert_array_equal(found, np.where(odds >= least, odds, 0))
 
@@ -42,7 +43,7 @@ def test_top_k_keeps_the_k_likeliest_and_their_ties(odds, k):
 @settings(max_examples=60)
 @given(odds=ODDS, p=st.floats(0.01, 1))
 def test_top_p_keeps_the_fewest_words_of_that_mass(odds, p):
-    found = np.asarray(jax.jit(kept)(Sampling(top_p=p), batched(odds)))[0, :len(odds)]
+    found = np.asarray(jax.jit(kept)(Sampling(top_p=p), batched(odds)))[0, : len(odds)]
     mass = p * odds.sum(dtype=np.float64)
     assert (found == odds)[found > 0].all() and found.sum(dtype=np.float64) >= mass * (1 - 1e-5)
     least = found[found > 0].min()
@@ -53,7 +54,7 @@ def test_top_p_keeps_the_fewest_words_of_that_mass(odds, p):
 @settings(max_examples=60)
 @given(odds=ODDS, p=st.floats(0, 1))
 def test_min_p_keeps_words_at_least_that_share_as_probable(odds, p):
-    found = np.asarray(jax.jit(kept)(Sampling(min_p=p), batched(odds)))[0, :len(odds)]
+    found = np.asarray(jax.jit(kept)(Sampling(min_p=p), batched(odds)))[0, : len(odds)]
     np.testing.assert_array_equal(found, np.where(odds >= np.float32(p), odds, 0))
 
 
@@ -90,9 +91,19 @@ def test_temperature_divides_and_the_penalty_and_the_ban_change_logits():
     np.testing.assert_allclose(np.bincount(np.asarray(words)) / 2000, jax.nn.softmax(logits[0] / 2), atol=2e-3)
 
 
-@pytest.mark.parametrize("sampling", [
-    Sampling(), Sampling(temperature=0.7), Sampling(temperature=None), Sampling(top_k=3), Sampling(top_p=0.8),
-    Sampling(min_p=0.1), Sampling(repetition_penalty=1.5), Sampling(banned=np.arange(300) < 200)])  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.7),
+        Sampling(temperature=None),
+        Sampling(top_k=3),
+        Sampling(top_p=0.8),
+        Sampling(min_p=0.1),
+        Sampling(repetition_penalty=1.5),
+        Sampling(banned=np.arange(300) < 200),
+    ],
+)  # pyright: ignore[reportArgumentType]
 def test_the_log_probability_is_that_of_the_logits_themselves(sampling):
     logits = 5 * jax.random.normal(jax.random.key(0), (50, 300))
     uniform = jax.random.uniform(jax.random.key(1), (50,))
@@ -189,21 +200,34 @@ def test_numbers_beyond_a_float32_are_what_they_tend_to():
     assert words(temperature=1e-40) == words(temperature=0) and words(top_k=10**12) == words(top_k=17)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"seed": 2**63}, "seed must be a whole number from 0 to"), ({"seed": -1}, "seed must"),
-    ({"seed": 1.5}, "seed must"), ({"temperature": 1e39}, "temperature must be a finite"),
-    ({"top_k": 2.5}, "top_k must be a whole number; it is 2.5"),
-    ({"temperature": -1}, "temperature must be at least 0; it is -1"),
-    ({"top_k": 0}, "top_k must be at least 1; it is 0"),
-    ({"top_p": 0}, "top_p must be above 0 and at most 1; it is 0"), ({"top_p": 1.1}, "top_p"), ({"min_p": 2}, "min_p"),
-    ({"repetition_penalty": 0}, "repetition_penalty must be above 0"), ({"words": 0}, "words must be at least 1"),
-    ({"samples": 0}, "samples must be at least 1"), ({"temperature": float("nan")}, "temperature must be a finite"),
-    ({"temperature": 0, "top_k": 3}, "temperature 0.*top_k is given"), ({"beam": 2, "samples": 2}, "samples is given"),
-    ({"beam": 2, "temperature": 0.5}, "temperature is given"), ({"beam": 2, "top_p": 0.5}, "top_p is given"),
-    ({"beam": 0}, "beam must be at least 1"), ({"beam": 99}, "beam must be at most 17"),
-    ({"ban": ["zebra"]}, "banned word 'zebra' is not among the 17"), ({"stop": "dot"}, "stop must be one of eos, none"),
-    ({"ban": list(small_lm().vocab.words)}, "every word of the vocabulary is banned"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 2**63}, "seed must be a whole number from 0 to"),
+        ({"seed": -1}, "seed must"),
+        ({"seed": 1.5}, "seed must"),
+        ({"temperature": 1e39}, "temperature must be a finite"),
+        ({"top_k": 2.5}, "top_k must be a whole number; it is 2.5"),
+        ({"temperature": -1}, "temperature must be at least 0; it is -1"),
+        ({"top_k": 0}, "top_k must be at least 1; it is 0"),
+        ({"top_p": 0}, "top_p must be above 0 and at most 1; it is 0"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"min_p": 2}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be above 0"),
+        ({"words": 0}, "words must be at least 1"),
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"temperature": float("nan")}, "temperature must be a finite"),
+        ({"temperature": 0, "top_k": 3}, "temperature 0.*top_k is given"),
+        ({"beam": 2, "samples": 2}, "samples is given"),
+        ({"beam": 2, "temperature": 0.5}, "temperature is given"),
+        ({"beam": 2, "top_p": 0.5}, "top_p is given"),
+        ({"beam": 0}, "beam must be at least 1"),
+        ({"beam": 99}, "beam must be at most 17"),
+        ({"ban": ["zebra"]}, "banned word 'zebra' is not among the 17"),
+        ({"stop": "dot"}, "stop must be one of eos, none"),
+        ({"ban": list(small_lm().vocab.words)}, "every word of the vocabulary is banned"),
+    ],
+)
 def test_flags_outside_their_limits_or_that_contradict(options, message):
     with pytest.raises(JaxlmError, match=message):
         small_lm().generate("the", **options)
@@ -211,8 +235,10 @@ def test_flags_outside_their_limits_or_that_contradict(options, message):
 
 @given(words=st.lists(st.text("abc", min_size=1, max_size=7) | st.just("\n"), max_size=30), width=st.integers(1, 12))
 def test_wrapped_lines_are_no_wider_than_the_terminal(words, width):
-    pieces = [word if word == "\n" or not place or words[place - 1] == "\n" else f" {word}"
-              for place, word in enumerate(words)]
+    pieces = [
+        word if word == "\n" or not place or words[place - 1] == "\n" else f" {word}"
+        for place, word in enumerate(words)
+    ]
     text = "".join(wrapped(pieces, width))
     assert text.split() == "".join(pieces).split()
     for line in text.split("\n"):
@@ -256,13 +282,20 @@ def test_unknown_words_of_a_prompt_are_named_without_control_characters(run, cap
     assert r"zebra" in said.err and "1 more" in said.err and "\x1b" not in said.err + said.out
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (["--temperature=-0.5"], "temperature must be at least 0"), (["--top-k", "0"], "top_k must be at least 1"),
-    (["--temperature", "0", "--top-p", "0.5"], "leave one out"), (["--beam", "2", "--samples", "2"], "leave one out"),
-    (["--seed=-1"], "--seed"), (["a", "--prompt-file", "x"], "given twice"),
-    (["--prompt-file", "/none"], "cannot be read"),
-    (["--ban", "zebra"], "banned word 'zebra'"), (["--words", "0"], "words must be at least 1"),
-])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--temperature=-0.5"], "temperature must be at least 0"),
+        (["--top-k", "0"], "top_k must be at least 1"),
+        (["--temperature", "0", "--top-p", "0.5"], "leave one out"),
+        (["--beam", "2", "--samples", "2"], "leave one out"),
+        (["--seed=-1"], "--seed"),
+        (["a", "--prompt-file", "x"], "given twice"),
+        (["--prompt-file", "/none"], "cannot be read"),
+        (["--ban", "zebra"], "banned word 'zebra'"),
+        (["--words", "0"], "words must be at least 1"),
+    ],
+)
 def test_mistakes_are_one_sentence(run, capsys, flags, message):
     assert main(["generate", run, *flags]) == 1
     said = capsys.readouterr()

@@ -44,8 +44,7 @@ make = _maker()
 def named(case: dict, variables: list) -> dict[str, np.ndarray]:
     """Initial weights under TensorFlow's names; LSTM biases zero."""
     fresh = iter(make.weights(case))
-    return {name: np.zeros(shape, np.float32) if name.endswith("/bias:0") else next(fresh)
-            for name, shape in variables}
+    return {name: np.zeros(shape, np.float32) if name.endswith("/bias:0") else next(fresh) for name, shape in variables}
 
 
 @pytest.mark.golden
@@ -59,21 +58,37 @@ def follow(path, mesh=None):
     golden = json.loads(path.read_text())
     case, told = golden["case"], np.array(golden["train_cost_norm_rate"])
     config = jaxlm.preset("small").replace(
-        vocab_size=case["V"], embedding_size=case["E"], hidden_sizes=case["hidden"], batch_size=case["B"],
-        bptt_length=case["T"], learning_rate=case["lr"], decay=case["decay"], hold=float(case["hold"]),
-        schedule_offset=float(case["offset"]), clip_norm=case["clip"], forget_bias=case["forget_bias"])
+        vocab_size=case["V"],
+        embedding_size=case["E"],
+        hidden_sizes=case["hidden"],
+        batch_size=case["B"],
+        bptt_length=case["T"],
+        learning_rate=case["lr"],
+        decay=case["decay"],
+        hold=float(case["hold"]),
+        schedule_offset=float(case["offset"]),
+        clip_norm=case["clip"],
+        forget_bias=case["forget_bias"],
+    )
     params = jaxlm.from_tensorflow(named(case, golden["variables"]))
     recipe = config.recipe
     state = put_state(mesh, recipe, init_state(recipe, jax.random.key(0), case["B"], params))
     stream = make.tokens(case)
-    train, valid = stream[:case["N"]], stream[case["N"]:]
+    train, valid = stream[: case["N"]], stream[case["N"] :]
     tokens = batch(train, case["B"])
     plan, costs = WindowPlan(len(tokens), case["T"], 100), []
     rows = put_rows(mesh, tokens.shape, lambda part: tokens[:, part])
     while (at := len(costs)) < case["steps"]:
         count = min(plan.per_epoch - at % plan.per_epoch, case["steps"] - at)
-        state, metrics = train_windows(recipe, state, rows, plan.windows(at, count, plan.per_epoch), jnp.int32(count),
-                                       bptt_length=case["T"], mesh=mesh)
+        state, metrics = train_windows(
+            recipe,
+            state,
+            rows,
+            plan.windows(at, count, plan.per_epoch),
+            jnp.int32(count),
+            bptt_length=case["T"],
+            mesh=mesh,
+        )
         costs += np.array([metrics.cost, metrics.grad_norm, metrics.learning_rate]).T[:count].tolist()
     cost, norm, rate = np.array(costs).T
     np.testing.assert_allclose(cost, told[:, 0], rtol=COST)
@@ -110,20 +125,23 @@ def ptb_run(golden, corpus, nudge: int | None = None, mesh=None):
     variables = named(case, golden["variables"])
     if nudge is not None:
         rng = np.random.default_rng(nudge)
-        variables = {name: (array * (1 + 1e-6 * rng.choice([-1, 1], array.shape))).astype(np.float32)
-                     for name, array in variables.items()}
+        variables = {
+            name: (array * (1 + 1e-6 * rng.choice([-1, 1], array.shape))).astype(np.float32)
+            for name, array in variables.items()
+        }
     recipe = config.recipe
     state = init_state(recipe, jax.random.key(0), 60, jaxlm.from_tensorflow(variables))
     with jax.default_matmul_precision("highest"):
         tokens = batch(corpus.train, 60)
         tokens = put_rows(mesh, tokens.shape, lambda rows, tokens=tokens: tokens[:, rows])
         windows = WindowPlan(len(tokens), 20, 1).windows(0, 50, 50)
-        state, metrics = train_windows(recipe, put_state(mesh, recipe, state), tokens, windows, jnp.int32(50),
-                                       bptt_length=20, mesh=mesh)
+        state, metrics = train_windows(
+            recipe, put_state(mesh, recipe, state), tokens, windows, jnp.int32(50), bptt_length=20, mesh=mesh
+        )
         state = whole_state(mesh, recipe, state)
         rows, carry, valid = jnp.asarray(batch(corpus.valid, 60)), stack.zero_carry(recipe.model, 60), []
         for start in range(0, 160, 20):
-            inputs, targets = rows[start:start + 20], rows[start + 1:start + 21]
+            inputs, targets = rows[start : start + 20], rows[start + 1 : start + 21]
             nats, carry = jax.jit(eval_step)(recipe.model, state.params, inputs, targets, carry)
             valid.append(float(nats.sum()) / 60)
     return np.array([metrics.cost, metrics.grad_norm], np.float64).T, np.array(valid)

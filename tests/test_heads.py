@@ -14,14 +14,24 @@ from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.stream import stream_nats
 
 SENTENCES = ["the dogs run", "a dog", "the dog of the dogs runs of a dog n't run the dogs"]
-HEADS = {"projection": dict(hidden_sizes=(5, 6), tied=True, projection=True), "mixture": dict(experts=3),
-         "tied-mixture": dict(hidden_sizes=(5, 6), tied=True, experts=3)}
+HEADS = {
+    "projection": dict(hidden_sizes=(5, 6), tied=True, projection=True),
+    "mixture": dict(experts=3),
+    "tied-mixture": dict(hidden_sizes=(5, 6), tied=True, experts=3),
+}
 
 
 @pytest.fixture(params=HEADS)
 def lm(request) -> LanguageModel:
-    config = jaxlm.preset("small").replace(**{"hidden_sizes": (5, 4), "vocab_size": len(WORDS), "embedding_size": 4,
-                                              "init_scale": 1.0, **HEADS[request.param]})
+    config = jaxlm.preset("small").replace(
+        **{
+            "hidden_sizes": (5, 4),
+            "vocab_size": len(WORDS),
+            "embedding_size": 4,
+            "init_scale": 1.0,
+            **HEADS[request.param],
+        }
+    )
     return LanguageModel(jax.jit(stack.init_params)(config.model, jax.random.key(0)), config, Vocab(WORDS), {})
 
 
@@ -47,8 +57,9 @@ def test_texts_are_drawn_searched_and_adapted_to(lm):
     (best,) = lm.generate("the", words=3, beam=len(WORDS))
     (greedy,) = lm.generate("the", words=3, temperature=0)
     assert best.log_probs.sum() >= greedy.log_probs.sum() - 1e-5
-    adapted = [table.surprisal.sum() for table in lm.surprisal_stream(SENTENCES[:1] * 6, scoring=lm.adaptive(0.2),
-                                                                      block=1)]
+    adapted = [
+        table.surprisal.sum() for table in lm.surprisal_stream(SENTENCES[:1] * 6, scoring=lm.adaptive(0.2), block=1)
+    ]
     assert adapted[-1] < adapted[0]
 
 
@@ -65,10 +76,15 @@ def test_what_a_target_cannot_express_is_refused(lm, tmp_path, target):
 
 
 def test_a_projection_joins_a_last_layer_to_a_narrower_embedding():
-    config = jaxlm.preset("small").replace(vocab_size=20, embedding_size=4, hidden_sizes=(6,), tied=True,
-                                           projection=True)
+    config = jaxlm.preset("small").replace(
+        vocab_size=20, embedding_size=4, hidden_sizes=(6,), tied=True, projection=True
+    )
     params = stack.init_params(config.model, jax.random.key(0))
     assert jax.tree.map(np.shape, params["softmax"]) == {"projection": (6, 4), "bias": (20,)}
     mixture = config.replace(projection=False, experts=5)
     assert jax.tree.map(np.shape, stack.init_params(mixture.model, jax.random.key(0))["softmax"]) == {
-        "prior": (6, 5), "latent_kernel": (6, 20), "latent_bias": (20,), "bias": (20,)}
+        "prior": (6, 5),
+        "latent_kernel": (6, 20),
+        "latent_bias": (20,),
+        "bias": (20,),
+    }

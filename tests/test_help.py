@@ -98,19 +98,40 @@ def test_an_unknown_verb_is_answered_by_the_nearest():
     assert "there is no verb 'x' (see" in run(["x"])[2]
 
 
-@pytest.mark.parametrize(("typed", "expected"), [
-    ("jaxlm ev", {"evaluate"}), ("jaxlm train --mod", {"--model", "--model-devices"}),
-    ("jaxlm train --model ", {"lstm", "gru", "mingru"}), ("jaxlm train --model gru --hid", {"--hidden-sizes"}),
-    ("jaxlm train --optimizer muon --momen", {"--momentum"}), ("jaxlm train --preset zaremba-s", {"zaremba-small"}),
-    ("jaxlm evaluate x --checkpoint ", {"last", "best"}), ("jaxlm evaluate x --split v", {"valid"}),
-    ("jaxlm sweep --strat", {"--strategy"}), ("jaxlm train --forg", {"--forget-bias"}),
-    ("jaxlm train --model gru --forg", set())])
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("jaxlm ev", {"evaluate"}),
+        ("jaxlm train --mod", {"--model", "--model-devices"}),
+        ("jaxlm train --model ", {"lstm", "gru", "mingru"}),
+        ("jaxlm train --model gru --hid", {"--hidden-sizes"}),
+        ("jaxlm train --optimizer muon --momen", {"--momentum"}),
+        ("jaxlm train --preset zaremba-s", {"zaremba-small"}),
+        ("jaxlm evaluate x --checkpoint ", {"last", "best"}),
+        ("jaxlm evaluate x --split v", {"valid"}),
+        ("jaxlm sweep --strat", {"--strategy"}),
+        ("jaxlm train --forg", {"--forget-bias"}),
+        ("jaxlm train --model gru --forg", set()),
+    ],
+)
 def test_the_shell_completes(typed, expected, tmp_path):
-    environment = {**os.environ, "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": typed, "COMP_TYPE": "9",
-                   "COMP_POINT": str(len(typed)), "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
-                   "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out")}
-    done = subprocess.run([sys.executable, "-c", "from jaxlm.cli import main; main()"], env=environment, timeout=60,
-                          capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "COMP_LINE": typed,
+        "COMP_TYPE": "9",
+        "COMP_POINT": str(len(typed)),
+        "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", "from jaxlm.cli import main; main()"],
+        env=environment,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout + done.stderr == ""
     found = set((tmp_path / "out").read_text().split())
     assert expected <= found if expected else not any(word.startswith("-") for word in found)
@@ -118,12 +139,18 @@ def test_the_shell_completes(typed, expected, tmp_path):
         assert found == expected
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help-all"], ["trian"], ["info", "RUN"],
-                                       ["info", "RUN", "--json"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["train", "--help-all"], ["trian"], ["info", "RUN"], ["info", "RUN", "--json"]]
+)
 def test_what_asks_no_model_loads_nothing_heavy(arguments, tiny_run):
-    code = ("import sys; from jaxlm.cli import main\n"
-            "try: main(sys.argv[1:])\n"
-            "finally: assert not {*sys.modules} & {'jax', 'numpy', 'rich', 'matplotlib', 'argcomplete'}, sys.modules")
-    done = subprocess.run([sys.executable, "-c", code, *(str(tiny_run[0].run_dir) if word == "RUN" else word
-                                                         for word in arguments)], capture_output=True, text=True)
+    code = (
+        "import sys; from jaxlm.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: assert not {*sys.modules} & {'jax', 'numpy', 'rich', 'matplotlib', 'argcomplete'}, sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *(str(tiny_run[0].run_dir) if word == "RUN" else word for word in arguments)],
+        capture_output=True,
+        text=True,
+    )
     assert "AssertionError" not in done.stderr and done.returncode == (2 if "trian" in arguments else 0), done.stderr

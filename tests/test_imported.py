@@ -39,8 +39,21 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def tuned(place) -> Path:
     """The imported run, trained two epochs further."""
-    assert main(["train", "--init", str(place / "run"), "--corpus", str(place / "text.txt"), *TUNE, "--run-dir",
-                 str(place / "tuned")]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--init",
+                str(place / "run"),
+                "--corpus",
+                str(place / "text.txt"),
+                *TUNE,
+                "--run-dir",
+                str(place / "tuned"),
+            ]
+        )
+        == 0
+    )
     return place / "tuned"
 
 
@@ -94,10 +107,14 @@ def test_the_run_holds_the_model_and_names_its_file(place, capsys):
 
 def test_every_verb_uses_an_imported_run(place, capsys):
     run, text = str(place / "run"), str(place / "text.txt")
-    for arguments, part in ((["evaluate", run, "--text", text], "perplexity"),
-                            (["evaluate", run, "--corpus", text, "--split", "valid"], "text:text.txt valid"),
-                            (["perplexity", run, "a b c"], ""), (["predict", run, "a", "-k", "2"], "0."),
-                            (["neighbors", run, "a", "-k", "2"], "0."), (["plot", run, "--method", "pca"], "embedd")):
+    for arguments, part in (
+        (["evaluate", run, "--text", text], "perplexity"),
+        (["evaluate", run, "--corpus", text, "--split", "valid"], "text:text.txt valid"),
+        (["perplexity", run, "a b c"], ""),
+        (["predict", run, "a", "-k", "2"], "0."),
+        (["neighbors", run, "a", "-k", "2"], "0."),
+        (["plot", run, "--method", "pca"], "embedd"),
+    ):
         assert main(arguments) == 0, arguments
         assert part in capsys.readouterr().out
     (place / "run/embedding.png").unlink()
@@ -107,8 +124,10 @@ def test_every_verb_uses_an_imported_run(place, capsys):
     refused(capsys, ["reproduce", run], "parameters were given")
 
 
-@pytest.mark.parametrize(("damage", "part"), [("file", "cut short"), ("vocab", "6 words"), ("missing", "No such file"),
-                                              ("there", "something of this name")])
+@pytest.mark.parametrize(
+    ("damage", "part"),
+    [("file", "cut short"), ("vocab", "6 words"), ("missing", "No such file"), ("there", "something of this name")],
+)
 def test_a_failed_import_makes_nothing(place, tmp_path, capsys, damage, part):
     file, vocab = tmp_path / "in/model.pt", tmp_path / "in/vocab.txt"
     file.parent.mkdir()
@@ -153,16 +172,46 @@ def test_fine_tuning_begins_from_the_parameters_in_their_vocabulary(place, tuned
 
 
 def test_fine_tuning_of_no_window_is_the_model_itself(place, tmp_path):
-    assert main(["train", "--init", str(place / "run"), "--corpus", str(place / "text.txt"), *TUNE, "--steps", "0",
-                 "--run-dir", str(tmp_path / "same")]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--init",
+                str(place / "run"),
+                "--corpus",
+                str(place / "text.txt"),
+                *TUNE,
+                "--steps",
+                "0",
+                "--run-dir",
+                str(tmp_path / "same"),
+            ]
+        )
+        == 0
+    )
     ours, theirs = (checkpoint.load(run).state.params for run in (tmp_path / "same", place / "run"))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_a_fine_tuned_run_stopped_and_resumed_is_the_same_run(place, tuned, tmp_path):
     run = tmp_path / "stopped"
-    assert main(["train", "--init", str(place / "run"), "--corpus", str(place / "text.txt"), *TUNE, "--steps", "30",
-                 "--run-dir", str(run)]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--init",
+                str(place / "run"),
+                "--corpus",
+                str(place / "text.txt"),
+                *TUNE,
+                "--steps",
+                "30",
+                "--run-dir",
+                str(run),
+            ]
+        )
+        == 0
+    )
     assert main(["train", "--resume", "--run-dir", str(run)]) == 0
     ours, theirs = (checkpoint.array_bytes(checkpoint.load(one).state) for one in (run, tuned))
     assert ours == theirs
@@ -171,8 +220,23 @@ def test_a_fine_tuned_run_stopped_and_resumed_is_the_same_run(place, tuned, tmp_
 def test_a_fine_tuned_run_is_not_resumed_on_a_changed_text(place, tmp_path, capsys):
     text, run = tmp_path / "text.txt", tmp_path / "run"
     shutil.copy(place / "text.txt", text)
-    assert main(["train", "--init", str(place / "run"), "--corpus", str(text), *TUNE, "--steps", "30", "--run-dir",
-                 str(run)]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--init",
+                str(place / "run"),
+                "--corpus",
+                str(text),
+                *TUNE,
+                "--steps",
+                "30",
+                "--run-dir",
+                str(run),
+            ]
+        )
+        == 0
+    )
     text.write_text(text.read_text().replace("b", "a"))
     refused(capsys, ["train", "--resume", "--run-dir", run], "corpus sha256")
     with pytest.raises(DataError, match="was trained on"):
@@ -184,17 +248,23 @@ def test_a_tuned_model_is_tuned_again_on_its_own_text(tuned, tmp_path):
     assert checkpoint.load(tmp_path / "again").manifest.corpus == checkpoint.load(tuned).manifest.corpus
 
 
-@pytest.mark.parametrize(("flags", "part"), [
-    (["--hidden-sizes", "3,6"], "model.hidden_sizes: (3, 5) -> (3, 6)"),
-    (["--embedding-size", "9"], "model.embedding_size: 4 -> 9"),
-    (["--vocab-size", "9"], "model.vocab_size: 7 -> 9"),
-    (["--forget-bias", "1"], "model.forget_bias: 0.0 -> 1.0"),
-    (["--model", "gru"], "model.kind: 'lstm' -> 'gru'"),
-    (["--resume"], "--init begins a run and --resume continues one"),
-])
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--hidden-sizes", "3,6"], "model.hidden_sizes: (3, 5) -> (3, 6)"),
+        (["--embedding-size", "9"], "model.embedding_size: 4 -> 9"),
+        (["--vocab-size", "9"], "model.vocab_size: 7 -> 9"),
+        (["--forget-bias", "1"], "model.forget_bias: 0.0 -> 1.0"),
+        (["--model", "gru"], "model.kind: 'lstm' -> 'gru'"),
+        (["--resume"], "--init begins a run and --resume continues one"),
+    ],
+)
 def test_fields_that_contradict_the_parameters(place, tmp_path, capsys, flags, part):
-    refused(capsys, ["train", "--init", place / "run", "--corpus", place / "text.txt", "--run-dir", tmp_path / "run",
-                     *flags], part)
+    refused(
+        capsys,
+        ["train", "--init", place / "run", "--corpus", place / "text.txt", "--run-dir", tmp_path / "run", *flags],
+        part,
+    )
     assert entries(tmp_path) == []
 
 

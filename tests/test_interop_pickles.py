@@ -54,7 +54,6 @@ class Command:
 
     def __reduce__(self):
 
-
         return os.system, (f"touch {self.path}",)
 
 
@@ -80,8 +79,18 @@ def touch(function: str, mark: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("way", touch("os.system", Path("x")))
-@pytest.mark.parametrize("function", ["os.system", "posix.system", "builtins.eval", "__builtin__.exec",
-                                      "subprocess.Popen", "torch.hub.load", "numpy.testing._private.utils.runstring"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        "os.system",
+        "posix.system",
+        "builtins.eval",
+        "__builtin__.exec",
+        "subprocess.Popen",
+        "torch.hub.load",
+        "numpy.testing._private.utils.runstring",
+    ],
+)
 def test_a_call_is_named_and_never_made(tmp_path, function, way):
     mark = tmp_path / "mark"
     code = touch(function, mark)[way]
@@ -106,25 +115,27 @@ def test_pythons_own_pickles_of_a_command(tmp_path, protocol):
     assert "system" in refused(tmp_path / "model.pt", pickled(0x1950A86A20F9469CFC6C) + data)
 
 
-@pytest.mark.parametrize(("code", "named"), [
-    (opcodes(Call(Ref("builtins.getattr"), (Ref("torch.nn.Linear"), "mro"))), "getattr of 'torch.nn.Linear'"),
-    (opcodes(Call(Ref("builtins.getattr"), ("text", "format"))), "getattr"),
-    (opcodes(Call(Ref("builtins.getattr"), (New(Ref("model.A")), "run"))) + b")R", "calls an object"),
-    (opcodes(Ref("torch.Tensor")) + opcodes({"__reduce__": None}) + b"b", "changes 'torch.Tensor'"),
-    (opcodes(Call(Ref("functools.partial"), (Ref("model.A"),))), "functools.partial"),
-    (opcodes(Call(Ref("builtins.map"), ())), "builtins.map"),
-    (opcodes(Call(Ref("model.RNNModel"), ("LSTM",))), "asks to call 'model.RNNModel'"),
-    (opcodes(Call(Ref("torch.load"), ("x",))), "asks to call 'torch.load'"),
-    (opcodes(Ref("os.path.join")), "os.path.join"),
-    (opcodes(Ref("sys.modules")), "sys.modules"),
-    (b"\x82\x01", "EXT1"),
-    (b"Pname\n", "PERSID"),
-    (b"\x97", "NEXT_BUFFER"),
-    (opcodes(Persistent(("module", Ref("os.system"), "a", "b"))), "os.system"),
-    (opcodes("\x1b]0;title\x07") + opcodes("n") + b"\x93)R", r"\\x1b"),
-])
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [
+        (opcodes(Call(Ref("builtins.getattr"), (Ref("torch.nn.Linear"), "mro"))), "getattr of 'torch.nn.Linear'"),
+        (opcodes(Call(Ref("builtins.getattr"), ("text", "format"))), "getattr"),
+        (opcodes(Call(Ref("builtins.getattr"), (New(Ref("model.A")), "run"))) + b")R", "calls an object"),
+        (opcodes(Ref("torch.Tensor")) + opcodes({"__reduce__": None}) + b"b", "changes 'torch.Tensor'"),
+        (opcodes(Call(Ref("functools.partial"), (Ref("model.A"),))), "functools.partial"),
+        (opcodes(Call(Ref("builtins.map"), ())), "builtins.map"),
+        (opcodes(Call(Ref("model.RNNModel"), ("LSTM",))), "asks to call 'model.RNNModel'"),
+        (opcodes(Call(Ref("torch.load"), ("x",))), "asks to call 'torch.load'"),
+        (opcodes(Ref("os.path.join")), "os.path.join"),
+        (opcodes(Ref("sys.modules")), "sys.modules"),
+        (b"\x82\x01", "EXT1"),
+        (b"Pname\n", "PERSID"),
+        (b"\x97", "NEXT_BUFFER"),
+        (opcodes(Persistent(("module", Ref("os.system"), "a", "b"))), "os.system"),
+        (opcodes("\x1b]0;title\x07") + opcodes("n") + b"\x93)R", r"\\x1b"),
+    ],
+)
 def test_what_else_could_run_code_is_named(tmp_path, code, named):
-
 
     assert re.search(named.replace("\\\\", r"\\"), refused(tmp_path / "model.pt", old_file(Raw(code), Storages())))
 
@@ -147,10 +158,13 @@ BOMBS = {
     "bytes of 2**62": b"\x8e" + b"\xff" * 7 + b"\x3fab",
     "a frame of 2**62": b"\x95" + b"\xff" * 7 + b"\x3fN",
     "a number of 2 GB": b"\x8b\xff\xff\xff\x7fab",
-    "colliding keys": b"}(" + b"".join(b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N"
-                                       for i in range(20000)) + b"u",
-    "a dict built again and again": b"}(" + b"".join(opcodes(str(i)) + b"N" for i in range(20000)) + b"uq\x00"
-                                    + b"ccollections\nOrderedDict\nh\x00\x85R0" * 100_000,
+    "colliding keys": b"}("
+    + b"".join(b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(20000))
+    + b"u",
+    "a dict built again and again": b"}("
+    + b"".join(opcodes(str(i)) + b"N" for i in range(20000))
+    + b"uq\x00"
+    + b"ccollections\nOrderedDict\nh\x00\x85R0" * 100_000,
     "a long name of a class": opcodes("." * 1_000_000) + b"q\x00" + b"h\x00h\x00\x93" * 1000,
     "a long key": opcodes("k" * 1_000_000) + b"q\x000" + b"}h\x00](" * 1000 + b"es" * 1000,
     "marks without end": b"(" * 200_000,
@@ -191,15 +205,27 @@ def test_the_number_of_instructions_is_bounded(tmp_path, monkeypatch):
     assert "1,000 steps" in refused(tmp_path / "model.pt", zip_file(Raw(pairs), Storages()))
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"\0" * 4096, b"PK\x03\x04", b"\x80", b"PK\x05\x06" + b"\0" * 18,
-                                     b"<html>not found</html>", b"version https://git-lfs.github.com/spec/v1\n",
-                                     b"\0" * 257 + b"ustar" + b"\0" * 250, b"\xff" * 8 + b"{", b"\2\0\0\0\0\0\0\0{}"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"x",
+        b"\0" * 4096,
+        b"PK\x03\x04",
+        b"\x80",
+        b"PK\x05\x06" + b"\0" * 18,
+        b"<html>not found</html>",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        b"\0" * 257 + b"ustar" + b"\0" * 250,
+        b"\xff" * 8 + b"{",
+        b"\2\0\0\0\0\0\0\0{}",
+    ],
+)
 def test_other_files_are_one_sentence(tmp_path, content):
     refused(tmp_path / "model.pt", content)
 
 
 def test_files_that_hang_or_are_not_there(tmp_path):
-
 
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(JaxlmError, match="FIFO"):
@@ -225,7 +251,6 @@ def valid() -> list[bytes]:
         storages = Storages(old=layout == "old")
         files.append(write(rnn_model(weights(sizes=(2,), vocab_size=3, width=2), storages), storages))
 
-
     files.append(safetensors.numpy.save(weights(sizes=(2,), vocab_size=3, width=2)))
     folder = golden("torch_import")
     return files + ([path.read_bytes() for path in sorted(folder.glob("*.pt"))] if folder else [])
@@ -246,11 +271,11 @@ def test_a_damaged_file_is_read_or_refused_in_one_sentence(tmp_path_factory, dat
             case "cut":
                 del original[place:]
             case "write":
-                original[place:place + 4] = data.draw(st.binary(min_size=4, max_size=4))
+                original[place : place + 4] = data.draw(st.binary(min_size=4, max_size=4))
             case "drop":
-                del original[place:place + data.draw(st.integers(1, 8))]
+                del original[place : place + data.draw(st.integers(1, 8))]
             case "double":
-                original[place:place] = original[place:place + 16]
+                original[place:place] = original[place : place + 16]
     path = tmp_path_factory.getbasetemp() / "damaged.pt"
     path.write_bytes(original)
     start = time.process_time()

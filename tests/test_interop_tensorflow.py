@@ -51,12 +51,15 @@ def snappy(data: bytes) -> bytes:
     """Snappy's format with literals of every way of giving a length, and no copies."""
     out, place = varint(len(data)), 0
     for length in [1, 60, 61, 300]:
-        piece = data[place:place + length]
+        piece = data[place : place + length]
         place += len(piece)
         if piece:
             short = len(piece) - 1
-            out += bytes([short << 2]) if short < 60 else (
-                bytes([60 << 2, short]) if short < 256 else bytes([61 << 2]) + struct.pack("<H", short))
+            out += (
+                bytes([short << 2])
+                if short < 60
+                else (bytes([60 << 2, short]) if short < 256 else bytes([61 << 2]) + struct.pack("<H", short))
+            )
             out += piece
     rest = data[place:]
     return out + (bytes([62 << 2]) + struct.pack("<I", len(rest) - 1)[:3] + rest if rest else b"")
@@ -77,15 +80,16 @@ def table(entries: dict[bytes, bytes], a_block: int = 3, packed: bool = False) -
     def block(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
         body, before = b"", b""
         for key, value in pairs:
-            shared = next((i for i, (a, b) in enumerate(zip(key, before, strict=False)) if a != b),
-                          min(len(key), len(before)))
+            shared = next(
+                (i for i, (a, b) in enumerate(zip(key, before, strict=False)) if a != b), min(len(key), len(before))
+            )
             body += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
             before = key
         return body + struct.pack("<II", 0, 1)
 
     keys = sorted(entries)
     for start in range(0, len(keys), a_block):
-        group = keys[start:start + a_block]
+        group = keys[start : start + a_block]
         handles.append((group[-1], write(block((key, entries[key]) for key in group))))
     meta, index = write(block([])), write(block(handles))
     return out + (meta + index).ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
@@ -94,17 +98,29 @@ def table(entries: dict[bytes, bytes], a_block: int = 3, packed: bool = False) -
 KINDS = {"float32": 1, "float64": 2, "int32": 3, "int64": 9, "float16": 19, "uint16": 14}  # uint16 holds bfloat16
 
 
-def write_checkpoint(prefix: Path, variables: dict[str, np.ndarray], shards: int = 1, packed: bool = False,
-                     order: Literal["<", ">"] = "<", more: dict[bytes, bytes] | None = None) -> Path:
+def write_checkpoint(
+    prefix: Path,
+    variables: dict[str, np.ndarray],
+    shards: int = 1,
+    packed: bool = False,
+    order: Literal["<", ">"] = "<",
+    more: dict[bytes, bytes] | None = None,
+) -> Path:
     """A checkpoint as TensorFlow's BundleWriter makes it, variables dealt out to the shards in turn."""
     data, entries = [b""] * shards, {b"": number(1, shards) + number(2, order == ">")}
     for place, (name, array) in enumerate(variables.items()):
         shard = place % shards
         raw = array.astype(array.dtype.newbyteorder(order)).tobytes()
         shape = b"".join(message(2, number(1, size)) for size in array.shape)
-        entries[name.encode()] = (number(1, KINDS[array.dtype.name]) + message(2, shape) + number(3, shard)
-                                  + number(4, len(data[shard])) + number(5, len(raw))
-                                  + varint(6 << 3 | 5) + struct.pack("<I", masked(slow_crc(raw))))
+        entries[name.encode()] = (
+            number(1, KINDS[array.dtype.name])
+            + message(2, shape)
+            + number(3, shard)
+            + number(4, len(data[shard]))
+            + number(5, len(raw))
+            + varint(6 << 3 | 5)
+            + struct.pack("<I", masked(slow_crc(raw)))
+        )
         data[shard] += raw
     for shard, content in enumerate(data):
         Path(f"{prefix}.data-{shard:05d}-of-{shards:05d}").write_bytes(content)
@@ -112,8 +128,14 @@ def write_checkpoint(prefix: Path, variables: dict[str, np.ndarray], shards: int
     return prefix
 
 
-def variables(scope: str = "Model/", cell: str = "RNN/multi_rnn_cell/cell_{}/basic_lstm_cell/{}", vocab_size: int = 6,
-              width: int = 3, sizes: tuple[int, ...] = (2, 4), names: tuple[str, str] = ("kernel", "bias")) -> dict:
+def variables(
+    scope: str = "Model/",
+    cell: str = "RNN/multi_rnn_cell/cell_{}/basic_lstm_cell/{}",
+    vocab_size: int = 6,
+    width: int = 3,
+    sizes: tuple[int, ...] = (2, 4),
+    names: tuple[str, str] = ("kernel", "bias"),
+) -> dict:
     random, arrays = np.random.default_rng(1), {}
 
     def draw(*shape: int) -> np.ndarray:
@@ -149,11 +171,15 @@ def test_checkpoints_of_tensorflow_answer_as_it_did(name, form):
     assert any("global_step" in note for note in model.notes)
 
 
-@pytest.mark.parametrize(("scope", "cell", "names"), [
-    ("Model/", "RNN/multi_rnn_cell/cell_{}/basic_lstm_cell/{}", ("kernel", "bias")),
-    ("", "multi_rnn_cell/cell_{}/lstm_cell/{}", ("kernel", "bias")),
-    ("a/b/c/", "rnn/multi_rnn_cell/cell_{}/basic_lstm_cell/{}", ("weights", "biases")),
-    ("model/", "RNN/MultiRNNCell/Cell{}/BasicLSTMCell/Linear/{}", ("Matrix", "Bias"))])
+@pytest.mark.parametrize(
+    ("scope", "cell", "names"),
+    [
+        ("Model/", "RNN/multi_rnn_cell/cell_{}/basic_lstm_cell/{}", ("kernel", "bias")),
+        ("", "multi_rnn_cell/cell_{}/lstm_cell/{}", ("kernel", "bias")),
+        ("a/b/c/", "rnn/multi_rnn_cell/cell_{}/basic_lstm_cell/{}", ("weights", "biases")),
+        ("model/", "RNN/MultiRNNCell/Cell{}/BasicLSTMCell/Linear/{}", ("Matrix", "Bias")),
+    ],
+)
 def test_any_scope_and_the_names_of_every_version(tmp_path, scope, cell, names):
     arrays = variables(scope, cell, names=names)
     model = read_model(write_checkpoint(tmp_path / "model.ckpt-7", arrays))
@@ -186,17 +212,23 @@ def test_other_precisions(tmp_path):
 
 def test_slots_and_scalars_are_left_out_and_others_named(tmp_path):
     arrays = variables()
-    extra = {"global_step": np.array(5), "Model/Variable": np.float32(1.0), "beta1_power": np.float32(0.9),
-             "Model/embedding/Adam": np.ones((6, 3), np.float32), "Model/softmax_w/Momentum": np.ones(2, np.float32)}
+    extra = {
+        "global_step": np.array(5),
+        "Model/Variable": np.float32(1.0),
+        "beta1_power": np.float32(0.9),
+        "Model/embedding/Adam": np.ones((6, 3), np.float32),
+        "Model/softmax_w/Momentum": np.ones(2, np.float32),
+    }
     extra = {name: np.asarray(array) for name, array in extra.items()}
     model = read_model(write_checkpoint(tmp_path / "m", {**arrays, **extra}))
     check(model, arrays)
     assert all(any(name in note for note in model.notes) for name in extra)
     for wrong, problem in [
-            ({"Model/attention": np.ones((2, 2), np.float32)}, "unknown are 'Model/attention'"),
-            ({"Other/embedding": np.ones((6, 3), np.float32)}, "'Model/embedding', 'Other/embedding'"),
-            ({"X/multi_rnn_cell/cell_0/lstm_cell/kernel": np.ones((2, 2), np.float32)}, "kernel of layer 0"),
-            ({"Model/RNN/multi_rnn_cell/cell_3/lstm_cell/kernel": np.ones((2, 2), np.float32)}, "kernel of layer 2")]:
+        ({"Model/attention": np.ones((2, 2), np.float32)}, "unknown are 'Model/attention'"),
+        ({"Other/embedding": np.ones((6, 3), np.float32)}, "'Model/embedding', 'Other/embedding'"),
+        ({"X/multi_rnn_cell/cell_0/lstm_cell/kernel": np.ones((2, 2), np.float32)}, "kernel of layer 0"),
+        ({"Model/RNN/multi_rnn_cell/cell_3/lstm_cell/kernel": np.ones((2, 2), np.float32)}, "kernel of layer 2"),
+    ]:
         with pytest.raises(JaxlmError, match=problem):
             read_model(write_checkpoint(tmp_path / "m", {**arrays, **wrong}))
     for name in arrays:
@@ -233,23 +265,26 @@ def entry(shape: tuple[int, ...], kind: int = 1, shard: int = 0, offset: int = 0
     return number(1, kind) + message(2, dims) + number(3, shard) + number(4, offset) + number(5, size)
 
 
-@pytest.mark.parametrize(("more", "problem"), [
-    ({b"Model/embedding": entry((1 << 20, 1 << 18), size=1 << 40)}, "ends at byte 1,099,511,627,776"),
-    ({b"Model/embedding": entry((1 << 61, 1 << 61), size=1 << 40)}, "claims the shape"),
-    ({b"Model/embedding": entry((6, 3), size=72, offset=1 << 61)}, "cut short"),
-    ({b"Model/embedding": entry((6, 3), size=72, shard=9)}, "shard 9 of 1"),
-    ({b"Model/embedding": entry((6, 3), size=71)}, "claims the shape"),
-    ({b"Model/embedding": entry((6, 3), kind=7, size=4)}, "something else than numbers"),
-    ({b"Model/embedding": entry((6, 3), size=72) + message(7, b"")}, "partitioned"),
-    ({b"Model/embedding": entry((1,) * 64, size=4)}, "shape"),
-    ({b"Model/embedding": b"\x0f"}, "damaged"),
-    ({b"Model/embedding": b"\x08" + b"\xff" * 11}, "64 bits"),
-    ({b"": b""}, "how many shards"),
-    ({b"": number(1, 1 << 40)}, "how many shards"),
-    ({b"": message(1, b"1")}, "how many shards"),
-    ({b"%d" % place: b"" for place in range(20000)}, "20,000 entries"),
-    ({b"k" * 600: entry((1,), size=4)}, "key"),
-])
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({b"Model/embedding": entry((1 << 20, 1 << 18), size=1 << 40)}, "ends at byte 1,099,511,627,776"),
+        ({b"Model/embedding": entry((1 << 61, 1 << 61), size=1 << 40)}, "claims the shape"),
+        ({b"Model/embedding": entry((6, 3), size=72, offset=1 << 61)}, "cut short"),
+        ({b"Model/embedding": entry((6, 3), size=72, shard=9)}, "shard 9 of 1"),
+        ({b"Model/embedding": entry((6, 3), size=71)}, "claims the shape"),
+        ({b"Model/embedding": entry((6, 3), kind=7, size=4)}, "something else than numbers"),
+        ({b"Model/embedding": entry((6, 3), size=72) + message(7, b"")}, "partitioned"),
+        ({b"Model/embedding": entry((1,) * 64, size=4)}, "shape"),
+        ({b"Model/embedding": b"\x0f"}, "damaged"),
+        ({b"Model/embedding": b"\x08" + b"\xff" * 11}, "64 bits"),
+        ({b"": b""}, "how many shards"),
+        ({b"": number(1, 1 << 40)}, "how many shards"),
+        ({b"": message(1, b"1")}, "how many shards"),
+        ({b"%d" % place: b"" for place in range(20000)}, "20,000 entries"),
+        ({b"k" * 600: entry((1,), size=4)}, "key"),
+    ],
+)
 def test_an_index_that_claims_too_much(tmp_path, more, problem):
     with pytest.raises(JaxlmError, match=problem):
         read_model(write_checkpoint(tmp_path / "m", variables(), more=more))
@@ -262,10 +297,17 @@ def test_many_variables_of_the_same_bytes_are_refused(tmp_path):
     assert read_model(plain).hidden_sizes == (3, 3)
     kernel = arrays[last.format(1, "kernel")]
     before = [array.nbytes for name, array in arrays.items()]
-    offset = sum(before[:list(arrays).index(last.format(1, "kernel"))])
+    offset = sum(before[: list(arrays).index(last.format(1, "kernel"))])
     shape = b"".join(message(2, number(1, size)) for size in kernel.shape)
-    entry = (number(1, 1) + message(2, shape) + number(3, 0) + number(4, offset) + number(5, kernel.nbytes)
-             + varint(6 << 3 | 5) + struct.pack("<I", masked(slow_crc(kernel.tobytes()))))
+    entry = (
+        number(1, 1)
+        + message(2, shape)
+        + number(3, 0)
+        + number(4, offset)
+        + number(5, kernel.nbytes)
+        + varint(6 << 3 | 5)
+        + struct.pack("<I", masked(slow_crc(kernel.tobytes())))
+    )
     more = {last.format(place, "kernel").encode(): entry for place in range(2, 40)}
     with pytest.raises(JaxlmError, match="4 times"):
         read_model(write_checkpoint(tmp_path / "many", arrays, more=more))
@@ -305,9 +347,17 @@ def test_a_checkpoint_file_names_something_in_its_own_folder(tmp_path):
         read_model(folder)
 
 
-@pytest.mark.parametrize(("data", "checksum"), [  # RFC 3720, B.4
-    (bytes(32), 0x8A9136AA), (b"\xff" * 32, 0x62A8AB43), (bytes(range(32)), 0x46DD794E),
-    (bytes(range(31, -1, -1)), 0x113FDB5C), (b"123456789", 0xE3069283), (b"", 0)])
+@pytest.mark.parametrize(
+    ("data", "checksum"),
+    [  # RFC 3720, B.4
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (bytes(range(31, -1, -1)), 0x113FDB5C),
+        (b"123456789", 0xE3069283),
+        (b"", 0),
+    ],
+)
 def test_checksums_of_the_standard(data, checksum):
     assert crc32c(data) == checksum
 
@@ -327,8 +377,16 @@ def test_snappys_copies():
     assert unsnappy(b"\x0c\x08abc" + bytes([(9 - 1) << 2 | 2, 3, 0])) == b"abc" * 4  # a copy runs into itself
     assert unsnappy(b"\x07\x08abc" + bytes([1, 3])) == b"abcabca"  # four bytes from three back
     assert unsnappy(b"\x05\x08abc" + bytes([(2 - 1) << 2 | 3, 2, 0, 0, 0])) == b"abcbc"
-    for wrong in (b"\x0c\x08abc" + bytes([2, 4, 0]), b"\x0c\x08abc" + bytes([2, 0, 0]), b"\x04\x08abc", b"\x02\x08abc",
-                  b"\xff\xff\xff\xff\x0f\x00a", b"\x08\xf0\xff", b"\x03\xfc\xff\xff\xff\xffabc", b""):
+    for wrong in (
+        b"\x0c\x08abc" + bytes([2, 4, 0]),
+        b"\x0c\x08abc" + bytes([2, 0, 0]),
+        b"\x04\x08abc",
+        b"\x02\x08abc",
+        b"\xff\xff\xff\xff\x0f\x00a",
+        b"\x08\xf0\xff",
+        b"\x03\xfc\xff\xff\xff\xffabc",
+        b"",
+    ):
         with pytest.raises(JaxlmError):
             unsnappy(wrong)
 
@@ -355,13 +413,17 @@ def test_a_damaged_checkpoint_is_read_or_refused_in_one_sentence(tmp_path_factor
         case "cut":
             del content[place:]
         case "write":
-            content[place:place + 4] = data.draw(st.binary(min_size=4, max_size=4))
+            content[place : place + 4] = data.draw(st.binary(min_size=4, max_size=4))
         case "seal" if path.suffix == ".index":  # a damaged first block under a checksum that is right
-            size = next(size for size in range(len(content)) if masked(slow_crc(bytes(content[:size + 1])))
-                        == int.from_bytes(content[size + 1:size + 5], "little"))
+            size = next(
+                size
+                for size in range(len(content))
+                if masked(slow_crc(bytes(content[: size + 1])))
+                == int.from_bytes(content[size + 1 : size + 5], "little")
+            )
             place %= size
             content[place] ^= 1 << data.draw(st.integers(0, 7))
-            content[size + 1:size + 5] = struct.pack("<I", masked(slow_crc(bytes(content[:size + 1]))))
+            content[size + 1 : size + 5] = struct.pack("<I", masked(slow_crc(bytes(content[: size + 1]))))
     path.write_bytes(content)
     start = time.process_time()
     try:

@@ -38,6 +38,7 @@ FILES = recorded("torch_import", "files")
 @pytest.fixture
 def saved(tmp_path: Path):
     """Writes bytes to a file and reads its model."""
+
     def read(data: bytes):
         (tmp_path / "model.pt").write_bytes(data)
         return read_model(tmp_path / "model.pt")
@@ -54,8 +55,11 @@ def test_published_models_answer_as_their_own_code(name):
     assert model.hidden_sizes == tuple(case.get("widths", [case["hidden"]] * case["layers"]))
     assert vocab.decode(case["tokens"]) == case["words"]
     np.testing.assert_allclose(log_probabilities(model, case["tokens"]), case["logprob"], atol=1e-7)
-    assert all(leaf.dtype == np.float32 and leaf.flags.c_contiguous for layer in [
-        *model.params["lstm"], model.params["softmax"], {"": model.params["embedding"]}] for leaf in layer.values())
+    assert all(
+        leaf.dtype == np.float32 and leaf.flags.c_contiguous
+        for layer in [*model.params["lstm"], model.params["softmax"], {"": model.params["embedding"]}]
+        for leaf in layer.values()
+    )
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -67,8 +71,10 @@ def test_every_form_of_a_model_gives_the_same_answers(saved, layout, form, tied)
     if form in ("module", "wrapped"):
         value = rnn_model(arrays, storages)
         if form == "wrapped":
-            value = [module("torch.nn.parallel.data_parallel.DataParallel", modules={"module": value}, device_ids=[0]),
-                     New(Ref("torch.optim.sgd.SGD"), {"param_groups": [], "state": {}})]
+            value = [
+                module("torch.nn.parallel.data_parallel.DataParallel", modules={"module": value}, device_ids=[0]),
+                New(Ref("torch.optim.sgd.SGD"), {"param_groups": [], "state": {}}),
+            ]
     else:
         tensors = {name: storages.tensor(array) for name, array in arrays.items()}
         tensors.setdefault("decoder.weight", tensors["encoder.weight"])
@@ -77,8 +83,14 @@ def test_every_form_of_a_model_gives_the_same_answers(saved, layout, form, tied)
             dtype = Call(Ref("numpy.dtype"), ("f8", False, True))
             scalar = Call(Ref("numpy.core.multiarray.scalar"), (dtype, b"8" * 8))
             other = storages.tensor(np.ones(3, np.float32))
-            value = {"epoch": 3, "class_weight": other, "model": value, "loss": other, "best": scalar,
-                     "optimizer": {"state": {0: {"exp_avg": other}, "weight": other}}}
+            value = {
+                "epoch": 3,
+                "class_weight": other,
+                "model": value,
+                "loss": other,
+                "best": scalar,
+                "optimizer": {"state": {0: {"exp_avg": other}, "weight": other}},
+            }
     model = saved(WRITERS[layout](value, storages))
     assert model.tied == tied and ("kernel" in model.params["softmax"]) != tied
     np.testing.assert_allclose(log_probabilities(model, TOKENS), torch_answers(arrays, TOKENS), atol=1e-6)
@@ -145,8 +157,11 @@ def test_awd_lstm_keeps_a_module_a_layer_with_raw_weights(saved, dropped):
     arrays, storages = weights(width=5, sizes=(3, 5), tied=True), Storages()
     layers = {}
     for place in range(2):
-        own = {name.removeprefix("rnn.").replace(f"_l{place}", "_l0"): storages.tensor(array)
-               for name, array in arrays.items() if name.endswith(f"_l{place}")}
+        own = {
+            name.removeprefix("rnn.").replace(f"_l{place}", "_l0"): storages.tensor(array)
+            for name, array in arrays.items()
+            if name.endswith(f"_l{place}")
+        }
         if dropped:
             own["weight_hh_l0_raw"] = own.pop("weight_hh_l0")
         stale = storages.tensor(np.zeros((2, 2), np.float32))  # a dropped copy, no parameter
@@ -156,10 +171,14 @@ def test_awd_lstm_keeps_a_module_a_layer_with_raw_weights(saved, dropped):
         layers[str(place)] = wrap if dropped else lstm
     encoder = {"weight": storages.tensor(arrays["encoder.weight"])}
     decoder = {**encoder, "bias": storages.tensor(arrays["decoder.bias"])}
-    model = module("model.RNNModel", modules={
-        "encoder": module("torch.nn.modules.sparse.Embedding", encoder),
-        "rnns": module("torch.nn.modules.container.ModuleList", modules=layers),
-        "decoder": module("torch.nn.modules.linear.Linear", decoder)})
+    model = module(
+        "model.RNNModel",
+        modules={
+            "encoder": module("torch.nn.modules.sparse.Embedding", encoder),
+            "rnns": module("torch.nn.modules.container.ModuleList", modules=layers),
+            "decoder": module("torch.nn.modules.linear.Linear", decoder),
+        },
+    )
 
     def whole(splits: int):
         criterion = module("splitcross.SplitCrossEntropyLoss", nsplits=splits)
@@ -189,7 +208,7 @@ def test_biases_that_are_missing_are_zero(saved):
 
 def cell(gates: int) -> dict[str, np.ndarray]:
     """A state_dict whose recurrent layers have another number of gates."""
-    return {name: array[:len(array) // 4 * gates] if "rnn" in name else array for name, array in weights().items()}
+    return {name: array[: len(array) // 4 * gates] if "rnn" in name else array for name, array in weights().items()}
 
 
 def without(*names: str) -> dict[str, np.ndarray]:
@@ -226,9 +245,15 @@ def test_what_is_missing_unknown_or_of_another_shape_is_named(saved, arrays, pro
     assert "model.pt" in str(refused.value) and str(refused.value).isprintable()
 
 
-@pytest.mark.parametrize(("attributes", "problem"), [
-    ({"cell": "GRU"}, "'rnn' is a 'GRU'"), ({"cell": "RNN"}, "'rnn' is a 'RNN'"),
-    ({"bidirectional": True}, "'rnn' is bidirectional"), ({"proj_size": 2}, "proj_size")])
+@pytest.mark.parametrize(
+    ("attributes", "problem"),
+    [
+        ({"cell": "GRU"}, "'rnn' is a 'GRU'"),
+        ({"cell": "RNN"}, "'rnn' is a 'RNN'"),
+        ({"bidirectional": True}, "'rnn' is bidirectional"),
+        ({"proj_size": 2}, "proj_size"),
+    ],
+)
 def test_what_a_module_computes_otherwise_is_refused(saved, attributes, problem):
     storages = Storages()
     attributes = {"cell": "LSTM", **attributes}
@@ -330,16 +355,19 @@ def test_safetensors_of_no_metadata_and_of_many_names_for_one_tensor(saved):
     arrays = weights()
     data = bytes_of(arrays)
     assert saved(with_metadata(data, None)).vocab_size == saved(data).vocab_size
-    alias = {f"rnn.{part}_l{place}": f"rnn.{part}_l1" for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-             for place in range(2, 30)}
+    alias = {
+        f"rnn.{part}_l{place}": f"rnn.{part}_l1"
+        for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        for place in range(2, 30)
+    }
     with pytest.raises(JaxlmError, match="4 times"):
         saved(with_metadata(data, alias))
 
 
 def with_metadata(data: bytes, metadata: dict | None) -> bytes:
     size = int.from_bytes(data[:8], "little")
-    header = json.dumps({**json.loads(data[8:8 + size]), "__metadata__": metadata}).encode()
-    return len(header).to_bytes(8, "little") + header + data[8 + size:]
+    header = json.dumps({**json.loads(data[8 : 8 + size]), "__metadata__": metadata}).encode()
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 @pytest.mark.parametrize("told", [{}, {"neg": True}, {"conj": True}])
@@ -376,9 +404,22 @@ def test_module_graphs_that_never_end(saved):
         code += begun + b"(" + opcodes("a") + b"h\x00" + opcodes("b") + b"h\x00uubq\x000"
     with pytest.raises(JaxlmError, match="nested"):
         saved(zip_file(Raw(code + b"h\x00"), Storages()))
-    wide = (opcodes({str(place): None for place in range(1000)}) + b"q\x020cmodel\nRNNModel\n)\x81}("
-            + opcodes("_parameters") + b"h\x02" + opcodes("_buffers") + b"h\x02"
-            + opcodes("_non_persistent_buffers_set") + b"K\x05" + opcodes("_modules") + b"}ubq\x000")
+    wide = (
+        opcodes({str(place): None for place in range(1000)})
+        + b"q\x020cmodel\nRNNModel\n)\x81}("
+        + opcodes("_parameters")
+        + b"h\x02"
+        + opcodes("_buffers")
+        + b"h\x02"
+        + opcodes("_non_persistent_buffers_set")
+        + b"K\x05"
+        + opcodes("_modules")
+        + b"}ubq\x000"
+    )
     with pytest.raises(JaxlmError, match="nested"):
-        saved(zip_file(Raw(wide + begun + b"(" + b"".join(opcodes(str(place)) + b"h\x00" for place in range(1000))
-                           + b"uub"), Storages()))
+        saved(
+            zip_file(
+                Raw(wide + begun + b"(" + b"".join(opcodes(str(place)) + b"h\x00" for place in range(1000)) + b"uub"),
+                Storages(),
+            )
+        )

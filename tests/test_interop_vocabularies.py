@@ -12,18 +12,33 @@ from jaxlm.errors import DataError, JaxlmError
 from jaxlm.interop.vocabularies import read_vocabulary, vocabulary_of_corpus
 
 
-@pytest.mark.parametrize("content", [
-    b"the\ncaf\xc3\xa9\n<eos>", b"the\ncaf\xc3\xa9\n<eos>\n", b"the\r\ncaf\xc3\xa9\r\n<eos>\r\n",
-    b"\xef\xbb\xbfthe\ncaf\xc3\xa9\n<eos>\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"the\ncaf\xc3\xa9\n<eos>",
+        b"the\ncaf\xc3\xa9\n<eos>\n",
+        b"the\r\ncaf\xc3\xa9\r\n<eos>\r\n",
+        b"\xef\xbb\xbfthe\ncaf\xc3\xa9\n<eos>\n",
+    ],
+)
 def test_a_word_a_line_with_or_without_a_newline_at_the_end(tmp_path, content):
     (tmp_path / "vocab.txt").write_bytes(content)
     assert read_vocabulary(tmp_path / "vocab.txt", 3).words == ("the", "café", "<eos>")
 
 
-@pytest.mark.parametrize(("content", "problem"), [
-    (b"a\nb\n", "2 words, and the model has 3"), (b"a\nb\nc\nd", "4 words, and the model has 3"), (b"", "1 words"),
-    (b"a\nb\na\n", "'a' twice"), (b"a\n\nc\n", "word 1"), (b"a\nb\xff\nc\n", "line 2 has the byte 0xff"),
-    (b"a\nb c\nd\n", "word 1"), (b"a\nb\x1b[0m\nb\x1b[0m\n", r"\\x1b")])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"a\nb\n", "2 words, and the model has 3"),
+        (b"a\nb\nc\nd", "4 words, and the model has 3"),
+        (b"", "1 words"),
+        (b"a\nb\na\n", "'a' twice"),
+        (b"a\n\nc\n", "word 1"),
+        (b"a\nb\xff\nc\n", "line 2 has the byte 0xff"),
+        (b"a\nb c\nd\n", "word 1"),
+        (b"a\nb\x1b[0m\nb\x1b[0m\n", r"\\x1b"),
+    ],
+)
 def test_a_vocabulary_that_cannot_be_the_models(tmp_path, content, problem):
     (tmp_path / "vocab.txt").write_bytes(content)
     with pytest.raises(DataError, match=problem) as error:
@@ -71,6 +86,8 @@ def test_a_model_with_its_words(tmp_path):
 
 
 def test_nothing_but_numpy_is_needed_to_read_a_model():
-    code = ("import sys, jaxlm.interop.importing; sys.exit(any(name in sys.modules for name in "
-            "('jax', 'torch', 'tensorflow', 'flax')))")
+    code = (
+        "import sys, jaxlm.interop.importing; sys.exit(any(name in sys.modules for name in "
+        "('jax', 'torch', 'tensorflow', 'flax')))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -20,8 +20,14 @@ def test_training_comes_near_the_floor_and_beats_the_exact_unigram_and_bigram(ti
     """After 8 epochs within 1.8 of the true source's perplexity; the best bigram is at 2.3, the best unigram at 10."""
     result, printed = tiny_run
     source = generate("tiny")
-    exact = {name: float(np.exp(nats("test")[1:].mean())) for name, nats in
-             (("bigram", source.bigram_nats), ("unigram", source.unigram_nats), ("floor", source.token_nats))}
+    exact = {
+        name: float(np.exp(nats("test")[1:].mean()))
+        for name, nats in (
+            ("bigram", source.bigram_nats),
+            ("unigram", source.unigram_nats),
+            ("floor", source.token_nats),
+        )
+    }
     assert exact["floor"] < result.test_perplexity < 1.8 * exact["floor"]
     assert result.test_perplexity < exact["bigram"] < exact["unigram"]
     assert [row.epoch for row in result.epochs] == list(range(1, 9))
@@ -65,7 +71,7 @@ def test_predictions_are_probabilities_and_depend_on_what_came_before(lm):
 def test_a_prediction_is_what_perplexity_sums(lm):
     a, b, c = lm.vocab.words[3:6]
     first, second = dict(lm.predict(a, 10**6))[b], dict(lm.predict(f"{a} {b}", 10**6))[c]
-    assert lm.perplexity(f"{a} {b} {c}") == pytest.approx((first * second)**-0.5, rel=1e-4)
+    assert lm.perplexity(f"{a} {b} {c}") == pytest.approx((first * second) ** -0.5, rel=1e-4)
 
 
 def test_texts_of_many_lengths_share_a_few_compiled_programs(lm):
@@ -95,16 +101,19 @@ def test_a_model_made_of_the_exported_parameters_trains_on(tiny_run):
     assert again.test_perplexity == result.test_perplexity
 
 
-@pytest.mark.parametrize(("ask", "error", "message"), [
-    (lambda lm: lm.neighbors("no-such-word"), DataError, "'no-such-word' is not among the 500 words"),
-    (lambda lm: lm.predict("  "), DataError, "no word to predict from"),
-    (lambda lm: lm.predict("a", 0), JaxlmError, "k must be at least 1; it is 0"),
-    (lambda lm: lm.predict("a", 2.5), JaxlmError, "k must be a whole number; it is 2.5"),
-    (lambda lm: lm.perplexity("one"), DataError, "too few to evaluate"),
-    (lambda lm: lm.evaluate("dev"), JaxlmError, "unknown split 'dev'"),
-    (lambda lm: lm.evaluate(text="/no/such/file"), DataError, "there is no file /no/such/file"),
-    (lambda lm: lm.evaluate(corpus=jaxlm.load_corpus("embedded")), DataError, "trained on embedded-tiny"),
-])
+@pytest.mark.parametrize(
+    ("ask", "error", "message"),
+    [
+        (lambda lm: lm.neighbors("no-such-word"), DataError, "'no-such-word' is not among the 500 words"),
+        (lambda lm: lm.predict("  "), DataError, "no word to predict from"),
+        (lambda lm: lm.predict("a", 0), JaxlmError, "k must be at least 1; it is 0"),
+        (lambda lm: lm.predict("a", 2.5), JaxlmError, "k must be a whole number; it is 2.5"),
+        (lambda lm: lm.perplexity("one"), DataError, "too few to evaluate"),
+        (lambda lm: lm.evaluate("dev"), JaxlmError, "unknown split 'dev'"),
+        (lambda lm: lm.evaluate(text="/no/such/file"), DataError, "there is no file /no/such/file"),
+        (lambda lm: lm.evaluate(corpus=jaxlm.load_corpus("embedded")), DataError, "trained on embedded-tiny"),
+    ],
+)
 def test_questions_that_cannot_be_answered(lm, ask, error, message):
     with pytest.raises(error, match=message):
         ask(lm)

@@ -22,7 +22,7 @@ from jaxlm.training.step import init_state, train_windows
 
 IDS = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
 ROWS, SLOTS = 97, 8  # of `text`, and windows of a call: the runs by `jaxlm.train` share the compiled programs
-TOKENS = jnp.zeros((ROWS, B), jnp.int32).at[:len(IDS) // B].set(IDS.reshape(B, -1).T)
+TOKENS = jnp.zeros((ROWS, B), jnp.int32).at[: len(IDS) // B].set(IDS.reshape(B, -1).T)
 
 
 # One program each: op by op, every op of every model would be compiled by itself.
@@ -40,8 +40,9 @@ def started(config, seed=0):
 
 def nats_of(config, params, tokens, carry=None):
     model = config.model
-    return _eval_step(model, params, tokens[:-1], tokens[1:], stack.zero_carry(model, tokens.shape[1]) if carry is None
-                      else carry)
+    return _eval_step(
+        model, params, tokens[:-1], tokens[1:], stack.zero_carry(model, tokens.shape[1]) if carry is None else carry
+    )
 
 
 def windows_of(config, steps=6):
@@ -55,8 +56,16 @@ def shape_of(config):
 def trained(config, state, steps=6):
     """State and costs after some windows of the first epoch."""
     recipe = jax.tree.map(jnp.float32, config.recipe)
-    return train_windows(recipe, state, TOKENS, windows_of(config, steps), jnp.int32(steps), jnp.bool_(False),
-                         mesh=None, **shape_of(config))
+    return train_windows(
+        recipe,
+        state,
+        TOKENS,
+        windows_of(config, steps),
+        jnp.int32(steps),
+        jnp.bool_(False),
+        mesh=None,
+        **shape_of(config),
+    )
 
 
 def equal(a, b, **tolerance):
@@ -64,8 +73,9 @@ def equal(a, b, **tolerance):
 
 
 def _numbers(tree):
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else
-                        leaf, tree)
+    return jax.tree.map(
+        lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf, tree
+    )
 
 
 @pytest.mark.parametrize("config", MODEL_CASES.values(), ids=MODEL_CASES)
@@ -97,8 +107,9 @@ class TestModels:
         y = features_of(model, params, TOKENS[:3])
         every = [_token_nats(model, params, y, np.full((3, B), word)) for word in range(V)]
         np.testing.assert_allclose(np.exp(-np.array(every)).sum(0), 1, rtol=1e-5)
-        np.testing.assert_allclose(jax.nn.log_softmax(_logits(model, params, y))[..., 4], -every[4], rtol=1e-4,
-                                   atol=1e-5)
+        np.testing.assert_allclose(
+            jax.nn.log_softmax(_logits(model, params, y))[..., 4], -every[4], rtol=1e-4, atol=1e-5
+        )
 
     def test_summed_nats_are_the_sum_of_token_nats_and_differentiate_the_same(self, config):
         model, params, targets = config.model, started(config).params, TOKENS[1:4]
@@ -107,8 +118,13 @@ class TestModels:
             log_p = jax.nn.log_softmax(heads.logits(model, params, features_of(model, params, TOKENS[:3])))
             return -jnp.take_along_axis(log_p, targets[..., None], -1).sum()
 
-        fast, plain = (jax.jit(jax.value_and_grad(cost))(params) for cost in (
-            lambda params: heads.summed_nats(model, params, features_of(model, params, TOKENS[:3]), targets), plainly))
+        fast, plain = (
+            jax.jit(jax.value_and_grad(cost))(params)
+            for cost in (
+                lambda params: heads.summed_nats(model, params, features_of(model, params, TOKENS[:3]), targets),
+                plainly,
+            )
+        )
         equal(fast, plain, rtol=2e-4, atol=1e-5)
 
     def test_carry_and_params_have_the_shapes_that_the_config_says(self, config):
@@ -116,16 +132,25 @@ class TestModels:
         assert len(state.carry) == len(HIDDEN)
         assert state.params["embedding"].shape == (V, config.model.embedding_size)
         assert ("kernel" in state.params["softmax"]) != config.model.tied
-        jax.tree.map(lambda spec, part: None, stack.param_specs(config.model), state.params,
-                     is_leaf=lambda node: isinstance(node, jax.P))  # a spec for each part
+        jax.tree.map(
+            lambda spec, part: None,
+            stack.param_specs(config.model),
+            state.params,
+            is_leaf=lambda node: isinstance(node, jax.P),
+        )  # a spec for each part
 
 
 # By default each kind of model and one recipe of all mechanisms; the others with the slow tests.
 USUAL = {*MODELS, "tied-muon-average"}
 
 
-@pytest.mark.parametrize("config", [pytest.param(config, id=name, marks=[] if name in USUAL else [pytest.mark.slow])
-                                    for name, config in CASES.items()])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=name, marks=[] if name in USUAL else [pytest.mark.slow])
+        for name, config in CASES.items()
+    ],
+)
 class TestTraining:
     def test_the_cost_falls(self, config):
         config = config.replace(learning_rate=config.optimizer.learning_rate / 2)
@@ -141,8 +166,12 @@ class TestTraining:
     def test_a_changed_number_compiles_nothing(self, config):
         trained(config, started(config))
         before = train_windows._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
-        numbers = [(part, name) for part in ("model", "optimizer", "schedule")
-                   for name, spec in specs(type(getattr(config, part))).items() if spec.type is float]
+        numbers = [
+            (part, name)
+            for part in ("model", "optimizer", "schedule")
+            for name, spec in specs(type(getattr(config, part))).items()
+            if spec.type is float
+        ]
         changed = [name for part, name in numbers if getattr(getattr(config, part), name) is not None]
         assert len(changed) >= 5
         for name in changed:
@@ -159,8 +188,9 @@ class TestTraining:
         group = members.stacked(configs[0].recipe, started(config), 2, None)
         group = members.replaced(group, 1, configs[1].recipe, started(config, seed=1))
         windows = jax.tree.map(lambda column: np.stack([column] * 2), windows_of(config))
-        states, metrics = members.train_members(*group, TOKENS, windows, jnp.array([6, 6], jnp.int32),
-                                                vmapped=vmapped, **shape_of(config))
+        states, metrics = members.train_members(
+            *group, TOKENS, windows, jnp.array([6, 6], jnp.int32), vmapped=vmapped, **shape_of(config)
+        )
         for slot, seed in ((0, 0), (1, 1)):
             alone, costs = trained(configs[slot], started(config, seed=seed))
             tolerance = dict(rtol=1e-4, atol=1e-5) if vmapped else dict(rtol=1e-6, atol=1e-6)
@@ -193,8 +223,14 @@ def test_the_average_is_the_weighted_mean_of_all_iterates():
     config = BASE.replace(average_decay=0.8)
     state, iterates = started(config), []
     for at in range(5):
-        state, _ = train_windows(config.recipe, state, TOKENS, window_plan(config, len(TOKENS)).windows(at, 1, 8),
-                                 jnp.int32(1), bptt_length=T)
+        state, _ = train_windows(
+            config.recipe,
+            state,
+            TOKENS,
+            window_plan(config, len(TOKENS)).windows(at, 1, 8),
+            jnp.int32(1),
+            bptt_length=T,
+        )
         iterates.append(np.asarray(state.params["embedding"], np.float64))
     weights = 0.8 ** np.arange(4, -1, -1)
     expected = np.tensordot(weights / weights.sum(), iterates, 1)

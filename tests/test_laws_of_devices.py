@@ -4,14 +4,18 @@ import pytest
 from recipes import CASES
 from test_parallel import on_devices
 
-EIGHTS = [" ".join([*CASES][at:at + 8]) for at in range(0, len(CASES), 8)]  # a process each
+EIGHTS = [" ".join([*CASES][at : at + 8]) for at in range(0, len(CASES), 8)]  # a process each
 
 
-@pytest.mark.parametrize("names", ["gru tied-muon-average", *(pytest.param(names, marks=pytest.mark.slow)
-                                                              for names in EIGHTS)])
+@pytest.mark.parametrize(
+    "names", ["gru tied-muon-average", *(pytest.param(names, marks=pytest.mark.slow) for names in EIGHTS)]
+)
 def test_many_devices_equal_one(names):
     """By rows and words (11, which 2 does not divide)."""
-    on_devices(4, f"names = {names.split()}" + """
+    on_devices(
+        4,
+        f"names = {names.split()}"
+        + """
 import jax, jax.numpy as jnp, numpy as np
 from recipes import CASES, T, V, B
 from test_parallel import TRAJECTORY
@@ -27,4 +31,6 @@ for name in names:
     for part in ("params", "carry", "opt_state", "average"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5, err_msg=name),
                      getattr(many_end, part), getattr(end, part))
-""", optimized=False)
+""",
+        optimized=False,
+    )

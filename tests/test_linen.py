@@ -21,9 +21,10 @@ def close(a, b):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), a, b)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"time_major": True, "return_carry": True}, {"reverse": True, "keep_order": True, "return_carry": True},
-])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"time_major": True, "return_carry": True}, {"reverse": True, "keep_order": True, "return_carry": True}],
+)
 def test_the_same_tree_output_carry_and_gradients(options):
     theirs, ours = nn.RNN(nn.OptimizedLSTMCell(4), **options), LSTM(4, **options)
     params = jax.jit(theirs.init)(jax.random.key(1), X)
@@ -35,8 +36,9 @@ def test_the_same_tree_output_carry_and_gradients(options):
     close(jax.jit(theirs.apply)(mine, X), jax.jit(ours.apply)(mine, X))
 
     def loss(module):
-        return jax.jit(jax.grad(lambda p, x: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(module.apply(p, x))),
-                                argnums=(0, 1)))
+        return jax.jit(
+            jax.grad(lambda p, x: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(module.apply(p, x))), argnums=(0, 1))
+        )
 
     close(loss(ours)(params, X), loss(theirs)(params, X))
 

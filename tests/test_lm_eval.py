@@ -38,7 +38,8 @@ def test_log_probabilities_are_the_model_s(tiny_run):
     lm, harness = jaxlm.load(tiny_run[0].run_dir), JaxLM(str(tiny_run[0].run_dir))
     a, b, c, d = lm.vocab.words[3:7]
     (together, greedy), (likeliest, is_greedy) = harness.loglikelihood(
-        [request(f"{a} {b}", f" {c} {d}"), request(f"{a} {b}", f" {lm.predict(f'{a} {b}', 1)[0][0]}")])
+        [request(f"{a} {b}", f" {c} {d}"), request(f"{a} {b}", f" {lm.predict(f'{a} {b}', 1)[0][0]}")]
+    )
     first = dict(lm.predict(f"{a} {b}", 10**6))[c]
     second = dict(lm.predict(f"{a} {b} {c}", 10**6))[d]
     assert together == pytest.approx(math.log(first * second), abs=1e-4) and isinstance(greedy, bool)
@@ -62,10 +63,30 @@ def test_a_task_file_runs_offline(tiny_run, tmp_path):
     rows = [{"good": " ".join(words[3:6]), "bad": " ".join(words[-3:])} for _ in range(4)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "pairs.yaml").write_text(TASK.format(data=tmp_path / "pairs.jsonl"))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"),
-                   "PYTHONPATH": str(Path(jaxlm.__path__[0]).parent)}
-    done = subprocess.run([sys.executable, "-m", "jaxlm.lm_eval", "--model", "jaxlm", "--model_args",
-                           f"run={tiny_run[0].run_dir}", "--tasks", "jaxlm_pairs", "--include_path", str(tmp_path)],
-                          env=environment, capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "PYTHONPATH": str(Path(jaxlm.__path__[0]).parent),
+    }
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "jaxlm.lm_eval",
+            "--model",
+            "jaxlm",
+            "--model_args",
+            f"run={tiny_run[0].run_dir}",
+            "--tasks",
+            "jaxlm_pairs",
+            "--include_path",
+            str(tmp_path),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "jaxlm_pairs" in done.stdout and "acc" in done.stdout

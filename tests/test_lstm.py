@@ -39,8 +39,15 @@ def assert_close(a, b, tolerance):
 
 
 @settings(max_examples=8)
-@given(T=st.integers(1, 6), B=st.integers(1, 4), E=st.integers(1, 5), H=st.integers(1, 5), wide=st.booleans(),
-       forget_bias=st.sampled_from([0.0, 1.0]), seed=st.integers(0, 99))
+@given(
+    T=st.integers(1, 6),
+    B=st.integers(1, 4),
+    E=st.integers(1, 5),
+    H=st.integers(1, 5),
+    wide=st.booleans(),
+    forget_bias=st.sampled_from([0.0, 1.0]),
+    seed=st.integers(0, 99),
+)
 def test_equals_the_reference(T, B, E, H, wide, forget_bias, seed):
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
@@ -50,8 +57,10 @@ def test_equals_the_reference(T, B, E, H, wide, forget_bias, seed):
 
 def test_equals_the_reference_where_the_gates_do_not_read_all_of_h():
     kept = jax.random.bernoulli(jax.random.key(0), 0.6, (4, 5))
-    dropped = [jax.jit(functools.partial(values_and_gradients, functools.partial(op, kept=kept, keep=0.6)))
-               for op in (lstm, lstm_reference)]
+    dropped = [
+        jax.jit(functools.partial(values_and_gradients, functools.partial(op, kept=kept, keep=0.6)))
+        for op in (lstm, lstm_reference)
+    ]
     arguments = (*draw(6, 4, 3, 5, jnp.float32), jnp.float32(1))
     assert_close(dropped[0](*arguments), dropped[1](*arguments), TOLERANCE[jnp.float32])
 
@@ -124,12 +133,15 @@ def test_one_step_by_hand():
     np.testing.assert_array_equal(h[0], final.h)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (dict(kernel=jnp.zeros((6, 16))), r"kernel should have the shape \(7, 16\).*\(6, 16\)"),
-    (dict(bias=jnp.zeros(15)), r"bias should have the shape \(16,\).*\(15,\)"),
-    (dict(state=zero_state(3, 4)), r"state.c should have the shape \(2, 4\).*\(3, 4\)"),
-    (dict(x=jnp.zeros((5, 3))), r"x should be \[T, B, E\].*\(5, 3\)"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(kernel=jnp.zeros((6, 16))), r"kernel should have the shape \(7, 16\).*\(6, 16\)"),
+        (dict(bias=jnp.zeros(15)), r"bias should have the shape \(16,\).*\(15,\)"),
+        (dict(state=zero_state(3, 4)), r"state.c should have the shape \(2, 4\).*\(3, 4\)"),
+        (dict(x=jnp.zeros((5, 3))), r"x should be \[T, B, E\].*\(5, 3\)"),
+    ],
+)
 @pytest.mark.parametrize("op", [lstm, lstm_reference])
 def test_shapes_that_do_not_fit_are_named(op, change, message):
     fitting = dict(zip(("x", "kernel", "bias", "state"), draw(5, 2, 3, 4, jnp.float32), strict=True))

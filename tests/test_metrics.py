@@ -22,8 +22,9 @@ NAN, INF = float("nan"), float("inf")
 FLOATS = st.floats(width=32)
 
 
-def write(log: MetricsLog, values: np.ndarray, start: int = 0, chunk: int = 4, per_epoch: int = 6
-          ) -> list[tuple[int, int]]:
+def write(
+    log: MetricsLog, values: np.ndarray, start: int = 0, chunk: int = 4, per_epoch: int = 6
+) -> list[tuple[int, int]]:
     """Logs windows [3, n] from `start` on, a result after each epoch; (windows, bytes) after each call."""
     offsets, n = [], values.shape[1]
     while start < n:
@@ -92,8 +93,11 @@ def test_an_epochs_cost_is_the_same_written_and_resumed(windows, data):
     for epoch, (cost, steps) in zip((1, 2, 3), written, strict=True):
         finite = [(c, n) for e, (c, _, n) in zip(epochs, windows, strict=True) if e == epoch and np.isfinite(c)]
         assert cost == sum(c for c, _ in finite) and steps == sum(n for _, n in finite)
-        assert skipped[epoch] == sum(not (np.isfinite(c) and np.isfinite(norm)) for e, (c, norm, _) in
-                                     zip(epochs, windows, strict=True) if e == epoch)
+        assert skipped[epoch] == sum(
+            not (np.isfinite(c) and np.isfinite(norm))
+            for e, (c, norm, _) in zip(epochs, windows, strict=True)
+            if e == epoch
+        )
 
 
 def test_only_a_window_of_another_length_says_its_steps(tmp_path):
@@ -107,8 +111,7 @@ def test_only_a_window_of_another_length_says_its_steps(tmp_path):
 
 def test_a_window_is_finite_where_cost_and_gradient_are():
     costs, norms = np.array([[1, 3e38, NAN, 1, INF], [1, 3e38, 1, INF, -INF]], np.float32)  # 3e38 twice overflows
-    np.testing.assert_array_equal(finite_windows(costs, norms),
-                                  [True, True, False, False, False])
+    np.testing.assert_array_equal(finite_windows(costs, norms), [True, True, False, False, False])
 
 
 def test_the_lines_are_as_documented(tmp_path):
@@ -118,7 +121,8 @@ def test_the_lines_are_as_documented(tmp_path):
         log.timing(seconds=1.5, words_per_second=NAN)
     assert (tmp_path / "metrics.jsonl").read_text() == (
         '{"kind":"window","step":7,"epoch":2,"cost":0.1,"grad_norm":"inf","learning_rate":1e-05}\n'
-        '{"kind":"test","corpus":"embedded","test_perplexity":118.4,"checkpoint":"last"}\n')
+        '{"kind":"test","corpus":"embedded","test_perplexity":118.4,"checkpoint":"last"}\n'
+    )
     assert (tmp_path / "timing.jsonl").read_text() == '{"seconds":1.5,"words_per_second":"nan"}\n'
     assert [row["kind"] for row in read_metrics(tmp_path)] == ["window", "test"]
     assert read_metrics(tmp_path)[0]["grad_norm"] == INF
@@ -176,8 +180,7 @@ def test_a_run_directory_that_is_not_there(tmp_path):
 def test_a_full_disk_ends_the_run_with_a_sentence_and_the_resumed_one_is_whole(tmp_path):
     values, limits = series(60), resource.getrlimit(resource.RLIMIT_FSIZE)
     whole, _ = logged(tmp_path / "whole", values, 4)
-    with pytest.raises(RunDirError, match=r"cannot write.*File too large"), \
-            opened(tmp_path, "ptb") as log:
+    with pytest.raises(RunDirError, match=r"cannot write.*File too large"), opened(tmp_path, "ptb") as log:
         write(log, values[:, :12])
         offset = log.sync()
         resource.setrlimit(resource.RLIMIT_FSIZE, (offset + 100, limits[1]))
@@ -197,11 +200,24 @@ def test_a_torn_last_line_is_dropped_at_any_byte(tmp_path):
         assert len(read_metrics(tmp_path)) == whole[:cut].count(b"\n")
 
 
-@pytest.mark.parametrize("line", [
-    b"", b"{", b"[]", b"null", b"\xff", b'{"kind":1}', b'{"kind":"window"}', b'{"kind":"epoch","epoch":"1"}',
-    b'{"kind":"epoch","epoch":1,"train_perplexity":[]}', b'{"kind":"test","test_perplexity":1' + b"0" * 400 + b"}",
-    b'{"kind":"epoch","epoch":true}',
-    b'{"kind":"window","step":1,"epoch":1,"cost":1,"grad_norm":1,"learning_rate":1,"steps":-1}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff",
+        b'{"kind":1}',
+        b'{"kind":"window"}',
+        b'{"kind":"epoch","epoch":"1"}',
+        b'{"kind":"epoch","epoch":1,"train_perplexity":[]}',
+        b'{"kind":"test","test_perplexity":1' + b"0" * 400 + b"}",
+        b'{"kind":"epoch","epoch":true}',
+        b'{"kind":"window","step":1,"epoch":1,"cost":1,"grad_norm":1,"learning_rate":1,"steps":-1}',
+        b"[" * 100_000,
+    ],
+)
 def test_a_damaged_line_is_named(tmp_path, line):
     whole, _ = logged(tmp_path, series(2), 2)
     (tmp_path / "metrics.jsonl").write_bytes(whole + line + b"\n" + whole)
@@ -216,7 +232,7 @@ def test_mutated_files_are_read_or_refused(data):
         whole = bytearray(logged(Path(folder), series(7), 4)[0])
         for _ in range(data.draw(st.integers(1, 4))):
             at = data.draw(st.integers(0, len(whole)))
-            whole[at:at + data.draw(st.integers(0, 5))] = data.draw(st.binary(max_size=5))
+            whole[at : at + data.draw(st.integers(0, 5))] = data.draw(st.binary(max_size=5))
         (Path(folder) / "metrics.jsonl").write_bytes(whole)
         try:
             assert all(isinstance(row["kind"], str) for row in read_metrics(Path(folder)))
@@ -225,8 +241,10 @@ def test_mutated_files_are_read_or_refused(data):
 
 
 def test_importing_loads_no_jax_rich_or_matplotlib():
-    code = ("import sys, jaxlm.report.metrics, jaxlm.report.progress, jaxlm.report.units, jaxlm.report.curve, "
-            "jaxlm.report.word_map, jaxlm.report.sweep_plots; "
-            "found = {name.split('.')[0] for name in sys.modules} & {'jax', 'rich', 'matplotlib', 'sklearn'}; "
-            "assert not found, found")
+    code = (
+        "import sys, jaxlm.report.metrics, jaxlm.report.progress, jaxlm.report.units, jaxlm.report.curve, "
+        "jaxlm.report.word_map, jaxlm.report.sweep_plots; "
+        "found = {name.split('.')[0] for name in sys.modules} & {'jax', 'rich', 'matplotlib', 'sklearn'}; "
+        "assert not found, found"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

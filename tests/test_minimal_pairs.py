@@ -12,8 +12,13 @@ from jaxlm.cli import main
 from jaxlm.errors import DataError
 from jaxlm.scoring.minimal_pairs import Pair, wilson_interval
 
-PAIRS = [Pair("the dog runs", "the dog run", "agreement", "syntax"), Pair("the dogs run", "the dogs runs", "agreement"),
-         Pair("a dog", "a dog", "same"), Pair("a zebra", "a okapi", "unknown"), Pair("a zebra", "a dog", "unknown")]
+PAIRS = [
+    Pair("the dog runs", "the dog run", "agreement", "syntax"),
+    Pair("the dogs run", "the dogs runs", "agreement"),
+    Pair("a dog", "a dog", "same"),
+    Pair("a zebra", "a okapi", "unknown"),
+    Pair("a zebra", "a dog", "unknown"),
+]
 
 
 def log_p(lm, text):
@@ -25,13 +30,18 @@ def test_pairs_are_scored_by_log_probability_and_ties_are_not_correct():
     lm = small_lm()
     found = lm.minimal_pairs(PAIRS)
     for result in found.results:
-        np.testing.assert_allclose([result.good, result.bad], [log_p(lm, result.pair.good), log_p(lm, result.pair.bad)],
-                                   atol=1e-4)
+        np.testing.assert_allclose(
+            [result.good, result.bad], [log_p(lm, result.pair.good), log_p(lm, result.pair.bad)], atol=1e-4
+        )
         assert result.correct == (result.good > result.bad)
     assert [result.tied for result in found.results] == [False, False, True, True, False]
     assert [result.alike for result in found.results] == [False, False, False, True, False]
     assert [(row.name, row.n, row.ties, row.alike, row.left_out) for row in [*found.by_uid, found.total]] == [
-        ("agreement", 2, 0, 0, 0), ("same", 1, 1, 0, 0), ("unknown", 2, 1, 1, 0), ("all", 5, 2, 1, 0)]
+        ("agreement", 2, 0, 0, 0),
+        ("same", 1, 1, 0, 0),
+        ("unknown", 2, 1, 1, 0),
+        ("all", 5, 2, 1, 0),
+    ]
     assert found.by_uid[0].term == "syntax" and found.by_uid[1].accuracy == 0
     assert found.total.correct == sum(row.correct for row in found.by_uid)
     longer = lm.minimal_pairs(PAIRS[:1], eos=True).results[0]
@@ -75,26 +85,50 @@ def run(tiny_run):
 
 def test_the_table_of_the_command_line(run, tmp_path, capsys):
     path = tmp_path / "pairs.jsonl"
-    lines = [{"sentence_good": "Gefusa kako kati bahodons.", "sentence_bad": "kati kati Gefusa kako", "UID": "order",
-              "linguistics_term": "made_up", "field": "x"},
-             {"sentence_good": "felo zebra", "sentence_bad": "felo okapi", "UID": "unknown\x1b[1m"}]
+    lines = [
+        {
+            "sentence_good": "Gefusa kako kati bahodons.",
+            "sentence_bad": "kati kati Gefusa kako",
+            "UID": "order",
+            "linguistics_term": "made_up",
+            "field": "x",
+        },
+        {"sentence_good": "felo zebra", "sentence_bad": "felo okapi", "UID": "unknown\x1b[1m"},
+    ]
     path.write_text("\n".join(map(json.dumps, lines)) + "\n")
     assert main(["minimal-pairs", run, str(path), "--oov", "filter"]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert rows[0] == ["UID", "linguistics_term", "pairs", "accuracy", "low_95", "high_95", "ties", "oov_only",
-                       "left_out"]
-    assert [(row[0], row[2], row[8]) for row in rows[1:]] == [("order", "1", "0"), (r"unknown\x1b[1m", "0", "1"),
-                                                             ("all", "1", "1")]
+    assert rows[0] == [
+        "UID",
+        "linguistics_term",
+        "pairs",
+        "accuracy",
+        "low_95",
+        "high_95",
+        "ties",
+        "oov_only",
+        "left_out",
+    ]
+    assert [(row[0], row[2], row[8]) for row in rows[1:]] == [
+        ("order", "1", "0"),
+        (r"unknown\x1b[1m", "0", "1"),
+        ("all", "1", "1"),
+    ]
     assert rows[2][3:6] == ["NaN", "0.000000", "1.000000"]
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    ('{"sentence_good": a}', "line 2, column 19 is not JSON"), ("[1]", "line 2, column 1: expected a JSON object"),
-    ('{"sentence_good": "a"}', "line 2: expected text in 'sentence_bad', found nothing"),
-    ('{"sentence_good": "a", "sentence_bad": 3}', "'sentence_bad', found int"),
-    ('{"sentence_good": " ", "sentence_bad": "b"}', "'sentence_good', found no words"), ("[" * 10_000, "not JSON"),
-    ('{"sentence_good": "...", "sentence_bad": "a"}', "line 2: the sentence '...' has no words"),
-])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"sentence_good": a}', "line 2, column 19 is not JSON"),
+        ("[1]", "line 2, column 1: expected a JSON object"),
+        ('{"sentence_good": "a"}', "line 2: expected text in 'sentence_bad', found nothing"),
+        ('{"sentence_good": "a", "sentence_bad": 3}', "'sentence_bad', found int"),
+        ('{"sentence_good": " ", "sentence_bad": "b"}', "'sentence_good', found no words"),
+        ("[" * 10_000, "not JSON"),
+        ('{"sentence_good": "...", "sentence_bad": "a"}', "line 2: the sentence '...' has no words"),
+    ],
+)
 def test_malformed_lines_are_named(run, tmp_path, capsys, line, message):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"sentence_good": "kati", "sentence_bad": "felo"}\n' + line + "\n")

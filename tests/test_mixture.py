@@ -17,8 +17,11 @@ from jaxlm.ops.mixture import log_probs, summed_nats, summed_nats_reference, tok
 
 def draw(N, K, D, V, dtype, seed=0):
     rng = np.random.default_rng(seed)
-    return (*(jnp.asarray(rng.normal(size=shape), dtype) for shape in ((N, K, D), (N, K), (D, V), (V,))),
-            jnp.asarray(rng.integers(0, V, N)), jnp.asarray(rng.uniform(0, 2, N), dtype))
+    return (
+        *(jnp.asarray(rng.normal(size=shape), dtype) for shape in ((N, K, D), (N, K), (D, V), (V,))),
+        jnp.asarray(rng.integers(0, V, N)),
+        jnp.asarray(rng.uniform(0, 2, N), dtype),
+    )
 
 
 def values_and_gradients(op, *arguments, **options):
@@ -26,9 +29,17 @@ def values_and_gradients(op, *arguments, **options):
 
 
 # Each alone, the least and the usual; chunks of one row, of some that do not divide N, and of all.
-@pytest.mark.parametrize(("N", "K", "D", "V", "wide", "epsilon", "chunk_bytes"), [
-    (1, 1, 1, 1, False, None, 2**20), (9, 1, 5, 7, True, 1e-8, 64), (5, 4, 1, 6, True, 0.1, 1),
-    (8, 2, 3, 1, False, 1e-8, 64), (7, 3, 4, 5, True, None, 64), (6, 4, 5, 7, False, 0.1, 2**20)])
+@pytest.mark.parametrize(
+    ("N", "K", "D", "V", "wide", "epsilon", "chunk_bytes"),
+    [
+        (1, 1, 1, 1, False, None, 2**20),
+        (9, 1, 5, 7, True, 1e-8, 64),
+        (5, 4, 1, 6, True, 0.1, 1),
+        (8, 2, 3, 1, False, 1e-8, 64),
+        (7, 3, 4, 5, True, None, 64),
+        (6, 4, 5, 7, False, 0.1, 2**20),
+    ],
+)
 def test_equals_the_reference(N, K, D, V, wide, epsilon, chunk_bytes):
     with jax.enable_x64(wide), pytest.MonkeyPatch.context() as patch:
         patch.setattr(softmax, "CHUNK_BYTES", chunk_bytes)
@@ -39,14 +50,19 @@ def test_equals_the_reference(N, K, D, V, wide, epsilon, chunk_bytes):
         @jax.jit
         def both(x, choice, kernel, bias, targets, weights):
             def gradients(op):
-                return jax.value_and_grad(lambda x, choice, kernel, bias: 3 * op(
-                    x, choice, kernel, bias, targets, weights, epsilon=epsilon), (0, 1, 2, 3))(x, choice, kernel, bias)
+                return jax.value_and_grad(
+                    lambda x, choice, kernel, bias: 3 * op(x, choice, kernel, bias, targets, weights, epsilon=epsilon),
+                    (0, 1, 2, 3),
+                )(x, choice, kernel, bias)
 
             every = log_probs(x, choice, kernel, bias, epsilon)
-            return (token_nats_reference(x, choice, kernel, bias, targets, epsilon),
-                    token_nats(x, choice, kernel, bias, targets, epsilon),
-                    -jnp.take_along_axis(every, targets[:, None], 1)[:, 0],
-                    gradients(summed_nats), gradients(summed_nats_reference))
+            return (
+                token_nats_reference(x, choice, kernel, bias, targets, epsilon),
+                token_nats(x, choice, kernel, bias, targets, epsilon),
+                -jnp.take_along_axis(every, targets[:, None], 1)[:, 0],
+                gradients(summed_nats),
+                gradients(summed_nats_reference),
+            )
 
         @settings(max_examples=10)
         @given(st.integers(0, 99))  # what varies here compiles nothing anew
@@ -61,8 +77,11 @@ def test_equals_the_reference(N, K, D, V, wide, epsilon, chunk_bytes):
 
 def test_one_expert_is_a_softmax():
     latents, choice, kernel, bias, targets, _ = draw(6, 1, 3, 5, jnp.float32)
-    np.testing.assert_allclose(token_nats(latents, choice, kernel, bias, targets),
-                               softmax.token_nats(latents[:, 0], kernel, bias, targets), rtol=1e-5)
+    np.testing.assert_allclose(
+        token_nats(latents, choice, kernel, bias, targets),
+        softmax.token_nats(latents[:, 0], kernel, bias, targets),
+        rtol=1e-5,
+    )
 
 
 def test_bfloat16_multiplies_in_bfloat16_and_sums_in_float32():
@@ -84,7 +103,9 @@ def test_vmap_equals_a_loop():
 
 
 def test_words_on_several_devices_give_one_devices_numbers():
-    on_devices(2, """
+    on_devices(
+        2,
+        """
 import jax, jax.numpy as jnp, numpy as np
 from test_mixture import draw, summed_nats
 from jaxlm.distributed.collectives import MODEL, SAME, WORDS, WORDS_LAST
@@ -96,27 +117,39 @@ spread = jax.shard_map(gradients, mesh=make_mesh(1, 1, 2)[0], in_specs=(*where, 
                        check_vma=False)
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), jax.jit(spread)(*arguments),
              gradients(*arguments))
-""")
+""",
+    )
 
 
 def test_no_array_of_all_logits_exists():
     N, K, D, V = 4096, 4, 8, 2048
-    shapes = [jax.ShapeDtypeStruct(s, d) for s, d in (
-        ((N, K, D), "float32"), ((N, K), "float32"), ((D, V), "float32"), ((V,), "float32"), ((N,), "int32"),
-        ((N,), "float32"))]
+    shapes = [
+        jax.ShapeDtypeStruct(s, d)
+        for s, d in (
+            ((N, K, D), "float32"),
+            ((N, K), "float32"),
+            ((D, V), "float32"),
+            ((V,), "float32"),
+            ((N,), "int32"),
+            ((N,), "float32"),
+        )
+    ]
     jaxpr = jax.make_jaxpr(jax.value_and_grad(summed_nats, argnums=(0, 1, 2, 3)))(*shapes).jaxpr
     assert largest_array(jaxpr) <= 1.5 * softmax.CHUNK_BYTES / 4 < N * V / 2
     few = [jax.ShapeDtypeStruct((64, *shape.shape[1:]), shape.dtype) for shape in shapes[:2]]
     assert largest_array(jax.make_jaxpr(log_probs)(*few, *shapes[2:4]).jaxpr) <= 64 * V  # one expert after the other
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (dict(latents=jnp.zeros((3, 4))), r"latents should be \[N, K, D\]"),
-    (dict(choice=jnp.zeros((3, 3))), r"choice should have the shape \(3, 2\); its shape is \(3, 3\)"),
-    (dict(kernel=jnp.zeros((3, 5))), r"kernel should have the shape \(4, 5\)"),
-    (dict(targets=jnp.zeros(3)), "targets should be integers; they are float32"),
-    (dict(weights=jnp.zeros(2)), r"weights should have targets' shape \(3,\)"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(latents=jnp.zeros((3, 4))), r"latents should be \[N, K, D\]"),
+        (dict(choice=jnp.zeros((3, 3))), r"choice should have the shape \(3, 2\); its shape is \(3, 3\)"),
+        (dict(kernel=jnp.zeros((3, 5))), r"kernel should have the shape \(4, 5\)"),
+        (dict(targets=jnp.zeros(3)), "targets should be integers; they are float32"),
+        (dict(weights=jnp.zeros(2)), r"weights should have targets' shape \(3,\)"),
+    ],
+)
 def test_shapes_and_types_that_do_not_fit_are_named(change, message):
     names = ("latents", "choice", "kernel", "bias", "targets", "weights")
     with pytest.raises(ValueError, match=message):

@@ -53,9 +53,16 @@ def assert_close(a, b, rtol=1e-4, atol=1e-5):
 
 
 @settings(max_examples=4)
-@given(rounds=st.integers(0, 3), rank=st.sampled_from([0, 2]), gate=st.sampled_from(["free", "capped", "coupled"]),
-       norm=st.booleans(), clip=st.sampled_from([None, 0.3]), masks=st.booleans(), wide=st.booleans(),
-       seed=st.integers(0, 99))
+@given(
+    rounds=st.integers(0, 3),
+    rank=st.sampled_from([0, 2]),
+    gate=st.sampled_from(["free", "capped", "coupled"]),
+    norm=st.booleans(),
+    clip=st.sampled_from([None, 0.3]),
+    masks=st.booleans(),
+    wide=st.booleans(),
+    seed=st.integers(0, 99),
+)
 def test_equals_the_reference(rounds, rank, gate, norm, clip, masks, wide, seed):
     with jax.enable_x64(wide):
         model = jaxlm.Mogrifier(rounds=rounds, rank=rank, input_gate=gate, layer_norm=norm)
@@ -99,9 +106,12 @@ def test_each_gradient_of_a_matrix_is_one_product_after_the_backward_scan():
                     yield from scans(inner)
 
         # What is carried has one step's shape; what is stacked has the steps before it.
-        return {found.aval.shape for equation in scans(jax.make_jaxpr(jax.grad(cost))(weights).jaxpr)
-                for found, of_step in zip(equation.outvars, equation.params["jaxpr"].out_avals, strict=True)
-                if found.aval.shape == of_step.shape}
+        return {
+            found.aval.shape
+            for equation in scans(jax.make_jaxpr(jax.grad(cost))(weights).jaxpr)
+            for found, of_step in zip(equation.outvars, equation.params["jaxpr"].out_avals, strict=True)
+            if found.aval.shape == of_step.shape
+        }
 
     assert {(4, 12), (3, 12), (3, 4), (4, 3)} <= carried(mogrifier_reference)
     assert not {(4, 12), (3, 12), (3, 4), (4, 3)} & carried(mogrifier)
@@ -139,33 +149,46 @@ def from_lamb(drawn, prefix="", linear=""):
     rounds = []
     while any(name.startswith(f"{prefix}fm_{len(rounds)}") for name in drawn):
         name = f"{prefix}fm_{len(rounds)}"
-        rounds.append({"full": drawn[f"{name}/kernel"], "bias": drawn[f"{name}/bias"]} if f"{name}/kernel" in drawn else
-                      {"left": drawn[f"{name}_weight_a"], "right": drawn[f"{name}_weight_b"],
-                       "bias": drawn[f"{name}_bias"]})
-    return {"kernel": np.concatenate([apart[gate] for gate in order], 1),
-            "bias": np.concatenate([drawn[f"{prefix}{linear}B_{gate}"] for gate in order]), "rounds": rounds}
+        rounds.append(
+            {"full": drawn[f"{name}/kernel"], "bias": drawn[f"{name}/bias"]}
+            if f"{name}/kernel" in drawn
+            else {"left": drawn[f"{name}_weight_a"], "right": drawn[f"{name}_weight_b"], "bias": drawn[f"{name}_bias"]}
+        )
+    return {
+        "kernel": np.concatenate([apart[gate] for gate in order], 1),
+        "bias": np.concatenate([drawn[f"{prefix}{linear}B_{gate}"] for gate in order]),
+        "rounds": rounds,
+    }
 
 
 def in_lamb_s_names(weights, names, prefix="", linear=""):
     """The inverse of `from_lamb`, for those names."""
     order = [gate for gate in "ijfo" if f"{prefix}{linear}B_{gate}" in names]
     theirs = [gate for gate in "jofi" if gate in order]
-    kernels, biases = (dict(zip(order, np.split(weights[part], len(order), -1), strict=True))
-                       for part in ("kernel", "bias"))
+    kernels, biases = (
+        dict(zip(order, np.split(weights[part], len(order), -1), strict=True)) for part in ("kernel", "bias")
+    )
     found = {f"{prefix}{linear}W": np.concatenate([kernels[gate] for gate in theirs], 1)} | {
-        f"{prefix}{linear}B_{gate}": biases[gate] for gate in theirs}
+        f"{prefix}{linear}B_{gate}": biases[gate] for gate in theirs
+    }
     for place, one in enumerate(weights["rounds"]):
         name = f"{prefix}fm_{place}"
-        parts = ({f"{name}/kernel": "full", f"{name}/bias": "bias"} if "full" in one else
-                 {f"{name}_weight_a": "left", f"{name}_weight_b": "right", f"{name}_bias": "bias"})
+        parts = (
+            {f"{name}/kernel": "full", f"{name}/bias": "bias"}
+            if "full" in one
+            else {f"{name}_weight_a": "left", f"{name}_weight_b": "right", f"{name}_bias": "bias"}
+        )
         found |= {theirs: one[ours] for theirs, ours in parts.items()}
     return found
 
 
 @pytest.mark.golden
 @needs_golden
-@pytest.mark.parametrize("case", CELLS, ids=lambda case: " ".join(
-    f"{name}={value}" for name, value in case["config"].items() if name not in SHAPES))
+@pytest.mark.parametrize(
+    "case",
+    CELLS,
+    ids=lambda case: " ".join(f"{name}={value}" for name, value in case["config"].items() if name not in SHAPES),
+)
 def test_the_cell_of_lamb(case):
     """Outputs, carry and every gradient, in float64 to the last digits that were recorded."""
     config = case["config"]
@@ -182,15 +205,17 @@ def test_the_cell_of_lamb(case):
     gate = "coupled" if config.get("tie_gates") else "capped" if config.get("cap_input_gate", True) else "free"
     with jax.enable_x64(True):
         limits = Limits(config.get("cell_clip"), masks.get("state_dropout"))
-        weights, state, x = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64),
-                                         (from_lamb(drawn), LSTMState(*map(jnp.asarray, (c, h))), x))
+        weights, state, x = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf, jnp.float64), (from_lamb(drawn), LSTMState(*map(jnp.asarray, (c, h))), x)
+        )
 
         def loss(weights, x, state):
             y, final = mogrifier(x * masks.get("input_dropout", 1.0), weights, state, gate, limits)
             return (y * R).sum(), (y, final)
 
         (value, (y, final)), (dweights, dx, dstate) = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(
-            weights, x, state)
+            weights, x, state
+        )
     assert value == pytest.approx(case["loss"], rel=1e-9, abs=1e-9)
     assert_recorded(y, case["outputs"], 1e-9)
     np.testing.assert_allclose(final.h, case["h_last"], rtol=1e-7)
@@ -215,26 +240,46 @@ def lamb_config(case):
         return 1 - theirs[name] if theirs.get(name) else None
 
     return jaxlm.preset("small").replace(
-        model="mogrifier", optimizer="adamw", vocab_size=theirs["vocab_size"], embedding_size=E,
-        hidden_sizes=(H,) * theirs["num_layers"], rounds=theirs["feature_mask_rounds"],
-        rank=theirs["feature_mask_rank"], input_gate="capped" if theirs["cap_input_gate"] else "free", skip=True,
-        tied=theirs["share_input_and_output_embeddings"], keep_embedding=kept("input_dropout"),
-        keep_output=kept("inter_layer_dropout"), keep_last_output=kept("output_dropout"),
-        keep_state=kept("state_dropout"), keep_update=kept("update_dropout"), keep_words=kept("embedding_dropout"),
+        model="mogrifier",
+        optimizer="adamw",
+        vocab_size=theirs["vocab_size"],
+        embedding_size=E,
+        hidden_sizes=(H,) * theirs["num_layers"],
+        rounds=theirs["feature_mask_rounds"],
+        rank=theirs["feature_mask_rank"],
+        input_gate="capped" if theirs["cap_input_gate"] else "free",
+        skip=True,
+        tied=theirs["share_input_and_output_embeddings"],
+        keep_embedding=kept("input_dropout"),
+        keep_output=kept("inter_layer_dropout"),
+        keep_last_output=kept("output_dropout"),
+        keep_state=kept("state_dropout"),
+        keep_update=kept("update_dropout"),
+        keep_words=kept("embedding_dropout"),
         projection=E != H,
-        keep_latent=kept("downprojected_output_dropout"), compatibility="lamb", l2_penalty=theirs.get("l2_penalty"),
+        keep_latent=kept("downprojected_output_dropout"),
+        compatibility="lamb",
+        l2_penalty=theirs.get("l2_penalty"),
         activation_penalty=theirs.get("activation_norm_penalty"),
-        locked_dropout=theirs.get("shared_mask_dropout", False), model_compatibility="lamb",
+        locked_dropout=theirs.get("shared_mask_dropout", False),
+        model_compatibility="lamb",
         scale_embedding=theirs.get("scale_input_embeddings", False),
-        learning_rate=case["learning_rate"], beta1=0.0, beta2=0.999, clip_norm=theirs["max_grad_norm"],
-        batch_size=case["B"], bptt_length=theirs["max_time_steps"], decay=1.0)
+        learning_rate=case["learning_rate"],
+        beta1=0.0,
+        beta2=0.999,
+        clip_norm=theirs["max_grad_norm"],
+        batch_size=case["B"],
+        bptt_length=theirs["max_time_steps"],
+        decay=1.0,
+    )
 
 
 def lamb_params(case):
     """The weights that a case starts from."""
     g = np.random.default_rng(case["weight_seed"])
-    drawn = {name: g.uniform(-case["scale"], case["scale"], shape).astype(np.float32)
-             for name, shape in case["variables"]}
+    drawn = {
+        name: g.uniform(-case["scale"], case["scale"], shape).astype(np.float32) for name, shape in case["variables"]
+    }
     layers = [from_lamb(drawn, LAYER.format(place), "tiled_linear/") for place in range(case["config"]["num_layers"])]
     head = {"bias": drawn["om/om/bias"][0]}
     for ours, name in (("kernel", "om/om/weights"), ("projection", "om/om/projection/kernel")):
@@ -246,9 +291,12 @@ def lamb_params(case):
 def lamb_variables(case, params):
     """Parameters, or a gradient, under lamb's names."""
     names = [name for name, _ in case["variables"]]
-    found = {"im/embedding": params["embedding"], "om/om/bias": params["softmax"]["bias"],
-             "om/om/weights": params["softmax"].get("kernel"),
-             "om/om/projection/kernel": params["softmax"].get("projection")}
+    found = {
+        "im/embedding": params["embedding"],
+        "om/om/bias": params["softmax"]["bias"],
+        "om/om/weights": params["softmax"].get("kernel"),
+        "om/om/projection/kernel": params["softmax"].get("projection"),
+    }
     for place, weights in enumerate(params["mogrifier"]):
         found |= in_lamb_s_names(weights, names, LAYER.format(place), "tiled_linear/")
     return {name: found[name] for name in names}
@@ -274,8 +322,15 @@ def lamb_noise(case, config, step):
     layers = range(len(config.model.hidden_sizes))
     words = found("embedding_dropout")
     outputs = (*(found(f"inter_layer_dropout, layer {place}") for place in layers[1:]), found("output_dropout"))
-    return Noise(found("input_dropout, layer 0"), outputs, None if words is None else words[0], (),
-                 fixed("state_dropout"), found("downprojected_output_dropout"), fixed("update_dropout"))
+    return Noise(
+        found("input_dropout, layer 0"),
+        outputs,
+        None if words is None else words[0],
+        (),
+        fixed("state_dropout"),
+        found("downprojected_output_dropout"),
+        fixed("update_dropout"),
+    )
 
 
 @pytest.mark.golden
@@ -290,7 +345,7 @@ def test_the_language_model_of_lamb(case):
     state = init_state(config.recipe, jax.random.key(0), B, jax.tree.map(jnp.asarray, lamb_params(case)))
     run, costs = jax.jit(train_step), []
     for step in range(steps):
-        tokens = jnp.asarray(train[step * T:(step + 1) * T + 1])
+        tokens = jnp.asarray(train[step * T : (step + 1) * T + 1])
         state, metrics = run(config.recipe, state, Window(tokens[:-1], tokens[1:]), lamb_noise(case, config, step))
         costs.append((metrics.cost, metrics.grad_norm))
     cost, norm = np.array(costs).T
@@ -301,18 +356,21 @@ def test_the_language_model_of_lamb(case):
         assert_recorded(array, case["tensors"][name], NORM)
     carry, model = stack.zero_carry(config.model, B), config.model
     for place, expected in enumerate(case["valid"]):
-        tokens = jnp.asarray(valid[place * T:(place + 1) * T + 1])
+        tokens = jnp.asarray(valid[place * T : (place + 1) * T + 1])
         nats, carry = eval_step(model, state.params, tokens[:-1], tokens[1:], carry)
         assert float(nats.sum()) / (T * B) == pytest.approx(expected, rel=EVALUATED)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    (dict(rank=9, hidden_sizes=(12, 8), embedding_size=10), "rank is 9, and hidden_sizes has 8; rank 0 is full"),
-    (dict(rank=9, hidden_sizes=(12, 12), embedding_size=8), "rank is 9, and embedding_size has 8"),
-    (dict(skip=True, hidden_sizes=(12, 8)), "skip adds up the layers' outputs, .*: hidden_sizes is 12,8"),
-    (dict(cell_clip=0.0), "cell_clip must be above 0"),
-    (dict(input_gate="tied"), "input_gate must be free, capped or coupled"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(rank=9, hidden_sizes=(12, 8), embedding_size=10), "rank is 9, and hidden_sizes has 8; rank 0 is full"),
+        (dict(rank=9, hidden_sizes=(12, 12), embedding_size=8), "rank is 9, and embedding_size has 8"),
+        (dict(skip=True, hidden_sizes=(12, 8)), "skip adds up the layers' outputs, .*: hidden_sizes is 12,8"),
+        (dict(cell_clip=0.0), "cell_clip must be above 0"),
+        (dict(input_gate="tied"), "input_gate must be free, capped or coupled"),
+    ],
+)
 def test_what_contradicts_itself_is_refused_by_name(changes, message):
     with pytest.raises(JaxlmError, match=message):
         jaxlm.preset("small").replace(model="mogrifier", **changes)

@@ -36,17 +36,39 @@ class Replay:
         self.small = 0 if c["small_batch"] == c["B"] else c["small_batch"]
         kept = self.kept
         self.config = jaxlm.preset("small").replace(
-            vocab_size=c["V"], embedding_size=c["emb"], hidden_sizes=self.widths, tied=True, experts=c["n_experts"],
-            mixture_epsilon=1e-8, locked_dropout=True, keep_embedding=kept["dropouti"], keep_output=kept["dropouth"],
-            keep_last_output=kept["dropout"], keep_words=kept["dropoute"], keep_recurrent_weights=kept["wdrop"],
-            keep_latent=kept["dropoutl"], optimizer="asgd", cost="mean", compatibility="awd-lstm",
-            learning_rate=c["lr"], clip_norm=c["clip"], weight_decay=c["wdecay"], activation_penalty=c["alpha"],
-            temporal_penalty=c["beta"], hold=1e9, batch_size=c["B"], small_batch=self.small, bptt_length=c["bptt"],
-            length_deviation=5.0, longest_window=15, epochs=c["epochs"])
+            vocab_size=c["V"],
+            embedding_size=c["emb"],
+            hidden_sizes=self.widths,
+            tied=True,
+            experts=c["n_experts"],
+            mixture_epsilon=1e-8,
+            locked_dropout=True,
+            keep_embedding=kept["dropouti"],
+            keep_output=kept["dropouth"],
+            keep_last_output=kept["dropout"],
+            keep_words=kept["dropoute"],
+            keep_recurrent_weights=kept["wdrop"],
+            keep_latent=kept["dropoutl"],
+            optimizer="asgd",
+            cost="mean",
+            compatibility="awd-lstm",
+            learning_rate=c["lr"],
+            clip_norm=c["clip"],
+            weight_decay=c["wdecay"],
+            activation_penalty=c["alpha"],
+            temporal_penalty=c["beta"],
+            hold=1e9,
+            batch_size=c["B"],
+            small_batch=self.small,
+            bptt_length=c["bptt"],
+            length_deviation=5.0,
+            longest_window=15,
+            epochs=c["epochs"],
+        )
         model = replace(self.config.model, compute_dtype=dtype)
         self.recipe = Recipe(model, self.config.optimizer, self.config.schedule)
         g = np.random.default_rng(c["token_seed"])
-        self.train, self.valid = ((g.random(n)**3 * (c["V"] - 1)).astype(np.int32) for n in case["n_train_valid"])
+        self.train, self.valid = ((g.random(n) ** 3 * (c["V"] - 1)).astype(np.int32) for n in case["n_train_valid"])
         self.params, self.apart = self._weights(np.random.default_rng(c["weight_seed"]))
 
     def _weights(self, g):
@@ -64,8 +86,12 @@ class Replay:
             layers.append({"kernel": np.concatenate([*map(gates, kernels)]), "bias": gates(one + other)})
             apart.append(one - other)
         s, K, D = 1 / np.sqrt(c["hidden_last"]), c["n_experts"], c["emb"]
-        head = {"prior": draw(s, K, c["hidden_last"]).T, "latent_kernel": draw(s, K * D, c["hidden_last"]).T,
-                "latent_bias": draw(s, K * D), "bias": np.zeros(c["V"], self.dtype)}
+        head = {
+            "prior": draw(s, K, c["hidden_last"]).T,
+            "latent_kernel": draw(s, K * D, c["hidden_last"]).T,
+            "latent_bias": draw(s, K * D),
+            "bias": np.zeros(c["V"], self.dtype),
+        }
         return {"embedding": embedding, "lstm": layers, "softmax": head}, apart
 
     def noise(self, k: int) -> Noise:
@@ -77,8 +103,12 @@ class Replay:
             return None if keep is None else g.random(shape) < keep
 
         def one(rows: int) -> Noise:
-            words, embedding, outputs, weights = mask("dropoute", c["V"], 1), mask(
-                "dropouti", 1, rows, c["emb"]), [], []
+            words, embedding, outputs, weights = (
+                mask("dropoute", c["V"], 1),
+                mask("dropouti", 1, rows, c["emb"]),
+                [],
+                [],
+            )
             for layer, width in enumerate(self.widths):
                 dropped = mask("wdrop", 4 * width, width)
                 weights.append(None if dropped is None else gates(dropped))
@@ -96,7 +126,7 @@ class Replay:
 
         class Recorded(RandomLengths):
             def draw(self, rows: int, epoch: int) -> np.ndarray:
-                return np.array(drawn[epoch * per_epoch:(epoch + 1) * per_epoch])
+                return np.array(drawn[epoch * per_epoch : (epoch + 1) * per_epoch])
 
         plan = window_plan(self.config, self.case["train_rows"])
         return replace(plan, random=Recorded(**vars(plan.random)))
@@ -127,17 +157,25 @@ class Replay:
         tensors["after_asgd"] = self.named(state.params, apart[-1])
         tensors["averaged_after_asgd"] = self.named(state.evaluated, np.mean(mean))
         ids = jnp.asarray(self.valid[:9, None])
-        nats, _ = eval_step(self.recipe.model, state.params, ids[:-1], ids[1:],
-                            stack.zero_carry(self.recipe.model, 1, self.dtype))
+        nats, _ = eval_step(
+            self.recipe.model, state.params, ids[:-1], ids[1:], stack.zero_carry(self.recipe.model, 1, self.dtype)
+        )
         return np.array(told).T, np.array(evaluated), tensors, -np.asarray(nats)[:, 0]
 
     def named(self, params, apart) -> dict[str, np.ndarray]:
         """PyTorch's tensors."""
         head = params["softmax"]
-        found = {"encoder.weight": params["embedding"], "decoder.bias": head["bias"], "prior.weight": head["prior"].T,
-                 "latent.0.weight": head["latent_kernel"].T, "latent.0.bias": head["latent_bias"]}
-        return {name: np.asarray(array, np.float64) for name, array in {
-            **found, **torch_layers(params["lstm"], self.apart, apart)}.items()}
+        found = {
+            "encoder.weight": params["embedding"],
+            "decoder.bias": head["bias"],
+            "prior.weight": head["prior"].T,
+            "latent.0.weight": head["latent_kernel"].T,
+            "latent.0.bias": head["latent_bias"],
+        }
+        return {
+            name: np.asarray(array, np.float64)
+            for name, array in {**found, **torch_layers(params["lstm"], self.apart, apart)}.items()
+        }
 
 
 def agreeing(told: dict) -> int:
@@ -148,10 +186,19 @@ def agreeing(told: dict) -> int:
 
 # By default the one of all mechanisms at once; the others with the slow tests.
 @pytest.mark.golden
-@pytest.mark.parametrize(("name", "wide"), [
-    pytest.param(name, wide, id=f"{name}, {'float64' if wide else 'float32'}",
-                 marks=[] if (name, wide) == ("small batches", True) else [pytest.mark.slow])
-    for name in CASES for wide in (False, True)])
+@pytest.mark.parametrize(
+    ("name", "wide"),
+    [
+        pytest.param(
+            name,
+            wide,
+            id=f"{name}, {'float64' if wide else 'float32'}",
+            marks=[] if (name, wide) == ("small batches", True) else [pytest.mark.slow],
+        )
+        for name in CASES
+        for wide in (False, True)
+    ],
+)
 def test_the_published_run(name, wide):
     case = recorded("mos.json")["cases"][CASES[name]]
     with jax.enable_x64(wide), jax.default_matmul_precision("highest"):

@@ -43,8 +43,9 @@ def test_polar_express_comes_closer_to_one_in_as_many_iterations_from_the_smalle
     for a, b, c in polar_express(3):  # an equal error at both ends and where it is level: no quintic has less
         grid = np.linspace(grid.min(), grid.max(), 10_000)
         grid = a * grid + b * grid**3 + c * grid**5
-        np.testing.assert_allclose([1 - grid[0], 1 - grid.min(), grid.max() - 1, grid[-1] - 1],
-                                   grid.max() - 1, rtol=1e-3)
+        np.testing.assert_allclose(
+            [1 - grid[0], 1 - grid.min(), grid.max() - 1, grid[-1] - 1], grid.max() - 1, rtol=1e-3
+        )
 
 
 def test_bfloat16_rounds_the_products_alone():

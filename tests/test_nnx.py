@@ -37,10 +37,15 @@ def test_the_same_initial_parameters_which_load_both_ways():
     close(theirs(X), other(X))
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"time_major": True, "return_carry": True}, {"reverse": True, "keep_order": True, "return_carry": True},
-    {"reverse": True},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"time_major": True, "return_carry": True},
+        {"reverse": True, "keep_order": True, "return_carry": True},
+        {"reverse": True},
+    ],
+)
 def test_the_same_output_carry_and_gradients(options):
     theirs, ours = pair(**options)
 
@@ -50,8 +55,9 @@ def test_the_same_output_carry_and_gradients(options):
     answers = []
     for module in (theirs, ours):
         graph, params, rest = nnx.split(module, nnx.Param, ...)
-        gradients = jax.jit(jax.grad(lambda p, x, rest, graph=graph: loss(nnx.merge(graph, p, rest, copy=True), x),
-                                     argnums=(0, 1)))(params, X, rest)
+        gradients = jax.jit(
+            jax.grad(lambda p, x, rest, graph=graph: loss(nnx.merge(graph, p, rest, copy=True), x), argnums=(0, 1))
+        )(params, X, rest)
         answers.append((module(X), nnx.to_pure_dict(gradients[0]), gradients[1]))
     close(*answers)
 

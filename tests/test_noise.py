@@ -36,17 +36,39 @@ def params_of(config):
 
 
 def test_masks_have_the_shapes_of_what_they_fall_on():
-    noise = drawn(locked_dropout=True, keep_embedding=0.5, keep_output=0.5, keep_words=0.5, keep_recurrent_weights=0.5,
-                  keep_state=0.5)
-    shapes = jax.tree.map(jnp.shape, (noise.embedding, noise.outputs, noise.words, noise.recurrent_weights,
-                                      noise.states))
-    assert shapes == ((1, B, E), tuple((1, B, H) for H in HIDDEN), (V, 1), tuple((H, 4 * H) for H in HIDDEN),
-                      tuple((B, H) for H in HIDDEN))
+    noise = drawn(
+        locked_dropout=True,
+        keep_embedding=0.5,
+        keep_output=0.5,
+        keep_words=0.5,
+        keep_recurrent_weights=0.5,
+        keep_state=0.5,
+    )
+    shapes = jax.tree.map(
+        jnp.shape, (noise.embedding, noise.outputs, noise.words, noise.recurrent_weights, noise.states)
+    )
+    assert shapes == (
+        (1, B, E),
+        tuple((1, B, H) for H in HIDDEN),
+        (V, 1),
+        tuple((H, 4 * H) for H in HIDDEN),
+        tuple((B, H) for H in HIDDEN),
+    )
     assert jax.tree.leaves(drawn()) == [] == jax.tree.leaves(no_noise(BASE.model))
 
 
-@pytest.mark.parametrize("field", ["keep_embedding", "keep_output", "keep_last_output", "keep_words",
-                                   "keep_recurrent_weights", "keep_state", "keep_carry"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "keep_embedding",
+        "keep_output",
+        "keep_last_output",
+        "keep_words",
+        "keep_recurrent_weights",
+        "keep_state",
+        "keep_carry",
+    ],
+)
 def test_each_rate_is_drawn_by_itself_and_what_is_kept_is_scaled(field):
     config = BASE.replace(**{field: 0.6}, hidden_sizes=(40, 40), embedding_size=40, vocab_size=2000)
     model = config.model
@@ -74,7 +96,8 @@ def test_a_dropped_word_reads_as_zero_wherever_it_stands_and_is_still_an_output(
     dropped = drop_words(config.model, noise, x, TOKENS)
     np.testing.assert_allclose(dropped, jnp.where(jnp.equal(TOKENS, word)[..., None], 0, 2 * x))
     gradient = jax.grad(lambda params: drop_words(config.model, noise, stack.embed(params, TOKENS), TOKENS).sum())(
-        params)["embedding"]
+        params
+    )["embedding"]
     assert not gradient[word].any() and gradient.any()
 
 
@@ -85,7 +108,7 @@ def test_weight_drop_is_the_same_layer_with_fewer_recurrent_weights(kind):
     noise = draw_noise(model, KEY, T, B)
     by_hand = jax.tree.map(np.array, params)
     for layer, mask in zip(by_hand[kind], jax.tree.leaves(noise.recurrent_weights), strict=True):
-        recurrent = layer["kernel"][-len(mask):] if kind == "lstm" else layer["recurrent_kernel"]
+        recurrent = layer["kernel"][-len(mask) :] if kind == "lstm" else layer["recurrent_kernel"]
         recurrent[...] = np.where(mask, 2 * recurrent, 0)  # (a view: the input's part stays)
     by_hand = jax.tree.map(jnp.asarray, by_hand)
     np.testing.assert_allclose(outputs(model, params, noise), outputs(model, by_hand, no_noise(model)), rtol=1e-5)
@@ -100,9 +123,14 @@ def test_gates_do_not_read_a_dropped_unit_and_the_carry_has_it():
     recurrent = jnp.where(kept[:, None], 2 * kernel[E:], 0)  # the same mask in all rows: a kernel can take it up
     equal = {**params, "lstm": [{**params["lstm"][0], "kernel": jnp.concatenate([kernel[:E], recurrent])}]}
     np.testing.assert_allclose(outputs(model, params, noise), outputs(model, equal, no_noise(model)), rtol=1e-5)
-    grads = [jax.grad(lambda kernel, given=given, noise=noise: outputs(model, {
-        **given, "lstm": [{**given["lstm"][0], "kernel": kernel}]}, noise).sum())(given["lstm"][0]["kernel"])
-        for given, noise in ((params, noise), (equal, no_noise(model)))]
+    grads = [
+        jax.grad(
+            lambda kernel, given=given, noise=noise: outputs(
+                model, {**given, "lstm": [{**given["lstm"][0], "kernel": kernel}]}, noise
+            ).sum()
+        )(given["lstm"][0]["kernel"])
+        for given, noise in ((params, noise), (equal, no_noise(model)))
+    ]
     np.testing.assert_allclose(grads[0][:E], grads[1][:E], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(grads[0][E:], jnp.where(kept[:, None], 2 * grads[1][E:], 0), rtol=1e-4, atol=1e-6)
 
@@ -113,8 +141,15 @@ def test_rows_of_dropped_words_have_no_gradient_whether_it_is_sparse_or_dense():
     sparse, dense = BASE.replace(**rates), BASE.replace(**rates, momentum=0.0)
     state = started(sparse.recipe, jax.random.key(0), B)
     noise = draw(sparse.model, KEY, T, B)
-    after = [jax.jit(train_step)(config.recipe, replace(state, opt_state=started(
-        config.recipe, jax.random.key(0), B).opt_state), WINDOW, noise)[0].params for config in (sparse, dense)]
+    after = [
+        jax.jit(train_step)(
+            config.recipe,
+            replace(state, opt_state=started(config.recipe, jax.random.key(0), B).opt_state),
+            WINDOW,
+            noise,
+        )[0].params
+        for config in (sparse, dense)
+    ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *after)
     moved = (after[0]["embedding"] != state.params["embedding"]).any(1)
     read = jnp.zeros(V, bool).at[TOKENS[:-1]].set(True)
@@ -134,8 +169,9 @@ def test_a_row_whose_carry_does_not_go_on_begins_from_zero_and_the_others_do_not
 
     zeroed = jax.tree.map(lambda leaf: jnp.where(goes_on, leaf, 0), carry)
     jax.tree.map(np.testing.assert_array_equal, end(carry, goes_on), end(zeroed, None))
-    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (end(carry, goes_on), end(carry, None))),
-                                             strict=True))
+    assert any(
+        (a != b).any() for a, b in zip(*map(jax.tree.leaves, (end(carry, goes_on), end(carry, None))), strict=True)
+    )
 
 
 def test_noise_given_is_the_noise_drawn():
@@ -143,8 +179,11 @@ def test_noise_given_is_the_noise_drawn():
     state = started(config.recipe, jax.random.key(0), B)
     assert state.key is not None
     noise = draw_noise(config.model, jax.random.fold_in(state.key, state.step), T, B)
-    jax.tree.map(np.testing.assert_array_equal, train_step(config.recipe, state, WINDOW, noise)[0].params,
-                 train_step(config.recipe, state, WINDOW)[0].params)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        train_step(config.recipe, state, WINDOW, noise)[0].params,
+        train_step(config.recipe, state, WINDOW)[0].params,
+    )
 
 
 def test_growing_dropout_goes_from_its_start_to_its_full_share_in_a_line_and_stays_there():
@@ -152,8 +191,11 @@ def test_growing_dropout_goes_from_its_start_to_its_full_share_in_a_line_and_sta
     model = BASE.replace(**kept, dropout_ramp=0.5, dropout_start=0.2).model
     for step, share in ((0, 0.2), (10, 0.6), (20, 1.0), (40, 1.0)):  # of 40 windows
         now = growing(model, jnp.int32(step), 40)
-        np.testing.assert_allclose(np.array([now.keep_output, now.keep_words, now.keep_carry]),
-                                   np.array([1 - share * 0.4, 1 - share * 0.1, 0.5]), rtol=1e-6)
+        np.testing.assert_allclose(
+            np.array([now.keep_output, now.keep_words, now.keep_carry]),
+            np.array([1 - share * 0.4, 1 - share * 0.1, 0.5]),
+            rtol=1e-6,
+        )
         assert now.keep_embedding is None
     assert growing(BASE.replace(**kept).model, jnp.int32(0), 40) == BASE.replace(**kept).model
 
@@ -168,17 +210,23 @@ def test_a_step_drops_nothing_where_dropout_starts_and_all_of_it_where_it_has_gr
         found, expected = step(ramped.recipe, at, window)[0].params, step(config.recipe, at, window, noise)[0].params
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
     half = replace(state, step=jnp.int32(2))
-    assert (step(ramped.recipe, half, window)[0].params["embedding"]
-            != step(constant.recipe, half, window)[0].params["embedding"]).any()
+    assert (
+        step(ramped.recipe, half, window)[0].params["embedding"]
+        != step(constant.recipe, half, window)[0].params["embedding"]
+    ).any()
 
 
-@pytest.mark.parametrize(("fields", "says"), [
-    (dict(dropout_ramp=0.5), "dropout_ramp .* keep_output"),
-    (dict(dropout_ramp=0.5, keep_carry=0.5), "dropout_ramp .* keep_output"),
-    (dict(dropout_start=0.5, keep_output=0.5), "dropout_start .* dropout_ramp is none"),
-    (dict(model="mingru", keep_recurrent_weights=0.5), "keep_recurrent_weights .* MinGRU has none"),
-    (dict(model="gru", keep_state=0.5), "keep_state .* kind GRU"),
-    (dict(recurrent_op="cudnn", keep_state=0.5), "recurrent_op cudnn .* keep_state")])
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (dict(dropout_ramp=0.5), "dropout_ramp .* keep_output"),
+        (dict(dropout_ramp=0.5, keep_carry=0.5), "dropout_ramp .* keep_output"),
+        (dict(dropout_start=0.5, keep_output=0.5), "dropout_start .* dropout_ramp is none"),
+        (dict(model="mingru", keep_recurrent_weights=0.5), "keep_recurrent_weights .* MinGRU has none"),
+        (dict(model="gru", keep_state=0.5), "keep_state .* kind GRU"),
+        (dict(recurrent_op="cudnn", keep_state=0.5), "recurrent_op cudnn .* keep_state"),
+    ],
+)
 def test_what_means_nothing_is_refused_by_both_fields(fields, says):
     with pytest.raises(JaxlmError, match=says) as caught:
         BASE.replace(**fields)

@@ -66,7 +66,10 @@ def trajectory(config, ids, valid, params=None, mesh=None, steps=50):
 @pytest.mark.slow
 def test_fifty_windows_are_one_devices():
     """By rows, by words (500, which 8 does not divide), by both; with dropout and without."""
-    on_devices(8, TRAJECTORY + """
+    on_devices(
+        8,
+        TRAJECTORY
+        + """
 corpus = jaxlm.load_corpus("embedded-tiny")
 for keep, meshes in ((0.7, [(8, 1), (2, 2)]), (None, [(2, 1), (1, 8)])):
     config = jaxlm.preset("small").replace(corpus="embedded-tiny", vocab_size=len(corpus.vocab), embedding_size=8,
@@ -83,12 +86,16 @@ for keep, meshes in ((0.7, [(8, 1), (2, 2)]), (None, [(2, 1), (1, 8)])):
         np.testing.assert_allclose(many_nats, nats, rtol=5e-6)
         for a, b in ((many_end.params, end.params), (many_end.carry, end.carry)):
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), a, b)
-""")
+""",
+    )
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_devices_and_devices_may_hold_no_word():
-    on_devices(8, TRAJECTORY + """
+    on_devices(
+        8,
+        TRAJECTORY
+        + """
 from processes import CONFIG
 from jaxlm.report.metrics import read_metrics
 
@@ -116,11 +123,14 @@ one, many = (trajectory(config, corpus.train % 9, corpus.valid % 9, mesh=make_me
              for words in (1, 8))
 np.testing.assert_allclose(many[0][0], one[0][0], rtol=2e-6)
 np.testing.assert_allclose(many[1], one[1], rtol=5e-6)
-""")
+""",
+    )
 
 
 def test_refusals_name_what_would_do():
-    on_devices(8, """
+    on_devices(
+        8,
+        """
 import jax, pytest
 from jaxlm.distributed import mesh as parallel
 from jaxlm.errors import JaxlmError
@@ -143,7 +153,8 @@ assert mesh.size == 6 and note == "using 6 of 8 devices: the 60 rows of a batch 
 mesh, note = parallel.make_mesh(60, None, 2)
 assert dict(mesh.shape) == {"data": 4, "model": 2} and note is None
 assert parallel.make_mesh(7, 1) == (None, None) and parallel.make_mesh(11)[0] is None
-""")
+""",
+    )
 
 
 GOLDEN = """
@@ -154,17 +165,25 @@ from jaxlm.distributed import mesh as parallel
 
 
 def test_trajectories_of_tensorflow_on_meshes():
-    on_devices(8, GOLDEN + """
+    on_devices(
+        8,
+        GOLDEN
+        + """
 for name, B, *sizes in (("test-preset", 20, 4, 1), ("three-unequal-layers", 6, 1, 7)):
     follow(HERE / f"{name}.json", parallel.make_mesh(B, *sizes)[0])
-""")
+""",
+    )
 
 
 @pytest.mark.slow
 def test_penn_treebank_on_a_mesh(ptb_dir):
-    on_devices(6, GOLDEN + f"""
+    on_devices(
+        6,
+        GOLDEN
+        + f"""
 follow(HERE / "one-layer-three-epochs.json", parallel.make_mesh(4, 2, 2)[0])
 follow(HERE / "long-windows.json", parallel.make_mesh(3, 3, 2)[0])
 follow_penn_treebank(recorded(Path({str(ptb_dir)!r})), parallel.make_mesh(60, 2, 2)[0])
 follow_penn_treebank(recorded(Path({str(ptb_dir)!r})), parallel.make_mesh(60, 4)[0])
-""")
+""",
+    )

@@ -18,10 +18,17 @@ from jaxlm.runs import precision
 from jaxlm.runs.directory import saved_config
 
 
-@pytest.mark.parametrize("line, native", [
-    ("flags\t\t: fpu sse avx512f amx_bf16 amx_tile", True), ("flags : fpu avx512_bf16", True),
-    ("Features\t: fp asimd bf16", True), ("flags : fpu avx512f avx2", False), ("model name : bf16", False),
-    ("", False)])
+@pytest.mark.parametrize(
+    "line, native",
+    [
+        ("flags\t\t: fpu sse avx512f amx_bf16 amx_tile", True),
+        ("flags : fpu avx512_bf16", True),
+        ("Features\t: fp asimd bf16", True),
+        ("flags : fpu avx512f avx2", False),
+        ("model name : bf16", False),
+        ("", False),
+    ],
+)
 def test_a_cpu_is_asked_for_its_instructions(tmp_path, line, native):
     (tmp_path / "cpuinfo").write_text(f"processor : 0\n{line}\n")
     assert precision.multiplies_bfloat16(jax.local_devices()[0], tmp_path / "cpuinfo") == native
@@ -31,10 +38,16 @@ def test_a_cpu_without_a_description_counts_as_one_that_does_not(tmp_path):
     assert not precision.multiplies_bfloat16(jax.local_devices()[0], tmp_path / "absent")
 
 
-@pytest.mark.parametrize("device, native", [
-    (dict(platform="gpu", compute_capability="7.5"), False), (dict(platform="gpu", compute_capability="9.0"), True),
-    (dict(platform="cuda", compute_capability="10.0"), True), (dict(platform="gpu", compute_capability="gfx90a"), True),
-    (dict(platform="tpu"), True)])
+@pytest.mark.parametrize(
+    "device, native",
+    [
+        (dict(platform="gpu", compute_capability="7.5"), False),
+        (dict(platform="gpu", compute_capability="9.0"), True),
+        (dict(platform="cuda", compute_capability="10.0"), True),
+        (dict(platform="gpu", compute_capability="gfx90a"), True),
+        (dict(platform="tpu"), True),
+    ],
+)
 def test_an_accelerator_is_asked_for_its_capability(device, native):
     assert precision.multiplies_bfloat16(SimpleNamespace(**device)) == native
 
@@ -90,13 +103,23 @@ def test_every_product_of_a_bfloat16_step_multiplies_bfloat16_and_sums_float32(n
 def test_a_transpose_is_never_the_first_factor_of_a_product():
     """XLA turns such a product of bfloat16 into a slow one of float32: it must have been written out before."""
     x, kernel = jnp.ones((64, 32), jnp.bfloat16), jnp.ones((32, 96))
-    text = jax.jit(jax.grad(lambda x, kernel: summed_nats(x, kernel, jnp.zeros(96), jnp.zeros(64, jnp.int32),
-                                                          jnp.ones(64)), (0, 1))).lower(x, kernel).compile().as_text()
+    text = (
+        jax.jit(
+            jax.grad(
+                lambda x, kernel: summed_nats(x, kernel, jnp.zeros(96), jnp.zeros(64, jnp.int32), jnp.ones(64)), (0, 1)
+            )
+        )
+        .lower(x, kernel)
+        .compile()
+        .as_text()
+    )
     contracted = re.findall(r" dot\(.*?lhs_contracting_dims=\{(\d)\}", text or "")
     assert contracted and all(int(axis) == 1 for axis in contracted)
 
 
 def test_costs_of_both_dtypes_stay_near():
-    first, second = (jaxlm.train(BASE.replace(vocab_size=100, compute_dtype=dtype, corpus="embedded-tiny"), steps=20,
-                                 quiet=True) for dtype in ("float32", "bfloat16"))
+    first, second = (
+        jaxlm.train(BASE.replace(vocab_size=100, compute_dtype=dtype, corpus="embedded-tiny"), steps=20, quiet=True)
+        for dtype in ("float32", "bfloat16")
+    )
     np.testing.assert_allclose(second.params["lstm"][0]["kernel"], first.params["lstm"][0]["kernel"], atol=0.02)

@@ -37,12 +37,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Words and white space of every kind and length in UTF-8, and what could be taken for either.
 WORDS = st.sampled_from(["a", "A", "bb", "é", "€uro", "𝄞", "ΟΔΟΣ", "İ", "<eos>", "<EOS>", "<unk>", "\ufeff", "\u200b"])
-SPACES = st.sampled_from([" ", "  ", "\t", "\x0b", "\x0c", "\x1c", "\x1f", "\x85", "\xa0", "\u2003",
-                           "\u2028", "\u3000"])
+SPACES = st.sampled_from(
+    [" ", "  ", "\t", "\x0b", "\x0c", "\x1c", "\x1f", "\x85", "\xa0", "\u2003", "\u2028", "\u3000"]
+)
 NEWLINES = st.sampled_from(["\n", "\r\n", "\r", "\n\n", "\n\r", " \r\n"])
 TEXT = st.lists(WORDS | SPACES | NEWLINES | st.text(max_size=3), max_size=60).map("".join)
-OPTIONS = st.fixed_dictionaries({}, optional={"max_vocab": st.integers(2, 9), "min_count": st.integers(1, 3),
-                                              "lowercase": st.booleans()})
+OPTIONS = st.fixed_dictionaries(
+    {}, optional={"max_vocab": st.integers(2, 9), "min_count": st.integers(1, 3), "lowercase": st.booleans()}
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,8 +70,9 @@ def tiny_blocks(monkeypatch):
 
 def python(code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], text=True, env=environment,
-                          capture_output=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], text=True, env=environment, capture_output=True, timeout=300
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -106,7 +109,12 @@ def test_one_file_is_prepared_as_it_is_loaded_wherever_blocks_end(fresh, text, o
     assert_equal(prepared, outcome(lambda: load_corpus(path, **options)))
     if isinstance(prepared, Corpus):
         assert sorted(os.listdir(path.parent / "out")) == [
-            "prepared.json", "test.ids", "train.ids", "valid.ids", "vocab.json"]
+            "prepared.json",
+            "test.ids",
+            "train.ids",
+            "valid.ids",
+            "vocab.json",
+        ]
 
 
 @settings(max_examples=75)
@@ -121,8 +129,10 @@ def test_a_folder_is_prepared_as_it_is_loaded(fresh, contents, options, block):
     assert_equal(prepared, outcome(lambda: load_corpus(folder, **options)))
 
 
-@given(st.lists(st.sampled_from([b"word ", b"\xc3\xa9", b"\xc3", b"\xff", b"\0", b"\n", b"\xef\xbb\xbf"]), max_size=30),
-       st.integers(1, 9))
+@given(
+    st.lists(st.sampled_from([b"word ", b"\xc3\xa9", b"\xc3", b"\xff", b"\0", b"\n", b"\xef\xbb\xbf"]), max_size=30),
+    st.integers(1, 9),
+)
 def test_a_binary_file_is_refused_with_the_same_byte(fresh, pieces, block):
     path = fresh() / "text"
     path.write_bytes(b"".join(pieces))
@@ -250,13 +260,28 @@ def forge(**changed: Any) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         if path.name == "journal.json":
             path.write_text(seal({**unseal(path.read_text()), **changed}))
+
     return change
 
 
-@pytest.mark.parametrize("change", [
-    shorten, flip, os.unlink, forge(offset=10**9), forge(offset="1"), forge(ids=-4), forge(ids=1.5),
-    forge(words=10**400), forge(ends=[1, 2, 3]), forge(ends=None), forge(lines=None), forge(more=1),
-    lambda path: path.write_bytes(b"[" * 100_000)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        shorten,
+        flip,
+        os.unlink,
+        forge(offset=10**9),
+        forge(offset="1"),
+        forge(ids=-4),
+        forge(ids=1.5),
+        forge(words=10**400),
+        forge(ends=[1, 2, 3]),
+        forge(ends=None),
+        forge(lines=None),
+        forge(more=1),
+        lambda path: path.write_bytes(b"[" * 100_000),
+    ],
+)
 @pytest.mark.parametrize("name", ["journal.json", "ids", "words"])
 def test_after_damage_to_the_working_files_it_starts_over(tmp_path, tiny_blocks, name, change):
     text, out = tmp_path / "text", tmp_path / "out"
@@ -278,8 +303,9 @@ def test_a_forged_position_in_a_sparse_file_starts_over_at_once(tmp_path, tiny_b
 def test_two_at_once_make_one(tmp_path):
     (tmp_path / "text").write_text("a b c\n" * 20_000)
     found = []
-    threads = [threading.Thread(target=lambda: found.append(prepare(tmp_path / "text", tmp_path / "out")))
-               for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: found.append(prepare(tmp_path / "text", tmp_path / "out"))) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -327,7 +353,8 @@ def test_it_keeps_the_options_that_it_was_prepared_with(text, tmp_path):
     refused: list[tuple[dict[str, Any], str]] = [
         ({"min_count": 3}, "prepared with min_count 2, not 3: leave that out"),
         ({"max_vocab": 20}, r"with \d+ words, more than the vocabulary size 20: raise that"),
-        ({"vocab": Vocab(("a",))}, "with a vocabulary of its own")]
+        ({"vocab": Vocab(("a",))}, "with a vocabulary of its own"),
+    ]
     for options, expected in refused:
         with pytest.raises(DataError, match=expected):
             load_corpus(tmp_path / "out", **options)
@@ -341,8 +368,13 @@ def test_an_altered_file_is_refused_in_one_sentence(fresh, prepared, data):
     path = folder / data.draw(st.sampled_from(sorted(os.listdir(prepared))))
     content = path.read_bytes()
     place = data.draw(st.integers(0, len(content) - 1))
-    path.write_bytes(data.draw(st.sampled_from([
-        content[:place], content[:place] + bytes([content[place] ^ 1]) + content[place + 1:], content + b"\0"])))
+    path.write_bytes(
+        data.draw(
+            st.sampled_from(
+                [content[:place], content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :], content + b"\0"]
+            )
+        )
+    )
     with pytest.raises(DataError, match="damaged") as caught:
         load_corpus(folder)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
@@ -370,7 +402,8 @@ def test_places_that_cannot_be_used_are_refused(text, copy, tmp_path):
         (tmp_path / "nothing", tmp_path / "new", {}, "there is no file .*nothing; check the path"),
         (tmp_path / "pipe", tmp_path / "new", {}, "pipe cannot be read: expected a regular file, found a FIFO"),
         (text, tmp_path / "new", {"min_count": 0}, "at least 1"),
-        (text, tmp_path / "new", {"max_vocab": 1}, "over 1")]
+        (text, tmp_path / "new", {"max_vocab": 1}, "over 1"),
+    ]
     for source, out, options, expected in refused:
         with pytest.raises(DataError, match=expected) as caught:
             prepare(source, out, **options)
@@ -419,6 +452,7 @@ def other_kind(make: Callable[[Path], object]) -> Callable[[Path], None]:
     def replace_file(path: Path) -> None:
         path.unlink()
         make(path)
+
     return replace_file
 
 
@@ -488,9 +522,22 @@ def test_a_forged_header_is_refused_with_the_field(copy, expected):
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"[]", b"null", b"[" * 100_000, b'{"a":' * 100_000, b"1" * 5000, b'{"words": ' + b"9" * 400 + b"}", b"\xff",
-    b'{"format": 1, "format": 1}', b'{"format": "\\ud800"}', b"1e999"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"1" * 5000,
+        b'{"words": ' + b"9" * 400 + b"}",
+        b"\xff",
+        b'{"format": 1, "format": 1}',
+        b'{"format": "\\ud800"}',
+        b"1e999",
+    ],
+)
 def test_any_json_in_place_of_a_header_is_refused_in_one_sentence(copy, data):
     (copy / "prepared.json").write_bytes(data)
     with pytest.raises(DataError, match=r"prepared.json is damaged") as caught:
@@ -530,8 +577,12 @@ def test_nothing_outside_the_working_folder_is_written(tmp_path, name, kind):
     text.write_text("a b\n" * 10)
     victim.write_text("all of it")
     path.parent.mkdir(parents=True)
-    {"a link": lambda: path.symlink_to(victim), "a hard link": lambda: os.link(victim, path),
-     "a FIFO": lambda: os.mkfifo(path), "a directory": path.mkdir}[kind]()
+    {
+        "a link": lambda: path.symlink_to(victim),
+        "a hard link": lambda: os.link(victim, path),
+        "a FIFO": lambda: os.mkfifo(path),
+        "a directory": path.mkdir,
+    }[kind]()
     try:
         prepare(text, tmp_path / "out")
     except DataError as error:
@@ -566,9 +617,11 @@ def test_a_sparse_text_is_refused_at_its_first_zero(tmp_path):
 
 # As format 1 was first written.
 OLD = {
-    "train.ids": b"\2\0\0\0\4\0\1\0\0\0\0\0\3\0\1\0", "valid.ids": b"\2\0\1\0", "test.ids": b"\5\0\1\0",
+    "train.ids": b"\2\0\0\0\4\0\1\0\0\0\0\0\3\0\1\0",
+    "valid.ids": b"\2\0\1\0",
+    "test.ids": b"\5\0\1\0",
     "vocab.json": b'[\n"b",\n"<eos>",\n"a",\n"c",\n"\\u00e9",\n"<unk>"\n]\n',
-    "prepared.json": br"""{
+    "prepared.json": rb"""{
  "format": 1,
  "name": "text:text",
  "notes": [

@@ -22,8 +22,13 @@ from jaxlm.errors import JaxlmError
 from jaxlm.report.metrics import read_metrics
 
 FLAGS = (*processes_.FLAGS, "--batch-size", "48", "--epochs", "2")
-STEP = {"SLURM_JOB_ID": f"{os.getpid()}", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
-        "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+STEP = {
+    "SLURM_JOB_ID": f"{os.getpid()}",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
 CONFIG = processes_.CONFIG.replace(batch_size=48, epochs=2)
 
 
@@ -37,8 +42,23 @@ def start_two(run_dir: Path, *arguments: str | Path, code: str = processes_.MAIN
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     how = ("--resume",) if (run_dir / "config.json").exists() else FLAGS
-    return [start("train", "--run-dir", run_dir, "--coordinator", f"localhost:{port}", "--processes", "2",
-                  "--process", str(i), *how, *arguments, code=code) for i in (0, 1)]
+    return [
+        start(
+            "train",
+            "--run-dir",
+            run_dir,
+            "--coordinator",
+            f"localhost:{port}",
+            "--processes",
+            "2",
+            "--process",
+            str(i),
+            *how,
+            *arguments,
+            code=code,
+        )
+        for i in (0, 1)
+    ]
 
 
 def assert_same_numbers(run_dir: Path, reference: Path) -> None:
@@ -48,8 +68,9 @@ def assert_same_numbers(run_dir: Path, reference: Path) -> None:
     for row, wanted in zip(rows, expected, strict=True):
         for name in ("cost", "grad_norm", "train_perplexity", "valid_perplexity", "test_perplexity"):
             if name in wanted:
-                np.testing.assert_allclose(row[name], wanted[name], rtol=1e-4 if name == "grad_norm" else 2e-5,
-                                           err_msg=f"{name} of {row}")
+                np.testing.assert_allclose(
+                    row[name], wanted[name], rtol=1e-4 if name == "grad_norm" else 2e-5, err_msg=f"{name} of {row}"
+                )
     mine, alone = jaxlm.load(run_dir).params, jaxlm.load(reference).params
     for name, array in jaxlm.to_tensorflow(alone).items():
         np.testing.assert_allclose(jaxlm.to_tensorflow(mine)[name], array, rtol=1e-3, atol=1e-5)
@@ -83,12 +104,15 @@ def test_two_processes_killed_and_resumed_end_as_one_alone(tmp_path, alone):
 
     jaxlm.train(CONFIG, run_dir=tmp_path / "one device", resume=True, quiet=True)
     assert_same_numbers(tmp_path / "one device", alone)
-    on_devices(4, f"""
+    on_devices(
+        4,
+        f"""
 import jaxlm
 from test_processes import CONFIG
 jaxlm.train(CONFIG, run_dir={str(tmp_path / "four devices")!r}, resume=True, quiet=True, devices=2,
             model_devices=2)
-""")
+""",
+    )
     assert_same_numbers(tmp_path / "four devices", alone)
 
 
@@ -156,8 +180,18 @@ def test_the_failure_of_one_process_is_everyones(tmp_path):
     assert "another process failed; see its log" in heard
 
 
-@pytest.mark.parametrize("given", [("localhost:1", None, None), ("localhost:1", 2, 2), ("localhost:1", 2, -1),
-                                   ("localhost", 2, 0), (None, 2, 0), (None, 0, None), ("a:1", 1, 1)])
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("localhost:1", None, None),
+        ("localhost:1", 2, 2),
+        ("localhost:1", 2, -1),
+        ("localhost", 2, 0),
+        (None, 2, 0),
+        (None, 0, None),
+        ("a:1", 1, 1),
+    ],
+)
 def test_a_part_of_what_is_needed_is_refused(given):
     with pytest.raises(JaxlmError, match="--coordinator HOST:PORT, --processes N and --process I"):
         processes.join(*given)

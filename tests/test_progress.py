@@ -56,19 +56,32 @@ def shown(terminal: bool, width: int = 100, epochs: int = 2) -> str:
 
 def test_without_a_terminal_there_are_plain_unwrapped_lines():
     assert shown(False, width=20).splitlines() == [
-        "!! a loud", "!! word", "a [quiet] word",
+        "!! a loud",
+        "!! word",
+        "a [quiet] word",
         "epoch 1/2 on my [bold] text: train perplexity 200.00, valid nan, rate 0.25, 12,346 words/s, 61.2 s",
         "epoch 2/2 on my [bold] text: train perplexity 200.00, valid nan (floor 99.50), rate 0.25, "
         "12,346 words/s, 61.2 s",
         "done",
         "  my [bold] text  test perplexity  118.40",
-        "  my [bold] text  checkpoint       runs/" + "long" * 30]
+        "  my [bold] text  checkpoint       runs/" + "long" * 30,
+    ]
 
 
 def test_on_a_terminal_there_is_a_bar():
     out = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown(True))
-    for text in ("epoch 2/2", "perplexity 1234.57", "words/s", "rate 0.25", "left", "a loud", "a [quiet] word",
-                 "my [bold] text", "118.40", "╭"):
+    for text in (
+        "epoch 2/2",
+        "perplexity 1234.57",
+        "words/s",
+        "rate 0.25",
+        "left",
+        "a loud",
+        "a [quiet] word",
+        "my [bold] text",
+        "118.40",
+        "╭",
+    ):
         assert text in out, text
     assert "!!" not in out
 
@@ -94,8 +107,11 @@ def test_the_bar_of_a_real_terminal_names_what_is_done_and_takes_one_line(column
         assert any(re.search(r"perplexity 12345.67  \d:\d\d:\d\d left  [\d,]+ words/s", line) for line in bars)
     assert seen.code == 0 and not any(line.startswith("epoch") and "━" in line for line in seen.lines)
     text = " ".join(" ".join(seen.lines).split())
-    assert text.count("epoch 9/15 on some-corpus: train perplexity 12345.67, valid 12345.67 (floor 14.00), rate 0.0123"
-                      ) == 1 and "118.40" in text
+    assert (
+        text.count("epoch 9/15 on some-corpus: train perplexity 12345.67, valid 12345.67 (floor 14.00), rate 0.0123")
+        == 1
+        and "118.40" in text
+    )
     assert (b"\x1b[3" in seen.written) == (not colours)
 
 
@@ -107,11 +123,31 @@ def test_a_dumb_terminal_gets_plain_lines():
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 150])
 def test_a_run_in_a_real_terminal(tmp_path, columns):
-    seen = jaxlm("train", "--corpus", "embedded-tiny", "--hidden-sizes", "8", "--embedding-size", "4", "--epochs", "2",
-                 "--windows-per-call", "10", "--run-dir", str(tmp_path / "run"), columns=columns)
+    seen = jaxlm(
+        "train",
+        "--corpus",
+        "embedded-tiny",
+        "--hidden-sizes",
+        "8",
+        "--embedding-size",
+        "4",
+        "--epochs",
+        "2",
+        "--windows-per-call",
+        "10",
+        "--run-dir",
+        str(tmp_path / "run"),
+        columns=columns,
+    )
     assert seen.code == 0
-    for phase in ("compiling", "epoch 1/2 validating", "epoch 1/2 saving", "epoch 2/2 saving", "epoch 2/2 testing",
-                  "epoch 2/2 drawing the curve"):
+    for phase in (
+        "compiling",
+        "epoch 1/2 validating",
+        "epoch 1/2 saving",
+        "epoch 2/2 saving",
+        "epoch 2/2 testing",
+        "epoch 2/2 drawing the curve",
+    ):
         assert any(screen[-1].startswith(f"{phase} ━") for screen in seen.screens), phase
     command = f"jaxlm report {tmp_path / 'run'} -o {tmp_path / 'run' / 'report.html'}"
     assert command in "".join(seen.lines)  # no line feed within a command

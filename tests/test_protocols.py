@@ -31,12 +31,18 @@ GOLDEN = Path(os.environ.get("JAXLM_GOLDEN", "no golden files"))
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="JAXLM_GOLDEN names no folder of trajectories")
 IDS = np.random.default_rng(5).integers(0, 17, 65).astype(np.int32)
 TRAIN = np.random.default_rng(6).integers(0, 17, 300).astype(np.int32)
-SETTINGS = {"cache": {"cache_window": 7, "theta": 0.6, "lambda_": 0.3},
-            "dynamic": {"learning_rate": 2e-3, "lambda_": 0.02, "epsilon": 1e-3, "segment_length": 4,
-                        "statistics_rows": 8},
-            "temperature": {"temperature": 1.3}, "mc": {"samples": 3, "seed": 4}}
-NEUTRAL = {"cache": {"cache_window": 7, "lambda_": 0.0}, "dynamic": {"learning_rate": 0.0, "statistics_rows": 8},
-           "temperature": {"temperature": 1.0}, "mc": {"samples": 3}}
+SETTINGS = {
+    "cache": {"cache_window": 7, "theta": 0.6, "lambda_": 0.3},
+    "dynamic": {"learning_rate": 2e-3, "lambda_": 0.02, "epsilon": 1e-3, "segment_length": 4, "statistics_rows": 8},
+    "temperature": {"temperature": 1.3},
+    "mc": {"samples": 3, "seed": 4},
+}
+NEUTRAL = {
+    "cache": {"cache_window": 7, "lambda_": 0.0},
+    "dynamic": {"learning_rate": 0.0, "statistics_rows": 8},
+    "temperature": {"temperature": 1.0},
+    "mc": {"samples": 3},
+}
 
 
 def cases(name: str) -> list[dict]:
@@ -60,13 +66,14 @@ def torch_model(case: dict) -> tuple[jaxlm.Config, dict]:
         ih, hh, one, two = draw(4 * width, inputs), draw(4 * width, width), draw(4 * width), draw(4 * width)
         params["lstm"].append({"kernel": np.concatenate([gates(ih), gates(hh)]), "bias": gates(one + two)})
     params["softmax"] = {"bias": draw(V)}
-    config = jaxlm.preset("small").replace(vocab_size=V, embedding_size=case["emb"], hidden_sizes=tuple(widths[1:]),
-                                           tied=True, forget_bias=0.0)
+    config = jaxlm.preset("small").replace(
+        vocab_size=V, embedding_size=case["emb"], hidden_sizes=tuple(widths[1:]), tied=True, forget_bias=0.0
+    )
     return config, jax.tree.map(jnp.asarray, params)
 
 
 def tokens(generator, n: int, V: int) -> np.ndarray:
-    return (generator.random(n)**3 * (V - 1)).astype(np.int32)
+    return (generator.random(n) ** 3 * (V - 1)).astype(np.int32)
 
 
 @pytest.mark.golden
@@ -76,8 +83,13 @@ def test_the_cache_is_that_of_pointer_py(case):
     told = case["config"]
     config, params = torch_model(told)
     ids = tokens(np.random.default_rng(told["token_seed"]), told["n"], told["V"])
-    protocol = jaxlm.Cache(cache_window=told["window"], theta=told["theta"], lambda_=told["lambdasm"],
-                           compatibility="awd-lstm", cache_chunk=told["bptt"])
+    protocol = jaxlm.Cache(
+        cache_window=told["window"],
+        theta=told["theta"],
+        lambda_=told["lambdasm"],
+        compatibility="awd-lstm",
+        cache_chunk=told["bptt"],
+    )
     nats = OneStream(CacheReader(config.model, params, protocol), full=told["window"] == 20)([ids]).nats
     np.testing.assert_allclose(nats, case["nll"], rtol=1e-5)
     if told["window"] < told["n"]:
@@ -95,21 +107,27 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
     g = np.random.default_rng(told["token_seed"])
     train, test = tokens(g, told["n_train"], told["V"]), tokens(g, told["n_test"], told["V"])
     protocol = jaxlm.Dynamic(
-        learning_rate=told["lr"], lambda_=told["lamb"], epsilon=told["epsilon"], segment_length=told["bptt"],
-        statistics_rows=told["batch_size"], statistics_windows=max(0, told["max_batches"]),
-        compatibility="krause-oldhyper" if told["oldhyper"] else "krause")
+        learning_rate=told["lr"],
+        lambda_=told["lamb"],
+        epsilon=told["epsilon"],
+        segment_length=told["bptt"],
+        statistics_rows=told["batch_size"],
+        statistics_windows=max(0, told["max_batches"]),
+        compatibility="krause-oldhyper" if told["oldhyper"] else "krause",
+    )
     statistics = gradient_statistics(config.model, params, train, protocol)
     assert statistics.windows == expected["batches"]
-    for name, part in (("encoder.weight", statistics.rms["embedding"]),
-                       ("decoder.bias", statistics.rms["softmax"]["bias"]),
-                       *((f"rnns.{layer}.bias_ih_l0", found["bias"]) for layer, found in
-                         enumerate(statistics.rms["lstm"]))):
+    for name, part in (
+        ("encoder.weight", statistics.rms["embedding"]),
+        ("decoder.bias", statistics.rms["softmax"]["bias"]),
+        *((f"rnns.{layer}.bias_ih_l0", found["bias"]) for layer, found in enumerate(statistics.rms["lstm"])),
+    ):
         np.testing.assert_allclose(np.linalg.norm(part), expected["root_mean_square"][name][0], rtol=1e-5)
 
     scoring = OneStream(DynamicReader(config.model, params, protocol, statistics), full=False)
     nats, lengths = scoring([test]).nats, case["segments"]["lengths"]
     ends = np.cumsum(lengths)
-    losses = [part.mean() for part in np.split(nats[:ends[-1]], ends[:-1])]
+    losses = [part.mean() for part in np.split(nats[: ends[-1]], ends[:-1])]
     np.testing.assert_allclose(losses, case["segments"]["loss"], rtol=1e-5)
     found = evaluate_ids(config, params, test, "test", protocol, lambda _: statistics)
     assert found.predictions == ends[-1]
@@ -129,20 +147,42 @@ def test_lamb_s_dynamic_evaluation():
     case = json.loads((GOLDEN / "mogrifier.json").read_text())["language_models"][0]
     told, B, T, expected = case["config"], case["B"], case["config"]["max_time_steps"], case["dyneval"]
     g, t = (np.random.default_rng(case[name]) for name in ("weight_seed", "token_seed"))
-    drawn = {name: g.uniform(-case["scale"], case["scale"], shape).astype(np.float32)
-             for name, shape in case["variables"]}
-    train, _, test = ((t.random((rows, windows * T + 1))**3 * told["vocab_size"]).astype(np.int32)
-                      for rows, windows in ((B, case["steps"]), (B, 3), (1, 12)))
-    layers = [from_lamb(drawn, f"lm/rnn/skip_multi_rnn_cell/cell_{layer}/TiledLSTMCell/", "tiled_linear/")
-              for layer in range(2)]
-    params = jax.tree.map(jnp.asarray, {"embedding": drawn["im/embedding"], "mogrifier": layers,
-                                        "softmax": {"bias": drawn["om/om/bias"][0]}})
+    drawn = {
+        name: g.uniform(-case["scale"], case["scale"], shape).astype(np.float32) for name, shape in case["variables"]
+    }
+    train, _, test = (
+        (t.random((rows, windows * T + 1)) ** 3 * told["vocab_size"]).astype(np.int32)
+        for rows, windows in ((B, case["steps"]), (B, 3), (1, 12))
+    )
+    layers = [
+        from_lamb(drawn, f"lm/rnn/skip_multi_rnn_cell/cell_{layer}/TiledLSTMCell/", "tiled_linear/")
+        for layer in range(2)
+    ]
+    params = jax.tree.map(
+        jnp.asarray,
+        {"embedding": drawn["im/embedding"], "mogrifier": layers, "softmax": {"bias": drawn["om/om/bias"][0]}},
+    )
     width = told["hidden_size"][0]
     config = jaxlm.preset("small").replace(
-        model="mogrifier", vocab_size=told["vocab_size"], embedding_size=width, hidden_sizes=(width, width), tied=True,
-        skip=True, rounds=5, rank=4, input_gate="capped", clip_norm=told["max_grad_norm"])
-    protocol = jaxlm.Dynamic(learning_rate=expected["learning_rate"], lambda_=expected["decay_rate"], segment_length=T,
-                             epsilon=expected["epsilon"], statistics_rows=B, compatibility="lamb")
+        model="mogrifier",
+        vocab_size=told["vocab_size"],
+        embedding_size=width,
+        hidden_sizes=(width, width),
+        tied=True,
+        skip=True,
+        rounds=5,
+        rank=4,
+        input_gate="capped",
+        clip_norm=told["max_grad_norm"],
+    )
+    protocol = jaxlm.Dynamic(
+        learning_rate=expected["learning_rate"],
+        lambda_=expected["decay_rate"],
+        segment_length=T,
+        epsilon=expected["epsilon"],
+        statistics_rows=B,
+        compatibility="lamb",
+    )
     model, cost = config.model, cost_of(config, protocol)
 
     @jax.jit
@@ -155,7 +195,7 @@ def test_lamb_s_dynamic_evaluation():
 
     state = params, jax.tree.map(jnp.zeros_like, params), stack.zero_carry(model, B)
     for step in range(case["steps"]):
-        state = learnt(*state, step + 1, train.T[step * T:(step + 1) * T + 1])
+        state = learnt(*state, step + 1, train.T[step * T : (step + 1) * T + 1])
     statistics = gradient_statistics(model, state[0], train.reshape(-1), protocol, cost)
     found = OneStream(DynamicReader(model, state[0], protocol, statistics, cost), full=False)([test[0]])
     np.testing.assert_allclose(found.nats.reshape(-1, T).mean(1), expected["test"], rtol=1e-5)
@@ -171,11 +211,24 @@ def language_model(kind: str = "lstm", dropout: bool = False, tied: bool = False
     return type(lm)(lm.params, config, lm.vocab, lm.corpus)
 
 
-def scoring(name: str, values: dict, *, kind: str = "lstm", stream: bool = True, dropout: bool = False, top: int = 0,
-            full: bool = True, tied: bool = False) -> Any:
+def scoring(
+    name: str,
+    values: dict,
+    *,
+    kind: str = "lstm",
+    stream: bool = True,
+    dropout: bool = False,
+    top: int = 0,
+    full: bool = True,
+    tied: bool = False,
+) -> Any:
     lm = language_model(kind, dropout, tied)
-    reader = reader_of(lm.config, lm.params, protocol_of(name, **values),
-                       lambda protocol: gradient_statistics(lm.config.model, lm.params, TRAIN, protocol))
+    reader = reader_of(
+        lm.config,
+        lm.params,
+        protocol_of(name, **values),
+        lambda protocol: gradient_statistics(lm.config.model, lm.params, TRAIN, protocol),
+    )
     return scoring_of(lm.config, lm.params, reader, stream, top, full)
 
 
@@ -183,11 +236,17 @@ def plain_nats(kind: str) -> np.ndarray:
     return small_lm(kind).scorer("stream", full=False)([IDS]).nats
 
 
-@pytest.mark.parametrize(("name", "kind"), [*((name, "lstm") for name in SETTINGS), *(
-    pytest.param(name, kind, marks=pytest.mark.slow) for name in SETTINGS for kind in (*KINDS[1:], "mogrifier"))])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "lstm") for name in SETTINGS),
+        *(pytest.param(name, kind, marks=pytest.mark.slow) for name in SETTINGS for kind in (*KINDS[1:], "mogrifier")),
+    ],
+)
 def test_a_protocol_at_its_neutral_numbers_is_the_plain_model(name, kind):
-    np.testing.assert_allclose(scoring(name, NEUTRAL[name], kind=kind, full=False)([IDS]).nats, plain_nats(kind),
-                               rtol=1e-5)
+    np.testing.assert_allclose(
+        scoring(name, NEUTRAL[name], kind=kind, full=False)([IDS]).nats, plain_nats(kind), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -211,8 +270,9 @@ def test_the_cache_is_what_its_definition_says():
     @jax.jit
     def states_and_odds(params):
         x = stack.embed(params, jnp.asarray(IDS[:-1, None]))
-        h, _ = stack.features(lm.config.model, params, no_noise(lm.config.model), x,
-                              stack.zero_carry(lm.config.model, 1))
+        h, _ = stack.features(
+            lm.config.model, params, no_noise(lm.config.model), x, stack.zero_carry(lm.config.model, 1)
+        )
         return h[:, 0], jax.nn.softmax(heads.logits(lm.config.model, params, h[:, 0]))
 
     h, own = (np.asarray(found, np.float64) for found in states_and_odds(lm.params))
@@ -221,7 +281,7 @@ def test_the_cache_is_what_its_definition_says():
         p, first = own[t, target], max(0, t - W)
         if t:
             odds = np.exp(theta * h[first:t] @ h[t])
-            p = (1 - weight) * p + weight * odds[IDS[first + 1:t + 1] == target].sum() / odds.sum()
+            p = (1 - weight) * p + weight * odds[IDS[first + 1 : t + 1] == target].sum() / odds.sum()
         expected.append(-np.log(p))
     np.testing.assert_allclose(scoring("cache", values, full=False)([IDS]).nats, expected, rtol=1e-5)
 
@@ -242,7 +302,7 @@ def test_dynamic_evaluation_by_sgd_is_what_its_definition_says():
         return jax.tree.map(lambda p, p0, g: p + 0.05 * (p0 - p) - 0.3 * g, params, p0, grads), after, each
 
     for start in range(0, 64, T):
-        params, carry, each = read(params, carry, IDS[start:start + T, None], IDS[start + 1:start + T + 1])
+        params, carry, each = read(params, carry, IDS[start : start + T, None], IDS[start + 1 : start + T + 1])
         expected += each.tolist()
     found = scoring("dynamic", {"rule": "sgd", "learning_rate": 0.3, "lambda_": 0.05, "segment_length": T})([IDS])
     np.testing.assert_allclose(found.nats, expected, rtol=1e-4)
@@ -252,7 +312,7 @@ def test_dynamic_evaluation_by_sgd_is_what_its_definition_says():
 def test_a_stream_is_read_alike_in_one_call_and_in_many(name):
     whole, parts = (scoring(name, SETTINGS[name], dropout=True) for _ in range(2))
     cuts = [0, 1, 2, 7, 8, 40, 41, 64]
-    found = np.concatenate([parts([IDS[a:b + 1]]).nats for a, b in pairwise(cuts)])
+    found = np.concatenate([parts([IDS[a : b + 1]]).nats for a, b in pairwise(cuts)])
     np.testing.assert_allclose(found, whole([IDS]).nats, atol=1e-5)
 
 
@@ -302,14 +362,18 @@ def test_evaluate_reads_every_prediction_in_blocks(monkeypatch):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("protocols") / "tiny"
-    config = jaxlm.preset("small").replace(corpus="embedded-tiny", hidden_sizes=(8,), embedding_size=8, epochs=1,
-                                           keep_output=0.9)
+    config = jaxlm.preset("small").replace(
+        corpus="embedded-tiny", hidden_sizes=(8,), embedding_size=8, epochs=1, keep_output=0.9
+    )
     jaxlm.train(config, run_dir=path, steps=20, quiet=True)
     return str(path)
 
 
-GRIDS = {"temperature": {"temperature": (3.0, 1.0, 2.0)}, "cache": {"theta": (0.5, 2.0, 0.0), "lambda_": (0.3, 0.0)},
-         "dynamic": {"learning_rate": (1e-4, 1e-2)}}
+GRIDS = {
+    "temperature": {"temperature": (3.0, 1.0, 2.0)},
+    "cache": {"theta": (0.5, 2.0, 0.0), "lambda_": (0.3, 0.0)},
+    "dynamic": {"learning_rate": (1e-4, 1e-2)},
+}
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -330,8 +394,9 @@ def test_tuning_chooses_on_valid_and_reads_test_once(run, monkeypatch, name):
     assert found.test == lm.evaluate(protocol=found.protocol)
     values = [value for _, value in found.tried]
     assert values == sorted(values) and len(values) == np.prod([len(some) for some in GRIDS[name].values()])
-    np.testing.assert_allclose(values, [lm.evaluate("valid", protocol=one).perplexity for one, _ in found.tried],
-                               rtol=1e-5)
+    np.testing.assert_allclose(
+        values, [lm.evaluate("valid", protocol=one).perplexity for one, _ in found.tried], rtol=1e-5
+    )
 
 
 def test_tuning_leaves_out_what_diverges(run):
@@ -342,19 +407,38 @@ def test_tuning_leaves_out_what_diverges(run):
         jaxlm.evaluate(run, protocol=wild)
 
 
-@pytest.mark.parametrize("protocol", [["cache", "--cache-window", "50"], ["dynamic"], ["mc", "--samples", "2"],
-                                      ["temperature", "--temperature", "1.2"]], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "protocol",
+    [["cache", "--cache-window", "50"], ["dynamic"], ["mc", "--samples", "2"], ["temperature", "--temperature", "1.2"]],
+    ids=lambda words: words[0],
+)
 def test_every_verb_that_scores_takes_a_protocol(run, protocol, tmp_path, capsys):
-    files = {"text.txt": "godu kati felo\nmumteen kati\n", "pairs.jsonl": json.dumps(
-        {"sentence_good": "godu kati felo", "sentence_bad": "felo felo kati"}), "suite.json": json.dumps({
-            "meta": {"name": "s"}, "predictions": [{"formula": "(1;%a%) < (1;%b%)"}],
-            "items": [{"item_number": 1, "conditions": [
-                {"condition_name": name, "regions": [{"region_number": 1, "content": text}]}
-                for name, text in (("a", "godu kati"), ("b", "kati godu"))]}]})}
+    files = {
+        "text.txt": "godu kati felo\nmumteen kati\n",
+        "pairs.jsonl": json.dumps({"sentence_good": "godu kati felo", "sentence_bad": "felo felo kati"}),
+        "suite.json": json.dumps(
+            {
+                "meta": {"name": "s"},
+                "predictions": [{"formula": "(1;%a%) < (1;%b%)"}],
+                "items": [
+                    {
+                        "item_number": 1,
+                        "conditions": [
+                            {"condition_name": name, "regions": [{"region_number": 1, "content": text}]}
+                            for name, text in (("a", "godu kati"), ("b", "kati godu"))
+                        ],
+                    }
+                ],
+            }
+        ),
+    }
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    for verb, file, column in (("surprisal", "text.txt", "surprisal"), ("minimal-pairs", "pairs.jsonl", "accuracy"),
-                               ("syntaxgym", "suite.json", "correct")):
+    for verb, file, column in (
+        ("surprisal", "text.txt", "surprisal"),
+        ("minimal-pairs", "pairs.jsonl", "accuracy"),
+        ("syntaxgym", "suite.json", "correct"),
+    ):
         assert main([verb, run, str(tmp_path / file), "--protocol", *protocol]) == 0
         said = capsys.readouterr()
         assert column in said.out.splitlines()[0] and len(said.out.splitlines()) > 1
@@ -362,20 +446,23 @@ def test_every_verb_that_scores_takes_a_protocol(run, protocol, tmp_path, capsys
     assert f"; protocol {protocol[0]} (" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("arguments", "parts"), [
-    (["--protocol", "cache", "--lambda", "1"], ["lambda must be at least 0 and below 1"]),
-    (["--protocol", "cache", "--cache-window", "5000"], ["cache_window 5,000", "3,999 predictions"]),
-    (["--protocol", "dynamic", "--theta", "1"], ["theta belongs to the protocol cache", "dynamic"]),
-    (["--theta", "1"], ["theta belongs to the protocol cache", "plain"]),
-    (["--protocol", "temperature", "--temperature", "0"], ["temperature must be above 0"]),
-    (["--protocol", "mc", "--samples", "0"], ["samples must be at least 1"]),
-    (["--protocol", "mc", "--tune"], ["mc has nothing left to tune"]),
-    (["--tune"], ["plain has nothing left to tune"]),
-    (["--protocol", "cache", "--tune", "--split", "valid"], ["--tune", "--split"]),
-    (["--protocol", "cache", "--compatibility", "krause"], ["compatibility must be none or awd-lstm"]),
-    (["--protocol", "dynamic", "--rule", "sgd", "--compatibility", "krause"], ["compatibility krause", "rule sgd"]),
-    (["--protocol", "dynamic", "--statistics-rows", "30000"], ["statistics_rows 30,000", "lower"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--protocol", "cache", "--lambda", "1"], ["lambda must be at least 0 and below 1"]),
+        (["--protocol", "cache", "--cache-window", "5000"], ["cache_window 5,000", "3,999 predictions"]),
+        (["--protocol", "dynamic", "--theta", "1"], ["theta belongs to the protocol cache", "dynamic"]),
+        (["--theta", "1"], ["theta belongs to the protocol cache", "plain"]),
+        (["--protocol", "temperature", "--temperature", "0"], ["temperature must be above 0"]),
+        (["--protocol", "mc", "--samples", "0"], ["samples must be at least 1"]),
+        (["--protocol", "mc", "--tune"], ["mc has nothing left to tune"]),
+        (["--tune"], ["plain has nothing left to tune"]),
+        (["--protocol", "cache", "--tune", "--split", "valid"], ["--tune", "--split"]),
+        (["--protocol", "cache", "--compatibility", "krause"], ["compatibility must be none or awd-lstm"]),
+        (["--protocol", "dynamic", "--rule", "sgd", "--compatibility", "krause"], ["compatibility krause", "rule sgd"]),
+        (["--protocol", "dynamic", "--statistics-rows", "30000"], ["statistics_rows 30,000", "lower"]),
+    ],
+)
 def test_mistakes_are_one_sentence(run, arguments, parts, capsys):
     assert main(["evaluate", run, *arguments]) == 1
     said = capsys.readouterr()
@@ -390,10 +477,13 @@ def test_adaptation_and_a_protocol_are_two_ways_to_learn(run, capsys):
 
 def test_names_and_fields_of_python_are_checked():
     assert type(protocol_of()) is PROTOCOLS["plain"] and protocol_of("cache", theta=2).theta == 2.0  # pyright: ignore
-    for given, values, part in (("cahe", {}, "protocol must be plain, cache"), (3, {}, "it is 3"),
-                                ("cache", {"thetta": 1}, "did you mean 'theta'"),
-                                (jaxlm.Cache(theta=-1.0), {}, "theta must be at least 0"),
-                                ("dynamic", {"compatibility": "awd-lstm"}, "compatibility must be none, krause")):
+    for given, values, part in (
+        ("cahe", {}, "protocol must be plain, cache"),
+        (3, {}, "it is 3"),
+        ("cache", {"thetta": 1}, "did you mean 'theta'"),
+        (jaxlm.Cache(theta=-1.0), {}, "theta must be at least 0"),
+        ("dynamic", {"compatibility": "awd-lstm"}, "compatibility must be none, krause"),
+    ):
         with pytest.raises(JaxlmError, match=part):
             protocol_of(given, **values)  # pyright: ignore
     with pytest.raises(JaxlmError, match="PyTorch's LSTM, and the model is gru"):

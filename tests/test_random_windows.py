@@ -37,8 +37,13 @@ def assert_close(a, b, **tolerance):
 
 
 @settings(max_examples=30)
-@given(rows=st.integers(2, 200), epochs=st.integers(1, 4), seed=st.integers(0, 9), shortest=st.integers(1, 9),
-       data=st.data())
+@given(
+    rows=st.integers(2, 200),
+    epochs=st.integers(1, 4),
+    seed=st.integers(0, 9),
+    shortest=st.integers(1, 9),
+    data=st.data(),
+)
 def test_windows_tile_each_epoch_and_follow_from_the_step(rows, epochs, seed, shortest, data):
     plan = WindowPlan(rows, 20, epochs, lengths_of(seed=seed, shortest=shortest))
     seen = [plan.locate(at) for at in range(plan.total)]
@@ -62,6 +67,7 @@ def test_windows_tile_each_epoch_and_follow_from_the_step(rows, epochs, seed, sh
 @pytest.mark.parametrize(("rows", "drawn"), [(30, [10, 9, 8, 7]), (28, [10, 9, 8, 7]), (29, [10, 9, 8, 7]), (12, [10])])
 def test_the_published_code_ends_an_epoch_by_drawn_lengths(rows, drawn):
     """Its loop, written out: `while i < rows - 1 - 1`, a rate for the drawn length, a window cut at the end."""
+
     class Given(RandomLengths):
         def draw(self, rows, epoch):
             return np.array(drawn + [10] * 9)
@@ -98,8 +104,11 @@ def test_lengths_are_drawn_as_they_should_be():
     assert BASE.replace(bptt_length=70, length_deviation=5).train.longest == 110
 
 
-KINDS = {**{name: dict(model=name) for name in MODELS}, "state dropped": dict(**EVERY_DROPOUT, keep_state=0.6),
-         "penalties": dict(cost="mean", activation_penalty=0.5, temporal_penalty=0.7, weight_decay=0.01)}
+KINDS = {
+    **{name: dict(model=name) for name in MODELS},
+    "state dropped": dict(**EVERY_DROPOUT, keep_state=0.6),
+    "penalties": dict(cost="mean", activation_penalty=0.5, temporal_penalty=0.7, weight_decay=0.01),
+}
 
 
 @pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
@@ -111,7 +120,7 @@ def test_a_padded_window_is_the_short_one(changes, length):
     state = replace(state, carry=jax.tree.map(lambda leaf: leaf + 0.1, state.carry))
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (LONGEST + 1, B)))
     long = Window(tokens[:-1], tokens[1:], length=jnp.int32(length), rate=jnp.float32(0.5))
-    short = Window(tokens[:length], tokens[1:length + 1], rate=jnp.float32(0.5))
+    short = Window(tokens[:length], tokens[1 : length + 1], rate=jnp.float32(0.5))
     (padded, a), (exact, b) = step(recipe, state, long), step(recipe, state, short)
     assert_close(a, b, rtol=2e-5)
     assert_close((padded.params, padded.carry), (exact.params, exact.carry), rtol=1e-4, atol=1e-6)
@@ -156,8 +165,9 @@ def test_without_dropout_small_batches_change_nothing():
     recipe = BASE.recipe
     state = started(recipe, jax.random.key(0), B)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (6, B)))
-    (a, whole), (b, parts) = (step(recipe, state, Window(tokens[:-1], tokens[1:], small_batch=small))
-                              for small in (0, 2))
+    (a, whole), (b, parts) = (
+        step(recipe, state, Window(tokens[:-1], tokens[1:], small_batch=small)) for small in (0, 2)
+    )
     assert_close(whole, parts, rtol=1e-5)
     assert_close((a.params, a.carry), (b.params, b.carry), rtol=1e-5, atol=1e-6)
 
@@ -186,7 +196,8 @@ def test_a_run_compiles_once_and_resumed_anywhere_it_is_the_same(corpus, tmp_pat
         resumed = jaxlm.train(CONFIG, corpus, tmp_path / "resumed", steps=stop, resume=stop != 4, quiet=True)
     assert_close(resumed.state.params, straight.state.params, rtol=1e-6)
     assert [row for row in read_metrics(tmp_path / "resumed") if row["kind"] == "epoch"] == [
-        row for row in rows if row["kind"] == "epoch"]
+        row for row in rows if row["kind"] == "epoch"
+    ]
     assert jaxlm.evaluate(tmp_path / "straight", corpus=corpus).perplexity == straight.test_perplexity
 
 
@@ -203,17 +214,25 @@ def test_members_of_a_sweep_read_the_same_windows_and_equal_runs_alone(corpus):
     """Those of later trials too, which wait for the next group."""
     result = jaxlm.sweep(CONFIG, {"learning_rate": [0.1, 0.2, 0.3]}, corpus=corpus, group=2, quiet=True)
     found = sorted(member.valid_perplexities[-1] for member in result.members)
-    alone = sorted(jaxlm.train(CONFIG.replace(learning_rate=rate), corpus, quiet=True).epochs[-1].valid_perplexity
-                   for rate in (0.1, 0.2, 0.3))
+    alone = sorted(
+        jaxlm.train(CONFIG.replace(learning_rate=rate), corpus, quiet=True).epochs[-1].valid_perplexity
+        for rate in (0.1, 0.2, 0.3)
+    )
     np.testing.assert_allclose(found, alone, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    (dict(length_deviation=2, shortest_window=0), "length_deviation 2, shortest_window must be at least 1; it is 0"),
-    (dict(length_deviation=2, longest_window=9), "bptt_length 20 is more than the 9 tokens of longest_window"),
-    (dict(length_deviation=0, bptt_length=4), "shortest_window 5 is more than the 4 tokens of longest_window"),
-    (dict(small_batch=7), "small_batch is 7, batch_size is 60"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            dict(length_deviation=2, shortest_window=0),
+            "length_deviation 2, shortest_window must be at least 1; it is 0",
+        ),
+        (dict(length_deviation=2, longest_window=9), "bptt_length 20 is more than the 9 tokens of longest_window"),
+        (dict(length_deviation=0, bptt_length=4), "shortest_window 5 is more than the 4 tokens of longest_window"),
+        (dict(small_batch=7), "small_batch is 7, batch_size is 60"),
+    ],
+)
 def test_what_means_nothing_is_refused_in_a_sentence_with_both_fields(changes, message):
     with pytest.raises(JaxlmError, match=message):
         jaxlm.preset("small").replace(**changes)

@@ -30,12 +30,17 @@ from jaxlm.sweeps.space import read_space
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_PAGES = ("training", "surprisal")  # whose runs other pages use
-DOCS = sorted((path.stem for path in (ROOT / "docs").glob("*.md")),
-              key=lambda page: (page != "training", page not in FIRST_PAGES, page))
-PAGES = {name: (ROOT / name).read_text() for name in ("README.md", *(f"docs/{page}.md" for page in DOCS),
-                                                      "CONTRIBUTING.md")}
-BLOCK = re.compile(r"(?:^ *<!-- (?P<marker>.*?) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$",
-                   re.MULTILINE | re.DOTALL)
+DOCS = sorted(
+    (path.stem for path in (ROOT / "docs").glob("*.md")),
+    key=lambda page: (page != "training", page not in FIRST_PAGES, page),
+)
+PAGES = {
+    name: (ROOT / name).read_text() for name in ("README.md", *(f"docs/{page}.md" for page in DOCS), "CONTRIBUTING.md")
+}
+BLOCK = re.compile(
+    r"(?:^ *<!-- (?P<marker>.*?) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$",
+    re.MULTILINE | re.DOTALL,
+)
 NOT_RUN = re.compile(r"not run: \w+|main$|tests$")
 
 
@@ -163,7 +168,7 @@ def parses(words: list[str], monkeypatch) -> None:
         monkeypatch.chdir(ROOT)
         assert in_process(["python", *words[script:]]) == 0
     elif "jaxlm" in words and "-m" not in words and "decay" not in " ".join(words):  # (CONTRIBUTING.md's, see below)
-        in_process(["jaxlm", *words[words.index("jaxlm") + 1:]])
+        in_process(["jaxlm", *words[words.index("jaxlm") + 1 :]])
         assert parsed
     for args in parsed:
         if args.verb.name in ("train", "sweep"):
@@ -179,8 +184,12 @@ def test_every_page_of_the_manual_is_tested_and_linked():
 
 def test_the_readme_is_a_page_and_prose_keeps_to_its_width():
     assert len(PAGES["README.md"].splitlines()) <= 120
-    wide = [(page, line) for page, text in PAGES.items() for line in text.splitlines()
-            if len(line) > 120 and not line.startswith("|")]
+    wide = [
+        (page, line)
+        for page, text in PAGES.items()
+        for line in text.splitlines()
+        if len(line) > 120 and not line.startswith("|")
+    ]
     assert wide == []
 
 
@@ -226,9 +235,19 @@ def extended(tmp_path_factory) -> Path:
     models, stack = folder / "jaxlm/config/models.py", folder / "jaxlm/models/stack.py"
     models.write_text(re.sub(r"^MODELS: .*", lambda _: kind, models.read_text(), flags=re.MULTILINE))
     (folder / "jaxlm/models/decay.py").write_text(layer)
-    stack.write_text(re.sub(r"^from jaxlm.models import ", "from jaxlm.models import decay, ", re.sub(
-        r'^(CELLS: .*)"mingru": mingru.CELL', r'\1"mingru": mingru.CELL, "decay": decay.CELL', stack.read_text(),
-        flags=re.MULTILINE), flags=re.MULTILINE))
+    stack.write_text(
+        re.sub(
+            r"^from jaxlm.models import ",
+            "from jaxlm.models import decay, ",
+            re.sub(
+                r'^(CELLS: .*)"mingru": mingru.CELL',
+                r'\1"mingru": mingru.CELL, "decay": decay.CELL',
+                stack.read_text(),
+                flags=re.MULTILINE,
+            ),
+            flags=re.MULTILINE,
+        )
+    )
     return folder
 
 
@@ -237,13 +256,25 @@ def test_a_model_is_added_by_following_contributing(extended):
     environment = {**os.environ, "PYTHONPATH": str(extended)}
 
     def python(*arguments: str) -> str:
-        done = subprocess.run([sys.executable, *arguments], cwd=extended, env=environment, text=True,
-                              capture_output=True)
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=extended, env=environment, text=True, capture_output=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    laws = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "-k", "decay and not weight-decay]",
-                  "tests/test_laws.py", "tests/test_laws_of_devices.py")
+    laws = python(
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "addopts=",
+        "-k",
+        "decay and not weight-decay]",
+        "tests/test_laws.py",
+        "tests/test_laws_of_devices.py",
+    )
     assert int(re.findall(r"(\d+) passed", laws)[0]) >= 20
     block = next(block for block in blocks_of("CONTRIBUTING.md") if "--model decay" in block.text)
     for command in block.commands:

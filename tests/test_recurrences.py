@@ -52,12 +52,16 @@ def test_the_associative_scan_is_the_plain_recurrence(T, B, H, seed):
     def scalar(op):
         return jax.jit(jax.value_and_grad(lambda *args: jnp.sin(op(*args)).sum(), argnums=(0, 1, 2)))(a, b, h)
 
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5),
-                 scalar(linear_recurrence), scalar(linear_recurrence_reference))
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5),
+        scalar(linear_recurrence),
+        scalar(linear_recurrence_reference),
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_gru_returns_outputs_in_its_input_s_dtype(dtype):
-    y, h = gru(jnp.ones((2, 1, 3), dtype), jnp.ones((3, 6)), jnp.ones((2, 6)), jnp.zeros(6), jnp.zeros(2),
-               jnp.zeros((1, 2)))
+    y, h = gru(
+        jnp.ones((2, 1, 3), dtype), jnp.ones((3, 6)), jnp.ones((2, 6)), jnp.zeros(6), jnp.zeros(2), jnp.zeros((1, 2))
+    )
     assert y.dtype == dtype and h.dtype == jnp.float32

@@ -14,8 +14,15 @@ from jaxlm.report.page.page import render
 sync_api = pytest.importorskip("playwright.sync_api", exc_type=ImportError)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SIZES = [(1440, 900), (800, 1000), (375, 800)]
 
 
@@ -88,11 +95,13 @@ def test_zooming_by_button_by_wheel_and_back(visit, file):
     page.locator("[data-chart='charts-0'][data-zoom=in]").focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
-    page.wait_for_function("before => document.querySelectorAll('#charts-0 .role-axis-label text').length !== before",
-                           arg=len(before))
+    page.wait_for_function(
+        "before => document.querySelectorAll('#charts-0 .role-axis-label text').length !== before", arg=len(before)
+    )
     page.locator("[data-chart='charts-0'][data-zoom=reset]").click()
-    page.wait_for_function("before => document.querySelectorAll('#charts-0 .role-axis-label text').length === before",
-                           arg=len(before))
+    page.wait_for_function(
+        "before => document.querySelectorAll('#charts-0 .role-axis-label text').length === before", arg=len(before)
+    )
     assert sorted(ticks.all_text_contents()) == before
     page.locator("#charts-0 svg").hover()
     page.mouse.wheel(0, 300)  # without Ctrl the page scrolls

@@ -24,8 +24,9 @@ from jaxlm.report.page.words import map_words
 from jaxlm.sweeps.reporting import write_report
 
 VOID = {"meta", "input", "br"}
-TINY = jaxlm.preset("small").replace(corpus="embedded-tiny", hidden_sizes=(8,), embedding_size=4, batch_size=50,
-                                     epochs=1)
+TINY = jaxlm.preset("small").replace(
+    corpus="embedded-tiny", hidden_sizes=(8,), embedding_size=4, batch_size=50, epochs=1
+)
 
 
 class Page(HTMLParser):
@@ -78,8 +79,20 @@ def run(trained, tmp_path):
 def test_every_part_is_there_with_a_table_beside_each_chart():
     found = page(Contents([run_record("a"), run_record("b", 1)], [model_view("a")], [sweep_record(model=model_view())]))
     text = " ".join(found.words)
-    for part in ("Results", "Learning curves", "Gradient norm", "Learning rate", "Words per second", "Map of the words",
-                 "Surprisal", "Samples", "Parallel coordinates", "What was run", "jaxlm train --seed 1", "published"):
+    for part in (
+        "Results",
+        "Learning curves",
+        "Gradient norm",
+        "Learning rate",
+        "Words per second",
+        "Map of the words",
+        "Surprisal",
+        "Samples",
+        "Parallel coordinates",
+        "What was run",
+        "jaxlm train --seed 1",
+        "published",
+    ):
         assert part in text, part
     payload = json.loads(found.scripts[0])
     assert {kind: len(parts) for kind, parts in payload.items()} == {"charts": 4, "maps": 2, "sweeps": 1}
@@ -180,10 +193,20 @@ def test_the_map_finds_the_nearest_words_of_the_whole_vocabulary():
 
 def test_the_page_of_three_long_runs_is_small():
     """15 epochs of Penn Treebank at the preset small's batch: 11,610 windows each."""
-    windows = [{"kind": "window", "step": step, "epoch": 1 + step // 774, "cost": 91.23456, "learning_rate": 0.5,
-                "grad_norm": 1.2345678 + step % 7} for step in range(11610)]
-    epochs = [{"kind": "epoch", "epoch": epoch, "train_perplexity": 99.9, "valid_perplexity": 110.1}
-              for epoch in range(1, 16)]
+    windows = [
+        {
+            "kind": "window",
+            "step": step,
+            "epoch": 1 + step // 774,
+            "cost": 91.23456,
+            "learning_rate": 0.5,
+            "grad_norm": 1.2345678 + step % 7,
+        }
+        for step in range(11610)
+    ]
+    epochs = [
+        {"kind": "epoch", "epoch": epoch, "train_perplexity": 99.9, "valid_perplexity": 110.1} for epoch in range(1, 16)
+    ]
     runs = [run_record(name, seed, windows=windows, epochs=epochs) for seed, name in enumerate("abc")]
     words = [f"word{place:06d}" for place in range(500)]
     assert len(render(Contents(runs, [model_view("a", words)]), "Report")) < 2_500_000
@@ -212,8 +235,18 @@ def test_the_command_writes_runs_and_a_sweep_to_one_page(trained, tmp_path, caps
 
 def test_one_run_has_its_report_in_its_directory_and_train_writes_it(tmp_path, capsys):
     run = tmp_path / "a run"
-    flags = ["--corpus", "embedded-tiny", "--hidden-sizes", "8", "--embedding-size", "4", "--batch-size", "50",
-             "--epochs", "1"]
+    flags = [
+        "--corpus",
+        "embedded-tiny",
+        "--hidden-sizes",
+        "8",
+        "--embedding-size",
+        "4",
+        "--batch-size",
+        "50",
+        "--epochs",
+        "1",
+    ]
     assert main(["train", *flags, "--run-dir", str(run), "--report"]) == 0
     said = capsys.readouterr().out
     assert f"jaxlm report '{run}' -o '{run}/report.html'" in said.replace("\n", " ") and f"report: {run}" in said
@@ -286,10 +319,14 @@ def test_a_sweep_of_another_space_or_of_no_numbers_is_one_sentence(trained, tmp_
 
 def test_arguments_that_cannot_be_are_one_sentence(trained, tmp_path, capsys):
     runs = [str(trained / "seed-0"), str(trained / "seed-1")]
-    for arguments, message in (([*runs], "-o FILE"), ([runs[0], "-o", str(tmp_path)], "is a directory"),
-                               ([runs[0], "-o", str(tmp_path / "gone/page.html")], "cannot write"),
-                               ([str(tmp_path / "none")], "there is no directory"),
-                               ([str(tmp_path)], "no run"), ([runs[0], "--checkpoint", "77"], "77")):
+    for arguments, message in (
+        ([*runs], "-o FILE"),
+        ([runs[0], "-o", str(tmp_path)], "is a directory"),
+        ([runs[0], "-o", str(tmp_path / "gone/page.html")], "cannot write"),
+        ([str(tmp_path / "none")], "there is no directory"),
+        ([str(tmp_path)], "no run"),
+        ([runs[0], "--checkpoint", "77"], "77"),
+    ):
         assert main(["report", *arguments]) == 1
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and message in said, said

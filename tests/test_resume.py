@@ -47,9 +47,11 @@ def kill_at_a_random_moment(server: Server, run_dir: Path, rng: random.Random) -
     if how == "anywhere":
         time.sleep(rng.uniform(0, 3))
     else:
-        sight = {"in training": lambda: windows(run_dir) not in (0, begun_with),
-                 "in a save": lambda: any(checkpoints.glob(".*.partial")),
-                 "in a removal": lambda: any(checkpoints.glob(".*.removed"))}[how]
+        sight = {
+            "in training": lambda: windows(run_dir) not in (0, begun_with),
+            "in a save": lambda: any(checkpoints.glob(".*.partial")),
+            "in a removal": lambda: any(checkpoints.glob(".*.removed")),
+        }[how]
         wait_for(sight, process)
         time.sleep(rng.uniform(0, 0.2 if how == "in training" else 0.03))
     process.kill()
@@ -103,8 +105,9 @@ def test_signals_save_and_say_how_to_go_on(tmp_path, reference):
         process.send_signal(number)
         code, said = end(process)
         assert code == 128 + number, said
-        stopped = re.search(rf"stopped by {number.name} after window (\d+): saved; resume with --run-dir (.*) --resume",
-                            said)
+        stopped = re.search(
+            rf"stopped by {number.name} after window (\d+): saved; resume with --run-dir (.*) --resume", said
+        )
         assert stopped and stopped[2] == str(run_dir), said
         assert listing.find(run_dir).name == f"{int(stopped[1]):08d}"
         assert windows(run_dir) <= int(stopped[1]) + 2  # its windows, and the results of epochs
@@ -114,12 +117,15 @@ def test_signals_save_and_say_how_to_go_on(tmp_path, reference):
     assert_same(run_dir, reference)
 
 
-SLOW_SAVE = """
+SLOW_SAVE = (
+    """
 import sys, time
 from jaxlm.files import Folder
 sync = Folder.sync
 Folder.sync = lambda folder: (time.sleep(60 if "00000014.partial" in str(folder.path) else 0), sync(folder))
-""" + MAIN
+"""
+    + MAIN
+)
 
 
 @pytest.mark.slow

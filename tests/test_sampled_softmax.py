@@ -91,17 +91,22 @@ def test_a_window_draws_its_own_words_until_its_epochs_are_over_and_evaluation_n
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (T + 1, B)))
 
     def cost(noise, exact=False):
-        return float(minimised(config.recipe, state.params, noise, tokens[:-1], tokens[1:], state.carry,
-                               exact=exact)[1][0])
+        return float(
+            minimised(config.recipe, state.params, noise, tokens[:-1], tokens[1:], state.carry, exact=exact)[1][0]
+        )
 
     everything = cost(no_noise(config.model))
     assert cost(noise[0]) != pytest.approx(everything, rel=1e-4)
     assert cost(noise[0], exact=True) == pytest.approx(everything, rel=1e-6)
 
 
-@pytest.mark.parametrize(("fields", "named"), [
-    ({"sampled_words": 5, "experts": 3}, ("sampled_words", "experts")),
-    ({"sampled_share": 0.5}, ("sampled_share", "sampled_words"))])
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"sampled_words": 5, "experts": 3}, ("sampled_words", "experts")),
+        ({"sampled_share": 0.5}, ("sampled_share", "sampled_words")),
+    ],
+)
 def test_what_means_nothing_is_refused_by_both_names(fields, named):
     with pytest.raises(JaxlmError) as refused:
         BASE.replace(**fields)

@@ -16,15 +16,27 @@ from jaxlm.ops.softmax import summed_nats, summed_nats_reference, token_nats, to
 
 def draw(N, H, V, dtype, seed=0):
     rng = np.random.default_rng(seed)
-    return (jnp.asarray(rng.normal(size=(N, H)), dtype), jnp.asarray(rng.normal(size=(H, V)), dtype),
-            jnp.asarray(rng.normal(size=V), dtype), jnp.asarray(rng.integers(0, V, N)),
-            jnp.asarray(rng.uniform(0, 2, N), dtype))
+    return (
+        jnp.asarray(rng.normal(size=(N, H)), dtype),
+        jnp.asarray(rng.normal(size=(H, V)), dtype),
+        jnp.asarray(rng.normal(size=V), dtype),
+        jnp.asarray(rng.integers(0, V, N)),
+        jnp.asarray(rng.uniform(0, 2, N), dtype),
+    )
 
 
 # Each alone, the least and the usual; chunks of one row, of some that do not divide N, and of all.
-@pytest.mark.parametrize(("N", "H", "V", "wide", "chunk_bytes"), [
-    (1, 1, 1, False, 2**20), (9, 5, 7, True, 64), (5, 1, 6, True, 1), (8, 3, 1, False, 64), (7, 4, 5, False, 1),
-    (6, 5, 7, True, 2**20)])
+@pytest.mark.parametrize(
+    ("N", "H", "V", "wide", "chunk_bytes"),
+    [
+        (1, 1, 1, False, 2**20),
+        (9, 5, 7, True, 64),
+        (5, 1, 6, True, 1),
+        (8, 3, 1, False, 64),
+        (7, 4, 5, False, 1),
+        (6, 5, 7, True, 2**20),
+    ],
+)
 def test_equals_the_reference(N, H, V, wide, chunk_bytes):
     with jax.enable_x64(wide), pytest.MonkeyPatch.context() as patch:
         patch.setattr(softmax, "CHUNK_BYTES", chunk_bytes)
@@ -38,8 +50,12 @@ def test_equals_the_reference(N, H, V, wide, chunk_bytes):
                 value = jax.value_and_grad(lambda *args: 3 * op(*args, targets, weights), argnums=(0, 1, 2))
                 return value(x, kernel, bias)
 
-            return (token_nats(x, kernel, bias, targets), token_nats_reference(x, kernel, bias, targets),
-                    thrice(summed_nats), thrice(summed_nats_reference))
+            return (
+                token_nats(x, kernel, bias, targets),
+                token_nats_reference(x, kernel, bias, targets),
+                thrice(summed_nats),
+                thrice(summed_nats_reference),
+            )
 
         @settings(max_examples=10)
         @given(st.integers(0, 99))  # what varies here compiles nothing anew
@@ -62,8 +78,12 @@ def test_bfloat16_multiplies_in_bfloat16_and_sums_in_float32(op):
         only_bias = token_nats(0 * x, kernel, bias, targets)
         np.testing.assert_allclose(only_bias, token_nats_reference(0 * x, kernel, bias, targets), rtol=1e-6)
         return
-    fast, plain = (jax.jit(jax.value_and_grad(lambda *args, op=op: op(*args, targets, weights), argnums=(0, 1, 2)))(
-        x, kernel / 8, bias) for op in (summed_nats, summed_nats_reference))
+    fast, plain = (
+        jax.jit(jax.value_and_grad(lambda *args, op=op: op(*args, targets, weights), argnums=(0, 1, 2)))(
+            x, kernel / 8, bias
+        )
+        for op in (summed_nats, summed_nats_reference)
+    )
     assert [leaf.dtype for leaf in jax.tree.leaves(fast)] == [leaf.dtype for leaf in jax.tree.leaves(plain)]
     for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(plain), strict=True):
         difference = np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).max()
@@ -100,20 +120,25 @@ def largest_array(jaxpr) -> int:
 
 def test_no_array_of_all_logits_exists():
     N, H, V = 4096, 8, 2048
-    shapes = [jax.ShapeDtypeStruct(s, d) for s, d in (((N, H), "float32"), ((H, V), "float32"), ((V,), "float32"),
-                                                      ((N,), "int32"), ((N,), "float32"))]
+    shapes = [
+        jax.ShapeDtypeStruct(s, d)
+        for s, d in (((N, H), "float32"), ((H, V), "float32"), ((V,), "float32"), ((N,), "int32"), ((N,), "float32"))
+    ]
     jaxpr = jax.make_jaxpr(jax.value_and_grad(summed_nats, argnums=(0, 1, 2)))(*shapes).jaxpr
     assert largest_array(jaxpr) <= 1.5 * softmax.CHUNK_BYTES / 4 < N * V / 2
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (dict(kernel=jnp.zeros((3, 5))), r"kernel should have the shape \(4, 5\)|bias|\(3, 5\)"),
-    (dict(bias=jnp.zeros(6)), r"bias should have the shape \(5,\); its shape is \(6,\)"),
-    (dict(targets=jnp.zeros(2, int)), r"targets should have the shape \(3,\); its shape is \(2,\)"),
-    (dict(targets=jnp.zeros(3)), "targets should be integers; they are float32"),
-    (dict(weights=jnp.zeros(2)), r"weights should have targets' shape \(3,\)"),
-    (dict(x=jnp.zeros(3)), r"x should be \[N, H\]"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(kernel=jnp.zeros((3, 5))), r"kernel should have the shape \(4, 5\)|bias|\(3, 5\)"),
+        (dict(bias=jnp.zeros(6)), r"bias should have the shape \(5,\); its shape is \(6,\)"),
+        (dict(targets=jnp.zeros(2, int)), r"targets should have the shape \(3,\); its shape is \(2,\)"),
+        (dict(targets=jnp.zeros(3)), "targets should be integers; they are float32"),
+        (dict(weights=jnp.zeros(2)), r"weights should have targets' shape \(3,\)"),
+        (dict(x=jnp.zeros(3)), r"x should be \[N, H\]"),
+    ],
+)
 def test_shapes_and_types_that_do_not_fit_are_named(change, message):
     names = ("x", "kernel", "bias", "targets", "weights")
     with pytest.raises(ValueError, match=message):

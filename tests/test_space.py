@@ -17,33 +17,64 @@ from jaxlm.sweeps.distributions import Interval, Values
 from jaxlm.sweeps.plan import Plan, make_plan
 from jaxlm.sweeps.space import grid_point, grid_size, random_point, read_space, read_space_file
 
-TINY = jaxlm.preset("small").replace(hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2,
-                                     corpus="embedded-tiny")
+TINY = jaxlm.preset("small").replace(
+    hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2, corpus="embedded-tiny"
+)
 NAMES = [name for _, name, _, _ in TINY.every_field()] + ["model", "optimizer", "schedule"]
 
 
 def test_how_a_space_is_read():
-    read = read_space({"learning_rate": "log:0.1:10", "hold": "range:2:8:2.5", "batch_size": (10, 20, 4),
-                       "hidden_sizes": [(256, 128), 200, "10x20"], "epochs": range(2, 5), "keep_output": {
-                           "low": 0.5, "high": 1}, "clip_norm": IntDistribution(1, 5), "lowercase": "true,false",
-                       "init_scale": CategoricalDistribution([1, 0.5]), "decay": FloatDistribution(0.5, 1)}, TINY)
+    read = read_space(
+        {
+            "learning_rate": "log:0.1:10",
+            "hold": "range:2:8:2.5",
+            "batch_size": (10, 20, 4),
+            "hidden_sizes": [(256, 128), 200, "10x20"],
+            "epochs": range(2, 5),
+            "keep_output": {"low": 0.5, "high": 1},
+            "clip_norm": IntDistribution(1, 5),
+            "lowercase": "true,false",
+            "init_scale": CategoricalDistribution([1, 0.5]),
+            "decay": FloatDistribution(0.5, 1),
+        },
+        TINY,
+    )
     assert read == {
-        "learning_rate": Interval(0.1, 10.0, log=True), "hold": Interval(2.0, 7.0, 2.5),
-        "batch_size": Interval(10, 18, 4), "epochs": Values((2, 3, 4)),
-        "hidden_sizes": Values(("256x128", "200", "10x20")), "keep_output": Interval(0.5, 1.0),
-        "clip_norm": Interval(1.0, 5.0, 1.0), "lowercase": Values((True, False)), "init_scale": Values((1.0, 0.5)),
-        "decay": Interval(0.5, 1.0)}
+        "learning_rate": Interval(0.1, 10.0, log=True),
+        "hold": Interval(2.0, 7.0, 2.5),
+        "batch_size": Interval(10, 18, 4),
+        "epochs": Values((2, 3, 4)),
+        "hidden_sizes": Values(("256x128", "200", "10x20")),
+        "keep_output": Interval(0.5, 1.0),
+        "clip_norm": Interval(1.0, 5.0, 1.0),
+        "lowercase": Values((True, False)),
+        "init_scale": Values((1.0, 0.5)),
+        "decay": Interval(0.5, 1.0),
+    }
     assert read_space(read, TINY) == read
     assert read_space(json.loads(json.dumps({name: one.to_json() for name, one in read.items()})), TINY) == read
 
 
 def test_numpy_s_numbers_are_numbers():
-    read = read_space({"learning_rate": [np.float32(0.5), np.float64(1)], "batch_size": [np.int64(20)],
-                       "clip_norm": (np.float32(1), np.int32(5), np.float64(2)), "lowercase": [np.bool_(True)],
-                       "hidden_sizes": [np.array([8, 4]), (np.int64(6), 2)], "hold": np.array([1.0, 2.0])}, TINY)
-    assert read == {"learning_rate": Values((0.5, 1.0)), "batch_size": Values((20,)), "lowercase": Values((True,)),
-                    "clip_norm": Interval(1.0, 5.0, 2.0), "hidden_sizes": Values(("8x4", "6x2")),
-                    "hold": Values((1.0, 2.0))}
+    read = read_space(
+        {
+            "learning_rate": [np.float32(0.5), np.float64(1)],
+            "batch_size": [np.int64(20)],
+            "clip_norm": (np.float32(1), np.int32(5), np.float64(2)),
+            "lowercase": [np.bool_(True)],
+            "hidden_sizes": [np.array([8, 4]), (np.int64(6), 2)],
+            "hold": np.array([1.0, 2.0]),
+        },
+        TINY,
+    )
+    assert read == {
+        "learning_rate": Values((0.5, 1.0)),
+        "batch_size": Values((20,)),
+        "lowercase": Values((True,)),
+        "clip_norm": Interval(1.0, 5.0, 2.0),
+        "hidden_sizes": Values(("8x4", "6x2")),
+        "hold": Values((1.0, 2.0)),
+    }
     json.dumps({name: one.to_json() for name, one in read.items()})
 
 
@@ -51,7 +82,8 @@ def test_the_points_of_a_grid():
     read = read_space({"hold": "range:2:8:2.5", "hidden_sizes": "256x128,200,10x20"}, TINY)
     points = [grid_point(read, number) for number in range(grid_size(read))]
     assert [(point["hidden_sizes"], point["hold"]) for point in points] == [
-        (sizes, hold) for sizes in ("256x128", "200", "10x20") for hold in (2.0, 4.5, 7.0)]
+        (sizes, hold) for sizes in ("256x128", "200", "10x20") for hold in (2.0, 4.5, 7.0)
+    ]
     assert [grid_point(dict(reversed(read.items())), number) for number in range(9)] == points
 
 
@@ -60,9 +92,14 @@ def test_drawn_points_lie_in_the_space_and_depend_on_seed_and_number_alone(data)
     low = data.draw(st.floats(1e-3, 10))
     high = low + data.draw(st.floats(0, 10))
     steps, seed, number = data.draw(st.integers(1, 9)), data.draw(st.integers(0, 99)), data.draw(st.integers(0, 99999))
-    space = {"a": Interval(low, high), "b": Interval(low, high, log=True), "c": Interval(3, 3 + 7 * steps, 7),
-             "d": Interval(2, 2 + steps, 1, log=True), "e": Values(("x", None, True)),
-             "f": Interval(low, low + 0.25 * steps, 0.25)}
+    space = {
+        "a": Interval(low, high),
+        "b": Interval(low, high, log=True),
+        "c": Interval(3, 3 + 7 * steps, 7),
+        "d": Interval(2, 2 + steps, 1, log=True),
+        "e": Values(("x", None, True)),
+        "f": Interval(low, low + 0.25 * steps, 0.25),
+    }
     point = random_point(space, seed, number)
     assert low <= point["a"] <= high and low <= point["b"] <= high
     assert point["c"] in range(3, 4 + 7 * steps, 7) and point["d"] in range(2, 3 + steps)
@@ -88,8 +125,10 @@ def test_a_value_may_need_another_field_of_the_space():
     with pytest.raises(JaxlmError, match="beta1 is a field of the optimizer"):
         read_space({"beta1": [0.8]}, TINY)
     assert read_space({"beta1": [0.8], "optimizer": "sgd,adamw"}, TINY)
-    assert read_space({"tied": [True], "embedding_size": [8], "hidden_sizes": ["4", "8"]}, TINY.replace(
-        embedding_size=4, hidden_sizes=(4,)))
+    assert read_space(
+        {"tied": [True], "embedding_size": [8], "hidden_sizes": ["4", "8"]},
+        TINY.replace(embedding_size=4, hidden_sizes=(4,)),
+    )
 
 
 def test_a_mechanism_may_be_absent():
@@ -99,40 +138,62 @@ def test_a_mechanism_may_be_absent():
         read_space({"learning_rate": "none,1"}, TINY)
 
 
-@pytest.mark.parametrize(("name", "value", "field"), [
-    ("hidden_sizes", "²", "hidden_sizes"), ("hidden_sizes", "9" * 5000, "hidden_sizes"),
-    ("hidden_sizes", [int("9" * 400)], "hidden_sizes"), ("batch_size", "9" * 400, "batch_size"),
-    ("batch_size", "9" * 5000, "batch_size"), ("batch_size", [10**5000], "batch_size"),
-    ("learning_rate", [10**5000], "learning_rate"), ("learning_rate", "9" * 400, "learning_rate"),
-    ("learning_rate", (1, 10**5000, 1), "learning_rate"), ("learning_rate", "uniform:1:" + "9" * 400, "finite"),
-    ("learning_rate", "range:1e-300:1e308:1e-10", "steps"), ("learning_rate", "range:0.1:1:5e-324", "steps"),
-    ("schedule_offset", "uniform:-1e308:1e308", "too far apart"),
-    ("batch_size", range(1, 10**30), "more than 10,000 values"), ("batch_size", list(range(1, 20_000)), "10,000"),
-    ("learning_rate", [[1.0]], "learning_rate"), ("learning_rate", [{}], "learning_rate"),
-    ("learning_rate", {"low": 1, "high": "2"}, "finite"), ("learning_rate", {"low": 1, "high": 2, "log": "x"}, "log"),
-    ("corpus", ["x" * 5000], "5,000 characters"), (3, [1], "names of fields"), ("learning_rate", None, "list"),
-    ("learning_rate", [math.nan], "learning_rate"), ("learning_rate", [math.nan, math.nan], "learning_rate"),
-])
+@pytest.mark.parametrize(
+    ("name", "value", "field"),
+    [
+        ("hidden_sizes", "²", "hidden_sizes"),
+        ("hidden_sizes", "9" * 5000, "hidden_sizes"),
+        ("hidden_sizes", [int("9" * 400)], "hidden_sizes"),
+        ("batch_size", "9" * 400, "batch_size"),
+        ("batch_size", "9" * 5000, "batch_size"),
+        ("batch_size", [10**5000], "batch_size"),
+        ("learning_rate", [10**5000], "learning_rate"),
+        ("learning_rate", "9" * 400, "learning_rate"),
+        ("learning_rate", (1, 10**5000, 1), "learning_rate"),
+        ("learning_rate", "uniform:1:" + "9" * 400, "finite"),
+        ("learning_rate", "range:1e-300:1e308:1e-10", "steps"),
+        ("learning_rate", "range:0.1:1:5e-324", "steps"),
+        ("schedule_offset", "uniform:-1e308:1e308", "too far apart"),
+        ("batch_size", range(1, 10**30), "more than 10,000 values"),
+        ("batch_size", list(range(1, 20_000)), "10,000"),
+        ("learning_rate", [[1.0]], "learning_rate"),
+        ("learning_rate", [{}], "learning_rate"),
+        ("learning_rate", {"low": 1, "high": "2"}, "finite"),
+        ("learning_rate", {"low": 1, "high": 2, "log": "x"}, "log"),
+        ("corpus", ["x" * 5000], "5,000 characters"),
+        (3, [1], "names of fields"),
+        ("learning_rate", None, "list"),
+        ("learning_rate", [math.nan], "learning_rate"),
+        ("learning_rate", [math.nan, math.nan], "learning_rate"),
+    ],
+)
 def test_what_is_no_space_is_one_sentence(name, value, field):
     with pytest.raises(JaxlmError, match=field) as caught:
         read_space({name: value}, TINY)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize(("name", "space"), [
-    ("batch_size", "range:1:1000000000:1"), ("learning_rate", "range:1:1000:0.0001"), ("clip_norm", "uniform:1:2"),
-])
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [("batch_size", "range:1:1000000000:1"), ("learning_rate", "range:1:1000:0.0001"), ("clip_norm", "uniform:1:2")],
+)
 def test_a_grid_is_counted_before_it_is_built(name, space):
     with pytest.raises(JaxlmError, match=r"points|a grid needs values"):
         grid_size(read_space({name: space}, TINY))
 
 
 @settings(max_examples=300)
-@given(st.sampled_from(NAMES), st.one_of(
-    st.text(), st.text("0123456789.,:xe-+ ²٣_", max_size=60),
-    st.tuples(st.sampled_from(["range", "uniform", "log"]), st.lists(st.one_of(
-        st.floats().map(str), st.integers().map(str), st.text(max_size=5)), max_size=4)).map(
-            lambda both: ":".join([both[0], *both[1]]))))
+@given(
+    st.sampled_from(NAMES),
+    st.one_of(
+        st.text(),
+        st.text("0123456789.,:xe-+ ²٣_", max_size=60),
+        st.tuples(
+            st.sampled_from(["range", "uniform", "log"]),
+            st.lists(st.one_of(st.floats().map(str), st.integers().map(str), st.text(max_size=5)), max_size=4),
+        ).map(lambda both: ":".join([both[0], *both[1]])),
+    ),
+)
 def test_any_text_is_a_space_or_one_sentence(name, text):
     try:
         read = read_space({name: text}, TINY)
@@ -145,10 +206,19 @@ def test_any_text_is_a_space_or_one_sentence(name, text):
 
 
 @settings(max_examples=200)
-@given(st.dictionaries(st.sampled_from(NAMES), st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-        st.sampled_from(["low", "high", "step", "log", "x"]), inner, max_size=4)), max_size=3))
+@given(
+    st.dictionaries(
+        st.sampled_from(NAMES),
+        st.recursive(
+            st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
+            lambda inner: (
+                st.lists(inner, max_size=4)
+                | st.dictionaries(st.sampled_from(["low", "high", "step", "log", "x"]), inner, max_size=4)
+            ),
+        ),
+        max_size=3,
+    )
+)
 def test_any_values_are_a_space_or_one_sentence(space):
     try:
         read = read_space(space, TINY)
@@ -157,12 +227,20 @@ def test_any_values_are_a_space_or_one_sentence(space):
     assert read_space(json.loads(json.dumps({name: one.to_json() for name, one in read.items()})), TINY) == read
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("[" * 100_000, "neither TOML nor JSON|nested"), ('{"learning_rate": ' + "[" * 100_000, "nested"),
-    ("learning_rate = " + "[" * 100_000, "neither TOML nor JSON|nested"), ("learning_rate = " + "9" * 5000, "digits"),
-    ('{"learning_rate": [1], "learning_rate": [2]}', "twice"), ("x" * (2 << 20), "1,048,576 bytes"),
-    ('{"learning_rate": ' + "9" * 5000 + "}", "digits"), ("", "empty space"), ("\x00", "TOML"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "neither TOML nor JSON|nested"),
+        ('{"learning_rate": ' + "[" * 100_000, "nested"),
+        ("learning_rate = " + "[" * 100_000, "neither TOML nor JSON|nested"),
+        ("learning_rate = " + "9" * 5000, "digits"),
+        ('{"learning_rate": [1], "learning_rate": [2]}', "twice"),
+        ("x" * (2 << 20), "1,048,576 bytes"),
+        ('{"learning_rate": ' + "9" * 5000 + "}", "digits"),
+        ("", "empty space"),
+        ("\x00", "TOML"),
+    ],
+)
 def test_a_file_that_is_no_space_is_one_sentence(tmp_path, text, message):
     path = tmp_path / "space"
     path.write_text(text)
@@ -211,12 +289,18 @@ def test_a_plan_survives_json():
     assert again == plan and not plan.differences(again)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"trials": 10**8}, "trials must be at most 100,000"), ({"trials": 10**5000}, "trials must be at most"),
-    ({"seeds": 10**9}, "seeds must be at most 10,000"), ({"trials": 100_000, "seeds": 100}, "10,000,000 runs"),
-    ({"trials": -(10**5000)}, "trials must be at least 1"), ({"trials": "3"}, "trials must be"),
-    ({"trials": True}, "trials must be"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trials": 10**8}, "trials must be at most 100,000"),
+        ({"trials": 10**5000}, "trials must be at most"),
+        ({"seeds": 10**9}, "seeds must be at most 10,000"),
+        ({"trials": 100_000, "seeds": 100}, "10,000,000 runs"),
+        ({"trials": -(10**5000)}, "trials must be at least 1"),
+        ({"trials": "3"}, "trials must be"),
+        ({"trials": True}, "trials must be"),
+    ],
+)
 def test_counts_have_bounds(options, message):
     counts = {"trials": 2, "seeds": 1, **options}
     with pytest.raises(JaxlmError, match=message):
@@ -225,13 +309,16 @@ def test_counts_have_bounds(options, message):
 
 def test_a_plan_that_was_changed_anywhere_is_a_plan_or_one_sentence():
     """As a stranger's, which is sealed: every part is checked."""
-    text = json.dumps(make_plan(TINY, {"learning_rate": "log:0.1:10", "hidden_sizes": "8,4x4"}, "random", 5, 2, True,
-                                {"name": "x"}).to_json())
+    text = json.dumps(
+        make_plan(
+            TINY, {"learning_rate": "log:0.1:10", "hidden_sizes": "8,4x4"}, "random", 5, 2, True, {"name": "x"}
+        ).to_json()
+    )
     chosen = random.Random(0)
     for _ in range(300):
         place = chosen.randrange(len(text))
         try:
-            tree = json.loads(text[:place] + chosen.choice('0123456789"{}[],:xnullte-.') + text[place + 1:])
+            tree = json.loads(text[:place] + chosen.choice('0123456789"{}[],:xnullte-.') + text[place + 1 :])
         except ValueError:
             continue
         try:

@@ -21,8 +21,9 @@ from jaxlm.training.schedules import factor
 from jaxlm.training.step import Window, init_state, read_window, train_step, train_windows
 
 V, E, HIDDEN, B, T = 11, 3, (5, 4), 2, 6
-CONFIG = jaxlm.preset("small").replace(vocab_size=V, embedding_size=E, hidden_sizes=HIDDEN, clip_norm=1e9,
-                                       init_scale=0.7)
+CONFIG = jaxlm.preset("small").replace(
+    vocab_size=V, embedding_size=E, hidden_sizes=HIDDEN, clip_norm=1e9, init_scale=0.7
+)
 RECIPE = CONFIG.recipe
 step = jax.jit(train_step)
 evaluation = jax.jit(eval_step)
@@ -70,7 +71,8 @@ def test_bfloat16_computes_nearly_the_same_and_keeps_float32_parameters_and_carr
     assert float(metrics.cost) != float(expected.cost)
     assert float(metrics.grad_norm) == pytest.approx(float(expected.grad_norm), rel=0.05)
     assert jax.tree.map(lambda a: a.dtype, (state.params, state.carry)) == jax.tree.map(
-        lambda a: a.dtype, (plain.params, plain.carry))
+        lambda a: a.dtype, (plain.params, plain.carry)
+    )
 
 
 def test_an_update_is_that_costs_gradient_clipped_by_its_global_norm():
@@ -106,12 +108,18 @@ def test_the_rate_decays_once_an_epoch_after_hold(offset, rates):
 
 
 def test_initialisation():
-    params = stack.init_params(recipe_of(vocab_size=500, init_scale=0.25, hidden_sizes=(256, 128),
-                                         embedding_size=200).model, jax.random.key(0))
+    params = stack.init_params(
+        recipe_of(vocab_size=500, init_scale=0.25, hidden_sizes=(256, 128), embedding_size=200).model, jax.random.key(0)
+    )
     for layer in params["lstm"]:
         assert not layer["bias"].any()
-    for leaf in (params["embedding"], params["lstm"][0]["kernel"], params["lstm"][1]["kernel"],
-                 params["softmax"]["kernel"], params["softmax"]["bias"]):
+    for leaf in (
+        params["embedding"],
+        params["lstm"][0]["kernel"],
+        params["lstm"][1]["kernel"],
+        params["softmax"]["kernel"],
+        params["softmax"]["bias"],
+    ):
         assert 0.24 < float(jnp.abs(leaf).max()) <= 0.25
         assert abs(float(leaf.mean())) < 0.25 * 4 / np.sqrt(3 * leaf.size)
         assert float(leaf.std()) == pytest.approx(0.25 / np.sqrt(3), rel=0.1)
@@ -120,29 +128,41 @@ def test_initialisation():
 def test_initialisation_as_pytorch_s():
     """Two biases of a gate, of which ours is the sum, where PyTorch has two; a Linear's alone for minGRU."""
     H, E = 400, 100
-    params = {kind: stack.init_params(kinds(vocab_size=4, embedding_size=E, hidden_sizes=(H,), torch_init=True),
-                                      jax.random.key(0))[kind][0] for kind, kinds in MODELS.items()}
+    params = {
+        kind: stack.init_params(
+            kinds(vocab_size=4, embedding_size=E, hidden_sizes=(H,), torch_init=True), jax.random.key(0)
+        )[kind][0]
+        for kind, kinds in MODELS.items()
+    }
     # Half the width of a uniform distribution.
-    spread = {kind: {name: np.asarray(leaf).std() * np.sqrt(3) for name, leaf in layer.items()
-                     if isinstance(leaf, jax.Array)} for kind, layer in params.items()}
-    one, two = H ** -0.5, H ** -0.5 * np.sqrt(2)
+    spread = {
+        kind: {name: np.asarray(leaf).std() * np.sqrt(3) for name, leaf in layer.items() if isinstance(leaf, jax.Array)}
+        for kind, layer in params.items()
+    }
+    one, two = H**-0.5, H**-0.5 * np.sqrt(2)
     assert spread["lstm"]["bias"] == pytest.approx(two, rel=0.1)
     assert spread["gru"]["recurrent_bias"] == pytest.approx(one, rel=0.1)
     bias = np.asarray(params["gru"]["bias"])
-    assert bias[:2 * H].std() * np.sqrt(3) == pytest.approx(two, rel=0.1)
-    assert bias[2 * H:].std() * np.sqrt(3) == pytest.approx(one, rel=0.1)
-    assert [spread["mingru"][name] for name in ("bias", "kernel")] == pytest.approx([E ** -0.5] * 2, rel=0.1)
-    low, high = (stack.init_params(Mogrifier(vocab_size=4, embedding_size=E, hidden_sizes=(H,), torch_init=True,
-                                             forget_bias=bias), jax.random.key(0))["mogrifier"][0]["bias"]
-                 for bias in (1.0, 3.0))
+    assert bias[: 2 * H].std() * np.sqrt(3) == pytest.approx(two, rel=0.1)
+    assert bias[2 * H :].std() * np.sqrt(3) == pytest.approx(one, rel=0.1)
+    assert [spread["mingru"][name] for name in ("bias", "kernel")] == pytest.approx([E**-0.5] * 2, rel=0.1)
+    low, high = (
+        stack.init_params(
+            Mogrifier(vocab_size=4, embedding_size=E, hidden_sizes=(H,), torch_init=True, forget_bias=bias),
+            jax.random.key(0),
+        )["mogrifier"][0]["bias"]
+        for bias in (1.0, 3.0)
+    )
     assert float((high - low).max()) == pytest.approx(2)
 
 
 def test_shapes_of_the_tree():
     params = stack.init_params(RECIPE.model, jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == {
-        "embedding": (V, E), "lstm": [{"kernel": (E + 5, 20), "bias": (20,)}, {"kernel": (5 + 4, 16), "bias": (16,)}],
-        "softmax": {"kernel": (4, V), "bias": (V,)}}
+        "embedding": (V, E),
+        "lstm": [{"kernel": (E + 5, 20), "bias": (20,)}, {"kernel": (5 + 4, 16), "bias": (16,)}],
+        "softmax": {"kernel": (4, V), "bias": (V,)},
+    }
 
 
 def test_dropout_falls_on_the_input_and_each_output_with_a_fresh_mask_each_step():
@@ -171,8 +191,9 @@ def test_noise_is_an_input():
     model = recipe_of(keep_embedding=0.5, keep_output=0.5).model
     params, x = stack.init_params(model, jax.random.key(0)), jnp.ones((T, B, E))
     rng = np.random.default_rng(0)
-    noise = Noise(jnp.asarray(rng.random((T, B, E)) < 0.5),
-                        tuple(jnp.asarray(rng.random((T, B, H)) < 0.5) for H in HIDDEN))
+    noise = Noise(
+        jnp.asarray(rng.random((T, B, E)) < 0.5), tuple(jnp.asarray(rng.random((T, B, H)) < 0.5) for H in HIDDEN)
+    )
     y, _ = outputs(model, params, x, stack.zero_carry(model, B), noise)
     by_hand = x
     by_hand = jnp.where(jnp.asarray(noise.embedding), by_hand * 2, 0)
@@ -275,16 +296,20 @@ def test_a_sweep_is_vmap_over_recipes():
     together, _ = jax.jit(jax.vmap(train_step, (0, 0, None)))(recipes, states, window())
     for i in range(2):
         alone, _ = step(recipe_of(learning_rate=float(rates[i])), state_of(), window())
-        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-7),
-                     together.params, alone.params)
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-7), together.params, alone.params
+        )
 
 
 def test_parameters_go_to_tensorflows_names_and_back():
     params = state_of().params
     named = jaxlm.to_tensorflow(params)
-    assert list(named) == ["m/embedding_vocab:0", *(
-        f"m/rnn/multi_rnn_cell/cell_{i}/basic_lstm_cell/{part}:0" for i in (0, 1) for part in ("kernel", "bias")),
-        "m/softmax_w:0", "m/softmax_b:0"]
+    assert list(named) == [
+        "m/embedding_vocab:0",
+        *(f"m/rnn/multi_rnn_cell/cell_{i}/basic_lstm_cell/{part}:0" for i in (0, 1) for part in ("kernel", "bias")),
+        "m/softmax_w:0",
+        "m/softmax_b:0",
+    ]
     jax.tree.map(np.testing.assert_array_equal, jaxlm.from_tensorflow(named), params)
     with pytest.raises(jaxlm.JaxlmError, match=r"softmax_b"):
         jaxlm.from_tensorflow({name: array for name, array in named.items() if "softmax_b" not in name})

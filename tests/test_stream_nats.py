@@ -22,12 +22,18 @@ IDS = np.random.default_rng(0).integers(0, 9, 101).astype(np.int32)
 
 
 def plain_nats(ids: np.ndarray, B: int, T: int) -> float:
-    rows = ids[:len(ids) // B * B].reshape(B, -1).T
+    rows = ids[: len(ids) // B * B].reshape(B, -1).T
     length = (len(rows) - 1) // T * T
     x = stack.embed(PARAMS, jnp.asarray(rows[:length]))
     h, _ = stack.features(MODEL, PARAMS, no_noise(MODEL), x, stack.zero_carry(MODEL, B))
-    return float(token_nats_reference(h.reshape(-1, 3), PARAMS["softmax"]["kernel"], PARAMS["softmax"]["bias"],
-                                      jnp.asarray(rows[1:length + 1].reshape(-1))).sum())
+    return float(
+        token_nats_reference(
+            h.reshape(-1, 3),
+            PARAMS["softmax"]["kernel"],
+            PARAMS["softmax"]["bias"],
+            jnp.asarray(rows[1 : length + 1].reshape(-1)),
+        ).sum()
+    )
 
 
 @settings(max_examples=4)

@@ -24,16 +24,22 @@ from jaxlm.sweeps.study import NAME, Study
 from jaxlm.sweeps.supervisor import saved_options
 from jaxlm.urls import scrubbed, without_password
 
-TINY = jaxlm.preset("small").replace(hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2,
-                                     corpus="embedded-tiny")
+TINY = jaxlm.preset("small").replace(
+    hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2, corpus="embedded-tiny"
+)
 PLAN = make_plan(TINY, {"learning_rate": [0.5, 1.0, 2.0]}, "grid", None, 1, None, {"name": "x"})
 PLACE = "0123456789abcdef"
 URL = "postgresql://me:hun%40ter2@nowhere.invalid/db?sslpassword=swordfish"
 
 
 def open_study(folder: Path, **options) -> Study:
-    return Study(options.pop("plan", PLAN), folder, str(options.pop("storage", folder / "study.journal")),
-                 options.pop("place", PLACE), **options)
+    return Study(
+        options.pop("plan", PLAN),
+        folder,
+        str(options.pop("storage", folder / "study.journal")),
+        options.pop("place", PLACE),
+        **options,
+    )
 
 
 def finish(study: Study) -> None:
@@ -124,7 +130,7 @@ def test_flips_are_found_or_harmless(written, tmp_path, capsys, name):
         folder = Path(shutil.copytree(written, tmp_path / str(number)))
         place = chosen.randrange(len(whole))
         flipped = bytes([whole[place] ^ 1 << chosen.randrange(8)])
-        (folder / name).write_bytes(whole[:place] + flipped + whole[place + 1:])
+        (folder / name).write_bytes(whole[:place] + flipped + whole[place + 1 :])
         try:
             saved_options(folder, {}, {})
             found = outcome(folder)
@@ -172,8 +178,14 @@ def test_a_study_that_is_removed_in_the_middle_is_one_sentence(tmp_path, storage
     assert point
     path.unlink()
     refused = []
-    for call in (lambda: study.note(point, point.records[0]), study.claim, lambda: study.end(point), study.records,
-                 lambda: study.ended, lambda: study.to_prune(point)):
+    for call in (
+        lambda: study.note(point, point.records[0]),
+        study.claim,
+        lambda: study.end(point),
+        study.records,
+        lambda: study.ended,
+        lambda: study.to_prune(point),
+    ):
         point.records[0] = MemberResult(0, {}, 0, "done", (2.0,))
         try:
             call()
@@ -259,14 +271,18 @@ def test_a_storage_outside_is_given_anew(tmp_path):
         outside.resolve(tmp_path, "/other")
 
 
-@pytest.mark.parametrize(("url", "shown"), [
-    (URL, "postgresql://me:***@nowhere.invalid/db?sslpassword=***"),
-    ("mysql+pymysql://u:p/w@x:y@host:3306/db", "mysql+pymysql://u:***@host:3306/db"),
-    ("sqlite:////home/a:b@c/study.db", "sqlite:////home/a:b@c/study.db"),
-    ("postgresql://host/db?user=u&password=a%26b&x=1", "postgresql://host/db?user=u&password=***&x=1"),
-    ("--storage=sqlite+pysqlcipher://:secret@/x.db", "--storage=sqlite+pysqlcipher://:***@/x.db"),
-    ("/a/path", "/a/path"), ("postgresql://user@host/db", "postgresql://user@host/db"),
-])
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (URL, "postgresql://me:***@nowhere.invalid/db?sslpassword=***"),
+        ("mysql+pymysql://u:p/w@x:y@host:3306/db", "mysql+pymysql://u:***@host:3306/db"),
+        ("sqlite:////home/a:b@c/study.db", "sqlite:////home/a:b@c/study.db"),
+        ("postgresql://host/db?user=u&password=a%26b&x=1", "postgresql://host/db?user=u&password=***&x=1"),
+        ("--storage=sqlite+pysqlcipher://:secret@/x.db", "--storage=sqlite+pysqlcipher://:***@/x.db"),
+        ("/a/path", "/a/path"),
+        ("postgresql://user@host/db", "postgresql://user@host/db"),
+    ],
+)
 def test_a_url_is_shown_without_its_password(url, shown):
     assert without_password(url) == shown == without_password(shown)
 
@@ -367,10 +383,21 @@ def test_a_damaged_member_waits_for_a_resumed_sweep(tmp_path):
     assert other.end(point) and other.ended
 
 
-@pytest.mark.parametrize("record", [
-    {"status": "x"}, {"status": 3}, {"seconds": "1"}, {"valid_perplexities": 3}, {"valid_perplexities": ["a"]}, 7, [],
-    {"note": 1}, {"test_perplexity": "2"}, {"other": 1},
-])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"status": "x"},
+        {"status": 3},
+        {"seconds": "1"},
+        {"valid_perplexities": 3},
+        {"valid_perplexities": ["a"]},
+        7,
+        [],
+        {"note": 1},
+        {"test_perplexity": "2"},
+        {"other": 1},
+    ],
+)
 def test_records_that_no_sweep_wrote_are_one_sentence(folder, record):
     study = open_study(folder)
     kept = optuna.storages.JournalStorage(Journal(folder / "study.journal"))  # pyright: ignore[reportArgumentType]

@@ -46,8 +46,9 @@ def test_surprisal_entropy_and_rank_are_what_their_definitions_say(kind, tied):
             assert found.oov[row] == (word == "zebra")
             np.testing.assert_allclose(found.surprisal[row], -log_p[place, token], atol=1e-5)
             np.testing.assert_allclose(found.entropy[row], entropies[place], atol=1e-5)
-            np.testing.assert_allclose(found.entropy_reduction[row],
-                                       max(0, entropies[max(place - 1, 0)] - entropies[place]), atol=2e-5)
+            np.testing.assert_allclose(
+                found.entropy_reduction[row], max(0, entropies[max(place - 1, 0)] - entropies[place]), atol=2e-5
+            )
             assert found.rank[row] == 1 + (log_p[place] > log_p[place, token]).sum()
             likeliest = np.argsort(-log_p[place])[:3]
             assert found.top[row] == [lm.vocab.words[one] for one in likeliest]
@@ -64,7 +65,8 @@ def test_logits_need_not_be_normalised_nor_near_0(shift, scale):
     logits = (scale * rng.normal(size=(7, 50)) + shift).astype(np.float32)
     targets = rng.integers(0, 50, 7)
     nats, entropy, rank, top, top_nats = jax.jit(token_scores.score_logits, static_argnums=(2, 3))(
-        logits, targets, 4, True)
+        logits, targets, 4, True
+    )
     wide = logits.astype(np.float64)
     log_p = wide - np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1, keepdims=True)) - wide.max(1, keepdims=True)
     expected = -log_p[np.arange(7), targets]
@@ -82,8 +84,9 @@ def test_sentences_in_a_batch_have_the_numbers_that_they_have_alone(lines, kind)
     together = lm.surprisal(lines)
     alone = [lm.surprisal([line]) for line in lines]
     for name in ("surprisal", "entropy", "entropy_reduction"):
-        np.testing.assert_allclose(getattr(together, name), np.concatenate([getattr(one, name) for one in alone]),
-                                   atol=1e-5)
+        np.testing.assert_allclose(
+            getattr(together, name), np.concatenate([getattr(one, name) for one in alone]), atol=1e-5
+        )
     assert together.word == [word for line in lines for word in line]
 
 
@@ -157,7 +160,7 @@ def test_adaptation_is_nesterov_sgd_on_the_mean_nats_of_each_sentence(clip_norm)
         words = sentence.split()
         expected += (-log_probs(lm, words, params)[np.arange(len(words)), lm.vocab.encode(words)]).tolist()
         grads = gradient(params, lm.vocab.encode([EOS, *words, EOS]))
-        norm = jnp.sqrt(sum(jnp.sum(leaf ** 2) for leaf in jax.tree.leaves(grads)))
+        norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(grads)))
         grads = jax.tree.map(lambda g, n=norm: g * jnp.minimum(1, clip_norm / n), grads)
         momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, grads)
         params = jax.tree.map(lambda p, m, g: p - rate * (g + 0.9 * m), params, momentum, grads)
@@ -178,26 +181,33 @@ def test_the_states_are_those_that_predict_the_next_word(kind):
     words = ["the", "dogs", "of", "zebra"]
     found = lm.states(words)
     assert {name: array.shape for name, array in found.items() if name.endswith("h")} == {
-        f"{kind}.0.h": (4, 5), f"{kind}.1.h": (4, 4)}
+        f"{kind}.0.h": (4, 5),
+        f"{kind}.1.h": (4, 4),
+    }
     assert (f"{kind}.0.c" in found) == (kind in ("lstm", "mogrifier"))
     log_p = jax.nn.log_softmax(heads.logits(lm.config.model, lm.params, jnp.asarray(found[f"{kind}.1.h"])))
     np.testing.assert_allclose(log_p, log_probs(lm, words)[1:], atol=1e-5)
     model, tokens = lm.config.model, jnp.asarray(lm.vocab.encode([EOS, *words]))[:, None]
-    _, carry = stack.features(model, lm.params, no_noise(model), stack.embed(lm.params, tokens),
-                              stack.zero_carry(model, 1))
-    jax.tree.map(lambda leaf, name: np.testing.assert_allclose(leaf[0], found[name][-1], atol=1e-6),
-                 jax.tree.leaves(carry), [name for name in found])
+    _, carry = stack.features(
+        model, lm.params, no_noise(model), stack.embed(lm.params, tokens), stack.zero_carry(model, 1)
+    )
+    jax.tree.map(
+        lambda leaf, name: np.testing.assert_allclose(leaf[0], found[name][-1], atol=1e-6),
+        jax.tree.leaves(carry),
+        [name for name in found],
+    )
 
 
 def test_a_displayed_word_sums_its_pieces():
     lm = small_lm()
-    sentence = 'The dog\'s dogs "can\'t" run -- $12,000.50 of Inc.!'
+    sentence = "The dog's dogs \"can't\" run -- $12,000.50 of Inc.!"
     words = lm.word_surprisal([sentence, "dogs run."])
     assert words.word == [*sentence.split(), "dogs", "run."]
     assert words.tokens == ["the", "dog 's", "dogs", "ca n't", "run", "", "$ N", "of", "inc.", "dogs", "run"]
     pieces = lm.surprisal([" ".join(words.tokens[:9]), "dogs run"])
-    np.testing.assert_allclose(words.surprisal[[1, 3, 6]], [pieces.surprisal[[a, a + 1]].sum() for a in (1, 4, 7)],
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        words.surprisal[[1, 3, 6]], [pieces.surprisal[[a, a + 1]].sum() for a in (1, 4, 7)], atol=1e-5
+    )
     assert np.isnan(words.surprisal[5]) and not words.oov.any()
     np.testing.assert_allclose(words.entropy[[1, 3, 6]], pieces.entropy[[1, 4, 7]], atol=1e-5)
     np.testing.assert_allclose(np.nansum(words.surprisal), pieces.surprisal.sum(), atol=1e-4)
@@ -232,20 +242,30 @@ def test_lines_come_as_a_pipe_has_them():
         assert list(blocks) == [["f"]]
 
 
-@pytest.mark.parametrize(("data", "message"), [
-    (b"", "f is empty"), (b"a\n\xff\n", "f, line 2, byte 1 is not UTF-8"), (b"a\nb\0\n", "f, line 2 is not text"),
-    (b"a" * (1 << 24) + b"bc", "line 1 is longer than"),
-])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "f is empty"),
+        (b"a\n\xff\n", "f, line 2, byte 1 is not UTF-8"),
+        (b"a\nb\0\n", "f, line 2 is not text"),
+        (b"a" * (1 << 24) + b"bc", "line 1 is longer than"),
+    ],
+)
 def test_text_that_cannot_be_read_is_refused_with_its_line(data, message):
     with pytest.raises(DataError, match=message):
         list(lines_of(io.BytesIO(data), "f"))
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"context": "document"}, "context must be one of sentence, stream; it is 'document'"),
-    ({"oov": "skip"}, "oov must be one of"), ({"unit": "hartleys"}, "unit must be one of bits, nats"),
-    ({"tokenizer": "bpe"}, "tokenizer must be one of"), ({"top_k": -1}, "top_k must be at least 0; it is -1"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"context": "document"}, "context must be one of sentence, stream; it is 'document'"),
+        ({"oov": "skip"}, "oov must be one of"),
+        ({"unit": "hartleys"}, "unit must be one of bits, nats"),
+        ({"tokenizer": "bpe"}, "tokenizer must be one of"),
+        ({"top_k": -1}, "top_k must be at least 0; it is -1"),
+    ],
+)
 def test_arguments_that_are_none_of_the_choices(options, message):
     with pytest.raises(JaxlmError, match=message):
         small_lm().surprisal(["the dog"], **options)
@@ -299,8 +319,21 @@ def printed(capsys, *arguments, code=0):
 
 def test_the_table_has_its_columns_and_no_control_character(run, text, capsys):
     rows = [line.split("\t") for line in printed(capsys, "surprisal", run, text, "--top-k", 2).splitlines()]
-    assert rows[0] == ["sentence_id", "token_id", "word", "token", "oov", "surprisal", "entropy", "entropy_reduction",
-                       "rank", "top_1", "top_1_surprisal", "top_2", "top_2_surprisal"]
+    assert rows[0] == [
+        "sentence_id",
+        "token_id",
+        "word",
+        "token",
+        "oov",
+        "surprisal",
+        "entropy",
+        "entropy_reduction",
+        "rank",
+        "top_1",
+        "top_1_surprisal",
+        "top_2",
+        "top_2_surprisal",
+    ]
     assert [row[:2] for row in rows[1:]] == [["1", "1"], ["1", "2"], ["1", "3"], ["2", "1"]]
     assert rows[2][2:5] == [r"zebra\x1b[31m", "<unk>", "True"]
     assert float(rows[1][10]) <= float(rows[1][5])
@@ -335,11 +368,24 @@ def test_stimuli_keep_their_columns(run, tmp_path, capsys):
     stimuli = tmp_path / "stimuli.csv"
     stimuli.write_text('Item,Sentence,Note\n1,"godu kati, felo","a ""b"", c"\n2,godu,\n')
     rows = list(csv.reader(io.StringIO(printed(capsys, "surprisal", run, "--csv", stimuli, "--tokenizer", "none"))))
-    assert rows[0] == ["Item", "Note", "sentence_id", "word_id", "word", "tokens", "oov", "surprisal", "entropy",
-                       "entropy_reduction"]
+    assert rows[0] == [
+        "Item",
+        "Note",
+        "sentence_id",
+        "word_id",
+        "word",
+        "tokens",
+        "oov",
+        "surprisal",
+        "entropy",
+        "entropy_reduction",
+    ]
     assert [row[:5] for row in rows[1:]] == [
-        ["1", 'a "b", c', "1", "1", "godu"], ["1", 'a "b", c', "1", "2", "kati,"], ["1", 'a "b", c', "1", "3", "felo"],
-        ["2", "", "2", "1", "godu"]]
+        ["1", 'a "b", c', "1", "1", "godu"],
+        ["1", 'a "b", c', "1", "2", "kati,"],
+        ["1", 'a "b", c', "1", "3", "felo"],
+        ["2", "", "2", "1", "godu"],
+    ]
     assert [row[6] for row in rows[1:]] == ["False", "True", "False", "False"]
     rows = list(csv.reader(io.StringIO(printed(capsys, "surprisal", run, "--csv", stimuli))))
     assert [row[5] for row in rows[1:]] == ["godu", "kati", "felo", "godu"]  # ptb: the comma is not in the vocabulary
@@ -382,14 +428,21 @@ def test_the_states_of_a_text(run, text, tmp_path, capsys):
     assert found["lstm.0.h"].shape == found["lstm.0.c"].shape == (4, 64)
 
 
-@pytest.mark.parametrize(("content", "flags", "message"), [
-    ("", [], "is empty"), ("a\n \nb\n", [], "line 2 has no words"), ("zebra\n", ["--oov", "error"], "line 1.*'zebra'"),
-    ("a\n", ["--top-k", "0"], "--top-k must be at least 1; it is 0"),
-    ("a\n", ["--layout", "lm-zoo", "--format", "csv"], "leave --format out"),
-    ("a\n", ["--layout", "lm-zoo", "--unit", "nats"], "in bits"), ("a\n", ["--column", "x"], "--csv"),
-    ("a\n", ["--save-adapted", "x"], "--adapt"), ("a\n", ["--adapt", "0"], "must be above 0"),
-    ("a\n", ["--csv", "x.csv"], "leave one out"),
-])
+@pytest.mark.parametrize(
+    ("content", "flags", "message"),
+    [
+        ("", [], "is empty"),
+        ("a\n \nb\n", [], "line 2 has no words"),
+        ("zebra\n", ["--oov", "error"], "line 1.*'zebra'"),
+        ("a\n", ["--top-k", "0"], "--top-k must be at least 1; it is 0"),
+        ("a\n", ["--layout", "lm-zoo", "--format", "csv"], "leave --format out"),
+        ("a\n", ["--layout", "lm-zoo", "--unit", "nats"], "in bits"),
+        ("a\n", ["--column", "x"], "--csv"),
+        ("a\n", ["--save-adapted", "x"], "--adapt"),
+        ("a\n", ["--adapt", "0"], "must be above 0"),
+        ("a\n", ["--csv", "x.csv"], "leave one out"),
+    ],
+)
 def test_mistakes_are_one_sentence(run, tmp_path, capsys, content, flags, message):
     path = tmp_path / "text.txt"
     path.write_text(content)
@@ -399,13 +452,19 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys, content, flags, messag
     assert re.search(message, said.err)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("Item,Text\n1,a\n", "no column 'Sentence': its columns are 'Item', 'Text'"),
-    ("Item,Sentence\n1,a,b\n", "line 2: expected 2 cells, as in the header, found 3"),
-    ('Item,Sentence\n1,"a"b\n', "line 2 is not CSV"), ("Item,Sentence\n", "no rows"),
-    ("Item,Sentence\n1,\n", "line 2 has no words"), ("word,Sentence\n1,a\n", "column 'word'"),
-    ("Sentence,Sentence\n1,a\n", "twice"), ("", "is empty"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("Item,Text\n1,a\n", "no column 'Sentence': its columns are 'Item', 'Text'"),
+        ("Item,Sentence\n1,a,b\n", "line 2: expected 2 cells, as in the header, found 3"),
+        ('Item,Sentence\n1,"a"b\n', "line 2 is not CSV"),
+        ("Item,Sentence\n", "no rows"),
+        ("Item,Sentence\n1,\n", "line 2 has no words"),
+        ("word,Sentence\n1,a\n", "column 'word'"),
+        ("Sentence,Sentence\n1,a\n", "twice"),
+        ("", "is empty"),
+    ],
+)
 def test_stimuli_that_cannot_be_read(run, tmp_path, capsys, content, message):
     path = tmp_path / "stimuli.csv"
     path.write_text(content)

@@ -38,10 +38,21 @@ from jaxlm.sweeps.view import View
 from jaxlm.sweeps.worker import group_size
 from jaxlm.training import members
 
-TINY = jaxlm.preset("small").replace(hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2,
-                                     corpus="embedded-tiny")
-FLAGS = ["--corpus", "embedded-tiny", "--hidden-sizes", "8", "--embedding-size", "4", "--batch-size", "20",
-         "--epochs", "2"]
+TINY = jaxlm.preset("small").replace(
+    hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2, corpus="embedded-tiny"
+)
+FLAGS = [
+    "--corpus",
+    "embedded-tiny",
+    "--hidden-sizes",
+    "8",
+    "--embedding-size",
+    "4",
+    "--batch-size",
+    "20",
+    "--epochs",
+    "2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +68,13 @@ def windows_of(config, corpus, count: int):
 
 def alone(config, corpus, count: int) -> np.ndarray:
     """The costs of a run's first windows, as `train` has them."""
-    _, metrics = jaxlm.train_windows(jax.tree.map(jnp.float32, config.recipe), new_state(config),
-                                     *windows_of(config, corpus, count), jnp.int32(count),
-                                     bptt_length=config.train.bptt_length)
+    _, metrics = jaxlm.train_windows(
+        jax.tree.map(jnp.float32, config.recipe),
+        new_state(config),
+        *windows_of(config, corpus, count),
+        jnp.int32(count),
+        bptt_length=config.train.bptt_length,
+    )
     return np.asarray(metrics.cost)
 
 
@@ -71,16 +86,23 @@ def together(configs, corpus, count: int, vmapped: bool) -> np.ndarray:
         group = members.replaced(group, slot, config.recipe, new_state(config))
     tokens, windows = windows_of(first, corpus, count)
     _, metrics = members.train_members(
-        *group, tokens, jax.tree.map(lambda column: np.stack([column] * size), windows),
-        jnp.full(size, count, jnp.int32), bptt_length=first.train.bptt_length, vmapped=vmapped)
+        *group,
+        tokens,
+        jax.tree.map(lambda column: np.stack([column] * size), windows),
+        jnp.full(size, count, jnp.int32),
+        bptt_length=first.train.bptt_length,
+        vmapped=vmapped,
+    )
     return np.asarray(metrics.cost)
 
 
 @pytest.mark.parametrize(("vmapped", "keep"), [(True, None), (True, 0.7), (False, 0.7)])
 def test_a_member_is_the_same_run_alone(corpus, vmapped, keep):
     base, _ = load(TINY.replace(keep_output=keep), corpus)
-    configs = [base.replace(learning_rate=rate, seed=seed, init_scale=scale, clip_norm=clip)
-               for rate, seed, scale, clip in ((1.0, 0, 0.1, 5.0), (0.3, 7, 0.05, 1.0), (2.0, 3, 0.2, 1.0))]
+    configs = [
+        base.replace(learning_rate=rate, seed=seed, init_scale=scale, clip_norm=clip)
+        for rate, seed, scale, clip in ((1.0, 0, 0.1, 5.0), (0.3, 7, 0.05, 1.0), (2.0, 3, 0.2, 1.0))
+    ]
     found = together(configs, corpus, 50, vmapped)
     for config, own in zip(configs, found, strict=True):
         np.testing.assert_allclose(own, alone(config, corpus, 50), rtol=1e-5 if vmapped else 1e-7)
@@ -88,7 +110,9 @@ def test_a_member_is_the_same_run_alone(corpus, vmapped, keep):
 
 def test_a_member_is_taken_from_its_device_without_a_collective():
     """Collectives of many small programs in flight can wait for each other's devices for ever."""
-    on_devices(4, """
+    on_devices(
+        4,
+        """
 import jax, jax.numpy as jnp
 from jaxlm.distributed.collectives import MEMBER
 from jaxlm.distributed.mesh import members_mesh, put
@@ -97,13 +121,16 @@ column = put(members_mesh(4), jnp.arange(16.0).reshape(8, 2), MEMBER)
 for slot in range(8):
     one = taken({"leaf": column}, slot)["leaf"]
     assert one.devices() == {jax.devices()[slot // 2]} and one.tolist() == [2 * slot, 2 * slot + 1]
-""")
+""",
+    )
 
 
 @pytest.mark.parametrize("vmap", [False, True])
 def test_members_are_spread_over_devices_and_read_a_prepared_corpus(tmp_path, vmap):
     """Four members on four devices, from a file and from memory, equal the runs alone."""
-    on_devices(4, f"""
+    on_devices(
+        4,
+        f"""
 import jaxlm, numpy as np
 from pathlib import Path
 from jaxlm.runs.group import MemberGroup
@@ -120,7 +147,8 @@ for member in swept.members:
     alone = jaxlm.train(config.replace(**member.values), folder / "text.txt", quiet=True, devices=1)
     np.testing.assert_allclose(member.valid_perplexities, [e.valid_perplexity for e in alone.epochs], rtol=1e-5)
     np.testing.assert_allclose(member.test_perplexity, alone.test_perplexity, rtol=1e-5)
-""")
+""",
+    )
 
 
 @pytest.mark.parametrize("vmapped", [True, False])
@@ -142,8 +170,14 @@ def test_the_group_compiles_once_whoever_comes_and_goes(tmp_path, vmap):
     """8 points on 3 slots: some diverge, and epochs differ, so that slots are refilled when others are at others."""
     config = TINY.replace(windows_per_call=7 + vmap)
     before = compiled()
-    found = jaxlm.sweep(config, {"learning_rate": [0.5, 1.0], "epochs": [1, 2], "init_scale": [0.1, 1e38]},
-                        run_dir=tmp_path / "sweep", group=3, vmap=vmap, quiet=True)
+    found = jaxlm.sweep(
+        config,
+        {"learning_rate": [0.5, 1.0], "epochs": [1, 2], "init_scale": [0.1, 1e38]},
+        run_dir=tmp_path / "sweep",
+        group=3,
+        vmap=vmap,
+        quiet=True,
+    )
     assert compiled() == before + 1
     assert Counter(trial.status for trial in found.members) == {"done": 4, "diverged": 4}
     for trial in found.members:
@@ -151,8 +185,9 @@ def test_the_group_compiles_once_whoever_comes_and_goes(tmp_path, vmap):
             assert len(trial.valid_perplexities) == trial.values["epochs"]
         else:
             assert "window 1 (epoch 1) has cost" in str(trial.note)
-    assert found.best == min((trial for trial in found.members if trial.status == "done"),
-                             key=lambda trial: trial.valid_perplexity)
+    assert found.best == min(
+        (trial for trial in found.members if trial.status == "done"), key=lambda trial: trial.valid_perplexity
+    )
 
 
 @pytest.mark.parametrize("vmap", [True, False])
@@ -169,8 +204,9 @@ def test_a_group_s_arrays_are_gone_when_it_is(vmap):
 
 
 def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_path, capsys):
-    found = jaxlm.sweep(TINY, {"learning_rate": [0.5], "hidden_sizes": ["8", "6x4"]}, seeds=2,
-                        run_dir=tmp_path / "sweep")
+    found = jaxlm.sweep(
+        TINY, {"learning_rate": [0.5], "hidden_sizes": ["8", "6x4"]}, seeds=2, run_dir=tmp_path / "sweep"
+    )
     assert [(trial.seed, trial.status) for trial in found.members] == [(0, "done"), (1, "done")] * 2
     point = found.trials[0]
     assert point.valid[0] == pytest.approx(np.mean([trial.valid_perplexity for trial in point.members]))
@@ -194,8 +230,17 @@ def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_p
 
 
 def test_seeds_train_a_point_again_and_tpe_optimises_their_mean(tmp_path):
-    found = jaxlm.sweep(TINY, {"learning_rate": "log:0.1:10", "clip_norm": (1, 5, 2)}, strategy="tpe", trials=6,
-                        group=3, seeds=2, prune=False, run_dir=tmp_path / "sweep", quiet=True)
+    found = jaxlm.sweep(
+        TINY,
+        {"learning_rate": "log:0.1:10", "clip_norm": (1, 5, 2)},
+        strategy="tpe",
+        trials=6,
+        group=3,
+        seeds=2,
+        prune=False,
+        run_dir=tmp_path / "sweep",
+        quiet=True,
+    )
     study = stored(tmp_path / "sweep")
     assert len(study.trials) == 6 and len(found.members) == 12
     for point in found.trials:
@@ -203,14 +248,16 @@ def test_seeds_train_a_point_again_and_tpe_optimises_their_mean(tmp_path):
         if point.done:
             assert trial.value == pytest.approx(point.valid[0])
             assert [trial.intermediate_values[epoch] for epoch in (1, 2)] == pytest.approx(
-                np.mean([t.valid_perplexities for t in point.members], axis=0))
+                np.mean([t.valid_perplexities for t in point.members], axis=0)
+            )
 
 
 def test_a_point_that_is_worse_than_the_median_is_given_up(tmp_path):
     """One point in the slot at a time, so that the others have ended before the bad ones begin."""
     rates = [0.5, 0.6, 0.7, 0.8, 0.9, 1e-6]
-    found = jaxlm.sweep(TINY.replace(epochs=3), {"learning_rate": rates}, prune=True, group=1,
-                        run_dir=tmp_path / "sweep", quiet=True)
+    found = jaxlm.sweep(
+        TINY.replace(epochs=3), {"learning_rate": rates}, prune=True, group=1, run_dir=tmp_path / "sweep", quiet=True
+    )
     assert found.members[-1].status == "pruned" and len(found.members[-1].valid_perplexities) == 1
     assert "worse than the median" in str(found.members[-1].note)
     assert stored(tmp_path / "sweep").trials[-1].state == TrialState.PRUNED
@@ -219,8 +266,13 @@ def test_a_point_that_is_worse_than_the_median_is_given_up(tmp_path):
 
 def test_random_points_do_not_depend_on_who_trains_them(tmp_path):
     space = {"learning_rate": "log:0.1:1", "clip_norm": [1, 5]}
-    values = [sorted((trial.number, trial.values["learning_rate"], trial.test_perplexity) for trial in jaxlm.sweep(
-        TINY, space, strategy="random", trials=4, group=group, quiet=True).members) for group in (1, 3)]
+    values = [
+        sorted(
+            (trial.number, trial.values["learning_rate"], trial.test_perplexity)
+            for trial in jaxlm.sweep(TINY, space, strategy="random", trials=4, group=group, quiet=True).members
+        )
+        for group in (1, 3)
+    ]
     assert values[0] == values[1]
     assert len({value for _, value, _ in values[0]}) == 4
 
@@ -228,13 +280,32 @@ def test_random_points_do_not_depend_on_who_trains_them(tmp_path):
 def test_the_recipe_s_own_value_of_a_field_of_the_space_need_not_fit(tmp_path):
     """Neither the corpus, nor the flags, nor where the sweep is resumed."""
     (tmp_path / "novel.txt").write_text("a b c d e f\n" * 200)  # too few words for the preset's batch
-    flags = ["--corpus", str(tmp_path / "novel.txt"), "--embedding-size", "4", "--bptt-length", "3", "--epochs", "1",
-             "--tied", "--beta1", "0.8", "--learning-rate", "0.01", "--workers", "1"]
+    flags = [
+        "--corpus",
+        str(tmp_path / "novel.txt"),
+        "--embedding-size",
+        "4",
+        "--bptt-length",
+        "3",
+        "--epochs",
+        "1",
+        "--tied",
+        "--beta1",
+        "0.8",
+        "--learning-rate",
+        "0.01",
+        "--workers",
+        "1",
+    ]
     space = ["--set", "batch_size=2,4", "--set", "hidden_sizes=4", "--set", "optimizer=adamw,muon"]
     assert main(["sweep", *flags, *space, f"--run-dir={tmp_path / 'sweep'}"]) == 0
     configs = [rundir.saved_config(path) for path in sorted((tmp_path / "sweep/trials").iterdir())]
     assert sorted((config.train.batch_size, config.kinds["optimizer"]) for config in configs) == [
-        (2, "adamw"), (2, "muon"), (4, "adamw"), (4, "muon")]
+        (2, "adamw"),
+        (2, "muon"),
+        (4, "adamw"),
+        (4, "muon"),
+    ]
     assert {(vars(config.optimizer)["beta1"], config.model.hidden_sizes) for config in configs} == {(0.8, (4,))}
 
 
@@ -251,6 +322,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_member_resumes_once_it_is_repa
 
     saved, worker = [], "jaxlm.sweeps.worker.Worker.trained"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
         def interrupt(self, group):
             saved.extend(path for path in run_dir.glob("trials/0000/checkpoints/0*/*"))
             if saved:
@@ -278,8 +350,12 @@ def test_a_damaged_checkpoint_is_reported_and_the_member_resumes_once_it_is_repa
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_kinds_are_swept_with_fields_of_their_own(tmp_path, optimizer):
-    found = jaxlm.sweep(TINY.replace(epochs=1), {"optimizer": [optimizer], "beta1": [0.8], "clip_norm": "none,1"},
-                        run_dir=tmp_path / "sweep", quiet=True)
+    found = jaxlm.sweep(
+        TINY.replace(epochs=1),
+        {"optimizer": [optimizer], "beta1": [0.8], "clip_norm": "none,1"},
+        run_dir=tmp_path / "sweep",
+        quiet=True,
+    )
     assert [(one.status, one.values["clip_norm"]) for one in found.members] == [("done", None), ("done", 1.0)]
     command = found.command(found.members[0])
     assert f"--optimizer={optimizer}" in command and "--beta1=0.8" in command and "--clip-norm=none" in command
@@ -295,8 +371,9 @@ def test_kinds_with_the_same_fields_do_not_train_as_one_another(tmp_path):
 
 
 def stored(run_dir: Path) -> optuna.Study:
-    return optuna.load_study(study_name=NAME, storage=JournalStorage(JournalFileBackend(
-        str(run_dir / "study.journal"))))
+    return optuna.load_study(
+        study_name=NAME, storage=JournalStorage(JournalFileBackend(str(run_dir / "study.journal")))
+    )
 
 
 SPACE = {"learning_rate": [0.25, 0.5, 1.0, 2.0], "clip_norm": [1.0, 5.0]}
@@ -357,8 +434,10 @@ def test_a_stopped_sweep_goes_on(tmp_path, undisturbed):
 @pytest.mark.slow
 def test_machines_without_a_common_directory_share_a_database(tmp_path):
     where = f"sqlite:///{tmp_path / 'study.db'}"
-    begun = [start("sweep", *FLAGS, *SETTINGS, "--storage", where, "--group", "2", "--run-dir", tmp_path / name)
-             for name in ("one", "two")]
+    begun = [
+        start("sweep", *FLAGS, *SETTINGS, "--storage", where, "--group", "2", "--run-dir", tmp_path / name)
+        for name in ("one", "two")
+    ]
     for process in begun:
         code, said = end(process)
         assert code == 0, said
@@ -393,7 +472,9 @@ def test_more_random_points_on_resume(tmp_path):
 def test_a_seed_may_be_a_field_of_the_space(tmp_path):
     found = jaxlm.sweep(TINY, {"seed": [3, 5]}, run_dir=tmp_path / "sweep", quiet=True)
     assert [(trial.seed, trial.values, trial.status) for trial in found.members] == [
-        (3, {"seed": 3}, "done"), (5, {"seed": 5}, "done")]
+        (3, {"seed": 3}, "done"),
+        (5, {"seed": 5}, "done"),
+    ]
     assert found.members[0].test_perplexity != found.members[1].test_perplexity
 
 
@@ -404,36 +485,42 @@ def finished(tmp_path_factory):
     return run_dir
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ([], "the space is empty"),
-    (["--set", "learning_rate"], "--set takes FIELD=SPACE"),
-    (["--set", "learning_rat=1,2"], "unknown field 'learning_rat'; did you mean 'learning_rate'?"),
-    (["--set", "learning_rate="], "learning_rate has no value to try"),
-    (["--set", "learning_rate=1,1"], "learning_rate has the value 1.0 twice"),
-    (["--set", "learning_rate=1,2", "--set", "learning-rate=3"], "learning_rate is in the space twice"),
-    (["--set", "learning_rate=1,2", "--learning-rate", "1"], "learning_rate is in the space and has a flag too"),
-    (["--set", "learning_rate=0,1"], "learning_rate must be above 0; it is 0"),
-    (["--set", "learning_rate=log:0:1", "--strategy", "random", "--trials", "2"], "needs a low end above 0"),
-    (["--set", "learning_rate=log:2:1", "--strategy", "random", "--trials", "2"], "goes from 2 to 1"),
-    (["--set", "learning_rate=uniform:1:nan", "--strategy", "random", "--trials", "2"], "needs finite numbers"),
-    (["--set", "learning_rate=uniform:1:x", "--strategy", "random", "--trials", "2"], "one is 'x'"),
-    (["--set", "learning_rate=normal:1:2", "--strategy", "random", "--trials", "2"], "or range:LOW:HIGH:STEP"),
-    (["--set", "keep_output=uniform:0.5:1.5", "--strategy", "random", "--trials", "2"], "keep_output must be above 0"),
-    (["--set", "batch_size=range:10:20:2.5"], "batch_size takes whole numbers"),
-    (["--set", "batch_size=range:10:20:0"], "has the step 0"),
-    (["--set", "batch_size=1.5,2"], "batch_size takes a whole number"),
-    (["--set", "hidden_sizes=8xx"], "whole numbers with x between"),
-    (["--set", "hidden_sizes=range:8:16:4"], "hidden_sizes is no number"),
-    (["--set", "lowercase=maybe"], "lowercase takes true or false"),
-    (["--set", "learning_rate=log:1:2"], "a grid needs values"),
-    (["--set", "learning_rate=1,2", "--trials", "1"], "a grid tries each of its 2 points"),
-    (["--set", "learning_rate=1,2", "--strategy", "random"], "has no end of its own"),
-    (["--set", "seed=1,2", "--seeds", "2"], "leave one of them out"),
-    (["--set", "learning_rate=1,2", "--epochs", "0"], "needs at least 1 epoch"),
-    (["--set", "epochs=0,1"], "needs at least 1 epoch"),
-    (["--set", "learning_rate=1,2", "--storage", "nosuch://x"], "cannot be used"),
-    (["--set", "learning_rate=1,2", "--resume"], "name the directory"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the space is empty"),
+        (["--set", "learning_rate"], "--set takes FIELD=SPACE"),
+        (["--set", "learning_rat=1,2"], "unknown field 'learning_rat'; did you mean 'learning_rate'?"),
+        (["--set", "learning_rate="], "learning_rate has no value to try"),
+        (["--set", "learning_rate=1,1"], "learning_rate has the value 1.0 twice"),
+        (["--set", "learning_rate=1,2", "--set", "learning-rate=3"], "learning_rate is in the space twice"),
+        (["--set", "learning_rate=1,2", "--learning-rate", "1"], "learning_rate is in the space and has a flag too"),
+        (["--set", "learning_rate=0,1"], "learning_rate must be above 0; it is 0"),
+        (["--set", "learning_rate=log:0:1", "--strategy", "random", "--trials", "2"], "needs a low end above 0"),
+        (["--set", "learning_rate=log:2:1", "--strategy", "random", "--trials", "2"], "goes from 2 to 1"),
+        (["--set", "learning_rate=uniform:1:nan", "--strategy", "random", "--trials", "2"], "needs finite numbers"),
+        (["--set", "learning_rate=uniform:1:x", "--strategy", "random", "--trials", "2"], "one is 'x'"),
+        (["--set", "learning_rate=normal:1:2", "--strategy", "random", "--trials", "2"], "or range:LOW:HIGH:STEP"),
+        (
+            ["--set", "keep_output=uniform:0.5:1.5", "--strategy", "random", "--trials", "2"],
+            "keep_output must be above 0",
+        ),
+        (["--set", "batch_size=range:10:20:2.5"], "batch_size takes whole numbers"),
+        (["--set", "batch_size=range:10:20:0"], "has the step 0"),
+        (["--set", "batch_size=1.5,2"], "batch_size takes a whole number"),
+        (["--set", "hidden_sizes=8xx"], "whole numbers with x between"),
+        (["--set", "hidden_sizes=range:8:16:4"], "hidden_sizes is no number"),
+        (["--set", "lowercase=maybe"], "lowercase takes true or false"),
+        (["--set", "learning_rate=log:1:2"], "a grid needs values"),
+        (["--set", "learning_rate=1,2", "--trials", "1"], "a grid tries each of its 2 points"),
+        (["--set", "learning_rate=1,2", "--strategy", "random"], "has no end of its own"),
+        (["--set", "seed=1,2", "--seeds", "2"], "leave one of them out"),
+        (["--set", "learning_rate=1,2", "--epochs", "0"], "needs at least 1 epoch"),
+        (["--set", "epochs=0,1"], "needs at least 1 epoch"),
+        (["--set", "learning_rate=1,2", "--storage", "nosuch://x"], "cannot be used"),
+        (["--set", "learning_rate=1,2", "--resume"], "name the directory"),
+    ],
+)
 def test_what_users_get_wrong_is_one_sentence(capsys, tmp_path, arguments, message):
     run_dir = [] if "--resume" in arguments else ["--run-dir", str(tmp_path / "sweep")]
     flags = ["--corpus", "embedded-tiny", *([] if "batch_size" in str(arguments) else ["--batch-size", "20"])]
@@ -441,10 +528,16 @@ def test_what_users_get_wrong_is_one_sentence(capsys, tmp_path, arguments, messa
     assert not (tmp_path / "sweep/plan.json").exists()
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "holds an empty space"), ("{}", "holds an empty space"), ("{", "neither TOML nor JSON"),
-    ("learning_rate = {low = 1}", "a distribution has low, high"), ("learning_rate = 1", "takes a list of values"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds an empty space"),
+        ("{}", "holds an empty space"),
+        ("{", "neither TOML nor JSON"),
+        ("learning_rate = {low = 1}", "a distribution has low, high"),
+        ("learning_rate = 1", "takes a list of values"),
+    ],
+)
 def test_a_space_from_a_file_that_is_wrong(capsys, tmp_path, text, message):
     (tmp_path / "space").write_text(text)
     refused(capsys, ["sweep", *FLAGS, "--space", str(tmp_path / "space"), "--run-dir", str(tmp_path / "new")], message)
@@ -463,8 +556,20 @@ def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(capsy
     refused(capsys, [*resumed, "--hidden-sizes", "9"], "model.hidden_sizes: (8,) -> (9,)")
     refused(capsys, [*resumed, "--seeds", "2"], "seeds: 1 -> 2")
     refused(capsys, [*resumed, "--storage", "x"], "leave --storage out")
-    refused(capsys, ["sweep", *FLAGS, "--set", "learning_rate=0.5,2", "--run-dir", str(tmp_path / "new"), "--storage",
-                     str(finished / "study.journal")], "is of another sweep")
+    refused(
+        capsys,
+        [
+            "sweep",
+            *FLAGS,
+            "--set",
+            "learning_rate=0.5,2",
+            "--run-dir",
+            str(tmp_path / "new"),
+            "--storage",
+            str(finished / "study.journal"),
+        ],
+        "is of another sweep",
+    )
     refused(capsys, ["sweep", "--run-dir", str(tmp_path), "--resume"], "holds no sweep that can be resumed")
     assert content() == before and stored(finished).trials == trials
     assert main(resumed) == 0
@@ -473,8 +578,9 @@ def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(capsy
 def test_a_terminal_shows_a_live_table_and_then_the_best(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     trials = [MemberResult(0, {"learning_rate": 0.5}, seed, "running", (90.0,) * seed) for seed in (0, 1)]
-    trials += [MemberResult(1, {"learning_rate": 1.0}, seed, "done", (80.0, 70.0 + seed), 60.0 + seed)
-               for seed in (0, 2)]
+    trials += [
+        MemberResult(1, {"learning_rate": 1.0}, seed, "done", (80.0, 70.0 + seed), 60.0 + seed) for seed in (0, 2)
+    ]
     trials += [MemberResult(2, {"learning_rate": 9.0}, 0, "diverged", (), None, note="window 3 has cost nan")]
     trials += [MemberResult(3, {"corpus": "\x1b[2Jx"}, 0, "failed", (), None, note="no \x1b]0;title\x07")]
     sweep = Sweep(TINY, trials)
@@ -516,7 +622,9 @@ def test_workers_are_pinned_each_to_its_share_of_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_setaffinity", lambda process, share: given.append(tuple(share)))
     for number in range(2):
         cores.pin(os.getpid(), number, 2)
-    assert given == ([] if len(own) < 2 else [tuple(own[:len(own) // 2]), tuple(own[len(own) // 2:][:len(own) // 2])])
+    assert given == (
+        [] if len(own) < 2 else [tuple(own[: len(own) // 2]), tuple(own[len(own) // 2 :][: len(own) // 2])]
+    )
     given.clear()
     cores.pin(os.getpid(), 0, len(own) + 1)  # more processes than cores: none is pinned
     assert not given

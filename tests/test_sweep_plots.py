@@ -9,14 +9,33 @@ from jaxlm.errors import RunDirError
 from jaxlm.report.sweep_plots import parallel_plot, slice_plot
 
 NAN, INF = float("nan"), float("inf")
-POINTS = [({"learning_rate": 10.0**-rank, "hidden_sizes": (8,) * (1 + rank % 2), "corpus": "$x_\x1b[2J", "epochs": rank,
-            "tied": rank % 2 == 0}, 100.0 + rank) for rank in range(9)]
+POINTS = [
+    (
+        {
+            "learning_rate": 10.0**-rank,
+            "hidden_sizes": (8,) * (1 + rank % 2),
+            "corpus": "$x_\x1b[2J",
+            "epochs": rank,
+            "tied": rank % 2 == 0,
+        },
+        100.0 + rank,
+    )
+    for rank in range(9)
+]
 
 
 @pytest.mark.parametrize("plot", [slice_plot, parallel_plot])
-@pytest.mark.parametrize("points", [
-    POINTS, POINTS[:1], [(values, NAN) for values, _ in POINTS], [(values, INF) for values, _ in POINTS[:2]],
-    [*POINTS[:2], (POINTS[2][0], NAN)]], ids=["many", "one", "nan", "inf", "a gap"])
+@pytest.mark.parametrize(
+    "points",
+    [
+        POINTS,
+        POINTS[:1],
+        [(values, NAN) for values, _ in POINTS],
+        [(values, INF) for values, _ in POINTS[:2]],
+        [*POINTS[:2], (POINTS[2][0], NAN)],
+    ],
+    ids=["many", "one", "nan", "inf", "a gap"],
+)
 def test_any_points_give_the_same_picture_each_time_and_no_warning(tmp_path, plot, points):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

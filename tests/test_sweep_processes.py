@@ -17,14 +17,20 @@ SENTENCE = "import sys; print('warning: x', file=sys.stderr); sys.exit('error: t
 def run(code, folder, workers=2, stop=None):
     """(why the last one failed, the lines that are said)."""
     lines = []
-    return supervise([sys.executable, "-c", code], os.environ, workers, folder, stop or Stop(), lambda: None,
-                     lines.append, 0.02), lines
+    return supervise(
+        [sys.executable, "-c", code], os.environ, workers, folder, stop or Stop(), lambda: None, lines.append, 0.02
+    ), lines
 
 
-@pytest.mark.parametrize("code, why, log", [
-    (ABORT, "SIGABRT ended it for lack of memory: raise the limit", True), (SENTENCE, "the disk is full", False),
-    ("raise SystemExit(7)", "it ended with exit code 7", False),
-    ("import os; os.kill(os.getpid(), 9)", "SIGKILL ended it", False)])
+@pytest.mark.parametrize(
+    "code, why, log",
+    [
+        (ABORT, "SIGABRT ended it for lack of memory: raise the limit", True),
+        (SENTENCE, "the disk is full", False),
+        ("raise SystemExit(7)", "it ended with exit code 7", False),
+        ("import os; os.kill(os.getpid(), 9)", "SIGKILL ended it", False),
+    ],
+)
 def test_a_worker_that_fails_is_one_line_and_its_log_is_named(tmp_path, capfd, code, why, log):
     failure, lines = run(code, tmp_path)
     assert failure and failure.startswith(why) and len(lines) == 2
@@ -32,8 +38,9 @@ def test_a_worker_that_fails_is_one_line_and_its_log_is_named(tmp_path, capfd, c
     assert capfd.readouterr() == ("", "")
     names = [f"worker-{number}.log" for number in (0, 1)] if log else []
     assert sorted(path.name for path in tmp_path.iterdir()) == names
-    assert all(str(tmp_path / name) in "".join(lines) and "bad_alloc" in (tmp_path / name).read_text()
-               for name in names)
+    assert all(
+        str(tmp_path / name) in "".join(lines) and "bad_alloc" in (tmp_path / name).read_text() for name in names
+    )
 
 
 def test_a_log_is_not_written_through_a_link(tmp_path):

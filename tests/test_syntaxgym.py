@@ -16,46 +16,100 @@ from jaxlm.scoring.formulas import parse
 VALUES = {("a", 1): 1.0, ("a", 2): 2.5, ("b-c_1", 1): 4.0}
 SUITE = {
     "meta": {"name": "agreement", "metric": "sum"},
-    "predictions": [{"type": "formula", "formula": "(2;%mismatch%) > (2;%match%)"},
-                    {"type": "formula", "formula": "(*;%match%) = (1;%match%) + (2;%match%) + (3;%match%)"}],
+    "predictions": [
+        {"type": "formula", "formula": "(2;%mismatch%) > (2;%match%)"},
+        {"type": "formula", "formula": "(*;%match%) = (1;%match%) + (2;%match%) + (3;%match%)"},
+    ],
     "region_meta": {"1": "subject", "2": "verb", "3": "end"},
-    "items": [{"item_number": 7, "conditions": [
-        {"condition_name": "match", "regions": [{"region_number": 1, "content": "The dog"},
-                                                {"region_number": 2, "content": "runs"},
-                                                {"region_number": 3, "content": ""}]},
-        {"condition_name": "mismatch", "regions": [{"region_number": "1", "content": "The dog"},
-                                                   {"region_number": 2, "content": "zebra"},
-                                                   {"region_number": 3, "content": "."}]}]}]}
+    "items": [
+        {
+            "item_number": 7,
+            "conditions": [
+                {
+                    "condition_name": "match",
+                    "regions": [
+                        {"region_number": 1, "content": "The dog"},
+                        {"region_number": 2, "content": "runs"},
+                        {"region_number": 3, "content": ""},
+                    ],
+                },
+                {
+                    "condition_name": "mismatch",
+                    "regions": [
+                        {"region_number": "1", "content": "The dog"},
+                        {"region_number": 2, "content": "zebra"},
+                        {"region_number": 3, "content": "."},
+                    ],
+                },
+            ],
+        }
+    ],
+}
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("(1;%a%) < (2;%a%)", True), ("(2;%a%) < (1;%a%)", False), ("(1;%b-c_1%) > (2;%a%) + (1;%a%)", True),
-    ("(2;%a%) - (1;%a%) = 1.5", True), ("(2;%a%) = 2.5005", True), ("(2;%a%) = 2.502", False),
-    ("4 - 1 - 2 = 1", True), ("4 - (1 - 2) = 5", True), ("2 + 3 * 2 = 8", True), ("[2 + 3] * 2 = 10", True),
-    ("-(1;%a%) < 0", True), ("(*;%a%) = 3.5", True), ("1 < 2 & 2 < 1", False), ("1 < 2 | 2 < 1 & 2 < 1", True),
-    ("(1 < 2 | 2 < 1) & 2 < 1", False), ("((1;%a%)) < ((2;%a%))", True), ("1e3 > .5", True),
-    ("((2;%a%) > (1;%a%)) & ((1;%b-c_1%) > (2;%a%))", True),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("(1;%a%) < (2;%a%)", True),
+        ("(2;%a%) < (1;%a%)", False),
+        ("(1;%b-c_1%) > (2;%a%) + (1;%a%)", True),
+        ("(2;%a%) - (1;%a%) = 1.5", True),
+        ("(2;%a%) = 2.5005", True),
+        ("(2;%a%) = 2.502", False),
+        ("4 - 1 - 2 = 1", True),
+        ("4 - (1 - 2) = 5", True),
+        ("2 + 3 * 2 = 8", True),
+        ("[2 + 3] * 2 = 10", True),
+        ("-(1;%a%) < 0", True),
+        ("(*;%a%) = 3.5", True),
+        ("1 < 2 & 2 < 1", False),
+        ("1 < 2 | 2 < 1 & 2 < 1", True),
+        ("(1 < 2 | 2 < 1) & 2 < 1", False),
+        ("((1;%a%)) < ((2;%a%))", True),
+        ("1e3 > .5", True),
+        ("((2;%a%) > (1;%a%)) & ((1;%b-c_1%) > (2;%a%))", True),
+    ],
+)
 def test_a_formula_means_what_arithmetic_says(text, expected):
     assert parse(text).holds(VALUES) is expected
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("(1;%a%) <", "column 10"), ("(1;%a%) (2;%a%)", "column 9: expected an operator"), ("1 < 2 < 3", "column 7"),
-    ("1 & 2", "column 3: expected a comparison"), ("1 + 2", "is a number: expected a comparison"),
-    ("(1 < 2", "column 7: expected '\\)'"), ("(1 < 2]", "column 7: expected '\\)'"), ("", "column 1"),
-    ("__import__('os')", "column 1: expected a number"), ("1 < x", "column 5"), ("(1 < 2) + 1 > 0", "column 9"),
-    ("1 < 2 & 3", "column 9: expected a comparison"), ("(" * 100 + "1", "at most 50 parentheses"),
-    ("-" * 5000 + "1 < 2", "parentheses|column"), ("(a;%a%) < 1", "column 2"), ("1 < 2)", "column 6"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("(1;%a%) <", "column 10"),
+        ("(1;%a%) (2;%a%)", "column 9: expected an operator"),
+        ("1 < 2 < 3", "column 7"),
+        ("1 & 2", "column 3: expected a comparison"),
+        ("1 + 2", "is a number: expected a comparison"),
+        ("(1 < 2", "column 7: expected '\\)'"),
+        ("(1 < 2]", "column 7: expected '\\)'"),
+        ("", "column 1"),
+        ("__import__('os')", "column 1: expected a number"),
+        ("1 < x", "column 5"),
+        ("(1 < 2) + 1 > 0", "column 9"),
+        ("1 < 2 & 3", "column 9: expected a comparison"),
+        ("(" * 100 + "1", "at most 50 parentheses"),
+        ("-" * 5000 + "1 < 2", "parentheses|column"),
+        ("(a;%a%) < 1", "column 2"),
+        ("1 < 2)", "column 6"),
+    ],
+)
 def test_a_malformed_formula_is_refused_at_its_column(text, message):
     with pytest.raises(DataError, match=message):
         parse(text)
 
 
-@given(st.recursive(st.integers(0, 9).map(str), lambda inner: st.tuples(inner, st.sampled_from("+-*"), inner).map(
-    lambda parts: f"({parts[0]} {parts[1]} {parts[2]})") | st.tuples(inner, st.sampled_from(["+ 2", "- 3", "* 2"])).map(
-    " ".join).map("({})".format), max_leaves=8))
+@given(
+    st.recursive(
+        st.integers(0, 9).map(str),
+        lambda inner: (
+            st.tuples(inner, st.sampled_from("+-*"), inner).map(lambda parts: f"({parts[0]} {parts[1]} {parts[2]})")
+            | st.tuples(inner, st.sampled_from(["+ 2", "- 3", "* 2"])).map(" ".join).map("({})".format)
+        ),
+        max_leaves=8,
+    )
+)
 def test_arithmetic_agrees_with_pythons(text):
     assert parse(f"{text} = {eval(text)}".replace("= -", "= 0 -")).holds({})
 
@@ -78,8 +132,9 @@ def test_regions_are_summed_and_predictions_judged(tmp_path):
     (item,) = found.items
     for condition, words in (("match", ["the", "dog", "runs"]), ("mismatch", ["the", "dog", "<unk>"])):
         bits = -log_probs(lm, words)[np.arange(3), lm.vocab.encode(words)] / np.log(2)
-        np.testing.assert_allclose([item.surprisals[condition, region] for region in (1, 2, 3)],
-                                   [bits[:2].sum(), bits[2], 0], atol=1e-4)
+        np.testing.assert_allclose(
+            [item.surprisals[condition, region] for region in (1, 2, 3)], [bits[:2].sum(), bits[2], 0], atol=1e-4
+        )
     assert item.number == 7 and item.oov == 1
     holds = item.surprisals["mismatch", 2] > item.surprisals["match", 2]
     assert item.predictions == [holds, True] and item.correct == holds
@@ -101,20 +156,40 @@ def changed(**changes):
     return SUITE | changes
 
 
-@pytest.mark.parametrize(("suite", "message"), [
-    ('{"meta": {},\n "items": [,]}', "line 2, column 12 is not JSON"), ("[]", "expected a JSON object"),
-    ("", "is empty"), (changed(meta=3), "'meta'"), (changed(meta={"metric": "mean"}), "metric 'sum', found 'mean'"),
-    (changed(predictions=[]), "'predictions'"), (changed(predictions=[{"formula": "1 <"}]), "prediction 1, column 4"),
-    (changed(predictions=["x"]), "prediction 1: expected an object with a formula"),
-    (changed(predictions=[{"formula": "(9;%match%) > 1"}]), "names region 9 of condition 'match', and item 7 has none"),
-    (changed(predictions=[{"formula": "(1;%other%) > 1"}]), "condition 'other'"),
-    (changed(predictions=[{"formula": "(*;%other%) > 1"}]), "names condition 'other'"),
-    (changed(items=[3]), "item 1: expected an object"), (changed(items=[{"conditions": [{}]}]), "condition_name"),
-    (changed(items=[{"conditions": [{"condition_name": "match", "regions": [{"region_number": 0}]}]}]),
-     "region_number"),
-    (changed(items=[{"conditions": [{"condition_name": "match", "regions": [
-        {"region_number": 1, "content": "..."}]}]}], predictions=[{"formula": "1 < 2"}]), "has no words"),
-])
+@pytest.mark.parametrize(
+    ("suite", "message"),
+    [
+        ('{"meta": {},\n "items": [,]}', "line 2, column 12 is not JSON"),
+        ("[]", "expected a JSON object"),
+        ("", "is empty"),
+        (changed(meta=3), "'meta'"),
+        (changed(meta={"metric": "mean"}), "metric 'sum', found 'mean'"),
+        (changed(predictions=[]), "'predictions'"),
+        (changed(predictions=[{"formula": "1 <"}]), "prediction 1, column 4"),
+        (changed(predictions=["x"]), "prediction 1: expected an object with a formula"),
+        (
+            changed(predictions=[{"formula": "(9;%match%) > 1"}]),
+            "names region 9 of condition 'match', and item 7 has none",
+        ),
+        (changed(predictions=[{"formula": "(1;%other%) > 1"}]), "condition 'other'"),
+        (changed(predictions=[{"formula": "(*;%other%) > 1"}]), "names condition 'other'"),
+        (changed(items=[3]), "item 1: expected an object"),
+        (changed(items=[{"conditions": [{}]}]), "condition_name"),
+        (
+            changed(items=[{"conditions": [{"condition_name": "match", "regions": [{"region_number": 0}]}]}]),
+            "region_number",
+        ),
+        (
+            changed(
+                items=[
+                    {"conditions": [{"condition_name": "match", "regions": [{"region_number": 1, "content": "..."}]}]}
+                ],
+                predictions=[{"formula": "1 < 2"}],
+            ),
+            "has no words",
+        ),
+    ],
+)
 def test_malformed_suites_are_refused_with_their_place(tmp_path, suite, message):
     with pytest.raises(DataError) as raised:
         small_lm().syntaxgym(written(tmp_path, suite))

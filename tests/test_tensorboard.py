@@ -22,9 +22,17 @@ NAN = float("nan")
 FLOATS = st.floats(allow_nan=False)
 
 
-@pytest.mark.parametrize("data, crc", [
-    (b"", 0), (b"123456789", 0xE3069283), (bytes(32), 0x8A9136AA), (b"\xff" * 32, 0x62A8AB43),
-    (bytes(range(32)), 0x46DD794E), (bytes(range(31, -1, -1)), 0x113FDB5C)])
+@pytest.mark.parametrize(
+    "data, crc",
+    [
+        (b"", 0),
+        (b"123456789", 0xE3069283),
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (bytes(range(31, -1, -1)), 0x113FDB5C),
+    ],
+)
 def test_checksums_of_rfc_3720(data, crc):
     assert crc32c(data) == crc
 
@@ -48,12 +56,12 @@ def records(stream: bytes) -> Iterator[bytes]:
 
     while stream:
         (size,) = struct.unpack_from("<Q", stream)
-        data = stream[12:12 + size]
+        data = stream[12 : 12 + size]
         assert len(stream) >= size + 16
         assert struct.unpack_from("<I", stream, 8)[0] == crc(stream[:8])
         assert struct.unpack_from("<I", stream, 12 + size)[0] == crc(data)
         yield data
-        stream = stream[size + 16:]
+        stream = stream[size + 16 :]
 
 
 def fields(message: bytes) -> list[tuple[int, Any]]:
@@ -75,7 +83,7 @@ def fields(message: bytes) -> list[tuple[int, Any]]:
             found.append((key >> 3, varint()))
             continue
         size = {1: 8, 5: 4}.get(key & 7) or (varint() if key & 7 == 2 else pytest.fail(f"wire type {key & 7}"))
-        found.append((key >> 3, message[at:at + size]))
+        found.append((key >> 3, message[at : at + size]))
         at += size
     assert at == len(message)
     return found
@@ -134,10 +142,18 @@ def test_every_window_and_result_is_logged_at_its_step(tmp_path):
     assert all("tfevents" in path.name for path in (tmp_path / "tensorboard").iterdir())
     scalars = {(event["step"], tag): value for event in seen for tag, value in event.get("scalars", {}).items()}
     assert np.isnan(scalars.pop((2, "train/grad_norm")))
-    assert scalars == {(1, "train/cost"): 1, (1, "train/grad_norm"): 3, (1, "train/learning_rate"): 0.5,
-                       (2, "train/cost"): 2, (2, "train/learning_rate"): 0.5, (2, "epoch/valid_perplexity"): 123,
-                       (2, "epoch/train_perplexity"): float("inf"),
-                       (3, "train/cost"): 4, (3, "train/grad_norm"): 4, (3, "train/learning_rate"): 0.5}
+    assert scalars == {
+        (1, "train/cost"): 1,
+        (1, "train/grad_norm"): 3,
+        (1, "train/learning_rate"): 0.5,
+        (2, "train/cost"): 2,
+        (2, "train/learning_rate"): 0.5,
+        (2, "epoch/valid_perplexity"): 123,
+        (2, "epoch/train_perplexity"): float("inf"),
+        (3, "train/cost"): 4,
+        (3, "train/grad_norm"): 4,
+        (3, "train/learning_rate"): 0.5,
+    }
     assert [event["step"] for event in seen if event.get("status") == 1] == [1, 3]
     assert [event["file_version"] for event in seen if "file_version" in event] == ["brain.Event:2"] * 2
 
@@ -149,8 +165,10 @@ def test_a_folder_in_whose_place_is_something_else_costs_a_warning_and_nothing_e
         (tmp_path / "run/tensorboard").write_text("")
     else:
         intrude(tmp_path / "run/tensorboard", intruder)
-    with pytest.warns(RuntimeWarning, match="TensorBoard.*expected a directory"), \
-            opened(tmp_path / "run", tensorboard=True) as log:
+    with (
+        pytest.warns(RuntimeWarning, match="TensorBoard.*expected a directory"),
+        opened(tmp_path / "run", tensorboard=True) as log,
+    ):
         log.windows(1, 1, [1, 2], [1, 2], [1, 2])
     assert len(read_metrics(tmp_path / "run")) == 2
 

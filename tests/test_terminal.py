@@ -42,17 +42,31 @@ def test_every_encoding_can_print_it(text, encoding):
     assert out.buffer.getvalue().decode(encoding) == printable(text, keep_newlines=True, encoding=encoding) + "\n"
 
 
-@pytest.mark.parametrize("text, shown", [
-    ("\x1b[2J", r"\x1b[2J"), ("\x9b2J", r"\x9b2J"), ("a\r\n", r"a\r\n"), ("\u202e", r"\u202e"), ("\udcff", r"\udcff"),
-    ("\x00\x7f\t", r"\x00\x7f\t"), ("漢字 naïve é \\x1b", "漢字 naïve é \\x1b"), ("👩‍🔬 می‌خواهم", "👩‍🔬 می‌خواهم")])
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("\x1b[2J", r"\x1b[2J"),
+        ("\x9b2J", r"\x9b2J"),
+        ("a\r\n", r"a\r\n"),
+        ("\u202e", r"\u202e"),
+        ("\udcff", r"\udcff"),
+        ("\x00\x7f\t", r"\x00\x7f\t"),
+        ("漢字 naïve é \\x1b", "漢字 naïve é \\x1b"),
+        ("👩‍🔬 می‌خواهم", "👩‍🔬 می‌خواهم"),
+    ],
+)
 def test_escapes(text, shown):
     assert printable(text) == shown
 
 
 def test_a_process_of_a_narrow_encoding_prints_a_file_name_that_is_not_utf8(tmp_path):
     code = "import sys; from jaxlm.terminal import say; say(sys.argv[1]); say('one\\ntwo', end='')"
-    out = subprocess.run([sys.executable, "-c", code, b"\xff\x1b[31m\xd1\x82"], capture_output=True, check=True,
-                         env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"})
+    out = subprocess.run(
+        [sys.executable, "-c", code, b"\xff\x1b[31m\xd1\x82"],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"},
+    )
     assert out.stdout == rb"\udcff\x1b[31m\u0442" + b"\none\ntwo"
 
 

@@ -26,8 +26,10 @@ def test_the_numbers_are_those_of_jax(key, shape, limits):
 
 def test_many_keys_draw_at_once():
     keys = jax.random.split(jax.random.key(3), 4)
-    np.testing.assert_array_equal(jax.vmap(lambda key: threefry.uniform(key, (300, 7), -1.0))(keys),
-                                  jax.vmap(lambda key: jax.random.uniform(key, (300, 7), minval=-1.0))(keys))
+    np.testing.assert_array_equal(
+        jax.vmap(lambda key: threefry.uniform(key, (300, 7), -1.0))(keys),
+        jax.vmap(lambda key: jax.random.uniform(key, (300, 7), minval=-1.0))(keys),
+    )
 
 
 def test_keys_of_another_kind_are_left_to_jax():

@@ -48,8 +48,28 @@ def test_a_run_calls_on_metrics_with_every_window_epoch_and_test():
 def test_the_command_sends_a_run_s_metrics_to_a_tracker(tmp_path, monkeypatch):
     recorder = Recorder()
     monkeypatch.setitem(sys.modules, "trackio", recorder)
-    assert main(["train", "--preset", "test", "--corpus", "embedded-tiny", "--batch-size", "50", "--bptt-length", "20",
-                 "--steps", "3", "--run-dir", str(tmp_path / "mine"), "--track", "trackio"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--preset",
+                "test",
+                "--corpus",
+                "embedded-tiny",
+                "--batch-size",
+                "50",
+                "--bptt-length",
+                "20",
+                "--steps",
+                "3",
+                "--run-dir",
+                str(tmp_path / "mine"),
+                "--track",
+                "trackio",
+            ]
+        )
+        == 0
+    )
     assert recorder.calls[0][0] == "init" and recorder.calls[0][1]["name"] == "mine"
     assert recorder.calls[0][1]["config"]["learning_rate"] == "1.0"
     assert [call[0] for call in recorder.calls[1:4]] == [1, 2, 3] and recorder.calls[-1] == ("finish",)
@@ -62,11 +82,13 @@ def test_a_tracker_that_fails_warns_once_and_the_run_ends_well(monkeypatch):
         result = jaxlm.train(CONFIG, quiet=True, steps=5, on_metrics=send)
     assert result.test_perplexity is not None
     assert [str(one.message) for one in caught if "no route to host" in str(one.message)] and len(
-        [one for one in caught if "tracking ends" in str(one.message)]) == 1
+        [one for one in caught if "tracking ends" in str(one.message)]
+    ) == 1
 
 
-@pytest.mark.parametrize(("name", "message"), [("nothing", "expected wandb, trackio or mlflow"),
-                                               ("mlflow", "pip install mlflow")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("nothing", "expected wandb, trackio or mlflow"), ("mlflow", "pip install mlflow")]
+)
 def test_unknown_and_missing_trackers_are_one_sentence(name, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(JaxlmError, match=message), tracked(name, "run", {}):

@@ -55,9 +55,16 @@ def reference(finished):
 @pytest.fixture
 def train(corpus, tmp_path):
     """Begins or resumes the run in tmp_path."""
+
     def call(config=CONFIG, **options):
-        return jaxlm.train(config, options.pop("corpus", corpus), tmp_path / "run", quiet=True,
-                           resume=(tmp_path / "run").exists(), **options)
+        return jaxlm.train(
+            config,
+            options.pop("corpus", corpus),
+            tmp_path / "run",
+            quiet=True,
+            resume=(tmp_path / "run").exists(),
+            **options,
+        )
 
     return call
 
@@ -69,14 +76,20 @@ def test_a_run_is_traced_once_and_no_number_traces_it_again(corpus, monkeypatch)
     config = CONFIG.replace(epochs=2, windows_per_call=5)  # as no other test here
     jaxlm.train(config, corpus, quiet=True)
     once = len(traced)
-    numbers = {name: 0.9 * value or 0.5 for section, name, spec, value in config.every_field()
-               if spec.type is float and value is not None}
+    numbers = {
+        name: 0.9 * value or 0.5
+        for section, name, spec, value in config.every_field()
+        if spec.type is float and value is not None
+    }
     jaxlm.train(config.replace(**numbers, epochs=1, on_nonfinite="skip"), corpus, steps=5, quiet=True)
     assert len(traced) == once == 1
 
 
-@pytest.mark.parametrize("stops", [[10], [WINDOWS], [WINDOWS - 1, WINDOWS + 1], [5, 50, 78]],
-                         ids=["within an epoch", "at its edge", "over its edge", "three times"])
+@pytest.mark.parametrize(
+    "stops",
+    [[10], [WINDOWS], [WINDOWS - 1, WINDOWS + 1], [5, 50, 78]],
+    ids=["within an epoch", "at its edge", "over its edge", "three times"],
+)
 def test_a_resumed_run_ends_with_the_same_bytes(train, reference, tmp_path, stops):
     for stop in stops:
         train(steps=stop)
@@ -99,7 +112,8 @@ def test_the_labels_are_true(finished):
     assert max(found) == 3 * WINDOWS == finished.state.step
     assert listing.best_step(found) == min(valid, key=valid.__getitem__)
     assert {step: manifest.valid_perplexity for step, manifest in found.items() if step in valid} == {
-        step: valid[step] for step in found if step in valid}
+        step: valid[step] for step in found if step in valid
+    }
 
 
 def test_evaluation_prints_what_training_printed(finished, corpus):
@@ -182,7 +196,7 @@ def test_other_library_versions_are_noted(train, tmp_path, capsys, corpus):
 def windows_with(corpus, word: int) -> list[int]:
     """The windows of an epoch, from 0, that read a word."""
     tokens = batch(corpus.train, CONFIG.train.batch_size)
-    return [k for k in range(WINDOWS) if (tokens[20 * k:20 * k + 20] == word).any()]
+    return [k for k in range(WINDOWS) if (tokens[20 * k : 20 * k + 20] == word).any()]
 
 
 def test_divergence_stops_before_the_update_and_the_last_checkpoint_stays_good(train, tmp_path, corpus, finished):
@@ -190,8 +204,11 @@ def test_divergence_stops_before_the_update_and_the_last_checkpoint_stays_good(t
     bad = windows_with(corpus, rare)
     params = {**finished.params, "embedding": jnp.asarray(finished.params["embedding"]).at[rare].set(jnp.inf)}
     config = CONFIG.replace(checkpoint_every=1)
-    with pytest.raises(Diverged, match=rf"window {bad[0] + 1} \(epoch 1\) has cost nan and gradient norm nan at "
-                                       rf"learning rate 1: stopped before its update"):
+    with pytest.raises(
+        Diverged,
+        match=rf"window {bad[0] + 1} \(epoch 1\) has cost nan and gradient norm nan at "
+        rf"learning rate 1: stopped before its update",
+    ):
         train(config, params=params)
     last = checkpoint.load(tmp_path / "run")
     assert last.manifest.step == bad[0]
@@ -215,8 +232,15 @@ def test_a_skipped_window_leaves_parameters_and_carry_as_before(corpus, finished
     state, _ = steps.train_windows(recipe, state, tokens, plan.windows(0, 2, 4), jnp.int32(2), True, bptt_length=20)
     before = jax.device_get((state.params, state.carry))
     model = dataclasses.replace(recipe.model, forget_bias=jnp.float32(jnp.nan))
-    state, metrics = steps.train_windows(dataclasses.replace(recipe, model=model), state, tokens, plan.windows(2, 3, 4),
-                                         jnp.int32(3), True, bptt_length=20)
+    state, metrics = steps.train_windows(
+        dataclasses.replace(recipe, model=model),
+        state,
+        tokens,
+        plan.windows(2, 3, 4),
+        jnp.int32(3),
+        True,
+        bptt_length=20,
+    )
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get((state.params, state.carry)))
     assert state.step == 5 and np.isnan(metrics.cost[:3]).all() and not metrics.finite[:3].any()
 

@@ -9,9 +9,22 @@ from jaxlm.report.units import perplexity, perplexity_text
 NAN, INF = math.nan, math.inf
 
 
-@pytest.mark.parametrize("nats, count, expected", [
-    (200.0, 100, math.exp(2)), (0.0, 7, 1.0), (709.0, 1, math.exp(709)), (710.0, 1, INF), (1e9, 1, INF), (INF, 3, INF),
-    (-INF, 3, 0.0), (NAN, 1, NAN), (1.0, 0, NAN), (1.0, -1, NAN), (1.0, NAN, NAN)])
+@pytest.mark.parametrize(
+    "nats, count, expected",
+    [
+        (200.0, 100, math.exp(2)),
+        (0.0, 7, 1.0),
+        (709.0, 1, math.exp(709)),
+        (710.0, 1, INF),
+        (1e9, 1, INF),
+        (INF, 3, INF),
+        (-INF, 3, 0.0),
+        (NAN, 1, NAN),
+        (1.0, 0, NAN),
+        (1.0, -1, NAN),
+        (1.0, NAN, NAN),
+    ],
+)
 def test_perplexity(nats, count, expected):
     assert perplexity(nats, count) == pytest.approx(expected, nan_ok=True)
 

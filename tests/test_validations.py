@@ -80,9 +80,15 @@ def iterates(config, steps, averaging_from):
     return told, state
 
 
-@pytest.mark.parametrize(("fields", "first"), [
-    (dict(optimizer="asgd"), 2), (dict(optimizer="asgd", compatibility="awd-lstm"), 3),
-    (dict(optimizer="adamw", nonmonotone=5), 2), (dict(optimizer="muon", nonmonotone=5), 2)])
+@pytest.mark.parametrize(
+    ("fields", "first"),
+    [
+        (dict(optimizer="asgd"), 2),
+        (dict(optimizer="asgd", compatibility="awd-lstm"), 3),
+        (dict(optimizer="adamw", nonmonotone=5), 2),
+        (dict(optimizer="muon", nonmonotone=5), 2),
+    ],
+)
 def test_the_average_is_that_of_all_iterates_since_the_switch(fields, first):
     """The published code overwrites the first iterate."""
     config = BASE.replace(**fields)
@@ -114,14 +120,27 @@ def text(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("fields", [dict(optimizer="asgd", nonmonotone=1), dict(
-    optimizer="adamw", learning_rate=0.1, nonmonotone=1, average_latest=3), dict(
-        schedule="plateau", plateau_factor=0.5)],
-                         ids=["asgd", "adamw", "plateau"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(optimizer="asgd", nonmonotone=1),
+        dict(optimizer="adamw", learning_rate=0.1, nonmonotone=1, average_latest=3),
+        dict(schedule="plateau", plateau_factor=0.5),
+    ],
+    ids=["asgd", "adamw", "plateau"],
+)
 def test_what_followed_is_the_same_after_a_stop(fields, text, tmp_path):
     """The switch, the lowered rate and the early end fall in the same windows, with the same numbers."""
-    config = BASE.replace(**{"learning_rate": 2.0} | fields, vocab_size=100, corpus=str(text), epochs=30, patience=4,
-                          clip_norm=1.0, hidden_sizes=(16,), checkpoint_every=3)
+    config = BASE.replace(
+        **{"learning_rate": 2.0} | fields,
+        vocab_size=100,
+        corpus=str(text),
+        epochs=30,
+        patience=4,
+        clip_norm=1.0,
+        hidden_sizes=(16,),
+        checkpoint_every=3,
+    )
     straight = jaxlm.train(config, run_dir=tmp_path / "straight", quiet=True)
     memory = straight.state.memory
     assert memory is not None and int(memory.stale) == 4 and 5 <= len(straight.epochs) < 30
@@ -129,34 +148,52 @@ def test_what_followed_is_the_same_after_a_stop(fields, text, tmp_path):
     assert memory.lowered is None or float(memory.lowered.factor) < 1
     per_epoch = int(straight.state.step) // len(straight.epochs)
     for steps in (per_epoch * (len(straight.epochs) - 3), per_epoch * (len(straight.epochs) - 1) - 2, None):
-        resumed = jaxlm.train(config, run_dir=tmp_path / "stopped", steps=steps, quiet=True,
-                              resume=(tmp_path / "stopped").exists())
+        resumed = jaxlm.train(
+            config, run_dir=tmp_path / "stopped", steps=steps, quiet=True, resume=(tmp_path / "stopped").exists()
+        )
     assert resumed.epochs == straight.epochs
     jax.tree.map(np.testing.assert_array_equal, resumed.state.memory, memory)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), resumed.state.evaluated,
-                 straight.state.evaluated)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        resumed.state.evaluated,
+        straight.state.evaluated,
+    )
     again = jaxlm.train(config, run_dir=tmp_path / "stopped", quiet=True, resume=True)  # it has ended: no window more
     assert int(again.state.step) == int(straight.state.step)
     assert [row["test_perplexity"] for row in read_metrics(tmp_path / "stopped") if row["kind"] == "test"]
 
 
 def test_members_end_early_as_they_would_alone(text, tmp_path):
-    config = BASE.replace(optimizer="asgd", nonmonotone=1, vocab_size=100, corpus=str(text), epochs=20, patience=1,
-                          decay=1.0, clip_norm=1.0, hidden_sizes=(16,))
+    config = BASE.replace(
+        optimizer="asgd",
+        nonmonotone=1,
+        vocab_size=100,
+        corpus=str(text),
+        epochs=20,
+        patience=1,
+        decay=1.0,
+        clip_norm=1.0,
+        hidden_sizes=(16,),
+    )
     found = jaxlm.sweep(config, {"learning_rate": [2.0, 3.0]}, quiet=True)
     for member in found.members:
         alone = jaxlm.train(config.replace(**member.values, seed=member.seed), quiet=True)
         assert len(member.valid_perplexities) == len(alone.epochs) < 20
-        np.testing.assert_allclose(member.valid_perplexities, [epoch.valid_perplexity for epoch in alone.epochs],
-                                   rtol=1e-4)
+        np.testing.assert_allclose(
+            member.valid_perplexities, [epoch.valid_perplexity for epoch in alone.epochs], rtol=1e-4
+        )
 
 
-@pytest.mark.parametrize(("fields", "says"), [
-    (dict(optimizer="asgd", schedule="plateau"), "nonmonotone 5 of the optimizer and the schedule plateau"),
-    (dict(optimizer="asgd", average_decay=0.9), "average_decay .* optimizer asgd"),
-    (dict(optimizer="adamw", nonmonotone=0, average_decay=0.9), "average_decay .* nonmonotone"),
-    (dict(optimizer="muon", average_latest=9), "average_latest .* nonmonotone"),
-    (dict(model="gru", compatibility="awd-lstm"), "compatibility awd-lstm .* model is gru")])
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (dict(optimizer="asgd", schedule="plateau"), "nonmonotone 5 of the optimizer and the schedule plateau"),
+        (dict(optimizer="asgd", average_decay=0.9), "average_decay .* optimizer asgd"),
+        (dict(optimizer="adamw", nonmonotone=0, average_decay=0.9), "average_decay .* nonmonotone"),
+        (dict(optimizer="muon", average_latest=9), "average_latest .* nonmonotone"),
+        (dict(model="gru", compatibility="awd-lstm"), "compatibility awd-lstm .* model is gru"),
+    ],
+)
 def test_contradictions_name_both_fields(fields, says):
     with pytest.raises(JaxlmError, match=says) as caught:
         BASE.replace(**fields)

@@ -25,7 +25,8 @@ WRONG = {  # an answer that each exercise's check must refuse
     3: "def dropout(key, x, keep):\n    return jnp.where(jax.random.bernoulli(key, keep, x.shape), x, 0)",
     4: "answer_4 = 19_775_201",
     5: "answer_5 = 0.8 ** 5",
-    6: "def greedy():\n    return [vocab.eos] * 10"}
+    6: "def greedy():\n    return [vocab.eos] * 10",
+}
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_every_section_that_its_table_names_is_there(published):
     text = "\n".join(cell.source for cell in published.cells if cell.cell_type == "markdown")
     sections = {int(number) for number in re.findall(r"^## (\d+)\.", text, re.MULTILINE)}
     assert sections == set(range(1, 23))
-    table = text[text.index("## 21."):text.index("## 22.")]
+    table = text[text.index("## 21.") : text.index("## 22.")]
     rows = [re.split(r"(?<!\\)\|", row) for row in table.splitlines() if row.startswith("| ") and "---" not in row]
     assert len(rows) > 40
     for row in rows[1:]:
@@ -146,7 +147,7 @@ def test_it_runs_in_three_minutes_and_its_exercises_take_right_answers_only(tmp_
 
     printed = all_text(nbformat.from_dict({**done, "cells": done.cells[:own]}))
     assert printed.count(": to do") == len(solutions)
-    answers = [output_text(cell) for cell in done.cells[own + 1:]]
+    answers = [output_text(cell) for cell in done.cells[own + 1 :]]
     for number, right, wrong in zip(solutions, answers[::2], answers[1::2], strict=True):
         assert right.strip() == f"exercise {number}: correct"
         assert wrong.startswith("refused:") and f"exercise {number}" in wrong and "correct" not in wrong
@@ -158,7 +159,7 @@ def test_it_runs_in_three_minutes_and_its_exercises_take_right_answers_only(tmp_
 def test_with_penn_treebank_it_shows_the_tutorials_ids(ptb_dir, tmp_path):
     source = SOURCE.read_text(encoding="utf-8")
     stations = tmp_path / "stations.py"
-    stations.write_text(source[:source.index("# %% [markdown]\n# ## 15. Train")], encoding="utf-8")
+    stations.write_text(source[: source.index("# %% [markdown]\n# ## 15. Train")], encoding="utf-8")
     environment = {**os.environ, "JAXLM_DATA": str(ptb_dir), "MPLBACKEND": "agg"}
     environment.pop("JAXLM_WALKTHROUGH", None)  # Penn Treebank is the default where it is found
     found = subprocess.run([sys.executable, stations], env=environment, capture_output=True, text=True, check=False)

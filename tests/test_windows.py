@@ -17,13 +17,13 @@ def test_windows_tile_each_row_and_targets_are_inputs_shifted_by_one(N, B, T):
     assert rows.shape == (N // B, B)
     windows = num_windows(len(rows), T) if len(rows) else 0
     for row in range(B):
-        stream = ids[row * (N // B):(row + 1) * (N // B)]
+        stream = ids[row * (N // B) : (row + 1) * (N // B)]
         np.testing.assert_array_equal(rows[:, row], stream)
-        inputs = [rows[k * T:(k + 1) * T, row] for k in range(windows)]
-        targets = [rows[k * T + 1:(k + 1) * T + 1, row] for k in range(windows)]
+        inputs = [rows[k * T : (k + 1) * T, row] for k in range(windows)]
+        targets = [rows[k * T + 1 : (k + 1) * T + 1, row] for k in range(windows)]
         if windows > 0:
-            np.testing.assert_array_equal(np.concatenate(inputs), stream[:windows * T])
-            np.testing.assert_array_equal(np.concatenate(targets), stream[1:windows * T + 1])
+            np.testing.assert_array_equal(np.concatenate(inputs), stream[: windows * T])
+            np.testing.assert_array_equal(np.concatenate(targets), stream[1 : windows * T + 1])
     assert (windows + 1) * T > len(rows) - 1  # no whole window is left over
 
 
@@ -80,6 +80,6 @@ def test_rows_of_a_file_are_those_of_the_batch(tmp_path_factory, N, B, data):
         last = len(found) // B
         read = batch(found, B, some, min(start, last), min(stop, last))
         assert read.dtype == np.int32 and read.flags.c_contiguous
-        cut = expected[:last * B].reshape(B, last).T
-        np.testing.assert_array_equal(read, cut[min(start, last):min(stop, last), some])
+        cut = expected[: last * B].reshape(B, last).T
+        np.testing.assert_array_equal(read, cut[min(start, last) : min(stop, last), some])
         np.testing.assert_array_equal(batch(found, B), cut)

@@ -11,8 +11,24 @@ from jaxlm.report.word_map import embedding_map, spread
 
 NAN = float("nan")
 
-WORDS = ["<unk>", "$", "a$b$", "#", "\\frac", "N", "\x07", "\ud800", "\x1b[2J", "\n", "w" * 100_000,
-         "漢字", "x_1^2", "%", "&", *map(str, range(28))]
+WORDS = [
+    "<unk>",
+    "$",
+    "a$b$",
+    "#",
+    "\\frac",
+    "N",
+    "\x07",
+    "\ud800",
+    "\x1b[2J",
+    "\n",
+    "w" * 100_000,
+    "漢字",
+    "x_1^2",
+    "%",
+    "&",
+    *map(str, range(28)),
+]
 
 
 @pytest.mark.parametrize("method", ["tsne", "pca"])
@@ -20,15 +36,25 @@ def test_the_map_takes_any_word_and_is_the_same_each_time(tmp_path, method):
     vectors = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        first, second = (embedding_map(vectors, WORDS, tmp_path / name, count=15, method=method)
-                         for name in ("a.png", "b.png"))
+        first, second = (
+            embedding_map(vectors, WORDS, tmp_path / name, count=15, method=method) for name in ("a.png", "b.png")
+        )
     assert 0.0005 < ink(first) < 0.5
     assert first.read_bytes() == second.read_bytes()
 
 
-@pytest.mark.parametrize("vectors, change", [
-    (np.ones((10, 4)), {}), (np.full((10, 4), NAN), {}), (np.eye(4), {}), (np.eye(10)[:, :1], {}),
-    (np.arange(10), {}), (np.eye(100), {}), (np.eye(10), {"method": "umap"})])
+@pytest.mark.parametrize(
+    "vectors, change",
+    [
+        (np.ones((10, 4)), {}),
+        (np.full((10, 4), NAN), {}),
+        (np.eye(4), {}),
+        (np.eye(10)[:, :1], {}),
+        (np.arange(10), {}),
+        (np.eye(100), {}),
+        (np.eye(10), {"method": "umap"}),
+    ],
+)
 def test_what_cannot_be_mapped_is_refused(tmp_path, vectors, change):
     with pytest.raises(JaxlmError):
         embedding_map(vectors, WORDS, tmp_path / "map.png", **change)

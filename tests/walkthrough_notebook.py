@@ -21,8 +21,10 @@ def read_source(text: str) -> Any:
     notebook = jupytext.reads(text, "py:percent")
     for number, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{number}", {}  # ids are random by default
-    notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-                         "language_info": {"name": "python"}}
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
     return notebook
 
 
@@ -32,8 +34,14 @@ def run(notebook: Any, corpus: str, folder: Path) -> Any:
     Raises:
         CellExecutionError: a cell failed.
     """
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False, coalesce_streams=True,
-                            resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
+    )
     return client.execute(env={**os.environ, "JAXLM_WALKTHROUGH": corpus})
 
 

@@ -64,8 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given:
         return exit_code(lambda: say(help.tasks(), end=""))
     lines = {one.name: one.help for one in VERBS.values()}
-    parser = Parser(prog="jaxlm", description="Train and use recurrent language models.", epilog=EXIT_CODES,
-                    help_text=lambda: help.verbs(lines, EXIT_CODES.split("\n\n")[0]))
+    parser = Parser(
+        prog="jaxlm",
+        description="Train and use recurrent language models.",
+        epilog=EXIT_CODES,
+        help_text=lambda: help.verbs(lines, EXIT_CODES.split("\n\n")[0]),
+    )
     parser.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="print the version")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for one in VERBS.values():
@@ -94,8 +98,9 @@ def train_command(recipe: str, description: str, arguments: Sequence[str] | None
     return _script(description, arguments, "train", train_arguments, preset(recipe))
 
 
-def sweep_command(recipe: str, description: str, space: Mapping[str, Any], arguments: Sequence[str] | None = None,
-                  **fields: Any) -> int:
+def sweep_command(
+    recipe: str, description: str, space: Mapping[str, Any], arguments: Sequence[str] | None = None, **fields: Any
+) -> int:
     """The whole of a script that sweeps one preset.
 
     Args:
@@ -111,12 +116,25 @@ def sweep_command(recipe: str, description: str, space: Mapping[str, Any], argum
     Raises:
         SystemExit: help was asked for, or the arguments do not parse.
     """
-    return _script(description, arguments, "sweep", sweep_arguments, preset(recipe).replace(**fields),
-                   default_space=dict(space), default_fields=fields)
+    return _script(
+        description,
+        arguments,
+        "sweep",
+        sweep_arguments,
+        preset(recipe).replace(**fields),
+        default_space=dict(space),
+        default_fields=fields,
+    )
 
 
-def _script(description: str, arguments: Sequence[str] | None, name: str, add: Callable[..., None], start: Config,
-            **defaults: Any) -> int:
+def _script(
+    description: str,
+    arguments: Sequence[str] | None,
+    name: str,
+    add: Callable[..., None],
+    start: Config,
+    **defaults: Any,
+) -> int:
     """Runs a verb whose fields start from a script's own config."""
     given = _given(arguments)
     parser = Parser(description=description, epilog=EXIT_CODES)

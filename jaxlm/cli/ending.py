@@ -47,8 +47,10 @@ def check_limits() -> None:
     """Raises JaxlmError where JAX would be ended by the limit on memory without a word, in a library of its own."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= limit < LEAST_MEMORY:
-        raise JaxlmError(f"JAX needs at least {LEAST_MEMORY >> 20:,} MiB of address space, and the limit is "
-                         f"{limit >> 20:,} MiB: raise it (ulimit -v unlimited)")
+        raise JaxlmError(
+            f"JAX needs at least {LEAST_MEMORY >> 20:,} MiB of address space, and the limit is "
+            f"{limit >> 20:,} MiB: raise it (ulimit -v unlimited)"
+        )
 
 
 def fail(message: str, code: int = FAILED) -> int:
@@ -102,8 +104,10 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, ImportError):
         return f"a library cannot be loaded: {text}; install jaxlm's dependencies again (pip install -e .)"
     if text.startswith("Unable to initialize backend"):
-        return (f"JAX cannot use the devices that JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} names: {text}; "
-                f"unset JAX_PLATFORMS, or set it to cpu")
+        return (
+            f"JAX cannot use the devices that JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} names: {text}; "
+            f"unset JAX_PLATFORMS, or set it to cpu"
+        )
     if "start new thread" in text:
         return "no thread can be started; raise the limits on processes and memory (ulimit -u, ulimit -v)"
     return f"{type(error).__name__}: {text}; JAXLM_TRACEBACK=1 shows where it came from"
@@ -114,7 +118,7 @@ _MEMORY = "use a smaller model or batch_size, or raise the limit on memory (ulim
 
 def _one_line(text: str) -> str:
     text = printable(" ".join(text.splitlines()))
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN // 2]} ... {text[-MOST_SHOWN // 2:]}"
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN // 2]} ... {text[-MOST_SHOWN // 2 :]}"
 
 
 def _flush() -> bool:

@@ -10,13 +10,24 @@ from jaxlm.terminal import printable, say
 TARGETS = ("safetensors", "torch", "hub", "onnx", "stablehlo", "orbax")  # (whose code imports JAX: too slow for --help)
 
 
-@verb("make a run of a model of PyTorch, safetensors or TensorFlow 1",
-      argument("file", type=some_path, metavar="FILE", help="what torch.save wrote, a .safetensors file, or a "
-                                                            "TensorFlow 1 checkpoint; nothing in it is run"),
-      argument("--vocab", type=some_path, metavar="VOCAB", required=True,
-               help="a file of one word a line; or, of PyTorch's programs, the folder of the train.txt, valid.txt and "
-                    "test.txt that the model was trained on"),
-      argument("run", type=some_path, metavar="RUN", help="the directory to make"))
+@verb(
+    "make a run of a model of PyTorch, safetensors or TensorFlow 1",
+    argument(
+        "file",
+        type=some_path,
+        metavar="FILE",
+        help="what torch.save wrote, a .safetensors file, or a TensorFlow 1 checkpoint; nothing in it is run",
+    ),
+    argument(
+        "--vocab",
+        type=some_path,
+        metavar="VOCAB",
+        required=True,
+        help="a file of one word a line; or, of PyTorch's programs, the folder of the train.txt, valid.txt and "
+        "test.txt that the model was trained on",
+    ),
+    argument("run", type=some_path, metavar="RUN", help="the directory to make"),
+)
 def import_(args: argparse.Namespace) -> None:
     from jaxlm.interop.imported import import_model
     from jaxlm.runs.directory import saved_record
@@ -25,16 +36,28 @@ def import_(args: argparse.Namespace) -> None:
     for note in saved_record(args.run)["corpus"]["notes"]:
         say(printable(note))
     sizes = model.config.model
-    say(printable(f"{args.run}: {len(model.vocab):,} words, embedding {sizes.embedding_size}, layers "
-                  f"{', '.join(map(str, sizes.hidden_sizes))}{', tied' if sizes.tied else ''}; try: jaxlm evaluate "
-                  f"{shlex.quote(str(args.run))} --text FILE"))
+    say(
+        printable(
+            f"{args.run}: {len(model.vocab):,} words, embedding {sizes.embedding_size}, layers "
+            f"{', '.join(map(str, sizes.hidden_sizes))}{', tied' if sizes.tied else ''}; try: jaxlm evaluate "
+            f"{shlex.quote(str(args.run))} --text FILE"
+        )
+    )
 
 
-@verb("write a run's model for another program", RUN, CHECKPOINT,
-      argument("--to", choices=TARGETS, required=True, metavar="TARGET",
-               help="safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx, stablehlo or "
-                    "orbax"),
-      argument("-o", "--out", type=some_path, metavar="OUT", required=True, help="the file or folder to make"))
+@verb(
+    "write a run's model for another program",
+    RUN,
+    CHECKPOINT,
+    argument(
+        "--to",
+        choices=TARGETS,
+        required=True,
+        metavar="TARGET",
+        help="safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx, stablehlo or orbax",
+    ),
+    argument("-o", "--out", type=some_path, metavar="OUT", required=True, help="the file or folder to make"),
+)
 def export(args: argparse.Namespace) -> None:
     check_run(args.run)
 

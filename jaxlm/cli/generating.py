@@ -13,31 +13,50 @@ from jaxlm.errors import JaxlmError
 from jaxlm.terminal import printable, say
 
 
-@verb("text that goes on from a prompt", RUN, CHECKPOINT,
-      argument("prompt", nargs="?", metavar="PROMPT", help="words that come before (-: standard input; default: none)"),
-      argument("--prompt-file", type=some_path, metavar="FILE", help="take the prompt from a file"),
-      argument("--words", type=whole_number, default=100, metavar="N", help="most words of a text (default 100)"),
-      argument("--samples", type=whole_number, default=1, metavar="N", help="how many texts (default 1)"),
-      argument("--seed", type=whole_number, default=0, metavar="N",
-               help="the same seed gives the same text, alone or among many samples (default 0)"),
-      argument("--temperature", type=number, default=1.0, metavar="X",
-               help="divides the logits; 0 always takes the likeliest word (default 1)"),
-      argument("--top-k", type=whole_number, metavar="K", help="draw from the K likeliest words"),
-      argument("--top-p", type=number, metavar="P",
-               help="draw from the likeliest words that together have probability P"),
-      argument("--min-p", type=number, metavar="P",
-               help="draw from words at least P times as probable as the likeliest"),
-      argument("--repetition-penalty", type=number, metavar="X",
-               help="above 1 makes words that came before less likely"),
-      argument("--beam", type=whole_number, metavar="K",
-               help="search for the most probable text, keeping K at each word"),
-      argument("--ban", action="append", default=[], metavar="WORD", help="a word that never comes; once for each"),
-      argument("--no-unk", action="store_true", help="<unk> never comes"),
-      argument("--stop", choices=("eos", "none"), default="none",
-               help="whether a text ends at its first <eos> (default none)"),
-      argument("--detokenize", action="store_true", help="join clitics and punctuation to their words"),
-      argument("--format", choices=("text", "jsonl"), default="text",
-               help="text, or a JSON object for each word with its log-probability in nats (default text)"))
+@verb(
+    "text that goes on from a prompt",
+    RUN,
+    CHECKPOINT,
+    argument("prompt", nargs="?", metavar="PROMPT", help="words that come before (-: standard input; default: none)"),
+    argument("--prompt-file", type=some_path, metavar="FILE", help="take the prompt from a file"),
+    argument("--words", type=whole_number, default=100, metavar="N", help="most words of a text (default 100)"),
+    argument("--samples", type=whole_number, default=1, metavar="N", help="how many texts (default 1)"),
+    argument(
+        "--seed",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="the same seed gives the same text, alone or among many samples (default 0)",
+    ),
+    argument(
+        "--temperature",
+        type=number,
+        default=1.0,
+        metavar="X",
+        help="divides the logits; 0 always takes the likeliest word (default 1)",
+    ),
+    argument("--top-k", type=whole_number, metavar="K", help="draw from the K likeliest words"),
+    argument(
+        "--top-p", type=number, metavar="P", help="draw from the likeliest words that together have probability P"
+    ),
+    argument("--min-p", type=number, metavar="P", help="draw from words at least P times as probable as the likeliest"),
+    argument("--repetition-penalty", type=number, metavar="X", help="above 1 makes words that came before less likely"),
+    argument(
+        "--beam", type=whole_number, metavar="K", help="search for the most probable text, keeping K at each word"
+    ),
+    argument("--ban", action="append", default=[], metavar="WORD", help="a word that never comes; once for each"),
+    argument("--no-unk", action="store_true", help="<unk> never comes"),
+    argument(
+        "--stop", choices=("eos", "none"), default="none", help="whether a text ends at its first <eos> (default none)"
+    ),
+    argument("--detokenize", action="store_true", help="join clitics and punctuation to their words"),
+    argument(
+        "--format",
+        choices=("text", "jsonl"),
+        default="text",
+        help="text, or a JSON object for each word with its log-probability in nats (default text)",
+    ),
+)
 def generate(args: argparse.Namespace) -> None:
     if not 0 <= args.seed < 2**63:
         raise JaxlmError(f"--seed must be from 0 to 2**63 - 1; it is {args.seed}")
@@ -45,20 +64,39 @@ def generate(args: argparse.Namespace) -> None:
     lm = loaded(args)
     if unknown := lm.unknown_words(prompt):
         others = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        say(printable(f"note: {unknown[0]!r}{others} of the prompt: not in the vocabulary, read as <unk>"),
-            file=sys.stderr)
-    options = {name: getattr(args, name) for name in ("words", "seed", "temperature", "top_k", "top_p", "min_p",
-                                                      "repetition_penalty", "ban", "no_unk", "stop")}
+        say(
+            printable(f"note: {unknown[0]!r}{others} of the prompt: not in the vocabulary, read as <unk>"),
+            file=sys.stderr,
+        )
+    options = {
+        name: getattr(args, name)
+        for name in (
+            "words",
+            "seed",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "ban",
+            "no_unk",
+            "stop",
+        )
+    }
     if args.samples == 1 and args.beam is None:
         texts: Iterable[Iterable[tuple[str, float]]] = [lm.stream(prompt, **options)]
     else:
-        texts = (zip(text.words, text.log_probs.tolist(), strict=True)
-                 for text in lm.generate(prompt, samples=args.samples, beam=args.beam, **options))
+        texts = (
+            zip(text.words, text.log_probs.tolist(), strict=True)
+            for text in lm.generate(prompt, samples=args.samples, beam=args.beam, **options)
+        )
     for sample, text in enumerate(texts, 1):
         if args.format == "jsonl":
             for place, (word, log_prob) in enumerate(text, 1):
-                say(json.dumps({"sample": sample, "position": place, "word": word, "log_prob": round(log_prob, 6)}),
-                    flush=True)
+                say(
+                    json.dumps({"sample": sample, "position": place, "word": word, "log_prob": round(log_prob, 6)}),
+                    flush=True,
+                )
             continue
         if sample > 1:
             say()

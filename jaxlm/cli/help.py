@@ -34,9 +34,16 @@ def later(action: argparse.Action) -> argparse.Action:
 def tasks() -> str:
     """What `jaxlm` alone prints: a command for each task."""
     width = max(len(task) for task, _ in TASKS)
-    return "\n".join(["jaxlm trains and uses recurrent language models. RUN is the directory of a run.", "",
-                      *(f"  {task:<{width}}  {command}" for task, command in TASKS), "",
-                      "All verbs: jaxlm --help    All flags of one: jaxlm VERB --help, and --help-all", ""])
+    return "\n".join(
+        [
+            "jaxlm trains and uses recurrent language models. RUN is the directory of a run.",
+            "",
+            *(f"  {task:<{width}}  {command}" for task, command in TASKS),
+            "",
+            "All verbs: jaxlm --help    All flags of one: jaxlm VERB --help, and --help-all",
+            "",
+        ]
+    )
 
 
 def verbs(found: Mapping[str, str], epilog: str) -> str:
@@ -48,8 +55,16 @@ def verbs(found: Mapping[str, str], epilog: str) -> str:
     """
     width = max(map(len, found))
     lines = [f"  {name:<{width}}  {_cut(line, _columns() - width - 4)[0]}" for name, line in found.items()]
-    return "\n".join(["usage: jaxlm VERB ...    (jaxlm VERB --help explains one; jaxlm alone: by task)", "", *lines, "",
-                      epilog.rstrip(), ""])
+    return "\n".join(
+        [
+            "usage: jaxlm VERB ...    (jaxlm VERB --help explains one; jaxlm alone: by task)",
+            "",
+            *lines,
+            "",
+            epilog.rstrip(),
+            "",
+        ]
+    )
 
 
 def brief(parser: argparse.ArgumentParser) -> str:
@@ -73,24 +88,36 @@ def _brief(parser: argparse.ArgumentParser, fitted: Callable[[str, int], list[st
     more = "   (--help-all tells more)" if some_later or fitted is _cut else ""
     usage = f"usage: {' '.join([parser.prog, *_positional(parser)])} [options]"
     usage += more if len(usage + more) <= _columns() else f"\n{more.strip()}" if more else ""
-    lines = [usage, "",
-             *(part for line in (parser.description or "").splitlines()
-               for part in (wrapped(line, _columns()) if line[:1].strip() else [line]))]
+    lines = [
+        usage,
+        "",
+        *(
+            part
+            for line in (parser.description or "").splitlines()
+            for part in (wrapped(line, _columns()) if line[:1].strip() else [line])
+        ),
+    ]
     for title, shown in groups.items():
         lines += ["", *([] if title in ("positional arguments", "options") else [f"{title}:"])]
         for action in shown:
             text = fitted(_help(parser, action), _columns() - width - 4) or [""]
-            lines += [f"  {start:<{width}}  {part}".rstrip()
-                      for start, part in zip_longest([names[action]], text, fillvalue="")]
+            lines += [
+                f"  {start:<{width}}  {part}".rstrip()
+                for start, part in zip_longest([names[action]], text, fillvalue="")
+            ]
     return "\n".join([*lines, *(["", parser.epilog.split("\n\n")[0]] if parser.epilog else []), ""])
 
 
 def _positional(parser: argparse.ArgumentParser) -> list[str]:
     """The arguments without a flag, and those flags that must be given."""
     formatter = parser._get_formatter()
-    return [*(formatter._format_args(action, str(action.metavar or action.dest))
-              for action in parser._get_positional_actions()),
-            *(_invocation(action) for action in parser._get_optional_actions() if action.required)]
+    return [
+        *(
+            formatter._format_args(action, str(action.metavar or action.dest))
+            for action in parser._get_positional_actions()
+        ),
+        *(_invocation(action) for action in parser._get_optional_actions() if action.required),
+    ]
 
 
 def _is_brief(action: argparse.Action) -> bool:
@@ -124,13 +151,15 @@ def _cut(text: str, room: int) -> list[str]:
     default = re.search(r"(?:\(|; )(default [^()]*)\)$", text)
     end = f" ({default[1]})" if default else ""
     for most, tail in ((room - len(end), end), (room, "")):
-        ends = [found.start() for found in re.finditer(r" \(|; |(?<!none): |$", text) if found.start() <= most
-                and text.count("(", 0, found.start()) == text.count(")", 0, found.start())]
+        ends = [
+            found.start()
+            for found in re.finditer(r" \(|; |(?<!none): |$", text)
+            if found.start() <= most and text.count("(", 0, found.start()) == text.count(")", 0, found.start())
+        ]
         if ends and ends[-1] >= most // 3:
-            return [text[:ends[-1]] + tail]
-    return [f"{text[:room - 3].rsplit(' ', 1)[0].rstrip(',')}..."]
+            return [text[: ends[-1]] + tail]
+    return [f"{text[: room - 3].rsplit(' ', 1)[0].rstrip(',')}..."]
 
 
 def _columns() -> int:
     return max(40, min(shutil.get_terminal_size().columns, 120))
-

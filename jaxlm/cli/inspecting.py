@@ -23,8 +23,12 @@ from jaxlm.terminal import printable, say
 _PERPLEXITY = re.compile("perplexity|floor")
 
 
-@verb("what a run holds: its config, corpus, results, checkpoints and problems", RUN,
-      argument("--json", action="store_true", help="print JSON"), uses_jax=False)
+@verb(
+    "what a run holds: its config, corpus, results, checkpoints and problems",
+    RUN,
+    argument("--json", action="store_true", help="print JSON"),
+    uses_jax=False,
+)
 def info(args: argparse.Namespace) -> int:
     found = contents(args.run)
     if args.json:
@@ -66,14 +70,23 @@ def contents(run: Path) -> dict[str, Any]:
     except JaxlmError as error:
         results = []
         problems.append(str(error))
-    return {"run": str(run), "preset": config.preset, "kinds": config.kinds, "config": _fields(config),
-            "corpus": corpus, "checkpoints": _checkpoints(run), "results": results,
-            "problems": list(dict.fromkeys(problems))}
+    return {
+        "run": str(run),
+        "preset": config.preset,
+        "kinds": config.kinds,
+        "config": _fields(config),
+        "corpus": corpus,
+        "checkpoints": _checkpoints(run),
+        "results": results,
+        "problems": list(dict.fromkeys(problems)),
+    }
 
 
 def _fields(config: Config) -> list[dict[str, Any]]:
-    return [{"section": section, "field": name, "value": value, "unit": spec.unit}
-            for section, name, spec, value in config.every_field()]
+    return [
+        {"section": section, "field": name, "value": value, "unit": spec.unit}
+        for section, name, spec, value in config.every_field()
+    ]
 
 
 def _checkpoints(run: Path) -> list[dict[str, Any]]:
@@ -81,10 +94,16 @@ def _checkpoints(run: Path) -> list[dict[str, Any]]:
 
     found = listing.manifests(run)
     best = listing.best_step(found)
-    return [{"step": step, "epoch": manifest.epoch, "valid_perplexity": manifest.valid_perplexity,
-             "corpus": manifest.corpus.get("name"),
-             "labels": [label for label, at in (("last", max(found)), ("best", best)) if at == step]}
-            for step, manifest in found.items()]
+    return [
+        {
+            "step": step,
+            "epoch": manifest.epoch,
+            "valid_perplexity": manifest.valid_perplexity,
+            "corpus": manifest.corpus.get("name"),
+            "labels": [label for label, at in (("last", max(found)), ("best", best)) if at == step],
+        }
+        for step, manifest in found.items()
+    ]
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
@@ -99,8 +118,12 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
             yield ""
             yield f"{section} {found['kinds'][section]}" if section in KINDS else section
         yield f"  {row['field']:<{width}}  {setting_text(row['value']):<{wide}}  {row['unit']}".rstrip()
-    for title, lines in (("corpus", _corpus(found["corpus"])), ("checkpoints", _checkpoint_table(found["checkpoints"])),
-                        ("results", _results(found["results"])), ("problems", found["problems"])):
+    for title, lines in (
+        ("corpus", _corpus(found["corpus"])),
+        ("checkpoints", _checkpoint_table(found["checkpoints"])),
+        ("results", _results(found["results"])),
+        ("problems", found["problems"]),
+    ):
         lines = [*lines]
         yield ""
         yield title if lines else f"{title}: none"
@@ -117,15 +140,33 @@ def _corpus(corpus: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _checkpoint_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    return _table([{"step": row["step"], "epoch": row["epoch"], "valid perplexity": row["valid_perplexity"],
-                    "": " ".join(row["labels"])} for row in rows])
+    return _table(
+        [
+            {
+                "step": row["step"],
+                "epoch": row["epoch"],
+                "valid perplexity": row["valid_perplexity"],
+                "": " ".join(row["labels"]),
+            }
+            for row in rows
+        ]
+    )
 
 
 def _results(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for kind in dict.fromkeys(row["kind"] for row in rows):
         yield f"perplexity of each {kind}"
-        for line in _table([{name.removesuffix("_perplexity"): _result(name, value) for name, value in row.items()
-                             if name not in ("kind", "preset", "corpus")} for row in rows if row["kind"] == kind]):
+        for line in _table(
+            [
+                {
+                    name.removesuffix("_perplexity"): _result(name, value)
+                    for name, value in row.items()
+                    if name not in ("kind", "preset", "corpus")
+                }
+                for row in rows
+                if row["kind"] == kind
+            ]
+        ):
             yield f"  {line}"
 
 

@@ -52,8 +52,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, add_help=False, **options)
         self._help_text = help_text or partial(brief, self)
         self.add_argument("-h", "--help", action="help", help="the arguments used most, a line each")
-        self.add_argument("--help-all", action=_HelpAll, nargs=0, dest="help", default=argparse.SUPPRESS,
-                          help="every flag, with its limits and its default")
+        self.add_argument(
+            "--help-all",
+            action=_HelpAll,
+            nargs=0,
+            dest="help",
+            default=argparse.SUPPRESS,
+            help="every flag, with its limits and its default",
+        )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = _with_negative_numbers(sys.argv[1:] if args is None else args)
@@ -97,8 +103,9 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             near = difflib.get_close_matches(str(value), action.choices, 1)
-            raise argparse.ArgumentError(None, f"there is no verb {_quoted(str(value))}"
-                                               f"{f'; did you mean {near[0]}?' if near else ''}")
+            raise argparse.ArgumentError(
+                None, f"there is no verb {_quoted(str(value))}{f'; did you mean {near[0]}?' if near else ''}"
+            )
         super()._check_value(action, value)
 
     def error(self, message: str) -> NoReturn:
@@ -108,6 +115,7 @@ class Parser(argparse.ArgumentParser):
 
 def whole(low: int = 0, high: int = LARGEST) -> Callable[[str], int]:
     """The type of an argument that takes a whole number within limits."""
+
     def read(text: str) -> int:
         value = whole_number(text)
         if not low <= value <= high:
@@ -130,8 +138,9 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     with suppress(argparse.ArgumentTypeError):
         if len(text) <= MOST_CHARACTERS:
             return tuple(whole_number(part) for part in text.split(",") if part.strip())
-    raise argparse.ArgumentTypeError("expected whole numbers with commas between, as in 256,128, found "
-                                     f"{_quoted(text)}")
+    raise argparse.ArgumentTypeError(
+        f"expected whole numbers with commas between, as in 256,128, found {_quoted(text)}"
+    )
 
 
 def number(text: str) -> float:
@@ -197,8 +206,12 @@ def text_of(data: bytes, name: object) -> str:
         raise JaxlmError(f"{name} is not UTF-8: byte {error.start} is {data[error.start]:#04x}") from None
 
 
-def add_config_flags(parser: argparse.ArgumentParser, arguments: Sequence[str], start: Config | None = None,
-                     often: Sequence[str] = _OFTEN) -> None:
+def add_config_flags(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str],
+    start: Config | None = None,
+    often: Sequence[str] = _OFTEN,
+) -> None:
     """Adds a flag for the kind of model, optimiser and schedule, and for every field of every kind.
 
     Args:
@@ -215,8 +228,13 @@ def add_config_flags(parser: argparse.ArgumentParser, arguments: Sequence[str], 
         title = f"{section} ({kind_of(section, part)})" if section in KINDS else _SUMMARIES[section]
         group = parser.add_argument_group(title, _summary(part))
         if section in KINDS:
-            kind = group.add_argument(f"--{section}", dest=FIELD + section, default=argparse.SUPPRESS, metavar="KIND",
-                                      help=f"{either(list(KINDS[section]))} (default {kind_of(section, part)})")
+            kind = group.add_argument(
+                f"--{section}",
+                dest=FIELD + section,
+                default=argparse.SUPPRESS,
+                metavar="KIND",
+                help=f"{either(list(KINDS[section]))} (default {kind_of(section, part)})",
+            )
             suggest(kind, KINDS[section])
             if section not in often:
                 later(kind)
@@ -257,9 +275,15 @@ def starting_config(args: argparse.Namespace) -> Config:
 def add_start(group: Any, with_preset: bool = True) -> None:
     """Adds --preset and --config, where the flags' fields start from."""
     if with_preset:
-        suggest(group.add_argument(
-            "--preset", default="small", metavar="NAME",
-            help=f"the recipe to start from: {either(list(PRESETS))} (default small)"), PRESETS)
+        suggest(
+            group.add_argument(
+                "--preset",
+                default="small",
+                metavar="NAME",
+                help=f"the recipe to start from: {either(list(PRESETS))} (default small)",
+            ),
+            PRESETS,
+        )
     group.add_argument("--config", type=some_path, metavar="FILE", help="start from a config.json instead")
 
 
@@ -276,8 +300,12 @@ def _add_flag(group: Any, name: str, spec: Spec, help: str) -> argparse.Action:
     if spec.type is bool:
         return group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
     optional = any(found.optional for _, _, kind in all_kinds() if (found := specs(kind).get(name)))
-    kinds = {int: whole_number_or_none if optional else whole_number, tuple: whole_numbers,
-             float: number_or_none if optional else number, str: str}
+    kinds = {
+        int: whole_number_or_none if optional else whole_number,
+        tuple: whole_numbers,
+        float: number_or_none if optional else number,
+        str: str,
+    }
     none = "|none" * spec.optional
     metavars = {int: f"N{none}", tuple: "N,N", float: f"X{none}", str: "TEXT"}
     metavar = f"{{{','.join(spec.choices)}}}" if spec.choices else metavars[spec.type]
@@ -289,8 +317,11 @@ def _limits(spec: Spec) -> str:
     if spec.type not in (int, float):
         return ""
     if spec.type is int:
-        spec = replace(spec, low=spec.low if spec.low > 1 else -float("inf"),
-                       high=spec.high if spec.high < LARGEST else float("inf"))
+        spec = replace(
+            spec,
+            low=spec.low if spec.low > 1 else -float("inf"),
+            high=spec.high if spec.high < LARGEST else float("inf"),
+        )
         if spec.high < float("inf") and spec.low < 0:
             return f"at most {spec.high:,}"
     return "" if spec.range == "finite" else spec.range
@@ -325,7 +356,7 @@ def value_of(flag: str, arguments: Sequence[str]) -> str | None:
         if token == flag:
             found = arguments[place + 1] if place + 1 < len(arguments) else None
         elif token.startswith(f"{flag}="):
-            found = token[len(flag) + 1:]
+            found = token[len(flag) + 1 :]
     return found
 
 
@@ -345,4 +376,4 @@ def _quoted(text: str) -> str:
 
 
 def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[:most // 2]} ... {text[-most // 2:]}"
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"

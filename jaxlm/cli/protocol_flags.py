@@ -18,9 +18,12 @@ def add_protocol_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]
     name = value_of("--protocol", arguments) or "plain"
     chosen = PROTOCOLS.get(name, Plain)
     group = parser.add_argument_group(f"protocol ({name})", (chosen.__doc__ or "").split("\n")[0])
-    group.add_argument("--protocol", choices=tuple(PROTOCOLS), default="plain",
-                       help=f"how probabilities are made: {either(list(PROTOCOLS))} (default plain; with --help: "
-                            "show its flags)")
+    group.add_argument(
+        "--protocol",
+        choices=tuple(PROTOCOLS),
+        default="plain",
+        help=f"how probabilities are made: {either(list(PROTOCOLS))} (default plain; with --help: show its flags)",
+    )
     taken: set[str] = set()
     for kind in (chosen, *PROTOCOLS.values()):
         for field, spec in specs(kind).items():

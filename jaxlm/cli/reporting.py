@@ -8,12 +8,27 @@ from jaxlm.errors import RunDirError
 from jaxlm.terminal import printable, say
 
 
-@verb("write a page of HTML about runs and sweeps",
-      argument("runs", type=some_path, nargs="+", metavar="RUN", help="directories of runs and of sweeps"),
-      argument("-o", "--out", type=some_path, metavar="FILE",
-               help="the file to write (default: report.html in the one directory)"),
-      argument("--text", action="append", default=[], metavar="TEXT", dest="texts",
-               help="colour this text by its surprisal too; may be given again"), CHECKPOINT, DATA_DIR)
+@verb(
+    "write a page of HTML about runs and sweeps",
+    argument("runs", type=some_path, nargs="+", metavar="RUN", help="directories of runs and of sweeps"),
+    argument(
+        "-o",
+        "--out",
+        type=some_path,
+        metavar="FILE",
+        help="the file to write (default: report.html in the one directory)",
+    ),
+    argument(
+        "--text",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        dest="texts",
+        help="colour this text by its surprisal too; may be given again",
+    ),
+    CHECKPOINT,
+    DATA_DIR,
+)
 def report(args: argparse.Namespace) -> None:
     for run in args.runs:
         if not run.is_dir():
@@ -21,5 +36,8 @@ def report(args: argparse.Namespace) -> None:
 
     from jaxlm.sweeps.reporting import write_report
 
-    say(printable(str(write_report(args.runs, args.out, which=args.checkpoint, texts=args.texts,
-                                   data_dir=args.data_dir))))
+    say(
+        printable(
+            str(write_report(args.runs, args.out, which=args.checkpoint, texts=args.texts, data_dir=args.data_dir))
+        )
+    )

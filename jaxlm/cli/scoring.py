@@ -20,38 +20,74 @@ if TYPE_CHECKING:
 
 FORMATS = ("tsv", "csv", "jsonl")
 FORMAT = argument("--format", choices=FORMATS, help="of the table (default tsv)")
-OUTPUT = argument("--output", type=some_path, metavar="FILE",
-                  help="write the table to a file, which appears whole at the end (default: standard output)")
+OUTPUT = argument(
+    "--output",
+    type=some_path,
+    metavar="FILE",
+    help="write the table to a file, which appears whole at the end (default: standard output)",
+)
 
 
 def _tokenizer(default: str) -> Callable:
-    return argument("--tokenizer", choices=("none", "ptb"), default=None,
-                    help=f"words as they stand, or as in Penn Treebank (ptb: punctuation and clitics apart, numbers as "
-                         f"its files have them) (default {default})")
+    return argument(
+        "--tokenizer",
+        choices=("none", "ptb"),
+        default=None,
+        help=f"words as they stand, or as in Penn Treebank (ptb: punctuation and clitics apart, numbers as "
+        f"its files have them) (default {default})",
+    )
 
 
-@verb("the surprisal of every word of a text", RUN, CHECKPOINT,
-      argument("texts", nargs="*", type=some_path, metavar="FILE", default=[],
-               help="text, a sentence a line (default, or -: standard input); a directory is one more run, with "
-                    "columns of its own"),
-      argument("--csv", type=some_path, metavar="FILE",
-               help="stimuli in CSV: all other columns are kept, with a row for each displayed word"),
-      argument("--column", metavar="NAME", help="the column of sentences in --csv (default Sentence)"),
-      _tokenizer("none; ptb for --csv"),
-      argument("--unit", choices=("bits", "nats"), help="of surprisal and entropy (default bits)"),
-      argument("--context", choices=("sentence", "stream"), default="sentence",
-               help="pass on the state from line to line, or begin each from zeros (default sentence)"),
-      argument("--oov", choices=("unk", "error", "nan"), default="unk",
-               help="words outside the vocabulary: read as <unk>, refuse, or read as <unk> with a surprisal of NaN "
-                    "(default unk)"),
-      argument("--top-k", type=whole_number, metavar="K", help="add the K likeliest words in each word's place"),
-      argument("--eos", action="store_true", help="also a row for the <eos> that ends each line"),
-      argument("--format", choices=FORMATS, help="of the table (default tsv; csv for --csv)"),
-      argument("--layout", choices=("jaxlm", "lm-zoo", "neural-complexity"), default="jaxlm",
-               help="the header and numbering of another tool (default jaxlm)"),
-      argument("--adapt", type=number, metavar="RATE", help="after each sentence take a step of SGD on it"),
-      argument("--save-adapted", type=some_path, metavar="DIR", help="keep the adapted model as a run"),
-      DATA_DIR, OUTPUT, add_protocol_flags)
+@verb(
+    "the surprisal of every word of a text",
+    RUN,
+    CHECKPOINT,
+    argument(
+        "texts",
+        nargs="*",
+        type=some_path,
+        metavar="FILE",
+        default=[],
+        help="text, a sentence a line (default, or -: standard input); a directory is one more run, with "
+        "columns of its own",
+    ),
+    argument(
+        "--csv",
+        type=some_path,
+        metavar="FILE",
+        help="stimuli in CSV: all other columns are kept, with a row for each displayed word",
+    ),
+    argument("--column", metavar="NAME", help="the column of sentences in --csv (default Sentence)"),
+    _tokenizer("none; ptb for --csv"),
+    argument("--unit", choices=("bits", "nats"), help="of surprisal and entropy (default bits)"),
+    argument(
+        "--context",
+        choices=("sentence", "stream"),
+        default="sentence",
+        help="pass on the state from line to line, or begin each from zeros (default sentence)",
+    ),
+    argument(
+        "--oov",
+        choices=("unk", "error", "nan"),
+        default="unk",
+        help="words outside the vocabulary: read as <unk>, refuse, or read as <unk> with a surprisal of NaN "
+        "(default unk)",
+    ),
+    argument("--top-k", type=whole_number, metavar="K", help="add the K likeliest words in each word's place"),
+    argument("--eos", action="store_true", help="also a row for the <eos> that ends each line"),
+    argument("--format", choices=FORMATS, help="of the table (default tsv; csv for --csv)"),
+    argument(
+        "--layout",
+        choices=("jaxlm", "lm-zoo", "neural-complexity"),
+        default="jaxlm",
+        help="the header and numbering of another tool (default jaxlm)",
+    ),
+    argument("--adapt", type=number, metavar="RATE", help="after each sentence take a step of SGD on it"),
+    argument("--save-adapted", type=some_path, metavar="DIR", help="keep the adapted model as a run"),
+    DATA_DIR,
+    OUTPUT,
+    add_protocol_flags,
+)
 def surprisal(args: argparse.Namespace) -> None:
     protocol = given_protocol(args)
     _check_surprisal(args)
@@ -66,11 +102,17 @@ def surprisal(args: argparse.Namespace) -> None:
     names = [path.name if short else str(path) for path in runs]
     if len(set(names)) < len(names):
         raise JaxlmError(f"the run {next(name for name in names if names.count(name) > 1)} is given twice")
-    lms = {name: loaded(argparse.Namespace(run=run, checkpoint=args.checkpoint))
-           for name, run in zip(names, runs, strict=True)}
+    lms = {
+        name: loaded(argparse.Namespace(run=run, checkpoint=args.checkpoint))
+        for name, run in zip(names, runs, strict=True)
+    }
     top_k, adapt = args.top_k or 0, args.adapt
-    scorings = {name: lm.scorer(args.context, top_k, protocol=protocol, data_dir=args.data_dir) if adapt is None else
-                lm.adaptive(adapt, context=args.context, top_k=top_k) for name, lm in lms.items()}
+    scorings = {
+        name: lm.scorer(args.context, top_k, protocol=protocol, data_dir=args.data_dir)
+        if adapt is None
+        else lm.adaptive(adapt, context=args.context, top_k=top_k)
+        for name, lm in lms.items()
+    }
     write_table = _stimuli if args.csv else _lines
     with output(args.output) as write:
         write_table(args, lms, scorings, texts, write)
@@ -78,9 +120,13 @@ def surprisal(args: argparse.Namespace) -> None:
         _save(next(iter(lms.values())).with_params(next(iter(scorings.values())).params), args)  # pyright: ignore
 
 
-@verb("the state of every layer after each word, as arrays in an .npz file", RUN, CHECKPOINT,
-      argument("text", type=some_path, metavar="FILE", help="text, a sentence a line (-: standard input)"),
-      argument("--output", type=some_path, metavar="FILE", help="default: the text's name with .npz"))
+@verb(
+    "the state of every layer after each word, as arrays in an .npz file",
+    RUN,
+    CHECKPOINT,
+    argument("text", type=some_path, metavar="FILE", help="text, a sentence a line (-: standard input)"),
+    argument("--output", type=some_path, metavar="FILE", help="default: the text's name with .npz"),
+)
 def states(args: argparse.Namespace) -> None:
     import numpy as np
 
@@ -106,47 +152,100 @@ def states(args: argparse.Namespace) -> None:
     say(printable(f"{path}: {len(words):,} words; {', '.join(arrays)}"))
 
 
-@verb("accuracy on minimal pairs in BLiMP's format", RUN, CHECKPOINT,
-      argument("pairs", nargs="+", type=some_path, metavar="FILE.jsonl",
-               help="a pair a line: sentence_good, sentence_bad, and perhaps UID and linguistics_term"),
-      _tokenizer("ptb"),
-      argument("--oov", choices=("unk", "error", "filter"), default="unk",
-               help="read unknown words as <unk>, refuse them, or leave out pairs that differ in nothing else "
-                    "(default unk)"),
-      argument("--eos", action="store_true", help="count the <eos> after the last word to the sentence"),
-      FORMAT, DATA_DIR, OUTPUT, add_protocol_flags)
+@verb(
+    "accuracy on minimal pairs in BLiMP's format",
+    RUN,
+    CHECKPOINT,
+    argument(
+        "pairs",
+        nargs="+",
+        type=some_path,
+        metavar="FILE.jsonl",
+        help="a pair a line: sentence_good, sentence_bad, and perhaps UID and linguistics_term",
+    ),
+    _tokenizer("ptb"),
+    argument(
+        "--oov",
+        choices=("unk", "error", "filter"),
+        default="unk",
+        help="read unknown words as <unk>, refuse them, or leave out pairs that differ in nothing else (default unk)",
+    ),
+    argument("--eos", action="store_true", help="count the <eos> after the last word to the sentence"),
+    FORMAT,
+    DATA_DIR,
+    OUTPUT,
+    add_protocol_flags,
+)
 def minimal_pairs(args: argparse.Namespace) -> None:
     protocol = given_protocol(args)
-    found = loaded(args).minimal_pairs(args.pairs, oov=args.oov, tokenizer=args.tokenizer or "ptb", eos=args.eos,
-                                       protocol=protocol, data_dir=args.data_dir)
+    found = loaded(args).minimal_pairs(
+        args.pairs,
+        oov=args.oov,
+        tokenizer=args.tokenizer or "ptb",
+        eos=args.eos,
+        protocol=protocol,
+        data_dir=args.data_dir,
+    )
     rows = [*found.by_uid, found.total]
-    _write_table(args, {
-        "UID": [row.name for row in rows], "linguistics_term": [row.term for row in rows],
-        "pairs": [row.n for row in rows],
-        "accuracy": [row.accuracy for row in rows], "low_95": [row.interval[0] for row in rows],
-        "high_95": [row.interval[1] for row in rows], "ties": [row.ties for row in rows],
-        "oov_only": [row.alike for row in rows], "left_out": [row.left_out for row in rows]})
+    _write_table(
+        args,
+        {
+            "UID": [row.name for row in rows],
+            "linguistics_term": [row.term for row in rows],
+            "pairs": [row.n for row in rows],
+            "accuracy": [row.accuracy for row in rows],
+            "low_95": [row.interval[0] for row in rows],
+            "high_95": [row.interval[1] for row in rows],
+            "ties": [row.ties for row in rows],
+            "oov_only": [row.alike for row in rows],
+            "left_out": [row.left_out for row in rows],
+        },
+    )
 
 
-@verb("results of SyntaxGym test suites", RUN, CHECKPOINT,
-      argument("suites", nargs="+", type=some_path, metavar="SUITE.json"), _tokenizer("ptb"),
-      argument("--oov", choices=("unk", "error"), default="unk", help="read unknown words as <unk>, or refuse them "
-                                                                       "(default unk)"),
-      FORMAT, DATA_DIR, OUTPUT, add_protocol_flags)
+@verb(
+    "results of SyntaxGym test suites",
+    RUN,
+    CHECKPOINT,
+    argument("suites", nargs="+", type=some_path, metavar="SUITE.json"),
+    _tokenizer("ptb"),
+    argument(
+        "--oov",
+        choices=("unk", "error"),
+        default="unk",
+        help="read unknown words as <unk>, or refuse them (default unk)",
+    ),
+    FORMAT,
+    DATA_DIR,
+    OUTPUT,
+    add_protocol_flags,
+)
 def syntaxgym(args: argparse.Namespace) -> None:
     protocol = given_protocol(args)
     lm = loaded(args)
-    results = [lm.syntaxgym(path, oov=args.oov, tokenizer=args.tokenizer or "ptb", protocol=protocol,
-                            data_dir=args.data_dir) for path in args.suites]
+    results = [
+        lm.syntaxgym(path, oov=args.oov, tokenizer=args.tokenizer or "ptb", protocol=protocol, data_dir=args.data_dir)
+        for path in args.suites
+    ]
     rows: list[tuple[Any, ...]] = []
     for result in results:
         for place, formula in enumerate(result.suite.predictions):
-            rows += [(result.suite.name, item.number, formula.text, int(item.predictions[place]), item.oov)
-                     for item in result.items]
-            rows.append((result.suite.name, "all", formula.text, result.by_prediction[place],
-                         sum(item.oov for item in result.items)))
-        rows.append((result.suite.name, "all", "every prediction", result.accuracy,
-                     sum(item.oov for item in result.items)))
+            rows += [
+                (result.suite.name, item.number, formula.text, int(item.predictions[place]), item.oov)
+                for item in result.items
+            ]
+            rows.append(
+                (
+                    result.suite.name,
+                    "all",
+                    formula.text,
+                    result.by_prediction[place],
+                    sum(item.oov for item in result.items),
+                )
+            )
+        rows.append(
+            (result.suite.name, "all", "every prediction", result.accuracy, sum(item.oov for item in result.items))
+        )
     columns = zip(*rows, strict=True)
     _write_table(args, dict(zip(("suite", "item", "prediction", "correct", "oov"), columns, strict=True)))
 
@@ -156,8 +255,12 @@ def _check_surprisal(args: argparse.Namespace) -> None:
     if args.top_k is not None and args.top_k < 1:
         raise JaxlmError(f"--top-k must be at least 1; it is {args.top_k}")
     if args.layout != "jaxlm":
-        for flag, given in (("--format", args.format), ("--top-k", args.top_k), ("--csv", args.csv),
-                            ("--unit", args.unit if args.unit == "nats" else None)):
+        for flag, given in (
+            ("--format", args.format),
+            ("--top-k", args.top_k),
+            ("--csv", args.csv),
+            ("--unit", args.unit if args.unit == "nats" else None),
+        ):
             if given:
                 raise JaxlmError(f"--layout {args.layout} is that tool's own table, in bits: leave {flag} out")
     if args.csv and (args.top_k or args.eos):
@@ -165,8 +268,10 @@ def _check_surprisal(args: argparse.Namespace) -> None:
     if args.column is not None and not args.csv:
         raise JaxlmError("--column names a column of the file of --csv, which is not given")
     if args.adapt is not None and args.protocol != "plain":
-        raise JaxlmError(f"--adapt {args.adapt:g} learns from each sentence of a plain model, and --protocol "
-                         f"{args.protocol} is given: leave one out")
+        raise JaxlmError(
+            f"--adapt {args.adapt:g} learns from each sentence of a plain model, and --protocol "
+            f"{args.protocol} is given: leave one out"
+        )
     if args.save_adapted:
         if args.adapt is None:
             raise JaxlmError("--save-adapted keeps what --adapt RATE makes, which is not given")
@@ -174,20 +279,40 @@ def _check_surprisal(args: argparse.Namespace) -> None:
             raise RunDirError(f"{args.save_adapted} exists already: name a new directory")
 
 
-def _lines(args: argparse.Namespace, lms: "dict[str, LanguageModel]", scorings: dict[str, Any], texts: Sequence[Path],
-           write: Callable[[str], None]) -> None:
+def _lines(
+    args: argparse.Namespace,
+    lms: "dict[str, LanguageModel]",
+    scorings: dict[str, Any],
+    texts: Sequence[Path],
+    write: Callable[[str], None],
+) -> None:
     """A row for each token of lines of text, as they come."""
     from jaxlm.scoring import layouts
 
     table = layouts.TextTable(args.format or "tsv", cleaner(args.output, args.format or "tsv"))
-    cells = {"lm-zoo": (layouts.LM_ZOO, layouts.lm_zoo_rows, "\t"),
-             "neural-complexity": (layouts.NEURAL_COMPLEXITY, layouts.neural_complexity_rows, " ")}.get(args.layout)
+    cells = {
+        "lm-zoo": (layouts.LM_ZOO, layouts.lm_zoo_rows, "\t"),
+        "neural-complexity": (layouts.NEURAL_COMPLEXITY, layouts.neural_complexity_rows, " "),
+    }.get(args.layout)
     begun = False
     for first, lines, where in _blocks(texts, progress=args.output is not None or not _shown()):
-        found = {name: next(lm.surprisal_stream(lines, context=args.context, oov=args.oov, unit=args.unit or "bits",
-                                                tokenizer=args.tokenizer or "none", eos=args.eos, first=first,
-                                                block=len(lines), scoring=scorings[name], where=where))
-                 for name, lm in lms.items()}
+        found = {
+            name: next(
+                lm.surprisal_stream(
+                    lines,
+                    context=args.context,
+                    oov=args.oov,
+                    unit=args.unit or "bits",
+                    tokenizer=args.tokenizer or "none",
+                    eos=args.eos,
+                    first=first,
+                    block=len(lines),
+                    scoring=scorings[name],
+                    where=where,
+                )
+            )
+            for name, lm in lms.items()
+        }
         if cells is not None:
             header, rows, separator = cells
             if not begun:
@@ -196,14 +321,22 @@ def _lines(args: argparse.Namespace, lms: "dict[str, LanguageModel]", scorings: 
             write("".join(separator.join(map(clean, row)) + "\n" for row in rows(next(iter(found.values())))))
         else:
             columns = {name: one.columns() for name, one in found.items()}
-            joined = next(iter(columns.values())) if len(lms) == 1 else layouts.side_by_side(
-                columns, ("sentence_id", "token_id", "word"))
+            joined = (
+                next(iter(columns.values()))
+                if len(lms) == 1
+                else layouts.side_by_side(columns, ("sentence_id", "token_id", "word"))
+            )
             write(("" if begun else table.header(list(joined))) + "".join(table.rows(joined)))
         begun = True
 
 
-def _stimuli(args: argparse.Namespace, lms: "dict[str, LanguageModel]", scorings: dict[str, Any], _: Sequence[Path],
-             write: Callable[[str], None]) -> None:
+def _stimuli(
+    args: argparse.Namespace,
+    lms: "dict[str, LanguageModel]",
+    scorings: dict[str, Any],
+    _: Sequence[Path],
+    write: Callable[[str], None],
+) -> None:
     """A row for each displayed word of the sentences of a CSV file, after its other columns."""
     from jaxlm.scoring import layouts
     from jaxlm.scoring.stimuli import read_table
@@ -214,10 +347,18 @@ def _stimuli(args: argparse.Namespace, lms: "dict[str, LanguageModel]", scorings
     def where(sentence: int) -> str:
         return f"{args.csv}, line {stimuli.lines[sentence - 1]}"
 
-    found = {name: lm.word_surprisal(stimuli.sentences, tokenizer=args.tokenizer or "ptb", context=args.context,
-                                     oov=args.oov, unit=args.unit or "bits", scoring=scorings[name],
-                                     where=where).columns()
-             for name, lm in lms.items()}
+    found = {
+        name: lm.word_surprisal(
+            stimuli.sentences,
+            tokenizer=args.tokenizer or "ptb",
+            context=args.context,
+            oov=args.oov,
+            unit=args.unit or "bits",
+            scoring=scorings[name],
+            where=where,
+        ).columns()
+        for name, lm in lms.items()
+    }
     own = next(iter(found.values()))
     if len(lms) > 1:
         own = layouts.side_by_side(found, ("sentence_id", "word_id", "word"))

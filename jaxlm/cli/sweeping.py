@@ -40,25 +40,48 @@ def sweep_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str], s
     parser.set_defaults(default_space={}, default_fields={})
     run = parser.add_argument_group("the sweep")
     add_start(run, with_preset=start is None)
-    run.add_argument("--set", action="append", default=[], metavar="FIELD=SPACE", dest="settings",
-                     help="try these values of a field (see below); once for each field")
-    later(run.add_argument("--space", type=some_path, metavar="FILE",
-                           help="the same from a file of TOML or JSON: FIELD = SPACE"))
-    run.add_argument("--strategy", choices=("grid", "random", "tpe"),
-                     help="all points, random ones, or Optuna's choice (tpe, which prunes) (default grid)")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=SPACE",
+        dest="settings",
+        help="try these values of a field (see below); once for each field",
+    )
+    later(
+        run.add_argument(
+            "--space", type=some_path, metavar="FILE", help="the same from a file of TOML or JSON: FIELD = SPACE"
+        )
+    )
+    run.add_argument(
+        "--strategy",
+        choices=("grid", "random", "tpe"),
+        help="all points, random ones, or Optuna's choice (tpe, which prunes) (default grid)",
+    )
     run.add_argument("--trials", type=whole(1), metavar="N", help="how many points; a grid needs none")
-    run.add_argument("--seeds", type=whole(1), metavar="K",
-                     help="train each point with so many seeds, from --seed on (default 1)")
-    run.add_argument("--workers", type=whole(1), metavar="N",
-                     help="processes that share the work (default: one a core on CPUs where the sweep is long enough)")
-    later(run.add_argument("--group", type=whole(1), metavar="M",
-                           help="members that train in one program (by memory)"))
-    later(run.add_argument("--storage", metavar="WHERE",
-                           help="a journal file or a database URL for Optuna's study ($JAXLM_STORAGE, else "
-                                "RUN_DIR/study.journal); a URL's password is kept nowhere"))
-    add_run_arguments(run, "where everything is kept, each trial in a run directory (default: "
-                           "runs/PRESET-sweep-DATE-TIME)",
-                      "resume the sweep in --run-dir, beside whoever works on it already")
+    run.add_argument(
+        "--seeds", type=whole(1), metavar="K", help="train each point with so many seeds, from --seed on (default 1)"
+    )
+    run.add_argument(
+        "--workers",
+        type=whole(1),
+        metavar="N",
+        help="processes that share the work (default: one a core on CPUs where the sweep is long enough)",
+    )
+    later(run.add_argument("--group", type=whole(1), metavar="M", help="members that train in one program (by memory)"))
+    later(
+        run.add_argument(
+            "--storage",
+            metavar="WHERE",
+            help="a journal file or a database URL for Optuna's study ($JAXLM_STORAGE, else "
+            "RUN_DIR/study.journal); a URL's password is kept nowhere",
+        )
+    )
+    add_run_arguments(
+        run,
+        "where everything is kept, each trial in a run directory (default: runs/PRESET-sweep-DATE-TIME)",
+        "resume the sweep in --run-dir, beside whoever works on it already",
+    )
     run.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of --workers' processes
     add_config_flags(parser, arguments, start, often=())
 
@@ -69,20 +92,25 @@ def sweep(args: argparse.Namespace) -> int:
         return _work(args)
     space, given = _space(args), changes(args)
     if args.resume and (args.run_dir is None or args.config):
-        raise JaxlmError("--resume continues the sweep in --run-dir with its own config: name the directory, and "
-                         "leave --config out")
+        raise JaxlmError(
+            "--resume continues the sweep in --run-dir with its own config: name the directory, and leave --config out"
+        )
     if both := sorted(space.keys() & given.keys()):
         raise JaxlmError(f"{both[0]} is in the space and has a flag too: leave one of them out")
     if "keep_last" in given:
         say("--keep-last is for a single run: a sweep's members keep their last and their best checkpoint")
-    options = {name: value for name in ("strategy", "trials", "seeds", "group", "storage")
-               if (value := getattr(args, name)) is not None}
+    options = {
+        name: value
+        for name in ("strategy", "trials", "seeds", "group", "storage")
+        if (value := getattr(args, name)) is not None
+    }
     if not args.resume:
         config = starting_config(args).replace(**({} if args.config else args.default_fields))
         space = space or {name: values for name, values in args.default_space.items() if name not in given}
         if not space:
-            raise JaxlmError("the space is empty: name at least one field with its values, as in "
-                             "--set learning_rate=0.5,1,2")
+            raise JaxlmError(
+                "the space is empty: name at least one field with its values, as in --set learning_rate=0.5,1,2"
+            )
         config = _with_fields(config, given, space)
 
     from jaxlm.sweeps import supervisor
@@ -91,8 +119,9 @@ def sweep(args: argparse.Namespace) -> int:
         config, space, options = supervisor.saved_options(args.run_dir, space, options)
         config = config.replace(**given)
     run_dir = args.run_dir or new_run(f"{config.preset}-sweep")
-    result = supervisor.sweep(config, space, run_dir=run_dir, resume=args.resume, workers=args.workers,
-                              data_dir=args.data_dir, **options)
+    result = supervisor.sweep(
+        config, space, run_dir=run_dir, resume=args.resume, workers=args.workers, data_dir=args.data_dir, **options
+    )
     if result.stopped_by:
         return SIGNALLED + result.stopped_by
     return 0 if result.best and not result.damaged else FAILED

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from jaxlm.models.cell import Params
 
 RUNS = Path("runs")
-PREPARED_FIELDS = {"vocab_size": Config().model.vocab_size, "min_count": Config().data.min_count,
-                   "lowercase": Config().data.lowercase}
+PREPARED_FIELDS = {
+    "vocab_size": Config().model.vocab_size,
+    "min_count": Config().data.min_count,
+    "lowercase": Config().data.lowercase,
+}
 
 
 def new_run(label: str) -> Path:
@@ -55,11 +58,18 @@ def train_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str], s
     """
     run = parser.add_argument_group("the run")
     add_start(run, with_preset=start is None)
-    add_run_arguments(run, "where everything is kept (default: runs/PRESET-DATE-TIME)",
-                      "continue the run in --run-dir from its newest checkpoint (default: the newest run of this "
-                      "preset in runs/)")
-    run.add_argument("--init", type=some_path, metavar="RUN", help="begin from another run's last checkpoint (its "
-                     "parameters, model, vocabulary, and its text unless --corpus names one)")
+    add_run_arguments(
+        run,
+        "where everything is kept (default: runs/PRESET-DATE-TIME)",
+        "continue the run in --run-dir from its newest checkpoint (default: the newest run of this preset in runs/)",
+    )
+    run.add_argument(
+        "--init",
+        type=some_path,
+        metavar="RUN",
+        help="begin from another run's last checkpoint (its "
+        "parameters, model, vocabulary, and its text unless --corpus names one)",
+    )
     run.add_argument("--report", action="store_true", help="write RUN/report.html at the end, as `jaxlm report` does")
     run.add_argument("--steps", type=whole(), metavar="N", help="stop after so many windows in all (at least 0)")
     run.add_argument("--track", metavar="NAME", help="send the metrics to wandb, trackio or mlflow too")
@@ -71,9 +81,12 @@ def add_run_arguments(group: Any, run_dir: str, resume: str) -> None:
     """Adds --run-dir, --resume and --data-dir, with the help of the first two."""
     group.add_argument("--run-dir", type=some_path, metavar="DIR", help=run_dir)
     group.add_argument("--resume", action="store_true", help=resume)
-    group.add_argument("--data-dir", type=some_path, metavar="DIR",
-                       help="where Penn Treebank's files are (else $JAXLM_DATA, data/ptb, the user's cache, a "
-                            "download)")
+    group.add_argument(
+        "--data-dir",
+        type=some_path,
+        metavar="DIR",
+        help="where Penn Treebank's files are (else $JAXLM_DATA, data/ptb, the user's cache, a download)",
+    )
 
 
 @verb("train a model", train_arguments)
@@ -112,16 +125,29 @@ def train(args: argparse.Namespace) -> int:
         on_metrics = None
         if args.track is not None:
             fields = {name: str(value) for _, name, _, value in config.every_field()}
-            on_metrics = stack.enter_context(trackers.tracked(args.track, trackers.run_name(run_dir, config.preset),
-                                                              {**config.kinds, **fields}))
-        result = trainer.train(config, corpus=corpus, run_dir=run_dir, params=params, resume=args.resume,
-                               steps=args.steps, data_dir=args.data_dir, devices=args.devices,
-                               model_devices=args.model_devices, on_metrics=on_metrics)
+            on_metrics = stack.enter_context(
+                trackers.tracked(args.track, trackers.run_name(run_dir, config.preset), {**config.kinds, **fields})
+            )
+        result = trainer.train(
+            config,
+            corpus=corpus,
+            run_dir=run_dir,
+            params=params,
+            resume=args.resume,
+            steps=args.steps,
+            data_dir=args.data_dir,
+            devices=args.devices,
+            model_devices=args.model_devices,
+            on_metrics=on_metrics,
+        )
     if args.report and result.run_dir and not result.stopped_by:
         from jaxlm.sweeps.reporting import write_report
 
-        say(printable(f"report: {write_report([result.run_dir], data_dir=args.data_dir)}") if result.epochs else
-            "there is no report: no epoch has ended")
+        say(
+            printable(f"report: {write_report([result.run_dir], data_dir=args.data_dir)}")
+            if result.epochs
+            else "there is no report: no epoch has ended"
+        )
     return SIGNALLED + result.stopped_by if result.stopped_by else 0
 
 
@@ -142,27 +168,41 @@ def _prepare_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> Non
         add_field(parser, name, spec_of_field(name), default)
 
 
-@verb("make a corpus of text larger than memory; after an interruption the same command continues",
-      argument("text", type=some_path, metavar="TEXT", help="a file, or a folder of train/valid/test text"),
-      argument("out", type=some_path, metavar="OUT", help="the folder to make, for --corpus OUT"),
-      _prepare_arguments, uses_jax=False)
+@verb(
+    "make a corpus of text larger than memory; after an interruption the same command continues",
+    argument("text", type=some_path, metavar="TEXT", help="a file, or a folder of train/valid/test text"),
+    argument("out", type=some_path, metavar="OUT", help="the folder to make, for --corpus OUT"),
+    _prepare_arguments,
+    uses_jax=False,
+)
 def prepare(args: argparse.Namespace) -> None:
     fields = {**PREPARED_FIELDS, **changes(args)}
     config = Config().replace(**fields)  # which checks them
 
     from jaxlm.data import prepared
 
-    corpus = prepared.prepare(args.text, args.out, max_vocab=config.model.vocab_size, min_count=config.data.min_count,
-                              lowercase=config.data.lowercase)
+    corpus = prepared.prepare(
+        args.text,
+        args.out,
+        max_vocab=config.model.vocab_size,
+        min_count=config.data.min_count,
+        lowercase=config.data.lowercase,
+    )
     size = f" --vocab-size {len(corpus.vocab)}" if len(corpus.vocab) > PREPARED_FIELDS["vocab_size"] else ""
-    for line in (*corpus.notes, f"{corpus.name}: {corpus.description}",
-                 f"train on it with: jaxlm train --corpus {shlex.quote(str(args.out))}{size}"):
+    for line in (
+        *corpus.notes,
+        f"{corpus.name}: {corpus.description}",
+        f"train on it with: jaxlm train --corpus {shlex.quote(str(args.out))}{size}",
+    ):
         say(line)
 
 
-@verb("train a run again, and compare every byte with it", RUN,
-      argument("--run-dir", type=some_path, metavar="NEW", help="where the new run is kept (default: RUN-again)"),
-      DATA_DIR)
+@verb(
+    "train a run again, and compare every byte with it",
+    RUN,
+    argument("--run-dir", type=some_path, metavar="NEW", help="where the new run is kept (default: RUN-again)"),
+    DATA_DIR,
+)
 def reproduce(args: argparse.Namespace) -> int:
     check_run(args.run)
 
@@ -183,22 +223,43 @@ def _newest_run(name: str) -> Path:
     """The newest run of a preset that was kept in its usual place."""
     preset(name)  # raises where there is no such preset
     begun = re.compile(re.escape(name) + r"-([0-9]{8}-[0-9]{6})(?:-([0-9]+))?")  # as `new_run` names them
-    mine = sorted((found[1], int(found[2] or 1), path.parent) for path in RUNS.glob(f"{name}-*/config.json")
-                  if (found := begun.fullmatch(path.parent.name)))
+    mine = sorted(
+        (found[1], int(found[2] or 1), path.parent)
+        for path in RUNS.glob(f"{name}-*/config.json")
+        if (found := begun.fullmatch(path.parent.name))
+    )
     if not mine:
-        raise JaxlmError(f"there is no run of {name} in {RUNS}/ to resume: name one with --run-dir, or start one with "
-                         f"`jaxlm train --preset {name}`")
+        raise JaxlmError(
+            f"there is no run of {name} in {RUNS}/ to resume: name one with --run-dir, or start one with "
+            f"`jaxlm train --preset {name}`"
+        )
     return mine[-1][-1]
 
 
 def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
     devices = parser.add_argument_group("many devices")
-    later(devices.add_argument("--devices", type=whole(1), metavar="N",
-                               help="spread a batch's rows over N devices (default: as many as divide them)"))
-    later(devices.add_argument("--model-devices", type=whole(1), metavar="M", default=1,
-                               help="spread the vocabulary over M devices, for each of the N (default 1)"))
-    many = parser.add_argument_group("many processes", "copies of one command, which train together; SLURM, Open\n"
-                                     "MPI, Kubernetes and TPU hosts are found automatically")
+    later(
+        devices.add_argument(
+            "--devices",
+            type=whole(1),
+            metavar="N",
+            help="spread a batch's rows over N devices (default: as many as divide them)",
+        )
+    )
+    later(
+        devices.add_argument(
+            "--model-devices",
+            type=whole(1),
+            metavar="M",
+            default=1,
+            help="spread the vocabulary over M devices, for each of the N (default 1)",
+        )
+    )
+    many = parser.add_argument_group(
+        "many processes",
+        "copies of one command, which train together; SLURM, Open\n"
+        "MPI, Kubernetes and TPU hosts are found automatically",
+    )
     later(many.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached"))
     later(many.add_argument("--processes", type=whole(1), metavar="N", help="how many they are (1: train alone)"))
     later(many.add_argument("--process", type=whole(0, LARGEST), metavar="I", help="which one this is, from 0"))

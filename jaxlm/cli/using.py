@@ -32,38 +32,58 @@ def loaded(args: argparse.Namespace) -> "LanguageModel":
     return load(args.run, args.checkpoint)
 
 
-@verb("perplexity of a trained model on a split or on a text file", RUN, CHECKPOINT,
-      argument("--split", choices=("train", "valid", "test"), help="which split (default test)"),
-      argument("--text", type=some_path, metavar="FILE", help="a text file instead of a split"),
-      argument("--corpus", metavar="TEXT", help="a split of another corpus (as train's --corpus), in the run's words"),
-      DATA_DIR,
-      argument("--tune", action="store_true", help="try a grid of the protocol's numbers on valid, those given here "
-                                                   "excepted; then read test once, with the best"),
-      add_protocol_flags)
+@verb(
+    "perplexity of a trained model on a split or on a text file",
+    RUN,
+    CHECKPOINT,
+    argument("--split", choices=("train", "valid", "test"), help="which split (default test)"),
+    argument("--text", type=some_path, metavar="FILE", help="a text file instead of a split"),
+    argument("--corpus", metavar="TEXT", help="a split of another corpus (as train's --corpus), in the run's words"),
+    DATA_DIR,
+    argument(
+        "--tune",
+        action="store_true",
+        help="try a grid of the protocol's numbers on valid, those given here "
+        "excepted; then read test once, with the best",
+    ),
+    add_protocol_flags,
+)
 def evaluate(args: argparse.Namespace) -> None:
     if args.text and args.corpus:
         raise JaxlmError("--text is a whole text and --corpus one with splits: give one of them")
     protocol = given_protocol(args)
     if args.tune and (args.text or args.split):
-        raise JaxlmError(f"--tune chooses on valid and then reads test: leave {'--text' if args.text else '--split'} "
-                         f"out")
+        raise JaxlmError(
+            f"--tune chooses on valid and then reads test: leave {'--text' if args.text else '--split'} out"
+        )
     lm = loaded(args)
     if args.tune:
         grid = {name: values for name, values in protocol.grid.items() if name not in changes(args)}
         tuned = lm.tune(protocol, grid=grid, corpus=args.corpus, data_dir=args.data_dir)
-        say(f"the best of {len(tuned.tried)} on valid: perplexity {perplexity_text(tuned.valid)}; test is read once, "
-            f"with it")
+        say(
+            f"the best of {len(tuned.tried)} on valid: perplexity {perplexity_text(tuned.valid)}; test is read once, "
+            f"with it"
+        )
         protocol, found = tuned.protocol, tuned.test
     else:
-        found = lm.evaluate(args.split or "test", text=args.text, corpus=args.corpus, data_dir=args.data_dir,
-                            protocol=protocol)
+        found = lm.evaluate(
+            args.split or "test", text=args.text, corpus=args.corpus, data_dir=args.data_dir, protocol=protocol
+        )
     how = "" if args.protocol == "plain" else f"; protocol {described(protocol)}"
-    say(printable(f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({found.nats:.1f} nats over "
-                  f"{found.predictions:,} predictions; {args.checkpoint} checkpoint of {args.run}{how})"))
+    say(
+        printable(
+            f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({found.nats:.1f} nats over "
+            f"{found.predictions:,} predictions; {args.checkpoint} checkpoint of {args.run}{how})"
+        )
+    )
 
 
-@verb("perplexity of a text given here, or on standard input", RUN, CHECKPOINT,
-      argument("text", nargs="?", metavar="TEXT", help="default: standard input"))
+@verb(
+    "perplexity of a text given here, or on standard input",
+    RUN,
+    CHECKPOINT,
+    argument("text", nargs="?", metavar="TEXT", help="default: standard input"),
+)
 def perplexity(args: argparse.Namespace) -> None:
     text = args.text
     if text is None:
@@ -71,24 +91,43 @@ def perplexity(args: argparse.Namespace) -> None:
     say(perplexity_text(loaded(args).perplexity(text)))
 
 
-@verb("the most probable next words after a text", RUN, CHECKPOINT,
-      argument("text", metavar="TEXT", help="words with spaces between"), HOW_MANY)
+@verb(
+    "the most probable next words after a text",
+    RUN,
+    CHECKPOINT,
+    argument("text", metavar="TEXT", help="words with spaces between"),
+    HOW_MANY,
+)
 def predict(args: argparse.Namespace) -> None:
     for word, probability in loaded(args).predict(args.text, args.k):
         say(f"{probability:.4f}  {printable(word)}")
 
 
-@verb("the words whose embeddings are nearest to a word's", RUN, CHECKPOINT,
-      argument("word", metavar="WORD", help="one of the model's vocabulary"), HOW_MANY)
+@verb(
+    "the words whose embeddings are nearest to a word's",
+    RUN,
+    CHECKPOINT,
+    argument("word", metavar="WORD", help="one of the model's vocabulary"),
+    HOW_MANY,
+)
 def neighbors(args: argparse.Namespace) -> None:
     for word, cosine in loaded(args).neighbors(args.word, args.k):
         say(f"{cosine:.4f}  {printable(word)}")
 
 
-@verb("draw the learning curve and a map of the embedding", RUN, CHECKPOINT,
-      argument("--words", type=whole(1), default=400, metavar="N",
-               help="how many of the most frequent words the map shows (default 400)"),
-      argument("--method", default="tsne", choices=("tsne", "pca"), help="how the map is drawn (default tsne)"))
+@verb(
+    "draw the learning curve and a map of the embedding",
+    RUN,
+    CHECKPOINT,
+    argument(
+        "--words",
+        type=whole(1),
+        default=400,
+        metavar="N",
+        help="how many of the most frequent words the map shows (default 400)",
+    ),
+    argument("--method", default="tsne", choices=("tsne", "pca"), help="how the map is drawn (default tsne)"),
+)
 def plot(args: argparse.Namespace) -> None:
     lm = loaded(args)
 
@@ -100,8 +139,19 @@ def plot(args: argparse.Namespace) -> None:
         say(printable(str(learning_curve(args.run))))
     else:
         say("there is no learning curve: this run has trained no window")
-    say(printable(str(embedding_map(lm.params["embedding"], lm.vocab.words, args.run / "embedding.png",
-                                    count=args.words, method=args.method))))
+    say(
+        printable(
+            str(
+                embedding_map(
+                    lm.params["embedding"],
+                    lm.vocab.words,
+                    args.run / "embedding.png",
+                    count=args.words,
+                    method=args.method,
+                )
+            )
+        )
+    )
 
 
 def standard_input(too_long: str) -> str:

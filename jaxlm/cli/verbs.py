@@ -46,6 +46,7 @@ def verb(help: str, *adders: Adder, uses_jax: bool = True) -> Callable[[Action],
         *adders: what adds its arguments, usually `argument(...)`.
         uses_jax: whether it compiles anything.
     """
+
     def register(action: Action) -> Action:
         name = action.__name__.rstrip("_").replace("_", "-")  # (`import_`, since that is a word of Python)
         VERBS[name] = Verb(name, help, action, adders, uses_jax)
@@ -56,6 +57,7 @@ def verb(help: str, *adders: Adder, uses_jax: bool = True) -> Callable[[Action],
 
 def argument(*names: str, values: Sequence[str] = (), **options: Any) -> Adder:
     """An argument, as argparse's `add_argument` takes it; `values` are some that the shell completes."""
+
     def add(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
         action = parser.add_argument(*names, **options)
         if values:
@@ -65,10 +67,15 @@ def argument(*names: str, values: Sequence[str] = (), **options: Any) -> Adder:
 
 
 RUN = argument("run", type=some_path, metavar="RUN", help="the run's directory")
-CHECKPOINT = argument("--checkpoint", default="last", metavar="WHICH", values=("last", "best"),
-                      help="last (default), best or a step")
-DATA_DIR = argument("--data-dir", type=some_path, metavar="DIR",
-                    help="where Penn Treebank's files are (else $JAXLM_DATA, data/ptb, the user's cache, a download)")
+CHECKPOINT = argument(
+    "--checkpoint", default="last", metavar="WHICH", values=("last", "best"), help="last (default), best or a step"
+)
+DATA_DIR = argument(
+    "--data-dir",
+    type=some_path,
+    metavar="DIR",
+    help="where Penn Treebank's files are (else $JAXLM_DATA, data/ptb, the user's cache, a download)",
+)
 
 
 def check_run(run: Path) -> None:
@@ -76,7 +83,8 @@ def check_run(run: Path) -> None:
     if not run.is_dir():
         here = sorted(Path("runs").glob("*/config.json"), key=lambda path: path.parent.name)
         other = f", such as {here[-1].parent}" if here else ""
-        raise RunDirError(f"there is no directory {run}: name one{other}, or train a run with "
-                          f"`jaxlm train {flag('--run-dir', run)}`")
+        raise RunDirError(
+            f"there is no directory {run}: name one{other}, or train a run with `jaxlm train {flag('--run-dir', run)}`"
+        )
     if (run / "plan.json").exists() and not (run / "config.json").exists():
         raise RunDirError(f"{run} holds a sweep: name one of the runs in {run / 'trials'}")

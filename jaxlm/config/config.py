@@ -24,8 +24,15 @@ FIXED: dict[str, type] = {"train": TrainConfig, "data": DataConfig}
 SECTIONS = (*KINDS, *FIXED)
 
 # These do not change what is trained. (The corpus is compared by its hash, wherever it was found.)
-MAY_CHANGE = {"train.epochs", "train.windows_per_call", "train.checkpoint_every", "train.keep_last",
-              "train.keep_every", "train.on_nonfinite", "data.corpus"}
+MAY_CHANGE = {
+    "train.epochs",
+    "train.windows_per_call",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "train.keep_every",
+    "train.on_nonfinite",
+    "data.corpus",
+}
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,15 @@ class Config:
         """Raises JaxlmError where fields of two sections contradict each other."""
         optimizer = self.optimizer
         if optimizer.averages_after and isinstance(self.schedule, Plateau):
-            raise JaxlmError(f"nonmonotone {optimizer.averages_after} of the optimizer and the schedule plateau "
-                             f"both act when validation stops improving: take nonmonotone 0, or another schedule")
+            raise JaxlmError(
+                f"nonmonotone {optimizer.averages_after} of the optimizer and the schedule plateau "
+                f"both act when validation stops improving: take nonmonotone 0, or another schedule"
+            )
         if isinstance(optimizer, Descent) and optimizer.compatibility == "awd-lstm" and type(self.model) is not LSTM:
-            raise JaxlmError(f"compatibility awd-lstm repeats the two biases of an LSTM, and model is "
-                             f"{kind_of('model', self.model)}: set compatibility to none, or take the model lstm")
+            raise JaxlmError(
+                f"compatibility awd-lstm repeats the two biases of an LSTM, and model is "
+                f"{kind_of('model', self.model)}: set compatibility to none, or take the model lstm"
+            )
 
     @property
     def depends_on_total(self) -> bool:
@@ -121,13 +132,16 @@ class Config:
         """
         tree = upgraded(_object(text))
         if tree.pop("format", None) != FORMAT:
-            raise JaxlmError(f"the config has a format that this version of jaxlm does not know: it reads 1 "
-                             f"and {FORMAT}")
+            raise JaxlmError(
+                f"the config has a format that this version of jaxlm does not know: it reads 1 and {FORMAT}"
+            )
         preset = tree.pop("preset", "custom")
         sections = {name: _section(name, tree.pop(name, {})) for name in SECTIONS}
         if tree or not isinstance(preset, str):
-            raise JaxlmError(f"a config has the parts {', '.join(SECTIONS)} and preset (a name); "
-                             f"this one also has {', '.join(sorted(tree)) or repr(preset)}")
+            raise JaxlmError(
+                f"a config has the parts {', '.join(SECTIONS)} and preset (a name); "
+                f"this one also has {', '.join(sorted(tree)) or repr(preset)}"
+            )
         return Config(**sections, preset=preset)
 
     def every_field(self) -> Iterator[tuple[str, str, Spec, Any]]:
@@ -174,10 +188,18 @@ def is_number(name: str) -> bool:
 
 def differences(a: Config, b: Config) -> list[str]:
     """One line for each field that differs: `section.field: a's value -> b's value`."""
-    left, right = ({**{f"{slot}.kind": kind for slot, kind in one.kinds.items()},
-                    **{f"{section}.{name}": value for section, name, _, value in one.every_field()}} for one in (a, b))
-    return [f"{name}: {left.get(name, 'absent')!r} -> {right.get(name, 'absent')!r}"
-            for name in dict.fromkeys([*left, *right]) if left.get(name, _ABSENT) != right.get(name, _ABSENT)]
+    left, right = (
+        {
+            **{f"{slot}.kind": kind for slot, kind in one.kinds.items()},
+            **{f"{section}.{name}": value for section, name, _, value in one.every_field()},
+        }
+        for one in (a, b)
+    )
+    return [
+        f"{name}: {left.get(name, 'absent')!r} -> {right.get(name, 'absent')!r}"
+        for name in dict.fromkeys([*left, *right])
+        if left.get(name, _ABSENT) != right.get(name, _ABSENT)
+    ]
 
 
 def conflicts(saved: Config, given: Config) -> list[str]:
@@ -218,8 +240,10 @@ def _section_with(name: str, sections: Mapping[str, Any]) -> str:
     for slot, kinds in KINDS.items():
         if having := [kind for kind, cls in kinds.items() if name in specs(cls)]:
             chosen = sections[slot]
-            raise JaxlmError(f"{name} is a field of the {slot} {either(having)}, and the {slot} is "
-                             f"{kind_of(slot, chosen)}, whose fields are {', '.join(specs(type(chosen)))}")
+            raise JaxlmError(
+                f"{name} is a field of the {slot} {either(having)}, and the {slot} is "
+                f"{kind_of(slot, chosen)}, whose fields are {', '.join(specs(type(chosen)))}"
+            )
     known = [found for part in sections.values() for found in specs(type(part))]
     raise JaxlmError(f"unknown field {name!r}{nearest(name, [*known, *KINDS])}")
 

@@ -35,8 +35,14 @@ class Spec:
     def range(self) -> str:
         """The limits in words."""
         limits = (("above", self.above), ("at least", self.low), ("below", self.below), ("at most", self.high))
-        return " and ".join(f"{word} {limit:,}" if isinstance(limit, int) else f"{word} {limit:g}"
-                            for word, limit in limits if math.isfinite(limit)) or "finite"
+        return (
+            " and ".join(
+                f"{word} {limit:,}" if isinstance(limit, int) else f"{word} {limit:g}"
+                for word, limit in limits
+                if math.isfinite(limit)
+            )
+            or "finite"
+        )
 
 
 def number(default: float | None, help: str, unit: str = "", **limits: Any) -> Any:
@@ -117,8 +123,12 @@ def check(name: str, spec: Spec, value: Any) -> Any:
 
 def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
     integral = isinstance(value, numbers.Integral) and not _is_bool(value)
-    fits = {int: integral, float: integral or (isinstance(value, numbers.Real) and not _is_bool(value)),
-            bool: _is_bool(value), str: isinstance(value, str)}[kind]
+    fits = {
+        int: integral,
+        float: integral or (isinstance(value, numbers.Real) and not _is_bool(value)),
+        bool: _is_bool(value),
+        str: isinstance(value, str),
+    }[kind]
     if not fits:
         none = " or none" if spec.optional else ""
         raise JaxlmError(f"{name} takes {_KINDS[kind]}{none}; it is {shown(value)}")
@@ -127,8 +137,9 @@ def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
     except OverflowError:
         value = math.inf
     taken = float32(value) if kind is float else value
-    if kind in (int, float) and not (abs(taken) < math.inf and spec.low <= value <= spec.high
-                                     and spec.above < taken < spec.below):
+    if kind in (int, float) and not (
+        abs(taken) < math.inf and spec.low <= value <= spec.high and spec.above < taken < spec.below
+    ):
         rounded = "" if not abs(value) < math.inf or taken == value else f", {taken:g} in float32"
         raise JaxlmError(f"{name} must be {spec.range}; it is {shown(value)}{rounded}")
     if spec.choices and value not in spec.choices:
@@ -151,8 +162,11 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool) or type(value).__name__ == "bool_" or (type(value).__module__ == "numpy" and type(
-        value).__name__ == "bool")
+    return (
+        isinstance(value, bool)
+        or type(value).__name__ == "bool_"
+        or (type(value).__module__ == "numpy" and type(value).__name__ == "bool")
+    )
 
 
 def _is_array(value: Any) -> bool:

@@ -41,34 +41,43 @@ class Temperature(Plain):
 class Cache(Plain):
     """Neural cache: words seen lately, by the likeness of the features (Grave et al. 2017, arXiv:1612.04426)."""
 
-    GRID: ClassVar[Grid] = {"theta": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0),
-                            "lambda_": (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)}
+    GRID: ClassVar[Grid] = {
+        "theta": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0),
+        "lambda_": (0.02, 0.05, 0.1, 0.15, 0.2, 0.3),
+    }
     cache_window: int = count(500, "words that the cache remembers", "words", low=1, high=2**20)
     theta: float = number(1.0, "sharpness of the likeness: factor of the features' inner product", low=0)
     lambda_: float = number(0.1, "weight of the cache; the model has the rest", low=0, below=1)
     compatibility: str = choice("none", "awd-lstm has the quirks of that code's pointer.py", ("none", "awd-lstm"))
-    cache_chunk: int = count(5000, "tokens that pointer.py reads at a time, for --compatibility awd-lstm alone",
-                             "tokens", low=1)
+    cache_chunk: int = count(
+        5000, "tokens that pointer.py reads at a time, for --compatibility awd-lstm alone", "tokens", low=1
+    )
 
 
 @dataclass(frozen=True)
 class Dynamic(Plain):
     """Dynamic evaluation: learn from each segment once it is scored (Krause et al. 2018, arXiv:1709.07432)."""
 
-    GRID: ClassVar[Grid] = {"learning_rate": (3e-5, 4e-5, 5e-5, 6e-5, 7e-5, 8e-5, 9e-5, 1e-4),
-                            "lambda_": (1e-3, 2e-3, 3e-3, 5e-3)}
+    GRID: ClassVar[Grid] = {
+        "learning_rate": (3e-5, 4e-5, 5e-5, 6e-5, 7e-5, 8e-5, 9e-5, 1e-4),
+        "lambda_": (1e-3, 2e-3, 3e-3, 5e-3),
+    }
     SGD_GRID: ClassVar[Grid] = {"learning_rate": (0.01, 0.03, 0.1, 0.3, 1.0), "lambda_": (0.0, 1e-3, 3e-3, 1e-2)}
     rule: str = choice("rms", "rms divides by the size of the training text's gradients, sgd does not", ("rms", "sgd"))
     learning_rate: float = number(5e-5, "rate of a step", low=0)
     lambda_: float = number(0.002, "rate of the decay back to the trained parameters", low=0, high=1)
     epsilon: float = number(2e-5, "added to the gradients' size (rms)", above=0)
     segment_length: int = count(5, "tokens that are scored, then learnt", "tokens", low=1, high=2**16)
-    statistics_rows: int = count(100, "rows in which the training text is read for the gradients' size (rms)", "rows",
-                                 low=1)
+    statistics_rows: int = count(
+        100, "rows in which the training text is read for the gradients' size (rms)", "rows", low=1
+    )
     statistics_windows: int = count(0, "most windows of the training text read for that (0: all)", "windows")
-    compatibility: str = choice("none", "krause has the quirks of that paper's code, krause-oldhyper also its option "
-                                        "of that name, and lamb those of the Mogrifier's code",
-                                ("none", "krause", "krause-oldhyper", "lamb"))
+    compatibility: str = choice(
+        "none",
+        "krause has the quirks of that paper's code, krause-oldhyper also its option "
+        "of that name, and lamb those of the Mogrifier's code",
+        ("none", "krause", "krause-oldhyper", "lamb"),
+    )
 
     def check(self) -> None:
         if self.rule == "sgd" and self.compatibility != "none":
@@ -92,8 +101,13 @@ class MCDropout(Plain):
     seed: int = count(0, "seed of what is drawn", high=2**32 - 1)
 
 
-PROTOCOLS: dict[str, type[Plain]] = {"plain": Plain, "cache": Cache, "dynamic": Dynamic, "temperature": Temperature,
-                                     "mc": MCDropout}
+PROTOCOLS: dict[str, type[Plain]] = {
+    "plain": Plain,
+    "cache": Cache,
+    "dynamic": Dynamic,
+    "temperature": Temperature,
+    "mc": MCDropout,
+}
 
 
 def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
@@ -117,8 +131,10 @@ def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
         if name not in known:
             own, having = name_of(given), [one for one, kind in PROTOCOLS.items() if name in specs(kind)]
             if having:
-                raise JaxlmError(f"{name.rstrip('_')} belongs to the protocol {either(having)}, and the protocol is "
-                                 f"{own}: leave it out, or choose that protocol")
+                raise JaxlmError(
+                    f"{name.rstrip('_')} belongs to the protocol {either(having)}, and the protocol is "
+                    f"{own}: leave it out, or choose that protocol"
+                )
             raise JaxlmError(f"the protocol {own} has no {name!r}{nearest(name, list(known))}")
     found = checked(replace(given, **values))
     found.check()
@@ -132,6 +148,9 @@ def name_of(protocol: Plain) -> str:
 
 def described(protocol: Plain) -> str:
     """The protocol and all of its fields in words, as in `cache (window 500, ...)`."""
-    values = [f"{item.name.rstrip('_')} {value:g}" if isinstance(value, float) else f"{item.name} {value}"
-              for item in fields(protocol) if (value := getattr(protocol, item.name)) != "none"]
+    values = [
+        f"{item.name.rstrip('_')} {value:g}" if isinstance(value, float) else f"{item.name} {value}"
+        for item in fields(protocol)
+        if (value := getattr(protocol, item.name)) != "none"
+    ]
     return name_of(protocol) + (f" ({', '.join(values)})" if values else "")

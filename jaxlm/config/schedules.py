@@ -22,8 +22,11 @@ class Piecewise(Schedule):
 
     decay: float = number(0.5, "factor on the rate, each epoch after `hold`", "per epoch", above=0, high=1)
     hold: float = number(4.0, "epochs before the rate decays", "epochs", low=0)
-    schedule_offset: float = number(1.0, "epoch i (from 0) has rate * decay**max(i + offset - hold, 0); older copies "
-                                         "of the tutorial use 0", "epochs")
+    schedule_offset: float = number(
+        1.0,
+        "epoch i (from 0) has rate * decay**max(i + offset - hold, 0); older copies of the tutorial use 0",
+        "epochs",
+    )
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,12 @@ class Plateau(Schedule):
     """Constant, then lowered each time that validation has stopped improving."""
 
     plateau_factor: float = number(0.25, "factor on the rate, each time that it is lowered", above=0, below=1)
-    plateau_patience: float = number(0.0, "validations in a row that may fail to improve on the best before the rate "
-                                          "is lowered", "validations", low=0)
+    plateau_patience: float = number(
+        0.0,
+        "validations in a row that may fail to improve on the best before the rate is lowered",
+        "validations",
+        low=0,
+    )
 
 
 SCHEDULES: dict[str, type[Schedule]] = {"piecewise": Piecewise, "cosine": Cosine, "linear": Linear, "plateau": Plateau}

@@ -12,30 +12,48 @@ class TrainConfig:
     """Counts of a run."""
 
     batch_size: int = count(60, "rows B that the token stream is cut into", "rows", low=1)
-    small_batch: int = count(0, "rows that one gradient is computed of, with dropout masks of their own; the gradients "
-                                "of all are averaged (0: batch_size)", "rows")
+    small_batch: int = count(
+        0,
+        "rows that one gradient is computed of, with dropout masks of their own; the gradients "
+        "of all are averaged (0: batch_size)",
+        "rows",
+    )
     bptt_length: int = count(20, "steps T that a gradient flows back through", "tokens", low=1)
-    length_deviation: float | None = number(None, "standard deviation of a window's length, then random around "
-                                                  "bptt_length (none: every window has bptt_length)", "tokens", low=0,
-                                            high=2**20)
-    short_probability: float = number(0.05, "with random lengths: probability that a window is drawn around half of "
-                                            "bptt_length", low=0, high=1)
+    length_deviation: float | None = number(
+        None,
+        "standard deviation of a window's length, then random around bptt_length (none: every window has bptt_length)",
+        "tokens",
+        low=0,
+        high=2**20,
+    )
+    short_probability: float = number(
+        0.05, "with random lengths: probability that a window is drawn around half of bptt_length", low=0, high=1
+    )
     shortest_window: int = count(5, "with random lengths: no window is shorter, but the last of an epoch", "tokens")
-    longest_window: int = count(0, "with random lengths: no window is longer, and all are padded to it (0: bptt_length "
-                                   "+ 8 length_deviation)", "tokens")
-    length_seed: int = count(0, "seed of random lengths; apart from seed, so that members of a sweep read the same "
-                                "windows", high=2**32 - 1)
+    longest_window: int = count(
+        0,
+        "with random lengths: no window is longer, and all are padded to it (0: bptt_length + 8 length_deviation)",
+        "tokens",
+    )
+    length_seed: int = count(
+        0, "seed of random lengths; apart from seed, so that members of a sweep read the same windows", high=2**32 - 1
+    )
     epochs: int = count(15, "passes over the training split", "epochs")
     seed: int = count(0, "seed of the initial parameters and of dropout", high=2**32 - 1)
     windows_per_call: int = count(16, "most windows that one jitted call trains", "windows", low=1, high=2**20)
     checkpoint_every: int = count(0, "save after every so many windows too, besides each epoch (0: never)", "windows")
-    keep_last: int = count(2, "newest checkpoints to keep; the best on validation is kept besides", "checkpoints",
-                           low=1)
+    keep_last: int = count(
+        2, "newest checkpoints to keep; the best on validation is kept besides", "checkpoints", low=1
+    )
     keep_every: int = count(0, "keep a checkpoint of every so many epochs for good too (0: none)", "epochs")
-    patience: int = count(0, "end the run after so many validations in a row that do not improve on the best (0: "
-                             "never)", "validations")
-    on_nonfinite: str = choice("stop", "at a window whose cost or gradient is not finite: stop (exit code 3), or skip "
-                                       "it and count it", ("stop", "skip"))
+    patience: int = count(
+        0, "end the run after so many validations in a row that do not improve on the best (0: never)", "validations"
+    )
+    on_nonfinite: str = choice(
+        "stop",
+        "at a window whose cost or gradient is not finite: stop (exit code 3), or skip it and count it",
+        ("stop", "skip"),
+    )
 
     @property
     def longest(self) -> int:
@@ -47,26 +65,35 @@ class TrainConfig:
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
         if self.small_batch and self.batch_size % self.small_batch:
-            raise JaxlmError(f"small_batch must divide batch_size: small_batch is {self.small_batch}, batch_size is "
-                             f"{self.batch_size}")
+            raise JaxlmError(
+                f"small_batch must divide batch_size: small_batch is {self.small_batch}, batch_size is "
+                f"{self.batch_size}"
+            )
         if self.length_deviation is None:
             return
         if self.shortest_window < 1:
-            raise JaxlmError(f"random windows have at least one token: with length_deviation "
-                             f"{self.length_deviation:g}, shortest_window must be at least 1; it is "
-                             f"{self.shortest_window}")
+            raise JaxlmError(
+                f"random windows have at least one token: with length_deviation "
+                f"{self.length_deviation:g}, shortest_window must be at least 1; it is "
+                f"{self.shortest_window}"
+            )
         for name, length in (("bptt_length", self.bptt_length), ("shortest_window", self.shortest_window)):
             if length > self.longest:
-                raise JaxlmError(f"{name} {length} is more than the {self.longest} tokens of longest_window: raise "
-                                 f"that, or lower {name}")
+                raise JaxlmError(
+                    f"{name} {length} is more than the {self.longest} tokens of longest_window: raise "
+                    f"that, or lower {name}"
+                )
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which text, and how it becomes words."""
 
-    corpus: str = text("auto", "auto, ptb, embedded, embedded-tiny, or a path: a folder of train/valid/test text, one "
-                               "file (split 90/5/5 by lines), or a folder that `jaxlm prepare` made")
+    corpus: str = text(
+        "auto",
+        "auto, ptb, embedded, embedded-tiny, or a path: a folder of train/valid/test text, one "
+        "file (split 90/5/5 by lines), or a folder that `jaxlm prepare` made",
+    )
     min_count: int = count(1, "rarer words become <unk>", "occurrences", low=1)
     lowercase: bool = flag(False, "lower-case the text")
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from jaxlm.errors import JaxlmError
 
-_HYPER = {"model": ("init_scale", "forget_bias", "keep_embedding", "keep_output"),
-          "optimizer": ("learning_rate", "clip_norm"),
-          "schedule": ("decay", "hold", "schedule_offset")}
+_HYPER = {
+    "model": ("init_scale", "forget_bias", "keep_embedding", "keep_output"),
+    "optimizer": ("learning_rate", "clip_norm"),
+    "schedule": ("decay", "hold", "schedule_offset"),
+}
 _MODEL = {"vocab_size", "embedding_size", "hidden_sizes", "dropout", "compute_dtype", "recurrent_op"}
 _KINDS = {"model": "lstm", "optimizer": "sgd", "schedule": "piecewise"}
 
@@ -28,16 +30,24 @@ def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
         raise JaxlmError("a config without a format is one of version 0.1, whose model and hyper are JSON objects")
     known = {name for names in _HYPER.values() for name in names}
     wrong = [f"hyper.{name}" for name in hyper if name not in known] + [
-        f"model.{name}" for name in model if name not in _MODEL]
+        f"model.{name}" for name in model if name not in _MODEL
+    ]
     wrong += [name for name in tree if name not in ("model", "train", "data", "hyper", "preset")]
     if wrong:
         raise JaxlmError(f"a config without a format is one of version 0.1, which has no field {', '.join(wrong)}")
-    parts = {section: {"kind": kind, **{name: hyper[name] for name in _HYPER[section] if name in hyper}}
-             for section, kind in _KINDS.items()}
+    parts = {
+        section: {"kind": kind, **{name: hyper[name] for name in _HYPER[section] if name in hyper}}
+        for section, kind in _KINDS.items()
+    }
     parts["model"].update({name: value for name, value in model.items() if name != "dropout"})
     if not model.get("dropout", False):
         parts["model"].update(keep_embedding=None, keep_output=None)
     else:
         parts["model"] = {"keep_embedding": 1.0, "keep_output": 1.0, **parts["model"]}
-    return {"format": 2, "preset": tree.get("preset", "custom"), **parts,
-            "train": tree.get("train", {}), "data": tree.get("data", {})}
+    return {
+        "format": 2,
+        "preset": tree.get("preset", "custom"),
+        **parts,
+        "train": tree.get("train", {}),
+        "data": tree.get("data", {}),
+    }

@@ -130,8 +130,14 @@ def reload_corpus(data: DataConfig, vocab: Vocab, data_dir: str | Path | None = 
     """
 
     def load(vocab: Vocab | None) -> Corpus:
-        return load_corpus(data.corpus, data_dir=data_dir, max_vocab=size, min_count=data.min_count,
-                           lowercase=data.lowercase, vocab=vocab)
+        return load_corpus(
+            data.corpus,
+            data_dir=data_dir,
+            max_vocab=size,
+            min_count=data.min_count,
+            lowercase=data.lowercase,
+            vocab=vocab,
+        )
 
     size = len(vocab)
     corpus = load(None)

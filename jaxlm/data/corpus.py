@@ -89,9 +89,7 @@ class CorpusHash:
         return self._digest.hexdigest()
 
 
-def corpus_name(
-    name: str, counts: Mapping[str, int], *, max_vocab: int | None, min_count: int, lowercase: bool
-) -> str:
+def corpus_name(name: str, counts: Mapping[str, int], *, max_vocab: int | None, min_count: int, lowercase: bool) -> str:
     """A corpus's name with the options that changed its vocabulary or text.
 
     Args:

@@ -46,8 +46,10 @@ def download_ptb(folder: Path, progress: bool | None = None) -> None:
         DataError: No mirror has all three files (the message has a reason for each), or they cannot be stored.
     """
     try:
-        with Folder.open(folder, create=True) as held, \
-                tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
+        with (
+            Folder.open(folder, create=True) as held,
+            tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch,
+        ):
             _fetch_from_any(Path(scratch), progress)
             for name in (f"ptb.{split}.txt" for split in PTB_SHA256):
                 held.write(name, Path(scratch, name).read_bytes())

@@ -88,8 +88,10 @@ def ingest(paths: Sequence[Path], stamps: Sequence[Stamp], work: Folder, advance
         OSError: `work` cannot be written.
     """
     at, words, (ids_digest, words_digest) = _resume(stamps, work)
-    with (_Output(work, IDS, at.ids * PROVISIONAL.itemsize, ids_digest) as ids_out,
-          _Output(work, WORDS, at.words, words_digest) as words_out):
+    with (
+        _Output(work, IDS, at.ids * PROVISIONAL.itemsize, ids_digest) as ids_out,
+        _Output(work, WORDS, at.words, words_digest) as words_out,
+    ):
         known: defaultdict[str, int] = defaultdict()
         known[EOS] = 0  # wherever it first occurs
         known.update((word, place) for place, word in enumerate(words, 1))
@@ -138,8 +140,10 @@ def read_ids(work: Folder, start: int, stop: int, words: int) -> Iterator[np.nda
             count = min(text.BLOCK, stop - at)
             ids = np.frombuffer(file.read(count * PROVISIONAL.itemsize), PROVISIONAL)
             if len(ids) < count or ids.min() < 0 or ids.max() >= words:
-                raise DataError(f"{work.path / IDS} was altered while it was in use: remove {work.path}, and start "
-                                "the same command again")
+                raise DataError(
+                    f"{work.path / IDS} was altered while it was in use: remove {work.path}, and start "
+                    "the same command again"
+                )
             yield ids
 
 
@@ -202,9 +206,14 @@ def _consistent(at: _Position, stamps: Sequence[Stamp]) -> bool:
     counts = [0, *at.ends, at.ids]
     size = stamps[len(at.ends)][1] if len(at.ends) < len(stamps) else 0
     total = sum(size for _, size, _ in stamps)  # a token has a byte or more, and no word is recorded twice
-    return (all(type(count) is int and count >= 0 for count in (*counts, at.words, at.offset, at.lines))
-            and counts == sorted(counts) and len(at.ends) <= len(stamps) and at.offset <= size
-            and at.ids <= total and at.words <= 2 * total)
+    return (
+        all(type(count) is int and count >= 0 for count in (*counts, at.words, at.offset, at.lines))
+        and counts == sorted(counts)
+        and len(at.ends) <= len(stamps)
+        and at.offset <= size
+        and at.ids <= total
+        and at.words <= 2 * total
+    )
 
 
 def _prefix_digest(work: Folder, name: str, size: int) -> "hashlib._Hash":

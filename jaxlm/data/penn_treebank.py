@@ -63,8 +63,12 @@ def _find(places: Sequence[Path]) -> dict[str, tuple[bytes, Path]] | None:
         DataError: One of the three is no regular file, or not what its hash requires.
     """
     for folder in [place / inner for place in places for inner in FOLDERS]:
-        found = {split: path for split in SPLITS for name in reversed(NAMES)
-                 if os.path.exists(path := folder / name.format(split)) and not os.path.isdir(path)}
+        found = {
+            split: path
+            for split in SPLITS
+            for name in reversed(NAMES)
+            if os.path.exists(path := folder / name.format(split)) and not os.path.isdir(path)
+        }
         if len(found) == len(SPLITS):
             return {split: (_verified(path, split), path) for split, path in found.items()}
     return None

@@ -100,10 +100,15 @@ def prepare(
             with contextlib.suppress(OSError):
                 folder.remove(PARTIAL)
     except OSError as error:
-        raise DataError(f"{error.filename or out} cannot be written: {reason(error)}; fix that and run the same "
-                        "command again: it resumes") from None
-    if changed := [f"{name} {getattr(header, name)}, not {value}"
-                   for name, value in {"text": job.stamps, **options}.items() if getattr(header, name) != value]:
+        raise DataError(
+            f"{error.filename or out} cannot be written: {reason(error)}; fix that and run the same "
+            "command again: it resumes"
+        ) from None
+    if changed := [
+        f"{name} {getattr(header, name)}, not {value}"
+        for name, value in {"text": job.stamps, **options}.items()
+        if getattr(header, name) != value
+    ]:
         raise DataError(f"{out} holds another corpus ({'; '.join(changed)}): choose another folder, or remove it")
     return load_prepared(out)
 
@@ -176,8 +181,10 @@ def _make(job: _Job, folder: Folder, work: Folder) -> None:
     name = corpus_name(text_name(job.text), counts, **job.options)
     vocab_json = vocab.to_json().encode()
     if len(vocab_json) > MAX_VOCAB_BYTES:
-        raise DataError(f"the vocabulary of {job.text} has {len(vocab):,} words, more than fit into "
-                        f"{MAX_VOCAB_BYTES:,} bytes: give a vocabulary size (max_vocab), or a higher min_count")
+        raise DataError(
+            f"the vocabulary of {job.text} has {len(vocab):,} words, more than fit into "
+            f"{MAX_VOCAB_BYTES:,} bytes: give a vocabulary size (max_vocab), or a higher min_count"
+        )
     dtype = "<u2" if len(vocab) <= 1 << 16 else "<i4"
     with _progress_bar(f"writing {folder.path}", ends[-1], job.progress) as advance:
         sealed, unknown, sha256 = _translate(folder, work, spans, words, vocab, dtype, advance)
@@ -212,8 +219,15 @@ def _counts(work: Folder, span: tuple[int, int], words: Sequence[str]) -> Counte
     return counts
 
 
-def _translate(folder: Folder, work: Folder, spans: dict[str, tuple[int, int]], words: Sequence[str], vocab: Vocab,
-               dtype: str, advance: Callable[[int], None]) -> tuple[dict[str, tuple[int, str]], dict[str, int], str]:
+def _translate(
+    folder: Folder,
+    work: Folder,
+    spans: dict[str, tuple[int, int]],
+    words: Sequence[str],
+    vocab: Vocab,
+    dtype: str,
+    advance: Callable[[int], None],
+) -> tuple[dict[str, tuple[int, str]], dict[str, int], str]:
     """Writes the ids of each split; returns (bytes and sha256 of each file, `<unk>`s of each split, corpus hash)."""
     table, unk = vocab.encode(words), vocab.unk
     sealed: dict[str, tuple[int, str]] = {}

@@ -108,8 +108,9 @@ def read_header(folder: Folder) -> Header:
         raise DataError(f"{path} is damaged ({reason}): remove {folder.path} and prepare the text again") from None
 
 
-def load_prepared(folder: str | Path, *, max_vocab: int | None = None, min_count: int = 1, lowercase: bool = False
-                  ) -> Corpus:
+def load_prepared(
+    folder: str | Path, *, max_vocab: int | None = None, min_count: int = 1, lowercase: bool = False
+) -> Corpus:
     """The corpus of a prepared folder, its ids memory-mapped, after every byte was verified.
 
     Args:
@@ -129,11 +130,15 @@ def load_prepared(folder: str | Path, *, max_vocab: int | None = None, min_count
         header = read_header(opened)
         for name, asked, default in (("min_count", min_count, 1), ("lowercase", lowercase, False)):
             if asked not in (default, getattr(header, name)):
-                raise DataError(f"{folder} was prepared with {name} {getattr(header, name)}, not {asked}: leave that "
-                                "out, or prepare the text again in another folder")
+                raise DataError(
+                    f"{folder} was prepared with {name} {getattr(header, name)}, not {asked}: leave that "
+                    "out, or prepare the text again in another folder"
+                )
         if max_vocab is not None and header.words > max_vocab:
-            raise DataError(f"{folder} was prepared with {header.words:,} words, more than the vocabulary size "
-                            f"{max_vocab:,}: raise that, or prepare the text again in another folder")
+            raise DataError(
+                f"{folder} was prepared with {header.words:,} words, more than the vocabulary size "
+                f"{max_vocab:,}: raise that, or prepare the text again in another folder"
+            )
         vocab = _read_vocab(opened, header)
         ids = {split: _map_ids(opened, header, name) for split, name in IDS.items()}
     return Corpus(

@@ -135,7 +135,7 @@ class WindowPlan:
         if self.random is None:
             return None
         epoch, index = self.locate(step)
-        return _epoch(self.random, self.rows, epoch)[1][index:index + count]
+        return _epoch(self.random, self.rows, epoch)[1][index : index + count]
 
     def windows(self, step: int, count: int, size: int, first_row: int = 0) -> Windows:
         """The `count` windows from a step on, all of one epoch.
@@ -156,12 +156,13 @@ class WindowPlan:
 
         if self.random is None:
             return Windows(filled(np.arange(index, index + count) * self.length - first_row, np.int32), *rest)
-        row, length, rate = (column[index:index + count] for column in _epoch(self.random, self.rows, epoch))
+        row, length, rate = (column[index : index + count] for column in _epoch(self.random, self.rows, epoch))
         return Windows(filled(row - first_row, np.int32), *rest, filled(length, np.int32), filled(rate, np.float32))
 
 
-def batch(ids: np.ndarray, batch_size: int, rows: slice = slice(None), start: int = 0, stop: int | None = None
-          ) -> np.ndarray:
+def batch(
+    ids: np.ndarray, batch_size: int, rows: slice = slice(None), start: int = 0, stop: int | None = None
+) -> np.ndarray:
     """The stream [N] cut into B rows of N // B, time-major: int32 [N // B, B]; what is left over is dropped.
 
     With `rows` only those of the B come back, and with `start` and `stop` only these steps of them. Of a
@@ -176,7 +177,7 @@ def batch(ids: np.ndarray, batch_size: int, rows: slice = slice(None), start: in
         _read(Path(str(ids.filename)), pieces, [ids.offset + place * ids.itemsize for place in places])
     else:
         for piece, place in zip(pieces, places, strict=True):
-            piece[:] = ids[place:place + stop - start]
+            piece[:] = ids[place : place + stop - start]
     return np.ascontiguousarray(pieces.T, np.int32)
 
 
@@ -188,20 +189,24 @@ def num_windows(length: int, bptt_length: int) -> int:
 def check_fits(split: str, tokens: int, batch_size: int, bptt_length: int, epochs: int = 0) -> None:
     """Raises DataError where a split has no whole window, or too many in all of its epochs."""
     if (windows := num_windows(tokens // batch_size, bptt_length)) * epochs > MOST_WINDOWS:
-        raise DataError(f"{epochs:,} epochs of {windows:,} windows are more than the {MOST_WINDOWS:,} that a run "
-                        f"counts: lower epochs")
+        raise DataError(
+            f"{epochs:,} epochs of {windows:,} windows are more than the {MOST_WINDOWS:,} that a run "
+            f"counts: lower epochs"
+        )
     if windows < 1:
         raise DataError(
             f"the {split} split has {tokens:,} tokens, fewer than one window of batch_size {batch_size} x "
             f"(bptt_length {bptt_length} + 1) = {batch_size * (bptt_length + 1):,}: "
-            f"lower batch_size or bptt_length, or use more text")
+            f"lower batch_size or bptt_length, or use more text"
+        )
 
 
 def _read(path: Path, pieces: np.ndarray, offsets: list[int]) -> None:
     try:
         with open(path, "rb", buffering=0) as file:
-            whole = all(os.preadv(file.fileno(), [piece], at) == piece.nbytes
-                        for piece, at in zip(pieces, offsets, strict=True))
+            whole = all(
+                os.preadv(file.fileno(), [piece], at) == piece.nbytes for piece, at in zip(pieces, offsets, strict=True)
+            )
     except OSError as error:
         raise DataError(f"{path} cannot be read any more: {error.strerror or error}; fix that, then resume") from None
     if not whole:

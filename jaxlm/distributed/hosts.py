@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 HEARTBEAT = 30  # seconds without a heartbeat, after which a process counts as dead and all end
 
+
 def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> bool:
     """Joins the other processes, if the arguments or the environment name any. Call it before JAX is first used.
 
@@ -43,19 +44,32 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
             return False
     elif processes == 1 and (coordinator, process) in ((None, None), (coordinator, 0)):
         return False
-    elif (coordinator is None or processes is None or process is None or not 0 <= process < processes
-          or not re.fullmatch(r".+:\d{1,5}", coordinator)):
-        raise JaxlmError(f"many processes need --coordinator HOST:PORT, --processes N and --process I from 0 to N - 1, "
-                         f"all three and the same first two for each; these are {coordinator}, {processes}, {process}")
+    elif (
+        coordinator is None
+        or processes is None
+        or process is None
+        or not 0 <= process < processes
+        or not re.fullmatch(r".+:\d{1,5}", coordinator)
+    ):
+        raise JaxlmError(
+            f"many processes need --coordinator HOST:PORT, --processes N and --process I from 0 to N - 1, "
+            f"all three and the same first two for each; these are {coordinator}, {processes}, {process}"
+        )
     # (Its handler of SIGTERM would run before ours. gloo connects CPUs; other devices have collectives of their own.)
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(*given, initialization_timeout=120, heartbeat_timeout_seconds=HEARTBEAT,
-                                   shutdown_timeout_seconds=2 * HEARTBEAT)
+        jax.distributed.initialize(
+            *given,
+            initialization_timeout=120,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=2 * HEARTBEAT,
+        )
     except Exception as error:  # also whatever a cluster's interface raises
-        raise JaxlmError(f"the other processes cannot be joined: {_first_line(error)}; start all of them with one "
-                         f"--coordinator, or this one alone with --processes 1") from None
+        raise JaxlmError(
+            f"the other processes cannot be joined: {_first_line(error)}; start all of them with one "
+            f"--coordinator, or this one alone with --processes 1"
+        ) from None
     return several()
 
 
@@ -63,8 +77,11 @@ def _cluster() -> bool:
     """Whether the environment is that of one process among many, which `jax.distributed.initialize` can then find."""
     counts = [os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return any(count.isdigit() and int(count) > 1 for count in counts) or len(hosts) > 1 or (
-        "JOB_COMPLETION_INDEX" in os.environ)  # of an indexed job of Kubernetes
+    return (
+        any(count.isdigit() and int(count) > 1 for count in counts)
+        or len(hosts) > 1
+        or ("JOB_COMPLETION_INDEX" in os.environ)
+    )  # of an indexed job of Kubernetes
 
 
 def several() -> bool:
@@ -121,8 +138,10 @@ def guarded() -> Iterator[None]:
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         if not several() or not (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
             raise
-        raise JaxlmError(f"process {jax.process_index()} lost the others ({_first_line(error)}): what was saved "
-                         f"before is whole; start all of them again with --resume") from None
+        raise JaxlmError(
+            f"process {jax.process_index()} lost the others ({_first_line(error)}): what was saved "
+            f"before is whole; start all of them again with --resume"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:

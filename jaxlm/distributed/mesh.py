@@ -36,27 +36,39 @@ def make_mesh(batch_size: int, devices: int | None = None, model_devices: int = 
         if count is not None and count < 1:
             raise JaxlmError(f"{name} must be at least 1; it is {count}")
     if (asked := (devices or 1) * model_devices) > there:
-        raise JaxlmError(f"{asked} devices were asked for ({devices or 1} for rows x {model_devices} for words), and "
-                         f"JAX has {there}: ask for fewer, or let the processor pass for several with "
-                         f"XLA_FLAGS=--xla_force_host_platform_device_count={asked}")
+        raise JaxlmError(
+            f"{asked} devices were asked for ({devices or 1} for rows x {model_devices} for words), and "
+            f"JAX has {there}: ask for fewer, or let the processor pass for several with "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={asked}"
+        )
     divisors = [n for n in range(1, there // model_devices + 1) if batch_size % n == 0]
     if devices is not None and batch_size % devices:
         near = [*[n for n in divisors if n < devices][-1:], *[n for n in divisors if n > devices][:1]]
         sizes = [size for size in (batch_size // devices * devices, (batch_size // devices + 1) * devices) if size]
-        raise JaxlmError(f"the {batch_size} rows of a batch do not divide over {devices} devices: take "
-                         f"batch_size {_either(sizes)}, or devices {_either(near)}")
+        raise JaxlmError(
+            f"the {batch_size} rows of a batch do not divide over {devices} devices: take "
+            f"batch_size {_either(sizes)}, or devices {_either(near)}"
+        )
     fitting = [n for n in divisors if n * model_devices % processes == 0 and devices in (None, n)]
     if not fitting:
-        raise JaxlmError(f"{processes} processes take part, and the {batch_size} rows of a batch do not spread over "
-                         f"{devices or there} devices x {model_devices} of which each process gives equally many: "
-                         f"take another batch_size, devices or model_devices, or start fewer processes")
+        raise JaxlmError(
+            f"{processes} processes take part, and the {batch_size} rows of a batch do not spread over "
+            f"{devices or there} devices x {model_devices} of which each process gives equally many: "
+            f"take another batch_size, devices or model_devices, or start fewer processes"
+        )
     used = fitting[-1] * model_devices
-    note = None if used == there or devices is not None else (
-        f"using {used} of {there} devices: the {batch_size} rows of a batch do not divide over more")
+    note = (
+        None
+        if used == there or devices is not None
+        else (f"using {used} of {there} devices: the {batch_size} rows of a batch do not divide over more")
+    )
     if used == 1:
         return None, note
-    chosen = [device for process in range(processes) for device in
-              [device for device in jax.devices() if device.process_index == process][:used // processes]]
+    chosen = [
+        device
+        for process in range(processes)
+        for device in [device for device in jax.devices() if device.process_index == process][: used // processes]
+    ]
     return jax.make_mesh((fitting[-1], model_devices), (DATA, MODEL), (AxisType.Auto,) * 2, devices=chosen), note
 
 
@@ -78,8 +90,9 @@ def members_mesh(members: int) -> Mesh | None:
 
 def spread_specs(tree: Any, specs: Any) -> Any:
     """`specs`, whose leaves may each stand for a whole subtree, with one for every leaf of `tree`."""
-    return jax.tree.map(lambda spec, part: jax.tree.map(lambda _: spec, part), specs, tree,
-                        is_leaf=lambda node: isinstance(node, P))
+    return jax.tree.map(
+        lambda spec, part: jax.tree.map(lambda _: spec, part), specs, tree, is_leaf=lambda node: isinstance(node, P)
+    )
 
 
 def put(mesh: Mesh | None, tree: Tree, specs: Any, fill: float = 0.0) -> Tree:
@@ -102,8 +115,10 @@ def put(mesh: Mesh | None, tree: Tree, specs: Any, fill: float = 0.0) -> Tree:
             return jax.random.wrap_key_data(place(jax.random.key_data(leaf), spec))
         array = np.asarray(leaf)
         if MODEL in spec:
-            padding = [(0, -size % mesh.shape[MODEL] if axis == MODEL else 0)
-                       for size, axis in zip(array.shape, (*spec, None), strict=False)]
+            padding = [
+                (0, -size % mesh.shape[MODEL] if axis == MODEL else 0)
+                for size, axis in zip(array.shape, (*spec, None), strict=False)
+            ]
             array = np.pad(array, padding, constant_values=fill if array.ndim == 1 else 0)
         return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
 
@@ -171,7 +186,8 @@ def spread(mesh: Mesh | None, body: Callable, in_specs: Any, out_specs: Any) -> 
     """
     # The types that check_vma would give each value (does it vary over an axis?) do not pass through the ops'
     # own derivatives; the tests compare numbers with one device's instead.
-    return body if mesh is None else jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=out_specs,
-                                                   check_vma=False)
-
-
+    return (
+        body
+        if mesh is None
+        else jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    )

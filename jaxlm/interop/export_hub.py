@@ -83,11 +83,19 @@ def export_hub(model: LanguageModel, out: Path, metrics: Sequence[dict[str, Any]
 
 def _config(model: LanguageModel) -> dict[str, Any]:
     config, ids = model.config.model, model.vocab.ids
-    return {"model_type": f"jaxlm-{kind_of('model', config)}", "architectures": ["RNNModel"], "torch_dtype": "float32",
-            "vocab_size": config.vocab_size, "embedding_size": config.embedding_size,
-            "hidden_sizes": list(config.hidden_sizes), "num_hidden_layers": len(config.hidden_sizes),
-            "tie_word_embeddings": config.tied, "eos_token_id": ids.get(EOS), "unk_token_id": ids.get(UNK),
-            "jaxlm": json.loads(model.config.to_json())}
+    return {
+        "model_type": f"jaxlm-{kind_of('model', config)}",
+        "architectures": ["RNNModel"],
+        "torch_dtype": "float32",
+        "vocab_size": config.vocab_size,
+        "embedding_size": config.embedding_size,
+        "hidden_sizes": list(config.hidden_sizes),
+        "num_hidden_layers": len(config.hidden_sizes),
+        "tie_word_embeddings": config.tied,
+        "eos_token_id": ids.get(EOS),
+        "unk_token_id": ids.get(UNK),
+        "jaxlm": json.loads(model.config.to_json()),
+    }
 
 
 def _card(model: LanguageModel, count: int, metrics: Sequence[dict[str, Any]]) -> str:
@@ -96,20 +104,35 @@ def _card(model: LanguageModel, count: int, metrics: Sequence[dict[str, Any]]) -
     corpus = _cell(model.corpus.get("name", "an unknown corpus"))
     layers = f"{kind.upper()} of {', '.join(map(str, config.hidden_sizes))} units"
     equal = len(set(config.hidden_sizes)) == 1
-    return CARD.format(kind=kind, title=f"{kind.upper()} language model of {corpus}", layers=layers, corpus=corpus,
-                       words=len(model.vocab), embedding=config.embedding_size, count=count,
-                       tied=", also the output matrix" if config.tied else "",
-                       apart="" if equal else ", each layer a module of its own (`rnns.0`, ...)",
-                       results=_results(metrics), use=IMPORT if kind == "lstm" else OTHERS)
+    return CARD.format(
+        kind=kind,
+        title=f"{kind.upper()} language model of {corpus}",
+        layers=layers,
+        corpus=corpus,
+        words=len(model.vocab),
+        embedding=config.embedding_size,
+        count=count,
+        tied=", also the output matrix" if config.tied else "",
+        apart="" if equal else ", each layer a module of its own (`rnns.0`, ...)",
+        results=_results(metrics),
+        use=IMPORT if kind == "lstm" else OTHERS,
+    )
 
 
 def _results(metrics: Sequence[dict[str, Any]]) -> str:
     """A table of the tests and of the last epoch."""
-    rows = [f"| {_cell(row.get('corpus', ''))} test, {_cell(row.get('checkpoint', 'last'))} parameters | "
-            f"{_value(row.get('test_perplexity'))} |" for row in metrics if row["kind"] == "test"]
+    rows = [
+        f"| {_cell(row.get('corpus', ''))} test, {_cell(row.get('checkpoint', 'last'))} parameters | "
+        f"{_value(row.get('test_perplexity'))} |"
+        for row in metrics
+        if row["kind"] == "test"
+    ]
     epochs = [row for row in metrics if row["kind"] == "epoch"][-1:]
-    rows += [f"| {_cell(row.get('corpus', ''))} validation, epoch {_cell(row.get('epoch', ''))} | "
-             f"{_value(row.get('valid_perplexity'))} |" for row in epochs]
+    rows += [
+        f"| {_cell(row.get('corpus', ''))} validation, epoch {_cell(row.get('epoch', ''))} | "
+        f"{_value(row.get('valid_perplexity'))} |"
+        for row in epochs
+    ]
     if not rows:
         return "None were measured: this model was not trained by jaxlm, or its training was not finished."
     return "\n".join(["| | perplexity |", "|---|---|", *rows])

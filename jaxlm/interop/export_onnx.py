@@ -35,17 +35,23 @@ def export_onnx(model: LanguageModel, out: Path) -> list[str]:
     config, params = model.config.model, model.params
     name = kind_of("model", config)
     if type(config) not in (LSTM, GRU):
-        raise JaxlmError(f"ONNX has no node that computes what a {name} does: it has LSTM and GRU; export it --to "
-                         f"stablehlo or orbax")
+        raise JaxlmError(
+            f"ONNX has no node that computes what a {name} does: it has LSTM and GRU; export it --to stablehlo or orbax"
+        )
     check_known(config, params, name)
     graph = _Graph(onnx, model)
     if graph.bytes > MOST_BYTES:
-        raise JaxlmError(f"an ONNX file can hold {MOST_BYTES:,} bytes, and this model's weights take {graph.bytes:,}: "
-                         f"export it --to safetensors or stablehlo")
+        raise JaxlmError(
+            f"an ONNX file can hold {MOST_BYTES:,} bytes, and this model's weights take {graph.bytes:,}: "
+            f"export it --to safetensors or stablehlo"
+        )
     helper = onnx.helper
     made = helper.make_model(
         helper.make_graph(graph.nodes, "jaxlm", graph.inputs, graph.outputs, graph.weights),
-        opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="jaxlm")
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="jaxlm",
+    )
     helper.set_model_props(made, {"vocabulary": json.dumps(model.vocab.words)})
     onnx.checker.check_model(made)
     with new_file(out) as file:
@@ -67,8 +73,9 @@ class _Graph:
         self._hold("embedding", array(params["embedding"]))
         self._node("Gather", ["embedding", "tokens"], ["x_0"], axis=0)
         self._hold("direction", np.array([1], np.int64))
-        for place, (weights, width) in enumerate(zip(params[kind_of("model", config)], config.hidden_sizes,
-                                                     strict=True)):
+        for place, (weights, width) in enumerate(
+            zip(params[kind_of("model", config)], config.hidden_sizes, strict=True)
+        ):
             self._layer(place, config, weights, width)
         last = f"x_{len(config.hidden_sizes)}"
         if config.tied:
@@ -91,8 +98,13 @@ class _Graph:
         for name, value in zip(names, arrays, strict=True):
             self._hold(name, value[None])
         options = {} if isinstance(config, LSTM) else {"linear_before_reset": 1}
-        self._node("LSTM" if isinstance(config, LSTM) else "GRU", [f"x_{place}", *names, "", *states],
-                   [f"y_{place}", *ends], hidden_size=width, **options)
+        self._node(
+            "LSTM" if isinstance(config, LSTM) else "GRU",
+            [f"x_{place}", *names, "", *states],
+            [f"y_{place}", *ends],
+            hidden_size=width,
+            **options,
+        )
         self._node("Squeeze", [f"y_{place}", "direction"], [f"x_{place + 1}"])
 
     def _declare(self, where: list, name: str, kind: str, shape: list) -> None:
@@ -122,5 +134,8 @@ def _gru(weights: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray
         r, z, n = np.split(rows, 3)
         return np.concatenate([z, r, n])
 
-    return (ordered(array(weights["kernel"]).T), ordered(array(weights["recurrent_kernel"]).T),
-            np.concatenate([ordered(array(weights["bias"])), ordered(recurrent)]))
+    return (
+        ordered(array(weights["kernel"]).T),
+        ordered(array(weights["recurrent_kernel"]).T),
+        np.concatenate([ordered(array(weights["bias"])), ordered(recurrent)]),
+    )

@@ -28,16 +28,16 @@ def export_stablehlo(model: LanguageModel, out: Path) -> list[str]:
     try:
         import flatbuffers  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
-        raise JaxlmError("exporting to StableHLO needs the package flatbuffers: pip install 'jaxlm[stablehlo]'"
-                         ) from None
+        raise JaxlmError(
+            "exporting to StableHLO needs the package flatbuffers: pip install 'jaxlm[stablehlo]'"
+        ) from None
     recurrent, params = stack.exact(model.config.model), model.params
     like = jax.eval_shape(lambda: stack.zero_carry(recurrent, 1))
     structure = jax.tree.structure(like)
 
     def next_word(tokens: jax.Array, *carry: jax.Array) -> tuple[jax.Array, ...]:
         state = jax.tree.unflatten(structure, carry)
-        features, state = stack.features(recurrent, params, no_noise(recurrent), stack.embed(params, tokens),
-                                         state)
+        features, state = stack.features(recurrent, params, no_noise(recurrent), stack.embed(params, tokens), state)
         return heads.logits(recurrent, params, features), *jax.tree.leaves(state)
 
     rows = export.symbolic_shape("B")[0]
@@ -47,5 +47,7 @@ def export_stablehlo(model: LanguageModel, out: Path) -> list[str]:
     with new_file(out) as file:
         file.write(made.serialize())
     shapes = ", ".join(str(list(argument.shape)) for argument in arguments[1:])
-    return [f"call(tokens int32 [1, B], carry {shapes}) -> logits [1, B, {len(model.vocab)}] and the new carry; for "
-            f"{', '.join(PLATFORMS)}"]
+    return [
+        f"call(tokens int32 [1, B], carry {shapes}) -> logits [1, B, {len(model.vocab)}] and the new carry; for "
+        f"{', '.join(PLATFORMS)}"
+    ]

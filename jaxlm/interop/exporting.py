@@ -17,8 +17,14 @@ from jaxlm.scoring.language_model import LanguageModel
 
 Exporter = Callable[[LanguageModel, Path], list[str]]
 
-EXPORTERS: dict[str, Exporter] = {"safetensors": export_safetensors, "torch": export_torch, "hub": export_hub,
-                                  "onnx": export_onnx, "stablehlo": export_stablehlo, "orbax": export_orbax}
+EXPORTERS: dict[str, Exporter] = {
+    "safetensors": export_safetensors,
+    "torch": export_torch,
+    "hub": export_hub,
+    "onnx": export_onnx,
+    "stablehlo": export_stablehlo,
+    "orbax": export_orbax,
+}
 TARGETS = tuple(EXPORTERS)
 
 

@@ -38,11 +38,24 @@ def import_model(file: str | Path, vocab: str | Path, run_dir: str | Path | None
         RunDirError: the directory holds something already, or cannot be written.
     """
     found, words = importing.import_model(file, vocab)
-    config = Config(model=LSTM(vocab_size=found.vocab_size, embedding_size=found.embedding_size,
-                               hidden_sizes=found.hidden_sizes, tied=found.tied, forget_bias=0.0), preset="imported")
+    config = Config(
+        model=LSTM(
+            vocab_size=found.vocab_size,
+            embedding_size=found.embedding_size,
+            hidden_sizes=found.hidden_sizes,
+            tied=found.tied,
+            forget_bias=0.0,
+        ),
+        preset="imported",
+    )
     source = _source(Path(file))
-    corpus = unknown_corpus(f"imported:{Path(file).resolve().name}", _sha256(source), words,
-                            f"imported from {Path(file).resolve()}, a {found.source}", *found.notes)
+    corpus = unknown_corpus(
+        f"imported:{Path(file).resolve().name}",
+        _sha256(source),
+        words,
+        f"imported from {Path(file).resolve()}, a {found.source}",
+        *found.notes,
+    )
     config = config.replace(corpus=corpus.spec)
     if run_dir is not None:
         keep_model(run_dir, config, found.params, corpus)

@@ -37,12 +37,16 @@ def import_model(file: str | Path, vocab: str | Path) -> tuple[ForeignModel, Voc
     if not os.path.isdir(vocab):  # (which raises nothing)
         return model, read_vocabulary(vocab, model.vocab_size)
     if checkpoint_prefix(Path(file)) is not None:
-        raise DataError(f"the vocabulary {shown(vocab, MOST_PATH)} is a folder, whose words would be numbered as "
-                        f"PyTorch's programs do, and the model is TensorFlow's: give a file of its words, one a line")
+        raise DataError(
+            f"the vocabulary {shown(vocab, MOST_PATH)} is a folder, whose words would be numbered as "
+            f"PyTorch's programs do, and the model is TensorFlow's: give a file of its words, one a line"
+        )
     words = Vocab(vocabulary_of_corpus(vocab))
     if len(words) != model.vocab_size:
-        raise DataError(f"the corpus {shown(vocab, MOST_PATH)} has {len(words):,} words, and the model has "
-                        f"{model.vocab_size:,}; give the corpus that the model was trained on")
+        raise DataError(
+            f"the corpus {shown(vocab, MOST_PATH)} has {len(words):,} words, and the model has "
+            f"{model.vocab_size:,}; give the corpus that the model was trained on"
+        )
     return model, words
 
 
@@ -81,8 +85,10 @@ def _read(path: Path) -> ForeignModel:
         if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size:
             return from_torch(read_safetensors(file.read()), "safetensors file")
         if size >= 8 and _last(file, 8) == MAGIC.to_bytes(8, "little"):
-            raise JaxlmError("it is a checkpoint of TensorFlow's first format, in one file; save it anew with the "
-                             "tf.train.Saver of TensorFlow 1.0 or later, which writes an .index and .data files")
+            raise JaxlmError(
+                "it is a checkpoint of TensorFlow's first format, in one file; save it anew with the "
+                "tf.train.Saver of TensorFlow 1.0 or later, which writes an .index and .data files"
+            )
         value, layout, stored = read_torch(file, size)
         tensors, what = model_tensors(value, stored)
         return from_torch(tensors, f"PyTorch {what} ({layout})")

@@ -27,8 +27,27 @@ MOST_MEMO = 1 << 24  # the highest place in the memo
 # Parts of Python's standard library that a pickle may name: all of them are data.
 _HARMLESS = {
     "collections": {"OrderedDict", "defaultdict", "Counter", "deque"},
-    "builtins": {"object", "dict", "list", "tuple", "set", "frozenset", "int", "long", "float", "complex", "bool",
-                 "str", "unicode", "bytes", "bytearray", "slice", "range", "xrange", "getattr"},
+    "builtins": {
+        "object",
+        "dict",
+        "list",
+        "tuple",
+        "set",
+        "frozenset",
+        "int",
+        "long",
+        "float",
+        "complex",
+        "bool",
+        "str",
+        "unicode",
+        "bytes",
+        "bytearray",
+        "slice",
+        "range",
+        "xrange",
+        "getattr",
+    },
     "copyreg": {"_reconstructor"},
     "argparse": {"Namespace"},
     "types": {"SimpleNamespace"},
@@ -180,8 +199,10 @@ class _Machine:
             raise JaxlmError(f"its pickle is damaged: the name of a class has over {MOST_NAME} letters")
         found = Global(_PYTHON_2.get(module, module), name)
         if module.split(".")[0] in _LIBRARY and name not in _HARMLESS.get(found.module, ()):
-            raise JaxlmError(f"it asks for {shown(f'{module}.{name}')}, which is no part of a model and could run "
-                             "code; nothing was run")
+            raise JaxlmError(
+                f"it asks for {shown(f'{module}.{name}')}, which is no part of a model and could run "
+                "code; nothing was run"
+            )
         self.push(found)
 
     def call(self, function: Any, arguments: Any) -> None:
@@ -190,8 +211,9 @@ class _Machine:
         if not isinstance(function, Global):
             raise JaxlmError(f"its pickle calls {_noun(function)}; nothing was run")
         if function not in self.calls:
-            raise JaxlmError(f"it asks to call {shown(function)}, which is no part of a model that can be imported; "
-                             "nothing was run")
+            raise JaxlmError(
+                f"it asks to call {shown(function)}, which is no part of a model that can be imported; nothing was run"
+            )
         self.push(self.calls[function](arguments, self.spend))
 
     def reduce(self, _: Any) -> None:
@@ -310,11 +332,29 @@ def _sequence(arguments: tuple[Any, ...], _: Spend) -> Any:
 # Calls of Python's own types that data need.
 PYTHON_CALLS: dict[Global, Call] = {
     **{Global("builtins", name): _sequence for name in ("list", "tuple", "set", "frozenset")},
-    **{Global("builtins", name): inert(Global("builtins", name))
-       for name in ("int", "long", "float", "complex", "bool", "str", "unicode", "bytes", "bytearray", "slice", "range",
-                    "xrange", "object")},
-    **{Global(module, name): inert(Global(module, name)) for module in ("datetime", "pathlib", "_codecs")
-       for name in _HARMLESS[module]},
+    **{
+        Global("builtins", name): inert(Global("builtins", name))
+        for name in (
+            "int",
+            "long",
+            "float",
+            "complex",
+            "bool",
+            "str",
+            "unicode",
+            "bytes",
+            "bytearray",
+            "slice",
+            "range",
+            "xrange",
+            "object",
+        )
+    },
+    **{
+        Global(module, name): inert(Global(module, name))
+        for module in ("datetime", "pathlib", "_codecs")
+        for name in _HARMLESS[module]
+    },
     Global("builtins", "dict"): mapping,
     Global("collections", "OrderedDict"): mapping,
     Global("collections", "Counter"): mapping,
@@ -324,9 +364,28 @@ PYTHON_CALLS: dict[Global, Call] = {
     Global("copyreg", "_reconstructor"): _reconstructor,
 }
 
-_LITERALS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING",
-             "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BINBYTES",
-             "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")
+_LITERALS = (
+    "INT",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG",
+    "LONG1",
+    "LONG4",
+    "FLOAT",
+    "BINFLOAT",
+    "STRING",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+    "UNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE",
+    "BINUNICODE8",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINBYTES8",
+    "BYTEARRAY8",
+)
 
 _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(_LITERALS, _Machine.push),

@@ -18,7 +18,7 @@ def read_safetensors(data: bytes) -> dict[str, LazyTensor]:
     try:
         found = dict(safetensors.deserialize(data))
         size = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:8 + size])
+        header = json.loads(data[8 : 8 + size])
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise JaxlmError(f"it is no intact safetensors file ({shown(error, 160)})") from None
     tensors = {name: _tensor(name, entry) for name, entry in found.items()}

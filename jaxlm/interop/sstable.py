@@ -40,7 +40,7 @@ class Cursor:
         if count > self.end - self.place:
             raise JaxlmError("it ends in the middle of an entry; it is damaged or cut short")
         self.place += count
-        return bytes(self.data[self.place - count:self.place])
+        return bytes(self.data[self.place - count : self.place])
 
 
 def entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -68,9 +68,9 @@ def _block(table: bytes, handle: Cursor) -> bytes:
     place, size = handle.varint(), handle.varint()
     if place + size + 5 > len(table):
         raise JaxlmError(f"a block of it ends at byte {place + size + 5:,} of {len(table):,}; it is cut short")
-    content, kind = table[place:place + size], table[place + size]
-    checksum = int.from_bytes(table[place + size + 1:place + size + 5], "little")
-    if masked(crc32c(table[place:place + size + 1])) != checksum:
+    content, kind = table[place : place + size], table[place + size]
+    checksum = int.from_bytes(table[place + size + 1 : place + size + 5], "little")
+    if masked(crc32c(table[place : place + size + 1])) != checksum:
         raise JaxlmError("the checksum of one of its blocks is wrong; it is damaged")
     if kind not in (0, 1):
         raise JaxlmError(f"a block of it is packed in the unknown way {kind}")
@@ -111,7 +111,7 @@ def unsnappy(data: bytes) -> bytes:
                 length, back = (tag >> 2) + 1, int.from_bytes(cursor.take(2 if tag & 3 == 2 else 4), "little")
             if not 0 < back <= len(out):
                 raise JaxlmError("a packed block copies from before its beginning; it is damaged")
-            piece = bytes(out[len(out) - back:len(out) - back + length])
+            piece = bytes(out[len(out) - back : len(out) - back + length])
             out += (piece * (length // len(piece) + 1))[:length]  # a copy may run into itself
         if len(out) > size:
             break

@@ -19,12 +19,19 @@ def to_tensorflow(params: Params) -> dict[str, np.ndarray]:
         JaxlmError: the model's head is more or less than a softmax with a kernel of its own.
     """
     if (found := {*params["softmax"]}) != {"kernel", "bias"}:
-        raise JaxlmError(f"TensorFlow's tutorial has one softmax with the variables kernel and bias, and this model's "
-                         f"head has {', '.join(sorted(found))}: export it --to stablehlo or orbax")
-    layers = {LAYER.format(i, part): layer[part] for i, layer in enumerate(params["lstm"])
-              for part in ("kernel", "bias")}
-    variables = {EMBEDDING: params["embedding"], **layers, SOFTMAX_KERNEL: params["softmax"]["kernel"],
-                 SOFTMAX_BIAS: params["softmax"]["bias"]}
+        raise JaxlmError(
+            f"TensorFlow's tutorial has one softmax with the variables kernel and bias, and this model's "
+            f"head has {', '.join(sorted(found))}: export it --to stablehlo or orbax"
+        )
+    layers = {
+        LAYER.format(i, part): layer[part] for i, layer in enumerate(params["lstm"]) for part in ("kernel", "bias")
+    }
+    variables = {
+        EMBEDDING: params["embedding"],
+        **layers,
+        SOFTMAX_KERNEL: params["softmax"]["kernel"],
+        SOFTMAX_BIAS: params["softmax"]["bias"],
+    }
     return {name: np.asarray(array) for name, array in variables.items()}
 
 

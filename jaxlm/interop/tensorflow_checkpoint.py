@@ -19,8 +19,20 @@ from jaxlm.interop.sstable import Cursor, entries
 from jaxlm.interop.tensors import SIZES, LazyTensor, as_floats, check_sharing, decoded, listed, shown
 
 MOST_INDEX, MOST_DIMENSIONS = 1 << 26, 16
-_KINDS = {1: "float32", 2: "float64", 3: "int32", 4: "uint8", 5: "int16", 6: "int8", 8: "complex64", 9: "int64",
-          10: "bool", 14: "bfloat16", 18: "complex128", 19: "float16"}  # TensorFlow's DataType
+_KINDS = {
+    1: "float32",
+    2: "float64",
+    3: "int32",
+    4: "uint8",
+    5: "int16",
+    6: "int8",
+    8: "complex64",
+    9: "int64",
+    10: "bool",
+    14: "bfloat16",
+    18: "complex128",
+    19: "float16",
+}  # TensorFlow's DataType
 _ENDING = re.compile(r"\.(index|meta|data-[0-9]{5}-of-[0-9]{5})")
 _ESCAPE = re.compile(rb"\\([0-7]{1,3}|x[0-9a-fA-F]{1,2}|.)", re.DOTALL)
 _LETTERS = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
@@ -40,7 +52,7 @@ def checkpoint_prefix(path: str | Path) -> Path | None:
     if path.name == "checkpoint" and not path.with_name("checkpoint.index").exists():
         return _latest(path)
     if (ending := _ENDING.search(path.name)) and 0 < ending.start() < ending.end() == len(path.name):
-        return path.with_name(path.name[:ending.start()])
+        return path.with_name(path.name[: ending.start()])
     return path if path.name and path.with_name(path.name + ".index").exists() else None
 
 
@@ -75,8 +87,9 @@ def read_checkpoint(prefix: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
-def _variable(name: str, entry: dict[int, list[int | bytes]], paths: list[Path], sizes: dict[int, int],
-              order: str) -> LazyTensor:
+def _variable(
+    name: str, entry: dict[int, list[int | bytes]], paths: list[Path], sizes: dict[int, int], order: str
+) -> LazyTensor:
     """A variable of one entry: type 1, shape 2, shard 3, offset 4, bytes 5, checksum 6, slices 7."""
     kind = _KINDS.get(_number(name, entry, 1), "something else than numbers")
     shape = _shape(name, entry.get(2, [b""])[-1])
@@ -91,8 +104,10 @@ def _variable(name: str, entry: dict[int, list[int | bytes]], paths: list[Path],
     if shard not in sizes:
         sizes[shard] = _size(paths, shard)
     if offset + size > sizes[shard]:
-        raise JaxlmError(f"the variable {shown(name)} ends at byte {offset + size:,} of {shown(paths[shard].name)}, "
-                         f"which has {sizes[shard]:,}; it is cut short")
+        raise JaxlmError(
+            f"the variable {shown(name)} ends at byte {offset + size:,} of {shown(paths[shard].name)}, "
+            f"which has {sizes[shard]:,}; it is cut short"
+        )
 
     def read() -> np.ndarray:
         try:
@@ -102,8 +117,9 @@ def _variable(name: str, entry: dict[int, list[int | bytes]], paths: list[Path],
         except OSError as error:
             raise JaxlmError(f"{shown(paths[shard].name)} cannot be read: {reason(error)}") from None
         if len(data) < size or masked(crc32c(data)) != checksum:
-            raise JaxlmError(f"the checksum of the variable {shown(name)} is wrong; {shown(paths[shard].name)} is "
-                             "damaged")
+            raise JaxlmError(
+                f"the checksum of the variable {shown(name)} is wrong; {shown(paths[shard].name)} is damaged"
+            )
         return as_floats(decoded(data, kind, order).reshape(shape), kind)
 
     return LazyTensor(shape, kind, name, read)
@@ -120,8 +136,9 @@ def _size(paths: list[Path], shard: int) -> int:
             return file.seek(0, 2)
     except FileNotFoundError:
         missing = [path.name for path in paths if not path.exists()]
-        raise JaxlmError(f"{len(missing)} of its {len(paths)} shards are missing ({listed(missing)}); put them beside "
-                         "the index") from None
+        raise JaxlmError(
+            f"{len(missing)} of its {len(paths)} shards are missing ({listed(missing)}); put them beside the index"
+        ) from None
     except OSError as error:
         raise JaxlmError(f"{shown(paths[shard].name)} cannot be read: {reason(error)}") from None
 
@@ -167,8 +184,9 @@ def _latest(path: Path) -> Path:
     try:
         text = read_bytes(path, 1 << 20)
     except OSError as error:
-        raise JaxlmError(f"expected a checkpoint in the folder, but its file {shown(path.name)} cannot be read: "
-                         f"{reason(error)}") from None
+        raise JaxlmError(
+            f"expected a checkpoint in the folder, but its file {shown(path.name)} cannot be read: {reason(error)}"
+        ) from None
     found = re.search(rb'^\s*model_checkpoint_path:\s*"((?:[^"\\\n]|\\.)*)"', text, re.MULTILINE)
     if not found:
         raise JaxlmError("its file 'checkpoint' names no model_checkpoint_path")

@@ -8,10 +8,16 @@ from jaxlm.errors import JaxlmError
 from jaxlm.interop.foreign import ForeignModel, Tensors, Values, expect_shape, foreign_model, matrix_shape
 from jaxlm.interop.tensors import listed, shown
 
-_ENDS = {"embedding": ("embedding", "embedding_vocab"), "softmax kernel": ("softmax_w",),
-         "softmax bias": ("softmax_b",)}
-_CELL = re.compile(r"(?:(?:.*/)?cell_?(?P<index>[0-9]{1,3})/|(?:.*/)?)[a-z_]*lstm_?cell(?:/linear)?"
-                   r"/(?P<part>kernel|bias|weights|biases|matrix)", re.IGNORECASE)
+_ENDS = {
+    "embedding": ("embedding", "embedding_vocab"),
+    "softmax kernel": ("softmax_w",),
+    "softmax bias": ("softmax_b",),
+}
+_CELL = re.compile(
+    r"(?:(?:.*/)?cell_?(?P<index>[0-9]{1,3})/|(?:.*/)?)[a-z_]*lstm_?cell(?:/linear)?"
+    r"/(?P<part>kernel|bias|weights|biases|matrix)",
+    re.IGNORECASE,
+)
 _PARTS = {"kernel": "kernel", "weights": "kernel", "matrix": "kernel", "bias": "bias", "biases": "bias"}
 
 
@@ -44,14 +50,20 @@ def tensorflow_names(names: Collection[str], scalars: Collection[str] = ()) -> t
             if (other := cells.setdefault(index, {}).setdefault(part, name)) != name:
                 raise JaxlmError(f"both {shown(other)} and {shown(name)} are the {part} of layer {index}")
     missing = [f"the {end} ({' or '.join(_ENDS[end])})" for end in ends if not ends[end]]
-    missing += [f"the {part} of layer {index}" for index in range(max(cells, default=0) + 1)
-                for part in ("kernel", "bias") if part not in cells.get(index, {})]
+    missing += [
+        f"the {part} of layer {index}"
+        for index in range(max(cells, default=0) + 1)
+        for part in ("kernel", "bias")
+        if part not in cells.get(index, {})
+    ]
     used = {_plain(name) for found in [*ends.values(), *(cell.values() for cell in cells.values())] for name in found}
     unused = [name for name in names if _plain(name) not in used]
     left = [name for name in unused if name in scalars or _plain(name).rpartition("/")[0] in used]
     if missing or len(left) < len(unused):
-        raise JaxlmError("expected the variables of an LSTM language model; missing are "
-                         f"{', '.join(missing) or 'none'}; unknown are {listed(set(unused) - set(left)) or 'none'}")
+        raise JaxlmError(
+            "expected the variables of an LSTM language model; missing are "
+            f"{', '.join(missing) or 'none'}; unknown are {listed(set(unused) - set(left)) or 'none'}"
+        )
     for end, found in ends.items():
         if len(found) > 1:
             raise JaxlmError(f"expected one variable that is the {end}, found {listed(found)}")
@@ -82,9 +94,11 @@ def from_tensorflow_checkpoint(tensors: Tensors, source: str) -> ForeignModel:
     notes = ["the forget bias is not in a checkpoint: it is taken as 0, as the tutorial has it"]
     if left:
         notes.append(f"left out, as no part of the model: {listed(left)}")
-    params = {"embedding": values.float32(names.embedding),
-              "lstm": [{part: values.float32(cell[part]) for part in ("kernel", "bias")} for cell in names.cells],
-              "softmax": {"kernel": values.float32(names.kernel), "bias": values.float32(names.bias)}}
+    params = {
+        "embedding": values.float32(names.embedding),
+        "lstm": [{part: values.float32(cell[part]) for part in ("kernel", "bias")} for cell in names.cells],
+        "softmax": {"kernel": values.float32(names.kernel), "bias": values.float32(names.bias)},
+    }
     return foreign_model(params, False, source, [*notes, *values.notes])
 
 

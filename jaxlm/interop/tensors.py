@@ -11,8 +11,20 @@ from jaxlm.errors import JaxlmError
 FLOATS = {"float16": "f2", "float32": "f4", "float64": "f8", "bfloat16": "u2"}  # bfloat16: the upper half of float32
 MOST_PATH = 1000  # letters of a path in a message
 MOST_SHARING = 4  # how many times all stored bytes a model's tensors may be; tied ones are counted twice
-SIZES = {"float16": 2, "float32": 4, "float64": 8, "bfloat16": 2, "int8": 1, "uint8": 1, "int16": 2, "int32": 4,
-         "int64": 8, "bool": 1, "complex64": 8, "complex128": 16}  # bytes an element
+SIZES = {
+    "float16": 2,
+    "float32": 4,
+    "float64": 8,
+    "bfloat16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "bool": 1,
+    "complex64": 8,
+    "complex128": 16,
+}  # bytes an element
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,8 +18,19 @@ MOST_DIRECTORY = 1 << 24  # bytes of a zip's list of names
 MOST_EXPANSION = 20  # how much larger than the file its content may be, beside 64 MiB
 CHUNK = 1 << 23
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what old files begin with
-_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, struct.error, OSError,
-               ValueError, OverflowError, IndexError, KeyError)
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    zlib.error,
+    struct.error,
+    OSError,
+    ValueError,
+    OverflowError,
+    IndexError,
+    KeyError,
+)
 
 
 def read_torch(file: BinaryIO, size: int) -> tuple[Any, str, int]:
@@ -40,8 +51,9 @@ def read_torch(file: BinaryIO, size: int) -> tuple[Any, str, int]:
     if head[257:] == b"ustar":
         raise JaxlmError("it is in the tar layout of PyTorch 0.1, which is not read; save it anew with a later PyTorch")
     if head[:1] not in (b"\x80", b"(", b"]", b"}", b"c"):  # how a pickle of a container, an object or a class begins
-        raise JaxlmError("it is in none of the formats that are read: PyTorch's, safetensors, TensorFlow 1's "
-                         "checkpoints")
+        raise JaxlmError(
+            "it is in none of the formats that are read: PyTorch's, safetensors, TensorFlow 1's checkpoints"
+        )
     return _load_old(file, size)
 
 
@@ -104,12 +116,15 @@ class _Archive:
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise JaxlmError(f"the entry {shown(name)} of its archive is packed in a way that torch.save never uses")
         if info.file_size > most or self.left < 0:
-            raise JaxlmError(f"the entry {shown(name)} of its archive unpacks to {info.file_size:,} bytes, more than "
-                             "belongs in such a file")
+            raise JaxlmError(
+                f"the entry {shown(name)} of its archive unpacks to {info.file_size:,} bytes, more than "
+                "belongs in such a file"
+            )
         data = _guarded(lambda: self._unpacked(info))
         if len(data) != info.file_size:
-            raise JaxlmError(f"the entry {shown(name)} of its archive has {len(data):,} bytes, expected "
-                             f"{info.file_size:,}")
+            raise JaxlmError(
+                f"the entry {shown(name)} of its archive has {len(data):,} bytes, expected {info.file_size:,}"
+            )
         return data
 
     def _unpacked(self, info: zipfile.ZipInfo) -> bytearray:
@@ -171,8 +186,10 @@ def _locate(file: BinaryIO, size: int, place: int, storage: Storage) -> int:
     file.seek(place)
     count = int.from_bytes(file.read(8), "little")
     if count != storage.count:
-        raise JaxlmError(f"the storage {shown(storage.key)} holds {count:,} elements, expected {storage.count:,}; the "
-                         "file is damaged or cut short")
+        raise JaxlmError(
+            f"the storage {shown(storage.key)} holds {count:,} elements, expected {storage.count:,}; the "
+            "file is damaged or cut short"
+        )
     start, length = place + 8, storage.size
     _check_held(storage.key, length, size - start)
 
@@ -199,8 +216,10 @@ def _claims(identifier: Any) -> tuple[str, str, int]:
 
 def _check_held(key: str, claimed: int, held: int) -> None:
     if claimed > held:
-        raise JaxlmError(f"the storage {shown(key)} claims {claimed:,} bytes, and the file holds {max(held, 0):,} for "
-                         "it; it is cut short or damaged")
+        raise JaxlmError(
+            f"the storage {shown(key)} claims {claimed:,} bytes, and the file holds {max(held, 0):,} for "
+            "it; it is cut short or damaged"
+        )
 
 
 def _same(view: View, kind: str, count: int) -> View:
@@ -215,6 +234,7 @@ def _part(whole: View, part: Any) -> View:
         raise JaxlmError(f"the view of the storage {shown(whole.storage.key)} is damaged")
     start, count = natural(part[1], "the offset of a storage"), natural(part[2], "the length of a storage")
     if start + count > whole.count:
-        raise JaxlmError(f"a view of the storage {shown(whole.storage.key)} ends at element {start + count:,} of "
-                         f"{whole.count:,}")
+        raise JaxlmError(
+            f"a view of the storage {shown(whole.storage.key)} ends at element {start + count:,} of {whole.count:,}"
+        )
     return View(whole.storage, start, count)

@@ -17,10 +17,14 @@ Layer = dict[str, str]  # {part: name}
 
 _EMBEDDINGS = ("encoder", "embedding", "embeddings", "embed", "emb", "word_embeddings")
 _HEADS = ("decoder", "linear", "fc", "out", "output", "proj", "head", "lm_head", "output_layer")
-_PART = re.compile(r"(?P<module>.*?)\.?(?P<part>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>[0-9]{1,3})"
-                   r"(?P<raw>_raw)?")
-_CELLS = {3: "a GRU, which in PyTorch resets the state after its product and has two biases",
-          1: "a plain RNN (RNN_TANH or RNN_RELU)"}
+_PART = re.compile(
+    r"(?P<module>.*?)\.?(?P<part>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>[0-9]{1,3})"
+    r"(?P<raw>_raw)?"
+)
+_CELLS = {
+    3: "a GRU, which in PyTorch resets the state after its product and has two biases",
+    1: "a plain RNN (RNN_TANH or RNN_RELU)",
+}
 
 
 def from_torch(tensors: Tensors, source: str) -> ForeignModel:
@@ -79,8 +83,10 @@ def _layers(tensors: Tensors) -> tuple[list[Layer], set[str]]:
     if not groups:
         raise JaxlmError(f"expected the weights of an LSTM (weight_ih_l0, ...), found {listed(tensors) or 'none'}")
     if len(stacks := {stack for stack, _, _ in groups}) > 1:
-        raise JaxlmError(f"it has several recurrent modules ({listed(stacks)}), in an order that their names do not "
-                         "give; only one stack of layers is imported")
+        raise JaxlmError(
+            f"it has several recurrent modules ({listed(stacks)}), in an order that their names do not "
+            "give; only one stack of layers is imported"
+        )
     places = sorted(groups)
     numbers = [index or layer for _, index, layer in places]
     if numbers != list(range(len(places))) or any(index and layer for _, index, layer in places):
@@ -102,18 +108,22 @@ def _stack(module: str) -> tuple[str, int]:
 
 def _ends(names: set[str]) -> tuple[str, str, str | None]:
     """The names of the embedding, the output matrix and the output bias, if there is one."""
+
     def of(modules: Sequence[str], part: str) -> list[str]:
-        return sorted(name for name in names if name.count(".") and name.split(".")[-1] == part
-                      and name.split(".")[-2] in modules)
+        return sorted(
+            name for name in names if name.count(".") and name.split(".")[-1] == part and name.split(".")[-2] in modules
+        )
 
     embeddings, heads, biases = of(_EMBEDDINGS, "weight"), of(_HEADS, "weight"), of(_HEADS, "bias")
     unknown = names - {*embeddings, *heads, *biases}
     if unknown or len(embeddings) != 1 or len(heads) != 1 or len(biases) > 1:
         missing = [name for name, found in (("encoder.weight", embeddings), ("decoder.weight", heads)) if not found]
         surplus = [name for found in (embeddings, heads, biases) if len(found) > 1 for name in found]
-        raise JaxlmError("expected an embedding (encoder.weight), an LSTM and an output layer (decoder.weight, "
-                         f"decoder.bias); missing are {listed(missing) or 'none'}; unknown are "
-                         f"{listed(unknown) or 'none'}; given more than once are {listed(surplus) or 'none'}")
+        raise JaxlmError(
+            "expected an embedding (encoder.weight), an LSTM and an output layer (decoder.weight, "
+            f"decoder.bias); missing are {listed(missing) or 'none'}; unknown are "
+            f"{listed(unknown) or 'none'}; given more than once are {listed(surplus) or 'none'}"
+        )
     return embeddings[0], heads[0], biases[0] if biases else None
 
 
@@ -121,8 +131,9 @@ def _check_layer(tensors: Tensors, layer: Layer, width: int) -> int:
     """The hidden size H of a layer that reads `width` numbers. Raises JaxlmError for other shapes than an LSTM's."""
     rows, hidden = matrix_shape(tensors, layer["weight_hh"])
     if rows in (3 * hidden, hidden):
-        raise JaxlmError(f"{shown(layer['weight_hh'])} is {rows}x{hidden}: that is {_CELLS[rows // hidden]}; only "
-                         "LSTMs are imported")
+        raise JaxlmError(
+            f"{shown(layer['weight_hh'])} is {rows}x{hidden}: that is {_CELLS[rows // hidden]}; only LSTMs are imported"
+        )
     expect_shape(tensors, layer["weight_hh"], (4 * hidden, hidden))
     expect_shape(tensors, layer["weight_ih"], (4 * hidden, width))
     for part in {"bias_ih", "bias_hh"} & set(layer):

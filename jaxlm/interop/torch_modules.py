@@ -35,8 +35,9 @@ def model_tensors(value: Any, stored: int) -> tuple[dict[str, LazyTensor], str]:
     if not models:
         raise JaxlmError(f"expected a model or a state_dict, found {_described(value)} without named weights in it")
     if len(models) > 1:
-        raise JaxlmError(f"it holds {len(models)} models ({listed(place for place, _, _ in models)}); save alone the "
-                         "one to import")
+        raise JaxlmError(
+            f"it holds {len(models)} models ({listed(place for place, _, _ in models)}); save alone the one to import"
+        )
     place, tensors, what = models[0]
     check_sharing(tensors.values(), stored)
     return tensors, what + (f" at {shown(place)}" if place else "")
@@ -48,8 +49,10 @@ def _candidates(value: Any) -> Iterator[tuple[str, Any]]:
     while level:
         below: list[tuple[str, Any]] = []
         for place, item in level:
-            if _is_module(item) or (isinstance(item, dict) and any(
-                    isinstance(leaf, Tensor) and _is_weight(name) for name, leaf in item.items())):
+            if _is_module(item) or (
+                isinstance(item, dict)
+                and any(isinstance(leaf, Tensor) and _is_weight(name) for name, leaf in item.items())
+            ):
                 yield place, item
                 continue
             for name, child in _children(item):
@@ -118,8 +121,10 @@ def _check_module(module: Instance, prefix: str) -> None:
         raise JaxlmError(f"{what} shortens its vectors as it reads them (max_norm), which jaxlm's embedding does not")
     if isinstance(state.get("nsplits"), int) and state["nsplits"] > 1:
         splits = min(state["nsplits"], 10**9)  # (of thousands of digits none would be printed)
-        raise JaxlmError(f"{what} splits the vocabulary ({shown(module.kind.name)} with {splits:,} splits); only plain "
-                         f"softmax is imported")
+        raise JaxlmError(
+            f"{what} splits the vocabulary ({shown(module.kind.name)} with {splits:,} splits); only plain "
+            f"softmax is imported"
+        )
 
 
 def _described(value: Any) -> str:

@@ -27,8 +27,10 @@ def state_dict(model: Recurrent, params: Params) -> tuple[StateDict, list[str]]:
         JaxlmError: PyTorch has no such layer, or the model has parameters that a state_dict has no place for.
     """
     if type(model) not in _LAYERS:
-        raise JaxlmError(f"PyTorch has no layer that computes what a {kind_of('model', model)} does: it has nn.LSTM "
-                         f"and nn.GRU; export it --to stablehlo or orbax")
+        raise JaxlmError(
+            f"PyTorch has no layer that computes what a {kind_of('model', model)} does: it has nn.LSTM "
+            f"and nn.GRU; export it --to stablehlo or orbax"
+        )
     name, layer = kind_of("model", model), _LAYERS[type(model)]
     check_known(model, params, name)
     module = f"nn.{name.upper()}"
@@ -39,8 +41,14 @@ def state_dict(model: Recurrent, params: Params) -> tuple[StateDict, list[str]]:
         found |= {where.format(part): np.ascontiguousarray(value) for part, value in layer(model, weights).items()}
     found["decoder.weight"] = found["encoder.weight"] if model.tied else array(params["softmax"]["kernel"].T)
     found["decoder.bias"] = array(params["softmax"]["bias"])
-    notes = [] if equal else [f"the layers' widths differ, which one {module} cannot have: each layer is a module of "
-                              f"its own, rnns.0, rnns.1, ..., as in awd-lstm-lm"]
+    notes = (
+        []
+        if equal
+        else [
+            f"the layers' widths differ, which one {module} cannot have: each layer is a module of "
+            f"its own, rnns.0, rnns.1, ..., as in awd-lstm-lm"
+        ]
+    )
     if isinstance(model, LSTM) and float(model.forget_bias):
         notes.append(f"the forget bias {float(model.forget_bias):g} was added to the biases")
     return found, notes
@@ -50,17 +58,23 @@ def check_known(model: Recurrent, params: Params, name: str) -> None:
     """Raises JaxlmError where a model is more than an embedding, its layers one after the other and a softmax."""
     for present, what in ((model.skip, "skip connections"), (model.scale_embedding, "scaled embeddings")):
         if present:
-            raise JaxlmError(f"the model has {what}, and PyTorch's and ONNX's stacks of layers have none: export it "
-                             f"--to stablehlo or orbax")
+            raise JaxlmError(
+                f"the model has {what}, and PyTorch's and ONNX's stacks of layers have none: export it "
+                f"--to stablehlo or orbax"
+            )
     if model.experts or model.projection:
         head = f"a mixture of {model.experts} softmaxes" if model.experts else "tied through a projection"
-        raise JaxlmError(f"the model's head is {head}, and this format has a place for one softmax of the last layer's "
-                         f"outputs only: export it --to stablehlo or orbax")
+        raise JaxlmError(
+            f"the model's head is {head}, and this format has a place for one softmax of the last layer's "
+            f"outputs only: export it --to stablehlo or orbax"
+        )
     kernel = set() if model.tied else {"kernel"}
     other = {*params} - {"embedding", "softmax", name} | {*params["softmax"]} - {"bias", *kernel}
     if other:
-        raise JaxlmError(f"the model has parameters that only jaxlm has a place for ({', '.join(sorted(other))}): "
-                         f"export it --to stablehlo or orbax")
+        raise JaxlmError(
+            f"the model has parameters that only jaxlm has a place for ({', '.join(sorted(other))}): "
+            f"export it --to stablehlo or orbax"
+        )
 
 
 def array(values: object) -> np.ndarray:
@@ -78,7 +92,7 @@ def lstm_gates(model: LSTM, weights: Mapping[str, object], order: str) -> tuple[
     """
     kernel, bias = array(weights["kernel"]), array(weights["bias"]).copy()
     H = len(bias) // 4
-    bias[2 * H:3 * H] += np.float32(model.forget_bias)
+    bias[2 * H : 3 * H] += np.float32(model.forget_bias)
     places = ["ijfo".index(gate) for gate in order]
     rows = np.concatenate([np.split(kernel.T, 4)[place] for place in places])
     bias = np.concatenate([np.split(bias, 4)[place] for place in places])
@@ -93,8 +107,12 @@ def _lstm(model: LSTM, weights: Mapping[str, object]) -> StateDict:
 def _gru(model: GRU, weights: Mapping[str, object]) -> StateDict:
     """PyTorch's GRU is jaxlm's: gates r, z, n; of its recurrent bias only n's part is needed besides."""
     recurrent = array(weights["recurrent_bias"])
-    return {"weight_ih": array(weights["kernel"]).T, "weight_hh": array(weights["recurrent_kernel"]).T,
-            "bias_ih": array(weights["bias"]), "bias_hh": np.pad(recurrent, (2 * len(recurrent), 0))}
+    return {
+        "weight_ih": array(weights["kernel"]).T,
+        "weight_hh": array(weights["recurrent_kernel"]).T,
+        "bias_ih": array(weights["bias"]),
+        "bias_hh": np.pad(recurrent, (2 * len(recurrent), 0)),
+    }
 
 
 _LAYERS: dict[type[Recurrent], Callable] = {LSTM: _lstm, GRU: _gru}

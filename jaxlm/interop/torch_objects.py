@@ -16,11 +16,21 @@ from jaxlm.interop.pickles import PYTHON_CALLS, Call, Global, Spend, inert, mapp
 from jaxlm.interop.tensors import SIZES, LazyTensor, as_floats, decoded, shown
 
 MOST_DIMENSIONS = 16
-_KINDS = {"HalfStorage": "float16", "FloatStorage": "float32", "DoubleStorage": "float64",
-          "BFloat16Storage": "bfloat16",
-          "CharStorage": "int8", "ByteStorage": "uint8", "ShortStorage": "int16", "IntStorage": "int32",
-          "LongStorage": "int64", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
-          "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8"}
+_KINDS = {
+    "HalfStorage": "float16",
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "BFloat16Storage": "bfloat16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "ShortStorage": "int16",
+    "IntStorage": "int32",
+    "LongStorage": "int64",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "UntypedStorage": "uint8",
+}
 _DTYPES = {"half": "float16", "float": "float32", "double": "float64", **{name: name for name in SIZES}}
 
 
@@ -35,8 +45,9 @@ class Storage:
         fetch: reads its bytes; set once it is known where they lie.
     """
 
-    def __init__(self, key: str, kind: str, count: int, order: str = "<",
-                 fetch: Callable[[], bytes | bytearray] | None = None):
+    def __init__(
+        self, key: str, kind: str, count: int, order: str = "<", fetch: Callable[[], bytes | bytearray] | None = None
+    ):
         self.key, self.kind, self.count, self.order, self.fetch = key, kind, count, order, fetch
 
     @property
@@ -82,7 +93,7 @@ class Tensor:
         steps = tuple(stride * SIZES[self.kind] for stride in self.strides)
         if 0 in self.shape:
             return np.zeros(self.shape, np.float32)
-        view = np.lib.stride_tricks.as_strided(elements[self.offset:], self.shape, steps, writeable=False)
+        view = np.lib.stride_tricks.as_strided(elements[self.offset :], self.shape, steps, writeable=False)
         return as_floats(view, self.kind)
 
 
@@ -90,8 +101,10 @@ def storage_kind(name: Any) -> str:
     """The kind of elements of a storage class. Raises JaxlmError for quantised and unknown ones, by name."""
     if isinstance(name, Global) and name.module in ("torch", "torch.cuda", "torch.storage") and name.name in _KINDS:
         return _KINDS[name.name]
-    raise JaxlmError(f"a tensor's storage is {shown(name) if isinstance(name, Global) else 'of no kind'}; "
-                     f"readable are {', '.join(_KINDS)}")
+    raise JaxlmError(
+        f"a tensor's storage is {shown(name) if isinstance(name, Global) else 'of no kind'}; "
+        f"readable are {', '.join(_KINDS)}"
+    )
 
 
 def natural(value: Any, what: str) -> int:
@@ -106,8 +119,10 @@ def view_of(storage: Any, kind: str, offset: Any, shape: Any, strides: Any) -> T
     if not isinstance(storage, View) or not isinstance(shape, tuple | list) or not isinstance(strides, tuple | list):
         raise JaxlmError("a tensor of its pickle is not made of a storage, a shape and strides")
     if len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
-        raise JaxlmError(f"a tensor has {len(shape)} dimensions and {len(strides)} strides; at most {MOST_DIMENSIONS} "
-                         "of both are read")
+        raise JaxlmError(
+            f"a tensor has {len(shape)} dimensions and {len(strides)} strides; at most {MOST_DIMENSIONS} "
+            "of both are read"
+        )
     shape = tuple(natural(size, "the size of a tensor") for size in shape)
     strides = tuple(natural(stride, "the stride of a tensor") for stride in strides)
     offset = natural(offset, "the offset of a tensor")
@@ -117,8 +132,10 @@ def view_of(storage: Any, kind: str, offset: Any, shape: Any, strides: Any) -> T
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if count and (last >= held or count > held):  # the second: strides of 0 could claim any size
         claim = "x".join(map(str, shape)) or "1"
-        raise JaxlmError(f"a tensor claims {shown(claim)} elements ({count * SIZES[kind]:,} bytes, up to place "
-                         f"{last:,}) of the storage {shown(storage.storage.key)}, which holds {held:,}")
+        raise JaxlmError(
+            f"a tensor claims {shown(claim)} elements ({count * SIZES[kind]:,} bytes, up to place "
+            f"{last:,}) of the storage {shown(storage.storage.key)}, which holds {held:,}"
+        )
     return Tensor(storage.storage, kind, start + offset, shape, strides)
 
 
@@ -133,8 +150,10 @@ def _tensor(arguments: tuple[Any, ...], _: Spend) -> Tensor:
 def _check_plain(metadata: tuple[Any, ...]) -> None:
     """Refuses a tensor that stands for the negative or the conjugate of what is stored."""
     if any(isinstance(told, dict) and any(told.values()) for told in metadata):
-        raise JaxlmError("a tensor of its pickle is a view that negates or conjugates what is stored: save it after "
-                         "resolve_neg() and resolve_conj()")
+        raise JaxlmError(
+            "a tensor of its pickle is a view that negates or conjugates what is stored: save it after "
+            "resolve_neg() and resolve_conj()"
+        )
 
 
 def _tensor_of_dtype(arguments: tuple[Any, ...], _: Spend) -> Tensor:
@@ -176,14 +195,32 @@ TORCH_CALLS: dict[Global, Call] = {
     **PYTHON_CALLS,
     **_named(_tensor, "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"),
     **_named(_tensor_of_dtype, "torch._utils._rebuild_tensor_v3"),
-    **_named(_parameter, "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state",
-             "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer", "torch.autograd.variable.Variable"),
+    **_named(
+        _parameter,
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_parameter_with_state",
+        "torch.nn.parameter.Parameter",
+        "torch.nn.parameter.Buffer",
+        "torch.autograd.variable.Variable",
+    ),
     **_named(_typed, "torch._tensor._rebuild_from_type_v2", "torch.tensor._rebuild_from_type_v2"),
     **_named(_size, "torch.Size"),
     **_named(mapping, "torch.nn.modules.container.OrderedDict"),
-    **{Global(*name.rsplit(".", 1)): inert(Global(*name.rsplit(".", 1))) for name in (
-        "torch.device", "torch.nn.backends.thnn._get_thnn_function_backend", "torch._utils._get_dtype",
-        "torch.torch_version.TorchVersion", "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
-        "numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer")},
+    **{
+        Global(*name.rsplit(".", 1)): inert(Global(*name.rsplit(".", 1)))
+        for name in (
+            "torch.device",
+            "torch.nn.backends.thnn._get_thnn_function_backend",
+            "torch._utils._get_dtype",
+            "torch.torch_version.TorchVersion",
+            "numpy.dtype",
+            "numpy.ndarray",
+            "numpy.core.multiarray.scalar",
+            "numpy._core.multiarray.scalar",
+            "numpy.core.multiarray._reconstruct",
+            "numpy._core.multiarray._reconstruct",
+            "numpy.core.numeric._frombuffer",
+            "numpy._core.numeric._frombuffer",
+        )
+    },
 }

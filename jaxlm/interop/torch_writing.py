@@ -47,10 +47,19 @@ def _entry(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> Non
 def _tensor(key: str, tensor: np.ndarray) -> bytes:
     """`torch._utils._rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)`."""
     storage = _tuple(_text("storage"), _global("torch", "FloatStorage"), _text(key), _text("cpu"), _int(tensor.size))
-    strides = [int(np.prod(tensor.shape[axis + 1:])) for axis in range(tensor.ndim)]
-    return _call("torch._utils", "_rebuild_tensor_v2", _tuple(
-        storage + b"Q", _int(0), _tuple(*map(_int, tensor.shape)), _tuple(*map(_int, strides)), b"\x89",
-        _call("collections", "OrderedDict", b")")))
+    strides = [int(np.prod(tensor.shape[axis + 1 :])) for axis in range(tensor.ndim)]
+    return _call(
+        "torch._utils",
+        "_rebuild_tensor_v2",
+        _tuple(
+            storage + b"Q",
+            _int(0),
+            _tuple(*map(_int, tensor.shape)),
+            _tuple(*map(_int, strides)),
+            b"\x89",
+            _call("collections", "OrderedDict", b")"),
+        ),
+    )
 
 
 def _global(module: str, name: str) -> bytes:

@@ -25,8 +25,10 @@ def read_vocabulary(path: str | Path, size: int | None = None) -> Vocab:
     words = text.removesuffix("\n").split("\n")
     if size is not None and len(words) != size:
         if len(text.split()) != size:
-            raise DataError(f"the vocabulary {shown(path, MOST_PATH)} has {len(words):,} words, and the model has "
-                            f"{size:,}; give the file that the model was trained with")
+            raise DataError(
+                f"the vocabulary {shown(path, MOST_PATH)} has {len(words):,} words, and the model has "
+                f"{size:,}; give the file that the model was trained with"
+            )
         words = text.split()  # colorlessgreenRNNs reads its files so
     try:
         return Vocab(tuple(words))
@@ -53,8 +55,9 @@ def _text(path: Path, most: int) -> str:
     try:
         return read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object[:error.start].count(b"\n") + 1
-        raise DataError(f"{shown(path, MOST_PATH)} is not UTF-8 text: line {line:,} has the byte "
-                        f"0x{error.object[error.start]:02x}") from None
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{shown(path, MOST_PATH)} is not UTF-8 text: line {line:,} has the byte 0x{error.object[error.start]:02x}"
+        ) from None
     except OSError as error:
         raise DataError(f"{shown(path, MOST_PATH)} cannot be read: {reason(error)}") from None

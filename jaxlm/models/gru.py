@@ -12,12 +12,17 @@ from jaxlm.ops.gru import gru
 
 def _init(model: GRU, key: jax.Array, inputs: int, width: int) -> Params:
     from_input, from_state = jax.random.split(key)
-    return {"kernel": uniform(model, from_input, inputs, 3 * width), "bias": jnp.zeros(3 * width),
-            "recurrent_kernel": uniform(model, from_state, width, 3 * width), "recurrent_bias": jnp.zeros(width)}
+    return {
+        "kernel": uniform(model, from_input, inputs, 3 * width),
+        "bias": jnp.zeros(3 * width),
+        "recurrent_kernel": uniform(model, from_state, width, 3 * width),
+        "recurrent_bias": jnp.zeros(width),
+    }
 
 
-def _apply(model: GRU, params: Params, x: jax.Array, h: jax.Array, length: jax.Array | None = None
-           ) -> tuple[jax.Array, jax.Array]:
+def _apply(
+    model: GRU, params: Params, x: jax.Array, h: jax.Array, length: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     return gru(x, **params, h=h, length=length)
 
 

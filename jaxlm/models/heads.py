@@ -35,9 +35,12 @@ def init_head(model: Recurrent, kernel_key: jax.Array, bias_key: jax.Array) -> P
     if K and model.torch_init:
         shapes["latent_bias"] = (K * D,)
     linear = replace(model, init_scale=1 / math.sqrt(H)) if model.torch_init else model
-    own = {name: uniform(model, kernel_key, *shape) if name == "kernel" else
-           uniform(linear, jax.random.fold_in(kernel_key, place), *shape)
-           for place, (name, shape) in enumerate(shapes.items())}
+    own = {
+        name: uniform(model, kernel_key, *shape)
+        if name == "kernel"
+        else uniform(linear, jax.random.fold_in(kernel_key, place), *shape)
+        for place, (name, shape) in enumerate(shapes.items())
+    }
     bias = jnp.zeros(V) if model.torch_init else uniform(model, bias_key, V)
     return {**({"latent_bias": jnp.zeros(K * D)} if K else {}), **own, "bias": bias}
 
@@ -49,9 +52,16 @@ def head_specs(model: Recurrent) -> Params:
     return {**kernel, **dict.fromkeys(other, collectives.SAME), "bias": collectives.WORDS}
 
 
-def summed_nats(model: Recurrent, params: Params, features: jax.Array, targets: jax.Array,
-                weights: jax.Array | None = None, kept: jax.Array | None = None, drawn: Drawn | None = None,
-                exact: jax.Array | bool = False) -> jax.Array:
+def summed_nats(
+    model: Recurrent,
+    params: Params,
+    features: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array | None = None,
+    kept: jax.Array | None = None,
+    drawn: Drawn | None = None,
+    exact: jax.Array | bool = False,
+) -> jax.Array:
     """features [T, B, H], targets and weights (default: ones) [T, B] -> the weighted sum of -log p of the targets.
 
     With gradients (none for the weights), and flat in memory. `kept` is `Noise.latents`. With words drawn it is an
@@ -63,12 +73,14 @@ def summed_nats(model: Recurrent, params: Params, features: jax.Array, targets: 
         given = x, *_weights(model, params), targets.reshape(-1), weights
         return softmax.summed_nats(*given) if drawn is None else sampled_softmax.summed_nats(*given, drawn, exact)
     latents, choice = (part.reshape(-1, *part.shape[2:]) for part in _experts(model, params, features, kept))
-    return mixture.summed_nats(latents, choice, *_weights(model, params), targets.reshape(-1), weights,
-                               model.mixture_epsilon)
+    return mixture.summed_nats(
+        latents, choice, *_weights(model, params), targets.reshape(-1), weights, model.mixture_epsilon
+    )
 
 
-def token_nats(model: Recurrent, params: Params, features: jax.Array, targets: jax.Array,
-               kept: jax.Array | None = None) -> jax.Array:
+def token_nats(
+    model: Recurrent, params: Params, features: jax.Array, targets: jax.Array, kept: jax.Array | None = None
+) -> jax.Array:
     """features [T, B, H], targets [T, B] -> -log p of each target [T, B], without gradients; `kept` as above."""
     kernel, bias = _weights(model, params)
     if model.experts:
@@ -106,8 +118,9 @@ def _projected(model: Recurrent, params: Params, x: jax.Array, kept: jax.Array |
     return apply_mask(product(x, params["softmax"]["projection"], x.dtype).astype(x.dtype), kept, model.keep_latent)
 
 
-def _experts(model: Recurrent, params: Params, x: jax.Array, kept: jax.Array | None = None
-             ) -> tuple[jax.Array, jax.Array]:
+def _experts(
+    model: Recurrent, params: Params, x: jax.Array, kept: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """[..., H] -> each expert's latent vector [..., K, D], and the logits of the prior [..., K]."""
     head = params["softmax"]
     latents = jnp.tanh(product(x, head["latent_kernel"], x.dtype) + head["latent_bias"]).astype(x.dtype)

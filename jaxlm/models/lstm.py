@@ -17,8 +17,14 @@ def _init(model: LSTM, key: jax.Array, inputs: int, width: int) -> Params:
     return {"kernel": uniform(model, key, inputs + width, 4 * width), "bias": jnp.zeros(4 * width)}
 
 
-def _apply(model: LSTM, params: Params, x: jax.Array, state: LSTMState, kept: jax.Array | None = None,
-           length: jax.Array | None = None) -> tuple[jax.Array, LSTMState]:
+def _apply(
+    model: LSTM,
+    params: Params,
+    x: jax.Array,
+    state: LSTMState,
+    kept: jax.Array | None = None,
+    length: jax.Array | None = None,
+) -> tuple[jax.Array, LSTMState]:
     dropped = {} if kept is None else {"kept": kept, "keep": model.keep_state}
     return OPS[model.recurrent_op](x, params["kernel"], params["bias"], state, model.forget_bias, length, **dropped)
 

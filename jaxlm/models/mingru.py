@@ -19,8 +19,9 @@ def _init(model: MinGRU, key: jax.Array, inputs: int, width: int) -> Params:
     return {"kernel": uniform(model, key, inputs, 2 * width), "bias": jnp.zeros(2 * width)}
 
 
-def _apply(model: MinGRU, params: Params, x: jax.Array, h: jax.Array, length: jax.Array | None = None
-           ) -> tuple[jax.Array, jax.Array]:
+def _apply(
+    model: MinGRU, params: Params, x: jax.Array, h: jax.Array, length: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     gate, candidate = jnp.split(product(x, params["kernel"], x.dtype) + params["bias"], 2, -1)
     y = linear_recurrence(jax.nn.sigmoid(-gate), jax.nn.sigmoid(gate) * candidate, h)
     return y.astype(x.dtype), last_step(y, length)

@@ -15,13 +15,21 @@ LAMB_S_UPDATE = 1.5  # what lamb scales a kept update by, whatever its probabili
 def _init(model: Mogrifier, key: jax.Array, inputs: int, width: int) -> Params:
     kernel_key, *keys = jax.random.split(key, model.rounds + 1)
     gates = model.recurrent_gates
-    bias = jnp.zeros(gates * width).at[-2 * width:-width].set(model.forget_bias)
-    found = {"kernel": uniform(model, kernel_key, inputs + width, gates * width), "bias": bias,
-             "rounds": [_round(model, one, *((inputs, width) if place % 2 else (width, inputs)))
-                        for place, one in enumerate(keys)]}
+    bias = jnp.zeros(gates * width).at[-2 * width : -width].set(model.forget_bias)
+    found = {
+        "kernel": uniform(model, kernel_key, inputs + width, gates * width),
+        "bias": bias,
+        "rounds": [
+            _round(model, one, *((inputs, width) if place % 2 else (width, inputs))) for place, one in enumerate(keys)
+        ],
+    }
     if model.layer_norm:
-        found["norms"] = {"input": jnp.ones(gates * width), "state": jnp.ones(gates * width),
-                          "cell": jnp.ones(width), "cell_bias": jnp.zeros(width)}
+        found["norms"] = {
+            "input": jnp.ones(gates * width),
+            "state": jnp.ones(gates * width),
+            "cell": jnp.ones(width),
+            "cell_bias": jnp.zeros(width),
+        }
     return found
 
 
@@ -31,13 +39,22 @@ def _round(model: Mogrifier, key: jax.Array, inputs: int, outputs: int) -> Param
         return {"full": uniform(model, key, inputs, outputs), "bias": jnp.zeros(outputs)}
     left, right = jax.random.split(key)
     scale = (3 / (model.rank * model.init_scale**2 + 1e-30)) ** 0.25
-    return {"left": scale * uniform(model, left, inputs, model.rank),
-            "right": scale * uniform(model, right, model.rank, outputs), "bias": jnp.zeros(outputs)}
+    return {
+        "left": scale * uniform(model, left, inputs, model.rank),
+        "right": scale * uniform(model, right, model.rank, outputs),
+        "bias": jnp.zeros(outputs),
+    }
 
 
-def _apply(model: Mogrifier, params: Params, x: jax.Array, state: LSTMState, kept: jax.Array | None = None,
-           updated: jax.Array | None = None, length: jax.Array | None = None
-           ) -> tuple[jax.Array, LSTMState]:
+def _apply(
+    model: Mogrifier,
+    params: Params,
+    x: jax.Array,
+    state: LSTMState,
+    kept: jax.Array | None = None,
+    updated: jax.Array | None = None,
+    length: jax.Array | None = None,
+) -> tuple[jax.Array, LSTMState]:
     of_state, of_update = _scaled(kept, model.keep_state), _scaled(updated, model.keep_update)
     if model.model_compatibility == "lamb" and model.keep_update is not None and model.input_gate != "free":
         of_update = LAMB_S_UPDATE if updated is None else jnp.where(updated, LAMB_S_UPDATE, 0)

@@ -78,8 +78,9 @@ def growing(model: Recurrent, step: jax.Array, total: jax.Array | int) -> Recurr
     return replace(model, **{name: 1 - share * (1 - getattr(model, name)) for name in model.growing})
 
 
-def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int, first: jax.Array | int | None = None
-               ) -> Noise:
+def draw_noise(
+    model: Recurrent, key: jax.Array | None, steps: int, rows: int, first: jax.Array | int | None = None
+) -> Noise:
     """What is random in one window of `steps` x `rows`, the rows being this device's part of the batch.
 
     What belongs to a row is drawn by a key of that row. Words and weights have one mask for all rows, which each device
@@ -113,12 +114,16 @@ def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int, f
         units(0, model.keep_embedding, model.embedding_size),
         tuple(units(layer + 1, keep_of_output(model, layer), width) for layer, width in layers),
         for_all_rows(_WORDS, model.keep_words, model.vocab_size, 1),
-        tuple(for_all_rows(_RECURRENT_WEIGHTS, model.keep_recurrent_weights, width, gates * width, layer=layer)
-              for layer, width in layers),
+        tuple(
+            for_all_rows(_RECURRENT_WEIGHTS, model.keep_recurrent_weights, width, gates * width, layer=layer)
+            for layer, width in layers
+        ),
         tuple(all_steps(_STATES, model.keep_state, layer, width) for layer, width in layers),
         units(_LATENTS, model.keep_latent, max(model.experts, 1) * kernel_width(model)),
         tuple(all_steps(_UPDATES, getattr(model, "keep_update", None), layer, width) for layer, width in layers),
-        all_steps(_CARRY, model.keep_carry, 0, 1), drawn)
+        all_steps(_CARRY, model.keep_carry, 0, 1),
+        drawn,
+    )
 
 
 def keep_of_output(model: Recurrent, layer: int) -> Keep:

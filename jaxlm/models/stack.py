@@ -39,8 +39,10 @@ def init_params(model: Recurrent, key: jax.Array) -> Params:
     embedding_key, *layer_keys, kernel_key, bias_key = keys
     return {
         "embedding": uniform(model, embedding_key, model.vocab_size, model.embedding_size),
-        name: [_init_layer(cell, model, one, inputs, width)
-               for one, inputs, width in zip(layer_keys, widths, model.hidden_sizes, strict=False)],
+        name: [
+            _init_layer(cell, model, one, inputs, width)
+            for one, inputs, width in zip(layer_keys, widths, model.hidden_sizes, strict=False)
+        ],
         "softmax": init_head(model, kernel_key, bias_key),
     }
 
@@ -80,8 +82,12 @@ def is_inner_matrix(model: Recurrent, params: Params) -> Params:
     """For each parameter whether it is a kernel of a layer, by its name: not the embedding, the softmax or a bias."""
     name = _cell(model)[1]
     nothing = jax.tree.map(lambda leaf: False, params)
-    return {**nothing, name: jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.ndim == 2 and path[-1].key.endswith("kernel"), params[name])}
+    return {
+        **nothing,
+        name: jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf.ndim == 2 and path[-1].key.endswith("kernel"), params[name]
+        ),
+    }
 
 
 def is_layer_bias(model: Recurrent, params: Params) -> Params:
@@ -101,8 +107,9 @@ def read_rows(params: Params, tokens: jax.Array) -> Params:
     return {**params, "embedding": Rows(embed(params, tokens))}
 
 
-def features(model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry: Carry,
-             length: jax.Array | None = None) -> tuple[jax.Array, Carry]:
+def features(
+    model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry: Carry, length: jax.Array | None = None
+) -> tuple[jax.Array, Carry]:
     """Embedded tokens [T, B, E] and the carry -> what the head reads [T, B, H], dropped out, and the new carry.
 
     That is the last layer's outputs; with `skip` the sum of all layers' outputs. Dropout falls on the embedded input,
@@ -113,8 +120,9 @@ def features(model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry
     return dropped, new_carry
 
 
-def last_outputs(model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry: Carry,
-                 length: jax.Array | None = None) -> tuple[jax.Array, jax.Array, Carry]:
+def last_outputs(
+    model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry: Carry, length: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, Carry]:
     """`features`, and before them the same outputs [T, B, H] without their own dropout."""
     cell, name = _cell(model)
     x = x * jnp.sqrt(model.embedding_size).astype(x.dtype) if model.scale_embedding else x
@@ -125,8 +133,9 @@ def last_outputs(model: Recurrent, params: Params, noise: Noise, x: jax.Array, c
         masks = {"kept": of_layer(noise.states, place), "updated": of_layer(noise.updates, place)}
         if weights is not None:
             assert cell.change_recurrent is not None
-            layer = cell.change_recurrent(layer, model.hidden_sizes[place], partial(
-                apply_mask, kept=weights, keep=model.keep_recurrent_weights))
+            layer = cell.change_recurrent(
+                layer, model.hidden_sizes[place], partial(apply_mask, kept=weights, keep=model.keep_recurrent_weights)
+            )
         given = {name: value for name, value in (*masks.items(), ("length", length)) if value is not None}
         raw, state = cell.apply(model, layer, dropped, state, **given)
         outputs.append(raw)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def bounded_scan(cell: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, length: jax.Array | None
-                 ) -> tuple[Any, Any]:
+def bounded_scan(
+    cell: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, length: jax.Array | None
+) -> tuple[Any, Any]:
     """`lax.scan(cell, carry, steps)`, after `length` steps of which the carry stays as it is.
 
     Args:

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 
-def draw_mask(key: jax.Array, keep: jax.Array | float, shape: tuple[int, int, int], first_row: jax.Array | int = 0
-              ) -> jax.Array:
+def draw_mask(
+    key: jax.Array, keep: jax.Array | float, shape: tuple[int, int, int], first_row: jax.Array | int = 0
+) -> jax.Array:
     """Which units are kept.
 
     Each row draws from a key of its own, folded with its index: a row's mask is the same whichever rows are beside it,

@@ -13,8 +13,15 @@ from jaxlm.ops.product import product
 from jaxlm.ops.recurrence import Linear, recurrence
 
 
-def gru(x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array, recurrent_bias: jax.Array,
-        h: jax.Array, length: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+def gru(
+    x: jax.Array,
+    kernel: jax.Array,
+    recurrent_kernel: jax.Array,
+    bias: jax.Array,
+    recurrent_bias: jax.Array,
+    h: jax.Array,
+    length: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """Runs one GRU layer over time.
 
     Args:
@@ -27,8 +34,9 @@ def gru(x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.
     Returns:
       Outputs [T, B, H] and the new carry. Products multiply in x's dtype and sum in float32 or wider.
     """
-    y, h = recurrence(_cell, product(x, kernel, x.dtype) + bias, {"state": recurrent_kernel}, recurrent_bias, h, length,
-                      x.dtype)
+    y, h = recurrence(
+        _cell, product(x, kernel, x.dtype) + bias, {"state": recurrent_kernel}, recurrent_bias, h, length, x.dtype
+    )
     return y.astype(x.dtype), h
 
 

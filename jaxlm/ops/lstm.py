@@ -34,9 +34,15 @@ def zero_state(batch_size: int, hidden_size: int, dtype: Any = jnp.float32) -> L
     return LSTMState(c=jnp.zeros(shape, dtype), h=jnp.zeros(shape, dtype))
 
 
-def lstm_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
-                   forget_bias: jax.Array | float = 0.0, kept: jax.Array | None = None,
-                   keep: jax.Array | float | None = None) -> tuple[jax.Array, LSTMState]:
+def lstm_reference(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    state: LSTMState,
+    forget_bias: jax.Array | float = 0.0,
+    kept: jax.Array | None = None,
+    keep: jax.Array | float | None = None,
+) -> tuple[jax.Array, LSTMState]:
     """`lstm` written plainly: a scan of the cell, differentiated by JAX; it counts all steps."""
 
     def cell(state: LSTMState, x: jax.Array) -> tuple[LSTMState, jax.Array]:
@@ -50,9 +56,16 @@ def lstm_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTM
     return h, final
 
 
-def lstm(x: jax.Array, kernel: jax.Array, bias: jax.Array, state: LSTMState,
-         forget_bias: jax.Array | float = 0.0, length: jax.Array | None = None, kept: jax.Array | None = None,
-         keep: jax.Array | float | None = None) -> tuple[jax.Array, LSTMState]:
+def lstm(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    state: LSTMState,
+    forget_bias: jax.Array | float = 0.0,
+    length: jax.Array | None = None,
+    kept: jax.Array | None = None,
+    keep: jax.Array | float | None = None,
+) -> tuple[jax.Array, LSTMState]:
     """Runs one LSTM layer over time, fast.
 
     Everything that does not depend on the step before is done for all steps at once, outside the scans: the input
@@ -95,7 +108,7 @@ def _lstm(x, kernel, bias, state, forget_bias, length, kept, keep):
 
 def _forward(x, kernel, bias, state, forget_bias, length, kept, keep):
     H = state.h.shape[-1]
-    gate_bias = bias.at[2 * H:3 * H].add(forget_bias)
+    gate_bias = bias.at[2 * H : 3 * H].add(forget_bias)
 
     def activate(state, z):
         gates = activated(z, 4, 1)
@@ -153,7 +166,7 @@ def _backward(saved, cotangents):
     dbias = dz.sum((0, 1))
     H = h.shape[-1]
     dx = product(dz, kernel_x, x.dtype, transposed=True).astype(x.dtype)
-    return dx, dkernel, dbias, LSTMState(dc, dh), dbias[2 * H:3 * H].sum(), None, None, None
+    return dx, dkernel, dbias, LSTMState(dc, dh), dbias[2 * H : 3 * H].sum(), None, None, None
 
 
 _lstm.defvjp(_forward, _backward)
@@ -165,11 +178,17 @@ def _check_shapes(x, kernel, bias, state):
     if state.h.ndim != 2:
         raise ValueError(f"state.h should be [B, H], two axes; its shape is {state.h.shape}")
     (_, B, E), H = x.shape, state.h.shape[-1]
-    for name, array, shape in (("state.c", state.c, (B, H)), ("state.h", state.h, (B, H)),
-                               ("kernel", kernel, (E + H, 4 * H)), ("bias", bias, (4 * H,))):
+    for name, array, shape in (
+        ("state.c", state.c, (B, H)),
+        ("state.h", state.h, (B, H)),
+        ("kernel", kernel, (E + H, 4 * H)),
+        ("bias", bias, (4 * H,)),
+    ):
         if array.shape != shape:
-            raise ValueError(f"{name} should have the shape {shape} (x is {x.shape}, state.h {state.h.shape}); "
-                             f"its shape is {array.shape}")
+            raise ValueError(
+                f"{name} should have the shape {shape} (x is {x.shape}, state.h {state.h.shape}); "
+                f"its shape is {array.shape}"
+            )
     for name, array in (("x", x), ("kernel", kernel), ("bias", bias), ("state.c", state.c), ("state.h", state.h)):
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name} should be floating-point numbers; its dtype is {array.dtype}")

@@ -20,8 +20,9 @@ from jaxlm.ops.softmax import _from_odds, _hits, _in_chunks, _odds_and_pick, _wi
 Number = jax.Array | float
 
 
-def log_probs(latents: jax.Array, choice: jax.Array, kernel: jax.Array, bias: jax.Array,
-              epsilon: Number | None = None) -> jax.Array:
+def log_probs(
+    latents: jax.Array, choice: jax.Array, kernel: jax.Array, bias: jax.Array, epsilon: Number | None = None
+) -> jax.Array:
     """log p of every word, one expert after the other, for a few rows.
 
     Args:
@@ -34,6 +35,7 @@ def log_probs(latents: jax.Array, choice: jax.Array, kernel: jax.Array, bias: ja
     Returns:
       [..., V].
     """
+
     def add(total, expert):
         latent, log_prior = expert
         return jnp.logaddexp(total, log_prior[..., None] + jax.nn.log_softmax(latent @ kernel + bias)), None
@@ -43,22 +45,41 @@ def log_probs(latents: jax.Array, choice: jax.Array, kernel: jax.Array, bias: ja
     return _log_of_sum(lax.scan(add, nothing, experts)[0], epsilon)
 
 
-def token_nats_reference(latents: jax.Array, choice: jax.Array, kernel: jax.Array, bias: jax.Array,
-                         targets: jax.Array, epsilon: Number | None = None) -> jax.Array:
+def token_nats_reference(
+    latents: jax.Array,
+    choice: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    targets: jax.Array,
+    epsilon: Number | None = None,
+) -> jax.Array:
     """`token_nats` written plainly: all probabilities of all experts at once."""
     experts = jax.nn.softmax(latents @ kernel + bias)
     p = jnp.einsum("nk,nkv->nv", jax.nn.softmax(choice), experts)
     return -jnp.log(jnp.take_along_axis(p, targets[:, None], -1)[:, 0] + (0 if epsilon is None else epsilon))
 
 
-def summed_nats_reference(latents: jax.Array, choice: jax.Array, kernel: jax.Array, bias: jax.Array,
-                          targets: jax.Array, weights: jax.Array, epsilon: Number | None = None) -> jax.Array:
+def summed_nats_reference(
+    latents: jax.Array,
+    choice: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    epsilon: Number | None = None,
+) -> jax.Array:
     """`summed_nats` written plainly, differentiated by JAX."""
     return jnp.vdot(token_nats_reference(latents, choice, kernel, bias, targets, epsilon), weights)
 
 
-def token_nats(latents: jax.Array, choice: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array,
-               epsilon: Number | None = None) -> jax.Array:
+def token_nats(
+    latents: jax.Array,
+    choice: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    targets: jax.Array,
+    epsilon: Number | None = None,
+) -> jax.Array:
     """-log p of each target in nats, for evaluation.
 
     Args:
@@ -83,11 +104,18 @@ def token_nats(latents: jax.Array, choice: jax.Array, kernel: jax.Array, bias: j
         return None, -_log_of_sum(jax.nn.logsumexp(log_joint, -1), epsilon)
 
     _, nats = lax.scan(chunk, None, _in_chunks(kernel.shape, x, choice, targets, parts=choice.shape[1]))
-    return nats.reshape(-1)[:len(targets)]
+    return nats.reshape(-1)[: len(targets)]
 
 
-def summed_nats(latents: jax.Array, choice: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array,
-                weights: jax.Array, epsilon: Number | None = None) -> jax.Array:
+def summed_nats(
+    latents: jax.Array,
+    choice: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    epsilon: Number | None = None,
+) -> jax.Array:
     """The sum of weights * -log p of the targets, in nats: the loss, with gradients for all but the last three.
 
     Args:
@@ -172,11 +200,16 @@ def _log_of_sum(log_p, epsilon):
 
 def _check_shapes(latents, choice, kernel, bias, targets):
     if latents.ndim != 3 or kernel.ndim != 2:
-        raise ValueError(f"latents should be [N, K, D] and kernel [D, V]; their shapes are {latents.shape} and "
-                         f"{kernel.shape}")
+        raise ValueError(
+            f"latents should be [N, K, D] and kernel [D, V]; their shapes are {latents.shape} and {kernel.shape}"
+        )
     (N, K, D), V = latents.shape, kernel.shape[1]
-    for name, array, shape in (("choice", choice, (N, K)), ("kernel", kernel, (D, V)), ("bias", bias, (V,)),
-                               ("targets", targets, (N,))):
+    for name, array, shape in (
+        ("choice", choice, (N, K)),
+        ("kernel", kernel, (D, V)),
+        ("bias", bias, (V,)),
+        ("targets", targets, (N,)),
+    ):
         if array.shape != shape:
             raise ValueError(f"{name} should have the shape {shape}; its shape is {array.shape}")
     for name, array in (("latents", latents), ("choice", choice), ("kernel", kernel), ("bias", bias)):

@@ -48,8 +48,9 @@ class Limits:
     length: jax.Array | None = None
 
 
-def mogrifier_reference(x: jax.Array, weights: Weights, state: LSTMState, input_gate: str = "free",
-                        limits: Limits = Limits()) -> tuple[jax.Array, LSTMState]:
+def mogrifier_reference(
+    x: jax.Array, weights: Weights, state: LSTMState, input_gate: str = "free", limits: Limits = Limits()
+) -> tuple[jax.Array, LSTMState]:
     """`mogrifier` written plainly: a scan of the cell, differentiated by JAX. Arguments and results are the same."""
     matrices, others = _apart(weights, x.shape[-1])
     if not others["rounds"]:
@@ -57,8 +58,9 @@ def mogrifier_reference(x: jax.Array, weights: Weights, state: LSTMState, input_
     return recurrence_reference(_CELLS[input_gate], x, matrices, (others, limits), state, limits.length)
 
 
-def mogrifier(x: jax.Array, weights: Weights, state: LSTMState, input_gate: str = "free", limits: Limits = Limits()
-              ) -> tuple[jax.Array, LSTMState]:
+def mogrifier(
+    x: jax.Array, weights: Weights, state: LSTMState, input_gate: str = "free", limits: Limits = Limits()
+) -> tuple[jax.Array, LSTMState]:
     """Runs one Mogrifier LSTM layer over time.
 
     The gradient of every matrix is one product over all steps (`recurrence.py`). Without rounds the input's part of the
@@ -84,8 +86,9 @@ def mogrifier(x: jax.Array, weights: Weights, state: LSTMState, input_gate: str 
     return y.astype(dtype), final
 
 
-def _cell(input_gate: str, linear: Linear, state: LSTMState, x: jax.Array, rest: tuple[Weights, Limits]
-          ) -> tuple[LSTMState, jax.Array]:
+def _cell(
+    input_gate: str, linear: Linear, state: LSTMState, x: jax.Array, rest: tuple[Weights, Limits]
+) -> tuple[LSTMState, jax.Array]:
     """One step: the new carry and the output [B, H].
 
     x is [B, E]; without rounds its part of the gates [B, 4H].
@@ -138,7 +141,10 @@ def _apart(weights: Weights, inputs: int) -> tuple[dict[str, jax.Array], Weights
     """The matrices by name, and all else; the bias of a round under the name of the matrix that it is added behind."""
     of_input, of_state = jnp.split(weights["kernel"], [inputs])
     matrices = {"input": of_input, "state": of_state} | {
-        f"{place} {part}": matrix for place, one in enumerate(weights["rounds"]) for part, matrix in one.items()
-        if part != "bias"}
+        f"{place} {part}": matrix
+        for place, one in enumerate(weights["rounds"])
+        for part, matrix in one.items()
+        if part != "bias"
+    }
     rounds = [{"full" if "full" in one else "right": one["bias"]} for one in weights["rounds"]]
     return matrices, {"bias": weights["bias"], "rounds": rounds, "norms": weights.get("norms")}

@@ -48,8 +48,12 @@ def product_over_rows(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _product(dtype, transposed, a, b):
-    return lax.dot_general(a.astype(dtype), b.astype(dtype), (((a.ndim - 1,), (int(transposed),)), ((), ())),
-                           preferred_element_type=jnp.promote_types(dtype, jnp.float32))
+    return lax.dot_general(
+        a.astype(dtype),
+        b.astype(dtype),
+        (((a.ndim - 1,), (int(transposed),)), ((), ())),
+        preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+    )
 
 
 def _backward(dtype, transposed, factors, dz):

@@ -18,8 +18,14 @@ Linear = Callable[[str, jax.Array], jax.Array]  # (a matrix's name, [B, in]) -> 
 LinearCell = Callable[[Linear, Any, jax.Array, Any], tuple[Any, jax.Array]]
 
 
-def recurrence_reference(cell: LinearCell, x: jax.Array, matrices: dict[str, jax.Array], others: Any, state: Any,
-                         length: jax.Array | None = None) -> tuple[jax.Array, Any]:
+def recurrence_reference(
+    cell: LinearCell,
+    x: jax.Array,
+    matrices: dict[str, jax.Array],
+    others: Any,
+    state: Any,
+    length: jax.Array | None = None,
+) -> tuple[jax.Array, Any]:
     """`recurrence` written plainly: a scan of the cell, differentiated by JAX."""
 
     def step(state: Any, x: jax.Array) -> tuple[Any, jax.Array]:
@@ -29,8 +35,15 @@ def recurrence_reference(cell: LinearCell, x: jax.Array, matrices: dict[str, jax
     return y, final
 
 
-def recurrence(cell: LinearCell, x: jax.Array, matrices: dict[str, jax.Array], others: Any, state: Any,
-               length: jax.Array | None, dtype: Any) -> tuple[jax.Array, Any]:
+def recurrence(
+    cell: LinearCell,
+    x: jax.Array,
+    matrices: dict[str, jax.Array],
+    others: Any,
+    state: Any,
+    length: jax.Array | None,
+    dtype: Any,
+) -> tuple[jax.Array, Any]:
     """Runs a cell over time.
 
     Args:
@@ -58,18 +71,21 @@ def _run(cell, dtype, x, matrices, others, state, length):
 def _forward(cell, dtype, x, matrices, others, state, length):
     # Each product has zeros of its own added at each step: their gradient is the product's, step by step.
     T, B = x.shape[:2]
-    zeros = {name: jnp.zeros((T, B, matrix.shape[-1]), jnp.promote_types(dtype, jnp.float32))
-             for name, matrix in matrices.items()}
-    done, back, operands = jax.vjp(partial(_scan, cell, dtype, matrices), zeros, x, others, state, length,
-                                   has_aux=True)
+    zeros = {
+        name: jnp.zeros((T, B, matrix.shape[-1]), jnp.promote_types(dtype, jnp.float32))
+        for name, matrix in matrices.items()
+    }
+    done, back, operands = jax.vjp(partial(_scan, cell, dtype, matrices), zeros, x, others, state, length, has_aux=True)
     return done, (back, operands, matrices)
 
 
 def _backward(cell, dtype, saved, cotangents):
     back, operands, matrices = saved
     of_products, dx, *rest = back(cotangents)
-    dmatrices = {name: product_over_rows(operands[name], of_products[name], dtype).astype(matrix.dtype)
-                 for name, matrix in matrices.items()}
+    dmatrices = {
+        name: product_over_rows(operands[name], of_products[name], dtype).astype(matrix.dtype)
+        for name, matrix in matrices.items()
+    }
     return dx, dmatrices, *rest
 
 

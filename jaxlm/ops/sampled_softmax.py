@@ -62,8 +62,9 @@ def draw_words(offset: jax.Array, vocabulary: int, count: int) -> Drawn:
     return Drawn(ids.astype(jnp.int32), -jnp.log(jnp.asarray(odds, jnp.float32))[ids])
 
 
-def summed_nats_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array,
-                          drawn: Drawn) -> jax.Array:
+def summed_nats_reference(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array, drawn: Drawn
+) -> jax.Array:
     """`summed_nats` written plainly, with all logits; differentiated by JAX."""
     logits = x @ kernel + bias
     stands_for = jnp.zeros(len(bias), bias.dtype).at[drawn.ids].set(jnp.exp(drawn.log_weights))
@@ -72,8 +73,15 @@ def summed_nats_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, targ
     return -jnp.vdot(jnp.take_along_axis(log_p, targets[:, None], -1)[:, 0], weights)
 
 
-def summed_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array,
-                drawn: Drawn, exact: jax.Array | bool = False) -> jax.Array:
+def summed_nats(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    drawn: Drawn,
+    exact: jax.Array | bool = False,
+) -> jax.Array:
     """An estimate of `softmax.summed_nats`, with gradients for x, kernel and bias, from the words drawn.
 
     Args:

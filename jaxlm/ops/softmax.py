@@ -31,8 +31,9 @@ def token_nats_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, targe
     return -jnp.take_along_axis(log_p, targets[:, None], -1)[:, 0]
 
 
-def summed_nats_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array,
-                          weights: jax.Array) -> jax.Array:
+def summed_nats_reference(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array
+) -> jax.Array:
     """`summed_nats` written plainly, differentiated by JAX."""
     return jnp.vdot(token_nats_reference(x, kernel, bias, targets), weights)
 
@@ -67,11 +68,10 @@ def token_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Ar
         return None, top + jnp.log(total) - picked
 
     _, nats = lax.scan(chunk, None, _in_chunks(kernel.shape, x, targets))
-    return nats.reshape(-1)[:x.shape[0]]
+    return nats.reshape(-1)[: x.shape[0]]
 
 
-def summed_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array,
-                weights: jax.Array) -> jax.Array:
+def summed_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
     """The sum of weights * -log p of the targets, in nats: the loss, with gradients for x, kernel and bias.
 
     Args:

@@ -30,8 +30,12 @@ def uniform(key: jax.Array, shape: tuple[int, ...], minval: float = 0.0, maxval:
       minval, maxval: the range.
     """
     by_position = getattr(jax.config, "jax_threefry_partitionable", True)
-    if (jax.random.key_impl(key) != "threefry2x32" or not by_position or math.prod(shape) >= 2**32
-            or jax.dtypes.canonicalize_dtype(float) != jnp.float32):
+    if (
+        jax.random.key_impl(key) != "threefry2x32"
+        or not by_position
+        or math.prod(shape) >= 2**32
+        or jax.dtypes.canonicalize_dtype(float) != jnp.float32
+    ):
         return jax.random.uniform(key, shape, minval=minval, maxval=maxval)
     mantissas = _bits(jax.random.key_data(key), shape) >> 9
     numbers = lax.bitcast_convert_type(mantissas | jnp.uint32(_ONE), jnp.float32) - 1.0
@@ -40,8 +44,10 @@ def uniform(key: jax.Array, shape: tuple[int, ...], minval: float = 0.0, maxval:
 
 def _bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Random bits, uint32 [*shape]. key: uint32 [2]."""
-    axes = (lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(math.prod(shape[axis + 1:]))
-            for axis in range(len(shape)))
+    axes = (
+        lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(math.prod(shape[axis + 1 :]))
+        for axis in range(len(shape))
+    )
     position = sum(axes, jnp.zeros(shape, jnp.uint32))
     # 20 rounds of the counter (0, position); a part of the key is added before them and after each four.
     schedule = key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(_PARITY)
@@ -49,8 +55,9 @@ def _bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     for group in range(5):
         for rotation in _ROTATIONS[group % 2]:  # by the primitives: jnp's operators take twice as long to trace
             a = lax.add(a, b)
-            turned = lax.bitwise_or(lax.shift_left(b, np.uint32(rotation)),
-                                    lax.shift_right_logical(b, np.uint32(32 - rotation)))
+            turned = lax.bitwise_or(
+                lax.shift_left(b, np.uint32(rotation)), lax.shift_right_logical(b, np.uint32(32 - rotation))
+            )
             b = lax.bitwise_xor(a, turned)
         a, b = a + schedule[(group + 1) % 3], b + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
     return a ^ b

@@ -31,8 +31,10 @@ def learning_curve(run_dir: Path, path: Path | None = None) -> Path:
     rows = read_metrics(run_dir)
     windows, epochs, tests = ([row for row in rows if row["kind"] == kind] for kind in ("window", "epoch", "test"))
     if not epochs:
-        raise JaxlmError(f"expected a finished epoch in {Path(run_dir) / 'metrics.jsonl'}, found {len(windows)} "
-                         "windows and no epoch's result: train one epoch first")
+        raise JaxlmError(
+            f"expected a finished epoch in {Path(run_dir) / 'metrics.jsonl'}, found {len(windows)} "
+            "windows and no epoch's result: train one epoch first"
+        )
     tests = [row for row in tests if row.get("checkpoint") != "best"][-1:]  # the run's result: its last parameters'
     x = window_ends(windows, epochs)
     ends = dict(zip([row["epoch"] for row in windows], x.tolist(), strict=True))  # of each epoch's last window
@@ -52,8 +54,10 @@ def learning_curve(run_dir: Path, path: Path | None = None) -> Path:
 
 def _draw_perplexities(axes: Any, at: Sequence[float], epochs: list[_Row], tests: list[_Row]) -> None:
     """Training and validation at the epochs' ends, the test and the floor as levels."""
-    train, valid, test = (drawable([row.get(f"{name}_perplexity", math.nan) for row in part])
-                          for name, part in (("train", epochs), ("valid", epochs), ("test", tests)))
+    train, valid, test = (
+        drawable([row.get(f"{name}_perplexity", math.nan) for row in part])
+        for name, part in (("train", epochs), ("valid", epochs), ("test", tests))
+    )
     floors = {name: value for row in epochs + tests for name, value in row.items() if name.startswith("floor")}
     floor = drawable([floors[name] for name in sorted(floors, reverse=True)[:1]])  # floor_valid if there is one
     axes.plot(at, train, "o-", color=BLUE, markersize=4, label=f"train {train[-1]:.2f}")
@@ -108,4 +112,4 @@ def _smooth(x: np.ndarray, windows: list[_Row], epoch: _Row) -> tuple[np.ndarray
     sums, lengths = (np.convolve(values, np.ones(span), "valid") for values in (np.nan_to_num(cost), steps))
     mean = np.exp(np.minimum(sums / np.maximum(lengths, 1), 100))
     stride = max(len(mean) // 2000, 1)
-    return x[span - 1:][::stride], drawable(mean[::stride])
+    return x[span - 1 :][::stride], drawable(mean[::stride])

@@ -21,11 +21,22 @@ INK, PALE = "#374151", "#9ca3af"
 BLUE, ORANGE, GREEN = "#2563eb", "#ea580c", "#059669"
 _LONGEST_LABEL = 80  # letters
 _STYLE: dict[Any, Any] = {
-    "text.usetex": False, "text.parse_math": False, "text.color": INK,
-    "font.family": "DejaVu Sans", "font.size": 9,
-    "axes.labelcolor": INK, "axes.edgecolor": "#d1d5db", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#eceef1", "xtick.color": INK, "ytick.color": INK,
-    "legend.frameon": False}
+    "text.usetex": False,
+    "text.parse_math": False,
+    "text.color": INK,
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#d1d5db",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#eceef1",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
 
 
 @contextmanager
@@ -74,7 +85,7 @@ def save(drawn: Any, path: Path) -> Path:
 
 def label(text: str) -> str:
     """Text of a file as a label: control characters as escapes, shortened where it is too long to draw."""
-    return printable(text if len(text) <= _LONGEST_LABEL else text[:_LONGEST_LABEL - 1] + "…")
+    return printable(text if len(text) <= _LONGEST_LABEL else text[: _LONGEST_LABEL - 1] + "…")
 
 
 def drawable(perplexities: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -58,8 +58,9 @@ def read_bytes(folder: Folder) -> bytes:
 
 
 def _unreadable(path: Path, error: OSError) -> RunDirError:
-    return RunDirError(f"expected a run's metrics in {path}: {reason(error)}; "
-                       "give the directory of a run that has started")
+    return RunDirError(
+        f"expected a run's metrics in {path}: {reason(error)}; give the directory of a run that has started"
+    )
 
 
 def rows_of(data: bytes, path: Path) -> list[dict[str, Any]]:
@@ -70,15 +71,18 @@ def rows_of(data: bytes, path: Path) -> list[dict[str, Any]]:
             if line.endswith(b"\n"):
                 rows.append(_row(line))
         except (ValueError, OverflowError, RecursionError):
-            raise JaxlmError(f"{path}, line {number}: expected a window or a result as JSON, found {line[:60]!r}; "
-                             "the file is damaged, restore it from a copy") from None
+            raise JaxlmError(
+                f"{path}, line {number}: expected a window or a result as JSON, found {line[:60]!r}; "
+                "the file is damaged, restore it from a copy"
+            ) from None
     return rows
 
 
 def _row(line: bytes) -> dict[str, Any]:
     row = json.loads(line.decode())
-    if not (isinstance(row, dict) and isinstance(row.get("kind"), str)
-            and row.keys() >= _NEEDED.get(row["kind"], set())):
+    if not (
+        isinstance(row, dict) and isinstance(row.get("kind"), str) and row.keys() >= _NEEDED.get(row["kind"], set())
+    ):
         raise ValueError
     for name, value in row.items():
         if _COUNT.fullmatch(name) and not (type(value) is int and 0 <= value < 2**53):

@@ -54,23 +54,34 @@ class MetricsLog:
         JaxlmError: A line before `offset` is damaged.
     """
 
-    def __init__(self, folder: Folder, corpus: str, bptt_length: int, *, offset: int | None = None,
-                 tensorboard: bool = True, on_metrics: "OnMetrics | None" = None):
+    def __init__(
+        self,
+        folder: Folder,
+        corpus: str,
+        bptt_length: int,
+        *,
+        offset: int | None = None,
+        tensorboard: bool = True,
+        on_metrics: "OnMetrics | None" = None,
+    ):
         self._folder, self._corpus, self._bptt_length, self._on_metrics = folder, corpus, bptt_length, on_metrics
         if offset is None and folder.exists(NAME):
             raise RunDirError(f"{folder.path / NAME} exists: resume its run, or choose a new directory")
         kept = read_bytes(folder)[:offset] if offset else b""
         if offset and not (len(kept) == offset and kept.endswith(b"\n")):
-            raise RunDirError(f"{folder.path / NAME} held {offset} bytes of whole lines when its checkpoint was "
-                              f"saved, and no longer does: restore it from a copy")
+            raise RunDirError(
+                f"{folder.path / NAME} held {offset} bytes of whole lines when its checkpoint was "
+                f"saved, and no longer does: restore it from a copy"
+            )
         self._step = 0
         self.skipped: Counter[int] = Counter()
         self._cost: defaultdict[int, float] = defaultdict(float)  # of each epoch, summed in order of the windows
         self._steps: Counter[int] = Counter()
         self._count([row for row in rows_of(kept, folder.path / NAME) if row["kind"] == "window"])
         with ExitStack() as stack:
-            self._file, self._timing = (stack.enter_context(_appending(folder, name))
-                                        for name in (NAME, "timing.jsonl"))
+            self._file, self._timing = (
+                stack.enter_context(_appending(folder, name)) for name in (NAME, "timing.jsonl")
+            )
             with _disk(folder.path / NAME):
                 self._file.truncate(len(kept))
             if tensorboard:
@@ -87,8 +98,15 @@ class MetricsLog:
         with _disk(self._folder.path / NAME):
             self._open.close()
 
-    def windows(self, first_step: int, epoch: int, costs: "ArrayLike", grad_norms: "ArrayLike",
-                learning_rates: "ArrayLike", steps: "ArrayLike | None" = None) -> None:
+    def windows(
+        self,
+        first_step: int,
+        epoch: int,
+        costs: "ArrayLike",
+        grad_norms: "ArrayLike",
+        learning_rates: "ArrayLike",
+        steps: "ArrayLike | None" = None,
+    ) -> None:
         """Writes a line for each of n windows.
 
         Args:
@@ -103,8 +121,10 @@ class MetricsLog:
             RunDirError: The file cannot be written.
         """
         series = [np.asarray(column, np.float32) for column in (costs, grad_norms, learning_rates)]
-        rows = [{"kind": "window", "step": step, "epoch": epoch, **dict(zip(SERIES, values, strict=True))}
-                for step, values in enumerate(zip(*series, strict=True), first_step)]
+        rows = [
+            {"kind": "window", "step": step, "epoch": epoch, **dict(zip(SERIES, values, strict=True))}
+            for step, values in enumerate(zip(*series, strict=True), first_step)
+        ]
         for row, length in zip(rows, np.asarray(steps).tolist(), strict=True) if steps is not None else ():
             if length != self._bptt_length:
                 row["steps"] = length
@@ -201,7 +221,7 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
     """Writes all bytes to an unbuffered file, whose `write` may take only some."""
     rest = memoryview(data)
     while rest:
-        rest = rest[file.write(rest):]
+        rest = rest[file.write(rest) :]
 
 
 @contextmanager

@@ -37,8 +37,16 @@ class Progress:
         total_windows: the windows of a run that stops before its last epoch ends.
     """
 
-    def __init__(self, total_epochs: int, windows_per_epoch: int, words_per_window: int, corpus: str,
-                 console: "Console | None" = None, *, total_windows: int | None = None):
+    def __init__(
+        self,
+        total_epochs: int,
+        windows_per_epoch: int,
+        words_per_window: int,
+        corpus: str,
+        console: "Console | None" = None,
+        *,
+        total_windows: int | None = None,
+    ):
         from rich import progress
         from rich.console import Console
 
@@ -46,11 +54,18 @@ class Progress:
         self._corpus, self.console = printable(corpus), console or Console()
         self._live = is_live(self.console)
         self._bar = progress.Progress(
-            "{task.description}", progress.BarColumn(bar_width=None), "{task.fields[numbers]}", console=self.console,
-            disable=not self._live, transient=True, expand=True, refresh_per_second=4, speed_estimate_period=300)
+            "{task.description}",
+            progress.BarColumn(bar_width=None),
+            "{task.fields[numbers]}",
+            console=self.console,
+            disable=not self._live,
+            transient=True,
+            expand=True,
+            refresh_per_second=4,
+            speed_estimate_period=300,
+        )
         self._place = ""
-        self._task = self._bar.add_task("starting", numbers="",
-                                        total=total_windows or total_epochs * windows_per_epoch)
+        self._task = self._bar.add_task("starting", numbers="", total=total_windows or total_epochs * windows_per_epoch)
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -72,11 +87,11 @@ class Progress:
         if loud and self._live:
             self.console.print(Panel(self._text(text), border_style="bold yellow", expand=False))
         else:
-            self.console.print(self._text("!! " + text.replace("\n", "\n!! ") if loud else text),
-                               soft_wrap=not (self._live and wrap))
+            self.console.print(
+                self._text("!! " + text.replace("\n", "\n!! ") if loud else text), soft_wrap=not (self._live and wrap)
+            )
 
-    def advance(self, epoch: int, windows_done_in_epoch: int, perplexity_so_far: float,
-                learning_rate: float) -> None:
+    def advance(self, epoch: int, windows_done_in_epoch: int, perplexity_so_far: float, learning_rate: float) -> None:
         """Moves the bar.
 
         Args:
@@ -89,9 +104,12 @@ class Progress:
         task = self._bar.tasks[0]
         speed, left = task.speed, task.time_remaining
         self._place = f"epoch {epoch}/{self._epochs}"
-        numbers = [f"perplexity {perplexity_text(perplexity_so_far)}",
-                   None if left is None else f"{timedelta(seconds=math.ceil(left))} left",
-                   None if speed is None else f"{speed * self._words:,.0f} words/s", f"rate {learning_rate:.3g}"]
+        numbers = [
+            f"perplexity {perplexity_text(perplexity_so_far)}",
+            None if left is None else f"{timedelta(seconds=math.ceil(left))} left",
+            None if speed is None else f"{speed * self._words:,.0f} words/s",
+            f"rate {learning_rate:.3g}",
+        ]
         room = self.console.width - len(self._place) - LEAST_BAR - 2
         while len(text := "  ".join(filter(None, numbers))) > room and len(numbers) > 1:
             numbers.pop()
@@ -105,8 +123,16 @@ class Progress:
         """
         self._bar.update(self._task, description=f"{self._place} {what}".strip(), numbers="", refresh=True)
 
-    def epoch(self, epoch: int, train_perplexity: float, valid_perplexity: float, learning_rate: float,
-              words_per_second: float, seconds: float, floor: float | None) -> None:
+    def epoch(
+        self,
+        epoch: int,
+        train_perplexity: float,
+        valid_perplexity: float,
+        learning_rate: float,
+        words_per_second: float,
+        seconds: float,
+        floor: float | None,
+    ) -> None:
         """Prints the line of a finished epoch.
 
         Args:
@@ -119,10 +145,12 @@ class Progress:
             floor: the validation perplexity of the text's true source, where that is known.
         """
         known = "" if floor is None else f" (floor {perplexity_text(floor)})"
-        self.say(f"epoch {epoch}/{self._epochs} on {self._corpus}: "
-                 f"train perplexity {perplexity_text(train_perplexity)}, "
-                 f"valid {perplexity_text(valid_perplexity)}{known}, rate {learning_rate:.3g}, "
-                 f"{words_per_second:,.0f} words/s, {seconds:.1f} s")
+        self.say(
+            f"epoch {epoch}/{self._epochs} on {self._corpus}: "
+            f"train perplexity {perplexity_text(train_perplexity)}, "
+            f"valid {perplexity_text(valid_perplexity)}{known}, rate {learning_rate:.3g}, "
+            f"{words_per_second:,.0f} words/s, {seconds:.1f} s"
+        )
 
     def summary(self, rows: Sequence[tuple[str, str]], title: str) -> None:
         """Prints the final table, with the corpus's name in each row; plain text where there is no terminal.
@@ -136,8 +164,9 @@ class Progress:
         rows = [(printable(name), printable(value)) for name, value in rows]
         if not self._live:
             width = max((len(name) for name, _ in rows), default=0)
-            return self.say("\n".join([title, *(f"  {self._corpus}  {name:<{width}}  {value}"
-                                                for name, value in rows)]))
+            return self.say(
+                "\n".join([title, *(f"  {self._corpus}  {name:<{width}}  {value}" for name, value in rows)])
+            )
         table = Table("corpus", "result", "", title=self._text(title), title_style="bold", title_justify="left")
         for row in rows:
             table.add_row(*map(self._text, (self._corpus, *row)))

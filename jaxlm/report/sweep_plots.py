@@ -37,7 +37,7 @@ def slice_plot(points: Points, path: Path) -> Path:
             axes.set(xlabel=label(name), xscale="log" if scale.log else "linear", xlim=_limits(scale))
             if scale.ticks:
                 axes.set_xticks(*zip(*scale.ticks.items(), strict=True))
-        for axes in list(panels)[len(scales):]:
+        for axes in list(panels)[len(scales) :]:
             axes.set_axis_off()
         perplexity_axis(drawn.axes[0], y)
         drawn.axes[0].set(ylabel="validation perplexity")
@@ -63,9 +63,12 @@ def parallel_plot(points: Points, path: Path) -> Path:
         axes = drawn.subplots()
         lines = np.array([_draw_scale(axes, place, scale) for place, scale in enumerate([*scales.values(), y])])
         for rank in reversed(range(len(points))):
-            axes.plot(lines[:, rank], color=ORANGE if rank == 0 else BLUE,
-                      alpha=1 if rank == 0 else 0.15 + 0.5 * (1 - rank / len(points)),
-                      linewidth=2.5 if rank == 0 else 1.2)
+            axes.plot(
+                lines[:, rank],
+                color=ORANGE if rank == 0 else BLUE,
+                alpha=1 if rank == 0 else 0.15 + 0.5 * (1 - rank / len(points)),
+                linewidth=2.5 if rank == 0 else 1.2,
+            )
         axes.set_xticks(range(len(scales) + 1), [*map(label, scales), "validation\nperplexity"])
         axes.set_yticks([])
         axes.grid(False)
@@ -91,12 +94,18 @@ def scales_of(points: Points) -> dict[str, Scale]:
 def _scale(values: Sequence[Any]) -> Scale:
     if not all(type(value) in (int, float) for value in values):
         names = list(dict.fromkeys(map(_named, sorted(values, key=repr))))
-        return Scale(np.array([names.index(_named(value)) for value in values], float),
-                      {float(place): label(name) for place, name in enumerate(names)}, log=False)
+        return Scale(
+            np.array([names.index(_named(value)) for value in values], float),
+            {float(place): label(name) for place, name in enumerate(names)},
+            log=False,
+        )
     places = np.array(values, float)
     distinct = np.unique(places)
-    return Scale(places, {float(value): f"{value:.4g}" for value in distinct} if len(distinct) <= 6 else {},
-                  log=bool(places.min() > 0 and places.max() >= 8 * places.min()))
+    return Scale(
+        places,
+        {float(value): f"{value:.4g}" for value in distinct} if len(distinct) <= 6 else {},
+        log=bool(places.min() > 0 and places.max() >= 8 * places.min()),
+    )
 
 
 def _named(value: Any) -> str:
@@ -107,7 +116,7 @@ def _limits(scale: Scale) -> tuple[float, float]:
     """An axis's ends: a margin beyond all values, also those of points that have no perplexity."""
     low, high = scale.places.min(), scale.places.max()
     if scale.log:
-        return low * (low / high)**0.05, high * (high / low)**0.05
+        return low * (low / high) ** 0.05, high * (high / low) ** 0.05
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
     return low - margin, high + margin
 
@@ -122,7 +131,8 @@ def _draw_scale(axes: Any, place: int, scale: Scale) -> np.ndarray:
 
     ends = np.unique(np.exp([low, high]) if scale.log else [low, high])
     for value, text in (scale.ticks or {float(end): f"{end:.4g}" for end in ends if np.isfinite(end)}).items():
-        axes.text(place + 0.03, height(np.log(value) if scale.log else np.float64(value)), text, fontsize=8,
-                  va="center")
+        axes.text(
+            place + 0.03, height(np.log(value) if scale.log else np.float64(value)), text, fontsize=8, va="center"
+        )
     axes.axvline(place, color=PALE, linewidth=1)
     return height(x)

@@ -44,8 +44,10 @@ def scalars_event(wall_time: float, step: int, values: Mapping[str, float]) -> b
     """The `Event` of a step's scalars, by tag; as float32, so that a value beyond its range is infinite."""
     with np.errstate(over="ignore"):
         numbers = np.array([*values.values()], "<f4").tobytes()
-    summary = [_bytes(1, _bytes(1, tag.encode()) + b"\x15" + numbers[at:at + 4])
-               for tag, at in zip(values, range(0, len(numbers), 4), strict=True)]
+    summary = [
+        _bytes(1, _bytes(1, tag.encode()) + b"\x15" + numbers[at : at + 4])
+        for tag, at in zip(values, range(0, len(numbers), 4), strict=True)
+    ]
     return _event(wall_time, step) + _bytes(5, b"".join(summary))
 
 
@@ -86,7 +88,7 @@ class TensorBoard:
         data = memoryview(b"".join(map(record, events)))
         try:
             while self._file and data:
-                data = data[self._file.write(data):]
+                data = data[self._file.write(data) :]
         except OSError as error:
             self._end(error)
 

@@ -60,8 +60,9 @@ class _Sender:
             call()
         except Exception as error:
             self._log = lambda values, step: None
-            warnings.warn(f"{self._name}'s tracking ends here, the run continues: {error}", RuntimeWarning,
-                          stacklevel=3)
+            warnings.warn(
+                f"{self._name}'s tracking ends here, the run continues: {error}", RuntimeWarning, stacklevel=3
+            )
 
 
 def _wandb(wandb: Any, name: str, config: dict[str, Any]) -> tuple[Callable, Callable]:
@@ -82,7 +83,10 @@ def _mlflow(mlflow: Any, name: str, config: dict[str, Any]) -> tuple[Callable, C
 
 
 _OPEN: dict[str, Callable[[Any, str, dict[str, Any]], tuple[Callable, Callable]]] = {
-    "wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow}
+    "wandb": _wandb,
+    "trackio": _trackio,
+    "mlflow": _mlflow,
+}
 
 
 def run_name(run_dir: str | Path | None, preset: str) -> str:

@@ -39,5 +39,8 @@ def spread(mean: float, deviation: float = math.nan) -> str:
     >>> spread(116.4512, 0.5), spread(math.nan)
     ('116.45 ± 0.50', '')
     """
-    return "" if math.isnan(mean) else perplexity_text(mean) + (
-        "" if math.isnan(deviation) else f" ± {perplexity_text(deviation)}")
+    return (
+        ""
+        if math.isnan(mean)
+        else perplexity_text(mean) + ("" if math.isnan(deviation) else f" ± {perplexity_text(deviation)}")
+    )

@@ -15,8 +15,15 @@ _WIDTH, _HEIGHT, _MARGIN = 2100, 1500, 50  # pixels, which are the axes' units t
 _NAMES = {"tsne": "t-SNE", "pca": "PCA"}
 
 
-def embedding_map(embedding: np.ndarray, words: Sequence[str], path: Path, *, count: int = 400,
-                  method: Literal["tsne", "pca"] = "tsne", seed: int = 0) -> Path:
+def embedding_map(
+    embedding: np.ndarray,
+    words: Sequence[str],
+    path: Path,
+    *,
+    count: int = 400,
+    method: Literal["tsne", "pca"] = "tsne",
+    seed: int = 0,
+) -> Path:
     """Draws words where their vectors lie, in the colours of their clusters.
 
     t-SNE (van der Maaten and Hinton, 2008) keeps neighbours by cosine together, PCA keeps the two widest directions;
@@ -41,8 +48,10 @@ def embedding_map(embedding: np.ndarray, words: Sequence[str], path: Path, *, co
         raise JaxlmError(f"expected method tsne or pca, found {method!r}")
     vectors = np.asarray(embedding, np.float64)[:count]
     if vectors.ndim != 2 or min(vectors.shape) < 2 or len(vectors) < 5 or len(words) < len(vectors):
-        raise JaxlmError(f"a map needs at least 5 words with vectors of at least 2 numbers, and a word for each; "
-                         f"it has {len(words)} words and the vectors' shape is {vectors.shape}")
+        raise JaxlmError(
+            f"a map needs at least 5 words with vectors of at least 2 numbers, and a word for each; "
+            f"it has {len(words)} words and the vectors' shape is {vectors.shape}"
+        )
     if not np.isfinite(vectors).all() or (np.ptp(vectors, axis=0) == 0).all():
         raise JaxlmError("the embedding's vectors are not finite, or all the same: map one that was trained")
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -55,13 +64,21 @@ def embedding_map(embedding: np.ndarray, words: Sequence[str], path: Path, *, co
         drawn.set_layout_engine("none")
         axes = drawn.add_axes((0, 0, 1, 1), xlim=(0, _WIDTH), ylim=(0, _HEIGHT))
         axes.set_axis_off()
-        labels = [axes.text(*place, label(word), color=_CLUSTERS[cluster], fontsize=7.5, ha="center", va="center")
-                  for place, word, cluster in zip(places, words, clusters, strict=False)]
+        labels = [
+            axes.text(*place, label(word), color=_CLUSTERS[cluster], fontsize=7.5, ha="center", va="center")
+            for place, word, cluster in zip(places, words, clusters, strict=False)
+        ]
         sizes = np.array([text.get_window_extent().size for text in labels]) + np.array([8, 2])
         for text, place in zip(labels, spread(places, sizes), strict=True):
             text.set_position(place)
-        axes.text(20, _HEIGHT - 25, f"The {len(labels)} most frequent words in the embedding ({_NAMES[method]})",
-                  fontsize=11, weight="bold", va="center")
+        axes.text(
+            20,
+            _HEIGHT - 25,
+            f"The {len(labels)} most frequent words in the embedding ({_NAMES[method]})",
+            fontsize=11,
+            weight="bold",
+            va="center",
+        )
         return save(drawn, Path(path))
 
 
@@ -101,8 +118,11 @@ def project(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, np
     except ModuleNotFoundError:
         raise JaxlmError("a map of words needs scikit-learn: pip install 'jaxlm[maps]'") from None
 
-    projection = (PCA(2, random_state=seed) if method == "pca" else
-                  TSNE(metric="cosine", init="pca", random_state=seed, perplexity=min(20, (len(vectors) - 1) / 3)))
+    projection = (
+        PCA(2, random_state=seed)
+        if method == "pca"
+        else TSNE(metric="cosine", init="pca", random_state=seed, perplexity=min(20, (len(vectors) - 1) / 3))
+    )
     clustering = KMeans(min(len(_CLUSTERS), len(vectors)), random_state=seed)
     with warnings.catch_warnings(), threadpool_limits(1):  # with few words, threads take longer than one
         warnings.simplefilter("ignore")  # such as fewer distinct vectors than clusters

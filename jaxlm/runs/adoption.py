@@ -28,8 +28,17 @@ def unknown_corpus(name: str, sha256: str, vocab: Vocab, *notes: str) -> Corpus:
         vocab: the model's.
         *notes: sentences for the user.
     """
-    return Corpus(name, "an unknown text: the model was imported", vocab, NO_IDS, NO_IDS, NO_IDS, sha256,
-                  notes=notes, spec=UNKNOWN)
+    return Corpus(
+        name,
+        "an unknown text: the model was imported",
+        vocab,
+        NO_IDS,
+        NO_IDS,
+        NO_IDS,
+        sha256,
+        notes=notes,
+        spec=UNKNOWN,
+    )
 
 
 def known_corpus(model: LanguageModel, *notes: str) -> Corpus:
@@ -39,8 +48,17 @@ def known_corpus(model: LanguageModel, *notes: str) -> Corpus:
         model: the run's.
         *notes: sentences for the user.
     """
-    return Corpus(model.corpus["name"], f"the text of {model.corpus['name']}, which was not read", model.vocab, NO_IDS,
-                  NO_IDS, NO_IDS, model.corpus["sha256"], notes=notes, spec=model.config.data.corpus)
+    return Corpus(
+        model.corpus["name"],
+        f"the text of {model.corpus['name']}, which was not read",
+        model.vocab,
+        NO_IDS,
+        NO_IDS,
+        NO_IDS,
+        model.corpus["sha256"],
+        notes=notes,
+        spec=model.config.data.corpus,
+    )
 
 
 def keep_model(run_dir: str | Path, config: Config, params: Params, corpus: Corpus) -> Path:
@@ -63,8 +81,13 @@ def keep_model(run_dir: str | Path, config: Config, params: Params, corpus: Corp
         with new_folder(run_dir) as folder:
             directory.begin(folder, config, corpus, given_params=True)
             folder.write("metrics.jsonl", b"")
-            checkpoint.save(folder, state, config, corpus.vocab, Manifest(
-                step=0, epoch=0, valid_perplexity=None, corpus=directory.named(corpus)))
+            checkpoint.save(
+                folder,
+                state,
+                config,
+                corpus.vocab,
+                Manifest(step=0, epoch=0, valid_perplexity=None, corpus=directory.named(corpus)),
+            )
     except OSError as error:
         raise RunDirError(f"cannot make the run {run_dir}: {reason(error)}") from None
     return Path(run_dir)

@@ -20,9 +20,21 @@ from jaxlm.runs.manifest import Manifest
 
 FILE, FOLDER = "state.safetensors", "state"  # format 2's, format 1's
 MOST_LAYOUT_BYTES = 1 << 20  # of a file in which format 1 describes arrays
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
-           "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
-           "BOOL": "bool"}  # safetensors' names
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}  # safetensors' names
 
 
 def encoded(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -62,8 +74,9 @@ def _read_2(folder: Folder, manifest: Manifest, leaves: Mapping[str, Any]) -> di
         expected = _described(leaves[name].dtype.name, leaves[name].shape) if name in leaves else "none"
         present = _described(str(_DTYPES.get(found[name]["dtype"])), found[name]["shape"]) if name in found else "none"
         if present != expected:
-            raise CheckpointError(f"{path}: expected the array {name!r} of this config to be {expected}, found "
-                                  f"{present}")
+            raise CheckpointError(
+                f"{path}: expected the array {name!r} of this config to be {expected}, found {present}"
+            )
     return {name: np.frombuffer(found[name]["data"], leaf.dtype).reshape(leaf.shape) for name, leaf in leaves.items()}
 
 
@@ -73,8 +86,12 @@ def _read_1(folder: Folder, manifest: Manifest, leaves: Mapping[str, Any]) -> di
     sealed.check_names(folder, manifest, {*sealed.TEXTS, *layout, *chunks.values()})
     for name in sorted(layout):
         sealed.verified(folder, manifest, name, most=MOST_LAYOUT_BYTES)
-    return {name: np.frombuffer(sealed.verified(folder, manifest, chunks[name], exactly=nbytes(leaf)),
-                                leaf.dtype).reshape(leaf.shape) for name, leaf in leaves.items()}
+    return {
+        name: np.frombuffer(sealed.verified(folder, manifest, chunks[name], exactly=nbytes(leaf)), leaf.dtype).reshape(
+            leaf.shape
+        )
+        for name, leaf in leaves.items()
+    }
 
 
 def _described(dtype: str, shape: Any) -> str:

@@ -77,8 +77,10 @@ def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manife
                 raise
             _prune(folder, manifest.step, config.train)
     except (OSError, ValueError, MemoryError) as error:
-        raise RunDirError(f"cannot save {run.path / listing.FOLDER / name}: {reason(error)}; the checkpoints before it "
-                          f"are whole: fix that, then resume with --resume") from None
+        raise RunDirError(
+            f"cannot save {run.path / listing.FOLDER / name}: {reason(error)}; the checkpoints before it "
+            f"are whole: fix that, then resume with --resume"
+        ) from None
     return run.path / listing.FOLDER / name
 
 
@@ -87,9 +89,12 @@ def _contents(run: Folder, state: Any, config: Config, vocab: Vocab) -> dict[str
     named = {name: np.asarray(leaf) for name, leaf in leaves}
     if len(named) < len(leaves):
         raise ValueError("two arrays of the state have one name")
-    return {"config.json": config.to_json().encode(), "vocab.json": vocab.to_json().encode(),
-            "metrics.jsonl": run.read("metrics.jsonl", sealed.TEXTS["metrics.jsonl"]),
-            arrays.FILE: arrays.encoded(named)}
+    return {
+        "config.json": config.to_json().encode(),
+        "vocab.json": vocab.to_json().encode(),
+        "metrics.jsonl": run.read("metrics.jsonl", sealed.TEXTS["metrics.jsonl"]),
+        arrays.FILE: arrays.encoded(named),
+    }
 
 
 def _prune(folder: Folder, step: int, policy: TrainConfig) -> None:
@@ -98,10 +103,13 @@ def _prune(folder: Folder, step: int, policy: TrainConfig) -> None:
     One of a later step was found damaged when the run was resumed; it goes too, or it would pass for the last.
     """
     found = {at: manifest for at, manifest in listing.intact(folder).items() if at <= step}
-    kept = {*sorted(found)[-policy.keep_last:], listing.best_step(found)}
+    kept = {*sorted(found)[-policy.keep_last :], listing.best_step(found)}
     if policy.keep_every:
-        kept |= {at for at, manifest in found.items()
-                 if manifest.valid_perplexity is not None and manifest.epoch % policy.keep_every == 0}
+        kept |= {
+            at
+            for at, manifest in found.items()
+            if manifest.valid_perplexity is not None and manifest.epoch % policy.keep_every == 0
+        }
     for at, name in listing.names(folder).items():
         if at not in kept:
             _remove(folder, name)
@@ -139,8 +147,11 @@ def load(run: str | Path | Folder, which: str = "last") -> Checkpoint:
             return _read_in(folder, path.name)
     except CheckpointError as error:
         intact, _ = newest_intact(run)
-        offer = "none of this run's is intact" if intact is None else (
-            f"this run's newest intact one is {intact.manifest.step}: name it with --checkpoint")
+        offer = (
+            "none of this run's is intact"
+            if intact is None
+            else (f"this run's newest intact one is {intact.manifest.step}: name it with --checkpoint")
+        )
         raise CheckpointError(f"{error}; {offer}") from None
 
 
@@ -188,16 +199,22 @@ def _read(folder: Folder) -> Checkpoint:
         found = arrays.read(folder, manifest, leaves)
         vocab = Vocab.from_json(sealed.verified(folder, manifest, "vocab.json").decode())
         if len(vocab) != config.model.vocab_size:
-            raise CheckpointError(f"{path / 'vocab.json'} has {len(vocab)} words for a model of "
-                                  f"{config.model.vocab_size}: it is another model's")
+            raise CheckpointError(
+                f"{path / 'vocab.json'} has {len(vocab)} words for a model of "
+                f"{config.model.vocab_size}: it is another model's"
+            )
         metrics = sealed.verified(folder, manifest, "metrics.jsonl")
     except CheckpointError:
         raise
     except _DAMAGE as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-    state = jax.tree.unflatten(jax.tree.structure(template), [
-        jax.random.wrap_key_data(jax.device_put(found[name])) if _is_key(leaf) else jax.device_put(found[name])
-        for name, leaf in named_leaves(template)])
+    state = jax.tree.unflatten(
+        jax.tree.structure(template),
+        [
+            jax.random.wrap_key_data(jax.device_put(found[name])) if _is_key(leaf) else jax.device_put(found[name])
+            for name, leaf in named_leaves(template)
+        ],
+    )
     return Checkpoint(path, manifest, config, vocab, metrics, state)
 
 
@@ -208,14 +225,18 @@ def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def array_bytes(state: Any) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """{array's name: (dtype, shape, bytes)} of a state, a PRNG key as its bits: equal where states are."""
-    return {name: (array.dtype.name, array.shape, array.tobytes())
-            for name, array in named_leaves(jax.device_get(_without_keys(state)))}
+    return {
+        name: (array.dtype.name, array.shape, array.tobytes())
+        for name, array in named_leaves(jax.device_get(_without_keys(state)))
+    }
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """(dotted name, leaf) of each leaf of a tree."""
-    return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
 def state_shapes(config: Config) -> Any:

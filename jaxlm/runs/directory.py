@@ -43,17 +43,22 @@ def check(run: str | Path | Folder, resume: bool) -> None:
             with held(run) as folder:
                 names = folder.names()
     if resume and "config.json" not in names:
-        raise RunDirError(f"{where} holds no run that can be resumed (config.json is not there): "
-                          f"begin one without --resume, or check the path")
+        raise RunDirError(
+            f"{where} holds no run that can be resumed (config.json is not there): "
+            f"begin one without --resume, or check the path"
+        )
     # What a process leaves that was killed before there was a run is no other thing.
     other = [name for name in names if not re.fullmatch(r"\.lock|\.partial-.*|vocab\.json|run\.json", name)]
     if other and not resume:
-        raise RunDirError(f"{where} is not empty (it holds {', '.join(other[:4])}): "
-                          f"resume the run in it with --resume, or choose another --run-dir")
+        raise RunDirError(
+            f"{where} is not empty (it holds {', '.join(other[:4])}): "
+            f"resume the run in it with --resume, or choose another --run-dir"
+        )
 
 
-def begin(run: Folder, config: Config, corpus: "Corpus", given_params: bool = False,
-          devices: tuple[int, int] = (1, 1)) -> None:
+def begin(
+    run: Folder, config: Config, corpus: "Corpus", given_params: bool = False, devices: tuple[int, int] = (1, 1)
+) -> None:
     """Writes what the run is into a directory that holds none.
 
     Args:
@@ -67,11 +72,17 @@ def begin(run: Folder, config: Config, corpus: "Corpus", given_params: bool = Fa
     """
     check(run, resume=False)
     if (size := len(corpus.vocab.to_json())) > TEXTS["vocab.json"]:  # (which is ASCII)
-        raise RunDirError(f"the vocabulary of {corpus.name} takes {size:,} bytes in a checkpoint, and one of at most "
-                          f"{TEXTS['vocab.json']:,} is read: take a smaller vocab_size, or a higher min_count")
+        raise RunDirError(
+            f"the vocabulary of {corpus.name} takes {size:,} bytes in a checkpoint, and one of at most "
+            f"{TEXTS['vocab.json']:,} is read: take a smaller vocab_size, or a higher min_count"
+        )
     text = config.to_json().encode()
-    record = {"corpus": _described(corpus), "params": "given" if given_params else "drawn from the seed",
-              "config_sha256": [_sha256(text)], "sessions": [session(devices)]}
+    record = {
+        "corpus": _described(corpus),
+        "params": "given" if given_params else "drawn from the seed",
+        "config_sha256": [_sha256(text)],
+        "sessions": [session(devices)],
+    }
     with readable_errors(f"no run can begin in {run.path}"):
         run.clean()
         run.write("run.json", _json(record))
@@ -116,8 +127,12 @@ def saved_record(run: str | Path | Folder) -> dict[str, Any]:
     try:
         with held(run) as folder:
             record = strict_json(folder.read("run.json", MOST_BYTES))
-        if not (isinstance(record, dict) and isinstance(record["sessions"], list) and record["sessions"]
-                and all(isinstance(one, dict) for one in (record["corpus"], *record["sessions"]))):
+        if not (
+            isinstance(record, dict)
+            and isinstance(record["sessions"], list)
+            and record["sessions"]
+            and all(isinstance(one, dict) for one in (record["corpus"], *record["sessions"]))
+        ):
             raise ValueError("it is not what jaxlm writes")
         return record
     except KeyError as error:
@@ -126,8 +141,9 @@ def saved_record(run: str | Path | Folder) -> dict[str, Any]:
         raise RunDirError(f"{_path(run) / 'run.json'} cannot be read: {reason(error)}") from None
 
 
-def resume(run: Folder, config: Config, corpus: "Corpus", devices: tuple[int, int] = (1, 1)
-           ) -> "tuple[Checkpoint | None, int, list[str]]":
+def resume(
+    run: Folder, config: Config, corpus: "Corpus", devices: tuple[int, int] = (1, 1)
+) -> "tuple[Checkpoint | None, int, list[str]]":
     """Puts the run's metrics and config back to what its newest intact checkpoint saved.
 
     Args:
@@ -151,15 +167,20 @@ def resume(run: Folder, config: Config, corpus: "Corpus", devices: tuple[int, in
     changed = conflicts(found.config if found else saved_config(run), config)
     if found:
         now = named(corpus)
-        changed += [f"corpus {name}: {was} -> {now.get(name)}" for name, was in found.manifest.corpus.items()
-                    if was != now.get(name)]
+        changed += [
+            f"corpus {name}: {was} -> {now.get(name)}"
+            for name, was in found.manifest.corpus.items()
+            if was != now.get(name)
+        ]
         if config.train.epochs < found.manifest.epoch:
             changed.append(f"train.epochs: {found.manifest.epoch} are trained -> {config.train.epochs}")
         if found.vocab != corpus.vocab:
             changed.append(f"vocabulary: {_first_difference(found.vocab.words, corpus.vocab.words)}")
     if changed:
-        raise RunDirError(f"{run.path} holds a run with another config or corpus ({'; '.join(changed)}): "
-                          f"resume it with its own, or choose another --run-dir")
+        raise RunDirError(
+            f"{run.path} holds a run with another config or corpus ({'; '.join(changed)}): "
+            f"resume it with its own, or choose another --run-dir"
+        )
     metrics = found.metrics if found else b""
     with readable_errors(f"{run.path} cannot be resumed"):
         run.write("metrics.jsonl", metrics)
@@ -182,10 +203,13 @@ def _notes(run: Folder, found: "Checkpoint | None", problems: list[str]) -> list
     if found is None:
         return [*notes, f"{run.path} has no checkpoint yet: starting from the beginning"]
     now = library_versions()  # (of a library that is used no longer nothing depends)
-    if changed := different({name: was for name, was in found.manifest.versions.items() if name in now},
-                            {name: now[name] for name in found.manifest.versions if name in now}):
-        notes.append(f"the checkpoint was written under other library versions ({', '.join(changed)}): the results may "
-                     f"differ")
+    if changed := different(
+        {name: was for name, was in found.manifest.versions.items() if name in now},
+        {name: now[name] for name in found.manifest.versions if name in now},
+    ):
+        notes.append(
+            f"the checkpoint was written under other library versions ({', '.join(changed)}): the results may differ"
+        )
     return notes
 
 
@@ -214,14 +238,18 @@ def _check_metrics(run: Folder) -> None:
     read_metrics(run)  # raises where a line is damaged
     metrics = run.read("metrics.jsonl", TEXTS["metrics.jsonl"])
     saved = listing.saved_metrics(run)
-    if metrics[:len(saved)] != saved:
+    if metrics[: len(saved)] != saved:
         lines, found = saved.splitlines(), metrics.splitlines()
-        same = next((place for place, line in enumerate(lines) if found[place:place + 1] != [line]), len(lines))
-        raise JaxlmError(f"{run.path / 'metrics.jsonl'} is damaged: the newest checkpoint has {len(lines):,} lines of "
-                         f"it, and here are the first {same:,} of them; train --resume restores them")
+        same = next((place for place, line in enumerate(lines) if found[place : place + 1] != [line]), len(lines))
+        raise JaxlmError(
+            f"{run.path / 'metrics.jsonl'} is damaged: the newest checkpoint has {len(lines):,} lines of "
+            f"it, and here are the first {same:,} of them; train --resume restores them"
+        )
     if metrics and not metrics.endswith(b"\n") and not holder(run):  # (a process that lives or was killed leaves one)
-        raise JaxlmError(f"{run.path / 'metrics.jsonl'} ends within a line: it was cut, or the disk was full; train "
-                         f"--resume restores it")
+        raise JaxlmError(
+            f"{run.path / 'metrics.jsonl'} ends within a line: it was cut, or the disk was full; train "
+            f"--resume restores it"
+        )
 
 
 def _read_config(run: Folder) -> None:
@@ -251,29 +279,40 @@ def session(devices: tuple[int, int] = (1, 1)) -> dict[str, Any]:
         "command": shlex.join(map(without_password, sys.argv)),
         "devices": list(devices),
         "versions": {"python": platform.python_version(), **library_versions()},
-        "platform": {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count(),
-                     "devices": [device.device_kind for device in jax.devices()]},
+        "platform": {
+            "system": platform.platform(),
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "devices": [device.device_kind for device in jax.devices()],
+        },
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
 
 def different(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`name: old -> new` of each value that differs."""
-    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in dict.fromkeys([*old, *new])
-            if old.get(name) != new.get(name)]
+    return [
+        f"{name}: {old.get(name)} -> {new.get(name)}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
 
 
 def _described(corpus: "Corpus") -> dict[str, Any]:
     from jaxlm.data.text import SPLITS  # (which loads NumPy: not for `jaxlm info`)
 
-    return {**named(corpus), "description": corpus.description, "notes": list(corpus.notes),
-            "tokens": {split: len(getattr(corpus, split)) for split in SPLITS}}
+    return {
+        **named(corpus),
+        "description": corpus.description,
+        "notes": list(corpus.notes),
+        "tokens": {split: len(getattr(corpus, split)) for split in SPLITS},
+    }
 
 
 def _first_difference(old: tuple[str, ...], new: tuple[str, ...]) -> str:
     both = min(len(old), len(new))
     at = next((i for i in range(both) if old[i] != new[i]), both)
-    return f"{len(old)} -> {len(new)} words; word {at} is {list(old[at:at + 1])} -> {list(new[at:at + 1])}"
+    return f"{len(old)} -> {len(new)} words; word {at} is {list(old[at : at + 1])} -> {list(new[at : at + 1])}"
 
 
 def _sha256(data: bytes) -> str:

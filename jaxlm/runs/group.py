@@ -38,8 +38,16 @@ class SingleGroup:
         counts = self._run.config.train
         windows = self._run.plan.windows(self._run.step, count, counts.windows_per_call, first_row)
         self._state, metrics = train_windows(
-            self._recipe, self._state, tokens, windows, np.int32(count), np.bool_(counts.on_nonfinite == "skip"),
-            bptt_length=counts.longest, small_batch=counts.small_batch, mesh=self._mesh)
+            self._recipe,
+            self._state,
+            tokens,
+            windows,
+            np.int32(count),
+            np.bool_(counts.on_nonfinite == "skip"),
+            bptt_length=counts.longest,
+            small_batch=counts.small_batch,
+            mesh=self._mesh,
+        )
         return [jax.device_get(metrics)]
 
     def validate(self) -> list[float]:
@@ -87,8 +95,11 @@ class MemberGroup:
     def add(self, slot: int, run: Run, state: TrainState) -> None:
         """Puts a run into a free slot."""
         recipe = run.config.recipe
-        self._members = (members.stacked(recipe, state, len(self.runs), self._mesh) if self._members is None else
-                         members.replaced(self._members, slot, recipe, state))
+        self._members = (
+            members.stacked(recipe, state, len(self.runs), self._mesh)
+            if self._members is None
+            else members.replaced(self._members, slot, recipe, state)
+        )
         self.runs[slot] = run
         run.remember(jax.device_get(state.memory))
 
@@ -101,9 +112,16 @@ class MemberGroup:
         counts = np.array([count if run is not None or self._vmapped else 0 for run in self.runs], np.int32)
         recipes, states = self._members
         states, metrics = members.train_members(
-            recipes, states, tokens, jax.tree.map(lambda *columns: np.stack(columns), *each), counts,
-            bptt_length=some.config.train.longest, small_batch=some.config.train.small_batch, vmapped=self._vmapped,
-            mesh=self._mesh)
+            recipes,
+            states,
+            tokens,
+            jax.tree.map(lambda *columns: np.stack(columns), *each),
+            counts,
+            bptt_length=some.config.train.longest,
+            small_batch=some.config.train.small_batch,
+            vmapped=self._vmapped,
+            mesh=self._mesh,
+        )
         self._members = recipes, states
         metrics = jax.device_get(metrics)
         return [members.taken(metrics, slot) for slot in range(len(self.runs))]
@@ -112,15 +130,19 @@ class MemberGroup:
         """The validation perplexity of each slot; what follows from it is in the states afterwards."""
         assert self._members is not None
         some = next(run for run in self.runs if run is not None)
-        rows, what = some.config.train.batch_size, (some.corpus.valid, some.config.train.batch_size,
-                                                    some.config.train.bptt_length)
+        rows, what = (
+            some.config.train.batch_size,
+            (some.corpus.valid, some.config.train.batch_size, some.config.train.bptt_length),
+        )
         recipes, states = self._members
         if self._vmapped and self._mesh is None:
             nats, predictions = members_nats(recipes.model, states.evaluated, *what)
             found = [some.perplexity(one, predictions, rows) for one in nats]
         else:
-            found = [np.nan if run is None else run.perplexity(*self._nats(slot, *what), rows)
-                     for slot, run in enumerate(self.runs)]
+            found = [
+                np.nan if run is None else run.perplexity(*self._nats(slot, *what), rows)
+                for slot, run in enumerate(self.runs)
+            ]
         if states.memory is not None:
             memory = jax.device_get(_all_validated(recipes, states.memory, np.array([*map(_loss, found)])))
             placed = put(self._mesh, jax.device_put(memory), MEMBER)

@@ -42,8 +42,9 @@ def saved_metrics(run: str | Path | Folder) -> bytes:
 
 def intact(folder: Folder) -> dict[int, Manifest]:
     """The same, of the folder of a run's checkpoints."""
-    return {step: found for step, name in names(folder).items()
-            if isinstance(found := _manifest(folder, name), Manifest)}
+    return {
+        step: found for step, name in names(folder).items() if isinstance(found := _manifest(folder, name), Manifest)
+    }
 
 
 def _manifest(folder: Folder, name: str) -> Manifest | CheckpointError:
@@ -58,8 +59,11 @@ def _manifest(folder: Folder, name: str) -> Manifest | CheckpointError:
 
 def best_step(found: Mapping[int, Manifest]) -> int | None:
     """The step with the lowest validation perplexity."""
-    measured = [(manifest.valid_perplexity, step) for step, manifest in found.items()
-                if manifest.valid_perplexity is not None and math.isfinite(manifest.valid_perplexity)]
+    measured = [
+        (manifest.valid_perplexity, step)
+        for step, manifest in found.items()
+        if manifest.valid_perplexity is not None and math.isfinite(manifest.valid_perplexity)
+    ]
     return min(measured)[1] if measured else None
 
 
@@ -70,8 +74,15 @@ def find(run: str | Path | Folder, which: str = "last") -> Path:
         found = names(folder) if folder else {}
         if not folder or not found:
             raise CheckpointError(f"{where} holds no checkpoints: give the directory of a run that jaxlm trained")
-        step = (max(found) if which == "last" else best_step(intact(folder)) if which == "best"
-                else int(which) if re.fullmatch("[0-9]{1,10}", which) else None)
+        step = (
+            max(found)
+            if which == "last"
+            else best_step(intact(folder))
+            if which == "best"
+            else int(which)
+            if re.fullmatch("[0-9]{1,10}", which)
+            else None
+        )
         if step not in found:
             raise CheckpointError(f"{where} has no checkpoint {which!r}; it has {', '.join(map(str, found))}")
         return folder.path / found[step]
@@ -94,5 +105,8 @@ def checkpoints(run: str | Path | Folder) -> Iterator[Folder | None]:
 
 def names(folder: Folder) -> dict[int, str]:
     """step -> name of each checkpoint, by step."""
-    return {step: f"{step:08d}" for step in sorted(int(name) for name in folder.names() if sealed.STEP.fullmatch(name))
-            if folder.exists(f"{step:08d}")}
+    return {
+        step: f"{step:08d}"
+        for step in sorted(int(name) for name in folder.names() if sealed.STEP.fullmatch(name))
+        if folder.exists(f"{step:08d}")
+    }

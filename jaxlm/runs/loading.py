@@ -24,17 +24,30 @@ def load(run_dir: str | Path, which: str = "last") -> LanguageModel:
     return LanguageModel(found.state.evaluated, found.config, found.vocab, found.manifest.corpus)
 
 
-def evaluate(run: str | Path | LanguageModel, split: str = "test", *, text: str | Path | None = None,
-             which: str = "last", corpus: Corpus | str | Path | None = None,
-             data_dir: str | Path | None = None, protocol: str | Plain | None = None) -> Evaluation:
+def evaluate(
+    run: str | Path | LanguageModel,
+    split: str = "test",
+    *,
+    text: str | Path | None = None,
+    which: str = "last",
+    corpus: Corpus | str | Path | None = None,
+    data_dir: str | Path | None = None,
+    protocol: str | Plain | None = None,
+) -> Evaluation:
     """`LanguageModel.evaluate` of a run's checkpoint."""
     loaded = run if isinstance(run, LanguageModel) else load(run, which)
     return loaded.evaluate(split, text=text, corpus=corpus, data_dir=data_dir, protocol=protocol)
 
 
-def tune_protocol(run: str | Path | LanguageModel, protocol: str | Plain, *,
-                  grid: Mapping[str, Sequence[float]] | None = None, which: str = "last",
-                  corpus: Corpus | str | Path | None = None, data_dir: str | Path | None = None) -> Tuned:
+def tune_protocol(
+    run: str | Path | LanguageModel,
+    protocol: str | Plain,
+    *,
+    grid: Mapping[str, Sequence[float]] | None = None,
+    which: str = "last",
+    corpus: Corpus | str | Path | None = None,
+    data_dir: str | Path | None = None,
+) -> Tuned:
     """`LanguageModel.tune` of a run's checkpoint."""
     loaded = run if isinstance(run, LanguageModel) else load(run, which)
     return loaded.tune(protocol, grid=grid, corpus=corpus, data_dir=data_dir)

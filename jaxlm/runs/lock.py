@@ -32,8 +32,9 @@ class Held:
         """Raises RunDirError once the directory was removed or replaced."""
         status = self.folder.status(NAME) if self.folder.is_at(self.folder.path) else None
         if status is None or not os.path.samestat(os.fstat(self._file.fileno()), status):
-            raise RunDirError(f"{self.folder.path} was removed or replaced while this run was in it: nothing can be "
-                              f"saved")
+            raise RunDirError(
+                f"{self.folder.path} was removed or replaced while this run was in it: nothing can be saved"
+            )
 
 
 @contextmanager
@@ -58,8 +59,10 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
     with folder:
         with readable_errors(f"{run_dir} cannot be used"):
             if strange := folder.strange():
-                raise RunDirError(f"{run_dir} holds what no run does, {', '.join(strange[:4])}: only regular files and "
-                                  f"directories belong there; remove the rest, or choose another --run-dir")
+                raise RunDirError(
+                    f"{run_dir} holds what no run does, {', '.join(strange[:4])}: only regular files and "
+                    f"directories belong there; remove the rest, or choose another --run-dir"
+                )
             file = folder.append(NAME)
         with file:
             with readable_errors(f"{run_dir} cannot be locked"):
@@ -91,12 +94,15 @@ def _take(file: BinaryIO, folder: Folder) -> None:
         free = False
     named, host = _line(os.pread(file.fileno(), 200, 0)), socket.gethostname()
     if free and named and not named.endswith(f" on {host}"):
-        print(f"{folder.path} was left by {named}: waiting up to {SILENCE:g} s to see whether that is dead",
-              file=sys.stderr)
+        print(
+            f"{folder.path} was left by {named}: waiting up to {SILENCE:g} s to see whether that is dead",
+            file=sys.stderr,
+        )
         free = not _touched(folder)
     if not free:
-        raise InUse(f"{folder.path} is in use by {named or 'another process'}: wait for it, or choose another "
-                    f"--run-dir")
+        raise InUse(
+            f"{folder.path} is in use by {named or 'another process'}: wait for it, or choose another --run-dir"
+        )
     os.ftruncate(file.fileno(), 0)
     os.write(file.fileno(), f"process {os.getpid()} on {host}\n".encode())  # nothing is left to write when it closes
 
@@ -134,8 +140,9 @@ def readable_errors(what: str) -> Iterator[None]:
     except RunDirError:
         raise
     except (OSError, ValueError) as error:
-        raise RunDirError(f"{what}: {_where(error, what)}{reason(error)}; fix that, or choose another --run-dir"
-                          ) from None
+        raise RunDirError(
+            f"{what}: {_where(error, what)}{reason(error)}; fix that, or choose another --run-dir"
+        ) from None
 
 
 def _where(error: OSError | ValueError, what: str) -> str:

@@ -63,8 +63,10 @@ def read(folder: Folder) -> Manifest:
     try:
         tree = unseal(folder.read(NAME, MOST_BYTES))
         if tree.get("format") not in FORMATS:
-            raise ValueError(f"its format is {str(tree.get('format'))[:20]!r}; this version of jaxlm reads "
-                             f"{' and '.join(map(str, FORMATS))}")
+            raise ValueError(
+                f"its format is {str(tree.get('format'))[:20]!r}; this version of jaxlm reads "
+                f"{' and '.join(map(str, FORMATS))}"
+            )
         manifest = Manifest(**tree)
         if not _well_formed(manifest):
             raise ValueError("it holds something else than a manifest does")
@@ -75,8 +77,9 @@ def read(folder: Folder) -> Manifest:
     return manifest
 
 
-def verified(folder: Folder, manifest: Manifest, name: str, *, most: int | None = None,
-             exactly: int | None = None) -> bytes:
+def verified(
+    folder: Folder, manifest: Manifest, name: str, *, most: int | None = None, exactly: int | None = None
+) -> bytes:
     """The very bytes of a file that were sealed.
 
     Args:
@@ -114,9 +117,13 @@ def check_names(folder: Folder, manifest: Manifest, expected: Iterable[str]) -> 
 def _well_formed(manifest: Manifest) -> bool:
     counts = (manifest.step, manifest.epoch)
     tables = (manifest.corpus, manifest.versions, manifest.files)
-    return (type(manifest.format) is int and all(type(count) is int and 0 <= count < 2**31 for count in counts)
-            and type(manifest.valid_perplexity) in (float, type(None))
-            and all(_is_table(table) for table in tables) and manifest.corpus.keys() >= {"name", "sha256"})
+    return (
+        type(manifest.format) is int
+        and all(type(count) is int and 0 <= count < 2**31 for count in counts)
+        and type(manifest.valid_perplexity) in (float, type(None))
+        and all(_is_table(table) for table in tables)
+        and manifest.corpus.keys() >= {"name", "sha256"}
+    )
 
 
 def _is_table(table: Any) -> bool:

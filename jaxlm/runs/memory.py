@@ -14,8 +14,11 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 def limit() -> int:
     """The most bytes that this process can have: the machine's memory, or less where a limit is set."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    limits += [soft for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
-               if (soft := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY]
+    limits += [
+        soft
+        for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+        if (soft := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY
+    ]
     for path in _LIMITS:
         with suppress(OSError, ValueError), files.reader(path) as file:  # ("max": there is none)
             limits.append(int(file.read(100)))
@@ -33,8 +36,10 @@ def available() -> int:
 def check(needed: int, what: str, remedy: str) -> None:
     """Raises JaxlmError, with both numbers, where there is no room for `needed` bytes now."""
     if needed > (there := available()):
-        raise JaxlmError(f"{what} needs at least {_gigabytes(needed)} of memory, and there is {_gigabytes(there)} for "
-                         f"this process: {remedy}")
+        raise JaxlmError(
+            f"{what} needs at least {_gigabytes(needed)} of memory, and there is {_gigabytes(there)} for "
+            f"this process: {remedy}"
+        )
 
 
 def _gigabytes(count: int) -> str:

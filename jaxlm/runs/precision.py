@@ -56,6 +56,8 @@ def notes(asked: str, config: Config) -> list[str]:
             reason = "would multiply bfloat16 by itself, but cuDNN's layers compute in float32"
         return [f"compute_dtype auto: {taken}, since this {device.platform} {reason}"]
     if taken == "bfloat16" and not native:
-        return [f"compute_dtype bfloat16 is likely slower than float32 here: this {device.platform} does not multiply "
-                f"bfloat16 by itself"]
+        return [
+            f"compute_dtype bfloat16 is likely slower than float32 here: this {device.platform} does not multiply "
+            f"bfloat16 by itself"
+        ]
     return []

@@ -43,22 +43,40 @@ def run_record(path: Path, name: str | None = None) -> RunRecord:
     """
     config = directory.saved_config(path)
     if problems := directory.problems(path):
-        raise RunDirError(f"the run in {path} is damaged, and there is no report of it: {problems[0]}; `jaxlm info` "
-                          f"lists all problems")
+        raise RunDirError(
+            f"the run in {path} is damaged, and there is no report of it: {problems[0]}; `jaxlm info` "
+            f"lists all problems"
+        )
     rows = read_metrics(path)
     windows, epochs, tests = ([row for row in rows if row["kind"] == kind] for kind in ("window", "epoch", "test"))
     if not epochs:
-        raise JaxlmError(f"the run in {path} has no results: expected a finished epoch, found {len(windows):,} "
-                         f"windows; train one epoch first")
+        raise JaxlmError(
+            f"the run in {path} has no results: expected a finished epoch, found {len(windows):,} "
+            f"windows; train one epoch first"
+        )
     record = directory.saved_record(path)
     return RunRecord(
-        name or path.resolve().name, str(path), config.preset, config.train.seed,
-        tuple([*(("kinds", slot, kind, "") for slot, kind in config.kinds.items()),
-               *((section, field, setting_text(value), spec.unit)
-                 for section, field, spec, value in config.every_field())]),
-        record["corpus"], record["sessions"],
+        name or path.resolve().name,
+        str(path),
+        config.preset,
+        config.train.seed,
+        tuple(
+            [
+                *(("kinds", slot, kind, "") for slot, kind in config.kinds.items()),
+                *(
+                    (section, field, setting_text(value), spec.unit)
+                    for section, field, spec, value in config.every_field()
+                ),
+            ]
+        ),
+        record["corpus"],
+        record["sessions"],
         [(step, found.epoch, found.valid_perplexity) for step, found in listing.manifests(path).items()],
-        windows, epochs, tests, _timing(path))
+        windows,
+        epochs,
+        tests,
+        _timing(path),
+    )
 
 
 def best_run(runs: Sequence[RunRecord]) -> RunRecord:
@@ -66,8 +84,9 @@ def best_run(runs: Sequence[RunRecord]) -> RunRecord:
     return min(runs, key=lambda run: (math.isnan(run.valid_perplexity), run.valid_perplexity))
 
 
-def model_view(path: Path, name: str, which: str = "last", texts: Sequence[str] = (),
-               data_dir: str | Path | None = None) -> ModelView:
+def model_view(
+    path: Path, name: str, which: str = "last", texts: Sequence[str] = (), data_dir: str | Path | None = None
+) -> ModelView:
     """What a run's model makes of its words, of text, and what it generates.
 
     Args:
@@ -96,8 +115,9 @@ def model_view(path: Path, name: str, which: str = "last", texts: Sequence[str] 
 
     words = part("map of the words", lambda: map_words(np.asarray(lm.params["embedding"]), lm.vocab.words))
     test = part("text of the test split", lambda: _test_text(lm, data_dir))
-    samples = part("sample", lambda: [
-        str(text) for text in lm.generate(words=SAMPLE_WORDS, samples=SAMPLES, no_unk=True)])
+    samples = part(
+        "sample", lambda: [str(text) for text in lm.generate(words=SAMPLE_WORDS, samples=SAMPLES, no_unk=True)]
+    )
     own = [_scored(lm, f"Text {place}", text.splitlines()) for place, text in enumerate(texts, 1)]
     return ModelView(name, which, words, [*([test] if test else []), *own], samples or [], notes)
 
@@ -105,11 +125,18 @@ def model_view(path: Path, name: str, which: str = "last", texts: Sequence[str] 
 def _test_text(lm: LanguageModel, data_dir: str | Path | None) -> ScoredText:
     """The beginning of the run's own test split."""
     data = lm.config.data
-    corpus = load_corpus(data.corpus, data_dir=data_dir, max_vocab=lm.config.model.vocab_size,
-                         min_count=data.min_count, lowercase=data.lowercase)
+    corpus = load_corpus(
+        data.corpus,
+        data_dir=data_dir,
+        max_vocab=lm.config.model.vocab_size,
+        min_count=data.min_count,
+        lowercase=data.lowercase,
+    )
     if corpus.sha256 != lm.corpus["sha256"]:
-        raise DataError(f"the model was trained on {lm.corpus['name']} with sha256 {lm.corpus['sha256']}, and the "
-                        f"corpus found has {corpus.sha256}")
+        raise DataError(
+            f"the model was trained on {lm.corpus['name']} with sha256 {lm.corpus['sha256']}, and the "
+            f"corpus found has {corpus.sha256}"
+        )
     lines: list[list[str]] = [[]]
     for place in np.asarray(corpus.test[:TEST_WORDS]).tolist():
         word = lm.vocab.words[place]
@@ -122,8 +149,9 @@ def _test_text(lm: LanguageModel, data_dir: str | Path | None) -> ScoredText:
 
 def _scored(lm: LanguageModel, title: str, lines: Sequence[str | list[str]], context: str = "stream") -> ScoredText:
     """Lines of words with their surprisals; the state is passed on from line to line."""
-    found = lm.surprisal([line for line in lines if (line.split() if isinstance(line, str) else line)],
-                         context=context, eos=True)
+    found = lm.surprisal(
+        [line for line in lines if (line.split() if isinstance(line, str) else line)], context=context, eos=True
+    )
     return ScoredText(title, found.word, [round(float(bits), 4) for bits in found.surprisal])
 
 

@@ -21,8 +21,9 @@ class Reproduction:
     stopped_by: int | None = None  # the signal that ended it before there was anything to compare
 
 
-def reproduce(run_dir: str | Path, again: str | Path | None = None, *, data_dir: str | Path | None = None,
-              quiet: bool = False) -> Reproduction:
+def reproduce(
+    run_dir: str | Path, again: str | Path | None = None, *, data_dir: str | Path | None = None, quiet: bool = False
+) -> Reproduction:
     """Trains the run of a directory anew, up to its last checkpoint, into `again` (default: RUN-again).
 
     Args:
@@ -40,17 +41,27 @@ def reproduce(run_dir: str | Path, again: str | Path | None = None, *, data_dir:
     again = Path(again or f"{run_dir}-again")
     record, old = rundir.saved_record(run_dir), checkpoint.load(run_dir)
     if record.get("params") != "drawn from the seed":
-        raise JaxlmError(f"{run_dir} did not begin from its seed alone: parameters were given, and only their owner "
-                         f"can train it again")
+        raise JaxlmError(
+            f"{run_dir} did not begin from its seed alone: parameters were given, and only their owner "
+            f"can train it again"
+        )
     config, corpus = load(old.config, data_dir=data_dir)
     if changed := rundir.different(old.manifest.corpus, rundir.named(corpus)):
-        raise JaxlmError(f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): "
-                         f"name its folder with --data-dir")
+        raise JaxlmError(
+            f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): "
+            f"name its folder with --data-dir"
+        )
     devices = _devices(record)
-    result = train(config, corpus, again, steps=old.manifest.step, quiet=quiet, devices=devices[0],
-                   model_devices=devices[1])
-    surroundings = list(dict.fromkeys(line for session in record["sessions"]
-                                      for line in rundir.different(_flat(session), _flat(rundir.session(devices)))))
+    result = train(
+        config, corpus, again, steps=old.manifest.step, quiet=quiet, devices=devices[0], model_devices=devices[1]
+    )
+    surroundings = list(
+        dict.fromkeys(
+            line
+            for session in record["sessions"]
+            for line in rundir.different(_flat(session), _flat(rundir.session(devices)))
+        )
+    )
     if result.stopped_by is not None:
         return Reproduction(again, [], surroundings, result.stopped_by)
     return Reproduction(again, _differences(run_dir, old, again), surroundings)
@@ -59,15 +70,24 @@ def reproduce(run_dir: str | Path, again: str | Path | None = None, *, data_dir:
 def _differences(run_dir: Path, old: checkpoint.Checkpoint, again: Path) -> list[str]:
     new = checkpoint.load(again)
     arrays = [checkpoint.array_bytes(one.state) for one in (old, new)]
-    found = [f"{name} of the last checkpoint differs" for name in sorted({*arrays[0], *arrays[1]})
-             if arrays[0].get(name) != arrays[1].get(name)]
+    found = [
+        f"{name} of the last checkpoint differs"
+        for name in sorted({*arrays[0], *arrays[1]})
+        if arrays[0].get(name) != arrays[1].get(name)
+    ]
     if old.vocab != new.vocab:
         found.append("vocab.json of the last checkpoint differs")
     if old.metrics != new.metrics:
         rows = (one.metrics.decode(errors="replace").splitlines() for one in (old, new))
         pairs = zip_longest(*rows, fillvalue="(no line)")
-        line = next((f"metrics.jsonl differs first in line {number}: {was} -> {now}"
-                     for number, (was, now) in enumerate(pairs, 1) if was != now), "metrics.jsonl differs")
+        line = next(
+            (
+                f"metrics.jsonl differs first in line {number}: {was} -> {now}"
+                for number, (was, now) in enumerate(pairs, 1)
+                if was != now
+            ),
+            "metrics.jsonl differs",
+        )
         found.insert(0, line)
     tests = [[row for row in read_metrics(folder) if row["kind"] == "test"] for folder in (run_dir, again)]
     if tests[0] and tests[0] != tests[1]:

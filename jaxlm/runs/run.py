@@ -50,10 +50,21 @@ class Run:
       averages_from: the step after whose validation averaging started, if this process saw it.
     """
 
-    def __init__(self, config: Config, corpus: Corpus, held: Held, files: ExitStack, *,
-                 resume: bool, kept: bool = True, steps: int | None = None, given_params: bool = False,
-                 devices: tuple[int, int] = (1, 1), tensorboard: bool = True,
-                 on_metrics: OnMetrics | None = None):
+    def __init__(
+        self,
+        config: Config,
+        corpus: Corpus,
+        held: Held,
+        files: ExitStack,
+        *,
+        resume: bool,
+        kept: bool = True,
+        steps: int | None = None,
+        given_params: bool = False,
+        devices: tuple[int, int] = (1, 1),
+        tensorboard: bool = True,
+        on_metrics: OnMetrics | None = None,
+    ):
         """Begins or resumes a run in a directory that the caller holds the lock of.
 
         Args:
@@ -80,15 +91,26 @@ class Run:
             self.found, offset, self.notes = directory.resume(self.folder, config, corpus, devices)
         else:
             directory.begin(self.folder, config, corpus, given_params, devices)
-        self.log = files.enter_context(MetricsLog(self.folder, corpus.name, counts.bptt_length, offset=offset,
-                                                  tensorboard=tensorboard, on_metrics=on_metrics))
+        self.log = files.enter_context(
+            MetricsLog(
+                self.folder,
+                corpus.name,
+                counts.bptt_length,
+                offset=offset,
+                tensorboard=tensorboard,
+                on_metrics=on_metrics,
+            )
+        )
         self.step = self._saved = self.found.manifest.step if self.found else 0
         self._memory: Memory | None = None
         self.averages_from: int | None = None
         if self.found:
             self.remember(self.found.state.memory)
-        self.epochs = [EpochResult(**{name: row.get(name, math.nan) for name in EpochResult.__dataclass_fields__})
-                       for row in read_metrics(self.folder) if row["kind"] == "epoch"]
+        self.epochs = [
+            EpochResult(**{name: row.get(name, math.nan) for name in EpochResult.__dataclass_fields__})
+            for row in read_metrics(self.folder)
+            if row["kind"] == "epoch"
+        ]
         self._seconds, self._rate = 0.0, math.nan
         self.start_clock()
 
@@ -159,15 +181,19 @@ class Run:
 
     def trained(self, metrics: Metrics, count: int) -> str | None:
         """Logs the first `count` windows of a call's metrics; a sentence where one of them ends the run."""
-        cost, norm, rate, finite = (np.asarray(values)[:count] for values in (
-            metrics.cost, metrics.grad_norm, metrics.learning_rate, metrics.finite))
+        cost, norm, rate, finite = (
+            np.asarray(values)[:count]
+            for values in (metrics.cost, metrics.grad_norm, metrics.learning_rate, metrics.finite)
+        )
         stopping = self.config.train.on_nonfinite == "stop" and not finite.all()
         done = int(finite.argmin()) if stopping else count
         lengths = self.plan.lengths(self.step, done)
         self.log.windows(self.step + 1, self.epoch + 1, cost[:done], norm[:done], rate[:done], lengths)
         if stopping:
-            return (f"window {self.step + done + 1} (epoch {self.epoch + 1}) has cost {cost[done]} and gradient norm "
-                    f"{norm[done]} at learning rate {rate[done]:g}")
+            return (
+                f"window {self.step + done + 1} (epoch {self.epoch + 1}) has cost {cost[done]} and gradient norm "
+                f"{norm[done]} at learning rate {rate[done]:g}"
+            )
         counts = self.config.train
         self.step += done
         self._words += (done * counts.bptt_length if lengths is None else int(lengths.sum())) * counts.batch_size
@@ -177,10 +203,17 @@ class Run:
     def end_epoch(self, valid_perplexity: float) -> EpochResult:
         """Logs the epoch that has just ended."""
         result = EpochResult(self.epoch, self._rate, self.train_perplexity, valid_perplexity)
-        self.log.result("epoch", preset=self.config.preset, epoch=result.epoch, step=self.step,
-                        learning_rate=result.learning_rate, train_perplexity=result.train_perplexity,
-                        valid_perplexity=valid_perplexity, skipped_windows=self.log.skipped[result.epoch] or None,
-                        **floors(self.corpus, "train", "valid"))
+        self.log.result(
+            "epoch",
+            preset=self.config.preset,
+            epoch=result.epoch,
+            step=self.step,
+            learning_rate=result.learning_rate,
+            train_perplexity=result.train_perplexity,
+            valid_perplexity=valid_perplexity,
+            skipped_windows=self.log.skipped[result.epoch] or None,
+            **floors(self.corpus, "train", "valid"),
+        )
         self.log.timing(epoch=result.epoch, seconds=self.epoch_seconds, words_per_second=self.words_per_second)
         self._seconds += self.epoch_seconds
         self.epochs.append(result)
@@ -203,9 +236,18 @@ class Run:
         self._held.check()
         self.log.sync()
         ended = self.index == 0 and bool(self.epochs) and self.epochs[-1].epoch == self.epoch
-        checkpoint.save(self.folder, state, self.config, self.corpus.vocab, Manifest(
-            step=self.step, epoch=self.epoch, valid_perplexity=self.epochs[-1].valid_perplexity if ended else None,
-            corpus=directory.named(self.corpus)))
+        checkpoint.save(
+            self.folder,
+            state,
+            self.config,
+            self.corpus.vocab,
+            Manifest(
+                step=self.step,
+                epoch=self.epoch,
+                valid_perplexity=self.epochs[-1].valid_perplexity if ended else None,
+                corpus=directory.named(self.corpus),
+            ),
+        )
         self._saved = self.step
 
     def log_test(self, which: str, step: int, nats: float, predictions: int) -> float:
@@ -229,17 +271,28 @@ def window_plan(config: Config, rows: int) -> WindowPlan:
     counts = config.train
     if counts.length_deviation is None:
         return WindowPlan(rows, counts.bptt_length, counts.epochs)
-    random = RandomLengths(counts.bptt_length, counts.short_probability, counts.length_deviation,
-                           counts.shortest_window, counts.longest, counts.length_seed,
-                           getattr(config.optimizer, "compatibility", "none") == "awd-lstm")
+    random = RandomLengths(
+        counts.bptt_length,
+        counts.short_probability,
+        counts.length_deviation,
+        counts.shortest_window,
+        counts.longest,
+        counts.length_seed,
+        getattr(config.optimizer, "compatibility", "none") == "awd-lstm",
+    )
     plan = WindowPlan(rows, counts.longest, counts.epochs, random)
     if plan.total > MOST_WINDOWS:
-        raise DataError(f"{counts.epochs:,} epochs of random windows are {plan.total:,} windows, more than the "
-                        f"{MOST_WINDOWS:,} that a run counts: lower epochs")
+        raise DataError(
+            f"{counts.epochs:,} epochs of random windows are {plan.total:,} windows, more than the "
+            f"{MOST_WINDOWS:,} that a run counts: lower epochs"
+        )
     return plan
 
 
 def floors(corpus: Corpus, *splits: str) -> dict[str, float]:
     """`floor_SPLIT`: the perplexity of the true source, where the corpus has one."""
-    return {f"floor_{split}": perplexity(corpus.floor[split], len(getattr(corpus, split)) - 1)
-            for split in splits} if corpus.floor else {}
+    return (
+        {f"floor_{split}": perplexity(corpus.floor[split], len(getattr(corpus, split)) - 1) for split in splits}
+        if corpus.floor
+        else {}
+    )

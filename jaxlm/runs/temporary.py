@@ -29,8 +29,9 @@ def folder() -> Iterator[Path]:
     try:
         outer = Path(tempfile.mkdtemp(prefix=PREFIX))
     except OSError as error:
-        raise RunDirError(f"no temporary folder can be made: {reason(error)}; give a run directory, or set TMPDIR"
-                          ) from None
+        raise RunDirError(
+            f"no temporary folder can be made: {reason(error)}; give a run directory, or set TMPDIR"
+        ) from None
     try:
         with Folder.open(outer) as held:
             fcntl.flock(held.fileno(), fcntl.LOCK_EX)
@@ -47,8 +48,12 @@ def _clean() -> None:
         for entry in entries:
             with suppress(OSError):
                 status = entry.stat(follow_symlinks=False)
-                if (entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False)
-                        and status.st_uid == os.getuid() and status.st_mtime < time.time() - GRACE):
+                if (
+                    entry.name.startswith(PREFIX)
+                    and entry.is_dir(follow_symlinks=False)
+                    and status.st_uid == os.getuid()
+                    and status.st_mtime < time.time() - GRACE
+                ):
                     _remove_dead(Path(entry.path))
 
 

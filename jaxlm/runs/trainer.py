@@ -57,10 +57,20 @@ class TrainResult:
         return self.state.evaluated
 
 
-def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: str | Path | None = None, *,
-          params: Params | None = None, resume: bool = False, steps: int | None = None,
-          data_dir: str | Path | None = None, quiet: bool = False, devices: int | None = None,
-          model_devices: int = 1, on_metrics: OnMetrics | None = None) -> TrainResult:
+def train(
+    config: Config,
+    corpus: str | Path | Corpus | None = None,
+    run_dir: str | Path | None = None,
+    *,
+    params: Params | None = None,
+    resume: bool = False,
+    steps: int | None = None,
+    data_dir: str | Path | None = None,
+    quiet: bool = False,
+    devices: int | None = None,
+    model_devices: int = 1,
+    on_metrics: OnMetrics | None = None,
+) -> TrainResult:
     """Trains one model and tests it.
 
     SIGTERM, SIGINT and SIGUSR1 end the run: after at most one call of `windows_per_call` windows (and the validation,
@@ -97,8 +107,10 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
     vocab = None
     if resume and run_dir is not None:
         if config.data.corpus == UNKNOWN:
-            raise RunDirError(f"{run_dir} holds an imported model, which has no run to resume: train it further in "
-                              f"another directory, with --init {run_dir} --corpus TEXT --run-dir NEW")
+            raise RunDirError(
+                f"{run_dir} holds an imported model, which has no run to resume: train it further in "
+                f"another directory, with --init {run_dir} --corpus TEXT --run-dir NEW"
+            )
         vocab = _given_vocab(run_dir)
     asked = config.model.compute_dtype
     config, corpus = load(config, corpus, data_dir, vocab)
@@ -112,9 +124,19 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
 
         def begin() -> Run:
             directory.check(folder, resumes)
-            return Run(config, corpus, held.enter_context(lock(folder)), held, resume=resumes, kept=kept,
-                       steps=steps, given_params=params is not None, devices=mesh_shape(mesh), tensorboard=kept,
-                       on_metrics=on_metrics if first else None)
+            return Run(
+                config,
+                corpus,
+                held.enter_context(lock(folder)),
+                held,
+                resume=resumes,
+                kept=kept,
+                steps=steps,
+                given_params=params is not None,
+                devices=mesh_shape(mesh),
+                tensorboard=kept,
+                on_metrics=on_metrics if first else None,
+            )
 
         run = hosts.together(begin)
         saved = hosts.agreed(-1 if run.found is None else run.step)
@@ -123,10 +145,16 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
             fresh = hosts.together(lambda: (run.found or checkpoint.load(shared, str(saved))).state)
         group = SingleGroup(run, fresh, mesh)
         run.found = fresh = None  # the group's are copies
-        progress = held.enter_context(Progress(config.train.epochs, run.plan.windows_in(0),
-                                               config.train.bptt_length * config.train.batch_size, corpus.name,
-                                               Console(quiet=True) if quiet or not first else None,
-                                               total_windows=run.last))
+        progress = held.enter_context(
+            Progress(
+                config.train.epochs,
+                run.plan.windows_in(0),
+                config.train.bptt_length * config.train.batch_size,
+                corpus.name,
+                Console(quiet=True) if quiet or not first else None,
+                total_windows=run.last,
+            )
+        )
         for line in (*corpus.notes, *([note] if note else []), *precision.notes(asked, config), *run.notes):
             progress.say(line, loud=True)
         progress.say(f"{corpus.name}: {corpus.description}")
@@ -139,8 +167,12 @@ def train(config: Config, corpus: str | Path | Corpus | None = None, run_dir: st
         return _finish(run, group, shared, mesh, progress, stopped_by)
 
 
-def load(config: Config, corpus: str | Path | Corpus | None = None, data_dir: str | Path | None = None,
-         vocab: Vocab | None = None) -> tuple[Config, Corpus]:
+def load(
+    config: Config,
+    corpus: str | Path | Corpus | None = None,
+    data_dir: str | Path | None = None,
+    vocab: Vocab | None = None,
+) -> tuple[Config, Corpus]:
     """The corpus, and the config with its vocabulary size, where it was found, and a dtype in place of `auto`.
 
     Args:
@@ -155,12 +187,22 @@ def load(config: Config, corpus: str | Path | Corpus | None = None, data_dir: st
     if not isinstance(corpus, Corpus):
         config = config if corpus is None else config.replace(corpus=str(corpus))
         data = config.data
-        corpus = reload_corpus(data, vocab, data_dir) if vocab else load_corpus(
-            data.corpus, data_dir=data_dir, max_vocab=config.model.vocab_size, min_count=data.min_count,
-            lowercase=data.lowercase)
+        corpus = (
+            reload_corpus(data, vocab, data_dir)
+            if vocab
+            else load_corpus(
+                data.corpus,
+                data_dir=data_dir,
+                max_vocab=config.model.vocab_size,
+                min_count=data.min_count,
+                lowercase=data.lowercase,
+            )
+        )
     if len(corpus.vocab) > config.model.vocab_size:
-        raise JaxlmError(f"the corpus has {len(corpus.vocab):,} words and vocab_size is {config.model.vocab_size:,}: "
-                         f"raise it, or load the corpus with max_vocab={config.model.vocab_size}")
+        raise JaxlmError(
+            f"the corpus has {len(corpus.vocab):,} words and vocab_size is {config.model.vocab_size:,}: "
+            f"raise it, or load the corpus with max_vocab={config.model.vocab_size}"
+        )
     for split, epochs in (("train", config.train.epochs), ("valid", 0)):
         check_fits(split, len(getattr(corpus, split)), config.train.batch_size, config.train.bptt_length, epochs)
     check_fits("test", len(corpus.test), 1, 1)
@@ -193,8 +235,11 @@ def new_state(config: Config, params: Params | None = None) -> TrainState:
         return fresh_state(config.recipe, np.uint32(counts.seed), counts.batch_size, counts.patience)
     expected = checkpoint.shapes(checkpoint.state_shapes(config).params)
     given = checkpoint.shapes(params)
-    if wrong := [f"{name}: expected {expected.get(name)}, got {given.get(name)}"
-                 for name in sorted({*expected, *given}) if expected.get(name) != given.get(name)]:
+    if wrong := [
+        f"{name}: expected {expected.get(name)}, got {given.get(name)}"
+        for name in sorted({*expected, *given})
+        if expected.get(name) != given.get(name)
+    ]:
         raise JaxlmError("params do not have the config's shapes: " + "; ".join(wrong))
     return init_state(config.recipe, jax.random.key(counts.seed), counts.batch_size, params, patience=counts.patience)
 
@@ -217,26 +262,44 @@ class _Reporter(Observer):
         self._progress.doing(what)
 
     def diverged(self, group: Group, slot: int, problem: str) -> None:
-        raise Diverged(f"{problem}: stopped before its update; try a lower learning_rate or clip_norm, or resume from "
-                       f"the last checkpoint without such windows (--resume --on-nonfinite skip)")
+        raise Diverged(
+            f"{problem}: stopped before its update; try a lower learning_rate or clip_norm, or resume from "
+            f"the last checkpoint without such windows (--resume --on-nonfinite skip)"
+        )
 
     def epoch_ended(self, group: Group, stopping: bool) -> None:
         for run in filter(None, group.runs):
             ended, floor = run.epochs[-1], floors(run.corpus, "valid").get("floor_valid")
-            self._progress.epoch(ended.epoch, ended.train_perplexity, ended.valid_perplexity, ended.learning_rate,
-                                 run.words_per_second, run.epoch_seconds, floor)
+            self._progress.epoch(
+                ended.epoch,
+                ended.train_perplexity,
+                ended.valid_perplexity,
+                ended.learning_rate,
+                run.words_per_second,
+                run.epoch_seconds,
+                floor,
+            )
             if run.averages_from == run.step:
                 self._progress.say(f"by its validations so far, averaging starts with window {run.step + 1}")
 
 
-def _finish(run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progress: Progress, stopped_by: int | None
-            ) -> TrainResult:
+def _finish(
+    run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progress: Progress, stopped_by: int | None
+) -> TrainResult:
     """Tests, draws the curve and prints the results; after a signal it only says how to resume."""
     kept_in = run.folder.path if run.kept else None
     skipped = run.log.skipped.total()
     state = group.state()
-    result = partial(TrainResult, run.config, run.corpus.name, kept_in, state, run.epochs, stopped_by=stopped_by,
-                     skipped_windows=skipped)
+    result = partial(
+        TrainResult,
+        run.config,
+        run.corpus.name,
+        kept_in,
+        state,
+        run.epochs,
+        stopped_by=stopped_by,
+        skipped_windows=skipped,
+    )
     if stopped_by is not None:
         how = f"saved; resume with {flag('--run-dir', run.folder.path)} --resume" if kept_in else "nothing is kept"
         progress.say(f"stopped by {signal.Signals(stopped_by).name} after window {run.step}: {how}", wrap=False)
@@ -251,11 +314,15 @@ def _finish(run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progr
             tests["best"] = _test_checkpoint(run, shared, mesh, best)
         except CheckpointError as error:
             progress.say(f"the best checkpoint is not tested: {error}", loud=True)
-    rows = [(f"epoch {row.epoch}", f"train {row.train_perplexity:.2f}  valid {row.valid_perplexity:.2f}")
-            for row in run.epochs]
+    rows = [
+        (f"epoch {row.epoch}", f"train {row.train_perplexity:.2f}  valid {row.valid_perplexity:.2f}")
+        for row in run.epochs
+    ]
     rows += [(f"test, {which} checkpoint", f"{value:.2f}") for which, value in tests.items()]
-    rows += [(name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)")
-             for name, value in floors(run.corpus, "train", "valid", "test").items()]
+    rows += [
+        (name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)")
+        for name, value in floors(run.corpus, "train", "valid", "test").items()
+    ]
     if run.ended_early:
         rows.append(("ended early", f"{run.config.train.patience} validations did not improve on the best"))
     if skipped:

@@ -11,8 +11,17 @@ from jaxlm.data.corpus import Corpus
 from jaxlm.errors import JaxlmError
 from jaxlm.scoring.language_model import LanguageModel
 
-FIXED = ("kind", "vocab_size", "embedding_size", "hidden_sizes", "tied", "projection", "experts", "latent_size",
-         "forget_bias")  # by the parameters
+FIXED = (
+    "kind",
+    "vocab_size",
+    "embedding_size",
+    "hidden_sizes",
+    "tied",
+    "projection",
+    "experts",
+    "latent_size",
+    "forget_bias",
+)  # by the parameters
 
 
 def tuning_config(model: LanguageModel, start: Config, changes: Mapping[str, Any], own_model: bool = False) -> Config:
@@ -31,11 +40,14 @@ def tuning_config(model: LanguageModel, start: Config, changes: Mapping[str, Any
     section = start.model if own_model else model.config.model
     config = start.replace(model=section, data=model.config.data).replace(vocab_size=len(model.vocab))
     config = config.replace(**changes)
-    contradicted = [line for line in differences(model.config, config)
-                    if line.split(":")[0] in {f"model.{name}" for name in FIXED}]
+    contradicted = [
+        line for line in differences(model.config, config) if line.split(":")[0] in {f"model.{name}" for name in FIXED}
+    ]
     if contradicted:
-        raise JaxlmError(f"the parameters to begin from are fixed in these fields of the model: "
-                         f"{'; '.join(contradicted)}; leave them out, or train a new model without --init")
+        raise JaxlmError(
+            f"the parameters to begin from are fixed in these fields of the model: "
+            f"{'; '.join(contradicted)}; leave them out, or train a new model without --init"
+        )
     return config
 
 
@@ -51,7 +63,13 @@ def tuning_corpus(model: LanguageModel, config: Config, source: str, data_dir: s
         DataError: the text cannot be used, or has a word that the vocabulary lacks while it has no `<unk>`.
     """
     data = config.data
-    corpus = load_corpus(data.corpus, data_dir=data_dir, max_vocab=len(model.vocab), min_count=data.min_count,
-                         lowercase=data.lowercase, vocab=model.vocab)
+    corpus = load_corpus(
+        data.corpus,
+        data_dir=data_dir,
+        max_vocab=len(model.vocab),
+        min_count=data.min_count,
+        lowercase=data.lowercase,
+        vocab=model.vocab,
+    )
     note = f"begins from the parameters and the vocabulary of {source}, trained on {model.corpus.get('name')}"
     return replace(corpus, notes=(*corpus.notes, note))

@@ -33,8 +33,16 @@ class Adaptive:
         params: as adapted so far.
     """
 
-    def __init__(self, model: Recurrent, params: Params, rate: float, *, clip_norm: float = CLIP_NORM,
-                 stream: bool = False, top: int = 0):
+    def __init__(
+        self,
+        model: Recurrent,
+        params: Params,
+        rate: float,
+        *,
+        clip_norm: float = CLIP_NORM,
+        stream: bool = False,
+        top: int = 0,
+    ):
         """Starts from a copy of some parameters.
 
         Args:
@@ -52,8 +60,9 @@ class Adaptive:
             if not (value > 0 and math.isfinite(value)):
                 raise JaxlmError(f"{name} must be above 0; it is {value:g}")
         self.params: Params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
-        self._recipe = Recipe(stack.exact(model), SGD(learning_rate=float(rate), clip_norm=float(clip_norm),
-                                                      momentum=0.9, nesterov=True))
+        self._recipe = Recipe(
+            stack.exact(model), SGD(learning_rate=float(rate), clip_norm=float(clip_norm), momentum=0.9, nesterov=True)
+        )
         self._optimizer = optimizers.transformation(self._recipe, 1.0).init(self.params)
         self._stream, self._top, self._done = stream, top, 0
         self._carry = stack.zero_carry(model, 1, params["embedding"].dtype)
@@ -67,12 +76,15 @@ class Adaptive:
         scores = score_rows(model, self.params, [rows], [ids[1:]], self._top)
         steps = max(8, 1 << (len(ids) - 2).bit_length())
         inputs, targets = (np.pad(part, (0, steps - len(part)))[:, None] for part in (ids[:-1], ids[1:]))
-        self.params, self._optimizer, finite = _step(self._recipe, self.params, self._optimizer, inputs, targets,
-                                                     len(ids) - 1, before)
+        self.params, self._optimizer, finite = _step(
+            self._recipe, self.params, self._optimizer, inputs, targets, len(ids) - 1, before
+        )
         self._done += 1
         if not finite:
-            raise Diverged(f"the gradient of sentence {self._done} is not finite: adapt at a lower rate than "
-                           f"{self._recipe.optimizer.learning_rate:g}")
+            raise Diverged(
+                f"the gradient of sentence {self._done} is not finite: adapt at a lower rate than "
+                f"{self._recipe.optimizer.learning_rate:g}"
+            )
         if self._stream:
             self._carry = after
         return scores

@@ -17,8 +17,17 @@ from jaxlm.scoring.sampling import Sampling
 from jaxlm.scoring.sentences import check_choice
 
 
-def beam_search(model: Recurrent, params: Params, vocab: Vocab, prompt: Sequence[str], *, words: int, beam: int,
-                banned: jax.Array | None = None, stop: str = "none") -> Text:
+def beam_search(
+    model: Recurrent,
+    params: Params,
+    vocab: Vocab,
+    prompt: Sequence[str],
+    *,
+    words: int,
+    beam: int,
+    banned: jax.Array | None = None,
+    stop: str = "none",
+) -> Text:
     """The most probable text that a beam finds.
 
     Args:
@@ -47,7 +56,7 @@ def beam_search(model: Recurrent, params: Params, vocab: Vocab, prompt: Sequence
     tokens, log_probs = _search(model, params, position.carry, position.token, words, end, banned, length=length)
     found = np.asarray(tokens)[:words]
     found = found[found >= 0]
-    return Text(vocab.decode(found), np.asarray(log_probs, np.float64)[:len(found)])
+    return Text(vocab.decode(found), np.asarray(log_probs, np.float64)[: len(found)])
 
 
 @partial(jax.jit, static_argnames="length")

@@ -7,8 +7,17 @@ from jaxlm.data.vocab import EOS
 CLITICS = {"n't", "'s", "'re", "'ve", "'ll", "'m", "'d", "'"}
 CLOSING = {".", ",", ";", ":", "?", "!", "%", ")", "]", "}", "''", "-rrb-", "-rsb-", "-rcb-", "..."}
 OPENING = {"(", "[", "{", "``", "$", "#", "£", "€", "-lrb-", "-lsb-", "-lcb-"}
-WRITTEN = {"-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]", "-lcb-": "{", "-rcb-": "}", "``": '"', "''": '"',
-           EOS: "\n"}
+WRITTEN = {
+    "-lrb-": "(",
+    "-rrb-": ")",
+    "-lsb-": "[",
+    "-rsb-": "]",
+    "-lcb-": "{",
+    "-rcb-": "}",
+    "``": '"',
+    "''": '"',
+    EOS: "\n",
+}
 
 
 def detokenized(words: Iterable[str]) -> Iterator[str]:

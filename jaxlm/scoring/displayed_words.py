@@ -47,8 +47,9 @@ class WordSurprisals:
         return data_frame(self.columns())
 
 
-def by_word(table: Surprisals, displayed: Sequence[Sequence[str]], pieces: Sequence[Sequence[Sequence[str]]],
-            first: int = 1) -> WordSurprisals:
+def by_word(
+    table: Surprisals, displayed: Sequence[Sequence[str]], pieces: Sequence[Sequence[Sequence[str]]], first: int = 1
+) -> WordSurprisals:
     """Sums a table's rows over displayed words.
 
     Args:
@@ -72,5 +73,10 @@ def by_word(table: Surprisals, displayed: Sequence[Sequence[str]], pieces: Seque
         np.repeat(np.arange(len(displayed)), lengths) + first,
         np.concatenate([np.arange(1, length + 1) for length in lengths]),
         [word for words in displayed for word in words],
-        [" ".join(found) for found in tokens], np.bincount(owner, table.oov, minlength=W) > 0, summed(table.surprisal),
-        np.where(counts > 0, table.entropy[starts], math.nan), summed(table.entropy_reduction), table.unit)
+        [" ".join(found) for found in tokens],
+        np.bincount(owner, table.oov, minlength=W) > 0,
+        summed(table.surprisal),
+        np.where(counts > 0, table.entropy[starts], math.nan),
+        summed(table.entropy_reduction),
+        table.unit,
+    )

@@ -98,8 +98,9 @@ class DynamicReader:
     def start(self) -> tuple[Params, Carry]:
         return self.params, stack.zero_carry(self.model, 1, self.params["embedding"].dtype)
 
-    def read(self, state: tuple[Params, Carry], inputs: jax.Array, targets: jax.Array, counted: jax.Array,
-             scale: Scale) -> tuple[Columns, tuple[Params, Carry]]:
+    def read(
+        self, state: tuple[Params, Carry], inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: Scale
+    ) -> tuple[Columns, tuple[Params, Carry]]:
         params, carry = state
         column = inputs[:, None], targets[:, None], counted[:, None]
         grads, (found, carry) = gradient(self.model, self.cost, params, *column, carry)
@@ -110,8 +111,9 @@ class DynamicReader:
         rate, lambda_, epsilon = self._rates()
         times = _summed_tensors(self.model, params, self.protocol)
         if self.statistics is None:
-            return jax.tree.map(lambda p, p0, g, n: p + lambda_ * (p0 - p) - n * rate * g, params, self.params, grads,
-                                times)
+            return jax.tree.map(
+                lambda p, p0, g, n: p + lambda_ * (p0 - p) - n * rate * g, params, self.params, grads, times
+            )
         mean = _mean(self.model, self.statistics.rms, self.protocol)
 
         def step(p, p0, g, rms, n):
@@ -137,8 +139,9 @@ def cost_of(config: Config, protocol: Dynamic) -> Cost:
     return Cost(True, config.optimizer.clip_norm, getattr(config.optimizer, "l2_penalty", None))
 
 
-def gradient_statistics(model: Recurrent, params: Params, ids: np.ndarray, protocol: Dynamic, cost: Cost | None = None
-                        ) -> Statistics:
+def gradient_statistics(
+    model: Recurrent, params: Params, ids: np.ndarray, protocol: Dynamic, cost: Cost | None = None
+) -> Statistics:
     """Reads the training text once, without learning from it.
 
     Args:
@@ -155,8 +158,10 @@ def gradient_statistics(model: Recurrent, params: Params, ids: np.ndarray, proto
     rows = len(ids) // B
     windows = math.ceil((rows - 2) / T)
     if windows < 1:
-        raise DataError(f"statistics_rows {B:,} cuts the {len(ids):,} tokens of the training text into rows of "
-                        f"{rows:,}, and dynamic evaluation needs at least 3: lower statistics_rows")
+        raise DataError(
+            f"statistics_rows {B:,} cuts the {len(ids):,} tokens of the training text into rows of "
+            f"{rows:,}, and dynamic evaluation needs at least 3: lower statistics_rows"
+        )
     windows = min(windows, protocol.statistics_windows or windows)
     C = min(WINDOWS_PER_CALL, windows)
     squares = jax.tree.map(jnp.zeros_like, params)
@@ -165,20 +170,28 @@ def gradient_statistics(model: Recurrent, params: Params, ids: np.ndarray, proto
         tokens = batch(ids, B, start=first * T, stop=min(rows, (first + C) * T + 1))
         count = min(len(tokens) - 1, (windows - first) * T)  # predictions of a row in these windows
         tokens = np.pad(tokens, ((0, C * T + 1 - len(tokens)), (0, 0)))
-        squares, carry = _add_squares(model, cost or Cost(), params, squares, tokens, jnp.int32(count), carry,
-                                      length=T)
+        squares, carry = _add_squares(model, cost or Cost(), params, squares, tokens, jnp.int32(count), carry, length=T)
     return Statistics(jax.tree.map(lambda total: jnp.sqrt(total / windows), squares), float(windows))
 
 
 def check_compatible(model: Recurrent, protocol: Dynamic) -> None:
     """Raises JaxlmError where the protocol's compatibility means nothing for a model."""
     if protocol.as_krause and type(model) is not LSTM:
-        raise JaxlmError(f"compatibility {protocol.compatibility} is about the tensors of PyTorch's LSTM, and the "
-                         f"model is {kind_of('model', model)}: leave compatibility out")
+        raise JaxlmError(
+            f"compatibility {protocol.compatibility} is about the tensors of PyTorch's LSTM, and the "
+            f"model is {kind_of('model', model)}: leave compatibility out"
+        )
 
 
-def gradient(model: Recurrent, cost: Cost, params: Params, inputs: jax.Array, targets: jax.Array, counted: jax.Array,
-             carry: Carry) -> tuple[Params, tuple[jax.Array, Carry]]:
+def gradient(
+    model: Recurrent,
+    cost: Cost,
+    params: Params,
+    inputs: jax.Array,
+    targets: jax.Array,
+    counted: jax.Array,
+    carry: Carry,
+) -> tuple[Params, tuple[jax.Array, Carry]]:
     """The gradient of the cost of those of [T, B] that are counted; with the features and the new carry."""
     weights = counted / (inputs.shape[1] if cost.summed else jnp.maximum(counted.sum(), 1))
 
@@ -219,8 +232,15 @@ def _as_torch(model: Recurrent, params: Params, split: Callable[[Params, int], P
 def _tensors(model: Recurrent, tree: Params, protocol: Dynamic) -> list[jax.Array]:
     """The tensors, as the protocol counts them."""
     if protocol.as_krause:
-        tree = _as_torch(model, tree, lambda layer, width: {
-            "ih": layer["kernel"][:-width], "hh": layer["kernel"][-width:], "biases": [layer["bias"]] * 2})
+        tree = _as_torch(
+            model,
+            tree,
+            lambda layer, width: {
+                "ih": layer["kernel"][:-width],
+                "hh": layer["kernel"][-width:],
+                "biases": [layer["bias"]] * 2,
+            },
+        )
     return jax.tree.leaves(tree)
 
 

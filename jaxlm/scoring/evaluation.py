@@ -46,8 +46,15 @@ class Tuned(NamedTuple):
     test: Evaluation
 
 
-def evaluate_ids(config: Config, params: Params, ids: np.ndarray, text: str, protocol: Plain,
-                 statistics: Statistician, how: tuple[int, int] = (1, 1)) -> Evaluation:
+def evaluate_ids(
+    config: Config,
+    params: Params,
+    ids: np.ndarray,
+    text: str,
+    protocol: Plain,
+    statistics: Statistician,
+    how: tuple[int, int] = (1, 1),
+) -> Evaluation:
     """The perplexity of a stream of tokens.
 
     Args:
@@ -71,13 +78,21 @@ def evaluate_ids(config: Config, params: Params, ids: np.ndarray, text: str, pro
     nats = float(reader_nats(reader_of(config, params, protocol, statistics), ids))
     value = perplexity(nats, count)
     if isinstance(protocol, Dynamic) and not math.isfinite(value):
-        raise Diverged(f"dynamic evaluation diverged on {text}: lower learning_rate, which is "
-                       f"{protocol.learning_rate:g}")
+        raise Diverged(
+            f"dynamic evaluation diverged on {text}: lower learning_rate, which is {protocol.learning_rate:g}"
+        )
     return Evaluation(value, nats, count, text)
 
 
-def tried(config: Config, params: Params, ids: np.ndarray, text: str, protocol: Plain, statistics: Statistician,
-          grid: Mapping[str, Sequence[float]] | None = None) -> list[tuple[Plain, float]]:
+def tried(
+    config: Config,
+    params: Params,
+    ids: np.ndarray,
+    text: str,
+    protocol: Plain,
+    statistics: Statistician,
+    grid: Mapping[str, Sequence[float]] | None = None,
+) -> list[tuple[Plain, float]]:
     """Every combination of a grid with its perplexity, the lowest first; nan where it diverged.
 
     Args:
@@ -92,8 +107,10 @@ def tried(config: Config, params: Params, ids: np.ndarray, text: str, protocol: 
     chosen = protocol.grid if grid is None else grid
     if not chosen or not all(chosen.values()):
         raise JaxlmError(f"the protocol {name_of(protocol)} has nothing left to tune: evaluate it without tuning")
-    every = [protocol_of(protocol, **dict(zip(chosen, values, strict=True)))
-             for values in itertools.product(*chosen.values())]
+    every = [
+        protocol_of(protocol, **dict(zip(chosen, values, strict=True)))
+        for values in itertools.product(*chosen.values())
+    ]
     if isinstance(protocol, READ_ONCE) and all(specs(type(protocol))[name].type is float for name in chosen):
         ids, count = _read(ids, text, protocol)
         values = tuple(jnp.asarray(values, jnp.float32) for values in chosen.values())
@@ -117,8 +134,10 @@ def _read(ids: np.ndarray, text: str, protocol: Plain) -> tuple[np.ndarray, int]
     if len(ids) < 2:
         raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least 2")
     if isinstance(protocol, Cache) and protocol.cache_window > len(ids) - 1:
-        raise JaxlmError(f"cache_window {protocol.cache_window:,} is larger than the {len(ids) - 1:,} predictions of "
-                         f"{text}: lower cache_window, or evaluate a longer text")
+        raise JaxlmError(
+            f"cache_window {protocol.cache_window:,} is larger than the {len(ids) - 1:,} predictions of "
+            f"{text}: lower cache_window, or evaluate a longer text"
+        )
     count = len(ids) - 1
     if isinstance(protocol, Dynamic) and protocol.as_krause and count % protocol.segment_length == 1:
         return ids[:-1], count - 1  # that code leaves a last segment of one prediction out

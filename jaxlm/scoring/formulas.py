@@ -18,8 +18,10 @@ Surprisals = Mapping[Region, float]
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-3  # tolerances of "="
 DEEPEST = 50
-TOKEN = re.compile(r"\s*(?:(?P<region>\(\s*(?P<number>\d+|\*)\s*;\s*%(?P<condition>[^%()]+)%\s*\))"
-                   r"|(?P<literal>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|(?P<sign>[-+*<>=&|()\[\]])|(?P<end>$))")
+TOKEN = re.compile(
+    r"\s*(?:(?P<region>\(\s*(?P<number>\d+|\*)\s*;\s*%(?P<condition>[^%()]+)%\s*\))"
+    r"|(?P<literal>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|(?P<sign>[-+*<>=&|()\[\]])|(?P<end>$))"
+)
 CLOSING = {"(": ")", "[": "]"}
 
 
@@ -82,7 +84,7 @@ class _Parser:
     def _advance(self) -> None:
         found = TOKEN.match(self._text, self._next)
         if found is None:
-            self._start = self._next + len(self._text[self._next:]) - len(self._text[self._next:].lstrip())
+            self._start = self._next + len(self._text[self._next :]) - len(self._text[self._next :].lstrip())
             raise self.error("expected a number, an operator or a region such as (2;%match%)")
         self._start, self._next = found.start(found.lastgroup or 0), found.end()
         if found["region"]:
@@ -92,7 +94,7 @@ class _Parser:
 
     def error(self, expected: str) -> DataError:
         """At the token that comes next."""
-        rest = self._text[self._start:self._start + 20]
+        rest = self._text[self._start : self._start + 20]
         return DataError(f"{self._where}, column {self._start + 1}: {expected}, found {rest!r}")
 
     def level(self, level: int, depth: int) -> _Part:
@@ -105,8 +107,9 @@ class _Parser:
         left, compared = self.level(level + 1, depth), False
         while self.sign in operators:
             if left.is_truth != takes_truth or compared:
-                raise self.error("expected & or | after a comparison" if left.is_truth else
-                                 "expected a comparison before & or |")
+                raise self.error(
+                    "expected & or | after a comparison" if left.is_truth else "expected a comparison before & or |"
+                )
             apply = operators[self.sign]
             self._advance()
             start, right = self._start, self.level(level + 1, depth)

@@ -82,8 +82,18 @@ def banned_words(vocab: Vocab, words: Iterable[str] = (), no_unk: bool = False) 
     return jnp.asarray(mask)
 
 
-def generate(model: Recurrent, params: Params, vocab: Vocab, prompt: Sequence[str], sampling: Sampling, *, words: int,
-             samples: int = 1, seed: int = 0, stop: str = "none") -> list[Text]:
+def generate(
+    model: Recurrent,
+    params: Params,
+    vocab: Vocab,
+    prompt: Sequence[str],
+    sampling: Sampling,
+    *,
+    words: int,
+    samples: int = 1,
+    seed: int = 0,
+    stop: str = "none",
+) -> list[Text]:
     """Samples texts, all at once.
 
     Args:
@@ -107,8 +117,9 @@ def generate(model: Recurrent, params: Params, vocab: Vocab, prompt: Sequence[st
     tokens, log_probs, left = [], [], words
     while left and not bool(position.done.all()):
         count = min(CHUNK, left)
-        position, found, log_p = advance(model, params, sampling, position, key, jnp.arange(samples), jnp.int32(count),
-                                         _end(vocab, stop))
+        position, found, log_p = advance(
+            model, params, sampling, position, key, jnp.arange(samples), jnp.int32(count), _end(vocab, stop)
+        )
         tokens.append(np.asarray(found)[:count])
         log_probs.append(np.asarray(log_p, np.float64)[:count])
         left -= count
@@ -120,8 +131,17 @@ def generate(model: Recurrent, params: Params, vocab: Vocab, prompt: Sequence[st
     return texts
 
 
-def stream(model: Recurrent, params: Params, vocab: Vocab, prompt: Sequence[str], sampling: Sampling, *,
-           words: int | None = None, seed: int = 0, stop: str = "none") -> Iterator[tuple[str, float]]:
+def stream(
+    model: Recurrent,
+    params: Params,
+    vocab: Vocab,
+    prompt: Sequence[str],
+    sampling: Sampling,
+    *,
+    words: int | None = None,
+    seed: int = 0,
+    stop: str = "none",
+) -> Iterator[tuple[str, float]]:
     """The words of the first sample of `generate` as they come, each with its log-probability in nats.
 
     Args:
@@ -143,8 +163,16 @@ def _key(seed: int) -> jax.Array:
     return jax.random.fold_in(key, high) if high else key
 
 
-def _stream(model: Recurrent, params: Params, vocab: Vocab, ids: np.ndarray, sampling: Sampling, words: int | None,
-            key: jax.Array, end: jax.Array) -> Iterator[tuple[str, float]]:
+def _stream(
+    model: Recurrent,
+    params: Params,
+    vocab: Vocab,
+    ids: np.ndarray,
+    sampling: Sampling,
+    words: int | None,
+    key: jax.Array,
+    end: jax.Array,
+) -> Iterator[tuple[str, float]]:
     position, count, made = begin(model, params, sampling, ids, 1), 1, 0
     while (words is None or made < words) and not bool(position.done[0]):
         count = count if words is None else min(count, words - made)
@@ -159,7 +187,7 @@ def begin(model: Recurrent, params: Params, sampling: Sampling, ids: np.ndarray,
     """The position of S samples after the ids [n] of their prompt, of which the last is still to be read."""
     carry, read = stack.zero_carry(model, 1, params["embedding"].dtype), ids[:-1]
     for start in range(0, len(read), READ):
-        part = read[start:start + READ]
+        part = read[start : start + READ]
         carry = _read(model, params, np.pad(part, (0, READ - len(part))), len(part), carry)
     seen = None
     if sampling.repetition_penalty is not None:
@@ -192,8 +220,16 @@ def next_logits(model: Recurrent, params: Params, token: jax.Array, carry: Carry
 
 
 @jax.jit
-def advance(model: Recurrent, params: Params, sampling: Sampling, position: Position, key: jax.Array, lanes: jax.Array,
-            count: jax.Array, end: jax.Array) -> tuple[Position, jax.Array, jax.Array]:
+def advance(
+    model: Recurrent,
+    params: Params,
+    sampling: Sampling,
+    position: Position,
+    key: jax.Array,
+    lanes: jax.Array,
+    count: jax.Array,
+    end: jax.Array,
+) -> tuple[Position, jax.Array, jax.Array]:
     """Draws `count` words, at most CHUNK, for each of S samples.
 
     Args:
@@ -223,8 +259,7 @@ def advance(model: Recurrent, params: Params, sampling: Sampling, position: Posi
         word, log_p = sampled.draw(sampling, logits, position.seen, uniform)
         seen = None if position.seen is None else position.seen.at[jnp.arange(S), word].set(True)
         new = Position(carry, word, position.step + 1, position.done | (word == end), seen)
-        return (place + 1, new, words.at[place].set(jnp.where(position.done, -1, word)),
-                log_probs.at[place].set(log_p))
+        return (place + 1, new, words.at[place].set(jnp.where(position.done, -1, word)), log_probs.at[place].set(log_p))
 
     start: Any = (0, position, jnp.full((CHUNK, S), -1, jnp.int32), jnp.zeros((CHUNK, S)))
     _, position, words, log_probs = lax.while_loop(unfinished, draw_word, start)

@@ -66,7 +66,7 @@ class LanguageModel:
         if not len(ids):
             raise DataError("there is no word to predict from: give at least one")
         p = next_word(self.config.model, self.params, ids)
-        return [(self.vocab.words[i], float(p[i])) for i in np.argsort(-p, kind="stable")[:_count(k)]]
+        return [(self.vocab.words[i], float(p[i])) for i in np.argsort(-p, kind="stable")[: _count(k)]]
 
     def _cased(self, word: str) -> str:
         """A word in the case of the run's text."""
@@ -81,12 +81,18 @@ class LanguageModel:
         unit = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
         cosine = unit @ unit[self.vocab.ids[word]]
         cosine[self.vocab.ids[word]] = -np.inf
-        nearest = np.argsort(-cosine, kind="stable")[:min(_count(k), len(self.vocab) - 1)]
+        nearest = np.argsort(-cosine, kind="stable")[: min(_count(k), len(self.vocab) - 1)]
         return [(self.vocab.words[i], float(cosine[i])) for i in nearest]
 
-    def evaluate(self, split: str = "test", *, text: str | Path | None = None,
-                 corpus: Corpus | str | Path | None = None, data_dir: str | Path | None = None,
-                 protocol: str | Plain | None = None) -> Evaluation:
+    def evaluate(
+        self,
+        split: str = "test",
+        *,
+        text: str | Path | None = None,
+        corpus: Corpus | str | Path | None = None,
+        data_dir: str | Path | None = None,
+        protocol: str | Plain | None = None,
+    ) -> Evaluation:
         """A split of the run's own corpus, or a file of text at batch 1.
 
         Plainly an own split is read as training read it; another text, and by any other protocol, as one row.
@@ -114,8 +120,14 @@ class LanguageModel:
         how = (self.config.train.batch_size, self.config.train.bptt_length) if own else (1, 1)
         return self._evaluate_split(found, split, protocol, how)
 
-    def tune(self, protocol: str | Plain, *, grid: Mapping[str, Sequence[float]] | None = None,
-             corpus: Corpus | str | Path | None = None, data_dir: str | Path | None = None) -> Tuned:
+    def tune(
+        self,
+        protocol: str | Plain,
+        *,
+        grid: Mapping[str, Sequence[float]] | None = None,
+        corpus: Corpus | str | Path | None = None,
+        data_dir: str | Path | None = None,
+    ) -> Tuned:
         """Chooses a protocol's numbers on valid; then reads test, once.
 
         Args:
@@ -127,15 +139,28 @@ class LanguageModel:
           JaxlmError: there is nothing to tune, or the protocol means nothing for this text or model.
         """
         found = self._find(corpus, data_dir)
-        results = tried(self.config, self.params, found.valid, f"{found.name} valid", protocol_of(protocol),
-                        self._statistician(found), grid)
+        results = tried(
+            self.config,
+            self.params,
+            found.valid,
+            f"{found.name} valid",
+            protocol_of(protocol),
+            self._statistician(found),
+            grid,
+        )
         best, valid = results[0]
         return Tuned(best, valid, results, self._evaluate_split(found, "test", best))
 
-    def _evaluate_split(self, corpus: Corpus, split: str, protocol: Plain, how: tuple[int, int] = (1, 1)
-                        ) -> Evaluation:
-        return evaluate_ids(self.config, self.params, getattr(corpus, split), f"{corpus.name} {split}", protocol,
-                            self._statistician(corpus), how)
+    def _evaluate_split(self, corpus: Corpus, split: str, protocol: Plain, how: tuple[int, int] = (1, 1)) -> Evaluation:
+        return evaluate_ids(
+            self.config,
+            self.params,
+            getattr(corpus, split),
+            f"{corpus.name} {split}",
+            protocol,
+            self._statistician(corpus),
+            how,
+        )
 
     def _find(self, corpus: Corpus | str | Path | None, data_dir: str | Path | None) -> Corpus:
         """A corpus of any text by its name, or the run's own."""
@@ -161,13 +186,24 @@ class LanguageModel:
     def _check_own(self, corpus: Corpus) -> None:
         """Raises DataError unless this model was trained on the corpus."""
         if corpus.sha256 != self.corpus["sha256"]:
-            raise DataError(f"this model was trained on {self.corpus['name']} (sha256 {self.corpus['sha256']}), and "
-                            f"the corpus found is {corpus.name} ({corpus.sha256}): name its folder, or evaluate a text "
-                            f"file")
+            raise DataError(
+                f"this model was trained on {self.corpus['name']} (sha256 {self.corpus['sha256']}), and "
+                f"the corpus found is {corpus.name} ({corpus.sha256}): name its folder, or evaluate a text "
+                f"file"
+            )
 
-    def surprisal(self, sentences: Iterable[Sentence], *, context: str = "sentence", oov: str = "unk", top_k: int = 0,
-                  unit: str = "bits", tokenizer: str = "none", eos: bool = False,
-                  protocol: str | Plain | None = None) -> Surprisals:
+    def surprisal(
+        self,
+        sentences: Iterable[Sentence],
+        *,
+        context: str = "sentence",
+        oov: str = "unk",
+        top_k: int = 0,
+        unit: str = "bits",
+        tokenizer: str = "none",
+        eos: bool = False,
+        protocol: str | Plain | None = None,
+    ) -> Surprisals:
         """The surprisal of every word, with entropy, entropy reduction and rank, as plain arrays.
 
         Args:
@@ -191,17 +227,37 @@ class LanguageModel:
         >>> table.word, table.oov.tolist(), table.surprisal.shape
         (['godu', 'kati', 'zebra'], [False, False, True], (3,))
         """
-        parts = list(self.surprisal_stream(sentences, context=context, oov=oov, top_k=top_k, unit=unit,
-                                           tokenizer=tokenizer, eos=eos,
-                                           scoring=self.scorer(context, top_k, protocol=protocol)))
+        parts = list(
+            self.surprisal_stream(
+                sentences,
+                context=context,
+                oov=oov,
+                top_k=top_k,
+                unit=unit,
+                tokenizer=tokenizer,
+                eos=eos,
+                scoring=self.scorer(context, top_k, protocol=protocol),
+            )
+        )
         if not parts:
             raise DataError("there are no sentences: give at least one")
         return Surprisals.joined(parts)
 
-    def surprisal_stream(self, sentences: Iterable[Sentence], *, context: str = "sentence", oov: str = "unk",
-                         top_k: int = 0, unit: str = "bits", tokenizer: str = "none", eos: bool = False,
-                         block: int = BLOCK, first: int = 1, scoring: Scoring | None = None,
-                         where: Callable[[int], str] = "sentence {}".format) -> Iterator[Surprisals]:
+    def surprisal_stream(
+        self,
+        sentences: Iterable[Sentence],
+        *,
+        context: str = "sentence",
+        oov: str = "unk",
+        top_k: int = 0,
+        unit: str = "bits",
+        tokenizer: str = "none",
+        eos: bool = False,
+        block: int = BLOCK,
+        first: int = 1,
+        scoring: Scoring | None = None,
+        where: Callable[[int], str] = "sentence {}".format,
+    ) -> Iterator[Surprisals]:
         """`surprisal` of an iterator of any length in constant memory: a table for each `block` of sentences.
 
         Args:
@@ -216,13 +272,32 @@ class LanguageModel:
         check_choice("tokenizer", tokenizer, TOKENIZERS)
         pieces = self.tokenizer(tokenizer) if tokenizer == "ptb" else str.split  # (which keeps the case of the table)
         split_up = (pieces(line) if isinstance(line, str) else line for line in sentences)
-        return surprisal_stream(scoring or self.scorer(context, top_k), self.vocab, split_up, context=context, oov=oov,
-                                unit=unit, eos=eos, block=block, first=first, where=where,
-                                lowercase=self.config.data.lowercase)
+        return surprisal_stream(
+            scoring or self.scorer(context, top_k),
+            self.vocab,
+            split_up,
+            context=context,
+            oov=oov,
+            unit=unit,
+            eos=eos,
+            block=block,
+            first=first,
+            where=where,
+            lowercase=self.config.data.lowercase,
+        )
 
-    def word_surprisal(self, sentences: Iterable[str], *, tokenizer: str = "ptb", context: str = "sentence",
-                       oov: str = "unk", unit: str = "bits", first: int = 1, scoring: Scoring | None = None,
-                       where: Callable[[int], str] = "sentence {}".format) -> WordSurprisals:
+    def word_surprisal(
+        self,
+        sentences: Iterable[str],
+        *,
+        tokenizer: str = "ptb",
+        context: str = "sentence",
+        oov: str = "unk",
+        unit: str = "bits",
+        first: int = 1,
+        scoring: Scoring | None = None,
+        where: Callable[[int], str] = "sentence {}".format,
+    ) -> WordSurprisals:
         """The surprisal of every displayed word (one with white space around it), its pieces summed.
 
         Args:
@@ -237,15 +312,30 @@ class LanguageModel:
         pieces = self.tokenizer(tokenizer)
         displayed = [line.split() for line in sentences]
         split_up = [[pieces(word) for word in words] for words in displayed]
-        tables = list(self.surprisal_stream([[piece for word in sentence for piece in word] for sentence in split_up],
-                                            context=context, oov=oov, unit=unit, first=first, scoring=scoring,
-                                            where=where))
+        tables = list(
+            self.surprisal_stream(
+                [[piece for word in sentence for piece in word] for sentence in split_up],
+                context=context,
+                oov=oov,
+                unit=unit,
+                first=first,
+                scoring=scoring,
+                where=where,
+            )
+        )
         if not tables:
             raise DataError("there are no sentences: give at least one")
         return by_word(Surprisals.joined(tables), displayed, split_up, first)
 
-    def scorer(self, context: str = "sentence", top_k: int = 0, full: bool = True, *,
-               protocol: str | Plain | None = None, data_dir: str | Path | None = None) -> Scoring:
+    def scorer(
+        self,
+        context: str = "sentence",
+        top_k: int = 0,
+        full: bool = True,
+        *,
+        protocol: str | Plain | None = None,
+        data_dir: str | Path | None = None,
+    ) -> Scoring:
         """How sentences become scores: each by itself, or one after the other with the state passed on.
 
         Args:
@@ -257,12 +347,16 @@ class LanguageModel:
         if top_k < 0:
             raise JaxlmError(f"top_k must be at least 0; it is {top_k}")
         found = protocol_of(protocol)
-        reader = None if type(found) is Plain else reader_of(self.config, self.params, found,
-                                                             self._statistician(None, data_dir))
+        reader = (
+            None
+            if type(found) is Plain
+            else reader_of(self.config, self.params, found, self._statistician(None, data_dir))
+        )
         return scoring_of(self.config, self.params, reader, context == "stream", top_k, full)
 
-    def adaptive(self, rate: float, *, context: str = "sentence", top_k: int = 0, clip_norm: float = CLIP_NORM
-                 ) -> Adaptive:
+    def adaptive(
+        self, rate: float, *, context: str = "sentence", top_k: int = 0, clip_norm: float = CLIP_NORM
+    ) -> Adaptive:
         """A `scoring` for `surprisal_stream` that takes a step of SGD after each sentence; its `params` are adapted.
 
         Args:
@@ -274,8 +368,9 @@ class LanguageModel:
             JaxlmError: the rate or the norm is not above 0.
         """
         check_choice("context", context, CONTEXTS)
-        return Adaptive(self.config.model, self.params, rate, clip_norm=clip_norm, stream=context == "stream",
-                        top=top_k)
+        return Adaptive(
+            self.config.model, self.params, rate, clip_norm=clip_norm, stream=context == "stream", top=top_k
+        )
 
     def with_params(self, params: Params) -> "LanguageModel":
         """The same model with other parameters, such as adapted ones."""
@@ -298,9 +393,16 @@ class LanguageModel:
         arrays = layer_states(self.config.model, self.params, encode(self.vocab, found).ids[:-1])
         return {f"{self.config.kinds['model']}.{name}": array[1:] for name, array in arrays.items()}
 
-    def minimal_pairs(self, pairs: str | Path | Iterable[str | Path] | Sequence[Pair], *, oov: str = "unk",
-                      tokenizer: str = "ptb", eos: bool = False, protocol: str | Plain | None = None,
-                      data_dir: str | Path | None = None) -> MinimalPairs:
+    def minimal_pairs(
+        self,
+        pairs: str | Path | Iterable[str | Path] | Sequence[Pair],
+        *,
+        oov: str = "unk",
+        tokenizer: str = "ptb",
+        eos: bool = False,
+        protocol: str | Plain | None = None,
+        data_dir: str | Path | None = None,
+    ) -> MinimalPairs:
         """Accuracy on minimal pairs in BLiMP's format, by UID and in all.
 
         Args:
@@ -323,8 +425,15 @@ class LanguageModel:
         scoring = self.scorer(full=False, protocol=protocol, data_dir=data_dir)
         return score_pairs(scoring, self.vocab, found, self.tokenizer(tokenizer), oov, eos)
 
-    def syntaxgym(self, suite: str | Path | Suite, *, oov: str = "unk", tokenizer: str = "ptb",
-                  protocol: str | Plain | None = None, data_dir: str | Path | None = None) -> SuiteResult:
+    def syntaxgym(
+        self,
+        suite: str | Path | Suite,
+        *,
+        oov: str = "unk",
+        tokenizer: str = "ptb",
+        protocol: str | Plain | None = None,
+        data_dir: str | Path | None = None,
+    ) -> SuiteResult:
         """Results of a SyntaxGym test suite.
 
         Args:
@@ -338,10 +447,23 @@ class LanguageModel:
         scoring = self.scorer(full=False, protocol=protocol, data_dir=data_dir)
         return score_suite(scoring, self.vocab, read, self.tokenizer(tokenizer), oov)
 
-    def generate(self, prompt: Sentence = (), *, words: int = 100, samples: int = 1, seed: int = 0,
-                 temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-                 min_p: float | None = None, repetition_penalty: float | None = None, ban: Iterable[str] = (),
-                 no_unk: bool = False, stop: str = "none", beam: int | None = None) -> list[Text]:
+    def generate(
+        self,
+        prompt: Sentence = (),
+        *,
+        words: int = 100,
+        samples: int = 1,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        ban: Iterable[str] = (),
+        no_unk: bool = False,
+        stop: str = "none",
+        beam: int | None = None,
+    ) -> list[Text]:
         """Texts that go on from a prompt, all in one compiled loop.
 
         Args:
@@ -370,25 +492,69 @@ class LanguageModel:
         sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, ban, no_unk)
         ids = self._prompt(prompt)
         if beam is None:
-            return generation.generate(self.config.model, self.params, self.vocab, ids, sampling, words=words,
-                                       samples=samples, seed=seed, stop=stop)
-        given = {"samples": samples != 1, "temperature": temperature != 1, "top_k": top_k is not None,
-                 "top_p": top_p is not None, "min_p": min_p is not None,
-                 "repetition_penalty": repetition_penalty is not None}
+            return generation.generate(
+                self.config.model,
+                self.params,
+                self.vocab,
+                ids,
+                sampling,
+                words=words,
+                samples=samples,
+                seed=seed,
+                stop=stop,
+            )
+        given = {
+            "samples": samples != 1,
+            "temperature": temperature != 1,
+            "top_k": top_k is not None,
+            "top_p": top_p is not None,
+            "min_p": min_p is not None,
+            "repetition_penalty": repetition_penalty is not None,
+        }
         if wrong := [name for name, there in given.items() if there]:
-            raise JaxlmError(f"beam searches for the most probable text and draws nothing, and {wrong[0]} is given: "
-                             f"leave one out")
-        return [beam_search(self.config.model, self.params, self.vocab, ids, words=words, beam=beam,
-                            banned=sampling.banned, stop=stop)]
+            raise JaxlmError(
+                f"beam searches for the most probable text and draws nothing, and {wrong[0]} is given: leave one out"
+            )
+        return [
+            beam_search(
+                self.config.model,
+                self.params,
+                self.vocab,
+                ids,
+                words=words,
+                beam=beam,
+                banned=sampling.banned,
+                stop=stop,
+            )
+        ]
 
-    def stream(self, prompt: Sentence = (), *, words: int | None = None, seed: int = 0, temperature: float = 1.0,
-               top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
-               repetition_penalty: float | None = None, ban: Iterable[str] = (), no_unk: bool = False,
-               stop: str = "none") -> Iterator[tuple[str, float]]:
+    def stream(
+        self,
+        prompt: Sentence = (),
+        *,
+        words: int | None = None,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        ban: Iterable[str] = (),
+        no_unk: bool = False,
+        stop: str = "none",
+    ) -> Iterator[tuple[str, float]]:
         """The first text of `generate`, word by word with log-probabilities in nats; without `words` it has no end."""
         sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, ban, no_unk)
-        return generation.stream(self.config.model, self.params, self.vocab, self._prompt(prompt), sampling,
-                                 words=words, seed=seed, stop=stop)
+        return generation.stream(
+            self.config.model,
+            self.params,
+            self.vocab,
+            self._prompt(prompt),
+            sampling,
+            words=words,
+            seed=seed,
+            stop=stop,
+        )
 
     def unknown_words(self, prompt: Sentence) -> list[str]:
         """The words of a prompt that are not in the vocabulary, each once."""
@@ -398,10 +564,24 @@ class LanguageModel:
         text = prompt if isinstance(prompt, str) else " ".join(prompt)
         return tokenize(text, self.config.data.lowercase)
 
-    def _sampling(self, temperature: float, top_k: int | None, top_p: float | None, min_p: float | None,
-                  repetition_penalty: float | None, ban: Iterable[str], no_unk: bool) -> Sampling:
-        return Sampling(temperature, top_k, top_p, min_p, repetition_penalty,
-                        generation.banned_words(self.vocab, map(self._cased, ban), no_unk)).checked()
+    def _sampling(
+        self,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        min_p: float | None,
+        repetition_penalty: float | None,
+        ban: Iterable[str],
+        no_unk: bool,
+    ) -> Sampling:
+        return Sampling(
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            generation.banned_words(self.vocab, map(self._cased, ban), no_unk),
+        ).checked()
 
     def _encode(self, text: str) -> np.ndarray:
         return self.vocab.encode(tokenize(text, self.config.data.lowercase))

@@ -55,15 +55,22 @@ class TextTable:
 
 def lm_zoo_rows(table: Surprisals) -> Iterator[tuple[str, ...]]:
     """lm-zoo's cells, of which the first two are numbers from 1 and the last is in bits; tabs lie between."""
-    for sentence, token, word, bits in zip(table.sentence_id.tolist(), table.token_id.tolist(), table.word,
-                                           table.surprisal.tolist(), strict=True):
+    for sentence, token, word, bits in zip(
+        table.sentence_id.tolist(), table.token_id.tolist(), table.word, table.surprisal.tolist(), strict=True
+    ):
         yield str(sentence), str(token), word, f"{bits:.6f}" if bits == bits else "NaN"
 
 
 def neural_complexity_rows(table: Surprisals) -> Iterator[tuple[str, ...]]:
     """neural-complexity's cells: numbers from 0, the vocabulary's words, bits; spaces lie between."""
-    columns = (table.token, table.sentence_id.tolist(), table.token_id.tolist(), table.surprisal.tolist(),
-               table.entropy.tolist(), table.entropy_reduction.tolist())
+    columns = (
+        table.token,
+        table.sentence_id.tolist(),
+        table.token_id.tolist(),
+        table.surprisal.tolist(),
+        table.entropy.tolist(),
+        table.entropy_reduction.tolist(),
+    )
     for token, sentence, place, bits, entropy, reduction in zip(*columns, strict=True):
         yield token, str(sentence - 1), str(place - 1), str(len(token)), str(bits), str(entropy), str(reduction)
 
@@ -77,8 +84,10 @@ def side_by_side(tables: Mapping[str, Columns], shared: Sequence[str]) -> dict[s
     first = next(iter(tables.values()))
     for name, table in tables.items():
         if any(list(table[column]) != list(first[column]) for column in shared):
-            raise JaxlmError(f"the tokenizer splits a text otherwise for {name} than for {next(iter(tables))}: score "
-                             f"them one after the other, or with tokenizer none")
+            raise JaxlmError(
+                f"the tokenizer splits a text otherwise for {name} than for {next(iter(tables))}: score "
+                f"them one after the other, or with tokenizer none"
+            )
     joined: dict[str, Sequence[Any]] = {column: first[column] for column in shared}
     for name, table in tables.items():
         joined |= {f"{column}.{name}": values for column, values in table.items() if column not in shared}
@@ -97,6 +106,8 @@ def _shown(value: Any) -> str:
 
 def _json(row: dict[str, Any]) -> str:
     """In ASCII, so that no letter of a word reaches a terminal raw."""
-    finite = {name: (round(value, 6) if math.isfinite(value) else None) if isinstance(value, float) else value
-              for name, value in row.items()}
+    finite = {
+        name: (round(value, 6) if math.isfinite(value) else None) if isinstance(value, float) else value
+        for name, value in row.items()
+    }
     return json.dumps(finite) + "\n"

@@ -43,8 +43,9 @@ class MCReader:
         carry = stack.zero_carry(self.model, 1, self.params["embedding"].dtype)
         return jnp.int32(0), jax.tree.map(lambda leaf: jnp.stack([leaf] * self.protocol.samples), carry)
 
-    def read(self, state: tuple[jax.Array, Carry], inputs: jax.Array, targets: jax.Array, counted: jax.Array,
-             scale: Scale) -> tuple[Columns, tuple[jax.Array, Carry]]:
+    def read(
+        self, state: tuple[jax.Array, Carry], inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: Scale
+    ) -> tuple[Columns, tuple[jax.Array, Carry]]:
         window, carries = state
         model, params, samples = self.model, self.params, self.protocol.samples
         key = jax.random.fold_in(jax.random.key(self.protocol.seed), window)
@@ -61,6 +62,9 @@ class MCReader:
 
         nothing = jnp.full((len(inputs),) if scale.nats_only else (len(inputs), model.vocab_size), -jnp.inf)
         total, carries = lax.scan(add, nothing, (jnp.arange(samples), carries))
-        columns = (nats_alone(jnp.log(samples) - total) if scale.nats_only else
-                   score_logits(total, targets, scale.top, scale.full))
+        columns = (
+            nats_alone(jnp.log(samples) - total)
+            if scale.nats_only
+            else score_logits(total, targets, scale.top, scale.full)
+        )
         return columns, (window + 1, carries)

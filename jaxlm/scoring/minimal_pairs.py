@@ -102,15 +102,28 @@ def read_pairs(paths: Iterable[str | Path]) -> list[Pair]:
     for path in paths:
         for where, tree in json_lines(path):
             good, bad = (text_field(tree, name, where) for name in ("sentence_good", "sentence_bad"))
-            pairs.append(Pair(good, bad, str(tree.get("UID", "") or Path(path).stem),
-                              str(tree.get("linguistics_term") or ""), where))
+            pairs.append(
+                Pair(
+                    good,
+                    bad,
+                    str(tree.get("UID", "") or Path(path).stem),
+                    str(tree.get("linguistics_term") or ""),
+                    where,
+                )
+            )
     if not pairs:
         raise DataError("there are no pairs to score: the files have blank lines only")
     return pairs
 
 
-def score_pairs(scoring: Scoring, vocab: Vocab, pairs: Sequence[Pair], tokenize: Callable[[str], list[str]],
-                oov: str = "unk", eos: bool = False) -> MinimalPairs:
+def score_pairs(
+    scoring: Scoring,
+    vocab: Vocab,
+    pairs: Sequence[Pair],
+    tokenize: Callable[[str], list[str]],
+    oov: str = "unk",
+    eos: bool = False,
+) -> MinimalPairs:
     """Scores pairs and counts.
 
     Args:
@@ -141,17 +154,27 @@ def score_pairs(scoring: Scoring, vocab: Vocab, pairs: Sequence[Pair], tokenize:
         log_p = {key: -part.sum() for key, part in zip(unique, np.split(scores, ends[:-1]), strict=True)}
         for pair, good, bad in zip(block, ids[::2], ids[1::2], strict=True):
             alike = np.array_equal(good, bad) and tokenize(pair.good) != tokenize(pair.bad)
-            results.append(PairResult(pair, log_p[good.tobytes()], log_p[bad.tobytes()], alike,
-                                      not (alike and oov == "filter")))
+            results.append(
+                PairResult(pair, log_p[good.tobytes()], log_p[bad.tobytes()], alike, not (alike and oov == "filter"))
+            )
     by_uid: dict[str, list[PairResult]] = {}
     for result in results:
         by_uid.setdefault(result.pair.uid, []).append(result)
-    return MinimalPairs([_accuracy(uid, found[0].pair.term, found) for uid, found in sorted(by_uid.items())],
-                        _accuracy("all", "", results), results)
+    return MinimalPairs(
+        [_accuracy(uid, found[0].pair.term, found) for uid, found in sorted(by_uid.items())],
+        _accuracy("all", "", results),
+        results,
+    )
 
 
 def _accuracy(name: str, term: str, results: Sequence[PairResult]) -> Accuracy:
     counted = [result for result in results if result.counted]
-    return Accuracy(name, term, len(counted), sum(result.correct for result in counted),
-                    sum(result.tied for result in counted), sum(result.alike for result in results),
-                    len(results) - len(counted))
+    return Accuracy(
+        name,
+        term,
+        len(counted),
+        sum(result.correct for result in counted),
+        sum(result.tied for result in counted),
+        sum(result.alike for result in results),
+        len(results) - len(counted),
+    )

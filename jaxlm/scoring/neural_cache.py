@@ -25,8 +25,7 @@ from jaxlm.scoring.token_scores import Columns, score_logits
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Memory:
-    """The carry; the last W features [W, H] and the words [W] that came after them, oldest first; how many were read.
-    """
+    """The carry; the last W features [W, H] and the words [W] that came after them, oldest first; how many were read"""
 
     carry: Carry
     keys: jax.Array
@@ -56,8 +55,9 @@ class CacheReader:
         found, _ = jax.eval_shape(lambda: features(self.model, self.params, jnp.zeros(1, jnp.int32), carry))
         return Memory(carry, jnp.zeros((W, found.shape[-1]), dtype), jnp.zeros(W, jnp.int32), jnp.int32(0))
 
-    def read(self, state: Memory, inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: Scale
-             ) -> tuple[Columns, Memory]:
+    def read(
+        self, state: Memory, inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: Scale
+    ) -> tuple[Columns, Memory]:
         W, T = self.protocol.cache_window, len(inputs)
         found, carry = features(self.model, self.params, inputs, state.carry)
         keys, words = jnp.concatenate([state.keys, found[:, 0]]), jnp.concatenate([state.words, targets])

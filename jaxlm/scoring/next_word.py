@@ -16,8 +16,9 @@ def next_word(model: Recurrent, params: Params, ids: np.ndarray) -> np.ndarray:
     The text is padded to a power of two, so that texts of many lengths share a few compiled programs.
     """
     length = max(16, 1 << (len(ids) - 1).bit_length())
-    return np.asarray(_next_word(model, params, jnp.asarray(np.pad(ids, (0, length - len(ids)))[:, None]),
-                                 len(ids) - 1))
+    return np.asarray(
+        _next_word(model, params, jnp.asarray(np.pad(ids, (0, length - len(ids)))[:, None]), len(ids) - 1)
+    )
 
 
 @jax.jit

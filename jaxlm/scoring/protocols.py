@@ -44,8 +44,9 @@ def reader_of(config: Config, params: Params, protocol: Plain, statistics: Stati
     return DynamicReader(model, params, protocol, found, cost_of(config, protocol))
 
 
-def scoring_of(config: Config, params: Params, reader: Reader | None, stream: bool, top: int = 0, full: bool = True
-               ) -> Scoring:
+def scoring_of(
+    config: Config, params: Params, reader: Reader | None, stream: bool, top: int = 0, full: bool = True
+) -> Scoring:
     """How sentences become scores; without a reader, plainly.
 
     Args:
@@ -65,5 +66,5 @@ def reader_nats(reader: Reader, ids: np.ndarray) -> np.ndarray:
     """Summed nats of every token of a stream [N] but the first, in constant memory; of a `GridReader` [G1, G2, ...]."""
     scoring, nats = OneStream(reader, full=False), 0.0
     for start in range(0, len(ids) - 1, BLOCK):
-        nats += scoring([np.asarray(ids[start:start + BLOCK + 1])]).nats.sum(0, dtype=float)
+        nats += scoring([np.asarray(ids[start : start + BLOCK + 1])]).nats.sum(0, dtype=float)
     return np.asarray(nats)

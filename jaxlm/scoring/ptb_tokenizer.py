@@ -10,10 +10,16 @@ from jaxlm.data.vocab import Vocab
 
 NUMBER = re.compile(r"[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 CLITIC = re.compile(r"(.+?)(n't|'s|'re|'ve|'ll|'m|'d)", re.IGNORECASE)
-JOINED = {"cannot": ("can", "not"), "gonna": ("gon", "na"), "gotta": ("got", "ta"), "wanna": ("wan", "na"),
-          "gimme": ("gim", "me"), "lemme": ("lem", "me")}
+JOINED = {
+    "cannot": ("can", "not"),
+    "gonna": ("gon", "na"),
+    "gotta": ("got", "ta"),
+    "wanna": ("wan", "na"),
+    "gimme": ("gim", "me"),
+    "lemme": ("lem", "me"),
+}
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-DOUBLE, SINGLE, DASHES = "\"\u201c\u201d", "'\u2018\u2019", "\u2014\u2013"  # as people type quotes and dashes
+DOUBLE, SINGLE, DASHES = '"\u201c\u201d', "'\u2018\u2019", "\u2014\u2013"  # as people type quotes and dashes
 MARKS = r"``|''|\.\.\.|--|"  # those of more than one letter
 LEADING = re.compile(MARKS + rf"[{DOUBLE}{SINGLE}{DASHES}`(\[{{<$#£€*¿¡]")
 TRAILING = re.compile(MARKS + rf"[{DOUBLE}{SINGLE}{DASHES}`)\]}}>%,.;:?!*…]")
@@ -45,10 +51,10 @@ class PTBTokenizer:
         before: list[str] = []
         while (found := LEADING.match(word)) and found.end() < len(word) and not self._stands(word):
             before += self._mark(found[0], opening=True)
-            word = word[found.end():]
+            word = word[found.end() :]
         after: list[str] = []
         while (mark := self._last_mark(word)) and not self._stands(word):
-            word = word[:-len(mark)]
+            word = word[: -len(mark)]
             after = self._mark(mark, opening=False) + after
         return [*before, *(self._core(word) if word else []), *after]
 

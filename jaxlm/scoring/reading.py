@@ -49,8 +49,9 @@ class Reader(Protocol):
         """The state before the first token: a pytree of arrays of fixed shapes."""
         ...
 
-    def read(self, state: Any, inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: "Scale"
-             ) -> tuple[Columns, Any]:
+    def read(
+        self, state: Any, inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: "Scale"
+    ) -> tuple[Columns, Any]:
         """Scores one segment.
 
         Args:
@@ -78,8 +79,9 @@ class Scale:
         return not (self.top or self.full)
 
 
-def features(model: Recurrent, params: Params, inputs: jax.Array, carry: Carry, noise: Noise | None = None
-             ) -> tuple[jax.Array, Carry]:
+def features(
+    model: Recurrent, params: Params, inputs: jax.Array, carry: Carry, noise: Noise | None = None
+) -> tuple[jax.Array, Carry]:
     """inputs [T] and the carry of one row -> the last layer's outputs [T, 1, H] and the new carry, in float32."""
     model, noise, tokens = stack.exact(model), noise or no_noise(model), inputs[:, None]
     return stack.features(model, params, noise, drop_words(model, noise, stack.embed(params, tokens), tokens), carry)
@@ -125,8 +127,9 @@ class GridReader:
     def start(self) -> Any:
         return self.reader.start()
 
-    def read(self, state: Any, inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: Scale
-             ) -> tuple[Columns, Any]:
+    def read(
+        self, state: Any, inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: Scale
+    ) -> tuple[Columns, Any]:
 
         def one(*numbers):
             protocol = replace(self.reader.protocol, **dict(zip(self.names, numbers, strict=True)))
@@ -156,15 +159,23 @@ class OneStream:
         self._pending = np.zeros((2, 0), np.int32)  # inputs and targets since that state
 
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
-        inputs, targets = (np.concatenate([part, *(ids[cut] for ids in sentences)]).astype(np.int32) for part, cut in
-                           zip(self._pending, (slice(None, -1), slice(1, None)), strict=True))
+        inputs, targets = (
+            np.concatenate([part, *(ids[cut] for ids in sentences)]).astype(np.int32)
+            for part, cut in zip(self._pending, (slice(None, -1), slice(1, None)), strict=True)
+        )
         known, done, parts = self._pending.shape[1], 0, []
         T = self._reader.segment or FREE
         while (whole := (len(inputs) - done) // T) > 0:
             C = next(C for C in SEGMENTS if C == 1 or (whole >= C and C * T <= MOST))
             cut = slice(done, done := done + C * T)
-            found, self.state = _read(self._reader, self.state, inputs[cut].reshape(C, T), targets[cut].reshape(C, T),
-                                      np.ones((C, T), bool), scale=self._scale)
+            found, self.state = _read(
+                self._reader,
+                self.state,
+                inputs[cut].reshape(C, T),
+                targets[cut].reshape(C, T),
+                np.ones((C, T), bool),
+                scale=self._scale,
+            )
             parts.append(_scores(found, slice(None)))
         self._pending = np.stack([inputs[done:], targets[done:]])
         if left := len(inputs) - done:
@@ -186,10 +197,11 @@ class EachSentence:
         order = sorted(range(len(sentences)), key=lambda place: len(sentences[place]))
         sizes = [size for size in BATCHES if size <= self._reader.most_sentences] or [1]
         for start in range(0, len(order), sizes[-1]):
-            places = order[start:start + sizes[-1]]
+            places = order[start : start + sizes[-1]]
             S = next(size for size in sizes if size >= len(places))
-            for place, scores in zip(places, self._side_by_side([sentences[place] for place in places], S),
-                                     strict=True):
+            for place, scores in zip(
+                places, self._side_by_side([sentences[place] for place in places], S), strict=True
+            ):
                 found[place] = scores
         return TokenScores.joined([found[place] for place in range(len(sentences))])
 
@@ -200,10 +212,13 @@ class EachSentence:
         C = -(-steps // T)
         inputs, targets = np.zeros((2, S, C * T), np.int32)
         for row, ids in enumerate(sentences):
-            inputs[row, :len(ids) - 1], targets[row, :len(ids) - 1] = ids[:-1], ids[1:]
+            inputs[row, : len(ids) - 1], targets[row, : len(ids) - 1] = ids[:-1], ids[1:]
         counted = np.arange(C * T) < np.pad(lengths, (0, S - len(lengths)))[:, None]
-        columns = _read_each(self._reader.within(C * T), *(part.reshape(S, C, T) for part in (
-            inputs, targets, counted)), scale=self._scale)
+        columns = _read_each(
+            self._reader.within(C * T),
+            *(part.reshape(S, C, T) for part in (inputs, targets, counted)),
+            scale=self._scale,
+        )
         columns = [np.asarray(column) for column in columns]
         return [_scores([column[row] for column in columns], slice(length)) for row, length in enumerate(lengths)]
 

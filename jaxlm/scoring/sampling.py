@@ -48,8 +48,11 @@ class Sampling:
         Raises:
             JaxlmError: a number is outside its limits, or two flags contradict each other.
         """
-        numbers = {name: value for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-                   if (value := getattr(self, name)) is not None}
+        numbers = {
+            name: value
+            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+            if (value := getattr(self, name)) is not None
+        }
         for name, value in numbers.items():
             if not math.isfinite(value) or not math.isfinite(float32(float(value))):
                 raise JaxlmError(f"{name} must be a finite number; it is {value}")
@@ -69,16 +72,19 @@ class Sampling:
         if not temperature:
             for name in ("top_k", "top_p", "min_p"):
                 if getattr(self, name) is not None:
-                    raise JaxlmError(f"temperature 0 always takes the likeliest word, and {name} is given: leave one "
-                                     f"out")
+                    raise JaxlmError(
+                        f"temperature 0 always takes the likeliest word, and {name} is given: leave one out"
+                    )
             numbers.pop("temperature", None)
-        typed: dict[str, Any] = {name: min(int(value), MOST_WORDS) if name == "top_k" else float(value)
-                                 for name, value in numbers.items()}
+        typed: dict[str, Any] = {
+            name: min(int(value), MOST_WORDS) if name == "top_k" else float(value) for name, value in numbers.items()
+        }
         return replace(self, **{"temperature": None, **typed})
 
 
-def draw(sampling: Sampling, logits: jax.Array, seen: jax.Array | None, uniform: jax.Array
-         ) -> tuple[jax.Array, jax.Array]:
+def draw(
+    sampling: Sampling, logits: jax.Array, seen: jax.Array | None, uniform: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """One word a row.
 
     Args:

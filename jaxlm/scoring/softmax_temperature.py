@@ -34,8 +34,9 @@ class TemperatureReader:
     def start(self) -> Carry:
         return stack.zero_carry(self.model, 1, self.params["embedding"].dtype)
 
-    def read(self, state: Carry, inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: Scale
-             ) -> tuple[Columns, Carry]:
+    def read(
+        self, state: Carry, inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: Scale
+    ) -> tuple[Columns, Carry]:
         found, state = features(self.model, self.params, inputs, state)
         logits = heads.logits(self.model, self.params, found[:, 0]) / self.protocol.temperature
         return score_logits(logits, targets, scale.top, scale.full), state

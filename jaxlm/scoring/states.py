@@ -26,12 +26,12 @@ def layer_states(model: Recurrent, params: Params, ids: np.ndarray) -> dict[str,
     carry = stack.zero_carry(model, 1, params["embedding"].dtype)
     parts: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(ids), CHUNK):
-        chunk = ids[start:start + CHUNK]
+        chunk = ids[start : start + CHUNK]
         carry, found = _walk(model, params, np.pad(chunk, (0, CHUNK - len(chunk))), carry)
         for path, leaf in jax.tree_util.tree_leaves_with_path(found):
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             name = name if "." in name else f"{name}.h"
-            parts.setdefault(name, []).append(np.asarray(leaf)[:len(chunk), 0])
+            parts.setdefault(name, []).append(np.asarray(leaf)[: len(chunk), 0])
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 

@@ -107,8 +107,9 @@ def parsed_object(text: str, where: str) -> dict[str, Any]:
         line = f"line {error.lineno}, " if "line" not in where.rpartition(",")[2] else ""
         raise DataError(f"{where}, {line}column {error.colno} is not JSON: {error.msg}") from None
     except (ValueError, RecursionError):
-        raise DataError(f"{where} is not JSON that can be read: it is nested too deeply, or a number is too long"
-                        ) from None
+        raise DataError(
+            f"{where} is not JSON that can be read: it is nested too deeply, or a number is too long"
+        ) from None
     if not isinstance(tree, dict):
         raise DataError(f"{where}, column 1: expected a JSON object, found {type(tree).__name__}")
     return tree
@@ -153,8 +154,12 @@ def read_table(path: str | Path, column: str) -> Table:
         if not row[place].split():
             raise DataError(f"{path}, line {line} has no words in column {column!r}")
     others = [index for index in range(len(names)) if index != place]
-    return Table([row[place] for _, row in body], _pick(names, others), [_pick(row, others) for _, row in body],
-                 [line for line, _ in body])
+    return Table(
+        [row[place] for _, row in body],
+        _pick(names, others),
+        [_pick(row, others) for _, row in body],
+        [line for line, _ in body],
+    )
 
 
 def _pick(cells: list[str], places: Iterable[int]) -> list[str]:
@@ -172,6 +177,7 @@ def _text(line: bytes | bytearray, name: str, number: int) -> str:
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"{name}, line {number}, byte {error.start + 1} is not UTF-8: convert the file to UTF-8"
-                        ) from None
+        raise DataError(
+            f"{name}, line {number}, byte {error.start + 1} is not UTF-8: convert the file to UTF-8"
+        ) from None
     return text.removeprefix("\ufeff") if number == 1 else text

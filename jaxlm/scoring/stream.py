@@ -23,8 +23,9 @@ PREDICTIONS_PER_WINDOW = 2048
 PREDICTIONS_PER_CALL = 1 << 22  # so that no more of a large split lies in memory at once
 
 
-def eval_step(model: Recurrent, params: Params, inputs: jax.Array, targets: jax.Array, carry: Carry
-              ) -> tuple[jax.Array, Carry]:
+def eval_step(
+    model: Recurrent, params: Params, inputs: jax.Array, targets: jax.Array, carry: Carry
+) -> tuple[jax.Array, Carry]:
     """Nats of each target [T, B] and the new carry, in float32 and without noise.
 
     Args:
@@ -38,8 +39,15 @@ def eval_step(model: Recurrent, params: Params, inputs: jax.Array, targets: jax.
     return heads.token_nats(model, params, features, targets), carry
 
 
-def stream_nats(model: Recurrent, params: Params, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1,
-                mesh: Mesh | None = None, padded: bool = False) -> tuple[float, int]:
+def stream_nats(
+    model: Recurrent,
+    params: Params,
+    ids: np.ndarray,
+    batch_size: int = 1,
+    bptt_length: int = 1,
+    mesh: Mesh | None = None,
+    padded: bool = False,
+) -> tuple[float, int]:
     """(summed nats, predictions) over ids [N] cut into B rows, the carry passed on throughout, no dropout.
 
     With bptt_length T each row predicts whole windows of T only, as TensorFlow's validation does; with the
@@ -63,20 +71,29 @@ def stream_nats(model: Recurrent, params: Params, ids: np.ndarray, batch_size: i
     return float(nats), predictions
 
 
-def members_nats(models: Recurrent, params: Params, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1
-                 ) -> tuple[list[float], int]:
+def members_nats(
+    models: Recurrent, params: Params, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1
+) -> tuple[list[float], int]:
     """`stream_nats` of M members at once, whose models and params have an axis M: (each one's nats, predictions)."""
     nats, predictions = _over_stream(partial(_nats_per_member, models, params), ids, batch_size, bptt_length)
     return nats.tolist(), predictions
 
 
-def _over_stream(nats_per_window: Callable, ids: np.ndarray, batch_size: int, bptt_length: int,
-                 mesh: Mesh | None = None, padded: bool = False) -> tuple[np.ndarray, int]:
+def _over_stream(
+    nats_per_window: Callable,
+    ids: np.ndarray,
+    batch_size: int,
+    bptt_length: int,
+    mesh: Mesh | None = None,
+    padded: bool = False,
+) -> tuple[np.ndarray, int]:
     """The nats of all windows summed, and the predictions, with a bounded part of the ids on the device at a time."""
     predictions = num_windows(len(ids) // batch_size, bptt_length) * bptt_length
     if predictions < 1:
-        raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least "
-                        f"{batch_size * (bptt_length + 1):,}, batch_size {batch_size} x ({bptt_length} + 1)")
+        raise DataError(
+            f"{len(ids):,} tokens are too few to evaluate: expected at least "
+            f"{batch_size * (bptt_length + 1):,}, batch_size {batch_size} x ({bptt_length} + 1)"
+        )
     length = max(1, PREDICTIONS_PER_WINDOW // batch_size)
     if predictions < length:
         length = min(length, 1 << max(4, (predictions - 1).bit_length())) if padded else predictions
@@ -105,9 +122,18 @@ def _nats_per_window(model, params, tokens, predictions, carry, *, length, batch
 
     With a `batch_size` only so many of the B columns are counted: the others make them divide over a mesh.
     """
-    run = spread(mesh, partial(_sums, length=length, batch_size=batch_size),
-                 (collectives.SAME, spread_specs(params, stack.param_specs(model)), collectives.ROWS, collectives.SAME,
-                  collectives.CARRY), (collectives.CARRY, collectives.SAME))
+    run = spread(
+        mesh,
+        partial(_sums, length=length, batch_size=batch_size),
+        (
+            collectives.SAME,
+            spread_specs(params, stack.param_specs(model)),
+            collectives.ROWS,
+            collectives.SAME,
+            collectives.CARRY,
+        ),
+        (collectives.CARRY, collectives.SAME),
+    )
     return run(model, params, tokens, predictions, carry)
 
 
@@ -131,4 +157,5 @@ def _sums(model, params, tokens, predictions, carry, *, length, batch_size):
 def _nats_per_member(models, params, tokens, predictions, carry, *, length):
     one = partial(_nats_per_window, length=length)
     return jax.vmap(one, in_axes=(0, 0, None, None, None if carry is None else 0))(
-        models, params, tokens, predictions, carry)
+        models, params, tokens, predictions, carry
+    )

@@ -81,8 +81,13 @@ class Surprisals:
         fields: dict[str, Any] = {}
         for name in Surprisals.__dataclass_fields__:
             values = [getattr(part, name) for part in parts]
-            fields[name] = (values[0] if name == "unit" else np.concatenate(values) if isinstance(values[0], np.ndarray)
-                            else [item for value in values for item in value])
+            fields[name] = (
+                values[0]
+                if name == "unit"
+                else np.concatenate(values)
+                if isinstance(values[0], np.ndarray)
+                else [item for value in values for item in value]
+            )
         return Surprisals(**fields)
 
 
@@ -91,13 +96,22 @@ def data_frame(columns: Mapping[str, Sequence[Any]]) -> Any:
     try:
         pandas = import_module("pandas")
     except ImportError:
-        raise JaxlmError("a data frame needs pandas: pip install pandas (columns() is the same table without it)"
-                         ) from None
+        raise JaxlmError(
+            "a data frame needs pandas: pip install pandas (columns() is the same table without it)"
+        ) from None
     return pandas.DataFrame(dict(columns))
 
 
-def surprisals(scoring: Scoring, vocab: Vocab, sentences: Sequence[Encoded], first: int = 1, *, oov: str = "unk",
-               unit: str = "bits", eos: bool = False) -> Surprisals:
+def surprisals(
+    scoring: Scoring,
+    vocab: Vocab,
+    sentences: Sequence[Encoded],
+    first: int = 1,
+    *,
+    oov: str = "unk",
+    unit: str = "bits",
+    eos: bool = False,
+) -> Surprisals:
     """The table of some sentences.
 
     Args:
@@ -124,17 +138,36 @@ def surprisals(scoring: Scoring, vocab: Vocab, sentences: Sequence[Encoded], fir
     words = [word for sentence in sentences for word in (*sentence.words, EOS)]
     one = UNITS[unit]
     return Surprisals(
-        sentence_id[kept] + first, token_id[kept] + 1, [words[place] for place in kept.tolist()],
-        vocab.decode(ids[kept]), ids[kept], unknown[kept], nats[kept] / one, entropy[kept] / one,
-        np.maximum(0, before - entropy)[kept] / one, scores.rank[kept],
+        sentence_id[kept] + first,
+        token_id[kept] + 1,
+        [words[place] for place in kept.tolist()],
+        vocab.decode(ids[kept]),
+        ids[kept],
+        unknown[kept],
+        nats[kept] / one,
+        entropy[kept] / one,
+        np.maximum(0, before - entropy)[kept] / one,
+        scores.rank[kept],
         [vocab.decode(row) for row in scores.top[kept]] if scores.top.size else [[] for _ in kept],
-        scores.top_nats[kept].astype(float) / one, unit)
+        scores.top_nats[kept].astype(float) / one,
+        unit,
+    )
 
 
-def surprisal_stream(scoring: Scoring, vocab: Vocab, sentences: Iterable[Sentence], *, context: str = "sentence",
-                     oov: str = "unk", unit: str = "bits", eos: bool = False, lowercase: bool = False,
-                     block: int = BLOCK, first: int = 1, where: Callable[[int], str] = "sentence {}".format
-                     ) -> Iterator[Surprisals]:
+def surprisal_stream(
+    scoring: Scoring,
+    vocab: Vocab,
+    sentences: Iterable[Sentence],
+    *,
+    context: str = "sentence",
+    oov: str = "unk",
+    unit: str = "bits",
+    eos: bool = False,
+    lowercase: bool = False,
+    block: int = BLOCK,
+    first: int = 1,
+    where: Callable[[int], str] = "sentence {}".format,
+) -> Iterator[Surprisals]:
     """The tables of one block of sentences after the other, from an iterator of any length, in constant memory.
 
     Args:

@@ -67,8 +67,10 @@ class SuiteResult:
     @property
     def by_prediction(self) -> list[float]:
         """The share of items of which each prediction holds."""
-        return [sum(item.predictions[place] for item in self.items) / len(self.items)
-                for place in range(len(self.suite.predictions))]
+        return [
+            sum(item.predictions[place] for item in self.items) / len(self.items)
+            for place in range(len(self.suite.predictions))
+        ]
 
 
 def read_suite(path: str | Path) -> Suite:
@@ -86,21 +88,24 @@ def read_suite(path: str | Path) -> Suite:
         if not isinstance(prediction, dict) or not isinstance(prediction.get("formula"), str):
             raise DataError(f"{at}: expected an object with a formula")
         predictions.append(formulas.parse(prediction["formula"], at))
-    suite = Suite(str(meta.get("name", Path(path).stem)), predictions,
-                  [_item(item, f"{where}, item {place}") for place, item in enumerate(_list(tree, "items", where), 1)],
-                  where)
+    suite = Suite(
+        str(meta.get("name", Path(path).stem)),
+        predictions,
+        [_item(item, f"{where}, item {place}") for place, item in enumerate(_list(tree, "items", where), 1)],
+        where,
+    )
     for item in suite.items:
         for place, formula in enumerate(predictions, 1):
             for condition, region in sorted(formula.regions):
                 if condition not in item.conditions or (region and region not in item.conditions[condition]):
                     named = f"region {region} of condition {condition!r}" if region else f"condition {condition!r}"
-                    raise DataError(f"{where}, prediction {place} names {named}, and item {item.number} has "
-                                    f"none")
+                    raise DataError(f"{where}, prediction {place} names {named}, and item {item.number} has none")
     return suite
 
 
-def score_suite(scoring: Scoring, vocab: Vocab, suite: Suite, tokenize: Callable[[str], list[str]], oov: str = "unk"
-                ) -> SuiteResult:
+def score_suite(
+    scoring: Scoring, vocab: Vocab, suite: Suite, tokenize: Callable[[str], list[str]], oov: str = "unk"
+) -> SuiteResult:
     """Scores a suite.
 
     Args:
@@ -126,8 +131,9 @@ def score_suite(scoring: Scoring, vocab: Vocab, suite: Suite, tokenize: Callable
             lengths.append([len(part) for part in pieces])
             unknown.append(int(found.oov.sum()))
     bits = scoring(sentences).nats.astype(float) / math.log(2)
-    per_sentence = iter(zip(np.split(bits, np.cumsum([sum(part) for part in lengths])[:-1]), lengths, unknown,
-                            strict=True))
+    per_sentence = iter(
+        zip(np.split(bits, np.cumsum([sum(part) for part in lengths])[:-1]), lengths, unknown, strict=True)
+    )
     results = []
     for item in suite.items:
         surprisals, oovs = {}, 0
@@ -136,8 +142,9 @@ def score_suite(scoring: Scoring, vocab: Vocab, suite: Suite, tokenize: Callable
             oovs += missing
             for region, part in zip(regions, np.split(values, np.cumsum(counts)[:-1]), strict=True):
                 surprisals[name, region] = float(part.sum())
-        results.append(ItemResult(item.number, surprisals, [formula.holds(surprisals) for formula in suite.predictions],
-                                  oovs))
+        results.append(
+            ItemResult(item.number, surprisals, [formula.holds(surprisals) for formula in suite.predictions], oovs)
+        )
     return SuiteResult(suite, results)
 
 
@@ -160,8 +167,10 @@ def _item(tree: Any, where: str) -> Item:
         for region in _list(condition, "regions", f"{where}, condition {name!r}"):
             number = _whole(region.get("region_number")) if isinstance(region, dict) else None
             if number is None or number < 1 or number in regions or not isinstance(region.get("content"), str):
-                raise DataError(f"{where}, condition {name!r}: expected a region_number from 1, not twice, and a "
-                                f"content for each region")
+                raise DataError(
+                    f"{where}, condition {name!r}: expected a region_number from 1, not twice, and a "
+                    f"content for each region"
+                )
             regions[number] = region["content"]
         conditions[name] = regions
     return Item(_whole(tree.get("item_number")) or 0, conditions)

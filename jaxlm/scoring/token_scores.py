@@ -52,8 +52,9 @@ class TokenScores:
     @staticmethod
     def joined(parts: Sequence["TokenScores"]) -> "TokenScores":
         """One after the other."""
-        return TokenScores(*(np.concatenate([getattr(part, name) for part in parts])
-                             for name in TokenScores.__dataclass_fields__))
+        return TokenScores(
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in TokenScores.__dataclass_fields__)
+        )
 
 
 class Scoring(Protocol):
@@ -87,9 +88,10 @@ class BySentence:
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
         rows: list[np.ndarray] = [np.empty(0)] * len(sentences)
         order = sorted(range(len(sentences)), key=lambda place: len(sentences[place]))
-        batches = [order[start:start + BATCHES[-1]] for start in range(0, len(order), BATCHES[-1])]
-        found = _calls(lambda places: _read(self.model, self.params, [sentences[place][:-1] for place in places]),
-                       batches)
+        batches = [order[start : start + BATCHES[-1]] for start in range(0, len(order), BATCHES[-1])]
+        found = _calls(
+            lambda places: _read(self.model, self.params, [sentences[place][:-1] for place in places]), batches
+        )
         for place, row in zip(order, (row for batch in found for row in batch), strict=True):
             rows[place] = row
         return score_rows(self.model, self.params, rows, [sentence[1:] for sentence in sentences], self.top, self.full)
@@ -105,8 +107,9 @@ class Streamed:
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
         ids = np.concatenate([sentence[:-1] for sentence in sentences])
         rows, self._carry = read_on(self._model, self._params, ids, self._carry)
-        return score_rows(self._model, self._params, [rows], [sentence[1:] for sentence in sentences], self._top,
-                          self._full)
+        return score_rows(
+            self._model, self._params, [rows], [sentence[1:] for sentence in sentences], self._top, self._full
+        )
 
 
 def read_on(model: Recurrent, params: Params, ids: np.ndarray, carry: Carry) -> tuple[np.ndarray, Carry]:
@@ -114,14 +117,20 @@ def read_on(model: Recurrent, params: Params, ids: np.ndarray, carry: Carry) -> 
     rows, done = [], 0
     while done < len(ids):
         length = min(LONGEST, 1 << ((len(ids) - done).bit_length() - 1))  # 45 tokens are read as 32, 8, 4 and 1
-        features, carry = _features(model, params, ids[done:done + length, None], carry)
+        features, carry = _features(model, params, ids[done : done + length, None], carry)
         rows.append(np.asarray(features)[:, 0])
         done += length
     return np.concatenate(rows), carry
 
 
-def score_rows(model: Recurrent, params: Params, rows: Sequence[np.ndarray], targets: Sequence[np.ndarray],
-               top: int = 0, full: bool = True) -> TokenScores:
+def score_rows(
+    model: Recurrent,
+    params: Params,
+    rows: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    top: int = 0,
+    full: bool = True,
+) -> TokenScores:
     """The scores of targets, N in all, given the features [N, H] before them; both may come in parts.
 
     Args:
@@ -139,13 +148,20 @@ def score_rows(model: Recurrent, params: Params, rows: Sequence[np.ndarray], tar
         count = part.stop - part.start
         chunks = next(chunks for chunks in CHUNKS if chunks * R >= count)
         missing = chunks * R - count
-        scores = _scores(model, params, np.pad(x[part], ((0, missing), (0, 0))).reshape(chunks, R, -1),
-                         np.pad(ids[part], (0, missing)).reshape(chunks, R), top=top, full=full)
+        scores = _scores(
+            model,
+            params,
+            np.pad(x[part], ((0, missing), (0, 0))).reshape(chunks, R, -1),
+            np.pad(ids[part], (0, missing)).reshape(chunks, R),
+            top=top,
+            full=full,
+        )
         return TokenScores(*(np.asarray(column)[:count] for column in scores))
 
     most = CHUNKS[-1] * R
-    return TokenScores.joined(_calls(score, [slice(start, min(start + most, len(ids)))
-                                             for start in range(0, len(ids), most)]))
+    return TokenScores.joined(
+        _calls(score, [slice(start, min(start + most, len(ids))) for start in range(0, len(ids), most)])
+    )
 
 
 def _calls(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
@@ -162,13 +178,13 @@ def _read(model: Recurrent, params: Params, sentences: Sequence[np.ndarray]) -> 
     steps = -(-max(map(len, sentences)) // STEPS) * STEPS
     tokens = np.zeros((steps, size), np.int32)
     for column, ids in enumerate(sentences):
-        tokens[:len(ids), column] = ids
+        tokens[: len(ids), column] = ids
     carry, found = stack.zero_carry(model, size, params["embedding"].dtype), []
     for start in range(0, steps, STEPS):
-        features, carry = _features(model, params, tokens[start:start + STEPS], carry)
+        features, carry = _features(model, params, tokens[start : start + STEPS], carry)
         found.append(np.asarray(features))
     features = np.concatenate(found)
-    return [features[:len(ids), column] for column, ids in enumerate(sentences)]
+    return [features[: len(ids), column] for column, ids in enumerate(sentences)]
 
 
 @jax.jit
@@ -209,8 +225,13 @@ def score_logits(logits: jax.Array, targets: jax.Array, top: int, full: bool) ->
             rank = 1 + jnp.where(logits > picked, 1.0, 0.0).sum(1)  # (whole numbers are summed more slowly)
         none = jnp.zeros((len(targets), 0))
         values, ids = lax.top_k(logits, min(top, logits.shape[1])) if top else (none, none)
-        return (log_total - picked[:, 0], entropy, rank.astype(jnp.int32), ids.astype(jnp.int32),
-                log_total[:, None] - values)
+        return (
+            log_total - picked[:, 0],
+            entropy,
+            rank.astype(jnp.int32),
+            ids.astype(jnp.int32),
+            log_total[:, None] - values,
+        )
 
     def far_from_zero() -> Columns:
         highest = logits.max(1, keepdims=True)

@@ -33,8 +33,12 @@ def useful_workers(config: Config, plan: Plan, tokens: int, free: int) -> int:
         return 1
     members = plan.trials * plan.seeds
     params = state_shapes(config).params
-    matrices = sum(math.prod(leaf.shape) for name, part in params.items() if name != "embedding" or config.model.tied
-                   for leaf in jax.tree.leaves(part))
+    matrices = sum(
+        math.prod(leaf.shape)
+        for name, part in params.items()
+        if name != "embedding" or config.model.tied
+        for leaf in jax.tree.leaves(part)
+    )
     work = 6 * matrices * tokens * config.train.epochs * members
     return max(1, min(len(_cores()), members, int(work / WORTH), free // MEMORY, MOST))
 
@@ -45,7 +49,7 @@ def pin(process: int, number: int, workers: int) -> None:
     share = len(cores) // workers
     if share and jax.default_backend() == "cpu" and hasattr(os, "sched_setaffinity"):
         with suppress(OSError):  # it has ended, or the system forbids it: then it runs unpinned
-            os.sched_setaffinity(process, cores[number * share:(number + 1) * share])
+            os.sched_setaffinity(process, cores[number * share : (number + 1) * share])
 
 
 def _cores() -> list[int]:

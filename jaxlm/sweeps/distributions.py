@@ -65,8 +65,11 @@ class Interval:
         """How many values there are; None where a grid has no end."""
         if self.log or self.step is None:
             return None
-        return (int(self.high) - int(self.low)) // int(self.step) + 1 if self.whole else round(
-            (self.high - self.low) / self.step) + 1
+        return (
+            (int(self.high) - int(self.low)) // int(self.step) + 1
+            if self.whole
+            else round((self.high - self.low) / self.step) + 1
+        )
 
     @property
     def samples(self) -> tuple[Any, ...]:

@@ -41,8 +41,9 @@ class Journal:
         found = []
         with Folder.open(self._path.parent) as folder, folder.reader(self._path.name) as file:
             if os.fstat(file.fileno()).st_size < self._starts[-1]:
-                raise JaxlmError(f"{self._path} became shorter while it was in use: put the whole file back, then "
-                                 f"resume")
+                raise JaxlmError(
+                    f"{self._path} became shorter while it was in use: put the whole file back, then resume"
+                )
             first = min(log_number_from, len(self._starts) - 1)
             file.seek(self._starts[first])
             for number in count(first):
@@ -65,7 +66,7 @@ class Journal:
                 try:
                     left = memoryview(line)
                     while left:
-                        left = left[file.write(left):]
+                        left = left[file.write(left) :]
                     os.fsync(file.fileno())
                 except OSError:
                     os.ftruncate(file.fileno(), end)
@@ -75,8 +76,10 @@ class Journal:
     def _record(self, line: bytes, number: int) -> dict[str, Any]:
         match = _LINE.fullmatch(line)
         if match is None or zlib.crc32(match[1] + b"}") != int(match[2], 16):
-            raise JaxlmError(f"{self._path} line {number + 1} is damaged, or is not a sweep's: put an intact copy of "
-                             f"the file in its place, or begin another sweep (the runs that there are stay whole)")
+            raise JaxlmError(
+                f"{self._path} line {number + 1} is damaged, or is not a sweep's: put an intact copy of "
+                f"the file in its place, or begin another sweep (the runs that there are stay whole)"
+            )
         return json.loads(match[1] + b"}")
 
     @contextmanager
@@ -96,8 +99,10 @@ class Journal:
         size = end = os.fstat(file.fileno()).st_size
         while end:  # search backwards for the last line's end
             if end < size - MOST_LINE:
-                raise JaxlmError(f"{self._path} ends with {size - end:,} bytes that are no line of a sweep's journal: "
-                                 f"put an intact copy of the file in its place, or name another --storage")
+                raise JaxlmError(
+                    f"{self._path} ends with {size - end:,} bytes that are no line of a sweep's journal: "
+                    f"put an intact copy of the file in its place, or name another --storage"
+                )
             start = max(0, end - (1 << 16))
             file.seek(start)
             place = (file.read(end - start) or b"").rfind(b"\n")
@@ -106,7 +111,7 @@ class Journal:
                 break
         begin = os.pread(file.fileno(), MOST_LINE if end and self._starts == [0] else len(_BEGIN), 0)
         if end and self._starts == [0]:
-            self._record(begin[:begin.find(b"\n") + 1], 0)
+            self._record(begin[: begin.find(b"\n") + 1], 0)
         elif not end and not _BEGIN.startswith(begin.rstrip(b"\0")):
             raise JaxlmError(f"{self._path} is not a sweep's journal: name another --storage")
         if end < size:

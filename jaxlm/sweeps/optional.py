@@ -14,7 +14,8 @@ else:
             try:
                 return getattr(import_module("optuna"), name)
             except ImportError as error:
-                raise JaxlmError(f"a sweep needs Optuna, which cannot be imported ({error}): "
-                                 f"pip install 'jaxlm[sweep]'") from None
+                raise JaxlmError(
+                    f"a sweep needs Optuna, which cannot be imported ({error}): pip install 'jaxlm[sweep]'"
+                ) from None
 
     optuna = _Optuna()

@@ -51,14 +51,23 @@ class Plan:
 
     def point(self, number: int) -> dict[str, Any]:
         """The point of a trial by its number from 0, where it is known ahead."""
-        return (grid_point(self.space, number) if self.strategy == "grid" else
-                random_point(self.space, self.config.train.seed, number))
+        return (
+            grid_point(self.space, number)
+            if self.strategy == "grid"
+            else random_point(self.space, self.config.train.seed, number)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """JSON's form, which `from_json` reads."""
-        return {"config": json.loads(self.config.to_json()), "strategy": self.strategy, "trials": self.trials,
-                "space": {name: distribution.to_json() for name, distribution in self.space.items()},
-                "seeds": self.seeds, "prune": self.prune, "corpus": self.corpus}
+        return {
+            "config": json.loads(self.config.to_json()),
+            "strategy": self.strategy,
+            "trials": self.trials,
+            "space": {name: distribution.to_json() for name, distribution in self.space.items()},
+            "seeds": self.seeds,
+            "prune": self.prune,
+            "corpus": self.corpus,
+        }
 
     @staticmethod
     def from_json(tree: Any) -> "Plan":
@@ -67,8 +76,12 @@ class Plan:
         if not isinstance(tree, Mapping) or tree.keys() != set(parts):
             raise JaxlmError(f"a plan has {', '.join(parts)}")
         config, space, strategy, trials, seeds, prune, corpus = (tree[part] for part in parts)
-        for name, value, kind in (("space", space, Mapping), ("strategy", strategy, str), ("prune", prune, bool),
-                                  ("corpus", corpus, Mapping)):
+        for name, value, kind in (
+            ("space", space, Mapping),
+            ("strategy", strategy, str),
+            ("prune", prune, bool),
+            ("corpus", corpus, Mapping),
+        ):
             if not isinstance(value, kind):
                 raise JaxlmError(f"the plan's {name} is not what a sweep writes")
         if not all(isinstance(text, str) for text in corpus.values()):
@@ -77,17 +90,33 @@ class Plan:
 
     def differences(self, other: "Plan") -> list[str]:
         """`what: this plan's -> the other's` of all that differs, but for how many trials there are to be."""
-        found = [line for line in differences(self.config, other.config)
-                 if line.split(":")[0] not in MAY_CHANGE - {"train.epochs"}]
-        found += [f"space.{name}: {self.space.get(name)} -> {other.space.get(name)}"
-                  for name in sorted({*self.space, *other.space}) if self.space.get(name) != other.space.get(name)]
-        found += [f"{name}: {getattr(self, name)} -> {getattr(other, name)}" for name in ("strategy", "seeds", "prune")
-                  if getattr(self, name) != getattr(other, name)]
+        found = [
+            line
+            for line in differences(self.config, other.config)
+            if line.split(":")[0] not in MAY_CHANGE - {"train.epochs"}
+        ]
+        found += [
+            f"space.{name}: {self.space.get(name)} -> {other.space.get(name)}"
+            for name in sorted({*self.space, *other.space})
+            if self.space.get(name) != other.space.get(name)
+        ]
+        found += [
+            f"{name}: {getattr(self, name)} -> {getattr(other, name)}"
+            for name in ("strategy", "seeds", "prune")
+            if getattr(self, name) != getattr(other, name)
+        ]
         return found + rundir.different(self.corpus, other.corpus)
 
 
-def make_plan(config: Config, space: Mapping[str, Any], strategy: str, trials: int | None, seeds: int,
-              prune: bool | None, corpus: dict[str, str]) -> Plan:
+def make_plan(
+    config: Config,
+    space: Mapping[str, Any],
+    strategy: str,
+    trials: int | None,
+    seeds: int,
+    prune: bool | None,
+    corpus: dict[str, str],
+) -> Plan:
     """The plan of what a user asks for, checked.
 
     Args:
@@ -115,14 +144,16 @@ def make_plan(config: Config, space: Mapping[str, Any], strategy: str, trials: i
     if strategy == "grid":
         points = grid_size(read)
         if trials not in (None, points):
-            raise JaxlmError(f"a grid tries each of its {points} points: leave trials ({trials}) out, or choose the "
-                             f"strategy random")
+            raise JaxlmError(
+                f"a grid tries each of its {points} points: leave trials ({trials}) out, or choose the strategy random"
+            )
         trials = points
     if trials is None:
         raise JaxlmError(f"the strategy {strategy} has no end of its own: give trials, the number of points to try")
     if trials * seeds > MOST_MEMBERS:
-        raise JaxlmError(f"{trials:,} trials of {seeds:,} seeds are {trials * seeds:,} runs: {MOST_MEMBERS:,} is the "
-                         f"most")
+        raise JaxlmError(
+            f"{trials:,} trials of {seeds:,} seeds are {trials * seeds:,} runs: {MOST_MEMBERS:,} is the most"
+        )
     config.replace(seed=config.train.seed + seeds - 1)  # refuses one that is too large
     return Plan(config, read, strategy, trials, seeds, strategy == "tpe" if prune is None else prune, corpus)
 
@@ -136,11 +167,15 @@ def member_dir(folder: Path, plan: Plan, number: int, seed: int) -> Path:
 def check_count(name: str, number: Any, most: int) -> None:
     """Raises JaxlmError unless it is a whole number from 1 to `most`."""
     if type(number) is not int or number < 1:
-        raise JaxlmError(f"{name} must be at least 1, and a whole number; it is {str(number)[:40]}"
-                         if type(number) is not int else f"{name} must be at least 1; it is {max(number, -10**18)}")
+        raise JaxlmError(
+            f"{name} must be at least 1, and a whole number; it is {str(number)[:40]}"
+            if type(number) is not int
+            else f"{name} must be at least 1; it is {max(number, -(10**18))}"
+        )
     if number > most:
-        raise JaxlmError(f"{name} must be at most {most:,}; it is {min(number, 10**18):,}"
-                         + (" or more" if number > 10**18 else ""))
+        raise JaxlmError(
+            f"{name} must be at most {most:,}; it is {min(number, 10**18):,}" + (" or more" if number > 10**18 else "")
+        )
 
 
 @dataclass(frozen=True)
@@ -159,8 +194,13 @@ class Saved:
 
     def write(self, path: Path) -> None:
         """Writes `plan.json` into a sweep's directory. Raises RunDirError."""
-        tree = {"plan": self.plan.to_json(), "storage": self.storage, "group": self.group, "vmap": self.vmap,
-                "place": self.place}
+        tree = {
+            "plan": self.plan.to_json(),
+            "storage": self.storage,
+            "group": self.group,
+            "vmap": self.vmap,
+            "place": self.place,
+        }
         try:
             with Folder.open(path) as folder:
                 folder.write(PLAN, seal(tree).encode())
@@ -182,15 +222,21 @@ class Saved:
             saved = Saved(Plan.from_json(tree["plan"]), tree["storage"], tree["group"], tree["vmap"], tree["place"])
             if saved.group is not None:
                 check_count("group", saved.group, MOST_GROUP)
-            if not (isinstance(saved.vmap, bool | None) and isinstance(saved.storage, str | None)
-                    and isinstance(saved.place, str) and re.fullmatch("[0-9a-f]{16}", saved.place)):
+            if not (
+                isinstance(saved.vmap, bool | None)
+                and isinstance(saved.storage, str | None)
+                and isinstance(saved.place, str)
+                and re.fullmatch("[0-9a-f]{16}", saved.place)
+            ):
                 raise ValueError("it is not what a sweep writes")
             return saved
         except FileNotFoundError:
             problem = "plan.json: there is no such file): begin one without --resume, or check the path"
         except (OSError, ValueError, RecursionError) as error:
-            problem = (f"plan.json: {reason(error) if isinstance(error, OSError) else error}): put an intact copy in "
-                       f"its place, or begin another sweep; the runs in {path / 'trials'} are runs of their own")
+            problem = (
+                f"plan.json: {reason(error) if isinstance(error, OSError) else error}): put an intact copy in "
+                f"its place, or begin another sweep; the runs in {path / 'trials'} are runs of their own"
+            )
         raise RunDirError(f"{path} holds no sweep that can be resumed ({problem}")
 
     def resolve(self, path: Path, given: str | None, default: str | None = None) -> str | None:
@@ -207,12 +253,15 @@ class Saved:
         below = self.storage is None or _is_below(path, self.storage)
         given = given or (None if below else default)
         if given is not None and kept_storage(path, given) != self.storage:
-            raise RunDirError(f"the sweep in {path} has its study in {self.storage or 'its journal'}, not in "
-                              f"{without_password(given)}: " + ("leave --storage out" if below else "name that with "
-                                                                "--storage"))
+            raise RunDirError(
+                f"the sweep in {path} has its study in {self.storage or 'its journal'}, not in "
+                f"{without_password(given)}: " + ("leave --storage out" if below else "name that with --storage")
+            )
         if given is None and not below:
-            raise RunDirError(f"the sweep in {path} has its study outside its directory, in {self.storage}: give it "
-                              f"again with --storage or $JAXLM_STORAGE, with its password if it needs one")
+            raise RunDirError(
+                f"the sweep in {path} has its study outside its directory, in {self.storage}: give it "
+                f"again with --storage or $JAXLM_STORAGE, with its password if it needs one"
+            )
         return given or (self.storage and str(path / self.storage))
 
 
@@ -227,5 +276,10 @@ def kept_storage(path: Path, given: str | None) -> str | None:
 def _is_below(path: Path, storage: str) -> bool:
     """Whether it is a file's relative path, and leads below the directory, through no link."""
     parts = PurePosixPath(storage)
-    return "://" not in storage and "\0" not in storage and not parts.is_absolute() and ".." not in parts.parts and (
-        path / storage).resolve() == path.resolve() / storage
+    return (
+        "://" not in storage
+        and "\0" not in storage
+        and not parts.is_absolute()
+        and ".." not in parts.parts
+        and (path / storage).resolve() == path.resolve() / storage
+    )

@@ -20,8 +20,16 @@ MOST_SAID = 1 << 20  # bytes of standard error that are read
 _MEMORY = re.compile("bad_alloc|out of memory|cannot allocate memory|failed to map segment", re.IGNORECASE)
 
 
-def supervise(command: Sequence[str], environment: Mapping[str, str], workers: int, folder: Path, stop: Stop,
-              show: Callable[[], object], say: Callable[[str], object], every: float) -> str | None:
+def supervise(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    workers: int,
+    folder: Path,
+    stop: Stop,
+    show: Callable[[], object],
+    say: Callable[[str], object],
+    every: float,
+) -> str | None:
     """Runs workers until each has ended, and passes a signal on to them.
 
     What a worker writes on standard error (C++ writes stacks there) is kept from the terminal. Of one that fails a
@@ -59,8 +67,10 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], workers: i
                     del running[number]
                     if process.returncode and stop.signal is None:
                         failure = _reason(process.returncode, _tail(said[number]), folder / f"worker-{number}.log")
-                        say(f"!! worker {number} failed: {failure}" +
-                            ("; the others take its trials over" if running else ""))
+                        say(
+                            f"!! worker {number} failed: {failure}"
+                            + ("; the others take its trials over" if running else "")
+                        )
             show()
             time.sleep(every)
     return failure

@@ -19,8 +19,14 @@ MOST_BYTES = 256 << 20  # of sweep.json
 _SWEEP = "sweep.json"
 
 
-def write_report(paths: Sequence[str | Path], out: str | Path | None = None, *, which: str = "last",
-                 texts: Sequence[str] = (), data_dir: str | Path | None = None) -> Path:
+def write_report(
+    paths: Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    which: str = "last",
+    texts: Sequence[str] = (),
+    data_dir: str | Path | None = None,
+) -> Path:
     """Writes one page about runs and sweeps: a file of HTML that needs nothing else.
 
     Args:
@@ -75,11 +81,23 @@ def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_
     """A sweep, with what the model of its best member says."""
     plan = Saved.read(path).plan
     sweep = Sweep(plan.config, _members(path, plan.space), path)
-    trials = [TrialRecord(trial.number, trial.values, trial.status, len(trial.members), trial.valid, trial.test,
-                          trial.members[0].valid_perplexities) for trial in sweep.trials]
+    trials = [
+        TrialRecord(
+            trial.number,
+            trial.values,
+            trial.status,
+            len(trial.members),
+            trial.valid,
+            trial.test,
+            trial.members[0].valid_perplexities,
+        )
+        for trial in sweep.trials
+    ]
     if not any(math.isfinite(trial.valid[0]) for trial in trials):
-        raise JaxlmError(f"the sweep in {path} has no results: expected a trial with a finished epoch, found "
-                         f"{len(trials):,} without; resume it with `jaxlm sweep {flag('--run-dir', path)} --resume`")
+        raise JaxlmError(
+            f"the sweep in {path} has no results: expected a trial with a finished epoch, found "
+            f"{len(trials):,} without; resume it with `jaxlm sweep {flag('--run-dir', path)} --resume`"
+        )
     best = sweep.best
     model = None
     if best:
@@ -98,8 +116,10 @@ def _members(path: Path, space: Space) -> list[MemberResult]:
             raise ValueError("it holds no members, or members of another space than plan.json has")
         return found
     except FileNotFoundError:
-        raise RunDirError(f"the sweep in {path} has no results: expected {_SWEEP}, which a sweep writes at its end; "
-                          f"resume it with `jaxlm sweep {flag('--run-dir', path)} --resume`") from None
+        raise RunDirError(
+            f"the sweep in {path} has no results: expected {_SWEEP}, which a sweep writes at its end; "
+            f"resume it with `jaxlm sweep {flag('--run-dir', path)} --resume`"
+        ) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else reason(error)
         raise RunDirError(f"{path / _SWEEP} is damaged: {what}; resume the sweep, which writes it again") from None

@@ -53,6 +53,7 @@ class MemberResult:
     @staticmethod
     def from_json(number: int, values: dict[str, Any], seed: int, run_dir: Path | None, tree: Any) -> "MemberResult":
         """The member whose `to_json` is `tree`. Raises JaxlmError where it is anything else."""
+
         def is_number(value: Any) -> bool:
             return type(value) is float or (type(value) is int and abs(value) < 2**53)
 
@@ -60,11 +61,13 @@ class MemberResult:
         if not isinstance(tree, Mapping) or not tree.keys() <= set(_KEPT):
             raise JaxlmError(f"trial {number} seed {seed} has a record that no sweep wrote")
         valid = tree.get("valid_perplexities", ())
-        checks = {"status": tree.get("status", "running") in STATUSES,
-                  "valid_perplexities": isinstance(valid, list | tuple) and all(map(is_number, valid)),
-                  "test_perplexity": tree.get("test_perplexity") is None or is_number(tree["test_perplexity"]),
-                  "seconds": is_number(tree.get("seconds", found.seconds)),
-                  "note": isinstance(tree.get("note"), str | None)}
+        checks = {
+            "status": tree.get("status", "running") in STATUSES,
+            "valid_perplexities": isinstance(valid, list | tuple) and all(map(is_number, valid)),
+            "test_perplexity": tree.get("test_perplexity") is None or is_number(tree["test_perplexity"]),
+            "seconds": is_number(tree.get("seconds", found.seconds)),
+            "note": isinstance(tree.get("note"), str | None),
+        }
         if wrong := [name for name, right in checks.items() if not right]:
             raise JaxlmError(f"trial {number} seed {seed} has a {wrong[0]} that no sweep wrote")
         return MemberResult(**{**vars(found), **tree, "valid_perplexities": tuple(valid)})
@@ -91,8 +94,10 @@ class Trial:
     @property
     def status(self) -> str:
         """The members' status, counted where they differ."""
-        counts = {status: sum(member.status == status for member in self.members)
-                  for status in dict.fromkeys(member.status for member in self.members)}
+        counts = {
+            status: sum(member.status == status for member in self.members)
+            for status in dict.fromkeys(member.status for member in self.members)
+        }
         return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{n} {status}" for status, n in counts.items())
 
 
@@ -111,9 +116,16 @@ class Sweep:
         by_number: dict[int, list[MemberResult]] = {}
         for member in self.members:
             by_number.setdefault(member.number, []).append(member)
-        found = [Trial(number, members[0].values, members, _mean([one.valid_perplexity for one in members]),
-                       _mean([one.test_perplexity for one in members if one.test_perplexity is not None]))
-                 for number, members in by_number.items()]
+        found = [
+            Trial(
+                number,
+                members[0].values,
+                members,
+                _mean([one.valid_perplexity for one in members]),
+                _mean([one.test_perplexity for one in members if one.test_perplexity is not None]),
+            )
+            for number, members in by_number.items()
+        ]
         return sorted(found, key=lambda trial: (not trial.done, math.isnan(trial.valid[0]), trial.valid[0]))
 
     @property
@@ -135,14 +147,30 @@ class Sweep:
     def rows(self) -> list[dict[str, Any]]:
         """A flat mapping for each member: values, seed, status, perplexities, seconds, run directory."""
         most = max((len(member.valid_perplexities) for member in self.members), default=0)
-        return [{"trial": member.number, **{name: shown(value) if isinstance(value, tuple) else value
-                                            for name, value in member.values.items() if name != "seed"},
-                 "seed": member.seed, "status": member.status, "valid_perplexity": member.valid_perplexity,
-                 "test_perplexity": member.test_perplexity, "seconds": round(member.seconds, 3),
-                 "run_dir": None if member.run_dir is None else str(member.run_dir), "note": member.note,
-                 **{f"valid_perplexity_{epoch}": value for epoch, value in
-                    enumerate([*member.valid_perplexities, *[None] * (most - len(member.valid_perplexities))], 1)}}
-                for member in self.members]
+        return [
+            {
+                "trial": member.number,
+                **{
+                    name: shown(value) if isinstance(value, tuple) else value
+                    for name, value in member.values.items()
+                    if name != "seed"
+                },
+                "seed": member.seed,
+                "status": member.status,
+                "valid_perplexity": member.valid_perplexity,
+                "test_perplexity": member.test_perplexity,
+                "seconds": round(member.seconds, 3),
+                "run_dir": None if member.run_dir is None else str(member.run_dir),
+                "note": member.note,
+                **{
+                    f"valid_perplexity_{epoch}": value
+                    for epoch, value in enumerate(
+                        [*member.valid_perplexities, *[None] * (most - len(member.valid_perplexities))], 1
+                    )
+                },
+            }
+            for member in self.members
+        ]
 
 
 def write(sweep: Sweep, path: Path) -> list[Path]:
@@ -160,16 +188,20 @@ def write(sweep: Sweep, path: Path) -> list[Path]:
     table.writeheader()
     table.writerows(rows)
     best = sweep.best
-    tree = {"config": json.loads(sweep.config.to_json()), "best": None if best is None else best.number,
-            "command": None if best is None else sweep.command(best),
-            "members": [{**asdict(member), "run_dir": str(member.run_dir)} for member in sweep.members]}
+    tree = {
+        "config": json.loads(sweep.config.to_json()),
+        "best": None if best is None else best.number,
+        "command": None if best is None else sweep.command(best),
+        "members": [{**asdict(member), "run_dir": str(member.run_dir)} for member in sweep.members],
+    }
     try:
         with Folder.open(path) as folder:
             folder.write("sweep.csv", text.getvalue().encode(errors="surrogateescape"))
             folder.write("sweep.json", (json.dumps(finite(tree), indent=1) + "\n").encode())
     except OSError as error:
-        raise RunDirError(f"{error.filename or path} cannot be written: {reason(error)}; the runs under it are whole"
-                          ) from None
+        raise RunDirError(
+            f"{error.filename or path} cannot be written: {reason(error)}; the runs under it are whole"
+        ) from None
     written = [path / "sweep.csv", path / "sweep.json"]
     done = [(trial.values, trial.valid[0]) for trial in sweep.trials if trial.done]
     if len(done) > 1:
@@ -179,8 +211,13 @@ def write(sweep: Sweep, path: Path) -> list[Path]:
 
 def shown(value: Any) -> str:
     """A value of a space as one writes it."""
-    return "x".join(map(str, value)) if isinstance(value, tuple) else f"{value:.4g}" if isinstance(
-        value, float) else _text(value)
+    return (
+        "x".join(map(str, value))
+        if isinstance(value, tuple)
+        else f"{value:.4g}"
+        if isinstance(value, float)
+        else _text(value)
+    )
 
 
 def _flags(config: Config) -> list[str]:
@@ -192,8 +229,11 @@ def _flags(config: Config) -> list[str]:
     for _, name, _, value in config.every_field():
         if value != usual[name]:
             flag = "--" + name.replace("_", "-")
-            words.append((flag if value else f"--no-{flag[2:]}") if isinstance(value, bool) else
-                         f"{flag}={','.join(map(str, value)) if isinstance(value, tuple) else _text(value)}")
+            words.append(
+                (flag if value else f"--no-{flag[2:]}")
+                if isinstance(value, bool)
+                else f"{flag}={','.join(map(str, value)) if isinstance(value, tuple) else _text(value)}"
+            )
     return words
 
 
@@ -203,5 +243,7 @@ def _text(value: Any) -> str:
 
 def _mean(values: Sequence[float]) -> tuple[float, float]:
     with np.errstate(over="ignore", invalid="ignore"):
-        return (float(np.mean(values)) if values else math.nan,
-                float(np.std(values, ddof=1)) if len(values) > 1 else math.nan)
+        return (
+            float(np.mean(values)) if values else math.nan,
+            float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
+        )

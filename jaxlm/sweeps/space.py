@@ -75,8 +75,9 @@ def read_space_file(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise JaxlmError(f"{path} cannot be read: it is not UTF-8 ({error.reason} at byte {error.start})") from None
     except RecursionError:
-        raise JaxlmError(f"{path} is nested too deeply: expected FIELD = SPACE, as in learning_rate = [0.5, 1]"
-                         ) from None
+        raise JaxlmError(
+            f"{path} is nested too deeply: expected FIELD = SPACE, as in learning_rate = [0.5, 1]"
+        ) from None
     except ValueError as error:
         raise JaxlmError(f"{path} is neither TOML nor JSON: {error}") from None
     if not space:
@@ -86,8 +87,9 @@ def read_space_file(path: Path) -> dict[str, Any]:
 
 def decoded(params: Mapping[str, Any]) -> dict[str, Any]:
     """Values as a study keeps them -> as a config takes them. Raises JaxlmError for an unknown field."""
-    return {name: tuple(map(int, value.split("x"))) if _kind(name) is tuple else value
-            for name, value in params.items()}
+    return {
+        name: tuple(map(int, value.split("x"))) if _kind(name) is tuple else value for name, value in params.items()
+    }
 
 
 def with_first_values(config: Config, space: Space) -> Config:
@@ -110,8 +112,10 @@ def grid_size(space: Space) -> int:
     """How many points the space's grid has. Raises JaxlmError where it has no end, or more than `MOST_POINTS`."""
     for name, distribution in space.items():
         if distribution.count is None:
-            raise JaxlmError(f"{name} is a distribution, and a grid needs values: list them or give a range, or choose "
-                             f"--strategy random or tpe")
+            raise JaxlmError(
+                f"{name} is a distribution, and a grid needs values: list them or give a range, or choose "
+                f"--strategy random or tpe"
+            )
     if (points := math.prod(distribution.count or 0 for distribution in space.values())) > MOST_POINTS:
         raise JaxlmError(f"the grid has {points:,} points: use --strategy random with --trials, or fewer values")
     return points
@@ -144,8 +148,13 @@ def _check(name: str, distribution: Distribution, space: Space, config: Config) 
     (A field may belong to one kind of optimizer only, which the space names too.)
     """
     others = {other: found.samples for other, found in space.items() if other != name and _kind(other) is not float}
-    beside = [{}, *(dict(zip(others, choice, strict=True)) for choice in itertools.islice(
-        itertools.product(*others.values()), MOST_CHOICES))]
+    beside = [
+        {},
+        *(
+            dict(zip(others, choice, strict=True))
+            for choice in itertools.islice(itertools.product(*others.values()), MOST_CHOICES)
+        ),
+    ]
     for value in distribution.samples:
         first: JaxlmError | None = None
         for place, choice in enumerate(beside):
@@ -173,8 +182,10 @@ def _distribution(name: str, given: Any) -> Distribution:
             low, high, *step = (_number(name, number) for number in numbers)
             return _interval(name, kind, low, high, *step, log=word == "log", given=given)
         if ":" in given and kind is not str:
-            raise JaxlmError(f"{name} takes values, as in 0.5,1,2, or range:LOW:HIGH:STEP, uniform:LOW:HIGH or "
-                             f"log:LOW:HIGH; it is {_short(given)}")
+            raise JaxlmError(
+                f"{name} takes values, as in 0.5,1,2, or range:LOW:HIGH:STEP, uniform:LOW:HIGH or "
+                f"log:LOW:HIGH; it is {_short(given)}"
+            )
         given = [_from_text(kind, part.strip()) for part in given.split(",") if part.strip()]
     elif hasattr(given, "choices"):  # Optuna's CategoricalDistribution
         given = list(given.choices)
@@ -186,8 +197,10 @@ def _distribution(name: str, given: Any) -> Distribution:
         given = dict(zip(("low", "high", "step"), given, strict=True))
     if isinstance(given, Mapping):
         if not {"low", "high"} <= given.keys() <= {"low", "high", "step", "log"}:
-            raise JaxlmError(f"{name} has {', '.join(map(_short, given)) or 'nothing'}: a distribution has low, high "
-                             f"and perhaps step or log")
+            raise JaxlmError(
+                f"{name} has {', '.join(map(_short, given)) or 'nothing'}: a distribution has low, high "
+                f"and perhaps step or log"
+            )
         low, high, step, log = (_plain(given.get(part)) for part in ("low", "high", "step", "log"))
         if log not in (None, True, False):
             raise JaxlmError(f"{name} has log {_short(log)}: it is true or false")
@@ -198,7 +211,7 @@ def _distribution(name: str, given: Any) -> Distribution:
 def _values(name: str, kind: type, given: Any) -> Values:
     if not isinstance(given, list | range | np.ndarray):
         raise JaxlmError(f"{name} takes a list of values, a range or a distribution; it is {_short(given)}")
-    if len(given[:MOST_VALUES + 1]) > MOST_VALUES:  # (the length of a range itself may be too large for `len`)
+    if len(given[: MOST_VALUES + 1]) > MOST_VALUES:  # (the length of a range itself may be too large for `len`)
         raise JaxlmError(f"{name} lists more than {MOST_VALUES:,} values: give (low, high, step), or fewer")
     values = [_encoded(name, kind, value) for value in given]
     if not values:
@@ -211,8 +224,9 @@ def _values(name: str, kind: type, given: Any) -> Values:
     return Values(tuple(values))
 
 
-def _interval(name: str, kind: type, low: Any, high: Any, step: Any = None, *, log: bool = False, given: Any
-              ) -> Interval:
+def _interval(
+    name: str, kind: type, low: Any, high: Any, step: Any = None, *, log: bool = False, given: Any
+) -> Interval:
     if kind not in (int, float):
         raise JaxlmError(f"{name} is no number: it takes a list of values, not {_short(given)}")
     numbers = [low, high] + ([step] if step is not None else [])
@@ -236,8 +250,10 @@ def _interval(name: str, kind: type, low: Any, high: Any, step: Any = None, *, l
     if step is None or log:
         return Interval(float(low), float(high), None, log)
     if (high - low) / step > MOST_STEPS:
-        raise JaxlmError(f"{name} goes from {low:g} to {high:g} in more than {MOST_STEPS:,} steps of {step:g}: take a "
-                         f"larger step, or uniform:LOW:HIGH")
+        raise JaxlmError(
+            f"{name} goes from {low:g} to {high:g} in more than {MOST_STEPS:,} steps of {step:g}: take a "
+            f"larger step, or uniform:LOW:HIGH"
+        )
     high = low + math.floor((high - low) / step + 1e-9) * step  # the last value within the range
     return Interval(float(low), float(high), float(step))
 
@@ -267,11 +283,15 @@ def _encoded(name: str, kind: type, value: Any) -> Any:
     """A value as a study keeps it: layers' widths become a text as 256x128."""
     value = _plain(value)
     if kind is tuple:
-        parts = value.split("x") if isinstance(value, str) else list(map(_plain, value if isinstance(
-            value, list | tuple | np.ndarray) else [value]))
+        parts = (
+            value.split("x")
+            if isinstance(value, str)
+            else list(map(_plain, value if isinstance(value, list | tuple | np.ndarray) else [value]))
+        )
         if len(parts) > MOST_TEXT or not all(
-                re.fullmatch("[0-9]{1,9}", part) if isinstance(part, str) else type(part) is int and 0 <= part < 10**9
-                for part in parts):
+            re.fullmatch("[0-9]{1,9}", part) if isinstance(part, str) else type(part) is int and 0 <= part < 10**9
+            for part in parts
+        ):
             raise JaxlmError(f"{name} takes whole numbers with x between, as in 256x128; it is {_short(value)}")
         return "x".join(str(int(part)) for part in parts)
     if not isinstance(value, bool | int | float | str | None):

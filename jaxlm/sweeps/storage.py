@@ -56,8 +56,11 @@ class Storage:
             return optuna.storages.JournalStorage(Journal(Path(where)))  # pyright: ignore[reportArgumentType]
         try:
             return optuna.storages.RDBStorage(
-                where, heartbeat_interval=BEAT, grace_period=SILENCE,
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback())
+                where,
+                heartbeat_interval=BEAT,
+                grace_period=SILENCE,
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+            )
         except Exception as error:
             said = str(error).lower()
             if tries == 1 or not any(word in said for word in ("already exists", "unique", "duplicate", "locked")):

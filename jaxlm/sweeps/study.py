@@ -43,8 +43,15 @@ class Point:
     `records` and the held run directories, `dirs`, are by seed.
     """
 
-    def __init__(self, trial: "optuna.trial.Trial", params: dict[str, Any], records: dict[int, MemberResult],
-                 reported: int, dirs: dict[int, Held], held: ExitStack):
+    def __init__(
+        self,
+        trial: "optuna.trial.Trial",
+        params: dict[str, Any],
+        records: dict[int, MemberResult],
+        reported: int,
+        dirs: dict[int, Held],
+        held: ExitStack,
+    ):
         self.trial, self.params, self.records, self.held, self.dirs = trial, params, records, held, dirs
         self.reported, self.beat = reported, 0.0  # epochs; when it last showed that it lives
 
@@ -64,8 +71,15 @@ class Study:
         JaxlmError: The storage cannot be used, or is of another sweep. So does every method.
     """
 
-    def __init__(self, plan: Plan, folder: Path, storage: str | None, place: str, shared: bool = False,
-                 say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)):
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        storage: str | None,
+        place: str,
+        shared: bool = False,
+        say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+    ):
         self.plan, self._folder, self._place, self._shared, self.say = plan, folder, place, shared, say
         self._held, self._busy = dict[int, Point](), dict[int, str]()
         self._since, self._waited, self._told = 0.0, -math.inf, False  # of `wait`
@@ -74,16 +88,24 @@ class Study:
         self._storage = Storage(storage)
         with self._storage.guarded():
             self._study = optuna.create_study(
-                storage=self._storage.keeper, study_name=NAME, load_if_exists=True,
-                pruner=optuna.pruners.MedianPruner() if plan.prune else optuna.pruners.NopPruner())
+                storage=self._storage.keeper,
+                study_name=NAME,
+                load_if_exists=True,
+                pruner=optuna.pruners.MedianPruner() if plan.prune else optuna.pruners.NopPruner(),
+            )
             kept = self._study.user_attrs.get("plan")
             if kept is not None and (changed := Plan.from_json(kept).differences(plan)):
-                raise JaxlmError(f"the study in {self._storage.name} is of another sweep ({'; '.join(changed)}): "
-                                 f"resume it with its own, or choose another --storage or --run-dir")
+                raise JaxlmError(
+                    f"the study in {self._storage.name} is of another sweep ({'; '.join(changed)}): "
+                    f"resume it with its own, or choose another --storage or --run-dir"
+                )
             if kept != plan.to_json():
                 self._study.set_user_attr("plan", plan.to_json())
-            self._study.sampler = _planned(plan) if plan.known else optuna.samplers.TPESampler(
-                seed=None if kept else plan.config.train.seed, constant_liar=True)
+            self._study.sampler = (
+                _planned(plan)
+                if plan.known
+                else optuna.samplers.TPESampler(seed=None if kept else plan.config.train.seed, constant_liar=True)
+            )
 
     def claim(self) -> Point | None:
         """A trial that nobody trains: one whose worker is gone, or a new one. None: there is no such now.
@@ -122,14 +144,18 @@ class Study:
     def _take(self, trial: "optuna.trial.Trial", new: bool = False) -> Point:
         with ExitStack() as stack:
             params = {name: _suggest(trial, name, distribution) for name, distribution in self.plan.space.items()}
-            dirs = {seed: stack.enter_context(lock(self._own_directory(trial.number, seed)))
-                    for seed in self.plan.seeds_of(params)}
+            dirs = {
+                seed: stack.enter_context(lock(self._own_directory(trial.number, seed)))
+                for seed in self.plan.seeds_of(params)
+            }
             if (frozen := self._trial(trial.number)).user_attrs.get("place") != self._place:
                 trial.set_user_attr("place", self._place)
             records = {record.seed: record for record in self._records(frozen)}
             if new:  # also where it repeats one that was damaged on a silent machine
-                records = {seed: replace(record, status="running") if record.status == "damaged" else record
-                           for seed, record in records.items()}
+                records = {
+                    seed: replace(record, status="running") if record.status == "damaged" else record
+                    for seed, record in records.items()
+                }
             reported = max(frozen.intermediate_values, default=0)
             self._held[trial.number] = Point(trial, params, records, reported, dirs, stack.pop_all())
             return self._held[trial.number]
@@ -156,18 +182,24 @@ class Study:
             try:
                 point.trial.set_user_attr(f"seed {record.seed}", record.to_json())
             except optuna.exceptions.UpdateFinishedTrialError:
-                raise JaxlmError(f"trial {record.number} was given to another worker, for this one had been silent "
-                                 f"for {SILENCE} s: resume the sweep with --resume") from None
+                raise JaxlmError(
+                    f"trial {record.number} was given to another worker, for this one had been silent "
+                    f"for {SILENCE} s: resume the sweep with --resume"
+                ) from None
 
     def to_prune(self, point: Point) -> bool:
         """Reports the epochs that all of a trial's members have finished; whether Optuna gives the trial up."""
         records = [record for record in point.records.values() if record.status != "damaged"]
-        finished = min((len(record.valid_perplexities) for record in records if record.status != "diverged"),
-                       default=point.reported + 1)
+        finished = min(
+            (len(record.valid_perplexities) for record in records if record.status != "diverged"),
+            default=point.reported + 1,
+        )
         with self._storage.guarded():
             for epoch in range(point.reported + 1, finished + 1 if len(records) == len(point.records) else 0):
-                values = [math.inf if record.status == "diverged" else record.valid_perplexities[epoch - 1]
-                          for record in records]
+                values = [
+                    math.inf if record.status == "diverged" else record.valid_perplexities[epoch - 1]
+                    for record in records
+                ]
                 point.trial.report(sum(values) / len(values), epoch)
                 point.reported = epoch
             return point.trial.should_prune()
@@ -194,12 +226,15 @@ class Study:
         if "damaged" not in statuses:
             self.to_prune(point)
             states = optuna.trial.TrialState
-            state = (states.COMPLETE if statuses == {"done"} else states.FAIL if "failed" in statuses else
-                     states.PRUNED)
+            state = states.COMPLETE if statuses == {"done"} else states.FAIL if "failed" in statuses else states.PRUNED
             values = [record.valid_perplexity for record in point.records.values()]
             with self._storage.guarded():
-                self._study.tell(point.trial, sum(values) / len(values) if state == states.COMPLETE else None, state,
-                                 skip_if_finished=True)
+                self._study.tell(
+                    point.trial,
+                    sum(values) / len(values) if state == states.COMPLETE else None,
+                    state,
+                    skip_if_finished=True,
+                )
         self.release(point)
         return True
 
@@ -218,7 +253,8 @@ class Study:
                     if record.status == "damaged":
                         again = replace(record, status="running", note=None)
                         optuna.trial.Trial(self._study, self._id(frozen.number)).set_user_attr(
-                            f"seed {record.seed}", again.to_json())
+                            f"seed {record.seed}", again.to_json()
+                        )
 
     def wait(self, seconds: float) -> None:
         """Waits for other workers, one of which may die; says for what, once, after `PATIENCE` seconds.
@@ -236,15 +272,24 @@ class Study:
             many = ", ".join(str(number) for number, _ in busy[:5]) + (" ..." if len(busy) > 5 else "")
             self.say(f"waiting for trial{'s' * (len(busy) > 1)} {many}: {busy[0][1]}")
         with self._storage.guarded():
-            state = [(trial.number, trial.state, len(trial.intermediate_values), str(trial.user_attrs))
-                     for trial in self._trials() if trial.number in self._busy]
+            state = [
+                (trial.number, trial.state, len(trial.intermediate_values), str(trial.user_attrs))
+                for trial in self._trials()
+                if trial.number in self._busy
+            ]
         if state != self._last:
             self._last, self._changed = state, now
-        if now > self._changed + SILENCE and self._shared and not self._storage.heartbeats and all(
-                not self._is_ours(self._trial(number)) for number, _ in busy):
-            raise JaxlmError(f"the study in {self._storage.name} has trials of another sweep directory "
-                             f"({', '.join(str(number) for number, _ in busy[:5])}), which has kept nothing for "
-                             f"{SILENCE} s: resume it there")
+        if (
+            now > self._changed + SILENCE
+            and self._shared
+            and not self._storage.heartbeats
+            and all(not self._is_ours(self._trial(number)) for number, _ in busy)
+        ):
+            raise JaxlmError(
+                f"the study in {self._storage.name} has trials of another sweep directory "
+                f"({', '.join(str(number) for number, _ in busy[:5])}), which has kept nothing for "
+                f"{SILENCE} s: resume it there"
+            )
         time.sleep(seconds)
         self._waited = time.monotonic()
 
@@ -254,23 +299,38 @@ class Study:
         with self._storage.guarded():
             trials = self._trials()
             return len(_originals(trials)) >= self.plan.trials and all(
-                trial.state.is_finished() or self._set_aside(trial) for trial in trials)
+                trial.state.is_finished() or self._set_aside(trial) for trial in trials
+            )
 
     def records(self) -> list[MemberResult]:
         """Every member that has begun, by number and seed."""
         with self._storage.guarded():
-            known = [(frozen, self._records(frozen)) for frozen in self._trials()
-                     if frozen.params.keys() == self.plan.space.keys()]
+            known = [
+                (frozen, self._records(frozen))
+                for frozen in self._trials()
+                if frozen.params.keys() == self.plan.space.keys()
+            ]
             # (A trial that failed while its members ran is one whose machine went silent: it was begun again.)
-            return [record for frozen, records in known for record in records
-                    if frozen.state != optuna.trial.TrialState.FAIL or any(one.status == "failed" for one in records)]
+            return [
+                record
+                for frozen, records in known
+                for record in records
+                if frozen.state != optuna.trial.TrialState.FAIL or any(one.status == "failed" for one in records)
+            ]
 
     def _records(self, frozen: "FrozenTrial") -> list[MemberResult]:
         here = self._is_ours(frozen)
         values = decoded(frozen.params)
-        return [MemberResult.from_json(frozen.number, values, seed, self.run_dir(frozen.number, seed) if here else None,
-                                       frozen.user_attrs.get(f"seed {seed}", {}))
-                for seed in self.plan.seeds_of(frozen.params)]
+        return [
+            MemberResult.from_json(
+                frozen.number,
+                values,
+                seed,
+                self.run_dir(frozen.number, seed) if here else None,
+                frozen.user_attrs.get(f"seed {seed}", {}),
+            )
+            for seed in self.plan.seeds_of(frozen.params)
+        ]
 
     def _is_ours(self, frozen: "FrozenTrial") -> bool:
         """Whether the trial's runs are in this directory.
@@ -347,6 +407,7 @@ def _suggest(trial: "optuna.trial.Trial", name: str, distribution: Distribution)
     if isinstance(distribution, Values):
         return trial.suggest_categorical(name, distribution.values)
     if distribution.whole:
-        return trial.suggest_int(name, int(distribution.low), int(distribution.high), step=int(distribution.step or 1),
-                                 log=distribution.log)
+        return trial.suggest_int(
+            name, int(distribution.low), int(distribution.high), step=int(distribution.step or 1), log=distribution.log
+        )
     return trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)

@@ -32,11 +32,24 @@ from jaxlm.terminal import flag, say
 JOURNAL, STORAGE = "study.journal", "JAXLM_STORAGE"  # the study's usual place; the environment's name for another
 
 
-def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", trials: int | None = None,
-          seeds: int = 1, prune: bool | None = None, corpus: str | Path | Corpus | None = None,
-          run_dir: str | Path | None = None, resume: bool = False, workers: int | None = None,
-          storage: str | Path | None = None, group: int | None = None, vmap: bool | None = None,
-          data_dir: str | Path | None = None, quiet: bool = False) -> Sweep:
+def sweep(
+    config: Config,
+    space: Mapping[str, Any],
+    *,
+    strategy: str = "grid",
+    trials: int | None = None,
+    seeds: int = 1,
+    prune: bool | None = None,
+    corpus: str | Path | Corpus | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    workers: int | None = None,
+    storage: str | Path | None = None,
+    group: int | None = None,
+    vmap: bool | None = None,
+    data_dir: str | Path | None = None,
+    quiet: bool = False,
+) -> Sweep:
     """Trains the points of a space and returns which has the lowest validation perplexity.
 
     Members of equal shapes train together: on CPUs each as `train` would train it alone; on accelerators they share
@@ -82,8 +95,9 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
     loaded, found = load(with_first_values(config, draft.space), corpus, data_dir)
     config = config.replace(corpus=found.spec, compute_dtype=loaded.model.compute_dtype, **found.options)
     plan = make_plan(config, space, strategy, trials, seeds, prune, rundir.named(found))
-    chosen = workers or (1 if isinstance(corpus, Corpus) else
-                         useful_workers(loaded, plan, len(found.train), memory.available()))
+    chosen = workers or (
+        1 if isinstance(corpus, Corpus) else useful_workers(loaded, plan, len(found.train), memory.available())
+    )
     kept = run_dir is not None or chosen > 1
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(temporary.folder()))
@@ -95,8 +109,11 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
             study.retry_damaged()
         for note in found.notes:
             view.say(f"!! {note}")
-        view.say(f"{found.name}: {plan.trials} trials" + (f" of {seeds} seeds" if seeds > 1 else "") +
-                 f" ({strategy}) in {run_dir or 'a temporary directory'}")
+        view.say(
+            f"{found.name}: {plan.trials} trials"
+            + (f" of {seeds} seeds" if seeds > 1 else "")
+            + f" ({strategy}) in {run_dir or 'a temporary directory'}"
+        )
         if workers is None and chosen > 1:
             view.say(f"{chosen} processes, one a core: small models train faster so (--workers 1: all in this process)")
 
@@ -111,12 +128,22 @@ def sweep(config: Config, space: Mapping[str, Any], *, strategy: str = "grid", t
             if chosen > 1:
                 _supervise(folder, chosen, data_dir, where, study, stop, show, view.say)
             else:
-                Worker(study, Corpora(found, isinstance(corpus, Corpus), data_dir), saved.group, 1, kept,
-                       lambda: stop.signal, show, saved.vmap).run()
+                Worker(
+                    study,
+                    Corpora(found, isinstance(corpus, Corpus), data_dir),
+                    saved.group,
+                    1,
+                    kept,
+                    lambda: stop.signal,
+                    show,
+                    saved.vmap,
+                ).run()
         view.show(result(), plan.trials)
         if stop.signal is not None:
-            view.say(f"stopped by {signal.Signals(stop.signal).name}: " +
-                     (f"saved; resume with {flag('--run-dir', folder)} --resume" if run_dir else "nothing is kept"))
+            view.say(
+                f"stopped by {signal.Signals(stop.signal).name}: "
+                + (f"saved; resume with {flag('--run-dir', folder)} --resume" if run_dir else "nothing is kept")
+            )
         else:
             view.summary(result(), write(result(), folder) if run_dir else [])
         members = [member if run_dir else replace(member, run_dir=None) for member in study.records()]
@@ -136,21 +163,24 @@ def join(run_dir: Path, workers: int, data_dir: str | Path | None = None) -> int
     where = saved.resolve(run_dir, None, os.environ.get(STORAGE))
     _, found = load(saved.plan.config, None, data_dir)
     if changed := rundir.different(saved.plan.corpus, rundir.named(found)):
-        raise JaxlmError(f"the sweep in {run_dir} has another corpus ({'; '.join(changed)}): name its folder with "
-                         f"--data-dir")
+        raise JaxlmError(
+            f"the sweep in {run_dir} has another corpus ({'; '.join(changed)}): name its folder with --data-dir"
+        )
     study = _study(saved, run_dir, where, True, say)
 
     def stopped() -> int | None:
         return stop.signal or (None if os.getppid() == parent else signal.SIGTERM)  # or its parent is dead
 
     with signals.noted() as stop:
-        Worker(study, Corpora(found, False, data_dir), saved.group, workers, True, stopped, lambda: None,
-               saved.vmap).run()
+        Worker(
+            study, Corpora(found, False, data_dir), saved.group, workers, True, stopped, lambda: None, saved.vmap
+        ).run()
         return stopped()
 
 
-def saved_options(run_dir: Path, space: Mapping[str, Any], options: Mapping[str, Any]
-                  ) -> tuple[Config, Mapping[str, Any], dict[str, Any]]:
+def saved_options(
+    run_dir: Path, space: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[Config, Mapping[str, Any], dict[str, Any]]:
     """The config, space and options that resume the sweep in a directory; those given stand, to be compared.
 
     Raises:
@@ -158,22 +188,27 @@ def saved_options(run_dir: Path, space: Mapping[str, Any], options: Mapping[str,
     """
     plan = Saved.read(run_dir).plan
     trials = {} if plan.strategy == "grid" else {"trials": plan.trials}
-    return plan.config, space or plan.space, {
-        "strategy": plan.strategy, **trials, "seeds": plan.seeds, "prune": plan.prune, **options}
+    return (
+        plan.config,
+        space or plan.space,
+        {"strategy": plan.strategy, **trials, "seeds": plan.seeds, "prune": plan.prune, **options},
+    )
 
 
-def _begin(folder: Path, plan: Plan, storage: str | Path | None, group: int | None, vmap: bool | None,
-           resume: bool) -> tuple[Saved, str | None]:
+def _begin(
+    folder: Path, plan: Plan, storage: str | Path | None, group: int | None, vmap: bool | None, resume: bool
+) -> tuple[Saved, str | None]:
     """What `plan.json` is to keep, compared with what it keeps, and the storage that is used instead of the journal."""
     given = None if storage is None else str(storage)
     if resume:
         saved = Saved.read(folder)
         if changed := saved.plan.differences(plan):
-            raise RunDirError(f"{folder} holds another sweep ({'; '.join(changed)}): resume it with its own, or choose "
-                              f"another --run-dir")
+            raise RunDirError(
+                f"{folder} holds another sweep ({'; '.join(changed)}): resume it with its own, or choose "
+                f"another --run-dir"
+            )
         where = saved.resolve(folder, given, os.environ.get(STORAGE))
-        return replace(saved, plan=plan, group=group or saved.group,
-                       vmap=saved.vmap if vmap is None else vmap), where
+        return replace(saved, plan=plan, group=group or saved.group, vmap=saved.vmap if vmap is None else vmap), where
     given = given or os.environ.get(STORAGE)
     try:
         with Folder.open(folder, create=True) as held:
@@ -182,19 +217,35 @@ def _begin(folder: Path, plan: Plan, storage: str | Path | None, group: int | No
     except OSError as error:
         raise RunDirError(f"no sweep can begin in {folder}: {reason(error)}; choose another --run-dir") from None
     if names:
-        raise RunDirError(f"{folder} is not empty (it holds {', '.join(names[:4])}): resume the sweep in it with "
-                          f"--resume, or choose another --run-dir")
+        raise RunDirError(
+            f"{folder} is not empty (it holds {', '.join(names[:4])}): resume the sweep in it with "
+            f"--resume, or choose another --run-dir"
+        )
     return Saved(plan, kept_storage(folder, given), group, vmap), given
 
 
 def _study(saved: Saved, folder: Path, where: str | None, kept: bool, say: Callable[[str], None]) -> Study:
     """The study, in `where` if that is given, else in the directory's journal, or in memory."""
-    return Study(saved.plan, folder, where or (str(folder / JOURNAL) if kept else None), saved.place,
-                 saved.storage is not None, say)
+    return Study(
+        saved.plan,
+        folder,
+        where or (str(folder / JOURNAL) if kept else None),
+        saved.place,
+        saved.storage is not None,
+        say,
+    )
 
 
-def _supervise(folder: Path, workers: int, data_dir: str | Path | None, where: str | None, study: Study,
-               stop: signals.Stop, show: Callable[[], None], say: Callable[[str], None]) -> None:
+def _supervise(
+    folder: Path,
+    workers: int,
+    data_dir: str | Path | None,
+    where: str | None,
+    study: Study,
+    stop: signals.Stop,
+    show: Callable[[], None],
+    say: Callable[[str], None],
+) -> None:
     """Has other processes do the work, and shows what they do."""
     arguments = ["sweep", f"--run-dir={folder}", "--workers", str(workers), "--worker"]
     arguments += [] if data_dir is None else [f"--data-dir={data_dir}"]
@@ -202,5 +253,7 @@ def _supervise(folder: Path, workers: int, data_dir: str | Path | None, where: s
     environment = os.environ if where is None else {**os.environ, STORAGE: where}  # arguments are for all to see
     failure = supervise(command, environment, workers, folder, stop, show, say, POLL / 2)
     if stop.signal is None and not study.ended:
-        raise JaxlmError(f"every worker ended before the sweep did: what was saved is whole; resume with "
-                         f"{flag('--run-dir', folder)} --resume" + (f" (the last one: {failure})" if failure else ""))
+        raise JaxlmError(
+            f"every worker ended before the sweep did: what was saved is whole; resume with "
+            f"{flag('--run-dir', folder)} --resume" + (f" (the last one: {failure})" if failure else "")
+        )

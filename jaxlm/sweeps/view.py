@@ -58,11 +58,20 @@ class View:
         """The best trials, what was written, and how to train the winner alone."""
         self.__exit__()
         trials, best = sweep.trials, sweep.best
-        table = Table(*["trial", *(trials[0].values if trials else ()), "status", "valid perplexity",
-                        "test perplexity"], title=f"{len(trials)} trials, best first", title_justify="left", box=None)
+        table = Table(
+            *["trial", *(trials[0].values if trials else ()), "status", "valid perplexity", "test perplexity"],
+            title=f"{len(trials)} trials, best first",
+            title_justify="left",
+            box=None,
+        )
         for trial in trials[:most]:
-            table.add_row(str(trial.number), *map(_text, trial.values.values()), trial.status, spread(*trial.valid),
-                          spread(*trial.test))
+            table.add_row(
+                str(trial.number),
+                *map(_text, trial.values.values()),
+                trial.status,
+                spread(*trial.valid),
+                spread(*trial.test),
+            )
         self.console.print(table, width=None if is_live(self.console) else 160)
         if len(trials) > most:
             self.say(f"... and {len(trials) - most} more")
@@ -72,11 +81,15 @@ class View:
         if written:
             self.say(f"written: {', '.join(map(str, written))}")
         if sweep.damaged:
-            self.say(f"{len(sweep.damaged)} damaged, to be tried again with --resume once their checkpoints are "
-                     f"replaced by intact ones, or their run directories are removed")
+            self.say(
+                f"{len(sweep.damaged)} damaged, to be tried again with --resume once their checkpoints are "
+                f"replaced by intact ones, or their run directories are removed"
+            )
         if best:
-            self.say(f"best: trial {best.number}, seed {best.seed}, valid perplexity "
-                     f"{perplexity_text(best.valid_perplexity)}; train it alone:\n{sweep.command(best)}")
+            self.say(
+                f"best: trial {best.number}, seed {best.seed}, valid perplexity "
+                f"{perplexity_text(best.valid_perplexity)}; train it alone:\n{sweep.command(best)}"
+            )
         else:
             self.say("no trial is done")
 
@@ -84,20 +97,26 @@ class View:
 def _running(sweep: Sweep, total: int) -> Group:
     best = sweep.best
     ended = sum(all(member.status != "running" for member in trial.members) for trial in sweep.trials)
-    title = f"{ended} of {total} trials ended" + ("" if best is None else (
-        f"; best so far {perplexity_text(best.valid_perplexity)} ({_values(best.values)})"))
+    title = f"{ended} of {total} trials ended" + (
+        "" if best is None else (f"; best so far {perplexity_text(best.valid_perplexity)} ({_values(best.values)})")
+    )
     table = Table("trial", "seed", "values", "epochs", "valid perplexity", box=None)
     for member in [member for member in sweep.members if member.status == "running"][:30]:
-        table.add_row(str(member.number), str(member.seed), _text(_values(member.values)),
-                      f"{len(member.valid_perplexities)}/{_epochs(sweep, member)}",
-                      "" if not member.valid_perplexities else perplexity_text(member.valid_perplexity))
+        table.add_row(
+            str(member.number),
+            str(member.seed),
+            _text(_values(member.values)),
+            f"{len(member.valid_perplexities)}/{_epochs(sweep, member)}",
+            "" if not member.valid_perplexities else perplexity_text(member.valid_perplexity),
+        )
     return Group(Text(title, style="bold"), table)
 
 
 def _line(member: MemberResult, epochs: int) -> str:
     at = f"trial {member.number} ({_values(member.values)}) seed {member.seed}"
-    result = (f"epoch {len(member.valid_perplexities)}/{epochs}, valid perplexity "
-              f"{perplexity_text(member.valid_perplexity)}")
+    result = (
+        f"epoch {len(member.valid_perplexities)}/{epochs}, valid perplexity {perplexity_text(member.valid_perplexity)}"
+    )
     if member.status == "running":
         return f"{at}: {result}"
     test = "" if member.test_perplexity is None else f", test {perplexity_text(member.test_perplexity)}"

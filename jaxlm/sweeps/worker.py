@@ -82,8 +82,17 @@ class Worker(Observer):
       vmap: whether members share each operation; None: on accelerators.
     """
 
-    def __init__(self, study: Study, corpora: Corpora, size: int | None, workers: int, kept: bool,
-                 stop: Callable[[], int | None], tick: Callable[[], object], vmap: bool | None = None):
+    def __init__(
+        self,
+        study: Study,
+        corpora: Corpora,
+        size: int | None,
+        workers: int,
+        kept: bool,
+        stop: Callable[[], int | None],
+        tick: Callable[[], object],
+        vmap: bool | None = None,
+    ):
         self._study, self._corpora, self._size, self._workers, self._kept = study, corpora, size, workers, kept
         self._stop, self._tick = stop, tick
         self._vmap = jax.default_backend() != "cpu" if vmap is None else vmap
@@ -146,8 +155,15 @@ class Worker(Observer):
     def _member(self, point: Point, seed: int, record: MemberResult) -> Member:
         config, corpus = self._corpora(self._study.plan.config_of(point.params, seed))
         held = point.dirs[seed]
-        run = Run(config, corpus, held, point.held, resume=held.folder.exists("config.json"), kept=self._kept,
-                  tensorboard=False)
+        run = Run(
+            config,
+            corpus,
+            held,
+            point.held,
+            resume=held.folder.exists("config.json"),
+            kept=self._kept,
+            tensorboard=False,
+        )
         state = new_state(config) if run.found is None else run.found.state
         run.found = None
         return Member(run, self._seen(run, record), state)
@@ -246,8 +262,7 @@ def group_size(config: Config, plan: Plan, workers: int) -> int:
     state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state_shapes(config)))
     activations = T * B * (3 * model.embedding_size + 16 * sum(model.hidden_sizes))
     device = jax.local_devices()[0].memory_stats() or {}
-    free = (device["bytes_limit"] - device.get("bytes_in_use", 0) if "bytes_limit" in device else
-            memory.available())
+    free = device["bytes_limit"] - device.get("bytes_in_use", 0) if "bytes_limit" in device else memory.available()
     fit_in = free // 2 // workers // (4 * (4 * state + activations))
     # Optuna's choices get better with every trial that has ended: so it gets four rounds at least.
     rounds = 4 if plan.strategy == "tpe" else 1

@@ -49,8 +49,16 @@ def moved_by(recipe: Recipe, averaging: Averaging | None, factor: Number) -> Num
     return jnp.where(averaging.iterates > 0, averaging.last_rate / recipe.optimizer.learning_rate, factor)
 
 
-def averaged(recipe: Recipe, averaging: Averaging | None, memory: Memory | None, average: Params | None,
-             params: Params, step: Number, factor: Number, finite: jax.Array) -> tuple[Params | None, Averaging | None]:
+def averaged(
+    recipe: Recipe,
+    averaging: Averaging | None,
+    memory: Memory | None,
+    average: Params | None,
+    params: Params,
+    step: Number,
+    factor: Number,
+    finite: jax.Array,
+) -> tuple[Params | None, Averaging | None]:
     """The average after one more window, and how many iterates are in it.
 
     Args:
@@ -70,8 +78,9 @@ def averaged(recipe: Recipe, averaging: Averaging | None, memory: Memory | None,
     counted = averaging.iterates + (memory.switch.averaging & finite)
     # PyTorch's first iterate is overwritten by the second.
     weight = 1 / jnp.maximum(counted - 1 if _lags(recipe.optimizer) else counted, 1).astype(jnp.float32)
-    new = jax.tree.map(lambda old, new: jnp.where(weight == 1, new, old + weight.astype(old.dtype) * (new - old)),
-                       average, params)
+    new = jax.tree.map(
+        lambda old, new: jnp.where(weight == 1, new, old + weight.astype(old.dtype) * (new - old)), average, params
+    )
     new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, average)
     rate = None if averaging.last_rate is None else jnp.asarray(recipe.optimizer.learning_rate * factor, jnp.float32)
     return new, Averaging(counted, rate)

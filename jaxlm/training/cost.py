@@ -15,9 +15,16 @@ from jaxlm.models.noise import Noise, drop_carry, drop_rows, drop_words
 from jaxlm.models.stack import Carry
 
 
-def minimised(recipe: Recipe, params: Params, noise: Noise, inputs: jax.Array, targets: jax.Array, carry: Carry,
-              length: jax.Array | None = None, exact: jax.Array | bool = False
-              ) -> tuple[jax.Array, tuple[jax.Array, Carry]]:
+def minimised(
+    recipe: Recipe,
+    params: Params,
+    noise: Noise,
+    inputs: jax.Array,
+    targets: jax.Array,
+    carry: Carry,
+    length: jax.Array | None = None,
+    exact: jax.Array | bool = False,
+) -> tuple[jax.Array, tuple[jax.Array, Carry]]:
     """This device's share of what a step minimises.
 
     AR and TAR (Merity et al. 2017, arXiv:1708.01009) are per token, as the nats are: where the cost is summed over the
@@ -43,8 +50,7 @@ def minimised(recipe: Recipe, params: Params, noise: Noise, inputs: jax.Array, t
     x = drop_words(model, noise, stack.embed(kept, inputs), inputs).astype(model.compute_dtype)
     raw, features, new_carry = stack.last_outputs(model, kept, noise, x, drop_carry(noise, carry), length)
     weights = None if counted is None else counted.astype(jnp.float32)
-    cost = total = heads.summed_nats(model, kept, features, targets, weights, noise.latents, noise.drawn,
-                                     exact) / rows
+    cost = total = heads.summed_nats(model, kept, features, targets, weights, noise.latents, noise.drawn, exact) / rows
     if optimizer.activation_penalty is not None:
         total += optimizer.activation_penalty * _squares(features, counted) / (rows * features.shape[-1])
     if optimizer.temporal_penalty is not None and T > 1:

@@ -33,11 +33,17 @@ def global_norm(grads: Params, specs: Params) -> jax.Array:
 
 def dense(grads: Params, params: Params, tokens: jax.Array) -> Params:
     """The gradient with rows added up to a whole table; those of all devices, for tokens [T, B]."""
-    return {name: add_rows(jnp.zeros_like(params[name]), tokens, part) if _is_rows(part) else part
-            for name, part in grads.items()}
+    return {
+        name: add_rows(jnp.zeros_like(params[name]), tokens, part) if _is_rows(part) else part
+        for name, part in grads.items()
+    }
 
 
 def apply_updates(params: Params, updates: Params, tokens: jax.Array) -> Params:
     """params + updates; those that are rows belong to tokens [T, B]."""
-    return {name: add_rows(part, tokens, updates[name]) if _is_rows(updates[name]) else
-            jax.tree.map(jnp.add, part, updates[name]) for name, part in params.items()}
+    return {
+        name: add_rows(part, tokens, updates[name])
+        if _is_rows(updates[name])
+        else jax.tree.map(jnp.add, part, updates[name])
+        for name, part in params.items()
+    }

@@ -56,9 +56,18 @@ def taken(group: Any, slot: int) -> Any:
 
 
 @partial(jax.jit, static_argnames=("bptt_length", "small_batch", "vmapped", "mesh"), donate_argnames="states")
-def train_members(recipes: Recipe, states: TrainState, tokens: jax.Array, windows: Windows, counts: jax.Array, *,
-                  bptt_length: int, vmapped: bool, small_batch: int = 0, mesh: Mesh | None = None
-                  ) -> tuple[TrainState, Metrics]:
+def train_members(
+    recipes: Recipe,
+    states: TrainState,
+    tokens: jax.Array,
+    windows: Windows,
+    counts: jax.Array,
+    *,
+    bptt_length: int,
+    vmapped: bool,
+    small_batch: int = 0,
+    mesh: Mesh | None = None,
+) -> tuple[TrainState, Metrics]:
     """Windows of every member, in one call.
 
     Members share each operation (`vmapped`) or follow one another; with a mesh each device has some of them. Of a
@@ -79,8 +88,9 @@ def train_members(recipes: Recipe, states: TrainState, tokens: jax.Array, window
     """
 
     def one(recipe: Recipe, state: TrainState, windows: Windows, count: jax.Array) -> tuple[TrainState, Metrics]:
-        return loop_windows(recipe, state, tokens, windows, count, True, bptt_length=bptt_length,
-                            small_batch=small_batch)
+        return loop_windows(
+            recipe, state, tokens, windows, count, True, bptt_length=bptt_length, small_batch=small_batch
+        )
 
     def all_of_a_device(recipes, states, tokens, windows, counts):
         if vmapped:
@@ -88,4 +98,5 @@ def train_members(recipes: Recipe, states: TrainState, tokens: jax.Array, window
         return lax.map(lambda member: one(*member), (recipes, states, windows, counts))
 
     return spread(mesh, all_of_a_device, (MEMBER, MEMBER, SAME, MEMBER, MEMBER), MEMBER)(
-        recipes, states, tokens, windows, counts)
+        recipes, states, tokens, windows, counts
+    )

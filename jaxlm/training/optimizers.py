@@ -105,8 +105,13 @@ def _decay(optimizer: Descent) -> list[optax.GradientTransformation]:
     weight = optimizer.weight_decay
     if weight is None:
         return []
-    return [optax.stateless(lambda updates, params: jax.tree.map(
-        lambda update, leaf: update + weight * without_padding(leaf), updates, params))]
+    return [
+        optax.stateless(
+            lambda updates, params: jax.tree.map(
+                lambda update, leaf: update + weight * without_padding(leaf), updates, params
+            )
+        )
+    ]
 
 
 def _adamw(model: Recurrent, optimizer: AdamW, factor: Number) -> optax.GradientTransformation:
@@ -118,9 +123,11 @@ def _adamw(model: Recurrent, optimizer: AdamW, factor: Number) -> optax.Gradient
         epsilon = optimizer.epsilon / corrected if optimizer.compatibility == "lamb" else optimizer.epsilon
         return optax.scale_by_adam(optimizer.beta1, optimizer.beta2, epsilon).update(updates, state, params)
 
-    return optax.chain(optax.GradientTransformation(plain.init, update),
-                       optax.add_decayed_weights(optimizer.weight_decay, _matrices),
-                       optax.scale_by_learning_rate(optimizer.learning_rate * factor))
+    return optax.chain(
+        optax.GradientTransformation(plain.init, update),
+        optax.add_decayed_weights(optimizer.weight_decay, _matrices),
+        optax.scale_by_learning_rate(optimizer.learning_rate * factor),
+    )
 
 
 def _muon(model: Recurrent, optimizer: Muon, factor: Number) -> optax.GradientTransformation:
@@ -129,14 +136,18 @@ def _muon(model: Recurrent, optimizer: Muon, factor: Number) -> optax.GradientTr
         optax.trace(optimizer.momentum, optimizer.nesterov),
         _orthogonalized_by_gate(model, optimizer),
         optax.add_decayed_weights(optimizer.weight_decay),
-        optax.scale_by_learning_rate(optimizer.learning_rate * factor))
+        optax.scale_by_learning_rate(optimizer.learning_rate * factor),
+    )
     weight = optimizer.adam_weight_decay
     adam = optax.chain(
         optax.scale_by_adam(optimizer.beta1, optimizer.beta2, optimizer.epsilon),
         *([] if weight is None else [optax.add_decayed_weights(weight, _matrices)]),
-        optax.scale_by_learning_rate(optimizer.adam_learning_rate * factor))
-    return partition({"muon": muon, "adam": adam}, lambda params: jax.tree.map(
-        lambda inner: "muon" if inner else "adam", stack.is_inner_matrix(model, params)))
+        optax.scale_by_learning_rate(optimizer.adam_learning_rate * factor),
+    )
+    return partition(
+        {"muon": muon, "adam": adam},
+        lambda params: jax.tree.map(lambda inner: "muon" if inner else "adam", stack.is_inner_matrix(model, params)),
+    )
 
 
 def _orthogonalized_by_gate(model: Recurrent, optimizer: Muon) -> optax.GradientTransformation:
@@ -144,8 +155,12 @@ def _orthogonalized_by_gate(model: Recurrent, optimizer: Muon) -> optax.Gradient
     gates = stack.gates_per_kernel(model)
 
     def orthogonal(kernel: jax.Array) -> jax.Array:
-        found = orthogonalized(jnp.stack(jnp.split(kernel, gates, 1)), optimizer.newton_schulz_steps,
-                               model.compute_dtype, optimizer.newton_schulz_rule)
+        found = orthogonalized(
+            jnp.stack(jnp.split(kernel, gates, 1)),
+            optimizer.newton_schulz_steps,
+            model.compute_dtype,
+            optimizer.newton_schulz_rule,
+        )
         return jnp.concatenate(list(found), 1)
 
     return optax.stateless(lambda updates, _: jax.tree.map(orthogonal, updates))
@@ -166,4 +181,8 @@ def _matrices(params: Params) -> Any:
 
 
 _RULES: dict[type[Optimizer], Callable[[Any, Any, Number], optax.GradientTransformation]] = {
-    SGD: _sgd, ASGD: _asgd, AdamW: _adamw, Muon: _muon}
+    SGD: _sgd,
+    ASGD: _asgd,
+    AdamW: _adamw,
+    Muon: _muon,
+}

@@ -48,8 +48,10 @@ def check_small_batch(mesh: Mesh | None, counts: TrainConfig) -> None:
     devices = 1 if mesh is None else mesh.shape[collectives.DATA]
     rows, small = counts.batch_size // devices, counts.small_batch
     if small and rows % small and small % rows:
-        raise JaxlmError(f"small batches of {small} rows do not lie on {devices} devices of {rows} rows each: take a "
-                         f"small_batch or a number of devices such that one of the two divides the other")
+        raise JaxlmError(
+            f"small batches of {small} rows do not lie on {devices} devices of {rows} rows each: take a "
+            f"small_batch or a number of devices such that one of the two divides the other"
+        )
 
 
 Gradient = tuple[jax.Array, Carry, Params]  # the cost, the new carry, and the gradient of what is minimised
@@ -71,9 +73,14 @@ def gradient_of(of_part: Callable[[Part], Gradient], whole: Part, small_batch: i
     def columns(tokens: jax.Array) -> jax.Array:
         return jnp.moveaxis(tokens.reshape(len(tokens), count, -1), 1, 0)
 
-    parts = Part(columns(whole.inputs), columns(whole.targets),
-                 jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), whole.carry),
-                 start // small_batch + jnp.arange(count), jnp.full(count, start % small_batch), whole.noise)
+    parts = Part(
+        columns(whole.inputs),
+        columns(whole.targets),
+        jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), whole.carry),
+        start // small_batch + jnp.arange(count),
+        jnp.full(count, start % small_batch),
+        whole.noise,
+    )
 
     def add(total: tuple[jax.Array, Params], part: Part) -> tuple[tuple[jax.Array, Params], tuple[Carry, Params]]:
         cost, carry, grads = of_part(part)

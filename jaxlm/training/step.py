@@ -79,8 +79,9 @@ def traced(recipe: Recipe) -> Recipe:
     return jax.device_put(jax.tree.map(np.float32, recipe))
 
 
-def init_state(recipe: Recipe, key: jax.Array, batch_size: int, params: Params | None = None, *, patience: int = 0
-               ) -> TrainState:
+def init_state(
+    recipe: Recipe, key: jax.Array, batch_size: int, params: Params | None = None, *, patience: int = 0
+) -> TrainState:
     """The state before the first step, with fresh parameters or a copy of those given.
 
     Args:
@@ -94,15 +95,22 @@ def init_state(recipe: Recipe, key: jax.Array, batch_size: int, params: Params |
       JaxlmError: the compute_dtype is `auto`, which `jaxlm.train` replaces by the device's.
     """
     if recipe.model.compute_dtype == "auto":
-        raise JaxlmError("compute_dtype is auto, which jaxlm.train resolves: for a step of your own take float32 or "
-                         "bfloat16")
+        raise JaxlmError(
+            "compute_dtype is auto, which jaxlm.train resolves: for a step of your own take float32 or bfloat16"
+        )
     params_key, noise_key = jax.random.split(key)
     start: Params = jax.tree.map(jnp.array, stack.init_params(recipe.model, params_key) if params is None else params)
     average = jax.tree.map(jnp.copy, start) if averaging.averages(recipe) else None
-    return TrainState(jnp.zeros((), jnp.int32), start, optimizers.transformation(recipe, 0.0).init(start),
-                      stack.zero_carry(recipe.model, batch_size, start["embedding"].dtype),
-                      noise_key if is_random(recipe.model) else None, average, averaging.first(recipe),
-                      first_memory(recipe, patience))
+    return TrainState(
+        jnp.zeros((), jnp.int32),
+        start,
+        optimizers.transformation(recipe, 0.0).init(start),
+        stack.zero_carry(recipe.model, batch_size, start["embedding"].dtype),
+        noise_key if is_random(recipe.model) else None,
+        average,
+        averaging.first(recipe),
+        first_memory(recipe, patience),
+    )
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -111,8 +119,9 @@ def fresh_state(recipe: Recipe, seed: np.uint32, batch_size: int, patience: int)
     return init_state(recipe, jax.random.key(seed), batch_size, patience=patience)
 
 
-def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise | None = None
-               ) -> tuple[TrainState, Metrics]:
+def train_step(
+    recipe: Recipe, state: TrainState, window: Window, noise: Noise | None = None
+) -> tuple[TrainState, Metrics]:
     """One update on one window. Gradients stop at the window's edge; the carry is passed on.
 
     The cost is the sum over the T steps of the mean over the batch, and it is that cost's gradient that is clipped, as
@@ -161,16 +170,22 @@ def train_step(recipe: Recipe, state: TrainState, window: Window, noise: Noise |
     scale = factor(recipe.schedule, state.step, window.epoch, window.total, lowered)
     own = scale if window.rate is None else scale * window.rate
     moved = averaging.moved_by(recipe, state.averaging, own)
-    updates, opt_state = optimizers.transformation(recipe, moved).update(grads, state.opt_state, state.params,
-                                                                         grad_norm=norm)
-    params = gradients.apply_updates(state.params, jax.tree.map(lambda u: jnp.where(finite, u, 0), updates),
-                                     window.inputs)
-    new_carry, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (new_carry, opt_state),
-                                        (carry, state.opt_state))
-    average, counted = averaging.averaged(recipe, state.averaging, state.memory, state.average, params, state.step,
-                                          own, finite)
-    return (TrainState(state.step + 1, params, opt_state, new_carry, state.key, average, counted, state.memory),
-            Metrics(cost, norm, recipe.optimizer.learning_rate * scale, finite))
+    updates, opt_state = optimizers.transformation(recipe, moved).update(
+        grads, state.opt_state, state.params, grad_norm=norm
+    )
+    params = gradients.apply_updates(
+        state.params, jax.tree.map(lambda u: jnp.where(finite, u, 0), updates), window.inputs
+    )
+    new_carry, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (new_carry, opt_state), (carry, state.opt_state)
+    )
+    average, counted = averaging.averaged(
+        recipe, state.averaging, state.memory, state.average, params, state.step, own, finite
+    )
+    return (
+        TrainState(state.step + 1, params, opt_state, new_carry, state.key, average, counted, state.memory),
+        Metrics(cost, norm, recipe.optimizer.learning_rate * scale, finite),
+    )
 
 
 def read_window(tokens: jax.Array, windows: Windows, bptt_length: int, small_batch: int = 0) -> Window:
@@ -179,14 +194,24 @@ def read_window(tokens: jax.Array, windows: Windows, bptt_length: int, small_bat
         rows = lax.dynamic_slice_in_dim(tokens, windows.row, bptt_length + 1)
     else:  # what is padded may lie behind the last token
         rows = tokens.at[windows.row + jnp.arange(bptt_length + 1)].get(mode="clip")
-    return Window(rows[:-1], rows[1:], windows.epoch, windows.first, windows.total, windows.length, windows.rate,
-                  small_batch)
+    return Window(
+        rows[:-1], rows[1:], windows.epoch, windows.first, windows.total, windows.length, windows.rate, small_batch
+    )
 
 
 @partial(jax.jit, static_argnames=("bptt_length", "small_batch", "mesh"), donate_argnames="state")
-def train_windows(recipe: Recipe, state: TrainState, tokens: jax.Array, windows: Windows, count: jax.Array,
-                  skip_nonfinite: jax.Array | bool = False, *, bptt_length: int, small_batch: int = 0,
-                  mesh: Mesh | None = None) -> tuple[TrainState, Metrics]:
+def train_windows(
+    recipe: Recipe,
+    state: TrainState,
+    tokens: jax.Array,
+    windows: Windows,
+    count: jax.Array,
+    skip_nonfinite: jax.Array | bool = False,
+    *,
+    bptt_length: int,
+    small_batch: int = 0,
+    mesh: Mesh | None = None,
+) -> tuple[TrainState, Metrics]:
     """The first `count` (traced) of the windows, in one call, so that an epoch's tail compiles nothing anew.
 
     Args:
@@ -205,14 +230,26 @@ def train_windows(recipe: Recipe, state: TrainState, tokens: jax.Array, windows:
       The new state, and metrics [W], of which those of windows trained count.
     """
     where = state_specs(recipe, state)
-    run = spread(mesh, partial(loop_windows, bptt_length=bptt_length, small_batch=small_batch),
-                 (collectives.SAME, where, collectives.ROWS, *[collectives.SAME] * 3), (where, collectives.SAME))
+    run = spread(
+        mesh,
+        partial(loop_windows, bptt_length=bptt_length, small_batch=small_batch),
+        (collectives.SAME, where, collectives.ROWS, *[collectives.SAME] * 3),
+        (where, collectives.SAME),
+    )
     return run(recipe, state, tokens, windows, count, skip_nonfinite)
 
 
-def loop_windows(recipe: Recipe, state: TrainState, tokens: jax.Array, windows: Windows, count: jax.Array,
-                 skip_nonfinite: jax.Array | bool, *, bptt_length: int, small_batch: int = 0
-                 ) -> tuple[TrainState, Metrics]:
+def loop_windows(
+    recipe: Recipe,
+    state: TrainState,
+    tokens: jax.Array,
+    windows: Windows,
+    count: jax.Array,
+    skip_nonfinite: jax.Array | bool,
+    *,
+    bptt_length: int,
+    small_batch: int = 0,
+) -> tuple[TrainState, Metrics]:
     """`train_windows`, on one device's part."""
 
     def body(loop):
@@ -236,17 +273,24 @@ def state_specs(recipe: Recipe, state: TrainState) -> Any:
     """A state of specs: parameters, optimiser and average lie by words, the carry by rows, the rest everywhere."""
     specs = spread_specs(state.params, stack.param_specs(recipe.model))
     same = jax.tree.map(lambda _: collectives.SAME, state)
-    return replace(same, params=specs, opt_state=optimizers.state_specs(state.opt_state, specs, collectives.SAME),
-                   carry=jax.tree.map(lambda _: collectives.CARRY, state.carry),
-                   average=None if state.average is None else specs)
+    return replace(
+        same,
+        params=specs,
+        opt_state=optimizers.state_specs(state.opt_state, specs, collectives.SAME),
+        carry=jax.tree.map(lambda _: collectives.CARRY, state.carry),
+        average=None if state.average is None else specs,
+    )
 
 
 def put_state(mesh: Mesh | None, recipe: Recipe, state: TrainState) -> TrainState:
     """A state, whole in each process, onto a mesh."""
     where = state_specs(recipe, state)
     placed = put(mesh, state, where)
-    return replace(placed, params=put(mesh, state.params, where.params, PADDED_BIAS),
-                   average=put(mesh, state.average, where.average, PADDED_BIAS))
+    return replace(
+        placed,
+        params=put(mesh, state.params, where.params, PADDED_BIAS),
+        average=put(mesh, state.average, where.average, PADDED_BIAS),
+    )
 
 
 def whole_state(mesh: Mesh | None, recipe: Recipe, state: TrainState) -> TrainState:

@@ -55,8 +55,12 @@ def first_memory(recipe: Recipe, patience: int = 0) -> Memory | None:
     optimizer = recipe.optimizer
     switch = lowered = None
     if optimizer.averages_after is not None:
-        switch = Switch(_never(optimizer.averages_after), _never(), jnp.bool_(optimizer.averages_after == 0),
-                        None if optimizer.averages_latest is None else jnp.int32(0))
+        switch = Switch(
+            _never(optimizer.averages_after),
+            _never(),
+            jnp.bool_(optimizer.averages_after == 0),
+            None if optimizer.averages_latest is None else jnp.int32(0),
+        )
     if isinstance(recipe.schedule, Plateau):
         lowered = Lowered(jnp.float32(1), jnp.int32(0))
     if switch is None and lowered is None and not patience:

@@ -13,14 +13,70 @@ from pathlib import Path
 import numpy as np
 
 CASES = {
-    "one-layer-three-epochs": dict(V=50, E=8, hidden=[12], B=4, T=5, N=520, init=0.1, lr=1.0, clip=1.0,
-                                   forget_bias=0.0, decay=0.5, hold=1, offset=1, steps=60),
-    "three-unequal-layers": dict(V=120, E=10, hidden=[16, 8, 12], B=6, T=7, N=2000, init=0.2, lr=0.5, clip=2.0,
-                                 forget_bias=1.0, decay=0.8, hold=1, offset=0, steps=70),
-    "test-preset": dict(V=100, E=2, hidden=[2], B=20, T=2, N=2500, init=0.1, lr=1.0, clip=1.0,
-                        forget_bias=0.0, decay=0.5, hold=1, offset=1, steps=80),
-    "long-windows": dict(V=80, E=12, hidden=[24, 16], B=3, T=35, N=3400, init=0.05, lr=0.3, clip=5.0,
-                         forget_bias=0.0, decay=0.8, hold=6, offset=1, steps=50),
+    "one-layer-three-epochs": dict(
+        V=50,
+        E=8,
+        hidden=[12],
+        B=4,
+        T=5,
+        N=520,
+        init=0.1,
+        lr=1.0,
+        clip=1.0,
+        forget_bias=0.0,
+        decay=0.5,
+        hold=1,
+        offset=1,
+        steps=60,
+    ),
+    "three-unequal-layers": dict(
+        V=120,
+        E=10,
+        hidden=[16, 8, 12],
+        B=6,
+        T=7,
+        N=2000,
+        init=0.2,
+        lr=0.5,
+        clip=2.0,
+        forget_bias=1.0,
+        decay=0.8,
+        hold=1,
+        offset=0,
+        steps=70,
+    ),
+    "test-preset": dict(
+        V=100,
+        E=2,
+        hidden=[2],
+        B=20,
+        T=2,
+        N=2500,
+        init=0.1,
+        lr=1.0,
+        clip=1.0,
+        forget_bias=0.0,
+        decay=0.5,
+        hold=1,
+        offset=1,
+        steps=80,
+    ),
+    "long-windows": dict(
+        V=80,
+        E=12,
+        hidden=[24, 16],
+        B=3,
+        T=35,
+        N=3400,
+        init=0.05,
+        lr=0.3,
+        clip=5.0,
+        forget_bias=0.0,
+        decay=0.8,
+        hold=6,
+        offset=1,
+        steps=50,
+    ),
 }
 
 
@@ -39,8 +95,12 @@ def weights(case: dict) -> list[np.ndarray]:
     """Embedding, kernels, softmax kernel, softmax bias."""
     rng = np.random.default_rng(0)
     widths = [case["E"], *case["hidden"]]
-    shapes = [(case["V"], case["E"]), *((a + b, 4 * b) for a, b in itertools.pairwise(widths)),
-              (widths[-1], case["V"]), (case["V"],)]
+    shapes = [
+        (case["V"], case["E"]),
+        *((a + b, 4 * b) for a, b in itertools.pairwise(widths)),
+        (widths[-1], case["V"]),
+        (case["V"],),
+    ]
     return [rng.uniform(-case["init"], case["init"], shape).astype(np.float32) for shape in shapes]
 
 
@@ -56,9 +116,12 @@ def run(case: dict) -> dict:
         x, y = tf1.placeholder(tf.int32, [B, T]), tf1.placeholder(tf.int32, [B, T])
         with tf1.variable_scope("m", reuse=tf1.AUTO_REUSE):
             embedding = tf1.get_variable("embedding_vocab", [V, case["E"]])
-            cell = tf1.nn.rnn_cell.MultiRNNCell([
-                tf1.nn.rnn_cell.BasicLSTMCell(h, forget_bias=case["forget_bias"], state_is_tuple=True, reuse=None)
-                for h in hidden])
+            cell = tf1.nn.rnn_cell.MultiRNNCell(
+                [
+                    tf1.nn.rnn_cell.BasicLSTMCell(h, forget_bias=case["forget_bias"], state_is_tuple=True, reuse=None)
+                    for h in hidden
+                ]
+            )
             zero = cell.zero_state(B, tf.float32)
             state, outputs, inputs = zero, [], tf.nn.embedding_lookup(embedding, x)
             with tf1.variable_scope("rnn"):
@@ -68,8 +131,9 @@ def run(case: dict) -> dict:
                     output, state = cell(inputs[:, t], state)
                     outputs.append(output)
             output = tf.reshape(tf.concat(outputs, 1), [-1, hidden[-1]])
-            logits = tf1.nn.xw_plus_b(output, tf1.get_variable("softmax_w", [hidden[-1], V]),
-                                      tf1.get_variable("softmax_b", [V]))
+            logits = tf1.nn.xw_plus_b(
+                output, tf1.get_variable("softmax_w", [hidden[-1], V]), tf1.get_variable("softmax_b", [V])
+            )
             nats = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.reshape(y, [-1]), logits=logits)
             cost = tf.reduce_sum(tf.reduce_mean(tf.reshape(nats, [B, T]), 0))
         return x, y, zero, state, cost
@@ -82,7 +146,7 @@ def run(case: dict) -> dict:
     test_x, test_y, test_zero, test_final, test_cost = graph(1, 1)
 
     stream = tokens(case)
-    train, valid = stream[:case["N"]], stream[case["N"]:]
+    train, valid = stream[: case["N"]], stream[case["N"] :]
     with tf1.Session() as session:
         session.run(tf1.global_variables_initializer())
         fresh = iter(weights(case))
@@ -92,13 +156,13 @@ def run(case: dict) -> dict:
 
         def over(ids, B, T, graph, epochs_from=None, steps=None):
             x, y, zero, final, cost = graph
-            rows = ids[:len(ids) // B * B].reshape(B, -1)
+            rows = ids[: len(ids) // B * B].reshape(B, -1)
             windows = (rows.shape[1] - 1) // T
             told, state = [], session.run(zero)
             for step in range(windows if steps is None else steps):
                 epoch, k = divmod(step, windows)
                 state = session.run(zero) if k == 0 else state
-                feed = {x: rows[:, k * T:(k + 1) * T], y: rows[:, k * T + 1:(k + 1) * T + 1], zero: state}
+                feed = {x: rows[:, k * T : (k + 1) * T], y: rows[:, k * T + 1 : (k + 1) * T + 1], zero: state}
                 if steps is None:
                     value, state = session.run([cost, final], feed)
                     told.append(float(value))

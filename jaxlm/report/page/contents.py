@@ -45,8 +45,9 @@ class RunRecord:
     @property
     def test_perplexity(self) -> float:
         """That of the last parameters; nan where they were not tested."""
-        found = [row["test_perplexity"] for row in self.tests
-                 if row.get("checkpoint") != "best" and "test_perplexity" in row]
+        found = [
+            row["test_perplexity"] for row in self.tests if row.get("checkpoint") != "best" and "test_perplexity" in row
+        ]
         return found[-1] if found else math.nan
 
     @property

@@ -11,8 +11,9 @@ class Figures:
     def __init__(self) -> None:
         self.payload: dict[str, list[dict[str, Any]]] = {"charts": [], "maps": [], "sweeps": []}
 
-    def chart(self, title: str, spec: dict[str, Any], *, zoom: bool = False, kind: str = "charts", **extra: Any
-              ) -> Markup:
+    def chart(
+        self, title: str, spec: dict[str, Any], *, zoom: bool = False, kind: str = "charts", **extra: Any
+    ) -> Markup:
         """A box for a chart, with buttons to zoom.
 
         Args:
@@ -31,8 +32,12 @@ class Figures:
 
     def placed(self, title: str, name: str, zoom: bool = True) -> Markup:
         """The box of a chart whose specification the caller adds, by the box's id."""
-        buttons = [element("button", sign, type="button", data_zoom=what, data_chart=name,
-                           aria_label=f"zoom {what}: {title}")
-                   for sign, what in (("+", "in"), ("\N{MINUS SIGN}", "out"), ("reset", "reset"))]
-        return element("figure", element("figcaption", title, element("span", *buttons, cls="tools") if zoom else ""),
-                       element("div", id=name, cls="chart"))
+        buttons = [
+            element("button", sign, type="button", data_zoom=what, data_chart=name, aria_label=f"zoom {what}: {title}")
+            for sign, what in (("+", "in"), ("\N{MINUS SIGN}", "out"), ("reset", "reset"))
+        ]
+        return element(
+            "figure",
+            element("figcaption", title, element("span", *buttons, cls="tools") if zoom else ""),
+            element("div", id=name, cls="chart"),
+        )

@@ -40,24 +40,49 @@ def render(contents: Contents, title: str, library: Callable[[], str] = chart_li
     sections = [*_runs(contents, figures), *_sweeps(contents, figures)]
     own = (files("jaxlm.report.page") / "page.js").read_text("utf-8")
     style = (files("jaxlm.report.page") / "page.css").read_text("utf-8")
-    policy = (f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
-              f"script-src {_hash(script)} {_hash(own)}; base-uri 'none'; form-action 'none'")
-    head = join([element("meta", charset="utf-8"),
-                 element("meta", http_equiv="Content-Security-Policy", content=policy),
-                 element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-                 element("meta", name="color-scheme", content="light dark"),
-                 element("title", title), element("style", Markup(style))])
-    body = join([element("a", "Skip to the results", href="#main", cls="skip"),
-                 element("header", element("h1", title), element("nav", element("ul", *(
-                     element("li", element("a", name, href=f"#{anchor}")) for anchor, name, _ in sections)),
-                     aria_label="sections")),
-                 element("noscript", element("p", "The charts need JavaScript; the tables below hold their numbers.",
-                                             cls="warning")),
-                 element("main", *(element("section", element("h2", name), content, id=anchor)
-                                   for anchor, name, content in sections), id="main"),
-                 element("footer", element("p", "Written by jaxlm. Charts: Vega-Lite.")),
-                 element("script", script_json(figures.payload), type="application/json", id="payload"),
-                 element("script", Markup(script)), element("script", Markup(own))])
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+        f"script-src {_hash(script)} {_hash(own)}; base-uri 'none'; form-action 'none'"
+    )
+    head = join(
+        [
+            element("meta", charset="utf-8"),
+            element("meta", http_equiv="Content-Security-Policy", content=policy),
+            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            element("meta", name="color-scheme", content="light dark"),
+            element("title", title),
+            element("style", Markup(style)),
+        ]
+    )
+    body = join(
+        [
+            element("a", "Skip to the results", href="#main", cls="skip"),
+            element(
+                "header",
+                element("h1", title),
+                element(
+                    "nav",
+                    element(
+                        "ul", *(element("li", element("a", name, href=f"#{anchor}")) for anchor, name, _ in sections)
+                    ),
+                    aria_label="sections",
+                ),
+            ),
+            element(
+                "noscript",
+                element("p", "The charts need JavaScript; the tables below hold their numbers.", cls="warning"),
+            ),
+            element(
+                "main",
+                *(element("section", element("h2", name), content, id=anchor) for anchor, name, content in sections),
+                id="main",
+            ),
+            element("footer", element("p", "Written by jaxlm. Charts: Vega-Lite.")),
+            element("script", script_json(figures.payload), type="application/json", id="payload"),
+            element("script", Markup(script)),
+            element("script", Markup(own)),
+        ]
+    )
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
@@ -68,12 +93,24 @@ def _runs(contents: Contents, figures: Figures) -> list[tuple[str, object, Marku
     found = []
     for place, runs in enumerate(together):
         name = runs[0].corpus.get("name", "its corpus")
-        apart = element("p", f"The runs of this page are on {len(together)} corpora, each in a section of its own: "
-                        f"perplexities on different corpora cannot be compared.", cls="warning")
-        found.append((f"runs-{place}", f"Runs on {name}", join([
-            apart if len(together) > 1 else "", corpus_line(runs[0].corpus), runs_section(runs, figures)])))
-        found += [(f"model-{place}", f"Model of {run.name}", model_section(models[run.name], figures))
-                  for run in runs if run.name in models]
+        apart = element(
+            "p",
+            f"The runs of this page are on {len(together)} corpora, each in a section of its own: "
+            f"perplexities on different corpora cannot be compared.",
+            cls="warning",
+        )
+        found.append(
+            (
+                f"runs-{place}",
+                f"Runs on {name}",
+                join([apart if len(together) > 1 else "", corpus_line(runs[0].corpus), runs_section(runs, figures)]),
+            )
+        )
+        found += [
+            (f"model-{place}", f"Model of {run.name}", model_section(models[run.name], figures))
+            for run in runs
+            if run.name in models
+        ]
     return found
 
 

@@ -30,19 +30,44 @@ def sweep_section(sweep: SweepRecord, figures: Figures) -> Markup:
     if len(drawn) > 1:
         axes = sweep_charts.axes_of(drawn)
         name = f"sweeps-{number}"
-        slices = [{"id": f"{name}-slice-{place}", "axis": place, "spec": sweep_charts.slice_of(drawn, axis, axes[-1])}
-                  for place, axis in enumerate(axes[:-1])]
-        figures.payload["sweeps"].append({
-            "id": name, "axes": axes, "trials": [trial.number for trial in drawn],
-            "parallel": sweep_charts.parallel_coordinates(drawn, axes), "slices": slices,
-            "curves": {"id": f"{name}-curves", "spec": sweep_charts.epochs_of(drawn)}})
-        parts += [_filters(name, axes), element("figure", element("figcaption", "Parallel coordinates"),
-                                                element("div", id=f"{name}-parallel", cls="chart")),
-                  element("p", "Drag along an axis to filter, double-click it to clear it; orange is better.",
-                          cls="note screen"),
-                  figures.placed("Learning curves", f"{name}-curves"),
-                  element("div", *(element("figure", element("figcaption", axes[one["axis"]]["name"]),
-                                           element("div", id=one["id"], cls="chart")) for one in slices), cls="grid")]
+        slices = [
+            {"id": f"{name}-slice-{place}", "axis": place, "spec": sweep_charts.slice_of(drawn, axis, axes[-1])}
+            for place, axis in enumerate(axes[:-1])
+        ]
+        figures.payload["sweeps"].append(
+            {
+                "id": name,
+                "axes": axes,
+                "trials": [trial.number for trial in drawn],
+                "parallel": sweep_charts.parallel_coordinates(drawn, axes),
+                "slices": slices,
+                "curves": {"id": f"{name}-curves", "spec": sweep_charts.epochs_of(drawn)},
+            }
+        )
+        parts += [
+            _filters(name, axes),
+            element(
+                "figure",
+                element("figcaption", "Parallel coordinates"),
+                element("div", id=f"{name}-parallel", cls="chart"),
+            ),
+            element(
+                "p", "Drag along an axis to filter, double-click it to clear it; orange is better.", cls="note screen"
+            ),
+            figures.placed("Learning curves", f"{name}-curves"),
+            element(
+                "div",
+                *(
+                    element(
+                        "figure",
+                        element("figcaption", axes[one["axis"]]["name"]),
+                        element("div", id=one["id"], cls="chart"),
+                    )
+                    for one in slices
+                ),
+                cls="grid",
+            ),
+        ]
     parts.append(_table(sweep, f"sweeps-{number}" if len(drawn) > 1 else None))
     return join(parts)
 
@@ -53,25 +78,56 @@ def _filters(name: str, axes: list[dict[str, Any]]) -> Markup:
     for place, axis in enumerate(axes):
         common = {"data_sweep": name, "data_axis": place}
         if axis["categories"]:
-            inputs = [element("label", element("input", type="checkbox", checked=True, value=value,
-                                               data_bound="choice", **common), f" {value}")
-                      for value, _ in axis["categories"]]
+            inputs = [
+                element(
+                    "label",
+                    element("input", type="checkbox", checked=True, value=value, data_bound="choice", **common),
+                    f" {value}",
+                )
+                for value, _ in axis["categories"]
+            ]
         else:
-            inputs = [element("label", f"{bound} ", element(
-                "input", type="number", step="any", placeholder=f"{axis[end]:.4g}", data_bound=bound, **common))
-                      for bound, end in (("from", "low"), ("to", "high"))]
+            inputs = [
+                element(
+                    "label",
+                    f"{bound} ",
+                    element(
+                        "input", type="number", step="any", placeholder=f"{axis[end]:.4g}", data_bound=bound, **common
+                    ),
+                )
+                for bound, end in (("from", "low"), ("to", "high"))
+            ]
         parts.append(element("fieldset", element("legend", axis["name"]), *inputs))
-    return element("form", *parts, element("button", "Show all", type="button", data_all=name),
-                   element("output", "", id=f"{name}-count", aria_live="polite"), cls="filters", data_filters=name)
+    return element(
+        "form",
+        *parts,
+        element("button", "Show all", type="button", data_all=name),
+        element("output", "", id=f"{name}-count", aria_live="polite"),
+        cls="filters",
+        data_filters=name,
+    )
 
 
 def _table(sweep: SweepRecord, name: str | None) -> Markup:
     fields = list(sweep.trials[0].values)
-    rows = [[trial.number, *(_value(trial.values[field]) for field in fields), trial.status, trial.seeds,
-             spread(*trial.valid), spread(*trial.test)] for trial in sweep.trials]
+    rows = [
+        [
+            trial.number,
+            *(_value(trial.values[field]) for field in fields),
+            trial.status,
+            trial.seeds,
+            spread(*trial.valid),
+            spread(*trial.test),
+        ]
+        for trial in sweep.trials
+    ]
     attributes: list[dict[str, object]] = [{"data_trial": trial.number, "data_of": name} for trial in sweep.trials]
-    return table(["trial", *fields, "status", "seeds", "validation perplexity", "test perplexity"], rows,
-                 caption="Trials, best first: mean ± standard deviation over the seeds", row_attributes=attributes)
+    return table(
+        ["trial", *fields, "status", "seeds", "validation perplexity", "test perplexity"],
+        rows,
+        caption="Trials, best first: mean ± standard deviation over the seeds",
+        row_attributes=attributes,
+    )
 
 
 def _value(value: Any) -> object:

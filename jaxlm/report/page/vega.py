@@ -19,7 +19,8 @@ def chart_library() -> str:
     try:
         bundle = import_module("vl_convert").javascript_bundle
     except ImportError as error:
-        raise JaxlmError(f"a report needs vl-convert, which cannot be imported ({error}): pip install 'jaxlm[report]'"
-                         ) from None
+        raise JaxlmError(
+            f"a report needs vl-convert, which cannot be imported ({error}): pip install 'jaxlm[report]'"
+        ) from None
     script = bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")

@@ -35,10 +35,18 @@ def map_words(embedding: np.ndarray, words: Sequence[str], *, count: int = 500, 
         method = "t-SNE"
     except JaxlmError:  # scikit-learn is not installed
         centred = head - head.mean(axis=0)
-        places, clusters, method = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T, np.zeros(count), \
-            "PCA"
-    return WordMap(list(words[:count]), [(round(float(x), 3), round(float(y), 3)) for x, y in places],
-                   [int(cluster) for cluster in clusters], _nearest(unit, words, count, neighbors), method)
+        places, clusters, method = (
+            centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T,
+            np.zeros(count),
+            "PCA",
+        )
+    return WordMap(
+        list(words[:count]),
+        [(round(float(x), 3), round(float(y), 3)) for x, y in places],
+        [int(cluster) for cluster in clusters],
+        _nearest(unit, words, count, neighbors),
+        method,
+    )
 
 
 def _nearest(unit: np.ndarray, words: Sequence[str], count: int, most: int) -> list[list[tuple[str, float]]]:
@@ -47,7 +55,8 @@ def _nearest(unit: np.ndarray, words: Sequence[str], count: int, most: int) -> l
     for place in range(count):
         cosine = unit @ unit[place]
         cosine[place] = -np.inf
-        nearest = np.argpartition(-cosine, min(most, len(cosine) - 1) - 1)[:min(most, len(cosine) - 1)]
-        found.append([(words[i], round(float(cosine[i]), 3)) for i in nearest[np.argsort(-cosine[nearest],
-                                                                                         kind="stable")]])
+        nearest = np.argpartition(-cosine, min(most, len(cosine) - 1) - 1)[: min(most, len(cosine) - 1)]
+        found.append(
+            [(words[i], round(float(cosine[i]), 3)) for i in nearest[np.argsort(-cosine[nearest], kind="stable")]]
+        )
     return found
