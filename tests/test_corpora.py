@@ -20,6 +20,7 @@ from jaxlm.data import corpora, download, embedded
 from jaxlm.data import text as texts
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.corpus import Corpus
+from jaxlm.data.prepared import prepare
 from jaxlm.data.text import SPLITS, read_text, tokenize
 from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import DataError
@@ -184,6 +185,15 @@ def test_folder_of_text(tmp_path, pattern, valid):
     assert corpus.name == "text:mine" and corpus.floor is None
     assert corpus.vocab.words == ("b", EOS, "train", UNK)
     assert corpus.train.tolist() == [2, 0, 0, 1] and corpus.valid.tolist() == [3, 0, 0, 1]
+
+
+def test_the_share_of_unknown_tokens_of_each_split(tmp_path, monkeypatch):
+    files = {"train.txt": b"a a b c\n", "valid.txt": b"a b c d\n", "test.txt": b"d d d"}
+    corpus = load_corpus(write(tmp_path / "mine", files))
+    assert corpus.unknown_shares() == {"train": 0.0, "valid": 1 / 5, "test": 1.0}
+    monkeypatch.setattr("jaxlm.data.corpus._BLOCK", 2)
+    for made in (corpus, prepare(tmp_path / "mine", tmp_path / "out")):
+        assert made.unknown_shares() == pytest.approx({"train": 0.0, "valid": 1 / 5, "test": 1.0})
 
 
 def test_options_change_text_vocabulary_and_name(tmp_path):

@@ -49,6 +49,17 @@ def test_unknown_word_is_added_last():
     assert (vocab.eos, vocab.unk) == (0, 3)
 
 
+def test_the_share_of_unknown_words():
+    vocab = Vocab(("a", UNK, "b"))
+    assert vocab.unknown_share(vocab.encode(["a", "c", "b", UNK, "d"])) == 3 / 5
+    assert vocab.unknown_share(np.zeros(0, np.int32)) == Vocab(("a", "b")).unknown_share(np.array([0, 1])) == 0.0
+
+
+def test_a_vocabulary_is_shown_in_short():
+    assert repr(Vocab(("a", "b'"))) == """Vocab('a', "b'")"""
+    assert repr(Vocab(tuple(f"w{i}" for i in range(10_000)))) == "Vocab('w0', 'w1', 'w2', ...: 10,000 words)"
+
+
 def test_the_hash_depends_on_the_order_and_on_each_word():
     assert len({Vocab(words).sha256 for words in [("a", "b"), ("b", "a"), ("ab",), ("a", "b", "c")]}) == 4
 

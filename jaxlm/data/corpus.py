@@ -11,7 +11,10 @@ import numpy as np
 
 from jaxlm.data.text import SPLITS
 from jaxlm.data.vocab import EOS, UNK, Vocab
+from jaxlm.data.windows import batch
 from jaxlm.errors import DataError
+
+_BLOCK = 1 << 20  # ids that are read at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,16 @@ class Corpus:
                 raise DataError(f"the ids of {split} must be a one-dimensional array of integers, not {found}")
             if not isinstance(ids, np.memmap):
                 check_ids(ids, len(self.vocab), f"the {split} split of {self.name}")
+
+    def unknown_shares(self) -> dict[str, float]:
+        """The share of each split's tokens that are `<unk>`, from 0 to 1; memory-mapped ids are read in blocks."""
+
+        def share(ids: np.ndarray) -> float:
+            starts = range(0, len(ids), _BLOCK)
+            blocks = (batch(ids, 1, start=start, stop=start + _BLOCK)[:, 0] for start in starts)
+            return sum(self.vocab.unknown_share(block) * len(block) for block in blocks) / max(1, len(ids))
+
+        return {split: share(getattr(self, split)) for split in SPLITS}
 
 
 def check_ids(ids: np.ndarray, words: int, where: str) -> None:

@@ -16,7 +16,7 @@ EOS = "<eos>"  # the token of a newline
 UNK = "<unk>"  # the token of every word outside the vocabulary
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Vocab:
     """An ordered set of words; a word's id is its place.
 
@@ -43,6 +43,10 @@ class Vocab:
 
     def __len__(self) -> int:
         return len(self.words)
+
+    def __repr__(self) -> str:
+        first = ", ".join(map(_shown, self.words[:3]))
+        return f"Vocab({first}, ...: {len(self):,} words)" if len(self) > 3 else f"Vocab({first})"
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -87,6 +91,18 @@ class Vocab:
                 f"the word {_shown(word)} is not in the vocabulary, which has no {UNK} for it; use another word"
             )
         return ids
+
+    def unknown_share(self, ids: np.ndarray) -> float:
+        """The share of ids that are `<unk>`, from 0 to 1; 0 without ids, or without `<unk>` in the vocabulary.
+
+        Args:
+            ids: Integers `[N]`.
+
+        >>> vocab = Vocab(("the", "<unk>", "cat"))
+        >>> vocab.unknown_share(vocab.encode("the cat sat here".split()))
+        0.5
+        """
+        return int(np.count_nonzero(ids == self.ids.get(UNK, -1))) / max(1, len(ids))
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> list[str]:
         """The words of ids.
