@@ -15,7 +15,9 @@ try:
     from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
     from lm_eval.api.registry import register_model  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError:
-    raise ModuleNotFoundError("jaxlm.lm_eval needs lm-evaluation-harness: pip install 'jaxlm[lm-eval]'") from None
+    raise ModuleNotFoundError(
+        "jaxlm.lm_eval needs lm-evaluation-harness: pip install 'jaxlm[lm-eval]'", name="lm_eval"
+    ) from None
 
 from jaxlm.runs.loading import load
 from jaxlm.scoring.token_scores import TokenScores
