@@ -855,7 +855,7 @@ plt.show()
 # | `eval_op=tf.no_op()` | `jaxlm.evaluate(run)` | 15 |
 # | `np.exp(costs / iters)` | `jnp.exp(cost / T)`: perplexity | 8 |
 # | `Supervisor(logdir)`, `Saver` | `jaxlm.train(config, run_dir=...)`, `resume=True`, `jaxlm.load(run)` | 15 |
-# | `tf.summary.scalar`, TensorBoard | `metrics.jsonl` and `tensorboard/` in the run's folder | 15 |
+# | `tf.summary.scalar`, TensorBoard | `metrics.jsonl` in the run's folder, `--track tensorboard` | 15 |
 # | `SmallConfig`, `MediumConfig`, `LargeConfig` | `jaxlm.preset("zaremba-small")`, ... | exercise 4 |
 # | a checkpoint of TensorFlow | `jaxlm.from_tensorflow(variables)`, `jaxlm.to_tensorflow(params)` | 9 |
 # | `tf.device`, towers | `jaxlm.train(config, devices=4)` | |

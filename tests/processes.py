@@ -48,8 +48,7 @@ CONFIG = jaxlm.preset("small").replace(
     windows_per_call=4,
 )
 WINDOWS = 39  # in an epoch
-# (tensorboardX would load torch where it is installed: seconds for each process.)
-MAIN = "import sys; sys.modules['torch'] = None; from jaxlm.cli import main; sys.exit(main())"
+MAIN = "import sys; from jaxlm.cli import main; sys.exit(main())"
 
 
 def start(*arguments: str | Path, code: str = MAIN, **options) -> subprocess.Popen:

@@ -9,20 +9,15 @@ from typing import Any
 import numpy as np
 
 from jaxlm.files import Folder
-from jaxlm.report.metrics_log import MetricsLog
+from jaxlm.runs.metrics import MetricsLog
 
 INTRUDERS = ["link", "fifo", "directory", "hard link"]
 
 
 @contextmanager
-def opened(
-    folder: Path, corpus: str = "ptb", bptt_length: int = 20, *, offset: int | None = None, tensorboard: bool = False
-) -> Iterator[MetricsLog]:
+def opened(folder: Path, corpus: str = "ptb", bptt_length: int = 20, **options: Any) -> Iterator[MetricsLog]:
     """A log in a folder."""
-    with (
-        Folder.open(folder) as held,
-        MetricsLog(held, corpus, bptt_length, offset=offset, tensorboard=tensorboard) as log,
-    ):
+    with Folder.open(folder) as held, MetricsLog(held, corpus, bptt_length, **options) as log:
         yield log
 
 

@@ -367,7 +367,6 @@ def planted(subject: Subject, at: Path, place: Place, rng: random.Random, told: 
             ".partial-metrics.jsonl",
             "curve.png",
             "checkpoints",
-            "tensorboard",
             ".lock",
             "metrics.jsonl",
             "plan.json",

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,19 +11,23 @@ from reports import has, ink, opened, run
 
 from jaxlm.errors import JaxlmError
 from jaxlm.report.curve import _smooth, learning_curve, window_ends
-from jaxlm.report.metrics import read_metrics
+from jaxlm.runs.metrics import read_metrics
 
 NAN = float("nan")
 
 
+def curve(run_dir: Path, name: str = "curve.png") -> Path:
+    return learning_curve(read_metrics(run_dir), run_dir / name)
+
+
 def test_the_curve_shows_every_series_and_is_the_same_each_time(tmp_path):
-    path = learning_curve(run(tmp_path / "run"))
+    path = curve(run(tmp_path / "run"))
     assert path == tmp_path / "run/curve.png"
     assert 0.01 < ink(path) < 0.5
     for colour in ("#2563eb", "#ea580c", "#059669", "#9ca3af"):  # train, validation, test, floor
         assert has(path, colour), colour
-    assert learning_curve(tmp_path / "run", tmp_path / "again.png").read_bytes() == path.read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.png", "run"]
+    assert curve(tmp_path / "run", "again.png").read_bytes() == path.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 @pytest.mark.parametrize(
@@ -40,33 +45,32 @@ def test_the_curve_shows_every_series_and_is_the_same_each_time(tmp_path):
 def test_odd_numbers_leave_gaps_and_no_warning(tmp_path, result):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert ink(learning_curve(run(tmp_path, epochs=1, **result))) > 0.005
+        assert ink(curve(run(tmp_path, epochs=1, **result))) > 0.005
 
 
 def test_one_window_in_one_epoch_is_enough(tmp_path):
-    assert ink(learning_curve(run(tmp_path, epochs=1, windows=1))) > 0.005
+    assert ink(curve(run(tmp_path, epochs=1, windows=1))) > 0.005
 
 
 def test_without_an_epoch_there_is_no_curve_but_a_sentence(tmp_path):
-    with pytest.raises(JaxlmError, match="expected a run's metrics"):
-        learning_curve(tmp_path)
-    (tmp_path / "metrics.jsonl").write_bytes(b"")
-    with pytest.raises(JaxlmError, match="expected a finished epoch"):
-        learning_curve(tmp_path)
+    with pytest.raises(JaxlmError, match="needs the results of a finished epoch"):
+        learning_curve([], tmp_path / "curve.png")
 
 
 @pytest.mark.parametrize("name", ["gone/curve.png", "curve.nonsense"])
 def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path, name):
+    before = sorted(run(tmp_path).iterdir())
     with pytest.raises(JaxlmError, match="cannot write"):
-        learning_curve(run(tmp_path / "run"), tmp_path / name)
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+        curve(tmp_path, name)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_nobodys_matplotlib_is_touched(tmp_path):
     """No display, another backend chosen, pyplot not imported: all as before."""
     code = (
         "import sys, matplotlib; from pathlib import Path; before = dict(matplotlib.rcParams); "
-        "from jaxlm.report.curve import learning_curve; learning_curve(Path(sys.argv[1])); "
+        "from jaxlm.report.curve import learning_curve; from jaxlm.runs.metrics import read_metrics; "
+        "learning_curve(read_metrics(sys.argv[1]), Path(sys.argv[1], 'curve.png')); "
         "assert dict(matplotlib.rcParams) == before and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(run(tmp_path))], check=True, env={"MPLBACKEND": "svg"})

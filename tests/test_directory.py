@@ -18,11 +18,11 @@ from jaxlm.config.config import Config
 from jaxlm.data.corpora import load_corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder
-from jaxlm.report.metrics import read_metrics
 from jaxlm.runs import checkpoint, listing, memory, temporary
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.lock import lock
 from jaxlm.runs.manifest import TEXTS
+from jaxlm.runs.metrics import read_metrics
 
 GOLDEN, TEXT = ROOT / "tests/golden/run-format-1", ROOT / "tests/golden/run-format-1-text/text"
 LAST = "checkpoints/00000023"
@@ -101,7 +101,6 @@ def test_a_link_in_place_of_the_checkpoints_deletes_nothing_behind_it(run_dir, h
         "config.json",
         "curve.png",
         ".partial-metrics.jsonl",
-        "tensorboard",
         "checkpoints/.00000044.partial",
         f"{LAST}/metrics.jsonl",
         "checkpoints/00000022",
@@ -323,7 +322,7 @@ def test_a_kept_run_needs_no_temporary_folder(tmp_path, corpus, monkeypatch):
 
 KILLED = """
 import os, signal, sys, jaxlm
-from jaxlm.report.metrics_log import MetricsLog
+from jaxlm.runs.metrics import MetricsLog
 MetricsLog.windows = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 config = jaxlm.preset("test").replace(corpus="embedded-tiny", hidden_sizes=(4,), embedding_size=4)
 jaxlm.train(config, quiet=True) if sys.argv[1] == "run" else jaxlm.sweep(config, {"learning_rate": [1]}, quiet=True)

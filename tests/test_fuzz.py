@@ -26,10 +26,10 @@ from jaxlm.data.corpora import load_corpus, read_text
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.files import Folder, seal, unseal
-from jaxlm.report.metrics import read_metrics
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.manifest import Manifest
+from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.trainer import new_state
 
 SECONDS, BYTES = 20, 1 << 30  # more than that for one input, or for all, is a hang or a blow-up

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from reports import INTRUDERS, intrude, opened
 
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.report.metrics import read_metrics
-from jaxlm.report.metrics_log import MetricsLog, finite_windows
+from jaxlm.runs.metrics import MetricsLog, finite_windows, read_metrics
 
 NAN, INF = float("nan"), float("inf")
 FLOATS = st.floats(width=32)
@@ -242,7 +241,7 @@ def test_mutated_files_are_read_or_refused(data):
 
 def test_importing_loads_no_jax_rich_or_matplotlib():
     code = (
-        "import sys, jaxlm.report.metrics, jaxlm.report.progress, jaxlm.report.units, jaxlm.report.curve, "
+        "import sys, jaxlm.runs.metrics, jaxlm.report.progress, jaxlm.report.units, jaxlm.report.curve, "
         "jaxlm.report.word_map, jaxlm.report.sweep_plots; "
         "found = {name.split('.')[0] for name in sys.modules} & {'jax', 'rich', 'matplotlib', 'sklearn'}; "
         "assert not found, found"

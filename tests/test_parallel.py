@@ -97,7 +97,7 @@ def test_a_run_goes_on_with_other_devices_and_devices_may_hold_no_word():
         TRAJECTORY
         + """
 from processes import CONFIG
-from jaxlm.report.metrics import read_metrics
+from jaxlm.runs.metrics import read_metrics
 
 folder = Path(tempfile.mkdtemp())
 one = jaxlm.train(CONFIG, run_dir=folder / "one", steps=45, quiet=True, devices=1)

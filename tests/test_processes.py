@@ -19,7 +19,7 @@ from test_parallel import on_devices
 import jaxlm
 from jaxlm.distributed import hosts as processes
 from jaxlm.errors import JaxlmError
-from jaxlm.report.metrics import read_metrics
+from jaxlm.runs.metrics import read_metrics
 
 FLAGS = (*processes_.FLAGS, "--batch-size", "48", "--epochs", "2")
 STEP = {

@@ -18,7 +18,7 @@ from jaxlm.data.corpus import Corpus
 from jaxlm.data.windows import RandomLengths, WindowPlan
 from jaxlm.errors import JaxlmError
 from jaxlm.models.noise import draw_noise
-from jaxlm.report.metrics import read_metrics
+from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.run import window_plan
 from jaxlm.training import step as steps
 from jaxlm.training.step import Window, init_state, read_window, train_step

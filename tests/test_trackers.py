@@ -1,10 +1,15 @@
 """report/trackers.py: what is sent, and that no tracker can end a run."""
 
+import resource
+import struct
 import sys
 import types
 import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
+from reports import opened
 
 import jaxlm
 from jaxlm.cli import main
@@ -12,6 +17,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.report.trackers import tracked
 
 CONFIG = jaxlm.preset("test").replace(corpus="embedded-tiny", batch_size=50, bptt_length=20, epochs=1, vocab_size=600)
+NAN = float("nan")
 
 
 class Recorder(types.ModuleType):
@@ -48,48 +54,103 @@ def test_a_run_calls_on_metrics_with_every_window_epoch_and_test():
 def test_the_command_sends_a_run_s_metrics_to_a_tracker(tmp_path, monkeypatch):
     recorder = Recorder()
     monkeypatch.setitem(sys.modules, "trackio", recorder)
-    assert (
-        main(
-            [
-                "train",
-                "--preset",
-                "test",
-                "--corpus",
-                "embedded-tiny",
-                "--batch-size",
-                "50",
-                "--bptt-length",
-                "20",
-                "--steps",
-                "3",
-                "--run-dir",
-                str(tmp_path / "mine"),
-                "--track",
-                "trackio",
-            ]
-        )
-        == 0
-    )
+    flags = [
+        "--preset",
+        "test",
+        "--corpus",
+        "embedded-tiny",
+        "--batch-size",
+        "50",
+        "--bptt-length",
+        "20",
+        "--steps",
+        "3",
+        "--track",
+        "trackio",
+    ]
+    assert main(["train", "--preset", "test", *flags, "--track", "trackio", "--run-dir", str(tmp_path / "mine")]) == 0
     assert recorder.calls[0][0] == "init" and recorder.calls[0][1]["name"] == "mine"
     assert recorder.calls[0][1]["config"]["learning_rate"] == "1.0"
     assert [call[0] for call in recorder.calls[1:4]] == [1, 2, 3] and recorder.calls[-1] == ("finish",)
 
 
-def test_a_tracker_that_fails_warns_once_and_the_run_ends_well(monkeypatch):
-    monkeypatch.setitem(sys.modules, "trackio", Recorder(fails_at=2))
-    with tracked("trackio", "run", {}) as send, warnings.catch_warnings(record=True) as caught:
+def test_a_tracker_that_fails_warns_once_is_closed_and_the_run_ends_well(tmp_path, monkeypatch):
+    recorder = Recorder(fails_at=2)
+    monkeypatch.setitem(sys.modules, "trackio", recorder)
+    (tmp_path / "run").mkdir()
+    with tracked("trackio", tmp_path / "run", {}) as send, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = jaxlm.train(CONFIG, quiet=True, steps=5, on_metrics=send)
-    assert result.test_perplexity is not None
-    assert [str(one.message) for one in caught if "no route to host" in str(one.message)] and len(
-        [one for one in caught if "tracking ends" in str(one.message)]
-    ) == 1
+        with opened(tmp_path / "run", on_metrics=send) as log:
+            log.windows(1, 1, [1, 2, 3], [1, 2, 3], [1, 1, 1])
+    assert [str(one.message) for one in caught] == ["trackio's tracking ends here, the run continues: no route to host"]
+    assert recorder.calls[1:] == [(1, {"train/cost": 1, "train/grad_norm": 1, "train/learning_rate": 1}), ("finish",)]
+    assert (tmp_path / "run/metrics.jsonl").read_text().count("\n") == 3
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("nothing", "expected wandb, trackio or mlflow"), ("mlflow", "pip install mlflow")]
+    "name, message",
+    [
+        ("nothing", "expected tensorboard, wandb, trackio or mlflow"),
+        ("mlflow", "needs mlflow: pip install mlflow"),
+        ("tensorboard", r"pip install 'jaxlm\[tensorboard\]'"),
+    ],
 )
-def test_unknown_and_missing_trackers_are_one_sentence(name, message, monkeypatch):
+def test_unknown_and_missing_trackers_are_one_sentence(name, message, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(JaxlmError, match=message), tracked(name, "run", {}):
+    for module in ("tensorboardX", "tensorboardX.event_file_writer"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(JaxlmError, match=message), tracked(name, tmp_path, {}):
         pass
+
+
+def test_a_tracker_whose_import_raises_anything_is_one_sentence(monkeypatch, tmp_path):
+    (tmp_path / "mlflow.py").write_text("raise RuntimeError('no GPU\\nfound')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mlflow", raising=False)
+    with pytest.raises(JaxlmError, match="mlflow cannot be opened: no GPU found"), tracked("mlflow", tmp_path, {}):
+        pass
+
+
+def events(run: Path) -> list[Any]:
+    """All events of a run's TensorBoard files, in the order of the files' names."""
+    found, event = [], pytest.importorskip("tensorboardX.proto.event_pb2").Event
+    for path in sorted((run / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        assert ".tfevents." in path.name
+        while data:
+            (size,) = struct.unpack_from("<Q", data)
+            found.append(event.FromString(data[12 : 12 + size]))
+            data = data[size + 16 :]
+    return found
+
+
+def test_tensorboard_has_every_window_and_result_at_its_step(tmp_path):
+    pytest.importorskip("tensorboardX")
+    with tracked("tensorboard", tmp_path, {}) as send, opened(tmp_path, on_metrics=send) as log:
+        log.windows(1, 1, [1, 2], [3, NAN], [0.5, 0.5])
+        log.result("epoch", epoch=1, valid_perplexity=123.0, train_perplexity=1e300, checkpoint="last")
+        offset = log.sync()
+    with tracked("tensorboard", tmp_path, {}) as send, opened(tmp_path, offset=offset, on_metrics=send) as log:
+        log.windows(3, 2, [4], [4], [0.5])
+    seen = events(tmp_path)
+    scalars = {(one.step, value.tag): value.simple_value for one in seen for value in one.summary.value}
+    assert scalars.pop((2, "train/grad_norm")) != scalars[2, "train/cost"] == 2
+    assert scalars[2, "epoch/valid_perplexity"] == 123 and scalars[2, "epoch/train_perplexity"] == float("inf")
+    assert [scalars[step, "train/cost"] for step in (1, 2, 3)] == [1, 2, 4] and len(scalars) == 10
+    assert [one.step for one in seen if one.HasField("session_log")] == [1, 3]  # hides what was logged from there on
+
+
+def test_a_full_disk_ends_tensorboards_file_with_one_warning(tmp_path):
+    pytest.importorskip("tensorboardX")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            with tracked("tensorboard", tmp_path, {}) as send:
+                for step in range(1, 9):
+                    send(step, {"cost": 1.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [str(one.message) for one in caught if "tensorboard's tracking ends here" in str(one.message)]
+    assert len(caught) <= 2

@@ -11,7 +11,7 @@ from recipes import BASE, B, T, V
 import jaxlm
 from jaxlm.data.windows import WindowPlan
 from jaxlm.errors import JaxlmError
-from jaxlm.report.metrics import read_metrics
+from jaxlm.runs.metrics import read_metrics
 from jaxlm.training.step import init_state, train_windows
 from jaxlm.training.validations import first_memory, validated
 

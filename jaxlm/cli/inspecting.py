@@ -55,8 +55,8 @@ def contents(run: Path) -> dict[str, Any]:
     """
     check_run(run)
 
-    from jaxlm.report.metrics import read_metrics
     from jaxlm.runs import directory
+    from jaxlm.runs.metrics import read_metrics
 
     config = directory.saved_config(run)
     problems = directory.problems(run)

@@ -72,7 +72,7 @@ def train_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str], s
     )
     run.add_argument("--report", action="store_true", help="write RUN/report.html at the end, as `jaxlm report` does")
     run.add_argument("--steps", type=whole(), metavar="N", help="stop after so many windows in all (at least 0)")
-    run.add_argument("--track", metavar="NAME", help="send the metrics to wandb, trackio or mlflow too")
+    run.add_argument("--track", metavar="NAME", help="send the metrics to tensorboard, wandb, trackio or mlflow too")
     _add_device_arguments(parser)
     add_config_flags(parser, arguments, start)
 
@@ -125,9 +125,7 @@ def train(args: argparse.Namespace) -> int:
         on_metrics = None
         if args.track is not None:
             fields = {name: str(value) for _, name, _, value in config.every_field()}
-            on_metrics = stack.enter_context(
-                trackers.tracked(args.track, trackers.run_name(run_dir, config.preset), {**config.kinds, **fields})
-            )
+            on_metrics = stack.enter_context(trackers.tracked(args.track, run_dir, {**config.kinds, **fields}))
         result = trainer.train(
             config,
             corpus=corpus,

@@ -132,11 +132,11 @@ def plot(args: argparse.Namespace) -> None:
     lm = loaded(args)
 
     from jaxlm.report.curve import learning_curve
-    from jaxlm.report.metrics import read_metrics
     from jaxlm.report.word_map import embedding_map
+    from jaxlm.runs.metrics import read_metrics
 
-    if read_metrics(args.run):
-        say(printable(str(learning_curve(args.run))))
+    if rows := read_metrics(args.run):
+        say(printable(str(learning_curve(rows, args.run / "curve.png"))))
     else:
         say("there is no learning curve: this run has trained no window")
     say(

@@ -11,8 +11,8 @@ from jaxlm.interop.export_onnx import export_onnx
 from jaxlm.interop.export_orbax import export_orbax
 from jaxlm.interop.export_stablehlo import export_stablehlo
 from jaxlm.interop.export_torch import export_safetensors, export_torch
-from jaxlm.report.metrics import read_metrics
 from jaxlm.runs.loading import load
+from jaxlm.runs.metrics import read_metrics
 from jaxlm.scoring.language_model import LanguageModel
 
 Exporter = Callable[[LanguageModel, Path], list[str]]

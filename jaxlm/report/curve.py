@@ -9,31 +9,29 @@ import numpy as np
 
 from jaxlm.errors import JaxlmError
 from jaxlm.report.figure import BLUE, GREEN, INK, ORANGE, PALE, drawable, figure, label, perplexity_axis, save
-from jaxlm.report.metrics import read_metrics
 
 _Row = dict[str, Any]  # a line of the metrics
 
 
-def learning_curve(run_dir: Path, path: Path | None = None) -> Path:
+def learning_curve(rows: Sequence[_Row], path: Path) -> Path:
     """Draws perplexities and learning rate over a run's epochs.
 
     Args:
-        run_dir: the run directory.
-        path: where to write the picture (default: RUN/curve.png); its ending chooses the format.
+        rows: of the run's metrics.
+        path: where to write the picture; its ending chooses the format.
 
     Returns:
         The picture's path.
 
     Raises:
-        RunDirError: The metrics cannot be read, or the picture cannot be written.
-        JaxlmError: The metrics are damaged, or no epoch has finished.
+        RunDirError: The picture cannot be written.
+        JaxlmError: No epoch has finished.
     """
-    rows = read_metrics(run_dir)
     windows, epochs, tests = ([row for row in rows if row["kind"] == kind] for kind in ("window", "epoch", "test"))
     if not epochs:
         raise JaxlmError(
-            f"expected a finished epoch in {Path(run_dir) / 'metrics.jsonl'}, found {len(windows)} "
-            "windows and no epoch's result: train one epoch first"
+            f"{path} needs the results of a finished epoch, and there are {len(windows)} windows and none: "
+            "train one epoch first"
         )
     tests = [row for row in tests if row.get("checkpoint") != "best"][-1:]  # the run's result: its last parameters'
     x = window_ends(windows, epochs)
@@ -49,7 +47,7 @@ def learning_curve(run_dir: Path, path: Path | None = None) -> Path:
         lower.set(xlim=(0, max([1, *at, *x[-1:]]) * 1.02), xlabel="epoch")
         lower.xaxis.get_major_locator().set_params(integer=True)
         drawn.align_ylabels()
-        return save(drawn, Path(path or Path(run_dir) / "curve.png"))
+        return save(drawn, path)
 
 
 def _draw_perplexities(axes: Any, at: Sequence[float], epochs: list[_Row], tests: list[_Row]) -> None:

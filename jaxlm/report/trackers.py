@@ -1,94 +1,114 @@
-"""Experiment trackers: a run's metrics sent to Weights & Biases, Trackio or MLflow, each an optional package."""
+"""Experiment trackers: a run's metrics sent to TensorBoard, Weights & Biases, Trackio or MLflow, each optional."""
 
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import JaxlmError
 
-OnMetrics = Callable[[int, Mapping[str, float]], object]  # (step, values by tag), as TensorBoard has them
+OnMetrics = Callable[[int, Mapping[str, float]], object]  # (step, values by tag such as "train/cost")
 PROJECT = "jaxlm"
-TRACKERS = ("wandb", "trackio", "mlflow")
+FLUSH_SECONDS = 10
+Opened = tuple[Callable[[int, dict[str, float]], object], Callable[[], object]]  # log and close
 
 
 @contextmanager
-def tracked(name: str, run_name: str, config: Mapping[str, Any]) -> Iterator[OnMetrics]:
+def tracked(name: str, run_dir: str | Path, config: Mapping[str, Any]) -> Iterator[OnMetrics]:
     """Opens a run of a tracker; a failure while it is open ends the tracking with a warning, never the run.
 
     Args:
-        name: one of TRACKERS. Where the metrics go (a server, a folder, offline) is the tracker's own setting.
-        run_name: the run's name there.
+        name: one of TRACKERS. Where Weights & Biases, Trackio and MLflow send metrics (a server, a folder, offline) is
+            their own setting.
+        run_dir: the run directory: TensorBoard's files go into it, and the others name the run by it.
         config: the run's config, as plain values.
 
     Yields:
-        What `jaxlm.train(on_metrics=...)` takes.
+        A function for `jaxlm.train(on_metrics=...)`.
 
     Raises:
         JaxlmError: The tracker is unknown, is not installed, or cannot be opened.
     """
     if name not in TRACKERS:
-        raise JaxlmError(f"unknown tracker {name!r}: expected {', '.join(TRACKERS[:-1])} or {TRACKERS[-1]}")
+        *others, last = TRACKERS
+        raise JaxlmError(f"unknown tracker {name!r}: expected {', '.join(others)} or {last}")
     try:
-        module = import_module(name)
-    except ImportError:
-        raise JaxlmError(f"--track {name} needs {name}: pip install {name}") from None
-    try:
-        log, close = _OPEN[name](module, run_name, dict(config))
-    except Exception as error:
+        log, close = TRACKERS[name](Path(run_dir).absolute(), dict(config))
+    except Exception as error:  # (a tracker's code may raise anything, also where it is imported)
+        if isinstance(error, ImportError) and (error.name or "").split(".")[0] in (name, "tensorboardX"):
+            raise JaxlmError(f"--track {name} needs {name}: pip install {_PACKAGES.get(name, name)}") from None
         raise JaxlmError(f"{name} cannot be opened: {' '.join(str(error).split())[:300]}") from None
-    send = _Sender(name, log)
-    try:
-        yield send
-    finally:
-        send.quietly(close)
+    failed = False
 
-
-class _Sender:
-    """Sends until the first failure."""
-
-    def __init__(self, name: str, log: Callable[[Mapping[str, float], int], object]):
-        self._name, self._log = name, log
-
-    def __call__(self, step: int, values: Mapping[str, float]) -> None:
-        self.quietly(lambda: self._log({tag: float(value) for tag, value in values.items()}, step))
-
-    def quietly(self, call: Callable[[], object]) -> None:
+    def quietly(call: Callable[..., object], *arguments: object) -> None:
+        nonlocal failed
         try:
-            call()
+            if not failed:
+                call(*arguments)
         except Exception as error:
-            self._log = lambda values, step: None
-            warnings.warn(
-                f"{self._name}'s tracking ends here, the run continues: {error}", RuntimeWarning, stacklevel=3
-            )
+            failed = True
+            warnings.warn(f"{name}'s tracking ends here, the run continues: {error}", RuntimeWarning, stacklevel=3)
+
+    try:
+        yield lambda step, values: quietly(log, step, {tag: float(value) for tag, value in values.items()})
+    finally:
+        failed = False  # close it even after a failure
+        quietly(close)
 
 
-def _wandb(wandb: Any, name: str, config: dict[str, Any]) -> tuple[Callable, Callable]:
-    run = wandb.init(project=PROJECT, name=name, config=config)
-    return lambda values, step: run.log(values, step=step), run.finish
+def _tensorboard(run_dir: Path, config: dict[str, Any]) -> Opened:
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    folder, writer, next_flush = run_dir / "tensorboard", None, 0.0
+
+    def log(step: int, values: dict[str, float]) -> None:
+        nonlocal writer, next_flush
+        now = time.time()
+        if writer is None:  # at the first window: by then the run directory is begun or resumed
+            folder.mkdir(exist_ok=True)
+            writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+            # TensorBoard then hides what an interrupted run logged from this step on.
+            writer.write_event(Event(wall_time=now, step=step, session_log=SessionLog(status=SessionLog.START)))
+        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        writer.write_event(Event(wall_time=now, step=step, summary=Summary(value=scalars)))
+        if now >= next_flush:
+            writer.flush()
+            next_flush = now + FLUSH_SECONDS
+
+    return log, lambda: writer and writer.close()
 
 
-def _trackio(trackio: Any, name: str, config: dict[str, Any]) -> tuple[Callable, Callable]:
-    trackio.init(project=PROJECT, name=name, config=config)
-    return lambda values, step: trackio.log(values, step=step), trackio.finish
+def _wandb(run_dir: Path, config: dict[str, Any]) -> Opened:
+    import wandb
+
+    run = wandb.init(project=PROJECT, name=run_dir.name, config=config)
+    return lambda step, values: run.log(values, step=step), run.finish
 
 
-def _mlflow(mlflow: Any, name: str, config: dict[str, Any]) -> tuple[Callable, Callable]:
+def _trackio(run_dir: Path, config: dict[str, Any]) -> Opened:
+    import trackio
+
+    trackio.init(project=PROJECT, name=run_dir.name, config=config)
+    return lambda step, values: trackio.log(values, step=step), trackio.finish
+
+
+def _mlflow(run_dir: Path, config: dict[str, Any]) -> Opened:
+    import mlflow
+
     mlflow.set_experiment(PROJECT)
-    mlflow.start_run(run_name=name)
+    mlflow.start_run(run_name=run_dir.name)
     mlflow.log_params(config)
-    return lambda values, step: mlflow.log_metrics(values, step=step), mlflow.end_run
+    return lambda step, values: mlflow.log_metrics(values, step=step), mlflow.end_run
 
 
-_OPEN: dict[str, Callable[[Any, str, dict[str, Any]], tuple[Callable, Callable]]] = {
+TRACKERS: dict[str, Callable[[Path, dict[str, Any]], Opened]] = {
+    "tensorboard": _tensorboard,
     "wandb": _wandb,
     "trackio": _trackio,
     "mlflow": _mlflow,
 }
-
-
-def run_name(run_dir: str | Path | None, preset: str) -> str:
-    """A run's name at a tracker: its directory's, or the preset's."""
-    return Path(run_dir).absolute().name if run_dir is not None else preset
+_PACKAGES = {"tensorboard": "'jaxlm[tensorboard]'"}

@@ -1,6 +1,6 @@
 """A run directory: what it holds of its run, how a run begins in it and how it is resumed.
 
-    RUN/  config.json  run.json  metrics.jsonl  timing.jsonl  tensorboard/  curve.png  checkpoints/
+    RUN/  config.json  run.json  metrics.jsonl  timing.jsonl  curve.png  checkpoints/
 
 `config.json` is written last: from then on the directory holds a run, and is resumed; before, one begins in it. (The
 vocabulary is in each checkpoint. Versions before 0.2 wrote it here too, where nothing read it.)
@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from jaxlm.config.config import Config, conflicts
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.files import Folder, held, reason, strict_json
-from jaxlm.report.metrics import read_metrics
 from jaxlm.runs import listing
 from jaxlm.runs.lock import holder, readable_errors
 from jaxlm.runs.manifest import TEXTS, library_versions
+from jaxlm.runs.metrics import read_metrics
 from jaxlm.urls import without_password
 
 if TYPE_CHECKING:

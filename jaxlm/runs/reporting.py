@@ -13,11 +13,11 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.data.vocab import EOS
 from jaxlm.errors import DataError, JaxlmError, RunDirError
 from jaxlm.files import Folder
-from jaxlm.report.metrics import read_metrics
 from jaxlm.report.page.contents import ModelView, Row, RunRecord, ScoredText
 from jaxlm.report.page.words import map_words
 from jaxlm.runs import directory, listing
 from jaxlm.runs.loading import load
+from jaxlm.runs.metrics import read_metrics
 from jaxlm.scoring.language_model import LanguageModel
 
 TEST_WORDS = 400  # of the test split's beginning

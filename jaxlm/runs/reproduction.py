@@ -5,9 +5,9 @@ from itertools import zip_longest
 from pathlib import Path
 
 from jaxlm.errors import JaxlmError
-from jaxlm.report.metrics import read_metrics
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
+from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.trainer import load, train
 
 

@@ -14,13 +14,12 @@ from jaxlm.config.config import Config
 from jaxlm.data.corpora import Corpus
 from jaxlm.data.windows import MOST_WINDOWS, RandomLengths, WindowPlan
 from jaxlm.errors import DataError
-from jaxlm.report.metrics import read_metrics
-from jaxlm.report.metrics_log import MetricsLog
 from jaxlm.report.trackers import OnMetrics
 from jaxlm.report.units import perplexity
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.lock import Held
 from jaxlm.runs.manifest import Manifest
+from jaxlm.runs.metrics import MetricsLog, read_metrics
 from jaxlm.training.step import Metrics, TrainState
 from jaxlm.training.validations import Memory
 
@@ -62,7 +61,6 @@ class Run:
         steps: int | None = None,
         given_params: bool = False,
         devices: tuple[int, int] = (1, 1),
-        tensorboard: bool = True,
         on_metrics: OnMetrics | None = None,
     ):
         """Begins or resumes a run in a directory that the caller holds the lock of.
@@ -74,7 +72,6 @@ class Run:
           steps: train to this step at most.
           given_params: whether the parameters are not drawn from the seed.
           devices: over how many the rows and the words are spread.
-          tensorboard: whether to write TensorBoard's event files.
           on_metrics: called with each window's and each result's (step, values).
 
         Raises:
@@ -92,14 +89,7 @@ class Run:
         else:
             directory.begin(self.folder, config, corpus, given_params, devices)
         self.log = files.enter_context(
-            MetricsLog(
-                self.folder,
-                corpus.name,
-                counts.bptt_length,
-                offset=offset,
-                tensorboard=tensorboard,
-                on_metrics=on_metrics,
-            )
+            MetricsLog(self.folder, corpus.name, counts.bptt_length, offset=offset, on_metrics=on_metrics)
         )
         self.step = self._saved = self.found.manifest.step if self.found else 0
         self._memory: Memory | None = None

@@ -31,6 +31,7 @@ from jaxlm.runs import checkpoint, directory, listing, precision, signals, tempo
 from jaxlm.runs.group import Group, SingleGroup
 from jaxlm.runs.lock import lock
 from jaxlm.runs.loop import Observer, fit
+from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.run import EpochResult, Run, floors
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.terminal import flag
@@ -134,7 +135,6 @@ def train(
                 steps=steps,
                 given_params=params is not None,
                 devices=mesh_shape(mesh),
-                tensorboard=kept,
                 on_metrics=on_metrics if first else None,
             )
 
@@ -330,7 +330,7 @@ def _finish(
     if kept_in and run.epochs:
         progress.doing("drawing the curve")
         try:
-            rows.append(("learning curve", str(learning_curve(kept_in))))
+            rows.append(("learning curve", str(learning_curve(read_metrics(kept_in), kept_in / "curve.png"))))
         except RunDirError as error:
             progress.say(f"there is no learning curve: {error}", loud=True)
     progress.summary(rows, run.config.preset)

@@ -155,15 +155,8 @@ class Worker(Observer):
     def _member(self, point: Point, seed: int, record: MemberResult) -> Member:
         config, corpus = self._corpora(self._study.plan.config_of(point.params, seed))
         held = point.dirs[seed]
-        run = Run(
-            config,
-            corpus,
-            held,
-            point.held,
-            resume=held.folder.exists("config.json"),
-            kept=self._kept,
-            tensorboard=False,
-        )
+        resume = held.folder.exists("config.json")
+        run = Run(config, corpus, held, point.held, resume=resume, kept=self._kept)
         state = new_state(config) if run.found is None else run.found.state
         run.found = None
         return Member(run, self._seen(run, record), state)

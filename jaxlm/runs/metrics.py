@@ -1,0 +1,292 @@
+"""A run's `metrics.jsonl`: its format, reader and writer.
+
+The file depends on nothing but the training: it holds no time, so a resumed run ends with the same bytes as an
+uninterrupted one. Seconds go to `timing.jsonl`. Lines:
+
+    {"kind":"window","step":1,"epoch":1,"cost":184.2,"grad_norm":3.1,"learning_rate":1.0}
+    {"kind":"epoch","corpus":"ptb","epoch":1,"train_perplexity":...,"valid_perplexity":...,"floor_valid":...}
+    {"kind":"test","corpus":"ptb","test_perplexity":...}
+
+A window's cost is the sum over its steps of the batch's mean nats; the line of a window whose length is not
+bptt_length ends with `"steps":T`. JSON has only finite numbers: the texts "nan", "inf" and "-inf" stand for the others.
+"""
+
+import io
+import json
+import math
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from jaxlm.errors import JaxlmError, RunDirError
+from jaxlm.files import Folder, held, reason
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from jaxlm.report.trackers import OnMetrics
+
+MOST_BYTES = 1 << 32  # of a metrics.jsonl: thirty million windows
+NAME, TIMING = "metrics.jsonl", "timing.jsonl"
+SERIES = ("cost", "grad_norm", "learning_rate")
+_NEEDED = {"window": {"step", "epoch", *SERIES}, "epoch": {"epoch"}}
+_COUNT = re.compile("step|steps|epoch")
+_NUMBER = re.compile("|".join(SERIES) + "|.*perplexity|floor.*")
+
+
+def read_metrics(run: str | Path | Folder) -> list[dict[str, Any]]:
+    """All whole lines of a run's `metrics.jsonl`; an unfinished last line, left by a killed writer, is dropped.
+
+    Args:
+        run: the run directory.
+
+    Returns:
+        A dict for each line; perplexities, costs, norms and rates as floats.
+
+    Raises:
+        RunDirError: There is no such file, or no regular file of at most `MOST_BYTES`.
+        JaxlmError: A line is damaged; names the file and the line's number.
+    """
+    path = (run.path if isinstance(run, Folder) else Path(run)) / NAME
+    try:
+        with held(run) as folder:
+            return _rows(folder.read(NAME, MOST_BYTES), path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def finite_windows(costs: "ArrayLike", grad_norms: "ArrayLike") -> np.ndarray:
+    """Whether the cost and the gradient of each window are finite; a window that is not finite makes no update.
+
+    Args:
+        costs: any shape.
+        grad_norms: the same shape.
+
+    Returns:
+        Booleans of that shape.
+    """
+    return np.isfinite(costs) & np.isfinite(grad_norms)  # apart: their sum could overflow
+
+
+class MetricsLog:
+    """Writes a run's metrics; a context manager.
+
+    Args:
+        folder: the run directory, held by the caller for as long as the log is open.
+        corpus: the corpus's name, in the line of every result.
+        bptt_length: the steps of a window whose line does not say otherwise.
+        offset: bytes to keep of the file, from `sync`, when a run is resumed; None: the run is new.
+        on_metrics: called with (step, values by tag) of each window and each result.
+
+    Attributes:
+        skipped: the number of windows in each epoch whose cost or gradient is not finite.
+
+    Raises:
+        RunDirError: A new run's file exists, the file is shorter than `offset`, or it cannot be written.
+        JaxlmError: A line before `offset` is damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        corpus: str,
+        bptt_length: int,
+        *,
+        offset: int | None = None,
+        on_metrics: "OnMetrics | None" = None,
+    ):
+        self._path, self._corpus, self._bptt_length, self._on_metrics = folder.path, corpus, bptt_length, on_metrics
+        path = folder.path / NAME
+        if offset is None and folder.exists(NAME):
+            raise RunDirError(f"{path} exists: resume its run, or choose a new directory")
+        try:
+            kept = folder.read(NAME, MOST_BYTES)[:offset] if offset else b""
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        if offset and not (len(kept) == offset and kept.endswith(b"\n")):
+            raise RunDirError(
+                f"{path} held {offset} bytes of whole lines when its checkpoint was saved, and no longer does: "
+                f"restore it from a copy"
+            )
+        self._step = 0
+        self.skipped: Counter[int] = Counter()
+        self._cost: defaultdict[int, float] = defaultdict(float)  # of each epoch, summed in order of the windows
+        self._steps: Counter[int] = Counter()
+        self._count([row for row in _rows(kept, path) if row["kind"] == "window"])
+        with ExitStack() as stack:
+            self._files: dict[str, BinaryIO] = {}
+            for name in (NAME, TIMING):
+                with self._disk(name):
+                    self._files[name] = stack.enter_context(folder.append(name, buffering=0))
+            with self._disk(NAME):
+                self._files[NAME].truncate(len(kept))
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._disk(NAME):
+            self._open.close()
+
+    def windows(
+        self,
+        first_step: int,
+        epoch: int,
+        costs: "ArrayLike",
+        grad_norms: "ArrayLike",
+        learning_rates: "ArrayLike",
+        steps: "ArrayLike | None" = None,
+    ) -> None:
+        """Writes a line for each of n windows.
+
+        Args:
+            first_step: the first one's step, from 1 in the run.
+            epoch: their epoch, from 1.
+            costs: float32 [n], nats: the sum over a window's steps of the batch's mean.
+            grad_norms: float32 [n], the global norm before clipping.
+            learning_rates: float32 [n].
+            steps: integers [n], each window's length (default: bptt_length for all).
+
+        Raises:
+            RunDirError: The file cannot be written.
+        """
+        series = [np.asarray(column, np.float32) for column in (costs, grad_norms, learning_rates)]
+        rows = [
+            {"kind": "window", "step": step, "epoch": epoch, **dict(zip(SERIES, values, strict=True))}
+            for step, values in enumerate(zip(*series, strict=True), first_step)
+        ]
+        for row, length in zip(rows, np.asarray(steps).tolist(), strict=True) if steps is not None else ():
+            if length != self._bptt_length:
+                row["steps"] = length
+        self._write(NAME, *rows)
+        self._count(rows)
+        for row in rows:
+            self._show(row["step"], {f"train/{name}": row[name] for name in SERIES})
+
+    def result(self, kind: str, **values: Any) -> None:
+        """Writes the line of an epoch's or a test's result.
+
+        Args:
+            kind: "epoch" or "test".
+            values: by name; None is left out. `learning_curve` draws epoch, train_perplexity, valid_perplexity,
+                test_perplexity and floor_*, and puts `preset` in its title.
+
+        Raises:
+            RunDirError: The file cannot be written.
+        """
+        values = {name: value for name, value in values.items() if value is not None}
+        self._write(NAME, {"kind": kind, "corpus": self._corpus, **values})
+        self._show(self._step, {f"{kind}/{name}": value for name, value in values.items() if "perplexity" in name})
+
+    def timing(self, **values: Any) -> None:
+        """Writes a line of `timing.jsonl`, such as seconds and words per second. Raises RunDirError."""
+        self._write(TIMING, values)
+
+    def epoch_cost(self, epoch: int) -> tuple[float, int]:
+        """The logged part of an epoch, for its training perplexity, exp(cost / steps).
+
+        Args:
+            epoch: the epoch, from 1.
+
+        Returns:
+            The sum of the finite costs (nats), in the order of the windows, and the steps of their windows. Lines
+            written by this process and lines read on resuming give equal sums.
+        """
+        return self._cost.get(epoch, 0.0), self._steps[epoch]
+
+    def sync(self) -> int:
+        """Waits until all lines are on the disk.
+
+        Returns:
+            The file's length in bytes: the `offset` to resume from.
+
+        Raises:
+            RunDirError: The disk cannot be written.
+        """
+        with self._disk(NAME):
+            os.fsync(self._files[NAME].fileno())
+            return self._files[NAME].seek(0, os.SEEK_END)
+
+    def _show(self, step: int, values: Mapping[str, Any]) -> None:
+        if self._on_metrics:
+            self._on_metrics(step, values)
+
+    def _count(self, windows: Sequence[Mapping[str, Any]]) -> None:
+        with np.errstate(over="ignore"):
+            costs, norms = (np.array([row[name] for row in windows], np.float32) for name in ("cost", "grad_norm"))
+        for row, cost, finite in zip(windows, costs.tolist(), finite_windows(costs, norms).tolist(), strict=True):
+            epoch = row["epoch"]
+            self._step = max(self._step, row["step"])
+            self.skipped[epoch] += not finite
+            if math.isfinite(cost):
+                self._cost[epoch] += cost
+                self._steps[epoch] += row.get("steps", self._bptt_length)
+
+    def _write(self, name: str, *rows: Mapping[str, Any]) -> None:
+        rest = memoryview(b"".join(map(_line, rows)))
+        with self._disk(name):
+            while rest:  # the file is unbuffered, and may take only some of the bytes
+                rest = rest[self._files[name].write(rest) :]
+
+    @contextmanager
+    def _disk(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunDirError(f"cannot write {self._path / name}: {reason(error)}; fix that, then resume") from None
+
+
+def _unreadable(path: Path, error: OSError) -> RunDirError:
+    return RunDirError(
+        f"expected a run's metrics in {path}: {reason(error)}; give the directory of a run that has started"
+    )
+
+
+def _rows(data: bytes, path: Path) -> list[dict[str, Any]]:
+    """A dict for each whole line; `path` names the file in the error of a damaged line."""
+    rows = []
+    for number, line in enumerate(io.BytesIO(data), 1):
+        try:
+            if line.endswith(b"\n"):
+                rows.append(_row(line))
+        except (ValueError, OverflowError, RecursionError):
+            raise JaxlmError(
+                f"{path}, line {number}: expected a window or a result as JSON, found {line[:60]!r}; "
+                "the file is damaged, restore it from a copy"
+            ) from None
+    return rows
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    row = json.loads(line.decode())
+    if not (
+        isinstance(row, dict) and isinstance(row.get("kind"), str) and row.keys() >= _NEEDED.get(row["kind"], set())
+    ):
+        raise ValueError
+    for name, value in row.items():
+        if _COUNT.fullmatch(name) and not (type(value) is int and 0 <= value < 2**53):
+            raise ValueError
+        if _NUMBER.fullmatch(name):
+            if type(value) not in (int, float) and value not in ("nan", "inf", "-inf"):
+                raise ValueError
+            row[name] = float(value)
+    return row
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    values = {name: _json(value) for name, value in row.items()}
+    return json.dumps(values, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def _json(value: Any) -> Any:
+    """A scalar as JSON has it: float32 by its shortest digits, nan and infinities by their names."""
+    if isinstance(value, np.generic):
+        value = float(str(value)) if isinstance(value, np.floating) else value.item()
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
