@@ -110,7 +110,7 @@ def torch_model(torch, lm: LanguageModel):
     embedding = torch.nn.Embedding.from_pretrained(torch.from_numpy(params["embedding"]))
     layers = []
     for layer, inputs, width in zip(
-        params["lstm"], (model.embedding_size, *model.hidden_sizes), model.hidden_sizes, strict=False
+        params["layers"], (model.embedding_size, *model.hidden_sizes), model.hidden_sizes, strict=False
     ):
         module = torch.nn.LSTM(inputs, width)
         i, j, f, o = np.split(layer["kernel"], 4, 1)

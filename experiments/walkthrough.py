@@ -215,7 +215,7 @@ assert_allclose(x[0], jax.nn.one_hot(inputs[0], V) @ table, atol=1e-7)
 # All four come from one product with one kernel `[E + H, 4H]`, in this order, as in TensorFlow's `BasicLSTMCell`.
 
 # %%
-first = params["lstm"][0]
+first = params["layers"][0]
 print("kernel", first["kernel"].shape, " bias", first["bias"].shape)
 assert first["kernel"].shape == (200 + 256, 4 * 256)
 
@@ -295,7 +295,7 @@ assert_allclose(scanned_last.c, last.c, atol=1e-6)
 # new carry.
 
 # %%
-second = params["lstm"][1]
+second = params["layers"][1]
 outputs_1, state_1 = lstm_layer(x, **first, state=zero[0])
 outputs_2, state_2 = lstm_layer(outputs_1, **second, state=zero[1])
 carry = (state_1, state_2)
@@ -390,10 +390,10 @@ assert abs(jnp.exp(cost / T) / V - 1) < 0.03
 # %%
 tensorflow = {
     "embedding": "embedding",
-    "lstm/0/kernel": "RNN/multi_rnn_cell/cell_0/basic_lstm_cell/kernel",
-    "lstm/0/bias": "RNN/multi_rnn_cell/cell_0/basic_lstm_cell/bias",
-    "lstm/1/kernel": "RNN/multi_rnn_cell/cell_1/basic_lstm_cell/kernel",
-    "lstm/1/bias": "RNN/multi_rnn_cell/cell_1/basic_lstm_cell/bias",
+    "layers/0/kernel": "RNN/multi_rnn_cell/cell_0/basic_lstm_cell/kernel",
+    "layers/0/bias": "RNN/multi_rnn_cell/cell_0/basic_lstm_cell/bias",
+    "layers/1/kernel": "RNN/multi_rnn_cell/cell_1/basic_lstm_cell/kernel",
+    "layers/1/bias": "RNN/multi_rnn_cell/cell_1/basic_lstm_cell/bias",
     "softmax/kernel": "softmax_w",
     "softmax/bias": "softmax_b"}
 
@@ -407,12 +407,12 @@ def named(tree):
 total = 0
 for name, leaf in named(params):
     total += leaf.size
-    print(f"{name:14} {leaf.shape!s:12} {leaf.size:>9,}   in TensorFlow: {tensorflow[name]}")
+    print(f"{name:15} {leaf.shape!s:12} {leaf.size:>9,}   in TensorFlow: {tensorflow[name]}")
 print(f"{total:>37,}   in all")
 
 assert {name for name, _ in named(params)} == set(tensorflow)  # every variable of the tutorial, and no other
 assert total == V * 200 + (456 * 1024 + 1024) + (384 * 512 + 512) + 128 * V + V
-assert all((layer["bias"] == 0).all() for layer in params["lstm"])  # all others are uniform in ±0.1
+assert all((layer["bias"] == 0).all() for layer in params["layers"])  # all others are uniform in ±0.1
 
 # %% [markdown]
 # ## 10. The gradient
@@ -436,7 +436,7 @@ assert jax.grad(example, argnums=(0, 1))(1.0, 2.0) == (10, 3)
 def cost_by_hand(weights, x, targets, carry):
     """Weights of the layers and the softmax, embedded words [T, B, E], targets [T, B] -> the cost and the new carry."""
     new_carry = []
-    for layer, state in zip(weights["lstm"], carry, strict=True):
+    for layer, state in zip(weights["layers"], carry, strict=True):
         x, state = lstm_scan(x, layer["kernel"], layer["bias"], state)
         new_carry.append(state)
     logits = x.reshape(-1, x.shape[-1]) @ weights["softmax"]["kernel"] + weights["softmax"]["bias"]
@@ -445,7 +445,7 @@ def cost_by_hand(weights, x, targets, carry):
     return losses.sum() / targets.shape[1], tuple(new_carry)
 
 
-weights = {"lstm": params["lstm"], "softmax": params["softmax"]}
+weights = {"layers": params["layers"], "softmax": params["softmax"]}
 gradient = jax.jit(jax.value_and_grad(cost_by_hand, argnums=(0, 1), has_aux=True))
 (cost_again, _), (weight_grads, row_grads) = gradient(weights, x, targets, zero)
 
@@ -504,7 +504,7 @@ assert_array_equal(np.flatnonzero(abs(dense_grads).sum(1)), read)
 # %%
 parts = {name: jnp.sqrt(squares(leaf)) for name, leaf in named({"embedding": row_grads, **weight_grads})}
 for name, part in parts.items():
-    print(f"{name:14} {part:.4f}")
+    print(f"{name:15} {part:.4f}")
 assert_allclose(math.hypot(*parts.values()), norm, rtol=1e-5)
 
 # %% [markdown]

@@ -37,7 +37,7 @@ def log_probabilities(model: Any, tokens: list[int]) -> np.ndarray:
     output = params["embedding"].T if model.tied else params["softmax"]["kernel"]
     for token, target in pairwise(tokens):
         x = params["embedding"][token].astype(np.float64)
-        for place, (layer, (c, h)) in enumerate(zip(params["lstm"], states, strict=True)):
+        for place, (layer, (c, h)) in enumerate(zip(params["layers"], states, strict=True)):
             i, j, f, o = np.split(np.concatenate([x, h]) @ layer["kernel"].astype(np.float64) + layer["bias"], 4)
             c = c / (1 + np.exp(-f)) + np.tanh(j) / (1 + np.exp(-i))
             x = np.tanh(c) / (1 + np.exp(-o))

@@ -121,7 +121,7 @@ class Replay:
             kernel = np.concatenate([gates(from_input), gates(from_state)])
             layers.append({"kernel": kernel, "bias": gates(one + other)})
             apart.append(one - other)
-        return {"embedding": embedding, "lstm": layers, "softmax": {"bias": np.zeros(self.c["V"], self.dtype)}}, apart
+        return {"embedding": embedding, "layers": layers, "softmax": {"bias": np.zeros(self.c["V"], self.dtype)}}, apart
 
     def noise(self, k: int) -> Noise:
         g, B, E = np.random.default_rng([self.c["mask_seed"], k]), self.c["B"], self.c["emb"]
@@ -174,7 +174,7 @@ class Replay:
         found = {"encoder.weight": params["embedding"], "decoder.bias": params["softmax"]["bias"]}
         return {
             name: np.asarray(array, np.float64)
-            for name, array in {**found, **torch_layers(params["lstm"], self.apart, apart)}.items()
+            for name, array in {**found, **torch_layers(params["layers"], self.apart, apart)}.items()
         }
 
 

@@ -91,7 +91,7 @@ def test_the_arrays_are_one_file_that_others_open(original):
     state = checkpoint.read(original).state
     expected = checkpoint.shapes(checkpoint._without_keys(state))
     assert {name: array.shape for name, array in found.items()} == expected and expected["key"] == (2,)
-    assert np.array_equal(found["params.lstm.0.kernel"], state.params["lstm"][0]["kernel"])
+    assert np.array_equal(found["params.layers.0.kernel"], state.params["layers"][0]["kernel"])
 
 
 def test_any_tree_of_arrays_is_saved_by_its_names(tmp_path):

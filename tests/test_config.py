@@ -183,7 +183,6 @@ def test_another_kind_keeps_the_fields_that_both_have():
         (dict(latent_size=9), "latent_size belongs to a mixture of softmaxes, and experts is 0"),
         (dict(mixture_epsilon=1e-8), "mixture_epsilon belongs to .* experts is 0"),
         (dict(nesterov=True), "nesterov needs a momentum"),
-        (dict(recurrent_op="cudnn", compute_dtype="bfloat16"), "recurrent_op cudnn .* compute_dtype is bfloat16"),
         (dict(compute_dtype="float16"), "compute_dtype must be float32, bfloat16 or auto"),
         (dict(learning_rte=1), "unknown field 'learning_rte'; did you mean 'learning_rate'"),
         (dict(zzz=1), "unknown field 'zzz'; known are"),

@@ -85,10 +85,10 @@ def test_two_biases_move_twice_as_far_and_count_twice_in_the_norm():
     before, plain, told = stepped(**fields)
     _, quirky, twice = stepped(**fields, compatibility="awd-lstm")
     gradient, found = moved(before, plain, 0.1), moved(before, quirky, 0.1)
-    biases = [layer["bias"] for layer in gradient["lstm"]]
+    biases = [layer["bias"] for layer in gradient["layers"]]
     assert float(twice.grad_norm) ** 2 == pytest.approx(
         float(told.grad_norm) ** 2 + sum(float((bias**2).sum()) for bias in biases), rel=1e-4
     )
-    for layer, bias in zip(found["lstm"], biases, strict=True):
+    for layer, bias in zip(found["layers"], biases, strict=True):
         np.testing.assert_allclose(layer["bias"], 2 * bias, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(found["embedding"], gradient["embedding"], rtol=1e-3, atol=1e-5)

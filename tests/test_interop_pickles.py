@@ -284,5 +284,5 @@ def test_a_damaged_file_is_read_or_refused_in_one_sentence(tmp_path_factory, dat
     except JaxlmError as error:
         assert str(error).isprintable() and len(str(error)) < 1500
     else:
-        assert all(np.isfinite(leaf).all() for layer in model.params["lstm"] for leaf in layer.values())
+        assert all(np.isfinite(leaf).all() for layer in model.params["layers"] for leaf in layer.values())
     assert time.process_time() - start < LONG

@@ -151,7 +151,7 @@ def variables(
 
 def check(model, arrays: dict[str, np.ndarray]) -> None:
     """The tree is the variables, in their order."""
-    layers = [layer[part] for layer in model.params["lstm"] for part in ("kernel", "bias")]
+    layers = [layer[part] for layer in model.params["layers"] for part in ("kernel", "bias")]
     leaves = [model.params["embedding"], *layers, *(model.params["softmax"][part] for part in ("kernel", "bias"))]
     for leaf, array in zip(leaves, arrays.values(), strict=True):
         np.testing.assert_array_equal(leaf, array)

@@ -57,7 +57,7 @@ def test_published_models_answer_as_their_own_code(name):
     np.testing.assert_allclose(log_probabilities(model, case["tokens"]), case["logprob"], atol=1e-7)
     assert all(
         leaf.dtype == np.float32 and leaf.flags.c_contiguous
-        for layer in [*model.params["lstm"], model.params["softmax"], {"": model.params["embedding"]}]
+        for layer in [*model.params["layers"], model.params["softmax"], {"": model.params["embedding"]}]
         for leaf in layer.values()
     )
 

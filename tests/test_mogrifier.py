@@ -285,7 +285,7 @@ def lamb_params(case):
     for ours, name in (("kernel", "om/om/weights"), ("projection", "om/om/projection/kernel")):
         if name in drawn:
             head[ours] = drawn[name]
-    return {"embedding": drawn["im/embedding"], "mogrifier": layers, "softmax": head}
+    return {"embedding": drawn["im/embedding"], "layers": layers, "softmax": head}
 
 
 def lamb_variables(case, params):
@@ -297,7 +297,7 @@ def lamb_variables(case, params):
         "om/om/weights": params["softmax"].get("kernel"),
         "om/om/projection/kernel": params["softmax"].get("projection"),
     }
-    for place, weights in enumerate(params["mogrifier"]):
+    for place, weights in enumerate(params["layers"]):
         found |= in_lamb_s_names(weights, names, LAYER.format(place), "tiled_linear/")
     return {name: found[name] for name in names}
 

@@ -92,7 +92,7 @@ class Replay:
             "latent_bias": draw(s, K * D),
             "bias": np.zeros(c["V"], self.dtype),
         }
-        return {"embedding": embedding, "lstm": layers, "softmax": head}, apart
+        return {"embedding": embedding, "layers": layers, "softmax": head}, apart
 
     def noise(self, k: int) -> Noise:
         """Of step k; with small batches, those of all, one behind the other."""
@@ -174,7 +174,7 @@ class Replay:
         }
         return {
             name: np.asarray(array, np.float64)
-            for name, array in {**found, **torch_layers(params["lstm"], self.apart, apart)}.items()
+            for name, array in {**found, **torch_layers(params["layers"], self.apart, apart)}.items()
         }
 
 

@@ -61,13 +61,13 @@ def test_two_steps_are_those_of_jordans_rule(nesterov):
     rule, params = config.optimizer, init_state(config.recipe, jax.random.key(0), 2).params
     assert isinstance(rule, Muon)
     transformation = optimizers.transformation(config.recipe, 0.5)
-    state, kernel = transformation.init(params), params["lstm"][0]["kernel"]
+    state, kernel = transformation.init(params), params["layers"][0]["kernel"]
     momentum = jnp.zeros_like(kernel)
     for seed in (3, 4):
         grads = jax.tree.map(lambda leaf, seed=seed: jax.random.normal(jax.random.key(seed), leaf.shape), params)
         found, state = transformation.update(grads, state, params, grad_norm=jnp.ones(()))
         updates: Any = found
-        gradient = grads["lstm"][0]["kernel"]
+        gradient = grads["layers"][0]["kernel"]
         momentum = rule.momentum * momentum + gradient
         direction = gradient + rule.momentum * momentum if nesterov else momentum
         H = kernel.shape[1] // 4
@@ -75,7 +75,7 @@ def test_two_steps_are_those_of_jordans_rule(nesterov):
             columns = slice(gate * H, (gate + 1) * H)
             step = orthogonalized(direction[None, :, columns], rule.newton_schulz_steps)[0]
             by_hand = -0.5 * rule.learning_rate * (step + rule.weight_decay * kernel[:, columns])
-            np.testing.assert_allclose(updates["lstm"][0]["kernel"][:, columns], by_hand, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(updates["layers"][0]["kernel"][:, columns], by_hand, rtol=1e-5, atol=1e-7)
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(updates))
     plain = optax.adam(0.5 * rule.adam_learning_rate, rule.beta1, rule.beta2, rule.epsilon)
     grads = params["embedding"]

@@ -107,7 +107,7 @@ def test_weight_drop_is_the_same_layer_with_fewer_recurrent_weights(kind):
     model, params = config.model, params_of(config)
     noise = draw_noise(model, KEY, T, B)
     by_hand = jax.tree.map(np.array, params)
-    for layer, mask in zip(by_hand[kind], jax.tree.leaves(noise.recurrent_weights), strict=True):
+    for layer, mask in zip(by_hand["layers"], jax.tree.leaves(noise.recurrent_weights), strict=True):
         recurrent = layer["kernel"][-len(mask) :] if kind == "lstm" else layer["recurrent_kernel"]
         recurrent[...] = np.where(mask, 2 * recurrent, 0)  # (a view: the input's part stays)
     by_hand = jax.tree.map(jnp.asarray, by_hand)
@@ -119,16 +119,16 @@ def test_gates_do_not_read_a_dropped_unit_and_the_carry_has_it():
     model, params = config.model, params_of(config)
     kept = jnp.array([True, False, True, True, False])
     noise = replace(no_noise(model), states=(jnp.broadcast_to(kept, (B, 5)),))
-    kernel = params["lstm"][0]["kernel"]
+    kernel = params["layers"][0]["kernel"]
     recurrent = jnp.where(kept[:, None], 2 * kernel[E:], 0)  # the same mask in all rows: a kernel can take it up
-    equal = {**params, "lstm": [{**params["lstm"][0], "kernel": jnp.concatenate([kernel[:E], recurrent])}]}
+    equal = {**params, "layers": [{**params["layers"][0], "kernel": jnp.concatenate([kernel[:E], recurrent])}]}
     np.testing.assert_allclose(outputs(model, params, noise), outputs(model, equal, no_noise(model)), rtol=1e-5)
     grads = [
         jax.grad(
             lambda kernel, given=given, noise=noise: outputs(
-                model, {**given, "lstm": [{**given["lstm"][0], "kernel": kernel}]}, noise
+                model, {**given, "layers": [{**given["layers"][0], "kernel": kernel}]}, noise
             ).sum()
-        )(given["lstm"][0]["kernel"])
+        )(given["layers"][0]["kernel"])
         for given, noise in ((params, noise), (equal, no_noise(model)))
     ]
     np.testing.assert_allclose(grads[0][:E], grads[1][:E], rtol=1e-4, atol=1e-6)
@@ -224,7 +224,6 @@ def test_a_step_drops_nothing_where_dropout_starts_and_all_of_it_where_it_has_gr
         (dict(dropout_start=0.5, keep_output=0.5), "dropout_start .* dropout_ramp is none"),
         (dict(model="mingru", keep_recurrent_weights=0.5), "keep_recurrent_weights .* MinGRU has none"),
         (dict(model="gru", keep_state=0.5), "keep_state .* kind GRU"),
-        (dict(recurrent_op="cudnn", keep_state=0.5), "recurrent_op cudnn .* keep_state"),
     ],
 )
 def test_what_means_nothing_is_refused_by_both_fields(fields, says):

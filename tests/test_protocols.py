@@ -61,10 +61,10 @@ def torch_model(case: dict) -> tuple[jaxlm.Config, dict]:
         i, f, j, o = np.split(array, 4)
         return np.concatenate([i, j, f, o]).T
 
-    params = {"embedding": draw(V, case["emb"]), "lstm": []}
+    params = {"embedding": draw(V, case["emb"]), "layers": []}
     for inputs, width in pairwise(widths):
         ih, hh, one, two = draw(4 * width, inputs), draw(4 * width, width), draw(4 * width), draw(4 * width)
-        params["lstm"].append({"kernel": np.concatenate([gates(ih), gates(hh)]), "bias": gates(one + two)})
+        params["layers"].append({"kernel": np.concatenate([gates(ih), gates(hh)]), "bias": gates(one + two)})
     params["softmax"] = {"bias": draw(V)}
     config = jaxlm.preset("small").replace(
         vocab_size=V, embedding_size=case["emb"], hidden_sizes=tuple(widths[1:]), tied=True, forget_bias=0.0
@@ -120,7 +120,7 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
     for name, part in (
         ("encoder.weight", statistics.rms["embedding"]),
         ("decoder.bias", statistics.rms["softmax"]["bias"]),
-        *((f"rnns.{layer}.bias_ih_l0", found["bias"]) for layer, found in enumerate(statistics.rms["lstm"])),
+        *((f"rnns.{layer}.bias_ih_l0", found["bias"]) for layer, found in enumerate(statistics.rms["layers"])),
     ):
         np.testing.assert_allclose(np.linalg.norm(part), expected["root_mean_square"][name][0], rtol=1e-5)
 
@@ -135,7 +135,7 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
     if lengths[-1] == told["bptt"]:  # else the reference's last step is on a segment that we keep open
         final, wanted = scoring.state[0], case["final_tensors"]
         np.testing.assert_allclose(np.linalg.norm(final["embedding"]), wanted["encoder.weight"][0], rtol=1e-5)
-        for layer, one in enumerate(final["lstm"]):
+        for layer, one in enumerate(final["layers"]):
             biases = [wanted[f"rnns.{layer}.bias_{part}_l0"][1] for part in ("ih", "hh")]
             np.testing.assert_allclose(one["bias"].sum(), sum(biases), rtol=1e-4)
 
@@ -159,8 +159,7 @@ def test_lamb_s_dynamic_evaluation():
         for layer in range(2)
     ]
     params = jax.tree.map(
-        jnp.asarray,
-        {"embedding": drawn["im/embedding"], "mogrifier": layers, "softmax": {"bias": drawn["om/om/bias"][0]}},
+        jnp.asarray, {"embedding": drawn["im/embedding"], "layers": layers, "softmax": {"bias": drawn["om/om/bias"][0]}}
     )
     width = told["hidden_size"][0]
     config = jaxlm.preset("small").replace(

@@ -117,11 +117,10 @@ def test_every_value_of_a_range_is_drawn():
 
 
 def test_a_value_may_need_another_field_of_the_space():
-    """cudnn computes in float32 only; alone it is refused beside the recipe's bfloat16."""
-    recipe = TINY.replace(compute_dtype="bfloat16")
-    with pytest.raises(JaxlmError, match="recurrent_op cudnn"):
-        read_space({"recurrent_op": ["cudnn"]}, recipe)
-    assert read_space({"recurrent_op": ["cudnn"], "compute_dtype": ["float32"]}, recipe)
+    """A projection leads to a tied embedding: alone it is refused."""
+    with pytest.raises(JaxlmError, match="tied is false"):
+        read_space({"projection": [True]}, TINY)
+    assert read_space({"projection": [True], "tied": [True]}, TINY)
     with pytest.raises(JaxlmError, match="beta1 is a field of the optimizer"):
         read_space({"beta1": [0.8]}, TINY)
     assert read_space({"beta1": [0.8], "optimizer": "sgd,adamw"}, TINY)

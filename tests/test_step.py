@@ -111,12 +111,12 @@ def test_initialisation():
     params = stack.init_params(
         recipe_of(vocab_size=500, init_scale=0.25, hidden_sizes=(256, 128), embedding_size=200).model, jax.random.key(0)
     )
-    for layer in params["lstm"]:
+    for layer in params["layers"]:
         assert not layer["bias"].any()
     for leaf in (
         params["embedding"],
-        params["lstm"][0]["kernel"],
-        params["lstm"][1]["kernel"],
+        params["layers"][0]["kernel"],
+        params["layers"][1]["kernel"],
         params["softmax"]["kernel"],
         params["softmax"]["bias"],
     ):
@@ -131,7 +131,7 @@ def test_initialisation_as_pytorch_s():
     params = {
         kind: stack.init_params(
             kinds(vocab_size=4, embedding_size=E, hidden_sizes=(H,), torch_init=True), jax.random.key(0)
-        )[kind][0]
+        )["layers"][0]
         for kind, kinds in MODELS.items()
     }
     # Half the width of a uniform distribution.
@@ -150,7 +150,7 @@ def test_initialisation_as_pytorch_s():
         stack.init_params(
             Mogrifier(vocab_size=4, embedding_size=E, hidden_sizes=(H,), torch_init=True, forget_bias=bias),
             jax.random.key(0),
-        )["mogrifier"][0]["bias"]
+        )["layers"][0]["bias"]
         for bias in (1.0, 3.0)
     )
     assert float((high - low).max()) == pytest.approx(2)
@@ -160,7 +160,7 @@ def test_shapes_of_the_tree():
     params = stack.init_params(RECIPE.model, jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == {
         "embedding": (V, E),
-        "lstm": [{"kernel": (E + 5, 20), "bias": (20,)}, {"kernel": (5 + 4, 16), "bias": (16,)}],
+        "layers": [{"kernel": (E + 5, 20), "bias": (20,)}, {"kernel": (5 + 4, 16), "bias": (16,)}],
         "softmax": {"kernel": (4, V), "bias": (V,)},
     }
 
@@ -197,9 +197,9 @@ def test_noise_is_an_input():
     y, _ = outputs(model, params, x, stack.zero_carry(model, B), noise)
     by_hand = x
     by_hand = jnp.where(jnp.asarray(noise.embedding), by_hand * 2, 0)
-    for layer, mask, H in zip(params["lstm"], noise.outputs, HIDDEN, strict=True):
+    for layer, mask, H in zip(params["layers"], noise.outputs, HIDDEN, strict=True):
         one_layer = recipe_of(hidden_sizes=(H,), embedding_size=by_hand.shape[-1]).model
-        by_hand, _ = outputs(one_layer, {"lstm": [layer]}, by_hand, stack.zero_carry(one_layer, B))
+        by_hand, _ = outputs(one_layer, {"layers": [layer]}, by_hand, stack.zero_carry(one_layer, B))
         by_hand = jnp.where(jnp.asarray(mask), by_hand * 2, 0)
     np.testing.assert_allclose(y, by_hand, rtol=1e-6)
 

@@ -202,14 +202,6 @@ class LSTM(Recurrent):
     recurrent_gates: ClassVar[int] = 4
     drops_state: ClassVar[bool] = True
     forget_bias: float = number(0.0, "added to the forget gate before its sigmoid")
-    recurrent_op: str = choice("scan", "what trains the layers: scan, or cudnn on a CUDA device", ("scan", "cudnn"))
-
-    def check(self) -> None:
-        super().check()
-        if (self.recurrent_op, self.compute_dtype) == ("cudnn", "bfloat16"):
-            raise JaxlmError("recurrent_op cudnn computes in float32, and compute_dtype is bfloat16: use scan")
-        if self.recurrent_op == "cudnn" and self.keep_state is not None:
-            raise JaxlmError("recurrent_op cudnn drops no units of h between steps, and keep_state is given: use scan")
 
 
 @dataclass(frozen=True)

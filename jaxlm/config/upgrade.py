@@ -39,7 +39,7 @@ def upgraded(tree: dict[str, Any]) -> dict[str, Any]:
         section: {"kind": kind, **{name: hyper[name] for name in _HYPER[section] if name in hyper}}
         for section, kind in _KINDS.items()
     }
-    parts["model"].update({name: value for name, value in model.items() if name != "dropout"})
+    parts["model"].update({name: value for name, value in model.items() if name not in ("dropout", "recurrent_op")})
     if not model.get("dropout", False):
         parts["model"].update(keep_embedding=None, keep_output=None)
     else:

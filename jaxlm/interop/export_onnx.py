@@ -38,7 +38,7 @@ def export_onnx(model: LanguageModel, out: Path) -> list[str]:
         raise JaxlmError(
             f"ONNX has no node that computes what a {name} does: it has LSTM and GRU; export it --to stablehlo or orbax"
         )
-    check_known(config, params, name)
+    check_known(config, params)
     graph = _Graph(onnx, model)
     if graph.bytes > MOST_BYTES:
         raise JaxlmError(
@@ -73,9 +73,7 @@ class _Graph:
         self._hold("embedding", array(params["embedding"]))
         self._node("Gather", ["embedding", "tokens"], ["x_0"], axis=0)
         self._hold("direction", np.array([1], np.int64))
-        for place, (weights, width) in enumerate(
-            zip(params[kind_of("model", config)], config.hidden_sizes, strict=True)
-        ):
+        for place, (weights, width) in enumerate(zip(params["layers"], config.hidden_sizes, strict=True)):
             self._layer(place, config, weights, width)
         last = f"x_{len(config.hidden_sizes)}"
         if config.tied:

@@ -16,8 +16,9 @@ class ForeignModel:
     """A language model read from a file of another program.
 
     Attributes:
-        params: jaxlm's tree in float32: `embedding [V, E]`, `lstm[i].kernel [in + H, 4H]` and `lstm[i].bias [4H]` with
-            gates i, j, f, o, `softmax.bias [V]` and, unless tied, `softmax.kernel [H, V]`. Its forget bias is 0.
+        params: jaxlm's tree in float32: `embedding [V, E]`, `layers[i].kernel [in + H, 4H]` and `layers[i].bias [4H]`,
+            gates in the order i, j, f, o, `softmax.bias [V]` and, unless tied, `softmax.kernel [H, V]`. Its forget
+            bias is 0.
         embedding_size: E.
         hidden_sizes: H of each layer, which may differ.
         vocab_size: V.
@@ -38,7 +39,7 @@ class ForeignModel:
 def foreign_model(params: dict, tied: bool, source: str, notes: list[str]) -> ForeignModel:
     """The model of a parameter tree; the sizes are the tree's."""
     vocab_size, width = params["embedding"].shape
-    sizes = tuple(len(layer["bias"]) // 4 for layer in params["lstm"])
+    sizes = tuple(len(layer["bias"]) // 4 for layer in params["layers"])
     return ForeignModel(params, width, sizes, vocab_size, tied, source, tuple(notes))
 
 

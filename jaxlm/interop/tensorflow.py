@@ -24,7 +24,7 @@ def to_tensorflow(params: Params) -> dict[str, np.ndarray]:
             f"head has {', '.join(sorted(found))}: export it --to stablehlo or orbax"
         )
     layers = {
-        LAYER.format(i, part): layer[part] for i, layer in enumerate(params["lstm"]) for part in ("kernel", "bias")
+        LAYER.format(i, part): layer[part] for i, layer in enumerate(params["layers"]) for part in ("kernel", "bias")
     }
     variables = {
         EMBEDDING: params["embedding"],
@@ -46,6 +46,6 @@ def from_tensorflow(variables: Mapping[str, np.ndarray]) -> Params:
     names, _ = tensorflow_names(variables)
     return {
         "embedding": np.asarray(variables[names.embedding]),
-        "lstm": [{part: np.asarray(variables[name]) for part, name in cell.items()} for cell in names.cells],
+        "layers": [{part: np.asarray(variables[name]) for part, name in cell.items()} for cell in names.cells],
         "softmax": {"kernel": np.asarray(variables[names.kernel]), "bias": np.asarray(variables[names.bias])},
     }

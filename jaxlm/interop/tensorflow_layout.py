@@ -96,7 +96,7 @@ def from_tensorflow_checkpoint(tensors: Tensors, source: str) -> ForeignModel:
         notes.append(f"left out, as no part of the model: {listed(left)}")
     params = {
         "embedding": values.float32(names.embedding),
-        "lstm": [{part: values.float32(cell[part]) for part in ("kernel", "bias")} for cell in names.cells],
+        "layers": [{part: values.float32(cell[part]) for part in ("kernel", "bias")} for cell in names.cells],
         "softmax": {"kernel": values.float32(names.kernel), "bias": values.float32(names.bias)},
     }
     return foreign_model(params, False, source, [*notes, *values.notes])

@@ -59,7 +59,7 @@ def from_torch(tensors: Tensors, source: str) -> ForeignModel:
         notes.append("the output layer has no bias: zeros stand in its place")
     if "bias_ih" in layers[0]:
         notes.append("each layer's two biases were added up")
-    params = {"embedding": table, "lstm": [_lstm(values, layer) for layer in layers], "softmax": softmax}
+    params = {"embedding": table, "layers": [_lstm(values, layer) for layer in layers], "softmax": softmax}
     return foreign_model(params, tied, source, [*notes, *values.notes])
 
 

@@ -32,11 +32,11 @@ def state_dict(model: Recurrent, params: Params) -> tuple[StateDict, list[str]]:
             f"and nn.GRU; export it --to stablehlo or orbax"
         )
     name, layer = kind_of("model", model), _LAYERS[type(model)]
-    check_known(model, params, name)
+    check_known(model, params)
     module = f"nn.{name.upper()}"
     equal = len(set(model.hidden_sizes)) == 1
     found = {"encoder.weight": array(params["embedding"])}
-    for place, weights in enumerate(params[name]):
+    for place, weights in enumerate(params["layers"]):
         where = f"rnn.{{}}_l{place}" if equal else f"rnns.{place}.{{}}_l0"
         found |= {where.format(part): np.ascontiguousarray(value) for part, value in layer(model, weights).items()}
     found["decoder.weight"] = found["encoder.weight"] if model.tied else array(params["softmax"]["kernel"].T)
@@ -54,7 +54,7 @@ def state_dict(model: Recurrent, params: Params) -> tuple[StateDict, list[str]]:
     return found, notes
 
 
-def check_known(model: Recurrent, params: Params, name: str) -> None:
+def check_known(model: Recurrent, params: Params) -> None:
     """Raises JaxlmError where a model is more than an embedding, its layers one after the other and a softmax."""
     for present, what in ((model.skip, "skip connections"), (model.scale_embedding, "scaled embeddings")):
         if present:
@@ -69,7 +69,7 @@ def check_known(model: Recurrent, params: Params, name: str) -> None:
             f"outputs only: export it --to stablehlo or orbax"
         )
     kernel = set() if model.tied else {"kernel"}
-    other = {*params} - {"embedding", "softmax", name} | {*params["softmax"]} - {"bias", *kernel}
+    other = {*params} - {"embedding", "softmax", "layers"} | {*params["softmax"]} - {"bias", *kernel}
     if other:
         raise JaxlmError(
             f"the model has parameters that only jaxlm has a place for ({', '.join(sorted(other))}): "

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 
 from jaxlm.config.models import Recurrent
-from jaxlm.ops import threefry
 
 Params = dict[str, Any]  # nested dicts and lists of arrays
 State = Any  # one layer's carry: a pytree of arrays [B, H]
@@ -41,4 +40,4 @@ class Cell:
 
 def uniform(model: Recurrent, key: jax.Array, *shape: int) -> jax.Array:
     """Initial values, uniform in +-init_scale."""
-    return model.init_scale * threefry.uniform(key, shape, minval=-1.0)
+    return model.init_scale * jax.random.uniform(key, shape, minval=-1.0)

@@ -7,10 +7,7 @@ import jax.numpy as jnp
 
 from jaxlm.config.models import LSTM
 from jaxlm.models.cell import Cell, Params, uniform
-from jaxlm.ops.cudnn import lstm_cudnn
 from jaxlm.ops.lstm import LSTMState, lstm, zero_state
-
-OPS = {"scan": lstm, "cudnn": lstm_cudnn}
 
 
 def _init(model: LSTM, key: jax.Array, inputs: int, width: int) -> Params:
@@ -26,7 +23,7 @@ def _apply(
     length: jax.Array | None = None,
 ) -> tuple[jax.Array, LSTMState]:
     dropped = {} if kept is None else {"kept": kept, "keep": model.keep_state}
-    return OPS[model.recurrent_op](x, params["kernel"], params["bias"], state, model.forget_bias, length, **dropped)
+    return lstm(x, params["kernel"], params["bias"], state, model.forget_bias, length, **dropped)
 
 
 def change_recurrent(params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:

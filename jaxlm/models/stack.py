@@ -1,10 +1,10 @@
 """The recurrent language model: an embedding, a stack of layers of one kind, and a head.
 
-The parameter tree: `embedding` [V, E]; the layers in a list under the name of their kind, as in `lstm[i].kernel`;
-the head's under `softmax` (`heads.py`). `model` is the config's model, a pytree of its numbers.
+The parameter tree: `embedding` [V, E]; `layers`, a list with the parameters of each
+layer; the head's under `softmax` (`heads.py`). `model` is the config's model, a pytree of its numbers.
 """
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -33,13 +33,13 @@ def init_params(model: Recurrent, key: jax.Array) -> Params:
 
     With `torch_init` the layers are as PyTorch begins them, and the softmax's bias is zero.
     """
-    cell, name = _cell(model)
+    cell = _cell(model)
     widths = (model.embedding_size, *model.hidden_sizes)
     keys = jax.random.split(key, len(model.hidden_sizes) + 3)
     embedding_key, *layer_keys, kernel_key, bias_key = keys
     return {
         "embedding": uniform(model, embedding_key, model.vocab_size, model.embedding_size),
-        name: [
+        "layers": [
             _init_layer(cell, model, one, inputs, width)
             for one, inputs, width in zip(layer_keys, widths, model.hidden_sizes, strict=False)
         ],
@@ -63,38 +63,31 @@ def _init_layer(cell: Cell, model: Recurrent, key: jax.Array, inputs: int, width
 
 def zero_carry(model: Recurrent, batch_size: int, dtype: Any = jnp.float32) -> Carry:
     """The carry before the first token, one state a layer."""
-    cell, _ = _cell(model)
+    cell = _cell(model)
     return tuple(cell.state(batch_size, width, dtype) for width in model.hidden_sizes)
 
 
 def param_specs(model: Recurrent) -> Params:
     """Where the parameters lie on a mesh: the embedding and the softmax by their words, the layers on every device."""
-    return {"embedding": collectives.WORDS, _cell(model)[1]: collectives.SAME, "softmax": head_specs(model)}
+    return {"embedding": collectives.WORDS, "layers": collectives.SAME, "softmax": head_specs(model)}
 
 
 def gates_per_kernel(model: Recurrent) -> int:
     """How many matrices stand side by side in each of a layer's kernels."""
-    gates = _cell(model)[0].gates
+    gates = _cell(model).gates
     return gates(model) if callable(gates) else gates
 
 
-def is_inner_matrix(model: Recurrent, params: Params) -> Params:
+def is_inner_matrix(params: Params) -> Params:
     """For each parameter whether it is a kernel of a layer, by its name: not the embedding, the softmax or a bias."""
-    name = _cell(model)[1]
-    nothing = jax.tree.map(lambda leaf: False, params)
-    return {
-        **nothing,
-        name: jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf.ndim == 2 and path[-1].key.endswith("kernel"), params[name]
-        ),
-    }
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: path[0].key == "layers" and leaf.ndim == 2 and path[-1].key.endswith("kernel"), params
+    )
 
 
-def is_layer_bias(model: Recurrent, params: Params) -> Params:
+def is_layer_bias(params: Params) -> Params:
     """For each parameter whether it is a bias of a layer."""
-    name = _cell(model)[1]
-    nothing = jax.tree.map(lambda leaf: False, params)
-    return {**nothing, name: jax.tree.map(lambda leaf: leaf.ndim == 1, params[name])}
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: path[0].key == "layers" and leaf.ndim == 1, params)
 
 
 def embed(params: Params, tokens: jax.Array) -> jax.Array:
@@ -124,11 +117,11 @@ def last_outputs(
     model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry: Carry, length: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, Carry]:
     """`features`, and before them the same outputs [T, B, H] without their own dropout."""
-    cell, name = _cell(model)
+    cell = _cell(model)
     x = x * jnp.sqrt(model.embedding_size).astype(x.dtype) if model.scale_embedding else x
     raw = dropped = apply_mask(x, noise.embedding, model.keep_embedding)
     new_carry, outputs = [], []
-    for place, (layer, state) in enumerate(zip(params[name], carry, strict=True)):
+    for place, (layer, state) in enumerate(zip(params["layers"], carry, strict=True)):
         weights = of_layer(noise.recurrent_weights, place)
         masks = {"kept": of_layer(noise.states, place), "updated": of_layer(noise.updates, place)}
         if weights is not None:
@@ -147,10 +140,8 @@ def last_outputs(
 
 def exact(model: Recurrent) -> Recurrent:
     """The model as evaluation runs it: float32 on any device, whatever trained it."""
-    plain = {item.name: item.default for item in fields(model) if item.name in ("compute_dtype", "recurrent_op")}
-    return replace(model, **plain)
+    return replace(model, compute_dtype="float32")
 
 
-def _cell(model: Recurrent) -> tuple[Cell, str]:
-    name = kind_of("model", model)
-    return CELLS[name], name
+def _cell(model: Recurrent) -> Cell:
+    return CELLS[kind_of("model", model)]

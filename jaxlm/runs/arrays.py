@@ -81,15 +81,17 @@ def _read_2(folder: Folder, manifest: Manifest, leaves: Mapping[str, Any]) -> di
 
 
 def _read_1(folder: Folder, manifest: Manifest, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    names = {name.replace("params.layers.", "params.lstm."): name for name in leaves}
+    leaves = {name: leaves[ours] for name, ours in names.items()}
     chunks = {name: f"{FOLDER}/{name}/{'.'.join('0' * len(leaf.shape)) or '0'}" for name, leaf in leaves.items()}
     layout = {f"{FOLDER}/_METADATA", *(f"{FOLDER}/{name}/.zarray" for name in leaves)}
     sealed.check_names(folder, manifest, {*sealed.TEXTS, *layout, *chunks.values()})
     for name in sorted(layout):
         sealed.verified(folder, manifest, name, most=MOST_LAYOUT_BYTES)
     return {
-        name: np.frombuffer(sealed.verified(folder, manifest, chunks[name], exactly=nbytes(leaf)), leaf.dtype).reshape(
-            leaf.shape
-        )
+        names[name]: np.frombuffer(
+            sealed.verified(folder, manifest, chunks[name], exactly=nbytes(leaf)), leaf.dtype
+        ).reshape(leaf.shape)
         for name, leaf in leaves.items()
     }
 

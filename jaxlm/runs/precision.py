@@ -32,11 +32,10 @@ def multiplies_bfloat16(device: Any = None, cpuinfo: Path = CPUINFO) -> bool:
 
 
 def resolved(config: Config) -> Config:
-    """The config with a dtype in place of `auto`; cuDNN's layers compute in float32."""
+    """The config with a dtype in place of `auto`."""
     if config.model.compute_dtype != "auto":
         return config
-    narrow = getattr(config.model, "recurrent_op", "scan") != "cudnn" and multiplies_bfloat16()
-    return config.replace(compute_dtype="bfloat16" if narrow else "float32")
+    return config.replace(compute_dtype="bfloat16" if multiplies_bfloat16() else "float32")
 
 
 def notes(asked: str, config: Config) -> list[str]:
@@ -52,8 +51,6 @@ def notes(asked: str, config: Config) -> list[str]:
     native = multiplies_bfloat16(device)
     if asked == "auto":
         reason = f"{'multiplies' if native else 'does not multiply'} bfloat16 by itself"
-        if native and taken == "float32":
-            reason = "would multiply bfloat16 by itself, but cuDNN's layers compute in float32"
         return [f"compute_dtype auto: {taken}, since this {device.platform} {reason}"]
     if taken == "bfloat16" and not native:
         return [

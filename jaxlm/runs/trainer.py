@@ -223,12 +223,8 @@ def new_state(config: Config, params: Params | None = None) -> TrainState:
     """The state before the first step.
 
     Raises:
-      JaxlmError: given parameters do not have the config's shapes, no device has its recurrent op, or there is not
-        enough memory.
+      JaxlmError: given parameters do not have the config's shapes, or there is not enough memory.
     """
-    platform = jax.default_backend()
-    if getattr(config.model, "recurrent_op", "scan") == "cudnn" and platform not in ("gpu", "cuda"):
-        raise JaxlmError(f"recurrent_op cudnn needs a CUDA device, and there is only {platform}: use scan")
     checkpoint.check_memory(config)
     counts = config.train
     if params is None:

@@ -225,8 +225,8 @@ def _add_squares(model, cost, params, squares, tokens, count, carry, *, length):
 
 
 def _as_torch(model: Recurrent, params: Params, split: Callable[[Params, int], Params]) -> Params:
-    layers = [split(layer, width) for layer, width in zip(params["lstm"], model.hidden_sizes, strict=True)]
-    return {**params, "lstm": layers}
+    layers = [split(layer, width) for layer, width in zip(params["layers"], model.hidden_sizes, strict=True)]
+    return {**params, "layers": layers}
 
 
 def _tensors(model: Recurrent, tree: Params, protocol: Dynamic) -> list[jax.Array]:

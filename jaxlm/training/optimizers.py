@@ -53,14 +53,14 @@ def transformation(recipe: Recipe, factor: Number) -> optax.GradientTransformati
     optimizer = recipe.optimizer
     quirks = _repeats_awd_lstm(optimizer)
     clip = [] if optimizer.clip_norm is None else [clip_by_given_norm(optimizer.clip_norm, 1e-6 if quirks else None)]
-    twice = [optax.stateless(lambda updates, _: _with_biases_times(recipe.model, updates, 2))] if quirks else []
+    twice = [optax.stateless(lambda updates, _: _with_biases_times(updates, 2))] if quirks else []
     return optax.chain(*clip, *twice, _RULES[type(optimizer)](recipe.model, optimizer, factor))
 
 
 def counted_norm(recipe: Recipe, grads: Params) -> jax.Array:
     """The global norm of the gradient, as the recipe counts it; devices may hold parts of it."""
     if _repeats_awd_lstm(recipe.optimizer):
-        grads = _with_biases_times(recipe.model, grads, math.sqrt(2))
+        grads = _with_biases_times(grads, math.sqrt(2))
     return gradients.global_norm(grads, stack.param_specs(recipe.model))
 
 
@@ -146,7 +146,7 @@ def _muon(model: Recurrent, optimizer: Muon, factor: Number) -> optax.GradientTr
     )
     return partition(
         {"muon": muon, "adam": adam},
-        lambda params: jax.tree.map(lambda inner: "muon" if inner else "adam", stack.is_inner_matrix(model, params)),
+        lambda params: jax.tree.map(lambda inner: "muon" if inner else "adam", stack.is_inner_matrix(params)),
     )
 
 
@@ -171,9 +171,9 @@ def _repeats_awd_lstm(optimizer: Optimizer) -> bool:
     return isinstance(optimizer, Descent) and optimizer.compatibility == "awd-lstm"
 
 
-def _with_biases_times(model: Recurrent, grads: Any, by: float) -> Any:
+def _with_biases_times(grads: Any, by: float) -> Any:
     """A gradient with the layers' biases times a number: each of ours is the sum of two equal ones of PyTorch."""
-    return jax.tree.map(lambda grad, is_bias: grad * by if is_bias else grad, grads, stack.is_layer_bias(model, grads))
+    return jax.tree.map(lambda grad, is_bias: grad * by if is_bias else grad, grads, stack.is_layer_bias(grads))
 
 
 def _matrices(params: Params) -> Any:
