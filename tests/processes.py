@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import jaxlm
-from jaxlm.runs import listing
+from jaxlm.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILED = tempfile.TemporaryDirectory(prefix="jaxlm-compiled-")  # JAX's own cache, so that a restart is quick
@@ -122,7 +122,7 @@ def kept(run_dir: Path) -> dict[str, bytes]:
     """Every byte of a finished run that must be reproduced: its metrics and the checkpoints labelled last and best."""
     files = {"metrics.jsonl": (run_dir / "metrics.jsonl").read_bytes()}
     for which in ("last", "best"):
-        found = listing.find(run_dir, which)
+        found = checkpoint.find(run_dir, which)
         files |= {
             f"{which}/{path.relative_to(found)}": path.read_bytes()
             for path in sorted(found.rglob("*"))

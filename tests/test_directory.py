@@ -1,30 +1,42 @@
 """A run's directory: what a stranger, a killed process or an odd name put there leads nowhere else and never hangs."""
 
+import hashlib
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
-from processes import ROOT, end, start
+from processes import ROOT
 
 import jaxlm
-from jaxlm.config.config import Config
 from jaxlm.data.corpora import load_corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder
-from jaxlm.runs import checkpoint, listing, memory, temporary
+from jaxlm.runs import checkpoint, ram, state_arrays
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.lock import lock
-from jaxlm.runs.manifest import TEXTS
 from jaxlm.runs.metrics import read_metrics
 
-GOLDEN, TEXT = ROOT / "tests/golden/run-format-1", ROOT / "tests/golden/run-format-1-text/text"
+GOLDEN = ROOT / "tests/golden/run"  # the arrays, metrics and text of a run at window 23, recorded by version 0.1
+CONFIG = jaxlm.preset("test").replace(
+    vocab_size=31,
+    embedding_size=2,
+    hidden_sizes=(3, 2),
+    keep_embedding=0.9,
+    keep_output=0.8,
+    forget_bias=0.5,
+    batch_size=4,
+    bptt_length=5,
+    epochs=2,
+    seed=3,
+)
 LAST = "checkpoints/00000023"
 TEST_NATS, VALID_NATS = 240.00640869140625, 233.48544311523438  # of the version that wrote it
 END = 18.847837102272983  # test perplexity of that version at the end of the second epoch
@@ -33,13 +45,31 @@ SECONDS = 20
 
 @pytest.fixture(scope="module")
 def corpus():
-    return load_corpus(TEXT)
+    return load_corpus(GOLDEN / "text")
+
+
+@pytest.fixture(scope="module")
+def recorded(corpus, tmp_path_factory) -> Path:
+    """The recorded run's directory: an epoch and a window of the next are trained."""
+    template, metrics = state_arrays.shapes_of_state(CONFIG), (GOLDEN / "metrics.jsonl").read_bytes()
+    with np.load(GOLDEN / "state.npz") as arrays:
+        leaves = [arrays[name] for name in arrays]
+    leaves[-1] = jax.random.wrap_key_data(jax.numpy.asarray(leaves[-1]))
+    state = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    path = tmp_path_factory.mktemp("recorded") / "run"
+    with lock(path) as held:
+        rundir.begin(held.folder, CONFIG, corpus)
+        held.folder.write("metrics.jsonl", metrics)
+        seal = {"metrics_bytes": len(metrics), "metrics_sha256": hashlib.sha256(metrics).hexdigest()}
+        manifest = checkpoint.Manifest(23, 1, None, rundir.named(corpus), **seal)
+        checkpoint.save(held.folder, state, CONFIG, corpus.vocab, manifest)
+    return path
 
 
 @pytest.fixture
-def run_dir(tmp_path) -> Path:
-    """A run of 23 windows, of which an epoch and a window are trained."""
-    return shutil.copytree(GOLDEN, tmp_path / "run")
+def run_dir(recorded, tmp_path) -> Path:
+    """A copy of the recorded run."""
+    return shutil.copytree(recorded, tmp_path / "run")
 
 
 @pytest.fixture
@@ -58,24 +88,22 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def resume(run_dir: Path, corpus) -> jaxlm.TrainResult:
-    config = Config.from_json((GOLDEN / "config.json").read_text())
-    return jaxlm.train(config, corpus, run_dir, resume=True, quiet=True)
+    return jaxlm.train(CONFIG, corpus, run_dir, resume=True, quiet=True)
 
 
 @pytest.mark.slow  # to the bit, so of programs compiled as users compile them
-def test_a_run_of_format_1_evaluates_to_the_same_digits(corpus):
-    model = jaxlm.load(GOLDEN)
+def test_a_recorded_run_evaluates_to_the_same_digits(recorded, corpus):
+    model = jaxlm.load(recorded)
     assert [model.evaluate(split, corpus=corpus).nats for split in ("test", "valid")] == [TEST_NATS, VALID_NATS]
 
 
-def test_a_run_of_format_1_is_resumed_to_the_same_end(run_dir, corpus):
+def test_a_recorded_run_is_resumed_to_the_same_end(run_dir, corpus):
     result = resume(run_dir, corpus)
     assert result.test_perplexity == pytest.approx(END, rel=1e-6)
     lines = read_metrics(run_dir)
     assert [row["step"] for row in lines if row["kind"] == "window"] == list(range(1, 45))
     assert lines[-1]["test_perplexity"] == result.test_perplexity
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["00000023", "00000044"]
-    assert {step: found.format for step, found in listing.manifests(run_dir).items()} == {23: 1, 44: 2}
     assert not rundir.problems(run_dir)
 
 
@@ -102,7 +130,7 @@ def test_a_link_in_place_of_the_checkpoints_deletes_nothing_behind_it(run_dir, h
         "curve.png",
         ".partial-metrics.jsonl",
         "checkpoints/.00000044.partial",
-        f"{LAST}/metrics.jsonl",
+        f"{LAST}/vocab.json",
         "checkpoints/00000022",
         "anything",
     ],
@@ -161,6 +189,7 @@ def test_what_reads_a_run_neither_waits_nor_fills_the_memory(run_dir, name, what
 
 @pytest.mark.parametrize("name", [".lock", "timing.jsonl"])
 def test_a_hard_link_to_a_file_of_somebody_is_not_written_through(run_dir, home, corpus, name):
+    (run_dir / name).unlink(missing_ok=True)
     os.link(home / ".bashrc", run_dir / name)
     with pytest.raises(RunDirError, match=r"2 names"):
         resume(run_dir, corpus)
@@ -195,14 +224,13 @@ NAMES = ["x\\b", "gs:", "s3:", os.fsdecode(b"\xff\xfe"), "file:", "a b", "-x", "
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_a_run_directory_of_any_name_is_read_as_it_was_written(run_dir, corpus, name):
-    shutil.copytree(GOLDEN, run_dir.with_name("x") / "b")  # what another reader takes `x\b` for
+    shutil.copytree(run_dir, run_dir.with_name("x") / "b")  # what another reader takes `x\b` for
     path = run_dir.rename(run_dir.with_name(name))
     assert jaxlm.load(path).evaluate("test", corpus=corpus).nats == TEST_NATS
     with lock(path) as held:
-        found, offset, _ = rundir.resume(held.folder, Config.from_json((path / "config.json").read_text()), corpus)
+        found, _ = rundir.resume(held.folder, CONFIG, corpus)
         assert found
         checkpoint.save(held.folder, found.state, found.config, found.vocab, found.manifest)
-    assert offset == len((path / "metrics.jsonl").read_bytes())
     assert (path / LAST / "state.safetensors").is_file()
     assert jaxlm.load(path).evaluate("test", corpus=corpus).nats == TEST_NATS
     assert not rundir.problems(path)
@@ -210,14 +238,14 @@ def test_a_run_directory_of_any_name_is_read_as_it_was_written(run_dir, corpus, 
 
 @pytest.mark.parametrize("name", ["gs:", "x\\b", os.fsdecode(b"\xff\xfe")], ids=ascii)
 def test_a_run_begins_in_a_directory_of_any_name(tmp_path, corpus, name):
-    config = Config.from_json((GOLDEN / "config.json").read_text())
+    config = CONFIG
     jaxlm.train(config, corpus, tmp_path / name, steps=1, quiet=True)
-    assert listing.find(tmp_path / name).name == "00000001"
+    assert checkpoint.find(tmp_path / name).name == "00000001"
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300])
 def test_a_name_that_no_directory_can_have_is_refused(tmp_path, corpus, name):
-    config = Config.from_json((GOLDEN / "config.json").read_text())
+    config = CONFIG
     for resumed in (False, True):
         with pytest.raises(JaxlmError):
             jaxlm.train(config, corpus, tmp_path / name, steps=1, quiet=True, resume=resumed)
@@ -229,21 +257,18 @@ def test_what_a_killed_process_left_is_removed_on_resume(run_dir, corpus):
     (run_dir / "checkpoints/.00000044.partial").mkdir()
     (run_dir / "checkpoints/.00000044.partial/state.safetensors").write_text("half")
     (run_dir / ".partial-run.json-0123456789abcdef").write_text("half")
-    (run_dir / ".partial-config.json").write_text("half")  # by version 0.1
     with lock(run_dir) as held:
-        rundir.resume(held.folder, Config.from_json((run_dir / "config.json").read_text()), corpus)
+        rundir.resume(held.folder, CONFIG, corpus)
     assert not [*run_dir.rglob(".partial*"), *run_dir.rglob(".0*")]
 
 
 def test_problems_name_what_is_damaged(run_dir):
     assert rundir.problems(run_dir) == []
     metrics = (run_dir / "metrics.jsonl").read_bytes()
-    lines = metrics.splitlines(keepends=True)
-    (run_dir / "metrics.jsonl").write_bytes(b"".join(lines[:10]))
-    (problem,) = rundir.problems(run_dir)
-    assert "metrics.jsonl" in problem and "24 lines" in problem and "first 10" in problem
-    (run_dir / "metrics.jsonl").write_bytes(metrics[:100])
-    assert "first 1 of" in rundir.problems(run_dir)[0]
+    for damaged in (metrics[:1000], metrics[:100], metrics.replace(b"1", b"2", 1)):
+        (run_dir / "metrics.jsonl").write_bytes(damaged)
+        (problem,) = rundir.problems(run_dir)
+        assert "metrics.jsonl is damaged: its first 2,384 bytes are not those that the checkpoint sealed" in problem
     (run_dir / "metrics.jsonl").write_bytes(metrics + b'{"kind":"window",')
     (problem,) = rundir.problems(run_dir)
     assert "metrics.jsonl ends within a line" in problem
@@ -264,7 +289,7 @@ def test_problems_name_what_is_damaged(run_dir):
 
 
 def test_a_changed_config_is_found_before_there_is_a_checkpoint_and_after(tmp_path, corpus):
-    config, path = Config.from_json((GOLDEN / "config.json").read_text()), tmp_path / "run/config.json"
+    config, path = CONFIG, tmp_path / "run/config.json"
     with lock(tmp_path / "run") as held:
         rundir.begin(held.folder, config, corpus)
     text = path.read_text()
@@ -291,13 +316,13 @@ def test_a_changed_config_is_found_before_there_is_a_checkpoint_and_after(tmp_pa
 
 def test_a_new_run_keeps_its_words_in_its_checkpoints_only(tmp_path, corpus):
     with lock(tmp_path / "run") as held:
-        rundir.begin(held.folder, Config.from_json((GOLDEN / "config.json").read_text()), corpus)
+        rundir.begin(held.folder, CONFIG, corpus)
     assert sorted(os.listdir(tmp_path / "run")) == [".lock", "config.json", "run.json"]
 
 
 def test_a_vocabulary_that_no_checkpoint_can_hold_is_refused_before_the_run(tmp_path, corpus, monkeypatch):
-    monkeypatch.setitem(TEXTS, "vocab.json", 30)
-    config = Config.from_json((GOLDEN / "config.json").read_text())
+    monkeypatch.setattr(rundir, "MAX_VOCAB_BYTES", 30)
+    config = CONFIG
     with pytest.raises(RunDirError, match="bytes in a checkpoint, and one of at most 30 is read: take a smaller"):
         jaxlm.train(config, corpus, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run/config.json").exists()
@@ -305,11 +330,11 @@ def test_a_vocabulary_that_no_checkpoint_can_hold_is_refused_before_the_run(tmp_
 
 @pytest.mark.parametrize("how", [{"steps": 0}, {"epochs": 0}])
 def test_a_run_of_no_window_is_saved_and_evaluates_to_what_it_printed(tmp_path, corpus, how):
-    config = Config.from_json((GOLDEN / "config.json").read_text())
+    config = CONFIG
     config = config.replace(epochs=how.pop("epochs", 2))
     result = jaxlm.train(config, corpus, tmp_path / "run", quiet=True, **how)
     found = jaxlm.evaluate(tmp_path / "run", "test", corpus=corpus)
-    assert found.perplexity == result.test_perplexity and listing.find(tmp_path / "run").name == "00000000"
+    assert found.perplexity == result.test_perplexity and checkpoint.find(tmp_path / "run").name == "00000000"
 
 
 def test_a_kept_run_needs_no_temporary_folder(tmp_path, corpus, monkeypatch):
@@ -317,44 +342,14 @@ def test_a_kept_run_needs_no_temporary_folder(tmp_path, corpus, monkeypatch):
         raise AssertionError("a temporary folder was made")
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    jaxlm.train(Config.from_json((GOLDEN / "config.json").read_text()), corpus, tmp_path / "run", steps=0, quiet=True)
-
-
-KILLED = """
-import os, signal, sys, jaxlm
-from jaxlm.runs.metrics import MetricsLog
-MetricsLog.windows = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-config = jaxlm.preset("test").replace(corpus="embedded-tiny", hidden_sizes=(4,), embedding_size=4)
-jaxlm.train(config, quiet=True) if sys.argv[1] == "run" else jaxlm.sweep(config, {"learning_rate": [1]}, quiet=True)
-"""
-
-
-@pytest.mark.parametrize("what", ["run", "sweep"])
-def test_a_killed_process_s_temporary_folder_is_removed_by_the_next(tmp_path, monkeypatch, what):
-    """And no living one's, no new one, nobody else's: not what only has such a name."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    process = start(what, code=KILLED)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    (dead,) = tmp_path.iterdir()
-    (tmp_path / "jaxlm-run-mine").mkdir()
-    (tmp_path / "jaxlm-run-mine/notes").write_text("mine")
-    (tmp_path / "jaxlm-run-link").symlink_to(tmp_path / "jaxlm-run-mine")
-    with temporary.folder() as young:
-        assert dead.exists() and young.is_dir()
-        for path in tmp_path.glob("jaxlm-run-*"):
-            os.utime(path, (0, 0))
-        with temporary.folder() as another:
-            assert not dead.exists() and young.is_dir() and another.is_dir()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["jaxlm-run-link", "jaxlm-run-mine"]
+    jaxlm.train(CONFIG, corpus, tmp_path / "run", steps=0, quiet=True)
 
 
 @pytest.mark.parametrize(
     "changes", [{"hidden_sizes": (1_000_000,)}, {"hidden_sizes": (10**9, 7)}, {"embedding_size": 10**9}]
 )
 def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, corpus, changes):
-    config = Config.from_json((GOLDEN / "config.json").read_text()).replace(**changes)
+    config = CONFIG.replace(**changes)
     start = time.monotonic()
     with pytest.raises(JaxlmError, match=r"needs at least .* GB of memory, and there is .* GB") as caught:
         jaxlm.train(config, corpus, tmp_path / "run", quiet=True)
@@ -363,7 +358,7 @@ def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, cor
 
 
 def test_the_memory_is_the_machines_or_a_smaller_limit():
-    code = "from jaxlm.runs import memory; print(memory.limit())"
+    code = "from jaxlm.runs import ram; print(ram.limit())"
     limited = subprocess.run(
         ["bash", "-c", f"ulimit -v 20000000; exec '{sys.executable}' -c '{code}'"],
         text=True,
@@ -371,26 +366,10 @@ def test_the_memory_is_the_machines_or_a_smaller_limit():
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
     )
-    assert int(limited.stdout) == min(20_000_000 * 1024, memory.limit())
+    assert int(limited.stdout) == min(20_000_000 * 1024, ram.limit())
 
 
 def test_what_others_use_of_the_memory_is_not_there():
-    assert 0 < memory.available() < memory.limit()
+    assert 0 < ram.available() < ram.limit()
     with pytest.raises(JaxlmError, match=r"needs at least .* GB of memory, and there is .* GB"):
-        memory.check(memory.limit(), "all of it", "take less")
-
-
-@pytest.mark.slow
-def test_a_run_of_format_1_is_resumed_and_reproduced_by_its_command(run_dir, tmp_path):
-    """Byte for byte where versions agree in the last bit; this one's own run is so everywhere."""
-    code, said = end(start("train", "--run-dir", run_dir, "--resume", "--corpus", TEXT))
-    assert code == 0, said
-    again, own = tmp_path / "again", tmp_path / "own"
-    code, said = end(start("reproduce", run_dir, "--run-dir", again))
-    assert "not as it was then: jaxlm: 0.1.0" in said and ("NOT the same" in said) == (code == 1), said
-    for old, new in zip(read_metrics(run_dir), read_metrics(again), strict=True):
-        assert old["kind"] == new["kind"]
-        for name in {"cost", "grad_norm", "valid_perplexity", "test_perplexity"} & set(old):
-            assert new[name] == pytest.approx(old[name], rel=1e-6)
-    code, said = end(start("reproduce", again, "--run-dir", own))
-    assert code == 0, said
+        ram.check(ram.limit(), "all of it", "take less")

@@ -12,7 +12,7 @@ from processes import CONFIG, assert_same, end, kept, start_training, wait_for, 
 import jaxlm
 from jaxlm.data.corpora import load_corpus
 from jaxlm.errors import DataError, RunDirError
-from jaxlm.runs import checkpoint, listing
+from jaxlm.runs import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +56,14 @@ def assert_whole(run_dir: Path) -> int:
 def test_a_full_disk_stops_it_clearly_and_it_goes_on_once_there_is_room(small_disk, corpus, reference, free):
     run_dir = small_disk / "run"
     jaxlm.train(CONFIG, corpus, run_dir, quiet=True, steps=14)
-    had = listing.find(run_dir).name
+    had = checkpoint.find(run_dir).name
     fill(small_disk, but=free)
     with pytest.raises(RunDirError, match=r"No space left on device|cannot save") as caught:
         for _ in range(2):
             jaxlm.train(CONFIG, corpus, run_dir, quiet=True, resume=True)
             fill(small_disk, but=0)
     assert "\n" not in str(caught.value) and re.search("fix that, ", str(caught.value))
-    assert assert_whole(run_dir) and listing.find(run_dir).name >= had
+    assert assert_whole(run_dir) and checkpoint.find(run_dir).name >= had
     (small_disk / "filler").unlink()
     jaxlm.train(CONFIG, corpus, run_dir, quiet=True, resume=True)
     assert_same(run_dir, reference)

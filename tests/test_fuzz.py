@@ -28,7 +28,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.files import Folder, seal, unseal
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
-from jaxlm.runs.manifest import Manifest
+from jaxlm.runs.checkpoint import Manifest
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.trainer import new_state
 
@@ -341,7 +341,7 @@ FILES = {  # of a finished run, sweep and prepared corpus -> the verbs that read
             "plot",
             "train",
         )
-        for name in ("manifest.json", "config.json", "vocab.json", "state.safetensors", "metrics.jsonl")
+        for name in ("manifest.json", "config.json", "vocab.json", "state.safetensors")
     },
     "sweep/plan.json": ("sweep",),
     "sweep/study.journal": ("sweep",),

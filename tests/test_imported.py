@@ -12,9 +12,9 @@ from interop_files import Storages, golden, recorded, torch_answers, weights, zi
 import jaxlm
 from jaxlm.cli import main
 from jaxlm.errors import CheckpointError, DataError, JaxlmError, RunDirError
-from jaxlm.runs import checkpoint, directory
+from jaxlm.runs import checkpoint, directory, state_arrays
 from jaxlm.runs.adoption import keep_model, unknown_corpus
-from jaxlm.runs.tuning import tuning_config
+from jaxlm.runs.finetuning import tuning_config
 
 FILES = recorded("torch_import", "files")
 CHECKPOINTS = recorded("tf1_ckpt", "checkpoints")
@@ -213,7 +213,7 @@ def test_a_fine_tuned_run_stopped_and_resumed_is_the_same_run(place, tuned, tmp_
         == 0
     )
     assert main(["train", "--resume", "--run-dir", str(run)]) == 0
-    ours, theirs = (checkpoint.array_bytes(checkpoint.load(one).state) for one in (run, tuned))
+    ours, theirs = (state_arrays.array_bytes(checkpoint.load(one).state) for one in (run, tuned))
     assert ours == theirs
 
 

@@ -1,5 +1,6 @@
 """metrics.jsonl: bytes that depend on the training alone, and a reader that reads any file or refuses it."""
 
+import hashlib
 import json
 import re
 import resource
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from reports import INTRUDERS, intrude, opened
 
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.runs.metrics import MetricsLog, finite_windows, read_metrics
+from jaxlm.runs.metrics import MetricsLog, Prefix, finite_windows, read_metrics
 
 NAN, INF = float("nan"), float("inf")
 FLOATS = st.floats(width=32)
@@ -23,9 +24,9 @@ FLOATS = st.floats(width=32)
 
 def write(
     log: MetricsLog, values: np.ndarray, start: int = 0, chunk: int = 4, per_epoch: int = 6
-) -> list[tuple[int, int]]:
+) -> list[tuple[int, Prefix]]:
     """Logs windows [3, n] from `start` on, a result after each epoch; (windows, bytes) after each call."""
-    offsets, n = [], values.shape[1]
+    synced, n = [], values.shape[1]
     while start < n:
         epoch, index = divmod(start, per_epoch)
         end = min(start + chunk, start + per_epoch - index, n)
@@ -33,15 +34,15 @@ def write(
         if end % per_epoch == 0:
             log.result("epoch", epoch=epoch + 1, train_perplexity=values[0, end - 1], valid_perplexity=NAN)
         start = end
-        offsets.append((start, log.sync()))
-    return offsets
+        synced.append((start, log.sync()))
+    return synced
 
 
 def logged(folder: Path, values: np.ndarray, chunk: int) -> tuple[bytes, list]:
     folder.mkdir(exist_ok=True)
     with opened(folder, "ptb") as log:
-        offsets = write(log, values, chunk=chunk)
-    return (folder / "metrics.jsonl").read_bytes(), offsets
+        synced = write(log, values, chunk=chunk)
+    return (folder / "metrics.jsonl").read_bytes(), synced
 
 
 def series(n: int) -> np.ndarray:
@@ -54,10 +55,10 @@ def test_any_chunks_and_any_resume_give_the_same_bytes(rows, chunk, other):
     values = np.array(rows, np.float32).reshape(-1, 3).T
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         whole, _ = logged(Path(first), values, chunk)
-        again, offsets = logged(Path(second), values, other)
+        again, synced = logged(Path(second), values, other)
         assert again == whole
-        for start, offset in offsets:
-            with opened(Path(second), "ptb", offset=offset) as log:
+        for start, kept in synced:
+            with opened(Path(second), "ptb", kept=kept) as log:
                 write(log, values, start=start)
             assert (Path(second) / "metrics.jsonl").read_bytes() == whole
 
@@ -84,9 +85,9 @@ def test_an_epochs_cost_is_the_same_written_and_resumed(windows, data):
         with opened(Path(folder), bptt_length=5) as log:
             for step, (epoch, (cost, norm, steps)) in enumerate(zip(epochs, windows, strict=True), 1):
                 log.windows(step, epoch, [cost], [norm], [1], [steps])
-            offset, skipped = log.sync(), log.skipped
+            kept, skipped = log.sync(), log.skipped
             written = [log.epoch_cost(epoch) for epoch in (1, 2, 3)]
-        with opened(Path(folder), bptt_length=5, offset=offset) as log:
+        with opened(Path(folder), bptt_length=5, kept=kept) as log:
             assert [log.epoch_cost(epoch) for epoch in (1, 2, 3)] == written
             assert log.skipped == skipped
     for epoch, (cost, steps) in zip((1, 2, 3), written, strict=True):
@@ -129,16 +130,16 @@ def test_the_lines_are_as_documented(tmp_path):
 
 def test_timing_is_appended_to_and_a_resume_at_zero_needs_no_file(tmp_path):
     for second in (1, 2):
-        with opened(tmp_path, "ptb", offset=0) as log:
+        with opened(tmp_path, "ptb", kept=Prefix()) as log:
             log.timing(seconds=second)
     assert (tmp_path / "timing.jsonl").read_text().count("\n") == 2
     assert read_metrics(tmp_path) == []
 
 
-@pytest.mark.parametrize("offset", [None, 10_000, 5])
-def test_what_cannot_be_resumed_is_refused_and_left_alone(tmp_path, offset):
+@pytest.mark.parametrize("kept", [None, Prefix(10_000, "0"), Prefix(5, "0")])
+def test_what_cannot_be_resumed_is_refused_and_left_alone(tmp_path, kept):
     before, _ = logged(tmp_path, series(8), 4)
-    with pytest.raises(RunDirError, match=re.escape("metrics.jsonl")), opened(tmp_path, offset=offset):
+    with pytest.raises(RunDirError, match=re.escape("metrics.jsonl")), opened(tmp_path, kept=kept):
         pass
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
@@ -149,8 +150,8 @@ def test_nothing_is_written_to_what_is_not_a_file_of_the_run(tmp_path, name, int
     run_dir = tmp_path / "run"
     before, _ = logged(run_dir, series(8), 4)
     target = intrude(run_dir / name, intruder)
-    offset = 0 if name == "metrics.jsonl" else len(before)
-    with pytest.raises(RunDirError, match=f"cannot write.*{name}"), opened(run_dir, offset=offset) as log:
+    kept = Prefix() if name == "metrics.jsonl" else Prefix(len(before), hashlib.sha256(before).hexdigest())
+    with pytest.raises(RunDirError, match=f"cannot write.*{name}"), opened(run_dir, kept=kept) as log:
         log.timing(seconds=1)
     assert target.read_text() == "precious"
 
@@ -167,7 +168,7 @@ def test_only_a_regular_file_of_bounded_size_is_read(tmp_path, intruder):
     with pytest.raises(RunDirError, match=re.escape(str(path))):
         read_metrics(tmp_path / "run")
     if intruder != "gone":
-        with pytest.raises(RunDirError, match=re.escape(str(path))), opened(tmp_path / "run", offset=10):
+        with pytest.raises(RunDirError, match=re.escape(str(path))), opened(tmp_path / "run", kept=Prefix(10, "0")):
             pass
 
 
@@ -181,13 +182,13 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_resumed_one_is_whole(t
     whole, _ = logged(tmp_path / "whole", values, 4)
     with pytest.raises(RunDirError, match=r"cannot write.*File too large"), opened(tmp_path, "ptb") as log:
         write(log, values[:, :12])
-        offset = log.sync()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (offset + 100, limits[1]))
+        kept = log.sync()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (kept.bytes + 100, limits[1]))
         try:
             write(log, values, start=12)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    with opened(tmp_path, "ptb", offset=offset) as log:
+    with opened(tmp_path, "ptb", kept=kept) as log:
         write(log, values, start=12)
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole
 

@@ -15,7 +15,7 @@ from forked import Server
 from processes import MAIN, assert_same, end, kept, kill, start, start_training, training, wait_for, windows
 
 from jaxlm.errors import RunDirError
-from jaxlm.runs import checkpoint, listing
+from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
 from jaxlm.runs import lock as locking
 from jaxlm.runs.lock import lock
@@ -109,7 +109,7 @@ def test_signals_save_and_say_how_to_go_on(tmp_path, reference):
             rf"stopped by {number.name} after window (\d+): saved; resume with --run-dir (.*) --resume", said
         )
         assert stopped and stopped[2] == str(run_dir), said
-        assert listing.find(run_dir).name == f"{int(stopped[1]):08d}"
+        assert checkpoint.find(run_dir).name == f"{int(stopped[1]):08d}"
         assert windows(run_dir) <= int(stopped[1]) + 2  # its windows, and the results of epochs
         assert assert_whole(run_dir)
     code, said = end(start_training(run_dir))

@@ -600,7 +600,7 @@ def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
     plan = Plan(TINY, read_space({"learning_rate": "log:0.1:1"}, TINY), "random", 12, 1, False, {})
     assert [group_size(TINY, plan, workers) for workers in (1, 2, 3)] == [8, 6, 4]
     assert group_size(TINY, replace(plan, strategy="tpe"), 1) == 3  # four rounds, so that Optuna learns between them
-    monkeypatch.setattr("jaxlm.runs.memory.available", lambda: 2 << 30)
+    monkeypatch.setattr("jaxlm.runs.ram.available", lambda: 2 << 30)
     assert group_size(jaxlm.preset("zaremba-large"), plan, 1) == 1 and group_size(TINY, plan, 1) == 8
 
 

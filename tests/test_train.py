@@ -20,7 +20,7 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.errors import CheckpointError, Diverged, RunDirError
 from jaxlm.files import seal, unseal
-from jaxlm.runs import checkpoint, listing
+from jaxlm.runs import checkpoint
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.trainer import new_state
 from jaxlm.training import step as steps
@@ -32,7 +32,7 @@ CONFIG = processes.CONFIG.replace(checkpoint_every=20)
 def no_pictures():
     """The learning curve's own tests draw it; here it would cost a second a run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["jaxlm.runs.trainer"], "learning_curve", lambda run_dir: Path(run_dir) / "curve.png")
+        patch.setattr(sys.modules["jaxlm.runs.trainer"], "learning_curve", lambda rows, path: path)
         yield
 
 
@@ -107,10 +107,10 @@ def test_other_calls_and_other_checkpoints_change_no_result(train, reference, tm
 
 
 def test_the_labels_are_true(finished):
-    found = listing.manifests(finished.run_dir)
+    found = checkpoint.manifests(finished.run_dir)
     valid = {row["step"]: row["valid_perplexity"] for row in read_metrics(finished.run_dir) if row["kind"] == "epoch"}
     assert max(found) == 3 * WINDOWS == finished.state.step
-    assert listing.best_step(found) == min(valid, key=valid.__getitem__)
+    assert checkpoint.best_step(found) == min(valid, key=valid.__getitem__)
     assert {step: manifest.valid_perplexity for step, manifest in found.items() if step in valid} == {
         step: valid[step] for step in found if step in valid
     }
@@ -135,7 +135,7 @@ def test_a_run_in_memory_is_the_same_run(finished, corpus):
 
 def test_given_parameters_are_kept_from_the_start(train, corpus, finished, tmp_path):
     train(params=finished.params, steps=0)
-    assert list(listing.manifests(tmp_path / "run")) == [0]
+    assert list(checkpoint.manifests(tmp_path / "run")) == [0]
     resumed = train(steps=8)
     straight = jaxlm.train(CONFIG, corpus, params=finished.params, steps=8, quiet=True)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, straight.params)
@@ -143,11 +143,10 @@ def test_given_parameters_are_kept_from_the_start(train, corpus, finished, tmp_p
 
 def test_a_damaged_last_checkpoint_is_passed_over_and_the_end_is_the_same(train, reference, tmp_path, capsys, corpus):
     train(steps=60)
-    chunk = listing.find(tmp_path / "run") / "state.safetensors"
+    chunk = checkpoint.find(tmp_path / "run") / "state.safetensors"
     damaged = bytearray(chunk.read_bytes())
     damaged[1000] ^= 4
     chunk.write_bytes(damaged)
-    (tmp_path / "run/metrics.jsonl").unlink()
     (tmp_path / "run/config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"state.safetensors is damaged.*newest intact one is 40"):
         jaxlm.load(tmp_path / "run")
@@ -157,9 +156,27 @@ def test_a_damaged_last_checkpoint_is_passed_over_and_the_end_is_the_same(train,
     assert_same(tmp_path / "run", reference)
 
 
+@pytest.mark.parametrize("how", ["a changed digit", "a line less", "missing"])
+def test_metrics_that_a_checkpoint_did_not_seal_are_refused_and_nothing_is_removed(train, tmp_path, how):
+    train(steps=25)
+    path, before = tmp_path / "run/metrics.jsonl", sorted((tmp_path / "run/checkpoints").rglob("*"))
+    data = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data.replace(b"1", b"2", 1) if how == "a changed digit" else data.split(b"\n", 2)[2])
+    with pytest.raises(
+        RunDirError, match=r"metrics.jsonl(:| is damaged: its first .* are not those that the checkpoint)"
+    ):
+        train()
+    assert sorted((tmp_path / "run/checkpoints").rglob("*")) == before
+    path.write_bytes(data + b'{"kind":"window"')  # lines after the checkpoint, whole or not, are trained again
+    train(steps=26)
+
+
 def test_where_nothing_is_intact_it_says_so(train, tmp_path):
     train(steps=3)
-    (listing.find(tmp_path / "run") / "manifest.json").unlink()
+    (checkpoint.find(tmp_path / "run") / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint of .* is intact: .*manifest.json is damaged"):
         train()
 
@@ -186,7 +203,7 @@ def sealed_anew(path, **changes) -> None:
 
 def test_other_library_versions_are_noted(train, tmp_path, capsys, corpus):
     train(steps=3)
-    path = listing.find(tmp_path / "run")
+    path = checkpoint.find(tmp_path / "run")
     sealed_anew(path, versions={"jaxlm": "0.0.1", "jax": "0.3"})
     assert checkpoint.load(tmp_path / "run").manifest.versions["jax"] == "0.3"
     jaxlm.train(CONFIG, corpus, tmp_path / "run", resume=True, steps=5)
@@ -253,8 +270,8 @@ def test_the_run_directory_says_what_it_is(finished, corpus):
 
 def test_old_checkpoints_go_by_the_policy(train, tmp_path):
     train(CONFIG.replace(keep_last=1, keep_every=2, checkpoint_every=10, epochs=4))
-    found = listing.manifests(tmp_path / "run")
-    assert set(found) == {2 * WINDOWS, 4 * WINDOWS, listing.best_step(found)}
+    found = checkpoint.manifests(tmp_path / "run")
+    assert set(found) == {2 * WINDOWS, 4 * WINDOWS, checkpoint.best_step(found)}
     assert not list((tmp_path / "run/checkpoints").glob(".*"))
 
 
@@ -276,10 +293,13 @@ def test_reproduce_names_what_differs(train, tmp_path):
     assert same.results == [] and same.run_dir == tmp_path / "run-again"
     assert [line for line in same.surroundings if line.startswith("jax: 0.3 -> ")]
 
-    path = listing.find(run)
-    rows = (path / "metrics.jsonl").read_text().splitlines()
-    (path / "metrics.jsonl").write_text("\n".join([*rows[:6], rows[6].replace('"cost":', '"cost":2'), *rows[7:], ""]))
-    sealed_anew(path)
+    rows = (run / "metrics.jsonl").read_text().splitlines()
+    rows[6] = rows[6].replace('"cost":', '"cost":2')
+    (run / "metrics.jsonl").write_text("\n".join([*rows, ""]))
+    with pytest.raises(RunDirError, match=r"metrics.jsonl is damaged"):
+        reproduce(run, tmp_path / "other", quiet=True)
+    lines = "\n".join([*rows[:9], ""]).encode()
+    sealed_anew(checkpoint.find(run), metrics_bytes=len(lines), metrics_sha256=hashlib.sha256(lines).hexdigest())
     other = reproduce(run, tmp_path / "other", quiet=True)
     assert [line[:40] for line in other.results] == ["metrics.jsonl differs first in line 7: {"]
     with pytest.raises(RunDirError, match="is not empty"):

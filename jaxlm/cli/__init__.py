@@ -147,7 +147,7 @@ class _Version(argparse.Action):
     """Prints the version, which is looked up only then."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from jaxlm.runs.manifest import library_versions
+        from jaxlm.runs.checkpoint import library_versions
 
         say(f"jaxlm {library_versions()['jaxlm']}")
         parser.exit()

@@ -90,10 +90,10 @@ def _fields(config: Config) -> list[dict[str, Any]]:
 
 
 def _checkpoints(run: Path) -> list[dict[str, Any]]:
-    from jaxlm.runs import listing
+    from jaxlm.runs import checkpoint
 
-    found = listing.manifests(run)
-    best = listing.best_step(found)
+    found = checkpoint.manifests(run)
+    best = checkpoint.best_step(found)
     return [
         {
             "step": step,

@@ -153,12 +153,12 @@ def _initial(args: argparse.Namespace, start: Config) -> "tuple[Config, Corpus, 
     """The config, the text and the parameters of a run with --init."""
     check_run(args.init)
 
-    from jaxlm.runs import tuning
+    from jaxlm.runs import finetuning
     from jaxlm.runs.loading import load
 
     model = load(args.init)
-    config = tuning.tuning_config(model, start, changes(args), own_model=args.config is not None)
-    return config, tuning.tuning_corpus(model, config, str(args.init), args.data_dir), model.params
+    config = finetuning.tuning_config(model, start, changes(args), own_model=args.config is not None)
+    return config, finetuning.tuning_corpus(model, config, str(args.init), args.data_dir), model.params
 
 
 def _prepare_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:

@@ -14,7 +14,6 @@ from jaxlm.config.models import LSTM, MODELS, Recurrent
 from jaxlm.config.optimizers import OPTIMIZERS, SGD, Descent, Optimizer
 from jaxlm.config.schedules import SCHEDULES, Piecewise, Plateau, Schedule
 from jaxlm.config.settings import DataConfig, TrainConfig
-from jaxlm.config.upgrade import upgraded
 from jaxlm.errors import JaxlmError
 
 FORMAT = 2  # of config.json
@@ -125,16 +124,14 @@ class Config:
 
     @staticmethod
     def from_json(text: str) -> "Config":
-        """The config that `to_json` wrote, in this version or an older one.
+        """The config that `to_json` wrote.
 
         Raises:
           JaxlmError: the text is anything else, or a value is outside its limits.
         """
-        tree = upgraded(_object(text))
+        tree = _object(text)
         if tree.pop("format", None) != FORMAT:
-            raise JaxlmError(
-                f"the config has a format that this version of jaxlm does not know: it reads 1 and {FORMAT}"
-            )
+            raise JaxlmError(f"expected a config of format {FORMAT}, which jaxlm writes; this one has another, or none")
         preset = tree.pop("preset", "custom")
         sections = {name: _section(name, tree.pop(name, {})) for name in SECTIONS}
         if tree or not isinstance(preset, str):

@@ -12,7 +12,6 @@ from jaxlm.errors import RunDirError
 from jaxlm.files import new_folder, reason
 from jaxlm.models.cell import Params
 from jaxlm.runs import checkpoint, directory
-from jaxlm.runs.manifest import Manifest
 from jaxlm.runs.trainer import new_state
 from jaxlm.scoring.language_model import LanguageModel
 
@@ -86,7 +85,7 @@ def keep_model(run_dir: str | Path, config: Config, params: Params, corpus: Corp
                 state,
                 config,
                 corpus.vocab,
-                Manifest(step=0, epoch=0, valid_perplexity=None, corpus=directory.named(corpus)),
+                checkpoint.Manifest(step=0, epoch=0, valid_perplexity=None, corpus=directory.named(corpus)),
             )
     except OSError as error:
         raise RunDirError(f"cannot make the run {run_dir}: {reason(error)}") from None

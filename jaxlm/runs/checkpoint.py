@@ -1,36 +1,73 @@
-"""Checkpoints: a directory each, either whole or not there, and never silently wrong.
+"""Checkpoints: a directory each, whole or absent, with every byte verified before it is used.
 
-A checkpoint appears under its name by one rename, after every byte has reached the disk, and older ones go only then;
-a name that begins with a dot is unfinished or half removed, and nobody reads it. Nothing is restored that differs from
-what its manifest seals (`manifest.py`). Which ones there are is `listing.py`'s.
-
-    RUN/checkpoints/00000774/   manifest.json  config.json  vocab.json  metrics.jsonl (the run's, until here)
+    RUN/checkpoints/00000774/   manifest.json  config.json  vocab.json
                                 state.safetensors (each array under its dotted name; a PRNG key is its bits)
+
+The manifest seals itself, the sha256 of each file, and the length and sha256 of the run's metrics.jsonl at its step.
+A checkpoint appears under its name by one rename, after all its bytes have reached the disk; only then are older ones
+removed. A name that begins with a dot is unfinished or half removed, and is never read. Which checkpoint is *last* and
+which is *best* follows from the manifests, so no label can go stale. A file is opened once, over no link, and its size
+is bounded first: a stranger's checkpoint is only data. JAX is loaded only to save or to read arrays.
 """
 
-import contextlib
+import hashlib
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from jaxlm.config.config import Config
 from jaxlm.config.settings import TrainConfig
-from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
-from jaxlm.files import Folder, reason
-from jaxlm.runs import arrays, listing, memory
-from jaxlm.runs import manifest as sealed
-from jaxlm.runs.manifest import Manifest
-from jaxlm.training.step import TrainState, fresh_state
+from jaxlm.files import MAX_VOCAB_BYTES, Folder, held, reason, seal, unseal
+from jaxlm.runs.metrics import Prefix
 
-MOST_LAYERS = 1000  # tracing more takes minutes
+if TYPE_CHECKING:
+    from jaxlm.data.vocab import Vocab
+    from jaxlm.training.step import TrainState
+
+FORMAT = 3
+FOLDER, MANIFEST, STATE = "checkpoints", "manifest.json", "state.safetensors"
+MOST_BYTES = {MANIFEST: 1 << 20, "config.json": 1 << 20, "vocab.json": MAX_VOCAB_BYTES}
+_STEP = re.compile("[0-9]{8,10}")
 _LEFTOVER = re.compile(r"\.[0-9]{8,10}\.(partial|removed)")
 _DAMAGE = (JaxlmError, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError)
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that a run's results depend on."""
+
+    def installed(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:  # a source tree that is imported without being installed
+            return "unknown"
+
+    return {name: installed(name) for name in ("jaxlm", "jax", "jaxlib", "optax", "safetensors", "numpy")}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is of."""
+
+    step: int  # windows trained
+    epoch: int  # epochs finished
+    valid_perplexity: float | None  # None in the middle of an epoch
+    corpus: dict[str, str]  # its name, its sha256 and its vocabulary's
+    metrics_bytes: int = 0  # of the run's metrics.jsonl
+    metrics_sha256: str = Prefix().sha256
+    versions: dict[str, str] = field(default_factory=library_versions)
+    files: dict[str, str] = field(default_factory=dict)  # name -> sha256
+    format: int = FORMAT
+
+    @property
+    def metrics(self) -> Prefix:
+        """The lines of the run's metrics.jsonl at this step."""
+        return Prefix(self.metrics_bytes, self.metrics_sha256)
 
 
 @dataclass(frozen=True)
@@ -40,16 +77,15 @@ class Checkpoint:
     path: Path
     manifest: Manifest
     config: Config
-    vocab: Vocab
-    metrics: bytes  # the run's metrics.jsonl, until here
-    state: TrainState
+    vocab: "Vocab"
+    state: "TrainState"
 
 
-def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manifest) -> Path:
+def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Manifest) -> Path:
     """Writes one checkpoint durably, then removes the older ones that the config does not keep.
 
     Args:
-        run: the run's directory, which the caller holds (`lock.lock`); its metrics.jsonl is saved with it.
+        run: the run's directory, which the caller holds (`lock.lock`).
         state: a pytree of arrays, whole in the host's memory or on one device.
         config: the run's.
         vocab: the run's.
@@ -57,77 +93,75 @@ def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manife
     Returns:
         The checkpoint's directory.
     Raises:
-        RunDirError: the disk refuses; what was saved before is then as it was.
+        RunDirError: the disk refuses; the checkpoints before this one are then unchanged.
     """
+    from jaxlm.runs import state_arrays
+
     name = f"{manifest.step:08d}"
-    partial = f".{name}.partial"
+    partial, path = f".{name}.partial", run.path / FOLDER / name
     try:
-        with run.folder(listing.FOLDER, create=True) as folder:
+        contents = {
+            "config.json": config.to_json().encode(),
+            "vocab.json": vocab.to_json().encode(),
+            STATE: state_arrays.encoded(state),
+        }
+        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+        contents[MANIFEST] = seal(asdict(replace(manifest, files=hashes, format=FORMAT))).encode()
+        with run.folder(FOLDER, create=True) as folder:
             _clean(folder)
             try:
                 with folder.folder(partial, create=True) as new:
-                    sealed.write(new, manifest, _contents(run, state, config, vocab))
-                if folder.exists(name):  # a damaged one: this run was resumed from an older one
+                    for file, data in contents.items():
+                        new.create(file, data)
+                    new.sync()
+                if folder.exists(name):  # a damaged one: this run was resumed from an older checkpoint
                     _remove(folder, name)
                 folder.rename(partial, name)
                 folder.sync()
             except BaseException:
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     folder.remove(partial)
                 raise
             _prune(folder, manifest.step, config.train)
     except (OSError, ValueError, MemoryError) as error:
         raise RunDirError(
-            f"cannot save {run.path / listing.FOLDER / name}: {reason(error)}; the checkpoints before it "
-            f"are whole: fix that, then resume with --resume"
+            f"cannot save {path}: {reason(error)}; the checkpoints before it are whole: fix that, then resume with "
+            f"--resume"
         ) from None
-    return run.path / listing.FOLDER / name
-
-
-def _contents(run: Folder, state: Any, config: Config, vocab: Vocab) -> dict[str, bytes]:
-    leaves = named_leaves(jax.device_get(_without_keys(state)))
-    named = {name: np.asarray(leaf) for name, leaf in leaves}
-    if len(named) < len(leaves):
-        raise ValueError("two arrays of the state have one name")
-    return {
-        "config.json": config.to_json().encode(),
-        "vocab.json": vocab.to_json().encode(),
-        "metrics.jsonl": run.read("metrics.jsonl", sealed.TEXTS["metrics.jsonl"]),
-        arrays.FILE: arrays.encoded(named),
-    }
+    return path
 
 
 def _prune(folder: Folder, step: int, policy: TrainConfig) -> None:
     """Keeps the last `keep_last`, the best, and one every `keep_every` epochs.
 
-    One of a later step was found damaged when the run was resumed; it goes too, or it would pass for the last.
+    Checkpoints of later steps were damaged when the run was resumed. They go too, or one would pass for the last.
     """
-    found = {at: manifest for at, manifest in listing.intact(folder).items() if at <= step}
-    kept = {*sorted(found)[-policy.keep_last :], listing.best_step(found)}
+    found = {at: manifest for at, manifest in _intact(folder).items() if at <= step}
+    kept = {*sorted(found)[-policy.keep_last :], best_step(found)}
     if policy.keep_every:
         kept |= {
             at
             for at, manifest in found.items()
             if manifest.valid_perplexity is not None and manifest.epoch % policy.keep_every == 0
         }
-    for at, name in listing.names(folder).items():
+    for at, name in _names(folder).items():
         if at not in kept:
             _remove(folder, name)
 
 
 def _remove(folder: Folder, name: str) -> None:
-    """Out of sight by one rename, then away: killed in between, it is not half a checkpoint."""
+    """Hides a checkpoint by one rename, then removes it: a kill in between leaves no half checkpoint."""
     hidden = f".{name}.removed"
     folder.rename(name, hidden)
-    with contextlib.suppress(OSError):  # (`clean` removes it later)
+    with suppress(OSError):  # (`clean` removes it later)
         folder.remove(hidden)
 
 
 def clean(run: Folder) -> None:
     """Removes what a killed process left unfinished or half removed; the caller holds the run's directory."""
     run.clean()
-    if run.exists(listing.FOLDER):
-        with run.folder(listing.FOLDER) as folder:
+    if run.exists(FOLDER):
+        with run.folder(FOLDER) as folder:
             _clean(folder)
 
 
@@ -137,11 +171,52 @@ def _clean(folder: Folder) -> None:
             folder.remove(name)
 
 
+def manifests(run: str | Path | Folder) -> dict[int, Manifest]:
+    """{step: manifest} of the run's checkpoints whose manifest is intact, by step."""
+    with _checkpoints(run) as folder:
+        return _intact(folder) if folder else {}
+
+
+def damaged(run: str | Path | Folder) -> list[str]:
+    """A sentence for each checkpoint of the run whose manifest is missing or damaged."""
+    with _checkpoints(run) as folder:
+        found = _scanned(folder).values() if folder else ()
+    return [str(problem) for problem in found if isinstance(problem, CheckpointError)]
+
+
+def best_step(found: Mapping[int, Manifest]) -> int | None:
+    """The step with the lowest validation perplexity."""
+    measured = [
+        (manifest.valid_perplexity, step)
+        for step, manifest in found.items()
+        if manifest.valid_perplexity is not None and math.isfinite(manifest.valid_perplexity)
+    ]
+    return min(measured)[1] if measured else None
+
+
+def find(run: str | Path | Folder, which: str = "last") -> Path:
+    """The directory of the checkpoint `last` or `best`, or of a step. Raises CheckpointError if there is none."""
+    with _checkpoints(run) as folder:
+        where = run.path if isinstance(run, Folder) else run
+        found = _names(folder) if folder else {}
+        if not folder or not found:
+            raise CheckpointError(f"{where} holds no checkpoints: give the directory of a run that jaxlm trained")
+        if which == "best":
+            step = best_step(_intact(folder))
+        elif which == "last":
+            step = max(found)
+        else:
+            step = int(which) if re.fullmatch("[0-9]{1,10}", which) else None
+        if step not in found:
+            raise CheckpointError(f"{where} has no checkpoint {which!r}; it has {', '.join(map(str, found))}")
+        return folder.path / found[step]
+
+
 def load(run: str | Path | Folder, which: str = "last") -> Checkpoint:
     """Finds and reads a checkpoint. Where it is damaged, the CheckpointError offers the newest intact one."""
-    path = listing.find(run, which)
+    path = find(run, which)
     try:
-        with listing.checkpoints(run) as folder:
+        with _checkpoints(run) as folder:
             if folder is None:
                 raise CheckpointError(f"{path} was removed")
             return _read_in(folder, path.name)
@@ -150,7 +225,7 @@ def load(run: str | Path | Folder, which: str = "last") -> Checkpoint:
         offer = (
             "none of this run's is intact"
             if intact is None
-            else (f"this run's newest intact one is {intact.manifest.step}: name it with --checkpoint")
+            else f"this run's newest intact one is {intact.manifest.step}: name it with --checkpoint"
         )
         raise CheckpointError(f"{error}; {offer}") from None
 
@@ -158,13 +233,12 @@ def load(run: str | Path | Folder, which: str = "last") -> Checkpoint:
 def newest_intact(run: str | Path | Folder) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
     problems = []
-    with listing.checkpoints(run) as folder:
-        if folder:
-            for name in reversed(listing.names(folder).values()):
-                try:
-                    return _read_in(folder, name), problems
-                except CheckpointError as error:
-                    problems.append(str(error))
+    with _checkpoints(run) as folder:
+        for name in reversed(_names(folder).values()) if folder else ():
+            try:
+                return _read_in(folder, name), problems
+            except CheckpointError as error:
+                problems.append(str(error))
     return None, problems
 
 
@@ -174,98 +248,121 @@ def read(path: str | Path) -> Checkpoint:
     Raises CheckpointError, naming the file that is not as it was saved.
     """
     try:
-        with Folder.open(path) as folder:
-            return _read(folder)
+        with Folder.open(Path(path).parent) as above:
+            return _read_in(above, Path(path).name)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
 
 
-def _read_in(folder: Folder, name: str) -> Checkpoint:
+def _read_in(above: Folder, name: str) -> Checkpoint:
+    path = above.path / name
     try:
-        with folder.folder(name) as checkpoint:
-            return _read(checkpoint)
+        with above.folder(name) as folder:
+            return _read(folder)
+    except CheckpointError:
+        raise
     except OSError as error:
-        raise CheckpointError(f"{folder.path / name} is damaged: {reason(error)}") from None
+        raise CheckpointError(f"{path} is damaged: {reason(error)}") from None
+    except _DAMAGE as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
 def _read(folder: Folder) -> Checkpoint:
-    path = folder.path
+    from jaxlm.data.vocab import Vocab
+    from jaxlm.runs import state_arrays
+
+    manifest = _manifest(folder)
+    config = Config.from_json(_verified(folder, manifest, "config.json").decode())
+    template = state_arrays.shapes_of_state(config)
+    state_arrays.check_room(template, f"the config of {folder.path}")
+    for name in sorted({*manifest.files, *folder.files()} - {MANIFEST, "config.json", "vocab.json", STATE}):
+        raise CheckpointError(f"{folder.path}/{name} does not belong to a checkpoint of this config")
+    data = _verified(folder, manifest, STATE, state_arrays.most_bytes(template))
+    state = state_arrays.decoded(data, template, folder.path / STATE)
+    vocab = Vocab.from_json(_verified(folder, manifest, "vocab.json").decode())
+    if len(vocab) != config.model.vocab_size:
+        raise CheckpointError(
+            f"{folder.path / 'vocab.json'} has {len(vocab)} words for a model of {config.model.vocab_size}: it is "
+            f"another model's"
+        )
+    return Checkpoint(folder.path, manifest, config, vocab, state)
+
+
+def _manifest(folder: Folder) -> Manifest:
+    """The manifest of a checkpoint. Raises CheckpointError where it is missing or not the bytes that were sealed."""
     try:
-        manifest = sealed.read(folder)
-        config = Config.from_json(sealed.verified(folder, manifest, "config.json").decode())
-        template = state_shapes(config)
-        leaves = dict(named_leaves(jax.eval_shape(_without_keys, template)))
-        memory.check(2 * sum(map(arrays.nbytes, leaves.values())), f"the config of {path}", "it cannot be loaded here")
-        found = arrays.read(folder, manifest, leaves)
-        vocab = Vocab.from_json(sealed.verified(folder, manifest, "vocab.json").decode())
-        if len(vocab) != config.model.vocab_size:
-            raise CheckpointError(
-                f"{path / 'vocab.json'} has {len(vocab)} words for a model of "
-                f"{config.model.vocab_size}: it is another model's"
-            )
-        metrics = sealed.verified(folder, manifest, "metrics.jsonl")
-    except CheckpointError:
-        raise
-    except _DAMAGE as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    state = jax.tree.unflatten(
-        jax.tree.structure(template),
-        [
-            jax.random.wrap_key_data(jax.device_put(found[name])) if _is_key(leaf) else jax.device_put(found[name])
-            for name, leaf in named_leaves(template)
-        ],
+        tree = unseal(folder.read(MANIFEST, MOST_BYTES[MANIFEST]))
+        if tree.get("format") != FORMAT:
+            raise ValueError(f"its format is {str(tree.get('format'))[:20]!r}; this version of jaxlm reads {FORMAT}")
+        manifest = Manifest(**tree)
+        if not _well_formed(manifest):
+            raise ValueError("it holds something else than a manifest does")
+        if _STEP.fullmatch(folder.path.name) and int(folder.path.name) != manifest.step:
+            raise ValueError(f"it is that of window {manifest.step}")
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder.path / MANIFEST} is damaged: {reason(error)}") from None
+    return manifest
+
+
+def _well_formed(manifest: Manifest) -> bool:
+    counts = (manifest.step, manifest.epoch)
+    tables = (manifest.corpus, manifest.versions, manifest.files)
+    return (
+        all(type(count) is int and 0 <= count < 2**31 for count in counts)
+        and type(manifest.metrics_bytes) is int
+        and manifest.metrics_bytes >= 0
+        and type(manifest.valid_perplexity) in (float, type(None))
+        and all(isinstance(table, dict) for table in tables)
+        and all(isinstance(word, str) for table in tables for item in table.items() for word in item)
+        and manifest.corpus.keys() >= {"name", "sha256"}
     )
-    return Checkpoint(path, manifest, config, vocab, metrics, state)
 
 
-def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """{leaf's name: shape} of a tree."""
-    return {name: tuple(leaf.shape) for name, leaf in named_leaves(tree)}
-
-
-def array_bytes(state: Any) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """{array's name: (dtype, shape, bytes)} of a state, a PRNG key as its bits: equal where states are."""
-    return {
-        name: (array.dtype.name, array.shape, array.tobytes())
-        for name, array in named_leaves(jax.device_get(_without_keys(state)))
-    }
-
-
-def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """(dotted name, leaf) of each leaf of a tree."""
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
-
-
-def state_shapes(config: Config) -> Any:
-    """The shapes and dtypes of a config's training state, nothing allocated; all that is known here of the state."""
-    if (layers := len(config.model.hidden_sizes)) > MOST_LAYERS:
-        raise JaxlmError(f"a model of {layers:,} layers: expected at most {MOST_LAYERS:,}")
-    return fresh_state.eval_shape(config.recipe, np.uint32(0), config.train.batch_size, config.train.patience)
-
-
-def check_memory(config: Config) -> None:
-    """Raises JaxlmError where this machine has no memory for what a config's training needs at the least.
-
-    That is its state, a gradient and an update of each parameter, and what a window saves for its gradient.
-    """
+def _verified(folder: Folder, manifest: Manifest, name: str, most: int | None = None) -> bytes:
+    """The bytes of a file, of at most `most`. Raises CheckpointError where they are not those that were sealed."""
     try:
-        template = state_shapes(config)
-        needed = sum(arrays.nbytes(leaf) for _, leaf in named_leaves(jax.eval_shape(_without_keys, template)))
-        needed += 2 * sum(arrays.nbytes(leaf) for _, leaf in named_leaves(template.params))
-        counts, model = config.train, config.model
-        needed += 4 * counts.longest * counts.batch_size * (model.embedding_size + 6 * sum(model.hidden_sizes))
-    except (OverflowError, ValueError, TypeError) as error:
-        raise JaxlmError(f"no model of this config can be made: {error}") from None
-    memory.check(needed, "training this config", "take smaller embedding_size, hidden_sizes, vocab_size or batch_size")
+        data = folder.read(name, MOST_BYTES[name] if most is None else most)
+    except OSError as error:
+        raise CheckpointError(f"{folder.path / name} is damaged: {reason(error)}") from None
+    if (actual := hashlib.sha256(data).hexdigest()) != manifest.files.get(name):
+        expected = manifest.files.get(name)
+        raise CheckpointError(f"{folder.path / name} is damaged: expected sha256 {expected}, found {actual}")
+    return data
 
 
-def _without_keys(state: Any) -> Any:
-    """Each PRNG key as its bits."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
+@contextmanager
+def _checkpoints(run: str | Path | Folder) -> Iterator[Folder | None]:
+    """The folder of a run's checkpoints; None where there is none. Raises CheckpointError where it is a link."""
+    with ExitStack() as stack:
+        try:
+            held_run = stack.enter_context(held(run))
+            folder = stack.enter_context(held_run.folder(FOLDER)) if held_run.exists(FOLDER) else None
+        except FileNotFoundError:
+            folder = None
+        except (OSError, ValueError) as error:
+            where = getattr(error, "filename", None) or run
+            raise CheckpointError(f"{where} cannot be read: {reason(error)}") from None
+        yield folder
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+def _names(folder: Folder) -> dict[int, str]:
+    """{step: name} of the checkpoints in their folder, by step."""
+    return {int(name): name for name in sorted(folder.names()) if _STEP.fullmatch(name) and name == f"{int(name):08d}"}
+
+
+def _scanned(folder: Folder) -> dict[int, Manifest | CheckpointError]:
+    """{step: manifest, or why it cannot be read} of the checkpoints in their folder, by step."""
+    found: dict[int, Manifest | CheckpointError] = {}
+    for step, name in _names(folder).items():
+        try:
+            with folder.folder(name) as checkpoint:
+                found[step] = _manifest(checkpoint)
+        except OSError as error:
+            found[step] = CheckpointError(f"{folder.path / name} is damaged: {reason(error)}")
+        except CheckpointError as error:
+            found[step] = error
+    return found
+
+
+def _intact(folder: Folder) -> dict[int, Manifest]:
+    return {step: found for step, found in _scanned(folder).items() if isinstance(found, Manifest)}

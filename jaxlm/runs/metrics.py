@@ -11,6 +11,7 @@ A window's cost is the sum over its steps of the batch's mean nats; the line of 
 bptt_length ends with `"steps":T`. JSON has only finite numbers: the texts "nan", "inf" and "-inf" stand for the others.
 """
 
+import hashlib
 import io
 import json
 import math
@@ -20,7 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -38,6 +39,13 @@ SERIES = ("cost", "grad_norm", "learning_rate")
 _NEEDED = {"window": {"step", "epoch", *SERIES}, "epoch": {"epoch"}}
 _COUNT = re.compile("step|steps|epoch")
 _NUMBER = re.compile("|".join(SERIES) + "|.*perplexity|floor.*")
+
+
+class Prefix(NamedTuple):
+    """The lines of a `metrics.jsonl` up to a checkpoint, which the checkpoint seals instead of copying them."""
+
+    bytes: int = 0
+    sha256: str = hashlib.sha256().hexdigest()
 
 
 def read_metrics(run: str | Path | Folder) -> list[dict[str, Any]]:
@@ -61,6 +69,20 @@ def read_metrics(run: str | Path | Folder) -> list[dict[str, Any]]:
         raise _unreadable(path, error) from None
 
 
+def read_prefix(folder: Folder, prefix: Prefix) -> bytes:
+    """The lines that a checkpoint sealed. Raises RunDirError where the file has others in their place, or fewer."""
+    try:
+        data = folder.read(NAME, MOST_BYTES)[: prefix.bytes] if prefix.bytes else b""
+    except OSError as error:
+        raise _unreadable(folder.path / NAME, error) from None
+    if len(data) < prefix.bytes or hashlib.sha256(data).hexdigest() != prefix.sha256:
+        raise RunDirError(
+            f"{folder.path / NAME} is damaged: its first {prefix.bytes:,} bytes are not those that the checkpoint "
+            f"sealed; restore the file from a copy, or train the parameters further in another run (--init)"
+        )
+    return data
+
+
 def finite_windows(costs: "ArrayLike", grad_norms: "ArrayLike") -> np.ndarray:
     """Whether the cost and the gradient of each window are finite; a window that is not finite makes no update.
 
@@ -81,15 +103,14 @@ class MetricsLog:
         folder: the run directory, held by the caller for as long as the log is open.
         corpus: the corpus's name, in the line of every result.
         bptt_length: the steps of a window whose line does not say otherwise.
-        offset: bytes to keep of the file, from `sync`, when a run is resumed; None: the run is new.
+        kept: the lines to keep, from `sync`, when a run is resumed; None: the run is new.
         on_metrics: called with (step, values by tag) of each window and each result.
 
     Attributes:
         skipped: the number of windows in each epoch whose cost or gradient is not finite.
 
     Raises:
-        RunDirError: A new run's file exists, the file is shorter than `offset`, or it cannot be written.
-        JaxlmError: A line before `offset` is damaged.
+        RunDirError: A new run's file exists, the lines to keep are not there, or the file cannot be written.
     """
 
     def __init__(
@@ -98,34 +119,27 @@ class MetricsLog:
         corpus: str,
         bptt_length: int,
         *,
-        offset: int | None = None,
+        kept: Prefix | None = None,
         on_metrics: "OnMetrics | None" = None,
     ):
         self._path, self._corpus, self._bptt_length, self._on_metrics = folder.path, corpus, bptt_length, on_metrics
         path = folder.path / NAME
-        if offset is None and folder.exists(NAME):
+        if kept is None and folder.exists(NAME):
             raise RunDirError(f"{path} exists: resume its run, or choose a new directory")
-        try:
-            kept = folder.read(NAME, MOST_BYTES)[:offset] if offset else b""
-        except OSError as error:
-            raise _unreadable(path, error) from None
-        if offset and not (len(kept) == offset and kept.endswith(b"\n")):
-            raise RunDirError(
-                f"{path} held {offset} bytes of whole lines when its checkpoint was saved, and no longer does: "
-                f"restore it from a copy"
-            )
+        lines = read_prefix(folder, kept or Prefix())
+        self._digest = hashlib.sha256(lines)
         self._step = 0
         self.skipped: Counter[int] = Counter()
         self._cost: defaultdict[int, float] = defaultdict(float)  # of each epoch, summed in order of the windows
         self._steps: Counter[int] = Counter()
-        self._count([row for row in _rows(kept, path) if row["kind"] == "window"])
+        self._count([row for row in _rows(lines, path) if row["kind"] == "window"])
         with ExitStack() as stack:
             self._files: dict[str, BinaryIO] = {}
             for name in (NAME, TIMING):
                 with self._disk(name):
                     self._files[name] = stack.enter_context(folder.append(name, buffering=0))
             with self._disk(NAME):
-                self._files[NAME].truncate(len(kept))
+                self._files[NAME].truncate(len(lines))
             self._open = stack.pop_all()
 
     def __enter__(self) -> "MetricsLog":
@@ -201,18 +215,18 @@ class MetricsLog:
         """
         return self._cost.get(epoch, 0.0), self._steps[epoch]
 
-    def sync(self) -> int:
+    def sync(self) -> Prefix:
         """Waits until all lines are on the disk.
 
         Returns:
-            The file's length in bytes: the `offset` to resume from.
+            The lines so far: `kept` of the log that continues from here.
 
         Raises:
             RunDirError: The disk cannot be written.
         """
         with self._disk(NAME):
             os.fsync(self._files[NAME].fileno())
-            return self._files[NAME].seek(0, os.SEEK_END)
+            return Prefix(self._files[NAME].seek(0, os.SEEK_END), self._digest.hexdigest())
 
     def _show(self, step: int, values: Mapping[str, Any]) -> None:
         if self._on_metrics:
@@ -230,7 +244,9 @@ class MetricsLog:
                 self._steps[epoch] += row.get("steps", self._bptt_length)
 
     def _write(self, name: str, *rows: Mapping[str, Any]) -> None:
-        rest = memoryview(b"".join(map(_line, rows)))
+        rest = memoryview(lines := b"".join(map(_line, rows)))
+        if name == NAME:
+            self._digest.update(lines)
         with self._disk(name):
             while rest:  # the file is unbuffered, and may take only some of the bytes
                 rest = rest[self._files[name].write(rest) :]

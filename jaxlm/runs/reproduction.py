@@ -5,10 +5,12 @@ from itertools import zip_longest
 from pathlib import Path
 
 from jaxlm.errors import JaxlmError
+from jaxlm.files import Folder
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
-from jaxlm.runs.metrics import read_metrics
-from jaxlm.runs.trainer import load, train
+from jaxlm.runs.metrics import read_metrics, read_prefix
+from jaxlm.runs.state_arrays import array_bytes
+from jaxlm.runs.trainer import train, with_corpus
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,15 @@ def reproduce(
     """Trains the run of a directory anew, up to its last checkpoint, into `again` (default: RUN-again).
 
     Args:
-        run_dir: the directory of the run; one of another format of checkpoints is compared array by array too.
+        run_dir: the directory of the run.
         again: the directory of the new run.
         data_dir: where its corpus is.
         quiet: print nothing while it trains.
     Returns:
         What differs. (Flags of XLA are compared and not set: a stranger may have written them.)
     Raises:
-        JaxlmError: the run cannot be trained again: its parameters were given, its corpus is another now, or its last
-            checkpoint is damaged.
+        JaxlmError: the run cannot be trained again: its parameters were given, its corpus has changed, or its last
+            checkpoint or its metrics are damaged.
     """
     run_dir = Path(run_dir)
     again = Path(again or f"{run_dir}-again")
@@ -45,12 +47,14 @@ def reproduce(
             f"{run_dir} did not begin from its seed alone: parameters were given, and only their owner "
             f"can train it again"
         )
-    config, corpus = load(old.config, data_dir=data_dir)
+    config, corpus = with_corpus(old.config, data_dir=data_dir)
     if changed := rundir.different(old.manifest.corpus, rundir.named(corpus)):
         raise JaxlmError(
             f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): "
             f"name its folder with --data-dir"
         )
+    with Folder.open(run_dir) as folder:
+        read_prefix(folder, old.manifest.metrics)  # raises before hours of training where the metrics are damaged
     devices = _devices(record)
     result = train(
         config, corpus, again, steps=old.manifest.step, quiet=quiet, devices=devices[0], model_devices=devices[1]
@@ -69,7 +73,7 @@ def reproduce(
 
 def _differences(run_dir: Path, old: checkpoint.Checkpoint, again: Path) -> list[str]:
     new = checkpoint.load(again)
-    arrays = [checkpoint.array_bytes(one.state) for one in (old, new)]
+    arrays = [array_bytes(one.state) for one in (old, new)]
     found = [
         f"{name} of the last checkpoint differs"
         for name in sorted({*arrays[0], *arrays[1]})
@@ -77,18 +81,17 @@ def _differences(run_dir: Path, old: checkpoint.Checkpoint, again: Path) -> list
     ]
     if old.vocab != new.vocab:
         found.append("vocab.json of the last checkpoint differs")
-    if old.metrics != new.metrics:
-        rows = (one.metrics.decode(errors="replace").splitlines() for one in (old, new))
-        pairs = zip_longest(*rows, fillvalue="(no line)")
-        line = next(
-            (
-                f"metrics.jsonl differs first in line {number}: {was} -> {now}"
-                for number, (was, now) in enumerate(pairs, 1)
-                if was != now
-            ),
-            "metrics.jsonl differs",
+    if old.manifest.metrics != new.manifest.metrics:
+        lines = []
+        for path, one in ((run_dir, old), (again, new)):
+            with Folder.open(path) as folder:
+                lines.append(read_prefix(folder, one.manifest.metrics).decode(errors="replace").splitlines())
+        number, was, now = next(
+            (number, was, now)
+            for number, (was, now) in enumerate(zip_longest(*lines, fillvalue="(no line)"), 1)
+            if was != now
         )
-        found.insert(0, line)
+        found.insert(0, f"metrics.jsonl differs first in line {number}: {was} -> {now}")
     tests = [[row for row in read_metrics(folder) if row["kind"] == "test"] for folder in (run_dir, again)]
     if tests[0] and tests[0] != tests[1]:
         found.append(f"the test's results differ: {tests[0]} -> {tests[1]}")
@@ -96,7 +99,7 @@ def _differences(run_dir: Path, old: checkpoint.Checkpoint, again: Path) -> list
 
 
 def _devices(record: dict) -> tuple[int, int]:
-    """What the run began on."""
+    """The devices that the run began on, for its rows and for its words."""
     saved = record["sessions"][0].get("devices")
     rows, words = saved if isinstance(saved, list) and len(saved) == 2 else (1, 1)
     return (rows, words) if type(rows) is type(words) is int else (1, 1)

@@ -18,8 +18,7 @@ from jaxlm.report.trackers import OnMetrics
 from jaxlm.report.units import perplexity
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.lock import Held
-from jaxlm.runs.manifest import Manifest
-from jaxlm.runs.metrics import MetricsLog, read_metrics
+from jaxlm.runs.metrics import MetricsLog, Prefix, read_metrics
 from jaxlm.training.step import Metrics, TrainState
 from jaxlm.training.validations import Memory
 
@@ -83,13 +82,14 @@ class Run:
         self.last = self.plan.total if steps is None else min(steps, self.plan.total)
         self.found: checkpoint.Checkpoint | None = None
         self.notes: list[str] = []
-        offset = None
+        written = None
         if resume:
-            self.found, offset, self.notes = directory.resume(self.folder, config, corpus, devices)
+            self.found, self.notes = directory.resume(self.folder, config, corpus, devices)
+            written = self.found.manifest.metrics if self.found else Prefix()
         else:
             directory.begin(self.folder, config, corpus, given_params, devices)
         self.log = files.enter_context(
-            MetricsLog(self.folder, corpus.name, counts.bptt_length, offset=offset, on_metrics=on_metrics)
+            MetricsLog(self.folder, corpus.name, counts.bptt_length, kept=written, on_metrics=on_metrics)
         )
         self.step = self._saved = self.found.manifest.step if self.found else 0
         self._memory: Memory | None = None
@@ -224,18 +224,20 @@ class Run:
         if not self.kept or (self.step == self._saved and self.step > 0):
             return
         self._held.check()
-        self.log.sync()
+        written = self.log.sync()
         ended = self.index == 0 and bool(self.epochs) and self.epochs[-1].epoch == self.epoch
         checkpoint.save(
             self.folder,
             state,
             self.config,
             self.corpus.vocab,
-            Manifest(
+            checkpoint.Manifest(
                 step=self.step,
                 epoch=self.epoch,
                 valid_perplexity=self.epochs[-1].valid_perplexity if ended else None,
                 corpus=directory.named(self.corpus),
+                metrics_bytes=written.bytes,
+                metrics_sha256=written.sha256,
             ),
         )
         self._saved = self.step

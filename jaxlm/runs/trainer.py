@@ -2,6 +2,7 @@
 
 import shlex
 import signal
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from jaxlm.models.cell import Params
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.progress import Progress
 from jaxlm.report.trackers import OnMetrics
-from jaxlm.runs import checkpoint, directory, listing, precision, signals, temporary
+from jaxlm.runs import checkpoint, directory, precision, signals, state_arrays
 from jaxlm.runs.group import Group, SingleGroup
 from jaxlm.runs.lock import lock
 from jaxlm.runs.loop import Observer, fit
@@ -114,13 +115,13 @@ def train(
             )
         vocab = _given_vocab(run_dir)
     asked = config.model.compute_dtype
-    config, corpus = load(config, corpus, data_dir, vocab)
+    config, corpus = with_corpus(config, corpus, data_dir, vocab)
     fresh = new_state(config, params)
     first = hosts.first()
     with hosts.guarded(), ExitStack() as held:
         kept, resumes = run_dir is not None and first, resume and first
-        # (The other processes of many have a directory of their own while they run.)
-        folder = held.enter_context(temporary.folder()) if run_dir is None or not first else Path(run_dir)
+        # (Of many processes, all but the first write into a temporary directory of their own.)
+        folder = Path(run_dir if kept else held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-run-")))
         shared = Path(run_dir or folder)
 
         def begin() -> Run:
@@ -167,7 +168,7 @@ def train(
         return _finish(run, group, shared, mesh, progress, stopped_by)
 
 
-def load(
+def with_corpus(
     config: Config,
     corpus: str | Path | Corpus | None = None,
     data_dir: str | Path | None = None,
@@ -225,12 +226,12 @@ def new_state(config: Config, params: Params | None = None) -> TrainState:
     Raises:
       JaxlmError: given parameters do not have the config's shapes, or there is not enough memory.
     """
-    checkpoint.check_memory(config)
+    state_arrays.check_memory(config)
     counts = config.train
     if params is None:
         return fresh_state(config.recipe, np.uint32(counts.seed), counts.batch_size, counts.patience)
-    expected = checkpoint.shapes(checkpoint.state_shapes(config).params)
-    given = checkpoint.shapes(params)
+    expected = state_arrays.shapes(state_arrays.shapes_of_state(config).params)
+    given = state_arrays.shapes(params)
     if wrong := [
         f"{name}: expected {expected.get(name)}, got {given.get(name)}"
         for name in sorted({*expected, *given})
@@ -302,7 +303,7 @@ def _finish(
         return result()
     progress.doing("testing")
     tests = {"last": group.test(0)}
-    best = listing.best_step(listing.manifests(run.folder))
+    best = checkpoint.best_step(checkpoint.manifests(run.folder))
     best = hosts.agreed(-1 if best is None else best)
     if best not in (-1, run.step):
         progress.doing("testing the best checkpoint")

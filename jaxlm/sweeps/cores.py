@@ -12,7 +12,7 @@ from contextlib import suppress
 import jax
 
 from jaxlm.config.config import Config
-from jaxlm.runs.checkpoint import state_shapes
+from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.sweeps.plan import Plan
 
 WORTH = 2e13  # multiplications and additions of a process's members, about a minute's: from there on it pays
@@ -32,7 +32,7 @@ def useful_workers(config: Config, plan: Plan, tokens: int, free: int) -> int:
     if jax.default_backend() != "cpu":
         return 1
     members = plan.trials * plan.seeds
-    params = state_shapes(config).params
+    params = shapes_of_state(config).params
     matrices = sum(
         math.prod(leaf.shape)
         for name, part in params.items()

@@ -9,7 +9,7 @@ from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, reason, strict_json, write_bytes
 from jaxlm.report.page.contents import Contents, SweepRecord, TrialRecord
 from jaxlm.report.page.page import render
-from jaxlm.runs.reporting import best_run, model_view, run_record
+from jaxlm.runs.report_data import best_run, model_view, run_record
 from jaxlm.sweeps.distributions import Space
 from jaxlm.sweeps.plan import Saved, member_dir
 from jaxlm.sweeps.results import MemberResult, Sweep

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -17,8 +18,8 @@ from jaxlm.data.corpora import Corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, reason
 from jaxlm.runs import directory as rundir
-from jaxlm.runs import memory, signals, temporary
-from jaxlm.runs.trainer import load
+from jaxlm.runs import ram, signals
+from jaxlm.runs.trainer import with_corpus
 from jaxlm.sweeps.cores import useful_workers
 from jaxlm.sweeps.plan import MOST_GROUP, MOST_WORKERS, Plan, Saved, check_count, kept_storage, make_plan
 from jaxlm.sweeps.processes import supervise
@@ -92,15 +93,15 @@ def sweep(
     if isinstance(corpus, Corpus) and other:
         raise JaxlmError(f"{other[0]} is in the space, and the corpus is given as an object: name it instead")
     draft = make_plan(config, space, strategy, trials, seeds, prune, {})  # errors come before a corpus is loaded
-    loaded, found = load(with_first_values(config, draft.space), corpus, data_dir)
+    loaded, found = with_corpus(with_first_values(config, draft.space), corpus, data_dir)
     config = config.replace(corpus=found.spec, compute_dtype=loaded.model.compute_dtype, **found.options)
     plan = make_plan(config, space, strategy, trials, seeds, prune, rundir.named(found))
     chosen = workers or (
-        1 if isinstance(corpus, Corpus) else useful_workers(loaded, plan, len(found.train), memory.available())
+        1 if isinstance(corpus, Corpus) else useful_workers(loaded, plan, len(found.train), ram.available())
     )
     kept = run_dir is not None or chosen > 1
     with ExitStack() as stack:
-        folder = Path(run_dir or stack.enter_context(temporary.folder()))
+        folder = Path(run_dir or stack.enter_context(TemporaryDirectory(prefix="jaxlm-sweep-")))
         view = stack.enter_context(View(Console(quiet=quiet)))
         saved, where = _begin(folder, plan, storage, group, vmap, resume)
         study = _study(saved, folder, where, kept, view.say)
@@ -161,7 +162,7 @@ def join(run_dir: Path, workers: int, data_dir: str | Path | None = None) -> int
     """
     saved, parent = Saved.read(run_dir), os.getppid()
     where = saved.resolve(run_dir, None, os.environ.get(STORAGE))
-    _, found = load(saved.plan.config, None, data_dir)
+    _, found = with_corpus(saved.plan.config, None, data_dir)
     if changed := rundir.different(saved.plan.corpus, rundir.named(found)):
         raise JaxlmError(
             f"the sweep in {run_dir} has another corpus ({'; '.join(changed)}): name its folder with --data-dir"

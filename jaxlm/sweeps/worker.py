@@ -18,12 +18,12 @@ from jaxlm.config.config import Config
 from jaxlm.config.settings import DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
-from jaxlm.runs import memory
-from jaxlm.runs.checkpoint import state_shapes
+from jaxlm.runs import ram
 from jaxlm.runs.group import Group, MemberGroup, SingleGroup
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.run import Run
-from jaxlm.runs.trainer import load, new_state
+from jaxlm.runs.state_arrays import shapes_of_state
+from jaxlm.runs.trainer import new_state, with_corpus
 from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.results import MemberResult
 from jaxlm.sweeps.study import Point, Study
@@ -47,7 +47,9 @@ class Corpora:
 
     def __call__(self, config: Config) -> tuple[Config, Corpus]:
         key = config.data, config.model.vocab_size
-        config, self._known[key] = load(config, self._found if self._given else self._known.get(key), self._data_dir)
+        config, self._known[key] = with_corpus(
+            config, self._found if self._given else self._known.get(key), self._data_dir
+        )
         return config, self._known[key]
 
 
@@ -252,10 +254,10 @@ class Worker(Observer):
 def group_size(config: Config, plan: Plan, workers: int) -> int:
     """How many members of a shape are of use in a worker's group, and fit into its share of half the free memory."""
     T, B, model = config.train.longest, config.train.batch_size, config.model
-    state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state_shapes(config)))
+    state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes_of_state(config)))
     activations = T * B * (3 * model.embedding_size + 16 * sum(model.hidden_sizes))
     device = jax.local_devices()[0].memory_stats() or {}
-    free = device["bytes_limit"] - device.get("bytes_in_use", 0) if "bytes_limit" in device else memory.available()
+    free = device["bytes_limit"] - device.get("bytes_in_use", 0) if "bytes_limit" in device else ram.available()
     fit_in = free // 2 // workers // (4 * (4 * state + activations))
     # Optuna's choices get better with every trial that has ended: so it gets four rounds at least.
     rounds = 4 if plan.strategy == "tpe" else 1

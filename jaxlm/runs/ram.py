@@ -1,4 +1,4 @@
-"""What this process may allocate, asked before a large allocation: without room a machine swaps, or says nothing."""
+"""The main memory that this process may have, asked before a large allocation."""
 
 import os
 import re
@@ -14,11 +14,8 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 def limit() -> int:
     """The most bytes that this process can have: the machine's memory, or less where a limit is set."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    limits += [
-        soft
-        for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
-        if (soft := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY
-    ]
+    soft = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    limits += [bytes for bytes in soft if bytes != resource.RLIM_INFINITY]
     for path in _LIMITS:
         with suppress(OSError, ValueError), files.reader(path) as file:  # ("max": there is none)
             limits.append(int(file.read(100)))
@@ -26,7 +23,7 @@ def limit() -> int:
 
 
 def available() -> int:
-    """The most bytes that this process can have now: what others use, and only swapping would free, is left out."""
+    """The bytes that this process can have now, without swapping what other processes use."""
     with suppress(OSError), files.reader("/proc/meminfo") as file:
         if found := re.search(rb"^MemAvailable: *([0-9]+) kB$", file.read(1 << 16), re.MULTILINE):
             return min(limit(), int(found[1]) << 10)
@@ -37,8 +34,8 @@ def check(needed: int, what: str, remedy: str) -> None:
     """Raises JaxlmError, with both numbers, where there is no room for `needed` bytes now."""
     if needed > (there := available()):
         raise JaxlmError(
-            f"{what} needs at least {_gigabytes(needed)} of memory, and there is {_gigabytes(there)} for "
-            f"this process: {remedy}"
+            f"{what} needs at least {_gigabytes(needed)} of memory, and there is {_gigabytes(there)} for this "
+            f"process: {remedy}"
         )
 
 

@@ -1,0 +1,137 @@
+"""A training state as named arrays: its shapes, its memory, and its bytes in a safetensors file."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jaxlm.config.config import Config
+from jaxlm.errors import CheckpointError, JaxlmError
+from jaxlm.runs import ram
+from jaxlm.training.step import TrainState, fresh_state
+
+MOST_LAYERS = 1000  # tracing more takes minutes
+_DTYPES = {"BOOL": "bool", "BF16": "bfloat16"} | {
+    f"{short}{bits}": f"{long}{bits}"
+    for short, long, widths in (
+        ("F", "float", (16, 32, 64)),
+        ("I", "int", (8, 16, 32, 64)),
+        ("U", "uint", (8, 16, 32, 64)),
+    )
+    for bits in widths
+}  # safetensors' names
+
+
+def encoded(state: Any) -> bytes:
+    """A pytree of arrays as the bytes of a safetensors file; equal arrays give equal bytes."""
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in named(jax.device_get(_without_keys(state))).items()}
+    return safetensors.numpy.save(arrays)
+
+
+def decoded(data: bytes, template: Any, path: Path) -> TrainState:
+    """The state of a safetensors file.
+
+    Args:
+        data: the file's bytes.
+        template: the shapes and dtypes that the state must have (`shapes_of_state`).
+        path: names the file in errors.
+    Raises:
+        CheckpointError: this is no safetensors file, or an array is missing, unknown, or of another shape or dtype.
+    """
+    leaves = named(jax.eval_shape(_without_keys, template))
+    try:
+        found = dict(safetensors.deserialize(data))
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} is not a file of safetensors: {error}") from None
+    for name in sorted({*found, *leaves}):
+        expected = _described(leaves[name].dtype.name, leaves[name].shape) if name in leaves else "none"
+        present = _described(str(_DTYPES.get(found[name]["dtype"])), found[name]["shape"]) if name in found else "none"
+        if present != expected:
+            raise CheckpointError(
+                f"{path}: expected the array {name!r} of this config to be {expected}, found {present}"
+            )
+
+    def array(name: str, leaf: Any) -> jax.Array:
+        shape = leaves[name].shape
+        value = jax.device_put(np.frombuffer(found[name]["data"], leaves[name].dtype).reshape(shape))
+        return jax.random.wrap_key_data(value) if _is_key(leaf) else value
+
+    return jax.tree.unflatten(
+        jax.tree.structure(template), [array(name, leaf) for name, leaf in named(template).items()]
+    )
+
+
+def array_bytes(state: Any) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """{array's name: (dtype, shape, bytes)} of a state, a PRNG key as its bits: equal where states are."""
+    return {
+        name: (array.dtype.name, array.shape, array.tobytes())
+        for name, array in named(jax.device_get(_without_keys(state))).items()
+    }
+
+
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """{leaf's name: shape} of a tree."""
+    return {name: tuple(leaf.shape) for name, leaf in named(tree).items()}
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """{dotted name: leaf} of a tree, in the tree's order."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def shapes_of_state(config: Config) -> Any:
+    """The shapes and dtypes of a config's training state, with nothing allocated."""
+    if (layers := len(config.model.hidden_sizes)) > MOST_LAYERS:
+        raise JaxlmError(f"a model of {layers:,} layers: expected at most {MOST_LAYERS:,}")
+    return fresh_state.eval_shape(config.recipe, np.uint32(0), config.train.batch_size, config.train.patience)
+
+
+def most_bytes(template: Any) -> int:
+    """The most bytes that the safetensors file of such a state has."""
+    return 4096 + 256 * len(leaves := named(template)) + sum(map(len, leaves)) + _nbytes(template)
+
+
+def check_room(template: Any, what: str) -> None:
+    """Raises JaxlmError where this machine has no memory to load such a state: its file and its arrays."""
+    ram.check(2 * _nbytes(template), what, "it cannot be loaded here")
+
+
+def check_memory(config: Config) -> None:
+    """Raises JaxlmError where this machine has no memory for what a config's training needs at the least.
+
+    That is its state, a gradient and an update of each parameter, and what a window saves for its gradient.
+    """
+    try:
+        template = shapes_of_state(config)
+        counts, model = config.train, config.model
+        saved = 4 * counts.longest * counts.batch_size * (model.embedding_size + 6 * sum(model.hidden_sizes))
+        needed = _nbytes(template) + 2 * _nbytes(template.params) + saved
+    except (OverflowError, ValueError, TypeError) as error:
+        raise JaxlmError(f"no model of this config can be made: {error}") from None
+    ram.check(needed, "training this config", "take smaller embedding_size, hidden_sizes, vocab_size or batch_size")
+
+
+def _nbytes(template: Any) -> int:
+    leaves = jax.tree.leaves(jax.eval_shape(_without_keys, template))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _without_keys(state: Any) -> Any:
+    """The tree with each PRNG key as its bits."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _described(dtype: str, shape: Any) -> str:
+    return f"{dtype} {list(shape)}"
