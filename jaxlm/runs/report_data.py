@@ -15,7 +15,7 @@ from jaxlm.errors import DataError, JaxlmError, RunDirError
 from jaxlm.files import Folder
 from jaxlm.report.page.contents import ModelView, Row, RunRecord, ScoredText
 from jaxlm.report.page.words import map_words
-from jaxlm.runs import directory, listing
+from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.loading import load
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.scoring.language_model import LanguageModel
@@ -71,7 +71,7 @@ def run_record(path: Path, name: str | None = None) -> RunRecord:
         ),
         record["corpus"],
         record["sessions"],
-        [(step, found.epoch, found.valid_perplexity) for step, found in listing.manifests(path).items()],
+        [(step, found.epoch, found.valid_perplexity) for step, found in checkpoint.manifests(path).items()],
         windows,
         epochs,
         tests,

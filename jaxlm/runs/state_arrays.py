@@ -16,15 +16,14 @@ from jaxlm.runs import ram
 from jaxlm.training.step import TrainState, fresh_state
 
 MOST_LAYERS = 1000  # tracing more takes minutes
-_DTYPES = {"BOOL": "bool", "BF16": "bfloat16"} | {
-    f"{short}{bits}": f"{long}{bits}"
-    for short, long, widths in (
-        ("F", "float", (16, 32, 64)),
-        ("I", "int", (8, 16, 32, 64)),
-        ("U", "uint", (8, 16, 32, 64)),
-    )
-    for bits in widths
-}  # safetensors' names
+_DTYPES = {  # of states, by safetensors' names
+    "F64": "float64",
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "U32": "uint32",
+    "BOOL": "bool",
+}
 
 
 def encoded(state: Any) -> bytes:
@@ -50,7 +49,8 @@ def decoded(data: bytes, template: Any, path: Path) -> TrainState:
         raise CheckpointError(f"{path} is not a file of safetensors: {error}") from None
     for name in sorted({*found, *leaves}):
         expected = _described(leaves[name].dtype.name, leaves[name].shape) if name in leaves else "none"
-        present = _described(str(_DTYPES.get(found[name]["dtype"])), found[name]["shape"]) if name in found else "none"
+        dtype, shape = (found[name]["dtype"], found[name]["shape"]) if name in found else ("", [])
+        present = _described(_DTYPES.get(dtype, dtype), shape) if name in found else "none"
         if present != expected:
             raise CheckpointError(
                 f"{path}: expected the array {name!r} of this config to be {expected}, found {present}"
