@@ -67,3 +67,8 @@ def say(text: object = "", *, file: TextIO | None = None, end: str = "\n", flush
             file=file,
             flush=flush,
         )
+
+
+def say_line(text: object) -> None:
+    """Prints text that may contain parts of files, such as names, as one line. Raises OSError."""
+    say(printable(str(text)))

@@ -14,7 +14,7 @@ import pytest
 
 import jaxlm
 from jaxlm.cli import main
-from jaxlm.cli.training import _newest_run
+from jaxlm.cli.training import _unfinished_run
 from jaxlm.config.presets import preset
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
@@ -99,7 +99,7 @@ def test_text_that_cannot_be_used(capsys, tmp_path, data, message):
         (["--epochs", "many"], "'many'", 2),
         (["--epochs", "²"], "'²'", 2),
         (["--hidden-sizes", "8;8"], "'8;8'", 2),
-        (["--hidden-sizes", "9" * 5000], "5,000 characters", 2),
+        (["--hidden-sizes", "9" * 5000], "5,092 characters", 2),
         (["--hidden-sizes", "9" * 19], "hidden_sizes must be at least 1 and at most", 1),
         (["--hidden-sizes", ","], "hidden_sizes needs at least one", 1),
         (["--hidden-sizes", "0"], "hidden_sizes must be at least 1", 1),
@@ -107,7 +107,7 @@ def test_text_that_cannot_be_used(capsys, tmp_path, data, message):
         (["--learning-rate", "-1"], "learning_rate must be above 0; it is -1", 1),
         (["--learning-rate", "nan"], "learning_rate must be above 0; it is nan", 1),
         (["--learning-rate", "9" * 400], "learning_rate must be above 0; it is inf", 1),
-        (["--learning-rate", "none"], "'none'", 2),
+        (["--learning-rate", "none"], "learning_rate takes a number; it is None", 1),
         (["--decay", "inf"], "decay must be above 0 and at most 1", 1),
         (["--batch-size", "0"], "batch_size must be at least 1", 1),
         (["--batch-size", "4000"], "lower batch_size or bptt_length", 1),
@@ -115,9 +115,9 @@ def test_text_that_cannot_be_used(capsys, tmp_path, data, message):
         (["--windows-per-call", "1000000000"], "windows_per_call must be at least 1 and at most 1,048,576", 1),
         (["--vocab-size", "1"], "vocab_size must be at least 2", 1),
         (["--vocab-size", "2000000000"], "vocab_size must be at least 2 and at most 16,777,216", 1),
-        (["--steps", "-1"], "at least 0, found -1", 2),
+        (["--steps", "-1"], "at least 0, found '-1'", 2),
         (["--steps=--"], "--steps", 2),
-        (["--devices", "0"], "at least 1, found 0", 2),
+        (["--devices", "0"], "at least 1, found '0'", 2),
         (["--config", "/no/such.json"], "/no/such.json cannot be read", 1),
         (["--config", "/dev/zero"], "/dev/zero cannot be read", 1),
         (["--run-dir", ""], "an empty text", 2),
@@ -192,25 +192,35 @@ def test_a_run_is_not_resumed_on_another_corpus(capsys, run, tmp_path):
 
 def test_there_must_be_something_to_resume(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused(capsys, ["train", "--resume"], "there is no run of small in runs/")
+    refused(capsys, ["train", "--resume"], "there is no run in runs/")
     refused(capsys, ["train", "--resume", "--run-dir", str(tmp_path / "none")], "holds no run that can be resumed")
     assert not (tmp_path / "none").exists()
 
 
-def test_the_newest_run_of_a_preset_is_not_another_preset_s_nor_one_of_an_own_name(tmp_path, monkeypatch):
+def test_resume_takes_the_newest_run_that_has_not_finished(tmp_path, monkeypatch, capsys):
+    """Of the preset where one is named; a run under a name of its own, or finished, is never taken."""
     monkeypatch.chdir(tmp_path)
-    for name in (
-        "awd-lstm-20260101-000000",
-        "awd-lstm-20260101-000000-2",
-        "awd-lstm-20260101-000000-10",
-        "awd-lstm-mos-20270101-000000",
-        "awd-lstm-wide",
-        "awd-lstm-20250101-000000",
+    finished = {"kind": "test", "corpus": "x", "test_perplexity": 2.0}
+    for name, rows in (
+        ("awd-lstm-20260101-000000", []),
+        ("awd-lstm-20260101-000000-2", []),
+        ("awd-lstm-20260101-000000-10", []),
+        ("awd-lstm-20260101-000000-11", [finished]),
+        ("awd-lstm-wide", []),
+        ("awd-lstm-20250101-000000", []),
+        ("awd-lstm-mos-20270101-000000", []),
+        ("small-20280101-000000", [finished]),
     ):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "config.json").touch()
-    assert _newest_run("awd-lstm").name == "awd-lstm-20260101-000000-10"
-    assert _newest_run("awd-lstm-mos").name == "awd-lstm-mos-20270101-000000"
+        (tmp_path / "runs" / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert _unfinished_run("awd-lstm").name == "awd-lstm-20260101-000000-10"
+    assert _unfinished_run(None).name == "awd-lstm-mos-20270101-000000"
+    assert "resuming runs/awd-lstm-mos-20270101-000000" in capsys.readouterr().out
+    refused(
+        capsys, ["train", "--resume", "--preset", "small"], "has finished, the newest is runs/small-20280101-000000"
+    )
+    refused(capsys, ["train", "--resume", "--preset", "tied-fast"], "there is no run of tied-fast in runs/")
 
 
 def test_a_report_of_no_epoch_is_a_note(tmp_path, capsys):
@@ -223,9 +233,7 @@ def test_fewer_epochs_than_are_trained_are_refused(capsys, run):
 
 
 def test_the_version(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["--version"])
-    assert ended.value.code == 0 and re.fullmatch(r"jaxlm [0-9.a-z]+\n", capsys.readouterr().out)
+    assert main(["--version"]) == 0 and re.fullmatch(r"jaxlm [0-9.a-z]+\n", capsys.readouterr().out)
 
 
 def newest(run: Path) -> Path:
@@ -391,7 +399,7 @@ def test_standard_input_is_read_as_utf_8(capsys, finished, monkeypatch):
     word = jaxlm.load(finished).vocab.words[5]
     for data, code, message in (
         (f"{word} {word}".encode(), 0, ""),
-        (b"a \xff", 1, "byte 2 is 0xff"),
+        (b"a \xff", 1, "byte 2 (0xff)"),
         (b"", 1, "at least 2"),
     ):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))

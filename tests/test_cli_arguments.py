@@ -6,8 +6,10 @@ What is heavy (training, loading, preparing) is replaced; parsing, configs, file
 import io
 import os
 import shlex
+import signal
 import sys
 import threading
+import time
 import warnings
 from dataclasses import fields
 from types import SimpleNamespace
@@ -27,7 +29,7 @@ import jaxlm.runs.trainer
 import jaxlm.sweeps
 from jaxlm.cli import train_command
 from jaxlm.cli.ending import exit_code
-from jaxlm.cli.parsing import Parser, whole
+from jaxlm.cli.parsing import whole
 from jaxlm.cli.verbs import VERBS, argument, verb
 from jaxlm.config.config import FIXED, KINDS, Config, all_kinds
 from jaxlm.config.fields import Spec, specs
@@ -175,9 +177,7 @@ FILES = ["empty", "fifo", "sparse", "deep.json", "time.toml", "big.json", "bytes
 
 def flags_of(name):
     """(flags, positional arguments) of a verb: option -> whether it takes a value."""
-    parser = Parser(prog=name)
-    VERBS[name].add_arguments(parser, [])
-    actions = [action for action in parser._actions if action.dest != "help"]
+    actions = [action for action in VERBS[name].parser()._actions if action.dest != "help"]
     return (
         {flag: action.nargs != 0 for action in actions for flag in action.option_strings},
         [action for action in actions if not action.option_strings],
@@ -344,6 +344,22 @@ def test_threads_end_without_a_traceback():
     before = threading.excepthook
     assert run([], lambda _: exit_code(act)) == (1, "", "error: the sentence\n")
     assert threading.excepthook is before
+
+
+def test_ctrl_c_in_a_destructor_is_not_lost():
+    class Dropped:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def act():
+        Dropped()
+        time.sleep(10)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run([], lambda _: exit_code(act)) == (130, "", "error: interrupted\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_warning_is_one_line():

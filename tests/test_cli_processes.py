@@ -117,6 +117,23 @@ def test_ctrl_c_before_there_is_a_run(finished):
     assert (process.returncode, out, err) == (130, "", "error: interrupted\n")
 
 
+@pytest.mark.parametrize("module", ["jaxlm.cli", "argparse", "numpy", "jax", "jaxlm.scoring.language_model"])
+def test_ctrl_c_within_an_import(finished, module):
+    code = f"""
+import contextlib, os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        with contextlib.suppress(BaseException):  # as some imports do
+            if name == {module!r}:
+                os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from jaxlm.__main__ import main
+sys.meta_path.insert(0, Interrupt())
+sys.modules.pop("argparse", None)
+main()"""
+    assert jaxlm("perplexity", finished, "a b", code=code) == (130, "", "error: interrupted\n")
+
+
 @pytest.mark.parametrize("most", [6, 7])
 def test_too_few_open_files_end_in_a_sentence(finished, most):
     code, out, err = jaxlm("predict", finished, "the", before=f"ulimit -n {most};")

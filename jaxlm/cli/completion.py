@@ -1,18 +1,22 @@
 """Completion in the shell: argcomplete runs `jaxlm` with variables of its own. Without them nothing is loaded."""
 
-import argparse
 import os
 
-
-def words() -> list[str]:
-    """The words that the shell completes, so that the verb among them gets its arguments; none of a usual process."""
-    line = os.environ.get("COMP_LINE", "") if "_ARGCOMPLETE" in os.environ else ""
-    return [*line.split(), "--help-all"] if line else []
+from jaxlm.cli.parsing import Parser
+from jaxlm.cli.verbs import VERBS
 
 
-def complete(parser: argparse.ArgumentParser) -> None:
-    """Answers the shell and ends the process, where it was the shell that started it."""
-    if "_ARGCOMPLETE" in os.environ:
-        import argcomplete
+def complete() -> None:
+    """Answers the shell and ends the process, if the shell started it."""
+    if "_ARGCOMPLETE" not in os.environ:
+        return
+    import argcomplete
 
-        argcomplete.autocomplete(parser)
+    line = [*os.environ.get("COMP_LINE", "").split(), "--help-all"]  # so that fields follow the kinds on the line
+    parser = Parser(prog="jaxlm")
+    verbs = parser.add_subparsers()
+    for one in VERBS.values():
+        added = verbs.add_parser(one.name, help=one.help, arguments=line)
+        if one.name in line:
+            one.add_arguments(added)
+    argcomplete.autocomplete(parser)

@@ -1,7 +1,8 @@
 """How a command ends: one sentence for whatever it raised, and an exit code."""
 
-import errno
+import _thread
 import os
+import re
 import resource
 import sys
 import threading
@@ -17,11 +18,21 @@ FAILED, DIVERGED, SIGNALLED = 1, 3, 128  # (2: arguments that do not parse, by p
 EXIT_CODES = """\
 exit codes: 0 done; 1 a mistake or a damaged file; 2 arguments do not parse;
 3 the run diverged; 128 + N stopped by signal N, saved and ready for --resume
-
-JAXLM_TRACEBACK=1 in the environment shows where an error came from.
-"""
+JAXLM_TRACEBACK=1 in the environment shows where an error came from."""
 MOST_SHOWN = 1000  # characters of an error
 LEAST_MEMORY = 3 << 29  # bytes of address space; with less, a thread that cannot start ends the process
+_MEMORY = "there is not enough memory: use a smaller model or batch_size, or raise the limit on memory (ulimit -v)"
+_HINTS = {  # what an error says -> what to do
+    "MemoryError|RESOURCE_EXHAUSTED|failed to map segment|Cannot allocate memory": _MEMORY,
+    "Too many open files": "raise the limit on open files (ulimit -n)",
+    "start new thread": "raise the limits on processes and memory (ulimit -u, ulimit -v)",
+    "Unable to initialize backend": "unset JAX_PLATFORMS, or set it to cpu",
+    "RecursionError": "an input is nested too deeply to be read",
+    "OverflowError": "a number is too large",
+    "Unicode": "a text or a name is not UTF-8",
+    "ImportError|ModuleNotFoundError": "install jaxlm's dependencies again (pip install -e .)",
+    "OSError": "check the file or device",
+}
 
 
 def exit_code(action: Callable[[], int | None]) -> int:
@@ -35,16 +46,28 @@ def exit_code(action: Callable[[], int | None]) -> int:
     """
     with _quiet() as ended:
         try:
-            code = _guarded(action)
-        finally:
-            flushed = _flush()
+            try:
+                code = action() or 0
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+        except Diverged as error:
+            return fail(str(error), DIVERGED)
+        except JaxlmError as error:
+            return fail(str(error))
+        except KeyboardInterrupt:
+            return fail("interrupted", SIGNALLED + 2)
+        except (OSError, MemoryError, OverflowError, UnicodeError, RuntimeError, ImportError) as error:
+            _drop_output()
+            # (RecursionError and JaxRuntimeError are RuntimeErrors. A reader that has left needs no message.)
+            return FAILED if isinstance(error, BrokenPipeError) else fail(_sentence(error))
     if ended and code == 0:
         say(f"warning: a background thread ended early: {_one_line(_sentence(ended[0]))}", file=sys.stderr)
-    return code if flushed or code else FAILED
+    return code
 
 
 def check_limits() -> None:
-    """Raises JaxlmError where JAX would be ended by the limit on memory without a word, in a library of its own."""
+    """Raises JaxlmError where a limit on memory would end JAX without a message, in a library of its own."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= limit < LEAST_MEMORY:
         raise JaxlmError(
@@ -61,59 +84,15 @@ def fail(message: str, code: int = FAILED) -> int:
     return code
 
 
-def _guarded(action: Callable[[], int | None]) -> int:
-    try:
-        stop = None
-        try:
-            code = action() or 0
-        except SystemExit as raised:  # after --help, or by arguments that do not parse
-            code, stop = 0, raised
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        if stop is not None:
-            raise stop
-        return code
-    except Diverged as error:
-        return fail(str(error), DIVERGED)
-    except JaxlmError as error:
-        return fail(str(error))
-    except BrokenPipeError:  # the reader of the output has ended
-        return FAILED
-    except KeyboardInterrupt:
-        return fail("interrupted", SIGNALLED + 2)
-    except (OSError, MemoryError, OverflowError, UnicodeError, RuntimeError, ImportError) as error:
-        # The last resort. (RecursionError and JaxRuntimeError are RuntimeErrors.)
-        return fail(_sentence(error))
-
-
 def _sentence(error: BaseException) -> str:
     """What happened and what to do next."""
     text = str(error).strip().split("\n")[0]
-    if isinstance(error, OSError):
-        where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
-        hint = {errno.EMFILE: "; raise the limit on open files (ulimit -n)", errno.ENOMEM: f"; {_MEMORY}"}
-        return f"{error.strerror or text}{where}{hint.get(error.errno or 0, '')}; what was saved before is intact"
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "failed to map segment" in text:
-        return f"there is not enough memory{f' ({text})' if text else ''}; {_MEMORY}; what was saved before is intact"
-    if isinstance(error, RecursionError):
-        return "an input is nested too deeply to be read"
-    if isinstance(error, OverflowError):
-        return f"a number is too large: {text}"
-    if isinstance(error, UnicodeError):
-        return f"a text or a name is not UTF-8: {text}"
-    if isinstance(error, ImportError):
-        return f"a library cannot be loaded: {text}; install jaxlm's dependencies again (pip install -e .)"
-    if text.startswith("Unable to initialize backend"):
-        return (
-            f"JAX cannot use the devices that JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} names: {text}; "
-            f"unset JAX_PLATFORMS, or set it to cpu"
-        )
-    if "start new thread" in text:
-        return "no thread can be started; raise the limits on processes and memory (ulimit -u, ulimit -v)"
-    return f"{type(error).__name__}: {text}; JAXLM_TRACEBACK=1 shows where it came from"
-
-
-_MEMORY = "use a smaller model or batch_size, or raise the limit on memory (ulimit -v)"
+    if isinstance(error, OSError) and error.strerror:
+        named = isinstance(error.filename, str | bytes)
+        text = error.strerror + (f": {os.fsdecode(error.filename)}" if named else "")
+    text = f"{type(error).__name__}: {text}"
+    hint = next((hint for said, hint in _HINTS.items() if re.search(said, text)), None)
+    return f"{text}; {hint or 'JAXLM_TRACEBACK=1 shows where it came from'}; what was saved before is intact"
 
 
 def _one_line(text: str) -> str:
@@ -121,25 +100,21 @@ def _one_line(text: str) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN // 2]} ... {text[-MOST_SHOWN // 2 :]}"
 
 
-def _flush() -> bool:
-    """Whether all output was written. What cannot be is dropped, or Python would say so once more as it exits."""
-    output = sys.stdout
-    if output is None:  # the process was started without
-        return True
-    try:
-        output.flush()
-        return True
-    except OSError:
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
-        return False
+def _drop_output() -> None:
+    """Drops output that cannot be written: Python would try again, and complain, as it exits."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+        return
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def _quiet() -> Iterator[list[BaseException]]:
-    """Collects what background threads raise, in place of their tracebacks and of those from destructors.
+    """Collects what background threads raise, in place of their tracebacks; warnings are one line each.
 
-    A warning is one line, without the place in the code that it came from.
+    Python drops an exception in a destructor or a callback, such as JAX's at each garbage collection. Ctrl-C is such an
+    exception if it arrives there: it is raised again a moment later.
     """
     ended: list[BaseException] = []
 
@@ -147,13 +122,17 @@ def _quiet() -> Iterator[list[BaseException]]:
         if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
             ended.append(args.exc_value)
 
+    def dropped(args: "sys.UnraisableHookArgs") -> None:
+        if isinstance(args.exc_value, KeyboardInterrupt):
+            threading.Timer(0.01, _thread.interrupt_main).start()
+
     def warn(message: Warning | str, *_: object) -> None:
         with suppress(OSError, ValueError):  # (standard error may be closed)
             say(f"warning: {_one_line(str(message))}", file=sys.stderr)
 
     before = threading.excepthook, sys.unraisablehook, warnings.showwarning
     if not os.environ.get("JAXLM_TRACEBACK"):
-        threading.excepthook, sys.unraisablehook, warnings.showwarning = note, lambda _: None, warn
+        threading.excepthook, sys.unraisablehook, warnings.showwarning = note, dropped, warn
     try:
         yield ended
     finally:

@@ -4,8 +4,8 @@ import argparse
 import shlex
 
 from jaxlm.cli.parsing import some_path
-from jaxlm.cli.verbs import CHECKPOINT, RUN, argument, check_run, verb
-from jaxlm.terminal import printable, say
+from jaxlm.cli.verbs import CHECKPOINT, RUN, argument, check_run, output, verb
+from jaxlm.terminal import say_line
 
 TARGETS = ("safetensors", "torch", "hub", "onnx", "stablehlo", "orbax")  # (whose code imports JAX: too slow for --help)
 
@@ -34,14 +34,12 @@ def import_(args: argparse.Namespace) -> None:
 
     model = import_model(args.file, args.vocab, args.run)
     for note in saved_record(args.run)["corpus"]["notes"]:
-        say(printable(note))
+        say_line(note)
     sizes = model.config.model
-    say(
-        printable(
-            f"{args.run}: {len(model.vocab):,} words, embedding {sizes.embedding_size}, layers "
-            f"{', '.join(map(str, sizes.hidden_sizes))}{', tied' if sizes.tied else ''}; try: jaxlm evaluate "
-            f"{shlex.quote(str(args.run))} --text FILE"
-        )
+    say_line(
+        f"{args.run}: {len(model.vocab):,} words, embedding {sizes.embedding_size}, layers "
+        f"{', '.join(map(str, sizes.hidden_sizes))}{', tied' if sizes.tied else ''}; try: jaxlm evaluate "
+        f"{shlex.quote(str(args.run))} --text FILE"
     )
 
 
@@ -56,13 +54,13 @@ def import_(args: argparse.Namespace) -> None:
         metavar="TARGET",
         help="safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx, stablehlo or orbax",
     ),
-    argument("-o", "--out", type=some_path, metavar="OUT", required=True, help="the file or folder to make"),
+    output("the file or folder to make", required=True),
 )
 def export(args: argparse.Namespace) -> None:
     check_run(args.run)
 
     from jaxlm.interop.exporting import export_model
 
-    for note in export_model(args.run, args.to, args.out, args.checkpoint):
-        say(printable(note))
-    say(printable(f"exported to {args.out}"))
+    for note in export_model(args.run, args.to, args.output, args.checkpoint):
+        say_line(note)
+    say_line(f"exported to {args.output}")

@@ -6,11 +6,13 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 
-from jaxlm.cli.parsing import number, read_text, some_path, whole_number
-from jaxlm.cli.using import MOST_INPUT, loaded, standard_input
-from jaxlm.cli.verbs import CHECKPOINT, RUN, argument, verb
+from jaxlm.cli.parsing import read_text, some_path
+from jaxlm.cli.using import MOST_INPUT, standard_input
+from jaxlm.cli.verbs import CHECKPOINT, RUN, argument, loaded, verb
 from jaxlm.errors import JaxlmError
 from jaxlm.terminal import printable, say
+
+OPTIONS = ("words", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "ban", "no_unk", "stop")
 
 
 @verb(
@@ -19,31 +21,27 @@ from jaxlm.terminal import printable, say
     CHECKPOINT,
     argument("prompt", nargs="?", metavar="PROMPT", help="words that come before (-: standard input; default: none)"),
     argument("--prompt-file", type=some_path, metavar="FILE", help="take the prompt from a file"),
-    argument("--words", type=whole_number, default=100, metavar="N", help="most words of a text (default 100)"),
-    argument("--samples", type=whole_number, default=1, metavar="N", help="how many texts (default 1)"),
+    argument("--words", type=int, default=100, metavar="N", help="most words of a text (default 100)"),
+    argument("--samples", type=int, default=1, metavar="N", help="how many texts (default 1)"),
     argument(
         "--seed",
-        type=whole_number,
+        type=int,
         default=0,
         metavar="N",
         help="the same seed gives the same text, alone or among many samples (default 0)",
     ),
     argument(
         "--temperature",
-        type=number,
+        type=float,
         default=1.0,
         metavar="X",
         help="divides the logits; 0 always takes the likeliest word (default 1)",
     ),
-    argument("--top-k", type=whole_number, metavar="K", help="draw from the K likeliest words"),
-    argument(
-        "--top-p", type=number, metavar="P", help="draw from the likeliest words that together have probability P"
-    ),
-    argument("--min-p", type=number, metavar="P", help="draw from words at least P times as probable as the likeliest"),
-    argument("--repetition-penalty", type=number, metavar="X", help="above 1 makes words that came before less likely"),
-    argument(
-        "--beam", type=whole_number, metavar="K", help="search for the most probable text, keeping K at each word"
-    ),
+    argument("--top-k", type=int, metavar="K", help="draw from the K likeliest words"),
+    argument("--top-p", type=float, metavar="P", help="draw from the likeliest words that together have probability P"),
+    argument("--min-p", type=float, metavar="P", help="draw from words at least P times as probable as the likeliest"),
+    argument("--repetition-penalty", type=float, metavar="X", help="above 1 makes words that came before less likely"),
+    argument("--beam", type=int, metavar="K", help="search for the most probable text, keeping K at each word"),
     argument("--ban", action="append", default=[], metavar="WORD", help="a word that never comes; once for each"),
     argument("--no-unk", action="store_true", help="<unk> never comes"),
     argument(
@@ -61,28 +59,14 @@ def generate(args: argparse.Namespace) -> None:
     if not 0 <= args.seed < 2**63:
         raise JaxlmError(f"--seed must be from 0 to 2**63 - 1; it is {args.seed}")
     prompt = _prompt(args)
-    lm = loaded(args)
+    lm = loaded(args.run, args.checkpoint)
     if unknown := lm.unknown_words(prompt):
         others = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         say(
             printable(f"note: {unknown[0]!r}{others} of the prompt: not in the vocabulary, read as <unk>"),
             file=sys.stderr,
         )
-    options = {
-        name: getattr(args, name)
-        for name in (
-            "words",
-            "seed",
-            "temperature",
-            "top_k",
-            "top_p",
-            "min_p",
-            "repetition_penalty",
-            "ban",
-            "no_unk",
-            "stop",
-        )
-    }
+    options = {name: getattr(args, name) for name in OPTIONS}
     if args.samples == 1 and args.beam is None:
         texts: Iterable[Iterable[tuple[str, float]]] = [lm.stream(prompt, **options)]
     else:

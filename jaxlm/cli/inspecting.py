@@ -24,7 +24,7 @@ _PERPLEXITY = re.compile("perplexity|floor")
 
 
 @verb(
-    "what a run holds: its config, corpus, results, checkpoints and problems",
+    "show a run's results, config, corpus, checkpoints and problems",
     RUN,
     argument("--json", action="store_true", help="print JSON"),
     uses_jax=False,

@@ -10,7 +10,7 @@ from jaxlm.terminal import printable
 
 
 @contextmanager
-def output(path: Path | None) -> Iterator[Callable[[str], None]]:
+def written(path: Path | None) -> Iterator[Callable[[str], None]]:
     """A function that writes text; to a terminal what it writes appears at once.
 
     Args:

@@ -3,28 +3,22 @@
 import argparse
 
 from jaxlm.cli.parsing import some_path
-from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, argument, verb
+from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, argument, output, verb
 from jaxlm.errors import RunDirError
-from jaxlm.terminal import printable, say
+from jaxlm.terminal import say_line
 
 
 @verb(
     "write a page of HTML about runs and sweeps",
     argument("runs", type=some_path, nargs="+", metavar="RUN", help="directories of runs and of sweeps"),
-    argument(
-        "-o",
-        "--out",
-        type=some_path,
-        metavar="FILE",
-        help="the file to write (default: report.html in the one directory)",
-    ),
+    output("the file to write (default: report.html in the one directory)"),
     argument(
         "--text",
         action="append",
         default=[],
         metavar="TEXT",
         dest="texts",
-        help="colour this text by its surprisal too; may be given again",
+        help="colour this text by its surprisal too; once for each text",
     ),
     CHECKPOINT,
     DATA_DIR,
@@ -36,8 +30,4 @@ def report(args: argparse.Namespace) -> None:
 
     from jaxlm.sweeps.reporting import write_report
 
-    say(
-        printable(
-            str(write_report(args.runs, args.out, which=args.checkpoint, texts=args.texts, data_dir=args.data_dir))
-        )
-    )
+    say_line(write_report(args.runs, args.output, which=args.checkpoint, texts=args.texts, data_dir=args.data_dir))

@@ -8,11 +8,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxlm.cli.output import cleaner, output
-from jaxlm.cli.parsing import number, some_path, whole_number
-from jaxlm.cli.protocol_flags import add_protocol_flags, given_protocol
-from jaxlm.cli.using import loaded
-from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, argument, verb
+from jaxlm.cli.output import cleaner, written
+from jaxlm.cli.parsing import add_protocol_flags, given_protocol, some_path
+from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, argument, loaded, output, verb
 from jaxlm.errors import DataError, JaxlmError, RunDirError
 
 if TYPE_CHECKING:
@@ -20,12 +18,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("tsv", "csv", "jsonl")
 FORMAT = argument("--format", choices=FORMATS, help="of the table (default tsv)")
-OUTPUT = argument(
-    "--output",
-    type=some_path,
-    metavar="FILE",
-    help="write the table to a file, which appears whole at the end (default: standard output)",
-)
+OUTPUT = output("write the table to a file, which appears whole at the end")
 
 
 def _tokenizer(default: str) -> Callable:
@@ -73,7 +66,7 @@ def _tokenizer(default: str) -> Callable:
         help="words outside the vocabulary: read as <unk>, refuse, or read as <unk> with a surprisal of NaN "
         "(default unk)",
     ),
-    argument("--top-k", type=whole_number, metavar="K", help="add the K likeliest words in each word's place"),
+    argument("--top-k", type=int, metavar="K", help="add the K likeliest words in each word's place"),
     argument("--eos", action="store_true", help="also a row for the <eos> that ends each line"),
     argument("--format", choices=FORMATS, help="of the table (default tsv; csv for --csv)"),
     argument(
@@ -82,7 +75,7 @@ def _tokenizer(default: str) -> Callable:
         default="jaxlm",
         help="the header and numbering of another tool (default jaxlm)",
     ),
-    argument("--adapt", type=number, metavar="RATE", help="after each sentence take a step of SGD on it"),
+    argument("--adapt", type=float, metavar="RATE", help="after each sentence take a step of SGD on it"),
     argument("--save-adapted", type=some_path, metavar="DIR", help="keep the adapted model as a run"),
     DATA_DIR,
     OUTPUT,
@@ -102,10 +95,7 @@ def surprisal(args: argparse.Namespace) -> None:
     names = [path.name if short else str(path) for path in runs]
     if len(set(names)) < len(names):
         raise JaxlmError(f"the run {next(name for name in names if names.count(name) > 1)} is given twice")
-    lms = {
-        name: loaded(argparse.Namespace(run=run, checkpoint=args.checkpoint))
-        for name, run in zip(names, runs, strict=True)
-    }
+    lms = {name: loaded(run, args.checkpoint) for name, run in zip(names, runs, strict=True)}
     top_k, adapt = args.top_k or 0, args.adapt
     scorings = {
         name: lm.scorer(args.context, top_k, protocol=protocol, data_dir=args.data_dir)
@@ -114,18 +104,18 @@ def surprisal(args: argparse.Namespace) -> None:
         for name, lm in lms.items()
     }
     write_table = _stimuli if args.csv else _lines
-    with output(args.output) as write:
+    with written(args.output) as write:
         write_table(args, lms, scorings, texts, write)
     if args.save_adapted:
         _save(next(iter(lms.values())).with_params(next(iter(scorings.values())).params), args)  # pyright: ignore
 
 
 @verb(
-    "the state of every layer after each word, as arrays in an .npz file",
+    "the state of every layer after each word, in an .npz file",
     RUN,
     CHECKPOINT,
     argument("text", type=some_path, metavar="FILE", help="text, a sentence a line (-: standard input)"),
-    argument("--output", type=some_path, metavar="FILE", help="default: the text's name with .npz"),
+    output("the file to write (default: the text's name with .npz)"),
 )
 def states(args: argparse.Namespace) -> None:
     import numpy as np
@@ -133,7 +123,7 @@ def states(args: argparse.Namespace) -> None:
     from jaxlm.files import Folder, reason
     from jaxlm.terminal import printable, say
 
-    lm = loaded(args)
+    lm = loaded(args.run, args.checkpoint)
     path = args.output or Path("states.npz" if str(args.text) == "-" else f"{args.text.stem}.npz")
     words, numbers, found = [], [], []
     for first, lines, where in _blocks([args.text]):
@@ -178,7 +168,7 @@ def states(args: argparse.Namespace) -> None:
 )
 def minimal_pairs(args: argparse.Namespace) -> None:
     protocol = given_protocol(args)
-    found = loaded(args).minimal_pairs(
+    found = loaded(args.run, args.checkpoint).minimal_pairs(
         args.pairs,
         oov=args.oov,
         tokenizer=args.tokenizer or "ptb",
@@ -222,7 +212,7 @@ def minimal_pairs(args: argparse.Namespace) -> None:
 )
 def syntaxgym(args: argparse.Namespace) -> None:
     protocol = given_protocol(args)
-    lm = loaded(args)
+    lm = loaded(args.run, args.checkpoint)
     results = [
         lm.syntaxgym(path, oov=args.oov, tokenizer=args.tokenizer or "ptb", protocol=protocol, data_dir=args.data_dir)
         for path in args.suites
@@ -374,7 +364,7 @@ def _write_table(args: argparse.Namespace, columns: dict[str, Sequence[Any]]) ->
     from jaxlm.scoring.layouts import TextTable
 
     table = TextTable(args.format or "tsv", cleaner(args.output, args.format or "tsv"))
-    with output(args.output) as write:
+    with written(args.output) as write:
         write(table.header(list(columns)) + "".join(table.rows(columns)))
 
 

@@ -1,12 +1,10 @@
 """`jaxlm sweep`."""
 
 import argparse
-from collections.abc import Sequence
 from typing import Any
 
 from jaxlm.cli.ending import FAILED, SIGNALLED
-from jaxlm.cli.help import later
-from jaxlm.cli.parsing import add_config_flags, add_start, changes, some_path, starting_config, whole
+from jaxlm.cli.parsing import Parser, add_config_flags, add_start, changes, some_path, starting_config, whole
 from jaxlm.cli.training import add_run_arguments, new_run
 from jaxlm.cli.verbs import verb
 from jaxlm.config.config import Config
@@ -23,23 +21,23 @@ and every field is a flag too, as in `jaxlm train --help-all`
 
 examples:
   jaxlm sweep --epochs 6 --set learning_rate=0.5,1,2 --set clip_norm=1,5
-  jaxlm sweep --set learning_rate=log:0.1:10 --set hidden_sizes=256x128,200x200 --strategy tpe --trials 30 --seeds 2
-  jaxlm sweep --run-dir runs/mine --resume           resume, or help, from this machine or another
+  jaxlm sweep --set hidden_sizes=256x128,200x200 --set keep_output=0.5,0.7
+  jaxlm sweep --set learning_rate=log:0.1:10 --strategy tpe --trials 30
+  jaxlm sweep --run-dir runs/mine --resume     on this machine or another
 """
 
 
-def sweep_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str], start: Config | None = None) -> None:
+def sweep_arguments(parser: Parser, start: Config | None = None) -> None:
     """Adds the flags of a sweep, and one for every field of the config.
 
     Args:
         parser: what to add to.
-        arguments: the command line, which decides the kinds that `--help` shows.
         start: the config of a script that sweeps one preset; None adds --preset.
     """
     parser.epilog = SPACES
     parser.set_defaults(default_space={}, default_fields={})
     run = parser.add_argument_group("the sweep")
-    add_start(run, with_preset=start is None)
+    add_start(parser, run, with_preset=start is None)
     run.add_argument(
         "--set",
         action="append",
@@ -48,10 +46,8 @@ def sweep_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str], s
         dest="settings",
         help="try these values of a field (see below); once for each field",
     )
-    later(
-        run.add_argument(
-            "--space", type=some_path, metavar="FILE", help="the same from a file of TOML or JSON: FIELD = SPACE"
-        )
+    run.add_argument(
+        "--space", type=some_path, metavar="FILE", help=parser.rare("a file of FIELD = SPACE lines in TOML, or JSON")
     )
     run.add_argument(
         "--strategy",
@@ -59,31 +55,22 @@ def sweep_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str], s
         help="all points, random ones, or Optuna's choice (tpe, which prunes) (default grid)",
     )
     run.add_argument("--trials", type=whole(1), metavar="N", help="how many points; a grid needs none")
-    run.add_argument(
-        "--seeds", type=whole(1), metavar="K", help="train each point with so many seeds, from --seed on (default 1)"
+    run.add_argument("--seeds", type=whole(1), metavar="K", help="seeds of each point, from --seed on (default 1)")
+    run.add_argument("--workers", type=whole(1), metavar="N", help="processes (default: one a core for a long sweep)")
+    group = "members that train in one program (default: by memory)"
+    run.add_argument("--group", type=whole(1), metavar="M", help=parser.rare(group))
+    storage = (
+        "a journal file or a database URL for Optuna's study ($JAXLM_STORAGE, else RUN_DIR/study.journal); a URL's "
+        "password is kept nowhere"
     )
-    run.add_argument(
-        "--workers",
-        type=whole(1),
-        metavar="N",
-        help="processes that share the work (default: one a core on CPUs where the sweep is long enough)",
-    )
-    later(run.add_argument("--group", type=whole(1), metavar="M", help="members that train in one program (by memory)"))
-    later(
-        run.add_argument(
-            "--storage",
-            metavar="WHERE",
-            help="a journal file or a database URL for Optuna's study ($JAXLM_STORAGE, else "
-            "RUN_DIR/study.journal); a URL's password is kept nowhere",
-        )
-    )
+    run.add_argument("--storage", metavar="WHERE", help=parser.rare(storage))
     add_run_arguments(
         run,
-        "where everything is kept, each trial in a run directory (default: runs/PRESET-sweep-DATE-TIME)",
+        "where everything is kept (default: runs/PRESET-sweep-DATE-TIME)",
         "resume the sweep in --run-dir, beside whoever works on it already",
     )
     run.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of --workers' processes
-    add_config_flags(parser, arguments, start, often=())
+    add_config_flags(parser, start, often=())
 
 
 @verb("train many points of a space, and find the best", sweep_arguments)

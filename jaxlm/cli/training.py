@@ -4,28 +4,17 @@ import argparse
 import re
 import shlex
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli.ending import FAILED, SIGNALLED
-from jaxlm.cli.help import later
-from jaxlm.cli.parsing import (
-    LARGEST,
-    add_config_flags,
-    add_field,
-    add_start,
-    changes,
-    some_path,
-    starting_config,
-    whole,
-)
-from jaxlm.cli.verbs import DATA_DIR, RUN, argument, check_run, verb
+from jaxlm.cli.parsing import Parser, add_config_flags, add_field, add_start, changes, some_path, starting_config, whole
+from jaxlm.cli.verbs import DATA_DIR, RUN, argument, check_run, loaded, verb
 from jaxlm.config.config import Config, spec_of_field
 from jaxlm.config.presets import preset
 from jaxlm.errors import JaxlmError
-from jaxlm.terminal import printable, say
+from jaxlm.terminal import say, say_line
 
 if TYPE_CHECKING:
     from jaxlm.data.corpus import Corpus
@@ -48,33 +37,43 @@ def new_run(label: str) -> Path:
     return found
 
 
-def train_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str], start: Config | None = None) -> None:
+def train_arguments(parser: Parser, start: Config | None = None) -> None:
     """Adds the flags of one run, and one for every field of the config.
 
     Args:
         parser: what to add to.
-        arguments: the command line, which decides the kinds that `--help` shows.
         start: the config of a script that trains one preset; None adds --preset.
     """
     run = parser.add_argument_group("the run")
-    add_start(run, with_preset=start is None)
+    add_start(parser, run, with_preset=start is None)
     add_run_arguments(
         run,
         "where everything is kept (default: runs/PRESET-DATE-TIME)",
-        "continue the run in --run-dir from its newest checkpoint (default: the newest run of this preset in runs/)",
+        "resume the run in --run-dir (default: the newest in runs/ that has not finished, of --preset if given)",
     )
     run.add_argument(
-        "--init",
-        type=some_path,
-        metavar="RUN",
-        help="begin from another run's last checkpoint (its "
-        "parameters, model, vocabulary, and its text unless --corpus names one)",
+        "--init", type=some_path, metavar="RUN", help="begin from another run's parameters, model, vocabulary and text"
     )
-    run.add_argument("--report", action="store_true", help="write RUN/report.html at the end, as `jaxlm report` does")
-    run.add_argument("--steps", type=whole(), metavar="N", help="stop after so many windows in all (at least 0)")
+    run.add_argument("--report", action="store_true", help="write RUN/report.html at the end")
+    run.add_argument("--steps", type=whole(), metavar="N", help="stop after N windows in all")
     run.add_argument("--track", metavar="NAME", help="send the metrics to tensorboard, wandb, trackio or mlflow too")
-    _add_device_arguments(parser)
-    add_config_flags(parser, arguments, start)
+    devices = parser.add_argument_group("many devices")
+    for flag, options in {
+        "--devices": {"metavar": "N", "help": "spread a batch's rows over N devices (default: as many as divide them)"},
+        "--model-devices": {
+            "metavar": "M",
+            "default": 1,
+            "help": "spread the vocabulary over M devices, for each of the N (default 1)",
+        },
+    }.items():
+        devices.add_argument(flag, type=whole(1), **{**options, "help": parser.rare(options["help"])})
+    many = parser.add_argument_group("many processes: copies of one command; SLURM, Open MPI and others are found")
+    many.add_argument("--coordinator", metavar="HOST:PORT", help=parser.rare("where process 0 can be reached"))
+    many.add_argument(
+        "--processes", type=whole(1), metavar="N", help=parser.rare("how many there are (1: train alone)")
+    )
+    many.add_argument("--process", type=whole(), metavar="I", help=parser.rare("which one this is, from 0"))
+    add_config_flags(parser, start)
 
 
 def add_run_arguments(group: Any, run_dir: str, resume: str) -> None:
@@ -82,10 +81,7 @@ def add_run_arguments(group: Any, run_dir: str, resume: str) -> None:
     group.add_argument("--run-dir", type=some_path, metavar="DIR", help=run_dir)
     group.add_argument("--resume", action="store_true", help=resume)
     group.add_argument(
-        "--data-dir",
-        type=some_path,
-        metavar="DIR",
-        help="where Penn Treebank's files are (else $JAXLM_DATA, data/ptb, the user's cache, a download)",
+        "--data-dir", type=some_path, metavar="DIR", help="where Penn Treebank's files are (default: they are found)"
     )
 
 
@@ -98,21 +94,20 @@ def train(args: argparse.Namespace) -> int:
     args.joined = join(args.coordinator, args.processes, args.process)
     if args.joined and args.run_dir is None:
         raise JaxlmError("many processes need --run-dir: a directory that all of them see")
+    corpus = params = None
     if args.resume:
         if args.config:
             raise JaxlmError("--resume takes the run's own config: leave --config out")
-        run_dir = args.run_dir or _newest_run(args.preset)
+        run_dir = args.run_dir or _unfinished_run(args.preset)
         from jaxlm.runs.directory import saved_config
 
-        config = saved_config(run_dir)
-    else:
-        config = starting_config(args)
+        config = saved_config(run_dir).replace(**changes(args))
+    elif args.init:
+        config, corpus, params = _initial(args)
         run_dir = args.run_dir or new_run(config.preset)
-    corpus = params = None
-    if args.init:
-        config, corpus, params = _initial(args, config)
     else:
-        config = config.replace(**changes(args))
+        config = starting_config(args).replace(**changes(args))
+        run_dir = args.run_dir or new_run(config.preset)
 
     if args.report:
         from jaxlm.report.page.vega import chart_library
@@ -141,41 +136,70 @@ def train(args: argparse.Namespace) -> int:
     if args.report and result.run_dir and not result.stopped_by:
         from jaxlm.sweeps.reporting import write_report
 
-        say(
-            printable(f"report: {write_report([result.run_dir], data_dir=args.data_dir)}")
-            if result.epochs
-            else "there is no report: no epoch has ended"
-        )
+        if result.epochs:
+            say_line(f"report: {write_report([result.run_dir], data_dir=args.data_dir)}")
+        else:
+            say("there is no report: no epoch has ended")
     return SIGNALLED + result.stopped_by if result.stopped_by else 0
 
 
-def _initial(args: argparse.Namespace, start: Config) -> "tuple[Config, Corpus, Params]":
+def _initial(args: argparse.Namespace) -> "tuple[Config, Corpus, Params]":
     """The config, the text and the parameters of a run with --init."""
-    check_run(args.init)
+    model = loaded(args.init, "last")
 
     from jaxlm.runs import finetuning
-    from jaxlm.runs.loading import load
 
-    model = load(args.init)
-    config = finetuning.tuning_config(model, start, changes(args), own_model=args.config is not None)
+    config = finetuning.tuning_config(model, starting_config(args), changes(args), own_model=args.config is not None)
     return config, finetuning.tuning_corpus(model, config, str(args.init), args.data_dir), model.params
 
 
-def _prepare_arguments(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
+def _unfinished_run(name: str | None) -> Path:
+    """The newest run in its usual place that has not finished, of a preset if one is named. Raises JaxlmError."""
+    if name:
+        preset(name)  # raises where there is no such preset
+    begun = re.compile(r"(.+)-([0-9]{8}-[0-9]{6})(?:-([0-9]+))?")  # as `new_run` names them
+    runs = sorted(
+        (found[2], int(found[3] or 1), path.parent)
+        for path in RUNS.glob("*/config.json")
+        if (found := begun.fullmatch(path.parent.name)) and name in (None, found[1])
+    )
+    for *_, run in reversed(runs):
+        if not _is_finished(run):
+            say_line(f"resuming {run}")
+            return run
+    what = f"run of {name}" if name else "run"
+    if runs:
+        raise JaxlmError(
+            f"every {what} in {RUNS}/ has finished, the newest is {runs[-1][-1]}: name it with --run-dir to resume it "
+            f"with more --epochs"
+        )
+    raise JaxlmError(
+        f"there is no {what} in {RUNS}/ to resume: name one with --run-dir, or start one with `jaxlm train`"
+    )
+
+
+def _is_finished(run: Path) -> bool:
+    from jaxlm.runs.metrics import read_metrics
+
+    with suppress(JaxlmError):
+        return any(row["kind"] == "test" for row in read_metrics(run))
+    return False
+
+
+def _prepare_arguments(parser: Parser) -> None:
     for name, default in PREPARED_FIELDS.items():
         add_field(parser, name, spec_of_field(name), default)
 
 
 @verb(
-    "make a corpus of text larger than memory; after an interruption the same command continues",
+    "convert text larger than memory; the same command resumes",
     argument("text", type=some_path, metavar="TEXT", help="a file, or a folder of train/valid/test text"),
     argument("out", type=some_path, metavar="OUT", help="the folder to make, for --corpus OUT"),
     _prepare_arguments,
     uses_jax=False,
 )
 def prepare(args: argparse.Namespace) -> None:
-    fields = {**PREPARED_FIELDS, **changes(args)}
-    config = Config().replace(**fields)  # which checks them
+    config = Config().replace(**{**PREPARED_FIELDS, **changes(args)})  # which checks them
 
     from jaxlm.data import prepared
 
@@ -208,56 +232,10 @@ def reproduce(args: argparse.Namespace) -> int:
 
     found = reproduction.reproduce(args.run, args.run_dir, data_dir=args.data_dir)
     for line in found.surroundings:
-        say(printable(f"not as it was then: {line}"))
+        say_line(f"not as it was then: {line}")
     if found.stopped_by is not None:
         return SIGNALLED + found.stopped_by
     for line in found.results:
-        say(printable(f"differs: {line}"))
-    say(printable(f"{args.run} and {found.run_dir} are {'NOT ' if found.results else ''}the same, byte for byte"))
+        say_line(f"differs: {line}")
+    say_line(f"{args.run} and {found.run_dir} are {'NOT ' if found.results else ''}the same, byte for byte")
     return FAILED if found.results else 0
-
-
-def _newest_run(name: str) -> Path:
-    """The newest run of a preset that was kept in its usual place."""
-    preset(name)  # raises where there is no such preset
-    begun = re.compile(re.escape(name) + r"-([0-9]{8}-[0-9]{6})(?:-([0-9]+))?")  # as `new_run` names them
-    mine = sorted(
-        (found[1], int(found[2] or 1), path.parent)
-        for path in RUNS.glob(f"{name}-*/config.json")
-        if (found := begun.fullmatch(path.parent.name))
-    )
-    if not mine:
-        raise JaxlmError(
-            f"there is no run of {name} in {RUNS}/ to resume: name one with --run-dir, or start one with "
-            f"`jaxlm train --preset {name}`"
-        )
-    return mine[-1][-1]
-
-
-def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    devices = parser.add_argument_group("many devices")
-    later(
-        devices.add_argument(
-            "--devices",
-            type=whole(1),
-            metavar="N",
-            help="spread a batch's rows over N devices (default: as many as divide them)",
-        )
-    )
-    later(
-        devices.add_argument(
-            "--model-devices",
-            type=whole(1),
-            metavar="M",
-            default=1,
-            help="spread the vocabulary over M devices, for each of the N (default 1)",
-        )
-    )
-    many = parser.add_argument_group(
-        "many processes",
-        "copies of one command, which train together; SLURM, Open\n"
-        "MPI, Kubernetes and TPU hosts are found automatically",
-    )
-    later(many.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached"))
-    later(many.add_argument("--processes", type=whole(1), metavar="N", help="how many they are (1: train alone)"))
-    later(many.add_argument("--process", type=whole(0, LARGEST), metavar="I", help="which one this is, from 0"))

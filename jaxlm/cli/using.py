@@ -2,34 +2,16 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
-from jaxlm.cli.parsing import changes, some_path, text_of, whole
-from jaxlm.cli.protocol_flags import add_protocol_flags, given_protocol
-from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, argument, check_run, verb
+from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, some_path, whole
+from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, argument, loaded, verb
 from jaxlm.config.protocols import described
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.report.units import perplexity_text
-from jaxlm.terminal import printable, say
-
-if TYPE_CHECKING:
-    from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.terminal import say, say_line
 
 MOST_INPUT = 64 << 20  # bytes of standard input
 HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many (default 10)")
-
-
-def loaded(args: argparse.Namespace) -> "LanguageModel":
-    """The model of RUN and --checkpoint.
-
-    Raises:
-        JaxlmError: there is no such run or checkpoint, or it is damaged.
-    """
-    check_run(args.run)
-
-    from jaxlm.runs.loading import load
-
-    return load(args.run, args.checkpoint)
 
 
 @verb(
@@ -56,7 +38,7 @@ def evaluate(args: argparse.Namespace) -> None:
         raise JaxlmError(
             f"--tune chooses on valid and then reads test: leave {'--text' if args.text else '--split'} out"
         )
-    lm = loaded(args)
+    lm = loaded(args.run, args.checkpoint)
     if args.tune:
         grid = {name: values for name, values in protocol.grid.items() if name not in changes(args)}
         tuned = lm.tune(protocol, grid=grid, corpus=args.corpus, data_dir=args.data_dir)
@@ -70,11 +52,9 @@ def evaluate(args: argparse.Namespace) -> None:
             args.split or "test", text=args.text, corpus=args.corpus, data_dir=args.data_dir, protocol=protocol
         )
     how = "" if args.protocol == "plain" else f"; protocol {described(protocol)}"
-    say(
-        printable(
-            f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({found.nats:.1f} nats over "
-            f"{found.predictions:,} predictions; {args.checkpoint} checkpoint of {args.run}{how})"
-        )
+    say_line(
+        f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({found.nats:.1f} nats over "
+        f"{found.predictions:,} predictions; {args.checkpoint} checkpoint of {args.run}{how})"
     )
 
 
@@ -88,7 +68,7 @@ def perplexity(args: argparse.Namespace) -> None:
     text = args.text
     if text is None:
         text = standard_input("write it to a file, and use `jaxlm evaluate RUN --text FILE`")
-    say(perplexity_text(loaded(args).perplexity(text)))
+    say(perplexity_text(loaded(args.run, args.checkpoint).perplexity(text)))
 
 
 @verb(
@@ -99,8 +79,8 @@ def perplexity(args: argparse.Namespace) -> None:
     HOW_MANY,
 )
 def predict(args: argparse.Namespace) -> None:
-    for word, probability in loaded(args).predict(args.text, args.k):
-        say(f"{probability:.4f}  {printable(word)}")
+    for word, probability in loaded(args.run, args.checkpoint).predict(args.text, args.k):
+        say_line(f"{probability:.4f}  {word}")
 
 
 @verb(
@@ -111,8 +91,8 @@ def predict(args: argparse.Namespace) -> None:
     HOW_MANY,
 )
 def neighbors(args: argparse.Namespace) -> None:
-    for word, cosine in loaded(args).neighbors(args.word, args.k):
-        say(f"{cosine:.4f}  {printable(word)}")
+    for word, cosine in loaded(args.run, args.checkpoint).neighbors(args.word, args.k):
+        say_line(f"{cosine:.4f}  {word}")
 
 
 @verb(
@@ -120,42 +100,29 @@ def neighbors(args: argparse.Namespace) -> None:
     RUN,
     CHECKPOINT,
     argument(
-        "--words",
-        type=whole(1),
-        default=400,
-        metavar="N",
-        help="how many of the most frequent words the map shows (default 400)",
+        "--words", type=whole(1), default=400, metavar="N", help="most frequent words that the map shows (default 400)"
     ),
     argument("--method", default="tsne", choices=("tsne", "pca"), help="how the map is drawn (default tsne)"),
 )
 def plot(args: argparse.Namespace) -> None:
-    lm = loaded(args)
+    lm = loaded(args.run, args.checkpoint)
 
     from jaxlm.report.curve import learning_curve
     from jaxlm.report.word_map import embedding_map
     from jaxlm.runs.metrics import read_metrics
 
     if rows := read_metrics(args.run):
-        say(printable(str(learning_curve(rows, args.run / "curve.png"))))
+        say_line(learning_curve(rows, args.run / "curve.png"))
     else:
         say("there is no learning curve: this run has trained no window")
-    say(
-        printable(
-            str(
-                embedding_map(
-                    lm.params["embedding"],
-                    lm.vocab.words,
-                    args.run / "embedding.png",
-                    count=args.words,
-                    method=args.method,
-                )
-            )
-        )
-    )
+    picture = args.run / "embedding.png"
+    say_line(embedding_map(lm.params["embedding"], lm.vocab.words, picture, count=args.words, method=args.method))
 
 
 def standard_input(too_long: str) -> str:
     """All of standard input. Raises DataError where it is closed, not UTF-8, or long, which `too_long` explains."""
+    from jaxlm.data.text import decode, normalize_newlines
+
     if sys.stdin is None:
         raise DataError("standard input is closed: give the text as an argument, or by a pipe")
     if sys.stdin.isatty():
@@ -163,4 +130,4 @@ def standard_input(too_long: str) -> str:
     data = sys.stdin.buffer.read(MOST_INPUT + 1)
     if len(data) > MOST_INPUT:
         raise DataError(f"standard input has more than {MOST_INPUT:,} bytes: {too_long}")
-    return text_of(data, "standard input")
+    return normalize_newlines(decode(data, "standard input"))

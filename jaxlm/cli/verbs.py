@@ -4,19 +4,30 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxlm.cli.parsing import some_path, suggest
+from jaxlm.cli.parsing import Parser, some_path, suggest
 from jaxlm.errors import RunDirError
 from jaxlm.terminal import flag
 
+if TYPE_CHECKING:
+    from jaxlm.scoring.language_model import LanguageModel
+
 Action = Callable[[argparse.Namespace], int | None]
-Adder = Callable[[argparse.ArgumentParser, Sequence[str]], None]  # adds arguments to a parser, given the command line
+Adder = Callable[[Parser], None]  # adds arguments to a parser
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb of the command line."""
+    """A verb of the command line.
+
+    Attributes:
+        name: as it is typed.
+        help: one line.
+        action: does what the arguments ask for; returns an exit code, or None for 0.
+        adders: add its arguments, in the order of help.
+        uses_jax: whether it compiles anything.
+    """
 
     name: str
     help: str
@@ -24,15 +35,17 @@ class Verb:
     adders: tuple[Adder, ...]
     uses_jax: bool
 
-    def add_arguments(self, parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-        """Adds the verb's arguments to a parser.
-
-        Args:
-            parser: the verb's own.
-            arguments: the command line, which decides the kinds that `--help` shows.
-        """
+    def add_arguments(self, parser: Parser) -> None:
+        """Adds the verb's arguments to a parser."""
         for add in self.adders:
-            add(parser, arguments)
+            add(parser)
+        parser.set_defaults(verb=self)
+
+    def parser(self, arguments: Sequence[str] = ()) -> Parser:
+        """The verb's parser for a command line, whose kinds decide the fields that help shows."""
+        parser = Parser(arguments, prog=f"jaxlm {self.name}", description=self.help)
+        self.add_arguments(parser)
+        return parser
 
 
 VERBS: dict[str, Verb] = {}  # by name, in the order of help
@@ -48,7 +61,7 @@ def verb(help: str, *adders: Adder, uses_jax: bool = True) -> Callable[[Action],
     """
 
     def register(action: Action) -> Action:
-        name = action.__name__.rstrip("_").replace("_", "-")  # (`import_`, since that is a word of Python)
+        name = action.__name__.rstrip("_").replace("_", "-")  # (`import_`: `import` is a keyword of Python)
         VERBS[name] = Verb(name, help, action, adders, uses_jax)
         return action
 
@@ -58,12 +71,21 @@ def verb(help: str, *adders: Adder, uses_jax: bool = True) -> Callable[[Action],
 def argument(*names: str, values: Sequence[str] = (), **options: Any) -> Adder:
     """An argument, as argparse's `add_argument` takes it; `values` are some that the shell completes."""
 
-    def add(parser: argparse.ArgumentParser, _: Sequence[str]) -> None:
-        action = parser.add_argument(*names, **options)
-        if values:
-            suggest(action, values)
+    def add(parser: Parser) -> None:
+        suggest(parser.add_argument(*names, **options), values)
+        name = options.get("metavar", names[0])
+        if not names[0].startswith("-"):
+            shown = {"?": f"[{name}]", "*": f"[{name} ...]", "+": f"{name} [{name} ...]"}
+            parser.usage = f"{parser.usage} {shown.get(options.get('nargs', ''), name)}"
+        elif options.get("required"):
+            parser.usage = f"{parser.usage} {names[0]} {name}"
 
     return add
+
+
+def output(help: str, **options: Any) -> Adder:
+    """`-o`, the file or folder that a verb makes."""
+    return argument("-o", "--output", type=some_path, metavar="FILE", help=help, **options)
 
 
 RUN = argument("run", type=some_path, metavar="RUN", help="the run's directory")
@@ -79,7 +101,7 @@ DATA_DIR = argument(
 
 
 def check_run(run: Path) -> None:
-    """Raises RunDirError where a path is no directory, or holds a sweep."""
+    """Raises RunDirError if a path is no directory, or holds a sweep."""
     if not run.is_dir():
         here = sorted(Path("runs").glob("*/config.json"), key=lambda path: path.parent.name)
         other = f", such as {here[-1].parent}" if here else ""
@@ -88,3 +110,12 @@ def check_run(run: Path) -> None:
         )
     if (run / "plan.json").exists() and not (run / "config.json").exists():
         raise RunDirError(f"{run} holds a sweep: name one of the runs in {run / 'trials'}")
+
+
+def loaded(run: Path, checkpoint: str) -> "LanguageModel":
+    """The model of RUN and --checkpoint. Raises JaxlmError where there is none, or it is damaged."""
+    check_run(run)
+
+    from jaxlm.runs.loading import load
+
+    return load(run, checkpoint)
