@@ -1,11 +1,12 @@
-"""Files that are durable, atomic, sealed and reached over no link; everything that jaxlm keeps is written here.
+"""Durable, atomic and sealed files, never reached over a link: everything that jaxlm keeps is written here.
 
-Three promises. What is written appears under its name by one rename, after its bytes have reached the disk: a reader
-finds the old bytes or the new, whatever ends the process. Below a directory that is held (`Folder`) nothing is
-opened through a link, nor is anything but a regular file, so a directory that a stranger made leads nowhere else and
-never hangs. And what is checked is what is read: one open file, of a size that the caller bounds.
+A file appears under its name by one rename, after its bytes have reached the disk: a reader finds the old bytes or the
+new, whatever ends the process. Below a held directory (`Folder`) no link is followed, and only regular files are
+opened, so a directory that a stranger made leads nowhere else and never hangs. The bytes that are checked are the
+bytes that are read: one open file, of a size that the caller bounds. A path that the user gives for output goes
+through `output`.
 
-Errors are OSError (whose `strerror` is a sentence's end, and whose `filename` is the whole path) and ValueError.
+Errors are OSError (`strerror` ends a sentence; `filename` is the whole path) and ValueError.
 """
 
 import errno
@@ -22,7 +23,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 PARTIAL = ".partial-"  # how the names of unfinished files begin
+MOST_DEPTH = 8  # of the folders below a run's directory
 MAX_VOCAB_BYTES = 256 << 20  # of a vocabulary, in whichever file it is
+# A directory with one of these files holds a run, a sweep or a corpus, which owns the entries of these names.
+_OWNERS = {"run.json": "run", "plan.json": "sweep", "prepared.json": "corpus"}
+_OWNED = {".lock", "config.json", "run.json", "metrics.jsonl", "timing.jsonl", "checkpoints"} | {
+    *("plan.json", "study.journal", "sweep.json", "sweep.csv", "trials"),
+    *("prepared.json", "vocab.json", "train.ids", "valid.ids", "test.ids", ".partial"),
+}
 
 
 class Folder:
@@ -61,7 +69,7 @@ class Folder:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the directory."""
+        """Releases the directory."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -71,7 +79,7 @@ class Folder:
         return self._descriptor
 
     def names(self) -> list[str]:
-        """The names of all entries, in order."""
+        """The names of all entries, sorted."""
         with _naming(self.path):
             return sorted(os.listdir(self._descriptor))
 
@@ -80,26 +88,21 @@ class Folder:
         return self.status(name) is not None
 
     def status(self, name: str) -> os.stat_result | None:
-        """An entry's own status (a link's, not its target's); None where there is none."""
+        """The status of an entry itself (of a link, not of its target); None where there is no entry."""
         with _naming(self.path / _entry(name)), suppress(FileNotFoundError):
             return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
         return None
 
     def folder(self, name: str, create: bool = False) -> "Folder":
         """Holds a directory of this one. Raises OSError where there is none, or a link or a file instead."""
-        path = self.path / _entry(name)
+        path, flags = self.path / _entry(name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
         with _naming(path):
             if create:
                 with suppress(FileExistsError):
                     os.mkdir(name, dir_fd=self._descriptor)
                     self.sync()
             try:
-                return Folder(
-                    os.open(
-                        name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._descriptor
-                    ),
-                    path,
-                )
+                return Folder(os.open(name, flags, dir_fd=self._descriptor), path)
             except OSError as error:
                 raise _explained(error, "a directory", self.status(name)) from None
 
@@ -122,28 +125,29 @@ class Folder:
     def append(self, name: str, buffering: int = -1) -> BinaryIO:
         """Opens a regular file, made where it is missing, for reading anywhere and writing at its end.
 
-        With a `buffering` of 0 each write is one call of the system's, which may write a part only, as `open` has it.
-        Raises OSError for a link, also a hard one: what is written would appear elsewhere too.
+        With a `buffering` of 0 each write is one system call, which may write only some of the bytes. Raises OSError
+        for a link, also a hard one: what is written would appear elsewhere too.
         """
         descriptor = self._regular(name, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         if (links := os.fstat(descriptor).st_nlink) > 1:
             os.close(descriptor)
-            raise OSError(
-                errno.EMLINK, f"a file with {links} names (hard links): put a copy in its place", str(self.path / name)
-            )
+            why = f"a file with {links} names (hard links): put a copy in its place"
+            raise OSError(errno.EMLINK, why, str(self.path / name))
         return open(descriptor, "ab+", buffering=buffering)
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
-        """Replaces a file at once and durably. Raises OSError; the old file is then as it was."""
+        """Replaces a file at once and durably. Raises OSError; the old file is then unchanged."""
         with self.replacing(name) as file:
             file.write(data)
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[BinaryIO]:
         """A new file to write, which replaces `name` durably once the block ends without an exception."""
-        partial = f"{PARTIAL}{_entry(name)[:100]}-{secrets.token_hex(8)}"
+        partial, flags = _partial(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
-            with self._exclusive(partial) as file:
+            with _naming(self.path / name):
+                descriptor = os.open(partial, flags, 0o666, dir_fd=self._descriptor)  # less the user's umask
+            with open(descriptor, "wb") as file:
                 yield file
                 _finish(file, self.path / name)
             with _naming(self.path / name):
@@ -154,19 +158,13 @@ class Folder:
                 os.unlink(partial, dir_fd=self._descriptor)
             raise
 
-    def create(self, name: str, data: bytes | bytearray | memoryview) -> None:
-        """Writes a file that must not exist yet; durable once the directory is synced too. Raises OSError."""
-        with _naming(self.path / _entry(name)), self._exclusive(name) as file:
-            file.write(data)
-            _finish(file, self.path / name)
-
     def rename(self, old: str, new: str) -> None:
         """Renames an entry, replacing a file (or an empty directory) of the new name; durable after `sync`."""
         with _naming(self.path / _entry(old)):
             os.rename(old, _entry(new), src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
 
     def remove(self, name: str) -> None:
-        """Removes a file, a link (never what it points to) or a whole tree; what is missing is no error."""
+        """Removes a file, a link (never its target) or a whole tree; a missing entry is no error."""
         with _naming(self.path / _entry(name)), suppress(FileNotFoundError):
             if stat.S_ISDIR(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mode):
                 shutil.rmtree(name, dir_fd=self._descriptor)
@@ -174,7 +172,7 @@ class Folder:
                 os.unlink(name, dir_fd=self._descriptor)
 
     def clean(self) -> None:
-        """Removes the unfinished files of killed writers; only for who alone writes here."""
+        """Removes the unfinished files of killed writers; only for the one process that writes here."""
         for name in self.names():
             if name.startswith(PARTIAL) and (status := self.status(name)) and stat.S_ISREG(status.st_mode):
                 self.remove(name)
@@ -184,28 +182,19 @@ class Folder:
         with _naming(self.path):
             os.fsync(self._descriptor)
 
-    def files(self) -> list[str]:
-        """The path, below this directory, of everything at any depth that is no directory."""
-        return [name for name, _ in self._walk("", 8)]
-
     def strange(self) -> list[str]:
-        """What, at any depth, is neither a regular file nor a directory: `path (a link)` of each."""
-        return [
-            f"{self.path / name} ({kind(status)})"
-            for name, status in self._walk("", 8)
-            if not stat.S_ISREG(status.st_mode)
-        ]
-
-    def _walk(self, above: str, depth: int) -> Iterator[tuple[str, os.stat_result]]:
-        for name in self.names():
-            status = self.status(name)
-            if status is None:  # gone in between
-                continue
-            if stat.S_ISDIR(status.st_mode) and depth:
-                with self.folder(name) as inner:
-                    yield from inner._walk(f"{above}{name}/", depth - 1)
-            else:
-                yield above + name, status
+        """`path (a link)` of each entry, at any depth, that is neither a regular file nor a directory; nor too deep."""
+        found = []
+        for above, folders, files, descriptor in os.fwalk(".", dir_fd=self._descriptor):
+            depth = above.count("/")
+            for name in sorted([*folders, *files]):
+                with suppress(FileNotFoundError):  # removed in the meantime
+                    status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                    if not (stat.S_ISREG(status.st_mode) or (stat.S_ISDIR(status.st_mode) and depth < MOST_DEPTH)):
+                        found.append(f"{self.path / above / name} ({kind(status)})")
+            if depth == MOST_DEPTH:
+                folders.clear()
+        return found
 
     def is_at(self, path: Path) -> bool:
         """Whether this very directory is (still) at a path."""
@@ -217,18 +206,10 @@ class Folder:
     def _regular(self, name: str, flags: int) -> int:
         return _open_regular(_entry(name), self.path / name, flags | os.O_NOFOLLOW, self._descriptor)
 
-    def _exclusive(self, name: str) -> BinaryIO:
-        """A file that did not exist; readable and writable as the user's umask has it."""
-        with _naming(self.path / name):
-            return open(
-                os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666, dir_fd=self._descriptor),
-                "wb",
-            )
-
 
 @contextmanager
 def held(where: "str | Path | Folder") -> Iterator[Folder]:
-    """A folder as it is, or the directory at a path, held for as long as the block lasts. Raises OSError."""
+    """The folder itself, or the directory at a path, held for as long as the block lasts. Raises OSError."""
     if isinstance(where, Folder):
         yield where
     else:
@@ -254,10 +235,50 @@ def read_bytes(path: str | Path, most: int) -> bytes:
         return _bounded(file, Path(path), most)
 
 
+@contextmanager
+def output(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write at a path that the user gave for output.
+
+    A regular file is replaced durably once the block ends without an exception, and is else unchanged; a link's target
+    is replaced, and the link stays. A device, a pipe and everything in /dev and /proc is written to directly.
+
+    Args:
+        path: the file.
+    Raises:
+        OSError: it cannot be written, or it belongs to a run, a sweep or a corpus; in the directory of one also where
+            it is no regular file: a stranger may have put a link there.
+    """
+    path = Path(path)
+    for place in (Path(os.path.abspath(path)), Path(os.path.realpath(path))):
+        _check_owner(place)
+    there = os.stat(path) if os.path.exists(path) else None
+    if there and (not stat.S_ISREG(there.st_mode) or path.is_relative_to("/dev") or path.is_relative_to("/proc")):
+        with _naming(path):
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        with open(descriptor, "wb") as file:
+            yield file
+    else:
+        target = Path(os.path.realpath(path))
+        with Folder.open(target.parent) as folder, folder.replacing(target.name) as file:
+            yield file
+
+
+def _check_owner(path: Path) -> None:
+    """Raises OSError where a path belongs to a run, a sweep or a corpus, or leads out of the directory of one."""
+    for folder in path.parents[:3]:
+        if owner := next((what for mark, what in _OWNERS.items() if (folder / mark).is_file()), None):
+            if path.relative_to(folder).parts[0] in _OWNED:
+                raise OSError(errno.EEXIST, f"it belongs to the {owner} in {folder}: name another file", str(path))
+            if os.path.lexists(path) and not stat.S_ISREG((status := os.lstat(path)).st_mode):
+                why = f"expected a regular file in the directory of a {owner}, found {kind(status)}"
+                raise OSError(errno.EINVAL, why, str(path))
+            return
+
+
 def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
-    """Replaces the file at a path at once and durably. Raises OSError; the old file is then as it was."""
-    with Folder.open(Path(path).parent) as folder:
-        folder.write(Path(path).name, data)
+    """Writes a whole file at a path that the user gave, as `output` does. Raises OSError."""
+    with output(path) as file:
+        file.write(data)
 
 
 @contextmanager
@@ -266,11 +287,23 @@ def new_folder(path: str | Path) -> Iterator[Folder]:
 
     Raises OSError where something other than an empty directory is there, or it cannot be written.
     """
-    with _new(path) as (parent, name, partial):
-        with parent.folder(partial, create=True) as folder:
-            yield folder
-            folder.sync()
-        parent.rename(partial, name)
+    whole = Path(os.path.abspath(path))
+    if os.path.lexists(whole) and not (whole.is_dir() and not whole.is_symlink() and not os.listdir(whole)):
+        raise OSError(errno.EEXIST, _TAKEN, str(path))
+    with Folder.open(whole.parent, create=True) as parent:
+        partial = _partial(whole.name)
+        try:
+            with parent.folder(partial, create=True) as folder:
+                yield folder
+                folder.sync()
+            parent.rename(partial, whole.name)
+            parent.sync()
+        except BaseException as error:
+            with suppress(OSError):
+                parent.remove(partial)
+            if isinstance(error, OSError) and isinstance(error.filename, str):
+                error.filename = error.filename.replace(partial, whole.name)
+            raise
 
 
 @contextmanager
@@ -279,33 +312,14 @@ def new_file(path: str | Path) -> Iterator[BinaryIO]:
 
     Raises OSError where something is there already, or it cannot be written.
     """
-    with _new(path) as (parent, name, partial):
-        if parent.exists(name):
-            raise OSError(errno.EEXIST, _TAKEN, str(path))
-        with parent._exclusive(partial) as file:
-            yield file
-            _finish(file, Path(path))
-        parent.rename(partial, name)
+    whole = Path(os.path.abspath(path))
+    if os.path.lexists(whole):
+        raise OSError(errno.EEXIST, _TAKEN, str(path))
+    with Folder.open(whole.parent, create=True) as parent, parent.replacing(whole.name) as file:
+        yield file
 
 
 _TAKEN = "there is something of this name already: choose another name, or remove it"
-
-
-@contextmanager
-def _new(path: str | Path) -> Iterator[tuple[Folder, str, str]]:
-    """The directory above a path, the path's name there, and the name that is unfinished until the block ends."""
-    whole = Path(os.path.abspath(path))
-    if os.path.lexists(whole) and not (whole.is_dir() and not whole.is_symlink() and not os.listdir(whole)):
-        raise OSError(errno.EEXIST, _TAKEN, str(path))
-    with Folder.open(whole.parent, create=True) as parent:
-        partial = f"{PARTIAL}{_entry(whole.name)[:100]}-{secrets.token_hex(8)}"
-        try:
-            yield parent, whole.name, partial
-            parent.sync()
-        except BaseException:
-            with suppress(OSError):
-                parent.remove(partial)
-            raise
 
 
 def seal(tree: dict[str, Any]) -> str:
@@ -334,14 +348,21 @@ def strict_json(text: str | bytes) -> Any:
 
     Of two values for one name another reader might believe the other.
     """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        tree = dict(pairs)
+        if len(tree) < len(pairs):
+            raise ValueError("a name is given twice in one object")
+        return tree
+
     try:
-        return json.loads(text.decode() if isinstance(text, bytes) else text, object_pairs_hook=_once)
+        return json.loads(text.decode() if isinstance(text, bytes) else text, object_pairs_hook=once)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
 def finite(tree: Any) -> Any:
-    """The same with None for numbers that JSON lacks."""
+    """The tree with None for the numbers that JSON lacks."""
     if isinstance(tree, dict):
         return {str(name): finite(value) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -355,7 +376,7 @@ def reason(error: Exception) -> str:
 
 
 def kind(status: os.stat_result) -> str:
-    """What a directory's entry is, as "a link"."""
+    """The kind of a directory's entry, as "a link"."""
     kinds = {
         stat.S_IFREG: "a regular file",
         stat.S_IFDIR: "a directory",
@@ -366,15 +387,8 @@ def kind(status: os.stat_result) -> str:
     return kinds.get(stat.S_IFMT(status.st_mode), "a device")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    tree = dict(pairs)
-    if len(tree) < len(pairs):
-        raise ValueError("a name is given twice in one object")
-    return tree
-
-
 def _open_regular(name: str | Path, path: Path, flags: int, folder: int | None = None) -> int:
-    """Opens a regular file without ever waiting for one that is a FIFO or a device."""
+    """Opens a regular file without ever waiting for a FIFO or a device."""
     with _naming(path):
         try:
             descriptor = os.open(name, flags | os.O_NONBLOCK, 0o666, dir_fd=folder)
@@ -390,7 +404,7 @@ def _open_regular(name: str | Path, path: Path, flags: int, folder: int | None =
 
 
 def _bounded(file: BinaryIO, path: Path, most: int) -> bytes:
-    size = os.fstat(file.fileno()).st_size  # what a live writer adds from here on is left for the next reader
+    size = os.fstat(file.fileno()).st_size  # bytes that a live writer adds from here on are left for the next reader
     if size > most:
         raise OSError(errno.EFBIG, f"expected at most {most:,} bytes, found {size:,}", str(path))
     with _naming(path):
@@ -404,6 +418,10 @@ def _finish(file: BinaryIO, path: Path) -> None:
     with _naming(path):
         file.flush()
         os.fsync(file.fileno())
+
+
+def _partial(name: str) -> str:
+    return f"{PARTIAL}{_entry(name)[:100]}-{secrets.token_hex(8)}"
 
 
 def _entry(name: str) -> str:

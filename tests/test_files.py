@@ -1,5 +1,6 @@
 """Files that are kept: replaced at once, bounded, sealed, and never reached through a link."""
 
+import contextlib
 import json
 import os
 import stat
@@ -42,14 +43,12 @@ def test_a_file_is_replaced_at_once_with_the_modes_of_the_umask(folder):
     try:
         folder.write("a", b"one")
         folder.write("a", b"two")
-        folder.create("b", b"three")
+        folder.write("b", b"three")
     finally:
         os.umask(old)
     assert (folder.read("a", 3), folder.read("b", 5)) == (b"two", b"three")
     assert [stat.S_IMODE((folder.path / name).stat().st_mode) for name in "ab"] == [0o640, 0o640]
     assert folder.names() == ["a", "b"]
-    with pytest.raises(FileExistsError):
-        folder.create("b", b"")
 
 
 def test_a_new_directory_and_those_above_it_are_durable(tmp_path, monkeypatch):
@@ -152,7 +151,6 @@ def test_a_name_is_one_entry(folder, name):
         lambda: folder.append(name),
         lambda: folder.exists(name),
         lambda: folder.rename(name, "x"),
-        lambda: folder.create(name, b""),
     ):
         with pytest.raises(ValueError):
             use()
@@ -170,12 +168,12 @@ def test_any_other_name_works(folder, name):
 def test_strange_names_each_thing_that_is_no_file(folder, tmp_path):
     (folder.path / "a/b").mkdir(parents=True)
     (folder.path / "a/b/file").write_bytes(b"")
-    assert folder.strange() == [] and folder.files() == ["a/b/file"]
+    assert folder.strange() == []
     in_the_way(folder.path / "a/b/link", "a link", tmp_path)
     in_the_way(folder.path / "fifo", "a FIFO", tmp_path)
-    assert folder.strange() == [f"{folder.path / 'a/b/link'} (a link)", f"{folder.path / 'fifo'} (a FIFO)"]
+    assert folder.strange() == [f"{folder.path / 'fifo'} (a FIFO)", f"{folder.path / 'a/b/link'} (a link)"]
     (folder.path / ("d/" * 20)).mkdir(parents=True)
-    assert folder.strange()[1].endswith("d/d (a directory)")  # too deep for anything of ours
+    assert folder.strange()[-1].endswith("d/d (a directory)")  # too deep for anything of ours
 
 
 @pytest.mark.parametrize(
@@ -274,3 +272,104 @@ def test_an_empty_directory_becomes_the_new_folder(tmp_path):
     with files.new_folder(tmp_path / "new") as made:
         made.write("inside", b"")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["inside"]
+
+
+def test_output_replaces_a_file_whole_and_a_links_target_while_the_link_stays(tmp_path):
+    (tmp_path / "table").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("table")
+    (tmp_path / "dangling").symlink_to("new")
+    with pytest.raises(RuntimeError), files.output(tmp_path / "link") as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert (tmp_path / "table").read_bytes() == b"old"
+    for name, target in (("link", "table"), ("dangling", "new")):
+        files.write_bytes(tmp_path / name, b"whole")
+        assert (tmp_path / name).is_symlink() and (tmp_path / target).read_bytes() == b"whole"
+    assert sorted(os.listdir(tmp_path)) == ["dangling", "link", "new", "table"]
+
+
+@pytest.mark.parametrize("through", ["itself", "a link"])
+def test_output_to_a_pipe_or_a_device_is_written_through(tmp_path, through):
+    """The nodes are the test's own: what was wrong replaced them by regular files."""
+    os.mkfifo(tmp_path / "fifo")
+    nodes = [tmp_path / "fifo"]
+    with contextlib.suppress(PermissionError):  # only root may
+        os.mknod(tmp_path / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        nodes.append(tmp_path / "null")
+    for node in nodes:
+        path = node
+        if through == "a link":
+            path = node.with_name(f"to-{node.name}")
+            path.symlink_to(node)
+        before, heard = node.lstat(), b""
+        if node.name == "fifo":
+            listener = os.open(node, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            files.write_bytes(path, b"said")
+            heard = os.read(listener, 9) if node.name == "fifo" else b"said"
+        except OSError:  # a mount without devices (nodev) opens none
+            heard = b"said" if node.name == "null" else b""
+        assert heard == b"said" and (node.lstat().st_ino, node.lstat().st_mode) == (before.st_ino, before.st_mode)
+    os.close(listener)
+
+
+def test_output_to_standard_output_that_is_a_file_is_appended(tmp_path):
+    with open(tmp_path / "out", "wb") as out:
+        code = "import os; from jaxlm import files; os.write(1, b'1'); files.write_bytes('/dev/stdout', b'2')"
+        subprocess.run(
+            [sys.executable, "-c", code], stdout=out, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True
+        )
+        assert os.path.samestat(os.fstat(out.fileno()), os.stat(tmp_path / "out"))
+    assert (tmp_path / "out").read_bytes() == b"12"
+
+
+@pytest.mark.parametrize(
+    ("mark", "name", "owner"),
+    [
+        ("run.json", "config.json", "run"),
+        ("run.json", "run.json", "run"),
+        ("run.json", "metrics.jsonl", "run"),
+        ("run.json", "checkpoints/00000001/manifest.json", "run"),
+        ("run.json", "checkpoints/more", "run"),
+        ("plan.json", "study.journal", "sweep"),
+        ("plan.json", "trials/0000/x", "sweep"),
+        ("prepared.json", "train.ids", "corpus"),
+    ],
+)
+def test_output_never_replaces_what_belongs_to_a_run(tmp_path, monkeypatch, mark, name, owner):
+    path = tmp_path / "it" / name
+    path.parent.mkdir(parents=True)
+    (tmp_path / "it" / mark).write_bytes(b"")
+    path.write_bytes(b"mine")
+    (tmp_path / "link").symlink_to(tmp_path / "it")
+    (tmp_path / "to").symlink_to(path)
+    monkeypatch.chdir(tmp_path / "it")
+    for named in (path, tmp_path / "link" / name, tmp_path / "to", Path(name)):
+        with pytest.raises(OSError, match=f"belongs to the {owner} in .*: name another file"):
+            files.write_bytes(named, b"yours")
+    assert path.read_bytes() == b"mine"
+    files.write_bytes(Path("report.html"), b"a file of one's own")
+    assert Path("report.html").read_bytes() == b"a file of one's own"
+
+
+@pytest.mark.parametrize("what", ["a link", "a FIFO"])
+def test_output_in_a_runs_directory_follows_nothing_that_a_stranger_put_there(tmp_path, what):
+    (tmp_path / "target").write_bytes(b"mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_bytes(b"")
+    in_the_way(tmp_path / "run/embedding.png", what, tmp_path / "target")
+    with pytest.raises(OSError, match=f"expected a regular file in the directory of a run, found {what}"):
+        files.write_bytes(tmp_path / "run/embedding.png", b"new")
+    assert (tmp_path / "target").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("make", [files.output, files.new_file, files.new_folder])
+def test_no_message_shows_the_name_of_an_unfinished_file(tmp_path, monkeypatch, make):
+    def full(*_: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught, make(tmp_path / "a") as made:
+        made.write(b"1") if make is not files.new_folder else made.write("b", b"1")
+    assert str(tmp_path / "a") in str(caught.value) and ".partial" not in str(caught.value)
+    assert os.listdir(tmp_path) == []

@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp

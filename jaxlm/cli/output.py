@@ -14,8 +14,7 @@ def written(path: Path | None) -> Iterator[Callable[[str], None]]:
     """A function that writes text; to a terminal what it writes appears at once.
 
     Args:
-        path: the file, which is replaced if the block ends without an exception and is else as it was; None: standard
-            output.
+        path: the file, as `files.output` takes it; None: standard output.
 
     Raises:
         JaxlmError: the file cannot be written.
@@ -23,13 +22,13 @@ def written(path: Path | None) -> Iterator[Callable[[str], None]]:
     if path is None:
         yield _print
         return
-    from jaxlm.files import Folder, reason
+    from jaxlm import files
 
     try:
-        with Folder.open(path.parent) as folder, folder.replacing(path.name) as file:
+        with files.output(path) as file:
             yield lambda text: _write(file.write, text)
     except OSError as error:
-        raise JaxlmError(f"{path} cannot be written: {reason(error)}") from None
+        raise JaxlmError(f"{path} cannot be written: {files.reason(error)}") from None
 
 
 def cleaner(path: Path | None, format: str) -> Callable[[str], str]:

@@ -120,7 +120,7 @@ def surprisal(args: argparse.Namespace) -> None:
 def states(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from jaxlm.files import Folder, reason
+    from jaxlm import files
     from jaxlm.terminal import printable, say
 
     lm = loaded(args.run, args.checkpoint)
@@ -135,10 +135,10 @@ def states(args: argparse.Namespace) -> None:
             numbers += [sentence] * len(line.split())
     arrays = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
     try:
-        with Folder.open(path.parent) as folder, folder.replacing(path.name) as file:
+        with files.output(path) as file:
             np.savez(file, allow_pickle=False, words=np.array(words), sentence_id=np.array(numbers), **arrays)
     except OSError as error:
-        raise JaxlmError(f"{path} cannot be written: {reason(error)}") from None
+        raise JaxlmError(f"{path} cannot be written: {files.reason(error)}") from None
     say(printable(f"{path}: {len(words):,} words; {', '.join(arrays)}"))
 
 

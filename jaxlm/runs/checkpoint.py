@@ -112,8 +112,7 @@ def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Mani
             try:
                 with folder.folder(partial, create=True) as new:
                     for file, data in contents.items():
-                        new.create(file, data)
-                    new.sync()
+                        new.write(file, data)
                 if folder.exists(name):  # a damaged one: this run was resumed from an older checkpoint
                     _remove(folder, name)
                 folder.rename(partial, name)
@@ -275,7 +274,7 @@ def _read(folder: Folder) -> Checkpoint:
     config = Config.from_json(_verified(folder, manifest, "config.json").decode())
     template = state_arrays.shapes_of_state(config)
     state_arrays.check_room(template, f"the config of {folder.path}")
-    for name in sorted({*manifest.files, *folder.files()} - {MANIFEST, "config.json", "vocab.json", STATE}):
+    for name in sorted({*manifest.files, *folder.names()} - {MANIFEST, "config.json", "vocab.json", STATE}):
         raise CheckpointError(f"{folder.path}/{name} does not belong to a checkpoint of this config")
     data = _verified(folder, manifest, STATE, state_arrays.most_bytes(template))
     state = state_arrays.decoded(data, template, folder.path / STATE)
