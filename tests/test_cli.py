@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -340,6 +341,14 @@ def test_info_shows_fields_with_units_and_the_same_as_json(capsys, finished):
         assert spec.unit.split() == row[len(row) - len(spec.unit.split()) :]
     assert all(f"{slot} {kind}" in text for slot, kind in config.kinds.items())
     assert "last best" in text and "problems: none" in text
+    first = [
+        text.index(part) for part in ("parameters\n", "windows trained, ", "perplexity of each test", "\nfields\n")
+    ]
+    assert (
+        first == sorted(first) and text.index("\nfields at their defaults") > text.index("\n  hidden_sizes") > first[-1]
+    )
+    sizes = (leaf.size for leaf in jax.tree.leaves(jaxlm.load(finished).params))
+    assert f"  {sum(sizes):,} parameters" in text
     assert main(["info", str(finished), "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)
     assert {row["field"]: row["value"] for row in tree["config"]}["hidden_sizes"] == [8]

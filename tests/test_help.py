@@ -144,7 +144,7 @@ def test_the_shell_completes(typed, expected, tmp_path):
     "arguments", [[], ["--help"], ["--version"], ["trian"], ["info", "RUN"], ["info", "RUN", "--json"]]
 )
 def test_what_asks_no_model_loads_nothing_heavy(arguments, tiny_run):
-    heavy = {"jax", "rich", "matplotlib", "argcomplete", *(() if "info" in arguments else ("numpy",))}
+    heavy = {"jax", "rich", "matplotlib", "argcomplete", *(() if {"info", "--version"} & {*arguments} else ("numpy",))}
     code = (
         "import sys; from jaxlm.cli import main\n"
         "code = main(sys.argv[1:])\n"

@@ -4,23 +4,20 @@ import argparse
 import json
 import math
 import re
-import shutil
-import sys
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxlm.cli.ending import FAILED
 from jaxlm.cli.verbs import RUN, argument, check_run, verb
-from jaxlm.config.config import KINDS, Config
 from jaxlm.config.fields import setting_text
 from jaxlm.errors import JaxlmError
 from jaxlm.report.units import perplexity_text
-from jaxlm.terminal import printable, say
+from jaxlm.terminal import say, say_line
 
-_PERPLEXITY = re.compile("perplexity|floor")
+MOST_TIMING = 64 << 20  # bytes of timing.jsonl
+Found = TypeVar("Found")
 
 
 @verb(
@@ -30,98 +27,127 @@ _PERPLEXITY = re.compile("perplexity|floor")
     uses_jax=False,
 )
 def info(args: argparse.Namespace) -> int:
+    check_run(args.run)
     found = contents(args.run)
     if args.json:
+        from jaxlm.files import finite
+
         # DEL is the one control character that JSON leaves as it is.
-        say(json.dumps(_finite(found), indent=1, allow_nan=False).replace("\x7f", "\\u007f"))
+        say(json.dumps(finite(found), indent=1, allow_nan=False).replace("\x7f", "\\u007f"))
     else:
         for line in _lines(found):
-            say(printable(line))
+            say_line(line)
     return FAILED if found["problems"] else 0
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """What is in a run's directory.
+    """What a run's directory holds.
 
     Args:
         run: the directory.
 
     Returns:
-        run, preset, kinds, config (a list of section, field, value and unit), corpus, checkpoints, results and
-        problems: a sentence for each file that is damaged. Perplexities may be infinite.
+        run, preset, kinds, parameters (a count), seconds (of training), config (a list of section, field, value, unit
+        and whether the value is the default), corpus, checkpoints, results and problems: a sentence for each file that
+        is damaged. Perplexities may be infinite; what cannot be read is None.
 
     Raises:
         RunDirError: there is no run.
     """
-    check_run(run)
-
-    from jaxlm.runs import directory
+    from jaxlm.runs import checkpoint, directory
     from jaxlm.runs.metrics import read_metrics
 
-    config = directory.saved_config(run)
-    problems = directory.problems(run)
-    try:
-        corpus: Mapping[str, Any] = directory.saved_record(run)["corpus"]
-    except JaxlmError as error:
-        corpus = {}
-        problems.append(str(error))
-    try:
-        results = [row for row in read_metrics(run) if row["kind"] != "window"]
-    except JaxlmError as error:
-        results = []
-        problems.append(str(error))
+    config, problems = directory.saved_config(run), directory.problems(run)
+
+    def read(part: Callable[[], Found], otherwise: Found) -> Found:
+        try:
+            return part()
+        except JaxlmError as error:
+            problems.append(str(error))
+            return otherwise
+
+    manifests = checkpoint.manifests(run)
+    labels = {"last": max(manifests, default=None), "best": checkpoint.best_step(manifests)}
     return {
         "run": str(run),
         "preset": config.preset,
         "kinds": config.kinds,
-        "config": _fields(config),
-        "corpus": corpus,
-        "checkpoints": _checkpoints(run),
-        "results": results,
+        "parameters": _parameters(run / checkpoint.FOLDER / f"{labels['last']:08d}" / checkpoint.STATE)
+        if manifests
+        else None,
+        "seconds": _seconds(run),
+        "config": [
+            {
+                "section": section,
+                "field": name,
+                "value": value,
+                "unit": spec.unit,
+                "default": value == type(getattr(config, section)).__dataclass_fields__[name].default,
+            }
+            for section, name, spec, value in config.every_field()
+        ],
+        "corpus": read(lambda: directory.saved_record(run)["corpus"], {}),
+        "checkpoints": [
+            {
+                "step": step,
+                "epoch": manifest.epoch,
+                "valid_perplexity": manifest.valid_perplexity,
+                "corpus": manifest.corpus.get("name"),
+                "labels": [label for label, at in labels.items() if at == step],
+            }
+            for step, manifest in manifests.items()
+        ],
+        "results": read(lambda: [row for row in read_metrics(run) if row["kind"] != "window"], []),
         "problems": list(dict.fromkeys(problems)),
     }
 
 
-def _fields(config: Config) -> list[dict[str, Any]]:
-    return [
-        {"section": section, "field": name, "value": value, "unit": spec.unit}
-        for section, name, spec, value in config.every_field()
-    ]
+def _parameters(path: Path) -> int | None:
+    """How many parameters a checkpoint has, by the header of its arrays."""
+    from safetensors import SafetensorError, safe_open
+
+    from jaxlm import files
+
+    with suppress(OSError, SafetensorError), files.reader(path), safe_open(path, "numpy") as arrays:
+        names = [name for name in arrays.keys() if name.startswith("params.")]  # noqa: SIM118 (it is no mapping)
+        return sum(math.prod(arrays.get_slice(name).get_shape()) for name in names)
 
 
-def _checkpoints(run: Path) -> list[dict[str, Any]]:
-    from jaxlm.runs import checkpoint
+def _seconds(run: Path) -> float | None:
+    """Seconds that the run's epochs were trained; of an epoch that was trained twice the last time."""
+    from jaxlm.files import read_bytes
 
-    found = checkpoint.manifests(run)
-    best = checkpoint.best_step(found)
-    return [
-        {
-            "step": step,
-            "epoch": manifest.epoch,
-            "valid_perplexity": manifest.valid_perplexity,
-            "corpus": manifest.corpus.get("name"),
-            "labels": [label for label, at in (("last", max(found)), ("best", best)) if at == step],
-        }
-        for step, manifest in found.items()
-    ]
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        rows = [json.loads(line) for line in read_bytes(run / "timing.jsonl", MOST_TIMING).splitlines()]
+        return sum({int(row["epoch"]): float(row["seconds"]) for row in rows}.values())
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """The table."""
-    yield f"{found['run']} (preset {found['preset']})"
-    width = max(len(row["field"]) for row in found["config"])
-    wide = min(20, max(len(setting_text(row["value"])) for row in found["config"]))
-    section = None
-    for row in found["config"]:
-        if row["section"] != section:
-            section = row["section"]
-            yield ""
-            yield f"{section} {found['kinds'][section]}" if section in KINDS else section
-        yield f"  {row['field']:<{width}}  {setting_text(row['value']):<{wide}}  {row['unit']}".rstrip()
+    """The tables."""
+    yield f"{found['run']} (preset {found['preset']}: {_text(found['kinds'])})"
+    step = max((row["step"] for row in found["checkpoints"]), default=0)
+    seconds = "" if found["seconds"] is None else f", {found['seconds']:,.1f} s"
+    yield f"  {'unknown' if found['parameters'] is None else format(found['parameters'], ',')} parameters"
+    yield f"  {step:,} windows trained{seconds}"
+    kinds = dict.fromkeys(row["kind"] for row in found["results"])
+    results = {
+        f"perplexity of each {kind}": [_result(r) for r in found["results"] if r["kind"] == kind] for kind in kinds
+    }
+    checkpoints = [
+        {"step": row["step"], "epoch": row["epoch"], "valid": row["valid_perplexity"], "": " ".join(row["labels"])}
+        for row in found["checkpoints"]
+    ]
     for title, lines in (
-        ("corpus", _corpus(found["corpus"])),
-        ("checkpoints", _checkpoint_table(found["checkpoints"])),
-        ("results", _results(found["results"])),
+        *((title, _table(rows)) for title, rows in results.items()),
+        ("checkpoints", _table(checkpoints)),
+        (
+            "corpus",
+            _columns(
+                (_words(name), _text(value)) for name, value in found["corpus"].items() if value not in ([], None)
+            ),
+        ),
+        ("fields", _fields(found["config"], default=False)),
+        ("fields at their defaults", _fields(found["config"], default=True)),
         ("problems", found["problems"]),
     ):
         lines = [*lines]
@@ -130,57 +156,37 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"  {line}" for line in lines)
 
 
-def _corpus(corpus: Mapping[str, Any]) -> Iterator[str]:
-    values = {_words(name): _text(value) for name, value in corpus.items() if value not in ([], None)}
-    width = max(map(len, values), default=0)
-    room = shutil.get_terminal_size().columns - width - 4 if sys.stdout and sys.stdout.isatty() else 10**6
-    for name, value in values.items():
-        for start, line in zip_longest([name], textwrap.wrap(value, max(room, 40)), fillvalue=""):
-            yield f"{start:<{width}}  {line}"
-
-
-def _checkpoint_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    return _table(
-        [
-            {
-                "step": row["step"],
-                "epoch": row["epoch"],
-                "valid perplexity": row["valid_perplexity"],
-                "": " ".join(row["labels"]),
-            }
-            for row in rows
-        ]
+def _fields(rows: Iterable[Mapping[str, Any]], default: bool) -> Iterator[str]:
+    return _columns(
+        (row["field"], setting_text(row["value"]), row["unit"]) for row in rows if row["default"] == default
     )
 
 
-def _results(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        yield f"perplexity of each {kind}"
-        for line in _table(
-            [
-                {
-                    name.removesuffix("_perplexity"): _result(name, value)
-                    for name, value in row.items()
-                    if name not in ("kind", "preset", "corpus")
-                }
-                for row in rows
-                if row["kind"] == kind
-            ]
-        ):
-            yield f"  {line}"
-
-
-def _result(name: str, value: Any) -> Any:
-    return perplexity_text(value) if _PERPLEXITY.search(name) and isinstance(value, float) else value
+def _result(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the metrics, its perplexities as they are printed elsewhere."""
+    return {
+        name.removesuffix("_perplexity"): perplexity_text(value)
+        if re.search("perplexity|floor", name) and isinstance(value, float)
+        else value
+        for name, value in row.items()
+        if name not in ("kind", "preset", "corpus")
+    }
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A line of names and a line for each row, in columns that are as wide as they must be."""
+    """A line of names and a line for each row."""
     names = [*dict.fromkeys(name for row in rows for name in row)]
-    cells = [[_words(name) for name in names], *([_text(row.get(name)) for name in names] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells if rows else ():
-        yield "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+    return _columns(
+        [[*map(_words, names)], *([_text(row.get(name)) for name in names] for row in rows)] if rows else [], ">"
+    )
+
+
+def _columns(rows: Iterable[Sequence[str]], side: str = "<") -> Iterator[str]:
+    """Lines whose columns are as wide as they must be, of at most 40 characters before the last."""
+    rows = [*rows]
+    widths = [min(max(map(len, column)), 40) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(f"{cell:{side}{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _words(name: str) -> str:
@@ -188,18 +194,9 @@ def _words(name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value in the table."""
+    """A value in a table."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_text(one)}" for key, one in value.items())
     if isinstance(value, list):
         return "; ".join(map(str, value))
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    """The same, with "inf", "-inf" and "nan" for the numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {str(name): _finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
