@@ -20,11 +20,11 @@ import pytest
 import jaxlm
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
-from jaxlm.distributed.mesh import put_rows
+from jaxlm.distributed.mesh import fetch, place, put_rows
 from jaxlm.models import stack
 from jaxlm.report.units import perplexity
 from jaxlm.scoring.stream import eval_step, stream_nats
-from jaxlm.training.step import init_state, put_state, train_windows, whole_state
+from jaxlm.training.step import init_state, train_windows
 
 HERE = Path(__file__).parent / "golden"
 COST, NORM, VALID = 2e-4, 2e-3, 5e-4  # relative tolerances
@@ -72,7 +72,7 @@ def follow(path, mesh=None):
     )
     params = jaxlm.from_tensorflow(named(case, golden["variables"]))
     recipe = config.recipe
-    state = put_state(mesh, recipe, init_state(recipe, jax.random.key(0), case["B"], params))
+    state = place(mesh, init_state(recipe, jax.random.key(0), case["B"], params))
     stream = make.tokens(case)
     train, valid = stream[: case["N"]], stream[case["N"] :]
     tokens = batch(train, case["B"])
@@ -102,7 +102,7 @@ def follow(path, mesh=None):
     nats, count = stream_nats(recipe.model, state.params, valid, mesh=mesh)
     assert count == len(valid) - 1
     assert perplexity(nats, count) == pytest.approx(np.exp(golden["test_cost"] / count), rel=VALID)
-    for name, array in jaxlm.to_tensorflow(whole_state(mesh, recipe, state).params).items():
+    for name, array in jaxlm.to_tensorflow(fetch(mesh, state, recipe.model.vocab_size).params).items():
         assert np.linalg.norm(array) == pytest.approx(golden["final_norms"][name], rel=VALID)
 
 
@@ -136,9 +136,9 @@ def ptb_run(golden, corpus, nudge: int | None = None, mesh=None):
         tokens = put_rows(mesh, tokens.shape, lambda rows, tokens=tokens: tokens[:, rows])
         windows = WindowPlan(len(tokens), 20, 1).windows(0, 50, 50)
         state, metrics = train_windows(
-            recipe, put_state(mesh, recipe, state), tokens, windows, jnp.int32(50), bptt_length=20, mesh=mesh
+            recipe, place(mesh, state), tokens, windows, jnp.int32(50), bptt_length=20, mesh=mesh
         )
-        state = whole_state(mesh, recipe, state)
+        state = fetch(mesh, state, recipe.model.vocab_size)
         rows, carry, valid = jnp.asarray(batch(corpus.valid, 60)), stack.zero_carry(recipe.model, 60), []
         for start in range(0, 160, 20):
             inputs, targets = rows[start : start + 20], rows[start + 1 : start + 21]

@@ -132,12 +132,6 @@ class TestModels:
         assert len(state.carry) == len(HIDDEN)
         assert state.params["embedding"].shape == (V, config.model.embedding_size)
         assert ("kernel" in state.params["softmax"]) != config.model.tied
-        jax.tree.map(
-            lambda spec, part: None,
-            stack.param_specs(config.model),
-            state.params,
-            is_leaf=lambda node: isinstance(node, jax.P),
-        )  # a spec for each part
 
 
 # By default each kind of model and one recipe of all mechanisms; the others with the slow tests.

@@ -90,6 +90,23 @@ def test_bfloat16_multiplies_in_bfloat16_and_sums_in_float32(op):
         assert difference < 0.02 * np.abs(np.asarray(b, np.float32)).max()
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (1, 7), (2, 12)])
+def test_a_batch_larger_than_a_chunk_is_cut_too(monkeypatch, shape):
+    """[T, B] gives the numbers of its rows [T * B], whatever divides B."""
+    monkeypatch.setattr(softmax, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(softmax, "LEAST_ROWS", 2)
+    x, kernel, bias, targets, weights = draw(shape[0] * shape[1], 3, 5, jnp.float32)
+
+    def both(*shape):
+        rows = x.reshape(*shape, 3), kernel, bias, targets.reshape(shape)
+        nats, gradients = jax.value_and_grad(summed_nats, argnums=(0, 1, 2))(*rows, weights.reshape(shape))
+        return token_nats(*rows).ravel(), nats, gradients[0].reshape(-1, 3), gradients[1:]
+
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(close, both(*shape), both(shape[0] * shape[1]))
+    assert jax.eval_shape(softmax.Chunks(shape, (3, 5)).cut, targets.reshape(shape)).shape[-1] <= 4
+
+
 def test_vmap_equals_a_loop():
     members = [draw(6, 3, 5, jnp.float32, seed) for seed in range(3)]
     together = jax.vmap(jax.grad(summed_nats, argnums=(0, 1, 2)))(*(jnp.stack(a) for a in zip(*members, strict=True)))
@@ -136,7 +153,7 @@ def test_no_array_of_all_logits_exists():
         (dict(targets=jnp.zeros(2, int)), r"targets should have the shape \(3,\); its shape is \(2,\)"),
         (dict(targets=jnp.zeros(3)), "targets should be integers; they are float32"),
         (dict(weights=jnp.zeros(2)), r"weights should have targets' shape \(3,\)"),
-        (dict(x=jnp.zeros(3)), r"x should be \[N, H\]"),
+        (dict(x=jnp.zeros(3)), r"x should be \[T, B, H\]"),
     ],
 )
 def test_shapes_and_types_that_do_not_fit_are_named(change, message):

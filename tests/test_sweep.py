@@ -114,10 +114,9 @@ def test_a_member_is_taken_from_its_device_without_a_collective():
         4,
         """
 import jax, jax.numpy as jnp
-from jaxlm.distributed.collectives import MEMBER
-from jaxlm.distributed.mesh import members_mesh, put
+from jaxlm.distributed.mesh import MEMBER, members_mesh, place
 from jaxlm.training.members import taken
-column = put(members_mesh(4), jnp.arange(16.0).reshape(8, 2), MEMBER)
+column = place(members_mesh(4), jnp.arange(16.0).reshape(8, 2), MEMBER)
 for slot in range(8):
     one = taken({"leaf": column}, slot)["leaf"]
     assert one.devices() == {jax.devices()[slot // 2]} and one.tolist() == [2 * slot, 2 * slot + 1]

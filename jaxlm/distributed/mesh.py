@@ -1,4 +1,8 @@
-"""The mesh of devices: making one, and putting whole arrays onto it and taking them back."""
+"""Devices by placement: a mesh, where each array of a run lies on it, and arrays put there and fetched again.
+
+A batch's rows lie over one axis of the mesh, the vocabulary over another, the members of a sweep over a third. The
+program is one device's; XLA divides it by where its arguments lie (GSPMD, arXiv:2105.04663).
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -9,10 +13,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxlm.distributed.collectives import DATA, MEMBERS, MODEL, ROWS, SAME
 from jaxlm.errors import JaxlmError
 
-PADDED_BIAS = -1e30  # of words added until the vocabulary divides: no probability, no gradient, and still a number
+DATA, MODEL, MEMBERS = "data", "model", "members"
+ROWS, MEMBER = P(None, DATA), P(MEMBERS)  # tokens [T, B] by their rows; [M, ...] by members
 
 Tree = TypeVar("Tree")
 
@@ -88,51 +92,59 @@ def members_mesh(members: int) -> Mesh | None:
     return None if used == 1 else jax.make_mesh((used,), (MEMBERS,), (AxisType.Auto,), devices=local[:used])
 
 
-def spread_specs(tree: Any, specs: Any) -> Any:
-    """`specs`, whose leaves may each stand for a whole subtree, with one for every leaf of `tree`."""
-    return jax.tree.map(
-        lambda spec, part: jax.tree.map(lambda _: spec, part), specs, tree, is_leaf=lambda node: isinstance(node, P)
-    )
+def spec_of(path: tuple[Any, ...]) -> P:
+    """Where a leaf of a training state, or of parameters, lies: by rows, by words, or whole on every device.
+
+    What an optimiser or an average keeps for a parameter has the parameter's names at its path's end.
+    """
+    names = [getattr(key, "name", getattr(key, "key", None)) for key in path]
+    if names[0] == "carry":
+        return P(DATA)
+    if names[-1] == "embedding" or names[-2:] == ["softmax", "bias"]:
+        return P(MODEL)
+    return P(None, MODEL) if names[-2:] == ["softmax", "kernel"] else P()
 
 
-def put(mesh: Mesh | None, tree: Tree, specs: Any, fill: float = 0.0) -> Tree:
-    """A tree, whole in each process, onto the mesh.
+def place(mesh: Mesh | None, tree: Tree, spec: P | None = None) -> Tree:
+    """A tree, whole in each process, onto a mesh.
 
     Args:
       mesh: of the devices; None leaves the tree as it is.
-      tree: arrays.
-      specs: where each leaf, or all leaves of a subtree, lie.
-      fill: the value of 1-D leaves at the words that are added until the vocabulary divides; other leaves get 0.
-
-    Returns:
-      The tree, its leaves on the mesh.
+      tree: arrays. Words, with parameters of zero, are added until the vocabulary divides over the mesh.
+      spec: where every leaf lies; None: `spec_of` each.
     """
     if mesh is None:
         return tree
 
-    def place(leaf: Any, spec: P) -> jax.Array:
+    def put(path: tuple[Any, ...], leaf: Any) -> jax.Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(place(jax.random.key_data(leaf), spec))
-        array = np.asarray(leaf)
-        if MODEL in spec:
-            padding = [
-                (0, -size % mesh.shape[MODEL] if axis == MODEL else 0)
-                for size, axis in zip(array.shape, (*spec, None), strict=False)
-            ]
-            array = np.pad(array, padding, constant_values=fill if array.ndim == 1 else 0)
-        return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
+            return jax.random.wrap_key_data(put(path, jax.random.key_data(leaf)))
+        array, where = np.asarray(leaf), spec_of(path) if spec is None else spec
+        if MODEL in where:
+            axis = where.index(MODEL)
+            added = -array.shape[axis] % mesh.shape[MODEL]
+            array = np.pad(array, [(0, added if at == axis else 0) for at in range(array.ndim)])
+        return jax.make_array_from_callback(array.shape, NamedSharding(mesh, where), lambda index: array[index])
 
-    return jax.tree.map(place, tree, spread_specs(tree, specs))
+    return jax.tree_util.tree_map_with_path(put, tree)
 
 
-def whole(mesh: Mesh | None, tree: Tree, specs: Any, vocab_size: int) -> Tree:
-    """The inverse of `put`. Every process must call it.
+def stay(mesh: Mesh | None, tree: Tree) -> Tree:
+    """Within a program: a tree whose arrays lie as `place` puts them."""
+    if mesh is None:
+        return tree
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec_of(path))), tree
+    )
+
+
+def fetch(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
+    """The inverse of `place`. Every process must call it.
 
     Args:
       mesh: of the devices; None returns the tree as it is.
-      tree: arrays on the mesh.
-      specs: where each leaf, or all leaves of a subtree, lie.
-      vocab_size: V, without the words that `put` added.
+      tree: arrays that lie as `spec_of` has it.
+      vocab_size: V, without the words that `place` added.
 
     Returns:
       The tree, every leaf whole in each process; a leaf that was spread, in the host's memory.
@@ -140,18 +152,18 @@ def whole(mesh: Mesh | None, tree: Tree, specs: Any, vocab_size: int) -> Tree:
     if mesh is None:
         return tree
 
-    def take(leaf: Any, spec: P) -> Any:
+    def take(path: tuple[Any, ...], leaf: Any) -> Any:
         if leaf.is_fully_replicated:
             return leaf.addressable_data(0)
         if not leaf.is_fully_addressable:
-            leaf = jax.device_put(leaf, NamedSharding(mesh, SAME))  # one after the other, so that they fit
-        return np.asarray(leaf)[tuple(slice(vocab_size if axis == MODEL else None) for axis in spec)]
+            leaf = jax.device_put(leaf, NamedSharding(mesh, P()))  # one after the other, so that they fit
+        return np.asarray(leaf)[tuple(slice(vocab_size if axis == MODEL else None) for axis in spec_of(path))]
 
-    return jax.tree.map(take, tree, spread_specs(tree, specs))
+    return jax.tree_util.tree_map_with_path(take, tree)
 
 
 def put_rows(mesh: Mesh | None, shape: tuple[int, int], read: Callable[[slice], np.ndarray]) -> jax.Array:
-    """Tokens onto the mesh, each device getting its own rows.
+    """Tokens onto the mesh, each device getting its own rows; all rows, where they do not divide over the devices.
 
     Args:
       mesh: of the devices; None: one device.
@@ -166,28 +178,7 @@ def put_rows(mesh: Mesh | None, shape: tuple[int, int], read: Callable[[slice], 
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None
-        return read(index[1])
+        return read(index[1] if len(index) > 1 else slice(None))
 
-    return jax.make_array_from_callback(shape, NamedSharding(mesh, ROWS), part)
-
-
-def padded_rows(mesh: Mesh | None, rows: int) -> int:
-    """The fewest rows, but not fewer, that divide over the mesh."""
-    return rows if mesh is None else rows + -rows % mesh.shape[DATA]
-
-
-def spread(mesh: Mesh | None, body: Callable, in_specs: Any, out_specs: Any) -> Callable:
-    """`body`, run by each device of the mesh on its own part of the arguments; without a mesh `body` itself.
-
-    Args:
-      mesh: of the devices, or None.
-      body: a function of arrays.
-      in_specs, out_specs: where each argument and each result lies, as `jax.shard_map` takes them.
-    """
-    # The types that check_vma would give each value (does it vary over an axis?) do not pass through the ops'
-    # own derivatives; the tests compare numbers with one device's instead.
-    return (
-        body
-        if mesh is None
-        else jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    )
+    where = P() if shape[1] % mesh.shape[DATA] else ROWS
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, where), part)

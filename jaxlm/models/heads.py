@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config.models import Recurrent
-from jaxlm.distributed import collectives
 from jaxlm.models.cell import Params, uniform
 from jaxlm.ops import mixture, sampled_softmax, softmax
 from jaxlm.ops.dropout import apply_mask
@@ -45,13 +44,6 @@ def init_head(model: Recurrent, kernel_key: jax.Array, bias_key: jax.Array) -> P
     return {**({"latent_bias": jnp.zeros(K * D)} if K else {}), **own, "bias": bias}
 
 
-def head_specs(model: Recurrent) -> Params:
-    """Where the head's parameters lie on a mesh: kernel and bias by their words, the rest on every device."""
-    kernel = {} if model.tied else {"kernel": collectives.WORDS_LAST}
-    other = ["projection"] * model.projection + ["prior", "latent_kernel", "latent_bias"] * bool(model.experts)
-    return {**kernel, **dict.fromkeys(other, collectives.SAME), "bias": collectives.WORDS}
-
-
 def summed_nats(
     model: Recurrent,
     params: Params,
@@ -62,20 +54,25 @@ def summed_nats(
     drawn: Drawn | None = None,
     exact: jax.Array | bool = False,
 ) -> jax.Array:
-    """features [T, B, H], targets and weights (default: ones) [T, B] -> the weighted sum of -log p of the targets.
+    """The weighted sum of -log p of the targets, in nats, with gradients and flat in memory.
 
-    With gradients (none for the weights), and flat in memory. `kept` is `Noise.latents`. With words drawn it is an
-    estimate from these, unless `exact`, traced, says that all words count.
+    Args:
+      model: the config's model.
+      params: its parameters.
+      features: [T, B, H].
+      targets: [T, B].
+      weights: [T, B], constants without a gradient; None: ones.
+      kept: `Noise.latents`.
+      drawn: words that the softmax's sum is estimated from; None: all words are summed.
+      exact: traced; True sums all words in spite of `drawn`.
     """
-    weights = jnp.ones(targets.size) if weights is None else weights.reshape(-1)
-    if not model.experts:
-        x = _flat(_projected(model, params, features, kept))
-        given = x, *_weights(model, params), targets.reshape(-1), weights
-        return softmax.summed_nats(*given) if drawn is None else sampled_softmax.summed_nats(*given, drawn, exact)
-    latents, choice = (part.reshape(-1, *part.shape[2:]) for part in _experts(model, params, features, kept))
-    return mixture.summed_nats(
-        latents, choice, *_weights(model, params), targets.reshape(-1), weights, model.mixture_epsilon
-    )
+    weights = jnp.ones(targets.shape) if weights is None else weights
+    kernel, bias = _weights(model, params)
+    if model.experts:
+        latents, choice = _experts(model, params, features, kept)
+        return mixture.summed_nats(latents, choice, kernel, bias, targets, weights, model.mixture_epsilon)
+    given = _projected(model, params, features, kept), kernel, bias, targets, weights
+    return softmax.summed_nats(*given) if drawn is None else sampled_softmax.summed_nats(*given, drawn, exact)
 
 
 def token_nats(
@@ -84,11 +81,9 @@ def token_nats(
     """features [T, B, H], targets [T, B] -> -log p of each target [T, B], without gradients; `kept` as above."""
     kernel, bias = _weights(model, params)
     if model.experts:
-        latents, choice = (part.reshape(-1, *part.shape[2:]) for part in _experts(model, params, features, kept))
-        nats = mixture.token_nats(latents, choice, kernel, bias, targets.reshape(-1), model.mixture_epsilon)
-    else:
-        nats = softmax.token_nats(_flat(_projected(model, params, features, kept)), kernel, bias, targets.reshape(-1))
-    return nats.reshape(targets.shape)
+        latents, choice = _experts(model, params, features, kept)
+        return mixture.token_nats(latents, choice, kernel, bias, targets, model.mixture_epsilon)
+    return softmax.token_nats(_projected(model, params, features, kept), kernel, bias, targets)
 
 
 def logits(model: Recurrent, params: Params, features: jax.Array, kept: jax.Array | None = None) -> jax.Array:
@@ -107,8 +102,9 @@ def kernel_width(model: Recurrent) -> int:
 
 
 def _weights(model: Recurrent, params: Params) -> tuple[jax.Array, jax.Array]:
+    """The kernel [D, V] and bias [V], without the words that make a vocabulary divide over devices."""
     kernel = params["embedding"].T if model.tied else params["softmax"]["kernel"]
-    return kernel, params["softmax"]["bias"]
+    return kernel[:, : model.vocab_size], params["softmax"]["bias"][: model.vocab_size]
 
 
 def _projected(model: Recurrent, params: Params, x: jax.Array, kept: jax.Array | None = None) -> jax.Array:
@@ -126,7 +122,3 @@ def _experts(
     latents = jnp.tanh(product(x, head["latent_kernel"], x.dtype) + head["latent_bias"]).astype(x.dtype)
     latents = apply_mask(latents, kept, model.keep_latent)
     return latents.reshape(*x.shape[:-1], model.experts, -1), product(x, head["prior"], x.dtype)
-
-
-def _flat(features: jax.Array) -> jax.Array:
-    return features.reshape(-1, features.shape[-1])

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config.models import Mogrifier, Recurrent
-from jaxlm.distributed import collectives
 from jaxlm.models.cell import Params, State
 from jaxlm.models.heads import kernel_width
 from jaxlm.ops.dropout import apply_mask, draw_mask
@@ -78,21 +77,22 @@ def growing(model: Recurrent, step: jax.Array, total: jax.Array | int) -> Recurr
     return replace(model, **{name: 1 - share * (1 - getattr(model, name)) for name in model.growing})
 
 
-def draw_noise(
-    model: Recurrent, key: jax.Array | None, steps: int, rows: int, first: jax.Array | int | None = None
-) -> Noise:
-    """What is random in one window of `steps` x `rows`, the rows being this device's part of the batch.
+def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int) -> Noise:
+    """Draws what is random in one window.
 
-    What belongs to a row is drawn by a key of that row. Words and weights have one mask for all rows, which each device
-    draws for itself from the same key; so it does the words of a sampled softmax. The key is the window's own; it may
-    be None where nothing is random. `first` is the number of the first row (default: in the whole batch).
+    What belongs to a row is drawn by a key of the row; words and weights have one mask for all rows.
+
+    Args:
+      model: the config's model.
+      key: of the window; may be None where nothing is random.
+      steps, rows: T and B.
     """
-    first, steps = collectives.first_row(rows) if first is None else first, 1 if model.locked_dropout else steps
+    steps = 1 if model.locked_dropout else steps
 
     def units(place: int, keep: Keep, width: int) -> Mask:
         if keep is None or key is None:
             return None
-        return draw_mask(jax.random.fold_in(key, place), keep, (steps, rows, width), first)
+        return draw_mask(jax.random.fold_in(key, place), keep, (steps, rows, width))
 
     def for_all_rows(place: int, keep: Keep, *shape: int, layer: int = 0) -> Mask:
         if keep is None or key is None:
@@ -103,7 +103,7 @@ def draw_noise(
         if keep is None or key is None:
             return None
         own = jax.random.fold_in(jax.random.fold_in(key, place), layer)
-        return draw_mask(own, keep, (1, rows, width), first)[0]
+        return draw_mask(own, keep, (1, rows, width))[0]
 
     drawn = None
     if model.sampled_words and key is not None:
@@ -166,7 +166,8 @@ def drop_rows(model: Recurrent, noise: Noise, params: Params) -> Params:
     if noise.words is None or not _drops_rows(model):
         return params
     table = params["embedding"]
-    return {**params, "embedding": apply_mask(table, collectives.own_rows(noise.words, len(table)), model.keep_words)}
+    kept = jnp.pad(noise.words, ((0, len(table) - len(noise.words)), (0, 0)))  # words that make V divide over devices
+    return {**params, "embedding": apply_mask(table, kept, model.keep_words)}
 
 
 def _drops_rows(model: Recurrent) -> bool:

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import jaxlm.config.pytrees  # noqa: F401 (makes the model's config a pytree)
 from jaxlm.config.config import kind_of
 from jaxlm.config.models import Recurrent
-from jaxlm.distributed import collectives
 from jaxlm.models import gru, lstm, mingru, mogrifier
 from jaxlm.models.cell import Cell, Params, State, uniform
-from jaxlm.models.heads import head_specs, init_head
+from jaxlm.models.heads import init_head
 from jaxlm.models.noise import Noise, keep_of_output, of_layer
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.embedding import Rows, look_up
@@ -65,11 +64,6 @@ def zero_carry(model: Recurrent, batch_size: int, dtype: Any = jnp.float32) -> C
     """The carry before the first token, one state a layer."""
     cell = _cell(model)
     return tuple(cell.state(batch_size, width, dtype) for width in model.hidden_sizes)
-
-
-def param_specs(model: Recurrent) -> Params:
-    """Where the parameters lie on a mesh: the embedding and the softmax by their words, the layers on every device."""
-    return {"embedding": collectives.WORDS, "layers": collectives.SAME, "softmax": head_specs(model)}
 
 
 def gates_per_kernel(model: Recurrent) -> int:

@@ -4,25 +4,21 @@ import jax
 import jax.numpy as jnp
 
 
-def draw_mask(
-    key: jax.Array, keep: jax.Array | float, shape: tuple[int, int, int], first_row: jax.Array | int = 0
-) -> jax.Array:
+def draw_mask(key: jax.Array, keep: jax.Array | float, shape: tuple[int, int, int]) -> jax.Array:
     """Which units are kept.
 
-    Each row draws from a key of its own, folded with its index: a row's mask is the same whichever rows are beside it,
-    so that devices that share a batch draw what one device would.
+    Each row draws from a key of its own, folded with the row's index: devices that share a batch each draw their rows.
 
     Args:
       key: of the window and place.
       keep: the probability that a unit is kept.
       shape: (T, B, D).
-      first_row: the index in the whole batch of the first row.
 
     Returns:
       bool [T, B, D], true where a unit is kept.
     """
     T, B, D = shape
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first_row + jnp.arange(B))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
     return jax.vmap(lambda key: jax.random.bernoulli(key, keep, (T, D)), out_axes=1)(keys)
 
 

@@ -16,7 +16,7 @@ from jax import lax
 from jaxlm.ops.bounded_scan import last_step
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.gates import activated
-from jaxlm.ops.product import product
+from jaxlm.ops.product import columns_times_rows, product
 
 
 @jax.tree_util.register_dataclass
@@ -157,12 +157,9 @@ def _backward(saved, cotangents):
 
     (dc, dh), dz = lax.scan(cell, (dfinal.c, dfinal.h), (dy.astype(c.dtype), of_gates, of_cell, f), reverse=True)
 
-    def rows_by_column(a):
-        return a.reshape(-1, a.shape[-1]).T.astype(x.dtype)
-
     # The concatenation writes the transposes out, as the fast product wants its first factor.
-    inputs = jnp.concatenate([rows_by_column(x), rows_by_column(h_read)])
-    dkernel = product(inputs, dz.reshape(-1, dz.shape[-1]), x.dtype)
+    inputs = jnp.concatenate([jnp.moveaxis(a, -1, 0).astype(x.dtype) for a in (x, h_read)])
+    dkernel = columns_times_rows(inputs, dz, x.dtype)
     dbias = dz.sum((0, 1))
     H = h.shape[-1]
     dx = product(dz, kernel_x, x.dtype, transposed=True).astype(x.dtype)

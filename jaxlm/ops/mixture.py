@@ -1,21 +1,29 @@
 """A mixture of K softmaxes over one layer (Yang et al. 2018, arXiv:1711.03953): a plain reference, and its fused twin.
 
-Letters: `N` rows (T * B), `K` experts, `D` width of a latent vector, `V` vocabulary.
+Letters: `T` steps, `B` batch, `K` experts, `D` width of a latent vector, `V` vocabulary; every function also takes
+rows without a batch, [N] for [T, B].
 
     p(word) = sum_k prior_k softmax_k(word)        prior = softmax(choice)        softmax_k = softmax(latents_k W + b)
 
-The fast path takes the rows in chunks, as `ops/softmax.py` does, and never holds [N, K, V] nor [N, V]. The gradient is
-that of K softmaxes whose nats are weighted by each expert's share r_k = prior_k softmax_k(target) / p(target); so a
-chunk finishes its own as soon as its logits are there. Under `shard_map` kernel and bias may be a device's own words.
+The fast path takes the steps in chunks, as `ops/softmax.py` does, and never holds [T, B, K, V] nor [T, B, V]. The
+gradient is that of K softmaxes whose nats are weighted by each expert's share r_k = prior_k softmax_k(target) /
+p(target); so each chunk's gradient is finished as soon as the chunk's logits are there.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlm.distributed import collectives
 from jaxlm.ops.product import product
-from jaxlm.ops.softmax import _from_odds, _hits, _in_chunks, _odds_and_pick, _with_bias
+from jaxlm.ops.softmax import (
+    Chunks,
+    check_shapes,
+    gradients_from_odds,
+    is_target,
+    odds_and_pick,
+    times_cotangent,
+    with_bias,
+)
 
 Number = jax.Array | float
 
@@ -28,7 +36,7 @@ def log_probs(
     Args:
       latents: [..., K, D].
       choice: logits of the prior [..., K].
-      kernel: [D, V], whole.
+      kernel: [D, V].
       bias: [V].
       epsilon: added to each probability; None: nothing, and they sum to one.
 
@@ -55,8 +63,8 @@ def token_nats_reference(
 ) -> jax.Array:
     """`token_nats` written plainly: all probabilities of all experts at once."""
     experts = jax.nn.softmax(latents @ kernel + bias)
-    p = jnp.einsum("nk,nkv->nv", jax.nn.softmax(choice), experts)
-    return -jnp.log(jnp.take_along_axis(p, targets[:, None], -1)[:, 0] + (0 if epsilon is None else epsilon))
+    p = jnp.einsum("...k,...kv->...v", jax.nn.softmax(choice), experts)
+    return -jnp.log(jnp.take_along_axis(p, targets[..., None], -1)[..., 0] + (0 if epsilon is None else epsilon))
 
 
 def summed_nats_reference(
@@ -83,28 +91,28 @@ def token_nats(
     """-log p of each target in nats, for evaluation.
 
     Args:
-      latents: [N, K, D].
-      choice: logits of the prior [N, K].
+      latents: [T, B, K, D].
+      choice: logits of the prior [T, B, K].
       kernel: [D, V].
       bias: [V].
-      targets: integers [N].
+      targets: integers [T, B].
       epsilon: added to each probability; None: nothing, and they sum to one.
 
     Returns:
-      Nats [N].
+      Nats [T, B].
 
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
     _check_shapes(latents, choice, kernel, bias, targets)
-    x, layer = _layer(latents, kernel, bias)
+    inputs, layer = with_bias(latents, kernel, bias)
+    chunks = Chunks(targets.shape, kernel.shape, choice.shape[-1])
 
     def chunk(_, rows):
         _, _, log_joint = _experts(layer, *rows)
         return None, -_log_of_sum(jax.nn.logsumexp(log_joint, -1), epsilon)
 
-    _, nats = lax.scan(chunk, None, _in_chunks(kernel.shape, x, choice, targets, parts=choice.shape[1]))
-    return nats.reshape(-1)[: len(targets)]
+    return chunks.join(lax.scan(chunk, None, tuple(map(chunks.cut, (inputs, choice, targets))))[1])
 
 
 def summed_nats(
@@ -119,13 +127,13 @@ def summed_nats(
     """The sum of weights * -log p of the targets, in nats: the loss, with gradients for all but the last three.
 
     Args:
-      latents: [N, K, D]. In bfloat16 the products multiply bfloat16 and sum in float32; the logarithms, the loss and
-        the gradients of kernel and bias keep the parameters' dtype.
-      choice: logits of the prior [N, K].
+      latents: [T, B, K, D]. In bfloat16 the products multiply bfloat16 and sum in float32; the logarithms, the loss
+        and the gradients of kernel and bias keep the parameters' dtype.
+      choice: logits of the prior [T, B, K].
       kernel: [D, V].
       bias: [V].
-      targets: integers [N].
-      weights: [N], constants without a gradient.
+      targets: integers [T, B].
+      weights: [T, B], constants without a gradient.
       epsilon: added to each probability, a constant; None: nothing.
 
     Returns:
@@ -147,9 +155,8 @@ def _summed_nats(latents, choice, kernel, bias, targets, weights, epsilon):
 
 def _forward(latents, choice, kernel, bias, targets, weights, epsilon):
     """The loss and, in the same pass over the chunks, its gradients for a cotangent of one."""
-    (N, K, D), dtype = latents.shape, latents.dtype
-    x, layer = _layer(latents, kernel, bias)
-    narrow = kernel.astype(dtype)
+    narrow, (inputs, layer) = kernel.astype(latents.dtype), with_bias(latents, kernel, bias)
+    chunks = Chunks(targets.shape, kernel.shape, choice.shape[-1])
 
     def chunk(carry, rows):
         nats, dlayer = carry
@@ -157,41 +164,29 @@ def _forward(latents, choice, kernel, bias, targets, weights, epsilon):
         odds, total, log_joint = _experts(layer, x, choice, targets)
         log_p = jax.nn.logsumexp(log_joint, -1)
         log_sum = _log_of_sum(log_p, epsilon)
-        nats -= jnp.vdot(weights, log_sum)
-        weights = (weights * jnp.exp(log_p - log_sum))[:, None]  # p / (p + epsilon): what the log of the sum passes on
-        share = jnp.exp(log_joint - log_p[:, None])
-        odds -= _hits(jnp.repeat(targets, K), odds) * total[:, None]
-        dlatents, dchunk = _from_odds(odds, (weights * share).reshape(-1) / total, narrow, x.reshape(-1, x.shape[-1]).T)
+        nats -= jnp.sum(weights * log_sum)
+        weights = (weights * jnp.exp(log_p - log_sum))[..., None]  # times p / (p + epsilon)
+        share = jnp.exp(log_joint - log_p[..., None])
+        odds -= is_target(targets[..., None], odds) * total[..., None]
+        dlatents, dchunk = gradients_from_odds(odds, weights * share / total, narrow, jnp.moveaxis(x, -1, 0))
         dchoice = weights * (jax.nn.softmax(choice) - share)
-        return (nats, dlayer + dchunk), (dlatents.astype(dtype), dchoice)
+        return (nats, dlayer + dchunk), (dlatents.astype(x.dtype), dchoice)
 
     zero = jnp.zeros((), bias.dtype), jnp.zeros(layer.shape, kernel.dtype)
-    rows = _in_chunks(kernel.shape, x, choice, targets, weights, parts=K)
+    rows = tuple(map(chunks.cut, (inputs, choice, targets, weights)))
     (nats, dlayer), (dlatents, dchoice) = lax.scan(chunk, zero, rows)
-    dlatents = collectives.sum_over_model(dlatents).reshape(-1, K, D)[:N]
-    return nats, (dlatents, dchoice.reshape(-1, K)[:N].astype(choice.dtype), dlayer[:D], dlayer[D])
+    D = len(kernel)
+    return nats, (chunks.join(dlatents), chunks.join(dchoice).astype(choice.dtype), dlayer[:D], dlayer[D])
 
 
-def _backward(gradients, cotangent):
-    return *((cotangent * gradient).astype(gradient.dtype) for gradient in gradients), None, None, None
-
-
-_summed_nats.defvjp(_forward, _backward)
-
-
-def _layer(latents, kernel, bias):
-    """Latents [N, K, D] and kernel with the bias as one more input of one, as `ops/softmax.py` adds it."""
-    N, K, D = latents.shape
-    x, layer = _with_bias(latents.reshape(N * K, D), kernel, bias)
-    return x.reshape(N, K, -1), layer
+_summed_nats.defvjp(_forward, lambda gradients, cotangent: (*times_cotangent(gradients, cotangent), None, None, None))
 
 
 def _experts(layer, x, choice, targets):
-    """Of n rows: odds [n * K, V], their sums [n * K], and log(prior_k softmax_k(target)) [n, K]."""
-    n, K, D = x.shape
-    logits = product(x.reshape(n * K, D), layer, x.dtype)
-    odds, total, top, picked = _odds_and_pick(logits, jnp.repeat(targets, K))
-    return odds, total, jax.nn.log_softmax(choice) + (picked - top - jnp.log(total)).reshape(n, K)
+    """Odds [t, B, K, V], their sums [t, B, K], and log(prior_k softmax_k(target)) [t, B, K]."""
+    logits = product(x, layer, x.dtype)
+    odds, total, top, picked = odds_and_pick(logits, jnp.broadcast_to(targets[..., None], choice.shape))
+    return odds, total, jax.nn.log_softmax(choice) + picked - top - jnp.log(total)
 
 
 def _log_of_sum(log_p, epsilon):
@@ -199,21 +194,11 @@ def _log_of_sum(log_p, epsilon):
 
 
 def _check_shapes(latents, choice, kernel, bias, targets):
-    if latents.ndim != 3 or kernel.ndim != 2:
+    if latents.ndim - targets.ndim != 2 or latents.shape[:-1] != choice.shape:
         raise ValueError(
-            f"latents should be [N, K, D] and kernel [D, V]; their shapes are {latents.shape} and {kernel.shape}"
+            f"latents should be [T, B, K, D], choice [T, B, K] and targets [T, B]; their shapes are {latents.shape}, "
+            f"{choice.shape} and {targets.shape}"
         )
-    (N, K, D), V = latents.shape, kernel.shape[1]
-    for name, array, shape in (
-        ("choice", choice, (N, K)),
-        ("kernel", kernel, (D, V)),
-        ("bias", bias, (V,)),
-        ("targets", targets, (N,)),
-    ):
-        if array.shape != shape:
-            raise ValueError(f"{name} should have the shape {shape}; its shape is {array.shape}")
-    for name, array in (("latents", latents), ("choice", choice), ("kernel", kernel), ("bias", bias)):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{name} should be floating-point numbers; its dtype is {array.dtype}")
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ValueError(f"targets should be integers; they are {targets.dtype}")
+    if not jnp.issubdtype(choice.dtype, jnp.floating):
+        raise ValueError(f"choice should be floating-point numbers; its dtype is {choice.dtype}")
+    check_shapes(latents[..., 0, :], kernel, bias, targets)

@@ -39,11 +39,32 @@ def product_over_rows(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
     Returns:
       [K, N], in float32 or wider.
     """
-    a, b = (array.reshape(-1, array.shape[-1]) for array in (a, b))
-    columns = a.T.astype(dtype)
+    columns = jnp.moveaxis(a, -1, 0).astype(dtype)
     if jnp.finfo(dtype).bits < 32:  # a concatenation, which XLA may not take apart again, writes the transpose out
         columns = lax.optimization_barrier(jnp.concatenate(jnp.split(columns, [len(columns) // 2])))
-    return product(columns, b, dtype)
+    return columns_times_rows(columns, b, dtype)
+
+
+def columns_times_rows(columns: jax.Array, rows: jax.Array, dtype: Any) -> jax.Array:
+    """`product_over_rows` of a first factor that lies transposed.
+
+    The axes of the rows are summed as they are: to merge them first would gather rows that lie on many devices.
+
+    Args:
+      columns: [K, ...].
+      rows: [..., N].
+      dtype: both are rounded to it.
+
+    Returns:
+      [K, N], in float32 or wider.
+    """
+    summed = tuple(range(1, columns.ndim)), tuple(range(rows.ndim - 1))
+    return lax.dot_general(
+        columns.astype(dtype),
+        rows.astype(dtype),
+        (summed, ((), ())),
+        preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -1,6 +1,6 @@
 """The softmax's loss and gradients from a part of the vocabulary, drawn anew for each window.
 
-Letters: `N` rows (T * B), `H` width, `V` vocabulary, `S` words drawn. The target's logit is exact, and of the sum
+Letters: `T` steps, `B` batch, `H` width, `V` vocabulary, `S` words drawn. The target's logit is exact, and of the sum
 over all other words' exponentials only those drawn are computed, each divided by the probability with which it is
 drawn: the estimate of the sum is unbiased (Horvitz and Thompson 1952), that of its logarithm nearly so. The most
 frequent words are always drawn, the others the more rarely the rarer they are, as in Jean et al. 2015 (arXiv:1412.2007)
@@ -15,13 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlm.distributed import collectives
-from jaxlm.ops import softmax
 from jaxlm.ops.product import product
-from jaxlm.ops.softmax import _from_odds, _in_chunks, _with_bias
+from jaxlm.ops.softmax import Chunks, gradients_from_odds, nats_and_gradients, times_cotangent, with_bias
 
 FLATNESS = 0.75  # a word's odds of being drawn fall with this power of its rank, as in word2vec (arXiv:1310.4546)
-ABSENT = -1e30  # the logit of a word that another device holds: nothing, and no nan where it is subtracted from itself
+ABSENT = -1e30  # the logit of a drawn word that is the target: no probability, and no nan
 
 
 @jax.tree_util.register_dataclass
@@ -68,9 +66,9 @@ def summed_nats_reference(
     """`summed_nats` written plainly, with all logits; differentiated by JAX."""
     logits = x @ kernel + bias
     stands_for = jnp.zeros(len(bias), bias.dtype).at[drawn.ids].set(jnp.exp(drawn.log_weights))
-    is_target = jnp.arange(len(bias)) == targets[:, None]
+    is_target = jnp.arange(len(bias)) == targets[..., None]
     log_p = logits - jax.nn.logsumexp(logits, -1, keepdims=True, b=jnp.where(is_target, 1, stands_for))
-    return -jnp.vdot(jnp.take_along_axis(log_p, targets[:, None], -1)[:, 0], weights)
+    return -jnp.vdot(jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0], weights)
 
 
 def summed_nats(
@@ -102,52 +100,45 @@ def _summed_nats(x, kernel, bias, targets, weights, drawn, exact):
 
 def _forward(x, kernel, bias, targets, weights, drawn, exact):
     given = x, kernel, bias, targets, weights
-    return lax.cond(exact, lambda: softmax._forward(*given), lambda: _with_gradients(*given, drawn))
+    return lax.cond(exact, lambda: nats_and_gradients(*given), lambda: _with_gradients(*given, drawn))
 
 
 def _with_gradients(x, kernel, bias, targets, weights, drawn):
-    """The estimate and its gradients for a cotangent of one. A device may hold a part of kernel and bias."""
+    """The estimate and its gradients for a cotangent of one."""
     table = kernel.T  # a tied kernel is a transposed table: its rows are read where they lie
-    own, own_targets = (collectives.own_words(ids, len(bias)) for ids in (drawn.ids, targets))
-    few = table.at[own].get(mode="fill", fill_value=0).T
-    few_bias = bias.at[own].get(mode="fill", fill_value=ABSENT) + drawn.log_weights
-    rows = table.at[own_targets].get(mode="fill", fill_value=0)
-    hit = jnp.einsum("nh,nh->n", x, rows.astype(x.dtype), preferred_element_type=bias.dtype)
-    hit = collectives.sum_over_model(hit + bias.at[own_targets].get(mode="fill", fill_value=0))
-
+    few, few_bias = table[drawn.ids].T, bias[drawn.ids] + drawn.log_weights
+    rows = table[targets]
+    hit = jnp.einsum("...h,...h->...", x, rows.astype(x.dtype), preferred_element_type=bias.dtype) + bias[targets]
     nats, dfew, dfew_bias, dx, dhit = _chunks(x, few, few_bias, targets, weights, drawn.ids, hit)
-    dx = collectives.sum_over_model(dx + dhit[:, None] * rows)
-    dkernel = jnp.zeros_like(table).at[own].add(dfew.T, mode="drop")
-    dkernel = dkernel.at[own_targets].add(dhit[:, None] * x.astype(table.dtype), mode="drop")
-    dbias = jnp.zeros_like(bias).at[own].add(dfew_bias, mode="drop").at[own_targets].add(dhit, mode="drop")
+    dx += dhit[..., None] * rows
+    dkernel = jnp.zeros_like(table).at[drawn.ids].add(dfew.T)
+    dkernel = dkernel.at[targets].add(dhit[..., None] * x.astype(table.dtype))
+    dbias = jnp.zeros_like(bias).at[drawn.ids].add(dfew_bias).at[targets].add(dhit)
     return nats, (dx.astype(x.dtype), dkernel.T, dbias)
 
 
 def _chunks(x, few, few_bias, targets, weights, ids, hit):
     """The nats, and their gradients for the kernel and bias of the words drawn, for x and for the targets' logits."""
-    N, narrow = len(x), few.astype(x.dtype)
-    inputs, layer = _with_bias(x, few, few_bias)
-    inputs, targets, weights, hit = _in_chunks(few.shape, inputs, targets, weights, hit)
+    narrow, (inputs, layer) = few.astype(x.dtype), with_bias(x, few, few_bias)
+    chunks = Chunks(targets.shape, few.shape)
+    inputs, targets, weights, hit = map(chunks.cut, (inputs, targets, weights, hit))
 
     def chunk(carry, rows):
         nats, dlayer = carry
         x, columns, targets, weights, hit = rows
-        logits = jnp.where(ids == targets[:, None], ABSENT, product(x, layer, x.dtype))
-        top = jnp.maximum(collectives.max_over_model(logits.max(-1)), hit)
-        odds, hit_odds = jnp.exp(logits - top[:, None]), jnp.exp(hit - top)
-        total = collectives.sum_over_model(odds.sum(-1)) + hit_odds
-        nats += jnp.vdot(weights, top + jnp.log(total) - hit)
-        dx, dchunk = _from_odds(odds, weights / total, narrow, columns)
+        logits = jnp.where(ids == targets[..., None], ABSENT, product(x, layer, x.dtype))
+        top = jnp.maximum(logits.max(-1), hit)
+        odds, hit_odds = jnp.exp(logits - top[..., None]), jnp.exp(hit - top)
+        total = odds.sum(-1) + hit_odds
+        nats += jnp.sum(weights * (top + jnp.log(total) - hit))
+        dx, dchunk = gradients_from_odds(odds, weights / total, narrow, columns)
         return (nats, dlayer + dchunk), (dx, weights * (hit_odds / total - 1))
 
     zero = (jnp.zeros((), few_bias.dtype), jnp.zeros(layer.shape, few.dtype))
-    (nats, dlayer), (dx, dhit) = lax.scan(chunk, zero, (inputs, jnp.swapaxes(inputs, 1, 2), targets, weights, hit))
+    rows = inputs, jnp.moveaxis(inputs, -1, 1), targets, weights, hit
+    (nats, dlayer), (dx, dhit) = lax.scan(chunk, zero, rows)
     H = len(few)
-    return nats, dlayer[:H], dlayer[H], dx.reshape(-1, H)[:N], dhit.reshape(-1)[:N]
+    return nats, dlayer[:H], dlayer[H], chunks.join(dx), chunks.join(dhit)
 
 
-def _backward(gradients, cotangent):
-    return *softmax._backward(gradients, cotangent), None, None  # for the words drawn and for exact
-
-
-_summed_nats.defvjp(_forward, _backward)
+_summed_nats.defvjp(_forward, lambda gradients, cotangent: (*times_cotangent(gradients, cotangent), *[None] * 4))

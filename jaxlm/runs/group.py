@@ -12,12 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxlm.distributed import hosts
-from jaxlm.distributed.collectives import MEMBER, SAME
-from jaxlm.distributed.mesh import members_mesh, put, put_rows
+from jaxlm.distributed.mesh import MEMBER, fetch, members_mesh, place, put_rows
 from jaxlm.runs.run import Run
 from jaxlm.scoring.stream import members_nats, stream_nats
 from jaxlm.training import members
-from jaxlm.training.step import Metrics, TrainState, put_state, traced, train_windows, whole_state
+from jaxlm.training.step import Metrics, TrainState, traced, train_windows
 from jaxlm.training.validations import validated
 
 _validated, _all_validated = jax.jit(validated), jax.jit(jax.vmap(validated))
@@ -30,7 +29,7 @@ class SingleGroup:
         self.runs: list[Run | None] = [run]
         self._run, self._mesh = run, mesh
         self._recipe = traced(run.config.recipe)
-        self._state = put_state(mesh, run.config.recipe, state)
+        self._state = place(mesh, state)
         run.remember(jax.device_get(state.memory))
 
     def train(self, tokens: jax.Array, first_row: int, count: int) -> list[Metrics]:
@@ -56,7 +55,7 @@ class SingleGroup:
         found = run.perplexity(*self._nats(run.corpus.valid, counts.batch_size, counts.bptt_length), counts.batch_size)
         if (memory := self._state.memory) is not None:
             memory = jax.device_get(_validated(self._recipe, memory, _loss(found)))
-            self._state = replace(self._state, memory=put(self._mesh, jax.device_put(memory), SAME))
+            self._state = replace(self._state, memory=place(self._mesh, jax.device_put(memory)))
             run.remember(memory)
         return [found]
 
@@ -71,7 +70,7 @@ class SingleGroup:
 
     def state(self, slot: int = 0) -> TrainState:
         """The state, whole. Every process must call it."""
-        return whole_state(self._mesh, self._run.config.recipe, self._state)
+        return fetch(self._mesh, self._state, self._recipe.model.vocab_size)
 
     def put(self, shape: tuple[int, int], read: Callable[[slice], np.ndarray]) -> jax.Array:
         """Tokens onto the mesh, each device getting its own rows."""
@@ -145,7 +144,7 @@ class MemberGroup:
             ]
         if states.memory is not None:
             memory = jax.device_get(_all_validated(recipes, states.memory, np.array([*map(_loss, found)])))
-            placed = put(self._mesh, jax.device_put(memory), MEMBER)
+            placed = place(self._mesh, jax.device_put(memory), MEMBER)
             self._members = recipes, replace(states, memory=placed)
             for slot, run in enumerate(self.runs):
                 if run is not None:

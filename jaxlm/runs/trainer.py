@@ -20,10 +20,9 @@ from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
 from jaxlm.data.vocab import Vocab
 from jaxlm.data.windows import check_fits
 from jaxlm.distributed import hosts
-from jaxlm.distributed.mesh import PADDED_BIAS, make_mesh, put
+from jaxlm.distributed.mesh import make_mesh, place
 from jaxlm.distributed.mesh import shape as mesh_shape
 from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
-from jaxlm.models import stack
 from jaxlm.models.cell import Params
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.progress import Progress
@@ -36,7 +35,6 @@ from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.run import EpochResult, Run, floors
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.terminal import flag
-from jaxlm.training.small_batches import check_small_batch
 from jaxlm.training.step import TrainState, fresh_state, init_state
 
 
@@ -105,7 +103,6 @@ def train(
     if steps is not None and steps < 0:
         raise JaxlmError(f"steps must be at least 0; it is {steps}")
     mesh, note = make_mesh(config.train.batch_size, devices, model_devices)
-    check_small_batch(mesh, config.train)
     vocab = None
     if resume and run_dir is not None:
         if config.data.corpus == UNKNOWN:
@@ -341,5 +338,5 @@ def _test_checkpoint(run: Run, shared: Path, mesh: Mesh | None, step: int) -> fl
     """Tests a saved checkpoint. Every process must call it."""
     model = run.config.model
     saved = hosts.together(lambda: checkpoint.load(shared, str(step))).state.evaluated
-    params = put(mesh, saved, stack.param_specs(model), PADDED_BIAS)
+    params = place(mesh, saved)
     return run.log_test("best", step, *stream_nats(model, params, run.corpus.test, mesh=mesh))

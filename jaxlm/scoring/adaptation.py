@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxlm.config.config import Recipe
 from jaxlm.config.models import Recurrent
@@ -21,7 +22,7 @@ from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
 from jaxlm.models.noise import no_noise
 from jaxlm.scoring.token_scores import TokenScores, read_on, score_rows
-from jaxlm.training import gradients, optimizers
+from jaxlm.training import optimizers
 
 CLIP_NORM = 0.25  # neural-complexity's default
 
@@ -101,6 +102,6 @@ def _step(recipe, params, state, inputs, targets, count, carry):
         return heads.summed_nats(model, params, features, targets, weights.astype(features.dtype))
 
     grads = jax.grad(mean_nats)(params)
-    norm = gradients.global_norm(grads, stack.param_specs(model))
+    norm = optax.tree.norm(grads)
     updates, state = optimizers.transformation(recipe, 1.0).update(grads, state, params, grad_norm=norm)
     return jax.tree.map(jnp.add, params, updates), state, jnp.isfinite(norm)

@@ -11,8 +11,7 @@ from jax.sharding import Mesh
 
 from jaxlm.config.models import Recurrent
 from jaxlm.data.windows import batch, num_windows
-from jaxlm.distributed import collectives
-from jaxlm.distributed.mesh import padded_rows, put_rows, spread, spread_specs
+from jaxlm.distributed.mesh import put_rows
 from jaxlm.errors import DataError
 from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
@@ -55,7 +54,7 @@ def stream_nats(
 
     Args:
       model: the config's model.
-      params: its parameters; with a mesh they lie on it as `put_state` leaves them.
+      params: its parameters; with a mesh they lie where `place` puts them.
       ids: [N].
       batch_size, bptt_length: B and T.
       mesh: of the devices that share the rows and the vocabulary.
@@ -65,9 +64,9 @@ def stream_nats(
     Raises:
       DataError: there is nothing to predict.
     """
-    rows = padded_rows(mesh, batch_size)
-    one = partial(_nats_per_window, model, params, mesh=mesh, batch_size=None if rows == batch_size else batch_size)
-    nats, predictions = _over_stream(one, ids, batch_size, bptt_length, mesh, padded)
+    nats, predictions = _over_stream(
+        partial(_nats_per_window, model, params), ids, batch_size, bptt_length, mesh, padded
+    )
     return float(nats), predictions
 
 
@@ -100,57 +99,34 @@ def _over_stream(
     windows = -(-predictions // length)
     calls = -(-windows * length * batch_size // PREDICTIONS_PER_CALL)
     height = -(-windows // calls) * length
-    rows = padded_rows(mesh, batch_size)
     carry, sums = None, []
     for start in range(0, predictions, height):
 
         def read(part: slice, start: int = start) -> np.ndarray:
             tokens = batch(ids, batch_size, part, start, min(start + height, predictions) + 1)
-            missing = len(range(*part.indices(rows))) - tokens.shape[1]
-            return np.pad(tokens, ((0, height + 1 - len(tokens)), (0, missing)))
+            return np.pad(tokens, ((0, height + 1 - len(tokens)), (0, 0)))
 
-        tokens = put_rows(mesh, (height + 1, rows), read)
+        tokens = put_rows(mesh, (height + 1, batch_size), read)
         carry, nats = nats_per_window(tokens, np.int32(min(predictions - start, height)), carry, length=length)
         sums.append(np.asarray(nats, np.float64))
     return np.concatenate(sums, -1).sum(-1), predictions * batch_size
 
 
-@partial(jax.jit, static_argnames=("length", "batch_size", "mesh"))
-def _nats_per_window(model, params, tokens, predictions, carry, *, length, batch_size=None, mesh=None):
+@partial(jax.jit, static_argnames="length")
+def _nats_per_window(model, params, tokens, predictions, carry, *, length):
     """The carry, and summed nats of each window of `length` rows of tokens [W * length + 1, B], of which the first
     `predictions` count; without a carry, from zero.
-
-    With a `batch_size` only so many of the B columns are counted: the others make them divide over a mesh.
     """
-    run = spread(
-        mesh,
-        partial(_sums, length=length, batch_size=batch_size),
-        (
-            collectives.SAME,
-            spread_specs(params, stack.param_specs(model)),
-            collectives.ROWS,
-            collectives.SAME,
-            collectives.CARRY,
-        ),
-        (collectives.CARRY, collectives.SAME),
-    )
-    return run(model, params, tokens, predictions, carry)
 
-
-def _sums(model, params, tokens, predictions, carry, *, length, batch_size):
     def step(carry, start):
         rows = lax.dynamic_slice_in_dim(tokens, start, length + 1)
         nats, carry = eval_step(model, params, rows[:-1], rows[1:], carry)
         counted = (start + jnp.arange(length) < predictions)[:, None]
-        if batch_size is not None:
-            counted &= collectives.first_row(B) + jnp.arange(B) < batch_size
         return carry, jnp.where(counted, nats, 0).sum()
 
-    B = tokens.shape[1]
     starts = jnp.arange(0, tokens.shape[0] - 1, length)
-    zero = stack.zero_carry(model, B, params["embedding"].dtype)
-    carry, sums = lax.scan(step, zero if carry is None else carry, starts)
-    return carry, collectives.sum_over_data(sums)
+    zero = stack.zero_carry(model, tokens.shape[1], params["embedding"].dtype)
+    return lax.scan(step, zero if carry is None else carry, starts)
 
 
 @partial(jax.jit, static_argnames="length")

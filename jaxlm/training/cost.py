@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config.config import Recipe
-from jaxlm.distributed import collectives
-from jaxlm.distributed.mesh import PADDED_BIAS
 from jaxlm.models import heads, stack
 from jaxlm.models.cell import Params
 from jaxlm.models.noise import Noise, drop_carry, drop_rows, drop_words
@@ -25,7 +23,7 @@ def minimised(
     length: jax.Array | None = None,
     exact: jax.Array | bool = False,
 ) -> tuple[jax.Array, tuple[jax.Array, Carry]]:
-    """This device's share of what a step minimises.
+    """What a step minimises.
 
     AR and TAR (Merity et al. 2017, arXiv:1708.01009) are per token, as the nats are: where the cost is summed over the
     steps, so are they. L2 is added as it is.
@@ -43,30 +41,23 @@ def minimised(
       What is minimised; and the cost in nats, summed over T and averaged over B, with the new carry.
     """
     model, optimizer, (T, B) = recipe.model, recipe.optimizer, inputs.shape
-    rows = collectives.all_rows(B)
     steps = T if length is None else length
     counted = None if length is None else jnp.broadcast_to((jnp.arange(T) < length)[:, None], (T, B))
     kept = drop_rows(model, noise, params)
     x = drop_words(model, noise, stack.embed(kept, inputs), inputs).astype(model.compute_dtype)
     raw, features, new_carry = stack.last_outputs(model, kept, noise, x, drop_carry(noise, carry), length)
     weights = None if counted is None else counted.astype(jnp.float32)
-    cost = total = heads.summed_nats(model, kept, features, targets, weights, noise.latents, noise.drawn, exact) / rows
+    cost = total = heads.summed_nats(model, kept, features, targets, weights, noise.latents, noise.drawn, exact) / B
     if optimizer.activation_penalty is not None:
-        total += optimizer.activation_penalty * _squares(features, counted) / (rows * features.shape[-1])
+        total += optimizer.activation_penalty * _squares(features, counted) / (B * features.shape[-1])
     if optimizer.temporal_penalty is not None and T > 1:
-        between = _squares(raw[1:] - raw[:-1], None if counted is None else counted[1:]) / (rows * raw.shape[-1])
+        between = _squares(raw[1:] - raw[:-1], None if counted is None else counted[1:]) / (B * raw.shape[-1])
         total += optimizer.temporal_penalty * between * (steps / jnp.maximum(steps - 1, 1))
     if optimizer.cost == "mean":
         total /= steps
     if optimizer.l2_penalty is not None:
-        half = sum(_squares(leaf) for leaf in jax.tree.leaves(jax.tree.map(without_padding, params))) / 2
-        total += optimizer.l2_penalty * half / (rows // B)  # each device of the batch adds its share
+        total += optimizer.l2_penalty / 2 * sum(_squares(leaf) for leaf in jax.tree.leaves(params))
     return total, (cost, new_carry)
-
-
-def without_padding(leaf: jax.Array) -> jax.Array:
-    """A parameter with zeros for the words that only make the vocabulary divide over a mesh."""
-    return jnp.where(leaf == PADDED_BIAS, 0, leaf) if leaf.ndim == 1 else leaf
 
 
 def _squares(x: jax.Array, counted: jax.Array | None = None) -> jax.Array:

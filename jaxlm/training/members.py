@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from jaxlm.config.config import Recipe
 from jaxlm.data.windows import Windows
-from jaxlm.distributed.collectives import MEMBER, SAME
-from jaxlm.distributed.mesh import put, spread
-from jaxlm.training.step import Metrics, TrainState, loop_windows, traced
+from jaxlm.distributed.mesh import MEMBER, place
+from jaxlm.training.step import Metrics, TrainState, traced, train_windows
 
 Group = tuple[Recipe, TrainState]  # every leaf with an axis M before its own
 
@@ -23,7 +23,7 @@ Group = tuple[Recipe, TrainState]  # every leaf with an axis M before its own
 def stacked(recipe: Recipe, state: TrainState, size: int, mesh: Mesh | None) -> Group:
     """A group of `size` equal members, spread over the devices of a mesh."""
     group = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * size), (traced(recipe), state))
-    return put(mesh, group, MEMBER)
+    return place(mesh, group, MEMBER)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -88,7 +88,7 @@ def train_members(
     """
 
     def one(recipe: Recipe, state: TrainState, windows: Windows, count: jax.Array) -> tuple[TrainState, Metrics]:
-        return loop_windows(
+        return train_windows(
             recipe, state, tokens, windows, count, True, bptt_length=bptt_length, small_batch=small_batch
         )
 
@@ -97,6 +97,7 @@ def train_members(
             return jax.vmap(one, in_axes=(0, 0, 0, None))(recipes, states, windows, counts[0])
         return lax.map(lambda member: one(*member), (recipes, states, windows, counts))
 
-    return spread(mesh, all_of_a_device, (MEMBER, MEMBER, SAME, MEMBER, MEMBER), MEMBER)(
-        recipes, states, tokens, windows, counts
-    )
+    if mesh is not None:  # each device runs its own members, which share nothing
+        where = (MEMBER, MEMBER, P(), MEMBER, MEMBER)
+        all_of_a_device = jax.shard_map(all_of_a_device, mesh=mesh, in_specs=where, out_specs=MEMBER, check_vma=False)
+    return all_of_a_device(recipes, states, tokens, windows, counts)

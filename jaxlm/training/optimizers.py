@@ -19,8 +19,6 @@ from jaxlm.config.optimizers import ASGD, SGD, AdamW, Descent, Muon, Optimizer
 from jaxlm.models import stack
 from jaxlm.models.cell import Params
 from jaxlm.ops.newton_schulz import orthogonalized
-from jaxlm.training import gradients
-from jaxlm.training.cost import without_padding
 
 Number = jax.Array | int | float
 
@@ -48,7 +46,7 @@ def counts_rows(recipe: Recipe) -> bool:
 def transformation(recipe: Recipe, factor: Number) -> optax.GradientTransformationExtraArgs:
     """Clipping by the global norm, then the recipe's optimiser at `factor` times its learning rate.
 
-    Its `update` takes the gradient's global norm as `grad_norm`: a device may hold a part of the gradient.
+    Its `update` takes the gradient's global norm as `grad_norm`: rows of the embedding count in it one by one.
     """
     optimizer = recipe.optimizer
     quirks = _repeats_awd_lstm(optimizer)
@@ -58,10 +56,10 @@ def transformation(recipe: Recipe, factor: Number) -> optax.GradientTransformati
 
 
 def counted_norm(recipe: Recipe, grads: Params) -> jax.Array:
-    """The global norm of the gradient, as the recipe counts it; devices may hold parts of it."""
+    """The global norm of the gradient, as the recipe counts it."""
     if _repeats_awd_lstm(recipe.optimizer):
         grads = _with_biases_times(grads, math.sqrt(2))
-    return gradients.global_norm(grads, stack.param_specs(recipe.model))
+    return optax.tree.norm(grads)
 
 
 def clip_by_given_norm(max_norm: Number, added: float | None = None) -> optax.GradientTransformationExtraArgs:
@@ -72,22 +70,6 @@ def clip_by_given_norm(max_norm: Number, added: float | None = None) -> optax.Gr
         return jax.tree.map(lambda g: lax.select(norm < max_norm, g, g / norm * max_norm), updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
-
-
-def state_specs(opt_state: optax.OptState, param_specs: Params, other: Any) -> Any:
-    """Where each leaf of the optimiser's state lies: one that belongs to a parameter lies as that does.
-
-    Args:
-      opt_state: its leaves may be shapes.
-      param_specs: where each parameter lies.
-      other: where leaves lie that belong to no parameter.
-    """
-    by_path = {path: spec for path, spec in jax.tree_util.tree_leaves_with_path(param_specs)}
-
-    def spec(path: tuple[Any, ...], _: Any) -> Any:
-        return next((by_path[path[start:]] for start in range(len(path)) if path[start:] in by_path), other)
-
-    return jax.tree_util.tree_map_with_path(spec, opt_state)
 
 
 def _sgd(model: Recurrent, optimizer: SGD, factor: Number) -> optax.GradientTransformation:
@@ -107,9 +89,7 @@ def _decay(optimizer: Descent) -> list[optax.GradientTransformation]:
         return []
     return [
         optax.stateless(
-            lambda updates, params: jax.tree.map(
-                lambda update, leaf: update + weight * without_padding(leaf), updates, params
-            )
+            lambda updates, params: jax.tree.map(lambda update, leaf: update + weight * leaf, updates, params)
         )
     ]
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,7 @@ from jax.sharding import Mesh
 
 from jaxlm.config.config import Recipe
 from jaxlm.data.windows import Windows
-from jaxlm.distributed import collectives
-from jaxlm.distributed.mesh import PADDED_BIAS, put, spread, spread_specs, whole
+from jaxlm.distributed.mesh import stay
 from jaxlm.errors import JaxlmError
 from jaxlm.models import stack
 from jaxlm.models.cell import Params
@@ -149,7 +147,7 @@ def train_step(
         inputs, (T, B), noise = part.inputs, part.inputs.shape, part.noise
         if noise is None:
             own = key if key is None or part.number is None else jax.random.fold_in(key, part.number)
-            noise = draw_noise(model, own, T, B, part.first)
+            noise = draw_noise(model, own, T, B)
         trained = stack.read_rows(state.params, inputs) if optimizers.takes_rows(recipe) else state.params
 
         def cost_fn(trained):
@@ -160,7 +158,6 @@ def train_step(
 
     whole = Part(window.inputs, window.targets, carry, noise=noise)
     cost, new_carry, grads = gradient_of(of_part, whole, window.small_batch)
-    cost, grads = collectives.sum_over_data(cost), gradients.summed(grads)
     norm = optimizers.counted_norm(recipe, grads)
     if optimizers.takes_rows(recipe) and optimizers.counts_rows(recipe):
         grads = gradients.dense(grads, state.params, window.inputs)
@@ -216,7 +213,7 @@ def train_windows(
 
     Args:
       recipe: model, optimiser and schedule.
-      state: donated. With a mesh it lies there, as `put_state` leaves it.
+      state: donated. With a mesh it lies where `place` puts it.
       tokens: [R, B].
       windows: where each window lies; arrays [W].
       count: how many of the W are trained.
@@ -229,28 +226,6 @@ def train_windows(
     Returns:
       The new state, and metrics [W], of which those of windows trained count.
     """
-    where = state_specs(recipe, state)
-    run = spread(
-        mesh,
-        partial(loop_windows, bptt_length=bptt_length, small_batch=small_batch),
-        (collectives.SAME, where, collectives.ROWS, *[collectives.SAME] * 3),
-        (where, collectives.SAME),
-    )
-    return run(recipe, state, tokens, windows, count, skip_nonfinite)
-
-
-def loop_windows(
-    recipe: Recipe,
-    state: TrainState,
-    tokens: jax.Array,
-    windows: Windows,
-    count: jax.Array,
-    skip_nonfinite: jax.Array | bool,
-    *,
-    bptt_length: int,
-    small_batch: int = 0,
-) -> tuple[TrainState, Metrics]:
-    """`train_windows`, on one device's part."""
 
     def body(loop):
         done, state, metrics = loop
@@ -266,33 +241,4 @@ def loop_windows(
     size = len(windows.row)
     metrics = Metrics(*(jnp.zeros(size) for _ in range(3)), finite=jnp.ones(size, bool))
     _, state, metrics = lax.while_loop(unfinished, body, (0, state, metrics))
-    return state, metrics
-
-
-def state_specs(recipe: Recipe, state: TrainState) -> Any:
-    """A state of specs: parameters, optimiser and average lie by words, the carry by rows, the rest everywhere."""
-    specs = spread_specs(state.params, stack.param_specs(recipe.model))
-    same = jax.tree.map(lambda _: collectives.SAME, state)
-    return replace(
-        same,
-        params=specs,
-        opt_state=optimizers.state_specs(state.opt_state, specs, collectives.SAME),
-        carry=jax.tree.map(lambda _: collectives.CARRY, state.carry),
-        average=None if state.average is None else specs,
-    )
-
-
-def put_state(mesh: Mesh | None, recipe: Recipe, state: TrainState) -> TrainState:
-    """A state, whole in each process, onto a mesh."""
-    where = state_specs(recipe, state)
-    placed = put(mesh, state, where)
-    return replace(
-        placed,
-        params=put(mesh, state.params, where.params, PADDED_BIAS),
-        average=put(mesh, state.average, where.average, PADDED_BIAS),
-    )
-
-
-def whole_state(mesh: Mesh | None, recipe: Recipe, state: TrainState) -> TrainState:
-    """The inverse of `put_state`; every process must call it."""
-    return whole(mesh, state, state_specs(recipe, state), recipe.model.vocab_size)
+    return stay(mesh, state), metrics
