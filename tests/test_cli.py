@@ -173,7 +173,7 @@ def test_a_run_directory_in_use_is_refused_with_its_holder(capsys, tmp_path):
         (["--learning-rate", "0.3"], "optimizer.learning_rate: 1.0 -> 0.3"),
         (["--model", "gru"], "model.kind: 'lstm' -> 'gru'"),
         (["--seed", "5"], "train.seed: 0 -> 5"),
-        (["--config", "x.json"], "--resume takes the run's own config"),
+        (["--config", "x.json"], "leave --config out"),
     ],
 )
 def test_a_run_is_not_resumed_as_another(capsys, run, arguments, message):

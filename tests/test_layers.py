@@ -101,6 +101,7 @@ def test_public_names_load_and_unknown_ones_are_refused():
 import jaxlm, types
 from jaxlm.runs.trainer import new_state
 from jaxlm.scoring.stream import stream_nats
+assert dir(jaxlm) == sorted(jaxlm.__all__), dir(jaxlm)
 assert callable(jaxlm.train) and callable(jaxlm.evaluate), jaxlm.train
 for name in jaxlm.__all__:
     assert not isinstance(getattr(jaxlm, name), types.ModuleType), name

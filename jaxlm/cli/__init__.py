@@ -22,7 +22,7 @@ import difflib
 import gc
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxlm.cli import help
@@ -32,6 +32,7 @@ from jaxlm.cli.parsing import Parser
 from jaxlm.cli.sweeping import sweep_arguments
 from jaxlm.cli.training import train_arguments
 from jaxlm.cli.verbs import VERBS
+from jaxlm.config.config import Config
 from jaxlm.config.presets import preset
 from jaxlm.terminal import say
 
@@ -43,8 +44,7 @@ import jaxlm.cli.using
 import jaxlm.cli.inspecting
 import jaxlm.cli.scoring
 import jaxlm.cli.generating
-import jaxlm.cli.exchanging
-import jaxlm.cli.reporting  # noqa: F401
+import jaxlm.cli.exchanging  # noqa: F401
 # isort: on
 
 
@@ -79,17 +79,13 @@ def train_command(recipe: str, description: str, arguments: Sequence[str] | None
     Raises:
         SystemExit: help was asked for, or the arguments do not parse.
     """
-    given = _given(arguments)
-    parser = Parser(given, description=description)
-    train_arguments(parser, preset(recipe))
-    parser.set_defaults(verb=VERBS["train"], preset=recipe)
-    return _run(parser, given)
+    return _script("train", train_arguments, description, arguments, preset(recipe))
 
 
 def sweep_command(
     recipe: str, description: str, space: Mapping[str, Any], arguments: Sequence[str] | None = None, **fields: Any
 ) -> int:
-    """The whole of a script that sweeps one preset; `train_command` has the other arguments, Returns and Raises.
+    """The whole of a script that sweeps one preset: as `train_command`.
 
     Args:
         recipe: the preset's name.
@@ -98,10 +94,17 @@ def sweep_command(
         arguments: those after the script (default: the process's own).
         **fields: fields of the preset to change.
     """
+    start = preset(recipe).replace(**fields)
+    return _script("sweep", sweep_arguments, description, arguments, start, default_space=space)
+
+
+def _script(
+    name: str, add: Callable, description: str, arguments: Sequence[str] | None, start: Config, **defaults: Any
+) -> int:
     given = _given(arguments)
     parser = Parser(given, description=description)
-    sweep_arguments(parser, preset(recipe).replace(**fields))
-    parser.set_defaults(verb=VERBS["sweep"], preset=recipe, default_space=dict(space), default_fields=fields)
+    add(parser, start)
+    parser.set_defaults(verb=VERBS[name], start=start, preset=start.preset, **defaults)
     return _run(parser, given)
 
 

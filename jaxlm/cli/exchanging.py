@@ -13,18 +13,14 @@ TARGETS = ("safetensors", "torch", "hub", "onnx", "stablehlo", "orbax")  # (whos
 @verb(
     "make a run of a model of PyTorch, safetensors or TensorFlow 1",
     argument(
-        "file",
-        type=some_path,
-        metavar="FILE",
-        help="what torch.save wrote, a .safetensors file, or a TensorFlow 1 checkpoint; nothing in it is run",
+        "file", type=some_path, metavar="FILE", help="from torch.save, safetensors or TensorFlow 1; never executed"
     ),
     argument(
         "--vocab",
         type=some_path,
         metavar="VOCAB",
         required=True,
-        help="a file of one word a line; or, of PyTorch's programs, the folder of the train.txt, valid.txt and "
-        "test.txt that the model was trained on",
+        help="a file of one word a line, or for PyTorch the folder of the train.txt, valid.txt and test.txt",
     ),
     argument("run", type=some_path, metavar="RUN", help="the directory to make"),
 )

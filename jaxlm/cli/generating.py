@@ -23,20 +23,8 @@ OPTIONS = ("words", "seed", "temperature", "top_k", "top_p", "min_p", "repetitio
     argument("--prompt-file", type=some_path, metavar="FILE", help="take the prompt from a file"),
     argument("--words", type=int, default=100, metavar="N", help="most words of a text (default 100)"),
     argument("--samples", type=int, default=1, metavar="N", help="how many texts (default 1)"),
-    argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="the same seed gives the same text, alone or among many samples (default 0)",
-    ),
-    argument(
-        "--temperature",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="divides the logits; 0 always takes the likeliest word (default 1)",
-    ),
+    argument("--seed", type=int, default=0, metavar="N", help="a seed gives a text, however many samples (default 0)"),
+    argument("--temperature", type=float, default=1.0, metavar="X", help="divides the logits; 0: the likeliest word"),
     argument("--top-k", type=int, metavar="K", help="draw from the K likeliest words"),
     argument("--top-p", type=float, metavar="P", help="draw from the likeliest words that together have probability P"),
     argument("--min-p", type=float, metavar="P", help="draw from words at least P times as probable as the likeliest"),
@@ -44,16 +32,9 @@ OPTIONS = ("words", "seed", "temperature", "top_k", "top_p", "min_p", "repetitio
     argument("--beam", type=int, metavar="K", help="search for the most probable text, keeping K at each word"),
     argument("--ban", action="append", default=[], metavar="WORD", help="a word that never comes; once for each"),
     argument("--no-unk", action="store_true", help="<unk> never comes"),
-    argument(
-        "--stop", choices=("eos", "none"), default="none", help="whether a text ends at its first <eos> (default none)"
-    ),
+    argument("--stop", choices=("eos", "none"), default="none", help="end a text at its first <eos> (default none)"),
     argument("--detokenize", action="store_true", help="join clitics and punctuation to their words"),
-    argument(
-        "--format",
-        choices=("text", "jsonl"),
-        default="text",
-        help="text, or a JSON object for each word with its log-probability in nats (default text)",
-    ),
+    argument("--format", choices=("text", "jsonl"), default="text", help="text, or each word with its nats as JSON"),
 )
 def generate(args: argparse.Namespace) -> None:
     if not 0 <= args.seed < 2**63:
@@ -62,10 +43,8 @@ def generate(args: argparse.Namespace) -> None:
     lm = loaded(args.run, args.checkpoint)
     if unknown := lm.unknown_words(prompt):
         others = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        say(
-            printable(f"note: {unknown[0]!r}{others} of the prompt: not in the vocabulary, read as <unk>"),
-            file=sys.stderr,
-        )
+        note = f"note: {unknown[0]!r}{others} of the prompt: not in the vocabulary, read as <unk>"
+        say(printable(note), file=sys.stderr)
     options = {name: getattr(args, name) for name in OPTIONS}
     if args.samples == 1 and args.beam is None:
         texts: Iterable[Iterable[tuple[str, float]]] = [lm.stream(prompt, **options)]
@@ -77,10 +56,8 @@ def generate(args: argparse.Namespace) -> None:
     for sample, text in enumerate(texts, 1):
         if args.format == "jsonl":
             for place, (word, log_prob) in enumerate(text, 1):
-                say(
-                    json.dumps({"sample": sample, "position": place, "word": word, "log_prob": round(log_prob, 6)}),
-                    flush=True,
-                )
+                row = {"sample": sample, "position": place, "word": word, "log_prob": round(log_prob, 6)}
+                say(json.dumps(row), flush=True)
             continue
         if sample > 1:
             say()
@@ -88,7 +65,7 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def _print_text(words: Iterable[str], joined: bool) -> None:
-    """Prints words as they come, in lines no wider than the terminal; whole lines where there is none."""
+    """Prints words as they come, in lines no wider than the terminal, if there is one."""
     from jaxlm.scoring.detokenizer import detokenized, spaced
 
     terminal = sys.stdout is not None and sys.stdout.isatty()
@@ -101,7 +78,7 @@ def _print_text(words: Iterable[str], joined: bool) -> None:
 
 
 def wrapped(pieces: Iterable[str], width: int | None, encoding: str | None = None) -> Iterator[str]:
-    """Pieces of text, of which a space before one that would go beyond the width in columns becomes a newline."""
+    """Pieces of text; the space before a piece that would exceed the width, in columns, becomes a newline."""
     from rich.cells import cell_len
 
     column = 0
@@ -124,6 +101,4 @@ def _prompt(args: argparse.Namespace) -> str:
         raise JaxlmError("the prompt is given twice: leave PROMPT or --prompt-file out")
     if args.prompt_file is not None:
         return read_text(args.prompt_file, MOST_INPUT).removesuffix("\n")
-    if args.prompt != "-":
-        return args.prompt or ""
-    return standard_input("expected a prompt").removesuffix("\n")
+    return standard_input("expected a prompt").removesuffix("\n") if args.prompt == "-" else args.prompt or ""

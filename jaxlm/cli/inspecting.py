@@ -1,4 +1,4 @@
-"""`jaxlm info`: what a run's directory holds, as a table or as JSON."""
+"""The verbs that show runs: `jaxlm info`, `plot` and `report`."""
 
 import argparse
 import json
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxlm.cli.ending import FAILED
-from jaxlm.cli.verbs import RUN, argument, check_run, verb
+from jaxlm.cli.parsing import some_path, whole
+from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, argument, check_run, loaded, output, verb
 from jaxlm.config.fields import setting_text
-from jaxlm.errors import JaxlmError
+from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.report.units import perplexity_text
 from jaxlm.terminal import say, say_line
 
@@ -38,6 +39,50 @@ def info(args: argparse.Namespace) -> int:
         for line in _lines(found):
             say_line(line)
     return FAILED if found["problems"] else 0
+
+
+@verb(
+    "draw the learning curve and a map of the embedding",
+    RUN,
+    CHECKPOINT,
+    argument(
+        "--words", type=whole(1), default=400, metavar="N", help="words on the map, the most frequent (default 400)"
+    ),
+    argument("--method", default="tsne", choices=("tsne", "pca"), help="how the map is drawn (default tsne)"),
+)
+def plot(args: argparse.Namespace) -> None:
+    lm = loaded(args.run, args.checkpoint)
+
+    from jaxlm.report.curve import learning_curve
+    from jaxlm.report.word_map import embedding_map
+    from jaxlm.runs.metrics import read_metrics
+
+    if rows := read_metrics(args.run):
+        say_line(learning_curve(rows, args.run / "curve.png"))
+    else:
+        say("there is no learning curve: this run has trained no window")
+    picture = args.run / "embedding.png"
+    say_line(embedding_map(lm.params["embedding"], lm.vocab.words, picture, count=args.words, method=args.method))
+
+
+@verb(
+    "write a page of HTML about runs and sweeps",
+    argument("runs", type=some_path, nargs="+", metavar="RUN", help="directories of runs and of sweeps"),
+    output("the file to write (default: report.html in the one directory)"),
+    argument(
+        "--text", action="append", default=[], metavar="TEXT", help="colour this text by its surprisal; repeatable"
+    ),
+    CHECKPOINT,
+    DATA_DIR,
+)
+def report(args: argparse.Namespace) -> None:
+    for run in args.runs:
+        if not run.is_dir():
+            raise RunDirError(f"there is no directory {run}: name that of a run or a sweep")
+
+    from jaxlm.sweeps.reporting import write_report
+
+    say_line(write_report(args.runs, args.output, which=args.checkpoint, texts=args.text, data_dir=args.data_dir))
 
 
 def contents(run: Path) -> dict[str, Any]:

@@ -194,6 +194,7 @@ def add_protocol_flags(parser: Parser) -> None:
 
 def add_start(parser: Parser, group: Any, with_preset: bool) -> None:
     """Adds --preset and --config, which name the config that flags change."""
+    parser.set_defaults(start=None)
     if with_preset:
         names = textwrap.fill(f"presets: {', '.join(PRESETS)}", 78, subsequent_indent="  ", break_on_hyphens=False)
         parser.epilog = "\n\n".join(filter(None, (names, parser.epilog)))
@@ -215,8 +216,8 @@ def given_protocol(args: argparse.Namespace) -> Plain:
 
 
 def starting_config(args: argparse.Namespace) -> Config:
-    """The config that flags change: --config's or --preset's. Raises JaxlmError."""
-    return _read_config(args.config) if args.config else preset(args.preset or "small")
+    """The config that flags change: --config's, a script's own or --preset's. Raises JaxlmError."""
+    return _read_config(args.config) if args.config else args.start or preset(args.preset or "small")
 
 
 def _read_config(path: Path) -> Config:

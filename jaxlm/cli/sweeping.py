@@ -35,7 +35,7 @@ def sweep_arguments(parser: Parser, start: Config | None = None) -> None:
         start: the config of a script that sweeps one preset; None adds --preset.
     """
     parser.epilog = SPACES
-    parser.set_defaults(default_space={}, default_fields={})
+    parser.set_defaults(default_space={})
     run = parser.add_argument_group("the sweep")
     add_start(parser, run, with_preset=start is None)
     run.add_argument(
@@ -75,67 +75,44 @@ def sweep_arguments(parser: Parser, start: Config | None = None) -> None:
 
 @verb("train many points of a space, and find the best", sweep_arguments)
 def sweep(args: argparse.Namespace) -> int:
-    if args.worker:
-        return _work(args)
+    if (args.resume or args.worker) and (args.run_dir is None or args.config):
+        raise JaxlmError("--resume takes the sweep in --run-dir and its own config: name it, and leave --config out")
     space, given = _space(args), changes(args)
-    if args.resume and (args.run_dir is None or args.config):
-        raise JaxlmError(
-            "--resume continues the sweep in --run-dir with its own config: name the directory, and leave --config out"
-        )
     if both := sorted(space.keys() & given.keys()):
         raise JaxlmError(f"{both[0]} is in the space and has a flag too: leave one of them out")
-    if "keep_last" in given:
-        say("--keep-last is for a single run: a sweep's members keep their last and their best checkpoint")
-    options = {
-        name: value
-        for name in ("strategy", "trials", "seeds", "group", "storage")
-        if (value := getattr(args, name)) is not None
-    }
-    if not args.resume:
-        config = starting_config(args).replace(**({} if args.config else args.default_fields))
-        space = space or {name: values for name, values in args.default_space.items() if name not in given}
-        if not space:
-            raise JaxlmError(
-                "the space is empty: name at least one field with its values, as in --set learning_rate=0.5,1,2"
-            )
-        config = _with_fields(config, given, space)
 
+    from jaxlm.sweeps import space as spaces
     from jaxlm.sweeps import supervisor
 
+    if args.worker:
+        stopped_by = supervisor.join(args.run_dir, args.workers or 1, args.data_dir)
+        return SIGNALLED + stopped_by if stopped_by else 0
+    if "keep_last" in given:
+        say("--keep-last is for a single run: a sweep's members keep their last and their best checkpoint")
+    options = {name: getattr(args, name) for name in ("strategy", "trials", "seeds", "group", "storage")}
+    options = {name: value for name, value in options.items() if value is not None}
     if args.resume:
         config, space, options = supervisor.saved_options(args.run_dir, space, options)
         config = config.replace(**given)
-    run_dir = args.run_dir or new_run(f"{config.preset}-sweep")
+    else:
+        config = starting_config(args)
+        space = space or {name: values for name, values in args.default_space.items() if name not in given}
+        try:
+            config = config.replace(**given)
+        except JaxlmError:  # a flag may need a kind that only the space names, as a rate of adamw
+            config = config.replace(**spaces.first_values(space), **given)
     result = supervisor.sweep(
-        config, space, run_dir=run_dir, resume=args.resume, workers=args.workers, data_dir=args.data_dir, **options
+        config,
+        space,
+        run_dir=args.run_dir or new_run(f"{config.preset}-sweep"),
+        resume=args.resume,
+        workers=args.workers,
+        data_dir=args.data_dir,
+        **options,
     )
     if result.stopped_by:
         return SIGNALLED + result.stopped_by
     return 0 if result.best and not result.damaged else FAILED
-
-
-def _with_fields(config: Config, given: dict[str, Any], space: dict[str, Any]) -> Config:
-    """The recipe with the fields that flags give; where it has them only beside values of the space, with the first.
-
-    (As a rate of adamw, where the space names the optimizers.)
-    """
-    try:
-        return config.replace(**given)
-    except JaxlmError:
-        from jaxlm.sweeps.space import first_values
-
-        return config.replace(**first_values(space), **given)
-
-
-def _work(args: argparse.Namespace) -> int:
-    """One of the processes of `--workers`."""
-    if args.run_dir is None:
-        raise JaxlmError("--worker joins the sweep in --run-dir: name it")
-
-    from jaxlm.sweeps import supervisor
-
-    stopped_by = supervisor.join(args.run_dir, args.workers or 1, args.data_dir)
-    return SIGNALLED + stopped_by if stopped_by else 0
 
 
 def _space(args: argparse.Namespace) -> dict[str, Any]:

@@ -51,28 +51,19 @@ def train_arguments(parser: Parser, start: Config | None = None) -> None:
         "where everything is kept (default: runs/PRESET-DATE-TIME)",
         "resume the run in --run-dir (default: the newest in runs/ that has not finished, of --preset if given)",
     )
-    run.add_argument(
-        "--init", type=some_path, metavar="RUN", help="begin from another run's parameters, model, vocabulary and text"
-    )
+    run.add_argument("--init", type=some_path, metavar="RUN", help="begin from another run's parameters and text")
     run.add_argument("--report", action="store_true", help="write RUN/report.html at the end")
     run.add_argument("--steps", type=whole(), metavar="N", help="stop after N windows in all")
     run.add_argument("--track", metavar="NAME", help="send the metrics to tensorboard, wandb, trackio or mlflow too")
-    devices = parser.add_argument_group("many devices")
-    for flag, options in {
-        "--devices": {"metavar": "N", "help": "spread a batch's rows over N devices (default: as many as divide them)"},
-        "--model-devices": {
-            "metavar": "M",
-            "default": 1,
-            "help": "spread the vocabulary over M devices, for each of the N (default 1)",
-        },
-    }.items():
-        devices.add_argument(flag, type=whole(1), **{**options, "help": parser.rare(options["help"])})
+    devices, rare = parser.add_argument_group("many devices"), parser.rare
+    rows = rare("spread a batch's rows over N devices (default: as many as divide them)")
+    devices.add_argument("--devices", type=whole(1), metavar="N", help=rows)
+    words = rare("spread the vocabulary over M devices, for each of the N (default 1)")
+    devices.add_argument("--model-devices", type=whole(1), metavar="M", default=1, help=words)
     many = parser.add_argument_group("many processes: copies of one command; SLURM, Open MPI and others are found")
-    many.add_argument("--coordinator", metavar="HOST:PORT", help=parser.rare("where process 0 can be reached"))
-    many.add_argument(
-        "--processes", type=whole(1), metavar="N", help=parser.rare("how many there are (1: train alone)")
-    )
-    many.add_argument("--process", type=whole(), metavar="I", help=parser.rare("which one this is, from 0"))
+    many.add_argument("--coordinator", metavar="HOST:PORT", help=rare("where process 0 can be reached"))
+    many.add_argument("--processes", type=whole(1), metavar="N", help=rare("how many there are (1: train alone)"))
+    many.add_argument("--process", type=whole(), metavar="I", help=rare("which one this is, from 0"))
     add_config_flags(parser, start)
 
 
@@ -80,27 +71,25 @@ def add_run_arguments(group: Any, run_dir: str, resume: str) -> None:
     """Adds --run-dir, --resume and --data-dir, with the help of the first two."""
     group.add_argument("--run-dir", type=some_path, metavar="DIR", help=run_dir)
     group.add_argument("--resume", action="store_true", help=resume)
-    group.add_argument(
-        "--data-dir", type=some_path, metavar="DIR", help="where Penn Treebank's files are (default: they are found)"
-    )
+    where = "where Penn Treebank's files are (default: they are searched for)"
+    group.add_argument("--data-dir", type=some_path, metavar="DIR", help=where)
 
 
 @verb("train a model", train_arguments)
 def train(args: argparse.Namespace) -> int:
     from jaxlm.distributed.hosts import join
 
-    if args.init and args.resume:
-        raise JaxlmError("--init begins a run and --resume continues one: to resume a run, leave --init out")
+    if args.resume and (args.init or args.config):
+        flag = "--init" if args.init else "--config"
+        raise JaxlmError(f"--resume takes the run's own parameters and config: leave {flag} out")
     args.joined = join(args.coordinator, args.processes, args.process)
     if args.joined and args.run_dir is None:
         raise JaxlmError("many processes need --run-dir: a directory that all of them see")
     corpus = params = None
     if args.resume:
-        if args.config:
-            raise JaxlmError("--resume takes the run's own config: leave --config out")
-        run_dir = args.run_dir or _unfinished_run(args.preset)
         from jaxlm.runs.directory import saved_config
 
+        run_dir = args.run_dir or _unfinished_run(args.preset)
         config = saved_config(run_dir).replace(**changes(args))
     elif args.init:
         config, corpus, params = _initial(args)

@@ -1,4 +1,4 @@
-"""The verbs that use a trained model: `jaxlm evaluate`, `perplexity`, `predict`, `neighbors` and `plot`."""
+"""The verbs that use a trained model: `jaxlm evaluate`, `perplexity`, `predict` and `neighbors`."""
 
 import argparse
 import sys
@@ -23,10 +23,7 @@ HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many
     argument("--corpus", metavar="TEXT", help="a split of another corpus (as train's --corpus), in the run's words"),
     DATA_DIR,
     argument(
-        "--tune",
-        action="store_true",
-        help="try a grid of the protocol's numbers on valid, those given here "
-        "excepted; then read test once, with the best",
+        "--tune", action="store_true", help="choose the protocol's numbers on valid, then read test once with them"
     ),
     add_protocol_flags,
 )
@@ -35,17 +32,14 @@ def evaluate(args: argparse.Namespace) -> None:
         raise JaxlmError("--text is a whole text and --corpus one with splits: give one of them")
     protocol = given_protocol(args)
     if args.tune and (args.text or args.split):
-        raise JaxlmError(
-            f"--tune chooses on valid and then reads test: leave {'--text' if args.text else '--split'} out"
-        )
+        given = "--text" if args.text else "--split"
+        raise JaxlmError(f"--tune chooses on valid and then reads test: leave {given} out")
     lm = loaded(args.run, args.checkpoint)
     if args.tune:
         grid = {name: values for name, values in protocol.grid.items() if name not in changes(args)}
         tuned = lm.tune(protocol, grid=grid, corpus=args.corpus, data_dir=args.data_dir)
-        say(
-            f"the best of {len(tuned.tried)} on valid: perplexity {perplexity_text(tuned.valid)}; test is read once, "
-            f"with it"
-        )
+        best = perplexity_text(tuned.valid)
+        say(f"the best of {len(tuned.tried)} on valid: perplexity {best}; test is read once, with it")
         protocol, found = tuned.protocol, tuned.test
     else:
         found = lm.evaluate(
@@ -93,30 +87,6 @@ def predict(args: argparse.Namespace) -> None:
 def neighbors(args: argparse.Namespace) -> None:
     for word, cosine in loaded(args.run, args.checkpoint).neighbors(args.word, args.k):
         say_line(f"{cosine:.4f}  {word}")
-
-
-@verb(
-    "draw the learning curve and a map of the embedding",
-    RUN,
-    CHECKPOINT,
-    argument(
-        "--words", type=whole(1), default=400, metavar="N", help="most frequent words that the map shows (default 400)"
-    ),
-    argument("--method", default="tsne", choices=("tsne", "pca"), help="how the map is drawn (default tsne)"),
-)
-def plot(args: argparse.Namespace) -> None:
-    lm = loaded(args.run, args.checkpoint)
-
-    from jaxlm.report.curve import learning_curve
-    from jaxlm.report.word_map import embedding_map
-    from jaxlm.runs.metrics import read_metrics
-
-    if rows := read_metrics(args.run):
-        say_line(learning_curve(rows, args.run / "curve.png"))
-    else:
-        say("there is no learning curve: this run has trained no window")
-    picture = args.run / "embedding.png"
-    say_line(embedding_map(lm.params["embedding"], lm.vocab.words, picture, count=args.words, method=args.method))
 
 
 def standard_input(too_long: str) -> str:
