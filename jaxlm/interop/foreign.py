@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from jaxlm.config.models import LSTM
 from jaxlm.errors import JaxlmError
 from jaxlm.interop.tensors import FLOATS, LazyTensor, shown
 
@@ -16,57 +18,51 @@ class ForeignModel:
     """A language model read from a file of another program.
 
     Attributes:
-        params: jaxlm's tree in float32: `embedding [V, E]`, `layers[i].kernel [in + H, 4H]` and `layers[i].bias [4H]`,
-            gates in the order i, j, f, o, `softmax.bias [V]` and, unless tied, `softmax.kernel [H, V]`. Its forget
-            bias is 0.
-        embedding_size: E.
-        hidden_sizes: H of each layer, which may differ.
-        vocab_size: V.
-        tied: whether the logits are features @ embedding.T + bias.
+        config: its sizes; the forget bias is 0. If `tied`, the logits are features @ embedding.T + bias.
+        params: jaxlm's tree in float32: `embedding [V, E]`, `layers[i].kernel [in + H, 4H]` and `layers[i].bias [4H]` with
+            gates i, j, f, o, `softmax.bias [V]` and, unless tied, `softmax.kernel [H, V]`.
         source: what was read, in words.
         notes: what a user should know: what was left out, added up or assumed.
     """
 
-    params: dict
-    embedding_size: int
-    hidden_sizes: tuple[int, ...]
-    vocab_size: int
-    tied: bool
+    config: LSTM
+    params: dict[str, Any]
     source: str
     notes: tuple[str, ...]
 
 
-def foreign_model(params: dict, tied: bool, source: str, notes: list[str]) -> ForeignModel:
-    """The model of a parameter tree; the sizes are the tree's."""
+def foreign_model(params: dict[str, Any], source: str, notes: list[str], tensors: Tensors) -> ForeignModel:
+    """The model of a parameter tree, which gives its sizes, made from `tensors`."""
     vocab_size, width = params["embedding"].shape
-    sizes = tuple(len(layer["bias"]) // 4 for layer in params["layers"])
-    return ForeignModel(params, width, sizes, vocab_size, tied, source, tuple(notes))
+    config = LSTM(
+        vocab_size=vocab_size,
+        embedding_size=width,
+        hidden_sizes=tuple(len(layer["bias"]) // 4 for layer in params["layers"]),
+        tied="kernel" not in params["softmax"],
+        forget_bias=0.0,
+    )
+    if any(tensor.kind == "float64" for tensor in tensors.values()):
+        notes = [*notes, "float64 weights were rounded to float32"]
+    return ForeignModel(config, params, source, tuple(notes))
 
 
-class Values:
-    """Reads the values of named tensors, which must be finite."""
-
-    def __init__(self, tensors: Tensors):
-        self._tensors, self._kinds = tensors, set[str]()
-
-    def exact(self, name: str) -> np.ndarray:
-        """The values in their own precision. Raises JaxlmError where one is not finite."""
-        values = self._tensors[name].read()
-        self._kinds.add(self._tensors[name].kind)
-        return _finite(name, values)
-
-    def float32(self, name: str) -> np.ndarray:
-        """The values in float32. Raises JaxlmError where one is not finite, or too large."""
-        with np.errstate(over="ignore"):
-            return _finite(name, self.exact(name).astype(np.float32, copy=False))
-
-    @property
-    def notes(self) -> list[str]:
-        """What the conversion to float32 changed."""
-        return ["float64 weights were rounded to float32"] if "float64" in self._kinds else []
+def finite(tensors: Tensors, name: str) -> np.ndarray:
+    """The values of a tensor in their own precision. Raises JaxlmError where one is not finite."""
+    return _check_finite(name, tensors[name].read())
 
 
-def _finite(name: str, values: np.ndarray) -> np.ndarray:
+def float32(tensors: Tensors, name: str) -> np.ndarray:
+    """The values of a tensor in float32. Raises JaxlmError where one is not finite, or too large."""
+    return to_float32(name, finite(tensors, name))
+
+
+def to_float32(name: str, values: np.ndarray) -> np.ndarray:
+    """Values, of the tensor of this name, in float32. Raises JaxlmError where one is too large."""
+    with np.errstate(over="ignore"):
+        return _check_finite(name, values.astype(np.float32, copy=False))
+
+
+def _check_finite(name: str, values: np.ndarray) -> np.ndarray:
     if wrong := values.size - np.count_nonzero(np.isfinite(values)):
         raise JaxlmError(f"{shown(name)} holds {wrong:,} numbers that are not finite in {values.dtype}")
     return values

@@ -1,41 +1,31 @@
-"""Named tensors of other people's files: what they claim is checked first, their bytes are read only when used."""
+"""Named tensors of other programs' files: claims are checked first, values are read only when they are used."""
 
 import math
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from jaxlm.errors import JaxlmError
 
-FLOATS = {"float16": "f2", "float32": "f4", "float64": "f8", "bfloat16": "u2"}  # bfloat16: the upper half of float32
+FLOATS = {"float16": "<f2", "float32": "<f4", "float64": "<f8", "bfloat16": "<u2"}  # bfloat16: float32's upper half
+_OTHERS = ("int8", "uint8", "int16", "int32", "int64", "bool", "complex64", "complex128")
+SIZES = {**{kind: int(code[2]) for kind, code in FLOATS.items()}, **{kind: np.dtype(kind).itemsize for kind in _OTHERS}}
 MOST_PATH = 1000  # letters of a path in a message
-MOST_SHARING = 4  # how many times all stored bytes a model's tensors may be; tied ones are counted twice
-SIZES = {
-    "float16": 2,
-    "float32": 4,
-    "float64": 8,
-    "bfloat16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "int16": 2,
-    "int32": 4,
-    "int64": 8,
-    "bool": 1,
-    "complex64": 8,
-    "complex128": 16,
-}  # bytes an element
+MOST_SHARING = 4  # how many times the stored bytes a model's tensors may take; tied ones are counted twice
+MOST_DIMENSIONS = 16
 
 
 @dataclass(frozen=True, eq=False)
 class LazyTensor:
-    """A tensor whose claims are known and checked, and whose values are not read yet.
+    """A tensor whose claims have been checked, and whose values are not read yet.
 
     Attributes:
         shape: its shape.
         kind: its elements, as "float32".
         identity: equal for two tensors that are the same memory.
-        read: gives the values `[*shape]` in their own precision (bfloat16 as float32); raises JaxlmError.
+        read: gives the values `[*shape]` of a kind of `FLOATS`, bfloat16 as float32; raises JaxlmError.
     """
 
     shape: tuple[int, ...]
@@ -50,24 +40,16 @@ def check_sharing(tensors: Iterable[LazyTensor], stored: int) -> None:
         raise JaxlmError(f"its tensors claim over {MOST_SHARING} times the bytes that are stored")
 
 
-def decoded(data: bytes | bytearray | memoryview, kind: str, order: str = "<") -> np.ndarray:
-    """The elements `[n]` of raw bytes, not yet converted: bfloat16 as the 16-bit integers that it is stored as.
-
-    Args:
-        data: whole elements.
-        kind: what they are; JaxlmError unless a kind of float.
-        order: "<" for little endian, ">" for big endian.
-    """
-    if kind not in FLOATS:
-        raise JaxlmError(f"expected weights that are floats, found {kind}")
-    return np.frombuffer(data, order + FLOATS[kind])
+def elements(data: bytes | bytearray | memoryview, kind: str) -> np.ndarray:
+    """The whole elements `[n]` that begin `data`, little endian, of a kind of `FLOATS`; bfloat16 as 16-bit integers."""
+    return np.frombuffer(data, FLOATS[kind], len(data) // SIZES[kind])
 
 
-def as_floats(elements: np.ndarray, kind: str) -> np.ndarray:
-    """`decoded` elements as floats in the machine's byte order; always a copy in C order."""
+def as_floats(values: np.ndarray, kind: str) -> np.ndarray:
+    """`elements` in any shape as floats; always a copy in C order."""
     if kind == "bfloat16":
-        return (elements.astype(np.uint32, order="C") << 16).view(np.float32)
-    return elements.astype(elements.dtype.newbyteorder("="), order="C")
+        return (values.astype(np.uint32, order="C") << 16).view(np.float32)
+    return values.astype(values.dtype.newbyteorder("="), order="C")
 
 
 def shown(text: object, most: int = 80) -> str:
@@ -81,3 +63,14 @@ def listed(names: Iterable[str], most: int = 8) -> str:
     ordered: Collection[str] = sorted(names)
     few = [shown(name) for name in ordered[:most]]
     return ", ".join(few) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+
+
+@contextmanager
+def damage(what: str) -> Iterator[None]:
+    """Turns whatever a reader of other people's bytes raises into a JaxlmError: that part of the file is damaged."""
+    try:
+        yield
+    except (JaxlmError, MemoryError):
+        raise
+    except Exception as error:
+        raise JaxlmError(f"its {what} is damaged or cut short ({shown(error)})") from None

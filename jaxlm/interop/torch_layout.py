@@ -5,12 +5,21 @@ jaxlm has one kernel `[in + H, 4H]`, gates i, j, f, o, and one bias; g and j are
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.foreign import ForeignModel, Tensors, Values, expect_shape, foreign_model, matrix_shape
+from jaxlm.interop.foreign import (
+    ForeignModel,
+    Tensors,
+    expect_shape,
+    finite,
+    float32,
+    foreign_model,
+    matrix_shape,
+    to_float32,
+)
 from jaxlm.interop.tensors import listed, shown
 
 Layer = dict[str, str]  # {part: name}
@@ -45,22 +54,21 @@ def from_torch(tensors: Tensors, source: str) -> ForeignModel:
     if bias is not None:
         expect_shape(tensors, bias, (vocab_size,))
 
-    values, notes = Values(tensors), []
-    table, tied = values.float32(embedding), tensors[kernel].identity == tensors[embedding].identity
-    softmax = {"bias": np.zeros(vocab_size, np.float32) if bias is None else values.float32(bias)}
+    notes = []
+    table, tied = float32(tensors, embedding), tensors[kernel].identity == tensors[embedding].identity
+    softmax = {"bias": np.zeros(vocab_size, np.float32) if bias is None else float32(tensors, bias)}
     if not tied:
-        head = values.float32(kernel)
-        if np.array_equal(head, table) and np.ptp(table):
-            tied = True
+        head = float32(tensors, kernel)
+        if np.array_equal(head, table) and np.ptp(table):  # constant matrices (as of zeros) say nothing
             notes.append("the output matrix equals the embedding in every number: the model is taken as tied")
         else:
-            softmax = {"kernel": np.ascontiguousarray(head.T), **softmax}
+            softmax["kernel"] = np.ascontiguousarray(head.T)
     if bias is None:
         notes.append("the output layer has no bias: zeros stand in its place")
     if "bias_ih" in layers[0]:
         notes.append("each layer's two biases were added up")
-    params = {"embedding": table, "layers": [_lstm(values, layer) for layer in layers], "softmax": softmax}
-    return foreign_model(params, tied, source, [*notes, *values.notes])
+    params = {"embedding": table, "layers": [_lstm(tensors, layer) for layer in layers], "softmax": softmax}
+    return foreign_model(params, source, notes, tensors)
 
 
 def _layers(tensors: Tensors) -> tuple[list[Layer], set[str]]:
@@ -141,13 +149,12 @@ def _check_layer(tensors: Tensors, layer: Layer, width: int) -> int:
     return hidden
 
 
-def _lstm(values: Values, layer: Mapping[str, str]) -> dict[str, np.ndarray]:
+def _lstm(tensors: Tensors, layer: Layer) -> dict[str, np.ndarray]:
     """jaxlm's kernel and bias of one of PyTorch's layers."""
-    kernel = np.concatenate([values.float32(layer["weight_ih"]), values.float32(layer["weight_hh"])], 1)
-    bias = np.zeros(len(kernel))
-    for part in ("bias_ih", "bias_hh"):
-        bias = bias + (values.exact(layer[part]).astype(np.float64) if part in layer else 0)
-    return {"kernel": np.ascontiguousarray(_gates(kernel).T), "bias": _gates(bias.astype(np.float32))}
+    kernel = np.concatenate([float32(tensors, layer["weight_ih"]), float32(tensors, layer["weight_hh"])], 1)
+    biases = [layer[part] for part in ("bias_ih", "bias_hh") if part in layer]
+    bias = sum((finite(tensors, name).astype(np.float64) for name in biases), np.zeros(len(kernel)))
+    return {"kernel": np.ascontiguousarray(_gates(kernel).T), "bias": _gates(to_float32(" + ".join(biases), bias))}
 
 
 def _gates(rows: np.ndarray) -> np.ndarray:

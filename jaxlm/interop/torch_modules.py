@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.pickles import Instance
 from jaxlm.interop.tensors import LazyTensor, check_sharing, listed, shown
-from jaxlm.interop.torch_objects import Tensor
+from jaxlm.interop.torch_pickle import Instance
 
 MOST_NAMES, MOST_DEPTH, MOST_VALUES = 100_000, 50, 200_000
 MOST_PREFIX = 1000  # letters of the way to a module
@@ -28,9 +27,9 @@ def model_tensors(value: Any, stored: int) -> tuple[dict[str, LazyTensor], str]:
         if isinstance(candidate, Instance):
             tensors, what = dict(_module_tensors(candidate, "", 0, [MOST_NAMES])), f"module {shown(candidate.kind)}"
         else:
-            tensors, what = {name: leaf for name, leaf in candidate.items() if isinstance(leaf, Tensor)}, "state_dict"
+            tensors, what = {name: leaf for name, leaf in candidate.items() if isinstance(leaf, LazyTensor)}, "state_dict"
         if tensors:
-            found.append((place, {name: tensor.lazy() for name, tensor in tensors.items()}, what))
+            found.append((place, tensors, what))
     models = [entry for entry in found if any("weight_ih_l" in name for name in entry[1])] or found
     if not models:
         raise JaxlmError(f"expected a model or a state_dict, found {_described(value)} without named weights in it")
@@ -51,7 +50,7 @@ def _candidates(value: Any) -> Iterator[tuple[str, Any]]:
         for place, item in level:
             if _is_module(item) or (
                 isinstance(item, dict)
-                and any(isinstance(leaf, Tensor) and _is_weight(name) for name, leaf in item.items())
+                and any(isinstance(leaf, LazyTensor) and _is_weight(name) for name, leaf in item.items())
             ):
                 yield place, item
                 continue
@@ -79,7 +78,7 @@ def _is_module(item: Any) -> bool:
     return isinstance(item, Instance) and isinstance(item.state.get("_parameters"), dict)
 
 
-def _module_tensors(module: Instance, prefix: str, depth: int, left: list[int]) -> Iterator[tuple[str, Tensor]]:
+def _module_tensors(module: Instance, prefix: str, depth: int, left: list[int]) -> Iterator[tuple[str, LazyTensor]]:
     """Parameters and buffers of a module and those below it, in the order of its state_dict.
 
     `left` holds how many names may still be visited: modules may share parts, so paths can outnumber modules.
@@ -93,7 +92,7 @@ def _module_tensors(module: Instance, prefix: str, depth: int, left: list[int]) 
     passing = {name for name in passing if isinstance(name, str)}
     for kind in ("_parameters", "_buffers"):
         for name, leaf in _dict(module, kind).items():
-            if isinstance(leaf, Tensor) and (kind == "_parameters" or name not in passing):
+            if isinstance(leaf, LazyTensor) and (kind == "_parameters" or name not in passing):
                 yield prefix + name, leaf
     for name, child in _dict(module, "_modules").items():
         if _is_module(child):
