@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -33,8 +33,8 @@ def recorded(name: str, table: str) -> dict[str, dict[str, Any]]:
 def log_probabilities(model: Any, tokens: list[int]) -> np.ndarray:
     """float64 [N - 1]: log p(tokens[t + 1] | tokens[..t]) of a ForeignModel from a zero state."""
     params, answers = model.params, []
-    states = [(np.zeros(size), np.zeros(size)) for size in model.hidden_sizes]
-    output = params["embedding"].T if model.tied else params["softmax"]["kernel"]
+    states = [(np.zeros(size), np.zeros(size)) for size in model.config.hidden_sizes]
+    output = params["embedding"].T if model.config.tied else params["softmax"]["kernel"]
     for token, target in pairwise(tokens):
         x = params["embedding"][token].astype(np.float64)
         for place, (layer, (c, h)) in enumerate(zip(params["layers"], states, strict=True)):
@@ -144,7 +144,6 @@ class Storages:
 
     device: str = "cpu"
     old: bool = False
-    order: Literal["<", ">"] = "<"
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
     def hold(self, array: np.ndarray) -> str:
@@ -180,12 +179,9 @@ def zip_file(
     """A file as torch.save has written it since 1.6."""
     entries = {
         "data.pkl": pickled(value),
-        "byteorder": b"little" if storages.order == "<" else b"big",
+        "byteorder": b"little",
         "version": b"3\n",
-        **{
-            f"data/{key}": array.astype(array.dtype.newbyteorder(storages.order)).tobytes()
-            for key, array in storages.arrays.items()
-        },
+        **{f"data/{key}": array.tobytes() for key, array in storages.arrays.items()},
         **(more or {}),
     }
     out = io.BytesIO()

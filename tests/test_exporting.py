@@ -24,7 +24,7 @@ from jaxlm.scoring.language_model import LanguageModel
 WORDS = ("<eos>", "<unk>", "a", "b", "c", "d", "ë", "\x1b[2J")
 TOKENS = [0, 3, 6, 1, 1, 5, 2, 7]
 TEXT = "\n b ë <unk> <unk> d a \x1b[2J"
-PACKAGES = [("onnx", "onnx"), ("orbax", "orbax.checkpoint"), ("stablehlo", "flatbuffers")]
+PACKAGES = [("onnx", "onnx"), ("stablehlo", "flatbuffers")]
 SHAPES = {
     "equal": {"hidden_sizes": (4, 4)},
     "tied": {"hidden_sizes": (3, 4), "tied": True},
@@ -151,18 +151,6 @@ def test_stablehlo_computes_the_same_for_any_batch(tmp_path, kind):
         same(lm, np.stack(found))
 
 
-@pytest.mark.parametrize("kind", ["lstm", "mingru", "mogrifier"])
-def test_orbax_restores_the_tree(tmp_path, kind):
-    orbax = pytest.importorskip("orbax.checkpoint")
-    lm = model(kind)
-    export_model(lm, "orbax", tmp_path / "out")
-    with orbax.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore(tmp_path / "out/params", jax.tree.map(np.asarray, lm.params))
-    jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(np.asarray, lm.params))
-    assert jaxlm.Config.from_json((tmp_path / "out/config.json").read_text()) == lm.config
-    assert Vocab.from_json((tmp_path / "out/vocab.json").read_text()) == lm.vocab
-
-
 def test_a_hub_s_folder_describes_the_model_and_its_results(tmp_path):
     run, config = tmp_path / "run", model().config.replace(vocab_size=10_000, corpus="embedded-tiny", batch_size=20)
     result = jaxlm.train(config.replace(epochs=1, bptt_length=5), run_dir=run, steps=5, quiet=True)
@@ -211,7 +199,7 @@ def test_nothing_is_written_over_and_nothing_half(tmp_path, monkeypatch, target)
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.rename" if target in ("hub", "orbax") else "os.fsync", fail)
+    monkeypatch.setattr("os.rename" if target == "hub" else "os.fsync", fail)
     with pytest.raises(JaxlmError, match="No space left"):
         export_model(model(), target, tmp_path / "out")
     monkeypatch.undo()

@@ -3,13 +3,10 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from interop_files import Storages, weights, zip_file
 
-import jaxlm.interop.importing as importing
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.interop.vocabularies import read_vocabulary, vocabulary_of_corpus
+from jaxlm.interop.vocabularies import model_vocabulary, read_vocabulary, vocabulary_of_corpus
 
 
 @pytest.mark.parametrize(
@@ -70,19 +67,14 @@ def test_words_of_a_corpus_in_the_order_of_first_appearance(tmp_path):
         vocabulary_of_corpus(tmp_path)
 
 
-def test_a_model_with_its_words(tmp_path):
+def test_the_words_of_a_model_are_a_file_s_or_a_corpus_s(tmp_path):
     corpus(tmp_path)
-    storages = Storages()
-    value = {name: storages.tensor(array) for name, array in weights(vocab_size=9).items()}
-    (tmp_path / "model.pt").write_bytes(zip_file(value, storages))
     (tmp_path / "vocab.txt").write_text("\n".join(f"word{place}" for place in range(9)))
-    model, vocab = importing.import_model(tmp_path / "model.pt", tmp_path / "vocab.txt")
-    assert vocab.words[8] == "word8" and model.params["embedding"].shape == (9, 4)
-    assert importing.import_model(tmp_path / "model.pt", tmp_path)[1].words[7] == "café"
-    np.testing.assert_array_equal(model.params["softmax"]["kernel"].T, weights(vocab_size=9)["decoder.weight"])
+    assert model_vocabulary(tmp_path / "vocab.txt", 9).words[8] == "word8"
+    assert model_vocabulary(tmp_path, 9).words[7] == "café"
     (tmp_path / "test.txt").write_text("dog bird\n")
     with pytest.raises(JaxlmError, match="10 words, and the model has 9"):
-        importing.import_model(tmp_path / "model.pt", tmp_path)
+        model_vocabulary(tmp_path, 9)
 
 
 def test_nothing_but_numpy_is_needed_to_read_a_model():

@@ -16,7 +16,6 @@ LAYERS = [
     "urls",
     "terminal",
     "files",
-    "crc32c",
     "config",
     "data",
     "report",
@@ -39,7 +38,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
     if path != PACKAGE / "__init__.py"
 }
-NO_JAX = ("errors", "urls", "terminal", "files", "crc32c", "config", "data", "report")
+NO_JAX = ("errors", "urls", "terminal", "files", "config", "data", "report")
 
 
 def room(module: str) -> str:

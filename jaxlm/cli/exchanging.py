@@ -7,7 +7,7 @@ from jaxlm.cli.parsing import some_path
 from jaxlm.cli.verbs import CHECKPOINT, RUN, argument, check_run, output, verb
 from jaxlm.terminal import say_line
 
-TARGETS = ("safetensors", "torch", "hub", "onnx", "stablehlo", "orbax")  # (whose code imports JAX: too slow for --help)
+TARGETS = ("safetensors", "torch", "hub", "onnx", "stablehlo")  # (whose code imports JAX: too slow for --help)
 
 
 @verb(
@@ -48,7 +48,7 @@ def import_(args: argparse.Namespace) -> None:
         choices=TARGETS,
         required=True,
         metavar="TARGET",
-        help="safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx, stablehlo or orbax",
+        help="safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx or stablehlo",
     ),
     output("the file or folder to make", required=True),
 )

@@ -8,7 +8,6 @@ from jaxlm.errors import JaxlmError
 from jaxlm.files import reason
 from jaxlm.interop.export_hub import export_hub
 from jaxlm.interop.export_onnx import export_onnx
-from jaxlm.interop.export_orbax import export_orbax
 from jaxlm.interop.export_stablehlo import export_stablehlo
 from jaxlm.interop.export_torch import export_safetensors, export_torch
 from jaxlm.runs.loading import load
@@ -23,7 +22,6 @@ EXPORTERS: dict[str, Exporter] = {
     "hub": export_hub,
     "onnx": export_onnx,
     "stablehlo": export_stablehlo,
-    "orbax": export_orbax,
 }
 TARGETS = tuple(EXPORTERS)
 
@@ -35,8 +33,8 @@ def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, 
 
     Args:
         run: a run's directory, or a model.
-        target: safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx, stablehlo (by
-            jax.export) or orbax.
+        target: safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx or stablehlo
+            (by jax.export).
         out: the file or folder to make; nothing may be there.
         which: `last`, `best` or a step, of a run's directory.
     Returns:
@@ -54,10 +52,9 @@ def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, 
             notes = export_hub(model, out, read_metrics(run))
         else:
             notes = EXPORTERS[target](model, out)
-    except OSError as error:
-        raise JaxlmError(f"cannot export to {os.fspath(out)}: {reason(error)}") from None
-    except MemoryError:
-        raise JaxlmError(f"cannot export to {os.fspath(out)}: there is not enough memory") from None
+    except (OSError, MemoryError) as error:
+        problem = reason(error) if isinstance(error, OSError) else "there is not enough memory"
+        raise JaxlmError(f"cannot export to {os.fspath(out)}: {problem}") from None
     if model.config.optimizer.average_decay is not None:
         notes = [*notes, "the parameters are the average, as evaluation uses them, not the last ones"]
     return notes

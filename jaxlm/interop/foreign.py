@@ -19,8 +19,8 @@ class ForeignModel:
 
     Attributes:
         config: its sizes; the forget bias is 0. If `tied`, the logits are features @ embedding.T + bias.
-        params: jaxlm's tree in float32: `embedding [V, E]`, `layers[i].kernel [in + H, 4H]` and `layers[i].bias [4H]` with
-            gates i, j, f, o, `softmax.bias [V]` and, unless tied, `softmax.kernel [H, V]`.
+        params: jaxlm's tree in float32: `embedding [V, E]`, `layers[i].kernel [in + H, 4H]`, `layers[i].bias [4H]`
+            (gates i, j, f, o), `softmax.bias [V]` and, unless tied, `softmax.kernel [H, V]`.
         source: what was read, in words.
         notes: what a user should know: what was left out, added up or assumed.
     """

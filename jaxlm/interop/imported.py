@@ -7,17 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config.config import Config
-from jaxlm.config.models import LSTM
 from jaxlm.errors import JaxlmError
 from jaxlm.files import reader, reason
-from jaxlm.interop import importing
+from jaxlm.interop.importing import read_model
 from jaxlm.interop.tensorflow_checkpoint import checkpoint_prefix
 from jaxlm.interop.tensors import MOST_PATH, shown
+from jaxlm.interop.vocabularies import model_vocabulary
 from jaxlm.runs import directory
 from jaxlm.runs.adoption import keep_model, unknown_corpus
 from jaxlm.scoring.language_model import LanguageModel
-
-CHUNK = 1 << 22
 
 
 def import_model(file: str | Path, vocab: str | Path, run_dir: str | Path | None = None) -> LanguageModel:
@@ -37,48 +35,29 @@ def import_model(file: str | Path, vocab: str | Path, run_dir: str | Path | None
         DataError: the vocabulary cannot be read, or has another size than the model.
         RunDirError: the directory holds something already, or cannot be written.
     """
-    found, words = importing.import_model(file, vocab)
-    config = Config(
-        model=LSTM(
-            vocab_size=found.vocab_size,
-            embedding_size=found.embedding_size,
-            hidden_sizes=found.hidden_sizes,
-            tied=found.tied,
-            forget_bias=0.0,
-        ),
-        preset="imported",
-    )
-    source = _source(Path(file))
+    found = read_model(file)
+    prefix = checkpoint_prefix(file)
+    words = model_vocabulary(vocab, found.config.vocab_size, tensorflow=prefix is not None)
+    path = Path(file).resolve()
     corpus = unknown_corpus(
-        f"imported:{Path(file).resolve().name}",
-        _sha256(source),
-        words,
-        f"imported from {Path(file).resolve()}, a {found.source}",
-        *found.notes,
+        f"imported:{path.name}", _sha256(path, prefix), words, f"imported from {path}, a {found.source}", *found.notes
     )
-    config = config.replace(corpus=corpus.spec)
+    config = Config(model=found.config, preset="imported").replace(corpus=corpus.spec)
     if run_dir is not None:
         keep_model(run_dir, config, found.params, corpus)
     return LanguageModel(jax.tree.map(jnp.asarray, found.params), config, words, directory.named(corpus))
 
 
-def _source(file: Path) -> list[Path]:
-    """The files that a model is read from."""
-    prefix = checkpoint_prefix(file)
-    if prefix is None:
-        return [file]
-    beside = sorted(path for path in prefix.parent.iterdir() if path.name.startswith(f"{prefix.name}.data-"))
-    return [prefix.with_name(f"{prefix.name}.index"), *beside]
-
-
-def _sha256(files: list[Path]) -> str:
-    """The hash of files, one after the other. Raises JaxlmError where one cannot be read."""
-    digest = hashlib.sha256()
+def _sha256(path: Path, prefix: Path | None) -> str:
+    """The hash of the files that a model was read from, one after the other. Raises JaxlmError."""
+    digest, files = hashlib.sha256(), [path]
+    if prefix is not None:
+        shards = sorted(path for path in prefix.parent.iterdir() if path.name.startswith(f"{prefix.name}.data-"))
+        files = [prefix.with_name(f"{prefix.name}.index"), *shards]
     for path in files:
         try:
             with reader(path) as file:
-                while chunk := file.read(CHUNK):
-                    digest.update(chunk)
+                hashlib.file_digest(file, lambda: digest)
         except OSError as error:
             raise JaxlmError(f"{shown(path, MOST_PATH)} cannot be read: {reason(error)}") from None
     return digest.hexdigest()

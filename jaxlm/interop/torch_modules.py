@@ -27,7 +27,10 @@ def model_tensors(value: Any, stored: int) -> tuple[dict[str, LazyTensor], str]:
         if isinstance(candidate, Instance):
             tensors, what = dict(_module_tensors(candidate, "", 0, [MOST_NAMES])), f"module {shown(candidate.kind)}"
         else:
-            tensors, what = {name: leaf for name, leaf in candidate.items() if isinstance(leaf, LazyTensor)}, "state_dict"
+            tensors, what = (
+                {name: leaf for name, leaf in candidate.items() if isinstance(leaf, LazyTensor)},
+                "state_dict",
+            )
         if tensors:
             found.append((place, tensors, what))
     models = [entry for entry in found if any("weight_ih_l" in name for name in entry[1])] or found

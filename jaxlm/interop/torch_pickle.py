@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -158,6 +158,8 @@ class _Unpickler(pickle._Unpickler):
         if isinstance(target, Instance):
             parts = state[:2] if isinstance(state, tuple) else (state,)  # a tuple: (attributes, slots)
             target.state = next((part for part in parts if isinstance(part, dict)), {})
+        elif isinstance(target, Global):
+            raise JaxlmError(f"its pickle changes {shown(target)}; nothing was run")
 
     def load_empty_dict(self) -> None:
         self.stack.append(_Entries())
@@ -167,7 +169,7 @@ class _Unpickler(pickle._Unpickler):
         self.stack.append(_pairs(list(zip(items[::2], items[1::2], strict=True))))
 
     _python = pickle._Unpickler.dispatch
-    dispatch = {
+    dispatch: ClassVar = {
         **_python,
         pickle.REDUCE[0]: load_reduce,
         pickle.NEWOBJ[0]: load_newobj,
@@ -244,12 +246,12 @@ def _view(storage: Any, kind: str, offset: Any, shape: Any, strides: Any, metada
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> LazyTensor:
-    """Stands for _rebuild_tensor and _rebuild_tensor_v2 (storage, offset, shape, strides, gradient, hooks, metadata)."""
+    """Stands for _rebuild_tensor and _rebuild_tensor_v2 (storage, offset, shape, strides, grad, hooks, metadata)."""
     return _view(storage, getattr(storage, "kind", ""), offset, shape, strides, rest[2:3])
 
 
 def _tensor_of_dtype(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> LazyTensor:
-    """Stands for _rebuild_tensor_v3 (storage, offset, shape, strides, gradient, hooks, dtype, metadata)."""
+    """Stands for _rebuild_tensor_v3 (storage, offset, shape, strides, grad, hooks, dtype, metadata)."""
     dtype = rest[2] if len(rest) > 2 and isinstance(rest[2], Global) and rest[2].module == "torch" else None
     kind = {"half": "float16", "float": "float32", "double": "float64"}.get(dtype.name, dtype.name) if dtype else ""
     if kind not in SIZES:

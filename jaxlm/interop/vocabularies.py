@@ -1,6 +1,7 @@
 """The words of other people's models: files of one word a line, or a corpus in the order of first appearance."""
 
 import io
+import os
 from pathlib import Path
 
 from jaxlm.data.vocab import EOS, Vocab
@@ -12,24 +13,48 @@ MOST_TEXT = 1 << 32  # bytes of one file of a corpus
 SPLITS = ("train.txt", "valid.txt", "test.txt")
 
 
-def read_vocabulary(path: str | Path, size: int | None = None) -> Vocab:
-    """The vocabulary of a file of one word a line; a word's id is its line, counted from 0.
+def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> Vocab:
+    """The words of an imported model.
 
     Args:
-        path: UTF-8; the last line may lack its newline.
+        path: a file of one word a line; or, of a program of PyTorch's, the folder of the train.txt, valid.txt and
+            test.txt that the model was trained on, whose words are numbered in the order of their first appearance.
         size: how many words there must be, as the model's weights have it.
+        tensorflow: whether the model is TensorFlow's.
     Raises:
-        DataError: the file cannot be read, is not UTF-8, has a word twice or an empty line, or another number of words.
+        DataError: the file or folder cannot be read, is not UTF-8, has a word twice or an empty line, or another
+            number of words.
+    """
+    if not os.path.isdir(path):  # (which raises nothing)
+        return read_vocabulary(path, size)
+    if tensorflow:
+        raise DataError(
+            f"the vocabulary {shown(path, MOST_PATH)} is a folder, whose words would be numbered as "
+            f"PyTorch's programs do, and the model is TensorFlow's: give a file of its words, one a line"
+        )
+    words = Vocab(vocabulary_of_corpus(path))
+    if len(words) != size:
+        raise DataError(
+            f"the corpus {shown(path, MOST_PATH)} has {len(words):,} words, and the model has {size:,}; give the "
+            "corpus that the model was trained on"
+        )
+    return words
+
+
+def read_vocabulary(path: str | Path, size: int) -> Vocab:
+    """The vocabulary of a UTF-8 file of one word a line; a word's id is its line, counted from 0.
+
+    Raises DataError as `model_vocabulary` does.
     """
     text = _text(Path(path), MAX_VOCAB_BYTES).replace("\r\n", "\n")
     words = text.removesuffix("\n").split("\n")
-    if size is not None and len(words) != size:
-        if len(text.split()) != size:
+    if len(words) != size:
+        found, words = len(words), text.split()  # colorlessgreenRNNs reads its files so
+        if len(words) != size:
             raise DataError(
-                f"the vocabulary {shown(path, MOST_PATH)} has {len(words):,} words, and the model has "
+                f"the vocabulary {shown(path, MOST_PATH)} has {found:,} words, and the model has "
                 f"{size:,}; give the file that the model was trained with"
             )
-        words = text.split()  # colorlessgreenRNNs reads its files so
     try:
         return Vocab(tuple(words))
     except DataError as error:
