@@ -1,6 +1,7 @@
 """From a file of another program to a model to use, and to a run."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,6 +17,8 @@ from jaxlm.interop.vocabularies import model_vocabulary
 from jaxlm.runs import directory
 from jaxlm.runs.adoption import keep_model, unknown_corpus
 from jaxlm.scoring.language_model import LanguageModel
+
+CHUNK = 1 << 22  # bytes
 
 
 def import_model(file: str | Path, vocab: str | Path, run_dir: str | Path | None = None) -> LanguageModel:
@@ -57,7 +60,8 @@ def _sha256(path: Path, prefix: Path | None) -> str:
     for path in files:
         try:
             with reader(path) as file:
-                hashlib.file_digest(file, lambda: digest)
+                for chunk in iter(partial(file.read, CHUNK), b""):
+                    digest.update(chunk)
         except OSError as error:
             raise JaxlmError(f"{shown(path, MOST_PATH)} cannot be read: {reason(error)}") from None
     return digest.hexdigest()

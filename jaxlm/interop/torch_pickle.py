@@ -117,13 +117,16 @@ def unpickle(stream: BinaryIO, storage: Callable[[Any], Any]) -> Any:
             if opcode.name in _REFUSED or opcode.proto > 4:
                 what = f"{opcode.name} {'' if argument is None else shown(argument)}".rstrip()
                 raise JaxlmError(f"its pickle has the instruction {what}, which no model needs; nothing was run")
-            if opcode.name == "PUT" and argument > MOST_STEPS:
+            if opcode.name == "PUT" and isinstance(argument, int) and argument > MOST_STEPS:
                 raise JaxlmError("its pickle is damaged: a place in the memo is out of range")
         stream.seek(start)
         return _Unpickler(stream, storage).load()
 
 
-class _Unpickler(pickle._Unpickler):
+_Python: Any = pickle._Unpickler  # the unpickler that is written in Python
+
+
+class _Unpickler(_Python):
     """Python's unpickler with instructions of our own where its own would call, build or hash something."""
 
     def __init__(self, stream: BinaryIO, storage: Callable[[Any], Any]):
@@ -168,18 +171,17 @@ class _Unpickler(pickle._Unpickler):
         items = self.pop_mark()
         self.stack.append(_pairs(list(zip(items[::2], items[1::2], strict=True))))
 
-    _python = pickle._Unpickler.dispatch
     dispatch: ClassVar = {
-        **_python,
+        **_Python.dispatch,
         pickle.REDUCE[0]: load_reduce,
         pickle.NEWOBJ[0]: load_newobj,
         pickle.NEWOBJ_EX[0]: load_newobj_ex,
         pickle.BUILD[0]: load_build,
         pickle.EMPTY_DICT[0]: load_empty_dict,
         pickle.DICT[0]: load_dict,
-        pickle.EMPTY_SET[0]: _python[pickle.EMPTY_LIST[0]],
-        pickle.ADDITEMS[0]: _python[pickle.APPENDS[0]],
-        pickle.FROZENSET[0]: _python[pickle.LIST[0]],
+        pickle.EMPTY_SET[0]: _Python.dispatch[pickle.EMPTY_LIST[0]],
+        pickle.ADDITEMS[0]: _Python.dispatch[pickle.APPENDS[0]],
+        pickle.FROZENSET[0]: _Python.dispatch[pickle.LIST[0]],
     }
 
 
