@@ -72,6 +72,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory):
+    """The process whose forked children run `jaxlm` commands."""
+    from forked import Server
+
+    with Server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_programs_of_other_files():
     """Frees what a file has compiled: each program has memory maps, and Linux aborts a process at 65,530 of them."""

@@ -31,6 +31,11 @@ class Command:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to the command alone, where it still lives."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
     def poll(self) -> int | None:
         """Its exit code, as of `subprocess.Popen`; None while it lives."""
         return self._server.status(self.pid)
@@ -86,14 +91,14 @@ class Server:
         self._process.wait()
         self._process.stdout.close()
 
-    def start(self, *arguments: str | Path) -> Command:
-        """Starts `jaxlm ARGUMENTS`."""
+    def start(self, *arguments: str | Path, before: str = "") -> Command:
+        """Starts `jaxlm ARGUMENTS` after Python code that changes something in that process alone."""
         assert self._process.stdin
         self._count += 1
         out, err = (self._folder / f"{self._count}.{name}" for name in ("out", "err"))
         for path in (out, err):  # also of a command that is killed before it opens them
             path.touch()
-        self._process.stdin.write(json.dumps([[*map(str, arguments)], str(out), str(err)]).encode() + b"\n")
+        self._process.stdin.write(json.dumps([[*map(str, arguments)], str(out), str(err), before]).encode() + b"\n")
         while not (started := self._hear(SECONDS)):
             pass
         return Command(self, started, out, err)
@@ -133,10 +138,10 @@ def _serve() -> None:
             rest += data
         while b"\n" in rest:
             line, _, rest = rest.partition(b"\n")
-            arguments, out, err = json.loads(line)
+            arguments, out, err, before = json.loads(line)
             if not (pid := os.fork()):
                 os.setpgid(0, 0)
-                _become(arguments, out, err)
+                _become(arguments, out, err, before)
             with suppress(OSError):
                 os.setpgid(pid, pid)
             print(json.dumps(["started", pid]), flush=True)
@@ -169,9 +174,9 @@ def _import_all() -> None:
     gc.freeze()  # a child need not walk, and so copy, what was imported
 
 
-def _become(arguments: list[str], out: str, err: str) -> None:
-    from jaxlm.cli import main
-
+def _become(arguments: list[str], out: str, err: str, before: str) -> None:
+    """Runs `jaxlm ARGUMENTS` as its script does, and ends this process."""
+    sys.argv = ["jaxlm", *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for descriptor, path in ((0, os.devnull), (1, out), (2, err)):
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
@@ -179,9 +184,12 @@ def _become(arguments: list[str], out: str, err: str) -> None:
         os.close(opened)
     code = 70
     try:
-        code = main(arguments)
+        from jaxlm.__main__ import main
+
+        exec(before, {})
+        main()
     except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 71
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 71
     except BaseException:
         import traceback
 

@@ -164,7 +164,7 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Iterator[Place]:
+def place(server, tmp_path_factory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("chaos")
     disk, canary = folder / "disk", folder / "canary"
     disk.mkdir()
@@ -175,8 +175,7 @@ def place(tmp_path_factory) -> Iterator[Place]:
         ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", disk], capture_output=True
     ).returncode
     try:
-        with Server(folder) as server:
-            yield Place(disk, canary, mounted, server)
+        yield Place(disk, canary, mounted, server)
     finally:
         if mounted:
             subprocess.run(["umount", "-l", disk], check=True)

@@ -2,12 +2,11 @@
 
 import os
 import re
-import resource
 import subprocess
 from pathlib import Path
 
 import pytest
-from processes import CONFIG, assert_same, end, kept, start_training, wait_for, windows
+from processes import CONFIG, assert_same, kept, training, wait_for, windows
 
 import jaxlm
 from jaxlm.data.corpora import load_corpus
@@ -101,23 +100,22 @@ def test_a_read_only_disk(small_disk, corpus):
     assert loaded.evaluate("test", corpus=corpus).perplexity == trained.test_perplexity
 
 
-def test_a_limit_on_the_size_of_files(tmp_path):
+def test_a_limit_on_the_size_of_files(server, tmp_path):
     """A real EFBIG in a real process, in the metrics and in the checkpoint's arrays."""
     run_dir = tmp_path / "run"
-    process = start_training(run_dir)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (12_000, 12_000))
-    code, said = end(process)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))"
+    code, _, said = server.start(*training(run_dir), before=limit).end()
     assert code == 1 and re.search("error: .*(File too large|cannot save)", said), said
     assert said.count("error:") == 1
     assert_whole(run_dir)
 
 
-def test_a_directory_that_vanishes(tmp_path):
+def test_a_directory_that_vanishes(server, tmp_path):
     run_dir = tmp_path / "run"
-    process = start_training(run_dir)
+    process = server.start(*training(run_dir))
     assert wait_for(lambda: windows(run_dir) > 8, process)
     os.rename(run_dir, tmp_path / "moved")
-    code, said = end(process)
+    code, _, said = process.end()
     assert code == 1 and f"error: {run_dir} was removed or replaced" in said, said
     assert not run_dir.exists() and assert_whole(tmp_path / "moved")
 

@@ -1,18 +1,19 @@
-"""Trainings killed and stopped as real processes: what is on the disk is always whole, and nothing is trained twice
-otherwise."""
+"""Runs killed and stopped as real processes: the disk holds only whole checkpoints, and a resumed run ends the same."""
 
 import os
 import random
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 from forked import Server
-from processes import MAIN, assert_same, end, kept, kill, start, start_training, training, wait_for, windows
+from processes import COMPILED, ROOT, assert_same, kept, training, wait_for, windows
 
 from jaxlm.errors import RunDirError
 from jaxlm.runs import checkpoint
@@ -22,12 +23,17 @@ from jaxlm.runs.lock import lock
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory) -> dict[str, bytes]:
-    """What the run comes to when nobody disturbs it."""
+def reference(server, tmp_path_factory) -> dict[str, bytes]:
+    """The bytes of the undisturbed run."""
     run_dir = tmp_path_factory.mktemp("reference") / "run"
-    code, said = end(start_training(run_dir))
-    assert code == 0, said
+    finish(server, run_dir)
     return kept(run_dir)
+
+
+def finish(server: Server, run_dir: Path, *arguments: str) -> None:
+    """Begins the run, or resumes it, and waits for its end."""
+    code, out, err = server.start(*training(run_dir), *arguments).end()
+    assert (code, err) == (0, ""), out + err
 
 
 def assert_whole(run_dir: Path) -> int:
@@ -58,30 +64,28 @@ def kill_at_a_random_moment(server: Server, run_dir: Path, rng: random.Random) -
     return how if process.end()[0] == -signal.SIGKILL else "finished"
 
 
-def survive(tmp_path: Path, reference: dict[str, bytes], kills: int, seed: int) -> dict[str, int]:
+def survive(server: Server, tmp_path: Path, reference: dict[str, bytes], kills: int, seed: int) -> dict[str, int]:
     """Kills a run so many times at random moments, a new one each time that one finishes; the end is the reference."""
     rng, caught, run_dir, unfinished = random.Random(seed), {}, tmp_path / "0", 0
-    with Server(tmp_path) as server:
-        while sum(caught.values()) < kills:
-            where = kill_at_a_random_moment(server, run_dir, rng)
-            had = assert_whole(run_dir)
-            assert had or not any(path.name[0] != "." for path in run_dir.glob("checkpoints/*"))
-            if where == "finished":
-                assert_same(run_dir, reference)
-                run_dir = run_dir.with_name(str(int(run_dir.name) + 1))
-            else:
-                caught[where] = caught.get(where, 0) + 1
-                unfinished += any(run_dir.glob("checkpoints/.*"))
-    code, said = end(start_training(run_dir))
-    assert code == 0, said
+    while sum(caught.values()) < kills:
+        where = kill_at_a_random_moment(server, run_dir, rng)
+        had = assert_whole(run_dir)
+        assert had or not any(path.name[0] != "." for path in run_dir.glob("checkpoints/*"))
+        if where == "finished":
+            assert_same(run_dir, reference)
+            run_dir = run_dir.with_name(str(int(run_dir.name) + 1))
+        else:
+            caught[where] = caught.get(where, 0) + 1
+            unfinished += any(run_dir.glob("checkpoints/.*"))
+    finish(server, run_dir)
     assert_same(run_dir, reference)
     assert not any(run_dir.glob("checkpoints/.*"))
     return {**caught, "half-written or half-removed checkpoints left": unfinished}
 
 
 @pytest.mark.slow
-def test_many_kills_change_nothing(tmp_path, reference, capsys):
-    caught = survive(tmp_path, reference, kills=60, seed=2)
+def test_many_kills_change_nothing(server, tmp_path, reference, capsys):
+    caught = survive(server, tmp_path, reference, kills=60, seed=2)
     with capsys.disabled():
         print(f"\nsurvived SIGKILL: {caught}")
 
@@ -89,22 +93,22 @@ def test_many_kills_change_nothing(tmp_path, reference, capsys):
 def test_killed_before_there_is_a_run_it_begins_again(tmp_path):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    for name in ("vocab.json", "run.json", ".partial-config.json", ".lock"):
+    for name in ("run.json", ".partial-config.json", ".lock"):
         (run_dir / name).write_text("half")
     rundir.check(run_dir, resume=False)
     with pytest.raises(RunDirError, match="begin one without --resume"):
         rundir.check(run_dir, resume=True)
 
 
-def test_signals_save_and_say_how_to_go_on(tmp_path, reference):
+def test_a_signal_saves_and_says_how_to_resume(server, tmp_path, reference):
     run_dir = tmp_path / "run"
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         had = windows(run_dir)
-        process = start_training(run_dir)
+        process = server.start(*training(run_dir))
         assert wait_for(lambda had=had: windows(run_dir) > had + 8, process)
         process.send_signal(number)
-        code, said = end(process)
-        assert code == 128 + number, said
+        code, said, err = process.end()
+        assert (code, err) == (128 + number, ""), said + err
         stopped = re.search(
             rf"stopped by {number.name} after window (\d+): saved; resume with --run-dir (.*) --resume", said
         )
@@ -112,38 +116,35 @@ def test_signals_save_and_say_how_to_go_on(tmp_path, reference):
         assert checkpoint.find(run_dir).name == f"{int(stopped[1]):08d}"
         assert windows(run_dir) <= int(stopped[1]) + 2  # its windows, and the results of epochs
         assert assert_whole(run_dir)
-    code, said = end(start_training(run_dir))
-    assert code == 0, said
+    finish(server, run_dir)
     assert_same(run_dir, reference)
 
 
-SLOW_SAVE = (
-    """
-import sys, time
+SLOW_SAVE = """
+import time
 from jaxlm.files import Folder
-sync = Folder.sync
-Folder.sync = lambda folder: (time.sleep(60 if "00000014.partial" in str(folder.path) else 0), sync(folder))
+write = Folder.write
+def slow(folder, name, data):
+    write(folder, name, data)
+    time.sleep(60 if name == "manifest.json" and "00000014.partial" in str(folder.path) else 0)
+Folder.write = slow
 """
-    + MAIN
-)
 
 
-@pytest.mark.slow
-def test_a_second_signal_leaves_at_once_in_the_middle_of_a_save(tmp_path, reference):
+def test_a_second_signal_ends_at_once_in_the_middle_of_a_save(server, tmp_path, reference):
     run_dir = tmp_path / "run"
-    process = start_training(run_dir, code=SLOW_SAVE)
+    process = server.start(*training(run_dir), before=SLOW_SAVE)
     assert wait_for((run_dir / "checkpoints/.00000014.partial/manifest.json").exists, process)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     assert process.poll() is None
     sent = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    code, said = end(process)
-    assert code == 128 + signal.SIGTERM and "stopped at once" in said
+    code, _, err = process.end()
+    assert code == 128 + signal.SIGTERM and "stopped at once" in err
     assert time.monotonic() - sent < 30
     assert assert_whole(run_dir) == 1
-    code, said = end(start_training(run_dir))
-    assert code == 0, said
+    finish(server, run_dir)
     assert_same(run_dir, reference)
 
 
@@ -158,14 +159,17 @@ with lock(sys.argv[1]):
 
 def test_a_second_process_is_refused_and_a_dead_one_is_taken_over(tmp_path):
     run_dir = tmp_path / "run"
-    holder = start(run_dir, code=HOLD)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", HOLD, run_dir]
+    holder = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE)
     try:
         assert holder.stdout and holder.stdout.readline() == "held\n"
         expected = re.escape(f"in use by process {holder.pid} on {socket.gethostname()}: wait for it, or choose")
         with pytest.raises(RunDirError, match=expected), lock(run_dir):
             pass
     finally:
-        kill(holder)
+        holder.kill()
+        holder.communicate()
     assert f"process {holder.pid}" in (run_dir / ".lock").read_text()
     with lock(run_dir):
         assert f"process {os.getpid()} on" in (run_dir / ".lock").read_text()
@@ -223,10 +227,21 @@ def test_a_failed_beat_is_not_the_last(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_is_reproduced_byte_for_byte_and_a_changed_one_is_not(tmp_path, reference):
+def test_a_run_is_reproduced_byte_for_byte(server, tmp_path, reference):
     run_dir = tmp_path / "run"
-    code, said = end(start_training(run_dir, "--steps", "45"))
-    assert code == 0, said
-    code, said = end(start("reproduce", run_dir, "--run-dir", tmp_path / "again"))
-    assert code == 0 and f"{run_dir} and {tmp_path / 'again'} are the same, byte for byte" in said, said
+    finish(server, run_dir, "--steps", "45")
+    code, said, err = server.start("reproduce", run_dir, "--run-dir", tmp_path / "again").end()
+    assert code == 0 and f"{run_dir} and {tmp_path / 'again'} are the same, byte for byte" in said, said + err
     assert kept(run_dir) == kept(tmp_path / "again")
+
+
+def test_a_damaged_entry_of_the_compilation_cache_is_compiled_again_without_a_warning(server, tmp_path, reference):
+    finish(server, tmp_path / "run", "--steps", "1")
+    entries = {path: path.stat().st_size for path in Path(COMPILED.name).glob("jit_*-cache")}
+    assert entries
+    for path, size in entries.items():
+        os.truncate(path, size // 2)
+    finish(server, tmp_path / "again", "--steps", "1")  # asserts that nothing was said
+    read = [path for path, size in entries.items() if not path.exists() or path.stat().st_size > size // 2]
+    assert read
+    finish(server, tmp_path / "once more", "--steps", "1")

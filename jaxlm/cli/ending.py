@@ -113,6 +113,8 @@ def _drop_output() -> None:
 def _quiet() -> Iterator[list[BaseException]]:
     """Collects what background threads raise, in place of their tracebacks; warnings are one line each.
 
+    A damaged entry of the compilation cache is removed instead: JAX would warn in every process, for ever.
+
     Python drops an exception in a destructor or a callback, such as JAX's at each garbage collection. Ctrl-C is such an
     exception if it arrives there: it is raised again a moment later.
     """
@@ -127,6 +129,10 @@ def _quiet() -> Iterator[list[BaseException]]:
             threading.Timer(0.01, _thread.interrupt_main).start()
 
     def warn(message: Warning | str, *_: object) -> None:
+        if program := re.search("reading persistent compilation cache entry for '([^'/]+)'", str(message)):
+            from jaxlm.data.cache import remove_programs
+
+            return remove_programs(program[1])  # JAX compiles it now, and writes only entries that do not exist
         with suppress(OSError, ValueError):  # (standard error may be closed)
             say(f"warning: {_one_line(str(message))}", file=sys.stderr)
 

@@ -36,6 +36,15 @@ def compilation_cache() -> Path:
     return cache_dir() / "xla" / hashlib.sha256("\n".join(model).encode()).hexdigest()[:16]
 
 
+def remove_programs(name: str) -> None:
+    """Removes the compiled programs of a name from the folder that JAX uses, where it can."""
+    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", os.devnull))
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.name.startswith(f"{name}-"):
+                path.unlink()
+
+
 def cached(name: str, key: str, build: Callable[[], Corpus]) -> Corpus:
     """A corpus from the cache, or from `build`, whose result is then kept there.
 
