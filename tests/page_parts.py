@@ -3,7 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from jaxlm.report.page.contents import Contents, ModelView, RunRecord, ScoredText, SweepRecord, TrialRecord, WordMap
+import numpy as np
+
+from jaxlm.report.page.contents import ModelView, RunRecord, ScoredText, SweepRecord, TrialRecord
+from jaxlm.report.word_map import WordMap
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -49,13 +52,16 @@ def run_record(name: str = "run", seed: int = 0, corpus: str = "ptb", sha: str =
         for epoch in (1, 2)
     ]
     usual = RunRecord(
-        name,
-        f"/runs/{name}",
-        "small",
-        seed,
-        (("model", "init_scale", "0.1", ""), ("train", "seed", str(seed), "")),
-        {"name": corpus, "sha256": sha, "vocab_sha256": "1" * 64, "description": f"{corpus}: words"},
-        [
+        name=name,
+        windows=windows,
+        epochs=epochs,
+        tests=[{"kind": "test", "checkpoint": "last", "test_perplexity": 118.0 + seed, "unknown_test": 0.06}],
+        path=f"/runs/{name}",
+        preset="small",
+        seed=seed,
+        fields=(("model", "init_scale", "0.1", ""), ("train", "seed", str(seed), "")),
+        corpus={"name": corpus, "sha256": sha, "vocab_sha256": "1" * 64, "description": f"{corpus}: words"},
+        sessions=[
             {
                 "command": f"jaxlm train --seed {seed}",
                 "versions": {"jax": "1"},
@@ -63,11 +69,8 @@ def run_record(name: str = "run", seed: int = 0, corpus: str = "ptb", sha: str =
                 "platform": {"machine": "x"},
             }
         ],
-        [(12, 2, 155.0)],
-        windows,
-        epochs,
-        [{"kind": "test", "checkpoint": "last", "test_perplexity": 118.0 + seed}],
-        [{"epoch": 1, "seconds": 2.0, "words_per_second": 1000.0}],
+        checkpoints=[(12, 2, 155.0)],
+        timing=[{"epoch": 1, "seconds": 2.0, "words_per_second": 1000.0}],
     )
     return replace(usual, **changes)
 
@@ -80,8 +83,8 @@ def model_view(run: str = "run", words: list[str] | None = None) -> ModelView:
         "last",
         WordMap(
             words,
-            [(place % 6 * 10.0, place // 6 * 10.0) for place in range(len(words))],
-            [place % 3 for place in range(len(words))],
+            np.array([(place % 6 * 10.0, place // 6 * 10.0) for place in range(len(words))]),
+            np.arange(len(words)) % 3,
             near,
             "PCA",
         ),
@@ -114,14 +117,14 @@ def sweep_record(count: int = 8, **changes: Any) -> SweepRecord:
     )
 
 
-def hostile_contents() -> Contents:
-    """Every text is one of the hostile ones."""
+def hostile_contents() -> dict[str, list[Any]]:
+    """Runs, models and sweeps, whose every text is one of the hostile ones."""
     runs = [
         run_record(
             f"{text}{place}",
             seed=place,
             corpus=text,
-            sha=text,
+            sha=HOSTILE[place % 2],
             preset=text,
             path=text,
             fields=((text, text, text, text),),
@@ -148,4 +151,4 @@ def hostile_contents() -> Contents:
         )
         for text in HOSTILE[:2]
     ]
-    return Contents(runs, models, sweeps)
+    return {"runs": runs, "models": models, "sweeps": sweeps}

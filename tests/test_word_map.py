@@ -1,5 +1,6 @@
 """The map of the embedding: any words, the same picture each time, labels that lie apart."""
 
+import sys
 import warnings
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from reports import ink
 
 from jaxlm.errors import JaxlmError
-from jaxlm.report.word_map import embedding_map, spread
+from jaxlm.report.word_map import drawn_map, embedding_map, map_words, spread
 
 NAN = float("nan")
 
@@ -62,11 +63,34 @@ def test_what_cannot_be_mapped_is_refused(tmp_path, vectors, change):
 
 
 def test_labels_are_moved_apart_and_not_far():
-    places = np.random.default_rng(0).uniform(0, 300, (60, 2))
+    places = np.random.default_rng(0).uniform(20, 280, (60, 2))
     places[1] = places[0]
-    sizes = np.tile([30.0, 10.0], (60, 1))
-    moved = spread(places, sizes)
+    sizes, area = np.tile([30.0, 10.0], (60, 1)), np.array([300, 300])
+    moved = spread(places, sizes, area)
     apart = np.abs(moved[:, None] - moved) >= sizes[0] - 1e-6
     assert (apart.any(axis=2) | np.eye(60, dtype=bool)).all()
     assert np.abs(moved - places).max() < 60
-    np.testing.assert_array_equal(spread(moved, sizes), moved)
+    np.testing.assert_allclose(spread(moved, sizes, area), moved)
+
+
+def test_no_label_is_cut_and_the_colours_are_explained():
+    words = [letter * 60 for letter in "abcdefghijklmnop"]
+    found = map_words(np.random.default_rng(0).normal(size=(16, 8)), words, neighbors=0)
+    assert found.legend.endswith("(t-SNE); colours: 10 clusters of the vectors (k-means)")
+    with drawn_map(found) as drawn:
+        for text in drawn.axes[0].texts:
+            box = text.get_window_extent()
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= 2100 and box.y1 <= 1500
+
+
+def test_the_map_finds_the_nearest_words_of_the_whole_vocabulary():
+    vectors = np.random.default_rng(0).normal(size=(60, 8))
+    vectors[50] = vectors[3] * 2
+    found = map_words(vectors, [f"w{place}" for place in range(60)], count=20, neighbors=4)
+    assert found.neighbors[3][0] == ("w50", 1.0) and len(found.words) == len(found.places) == 20
+
+
+def test_without_scikit_learn_there_is_a_map_by_pca(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    found = map_words(np.random.default_rng(0).normal(size=(60, 8)), list(map(str, range(60))))
+    assert found.legend == "The 60 most frequent words in the embedding (PCA)"

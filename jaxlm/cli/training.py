@@ -98,10 +98,6 @@ def train(args: argparse.Namespace) -> int:
         config = starting_config(args).replace(**changes(args))
         run_dir = args.run_dir or new_run(config.preset)
 
-    if args.report:
-        from jaxlm.report.page.vega import chart_library
-
-        chart_library()  # raises before hours of training, where it is not installed
     from jaxlm.report import trackers
     from jaxlm.runs import trainer
 

@@ -1,15 +1,18 @@
-"""The style that all pictures share, and saving them.
+"""The style that all pictures share; a picture as a file, or as SVG inside the report page.
 
 Each picture is drawn on a `Figure` of its own, with Agg and without pyplot: no display is needed, and the caller's
 matplotlib stays as it was.
 """
 
 import io
+import json
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -17,8 +20,14 @@ from jaxlm.errors import RunDirError
 from jaxlm.files import reason, write_bytes
 from jaxlm.terminal import printable
 
-INK, PALE = "#374151", "#9ca3af"
+INK, PALE, RULE, GRID = "#374151", "#9ca3af", "#d1d5db", "#eceef1"
 BLUE, ORANGE, GREEN = "#2563eb", "#ea580c", "#059669"
+PALETTE = (BLUE, ORANGE, GREEN, "#dc2626", "#7c3aed", "#854d0e", "#db2777", "#0891b2", "#65a30d", "#475569")
+# The page's style sheet gives each colour a value for white and for black paper.
+_VARIABLES = {
+    **{colour: f"var(--c{place})" for place, colour in enumerate(PALETTE)},
+    **{INK: "var(--ink)", PALE: "var(--soft)", RULE: "var(--rule)", GRID: "var(--rule)"},
+}
 _LONGEST_LABEL = 80  # letters
 _STYLE: dict[Any, Any] = {
     "text.usetex": False,
@@ -27,15 +36,16 @@ _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.labelcolor": INK,
-    "axes.edgecolor": "#d1d5db",
+    "axes.edgecolor": RULE,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#eceef1",
+    "grid.color": GRID,
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
+    "svg.fonttype": "none",
 }
 
 
@@ -83,6 +93,56 @@ def save(drawn: Any, path: Path) -> Path:
     return path
 
 
+def marks(titles: Sequence[str], keys: str | Sequence[str] = ()) -> str:
+    """A gid for an artist, by which `svg` finds its marks; other formats ignore it.
+
+    Args:
+        titles: shown when one points at a mark; one for each mark, or one for the whole artist.
+        keys: `data-key` of each mark, or of the whole artist, for the page's script.
+    """
+    return json.dumps([[printable(title) for title in titles], keys])
+
+
+def svg(drawn: Any, name: str) -> str:
+    """A figure as an `<svg>` element for the page: in the page's colours, as wide as its box.
+
+    Args:
+        drawn: a figure of `figure`; the gids of its artists come from `marks`.
+        name: unlike that of any other picture of the page, since ids are made of it.
+    """
+    import matplotlib
+
+    picture = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        drawn.savefig(picture, format="svg", transparent=True, metadata={"Date": None})
+    root = ElementTree.fromstring(picture.getvalue())
+    for element in root.iter():
+        for child in list(element):
+            if child.tag.endswith(("}metadata", "}style")):
+                element.remove(child)
+        element.tag = element.tag.rpartition("}")[2]  # (HTML needs no namespaces)
+        element.attrib = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        if element.get("id", "").startswith("["):
+            titles, keys = json.loads(element.get("id", ""))
+            # A picture's points are <use> elements, in the order in which they were drawn.
+            parts = [part for part in element.iter() if part.tag.endswith("use")] or [element]
+            for part, title in zip([element] if len(titles) == 1 else parts, titles, strict=False):
+                part.insert(0, ElementTree.Element("title"))
+                part[0].text = title
+            whole = isinstance(keys, str)
+            for part, key in zip([element] if whole else parts, [keys] if whole else keys, strict=False):
+                part.set("data-key", key)
+    for size in ("width", "height"):
+        root.attrib.pop(size)
+    used = set(re.findall(r"#(\w+)", " ".join(value for one in root.iter() for value in one.attrib.values())))
+    for element in root.iter():
+        if element.get("id") not in used:
+            element.attrib.pop("id", None)
+    root.attrib |= {"role": "img", "aria-label": printable(name)}
+    text = re.sub(r">\s+<", "><", ElementTree.tostring(root, "unicode"))
+    return re.sub("#[0-9a-f]{6}", lambda found: _VARIABLES.get(found[0], found[0]), text)
+
+
 def label(text: str) -> str:
     """Text of a file as a label: control characters as escapes, shortened where it is too long to draw."""
     return printable(text if len(text) <= _LONGEST_LABEL else text[: _LONGEST_LABEL - 1] + "…")
@@ -94,13 +154,19 @@ def drawable(perplexities: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.where((values >= 1) & (values < 1e30), values, np.nan)
 
 
-def perplexity_axis(axes: Any, values: np.ndarray) -> None:
-    """Makes y a log scale around values [n], with round numbers at its ticks."""
+def log_axis(axes: Any, which: str, subs: Sequence[float] = (1, 2, 5)) -> None:
+    """Makes the axis "x" or "y" a log scale, with plain numbers at its ticks: each power of ten times one of `subs`."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    axes.set_yscale("log")
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(lambda value, _: f"{value:,g}" if value >= 1 else f"{value:.3g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def perplexity_axis(axes: Any, values: np.ndarray) -> None:
+    """Makes y a log scale around values [n], with round numbers at its ticks."""
+    log_axis(axes, "y", (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8))
     some = np.isfinite(values).any()
     axes.set_ylim(*((np.nanmin(values) / 1.08, np.nanmax(values) * 1.3) if some else (1, 1000)))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-    axes.yaxis.set_minor_locator(NullLocator())

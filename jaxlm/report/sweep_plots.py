@@ -1,4 +1,4 @@
-"""Pictures of a sweep: validation perplexity against each field, and all fields at once."""
+"""Pictures of a sweep: validation perplexity against each field, all fields at once, and over the epochs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,9 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.report.figure import BLUE, ORANGE, PALE, drawable, figure, label, perplexity_axis, save
+from jaxlm.report.figure import ORANGE, PALE, PALETTE, drawable, figure, label, log_axis, marks, perplexity_axis, save
 
 Points = Sequence[tuple[Mapping[str, Any], float]]  # (values by field, validation perplexity), the best first
+PERPLEXITY = "validation perplexity"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where one field's values lie on an axis."""
+
+    places: np.ndarray  # [points]
+    names: list[str]  # of each point's value
+    ticks: dict[float, str]  # of all values, if they are few or no numbers
+    log: bool
 
 
 def slice_plot(points: Points, path: Path) -> Path:
@@ -25,22 +36,17 @@ def slice_plot(points: Points, path: Path) -> Path:
     Raises:
         RunDirError: The picture cannot be written.
     """
-    scales = scales_of(points)
-    columns = min(len(scales), 3)
-    rows = -(-len(scales) // columns)
+    fields = list(points[0][0])
+    columns = min(len(fields), 3)
+    rows = -(-len(fields) // columns)
     with figure(1.2 + 3 * columns, 0.4 + 2.8 * rows) as drawn:
-        panels = drawn.subplots(rows, columns, squeeze=False, sharey=True).flat
-        y = drawable([perplexity for _, perplexity in points])
-        for axes, (name, scale) in zip(panels, scales.items(), strict=False):
-            axes.scatter(scale.places, y, c=np.arange(len(y)), cmap="viridis", s=18)
-            axes.scatter(scale.places[:1], y[:1], facecolors="none", edgecolors=ORANGE, s=90, linewidths=1.5)
-            axes.set(xlabel=label(name), xscale="log" if scale.log else "linear", xlim=_limits(scale))
-            if scale.ticks:
-                axes.set_xticks(*zip(*scale.ticks.items(), strict=True))
-        for axes in list(panels)[len(scales) :]:
+        panels = list(drawn.subplots(rows, columns, squeeze=False, sharey=True).flat)
+        for axes, field in zip(panels, fields, strict=False):
+            draw_slice(axes, points, field)
+        for axes in panels[len(fields) :]:
             axes.set_axis_off()
-        perplexity_axis(drawn.axes[0], y)
-        drawn.axes[0].set(ylabel="validation perplexity")
+        for axes in panels[1:]:
+            axes.set_ylabel("")
         return save(drawn, path)
 
 
@@ -57,59 +63,113 @@ def parallel_plot(points: Points, path: Path) -> Path:
     Raises:
         RunDirError: The picture cannot be written.
     """
-    scales = scales_of(points)
-    y = Scale(drawable([perplexity for _, perplexity in points]), {}, log=True)
-    with figure(2 + 1.8 * len(scales), 4) as drawn:
-        axes = drawn.subplots()
-        lines = np.array([_draw_scale(axes, place, scale) for place, scale in enumerate([*scales.values(), y])])
-        for rank in reversed(range(len(points))):
-            axes.plot(
-                lines[:, rank],
-                color=ORANGE if rank == 0 else BLUE,
-                alpha=1 if rank == 0 else 0.15 + 0.5 * (1 - rank / len(points)),
-                linewidth=2.5 if rank == 0 else 1.2,
-            )
-        axes.set_xticks(range(len(scales) + 1), [*map(label, scales), "validation\nperplexity"])
-        axes.set_yticks([])
-        axes.grid(False)
-        axes.set(xlim=(-0.1, len(scales) + 0.4), ylim=(-0.06, 1.06))
-        axes.spines[:].set_visible(False)
+    with figure(2 + 1.8 * len(points[0][0]), 4) as drawn:
+        draw_parallel(drawn.subplots(), points)
         return save(drawn, path)
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Where one field's values lie on an axis."""
+def draw_slice(axes: Any, points: Points, field: str, keys: Sequence[str] | None = None) -> None:
+    """Draws validation perplexity against one field, the best point in orange.
 
-    places: np.ndarray  # [points]
-    ticks: dict[float, str]  # of all values, where they are few or no numbers
-    log: bool
+    Args:
+        axes: of matplotlib.
+        points: at least one, the best first.
+        field: one of their fields.
+        keys: of the points, for the page's script.
+    """
+    scale = scale_of([values[field] for values, _ in points])
+    y = drawable([perplexity for _, perplexity in points])
+    known = np.isfinite(y)
+    titles = [f"{field} {name}, {PERPLEXITY} {value:.2f}" for name, value in zip(scale.names, y, strict=True)]
+    for at in np.flatnonzero(known)[::-1]:  # (the best one last, on top)
+        gid = marks([titles[at]], keys[at] if keys else ())
+        axes.plot(scale.places[at], y[at], "o", color=_colour(at, len(y)), markersize=7 if at == 0 else 5, gid=gid)
+    if scale.log:
+        log_axis(axes, "x")
+    axes.set(xlabel=label(field), ylabel=PERPLEXITY, xlim=_limits(scale))
+    if scale.ticks:
+        axes.set_xticks(*zip(*scale.ticks.items(), strict=True))
+    perplexity_axis(axes, y)
 
 
-def scales_of(points: Points) -> dict[str, Scale]:
-    """The scale of each field, by name."""
-    return {name: _scale([values[name] for values, _ in points]) for name in points[0][0]}
+def draw_parallel(axes: Any, points: Points, keys: Sequence[str] | None = None) -> None:
+    """Draws parallel axes, the best point in orange.
 
-
-def _scale(values: Sequence[Any]) -> Scale:
-    if not all(type(value) in (int, float) for value in values):
-        names = list(dict.fromkeys(map(_named, sorted(values, key=repr))))
-        return Scale(
-            np.array([names.index(_named(value)) for value in values], float),
-            {float(place): label(name) for place, name in enumerate(names)},
-            log=False,
+    Args:
+        axes: of matplotlib.
+        points: at least one, the best first.
+        keys: of the points, for the page's script.
+    """
+    fields = list(points[0][0])
+    y = drawable([perplexity for _, perplexity in points])
+    last = Scale(y, [f"{value:.2f}" for value in y], {}, log=True)
+    scales = [*(scale_of([values[field] for values, _ in points]) for field in fields), last]
+    heights = np.array([_draw_scale(axes, place, scale) for place, scale in enumerate(scales)])
+    names = [*map(label, fields), PERPLEXITY]
+    for at in reversed(range(len(points))):
+        title = ", ".join(f"{name} {scale.names[at]}" for name, scale in zip(names, scales, strict=True))
+        axes.plot(
+            heights[:, at],
+            "o-",
+            color=_colour(at, len(y)),
+            markersize=3,
+            linewidth=2.5 if at == 0 else 1.2,
+            gid=marks([title], keys[at] if keys else ()),
         )
+    axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
+    axes.set_yticks([])
+    axes.grid(False)
+    axes.set(xlim=(-0.1, len(fields) + 0.4), ylim=(-0.06, 1.06))
+    axes.spines[:].set_visible(False)
+
+
+def draw_epochs(axes: Any, points: Sequence[tuple[str, Sequence[float]]]) -> None:
+    """Draws validation perplexity over the epochs of each trial.
+
+    Args:
+        axes: of matplotlib.
+        points: (key, perplexity of each epoch), the best first.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    lines = [drawable(values) for _, values in points]
+    for at in reversed(range(len(points))):
+        gid = marks([f"trial {points[at][0]}"], points[at][0])
+        axes.plot(
+            np.arange(1, len(lines[at]) + 1), lines[at], "o-", color=_colour(at, len(points)), markersize=3, gid=gid
+        )
+    axes.set(xlabel="epoch", ylabel=PERPLEXITY)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    perplexity_axis(axes, np.concatenate(lines))
+
+
+def scale_of(values: Sequence[Any]) -> Scale:
+    """The scale of one field's values: numbers lie where they are, anything else in alphabetical order."""
+    if not all(type(value) in (int, float) for value in values):
+        names = [label(value_text(value)) for value in values]
+        order = list(dict.fromkeys(label(value_text(value)) for value in sorted(values, key=repr)))
+        places = np.array([order.index(name) for name in names], float)
+        return Scale(places, names, dict(enumerate(order)), log=False)
     places = np.array(values, float)
     distinct = np.unique(places)
     return Scale(
         places,
+        [f"{value:.4g}" for value in places],
         {float(value): f"{value:.4g}" for value in distinct} if len(distinct) <= 6 else {},
         log=bool(places.min() > 0 and places.max() >= 8 * places.min()),
     )
 
 
-def _named(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def value_text(value: Any) -> str:
+    """A field's value as `--set` takes it: `16x8` for (16, 8)."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
+
+
+def _colour(rank: int, count: int) -> Any:
+    """Orange for the best of `count` points, blue to grey for the others."""
+    if rank == 0:
+        return ORANGE
+    return PALETTE[0] if rank < count / 3 else PALETTE[7] if rank < 2 * count / 3 else PALE
 
 
 def _limits(scale: Scale) -> tuple[float, float]:
@@ -131,8 +191,7 @@ def _draw_scale(axes: Any, place: int, scale: Scale) -> np.ndarray:
 
     ends = np.unique(np.exp([low, high]) if scale.log else [low, high])
     for value, text in (scale.ticks or {float(end): f"{end:.4g}" for end in ends if np.isfinite(end)}).items():
-        axes.text(
-            place + 0.03, height(np.log(value) if scale.log else np.float64(value)), text, fontsize=8, va="center"
-        )
+        at = height(np.log(value) if scale.log else np.float64(value))
+        axes.text(place + 0.03, at, text, fontsize=8, va="center")
     axes.axvline(place, color=PALE, linewidth=1)
     return height(x)

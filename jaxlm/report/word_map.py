@@ -1,18 +1,45 @@
 """A map of the embedding: the most frequent words where their vectors lie."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.report.figure import BLUE, GREEN, ORANGE, figure, label, save
+from jaxlm.report.figure import PALETTE, figure, label, marks, save
 
-_CLUSTERS = (BLUE, ORANGE, GREEN, "#dc2626", "#7c3aed", "#854d0e", "#db2777", "#0891b2", "#65a30d", "#475569")
 _WIDTH, _HEIGHT, _MARGIN = 2100, 1500, 50  # pixels, which are the axes' units too
 _NAMES = {"tsne": "t-SNE", "pca": "PCA"}
+
+
+@dataclass(frozen=True)
+class WordMap:
+    """The most frequent words where their vectors lie.
+
+    Attributes:
+        words: n words.
+        places: [n, 2].
+        clusters: [n], the cluster of each word, from 0; all 0 without scikit-learn.
+        neighbors: for each word, the nearest words of the whole vocabulary with their cosines.
+        method: t-SNE or PCA.
+    """
+
+    words: Sequence[str]
+    places: np.ndarray
+    clusters: np.ndarray
+    neighbors: Sequence[Sequence[tuple[str, float]]]
+    method: str
+
+    @property
+    def legend(self) -> str:
+        """What the picture shows, its colours included."""
+        clusters = len(np.unique(self.clusters))
+        colours = f"; colours: {clusters} clusters of the vectors (k-means)" if clusters > 1 else ""
+        return f"The {len(self.words)} most frequent words in the embedding ({self.method}){colours}"
 
 
 def embedding_map(
@@ -26,9 +53,6 @@ def embedding_map(
 ) -> Path:
     """Draws words where their vectors lie, in the colours of their clusters.
 
-    t-SNE (van der Maaten and Hinton, 2008) keeps neighbours by cosine together, PCA keeps the two widest directions;
-    a label that would lie on another is moved aside.
-
     Args:
         embedding: [V, E], rows in order of frequency, as ids are.
         words: at least as many words as are drawn.
@@ -41,59 +65,101 @@ def embedding_map(
         The picture's path.
 
     Raises:
-        JaxlmError: The method is unknown, there are too few words, or the vectors are not finite or all the same.
+        JaxlmError: The method is unknown, there are too few words, or the vectors are not finite or all equal.
         RunDirError: The picture cannot be written.
+    """
+    found = map_words(embedding, words, count=count, method=method, seed=seed, neighbors=0)
+    with drawn_map(found) as drawn:
+        drawn.axes[0].text(20, _HEIGHT - 25, found.legend, fontsize=11, weight="bold", va="center")
+        return save(drawn, Path(path))
+
+
+def map_words(
+    embedding: np.ndarray,
+    words: Sequence[str],
+    *,
+    count: int = 500,
+    method: Literal["tsne", "pca"] = "tsne",
+    seed: int = 0,
+    neighbors: int = 10,
+) -> WordMap:
+    """Places the most frequent words on a plane, and finds the nearest neighbours of each.
+
+    t-SNE (van der Maaten and Hinton, 2008) keeps neighbours by cosine together; PCA keeps the two widest directions.
+    Without scikit-learn the method is PCA, and there are no clusters.
+
+    Args:
+        embedding: [V, E], rows in order of frequency, as ids are.
+        words: at least as many words as are mapped.
+        count: how many words to map, from the most frequent on.
+        method: "tsne" or "pca".
+        seed: of the projection and the clusters.
+        neighbors: how many to find of each word, among all V words.
+
+    Returns:
+        The map.
+
+    Raises:
+        JaxlmError: The method is unknown, there are too few words, or the vectors are not finite or all equal.
     """
     if method not in _NAMES:
         raise JaxlmError(f"expected method tsne or pca, found {method!r}")
-    vectors = np.asarray(embedding, np.float64)[:count]
-    if vectors.ndim != 2 or min(vectors.shape) < 2 or len(vectors) < 5 or len(words) < len(vectors):
+    vectors = np.asarray(embedding)
+    head = vectors[:count]
+    if vectors.ndim != 2 or min(head.shape) < 2 or len(head) < 5 or len(words) < len(head):
         raise JaxlmError(
             f"a map needs at least 5 words with vectors of at least 2 numbers, and a word for each; "
-            f"it has {len(words)} words and the vectors' shape is {vectors.shape}"
+            f"it has {len(words)} words and the vectors' shape is {head.shape}"
         )
-    if not np.isfinite(vectors).all() or (np.ptp(vectors, axis=0) == 0).all():
-        raise JaxlmError("the embedding's vectors are not finite, or all the same: map one that was trained")
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    places, clusters = project(vectors, method, seed)
-    span = np.maximum(np.ptp(places, axis=0), 1e-12)
-    area = np.array([_WIDTH, _HEIGHT - _MARGIN]) - 2 * _MARGIN
-    places = _MARGIN + (places - places.min(axis=0)) / span * area
+    if not np.isfinite(vectors).all() or (np.ptp(head, axis=0) == 0).all():
+        raise JaxlmError("the embedding's vectors are not finite, or all equal: map one that was trained")
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    places, clusters, method = _project(unit[:count].astype(np.float64), method, seed)
+    near, most = [], min(neighbors, len(unit) - 1)
+    for place in range(len(head) if most else 0):
+        cosine = unit @ unit[place]
+        cosine[place] = -np.inf
+        nearest = np.argpartition(-cosine, most - 1)[:most]
+        nearest = nearest[np.argsort(-cosine[nearest], kind="stable")]
+        near.append([(words[other], round(float(cosine[other]), 3)) for other in nearest])
+    return WordMap(words[: len(head)], places, clusters, near, _NAMES[method])
 
+
+@contextmanager
+def drawn_map(words: WordMap) -> Iterator[Any]:
+    """A figure of a map; a label that would lie on another is moved aside. Each label's key is its place in the map."""
+    span = np.maximum(np.ptp(words.places, axis=0), 1e-12)
+    area = np.array([_WIDTH, _HEIGHT - _MARGIN])
+    places = _MARGIN + (words.places - words.places.min(axis=0)) / span * (area - 2 * _MARGIN)
     with figure(_WIDTH / 150, _HEIGHT / 150) as drawn:
         drawn.set_layout_engine("none")
         axes = drawn.add_axes((0, 0, 1, 1), xlim=(0, _WIDTH), ylim=(0, _HEIGHT))
         axes.set_axis_off()
         labels = [
-            axes.text(*place, label(word), color=_CLUSTERS[cluster], fontsize=7.5, ha="center", va="center")
-            for place, word, cluster in zip(places, words, clusters, strict=False)
+            axes.text(*place, label(word), color=PALETTE[cluster], fontsize=7.5, ha="center", va="center")
+            for place, word, cluster in zip(places, words.words, words.clusters, strict=True)
         ]
         sizes = np.array([text.get_window_extent().size for text in labels]) + np.array([8, 2])
-        for text, place in zip(labels, spread(places, sizes), strict=True):
+        for key, (text, place) in enumerate(zip(labels, spread(places, sizes, area), strict=True)):
             text.set_position(place)
-        axes.text(
-            20,
-            _HEIGHT - 25,
-            f"The {len(labels)} most frequent words in the embedding ({_NAMES[method]})",
-            fontsize=11,
-            weight="bold",
-            va="center",
-        )
-        return save(drawn, Path(path))
+            text.set_gid(marks([], str(key)))
+        yield drawn
 
 
-def spread(places: np.ndarray, sizes: np.ndarray, rounds: int = 200) -> np.ndarray:
+def spread(places: np.ndarray, sizes: np.ndarray, area: np.ndarray, rounds: int = 200) -> np.ndarray:
     """Moves boxes aside, each by little, until they lie apart or the rounds are over.
 
     Args:
         places: [n, 2], the boxes' centres.
         sizes: [n, 2], their widths and heights.
+        area: [2], the width and height that no box leaves if it fits.
         rounds: how often at most all boxes that overlap are moved.
 
     Returns:
         The new centres [n, 2].
     """
-    places = places.copy()
+    low, high = sizes / 2, np.maximum(area - sizes / 2, sizes / 2)
+    places = np.clip(places, low, high)
     for _ in range(rounds):
         apart = [np.subtract.outer(column, column) for column in places.T]
         close = [np.abs(gap) < np.add.outer(size, size) / 2 for gap, size in zip(apart, sizes.T, strict=True)]
@@ -105,25 +171,27 @@ def spread(places: np.ndarray, sizes: np.ndarray, rounds: int = 200) -> np.ndarr
         push = np.where(gap < 0, -0.5, 0.5) * overlap * (overlap == overlap.min(axis=1, keepdims=True))
         np.add.at(places, i, push)
         np.add.at(places, j, -push)
+        places = np.clip(places, low, high)
     return places
 
 
-def project(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places [n, 2] and clusters [n] of unit vectors [n, E]."""
+def _project(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """Places [n, 2] and clusters [n] of unit vectors [n, E], and the method that was used."""
+
+    def widest() -> np.ndarray:
+        centred = vectors - vectors.mean(axis=0)
+        return centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+
     try:
         from sklearn.cluster import KMeans
-        from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
         from threadpoolctl import threadpool_limits
     except ModuleNotFoundError:
-        raise JaxlmError("a map of words needs scikit-learn: pip install 'jaxlm[maps]'") from None
-
-    projection = (
-        PCA(2, random_state=seed)
-        if method == "pca"
-        else TSNE(metric="cosine", init="pca", random_state=seed, perplexity=min(20, (len(vectors) - 1) / 3))
-    )
-    clustering = KMeans(min(len(_CLUSTERS), len(vectors)), random_state=seed)
+        return widest(), np.zeros(len(vectors), int), "pca"
     with warnings.catch_warnings(), threadpool_limits(1):  # with few words, threads take longer than one
         warnings.simplefilter("ignore")  # such as fewer distinct vectors than clusters
-        return projection.fit_transform(vectors), clustering.fit_predict(vectors)
+        near = min(20, (len(vectors) - 1) / 3)
+        tsne = TSNE(metric="cosine", init="pca", random_state=seed, perplexity=near)
+        places = tsne.fit_transform(vectors).astype(np.float64) if method == "tsne" else widest()
+        clusters = KMeans(min(len(PALETTE), len(vectors)), random_state=seed).fit_predict(vectors)
+    return places, clusters, method

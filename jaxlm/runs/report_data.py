@@ -9,12 +9,13 @@ from typing import TypeVar
 import numpy as np
 
 from jaxlm.config.fields import setting_text
-from jaxlm.data.corpora import load_corpus
+from jaxlm.data.corpora import reload_corpus
 from jaxlm.data.vocab import EOS
 from jaxlm.errors import DataError, JaxlmError, RunDirError
 from jaxlm.files import Folder
-from jaxlm.report.page.contents import ModelView, Row, RunRecord, ScoredText
-from jaxlm.report.page.words import map_words
+from jaxlm.report.curve import Row, by_kind
+from jaxlm.report.page.contents import ModelView, RunRecord, ScoredText
+from jaxlm.report.word_map import map_words
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.loading import load
 from jaxlm.runs.metrics import read_metrics
@@ -48,34 +49,28 @@ def run_record(path: Path, name: str | None = None) -> RunRecord:
             f"lists all problems"
         )
     rows = read_metrics(path)
-    windows, epochs, tests = ([row for row in rows if row["kind"] == kind] for kind in ("window", "epoch", "test"))
+    windows, epochs, tests = by_kind(rows)
     if not epochs:
         raise JaxlmError(
             f"the run in {path} has no results: expected a finished epoch, found {len(windows):,} "
             f"windows; train one epoch first"
         )
     record = directory.saved_record(path)
+    kinds = [("kinds", slot, kind, "") for slot, kind in config.kinds.items()]
+    fields = [(section, field, setting_text(value), spec.unit) for section, field, spec, value in config.every_field()]
     return RunRecord(
-        name or path.resolve().name,
-        str(path),
-        config.preset,
-        config.train.seed,
-        tuple(
-            [
-                *(("kinds", slot, kind, "") for slot, kind in config.kinds.items()),
-                *(
-                    (section, field, setting_text(value), spec.unit)
-                    for section, field, spec, value in config.every_field()
-                ),
-            ]
-        ),
-        record["corpus"],
-        record["sessions"],
-        [(step, found.epoch, found.valid_perplexity) for step, found in checkpoint.manifests(path).items()],
-        windows,
-        epochs,
-        tests,
-        _timing(path),
+        name=name or path.resolve().name,
+        windows=windows,
+        epochs=epochs,
+        tests=tests,
+        path=str(path),
+        preset=config.preset,
+        seed=config.train.seed,
+        fields=[*kinds, *fields],
+        corpus=record["corpus"],
+        sessions=record["sessions"],
+        checkpoints=[(step, found.epoch, found.valid_perplexity) for step, found in checkpoint.manifests(path).items()],
+        timing=_timing(path),
     )
 
 
@@ -124,14 +119,7 @@ def model_view(
 
 def _test_text(lm: LanguageModel, data_dir: str | Path | None) -> ScoredText:
     """The beginning of the run's own test split."""
-    data = lm.config.data
-    corpus = load_corpus(
-        data.corpus,
-        data_dir=data_dir,
-        max_vocab=lm.config.model.vocab_size,
-        min_count=data.min_count,
-        lowercase=data.lowercase,
-    )
+    corpus = reload_corpus(lm.config.data, lm.vocab, data_dir)
     if corpus.sha256 != lm.corpus["sha256"]:
         raise DataError(
             f"the model was trained on {lm.corpus['name']} with sha256 {lm.corpus['sha256']}, and the "

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, reason, strict_json, write_bytes
-from jaxlm.report.page.contents import Contents, SweepRecord, TrialRecord
+from jaxlm.report.page.contents import SweepRecord, TrialRecord, by_corpus
 from jaxlm.report.page.page import render
 from jaxlm.runs.report_data import best_run, model_view, run_record
 from jaxlm.sweeps.distributions import Space
@@ -60,12 +60,11 @@ def write_report(
         else:
             runs.append(run_record(path, name))
             where[name] = path
-    contents = Contents(runs)
-    chosen = [best_run(together) for together in contents.by_corpus]
+    chosen = [best_run(together) for together in by_corpus(runs)]
     models = [model_view(where[run.name], run.name, which, texts, data_dir) for run in chosen]
     counts = [f"{len(some)} {what}{'s' * (len(some) > 1)}" for some, what in ((runs, "run"), (sweeps, "sweep")) if some]
     title = names[0] if len(names) == 1 else " and ".join(counts)
-    page = render(Contents(runs, models, sweeps), f"Report: {title}")
+    page = render(f"Report: {title}", runs, models, sweeps)
     try:
         write_bytes(target, page.encode())
     except OSError as error:

@@ -2,77 +2,46 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-Row = dict[str, Any]  # a line of the metrics or of the timing
+from jaxlm.report.curve import Results, Row
+from jaxlm.report.word_map import WordMap
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunRecord(Results):
     """A run without its parameters.
 
     Attributes:
-        name: the directory's name, unlike that of any other run of the page.
         path: the directory.
         preset, seed: the config's.
         fields: (section, field, value, unit) of the whole config.
         corpus: name, sha256, vocab_sha256 and description.
         sessions: the command, versions, devices and platform of each process that trained it.
         checkpoints: (windows trained, epoch, validation perplexity or None) of each.
-        windows, epochs, tests: lines of its metrics.
         timing: lines of its timing, one an epoch.
     """
 
-    name: str
     path: str
     preset: str
     seed: int
-    fields: tuple[tuple[str, str, str, str], ...]
+    fields: Sequence[tuple[str, str, str, str]]
     corpus: Mapping[str, Any]
     sessions: Sequence[Mapping[str, Any]]
     checkpoints: Sequence[tuple[int, int, float | None]]
-    windows: Sequence[Row]
-    epochs: Sequence[Row]
-    tests: Sequence[Row]
     timing: Sequence[Row]
 
     @property
-    def valid_perplexity(self) -> float:
-        """That of the last epoch; nan where it has none."""
-        return self.epochs[-1].get("valid_perplexity", math.nan) if self.epochs else math.nan
-
-    @property
-    def test_perplexity(self) -> float:
-        """That of the last parameters; nan where they were not tested."""
-        found = [
-            row["test_perplexity"] for row in self.tests if row.get("checkpoint") != "best" and "test_perplexity" in row
-        ]
-        return found[-1] if found else math.nan
-
-    @property
     def settings(self) -> dict[str, str]:
-        """The config without its seed: runs that share it differ by chance alone."""
+        """The config without its seed: runs of equal settings differ by chance alone."""
         return {name: value for _, name, value, _ in self.fields if name != "seed"}
 
-
-@dataclass(frozen=True)
-class WordMap:
-    """The most frequent words where their vectors lie.
-
-    Attributes:
-        words: n words.
-        places: (x, y) of each.
-        clusters: the cluster of each, from 0.
-        neighbors: of each, the nearest words of the whole vocabulary with their cosines.
-        method: t-SNE or PCA.
-    """
-
-    words: Sequence[str]
-    places: Sequence[tuple[float, float]]
-    clusters: Sequence[int]
-    neighbors: Sequence[Sequence[tuple[str, float]]]
-    method: str
+    @property
+    def unknown(self) -> dict[str, float]:
+        """The share of `<unk>` among the tokens of each split that the metrics name."""
+        rows = [*self.epochs[-1:], *self.tests[-1:]]
+        return {name[8:]: value for row in rows for name, value in row.items() if name.startswith("unknown_")}
 
 
 @dataclass(frozen=True)
@@ -82,6 +51,11 @@ class ScoredText:
     title: str
     words: Sequence[str]
     bits: Sequence[float]
+
+    @property
+    def known(self) -> list[float]:
+        """The surprisals of the words that are scored."""
+        return [bits for bits in self.bits if math.isfinite(bits)]
 
 
 @dataclass(frozen=True)
@@ -121,18 +95,9 @@ class SweepRecord:
     model: ModelView | None = None
 
 
-@dataclass(frozen=True)
-class Contents:
-    """A whole page. `models` holds at most one view a corpus."""
-
-    runs: Sequence[RunRecord] = ()
-    models: Sequence[ModelView] = ()
-    sweeps: Sequence[SweepRecord] = field(default_factory=tuple)
-
-    @property
-    def by_corpus(self) -> list[list[RunRecord]]:
-        """The runs, those of one corpus together."""
-        found: dict[str, list[RunRecord]] = {}
-        for run in self.runs:
-            found.setdefault(str(run.corpus.get("sha256")), []).append(run)
-        return list(found.values())
+def by_corpus(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
+    """The runs, those of one corpus together."""
+    found: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        found.setdefault(str(run.corpus.get("sha256")), []).append(run)
+    return list(found.values())

@@ -1,127 +1,247 @@
-"""The whole page: one file of HTML with its style, script and data inside, which loads nothing.
+"""The report page: one file of HTML with its style, script, data and pictures inside, which loads nothing.
 
-Its content security policy names the two scripts by their hashes and forbids everything else: a script that came with
-the words of a corpus would not run even if it were not escaped.
+`page.html` is its Jinja template: every value is escaped, and control characters become visible. The content security
+policy names the script by its hash and forbids everything else: a script within the words of a corpus would not run
+even if it were not escaped.
 """
 
 import base64
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
+
+import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.report.page.contents import Contents
-from jaxlm.report.page.figures import Figures
-from jaxlm.report.page.markup import Markup, element, join, script_json
-from jaxlm.report.page.model_sections import model_section
-from jaxlm.report.page.run_sections import corpus_line, runs_section
-from jaxlm.report.page.sweep_sections import sweep_section
-from jaxlm.report.page.vega import chart_library
+from jaxlm.files import finite
+from jaxlm.report import sweep_plots
+from jaxlm.report.curve import draw_perplexities, draw_windows, epoch_axis
+from jaxlm.report.figure import PALETTE, figure, marks, svg
+from jaxlm.report.page.contents import ModelView, RunRecord, SweepRecord, by_corpus
+from jaxlm.report.units import mean_and_deviation, spread
+from jaxlm.report.word_map import drawn_map
+from jaxlm.terminal import printable
+
+MOST_LINES = 24  # runs in a chart; the tables hold all
+MOST_BITS = 16.0  # the end of the scale of colours
+MOST_UNKNOWN = 0.05  # share of unknown tokens from which on there is a warning
+# Test perplexities of TensorFlow 1's tutorial (Zaremba et al. 2014), by preset, on the corpus named ptb.
+PUBLISHED = {
+    "small": ("published (small)", 115.5),
+    "zaremba-small": ("published (small)", 115.5),
+    "zaremba-medium": ("published (medium)", 83.5),
+    "zaremba-large": ("published (large)", 78.5),
+}
 
 
-def render(contents: Contents, title: str, library: Callable[[], str] = chart_library) -> str:
+@dataclass(frozen=True)
+class Group:
+    """Runs of one config, whose seeds differ; perplexities are (mean, standard deviation), nan where unknown."""
+
+    runs: list[RunRecord]
+    settings: dict[str, str]  # where the groups differ
+    valid: tuple[float, float]
+    test: tuple[float, float]
+
+
+def render(
+    title: str, runs: Sequence[RunRecord] = (), models: Sequence[ModelView] = (), sweeps: Sequence[SweepRecord] = ()
+) -> str:
     """The page as HTML.
 
     Args:
-        contents: the runs and sweeps to show.
         title: of the page.
-        library: returns the charts' script.
-
-    Returns:
-        The page, of about 1 MB and what the tables and charts hold.
+        runs: the runs to show; those of one corpus make a section.
+        models: at most one for each corpus, of one of the runs.
+        sweeps: the sweeps to show.
 
     Raises:
-        JaxlmError: There is nothing to show, or the library is not installed.
+        JaxlmError: There is nothing to show.
     """
-    if not contents.runs and not contents.sweeps:
+    if not runs and not sweeps:
         raise JaxlmError("there is no run and no sweep to report: name at least one")
-    script = library()
-    figures = Figures()
-    sections = [*_runs(contents, figures), *_sweeps(contents, figures)]
-    own = (files("jaxlm.report.page") / "page.js").read_text("utf-8")
-    style = (files("jaxlm.report.page") / "page.css").read_text("utf-8")
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
-        f"script-src {_hash(script)} {_hash(own)}; base-uri 'none'; form-action 'none'"
-    )
-    head = join(
-        [
-            element("meta", charset="utf-8"),
-            element("meta", http_equiv="Content-Security-Policy", content=policy),
-            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            element("meta", name="color-scheme", content="light dark"),
-            element("title", title),
-            element("style", Markup(style)),
-        ]
-    )
-    body = join(
-        [
-            element("a", "Skip to the results", href="#main", cls="skip"),
-            element(
-                "header",
-                element("h1", title),
-                element(
-                    "nav",
-                    element(
-                        "ul", *(element("li", element("a", name, href=f"#{anchor}")) for anchor, name, _ in sections)
-                    ),
-                    aria_label="sections",
-                ),
-            ),
-            element(
-                "noscript",
-                element("p", "The charts need JavaScript; the tables below hold their numbers.", cls="warning"),
-            ),
-            element(
-                "main",
-                *(element("section", element("h2", name), content, id=anchor) for anchor, name, content in sections),
-                id="main",
-            ),
-            element("footer", element("p", "Written by jaxlm. Charts: Vega-Lite.")),
-            element("script", script_json(figures.payload), type="application/json", id="payload"),
-            element("script", Markup(script)),
-            element("script", Markup(own)),
-        ]
-    )
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup, escape
 
+    sections = []
+    payload: dict[str, list[dict[str, Any]]] = {"maps": [], "sweeps": []}
 
-def _runs(contents: Contents, figures: Figures) -> list[tuple[str, object, Markup]]:
-    """(anchor, title, content) for each corpus, and for the model shown of it."""
-    together = contents.by_corpus
-    models = {model.run: model for model in contents.models}
-    found = []
-    for place, runs in enumerate(together):
-        name = runs[0].corpus.get("name", "its corpus")
-        apart = element(
-            "p",
-            f"The runs of this page are on {len(together)} corpora, each in a section of its own: "
-            f"perplexities on different corpora cannot be compared.",
-            cls="warning",
-        )
-        found.append(
-            (
-                f"runs-{place}",
-                f"Runs on {name}",
-                join([apart if len(together) > 1 else "", corpus_line(runs[0].corpus), runs_section(runs, figures)]),
-            )
-        )
-        found += [
-            (f"model-{place}", f"Model of {run.name}", model_section(models[run.name], figures))
-            for run in runs
-            if run.name in models
-        ]
-    return found
+    def add(kind: str, title: str, **values: Any) -> None:
+        sections.append({"kind": kind, "id": f"section-{len(sections)}", "title": title, **values})
 
+    def add_model(title: str, model: ModelView) -> None:
+        words, name = model.word_map, f"map-{len(payload['maps'])}"
+        picture = None
+        if words is not None:
+            payload["maps"].append({"id": name, "words": list(words.words), "neighbors": words.neighbors})
+            with drawn_map(words) as drawn:
+                picture = Markup(svg(drawn, name))
+        add("model", title, model=model, map=picture, map_id=name)
 
-def _sweeps(contents: Contents, figures: Figures) -> list[tuple[str, object, Markup]]:
-    found = []
-    for place, sweep in enumerate(contents.sweeps):
-        found.append((f"sweep-{place}", f"Sweep {sweep.name}", sweep_section(sweep, figures)))
+    together = by_corpus(runs)
+    for place, some in enumerate(together):
+        pictures = {name: Markup(text) for name, text in _run_pictures(some[:MOST_LINES], place).items()}
+        name = some[0].corpus.get("name", "its corpus")
+        add("runs", f"Runs on {name}", runs=some, groups=groups(some), published=published(some), pictures=pictures)
+        for model in models:
+            if model.run in [run.name for run in some]:
+                add_model(f"Model of {model.run}", model)
+    for place, sweep in enumerate(sweeps):
+        name = f"sweep-{place}"
+        pictures, axes = _sweep_pictures(sweep, name)
+        if axes:
+            payload["sweeps"].append({"id": name, "axes": axes})
+        pictures = {title: Markup(text) for title, text in pictures.items()}
+        add("sweep", f"Sweep {sweep.name}", sweep=sweep, sweep_id=name, axes=axes, pictures=pictures)
         if sweep.model:
-            found.append((f"sweep-model-{place}", f"Best model of {sweep.name}", model_section(sweep.model, figures)))
+            add_model(f"Best model of {sweep.name}", sweep.model)
+
+    def text(value: Any) -> Any:
+        return value if isinstance(value, Markup) else printable(str(value))
+
+    environment = Environment(autoescape=True, finalize=text, undefined=StrictUndefined, trim_blocks=True)
+    environment.lstrip_blocks = True
+    environment.filters["lines"] = lambda value: Markup(escape(printable(value, keep_newlines=True)))
+    own = files("jaxlm.report.page")
+    script = (own / "page.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.from_string((own / "page.html").read_text("utf-8")).render(
+        title=title,
+        sections=sections,
+        corpora=len(together),
+        payload=finite(payload),
+        style=Markup((own / "page.css").read_text("utf-8")),
+        script=Markup(script),
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "
+        f"form-action 'none'",
+        most_lines=MOST_LINES,
+        most_unknown=MOST_UNKNOWN,
+        spread=spread,
+        number=number,
+        colour=lambda bits: f"--s:{min(max(bits / MOST_BITS, 0), 1) * 100:.0f}%" if math.isfinite(bits) else "",
+        finite=math.isfinite,
+        nan=math.nan,
+        value_text=sweep_plots.value_text,
+        speeds=speeds,
+        pairs=_pairs,
+    )
+
+
+def groups(runs: Sequence[RunRecord]) -> list[Group]:
+    """The runs of one corpus by their configs, the lowest mean validation perplexity first."""
+    together: dict[tuple[tuple[str, str], ...], list[RunRecord]] = {}
+    for run in runs:
+        together.setdefault(tuple(sorted(run.settings.items())), []).append(run)
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    differing = [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
+    found = [
+        Group(
+            members,
+            {name: members[0].settings.get(name, "") for name in differing},
+            mean_and_deviation([run.valid_perplexity for run in members]),
+            mean_and_deviation([run.test_perplexity() for run in members]),
+        )
+        for members in together.values()
+    ]
+    return sorted(found, key=lambda group: (math.isnan(group.valid[0]), group.valid[0]))
+
+
+def published(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
+    """(name, test perplexity) of the published models that the runs' presets stand for, on Penn Treebank alone."""
+    on_ptb = [run.preset for run in runs if run.corpus.get("name") == "ptb"]
+    return list(dict.fromkeys(PUBLISHED[preset] for preset in on_ptb if preset in PUBLISHED))
+
+
+def speeds(run: RunRecord) -> list[dict[str, Any]]:
+    """A row for each epoch: windows, mean and largest finite gradient norm, learning rate, words/s and seconds."""
+    timing, found = {row["epoch"]: row for row in run.timing}, []
+    for epoch in sorted({row["epoch"] for row in run.windows}):
+        own = [row for row in run.windows if row["epoch"] == epoch]
+        norms = [row["grad_norm"] for row in own if math.isfinite(row["grad_norm"])] or [math.nan]
+        row = {"epoch": epoch, "windows": len(own), "mean": float(np.mean(norms)), "largest": max(norms)}
+        found.append({**row, "learning_rate": own[0]["learning_rate"], **timing.get(epoch, {})})
     return found
 
 
-def _hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+def number(value: float | None, digits: int = 4) -> str:
+    """A number in a table; empty for None and nan."""
+    return "" if value is None or math.isnan(value) else f"{value:,.{digits}g}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _picture(name: str, draw: Callable[[Any], object], width: float = 5.6, height: float = 3.6) -> str:
+    """One plot as SVG; `draw` is given its axes."""
+    with figure(width, height) as drawn:
+        draw(drawn.subplots())
+        return svg(drawn, name)
+
+
+def _run_pictures(runs: Sequence[RunRecord], place: int) -> dict[str, str]:
+    def perplexities(axes: Any) -> None:
+        draw_perplexities(axes, runs, published(runs))
+        handles, labels = axes.get_legend_handles_labels()
+        axes.figure.legend(handles, labels, loc="outside lower center", ncols=2)
+
+    def speed(axes: Any) -> None:
+        for at, run in enumerate(runs):
+            rows = [(row["epoch"], row["words_per_second"]) for row in run.timing]
+            titles = [f"{run.name}, epoch {epoch}: {words:,.0f} words/s" for epoch, words in rows]
+            line = np.array(rows, float).reshape(-1, 2).T
+            axes.plot(*line, "o-", color=PALETTE[at % len(PALETTE)], gid=marks(titles))
+        axes.set(ylabel="words per second", ylim=(0, None))
+        epoch_axis(axes, runs)
+
+    found = {
+        "Learning curves": _picture(f"curves {place}", perplexities, height=3.6 + 0.1 * len(runs)),
+        "Gradient norm": _picture(f"norms {place}", lambda axes: draw_windows(axes, runs, "grad_norm"), height=2.4),
+        "Learning rate": _picture(f"rates {place}", lambda axes: draw_windows(axes, runs, "learning_rate"), height=2.4),
+    }
+    if any(run.timing for run in runs):
+        found["Words per second"] = _picture(f"speed {place}", speed, height=2.4)
+    return found
+
+
+def _sweep_pictures(sweep: SweepRecord, name: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """The pictures of a sweep by title, and its fields for the page's script; none without two trials with a result.
+
+    The first picture is of all fields, the second of the epochs, the others of a field each.
+    """
+    trials = [trial for trial in sweep.trials if math.isfinite(trial.valid[0])]
+    if len(trials) < 2:
+        return {}, []
+    points, keys = [(trial.values, trial.valid[0]) for trial in trials], [str(trial.number) for trial in trials]
+    fields = list(trials[0].values)
+    found = {
+        "Parallel coordinates": _picture(
+            f"{name} all", lambda axes: sweep_plots.draw_parallel(axes, points, keys), max(5.6, 1.6 * len(fields) + 2)
+        ),
+        "Learning curves": _picture(
+            f"{name} epochs",
+            lambda axes: sweep_plots.draw_epochs(axes, [(str(one.number), one.valid_by_epoch) for one in trials]),
+        ),
+    }
+    for place, field in enumerate(fields):
+        found[f"{place + 1}: {field}"] = _picture(
+            f"{name} field {place}",
+            lambda axes, field=field: sweep_plots.draw_slice(axes, points, field, keys),
+            height=3,
+        )
+    columns = {field: [trial.values[field] for trial in trials] for field in fields}
+    axes = []
+    for field, values in {**columns, sweep_plots.PERPLEXITY: [trial.valid[0] for trial in trials]}.items():
+        numeric = all(type(value) in (int, float) for value in values)
+        texts = values if numeric else [printable(sweep_plots.value_text(value)) for value in values]
+        ends = (min(values), max(values)) if numeric else ()
+        own = {"values": dict(zip(keys, texts, strict=True)), "ends": ends}
+        axes.append({"name": field, "choices": [] if numeric else sorted(set(texts)), **own})
+    return found, axes
+
+
+def _pairs(tree: Any) -> str:
+    """A table of a run's record, such as its versions, on one line."""
+    if not isinstance(tree, dict):
+        return ""
+    parts = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in tree.items()}
+    return ", ".join(f"{name} {value}" for name, value in parts.items())
