@@ -419,8 +419,8 @@ def words(config: Config, maker: str = "jaxlm") -> int:
 def flops(config: Config, maker: str = "jaxlm") -> int:
     """Multiplications and additions in the matrix products of one window, or of one pass over a split."""
     widths = (config.model.embedding_size, *config.model.hidden_sizes)
-    of_state = config.model.recurrent_gates
-    of_input = of_state or 2  # a minGRU's update and candidate read the input alone
+    of_input = config.model.gates
+    of_state = of_input if hasattr(config.model, "keep_recurrent_weights") else 0  # a minGRU's gates read x alone
     layers = sum((of_input * a + of_state * b) * b for a, b in itertools.pairwise(widths))
     passes = 1 if maker in EVALUATED else 3  # forward, and backward to the inputs and to the parameters
     return 2 * passes * words(config, maker) * (layers + widths[-1] * config.model.vocab_size)

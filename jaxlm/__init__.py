@@ -6,10 +6,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxlm.config.config import Config as Config
     from jaxlm.config.config import Recipe as Recipe
-    from jaxlm.config.models import GRU as GRU
-    from jaxlm.config.models import LSTM as LSTM
-    from jaxlm.config.models import MinGRU as MinGRU
-    from jaxlm.config.models import Mogrifier as Mogrifier
     from jaxlm.config.optimizers import ASGD as ASGD
     from jaxlm.config.optimizers import SGD as SGD
     from jaxlm.config.optimizers import AdamW as AdamW
@@ -34,6 +30,10 @@ if TYPE_CHECKING:
     from jaxlm.interop.imported import import_model as import_model
     from jaxlm.interop.tensorflow import from_tensorflow as from_tensorflow
     from jaxlm.interop.tensorflow import to_tensorflow as to_tensorflow
+    from jaxlm.models.gru import GRU as GRU
+    from jaxlm.models.lstm import LSTM as LSTM
+    from jaxlm.models.mingru import MinGRU as MinGRU
+    from jaxlm.models.mogrifier import Mogrifier as Mogrifier
     from jaxlm.models.stack import init_params as init_params
     from jaxlm.runs.loading import evaluate as evaluate
     from jaxlm.runs.loading import load as load
@@ -55,7 +55,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "jaxlm.config.config": ("Config", "Recipe"),
-    "jaxlm.config.models": ("GRU", "LSTM", "MinGRU", "Mogrifier"),
+    "jaxlm.models.gru": ("GRU",),
+    "jaxlm.models.lstm": ("LSTM",),
+    "jaxlm.models.mingru": ("MinGRU",),
+    "jaxlm.models.mogrifier": ("Mogrifier",),
     "jaxlm.config.optimizers": ("SGD", "ASGD", "AdamW", "Muon"),
     "jaxlm.config.presets": ("preset",),
     "jaxlm.config.protocols": ("Cache", "Dynamic", "MCDropout", "Temperature"),

@@ -4,9 +4,9 @@ A new kind is here as soon as it is in the tables of `jaxlm/config/`.
 """
 
 import jaxlm
-from jaxlm.config.models import MODELS
 from jaxlm.config.optimizers import OPTIMIZERS
 from jaxlm.config.schedules import SCHEDULES
+from jaxlm.models.kinds import MODELS
 
 V, E, HIDDEN, B, T = 11, 4, (5, 4), 4, 5
 BASE = jaxlm.preset("small").replace(

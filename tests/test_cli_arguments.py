@@ -32,10 +32,10 @@ from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
 from jaxlm.cli.verbs import VERBS, argument, verb
 from jaxlm.config.config import FIXED, KINDS, Config, all_kinds
-from jaxlm.config.fields import Spec, specs
 from jaxlm.config.presets import PRESETS, preset
 from jaxlm.config.protocols import protocol_of
 from jaxlm.errors import Diverged, JaxlmError
+from jaxlm.fields import Spec, specs
 from jaxlm.scoring.generation import Text
 from jaxlm.terminal import say
 

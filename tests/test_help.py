@@ -14,8 +14,8 @@ from jaxlm.cli import main
 from jaxlm.cli.help import TASKS
 from jaxlm.cli.verbs import VERBS
 from jaxlm.config.config import KINDS, all_kinds
-from jaxlm.config.fields import specs
 from jaxlm.config.presets import PRESETS, preset
+from jaxlm.fields import specs
 
 
 @pytest.mark.parametrize("chosen", [{slot: kind} for slot, kinds in KINDS.items() for kind in kinds])

@@ -10,9 +10,9 @@ import pytest
 from recipes import BASE, CASES, HIDDEN, MODEL_CASES, B, T, V
 
 import jaxlm
-from jaxlm.config.fields import specs
-from jaxlm.config.models import MODELS
+from jaxlm.fields import specs
 from jaxlm.models import heads, stack
+from jaxlm.models.kinds import MODELS
 from jaxlm.models.noise import no_noise
 from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state

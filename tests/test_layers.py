@@ -16,14 +16,16 @@ LAYERS = [
     "urls",
     "terminal",
     "files",
-    "config",
-    "data",
-    "report",
+    "fields",
+    "pytrees",
     "distributed",
     "ops",
     "linen",
     "nnx",
     "models",
+    "config",
+    "data",
+    "report",
     "training",
     "scoring",
     "runs",
@@ -38,7 +40,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
     if path != PACKAGE / "__init__.py"
 }
-NO_JAX = ("errors", "urls", "terminal", "files", "config", "data", "report")
+NO_JAX = ("errors", "urls", "terminal", "files", "fields", "config", "data", "report")
 
 
 def room(module: str) -> str:

@@ -16,7 +16,6 @@ from jax.extend.core import jaxprs_in_params
 
 import jaxlm
 from jaxlm.errors import JaxlmError
-from jaxlm.models import mogrifier as layer
 from jaxlm.models import stack
 from jaxlm.models.noise import Noise
 from jaxlm.ops.lstm import LSTMState, lstm
@@ -34,7 +33,7 @@ def draw(model, T, B, E, H, dtype=jnp.float32, seed=0):
     def normal(*shape):
         return jnp.asarray(rng.normal(size=shape) * 0.5, dtype)
 
-    weights = jax.tree.map(lambda leaf: normal(*leaf.shape), layer.CELL.init(model, jax.random.key(0), E, H))
+    weights = jax.tree.map(lambda leaf: normal(*leaf.shape), model.init_layer(jax.random.key(0), E, H))
     return normal(T, B, E), weights, LSTMState(normal(B, H), normal(B, H)), normal(B, H), normal(B, H)
 
 

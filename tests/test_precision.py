@@ -11,8 +11,8 @@ import pytest
 from recipes import BASE, CASES, B, T
 
 import jaxlm
-from jaxlm.config.models import MODELS
 from jaxlm.errors import JaxlmError
+from jaxlm.models.kinds import MODELS
 from jaxlm.ops.softmax import summed_nats
 from jaxlm.runs import precision
 from jaxlm.runs.directory import saved_config

@@ -23,9 +23,9 @@ from jaxlm import cli
 from jaxlm.cli.parsing import changes
 from jaxlm.cli.verbs import VERBS
 from jaxlm.config.config import all_kinds
-from jaxlm.config.fields import specs
 from jaxlm.config.presets import preset
 from jaxlm.config.protocols import PROTOCOLS
+from jaxlm.fields import specs
 from jaxlm.sweeps.space import read_space
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -229,22 +229,12 @@ def extended(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("copy")
     for name in ("jaxlm", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    kind, layer = (block.text for block in blocks_of("CONTRIBUTING.md") if block.language == "python")
-    models, stack = folder / "jaxlm/config/models.py", folder / "jaxlm/models/stack.py"
-    models.write_text(re.sub(r"^MODELS: .*", lambda _: kind, models.read_text(), flags=re.MULTILINE))
+    (layer,) = (block.text for block in blocks_of("CONTRIBUTING.md") if block.language == "python")
     (folder / "jaxlm/models/decay.py").write_text(layer)
-    stack.write_text(
-        re.sub(
-            r"^from jaxlm.models import ",
-            "from jaxlm.models import decay, ",
-            re.sub(
-                r'^(CELLS: .*)"mingru": mingru.CELL',
-                r'\1"mingru": mingru.CELL, "decay": decay.CELL',
-                stack.read_text(),
-                flags=re.MULTILINE,
-            ),
-            flags=re.MULTILINE,
-        )
+    table = folder / "jaxlm/models/kinds.py"
+    text = table.read_text().replace('"lstm": LSTM,', '"lstm": LSTM, "decay": Decay,')
+    table.write_text(
+        text.replace("from jaxlm.models.gru", "from jaxlm.models.decay import Decay\nfrom jaxlm.models.gru")
     )
     return folder
 

@@ -118,7 +118,7 @@ def test_every_value_of_a_range_is_drawn():
 
 def test_a_value_may_need_another_field_of_the_space():
     """A projection leads to a tied embedding: alone it is refused."""
-    with pytest.raises(JaxlmError, match="tied is false"):
+    with pytest.raises(JaxlmError, match="projection needs tied"):
         read_space({"projection": [True]}, TINY)
     assert read_space({"projection": [True], "tied": [True]}, TINY)
     with pytest.raises(JaxlmError, match="beta1 is a field of the optimizer"):

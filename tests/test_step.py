@@ -11,9 +11,10 @@ import pytest
 
 import jaxlm
 from jaxlm.config.config import Recipe
-from jaxlm.config.models import MODELS, Mogrifier
 from jaxlm.data.windows import WindowPlan
 from jaxlm.models import heads, stack
+from jaxlm.models.kinds import MODELS
+from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.noise import Noise, draw_noise, no_noise
 from jaxlm.scoring.stream import eval_step
 from jaxlm.training import averaging

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.config.models import LSTM
 from jaxlm.errors import DataError
 from jaxlm.models import stack
+from jaxlm.models.lstm import LSTM
 from jaxlm.models.noise import no_noise
 from jaxlm.ops.softmax import token_nats_reference
 from jaxlm.scoring.stream import stream_nats

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from jaxlm.cli.ending import FAILED
 from jaxlm.cli.parsing import some_path, whole
 from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, argument, check_run, loaded, output, verb
-from jaxlm.config.fields import setting_text
 from jaxlm.errors import JaxlmError, RunDirError
+from jaxlm.fields import setting_text
 from jaxlm.report.units import perplexity_text
 from jaxlm.terminal import say, say_line
 

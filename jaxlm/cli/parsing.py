@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxlm.config.config import KINDS, SECTIONS, Config, all_kinds, kind_of
-from jaxlm.config.fields import Spec, either, setting_text, specs
 from jaxlm.config.presets import PRESETS, preset
 from jaxlm.config.protocols import PROTOCOLS, Plain, protocol_of
 from jaxlm.errors import JaxlmError
+from jaxlm.fields import Spec, either, setting_text, specs
 from jaxlm.terminal import printable, say
 
 FIELD = "field:"  # begins the name under which a field's value is parsed

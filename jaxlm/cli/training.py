@@ -18,7 +18,7 @@ from jaxlm.terminal import say, say_line
 
 if TYPE_CHECKING:
     from jaxlm.data.corpus import Corpus
-    from jaxlm.models.cell import Params
+    from jaxlm.models.recurrent import Params
 
 RUNS = Path("runs")
 PREPARED_FIELDS = {

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from jaxlm.config.fields import Spec, check, checked, either, nearest, shown, specs
-from jaxlm.config.models import LSTM, MODELS, Recurrent
 from jaxlm.config.optimizers import OPTIMIZERS, SGD, Descent, Optimizer
 from jaxlm.config.schedules import SCHEDULES, Piecewise, Plateau, Schedule
 from jaxlm.config.settings import DataConfig, TrainConfig
 from jaxlm.errors import JaxlmError
+from jaxlm.fields import Spec, check, check_relations, checked, either, nearest, shown, specs
+from jaxlm.models.kinds import MODELS
+from jaxlm.models.lstm import LSTM
+from jaxlm.models.recurrent import Recurrent
 
 FORMAT = 2  # of config.json
 
@@ -57,6 +59,7 @@ class Config:
     def __post_init__(self) -> None:
         for name in SECTIONS:
             section = checked(getattr(self, name))
+            check_relations(section)
             section.check()
             object.__setattr__(self, name, section)
         self._check_together()

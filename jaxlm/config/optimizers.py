@@ -3,16 +3,17 @@
 from dataclasses import dataclass
 from typing import Any
 
-from jaxlm.config.fields import choice, count, flag, number
 from jaxlm.errors import JaxlmError
+from jaxlm.fields import choice, count, flag, number
 
 
-def _latest() -> Any:
+def _latest(**relations: Any) -> Any:
     return count(
         None,
         "the average of nonmonotone starts after so many validations at the latest (none: it may never start)",
         "validations",
         low=1,
+        **relations,
     )
 
 
@@ -99,11 +100,7 @@ class SGD(Descent):
     """Stochastic gradient descent."""
 
     momentum: float | None = number(None, "decay of the accumulated gradient (none: no momentum)", low=0, below=1)
-    nesterov: bool = flag(False, "Nesterov's momentum")
-
-    def check(self) -> None:
-        if self.nesterov and self.momentum is None:
-            raise JaxlmError("nesterov needs a momentum, and momentum is none: set momentum, as in 0.9")
+    nesterov: bool = flag(False, "Nesterov's momentum", needs=("momentum",))
 
 
 @dataclass(frozen=True)
@@ -138,19 +135,9 @@ class Adaptive(Optimizer):
         "it (0: with the first window; none: no such average)",
         "validations",
         high=10_000,
+        excludes=("average_decay",),
     )
-    average_latest: int | None = _latest()
-
-    def check(self) -> None:
-        if self.average_latest is not None and self.nonmonotone is None:
-            raise JaxlmError(
-                "average_latest says when the average of nonmonotone starts at the latest, and "
-                "nonmonotone is none: set nonmonotone too, as in 50, or average_latest to none"
-            )
-        if self.average_decay is not None and self.nonmonotone is not None:
-            raise JaxlmError(
-                "average_decay averages exponentially and nonmonotone evenly, so that one of them must be none"
-            )
+    average_latest: int | None = _latest(needs=("nonmonotone",))
 
 
 @dataclass(frozen=True)

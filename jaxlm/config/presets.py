@@ -1,12 +1,13 @@
 """Named recipes."""
 
 from jaxlm.config.config import Config
-from jaxlm.config.fields import nearest
-from jaxlm.config.models import LSTM, Mogrifier
 from jaxlm.config.optimizers import ASGD, SGD, AdamW, Muon
 from jaxlm.config.schedules import Cosine, Piecewise
 from jaxlm.config.settings import TrainConfig
 from jaxlm.errors import JaxlmError
+from jaxlm.fields import nearest
+from jaxlm.models.lstm import LSTM
+from jaxlm.models.mogrifier import Mogrifier
 
 
 def preset(name: str) -> Config:

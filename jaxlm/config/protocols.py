@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from jaxlm.config.fields import checked, choice, count, either, nearest, number, specs
 from jaxlm.errors import JaxlmError
+from jaxlm.fields import checked, choice, count, either, nearest, number, specs
 
 Grid = Mapping[str, tuple[float, ...]]  # the values that tuning tries, by field
 

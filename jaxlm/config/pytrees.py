@@ -1,37 +1,19 @@
-"""Makes recipe and protocols pytrees: their numbers are leaves, all else is static. Imported by whatever traces one.
+"""Registers all parts of a recipe but its model (`models/stack.py` does), and the protocols, as pytrees.
 
-(Apart from `config.py`, so that a command line's help need not import JAX.)
+The packages that trace them import this file. (It is apart from `config.py`, so that help imports no JAX.)
 """
 
 from dataclasses import fields
-from typing import Any
 
 import jax
 
-from jaxlm.config.config import KINDS, Recipe
-from jaxlm.config.fields import specs
+from jaxlm.config.config import Recipe
+from jaxlm.config.optimizers import OPTIMIZERS
 from jaxlm.config.protocols import PROTOCOLS
+from jaxlm.config.schedules import SCHEDULES
+from jaxlm.pytrees import register
 
-
-def register(kind: type) -> None:
-    """Makes the numbers of a kind leaves, and its class and all else static.
-
-    (`jax.tree_util.register_dataclass` will not do: of two classes with the same fields, as GRU and MinGRU, it makes
-    equal trees, and `jax.jit` may then take one's program for the other's, wherever their hashes happen to meet.)
-    """
-    numbers = [name for name, spec in specs(kind).items() if spec.type is float]
-    static = [name for name in specs(kind) if name not in numbers]
-
-    def flatten(section: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        return [getattr(section, name) for name in numbers], (kind, *(getattr(section, name) for name in static))
-
-    def unflatten(rest: tuple[Any, ...], leaves: Any) -> Any:
-        return kind(**dict(zip(static, rest[1:], strict=True)), **dict(zip(numbers, leaves, strict=True)))
-
-    jax.tree_util.register_pytree_node(kind, flatten, unflatten)
-
-
-for _kinds in (*KINDS.values(), PROTOCOLS):
+for _kinds in (OPTIMIZERS, SCHEDULES, PROTOCOLS):
     for _kind in _kinds.values():
         register(_kind)
 jax.tree_util.register_dataclass(Recipe, [item.name for item in fields(Recipe)], [])

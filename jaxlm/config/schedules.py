@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxlm.config.fields import number
+from jaxlm.fields import number
 
 
 @dataclass(frozen=True)

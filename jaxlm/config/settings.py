@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from jaxlm.config.fields import choice, count, flag, number, text
 from jaxlm.errors import JaxlmError
+from jaxlm.fields import choice, count, flag, number, text
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.config.models import LSTM
 from jaxlm.errors import JaxlmError
 from jaxlm.files import new_file
 from jaxlm.interop.torch_naming import StateDict, array, torch_layers
+from jaxlm.models.lstm import LSTM
 from jaxlm.scoring.language_model import LanguageModel
 
 OPSET, IR_VERSION = 17, 8  # what onnxruntime reads since 1.12

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.config.models import LSTM
 from jaxlm.errors import JaxlmError
 from jaxlm.interop.tensors import FLOATS, LazyTensor, shown
+from jaxlm.models.lstm import LSTM
 
 Tensors = Mapping[str, LazyTensor]
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from jaxlm.config.config import kind_of
-from jaxlm.config.models import GRU, LSTM, Recurrent
 from jaxlm.errors import JaxlmError
-from jaxlm.models.cell import Params
+from jaxlm.models.gru import GRU
+from jaxlm.models.lstm import LSTM
+from jaxlm.models.recurrent import Params, Recurrent
 
 StateDict = dict[str, np.ndarray]  # two names of one array object share it
 

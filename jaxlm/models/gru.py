@@ -1,37 +1,49 @@
-"""The GRU layer: `kernel` [E, 3H], `recurrent_kernel` [H, 3H], `bias` [3H] and `recurrent_bias` [H]; gates r, z, n."""
+"""The GRU. A layer's parameters: `kernel` [E, 3H], `recurrent_kernel` [H, 3H], `bias` [3H] and `recurrent_bias` [H].
+
+The gates' order is r, z, n.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-import jax
-import jax.numpy as jnp
+from jaxlm.models.recurrent import CellNoise, Params, Recurrent, torch_biases, uniform, weight_drop
 
-from jaxlm.config.models import GRU
-from jaxlm.models.cell import Cell, Params, uniform
-from jaxlm.ops.gru import gru
-
-
-def _init(model: GRU, key: jax.Array, inputs: int, width: int) -> Params:
-    from_input, from_state = jax.random.split(key)
-    return {
-        "kernel": uniform(model, from_input, inputs, 3 * width),
-        "bias": jnp.zeros(3 * width),
-        "recurrent_kernel": uniform(model, from_state, width, 3 * width),
-        "recurrent_bias": jnp.zeros(width),
-    }
+if TYPE_CHECKING:
+    import jax
 
 
-def _apply(
-    model: GRU, params: Params, x: jax.Array, h: jax.Array, length: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    return gru(x, **params, h=h, length=length)
+@dataclass(frozen=True)
+class GRU(Recurrent):
+    """Gated recurrent unit, the variant of cuDNN and PyTorch (Cho et al. 2014, arXiv:1406.1078)."""
 
+    gates: ClassVar[int] = 3
+    keep_recurrent_weights: float | None = weight_drop()
 
-def _state(batch_size: int, width: int, dtype: jnp.dtype) -> jax.Array:
-    return jnp.zeros((batch_size, width), dtype)
+    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+        import jax
+        import jax.numpy as jnp
 
+        from_input, from_state = jax.random.split(key)
+        scale, bias, recurrent_bias = self.layer_scale(width), jnp.zeros(3 * width), jnp.zeros(width)
+        if self.torch_init:  # h's bias of the candidate, which the reset gate multiplies, is one of its own
+            of_x, of_h = torch_biases(key, scale, 3 * width)
+            bias, recurrent_bias = of_x + of_h.at[-width:].set(0), of_h[-width:]
+        return {
+            "kernel": uniform(from_input, scale, inputs, 3 * width),
+            "bias": bias,
+            "recurrent_kernel": uniform(from_state, scale, width, 3 * width),
+            "recurrent_bias": recurrent_bias,
+        }
 
-def _change_recurrent(params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:
-    return {**params, "recurrent_kernel": change(params["recurrent_kernel"])}
+    def apply_layer(
+        self, params: Params, x: jax.Array, state: jax.Array, noise: CellNoise, length: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        from jaxlm.ops.gru import gru
 
+        return gru(x, **params, h=state, length=length)
 
-CELL = Cell(_init, _state, _apply, gates=3, change_recurrent=_change_recurrent)
+    def change_recurrent(self, params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:
+        return {**params, "recurrent_kernel": change(params["recurrent_kernel"])}

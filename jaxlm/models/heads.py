@@ -6,13 +6,11 @@ Letters: `T` steps, `B` batch, `H` width of the features, `D` width that the ker
 """
 
 import math
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config.models import Recurrent
-from jaxlm.models.cell import Params, uniform
+from jaxlm.models.recurrent import Params, Recurrent, uniform
 from jaxlm.ops import mixture, sampled_softmax, softmax
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.product import product
@@ -33,14 +31,14 @@ def init_head(model: Recurrent, kernel_key: jax.Array, bias_key: jax.Array) -> P
         shapes |= {"prior": (H, K), "latent_kernel": (H, K * D)}
     if K and model.torch_init:
         shapes["latent_bias"] = (K * D,)
-    linear = replace(model, init_scale=1 / math.sqrt(H)) if model.torch_init else model
+    scale = 1 / math.sqrt(H) if model.torch_init else model.init_scale
     own = {
-        name: uniform(model, kernel_key, *shape)
+        name: uniform(kernel_key, model.init_scale, *shape)
         if name == "kernel"
-        else uniform(linear, jax.random.fold_in(kernel_key, place), *shape)
+        else uniform(jax.random.fold_in(kernel_key, place), scale, *shape)
         for place, (name, shape) in enumerate(shapes.items())
     }
-    bias = jnp.zeros(V) if model.torch_init else uniform(model, bias_key, V)
+    bias = jnp.zeros(V) if model.torch_init else uniform(bias_key, model.init_scale, V)
     return {**({"latent_bias": jnp.zeros(K * D)} if K else {}), **own, "bias": bias}
 
 

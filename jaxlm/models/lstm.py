@@ -1,35 +1,60 @@
-"""The LSTM layer: `kernel` [E + H, 4H] and `bias` [4H], gates in the order i, j, f, o (TensorFlow's BasicLSTMCell)."""
+"""The LSTM. A layer's parameters: `kernel` [E + H, 4H] and `bias` [4H].
+
+The gates' order is i, j, f, o, as in TensorFlow's BasicLSTMCell.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import jax
-import jax.numpy as jnp
+from jaxlm.fields import number
+from jaxlm.models.recurrent import CellNoise, Params, Recurrent, state_dropout, torch_biases, uniform, weight_drop
 
-from jaxlm.config.models import LSTM
-from jaxlm.models.cell import Cell, Params, uniform
-from jaxlm.ops.lstm import LSTMState, lstm, zero_state
+if TYPE_CHECKING:
+    import jax
 
-
-def _init(model: LSTM, key: jax.Array, inputs: int, width: int) -> Params:
-    return {"kernel": uniform(model, key, inputs + width, 4 * width), "bias": jnp.zeros(4 * width)}
-
-
-def _apply(
-    model: LSTM,
-    params: Params,
-    x: jax.Array,
-    state: LSTMState,
-    kept: jax.Array | None = None,
-    length: jax.Array | None = None,
-) -> tuple[jax.Array, LSTMState]:
-    dropped = {} if kept is None else {"kept": kept, "keep": model.keep_state}
-    return lstm(x, params["kernel"], params["bias"], state, model.forget_bias, length, **dropped)
+    from jaxlm.ops.lstm import LSTMState
 
 
-def change_recurrent(params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:
-    """The parameters with `change` of the kernel's last rows, one a unit of h: `width`."""
+@dataclass(frozen=True)
+class LSTM(Recurrent):
+    """Long short-term memory, as TensorFlow's BasicLSTMCell (Zaremba et al. 2014, arXiv:1409.2329)."""
+
+    gates: ClassVar[int] = 4
+    forget_bias: float = number(0.0, "added to the forget gate before its sigmoid")
+    keep_recurrent_weights: float | None = weight_drop()
+    keep_state: float | None = state_dropout()
+
+    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+        import jax.numpy as jnp
+
+        scale = self.layer_scale(width)
+        bias = sum(torch_biases(key, scale, 4 * width)) if self.torch_init else jnp.zeros(4 * width)
+        return {"kernel": uniform(key, scale, inputs + width, 4 * width), "bias": bias}
+
+    def zero_state(self, rows: int, width: int, dtype: Any) -> LSTMState:
+        from jaxlm.ops.lstm import zero_state
+
+        return zero_state(rows, width, dtype)
+
+    def apply_layer(
+        self, params: Params, x: jax.Array, state: LSTMState, noise: CellNoise, length: jax.Array | None
+    ) -> tuple[jax.Array, LSTMState]:
+        from jaxlm.ops.lstm import lstm
+
+        return lstm(
+            x, params["kernel"], params["bias"], state, self.forget_bias, length, kept=noise.kept, keep=self.keep_state
+        )
+
+    def change_recurrent(self, params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:
+        return change_last_rows(params, width, change)
+
+
+def change_last_rows(params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:
+    """The parameters with `change` of the kernel's last rows, one for each of h's `width` units."""
+    import jax.numpy as jnp
+
     from_input, from_state = jnp.split(params["kernel"], [len(params["kernel"]) - width])
     return {**params, "kernel": jnp.concatenate([from_input, change(from_state)])}
-
-
-CELL = Cell(_init, zero_state, _apply, gates=4, change_recurrent=change_recurrent)

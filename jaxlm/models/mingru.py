@@ -1,34 +1,44 @@
-"""The minGRU layer (Feng et al. 2024, arXiv:2410.01201): `kernel` [E, 2H] and `bias` [2H], in the order z, candidate.
+"""The minGRU. A layer's parameters: `kernel` [E, 2H] and `bias` [2H], in the order z, candidate.
 
     z, n = x W + b        h' = (1 - sigmoid(z)) * h + sigmoid(z) * n
 
 No gate depends on h, so that the whole layer is one associative scan.
 """
 
-import jax
-import jax.numpy as jnp
+from __future__ import annotations
 
-from jaxlm.config.models import MinGRU
-from jaxlm.models.cell import Cell, Params, uniform
-from jaxlm.ops.bounded_scan import last_step
-from jaxlm.ops.linear_recurrence import linear_recurrence
-from jaxlm.ops.product import product
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
+from jaxlm.models.recurrent import CellNoise, Params, Recurrent, torch_biases, uniform
 
-def _init(model: MinGRU, key: jax.Array, inputs: int, width: int) -> Params:
-    return {"kernel": uniform(model, key, inputs, 2 * width), "bias": jnp.zeros(2 * width)}
+if TYPE_CHECKING:
+    import jax
 
 
-def _apply(
-    model: MinGRU, params: Params, x: jax.Array, h: jax.Array, length: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    gate, candidate = jnp.split(product(x, params["kernel"], x.dtype) + params["bias"], 2, -1)
-    y = linear_recurrence(jax.nn.sigmoid(-gate), jax.nn.sigmoid(gate) * candidate, h)
-    return y.astype(x.dtype), last_step(y, length)
+@dataclass(frozen=True)
+class MinGRU(Recurrent):
+    """Minimal GRU, whose gates depend on the input alone (Feng et al. 2024, arXiv:2410.01201)."""
 
+    gates: ClassVar[int] = 2
 
-def _state(batch_size: int, width: int, dtype: jnp.dtype) -> jax.Array:
-    return jnp.zeros((batch_size, width), dtype)
+    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+        import jax.numpy as jnp
 
+        scale = self.layer_scale(inputs)  # in PyTorch the layer is a Linear, with one bias
+        bias = torch_biases(key, scale, 2 * width)[0] if self.torch_init else jnp.zeros(2 * width)
+        return {"kernel": uniform(key, scale, inputs, 2 * width), "bias": bias}
 
-CELL = Cell(_init, _state, _apply, gates=2)
+    def apply_layer(
+        self, params: Params, x: jax.Array, state: jax.Array, noise: CellNoise, length: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        import jax
+        import jax.numpy as jnp
+
+        from jaxlm.ops.bounded_scan import last_step
+        from jaxlm.ops.linear_recurrence import linear_recurrence
+        from jaxlm.ops.product import product
+
+        gate, candidate = jnp.split(product(x, params["kernel"], x.dtype) + params["bias"], 2, -1)
+        y = linear_recurrence(jax.nn.sigmoid(-gate), jax.nn.sigmoid(gate) * candidate, state)
+        return y.astype(x.dtype), last_step(y, length)

@@ -1,68 +1,125 @@
-"""The Mogrifier LSTM layer: `kernel`, `bias`, `rounds` and `norms`, as `ops/mogrifier.py` lists them."""
+"""The Mogrifier LSTM. A layer's parameters: `kernel`, `bias`, `rounds` and `norms`, as in `ops/mogrifier.py`."""
 
-import jax
-import jax.numpy as jnp
+from __future__ import annotations
 
-from jaxlm.config.models import Mogrifier
-from jaxlm.models.cell import Cell, Params, uniform
-from jaxlm.models.lstm import change_recurrent
-from jaxlm.ops.lstm import LSTMState, zero_state
-from jaxlm.ops.mogrifier import Limits, mogrifier
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jaxlm.errors import JaxlmError
+from jaxlm.fields import choice, count, flag, number, probability
+from jaxlm.models.lstm import change_last_rows
+from jaxlm.models.recurrent import CellNoise, Params, Recurrent, state_dropout, torch_biases, uniform, weight_drop
+
+if TYPE_CHECKING:
+    import jax
+
+    from jaxlm.ops.lstm import LSTMState
 
 LAMB_S_UPDATE = 1.5  # what lamb scales a kept update by, whatever its probability, and in evaluation too
 
 
-def _init(model: Mogrifier, key: jax.Array, inputs: int, width: int) -> Params:
-    kernel_key, *keys = jax.random.split(key, model.rounds + 1)
-    gates = model.recurrent_gates
-    bias = jnp.zeros(gates * width).at[-2 * width : -width].set(model.forget_bias)
-    found = {
-        "kernel": uniform(model, kernel_key, inputs + width, gates * width),
-        "bias": bias,
-        "rounds": [
-            _round(model, one, *((inputs, width) if place % 2 else (width, inputs))) for place, one in enumerate(keys)
-        ],
-    }
-    if model.layer_norm:
-        found["norms"] = {
-            "input": jnp.ones(gates * width),
-            "state": jnp.ones(gates * width),
-            "cell": jnp.ones(width),
-            "cell_bias": jnp.zeros(width),
-        }
-    return found
+@dataclass(frozen=True)
+class Mogrifier(Recurrent):
+    """LSTM whose input and state gate each other before its gates see them (Melis et al. 2020, arXiv:1909.01792)."""
+
+    rounds: int = count(5, "how often input and state gate each other, the input first (0: an LSTM)", "rounds")
+    rank: int = count(0, "rank of the matrices of a round, as products of two (0: full matrices)")
+    input_gate: str = choice(
+        "free",
+        "what the input gate i is, given the forget gate f: free, capped (min(i, 1 - f)) or coupled (1 - f)",
+        ("free", "capped", "coupled"),
+    )
+    forget_bias: float = number(0.0, "the forget gates' bias at the start; it is trained")
+    cell_clip: float | None = number(
+        None, "clips the cell state that is carried to the next step to +-this (none: no clipping)", above=0
+    )
+    layer_norm: bool = flag(False, "normalise the gates and the cell over a layer's units (arXiv:1607.06450)")
+    keep_recurrent_weights: float | None = weight_drop()
+    keep_state: float | None = state_dropout()
+    keep_update: float | None = probability(
+        "a unit of what is written to the cell, tanh(j), is kept, drawn once a window (none: no dropout; "
+        "arXiv:1603.05118)"
+    )
+    model_compatibility: str = choice(
+        "none",
+        "whose quirks of dropout to repeat: none, or lamb, the published code (docs/mogrifier.md)",
+        ("none", "lamb"),
+    )
+
+    @property
+    def gates(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """A coupled input gate has no matrix of its own."""
+        return 3 if self.input_gate == "coupled" else 4
+
+    def check(self) -> None:
+        super().check()
+        widths = (self.embedding_size, *self.hidden_sizes)
+        if self.rank > min(widths):
+            name = "embedding_size" if self.embedding_size == min(widths) else "hidden_sizes"
+            raise JaxlmError(
+                f"rank must be at most the width of what a round gates: rank is {self.rank}, and {name} "
+                f"has {min(widths)}; rank 0 is full matrices"
+            )
+
+    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+        import jax
+        import jax.numpy as jnp
+
+        kernel_key, *keys = jax.random.split(key, self.rounds + 1)
+        scale, size = self.layer_scale(width), self.gates * width
+        bias = jnp.zeros(size).at[-2 * width : -width].set(self.forget_bias)
+        if self.torch_init:
+            bias = sum(torch_biases(key, scale, size), bias)
+        rounds = [
+            _init_round(one, scale, self.rank, *((inputs, width) if place % 2 else (width, inputs)))
+            for place, one in enumerate(keys)
+        ]
+        found = {"kernel": uniform(kernel_key, scale, inputs + width, size), "bias": bias, "rounds": rounds}
+        if self.layer_norm:
+            ones, of_cell = jnp.ones(size), jnp.ones(width)
+            found["norms"] = {"input": ones, "state": ones, "cell": of_cell, "cell_bias": jnp.zeros(width)}
+        return found
+
+    def zero_state(self, rows: int, width: int, dtype: Any) -> LSTMState:
+        from jaxlm.ops.lstm import zero_state
+
+        return zero_state(rows, width, dtype)
+
+    def apply_layer(
+        self, params: Params, x: jax.Array, state: LSTMState, noise: CellNoise, length: jax.Array | None
+    ) -> tuple[jax.Array, LSTMState]:
+        import jax.numpy as jnp
+
+        from jaxlm.ops.mogrifier import Limits, mogrifier
+
+        of_state, of_update = _scaled(noise.kept, self.keep_state), _scaled(noise.updated, self.keep_update)
+        if self.model_compatibility == "lamb" and self.keep_update is not None and self.input_gate != "free":
+            of_update = LAMB_S_UPDATE if noise.updated is None else jnp.where(noise.updated, LAMB_S_UPDATE, 0)
+        return mogrifier(x, params, state, self.input_gate, Limits(self.cell_clip, of_state, of_update, length))
+
+    def change_recurrent(self, params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:
+        return change_last_rows(params, width, change)
 
 
-def _round(model: Mogrifier, key: jax.Array, inputs: int, outputs: int) -> Params:
+def _init_round(key: jax.Array, scale: jax.Array | float, rank: int, inputs: int, outputs: int) -> Params:
     """One round's weights; a product of two matrices varies as much as the full one would."""
-    if not model.rank:
-        return {"full": uniform(model, key, inputs, outputs), "bias": jnp.zeros(outputs)}
+    import jax
+    import jax.numpy as jnp
+
+    if not rank:
+        return {"full": uniform(key, scale, inputs, outputs), "bias": jnp.zeros(outputs)}
     left, right = jax.random.split(key)
-    scale = (3 / (model.rank * model.init_scale**2 + 1e-30)) ** 0.25
+    factor = (3 / (rank * scale**2 + 1e-30)) ** 0.25
     return {
-        "left": scale * uniform(model, left, inputs, model.rank),
-        "right": scale * uniform(model, right, model.rank, outputs),
+        "left": factor * uniform(left, scale, inputs, rank),
+        "right": factor * uniform(right, scale, rank, outputs),
         "bias": jnp.zeros(outputs),
     }
 
 
-def _apply(
-    model: Mogrifier,
-    params: Params,
-    x: jax.Array,
-    state: LSTMState,
-    kept: jax.Array | None = None,
-    updated: jax.Array | None = None,
-    length: jax.Array | None = None,
-) -> tuple[jax.Array, LSTMState]:
-    of_state, of_update = _scaled(kept, model.keep_state), _scaled(updated, model.keep_update)
-    if model.model_compatibility == "lamb" and model.keep_update is not None and model.input_gate != "free":
-        of_update = LAMB_S_UPDATE if updated is None else jnp.where(updated, LAMB_S_UPDATE, 0)
-    return mogrifier(x, params, state, model.input_gate, Limits(model.cell_clip, of_state, of_update, length))
-
-
 def _scaled(kept: jax.Array | None, keep: jax.Array | float | None) -> jax.Array | None:
+    """What a mask multiplies by: 1 / keep where a unit is kept, else 0."""
+    import jax.numpy as jnp
+
     return None if kept is None or keep is None else jnp.where(kept, 1 / keep, 0)
-
-
-CELL = Cell(_init, zero_state, _apply, lambda model: model.recurrent_gates, change_recurrent)

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config.models import Mogrifier, Recurrent
-from jaxlm.models.cell import Params, State
 from jaxlm.models.heads import kernel_width
+from jaxlm.models.mogrifier import Mogrifier
+from jaxlm.models.recurrent import Params, Recurrent, State
 from jaxlm.ops.dropout import apply_mask, draw_mask
 from jaxlm.ops.sampled_softmax import Drawn, draw_words
 
@@ -109,18 +109,21 @@ def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int) -
     if model.sampled_words and key is not None:
         offset = jax.random.uniform(jax.random.fold_in(key, _DRAWN))
         drawn = draw_words(offset, model.vocab_size, model.sampled_words)
-    layers, gates = tuple(enumerate(model.hidden_sizes)), model.recurrent_gates
+    layers = tuple(enumerate(model.hidden_sizes))
+    keep_weights, keep_state, keep_update = (  # a kind without the field drops nothing there
+        getattr(model, name, None) for name in ("keep_recurrent_weights", "keep_state", "keep_update")
+    )
     return Noise(
         units(0, model.keep_embedding, model.embedding_size),
         tuple(units(layer + 1, keep_of_output(model, layer), width) for layer, width in layers),
         for_all_rows(_WORDS, model.keep_words, model.vocab_size, 1),
         tuple(
-            for_all_rows(_RECURRENT_WEIGHTS, model.keep_recurrent_weights, width, gates * width, layer=layer)
+            for_all_rows(_RECURRENT_WEIGHTS, keep_weights, width, model.gates * width, layer=layer)
             for layer, width in layers
         ),
-        tuple(all_steps(_STATES, model.keep_state, layer, width) for layer, width in layers),
+        tuple(all_steps(_STATES, keep_state, layer, width) for layer, width in layers),
         units(_LATENTS, model.keep_latent, max(model.experts, 1) * kernel_width(model)),
-        tuple(all_steps(_UPDATES, getattr(model, "keep_update", None), layer, width) for layer, width in layers),
+        tuple(all_steps(_UPDATES, keep_update, layer, width) for layer, width in layers),
         all_steps(_CARRY, model.keep_carry, 0, 1),
         drawn,
     )

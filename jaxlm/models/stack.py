@@ -11,18 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import jaxlm.config.pytrees  # noqa: F401 (makes the model's config a pytree)
-from jaxlm.config.config import kind_of
-from jaxlm.config.models import Recurrent
-from jaxlm.models import gru, lstm, mingru, mogrifier
-from jaxlm.models.cell import Cell, Params, State, uniform
 from jaxlm.models.heads import init_head
+from jaxlm.models.kinds import MODELS
 from jaxlm.models.noise import Noise, keep_of_output, of_layer
+from jaxlm.models.recurrent import CellNoise, Params, Recurrent, State, uniform
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.embedding import Rows, look_up
+from jaxlm.pytrees import register
 
-# By the names of config's MODELS.
-CELLS: dict[str, Cell] = {"lstm": lstm.CELL, "gru": gru.CELL, "mingru": mingru.CELL, "mogrifier": mogrifier.CELL}
+for _kind in MODELS.values():
+    register(_kind)
 
 Carry = tuple[State, ...]
 
@@ -32,44 +30,22 @@ def init_params(model: Recurrent, key: jax.Array) -> Params:
 
     With `torch_init` the layers are as PyTorch begins them, and the softmax's bias is zero.
     """
-    cell = _cell(model)
     widths = (model.embedding_size, *model.hidden_sizes)
     keys = jax.random.split(key, len(model.hidden_sizes) + 3)
     embedding_key, *layer_keys, kernel_key, bias_key = keys
     return {
-        "embedding": uniform(model, embedding_key, model.vocab_size, model.embedding_size),
+        "embedding": uniform(embedding_key, model.init_scale, model.vocab_size, model.embedding_size),
         "layers": [
-            _init_layer(cell, model, one, inputs, width)
+            model.init_layer(one, inputs, width)
             for one, inputs, width in zip(layer_keys, widths, model.hidden_sizes, strict=False)
         ],
         "softmax": init_head(model, kernel_key, bias_key),
     }
 
 
-def _init_layer(cell: Cell, model: Recurrent, key: jax.Array, inputs: int, width: int) -> Params:
-    if not model.torch_init:
-        return cell.init(model, key, inputs, width)
-    linear = cell.change_recurrent is None  # as PyTorch's Linear; others as its RNNs, with a bias for x and one for h
-    model = replace(model, init_scale=(inputs if linear else width) ** -0.5)
-    params = cell.init(model, key, inputs, width)
-    of_x, of_h = (uniform(model, one, *params["bias"].shape) for one in jax.random.split(jax.random.fold_in(key, 0)))
-    if linear:
-        return {**params, "bias": of_x}
-    if "recurrent_bias" in params:  # h's bias of the GRU's candidate, which the reset gate multiplies
-        return {**params, "bias": of_x + of_h.at[-width:].set(0), "recurrent_bias": of_h[-width:]}
-    return {**params, "bias": params["bias"] + of_x + of_h}  # ours is the sum
-
-
 def zero_carry(model: Recurrent, batch_size: int, dtype: Any = jnp.float32) -> Carry:
     """The carry before the first token, one state a layer."""
-    cell = _cell(model)
-    return tuple(cell.state(batch_size, width, dtype) for width in model.hidden_sizes)
-
-
-def gates_per_kernel(model: Recurrent) -> int:
-    """How many matrices stand side by side in each of a layer's kernels."""
-    gates = _cell(model).gates
-    return gates(model) if callable(gates) else gates
+    return tuple(model.zero_state(batch_size, width, dtype) for width in model.hidden_sizes)
 
 
 def is_inner_matrix(params: Params) -> Params:
@@ -111,20 +87,16 @@ def last_outputs(
     model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry: Carry, length: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, Carry]:
     """`features`, and before them the same outputs [T, B, H] without their own dropout."""
-    cell = _cell(model)
     x = x * jnp.sqrt(model.embedding_size).astype(x.dtype) if model.scale_embedding else x
     raw = dropped = apply_mask(x, noise.embedding, model.keep_embedding)
     new_carry, outputs = [], []
     for place, (layer, state) in enumerate(zip(params["layers"], carry, strict=True)):
         weights = of_layer(noise.recurrent_weights, place)
-        masks = {"kept": of_layer(noise.states, place), "updated": of_layer(noise.updates, place)}
         if weights is not None:
-            assert cell.change_recurrent is not None
-            layer = cell.change_recurrent(
-                layer, model.hidden_sizes[place], partial(apply_mask, kept=weights, keep=model.keep_recurrent_weights)
-            )
-        given = {name: value for name, value in (*masks.items(), ("length", length)) if value is not None}
-        raw, state = cell.apply(model, layer, dropped, state, **given)
+            drop = partial(apply_mask, kept=weights, keep=model.keep_recurrent_weights)
+            layer = model.change_recurrent(layer, model.hidden_sizes[place], drop)
+        masks = CellNoise(of_layer(noise.states, place), of_layer(noise.updates, place))
+        raw, state = model.apply_layer(layer, dropped, state, masks, length)
         outputs.append(raw)
         raw = sum(outputs[:-1], raw) if model.skip and place == len(carry) - 1 else raw
         dropped = apply_mask(raw, of_layer(noise.outputs, place), keep_of_output(model, place))
@@ -135,7 +107,3 @@ def last_outputs(
 def exact(model: Recurrent) -> Recurrent:
     """The model as evaluation runs it: float32 on any device, whatever trained it."""
     return replace(model, compute_dtype="float32")
-
-
-def _cell(model: Recurrent) -> Cell:
-    return CELLS[kind_of("model", model)]

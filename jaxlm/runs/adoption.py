@@ -10,7 +10,7 @@ from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import RunDirError
 from jaxlm.files import new_folder, reason
-from jaxlm.models.cell import Params
+from jaxlm.models.recurrent import Params
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.trainer import new_state
 from jaxlm.scoring.language_model import LanguageModel

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from jaxlm.config.fields import setting_text
 from jaxlm.data.corpora import reload_corpus
 from jaxlm.data.vocab import EOS
 from jaxlm.errors import DataError, JaxlmError, RunDirError
+from jaxlm.fields import setting_text
 from jaxlm.files import Folder
 from jaxlm.report.curve import Row, by_kind
 from jaxlm.report.page.contents import ModelView, RunRecord, ScoredText

@@ -23,7 +23,7 @@ from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import make_mesh, place
 from jaxlm.distributed.mesh import shape as mesh_shape
 from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
-from jaxlm.models.cell import Params
+from jaxlm.models.recurrent import Params
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.progress import Progress
 from jaxlm.report.trackers import OnMetrics

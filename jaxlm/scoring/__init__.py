@@ -1,0 +1,1 @@
+import jaxlm.config.pytrees  # noqa: F401 (makes recipes and protocols pytrees)

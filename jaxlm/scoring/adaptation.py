@@ -15,12 +15,11 @@ import numpy as np
 import optax
 
 from jaxlm.config.config import Recipe
-from jaxlm.config.models import Recurrent
 from jaxlm.config.optimizers import SGD
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.models import heads, stack
-from jaxlm.models.cell import Params
 from jaxlm.models.noise import no_noise
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.scoring.token_scores import TokenScores, read_on, score_rows
 from jaxlm.training import optimizers
 

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlm.config.models import Recurrent
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
-from jaxlm.models.cell import Params
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.scoring.generation import STOPS, Text, begin, next_logits, prompt_ids
 from jaxlm.scoring.sampling import Sampling
 from jaxlm.scoring.sentences import check_choice

@@ -26,13 +26,13 @@ import optax
 from jax import lax
 
 from jaxlm.config.config import Config, kind_of
-from jaxlm.config.models import LSTM, Recurrent
 from jaxlm.config.protocols import Dynamic
 from jaxlm.data.windows import batch
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.models import heads, stack
-from jaxlm.models.cell import Params
+from jaxlm.models.lstm import LSTM
 from jaxlm.models.noise import no_noise
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.reading import MOST_SENTENCES, Scale, own_scores
 from jaxlm.scoring.token_scores import Columns

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config.config import Config
-from jaxlm.config.fields import specs
 from jaxlm.config.protocols import Cache, Dynamic, Plain, Temperature, name_of, protocol_of
 from jaxlm.errors import DataError, Diverged, JaxlmError
-from jaxlm.models.cell import Params
+from jaxlm.fields import specs
+from jaxlm.models.recurrent import Params
 from jaxlm.report.units import perplexity
 from jaxlm.scoring.protocols import Statistician, reader_nats, reader_of
 from jaxlm.scoring.reading import GridReader

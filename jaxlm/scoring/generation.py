@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlm.config.models import Recurrent
 from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.models import heads, stack
-from jaxlm.models.cell import Params
 from jaxlm.models.noise import no_noise
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 from jaxlm.scoring import sampling as sampled
 from jaxlm.scoring.sampling import Sampling

@@ -12,7 +12,7 @@ from jaxlm.config.protocols import Dynamic, Plain, protocol_of
 from jaxlm.data.corpora import SPLITS, Corpus, load_corpus, read_text, reload_corpus, tokenize
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.models.cell import Params
+from jaxlm.models.recurrent import Params
 from jaxlm.report.units import perplexity
 from jaxlm.scoring import generation
 from jaxlm.scoring.adaptation import CLIP_NORM, Adaptive

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlm.config.models import Recurrent
 from jaxlm.config.protocols import MCDropout
 from jaxlm.models import heads, stack
-from jaxlm.models.cell import Params
 from jaxlm.models.noise import draw_noise
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.reading import MOST_SENTENCES, Scale, features, nats_alone
 from jaxlm.scoring.token_scores import Columns, score_logits

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from jaxlm.config.models import Recurrent
 from jaxlm.config.protocols import Cache
 from jaxlm.models import heads, stack
-from jaxlm.models.cell import Params
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.reading import MOST_SENTENCES, Scale, features, nats_alone, own_scores
 from jaxlm.scoring.token_scores import Columns, score_logits

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config.models import Recurrent
 from jaxlm.models import heads, stack
-from jaxlm.models.cell import Params
 from jaxlm.models.noise import no_noise
+from jaxlm.models.recurrent import Params, Recurrent
 
 
 def next_word(model: Recurrent, params: Params, ids: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxlm.config.config import Config
 from jaxlm.config.protocols import Cache, Dynamic, MCDropout, Plain, Temperature
-from jaxlm.models.cell import Params
+from jaxlm.models.recurrent import Params
 from jaxlm.scoring.dynamic_evaluation import DynamicReader, Statistics, check_compatible, cost_of
 from jaxlm.scoring.mc_dropout import MCReader
 from jaxlm.scoring.neural_cache import CacheReader

@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlm.config.models import Recurrent
 from jaxlm.models import heads, stack
-from jaxlm.models.cell import Params
 from jaxlm.models.noise import Noise, drop_words, no_noise
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.token_scores import BATCHES, Columns, TokenScores, score_logits
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlm.config.fields import float32
 from jaxlm.errors import JaxlmError
+from jaxlm.fields import float32
 
 LANES = 128  # of the two-level sum over the vocabulary
 MOST_WORDS = 2**31 - 1  # of a vocabulary: as a top_k it keeps every word

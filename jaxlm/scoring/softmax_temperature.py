@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import jax
 
-from jaxlm.config.models import Recurrent
 from jaxlm.config.protocols import Temperature
 from jaxlm.models import heads, stack
-from jaxlm.models.cell import Params
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.reading import MOST_SENTENCES, Scale, features
 from jaxlm.scoring.token_scores import Columns, score_logits

@@ -4,10 +4,9 @@ import jax
 import numpy as np
 from jax import lax
 
-from jaxlm.config.models import Recurrent
 from jaxlm.models import stack
-from jaxlm.models.cell import Params
 from jaxlm.models.noise import no_noise
+from jaxlm.models.recurrent import Params, Recurrent
 
 CHUNK = 256  # words of one call
 

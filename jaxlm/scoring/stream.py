@@ -9,13 +9,12 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
-from jaxlm.config.models import Recurrent
 from jaxlm.data.windows import batch, num_windows
 from jaxlm.distributed.mesh import put_rows
 from jaxlm.errors import DataError
 from jaxlm.models import heads, stack
-from jaxlm.models.cell import Params
 from jaxlm.models.noise import no_noise
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 
 PREDICTIONS_PER_WINDOW = 2048

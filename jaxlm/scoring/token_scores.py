@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlm.config.models import Recurrent
 from jaxlm.models import heads, stack
-from jaxlm.models.cell import Params
 from jaxlm.models.noise import no_noise
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 
 LONGEST = 256  # steps of one call on one text; a longer one takes several, the carry passed on

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxlm.config.config import Recipe
 from jaxlm.config.optimizers import Descent, Optimizer
-from jaxlm.models.cell import Params
+from jaxlm.models.recurrent import Params
 from jaxlm.training.validations import Memory
 
 Number = jax.Array | int | float

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from jaxlm.config.config import Recipe
 from jaxlm.models import heads, stack
-from jaxlm.models.cell import Params
 from jaxlm.models.noise import Noise, drop_carry, drop_rows, drop_words
+from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
 
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxlm.models.cell import Params
+from jaxlm.models.recurrent import Params
 from jaxlm.ops.embedding import Rows, add_rows
 
 

@@ -14,10 +14,9 @@ from jax import lax
 from optax.transforms import partition
 
 from jaxlm.config.config import Recipe
-from jaxlm.config.models import Recurrent
 from jaxlm.config.optimizers import ASGD, SGD, AdamW, Descent, Muon, Optimizer
 from jaxlm.models import stack
-from jaxlm.models.cell import Params
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.ops.newton_schulz import orthogonalized
 
 Number = jax.Array | int | float
@@ -132,7 +131,7 @@ def _muon(model: Recurrent, optimizer: Muon, factor: Number) -> optax.GradientTr
 
 def _orthogonalized_by_gate(model: Recurrent, optimizer: Muon) -> optax.GradientTransformation:
     """Each gate's part of every kernel [I, gates * H] orthogonalised, in the dtype that the model multiplies in."""
-    gates = stack.gates_per_kernel(model)
+    gates = model.gates
 
     def orthogonal(kernel: jax.Array) -> jax.Array:
         found = orthogonalized(

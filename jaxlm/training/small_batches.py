@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlm.models.cell import Params
 from jaxlm.models.noise import Noise
+from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
 from jaxlm.ops.embedding import Rows
 

@@ -15,8 +15,8 @@ from jaxlm.data.windows import Windows
 from jaxlm.distributed.mesh import stay
 from jaxlm.errors import JaxlmError
 from jaxlm.models import stack
-from jaxlm.models.cell import Params
 from jaxlm.models.noise import Noise, draw_noise, growing, is_random
+from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
 from jaxlm.training import averaging, gradients, optimizers
 from jaxlm.training.averaging import Averaging

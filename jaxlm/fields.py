@@ -19,7 +19,17 @@ MOST_DIGITS = 400  # of a number that a message repeats
 
 @dataclass(frozen=True)
 class Spec:
-    """The type of a field (tuple: whole numbers), its limits, and what `--help` says of it."""
+    """What a field takes and means.
+
+    Attributes:
+      type: float, int, bool, str, or tuple (of whole numbers).
+      help, unit: what `--help` says of it.
+      low, high, above, below: limits of a number.
+      choices: the texts that it takes; (): any.
+      optional: whether it may be None.
+      needs: other fields of the section, of which one must be set where this one is.
+      excludes: other fields of the section that must not be set where this one is.
+    """
 
     type: type
     help: str
@@ -30,6 +40,8 @@ class Spec:
     below: float = math.inf
     choices: tuple[str, ...] = ()
     optional: bool = False
+    needs: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
 
     @property
     def range(self) -> str:
@@ -50,9 +62,14 @@ def number(default: float | None, help: str, unit: str = "", **limits: Any) -> A
     return _declared(default, Spec(float, help, unit, **{"optional": default is None, **limits}))
 
 
-def count(default: int | None, help: str, unit: str = "", low: int = 0, high: int = 2**31 - 1) -> Any:
+def probability(help: str, **relations: Any) -> Any:
+    """A traced probability that something is kept, absent by default; `help` says what."""
+    return number(None, f"probability that {help}", above=0, high=1, **relations)
+
+
+def count(default: int | None, help: str, unit: str = "", low: int = 0, high: int = 2**31 - 1, **relations: Any) -> Any:
     """A static whole number; None is allowed where it is the default."""
-    return _declared(default, Spec(int, help, unit, low, high, optional=default is None))
+    return _declared(default, Spec(int, help, unit, low, high, optional=default is None, **relations))
 
 
 def counts(default: tuple[int, ...], help: str, unit: str = "", low: int = 1, high: int = 2**31 - 1) -> Any:
@@ -60,9 +77,9 @@ def counts(default: tuple[int, ...], help: str, unit: str = "", low: int = 1, hi
     return _declared(default, Spec(tuple, help, unit, low, high))
 
 
-def flag(default: bool, help: str) -> Any:
+def flag(default: bool, help: str, **relations: Any) -> Any:
     """A static switch."""
-    return _declared(default, Spec(bool, help))
+    return _declared(default, Spec(bool, help, **relations))
 
 
 def choice(default: str, help: str, choices: Sequence[str]) -> Any:
@@ -105,6 +122,27 @@ def checked(section: Any) -> Any:
     plain = {name: check(name.rstrip("_"), spec, values[name]) for name, spec in specs(type(section)).items()}
     same = all(plain[name] is values[name] for name in plain)
     return section if same else replace(section, **plain)
+
+
+def check_relations(section: Any) -> None:
+    """Raises JaxlmError where a field is set without one that it needs, or beside one that it excludes."""
+
+    def is_set(name: str) -> bool:
+        default, value = type(section).__dataclass_fields__[name].default, getattr(section, name)
+        return value is not None if default is None else value != default
+
+    def told(names: Sequence[str]) -> str:
+        return ", ".join(f"{name} is {setting_text(getattr(section, name))}" for name in names)
+
+    for name, spec in specs(type(section)).items():
+        if (spec.needs or spec.excludes) and is_set(name):
+            if spec.needs and not any(map(is_set, spec.needs)):
+                raise JaxlmError(
+                    f"{name} needs {either(spec.needs)}, and {told(spec.needs)}: set {either(spec.needs)}, or leave "
+                    f"{name} out"
+                )
+            for other in filter(is_set, spec.excludes):
+                raise JaxlmError(f"{name} and {other} exclude each other, and {told([name, other])}: leave one out")
 
 
 def check(name: str, spec: Spec, value: Any) -> Any:

@@ -1,0 +1,9 @@
+"""The table of models: a kind by the name that `--model` and `replace(model=...)` take."""
+
+from jaxlm.models.gru import GRU
+from jaxlm.models.lstm import LSTM
+from jaxlm.models.mingru import MinGRU
+from jaxlm.models.mogrifier import Mogrifier
+from jaxlm.models.recurrent import Recurrent
+
+MODELS: dict[str, type[Recurrent]] = {"lstm": LSTM, "gru": GRU, "mingru": MinGRU, "mogrifier": Mogrifier}

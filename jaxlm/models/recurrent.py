@@ -1,0 +1,223 @@
+"""What every model has: the fields of its config, and the functions of a layer, which each kind defines.
+
+A kind is one file beside this one, and an entry in `kinds.py`. Nothing here imports JAX before a function runs, so that
+a command line can show its help at once. Letters: `T` steps, `B` batch, `E` input width, `H` hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from jaxlm.errors import JaxlmError
+from jaxlm.fields import choice, count, counts, flag, number, probability
+
+if TYPE_CHECKING:
+    import jax
+
+Params = dict[str, Any]  # nested dicts and lists of arrays
+State = Any  # one layer's carry: a pytree of arrays [B, H]
+
+
+@dataclass(frozen=True)
+class CellNoise:
+    """What a window keeps within one layer, bool [B, H] each, the same at all steps. None: everything.
+
+    Attributes:
+      kept: units of h that the gates read (the field keep_state).
+      updated: units of the cell that are written (the field keep_update).
+    """
+
+    kept: jax.Array | None = None
+    updated: jax.Array | None = None
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """An embedding, a stack of recurrent layers of one kind, and a softmax."""
+
+    gates: ClassVar[int]  # matrices side by side in each of a layer's kernels [inputs, gates * H], for Muon
+    vocab_size: int = count(
+        10_000, "most words to keep; the model takes the corpus's own number if smaller", "words", low=2, high=2**24
+    )  # (up to there ids are exact as float32)
+    embedding_size: int = count(200, "width E of the word embedding", "units", low=1)
+    hidden_sizes: tuple[int, ...] = counts((256, 128), "width H of each recurrent layer, first to last", "units")
+    tied: bool = flag(
+        False,
+        "use the embedding as the softmax kernel (arXiv:1608.05859); the last layer must be as "
+        "wide as the embedding, unless there is a projection or a mixture",
+    )
+    skip: bool = flag(
+        False, "the softmax reads the sum of all layers' outputs (arXiv:1909.01792); all layers must be equally wide"
+    )
+    scale_embedding: bool = flag(False, "multiply embedded inputs by the root of embedding_size (arXiv:1706.03762)")
+    projection: bool = flag(
+        False, "project the last layer's output to the embedding's width", needs=("tied",), excludes=("experts",)
+    )
+    experts: int = count(0, "softmaxes K in a mixture (arXiv:1711.03953; 0: a plain softmax)", "softmaxes", high=2**20)
+    latent_size: int = count(
+        0,
+        "width of the vector that each softmax of the mixture reads (0: the embedding's)",
+        "units",
+        needs=("experts",),
+    )
+    mixture_epsilon: float | None = number(
+        None,
+        "added to the mixture's probability of each word, as the published code does with 1e-8; the sum is then above "
+        "one (none: nothing)",
+        above=0,
+        below=1,
+        needs=("experts",),
+    )
+    sampled_words: int = count(
+        0,
+        "words, drawn anew each window, that training estimates the softmax's sum from (arXiv:1412.2007; 0: all words "
+        "count)",
+        "words",
+        high=2**24,
+        excludes=("experts",),
+    )
+    sampled_share: float | None = number(
+        None,
+        "share of all windows, from the start, that sample words; in later ones all words count (none: all sample)",
+        low=0,
+        high=1,
+        needs=("sampled_words",),
+    )
+    init_scale: float = number(0.1, "initial parameters are uniform in +-this", low=0)
+    torch_init: bool = flag(
+        False,
+        "the layers begin uniform in +-1/sqrt(H) and the softmax's bias at zero, as "
+        "PyTorch's do; else all in +-init_scale, and the layers' biases at zero",
+    )
+    keep_embedding: float | None = probability("a unit of an embedded input is kept (none: no dropout there)")
+    keep_output: float | None = probability("a unit of a layer's output is kept (none: no dropout there)")
+    locked_dropout: bool = flag(
+        False, "one dropout mask for all steps of a window in place of one a step (arXiv:1512.05287)"
+    )
+    keep_last_output: float | None = probability("a unit of the last layer's output is kept (none: as keep_output)")
+    keep_words: float | None = probability(
+        "a word is kept as an input: dropped, its row of the embedding reads as zero for the window (none: no dropout)"
+    )
+    keep_carry: float | None = probability(
+        "a row's carry goes on into the next window: else it begins from zero (none: it always goes on; "
+        "arXiv:1909.01792)"
+    )
+    keep_latent: float | None = probability(
+        "a unit of a mixture's latent vectors, or of a projection's output, is kept (none: no dropout)",
+        needs=("experts", "projection"),
+    )
+    dropout_ramp: float | None = number(
+        None,
+        "share of all windows, from the start, over which dropout grows in a line to its full share, the carry's apart "
+        "(none: full from the start; arXiv:1703.06229)",
+        above=0,
+        high=1,
+    )
+    dropout_start: float | None = number(
+        None,
+        "the part of its full share that is dropped at first (none: nothing)",
+        low=0,
+        high=1,
+        needs=("dropout_ramp",),
+    )
+    compute_dtype: str = choice(
+        "float32",
+        "what training multiplies in; sums, parameters, loss and evaluation stay "
+        "float32; auto: bfloat16 where the device multiplies it by itself",
+        ("float32", "bfloat16", "auto"),
+    )
+
+    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+        """A layer's fresh parameters; those with two axes whose name ends in kernel are [inputs, gates * width]."""
+        raise NotImplementedError
+
+    def zero_state(self, rows: int, width: int, dtype: Any) -> State:
+        """A layer's carry before the first token, arrays [rows, width]."""
+        import jax.numpy as jnp
+
+        return jnp.zeros((rows, width), dtype)
+
+    def apply_layer(
+        self, params: Params, x: jax.Array, state: State, noise: CellNoise, length: jax.Array | None
+    ) -> tuple[jax.Array, State]:
+        """Runs a layer over a whole sequence.
+
+        Args:
+          params: the layer's.
+          x: inputs [T, B, E]. Products multiply in its dtype.
+          state: the carry.
+          noise: masks, only for kinds with the fields keep_state and keep_update.
+          length: how many of the T steps count, traced, in windows of random length (`ops/bounded_scan.py`); None: all.
+
+        Returns:
+          Outputs [T, B, H] in x's dtype, and the carry after the last step that counts.
+        """
+        raise NotImplementedError
+
+    def change_recurrent(self, params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:
+        """A layer's parameters with `change` of its recurrent kernel [H, gates * H], for kinds with weight drop."""
+        raise NotImplementedError
+
+    def layer_scale(self, width: int) -> float:
+        """The layer's parameters begin uniform in +- this; width: that PyTorch's initialisation depends on."""
+        return width**-0.5 if self.torch_init else self.init_scale
+
+    @property
+    def growing(self) -> list[str]:
+        """The names of the probabilities, of those given, that `dropout_ramp` acts on."""
+        names = (item.name for item in fields(self) if item.name.startswith("keep_") and item.name != "keep_carry")
+        return [name for name in names if getattr(self, name) is not None]
+
+    def check(self) -> None:
+        """Raises JaxlmError where two fields contradict each other."""
+        last, latent = self.hidden_sizes[-1], self.latent_size
+        if self.tied and not self.projection and not self.experts and last != self.embedding_size:
+            raise JaxlmError(
+                f"tied needs a last layer as wide as the embedding: the last of hidden_sizes is {last}, "
+                f"embedding_size is {self.embedding_size}; set projection, or make them equal"
+            )
+        if self.tied and self.experts and latent not in (0, self.embedding_size):
+            raise JaxlmError(
+                f"tied needs latent vectors as wide as the embedding: latent_size is {latent}, "
+                f"embedding_size is {self.embedding_size}; leave latent_size at 0"
+            )
+        if self.dropout_ramp is not None and not self.growing:
+            raise JaxlmError(
+                "dropout_ramp says how long dropout grows, and nothing is dropped: set keep_output or "
+                "another keep_..., or leave dropout_ramp out"
+            )
+        if self.skip and len(set(self.hidden_sizes)) > 1:
+            raise JaxlmError(
+                f"skip adds up the layers' outputs, which needs equal widths: hidden_sizes is "
+                f"{','.join(map(str, self.hidden_sizes))}"
+            )
+
+
+def weight_drop() -> Any:
+    """The field of kinds that have a recurrent kernel."""
+    return probability(
+        "an element of a layer's recurrent kernel is kept, drawn once a window: weight drop (none: no dropout; "
+        "arXiv:1708.02182)"
+    )
+
+
+def state_dropout() -> Any:
+    """The field of kinds whose gates can read a part of h."""
+    return probability("the gates read a unit of h, drawn once a window (none: no dropout)")
+
+
+def uniform(key: jax.Array, scale: jax.Array | float, *shape: int) -> jax.Array:
+    """Initial values, uniform in +-scale."""
+    import jax
+
+    return scale * jax.random.uniform(key, shape, minval=-1.0)
+
+
+def torch_biases(key: jax.Array, scale: jax.Array | float, size: int) -> tuple[jax.Array, jax.Array]:
+    """The biases [size] of x and of h that PyTorch's recurrent layers begin with, uniform in +-scale."""
+    import jax
+
+    of_x, of_h = jax.random.split(jax.random.fold_in(key, 0))
+    return uniform(of_x, scale, size), uniform(of_h, scale, size)
