@@ -224,7 +224,7 @@ def test_a_step_drops_nothing_where_dropout_starts_and_all_of_it_where_it_has_gr
         (dict(dropout_start=0.5, keep_output=0.5), "dropout_start needs dropout_ramp, and dropout_ramp is none"),
         (
             dict(model="mingru", keep_recurrent_weights=0.5),
-            "keep_recurrent_weights is .* model lstm, gru or mogrifier, and .* mingru",
+            "keep_recurrent_weights .* lstm, gru or mogrifier, .* mingru",
         ),
         (dict(model="gru", keep_state=0.5), "keep_state is .* model lstm or mogrifier, and .* gru"),
     ],

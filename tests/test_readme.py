@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from jaxlm import cli
-from jaxlm.cli.parsing import changes
+from jaxlm.cli.parsing import Parser, changes
 from jaxlm.cli.verbs import VERBS
 from jaxlm.config.config import all_kinds
 from jaxlm.config.presets import preset
@@ -172,7 +172,7 @@ def parses(words: list[str], monkeypatch) -> None:
         assert parsed
     for args in parsed:
         if args.verb.name in ("train", "sweep"):
-            config = preset(args.preset or "small").replace(**changes(args))
+            config = preset(args.preset).replace(**changes(args))
             if args.verb.name == "sweep" and args.settings:
                 read_space(dict(setting.split("=", 1) for setting in args.settings), config)
 
@@ -217,7 +217,9 @@ def test_every_flag_that_the_manual_names_exists():
     kinds = [*(kind for _, _, kind in all_kinds()), *PROTOCOLS.values()]
     known = {f"--{name.rstrip('_').replace('_', '-')}" for kind in kinds for name in specs(kind)}
     for verb in VERBS.values():
-        known |= set(re.findall(r"--[a-z][a-z0-9-]+", verb.parser().format_help()))
+        parser = Parser()
+        verb.add_arguments(parser, [])
+        known |= set(re.findall(r"--[a-z][a-z0-9-]+", parser.format_help()))
     for page, text in PAGES.items():
         named = set(re.findall(r"`(--[a-z][a-z0-9-]+)", text))
         assert named <= known, f"{page}: {sorted(named - known)}"
@@ -232,10 +234,8 @@ def extended(tmp_path_factory) -> Path:
     (layer,) = (block.text for block in blocks_of("CONTRIBUTING.md") if block.language == "python")
     (folder / "jaxlm/models/decay.py").write_text(layer)
     table = folder / "jaxlm/models/kinds.py"
-    text = table.read_text().replace('"lstm": LSTM,', '"lstm": LSTM, "decay": Decay,')
-    table.write_text(
-        text.replace("from jaxlm.models.gru", "from jaxlm.models.decay import Decay\nfrom jaxlm.models.gru")
-    )
+    entry = table.read_text().replace('"lstm": LSTM,', '"lstm": LSTM, "decay": Decay,')
+    table.write_text(entry.replace("\n\n", "\n\nfrom jaxlm.models.decay import Decay\n", 1))
     return folder
 
 
