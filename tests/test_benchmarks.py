@@ -36,6 +36,8 @@ def test_every_command_of_the_speedrun_is_accepted(speedrun, monkeypatch, capsys
     assert len(shown) == len(speedrun.RECIPES)
     for line in shown:
         name, *words = shlex.split(line)
+        given = [word for word in words if word.startswith("--")]
+        assert sorted(given) == sorted(set(given)), line
         code, out, err = run(words)
         assert (name, code) == ("jaxlm", 0), out + err
     assert {config.data.corpus for config in configs} == {"ptb"} and len(set(configs)) == len(configs)
@@ -63,9 +65,11 @@ def test_a_record_is_what_the_run_wrote(speedrun, monkeypatch):
     assert (reached.epoch, missed.epoch, missed.seconds) == (1, None, None)
     assert reached.seconds < reached.whole and (reached.valid, reached.test) == (missed.valid, missed.test)
     assert reached.cached_seconds > 0 and reached.cached != reached.test and missed.cached is None
-    monkeypatch.setattr(speedrun, "RECIPES", {1e9: ("--flag",), 1.0: ()})
+    monkeypatch.setattr(speedrun, "RECIPES", {1e9: {"locked_dropout": True}, 1.0: {}})
     table = speedrun.table([reached], 2 * reached.seconds)
-    assert "| 1e+09 | `--flag` |" in table and "| 1 | 1/2.0 |" in table and f" {reached.cached:.1f} (" in table
+    assert (
+        "| 1e+09 | `--locked-dropout` |" in table and "| 1 | 1/2.0 |" in table and f" {reached.cached:.1f} (" in table
+    )
     assert "missed (missed) | never |" in speedrun.table([missed], None)
     assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
 
