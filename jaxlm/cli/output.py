@@ -1,9 +1,11 @@
-"""Where a table goes: to standard output, or to a file that appears whole at the end."""
+"""Tables, and where they go: to standard output, or to a file that appears whole at the end."""
 
+import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from jaxlm.errors import JaxlmError
 from jaxlm.terminal import printable
@@ -11,7 +13,7 @@ from jaxlm.terminal import printable
 
 @contextmanager
 def written(path: Path | None) -> Iterator[Callable[[str], None]]:
-    """A function that writes text; to a terminal what it writes appears at once.
+    """A function that writes text; on a terminal the text appears at once.
 
     Args:
         path: the file, as `files.output` takes it; None: standard output.
@@ -31,8 +33,20 @@ def written(path: Path | None) -> Iterator[Callable[[str], None]]:
         raise JaxlmError(f"{path} cannot be written: {files.reason(error)}") from None
 
 
+def table_text(args: argparse.Namespace, default: str = "tsv") -> Callable[..., str]:
+    """How columns become lines, by --format and --output: (columns, header=True) -> text."""
+    from jaxlm.scoring.layouts import TextTable
+
+    table = TextTable(args.format or default, cleaner(args.output, args.format or default))
+
+    def text(columns: Mapping[str, Sequence[Any]], header: bool = True) -> str:
+        return (table.header(list(columns)) if header else "") + "".join(table.rows(columns))
+
+    return text
+
+
 def cleaner(path: Path | None, format: str) -> Callable[[str], str]:
-    """What a cell's text goes through: CSV takes it as it is, but on a terminal."""
+    """What a cell's text goes through: control characters become escapes, except in CSV that no terminal shows."""
     encoding = None if path is not None else getattr(sys.stdout, "encoding", None)
     if format == "csv" and (path is not None or not (sys.stdout and sys.stdout.isatty())):
         return lambda text: text if encoding is None else text.encode(encoding, "backslashreplace").decode(encoding)
