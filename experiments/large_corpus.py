@@ -34,7 +34,7 @@ def write_text(path: Path, tokens: int) -> None:
     words, stream = np.array([*("\n", *source.words[1:])], object), 10
     with open(path, "w", encoding="utf-8") as file:
         while tokens > 0:
-            ids = embedded._sample(source, min(tokens, 929_589), stream)
+            ids = embedded.draw_ids(source, min(tokens, 929_589), stream)
             file.write(" ".join(words[ids].tolist()).replace(" \n", "\n").replace("\n ", "\n") + "\n")
             tokens, stream = tokens - len(ids), stream + 1
 

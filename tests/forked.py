@@ -168,9 +168,9 @@ def _import_all() -> None:
     ):
         import_module(name)
     _ = import_module("optuna").create_study  # (it imports lazily)
-    from jaxlm.data import ingestion, text
+    from jaxlm.data import encoding, text
 
-    text.BLOCK, ingestion.JOURNAL_INTERVAL = 256, 1024
+    text.BLOCK, encoding.SEGMENT = 256, 1024
     gc.freeze()  # a child need not walk, and so copy, what was imported
 
 

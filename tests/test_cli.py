@@ -475,7 +475,7 @@ def test_flags_change_a_config_as_replace_does(tmp_path):
 def test_without_penn_treebank_auto_uses_the_embedded_corpus_and_says_so(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("JAXLM_DATA", raising=False)
-    monkeypatch.setattr("jaxlm.data.download.MIRRORS", ())
+    monkeypatch.setattr("jaxlm.data.penn_treebank.MIRRORS", ())
     assert main(["train", *TINY, "--corpus", "auto", "--steps", "1", "--run-dir", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
     assert "!! EMBEDDED CORPUS, NOT PENN TREEBANK" in out and "floor of test" in out

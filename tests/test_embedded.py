@@ -3,17 +3,19 @@
 import hashlib
 import itertools
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from exact_models import bigram_nats, conditional, perplexities, stationary, unigram_nats
 
 from jaxlm.data import embedded
 from jaxlm.data.embedded import BITS, GeneratedCorpus
 from jaxlm.errors import DataError
 
 SHA256 = {
-    "full": "813e8eb2ca5e8f99a7b06490fe7b41294c8f2056ee66b981087f3916dd2c10ed",
-    "tiny": "3000bfaf12d841a51633eedb5c3b2e1795a22d90d4d84c93f7798ebaf5c9aa27",
+    "full": "b70ab8935c705e63d351eb6ac97da36312040355e7a252c3e8308adf663c8c01",
+    "tiny": "3a7fedfe2900299fc6d7c4aafc82a800db132bd264812f37858d086fcb5a7d9d",
 }
 SPLITS = ("train", "valid", "test")
 
@@ -35,11 +37,6 @@ def short() -> GeneratedCorpus:
     return embedded.sample(replace(spec, tokens=(60, 60, 60), topics=4, stay=128, close=400))
 
 
-def perplexity(nats: np.ndarray) -> float:
-    """Of the predicted tokens: all but the first."""
-    return float(np.exp(nats[1:].mean()))
-
-
 def brute_force(corpus: GeneratedCorpus, ids: np.ndarray) -> float:
     """The probability of a whole stream, summed over every sequence of topics."""
     source, spec = corpus.source, corpus.source.spec
@@ -47,7 +44,7 @@ def brute_force(corpus: GeneratedCorpus, ids: np.ndarray) -> float:
     total = 0.0
     for topics in itertools.product(range(spec.topics), repeat=len(sentences)):
         chance = 1 / spec.topics
-        for before, after in itertools.pairwise(topics):
+        for before, after in pairwise(topics):
             chance *= (1 - spec.stay / 256) / spec.topics + (before == after) * spec.stay / 256
         for topic, sentence in zip(topics, sentences, strict=True):
             state = 0
@@ -62,7 +59,7 @@ def brute_force(corpus: GeneratedCorpus, ids: np.ndarray) -> float:
 @pytest.mark.parametrize("size", SHA256)
 def test_bytes_are_pinned(size, request):
     corpus = request.getfixturevalue(size)
-    digest = hashlib.sha256("\n".join(corpus.words).encode())
+    digest = hashlib.sha256("\n".join(corpus.source.words).encode())
     for split in SPLITS:
         digest.update(getattr(corpus, split).astype("<i4").tobytes())
     assert digest.hexdigest() == SHA256[size]
@@ -72,9 +69,9 @@ def test_bytes_are_pinned(size, request):
 def test_sizes_and_types(size, types, request):
     corpus = request.getfixturevalue(size)
     assert tuple(len(getattr(corpus, split)) for split in SPLITS) == embedded.SPECS[size].tokens
-    assert len(corpus.words) == len(set(corpus.words)) == types
-    assert {"<eos>", "<unk>"} < set(corpus.words)
-    assert all(word.split() == [word] for word in corpus.words)
+    assert len(corpus.source.words) == len(set(corpus.source.words)) == types
+    assert {"<eos>", "<unk>"} < set(corpus.source.words)
+    assert all(word.split() == [word] for word in corpus.source.words)
     assert len(np.unique(corpus.train)) == types  # so that a vocabulary from train has every type
     assert all(getattr(corpus, split).dtype == np.int32 for split in SPLITS)
 
@@ -86,6 +83,18 @@ def test_full_has_the_size_and_sentence_length_of_penn_treebank(full):
     ranks = np.arange(10, 1000)
     slope = np.polyfit(np.log(ranks + 1), np.log(counts[ranks]), 1)[0]
     assert -1.2 < slope < -0.8  # Zipf's law
+
+
+def test_a_reader_sees_sentences_whose_words_agree_in_number(tiny):
+    words = {category: set(embedded._words(category, 0)) for category in ("noun_s", "noun_p", "verb_s", "verb_p")}
+    assert {"market", "bank"} < words["noun_s"] and {"markets", "companies", "taxes"} < words["noun_p"]
+    assert {"sells", "supplies", "purchases"} < words["verb_s"] and {"sell", "supply", "purchase"} < words["verb_p"]
+    pairs = set(pairwise(tiny.source.words[i] for i in tiny.train))
+    singular = {verb for before, verb in pairs if before == "he"}
+    plural = {verb for before, verb in pairs if before == "they"}
+    assert "sells" in singular - plural and "sell" in plural - singular
+    nouns = {noun for before, noun in pairs if before == "every"}
+    assert "bank" in nouns and "banks" not in nouns
 
 
 def test_splits_are_different_streams(tiny):
@@ -101,29 +110,28 @@ def test_tables_are_exact_draws(tiny):
     assert source.word_weight.min() > 0
 
 
-def test_token_nats_agree_with_a_sum_over_every_sequence_of_topics(short):
-    nats = short.token_nats("train")
+def test_nats_agree_with_a_sum_over_every_sequence_of_topics(short):
     for length in (1, 2, 5, 10, 20, 30):
         ids = short.train[:length]
         assert np.sum(ids == 0) < 7
-        np.testing.assert_allclose(nats[:length].sum(), -np.log(brute_force(short, ids)), rtol=1e-12)
+        np.testing.assert_allclose(short.source.nats(ids), -np.log(brute_force(short, ids)), rtol=1e-12)
 
 
-def test_token_nats_agree_with_the_reference(tiny):
-    nats = tiny.token_nats("valid")
-    for position in np.random.default_rng(0).integers(0, 4000, 20):
-        chances = tiny.source.conditional(tiny.valid[:position])
+def test_nats_of_sentences_read_alone_are_the_sum_of_the_nats_of_each(short):
+    sentences = np.split(short.train, np.flatnonzero(short.train == 0) + 1)
+    apart = sum(short.source.nats(sentence) for sentence in sentences if len(sentence))
+    np.testing.assert_allclose(short.source.nats(short.train, across_sentences=False), apart)
+
+
+@pytest.mark.parametrize("size", SHA256)
+def test_nats_agree_with_the_reference(size, request):
+    corpus = request.getfixturevalue(size)
+    for position in (0, 1, 3_000, 3_001, 3_999):
+        chances = conditional(corpus.source, corpus.valid[:position])
         np.testing.assert_allclose(chances.sum(), 1.0, rtol=1e-12)
-        np.testing.assert_allclose(nats[position], -np.log(chances[tiny.valid[position]]), rtol=1e-9)
-
-
-def test_full_token_nats_agree_with_the_reference(full):
-    # Past one block of sentences, and where the split ends inside a sentence.
-    for split, position in [("valid", 0), ("valid", 9_000), ("valid", 9_001)]:
-        chances = full.source.conditional(getattr(full, split)[:position])
-        np.testing.assert_allclose(chances.sum(), 1.0, rtol=1e-12)
-        token = getattr(full, split)[position]
-        np.testing.assert_allclose(full.token_nats(split)[position], -np.log(chances[token]), rtol=1e-9)
+        before = corpus.source.nats(corpus.valid[:position]) if position else 0.0
+        nats = corpus.source.nats(corpus.valid[: position + 1]) - before
+        np.testing.assert_allclose(nats, -np.log(chances[corpus.valid[position]]), rtol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -132,29 +140,24 @@ def test_full_token_nats_agree_with_the_reference(full):
 def test_tokens_have_the_lowest_cost_under_their_own_source(tiny, change):
     """Under any other source, even a similar one, their cost is higher."""
     other = replace(tiny, source=embedded.Source(replace(tiny.source.spec, **change)))
-    assert other.words == tiny.words
+    assert other.source.words == tiny.source.words
     assert tiny.floor_nats("train") + 3 < other.floor_nats("train")
 
 
 def test_stationary_frequencies_are_those_of_the_text(tiny):
     source = tiny.source
-    states = np.bincount(embedded._states(source, tiny.train), minlength=len(source.class_weight))
-    np.testing.assert_allclose(states / len(tiny.train), source.stationary(), atol=0.005)
-    np.testing.assert_allclose(sum(np.exp(-unigram_of_each_word(tiny))), 1.0)
-
-
-def unigram_of_each_word(corpus: GeneratedCorpus) -> np.ndarray:
-    every = replace(corpus, valid=np.arange(len(corpus.words)))
-    return every.unigram_nats("valid")
+    states = np.bincount(source.states(tiny.train), minlength=len(source.class_weight))
+    np.testing.assert_allclose(states / len(tiny.train), stationary(source), atol=0.005)
+    np.testing.assert_allclose(sum(np.exp(-unigram_nats(source, np.arange(len(source.words))))), 1.0)
 
 
 def test_bigram_is_a_distribution_whose_mean_is_the_unigram(tiny):
-    vocabulary = len(tiny.words)
-    unigram = np.exp(-unigram_of_each_word(tiny))
+    vocabulary = len(tiny.source.words)
+    unigram = np.exp(-unigram_nats(tiny.source, np.arange(vocabulary)))
     # One stream holding each pair: word a at 2i, word b at 2i + 1.
     pairs = np.stack(np.meshgrid(np.arange(vocabulary), np.arange(vocabulary), indexing="ij"), -1).reshape(-1)
     with np.errstate(divide="ignore"):  # the grammar forbids some pairs
-        nats = replace(tiny, valid=pairs).bigram_nats("valid")[1::2]
+        nats = bigram_nats(tiny.source, pairs)[1::2]
     bigram = np.exp(-nats).reshape(vocabulary, vocabulary)
     np.testing.assert_allclose(bigram.sum(1), 1.0)
     np.testing.assert_allclose(unigram @ bigram, unigram, rtol=1e-9)
@@ -163,10 +166,7 @@ def test_bigram_is_a_distribution_whose_mean_is_the_unigram(tiny):
 @pytest.mark.parametrize("size", SHA256)
 def test_each_kind_of_context_lowers_the_perplexity(size, request):
     corpus = request.getfixturevalue(size)
-    floor = perplexity(corpus.token_nats("test"))
-    np.testing.assert_allclose(np.exp(corpus.floor_nats("test") / (len(corpus.test) - 1)), floor)
-    forgetful = perplexity(corpus.token_nats("test", across_sentences=False))
-    bigram, unigram = perplexity(corpus.bigram_nats("test")), perplexity(corpus.unigram_nats("test"))
+    floor, forgetful, bigram, unigram = perplexities(corpus, "test").values()
     assert 1.1 * floor < forgetful and 1.1 * forgetful < bigram and 2 * bigram < unigram
     low, high = {"full": (60, 110), "tiny": (12, 20)}[size]
     assert low < floor < high
@@ -174,13 +174,13 @@ def test_each_kind_of_context_lowers_the_perplexity(size, request):
 
 def test_no_bigram_model_of_train_is_better_than_the_exact_one(tiny):
     """Even one interpolated with the unigram, and tuned on the split itself."""
-    vocabulary, (before, after) = len(tiny.words), (tiny.test[:-1], tiny.test[1:])
+    vocabulary, (before, after) = len(tiny.source.words), (tiny.test[:-1], tiny.test[1:])
     counts = np.zeros((vocabulary, vocabulary))
     np.add.at(counts, (tiny.train[:-1], tiny.train[1:]), 1)
     unigram = counts.sum(0) / counts.sum()
     backing = np.geomspace(1, 1000, 20)[:, None]  # how many counts the unigram is worth
     chance = (counts[before, after] + backing * unigram[after]) / (counts[before].sum(1) + backing)
-    assert perplexity(tiny.bigram_nats("test")) < np.exp(-np.log(chance).mean(1)).min()
+    assert perplexities(tiny, "test")["bigram"] < np.exp(-np.log(chance).mean(1)).min()
 
 
 def test_unknown_size():

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exact_models import perplexities
 
 import jaxlm
 from jaxlm.data.embedded import generate
@@ -19,15 +20,7 @@ def lm(tiny_run):
 def test_training_comes_near_the_floor_and_beats_the_exact_unigram_and_bigram(tiny_run):
     """After 8 epochs within 1.8 of the true source's perplexity; the best bigram is at 2.3, the best unigram at 10."""
     result, printed = tiny_run
-    source = generate("tiny")
-    exact = {
-        name: float(np.exp(nats("test")[1:].mean()))
-        for name, nats in (
-            ("bigram", source.bigram_nats),
-            ("unigram", source.unigram_nats),
-            ("floor", source.token_nats),
-        )
-    }
+    exact = perplexities(generate("tiny"), "test")
     assert exact["floor"] < result.test_perplexity < 1.8 * exact["floor"]
     assert result.test_perplexity < exact["bigram"] < exact["unigram"]
     assert [row.epoch for row in result.epochs] == list(range(1, 9))

@@ -1,21 +1,18 @@
 """The user's cache: downloads, compiled programs, and the ids of corpora that take long to read or to generate."""
 
-import contextlib
 import hashlib
-import io
 import json
 import os
 import platform
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from jaxlm import files
-from jaxlm.data.corpus import Corpus
-from jaxlm.data.vocab import Vocab
+from jaxlm.files import Folder
 
-MAX_BYTES = 256 << 20  # of a corpus in the cache; Penn Treebank takes 4 MB
+MAX_BYTES = 256 << 20  # of a sealed file; Penn Treebank takes 4 MB
 
 
 def cache_dir() -> Path:
@@ -39,52 +36,45 @@ def compilation_cache() -> Path:
 def remove_programs(name: str) -> None:
     """Removes the compiled programs of a name from the folder that JAX uses, where it can."""
     folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", os.devnull))
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         for path in folder.iterdir():
             if path.name.startswith(f"{name}-"):
                 path.unlink()
 
 
-def cached(name: str, key: str, build: Callable[[], Corpus]) -> Corpus:
-    """A corpus from the cache, or from `build`, whose result is then kept there.
+def recall(folder: Folder, name: str, key: str) -> tuple[dict[str, Any], np.ndarray] | None:
+    """What `remember` wrote under this name and key; None if the file is missing, damaged, or made by other code."""
+    with suppress(OSError):
+        data = folder.read(name, MAX_BYTES)
+        if data[:32] == _seal(key, data[32:]):
+            fields, _, ids = data[32:].partition(b"\n")
+            return json.loads(fields), np.frombuffer(ids, "<i4")
+    return None
 
-    The cached file begins with a sha256 over its content, `key` and the code of this folder, so that a damaged file,
-    another text and other code all have the same effect: the corpus is built again. A cache that cannot be written
-    is no error.
+
+def remember(folder: Folder, name: str, key: str, fields: dict[str, Any], ids: np.ndarray) -> None:
+    """Writes ids to a sealed file, which need not be durable: a torn file is noticed and made again.
 
     Args:
-        name: The name of the cached file.
-        key: Everything that determines the corpus, besides the code.
-        build: Reads or generates the corpus.
+        folder: Where the file goes.
+        name: The file.
+        key: What determines the content, besides the code of `jaxlm.data`; part of the seal.
+        fields: What belongs to the ids, as JSON.
+        ids: Integers that fit into int32, `[N]`.
 
-    Returns:
-        The corpus, its ids in memory.
+    Raises:
+        OSError: The file cannot be written.
     """
-    path = cache_dir() / "ids" / f"{name}.npz"
-    code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
-    salt = hashlib.sha256(key.encode() + code).digest()
-    with contextlib.suppress(OSError):
-        data = files.read_bytes(path, MAX_BYTES)
-        if data[:32] == hashlib.sha256(salt + data[32:]).digest():
-            return _unpack(data[32:])
-    corpus = build()
-    payload = _pack(corpus)
-    with contextlib.suppress(OSError), files.Folder.open(path.parent, create=True) as folder:
-        folder.write(path.name, hashlib.sha256(salt + payload).digest() + payload)
-    return corpus
+    content = json.dumps(fields).encode() + b"\n" + ids.astype("<i4").tobytes()
+    folder.remove(name)
+    with folder.append(name) as file:
+        file.write(_seal(key, content))
+        file.write(content)
 
 
-def _pack(corpus: Corpus) -> bytes:
-    """A corpus as an .npz archive: its ids, and JSON for the rest."""
-    fields = {name: getattr(corpus, name) for name in ("name", "description", "sha256", "floor")}
-    fields["words"] = corpus.vocab.words
-    buffer = io.BytesIO()
-    np.savez(buffer, corpus.train, corpus.valid, corpus.test, np.frombuffer(json.dumps(fields).encode(), np.uint8))
-    return buffer.getvalue()
-
-
-def _unpack(payload: bytes) -> Corpus:
-    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
-        train, valid, test, text = (arrays[name] for name in arrays.files)
-    fields = json.loads(text.tobytes())
-    return Corpus(vocab=Vocab(tuple(fields.pop("words"))), train=train, valid=valid, test=test, **fields)
+def _seal(key: str, content: bytes) -> bytes:
+    digest = hashlib.sha256(key.encode())
+    for path in sorted(Path(__file__).parent.glob("*.*")):
+        digest.update(path.read_bytes())
+    digest.update(content)
+    return digest.digest()

@@ -1,16 +1,13 @@
 """The corpus: a vocabulary and the ids of three splits, with a name, a description and a hash."""
 
-import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxlm.data.text import SPLITS
-from jaxlm.data.vocab import EOS, UNK, Vocab
+from jaxlm.data.vocab import Vocab
 from jaxlm.data.windows import batch
 from jaxlm.errors import DataError
 
@@ -26,9 +23,9 @@ class Corpus:
         description: One line on its size.
         vocab: The vocabulary, which train alone determined.
         train: Ids `[N]` in [0, V), of any integer type; in memory, or a memory-mapped file of a prepared corpus.
-        valid: The same.
-        test: The same.
-        sha256: The hash of the vocabulary and the ids (see `CorpusHash`).
+        valid: As train.
+        test: As train.
+        sha256: The hash of the vocabulary and the ids (see `encoding.Encoder`).
         floor: The cost of the true source: summed nats over all tokens of a split but the first. Only the
             generated corpus has one.
         notes: Lines to show the user.
@@ -81,63 +78,3 @@ def check_ids(ids: np.ndarray, words: int, where: str) -> None:
                 f"{where} holds the id {low if low < 0 else high}, outside the vocabulary, whose ids are 0 to "
                 f"{words - 1}: encode the text again with this vocabulary"
             )
-
-
-class CorpusHash:
-    """The sha256 of a corpus: its vocabulary's hash, then the name, length and int32 ids of each split in order."""
-
-    def __init__(self, vocab: Vocab) -> None:
-        self._digest = hashlib.sha256(vocab.sha256.encode())
-
-    def begin(self, split: str, size: int) -> None:
-        """Begins a split of `size` ids."""
-        self._digest.update(f" {split} {size} ".encode())
-
-    def update(self, ids: np.ndarray) -> None:
-        """Adds the next ids `[n]` of the split."""
-        self._digest.update(ids.astype("<i4").tobytes())
-
-    def hexdigest(self) -> str:
-        """The hash of everything added so far."""
-        return self._digest.hexdigest()
-
-
-def corpus_name(name: str, counts: Mapping[str, int], *, max_vocab: int | None, min_count: int, lowercase: bool) -> str:
-    """A corpus's name with the options that changed its vocabulary or text.
-
-    Args:
-        name: The name of the text.
-        counts: How often each word of train occurs, after conversion to lower case if that was asked for.
-        max_vocab: The most words of the vocabulary; named only if it dropped a word.
-        min_count: How often a word must occur to be kept; named unless it is 1.
-        lowercase: Whether the text was converted to lower case.
-
-    Returns:
-        The name, with each option after a "+".
-    """
-    unbounded = 1 + sum(count >= min_count or word == EOS for word, count in counts.items() if word != UNK)
-    options = {
-        "lowercase": lowercase,
-        f"max_vocab={max_vocab}": max_vocab is not None and unbounded > max_vocab,
-        f"min_count={min_count}": min_count != 1,
-    }
-    return "+".join([name, *(option for option, given in options.items() if given)])
-
-
-def describe(title: str, sizes: Mapping[str, int], unknown: Mapping[str, int], vocab: Vocab) -> str:
-    """One line: the tokens of each split, the share of them that is `<unk>`, and the size of the vocabulary.
-
-    Args:
-        title: What the corpus is.
-        sizes: The tokens of each split.
-        unknown: How many of them are `<unk>`.
-        vocab: The vocabulary.
-    """
-    tokens = " / ".join(f"{sizes[split]:,}" for split in SPLITS)
-    shares = " / ".join(f"{unknown[split] / sizes[split]:.1%}" for split in SPLITS)
-    return f"{title}: {tokens} tokens, of which {shares} {UNK}; {len(vocab):,} types"
-
-
-def text_name(path: Path) -> str:
-    """The name of the corpus that a user's own text makes."""
-    return f"text:{os.path.basename(os.path.abspath(path))}"

@@ -1,18 +1,21 @@
-"""The generated corpus (public names `embedded` and `embedded-tiny`): an artificial language of known perplexity.
+"""The generated corpus (public names `embedded` and `embedded-tiny`): English words in random sentences.
 
 It is part of the package and is generated in a second, so that everything can be run and tested without a download.
+The probability of every token given all before it is known exactly: the *floor* under the perplexity of every model.
 
 A sentence is a walk through a grammar. Each step draws the *class* of the next word; the class and the sentence's
 *topic* then determine the distribution of the word. Every word has one class, so the words so far determine the state
-of the grammar. Topics are hidden and persist over sentences, so they must be inferred and remembered. The probability
-of a token given all before it, the floor under the perplexity of every model, is therefore a short sum over topics.
+of the grammar. Topics are hidden and persist over sentences, so they must be inferred and remembered. The floor is
+therefore a short sum over topics.
 
 Words and ids are the same bytes on every platform and NumPy version: the tables hold integers, each row sums to a
 power of two, and the top bits of a Philox generator's raw output are then an exact draw.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 
@@ -22,14 +25,26 @@ from jaxlm.errors import DataError
 BITS = 24  # every row of weights sums to 2**BITS
 UNIT = 1 << 20  # the numerator of Zipf's law; the rank is its denominator
 
-# The ending of the words of each category. Content words also begin with the syllable of their kind, the subject
-# matter of the sentence, which its content words tend to share.
-ENDINGS = {
-    "noun_s": "on", "noun_p": "ons", "verb_s": "ets", "verb_p": "et", "adjective": "ic", "name": "a",
-    "the": "e", "one": "i", "some": "is", "he": "u", "they": "us", "of": "o", "that": "as", "and": "os",
-    "adverb": "ly", "number": "teen", "month": "ber", "in": "il",
-}  # fmt: skip
+# Content words have a kind: the subject matter (of eight) that the content words of a sentence tend to share. Their
+# stems are in words.txt.
 CONTENT = ("noun_s", "noun_p", "verb_s", "verb_p", "adjective", "name")
+FUNCTION = {
+    EOS: EOS,
+    UNK: UNK,
+    "the": "the",
+    "one": "this every another each",
+    "some": "some his her our their no",  # before a noun of either number
+    "he": "he she it everyone someone nobody",
+    "they": "they we you others both few",
+    "of": "of for with from at by on near under against without behind beyond around",
+    "that": "how whether why",
+    "and": "and but while because although when",
+    "in": "in since until before",
+    "month": "January February March April May June July August September October November December",
+    "number": "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty " + " ".join(map(str, range(21, 126))),
+}
+PLACES = "ton ford ham by field ley wick worth bury stead dale bridge well mouth more combe"  # two for each kind
 
 # From each node: (category, weight, next node); the weight of <eos> is `Spec.close`. The number of a subject (_s
 # singular, _p plural) determines the form of its verb, however many asides (such as "of the ...") come between.
@@ -110,62 +125,101 @@ def _draw(cumulative: np.ndarray, row: np.ndarray, raw: np.ndarray) -> np.ndarra
     return np.searchsorted(cumulative, target, side="right")
 
 
-def _spell(category: str, kind: int, rank: int) -> str:
-    """The word of a rank: the syllable of its kind (if any), a stem, and the ending of its category."""
-    if category in (EOS, UNK):
-        return category
-    content = category in CONTENT
-    onset = "bdfgklmnprstvz"[kind % 14] + "aoieu"[kind % 5] if content else ""
-    code = (331 * rank + (0 if content else 97 * list(ENDINGS).index(category))) % 750
-    stem = "bdfgklmnprstvzh"[code % 15] + "aeiou"[code // 15 % 5] + "bdgklmnrst"[code // 75]
-    word = onset + stem + ENDINGS[category]
-    return word.capitalize() if category == "name" else word
+@lru_cache(maxsize=1)
+def _stems() -> list[list[str]]:
+    """The lists of words.txt: nouns, verbs and adjectives of eight kinds each, then names and adverbs."""
+    blocks = Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split("\n\n")
+    return [block.split("\n", 1)[1].split() for block in blocks]
+
+
+def _words(category: str, kind: int) -> list[str]:
+    """The words of a category, and of a kind if they are content words, from the most frequent to the rarest."""
+    if category in FUNCTION:
+        return FUNCTION[category].split()
+    if category == "adverb":
+        return _stems()[25]
+    if category == "name":
+        return [stem + end for stem, end in product(_stems()[24], PLACES.split()[2 * kind : 2 * kind + 2])]
+    if category == "adjective":
+        return [prefix + stem for prefix, stem in product(("", "once-", "ever-"), _stems()[16 + kind])]
+    if category.startswith("noun"):
+        ends = ("", "-expert", "-problem", "-story", "-museum")
+        words = [stem + end for end, stem in product(ends, _stems()[kind])]
+    else:
+        words = [prefix + stem for prefix, stem in product(("", "re-", "over-"), _stems()[8 + kind])]
+    return words if category in ("noun_s", "verb_p") else [_with_s(word) for word in words]
+
+
+def _with_s(word: str) -> str:
+    """The plural of a regular noun, or the third person of a regular verb."""
+    if word.endswith("y") and word[-2] not in "aeiou":
+        return word[:-1] + "ies"
+    return word + ("es" if word.endswith(("s", "x", "z", "ch", "sh")) else "s")
 
 
 class Source:
     """The tables of a `Spec`. Letters: V words, C classes, S grammar states, K topics.
 
-    words         the word of each id [V]
-    word_class    the class of each word [V]; a class is a contiguous run of ids
-    word_weight   the weight of each word in its class and in each topic, of 2**BITS [K, V]
-    class_weight  the weight of each class in each state, of 2**BITS [S, C]
-    next_state    the state after each class in each state [S, C]
+    A state is a node of the grammar and a register: 0, or 1 + the kind of the sentence. Every sentence starts in state
+    0. `<eos>` is id 0 and class 0.
 
-    A state is a node of the grammar and a register: 0, or 1 + the kind of the sentence. Every sentence starts
-    in state 0. `<eos>` is id 0 and class 0.
+    Attributes:
+        words: The word of each id `[V]`.
+        word_class: The class of each word `[V]`; a class is a contiguous run of ids.
+        word_weight: The weight of each word in its class and in each topic, of 2**BITS `[K, V]`.
+        class_weight: The weight of each class in each state, of 2**BITS `[S, C]`.
+        next_state: The state after each class in each state `[S, C]`.
     """
 
     def __init__(self, spec: Spec):
         sizes = {EOS: 1, UNK: 1, **dict(spec.words)}
         classes = [(name, kind) for name in sizes for kind in range(spec.kinds if name in CONTENT else 1)]
         self.spec = spec
-        self.words = tuple(_spell(name, kind, rank) for name, kind in classes for rank in range(sizes[name]))
+        self.words = tuple(word for name, kind in classes for word in _words(name, kind)[: sizes[name]])
         self.word_class = np.repeat(np.arange(len(classes)), [sizes[name] for name, _ in classes])
         self.word_weight = np.concatenate(
             [_word_weights(spec, index, sizes[name]) for index, (name, _) in enumerate(classes)], axis=1
         )
         self.class_weight, self.next_state = _grammar_tables(spec, [name for name, _ in classes])
 
-    def conditional(self, history: Sequence[int]) -> np.ndarray:
-        """The probability of each word after all ids of a stream so far [V]: the plain reference of `token_nats`."""
-        stay, topics = self.spec.stay / 256, self.spec.topics
-        state, belief = 0, np.full(topics, 1 / topics)
-        for word in history:
-            state = self.next_state[state, self.word_class[word]]
-            belief = belief * self.word_weight[:, word]
-            belief /= belief.sum()
-            if word == 0:
-                belief = stay * belief + (1 - stay) / topics
-        return self.class_weight[state, self.word_class] * (belief @ self.word_weight) / 4.0**BITS
+    def states(self, ids: np.ndarray) -> np.ndarray:
+        """The state of the grammar before each token of a stream `[N]`; all sentences advance together."""
+        classes, states = self.word_class[ids], np.zeros(len(ids), np.int64)
+        position = _starts(ids)
+        while len(position):
+            position = position[(classes[position] != 0) & (position + 1 < len(ids))]
+            states[position + 1] = self.next_state[states[position], classes[position]]
+            position = position + 1
+        return states
 
-    def stationary(self) -> np.ndarray:
-        """The stationary share of tokens that each state emits [S]."""
-        chance = self.class_weight / 2.0**BITS
-        chance[:, 0] = 0.0  # a sentence ends here; count the visits within one
-        step = np.zeros((len(chance), len(chance)))
-        np.add.at(step, (np.arange(len(chance))[:, None], self.next_state), chance)
-        visits = np.linalg.solve((np.eye(len(step)) - step).T, np.eye(len(step))[0])
-        return visits / visits.sum()
+    def nats(self, ids: np.ndarray, across_sentences: bool = True) -> float:
+        """The summed nats of a stream: the nats of its classes, and of its words by a filter over the hidden topic.
+
+        Within a sentence the topic is constant, so the evidence for each topic is a sum over the sentence's words;
+        only a belief of K probabilities passes from each sentence to the next.
+
+        Args:
+            ids: The stream `[N]`.
+            across_sentences: Whether a sentence is read after those before it, or alone.
+        """
+        spec, starts = self.spec, _starts(ids)
+        log_word = np.log(self.word_weight / 2.0**BITS)
+        evidence = np.stack([np.add.reduceat(topic[ids], starts) for topic in log_word], axis=1)  # [sentences, K]
+        scale = evidence.max(1, keepdims=True)
+        stay = spec.stay / 256 if across_sentences else 0.0
+        belief = np.full(spec.topics, 1 / spec.topics)  # the probability of each topic of the next sentence
+        log_probability = scale.sum()
+        for likelihood in np.exp(evidence - scale):
+            joint = belief * likelihood
+            log_probability += np.log(joint.sum())
+            belief = joint * (stay / joint.sum()) + (1 - stay) / spec.topics
+        grammar = self.class_weight[self.states(ids), self.word_class[ids]] / 2.0**BITS
+        return float(-log_probability - np.log(grammar).sum())
+
+
+def _starts(ids: np.ndarray) -> np.ndarray:
+    """Where the sentences of a stream start."""
+    return np.flatnonzero(np.concatenate([[True], ids[:-1] == 0]))
 
 
 def _word_weights(spec: Spec, index: int, size: int) -> np.ndarray:
@@ -230,8 +284,8 @@ def _topics(spec: Spec, sentences: int, generator: np.random.Philox) -> np.ndarr
     return drawn[np.maximum.accumulate(np.where(fresh, np.arange(sentences), 0))]
 
 
-def _sample(source: Source, length: int, stream: int) -> np.ndarray:
-    """Draws the ids of one split, int32 [length]; its last sentence is cut where the split is full."""
+def draw_ids(source: Source, length: int, stream: int) -> np.ndarray:
+    """Draws the ids of a split, int32 `[length]`; its last sentence is cut where the split is full."""
     generator = np.random.Philox(key=source.spec.seed + (stream << 64))
     classes = _walk(source, length, generator)[:length]
     sentence = np.cumsum(classes == 0) - (classes == 0)
@@ -242,63 +296,15 @@ def _sample(source: Source, length: int, stream: int) -> np.ndarray:
     return ids.astype(np.int32)
 
 
-def _states(source: Source, ids: np.ndarray) -> np.ndarray:
-    """The state of the grammar before each token [N]; all sentences advance together."""
-    classes, states = source.word_class[ids], np.zeros(len(ids), np.int64)
-    position = np.flatnonzero(np.concatenate([[True], ids[:-1] == 0]))
-    while len(position):
-        position = position[(classes[position] != 0) & (position + 1 < len(ids))]
-        states[position + 1] = source.next_state[states[position], classes[position]]
-        position = position + 1
-    return states
-
-
-def _word_nats(source: Source, ids: np.ndarray, across_sentences: bool) -> np.ndarray:
-    """Nats of each word given its class and the words before it [N]: a forward filter over the hidden topic.
-
-    Within a sentence the topic is constant, so the evidence for each topic is a running sum; only a belief of K
-    probabilities passes from each sentence to the next.
-    """
-    spec, log_word = source.spec, np.log(source.word_weight.T / 2.0**BITS)  # [V, K]
-    starts = np.flatnonzero(np.concatenate([[True], ids[:-1] == 0]))
-    stops = np.append(starts[1:], len(ids))
-    stay = spec.stay / 256 if across_sentences else 0.0
-    belief = np.full(spec.topics, 1 / spec.topics)  # the probability of each topic of the next sentence
-    nats = np.empty(len(ids))
-    for block in range(0, len(starts), 256):  # few enough sentences to stay in cache
-        start, stop = starts[block : block + 256], stops[block : block + 256]
-        evidence = log_word[ids[start[0] : stop[-1]]].cumsum(0)  # [tokens, K]
-        before = np.concatenate([np.zeros((1, spec.topics)), evidence[stop[:-1] - 1 - start[0]]])
-        sentence = np.repeat(np.arange(len(start)), stop - start)
-        evidence -= before[sentence]
-        scale = evidence.max(1, keepdims=True)
-        likelihood = np.exp(evidence - scale)
-        prior = np.empty_like(before)
-        for i, whole in enumerate(likelihood[stop - 1 - start[0]]):
-            prior[i] = belief
-            posterior = belief * whole
-            belief = posterior * (stay / posterior.sum()) + (1 - stay) / spec.topics
-        # The nats of a token are the difference between those of its sentence with and without it.
-        joint = scale[:, 0] + np.log(np.einsum("nk,nk->n", likelihood, prior[sentence]))
-        joint_before = np.concatenate([[0.0], joint[:-1]])
-        joint_before[start - start[0]] = 0.0
-        nats[start[0] : stop[-1]] = joint_before - joint
-    return nats
-
-
 @dataclass(frozen=True, eq=False)
 class GeneratedCorpus:
-    """Three streams of ids from one source, and their exact cost under it.
-
-    `token_nats`, `bigram_nats` and `unigram_nats` are the nats of each token [N] under the true source. They are a
-    lower bound: no model that is given as much context has a lower expected cost, whatever it was trained on. To
-    compare with an evaluation of a whole split, sum all but the first, which no model predicts.
+    """Three streams of ids that were drawn from one source.
 
     Attributes:
-        source: The tables that the streams were drawn from.
-        train: Ids, int32 [N].
-        valid: The same.
-        test: The same.
+        source: The tables.
+        train: Ids, int32 `[N]`.
+        valid: As train.
+        test: As train.
     """
 
     source: Source
@@ -306,58 +312,13 @@ class GeneratedCorpus:
     valid: np.ndarray
     test: np.ndarray
 
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The word of each id [V]."""
-        return self.source.words
-
     def floor_nats(self, split: str) -> float:
-        """The summed nats of a split's N - 1 predicted tokens: the lowest expected cost of any model."""
-        return float(self.token_nats(split)[1:].sum())
+        """The summed nats of a split's N - 1 predicted tokens under the true source.
 
-    def token_nats(self, split: str, across_sentences: bool = True) -> np.ndarray:
-        """The nats of each token of a split.
-
-        Args:
-            split: "train", "valid" or "test".
-            across_sentences: Whether the context is all tokens before it, or only those of its sentence.
-
-        Returns:
-            float64 [N].
+        No model has a lower expected cost, whatever it was trained on. No model predicts the first token.
         """
         ids = getattr(self, split)
-        classes = self.source.word_class[ids]
-        grammar = self.source.class_weight[_states(self.source, ids), classes]
-        return BITS * np.log(2.0) - np.log(grammar) + _word_nats(self.source, ids, across_sentences)
-
-    def bigram_nats(self, split: str) -> np.ndarray:
-        """The nats of each token given only the one before [N], by the source's stationary frequencies of pairs.
-
-        The word before determines its class and, by Bayes' rule, the distribution of the topic. The first token is
-        taken to follow `<eos>`.
-        """
-        source, ids = self.source, getattr(self, split)
-        before = np.concatenate([[0], ids[:-1]])
-        chance = source.class_weight / 2.0**BITS
-        emitted = source.stationary()[:, None] * chance
-        reached = np.zeros_like(chance)  # in state s just after class c [S, C]
-        np.add.at(reached, (source.next_state, np.arange(chance.shape[1])), emitted)
-        pairs = reached.T @ chance
-        pairs /= pairs.sum(1, keepdims=True)
-        word = source.word_weight.T / 2.0**BITS  # [V, K]
-        topic = word / word.sum(1, keepdims=True)
-        nats = -np.log(pairs[source.word_class[before], source.word_class[ids]])
-        for block in range(0, len(ids), 4096):
-            at = slice(block, block + 4096)
-            nats[at] -= np.log(np.einsum("nk,nk->n", topic[before[at]], word[ids[at]]))
-        return nats
-
-    def unigram_nats(self, split: str) -> np.ndarray:
-        """The nats of each token without context [N], by the source's stationary frequencies of words."""
-        source = self.source
-        classes = source.stationary() @ source.class_weight / 2.0**BITS
-        words = classes[source.word_class] * source.word_weight.mean(0) / 2.0**BITS
-        return -np.log(words)[getattr(self, split)]
+        return self.source.nats(ids) - self.source.nats(ids[:1])
 
 
 def generate(size: str = "full") -> GeneratedCorpus:
@@ -380,5 +341,4 @@ def generate(size: str = "full") -> GeneratedCorpus:
 def sample(spec: Spec) -> GeneratedCorpus:
     """Generates the corpus of any `Spec`."""
     source = Source(spec)
-    train, valid, test = (_sample(source, length, stream) for stream, length in enumerate(spec.tokens))
-    return GeneratedCorpus(source, train, valid, test)
+    return GeneratedCorpus(source, *(draw_ids(source, length, stream) for stream, length in enumerate(spec.tokens)))

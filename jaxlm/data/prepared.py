@@ -1,56 +1,101 @@
-"""Prepared corpora, larger than memory: text of any size becomes ids in files that are read a piece at a time.
+"""Prepared corpora, larger than memory: the ids of a text of any size, in files that are read a piece at a time.
 
-`ingestion` reads the text once and gives words provisional ids in the order of first occurrence; their counts then
-determine the vocabulary, and the ids are translated into it block by block. Memory holds a block and the distinct
-words. Until all is finished, the working files lie in `OUT/.partial`. `prepared_format` describes the result.
+    prepared.json (seals the rest)  vocab.json  train.ids  valid.ids  test.ids (plain little-endian integers)
+
+`encoding` makes the ids; memory holds a segment of the text and the distinct words. Until all is finished, the
+segments lie in `OUT/.partial`. A folder from a stranger is only data: nothing in it is opened through a link, only
+the files above are opened, every byte of them is verified before it is used, and every id is one of the vocabulary's.
 """
 
-import contextlib
-import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 
 from jaxlm.data.cache import cache_dir
-from jaxlm.data.corpus import Corpus, CorpusHash, corpus_name, describe, text_name
-from jaxlm.data.ingestion import Stamp, ingest, line_ends, read_ids, stamp
-from jaxlm.data.prepared_format import FORMAT, HEADER, IDS, PARTIAL, VOCAB, Header, load_prepared, read_header
-from jaxlm.data.text import SPLITS, find_splits, split_lines, split_note
+from jaxlm.data.corpus import Corpus, check_ids
+from jaxlm.data.encoding import Encoder, Stamp, VocabOptions, number_words, stamp
+from jaxlm.data.text import SPLITS, find_splits, read_errors
 from jaxlm.data.vocab import UNK, Vocab
 from jaxlm.errors import DataError
-from jaxlm.files import MAX_VOCAB_BYTES, Folder, reason
+from jaxlm.files import MAX_VOCAB_BYTES, Folder, reason, strict_json
 
-LARGE = 256 << 20  # bytes of text from which on `load_corpus` prepares it: in memory it takes some four times that
-
-
-class _Options(TypedDict):
-    """What determines a corpus besides its text."""
-
-    max_vocab: int | None
-    min_count: int
-    lowercase: bool
+LARGE = 256 << 20  # bytes of text from which on `load_corpus` prepares it
+FORMAT = 1
+HEADER, VOCAB = "prepared.json", "vocab.json"
+IDS = {split: f"{split}.ids" for split in SPLITS}
+PARTIAL = ".partial"  # the working folder of a corpus that is not finished
+_MAX_HEADER_BYTES = 1 << 20
+_BLOCK = 1 << 20  # bytes that are read at once
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What is to be prepared."""
+class Header:
+    """The content of `prepared.json`.
 
-    text: Path
-    paths: dict[str, Path]
-    stamps: list[Stamp]
-    options: _Options
-    progress: bool | None
+    Raises:
+        ValueError: A field cannot be right.
+    """
+
+    format: int
+    name: str
+    notes: list[str]
+    text: list[Stamp]  # of each text file
+    max_vocab: int | None
+    min_count: int
+    lowercase: bool
+    limited: bool  # whether max_vocab dropped a word
+    description: str
+    words: int  # of the vocabulary
+    dtype: str  # of the ids
+    files: dict[str, tuple[int, str]]  # name: (bytes, sha256)
+    corpus_sha256: str
+
+    def __post_init__(self) -> None:
+        valid: dict[str, Callable[[Any], bool]] = {
+            "format": lambda value: value == FORMAT,
+            "notes": lambda value: type(value) is list and all(type(note) is str for note in value),
+            "text": lambda value: type(value) is list,
+            "max_vocab": lambda value: value is None or _is_count(value),
+            "min_count": _is_count,
+            "dtype": lambda value: value in ("<u2", "<i4"),
+            "words": lambda value: _is_count(value, 1 << 16 if self.dtype == "<u2" else 1 << 31),
+            "files": lambda value: type(value) is dict and value.keys() == {*IDS.values(), VOCAB},
+            **dict.fromkeys(("name", "description", "corpus_sha256"), lambda value: type(value) is str),
+            **dict.fromkeys(("lowercase", "limited"), lambda value: type(value) is bool),
+        }
+        for name, check in valid.items():
+            if not check(getattr(self, name)):
+                raise ValueError(f"its {name} cannot be right")
+        for name, entry in self.files.items():
+            size, sha256 = entry if type(entry) in (list, tuple) and len(entry) == 2 else (0, "")
+            unit, most = (1, MAX_VOCAB_BYTES) if name == VOCAB else (np.dtype(self.dtype).itemsize, 1 << 62)
+            if not _is_count(size, most) or size % unit or not re.fullmatch("[0-9a-f]{64}", str(sha256)):
+                raise ValueError(f"its {name} cannot be right")
+
+    def to_json(self) -> str:
+        """Its JSON with the sha256 of the rest inside."""
+        return _sealed(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Header":
+        """Reads what `to_json` wrote. Raises ValueError or TypeError for anything else."""
+        tree = strict_json(text)
+        if not isinstance(tree, dict):
+            raise ValueError("it is not a JSON object")
+        tree.pop("sha256", None)
+        if _sealed(tree) != text:
+            raise ValueError("its seal is broken")
+        return cls(**tree)
 
 
 def prepare(
@@ -82,22 +127,23 @@ def prepare(
         DataError: The text or an option cannot be used, or `out` cannot be written or holds something else.
     """
     text, out = Path(text), Path(out)
-    options: _Options = {"max_vocab": max_vocab, "min_count": min_count, "lowercase": lowercase}
-    Vocab.build({UNK: 1}, max_size=max_vocab, min_count=min_count)  # refuses now what it would refuse at the end
+    options = VocabOptions(max_vocab, min_count, lowercase)
+    options.build({UNK: 1})  # refuses now what it would refuse at the end
     paths = find_splits(text)
-    job = _Job(text, paths, [stamp(path) for path in paths.values()], options, progress)
+    stamps = [stamp(path) for path in paths.values()]
     try:
         entries = sorted(os.listdir(out)) if out.exists() else []
         if entries and HEADER not in entries and PARTIAL not in entries:
             raise DataError(f"{out} is not empty (it holds {', '.join(entries[:4])}): choose another folder")
         with Folder.open(out, create=True) as folder:
-            if not folder.exists(HEADER):
-                with _working_folder(folder) as work:
-                    if not folder.exists(HEADER):  # another process may have finished it in the meantime
-                        folder.clean()
-                        _make(job, folder, work)
+            for _ in range(3):  # another process that has just finished may remove the working folder
+                if not folder.exists(HEADER):
+                    with suppress(FileNotFoundError), _working_folder(folder) as work:
+                        if not folder.exists(HEADER):
+                            folder.clean()
+                            _make(folder, work, text, paths, stamps, options, progress)
             header = read_header(folder)
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 folder.remove(PARTIAL)
     except OSError as error:
         raise DataError(
@@ -106,23 +152,19 @@ def prepare(
         ) from None
     if changed := [
         f"{name} {getattr(header, name)}, not {value}"
-        for name, value in {"text": job.stamps, **options}.items()
+        for name, value in {"text": stamps, **asdict(options)}.items()
         if getattr(header, name) != value
     ]:
         raise DataError(f"{out} holds another corpus ({'; '.join(changed)}): choose another folder, or remove it")
     return load_prepared(out)
 
 
-def prepare_in_cache(
-    text: Path, *, max_vocab: int | None, min_count: int, lowercase: bool, progress: bool | None = None
-) -> Corpus:
+def prepare_in_cache(text: Path, options: VocabOptions, progress: bool | None = None) -> Corpus:
     """The corpus of a text too large for memory, from the user's cache, where it is prepared unless it is there.
 
     Args:
         text: As for `prepare`; another text, or another state of it, has another place in the cache.
-        max_vocab: The most words of the vocabulary.
-        min_count: How often a word must occur in train to be kept.
-        lowercase: Whether to convert the text to lower case.
+        options: The options.
         progress: Whether to show a progress bar; None shows it on a terminal.
 
     Returns:
@@ -132,135 +174,212 @@ def prepare_in_cache(
         DataError: As for `prepare`.
     """
     stamps = [stamp(path) for path in find_splits(text).values()]
-    key = hashlib.sha256(json.dumps([stamps, min_count, lowercase]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([stamps, options.min_count, options.lowercase]).encode()).hexdigest()[:16]
     place = cache_dir() / "prepared" / text_name(text).removeprefix("text:") / key
-    folder = _within_bound(place, max_vocab)
-    if folder is None:
-        folder = place / f"{max_vocab or 'all'}"
-        corpus = prepare(text, folder, max_vocab=max_vocab, min_count=min_count, lowercase=lowercase, progress=progress)
-    else:
+    folder = _within_bound(place, options.max_vocab)
+    if folder:
         corpus = load_prepared(folder)
+    else:
+        folder = place / f"{options.max_vocab or 'all'}"
+        corpus = prepare(text, folder, **asdict(options), progress=progress)
     size = sum(size for _, size, _ in stamps) / 1e6
     note = f"{text} has {size:,.0f} MB: its ids are kept in {folder}, and read a piece at a time"
     return replace(corpus, spec=os.path.abspath(text), notes=(*corpus.notes, note))
 
 
-def is_large(text: str | Path) -> bool:
-    """Whether a text has more than `LARGE` bytes in all. Raises DataError for a folder that lacks a split."""
-    paths = filter(os.path.isfile, find_splits(Path(text)).values())
-    return sum(map(os.path.getsize, paths)) > LARGE
+def is_large(paths: Iterable[Path]) -> bool:
+    """Whether text files have more than `LARGE` bytes in all."""
+    return sum(map(os.path.getsize, filter(os.path.isfile, paths))) > LARGE
+
+
+def is_prepared(folder: str | Path) -> bool:
+    """Whether a path is a folder with a prepared corpus, finished or not."""
+    return any(os.path.lexists(os.path.join(folder, name)) for name in (HEADER, PARTIAL))
+
+
+def text_name(path: Path) -> str:
+    """The name of the corpus that a user's own text makes."""
+    return f"text:{os.path.basename(os.path.abspath(path))}"
+
+
+def load_prepared(
+    path: str | Path, *, max_vocab: int | None = None, min_count: int = 1, lowercase: bool = False
+) -> Corpus:
+    """The corpus of a prepared folder, its ids memory-mapped, after every byte was verified.
+
+    Args:
+        path: A folder that `prepare` made.
+        max_vocab: The most words that its vocabulary may have.
+        min_count: What it was prepared with, or 1.
+        lowercase: What it was prepared with, or False.
+
+    Returns:
+        The corpus; its splits are `np.memmap`s of their files.
+
+    Raises:
+        DataError: A file is missing, shortened, altered, or no regular file, an id is outside the vocabulary, or an
+            option differs from that of the preparation.
+    """
+    with read_errors(path), Folder.open(path) as folder:
+        header = read_header(folder)
+        for name, asked, default in (("min_count", min_count, 1), ("lowercase", lowercase, False)):
+            if asked not in (default, getattr(header, name)):
+                raise DataError(
+                    f"{path} was prepared with {name} {getattr(header, name)}, not {asked}: leave that "
+                    "out, or prepare the text again in another folder"
+                )
+        if max_vocab is not None and header.words > max_vocab:
+            raise DataError(
+                f"{path} was prepared with {header.words:,} words, more than the vocabulary size "
+                f"{max_vocab:,}: raise that, or prepare the text again in another folder"
+            )
+        return Corpus(
+            name=header.name,
+            description=header.description,
+            vocab=_read_vocab(folder, header),
+            **{split: _map_ids(folder, header, name) for split, name in IDS.items()},
+            sha256=header.corpus_sha256,
+            notes=tuple(header.notes),
+            spec=os.path.abspath(path),
+            options={"min_count": header.min_count, "lowercase": header.lowercase},
+        )
+
+
+def read_header(folder: Folder) -> Header:
+    """The header of a prepared corpus.
+
+    Raises:
+        DataError: There is none, or it is not what was written.
+    """
+    try:
+        return Header.from_json(folder.read(HEADER, _MAX_HEADER_BYTES).decode())
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder.path} is not a finished corpus: resume it by the `jaxlm prepare` command that started it"
+        ) from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        why = getattr(error, "strerror", None) or ascii(str(error))[1:-1][:200]
+        raise DataError(
+            f"{folder.path / HEADER} is damaged ({why}): remove {folder.path} and prepare the text again"
+        ) from None
 
 
 def _within_bound(place: Path, max_vocab: int | None) -> Path | None:
-    """A folder whose vocabulary no bound cut short, and is within this one: it is what this bound gives too."""
-    if max_vocab is None:
-        return None
-    for path in sorted(place.glob("*")):
-        with contextlib.suppress(DataError, OSError), Folder.open(path) as folder:
+    """A folder in the cache whose whole vocabulary fits within a bound: what that bound would give too."""
+    for path in sorted(place.glob("*")) if max_vocab is not None else ():
+        with suppress(DataError, OSError), Folder.open(path) as folder:
             header = read_header(folder)
             if not header.limited and header.words <= max_vocab:
                 return path
     return None
 
 
-def _make(job: _Job, folder: Folder, work: Folder) -> None:
-    """Prepares the text, with the working files in `work`; `folder` gets complete files, the header last."""
-    with _progress_bar(f"reading {job.text}", sum(size for _, size, _ in job.stamps), job.progress) as advance:
-        found = ingest(list(job.paths.values()), job.stamps, work, advance)
-    notes, ends, words = [], found.ends, found.words
-    if "all" in job.paths:
-        lines = split_lines(job.text, found.lines)
-        notes.append(split_note(job.text, lines))
-        borders = lines["train"], lines["train"] + lines["valid"]
-        ends = [*line_ends(work, found.ends[-1], len(words), *borders), *ends]
-    spans = dict(zip(SPLITS, pairwise([0, *ends]), strict=True))
-    if job.options["lowercase"]:
-        words = [word.lower() for word in words]
-    counts = _counts(work, spans["train"], words)
-    vocab = Vocab.build(counts, max_size=job.options["max_vocab"], min_count=job.options["min_count"])
-    name = corpus_name(text_name(job.text), counts, **job.options)
-    vocab_json = vocab.to_json().encode()
+def _make(
+    folder: Folder,
+    work: Folder,
+    text: Path,
+    paths: dict[str, Path],
+    stamps: list[Stamp],
+    options: VocabOptions,
+    progress: bool | None,
+) -> None:
+    """Prepares the text, with the segments in `work`; `folder` gets complete files, the header last."""
+    with _progress_bar(f"reading {text}", sum(size for _, size, _ in stamps), progress) as advance:
+        numbered = number_words(paths, work, advance)
+    encoder = Encoder(numbered, options)
+    vocab_json = encoder.vocab.to_json().encode()
     if len(vocab_json) > MAX_VOCAB_BYTES:
         raise DataError(
-            f"the vocabulary of {job.text} has {len(vocab):,} words, more than fit into "
+            f"the vocabulary of {text} has {len(encoder.vocab):,} words, more than fit into "
             f"{MAX_VOCAB_BYTES:,} bytes: give a vocabulary size (max_vocab), or a higher min_count"
         )
-    dtype = "<u2" if len(vocab) <= 1 << 16 else "<i4"
-    with _progress_bar(f"writing {folder.path}", ends[-1], job.progress) as advance:
-        sealed, unknown, sha256 = _translate(folder, work, spans, words, vocab, dtype, advance)
+    dtype = "<u2" if len(encoder.vocab) <= 1 << 16 else "<i4"
+    sealed: dict[str, tuple[int, str]] = {}
+    with _progress_bar(f"writing {folder.path}", sum(numbered.sizes), progress) as advance:
+        for split, name in IDS.items():
+            digest, size = hashlib.sha256(), 0
+            with folder.replacing(name) as file:
+                for ids in encoder.ids(split):
+                    data = ids.astype(dtype).tobytes()
+                    digest.update(data)
+                    file.write(data)
+                    size += len(data)
+                    advance(len(ids))
+            sealed[name] = size, digest.hexdigest()
     folder.write(VOCAB, vocab_json)
     sealed[VOCAB] = len(vocab_json), hashlib.sha256(vocab_json).hexdigest()
-    sizes = {split: stop - start for split, (start, stop) in spans.items()}
+    fields = encoder.describe(text_name(text), f"text in {text}")
     header = Header(
         format=FORMAT,
-        name=name,
-        notes=notes,
-        text=job.stamps,
-        **job.options,
-        limited=name != corpus_name(text_name(job.text), counts, **{**job.options, "max_vocab": None}),
-        description=describe(f"text in {job.text}", sizes, unknown, vocab),
-        words=len(vocab),
+        name=fields["name"],
+        notes=fields["notes"],
+        text=stamps,
+        **asdict(options),
+        limited=encoder.limited,
+        description=fields["description"],
+        words=len(encoder.vocab),
         dtype=dtype,
         files=sealed,
-        corpus_sha256=sha256,
+        corpus_sha256=fields["sha256"],
     )
     folder.write(HEADER, header.to_json().encode())
 
 
-def _counts(work: Folder, span: tuple[int, int], words: Sequence[str]) -> Counter[str]:
-    """How often each word occurs among the provisional ids of a span; those that do not occur are left out."""
-    totals = np.zeros(len(words), np.int64)
-    for block in read_ids(work, *span, len(words)):
-        totals += np.bincount(block, minlength=len(words))
-    counts: Counter[str] = Counter()
-    for word, total in zip(words, totals.tolist(), strict=True):
-        if total:  # the others are in valid or test alone
-            counts[word] += total
-    return counts
+def _read_vocab(folder: Folder, header: Header) -> Vocab:
+    size, sha256 = header.files[VOCAB]
+    with read_errors(folder.path / VOCAB):
+        data = folder.read(VOCAB, MAX_VOCAB_BYTES)
+    if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
+        raise _damaged(folder, VOCAB, "its content is not what was prepared")
+    try:
+        vocab = Vocab.from_json(data.decode())
+    except UnicodeDecodeError:
+        raise _damaged(folder, VOCAB, "it is not UTF-8") from None
+    if len(vocab) != header.words:
+        raise _damaged(folder, VOCAB, f"it has {len(vocab):,} words, not {header.words:,}")
+    return vocab
 
 
-def _translate(
-    folder: Folder,
-    work: Folder,
-    spans: dict[str, tuple[int, int]],
-    words: Sequence[str],
-    vocab: Vocab,
-    dtype: str,
-    advance: Callable[[int], None],
-) -> tuple[dict[str, tuple[int, str]], dict[str, int], str]:
-    """Writes the ids of each split; returns (bytes and sha256 of each file, `<unk>`s of each split, corpus hash)."""
-    table, unk = vocab.encode(words), vocab.unk
-    sealed: dict[str, tuple[int, str]] = {}
-    unknown = dict.fromkeys(SPLITS, 0)
-    corpus_hash = CorpusHash(vocab)
-    for split, (start, stop) in spans.items():
-        corpus_hash.begin(split, stop - start)
-        sha256 = hashlib.sha256()
-        with folder.replacing(IDS[split]) as file:
-            for block in read_ids(work, start, stop, len(words)):
-                ids = table[block]
-                unknown[split] += int(np.count_nonzero(ids == unk))
-                corpus_hash.update(ids)
-                data = ids.astype(dtype).tobytes()
-                sha256.update(data)
-                file.write(data)
-                advance(len(ids))
-        sealed[IDS[split]] = (stop - start) * np.dtype(dtype).itemsize, sha256.hexdigest()
-    return sealed, unknown, corpus_hash.hexdigest()
+def _map_ids(folder: Folder, header: Header, name: str) -> np.memmap:
+    """The ids of a file, memory-mapped, once one pass over the open file has verified all of them."""
+    path, (size, sha256) = folder.path / name, header.files[name]
+    with read_errors(path), folder.reader(name) as file:
+        if (found := os.fstat(file.fileno()).st_size) != size:
+            raise _damaged(folder, name, f"it has {found:,} bytes, not {size:,}")
+        digest, outside = hashlib.sha256(), None
+        while data := file.read(_BLOCK):
+            digest.update(data)
+            try:
+                check_ids(np.frombuffer(data, header.dtype), header.words, str(path))
+            except DataError as error:
+                outside = outside or error
+        if digest.hexdigest() != sha256:
+            raise _damaged(folder, name, "its content is not what was prepared")
+        if outside:
+            raise outside
+        ids = np.memmap(file, np.dtype(header.dtype), "r")  # pyright: ignore[reportCallIssue, reportArgumentType]
+    ids.filename = os.path.abspath(path)  # an open descriptor has no name
+    return ids
+
+
+def _damaged(folder: Folder, name: str, what: str) -> DataError:
+    return DataError(f"{folder.path / name} is damaged: {what}; remove {folder.path} and prepare the text again")
+
+
+def _sealed(tree: dict[str, Any]) -> str:
+    """JSON with the sha256 of the rest inside, in the form of format 1."""
+    body = json.dumps(tree, sort_keys=True)
+    return json.dumps({**tree, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1) + "\n"
+
+
+def _is_count(value: object, most: int = 1 << 62) -> bool:
+    return type(value) is int and 1 <= value <= most
 
 
 @contextmanager
 def _working_folder(folder: Folder) -> Iterator[Folder]:
     """Makes the working folder and locks it; waits while another process has the lock."""
-    for _ in range(3):  # a process that has just finished may remove it in the meantime
-        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
-            work = stack.enter_context(folder.folder(PARTIAL, create=True))
-            lock = stack.enter_context(work.append("lock"))
-            held = stack.pop_all()
-            break
-    else:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-    with held:
+    with folder.folder(PARTIAL, create=True) as work, work.append("lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,8 +1,8 @@
-"""Text files to tokens: find the file of each split, read it, decode it, and split it at white space."""
+"""Text files: find the file of each split, read it in pieces, and split it into tokens."""
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,14 +11,36 @@ from jaxlm.data.vocab import EOS
 from jaxlm.errors import DataError
 
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
-MAX_BYTES = 4 << 30  # of a text that is read into memory, where its tokens take some four times that
+MAX_BYTES = 4 << 30  # of a text that `read_text` reads into memory, where its tokens take some four times that
+MAX_UNBROKEN = 64 << 20  # bytes without white space that still pass for text
 BLOCK = 1 << 20  # bytes that are read at once
+_WHITE_SPACE = (b" ", b"\n", b"\t")
 _FILE_NAMES = {
     prefix + name + suffix: split
     for prefix in ("", "ptb.", "wiki.")
     for name, split in (*zip(SPLITS, SPLITS, strict=True), ("validation", "valid"), ("dev", "valid"))
     for suffix in ("", ".txt", ".tokens", ".raw")
 }
+
+
+def tokenize(text: str, lowercase: bool = False) -> list[str]:
+    """Splits text at white space; each newline (LF, CR LF or CR) becomes `<eos>`.
+
+    Text that is cut behind white space may be tokenized piece by piece.
+
+    Args:
+        text: Any text.
+        lowercase: Whether to convert it to lower case first.
+
+    Returns:
+        The tokens, in order.
+    """
+    return normalize_newlines(text.lower() if lowercase else text).replace("\n", f" {EOS} ").split()
+
+
+def normalize_newlines(text: str) -> str:
+    """The text with every CR LF and CR replaced by LF."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_text(path: str | Path, lowercase: bool = False) -> list[str]:
@@ -32,41 +54,83 @@ def read_text(path: str | Path, lowercase: bool = False) -> list[str]:
         The tokens, in order.
 
     Raises:
-        DataError: The file cannot be read, is not a regular file, is too large, is empty or binary, or is not
-            UTF-8. The message names the file and, where there is one, the offending byte.
+        DataError: The file is too large or has no word, or as `read_blocks`.
     """
-    data = bytearray()
-    for block in read_blocks(path):
-        check_no_zero_byte(block, path, len(data))  # at once: the holes of a sparse file are zeros
-        data += block
-        if len(data) > MAX_BYTES:
+    tokens: list[str] = []
+    for block, end in read_blocks(path):
+        tokens += map(sys.intern, tokenize(block, lowercase))  # one string object for each distinct word
+        if end > MAX_BYTES:
             raise DataError(
                 f"{path} has more than {MAX_BYTES:,} bytes, the most that is read into memory; "
                 "convert it with `jaxlm prepare`, or give a part of it"
             )
-    return tokenize(decode_whole(bytes(data), path), lowercase)
+    if set(tokens) <= {EOS}:
+        raise empty(path)
+    return tokens
 
 
-def tokenize(text: str, lowercase: bool = False) -> list[str]:
-    """Splits text at white space; each newline (LF, CR LF or CR) becomes `<eos>`.
+def read_blocks(path: str | Path, offset: int = 0) -> Iterator[tuple[str, int]]:
+    """The text of a UTF-8 file without a byte order mark, in pieces that are cut behind white space.
 
     Args:
-        text: Any text.
-        lowercase: Whether to convert it to lower case first.
+        path: A regular file.
+        offset: The byte where the first piece begins: 0, or the end of a piece.
 
-    Returns:
-        The tokens, in order.
+    Yields:
+        (piece, the byte where it ends); a piece is decoded from about `BLOCK` bytes.
+
+    Raises:
+        DataError: The file is missing, cannot be read, is not a regular file, is binary, is not UTF-8, or has
+            `MAX_UNBROKEN` bytes without white space. The message names the file and any offending byte.
     """
-    tokens: list[str] = []
-    for line in normalize_newlines(text.lower() if lowercase else text).split("\n"):
-        tokens += map(sys.intern, line.split())  # one string object for each word, however long the text
-        tokens.append(EOS)
-    return tokens[:-1]  # n newlines make n + 1 lines
+    rest = b""
+    with read_errors(path), files.reader(path) as file:
+        file.seek(offset)
+        while data := file.read(BLOCK):
+            check_no_zero_byte(data, path, offset + len(rest))  # at once: the holes of a sparse file are zeros
+            rest += data
+            if cut := max(rest.rfind(space) for space in _WHITE_SPACE) + 1:
+                yield _decode(rest[:cut], path, offset), offset + cut
+                rest, offset = rest[cut:], offset + cut
+            elif len(rest) > MAX_UNBROKEN:
+                raise DataError(f"{path} has {len(rest):,} bytes in a row without a space or a newline: give text")
+        if rest:
+            yield _decode(rest, path, offset), offset + len(rest)
 
 
-def normalize_newlines(text: str) -> str:
-    """The text with every CR LF and CR replaced by LF."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+def _decode(data: bytes, path: str | Path, start: int) -> str:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8: byte {start + error.start} (0x{data[error.start]:02x}) cannot be decoded "
+            f"({error.reason}); convert it to UTF-8"
+        ) from None
+    return text if start else text.removeprefix("\ufeff")
+
+
+def check_no_zero_byte(data: bytes, path: str | Path, start: int = 0) -> None:
+    """Raises DataError if a part of a file that begins at byte `start` holds a zero byte, as binary files do."""
+    if (zero := data.find(b"\0")) >= 0:
+        raise DataError(f"{path} is not text: byte {start + zero} is zero, as in binary files; give text in UTF-8")
+
+
+def empty(path: str | Path) -> DataError:
+    """The error for a file without a word."""
+    return DataError(f"{path} is empty; give a file with some text")
+
+
+@contextmanager
+def read_errors(path: str | Path) -> Iterator[None]:
+    """Converts any failure to open or read `path` into a DataError of one sentence."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}; check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        raise DataError(f"{path} cannot be read: {files.reason(error)}") from None
 
 
 def find_splits(path: Path) -> dict[str, Path]:
@@ -96,93 +160,3 @@ def find_splits(path: Path) -> dict[str, Path]:
             raise DataError(f"the folder {path} should hold one {split} text, and holds {what}")
         splits[split] = path / found[0]
     return splits
-
-
-def split_lines(path: Path, lines: int) -> dict[str, int]:
-    """How many lines of a single file belong to each split: train, then 5% valid, then 5% test.
-
-    Args:
-        path: The file, for the error message.
-        lines: How many lines it has.
-
-    Returns:
-        {split: number of lines}; valid and test have at least one each.
-
-    Raises:
-        DataError: There are fewer than three lines.
-    """
-    if lines < 3:
-        raise DataError(f"{path} needs at least 3 lines, to be split 90/5/5 by lines, and has {lines}")
-    held_out = max(1, lines // 20)
-    return {"train": lines - 2 * held_out, "valid": held_out, "test": held_out}
-
-
-def split_note(path: Path, lines: Mapping[str, int]) -> str:
-    """One line for the user: how a single file was split."""
-    return f"{path} is split 90/5/5 by lines: {' / '.join(f'{lines[split]:,}' for split in SPLITS)}"
-
-
-def read_blocks(path: str | Path, offset: int = 0) -> Iterator[bytes]:
-    """The bytes of a regular file from `offset` on, at most `BLOCK` at a time.
-
-    Raises:
-        DataError: The file is missing, cannot be read, or is not a regular file.
-    """
-    with read_errors(path):
-        file = files.reader(path)
-    with file:
-        file.seek(offset)
-        while True:
-            with read_errors(path):
-                data = file.read(BLOCK)
-            if not data:
-                return
-            yield data
-
-
-@contextmanager
-def read_errors(path: str | Path) -> Iterator[None]:
-    """Converts any failure to open or read `path` into a DataError of one sentence."""
-    try:
-        yield
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path}; check the path") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-        raise DataError(f"{path} cannot be read: {files.reason(error)}") from None
-
-
-def decode_whole(data: bytes, path: str | Path) -> str:
-    """The text of a whole file, without a byte order mark.
-
-    Raises:
-        DataError: It is empty, binary, or not UTF-8.
-    """
-    text = decode(data, path)
-    if not text.strip():
-        raise DataError(f"{path} is empty; give a file with some text")
-    return text
-
-
-def decode(data: bytes, path: str | Path, start: int = 0) -> str:
-    """The text of a part of a file that begins at byte `start`, without a byte order mark.
-
-    Raises:
-        DataError: It is binary or not UTF-8; the message names the byte.
-    """
-    check_no_zero_byte(data, path, start)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: byte {start + error.start} (0x{data[error.start]:02x}) cannot be decoded "
-            f"({error.reason}); convert it to UTF-8"
-        ) from None
-    return text if start else text.removeprefix("\ufeff")
-
-
-def check_no_zero_byte(data: bytes, path: str | Path, start: int = 0) -> None:
-    """Raises DataError if a part of a file that begins at byte `start` holds a zero byte, as binary files do."""
-    if (zero := data.find(b"\0")) >= 0:
-        raise DataError(f"{path} is not text: byte {start + zero} is zero, as in binary files; give text in UTF-8")
