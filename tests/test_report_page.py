@@ -204,7 +204,7 @@ def test_numbers_of_every_size_have_a_text(value):
 def test_the_command_writes_runs_and_a_sweep_to_one_page(trained, tmp_path, capsys):
     out = tmp_path / "report.html"
     runs = [str(trained / name) for name in ("seed-0", "seed-1", "sweep")]
-    assert main(["report", *runs, runs[0], "-o", str(out), "--text", "vore <script>x</script>"]) == 0
+    assert main(["report", *runs, runs[0], "-o", str(out), "--text", "this <script>x</script>"]) == 0
     assert capsys.readouterr().out.strip() == str(out)
     text = out.read_text()
     found = Page(text)
