@@ -18,7 +18,8 @@ from processes import CONFIG
 
 from jaxlm.cli import main
 from jaxlm.config.config import Config
-from jaxlm.data.corpora import load_corpus, read_text
+from jaxlm.data.corpora import load_corpus
+from jaxlm.data.text import read_text
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.files import Folder, seal, unseal

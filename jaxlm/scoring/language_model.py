@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxlm.config.config import Config
 from jaxlm.config.protocols import Dynamic, Plain, protocol_of
-from jaxlm.data.corpora import SPLITS, Corpus, load_corpus, read_text, reload_corpus, tokenize
+from jaxlm.data.corpora import Corpus, load_corpus, reload_corpus
+from jaxlm.data.text import SPLITS, read_text, tokenize
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.models.recurrent import Params
