@@ -150,7 +150,7 @@ def test_small_batches_are_the_mean_of_their_gradients_with_masks_of_their_own(s
     key, moved, costs = jax.random.fold_in(state.key, 0), [], []
     for number in range(B // small):
         rows = slice(number * small, (number + 1) * small)
-        noise = drawn(recipe.model, jax.random.fold_in(key, number), 5, small, 0)
+        noise = drawn(recipe.model, jax.random.fold_in(key, number), 5, small)
         own = replace(state, carry=jax.tree.map(lambda leaf, rows=rows: leaf[rows], state.carry))
         one, found = step(recipe, own, Window(tokens[:-1, rows], tokens[1:, rows]), noise)
         moved.append(jax.tree.map(lambda a, b: a - b, one.params, state.params))
