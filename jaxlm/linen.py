@@ -13,48 +13,46 @@ except ModuleNotFoundError:
 
 from jaxlm.ops.lstm import LSTMState, lstm
 
+Carry = tuple[jax.Array, jax.Array]  # (c, h), each [..., H]
 
-class LSTM(nn.Module):
-    """`nn.RNN(nn.OptimizedLSTMCell(features))`, faster: the same parameter tree, the same output, the same carry.
 
-    Parameters load from one into the other both ways, as
-    `{"params": {"cell": {"ii": {"kernel"}, ..., "ho": {"kernel", "bias"}}}}`. (A cell that a compact parent makes for
-    nn.RNN is under the name that the parent gives it.) There is no argument for sequence lengths: mask the outputs.
+def LSTM(features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, **options: Any) -> nn.RNN:
+    """`nn.RNN(nn.OptimizedLSTMCell(features), **options)`, faster: same parameters, outputs, carry and call arguments.
 
-    Attributes:
-      features: width H.
-      time_major: inputs are [T, ..., E] in place of [..., T, E], and outputs likewise.
-      return_carry: return the carry too.
-      reverse: run from the last step to the first.
-      keep_order: with `reverse`, outputs are in the order of the inputs.
-      dtype: what is computed in (default: promoted from inputs and parameters).
-      param_dtype: of the parameters.
+    The parameters are those of the cell, `{"ii": {"kernel"}, ..., "ho": {"kernel", "bias"}}`, under the name that Flax
+    gives the cell: `cell` in a module of its own, `OptimizedLSTMCell_0` of the module around one that is made inline,
+    within a compact `__call__`.
+
+    Args:
+        features: width H.
+        dtype: what is computed in (default: promoted from inputs and parameters).
+        param_dtype: of the parameters.
+        **options: those of nn.RNN: `time_major`, `return_carry`, `reverse`, `keep_order`, `name`.
+    Returns:
+        The module, which maps inputs [..., T, E] to outputs [..., T, H], or to (carry, outputs) if `return_carry`.
+        Outputs beyond the length of a sequence are undefined.
     """
+    return _FastRNN(nn.OptimizedLSTMCell(features, dtype=dtype, param_dtype=param_dtype), **options)
 
-    features: int
-    time_major: bool = False
-    return_carry: bool = False
-    reverse: bool = False
-    keep_order: bool = False
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(self, inputs: jax.Array, *, initial_carry: tuple[jax.Array, jax.Array] | None = None) -> Any:
-        """Runs the layer over a sequence.
-
-        Args:
-          inputs: [..., T, E], or [T, ..., E] if time_major.
-          initial_carry: (c, h), each [..., H] (default: zeros).
-
-        Returns:
-          Outputs [..., T, H], or (carry, outputs) if return_carry.
-        """
-        cell = nn.OptimizedLSTMCell(self.features, dtype=self.dtype, param_dtype=self.param_dtype, name="cell")
-        x = inputs if self.time_major else jnp.moveaxis(inputs, -2, 0)
-        carry = initial_carry
-        if carry is None:
-            carry = cell.initialize_carry(jax.random.key(0), x.shape[1:])
+class _FastRNN(nn.RNN):
+    def __call__(
+        self,
+        inputs: jax.Array,
+        *,
+        initial_carry: Carry | None = None,
+        init_key: jax.Array | None = None,
+        seq_lengths: jax.Array | None = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
+    ) -> Any:
+        cell: Any = self.cell
+        time_major = self.time_major if time_major is None else time_major
+        x = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
+        key = jax.random.key(0) if init_key is None else init_key
+        carry = cell.initialize_carry(key, x.shape[1:]) if initial_carry is None else initial_carry
         if self.is_initializing():
             cell(carry, x[0])  # makes the parameters, as nn.RNN's first step does
         gates = cell.variables["params"]
@@ -62,17 +60,49 @@ class LSTM(nn.Module):
             [jnp.concatenate([gates[side + gate]["kernel"] for gate in "igfo"], -1) for side in "ih"]
         )
         bias = jnp.concatenate([gates["h" + gate]["bias"] for gate in "igfo"])
-        x = promote_dtype(x, kernel, dtype=self.dtype)[0]
-        c, h = (part.astype(kernel.dtype) for part in carry)  # the op sums and carries in the parameters' dtype
+        x = promote_dtype(x, kernel, dtype=cell.dtype)[0]
+        reverse = self.reverse if reverse is None else reverse
+        keep_order = self.keep_order if keep_order is None else keep_order
+        carry, y = run(x, kernel, bias, carry, seq_lengths, reverse, keep_order)
+        y = y if time_major else jnp.moveaxis(y, 0, -2)
+        return (carry, y) if (self.return_carry if return_carry is None else return_carry) else y
 
-        if self.reverse:
-            x = x[::-1]
-        batch = x.shape[1:-1]
-        state = LSTMState(c.reshape(-1, self.features), h.reshape(-1, self.features))
-        y, final = lstm(x.reshape(len(x), -1, x.shape[-1]), kernel, bias, state)
-        y = y.reshape(len(x), *batch, self.features)
-        if self.reverse and self.keep_order:
-            y = y[::-1]
-        y = y if self.time_major else jnp.moveaxis(y, 0, -2)
-        carry = (final.c.reshape(*batch, self.features), final.h.reshape(*batch, self.features))
-        return (carry, y) if self.return_carry else y
+
+def run(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    carry: Carry,
+    lengths: jax.Array | None,
+    reverse: bool,
+    keep_order: bool,
+) -> tuple[Carry, jax.Array]:
+    """Runs the op as Flax's RNN runs its cell.
+
+    Args:
+        x: inputs [T, ..., E].
+        kernel: [E + H, 4H], gates in the order i, g (or j), f, o.
+        bias: [4H].
+        carry: before the first step.
+        lengths: steps of each sequence [...]; the steps behind them are padding. None: all T.
+        reverse: runs from a sequence's last step to its first.
+        keep_order: with `reverse`, outputs are in the order of the inputs.
+    Returns:
+        The carry after each sequence's last step, and the outputs [T, ..., H].
+    """
+    T, batch, H = len(x), x.shape[1:-1], len(bias) // 4
+    x = x.reshape(T, -1, x.shape[-1])
+    length = jnp.full(x.shape[1], T) if lengths is None else lengths.reshape(-1)
+    flipped = ((jnp.arange(T)[::-1, None] + length) % T)[..., None]  # padding stays at the end
+    x = jnp.take_along_axis(x, flipped, 0) if reverse else x
+    if lengths is not None:
+        # One more input, which is 1 in padding, shuts the gate i and opens f: the cell state c stays as it was.
+        padding = (jnp.arange(T)[:, None] >= length).astype(x.dtype)
+        x = jnp.concatenate([padding[..., None], x], -1)
+        i, f = jnp.full(H, -1e4, kernel.dtype), jnp.full(H, 1e4, kernel.dtype)
+        kernel = jnp.concatenate([jnp.concatenate([i, 0 * i, f, 0 * i])[None], kernel])
+    c, h = (part.astype(kernel.dtype).reshape(-1, H) for part in carry)  # the op carries in the parameters' dtype
+    y, final = lstm(x, kernel, bias, LSTMState(c, h))
+    h = final.h if lengths is None else jnp.take_along_axis(y, (length - 1)[None, :, None], 0)[0].astype(final.h.dtype)
+    y = jnp.take_along_axis(y, flipped, 0) if reverse and keep_order else y
+    return (final.c.reshape(*batch, H), h.reshape(*batch, H)), y.reshape(T, *batch, H)

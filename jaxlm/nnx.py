@@ -11,16 +11,16 @@ try:
 except ModuleNotFoundError:
     raise ModuleNotFoundError("jaxlm.nnx needs Flax: pip install 'jaxlm[flax]'") from None
 
-from jaxlm.ops.lstm import LSTMState, lstm
+from jaxlm.linen import Carry, run
 
 
 class LSTM(nnx.Module):
     """`nnx.RNN(nnx.OptimizedLSTMCell(E, H, rngs=rngs))`, faster: the same parameters, the same output, the same carry.
 
     inputs [..., T, E] (or [T, ..., E] if time_major) -> outputs [..., T, H], after the carry (c, h), each [..., H], if
-    return_carry. Parameters (`cell.dense_i.kernel`, `cell.dense_h.kernel` and `cell.dense_h.bias`) load from one into
-    the other both ways, by `nnx.update(module, nnx.state(other, nnx.Param))`. Sequence lengths are not taken: mask the
-    outputs.
+    return_carry. Outputs beyond `seq_lengths` are undefined. Parameters (`cell.dense_i.kernel`, `cell.dense_h.kernel`
+    and `cell.dense_h.bias`) load from one into the other both ways, by
+    `nnx.update(module, nnx.state(other, nnx.Param))`.
     """
 
     def __init__(
@@ -40,23 +40,17 @@ class LSTM(nnx.Module):
         self.time_major, self.return_carry = time_major, return_carry
         self.reverse, self.keep_order = reverse, keep_order
 
-    def __call__(self, inputs: jax.Array, *, initial_carry: tuple[jax.Array, jax.Array] | None = None) -> Any:
-        H = self.cell.hidden_features
-        inward, across = self.cell.dense_i.kernel[...], self.cell.dense_h.kernel[...]
-        bias = self.cell.dense_h.bias
+    def __call__(
+        self, inputs: jax.Array, *, initial_carry: Carry | None = None, seq_lengths: jax.Array | None = None
+    ) -> Any:
+        inward, across, bias = self.cell.dense_i.kernel, self.cell.dense_h.kernel, self.cell.dense_h.bias
         assert bias is not None
-        kernel, bias = _gates(jnp.concatenate([inward, across])), _gates(bias[...])
+        kernel, bias = _gates(jnp.concatenate([inward[...], across[...]])), _gates(bias[...])
         x = promote_dtype((inputs, kernel), dtype=self.cell.dtype)[0]
         x = x if self.time_major else jnp.moveaxis(x, -2, 0)
-        x = x[::-1] if self.reverse else x
-        batch = x.shape[1:-1]
-        zeros = jnp.zeros((*batch, H), kernel.dtype)
-        c, h = (part.astype(kernel.dtype).reshape(-1, H) for part in initial_carry or (zeros, zeros))
-        y, final = lstm(x.reshape(len(x), -1, x.shape[-1]), kernel, bias, LSTMState(c, h))
-        y = y.reshape(len(x), *batch, H)
-        y = y[::-1] if self.reverse and self.keep_order else y
+        zeros = jnp.zeros((*x.shape[1:-1], self.cell.hidden_features), kernel.dtype)
+        carry, y = run(x, kernel, bias, initial_carry or (zeros, zeros), seq_lengths, self.reverse, self.keep_order)
         y = y if self.time_major else jnp.moveaxis(y, 0, -2)
-        carry = (final.c.reshape(*batch, H), final.h.reshape(*batch, H))
         return (carry, y) if self.return_carry else y
 
 

@@ -58,3 +58,48 @@ def test_half_precision_computes_in_half_precision():
     half = apply(LSTM(4, dtype=jnp.bfloat16), params, X)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half, apply(LSTM(4), params, X), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"reverse": True}, {"reverse": True, "keep_order": True}, {"time_major": True}]
+)
+def test_sequences_have_lengths_of_their_own(options):
+    lengths, T = jnp.array([7, 1, 4]), X.shape[1]
+    x = jnp.moveaxis(X, 0, 1) if "time_major" in options else X
+    ours, theirs = LSTM(4, **options), nn.RNN(nn.OptimizedLSTMCell(4), **options)
+    params = theirs.init(jax.random.key(1), x)
+    counted = jnp.arange(T) < lengths[:, None]
+    counted = counted.T if "time_major" in options else counted
+
+    def answers(module, params, x):
+        carry, y = module.apply(params, x, seq_lengths=lengths, return_carry=True)
+        return carry, jnp.where(counted[..., None], y, 0)
+
+    close(answers(ours, params, x), answers(theirs, params, x))
+
+    def loss(module):
+        return jax.grad(lambda *a: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(answers(module, *a))), (0, 1))
+
+    close(loss(ours)(params, x), loss(theirs)(params, x))
+
+
+def test_parameters_that_are_made_inline_have_the_names_of_flax_s_own():
+    class Model(nn.Module):
+        layer: Any
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(self.layer(4)(self.layer(3)(x)))
+
+    ours, theirs = Model(LSTM), Model(lambda features: nn.RNN(nn.OptimizedLSTMCell(features)))
+    params = theirs.init(jax.random.key(1), X)
+    assert set(params["params"]) == {"OptimizedLSTMCell_0", "OptimizedLSTMCell_1", "Dense_0"}
+    close(ours.init(jax.random.key(1), X), params)
+    close(ours.apply(params, X), theirs.apply(params, X))
+
+
+def test_the_options_of_a_call_come_before_those_of_the_module():
+    ours, theirs = LSTM(4), nn.RNN(nn.OptimizedLSTMCell(4))
+    params = theirs.init(jax.random.key(1), X)
+    options = {"time_major": True, "reverse": True, "keep_order": True, "return_carry": True}
+    close(apply(ours, params, X, **options), apply(theirs, params, X, **options))

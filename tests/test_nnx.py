@@ -70,6 +70,15 @@ def test_a_carry_goes_in_and_out_and_several_batch_axes_are_kept():
     close((carry, jnp.concatenate([first, second], -2)), theirs(x))
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_sequences_have_lengths_of_their_own(reverse):
+    theirs, ours = pair(return_carry=True, reverse=reverse)
+    lengths = jnp.array([7, 1, 4])
+    counted = (jnp.arange(7) < lengths[:, None])[..., None]
+    answers = [module(X, seq_lengths=lengths) for module in (theirs, ours)]
+    close(*[(carry, jnp.where(counted, y, 0)) for carry, y in answers])
+
+
 def test_half_precision_computes_in_half_precision():
     _, ours = pair()
     half = LSTM(5, 4, dtype=jnp.bfloat16, rngs=nnx.Rngs(2))
