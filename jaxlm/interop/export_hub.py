@@ -24,7 +24,7 @@ tags:
 - jaxlm
 ---
 
-# {title}
+# {name} language model of {corpus}
 
 A recurrent language model ({layers}), trained with jaxlm on {corpus}.
 
@@ -70,12 +70,11 @@ def export_hub(model: LanguageModel, out: Path, metrics: Sequence[dict[str, Any]
         OSError: the folder cannot be written.
     """
     tensors, notes = state_dict(model.config.model, model.params)
-    words = model.vocab.words
     count = sum(tensor.size for tensor in {id(tensor): tensor for tensor in tensors.values()}.values())
     with new_folder(out) as folder:
         folder.write("config.json", _json(_config(model)))
         folder.write("vocab.json", _json(model.vocab.ids))
-        folder.write("vocab.txt", "".join(f"{word}\n" for word in words).encode())
+        folder.write("vocab.txt", "".join(f"{word}\n" for word in model.vocab.words).encode())
         folder.write("model.safetensors", safetensors_bytes(tensors))
         folder.write("README.md", _card(model, count, metrics).encode())
     return [*notes, TIED] if model.config.model.tied else notes
@@ -101,19 +100,16 @@ def _config(model: LanguageModel) -> dict[str, Any]:
 def _card(model: LanguageModel, count: int, metrics: Sequence[dict[str, Any]]) -> str:
     config = model.config.model
     kind = kind_of("model", config)
-    corpus = _cell(model.corpus.get("name", "an unknown corpus"))
-    layers = f"{kind.upper()} of {', '.join(map(str, config.hidden_sizes))} units"
-    equal = len(set(config.hidden_sizes)) == 1
     return CARD.format(
         kind=kind,
-        title=f"{kind.upper()} language model of {corpus}",
-        layers=layers,
-        corpus=corpus,
+        name=kind.upper(),
+        layers=f"{kind.upper()} of {', '.join(map(str, config.hidden_sizes))} units",
+        corpus=_cell(model.corpus.get("name", "an unknown corpus")),
         words=len(model.vocab),
         embedding=config.embedding_size,
         count=count,
         tied=", also the output matrix" if config.tied else "",
-        apart="" if equal else ", each layer a module of its own (`rnns.0`, ...)",
+        apart="" if len(set(config.hidden_sizes)) == 1 else ", each layer a module of its own (`rnns.0`, ...)",
         results=_results(metrics),
         use=IMPORT if kind == "lstm" else OTHERS,
     )
@@ -122,20 +118,16 @@ def _card(model: LanguageModel, count: int, metrics: Sequence[dict[str, Any]]) -
 def _results(metrics: Sequence[dict[str, Any]]) -> str:
     """A table of the tests and of the last epoch."""
     rows = [
-        f"| {_cell(row.get('corpus', ''))} test, {_cell(row.get('checkpoint', 'last'))} parameters | "
-        f"{_value(row.get('test_perplexity'))} |"
+        (row, f"test, {_cell(row.get('checkpoint', 'last'))} parameters", "test_perplexity")
         for row in metrics
         if row["kind"] == "test"
     ]
     epochs = [row for row in metrics if row["kind"] == "epoch"][-1:]
-    rows += [
-        f"| {_cell(row.get('corpus', ''))} validation, epoch {_cell(row.get('epoch', ''))} | "
-        f"{_value(row.get('valid_perplexity'))} |"
-        for row in epochs
-    ]
+    rows += [(row, f"validation, epoch {_cell(row.get('epoch', ''))}", "valid_perplexity") for row in epochs]
     if not rows:
         return "None were measured: this model was not trained by jaxlm, or its training was not finished."
-    return "\n".join(["| | perplexity |", "|---|---|", *rows])
+    lines = [f"| {_cell(row.get('corpus', ''))} {what} | {_value(row.get(field))} |" for row, what, field in rows]
+    return "\n".join(["| | perplexity |", "|---|---|", *lines])
 
 
 def _value(number: Any) -> str:

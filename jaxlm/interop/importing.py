@@ -11,11 +11,9 @@ from jaxlm.interop.safetensors_files import read_safetensors
 from jaxlm.interop.tensorflow import from_tensorflow_checkpoint
 from jaxlm.interop.tensorflow_checkpoint import checkpoint_prefix, read_checkpoint
 from jaxlm.interop.tensors import MOST_PATH, shown
-from jaxlm.interop.torch_files import read_torch
+from jaxlm.interop.torch_files import MOST_FILE, read_torch
 from jaxlm.interop.torch_layout import from_torch
 from jaxlm.interop.torch_modules import model_tensors
-
-MOST_FILE = 1 << 32  # bytes
 
 
 def read_model(file: str | Path) -> ForeignModel:

@@ -19,23 +19,9 @@ from jaxlm.interop.tensors import MOST_DIMENSIONS, SIZES, LazyTensor, as_floats,
 
 MOST_INDEX, MOST_SHARDS = 1 << 26, 100_000
 PARTITIONED = "a partitioned variable"
-_KINDS = {
-    1: "float32",
-    2: "float64",
-    3: "int32",
-    4: "uint8",
-    5: "int16",
-    6: "int8",
-    8: "complex64",
-    9: "int64",
-    10: "bool",
-    14: "bfloat16",
-    18: "complex128",
-    19: "float16",
-}  # TensorFlow's DataType
+_KINDS = {1: "float32", 2: "float64", 3: "int32", 9: "int64", 14: "bfloat16", 19: "float16"}  # TensorFlow's DataType
 _ENDING = re.compile(r"\.(index|meta|data-[0-9]{5}-of-[0-9]{5})")
-_ESCAPE = re.compile(rb"\\([0-7]{1,3}|x[0-9a-fA-F]{1,2}|.)", re.DOTALL)
-_LETTERS = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+_ESCAPE = re.compile(rb"\\(?:([0-7]{3})|(.))")
 _LATEST = re.compile(rb'[ \t]*model_checkpoint_path:\s*"((?:[^"\\\n]|\\.)*)"')
 
 Fields = dict[int, list[int | bytes]]  # values by the number of their field
@@ -100,7 +86,7 @@ def _sizes(paths: list[Path]) -> list[int]:
 
 def _variable(name: str, entry: Fields, paths: list[Path], sizes: list[int]) -> LazyTensor:
     """A variable of one entry: type 1, shape 2, shard 3, offset 4, bytes 5, checksum 6, slices 7."""
-    kind = PARTITIONED if 7 in entry else _KINDS.get(_number(name, entry, 1), "something else than numbers")
+    kind = PARTITIONED if 7 in entry else _KINDS.get(_number(name, entry, 1), "something else than floats")
     shape = _shape(name, _last(entry, 2))
     shard, offset, size, checksum = (_number(name, entry, field) for field in (3, 4, 5, 6))
 
@@ -158,12 +144,10 @@ def _fields(data: int | bytes) -> Fields:
         match tag & 7:
             case 0:
                 value = cursor.varint()
-            case 1:
-                value = int.from_bytes(cursor.take(8), "little")
             case 2:
                 value = cursor.take(cursor.varint())
-            case 5:
-                value = int.from_bytes(cursor.take(4), "little")
+            case 1 | 5 as width:
+                value = int.from_bytes(cursor.take(8 if width == 1 else 4), "little")
             case _:
                 raise JaxlmError("an entry of its index is damaged")
         fields.setdefault(tag >> 3, []).append(value)
@@ -181,7 +165,8 @@ def _latest(path: Path) -> Path:
     found = next(filter(None, map(_LATEST.match, lines)), None)
     if not found:
         raise JaxlmError("its file 'checkpoint' names no model_checkpoint_path")
-    name = _ESCAPE.sub(_unescape, found[1]).decode(errors="replace")
+    name = _ESCAPE.sub(lambda found: bytes([int(found[1], 8) & 255]) if found[1] else found[2], found[1])
+    name = name.decode(errors="replace")
     if name.startswith("/"):  # where it was written; the folder has been moved since, or is the same
         name = name.rsplit("/", 1)[1]
     inside = path.parent / name
@@ -193,10 +178,3 @@ def _latest(path: Path) -> Path:
     ):
         raise JaxlmError(f"its file 'checkpoint' names {shown(name)}, which is not in the folder")
     return inside
-
-
-def _unescape(found: re.Match[bytes]) -> bytes:
-    word = found[1]
-    if word[:1] in b"01234567":
-        return bytes([int(word, 8) & 255])
-    return bytes([int(word[1:], 16)]) if len(word) > 1 else _LETTERS.get(word, word)

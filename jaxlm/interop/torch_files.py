@@ -10,10 +10,10 @@ from jaxlm.errors import JaxlmError
 from jaxlm.interop.tensors import SIZES, damage, shown
 from jaxlm.interop.torch_pickle import Storage, natural, storage_kind, unpickle
 
+MOST_FILE = 1 << 32  # bytes
 MOST_PICKLE = 1 << 28  # bytes of a pickle; the tensors are not in it
 MOST_DIRECTORY = 1 << 24  # bytes of a zip's list of names
 MOST_EXPANSION = 20  # how much larger than the file its content may be, beside 64 MiB
-CHUNK = 1 << 23
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what old files begin with
 
 
@@ -31,7 +31,7 @@ def read_torch(file: BinaryIO, size: int) -> tuple[Any, str, int]:
     head = file.read(262)
     file.seek(0)
     if head[:4] == b"PK\x03\x04":
-        return _Archive(file, size).load()
+        return _load_zip(file, size)
     if head[257:] == b"ustar":
         raise JaxlmError("it is in the tar layout of PyTorch 0.1, which is not read; save it anew with a later PyTorch")
     if head[:1] not in (b"\x80", b"(", b"]", b"}", b"c"):  # how a pickle of a container, an object or a class begins
@@ -48,7 +48,7 @@ class _Storages:
         located: gives (bytes that the file holds of the storage of a key, what reads its bytes).
     """
 
-    def __init__(self, located: Callable[[str], tuple[int, Callable[[], bytes | bytearray]]]):
+    def __init__(self, located: Callable[[str], tuple[int, Callable[[], bytes]]]):
         self._located = located
         self.known: dict[str, Storage] = {}
 
@@ -107,52 +107,43 @@ class _BoundedFile:
         return self._file.read(MOST_DIRECTORY if count < 0 else count)
 
 
-class _Archive:
-    """A zip archive: NAME/data.pkl, NAME/byteorder, and a file NAME/data/KEY for each storage."""
+def _load_zip(file: BinaryIO, size: int) -> tuple[Any, str, int]:
+    """An archive of NAME/data.pkl, NAME/byteorder, and a file NAME/data/KEY for each storage."""
+    with damage("archive"):
+        archive = zipfile.ZipFile(_BoundedFile(file))  # pyright: ignore[reportArgumentType]
+    infos = archive.NameToInfo
+    if len(infos) < len(archive.filelist):
+        raise JaxlmError("its archive has two entries of one name")
+    if (total := sum(info.file_size for info in archive.filelist)) > MOST_EXPANSION * size + (1 << 26):
+        raise JaxlmError(f"its archive unpacks to {total:,} bytes, more than belongs in a file of {size:,}")
+    roots = [name.removesuffix("data.pkl") for name in infos if name.endswith("/data.pkl") and name.count("/") == 1]
+    if any(name.endswith("/constants.pkl") and name.count("/") == 1 for name in infos):
+        raise JaxlmError("it is a TorchScript program, which is code; save the model's state_dict instead")
+    if len(roots) != 1:
+        raise JaxlmError(f"expected an archive with one data.pkl, as torch.save makes it, found {len(roots)}")
 
-    def __init__(self, file: BinaryIO, size: int):
-        self._left = MOST_EXPANSION * size + (1 << 26)  # bytes that may still be unpacked
-        with damage("archive"):
-            self._zip = zipfile.ZipFile(_BoundedFile(file))  # pyright: ignore[reportArgumentType]
-        names = self._zip.namelist()
-        if len(set(names)) < len(names):
-            raise JaxlmError("its archive has two entries of one name")
-        roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
-        if f"{names[0].split('/')[0] if names else ''}/constants.pkl" in names:
-            raise JaxlmError("it is a TorchScript program, which is code; save the model's state_dict instead")
-        if len(roots) != 1:
-            raise JaxlmError(f"expected an archive with one data.pkl, as torch.save makes it, found {len(roots)}")
-        self._root = roots[0]
-
-    def load(self) -> tuple[Any, str, int]:
-        if f"{self._root}byteorder" in self._zip.NameToInfo and (word := self._entry("byteorder", 16)) != b"little":
-            raise JaxlmError(f"expected the byte order little, found {shown(word.decode('latin-1'))}")
-        storages = _Storages(self._located)
-        value = unpickle(io.BytesIO(self._entry("data.pkl", MOST_PICKLE)), storages)
-        return value, "zip", storages.size
-
-    def _located(self, key: str) -> tuple[int, Callable[[], bytes | bytearray]]:
-        info = self._zip.NameToInfo.get(f"{self._root}data/{key}")
-        if info is None:
-            raise JaxlmError(f"the storage {shown(key)} is not in the archive; it is cut short")
-        return info.file_size, cache(partial(self._entry, f"data/{key}", info.file_size))
-
-    def _entry(self, name: str, most: int) -> bytearray:
-        """The content of an entry, its checksum checked; at most what it says, and `most`."""
-        info = self._zip.NameToInfo[self._root + name]
-        self._left -= info.file_size
-        entry = f"the entry {shown(name)} of its archive"
+    def read(name: str, most: int = MOST_FILE) -> bytes:
+        info, entry = infos[roots[0] + name], f"the entry {shown(name)} of its archive"
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise JaxlmError(f"{entry} is packed in a way that torch.save never uses")
-        if info.file_size > most or self._left < 0:
-            raise JaxlmError(f"{entry} unpacks to {info.file_size:,} bytes, more than belongs in such a file")
-        data = bytearray()
-        with damage("archive"), self._zip.open(info) as unpacked:
-            while len(data) <= info.file_size and (chunk := unpacked.read(CHUNK)):
-                data += chunk
+        if info.file_size > most:
+            raise JaxlmError(f"{entry} unpacks to {info.file_size:,} bytes, expected at most {most:,}")
+        with damage("archive"), archive.open(info) as unpacked:
+            data = unpacked.read(info.file_size + 1)  # (a number, so that no more than that is ever unpacked)
         if len(data) != info.file_size:
             raise JaxlmError(f"{entry} has {len(data):,} bytes, expected {info.file_size:,}")
         return data
+
+    def located(key: str) -> tuple[int, Callable[[], bytes]]:
+        if (info := infos.get(f"{roots[0]}data/{key}")) is None:
+            raise JaxlmError(f"the storage {shown(key)} is not in the archive; it is cut short")
+        return info.file_size, cache(partial(read, f"data/{key}"))
+
+    if f"{roots[0]}byteorder" in infos and (order := read("byteorder", 16)) != b"little":
+        raise JaxlmError(f"expected the byte order little, found {shown(order.decode('latin-1'))}")
+    storages = _Storages(located)
+    value = unpickle(io.BytesIO(read("data.pkl", MOST_PICKLE)), storages)
+    return value, "zip", storages.size
 
 
 def _load_old(file: BinaryIO, size: int) -> tuple[Any, str, int]:

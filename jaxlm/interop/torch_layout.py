@@ -26,9 +26,9 @@ Layer = dict[str, str]  # {part: name}
 
 _EMBEDDINGS = ("encoder", "embedding", "embeddings", "embed", "emb", "word_embeddings")
 _HEADS = ("decoder", "linear", "fc", "out", "output", "proj", "head", "lm_head", "output_layer")
-_PART = re.compile(
-    r"(?P<module>.*?)\.?(?P<part>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>[0-9]{1,3})"
-    r"(?P<raw>_raw)?"
+_PART = re.compile(  # as rnn.weight_ih_l0, rnns.1.module.weight_ih_l0 or rnns.1.module.weight_hh_l0_raw
+    r"(?P<stack>.*?)(?:\.(?P<index>[0-9]{1,3}))?(?:\.module)?\.?"
+    r"(?P<part>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>[0-9]{1,3})(?P<raw>_raw)?"
 )
 _CELLS = {
     3: "a GRU, which in PyTorch resets the state after its product and has two biases",
@@ -81,8 +81,7 @@ def _layers(tensors: Tensors) -> tuple[list[Layer], set[str]]:
     for name in sorted(tensors, key=lambda name: name.endswith("_raw")):
         if not (found := _PART.fullmatch(name)):
             continue
-        stack, index = _stack(found["module"])
-        layer = groups.setdefault((stack, index, int(found["layer"])), {})
+        layer = groups.setdefault((found["stack"], int(found["index"] or 0), int(found["layer"])), {})
         if (other := layer.get(found["part"])) is not None:
             if not found["raw"] or other.endswith("_raw"):
                 raise JaxlmError(f"both {shown(other)} and {shown(name)} are {found['part']} of one layer")
@@ -96,22 +95,16 @@ def _layers(tensors: Tensors) -> tuple[list[Layer], set[str]]:
             "give; only one stack of layers is imported"
         )
     places = sorted(groups)
-    numbers = [index or layer for _, index, layer in places]
+    numbers = [index + layer for _, index, layer in places]
     if numbers != list(range(len(places))) or any(index and layer for _, index, layer in places):
         raise JaxlmError(f"the recurrent layers are not numbered from 0 without a gap: {listed(tensors)}")
     layers = [groups[place] for place in places]
-    parts = {"weight_ih", "weight_hh"}.union(*(layer for layer in layers))
-    parts |= {"bias_ih", "bias_hh"} if len(parts) > 2 else set()
+    biased = any("bias_ih" in layer or "bias_hh" in layer for layer in layers)
+    parts = {"weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if biased else ())}
     for number, layer in enumerate(layers):
-        if parts - set(layer):
-            raise JaxlmError(f"layer {number} lacks {listed(parts - set(layer))}; it has {listed(layer.values())}")
+        if missing := parts - set(layer):
+            raise JaxlmError(f"layer {number} lacks {listed(missing)}; it has {listed(layer.values())}")
     return layers, replaced
-
-
-def _stack(module: str) -> tuple[str, int]:
-    """The stack that a recurrent module belongs to, and its place there: `rnns.1.module` is ("rnns", 1)."""
-    stack, _, index = module.removesuffix(".module").rpartition(".")
-    return (stack, int(index)) if re.fullmatch("[0-9]{1,3}", index) else (module.removesuffix(".module"), 0)
 
 
 def _ends(names: set[str]) -> tuple[str, str, str | None]:
@@ -119,10 +112,10 @@ def _ends(names: set[str]) -> tuple[str, str, str | None]:
 
     def of(modules: Sequence[str], part: str) -> list[str]:
         return sorted(
-            name for name in names if name.count(".") and name.split(".")[-1] == part and name.split(".")[-2] in modules
+            name for name in names if name.endswith(part) and name.removesuffix(part).split(".")[-1] in modules
         )
 
-    embeddings, heads, biases = of(_EMBEDDINGS, "weight"), of(_HEADS, "weight"), of(_HEADS, "bias")
+    embeddings, heads, biases = of(_EMBEDDINGS, ".weight"), of(_HEADS, ".weight"), of(_HEADS, ".bias")
     unknown = names - {*embeddings, *heads, *biases}
     if unknown or len(embeddings) != 1 or len(heads) != 1 or len(biases) > 1:
         missing = [name for name, found in (("encoder.weight", embeddings), ("decoder.weight", heads)) if not found]

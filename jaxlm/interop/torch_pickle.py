@@ -29,19 +29,13 @@ MOST_NAME = 1000  # letters of a class's name or of a key
 MOST_ARGUMENTS = 16
 _REFUSED = {"INST", "OBJ", "PERSID", "EXT1", "EXT2", "EXT4"}  # of old classes, and of what this process registered
 _STORAGES = {
-    "HalfStorage": "float16",
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
-    "BFloat16Storage": "bfloat16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "ShortStorage": "int16",
-    "IntStorage": "int32",
-    "LongStorage": "int64",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-    "UntypedStorage": "uint8",
+    f"{name}Storage": kind
+    for names, kinds in (
+        ("Half Float Double BFloat16", "float16 float32 float64 bfloat16"),
+        ("Char Byte Short Int Long Bool", "int8 uint8 int16 int32 int64 bool"),
+        ("ComplexFloat ComplexDouble", "complex64 complex128"),
+    )
+    for name, kind in zip(names.split(), kinds.split(), strict=True)
 }
 
 
@@ -94,7 +88,7 @@ class Storage:
     kind: str
     start: int
     count: int
-    fetch: Callable[[], bytes | bytearray]
+    fetch: Callable[[], bytes]
 
 
 def unpickle(stream: BinaryIO, storage: Callable[[Any], Any]) -> Any:
@@ -212,11 +206,14 @@ def natural(value: Any, what: str) -> int:
     return value
 
 
-def _view(storage: Any, kind: str, offset: Any, shape: Any, strides: Any, metadata: tuple[Any, ...]) -> LazyTensor:
-    """The tensor of these claims, held against the storage. Raises JaxlmError where they go beyond it."""
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> LazyTensor:
+    """Stands for _rebuild_tensor and _rebuild_tensor_v2 (storage, offset, shape, strides, grad, hooks, metadata).
+
+    The tensor's claims are held against the storage. Raises JaxlmError where they go beyond it.
+    """
     if not isinstance(storage, Storage) or not isinstance(shape, tuple | list) or not isinstance(strides, tuple | list):
         raise JaxlmError("a tensor of its pickle is not made of a storage, a shape and strides")
-    if any(isinstance(told, dict) and (told.get("neg") or told.get("conj")) for told in metadata):
+    if any(isinstance(told, dict) and (told.get("neg") or told.get("conj")) for told in rest[2:]):
         raise JaxlmError(
             "a tensor of its pickle is a view that negates or conjugates what is stored: save it after "
             "resolve_neg() and resolve_conj()"
@@ -226,39 +223,23 @@ def _view(storage: Any, kind: str, offset: Any, shape: Any, strides: Any, metada
         raise JaxlmError(f"a tensor has {found}; at most {MOST_DIMENSIONS} of both are read")
     shape = tuple(natural(size, "the size of a tensor") for size in shape)
     strides = tuple(natural(stride, "the stride of a tensor") for stride in strides)
-    offset, size = natural(offset, "the offset of a tensor"), SIZES[kind]
-    start, held = (part * SIZES[storage.kind] // size for part in (storage.start, storage.count))
+    start, size = storage.start + natural(offset, "the offset of a tensor"), SIZES[storage.kind]
     count = min(math.prod(shape), 1 << 62)
     last = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
-    if count and (last >= held or count > held):  # the second: strides of 0 could claim any size
+    if count and (last >= storage.count or count > storage.count):  # the second: strides of 0 could claim any size
         claim = "x".join(map(str, shape)) or "1"
         raise JaxlmError(
             f"a tensor claims {shown(claim)} elements ({count * size:,} bytes, up to place {last:,}) of the storage "
-            f"{shown(storage.key)}, which holds {held:,}"
+            f"{shown(storage.key)}, which holds {storage.count:,}"
         )
 
     def read() -> np.ndarray:
         if not count:
             return np.zeros(shape, np.float32)
-        values = elements(storage.fetch(), kind)[start + offset :]
-        steps = tuple(stride * size for stride in strides)
-        return as_floats(np.lib.stride_tricks.as_strided(values, shape, steps, writeable=False), kind)
+        values, steps = elements(storage.fetch(), storage.kind)[start:], tuple(stride * size for stride in strides)
+        return as_floats(np.lib.stride_tricks.as_strided(values, shape, steps, writeable=False), storage.kind)
 
-    return LazyTensor(shape, kind, (storage.key, kind, start + offset, shape, strides), read)
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> LazyTensor:
-    """Stands for _rebuild_tensor and _rebuild_tensor_v2 (storage, offset, shape, strides, grad, hooks, metadata)."""
-    return _view(storage, getattr(storage, "kind", ""), offset, shape, strides, rest[2:3])
-
-
-def _tensor_of_dtype(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> LazyTensor:
-    """Stands for _rebuild_tensor_v3 (storage, offset, shape, strides, grad, hooks, dtype, metadata)."""
-    dtype = rest[2] if len(rest) > 2 and isinstance(rest[2], Global) and rest[2].module == "torch" else None
-    kind = {"half": "float16", "float": "float32", "double": "float64"}.get(dtype.name, dtype.name) if dtype else ""
-    if kind not in SIZES:
-        raise JaxlmError("a tensor of its pickle has an unknown dtype")
-    return _view(storage, kind, offset, shape, strides, rest[3:4])
+    return LazyTensor(shape, storage.kind, (storage.key, start, shape, strides), read)
 
 
 def _parameter(tensor: Any, *_: Any) -> LazyTensor:
@@ -270,7 +251,7 @@ def _parameter(tensor: Any, *_: Any) -> LazyTensor:
 
 def _typed(function: Any, _: Any, arguments: Any, *__: Any) -> LazyTensor:
     """Stands for _rebuild_from_type_v2 (function, class, its arguments, attributes), for tensors with attributes."""
-    if not isinstance(function, Global) or _CALLS.get(function) not in (_tensor, _tensor_of_dtype):
+    if not isinstance(function, Global) or _CALLS.get(function) is not _tensor:
         raise JaxlmError("a tensor of its pickle is rebuilt by an unknown function; nothing was run")
     return _call(function, arguments)
 
@@ -339,7 +320,6 @@ _CALLS: dict[Global, Callable] = {
     **_named(_sequence, "torch", "Size"),
     **_named(_attribute, "builtins", "getattr"),
     **_named(_tensor, "torch._utils", "_rebuild_tensor _rebuild_tensor_v2"),
-    **_named(_tensor_of_dtype, "torch._utils", "_rebuild_tensor_v3"),
     **_named(_parameter, "torch._utils", "_rebuild_parameter _rebuild_parameter_with_state"),
     **_named(_parameter, "torch.nn.parameter", "Parameter Buffer"),
     **_named(_parameter, "torch.autograd.variable", "Variable"),

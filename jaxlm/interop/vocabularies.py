@@ -25,40 +25,25 @@ def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> V
         DataError: the file or folder cannot be read, is not UTF-8, has a word twice or an empty line, or another
             number of words.
     """
-    if not os.path.isdir(path):  # (which raises nothing)
-        return read_vocabulary(path, size)
-    if tensorflow:
-        raise DataError(
-            f"the vocabulary {shown(path, MOST_PATH)} is a folder, whose words would be numbered as "
-            f"PyTorch's programs do, and the model is TensorFlow's: give a file of its words, one a line"
-        )
-    words = Vocab(vocabulary_of_corpus(path))
-    if len(words) != size:
-        raise DataError(
-            f"the corpus {shown(path, MOST_PATH)} has {len(words):,} words, and the model has {size:,}; give the "
-            "corpus that the model was trained on"
-        )
-    return words
-
-
-def read_vocabulary(path: str | Path, size: int) -> Vocab:
-    """The vocabulary of a UTF-8 file of one word a line; a word's id is its line, counted from 0.
-
-    Raises DataError as `model_vocabulary` does.
-    """
-    text = _text(Path(path), MAX_VOCAB_BYTES).replace("\r\n", "\n")
-    words = text.removesuffix("\n").split("\n")
-    if len(words) != size:
-        found, words = len(words), text.split()  # colorlessgreenRNNs reads its files so
-        if len(words) != size:
+    found = shown(path, MOST_PATH)
+    if os.path.isdir(path):  # (which raises nothing)
+        if tensorflow:
             raise DataError(
-                f"the vocabulary {shown(path, MOST_PATH)} has {found:,} words, and the model has "
-                f"{size:,}; give the file that the model was trained with"
+                f"the vocabulary {found} is a folder, whose words would be numbered as PyTorch's programs do, and the "
+                "model is TensorFlow's: give a file of its words, one a line"
             )
+        words, what, give = vocabulary_of_corpus(path), "corpus", "corpus that the model was trained on"
+    else:
+        text = _text(Path(path), MAX_VOCAB_BYTES).replace("\r\n", "\n")
+        words, what, give = text.removesuffix("\n").split("\n"), "vocabulary", "file that the model was trained with"
+        if len(words) != size == len(text.split()):
+            words = text.split()  # colorlessgreenRNNs reads its files so
+    if len(words) != size:
+        raise DataError(f"the {what} {found} has {len(words):,} words, and the model has {size:,}; give the {give}")
     try:
         return Vocab(tuple(words))
     except DataError as error:
-        raise DataError(f"the vocabulary {shown(path, MOST_PATH)} cannot be used: {error}") from None
+        raise DataError(f"the {what} {found} cannot be used: {error}") from None
 
 
 def vocabulary_of_corpus(folder: str | Path) -> tuple[str, ...]:
