@@ -29,8 +29,8 @@ from interop_files import (
 from safetensors.numpy import save as bytes_of
 
 from jaxlm.errors import DataError, JaxlmError
+from jaxlm.interop.imported import model_vocabulary
 from jaxlm.interop.importing import read_model
-from jaxlm.interop.vocabularies import model_vocabulary
 
 TOKENS = [0, 3, 6, 1, 1, 5, 2]
 FILES = recorded("torch_import", "files")
@@ -354,7 +354,7 @@ def test_what_an_archive_must_not_be(saved):
     bomb.arrays["0"] = np.zeros(1 << 25, np.float32)
     value["encoder.weight"] = bomb.view("0", (7, 4), (4, 1))
     bomb.arrays |= {key: array for key, array in storages.arrays.items() if key != "0"}
-    with pytest.raises(JaxlmError, match="unpacks to 134,[0-9,]* bytes"):
+    with pytest.raises(JaxlmError, match=r"unpacks to 134,[0-9,]* bytes"):
         saved(zip_file(value, bomb, compression=zipfile.ZIP_DEFLATED))
 
 

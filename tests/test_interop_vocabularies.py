@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.interop.vocabularies import model_vocabulary, vocabulary_of_corpus
+from jaxlm.interop.imported import model_vocabulary, vocabulary_of_corpus
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,22 @@
 """Reads other programs' language models, whatever kind of file they are in, and never runs anything from them."""
 
+import json
 import os
 from pathlib import Path
 
+import safetensors
+
 from jaxlm.errors import JaxlmError
 from jaxlm.files import reader, reason
-from jaxlm.interop import sstable
 from jaxlm.interop.foreign import ForeignModel
-from jaxlm.interop.safetensors_files import read_safetensors
 from jaxlm.interop.tensorflow import from_tensorflow_checkpoint
-from jaxlm.interop.tensorflow_checkpoint import checkpoint_prefix, read_checkpoint
-from jaxlm.interop.tensors import MOST_PATH, shown
+from jaxlm.interop.tensorflow_checkpoint import MAGIC, checkpoint_prefix, read_checkpoint
+from jaxlm.interop.tensors import MOST_PATH, LazyTensor, as_floats, check_sharing, damage, elements, shown
 from jaxlm.interop.torch_files import MOST_FILE, read_torch
 from jaxlm.interop.torch_layout import from_torch
 from jaxlm.interop.torch_modules import model_tensors
+
+_SAFETENSORS = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
 
 
 def read_model(file: str | Path) -> ForeignModel:
@@ -49,9 +52,9 @@ def _read(path: Path) -> ForeignModel:
         head = file.read(9)
         if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size:
             file.seek(0)
-            return from_torch(read_safetensors(file.read()), "safetensors file")
+            return from_torch(_read_safetensors(file.read()), "safetensors file")
         file.seek(max(size - 8, 0))
-        if file.read() == sstable.MAGIC:
+        if file.read() == MAGIC:
             raise JaxlmError(
                 "it is a checkpoint of TensorFlow's first format, in one file; save it anew with the "
                 "tf.train.Saver of TensorFlow 1.0 or later, which writes an .index and .data files"
@@ -60,3 +63,22 @@ def _read(path: Path) -> ForeignModel:
         value, layout, stored = read_torch(file, size)
         tensors, what = model_tensors(value, stored)
         return from_torch(tensors, f"PyTorch {what} ({layout})")
+
+
+def _read_safetensors(data: bytes) -> dict[str, LazyTensor]:
+    """The tensors of a file's bytes, by name. Raises JaxlmError where the file is damaged or cut short."""
+    with damage("safetensors file"):
+        tensors = {name: _tensor(name, entry) for name, entry in safetensors.deserialize(data)}
+        end = 8 + int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8:end]).get("__metadata__") or {}
+    for name, kept in metadata.items():  # safetensors.torch.save_model: {left out: kept}
+        if name not in tensors and kept in tensors:
+            tensors[name] = tensors[kept]
+    check_sharing(tensors.values(), len(data) - end)
+    return tensors
+
+
+def _tensor(name: str, entry: dict) -> LazyTensor:
+    shape: tuple[int, ...] = tuple(entry["shape"])
+    kind = _SAFETENSORS.get(entry["dtype"]) or str(entry["dtype"])
+    return LazyTensor(shape, kind, name, lambda: as_floats(elements(entry["data"], kind).reshape(shape), kind))

@@ -1,12 +1,16 @@
 """Checkpoints of TensorFlow 1 (`NAME.index` and `NAME.data-00000-of-00001`), read without TensorFlow.
 
 The index is a table from a variable's name to where its bytes lie (BundleEntryProto); the empty key holds the number
-of shards (BundleHeaderProto).
+of shards (BundleHeaderProto). The table is a sorted string table (TensorFlow's lib/io/table, after LevelDB's), of
+blocks with checksums. Its last 48 bytes say where the index block lies, the index where each data block does. In a
+block each key says how much it shares with the one before.
 """
 
 import math
 import os
 import re
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +18,10 @@ import numpy as np
 from jaxlm.errors import JaxlmError
 from jaxlm.files import read_bytes, reader, reason
 from jaxlm.interop.crc32c import crc32c, masked
-from jaxlm.interop.sstable import Cursor, entries
 from jaxlm.interop.tensors import MOST_DIMENSIONS, SIZES, LazyTensor, as_floats, check_sharing, elements, listed, shown
 
+MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # what a table ends with
+MOST_KEY, MOST_ENTRIES = 500, 20_000  # bytes; pairs
 MOST_INDEX, MOST_SHARDS = 1 << 26, 100_000
 PARTITIONED = "a partitioned variable"
 _KINDS = {1: "float32", 2: "float64", 3: "int32", 9: "int64", 14: "bfloat16", 19: "float16"}  # TensorFlow's DataType
@@ -52,7 +57,7 @@ def read_checkpoint(prefix: Path) -> dict[str, LazyTensor]:
     """
     index = prefix.with_name(prefix.name + ".index")
     try:
-        table = dict(entries(read_bytes(index, MOST_INDEX)))
+        table = dict(_entries(read_bytes(index, MOST_INDEX)))
     except OSError as error:
         raise JaxlmError(f"its index {shown(index.name)} cannot be read: {reason(error)}") from None
     header = _fields(table.pop(b"", b""))
@@ -138,7 +143,7 @@ def _fields(data: int | bytes) -> Fields:
     """The fields of a protocol buffer's message."""
     if not isinstance(data, bytes):
         raise JaxlmError("an entry of its index is damaged")
-    cursor, fields = Cursor(data), Fields()
+    cursor, fields = _Cursor(data), Fields()
     while cursor:
         tag = cursor.varint()
         match tag & 7:
@@ -178,3 +183,73 @@ def _latest(path: Path) -> Path:
     ):
         raise JaxlmError(f"its file 'checkpoint' names {shown(name)}, which is not in the folder")
     return inside
+
+
+class _Cursor:
+    """Reads numbers and runs of bytes, and never beyond the end."""
+
+    def __init__(self, data: bytes):
+        self.data, self.place = data, 0
+
+    def __bool__(self) -> bool:
+        return self.place < len(self.data)
+
+    def varint(self) -> int:
+        """A number of seven bits a byte, lowest first. Raises JaxlmError for one of over 64 bits."""
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 127) << shift
+            if byte < 128 and value < 1 << 64:
+                return value
+        raise JaxlmError("a number in it has over 64 bits; it is damaged")
+
+    def take(self, count: int) -> bytes:
+        """The next bytes. Raises JaxlmError where there are fewer."""
+        if count > len(self.data) - self.place:
+            raise JaxlmError("it ends in the middle of an entry; it is damaged or cut short")
+        self.place += count
+        return self.data[self.place - count : self.place]
+
+
+def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(key, value) pairs of a table, in order. Raises JaxlmError where it is damaged."""
+    if len(table) < 48 or table[-8:] != MAGIC:
+        raise JaxlmError("it does not end as a checkpoint's index does; it is damaged or cut short")
+    footer = _Cursor(table[-48:-8])
+    for _ in range(2):
+        footer.varint()  # where the block of other blocks lies: there are none
+    found = read = 0
+    for _, handle in _pairs(_block(table, footer)):
+        block = _block(table, _Cursor(handle))
+        pairs = list(islice(_pairs(block), MOST_ENTRIES))
+        found, read = found + 1 + len(pairs), read + len(block)
+        if found > MOST_ENTRIES or read > len(table):
+            raise JaxlmError(f"it has over {MOST_ENTRIES:,} entries, more than any model, or blocks that overlap")
+        yield from pairs
+
+
+def _block(table: bytes, handle: _Cursor) -> bytes:
+    """The content of a block, its checksum checked."""
+    place, size = handle.varint(), handle.varint()
+    end = place + size
+    if end + 5 > len(table):
+        raise JaxlmError(f"a block of it ends at byte {end + 5:,} of {len(table):,}; it is cut short")
+    if masked(crc32c(table[place : end + 1])) != int.from_bytes(table[end + 1 : end + 5], "little"):
+        raise JaxlmError("the checksum of one of its blocks is wrong; it is damaged")
+    if table[end]:
+        raise JaxlmError("a block of it is compressed, as tf.train.Saver never does with an index")
+    return table[place:end]
+
+
+def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    end = len(block) - 4 - 4 * int.from_bytes(block[-4:], "little")  # what follows: places to restart, their number
+    if len(block) < 4 or end < 0:
+        raise JaxlmError("a block of it is too short; it is damaged")
+    cursor, key = _Cursor(block[:end]), b""
+    while cursor:
+        shared, fresh, length = cursor.varint(), cursor.varint(), cursor.varint()
+        if shared > len(key) or shared + fresh > MOST_KEY:
+            raise JaxlmError("a key of it is damaged or too long")
+        key = key[:shared] + cursor.take(fresh)
+        yield key, cursor.take(length)
