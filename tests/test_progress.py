@@ -1,7 +1,9 @@
 """What a person sees of a run, on a terminal and elsewhere."""
 
 import io
+import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -183,3 +185,51 @@ def test_no_text_of_a_file_controls_the_terminal(terminal):
     out = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue()) if terminal else file.getvalue()
     assert not re.search("[\x1b\x07\x9b\u202e\ud800]", out)
     assert out.count(r"\x1b]0;owned\x07\x9b2J\u202e\ud800") == 7
+
+
+def test_without_a_terminal_there_is_a_line_every_thirty_seconds(monkeypatch):
+    clock, file = [0.0], io.StringIO()
+    monkeypatch.setattr("jaxlm.report.progress.monotonic", lambda: clock[0])
+    with Progress(2, 100, 1200, "ptb", Console(file=file)) as bar:
+        for window in range(1, 101):
+            clock[0] += 1
+            bar.advance(1, window, 100.0, 0.5)
+        clock[0] += 29
+        bar.doing("validating")
+        clock[0] += 5
+        bar.doing("saving")
+    lines = file.getvalue().splitlines()
+    assert [line.partition(", perplexity")[0] for line in lines] == [
+        *(f"epoch 1/2, window {window}/100" for window in (30, 60, 90)),
+        "epoch 1/2, validating",
+    ]
+    assert "perplexity 100.00" in lines[0] and "words/s" in lines[1] and "rate 0.5" in lines[1]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_estimated_training_perplexity_is_said_to_be_one(terminal, monkeypatch):
+    monkeypatch.setattr("jaxlm.report.progress.LINE_SECONDS", 0)
+    file = io.StringIO()
+    with Progress(1, 10, 1200, "ptb", Console(file=file, force_terminal=terminal, width=120)) as bar:
+        bar.advance(1, 5, 90.0, 1.0, estimated=True)
+        bar._bar.refresh()
+        bar.epoch(1, 90.0, 118.0, 1.0, 1, 1, None, estimated=True)
+    assert file.getvalue().count("perplexity 90.00 (an estimate)") >= 2
+
+
+def test_a_reader_that_leaves_ends_the_printing_and_not_the_process():
+    code = """
+import sys
+from jaxlm.report.progress import Progress
+with Progress(1, 1, 1, "ptb") as bar:
+    for _ in range(100):
+        bar.say("x" * 1000)
+    bar.summary([("a", "b")], "done")
+print("more")
+sys.stderr.write("to its end")
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as closed:
+        process = subprocess.run([sys.executable, "-c", code], stdout=closed, stderr=subprocess.PIPE)
+    assert (process.returncode, process.stderr) == (0, b"to its end")

@@ -17,6 +17,7 @@ import jaxlm
 from jaxlm.cli import main
 from jaxlm.errors import JaxlmError
 from jaxlm.report.page.page import groups, number, published, render
+from jaxlm.runs.metrics import read_metrics
 from jaxlm.sweeps.reporting import write_report
 
 VOID = {"meta", "input", "br"}
@@ -194,6 +195,21 @@ def test_the_page_of_three_long_runs_is_small():
     runs = [run_record(name, seed, windows=windows, epochs=epochs) for seed, name in enumerate("abc")]
     words = [f"word{place:06d}" for place in range(500)]
     assert len(render("Report", runs, [model_view("a", words)])) < 1_500_000
+
+
+def test_a_runs_metrics_name_unknown_tokens_and_estimated_perplexities(tmp_path, capsys):
+    """Words are drawn in the first of two epochs."""
+    config = TINY.replace(sampled_words=50, sampled_share=0.5, epochs=2)
+    result = jaxlm.train(config, run_dir=tmp_path / "run")
+    assert [epoch.train_estimated for epoch in result.epochs] == [True, False]
+    said = capsys.readouterr().out
+    assert said.count("(an estimate)") == 2 and re.search(r"unknown tokens +valid 4\.\d%  test 4\.\d%", said)
+    epochs, (test,) = (
+        [row for row in read_metrics(result.run_dir) if row["kind"] == kind] for kind in ("epoch", "test")
+    )
+    assert [row.get("train_estimated") for row in epochs] == [True, None]
+    shares = jaxlm.load_corpus("embedded-tiny").unknown_shares()
+    assert epochs[0]["unknown_valid"] == shares["valid"] > 0 and test["unknown_test"] == shares["test"] > 0
 
 
 @pytest.mark.parametrize("value", [0.0, -1.5, 1e-9, 1e300, float("inf"), float("nan"), None, 12345.678])

@@ -58,15 +58,15 @@ class Corpus:
             if not isinstance(ids, np.memmap):
                 check_ids(ids, len(self.vocab), f"the {split} split of {self.name}")
 
-    def unknown_shares(self) -> dict[str, float]:
-        """The share of each split's tokens that are `<unk>`, from 0 to 1; memory-mapped ids are read in blocks."""
+    def unknown_shares(self, *splits: str) -> dict[str, float]:
+        """The share of `<unk>` among the tokens of each split (default: all), from 0 to 1; files are read in blocks."""
 
         def share(ids: np.ndarray) -> float:
             starts = range(0, len(ids), _BLOCK)
             blocks = (batch(ids, 1, start=start, stop=start + _BLOCK)[:, 0] for start in starts)
             return sum(self.vocab.unknown_share(block) * len(block) for block in blocks) / max(1, len(ids))
 
-        return {split: share(getattr(self, split)) for split in SPLITS}
+        return {split: share(getattr(self, split)) for split in splits or SPLITS}
 
 
 def check_ids(ids: np.ndarray, words: int, where: str) -> None:

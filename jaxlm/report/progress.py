@@ -1,8 +1,11 @@
 """What the terminal shows of a run: a bar, a line for each epoch, a final table."""
 
 import math
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from jaxlm.report.units import perplexity_text
@@ -13,6 +16,20 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 LEAST_BAR = 4  # cells; a narrow terminal shows fewer numbers
+LINE_SECONDS = 30  # between the lines that stand for the bar without a terminal
+
+
+def lasting_console(quiet: bool = False) -> "Console":
+    """A console on standard output whose reader may leave (`jaxlm train | head`): the printing ends, not the run."""
+    from rich.console import Console
+
+    class Lasting(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            with suppress(OSError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.file.fileno())  # for what the process prints or flushes later
+
+    return Lasting(quiet=quiet)
 
 
 def is_live(console: "Console") -> bool:
@@ -23,16 +40,15 @@ def is_live(console: "Console") -> bool:
 class Progress:
     """The progress of a run; a context manager.
 
-    On a terminal a bar with epoch, perplexity so far, words per second, learning rate and time left (from the
-    speed of the last five minutes), or with what is done between epochs; elsewhere a plain line for each epoch. Every
-    result names the corpus.
-    Control characters in any text are shown as escapes.
+    A terminal has a bar with epoch, perplexity so far, words per second, learning rate and time left (from the speed of
+    the last five minutes), or with the task between epochs; elsewhere there is a plain line with these numbers every 30
+    seconds. Each finished epoch has a line. Control characters in any text are shown as escapes.
 
     Args:
         total_epochs: the epochs of the whole run.
         windows_per_epoch: windows in each of them.
         words_per_window: tokens in a window, all rows together.
-        corpus: the corpus's name.
+        corpus: the corpus's name, which stands beside every result.
         console: where to write (default: standard output).
         total_windows: the windows of a run that stops before its last epoch ends.
     """
@@ -48,10 +64,9 @@ class Progress:
         total_windows: int | None = None,
     ):
         from rich import progress
-        from rich.console import Console
 
         self._epochs, self._windows, self._words = total_epochs, windows_per_epoch, words_per_window
-        self._corpus, self.console = printable(corpus), console or Console()
+        self._corpus, self.console = printable(corpus), console or lasting_console()
         self._live = is_live(self.console)
         self._bar = progress.Progress(
             "{task.description}",
@@ -64,7 +79,7 @@ class Progress:
             refresh_per_second=4,
             speed_estimate_period=300,
         )
-        self._place = ""
+        self._place, self._said = "", monotonic()
         self._task = self._bar.add_task("starting", numbers="", total=total_windows or total_epochs * windows_per_epoch)
 
     def __enter__(self) -> "Progress":
@@ -84,14 +99,22 @@ class Progress:
         """
         from rich.panel import Panel
 
+        self._said = monotonic()
         if loud and self._live:
             self.console.print(Panel(self._text(text), border_style="bold yellow", expand=False))
         else:
-            self.console.print(
-                self._text("!! " + text.replace("\n", "\n!! ") if loud else text), soft_wrap=not (self._live and wrap)
-            )
+            text = "!! " + text.replace("\n", "\n!! ") if loud else text
+            self.console.print(self._text(text), soft_wrap=not (self._live and wrap))
 
-    def advance(self, epoch: int, windows_done_in_epoch: int, perplexity_so_far: float, learning_rate: float) -> None:
+    def advance(
+        self,
+        epoch: int,
+        windows_done_in_epoch: int,
+        perplexity_so_far: float,
+        learning_rate: float,
+        *,
+        estimated: bool = False,
+    ) -> None:
         """Moves the bar.
 
         Args:
@@ -99,29 +122,28 @@ class Progress:
             windows_done_in_epoch: windows that are done in it.
             perplexity_so_far: the epoch's training perplexity up to there.
             learning_rate: the rate of its last windows.
+            estimated: whether that perplexity is an estimate, from the words drawn for a sampled softmax.
         """
         self._bar.update(self._task, completed=(epoch - 1) * self._windows + windows_done_in_epoch)
         task = self._bar.tasks[0]
         speed, left = task.speed, task.time_remaining
         self._place = f"epoch {epoch}/{self._epochs}"
         numbers = [
-            f"perplexity {perplexity_text(perplexity_so_far)}",
+            f"perplexity {_estimate(perplexity_so_far, estimated)}",
             None if left is None else f"{timedelta(seconds=math.ceil(left))} left",
             None if speed is None else f"{speed * self._words:,.0f} words/s",
             f"rate {learning_rate:.3g}",
         ]
+        self._line(f"{self._place}, window {windows_done_in_epoch:,}/{self._windows:,}", *numbers)
         room = self.console.width - len(self._place) - LEAST_BAR - 2
         while len(text := "  ".join(filter(None, numbers))) > room and len(numbers) > 1:
             numbers.pop()
         self._bar.update(self._task, description=self._place, numbers=text)
 
-    def doing(self, what: str) -> None:
-        """Names on the bar, at once, what is done between windows.
-
-        Args:
-            what: such as "validating".
-        """
-        self._bar.update(self._task, description=f"{self._place} {what}".strip(), numbers="", refresh=True)
+    def doing(self, task: str) -> None:
+        """Names on the bar, at once, the task between windows, such as "validating"."""
+        self._line(self._place, task)
+        self._bar.update(self._task, description=f"{self._place} {task}".strip(), numbers="", refresh=True)
 
     def epoch(
         self,
@@ -132,48 +154,54 @@ class Progress:
         words_per_second: float,
         seconds: float,
         floor: float | None,
+        *,
+        estimated: bool = False,
     ) -> None:
         """Prints the line of a finished epoch.
 
         Args:
             epoch: the epoch, from 1.
-            train_perplexity: of its windows, as they were trained.
+            train_perplexity: of its windows, at the time of their training.
             valid_perplexity: after its last window.
-            learning_rate: the rate that it was trained with.
+            learning_rate: the rate of its training.
             words_per_second: training speed, validation included.
-            seconds: how long it took in this process.
+            seconds: its time in this process.
             floor: the validation perplexity of the text's true source, where that is known.
+            estimated: whether the training perplexity is an estimate.
         """
         known = "" if floor is None else f" (floor {perplexity_text(floor)})"
         self.say(
             f"epoch {epoch}/{self._epochs} on {self._corpus}: "
-            f"train perplexity {perplexity_text(train_perplexity)}, "
+            f"train perplexity {_estimate(train_perplexity, estimated)}, "
             f"valid {perplexity_text(valid_perplexity)}{known}, rate {learning_rate:.3g}, "
             f"{words_per_second:,.0f} words/s, {seconds:.1f} s"
         )
 
     def summary(self, rows: Sequence[tuple[str, str]], title: str) -> None:
-        """Prints the final table, with the corpus's name in each row; plain text where there is no terminal.
-
-        Args:
-            rows: (name, value) of each result.
-            title: the table's title.
-        """
+        """Prints (name, value) of each result as a table under a title; plain text where there is no terminal."""
         from rich.table import Table
 
         rows = [(printable(name), printable(value)) for name, value in rows]
         if not self._live:
             width = max((len(name) for name, _ in rows), default=0)
-            return self.say(
-                "\n".join([title, *(f"  {self._corpus}  {name:<{width}}  {value}" for name, value in rows)])
-            )
+            lines = [f"  {self._corpus}  {name:<{width}}  {value}" for name, value in rows]
+            return self.say("\n".join([title, *lines]))
         table = Table("corpus", "result", "", title=self._text(title), title_style="bold", title_justify="left")
         for row in rows:
             table.add_row(*map(self._text, (self._corpus, *row)))
         self.console.print(table)
+
+    def _line(self, *parts: str | None) -> None:
+        """Without a terminal, prints a line of these parts if there was none for `LINE_SECONDS`."""
+        if not self._live and monotonic() - self._said >= LINE_SECONDS:
+            self.say(", ".join(filter(None, parts)))
 
     def _text(self, text: str) -> "Text":
         """The text for rich: no markup, no control characters, nothing that the console's encoding lacks."""
         from rich.text import Text
 
         return Text(printable(text, keep_newlines=True, encoding=self.console.encoding), overflow="fold")
+
+
+def _estimate(perplexity: float, estimated: bool) -> str:
+    return perplexity_text(perplexity) + (" (an estimate)" if estimated else "")

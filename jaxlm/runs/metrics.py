@@ -4,11 +4,13 @@ The file depends on nothing but the training: it holds no time, so a resumed run
 uninterrupted one. Seconds go to `timing.jsonl`. Lines:
 
     {"kind":"window","step":1,"epoch":1,"cost":184.2,"grad_norm":3.1,"learning_rate":1.0}
-    {"kind":"epoch","corpus":"ptb","epoch":1,"train_perplexity":...,"valid_perplexity":...,"floor_valid":...}
-    {"kind":"test","corpus":"ptb","test_perplexity":...}
+    {"kind":"epoch","corpus":"ptb","epoch":1,"train_perplexity":...,"valid_perplexity":...,"unknown_valid":...}
+    {"kind":"test","corpus":"ptb","test_perplexity":...,"unknown_test":...}
 
 A window's cost is the sum over its steps of the batch's mean nats; the line of a window whose length is not
-bptt_length ends with `"steps":T`. JSON has only finite numbers: the texts "nan", "inf" and "-inf" stand for the others.
+bptt_length ends with `"steps":T`. `unknown_SPLIT` is the share of `<unk>` among the split's tokens, and
+`"train_estimated":true` marks a training perplexity estimated from the words drawn (--sampled-words). JSON has only
+finite numbers: the texts "nan", "inf" and "-inf" stand for the others.
 """
 
 import hashlib
@@ -38,7 +40,7 @@ NAME, TIMING = "metrics.jsonl", "timing.jsonl"
 SERIES = ("cost", "grad_norm", "learning_rate")
 _NEEDED = {"window": {"step", "epoch", *SERIES}, "epoch": {"epoch"}}
 _COUNT = re.compile("step|steps|epoch")
-_NUMBER = re.compile("|".join(SERIES) + "|.*perplexity|floor.*")
+_NUMBER = re.compile("|".join(SERIES) + "|.*perplexity|floor.*|unknown.*")
 
 
 class Prefix(NamedTuple):

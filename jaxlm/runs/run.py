@@ -7,6 +7,7 @@ import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class EpochResult:
     learning_rate: float
     train_perplexity: float
     valid_perplexity: float
+    train_estimated: bool = False  # from the words drawn for a sampled softmax: too low
 
 
 class Run:
@@ -97,7 +99,11 @@ class Run:
         if self.found:
             self.remember(self.found.state.memory)
         self.epochs = [
-            EpochResult(**{name: row.get(name, math.nan) for name in EpochResult.__dataclass_fields__})
+            EpochResult(
+                row["epoch"],
+                *(row.get(name, math.nan) for name in ("learning_rate", "train_perplexity", "valid_perplexity")),
+                bool(row.get("train_estimated")),
+            )
             for row in read_metrics(self.folder)
             if row["kind"] == "epoch"
         ]
@@ -129,6 +135,20 @@ class Run:
     def train_perplexity(self) -> float:
         """Of the windows logged of the last window's epoch; those whose cost is not finite are left out."""
         return perplexity(*self.log.epoch_cost(self.plan.locate(self.step - 1)[0] + 1 if self.step else 0))
+
+    @property
+    def train_estimated(self) -> bool:
+        """Whether words were drawn for the sampled softmax in a window of the last window's epoch."""
+        model, last = self.config.model, max(self.step - 1, 0)
+        first = last - self.plan.locate(last)[1]
+        return bool(model.sampled_words) and (
+            model.sampled_share is None or first < model.sampled_share * self.plan.total
+        )
+
+    @cached_property
+    def unknown(self) -> dict[str, float]:
+        """`unknown_SPLIT`: the share of `<unk>` among the tokens of the validation and test splits."""
+        return {f"unknown_{split}": share for split, share in self.corpus.unknown_shares("valid", "test").items()}
 
     @property
     def learning_rate(self) -> float:
@@ -192,7 +212,8 @@ class Run:
 
     def end_epoch(self, valid_perplexity: float) -> EpochResult:
         """Logs the epoch that has just ended."""
-        result = EpochResult(self.epoch, self._rate, self.train_perplexity, valid_perplexity)
+        estimated = self.train_estimated
+        result = EpochResult(self.epoch, self._rate, self.train_perplexity, valid_perplexity, estimated)
         self.log.result(
             "epoch",
             preset=self.config.preset,
@@ -200,7 +221,9 @@ class Run:
             step=self.step,
             learning_rate=result.learning_rate,
             train_perplexity=result.train_perplexity,
+            train_estimated=result.train_estimated or None,
             valid_perplexity=valid_perplexity,
+            unknown_valid=self.unknown["unknown_valid"],
             skipped_windows=self.log.skipped[result.epoch] or None,
             **floors(self.corpus, "train", "valid"),
         )
@@ -245,7 +268,8 @@ class Run:
     def log_test(self, which: str, step: int, nats: float, predictions: int) -> float:
         """Logs the test of a checkpoint; its perplexity."""
         value = self.perplexity(nats, predictions)
-        self.log.result("test", checkpoint=which, step=step, test_perplexity=value, **floors(self.corpus, "test"))
+        floor, unknown = floors(self.corpus, "test"), self.unknown["unknown_test"]
+        self.log.result("test", checkpoint=which, step=step, test_perplexity=value, unknown_test=unknown, **floor)
         self.log.sync()
         return value
 

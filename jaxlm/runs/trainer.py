@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from rich.console import Console
 
 from jaxlm.config.config import Config
 from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
@@ -25,8 +24,9 @@ from jaxlm.distributed.mesh import shape as mesh_shape
 from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
 from jaxlm.models.recurrent import Params
 from jaxlm.report.curve import learning_curve
-from jaxlm.report.progress import Progress
+from jaxlm.report.progress import Progress, lasting_console
 from jaxlm.report.trackers import OnMetrics
+from jaxlm.report.units import MOST_UNKNOWN
 from jaxlm.runs import checkpoint, directory, precision, signals, state_arrays
 from jaxlm.runs.group import Group, SingleGroup
 from jaxlm.runs.lock import lock
@@ -149,7 +149,7 @@ def train(
                 run.plan.windows_in(0),
                 config.train.bptt_length * config.train.batch_size,
                 corpus.name,
-                Console(quiet=True) if quiet or not first else None,
+                lasting_console(quiet or not first),
                 total_windows=run.last,
             )
         )
@@ -250,7 +250,9 @@ class _Reporter(Observer):
     def trained(self, group: Group) -> None:
         for run in filter(None, group.runs):
             epoch, index = run.plan.locate(run.step - 1)
-            self._progress.advance(epoch + 1, index + 1, run.train_perplexity, run.learning_rate)
+            self._progress.advance(
+                epoch + 1, index + 1, run.train_perplexity, run.learning_rate, estimated=run.train_estimated
+            )
 
     def doing(self, what: str) -> None:
         self._progress.doing(what)
@@ -272,6 +274,7 @@ class _Reporter(Observer):
                 run.words_per_second,
                 run.epoch_seconds,
                 floor,
+                estimated=ended.train_estimated,
             )
             if run.averages_from == run.step:
                 self._progress.say(f"by its validations so far, averaging starts with window {run.step + 1}")
@@ -308,8 +311,12 @@ def _finish(
             tests["best"] = _test_checkpoint(run, shared, mesh, best)
         except CheckpointError as error:
             progress.say(f"the best checkpoint is not tested: {error}", loud=True)
+    estimate = {True: " (an estimate)", False: ""}
     rows = [
-        (f"epoch {row.epoch}", f"train {row.train_perplexity:.2f}  valid {row.valid_perplexity:.2f}")
+        (
+            f"epoch {row.epoch}",
+            f"train {row.train_perplexity:.2f}{estimate[row.train_estimated]}  valid {row.valid_perplexity:.2f}",
+        )
         for row in run.epochs
     ]
     rows += [(f"test, {which} checkpoint", f"{value:.2f}") for which, value in tests.items()]
@@ -317,6 +324,10 @@ def _finish(
         (name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)")
         for name, value in floors(run.corpus, "train", "valid", "test").items()
     ]
+    shares = [f"{name.removeprefix('unknown_')} {share:.1%}" for name, share in run.unknown.items()]
+    rows.append(("unknown tokens", "  ".join(shares)))
+    if max(run.unknown.values()) > MOST_UNKNOWN:
+        progress.say("many tokens are unknown (<unk>), so the perplexities look better than they are", loud=True)
     if run.ended_early:
         rows.append(("ended early", f"{run.config.train.patience} validations did not improve on the best"))
     if skipped:

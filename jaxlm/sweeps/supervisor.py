@@ -10,13 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rich.console import Console
-
 from jaxlm.config.config import Config
 from jaxlm.config.settings import DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, reason
+from jaxlm.report.progress import lasting_console
 from jaxlm.runs import directory as rundir
 from jaxlm.runs import ram, signals
 from jaxlm.runs.trainer import with_corpus
@@ -102,7 +101,7 @@ def sweep(
     kept = run_dir is not None or chosen > 1
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(TemporaryDirectory(prefix="jaxlm-sweep-")))
-        view = stack.enter_context(View(Console(quiet=quiet)))
+        view = stack.enter_context(View(lasting_console(quiet)))
         saved, where = _begin(folder, plan, storage, group, vmap, resume)
         study = _study(saved, folder, where, kept, view.say)
         saved.write(folder)

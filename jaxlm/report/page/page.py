@@ -21,13 +21,12 @@ from jaxlm.report import sweep_plots
 from jaxlm.report.curve import draw_perplexities, draw_windows, epoch_axis
 from jaxlm.report.figure import PALETTE, figure, marks, svg
 from jaxlm.report.page.contents import ModelView, RunRecord, SweepRecord, by_corpus
-from jaxlm.report.units import mean_and_deviation, spread
+from jaxlm.report.units import MOST_UNKNOWN, mean_and_deviation, spread
 from jaxlm.report.word_map import drawn_map
 from jaxlm.terminal import printable
 
 MOST_LINES = 24  # runs in a chart; the tables hold all
 MOST_BITS = 16.0  # the end of the scale of colours
-MOST_UNKNOWN = 0.05  # share of unknown tokens from which on there is a warning
 # Test perplexities of TensorFlow 1's tutorial (Zaremba et al. 2014), by preset, on the corpus named ptb.
 PUBLISHED = {
     "small": ("published (small)", 115.5),
