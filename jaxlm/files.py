@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -218,7 +219,12 @@ def held(where: "str | Path | Folder") -> Iterator[Folder]:
 
 
 def reader(path: str | Path) -> BinaryIO:
-    """Opens the regular file at a path that the user gave, over links too. Raises OSError; never waits for a FIFO."""
+    """Opens the regular file at a path that the user gave, over links too; or a pipe that the shell opened for us.
+
+    Such a pipe is /dev/stdin or /dev/fd/N, as in `<(command)`. Raises OSError; never waits for any other FIFO.
+    """
+    if re.fullmatch(r"/dev/(stdin|fd/[0-9]+)", str(path)):
+        return open(path, "rb")
     return open(_open_regular(path, Path(path), os.O_RDONLY), "rb")
 
 

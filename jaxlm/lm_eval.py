@@ -4,7 +4,7 @@
 
 It is `lm_eval`, with the name jaxlm registered.
 
-Words are tokens: a request is split as the run's text was (`tokenizer=ptb` splits as Penn Treebank's files are).
+Words are tokens: a request is split as the run's text was, or by `tokenizer=none` (at white space) or `tokenizer=ptb`.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ class JaxLM(TemplateLM):
     Args:
         run: the run's directory.
         checkpoint: `last`, `best` or a step.
-        tokenizer: none (split at white space) or ptb.
+        tokenizer: none or ptb (default: as the text that the run was trained on).
         batch_size, max_batch_size, device: what the harness passes; sentences are batched by their lengths here.
     """
 
@@ -38,14 +38,14 @@ class JaxLM(TemplateLM):
         self,
         run: str,
         checkpoint: str = "last",
-        tokenizer: str = "none",
+        tokenizer: str | None = None,
         batch_size: Any = None,
         max_batch_size: Any = None,
         device: Any = None,
     ):
         super().__init__()
         self._lm = load(run, str(checkpoint))
-        self._words, self._score = self._lm.tokenizer(tokenizer), self._lm.scorer()
+        self._tokenizer, self._score = tokenizer, self._lm.scorer()
 
     @property
     def eot_token_id(self) -> int:
@@ -54,9 +54,7 @@ class JaxLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Ids of a text's words; words outside the vocabulary are `<unk>`, newlines `<eos>`."""
-        lines = [self._words(line) for line in string.split("\n")]
-        words = [word for line in lines for word in [*line, "<eos>"]][:-1]
-        return self._lm.vocab.encode(words).tolist()
+        return self._lm.vocab.encode(self._lm.tokens(string, self._tokenizer)).tolist()
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language_models import KINDS, log_probs, small_lm
+from language_models import KINDS, WORDS, log_probs, small_lm
 from rich.cells import cell_len
 
 from jaxlm.cli import main
 from jaxlm.cli.generating import wrapped
 from jaxlm.errors import JaxlmError
-from jaxlm.scoring.generation import advance
-from jaxlm.scoring.sampling import Sampling, draw, kept, pick
+from jaxlm.scoring import beam
+from jaxlm.scoring.generation import advance, begin
+from jaxlm.scoring.sampling import Sampling, adjusted, draw, kept, pick
 
 ODDS = st.lists(
     st.sampled_from([0.0, 1e-30, 0.1, 0.25, 0.5, 0.7, 0.999]) | st.floats(0, 1, width=32), min_size=1, max_size=8
@@ -89,6 +90,44 @@ def test_temperature_divides_and_the_penalty_and_the_ban_change_logits():
     uniform = jnp.asarray((np.arange(2000) + 0.5) / 2000, jnp.float32)
     words, _ = draw(Sampling(temperature=2.0), jnp.broadcast_to(logits, (2000, 4)), None, uniform)
     np.testing.assert_allclose(np.bincount(np.asarray(words)) / 2000, jax.nn.softmax(logits[0] / 2), atol=2e-3)
+
+
+def test_the_penalty_divides_positive_logits_and_multiplies_negative_ones():
+    seen, banned = jnp.array([[True, True, False, False]]), jnp.array([False, False, False, True])
+    found = adjusted(Sampling(repetition_penalty=2.0, banned=banned), jnp.array([[2.0, -1.0, 0.5, 1.9]]), seen)
+    np.testing.assert_array_equal(found, [[1.0, -2.0, 0.5, -np.inf]])
+
+
+@pytest.mark.parametrize("sampling", [{"repetition_penalty": 1.5}, {"banned": jnp.array([True, False, False])}])
+def test_the_greedy_word_has_the_log_probability_of_the_logits_themselves(sampling):
+    logits = jnp.array([[2.0, 1.9, -1.0]])
+    ids, log_p = draw(Sampling(temperature=None, **sampling), logits, jnp.array([[True, False, False]]), jnp.zeros(1))
+    assert ids.tolist() == [1] and float(log_p[0]) == pytest.approx(float(jax.nn.log_softmax(logits)[0, 1]), abs=1e-6)
+
+
+def test_words_that_reach_the_probability_exactly_are_enough():
+    odds = jnp.array([[1.0, 0.5, 0.25, 0.25]])
+    np.testing.assert_array_equal(kept(Sampling(top_p=0.75), odds), [[1.0, 0.5, 0, 0]])
+    np.testing.assert_array_equal(kept(Sampling(top_p=0.5), odds), [[1.0, 0, 0, 0]])
+
+
+def test_the_penalty_counts_the_words_of_the_prompt_and_not_the_eos_before_it():
+    lm = small_lm()
+    ids = lm.vocab.encode(["<eos>", "the", "dogs"])
+    seen = begin(lm.config.model, lm.params, Sampling(repetition_penalty=1.5), ids, 2).seen
+    assert seen is not None and np.flatnonzero(seen[0]).tolist() == sorted(ids[1:]) and (seen[0] == seen[1]).all()
+
+
+def test_a_beam_searches_as_many_words_as_it_returns(monkeypatch):
+    """The likeliest single word begins no likely pair: a search of one word more would begin with another."""
+    lm = small_lm(words=(*WORDS, "one", "more"))
+    log_p = np.full((19, 19), -9.0)
+    log_p[0, [2, 3]] = np.log([0.6, 0.4])  # after <eos>
+    log_p[3, 4] = 0.0
+    table = jnp.asarray(log_p - np.log(np.exp(log_p).sum(1, keepdims=True)), jnp.float32)
+    monkeypatch.setattr(beam, "next_logits", lambda model, params, token, carry: (table[token], carry))
+    found = {words: lm.generate(words=words, beam=5)[0].words for words in (1, 2)}
+    assert found == {1: [lm.vocab.words[2]], 2: [lm.vocab.words[3], lm.vocab.words[4]]}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import jaxlm
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.interop.exporting import export_model
-from jaxlm.models import stack
+from jaxlm.models import heads, stack
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.stream import stream_nats
 
@@ -48,6 +48,18 @@ def test_surprisal_entropy_and_rank_are_what_their_definitions_say(lm):
     ids = np.array([lm.vocab.eos, *lm.vocab.encode(SENTENCES[0].split())])
     nats, _ = stream_nats(lm.config.model, lm.params, ids)
     np.testing.assert_allclose(nats, found.surprisal[:3].sum(), rtol=1e-5)
+
+
+def test_logits_of_a_mixture_have_its_epsilon_as_the_nats_of_evaluation_have():
+    config = jaxlm.preset("small").replace(
+        vocab_size=20, embedding_size=4, hidden_sizes=(6,), experts=3, mixture_epsilon=0.05, init_scale=3.0
+    )
+    params = stack.init_params(config.model, jax.random.key(0))
+    features, targets = 3 * jax.random.normal(jax.random.key(1), (5, 2, 6)), np.arange(10).reshape(5, 2)
+    log_p = heads.logits(config.model, params, features)
+    nats = heads.token_nats(config.model, params, features, targets)
+    np.testing.assert_allclose(-np.take_along_axis(np.asarray(log_p), targets[..., None], -1)[..., 0], nats, rtol=1e-5)
+    assert (np.asarray(log_p) > np.log(0.05 - 1e-6)).all()
 
 
 def test_texts_are_drawn_searched_and_adapted_to(lm):

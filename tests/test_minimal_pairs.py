@@ -115,6 +115,9 @@ def test_the_table_of_the_command_line(run, tmp_path, capsys):
         ("all", "1", "1"),
     ]
     assert rows[2][3:6] == ["NaN", "0.000000", "1.000000"]
+    assert main(["minimal-pairs", run, str(path), "--oov", "filter", "--format", "jsonl"]) == 0
+    objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["pairs"] for row in objects] == [1, 0, 1] and objects[1]["accuracy"] is None
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,7 @@ def test_the_table_of_the_command_line(run, tmp_path, capsys):
         ('{"sentence_good": "a", "sentence_bad": 3}', "'sentence_bad', found int"),
         ('{"sentence_good": " ", "sentence_bad": "b"}', "'sentence_good', found no words"),
         ("[" * 10_000, "not JSON"),
+        ('{"sentence_good": "a", "sentence_bad": "b", "UID": "\\ud800"}', "line 2 is not text"),
         ('{"sentence_good": "...", "sentence_bad": "a"}', "line 2: the sentence '...' has no words"),
     ],
 )

@@ -20,17 +20,19 @@ from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import no_noise
 from jaxlm.scoring import protocols, reading
-from jaxlm.scoring.dynamic_evaluation import DynamicReader, cost_of, gradient, gradient_statistics
+from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient, gradient_statistics, objective_of
 from jaxlm.scoring.evaluation import evaluate_ids
 from jaxlm.scoring.neural_cache import CacheReader
-from jaxlm.scoring.protocols import reader_of, scoring_of
+from jaxlm.scoring.protocols import Readers
 from jaxlm.scoring.reading import EachSentence, OneStream
 from jaxlm.scoring.stream import stream_nats
+from jaxlm.scoring.token_scores import Detail
 
 GOLDEN = Path(os.environ.get("JAXLM_GOLDEN", "no golden files"))
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="JAXLM_GOLDEN names no folder of trajectories")
 IDS = np.random.default_rng(5).integers(0, 17, 65).astype(np.int32)
 TRAIN = np.random.default_rng(6).integers(0, 17, 300).astype(np.int32)
+VOCAB = small_lm().vocab
 SETTINGS = {
     "cache": {"cache_window": 7, "theta": 0.6, "lambda_": 0.3},
     "dynamic": {"learning_rate": 2e-3, "lambda_": 0.02, "epsilon": 1e-3, "segment_length": 4, "statistics_rows": 8},
@@ -90,10 +92,10 @@ def test_the_cache_is_that_of_pointer_py(case):
         compatibility="awd-lstm",
         cache_chunk=told["bptt"],
     )
-    nats = OneStream(CacheReader(config.model, params, protocol), full=told["window"] == 20)([ids]).nats
+    nats = OneStream(CacheReader(config.model, params, protocol), Detail(full=told["window"] == 20))([ids]).nats
     np.testing.assert_allclose(nats, case["nll"], rtol=1e-5)
     if told["window"] < told["n"]:
-        found = evaluate_ids(config, params, ids, "test", protocol, no_statistics)
+        found = evaluate_ids(Readers(config, params, VOCAB, no_statistics), ids, "test", protocol)
         assert found.predictions == told["n"]
         np.testing.assert_allclose(np.log(found.perplexity), case["reported_loss"], rtol=1e-6)
 
@@ -124,16 +126,16 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
     ):
         np.testing.assert_allclose(np.linalg.norm(part), expected["root_mean_square"][name][0], rtol=1e-5)
 
-    scoring = OneStream(DynamicReader(config.model, params, protocol, statistics), full=False)
+    scoring = OneStream(DynamicReader(config.model, params, protocol, statistics), Detail(full=False))
     nats, lengths = scoring([test]).nats, case["segments"]["lengths"]
     ends = np.cumsum(lengths)
     losses = [part.mean() for part in np.split(nats[: ends[-1]], ends[:-1])]
     np.testing.assert_allclose(losses, case["segments"]["loss"], rtol=1e-5)
-    found = evaluate_ids(config, params, test, "test", protocol, lambda _: statistics)
+    found = evaluate_ids(Readers(config, params, VOCAB, lambda _: statistics), test, "test", protocol)
     assert found.predictions == ends[-1]
     np.testing.assert_allclose(found.perplexity, case["perplexity"], rtol=1e-5)
     if lengths[-1] == told["bptt"]:  # else the reference's last step is on a segment that we keep open
-        final, wanted = scoring.state[0], case["final_tensors"]
+        final, wanted = jax.tree.map(lambda leaf: leaf[0], scoring.state[0]), case["final_tensors"]
         np.testing.assert_allclose(np.linalg.norm(final["embedding"]), wanted["encoder.weight"][0], rtol=1e-5)
         for layer, one in enumerate(final["layers"]):
             biases = [wanted[f"rnns.{layer}.bias_{part}_l0"][1] for part in ("ih", "hh")]
@@ -182,7 +184,7 @@ def test_lamb_s_dynamic_evaluation():
         statistics_rows=B,
         compatibility="lamb",
     )
-    model, cost = config.model, cost_of(config, protocol)
+    model, cost = config.model, objective_of(config, protocol)
 
     @jax.jit
     def learnt(params, v, carry, step, tokens):
@@ -196,7 +198,7 @@ def test_lamb_s_dynamic_evaluation():
     for step in range(case["steps"]):
         state = learnt(*state, step + 1, train.T[step * T : (step + 1) * T + 1])
     statistics = gradient_statistics(model, state[0], train.reshape(-1), protocol, cost)
-    found = OneStream(DynamicReader(model, state[0], protocol, statistics, cost), full=False)([test[0]])
+    found = OneStream(DynamicReader(model, state[0], protocol, statistics, cost), Detail(full=False))([test[0]])
     np.testing.assert_allclose(found.nats.reshape(-1, T).mean(1), expected["test"], rtol=1e-5)
 
 
@@ -222,13 +224,13 @@ def scoring(
     tied: bool = False,
 ) -> Any:
     lm = language_model(kind, dropout, tied)
-    reader = reader_of(
+    readers = Readers(
         lm.config,
         lm.params,
-        protocol_of(name, **values),
+        lm.vocab,
         lambda protocol: gradient_statistics(lm.config.model, lm.params, TRAIN, protocol),
     )
-    return scoring_of(lm.config, lm.params, reader, stream, top, full)
+    return (OneStream if stream else EachSentence)(readers.of(protocol_of(name, **values)), Detail(top, full))
 
 
 def plain_nats(kind: str) -> np.ndarray:
@@ -353,7 +355,7 @@ def test_evaluate_reads_every_prediction_in_blocks(monkeypatch):
     lm = language_model()
     plain, count = stream_nats(lm.config.model, lm.params, IDS)
     monkeypatch.setattr("jaxlm.scoring.protocols.BLOCK", 13)
-    found = evaluate_ids(lm.config, lm.params, IDS, "x", jaxlm.Temperature(), no_statistics)
+    found = evaluate_ids(Readers(lm.config, lm.params, lm.vocab, no_statistics), IDS, "x", jaxlm.Temperature())
     assert found.predictions == count == 64
     np.testing.assert_allclose(found.nats, plain, rtol=1e-6)
 
@@ -487,4 +489,3 @@ def test_names_and_fields_of_python_are_checked():
             protocol_of(given, **values)  # pyright: ignore
     with pytest.raises(JaxlmError, match="PyTorch's LSTM, and the model is gru"):
         scoring("dynamic", {"compatibility": "krause"}, kind="gru")
-    assert isinstance(scoring("cache", {}, stream=False), EachSentence)

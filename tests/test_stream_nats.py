@@ -46,6 +46,16 @@ def test_any_cut_into_windows_gives_the_plain_sum(B, T, per_window):
     assert nats == pytest.approx(plain_nats(IDS, B, T), rel=1e-5)
 
 
+@pytest.mark.parametrize(("B", "T"), [(1, 1), (3, 4)])
+@pytest.mark.parametrize(("per_window", "per_call"), [(7, 1 << 22), (7, 20), (13, 26)])
+def test_predictions_of_padding_do_not_count(monkeypatch, B, T, per_window, per_call):
+    """100 or 32 predictions a row are no multiple of any of these windows."""
+    module = sys.modules["jaxlm.scoring.stream"]
+    monkeypatch.setattr(module, "PREDICTIONS_PER_WINDOW", per_window * B)
+    monkeypatch.setattr(module, "PREDICTIONS_PER_CALL", per_call * B)
+    assert stream_nats(MODEL, PARAMS, IDS, B, T)[0] == pytest.approx(plain_nats(IDS, B, T), rel=1e-5)
+
+
 def test_at_batch_one_every_token_but_the_first_is_predicted():
     nats, count = stream_nats(MODEL, PARAMS, IDS)
     assert count == 100

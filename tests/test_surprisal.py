@@ -21,7 +21,8 @@ from jaxlm.cli import main
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.runs.adoption import keep_model, unknown_corpus
-from jaxlm.scoring import token_scores
+from jaxlm.scoring import reading, token_scores
+from jaxlm.scoring.minimal_pairs import Pair
 from jaxlm.scoring.stimuli import lines_of
 from jaxlm.scoring.stream import stream_nats
 
@@ -64,8 +65,8 @@ def test_logits_need_not_be_normalised_nor_near_0(shift, scale):
     rng = np.random.default_rng(0)
     logits = (scale * rng.normal(size=(7, 50)) + shift).astype(np.float32)
     targets = rng.integers(0, 50, 7)
-    nats, entropy, rank, top, top_nats = jax.jit(token_scores.score_logits, static_argnums=(2, 3))(
-        logits, targets, 4, True
+    nats, entropy, rank, top, top_nats = jax.jit(token_scores.score_logits, static_argnums=2)(
+        logits, targets, token_scores.Detail(top=4)
     )
     wide = logits.astype(np.float64)
     log_p = wide - np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1, keepdims=True)) - wide.max(1, keepdims=True)
@@ -91,8 +92,8 @@ def test_sentences_in_a_batch_have_the_numbers_that_they_have_alone(lines, kind)
 
 
 def test_sentences_longer_than_a_call_and_more_than_a_batch(monkeypatch):
-    monkeypatch.setattr(token_scores, "LONGEST", 8)
-    monkeypatch.setattr(token_scores, "CHUNKS", (1,))
+    monkeypatch.setattr(reading, "FREE", 16)
+    monkeypatch.setattr(reading, "SEGMENTS", (2, 1))
     lm = small_lm("gru", words=(*WORDS, "more"))  # a shape of its own, so that nothing compiled before is used
     line = ["the", "dogs", "of", "a", "dog", "run"] * 5
     expected = -log_probs(lm, line)[np.arange(30), lm.vocab.encode(line)]
@@ -402,7 +403,8 @@ def test_other_columns_are_kept_to_the_byte_where_there_is_no_terminal(run, tmp_
 def test_several_runs_have_columns_of_their_own(run, text, tmp_path, capsys):
     adapted = tmp_path / "adapted"
     once = printed(capsys, "surprisal", run, text, "--adapt", 0.1, "--save-adapted", adapted)
-    assert once.splitlines()[1] == printed(capsys, "surprisal", run, text).splitlines()[1]
+    first, plain = (table.splitlines()[1].split("\t") for table in (once, printed(capsys, "surprisal", run, text)))
+    assert first[:5] == plain[:5] and float(first[5]) == pytest.approx(float(plain[5]), abs=1e-5)
     both = [line.split("\t") for line in printed(capsys, "surprisal", run, adapted, text).splitlines()]
     assert both[0][:3] == ["sentence_id", "token_id", "word"] and "surprisal.tiny" in both[0]
     first, second = both[0].index("surprisal.tiny"), both[0].index("surprisal.adapted")
@@ -441,6 +443,7 @@ def test_the_states_of_a_text(run, text, tmp_path, capsys):
         ("a\n", ["--save-adapted", "x"], "--adapt"),
         ("a\n", ["--adapt", "0"], "must be above 0"),
         ("a\n", ["--csv", "x.csv"], "leave .*text.txt out"),
+        ("a\n", ["--adapt", "0.1", "--save-adapted", "x", "--output", "x"], "name two paths"),
     ],
 )
 def test_mistakes_are_one_sentence(run, tmp_path, capsys, content, flags, message):
@@ -460,7 +463,7 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys, content, flags, messag
         ('Item,Sentence\n1,"a"b\n', "line 2 is not CSV"),
         ("Item,Sentence\n", "no rows"),
         ("Item,Sentence\n1,\n", "line 2 has no words"),
-        ("word,Sentence\n1,a\n", "column 'word'"),
+        ("Sentence\n" + "\0" * 100, "line 2 is not text: it has a zero byte"),
         ("Sentence,Sentence\n1,a\n", "twice"),
         ("", "is empty"),
     ],
@@ -471,6 +474,100 @@ def test_stimuli_that_cannot_be_read(run, tmp_path, capsys, content, message):
     assert main(["surprisal", run, "--csv", str(path)]) == 1
     said = capsys.readouterr()
     assert said.out == "" and message in said.err and len(said.err.splitlines()) == 1
+
+
+def test_stimuli_between_tabs_or_semicolons_with_a_column_of_the_result_s_name(run, tmp_path, capsys):
+    for delimiter in (";", "\t", ","):
+        (tmp_path / "stimuli.txt").write_text(f"word{delimiter}Sentence\nno. 1{delimiter}godu\n")
+        (row,) = csv.DictReader(io.StringIO(printed(capsys, "surprisal", run, "--csv", tmp_path / "stimuli.txt")))
+        assert row["stimulus.word"] == "no. 1" and row["word"] == "godu"
+    (tmp_path / "stimuli.txt").write_text("word;x\ngodu kati;1\n")
+    out = printed(capsys, "surprisal", run, "--csv", tmp_path / "stimuli.txt", "--column", "word")
+    assert [row["word"] for row in csv.DictReader(io.StringIO(out))] == ["godu", "kati"]
+
+
+def test_a_sparse_file_is_refused_without_reading_it_whole(run, tmp_path, capsys):
+    with open(tmp_path / "stimuli.csv", "wb") as file:
+        file.truncate(900 << 20)
+    assert main(["surprisal", run, "--csv", str(tmp_path / "stimuli.csv")]) == 1
+    assert "line 1 is longer than 16,777,216 bytes" in capsys.readouterr().err
+
+
+def test_a_table_is_not_scored_as_lines(run, tmp_path, capsys):
+    for name in ("stimuli.csv", "stimuli.TSV"):
+        (tmp_path / name).write_text("Sentence\ngodu\n")
+        assert main(["surprisal", run, str(tmp_path / name)]) == 1
+        said = capsys.readouterr()
+        assert said.out == "" and f"--csv {tmp_path / name}" in said.err
+
+
+def test_pipes_that_the_shell_opened_are_read(run, monkeypatch, capsys):
+    def piped(text: bytes) -> str:
+        read, write = os.pipe()
+        os.write(write, text)
+        os.close(write)
+        return f"/dev/fd/{read}"
+
+    expected = printed(capsys, "surprisal", run, piped(b"godu kati\n"))
+    assert len(expected.splitlines()) == 3
+    table = list(csv.DictReader(io.StringIO(printed(capsys, "surprisal", run, "--csv", piped(b"Sentence\ngodu\n")))))
+    assert [row["word"] for row in table] == ["godu"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Sentence\ngodu\n")))
+    assert list(csv.DictReader(io.StringIO(printed(capsys, "surprisal", run, "--csv", "-")))) == table
+    assert "2 predictions" in printed(capsys, "evaluate", run, "--text", piped(b"godu kati felo"))
+
+
+def test_the_share_of_unknown_words_stands_beside_every_result(run, tmp_path, capsys):
+    """A text in another language must not look superb: almost all of its tokens are `<unk>`."""
+    text = tmp_path / "german.txt"
+    text.write_text("der hund lief godu nach haus und\n")
+
+    def said(*arguments) -> tuple[str, str]:
+        assert main([str(argument) for argument in arguments]) == 0
+        return tuple(capsys.readouterr())
+
+    out, error = said("evaluate", run, "--text", text)
+    assert "predictions, 75% <unk>;" in out and f"warning: 75.0% of {text}" in error
+    for verb, flags in (("perplexity", [text.read_text().strip()]), ("predict", [text.read_text().strip()])):
+        out, error = said(verb, run, *flags)
+        assert (
+            "warning" not in out
+            and "warning: 'der' and 5 more not in the vocabulary" in error
+            and "85.7% <unk>" in error
+        )
+    _, error = said("surprisal", run, text)
+    assert "warning: 85.7% of the text are words that the model does not know" in error
+    assert said("evaluate", run)[1] == ""
+    known = tmp_path / "known.txt"
+    known.write_text("godu kati " * 30 + "hund\n")
+    assert said("surprisal", run, known)[1] == "note: 1 of 61 words (1.6% <unk>) are not in the vocabulary\n"
+    assert said("evaluate", run, "--text", known)[1] == ""
+
+
+def test_all_verbs_split_a_text_as_the_text_of_training_is():
+    lm, none = small_lm(), small_lm(words=("<eos>", "<unk>", "can't", "the", "dog's,"))
+    assert (lm.default_tokenizer, none.default_tokenizer) == ("ptb", "none")
+    text, pieces = "The dog's, can't", ["the", "dog", "'s", "ca", "n't"]
+    assert lm.words(text) == lm.surprisal([text]).token == lm.tokens(text) == pieces
+    assert lm.words(text, "none") == text.split() and none.words(text) == text.split()
+    assert (
+        lm.perplexity(text)
+        == lm.perplexity(" ".join(pieces), tokenizer="none")
+        != lm.perplexity(text, tokenizer="none")
+    )
+    assert lm.predict(text, 3) == lm.predict(" ".join(pieces), 3)
+    assert lm.generate(text, words=5, seed=1)[0].words == lm.generate(pieces, words=5, seed=1)[0].words
+    assert lm.unknown_words(text) == [] and lm.unknown_words(text, "none") == ["The", "dog's,", "can't"]
+    assert lm.word_surprisal([text]).tokens == ["the", "dog 's", "ca n't"]
+    np.testing.assert_array_equal(lm.states(text)["lstm.0.h"], lm.states(pieces)["lstm.0.h"])
+
+
+def test_what_a_notebook_shows_is_short():
+    lm = small_lm()
+    shown = [lm, lm.surprisal(SENTENCES), lm.word_surprisal(SENTENCES), lm.generate("the", words=50)[0], lm.vocab]
+    shown += [lm.scorer()([np.arange(3)]), lm.minimal_pairs([Pair("the dog", "dog the")])]
+    assert all(len(repr(one)) < 250 and "array" not in repr(one) for one in shown), shown
+    assert repr(lm).startswith("LanguageModel(lstm, ") and "17 words" in repr(lm)
 
 
 def test_a_fifo_is_no_text(run, tmp_path, capsys):

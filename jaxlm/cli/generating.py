@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from jaxlm.cli.parsing import read_text, some_path
-from jaxlm.cli.using import MOST_INPUT, standard_input
+from jaxlm.cli.using import MOST_INPUT, say_unknown, standard_input
 from jaxlm.cli.verbs import CHECKPOINT, RUN, argument, loaded, verb
 from jaxlm.errors import JaxlmError
 from jaxlm.terminal import printable, say
@@ -41,10 +41,7 @@ def generate(args: argparse.Namespace) -> None:
         raise JaxlmError(f"--seed must be from 0 to 2**63 - 1; it is {args.seed}")
     prompt = _prompt(args)
     lm = loaded(args.run, args.checkpoint)
-    if unknown := lm.unknown_words(prompt):
-        others = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        note = f"note: {unknown[0]!r}{others} of the prompt: not in the vocabulary, read as <unk>"
-        say(printable(note), file=sys.stderr)
+    say_unknown(lm, prompt)
     options = {name: getattr(args, name) for name in OPTIONS}
     if args.samples == 1 and args.beam is None:
         texts: Iterable[Iterable[tuple[str, float]]] = [lm.stream(prompt, **options)]

@@ -3,16 +3,15 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli.output import cleaner, table_text, written
 from jaxlm.cli.parsing import add_protocol_flags, given_protocol, some_path
-from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, Adder, argument, loaded, output, verb
+from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, TOKENIZER, Adder, argument, loaded, output, verb
 from jaxlm.errors import DataError, JaxlmError, RunDirError
-from jaxlm.terminal import say_line
+from jaxlm.terminal import say, say_line
 
 if TYPE_CHECKING:
     from jaxlm.scoring.language_model import LanguageModel
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
 FORMAT = argument("--format", choices=("tsv", "csv", "jsonl"), help="of the table (default tsv; csv for --csv)")
 OUTPUT = output("write the table to a file, which appears whole at the end")
 Models = Mapping[str, "LanguageModel"]  # by the name of the run
-
-
-def _tokenizer(default: str) -> Adder:
-    what = "words as they stand, or as in Penn Treebank: punctuation and clitics apart, numbers as N"
-    return argument("--tokenizer", choices=("none", "ptb"), help=f"{what} (default {default})")
 
 
 def _oov(*choices: str) -> Adder:
@@ -45,9 +39,14 @@ def _oov(*choices: str) -> Adder:
         default=[],
         help="text, a sentence a line (default, or -: standard input); a directory is one more run",
     ),
-    argument("--csv", type=some_path, metavar="FILE", help="stimuli in CSV; a row for each displayed word is printed"),
+    argument(
+        "--csv",
+        type=some_path,
+        metavar="FILE",
+        help="stimuli in CSV (-: standard input); a row for each displayed word",
+    ),
     argument("--column", metavar="NAME", help="the column of sentences in --csv (default Sentence)"),
-    _tokenizer("none; ptb for --csv"),
+    TOKENIZER,
     argument("--unit", choices=("bits", "nats"), help="of surprisal and entropy (default bits)"),
     argument(
         "--context",
@@ -118,6 +117,8 @@ def _check_surprisal(args: argparse.Namespace, runs: Sequence[Path], texts: Sequ
     ):
         if wrong:
             raise JaxlmError(message)
+    if args.save_adapted and args.output and args.save_adapted.resolve() == args.output.resolve():
+        raise JaxlmError(f"--output and --save-adapted are both {args.output}: name two paths")
     if args.save_adapted and args.save_adapted.exists():
         raise RunDirError(f"{args.save_adapted} exists already: name a new directory")
 
@@ -133,6 +134,7 @@ def _score_lines(
     from jaxlm.scoring import layouts
 
     text, clean, header = table_text(args), cleaner(args.output, "tsv"), True
+    words = unknown = 0
     names, rows, separator = {
         "jaxlm": ((), iter, ""),
         "lm-zoo": (layouts.LM_ZOO, layouts.lm_zoo_rows, "\t"),
@@ -140,40 +142,55 @@ def _score_lines(
     }[args.layout]
     for first, lines, where in _blocks(texts, counted=args.output is not None or not _is_terminal(sys.stdout)):
         options = {"context": args.context, "oov": args.oov, "unit": args.unit or "bits", "eos": args.eos}
-        options |= {"tokenizer": args.tokenizer or "none", "first": first, "block": len(lines), "where": where}
+        options |= {"tokenizer": args.tokenizer, "first": first, "block": len(lines), "where": where}
         found = {name: next(lm.surprisal_stream(lines, scoring=scorings[name], **options)) for name, lm in lms.items()}
+        first_table = next(iter(found.values()))
+        words, unknown = words + len(first_table), unknown + int(first_table.oov.sum())
         if separator:
-            cells = [*([names] if header else []), *rows(found.popitem()[1])]
+            cells = [*([names] if header else []), *rows(first_table)]
             write("".join(separator.join(map(clean, row)) + "\n" for row in cells))
         else:
             write(text(_joined({name: one.columns() for name, one in found.items()}, "token_id"), header))
         header = False
+    _say_unknown(unknown, words)
 
 
 def _score_table(
     args: argparse.Namespace, lms: Models, scorings: Mapping[str, Any], write: Callable[[str], None]
 ) -> None:
     """Writes a row for each displayed word of the sentences of a CSV file, after its other columns."""
-    from jaxlm.scoring.stimuli import read_table
+    from jaxlm.scoring.stimuli import name_of, read_table
 
     stimuli = read_table(args.csv, args.column or "Sentence")
     options = {"context": args.context, "oov": args.oov, "unit": args.unit or "bits"}
-    options |= {"tokenizer": args.tokenizer or "ptb"}
+    options |= {"tokenizer": args.tokenizer}
     found = {
         name: lm.word_surprisal(
             stimuli.sentences,
             scoring=scorings[name],
-            where=lambda sentence: f"{args.csv}, line {stimuli.lines[sentence - 1]}",
+            where=lambda sentence: f"{name_of(args.csv)}, line {stimuli.lines[sentence - 1]}",
             **options,
         ).columns()
         for name, lm in lms.items()
     }
     own = _joined(found, "word_id")
-    if taken := [name for name in stimuli.columns if name in own]:
-        raise DataError(f"{args.csv} has a column {taken[0]!r}, and so has the result: rename it")
+    kept = [f"stimulus.{name}" if name in own else name for name in stimuli.columns]
+    if len({*kept, *own}) < len(kept) + len(own):
+        raise DataError(f"{args.csv} has a column named as one of the result: rename one of {', '.join(kept)}")
     rows = [stimuli.rows[sentence - 1] for sentence in own["sentence_id"]]
-    columns = {name: [row[place] for row in rows] for place, name in enumerate(stimuli.columns)}
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(kept)}
     write(table_text(args, "csv")({**columns, **own}))
+    oov = next(iter(found.values()))["oov"]
+    _say_unknown(int(sum(oov)), len(oov))
+
+
+def _say_unknown(unknown: int, words: int) -> None:
+    """Says on standard error how many words were read as `<unk>`, if any; a warning where there are many."""
+    from jaxlm.data.unknown import unknown_text, unknown_warning
+
+    if unknown:
+        note = f"note: {unknown:,} of {words:,} words ({unknown_text(unknown / words)}) are not in the vocabulary"
+        say(unknown_warning(unknown / words, "the text") or note, file=sys.stderr)
 
 
 def _joined(tables: Mapping[str, Mapping[str, Sequence[Any]]], number: str) -> Mapping[str, Sequence[Any]]:
@@ -189,6 +206,7 @@ def _joined(tables: Mapping[str, Mapping[str, Sequence[Any]]], number: str) -> M
     RUN,
     CHECKPOINT,
     argument("text", type=some_path, metavar="FILE", help="text, a sentence a line (-: standard input)"),
+    TOKENIZER,
     output("the file to write (default: the text's name with .npz)"),
 )
 def states(args: argparse.Namespace) -> None:
@@ -201,11 +219,11 @@ def states(args: argparse.Namespace) -> None:
     words, numbers, found = [], [], []
     for first, lines, where in _blocks([args.text]):
         for sentence, line in enumerate(lines, first):
-            if not line.split():
+            if not (read := lm.words(line, args.tokenizer)):
                 raise DataError(f"{where(sentence)} has no words: remove it")
-            found.append(lm.states(line))
-            words += line.split()
-            numbers += [sentence] * len(line.split())
+            found.append(lm.states(read))
+            words += read
+            numbers += [sentence] * len(read)
     arrays = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
     try:
         with files.output(path) as file:
@@ -220,7 +238,7 @@ def states(args: argparse.Namespace) -> None:
     RUN,
     CHECKPOINT,
     argument("pairs", nargs="+", type=some_path, metavar="FILE", help="JSON lines with sentence_good and sentence_bad"),
-    _tokenizer("ptb"),
+    TOKENIZER,
     _oov("error", "filter"),
     argument("--eos", action="store_true", help="count the <eos> after the last word to the sentence"),
     FORMAT,
@@ -230,7 +248,7 @@ def states(args: argparse.Namespace) -> None:
 )
 def minimal_pairs(args: argparse.Namespace) -> None:
     protocol = given_protocol(args)
-    options = {"oov": args.oov, "tokenizer": args.tokenizer or "ptb", "eos": args.eos, "data_dir": args.data_dir}
+    options = {"oov": args.oov, "tokenizer": args.tokenizer, "eos": args.eos, "data_dir": args.data_dir}
     found = loaded(args.run, args.checkpoint).minimal_pairs(args.pairs, protocol=protocol, **options)
     names = ("UID", "linguistics_term", "pairs", "accuracy", "low_95", "high_95", "ties", "oov_only", "left_out")
     _write_rows(
@@ -248,7 +266,7 @@ def minimal_pairs(args: argparse.Namespace) -> None:
     RUN,
     CHECKPOINT,
     argument("suites", nargs="+", type=some_path, metavar="SUITE.json"),
-    _tokenizer("ptb"),
+    TOKENIZER,
     _oov("error"),
     FORMAT,
     DATA_DIR,
@@ -258,7 +276,7 @@ def minimal_pairs(args: argparse.Namespace) -> None:
 def syntaxgym(args: argparse.Namespace) -> None:
     protocol = given_protocol(args)
     lm = loaded(args.run, args.checkpoint)
-    options = {"oov": args.oov, "tokenizer": args.tokenizer or "ptb", "data_dir": args.data_dir}
+    options = {"oov": args.oov, "tokenizer": args.tokenizer, "data_dir": args.data_dir}
     rows: list[tuple[Any, ...]] = []
     for result in [lm.syntaxgym(path, protocol=protocol, **options) for path in args.suites]:
         name, items, oov = result.suite.name, result.items, sum(item.oov for item in result.items)
@@ -276,15 +294,17 @@ def _write_rows(args: argparse.Namespace, names: Sequence[str], rows: Sequence[S
 
 def _blocks(texts: Sequence[Path], counted: bool = False) -> Iterator[tuple[int, list[str], Callable[[int], str]]]:
     """Lines as they come, from files one after the other: the number of the first, the lines, and what names one."""
-    from jaxlm.scoring.stimuli import lines_of, open_text
+    from jaxlm.scoring.stimuli import lines_of, name_of, open_text
 
     done, counted = 0, counted and _is_terminal(sys.stderr)
     for path in texts or [Path("-")]:
-        standard = str(path) == "-"
-        if standard and sys.stdin is None:
-            raise DataError("standard input is closed: name a file, or use a pipe")
-        name = "standard input" if standard else str(path)
-        with nullcontext(sys.stdin.buffer) if standard else open_text(path) as file:
+        if path.suffix.lower() in (".csv", ".tsv"):
+            raise JaxlmError(
+                f"{path} is a table: give it as `jaxlm surprisal RUN --csv {path} --column NAME`, or its sentences in a "
+                f"file of another name, one a line"
+            )
+        name = name_of(path)
+        with open_text(path) as file:
             where = partial(_where, name, done)
             for lines in lines_of(file, name):
                 yield done + 1, lines, where

@@ -2,13 +2,17 @@
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, some_path, whole
-from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, argument, loaded, verb
+from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, TOKENIZER, argument, loaded, verb
 from jaxlm.config.protocols import described
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.report.units import perplexity_text
-from jaxlm.terminal import say, say_line
+from jaxlm.terminal import printable, say, say_line
+
+if TYPE_CHECKING:
+    from jaxlm.scoring.language_model import LanguageModel
 
 MOST_INPUT = 64 << 20  # bytes of standard input
 HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many (default 10)")
@@ -20,6 +24,7 @@ HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many
     CHECKPOINT,
     argument("--split", choices=("train", "valid", "test"), help="which split (default test)"),
     argument("--text", type=some_path, metavar="FILE", help="a text file instead of a split"),
+    TOKENIZER,
     argument("--corpus", metavar="TEXT", help="a split of another corpus (as train's --corpus), in the run's words"),
     DATA_DIR,
     argument(
@@ -42,14 +47,19 @@ def evaluate(args: argparse.Namespace) -> None:
         say(f"the best of {len(tuned.tried)} on valid: perplexity {best}; test is read once, with it")
         protocol, found = tuned.protocol, tuned.test
     else:
-        found = lm.evaluate(
-            args.split or "test", text=args.text, corpus=args.corpus, data_dir=args.data_dir, protocol=protocol
-        )
+        options = {"text": args.text, "corpus": args.corpus, "data_dir": args.data_dir, "tokenizer": args.tokenizer}
+        found = lm.evaluate(args.split or "test", protocol=protocol, **options)
+
+    from jaxlm.data.unknown import unknown_text, unknown_warning
+
     how = "" if args.protocol == "plain" else f"; protocol {described(protocol)}"
     say_line(
         f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({found.nats:.1f} nats over "
-        f"{found.predictions:,} predictions; {args.checkpoint} checkpoint of {args.run}{how})"
+        f"{found.predictions:,} predictions, {unknown_text(found.unknown)}; {args.checkpoint} checkpoint of "
+        f"{args.run}{how})"
     )
+    if (args.text or args.corpus) and (warning := unknown_warning(found.unknown, found.text)):
+        say(printable(warning), file=sys.stderr)
 
 
 @verb(
@@ -57,23 +67,29 @@ def evaluate(args: argparse.Namespace) -> None:
     RUN,
     CHECKPOINT,
     argument("text", nargs="?", metavar="TEXT", help="default: standard input"),
+    TOKENIZER,
 )
 def perplexity(args: argparse.Namespace) -> None:
     text = args.text
     if text is None:
         text = standard_input("write it to a file, and use `jaxlm evaluate RUN --text FILE`")
-    say(perplexity_text(loaded(args.run, args.checkpoint).perplexity(text)))
+    lm = loaded(args.run, args.checkpoint)
+    say(perplexity_text(lm.perplexity(text, tokenizer=args.tokenizer)))
+    say_unknown(lm, text, args.tokenizer)
 
 
 @verb(
     "the most probable next words after a text",
     RUN,
     CHECKPOINT,
-    argument("text", metavar="TEXT", help="words with spaces between"),
+    argument("text", metavar="TEXT", help="the words so far"),
+    TOKENIZER,
     HOW_MANY,
 )
 def predict(args: argparse.Namespace) -> None:
-    for word, probability in loaded(args.run, args.checkpoint).predict(args.text, args.k):
+    lm = loaded(args.run, args.checkpoint)
+    say_unknown(lm, args.text, args.tokenizer)
+    for word, probability in lm.predict(args.text, args.k, tokenizer=args.tokenizer):
         say_line(f"{probability:.4f}  {word}")
 
 
@@ -87,6 +103,20 @@ def predict(args: argparse.Namespace) -> None:
 def neighbors(args: argparse.Namespace) -> None:
     for word, cosine in loaded(args.run, args.checkpoint).neighbors(args.word, args.k):
         say_line(f"{cosine:.4f}  {word}")
+
+
+def say_unknown(lm: "LanguageModel", text: str, tokenizer: str | None = None) -> None:
+    """Says on standard error which words of a text are read as `<unk>`, and their share; a warning if it is large."""
+    from jaxlm.data.unknown import MUCH, unknown_text
+
+    unknown = lm.unknown_words(text, tokenizer)
+    if not unknown:
+        return
+    share, others = len(unknown) / len(lm.tokens(text, tokenizer)), len({*unknown}) - 1
+    named = f"{unknown[0]!r}{f' and {others:,} more' if others else ''}"
+    kind = "warning" if share > MUCH else "note"
+    told = f"{kind}: {named} not in the vocabulary, read as <unk>: {unknown_text(share)}"
+    say(printable(told), file=sys.stderr)
 
 
 def standard_input(too_long: str) -> str:

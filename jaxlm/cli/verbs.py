@@ -92,6 +92,12 @@ RUN = argument("run", type=some_path, metavar="RUN", help="the run's directory")
 CHECKPOINT = argument(
     "--checkpoint", default="last", metavar="WHICH", values=("last", "best"), help="last (default), best or a step"
 )
+TOKENIZER = argument(
+    "--tokenizer",
+    choices=("none", "ptb"),
+    help="words at white space (none), or as in Penn Treebank's files (ptb: punctuation and clitics apart, numbers as "
+    "N); default: as the text that the model was trained on",
+)
 DATA_DIR = argument(
     "--data-dir",
     type=some_path,

@@ -69,6 +69,14 @@ def read_text(path: str | Path, lowercase: bool = False) -> list[str]:
     return tokens
 
 
+def read_string(path: str | Path) -> str:
+    """The text of a UTF-8 file. Raises DataError where it has no word, or as `read_blocks`."""
+    text = "".join(block for block, _ in read_blocks(path))
+    if not text.strip():
+        raise empty(path)
+    return text
+
+
 def read_blocks(path: str | Path, offset: int = 0) -> Iterator[tuple[str, int]]:
     """The text of a UTF-8 file without a byte order mark, in pieces that are cut behind white space.
 
@@ -85,7 +93,8 @@ def read_blocks(path: str | Path, offset: int = 0) -> Iterator[tuple[str, int]]:
     """
     rest = b""
     with read_errors(path), files.reader(path) as file:
-        file.seek(offset)
+        if offset:  # (a pipe has no other place than its beginning)
+            file.seek(offset)
         while data := file.read(BLOCK):
             check_no_zero_byte(data, path, offset + len(rest))  # at once: the holes of a sparse file are zeros
             rest += data

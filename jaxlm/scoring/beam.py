@@ -1,6 +1,5 @@
 """Beam search: of all texts of some length, about the most probable one."""
 
-from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -11,16 +10,15 @@ from jax import lax
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.models.recurrent import Params, Recurrent
-from jaxlm.scoring.generation import STOPS, Text, begin, next_logits, prompt_ids
+from jaxlm.scoring.generation import Text, begin, check_counts, end_of, next_logits
 from jaxlm.scoring.sampling import Sampling
-from jaxlm.scoring.sentences import check_choice
 
 
 def beam_search(
     model: Recurrent,
     params: Params,
     vocab: Vocab,
-    prompt: Sequence[str],
+    prompt: np.ndarray,
     *,
     words: int,
     beam: int,
@@ -33,7 +31,7 @@ def beam_search(
         model: the config's model.
         params: its parameters.
         vocab: the model's.
-        prompt: words that come before.
+        prompt: ids that come before, at least one.
         words: most words of the text.
         beam: how many texts are kept at each word.
         banned: words that never come, bool [V].
@@ -42,15 +40,11 @@ def beam_search(
     Raises:
         JaxlmError: a count is not at least 1, or the beam is wider than the vocabulary.
     """
-    for name, value in (("words", words), ("beam", beam)):
-        if value < 1:
-            raise JaxlmError(f"{name} must be at least 1; it is {value}")
+    check_counts(words=words, beam=beam)
     if beam > len(vocab):
         raise JaxlmError(f"beam must be at most {len(vocab):,}, the words of the vocabulary; it is {beam}")
-    check_choice("stop", stop, STOPS)
-    ids, _ = prompt_ids(vocab, prompt)
-    position = begin(model, params, Sampling(), ids, beam)
-    end = vocab.eos if stop == "eos" else -1
+    end = end_of(vocab, stop)
+    position = begin(model, params, Sampling(), prompt, beam)
     length = 1 << (words - 1).bit_length()
     tokens, log_probs = _search(model, params, position.carry, position.token, words, end, banned, length=length)
     found = np.asarray(tokens)[:words]

@@ -31,11 +31,10 @@ from jaxlm.data.windows import batch
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.lstm import LSTM
-from jaxlm.models.noise import no_noise
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.reading import MOST_SENTENCES, Scale, own_scores
-from jaxlm.scoring.token_scores import Columns
+from jaxlm.scoring.reading import Reader, features
+from jaxlm.scoring.token_scores import Columns, Detail, own_scores
 
 MOST_COPIES = 1 << 26  # numbers in all sentences' parameters, where several are read side by side
 WINDOWS_PER_CALL = 256
@@ -43,8 +42,8 @@ WINDOWS_PER_CALL = 256
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Cost:
-    """What is differentiated: the mean nats; `summed` is their sum over T and mean over B.
+class Objective:
+    """What is differentiated: the mean nats; if `summed`, their sum over T and mean over B.
 
     Attributes:
         clip_norm: largest global norm of the gradient; None: any.
@@ -56,10 +55,13 @@ class Cost:
     l2_penalty: Any = None
 
 
+MEAN_NATS = Objective()
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Statistics:
-    """The size of the training text's gradients: the root of their mean square over so many windows."""
+    """The training text's gradients: the root of their mean square over a number of windows."""
 
     rms: Params
     windows: float
@@ -67,20 +69,19 @@ class Statistics:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class DynamicReader:
-    """A `Reader`. Its state is the parameters as learnt so far, and the carry.
+class DynamicReader(Reader):
+    """The model, which learns from each segment. Its state is the parameters as learnt so far, and the carry.
 
     Attributes:
         params: the trained parameters.
         statistics: of the training text; None with the rule sgd.
-        cost: what `cost_of` gives.
     """
 
     model: Recurrent
     params: Params
     protocol: Dynamic
     statistics: Statistics | None
-    cost: Cost = field(default_factory=Cost)
+    objective: Objective = MEAN_NATS
 
     @property
     def segment(self) -> int:
@@ -88,23 +89,21 @@ class DynamicReader:
 
     @property
     def most_sentences(self) -> int:
-        """Each sentence has parameters of its own."""
+        """Few where a model is large: each sentence has parameters of its own."""
         size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        return max(1, min(MOST_SENTENCES, MOST_COPIES // size))
-
-    def within(self, tokens: int) -> "DynamicReader":
-        return self
+        return max(1, MOST_COPIES // size)
 
     def start(self) -> tuple[Params, Carry]:
         return self.params, stack.zero_carry(self.model, 1, self.params["embedding"].dtype)
 
     def read(
-        self, state: tuple[Params, Carry], inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: Scale
+        self, state: tuple[Params, Carry], inputs: jax.Array, targets: jax.Array, counted: jax.Array, detail: Detail
     ) -> tuple[Columns, tuple[Params, Carry]]:
         params, carry = state
         column = inputs[:, None], targets[:, None], counted[:, None]
-        grads, (found, carry) = gradient(self.model, self.cost, params, *column, carry)
-        return own_scores(self.model, params, found, targets, scale), (self._learnt(params, grads), carry)
+        grads, (found, carry) = gradient(self.model, self.objective, params, *column, carry)
+        columns = own_scores(self.model, params, found, *column[1:], detail)
+        return jax.tree.map(lambda one: one[:, 0], columns), (self._learnt(params, grads), carry)
 
     def _learnt(self, params: Params, grads: Params) -> Params:
         """The parameters after one step."""
@@ -132,15 +131,15 @@ class DynamicReader:
         return rate, lambda_, epsilon
 
 
-def cost_of(config: Config, protocol: Dynamic) -> Cost:
+def objective_of(config: Config, protocol: Dynamic) -> Objective:
     """What a protocol differentiates for a run's model."""
     if protocol.compatibility != "lamb":
-        return Cost()
-    return Cost(True, config.optimizer.clip_norm, getattr(config.optimizer, "l2_penalty", None))
+        return Objective()
+    return Objective(True, config.optimizer.clip_norm, getattr(config.optimizer, "l2_penalty", None))
 
 
 def gradient_statistics(
-    model: Recurrent, params: Params, ids: np.ndarray, protocol: Dynamic, cost: Cost | None = None
+    model: Recurrent, params: Params, ids: np.ndarray, protocol: Dynamic, objective: Objective = MEAN_NATS
 ) -> Statistics:
     """Reads the training text once, without learning from it.
 
@@ -148,8 +147,8 @@ def gradient_statistics(
         model: the config's model.
         params: the trained parameters.
         ids: the training text [N], cut into `statistics_rows` rows; the carry is passed on.
-        protocol: its windows are as long as its segments. A window with one prediction a row, at the end, is left out.
-        cost: what `cost_of` gives.
+        protocol: windows are as long as its segments. A window with one prediction a row, at the end, is left out.
+        objective: what is differentiated.
 
     Raises:
         DataError: the text is too short for so many rows.
@@ -170,7 +169,7 @@ def gradient_statistics(
         tokens = batch(ids, B, start=first * T, stop=min(rows, (first + C) * T + 1))
         count = min(len(tokens) - 1, (windows - first) * T)  # predictions of a row in these windows
         tokens = np.pad(tokens, ((0, C * T + 1 - len(tokens)), (0, 0)))
-        squares, carry = _add_squares(model, cost or Cost(), params, squares, tokens, jnp.int32(count), carry, length=T)
+        squares, carry = _add_squares(model, objective, params, squares, tokens, jnp.int32(count), carry, length=T)
     return Statistics(jax.tree.map(lambda total: jnp.sqrt(total / windows), squares), float(windows))
 
 
@@ -185,39 +184,38 @@ def check_compatible(model: Recurrent, protocol: Dynamic) -> None:
 
 def gradient(
     model: Recurrent,
-    cost: Cost,
+    objective: Objective,
     params: Params,
     inputs: jax.Array,
     targets: jax.Array,
     counted: jax.Array,
     carry: Carry,
 ) -> tuple[Params, tuple[jax.Array, Carry]]:
-    """The gradient of the cost of those of [T, B] that are counted; with the features and the new carry."""
-    weights = counted / (inputs.shape[1] if cost.summed else jnp.maximum(counted.sum(), 1))
+    """The gradient over the counted targets of [T, B]; with the features [T, B, H] and the new carry."""
+    weights = counted / (inputs.shape[1] if objective.summed else jnp.maximum(counted.sum(), 1))
 
     def nats(params):
-        x = stack.embed(params, inputs)
-        found, after = stack.features(stack.exact(model), params, no_noise(model), x, carry)
+        found, after = features(model, params, inputs, carry)
         return heads.summed_nats(model, params, found, targets, weights.astype(found.dtype)), (found, after)
 
     grads, kept = jax.grad(nats, has_aux=True)(params)
-    if cost.l2_penalty is not None:
-        grads = jax.tree.map(lambda g, p: g + cost.l2_penalty * p, grads, params)
-    if cost.clip_norm is not None:
-        shrunk = cost.clip_norm / jnp.maximum(optax.tree.norm(grads), cost.clip_norm)
+    if objective.l2_penalty is not None:
+        grads = jax.tree.map(lambda g, p: g + objective.l2_penalty * p, grads, params)
+    if objective.clip_norm is not None:
+        shrunk = objective.clip_norm / jnp.maximum(optax.tree.norm(grads), objective.clip_norm)
         grads = jax.tree.map(lambda g: shrunk * g, grads)
     return grads, kept
 
 
 @partial(jax.jit, static_argnames="length")
-def _add_squares(model, cost, params, squares, tokens, count, carry, *, length):
+def _add_squares(model, objective, params, squares, tokens, count, carry, *, length):
     """Adds the squared gradients of the windows of tokens [C * length + 1, B]; `count` predictions of a row count."""
 
     def add(state, start):
         squares, carry = state
         rows = lax.dynamic_slice_in_dim(tokens, start, length + 1)
         counted = jnp.broadcast_to((start + jnp.arange(length) < count)[:, None], rows[1:].shape)
-        grads, (_, carry) = gradient(model, cost, params, rows[:-1], rows[1:], counted, carry)
+        grads, (_, carry) = gradient(model, objective, params, rows[:-1], rows[1:], counted, carry)
         return (jax.tree.map(lambda total, g: total + g * g, squares, grads), carry), None
 
     starts = jnp.arange(0, len(tokens) - 1, length)

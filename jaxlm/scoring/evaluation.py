@@ -1,4 +1,4 @@
-"""The perplexity of a text by any protocol, and the choice of a protocol's numbers on a text."""
+"""The perplexity of a text by any protocol, and the choice of a protocol's settings on a text."""
 
 import itertools
 import math
@@ -8,34 +8,38 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config.config import Config
 from jaxlm.config.protocols import Cache, Dynamic, Plain, Temperature, name_of, protocol_of
+from jaxlm.data.unknown import unknown_share
 from jaxlm.errors import DataError, Diverged, JaxlmError
 from jaxlm.fields import specs
-from jaxlm.models.recurrent import Params
 from jaxlm.report.units import perplexity
-from jaxlm.scoring.protocols import Statistician, reader_nats, reader_of
+from jaxlm.scoring.protocols import Readers, reader_nats
 from jaxlm.scoring.reading import GridReader
 from jaxlm.scoring.stream import stream_nats
 
-READ_ONCE = Cache, Temperature  # what they remember depends on none of their numbers: a grid needs the model once
+READ_ONCE = Cache, Temperature  # whose state depends on no setting: one pass scores a whole grid
 
 
 class Evaluation(NamedTuple):
-    """Perplexity = exp(nats / predictions), and what was read."""
+    """Perplexity = exp(nats / predictions), and what was read.
+
+    Attributes:
+        unknown: the share of the text's tokens that are `<unk>`: easily predicted, they make a perplexity look good.
+    """
 
     perplexity: float
     nats: float
     predictions: int
     text: str
+    unknown: float = 0.0
 
 
 class Tuned(NamedTuple):
-    """A protocol's numbers chosen on one text, and their perplexity on another.
+    """A protocol's settings chosen on one text, and their perplexity on another.
 
     Attributes:
-        protocol: with the numbers of the lowest perplexity on valid.
-        valid: that perplexity.
+        protocol: with the settings of the lowest perplexity on valid.
+        valid: the lowest perplexity on valid.
         tried: every protocol with its perplexity on valid; nan where it diverged.
         test: of the test split, which was read once.
     """
@@ -47,56 +51,45 @@ class Tuned(NamedTuple):
 
 
 def evaluate_ids(
-    config: Config,
-    params: Params,
-    ids: np.ndarray,
-    text: str,
-    protocol: Plain,
-    statistics: Statistician,
-    how: tuple[int, int] = (1, 1),
+    readers: Readers, ids: np.ndarray, text: str, protocol: Plain, rows_and_window: tuple[int, int] = (1, 1)
 ) -> Evaluation:
     """The perplexity of a stream of tokens.
 
     Args:
-        config: the run's.
-        params: the model's.
+        readers: of the model.
         ids: the stream [N]; all but its first token are predicted, the state passed on.
         text: its name.
         protocol: how to read it.
-        statistics: of the training text, for dynamic evaluation.
-        how: rows and window of the protocol plain; every other reads one row.
+        rows_and_window: B and T of the protocol plain; every other protocol reads one row.
 
     Raises:
         DataError: the stream is too short.
         JaxlmError: the protocol means nothing for this stream or model.
         Diverged: dynamic evaluation learnt at too high a rate.
     """
+    unknown = unknown_share(readers.vocab, ids)
     if type(protocol) is Plain:
-        nats, count = stream_nats(config.model, params, ids, *how)
-        return Evaluation(perplexity(nats, config.optimizer.counted(count, how[0])), nats, count, text)
+        config = readers.config
+        nats, count = stream_nats(config.model, readers.params, ids, *rows_and_window)
+        value = perplexity(nats, config.optimizer.counted(count, rows_and_window[0]))
+        return Evaluation(value, nats, count, text, unknown)
     ids, count = _read(ids, text, protocol)
-    nats = float(reader_nats(reader_of(config, params, protocol, statistics), ids))
+    nats = float(reader_nats(readers.of(protocol), ids))
     value = perplexity(nats, count)
     if isinstance(protocol, Dynamic) and not math.isfinite(value):
         raise Diverged(
             f"dynamic evaluation diverged on {text}: lower learning_rate, which is {protocol.learning_rate:g}"
         )
-    return Evaluation(value, nats, count, text)
+    return Evaluation(value, nats, count, text, unknown)
 
 
-def tried(
-    config: Config,
-    params: Params,
-    ids: np.ndarray,
-    text: str,
-    protocol: Plain,
-    statistics: Statistician,
-    grid: Mapping[str, Sequence[float]] | None = None,
+def grid_search(
+    readers: Readers, ids: np.ndarray, text: str, protocol: Plain, grid: Mapping[str, Sequence[float]] | None = None
 ) -> list[tuple[Plain, float]]:
     """Every combination of a grid with its perplexity, the lowest first; nan where it diverged.
 
     Args:
-        config, params, ids, text, statistics: as `evaluate_ids` has them.
+        readers, ids, text: as `evaluate_ids` has them.
         protocol: whose fields are changed.
         grid: values by field; None: the protocol's own.
 
@@ -114,13 +107,13 @@ def tried(
     if isinstance(protocol, READ_ONCE) and all(specs(type(protocol))[name].type is float for name in chosen):
         ids, count = _read(ids, text, protocol)
         values = tuple(jnp.asarray(values, jnp.float32) for values in chosen.values())
-        nats = reader_nats(GridReader(reader_of(config, params, protocol, statistics), tuple(chosen), values), ids)
+        nats = reader_nats(GridReader(readers.of(protocol), tuple(chosen), values), ids)
         found = [perplexity(float(one), count) for one in nats.ravel()]
     else:
         found, failed = [], None
         for one in every:
             try:
-                found.append(evaluate_ids(config, params, ids, text, one, statistics).perplexity)
+                found.append(evaluate_ids(readers, ids, text, one).perplexity)
             except Diverged as error:
                 found.append(math.nan)
                 failed = error

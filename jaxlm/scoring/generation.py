@@ -1,10 +1,11 @@
-"""Text from a model: many samples in one compiled loop, or one without end; the state is the carry, however long it is.
+"""Text from a model: many samples in one compiled loop, or one without end. The state is the carry, of a fixed size.
 
-The key of a word is the seed's, folded with its sample's number and its own, so that a sample is the same text alone
+The key of a word is the seed's, folded with the sample's number and the word's, so that a sample is the same text alone
 and among many, in one piece and as a stream.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -14,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlm.data.vocab import EOS, UNK, Vocab
-from jaxlm.errors import DataError, JaxlmError
+from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.errors import JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import no_noise
 from jaxlm.models.recurrent import Params, Recurrent
@@ -29,7 +30,7 @@ READ = 256  # words of the prompt of one call, at most
 STOPS = ("eos", "none")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Text:
     """What was generated after a prompt.
 
@@ -46,11 +47,14 @@ class Text:
         lines = " ".join("\n" if word == EOS else word for word in self.words)
         return lines.replace(" \n", "\n").replace("\n ", "\n")
 
+    def __repr__(self) -> str:
+        return f"Text({len(self.words):,} words, {-self.log_probs.sum():.2f} nats: {str(self)[:60]!r})"
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Position:
-    """Where S samples stand; its size does not grow with their text."""
+    """The state of S samples; its size does not grow with their text."""
 
     carry: Carry  # before `token`
     token: jax.Array  # the last word of each, which is read next, [S]
@@ -59,33 +63,11 @@ class Position:
     seen: jax.Array | None  # words that were there already, bool [S, V]; only for a repetition penalty
 
 
-def prompt_ids(vocab: Vocab, words: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """The ids [n + 1] that are read before the first word is drawn, `<eos>` first; and the prompt's unknown words."""
-    if EOS not in vocab.ids:
-        raise DataError(f"the vocabulary has no {EOS}, and the first word is predicted from it")
-    unknown = list(dict.fromkeys(word for word in words if word not in vocab.ids))
-    return np.concatenate([[vocab.eos], vocab.encode(words)]).astype(np.int32), unknown
-
-
-def banned_words(vocab: Vocab, words: Iterable[str] = (), no_unk: bool = False) -> jax.Array | None:
-    """Which words are never drawn, bool [V]; None where all may be. Raises JaxlmError where none would be left."""
-    words = [*words, *([UNK] if no_unk and UNK in vocab.ids else [])]
-    if not words:
-        return None
-    if unknown := [word for word in words if word not in vocab.ids]:
-        raise JaxlmError(f"the banned word {unknown[0]!r} is not among the {len(vocab):,} words of the vocabulary")
-    mask = np.zeros(len(vocab), bool)
-    mask[[vocab.ids[word] for word in words]] = True
-    if mask.all():
-        raise JaxlmError("every word of the vocabulary is banned: leave at least one")
-    return jnp.asarray(mask)
-
-
 def generate(
     model: Recurrent,
     params: Params,
     vocab: Vocab,
-    prompt: Sequence[str],
+    prompt: np.ndarray,
     sampling: Sampling,
     *,
     words: int,
@@ -99,34 +81,23 @@ def generate(
         model: the config's model.
         params: its parameters.
         vocab: the model's.
-        prompt: words that come before.
+        prompt: ids that come before, at least one.
         sampling: checked.
         words: most words of each text.
         samples: how many texts.
         seed: of all of them.
-        stop: "eos" ends a text at its first `<eos>`, "none" goes on.
+        stop: "eos" ends a text at its first `<eos>`, "none" does not.
 
     Raises:
-        JaxlmError: a count is not at least 1, or `stop` is something else.
+        JaxlmError: a count is not at least 1, or `seed` or `stop` is something else.
     """
-    _check_counts(words=words, samples=samples)
-    check_choice("stop", stop, STOPS)
-    ids, _ = prompt_ids(vocab, prompt)
-    position, key = begin(model, params, sampling, ids, samples), _key(seed)
-    tokens, log_probs, left = [], [], words
-    while left and not bool(position.done.all()):
-        count = min(CHUNK, left)
-        position, found, log_p = advance(
-            model, params, sampling, position, key, jnp.arange(samples), jnp.int32(count), _end(vocab, stop)
-        )
-        tokens.append(np.asarray(found)[:count])
-        log_probs.append(np.asarray(log_p, np.float64)[:count])
-        left -= count
-    drawn, nats = np.concatenate(tokens), np.concatenate(log_probs)
+    check_counts(words=words, samples=samples)
+    found = [*_drawn(model, params, sampling, prompt, words, samples, _key(seed), end_of(vocab, stop))]
+    tokens, log_probs = (np.concatenate(parts) for parts in zip(*found, strict=True))
     texts = []
     for sample in range(samples):
-        length = int((drawn[:, sample] >= 0).sum())
-        texts.append(Text(vocab.decode(drawn[:length, sample]), nats[:length, sample]))
+        drawn = tokens[:, sample] >= 0
+        texts.append(Text(vocab.decode(tokens[drawn, sample]), log_probs[drawn, sample].astype(float)))
     return texts
 
 
@@ -134,7 +105,7 @@ def stream(
     model: Recurrent,
     params: Params,
     vocab: Vocab,
-    prompt: Sequence[str],
+    prompt: np.ndarray,
     sampling: Sampling,
     *,
     words: int | None = None,
@@ -148,10 +119,36 @@ def stream(
         (the others): as `generate` takes them.
     """
     if words is not None:
-        _check_counts(words=words)
-    check_choice("stop", stop, STOPS)
-    ids, _ = prompt_ids(vocab, prompt)
-    return _stream(model, params, vocab, ids, sampling, words, _key(seed), _end(vocab, stop))
+        check_counts(words=words)
+    found = _drawn(model, params, sampling, prompt, words, 1, _key(seed), end_of(vocab, stop))
+    return (
+        (vocab.words[token], float(log_p))
+        for tokens, log_probs in found
+        for token, log_p in zip(tokens[:, 0], log_probs[:, 0], strict=True)
+        if token >= 0
+    )
+
+
+def _drawn(
+    model: Recurrent,
+    params: Params,
+    sampling: Sampling,
+    prompt: np.ndarray,
+    words: int | None,
+    samples: int,
+    key: jax.Array,
+    end: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Words [n, S], -1 after a sample's end, and their log-probabilities [n, S]: the first word at once, then more."""
+    position, count, left = begin(model, params, sampling, prompt, samples), 1, math.inf if words is None else words
+    while left > 0 and not bool(position.done.all()):
+        count = int(min(count, left))
+        position, tokens, log_probs = advance(
+            model, params, sampling, position, key, jnp.arange(samples), jnp.int32(count), jnp.int32(end)
+        )
+        yield np.asarray(tokens)[:count], np.asarray(log_probs)[:count]
+        left -= count
+        count = min(2 * count, CHUNK)
 
 
 def _key(seed: int) -> jax.Array:
@@ -162,37 +159,33 @@ def _key(seed: int) -> jax.Array:
     return jax.random.fold_in(key, high) if high else key
 
 
-def _stream(
-    model: Recurrent,
-    params: Params,
-    vocab: Vocab,
-    ids: np.ndarray,
-    sampling: Sampling,
-    words: int | None,
-    key: jax.Array,
-    end: jax.Array,
-) -> Iterator[tuple[str, float]]:
-    position, count, made = begin(model, params, sampling, ids, 1), 1, 0
-    while (words is None or made < words) and not bool(position.done[0]):
-        count = count if words is None else min(count, words - made)
-        position, found, log_p = advance(model, params, sampling, position, key, jnp.arange(1), jnp.int32(count), end)
-        drawn = np.asarray(found)[:count, 0]
-        yield from zip(vocab.decode(drawn[drawn >= 0]), np.asarray(log_p)[:, 0].tolist(), strict=False)
-        made += count
-        count = min(2 * count, CHUNK)  # the first word at once, later ones in longer calls
-
-
 def begin(model: Recurrent, params: Params, sampling: Sampling, ids: np.ndarray, samples: int) -> Position:
-    """The position of S samples after the ids [n] of their prompt, of which the last is still to be read."""
-    carry, read = stack.zero_carry(model, 1, params["embedding"].dtype), ids[:-1]
-    for start in range(0, len(read), READ):
-        part = read[start : start + READ]
-        carry = _read(model, params, np.pad(part, (0, READ - len(part))), len(part), carry)
+    """The position of S samples after a prompt's ids [n]: `<eos>`, then its words; the last id is still to be read."""
+    carry = carry_after(model, params, ids[:-1], stack.zero_carry(model, 1, params["embedding"].dtype))
     seen = None
     if sampling.repetition_penalty is not None:
         seen = jnp.zeros((samples, model.vocab_size), bool).at[:, ids[1:]].set(True)
     carry = jax.tree.map(lambda leaf: jnp.repeat(leaf, samples, 0), carry)
     return Position(carry, jnp.full(samples, ids[-1], jnp.int32), jnp.int32(0), jnp.zeros(samples, bool), seen)
+
+
+def next_word(model: Recurrent, params: Params, ids: np.ndarray) -> np.ndarray:
+    """The probabilities [V] of the word after a text's ids [N], of which there is at least one."""
+    position = begin(model, params, Sampling(), ids, 1)
+    return np.asarray(_probabilities(model, params, position.token, position.carry))[0]
+
+
+@jax.jit
+def _probabilities(model, params, token, carry):
+    return jax.nn.softmax(next_logits(model, params, token, carry)[0])
+
+
+def carry_after(model: Recurrent, params: Params, ids: np.ndarray, carry: Carry) -> Carry:
+    """The carry of one row after ids [N], in one compiled program for any N."""
+    for start in range(0, len(ids), READ):
+        part = ids[start : start + READ]
+        carry = _read(model, params, np.pad(part, (0, READ - len(part))), len(part), carry)
+    return carry
 
 
 @jax.jit
@@ -265,11 +258,14 @@ def advance(
     return position, words, log_probs
 
 
-def _end(vocab: Vocab, stop: str) -> jax.Array:
-    return jnp.int32(vocab.eos if stop == "eos" else -1)
+def end_of(vocab: Vocab, stop: str) -> int:
+    """The id that ends a text; -1: none. Raises JaxlmError where `stop` is not one of the choices."""
+    check_choice("stop", stop, STOPS)
+    return vocab.eos if stop == "eos" else -1
 
 
-def _check_counts(**counts: int) -> None:
+def check_counts(**counts: int) -> None:
+    """Raises JaxlmError where a count is below 1."""
     for name, value in counts.items():
         if value < 1:
             raise JaxlmError(f"{name} must be at least 1; it is {value}")

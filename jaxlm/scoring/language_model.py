@@ -1,77 +1,116 @@
 """A trained model as an object: perplexity, surprisal, minimal pairs, text and more, in one line each."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
 from jaxlm.config.config import Config
 from jaxlm.config.protocols import Dynamic, Plain, protocol_of
 from jaxlm.data.corpora import Corpus, load_corpus, reload_corpus
-from jaxlm.data.text import SPLITS, read_text, tokenize
-from jaxlm.data.vocab import Vocab
+from jaxlm.data.text import SPLITS, normalize_newlines, read_string
+from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.models.recurrent import Params
 from jaxlm.report.units import perplexity
 from jaxlm.scoring import generation
 from jaxlm.scoring.adaptation import CLIP_NORM, Adaptive
 from jaxlm.scoring.beam import beam_search
-from jaxlm.scoring.displayed_words import WordSurprisals, by_word
-from jaxlm.scoring.dynamic_evaluation import Statistics, cost_of, gradient_statistics
-from jaxlm.scoring.evaluation import Evaluation, Tuned, evaluate_ids, tried
+from jaxlm.scoring.dynamic_evaluation import Statistics, gradient_statistics, objective_of
+from jaxlm.scoring.evaluation import Evaluation, Tuned, evaluate_ids, grid_search
 from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
-from jaxlm.scoring.next_word import next_word
-from jaxlm.scoring.protocols import Statistician, reader_of, scoring_of
-from jaxlm.scoring.ptb_tokenizer import PTBTokenizer
-from jaxlm.scoring.sampling import Sampling
-from jaxlm.scoring.sentences import Sentence, check_choice, check_several, encode, split
+from jaxlm.scoring.protocols import Readers, reader_nats
+from jaxlm.scoring.reading import EachSentence, OneStream
+from jaxlm.scoring.sampling import Sampling, sampling_of
+from jaxlm.scoring.sentences import Encoded, Sentence, blocks, check_choice, check_several, check_words, encode
 from jaxlm.scoring.states import layer_states
-from jaxlm.scoring.stream import stream_nats
-from jaxlm.scoring.surprisal import BLOCK, CONTEXTS, Surprisals, surprisal_stream
+from jaxlm.scoring.surprisal import BLOCK, TOKENIZERS, SurprisalOptions, Surprisals, WordSurprisals, by_word, surprisals
 from jaxlm.scoring.syntaxgym import Suite, SuiteResult, read_suite, score_suite
-from jaxlm.scoring.token_scores import Scoring
+from jaxlm.scoring.token_scores import Detail, Scoring
+from jaxlm.scoring.tokenizers import PTBTokenizer, Tokenizer, at_white_space, is_tokenised
 
-TOKENIZERS = ("none", "ptb")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LanguageModel:
     """Parameters, config and vocabulary of one checkpoint.
 
+    A text is split into words as the text that the model was trained on (`default_tokenizer`), unless a method is given
+    a `tokenizer`: "none" splits at white space, "ptb" as Penn Treebank's files are.
+
     Attributes:
-      params: those that evaluation uses: the average, where the run keeps one.
-      config, vocab: the run's.
-      corpus: name and hashes of the corpus that it was trained on.
+        params: those that evaluation uses: the average, where the run keeps one.
+        config, vocab: the run's.
+        corpus: name and hashes of the corpus that the model was trained on.
     """
 
     params: Params
     config: Config
     vocab: Vocab
     corpus: dict[str, str]
-    _statistics: dict = field(default_factory=dict, init=False, repr=False, compare=False)  # once read
+    _statistics: dict = field(default_factory=dict, init=False, compare=False)  # of a training text, once read
 
-    def perplexity(self, text: str) -> float:
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        kind, trained = self.config.kinds["model"], self.corpus.get("name", "an unknown text")
+        return f"LanguageModel({kind}, {count:,} parameters, {len(self.vocab):,} words, trained on {trained})"
+
+    @property
+    def default_tokenizer(self) -> str:
+        """ "none" where the text of training had punctuation at its words, as in ordinary text; else "ptb"."""
+        return "ptb" if is_tokenised(self.vocab) else "none"
+
+    def tokenizer(self, name: str | None = None) -> Tokenizer:
+        """From a line to the pieces of each displayed word; by the default tokenizer, or by the one named."""
+        name = name or self.default_tokenizer
+        check_choice("tokenizer", name, TOKENIZERS)
+        return PTBTokenizer(self.vocab) if name == "ptb" else at_white_space
+
+    def words(self, sentence: Sentence, tokenizer: str | None = None) -> list[str]:
+        """The words of a line; words that are given as a list are left as they are. Raises JaxlmError for neither."""
+        if not isinstance(sentence, str):
+            return check_words(sentence)
+        return [piece for word in self.tokenizer(tokenizer)(sentence) for piece in word]
+
+    def tokens(self, text: Sentence, tokenizer: str | None = None) -> list[str]:
+        """The words of a text of any length in the model's case, each newline as `<eos>`; or words as they are."""
+        if not isinstance(text, str):
+            text, tokenizer = " ".join(check_words(text)), "none"
+        pieces, tokens = self.tokenizer(tokenizer), []
+        for line in normalize_newlines(self._cased(text)).split("\n"):
+            for word in pieces(line):
+                tokens += map(sys.intern, word)  # one string object for each word, however long the text
+            tokens.append(EOS)
+        return tokens[:-1]  # n newlines make n + 1 lines
+
+    def unknown_words(self, text: Sentence, tokenizer: str | None = None) -> list[str]:
+        """The words of a text that are not in the vocabulary, each as often as it comes."""
+        return [word for word in self.tokens(text, tokenizer) if word not in self.vocab.ids]
+
+    def perplexity(self, text: str, *, tokenizer: str | None = None) -> float:
         """exp of the mean nats of every word of the text but the first; a newline is `<eos>`, the carry is passed on.
 
         Raises:
-          DataError: the text has fewer than two words.
+            DataError: the text has fewer than two words.
         """
-        return perplexity(*stream_nats(self.config.model, self.params, self._encode(text), padded=True))
+        ids = self.vocab.encode(self.tokens(text, tokenizer))
+        if len(ids) < 2:
+            raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least 2")
+        return perplexity(float(reader_nats(self._readers().of(Plain()), ids)), len(ids) - 1)
 
-    def predict(self, text: str, k: int = 10) -> list[tuple[str, float]]:
+    def predict(self, text: str, k: int = 10, *, tokenizer: str | None = None) -> list[tuple[str, float]]:
         """The k most probable next words after the text, with their probabilities."""
-        ids = self._encode(text)
+        ids = self.vocab.encode(self.tokens(text, tokenizer))
         if not len(ids):
             raise DataError("there is no word to predict from: give at least one")
-        p = next_word(self.config.model, self.params, ids)
+        p = generation.next_word(self.config.model, self.params, ids)
         return [(self.vocab.words[i], float(p[i])) for i in np.argsort(-p, kind="stable")[: _count(k)]]
-
-    def _cased(self, word: str) -> str:
-        """A word in the case of the run's text."""
-        return word.lower() if self.config.data.lowercase else word
 
     def neighbors(self, word: str, k: int = 10) -> list[tuple[str, float]]:
         """The k words nearest to a word, with the cosine of their embeddings, the word itself left out."""
@@ -93,33 +132,36 @@ class LanguageModel:
         corpus: Corpus | str | Path | None = None,
         data_dir: str | Path | None = None,
         protocol: str | Plain | None = None,
+        tokenizer: str | None = None,
     ) -> Evaluation:
         """A split of the run's own corpus, or a file of text at batch 1.
 
         Plainly an own split is read as training read it; another text, and by any other protocol, as one row.
 
         Args:
-          split: train, valid or test.
-          text: a file, in place of a split.
-          corpus: the run's corpus, where it is loaded already; or what `--corpus` takes, any text, which is encoded
-            with this model's vocabulary.
-          data_dir: where Penn Treebank's files lie.
-          protocol: a name, as in "cache", or its numbers, as in `Cache(cache_window=100)` (default: plain).
+            split: train, valid or test.
+            text: a file, in place of a split.
+            corpus: the run's corpus, where it is loaded already; or what `--corpus` takes, any text, which is encoded
+                with this model's vocabulary.
+            data_dir: where Penn Treebank's files lie.
+            protocol: a name, as in "cache", or its settings, as in `Cache(cache_window=100)` (default: plain).
+            tokenizer: of `text`.
 
         Raises:
-          DataError: the corpus is not the one trained on, or the file cannot be read.
-          JaxlmError: the protocol means nothing for this text or model.
+            DataError: the corpus is not the one trained on, or the file cannot be read.
+            JaxlmError: the protocol means nothing for this text or model.
         """
-        protocol = protocol_of(protocol)
+        found = protocol_of(protocol)
         if text is not None:
-            ids = self.vocab.encode(read_text(text, self.config.data.lowercase))
-            return evaluate_ids(self.config, self.params, ids, str(text), protocol, self._statistician(None, data_dir))
+            ids = self.vocab.encode(self.tokens(read_string(text), tokenizer))
+            return evaluate_ids(self._readers(None, data_dir), ids, str(text), found)
         if split not in SPLITS:
             raise JaxlmError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
-        found = self._find(corpus, data_dir)
+        source, train = self._find(corpus, data_dir), self.config.train
         own = not isinstance(corpus, str | Path) and split != "test"
-        how = (self.config.train.batch_size, self.config.train.bptt_length) if own else (1, 1)
-        return self._evaluate_split(found, split, protocol, how)
+        rows_and_window = (train.batch_size, train.bptt_length) if own else (1, 1)
+        ids, name = getattr(source, split), f"{source.name} {split}"
+        return evaluate_ids(self._readers(source), ids, name, found, rows_and_window)
 
     def tune(
         self,
@@ -129,204 +171,49 @@ class LanguageModel:
         corpus: Corpus | str | Path | None = None,
         data_dir: str | Path | None = None,
     ) -> Tuned:
-        """Chooses a protocol's numbers on valid; then reads test, once.
+        """Chooses a protocol's settings on valid; then reads test, once.
 
         Args:
-          protocol: whose other numbers stay as they are.
-          grid: values to try, by field (default: the protocol's `grid`).
-          corpus, data_dir: as `evaluate` takes them.
+            protocol: whose other settings stay as they are.
+            grid: values to try, by field (default: the protocol's `grid`).
+            corpus, data_dir: as `evaluate` takes them.
 
         Raises:
-          JaxlmError: there is nothing to tune, or the protocol means nothing for this text or model.
+            JaxlmError: there is nothing to tune, or the protocol means nothing for this text or model.
         """
-        found = self._find(corpus, data_dir)
-        results = tried(
-            self.config,
-            self.params,
-            found.valid,
-            f"{found.name} valid",
-            protocol_of(protocol),
-            self._statistician(found),
-            grid,
-        )
+        source = self._find(corpus, data_dir)
+        readers = self._readers(source)
+        results = grid_search(readers, source.valid, f"{source.name} valid", protocol_of(protocol), grid)
         best, valid = results[0]
-        return Tuned(best, valid, results, self._evaluate_split(found, "test", best))
-
-    def _evaluate_split(self, corpus: Corpus, split: str, protocol: Plain, how: tuple[int, int] = (1, 1)) -> Evaluation:
-        return evaluate_ids(
-            self.config,
-            self.params,
-            getattr(corpus, split),
-            f"{corpus.name} {split}",
-            protocol,
-            self._statistician(corpus),
-            how,
-        )
+        return Tuned(best, valid, results, evaluate_ids(readers, source.test, f"{source.name} test", best))
 
     def _find(self, corpus: Corpus | str | Path | None, data_dir: str | Path | None) -> Corpus:
-        """A corpus of any text by its name, or the run's own."""
+        """A corpus of any text by its name, or the run's own. Raises DataError where it is not the run's own."""
         if isinstance(corpus, str | Path):
             return load_corpus(corpus, data_dir=data_dir, lowercase=self.config.data.lowercase, vocab=self.vocab)
-        corpus = reload_corpus(self.config.data, self.vocab, data_dir) if corpus is None else corpus
-        self._check_own(corpus)
-        return corpus
+        found = reload_corpus(self.config.data, self.vocab, data_dir) if corpus is None else corpus
+        if found.sha256 != self.corpus["sha256"]:
+            raise DataError(
+                f"this model was trained on {self.corpus['name']} (sha256 {self.corpus['sha256']}), and "
+                f"the corpus found is {found.name} ({found.sha256}): name its folder, or evaluate a text "
+                f"file"
+            )
+        return found
 
-    def _statistician(self, corpus: Corpus | None, data_dir: str | Path | None = None) -> Statistician:
-        """Reads the train split of a corpus (default: the run's own), once for each way to read it."""
+    def _readers(self, corpus: Corpus | None = None, data_dir: str | Path | None = None) -> Readers:
+        """Makes readers; dynamic evaluation reads the train split of a corpus (default: the run's own) once."""
 
         def statistics(protocol: Dynamic) -> Statistics:
             train = self._find(None, data_dir) if corpus is None else corpus
-            cost = cost_of(self.config, protocol)
-            key = (train.sha256, protocol.segment_length, protocol.statistics_rows, protocol.statistics_windows, cost)
+            objective = objective_of(self.config, protocol)
+            rows, windows = protocol.statistics_rows, protocol.statistics_windows
+            key = (train.sha256, protocol.segment_length, rows, windows, objective)
             if key not in self._statistics:
-                self._statistics[key] = gradient_statistics(self.config.model, self.params, train.train, protocol, cost)
+                read = gradient_statistics(self.config.model, self.params, train.train, protocol, objective)
+                self._statistics[key] = read
             return self._statistics[key]
 
-        return statistics
-
-    def _check_own(self, corpus: Corpus) -> None:
-        """Raises DataError unless this model was trained on the corpus."""
-        if corpus.sha256 != self.corpus["sha256"]:
-            raise DataError(
-                f"this model was trained on {self.corpus['name']} (sha256 {self.corpus['sha256']}), and "
-                f"the corpus found is {corpus.name} ({corpus.sha256}): name its folder, or evaluate a text "
-                f"file"
-            )
-
-    def surprisal(
-        self,
-        sentences: Iterable[Sentence],
-        *,
-        context: str = "sentence",
-        oov: str = "unk",
-        top_k: int = 0,
-        unit: str = "bits",
-        tokenizer: str = "none",
-        eos: bool = False,
-        protocol: str | Plain | None = None,
-    ) -> Surprisals:
-        """The surprisal of every word, with entropy, entropy reduction and rank, as plain arrays.
-
-        Args:
-            sentences: lines, or lists of words; the first word of each is predicted from `<eos>`.
-            context: "sentence" begins each from a state of zeros, "stream" passes the state on.
-            oov: words outside the vocabulary are read as `<unk>` ("unk"), refused ("error"), or read as `<unk>` with a
-                surprisal of nan ("nan").
-            top_k: also find the k likeliest words in each word's place.
-            unit: of surprisal and entropy, "bits" or "nats".
-            tokenizer: "none" splits lines at white space, "ptb" splits them as Penn Treebank's files are.
-            eos: whether the `<eos>` that ends each sentence has a row too.
-            protocol: as `scorer` takes it.
-
-        Raises:
-            DataError: there are no sentences, one has no words, or an unknown word is refused.
-            JaxlmError: an argument is none of the choices.
-
-        >>> import jaxlm
-        >>> lm = jaxlm.load("runs/tiny")
-        >>> table = lm.surprisal(["godu kati", "zebra"])
-        >>> table.word, table.oov.tolist(), table.surprisal.shape
-        (['godu', 'kati', 'zebra'], [False, False, True], (3,))
-        """
-        parts = list(
-            self.surprisal_stream(
-                sentences,
-                context=context,
-                oov=oov,
-                top_k=top_k,
-                unit=unit,
-                tokenizer=tokenizer,
-                eos=eos,
-                scoring=self.scorer(context, top_k, protocol=protocol),
-            )
-        )
-        if not parts:
-            raise DataError("there are no sentences: give at least one")
-        return Surprisals.joined(parts)
-
-    def surprisal_stream(
-        self,
-        sentences: Iterable[Sentence],
-        *,
-        context: str = "sentence",
-        oov: str = "unk",
-        top_k: int = 0,
-        unit: str = "bits",
-        tokenizer: str = "none",
-        eos: bool = False,
-        block: int = BLOCK,
-        first: int = 1,
-        scoring: Scoring | None = None,
-        where: Callable[[int], str] = "sentence {}".format,
-    ) -> Iterator[Surprisals]:
-        """`surprisal` of an iterator of any length in constant memory: a table for each `block` of sentences.
-
-        Args:
-            sentences, context, oov, top_k, unit, tokenizer, eos: as `surprisal` takes them.
-            block: sentences that are read together.
-            first: number of the first sentence.
-            scoring: in place of `scorer(context, top_k)`, such as `scorer(context, top_k, protocol="cache")` or
-                `adaptive(rate)`.
-            where: names a sentence, given its number from 1, in an error.
-        """
-        check_several(sentences)
-        check_choice("tokenizer", tokenizer, TOKENIZERS)
-        pieces = self.tokenizer(tokenizer) if tokenizer == "ptb" else str.split  # (which keeps the case of the table)
-        split_up = (pieces(line) if isinstance(line, str) else line for line in sentences)
-        return surprisal_stream(
-            scoring or self.scorer(context, top_k),
-            self.vocab,
-            split_up,
-            context=context,
-            oov=oov,
-            unit=unit,
-            eos=eos,
-            block=block,
-            first=first,
-            where=where,
-            lowercase=self.config.data.lowercase,
-        )
-
-    def word_surprisal(
-        self,
-        sentences: Iterable[str],
-        *,
-        tokenizer: str = "ptb",
-        context: str = "sentence",
-        oov: str = "unk",
-        unit: str = "bits",
-        first: int = 1,
-        scoring: Scoring | None = None,
-        where: Callable[[int], str] = "sentence {}".format,
-    ) -> WordSurprisals:
-        """The surprisal of every displayed word (one with white space around it), its pieces summed.
-
-        Args:
-            sentences: lines.
-            tokenizer: what splits a displayed word into pieces.
-            context, oov, unit, first, scoring, where: as `surprisal_stream` takes them.
-
-        Raises:
-            DataError: there are no sentences, or one has no piece.
-        """
-        check_several(sentences)
-        pieces = self.tokenizer(tokenizer)
-        displayed = [line.split() for line in sentences]
-        split_up = [[pieces(word) for word in words] for words in displayed]
-        tables = list(
-            self.surprisal_stream(
-                [[piece for word in sentence for piece in word] for sentence in split_up],
-                context=context,
-                oov=oov,
-                unit=unit,
-                first=first,
-                scoring=scoring,
-                where=where,
-            )
-        )
-        if not tables:
-            raise DataError("there are no sentences: give at least one")
-        return by_word(Surprisals.joined(tables), displayed, split_up, first)
+        return Readers(self.config, self.params, self.vocab, statistics)
 
     def scorer(
         self,
@@ -340,20 +227,12 @@ class LanguageModel:
         """How sentences become scores: each by itself, or one after the other with the state passed on.
 
         Args:
-            context, top_k: as `surprisal` takes them. "sentence" also empties a cache and forgets what was learnt.
-            full: whether to find more than the nats.
-            protocol, data_dir: as `evaluate` takes them.
+            context, top_k, protocol, data_dir: see `SurprisalOptions`.
+            full: whether to find entropy and rank.
         """
-        check_choice("context", context, CONTEXTS)
-        if top_k < 0:
-            raise JaxlmError(f"top_k must be at least 0; it is {top_k}")
-        found = protocol_of(protocol)
-        reader = (
-            None
-            if type(found) is Plain
-            else reader_of(self.config, self.params, found, self._statistician(None, data_dir))
-        )
-        return scoring_of(self.config, self.params, reader, context == "stream", top_k, full)
+        options = SurprisalOptions(context, top_k=top_k, protocol=protocol, data_dir=data_dir)
+        reader = self._readers(None, data_dir).of(protocol_of(protocol))
+        return (OneStream if options.context == "stream" else EachSentence)(reader, Detail(top_k, full))
 
     def adaptive(
         self, rate: float, *, context: str = "sentence", top_k: int = 0, clip_norm: float = CLIP_NORM
@@ -361,37 +240,111 @@ class LanguageModel:
         """A `scoring` for `surprisal_stream` that takes a step of SGD after each sentence; its `params` are adapted.
 
         Args:
-            rate: of learning.
-            context, top_k: as `surprisal` takes them.
+            rate: learning rate.
+            context, top_k: see `SurprisalOptions`.
             clip_norm: largest global norm of a gradient.
 
         Raises:
             JaxlmError: the rate or the norm is not above 0.
         """
-        check_choice("context", context, CONTEXTS)
-        return Adaptive(
-            self.config.model, self.params, rate, clip_norm=clip_norm, stream=context == "stream", top=top_k
-        )
+        stream = SurprisalOptions(context, top_k=top_k).context == "stream"
+        return Adaptive(self.config.model, self.params, rate, clip_norm=clip_norm, stream=stream, detail=Detail(top_k))
 
     def with_params(self, params: Params) -> "LanguageModel":
         """The same model with other parameters, such as adapted ones."""
         return replace(self, params=params)
 
-    def tokenizer(self, name: str = "ptb") -> Callable[[str], list[str]]:
-        """From a line to its words: "none" splits at white space, "ptb" as Penn Treebank's files are."""
-        check_choice("tokenizer", name, TOKENIZERS)
-        lowercase = self.config.data.lowercase
-        return PTBTokenizer(self.vocab) if name == "ptb" else lambda line: split(line, lowercase)
+    def surprisal(self, sentences: Iterable[Sentence], **options: Any) -> Surprisals:
+        """The surprisal of every word, with entropy, entropy reduction and rank, as plain arrays.
 
-    def states(self, words: Sentence) -> dict[str, np.ndarray]:
+        Args:
+            sentences: lines, or lists of words; the first word of each is predicted from `<eos>`.
+            **options: fields of `SurprisalOptions`, as in `context="stream"`.
+
+        Raises:
+            DataError: there are no sentences, one has no words, or an unknown word is refused.
+            JaxlmError: an option is none of the choices.
+
+        >>> import jaxlm
+        >>> lm = jaxlm.load("runs/tiny")
+        >>> table = lm.surprisal(["godu kati", "zebra"])
+        >>> table.word, table.oov.tolist(), table.surprisal.shape
+        (['godu', 'kati', 'zebra'], [False, False, True], (3,))
+        """
+        return _joined(self.surprisal_stream(sentences, **options))
+
+    def surprisal_stream(
+        self,
+        sentences: Iterable[Sentence],
+        *,
+        block: int = BLOCK,
+        first: int = 1,
+        scoring: Scoring | None = None,
+        where: Callable[[int], str] = "sentence {}".format,
+        **options: Any,
+    ) -> Iterator[Surprisals]:
+        """`surprisal` of an iterator of any length in constant memory: a table for each `block` of sentences.
+
+        Args:
+            sentences: as `surprisal` takes them; with context "stream" they may be empty.
+            block: sentences that are read together.
+            first: number of the first sentence.
+            scoring: what `scorer` or `adaptive` returned, to go on from its state (default: a new `scorer`).
+            where: names a sentence, given its number from 1, in an error.
+            **options: fields of `SurprisalOptions`.
+        """
+        check_several(sentences)
+        how = SurprisalOptions(**options)
+        scoring = scoring or self.scorer(how.context, how.top_k, protocol=how.protocol, data_dir=how.data_dir)
+        for part in blocks(sentences, block):
+            encoded = []
+            for number, sentence in enumerate(part, first):
+                words = self.words(sentence, how.tokenizer)
+                if not words and how.context == "sentence":
+                    raise DataError(f"{where(number)} has no words: remove it")
+                encoded.append(self._encode(words, how.oov, where(number)))
+                if isinstance(sentence, str) and len(words) == len(sentence.split()):
+                    pairs = zip(words, sentence.split(), strict=True)  # a word in the case in which it was written
+                    shown = tuple(given if given.lower() == word else word for word, given in pairs)
+                    encoded[-1] = replace(encoded[-1], words=shown)
+            yield surprisals(scoring([one.ids for one in encoded]), self.vocab, encoded, how, first)
+            first += len(part)
+
+    def word_surprisal(
+        self,
+        sentences: Iterable[str],
+        *,
+        first: int = 1,
+        scoring: Scoring | None = None,
+        where: Callable[[int], str] = "sentence {}".format,
+        **options: Any,
+    ) -> WordSurprisals:
+        """The surprisal of every displayed word (one with white space around it), its pieces summed.
+
+        Args:
+            sentences: lines.
+            first, scoring, where: as `surprisal_stream` takes them.
+            **options: fields of `SurprisalOptions`, but `top_k` and `eos`.
+
+        Raises:
+            DataError: there are no sentences, or one has no piece.
+        """
+        check_several(sentences)
+        lines = list(sentences)
+        pieces = [*map(self.tokenizer(options.get("tokenizer")), lines)]
+        words = [[piece for word in sentence for piece in word] for sentence in pieces]
+        table = _joined(self.surprisal_stream(words, first=first, scoring=scoring, where=where, **options))
+        return by_word(table, [line.split() for line in lines], pieces, first)
+
+    def states(self, words: Sentence, *, tokenizer: str | None = None) -> dict[str, np.ndarray]:
         """The state of every layer after each of N words of a sentence: arrays [N, H] by name, as in `lstm.0.c`.
 
         `<eos>` is read first, as for surprisal. Raises DataError where there are no words.
         """
-        found = split(words, self.config.data.lowercase)
+        found = self.words(words, tokenizer)
         if not found:
             raise DataError("there are no words: give at least one")
-        arrays = layer_states(self.config.model, self.params, encode(self.vocab, found).ids[:-1])
+        arrays = layer_states(self.config.model, self.params, self._encode(found).ids[:-1])
         return {f"{self.config.kinds['model']}.{name}": array[1:] for name, array in arrays.items()}
 
     def minimal_pairs(
@@ -399,7 +352,7 @@ class LanguageModel:
         pairs: str | Path | Iterable[str | Path] | Sequence[Pair],
         *,
         oov: str = "unk",
-        tokenizer: str = "ptb",
+        tokenizer: str | None = None,
         eos: bool = False,
         protocol: str | Plain | None = None,
         data_dir: str | Path | None = None,
@@ -410,9 +363,9 @@ class LanguageModel:
             pairs: files of JSON lines, or pairs.
             oov: unknown words are read as `<unk>` ("unk") or refused ("error"); "filter" leaves out pairs that differ
                 in unknown words only.
-            tokenizer: "ptb" for ordinary English, "none" for words with spaces between.
+            tokenizer: of the sentences.
             eos: whether the `<eos>` after the last word is a part of the sentence.
-            protocol, data_dir: as `scorer` takes them.
+            protocol, data_dir: see `SurprisalOptions`.
 
         Raises:
             DataError: a file is malformed, or an unknown word is refused.
@@ -424,14 +377,14 @@ class LanguageModel:
         if not found:
             raise DataError("there are no pairs: give at least one")
         scoring = self.scorer(full=False, protocol=protocol, data_dir=data_dir)
-        return score_pairs(scoring, self.vocab, found, self.tokenizer(tokenizer), oov, eos)
+        return score_pairs(scoring, self._encode, found, partial(self.words, tokenizer=tokenizer), oov, eos)
 
     def syntaxgym(
         self,
         suite: str | Path | Suite,
         *,
         oov: str = "unk",
-        tokenizer: str = "ptb",
+        tokenizer: str | None = None,
         protocol: str | Plain | None = None,
         data_dir: str | Path | None = None,
     ) -> SuiteResult:
@@ -439,14 +392,15 @@ class LanguageModel:
 
         Args:
             suite: its JSON file, or what `read_suite` made of it.
-            oov, tokenizer, protocol, data_dir: as `minimal_pairs` takes them, but that there is no "filter".
+            oov: unknown words are read as `<unk>` ("unk") or refused ("error").
+            tokenizer, protocol, data_dir: as `minimal_pairs` takes them.
 
         Raises:
             DataError: the suite is malformed, or an unknown word is refused.
         """
         read = suite if isinstance(suite, Suite) else read_suite(suite)
         scoring = self.scorer(full=False, protocol=protocol, data_dir=data_dir)
-        return score_suite(scoring, self.vocab, read, self.tokenizer(tokenizer), oov)
+        return score_suite(scoring, self._encode, read, self.tokenizer(tokenizer), oov)
 
     def generate(
         self,
@@ -455,32 +409,24 @@ class LanguageModel:
         words: int = 100,
         samples: int = 1,
         seed: int = 0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        ban: Iterable[str] = (),
-        no_unk: bool = False,
         stop: str = "none",
         beam: int | None = None,
+        **sampling: Any,
     ) -> list[Text]:
         """Texts that go on from a prompt, all in one compiled loop.
 
         Args:
-            prompt: words that come before; unknown ones are read as `<unk>`.
+            prompt: a text, or words, that come before; unknown ones are read as `<unk>`.
             words: most words of each text.
             samples: how many texts.
             seed: of all of them: a sample is the same alone and among many.
-            temperature: divides the logits; 0 always takes the likeliest word.
-            top_k, top_p, min_p, repetition_penalty: see `Sampling`; None: absent.
-            ban: words that never come.
-            no_unk: `<unk>` never comes.
-            stop: "eos" ends a text at its first `<eos>`; "none" goes on.
+            stop: "eos" ends a text at its first `<eos>`; "none" does not.
             beam: in place of sampling, search for the most probable text, keeping so many at each word.
+            **sampling: `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` of `Sampling`; `ban`, words
+                that never come; `no_unk`, so that `<unk>` never comes.
 
         Raises:
-            JaxlmError: a number is outside its limits, flags contradict each other, or a banned word is unknown.
+            JaxlmError: a number is outside its limits, options contradict each other, or a banned word is unknown.
 
         >>> import jaxlm
         >>> lm = jaxlm.load("runs/tiny")
@@ -490,102 +436,43 @@ class LanguageModel:
         >>> str(lm.generate("godu kati", words=5)[0]) == str(lm.generate("godu kati", words=5, samples=3)[0])
         True
         """
-        sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, ban, no_unk)
-        ids = self._prompt(prompt)
+        how, model = self._sampling(**sampling), (self.config.model, self.params, self.vocab, self._prompt(prompt))
         if beam is None:
-            return generation.generate(
-                self.config.model,
-                self.params,
-                self.vocab,
-                ids,
-                sampling,
-                words=words,
-                samples=samples,
-                seed=seed,
-                stop=stop,
-            )
-        given = {
-            "samples": samples != 1,
-            "temperature": temperature != 1,
-            "top_k": top_k is not None,
-            "top_p": top_p is not None,
-            "min_p": min_p is not None,
-            "repetition_penalty": repetition_penalty is not None,
-        }
-        if wrong := [name for name, there in given.items() if there]:
+            return generation.generate(*model, how, words=words, samples=samples, seed=seed, stop=stop)
+        drawing = {"samples": samples, "temperature": 1.0, "ban": (), "no_unk": False, **sampling}
+        usual = {"samples": 1, "temperature": 1.0, "ban": drawing["ban"], "no_unk": drawing["no_unk"]}
+        if wrong := [name for name, value in drawing.items() if value != usual.get(name)]:
             raise JaxlmError(
                 f"beam searches for the most probable text and draws nothing, and {wrong[0]} is given: leave one out"
             )
-        return [
-            beam_search(
-                self.config.model,
-                self.params,
-                self.vocab,
-                ids,
-                words=words,
-                beam=beam,
-                banned=sampling.banned,
-                stop=stop,
-            )
-        ]
+        return [beam_search(*model, words=words, beam=beam, banned=how.banned, stop=stop)]
 
     def stream(
-        self,
-        prompt: Sentence = (),
-        *,
-        words: int | None = None,
-        seed: int = 0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        ban: Iterable[str] = (),
-        no_unk: bool = False,
-        stop: str = "none",
+        self, prompt: Sentence = (), *, words: int | None = None, seed: int = 0, stop: str = "none", **sampling: Any
     ) -> Iterator[tuple[str, float]]:
         """The first text of `generate`, word by word with log-probabilities in nats; without `words` it has no end."""
-        sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, ban, no_unk)
-        return generation.stream(
-            self.config.model,
-            self.params,
-            self.vocab,
-            self._prompt(prompt),
-            sampling,
-            words=words,
-            seed=seed,
-            stop=stop,
-        )
+        model = (self.config.model, self.params, self.vocab, self._prompt(prompt))
+        return generation.stream(*model, self._sampling(**sampling), words=words, seed=seed, stop=stop)
 
-    def unknown_words(self, prompt: Sentence) -> list[str]:
-        """The words of a prompt that are not in the vocabulary, each once."""
-        return generation.prompt_ids(self.vocab, self._prompt(prompt))[1]
+    def _prompt(self, prompt: Sentence) -> np.ndarray:
+        return self._encode(self.tokens(prompt), where="the prompt").ids[:-1]
 
-    def _prompt(self, prompt: Sentence) -> list[str]:
-        text = prompt if isinstance(prompt, str) else " ".join(prompt)
-        return tokenize(text, self.config.data.lowercase)
+    def _sampling(self, ban: Iterable[str] = (), **options: Any) -> Sampling:
+        return sampling_of(self.vocab, ban=map(self._cased, ban), **options)
 
-    def _sampling(
-        self,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        min_p: float | None,
-        repetition_penalty: float | None,
-        ban: Iterable[str],
-        no_unk: bool,
-    ) -> Sampling:
-        return Sampling(
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            repetition_penalty,
-            generation.banned_words(self.vocab, map(self._cased, ban), no_unk),
-        ).checked()
+    def _encode(self, words: Sequence[str], oov: str = "unk", where: str = "the sentence") -> Encoded:
+        return encode(self.vocab, words, oov, where, self.config.data.lowercase)
 
-    def _encode(self, text: str) -> np.ndarray:
-        return self.vocab.encode(tokenize(text, self.config.data.lowercase))
+    def _cased(self, text: str) -> str:
+        """A text in the case of the run's text."""
+        return text.lower() if self.config.data.lowercase else text
+
+
+def _joined(tables: Iterator[Surprisals]) -> Surprisals:
+    parts = list(tables)
+    if not parts:
+        raise DataError("there are no sentences: give at least one")
+    return Surprisals.joined(parts)
 
 
 def _count(k: int) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from jaxlm.errors import JaxlmError
 from jaxlm.scoring.surprisal import Surprisals
 
@@ -55,24 +57,16 @@ class TextTable:
 
 def lm_zoo_rows(table: Surprisals) -> Iterator[tuple[str, ...]]:
     """lm-zoo's cells, of which the first two are numbers from 1 and the last is in bits; tabs lie between."""
-    for sentence, token, word, bits in zip(
-        table.sentence_id.tolist(), table.token_id.tolist(), table.word, table.surprisal.tolist(), strict=True
-    ):
-        yield str(sentence), str(token), word, f"{bits:.6f}" if bits == bits else "NaN"
+    columns = (table.sentence_id.tolist(), table.token_id.tolist(), table.word, table.surprisal.tolist())
+    for row in zip(*columns, strict=True):
+        yield tuple(map(_shown, row))
 
 
 def neural_complexity_rows(table: Surprisals) -> Iterator[tuple[str, ...]]:
     """neural-complexity's cells: numbers from 0, the vocabulary's words, bits; spaces lie between."""
-    columns = (
-        table.token,
-        table.sentence_id.tolist(),
-        table.token_id.tolist(),
-        table.surprisal.tolist(),
-        table.entropy.tolist(),
-        table.entropy_reduction.tolist(),
-    )
-    for token, sentence, place, bits, entropy, reduction in zip(*columns, strict=True):
-        yield token, str(sentence - 1), str(place - 1), str(len(token)), str(bits), str(entropy), str(reduction)
+    columns = (table.sentence_id, table.token_id, table.surprisal, table.entropy, table.entropy_reduction)
+    for token, sentence, place, *numbers in zip(table.token, *(column.tolist() for column in columns), strict=True):
+        yield token, str(sentence - 1), str(place - 1), str(len(token)), *map(str, numbers)
 
 
 def side_by_side(tables: Mapping[str, Columns], shared: Sequence[str]) -> dict[str, Sequence[Any]]:
@@ -95,7 +89,7 @@ def side_by_side(tables: Mapping[str, Columns], shared: Sequence[str]) -> dict[s
 
 
 def _plain(column: Sequence[Any]) -> Sequence[Any]:
-    return column.tolist() if hasattr(column, "tolist") else column  # pyright: ignore[reportAttributeAccessIssue]
+    return column.tolist() if isinstance(column, np.ndarray) else column
 
 
 def _shown(value: Any) -> str:

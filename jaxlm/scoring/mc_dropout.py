@@ -1,7 +1,7 @@
 """Monte Carlo dropout: the probabilities of many networks, each with units dropped as in training, averaged.
 
-Gal and Ghahramani 2016, arXiv:1512.05287. The networks are the same for every text: what each drops follows from the
-seed, its number and the place in the text, in windows as long as training's.
+Gal and Ghahramani 2016, arXiv:1512.05287. The same networks read every text: the seed, the network's number and the
+number of the window decide what is dropped. A window is as long as in training.
 """
 
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ from jaxlm.models import heads, stack
 from jaxlm.models.noise import draw_noise
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.reading import MOST_SENTENCES, Scale, features, nats_alone
-from jaxlm.scoring.token_scores import Columns, score_logits
+from jaxlm.scoring.reading import Reader, features
+from jaxlm.scoring.token_scores import Columns, Detail, nats_alone, score_logits
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class MCReader:
-    """A `Reader`. Its state is the number of the window, and every network's carry.
+class MCReader(Reader):
+    """The mean of networks with dropout. Its state is the number of the window, and every network's carry.
 
     Attributes:
         segment: T of the windows, in each of which dropout is drawn anew.
@@ -33,17 +33,12 @@ class MCReader:
     protocol: MCDropout
     segment: int = field(metadata={"static": True})
 
-    most_sentences = MOST_SENTENCES
-
-    def within(self, tokens: int) -> "MCReader":
-        return self
-
     def start(self) -> tuple[jax.Array, Carry]:
         carry = stack.zero_carry(self.model, 1, self.params["embedding"].dtype)
         return jnp.int32(0), jax.tree.map(lambda leaf: jnp.stack([leaf] * self.protocol.samples), carry)
 
     def read(
-        self, state: tuple[jax.Array, Carry], inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: Scale
+        self, state: tuple[jax.Array, Carry], inputs: jax.Array, targets: jax.Array, counted: jax.Array, detail: Detail
     ) -> tuple[Columns, tuple[jax.Array, Carry]]:
         window, carries = state
         model, params, samples = self.model, self.params, self.protocol.samples
@@ -52,18 +47,14 @@ class MCReader:
         def add(total, sample):
             number, carry = sample
             noise = draw_noise(model, jax.random.fold_in(key, number), len(inputs), 1)
-            found, carry = features(model, params, inputs, carry, noise)
-            if scale.nats_only:
+            found, carry = features(model, params, inputs[:, None], carry, noise)
+            if detail.nats_only:
                 log_p = -heads.token_nats(model, params, found, targets[:, None], noise.latents)[:, 0]
             else:
                 log_p = jax.nn.log_softmax(heads.logits(model, params, found, noise.latents)[:, 0])
             return jnp.logaddexp(total, log_p), carry
 
-        nothing = jnp.full((len(inputs),) if scale.nats_only else (len(inputs), model.vocab_size), -jnp.inf)
+        nothing = jnp.full((len(inputs),) if detail.nats_only else (len(inputs), model.vocab_size), -jnp.inf)
         total, carries = lax.scan(add, nothing, (jnp.arange(samples), carries))
-        columns = (
-            nats_alone(jnp.log(samples) - total)
-            if scale.nats_only
-            else score_logits(total, targets, scale.top, scale.full)
-        )
+        columns = nats_alone(jnp.log(samples) - total) if detail.nats_only else score_logits(total, targets, detail)
         return columns, (window + 1, carries)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError
-from jaxlm.scoring.sentences import blocks, check_choice, encode
+from jaxlm.scoring.sentences import Encoded, blocks, check_choice
 from jaxlm.scoring.stimuli import json_lines, text_field
 from jaxlm.scoring.token_scores import Scoring
 
@@ -53,7 +52,7 @@ class PairResult:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of n pairs: how many are correct or tied, and how many were alike (of which those left out are not among n)."""
+    """Of n pairs: how many are correct or tied, and how many were alike. Pairs left out are alike, and not among n."""
 
     name: str
     term: str
@@ -62,6 +61,14 @@ class Accuracy:
     ties: int
     alike: int
     left_out: int
+
+    @staticmethod
+    def of(name: str, term: str, results: "Sequence[PairResult]") -> "Accuracy":
+        """The accuracy on some pairs."""
+        counted = [result for result in results if result.counted]
+        correct, ties = (sum(getattr(result, kind) for result in counted) for kind in ("correct", "tied"))
+        alike = sum(result.alike for result in results)
+        return Accuracy(name, term, len(counted), correct, ties, alike, len(results) - len(counted))
 
     @property
     def accuracy(self) -> float:
@@ -74,13 +81,16 @@ class Accuracy:
         return wilson_interval(self.correct, self.n)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MinimalPairs:
     """Accuracies by UID, sorted; of all pairs; and every pair's result."""
 
     by_uid: list[Accuracy]
     total: Accuracy
     results: list[PairResult]
+
+    def __repr__(self) -> str:
+        return f"MinimalPairs(accuracy {self.total.accuracy:.3f} on {self.total.n:,} pairs of {len(self.by_uid)} UIDs)"
 
 
 def wilson_interval(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
@@ -102,15 +112,8 @@ def read_pairs(paths: Iterable[str | Path]) -> list[Pair]:
     for path in paths:
         for where, tree in json_lines(path):
             good, bad = (text_field(tree, name, where) for name in ("sentence_good", "sentence_bad"))
-            pairs.append(
-                Pair(
-                    good,
-                    bad,
-                    str(tree.get("UID", "") or Path(path).stem),
-                    str(tree.get("linguistics_term") or ""),
-                    where,
-                )
-            )
+            uid, term = tree.get("UID") or Path(path).stem, tree.get("linguistics_term") or ""
+            pairs.append(Pair(good, bad, str(uid), str(term), where))
     if not pairs:
         raise DataError("there are no pairs to score: the files have blank lines only")
     return pairs
@@ -118,19 +121,19 @@ def read_pairs(paths: Iterable[str | Path]) -> list[Pair]:
 
 def score_pairs(
     scoring: Scoring,
-    vocab: Vocab,
+    encode: Callable[..., Encoded],
     pairs: Sequence[Pair],
-    tokenize: Callable[[str], list[str]],
+    words: Callable[[str], list[str]],
     oov: str = "unk",
     eos: bool = False,
 ) -> MinimalPairs:
     """Scores pairs and counts.
 
     Args:
-        scoring: how sentences become scores; it must not carry anything from sentence to sentence.
-        vocab: the model's.
+        scoring: how sentences become scores; nothing may be carried from sentence to sentence.
+        encode: the sentence of some words, by the vocabulary.
         pairs: at least one.
-        tokenize: a sentence's words.
+        words: the words of a sentence.
         oov: unknown words are read as `<unk>`, or refused ("error"); "filter" leaves out those pairs that differ in
             unknown words only.
         eos: whether the `<eos>` after the last word is a part of the sentence.
@@ -141,40 +144,24 @@ def score_pairs(
     check_choice("oov", oov, OOV)
     results: list[PairResult] = []
     for block in blocks(pairs, BLOCK):
-        ids = []
+        sentences = []
         for pair in block:
             for text in (pair.good, pair.bad):
-                if not (words := tokenize(text)):
+                if not (found := words(text)):
                     raise DataError(f"{pair.where}: the sentence {text!r} has no words of the vocabulary's kind")
-                encoded = encode(vocab, words, "error" if oov == "error" else "unk", pair.where).ids
-                ids.append(encoded if eos else encoded[:-1])
+                sentences.append(encode(found, "error" if oov == "error" else "unk", pair.where))
+        ids = [sentence.ids if eos else sentence.ids[:-1] for sentence in sentences]
         unique = {one.tobytes(): one for one in ids}  # equal sentences get equal numbers, so that a tie is one
         scores = scoring(list(unique.values())).nats.astype(float)
         ends = np.cumsum([len(one) - 1 for one in unique.values()])
-        log_p = {key: -part.sum() for key, part in zip(unique, np.split(scores, ends[:-1]), strict=True)}
-        for pair, good, bad in zip(block, ids[::2], ids[1::2], strict=True):
-            alike = np.array_equal(good, bad) and tokenize(pair.good) != tokenize(pair.bad)
-            results.append(
-                PairResult(pair, log_p[good.tobytes()], log_p[bad.tobytes()], alike, not (alike and oov == "filter"))
-            )
+        log_p = {key: -float(part.sum()) for key, part in zip(unique, np.split(scores, ends[:-1]), strict=True)}
+        for place, pair in enumerate(block):
+            good, bad = sentences[2 * place : 2 * place + 2]
+            alike = np.array_equal(good.ids, bad.ids) and good.words != bad.words
+            p_good, p_bad = (log_p[one.tobytes()] for one in ids[2 * place : 2 * place + 2])
+            results.append(PairResult(pair, p_good, p_bad, alike, not (alike and oov == "filter")))
     by_uid: dict[str, list[PairResult]] = {}
     for result in results:
         by_uid.setdefault(result.pair.uid, []).append(result)
-    return MinimalPairs(
-        [_accuracy(uid, found[0].pair.term, found) for uid, found in sorted(by_uid.items())],
-        _accuracy("all", "", results),
-        results,
-    )
-
-
-def _accuracy(name: str, term: str, results: Sequence[PairResult]) -> Accuracy:
-    counted = [result for result in results if result.counted]
-    return Accuracy(
-        name,
-        term,
-        len(counted),
-        sum(result.correct for result in counted),
-        sum(result.tied for result in counted),
-        sum(result.alike for result in results),
-        len(results) - len(counted),
-    )
+    rows = [Accuracy.of(uid, found[0].pair.term, found) for uid, found in sorted(by_uid.items())]
+    return MinimalPairs(rows, Accuracy.of("all", "", results), results)

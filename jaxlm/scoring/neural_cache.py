@@ -17,14 +17,18 @@ from jaxlm.config.protocols import Cache
 from jaxlm.models import heads, stack
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.reading import MOST_SENTENCES, Scale, features, nats_alone, own_scores
-from jaxlm.scoring.token_scores import Columns, score_logits
+from jaxlm.scoring.reading import Reader, features
+from jaxlm.scoring.token_scores import Columns, Detail, nats_alone, score_logits
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Memory:
-    """The carry; the last W features [W, H] and the words [W] that came after them, oldest first; how many were read"""
+class CacheState:
+    """The carry, and the cache: the last W features [W, H] and the words [W] after them, oldest first.
+
+    Attributes:
+        position: how many tokens were read.
+    """
 
     carry: Carry
     keys: jax.Array
@@ -34,51 +38,47 @@ class Memory:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class CacheReader:
-    """A `Reader`. Its state is a `Memory`, whose size does not grow."""
+class CacheReader(Reader):
+    """The model with a neural cache. Its state is a `CacheState`, whose size does not grow."""
 
     model: Recurrent
     params: Params
     protocol: Cache
 
-    segment = None
-    most_sentences = MOST_SENTENCES
-
     def within(self, tokens: int) -> "CacheReader":
-        window = min(self.protocol.cache_window, tokens)  # no text so short fills more
+        window = min(self.protocol.cache_window, tokens)  # a text so short fills no more
         return replace(self, protocol=replace(self.protocol, cache_window=window))
 
-    def start(self) -> Memory:
+    def start(self) -> CacheState:
         W, dtype = self.protocol.cache_window, self.params["embedding"].dtype
         carry = stack.zero_carry(self.model, 1, dtype)
-        found, _ = jax.eval_shape(lambda: features(self.model, self.params, jnp.zeros(1, jnp.int32), carry))
-        return Memory(carry, jnp.zeros((W, found.shape[-1]), dtype), jnp.zeros(W, jnp.int32), jnp.int32(0))
+        found, _ = jax.eval_shape(lambda: features(self.model, self.params, jnp.zeros((1, 1), jnp.int32), carry))
+        return CacheState(carry, jnp.zeros((W, found.shape[-1]), dtype), jnp.zeros(W, jnp.int32), jnp.int32(0))
 
     def read(
-        self, state: Memory, inputs: jax.Array, targets: jax.Array, counted: jax.Array, scale: Scale
-    ) -> tuple[Columns, Memory]:
+        self, state: CacheState, inputs: jax.Array, targets: jax.Array, counted: jax.Array, detail: Detail
+    ) -> tuple[Columns, CacheState]:
         W, T = self.protocol.cache_window, len(inputs)
-        found, carry = features(self.model, self.params, inputs, state.carry)
+        found, carry = features(self.model, self.params, inputs[:, None], state.carry)
         keys, words = jnp.concatenate([state.keys, found[:, 0]]), jnp.concatenate([state.words, targets])
         row, pair = jnp.arange(T)[:, None], jnp.arange(W + T)
-        # Row t sees the W pairs before its own, as far as there were so many.
-        seen = (pair >= row) & (pair < row + W) & (pair >= W - state.position)
+        seen = (pair >= row) & (pair < row + W) & (pair >= W - state.position)  # the W pairs before row t, if so many
         alike = self.protocol.theta * jnp.matmul(found[:, 0], keys.T, precision="highest")
         alike = jnp.where(seen, alike, -jnp.inf)
         speaks = self._speaks(state.position + jnp.arange(T))
         log_odds = alike - jnp.where(speaks, jax.nn.logsumexp(alike, 1), 0)[:, None]
         log_own = jnp.where(speaks, jnp.log1p(-self.protocol.lambda_), 0)
         log_weight = jnp.where(speaks, jnp.log(self.protocol.lambda_), -jnp.inf)
-        if scale.nats_only:
-            log_p = -own_scores(self.model, self.params, found, targets, scale)[0]
+        if detail.nats_only:
+            log_p = -heads.token_nats(self.model, self.params, found, targets[:, None])[:, 0]
             hits = jax.nn.logsumexp(jnp.where(words == targets[:, None], log_odds, -jnp.inf), 1)
             columns = nats_alone(-jnp.logaddexp(log_own + log_p, log_weight + hits))
         else:
             log_p = jax.nn.log_softmax(heads.logits(self.model, self.params, found[:, 0]))
             cached = jnp.zeros_like(log_p).at[row, words].add(jnp.exp(log_odds))
             mixed = jnp.logaddexp(log_own[:, None] + log_p, log_weight[:, None] + jnp.log(cached))
-            columns = score_logits(mixed, targets, scale.top, scale.full)
-        return columns, Memory(carry, keys[T:], words[T:], state.position + counted.sum(dtype=jnp.int32))
+            columns = score_logits(mixed, targets, detail)
+        return columns, CacheState(carry, keys[T:], words[T:], state.position + counted.sum(dtype=jnp.int32))
 
     def _speaks(self, position: jax.Array) -> jax.Array:
         """Whether the cache is used for the predictions at these positions, counted from 0."""

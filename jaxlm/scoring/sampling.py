@@ -5,14 +5,16 @@ is kept is found by bisection over the bits of a float, exactly, in 30 passes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from jaxlm.data.vocab import UNK, Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import float32
 
@@ -43,43 +45,59 @@ class Sampling:
     banned: jax.Array | None = None
 
     def checked(self) -> "Sampling":
-        """This, with a temperature of 0 as None; numbers get one type each, so that one program serves all.
+        """Itself with a temperature of 0 as None, and one type for each number, so that one program serves all.
 
         Raises:
-            JaxlmError: a number is outside its limits, or two flags contradict each other.
+            JaxlmError: a number is outside its limits, or two contradict each other.
         """
-        numbers = {
-            name: value
-            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-            if (value := getattr(self, name)) is not None
-        }
+        numbers: dict[str, Any] = {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
         for name, value in numbers.items():
+            allowed, limit = LIMITS[name]
             if not math.isfinite(value) or not math.isfinite(float32(float(value))):
                 raise JaxlmError(f"{name} must be a finite number; it is {value}")
-        if self.top_k is not None and int(self.top_k) != self.top_k:
-            raise JaxlmError(f"top_k must be a whole number; it is {self.top_k}")
-        temperature = self.temperature and float32(float(self.temperature))  # (0 where it is lost in float32)
-        if temperature is not None and temperature < 0:
-            raise JaxlmError(f"temperature must be at least 0; it is {temperature:g}")
-        if self.top_k is not None and self.top_k < 1:
-            raise JaxlmError(f"top_k must be at least 1; it is {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise JaxlmError(f"top_p must be above 0 and at most 1; it is {self.top_p:g}")
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise JaxlmError(f"min_p must be from 0 to 1; it is {self.min_p:g}")
-        if self.repetition_penalty is not None and self.repetition_penalty <= 0:
-            raise JaxlmError(f"repetition_penalty must be above 0; it is {self.repetition_penalty:g}")
-        if not temperature:
+            if name == "top_k" and int(value) != value:
+                raise JaxlmError(f"top_k must be a whole number; it is {value}")
+            if not allowed(value):
+                raise JaxlmError(f"{name} must be {limit}; it is {value:g}")
+            numbers[name] = min(int(value), MOST_WORDS) if name == "top_k" else float(value)
+        if not numbers.get("temperature") or not float32(numbers["temperature"]):
+            numbers["temperature"] = None
             for name in ("top_k", "top_p", "min_p"):
-                if getattr(self, name) is not None:
+                if name in numbers:
                     raise JaxlmError(
                         f"temperature 0 always takes the likeliest word, and {name} is given: leave one out"
                     )
-            numbers.pop("temperature", None)
-        typed: dict[str, Any] = {
-            name: min(int(value), MOST_WORDS) if name == "top_k" else float(value) for name, value in numbers.items()
-        }
-        return replace(self, **{"temperature": None, **typed})
+        return replace(self, **numbers)
+
+
+LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "temperature": (lambda value: value >= 0, "at least 0"),
+    "top_k": (lambda value: value >= 1, "at least 1"),
+    "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "min_p": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "repetition_penalty": (lambda value: value > 0, "above 0"),
+}
+
+
+def sampling_of(vocab: Vocab, *, ban: Iterable[str] = (), no_unk: bool = False, **numbers: Any) -> Sampling:
+    """Checked sampling that never draws some words.
+
+    Args:
+        vocab: the model's.
+        ban: words that never come.
+        no_unk: `<unk>` never comes.
+        **numbers: fields of `Sampling`.
+
+    Raises:
+        JaxlmError: a number is outside its limits, a banned word is unknown, or no word is left.
+    """
+    words = [*ban, *([UNK] if no_unk and UNK in vocab.ids else [])]
+    if unknown := [word for word in words if word not in vocab.ids]:
+        raise JaxlmError(f"the banned word {unknown[0]!r} is not among the {len(vocab):,} words of the vocabulary")
+    mask = np.isin(np.arange(len(vocab)), [vocab.ids[word] for word in words])
+    if mask.all():
+        raise JaxlmError("every word of the vocabulary is banned: leave at least one")
+    return Sampling(banned=jnp.asarray(mask) if words else None, **numbers).checked()
 
 
 def draw(

@@ -9,8 +9,7 @@ import numpy as np
 from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import DataError, JaxlmError
 
-OOV = ("unk", "error", "nan")
-Sentence = str | Sequence[str]  # a line, split at white space, or its words
+Sentence = str | Sequence[str]  # a line, or its words
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,9 @@ class Encoded:
     oov: np.ndarray
 
 
-def encode(vocab: Vocab, words: Sequence[str], oov: str = "unk", where: str = "the sentence") -> Encoded:
+def encode(
+    vocab: Vocab, words: Sequence[str], oov: str = "unk", where: str = "the sentence", lowercase: bool = False
+) -> Encoded:
     """The sentence of some words.
 
     Args:
@@ -36,18 +37,20 @@ def encode(vocab: Vocab, words: Sequence[str], oov: str = "unk", where: str = "t
         words: without the `<eos>` at its ends.
         oov: what happens to words outside the vocabulary: "error" refuses them, else they are read as `<unk>`.
         where: names the sentence in an error, as in "stimuli.txt, line 3".
+        lowercase: whether the model reads all words in lower case.
 
     Raises:
         DataError: a word is refused, or the vocabulary has no `<unk>` or no `<eos>`.
     """
     if EOS not in vocab.ids:
         raise DataError(f"the vocabulary has no {EOS}, and a sentence's first word is predicted from it")
-    unknown = [word not in vocab.ids for word in words]
+    read = [word.lower() for word in words] if lowercase else words
+    unknown = [word not in vocab.ids for word in read]
     if any(unknown) and (oov == "error" or UNK not in vocab.ids):
         word = words[unknown.index(True)]
         why = f"read it as {UNK} with oov=unk" if UNK in vocab.ids else f"the vocabulary has no {UNK} to stand for it"
         raise DataError(f"{where}: the word {word!r} is not among the {len(vocab):,} words of the vocabulary; {why}")
-    ids = np.concatenate([[vocab.eos], vocab.encode(words), [vocab.eos]]).astype(np.int32)
+    ids = np.concatenate([[vocab.eos], vocab.encode(read), [vocab.eos]]).astype(np.int32)
     return Encoded(tuple(words), ids, np.array(unknown, bool))
 
 
@@ -57,13 +60,12 @@ def check_several(sentences: object) -> None:
         raise JaxlmError(f"sentences must be a list of lines; it is one text: [{sentences!r:.80}]")
 
 
-def split(sentence: Sentence, lowercase: bool = False) -> list[str]:
-    """The words of a sentence. Raises JaxlmError where it is neither a line nor words."""
-    several = isinstance(sentence, Iterable)
-    words: list = sentence.split() if isinstance(sentence, str) else list(sentence) if several else [sentence]
-    if not all(isinstance(word, str) for word in words):
+def check_words(sentence: object) -> list[str]:
+    """A sentence given as words. Raises JaxlmError where it is anything else."""
+    words = list(sentence) if isinstance(sentence, Iterable) else [sentence]
+    if isinstance(sentence, bytes) or not all(isinstance(word, str) for word in words):
         raise JaxlmError(f"a sentence must be a line of text or a list of words; one is {sentence!r:.80}")
-    return [word.lower() for word in words] if lowercase else words
+    return words
 
 
 def blocks(items: Iterable, size: int) -> Iterator[list]:

@@ -1,10 +1,12 @@
 """Files of stimuli, which strangers wrote: lines of text, JSON lines and CSV, each error with its file and line."""
 
 import csv
-import io
 import json
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,13 +14,14 @@ from jaxlm import files
 from jaxlm.errors import DataError
 
 LONGEST_LINE = 1 << 24  # bytes
-MOST_BYTES = 1 << 30  # of a file that is read whole
+MOST_BYTES = 1 << 28  # of a JSON file, which is read whole
 READ = 1 << 16  # bytes at a time: what a pipe holds
+DELIMITERS = ",\t;"
 
 
 @dataclass(frozen=True)
-class Table:
-    """A CSV file: the column of sentences, and all others.
+class StimulusTable:
+    """A CSV file: the column of sentences, and all other columns.
 
     Attributes:
         sentences: one a row.
@@ -31,6 +34,29 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
     lines: list[int]
+
+
+def name_of(path: str | Path) -> str:
+    """A file as errors call it; "-" is standard input."""
+    return "standard input" if str(path) == "-" else str(path)
+
+
+@contextmanager
+def open_text(path: str | Path) -> Iterator[BinaryIO]:
+    """Opens a regular file, or standard input ("-"). Raises DataError where there is none; never waits for a FIFO."""
+    if str(path) == "-":
+        if sys.stdin is None:
+            raise DataError("standard input is closed: name a file, or use a pipe")
+        yield sys.stdin.buffer
+        return
+    try:
+        file = files.reader(path)
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}: check the path") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {files.reason(error)}") from None
+    with file:
+        yield file
 
 
 def lines_of(file: BinaryIO, name: str) -> Iterator[list[str]]:
@@ -46,7 +72,8 @@ def lines_of(file: BinaryIO, name: str) -> Iterator[list[str]]:
         DataError: it is empty, not UTF-8, binary, or has a line of over 16 MiB.
     """
     rest, done, carriage = bytearray(), 0, False
-    while chunk := _read_some(file):
+    read = getattr(file, "read1", file.read)  # what can be read now, at most
+    while chunk := read(READ):
         chunk = chunk[1:] if carriage and chunk.startswith(b"\n") else chunk  # the rest of a CR LF
         carriage = chunk.endswith(b"\r")
         chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -63,49 +90,55 @@ def lines_of(file: BinaryIO, name: str) -> Iterator[list[str]]:
         raise DataError(f"{name} is empty: expected a line for each sentence")
 
 
-def open_text(path: str | Path) -> BinaryIO:
-    """Opens a regular file. Raises DataError where there is none; never waits for a FIFO."""
+def _text(line: bytes | bytearray, name: str, number: int) -> str:
+    if b"\0" in line:
+        raise DataError(f"{name}, line {number} is not text: it has a zero byte, as binary files have")
     try:
-        return files.reader(path)
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path}: check the path") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {files.reason(error)}") from None
-
-
-def read_text(path: str | Path) -> str:
-    """A whole file of UTF-8. Raises DataError where it cannot be read, is empty or is not UTF-8."""
-    with open_text(path):
-        pass
-    try:
-        text = files.read_bytes(path, MOST_BYTES).decode("utf-8-sig")
+        text = line.decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: byte {error.start} cannot be decoded; convert it to UTF-8") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {files.reason(error)}") from None
-    if not text.strip():
-        raise DataError(f"{path} is empty")
-    return text
+        raise DataError(
+            f"{name}, line {number}, byte {error.start + 1} is not UTF-8: convert the file to UTF-8"
+        ) from None
+    return text.removeprefix("\ufeff") if number == 1 else text
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("FILE, line N", object) of each line of a file of JSON objects. Raises DataError with line and column."""
     with open_text(path) as file:
-        number = 0
-        for block in lines_of(file, str(path)):
+        number, name = 0, name_of(path)
+        for block in lines_of(file, name):
             for line in block:
                 number += 1
                 if line.strip():
-                    yield f"{path}, line {number}", parsed_object(line, f"{path}, line {number}")
+                    yield f"{name}, line {number}", parsed_object(line, f"{name}, line {number}")
+
+
+def json_file(path: str | Path) -> dict[str, Any]:
+    """The object of a JSON file. Raises DataError where it cannot be read or is anything else."""
+    name = name_of(path)
+    with open_text(path) as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise DataError(f"{name} has more than {MOST_BYTES:,} bytes: expected one JSON object")
+    if not data.strip():
+        raise DataError(f"{name} is empty")
+    try:
+        return parsed_object(data.decode("utf-8-sig"), name)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} is not UTF-8: byte {error.start} cannot be decoded; convert it to UTF-8") from None
 
 
 def parsed_object(text: str, where: str) -> dict[str, Any]:
     """The JSON object that a text holds. Raises DataError, with the place of what is wrong."""
     try:
         tree = json.loads(text)
+        if "\\u" in text:
+            json.dumps(tree, ensure_ascii=False).encode()  # half of a surrogate pair could be written nowhere
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "line" not in where.rpartition(",")[2] else ""
         raise DataError(f"{where}, {line}column {error.colno} is not JSON: {error.msg}") from None
+    except UnicodeEncodeError:
+        raise DataError(f"{where} is not text: an escape \\u names half of a surrogate pair; write the whole") from None
     except (ValueError, RecursionError):
         raise DataError(
             f"{where} is not JSON that can be read: it is nested too deeply, or a number is too long"
@@ -124,60 +157,52 @@ def text_field(tree: dict[str, Any], name: str, where: str) -> str:
     return value
 
 
-def read_table(path: str | Path, column: str) -> Table:
-    """The stimuli of a CSV file (of tabs, where its header has a tab and no comma).
+def read_table(path: str | Path, column: str) -> StimulusTable:
+    """The stimuli of a CSV file, whose cells are separated by commas, tabs or semicolons, as its header shows.
+
+    Args:
+        path: a file, or "-" for standard input.
+        column: the name of the column of sentences.
 
     Raises:
         DataError: there is no such column, a row has another number of cells than the header or no words, or the file
             is not CSV.
     """
-    text = read_text(path)
-    header = text.split("\n", 1)[0]
-    delimiter = "\t" if "\t" in header and "," not in header else ","
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-    rows: list[tuple[int, list[str]]] = []
-    try:
-        rows.extend((reader.line_num, row) for row in reader if row)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num} is not CSV: {error}") from None
-    (_, names), *body = rows
+    name = name_of(path)
+    with open_text(path) as file:
+        lines = _table_lines(file, name)
+        header = next(lines, "")
+        if not header.strip():
+            raise DataError(f"{name} is empty: expected a header with a column {column!r}")
+        reader = csv.reader(chain([header], lines), strict=True, delimiter=max(DELIMITERS, key=header.count))
+        try:
+            (_, names), *body = [(reader.line_num, row) for row in reader if row]
+        except csv.Error as error:
+            raise DataError(f"{name}, line {reader.line_num} is not CSV: {error}") from None
     if column not in names:
-        raise DataError(f"{path} has no column {column!r}: its columns are {', '.join(map(repr, names))}")
+        raise DataError(f"{name} has no column {column!r}: its columns are {', '.join(map(repr, names))}")
     if len(set(names)) < len(names):
-        raise DataError(f"{path}, line 1 names a column twice: {', '.join(map(repr, names))}")
+        raise DataError(f"{name}, line 1 names a column twice: {', '.join(map(repr, names))}")
     if not body:
-        raise DataError(f"{path} has a header and no rows")
+        raise DataError(f"{name} has a header and no rows")
     place = names.index(column)
     for line, row in body:
         if len(row) != len(names):
-            raise DataError(f"{path}, line {line}: expected {len(names)} cells, as in the header, found {len(row)}")
+            raise DataError(f"{name}, line {line}: expected {len(names)} cells, as in the header, found {len(row)}")
         if not row[place].split():
-            raise DataError(f"{path}, line {line} has no words in column {column!r}")
-    others = [index for index in range(len(names)) if index != place]
-    return Table(
-        [row[place] for _, row in body],
-        _pick(names, others),
-        [_pick(row, others) for _, row in body],
-        [line for line, _ in body],
+            raise DataError(f"{name}, line {line} has no words in column {column!r}")
+    sentences = [row.pop(place) for _, row in body]
+    return StimulusTable(
+        sentences, [*names[:place], *names[place + 1 :]], [row for _, row in body], [at for at, _ in body]
     )
 
 
-def _pick(cells: list[str], places: Iterable[int]) -> list[str]:
-    return [cells[place] for place in places]
-
-
-def _read_some(file: BinaryIO) -> bytes:
-    """What can be read now, at most; b"" at the end."""
-    return file.read1(READ) if hasattr(file, "read1") else file.read(READ)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _text(line: bytes | bytearray, name: str, number: int) -> str:
-    if b"\0" in line:
-        raise DataError(f"{name}, line {number} is not text: it has a zero byte, as binary files have")
-    try:
-        text = line.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name}, line {number}, byte {error.start + 1} is not UTF-8: convert the file to UTF-8"
-        ) from None
-    return text.removeprefix("\ufeff") if number == 1 else text
+def _table_lines(file: BinaryIO, name: str) -> Iterator[str]:
+    """The lines of a CSV file with their ends, which a quoted cell may contain."""
+    number = 0
+    while block := file.readline(LONGEST_LINE + 1):
+        if len(block) > LONGEST_LINE:
+            raise DataError(f"{name}, line {number + 1} is longer than {LONGEST_LINE:,} bytes: expected lines of text")
+        for line in block.splitlines(keepends=True):
+            number += 1
+            yield _text(line, name, number)

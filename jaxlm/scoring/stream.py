@@ -44,7 +44,6 @@ def stream_nats(
     batch_size: int = 1,
     bptt_length: int = 1,
     mesh: Mesh | None = None,
-    padded: bool = False,
 ) -> tuple[float, int]:
     """(summed nats, predictions) over ids [N] cut into B rows, the carry passed on throughout, no dropout.
 
@@ -57,15 +56,11 @@ def stream_nats(
       ids: [N].
       batch_size, bptt_length: B and T.
       mesh: of the devices that share the rows and the vocabulary.
-      padded: whether short texts are padded, so that those of many lengths share a few compiled programs; another
-        length may round another way, so evaluation does without.
 
     Raises:
       DataError: there is nothing to predict.
     """
-    nats, predictions = _over_stream(
-        partial(_nats_per_window, model, params), ids, batch_size, bptt_length, mesh, padded
-    )
+    nats, predictions = _over_stream(partial(_nats_per_window, model, params), ids, batch_size, bptt_length, mesh)
     return float(nats), predictions
 
 
@@ -78,12 +73,7 @@ def members_nats(
 
 
 def _over_stream(
-    nats_per_window: Callable,
-    ids: np.ndarray,
-    batch_size: int,
-    bptt_length: int,
-    mesh: Mesh | None = None,
-    padded: bool = False,
+    nats_per_window: Callable, ids: np.ndarray, batch_size: int, bptt_length: int, mesh: Mesh | None = None
 ) -> tuple[np.ndarray, int]:
     """The nats of all windows summed, and the predictions, with a bounded part of the ids on the device at a time."""
     predictions = num_windows(len(ids) // batch_size, bptt_length) * bptt_length
@@ -92,9 +82,7 @@ def _over_stream(
             f"{len(ids):,} tokens are too few to evaluate: expected at least "
             f"{batch_size * (bptt_length + 1):,}, batch_size {batch_size} x ({bptt_length} + 1)"
         )
-    length = max(1, PREDICTIONS_PER_WINDOW // batch_size)
-    if predictions < length:
-        length = min(length, 1 << max(4, (predictions - 1).bit_length())) if padded else predictions
+    length = min(predictions, max(1, PREDICTIONS_PER_WINDOW // batch_size))
     windows = -(-predictions // length)
     calls = -(-windows * length * batch_size // PREDICTIONS_PER_CALL)
     height = -(-windows // calls) * length

@@ -5,27 +5,97 @@ Surprisal: Hale 2001, Levy 2008. Entropy and its reduction are defined as in neu
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxlm.config.protocols import Plain
 from jaxlm.data.vocab import EOS, Vocab
-from jaxlm.errors import DataError, JaxlmError
-from jaxlm.scoring.sentences import OOV, Encoded, Sentence, blocks, check_choice, encode, split
-from jaxlm.scoring.token_scores import Scoring
+from jaxlm.errors import JaxlmError
+from jaxlm.scoring.sentences import Encoded, check_choice
+from jaxlm.scoring.token_scores import TokenScores
 
 UNITS = {"bits": math.log(2), "nats": 1.0}  # how many nats one is
 CONTEXTS = ("sentence", "stream")
+TOKENIZERS = ("none", "ptb")
 BLOCK = 1024  # sentences that are read together
-COLUMNS = ("sentence_id", "token_id", "word", "token", "oov", "surprisal", "entropy", "entropy_reduction", "rank")
 
 
 @dataclass(frozen=True)
-class Surprisals:
-    """A row for each of N tokens: its attributes are columns, named as in the table that `jaxlm surprisal` prints.
+class SurprisalOptions:
+    """How the surprisal of sentences is found.
+
+    Attributes:
+        context: "sentence" begins each from a state of zeros, also with an empty cache and the trained parameters;
+            "stream" passes the state on.
+        oov: words outside the vocabulary are read as `<unk>` ("unk"), refused ("error"), or read as `<unk>` with a
+            surprisal of nan ("nan").
+        top_k: also find the k likeliest words in each word's place.
+        unit: of surprisal and entropy, "bits" or "nats".
+        tokenizer: what splits lines: "none" at white space, "ptb" as Penn Treebank's files are; None: as the text that
+            the model was trained on.
+        eos: whether the `<eos>` that ends each sentence has a row too.
+        protocol: a name, as in "cache", or its settings, as in `Cache(cache_window=100)`; None: plain.
+        data_dir: where Penn Treebank's files lie, which dynamic evaluation reads.
+
+    Raises:
+        JaxlmError: a value is none of the choices.
+    """
+
+    context: str = "sentence"
+    oov: str = "unk"
+    top_k: int = 0
+    unit: str = "bits"
+    tokenizer: str | None = None
+    eos: bool = False
+    protocol: str | Plain | None = None
+    data_dir: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("context", self.context, CONTEXTS)
+        check_choice("oov", self.oov, ("unk", "error", "nan"))
+        check_choice("unit", self.unit, list(UNITS))
+        if self.tokenizer is not None:
+            check_choice("tokenizer", self.tokenizer, TOKENIZERS)
+        if self.top_k < 0:
+            raise JaxlmError(f"top_k must be at least 0; it is {self.top_k}")
+
+
+class Table:
+    """A table of some rows, whose attributes are columns; a dataclass."""
+
+    word: list[str]
+    unit: str
+
+    def __len__(self) -> int:
+        return len(self.word)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self):,} rows, in {self.unit}: {', '.join(self.columns())})"
+
+    def columns(self) -> dict[str, Sequence[Any]]:
+        """The table: each column by its name."""
+        return {name: value for name, value in vars(self).items() if name != "unit"}
+
+    def to_pandas(self) -> Any:
+        """The table as a pandas DataFrame. Raises JaxlmError where pandas is not installed."""
+        try:
+            pandas = import_module("pandas")
+        except ImportError:
+            raise JaxlmError(
+                "a data frame needs pandas: pip install pandas (columns() is the same table without it)"
+            ) from None
+        return pandas.DataFrame(self.columns())
+
+
+@dataclass(frozen=True, repr=False)
+class Surprisals(Table):
+    """A row for each of N tokens; columns are named as in the table that `jaxlm surprisal` prints.
 
     Attributes:
         sentence_id, token_id: the sentence's and the token's place in it, from 1, int [N].
@@ -55,20 +125,14 @@ class Surprisals:
     top_surprisal: np.ndarray
     unit: str
 
-    def __len__(self) -> int:
-        return len(self.word)
-
     def columns(self) -> dict[str, Sequence[Any]]:
         """The table: each column by its name; K pairs of columns top_1, top_1_surprisal and so on at the end."""
-        table: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
+        table = super().columns()
+        del table["vocabulary_id"], table["top"], table["top_surprisal"]
         for k in range(self.top_surprisal.shape[1]):
             table[f"top_{k + 1}"] = [words[k] for words in self.top]
             table[f"top_{k + 1}_surprisal"] = self.top_surprisal[:, k]
         return table
-
-    def to_pandas(self) -> Any:
-        """The table as a pandas DataFrame. Raises JaxlmError where pandas is not installed."""
-        return data_frame(self.columns())
 
     def sentence_sums(self) -> np.ndarray:
         """The surprisal of each sentence, float [S], from the first that has a row on; 0 where one has none."""
@@ -76,67 +140,42 @@ class Surprisals:
         return np.bincount(ids, self.surprisal)
 
     @staticmethod
-    def joined(parts: Sequence["Surprisals"]) -> "Surprisals":
-        """One after the other."""
-        fields: dict[str, Any] = {}
-        for name in Surprisals.__dataclass_fields__:
-            values = [getattr(part, name) for part in parts]
-            fields[name] = (
-                values[0]
-                if name == "unit"
-                else np.concatenate(values)
-                if isinstance(values[0], np.ndarray)
-                else [item for value in values for item in value]
-            )
-        return Surprisals(**fields)
-
-
-def data_frame(columns: Mapping[str, Sequence[Any]]) -> Any:
-    """A pandas DataFrame. Raises JaxlmError where pandas is not installed."""
-    try:
-        pandas = import_module("pandas")
-    except ImportError:
-        raise JaxlmError(
-            "a data frame needs pandas: pip install pandas (columns() is the same table without it)"
-        ) from None
-    return pandas.DataFrame(dict(columns))
+    def joined(parts: "Sequence[Surprisals]") -> "Surprisals":
+        """The parts, one after the other."""
+        columns: dict[str, Any] = {"unit": parts[0].unit}
+        for name, first in vars(parts[0]).items():
+            if name != "unit":
+                values = [getattr(part, name) for part in parts]
+                columns[name] = (
+                    np.concatenate(values) if isinstance(first, np.ndarray) else [*chain.from_iterable(values)]
+                )
+        return Surprisals(**columns)
 
 
 def surprisals(
-    scoring: Scoring,
-    vocab: Vocab,
-    sentences: Sequence[Encoded],
-    first: int = 1,
-    *,
-    oov: str = "unk",
-    unit: str = "bits",
-    eos: bool = False,
+    scores: TokenScores, vocab: Vocab, sentences: Sequence[Encoded], options: SurprisalOptions, first: int = 1
 ) -> Surprisals:
-    """The table of some sentences.
+    """The table of S sentences; those without words have no row.
 
     Args:
-        scoring: how sentences become scores.
+        scores: of every token but the first of each sentence.
         vocab: the model's.
-        sentences: S of them; those without words have no row, and are still read.
-        first: number of the first one.
-        oov: "nan" leaves the surprisal of unknown words out.
-        unit: bits or nats.
-        eos: whether the `<eos>` that ends each sentence has a row too.
+        sentences: as they were scored.
+        options: of which `oov`, `unit` and `eos` matter here.
+        first: number of the first sentence.
     """
     lengths = np.array([len(sentence.ids) - 1 for sentence in sentences])  # tokens predicted, `<eos>` among them
-    scores = scoring([sentence.ids for sentence in sentences])
     sentence_id = np.repeat(np.arange(len(sentences)), lengths)
-    starts = np.cumsum(lengths) - lengths
-    token_id = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+    token_id = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     ids = np.concatenate([sentence.ids[1:] for sentence in sentences])
     unknown = np.concatenate([np.append(sentence.oov, False) for sentence in sentences])
     nats, entropy = scores.nats.astype(float), scores.entropy.astype(float)
     before = np.where(token_id > 0, np.roll(entropy, 1), entropy)
-    if oov == "nan":
+    if options.oov == "nan":
         nats[unknown] = math.nan
-    kept = np.flatnonzero(token_id + 1 < np.repeat(lengths + eos, lengths))
+    kept = np.flatnonzero(token_id + 1 < np.repeat(lengths + options.eos, lengths))
     words = [word for sentence in sentences for word in (*sentence.words, EOS)]
-    one = UNITS[unit]
+    one = UNITS[options.unit]
     return Surprisals(
         sentence_id[kept] + first,
         token_id[kept] + 1,
@@ -150,50 +189,66 @@ def surprisals(
         scores.rank[kept],
         [vocab.decode(row) for row in scores.top[kept]] if scores.top.size else [[] for _ in kept],
         scores.top_nats[kept].astype(float) / one,
-        unit,
+        options.unit,
     )
 
 
-def surprisal_stream(
-    scoring: Scoring,
-    vocab: Vocab,
-    sentences: Iterable[Sentence],
-    *,
-    context: str = "sentence",
-    oov: str = "unk",
-    unit: str = "bits",
-    eos: bool = False,
-    lowercase: bool = False,
-    block: int = BLOCK,
-    first: int = 1,
-    where: Callable[[int], str] = "sentence {}".format,
-) -> Iterator[Surprisals]:
-    """The tables of one block of sentences after the other, from an iterator of any length, in constant memory.
+@dataclass(frozen=True, repr=False)
+class WordSurprisals(Table):
+    """A row for each of W displayed words: what stands between spaces, which a tokenizer may have split into pieces.
+
+    Attributes:
+        sentence_id, word_id: the sentence's and the word's place in it, from 1, int [W].
+        word: as displayed.
+        tokens: its pieces as the model reads them, with spaces between; "" for punctuation that it does not have.
+        oov: whether a piece is unknown, bool [W].
+        surprisal: of all pieces, float [W]; nan without pieces.
+        entropy: before the first piece, float [W].
+        entropy_reduction: of all pieces, float [W].
+        unit: bits or nats.
+    """
+
+    sentence_id: np.ndarray
+    word_id: np.ndarray
+    word: list[str]
+    tokens: list[str]
+    oov: np.ndarray
+    surprisal: np.ndarray
+    entropy: np.ndarray
+    entropy_reduction: np.ndarray
+    unit: str
+
+
+def by_word(
+    table: Surprisals, displayed: Sequence[Sequence[str]], pieces: Sequence[Sequence[Sequence[str]]], first: int = 1
+) -> WordSurprisals:
+    """Sums a table's rows over displayed words.
 
     Args:
-        scoring: how sentences become scores.
-        vocab: the model's.
-        sentences: lines, or lists of words.
-        context: "sentence" needs words in each; "stream" may have empty ones, which are an `<eos>` only.
-        oov, unit, eos: as `surprisals` takes them; "error" refuses unknown words.
-        lowercase: whether words become lower-case first.
-        block: sentences of a table.
+        table: of the pieces, without rows for `<eos>`.
+        displayed: the words of each sentence.
+        pieces: the pieces of each word.
         first: number of the first sentence.
-        where: names a sentence, given its number, in an error.
-
-    Raises:
-        DataError: a sentence has no words, or an unknown word is refused.
     """
-    check_choice("context", context, CONTEXTS)
-    check_choice("oov", oov, OOV)
-    check_choice("unit", unit, list(UNITS))
-    for part in blocks(sentences, block):
-        encoded = []
-        for number, sentence in enumerate(part, first):
-            given = split(sentence)
-            if not given and context == "sentence":
-                raise DataError(f"{where(number)} has no words: remove it")
-            words = [word.lower() for word in given] if lowercase else given
-            encoded.append(replace(encode(vocab, words, oov, where(number)), words=tuple(given)))
-        yield surprisals(scoring, vocab, encoded, first, oov=oov, unit=unit, eos=eos)
-        first += len(part)
+    counts = np.array([len(word) for sentence in pieces for word in sentence], int)
+    owner, W = np.repeat(np.arange(len(counts)), counts), len(counts)
+    starts = np.minimum(np.cumsum(counts) - counts, max(0, len(table) - 1))
+    lengths = [len(words) for words in displayed]
+    tokens: list[list[str]] = [[] for _ in range(W)]
+    for place, token in zip(owner.tolist(), table.token, strict=True):
+        tokens[place].append(token)
+
+    def summed(column: np.ndarray) -> np.ndarray:
+        return np.where(counts > 0, np.bincount(owner, column, minlength=W), math.nan)
+
+    return WordSurprisals(
+        np.repeat(np.arange(len(displayed)), lengths) + first,
+        np.concatenate([np.arange(1, length + 1) for length in lengths]),
+        [word for words in displayed for word in words],
+        [" ".join(found) for found in tokens],
+        np.bincount(owner, table.oov, minlength=W) > 0,
+        summed(table.surprisal),
+        np.where(counts > 0, table.entropy[starts], math.nan),
+        summed(table.entropy_reduction),
+        table.unit,
+    )

@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError
 from jaxlm.scoring import formulas
 from jaxlm.scoring.formulas import Formula
-from jaxlm.scoring.sentences import check_choice, encode
-from jaxlm.scoring.stimuli import parsed_object, read_text
+from jaxlm.scoring.sentences import Encoded, check_choice
+from jaxlm.scoring.stimuli import json_file
 from jaxlm.scoring.token_scores import Scoring
-
-OOV = ("unk", "error")
+from jaxlm.scoring.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -52,12 +50,15 @@ class ItemResult:
         return all(self.predictions)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SuiteResult:
     """A suite's results."""
 
     suite: Suite
     items: list[ItemResult]
+
+    def __repr__(self) -> str:
+        return f"SuiteResult({self.suite.name!r}, accuracy {self.accuracy:.3f} on {len(self.items):,} items)"
 
     @property
     def accuracy(self) -> float:
@@ -67,16 +68,12 @@ class SuiteResult:
     @property
     def by_prediction(self) -> list[float]:
         """The share of items of which each prediction holds."""
-        return [
-            sum(item.predictions[place] for item in self.items) / len(self.items)
-            for place in range(len(self.suite.predictions))
-        ]
+        return [sum(held) / len(self.items) for held in zip(*(item.predictions for item in self.items), strict=True)]
 
 
 def read_suite(path: str | Path) -> Suite:
     """Reads a suite. Raises DataError, with the file and the place of what is malformed."""
-    tree = parsed_object(read_text(path), str(path))
-    where = str(path)
+    tree, where = json_file(path), str(path)
     meta = tree.get("meta")
     if not isinstance(meta, dict):
         raise DataError(f"{where}: expected an object in 'meta', with the suite's name")
@@ -104,47 +101,41 @@ def read_suite(path: str | Path) -> Suite:
 
 
 def score_suite(
-    scoring: Scoring, vocab: Vocab, suite: Suite, tokenize: Callable[[str], list[str]], oov: str = "unk"
+    scoring: Scoring, encode: Callable[..., Encoded], suite: Suite, tokenizer: Tokenizer, oov: str = "unk"
 ) -> SuiteResult:
     """Scores a suite.
 
     Args:
-        scoring: how sentences become scores; it must not carry anything from sentence to sentence.
-        vocab: the model's.
+        scoring: how sentences become scores; nothing may be carried from sentence to sentence.
+        encode: the sentence of some words, by the vocabulary.
         suite: to score.
-        tokenize: a region's words.
+        tokenizer: splits the regions' words.
         oov: unknown words are read as `<unk>`, or refused ("error").
 
     Raises:
         DataError: an unknown word is refused, or a sentence has no words.
     """
-    check_choice("oov", oov, OOV)
-    sentences, lengths, unknown = [], [], []
+    check_choice("oov", oov, ("unk", "error"))
+    sentences, lengths = [], []
     for item in suite.items:
         for name, regions in item.conditions.items():
-            pieces = [tokenize(content) for content in regions.values()]
+            displayed = iter(tokenizer(" ".join(regions.values())))
+            pieces = [[piece for _ in content.split() for piece in next(displayed)] for content in regions.values()]
             where = f"{suite.path}, item {item.number}, condition {name!r}"
             if not any(pieces):
                 raise DataError(f"{where} has no words")
-            found = encode(vocab, [word for part in pieces for word in part], oov, where)
-            sentences.append(found.ids[:-1])
+            sentences.append(encode([word for part in pieces for word in part], oov, where))
             lengths.append([len(part) for part in pieces])
-            unknown.append(int(found.oov.sum()))
-    bits = scoring(sentences).nats.astype(float) / math.log(2)
-    per_sentence = iter(
-        zip(np.split(bits, np.cumsum([sum(part) for part in lengths])[:-1]), lengths, unknown, strict=True)
-    )
+    bits = scoring([sentence.ids[:-1] for sentence in sentences]).nats.astype(float) / math.log(2)
+    parts = iter(np.split(bits, np.cumsum([length for found in lengths for length in found])[:-1]))
+    unknown = iter([int(sentence.oov.sum()) for sentence in sentences])
     results = []
     for item in suite.items:
-        surprisals, oovs = {}, 0
-        for name, regions in item.conditions.items():
-            values, counts, missing = next(per_sentence)
-            oovs += missing
-            for region, part in zip(regions, np.split(values, np.cumsum(counts)[:-1]), strict=True):
-                surprisals[name, region] = float(part.sum())
-        results.append(
-            ItemResult(item.number, surprisals, [formula.holds(surprisals) for formula in suite.predictions], oovs)
-        )
+        found = {
+            (name, region): float(next(parts).sum()) for name, regions in item.conditions.items() for region in regions
+        }
+        holds = [formula.holds(found) for formula in suite.predictions]
+        results.append(ItemResult(item.number, found, holds, sum(next(unknown) for _ in item.conditions)))
     return SuiteResult(suite, results)
 
 

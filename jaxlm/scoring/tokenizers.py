@@ -1,0 +1,127 @@
+"""From text to the words that a model reads: at white space, or as the words of Mikolov's Penn Treebank files.
+
+In these files punctuation and clitics are split off, numbers and `%` are `N`, and the last word of a sentence has lost
+its period: "The price of Acme Inc.'s stock can't rise 3.5% at Widget Corp." becomes "the price of acme inc. 's stock ca
+n't rise N N at widget corp". The tokenizer is guided by the vocabulary: a word that it has stays whole, and a mark that
+it lacks is dropped, so that a vocabulary with commas keeps commas.
+"""
+
+import re
+from collections.abc import Callable
+
+from jaxlm.data.vocab import Vocab
+
+NUMBER = re.compile(r"[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[:/]\d+)*")  # also 1/2, 7:30 and 10/19/87
+DECADE = re.compile(r"'\d0s")
+CLITICS = ("n't", "'re", "'ve", "'ll", "'s", "'m", "'d")
+JOINED = {
+    "cannot": ("can", "not"),
+    "gonna": ("gon", "na"),
+    "gotta": ("got", "ta"),
+    "wanna": ("wan", "na"),
+    "gimme": ("gim", "me"),
+    "lemme": ("lem", "me"),
+    "s.p.a.": ("s.p", "a."),
+}
+WRITTEN = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "£": "#", "*": "\\*"}
+DOUBLE, SINGLE, DASHES = '"\u201c\u201d', "'\u2018\u2019", "\u2014\u2013"  # as people type quotes and dashes
+MARKS = r"``|''|\.\.\.|--|"  # marks of more than one letter
+LEADING = re.compile(MARKS + rf"[A-Za-z]{{1,2}}\$|[{DOUBLE}{SINGLE}{DASHES}`(\[{{<$#£€*¿¡]")
+TRAILING = re.compile(MARKS + rf"[{DOUBLE}{SINGLE}{DASHES}`)\]}}>%,.;:?!*…]")
+LONGEST_NUMBER = 40  # characters
+
+Tokenizer = Callable[[str], list[list[str]]]  # from a line to the pieces of each displayed word
+
+
+def at_white_space(line: str) -> list[list[str]]:
+    """Every displayed word as its only piece."""
+    return [[word] for word in line.split()]
+
+
+def is_tokenised(vocab: Vocab) -> bool:
+    """Whether a vocabulary is of text whose punctuation stands apart, or was removed: few words end in a comma."""
+    return sum(len(word) > 1 and word[-1] in ",;" for word in vocab.words) <= len(vocab) / 1000
+
+
+class PTBTokenizer:
+    """Splits the displayed words of a line into pieces; a `Tokenizer`. Linear in the length of the line."""
+
+    def __init__(self, vocab: Vocab):
+        self._known = vocab.ids
+        self._longest = max(LONGEST_NUMBER, *map(len, vocab.words))
+        self._lower = all(word == word.lower() for word in (known.replace("N", "") for known in vocab.words))
+        self._number = "N" if "N" in vocab.ids else None
+
+    def __call__(self, line: str) -> list[list[str]]:
+        """The pieces of each displayed word; none for punctuation that the vocabulary lacks."""
+        words = line.split()
+        if all(word in self._known for word in words):  # it is tokenised already
+            return [[word] for word in words]
+        return [self._pieces(word, place == len(words)) for place, word in enumerate(words, 1)]
+
+    def _pieces(self, word: str, last: bool) -> list[str]:
+        if word in self._known and not last:
+            return [word]
+        word = word.translate({ord(quote): "'" for quote in SINGLE})
+        if self._lower:
+            word = word.lower()
+        start, end = 0, len(word)
+        before, after = [], []
+        while not self._stands(word, start, end) and (mark := _last_mark(word, start, end)):
+            after += self._mark(mark, opening=False)
+            end -= len(mark)
+        if end == 0 and LEADING.match(word):  # nothing but marks, which are read as opening ones
+            end, after = len(word), []
+        while not self._stands(word, start, end) and (mark := LEADING.match(word, start, end)):
+            before += self._mark(mark[0], opening=True)
+            start = mark.end()
+        if last and word.endswith(".", start, end) and word[start : end - 1] in self._known:
+            end -= 1  # "inc." ends a sentence as "inc"
+        return [*before, *self._core(word, start, end), *reversed(after)]
+
+    def _stands(self, word: str, start: int, end: int) -> bool:
+        """Whether a part of a word is left as it is: `inc.`, `'s`, `n't`, or a number such as .5."""
+        if not 0 < end - start <= self._longest:
+            return False
+        part = word[start:end]
+        return part in self._known or part in JOINED or bool(NUMBER.fullmatch(part) or DECADE.fullmatch(part))
+
+    def _mark(self, mark: str, opening: bool) -> list[str]:
+        """The mark in the vocabulary's own writing, if it has any."""
+        if mark == "%" and mark not in self._known and self._number:
+            return [self._number]
+        names = [mark, WRITTEN.get(mark, mark)]
+        if mark == "'" and opening:
+            names = ["`"]
+        if mark in DOUBLE:
+            names.append("``" if opening else "''")
+        return [name for name in names if name in self._known][:1] or ([mark] if mark[1:] == "$" else [])
+
+    def _core(self, word: str, start: int, end: int) -> list[str]:
+        """The pieces between the marks: clitics, numbers, and slashes as the vocabulary writes them."""
+        after: list[str] = []
+        while not self._stands(word, start, end):
+            clitic = next((one for one in CLITICS if word[end - len(one) : end].lower() == one), "")
+            own = word[end - len(clitic) : end]
+            if not clitic or end - len(clitic) <= start or own not in self._known:
+                break
+            after.append(own)
+            end -= len(clitic)
+        part = word[start:end]
+        if not part:
+            return after[::-1]
+        return [*self._whole(part), *reversed(after)]
+
+    def _whole(self, part: str) -> list[str]:
+        escaped = part.replace("/", "\\/").replace("*", "\\*")
+        if part in self._known or escaped in self._known:
+            return [part if part in self._known else escaped]
+        if self._number and len(part) <= LONGEST_NUMBER and NUMBER.fullmatch(part):
+            return ["N\\/N" if "/" in part and "N\\/N" in self._known else self._number]
+        parts = JOINED.get(part.lower())
+        return list(parts) if parts and all(one in self._known for one in parts) else [part]
+
+
+def _last_mark(word: str, start: int, end: int) -> str:
+    parts = (word[max(start, end - length) : end] for length in (3, 2, 1))
+    return next((part for part in parts if TRAILING.fullmatch(part)), "")
