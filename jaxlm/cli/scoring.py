@@ -300,8 +300,8 @@ def _blocks(texts: Sequence[Path], counted: bool = False) -> Iterator[tuple[int,
     for path in texts or [Path("-")]:
         if path.suffix.lower() in (".csv", ".tsv"):
             raise JaxlmError(
-                f"{path} is a table: give it as `jaxlm surprisal RUN --csv {path} --column NAME`, or its sentences in a "
-                f"file of another name, one a line"
+                f"{path} is a table: give it as `jaxlm surprisal RUN --csv {path} --column NAME`, or write its "
+                f"sentences to a file of another name, one a line"
             )
         name = name_of(path)
         with open_text(path) as file:
