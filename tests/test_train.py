@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
+import signal
 import sys
 
 import jax
@@ -95,6 +97,27 @@ def test_a_resumed_run_ends_with_the_same_bytes(train, reference, tmp_path, stop
     result = train()
     assert_same(tmp_path / "run", reference)
     assert result.stopped_by is None
+
+
+def test_a_signal_saves_where_no_checkpoint_is_due(train, reference, tmp_path):
+    """In the middle of an epoch, without `checkpoint_every`: the only edge is the signal."""
+
+    def interrupt(step: int, _: object) -> None:
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    result = train(CONFIG.replace(checkpoint_every=0, windows_per_call=4), on_metrics=interrupt)
+    (saved,) = checkpoint.manifests(tmp_path / "run")
+    assert result.stopped_by == signal.SIGTERM and saved == result.state.step and 8 <= saved < WINDOWS
+    train()
+    assert_same(tmp_path / "run", reference)
+
+
+def test_a_finished_run_that_is_resumed_is_said_to_be_finished(finished, tmp_path, corpus, capsys):
+    run = shutil.copytree(finished.run_dir, tmp_path / "run")
+    result = jaxlm.train(CONFIG, corpus, run, resume=True)
+    assert result.test_perplexity == finished.test_perplexity
+    assert "has finished (3 epochs, 117 windows): nothing is left to train" in capsys.readouterr().out
 
 
 def test_other_calls_and_other_checkpoints_change_no_result(train, reference, tmp_path):

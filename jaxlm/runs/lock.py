@@ -1,4 +1,4 @@
-"""Who holds a run directory: one process at a time, on any host, and a dead one is never in the way."""
+"""The lock of a run directory: one process at a time, on any host, and a dead one is never in the way."""
 
 import fcntl
 import os
@@ -15,7 +15,7 @@ from jaxlm.errors import RunDirError
 from jaxlm.files import Folder, reason
 
 NAME = ".lock"
-BEAT, SILENCE = 5.0, 30.0  # seconds: how often a holder shows that it lives, and how long another host waits for it
+BEAT, SILENCE = 5.0, 30.0  # seconds between two signs of life of a holder; and how long another host waits for one
 
 
 class InUse(RunDirError):
@@ -41,10 +41,9 @@ class Held:
 def lock(run_dir: str | Path) -> Iterator[Held]:
     """Holds a run directory, made where it is missing, while no other process does.
 
-    It is the kernel's own lock on an open file and ends with its process, so a dead holder is never in the way; NFS
-    carries it to other hosts. Some file systems do not: so the file also names its holder, who touches it every
-    `BEAT` seconds. A free lock that still names another host is watched for `SILENCE` seconds, and taken over only if
-    nobody touches it.
+    The lock is the kernel's, on an open file, and ends with its process; NFS carries it to other hosts. Some file
+    systems do not. So the file also names its holder, who touches it every `BEAT` seconds: a free lock that names
+    another host is watched for `SILENCE` seconds, and taken over only if nobody touches it.
 
     Args:
         run_dir: the directory; a link to one is followed, and nothing below it is.
@@ -52,7 +51,7 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
         The directory, held by its descriptor, and a check that it is still this process's.
     Raises:
         InUse: another process holds it; which one is said.
-        RunDirError: it cannot be used, or holds anything else than files and directories.
+        RunDirError: it cannot be used, or contains anything else than files and directories.
     """
     with readable_errors(f"{run_dir} cannot be used"):
         folder = Folder.open(run_dir, create=True)
@@ -60,8 +59,8 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
         with readable_errors(f"{run_dir} cannot be used"):
             if strange := folder.strange():
                 raise RunDirError(
-                    f"{run_dir} holds what no run does, {', '.join(strange[:4])}: only regular files and "
-                    f"directories belong there; remove the rest, or choose another --run-dir"
+                    f"{run_dir} contains {', '.join(strange[:4])}: only regular files and directories belong in a "
+                    f"run's directory; remove the rest, or choose another --run-dir"
                 )
             file = folder.append(NAME)
         with file:
@@ -82,29 +81,27 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
 
 
 def holder(folder: Folder) -> str:
-    """Who holds a run directory, or died while it did; empty where it was released. Raises OSError."""
+    """The process that holds a run directory, or died while it did; empty where it was released. Raises OSError."""
     return _line(folder.read(NAME, 200)) if folder.exists(NAME) else ""
 
 
 def _take(file: BinaryIO, folder: Folder) -> None:
+    free = True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = True
     except BlockingIOError:
         free = False
     named, host = _line(os.pread(file.fileno(), 200, 0)), socket.gethostname()
     if free and named and not named.endswith(f" on {host}"):
-        print(
-            f"{folder.path} was left by {named}: waiting up to {SILENCE:g} s to see whether that is dead",
-            file=sys.stderr,
-        )
+        wait = f"waiting up to {SILENCE:g} s to see whether that process is dead"
+        print(f"{folder.path} was left by {named}: {wait}", file=sys.stderr)
         free = not _touched(folder)
     if not free:
         raise InUse(
             f"{folder.path} is in use by {named or 'another process'}: wait for it, or choose another --run-dir"
         )
     os.ftruncate(file.fileno(), 0)
-    os.write(file.fileno(), f"process {os.getpid()} on {host}\n".encode())  # nothing is left to write when it closes
+    os.write(file.fileno(), f"process {os.getpid()} on {host}\n".encode())
 
 
 def _line(found: bytes) -> str:
@@ -113,12 +110,12 @@ def _line(found: bytes) -> str:
 
 def _beat(descriptor: int, done: threading.Event) -> None:
     while not done.wait(BEAT):
-        with suppress(OSError):  # as of a file server that starts again: the next beat may succeed
+        with suppress(OSError):  # as of a file server that restarts: the next beat may succeed
             os.utime(descriptor)
 
 
 def _touched(folder: Folder) -> bool:
-    """Whether a holder shows itself while we watch; the file is opened anew, so that NFS asks its server."""
+    """Whether a holder touches the file within `SILENCE`; it is opened anew each time, so that NFS asks its server."""
 
     def touched_at() -> int:
         with folder.reader(NAME) as file:
@@ -134,18 +131,12 @@ def _touched(folder: Folder) -> bool:
 
 @contextmanager
 def readable_errors(what: str) -> Iterator[None]:
-    """Turns an OSError about a run directory into a RunDirError: `what`, the reason, and what to do."""
+    """Turns an OSError about a run directory into a RunDirError: `what`, the path, the reason, and what to do."""
     try:
         yield
     except RunDirError:
         raise
     except (OSError, ValueError) as error:
-        raise RunDirError(
-            f"{what}: {_where(error, what)}{reason(error)}; fix that, or choose another --run-dir"
-        ) from None
-
-
-def _where(error: OSError | ValueError, what: str) -> str:
-    """The path that an error is about, where the sentence does not name it."""
-    path = getattr(error, "filename", None)
-    return f"{path}: " if path and not what.startswith(f"{path} ") else ""
+        path = getattr(error, "filename", None)
+        where = f"{path}: " if path and not what.startswith(f"{path} ") else ""
+        raise RunDirError(f"{what}: {where}{reason(error)}; fix that, or choose another --run-dir") from None

@@ -98,6 +98,11 @@ class Run:
         self.averages_from: int | None = None
         if self.found:
             self.remember(self.found.state.memory)
+        if self.found and self.finished:
+            self.notes.append(
+                f"{self.folder.path} has finished ({self.epoch} epochs, {self.step} windows): nothing is left to train, "
+                f"and it is tested again"
+            )
         self.epochs = [
             EpochResult(
                 row["epoch"],
