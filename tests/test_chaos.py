@@ -553,14 +553,14 @@ def test_output_goes_to_paths_of_every_kind(server, trained, tmp_path, capsys):
             rng.choice(verbs),
             rng.choice(["file", "link", "dangling", "FIFO", "device", "full", "folder", "own"]),
         )
-        path, listener = tmp_path / f"{case}", None
+        path, reader = tmp_path / f"{case}", None
         if kind == "file":
             path.write_text("old")
         elif kind in ("link", "dangling"):
             path.symlink_to(home / ("mine" if kind == "link" else f"new{case}"))
         elif kind == "FIFO":
             os.mkfifo(path)
-            listener = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+            reader = subprocess.Popen(["wc", "-c", path], stdout=subprocess.PIPE)
         elif kind in ("device", "full"):
             try:
                 os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3 if kind == "device" else 7))
@@ -580,9 +580,8 @@ def test_output_goes_to_paths_of_every_kind(server, trained, tmp_path, capsys):
         if kind == "link":
             assert (home / "mine").read_bytes() != b"mine", where
             (home / "mine").write_text("mine")
-        if listener is not None:
-            assert os.read(listener, 1 << 16), where
-            os.close(listener)
+        if reader is not None:
+            assert int(reader.communicate(timeout=60)[0].split()[0]) > 0, where
         counts[f"{kind}: {code}"] += 1
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before, where
     with capsys.disabled():
@@ -624,7 +623,7 @@ def test_long_and_regular_texts_take_linear_time(server, trained, tmp_path, caps
         last = [text.read_text()[:100_000]] if verb == ("perplexity",) else [text]
         code, out, err = server.start(verb[0], trained["run"], *verb[1:], *last).end()
         where = f"seed {SEED}, case {case}: {verb} of {unit!r} -> {code}: {out[-300:]} {err[-300:]}"
-        assert code in (0, 1) and "Traceback" not in err, where
+        assert code in (0, 1, 2) and "Traceback" not in err, where  # (2: an argument that begins with -)
         counts[f"{verb[0]}: {code}"] += 1
     with capsys.disabled():
         print(f"\nJAXLM_CHAOS_SEED={SEED}: long texts: {dict(sorted(counts.items()))}", flush=True)

@@ -100,8 +100,8 @@ class Run:
             self.remember(self.found.state.memory)
         if self.found and self.finished:
             self.notes.append(
-                f"{self.folder.path} has finished ({self.epoch} epochs, {self.step} windows): nothing is left to train, "
-                f"and it is tested again"
+                f"{self.folder.path} has finished ({self.epoch} epochs, {self.step} windows): nothing is left to "
+                f"train, and it is tested again"
             )
         self.epochs = [
             EpochResult(
