@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from jaxlm import cli
-from jaxlm.cli.parsing import Parser, changes
+from jaxlm.cli.parsing import changes
 from jaxlm.cli.verbs import VERBS
 from jaxlm.config.config import all_kinds
 from jaxlm.config.presets import preset
@@ -172,9 +172,9 @@ def parses(words: list[str], monkeypatch) -> None:
         assert parsed
     for args in parsed:
         if args.verb.name in ("train", "sweep"):
-            config = preset(args.preset).replace(**changes(args))
-            if args.verb.name == "sweep" and args.settings:
-                read_space(dict(setting.split("=", 1) for setting in args.settings), config)
+            config = preset(args.preset or "small").replace(**changes(args))
+            if args.verb.name == "sweep" and args.set:
+                read_space(dict(setting.split("=", 1) for setting in args.set), config)
 
 
 def test_every_page_of_the_manual_is_tested_and_linked():
@@ -217,9 +217,7 @@ def test_every_flag_that_the_manual_names_exists():
     kinds = [*(kind for _, _, kind in all_kinds()), *PROTOCOLS.values()]
     known = {f"--{name.rstrip('_').replace('_', '-')}" for kind in kinds for name in specs(kind)}
     for verb in VERBS.values():
-        parser = Parser()
-        verb.add_arguments(parser, [])
-        known |= set(re.findall(r"--[a-z][a-z0-9-]+", parser.format_help()))
+        known |= set(re.findall(r"--[a-z][a-z0-9-]+", verb.parser().format_help()))
     for page, text in PAGES.items():
         named = set(re.findall(r"`(--[a-z][a-z0-9-]+)", text))
         assert named <= known, f"{page}: {sorted(named - known)}"

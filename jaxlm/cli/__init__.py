@@ -22,17 +22,14 @@ import difflib
 import gc
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxlm.cli import help
 from jaxlm.cli.completion import complete
 from jaxlm.cli.ending import SIGNALLED, check_limits, exit_code, fail
 from jaxlm.cli.parsing import Parser
-from jaxlm.cli.sweeping import sweep_arguments
-from jaxlm.cli.training import train_arguments
 from jaxlm.cli.verbs import VERBS
-from jaxlm.config.config import Config
 from jaxlm.config.presets import preset
 from jaxlm.terminal import say
 
@@ -79,7 +76,8 @@ def train_command(recipe: str, description: str, arguments: Sequence[str] | None
     Raises:
         SystemExit: help was asked for, or the arguments do not parse.
     """
-    return _script("train", train_arguments, description, arguments, preset(recipe))
+    given = _given(arguments)
+    return _run(VERBS["train"].parser(given, prog=None, description=description, start=preset(recipe)), given)
 
 
 def sweep_command(
@@ -94,17 +92,9 @@ def sweep_command(
         arguments: those after the script (default: the process's own).
         **fields: fields of the preset to change.
     """
-    start = preset(recipe).replace(**fields)
-    return _script("sweep", sweep_arguments, description, arguments, start, default_space=space)
-
-
-def _script(
-    name: str, add: Callable, description: str, arguments: Sequence[str] | None, start: Config, **defaults: Any
-) -> int:
-    given = _given(arguments)
-    parser = Parser(given, description=description)
-    add(parser, start)
-    parser.set_defaults(verb=VERBS[name], start=start, preset=start.preset, **defaults)
+    given, start = _given(arguments), preset(recipe).replace(**fields)
+    parser = VERBS["sweep"].parser(given, prog=None, description=description, start=start)
+    parser.set_defaults(default_space=space)
     return _run(parser, given)
 
 

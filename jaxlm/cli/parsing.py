@@ -49,23 +49,20 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         arguments: the command line; `--help` in it shows the arguments used most, `--help-all` shows all.
+        start: the config that a script's flags change (None: --preset and --config name it).
         **options: as argparse takes them.
     """
 
-    def __init__(self, arguments: Sequence[str] = (), **options: Any):
+    def __init__(self, arguments: Sequence[str] = (), start: Config | None = None, **options: Any):
         options.setdefault("usage", "%(prog)s [options]")
         super().__init__(
             allow_abbrev=False, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options
         )
         self.color = False  # (from Python 3.14 on; `say` would show the colours' escapes)
-        self.arguments = arguments
+        self.arguments, self.start = arguments, start
         self.brief = bool({"-h", "--help"} & {*arguments})
         self.add_argument("-h", "--help", action="help", help="show the arguments used most")
         self.add_argument("--help-all", action="help", help="show every flag, with its limits and its default")
-
-    def rare(self, text: str) -> str:
-        """The help of an argument that `--help` leaves to `--help-all`."""
-        return argparse.SUPPRESS if self.brief else text
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's; an optional positional argument may come after flags, and `-1e-3` is a number."""
@@ -138,35 +135,28 @@ def add_field(group: Any, name: str, spec: Spec, default: Any, shown: bool = Tru
     suggest(action, spec.choices)
 
 
-def add_config_flags(parser: Parser, start: Config | None = None, often: Sequence[str] = _OFTEN) -> None:
+def add_config_flags(parser: Parser, often: Sequence[str] = _OFTEN) -> None:
     """Adds a flag for the kind of model, optimiser and schedule, and for every field of every kind.
 
     Args:
-        parser: its command line's --preset, --config and kinds decide the fields and defaults that help shows.
-        start: the config that flags change (default: that of --preset or --config).
+        parser: its start, or its command line's --preset, --config and kinds, decide the fields that help shows.
         often: the fields that `--help` shows.
     """
-    shown = _shown_config(parser, start)
-    brief = parser.add_argument_group("fields used most") if parser.brief else None
+    shown, brief = _shown_config(parser), parser.add_argument_group("fields used most")
     taken: set[str] = set()
     for section in SECTIONS:
-        part = getattr(shown, section)
+        part, group = getattr(shown, section), brief
         kind = kind_of(section, part) if section in KINDS else ""
-        title = f"{section} ({kind})" if kind else {"train": "counts of the run", "data": "text"}[section]
-        group = brief or parser.add_argument_group(title, (type(part).__doc__ or "").split("\n")[0] if kind else None)
+        if not parser.brief:
+            title = f"{section} ({kind})" if kind else {"train": "counts of the run", "data": "text"}[section]
+            group = parser.add_argument_group(title, (type(part).__doc__ or "").split("\n")[0] if kind else None)
         if kind:
-            action = group.add_argument(
-                f"--{section}",
-                dest=FIELD + section,
-                default=argparse.SUPPRESS,
-                metavar="KIND",
-                help=f"{either(list(KINDS[section]))} (default {kind})"
-                if not brief or section in often
-                else argparse.SUPPRESS,
-            )
-            suggest(action, KINDS[section])
+            help = f"{either(list(KINDS[section]))} (default {kind})"
+            options: dict[str, Any] = {"dest": FIELD + section, "default": argparse.SUPPRESS, "metavar": "KIND"}
+            help = help if section in often or not parser.brief else argparse.SUPPRESS
+            suggest(group.add_argument(f"--{section}", help=help, **options), KINDS[section])
         for name, spec in specs(type(part)).items():
-            add_field(group, name, spec, getattr(part, name), shown=not brief or name in often)
+            add_field(group, name, spec, getattr(part, name), shown=name in often or not parser.brief)
             taken.add(name)
     for _, _, kind in all_kinds():  # flags of other kinds are accepted, so that `Config.replace` can explain
         for name in specs(kind).keys() - taken:
@@ -192,17 +182,15 @@ def add_protocol_flags(parser: Parser) -> None:
             taken.add(field)
 
 
-def add_start(parser: Parser, group: Any, with_preset: bool) -> None:
-    """Adds --preset and --config, which name the config that flags change."""
-    parser.set_defaults(start=None)
-    if with_preset:
-        names = textwrap.fill(f"presets: {', '.join(PRESETS)}", 78, subsequent_indent="  ", break_on_hyphens=False)
-        parser.epilog = "\n\n".join(filter(None, (names, parser.epilog)))
-        preset = group.add_argument(
-            "--preset", metavar="NAME", help="the recipe to start from, see below (default small)"
-        )
-        suggest(preset, PRESETS)
-    group.add_argument("--config", type=some_path, metavar="FILE", help="start from a config.json instead")
+def add_start(parser: Parser) -> None:
+    """Adds --preset (not to a script with a start of its own) and --config, which name the config that flags change."""
+    parser.set_defaults(start=parser.start, preset=parser.start and parser.start.preset)
+    if parser.start is None:
+        names = f"presets: {', '.join(PRESETS)}"
+        parser.epilog = textwrap.fill(names, 78, subsequent_indent="  ", break_on_hyphens=False)
+        help = "the recipe to start from, see below (default small)"
+        suggest(parser.add_argument("--preset", metavar="NAME", help=help), PRESETS)
+    parser.add_argument("--config", type=some_path, metavar="FILE", help="start from a config.json instead")
 
 
 def changes(args: argparse.Namespace) -> dict[str, Any]:
@@ -269,14 +257,14 @@ def _limits(spec: Spec) -> str:
     return spec.range if spec.type in (int, float) and spec.range != "finite" else ""
 
 
-def _shown_config(parser: Parser, start: Config | None) -> Config:
+def _shown_config(parser: Parser) -> Config:
     """The config whose fields and defaults help shows. Mistakes on the command line are passed over here."""
-    found = start or preset("small")
+    found = parser.start or preset("small")
     if not {"-h", "--help", "--help-all"} & {*parser.arguments}:
         return found
     given = _early(parser, "preset", "config", *KINDS)
     with suppress(JaxlmError):
-        found = preset(given["preset"]) if start is None and "preset" in given else found
+        found = preset(given["preset"]) if parser.start is None and "preset" in given else found
     with suppress(JaxlmError):
         found = _read_config(Path(given["config"])) if "config" in given else found
     for slot in KINDS:

@@ -108,7 +108,7 @@ def _check_surprisal(args: argparse.Namespace, runs: Sequence[Path], texts: Sequ
         (args.column is not None and not args.csv, "--column names a column of the file of --csv, which is not given"),
         (
             args.adapt is not None and args.protocol != "plain",
-            f"--adapt {args.adapt} learns by a plain model: leave --protocol out",
+            f"--adapt {args.adapt} learns by a plain model: leave --protocol {args.protocol} out",
         ),
         (args.save_adapted and args.adapt is None, "--save-adapted keeps what --adapt RATE makes, which is not given"),
         (len(runs) > 1 and other, f"--layout takes one run, and {len(runs)} are given"),

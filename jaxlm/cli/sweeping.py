@@ -1,13 +1,13 @@
 """`jaxlm sweep`."""
 
 import argparse
+from functools import partial
 from typing import Any
 
 from jaxlm.cli.ending import FAILED, SIGNALLED
 from jaxlm.cli.parsing import Parser, add_config_flags, add_start, changes, some_path, starting_config, whole
-from jaxlm.cli.training import add_run_arguments, new_run
-from jaxlm.cli.verbs import verb
-from jaxlm.config.config import Config
+from jaxlm.cli.training import new_run, run_dir
+from jaxlm.cli.verbs import DATA_DIR, argument, verb
 from jaxlm.errors import JaxlmError
 from jaxlm.terminal import say
 
@@ -27,53 +27,39 @@ examples:
 """
 
 
-def sweep_arguments(parser: Parser, start: Config | None = None) -> None:
-    """Adds the flags of a sweep, and one for every field of the config.
-
-    Args:
-        parser: what to add to.
-        start: the config of a script that sweeps one preset; None adds --preset.
-    """
-    parser.epilog = SPACES
+def _explain_spaces(parser: Parser) -> None:
+    parser.epilog = "\n\n".join(filter(None, (parser.epilog, SPACES)))
     parser.set_defaults(default_space={})
-    run = parser.add_argument_group("the sweep")
-    add_start(parser, run, with_preset=start is None)
-    run.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=SPACE",
-        dest="settings",
-        help="try these values of a field (see below); once for each field",
-    )
-    run.add_argument(
-        "--space", type=some_path, metavar="FILE", help=parser.rare("a file of FIELD = SPACE lines in TOML, or JSON")
-    )
-    run.add_argument(
-        "--strategy",
-        choices=("grid", "random", "tpe"),
-        help="all points, random ones, or Optuna's choice (tpe, which prunes) (default grid)",
-    )
-    run.add_argument("--trials", type=whole(1), metavar="N", help="how many points; a grid needs none")
-    run.add_argument("--seeds", type=whole(1), metavar="K", help="seeds of each point, from --seed on (default 1)")
-    run.add_argument("--workers", type=whole(1), metavar="N", help="processes (default: one a core for a long sweep)")
-    group = "members that train in one program (default: by memory)"
-    run.add_argument("--group", type=whole(1), metavar="M", help=parser.rare(group))
-    storage = (
-        "a journal file or a database URL for Optuna's study ($JAXLM_STORAGE, else RUN_DIR/study.journal); a URL's "
-        "password is kept nowhere"
-    )
-    run.add_argument("--storage", metavar="WHERE", help=parser.rare(storage))
-    add_run_arguments(
-        run,
-        "where everything is kept (default: runs/PRESET-sweep-DATE-TIME)",
-        "resume the sweep in --run-dir, beside whoever works on it already",
-    )
-    run.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of --workers' processes
-    add_config_flags(parser, start, often=())
 
 
-@verb("train many points of a space, and find the best", sweep_arguments)
+@verb(
+    "train many points of a space, and find the best",
+    add_start,
+    argument(
+        "--set", action="append", default=[], metavar="FIELD=SPACE", help="values of a field, see below; repeatable"
+    ),
+    argument(
+        "--space", type=some_path, metavar="FILE", rare=True, help="a file of FIELD = SPACE lines in TOML, or JSON"
+    ),
+    argument("--strategy", choices=("grid", "random", "tpe"), help="tpe is Optuna's choice, and prunes (default grid)"),
+    argument("--trials", type=whole(1), metavar="N", help="how many points; a grid needs none"),
+    argument("--seeds", type=whole(1), metavar="K", help="seeds of each point, from --seed on (default 1)"),
+    argument("--workers", type=whole(1), metavar="N", help="processes (default: one a core for a long sweep)"),
+    argument("--group", type=whole(1), metavar="M", rare=True, help="members in one program (default: by memory)"),
+    argument(
+        "--storage",
+        metavar="WHERE",
+        rare=True,
+        help="a journal file or a database URL for Optuna's study ($JAXLM_STORAGE, else RUN_DIR/study.journal); "
+        "a URL's password is kept nowhere",
+    ),
+    run_dir("runs/PRESET-sweep-DATE-TIME"),
+    argument("--resume", action="store_true", help="resume the sweep in --run-dir, beside whoever works on it already"),
+    argument("--worker", action="store_true", help=argparse.SUPPRESS),  # one of --workers' processes
+    DATA_DIR,
+    partial(add_config_flags, often=()),
+    _explain_spaces,
+)
 def sweep(args: argparse.Namespace) -> int:
     if (args.resume or args.worker) and (args.run_dir is None or args.config):
         raise JaxlmError("--resume takes the sweep in --run-dir and its own config: name it, and leave --config out")
@@ -122,7 +108,7 @@ def _space(args: argparse.Namespace) -> dict[str, Any]:
         from jaxlm.sweeps.space import read_space_file
 
         space = read_space_file(args.space)
-    for setting in args.settings:
+    for setting in args.set:
         name, equals, value = setting.partition("=")
         name = name.strip().replace("-", "_")
         if not equals:

@@ -41,9 +41,9 @@ class Verb:
             add(parser)
         parser.set_defaults(verb=self)
 
-    def parser(self, arguments: Sequence[str] = ()) -> Parser:
-        """The verb's parser for a command line, whose kinds decide the fields that help shows."""
-        parser = Parser(arguments, prog=f"jaxlm {self.name}", description=self.help)
+    def parser(self, arguments: Sequence[str] = (), **options: Any) -> Parser:
+        """The verb's parser for a command line, as `Parser` takes it."""
+        parser = Parser(arguments, **{"prog": f"jaxlm {self.name}", "description": self.help, **options})
         self.add_arguments(parser)
         return parser
 
@@ -68,11 +68,19 @@ def verb(help: str, *adders: Adder, uses_jax: bool = True) -> Callable[[Action],
     return register
 
 
-def argument(*names: str, values: Sequence[str] = (), **options: Any) -> Adder:
-    """An argument, as argparse's `add_argument` takes it; `values` are some that the shell completes."""
+def argument(*names: str, values: Sequence[str] = (), rare: bool = False, **options: Any) -> Adder:
+    """An argument, as argparse's `add_argument` takes it.
+
+    Args:
+        *names: its flags, or its name where it has none.
+        values: some that the shell completes.
+        rare: leave it to `--help-all`.
+        **options: argparse's.
+    """
 
     def add(parser: Parser) -> None:
-        suggest(parser.add_argument(*names, **options), values)
+        hidden = {"help": argparse.SUPPRESS} if rare and parser.brief else {}
+        suggest(parser.add_argument(*names, **{**options, **hidden}), values)
         name = options.get("metavar", names[0])
         if not names[0].startswith("-"):
             shown = {"?": f"[{name}]", "*": f"[{name} ...]", "+": f"{name} [{name} ...]"}
