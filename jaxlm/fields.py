@@ -1,15 +1,14 @@
-"""What a field of the config is: its type, limits, unit and help, and the check of a value against them.
+"""What a field of a config is: its type, limits, unit and help, and the check of a value against them.
 
-Numbers (float) are traced by JAX, so that changing one compiles nothing; everything else is static and compiles. A
-number that is `optional` may be None: the mechanism that it belongs to is then absent.
+Numbers (float) are traced by JAX, so that changing one compiles nothing; every other field is static. A number that is
+`optional` may be None: the mechanism that it belongs to is then absent.
 """
 
 import difflib
 import math
-import numbers
 import struct
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from jaxlm.errors import JaxlmError
@@ -29,6 +28,7 @@ class Spec:
       optional: whether it may be None.
       needs: other fields of the section, of which one must be set where this one is.
       excludes: other fields of the section that must not be set where this one is.
+      own: whether each kind has a value of its own, which another kind does not take over.
     """
 
     type: type
@@ -42,34 +42,29 @@ class Spec:
     optional: bool = False
     needs: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
+    own: bool = False
 
     @property
     def range(self) -> str:
         """The limits in words."""
         limits = (("above", self.above), ("at least", self.low), ("below", self.below), ("at most", self.high))
-        return (
-            " and ".join(
-                f"{word} {limit:,}" if isinstance(limit, int) else f"{word} {limit:g}"
-                for word, limit in limits
-                if math.isfinite(limit)
-            )
-            or "finite"
-        )
+        words = [f"{word} {_grouped(limit)}" for word, limit in limits if math.isfinite(limit)]
+        return " and ".join(words) or "finite"
 
 
-def number(default: float | None, help: str, unit: str = "", **limits: Any) -> Any:
-    """A traced number; `optional=True` allows None."""
-    return _declared(default, Spec(float, help, unit, **{"optional": default is None, **limits}))
+def number(default: float | None, help: str, unit: str = "", **options: Any) -> Any:
+    """A traced number; None is allowed where it is the default, or with `optional=True`."""
+    return _declared(default, Spec(float, help, unit, **{"optional": default is None, **options}))
 
 
-def probability(help: str, **relations: Any) -> Any:
-    """A traced probability that something is kept, absent by default; `help` says what."""
-    return number(None, f"probability that {help}", above=0, high=1, **relations)
+def probability(help: str, **options: Any) -> Any:
+    """A traced probability, absent by default; `help` says of what."""
+    return number(None, f"probability that {help}", above=0, high=1, **options)
 
 
-def count(default: int | None, help: str, unit: str = "", low: int = 0, high: int = 2**31 - 1, **relations: Any) -> Any:
+def count(default: int | None, help: str, unit: str = "", low: int = 0, high: int = 2**31 - 1, **options: Any) -> Any:
     """A static whole number; None is allowed where it is the default."""
-    return _declared(default, Spec(int, help, unit, low, high, optional=default is None, **relations))
+    return _declared(default, Spec(int, help, unit, low, high, optional=default is None, **options))
 
 
 def counts(default: tuple[int, ...], help: str, unit: str = "", low: int = 1, high: int = 2**31 - 1) -> Any:
@@ -77,9 +72,9 @@ def counts(default: tuple[int, ...], help: str, unit: str = "", low: int = 1, hi
     return _declared(default, Spec(tuple, help, unit, low, high))
 
 
-def flag(default: bool, help: str, **relations: Any) -> Any:
+def flag(default: bool, help: str, **options: Any) -> Any:
     """A static switch."""
-    return _declared(default, Spec(bool, help, **relations))
+    return _declared(default, Spec(bool, help, **options))
 
 
 def choice(default: str, help: str, choices: Sequence[str]) -> Any:
@@ -96,56 +91,54 @@ def _declared(default: Any, spec: Spec) -> Any:
     return field(default=default, metadata={"spec": spec})
 
 
-def spec_of(item: Field) -> Spec:
-    """The spec of a dataclass's field."""
-    return item.metadata["spec"]
-
-
 def specs(kind: type) -> dict[str, Spec]:
     """name -> spec of every field of a kind, in the order of declaration."""
-    return {item.name: spec_of(item) for item in fields(kind)}
+    return {item.name: item.metadata["spec"] for item in fields(kind)}
 
 
 def checked(section: Any) -> Any:
     """A section with every value as plain Python has it (NumPy's scalars converted, lists as tuples).
 
     Args:
-      section: an instance of a dataclass whose fields were declared by this module.
+      section: an instance of a dataclass whose fields were declared by this module. Its method `check`, if it has one,
+        raises JaxlmError where fields contradict each other in other ways than `needs` and `excludes`.
 
     Returns:
       The section itself where nothing had to be converted. Arrays and tracers pass in the place of a number.
 
     Raises:
-      JaxlmError: a value has another type than its field, or is outside of the field's limits.
+      JaxlmError: a value has another type than its field, is outside of the field's limits, or contradicts another.
     """
-    values = {item.name: getattr(section, item.name) for item in fields(section)}
-    plain = {name: check(name.rstrip("_"), spec, values[name]) for name, spec in specs(type(section)).items()}
-    same = all(plain[name] is values[name] for name in plain)
-    return section if same else replace(section, **plain)
+    values = {name: getattr(section, name) for name in specs(type(section))}
+    plain = {name: _check(name.rstrip("_"), spec, values[name]) for name, spec in specs(type(section)).items()}
+    if any(plain[name] is not values[name] for name in plain):
+        section = replace(section, **plain)
+    _check_relations(section)
+    if hasattr(section, "check"):
+        section.check()
+    return section
 
 
-def check_relations(section: Any) -> None:
+def _check_relations(section: Any) -> None:
     """Raises JaxlmError where a field is set without one that it needs, or beside one that it excludes."""
+    defaults = {item.name: item.default for item in fields(section)}
 
     def is_set(name: str) -> bool:
-        default, value = type(section).__dataclass_fields__[name].default, getattr(section, name)
-        return value is not None if default is None else value != default
+        value = getattr(section, name)
+        return value is not None if defaults[name] is None else value != defaults[name]
 
     def told(names: Sequence[str]) -> str:
         return ", ".join(f"{name} is {setting_text(getattr(section, name))}" for name in names)
 
     for name, spec in specs(type(section)).items():
-        if (spec.needs or spec.excludes) and is_set(name):
-            if spec.needs and not any(map(is_set, spec.needs)):
-                raise JaxlmError(
-                    f"{name} needs {either(spec.needs)}, and {told(spec.needs)}: set {either(spec.needs)}, or leave "
-                    f"{name} out"
-                )
-            for other in filter(is_set, spec.excludes):
-                raise JaxlmError(f"{name} and {other} exclude each other, and {told([name, other])}: leave one out")
+        if spec.needs and is_set(name) and not any(map(is_set, spec.needs)):
+            needed = either(spec.needs)
+            raise JaxlmError(f"{name} needs {needed}, and {told(spec.needs)}: set {needed}, or leave {name} out")
+        if other := next((other for other in spec.excludes if is_set(name) and is_set(other)), None):
+            raise JaxlmError(f"{name} and {other} exclude each other, and {told([name, other])}: leave one out")
 
 
-def check(name: str, spec: Spec, value: Any) -> Any:
+def _check(name: str, spec: Spec, value: Any) -> Any:
     """One field's value, as plain Python has it. Raises JaxlmError where the spec does not allow it."""
     if spec.type is tuple:
         value = tuple(value) if isinstance(value, list | tuple) else (value,)
@@ -154,24 +147,18 @@ def check(name: str, spec: Spec, value: Any) -> Any:
         return tuple(_scalar(name, spec, int, one) for one in value)
     if value is None and spec.optional:
         return None
-    if spec.type is float and _is_array(value):
-        return value
-    return _scalar(name, spec, spec.type, value)
+    is_scalar = getattr(value, "shape", None) is None or (type(value).__module__ == "numpy" and value.shape == ())
+    return _scalar(name, spec, spec.type, value) if is_scalar or spec.type is not float else value
 
 
 def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
-    integral = isinstance(value, numbers.Integral) and not _is_bool(value)
-    fits = {
-        int: integral,
-        float: integral or (isinstance(value, numbers.Real) and not _is_bool(value)),
-        bool: _is_bool(value),
-        str: isinstance(value, str),
-    }[kind]
-    if not fits:
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        value = value.item()
+    if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
         none = " or none" if spec.optional else ""
-        raise JaxlmError(f"{name} takes {_KINDS[kind]}{none}; it is {shown(value)}")
+        raise JaxlmError(f"{name} takes {_WORDS[kind]}{none}; it is {shown(value)}")
     try:
-        value = value if type(value) is kind else kind(value)
+        value = kind(value)
     except OverflowError:
         value = math.inf
     taken = float32(value) if kind is float else value
@@ -185,6 +172,9 @@ def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
     return value
 
 
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
 def float32(value: float) -> float:
     """The number that a program computes with: rounded to float32; 0 where that is subnormal, as processors have it."""
     if not abs(value) < math.inf:
@@ -194,22 +184,6 @@ def float32(value: float) -> float:
     except OverflowError:
         return math.copysign(math.inf, value)
     return rounded if abs(rounded) >= 2**-126 else 0.0
-
-
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-
-
-def _is_bool(value: Any) -> bool:
-    return (
-        isinstance(value, bool)
-        or type(value).__name__ == "bool_"
-        or (type(value).__module__ == "numpy" and type(value).__name__ == "bool")
-    )
-
-
-def _is_array(value: Any) -> bool:
-    """An array of JAX or NumPy, a tracer, or anything else with a shape that is not a plain NumPy scalar."""
-    return hasattr(value, "shape") and not isinstance(value, numbers.Number)
 
 
 def shown(value: Any) -> str:
@@ -239,3 +213,7 @@ def setting_text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _grouped(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"

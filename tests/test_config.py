@@ -9,8 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import jaxlm.config.pytrees  # noqa: F401 (registers the kinds)
-from jaxlm.config.config import FIXED, KINDS, Config, all_kinds, conflicts, differences, is_number, spec_of_field
+import jaxlm.config.pytrees
+import jaxlm.models.stack  # noqa: F401 (registers models)
+from jaxlm.config.config import (
+    FIXED,
+    KINDS,
+    Config,
+    all_kinds,
+    changed_kinds,
+    conflicts,
+    differences,
+    spec_of_field,
+    taken_over,
+)
 from jaxlm.config.presets import PRESETS, preset
 from jaxlm.config.protocols import PROTOCOLS
 from jaxlm.config.schedules import Piecewise
@@ -127,7 +138,7 @@ def test_a_plain_name_belongs_to_one_section_only():
         for name in specs(kind):
             homes.setdefault(name, set()).add(section)
     assert all(len(found) == 1 for found in homes.values())
-    assert is_number("learning_rate") and not is_number("hidden_sizes") and not is_number("model")
+    assert [spec_of_field(name).type for name in ("learning_rate", "hidden_sizes", "model")] == [float, tuple, str]
     assert spec_of_field("optimizer").choices == ("sgd", "asgd", "adamw", "muon")
 
 
@@ -141,10 +152,43 @@ def test_no_kind_is_taken_for_another_with_the_same_fields():
         assert jax.tree.unflatten(tree, leaves) == kind()
 
 
-def test_another_kind_keeps_the_fields_that_both_have():
+def test_another_kind_takes_over_what_means_the_same_and_no_rates():
     config = preset("zaremba-medium").replace(model="gru", optimizer="adamw", learning_rate=0.01)
     assert (config.kinds["model"], config.model.keep_output, config.model.hidden_sizes) == ("gru", 0.5, (650, 650))
     assert (config.optimizer.learning_rate, config.optimizer.clip_norm) == (0.01, 1.0)
+    for name, kind in (("awd-lstm", "adamw"), ("mogrifier", "muon"), ("mogrifier", "sgd"), ("awd-lstm", "sgd")):
+        given, plain = preset(name), KINDS["optimizer"][kind]()
+        found = given.replace(optimizer=kind).optimizer
+        assert (found.learning_rate, found.clip_norm) == (plain.learning_rate, plain.clip_norm)
+        same = ("cost", "activation_penalty", "temporal_penalty", "l2_penalty")
+        assert [getattr(found, name) for name in same] == [getattr(given.optimizer, name) for name in same]
+        assert getattr(found, "compatibility", "none") == "none"
+    assert preset("mogrifier").replace(model="lstm", forget_bias=0.5).model.forget_bias == 0.5
+    # Mogrifier's forget bias is where training begins, an LSTM's is added at each step.
+    assert preset("mogrifier").replace(model="lstm").model.forget_bias == 0
+
+
+@pytest.mark.parametrize("old", [*KINDS["optimizer"].values(), *KINDS["model"].values()])
+def test_a_field_is_taken_over_only_where_it_means_the_same(old):
+    slot = "optimizer" if old in KINDS["optimizer"].values() else "model"
+    section = old(**{name: 0.5 for name, spec in specs(old).items() if spec.type is float})
+    for kind in KINDS[slot].values():
+        taken, left = taken_over(section, kind)
+        assert not {"learning_rate", "clip_norm"} & {*taken}
+        assert all(specs(kind)[name].help == specs(old)[name].help for name in taken)
+        assert {*taken, *left} >= {name for name, spec in specs(old).items() if spec.type is float} - {"init_scale"}
+
+
+def test_what_another_kind_takes_over_is_said():
+    assert changed_kinds(preset("awd-lstm"), dict(optimizer="adamw", cost="sum")) == [
+        "the optimizer adamw takes over from asgd: activation_penalty 2, temporal_penalty 1; it has its own defaults "
+        "in place of learning_rate 30, clip_norm 0.25, weight_decay 1.2e-06"
+    ]
+    assert changed_kinds(preset("zaremba-medium"), dict(model="gru", keep_output=0.8)) == [
+        "the model gru takes over from lstm: embedding_size 650, hidden_sizes 650,650, init_scale 0.05, "
+        "keep_embedding 0.5"
+    ]
+    assert changed_kinds(preset("small"), dict(optimizer="adamw", model="lstm")) == []
 
 
 @pytest.mark.parametrize(
@@ -186,7 +230,7 @@ def test_another_kind_keeps_the_fields_that_both_have():
         (dict(compute_dtype="float16"), "compute_dtype must be float32, bfloat16 or auto"),
         (dict(learning_rte=1), "unknown field 'learning_rte'; did you mean 'learning_rate'"),
         (dict(zzz=1), "unknown field 'zzz'; known are"),
-        (dict(model="grv"), "model must be lstm, gru, mingru or mogrifier; it is 'grv'; did you mean 'gru'"),
+        (dict(model="grv"), "model must be lstm, gru, mingru or mogrifier; it is 'grv'"),
         (
             dict(model="gru", forget_bias=1.0),
             "forget_bias is a field of the model lstm or mogrifier, and the model is gru, "

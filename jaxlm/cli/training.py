@@ -10,7 +10,7 @@ from pathlib import Path
 from jaxlm.cli.ending import FAILED, SIGNALLED
 from jaxlm.cli.parsing import Parser, add_config_flags, add_field, add_start, changes, some_path, starting_config, whole
 from jaxlm.cli.verbs import DATA_DIR, RUN, Adder, argument, check_run, loaded, verb
-from jaxlm.config.config import Config
+from jaxlm.config.config import Config, changed_kinds
 from jaxlm.config.presets import preset
 from jaxlm.errors import JaxlmError
 from jaxlm.terminal import say, say_line
@@ -73,7 +73,10 @@ def train(args: argparse.Namespace) -> int:
         corpus, params = finetuning.tuning_corpus(model, config, str(args.init), args.data_dir), model.params
         folder = args.run_dir or new_run(config.preset)
     else:
-        config = starting_config(args).replace(**changes(args))
+        start = starting_config(args)
+        config = start.replace(**changes(args))
+        for sentence in changed_kinds(start, changes(args)):
+            say(sentence)
         folder = args.run_dir or new_run(config.preset)
 
     from jaxlm.report.trackers import tracked

@@ -1,7 +1,6 @@
 """What a run is: a recipe (model, optimiser and schedule, each of a kind chosen by name), counts and a text.
 
-The recipe is a pytree once `config/pytrees.py` is imported: its numbers are traced leaves, all else is static. Nothing
-here imports JAX, so that a command line can show its help at once.
+The recipe is a pytree once `config/pytrees.py` is imported. Nothing here imports JAX, so that help is instant.
 """
 
 import json
@@ -13,7 +12,7 @@ from jaxlm.config.optimizers import OPTIMIZERS, SGD, Descent, Optimizer
 from jaxlm.config.schedules import SCHEDULES, Piecewise, Plateau, Schedule
 from jaxlm.config.settings import DataConfig, TrainConfig
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import Spec, check, check_relations, checked, either, nearest, shown, specs
+from jaxlm.fields import Spec, checked, either, nearest, setting_text, shown, specs
 from jaxlm.models.kinds import MODELS
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Recurrent
@@ -58,14 +57,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in SECTIONS:
-            section = checked(getattr(self, name))
-            check_relations(section)
-            section.check()
-            object.__setattr__(self, name, section)
-        self._check_together()
-
-    def _check_together(self) -> None:
-        """Raises JaxlmError where fields of two sections contradict each other."""
+            object.__setattr__(self, name, checked(getattr(self, name)))
         optimizer = self.optimizer
         if optimizer.averages_after and isinstance(self.schedule, Plateau):
             raise JaxlmError(
@@ -94,26 +86,24 @@ class Config:
 
         Args:
           **changes: fields of whichever section, as in `learning_rate=0.5`; a kind by its name, as in `model="gru"`,
-            which keeps the fields that both kinds have in common and are not at the old kind's defaults; whole
+            which begins with its own defaults, but for what it takes over from the old kind (`taken_over`); whole
             sections, as in `train=TrainConfig()`; or `preset`.
 
         Raises:
           JaxlmError: a field is unknown, is not one of the kind's, or has a value outside its limits.
 
-        >>> changed = Config().replace(model="gru", optimizer="adamw", epochs=3, learning_rate=0.01)
+        >>> changed = Config().replace(model="gru", optimizer="adamw", epochs=3)
         >>> changed.kinds["model"], changed.train.epochs, changed.optimizer.learning_rate
-        ('gru', 3, 0.01)
+        ('gru', 3, 0.002)
         """
         sections = {name: getattr(self, name) for name in SECTIONS}
         label = changes.pop("preset", self.preset)
         for name in SECTIONS:
             if name in changes:
                 sections[name] = _of_kind(name, changes.pop(name), sections[name])
-        values: dict[str, dict[str, Any]] = {}
         for name, value in changes.items():
-            values.setdefault(_section_with(name, sections), {})[name] = value
-        for section, changed in values.items():
-            sections[section] = replace(sections[section], **changed)
+            section = _section_with(name, sections)
+            sections[section] = replace(sections[section], **{name: value})
         return Config(**sections, preset=label)
 
     def to_json(self) -> str:
@@ -173,17 +163,46 @@ def all_kinds() -> Iterator[tuple[str, str, type]]:
 
 def spec_of_field(name: str) -> Spec:
     """The spec of a field, or of a slot for a kind (`model`, ...), whichever kind has it. JaxlmError if none has."""
-    if name in KINDS:
-        return Spec(str, f"the kind of {name}", choices=tuple(KINDS[name]))
-    for _, _, kind in all_kinds():
-        if name in (found := specs(kind)):
-            return found[name]
-    raise JaxlmError(f"unknown field {name!r}{nearest(name, _every_name())}")
+    every = {field: spec for *_, kind in reversed([*all_kinds()]) for field, spec in specs(kind).items()}
+    every |= {slot: Spec(str, f"the kind of {slot}", choices=tuple(KINDS[slot])) for slot in KINDS}
+    if name not in every:
+        raise JaxlmError(f"unknown field {name!r}{nearest(name, [*every])}")
+    return every[name]
 
 
-def is_number(name: str) -> bool:
-    """Whether a field is a traced number, so that changing it compiles nothing."""
-    return spec_of_field(name).type is float
+def taken_over(section: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Which settings of a section another kind takes over: fields that mean the same in both kinds.
+
+    Rates and clipping belong to a kind (`own` in their spec), and are not taken over.
+
+    Args:
+      section: a model, an optimiser or a schedule.
+      kind: the class of another.
+
+    Returns:
+      Two dicts of the fields that are not at their defaults: taken over, and left behind.
+    """
+    ours, theirs = specs(type(section)), specs(kind)
+    settings = {item.name: value for item in fields(section) if (value := getattr(section, item.name)) != item.default}
+    taken = {name: value for name, value in settings.items() if theirs.get(name) == ours[name] and not ours[name].own}
+    return taken, {name: value for name, value in settings.items() if name not in taken}
+
+
+def changed_kinds(before: Config, changes: Mapping[str, Any]) -> list[str]:
+    """A sentence for each kind that `before.replace(**changes)` changes, on the settings that it takes over."""
+    sentences = []
+    for slot, old in before.kinds.items():
+        new = changes.get(slot, old)
+        if new == old or new not in KINDS[slot]:
+            continue
+        taken, left = (
+            ", ".join(f"{name} {setting_text(value)}" for name, value in part.items() if name not in changes)
+            for part in taken_over(getattr(before, slot), KINDS[slot][new])
+        )
+        if taken or left:
+            rest = f"; it has its own defaults in place of {left}" if left else ""
+            sentences.append(f"the {slot} {new} takes over from {old}: {taken or 'nothing'}{rest}")
+    return sentences
 
 
 def differences(a: Config, b: Config) -> list[str]:
@@ -198,7 +217,7 @@ def differences(a: Config, b: Config) -> list[str]:
     return [
         f"{name}: {left.get(name, 'absent')!r} -> {right.get(name, 'absent')!r}"
         for name in dict.fromkeys([*left, *right])
-        if left.get(name, _ABSENT) != right.get(name, _ABSENT)
+        if left.get(name, "absent") != right.get(name, "absent")
     ]
 
 
@@ -208,28 +227,20 @@ def conflicts(saved: Config, given: Config) -> list[str]:
     return [line for line in differences(saved, given) if line.split(":")[0] not in MAY_CHANGE - fixed]
 
 
-_ABSENT = object()
-
-
 def _of_kind(slot: str, name: Any, old: Any) -> Any:
-    """A section as it is, or one of a named kind, with the old one's values of fields that both have."""
-    kinds = KINDS.get(slot, {"": FIXED.get(slot)})
-    if type(name) in kinds.values():
+    """A section as it is, or one of a named kind with what it takes over from the old section."""
+    if type(name) in (KINDS[slot].values() if slot in KINDS else [FIXED[slot]]):
         return name
     if slot not in KINDS:
         raise JaxlmError(f"{slot} takes a section of the config; it is {shown(name)}")
+    kind = _kind_named(slot, slot, name)
+    return old if kind is type(old) else kind(**taken_over(old, kind)[0])
+
+
+def _kind_named(what: str, slot: str, name: Any) -> type:
     if not isinstance(name, str) or name not in KINDS[slot]:
-        raise JaxlmError(f"{slot} must be {either(list(KINDS[slot]))}; it is {shown(name)}{_did_you_mean(name, slot)}")
-    kind = KINDS[slot][name]
-    if kind is type(old):
-        return old
-    changed = {item.name: value for item in fields(old) if (value := getattr(old, item.name)) != item.default}
-    return kind(**{name: value for name, value in changed.items() if name in specs(kind)})
-
-
-def _did_you_mean(name: Any, slot: str) -> str:
-    found = nearest(str(name), list(KINDS[slot])) if isinstance(name, str) else ""
-    return found if "did you mean" in found else ""
+        raise JaxlmError(f"{what} must be {either(list(KINDS[slot]))}; it is {shown(name)}")
+    return KINDS[slot][name]
 
 
 def _section_with(name: str, sections: Mapping[str, Any]) -> str:
@@ -248,10 +259,6 @@ def _section_with(name: str, sections: Mapping[str, Any]) -> str:
     raise JaxlmError(f"unknown field {name!r}{nearest(name, [*known, *KINDS])}")
 
 
-def _every_name() -> list[str]:
-    return list(dict.fromkeys([*KINDS, *(name for _, _, kind in all_kinds() for name in specs(kind))]))
-
-
 def _object(text: str) -> dict[str, Any]:
     try:
         tree = json.loads(text)
@@ -266,15 +273,9 @@ def _section(name: str, values: Any) -> Any:
     if not isinstance(values, dict):
         raise JaxlmError(f"{name} should be a JSON object, not {type(values).__name__}")
     values = dict(values)
-    if name in KINDS:
-        chosen = values.pop("kind", None)
-        if not isinstance(chosen, str) or chosen not in KINDS[name]:
-            raise JaxlmError(f"{name}.kind must be {either(list(KINDS[name]))}; it is {chosen!r}")
-        kind = KINDS[name][chosen]
-    else:
-        kind = FIXED[name]
+    kind = _kind_named(f"{name}.kind", name, values.pop("kind", None)) if name in KINDS else FIXED[name]
     known = specs(kind)
     for key in values:
         if key not in known:
             raise JaxlmError(f"unknown field {name}.{key}{nearest(key, list(known))}")
-    return kind(**{key: check(f"{name}.{key}", known[key], value) for key, value in values.items()})
+    return kind(**values)

@@ -21,9 +21,9 @@ def _latest(**relations: Any) -> Any:
 class Optimizer:
     """What every optimiser has."""
 
-    learning_rate: float = number(1.0, "rate before the schedule's factor", above=0)
+    learning_rate: float = number(1.0, "rate before the schedule's factor", above=0, own=True)
     clip_norm: float | None = number(
-        5.0, "largest global norm of the gradient (none: no clipping)", above=0, optional=True
+        5.0, "largest global norm of the gradient (none: no clipping)", above=0, optional=True, own=True
     )
     average_decay: float | None = number(
         None,
@@ -69,9 +69,6 @@ class Optimizer:
     def averages_once_stale(self) -> bool:
         """Whether that average starts once the best validation is so many validations old."""
         return False
-
-    def check(self) -> None:
-        """Raises JaxlmError where two fields contradict each other."""
 
     def counted(self, predictions: int, rows: int) -> int:
         """What the nats of `predictions` in so many rows are divided by."""
@@ -144,9 +141,9 @@ class Adaptive(Optimizer):
 class AdamW(Adaptive):
     """Adam with decoupled weight decay on the matrices (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
 
-    learning_rate: float = number(0.002, "rate before the schedule's factor", above=0)
+    learning_rate: float = number(0.002, "rate before the schedule's factor", above=0, own=True)
     clip_norm: float | None = number(
-        1.0, "largest global norm of the gradient (none: no clipping)", above=0, optional=True
+        1.0, "largest global norm of the gradient (none: no clipping)", above=0, optional=True, own=True
     )
     beta1: float = number(0.9, "decay of the gradient's mean", low=0, below=1)
     beta2: float = number(0.999, "decay of the squared gradient's mean", low=0, below=1)
@@ -167,9 +164,9 @@ class AdamW(Adaptive):
 class Muon(Adaptive):
     """Muon on the matrices of the layers, one a gate, and Adam on the rest (Jordan et al. 2024)."""
 
-    learning_rate: float = number(0.02, "rate of the layers' matrices before the schedule's factor", above=0)
+    learning_rate: float = number(0.02, "rate of the layers' matrices before the schedule's factor", above=0, own=True)
     clip_norm: float | None = number(
-        1.0, "largest global norm of the gradient (none: no clipping)", above=0, optional=True
+        1.0, "largest global norm of the gradient (none: no clipping)", above=0, optional=True, own=True
     )
     momentum: float = number(0.95, "decay of the accumulated gradient of the layers' matrices", low=0, below=1)
     nesterov: bool = flag(True, "Nesterov's momentum")

@@ -20,9 +20,6 @@ class Plain:
 
     GRID: ClassVar[Grid] = {}
 
-    def check(self) -> None:
-        """Raises JaxlmError where two fields contradict each other."""
-
     @property
     def grid(self) -> Grid:
         """The values that tuning tries, by field."""
@@ -136,9 +133,7 @@ def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
                     f"{own}: leave it out, or choose that protocol"
                 )
             raise JaxlmError(f"the protocol {own} has no {name!r}{nearest(name, list(known))}")
-    found = checked(replace(given, **values))
-    found.check()
-    return found
+    return checked(replace(given, **values))
 
 
 def name_of(protocol: Plain) -> str:

@@ -12,9 +12,6 @@ class Schedule:
 
     depends_on_total: ClassVar[bool] = False  # whether other epochs in all give other rates
 
-    def check(self) -> None:
-        """Raises JaxlmError where two fields contradict each other."""
-
 
 @dataclass(frozen=True)
 class Piecewise(Schedule):

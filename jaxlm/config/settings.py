@@ -96,6 +96,3 @@ class DataConfig:
     )
     min_count: int = count(1, "rarer words become <unk>", "occurrences", low=1)
     lowercase: bool = flag(False, "lower-case the text")
-
-    def check(self) -> None:
-        """Raises JaxlmError where two fields contradict each other."""
