@@ -3,6 +3,7 @@
 import io
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, BinaryIO
 
@@ -45,14 +46,14 @@ class _Storages:
     """The storages that the persistent ids of a pickle name.
 
     Args:
-        located: gives (bytes that the file holds of the storage of a key, what reads its bytes).
+        located: gives (bytes that the file holds of the storage of a key, what reads the storage).
     """
 
     def __init__(self, located: Callable[[str], tuple[int, Callable[[], bytes]]]):
         self._located = located
         self.known: dict[str, Storage] = {}
 
-    def __call__(self, identifier: Any) -> Any:
+    def __call__(self, identifier: Any) -> Storage:
         """The storage of an id: ("storage", class, key, device, number of elements[, view of an old file])."""
         if not isinstance(identifier, tuple) or not 5 <= len(identifier) <= 6 or identifier[0] != "storage":
             raise JaxlmError("its pickle refers to something outside itself that is not a storage")
@@ -64,27 +65,26 @@ class _Storages:
             held, fetch = self._located(key)
             _check_held(key, count * SIZES[kind], held)
             self.known[key] = Storage(key, kind, 0, count, fetch)
-        whole = self.known[key]
+        whole, part = self.known[key], identifier[5] if len(identifier) > 5 else None
         if (whole.kind, whole.count) != (kind, count):
             raise JaxlmError(f"the storage {shown(key)} is described in two ways")
-        part = identifier[5] if len(identifier) > 5 else None
-        return whole if part is None else _part(whole, part)
+        if part is None:
+            return whole
+        if not isinstance(part, tuple) or len(part) != 3:  # (key of the view, offset, length)
+            raise JaxlmError(f"the view of the storage {shown(key)} is damaged")
+        start, length = natural(part[1], "the offset of a storage"), natural(part[2], "the length of a storage")
+        if start + length > count:
+            raise JaxlmError(f"a view of the storage {shown(key)} ends at element {start + length:,} of {count:,}")
+        return replace(whole, start=start, count=length)
 
     @property
     def size(self) -> int:
         """The bytes of all of them."""
-        return sum(storage.count * SIZES[storage.kind] for storage in self.known.values())
+        return sum(map(_bytes, self.known.values()))
 
 
-def _part(whole: Storage, part: Any) -> Storage:
-    """The view of a storage that old files describe as (its key, offset, length)."""
-    if not isinstance(part, tuple) or len(part) != 3:
-        raise JaxlmError(f"the view of the storage {shown(whole.key)} is damaged")
-    start, count = natural(part[1], "the offset of a storage"), natural(part[2], "the length of a storage")
-    if start + count > whole.count:
-        end = f"{start + count:,} of {whole.count:,}"
-        raise JaxlmError(f"a view of the storage {shown(whole.key)} ends at element {end}")
-    return Storage(whole.key, whole.kind, start, count, whole.fetch)
+def _bytes(storage: Storage) -> int:
+    return storage.count * SIZES[storage.kind]
 
 
 def _check_held(key: str, claimed: int, held: int) -> None:
@@ -157,7 +157,7 @@ def _load_old(file: BinaryIO, size: int) -> tuple[Any, str, int]:
 
     def read(key: str) -> bytes:
         file.seek(places[key])
-        return file.read(storages.known[key].count * SIZES[storages.known[key].kind])
+        return file.read(_bytes(storages.known[key]))
 
     def persistent(identifier: Any) -> Any:
         if isinstance(identifier, tuple) and len(identifier) == 4 and identifier[0] == "module":
@@ -188,6 +188,6 @@ def _load_old(file: BinaryIO, size: int) -> tuple[Any, str, int]:
                 "file is damaged or cut short"
             )
         places[key] = place + 8
-        place += 8 + storage.count * SIZES[storage.kind]
-        _check_held(key, place - places[key], size - places[key])
+        place += 8 + _bytes(storage)
+        _check_held(key, _bytes(storage), size - places[key])
     return value, "old layout", storages.size

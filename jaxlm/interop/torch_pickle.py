@@ -16,7 +16,6 @@ import pickletools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
@@ -180,11 +179,10 @@ class _Unpickler(_Python):
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    if not isinstance(function, Global):
-        found = f"an object of {shown(function.kind)}" if isinstance(function, Instance) else type(function).__name__
-        raise JaxlmError(f"its pickle calls {found}, which is no class or function; nothing was run")
-    if function not in _CALLS:
-        what = shown(function)
+    if not isinstance(function, Global) or function not in _CALLS:
+        what = (
+            shown(function) if isinstance(function, Global) else f"a {type(function).__name__}"
+        )  # whose repr may be endless
         raise JaxlmError(f"it asks to call {what}, which is no part of a model that can be imported; nothing was run")
     if not isinstance(arguments, tuple) or len(arguments) > MOST_ARGUMENTS:
         raise JaxlmError(f"its pickle is damaged: expected a tuple of at most {MOST_ARGUMENTS} arguments of a call")
@@ -193,7 +191,7 @@ def _call(function: Any, arguments: Any) -> Any:
 
 def storage_kind(name: Any) -> str:
     """The kind of elements of a storage class. Raises JaxlmError for quantised and unknown ones, by name."""
-    if isinstance(name, Global) and name.module in ("torch", "torch.cuda", "torch.storage") and name.name in _STORAGES:
+    if isinstance(name, Global) and name.module in ("torch", "torch.cuda") and name.name in _STORAGES:
         return _STORAGES[name.name]
     what = shown(name) if isinstance(name, Global) else "of no kind"
     raise JaxlmError(f"a tensor's storage is {what}; readable are {', '.join(_STORAGES)}")
@@ -237,6 +235,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
         if not count:
             return np.zeros(shape, np.float32)
         values, steps = elements(storage.fetch(), storage.kind)[start:], tuple(stride * size for stride in strides)
+        if last - offset >= len(values):
+            raise JaxlmError(f"the storage {shown(storage.key)} is cut short")
         return as_floats(np.lib.stride_tricks.as_strided(values, shape, steps, writeable=False), storage.kind)
 
     return LazyTensor(shape, storage.kind, (storage.key, start, shape, strides), read)
@@ -247,13 +247,6 @@ def _parameter(tensor: Any, *_: Any) -> LazyTensor:
     if not isinstance(tensor, LazyTensor):
         raise JaxlmError("a parameter of its pickle is not made of a tensor")
     return tensor
-
-
-def _typed(function: Any, _: Any, arguments: Any, *__: Any) -> LazyTensor:
-    """Stands for _rebuild_from_type_v2 (function, class, its arguments, attributes), for tensors with attributes."""
-    if not isinstance(function, Global) or _CALLS.get(function) is not _tensor:
-        raise JaxlmError("a tensor of its pickle is rebuilt by an unknown function; nothing was run")
-    return _call(function, arguments)
 
 
 def _mapping(given: Any = None, *_: Any) -> dict[str, Any]:
@@ -280,54 +273,36 @@ def _attribute(target: Any = None, *_: Any) -> Instance:
     if not isinstance(target, Instance):
         found = shown(target) if isinstance(target, Global) else "no object of a model"
         raise JaxlmError(f"it asks for getattr of {found}, which could run code; nothing was run")
-    return Instance(Global("builtins", "getattr"))
+    return _inert()
 
 
-def _inert(name: Global, *_: Any) -> Instance:
-    """Stands for a call whose result is never used: an object of that name."""
-    return Instance(name)
-
-
-def _named(function: Callable, module: str, names: str) -> dict[Global, Callable]:
-    return {Global(module, name): function for name in names.split()}
+def _inert(*_: Any) -> Instance:
+    """Stands for a call whose result is never used."""
+    return Instance(Global("builtins", "object"))
 
 
 _LIBRARY = sys.stdlib_module_names | {"__builtin__", "copy_reg", "commands", "popen2", "cPickle", "cStringIO", "imp"}
-_LIBRARY |= {"urllib2", "pip"}
-_INERT = {
-    "builtins": "int long float complex bool str unicode bytes bytearray slice range xrange object",
-    "argparse": "Namespace",
-    "types": "SimpleNamespace",
-    "_codecs": "encode",
-    "datetime": "date datetime time timedelta",
-    "pathlib": "Path PosixPath WindowsPath PurePosixPath PureWindowsPath",
-    "torch": "device",
-    "torch._utils": "_get_dtype",
-    "torch.nn.backends.thnn": "_get_thnn_function_backend",
-    "torch.torch_version": "TorchVersion",
-    "numpy": "dtype ndarray",
-    **dict.fromkeys(("numpy.core.multiarray", "numpy._core.multiarray"), "scalar _reconstruct"),
-    **dict.fromkeys(("numpy.core.numeric", "numpy._core.numeric"), "_frombuffer"),
-}
 # This file's function for each name that the pickle of a PyTorch model may call.
 _CALLS: dict[Global, Callable] = {
-    **_named(_mapping, "builtins", "dict"),
-    **_named(_mapping, "collections", "OrderedDict Counter"),
-    **_named(_mapping, "torch.nn.modules.container", "OrderedDict"),
-    **_named(lambda *_: _Entries(), "collections", "defaultdict"),
-    **_named(lambda *_: [], "collections", "deque"),
-    **_named(_sequence, "builtins", "list tuple set frozenset"),
-    **_named(_sequence, "torch", "Size"),
-    **_named(_attribute, "builtins", "getattr"),
-    **_named(_tensor, "torch._utils", "_rebuild_tensor _rebuild_tensor_v2"),
-    **_named(_parameter, "torch._utils", "_rebuild_parameter _rebuild_parameter_with_state"),
-    **_named(_parameter, "torch.nn.parameter", "Parameter Buffer"),
-    **_named(_parameter, "torch.autograd.variable", "Variable"),
-    **_named(_typed, "torch._tensor", "_rebuild_from_type_v2"),
-    **_named(_typed, "torch.tensor", "_rebuild_from_type_v2"),
-    **{
-        Global(module, name): partial(_inert, Global(module, name))
-        for module, names in _INERT.items()
-        for name in names.split()
-    },
+    Global(*name.rsplit(".", 1)): function
+    for function, names in (
+        (_mapping, "builtins.dict collections.OrderedDict collections.Counter torch.nn.modules.container.OrderedDict"),
+        (lambda *_: _Entries(), "collections.defaultdict"),
+        (_sequence, "builtins.list builtins.tuple builtins.set builtins.frozenset torch.Size"),
+        (lambda *_: [], "collections.deque"),
+        (_attribute, "builtins.getattr"),
+        (_tensor, "torch._utils._rebuild_tensor torch._utils._rebuild_tensor_v2"),
+        (_parameter, "torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state"),
+        (_parameter, "torch.nn.parameter.Parameter torch.nn.parameter.Buffer torch.autograd.variable.Variable"),
+        (_inert, "builtins.int builtins.long builtins.float builtins.complex builtins.bool builtins.str"),
+        (_inert, "builtins.unicode builtins.bytes builtins.bytearray builtins.slice builtins.range builtins.xrange"),
+        (_inert, "builtins.object argparse.Namespace types.SimpleNamespace _codecs.encode"),
+        (_inert, "datetime.date datetime.datetime datetime.time datetime.timedelta"),
+        (_inert, "pathlib.Path pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath"),
+        (_inert, "torch.device torch._utils._get_dtype torch.torch_version.TorchVersion"),
+        (_inert, "torch.nn.backends.thnn._get_thnn_function_backend numpy.dtype numpy.ndarray"),
+        (_inert, "numpy.core.multiarray.scalar numpy.core.multiarray._reconstruct numpy.core.numeric._frombuffer"),
+        (_inert, "numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct numpy._core.numeric._frombuffer"),
+    )
+    for name in names.split()
 }
