@@ -325,6 +325,10 @@ def test_a_checkpoint_file_names_something_in_its_own_folder(tmp_path):
     told.write_text('model_checkpoint_path: "link/outside"\n')
     with pytest.raises(JaxlmError, match="not in the folder"):
         read_model(folder)
+    (folder / "loop").symlink_to("loop")
+    told.write_text('model_checkpoint_path: "loop"\n')
+    with pytest.raises(JaxlmError, match="cannot import"):
+        read_model(folder)
     told.write_text("nothing\n")
     with pytest.raises(JaxlmError, match="model_checkpoint_path"):
         read_model(folder)
