@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import struct
 import zipfile
 from collections.abc import Callable
@@ -16,18 +15,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def golden(name: str) -> Path | None:
-    """A folder of recorded models; None where there is none."""
-    for place in (os.environ.get("JAXLM_GOLDEN"), ROOT.parent / "shared/golden"):
-        if place and Path(place, name).is_dir():
-            return Path(place, name)
-    return None
+def golden(name: str) -> Path:
+    """A folder of recorded models."""
+    return ROOT / "tests/golden" / name
 
 
 def recorded(name: str, table: str) -> dict[str, dict[str, Any]]:
-    """What the original code answered for each of a folder's files; empty where there is no folder."""
-    folder = golden(name)
-    return json.loads((folder / "expected.json").read_text())[table] if folder else {}
+    """What the original code answered for each of a folder's files."""
+    return json.loads((golden(name) / "expected.json").read_text())[table]
 
 
 def log_probabilities(model: Any, tokens: list[int]) -> np.ndarray:

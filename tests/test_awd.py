@@ -1,11 +1,9 @@
 """AWD-LSTM (Merity et al. 2018): trajectories that its published code really ran, with the noise that it had.
 
-The files lie in the folder JAXLM_GOLDEN (its README tells the draws); without it these tests are skipped. The step is
-the project's own: recorded masks are its input.
+The recordings and their draws: tests/golden/README.md. The step is the project's own: recorded masks are its input.
 """
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,11 +24,7 @@ step = jax.jit(train_step, compiler_options={"xla_backend_optimization_level": 0
 
 
 def recorded(name: str) -> dict:
-    places = [os.environ.get("JAXLM_GOLDEN"), Path(__file__).resolve().parents[2] / "shared/golden"]
-    for place in places:
-        if place and (path := Path(place, name)).is_file():
-            return json.loads(path.read_text())
-    pytest.skip(f"no recorded {name}: set JAXLM_GOLDEN to its folder")
+    return json.loads((Path(__file__).parent / "golden" / name).read_text())
 
 
 def gates(array: np.ndarray) -> np.ndarray:

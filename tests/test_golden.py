@@ -9,7 +9,6 @@ therefore held strictly, and beyond that the trajectory is held to be a shadow o
 
 import importlib.util
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -112,10 +111,7 @@ def ptb_golden(ptb_dir):
 
 
 def recorded(ptb_dir):
-    path = Path(os.environ.get("JAXLM_GOLDEN") or ptb_dir.parent / "golden", "tf1_seed.json")
-    if not path.is_file():
-        pytest.skip("no recorded Penn Treebank trajectory: set JAXLM_GOLDEN to the folder of tf1_seed.json")
-    return json.loads(path.read_text()), load_corpus("ptb", data_dir=ptb_dir)
+    return json.loads((HERE / "tf1_seed.json").read_text()), load_corpus("ptb", data_dir=ptb_dir)
 
 
 def ptb_run(golden, corpus, nudge: int | None = None, mesh=None):

@@ -1,7 +1,6 @@
 """The Mogrifier: its op beside its reference, and against what DeepMind's lamb recorded (golden/mogrifier.json)."""
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
@@ -116,17 +114,9 @@ def test_each_gradient_of_a_matrix_is_one_product_after_the_backward_scan():
     assert not {(4, 12), (3, 12), (3, 4), (4, 3)} & carried(mogrifier)
 
 
-def recorded():
-    for folder in (os.environ.get("JAXLM_GOLDEN"), ROOT.parent / "shared/golden"):
-        if folder and (path := Path(folder, "mogrifier.json")).is_file():
-            return json.loads(path.read_text())
-    return None
-
-
-GOLDEN = recorded()
-needs_golden = pytest.mark.skipif(GOLDEN is None, reason="set JAXLM_GOLDEN to the folder of mogrifier.json")
+GOLDEN = json.loads((Path(__file__).parent / "golden/mogrifier.json").read_text())
 SHAPES = ("T", "B", "D", "H", "seed", "mask_seed")
-CELLS = GOLDEN["cells"] if GOLDEN else []
+CELLS = GOLDEN["cells"]
 
 
 def summary(array):
@@ -182,7 +172,6 @@ def in_lamb_s_names(weights, names, prefix="", linear=""):
 
 
 @pytest.mark.golden
-@needs_golden
 @pytest.mark.parametrize(
     "case",
     CELLS,
@@ -225,7 +214,7 @@ def test_the_cell_of_lamb(case):
         assert_recorded(found[name], expected, 1e-9)
 
 
-LMS = GOLDEN["language_models"] if GOLDEN else []
+LMS = GOLDEN["language_models"]
 LAYER = "lm/rnn/skip_multi_rnn_cell/cell_{}/TiledLSTMCell/"
 LOSS, NORM, EVALUATED = 1e-4, 1e-4, 1e-5  # relative
 
@@ -333,7 +322,6 @@ def lamb_noise(case, config, step):
 
 
 @pytest.mark.golden
-@needs_golden
 @pytest.mark.parametrize("case", LMS, ids=lambda case: case["name"].split(",")[0])
 def test_the_language_model_of_lamb(case):
     """Ten steps with the recorded draws of every mask, then a validation."""

@@ -1,7 +1,7 @@
 """Mixture of softmaxes (Yang et al. 2018): trajectories that its published code really ran, with its noise and lengths.
 
-The file mos.json lies in the folder JAXLM_GOLDEN (its README tells the draws); without it these tests are skipped. All
-windows are padded to one length, which is traced, and the plan says where they lie.
+The recording and its draws: tests/golden/README.md. All windows are padded to one length, which is traced, and the plan
+says where they lie.
 """
 
 from dataclasses import replace

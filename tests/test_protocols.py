@@ -1,7 +1,6 @@
 """Evaluation protocols: what the published codes answered, what must always hold, and mistakes in one sentence."""
 
 import json
-import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,7 @@ from jaxlm.scoring.reading import EachSentence, OneStream
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.scoring.token_scores import Detail
 
-GOLDEN = Path(os.environ.get("JAXLM_GOLDEN", "no golden files"))
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="JAXLM_GOLDEN names no folder of trajectories")
+GOLDEN = Path(__file__).parent / "golden"
 IDS = np.random.default_rng(5).integers(0, 17, 65).astype(np.int32)
 TRAIN = np.random.default_rng(6).integers(0, 17, 300).astype(np.int32)
 VOCAB = small_lm().vocab
@@ -48,7 +46,7 @@ NEUTRAL = {
 
 
 def cases(name: str) -> list[dict]:
-    return json.loads((GOLDEN / name).read_text())["cases"] if GOLDEN.is_dir() else []
+    return json.loads((GOLDEN / name).read_text())["cases"]
 
 
 def torch_model(case: dict) -> tuple[jaxlm.Config, dict]:
@@ -79,7 +77,6 @@ def tokens(generator, n: int, V: int) -> np.ndarray:
 
 
 @pytest.mark.golden
-@needs_golden
 @pytest.mark.parametrize("case", cases("pointer.json"), ids=lambda case: f"window {case['config']['window']}")
 def test_the_cache_is_that_of_pointer_py(case):
     told = case["config"]
@@ -101,7 +98,6 @@ def test_the_cache_is_that_of_pointer_py(case):
 
 
 @pytest.mark.golden
-@needs_golden
 @pytest.mark.parametrize("case", cases("dynamic_eval.json"), ids=lambda case: f"lr {case['config']['lr']}")
 def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
     told, expected = case["config"], case["gradient_statistics"]
@@ -143,7 +139,6 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
 
 
 @pytest.mark.golden
-@needs_golden
 def test_lamb_s_dynamic_evaluation():
     """After its ten windows of training by rmsprop, which is Adam without a mean of the gradient."""
     case = json.loads((GOLDEN / "mogrifier.json").read_text())["language_models"][0]
