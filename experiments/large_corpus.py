@@ -30,11 +30,11 @@ def write_text(path: Path, tokens: int) -> None:
     """Text of at least so many tokens; a sentence a line."""
     from jaxlm.data import embedded
 
-    source = embedded.Source(embedded.SPECS["full"])
+    source = embedded.Source(embedded.SPECS["embedded"])
     words, stream = np.array([*("\n", *source.words[1:])], object), 10
     with open(path, "w", encoding="utf-8") as file:
         while tokens > 0:
-            ids = embedded.draw_ids(source, min(tokens, 929_589), stream)
+            ids = source.draw(min(tokens, 929_589), stream)
             file.write(" ".join(words[ids].tolist()).replace(" \n", "\n").replace("\n ", "\n") + "\n")
             tokens, stream = tokens - len(ids), stream + 1
 

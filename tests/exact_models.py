@@ -1,10 +1,27 @@
 """Exact models of the generated corpus that know less than its source: unigram, bigram; and the source word by word."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from jaxlm.data.embedded import BITS, GeneratedCorpus, Source
+from jaxlm.data.embedded import BITS, SPECS, Source, Spec
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A source and the ids of three splits drawn from it."""
+
+    source: Source
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+
+
+def sample(spec: Spec | str) -> Sample:
+    """Draws the splits of a specification, or of a generated corpus by its name."""
+    source = Source(SPECS[spec] if isinstance(spec, str) else spec)
+    return Sample(source, *(source.draw(length, stream) for stream, length in enumerate(source.spec.tokens)))
 
 
 def conditional(source: Source, history: Sequence[int]) -> np.ndarray:
@@ -59,12 +76,12 @@ def bigram_nats(source: Source, ids: np.ndarray) -> np.ndarray:
     return nats
 
 
-def perplexities(corpus: GeneratedCorpus, split: str) -> dict[str, float]:
+def perplexities(corpus: Sample, split: str) -> dict[str, float]:
     """The perplexity of a split's predicted tokens (all but the first) under models that know less and less."""
     source, ids = corpus.source, getattr(corpus, split)
     alone = source.nats(ids, across_sentences=False) - source.nats(ids[:1])
     return {
-        "floor": float(np.exp(corpus.floor_nats(split) / (len(ids) - 1))),
+        "floor": float(np.exp(source.floor_nats(ids) / (len(ids) - 1))),
         "sentence": float(np.exp(alone / (len(ids) - 1))),
         "bigram": float(np.exp(bigram_nats(source, ids)[1:].mean())),
         "unigram": float(np.exp(unigram_nats(source, ids)[1:].mean())),

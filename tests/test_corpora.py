@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exact_models import sample
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlm.data import corpora, embedded, penn_treebank
+from jaxlm.data import embedded, penn_treebank
 from jaxlm.data import text as texts
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.corpus import Corpus
@@ -264,7 +265,7 @@ def test_other_bytes_are_refused_naming_both_hashes(fake_ptb, spec):
 
 
 def test_without_penn_treebank_auto_says_so_and_ptb_fails(monkeypatch, tmp_path):
-    monkeypatch.setattr(corpora, "EMBEDDED", {"embedded": "tiny"})
+    monkeypatch.setitem(embedded.SPECS, "embedded", embedded.SPECS["embedded-tiny"])
     corpus = load_corpus("auto", download=False)
     assert corpus.name == "embedded" and "EMBEDDED CORPUS, NOT PENN TREEBANK" in corpus.notes[0]
     with pytest.raises(DataError, match=r"no Penn Treebank in data/ptb, .*cache/ptb, and .*--data-dir or"):
@@ -365,7 +366,7 @@ def test_a_failed_download_is_explained_and_leaves_nothing(tmp_path, mirrors, ba
 
 def test_dead_network_costs_one_time_out_whatever_the_mirrors(monkeypatch, mirrors):
     mirrors(*["hang/ptb.{split}.txt"] * 8)
-    monkeypatch.setattr(corpora, "EMBEDDED", {"embedded": "tiny"})
+    monkeypatch.setitem(embedded.SPECS, "embedded", embedded.SPECS["embedded-tiny"])
     start = time.monotonic()
     assert load_corpus("auto").name == "embedded"
     assert time.monotonic() - start < 2
@@ -389,12 +390,13 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, mirrors):
 
 
 def test_the_generated_corpus_keeps_its_text_and_its_floor():
-    corpus, source = load_corpus("embedded-tiny"), embedded.generate("tiny")
-    assert corpus.name == "embedded-tiny" and set(corpus.vocab.words) == set(source.source.words)
-    assert corpus.vocab.decode(corpus.valid) == [source.source.words[i] for i in source.valid]
+    corpus, generated = load_corpus("embedded-tiny"), sample("embedded-tiny")
+    source = generated.source
+    assert corpus.name == "embedded-tiny" and set(corpus.vocab.words) == set(source.words)
+    assert corpus.vocab.decode(corpus.valid) == [source.words[i] for i in generated.valid]
     counts = np.bincount(corpus.train, minlength=len(corpus.vocab))
     assert (np.diff(counts) <= 0).all()
-    assert corpus.floor == {split: source.floor_nats(split) for split in SPLITS}
+    assert corpus.floor == {split: source.floor_nats(getattr(generated, split)) for split in SPLITS}
     assert load_corpus("embedded-tiny", max_vocab=100).floor is None
 
 
@@ -405,7 +407,7 @@ def test_ids_come_from_the_cache_unless_damaged(tmp_path, monkeypatch):
     for data in (good[:-1], good[:100] + b"?" + good[101:], b"", good):
         path.write_bytes(data)
         if data == good:
-            monkeypatch.delattr(embedded, "generate")
+            monkeypatch.delattr(embedded.Source, "draw")
         again = load_corpus("embedded-tiny")
         for field in ("name", "description", "vocab", "sha256", "floor", "notes"):
             assert getattr(again, field) == getattr(first, field)

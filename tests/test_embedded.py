@@ -7,11 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from exact_models import bigram_nats, conditional, perplexities, stationary, unigram_nats
+from exact_models import Sample, bigram_nats, conditional, perplexities, sample, stationary, unigram_nats
 
 from jaxlm.data import embedded
-from jaxlm.data.embedded import BITS, GeneratedCorpus
-from jaxlm.errors import DataError
+from jaxlm.data.embedded import BITS
 
 SHA256 = {
     "full": "b70ab8935c705e63d351eb6ac97da36312040355e7a252c3e8308adf663c8c01",
@@ -21,23 +20,23 @@ SPLITS = ("train", "valid", "test")
 
 
 @pytest.fixture(scope="module")
-def full() -> GeneratedCorpus:
-    return embedded.generate("full")
+def full() -> Sample:
+    return sample("embedded")
 
 
 @pytest.fixture(scope="module")
-def tiny() -> GeneratedCorpus:
-    return embedded.generate("tiny")
+def tiny() -> Sample:
+    return sample("embedded-tiny")
 
 
 @pytest.fixture(scope="module")
-def short() -> GeneratedCorpus:
+def short() -> Sample:
     """A few short sentences with few topics that change often, so that every sequence of topics can be listed."""
-    spec = embedded.SPECS["tiny"]
-    return embedded.sample(replace(spec, tokens=(60, 60, 60), topics=4, stay=128, close=400))
+    spec = embedded.SPECS["embedded-tiny"]
+    return sample(replace(spec, tokens=(60, 60, 60), topics=4, stay=128, close=400))
 
 
-def brute_force(corpus: GeneratedCorpus, ids: np.ndarray) -> float:
+def brute_force(corpus: Sample, ids: np.ndarray) -> float:
     """The probability of a whole stream, summed over every sequence of topics."""
     source, spec = corpus.source, corpus.source.spec
     sentences = [list(group) for group in np.split(ids, np.flatnonzero(ids == 0) + 1) if len(group)]
@@ -68,7 +67,7 @@ def test_bytes_are_pinned(size, request):
 @pytest.mark.parametrize(("size", "types"), [("full", 10_000), ("tiny", 500)])
 def test_sizes_and_types(size, types, request):
     corpus = request.getfixturevalue(size)
-    assert tuple(len(getattr(corpus, split)) for split in SPLITS) == embedded.SPECS[size].tokens
+    assert tuple(len(getattr(corpus, split)) for split in SPLITS) == corpus.source.spec.tokens
     assert len(corpus.source.words) == len(set(corpus.source.words)) == types
     assert {"<eos>", "<unk>"} < set(corpus.source.words)
     assert all(word.split() == [word] for word in corpus.source.words)
@@ -141,7 +140,7 @@ def test_tokens_have_the_lowest_cost_under_their_own_source(tiny, change):
     """Under any other source, even a similar one, their cost is higher."""
     other = replace(tiny, source=embedded.Source(replace(tiny.source.spec, **change)))
     assert other.source.words == tiny.source.words
-    assert tiny.floor_nats("train") + 3 < other.floor_nats("train")
+    assert tiny.source.floor_nats(tiny.train) + 3 < other.source.floor_nats(tiny.train)
 
 
 def test_stationary_frequencies_are_those_of_the_text(tiny):
@@ -181,8 +180,3 @@ def test_no_bigram_model_of_train_is_better_than_the_exact_one(tiny):
     backing = np.geomspace(1, 1000, 20)[:, None]  # how many counts the unigram is worth
     chance = (counts[before, after] + backing * unigram[after]) / (counts[before].sum(1) + backing)
     assert perplexities(tiny, "test")["bigram"] < np.exp(-np.log(chance).mean(1)).min()
-
-
-def test_unknown_size():
-    with pytest.raises(DataError, match="full, tiny"):
-        embedded.generate("huge")

@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exact_models import perplexities
+from exact_models import perplexities, sample
 
 import jaxlm
-from jaxlm.data.embedded import generate
 from jaxlm.errors import CheckpointError, DataError, JaxlmError
 from jaxlm.scoring import generation, reading
 
@@ -20,7 +19,7 @@ def lm(tiny_run):
 def test_training_comes_near_the_floor_and_beats_the_exact_unigram_and_bigram(tiny_run):
     """After 8 epochs within 1.8 of the true source's perplexity; the best bigram is at 2.3, the best unigram at 10."""
     result, printed = tiny_run
-    exact = perplexities(generate("tiny"), "test")
+    exact = perplexities(sample("embedded-tiny"), "test")
     assert exact["floor"] < result.test_perplexity < 1.8 * exact["floor"]
     assert result.test_perplexity < exact["bigram"] < exact["unigram"]
     assert [row.epoch for row in result.epochs] == list(range(1, 9))

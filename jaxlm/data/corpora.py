@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxlm.config.settings import DataConfig
-from jaxlm.data import embedded
 from jaxlm.data.cache import cache_dir, recall, remember
 from jaxlm.data.corpus import Corpus
+from jaxlm.data.embedded import SPECS, Source
 from jaxlm.data.encoding import Encoder, NumberedText, VocabOptions, number_words
 from jaxlm.data.penn_treebank import PTB_SHA256, NotFound, find_penn_treebank
 from jaxlm.data.prepared import is_large, is_prepared, load_prepared, prepare_in_cache, text_name
@@ -24,7 +24,7 @@ from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError
 from jaxlm.files import Folder
 
-EMBEDDED = {"embedded": "full", "embedded-tiny": "tiny"}  # the generated corpus: its name and its size
+EMBEDDED = tuple(SPECS)  # the generated corpus in its sizes
 UNKNOWN = "unknown"  # the corpus of an imported model
 FALLBACK = (
     "EMBEDDED CORPUS, NOT PENN TREEBANK: no copy of Penn Treebank was found and none could be downloaded; "
@@ -91,7 +91,7 @@ def load_corpus(
             "or the path of a folder or a file of text"
         )
     if is_prepared(path):
-        corpus = load_prepared(path, max_vocab=max_vocab, min_count=min_count, lowercase=lowercase)
+        corpus = load_prepared(path, options)
         if vocab not in (None, corpus.vocab):
             raise DataError(f"{spec} is prepared with a vocabulary of its own: load its text with another one")
         return corpus
@@ -140,15 +140,15 @@ def _generated(name: str, options: VocabOptions, vocab: Vocab | None) -> Corpus:
     """The generated corpus; its floor holds while all of its words are still distinguished."""
 
     def build(vocab: Vocab | None) -> Corpus:
-        generated = embedded.generate(EMBEDDED[name])
-        words, splits = generated.source.words, [getattr(generated, split) for split in SPLITS]
-        sizes = [len(ids) for ids in splits]
+        source = Source(SPECS[name])
+        sizes = source.spec.tokens
+        ids = [source.draw(size, stream) for stream, size in enumerate(sizes)]
         spans = dict(zip(SPLITS, pairwise(accumulate(sizes, initial=0)), strict=True))
-        numbered = NumberedText(words, spans, sizes, splits.__getitem__)
+        numbered = NumberedText(source.words, spans, sizes, ids.__getitem__)
         corpus = _encode(name, f"{name} corpus (a generated language)", numbered, options, vocab)
-        if options.lowercase or not corpus.vocab.ids.keys() >= set(words):
+        if options.lowercase or not corpus.vocab.ids.keys() >= set(source.words):
             return corpus
-        return replace(corpus, floor={split: generated.floor_nats(split) for split in SPLITS})
+        return replace(corpus, floor=dict(zip(SPLITS, map(source.floor_nats, ids), strict=True)))
 
     return _cached(name, name, options, vocab, build)
 

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from jaxlm.data.vocab import EOS, UNK
-from jaxlm.errors import DataError
 
 BITS = 24  # every row of weights sums to 2**BITS
 UNIT = 1 << 20  # the numerator of Zipf's law; the rank is its denominator
@@ -93,14 +92,14 @@ class Spec:
 
 
 SPECS = {
-    "full": Spec(
+    "embedded": Spec(  # as large as Penn Treebank
         seed=1993, tokens=(929_589, 73_760, 82_430), topics=16, kinds=8, stay=244, coherence=144, boost=24,
         flat=1, close=20,
         words=(("noun_s", 315), ("noun_p", 250), ("verb_s", 150), ("verb_p", 125), ("adjective", 160),
                ("name", 170), ("the", 1), ("one", 4), ("some", 6), ("he", 6), ("they", 6), ("of", 14),
                ("that", 3), ("and", 6), ("adverb", 452), ("number", 124), ("month", 12), ("in", 4)),
     ),
-    "tiny": Spec(
+    "embedded-tiny": Spec(  # for tests and examples
         seed=1993, tokens=(40_000, 4_000, 4_000), topics=8, kinds=4, stay=244, coherence=160, boost=40,
         flat=2, close=80,
         words=(("noun_s", 24), ("noun_p", 24), ("verb_s", 16), ("verb_p", 16), ("adjective", 16),
@@ -182,6 +181,58 @@ class Source:
         )
         self.class_weight, self.next_state = _grammar_tables(spec, [name for name, _ in classes])
 
+    def draw(self, length: int, stream: int) -> np.ndarray:
+        """Draws the ids of a split.
+
+        Args:
+            length: How many; the last sentence is cut where the split is full.
+            stream: The number of the split.
+
+        Returns:
+            int32 `[length]`, the same on every platform.
+        """
+        generator = np.random.Philox(key=self.spec.seed + (stream << 64))
+        classes = self._draw_classes(length, generator)
+        sentence = np.cumsum(classes == 0) - (classes == 0)
+        topic = self._draw_topics(int(sentence[-1]) + 1, generator)[sentence]
+        # The rows of the word weights, concatenated: the classes of a topic, in the order of its words.
+        row = topic * self.class_weight.shape[1] + classes
+        ids = _draw(self.word_weight.cumsum(), row, generator.random_raw(length)) - topic * len(self.words)
+        return ids.astype(np.int32)
+
+    def _draw_classes(self, length: int, generator: np.random.Philox) -> np.ndarray:
+        """The classes of words `[length]`; many sentences advance together."""
+        cumulative, width = self.class_weight.cumsum(), self.class_weight.shape[1]
+        blocks, total = [], 0
+        while total < length:
+            sentence, state = np.arange(4096), np.zeros(4096, np.int64)
+            sentences, classes = [], []
+            while len(sentence):
+                drawn = _draw(cumulative, state, generator.random_raw(len(state))) - state * width
+                sentences.append(sentence)
+                classes.append(drawn)
+                going = drawn != 0
+                sentence, state = sentence[going], self.next_state[state, drawn][going]
+            order = np.argsort(np.concatenate(sentences), kind="stable")
+            blocks.append(np.concatenate(classes)[order])
+            total += len(order)
+        return np.concatenate(blocks)[:length]
+
+    def _draw_topics(self, sentences: int, generator: np.random.Philox) -> np.ndarray:
+        """The topic of each sentence `[sentences]`: that of the last sentence with a new draw."""
+        raw = generator.random_raw(sentences)
+        fresh = (raw >> np.uint64(56)).astype(np.int64) >= self.spec.stay
+        fresh[0] = True
+        drawn = (raw & np.uint64(self.spec.topics - 1)).astype(np.int64)
+        return drawn[np.maximum.accumulate(np.where(fresh, np.arange(sentences), 0))]
+
+    def floor_nats(self, ids: np.ndarray) -> float:
+        """The summed nats of the N - 1 predicted tokens of a stream `[N]`; no model predicts the first.
+
+        No model has a lower expected cost, whatever it was trained on.
+        """
+        return self.nats(ids) - self.nats(ids[:1])
+
     def states(self, ids: np.ndarray) -> np.ndarray:
         """The state of the grammar before each token of a stream `[N]`; all sentences advance together."""
         classes, states = self.word_class[ids], np.zeros(len(ids), np.int64)
@@ -254,91 +305,3 @@ def _grammar_tables(spec: Spec, categories: list[str]) -> tuple[np.ndarray, np.n
             weight[node, :, run] = arc * chance
             following[node, :, run] = nodes.index(goal) * (spec.kinds + 1) + register
     return _share(weight.reshape(-1, len(categories))), following.reshape(-1, len(categories))
-
-
-def _walk(source: Source, length: int, generator: np.random.Philox) -> np.ndarray:
-    """Draws the classes of whole sentences, [length] or a little longer; many sentences advance together."""
-    cumulative, width = source.class_weight.cumsum(), source.class_weight.shape[1]
-    blocks, total = [], 0
-    while total < length:
-        sentence, state = np.arange(4096), np.zeros(4096, np.int64)
-        sentences, classes = [], []
-        while len(sentence):
-            drawn = _draw(cumulative, state, generator.random_raw(len(state))) - state * width
-            sentences.append(sentence)
-            classes.append(drawn)
-            going = drawn != 0
-            sentence, state = sentence[going], source.next_state[state, drawn][going]
-        order = np.argsort(np.concatenate(sentences), kind="stable")
-        blocks.append(np.concatenate(classes)[order])
-        total += len(order)
-    return np.concatenate(blocks)
-
-
-def _topics(spec: Spec, sentences: int, generator: np.random.Philox) -> np.ndarray:
-    """Draws the topic of each sentence [sentences]: that of the last sentence with a new draw."""
-    raw = generator.random_raw(sentences)
-    fresh = (raw >> np.uint64(56)).astype(np.int64) >= spec.stay
-    fresh[0] = True
-    drawn = (raw & np.uint64(spec.topics - 1)).astype(np.int64)
-    return drawn[np.maximum.accumulate(np.where(fresh, np.arange(sentences), 0))]
-
-
-def draw_ids(source: Source, length: int, stream: int) -> np.ndarray:
-    """Draws the ids of a split, int32 `[length]`; its last sentence is cut where the split is full."""
-    generator = np.random.Philox(key=source.spec.seed + (stream << 64))
-    classes = _walk(source, length, generator)[:length]
-    sentence = np.cumsum(classes == 0) - (classes == 0)
-    topic = _topics(source.spec, int(sentence[-1]) + 1, generator)[sentence]
-    # The rows of the word weights, concatenated: the classes of a topic, in the order of its words.
-    row = topic * source.class_weight.shape[1] + classes
-    ids = _draw(source.word_weight.cumsum(), row, generator.random_raw(length)) - topic * len(source.words)
-    return ids.astype(np.int32)
-
-
-@dataclass(frozen=True, eq=False)
-class GeneratedCorpus:
-    """Three streams of ids that were drawn from one source.
-
-    Attributes:
-        source: The tables.
-        train: Ids, int32 `[N]`.
-        valid: As train.
-        test: As train.
-    """
-
-    source: Source
-    train: np.ndarray
-    valid: np.ndarray
-    test: np.ndarray
-
-    def floor_nats(self, split: str) -> float:
-        """The summed nats of a split's N - 1 predicted tokens under the true source.
-
-        No model has a lower expected cost, whatever it was trained on. No model predicts the first token.
-        """
-        ids = getattr(self, split)
-        return self.source.nats(ids) - self.source.nats(ids[:1])
-
-
-def generate(size: str = "full") -> GeneratedCorpus:
-    """Generates the corpus in one of the sizes of `SPECS`.
-
-    Args:
-        size: "full" is as large as Penn Treebank, "tiny" is for tests.
-
-    Returns:
-        The corpus; the same bytes on every platform.
-
-    Raises:
-        DataError: There is no such size.
-    """
-    if size not in SPECS:
-        raise DataError(f"the generated corpus has no size {size!r}: choose one of {', '.join(SPECS)}")
-    return sample(SPECS[size])
-
-
-def sample(spec: Spec) -> GeneratedCorpus:
-    """Generates the corpus of any `Spec`."""
-    source = Source(spec)
-    return GeneratedCorpus(source, *(draw_ids(source, length, stream) for stream, length in enumerate(spec.tokens)))

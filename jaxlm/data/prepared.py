@@ -11,11 +11,10 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,64 +37,25 @@ _MAX_HEADER_BYTES = 1 << 20
 _BLOCK = 1 << 20  # bytes that are read at once
 
 
-@dataclass(frozen=True)
-class Header:
-    """The content of `prepared.json`.
-
-    Raises:
-        ValueError: A field cannot be right.
-    """
-
-    format: int
-    name: str
-    notes: list[str]
-    text: list[Stamp]  # of each text file
-    max_vocab: int | None
-    min_count: int
-    lowercase: bool
-    limited: bool  # whether max_vocab dropped a word
-    description: str
-    words: int  # of the vocabulary
-    dtype: str  # of the ids
-    files: dict[str, tuple[int, str]]  # name: (bytes, sha256)
-    corpus_sha256: str
-
-    def __post_init__(self) -> None:
-        valid: dict[str, Callable[[Any], bool]] = {
-            "format": lambda value: value == FORMAT,
-            "notes": lambda value: type(value) is list and all(type(note) is str for note in value),
-            "text": lambda value: type(value) is list,
-            "max_vocab": lambda value: value is None or _is_count(value),
-            "min_count": _is_count,
-            "dtype": lambda value: value in ("<u2", "<i4"),
-            "words": lambda value: _is_count(value, 1 << 16 if self.dtype == "<u2" else 1 << 31),
-            "files": lambda value: type(value) is dict and value.keys() == {*IDS.values(), VOCAB},
-            **dict.fromkeys(("name", "description", "corpus_sha256"), lambda value: type(value) is str),
-            **dict.fromkeys(("lowercase", "limited"), lambda value: type(value) is bool),
-        }
-        for name, check in valid.items():
-            if not check(getattr(self, name)):
-                raise ValueError(f"its {name} cannot be right")
-        for name, entry in self.files.items():
-            size, sha256 = entry if type(entry) in (list, tuple) and len(entry) == 2 else (0, "")
-            unit, most = (1, MAX_VOCAB_BYTES) if name == VOCAB else (np.dtype(self.dtype).itemsize, 1 << 62)
-            if not _is_count(size, most) or size % unit or not re.fullmatch("[0-9a-f]{64}", str(sha256)):
-                raise ValueError(f"its {name} cannot be right")
-
-    def to_json(self) -> str:
-        """Its JSON with the sha256 of the rest inside."""
-        return _sealed(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Header":
-        """Reads what `to_json` wrote. Raises ValueError or TypeError for anything else."""
-        tree = strict_json(text)
-        if not isinstance(tree, dict):
-            raise ValueError("it is not a JSON object")
-        tree.pop("sha256", None)
-        if _sealed(tree) != text:
-            raise ValueError("its seal is broken")
-        return cls(**tree)
+_VALID: dict[str, Callable[[Any], bool]] = {  # the fields of `prepared.json`, and what each may be
+    "format": lambda value: value == FORMAT,
+    "name": lambda value: type(value) is str,
+    "notes": lambda value: type(value) is list and all(type(note) is str for note in value),
+    "text": lambda value: type(value) is list,  # the stamp of each text file
+    "max_vocab": lambda value: value is None or _is_count(value),
+    "min_count": lambda value: _is_count(value),
+    "lowercase": lambda value: type(value) is bool,
+    "limited": lambda value: type(value) is bool,  # whether max_vocab dropped a word
+    "description": lambda value: type(value) is str,
+    "words": lambda value: _is_count(value, 1 << 31),  # of the vocabulary
+    "dtype": lambda value: value in ("<u2", "<i4"),  # of the ids
+    "files": lambda value: (
+        type(value) is dict
+        and value.keys() == {*IDS.values(), VOCAB}
+        and all(type(entry) is list and len(entry) == 2 for entry in value.values())  # bytes, sha256
+    ),
+    "corpus_sha256": lambda value: type(value) is str,
+}
 
 
 def prepare(
@@ -151,9 +111,9 @@ def prepare(
             "command again: it resumes"
         ) from None
     if changed := [
-        f"{name} {getattr(header, name)}, not {value}"
+        f"{name} {header[name]}, not {value}"
         for name, value in {"text": stamps, **asdict(options)}.items()
-        if getattr(header, name) != value
+        if header[name] != value
     ]:
         raise DataError(f"{out} holds another corpus ({'; '.join(changed)}): choose another folder, or remove it")
     return load_prepared(out)
@@ -202,16 +162,12 @@ def text_name(path: Path) -> str:
     return f"text:{os.path.basename(os.path.abspath(path))}"
 
 
-def load_prepared(
-    path: str | Path, *, max_vocab: int | None = None, min_count: int = 1, lowercase: bool = False
-) -> Corpus:
+def load_prepared(path: str | Path, options: VocabOptions | None = None) -> Corpus:
     """The corpus of a prepared folder, its ids memory-mapped, after every byte was verified.
 
     Args:
         path: A folder that `prepare` made.
-        max_vocab: The most words that its vocabulary may have.
-        min_count: What it was prepared with, or 1.
-        lowercase: What it was prepared with, or False.
+        options: What it was prepared with, or the defaults; a `max_vocab` bounds the vocabulary.
 
     Returns:
         The corpus; its splits are `np.memmap`s of their files.
@@ -220,39 +176,49 @@ def load_prepared(
         DataError: A file is missing, shortened, altered, or no regular file, an id is outside the vocabulary, or an
             option differs from that of the preparation.
     """
+    options = options or VocabOptions()
     with read_errors(path), Folder.open(path) as folder:
         header = read_header(folder)
-        for name, asked, default in (("min_count", min_count, 1), ("lowercase", lowercase, False)):
-            if asked not in (default, getattr(header, name)):
+        for name, asked, default in (("min_count", options.min_count, 1), ("lowercase", options.lowercase, False)):
+            if asked not in (default, header[name]):
                 raise DataError(
-                    f"{path} was prepared with {name} {getattr(header, name)}, not {asked}: leave that "
+                    f"{path} was prepared with {name} {header[name]}, not {asked}: leave that "
                     "out, or prepare the text again in another folder"
                 )
-        if max_vocab is not None and header.words > max_vocab:
+        if options.max_vocab is not None and header["words"] > options.max_vocab:
             raise DataError(
-                f"{path} was prepared with {header.words:,} words, more than the vocabulary size "
-                f"{max_vocab:,}: raise that, or prepare the text again in another folder"
+                f"{path} was prepared with {header['words']:,} words, more than the vocabulary size "
+                f"{options.max_vocab:,}: raise that, or prepare the text again in another folder"
             )
         return Corpus(
-            name=header.name,
-            description=header.description,
+            name=header["name"],
+            description=header["description"],
             vocab=_read_vocab(folder, header),
             **{split: _map_ids(folder, header, name) for split, name in IDS.items()},
-            sha256=header.corpus_sha256,
-            notes=tuple(header.notes),
+            sha256=header["corpus_sha256"],
+            notes=tuple(header["notes"]),
             spec=os.path.abspath(path),
-            options={"min_count": header.min_count, "lowercase": header.lowercase},
+            options={"min_count": header["min_count"], "lowercase": header["lowercase"]},
         )
 
 
-def read_header(folder: Folder) -> Header:
-    """The header of a prepared corpus.
+def read_header(folder: Folder) -> dict[str, Any]:
+    """The fields of `prepared.json`.
 
     Raises:
         DataError: There is none, or it is not what was written.
     """
     try:
-        return Header.from_json(folder.read(HEADER, _MAX_HEADER_BYTES).decode())
+        text = folder.read(HEADER, _MAX_HEADER_BYTES).decode()
+        tree = strict_json(text)
+        if not isinstance(tree, dict) or _sealed({name: tree[name] for name in tree if name != "sha256"}) != text:
+            raise ValueError("its seal is broken")
+        del tree["sha256"]
+        if wrong := [*tree.keys() ^ _VALID.keys()] or [name for name, valid in _VALID.items() if not valid(tree[name])]:
+            raise ValueError(f"its {', '.join(sorted(wrong))} cannot be right")
+        if tree["dtype"] == "<u2" and tree["words"] > 1 << 16:
+            raise ValueError("its words cannot be right")
+        return tree
     except FileNotFoundError:
         raise DataError(
             f"{folder.path} is not a finished corpus: resume it by the `jaxlm prepare` command that started it"
@@ -269,7 +235,7 @@ def _within_bound(place: Path, max_vocab: int | None) -> Path | None:
     for path in sorted(place.glob("*")) if max_vocab is not None else ():
         with suppress(DataError, OSError), Folder.open(path) as folder:
             header = read_header(folder)
-            if not header.limited and header.words <= max_vocab:
+            if not header["limited"] and header["words"] <= max_vocab:
                 return path
     return None
 
@@ -309,40 +275,39 @@ def _make(
     folder.write(VOCAB, vocab_json)
     sealed[VOCAB] = len(vocab_json), hashlib.sha256(vocab_json).hexdigest()
     fields = encoder.describe(text_name(text), f"text in {text}")
-    header = Header(
-        format=FORMAT,
-        name=fields["name"],
-        notes=fields["notes"],
-        text=stamps,
+    header = {
+        "format": FORMAT,
+        "name": fields["name"],
+        "notes": fields["notes"],
+        "text": stamps,
         **asdict(options),
-        limited=encoder.limited,
-        description=fields["description"],
-        words=len(encoder.vocab),
-        dtype=dtype,
-        files=sealed,
-        corpus_sha256=fields["sha256"],
-    )
-    folder.write(HEADER, header.to_json().encode())
+        "limited": encoder.limited,
+        "description": fields["description"],
+        "words": len(encoder.vocab),
+        "dtype": dtype,
+        "files": sealed,
+        "corpus_sha256": fields["sha256"],
+    }
+    folder.write(HEADER, _sealed(header).encode())
 
 
-def _read_vocab(folder: Folder, header: Header) -> Vocab:
-    size, sha256 = header.files[VOCAB]
+def _read_vocab(folder: Folder, header: dict[str, Any]) -> Vocab:
     with read_errors(folder.path / VOCAB):
         data = folder.read(VOCAB, MAX_VOCAB_BYTES)
-    if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
+    if [len(data), hashlib.sha256(data).hexdigest()] != header["files"][VOCAB]:
         raise _damaged(folder, VOCAB, "its content is not what was prepared")
     try:
         vocab = Vocab.from_json(data.decode())
     except UnicodeDecodeError:
         raise _damaged(folder, VOCAB, "it is not UTF-8") from None
-    if len(vocab) != header.words:
-        raise _damaged(folder, VOCAB, f"it has {len(vocab):,} words, not {header.words:,}")
+    if len(vocab) != header["words"]:
+        raise _damaged(folder, VOCAB, f"it has {len(vocab):,} words, not {header['words']:,}")
     return vocab
 
 
-def _map_ids(folder: Folder, header: Header, name: str) -> np.memmap:
+def _map_ids(folder: Folder, header: dict[str, Any], name: str) -> np.memmap:
     """The ids of a file, memory-mapped, once one pass over the open file has verified all of them."""
-    path, (size, sha256) = folder.path / name, header.files[name]
+    path, (size, sha256) = folder.path / name, header["files"][name]
     with read_errors(path), folder.reader(name) as file:
         if (found := os.fstat(file.fileno()).st_size) != size:
             raise _damaged(folder, name, f"it has {found:,} bytes, not {size:,}")
@@ -350,14 +315,14 @@ def _map_ids(folder: Folder, header: Header, name: str) -> np.memmap:
         while data := file.read(_BLOCK):
             digest.update(data)
             try:
-                check_ids(np.frombuffer(data, header.dtype), header.words, str(path))
+                check_ids(np.frombuffer(data, header["dtype"]), header["words"], str(path))
             except DataError as error:
                 outside = outside or error
         if digest.hexdigest() != sha256:
             raise _damaged(folder, name, "its content is not what was prepared")
         if outside:
             raise outside
-        ids = np.memmap(file, np.dtype(header.dtype), "r")  # pyright: ignore[reportCallIssue, reportArgumentType]
+        ids = np.memmap(file, np.dtype(header["dtype"]), "r")  # pyright: ignore[reportCallIssue, reportArgumentType]
     ids.filename = os.path.abspath(path)  # an open descriptor has no name
     return ids
 
