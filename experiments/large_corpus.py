@@ -30,7 +30,7 @@ def write_text(path: Path, tokens: int) -> None:
     """Text of at least so many tokens; a sentence a line."""
     from jaxlm.data import embedded
 
-    source = embedded.Source(embedded.SPECS["embedded"])
+    source = embedded.Source(embedded.Spec.of("embedded"))
     words, stream = np.array([*("\n", *source.words[1:])], object), 10
     with open(path, "w", encoding="utf-8") as file:
         while tokens > 0:

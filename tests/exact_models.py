@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxlm.data.embedded import BITS, SPECS, Source, Spec
+from jaxlm.data.embedded import BITS, Source, Spec
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class Sample:
 
 def sample(spec: Spec | str) -> Sample:
     """Draws the splits of a specification, or of a generated corpus by its name."""
-    source = Source(SPECS[spec] if isinstance(spec, str) else spec)
+    source = Source(Spec.of(spec) if isinstance(spec, str) else spec)
     return Sample(source, *(source.draw(length, stream) for stream, length in enumerate(source.spec.tokens)))
 
 

@@ -13,7 +13,7 @@ from jaxlm.data import embedded
 from jaxlm.data.embedded import BITS
 
 SHA256 = {
-    "full": "b70ab8935c705e63d351eb6ac97da36312040355e7a252c3e8308adf663c8c01",
+    "full": "0ffd9f855b68adc96e5a63b7f2cbb5dc0953176c0eff62385f7feffd3a30c18d",
     "tiny": "3a7fedfe2900299fc6d7c4aafc82a800db132bd264812f37858d086fcb5a7d9d",
 }
 SPLITS = ("train", "valid", "test")
@@ -32,7 +32,7 @@ def tiny() -> Sample:
 @pytest.fixture(scope="module")
 def short() -> Sample:
     """A few short sentences with few topics that change often, so that every sequence of topics can be listed."""
-    spec = embedded.SPECS["embedded-tiny"]
+    spec = embedded.Spec.of("embedded-tiny")
     return sample(replace(spec, tokens=(60, 60, 60), topics=4, stay=128, close=400))
 
 
@@ -67,7 +67,7 @@ def test_bytes_are_pinned(size, request):
 @pytest.mark.parametrize(("size", "types"), [("full", 10_000), ("tiny", 500)])
 def test_sizes_and_types(size, types, request):
     corpus = request.getfixturevalue(size)
-    assert tuple(len(getattr(corpus, split)) for split in SPLITS) == corpus.source.spec.tokens
+    assert [len(getattr(corpus, split)) for split in SPLITS] == corpus.source.spec.tokens
     assert len(corpus.source.words) == len(set(corpus.source.words)) == types
     assert {"<eos>", "<unk>"} < set(corpus.source.words)
     assert all(word.split() == [word] for word in corpus.source.words)

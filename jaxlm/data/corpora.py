@@ -15,7 +15,7 @@ import numpy as np
 from jaxlm.config.settings import DataConfig
 from jaxlm.data.cache import cache_dir, recall, remember
 from jaxlm.data.corpus import Corpus
-from jaxlm.data.embedded import SPECS, Source
+from jaxlm.data.embedded import Source, Spec
 from jaxlm.data.encoding import Encoder, NumberedText, VocabOptions, number_words
 from jaxlm.data.penn_treebank import PTB_SHA256, NotFound, find_penn_treebank
 from jaxlm.data.prepared import is_large, is_prepared, load_prepared, prepare_in_cache, text_name
@@ -24,7 +24,7 @@ from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError
 from jaxlm.files import Folder
 
-EMBEDDED = tuple(SPECS)  # the generated corpus in its sizes
+EMBEDDED = ("embedded", "embedded-tiny")  # the generated corpus in its sizes
 UNKNOWN = "unknown"  # the corpus of an imported model
 FALLBACK = (
     "EMBEDDED CORPUS, NOT PENN TREEBANK: no copy of Penn Treebank was found and none could be downloaded; "
@@ -140,7 +140,7 @@ def _generated(name: str, options: VocabOptions, vocab: Vocab | None) -> Corpus:
     """The generated corpus; its floor holds while all of its words are still distinguished."""
 
     def build(vocab: Vocab | None) -> Corpus:
-        source = Source(SPECS[name])
+        source = Source(Spec.of(name))
         sizes = source.spec.tokens
         ids = [source.draw(size, stream) for stream, size in enumerate(sizes)]
         spans = dict(zip(SPLITS, pairwise(accumulate(sizes, initial=0)), strict=True))

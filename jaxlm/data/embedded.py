@@ -12,10 +12,12 @@ Words and ids are the same bytes on every platform and NumPy version: the tables
 power of two, and the top bits of a Philox generator's raw output are then an exact draw.
 """
 
+import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,55 +26,13 @@ from jaxlm.data.vocab import EOS, UNK
 BITS = 24  # every row of weights sums to 2**BITS
 UNIT = 1 << 20  # the numerator of Zipf's law; the rank is its denominator
 
-# Content words have a kind: the subject matter (of eight) that the content words of a sentence tend to share. Their
-# stems are in words.txt.
 CONTENT = ("noun_s", "noun_p", "verb_s", "verb_p", "adjective", "name")
-FUNCTION = {
-    EOS: EOS,
-    UNK: UNK,
-    "the": "the",
-    "one": "this every another each",
-    "some": "some his her our their no",  # before a noun of either number
-    "he": "he she it everyone someone nobody",
-    "they": "they we you others both few",
-    "of": "of for with from at by on near under against without behind beyond around",
-    "that": "how whether why",
-    "and": "and but while because although when",
-    "in": "in since until before",
-    "month": "January February March April May June July August September October November December",
-    "number": "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty " + " ".join(map(str, range(21, 126))),
-}
-PLACES = "ton ford ham by field ley wick worth bury stead dale bridge well mouth more combe"  # two for each kind
 
-# From each node: (category, weight, next node); the weight of <eos> is `Spec.close`. The number of a subject (_s
-# singular, _p plural) determines the form of its verb, however many asides (such as "of the ...") come between.
-GRAMMAR: dict[str, tuple[tuple[str, int, str], ...]] = {
-    "start": (("the", 20, "subject"), ("one", 14, "subject_s"), ("some", 10, "subject_p"),
-              ("number", 5, "subject_p"), ("he", 18, "after_s"), ("they", 12, "after_p"),
-              ("name", 15, "after_s"), ("adverb", 6, "start")),
-    "subject": (("adjective", 18, "subject"), ("noun_s", 36, "after_s"), ("noun_p", 26, "after_p"),
-                (UNK, 10, "after_s")),
-    "subject_s": (("adjective", 18, "subject_s"), ("noun_s", 60, "after_s"), (UNK, 10, "after_s")),
-    "subject_p": (("adjective", 18, "subject_p"), ("noun_p", 60, "after_p"), (UNK, 10, "after_p")),
-    "after_s": (("verb_s", 64, "object"), ("of", 30, "aside_s"), ("adverb", 6, "after_s")),
-    "after_p": (("verb_p", 64, "object"), ("of", 30, "aside_p"), ("adverb", 6, "after_p")),
-    "aside_s": (("the", 30, "aside_noun_s"), ("some", 20, "aside_noun_s"),
-                ("name", 40, "after_s"), (UNK, 10, "after_s")),
-    "aside_p": (("the", 30, "aside_noun_p"), ("some", 20, "aside_noun_p"),
-                ("name", 40, "after_p"), (UNK, 10, "after_p")),
-    "aside_noun_s": (("noun_s", 50, "after_s"), ("noun_p", 50, "after_s")),
-    "aside_noun_p": (("noun_s", 50, "after_p"), ("noun_p", 50, "after_p")),
-    "object": (("the", 24, "noun"), ("one", 22, "noun_s"), ("some", 16, "noun_p"), ("name", 14, "tail"),
-               ("number", 8, "noun_p"), ("that", 6, "start"), (UNK, 8, "tail")),
-    "noun": (("adjective", 18, "noun"), ("noun_s", 36, "tail"), ("noun_p", 26, "tail"), (UNK, 10, "tail")),
-    "noun_s": (("adjective", 18, "noun_s"), ("noun_s", 62, "tail"), (UNK, 8, "tail")),
-    "noun_p": (("adjective", 18, "noun_p"), ("noun_p", 62, "tail"), (UNK, 8, "tail")),
-    "tail": (("of", 34, "object"), ("and", 16, "start"), ("in", 10, "month"), ("adverb", 4, "tail"),
-             (EOS, 0, "start")),
-    "month": (("month", 1, "day"),),
-    "day": (("number", 50, "tail"), ("of", 20, "object"), (EOS, 0, "start")),
-}  # fmt: skip
+
+@lru_cache(maxsize=1)
+def language() -> dict[str, Any]:
+    """The content of language.toml: words, stems, grammar and sizes."""
+    return tomllib.loads(Path(__file__).with_name("language.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -80,8 +40,8 @@ class Spec:
     """One size of the corpus: how many tokens and words it has, and how strong each dependency is."""
 
     seed: int
-    tokens: tuple[int, int, int]  # of train, valid and test
-    words: tuple[tuple[str, int], ...]  # in each category; in each kind of it, if a content category
+    tokens: list[int]  # of train, valid and test
+    words: dict[str, int]  # in each category; in each kind of it, if a content category
     topics: int  # a power of two
     kinds: int
     stay: int  # in 1/256: the probability that a sentence keeps the topic of the one before; else it draws one
@@ -90,23 +50,10 @@ class Spec:
     flat: int  # the first rank of Zipf's law, for classes with topics: higher is flatter
     close: int  # the weight of the end of a sentence
 
-
-SPECS = {
-    "embedded": Spec(  # as large as Penn Treebank
-        seed=1993, tokens=(929_589, 73_760, 82_430), topics=16, kinds=8, stay=244, coherence=144, boost=24,
-        flat=1, close=20,
-        words=(("noun_s", 315), ("noun_p", 250), ("verb_s", 150), ("verb_p", 125), ("adjective", 160),
-               ("name", 170), ("the", 1), ("one", 4), ("some", 6), ("he", 6), ("they", 6), ("of", 14),
-               ("that", 3), ("and", 6), ("adverb", 452), ("number", 124), ("month", 12), ("in", 4)),
-    ),
-    "embedded-tiny": Spec(  # for tests and examples
-        seed=1993, tokens=(40_000, 4_000, 4_000), topics=8, kinds=4, stay=244, coherence=160, boost=40,
-        flat=2, close=80,
-        words=(("noun_s", 24), ("noun_p", 24), ("verb_s", 16), ("verb_p", 16), ("adjective", 16),
-               ("name", 16), ("the", 1), ("one", 2), ("some", 2), ("he", 2), ("they", 2), ("of", 4),
-               ("that", 1), ("and", 2), ("adverb", 10), ("number", 10), ("month", 12), ("in", 2)),
-    ),
-}  # fmt: skip
+    @classmethod
+    def of(cls, name: str) -> "Spec":
+        """The size of a generated corpus."""
+        return cls(**language()["sizes"][name])
 
 
 def _share(weights: np.ndarray) -> np.ndarray:
@@ -124,28 +71,21 @@ def _draw(cumulative: np.ndarray, row: np.ndarray, raw: np.ndarray) -> np.ndarra
     return np.searchsorted(cumulative, target, side="right")
 
 
-@lru_cache(maxsize=1)
-def _stems() -> list[list[str]]:
-    """The lists of words.txt: nouns, verbs and adjectives of eight kinds each, then names and adverbs."""
-    blocks = Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split("\n\n")
-    return [block.split("\n", 1)[1].split() for block in blocks]
-
-
 def _words(category: str, kind: int) -> list[str]:
     """The words of a category, and of a kind if they are content words, from the most frequent to the rarest."""
-    if category in FUNCTION:
-        return FUNCTION[category].split()
-    if category == "adverb":
-        return _stems()[25]
+    stems = {name: text if isinstance(text, str) else text[kind] for name, text in language()["stems"].items()}
+    if category in language()["words"]:
+        return language()["words"][category].split()
     if category == "name":
-        return [stem + end for stem, end in product(_stems()[24], PLACES.split()[2 * kind : 2 * kind + 2])]
+        places = stems["places"].split()[2 * kind : 2 * kind + 2]
+        return [stem + place for stem, place in product(stems["names"].split(), places)]
     if category == "adjective":
-        return [prefix + stem for prefix, stem in product(("", "once-", "ever-"), _stems()[16 + kind])]
+        return [prefix + stem for prefix, stem in product(("", "once-", "ever-"), stems["adjectives"].split())]
     if category.startswith("noun"):
         ends = ("", "-expert", "-problem", "-story", "-museum")
-        words = [stem + end for end, stem in product(ends, _stems()[kind])]
+        words = [stem + end for end, stem in product(ends, stems["nouns"].split())]
     else:
-        words = [prefix + stem for prefix, stem in product(("", "re-", "over-"), _stems()[8 + kind])]
+        words = [prefix + stem for prefix, stem in product(("", "re-", "over-"), stems["verbs"].split())]
     return words if category in ("noun_s", "verb_p") else [_with_s(word) for word in words]
 
 
@@ -171,7 +111,7 @@ class Source:
     """
 
     def __init__(self, spec: Spec):
-        sizes = {EOS: 1, UNK: 1, **dict(spec.words)}
+        sizes = {EOS: 1, UNK: 1, **spec.words}
         classes = [(name, kind) for name in sizes for kind in range(spec.kinds if name in CONTENT else 1)]
         self.spec = spec
         self.words = tuple(word for name, kind in classes for word in _words(name, kind)[: sizes[name]])
@@ -284,15 +224,16 @@ def _word_weights(spec: Spec, index: int, size: int) -> np.ndarray:
 
 
 def _grammar_tables(spec: Spec, categories: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Class weights and next states, both [S, C], from `GRAMMAR` and the rule for kinds."""
-    nodes, kinds = list(GRAMMAR), np.arange(spec.kinds)
+    """Class weights and next states, both [S, C], from the grammar and the rule for kinds."""
+    grammar = language()["grammar"]
+    nodes, kinds = list(grammar), np.arange(spec.kinds)
     registers = np.arange(spec.kinds + 1)[:, None]
     usual = 5040 // (kinds + 10)  # some kinds are more frequent
     coherence = np.where(registers > 0, spec.coherence, 0)
     kind_weight = (256 - coherence) * usual + coherence * usual.sum() * (registers - 1 == kinds)
     weight = np.zeros((len(nodes), spec.kinds + 1, len(categories)), np.int64)
     following = np.zeros_like(weight)
-    for node, (name, arcs) in enumerate(GRAMMAR.items()):
+    for node, (name, arcs) in enumerate(grammar.items()):
         for category, arc, goal in arcs:
             first = categories.index(category)
             run = slice(first, first + categories.count(category))

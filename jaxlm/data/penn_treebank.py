@@ -3,12 +3,10 @@
 import hashlib
 import os
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxlm.data.cache import cache_dir
 from jaxlm.data.text import SPLITS, read_errors
@@ -100,97 +98,70 @@ def _find(places: Sequence[Path]) -> dict[str, Path] | None:
 
 
 def _download(folder: Path, progress: bool | None) -> None:
-    """Puts `ptb.{train,valid,test}.txt` into a folder, from the first mirror that has all three.
-
-    The files are downloaded to a temporary folder inside it, verified, and then put in place durably.
-
-    Raises:
-        DataError: No mirror has all three files (the message has a reason for each), or they cannot be stored.
-    """
-    if sys.stderr.isatty() if progress is None else progress:
-        print("downloading Penn Treebank (6 MB)", file=sys.stderr)
-    try:
-        with (
-            Folder.open(folder, create=True) as held,
-            tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch,
-        ):
-            _fetch_from_any(Path(scratch))
-            for split in SPLITS:
-                held.write(f"ptb.{split}.txt", Path(scratch, split).read_bytes())
-    except OSError as error:
-        raise DataError(f"Penn Treebank cannot be stored in {folder}: {error.strerror or error}") from None
-
-
-def _fetch_from_any(scratch: Path) -> None:
-    """Downloads the files from the first mirror that has all three.
+    """Puts `ptb.{train,valid,test}.txt` into a folder durably, from the first mirror that has all three.
 
     All mirrors are probed at once, each in a thread of its own, so that without a network this ends within
     `PROBE_SECONDS`: looking up a name on a dead network can take longer than any time-out of a socket.
 
     Raises:
-        DataError: No mirror has all three files.
+        DataError: No mirror has all three files (the message has a reason for each), or they cannot be stored.
     """
-    import pooch
     import requests
 
-    pooch.get_logger().setLevel("ERROR")
+    if sys.stderr.isatty() if progress is None else progress:
+        print("downloading Penn Treebank (6 MB)", file=sys.stderr)
+    failures: dict[str, str | None] = dict.fromkeys(MIRRORS, f"no answer within {PROBE_SECONDS:g} s")
 
     def probe(mirror: str) -> None:
-        requests.head(mirror.format(split="test"), timeout=PROBE_SECONDS, allow_redirects=True).raise_for_status()
-
-    def fetch(mirror: str) -> None:
-        for split, sha256 in PTB_SHA256.items():
-            downloader: Any = pooch.HTTPDownloader(
-                progressbar=_Bound(),  # pyright: ignore[reportArgumentType]
-                timeout=(PROBE_SECONDS, STALL_SECONDS),
-                headers={"Accept-Encoding": "identity"},  # so that sizes are those of the file
-            )
-            pooch.retrieve(mirror.format(split=split), f"sha256:{sha256}", split, scratch, downloader=downloader)
-
-    def failure(action: Callable[[str], None], mirror: str) -> str | None:
         try:
-            action(mirror)
-        except requests.HTTPError as error:
-            return str(error).partition(" for url")[0]  # 404 Client Error: Not Found
-        except requests.Timeout:
-            return "no answer in time"
-        except requests.RequestException:
-            return "no connection, or a broken one"
-        except ValueError as error:  # pooch's, of another hash
-            return str(error).partition(". ")[0]
-        return None
+            requests.head(mirror.format(split="test"), timeout=PROBE_SECONDS, allow_redirects=True).raise_for_status()
+            failures[mirror] = None
+        except requests.RequestException as error:
+            failures[mirror] = _reason(error)
 
-    failures: dict[str, str | None] = dict.fromkeys(MIRRORS, f"no answer within {PROBE_SECONDS:g} s")
-    probes = [
-        threading.Thread(target=lambda mirror=mirror: failures.update({mirror: failure(probe, mirror)}), daemon=True)
-        for mirror in MIRRORS
-    ]
     deadline = time.monotonic() + PROBE_SECONDS
+    probes = [threading.Thread(target=probe, args=(mirror,), daemon=True) for mirror in MIRRORS]
     for thread in probes:
         thread.start()
     for thread in probes:
         thread.join(max(0.0, deadline - time.monotonic()))
     found = dict(failures)  # a thread may still be waiting for its answer
     for mirror in [mirror for mirror in MIRRORS if found[mirror] is None]:
-        found[mirror] = failure(fetch, mirror)
-        if found[mirror] is None:
+        try:
+            texts = {split: _fetch(mirror.format(split=split), sha256) for split, sha256 in PTB_SHA256.items()}
+        except (requests.RequestException, ValueError) as error:
+            found[mirror] = _reason(error)
+            continue
+        try:
+            with Folder.open(folder, create=True) as held:
+                for split, data in texts.items():
+                    held.write(f"ptb.{split}.txt", data)
             return
+        except OSError as error:
+            raise DataError(f"Penn Treebank cannot be stored in {folder}: {error.strerror or error}") from None
     raise DataError("; ".join(f"{mirror}: {reason}" for mirror, reason in found.items()))
 
 
-class _Bound:
-    """Ends a download beyond `MAX_BYTES`; pooch calls its methods as those of a progress bar."""
+def _fetch(url: str, sha256: str) -> bytes:
+    """The content of a file. Raises ValueError where it is not what its hash requires, or requests' errors."""
+    import requests
 
-    def __init__(self) -> None:
-        self.total = self.done = 0
+    data = b""
+    with requests.get(url, timeout=(PROBE_SECONDS, STALL_SECONDS), stream=True) as answer:
+        answer.raise_for_status()
+        for block in answer.iter_content(1 << 20):
+            data += block
+            if len(data) > MAX_BYTES:
+                raise ValueError(f"{url} has more than {MAX_BYTES:,} bytes")
+    if (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise ValueError(f"{url} has the sha256 {found}, not {sha256}")
+    return data
 
-    def update(self, size: int) -> None:
-        self.done += size
-        if self.done > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
 
-    def reset(self) -> None:
-        self.done = 0
+def _reason(error: Exception) -> str:
+    """Why a mirror could not be used, in a few words."""
+    import requests
 
-    def close(self) -> None:
-        pass
+    if isinstance(error, requests.HTTPError) or not isinstance(error, requests.RequestException):
+        return str(error).partition(" for url")[0]  # 404 Client Error: Not Found
+    return "no answer in time" if isinstance(error, requests.Timeout) else "no connection, or a broken one"
