@@ -87,13 +87,13 @@ def test_the_table_of_the_command_line(run, tmp_path, capsys):
     path = tmp_path / "pairs.jsonl"
     lines = [
         {
-            "sentence_good": "Gefusa kako kati bahodons.",
-            "sentence_bad": "kati kati Gefusa kako",
+            "sentence_good": "Ashton steers the ship.",
+            "sentence_bad": "the the Ashton steers",
             "UID": "order",
             "linguistics_term": "made_up",
             "field": "x",
         },
-        {"sentence_good": "felo zebra", "sentence_bad": "felo okapi", "UID": "unknown\x1b[1m"},
+        {"sentence_good": "lends zebra", "sentence_bad": "lends okapi", "UID": "unknown\x1b[1m"},
     ]
     path.write_text("\n".join(map(json.dumps, lines)) + "\n")
     assert main(["minimal-pairs", run, str(path), "--oov", "filter"]) == 0
@@ -135,7 +135,7 @@ def test_the_table_of_the_command_line(run, tmp_path, capsys):
 )
 def test_malformed_lines_are_named(run, tmp_path, capsys, line, message):
     path = tmp_path / "pairs.jsonl"
-    path.write_text('{"sentence_good": "kati", "sentence_bad": "felo"}\n' + line + "\n")
+    path.write_text('{"sentence_good": "bank", "sentence_bad": "lends"}\n' + line + "\n")
     assert main(["minimal-pairs", run, str(path)]) == 1
     said = capsys.readouterr()
     assert said.out == "" and f"{path}, " in said.err and message in said.err and len(said.err.splitlines()) == 1

@@ -410,8 +410,8 @@ def test_tuning_leaves_out_what_diverges(run):
 )
 def test_every_verb_that_scores_takes_a_protocol(run, protocol, tmp_path, capsys):
     files = {
-        "text.txt": "godu kati felo\nmumteen kati\n",
-        "pairs.jsonl": json.dumps({"sentence_good": "godu kati felo", "sentence_bad": "felo felo kati"}),
+        "text.txt": "the bank lends\nevery bank\n",
+        "pairs.jsonl": json.dumps({"sentence_good": "the bank lends", "sentence_bad": "lends lends bank"}),
         "suite.json": json.dumps(
             {
                 "meta": {"name": "s"},
@@ -421,7 +421,7 @@ def test_every_verb_that_scores_takes_a_protocol(run, protocol, tmp_path, capsys
                         "item_number": 1,
                         "conditions": [
                             {"condition_name": name, "regions": [{"region_number": 1, "content": text}]}
-                            for name, text in (("a", "godu kati"), ("b", "kati godu"))
+                            for name, text in (("a", "the bank"), ("b", "bank the"))
                         ],
                     }
                 ],

@@ -359,7 +359,7 @@ def test_json_lines_and_a_file_that_appears_whole(run, text, tmp_path, capsys):
     assert printed(capsys, "surprisal", run, text, "--format", "jsonl", "--oov", "nan", "--output", out) == ""
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert rows[1]["word"] == "zebra\x1b[31m" and rows[1]["oov"] is True and rows[1]["surprisal"] is None
-    text.write_text("godu\n\ngodu\n")
+    text.write_text("the\n\nthe\n")
     out.write_text("before")
     printed(capsys, "surprisal", run, text, "--output", out, code=1)
     assert out.read_text() == "before" and [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
@@ -367,7 +367,7 @@ def test_json_lines_and_a_file_that_appears_whole(run, text, tmp_path, capsys):
 
 def test_stimuli_keep_their_columns(run, tmp_path, capsys):
     stimuli = tmp_path / "stimuli.csv"
-    stimuli.write_text('Item,Sentence,Note\n1,"godu kati, felo","a ""b"", c"\n2,godu,\n')
+    stimuli.write_text('Item,Sentence,Note\n1,"the bank, lends","a ""b"", c"\n2,the,\n')
     rows = list(csv.reader(io.StringIO(printed(capsys, "surprisal", run, "--csv", stimuli, "--tokenizer", "none"))))
     assert rows[0] == [
         "Item",
@@ -382,19 +382,19 @@ def test_stimuli_keep_their_columns(run, tmp_path, capsys):
         "entropy_reduction",
     ]
     assert [row[:5] for row in rows[1:]] == [
-        ["1", 'a "b", c', "1", "1", "godu"],
-        ["1", 'a "b", c', "1", "2", "kati,"],
-        ["1", 'a "b", c', "1", "3", "felo"],
-        ["2", "", "2", "1", "godu"],
+        ["1", 'a "b", c', "1", "1", "the"],
+        ["1", 'a "b", c', "1", "2", "bank,"],
+        ["1", 'a "b", c', "1", "3", "lends"],
+        ["2", "", "2", "1", "the"],
     ]
     assert [row[6] for row in rows[1:]] == ["False", "True", "False", "False"]
     rows = list(csv.reader(io.StringIO(printed(capsys, "surprisal", run, "--csv", stimuli))))
-    assert [row[5] for row in rows[1:]] == ["godu", "kati", "felo", "godu"]  # ptb: the comma is not in the vocabulary
+    assert [row[5] for row in rows[1:]] == ["the", "bank", "lends", "the"]  # ptb: the comma is not in the vocabulary
 
 
 def test_other_columns_are_kept_to_the_byte_where_there_is_no_terminal(run, tmp_path, capsys):
     stimuli = tmp_path / "stimuli.csv"
-    stimuli.write_bytes(b'Note,Sentence\n"a\tb\r\nc",godu\n')
+    stimuli.write_bytes(b'Note,Sentence\n"a\tb\r\nc",the\n')
     out = printed(capsys, "surprisal", run, "--csv", stimuli, "--tokenizer", "none")
     (_, row) = csv.reader(io.StringIO(out, newline=""))
     assert row[0] == "a\tb\r\nc"
@@ -478,12 +478,12 @@ def test_stimuli_that_cannot_be_read(run, tmp_path, capsys, content, message):
 
 def test_stimuli_between_tabs_or_semicolons_with_a_column_of_the_result_s_name(run, tmp_path, capsys):
     for delimiter in (";", "\t", ","):
-        (tmp_path / "stimuli.txt").write_text(f"word{delimiter}Sentence\nno. 1{delimiter}godu\n")
+        (tmp_path / "stimuli.txt").write_text(f"word{delimiter}Sentence\nno. 1{delimiter}the\n")
         (row,) = csv.DictReader(io.StringIO(printed(capsys, "surprisal", run, "--csv", tmp_path / "stimuli.txt")))
-        assert row["stimulus.word"] == "no. 1" and row["word"] == "godu"
-    (tmp_path / "stimuli.txt").write_text("word;x\ngodu kati;1\n")
+        assert row["stimulus.word"] == "no. 1" and row["word"] == "the"
+    (tmp_path / "stimuli.txt").write_text("word;x\nthe bank;1\n")
     out = printed(capsys, "surprisal", run, "--csv", tmp_path / "stimuli.txt", "--column", "word")
-    assert [row["word"] for row in csv.DictReader(io.StringIO(out))] == ["godu", "kati"]
+    assert [row["word"] for row in csv.DictReader(io.StringIO(out))] == ["the", "bank"]
 
 
 def test_a_sparse_file_is_refused_without_reading_it_whole(run, tmp_path, capsys):
@@ -495,7 +495,7 @@ def test_a_sparse_file_is_refused_without_reading_it_whole(run, tmp_path, capsys
 
 def test_a_table_is_not_scored_as_lines(run, tmp_path, capsys):
     for name in ("stimuli.csv", "stimuli.TSV"):
-        (tmp_path / name).write_text("Sentence\ngodu\n")
+        (tmp_path / name).write_text("Sentence\nthe\n")
         assert main(["surprisal", run, str(tmp_path / name)]) == 1
         said = capsys.readouterr()
         assert said.out == "" and f"--csv {tmp_path / name}" in said.err
@@ -508,19 +508,19 @@ def test_pipes_that_the_shell_opened_are_read(run, monkeypatch, capsys):
         os.close(write)
         return f"/dev/fd/{read}"
 
-    expected = printed(capsys, "surprisal", run, piped(b"godu kati\n"))
+    expected = printed(capsys, "surprisal", run, piped(b"the bank\n"))
     assert len(expected.splitlines()) == 3
-    table = list(csv.DictReader(io.StringIO(printed(capsys, "surprisal", run, "--csv", piped(b"Sentence\ngodu\n")))))
-    assert [row["word"] for row in table] == ["godu"]
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Sentence\ngodu\n")))
+    table = list(csv.DictReader(io.StringIO(printed(capsys, "surprisal", run, "--csv", piped(b"Sentence\nthe\n")))))
+    assert [row["word"] for row in table] == ["the"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Sentence\nthe\n")))
     assert list(csv.DictReader(io.StringIO(printed(capsys, "surprisal", run, "--csv", "-")))) == table
-    assert "2 predictions" in printed(capsys, "evaluate", run, "--text", piped(b"godu kati felo"))
+    assert "2 predictions" in printed(capsys, "evaluate", run, "--text", piped(b"the bank lends"))
 
 
 def test_the_share_of_unknown_words_stands_beside_every_result(run, tmp_path, capsys):
     """A text in another language must not look superb: almost all of its tokens are `<unk>`."""
     text = tmp_path / "german.txt"
-    text.write_text("der hund lief godu nach haus und\n")
+    text.write_text("der hund lief the nach haus und\n")
 
     def said(*arguments) -> tuple[str, str]:
         assert main([str(argument) for argument in arguments]) == 0
@@ -539,7 +539,7 @@ def test_the_share_of_unknown_words_stands_beside_every_result(run, tmp_path, ca
     assert "warning: 85.7% of the text are words that the model does not know" in error
     assert said("evaluate", run)[1] == ""
     known = tmp_path / "known.txt"
-    known.write_text("godu kati " * 30 + "hund\n")
+    known.write_text("the bank " * 30 + "hund\n")
     assert said("surprisal", run, known)[1] == "note: 1 of 61 words (1.6% <unk>) are not in the vocabulary\n"
     assert said("evaluate", run, "--text", known)[1] == ""
 

@@ -144,7 +144,7 @@ def test_regions_are_summed_and_predictions_judged(tmp_path):
 
 
 def test_the_table_of_the_command_line(tiny_run, tmp_path, capsys):
-    text = json.dumps(SUITE).replace("The dog", "godu kati")
+    text = json.dumps(SUITE).replace("The dog", "the bank")
     assert main(["syntaxgym", str(tiny_run[0].run_dir), str(written(tmp_path, text))]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["suite", "item", "prediction", "correct", "oov"]

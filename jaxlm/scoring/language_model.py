@@ -267,9 +267,9 @@ class LanguageModel:
 
         >>> import jaxlm
         >>> lm = jaxlm.load("runs/tiny")
-        >>> table = lm.surprisal(["godu kati", "zebra"])
+        >>> table = lm.surprisal(["the bank", "zebra"])
         >>> table.word, table.oov.tolist(), table.surprisal.shape
-        (['godu', 'kati', 'zebra'], [False, False, True], (3,))
+        (['the', 'bank', 'zebra'], [False, False, True], (3,))
         """
         return _joined(self.surprisal_stream(sentences, **options))
 
@@ -430,10 +430,10 @@ class LanguageModel:
 
         >>> import jaxlm
         >>> lm = jaxlm.load("runs/tiny")
-        >>> texts = lm.generate("godu kati", words=5, samples=2, top_p=0.9, ban=["<eos>"])
+        >>> texts = lm.generate("the bank", words=5, samples=2, top_p=0.9, ban=["<eos>"])
         >>> [len(text.words) for text in texts], texts[0].log_probs.shape
         ([5, 5], (5,))
-        >>> str(lm.generate("godu kati", words=5)[0]) == str(lm.generate("godu kati", words=5, samples=3)[0])
+        >>> str(lm.generate("the bank", words=5)[0]) == str(lm.generate("the bank", words=5, samples=3)[0])
         True
         """
         how, model = self._sampling(**sampling), (self.config.model, self.params, self.vocab, self._prompt(prompt))
