@@ -107,14 +107,14 @@ def neighbors(args: argparse.Namespace) -> None:
 
 def say_unknown(lm: "LanguageModel", text: str, tokenizer: str | None = None) -> None:
     """Says on standard error which words of a text are read as `<unk>`, and their share; a warning if it is large."""
-    from jaxlm.data.unknown import MUCH, unknown_text
+    from jaxlm.data.unknown import MOST_UNKNOWN, unknown_text
 
     unknown = lm.unknown_words(text, tokenizer)
     if not unknown:
         return
     share, others = len(unknown) / len(lm.tokens(text, tokenizer)), len({*unknown}) - 1
     named = f"{unknown[0]!r}{f' and {others:,} more' if others else ''}"
-    kind = "warning" if share > MUCH else "note"
+    kind = "warning" if share > MOST_UNKNOWN else "note"
     told = f"{kind}: {named} not in the vocabulary, read as <unk>: {unknown_text(share)}"
     say(printable(told), file=sys.stderr)
 

@@ -8,10 +8,7 @@ import numpy as np
 
 from jaxlm.data.text import SPLITS
 from jaxlm.data.vocab import Vocab
-from jaxlm.data.windows import batch
 from jaxlm.errors import DataError
-
-_BLOCK = 1 << 20  # ids that are read at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +56,8 @@ class Corpus:
                 check_ids(ids, len(self.vocab), f"the {split} split of {self.name}")
 
     def unknown_shares(self, *splits: str) -> dict[str, float]:
-        """The share of `<unk>` among the tokens of each split (default: all), from 0 to 1; files are read in blocks."""
-
-        def share(ids: np.ndarray) -> float:
-            starts = range(0, len(ids), _BLOCK)
-            blocks = (batch(ids, 1, start=start, stop=start + _BLOCK)[:, 0] for start in starts)
-            return sum(self.vocab.unknown_share(block) * len(block) for block in blocks) / max(1, len(ids))
-
-        return {split: share(getattr(self, split)) for split in splits or SPLITS}
+        """The share of `<unk>` among the tokens of each split (default: all), from 0 to 1."""
+        return {split: self.vocab.unknown_share(getattr(self, split)) for split in splits or SPLITS}
 
 
 def check_ids(ids: np.ndarray, words: int, where: str) -> None:

@@ -99,15 +99,17 @@ def read_blocks(path: str | Path, offset: int = 0) -> Iterator[tuple[str, int]]:
             check_no_zero_byte(data, path, offset + len(rest))  # at once: the holes of a sparse file are zeros
             rest += data
             if cut := max(rest.rfind(space) for space in _WHITE_SPACE) + 1:
-                yield _decode(rest[:cut], path, offset), offset + cut
+                yield decode(rest[:cut], path, offset), offset + cut
                 rest, offset = rest[cut:], offset + cut
             elif len(rest) > MAX_UNBROKEN:
                 raise DataError(f"{path} has {len(rest):,} bytes in a row without a space or a newline: give text")
         if rest:
-            yield _decode(rest, path, offset), offset + len(rest)
+            yield decode(rest, path, offset), offset + len(rest)
 
 
-def _decode(data: bytes, path: str | Path, start: int) -> str:
+def decode(data: bytes, path: str | Path, start: int = 0) -> str:
+    """The text of a part of a file that begins at byte `start`. Raises DataError where it is binary or not UTF-8."""
+    check_no_zero_byte(data, path, start)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

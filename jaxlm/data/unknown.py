@@ -1,21 +1,8 @@
 """How much of a text a vocabulary does not know. Unknown words are easy to predict: they make a perplexity good."""
 
-import numpy as np
+from jaxlm.data.vocab import UNK
 
-from jaxlm.data.vocab import UNK, Vocab
-from jaxlm.data.windows import batch
-
-MUCH = 0.05  # the share of unknown tokens from which a result is warned about
-BLOCK = 1 << 22  # tokens read at a time
-
-
-def unknown_share(vocab: Vocab, ids: np.ndarray) -> float:
-    """The share of a text's ids [N] that are `<unk>`; 0 for an empty text or a vocabulary without `<unk>`."""
-    unknown = vocab.ids.get(UNK, -1)
-    count = sum(
-        int((batch(ids, 1, start=start, stop=start + BLOCK) == unknown).sum()) for start in range(0, len(ids), BLOCK)
-    )
-    return count / len(ids) if len(ids) else 0.0
+MOST_UNKNOWN = 0.05  # the share of unknown tokens from which a result is warned about
 
 
 def unknown_text(share: float) -> str:
@@ -29,7 +16,7 @@ def unknown_text(share: float) -> str:
 
 def unknown_warning(share: float, text: str) -> str | None:
     """A sentence for the user where too much of a text is unknown: its perplexity compares with no other; else None."""
-    if share <= MUCH:
+    if share <= MOST_UNKNOWN:
         return None
     return (
         f"warning: {100 * share:.1f}% of {text} are words that the model does not know, read as {UNK}: the result "

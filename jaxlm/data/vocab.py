@@ -10,9 +10,11 @@ from itertools import repeat
 
 import numpy as np
 
+from jaxlm.data.windows import batch
 from jaxlm.errors import DataError
 
 EOS = "<eos>"  # the token of a newline
+BLOCK = 1 << 22  # ids read at once
 UNK = "<unk>"  # the token of every word outside the vocabulary
 
 
@@ -96,13 +98,15 @@ class Vocab:
         """The share of ids that are `<unk>`, from 0 to 1; 0 without ids, or without `<unk>` in the vocabulary.
 
         Args:
-            ids: Integers `[N]`.
+            ids: Integers `[N]`; of a memory-mapped file, which is read in blocks, too.
 
         >>> vocab = Vocab(("the", "<unk>", "cat"))
         >>> vocab.unknown_share(vocab.encode("the cat sat here".split()))
         0.5
         """
-        return int(np.count_nonzero(ids == self.ids.get(UNK, -1))) / max(1, len(ids))
+        unknown = self.ids.get(UNK, -1)
+        blocks = (batch(ids, 1, start=start, stop=start + BLOCK) for start in range(0, len(ids), BLOCK))
+        return sum(int(np.count_nonzero(block == unknown)) for block in blocks) / max(1, len(ids))
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> list[str]:
         """The words of ids.

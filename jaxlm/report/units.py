@@ -3,8 +3,6 @@
 import math
 from collections.abc import Sequence
 
-MOST_UNKNOWN = 0.05  # share of unknown tokens beyond which a perplexity needs a warning
-
 
 def perplexity(nats: float, count: float) -> float:
     """exp(nats / count).

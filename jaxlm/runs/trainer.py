@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from jaxlm.config.config import Config
 from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
+from jaxlm.data.unknown import MOST_UNKNOWN
 from jaxlm.data.vocab import Vocab
 from jaxlm.data.windows import check_fits
 from jaxlm.distributed import hosts
@@ -26,7 +27,6 @@ from jaxlm.models.recurrent import Params
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.progress import Progress, lasting_console
 from jaxlm.report.trackers import OnMetrics
-from jaxlm.report.units import MOST_UNKNOWN
 from jaxlm.runs import checkpoint, directory, precision, signals, state_arrays
 from jaxlm.runs.group import Group, SingleGroup
 from jaxlm.runs.lock import lock

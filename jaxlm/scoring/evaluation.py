@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config.protocols import Cache, Dynamic, Plain, Temperature, name_of, protocol_of
-from jaxlm.data.unknown import unknown_share
 from jaxlm.errors import DataError, Diverged, JaxlmError
 from jaxlm.fields import specs
 from jaxlm.report.units import perplexity
@@ -67,7 +66,7 @@ def evaluate_ids(
         JaxlmError: the protocol means nothing for this stream or model.
         Diverged: dynamic evaluation learnt at too high a rate.
     """
-    unknown = unknown_share(readers.vocab, ids)
+    unknown = readers.vocab.unknown_share(ids)
     if type(protocol) is Plain:
         config = readers.config
         nats, count = stream_nats(config.model, readers.params, ids, *rows_and_window)

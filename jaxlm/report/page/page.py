@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.data.unknown import MOST_UNKNOWN
 from jaxlm.errors import JaxlmError
 from jaxlm.files import finite
 from jaxlm.report import sweep_plots
 from jaxlm.report.curve import draw_perplexities, draw_windows, epoch_axis
 from jaxlm.report.figure import PALETTE, figure, marks, svg
 from jaxlm.report.page.contents import ModelView, RunRecord, SweepRecord, by_corpus
-from jaxlm.report.units import MOST_UNKNOWN, mean_and_deviation, spread
+from jaxlm.report.units import mean_and_deviation, spread
 from jaxlm.report.word_map import drawn_map
 from jaxlm.terminal import printable
 
