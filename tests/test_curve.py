@@ -10,7 +10,7 @@ import pytest
 from reports import has, ink, opened, run
 
 from jaxlm.errors import JaxlmError
-from jaxlm.report.curve import Results, _smooth, by_kind, learning_curve, window_ends
+from jaxlm.report.curve import Results, by_kind, learning_curve, window_series
 from jaxlm.runs.metrics import read_metrics
 
 NAN = float("nan")
@@ -87,6 +87,6 @@ def test_windows_of_several_lengths_have_their_own_perplexity_and_place(tmp_path
                 log.result("epoch", epoch=epoch, train_perplexity=np.exp(2), valid_perplexity=9.0)
     rows = read_metrics(tmp_path)
     found = Results("", *by_kind(rows))
-    x = window_ends(found.windows, found.epochs)
+    x = found.window_ends()
     np.testing.assert_allclose(x, [0.25, 0.5, 0.75, 1, 1.5, 2, 2.25])
-    np.testing.assert_allclose(_smooth(x, found)[1], np.exp(2), rtol=1e-6)
+    np.testing.assert_allclose(window_series(found, "perplexity")[1], np.exp(2), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Curves of runs, drawn from their metrics alone: perplexities, gradient norms, learning rates, speed."""
+"""Curves of runs, drawn from their metrics alone: perplexities, gradient norms and learning rates."""
 
 import math
 from collections.abc import Sequence
@@ -9,34 +9,16 @@ from typing import Any
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.report.figure import (
-    BLUE,
-    GREEN,
-    INK,
-    ORANGE,
-    PALETTE,
-    drawable,
-    figure,
-    label,
-    log_axis,
-    marks,
-    perplexity_axis,
-    save,
-)
+from jaxlm.report.figure import INK, PALETTE, drawable, figure, label, log_axis, marks, perplexity_axis, save
 from jaxlm.report.units import perplexity_text
 
 Row = dict[str, Any]  # a line of the metrics or of the timing
-MOST_POINTS = 400  # of one line of windows
+MOST_POINTS = 400  # of a line of windows
 
 
 @dataclass(frozen=True)
 class Results:
-    """A run's name and the lines of its metrics, by kind.
-
-    Attributes:
-        name: unlike that of any other run in the picture.
-        windows, epochs, tests: lines of the metrics.
-    """
+    """A run's name, unlike that of any other run in the picture, and the lines of its metrics by kind."""
 
     name: str
     windows: Sequence[Row]
@@ -57,6 +39,19 @@ class Results:
         """Test perplexity of the last parameters, or of the best checkpoint; nan where they were not tested."""
         found = [row for row in self.tests if (row.get("checkpoint") == "best") == best and "test_perplexity" in row]
         return found[-1]["test_perplexity"] if found else math.nan
+
+    def window_ends(self) -> np.ndarray:
+        """Where each window ends, in epochs; an unfinished epoch is taken to be as long as the longest."""
+        epoch = np.array([row["epoch"] for row in self.windows], float)
+        own, first, which, sizes = np.unique(epoch, return_index=True, return_inverse=True, return_counts=True)
+        within = np.arange(1, len(epoch) + 1) - first[which]
+        finished = np.isin(own, [row["epoch"] for row in self.epochs])
+        return epoch - 1 + within / np.where(finished, sizes, max(sizes, default=1))[which]
+
+    def epoch_ends(self) -> np.ndarray:
+        """Where each finished epoch ends: at its last window, if the metrics have its windows."""
+        ends = dict(zip([row["epoch"] for row in self.windows], self.window_ends().tolist(), strict=True))
+        return np.array([ends.get(row["epoch"], row["epoch"]) for row in self.epochs], float)
 
 
 def by_kind(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
@@ -92,11 +87,9 @@ def learning_curve(rows: Sequence[Row], path: Path) -> Path:
         title = f"{run.epochs[-1].get('preset', 'training')} on {run.epochs[-1].get('corpus', 'its corpus')}"
         upper.set_title(label(title), loc="left", weight="bold", fontsize=11)
         draw_windows(lower, [run], "learning_rate")
-        lower.lines[0].set_color(INK)
         rates = lower.lines[0].get_ydata()
-        ends = np.unique(rates[np.isfinite(rates)])[[0, -1]] if np.isfinite(rates).any() else []
-        lower.set_yticks([*ends], [f"{rate:.1g}" for rate in ends])
-        lower.minorticks_off()
+        ends = sorted({np.nanmin(rates), np.nanmax(rates)}) if np.isfinite(rates).any() else []
+        lower.set_yticks(ends, [f"{rate:.1g}" for rate in ends])
         upper.set_xlabel("")
         lower.set_ylabel("learning\nrate")
         drawn.align_ylabels()
@@ -107,44 +100,38 @@ def draw_perplexities(axes: Any, runs: Sequence[Results], levels: Sequence[tuple
     """Draws each run's training (dashed, triangles), validation (solid, circles) and test (a diamond).
 
     A run alone has a colour for each split, and the perplexity of its windows behind them; several have a colour each.
-
-    Args:
-        axes: of matplotlib.
-        runs: on one corpus.
-        levels: (name, perplexity), drawn beside the floor of a generated corpus.
+    Dotted is the floor of a generated corpus; `levels` are other (name, perplexity) to compare with.
     """
-    shown = []
+    alone, shown = len(runs) == 1, []
     for place, run in enumerate(runs):
-        colours = (BLUE, ORANGE, GREEN) if len(runs) == 1 else (PALETTE[place % len(PALETTE)],) * 3
-        at = epoch_ends(run)
+        colours = PALETTE[:3] if alone else (PALETTE[place % len(PALETTE)],) * 3
+        at, estimated = run.epoch_ends(), np.array([bool(row.get("train_estimated")) for row in run.epochs], bool)
         train, valid = (
             drawable([row.get(f"{split}_perplexity", math.nan) for row in run.epochs]) for split in ("train", "valid")
         )
-        test = drawable([run.test_perplexity()])
-        if len(runs) == 1:
-            axes.plot(*_smooth(window_ends(run.windows, run.epochs), run), color=BLUE, alpha=0.3, linewidth=1)
-        estimated = np.array([bool(row.get("train_estimated")) for row in run.epochs], bool)
-        ends = _ends("train", train), _ends("validation", valid), _ends("test", test)
-        for part, x, y, colour, style, text in (
-            ("train", at, train, colours[0], "^--", ends[0]),
-            ("validation", at, valid, colours[1], "o-", ends[1] if len(runs) == 1 else label(run.name)),
-            ("test", at[-1:], test, colours[2], "D", ends[2]),
-        ):
+        if alone:
+            axes.plot(*window_series(run, "perplexity"), color=PALETTE[0], alpha=0.3, linewidth=1)
+        splits = [("train", at, train), ("validation", at, valid), ("test", at[-1:], drawable([run.test_perplexity()]))]
+        for (split, x, y), colour, style in zip(splits, colours, ("^--", "o-", "D"), strict=True):
             known = np.isfinite(y)
             titles = [
-                f"{run.name} {part}, epoch {e:.4g}: {p:.2f}".strip() for e, p in zip(x[known], y[known], strict=True)
+                f"{run.name} {split}, epoch {epoch:.4g}: {value:.2f}".strip()
+                for epoch, value in zip(x[known], y[known], strict=True)
             ]
             (line,) = axes.plot(x[known], y[known], style, color=colour, markersize=5, gid=marks(titles))
-            if known.any() and (len(runs) == 1 or part == "validation"):
-                line.set_label(text)
+            if known.any() and (alone or split == "validation"):
+                line.set_label(f"{split} {perplexity_text(y[-1])}" if alone else label(run.name))
             shown.append(y)
-        if (estimated & np.isfinite(train)).any():
-            name = "train, estimated from the words drawn" if len(runs) == 1 else None
-            line = axes.plot(at[estimated], train[estimated], "^", color=colours[0], mfc="white", markersize=5)[0]
-            line.set_label(name)
-    for (name, level), style in zip([*_floor(runs), *levels], [":", *["--"] * len(levels)], strict=False):
-        axes.axhline(level, color=INK, linestyle=style, linewidth=1.2, label=f"{name} {level:.2f}")
-        shown.append(drawable([level]))
+        if estimated.any():
+            name = "train, estimated from the words drawn" if alone else None
+            axes.plot(at[estimated], train[estimated], "^", color=colours[0], mfc="white", markersize=5, label=name)
+    rows = [row for run in runs for row in (*run.epochs, *run.tests)]
+    floors = {name: value for row in rows for name, value in row.items() if name.startswith("floor_")}
+    floor = [(f"floor of {name[6:]}", floors[name], ":") for name in sorted(floors, reverse=True)[:1]]
+    for name, level, style in [*floor, *((name, level, "--") for name, level in levels)]:
+        if level >= 1:
+            axes.axhline(level, color=INK, linestyle=style, linewidth=1.2, label=f"{name} {level:.2f}")
+            shown.append(drawable([level]))
     perplexity_axis(axes, np.concatenate(shown))
     axes.set(ylabel="perplexity")
     epoch_axis(axes, runs)
@@ -153,86 +140,62 @@ def draw_perplexities(axes: Any, runs: Sequence[Results], levels: Sequence[tuple
 def draw_windows(axes: Any, runs: Sequence[Results], name: str) -> None:
     """Draws one of the windows' series of each run on a log scale: `grad_norm` or `learning_rate`."""
     for place, run in enumerate(runs):
-        x, y = window_series(run, name)
         style = "steps-pre" if name == "learning_rate" else "default"
-        y = np.where((y > 1e-30) & (y < 1e30), y, np.nan)
-        axes.plot(x, y, color=PALETTE[place % len(PALETTE)], drawstyle=style, linewidth=1.2, gid=marks([run.name]))
+        colour = PALETTE[place % len(PALETTE)]
+        axes.plot(*window_series(run, name), color=colour, drawstyle=style, linewidth=1.2, gid=marks([run.name]))
     axes.set(ylabel=name.replace("_", " ").replace("grad ", "gradient "))
     log_axis(axes, "y")
     epoch_axis(axes, runs)
-
-
-def window_ends(windows: Sequence[Row], epochs: Sequence[Row]) -> np.ndarray:
-    """Where each window ends, in epochs; an unfinished epoch is taken to be as long as the longest."""
-    epoch = np.array([row["epoch"] for row in windows], float)
-    own, first, which, sizes = np.unique(epoch, return_index=True, return_inverse=True, return_counts=True)
-    within = np.arange(1, len(windows) + 1) - first[which]
-    finished = np.isin(own, [row["epoch"] for row in epochs])
-    return epoch - 1 + within / np.where(finished, sizes, max(sizes, default=1))[which]
-
-
-def epoch_ends(run: Results) -> np.ndarray:
-    """Where each finished epoch ends: at its last window, if the metrics have its windows."""
-    ends = dict(zip([row["epoch"] for row in run.windows], window_ends(run.windows, run.epochs).tolist(), strict=True))
-    return np.array([ends.get(row["epoch"], row["epoch"]) for row in run.epochs], float)
-
-
-def window_series(run: Results, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs, means) of at most `MOST_POINTS` stretches of windows; nan where a stretch has no finite value."""
-    x = window_ends(run.windows, run.epochs)
-    values = np.array([row[name] for row in run.windows], float)
-    values[~np.isfinite(values)] = np.nan
-    if not len(x):
-        return x, values
-    starts = np.linspace(0, len(x), min(MOST_POINTS, len(x)), endpoint=False).astype(int)
-    if name == "learning_rate":
-        return x[np.append(starts[1:], len(x)) - 1], values[starts]
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        sums, counts = (np.add.reduceat(part, starts) for part in (np.nan_to_num(values), np.isfinite(values) * 1.0))
-        return x[np.append(starts[1:], len(x)) - 1], sums / counts
 
 
 def epoch_axis(axes: Any, runs: Sequence[Results]) -> None:
     """Makes x the epochs, from 0 to the last window, with ticks at whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
-    last = max([1.0, *(end for run in runs for end in (*epoch_ends(run), *window_ends(run.windows, run.epochs)[-1:]))])
+    last = max([1.0, *(end for run in runs for end in (*run.epoch_ends(), *run.window_ends()[-1:]))])
     axes.set(xlim=(0, last * 1.02), xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _ends(name: str, values: np.ndarray) -> str:
-    return f"{name} {perplexity_text(values[-1])}" if len(values) else name
+def window_series(run: Results, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs, means) over stretches of a thirtieth of an epoch's windows, or longer ones in long runs.
+
+    Args:
+        run: the run.
+        name: "grad_norm", "learning_rate" (of the first window of each stretch) or "perplexity".
+
+    Returns:
+        nan where a stretch has no finite value; empty where the metrics do not have the series.
+    """
+    x, count = run.window_ends(), len(run.windows)
+    first = sum(row["epoch"] == run.windows[0]["epoch"] for row in run.windows) if count else 0
+    starts = np.arange(0, count, max(first // 30, count // MOST_POINTS, 1))
+    values = np.array([row["cost" if name == "perplexity" else name] for row in run.windows], float)
+    weights = _steps(run, values) if name == "perplexity" else np.isfinite(values) * 1.0
+    if not count or weights is None:
+        return np.empty(0), np.empty(0)
+    with np.errstate(all="ignore"):
+        sums, totals = (np.add.reduceat(part, starts) for part in (np.where(np.isfinite(values), values, 0), weights))
+        means = values[starts] if name == "learning_rate" else sums / totals
+        means = drawable(np.exp(means)) if name == "perplexity" else np.where(abs(np.log(means)) < 70, means, np.nan)
+    return x[np.append(starts[1:], count) - 1], means
 
 
-def _floor(runs: Sequence[Results]) -> list[tuple[str, float]]:
-    """The true source's perplexity, on validation text if it is known there."""
-    rows = [row for run in runs for row in (*run.epochs, *run.tests)]
-    found = {name: value for row in rows for name, value in row.items() if name.startswith("floor_")}
-    return [(f"floor of {name[6:]}", found[name]) for name in sorted(found, reverse=True)[:1] if found[name] >= 1]
-
-
-def _smooth(x: np.ndarray, run: Results) -> tuple[np.ndarray, np.ndarray]:
-    """Perplexity averaged over a thirtieth of an epoch's windows; empty where the metrics do not have it.
+def _steps(run: Results, costs: np.ndarray) -> np.ndarray | None:
+    """The steps of each window, 0 for a cost that is not finite; None where the metrics do not tell them.
 
     A cost is a sum over its window's steps. The steps of windows that do not say how many they are follow from the
-    summed costs of one epoch (a row of the metrics) and its perplexity.
+    summed costs of the first epoch and its perplexity.
     """
-    cost = np.array([row["cost"] for row in run.windows], float)
     steps = np.array([row.get("steps", math.nan) for row in run.windows], float)
-    own = (np.array([row["epoch"] for row in run.windows]) == run.epochs[0]["epoch"]) & np.isfinite(cost)
+    own = (np.array([row["epoch"] for row in run.windows]) == run.epochs[0]["epoch"]) & np.isfinite(costs)
     perplexity = run.epochs[0].get("train_perplexity", 0)
     if not own.any() or not 1 < perplexity < math.inf:
-        return np.empty(0), np.empty(0)
-    with np.errstate(over="ignore"):
-        total = cost[own].sum() / math.log(perplexity)
+        return None
     if unknown := np.isnan(steps[own]).sum():
-        default = (total - np.nansum(steps[own])) / unknown
+        with np.errstate(over="ignore"):
+            default = (costs[own].sum() / math.log(perplexity) - np.nansum(steps[own])) / unknown
         if not 0.5 < default < 1e6:
-            return np.empty(0), np.empty(0)
+            return None
         steps = np.where(np.isnan(steps), round(default), steps)
-    span = max(int(own.sum()) // 30, 1)
-    sums, lengths = (np.convolve(values, np.ones(span), "valid") for values in (np.nan_to_num(cost), steps))
-    mean = np.exp(np.minimum(sums / np.maximum(lengths, 1), 100))
-    stride = max(len(mean) // 2000, 1)
-    return x[span - 1 :][::stride], drawable(mean[::stride])
+    return np.where(np.isfinite(costs), steps, 0)

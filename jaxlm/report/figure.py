@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from jaxlm.errors import RunDirError
-from jaxlm.files import reason, write_bytes
+from jaxlm.files import Folder, reason
 from jaxlm.terminal import printable
 
 INK, PALE, RULE, GRID = "#374151", "#9ca3af", "#d1d5db", "#eceef1"
@@ -51,15 +51,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def figure(width: float, height: float) -> Iterator[Any]:
-    """An empty figure in jaxlm's style, at 150 dots an inch.
-
-    Args:
-        width: inches.
-        height: inches.
-
-    Yields:
-        A matplotlib Figure, to be drawn and saved inside the block.
-    """
+    """An empty matplotlib Figure of so many inches, to be drawn and saved inside the block."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -72,14 +64,7 @@ def figure(width: float, height: float) -> Iterator[Any]:
 
 
 def save(drawn: Any, path: Path) -> Path:
-    """Writes a figure to a file, whole or not at all.
-
-    Args:
-        drawn: a figure of `figure`.
-        path: where to; its ending chooses the format (default: PNG).
-
-    Returns:
-        The path.
+    """Writes a figure to a file, whole or not at all, and returns the path; its ending chooses the format.
 
     Raises:
         RunDirError: The format is unknown, or the file cannot be written.
@@ -87,18 +72,17 @@ def save(drawn: Any, path: Path) -> Path:
     picture = io.BytesIO()
     try:
         drawn.savefig(picture, format=path.suffix[1:] or "png")
-        write_bytes(path, picture.getvalue())
+        with Folder.open(path.parent) as folder:  # (a link in the picture's place is replaced, not followed)
+            folder.write(path.name, picture.getvalue())
     except (OSError, ValueError) as error:
         raise RunDirError(f"cannot write {path}: {reason(error)}") from None
     return path
 
 
 def marks(titles: Sequence[str], keys: str | Sequence[str] = ()) -> str:
-    """A gid for an artist, by which `svg` finds its marks; other formats ignore it.
+    """A gid for an artist, which `svg` turns into a title (a tooltip) and a `data-key` for each of its marks.
 
-    Args:
-        titles: shown when one points at a mark; one for each mark, or one for the whole artist.
-        keys: `data-key` of each mark, or of the whole artist, for the page's script.
+    One title, or a text in place of several keys, is for the whole artist. Other formats ignore the gid.
     """
     return json.dumps([[printable(title) for title in titles], keys])
 
@@ -106,9 +90,7 @@ def marks(titles: Sequence[str], keys: str | Sequence[str] = ()) -> str:
 def svg(drawn: Any, name: str) -> str:
     """A figure as an `<svg>` element for the page: in the page's colours, as wide as its box.
 
-    Args:
-        drawn: a figure of `figure`; the gids of its artists come from `marks`.
-        name: unlike that of any other picture of the page, since ids are made of it.
+    Ids are made from `name`, so each picture of a page needs another one.
     """
     import matplotlib
 

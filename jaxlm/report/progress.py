@@ -106,35 +106,19 @@ class Progress:
             text = "!! " + text.replace("\n", "\n!! ") if loud else text
             self.console.print(self._text(text), soft_wrap=not (self._live and wrap))
 
-    def advance(
-        self,
-        epoch: int,
-        windows_done_in_epoch: int,
-        perplexity_so_far: float,
-        learning_rate: float,
-        *,
-        estimated: bool = False,
-    ) -> None:
-        """Moves the bar.
-
-        Args:
-            epoch: the epoch, from 1.
-            windows_done_in_epoch: windows that are done in it.
-            perplexity_so_far: the epoch's training perplexity up to there.
-            learning_rate: the rate of its last windows.
-            estimated: whether that perplexity is an estimate, from the words drawn for a sampled softmax.
-        """
-        self._bar.update(self._task, completed=(epoch - 1) * self._windows + windows_done_in_epoch)
+    def advance(self, epoch: int, windows: int, perplexity: float, rate: float, *, estimated: bool = False) -> None:
+        """Moves the bar; the perplexity is the epoch's so far, or estimated from the words drawn (sampled softmax)."""
+        self._bar.update(self._task, completed=(epoch - 1) * self._windows + windows)
         task = self._bar.tasks[0]
         speed, left = task.speed, task.time_remaining
         self._place = f"epoch {epoch}/{self._epochs}"
         numbers = [
-            f"perplexity {_estimate(perplexity_so_far, estimated)}",
+            f"perplexity {_estimate(perplexity, estimated)}",
             None if left is None else f"{timedelta(seconds=math.ceil(left))} left",
             None if speed is None else f"{speed * self._words:,.0f} words/s",
-            f"rate {learning_rate:.3g}",
+            f"rate {rate:.3g}",
         ]
-        self._line(f"{self._place}, window {windows_done_in_epoch:,}/{self._windows:,}", *numbers)
+        self._line(f"{self._place}, window {windows:,}/{self._windows:,}", *numbers)
         room = self.console.width - len(self._place) - LEAST_BAR - 2
         while len(text := "  ".join(filter(None, numbers))) > room and len(numbers) > 1:
             numbers.pop()
@@ -157,18 +141,7 @@ class Progress:
         *,
         estimated: bool = False,
     ) -> None:
-        """Prints the line of a finished epoch.
-
-        Args:
-            epoch: the epoch, from 1.
-            train_perplexity: of its windows, at the time of their training.
-            valid_perplexity: after its last window.
-            learning_rate: the rate of its training.
-            words_per_second: training speed, validation included.
-            seconds: its time in this process.
-            floor: the validation perplexity of the text's true source, where that is known.
-            estimated: whether the training perplexity is an estimate.
-        """
+        """Prints the line of a finished epoch; `floor` is the validation perplexity of the text's true source."""
         known = "" if floor is None else f" (floor {perplexity_text(floor)})"
         self.say(
             f"epoch {epoch}/{self._epochs} on {self._corpus}: "

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxlm.report.figure import ORANGE, PALE, PALETTE, drawable, figure, label, log_axis, marks, perplexity_axis, save
 
-Points = Sequence[tuple[Mapping[str, Any], float]]  # (values by field, validation perplexity), the best first
+# At least one (values by field, validation perplexity), the best first, all with the same fields.
+Points = Sequence[tuple[Mapping[str, Any], float]]
 PERPLEXITY = "validation perplexity"
 
 
@@ -24,18 +25,7 @@ class Scale:
 
 
 def slice_plot(points: Points, path: Path) -> Path:
-    """Draws one panel for each field, with all points in each.
-
-    Args:
-        points: at least one, the best first; all with the same fields.
-        path: where to write the picture; its ending chooses the format.
-
-    Returns:
-        The path.
-
-    Raises:
-        RunDirError: The picture cannot be written.
-    """
+    """Writes a picture with one panel for each field, and all points in each. Raises RunDirError."""
     fields = list(points[0][0])
     columns = min(len(fields), 3)
     rows = -(-len(fields) // columns)
@@ -51,32 +41,14 @@ def slice_plot(points: Points, path: Path) -> Path:
 
 
 def parallel_plot(points: Points, path: Path) -> Path:
-    """Draws each point as a line over parallel axes (Inselberg, 1985): one a field, the last for the perplexity.
-
-    Args:
-        points: at least one, the best first; all with the same fields.
-        path: where to write the picture; its ending chooses the format.
-
-    Returns:
-        The path.
-
-    Raises:
-        RunDirError: The picture cannot be written.
-    """
+    """Writes a picture of parallel axes. Raises RunDirError."""
     with figure(2 + 1.8 * len(points[0][0]), 4) as drawn:
         draw_parallel(drawn.subplots(), points)
         return save(drawn, path)
 
 
 def draw_slice(axes: Any, points: Points, field: str, keys: Sequence[str] | None = None) -> None:
-    """Draws validation perplexity against one field, the best point in orange.
-
-    Args:
-        axes: of matplotlib.
-        points: at least one, the best first.
-        field: one of their fields.
-        keys: of the points, for the page's script.
-    """
+    """Draws validation perplexity against one field; `keys` of the points are for the page's script."""
     scale = scale_of([values[field] for values, _ in points])
     y = drawable([perplexity for _, perplexity in points])
     known = np.isfinite(y)
@@ -86,20 +58,15 @@ def draw_slice(axes: Any, points: Points, field: str, keys: Sequence[str] | None
         axes.plot(scale.places[at], y[at], "o", color=_colour(at, len(y)), markersize=7 if at == 0 else 5, gid=gid)
     if scale.log:
         log_axis(axes, "x")
-    axes.set(xlabel=label(field), ylabel=PERPLEXITY, xlim=_limits(scale))
+    axes.set(xlabel=label(field), ylabel=PERPLEXITY)
+    axes.margins(x=0.08)
     if scale.ticks:
         axes.set_xticks(*zip(*scale.ticks.items(), strict=True))
     perplexity_axis(axes, y)
 
 
 def draw_parallel(axes: Any, points: Points, keys: Sequence[str] | None = None) -> None:
-    """Draws parallel axes, the best point in orange.
-
-    Args:
-        axes: of matplotlib.
-        points: at least one, the best first.
-        keys: of the points, for the page's script.
-    """
+    """Draws each point as a line over parallel axes (Inselberg, 1985): one a field, the last for the perplexity."""
     fields = list(points[0][0])
     y = drawable([perplexity for _, perplexity in points])
     last = Scale(y, [f"{value:.2f}" for value in y], {}, log=True)
@@ -108,14 +75,8 @@ def draw_parallel(axes: Any, points: Points, keys: Sequence[str] | None = None) 
     names = [*map(label, fields), PERPLEXITY]
     for at in reversed(range(len(points))):
         title = ", ".join(f"{name} {scale.names[at]}" for name, scale in zip(names, scales, strict=True))
-        axes.plot(
-            heights[:, at],
-            "o-",
-            color=_colour(at, len(y)),
-            markersize=3,
-            linewidth=2.5 if at == 0 else 1.2,
-            gid=marks([title], keys[at] if keys else ()),
-        )
+        gid, width = marks([title], keys[at] if keys else ()), 2.5 if at == 0 else 1.2
+        axes.plot(heights[:, at], "o-", color=_colour(at, len(y)), markersize=3, linewidth=width, gid=gid)
     axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
     axes.set_yticks([])
     axes.grid(False)
@@ -124,12 +85,7 @@ def draw_parallel(axes: Any, points: Points, keys: Sequence[str] | None = None) 
 
 
 def draw_epochs(axes: Any, points: Sequence[tuple[str, Sequence[float]]]) -> None:
-    """Draws validation perplexity over the epochs of each trial.
-
-    Args:
-        axes: of matplotlib.
-        points: (key, perplexity of each epoch), the best first.
-    """
+    """Draws validation perplexity over the epochs of each trial: (key, perplexities), the best first."""
     from matplotlib.ticker import MaxNLocator
 
     lines = [drawable(values) for _, values in points]
@@ -170,15 +126,6 @@ def _colour(rank: int, count: int) -> Any:
     if rank == 0:
         return ORANGE
     return PALETTE[0] if rank < count / 3 else PALETTE[7] if rank < 2 * count / 3 else PALE
-
-
-def _limits(scale: Scale) -> tuple[float, float]:
-    """An axis's ends: a margin beyond all values, also those of points that have no perplexity."""
-    low, high = scale.places.min(), scale.places.max()
-    if scale.log:
-        return low * (low / high) ** 0.05, high * (high / low) ** 0.05
-    margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
-    return low - margin, high + margin
 
 
 def _draw_scale(axes: Any, place: int, scale: Scale) -> np.ndarray:

@@ -105,10 +105,5 @@ def _mlflow(run_dir: Path, config: dict[str, Any]) -> Opened:
     return lambda step, values: mlflow.log_metrics(values, step=step), mlflow.end_run
 
 
-TRACKERS: dict[str, Callable[[Path, dict[str, Any]], Opened]] = {
-    "tensorboard": _tensorboard,
-    "wandb": _wandb,
-    "trackio": _trackio,
-    "mlflow": _mlflow,
-}
+TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow}
 _PACKAGES = {"tensorboard": "'jaxlm[tensorboard]'"}

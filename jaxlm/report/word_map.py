@@ -88,19 +88,7 @@ def map_words(
     t-SNE (van der Maaten and Hinton, 2008) keeps neighbours by cosine together; PCA keeps the two widest directions.
     Without scikit-learn the method is PCA, and there are no clusters.
 
-    Args:
-        embedding: [V, E], rows in order of frequency, as ids are.
-        words: at least as many words as are mapped.
-        count: how many words to map, from the most frequent on.
-        method: "tsne" or "pca".
-        seed: of the projection and the clusters.
-        neighbors: how many to find of each word, among all V words.
-
-    Returns:
-        The map.
-
-    Raises:
-        JaxlmError: The method is unknown, there are too few words, or the vectors are not finite or all equal.
+    The arguments and errors are those of `embedding_map`; `neighbors` says how many to find of each word among all V.
     """
     if method not in _NAMES:
         raise JaxlmError(f"expected method tsne or pca, found {method!r}")
@@ -147,16 +135,12 @@ def drawn_map(words: WordMap) -> Iterator[Any]:
 
 
 def spread(places: np.ndarray, sizes: np.ndarray, area: np.ndarray, rounds: int = 200) -> np.ndarray:
-    """Moves boxes aside, each by little, until they lie apart or the rounds are over.
+    """The centres of boxes, moved aside by little each until the boxes lie apart or the rounds are over.
 
     Args:
-        places: [n, 2], the boxes' centres.
-        sizes: [n, 2], their widths and heights.
+        places, sizes: [n, 2], the boxes' centres, and their widths and heights.
         area: [2], the width and height that no box leaves if it fits.
         rounds: how often at most all boxes that overlap are moved.
-
-    Returns:
-        The new centres [n, 2].
     """
     low, high = sizes / 2, np.maximum(area - sizes / 2, sizes / 2)
     places = np.clip(places, low, high)

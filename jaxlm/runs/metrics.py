@@ -51,13 +51,9 @@ class Prefix(NamedTuple):
 
 
 def read_metrics(run: str | Path | Folder) -> list[dict[str, Any]]:
-    """All whole lines of a run's `metrics.jsonl`; an unfinished last line, left by a killed writer, is dropped.
+    """A dict for each whole line of a run's `metrics.jsonl`; perplexities, costs, norms and rates are floats.
 
-    Args:
-        run: the run directory.
-
-    Returns:
-        A dict for each line; perplexities, costs, norms and rates as floats.
+    A killed writer's unfinished last line is dropped.
 
     Raises:
         RunDirError: There is no such file, or no regular file of at most `MOST_BYTES`.
@@ -86,15 +82,7 @@ def read_prefix(folder: Folder, prefix: Prefix) -> bytes:
 
 
 def finite_windows(costs: "ArrayLike", grad_norms: "ArrayLike") -> np.ndarray:
-    """Whether the cost and the gradient of each window are finite; a window that is not finite makes no update.
-
-    Args:
-        costs: any shape.
-        grad_norms: the same shape.
-
-    Returns:
-        Booleans of that shape.
-    """
+    """Whether the cost and the gradient of each window are finite; a window that is not finite makes no update."""
     return np.isfinite(costs) & np.isfinite(grad_norms)  # apart: their sum could overflow
 
 
@@ -160,18 +148,14 @@ class MetricsLog:
         learning_rates: "ArrayLike",
         steps: "ArrayLike | None" = None,
     ) -> None:
-        """Writes a line for each of n windows.
+        """Writes a line for each of n windows of an epoch. Raises RunDirError.
 
         Args:
-            first_step: the first one's step, from 1 in the run.
-            epoch: their epoch, from 1.
+            first_step, epoch: the first window's step and the epoch, both from 1.
             costs: float32 [n], nats: the sum over a window's steps of the batch's mean.
             grad_norms: float32 [n], the global norm before clipping.
             learning_rates: float32 [n].
             steps: integers [n], each window's length (default: bptt_length for all).
-
-        Raises:
-            RunDirError: The file cannot be written.
         """
         series = [np.asarray(column, np.float32) for column in (costs, grad_norms, learning_rates)]
         rows = [
@@ -187,16 +171,7 @@ class MetricsLog:
             self._show(row["step"], {f"train/{name}": row[name] for name in SERIES})
 
     def result(self, kind: str, **values: Any) -> None:
-        """Writes the line of an epoch's or a test's result.
-
-        Args:
-            kind: "epoch" or "test".
-            values: by name; None is left out. `learning_curve` draws epoch, train_perplexity, valid_perplexity,
-                test_perplexity and floor_*, and puts `preset` in its title.
-
-        Raises:
-            RunDirError: The file cannot be written.
-        """
+        """Writes the line of an epoch's or a test's result, without values that are None. Raises RunDirError."""
         values = {name: value for name, value in values.items() if value is not None}
         self._write(NAME, {"kind": kind, "corpus": self._corpus, **values})
         self._show(self._step, {f"{kind}/{name}": value for name, value in values.items() if "perplexity" in name})
@@ -206,10 +181,7 @@ class MetricsLog:
         self._write(TIMING, values)
 
     def epoch_cost(self, epoch: int) -> tuple[float, int]:
-        """The logged part of an epoch, for its training perplexity, exp(cost / steps).
-
-        Args:
-            epoch: the epoch, from 1.
+        """The logged part of an epoch (from 1), for its training perplexity, exp(cost / steps).
 
         Returns:
             The sum of the finite costs (nats), in the order of the windows, and the steps of their windows. Lines
@@ -218,14 +190,7 @@ class MetricsLog:
         return self._cost.get(epoch, 0.0), self._steps[epoch]
 
     def sync(self) -> Prefix:
-        """Waits until all lines are on the disk.
-
-        Returns:
-            The lines so far: `kept` of the log that continues from here.
-
-        Raises:
-            RunDirError: The disk cannot be written.
-        """
+        """Waits until all lines are on the disk; the seal of the lines so far. Raises RunDirError."""
         with self._disk(NAME):
             os.fsync(self._files[NAME].fileno())
             return Prefix(self._files[NAME].seek(0, os.SEEK_END), self._digest.hexdigest())

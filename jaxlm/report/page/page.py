@@ -78,12 +78,12 @@ def render(
         if words is not None:
             payload["maps"].append({"id": name, "words": list(words.words), "neighbors": words.neighbors})
             with drawn_map(words) as drawn:
-                picture = Markup(svg(drawn, name))
+                picture = svg(drawn, name)
         add("model", title, model=model, map=picture, map_id=name)
 
     together = by_corpus(runs)
     for place, some in enumerate(together):
-        pictures = {name: Markup(text) for name, text in _run_pictures(some[:MOST_LINES], place).items()}
+        pictures = _run_pictures(some[:MOST_LINES], place)
         name = some[0].corpus.get("name", "its corpus")
         add("runs", f"Runs on {name}", runs=some, groups=groups(some), published=published(some), pictures=pictures)
         for model in models:
@@ -94,7 +94,6 @@ def render(
         pictures, axes = _sweep_pictures(sweep, name)
         if axes:
             payload["sweeps"].append({"id": name, "axes": axes})
-        pictures = {title: Markup(text) for title, text in pictures.items()}
         add("sweep", f"Sweep {sweep.name}", sweep=sweep, sweep_id=name, axes=axes, pictures=pictures)
         if sweep.model:
             add_model(f"Best model of {sweep.name}", sweep.model)
@@ -113,8 +112,8 @@ def render(
         sections=sections,
         corpora=len(together),
         payload=finite(payload),
-        style=Markup((own / "page.css").read_text("utf-8")),
-        script=Markup(script),
+        style=(own / "page.css").read_text("utf-8"),
+        script=script,
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "
         f"form-action 'none'",
         most_lines=MOST_LINES,
@@ -126,7 +125,6 @@ def render(
         nan=math.nan,
         value_text=sweep_plots.value_text,
         speeds=speeds,
-        pairs=_pairs,
     )
 
 
@@ -237,11 +235,3 @@ def _sweep_pictures(sweep: SweepRecord, name: str) -> tuple[dict[str, str], list
         own = {"values": dict(zip(keys, texts, strict=True)), "ends": ends}
         axes.append({"name": field, "choices": [] if numeric else sorted(set(texts)), **own})
     return found, axes
-
-
-def _pairs(tree: Any) -> str:
-    """A table of a run's record, such as its versions, on one line."""
-    if not isinstance(tree, dict):
-        return ""
-    parts = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in tree.items()}
-    return ", ".join(f"{name} {value}" for name, value in parts.items())
