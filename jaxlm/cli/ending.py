@@ -96,8 +96,10 @@ def _sentence(error: BaseException) -> str:
 
 
 def _one_line(text: str) -> str:
-    text = printable(" ".join(text.splitlines()))
-    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN // 2]} ... {text[-MOST_SHOWN // 2 :]}"
+    line = printable(" ".join(text.splitlines()))
+    if len(line) > MOST_SHOWN:
+        line = f"{line[: MOST_SHOWN // 2]} ... {line[-MOST_SHOWN // 2 :]} ({len(text):,} characters)"
+    return line
 
 
 def _drop_output() -> None:

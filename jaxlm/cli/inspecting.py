@@ -4,10 +4,10 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jaxlm.cli.ending import FAILED
 from jaxlm.cli.parsing import some_path, whole
@@ -18,7 +18,6 @@ from jaxlm.report.units import perplexity_text
 from jaxlm.terminal import say, say_line
 
 MOST_TIMING = 64 << 20  # bytes of timing.jsonl
-Found = TypeVar("Found")
 
 
 @verb(
@@ -103,46 +102,38 @@ def contents(run: Path) -> dict[str, Any]:
     from jaxlm.runs.metrics import read_metrics
 
     config, problems = directory.saved_config(run), directory.problems(run)
-
-    def read(part: Callable[[], Found], otherwise: Found) -> Found:
-        try:
-            return part()
-        except JaxlmError as error:
-            problems.append(str(error))
-            return otherwise
-
-    manifests = checkpoint.manifests(run)
-    labels = {"last": max(manifests, default=None), "best": checkpoint.best_step(manifests)}
+    corpus, results, manifests = {}, [], checkpoint.manifests(run)
+    try:
+        corpus = directory.saved_record(run)["corpus"]
+        results = [row for row in read_metrics(run) if row["kind"] != "window"]
+    except JaxlmError as error:
+        problems.append(str(error))
+    last, best = max(manifests, default=0), checkpoint.best_step(manifests)
+    fields = []
+    for section, name, spec, value in config.every_field():
+        default = type(getattr(config, section)).__dataclass_fields__[name].default
+        fields.append(
+            {"section": section, "field": name, "value": value, "unit": spec.unit, "default": value == default}
+        )
     return {
         "run": str(run),
         "preset": config.preset,
         "kinds": config.kinds,
-        "parameters": _parameters(run / checkpoint.FOLDER / f"{labels['last']:08d}" / checkpoint.STATE)
-        if manifests
-        else None,
-        "seconds": _seconds(run),
-        "config": [
-            {
-                "section": section,
-                "field": name,
-                "value": value,
-                "unit": spec.unit,
-                "default": value == type(getattr(config, section)).__dataclass_fields__[name].default,
-            }
-            for section, name, spec, value in config.every_field()
-        ],
-        "corpus": read(lambda: directory.saved_record(run)["corpus"], {}),
+        "parameters": _parameters(run / checkpoint.FOLDER / f"{last:08d}" / checkpoint.STATE),
+        "seconds": _seconds(run / "timing.jsonl"),
+        "config": fields,
+        "corpus": corpus,
         "checkpoints": [
             {
                 "step": step,
                 "epoch": manifest.epoch,
                 "valid_perplexity": manifest.valid_perplexity,
                 "corpus": manifest.corpus.get("name"),
-                "labels": [label for label, at in labels.items() if at == step],
+                "labels": [label for label, at in (("last", last), ("best", best)) if at == step],
             }
             for step, manifest in manifests.items()
         ],
-        "results": read(lambda: [row for row in read_metrics(run) if row["kind"] != "window"], []),
+        "results": results,
         "problems": list(dict.fromkeys(problems)),
     }
 
@@ -158,90 +149,64 @@ def _parameters(path: Path) -> int | None:
         return sum(math.prod(arrays.get_slice(name).get_shape()) for name in names)
 
 
-def _seconds(run: Path) -> float | None:
+def _seconds(path: Path) -> float | None:
     """Seconds that the run's epochs were trained; of an epoch that was trained twice the last time."""
     from jaxlm.files import read_bytes
 
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        rows = [json.loads(line) for line in read_bytes(run / "timing.jsonl", MOST_TIMING).splitlines()]
+        rows = [json.loads(line) for line in read_bytes(path, MOST_TIMING).splitlines()]
         return sum({int(row["epoch"]): float(row["seconds"]) for row in rows}.values())
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """The tables."""
-    yield f"{found['run']} (preset {found['preset']}: {_text(found['kinds'])})"
-    step = max((row["step"] for row in found["checkpoints"]), default=0)
-    seconds = "" if found["seconds"] is None else f", {found['seconds']:,.1f} s"
-    yield f"  {'unknown' if found['parameters'] is None else format(found['parameters'], ',')} parameters"
-    yield f"  {step:,} windows trained{seconds}"
-    kinds = dict.fromkeys(row["kind"] for row in found["results"])
-    results = {
-        f"perplexity of each {kind}": [_result(r) for r in found["results"] if r["kind"] == kind] for kind in kinds
-    }
-    checkpoints = [
-        {"step": row["step"], "epoch": row["epoch"], "valid": row["valid_perplexity"], "": " ".join(row["labels"])}
-        for row in found["checkpoints"]
+    """The tables, those that a user looks for first."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for row in found["results"]:
+        shown = {name: value for name, value in row.items() if name not in ("kind", "preset", "corpus")}
+        tables.setdefault(f"perplexity of each {row['kind']}", []).append(shown)
+    tables["checkpoints"] = [{**row, "labels": " ".join(row["labels"])} for row in found["checkpoints"]]
+    tables["corpus"] = [
+        {"part": name, "value": value} for name, value in found["corpus"].items() if value not in ([], None)
     ]
+    for title, default in (("fields", False), ("fields at their defaults", True)):
+        rows = [row for row in found["config"] if row["default"] == default]
+        tables[title] = [
+            {"field": row["field"], "value": setting_text(row["value"]), "unit": row["unit"]} for row in rows
+        ]
+    parameters = "unknown" if found["parameters"] is None else f"{found['parameters']:,}"
+    seconds = "" if found["seconds"] is None else f", {found['seconds']:,.1f} s"
+    yield f"{found['run']} (preset {found['preset']}: {_text(found['kinds'])})"
+    yield f"  {parameters} parameters"
+    yield f"  {max((row['step'] for row in found['checkpoints']), default=0):,} windows trained{seconds}"
     for title, lines in (
-        *((title, _table(rows)) for title, rows in results.items()),
-        ("checkpoints", _table(checkpoints)),
-        (
-            "corpus",
-            _columns(
-                (_words(name), _text(value)) for name, value in found["corpus"].items() if value not in ([], None)
-            ),
-        ),
-        ("fields", _fields(found["config"], default=False)),
-        ("fields at their defaults", _fields(found["config"], default=True)),
+        *((title, [*_table(rows)]) for title, rows in tables.items()),
         ("problems", found["problems"]),
     ):
-        lines = [*lines]
         yield ""
         yield title if lines else f"{title}: none"
         yield from (f"  {line}" for line in lines)
 
 
-def _fields(rows: Iterable[Mapping[str, Any]], default: bool) -> Iterator[str]:
-    return _columns(
-        (row["field"], setting_text(row["value"]), row["unit"]) for row in rows if row["default"] == default
-    )
-
-
-def _result(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of the metrics, its perplexities as they are printed elsewhere."""
-    return {
-        name.removesuffix("_perplexity"): perplexity_text(value)
-        if re.search("perplexity|floor", name) and isinstance(value, float)
-        else value
-        for name, value in row.items()
-        if name not in ("kind", "preset", "corpus")
-    }
-
-
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A line of names and a line for each row."""
-    names = [*dict.fromkeys(name for row in rows for name in row)]
-    return _columns(
-        [[*map(_words, names)], *([_text(row.get(name)) for name in names] for row in rows)] if rows else [], ">"
-    )
+    """A line of names and a line for each row; numbers to the right."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [
+        [name.removesuffix("_perplexity").replace("_", " "), *(_text(row.get(name), name) for row in rows)]
+        for name in names
+    ]
+    sides = [">" if any(isinstance(row.get(name), int | float) for row in rows) else "<" for name in names]
+    widths = [min(max(map(len, column)), 40) for column in columns]
+    for cells in zip(*columns, strict=True):
+        line = (f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True))
+        yield "  ".join(line).rstrip()
 
 
-def _columns(rows: Iterable[Sequence[str]], side: str = "<") -> Iterator[str]:
-    """Lines whose columns are as wide as they must be, of at most 40 characters before the last."""
-    rows = [*rows]
-    widths = [min(max(map(len, column)), 40) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(f"{cell:{side}{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _text(value: Any) -> str:
-    """A value in a table."""
+def _text(value: Any, name: str = "") -> str:
+    """A value in a table; `name` is its column's."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_text(one)}" for key, one in value.items())
     if isinstance(value, list):
         return "; ".join(map(str, value))
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return perplexity_text(value) if re.search("perplexity|floor", name) else f"{value:.6g}"
+    return "" if value is None else str(value)

@@ -8,19 +8,20 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jaxlm.cli.ending import fail
 from jaxlm.config.config import KINDS, SECTIONS, Config, all_kinds, kind_of
 from jaxlm.config.presets import PRESETS, preset
 from jaxlm.config.protocols import PROTOCOLS, Plain, protocol_of
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import Spec, either, setting_text, specs
-from jaxlm.terminal import printable, say
+from jaxlm.terminal import say
 
 FIELD = "field:"  # begins the name under which a field's value is parsed
 MOST_CONFIG_BYTES = 1 << 20
-MOST_SHOWN = 600  # characters of an error
 LARGEST = 2**31 - 1
 _OFTEN = (
     "model",
@@ -33,15 +34,6 @@ _OFTEN = (
     "seed",
     "corpus",
 )  # the fields that `train --help` shows
-_READERS: dict[type, tuple[Callable[[str], Any], str]] = {
-    int: (int, "a whole number"),
-    float: (float, "a number"),
-    str: (str, "a text"),
-    tuple: (
-        lambda text: tuple(int(part) for part in text.split(",") if part.strip()),
-        "whole numbers with commas between, as in 256,128",
-    ),
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -86,11 +78,7 @@ class Parser(argparse.ArgumentParser):
         flags = re.findall("--[a-z0-9-]+", self.format_help()) if unknown else []
         if unknown and (near := difflib.get_close_matches(unknown[1], flags, 1)):
             message += f" (did you mean {near[0]}?)"
-        text = printable(message)
-        if len(text) > MOST_SHOWN:
-            text = f"{text[: MOST_SHOWN // 2]} ... {text[-MOST_SHOWN // 2 :]} ({len(message):,} characters)"
-        say(f"error: {text} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(2)
+        raise SystemExit(fail(f"{message} (see {self.prog} --help)", 2))
 
 
 def whole(low: int = 0) -> Callable[[str], int]:
@@ -128,11 +116,9 @@ def add_field(group: Any, name: str, spec: Spec, default: Any, shown: bool = Tru
         group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         return
     none = "|none" * spec.optional
-    metavar = {int: f"N{none}", tuple: "N,N", float: f"X{none}", str: f"{{{','.join(spec.choices)}}}"}[spec.type]
-    action = group.add_argument(
-        flag, type=_reader(spec.type), metavar="TEXT" if metavar == "{}" else metavar, **options
-    )
-    suggest(action, spec.choices)
+    metavar = {int: f"N{none}", tuple: "N,N", float: f"X{none}", str: "TEXT"}[spec.type]
+    metavar = f"{{{','.join(spec.choices)}}}" if spec.choices else metavar
+    suggest(group.add_argument(flag, type=partial(_field_value, spec.type), metavar=metavar, **options), spec.choices)
 
 
 def add_config_flags(parser: Parser, often: Sequence[str] = _OFTEN) -> None:
@@ -216,37 +202,31 @@ def _read_config(path: Path) -> Config:
 
 
 def read_text(path: Path, most: int) -> str:
-    """A text that the user named, as a corpus is read: without a byte order mark, its lines ended by LF.
-
-    Args:
-        path: a regular file of UTF-8.
-        most: the most bytes that it may have.
-
-    Raises:
-        JaxlmError: the file cannot be read.
-    """
-    from jaxlm import files  # (NumPy would take a fifth of the time of --help)
-    from jaxlm.data.text import decode, normalize_newlines
+    """A text file of at most `most` bytes, without a byte order mark, its lines ended by LF. Raises JaxlmError."""
+    from jaxlm import files  # (its imports would take a fifth of the time of --help)
 
     try:
-        return normalize_newlines(decode(files.read_bytes(path, most), path))
+        return text_of(files.read_bytes(path, most), path)
     except OSError as error:
         raise JaxlmError(f"{path} cannot be read: {files.reason(error)}") from None
 
 
-def _reader(kind: type) -> Callable[[str], Any]:
-    """The type of a field's flag; `none` means that the mechanism is absent."""
-    convert, expected = _READERS[kind]
+def text_of(data: bytes, name: str | Path) -> str:
+    """The text of bytes, as `read_text`. Raises JaxlmError where they are binary or not UTF-8."""
+    from jaxlm.data.text import decode, normalize_newlines
 
-    def read(text: str) -> Any:
-        if kind in (int, float) and text.strip().lower() == "none":
-            return None
-        try:
-            return convert(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}") from None
+    return normalize_newlines(decode(data, name))
 
-    return read
+
+def _field_value(kind: type, text: str) -> Any:
+    """A field's value from its flag; `none` means that the mechanism is absent."""
+    if kind in (int, float) and text.strip().lower() == "none":
+        return None
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip()) if kind is tuple else kind(text)
+    except ValueError:
+        expected = {int: "a whole number", float: "a number", tuple: "whole numbers with commas between, as in 256,128"}
+        raise argparse.ArgumentTypeError(f"expected {expected[kind]}, found {text!r}") from None
 
 
 def _limits(spec: Spec) -> str:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, some_path, whole
+from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, some_path, text_of, whole
 from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, TOKENIZER, argument, loaded, verb
 from jaxlm.config.protocols import described
 from jaxlm.errors import DataError, JaxlmError
@@ -121,8 +121,6 @@ def say_unknown(lm: "LanguageModel", text: str, tokenizer: str | None = None) ->
 
 def standard_input(too_long: str) -> str:
     """All of standard input. Raises DataError where it is closed, not UTF-8, or long, which `too_long` explains."""
-    from jaxlm.data.text import decode, normalize_newlines
-
     if sys.stdin is None:
         raise DataError("standard input is closed: give the text as an argument, or by a pipe")
     if sys.stdin.isatty():
@@ -130,4 +128,4 @@ def standard_input(too_long: str) -> str:
     data = sys.stdin.buffer.read(MOST_INPUT + 1)
     if len(data) > MOST_INPUT:
         raise DataError(f"standard input has more than {MOST_INPUT:,} bytes: {too_long}")
-    return normalize_newlines(decode(data, "standard input"))
+    return text_of(data, "standard input")

@@ -13,27 +13,19 @@ from jaxlm.terminal import flag
 if TYPE_CHECKING:
     from jaxlm.scoring.language_model import LanguageModel
 
-Action = Callable[[argparse.Namespace], int | None]
+Action = Callable[[argparse.Namespace], int | None]  # returns an exit code, or None for 0
 Adder = Callable[[Parser], None]  # adds arguments to a parser
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb of the command line.
-
-    Attributes:
-        name: as it is typed.
-        help: one line.
-        action: does what the arguments ask for; returns an exit code, or None for 0.
-        adders: add its arguments, in the order of help.
-        uses_jax: whether it compiles anything.
-    """
+    """A verb of the command line."""
 
     name: str
-    help: str
+    help: str  # one line
     action: Action
-    adders: tuple[Adder, ...]
-    uses_jax: bool
+    adders: tuple[Adder, ...]  # of its arguments, in the order of help
+    uses_jax: bool  # whether it compiles anything
 
     def add_arguments(self, parser: Parser) -> None:
         """Adds the verb's arguments to a parser."""
