@@ -48,7 +48,7 @@ CONFIG = jaxlm.preset("small").replace(
     windows_per_call=4,
 )
 WINDOWS = 39  # in an epoch
-MAIN = "import sys; from jaxlm.cli import main; sys.exit(main())"
+MAIN = "from jaxlm.__main__ import main; main()"
 
 
 def start(*arguments: str | Path, code: str = MAIN, **options) -> subprocess.Popen:

@@ -129,8 +129,12 @@ def _run(parser: Parser, given: Sequence[str]) -> int:
         return args.verb.action(args)
 
     code = exit_code(act)
-    if getattr(args, "joined", False) and 0 < code < SIGNALLED:
-        os._exit(code)  # a usual exit would wait for the other processes, and they for this one
+    if getattr(args, "joined", False):
+        if 0 < code < SIGNALLED:
+            os._exit(code)  # a usual exit would wait for the other processes, and they for this one
+        from jaxlm.distributed.hosts import leave
+
+        leave()
     return code
 
 

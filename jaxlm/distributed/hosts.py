@@ -1,7 +1,7 @@
 """Many processes: joining them, and agreeing on values. Only the first writes the run's directory.
 
-They are copies of one command, on one host or many, and run one program over all their devices (`mesh.py`), connected
-by JAX's runtime. Each must make the same calls in the same order, so that a value which one process alone has (a
+The processes are copies of one command, on one host or many, and run one program over all their devices (`mesh.py`),
+connected by JAX's runtime. All must make the same calls in the same order. So a value that one process alone has (a
 signal, a file, a failure) is shared through these functions before anything depends on it. With one process each
 function is the identity.
 """
@@ -73,15 +73,17 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
     return several()
 
 
+def leave() -> None:
+    """Disconnects once all processes do: one that ended earlier would count as dead, and end the others."""
+    jax.distributed.shutdown()
+
+
 def _cluster() -> bool:
-    """Whether the environment is that of one process among many, which `jax.distributed.initialize` can then find."""
+    """Whether the environment is that of one process among many, whom `jax.distributed.initialize` can then find."""
     counts = [os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return (
-        any(count.isdigit() and int(count) > 1 for count in counts)
-        or len(hosts) > 1
-        or ("JOB_COMPLETION_INDEX" in os.environ)
-    )  # of an indexed job of Kubernetes
+    indexed_job = "JOB_COMPLETION_INDEX" in os.environ  # of Kubernetes
+    return any(count.isdigit() and int(count) > 1 for count in counts) or len(hosts) > 1 or indexed_job
 
 
 def several() -> bool:

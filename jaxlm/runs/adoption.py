@@ -15,49 +15,34 @@ from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.trainer import new_state
 from jaxlm.scoring.language_model import LanguageModel
 
-NO_IDS = np.zeros(0, np.int32)
-
 
 def unknown_corpus(name: str, sha256: str, vocab: Vocab, *notes: str) -> Corpus:
-    """What stands for the text that a given model was trained on, of which nothing but the vocabulary is known.
+    """The corpus of an imported model: its text is unknown, and only the vocabulary is there.
 
     Args:
         name: where the model came from.
-        sha256: the hash of that.
+        sha256: the hash of the model's file.
         vocab: the model's.
         *notes: sentences for the user.
     """
-    return Corpus(
-        name,
-        "an unknown text: the model was imported",
-        vocab,
-        NO_IDS,
-        NO_IDS,
-        NO_IDS,
-        sha256,
-        notes=notes,
-        spec=UNKNOWN,
-    )
+    return _without_text(name, "an unknown text: the model was imported", vocab, sha256, notes, UNKNOWN)
 
 
 def known_corpus(model: LanguageModel, *notes: str) -> Corpus:
-    """What stands for the text that a run's model was trained on, without reading it: it is named by its hash.
+    """The corpus that a run's model was trained on, named by its hash; the text is not read.
 
     Args:
         model: the run's.
         *notes: sentences for the user.
     """
-    return Corpus(
-        model.corpus["name"],
-        f"the text of {model.corpus['name']}, which was not read",
-        model.vocab,
-        NO_IDS,
-        NO_IDS,
-        NO_IDS,
-        model.corpus["sha256"],
-        notes=notes,
-        spec=model.config.data.corpus,
-    )
+    name, sha256 = model.corpus["name"], model.corpus["sha256"]
+    spec = model.config.data.corpus
+    return _without_text(name, f"the text of {name}, which was not read", model.vocab, sha256, notes, spec)
+
+
+def _without_text(name: str, description: str, vocab: Vocab, sha256: str, notes: tuple[str, ...], spec: str) -> Corpus:
+    none = np.zeros(0, np.int32)
+    return Corpus(name, description, vocab, none, none, none, sha256, notes=notes, spec=spec)
 
 
 def keep_model(run_dir: str | Path, config: Config, params: Params, corpus: Corpus) -> Path:

@@ -11,17 +11,10 @@ from jaxlm.data.corpus import Corpus
 from jaxlm.errors import JaxlmError
 from jaxlm.scoring.language_model import LanguageModel
 
-FIXED = (
-    "kind",
-    "vocab_size",
-    "embedding_size",
-    "hidden_sizes",
-    "tied",
-    "projection",
-    "experts",
-    "latent_size",
-    "forget_bias",
-)  # by the parameters
+FIXED = {  # fields of the model that the parameters fix
+    *("kind", "vocab_size", "embedding_size", "hidden_sizes", "tied"),
+    *("projection", "experts", "latent_size", "forget_bias"),
+}
 
 
 def tuning_config(model: LanguageModel, start: Config, changes: Mapping[str, Any], own_model: bool = False) -> Config:

@@ -1,4 +1,4 @@
-"""Which dtype a run multiplies in: `auto` is bfloat16 where the processor or accelerator multiplies it by itself."""
+"""The dtype that a run multiplies in: `auto` is bfloat16 where the processor or accelerator multiplies it by itself."""
 
 from pathlib import Path
 from typing import Any
@@ -39,22 +39,16 @@ def resolved(config: Config) -> Config:
 
 
 def notes(asked: str, config: Config) -> list[str]:
-    """What to say of it when a run begins.
+    """Sentences about the dtype when a run begins.
 
     Args:
       asked: the compute_dtype that was asked for.
-      config: with the one that was taken.
+      config: with the dtype that was taken.
     """
-    device, taken = jax.local_devices()[0], config.model.compute_dtype
-    if asked == "float32":
-        return []
-    native = multiplies_bfloat16(device)
+    platform, taken, native = jax.local_devices()[0].platform, config.model.compute_dtype, multiplies_bfloat16()
+    how = f"this {platform} {'multiplies' if native else 'does not multiply'} bfloat16 by itself"
     if asked == "auto":
-        reason = f"{'multiplies' if native else 'does not multiply'} bfloat16 by itself"
-        return [f"compute_dtype auto: {taken}, since this {device.platform} {reason}"]
+        return [f"compute_dtype auto: {taken}, since {how}"]
     if taken == "bfloat16" and not native:
-        return [
-            f"compute_dtype bfloat16 is likely slower than float32 here: this {device.platform} does not multiply "
-            f"bfloat16 by itself"
-        ]
+        return [f"compute_dtype bfloat16 is likely slower than float32 here: {how}"]
     return []

@@ -1,6 +1,6 @@
-"""One run as its directory has it, begun or resumed: its log, its checkpoints and its results.
+"""The host side of a run, alone or a member of a sweep: its log, its checkpoints and its results.
 
-The host side of a run, and the same for a run alone and for a member of a sweep. The device side is `group.py`.
+The device side is `group.py`.
 """
 
 import math
@@ -26,7 +26,7 @@ from jaxlm.training.validations import Memory
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One epoch, counted from 1: the rate that it was trained with, and its perplexities."""
+    """One epoch, counted from 1: its learning rate and its perplexities."""
 
     epoch: int
     learning_rate: float
@@ -41,12 +41,13 @@ class Run:
     Attributes:
       config, corpus: what is trained, and on what.
       folder: its directory, held.
-      kept: whether it is saved; else the directory is a temporary one.
+      kept: whether it is saved; if not, its directory is temporary.
       plan: which rows each window reads.
       step: windows trained.
       last: the step to train to.
       notes: sentences for the user about how it was resumed.
       epochs: the results of the epochs that have ended.
+      learning_rate: of the last call's first window.
       averages_from: the step after whose validation averaging started, if this process saw it.
     """
 
@@ -112,7 +113,7 @@ class Run:
             for row in read_metrics(self.folder)
             if row["kind"] == "epoch"
         ]
-        self._seconds, self._rate = 0.0, math.nan
+        self._seconds, self.learning_rate = 0.0, math.nan
         self.start_clock()
 
     @property
@@ -138,7 +139,7 @@ class Run:
 
     @property
     def train_perplexity(self) -> float:
-        """Of the windows logged of the last window's epoch; those whose cost is not finite are left out."""
+        """The perplexity of the last window's epoch so far, without windows whose cost is not finite."""
         return perplexity(*self.log.epoch_cost(self.plan.locate(self.step - 1)[0] + 1 if self.step else 0))
 
     @property
@@ -156,22 +157,17 @@ class Run:
         return {f"unknown_{split}": share for split, share in self.corpus.unknown_shares("valid", "test").items()}
 
     @property
-    def learning_rate(self) -> float:
-        """Of the last call's first window."""
-        return self._rate
-
-    @property
     def words_per_second(self) -> float:
-        """In this epoch, as far as this process trained it."""
+        """The speed in this epoch, as far as this process trained it."""
         return self._words / max(self.epoch_seconds, 1e-9)
 
     @property
     def epoch_seconds(self) -> float:
-        """In which this process trained windows of this epoch."""
+        """The seconds in which this process trained windows of this epoch."""
         return self._until - self._since
 
     def start_clock(self) -> None:
-        """Starts the clock of what this process trains of an epoch."""
+        """Starts the clock of an epoch, or of the part that this process trains."""
         self._since = self._until = time.perf_counter()
         self._words = 0
 
@@ -195,7 +191,7 @@ class Run:
         return self.index == 0 or self.finished or bool(every and self.step % every == 0)
 
     def trained(self, metrics: Metrics, count: int) -> str | None:
-        """Logs the first `count` windows of a call's metrics; a sentence where one of them ends the run."""
+        """Logs the first `count` windows of a call; returns a sentence where one of them ends the run."""
         cost, norm, rate, finite = (
             np.asarray(values)[:count]
             for values in (metrics.cost, metrics.grad_norm, metrics.learning_rate, metrics.finite)
@@ -212,13 +208,13 @@ class Run:
         counts = self.config.train
         self.step += done
         self._words += (done * counts.bptt_length if lengths is None else int(lengths.sum())) * counts.batch_size
-        self._rate, self._until = float(rate[0]), time.perf_counter()
+        self.learning_rate, self._until = float(rate[0]), time.perf_counter()
         return None
 
     def end_epoch(self, valid_perplexity: float) -> EpochResult:
         """Logs the epoch that has just ended."""
         estimated = self.train_estimated
-        result = EpochResult(self.epoch, self._rate, self.train_perplexity, valid_perplexity, estimated)
+        result = EpochResult(self.epoch, self.learning_rate, self.train_perplexity, valid_perplexity, estimated)
         self.log.result(
             "epoch",
             preset=self.config.preset,
@@ -238,7 +234,7 @@ class Run:
         return result
 
     def remember(self, memory: Memory | None) -> None:
-        """Takes over what the state remembers of the validations until here, whole in the host's memory."""
+        """Takes over the state's memory of the validations so far, whole in the host's memory."""
         before, self._memory = self._memory, memory
         if memory and memory.switch and before and before.switch and memory.switch.averaging > before.switch.averaging:
             self.averages_from = self.step
@@ -271,7 +267,7 @@ class Run:
         self._saved = self.step
 
     def log_test(self, which: str, step: int, nats: float, predictions: int) -> float:
-        """Logs the test of a checkpoint; its perplexity."""
+        """Logs the test of a checkpoint, and returns its perplexity."""
         value = self.perplexity(nats, predictions)
         floor, unknown = floors(self.corpus, "test"), self.unknown["unknown_test"]
         self.log.result("test", checkpoint=which, step=step, test_perplexity=value, unknown_test=unknown, **floor)
