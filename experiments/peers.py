@@ -109,9 +109,9 @@ def vmapped(config: Config, tokens: np.ndarray) -> Run:
 
 def processes(config: Config, tokens: np.ndarray) -> Run:
     """A process a core, pinned to it, with its share of the members in one program, as a long sweep on a CPU has it."""
-    from jaxlm.sweeps import cores
+    from jaxlm.sweeps.processes import cores, pin
 
-    number = min(len(cores._cores()), MEMBERS)
+    number = min(len(cores()), MEMBERS)
     command = [sys.executable, __file__, "one-program", *sys.argv[2:4]]
     workers = [
         subprocess.Popen(
@@ -123,7 +123,7 @@ def processes(config: Config, tokens: np.ndarray) -> Run:
         for place in range(number)
     ]
     for place, worker in enumerate(workers):
-        cores.pin(worker.pid, place, number)
+        pin(worker.pid, place, number)
 
     def run(windows: int) -> float:
         for worker in workers:

@@ -27,9 +27,9 @@ PARTIAL = ".partial-"  # how the names of unfinished files begin
 MOST_DEPTH = 8  # of the folders below a run's directory
 MAX_VOCAB_BYTES = 256 << 20  # of a vocabulary, in whichever file it is
 # A directory with one of these files holds a run, a sweep or a corpus, which owns the entries of these names.
-_OWNERS = {"run.json": "run", "plan.json": "sweep", "prepared.json": "corpus"}
+_OWNERS = {"run.json": "run", ".claim": "sweep", "prepared.json": "corpus"}
 _OWNED = {".lock", "config.json", "run.json", "metrics.jsonl", "timing.jsonl", "checkpoints"} | {
-    *("plan.json", "study.journal", "sweep.json", "sweep.csv", "trials"),
+    *(".claim", "study.journal", "sweep.json", "sweep.csv", "trials"),
     *("prepared.json", "vocab.json", "train.ids", "valid.ids", "test.ids", ".partial"),
 }
 

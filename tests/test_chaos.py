@@ -103,7 +103,7 @@ class SweepOfTwo(Subject):
 
     def commands(self, at):
         while True:
-            how = ("--resume",) if (at / "plan.json").exists() else ("--set", "learning_rate=0.5,1,4")
+            how = ("--resume",) if (at / "trials").exists() else ("--set", "learning_rate=0.5,1,4")
             yield ("sweep", "--run-dir", at, *FLAGS, *how)
 
     def questions(self, at):
@@ -377,7 +377,6 @@ def planted(subject: Subject, at: Path, place: Place, rng: random.Random, told: 
             "checkpoints",
             ".lock",
             "metrics.jsonl",
-            "plan.json",
             "study.journal",
             "trials",
             "prepared.json",

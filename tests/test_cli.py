@@ -296,7 +296,7 @@ def test_evaluations_that_cannot_be(capsys, run, arguments, message, code):
 
 
 def test_a_path_without_a_run_is_refused_with_what_to_do(capsys, tmp_path):
-    (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / "trials").mkdir()
     for verb in ("evaluate", "info", "reproduce", "plot"):
         refused(capsys, [verb, str(tmp_path / "none")], "jaxlm train --run-dir")
         refused(capsys, [verb, str(tmp_path)], "trials")  # of a sweep

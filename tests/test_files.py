@@ -331,8 +331,8 @@ def test_output_to_standard_output_that_is_a_file_is_appended(tmp_path):
         ("run.json", "metrics.jsonl", "run"),
         ("run.json", "checkpoints/00000001/manifest.json", "run"),
         ("run.json", "checkpoints/more", "run"),
-        ("plan.json", "study.journal", "sweep"),
-        ("plan.json", "trials/0000/x", "sweep"),
+        (".claim", "study.journal", "sweep"),
+        (".claim", "trials/0000/x", "sweep"),
         ("prepared.json", "train.ids", "corpus"),
     ],
 )

@@ -301,7 +301,6 @@ FILES = {  # of a finished run, sweep and prepared corpus -> the verbs that read
         )
         for name in ("manifest.json", "config.json", "vocab.json", "state.safetensors")
     },
-    "sweep/plan.json": ("sweep",),
     "sweep/study.journal": ("sweep",),
     **{
         f"corpus/{name}": ("evaluate", "prepare")

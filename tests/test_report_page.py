@@ -18,7 +18,7 @@ from jaxlm.cli import main
 from jaxlm.errors import JaxlmError
 from jaxlm.report.page.page import groups, number, published, render
 from jaxlm.runs.metrics import read_metrics
-from jaxlm.sweeps.reporting import write_report
+from jaxlm.sweeps.report_file import write_report
 
 VOID = {"meta", "input", "br"}
 TINY = jaxlm.preset("small").replace(
@@ -294,7 +294,7 @@ def test_a_damaged_run_is_one_sentence_and_no_page(run, trained, tmp_path, capsy
 def test_a_sweep_without_results_or_with_damaged_ones_is_one_sentence(trained, tmp_path, capsys, text):
     sweep = tmp_path / "sweep"
     sweep.mkdir()
-    shutil.copy(trained / "sweep/plan.json", sweep)
+    (sweep / "trials").mkdir()
     if text is not None:
         (sweep / "sweep.json").write_text(text)
     assert main(["report", str(sweep)]) == 1
@@ -307,7 +307,7 @@ def test_a_sweep_without_results_or_with_damaged_ones_is_one_sentence(trained, t
 def test_a_sweep_of_another_space_or_of_no_numbers_is_one_sentence(trained, tmp_path, capsys, change):
     sweep = tmp_path / "sweep"
     sweep.mkdir()
-    shutil.copy(trained / "sweep/plan.json", sweep)
+    (sweep / "trials").mkdir()
     tree = json.loads((trained / "sweep/sweep.json").read_text())
     tree["members"] = [{**member, **change} for member in tree["members"]]
     (sweep / "sweep.json").write_text(json.dumps(tree))

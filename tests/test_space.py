@@ -13,9 +13,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 import jaxlm
 from jaxlm.errors import JaxlmError
-from jaxlm.sweeps.distributions import Interval, Values
 from jaxlm.sweeps.plan import Plan, make_plan
-from jaxlm.sweeps.space import grid_point, grid_size, random_point, read_space, read_space_file
+from jaxlm.sweeps.space import grid_point, grid_size, random_point, read_space, read_space_file, to_json
 
 TINY = jaxlm.preset("small").replace(
     hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2, corpus="embedded-tiny"
@@ -28,10 +27,10 @@ def test_how_a_space_is_read():
         {
             "learning_rate": "log:0.1:10",
             "hold": "range:2:8:2.5",
-            "batch_size": (10, 20, 4),
+            "batch_size": "range:10:20:4",
             "hidden_sizes": [(256, 128), 200, "10x20"],
             "epochs": range(2, 5),
-            "keep_output": {"low": 0.5, "high": 1},
+            "keep_output": "uniform:0.5:1",
             "clip_norm": IntDistribution(1, 5),
             "lowercase": "true,false",
             "init_scale": CategoricalDistribution([1, 0.5]),
@@ -40,19 +39,19 @@ def test_how_a_space_is_read():
         TINY,
     )
     assert read == {
-        "learning_rate": Interval(0.1, 10.0, log=True),
-        "hold": Interval(2.0, 7.0, 2.5),
-        "batch_size": Interval(10, 18, 4),
-        "epochs": Values((2, 3, 4)),
-        "hidden_sizes": Values(("256x128", "200", "10x20")),
-        "keep_output": Interval(0.5, 1.0),
-        "clip_norm": Interval(1.0, 5.0, 1.0),
-        "lowercase": Values((True, False)),
-        "init_scale": Values((1.0, 0.5)),
-        "decay": Interval(0.5, 1.0),
+        "learning_rate": FloatDistribution(0.1, 10.0, log=True),
+        "hold": FloatDistribution(2.0, 7.0, step=2.5),
+        "batch_size": IntDistribution(10, 18, step=4),
+        "epochs": CategoricalDistribution((2, 3, 4)),
+        "hidden_sizes": CategoricalDistribution(("256x128", "200", "10x20")),
+        "keep_output": FloatDistribution(0.5, 1.0),
+        "clip_norm": FloatDistribution(1.0, 5.0, step=1.0),
+        "lowercase": CategoricalDistribution((True, False)),
+        "init_scale": CategoricalDistribution((1.0, 0.5)),
+        "decay": FloatDistribution(0.5, 1.0),
     }
     assert read_space(read, TINY) == read
-    assert read_space(json.loads(json.dumps({name: one.to_json() for name, one in read.items()})), TINY) == read
+    assert read_space(json.loads(json.dumps({name: to_json(one) for name, one in read.items()})), TINY) == read
 
 
 def test_numpy_s_numbers_are_numbers():
@@ -60,7 +59,6 @@ def test_numpy_s_numbers_are_numbers():
         {
             "learning_rate": [np.float32(0.5), np.float64(1)],
             "batch_size": [np.int64(20)],
-            "clip_norm": (np.float32(1), np.int32(5), np.float64(2)),
             "lowercase": [np.bool_(True)],
             "hidden_sizes": [np.array([8, 4]), (np.int64(6), 2)],
             "hold": np.array([1.0, 2.0]),
@@ -68,14 +66,13 @@ def test_numpy_s_numbers_are_numbers():
         TINY,
     )
     assert read == {
-        "learning_rate": Values((0.5, 1.0)),
-        "batch_size": Values((20,)),
-        "lowercase": Values((True,)),
-        "clip_norm": Interval(1.0, 5.0, 2.0),
-        "hidden_sizes": Values(("8x4", "6x2")),
-        "hold": Values((1.0, 2.0)),
+        "learning_rate": CategoricalDistribution((0.5, 1.0)),
+        "batch_size": CategoricalDistribution((20,)),
+        "lowercase": CategoricalDistribution((True,)),
+        "hidden_sizes": CategoricalDistribution(("8x4", "6x2")),
+        "hold": CategoricalDistribution((1.0, 2.0)),
     }
-    json.dumps({name: one.to_json() for name, one in read.items()})
+    json.dumps({name: to_json(one) for name, one in read.items()})
 
 
 def test_the_points_of_a_grid():
@@ -92,24 +89,29 @@ def test_drawn_points_lie_in_the_space_and_depend_on_seed_and_number_alone(data)
     low = data.draw(st.floats(1e-3, 10))
     high = low + data.draw(st.floats(0, 10))
     steps, seed, number = data.draw(st.integers(1, 9)), data.draw(st.integers(0, 99)), data.draw(st.integers(0, 99999))
+    first = round(low, 2)
     space = {
-        "a": Interval(low, high),
-        "b": Interval(low, high, log=True),
-        "c": Interval(3, 3 + 7 * steps, 7),
-        "d": Interval(2, 2 + steps, 1, log=True),
-        "e": Values(("x", None, True)),
-        "f": Interval(low, low + 0.25 * steps, 0.25),
+        "a": FloatDistribution(low, high),
+        "b": FloatDistribution(low, high, log=True),
+        "c": IntDistribution(3, 3 + 7 * steps, step=7),
+        "d": IntDistribution(2, 2 + steps, log=True),
+        "e": CategoricalDistribution(("x", None, True)),
+        "f": FloatDistribution(first, round(first + 0.25 * steps, 6), step=0.25),
     }
     point = random_point(space, seed, number)
     assert low <= point["a"] <= high and low <= point["b"] <= high
     assert point["c"] in range(3, 4 + 7 * steps, 7) and point["d"] in range(2, 3 + steps)
     assert point["e"] in ("x", None, True)
-    assert round((point["f"] - low) / 0.25, 6).is_integer() and low <= point["f"] <= low + 0.25 * steps
+    assert round((point["f"] - first) / 0.25, 6).is_integer() and first <= point["f"] <= first + 0.25 * steps
     assert random_point(dict(reversed(space.items())), seed, number) == point
 
 
 def test_every_value_of_a_range_is_drawn():
-    space = {"a": Interval(1, 9, 2), "b": Values((1.0, 2.0)), "c": Interval(1, 8, 1, log=True)}
+    space = {
+        "a": IntDistribution(1, 9, step=2),
+        "b": CategoricalDistribution((1.0, 2.0)),
+        "c": IntDistribution(1, 8, log=True),
+    }
     drawn = [random_point(space, 0, number) for number in range(300)]
     assert {point["a"] for point in drawn} == {1, 3, 5, 7, 9} and {point["b"] for point in drawn} == {1.0, 2.0}
     assert {point["c"] for point in drawn} == set(range(1, 9))
@@ -132,7 +134,10 @@ def test_a_value_may_need_another_field_of_the_space():
 
 def test_a_mechanism_may_be_absent():
     read = read_space({"clip_norm": "none,5", "keep_output": [None, 0.5]}, TINY)
-    assert read == {"clip_norm": Values((None, 5.0)), "keep_output": Values((None, 0.5))}
+    assert read == {
+        "clip_norm": CategoricalDistribution((None, 5.0)),
+        "keep_output": CategoricalDistribution((None, 0.5)),
+    }
     with pytest.raises(JaxlmError, match="learning_rate takes a number"):
         read_space({"learning_rate": "none,1"}, TINY)
 
@@ -148,17 +153,19 @@ def test_a_mechanism_may_be_absent():
         ("batch_size", [10**5000], "batch_size"),
         ("learning_rate", [10**5000], "learning_rate"),
         ("learning_rate", "9" * 400, "learning_rate"),
-        ("learning_rate", (1, 10**5000, 1), "learning_rate"),
+        ("learning_rate", (1, 10**5000, 1), "a list of values"),
         ("learning_rate", "uniform:1:" + "9" * 400, "finite"),
-        ("learning_rate", "range:1e-300:1e308:1e-10", "steps"),
+        ("learning_rate", "range:1e-300:1e299:1e-10", "steps"),
         ("learning_rate", "range:0.1:1:5e-324", "steps"),
-        ("schedule_offset", "uniform:-1e308:1e308", "too far apart"),
+        ("schedule_offset", "uniform:-1e308:1e308", "finite numbers"),
         ("batch_size", range(1, 10**30), "more than 10,000 values"),
         ("batch_size", list(range(1, 20_000)), "10,000"),
         ("learning_rate", [[1.0]], "learning_rate"),
         ("learning_rate", [{}], "learning_rate"),
-        ("learning_rate", {"low": 1, "high": "2"}, "finite"),
-        ("learning_rate", {"low": 1, "high": 2, "log": "x"}, "log"),
+        ("learning_rate", {"low": 1, "high": 2}, "a list of values"),
+        ("learning_rate", FloatDistribution(1, 1e305), "finite"),
+        ("batch_size", IntDistribution(1, 10**400), "finite"),
+        ("batch_size", FloatDistribution(1, 2.5), "whole"),
         ("corpus", ["x" * 5000], "5,000 characters"),
         (3, [1], "names of fields"),
         ("learning_rate", None, "list"),
@@ -223,7 +230,7 @@ def test_any_values_are_a_space_or_one_sentence(space):
         read = read_space(space, TINY)
     except JaxlmError:
         return
-    assert read_space(json.loads(json.dumps({name: one.to_json() for name, one in read.items()})), TINY) == read
+    assert read_space(json.loads(json.dumps({name: to_json(one) for name, one in read.items()})), TINY) == read
 
 
 @pytest.mark.parametrize(
@@ -279,7 +286,7 @@ def test_any_file_is_a_space_or_one_sentence(tmp_path_factory, data):
 def test_a_corpus_has_the_same_name_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     read = read_space({"corpus": ["ptb", "novel.txt"]}, jaxlm.preset("small"))["corpus"]
-    assert read.samples == ("ptb", str(tmp_path / "novel.txt"))
+    assert read.choices == ("ptb", str(tmp_path / "novel.txt"))
 
 
 def test_a_plan_survives_json():
@@ -288,14 +295,21 @@ def test_a_plan_survives_json():
     assert again == plan and not plan.differences(again)
 
 
+def test_each_member_of_a_trial_has_a_seed_of_its_own():
+    plan = make_plan(TINY.replace(seed=3), {"learning_rate": [0.5]}, "grid", None, 3, None, {})
+    assert plan.seeds_of({"learning_rate": 0.5}) == [3, 4, 5]
+    assert [plan.config_of({"learning_rate": 0.5}, seed).train.seed for seed in (3, 4, 5)] == [3, 4, 5]
+    assert make_plan(TINY, {"seed": [8, 9]}, "grid", None, 1, None, {}).seeds_of({"seed": 9}) == [9]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"trials": 10**8}, "trials must be at most 100,000"),
-        ({"trials": 10**5000}, "trials must be at most"),
-        ({"seeds": 10**9}, "seeds must be at most 10,000"),
+        ({"trials": 10**8}, "trials must be a whole number from 1 to 100,000; it is 100000000"),
+        ({"trials": 10**5000}, "trials must be"),
+        ({"seeds": 10**9}, "seeds must be a whole number from 1 to 10,000"),
         ({"trials": 100_000, "seeds": 100}, "10,000,000 runs"),
-        ({"trials": -(10**5000)}, "trials must be at least 1"),
+        ({"trials": -(10**5000)}, "trials must be"),
         ({"trials": "3"}, "trials must be"),
         ({"trials": True}, "trials must be"),
     ],

@@ -1,6 +1,5 @@
-"""The study's journal, storage and plan file: torn, damaged, removed, full, linked, secret; and who waits for whom."""
+"""The study's journal and storage: torn, damaged, removed, full, linked, secret; and who waits for whom."""
 
-import json
 import os
 import random
 import shutil
@@ -14,11 +13,11 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 import jaxlm
-from jaxlm.errors import JaxlmError, RunDirError
+from jaxlm.errors import JaxlmError
 from jaxlm.runs import directory as rundir
 from jaxlm.sweeps import study as study_module
 from jaxlm.sweeps.journal import Journal
-from jaxlm.sweeps.plan import Saved, make_plan
+from jaxlm.sweeps.plan import make_plan
 from jaxlm.sweeps.results import MemberResult
 from jaxlm.sweeps.study import NAME, Study
 from jaxlm.sweeps.supervisor import saved_options
@@ -28,18 +27,11 @@ TINY = jaxlm.preset("small").replace(
     hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2, corpus="embedded-tiny"
 )
 PLAN = make_plan(TINY, {"learning_rate": [0.5, 1.0, 2.0]}, "grid", None, 1, None, {"name": "x"})
-PLACE = "0123456789abcdef"
 URL = "postgresql://me:hun%40ter2@nowhere.invalid/db?sslpassword=swordfish"
 
 
-def open_study(folder: Path, **options) -> Study:
-    return Study(
-        options.pop("plan", PLAN),
-        folder,
-        str(options.pop("storage", folder / "study.journal")),
-        options.pop("place", PLACE),
-        **options,
-    )
+def open_study(folder: Path, plan=PLAN, **options) -> Study:
+    return Study(plan, folder, **options)
 
 
 def finish(study: Study) -> None:
@@ -64,7 +56,6 @@ def written(tmp_path_factory) -> Path:
     assert point
     study.note(point, MemberResult(1, {}, 0, "running", (3.5,)))
     study.release(point)
-    Saved(PLAN, place=PLACE).write(folder)
     return folder
 
 
@@ -103,12 +94,25 @@ def test_a_torn_first_line_is_cut_and_another_file_is_left_alone(tmp_path):
     path = tmp_path / "journal"
     for torn in (b'{"op', b'{"op_code":0,"worker', b"\0\0\0", b'{"op_co\0\0\0\0\0'):
         path.write_bytes(torn)
-        assert Journal(path).read_logs(0) == [] and path.read_bytes() == b""
+        assert Journal(path).read_logs(0) == []
+        Journal(path).append_logs([{"op_code": 0}])
+        assert Journal(path).read_logs(0) == [{"op_code": 0}] and path.read_bytes().count(b"\n") == 1
     for other in (b"my notes", b"my notes\nand more", b"[1, 2]\n", b'{"op_code":0}\n'):
         path.write_bytes(other)
         with pytest.raises(JaxlmError, match="journal"):
-            Journal(path)
+            open_study(tmp_path, storage=str(path))
         assert path.read_bytes() == other
+
+
+def test_records_are_on_the_disk_before_the_append_returns(tmp_path, monkeypatch):
+    journal, synced, fsync = Journal(tmp_path / "journal"), [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(int_of(file)).st_size), fsync(file)))
+    journal.append_logs([{"op_code": 0}, {"op_code": 1}])
+    assert synced == [os.path.getsize(tmp_path / "journal")]
+
+
+def int_of(file) -> int:
+    return file if isinstance(file, int) else file.fileno()
 
 
 def test_a_damaged_line_is_named_and_nothing_is_cut(folder):
@@ -121,9 +125,9 @@ def test_a_damaged_line_is_named_and_nothing_is_cut(folder):
     assert path.read_bytes() == b"".join(lines)
 
 
-@pytest.mark.parametrize("name", ["study.journal", "plan.json"])
-def test_flips_are_found_or_harmless(written, tmp_path, capsys, name):
+def test_flips_are_found_or_harmless(written, tmp_path):
     """200 flipped bits: one sentence, or the same sweep."""
+    name = "study.journal"
     expected = outcome(Path(shutil.copytree(written, tmp_path / "whole")))
     whole, chosen = (written / name).read_bytes(), random.Random(7)
     for number in range(200):
@@ -137,7 +141,7 @@ def test_flips_are_found_or_harmless(written, tmp_path, capsys, name):
         except JaxlmError as error:
             assert name in str(error) and "\n" not in str(error)
         else:
-            assert found == expected and name == "study.journal"
+            assert found == expected
         shutil.rmtree(folder)
 
 
@@ -156,7 +160,7 @@ def test_a_disk_that_fills_leaves_whole_lines_and_the_sweep_resumes(small_disk, 
     """A real ENOSPC in the middle of an append, and a line that another writer left torn."""
     plan = make_plan(TINY, {"learning_rate": [0.1 * n for n in range(1, 20)]}, "grid", None, 1, None, {})
     path = small_disk / "j.log"
-    study = open_study(tmp_path, plan=plan, storage=path)
+    study = open_study(tmp_path, plan, storage=str(path))
     with pytest.raises(JaxlmError, match="No space left on device") as caught:
         finish(study)
     for point in list(study._held.values()):  # as a worker does when it ends
@@ -165,7 +169,7 @@ def test_a_disk_that_fills_leaves_whole_lines_and_the_sweep_resumes(small_disk, 
     assert path.read_bytes().endswith(b"\n")
     moved = tmp_path / "j.log"
     moved.write_bytes(path.read_bytes() + b'{"op_code":8,"worker_id":"')
-    finish(study := open_study(tmp_path, plan=plan, storage=moved))
+    finish(study := open_study(tmp_path, plan, storage=str(moved)))
     assert study.ended and [record.number for record in study.records()] == list(range(19))
     assert len({record.values["learning_rate"] for record in study.records()}) == 19
 
@@ -173,7 +177,7 @@ def test_a_disk_that_fills_leaves_whole_lines_and_the_sweep_resumes(small_disk, 
 @pytest.mark.parametrize("storage", ["journal", "database"])
 def test_a_study_that_is_removed_in_the_middle_is_one_sentence(tmp_path, storage):
     path = tmp_path / "study"
-    study = open_study(tmp_path, storage=path if storage == "journal" else f"sqlite:///{path}")
+    study = open_study(tmp_path, storage=str(path) if storage == "journal" else f"sqlite:///{path}")
     point = study.claim()
     assert point
     path.unlink()
@@ -183,7 +187,6 @@ def test_a_study_that_is_removed_in_the_middle_is_one_sentence(tmp_path, storage
         study.claim,
         lambda: study.end(point),
         study.records,
-        lambda: study.ended,
         lambda: study.to_prune(point),
     ):
         point.records[0] = MemberResult(0, {}, 0, "done", (2.0,))
@@ -193,8 +196,9 @@ def test_a_study_that_is_removed_in_the_middle_is_one_sentence(tmp_path, storage
             assert "\n" not in str(error) and "the study in" in str(error) and "[SQL:" not in str(error)
             assert "expected" not in str(error) and str(error).endswith("resume with --resume")
             refused.append(call)
-    assert len(refused) == 6 or (storage == "database" and refused)  # SQLite still reads the file that it has open
-    study.release(point)
+    assert len(refused) == 5 or (storage == "database" and refused)  # SQLite still reads the file that it has open
+    for held in list(study._held.values()):
+        study.release(held)
     assert storage == "database" or not path.exists()
 
 
@@ -205,7 +209,7 @@ def test_a_journal_that_becomes_shorter_is_one_sentence(folder):
         study.records()
 
 
-@pytest.mark.parametrize("name", ["study.journal", "plan.json", ".claim", "trials", "trials/0001", "sweep.csv"])
+@pytest.mark.parametrize("name", ["study.journal", ".claim", "trials", "trials/0001", "sweep.csv"])
 def test_nothing_is_opened_through_a_link(folder, tmp_path, name):
     victim = tmp_path / "victim"
     if name.startswith("trials"):
@@ -216,7 +220,7 @@ def test_nothing_is_opened_through_a_link(folder, tmp_path, name):
     (folder / name).symlink_to(victim)
     before = {path: path.read_bytes() for path in [victim, *victim.rglob("*")] if path.is_file()}
     if name == "sweep.csv":  # replaced, and not written through
-        jaxlm.sweeps.results.write(jaxlm.Sweep(TINY), folder)
+        jaxlm.sweeps.results.write(jaxlm.Sweep(TINY), folder, {})
         assert not (folder / name).is_symlink()
     else:
         with pytest.raises(JaxlmError, match=f"{Path(name).name}.*(link|directory)") as caught:
@@ -226,7 +230,7 @@ def test_nothing_is_opened_through_a_link(folder, tmp_path, name):
     assert before == {path: path.read_bytes() for path in [victim, *victim.rglob("*")] if path.is_file()}
 
 
-@pytest.mark.parametrize("name", ["study.journal", "plan.json", ".claim", "trials/0001/config.json"])
+@pytest.mark.parametrize("name", ["study.journal", ".claim", "trials/0001/config.json"])
 def test_a_fifo_in_a_file_s_place_hangs_nobody(folder, name):
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
@@ -246,29 +250,22 @@ def test_a_sparse_journal_is_refused_and_not_read_to_its_beginning(folder, appen
     assert os.path.getsize(folder / "study.journal") == 1 << 40
 
 
-def test_a_plan_without_a_seal_is_refused_with_the_reason(folder):
-    tree = json.loads((folder / "plan.json").read_text())
-    del tree["sha256"]
-    (folder / "plan.json").write_text(json.dumps(tree))
-    with pytest.raises(RunDirError, match="carries no seal"):
-        saved_options(folder, {}, {})
-
-
-def test_a_storage_outside_is_given_anew(tmp_path):
-    """A stranger's plan.json must not name a file of ours."""
-    for kept in ("/home/x/.bash_login", "../x", "sqlite:////home/x/db", "a/../../x"):
-        with pytest.raises(RunDirError, match=r"outside its directory.*--storage"):
-            Saved(PLAN, kept).resolve(tmp_path, None)
-    (tmp_path / "linked").symlink_to("/tmp")
-    with pytest.raises(RunDirError, match="outside"):
-        Saved(PLAN, "linked/x").resolve(tmp_path, None)
-    assert Saved(PLAN, "below/x").resolve(tmp_path, None) == str(tmp_path / "below/x")
-    assert Saved(PLAN).resolve(tmp_path, None, default=URL) is None
-    outside = Saved(PLAN, "/elsewhere/j.log")
-    assert outside.resolve(tmp_path, "/elsewhere/j.log") == "/elsewhere/j.log"
-    assert outside.resolve(tmp_path, None, default="/elsewhere/j.log") == "/elsewhere/j.log"
-    with pytest.raises(RunDirError, match=r"j\.log, not in /other"):
-        outside.resolve(tmp_path, "/other")
+def test_a_study_outside_the_directory_is_named_again(tmp_path, monkeypatch):
+    """Nothing in a directory, which may be a stranger's, names a file or a database."""
+    monkeypatch.delenv("JAXLM_STORAGE", raising=False)
+    with pytest.raises(JaxlmError, match=r"holds no sweep that can be resumed.*--storage or \$JAXLM_STORAGE"):
+        saved_options(tmp_path, {}, {})
+    where = f"sqlite:///{tmp_path / 'db'}"
+    with pytest.raises(JaxlmError, match="holds no sweep that can be resumed"):
+        saved_options(tmp_path, {}, {"storage": where})
+    open_study(tmp_path, storage=where)
+    assert saved_options(tmp_path, {}, {"storage": where})[1] == PLAN.space
+    monkeypatch.setenv("JAXLM_STORAGE", where)
+    assert saved_options(tmp_path, {}, {})[1] == PLAN.space
+    open_study(tmp_path, make_plan(TINY, {"clip_norm": [1, 5]}, "grid", None, 1, None, {}))
+    assert list(saved_options(tmp_path, {}, {})[1]) == ["clip_norm"]  # its own journal comes first
+    with pytest.raises(JaxlmError, match="leave --storage out"):
+        saved_options(tmp_path, {}, {"storage": where})
 
 
 @pytest.mark.parametrize(
@@ -289,13 +286,12 @@ def test_a_url_is_shown_without_its_password(url, shown):
 
 def test_a_password_appears_nowhere(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["jaxlm", "sweep", "--storage", URL])
-    Saved(PLAN, "sqlite:///x").write(tmp_path)
     said = rundir.session()["command"]
     with pytest.raises(JaxlmError) as caught:
         jaxlm.sweep(TINY, {"learning_rate": [1.0]}, run_dir=tmp_path / "sweep", storage=URL)
     said += str(caught.value)
     with pytest.raises(JaxlmError) as caught:
-        Saved.read(tmp_path).resolve(tmp_path, URL)
+        saved_options(tmp_path, {}, {"storage": URL})
     said += str(caught.value) + "".join(capsys.readouterr())
     assert said.count("me:***@nowhere.invalid") >= 3
     for secret in ("hun%40ter2", "hun@ter2", "swordfish"):
@@ -312,7 +308,7 @@ def test_a_sweep_with_a_database_keeps_no_password(tmp_path, capsys):
     except JaxlmError as error:  # this driver refuses the name
         assert "swordfish" not in str(error)
     else:
-        with pytest.raises(RunDirError, match=r"password=\*\*\*.*--storage"):
+        with pytest.raises(JaxlmError, match="with the password, by --storage"):
             jaxlm.sweep(config, {"learning_rate": [1.0]}, run_dir=run_dir, resume=True)
         jaxlm.sweep(config, {"learning_rate": [1.0]}, run_dir=run_dir, resume=True, storage=url)
     for path in run_dir.rglob("*"):
@@ -336,39 +332,87 @@ def test_a_worker_that_waits_says_for_what_once(folder, monkeypatch):
     assert other.ended
 
 
-def test_a_worker_ends_where_nobody_is_left_to_wait_for(tmp_path, monkeypatch):
-    """A directory of the same journal that is gone: what it trained is not here."""
-    monkeypatch.setattr(study_module, "SILENCE", 0.1)
-    path = tmp_path / "journal"
+def test_a_journal_serves_one_directory(tmp_path):
+    """What another directory trained is not here."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    gone = open_study(tmp_path / "one", storage=path, shared=True)
-    assert gone.claim()
-    here = open_study(tmp_path / "two", storage=path, shared=True, place="f" * 16)
-    finish(here)
-    with pytest.raises(JaxlmError, match=r"trials of another sweep directory \(0\)"):
-        for _ in range(20):
-            assert here.claim() is None
-            here.wait(0.02)
+    path = str(tmp_path / "journal")
+    finish(open_study(tmp_path / "one", storage=path))
+    with pytest.raises(JaxlmError, match="belongs to the sweep in another directory"):
+        open_study(tmp_path / "two", storage=path)
+    assert open_study(tmp_path / "one", storage=path).ended
 
 
-def test_a_trial_s_place_does_not_matter_in_a_sweep_s_own_journal(folder):
-    """Otherwise a changed place would be waited for without end."""
-    study = open_study(folder, place="f" * 16)
-    finish(study)
+def test_a_directory_may_be_copied_without_its_hidden_files(folder):
+    (folder / ".claim").unlink()
+    finish(study := open_study(folder))
     assert study.ended and all(record.run_dir for record in study.records())
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """Two directories that share a database, in which a silent worker is lost after 2 seconds."""
+    monkeypatch.setattr("jaxlm.sweeps.storage.BEAT", 1)
+    monkeypatch.setattr("jaxlm.sweeps.storage.SILENCE", 2)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    return folders, {"storage": f"sqlite:///{tmp_path / 'db'}"}
+
+
+def test_a_worker_of_a_database_that_is_killed_before_its_first_beat_is_replaced(two, monkeypatch):
+    """At once in its own directory, and in another after the silence."""
+    folders, options = two
+    dead, said = open_study(folders[0], **options), []
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def killed(*_):
+            raise KeyboardInterrupt
+
+        patch.setattr("jaxlm.sweeps.storage.Storage.beat", killed)
+        dead.claim()
+    study = open_study(folders[0], say=said.append, **options)
+    claim = study.claim()
+    assert claim and claim.trial.number == 0 and not said
+    study.release(claim)
+    other = open_study(folders[1], **options)
+    for number in (1, 2):
+        claim = other.claim()
+        assert claim and claim.trial.number == number
+        other.note(claim, MemberResult(number, {}, 0, "done", (2.0,)))
+        assert other.end(claim)
+    assert other.claim() is None and not other.ended
+    time.sleep(4)
+    claim = other.claim()
+    assert claim and claim.trial.number == 3 and claim.params == PLAN.point(0)
+    other.note(claim, MemberResult(3, {}, 0, "done", (2.0,)))
+    assert other.end(claim) and other.ended and [one.number for one in other.records()] == [1, 2, 3]
+
+
+def test_two_directories_of_a_database_begin_no_point_twice(two):
+    """Also when both look at the same moment."""
+    folders, options = two
+    one, other = (open_study(folder, **options) for folder in folders)
+    assert one.claim()
+    taken = other._taken
+    with pytest.MonkeyPatch.context() as patch:
+        looks = [taken, dict]  # at first the other's trial is not there yet
+        patch.setattr(other, "_taken", lambda: looks.pop()())
+        assert other.claim() is None
+    claim = other.claim()
+    assert claim and claim.params == PLAN.point(1)
 
 
 def test_a_damaged_member_waits_for_a_resumed_sweep(tmp_path):
     plan = make_plan(TINY, {"learning_rate": [0.5, 1.0]}, "grid", None, 2, None, {})
-    study = open_study(tmp_path, plan=plan)
+    study = open_study(tmp_path, plan)
     point = study.claim()
     assert point
     study.note(point, MemberResult(0, {}, 0, "damaged", (3.0,), note="no checkpoint is intact"))
     study.note(point, MemberResult(0, {}, 1, "done", (3.0, 2.0), 2.5))
     assert study.end(point) and not study.ended
     finish(study)
-    other = open_study(tmp_path, plan=plan)
+    other = open_study(tmp_path, plan)
     for same in (study, other):
         assert same.ended and same.claim() is None
     found = jaxlm.Sweep(TINY, other.records())

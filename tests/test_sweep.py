@@ -28,8 +28,8 @@ import jaxlm
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.runs import directory as rundir
-from jaxlm.runs.trainer import load, new_state
-from jaxlm.sweeps import cores
+from jaxlm.runs.trainer import new_state, with_corpus
+from jaxlm.sweeps import processes
 from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.results import MemberResult, Sweep
 from jaxlm.sweeps.space import read_space
@@ -98,7 +98,7 @@ def together(configs, corpus, count: int, vmapped: bool) -> np.ndarray:
 
 @pytest.mark.parametrize(("vmapped", "keep"), [(True, None), (True, 0.7), (False, 0.7)])
 def test_a_member_is_the_same_run_alone(corpus, vmapped, keep):
-    base, _ = load(TINY.replace(keep_output=keep), corpus)
+    base, _ = with_corpus(TINY.replace(keep_output=keep), corpus)
     configs = [
         base.replace(learning_rate=rate, seed=seed, init_scale=scale, clip_norm=clip)
         for rate, seed, scale, clip in ((1.0, 0, 0.1, 5.0), (0.3, 7, 0.05, 1.0), (2.0, 3, 0.2, 1.0))
@@ -152,7 +152,7 @@ for member in swept.members:
 
 @pytest.mark.parametrize("vmapped", [True, False])
 def test_a_diverging_member_does_not_touch_the_others(corpus, vmapped):
-    base, _ = load(TINY, corpus)
+    base, _ = with_corpus(TINY, corpus)
     good, bad = [base.replace(learning_rate=rate, seed=1) for rate in (0.5, 1.0)], base.replace(init_scale=1e38)
     with_bad = together([good[0], bad, good[1]], corpus, 20, vmapped)
     without = together([good[0], good[0], good[1]], corpus, 20, vmapped)
@@ -231,7 +231,7 @@ def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_p
 def test_seeds_train_a_point_again_and_tpe_optimises_their_mean(tmp_path):
     found = jaxlm.sweep(
         TINY,
-        {"learning_rate": "log:0.1:10", "clip_norm": (1, 5, 2)},
+        {"learning_rate": "log:0.1:10", "clip_norm": "range:1:5:2"},
         strategy="tpe",
         trials=6,
         group=3,
@@ -404,7 +404,7 @@ def assert_each_ended_once(run_dir: Path, undisturbed: dict[str, bytes]) -> None
 def test_a_killed_worker_s_trials_are_taken_over(tmp_path, undisturbed):
     run_dir = tmp_path / "sweep"
     first = start("sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--group", "3", "--run-dir", run_dir)
-    assert wait_for(lambda: (run_dir / "study.journal").exists() and (run_dir / "plan.json").exists(), first)
+    assert wait_for(lambda: (run_dir / "trials").exists(), first)
     second = start("sweep", "--run-dir", run_dir, "--resume")
     assert wait_for(lambda: len(list(run_dir.glob("trials/*/checkpoints/0*"))) >= 4, first)
     kill(first)
@@ -495,8 +495,8 @@ def finished(tmp_path_factory):
         (["--set", "learning_rate=1,2", "--set", "learning-rate=3"], "learning_rate is in the space twice"),
         (["--set", "learning_rate=1,2", "--learning-rate", "1"], "learning_rate is in the space and has a flag too"),
         (["--set", "learning_rate=0,1"], "learning_rate must be above 0; it is 0"),
-        (["--set", "learning_rate=log:0:1", "--strategy", "random", "--trials", "2"], "needs a low end above 0"),
-        (["--set", "learning_rate=log:2:1", "--strategy", "random", "--trials", "2"], "goes from 2 to 1"),
+        (["--set", "learning_rate=log:0:1", "--strategy", "random", "--trials", "2"], "must hold for `log=True`"),
+        (["--set", "learning_rate=log:2:1", "--strategy", "random", "--trials", "2"], "`low <= high` must hold"),
         (["--set", "learning_rate=uniform:1:nan", "--strategy", "random", "--trials", "2"], "needs finite numbers"),
         (["--set", "learning_rate=uniform:1:x", "--strategy", "random", "--trials", "2"], "one is 'x'"),
         (["--set", "learning_rate=normal:1:2", "--strategy", "random", "--trials", "2"], "or range:LOW:HIGH:STEP"),
@@ -505,7 +505,7 @@ def finished(tmp_path_factory):
             "keep_output must be above 0",
         ),
         (["--set", "batch_size=range:10:20:2.5"], "batch_size takes whole numbers"),
-        (["--set", "batch_size=range:10:20:0"], "has the step 0"),
+        (["--set", "batch_size=range:10:20:0"], "`step > 0` must hold"),
         (["--set", "batch_size=1.5,2"], "batch_size takes a whole number"),
         (["--set", "hidden_sizes=8xx"], "whole numbers with x between"),
         (["--set", "hidden_sizes=range:8:16:4"], "hidden_sizes is no number"),
@@ -517,14 +517,14 @@ def finished(tmp_path_factory):
         (["--set", "learning_rate=1,2", "--epochs", "0"], "needs at least 1 epoch"),
         (["--set", "epochs=0,1"], "needs at least 1 epoch"),
         (["--set", "learning_rate=1,2", "--storage", "nosuch://x"], "cannot be used"),
-        (["--set", "learning_rate=1,2", "--resume"], "name the directory"),
+        (["--set", "learning_rate=1,2", "--resume"], "name it"),
     ],
 )
 def test_what_users_get_wrong_is_one_sentence(capsys, tmp_path, arguments, message):
     run_dir = [] if "--resume" in arguments else ["--run-dir", str(tmp_path / "sweep")]
     flags = ["--corpus", "embedded-tiny", *([] if "batch_size" in str(arguments) else ["--batch-size", "20"])]
     refused(capsys, ["sweep", *flags, *arguments, *run_dir], message)
-    assert not (tmp_path / "sweep/plan.json").exists()
+    assert not (tmp_path / "sweep/trials").exists()
 
 
 @pytest.mark.parametrize(
@@ -533,7 +533,7 @@ def test_what_users_get_wrong_is_one_sentence(capsys, tmp_path, arguments, messa
         ("", "holds an empty space"),
         ("{}", "holds an empty space"),
         ("{", "neither TOML nor JSON"),
-        ("learning_rate = {low = 1}", "a distribution has low, high"),
+        ("learning_rate = {low = 1}", "takes a list of values"),
         ("learning_rate = 1", "takes a list of values"),
     ],
 )
@@ -604,15 +604,15 @@ def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
 
 
 def test_a_long_sweep_on_cpus_takes_a_process_a_core(monkeypatch):
-    monkeypatch.setattr(cores, "_cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(processes, "cores", lambda: [0, 1, 2, 3])
     plan = Plan(TINY, read_space({"learning_rate": "log:0.1:1"}, TINY), "random", 12, 1, False, {})
     small = jaxlm.preset("small")
-    assert cores.useful_workers(small, plan, 929_589, 64 << 30) == 4
-    assert cores.useful_workers(small, replace(plan, trials=3), 929_589, 64 << 30) == 3
-    assert cores.useful_workers(small, plan, 929_589, 5 << 30) == 2  # memory
-    assert cores.useful_workers(TINY, plan, 1000, 64 << 30) == 1  # over before a process has started
+    assert processes.useful_workers(small, plan, 929_589, 64 << 30) == 4
+    assert processes.useful_workers(small, replace(plan, trials=3), 929_589, 64 << 30) == 3
+    assert processes.useful_workers(small, plan, 929_589, 5 << 30) == 2  # memory
+    assert processes.useful_workers(TINY, plan, 1000, 64 << 30) == 1  # over before a process has started
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
-    assert cores.useful_workers(small, plan, 929_589, 64 << 30) == 1
+    assert processes.useful_workers(small, plan, 929_589, 64 << 30) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system pins no process")
@@ -620,12 +620,12 @@ def test_workers_are_pinned_each_to_its_share_of_the_cores(monkeypatch):
     own, given = sorted(os.sched_getaffinity(0)), []
     monkeypatch.setattr(os, "sched_setaffinity", lambda process, share: given.append(tuple(share)))
     for number in range(2):
-        cores.pin(os.getpid(), number, 2)
+        processes.pin(os.getpid(), number, 2)
     assert given == (
         [] if len(own) < 2 else [tuple(own[: len(own) // 2]), tuple(own[len(own) // 2 :][: len(own) // 2])]
     )
     given.clear()
-    cores.pin(os.getpid(), 0, len(own) + 1)  # more processes than cores: none is pinned
+    processes.pin(os.getpid(), 0, len(own) + 1)  # more processes than cores: none is pinned
     assert not given
 
 

@@ -61,7 +61,7 @@ def test_workers_end_where_another_cannot_start(tmp_path, monkeypatch):
 
     monkeypatch.setattr(subprocess, "Popen", start)
     with pytest.raises(BlockingIOError):
-        run(tmp_path, "import time; time.sleep(60)", workers=3)
+        run("import time; time.sleep(60)", tmp_path, workers=3)
     assert [process.wait(20) for process in started] == [-signal.SIGTERM] * 2
 
 

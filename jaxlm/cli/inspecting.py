@@ -79,7 +79,7 @@ def report(args: argparse.Namespace) -> None:
         if not run.is_dir():
             raise RunDirError(f"there is no directory {run}: name that of a run or a sweep")
 
-    from jaxlm.sweeps.reporting import write_report
+    from jaxlm.sweeps.report_file import write_report
 
     say_line(write_report(args.runs, args.output, which=args.checkpoint, texts=args.text, data_dir=args.data_dir))
 

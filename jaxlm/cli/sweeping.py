@@ -55,7 +55,8 @@ def _explain_spaces(parser: Parser) -> None:
     ),
     run_dir("runs/PRESET-sweep-DATE-TIME"),
     argument("--resume", action="store_true", help="resume the sweep in --run-dir, beside whoever works on it already"),
-    argument("--worker", action="store_true", help=argparse.SUPPRESS),  # one of --workers' processes
+    # Makes this one of --workers' processes: how its members train.
+    argument("--worker", choices=("auto", "vmap", "in-turn"), help=argparse.SUPPRESS),
     DATA_DIR,
     partial(add_config_flags, often=()),
     _explain_spaces,
@@ -71,7 +72,7 @@ def sweep(args: argparse.Namespace) -> int:
     from jaxlm.sweeps import supervisor
 
     if args.worker:
-        stopped_by = supervisor.join(args.run_dir, args.workers or 1, args.data_dir)
+        stopped_by = supervisor.join(args.run_dir, args.worker, args.workers or 1, args.group, args.data_dir)
         return SIGNALLED + stopped_by if stopped_by else 0
     if "keep_last" in given:
         say("--keep-last is for a single run: a sweep's members keep their last and their best checkpoint")

@@ -97,7 +97,7 @@ def train(args: argparse.Namespace) -> int:
             on_metrics=on_metrics,
         )
     if args.report and result.run_dir and not result.stopped_by:
-        from jaxlm.sweeps.reporting import write_report
+        from jaxlm.sweeps.report_file import write_report
 
         if result.epochs:
             say_line(f"report: {write_report([result.run_dir], data_dir=args.data_dir)}")

@@ -114,7 +114,7 @@ def check_run(run: Path) -> None:
         raise RunDirError(
             f"there is no directory {run}: name one{other}, or train a run with `jaxlm train {flag('--run-dir', run)}`"
         )
-    if (run / "plan.json").exists() and not (run / "config.json").exists():
+    if (run / "trials").exists() and not (run / "config.json").exists():
         raise RunDirError(f"{run} holds a sweep: name one of the runs in {run / 'trials'}")
 
 

@@ -1,7 +1,8 @@
-"""A journal file for Optuna's study: one JSON object a line, each with the CRC of its bytes.
+"""The journal file of Optuna's study: one JSON object a line, each with the CRC of its bytes.
 
-Optuna's own reader reads it too. Here a line that was changed is found, and a line that a killed writer or a full disk
-left unfinished at the end is cut before another follows it. Writers take turns by the kernel's lock on the file.
+Optuna's own reader reads it too. On top of Optuna's `JournalFileBackend` a changed line is found, a line that a killed
+writer or a full disk left unfinished is cut before another follows, and the kernel's lock on the file ends with its
+process.
 """
 
 import fcntl
@@ -9,8 +10,6 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,54 +23,59 @@ _LINE = re.compile(rb'(\{.*),"crc32":"([0-9a-f]{8})"\}\n', re.DOTALL)
 
 
 class Journal:
-    """Optuna's backend of a `JournalStorage` (`optuna.storages.journal.BaseJournalBackend`), in a file.
+    """A backend of Optuna's `JournalStorage` (`optuna.storages.journal.BaseJournalBackend`) in a file.
 
-    The file is not opened through a link, and is made where it is missing. Every method raises OSError where it cannot
-    be used, and JaxlmError, with its name and the line, where it is damaged.
+    The file is made if it is missing, and is never opened through a link. Every method raises OSError if the file
+    cannot be used, and JaxlmError, with its name and the line, if it is damaged.
     """
 
     def __init__(self, path: Path):
         self._path = path
-        self._starts = [0]  # where each known line begins, and the next
-        with self._locked(create=True):
-            pass
+        self._number, self._offset = 0, 0  # lines read, and where the next begins
+        with Folder.open(path.parent) as folder, folder.append(path.name):
+            folder.sync()
 
     def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
-        """The records from a number on; a line that is not complete yet is left for the next call."""
+        """The records from a number on. A line that is not complete yet is left for the next call."""
+        if log_number_from < self._number:
+            self._number, self._offset = 0, 0
         found = []
         with Folder.open(self._path.parent) as folder, folder.reader(self._path.name) as file:
-            if os.fstat(file.fileno()).st_size < self._starts[-1]:
+            if os.fstat(file.fileno()).st_size < self._offset:
                 raise JaxlmError(
                     f"{self._path} became shorter while it was in use: put the whole file back, then resume"
                 )
-            first = min(log_number_from, len(self._starts) - 1)
-            file.seek(self._starts[first])
-            for number in count(first):
+            file.seek(self._offset)
+            for number in count(self._number):
                 line = file.readline(MOST_LINE)
                 if not line.endswith(b"\n") and len(line) < MOST_LINE:
-                    break
+                    return found
                 record = self._record(line, number)
                 if number >= log_number_from:
                     found.append(record)
-                if number + 1 == len(self._starts):
-                    self._starts.append(file.tell())
+                self._number, self._offset = number + 1, file.tell()
         return found
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Adds records durably, each wholly or not at all."""
-        with self._locked() as (file, end):
-            for log in logs:
-                body = json.dumps(log, separators=(",", ":")).encode()
-                line = body[:-1] + b',"crc32":"%08x"}\n' % zlib.crc32(body)
+        """Adds records durably, all or none."""
+        lines = b""
+        for log in logs:
+            body = json.dumps(log, separators=(",", ":")).encode()
+            lines += body[:-1] + b',"crc32":"%08x"}\n' % zlib.crc32(body)
+        with Folder.open(self._path.parent) as folder:
+            if not folder.exists(self._path.name):
+                raise FileNotFoundError(2, "it was removed while it was in use", str(self._path))
+            with folder.append(self._path.name, buffering=0) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                end = self._cut(file)
                 try:
-                    left = memoryview(line)
+                    left = memoryview(lines)
                     while left:
                         left = left[file.write(left) :]
                     os.fsync(file.fileno())
                 except OSError:
                     os.ftruncate(file.fileno(), end)
                     raise
-                end += len(line)
 
     def _record(self, line: bytes, number: int) -> dict[str, Any]:
         match = _LINE.fullmatch(line)
@@ -82,38 +86,19 @@ class Journal:
             )
         return json.loads(match[1] + b"}")
 
-    @contextmanager
-    def _locked(self, create: bool = False) -> Iterator[tuple[BinaryIO, int]]:
-        """The file, held by its lock, and its end, after an unfinished last line was cut."""
-        with Folder.open(self._path.parent) as folder:
-            if not create and not folder.exists(self._path.name):
-                raise FileNotFoundError(2, "it was removed while it was in use", str(self._path))
-            with folder.append(self._path.name, buffering=0) as file:
-                if create:
-                    folder.sync()
-                fcntl.flock(file, fcntl.LOCK_EX)
-                yield file, self._whole(file)
-
-    def _whole(self, file: BinaryIO) -> int:
-        """The bytes of the lines that have an end; an unfinished one after them is cut, if this is a journal."""
-        size = end = os.fstat(file.fileno()).st_size
-        while end:  # search backwards for the last line's end
-            if end < size - MOST_LINE:
-                raise JaxlmError(
-                    f"{self._path} ends with {size - end:,} bytes that are no line of a sweep's journal: "
-                    f"put an intact copy of the file in its place, or name another --storage"
-                )
-            start = max(0, end - (1 << 16))
-            file.seek(start)
-            place = (file.read(end - start) or b"").rfind(b"\n")
-            end = start if place < 0 else start + place + 1
-            if place >= 0:
-                break
-        begin = os.pread(file.fileno(), MOST_LINE if end and self._starts == [0] else len(_BEGIN), 0)
-        if end and self._starts == [0]:
-            self._record(begin[: begin.find(b"\n") + 1], 0)
-        elif not end and not _BEGIN.startswith(begin.rstrip(b"\0")):
-            raise JaxlmError(f"{self._path} is not a sweep's journal: name another --storage")
-        if end < size:
-            os.ftruncate(file.fileno(), end)
+    def _cut(self, file: BinaryIO) -> int:
+        """Cuts an unfinished last line; returns the file's size. Raises JaxlmError if the end is no part of a line."""
+        size = os.fstat(file.fileno()).st_size
+        if size == 0 or os.pread(file.fileno(), 1, size - 1) == b"\n":
+            return size
+        start = max(0, size - MOST_LINE)
+        last = os.pread(file.fileno(), size - start, start)
+        torn = last[last.rfind(b"\n") + 1 :].rstrip(b"\0")  # a file system may leave zeros in place of what was lost
+        if (len(last) == MOST_LINE and b"\n" not in last) or not (torn.startswith(_BEGIN) or _BEGIN.startswith(torn)):
+            raise JaxlmError(
+                f"{self._path} does not end as a sweep's journal does: put an intact copy of the file in its place, or "
+                f"name another --storage"
+            )
+        end = start + last.rfind(b"\n") + 1
+        os.ftruncate(file.fileno(), end)
         return end

@@ -1,5 +1,11 @@
-"""The worker processes of a sweep: started, signalled, and what they said where they failed."""
+"""The worker processes of a sweep: how many are useful, their cores, how they are started, stopped and reported.
 
+Small matrix products do not fill many cores: members that train side by side, each on its own core, are faster
+altogether than one after the other on all cores (docs/performance.md). But a process must first start and compile, so
+only a long sweep is worth several.
+"""
+
+import math
 import os
 import re
 import signal
@@ -11,13 +17,56 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
-from jaxlm.files import write_bytes
+import jax
+
+from jaxlm.config.config import Config
+from jaxlm.files import Folder
 from jaxlm.runs.signals import Stop
-from jaxlm.sweeps.cores import pin
+from jaxlm.runs.state_arrays import shapes_of_state
+from jaxlm.sweeps.plan import Plan
 from jaxlm.terminal import printable
 
+WORTH = 2e13  # multiplications and additions of a process's members, about a minute: from there on it pays
+MOST = 16
+MEMORY = 2 << 30  # bytes that a process needs at least
 MOST_SAID = 1 << 20  # bytes of standard error that are read
-_MEMORY = re.compile("bad_alloc|out of memory|cannot allocate memory|failed to map segment", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile("bad_alloc|out of memory|cannot allocate memory|failed to map segment", re.IGNORECASE)
+
+
+def useful_workers(config: Config, plan: Plan, tokens: int, free: int) -> int:
+    """How many processes train a sweep's members fastest; 1 for a short sweep, or on accelerators.
+
+    Args:
+        config: The sweep's config.
+        plan: Its trials and seeds.
+        tokens: Of the training split.
+        free: Bytes of memory.
+    """
+    if jax.default_backend() != "cpu":
+        return 1
+    members = plan.trials * plan.seeds
+    matrices = sum(
+        math.prod(leaf.shape)
+        for name, part in shapes_of_state(config).params.items()
+        if name != "embedding" or config.model.tied
+        for leaf in jax.tree.leaves(part)
+    )
+    work = 6 * matrices * tokens * config.train.epochs * members
+    return max(1, min(len(cores()), members, int(work / WORTH), free // MEMORY, MOST))
+
+
+def cores() -> list[int]:
+    """The cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def pin(process: int, number: int, workers: int) -> None:
+    """Pins a process that has just started to its share of the cores, if there is one for each of the workers."""
+    own = cores()
+    share = len(own) // workers
+    if share and jax.default_backend() == "cpu" and hasattr(os, "sched_setaffinity"):
+        with suppress(OSError):  # it has ended, or the system forbids it: then it runs unpinned
+            os.sched_setaffinity(process, own[number * share : (number + 1) * share])
 
 
 def supervise(
@@ -32,21 +81,21 @@ def supervise(
 ) -> str | None:
     """Runs workers until each has ended, and passes a signal on to them.
 
-    What a worker writes on standard error (C++ writes stacks there) is kept from the terminal. Of one that fails a
-    sentence is said, and where that is not its own, what it wrote is kept in the sweep's directory.
+    A worker's standard error (where C++ writes stacks) is kept from the terminal. For one that fails a sentence is
+    printed: its own, or how it ended and where its standard error is kept in the sweep's directory.
 
     Args:
-        command: Starts one.
+        command: Starts a worker.
         environment: Its variables.
         workers: How many.
         folder: The sweep's directory.
         stop: The signal that asks to stop, if there is one.
-        show: Called `every` so many seconds.
+        show: Called every `every` seconds.
         say: Prints a line.
         every: Seconds.
 
     Returns:
-        Why the last one that failed did; None where none did, or a signal came.
+        Why the last failed worker failed; None if none did, or a signal came.
     """
     told, failure = False, None
     with ExitStack() as stack:
@@ -55,8 +104,7 @@ def supervise(
         stack.callback(lambda: [process.terminate() for process in running.values()])
         for number in said:
             running[number] = subprocess.Popen(command, start_new_session=True, env=environment, stderr=said[number])
-        for number, process in running.items():
-            pin(process.pid, number, workers)
+            pin(running[number].pid, number, workers)
         while running:
             if stop.signal is not None and not told:
                 told = True
@@ -66,31 +114,26 @@ def supervise(
                 if process.poll() is not None:
                     del running[number]
                     if process.returncode and stop.signal is None:
-                        failure = _reason(process.returncode, _tail(said[number]), folder / f"worker-{number}.log")
-                        say(
-                            f"!! worker {number} failed: {failure}"
-                            + ("; the others take its trials over" if running else "")
-                        )
+                        failure = _reason(process.returncode, said[number], folder / f"worker-{number}.log")
+                        others = "; the others take its trials over" if running else ""
+                        say(f"!! worker {number} failed: {failure}{others}")
             show()
             time.sleep(every)
     return failure
 
 
-def _reason(code: int, said: bytes, log: Path) -> str:
-    """Why a worker failed: its own sentence, or how it ended and the file that keeps what it wrote."""
+def _reason(code: int, file: IO[bytes], log: Path) -> str:
+    """Why a worker failed: its own sentence, or how it ended and the file that keeps its standard error."""
+    file.seek(max(0, os.fstat(file.fileno()).st_size - MOST_SAID))
+    said = file.read()
     text = said.decode(errors="replace")
     if own := re.findall("^error: (.*)$", text, re.MULTILINE):
         return printable(own[-1])
     why = f"{signal.Signals(-code).name} ended it" if code < 0 else f"it ended with exit code {code}"
-    if _MEMORY.search(text):
+    if _OUT_OF_MEMORY.search(text):
         why += " for lack of memory: raise the limit (ulimit -v), or use fewer --workers"
     if said:
-        with suppress(OSError):
-            write_bytes(log, said)
+        with suppress(OSError), Folder.open(log.parent) as folder:
+            folder.write(log.name, said)
             why += f"; what it wrote is in {log}"
     return why
-
-
-def _tail(file: IO[bytes]) -> bytes:
-    file.seek(max(0, os.fstat(file.fileno()).st_size - MOST_SAID))
-    return file.read()

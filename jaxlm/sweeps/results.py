@@ -1,40 +1,51 @@
-"""What a sweep comes to: its trials (points of the space), their members (runs, one a seed), and its files."""
+"""The results of a sweep: its trials (points of the space), their members (runs, one a seed), and its files."""
 
 import csv
 import io
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from jaxlm.config.config import Config
 from jaxlm.config.presets import PRESETS, preset
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, finite, reason
 from jaxlm.report.sweep_plots import parallel_plot, slice_plot
+from jaxlm.report.units import mean_and_deviation
 
-# damaged: no checkpoint is intact; a resumed sweep tries it again. failed: it cannot be trained, as with a batch that
-# is too large for the corpus.
+# damaged: no checkpoint is intact, and a resumed sweep tries the member again. failed: it cannot be trained, as with a
+# batch that is too large for the corpus.
 STATUSES = ("running", "done", "pruned", "diverged", "failed", "damaged")
+RESULTS = "sweep.json"
+_KEPT = ("status", "valid_perplexities", "test_perplexity", "seconds", "note")
 
 
 @dataclass(frozen=True)
 class MemberResult:
     """One run of a sweep: a trial's values with one seed.
 
-    `valid_perplexities` are those of its epochs. `test_perplexity` is that of the last parameters, where it is done.
-    `seconds` are those of its training, beside the other members of its group. `note` says why it ended early.
+    Attributes:
+        number: The trial's number.
+        values: The trial's values of the fields of the space.
+        seed: The run's seed.
+        status: One of `STATUSES`.
+        valid_perplexities: One for each epoch that has ended.
+        test_perplexity: Of the last parameters, once the member is done.
+        seconds: Of its training, beside the other members of its group.
+        run_dir: Its run directory, if that is on this machine and kept.
+        note: Why it ended early.
     """
 
-    number: int  # the trial's
+    number: int
     values: dict[str, Any]
     seed: int
-    status: str  # one of STATUSES
+    status: str = "running"
     valid_perplexities: tuple[float, ...] = ()
     test_perplexity: float | None = None
     seconds: float = 0.0
@@ -43,37 +54,25 @@ class MemberResult:
 
     @property
     def valid_perplexity(self) -> float:
-        """That of the last epoch, whose parameters are kept and tested; nan before."""
+        """Of the last epoch, whose parameters are kept and tested; nan before."""
         return self.valid_perplexities[-1] if self.valid_perplexities else math.nan
 
     def to_json(self) -> dict[str, Any]:
-        """What a study keeps of it, beside its trial's number and values."""
+        """What a study keeps of the member, beside its trial's number and values."""
         return {name: getattr(self, name) for name in _KEPT}
 
     @staticmethod
     def from_json(number: int, values: dict[str, Any], seed: int, run_dir: Path | None, tree: Any) -> "MemberResult":
-        """The member whose `to_json` is `tree`. Raises JaxlmError where it is anything else."""
-
-        def is_number(value: Any) -> bool:
-            return type(value) is float or (type(value) is int and abs(value) < 2**53)
-
-        found = MemberResult(number, values, seed, "running", run_dir=run_dir)
-        if not isinstance(tree, Mapping) or not tree.keys() <= set(_KEPT):
-            raise JaxlmError(f"trial {number} seed {seed} has a record that no sweep wrote")
-        valid = tree.get("valid_perplexities", ())
-        checks = {
-            "status": tree.get("status", "running") in STATUSES,
-            "valid_perplexities": isinstance(valid, list | tuple) and all(map(is_number, valid)),
-            "test_perplexity": tree.get("test_perplexity") is None or is_number(tree["test_perplexity"]),
-            "seconds": is_number(tree.get("seconds", found.seconds)),
-            "note": isinstance(tree.get("note"), str | None),
-        }
-        if wrong := [name for name, right in checks.items() if not right]:
-            raise JaxlmError(f"trial {number} seed {seed} has a {wrong[0]} that no sweep wrote")
-        return MemberResult(**{**vars(found), **tree, "valid_perplexities": tuple(valid)})
-
-
-_KEPT = ("status", "valid_perplexities", "test_perplexity", "seconds", "note")
+        """The member whose `to_json` is `tree` ({}: it has not begun). Raises JaxlmError for anything else."""
+        with suppress(TypeError, ValueError, AttributeError):
+            if tree.keys() <= set(_KEPT):
+                found = MemberResult(number, values, seed, run_dir=run_dir, **tree)
+                valid = tuple(found.valid_perplexities)
+                numbers = (*valid, found.seconds, 0.0 if found.test_perplexity is None else found.test_perplexity)
+                texts = isinstance(found.note, str | None) and found.status in STATUSES
+                if texts and all(isinstance(value, float) or abs(value) < 2**53 for value in numbers):
+                    return replace(found, valid_perplexities=valid)
+        raise JaxlmError(f"trial {number} seed {seed} has a record that no sweep wrote")
 
 
 @dataclass(frozen=True)
@@ -94,16 +93,13 @@ class Trial:
     @property
     def status(self) -> str:
         """The members' status, counted where they differ."""
-        counts = {
-            status: sum(member.status == status for member in self.members)
-            for status in dict.fromkeys(member.status for member in self.members)
-        }
+        counts = Counter(member.status for member in self.members)
         return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{n} {status}" for status, n in counts.items())
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep came to. `pandas.DataFrame(sweep.rows())` is its table."""
+    """The results of a sweep. `pandas.DataFrame(sweep.rows())` is its table."""
 
     config: Config
     members: list[MemberResult] = field(default_factory=list)
@@ -116,16 +112,11 @@ class Sweep:
         by_number: dict[int, list[MemberResult]] = {}
         for member in self.members:
             by_number.setdefault(member.number, []).append(member)
-        found = [
-            Trial(
-                number,
-                members[0].values,
-                members,
-                _mean([one.valid_perplexity for one in members]),
-                _mean([one.test_perplexity for one in members if one.test_perplexity is not None]),
-            )
-            for number, members in by_number.items()
-        ]
+        found = []
+        for number, members in by_number.items():
+            valid = mean_and_deviation([one.valid_perplexity for one in members])
+            test = mean_and_deviation([one.test_perplexity for one in members if one.test_perplexity is not None])
+            found.append(Trial(number, members[0].values, members, valid, test))
         return sorted(found, key=lambda trial: (not trial.done, math.isnan(trial.valid[0]), trial.valid[0]))
 
     @property
@@ -146,35 +137,34 @@ class Sweep:
 
     def rows(self) -> list[dict[str, Any]]:
         """A flat mapping for each member: values, seed, status, perplexities, seconds, run directory."""
-        most = max((len(member.valid_perplexities) for member in self.members), default=0)
+        epochs = max((len(member.valid_perplexities) for member in self.members), default=0)
         return [
             {
                 "trial": member.number,
-                **{
-                    name: shown(value) if isinstance(value, tuple) else value
-                    for name, value in member.values.items()
-                    if name != "seed"
-                },
+                **{name: shown(value) if isinstance(value, tuple) else value for name, value in member.values.items()},
                 "seed": member.seed,
                 "status": member.status,
                 "valid_perplexity": member.valid_perplexity,
                 "test_perplexity": member.test_perplexity,
                 "seconds": round(member.seconds, 3),
-                "run_dir": None if member.run_dir is None else str(member.run_dir),
+                "run_dir": member.run_dir and str(member.run_dir),
                 "note": member.note,
                 **{
                     f"valid_perplexity_{epoch}": value
-                    for epoch, value in enumerate(
-                        [*member.valid_perplexities, *[None] * (most - len(member.valid_perplexities))], 1
-                    )
+                    for epoch, value in zip_longest(range(1, epochs + 1), member.valid_perplexities)
                 },
             }
             for member in self.members
         ]
 
 
-def write(sweep: Sweep, path: Path) -> list[Path]:
+def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
     """Writes sweep.csv, sweep.json and, once two trials are done, the pictures into the sweep's directory.
+
+    Args:
+        sweep: The results.
+        path: The sweep's directory.
+        corpus: As `runs.directory.named` names it.
 
     Returns:
         The paths of what was written.
@@ -190,6 +180,7 @@ def write(sweep: Sweep, path: Path) -> list[Path]:
     best = sweep.best
     tree = {
         "config": json.loads(sweep.config.to_json()),
+        "corpus": corpus,
         "best": None if best is None else best.number,
         "command": None if best is None else sweep.command(best),
         "members": [{**asdict(member), "run_dir": str(member.run_dir)} for member in sweep.members],
@@ -197,12 +188,12 @@ def write(sweep: Sweep, path: Path) -> list[Path]:
     try:
         with Folder.open(path) as folder:
             folder.write("sweep.csv", text.getvalue().encode(errors="surrogateescape"))
-            folder.write("sweep.json", (json.dumps(finite(tree), indent=1) + "\n").encode())
+            folder.write(RESULTS, (json.dumps(finite(tree), indent=1) + "\n").encode())
     except OSError as error:
         raise RunDirError(
             f"{error.filename or path} cannot be written: {reason(error)}; the runs under it are whole"
         ) from None
-    written = [path / "sweep.csv", path / "sweep.json"]
+    written = [path / "sweep.csv", path / RESULTS]
     done = [(trial.values, trial.valid[0]) for trial in sweep.trials if trial.done]
     if len(done) > 1:
         written += [slice_plot(done, path / "slices.png"), parallel_plot(done, path / "parallel.png")]
@@ -211,13 +202,9 @@ def write(sweep: Sweep, path: Path) -> list[Path]:
 
 def shown(value: Any) -> str:
     """A value of a space as one writes it."""
-    return (
-        "x".join(map(str, value))
-        if isinstance(value, tuple)
-        else f"{value:.4g}"
-        if isinstance(value, float)
-        else _text(value)
-    )
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
 def _flags(config: Config) -> list[str]:
@@ -227,23 +214,12 @@ def _flags(config: Config) -> list[str]:
     words = ["--preset", base.preset, *(f"--{slot}={kind}" for slot, kind in kinds.items())]
     usual = {name: value for _, name, _, value in base.replace(**kinds).every_field()}
     for _, name, _, value in config.every_field():
-        if value != usual[name]:
-            flag = "--" + name.replace("_", "-")
-            words.append(
-                (flag if value else f"--no-{flag[2:]}")
-                if isinstance(value, bool)
-                else f"{flag}={','.join(map(str, value)) if isinstance(value, tuple) else _text(value)}"
-            )
+        flag = name.replace("_", "-")
+        if value == usual[name]:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else value
+            words.append(f"--{flag}={text}")
     return words
-
-
-def _text(value: Any) -> str:
-    return "none" if value is None else str(value)
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float]:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return (
-            float(np.mean(values)) if values else math.nan,
-            float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
-        )

@@ -1,4 +1,4 @@
-"""Where Optuna keeps a study: a journal file, a database or memory; every call into it goes through one guard."""
+"""Optuna's storage of a study: a journal file, a database or memory; every call into it goes through one guard."""
 
 import time
 import warnings
@@ -18,29 +18,34 @@ BEAT, SILENCE = 60, 600  # seconds: how often a worker shows that it lives, and 
 class Storage:
     """Optuna's storage at `where`: a journal's path, a database's URL, or None for memory.
 
-    `keeper` is what `optuna.create_study` takes, `heartbeats` the same where it notes which workers live (a
-    database). Raises JaxlmError where it cannot be used.
+    Attributes:
+        backend: Optuna's storage, for `optuna.create_study`.
+        shared: Whether it is a database, which several sweep directories may share.
+        name: Where it is, without a password.
+
+    Raises:
+        JaxlmError: It cannot be used.
     """
 
     def __init__(self, where: str | None):
         self._where = where or "memory"
+        self.name, self.shared = without_password(self._where), "://" in self._where
         with self.guarded("expected the path of a journal file, or a database's URL as in sqlite:///study.db"):
-            self.keeper = self._open(where)
-            self.heartbeats = self.keeper if isinstance(self.keeper, optuna.storages.RDBStorage) else None
+            self.backend = self._open(where)
 
-    @property
-    def name(self) -> str:
-        """Where it is, without a password."""
-        return without_password(self._where)
+    def beat(self, trial_id: int) -> None:
+        """Notes in a database that a trial's worker lives."""
+        if self.shared:
+            self.backend.record_heartbeat(trial_id)
 
     @contextmanager
     def guarded(self, remedy: str = "what was trained is whole; fix that, then resume with --resume") -> Iterator[None]:
-        """Turns whatever Optuna, a database's driver or a damaged file raises into one JaxlmError; quietly."""
+        """Turns an error of Optuna, of a database's driver or of a damaged file into one JaxlmError; hides warnings."""
         before = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what is new in Optuna
+                warnings.simplefilter("ignore")  # Optuna's, about experimental features
                 yield
         except JaxlmError:
             raise
@@ -52,15 +57,10 @@ class Storage:
     def _open(self, where: str | None, tries: int = 5) -> Any:
         if where is None:
             return optuna.storages.InMemoryStorage()
-        if "://" not in where:
+        if not self.shared:
             return optuna.storages.JournalStorage(Journal(Path(where)))  # pyright: ignore[reportArgumentType]
         try:
-            return optuna.storages.RDBStorage(
-                where,
-                heartbeat_interval=BEAT,
-                grace_period=SILENCE,
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
-            )
+            return optuna.storages.RDBStorage(where, heartbeat_interval=BEAT, grace_period=SILENCE)
         except Exception as error:
             said = str(error).lower()
             if tries == 1 or not any(word in said for word in ("already exists", "unique", "duplicate", "locked")):

@@ -1,31 +1,32 @@
-"""The study of a sweep: which trials there are, who trains which, and what came of each.
+"""The study of a sweep: which trials there are, who trains which, and their results.
 
-Optuna keeps it, and every worker reads and writes the same one. Its trial is a point of the space; the trial's members
-(one for each seed) have a run directory each:
+Optuna keeps the study, and every worker reads and writes it. A trial is a point of the space. Its members, one for each
+seed, have a run directory each:
 
-    SWEEP/  plan.json  study.journal  trials/0007/        (with seeds: trials/0007/seed-3/)
+    SWEEP/  study.journal  trials/0007/        (with seeds: trials/0007/seed-3/)
 
-Who holds the locks of a trial's run directories trains it. They end with their process, so the trial of a dead worker
-is free: the next one resumes it from its checkpoints. Where workers share a database and no file system, a silent
-trial counts as failed after `SILENCE` seconds, by Optuna's heartbeats, and begins again under a new number.
+Whoever holds the locks of a trial's run directories trains it. The locks end with their process, so another worker can
+resume a dead worker's trial from its checkpoints. Several sweep directories may share a database: there the trial of a
+directory that is silent for `SILENCE` seconds is lost, by Optuna's heartbeats, and another directory begins its point
+again under a new number.
 """
 
 import fcntl
 import math
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.files import Folder, reason
-from jaxlm.runs.lock import Held, InUse, lock
-from jaxlm.sweeps.distributions import Distribution, Values
+from jaxlm.errors import JaxlmError
+from jaxlm.files import Folder
+from jaxlm.runs.lock import Held, InUse, lock, readable_errors
 from jaxlm.sweeps.optional import optuna
-from jaxlm.sweeps.plan import Plan, member_dir
+from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.results import MemberResult
 from jaxlm.sweeps.space import decoded
 from jaxlm.sweeps.storage import BEAT, SILENCE, Storage
@@ -33,12 +34,14 @@ from jaxlm.sweeps.storage import BEAT, SILENCE, Storage
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-NAME = "jaxlm"
+    from jaxlm.sweeps.space import Distribution
+
+NAME, JOURNAL = "jaxlm", "study.journal"
 PATIENCE = 5.0  # seconds that a worker waits before it says for what
 
 
-class Point:
-    """A claimed trial: Optuna's, and its members' run directories, held until `Study.end`.
+class Claim:
+    """A trial that this worker trains: Optuna's, and its members' run directories, held until `Study.release`.
 
     `records` and the held run directories, `dirs`, are by seed.
     """
@@ -62,289 +65,254 @@ class Study:
     Args:
         plan: What the sweep is.
         folder: Its directory.
-        storage: A journal's path, a database's URL, or None: in memory.
-        place: The directory's name in the study.
-        shared: Whether sweeps of other directories may use the storage too.
+        storage: Another journal's path, a database's URL, or None: the journal in the directory.
+        kept: Whether the study outlives this process; else it is in memory.
         say: Prints what a worker waits for, and how it resumes a member.
 
     Raises:
-        JaxlmError: The storage cannot be used, or is of another sweep. So does every method.
+        JaxlmError: The storage cannot be used, or holds another sweep. So does every method.
     """
 
     def __init__(
         self,
         plan: Plan,
         folder: Path,
-        storage: str | None,
-        place: str,
-        shared: bool = False,
+        storage: str | None = None,
+        kept: bool = True,
         say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
     ):
-        self.plan, self._folder, self._place, self._shared, self.say = plan, folder, place, shared, say
-        self._held, self._busy = dict[int, Point](), dict[int, str]()
-        self._since, self._waited, self._told = 0.0, -math.inf, False  # of `wait`
-        self._last, self._changed = None, 0.0
-        self._first_seen: dict[int, float] = {}  # when a trial without a place was first seen
-        self._storage = Storage(storage)
+        self.plan, self._folder, self.say = plan, folder, say
+        self._held, self._busy = dict[int, Claim](), dict[int, str]()
+        self._waits_since, self._told = math.inf, False
+        self._seen = set[int]()  # trials of other directories
+        self._storage = Storage((storage or str(folder / JOURNAL)) if kept else None)
+        self._place = self._own_place() if storage else None
         with self._storage.guarded():
             self._study = optuna.create_study(
-                storage=self._storage.keeper,
+                storage=self._storage.backend,
                 study_name=NAME,
                 load_if_exists=True,
                 pruner=optuna.pruners.MedianPruner() if plan.prune else optuna.pruners.NopPruner(),
             )
-            kept = self._study.user_attrs.get("plan")
-            if kept is not None and (changed := Plan.from_json(kept).differences(plan)):
+            self._study_id = self._storage.backend.get_study_id_from_name(NAME)
+            found = self._study.user_attrs.get("plan")
+            if found is not None and (changed := Plan.from_json(found).differences(plan)):
                 raise JaxlmError(
                     f"the study in {self._storage.name} is of another sweep ({'; '.join(changed)}): "
                     f"resume it with its own, or choose another --storage or --run-dir"
                 )
-            if kept != plan.to_json():
+            if not self._storage.shared and not all(map(self._is_ours, self._trials())):
+                raise JaxlmError(
+                    f"the journal {self._storage.name} belongs to the sweep in another directory: give each its own "
+                    f"journal, or a database, which several directories may share"
+                )
+            if found != plan.to_json():
                 self._study.set_user_attr("plan", plan.to_json())
             self._study.sampler = (
-                _planned(plan)
-                if plan.known
-                else optuna.samplers.TPESampler(seed=None if kept else plan.config.train.seed, constant_liar=True)
+                optuna.samplers.TPESampler(seed=None if found else plan.config.train.seed, constant_liar=True)
+                if plan.strategy == "tpe"
+                else optuna.samplers.RandomSampler()  # which chooses nothing: a new trial has its point
             )
 
-    def claim(self) -> Point | None:
-        """A trial that nobody trains: one whose worker is gone, or a new one. None: there is no such now.
+    def claim(self) -> Claim | None:
+        """Claims a trial that nobody trains: one whose worker is gone, or a new one. None: there is none now.
 
-        Raises RunDirError where a trial's directory holds what no run does: nobody would ever train it.
+        Raises RunDirError if a trial's directory holds entries that are not part of a run.
         """
         with self._alone(), self._storage.guarded():
             self._busy = {}
-            if self._storage.heartbeats:
+            if self._storage.shared:
                 for held in self._held.values():
-                    self._beat(held.trial.number)
+                    self._storage.beat(self._id(held.trial.number))
                 optuna.storages.fail_stale_trials(self._study)
-            for frozen in self._trials():
-                if frozen.state != optuna.trial.TrialState.RUNNING or frozen.number in self._held:
-                    continue
+            for frozen in self._running():
                 if not self._is_ours(frozen):
                     self._busy[frozen.number] = "another sweep directory of the same study trains it"
+                    if frozen.number not in self._seen:  # its worker may have died before its first beat
+                        self._seen.add(frozen.number)
+                        self._storage.beat(self._id(frozen.number))
                 elif not self._set_aside(frozen):
                     try:
                         return self._take(optuna.trial.Trial(self._study, self._id(frozen.number)))
                     except InUse as error:
                         self._busy[frozen.number] = str(error)
-            trials = self._trials()
-            waiting = any(trial.state == optuna.trial.TrialState.WAITING for trial in trials)
-            if len(_originals(trials)) >= self.plan.trials and not waiting:
-                return None
-            trial = self._study.ask()
-            self._beat(trial.number)
-            trial.set_user_attr("place", self._place)
-            new = _originals([self._trial(trial.number)])
-            if new and _ordinal(self._study, trial.number) >= self.plan.trials:  # another machine was quicker
-                self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                return None
-            return self._take(trial, new=True)
+            return self._begin()
 
-    def _take(self, trial: "optuna.trial.Trial", new: bool = False) -> Point:
+    def _begin(self) -> Claim | None:
+        """Begins the first point without a trial, if there is one and no other directory begins it right now."""
+        taken = self._taken()
+        number = next((number for number in range(self.plan.trials) if number not in taken), None)
+        if number is None:
+            return None
+        point = self.plan.point(number)
+        new = optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params=point,
+            distributions=None if point is None else {**self.plan.space},
+            user_attrs={"place": self._place, "point": number},  # kept with the trial: a kill leaves both or neither
+        )
+        identity = self._storage.backend.create_new_trial(self._study_id, template_trial=new)
+        self._storage.beat(identity)
+        trial = optuna.trial.Trial(self._study, identity)
+        if self._taken()[number] != trial.number:  # another directory was quicker
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            return None
+        return self._take(trial)
+
+    def _taken(self) -> dict[int, int]:
+        """The first trial of each point, by the point's number; lost trials do not count."""
+        trials = reversed([frozen for frozen in self._trials() if not self._lost(frozen)])
+        return {frozen.user_attrs.get("point", frozen.number): frozen.number for frozen in trials}
+
+    def _take(self, trial: "optuna.trial.Trial") -> Claim:
         with ExitStack() as stack:
             params = {name: _suggest(trial, name, distribution) for name, distribution in self.plan.space.items()}
             dirs = {
                 seed: stack.enter_context(lock(self._own_directory(trial.number, seed)))
                 for seed in self.plan.seeds_of(params)
             }
-            if (frozen := self._trial(trial.number)).user_attrs.get("place") != self._place:
-                trial.set_user_attr("place", self._place)
+            frozen = self._trial(trial.number)
             records = {record.seed: record for record in self._records(frozen)}
-            if new:  # also where it repeats one that was damaged on a silent machine
-                records = {
-                    seed: replace(record, status="running") if record.status == "damaged" else record
-                    for seed, record in records.items()
-                }
             reported = max(frozen.intermediate_values, default=0)
-            self._held[trial.number] = Point(trial, params, records, reported, dirs, stack.pop_all())
+            self._held[trial.number] = Claim(trial, params, records, reported, dirs, stack.pop_all())
+            self._waits_since, self._told = math.inf, False
             return self._held[trial.number]
 
-    def run_dir(self, number: int, seed: int) -> Path:
-        """A member's run directory."""
-        return member_dir(self._folder, self.plan, number, seed)
+    def _run_dir(self, number: int, seed: int) -> Path:
+        return member_dir(self._folder, number, seed if self.plan.seeds > 1 else None)
 
     def _own_directory(self, number: int, seed: int) -> Path:
-        """The same, made where it is missing. Raises RunDirError where a link or a file is in its place."""
-        try:
-            with ExitStack() as stack:
-                folder = stack.enter_context(Folder.open(self._folder))
-                for name in self.run_dir(number, seed).relative_to(self._folder).parts:
-                    folder = stack.enter_context(folder.folder(name, create=True))
-        except OSError as error:
-            raise RunDirError(f"{error.filename} cannot be used: {reason(error)}; remove it, then resume") from None
-        return self.run_dir(number, seed)
+        """A member's run directory, made if it is missing. Raises RunDirError if a link or a file is in its place."""
+        path = self._run_dir(number, seed)
+        with readable_errors(f"{path} cannot be used"), ExitStack() as stack:
+            folder = stack.enter_context(Folder.open(self._folder))
+            for name in path.relative_to(self._folder).parts:
+                folder = stack.enter_context(folder.folder(name, create=True))
+        return path
 
-    def note(self, point: Point, record: MemberResult) -> None:
-        """Keeps how a member stands."""
-        point.records[record.seed] = record
+    def note(self, claim: Claim, record: MemberResult) -> None:
+        """Stores a member's record."""
+        claim.records[record.seed] = record
         with self._storage.guarded():
             try:
-                point.trial.set_user_attr(f"seed {record.seed}", record.to_json())
+                claim.trial.set_user_attr(f"seed {record.seed}", record.to_json())
             except optuna.exceptions.UpdateFinishedTrialError:
                 raise JaxlmError(
                     f"trial {record.number} was given to another worker, for this one had been silent "
                     f"for {SILENCE} s: resume the sweep with --resume"
                 ) from None
 
-    def to_prune(self, point: Point) -> bool:
+    def to_prune(self, claim: Claim) -> bool:
         """Reports the epochs that all of a trial's members have finished; whether Optuna gives the trial up."""
-        records = [record for record in point.records.values() if record.status != "damaged"]
+        records = list(claim.records.values())
         finished = min(
             (len(record.valid_perplexities) for record in records if record.status != "diverged"),
-            default=point.reported + 1,
+            default=claim.reported + 1,
         )
+        if any(record.status == "damaged" for record in records):
+            finished = claim.reported
         with self._storage.guarded():
-            for epoch in range(point.reported + 1, finished + 1 if len(records) == len(point.records) else 0):
+            for epoch in range(claim.reported + 1, finished + 1):
                 values = [
                     math.inf if record.status == "diverged" else record.valid_perplexities[epoch - 1]
                     for record in records
                 ]
-                point.trial.report(sum(values) / len(values), epoch)
-                point.reported = epoch
-            return point.trial.should_prune()
+                claim.trial.report(sum(values) / len(values), epoch)
+                claim.reported = epoch
+            return claim.trial.should_prune()
 
-    def beat(self, point: Point) -> None:
-        """Shows those who share the database only that the trial's worker lives; seldom enough to cost nothing."""
-        if time.monotonic() > point.beat + BEAT:
-            point.beat = time.monotonic()
+    def beat(self, claim: Claim) -> None:
+        """Notes in a database that the trial's worker lives, at most every `BEAT` seconds."""
+        if self._storage.shared and time.monotonic() > claim.beat + BEAT:
+            claim.beat = time.monotonic()
             with self._storage.guarded():
-                self._beat(point.trial.number)
+                self._storage.beat(self._id(claim.trial.number))
 
-    def _beat(self, number: int) -> None:
-        if self._storage.heartbeats:
-            self._storage.heartbeats.record_heartbeat(self._id(number))
+    def end(self, claim: Claim) -> bool:
+        """Tells Optuna the result of a trial once all its members have ended, and releases it; whether they have.
 
-    def end(self, point: Point) -> bool:
-        """Tells Optuna, once and for all, what became of a trial whose members have all ended; whether they have.
-
-        A trial with a damaged member is released and stays open, for a resumed sweep to try again.
+        A trial with a damaged member stays open, for a resumed sweep to try again.
         """
-        statuses = {record.status for record in point.records.values()}
+        statuses = {record.status for record in claim.records.values()}
         if "running" in statuses:
             return False
         if "damaged" not in statuses:
-            self.to_prune(point)
+            self.to_prune(claim)
             states = optuna.trial.TrialState
             state = states.COMPLETE if statuses == {"done"} else states.FAIL if "failed" in statuses else states.PRUNED
-            values = [record.valid_perplexity for record in point.records.values()]
+            values = [record.valid_perplexity for record in claim.records.values()]
+            mean = sum(values) / len(values) if state == states.COMPLETE else None
             with self._storage.guarded():
-                self._study.tell(
-                    point.trial,
-                    sum(values) / len(values) if state == states.COMPLETE else None,
-                    state,
-                    skip_if_finished=True,
-                )
-        self.release(point)
+                self._study.tell(claim.trial, mean, state, skip_if_finished=True)
+        self.release(claim)
         return True
 
-    def release(self, point: Point) -> None:
-        """Lets go of a trial, for others to resume if it has not ended."""
-        point.held.close()
-        self._held.pop(point.trial.number, None)
+    def release(self, claim: Claim) -> None:
+        """Releases a trial, for others to resume if it has not ended."""
+        claim.held.close()
+        self._held.pop(claim.trial.number, None)
 
     def retry_damaged(self) -> None:
         """Lets workers try the damaged members of this directory again."""
         with self._alone(), self._storage.guarded():
-            for frozen in self._trials():
-                if frozen.state != optuna.trial.TrialState.RUNNING or not self._is_ours(frozen):
-                    continue
+            for frozen in filter(self._is_ours, self._running()):
                 for record in self._records(frozen):
                     if record.status == "damaged":
-                        again = replace(record, status="running", note=None)
-                        optuna.trial.Trial(self._study, self._id(frozen.number)).set_user_attr(
-                            f"seed {record.seed}", again.to_json()
-                        )
+                        tree = replace(record, status="running", note=None).to_json()
+                        trial = optuna.trial.Trial(self._study, self._id(frozen.number))
+                        trial.set_user_attr(f"seed {record.seed}", tree)
 
     def wait(self, seconds: float) -> None:
-        """Waits for other workers, one of which may die; says for what, once, after `PATIENCE` seconds.
+        """Waits for other workers, one of which may die; after `PATIENCE` seconds says once for which trials.
 
-        Call it where `claim` found nothing, and the study has not ended. Raises JaxlmError where sweeps in other
-        directories, which are to train the rest, have kept nothing for `SILENCE` seconds (and no database tells
-        which of them live).
+        Call it if `claim` found nothing and the study has not ended.
         """
-        now = time.monotonic()
-        if now > self._waited + 2 * seconds + PATIENCE:  # what it waited for before has ended
-            self._since, self._told = now, False
-        busy = sorted(self._busy.items())
-        if busy and not self._told and now > self._since + PATIENCE:
+        now, busy = time.monotonic(), sorted(self._busy.items())
+        self._waits_since = min(self._waits_since, now)
+        if busy and not self._told and now > self._waits_since + PATIENCE:
             self._told = True
             many = ", ".join(str(number) for number, _ in busy[:5]) + (" ..." if len(busy) > 5 else "")
             self.say(f"waiting for trial{'s' * (len(busy) > 1)} {many}: {busy[0][1]}")
-        with self._storage.guarded():
-            state = [
-                (trial.number, trial.state, len(trial.intermediate_values), str(trial.user_attrs))
-                for trial in self._trials()
-                if trial.number in self._busy
-            ]
-        if state != self._last:
-            self._last, self._changed = state, now
-        if (
-            now > self._changed + SILENCE
-            and self._shared
-            and not self._storage.heartbeats
-            and all(not self._is_ours(self._trial(number)) for number, _ in busy)
-        ):
-            raise JaxlmError(
-                f"the study in {self._storage.name} has trials of another sweep directory "
-                f"({', '.join(str(number) for number, _ in busy[:5])}), which has kept nothing for "
-                f"{SILENCE} s: resume it there"
-            )
         time.sleep(seconds)
-        self._waited = time.monotonic()
 
     @property
     def ended(self) -> bool:
-        """Whether all trials have ended, but for those whose damaged members wait for a resumed sweep."""
+        """Whether all trials have ended, except those whose damaged members wait for a resumed sweep."""
         with self._storage.guarded():
-            trials = self._trials()
-            return len(_originals(trials)) >= self.plan.trials and all(
-                trial.state.is_finished() or self._set_aside(trial) for trial in trials
-            )
+            begun = not self._held and len(self._taken()) >= self.plan.trials
+            return begun and all(map(self._set_aside, self._running()))
 
     def records(self) -> list[MemberResult]:
         """Every member that has begun, by number and seed."""
         with self._storage.guarded():
-            known = [
-                (frozen, self._records(frozen))
-                for frozen in self._trials()
-                if frozen.params.keys() == self.plan.space.keys()
-            ]
-            # (A trial that failed while its members ran is one whose machine went silent: it was begun again.)
             return [
                 record
-                for frozen, records in known
-                for record in records
-                if frozen.state != optuna.trial.TrialState.FAIL or any(one.status == "failed" for one in records)
+                for frozen in self._trials()
+                if frozen.params.keys() == self.plan.space.keys() and not self._lost(frozen)
+                for record in self._records(frozen)
             ]
 
     def _records(self, frozen: "FrozenTrial") -> list[MemberResult]:
-        here = self._is_ours(frozen)
-        values = decoded(frozen.params)
+        values, ours = decoded(frozen.params), self._is_ours(frozen)
         return [
             MemberResult.from_json(
                 frozen.number,
                 values,
                 seed,
-                self.run_dir(frozen.number, seed) if here else None,
+                self._run_dir(frozen.number, seed) if ours else None,
                 frozen.user_attrs.get(f"seed {seed}", {}),
             )
             for seed in self.plan.seeds_of(frozen.params)
         ]
 
     def _is_ours(self, frozen: "FrozenTrial") -> bool:
-        """Whether the trial's runs are in this directory.
+        """Whether the trial's runs are in this directory."""
+        return self._place is None or frozen.user_attrs.get("place", self._place) == self._place
 
-        One without a place lost its worker before that could be kept: it is whose journal it is, and after `SILENCE`
-        seconds that of whoever shares the database.
-        """
-        place = frozen.user_attrs.get("place")
-        if not self._shared or place == self._place:
-            return True
-        if place is not None or frozen.state != optuna.trial.TrialState.RUNNING:
-            return False
-        first = self._first_seen.setdefault(frozen.number, time.monotonic())
-        return not self._storage.heartbeats or time.monotonic() > first + SILENCE
+    def _lost(self, frozen: "FrozenTrial") -> bool:
+        """Whether a trial's directory went silent, or another directory was quicker to begin its point."""
+        failed = frozen.state == optuna.trial.TrialState.FAIL
+        return failed and all(record.status != "failed" for record in self._records(frozen))
 
     def _set_aside(self, frozen: "FrozenTrial") -> bool:
         """Whether a trial that has not ended has only damaged members left."""
@@ -356,58 +324,57 @@ class Study:
     def _trials(self) -> "list[FrozenTrial]":
         return self._study.get_trials(deepcopy=False)
 
+    def _running(self) -> "list[FrozenTrial]":
+        """Trials that have not ended, except those that this worker trains."""
+        running = optuna.trial.TrialState.RUNNING
+        return [frozen for frozen in self._trials() if frozen.state == running and frozen.number not in self._held]
+
     def _trial(self, number: int) -> "FrozenTrial":
-        return next(trial for trial in self._trials() if trial.number == number)
+        return next(frozen for frozen in self._trials() if frozen.number == number)
 
     def _id(self, number: int) -> int:
         """Optuna's id of a trial in its storage."""
-        keeper = self._storage.keeper
-        return keeper.get_trial_id_from_study_id_trial_number(keeper.get_study_id_from_name(NAME), number)
+        return self._storage.backend.get_trial_id_from_study_id_trial_number(self._study_id, number)
+
+    def _own_place(self) -> str:
+        """The directory's name in a study outside it: a random one, kept in its file `.claim`."""
+        with self._alone() as file:
+            file.seek(0)
+            if not (place := file.read(100).decode(errors="replace")):
+                file.write((place := secrets.token_hex(8)).encode())
+            return place
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One at a time, of those who share the directory."""
-        try:
-            with Folder.open(self._folder) as folder:
-                file = folder.append(".claim")
-        except OSError as error:
-            raise RunDirError(f"{error.filename} cannot be used: {reason(error)}; remove it, then resume") from None
+    def _alone(self) -> Iterator[BinaryIO]:
+        """Lets one worker of this directory at a time claim a trial."""
+        with readable_errors(f"{self._folder} cannot be used"), Folder.open(self._folder) as folder:
+            file = folder.append(".claim")
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            yield file
 
 
-def _planned(plan: Plan) -> Any:
-    """A sampler of points known ahead, each by its number."""
-
-    class Planned(optuna.samplers.BaseSampler):
-        def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-            return {}
-
-        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-            return {}
-
-        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-            return plan.point(_ordinal(study, trial.number))[param_name]
-
-    return Planned()
+def read_plan(storage: str) -> Plan:
+    """The plan of the sweep whose study is in a storage. Raises JaxlmError if there is none."""
+    opened = Storage(storage)
+    with opened.guarded():
+        if NAME not in optuna.get_all_study_names(opened.backend):
+            raise JaxlmError(
+                f"{opened.name} holds no sweep that can be resumed: begin one without --resume, or check --storage"
+            )
+        return Plan.from_json(optuna.load_study(study_name=NAME, storage=opened.backend).user_attrs.get("plan"))
 
 
-def _originals(trials: "list[FrozenTrial]") -> "list[FrozenTrial]":
-    """All but those that repeat a trial whose worker went silent."""
-    retried = optuna.storages.RetryHeartbeatStaleTrialCallback.retried_trial_number
-    return [trial for trial in trials if retried(trial) is None]
+def member_dir(folder: Path, number: int, seed: int | None) -> Path:
+    """A member's run directory below a sweep's, by its trial's number, and by its seed if there are several."""
+    trial = folder / "trials" / f"{number:04d}"
+    return trial if seed is None else trial / f"seed-{seed}"
 
 
-def _ordinal(study: "optuna.Study", number: int) -> int:
-    return sum(trial.number < number for trial in _originals(study.get_trials(deepcopy=False)))
-
-
-def _suggest(trial: "optuna.trial.Trial", name: str, distribution: Distribution) -> Any:
-    if isinstance(distribution, Values):
-        return trial.suggest_categorical(name, distribution.values)
-    if distribution.whole:
-        return trial.suggest_int(
-            name, int(distribution.low), int(distribution.high), step=int(distribution.step or 1), log=distribution.log
-        )
-    return trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+def _suggest(trial: "optuna.trial.Trial", name: str, distribution: "Distribution") -> Any:
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    low, high, step, log = distribution.low, distribution.high, distribution.step, distribution.log
+    if isinstance(distribution, optuna.distributions.IntDistribution):
+        return trial.suggest_int(name, distribution.low, distribution.high, step=distribution.step, log=log)
+    return trial.suggest_float(name, low, high, step=step, log=log)

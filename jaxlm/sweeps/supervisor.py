@@ -1,4 +1,4 @@
-"""The sweep itself: it writes the plan down, starts workers or works alone, and shows what comes of it."""
+"""`sweep`: writes the plan, starts workers or works alone, and shows the results."""
 
 import os
 import signal
@@ -16,20 +16,19 @@ from jaxlm.data.corpora import Corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, reason
 from jaxlm.report.progress import lasting_console
-from jaxlm.runs import directory as rundir
-from jaxlm.runs import ram, signals
+from jaxlm.runs import directory, ram, signals
 from jaxlm.runs.trainer import with_corpus
-from jaxlm.sweeps.cores import useful_workers
-from jaxlm.sweeps.plan import MOST_GROUP, MOST_WORKERS, Plan, Saved, check_count, kept_storage, make_plan
-from jaxlm.sweeps.processes import supervise
+from jaxlm.sweeps.plan import MOST_GROUP, MOST_WORKERS, Plan, check_count, make_plan
+from jaxlm.sweeps.processes import supervise, useful_workers
 from jaxlm.sweeps.results import Sweep, write
-from jaxlm.sweeps.space import with_first_values
-from jaxlm.sweeps.study import Study
+from jaxlm.sweeps.space import first_values
+from jaxlm.sweeps.study import JOURNAL, Study, read_plan
 from jaxlm.sweeps.view import View
 from jaxlm.sweeps.worker import POLL, Corpora, Worker
 from jaxlm.terminal import flag, say
 
-JOURNAL, STORAGE = "study.journal", "JAXLM_STORAGE"  # the study's usual place; the environment's name for another
+STORAGE = "JAXLM_STORAGE"  # the environment's name for a storage
+VMAP = {"auto": None, "vmap": True, "in-turn": False}  # how a worker's members train, as its command line has it
 
 
 def sweep(
@@ -86,39 +85,36 @@ def sweep(
     for name, number, most in (("workers", workers, MOST_WORKERS), ("group", group, MOST_GROUP)):
         if number is not None:
             check_count(name, number, most)
-    if isinstance(corpus, Corpus) and (workers or 1) > 1:
-        raise JaxlmError("workers load the corpus themselves: name it, instead of giving it as an object")
-    other = sorted(space.keys() & {*DataConfig.__dataclass_fields__, "vocab_size"})
-    if isinstance(corpus, Corpus) and other:
-        raise JaxlmError(f"{other[0]} is in the space, and the corpus is given as an object: name it instead")
+    if in_memory := isinstance(corpus, Corpus):
+        if (workers or 1) > 1:
+            raise JaxlmError("workers load the corpus themselves: name it, instead of giving it as an object")
+        if other := sorted(space.keys() & {*DataConfig.__dataclass_fields__, "vocab_size"}):
+            raise JaxlmError(f"{other[0]} is in the space, and the corpus is given as an object: name it instead")
     draft = make_plan(config, space, strategy, trials, seeds, prune, {})  # errors come before a corpus is loaded
-    loaded, found = with_corpus(with_first_values(config, draft.space), corpus, data_dir)
+    loaded, found = with_corpus(_fitting(config, draft), corpus, data_dir)
     config = config.replace(corpus=found.spec, compute_dtype=loaded.model.compute_dtype, **found.options)
-    plan = make_plan(config, space, strategy, trials, seeds, prune, rundir.named(found))
-    chosen = workers or (
-        1 if isinstance(corpus, Corpus) else useful_workers(loaded, plan, len(found.train), ram.available())
-    )
-    kept = run_dir is not None or chosen > 1
+    plan = make_plan(config, space, strategy, trials, seeds, prune, directory.named(found))
+    chosen = workers or (1 if in_memory else useful_workers(loaded, plan, len(found.train), ram.available()))
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(TemporaryDirectory(prefix="jaxlm-sweep-")))
         view = stack.enter_context(View(lasting_console(quiet)))
-        saved, where = _begin(folder, plan, storage, group, vmap, resume)
-        study = _study(saved, folder, where, kept, view.say)
-        saved.write(folder)
+        where = _where(folder, storage, resume)
+        kept = run_dir is not None or chosen > 1
+        study = Study(plan, folder, where, kept, view.say)
         if resume:
             study.retry_damaged()
         for note in found.notes:
             view.say(f"!! {note}")
-        view.say(
-            f"{found.name}: {plan.trials} trials"
-            + (f" of {seeds} seeds" if seeds > 1 else "")
-            + f" ({strategy}) in {run_dir or 'a temporary directory'}"
-        )
+        of_seeds = f" of {seeds} seeds" if seeds > 1 else ""
+        view.say(f"{found.name}: {plan.trials} trials{of_seeds} ({strategy}) in {run_dir or 'a temporary directory'}")
         if workers is None and chosen > 1:
             view.say(f"{chosen} processes, one a core: small models train faster so (--workers 1: all in this process)")
 
         def result() -> Sweep:
-            return Sweep(config, study.records(), folder)
+            members = study.records()
+            if run_dir:
+                return Sweep(config, members, folder, stop.signal)
+            return Sweep(config, [replace(member, run_dir=None) for member in members], None, stop.signal)
 
         def show() -> None:
             if view.due():
@@ -126,32 +122,29 @@ def sweep(
 
         with signals.noted() as stop:
             if chosen > 1:
-                _supervise(folder, chosen, data_dir, where, study, stop, show, view.say)
+                _supervise(folder, chosen, data_dir, group, vmap, where, study, stop, show, view.say)
             else:
-                Worker(
-                    study,
-                    Corpora(found, isinstance(corpus, Corpus), data_dir),
-                    saved.group,
-                    1,
-                    kept,
-                    lambda: stop.signal,
-                    show,
-                    saved.vmap,
-                ).run()
-        view.show(result(), plan.trials)
-        if stop.signal is not None:
-            view.say(
-                f"stopped by {signal.Signals(stop.signal).name}: "
-                + (f"saved; resume with {flag('--run-dir', folder)} --resume" if run_dir else "nothing is kept")
-            )
+                corpora = Corpora(found, in_memory, data_dir)
+                Worker(study, corpora, group, 1, kept, lambda: stop.signal, show, vmap).run()
+        sweep = result()
+        view.show(sweep, plan.trials)
+        if stop.signal is None:
+            view.summary(sweep, write(sweep, folder, plan.corpus) if run_dir else [])
         else:
-            view.summary(result(), write(result(), folder) if run_dir else [])
-        members = [member if run_dir else replace(member, run_dir=None) for member in study.records()]
-        return Sweep(config, members, folder if run_dir else None, stop.signal)
+            saved_as = f"saved; resume with {flag('--run-dir', folder)} --resume" if run_dir else "nothing is kept"
+            view.say(f"stopped by {signal.Signals(stop.signal).name}: {saved_as}")
+        return sweep
 
 
-def join(run_dir: Path, workers: int, data_dir: str | Path | None = None) -> int | None:
+def join(
+    run_dir: Path, how: str, workers: int, group: int | None = None, data_dir: str | Path | None = None
+) -> int | None:
     """Works on the sweep in a directory, which `sweep` began, as one of `workers` processes.
+
+    Args:
+        run_dir: The directory.
+        how: A key of `VMAP`.
+        workers, group, data_dir: As `sweep` takes them.
 
     Returns:
         The signal that stopped it, if one did.
@@ -159,61 +152,77 @@ def join(run_dir: Path, workers: int, data_dir: str | Path | None = None) -> int
     Raises:
         JaxlmError: As `sweep`.
     """
-    saved, parent = Saved.read(run_dir), os.getppid()
-    where = saved.resolve(run_dir, None, os.environ.get(STORAGE))
-    _, found = with_corpus(saved.plan.config, None, data_dir)
-    if changed := rundir.different(saved.plan.corpus, rundir.named(found)):
+    parent, where = os.getppid(), _where(run_dir, None, resume=True)
+    plan = read_plan(where or str(run_dir / JOURNAL))
+    _, found = with_corpus(plan.config, None, data_dir)
+    if changed := directory.different(plan.corpus, directory.named(found)):
         raise JaxlmError(
             f"the sweep in {run_dir} has another corpus ({'; '.join(changed)}): name its folder with --data-dir"
         )
-    study = _study(saved, run_dir, where, True, say)
+    study = Study(plan, run_dir, where, say=say)
 
     def stopped() -> int | None:
         return stop.signal or (None if os.getppid() == parent else signal.SIGTERM)  # or its parent is dead
 
     with signals.noted() as stop:
-        Worker(
-            study, Corpora(found, False, data_dir), saved.group, workers, True, stopped, lambda: None, saved.vmap
-        ).run()
+        corpora = Corpora(found, False, data_dir)
+        Worker(study, corpora, group, workers, True, stopped, lambda: None, VMAP[how]).run()
         return stopped()
 
 
 def saved_options(
     run_dir: Path, space: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[Config, Mapping[str, Any], dict[str, Any]]:
-    """The config, space and options that resume the sweep in a directory; those given stand, to be compared.
+    """The config, space and options that resume the sweep in a directory; `sweep` compares those that are given.
 
     Raises:
         RunDirError: There is none.
     """
-    plan = Saved.read(run_dir).plan
+    plan = read_plan(_where(run_dir, options.get("storage"), resume=True) or str(run_dir / JOURNAL))
     trials = {} if plan.strategy == "grid" else {"trials": plan.trials}
-    return (
-        plan.config,
-        space or plan.space,
-        {"strategy": plan.strategy, **trials, "seeds": plan.seeds, "prune": plan.prune, **options},
-    )
+    kept = {"strategy": plan.strategy, **trials, "seeds": plan.seeds, "prune": plan.prune}
+    return plan.config, space or plan.space, {**kept, **options}
 
 
-def _begin(
-    folder: Path, plan: Plan, storage: str | Path | None, group: int | None, vmap: bool | None, resume: bool
-) -> tuple[Saved, str | None]:
-    """What `plan.json` is to keep, compared with what it keeps, and the storage that is used instead of the journal."""
+def _fitting(config: Config, plan: Plan) -> Config:
+    """The recipe with the first value of each field of the space, if these fit together; else as it is.
+
+    (The recipe's own value of a field of the space is never trained, and need not fit the corpus.)
+    """
+    try:
+        return config.replace(**first_values(plan.space))
+    except JaxlmError:
+        return config
+
+
+def _where(folder: Path, storage: str | Path | None, resume: bool) -> str | None:
+    """The storage of a sweep's study; None for the journal in its directory.
+
+    Args:
+        folder: The directory; made if it is missing.
+        storage: The storage that the user names.
+        resume: Whether there is a study.
+
+    Raises:
+        RunDirError: A sweep cannot begin in the directory, or none can be resumed.
+    """
     given = None if storage is None else str(storage)
     if resume:
-        saved = Saved.read(folder)
-        if changed := saved.plan.differences(plan):
+        if os.path.lexists(folder / JOURNAL):
+            if given is not None:
+                raise RunDirError(f"the sweep in {folder} has its study in its journal: leave --storage out")
+            return None
+        if (found := given or os.environ.get(STORAGE)) is None or not folder.is_dir():
             raise RunDirError(
-                f"{folder} holds another sweep ({'; '.join(changed)}): resume it with its own, or choose "
-                f"another --run-dir"
+                f"{folder} holds no sweep that can be resumed (there is no {JOURNAL}): check the path, begin one "
+                f"without --resume, or name its database, with the password, by --storage or $JAXLM_STORAGE"
             )
-        where = saved.resolve(folder, given, os.environ.get(STORAGE))
-        return replace(saved, plan=plan, group=group or saved.group, vmap=saved.vmap if vmap is None else vmap), where
-    given = given or os.environ.get(STORAGE)
+        return found
+    found = given or os.environ.get(STORAGE)
     try:
         with Folder.open(folder, create=True) as held:
-            # What a process leaves that was killed before there was a sweep is no other thing.
-            names = [name for name in held.names() if name[0] != "." and not name.startswith(JOURNAL)]
+            # (A process that was killed before the first trial may have left a journal.)
+            names = [name for name in held.names() if name[0] != "." and (found or not name.startswith(JOURNAL))]
     except OSError as error:
         raise RunDirError(f"no sweep can begin in {folder}: {reason(error)}; choose another --run-dir") from None
     if names:
@@ -221,34 +230,25 @@ def _begin(
             f"{folder} is not empty (it holds {', '.join(names[:4])}): resume the sweep in it with "
             f"--resume, or choose another --run-dir"
         )
-    return Saved(plan, kept_storage(folder, given), group, vmap), given
-
-
-def _study(saved: Saved, folder: Path, where: str | None, kept: bool, say: Callable[[str], None]) -> Study:
-    """The study, in `where` if that is given, else in the directory's journal, or in memory."""
-    return Study(
-        saved.plan,
-        folder,
-        where or (str(folder / JOURNAL) if kept else None),
-        saved.place,
-        saved.storage is not None,
-        say,
-    )
+    return found
 
 
 def _supervise(
     folder: Path,
     workers: int,
     data_dir: str | Path | None,
+    group: int | None,
+    vmap: bool | None,
     where: str | None,
     study: Study,
     stop: signals.Stop,
     show: Callable[[], None],
     say: Callable[[str], None],
 ) -> None:
-    """Has other processes do the work, and shows what they do."""
-    arguments = ["sweep", f"--run-dir={folder}", "--workers", str(workers), "--worker"]
-    arguments += [] if data_dir is None else [f"--data-dir={data_dir}"]
+    """Starts worker processes, and shows the study until they end. Raises JaxlmError if they end before it does."""
+    how = next(name for name, value in VMAP.items() if value is vmap)
+    arguments = ["sweep", f"--run-dir={folder}", f"--workers={workers}", f"--worker={how}"]
+    arguments += [f"--group={group}"] * (group is not None) + [f"--data-dir={data_dir}"] * (data_dir is not None)
     command = [sys.executable, "-c", "import sys; from jaxlm.cli import main; sys.exit(main())", *arguments]
     environment = os.environ if where is None else {**os.environ, STORAGE: where}  # arguments are for all to see
     failure = supervise(command, environment, workers, folder, stop, show, say, POLL / 2)

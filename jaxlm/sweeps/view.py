@@ -1,4 +1,4 @@
-"""A sweep as one sees it: a live table or a line for each epoch, and at the end the best trials."""
+"""The terminal output of a sweep: a live table or a line for each epoch, and at the end the best trials."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class View:
             self._live.stop()
 
     def due(self) -> bool:
-        """Whether the last look is long enough ago."""
+        """Whether half a second has passed since the last `show`."""
         return time.monotonic() > self._shown + 0.5
 
     def say(self, text: str) -> None:
@@ -43,7 +43,7 @@ class View:
         self.console.print(printable(text, keep_newlines=True), markup=False, highlight=False, soft_wrap=True)
 
     def show(self, sweep: Sweep, total: int) -> None:
-        """The members as they stand, of `total` trials."""
+        """Shows the members of `total` trials."""
         self._shown = time.monotonic()
         if self._live:
             self._live.update(_running(sweep, total), refresh=True)
@@ -51,7 +51,7 @@ class View:
         for member in sweep.members:
             now = len(member.valid_perplexities), member.status
             if now != self._seen.get((member.number, member.seed), (0, "running")):
-                self.say(_line(member, _epochs(sweep, member)))
+                self.say(_line(sweep, member))
             self._seen[member.number, member.seed] = now
 
     def summary(self, sweep: Sweep, written: Sequence[Path] = (), most: int = 20) -> None:
@@ -65,13 +65,8 @@ class View:
             box=None,
         )
         for trial in trials[:most]:
-            table.add_row(
-                str(trial.number),
-                *map(_text, trial.values.values()),
-                trial.status,
-                spread(*trial.valid),
-                spread(*trial.test),
-            )
+            results = trial.status, spread(*trial.valid), spread(*trial.test)
+            table.add_row(str(trial.number), *map(_text, trial.values.values()), *results)
         self.console.print(table, width=None if is_live(self.console) else 160)
         if len(trials) > most:
             self.say(f"... and {len(trials) - most} more")
@@ -85,46 +80,40 @@ class View:
                 f"{len(sweep.damaged)} damaged, to be tried again with --resume once their checkpoints are "
                 f"replaced by intact ones, or their run directories are removed"
             )
-        if best:
-            self.say(
-                f"best: trial {best.number}, seed {best.seed}, valid perplexity "
-                f"{perplexity_text(best.valid_perplexity)}; train it alone:\n{sweep.command(best)}"
-            )
-        else:
+        if best is None:
             self.say("no trial is done")
+            return
+        found = f"trial {best.number}, seed {best.seed}, valid perplexity {perplexity_text(best.valid_perplexity)}"
+        self.say(f"best: {found}; train it alone:\n{sweep.command(best)}")
 
 
 def _running(sweep: Sweep, total: int) -> Group:
     best = sweep.best
     ended = sum(all(member.status != "running" for member in trial.members) for trial in sweep.trials)
-    title = f"{ended} of {total} trials ended" + (
-        "" if best is None else (f"; best so far {perplexity_text(best.valid_perplexity)} ({_values(best.values)})")
-    )
+    title = f"{ended} of {total} trials ended"
+    if best is not None:
+        title += f"; best so far {perplexity_text(best.valid_perplexity)} ({_values(best.values)})"
     table = Table("trial", "seed", "values", "epochs", "valid perplexity", box=None)
     for member in [member for member in sweep.members if member.status == "running"][:30]:
-        table.add_row(
-            str(member.number),
-            str(member.seed),
-            _text(_values(member.values)),
-            f"{len(member.valid_perplexities)}/{_epochs(sweep, member)}",
-            "" if not member.valid_perplexities else perplexity_text(member.valid_perplexity),
-        )
+        valid = perplexity_text(member.valid_perplexity) if member.valid_perplexities else ""
+        place = str(member.number), str(member.seed), _text(_values(member.values))
+        table.add_row(*place, _epochs(sweep, member), valid)
     return Group(Text(title, style="bold"), table)
 
 
-def _line(member: MemberResult, epochs: int) -> str:
-    at = f"trial {member.number} ({_values(member.values)}) seed {member.seed}"
-    result = (
-        f"epoch {len(member.valid_perplexities)}/{epochs}, valid perplexity {perplexity_text(member.valid_perplexity)}"
-    )
-    if member.status == "running":
-        return f"{at}: {result}"
-    test = "" if member.test_perplexity is None else f", test {perplexity_text(member.test_perplexity)}"
-    return f"{at}: {member.status}, {result}{test}" + (f"; {member.note}" if member.note else "")
+def _line(sweep: Sweep, member: MemberResult) -> str:
+    result = f"epoch {_epochs(sweep, member)}, valid perplexity {perplexity_text(member.valid_perplexity)}"
+    if member.status != "running":
+        result = f"{member.status}, {result}"
+    if member.test_perplexity is not None:
+        result += f", test {perplexity_text(member.test_perplexity)}"
+    if member.note:
+        result += f"; {member.note}"
+    return f"trial {member.number} ({_values(member.values)}) seed {member.seed}: {result}"
 
 
-def _epochs(sweep: Sweep, member: MemberResult) -> int:
-    return member.values.get("epochs", sweep.config.train.epochs)
+def _epochs(sweep: Sweep, member: MemberResult) -> str:
+    return f"{len(member.valid_perplexities)}/{member.values.get('epochs', sweep.config.train.epochs)}"
 
 
 def _values(values: Mapping[str, Any]) -> str:
@@ -132,5 +121,5 @@ def _values(values: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> Text:
-    """A cell without markup."""
+    """A table cell without markup."""
     return Text(printable(shown(value)))

@@ -1,22 +1,22 @@
-"""`write_report`: the page of runs and sweeps, whole or not at all."""
+"""`write_report`: a page about runs and sweeps, in one HTML file."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxlm.config.config import Config, spec_of_field
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, reason, strict_json, write_bytes
 from jaxlm.report.page.contents import SweepRecord, TrialRecord, by_corpus
 from jaxlm.report.page.page import render
 from jaxlm.runs.report_data import best_run, model_view, run_record
-from jaxlm.sweeps.distributions import Space
-from jaxlm.sweeps.plan import Saved, member_dir
-from jaxlm.sweeps.results import MemberResult, Sweep
+from jaxlm.sweeps.results import RESULTS, MemberResult, Sweep
+from jaxlm.sweeps.study import member_dir
 from jaxlm.terminal import flag
 
 MOST_BYTES = 256 << 20  # of sweep.json
-_SWEEP = "sweep.json"
 
 
 def write_report(
@@ -27,15 +27,15 @@ def write_report(
     texts: Sequence[str] = (),
     data_dir: str | Path | None = None,
 ) -> Path:
-    """Writes one page about runs and sweeps: a file of HTML that needs nothing else.
+    """Writes one self-contained HTML page about runs and sweeps.
 
     Args:
-        paths: directories of runs and of sweeps; one that is named twice counts once.
-        out: the file to write (default: report.html in the directory, where there is one alone).
-        which: the checkpoint whose words, surprisals and samples are shown: `last`, `best`, or a step. It is that of
-            the run with the lowest validation perplexity on each corpus.
-        texts: to be scored by those models.
-        data_dir: where Penn Treebank's files lie.
+        paths: Directories of runs and of sweeps; one that is named twice counts once.
+        out: The file to write (default: report.html in the directory, if there is only one).
+        which: The checkpoint whose words, surprisals and samples are shown: `last`, `best`, or a step. The run is the
+            one with the lowest validation perplexity on each corpus.
+        texts: Scored by these models.
+        data_dir: Where Penn Treebank's files are.
 
     Returns:
         The file's path.
@@ -52,10 +52,9 @@ def write_report(
     target = Path(out) if out is not None else directories[0] / "report.html"
     if target.is_dir():
         raise JaxlmError(f"{target} is a directory: name the file to write, as in -o {target / 'report.html'}")
-    names = _names(directories)
     runs, sweeps, where = [], [], {}
-    for path, name in zip(directories, names, strict=True):
-        if _is_sweep(path):
+    for path, name in zip(directories, names := _names(directories), strict=True):
+        if (path / "trials").exists() and not (path / "config.json").exists():
             sweeps.append(_sweep_record(path, name, which, texts, data_dir))
         else:
             runs.append(run_record(path, name))
@@ -72,14 +71,9 @@ def write_report(
     return target
 
 
-def _is_sweep(path: Path) -> bool:
-    return (path / "plan.json").exists() and not (path / "config.json").exists()
-
-
 def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_dir: str | Path | None) -> SweepRecord:
-    """A sweep, with what the model of its best member says."""
-    plan = Saved.read(path).plan
-    sweep = Sweep(plan.config, _members(path, plan.space), path)
+    """A sweep, with a view of the model of its best member."""
+    sweep, corpus = _read(path)
     trials = [
         TrialRecord(
             trial.number,
@@ -93,52 +87,55 @@ def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_
         for trial in sweep.trials
     ]
     if not any(math.isfinite(trial.valid[0]) for trial in trials):
-        raise JaxlmError(
-            f"the sweep in {path} has no results: expected a trial with a finished epoch, found "
-            f"{len(trials):,} without; resume it with `jaxlm sweep {flag('--run-dir', path)} --resume`"
-        )
+        raise _no_results(path, f"a trial with a finished epoch, found {len(trials):,} without")
     best = sweep.best
     model = None
     if best:
-        own = member_dir(path, plan, best.number, best.seed)  # wherever the sweep lies now
+        own = member_dir(path, best.number, best.seed)  # the sweep may have been moved
+        own = own if own.exists() else member_dir(path, best.number, None)
         model = model_view(own, f"trial {best.number}, seed {best.seed}", which, texts, data_dir)
-    return SweepRecord(name, str(path), plan.corpus, trials, sweep.command(best) if best else None, model=model)
+    return SweepRecord(name, str(path), corpus, trials, sweep.command(best) if best else None, model=model)
 
 
-def _members(path: Path, space: Space) -> list[MemberResult]:
-    """The members in sweep.json, which a sweep writes at its end. Raises RunDirError where it is missing or damaged."""
+def _read(path: Path) -> tuple[Sweep, dict[str, str]]:
+    """A sweep and its corpus, from sweep.json. Raises RunDirError if the file is missing or damaged."""
     try:
         with Folder.open(path) as folder:
-            members = strict_json(folder.read(_SWEEP, MOST_BYTES))["members"]
-        found = [_member(member) for member in members]
-        if not found or any(member.values.keys() != space.keys() for member in found):
-            raise ValueError("it holds no members, or members of another space than plan.json has")
-        return found
+            tree = strict_json(folder.read(RESULTS, MOST_BYTES))
+        config, members = Config.from_json(json.dumps(tree["config"])), [_member(one) for one in tree["members"]]
+        if not members or any(member.values.keys() != members[0].values.keys() for member in members):
+            raise ValueError("it holds no members, or members of several spaces")
+        for name in members[0].values:
+            spec_of_field(name)  # refuses an unknown field
+        return Sweep(config, members, path), {str(name): str(value) for name, value in tree["corpus"].items()}
     except FileNotFoundError:
-        raise RunDirError(
-            f"the sweep in {path} has no results: expected {_SWEEP}, which a sweep writes at its end; "
-            f"resume it with `jaxlm sweep {flag('--run-dir', path)} --resume`"
-        ) from None
+        raise _no_results(path, f"{RESULTS}, which a sweep writes at its end") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        what = f"it has no {error}" if isinstance(error, KeyError) else reason(error)
-        raise RunDirError(f"{path / _SWEEP} is damaged: {what}; resume the sweep, which writes it again") from None
+        problem = f"it has no {error}" if isinstance(error, KeyError) else reason(error)
+        raise RunDirError(f"{path / RESULTS} is damaged: {problem}; resume the sweep, which writes it again") from None
 
 
 def _member(tree: Mapping[str, Any]) -> MemberResult:
-    if not (type(tree["number"]) is int and type(tree["seed"]) is int and isinstance(tree["values"], dict)):
+    """A member of sweep.json, where a perplexity that is not finite is null and a tuple is a list."""
+    if not (type(tree["number"]) is int and type(tree["seed"]) is int):
         raise ValueError("a member is not what a sweep writes")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in tree["values"].items()}
-    record = {name: tree[name] for name in ("status", "valid_perplexities", "test_perplexity", "seconds", "note")}
-    # (JSON has null for a perplexity that is not finite.)
-    record["valid_perplexities"] = [math.nan if value is None else value for value in record["valid_perplexities"]]
-    return MemberResult.from_json(tree["number"], values, tree["seed"], None, record)
+    kept = {name: tree[name] for name in MemberResult(0, {}, 0).to_json()}
+    kept["valid_perplexities"] = [math.nan if value is None else value for value in kept["valid_perplexities"]]
+    return MemberResult.from_json(tree["number"], values, tree["seed"], None, kept)
+
+
+def _no_results(path: Path, expected: str) -> RunDirError:
+    return RunDirError(
+        f"the sweep in {path} has no results: expected {expected}; resume it with "
+        f"`jaxlm sweep {flag('--run-dir', path)} --resume`"
+    )
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """The shortest ends of paths that tell them apart."""
     parts = [path.resolve().parts for path in paths]
-    most = max(map(len, parts))
-    for count in range(1, most + 1):
+    for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
         if len(set(names)) == len(names):
             break
