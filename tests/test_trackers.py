@@ -129,8 +129,8 @@ def test_tensorboard_has_every_window_and_result_at_its_step(tmp_path):
     with tracked("tensorboard", tmp_path, {}) as send, opened(tmp_path, on_metrics=send) as log:
         log.windows(1, 1, [1, 2], [3, NAN], [0.5, 0.5])
         log.result("epoch", epoch=1, valid_perplexity=123.0, train_perplexity=1e300, checkpoint="last")
-        offset = log.sync()
-    with tracked("tensorboard", tmp_path, {}) as send, opened(tmp_path, offset=offset, on_metrics=send) as log:
+        kept = log.sync()
+    with tracked("tensorboard", tmp_path, {}) as send, opened(tmp_path, kept=kept, on_metrics=send) as log:
         log.windows(3, 2, [4], [4], [0.5])
     seen = events(tmp_path)
     scalars = {(one.step, value.tag): value.simple_value for one in seen for value in one.summary.value}

@@ -61,14 +61,7 @@ def by_kind(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
 
 
 def learning_curve(rows: Sequence[Row], path: Path) -> Path:
-    """Draws perplexities and learning rate over a run's epochs.
-
-    Args:
-        rows: of the run's metrics.
-        path: where to write the picture; its ending chooses the format.
-
-    Returns:
-        The picture's path.
+    """Draws the perplexities and the learning rate of a run from its metrics' rows, and returns the picture's path.
 
     Raises:
         RunDirError: The picture cannot be written.

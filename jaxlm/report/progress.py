@@ -45,9 +45,7 @@ class Progress:
     seconds. Each finished epoch has a line. Control characters in any text are shown as escapes.
 
     Args:
-        total_epochs: the epochs of the whole run.
-        windows_per_epoch: windows in each of them.
-        words_per_window: tokens in a window, all rows together.
+        total_epochs, windows_per_epoch, words_per_window: of the whole run; words are counted over all rows.
         corpus: the corpus's name, which stands beside every result.
         console: where to write (default: standard output).
         total_windows: the windows of a run that stops before its last epoch ends.
@@ -90,12 +88,9 @@ class Progress:
         self._bar.stop()
 
     def say(self, text: str, *, loud: bool = False, wrap: bool = True) -> None:
-        """Prints a text above the bar.
+        """Prints a text above the bar, a `loud` one in a box or after `!!`.
 
-        Args:
-            text: one or more lines.
-            loud: whether to draw a box around it (on a terminal) or begin each line with `!!`.
-            wrap: whether a terminal's lines end between words; without, a long path or command can be copied whole.
+        Without `wrap` a terminal does not break its lines between words: a long path or command can be copied whole.
         """
         from rich.panel import Panel
 

@@ -5,14 +5,7 @@ from collections.abc import Sequence
 
 
 def perplexity(nats: float, count: float) -> float:
-    """exp(nats / count).
-
-    Args:
-        nats: summed nats; may be nan or infinite.
-        count: how many tokens they are of.
-
-    Returns:
-        The perplexity; inf where it is beyond a float, nan where nats are nan or count is not positive.
+    """exp(nats / count) of the summed nats of so many tokens; inf beyond a float, nan without a positive count.
 
     >>> round(perplexity(10 * math.log(50), 10), 6)
     50.0
