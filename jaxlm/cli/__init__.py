@@ -83,14 +83,9 @@ def train_command(recipe: str, description: str, arguments: Sequence[str] | None
 def sweep_command(
     recipe: str, description: str, space: Mapping[str, Any], arguments: Sequence[str] | None = None, **fields: Any
 ) -> int:
-    """The whole of a script that sweeps one preset: as `train_command`.
+    """The whole of a script that sweeps one preset, as `train_command`.
 
-    Args:
-        recipe: the preset's name.
-        description: what `--help` shows first.
-        space: what to try, unless `--set` or `--space` replaces it.
-        arguments: those after the script (default: the process's own).
-        **fields: fields of the preset to change.
+    `space` is swept unless `--set` or `--space` replaces it; `fields` change the preset.
     """
     given, start = _given(arguments), preset(recipe).replace(**fields)
     parser = VERBS["sweep"].parser(given, prog=None, description=description, start=start)

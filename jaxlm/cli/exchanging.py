@@ -4,7 +4,7 @@ import argparse
 import shlex
 
 from jaxlm.cli.parsing import some_path
-from jaxlm.cli.verbs import CHECKPOINT, RUN, argument, check_run, output, verb
+from jaxlm.cli.verbs import MODEL, argument, check_run, output, verb
 from jaxlm.terminal import say_line
 
 TARGETS = ("safetensors", "torch", "hub", "onnx", "stablehlo")  # (whose code imports JAX: too slow for --help)
@@ -41,8 +41,7 @@ def import_(args: argparse.Namespace) -> None:
 
 @verb(
     "write a run's model for another program",
-    RUN,
-    CHECKPOINT,
+    *MODEL,
     argument(
         "--to",
         choices=TARGETS,

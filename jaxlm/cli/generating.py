@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from jaxlm.cli.parsing import read_text, some_path
 from jaxlm.cli.using import MOST_INPUT, say_unknown, standard_input
-from jaxlm.cli.verbs import CHECKPOINT, RUN, argument, loaded, verb
+from jaxlm.cli.verbs import MODEL, argument, loaded, verb
 from jaxlm.errors import JaxlmError
 from jaxlm.terminal import printable, say
 
@@ -17,8 +17,7 @@ OPTIONS = ("words", "seed", "temperature", "top_k", "top_p", "min_p", "repetitio
 
 @verb(
     "text that goes on from a prompt",
-    RUN,
-    CHECKPOINT,
+    *MODEL,
     argument("prompt", nargs="?", metavar="PROMPT", help="words that come before (-: standard input; default: none)"),
     argument("--prompt-file", type=some_path, metavar="FILE", help="take the prompt from a file"),
     argument("--words", type=int, default=100, metavar="N", help="most words of a text (default 100)"),

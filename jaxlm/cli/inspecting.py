@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxlm.cli.ending import FAILED
 from jaxlm.cli.parsing import some_path, whole
-from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, argument, check_run, loaded, output, verb
+from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, MODEL, RUN, argument, check_run, loaded, output, verb
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.fields import setting_text
 from jaxlm.report.units import perplexity_text
@@ -42,8 +42,7 @@ def info(args: argparse.Namespace) -> int:
 
 @verb(
     "draw the learning curve and a map of the embedding",
-    RUN,
-    CHECKPOINT,
+    *MODEL,
     argument(
         "--words", type=whole(1), default=400, metavar="N", help="words on the map, the most frequent (default 400)"
     ),

@@ -3,13 +3,12 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli.output import cleaner, table_text, written
 from jaxlm.cli.parsing import add_protocol_flags, given_protocol, some_path
-from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, TOKENIZER, Adder, argument, loaded, output, verb
+from jaxlm.cli.verbs import DATA_DIR, MODEL, TOKENIZER, Adder, argument, loaded, output, verb
 from jaxlm.errors import DataError, JaxlmError, RunDirError
 from jaxlm.terminal import say, say_line
 
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
     from jaxlm.scoring.language_model import LanguageModel
 
 FORMAT = argument("--format", choices=("tsv", "csv", "jsonl"), help="of the table (default tsv; csv for --csv)")
-OUTPUT = output("write the table to a file, which appears whole at the end")
+SCORES = (DATA_DIR, output("write the table to a file, which appears whole at the end"), add_protocol_flags)
+TEXTS = "text, a sentence a line (default, or -: standard input); a directory is one more run"
+LAYOUTS = {"lm-zoo": "\t", "neural-complexity": " "}  # what separates the columns
 Models = Mapping[str, "LanguageModel"]  # by the name of the run
 
 
@@ -29,21 +30,10 @@ def _oov(*choices: str) -> Adder:
 
 @verb(
     "the surprisal of every word of a text",
-    RUN,
-    CHECKPOINT,
+    *MODEL,
+    argument("texts", nargs="*", type=some_path, metavar="FILE", default=[], help=TEXTS),
     argument(
-        "texts",
-        nargs="*",
-        type=some_path,
-        metavar="FILE",
-        default=[],
-        help="text, a sentence a line (default, or -: standard input); a directory is one more run",
-    ),
-    argument(
-        "--csv",
-        type=some_path,
-        metavar="FILE",
-        help="stimuli in CSV (-: standard input); a row for each displayed word",
+        "--csv", type=some_path, metavar="FILE", help="stimuli in CSV (-: standard input); a row a displayed word"
     ),
     argument("--column", metavar="NAME", help="the column of sentences in --csv (default Sentence)"),
     TOKENIZER,
@@ -52,20 +42,16 @@ def _oov(*choices: str) -> Adder:
         "--context",
         choices=("sentence", "stream"),
         default="sentence",
-        help="stream: pass on the state to the next line",
+        help="stream: the state passes to the next line",
     ),
     _oov("error", "nan"),
     argument("--top-k", type=int, metavar="K", help="add the K likeliest words in each word's place"),
     argument("--eos", action="store_true", help="also a row for the <eos> that ends each line"),
     FORMAT,
-    argument(
-        "--layout", choices=("jaxlm", "lm-zoo", "neural-complexity"), default="jaxlm", help="of another tool's table"
-    ),
+    argument("--layout", choices=("jaxlm", *LAYOUTS), default="jaxlm", help="of another tool's table"),
     argument("--adapt", type=float, metavar="RATE", help="after each sentence take a step of SGD on it"),
     argument("--save-adapted", type=some_path, metavar="DIR", help="keep the adapted model as a run"),
-    DATA_DIR,
-    OUTPUT,
-    add_protocol_flags,
+    *SCORES,
 )
 def surprisal(args: argparse.Namespace) -> None:
     protocol = given_protocol(args)
@@ -108,7 +94,7 @@ def _check_surprisal(args: argparse.Namespace, runs: Sequence[Path], texts: Sequ
         (args.column is not None and not args.csv, "--column names a column of the file of --csv, which is not given"),
         (
             args.adapt is not None and args.protocol != "plain",
-            f"--adapt {args.adapt} learns by a plain model: leave --protocol {args.protocol} out",
+            f"--adapt {args.adapt} takes no --protocol {args.protocol}",
         ),
         (args.save_adapted and args.adapt is None, "--save-adapted keeps what --adapt RATE makes, which is not given"),
         (len(runs) > 1 and other, f"--layout takes one run, and {len(runs)} are given"),
@@ -135,11 +121,10 @@ def _score_lines(
 
     text, clean, header = table_text(args), cleaner(args.output, "tsv"), True
     words = unknown = 0
-    names, rows, separator = {
-        "jaxlm": ((), iter, ""),
-        "lm-zoo": (layouts.LM_ZOO, layouts.lm_zoo_rows, "\t"),
-        "neural-complexity": (layouts.NEURAL_COMPLEXITY, layouts.neural_complexity_rows, " "),
-    }[args.layout]
+    separator = LAYOUTS.get(args.layout)
+    names, rows = (layouts.LM_ZOO, layouts.lm_zoo_rows)
+    if args.layout == "neural-complexity":
+        names, rows = layouts.NEURAL_COMPLEXITY, layouts.neural_complexity_rows
     for first, lines, where in _blocks(texts, counted=args.output is not None or not _is_terminal(sys.stdout)):
         options = {"context": args.context, "oov": args.oov, "unit": args.unit or "bits", "eos": args.eos}
         options |= {"tokenizer": args.tokenizer, "first": first, "block": len(lines), "where": where}
@@ -203,8 +188,7 @@ def _joined(tables: Mapping[str, Mapping[str, Sequence[Any]]], number: str) -> M
 
 @verb(
     "the state of every layer after each word, in an .npz file",
-    RUN,
-    CHECKPOINT,
+    *MODEL,
     argument("text", type=some_path, metavar="FILE", help="text, a sentence a line (-: standard input)"),
     TOKENIZER,
     output("the file to write (default: the text's name with .npz)"),
@@ -235,43 +219,34 @@ def states(args: argparse.Namespace) -> None:
 
 @verb(
     "accuracy on minimal pairs in BLiMP's format",
-    RUN,
-    CHECKPOINT,
+    *MODEL,
     argument("pairs", nargs="+", type=some_path, metavar="FILE", help="JSON lines with sentence_good and sentence_bad"),
     TOKENIZER,
     _oov("error", "filter"),
     argument("--eos", action="store_true", help="count the <eos> after the last word to the sentence"),
     FORMAT,
-    DATA_DIR,
-    OUTPUT,
-    add_protocol_flags,
+    *SCORES,
 )
 def minimal_pairs(args: argparse.Namespace) -> None:
     protocol = given_protocol(args)
     options = {"oov": args.oov, "tokenizer": args.tokenizer, "eos": args.eos, "data_dir": args.data_dir}
     found = loaded(args.run, args.checkpoint).minimal_pairs(args.pairs, protocol=protocol, **options)
     names = ("UID", "linguistics_term", "pairs", "accuracy", "low_95", "high_95", "ties", "oov_only", "left_out")
-    _write_rows(
-        args,
-        names,
-        [
-            (row.name, row.term, row.n, row.accuracy, *row.interval, row.ties, row.alike, row.left_out)
-            for row in (*found.by_uid, found.total)
-        ],
-    )
+    rows = [
+        (row.name, row.term, row.n, row.accuracy, *row.interval, row.ties, row.alike, row.left_out)
+        for row in (*found.by_uid, found.total)
+    ]
+    _write_rows(args, names, rows)
 
 
 @verb(
     "results of SyntaxGym test suites",
-    RUN,
-    CHECKPOINT,
+    *MODEL,
     argument("suites", nargs="+", type=some_path, metavar="SUITE.json"),
     TOKENIZER,
     _oov("error"),
     FORMAT,
-    DATA_DIR,
-    OUTPUT,
-    add_protocol_flags,
+    *SCORES,
 )
 def syntaxgym(args: argparse.Namespace) -> None:
     protocol = given_protocol(args)
@@ -299,24 +274,18 @@ def _blocks(texts: Sequence[Path], counted: bool = False) -> Iterator[tuple[int,
     done, counted = 0, counted and _is_terminal(sys.stderr)
     for path in texts or [Path("-")]:
         if path.suffix.lower() in (".csv", ".tsv"):
-            raise JaxlmError(
-                f"{path} is a table: give it as `jaxlm surprisal RUN --csv {path} --column NAME`, or write its "
-                f"sentences to a file of another name, one a line"
-            )
+            how = f"give it as --csv {path} --column NAME, or write its sentences to a file of another name, one a line"
+            raise JaxlmError(f"{path} is a table: {how}")
         name = name_of(path)
         with open_text(path) as file:
-            where = partial(_where, name, done)
+            before = done
             for lines in lines_of(file, name):
-                yield done + 1, lines, where
+                yield done + 1, lines, lambda sentence, before=before, name=name: f"{name}, line {sentence - before}"
                 done += len(lines)
                 if counted:
                     print(f"\r{done:,} sentences", end="", file=sys.stderr, flush=True)
     if counted:
         print(file=sys.stderr)
-
-
-def _where(name: str, before: int, sentence: int) -> str:
-    return f"{name}, line {sentence - before}"
 
 
 def _is_terminal(file: Any) -> bool:

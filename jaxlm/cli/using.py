@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, some_path, text_of, whole
-from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, RUN, TOKENIZER, argument, loaded, verb
+from jaxlm.cli.verbs import DATA_DIR, MODEL, TOKENIZER, argument, loaded, verb
 from jaxlm.config.protocols import described
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.report.units import perplexity_text
@@ -20,8 +20,7 @@ HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many
 
 @verb(
     "perplexity of a trained model on a split or on a text file",
-    RUN,
-    CHECKPOINT,
+    *MODEL,
     argument("--split", choices=("train", "valid", "test"), help="which split (default test)"),
     argument("--text", type=some_path, metavar="FILE", help="a text file instead of a split"),
     TOKENIZER,
@@ -64,8 +63,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 @verb(
     "perplexity of a text given here, or on standard input",
-    RUN,
-    CHECKPOINT,
+    *MODEL,
     argument("text", nargs="?", metavar="TEXT", help="default: standard input"),
     TOKENIZER,
 )
@@ -80,8 +78,7 @@ def perplexity(args: argparse.Namespace) -> None:
 
 @verb(
     "the most probable next words after a text",
-    RUN,
-    CHECKPOINT,
+    *MODEL,
     argument("text", metavar="TEXT", help="the words so far"),
     TOKENIZER,
     HOW_MANY,
@@ -95,8 +92,7 @@ def predict(args: argparse.Namespace) -> None:
 
 @verb(
     "the words whose embeddings are nearest to a word's",
-    RUN,
-    CHECKPOINT,
+    *MODEL,
     argument("word", metavar="WORD", help="one of the model's vocabulary"),
     HOW_MANY,
 )

@@ -89,14 +89,15 @@ def output(help: str, **options: Any) -> Adder:
 
 
 RUN = argument("run", type=some_path, metavar="RUN", help="the run's directory")
+_WHICH = ("last", "best")
 CHECKPOINT = argument(
-    "--checkpoint", default="last", metavar="WHICH", values=("last", "best"), help="last (default), best or a step"
+    "--checkpoint", default="last", metavar="WHICH", values=_WHICH, help="last (default), best or a step"
 )
+MODEL = (RUN, CHECKPOINT)
 TOKENIZER = argument(
     "--tokenizer",
     choices=("none", "ptb"),
-    help="words at white space (none), or as in Penn Treebank's files (ptb: punctuation and clitics apart, numbers as "
-    "N); default: as the text that the model was trained on",
+    help="split at white space, or as Penn Treebank's files are (default: as the text that the model was trained on)",
 )
 DATA_DIR = argument(
     "--data-dir",
