@@ -17,7 +17,7 @@ from language_models import KINDS, WORDS, log_probs, small_lm
 from rich.cells import cell_len
 
 from jaxlm.cli import main
-from jaxlm.cli.generating import wrapped
+from jaxlm.cli.using import wrapped
 from jaxlm.errors import JaxlmError
 from jaxlm.scoring import beam
 from jaxlm.scoring.generation import advance, begin

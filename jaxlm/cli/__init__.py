@@ -40,7 +40,6 @@ import jaxlm.cli.sweeping
 import jaxlm.cli.using
 import jaxlm.cli.inspecting
 import jaxlm.cli.scoring
-import jaxlm.cli.generating
 import jaxlm.cli.exchanging  # noqa: F401
 # isort: on
 

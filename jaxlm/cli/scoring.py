@@ -3,14 +3,14 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from jaxlm.cli.output import cleaner, table_text, written
 from jaxlm.cli.parsing import add_protocol_flags, given_protocol, some_path
 from jaxlm.cli.verbs import DATA_DIR, MODEL, TOKENIZER, Adder, argument, loaded, output, verb
 from jaxlm.errors import DataError, JaxlmError, RunDirError
-from jaxlm.terminal import say, say_line
+from jaxlm.terminal import printable, say, say_line
 
 if TYPE_CHECKING:
     from jaxlm.scoring.language_model import LanguageModel
@@ -32,9 +32,7 @@ def _oov(*choices: str) -> Adder:
     "the surprisal of every word of a text",
     *MODEL,
     argument("texts", nargs="*", type=some_path, metavar="FILE", default=[], help=TEXTS),
-    argument(
-        "--csv", type=some_path, metavar="FILE", help="stimuli in CSV (-: standard input); a row a displayed word"
-    ),
+    argument("--csv", type=some_path, metavar="FILE", help="stimuli in CSV (-: standard input), a row a word"),
     argument("--column", metavar="NAME", help="the column of sentences in --csv (default Sentence)"),
     TOKENIZER,
     argument("--unit", choices=("bits", "nats"), help="of surprisal and entropy (default bits)"),
@@ -67,7 +65,7 @@ def surprisal(args: argparse.Namespace) -> None:
         else lm.adaptive(args.adapt, context=args.context, top_k=top_k)
         for name, lm in lms.items()
     }
-    with written(args.output) as write:
+    with _written(args.output) as write:
         if args.csv:
             _score_table(args, lms, scorings, write)
         else:
@@ -114,12 +112,12 @@ def _score_lines(
     lms: Models,
     scorings: Mapping[str, Any],
     texts: Sequence[Path],
-    write: Callable[[str], None],
+    write: Callable[[str], object],
 ) -> None:
     """Writes a row for each token of lines of text, as they come."""
     from jaxlm.scoring import layouts
 
-    text, clean, header = table_text(args), cleaner(args.output, "tsv"), True
+    text, clean, header = _table_text(args), _cleaner(args.output, "tsv"), True
     words = unknown = 0
     separator = LAYOUTS.get(args.layout)
     names, rows = (layouts.LM_ZOO, layouts.lm_zoo_rows)
@@ -141,7 +139,7 @@ def _score_lines(
 
 
 def _score_table(
-    args: argparse.Namespace, lms: Models, scorings: Mapping[str, Any], write: Callable[[str], None]
+    args: argparse.Namespace, lms: Models, scorings: Mapping[str, Any], write: Callable[[str], object]
 ) -> None:
     """Writes a row for each displayed word of the sentences of a CSV file, after its other columns."""
     from jaxlm.scoring.stimuli import name_of, read_table
@@ -164,7 +162,7 @@ def _score_table(
         raise DataError(f"{args.csv} has a column named as one of the result: rename one of {', '.join(kept)}")
     rows = [stimuli.rows[sentence - 1] for sentence in own["sentence_id"]]
     columns = {name: [row[place] for row in rows] for place, name in enumerate(kept)}
-    write(table_text(args, "csv")({**columns, **own}))
+    write(_table_text(args, "csv")({**columns, **own}))
     oov = next(iter(found.values()))["oov"]
     _say_unknown(int(sum(oov)), len(oov))
 
@@ -196,8 +194,6 @@ def _joined(tables: Mapping[str, Mapping[str, Sequence[Any]]], number: str) -> M
 def states(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from jaxlm import files
-
     lm = loaded(args.run, args.checkpoint)
     path = args.output or Path("states.npz" if str(args.text) == "-" else f"{args.text.stem}.npz")
     words, numbers, found = [], [], []
@@ -209,11 +205,8 @@ def states(args: argparse.Namespace) -> None:
             words += read
             numbers += [sentence] * len(read)
     arrays = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-    try:
-        with files.output(path) as file:
-            np.savez(file, allow_pickle=False, words=np.array(words), sentence_id=np.array(numbers), **arrays)
-    except OSError as error:
-        raise JaxlmError(f"{path} cannot be written: {files.reason(error)}") from None
+    with _opened(path) as file:
+        np.savez(file, allow_pickle=False, words=np.array(words), sentence_id=np.array(numbers), **arrays)
     say_line(f"{path}: {len(words):,} words; {', '.join(arrays)}")
 
 
@@ -263,8 +256,8 @@ def syntaxgym(args: argparse.Namespace) -> None:
 
 
 def _write_rows(args: argparse.Namespace, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with written(args.output) as write:
-        write(table_text(args)(dict(zip(names, zip(*rows, strict=True), strict=True))))
+    with _written(args.output) as write:
+        write(_table_text(args)(dict(zip(names, zip(*rows, strict=True), strict=True))))
 
 
 def _blocks(texts: Sequence[Path], counted: bool = False) -> Iterator[tuple[int, list[str], Callable[[int], str]]]:
@@ -286,6 +279,55 @@ def _blocks(texts: Sequence[Path], counted: bool = False) -> Iterator[tuple[int,
                     print(f"\r{done:,} sentences", end="", file=sys.stderr, flush=True)
     if counted:
         print(file=sys.stderr)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears whole at the end, as `files.output` has it. Raises JaxlmError if it cannot be written."""
+    from jaxlm import files
+
+    try:
+        with files.output(path) as file:
+            yield file
+    except OSError as error:
+        raise JaxlmError(f"{path} cannot be written: {files.reason(error)}") from None
+
+
+@contextmanager
+def _written(path: Path | None) -> Iterator[Callable[[str], object]]:
+    """A function that writes text to a file, or to standard output, where text appears at once on a terminal."""
+    if path is None:
+        yield _print
+        return
+    with _opened(path) as file:
+        yield lambda text: file.write(text.encode("utf-8", "surrogateescape"))
+
+
+def _print(text: str) -> None:
+    if sys.stdout is not None:
+        sys.stdout.write(text)
+        if sys.stdout.isatty():
+            sys.stdout.flush()
+
+
+def _table_text(args: argparse.Namespace, default: str = "tsv") -> Callable[..., str]:
+    """How columns become lines, by --format and --output: (columns, header=True) -> text."""
+    from jaxlm.scoring.layouts import TextTable
+
+    table = TextTable(args.format or default, _cleaner(args.output, args.format or default))
+
+    def text(columns: Mapping[str, Sequence[Any]], header: bool = True) -> str:
+        return (table.header(list(columns)) if header else "") + "".join(table.rows(columns))
+
+    return text
+
+
+def _cleaner(path: Path | None, format: str) -> Callable[[str], str]:
+    """What a cell's text goes through: control characters become escapes, except in CSV that no terminal shows."""
+    encoding = None if path is not None else getattr(sys.stdout, "encoding", None)
+    if format == "csv" and (path is not None or not (sys.stdout and sys.stdout.isatty())):
+        return lambda text: text if encoding is None else text.encode(encoding, "backslashreplace").decode(encoding)
+    return lambda text: printable(text, keep_newlines=format == "csv", encoding=encoding)
 
 
 def _is_terminal(file: Any) -> bool:
