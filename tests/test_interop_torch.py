@@ -1,6 +1,7 @@
 """Models of PyTorch files: recorded ones of the published codes, and ones that are put together here."""
 
 import json
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -438,3 +439,12 @@ def test_module_graphs_that_never_end(saved):
                 Storages(),
             )
         )
+
+
+def test_many_modules_of_one_wide_dict_share_one_budget(saved):
+    wide = opcodes({str(place): None for place in range(50_000)}) + b"q\x000"
+    shared = b"cmodel\nA\n)\x81}" + opcodes("_parameters") + b"h\x00sb"
+    start = time.process_time()
+    with pytest.raises(JaxlmError, match="names"):
+        saved(zip_file(Raw(wide + b"](" + shared * 5000 + b"e"), Storages()))
+    assert time.process_time() - start < 2

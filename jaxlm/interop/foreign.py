@@ -46,23 +46,14 @@ def foreign_model(params: dict[str, Any], source: str, notes: list[str], tensors
     return ForeignModel(config, params, source, tuple(notes))
 
 
-def finite(tensors: Tensors, name: str) -> np.ndarray:
-    """The values of a tensor in their own precision. Raises JaxlmError where one is not finite."""
-    return _check_finite(name, tensors[name].read())
-
-
 def float32(tensors: Tensors, name: str) -> np.ndarray:
     """The values of a tensor in float32. Raises JaxlmError where one is not finite, or too large."""
-    return to_float32(name, finite(tensors, name))
-
-
-def to_float32(name: str, values: np.ndarray) -> np.ndarray:
-    """Values, of the tensor of this name, in float32. Raises JaxlmError where one is too large."""
     with np.errstate(over="ignore"):
-        return _check_finite(name, values.astype(np.float32, copy=False))
+        return check_finite(name, tensors[name].read().astype(np.float32, copy=False))
 
 
-def _check_finite(name: str, values: np.ndarray) -> np.ndarray:
+def check_finite(name: str, values: np.ndarray) -> np.ndarray:
+    """The values, of the tensor of this name. Raises JaxlmError where one is not finite."""
     if wrong := values.size - np.count_nonzero(np.isfinite(values)):
         raise JaxlmError(f"{shown(name)} holds {wrong:,} numbers that are not finite in {values.dtype}")
     return values

@@ -13,12 +13,11 @@ from jaxlm.errors import JaxlmError
 from jaxlm.interop.foreign import (
     ForeignModel,
     Tensors,
+    check_finite,
     expect_shape,
-    finite,
     float32,
     foreign_model,
     matrix_shape,
-    to_float32,
 )
 from jaxlm.interop.tensors import listed, shown
 
@@ -145,9 +144,11 @@ def _check_layer(tensors: Tensors, layer: Layer, width: int) -> int:
 def _lstm(tensors: Tensors, layer: Layer) -> dict[str, np.ndarray]:
     """jaxlm's kernel and bias of one of PyTorch's layers."""
     kernel = np.concatenate([float32(tensors, layer["weight_ih"]), float32(tensors, layer["weight_hh"])], 1)
-    biases = [layer[part] for part in ("bias_ih", "bias_hh") if part in layer]
-    bias = sum((finite(tensors, name).astype(np.float64) for name in biases), np.zeros(len(kernel)))
-    return {"kernel": np.ascontiguousarray(_gates(kernel).T), "bias": _gates(to_float32(" + ".join(biases), bias))}
+    bias = np.zeros(len(kernel), np.float32)
+    for part in [part for part in ("bias_ih", "bias_hh") if part in layer]:
+        with np.errstate(over="ignore"):
+            bias = check_finite(layer[part], bias + float32(tensors, layer[part]))
+    return {"kernel": np.ascontiguousarray(_gates(kernel).T), "bias": _gates(bias)}
 
 
 def _gates(rows: np.ndarray) -> np.ndarray:

@@ -24,9 +24,10 @@ def model_tensors(value: Any, stored: int) -> tuple[dict[str, LazyTensor], str]:
         JaxlmError: there is no model, there are several, or it computes something that jaxlm does not; says what.
     """
     models: list[tuple[str, dict[str, LazyTensor], str]] = []
+    left = [MOST_NAMES]
     for place, candidate in _candidates(value):
         if isinstance(candidate, Instance):
-            named, what = _module_tensors(candidate, "", 0, [MOST_NAMES]), f"module {shown(candidate.kind)}"
+            named, what = _module_tensors(candidate, "", 0, left), f"module {shown(candidate.kind)}"
         else:
             named, what = candidate.items(), "state_dict"
         if tensors := {name: leaf for name, leaf in named if isinstance(leaf, LazyTensor)}:
