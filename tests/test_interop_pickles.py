@@ -1,12 +1,16 @@
 """Pickles that a stranger made to do harm: named, refused, and nothing of them is run."""
 
 import copyreg
+import io
 import os
 import pickle
 import re
+import resource
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -295,7 +299,7 @@ def valid() -> list[bytes]:
 
     files.append(safetensors.numpy.save(weights(sizes=(2,), vocab_size=3, width=2)))
     folder = golden("torch_import")
-    return files + ([path.read_bytes() for path in sorted(folder.glob("*.pt"))] if folder else [])
+    return files + ([path.read_bytes() for path in sorted(folder.glob("*.[ps][ta]*"))] if folder else [])
 
 
 VALID = valid()
@@ -328,3 +332,83 @@ def test_a_damaged_file_is_read_or_refused_in_one_sentence(tmp_path_factory, dat
     else:
         assert all(np.isfinite(leaf).all() for layer in model.params["layers"] for leaf in layer.values())
     assert time.process_time() - start < LONG
+
+
+PIECES = [
+    b"",
+    b"\0",
+    b"\xff" * 8,
+    b"\x80\x04",
+    b"(",
+    b"R",
+    b"b",
+    b"\x81",
+    b"cos\nsystem\n",
+    b"h\0",
+    b"q\0",
+    b"t",
+    b"}",
+    b"](",
+]
+PIECES += [
+    b"e",
+    b"u",
+    b"s",
+    b".",
+    b"Q",
+    b"2",
+    b"0",
+    b"X\xff\xff\xff\xff",
+    b"\x8e\xff\xff\xff\x7f\0\0\0\0",
+    b"{",
+    b"\x8a\xff",
+]
+
+
+def mutated(random: Random, data: bytes) -> bytes:
+    """A file of which some bytes are changed, cut out, doubled or put in."""
+    content = bytearray(data)
+    for _ in range(random.randint(1, 4)):
+        place, length, other = (random.randrange(most) for most in (len(content), 40, len(content)))
+        change = random.choice(["flip", "drop", "piece", "double", "move"])
+        if change == "flip":
+            content[place] ^= 1 << random.randrange(8)
+        elif change == "piece":
+            content[place : place + random.randrange(9)] = random.choice(PIECES)
+        else:
+            cut = {"drop": length, "double": 0, "move": length}[change]
+            put = {"drop": 0, "double": length, "move": length}[change]
+            start = place if change == "double" else other
+            content[place : place + cut] = content[start : start + put]
+        content = content or bytearray(b"\x80")
+    return bytes(content)
+
+
+def with_a_mutated_pickle(random: Random, data: bytes) -> bytes:
+    """An archive with another pickle inside, whose checksums are right."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(out, "w") as made:
+        for name in archive.namelist():
+            content = archive.read(name)
+            made.writestr(name, mutated(random, content) if name.endswith("data.pkl") else content)
+    return out.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_thousands_of_mutated_models_are_read_or_refused_in_one_sentence(tmp_path, seed):
+    random, path, read = Random(seed), tmp_path / "model.pt", 0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3000):
+        original = random.choice(VALID)
+        zipped = original[:2] == b"PK" and random.random() < 0.7
+        path.write_bytes((with_a_mutated_pickle if zipped else mutated)(random, original))
+        start = time.process_time()
+        try:
+            read_model(path)
+            read += 1
+        except JaxlmError as error:
+            assert str(error).isprintable() and len(str(error)) < 1500
+        assert time.process_time() - start < LONG
+    assert 0 < read < 2000
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 1 << 30
