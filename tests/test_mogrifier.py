@@ -75,6 +75,40 @@ def test_without_rounds_it_is_the_lstm():
     assert_close(mogrifier(x, weights, state), lstm(x, weights["kernel"], weights["bias"], state))
 
 
+@pytest.mark.parametrize("gate", ["free", "capped", "coupled"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_cell_by_hand(gate, rank):
+    """Melis et al. 2020 in NumPy and float64, gate by gate, with a clipped cell and two masks."""
+    model = jaxlm.Mogrifier(rounds=3, rank=rank, input_gate=gate)
+    x, weights, state, held, updated = draw(model, 4, 2, 5, 3)
+    y, final = mogrifier(x, weights, state, gate, Limits(0.1, held, updated))
+    x, weights, state, held, updated = jax.tree.map(
+        partial(np.asarray, dtype=np.float64), (x, weights, state, held, updated)
+    )
+
+    def sigmoid(a):
+        return 1 / (1 + np.exp(-a))
+
+    c, h = state.c, state.h
+    for step, of_input in enumerate(x):
+        of_state = h * held
+        for place, one in enumerate(weights["rounds"]):
+            matrix = one["left"] @ one["right"] if rank else one["full"]
+            if place % 2:
+                of_state = 2 * sigmoid(of_input @ matrix + one["bias"]) * of_state
+            else:
+                of_input = 2 * sigmoid(of_state @ matrix + one["bias"]) * of_input
+        z = np.concatenate([of_input, of_state], 1) @ weights["kernel"] + weights["bias"]
+        *i, j, f, o = np.split(z, len(weights["bias"]) // 3, 1)
+        taken = 1 - sigmoid(f) if gate == "coupled" else sigmoid(i[0])
+        taken = np.minimum(taken, 1 - sigmoid(f)) if gate == "capped" else taken
+        c = sigmoid(f) * c + taken * np.tanh(j) * updated
+        h, c = sigmoid(o) * np.tanh(c), np.clip(c, -0.1, 0.1)
+        np.testing.assert_allclose(y[step], h, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(final.c, c, rtol=1e-4, atol=1e-5)
+    assert (np.abs(c) == 0.1).any()
+
+
 def test_bfloat16_multiplies_in_bfloat16_and_carries_in_float32():
     x, weights, state, *_ = draw(jaxlm.Mogrifier(rounds=2, rank=2), 5, 3, 8, 6)
     x = x.astype(jnp.bfloat16)
@@ -221,7 +255,8 @@ LOSS, NORM, EVALUATED = 1e-4, 1e-4, 1e-5  # relative
 
 def lamb_config(case):
     """lamb's settings as jaxlm has them."""
-    theirs = {"tie_gates": False, "cap_input_gate": True, **case["config"]}
+    defaults = {"tie_gates": False, "cap_input_gate": True, "rmsprop_beta2": 0.999, "rmsprop_epsilon": 1e-8}
+    theirs = {**defaults, **case["config"]}
     E, H = theirs["input_embedding_size"], theirs["hidden_size"][0]
 
     def kept(name):
@@ -254,7 +289,8 @@ def lamb_config(case):
         scale_embedding=theirs.get("scale_input_embeddings", False),
         learning_rate=case["learning_rate"],
         beta1=0.0,
-        beta2=0.999,
+        beta2=theirs["rmsprop_beta2"],
+        epsilon=theirs["rmsprop_epsilon"],
         clip_norm=theirs["max_grad_norm"],
         batch_size=case["B"],
         bptt_length=theirs["max_time_steps"],

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from language_models import KINDS, small_lm
-from test_mogrifier import from_lamb
+from test_mogrifier import lamb_config, lamb_params
 
 import jaxlm
 from jaxlm.cli import main
@@ -141,35 +141,20 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
 @pytest.mark.golden
 def test_lamb_s_dynamic_evaluation():
     """After its ten windows of training by rmsprop, which is Adam without a mean of the gradient."""
-    case = json.loads((GOLDEN / "mogrifier.json").read_text())["language_models"][0]
-    told, B, T, expected = case["config"], case["B"], case["config"]["max_time_steps"], case["dyneval"]
-    g, t = (np.random.default_rng(case[name]) for name in ("weight_seed", "token_seed"))
-    drawn = {
-        name: g.uniform(-case["scale"], case["scale"], shape).astype(np.float32) for name, shape in case["variables"]
-    }
+    every = json.loads((GOLDEN / "mogrifier.json").read_text())["language_models"]
+    case = next(case for case in every if not case["masks"])
+    config, params = lamb_config(case), jax.tree.map(jnp.asarray, lamb_params(case))
+    B, T, V, rule, expected = (
+        case["B"],
+        config.train.bptt_length,
+        config.model.vocab_size,
+        config.optimizer,
+        case["dyneval"],
+    )
+    t = np.random.default_rng(case["token_seed"])
     train, _, test = (
-        (t.random((rows, windows * T + 1)) ** 3 * told["vocab_size"]).astype(np.int32)
+        (t.random((rows, windows * T + 1)) ** 3 * V).astype(np.int32)
         for rows, windows in ((B, case["steps"]), (B, 3), (1, 12))
-    )
-    layers = [
-        from_lamb(drawn, f"lm/rnn/skip_multi_rnn_cell/cell_{layer}/TiledLSTMCell/", "tiled_linear/")
-        for layer in range(2)
-    ]
-    params = jax.tree.map(
-        jnp.asarray, {"embedding": drawn["im/embedding"], "layers": layers, "softmax": {"bias": drawn["om/om/bias"][0]}}
-    )
-    width = told["hidden_size"][0]
-    config = jaxlm.preset("small").replace(
-        model="mogrifier",
-        vocab_size=told["vocab_size"],
-        embedding_size=width,
-        hidden_sizes=(width, width),
-        tied=True,
-        skip=True,
-        rounds=5,
-        rank=4,
-        input_gate="capped",
-        clip_norm=told["max_grad_norm"],
     )
     protocol = jaxlm.Dynamic(
         learning_rate=expected["learning_rate"],
@@ -185,9 +170,9 @@ def test_lamb_s_dynamic_evaluation():
     def learnt(params, v, carry, step, tokens):
         counted = jnp.ones((T, B), bool)
         grads, (_, carry) = gradient(model, cost, params, tokens[:-1], tokens[1:], counted, carry)
-        v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, grads)
-        rate = case["learning_rate"] * jnp.sqrt(1 - 0.999**step)
-        return jax.tree.map(lambda p, v, g: p - rate * g / (jnp.sqrt(v) + 1e-8), params, v, grads), v, carry
+        v = jax.tree.map(lambda v, g: rule.beta2 * v + (1 - rule.beta2) * g * g, v, grads)
+        rate = rule.learning_rate * jnp.sqrt(1 - rule.beta2**step)
+        return jax.tree.map(lambda p, v, g: p - rate * g / (jnp.sqrt(v) + rule.epsilon), params, v, grads), v, carry
 
     state = params, jax.tree.map(jnp.zeros_like, params), stack.zero_carry(model, B)
     for step in range(case["steps"]):

@@ -8,6 +8,7 @@ from jaxlm.cli.ending import FAILED, SIGNALLED
 from jaxlm.cli.parsing import Parser, add_config_flags, add_start, changes, some_path, starting_config, whole
 from jaxlm.cli.training import new_run, run_dir
 from jaxlm.cli.verbs import DATA_DIR, argument, verb
+from jaxlm.config.config import spec_of_field
 from jaxlm.errors import JaxlmError
 from jaxlm.terminal import say
 
@@ -88,6 +89,9 @@ def sweep(args: argparse.Namespace) -> int:
             config = config.replace(**given)
         except JaxlmError:  # a flag may need a kind that only the space names, as a rate of adamw
             config = config.replace(**spaces.first_values(space), **given)
+        if "optimizer" in space:  # a flag that each optimizer has a default of its own for is meant for all of them
+            own = {name: [value] for name, value in given.items() if spec_of_field(name).own}
+            space = {**own, **space}
     result = supervisor.sweep(
         config,
         space,
