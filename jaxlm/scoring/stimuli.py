@@ -14,7 +14,6 @@ from jaxlm import files
 from jaxlm.errors import DataError
 
 LONGEST_LINE = 1 << 24  # bytes
-MOST_BYTES = 1 << 28  # of a JSON file, which is read whole
 READ = 1 << 16  # bytes at a time: what a pipe holds
 DELIMITERS = ",\t;"
 
@@ -117,15 +116,7 @@ def json_file(path: str | Path) -> dict[str, Any]:
     """The object of a JSON file. Raises DataError where it cannot be read or is anything else."""
     name = name_of(path)
     with open_text(path) as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise DataError(f"{name} has more than {MOST_BYTES:,} bytes: expected one JSON object")
-    if not data.strip():
-        raise DataError(f"{name} is empty")
-    try:
-        return parsed_object(data.decode("utf-8-sig"), name)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name} is not UTF-8: byte {error.start} cannot be decoded; convert it to UTF-8") from None
+        return parsed_object("\n".join(line for block in lines_of(file, name) for line in block), name)
 
 
 def parsed_object(text: str, where: str) -> dict[str, Any]:
