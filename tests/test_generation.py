@@ -114,7 +114,7 @@ def test_words_that_reach_the_probability_exactly_are_enough():
 def test_the_penalty_counts_the_words_of_the_prompt_and_not_the_eos_before_it():
     lm = small_lm()
     ids = lm.vocab.encode(["<eos>", "the", "dogs"])
-    seen = begin(lm.config.model, lm.params, Sampling(repetition_penalty=1.5), ids, 2).seen
+    seen = begin(lm.network, Sampling(repetition_penalty=1.5), ids, 2).seen
     assert seen is not None and np.flatnonzero(seen[0]).tolist() == sorted(ids[1:]) and (seen[0] == seen[1]).all()
 
 
@@ -125,7 +125,7 @@ def test_a_beam_searches_as_many_words_as_it_returns(monkeypatch):
     log_p[0, [2, 3]] = np.log([0.6, 0.4])  # after <eos>
     log_p[3, 4] = 0.0
     table = jnp.asarray(log_p - np.log(np.exp(log_p).sum(1, keepdims=True)), jnp.float32)
-    monkeypatch.setattr(beam, "next_logits", lambda model, params, token, carry: (table[token], carry))
+    monkeypatch.setattr(beam, "next_logits", lambda network, token, carry: (table[token], carry))
     found = {words: lm.generate(words=words, beam=5)[0].words for words in (1, 2)}
     assert found == {1: [lm.vocab.words[2]], 2: [lm.vocab.words[3], lm.vocab.words[4]]}
 

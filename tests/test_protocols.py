@@ -18,11 +18,11 @@ from jaxlm.config.protocols import PROTOCOLS, protocol_of
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import no_noise
-from jaxlm.scoring import protocols, reading
+from jaxlm.scoring import evaluation, reading
 from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient, gradient_statistics, objective_of
-from jaxlm.scoring.evaluation import evaluate_ids
+from jaxlm.scoring.evaluation import Readers, evaluate_ids
+from jaxlm.scoring.network import Network
 from jaxlm.scoring.neural_cache import CacheReader
-from jaxlm.scoring.protocols import Readers
 from jaxlm.scoring.reading import EachSentence, OneStream
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.scoring.token_scores import Detail
@@ -89,7 +89,9 @@ def test_the_cache_is_that_of_pointer_py(case):
         compatibility="awd-lstm",
         cache_chunk=told["bptt"],
     )
-    nats = OneStream(CacheReader(config.model, params, protocol), Detail(full=told["window"] == 20))([ids]).nats
+    nats = OneStream(CacheReader(Network(config.model, params), protocol), Detail(full=told["window"] == 20))(
+        [ids]
+    ).nats
     np.testing.assert_allclose(nats, case["nll"], rtol=1e-5)
     if told["window"] < told["n"]:
         found = evaluate_ids(Readers(config, params, VOCAB, no_statistics), ids, "test", protocol)
@@ -113,7 +115,7 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
         statistics_windows=max(0, told["max_batches"]),
         compatibility="krause-oldhyper" if told["oldhyper"] else "krause",
     )
-    statistics = gradient_statistics(config.model, params, train, protocol)
+    statistics = gradient_statistics(Network(config.model, params), train, protocol)
     assert statistics.windows == expected["batches"]
     for name, part in (
         ("encoder.weight", statistics.rms["embedding"]),
@@ -122,7 +124,7 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
     ):
         np.testing.assert_allclose(np.linalg.norm(part), expected["root_mean_square"][name][0], rtol=1e-5)
 
-    scoring = OneStream(DynamicReader(config.model, params, protocol, statistics), Detail(full=False))
+    scoring = OneStream(DynamicReader(Network(config.model, params), protocol, statistics), Detail(full=False))
     nats, lengths = scoring([test]).nats, case["segments"]["lengths"]
     ends = np.cumsum(lengths)
     losses = [part.mean() for part in np.split(nats[: ends[-1]], ends[:-1])]
@@ -169,7 +171,7 @@ def test_lamb_s_dynamic_evaluation():
     @jax.jit
     def learnt(params, v, carry, step, tokens):
         counted = jnp.ones((T, B), bool)
-        grads, (_, carry) = gradient(model, cost, params, tokens[:-1], tokens[1:], counted, carry)
+        grads, (_, carry) = gradient(Network(model, params), cost, tokens[:-1], tokens[1:], counted, carry)
         v = jax.tree.map(lambda v, g: rule.beta2 * v + (1 - rule.beta2) * g * g, v, grads)
         rate = rule.learning_rate * jnp.sqrt(1 - rule.beta2**step)
         return jax.tree.map(lambda p, v, g: p - rate * g / (jnp.sqrt(v) + rule.epsilon), params, v, grads), v, carry
@@ -177,8 +179,9 @@ def test_lamb_s_dynamic_evaluation():
     state = params, jax.tree.map(jnp.zeros_like, params), stack.zero_carry(model, B)
     for step in range(case["steps"]):
         state = learnt(*state, step + 1, train.T[step * T : (step + 1) * T + 1])
-    statistics = gradient_statistics(model, state[0], train.reshape(-1), protocol, cost)
-    found = OneStream(DynamicReader(model, state[0], protocol, statistics, cost), Detail(full=False))([test[0]])
+    network = Network(model, state[0])
+    statistics = gradient_statistics(network, train.reshape(-1), protocol, cost)
+    found = OneStream(DynamicReader(network, protocol, statistics, cost), Detail(full=False))([test[0]])
     np.testing.assert_allclose(found.nats.reshape(-1, T).mean(1), expected["test"], rtol=1e-5)
 
 
@@ -204,12 +207,7 @@ def scoring(
     tied: bool = False,
 ) -> Any:
     lm = language_model(kind, dropout, tied)
-    readers = Readers(
-        lm.config,
-        lm.params,
-        lm.vocab,
-        lambda protocol: gradient_statistics(lm.config.model, lm.params, TRAIN, protocol),
-    )
+    readers = Readers(lm.config, lm.params, lm.vocab, lambda protocol: gradient_statistics(lm.network, TRAIN, protocol))
     return (OneStream if stream else EachSentence)(readers.of(protocol_of(name, **values)), Detail(top, full))
 
 
@@ -334,7 +332,7 @@ def test_many_networks_with_dropout_have_the_mean_of_their_probabilities():
 def test_evaluate_reads_every_prediction_in_blocks(monkeypatch):
     lm = language_model()
     plain, count = stream_nats(lm.config.model, lm.params, IDS)
-    monkeypatch.setattr("jaxlm.scoring.protocols.BLOCK", 13)
+    monkeypatch.setattr("jaxlm.scoring.evaluation.BLOCK", 13)
     found = evaluate_ids(Readers(lm.config, lm.params, lm.vocab, no_statistics), IDS, "x", jaxlm.Temperature())
     assert found.predictions == count == 64
     np.testing.assert_allclose(found.nats, plain, rtol=1e-6)
@@ -359,12 +357,11 @@ GRIDS = {
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_tuning_chooses_on_valid_and_reads_test_once(run, monkeypatch, name):
-    lm, read = jaxlm.load(run), []
-    from jaxlm.scoring import evaluation
+    lm, read, plainly = jaxlm.load(run), [], evaluation.reader_nats
 
     def noted(reader, ids):
         read.append(len(ids))
-        return protocols.reader_nats(reader, ids)
+        return plainly(reader, ids)
 
     monkeypatch.setattr(evaluation, "reader_nats", noted)
     protocol = protocol_of(name, segment_length=200) if name == "dynamic" else protocol_of(name)

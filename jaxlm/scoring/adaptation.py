@@ -15,10 +15,10 @@ import numpy as np
 import optax
 
 from jaxlm.errors import Diverged, JaxlmError
-from jaxlm.models import stack
-from jaxlm.models.recurrent import Params, Recurrent
+from jaxlm.models.recurrent import Params
 from jaxlm.scoring.dynamic_evaluation import Objective, gradient
 from jaxlm.scoring.generation import carry_after
+from jaxlm.scoring.network import Network
 from jaxlm.scoring.token_scores import EVERYTHING, Detail, TokenScores, own_scores
 
 CLIP_NORM = 0.25  # neural-complexity's default
@@ -34,8 +34,7 @@ class Adaptive:
 
     def __init__(
         self,
-        model: Recurrent,
-        params: Params,
+        network: Network,
         rate: float,
         *,
         clip_norm: float = CLIP_NORM,
@@ -45,8 +44,7 @@ class Adaptive:
         """Starts from a copy of some parameters.
 
         Args:
-            model: the config's model.
-            params: to start from.
+            network: with the parameters to start from.
             rate: learning rate.
             clip_norm: largest global norm of a gradient.
             stream: whether the carry is passed on between sentences; else each starts from zero.
@@ -58,11 +56,11 @@ class Adaptive:
         for name, value in (("the rate of adaptation", rate), ("clip_norm", clip_norm)):
             if not (value > 0 and math.isfinite(value)):
                 raise JaxlmError(f"{name} must be above 0; it is {value:g}")
-        self.params: Params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
-        self._model, self._rate, self._objective = model, float(rate), Objective(clip_norm=float(clip_norm))
+        self.params: Params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), network.params)
+        self._model, self._rate, self._objective = network.model, float(rate), Objective(clip_norm=float(clip_norm))
         self._momentum = MOMENTUM.init(self.params)
         self._stream, self._detail, self._done = stream, detail, 0
-        self._carry = stack.zero_carry(model, 1, params["embedding"].dtype)
+        self._carry = network.carry()
 
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
         return TokenScores.joined([self._one(ids) for ids in sentences])
@@ -70,7 +68,7 @@ class Adaptive:
     def _one(self, ids: np.ndarray) -> TokenScores:
         before, count = self._carry, len(ids) - 1
         if self._stream:  # (of the parameters that score the sentence)
-            self._carry = carry_after(self._model, self.params, ids[:-1], before)
+            self._carry = carry_after(Network(self._model, self.params), ids[:-1], before)
         steps = max(8, 1 << (count - 1).bit_length())  # a power of two, so that few lengths are compiled
         inputs, targets = (np.pad(part, (0, steps - count))[:, None] for part in (ids[:-1], ids[1:]))
         columns, self.params, self._momentum, finite = _adapt(
@@ -94,8 +92,9 @@ class Adaptive:
 @partial(jax.jit, static_argnames="detail", donate_argnames=("params", "momentum"))
 def _adapt(model, objective, rate, params, momentum, tokens, carry, *, detail):
     """Scores one sentence, then takes one step on it; also whether the gradient was finite."""
-    grads, (found, _) = gradient(model, objective, params, *tokens, carry)
-    columns = own_scores(model, params, found, *tokens[1:], detail)
+    network = Network(model, params)
+    grads, (found, _) = gradient(network, objective, *tokens, carry)
+    columns = own_scores(network, found, *tokens[1:], detail)
     updates, momentum = MOMENTUM.update(grads, momentum)
     params = jax.tree.map(lambda p, update: p - rate * update, params, updates)
     return columns, params, momentum, jnp.isfinite(optax.tree.norm(grads))

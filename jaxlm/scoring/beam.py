@@ -9,14 +9,13 @@ from jax import lax
 
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
-from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.scoring.generation import Text, begin, check_counts, end_of, next_logits
+from jaxlm.scoring.network import Network
 from jaxlm.scoring.sampling import Sampling
 
 
 def beam_search(
-    model: Recurrent,
-    params: Params,
+    network: Network,
     vocab: Vocab,
     prompt: np.ndarray,
     *,
@@ -28,8 +27,7 @@ def beam_search(
     """The most probable text that a beam finds.
 
     Args:
-        model: the config's model.
-        params: its parameters.
+        network: the model.
         vocab: the model's.
         prompt: ids that come before, at least one.
         words: most words of the text.
@@ -44,18 +42,18 @@ def beam_search(
     if beam > len(vocab):
         raise JaxlmError(f"beam must be at most {len(vocab):,}, the words of the vocabulary; it is {beam}")
     end = end_of(vocab, stop)
-    position = begin(model, params, Sampling(), prompt, beam)
+    position = begin(network, Sampling(), prompt, beam)
     length = 1 << (words - 1).bit_length()
-    tokens, log_probs = _search(model, params, position.carry, position.token, words, end, banned, length=length)
+    tokens, log_probs = _search(network, position.carry, position.token, words, end, banned, length=length)
     found = np.asarray(tokens)[:words]
     found = found[found >= 0]
     return Text(vocab.decode(found), np.asarray(log_probs, np.float64)[: len(found)])
 
 
 @partial(jax.jit, static_argnames="length")
-def _search(model, params, carry, token, words, end, banned, *, length):
+def _search(network, carry, token, words, end, banned, *, length):
     """The best text's words [length], -1 after its end, and their log-probabilities."""
-    B, V = len(token), model.vocab_size
+    B, V = len(token), network.model.vocab_size
 
     def unfinished(loop):
         step, _, _, _, _, _, done = loop
@@ -63,7 +61,7 @@ def _search(model, params, carry, token, words, end, banned, *, length):
 
     def extend(loop):
         step, carry, token, texts, log_probs, totals, done = loop
-        logits, carry = next_logits(model, params, token, carry)
+        logits, carry = next_logits(network, token, carry)
         log_p = jax.nn.log_softmax(logits)
         allowed = log_p if banned is None else jnp.where(banned, -jnp.inf, log_p)
         stay = jnp.where(jnp.arange(V) == 0, 0.0, -jnp.inf)  # a text that has ended goes on in one way only

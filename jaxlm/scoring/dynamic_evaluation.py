@@ -15,7 +15,7 @@ trained the run, of the sum over T with the optimiser's L2 penalty, clipped; and
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -29,11 +29,12 @@ from jaxlm.config.config import Config, kind_of
 from jaxlm.config.protocols import Dynamic
 from jaxlm.data.windows import batch
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.models import heads, stack
+from jaxlm.models import heads
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.reading import Reader, features
+from jaxlm.scoring.network import Network
+from jaxlm.scoring.reading import Reader
 from jaxlm.scoring.token_scores import Columns, Detail, own_scores
 
 MOST_COPIES = 1 << 26  # numbers in all sentences' parameters, where several are read side by side
@@ -73,12 +74,11 @@ class DynamicReader(Reader):
     """The model, which learns from each segment. Its state is the parameters as learnt so far, and the carry.
 
     Attributes:
-        params: the trained parameters.
+        network: with the trained parameters.
         statistics: of the training text; None with the rule sgd.
     """
 
-    model: Recurrent
-    params: Params
+    network: Network
     protocol: Dynamic
     statistics: Statistics | None
     objective: Objective = MEAN_NATS
@@ -90,35 +90,36 @@ class DynamicReader(Reader):
     @property
     def most_sentences(self) -> int:
         """Few where a model is large: each sentence has parameters of its own."""
-        size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.network.params))
         return max(1, MOST_COPIES // size)
 
     def start(self) -> tuple[Params, Carry]:
-        return self.params, stack.zero_carry(self.model, 1, self.params["embedding"].dtype)
+        return self.network.params, self.network.carry()
 
     def read(
         self, state: tuple[Params, Carry], inputs: jax.Array, targets: jax.Array, counted: jax.Array, detail: Detail
     ) -> tuple[Columns, tuple[Params, Carry]]:
         params, carry = state
-        column = inputs[:, None], targets[:, None], counted[:, None]
-        grads, (found, carry) = gradient(self.model, self.objective, params, *column, carry)
-        columns = own_scores(self.model, params, found, *column[1:], detail)
+        network, column = replace(self.network, params=params), (inputs[:, None], targets[:, None], counted[:, None])
+        grads, (found, carry) = gradient(network, self.objective, *column, carry)
+        columns = own_scores(network, found, *column[1:], detail)
         return jax.tree.map(lambda one: one[:, 0], columns), (self._learnt(params, grads), carry)
 
     def _learnt(self, params: Params, grads: Params) -> Params:
         """The parameters after one step."""
         rate, lambda_, epsilon = self._rates()
-        times = _summed_tensors(self.model, params, self.protocol)
+        model, trained = self.network.model, self.network.params
+        times = _summed_tensors(model, params, self.protocol)
         if self.statistics is None:
             return jax.tree.map(
-                lambda p, p0, g, n: p + lambda_ * (p0 - p) - n * rate * g, params, self.params, grads, times
+                lambda p, p0, g, n: p + lambda_ * (p0 - p) - n * rate * g, params, trained, grads, times
             )
-        mean = _mean(self.model, self.statistics.rms, self.protocol)
+        mean = _mean(model, self.statistics.rms, self.protocol)
 
         def step(p, p0, g, rms, n):
             return p + jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p) - n * rate * g / (rms + epsilon)
 
-        return jax.tree.map(step, params, self.params, grads, self.statistics.rms, times)
+        return jax.tree.map(step, params, trained, grads, self.statistics.rms, times)
 
     def _rates(self) -> tuple[Any, Any, Any]:
         """The learning rate, lambda and epsilon; with krause-oldhyper divided as that code's --oldhyper does."""
@@ -126,7 +127,7 @@ class DynamicReader(Reader):
         rate, lambda_, epsilon = protocol.learning_rate, protocol.lambda_, protocol.epsilon
         if protocol.compatibility == "krause-oldhyper" and self.statistics is not None:
             root = jnp.sqrt(self.statistics.windows)
-            tensors = len(_tensors(self.model, self.params, protocol))
+            tensors = len(_tensors(self.network.model, self.network.params, protocol))
             return rate / root, lambda_ / tensors, epsilon / root
         return rate, lambda_, epsilon
 
@@ -139,13 +140,12 @@ def objective_of(config: Config, protocol: Dynamic) -> Objective:
 
 
 def gradient_statistics(
-    model: Recurrent, params: Params, ids: np.ndarray, protocol: Dynamic, objective: Objective = MEAN_NATS
+    network: Network, ids: np.ndarray, protocol: Dynamic, objective: Objective = MEAN_NATS
 ) -> Statistics:
     """Reads the training text once, without learning from it.
 
     Args:
-        model: the config's model.
-        params: the trained parameters.
+        network: with the trained parameters.
         ids: the training text [N], cut into `statistics_rows` rows; the carry is passed on.
         protocol: windows are as long as its segments. A window with one prediction a row, at the end, is left out.
         objective: what is differentiated.
@@ -163,13 +163,13 @@ def gradient_statistics(
         )
     windows = min(windows, protocol.statistics_windows or windows)
     C = min(WINDOWS_PER_CALL, windows)
-    squares = jax.tree.map(jnp.zeros_like, params)
-    carry = stack.zero_carry(model, B, params["embedding"].dtype)
+    squares = jax.tree.map(jnp.zeros_like, network.params)
+    carry = network.carry(B)
     for first in range(0, windows, C):
         tokens = batch(ids, B, start=first * T, stop=min(rows, (first + C) * T + 1))
         count = min(len(tokens) - 1, (windows - first) * T)  # predictions of a row in these windows
         tokens = np.pad(tokens, ((0, C * T + 1 - len(tokens)), (0, 0)))
-        squares, carry = _add_squares(model, objective, params, squares, tokens, jnp.int32(count), carry, length=T)
+        squares, carry = _add_squares(network, objective, squares, tokens, jnp.int32(count), carry, length=T)
     return Statistics(jax.tree.map(lambda total: jnp.sqrt(total / windows), squares), float(windows))
 
 
@@ -183,19 +183,15 @@ def check_compatible(model: Recurrent, protocol: Dynamic) -> None:
 
 
 def gradient(
-    model: Recurrent,
-    objective: Objective,
-    params: Params,
-    inputs: jax.Array,
-    targets: jax.Array,
-    counted: jax.Array,
-    carry: Carry,
+    network: Network, objective: Objective, inputs: jax.Array, targets: jax.Array, counted: jax.Array, carry: Carry
 ) -> tuple[Params, tuple[jax.Array, Carry]]:
     """The gradient over the counted targets of [T, B]; with the features [T, B, H] and the new carry."""
     weights = counted / (inputs.shape[1] if objective.summed else jnp.maximum(counted.sum(), 1))
 
+    model, params = network.model, network.params
+
     def nats(params):
-        found, after = features(model, params, inputs, carry)
+        found, after = Network(model, params).features(inputs, carry)
         return heads.summed_nats(model, params, found, targets, weights.astype(found.dtype)), (found, after)
 
     grads, kept = jax.grad(nats, has_aux=True)(params)
@@ -208,14 +204,14 @@ def gradient(
 
 
 @partial(jax.jit, static_argnames="length")
-def _add_squares(model, objective, params, squares, tokens, count, carry, *, length):
+def _add_squares(network, objective, squares, tokens, count, carry, *, length):
     """Adds the squared gradients of the windows of tokens [C * length + 1, B]; `count` predictions of a row count."""
 
     def add(state, start):
         squares, carry = state
         rows = lax.dynamic_slice_in_dim(tokens, start, length + 1)
         counted = jnp.broadcast_to((start + jnp.arange(length) < count)[:, None], rows[1:].shape)
-        grads, (_, carry) = gradient(model, objective, params, rows[:-1], rows[1:], counted, carry)
+        grads, (_, carry) = gradient(network, objective, rows[:-1], rows[1:], counted, carry)
         return (jax.tree.map(lambda total, g: total + g * g, squares, grads), carry), None
 
     starts = jnp.arange(0, len(tokens) - 1, length)

@@ -1,22 +1,68 @@
-"""The perplexity of a text by any protocol, and the choice of a protocol's settings on a text."""
+"""From a protocol to its reader, to the perplexity of a text, and to the best settings on a text."""
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config.protocols import Cache, Dynamic, Plain, Temperature, name_of, protocol_of
+from jaxlm.config.config import Config
+from jaxlm.config.protocols import Cache, Dynamic, MCDropout, Plain, Temperature, name_of, protocol_of
+from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, Diverged, JaxlmError
 from jaxlm.fields import specs
+from jaxlm.models.recurrent import Params
 from jaxlm.report.units import perplexity
-from jaxlm.scoring.protocols import Readers, reader_nats
-from jaxlm.scoring.reading import GridReader
+from jaxlm.scoring.dynamic_evaluation import DynamicReader, Statistics, check_compatible, objective_of
+from jaxlm.scoring.mc_dropout import MCReader
+from jaxlm.scoring.network import Network
+from jaxlm.scoring.neural_cache import CacheReader
+from jaxlm.scoring.reading import GridReader, ModelReader, OneStream, Reader
 from jaxlm.scoring.stream import stream_nats
+from jaxlm.scoring.token_scores import Detail
 
+BLOCK = 1 << 16  # tokens that are handed to a reader at a time
 READ_ONCE = Cache, Temperature  # whose state depends on no setting: one pass scores a whole grid
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Makes the reader of any protocol for one model.
+
+    Attributes:
+        config: the run's.
+        params, vocab: the model's.
+        statistics: reads the training text for dynamic evaluation by the rule rms; may raise JaxlmError.
+    """
+
+    config: Config
+    params: Params
+    vocab: Vocab
+    statistics: Callable[[Dynamic], Statistics]
+
+    def of(self, protocol: Plain) -> Reader:
+        """The reader of a protocol. Raises JaxlmError where the protocol means nothing for this model."""
+        network = Network(self.config.model, self.params)
+        if isinstance(protocol, Cache):
+            return CacheReader(network, protocol)
+        if isinstance(protocol, MCDropout):
+            return MCReader(network, protocol, self.config.train.bptt_length)
+        if isinstance(protocol, Dynamic):
+            check_compatible(self.config.model, protocol)
+            statistics = self.statistics(protocol) if protocol.rule == "rms" else None
+            return DynamicReader(network, protocol, statistics, objective_of(self.config, protocol))
+        return ModelReader(network, protocol)
+
+
+def reader_nats(reader: Reader, ids: np.ndarray) -> np.ndarray:
+    """Summed nats of every token of a stream [N] but the first, in constant memory; of a `GridReader` [G1, G2, ...]."""
+    scoring, nats = OneStream(reader, Detail(full=False)), 0.0
+    for start in range(0, len(ids) - 1, BLOCK):
+        nats += scoring([np.asarray(ids[start : start + BLOCK + 1])]).nats.sum(0, dtype=float)
+    return np.asarray(nats)
 
 
 class Evaluation(NamedTuple):

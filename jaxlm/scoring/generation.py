@@ -17,11 +17,9 @@ from jax import lax
 
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import JaxlmError
-from jaxlm.models import heads, stack
-from jaxlm.models.noise import no_noise
-from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 from jaxlm.scoring import sampling as sampled
+from jaxlm.scoring.network import Network
 from jaxlm.scoring.sampling import Sampling
 from jaxlm.scoring.sentences import check_choice
 
@@ -64,8 +62,7 @@ class Position:
 
 
 def generate(
-    model: Recurrent,
-    params: Params,
+    network: Network,
     vocab: Vocab,
     prompt: np.ndarray,
     sampling: Sampling,
@@ -78,8 +75,7 @@ def generate(
     """Samples texts, all at once.
 
     Args:
-        model: the config's model.
-        params: its parameters.
+        network: the model.
         vocab: the model's.
         prompt: ids that come before, at least one.
         sampling: checked.
@@ -92,7 +88,7 @@ def generate(
         JaxlmError: a count is not at least 1, or `seed` or `stop` is something else.
     """
     check_counts(words=words, samples=samples)
-    found = [*_drawn(model, params, sampling, prompt, words, samples, _key(seed), end_of(vocab, stop))]
+    found = [*_drawn(network, sampling, prompt, words, samples, _key(seed), end_of(vocab, stop))]
     tokens, log_probs = (np.concatenate(parts) for parts in zip(*found, strict=True))
     texts = []
     for sample in range(samples):
@@ -102,8 +98,7 @@ def generate(
 
 
 def stream(
-    model: Recurrent,
-    params: Params,
+    network: Network,
     vocab: Vocab,
     prompt: np.ndarray,
     sampling: Sampling,
@@ -120,7 +115,7 @@ def stream(
     """
     if words is not None:
         check_counts(words=words)
-    found = _drawn(model, params, sampling, prompt, words, 1, _key(seed), end_of(vocab, stop))
+    found = _drawn(network, sampling, prompt, words, 1, _key(seed), end_of(vocab, stop))
     return (
         (vocab.words[token], float(log_p))
         for tokens, log_probs in found
@@ -130,21 +125,14 @@ def stream(
 
 
 def _drawn(
-    model: Recurrent,
-    params: Params,
-    sampling: Sampling,
-    prompt: np.ndarray,
-    words: int | None,
-    samples: int,
-    key: jax.Array,
-    end: int,
+    network: Network, sampling: Sampling, prompt: np.ndarray, words: int | None, samples: int, key: jax.Array, end: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Words [n, S], -1 after a sample's end, and their log-probabilities [n, S]: the first word at once, then more."""
-    position, count, left = begin(model, params, sampling, prompt, samples), 1, math.inf if words is None else words
+    position, count, left = begin(network, sampling, prompt, samples), 1, math.inf if words is None else words
     while left > 0 and not bool(position.done.all()):
         count = int(min(count, left))
         position, tokens, log_probs = advance(
-            model, params, sampling, position, key, jnp.arange(samples), jnp.int32(count), jnp.int32(end)
+            network, sampling, position, key, jnp.arange(samples), jnp.int32(count), jnp.int32(end)
         )
         yield np.asarray(tokens)[:count], np.asarray(log_probs)[:count]
         left -= count
@@ -159,62 +147,54 @@ def _key(seed: int) -> jax.Array:
     return jax.random.fold_in(key, high) if high else key
 
 
-def begin(model: Recurrent, params: Params, sampling: Sampling, ids: np.ndarray, samples: int) -> Position:
+def begin(network: Network, sampling: Sampling, ids: np.ndarray, samples: int) -> Position:
     """The position of S samples after a prompt's ids [n]: `<eos>`, then its words; the last id is still to be read."""
-    carry = carry_after(model, params, ids[:-1], stack.zero_carry(model, 1, params["embedding"].dtype))
+    carry = carry_after(network, ids[:-1], network.carry())
     seen = None
     if sampling.repetition_penalty is not None:
-        seen = jnp.zeros((samples, model.vocab_size), bool).at[:, ids[1:]].set(True)
+        seen = jnp.zeros((samples, network.model.vocab_size), bool).at[:, ids[1:]].set(True)
     carry = jax.tree.map(lambda leaf: jnp.repeat(leaf, samples, 0), carry)
     return Position(carry, jnp.full(samples, ids[-1], jnp.int32), jnp.int32(0), jnp.zeros(samples, bool), seen)
 
 
-def next_word(model: Recurrent, params: Params, ids: np.ndarray) -> np.ndarray:
+def next_word(network: Network, ids: np.ndarray) -> np.ndarray:
     """The probabilities [V] of the word after a text's ids [N], of which there is at least one."""
-    position = begin(model, params, Sampling(), ids, 1)
-    return np.asarray(_probabilities(model, params, position.token, position.carry))[0]
+    position = begin(network, Sampling(), ids, 1)
+    return np.asarray(_probabilities(network, position.token, position.carry))[0]
 
 
 @jax.jit
-def _probabilities(model, params, token, carry):
-    return jax.nn.softmax(next_logits(model, params, token, carry)[0])
+def _probabilities(network, token, carry):
+    return jax.nn.softmax(next_logits(network, token, carry)[0])
 
 
-def carry_after(model: Recurrent, params: Params, ids: np.ndarray, carry: Carry) -> Carry:
+def carry_after(network: Network, ids: np.ndarray, carry: Carry) -> Carry:
     """The carry of one row after ids [N], in one compiled program for any N."""
     for start in range(0, len(ids), READ):
         part = ids[start : start + READ]
-        carry = _read(model, params, np.pad(part, (0, READ - len(part))), len(part), carry)
+        carry = _read(network, np.pad(part, (0, READ - len(part))), len(part), carry)
     return carry
 
 
 @jax.jit
-def _read(model, params, tokens, count, carry):
+def _read(network, tokens, count, carry):
     """The carry after the first `count` of tokens [N]."""
 
     def step(place, carry):
-        return _next(model, params, tokens[place, None], carry)[1]
+        return network.features(tokens[place, None, None], carry)[1]
 
     return lax.fori_loop(0, count, step, carry)
 
 
-def _next(model: Recurrent, params: Params, token: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
-    """token [S] and the carry before it -> features [S, H] and the carry after it."""
-    x = stack.embed(params, token[None])
-    features, carry = stack.features(stack.exact(model), params, no_noise(model), x, carry)
-    return features[0], carry
-
-
-def next_logits(model: Recurrent, params: Params, token: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
+def next_logits(network: Network, token: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
     """token [S] and the carry before it -> logits [S, V] of the next word, and the carry after the token."""
-    features, carry = _next(model, params, token, carry)
-    return heads.logits(model, params, features), carry
+    features, carry = network.features(token[None], carry)
+    return network.logits(features[0]), carry
 
 
 @jax.jit
 def advance(
-    model: Recurrent,
-    params: Params,
+    network: Network,
     sampling: Sampling,
     position: Position,
     key: jax.Array,
@@ -225,8 +205,7 @@ def advance(
     """Draws `count` words, at most CHUNK, for each of S samples.
 
     Args:
-        model: the config's model.
-        params: its parameters.
+        network: the model.
         sampling: checked.
         position: of the samples.
         key: of the seed.
@@ -246,7 +225,7 @@ def advance(
 
     def draw_word(loop):
         place, position, words, log_probs = loop
-        logits, carry = next_logits(model, params, position.token, position.carry)
+        logits, carry = next_logits(network, position.token, position.carry)
         uniform = jax.vmap(lambda one: jax.random.uniform(jax.random.fold_in(one, position.step)))(keys)
         word, log_p = sampled.draw(sampling, logits, position.seen, uniform)
         seen = None if position.seen is None else position.seen.at[jnp.arange(S), word].set(True)

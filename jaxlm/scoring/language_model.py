@@ -23,10 +23,10 @@ from jaxlm.scoring import generation
 from jaxlm.scoring.adaptation import CLIP_NORM, Adaptive
 from jaxlm.scoring.beam import beam_search
 from jaxlm.scoring.dynamic_evaluation import Statistics, gradient_statistics, objective_of
-from jaxlm.scoring.evaluation import Evaluation, Tuned, evaluate_ids, grid_search
+from jaxlm.scoring.evaluation import Evaluation, Readers, Tuned, evaluate_ids, grid_search, reader_nats
 from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
-from jaxlm.scoring.protocols import Readers, reader_nats
+from jaxlm.scoring.network import Network
 from jaxlm.scoring.reading import EachSentence, OneStream
 from jaxlm.scoring.sampling import Sampling, sampling_of
 from jaxlm.scoring.sentences import Encoded, Sentence, blocks, check_choice, check_several, check_words, encode
@@ -60,6 +60,11 @@ class LanguageModel:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         kind, trained = self.config.kinds["model"], self.corpus.get("name", "an unknown text")
         return f"LanguageModel({kind}, {count:,} parameters, {len(self.vocab):,} words, trained on {trained})"
+
+    @property
+    def network(self) -> Network:
+        """The model with its parameters."""
+        return Network(self.config.model, self.params)
 
     @property
     def default_tokenizer(self) -> str:
@@ -109,7 +114,7 @@ class LanguageModel:
         ids = self.vocab.encode(self.tokens(text, tokenizer))
         if not len(ids):
             raise DataError("there is no word to predict from: give at least one")
-        p = generation.next_word(self.config.model, self.params, ids)
+        p = generation.next_word(self.network, ids)
         return [(self.vocab.words[i], float(p[i])) for i in np.argsort(-p, kind="stable")[: _count(k)]]
 
     def neighbors(self, word: str, k: int = 10) -> list[tuple[str, float]]:
@@ -209,7 +214,7 @@ class LanguageModel:
             rows, windows = protocol.statistics_rows, protocol.statistics_windows
             key = (train.sha256, protocol.segment_length, rows, windows, objective)
             if key not in self._statistics:
-                read = gradient_statistics(self.config.model, self.params, train.train, protocol, objective)
+                read = gradient_statistics(self.network, train.train, protocol, objective)
                 self._statistics[key] = read
             return self._statistics[key]
 
@@ -248,7 +253,7 @@ class LanguageModel:
             JaxlmError: the rate or the norm is not above 0.
         """
         stream = SurprisalOptions(context, top_k=top_k).context == "stream"
-        return Adaptive(self.config.model, self.params, rate, clip_norm=clip_norm, stream=stream, detail=Detail(top_k))
+        return Adaptive(self.network, rate, clip_norm=clip_norm, stream=stream, detail=Detail(top_k))
 
     def with_params(self, params: Params) -> "LanguageModel":
         """The same model with other parameters, such as adapted ones."""
@@ -344,7 +349,7 @@ class LanguageModel:
         found = self.words(words, tokenizer)
         if not found:
             raise DataError("there are no words: give at least one")
-        arrays = layer_states(self.config.model, self.params, self._encode(found).ids[:-1])
+        arrays = layer_states(self.network, self._encode(found).ids[:-1])
         return {f"{self.config.kinds['model']}.{name}": array[1:] for name, array in arrays.items()}
 
     def minimal_pairs(
@@ -436,7 +441,7 @@ class LanguageModel:
         >>> str(lm.generate("the bank", words=5)[0]) == str(lm.generate("the bank", words=5, samples=3)[0])
         True
         """
-        how, model = self._sampling(**sampling), (self.config.model, self.params, self.vocab, self._prompt(prompt))
+        how, model = self._sampling(**sampling), (self.network, self.vocab, self._prompt(prompt))
         if beam is None:
             return generation.generate(*model, how, words=words, samples=samples, seed=seed, stop=stop)
         drawing = {"samples": samples, "temperature": 1.0, "ban": (), "no_unk": False, **sampling}
@@ -451,7 +456,7 @@ class LanguageModel:
         self, prompt: Sentence = (), *, words: int | None = None, seed: int = 0, stop: str = "none", **sampling: Any
     ) -> Iterator[tuple[str, float]]:
         """The first text of `generate`, word by word with log-probabilities in nats; without `words` it has no end."""
-        model = (self.config.model, self.params, self.vocab, self._prompt(prompt))
+        model = (self.network, self.vocab, self._prompt(prompt))
         return generation.stream(*model, self._sampling(**sampling), words=words, seed=seed, stop=stop)
 
     def _prompt(self, prompt: Sentence) -> np.ndarray:

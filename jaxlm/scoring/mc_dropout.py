@@ -11,11 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxlm.config.protocols import MCDropout
-from jaxlm.models import heads, stack
 from jaxlm.models.noise import draw_noise
-from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.reading import Reader, features
+from jaxlm.scoring.network import Network
+from jaxlm.scoring.reading import Reader
 from jaxlm.scoring.token_scores import Columns, Detail, nats_alone, score_logits
 
 
@@ -28,33 +27,32 @@ class MCReader(Reader):
         segment: T of the windows, in each of which dropout is drawn anew.
     """
 
-    model: Recurrent
-    params: Params
+    network: Network
     protocol: MCDropout
     segment: int = field(metadata={"static": True})
 
     def start(self) -> tuple[jax.Array, Carry]:
-        carry = stack.zero_carry(self.model, 1, self.params["embedding"].dtype)
+        carry = self.network.carry()
         return jnp.int32(0), jax.tree.map(lambda leaf: jnp.stack([leaf] * self.protocol.samples), carry)
 
     def read(
         self, state: tuple[jax.Array, Carry], inputs: jax.Array, targets: jax.Array, counted: jax.Array, detail: Detail
     ) -> tuple[Columns, tuple[jax.Array, Carry]]:
         window, carries = state
-        model, params, samples = self.model, self.params, self.protocol.samples
+        network, samples = self.network, self.protocol.samples
         key = jax.random.fold_in(jax.random.key(self.protocol.seed), window)
 
         def add(total, sample):
             number, carry = sample
-            noise = draw_noise(model, jax.random.fold_in(key, number), len(inputs), 1)
-            found, carry = features(model, params, inputs[:, None], carry, noise)
+            noise = draw_noise(network.model, jax.random.fold_in(key, number), len(inputs), 1)
+            found, carry = network.features(inputs[:, None], carry, noise)
             if detail.nats_only:
-                log_p = -heads.token_nats(model, params, found, targets[:, None], noise.latents)[:, 0]
+                log_p = -network.token_nats(found, targets[:, None], noise)[:, 0]
             else:
-                log_p = jax.nn.log_softmax(heads.logits(model, params, found, noise.latents)[:, 0])
+                log_p = jax.nn.log_softmax(network.logits(found, noise)[:, 0])
             return jnp.logaddexp(total, log_p), carry
 
-        nothing = jnp.full((len(inputs),) if detail.nats_only else (len(inputs), model.vocab_size), -jnp.inf)
+        nothing = jnp.full((len(inputs),) if detail.nats_only else (len(inputs), network.model.vocab_size), -jnp.inf)
         total, carries = lax.scan(add, nothing, (jnp.arange(samples), carries))
         columns = nats_alone(jnp.log(samples) - total) if detail.nats_only else score_logits(total, targets, detail)
         return columns, (window + 1, carries)

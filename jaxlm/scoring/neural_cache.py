@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config.protocols import Cache
-from jaxlm.models import heads, stack
-from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.reading import Reader, features
+from jaxlm.scoring.network import Network
+from jaxlm.scoring.reading import Reader
 from jaxlm.scoring.token_scores import Columns, Detail, nats_alone, score_logits
 
 
@@ -41,8 +40,7 @@ class CacheState:
 class CacheReader(Reader):
     """The model with a neural cache. Its state is a `CacheState`, whose size does not grow."""
 
-    model: Recurrent
-    params: Params
+    network: Network
     protocol: Cache
 
     def within(self, tokens: int) -> "CacheReader":
@@ -50,16 +48,15 @@ class CacheReader(Reader):
         return replace(self, protocol=replace(self.protocol, cache_window=window))
 
     def start(self) -> CacheState:
-        W, dtype = self.protocol.cache_window, self.params["embedding"].dtype
-        carry = stack.zero_carry(self.model, 1, dtype)
-        found, _ = jax.eval_shape(lambda: features(self.model, self.params, jnp.zeros((1, 1), jnp.int32), carry))
-        return CacheState(carry, jnp.zeros((W, found.shape[-1]), dtype), jnp.zeros(W, jnp.int32), jnp.int32(0))
+        W, carry = self.protocol.cache_window, self.network.carry()
+        found, _ = jax.eval_shape(self.network.features, jnp.zeros((1, 1), jnp.int32), carry)
+        return CacheState(carry, jnp.zeros((W, found.shape[-1]), found.dtype), jnp.zeros(W, jnp.int32), jnp.int32(0))
 
     def read(
         self, state: CacheState, inputs: jax.Array, targets: jax.Array, counted: jax.Array, detail: Detail
     ) -> tuple[Columns, CacheState]:
         W, T = self.protocol.cache_window, len(inputs)
-        found, carry = features(self.model, self.params, inputs[:, None], state.carry)
+        found, carry = self.network.features(inputs[:, None], state.carry)
         keys, words = jnp.concatenate([state.keys, found[:, 0]]), jnp.concatenate([state.words, targets])
         row, pair = jnp.arange(T)[:, None], jnp.arange(W + T)
         seen = (pair >= row) & (pair < row + W) & (pair >= W - state.position)  # the W pairs before row t, if so many
@@ -70,11 +67,11 @@ class CacheReader(Reader):
         log_own = jnp.where(speaks, jnp.log1p(-self.protocol.lambda_), 0)
         log_weight = jnp.where(speaks, jnp.log(self.protocol.lambda_), -jnp.inf)
         if detail.nats_only:
-            log_p = -heads.token_nats(self.model, self.params, found, targets[:, None])[:, 0]
+            log_p = -self.network.token_nats(found, targets[:, None])[:, 0]
             hits = jax.nn.logsumexp(jnp.where(words == targets[:, None], log_odds, -jnp.inf), 1)
             columns = nats_alone(-jnp.logaddexp(log_own + log_p, log_weight + hits))
         else:
-            log_p = jax.nn.log_softmax(heads.logits(self.model, self.params, found[:, 0]))
+            log_p = jax.nn.log_softmax(self.network.logits(found[:, 0]))
             cached = jnp.zeros_like(log_p).at[row, words].add(jnp.exp(log_odds))
             mixed = jnp.logaddexp(log_own[:, None] + log_p, log_weight[:, None] + jnp.log(cached))
             columns = score_logits(mixed, targets, detail)

@@ -19,10 +19,8 @@ import numpy as np
 from jax import lax
 
 from jaxlm.config.protocols import Plain, Temperature
-from jaxlm.models import stack
-from jaxlm.models.noise import Noise, drop_words, no_noise
-from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
+from jaxlm.scoring.network import Network
 from jaxlm.scoring.token_scores import EVERYTHING, Columns, Detail, TokenScores, merged, nats_alone, own_scores
 
 FREE = 128  # tokens of a segment, where the protocol leaves the choice
@@ -86,19 +84,18 @@ class Reader:
 class ModelReader(Reader):
     """The model's own probabilities, at the temperature that the protocol has. Its state is the carry."""
 
-    model: Recurrent
-    params: Params
+    network: Network
     protocol: Plain
 
     def start_all(self, texts: int) -> Carry:
-        return stack.zero_carry(self.model, texts, self.params["embedding"].dtype)
+        return self.network.carry(texts)
 
     def read_all(
         self, state: Carry, inputs: jax.Array, targets: jax.Array, counted: jax.Array, detail: Detail
     ) -> tuple[Columns, Carry]:
-        found, state = features(self.model, self.params, inputs, state)
+        found, state = self.network.features(inputs, state)
         temperature = self.protocol.temperature if isinstance(self.protocol, Temperature) else None
-        return own_scores(self.model, self.params, found, targets, counted, detail, temperature), state
+        return own_scores(self.network, found, targets, counted, detail, temperature), state
 
 
 @jax.tree_util.register_dataclass
@@ -131,15 +128,6 @@ class GridReader(Reader):
             one = jax.vmap(one, in_axes=axes, out_axes=(2, None))
         nats, state = one(*self.values)
         return nats_alone(nats), state
-
-
-def features(
-    model: Recurrent, params: Params, inputs: jax.Array, carry: Carry, noise: Noise | None = None
-) -> tuple[jax.Array, Carry]:
-    """Ids [T, B] and the carry -> the last layer's outputs [T, B, H] and the new carry, in float32."""
-    model, noise = stack.exact(model), noise or no_noise(model)
-    x = drop_words(model, noise, stack.embed(params, inputs), inputs)
-    return stack.features(model, params, noise, x, carry)
 
 
 class OneStream:

@@ -4,29 +4,26 @@ import jax
 import numpy as np
 from jax import lax
 
-from jaxlm.models import stack
-from jaxlm.models.noise import no_noise
-from jaxlm.models.recurrent import Params, Recurrent
+from jaxlm.scoring.network import Network
 
 CHUNK = 256  # words of one call
 
 
-def layer_states(model: Recurrent, params: Params, ids: np.ndarray) -> dict[str, np.ndarray]:
+def layer_states(network: Network, ids: np.ndarray) -> dict[str, np.ndarray]:
     """The carry after each of N words, from zero.
 
     Args:
-        model: the config's model.
-        params: its parameters.
+        network: the model.
         ids: [N].
 
     Returns:
         Arrays [N, H] by layer and name: `0.c` and `0.h` of an LSTM's first layer, `0.h` of a GRU's.
     """
-    carry = stack.zero_carry(model, 1, params["embedding"].dtype)
+    carry = network.carry()
     parts: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(ids), CHUNK):
         chunk = ids[start : start + CHUNK]
-        carry, found = _walk(model, params, np.pad(chunk, (0, CHUNK - len(chunk))), carry)
+        carry, found = _walk(network, np.pad(chunk, (0, CHUNK - len(chunk))), carry)
         for path, leaf in jax.tree_util.tree_leaves_with_path(found):
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             name = name if "." in name else f"{name}.h"
@@ -35,12 +32,11 @@ def layer_states(model: Recurrent, params: Params, ids: np.ndarray) -> dict[str,
 
 
 @jax.jit
-def _walk(model, params, tokens, carry):
+def _walk(network, tokens, carry):
     """The carry after tokens [N], and those after each of them [N, 1, H]."""
 
     def step(carry, token):
-        x = stack.embed(params, token[None, None])
-        _, carry = stack.features(stack.exact(model), params, no_noise(model), x, carry)
+        _, carry = network.features(token[None, None], carry)
         return carry, carry
 
     return lax.scan(step, carry, tokens)

@@ -134,11 +134,6 @@ class Surprisals(Table):
             table[f"top_{k + 1}_surprisal"] = self.top_surprisal[:, k]
         return table
 
-    def sentence_sums(self) -> np.ndarray:
-        """The surprisal of each sentence, float [S], from the first that has a row on; 0 where one has none."""
-        ids = self.sentence_id - self.sentence_id[0] if len(self) else self.sentence_id
-        return np.bincount(ids, self.surprisal)
-
     @staticmethod
     def joined(parts: "Sequence[Surprisals]") -> "Surprisals":
         """The parts, one after the other."""

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlm.models import heads
-from jaxlm.models.recurrent import Params, Recurrent
+from jaxlm.scoring.network import Network
 
 NEAR = 20.0  # a sum of odds within exp(+-NEAR) loses no digit of the entropy
 ROWS, ACCELERATOR_ROWS = 128, 1024  # R: a chunk's logits [R, V] exist at a time; on a CPU they stay in its cache
@@ -90,8 +89,7 @@ def nats_alone(nats: jax.Array) -> Columns:
 
 
 def own_scores(
-    model: Recurrent,
-    params: Params,
+    network: Network,
     features: jax.Array,
     targets: jax.Array,
     counted: jax.Array,
@@ -101,8 +99,7 @@ def own_scores(
     """The columns [T, B, ...] by the model's own softmax, R rows at a time.
 
     Args:
-        model: the config's model.
-        params: its parameters.
+        network: the model.
         features: the last layer's outputs before each target, [T, B, H].
         targets: ids [T, B].
         counted: bool [T, B]; a chunk without a counted target is skipped.
@@ -117,7 +114,7 @@ def own_scores(
         return jnp.pad(rows, ((0, -N % R), *((0, 0),) * (rows.ndim - 1))).reshape(-1, R, *rows.shape[1:])
 
     def score(rows: jax.Array, ids: jax.Array) -> Columns:
-        logits = heads.logits(model, params, rows)
+        logits = network.logits(rows)
         return score_logits(logits if temperature is None else logits / temperature, ids, detail)
 
     def score_chunk(chunk: tuple[jax.Array, jax.Array, jax.Array]) -> Columns:
