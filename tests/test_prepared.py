@@ -97,6 +97,35 @@ def assert_equal(prepared: Corpus | str, plain: Corpus | str) -> None:
         np.testing.assert_array_equal(getattr(prepared, split), getattr(plain, split))
 
 
+def assert_is(corpus: Corpus | str, texts: dict[str, str], max_vocab=None, min_count=1, lowercase=False) -> None:
+    """A corpus is what a few lines make of its text."""
+    if isinstance(corpus, str):
+        return
+    splits = {}
+    for split, text in texts.items():
+        text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        splits[split] = text.replace("\n", " <eos> ").split()
+    if "all" in splits:
+        words = splits.pop("all")
+        ends = [place for place, word in enumerate(words, 1) if word == "<eos>"]
+        ends += [] if words[-1] == "<eos>" else [len(words)]
+        held_out = max(1, len(ends) // 20)
+        train, valid = ends[-2 * held_out - 1], ends[-held_out - 1]
+        splits = {"train": words[:train], "valid": words[train:valid], "test": words[valid:]}
+    if lowercase:
+        splits = {split: [word.lower() for word in words] for split, words in splits.items()}
+    vocab = Vocab.build(splits["train"], max_size=max_vocab, min_count=min_count)
+    digest = hashlib.sha256(vocab.sha256.encode())
+    assert corpus.vocab == vocab
+    dropped = max_vocab is not None and max_vocab < len(Vocab.build(splits["train"], min_count=min_count))
+    assert (f"+max_vocab={max_vocab}" in corpus.name) == dropped
+    for split in SPLITS:
+        ids = np.array([vocab.ids.get(word, vocab.unk) for word in splits[split]], "<i4")
+        np.testing.assert_array_equal(getattr(corpus, split), ids)
+        digest.update(f" {split} {len(ids)} ".encode() + ids.tobytes())
+    assert corpus.sha256 == digest.hexdigest()
+
+
 @settings(max_examples=150)
 @given(text=TEXT, options=OPTIONS, block=st.integers(1, 12) | st.just(50), segment=st.sampled_from([1, 50]))
 def test_one_file_is_prepared_as_it_is_loaded_wherever_blocks_end(fresh, text, options, block, segment):
@@ -107,6 +136,7 @@ def test_one_file_is_prepared_as_it_is_loaded_wherever_blocks_end(fresh, text, o
         patch.setattr(encoding, "SEGMENT", segment)
         prepared = outcome(lambda: prepare(path, path.parent / "out", **options))
     assert_equal(prepared, outcome(lambda: load_corpus(path, **options)))
+    assert_is(prepared, {"all": text}, **options)
     if isinstance(prepared, Corpus):
         assert sorted(os.listdir(path.parent / "out")) == [
             "prepared.json",
@@ -127,6 +157,7 @@ def test_a_folder_is_prepared_as_it_is_loaded(fresh, contents, options, block):
         patch.setattr(texts, "BLOCK", block)
         prepared = outcome(lambda: prepare(folder, folder / "out", **options))
     assert_equal(prepared, outcome(lambda: load_corpus(folder, **options)))
+    assert_is(prepared, dict(zip(SPLITS, contents, strict=True)), **options)
 
 
 @given(

@@ -190,11 +190,12 @@ def load_prepared(path: str | Path, options: VocabOptions | None = None) -> Corp
                 f"{path} was prepared with {header['words']:,} words, more than the vocabulary size "
                 f"{options.max_vocab:,}: raise that, or prepare the text again in another folder"
             )
+        vocab, ids = _read_vocab(folder, header), [_map_ids(folder, header, name) for name in IDS.values()]
         return Corpus(
-            name=header["name"],
-            description=header["description"],
-            vocab=_read_vocab(folder, header),
-            **{split: _map_ids(folder, header, name) for split, name in IDS.items()},
+            header["name"],
+            header["description"],
+            vocab,
+            *ids,
             sha256=header["corpus_sha256"],
             notes=tuple(header["notes"]),
             spec=os.path.abspath(path),
