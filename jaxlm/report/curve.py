@@ -158,15 +158,15 @@ def window_series(run: Results, name: str) -> tuple[np.ndarray, np.ndarray]:
         name: "grad_norm", "learning_rate" (of the first window of each stretch) or "perplexity".
 
     Returns:
-        nan where a stretch has no finite value; empty where the metrics do not have the series.
+        nan where a stretch has no finite value.
     """
     x, count = run.window_ends(), len(run.windows)
     first = sum(row["epoch"] == run.windows[0]["epoch"] for row in run.windows) if count else 0
     starts = np.arange(0, count, max(first // 30, count // MOST_POINTS, 1))
     values = np.array([row["cost" if name == "perplexity" else name] for row in run.windows], float)
     weights = _steps(run, values) if name == "perplexity" else np.isfinite(values) * 1.0
-    if not count or weights is None:
-        return np.empty(0), np.empty(0)
+    if not count:
+        return x, values
     with np.errstate(all="ignore"):
         sums, totals = (np.add.reduceat(part, starts) for part in (np.where(np.isfinite(values), values, 0), weights))
         means = values[starts] if name == "learning_rate" else sums / totals
@@ -174,21 +174,15 @@ def window_series(run: Results, name: str) -> tuple[np.ndarray, np.ndarray]:
     return x[np.append(starts[1:], count) - 1], means
 
 
-def _steps(run: Results, costs: np.ndarray) -> np.ndarray | None:
-    """The steps of each window, 0 for a cost that is not finite; None where the metrics do not tell them.
+def _steps(run: Results, costs: np.ndarray) -> np.ndarray:
+    """The steps of each window, which a cost is summed over; 0 for a cost that is not finite.
 
-    A cost is a sum over its window's steps. The steps of windows that do not say how many they are follow from the
-    summed costs of the first epoch and its perplexity.
+    Windows that do not say their steps have the number that follows from the costs and the perplexity of an epoch.
     """
+    finite, first = np.isfinite(costs), run.epochs[0]
+    own = finite & (np.array([row["epoch"] for row in run.windows]) == first["epoch"])
     steps = np.array([row.get("steps", math.nan) for row in run.windows], float)
-    own = (np.array([row["epoch"] for row in run.windows]) == run.epochs[0]["epoch"]) & np.isfinite(costs)
-    perplexity = run.epochs[0].get("train_perplexity", 0)
-    if not own.any() or not 1 < perplexity < math.inf:
-        return None
-    if unknown := np.isnan(steps[own]).sum():
-        with np.errstate(over="ignore"):
-            default = (costs[own].sum() / math.log(perplexity) - np.nansum(steps[own])) / unknown
-        if not 0.5 < default < 1e6:
-            return None
-        steps = np.where(np.isnan(steps), round(default), steps)
-    return np.where(np.isfinite(costs), steps, 0)
+    with np.errstate(all="ignore"):
+        whole = costs[own].sum() / np.log(first.get("train_perplexity", math.nan))
+        default = (whole - np.nansum(steps[own])) / np.isnan(steps[own]).sum()
+    return np.where(finite, np.where(np.isnan(steps), default, steps), 0)

@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,9 @@ def tracked(name: str, run_dir: str | Path, config: Mapping[str, Any]) -> Iterat
 
 
 def _tensorboard(run_dir: Path, config: dict[str, Any]) -> Opened:
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-    from tensorboardX.proto.summary_pb2 import Summary
-
+    files: Any = import_module("tensorboardX.event_file_writer")
+    events: Any = import_module("tensorboardX.proto.event_pb2")
+    summaries: Any = import_module("tensorboardX.proto.summary_pb2")
     folder, writer, next_flush = run_dir / "tensorboard", None, 0.0
 
     def log(step: int, values: dict[str, float]) -> None:
@@ -70,11 +70,12 @@ def _tensorboard(run_dir: Path, config: dict[str, Any]) -> Opened:
         now = time.time()
         if writer is None:  # at the first window: by then the run directory is begun or resumed
             folder.mkdir(exist_ok=True)
-            writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+            writer = files.EventsWriter(str(folder / "events"), f".{time.time_ns()}")
             # TensorBoard then hides what an interrupted run logged from this step on.
-            writer.write_event(Event(wall_time=now, step=step, session_log=SessionLog(status=SessionLog.START)))
-        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        writer.write_event(Event(wall_time=now, step=step, summary=Summary(value=scalars)))
+            start = events.SessionLog(status=events.SessionLog.START)
+            writer.write_event(events.Event(wall_time=now, step=step, session_log=start))
+        scalars = [summaries.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        writer.write_event(events.Event(wall_time=now, step=step, summary=summaries.Summary(value=scalars)))
         if now >= next_flush:
             writer.flush()
             next_flush = now + FLUSH_SECONDS
@@ -83,22 +84,19 @@ def _tensorboard(run_dir: Path, config: dict[str, Any]) -> Opened:
 
 
 def _wandb(run_dir: Path, config: dict[str, Any]) -> Opened:
-    import wandb
-
+    wandb: Any = import_module("wandb")
     run = wandb.init(project=PROJECT, name=run_dir.name, config=config)
     return lambda step, values: run.log(values, step=step), run.finish
 
 
 def _trackio(run_dir: Path, config: dict[str, Any]) -> Opened:
-    import trackio
-
+    trackio: Any = import_module("trackio")
     trackio.init(project=PROJECT, name=run_dir.name, config=config)
     return lambda step, values: trackio.log(values, step=step), trackio.finish
 
 
 def _mlflow(run_dir: Path, config: dict[str, Any]) -> Opened:
-    import mlflow
-
+    mlflow: Any = import_module("mlflow")
     mlflow.set_experiment(PROJECT)
     mlflow.start_run(run_name=run_dir.name)
     mlflow.log_params(config)

@@ -23,17 +23,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, held, reason
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from jaxlm.report.trackers import OnMetrics
+from jaxlm.report.trackers import OnMetrics
 
 MOST_BYTES = 1 << 32  # of a metrics.jsonl: thirty million windows
 NAME, TIMING = "metrics.jsonl", "timing.jsonl"
@@ -81,7 +78,7 @@ def read_prefix(folder: Folder, prefix: Prefix) -> bytes:
     return data
 
 
-def finite_windows(costs: "ArrayLike", grad_norms: "ArrayLike") -> np.ndarray:
+def finite_windows(costs: ArrayLike, grad_norms: ArrayLike) -> np.ndarray:
     """Whether the cost and the gradient of each window are finite; a window that is not finite makes no update."""
     return np.isfinite(costs) & np.isfinite(grad_norms)  # apart: their sum could overflow
 
@@ -110,7 +107,7 @@ class MetricsLog:
         bptt_length: int,
         *,
         kept: Prefix | None = None,
-        on_metrics: "OnMetrics | None" = None,
+        on_metrics: OnMetrics | None = None,
     ):
         self._path, self._corpus, self._bptt_length, self._on_metrics = folder.path, corpus, bptt_length, on_metrics
         path = folder.path / NAME
@@ -143,10 +140,10 @@ class MetricsLog:
         self,
         first_step: int,
         epoch: int,
-        costs: "ArrayLike",
-        grad_norms: "ArrayLike",
-        learning_rates: "ArrayLike",
-        steps: "ArrayLike | None" = None,
+        costs: ArrayLike,
+        grad_norms: ArrayLike,
+        learning_rates: ArrayLike,
+        steps: ArrayLike | None = None,
     ) -> None:
         """Writes a line for each of n windows of an epoch. Raises RunDirError.
 

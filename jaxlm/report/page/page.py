@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.files import finite
 from jaxlm.report import sweep_plots
 from jaxlm.report.curve import draw_perplexities, draw_windows, epoch_axis
-from jaxlm.report.figure import PALETTE, figure, marks, svg
+from jaxlm.report.figure import PALETTE, drawable, figure, marks, svg
 from jaxlm.report.page.contents import ModelView, RunRecord, SweepRecord, by_corpus
 from jaxlm.report.units import mean_and_deviation, spread
 from jaxlm.report.word_map import drawn_map
@@ -156,8 +157,8 @@ def published(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
 def speeds(run: RunRecord) -> list[dict[str, Any]]:
     """A row for each epoch: windows, mean and largest finite gradient norm, learning rate, words/s and seconds."""
     timing, found = {row["epoch"]: row for row in run.timing}, []
-    for epoch in sorted({row["epoch"] for row in run.windows}):
-        own = [row for row in run.windows if row["epoch"] == epoch]
+    for epoch, rows in groupby(run.windows, lambda row: row["epoch"]):
+        own = list(rows)
         norms = [row["grad_norm"] for row in own if math.isfinite(row["grad_norm"])] or [math.nan]
         row = {"epoch": epoch, "windows": len(own), "mean": float(np.mean(norms)), "largest": max(norms)}
         found.append({**row, "learning_rate": own[0]["learning_rate"], **timing.get(epoch, {})})
@@ -206,7 +207,7 @@ def _sweep_pictures(sweep: SweepRecord, name: str) -> tuple[dict[str, str], list
 
     The first picture is of all fields, the second of the epochs, the others of a field each.
     """
-    trials = [trial for trial in sweep.trials if math.isfinite(trial.valid[0])]
+    trials = [trial for trial in sweep.trials if np.isfinite(drawable(trial.valid[:1])).all()]
     if len(trials) < 2:
         return {}, []
     points, keys = [(trial.values, trial.valid[0]) for trial in trials], [str(trial.number) for trial in trials]
