@@ -214,6 +214,8 @@ def test_options_change_text_vocabulary_and_name(tmp_path):
     assert load_corpus(folder, lowercase=True, max_vocab=3).name == "text:mine+lowercase+max_vocab=3"
     assert corpus.vocab.words == ("b", "a", EOS, UNK)  # "c" is the one <unk>
     assert load_corpus(folder).sha256 not in (corpus.sha256, load_corpus(folder, min_count=2).sha256)
+    rare_end = str(write(tmp_path / "rare", {f"{split}.txt": b"a a b b\n" for split in SPLITS}))  # `<eos>` is kept
+    assert load_corpus(rare_end, max_vocab=3, min_count=2).name == "text:rare+max_vocab=3+min_count=2"
     again = load_corpus(folder, lowercase=True, vocab=Vocab(("c", UNK)))
     assert again.train.tolist() == [1, 1, 1, 0, 1, 1, 1]
 

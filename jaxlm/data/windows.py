@@ -1,4 +1,4 @@
-"""ids -> [N // B, B], and which window a step reads: a window is a function of the step."""
+"""Windows: the stream of ids as `[N // B, B]`, and the rows of it that a step reads, as a function of the step."""
 
 import mmap
 import os
@@ -16,28 +16,29 @@ DRAWN_AT_ONCE = 4096  # lengths; another number draws others
 
 
 class Windows(NamedTuple):
-    """Where the windows of one call lie; each an array with one value per window."""
+    """Where the windows of one call lie; each field is an array with one value per window."""
 
-    row: Any  # of the tokens at hand, where the window's inputs begin
-    epoch: Any  # from 0
-    first: Any  # whether it is the first of its epoch
-    total: Any  # windows of all epochs
-    length: Any = None  # steps that count, where lengths are random; None: all that the windows have
-    rate: Any = None  # factor on the learning rate, where lengths are random
+    row: Any  # the row, of the tokens at hand, where the window's inputs begin
+    epoch: Any  # the epoch, from 0
+    first: Any  # whether the window is the first of its epoch
+    total: Any  # the windows of all epochs
+    length: Any = None  # random lengths: the steps that count; None: all steps
+    rate: Any = None  # random lengths: the factor on the learning rate
 
 
 @dataclass(frozen=True)
 class RandomLengths:
-    """How an epoch's windows get their lengths: each is drawn around T or, sometimes, T / 2 (arXiv:1708.02182).
+    """Window lengths drawn from a normal distribution around T or, sometimes, T / 2 (AWD-LSTM, arXiv:1708.02182).
 
     Attributes:
-      nominal: T, the length that the learning rate is meant for.
-      short_probability: that a window is drawn around T / 2.
-      deviation: standard deviation of the normal distribution.
-      shortest, longest: where a length is cut off; all windows are padded to the longest.
-      seed: of all draws. The epoch is folded into it, so that an epoch's lengths follow from its number alone.
-      as_published: end an epoch, and rate its last window, as the published code does: that code drops a last window of
-        one prediction, and takes the drawn length for the rate even where the epoch's end cuts the window shorter.
+        nominal: T, the length that the learning rate is meant for.
+        short_probability: The probability that a length is drawn around T / 2.
+        deviation: The standard deviation.
+        shortest: Shorter draws become this long.
+        longest: Longer draws become this long; all windows are padded to it.
+        seed: The seed. The epoch is folded into it, so that an epoch's lengths follow from its number alone.
+        as_published: Whether an epoch ends as in the published code, which drops a last window of one prediction, and
+            computes the rate of a last window that is cut short from the length that was drawn.
     """
 
     nominal: int
@@ -49,7 +50,7 @@ class RandomLengths:
     as_published: bool = False
 
     def draw(self, rows: int, epoch: int) -> np.ndarray:
-        """The lengths [W] that an epoch over rows of so many tokens draws; together they reach its end or pass it."""
+        """The lengths `[W]` that are drawn for an epoch over rows of `rows` tokens; their sum is at least `rows`."""
         rng, parts, covered = np.random.default_rng([self.seed, epoch]), [], 0
         while covered < rows:
             base = np.where(rng.random(DRAWN_AT_ONCE) < self.short_probability, self.nominal / 2, self.nominal)
@@ -59,7 +60,7 @@ class RandomLengths:
         return np.concatenate(parts)
 
     def epoch(self, rows: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of an epoch's windows: the rows where they begin, their lengths, and the factors on the rate, each [W]."""
+        """The windows of an epoch: the rows where they begin, their lengths and their factors on the rate, each `[W]`."""
         drawn = self.draw(rows, epoch)
         starts = np.concatenate([[0], np.cumsum(drawn)])
         count = int(np.searchsorted(starts, rows - 1 - self.as_published))  # the last token is only ever a target
@@ -75,13 +76,13 @@ def _epoch(random: RandomLengths, rows: int, epoch: int) -> tuple[np.ndarray, np
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Which rows of [N // B, B] each step reads, as a function of the step alone.
+    """Which rows of `[N // B, B]` each step reads, as a function of the step alone.
 
     Attributes:
-      rows: N // B, the tokens in each row of the batch.
-      length: steps T of a window; where lengths are random, the longest.
-      epochs: passes over the tokens.
-      random: how lengths are drawn; None: all are T.
+        rows: N // B, the tokens in each row of the batch.
+        length: T, the steps of a window; of random lengths the longest.
+        epochs: Passes over the tokens.
+        random: How lengths are drawn; None: all are T.
 
     >>> plan = WindowPlan(rows=45, length=20, epochs=3)
     >>> plan.per_epoch, plan.total, plan.locate(3)  # step 3 is window 1 of epoch 1
@@ -95,20 +96,20 @@ class WindowPlan:
 
     @cached_property
     def _edges(self) -> np.ndarray:
-        """The step at which each epoch begins, and the end of the last, where lengths are random: [epochs + 1]."""
+        """Random lengths: the step at which each epoch begins, then the number of all steps `[epochs + 1]`."""
         assert self.random is not None
         counts = [len(self.random.epoch(self.rows, epoch)[0]) for epoch in range(self.epochs)]
         return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
     def windows_in(self, epoch: int) -> int:
-        """Windows in an epoch; the last token of all is only ever a target."""
+        """Windows in an epoch."""
         if self.random is None:
             return self.per_epoch
         return len(_epoch(self.random, self.rows, epoch)[0])
 
     @property
     def per_epoch(self) -> int:
-        """Windows in each epoch, where all are equally long."""
+        """Windows in each epoch, if all windows have the same length."""
         assert self.random is None
         return num_windows(self.rows, self.length)
 
@@ -118,7 +119,7 @@ class WindowPlan:
         return self.epochs * self.per_epoch if self.random is None else int(self._edges[-1])
 
     def locate(self, step: int) -> tuple[int, int]:
-        """(epoch, window within it) of a step, all from 0."""
+        """The epoch of a step, and the window's number within the epoch; both from 0."""
         if self.random is None:
             return divmod(step, self.per_epoch)
         epoch = int(np.searchsorted(self._edges, step, side="right")) - 1
@@ -141,10 +142,10 @@ class WindowPlan:
         """The `count` windows from a step on, all of one epoch.
 
         Args:
-          step: the first window's.
-          count: how many.
-          size: the length of the arrays that come back, of which the first `count` entries are filled.
-          first_row: the row of the epoch with which the tokens at hand begin.
+            step: The step of the first window.
+            count: How many windows.
+            size: The length of the arrays that are returned; entries from `count` on are padding.
+            first_row: The row of the epoch with which the tokens at hand begin.
         """
         epoch, index = self.locate(step)
         first = np.zeros(size, bool)
@@ -163,11 +164,23 @@ class WindowPlan:
 def batch(
     ids: np.ndarray, batch_size: int, rows: slice = slice(None), start: int = 0, stop: int | None = None
 ) -> np.ndarray:
-    """The stream [N] cut into B rows of N // B, time-major: int32 [N // B, B]; what is left over is dropped.
+    """The stream cut into B rows of N // B ids, time-major; what is left over is dropped.
 
-    With `rows` only those of the B come back, and with `start` and `stop` only these steps of them. Of a
-    memory-mapped file nothing else is read, and that from the file itself: the map's pages would stay in this
-    process's memory, and a file that was cut short would end it. Raises DataError where such a file cannot be read.
+    A memory-mapped file is read by calls instead of through its map: pages of the map would stay in memory, and a
+    file that was cut short would end the process.
+
+    Args:
+        ids: Integers `[N]`.
+        batch_size: B.
+        rows: The rows of the batch to return.
+        start: The first step to return.
+        stop: The step after the last to return; None: N // B.
+
+    Returns:
+        int32 `[stop - start, rows]`.
+
+    Raises:
+        DataError: A memory-mapped file cannot be read.
     """
     length, wanted = len(ids) // batch_size, range(batch_size)[rows]
     stop = length if stop is None else min(stop, length)
@@ -182,12 +195,12 @@ def batch(
 
 
 def num_windows(length: int, bptt_length: int) -> int:
-    """Windows in an epoch over rows of `length` tokens; the last token of all is only ever a target."""
+    """Windows in an epoch over rows of `length` tokens; the last token is only ever a target."""
     return (length - 1) // bptt_length
 
 
 def check_fits(split: str, tokens: int, batch_size: int, bptt_length: int, epochs: int = 0) -> None:
-    """Raises DataError where a split has no whole window, or too many in all of its epochs."""
+    """Raises DataError if a split has no whole window, or more windows in all epochs than a run can count."""
     if (windows := num_windows(tokens // batch_size, bptt_length)) * epochs > MOST_WINDOWS:
         raise DataError(
             f"{epochs:,} epochs of {windows:,} windows are more than the {MOST_WINDOWS:,} that a run "
