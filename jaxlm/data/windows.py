@@ -60,7 +60,7 @@ class RandomLengths:
         return np.concatenate(parts)
 
     def epoch(self, rows: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The windows of an epoch: the rows where they begin, their lengths and their factors on the rate, each `[W]`."""
+        """The windows of an epoch: the rows where they begin, their lengths, their factors on the rate; each `[W]`."""
         drawn = self.draw(rows, epoch)
         starts = np.concatenate([[0], np.cumsum(drawn)])
         count = int(np.searchsorted(starts, rows - 1 - self.as_published))  # the last token is only ever a target
