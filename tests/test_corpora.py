@@ -201,7 +201,7 @@ def test_the_share_of_unknown_tokens_of_each_split(tmp_path, monkeypatch):
     files = {"train.txt": b"a a b c\n", "valid.txt": b"a b c d\n", "test.txt": b"d d d"}
     corpus = load_corpus(write(tmp_path / "mine", files))
     assert corpus.unknown_shares() == {"train": 0.0, "valid": 1 / 5, "test": 1.0}
-    monkeypatch.setattr("jaxlm.data.corpus._BLOCK", 2)
+    monkeypatch.setattr("jaxlm.data.vocab.BLOCK", 2)
     for made in (corpus, prepare(tmp_path / "mine", tmp_path / "out")):
         assert made.unknown_shares() == pytest.approx({"train": 0.0, "valid": 1 / 5, "test": 1.0})
 

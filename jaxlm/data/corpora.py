@@ -118,21 +118,11 @@ def reload_corpus(data: DataConfig, vocab: Vocab, data_dir: str | Path | None = 
     Raises:
         DataError: As `load_corpus`.
     """
-
-    def load(given: Vocab | None) -> Corpus:
-        return load_corpus(
-            data.corpus,
-            data_dir=data_dir,
-            max_vocab=len(vocab),
-            min_count=data.min_count,
-            lowercase=data.lowercase,
-            vocab=given,
-        )
-
-    corpus = load(None)
+    options = {"data_dir": data_dir, "max_vocab": len(vocab), "min_count": data.min_count, "lowercase": data.lowercase}
+    corpus = load_corpus(data.corpus, **options)
     if corpus.vocab != vocab:
         with suppress(DataError):  # it is prepared with its own words, or has some that `vocab` lacks
-            corpus = load(vocab)
+            corpus = load_corpus(data.corpus, vocab=vocab, **options)
     return corpus
 
 
