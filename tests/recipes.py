@@ -1,7 +1,12 @@
-"""The table that every law is tested over: each kind of model, optimiser and schedule, and each mechanism by itself.
+"""The tables that every law is tested over: each kind of model, optimiser and schedule, and each mechanism by itself.
 
-A new kind is here as soon as it is in the tables of `jaxlm/config/`.
+A new kind is in them as soon as it is in the tables of `jaxlm/models/` and `jaxlm/config/`. By default the laws are
+tested over a few cases that together have every kind (`USUAL_MODELS`, `COVERING`); over all cases with the slow tests.
 """
+
+from itertools import cycle, islice
+
+import pytest
 
 import jaxlm
 from jaxlm.config.optimizers import OPTIMIZERS
@@ -23,7 +28,6 @@ BASE = jaxlm.preset("small").replace(
 MODEL_CASES = (
     {name: BASE.replace(model=name) for name in MODELS}
     | {f"{name}-tied": BASE.replace(model=name, tied=True) for name in MODELS}
-    | {f"{name}-dropout": BASE.replace(model=name, keep_embedding=0.8, keep_output=0.6) for name in MODELS}
     | {
         "lstm-skip": BASE.replace(hidden_sizes=(4, 4), skip=True),
         "mogrifier-all": BASE.replace(
@@ -43,11 +47,30 @@ MODEL_CASES = (
         "tied-mixture": BASE.replace(hidden_sizes=(5, 6), tied=True, experts=3),
     }
 )
+USUAL_MODELS = {f"{name}-tied" if place % 2 else name for place, name in enumerate(MODELS)} | {
+    "mogrifier-all",
+    "tied-mixture",
+    "projection",
+}
 EVERY_DROPOUT = dict(locked_dropout=True, keep_embedding=0.8, keep_output=0.6, keep_last_output=0.9, keep_words=0.8)
 LAMB = dict(optimizer="adamw", tied=True, keep_update=0.8, model_compatibility="lamb", **EVERY_DROPOUT)
 RANDOM_WINDOWS = dict(length_deviation=1.0, short_probability=0.3, shortest_window=2, longest_window=7)
+MECHANISMS = (
+    dict(keep_output=0.7, average_decay=0.5),
+    dict(tied=True, keep_words=0.8),
+    EVERY_DROPOUT,
+    dict(tied=True, locked_dropout=True, keep_output=0.7),
+)
+COVERING = {
+    f"{model}-{optimizer}-{schedule}": BASE.replace(model=model, optimizer=optimizer, schedule=schedule, **mechanisms)
+    for model, optimizer, schedule, mechanisms in islice(
+        zip(*map(cycle, (MODELS, OPTIMIZERS, SCHEDULES, MECHANISMS)), strict=True),
+        max(map(len, (MODELS, OPTIMIZERS, SCHEDULES))),
+    )
+}
 CASES = (
-    {name: BASE.replace(model=name) for name in MODELS}
+    COVERING
+    | {name: BASE.replace(model=name) for name in MODELS}
     | {name: BASE.replace(optimizer=name, clip_norm=0.5) for name in OPTIMIZERS if name != "sgd"}
     | {name: BASE.replace(schedule=name) for name in SCHEDULES if name != "piecewise"}
     | {
@@ -128,3 +151,10 @@ CASES = (
         ),
     }
 )
+
+
+def parameters(cases, usual):
+    """The cases of a table for `pytest.mark.parametrize`; those that are not usual with the slow tests."""
+    return [
+        pytest.param(case, id=name, marks=[] if name in usual else [pytest.mark.slow]) for name, case in cases.items()
+    ]

@@ -280,6 +280,20 @@ def test_a_script_trains_its_own_preset(calls):
     assert run(["--preset", "small"], lambda line: train_command("test", "what", line))[0] == 2
 
 
+def test_a_rate_given_for_a_sweep_of_optimizers_is_each_one_s(calls):
+    assert run(["sweep", "--set", "optimizer=sgd,adamw", "--clip-norm", "0.5", "--keep-output", "0.7"])[0] == 0
+    config, space = calls[-1][0][:2]
+    assert space == {"clip_norm": [0.5], "optimizer": "sgd,adamw"} and config.model.keep_output == 0.7
+    assert run(["sweep", "--set", "model=lstm,gru", "--clip-norm", "0.5"])[0] == 0
+    assert calls[-1][0][1] == {"model": "lstm,gru"}
+
+
+def test_what_a_new_kind_takes_over_is_printed(calls):
+    code, said, _ = run(["train", "--preset", "awd-lstm", "--optimizer", "adamw"])
+    assert code == 0 and "the optimizer adamw takes over from asgd: cost mean, activation_penalty 2" in said
+    assert "in place of learning_rate 30, clip_norm 0.25" in said
+
+
 def test_a_verb_is_one_function(calls):
     @verb("twice a number", argument("number", type=whole(1)), argument("--by", type=whole(1), default=2))
     def times_it(args):

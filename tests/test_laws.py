@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import BASE, CASES, HIDDEN, MODEL_CASES, B, T, V
+from recipes import BASE, CASES, COVERING, HIDDEN, MODEL_CASES, USUAL_MODELS, B, T, V, parameters
 
 import jaxlm
 from jaxlm.fields import specs
 from jaxlm.models import heads, stack
-from jaxlm.models.kinds import MODELS
 from jaxlm.models.noise import no_noise
 from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state
@@ -78,7 +77,7 @@ def _numbers(tree):
     )
 
 
-@pytest.mark.parametrize("config", MODEL_CASES.values(), ids=MODEL_CASES)
+@pytest.mark.parametrize("config", parameters(MODEL_CASES, USUAL_MODELS))
 class TestModels:
     def test_no_nats_depend_on_later_tokens(self, config):
         params, tokens = started(config).params, TOKENS[:9]
@@ -134,17 +133,7 @@ class TestModels:
         assert ("kernel" in state.params["softmax"]) != config.model.tied
 
 
-# By default each kind of model and one recipe of all mechanisms; the others with the slow tests.
-USUAL = {*MODELS, "tied-muon-average"}
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        pytest.param(config, id=name, marks=[] if name in USUAL else [pytest.mark.slow])
-        for name, config in CASES.items()
-    ],
-)
+@pytest.mark.parametrize("config", parameters(CASES, COVERING))
 class TestTraining:
     def test_the_cost_falls(self, config):
         config = config.replace(learning_rate=config.optimizer.learning_rate / 2)
