@@ -17,7 +17,7 @@ def apply(module: nn.Module, params: Any, x: jax.Array, **options: Any) -> Any:
     return module.apply(params, x, **options)
 
 
-def close(a, b):
+def close(a: Any, b: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), a, b)
 
 

@@ -54,10 +54,8 @@ class _Graph:
         layers = torch_layers(config, params)
         arrays = [params["embedding"], *params["softmax"].values(), *(part for one in layers for part in one.values())]
         if (size := sum(4 * part.size for part in arrays)) > MOST_BYTES:
-            raise JaxlmError(
-                f"an ONNX file can hold {MOST_BYTES:,} bytes, and this model's weights take {size:,}: "
-                f"export it --to safetensors or stablehlo"
-            )
+            found = f"an ONNX file can hold {MOST_BYTES:,} bytes, and this model's weights take {size:,}"
+            raise JaxlmError(f"{found}: export it --to safetensors or stablehlo")
         self._declare(self.inputs, "tokens", "INT64", ["T", "B"])
         self._declare(self.outputs, "logits", "FLOAT", ["T", "B", len(model.vocab)])
         self._hold("embedding", array(params["embedding"]))

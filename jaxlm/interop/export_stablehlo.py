@@ -28,9 +28,7 @@ def export_stablehlo(model: LanguageModel, out: Path) -> list[str]:
     try:
         import flatbuffers  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
-        raise JaxlmError(
-            "exporting to StableHLO needs the package flatbuffers: pip install 'jaxlm[stablehlo]'"
-        ) from None
+        raise JaxlmError("StableHLO needs the package flatbuffers: pip install 'jaxlm[stablehlo]'") from None
     recurrent, params = stack.exact(model.config.model), model.params
     like = jax.eval_shape(lambda: stack.zero_carry(recurrent, 1))
     structure = jax.tree.structure(like)

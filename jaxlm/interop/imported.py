@@ -72,24 +72,18 @@ def _sha256(path: Path, prefix: Path | None) -> str:
 
 
 def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> Vocab:
-    """The words of an imported model.
+    """The words of an imported model, of which there must be `size`: those of a file, or of a corpus's folder.
 
-    Args:
-        path: a file of one word a line; or, of a program of PyTorch's, the folder of the train.txt, valid.txt and
-            test.txt that the model was trained on, whose words are numbered in the order of their first appearance.
-        size: how many words there must be, as the model's weights have it.
-        tensorflow: whether the model is TensorFlow's.
-    Raises:
-        DataError: the file or folder cannot be read, is not UTF-8, has a word twice or an empty line, or another
-            number of words.
+    Raises DataError where the path cannot be read, is not UTF-8, has a word twice or an empty line, or another number
+    of words.
     """
     found = shown(path, MOST_PATH)
     if os.path.isdir(path):  # (which raises nothing)
         if tensorflow:
-            raise DataError(
-                f"the vocabulary {found} is a folder, whose words would be numbered as PyTorch's programs do, and the "
-                "model is TensorFlow's: give a file of its words, one a line"
+            problem = (
+                "is a folder, whose words would be numbered as PyTorch's programs do, and the model is TensorFlow's"
             )
+            raise DataError(f"the vocabulary {found} {problem}: give a file of its words, one a line")
         words, what, give = vocabulary_of_corpus(path), "corpus", "corpus that the model was trained on"
     else:
         text = _text(Path(path), MAX_VOCAB_BYTES).replace("\r\n", "\n")
@@ -123,9 +117,8 @@ def _text(path: Path, most: int) -> str:
     try:
         return read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{shown(path, MOST_PATH)} is not UTF-8 text: line {line:,} has the byte 0x{error.object[error.start]:02x}"
-        ) from None
+        line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
+        where = f"line {line:,} has the byte 0x{byte:02x}"
+        raise DataError(f"{shown(path, MOST_PATH)} is not UTF-8 text: {where}") from None
     except OSError as error:
         raise DataError(f"{shown(path, MOST_PATH)} cannot be read: {reason(error)}") from None

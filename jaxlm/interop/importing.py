@@ -55,10 +55,8 @@ def _read(path: Path) -> ForeignModel:
             return from_torch(_read_safetensors(file.read()), "safetensors file")
         file.seek(max(size - 8, 0))
         if file.read() == MAGIC:
-            raise JaxlmError(
-                "it is a checkpoint of TensorFlow's first format, in one file; save it anew with the "
-                "tf.train.Saver of TensorFlow 1.0 or later, which writes an .index and .data files"
-            )
+            what = "it is a checkpoint of TensorFlow's first format, in one file"
+            raise JaxlmError(f"{what}; save it anew by TensorFlow 1.0 or later, which writes an .index and .data files")
         file.seek(0)
         value, layout, stored = read_torch(file, size)
         tensors, what = model_tensors(value, stored)

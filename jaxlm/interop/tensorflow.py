@@ -32,10 +32,8 @@ def to_tensorflow(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
         JaxlmError: the model's head is more or less than a softmax with a kernel of its own.
     """
     if (found := {*params["softmax"]}) != {"kernel", "bias"}:
-        raise JaxlmError(
-            f"TensorFlow's tutorial has one softmax with the variables kernel and bias, and this model's "
-            f"head has {', '.join(sorted(found))}: export it --to stablehlo"
-        )
+        head = f"this model's head has {', '.join(sorted(found))}: export it --to stablehlo"
+        raise JaxlmError(f"TensorFlow's tutorial has one softmax with the variables kernel and bias, and {head}")
     variables = {"m/embedding_vocab:0": params["embedding"]}
     for place, layer in enumerate(params["layers"]):
         variables |= {LAYER.format(place, part): layer[part] for part in ("kernel", "bias")}
@@ -58,11 +56,7 @@ def from_tensorflow(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def from_tensorflow_checkpoint(tensors: Tensors, source: str) -> ForeignModel:
     """The model of a TensorFlow 1 checkpoint of the Penn Treebank tutorial, under any scope.
 
-    Args:
-        tensors: the checkpoint's variables; slots of the optimiser and scalars are left out, which the notes say.
-        source: what they were read from, in words.
-    Raises:
-        JaxlmError: variables are missing, unknown, of a wrong shape or not finite; they are named.
+    Raises JaxlmError where variables are missing, unknown, of a wrong shape or not finite; they are named.
     """
     names, left = _tree_of_names(tensors, {name for name, tensor in tensors.items() if not tensor.shape})
     vocab_size, width = matrix_shape(tensors, names["embedding"])
@@ -81,15 +75,10 @@ def from_tensorflow_checkpoint(tensors: Tensors, source: str) -> ForeignModel:
 
 
 def _tree_of_names(names: Collection[str], scalars: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
-    """jaxlm's parameter tree, in any scope, with the name of TensorFlow's variable in place of each array.
+    """jaxlm's parameter tree with the name of TensorFlow's variable, in any scope, in place of each array.
 
-    Args:
-        names: all names, with or without ":0".
-        scalars: those that are single numbers (steps, rates), which are no part of the model.
-    Returns:
-        The tree, and the names that are no part of the model: slots of the optimiser, averages, scalars.
-    Raises:
-        JaxlmError: names are missing, given twice or unknown.
+    The names that are no part of the model (slots of the optimiser, averages, `scalars`) are returned beside it.
+    Raises JaxlmError where names are missing, given twice or unknown.
     """
     plain = {name: name.removesuffix(":0") for name in names}
     roles: dict[str, list[str]] = {}
@@ -107,10 +96,8 @@ def _tree_of_names(names: Collection[str], scalars: Collection[str] = ()) -> tup
     unused = {name for name in names if plain[name] not in used}
     left = {name for name in unused if name in scalars or plain[name].rpartition("/")[0] in used}
     if missing or unused - left:
-        raise JaxlmError(
-            "expected the variables of an LSTM language model; missing are "
-            f"{', '.join(missing) or 'none'}; unknown are {listed(unused - left) or 'none'}"
-        )
+        problem = f"missing are {', '.join(missing) or 'none'}; unknown are {listed(unused - left) or 'none'}"
+        raise JaxlmError(f"expected the variables of an LSTM language model; {problem}")
     for role, found in roles.items():
         if len(found) > 1:
             raise JaxlmError(f"expected one variable that is the {role}, found {listed(found)}")

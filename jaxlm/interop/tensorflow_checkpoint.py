@@ -101,22 +101,19 @@ def _variable(name: str, entry: Fields, paths: list[Path], sizes: list[int]) -> 
                 file.seek(offset)
                 data = file.read(size)
         except OSError as error:
-            raise JaxlmError(f"{shown(paths[shard].name)} cannot be read: {reason(error)}") from None
+            raise JaxlmError(f"{shard_name} cannot be read: {reason(error)}") from None
         if len(data) < size or masked(crc32c(data)) != checksum:
-            raise JaxlmError(
-                f"the checksum of the variable {shown(name)} is wrong; {shown(paths[shard].name)} is damaged"
-            )
+            raise JaxlmError(f"the checksum of the variable {shown(name)} is wrong; {shard_name} is damaged")
         return as_floats(elements(data, kind).reshape(shape), kind)
 
     if kind in SIZES and math.prod(shape) * SIZES[kind] != size:
         raise JaxlmError(f"the variable {shown(name)} claims the shape {list(shape)} in {size:,} bytes; it is damaged")
     if shard >= len(paths):
         raise JaxlmError(f"the variable {shown(name)} lies in shard {shard} of {len(paths)}; it is damaged")
+    shard_name = shown(paths[shard].name)
     if offset + size > sizes[shard]:
-        raise JaxlmError(
-            f"the variable {shown(name)} ends at byte {offset + size:,} of {shown(paths[shard].name)}, "
-            f"which has {sizes[shard]:,}; it is cut short"
-        )
+        end = f"ends at byte {offset + size:,} of {shard_name}, which has {sizes[shard]:,}"
+        raise JaxlmError(f"the variable {shown(name)} {end}; it is cut short")
     return LazyTensor(shape, kind, name, read)
 
 
@@ -164,9 +161,8 @@ def _latest(path: Path) -> Path:
     try:
         lines = read_bytes(path, 1 << 20).split(b"\n")
     except OSError as error:
-        raise JaxlmError(
-            f"expected a checkpoint in the folder, but its file {shown(path.name)} cannot be read: {reason(error)}"
-        ) from None
+        problem = f"its file {shown(path.name)} cannot be read: {reason(error)}"
+        raise JaxlmError(f"expected a checkpoint in the folder, but {problem}") from None
     found = next(filter(None, map(_LATEST.match, lines)), None)
     if not found:
         raise JaxlmError("its file 'checkpoint' names no model_checkpoint_path")

@@ -19,15 +19,10 @@ MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what old files begin with
 
 
 def read_torch(file: BinaryIO, size: int) -> tuple[Any, str, int]:
-    """What `torch.save` wrote, without running any of it. Storages are read later, so the file must stay open.
+    """What `torch.save` wrote into an open file: the value as `unpickle` gives it, the layout, all storages' bytes.
 
-    Args:
-        file: the open file, at its beginning.
-        size: its length in bytes.
-    Returns:
-        The value (as `unpickle` gives it), the layout in words, and the bytes of all storages.
-    Raises:
-        JaxlmError: it is damaged, claims more than it holds, or asks for something that could run code.
+    Storages are read later, so the file must stay open. Raises JaxlmError where it is damaged, claims more than it
+    holds, or asks for something that could run code.
     """
     head = file.read(262)
     file.seek(0)
@@ -36,9 +31,8 @@ def read_torch(file: BinaryIO, size: int) -> tuple[Any, str, int]:
     if head[257:] == b"ustar":
         raise JaxlmError("it is in the tar layout of PyTorch 0.1, which is not read; save it anew with a later PyTorch")
     if head[:1] not in (b"\x80", b"(", b"]", b"}", b"c"):  # how a pickle of a container, an object or a class begins
-        raise JaxlmError(
-            "it is in none of the formats that are read: PyTorch's, safetensors, TensorFlow 1's checkpoints"
-        )
+        formats = "PyTorch's, safetensors, TensorFlow 1's checkpoints"
+        raise JaxlmError(f"it is in none of the formats that are read: {formats}")
     return _load_old(file, size)
 
 
@@ -89,10 +83,8 @@ def _bytes(storage: Storage) -> int:
 
 def _check_held(key: str, claimed: int, held: int) -> None:
     if claimed > held:
-        raise JaxlmError(
-            f"the storage {shown(key)} claims {claimed:,} bytes, and the file holds {max(held, 0):,} for "
-            "it; it is cut short or damaged"
-        )
+        found = f"claims {claimed:,} bytes, and the file holds {max(held, 0):,} for it"
+        raise JaxlmError(f"the storage {shown(key)} {found}; it is cut short or damaged")
 
 
 class _BoundedFile:
@@ -183,10 +175,8 @@ def _load_old(file: BinaryIO, size: int) -> tuple[Any, str, int]:
         storage = storages.known[key]
         file.seek(place)
         if (count := int.from_bytes(file.read(8), "little")) != storage.count:
-            raise JaxlmError(
-                f"the storage {shown(key)} holds {count:,} elements, expected {storage.count:,}; the "
-                "file is damaged or cut short"
-            )
+            found = f"the storage {shown(key)} holds {count:,} elements, expected {storage.count:,}"
+            raise JaxlmError(f"{found}; the file is damaged or cut short")
         places[key] = place + 8
         place += 8 + _bytes(storage)
         _check_held(key, _bytes(storage), size - places[key])

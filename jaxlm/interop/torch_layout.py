@@ -38,11 +38,8 @@ _CELLS = {
 def from_torch(tensors: Tensors, source: str) -> ForeignModel:
     """The model of a PyTorch state_dict, under any prefix.
 
-    Args:
-        tensors: all of the model, and nothing else.
-        source: what they were read from, in words.
-    Raises:
-        JaxlmError: tensors are missing, unknown, of a wrong shape or not finite (they are named), or it is no LSTM.
+    Raises JaxlmError where tensors are missing, unknown, of a wrong shape or not finite (they are named), or where it
+    is no LSTM.
     """
     layers, replaced = _layers(tensors)
     embedding, kernel, bias = _ends(set(tensors) - replaced - {name for layer in layers for name in layer.values()})
@@ -89,10 +86,8 @@ def _layers(tensors: Tensors) -> tuple[list[Layer], set[str]]:
     if not groups:
         raise JaxlmError(f"expected the weights of an LSTM (weight_ih_l0, ...), found {listed(tensors) or 'none'}")
     if len(stacks := {stack for stack, _, _ in groups}) > 1:
-        raise JaxlmError(
-            f"it has several recurrent modules ({listed(stacks)}), in an order that their names do not "
-            "give; only one stack of layers is imported"
-        )
+        found = f"several recurrent modules ({listed(stacks)}), in an order that their names do not give"
+        raise JaxlmError(f"it has {found}; only one stack of layers is imported")
     places = sorted(groups)
     numbers = [index + layer for _, index, layer in places]
     if numbers != list(range(len(places))) or any(index and layer for _, index, layer in places):
@@ -119,11 +114,9 @@ def _ends(names: set[str]) -> tuple[str, str, str | None]:
     if unknown or len(embeddings) != 1 or len(heads) != 1 or len(biases) > 1:
         missing = [name for name, found in (("encoder.weight", embeddings), ("decoder.weight", heads)) if not found]
         surplus = [name for found in (embeddings, heads, biases) if len(found) > 1 for name in found]
-        raise JaxlmError(
-            "expected an embedding (encoder.weight), an LSTM and an output layer (decoder.weight, "
-            f"decoder.bias); missing are {listed(missing) or 'none'}; unknown are "
-            f"{listed(unknown) or 'none'}; given more than once are {listed(surplus) or 'none'}"
-        )
+        expected = "an embedding (encoder.weight), an LSTM and an output layer (decoder.weight, decoder.bias)"
+        found = f"missing are {listed(missing) or 'none'}; unknown are {listed(unknown) or 'none'}"
+        raise JaxlmError(f"expected {expected}; {found}; given more than once are {listed(surplus) or 'none'}")
     return embeddings[0], heads[0], biases[0] if biases else None
 
 
@@ -131,9 +124,8 @@ def _check_layer(tensors: Tensors, layer: Layer, width: int) -> int:
     """The hidden size H of a layer that reads `width` numbers. Raises JaxlmError for other shapes than an LSTM's."""
     rows, hidden = matrix_shape(tensors, layer["weight_hh"])
     if rows in (3 * hidden, hidden):
-        raise JaxlmError(
-            f"{shown(layer['weight_hh'])} is {rows}x{hidden}: that is {_CELLS[rows // hidden]}; only LSTMs are imported"
-        )
+        cell = _CELLS[rows // hidden]
+        raise JaxlmError(f"{shown(layer['weight_hh'])} is {rows}x{hidden}: that is {cell}; only LSTMs are imported")
     expect_shape(tensors, layer["weight_hh"], (4 * hidden, hidden))
     expect_shape(tensors, layer["weight_ih"], (4 * hidden, width))
     for part in {"bias_ih", "bias_hh"} & set(layer):

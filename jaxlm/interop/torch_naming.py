@@ -22,11 +22,7 @@ StateDict = dict[str, np.ndarray]  # two names of one array object share it
 def state_dict(model: Recurrent, params: Params) -> tuple[StateDict, list[str]]:
     """The state_dict of a model, in float32, and what a user should know of it.
 
-    Args:
-        model: the config's.
-        params: its parameters.
-    Raises:
-        JaxlmError: PyTorch has no such layer, or the model has parameters that a state_dict has no place for.
+    Raises JaxlmError where PyTorch has no such layer, or a state_dict no place for some of the parameters.
     """
     layers, notes = torch_layers(model, params), []
     equal = len(set(model.hidden_sizes)) == 1

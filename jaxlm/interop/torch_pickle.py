@@ -212,10 +212,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
     if not isinstance(storage, Storage) or not isinstance(shape, tuple | list) or not isinstance(strides, tuple | list):
         raise JaxlmError("a tensor of its pickle is not made of a storage, a shape and strides")
     if any(isinstance(told, dict) and (told.get("neg") or told.get("conj")) for told in rest[2:]):
-        raise JaxlmError(
-            "a tensor of its pickle is a view that negates or conjugates what is stored: save it after "
-            "resolve_neg() and resolve_conj()"
-        )
+        what = "a tensor of its pickle is a view that negates or conjugates what is stored"
+        raise JaxlmError(f"{what}: save it after resolve_neg() and resolve_conj()")
     if len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
         found = f"{len(shape)} dimensions and {len(strides)} strides"
         raise JaxlmError(f"a tensor has {found}; at most {MOST_DIMENSIONS} of both are read")
@@ -225,11 +223,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
     count = min(math.prod(shape), 1 << 62)
     last = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
     if count and (last >= storage.count or count > storage.count):  # the second: strides of 0 could claim any size
-        claim = "x".join(map(str, shape)) or "1"
-        raise JaxlmError(
-            f"a tensor claims {shown(claim)} elements ({count * size:,} bytes, up to place {last:,}) of the storage "
-            f"{shown(storage.key)}, which holds {storage.count:,}"
-        )
+        claim = f"{shown('x'.join(map(str, shape)) or '1')} elements ({count * size:,} bytes, up to place {last:,})"
+        raise JaxlmError(f"a tensor claims {claim} of the storage {shown(storage.key)}, which holds {storage.count:,}")
 
     def read() -> np.ndarray:
         if not count:
