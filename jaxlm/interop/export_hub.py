@@ -8,8 +8,7 @@ from typing import Any
 from jaxlm.config.config import kind_of
 from jaxlm.data.vocab import EOS, UNK
 from jaxlm.files import new_folder
-from jaxlm.interop.export_torch import TIED, safetensors_bytes
-from jaxlm.interop.torch_naming import state_dict
+from jaxlm.interop.export_torch import TIED, safetensors_bytes, state_dict
 from jaxlm.report.units import perplexity_text
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.terminal import printable

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import new_file
-from jaxlm.interop.torch_naming import StateDict, array, torch_layers
+from jaxlm.interop.export_torch import StateDict, array, torch_layers
 from jaxlm.models.lstm import LSTM
 from jaxlm.scoring.language_model import LanguageModel
 

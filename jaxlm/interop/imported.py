@@ -13,9 +13,9 @@ from jaxlm.config.config import Config
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.files import MAX_VOCAB_BYTES, read_bytes, reader, reason
+from jaxlm.interop.foreign import MOST_PATH, shown
 from jaxlm.interop.importing import read_model
 from jaxlm.interop.tensorflow_checkpoint import checkpoint_prefix
-from jaxlm.interop.tensors import MOST_PATH, shown
 from jaxlm.runs import directory
 from jaxlm.runs.adoption import keep_model, unknown_corpus
 from jaxlm.scoring.language_model import LanguageModel

@@ -8,10 +8,9 @@ import safetensors
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import reader, reason
-from jaxlm.interop.foreign import ForeignModel
+from jaxlm.interop.foreign import MOST_PATH, ForeignModel, LazyTensor, as_floats, check_sharing, damage, elements, shown
 from jaxlm.interop.tensorflow import from_tensorflow_checkpoint
 from jaxlm.interop.tensorflow_checkpoint import MAGIC, checkpoint_prefix, read_checkpoint
-from jaxlm.interop.tensors import MOST_PATH, LazyTensor, as_floats, check_sharing, damage, elements, shown
 from jaxlm.interop.torch_files import MOST_FILE, read_torch
 from jaxlm.interop.torch_layout import from_torch
 from jaxlm.interop.torch_modules import model_tensors

@@ -8,8 +8,16 @@ from typing import Any
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.foreign import ForeignModel, Tensors, expect_shape, float32, foreign_model, matrix_shape
-from jaxlm.interop.tensors import listed, shown
+from jaxlm.interop.foreign import (
+    ForeignModel,
+    Tensors,
+    expect_shape,
+    float32,
+    foreign_model,
+    listed,
+    matrix_shape,
+    shown,
+)
 
 LAYER = "m/rnn/multi_rnn_cell/cell_{}/basic_lstm_cell/{}:0"
 _ENDS = {

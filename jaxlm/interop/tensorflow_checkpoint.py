@@ -18,7 +18,7 @@ import numpy as np
 from jaxlm.errors import JaxlmError
 from jaxlm.files import read_bytes, reader, reason
 from jaxlm.interop.crc32c import crc32c, masked
-from jaxlm.interop.tensors import MOST_DIMENSIONS, SIZES, LazyTensor, as_floats, check_sharing, elements, listed, shown
+from jaxlm.interop.foreign import MOST_DIMENSIONS, SIZES, LazyTensor, as_floats, check_sharing, elements, listed, shown
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # what a table ends with
 MOST_KEY, MOST_ENTRIES = 500, 20_000  # bytes; pairs

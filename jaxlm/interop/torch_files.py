@@ -8,7 +8,7 @@ from functools import cache, partial
 from typing import Any, BinaryIO
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.tensors import SIZES, damage, shown
+from jaxlm.interop.foreign import SIZES, damage, shown
 from jaxlm.interop.torch_pickle import Storage, natural, storage_kind, unpickle
 
 MOST_FILE = 1 << 32  # bytes

@@ -17,9 +17,10 @@ from jaxlm.interop.foreign import (
     expect_shape,
     float32,
     foreign_model,
+    listed,
     matrix_shape,
+    shown,
 )
-from jaxlm.interop.tensors import listed, shown
 
 Layer = dict[str, str]  # {part: name}
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.tensors import LazyTensor, check_sharing, listed, shown
+from jaxlm.interop.foreign import LazyTensor, check_sharing, listed, shown
 from jaxlm.interop.torch_pickle import Instance
 
 MOST_NAMES, MOST_DEPTH, MOST_VALUES = 100_000, 50, 200_000

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.tensors import MOST_DIMENSIONS, SIZES, LazyTensor, as_floats, damage, elements, shown
+from jaxlm.interop.foreign import MOST_DIMENSIONS, SIZES, LazyTensor, as_floats, damage, elements, shown
 
 MOST_STEPS = 2_000_000  # instructions of a pickle; a module takes thousands, a vocabulary beside it 6 a word
 MOST_NAME = 1000  # letters of a class's name or of a key
