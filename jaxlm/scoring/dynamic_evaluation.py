@@ -7,14 +7,13 @@ follows the text; a decay draws it back to the trained parameters p0.
 g is the gradient of the segment's mean nats, without dropout. RMS is the root of the mean square of such gradients over
 the windows of the training text, for each parameter; mean is its mean over each tensor, and of these over the tensors.
 
-With `compatibility="krause"` the tensors are PyTorch's, as in that paper's code: an LSTM has two kernels and two
-biases, of which each two are one here. The biases' sum then moves at twice the rate of one. And a last segment of one
-prediction is not scored. With `compatibility="lamb"`, the Mogrifier's code (Melis et al. 2020), g is the gradient that
-trained the run, of the sum over T with the optimiser's L2 penalty, clipped; and mean is that of all parameters at once.
+With `compatibility="krause"` the tensors are those of the paper's PyTorch code: an LSTM layer has two kernels and two
+biases, and jaxlm's one bias, their sum, moves at twice the rate. A last segment of one prediction is not scored. With
+`compatibility="lamb"`, the Mogrifier's code (Melis et al. 2020), g is the gradient that trained the run: of the sum
+over T with the optimiser's L2 penalty, clipped; mean is the mean of all parameters at once.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -108,18 +107,15 @@ class DynamicReader(Reader):
     def _learnt(self, params: Params, grads: Params) -> Params:
         """The parameters after one step."""
         rate, lambda_, epsilon = self._rates()
-        model, trained = self.network.model, self.network.params
-        times = _summed_tensors(model, params, self.protocol)
-        if self.statistics is None:
-            return jax.tree.map(
-                lambda p, p0, g, n: p + lambda_ * (p0 - p) - n * rate * g, params, trained, grads, times
-            )
-        mean = _mean(model, self.statistics.rms, self.protocol)
+        statistics = [] if self.statistics is None else [self.statistics.rms]
+        mean = _mean(self.network.model, *statistics, self.protocol) if statistics else None
 
-        def step(p, p0, g, rms, n):
-            return p + jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p) - n * rate * g / (rms + epsilon)
+        def step(p, p0, g, tensors, rms=None):
+            pull, size = (lambda_, 1) if rms is None else (jnp.minimum(lambda_ * rms / mean, 1), rms + epsilon)
+            return p + pull * (p0 - p) - tensors * rate * g / size
 
-        return jax.tree.map(step, params, trained, grads, self.statistics.rms, times)
+        times = _summed_tensors(params, self.protocol)
+        return jax.tree.map(step, params, self.network.params, grads, times, *statistics)
 
     def _rates(self) -> tuple[Any, Any, Any]:
         """The learning rate, lambda and epsilon; with krause-oldhyper divided as that code's --oldhyper does."""
@@ -187,7 +183,6 @@ def gradient(
 ) -> tuple[Params, tuple[jax.Array, Carry]]:
     """The gradient over the counted targets of [T, B]; with the features [T, B, H] and the new carry."""
     weights = counted / (inputs.shape[1] if objective.summed else jnp.maximum(counted.sum(), 1))
-
     model, params = network.model, network.params
 
     def nats(params):
@@ -218,24 +213,14 @@ def _add_squares(network, objective, squares, tokens, count, carry, *, length):
     return lax.scan(add, (squares, carry), starts)[0]
 
 
-def _as_torch(model: Recurrent, params: Params, split: Callable[[Params, int], Params]) -> Params:
-    layers = [split(layer, width) for layer, width in zip(params["layers"], model.hidden_sizes, strict=True)]
-    return {**params, "layers": layers}
-
-
 def _tensors(model: Recurrent, tree: Params, protocol: Dynamic) -> list[jax.Array]:
-    """The tensors, as the protocol counts them."""
-    if protocol.as_krause:
-        tree = _as_torch(
-            model,
-            tree,
-            lambda layer, width: {
-                "ih": layer["kernel"][:-width],
-                "hh": layer["kernel"][-width:],
-                "biases": [layer["bias"]] * 2,
-            },
-        )
-    return jax.tree.leaves(tree)
+    """The tensors as the protocol counts them: for krause each layer has PyTorch's two kernels and two biases."""
+    if not protocol.as_krause:
+        return jax.tree.leaves(tree)
+    found = jax.tree.leaves({**tree, "layers": []})
+    for layer, width in zip(tree["layers"], model.hidden_sizes, strict=True):
+        found += [layer["kernel"][:-width], layer["kernel"][-width:], layer["bias"], layer["bias"]]
+    return found
 
 
 def _mean(model: Recurrent, rms: Params, protocol: Dynamic) -> jax.Array:
@@ -246,7 +231,7 @@ def _mean(model: Recurrent, rms: Params, protocol: Dynamic) -> jax.Array:
     return jnp.stack([tensor.mean() for tensor in tensors]).mean()
 
 
-def _summed_tensors(model: Recurrent, params: Params, protocol: Dynamic) -> Params:
-    """For each parameter how many of the reference's tensors it is the sum of."""
+def _summed_tensors(params: Params, protocol: Dynamic) -> Params:
+    """For each parameter the number of the reference's tensors whose sum it is."""
     ones = jax.tree.map(lambda leaf: 1, params)
-    return _as_torch(model, ones, lambda layer, _: {**layer, "bias": 2}) if protocol.as_krause else ones
+    return {**ones, "layers": [{**layer, "bias": 2} for layer in ones["layers"]]} if protocol.as_krause else ones

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -66,16 +66,20 @@ class LanguageModel:
         """The model with its parameters."""
         return Network(self.config.model, self.params)
 
-    @property
+    @cached_property
     def default_tokenizer(self) -> str:
-        """ "none" where the text of training had punctuation at its words, as in ordinary text; else "ptb"."""
+        """The tokenizer "ptb", or "none" where the text of training had punctuation at its words."""
         return "ptb" if is_tokenised(self.vocab) else "none"
 
     def tokenizer(self, name: str | None = None) -> Tokenizer:
         """From a line to the pieces of each displayed word; by the default tokenizer, or by the one named."""
         name = name or self.default_tokenizer
         check_choice("tokenizer", name, TOKENIZERS)
-        return PTBTokenizer(self.vocab) if name == "ptb" else at_white_space
+        return self._ptb if name == "ptb" else at_white_space
+
+    @cached_property
+    def _ptb(self) -> PTBTokenizer:
+        return PTBTokenizer(self.vocab)
 
     def words(self, sentence: Sentence, tokenizer: str | None = None) -> list[str]:
         """The words of a line; words that are given as a list are left as they are. Raises JaxlmError for neither."""
@@ -444,9 +448,9 @@ class LanguageModel:
         how, model = self._sampling(**sampling), (self.network, self.vocab, self._prompt(prompt))
         if beam is None:
             return generation.generate(*model, how, words=words, samples=samples, seed=seed, stop=stop)
-        drawing = {"samples": samples, "temperature": 1.0, "ban": (), "no_unk": False, **sampling}
-        usual = {"samples": 1, "temperature": 1.0, "ban": drawing["ban"], "no_unk": drawing["no_unk"]}
-        if wrong := [name for name, value in drawing.items() if value != usual.get(name)]:
+        neutral = {"samples": 1, "temperature": 1.0}
+        drawing = {"samples": samples, **sampling}.items()
+        if wrong := [name for name, value in drawing if name not in ("ban", "no_unk") and value != neutral.get(name)]:
             raise JaxlmError(
                 f"beam searches for the most probable text and draws nothing, and {wrong[0]} is given: leave one out"
             )
