@@ -41,7 +41,6 @@ from jaxlm.models.noise import no_noise
 from jaxlm.ops.lstm import LSTMState, lstm
 from jaxlm.ops.softmax import token_nats
 from jaxlm.report.word_map import embedding_map
-from jaxlm.training.schedules import factor
 
 jax.config.update("jax_default_matmul_precision", "highest")  # full float32 on every device
 plt.rcParams.update({"figure.figsize": (7.5, 2.6), "figure.dpi": 80, "axes.spines.top": False,
@@ -607,7 +606,7 @@ assert apart[0] > 10 * apart[-1]  # largest just after the cut
 # tutorial needed a variable, a placeholder and an assignment for this.)
 
 # %%
-rates = [float(factor(recipe.schedule, 0, i, 1)) for i in range(config.train.epochs)]
+rates = [float(recipe.schedule.factor(0, i, 1)) for i in range(config.train.epochs)]
 print(" ".join(f"{rate:g}" for rate in rates[:9]), "...")
 assert rates == [1.0 * 0.5 ** max(i + 1 - 4, 0) for i in range(15)]
 
@@ -990,7 +989,7 @@ check(4, answer_4, sum(leaf.size for leaf in jax.tree.leaves(shapes)), tolerance
 
 # %%
 answer_5 = None
-check(5, answer_5, factor(jaxlm.preset("zaremba-medium").schedule, 0, 9, 1))
+check(5, answer_5, jaxlm.preset("zaremba-medium").schedule.factor(0, 9, 1))
 
 # %% [markdown]
 # **Exercise 6. Generate by hand.** Begin with `[vocab.eos]` and append the most probable next id, ten times. Return

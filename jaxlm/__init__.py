@@ -6,19 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxlm.config.config import Config as Config
     from jaxlm.config.config import Recipe as Recipe
-    from jaxlm.config.optimizers import ASGD as ASGD
-    from jaxlm.config.optimizers import SGD as SGD
-    from jaxlm.config.optimizers import AdamW as AdamW
-    from jaxlm.config.optimizers import Muon as Muon
     from jaxlm.config.presets import preset as preset
     from jaxlm.config.protocols import Cache as Cache
     from jaxlm.config.protocols import Dynamic as Dynamic
     from jaxlm.config.protocols import MCDropout as MCDropout
     from jaxlm.config.protocols import Temperature as Temperature
-    from jaxlm.config.schedules import Cosine as Cosine
-    from jaxlm.config.schedules import Linear as Linear
-    from jaxlm.config.schedules import Piecewise as Piecewise
-    from jaxlm.config.schedules import Plateau as Plateau
     from jaxlm.config.settings import DataConfig as DataConfig
     from jaxlm.config.settings import TrainConfig as TrainConfig
     from jaxlm.data.corpora import load_corpus as load_corpus
@@ -35,11 +27,19 @@ if TYPE_CHECKING:
     from jaxlm.models.mingru import MinGRU as MinGRU
     from jaxlm.models.mogrifier import Mogrifier as Mogrifier
     from jaxlm.models.stack import init_params as init_params
+    from jaxlm.optimizers.adamw import AdamW as AdamW
+    from jaxlm.optimizers.descent import ASGD as ASGD
+    from jaxlm.optimizers.descent import SGD as SGD
+    from jaxlm.optimizers.muon import Muon as Muon
     from jaxlm.runs.loading import evaluate as evaluate
     from jaxlm.runs.loading import load as load
     from jaxlm.runs.loading import tune_protocol as tune_protocol
     from jaxlm.runs.trainer import TrainResult as TrainResult
     from jaxlm.runs.trainer import train as train
+    from jaxlm.schedules import Cosine as Cosine
+    from jaxlm.schedules import Linear as Linear
+    from jaxlm.schedules import Piecewise as Piecewise
+    from jaxlm.schedules import Plateau as Plateau
     from jaxlm.scoring.language_model import LanguageModel as LanguageModel
     from jaxlm.scoring.stream import eval_step as eval_step
     from jaxlm.sweeps.results import MemberResult as MemberResult
@@ -59,10 +59,12 @@ _HOME = {
     "jaxlm.models.lstm": ("LSTM",),
     "jaxlm.models.mingru": ("MinGRU",),
     "jaxlm.models.mogrifier": ("Mogrifier",),
-    "jaxlm.config.optimizers": ("SGD", "ASGD", "AdamW", "Muon"),
+    "jaxlm.optimizers.descent": ("SGD", "ASGD"),
+    "jaxlm.optimizers.adamw": ("AdamW",),
+    "jaxlm.optimizers.muon": ("Muon",),
     "jaxlm.config.presets": ("preset",),
     "jaxlm.config.protocols": ("Cache", "Dynamic", "MCDropout", "Temperature"),
-    "jaxlm.config.schedules": ("Cosine", "Linear", "Piecewise", "Plateau"),
+    "jaxlm.schedules": ("Cosine", "Linear", "Piecewise", "Plateau"),
     "jaxlm.config.settings": ("DataConfig", "TrainConfig"),
     "jaxlm.data.corpora": ("load_corpus",),
     "jaxlm.data.corpus": ("Corpus",),

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def golden(name: str) -> Path:
     """A folder of recorded models."""
-    return ROOT / "tests/golden" / name
+    return ROOT / "tests/golden/published" / name
 
 
 def recorded(name: str, table: str) -> dict[str, dict[str, Any]]:

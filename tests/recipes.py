@@ -9,9 +9,9 @@ from itertools import cycle, islice
 import pytest
 
 import jaxlm
-from jaxlm.config.optimizers import OPTIMIZERS
-from jaxlm.config.schedules import SCHEDULES
 from jaxlm.models.kinds import MODELS
+from jaxlm.optimizers.kinds import OPTIMIZERS
+from jaxlm.schedules import SCHEDULES
 
 V, E, HIDDEN, B, T = 11, 4, (5, 4), 4, 5
 BASE = jaxlm.preset("small").replace(
@@ -53,7 +53,7 @@ USUAL_MODELS = {f"{name}-tied" if place % 2 else name for place, name in enumera
     "projection",
 }
 EVERY_DROPOUT = dict(locked_dropout=True, keep_embedding=0.8, keep_output=0.6, keep_last_output=0.9, keep_words=0.8)
-LAMB = dict(optimizer="adamw", tied=True, keep_update=0.8, model_compatibility="lamb", **EVERY_DROPOUT)
+LAMB = dict(model="lamb-mogrifier", optimizer="adamw", tied=True, keep_update=0.8, **EVERY_DROPOUT)
 RANDOM_WINDOWS = dict(length_deviation=1.0, short_probability=0.3, shortest_window=2, longest_window=7)
 MECHANISMS = (
     dict(keep_output=0.7, average_decay=0.5),
@@ -115,7 +115,7 @@ CASES = (
         "awd-lstm": BASE.replace(
             **EVERY_DROPOUT,
             keep_recurrent_weights=0.8,
-            optimizer="asgd",
+            optimizer="awd-lstm",
             nonmonotone=0,
             cost="mean",
             learning_rate=3.0,
@@ -123,7 +123,6 @@ CASES = (
             tied=True,
             activation_penalty=0.1,
             temporal_penalty=0.1,
-            compatibility="awd-lstm",
         ),
         "momentum": BASE.replace(momentum=0.9, nesterov=True, learning_rate=0.1),
         "sampled": BASE.replace(sampled_words=4, sampled_share=0.5, learning_rate=0.3),
@@ -136,7 +135,7 @@ CASES = (
             embedding_size=8, hidden_sizes=(8,), **LAMB | {"keep_words": 1.0}
         ),
         "adamw-average": BASE.replace(optimizer="adamw", nonmonotone=0, learning_rate=0.01),
-        "untied-lamb": BASE.replace(optimizer="adamw", clip_norm=0.5, compatibility="lamb"),
+        "untied-lamb": BASE.replace(optimizer="lamb-adam", clip_norm=0.5),
         "mogrifier-coupled-muon": MODEL_CASES["mogrifier-coupled"].replace(
             optimizer="muon",
             newton_schulz_rule="polar-express",

@@ -1,6 +1,7 @@
 """AWD-LSTM (Merity et al. 2018): trajectories that its published code really ran, with the noise that it had.
 
-The recordings and their draws: tests/golden/README.md. The step is the project's own: recorded masks are its input.
+The recordings and their draws: tests/golden/published/README.md. The step is the project's own; recorded masks are its
+input.
 """
 
 import json
@@ -18,13 +19,13 @@ from jaxlm.data.windows import batch
 from jaxlm.models.noise import Noise
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.training.step import TrainState, Window, init_state, train_step
-from jaxlm.training.validations import first_memory, validated
+from jaxlm.training.validations import first_validations, validated
 
 step = jax.jit(train_step, compiler_options={"xla_backend_optimization_level": 0})  # eight lengths to compile
 
 
 def recorded(name: str) -> dict:
-    return json.loads((Path(__file__).parent / "golden" / name).read_text())
+    return json.loads((Path(__file__).parent / "golden/published" / name).read_text())
 
 
 def gates(array: np.ndarray) -> np.ndarray:
@@ -56,9 +57,9 @@ def torch_layers(layers: list, differences: list, apart: float) -> dict[str, np.
 
 def switched(state: TrainState) -> TrainState:
     """The state from which on the parameters are averaged."""
-    assert state.memory is not None and state.memory.switch is not None
-    switch = replace(state.memory.switch, averaging=jnp.bool_(True))
-    return replace(state, memory=replace(state.memory, switch=switch))
+    assert state.validations is not None and state.validations.switch is not None
+    switch = replace(state.validations.switch, averaging=jnp.bool_(True))
+    return replace(state, validations=replace(state.validations, switch=switch))
 
 
 class Replay:
@@ -80,14 +81,13 @@ class Replay:
             keep_last_output=kept["dropout"],
             keep_words=kept["dropoute"],
             keep_recurrent_weights=kept["wdrop"],
-            optimizer="asgd",
+            optimizer="awd-lstm",
             cost="mean",
             learning_rate=c["lr"],
             clip_norm=c["clip"],
             weight_decay=c["wdecay"],
             activation_penalty=c["alpha"] or None,
             temporal_penalty=c["beta"] or None,
-            compatibility="awd-lstm",
             hold=1e9,
             batch_size=c["B"],
             bptt_length=c["bptt"],
@@ -211,7 +211,7 @@ def test_the_published_run(name, wide):
 def switches(nonmonotone: int, losses: list[float]) -> int | None:
     """After which validation, from 1, averaging starts."""
     recipe = jaxlm.preset("small").replace(optimizer="asgd", nonmonotone=nonmonotone).recipe
-    memory, rule = first_memory(recipe), jax.jit(validated)
+    memory, rule = first_validations(recipe), jax.jit(validated)
     for epoch, loss in enumerate(losses, 1):
         assert memory is not None
         memory = rule(recipe, memory, loss)

@@ -24,9 +24,9 @@ from jaxlm.config.config import (
 )
 from jaxlm.config.presets import PRESETS, preset
 from jaxlm.config.protocols import PROTOCOLS
-from jaxlm.config.schedules import Piecewise
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import specs
+from jaxlm.schedules import Piecewise
 
 RECIPES = {  # the published recipes: init, lr, clip, T, hidden, E, hold, epochs, keep, decay, B
     "small": (0.1, 1.0, 5, 20, (256, 128), 200, 4, 15, None, 0.5, 60),
@@ -89,8 +89,11 @@ def test_the_preset_of_awd_lstm_is_the_published_one():
 
 
 kinds = st.fixed_dictionaries({slot: st.sampled_from(sorted(KINDS[slot])) for slot in KINDS}).filter(
-    lambda kinds: (kinds["optimizer"], kinds["schedule"]) != ("asgd", "plateau")
-)  # both act on a plateau
+    lambda kinds: (
+        (kinds["optimizer"], kinds["schedule"]) not in (("asgd", "plateau"), ("awd-lstm", "plateau"))  # both act on one
+        and (kinds["model"] == "lstm" or kinds["optimizer"] != "awd-lstm")  # whose two biases are an LSTM's
+    )
+)
 
 
 @given(
@@ -139,7 +142,7 @@ def test_a_plain_name_belongs_to_one_section_only():
             homes.setdefault(name, set()).add(section)
     assert all(len(found) == 1 for found in homes.values())
     assert [spec_of_field(name).type for name in ("learning_rate", "hidden_sizes", "model")] == [float, tuple, str]
-    assert spec_of_field("optimizer").choices == ("sgd", "asgd", "adamw", "muon")
+    assert spec_of_field("optimizer").choices == ("sgd", "asgd", "adamw", "muon", "awd-lstm", "lamb-adam")
 
 
 def test_no_kind_is_taken_for_another_with_the_same_fields():
@@ -230,17 +233,17 @@ def test_what_another_kind_takes_over_is_said():
         (dict(compute_dtype="float16"), "compute_dtype must be float32, bfloat16 or auto"),
         (dict(learning_rte=1), "unknown field 'learning_rte'; did you mean 'learning_rate'"),
         (dict(zzz=1), "unknown field 'zzz'; known are"),
-        (dict(model="grv"), "model must be lstm, gru, mingru or mogrifier; it is 'grv'"),
+        (dict(model="grv"), "model must be lstm, gru, mingru, mogrifier or lamb-mogrifier; it is 'grv'"),
         (
             dict(model="gru", forget_bias=1.0),
-            "forget_bias is a field of the model lstm or mogrifier, and the model is gru, "
+            "forget_bias is a field of the model lstm, mogrifier or lamb-mogrifier, and the model is gru, "
             "whose fields are vocab_size, .*compute_dtype",
         ),
-        (dict(beta1=0.5), "beta1 is a field of the optimizer adamw or muon, and the optimizer is sgd"),
+        (dict(beta1=0.5), "beta1 is a field of the optimizer adamw, muon or lamb-adam, and the optimizer is sgd"),
         (dict(train="x"), "train takes a section"),
         (dict(train=None), "train takes a section"),
-        (dict(model=None), "model must be lstm, gru, mingru or mogrifier; it is None"),
-        (dict(optimizer=3), "optimizer must be sgd, asgd, adamw or muon; it is 3"),
+        (dict(model=None), "model must be lstm, gru, mingru, mogrifier or lamb-mogrifier; it is None"),
+        (dict(optimizer=3), "optimizer must be sgd, asgd, adamw, muon, awd-lstm or lamb-adam; it is 3"),
     ],
 )
 def test_a_wrong_field_is_named(changes, message):
@@ -262,7 +265,7 @@ def _json(**changes: object) -> str:
         ("{}", "expected a config of format 2"),
         ('{"format": 2, "model": 3}', "model should be a JSON object"),
         ('{"format": 2, "modle": {}}', "model.kind"),
-        (_json(model={"kind": "transformer"}), "model.kind must be lstm, gru, mingru or mogrifier"),
+        (_json(model={"kind": "transformer"}), "model.kind must be lstm, gru, mingru, mogrifier or lamb-mogrifier"),
         (_json(preset=3), "preset"),
         (_json(modle={}), "modle"),
         (_json(optimizer={"kind": "sgd", "lr": 1}), "unknown field optimizer.lr"),

@@ -83,7 +83,7 @@ def test_two_biases_move_twice_as_far_and_count_twice_in_the_norm():
     """PyTorch's, of which ours is the sum; the clipped norm is 1e-6 larger there."""
     fields = dict(learning_rate=0.1, cost="mean")
     before, plain, told = stepped(**fields)
-    _, quirky, twice = stepped(**fields, compatibility="awd-lstm")
+    _, quirky, twice = stepped(**fields, optimizer="awd-lstm")
     gradient, found = moved(before, plain, 0.1), moved(before, quirky, 0.1)
     biases = [layer["bias"] for layer in gradient["layers"]]
     assert float(twice.grad_norm) ** 2 == pytest.approx(

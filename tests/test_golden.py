@@ -111,7 +111,7 @@ def ptb_golden(ptb_dir):
 
 
 def recorded(ptb_dir):
-    return json.loads((HERE / "tf1_seed.json").read_text()), load_corpus("ptb", data_dir=ptb_dir)
+    return json.loads((HERE / "published/tf1_seed.json").read_text()), load_corpus("ptb", data_dir=ptb_dir)
 
 
 def ptb_run(golden, corpus, nudge: int | None = None, mesh=None):

@@ -17,6 +17,7 @@ from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state
 from jaxlm.scoring.stream import eval_step, stream_nats
 from jaxlm.training import members
+from jaxlm.training.averaging import Average
 from jaxlm.training.step import init_state, train_windows
 
 IDS = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
@@ -226,4 +227,4 @@ def test_a_mechanism_that_is_absent_has_no_leaf():
     state = init_state(plain, jax.random.key(0), B)
     assert state.key is None and state.average is None and not jax.tree.leaves(state.opt_state)
     assert all(field.name in vars(state) for field in fields(state))
-    assert replace(state, average=state.params).evaluated is state.params
+    assert replace(state, average=Average(state.params, jnp.int32(1))).evaluated is state.params

@@ -148,7 +148,7 @@ def test_each_gradient_of_a_matrix_is_one_product_after_the_backward_scan():
     assert not {(4, 12), (3, 12), (3, 4), (4, 3)} & carried(mogrifier)
 
 
-GOLDEN = json.loads((Path(__file__).parent / "golden/mogrifier.json").read_text())
+GOLDEN = json.loads((Path(__file__).parent / "golden/published/mogrifier.json").read_text())
 SHAPES = ("T", "B", "D", "H", "seed", "mask_seed")
 CELLS = GOLDEN["cells"]
 
@@ -263,8 +263,8 @@ def lamb_config(case):
         return 1 - theirs[name] if theirs.get(name) else None
 
     return jaxlm.preset("small").replace(
-        model="mogrifier",
-        optimizer="adamw",
+        model="lamb-mogrifier",
+        optimizer="lamb-adam",
         vocab_size=theirs["vocab_size"],
         embedding_size=E,
         hidden_sizes=(H,) * theirs["num_layers"],
@@ -281,11 +281,9 @@ def lamb_config(case):
         keep_words=kept("embedding_dropout"),
         projection=E != H,
         keep_latent=kept("downprojected_output_dropout"),
-        compatibility="lamb",
         l2_penalty=theirs.get("l2_penalty"),
         activation_penalty=theirs.get("activation_norm_penalty"),
         locked_dropout=theirs.get("shared_mask_dropout", False),
-        model_compatibility="lamb",
         scale_embedding=theirs.get("scale_input_embeddings", False),
         learning_rate=case["learning_rate"],
         beta1=0.0,

@@ -1,7 +1,7 @@
 """Mixture of softmaxes (Yang et al. 2018): trajectories that its published code really ran, with its noise and lengths.
 
-The recording and its draws: tests/golden/README.md. All windows are padded to one length, which is traced, and the plan
-says where they lie.
+The recording and its draws: tests/golden/published/README.md. All windows are padded to one length, which is traced,
+and the plan says where they lie.
 """
 
 from dataclasses import replace
@@ -49,9 +49,8 @@ class Replay:
             keep_words=kept["dropoute"],
             keep_recurrent_weights=kept["wdrop"],
             keep_latent=kept["dropoutl"],
-            optimizer="asgd",
+            optimizer="awd-lstm",
             cost="mean",
-            compatibility="awd-lstm",
             learning_rate=c["lr"],
             clip_norm=c["clip"],
             weight_decay=c["wdecay"],

@@ -10,9 +10,8 @@ import pytest
 from optax.contrib import scale_by_muon
 from recipes import BASE
 
-from jaxlm.config.optimizers import Muon
 from jaxlm.ops.newton_schulz import SMALLEST, orthogonalized, polar_express
-from jaxlm.training import optimizers
+from jaxlm.optimizers.muon import Muon
 from jaxlm.training.step import init_state
 
 
@@ -60,7 +59,7 @@ def test_two_steps_are_those_of_jordans_rule(nesterov):
     config = BASE.replace(optimizer="muon", clip_norm=None, nesterov=nesterov, weight_decay=0.1)
     rule, params = config.optimizer, init_state(config.recipe, jax.random.key(0), 2).params
     assert isinstance(rule, Muon)
-    transformation = optimizers.transformation(config.recipe, 0.5)
+    transformation = rule.transformation(config.model, 0.5)
     state, kernel = transformation.init(params), params["layers"][0]["kernel"]
     momentum = jnp.zeros_like(kernel)
     for seed in (3, 4):
@@ -82,8 +81,7 @@ def test_two_steps_are_those_of_jordans_rule(nesterov):
     expected: Any = plain.update(grads, plain.init(grads))[0]
     given: Any = transformation.update(params, transformation.init(params), params, grad_norm=jnp.ones(()))[0]
     np.testing.assert_allclose(given["embedding"], expected, rtol=1e-6)
-    decaying = config.replace(adam_weight_decay=0.2).recipe
-    transformation = optimizers.transformation(decaying, 0.5)
+    transformation = config.replace(adam_weight_decay=0.2).optimizer.transformation(config.model, 0.5)
     given = transformation.update(params, transformation.init(params), params, grad_norm=jnp.ones(()))[0]
     rate = 0.5 * rule.adam_learning_rate
     np.testing.assert_allclose(given["embedding"], expected - rate * 0.2 * params["embedding"], rtol=1e-5)

@@ -27,7 +27,7 @@ from jaxlm.scoring.reading import EachSentence, OneStream
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.scoring.token_scores import Detail
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "golden/published"
 IDS = np.random.default_rng(5).integers(0, 17, 65).astype(np.int32)
 TRAIN = np.random.default_rng(6).integers(0, 17, 300).astype(np.int32)
 VOCAB = small_lm().vocab

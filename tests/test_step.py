@@ -1,7 +1,6 @@
 """training/: the exact semantics of TensorFlow's PTB tutorial, one by one, on the classic LSTM with SGD."""
 
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 
 import jax
@@ -17,8 +16,6 @@ from jaxlm.models.kinds import MODELS
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.noise import Noise, draw_noise, no_noise
 from jaxlm.scoring.stream import eval_step
-from jaxlm.training import averaging
-from jaxlm.training.schedules import factor
 from jaxlm.training.step import Window, init_state, read_window, train_step, train_windows
 
 V, E, HIDDEN, B, T = 11, 3, (5, 4), 2, 6
@@ -105,7 +102,7 @@ def test_a_gradient_within_the_norm_is_not_scaled():
 @pytest.mark.parametrize(("offset", "rates"), [(1.0, [1, 1, 1, 1, 0.5, 0.25]), (0.0, [1, 1, 1, 1, 1, 0.5])])
 def test_the_rate_decays_once_an_epoch_after_hold(offset, rates):
     schedule = recipe_of(decay=0.5, hold=4.0, schedule_offset=offset).schedule
-    assert [float(factor(schedule, 0, epoch, 60)) for epoch in range(6)] == rates
+    assert [float(schedule.factor(0, epoch, 60)) for epoch in range(6)] == rates
 
 
 def test_initialisation():
@@ -271,14 +268,23 @@ def test_a_cost_that_is_not_finite_keeps_parameters_and_carry():
     jax.tree.map(np.testing.assert_array_equal, after.carry, state.carry)
 
 
-def test_the_exponential_average_weighs_iterates_also_after_windows_without_an_update():
-    recipe = CONFIG.replace(average_decay=0.9).recipe
-    average, old, new = {"w": jnp.zeros(1)}, {"w": jnp.zeros(1)}, {"w": jnp.ones(1)}
-    for step, params, finite in ((0, old, False), (1, new, True), (2, new, False), (3, new, True)):
-        average, _ = averaging.averaged(recipe, None, None, average, params, jnp.int32(step), 1.0, jnp.bool_(finite))
-    weights = 0.9 ** np.arange(3, -1, -1)
-    assert average is not None
-    np.testing.assert_allclose(average["w"], 1 - weights[0] / weights.sum(), rtol=1e-6)
+@pytest.mark.parametrize(
+    "fields",
+    [dict(average_decay=0.9), dict(optimizer="asgd", nonmonotone=0), dict(optimizer="awd-lstm", nonmonotone=0)],
+)
+@pytest.mark.parametrize("first", [False, True])
+def test_a_window_that_is_not_finite_changes_the_step_count_alone(fields, first):
+    """Averages, optimiser and carry stay; at an epoch's start the carry is zero."""
+    recipe = CONFIG.replace(**fields, **({} if "average_decay" in fields else {"nonmonotone": 0})).recipe
+    before, _ = step(recipe, init_state(recipe, jax.random.key(0), B), window())
+    nan = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), before.params["softmax"])
+    before = replace(before, params={**before.params, "softmax": nan})
+    after, metrics = step(recipe, before, replace(window(), first=jnp.bool_(first)))
+    assert not metrics.finite and int(after.step) == int(before.step) + 1
+    carry = jax.tree.map(jnp.zeros_like, before.carry) if first else before.carry
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(before.carry)) > 0
+    jax.tree.map(np.testing.assert_array_equal, after, replace(before, step=after.step, carry=carry))
+    assert int(before.average.iterates) == 1
 
 
 @pytest.mark.parametrize(("skip", "trained"), [(False, 1), (True, 5)])
@@ -318,8 +324,8 @@ def test_parameters_go_to_tensorflows_names_and_back():
 
 def test_the_schedules_warm_up_and_come_down():
     total = 100
-    cosine = partial(factor, recipe_of(schedule="cosine", warmup=0.1, final=0.2).schedule)
-    linear = partial(factor, recipe_of(schedule="linear", warmup=0.1, final=0.2).schedule)
+    cosine = recipe_of(schedule="cosine", warmup=0.1, final=0.2).schedule.factor
+    linear = recipe_of(schedule="linear", warmup=0.1, final=0.2).schedule.factor
     for rate in (cosine, linear):
         values = [float(rate(at, 0, total)) for at in range(total + 1)]
         assert values[0] == pytest.approx(0.1) and values[9] == pytest.approx(1, abs=0.02)

@@ -13,7 +13,7 @@ from jaxlm.data.windows import WindowPlan
 from jaxlm.errors import JaxlmError
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.training.step import init_state, train_windows
-from jaxlm.training.validations import first_memory, validated
+from jaxlm.training.validations import first_validations, validated
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, (31, B)))
 PLAN = WindowPlan(len(TOKENS), T, 9)
@@ -21,7 +21,7 @@ PLAN = WindowPlan(len(TOKENS), T, 9)
 
 def after(config, losses, patience=0):
     """The memory after each validation."""
-    memory, told = first_memory(config.recipe, patience), []
+    memory, told = first_validations(config.recipe, patience), []
     for loss in losses:
         assert memory is not None
         memory = validated(config.recipe, memory, jnp.float32(loss))
@@ -38,17 +38,17 @@ def test_the_rate_is_lowered_after_more_failures_than_its_patience_and_then_wait
 def test_stale_counts_the_validations_since_the_best_and_no_number_is_the_worst():
     told = after(BASE, [5, 4, 4, np.nan, 3.5, np.inf], patience=3)
     assert [int(memory.stale) for memory in told] == [0, 0, 1, 2, 0, 1]
-    assert first_memory(BASE.recipe) is None  # nothing follows from a validation: nothing is remembered
+    assert first_validations(BASE.recipe) is None  # nothing follows from a validation: nothing is remembered
 
 
 def averaging(losses, **fields):
     """Whether averaging has started, after each validation."""
-    return [bool(memory.switch.averaging) for memory in after(BASE.replace(optimizer="adamw", **fields), losses)]
+    return [bool(memory.switch.averaging) for memory in after(BASE.replace(**{"optimizer": "adamw", **fields}), losses)]
 
 
 def test_the_mogrifier_s_code_averages_once_the_best_is_so_many_validations_old():
     """docs/mogrifier.md has the first two examples."""
-    slow, sudden, lamb = [5, 4, 3, 3.2, 3.3, 3.4], [5, 4, 3, 5.5], dict(compatibility="lamb")
+    slow, sudden, lamb = [5, 4, 3, 3.2, 3.3, 3.4], [5, 4, 3, 5.5], dict(optimizer="lamb-adam")
     assert averaging(slow, nonmonotone=2, **lamb) == 4 * [False] + 2 * [True]
     assert averaging(slow, nonmonotone=2) == 5 * [False] + [True]
     assert averaging(sudden, nonmonotone=2, **lamb) == 4 * [False]
@@ -57,9 +57,9 @@ def test_the_mogrifier_s_code_averages_once_the_best_is_so_many_validations_old(
     assert averaging([3, 4, 5, 1], nonmonotone=2, **lamb) == [False, False, True, True]  # and never stops
 
 
-@pytest.mark.parametrize("compatibility", ["none", "lamb"])
-def test_averaging_starts_with_the_latest_validation(compatibility):
-    fields = dict(nonmonotone=3, compatibility=compatibility, average_latest=4)
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb-adam"])
+def test_averaging_starts_with_the_latest_validation(optimizer):
+    fields = dict(nonmonotone=3, optimizer=optimizer, average_latest=4)
     assert averaging([5, 4, 3, 2, 1], **fields) == [False, False, False, True, True]
     preset = jaxlm.preset("mogrifier")
     assert (preset.optimizer.averages_after, preset.optimizer.averages_latest) == (50, 800)  # as published
@@ -70,9 +70,9 @@ def iterates(config, steps, averaging_from):
     state, told = init_state(config.recipe, jax.random.key(0), B), []
     for at in range(steps):
         if at == averaging_from:
-            assert state.memory is not None and state.memory.switch is not None
-            memory = replace(state.memory, switch=replace(state.memory.switch, averaging=jnp.bool_(True)))
-            state = replace(state, memory=memory)
+            assert state.validations is not None and state.validations.switch is not None
+            memory = replace(state.validations, switch=replace(state.validations.switch, averaging=jnp.bool_(True)))
+            state = replace(state, validations=memory)
         recipe = config.replace(learning_rate=0.1 * (at + 1)).recipe
         state, metrics = train_windows(recipe, state, TOKENS, PLAN.windows(at, 1, 4), jnp.int32(1), bptt_length=T)
         told.append(np.asarray(state.params["embedding"], np.float64))
@@ -84,7 +84,7 @@ def iterates(config, steps, averaging_from):
     ("fields", "first"),
     [
         (dict(optimizer="asgd"), 2),
-        (dict(optimizer="asgd", compatibility="awd-lstm"), 3),
+        (dict(optimizer="awd-lstm"), 3),
         (dict(optimizer="adamw", nonmonotone=5), 2),
         (dict(optimizer="muon", nonmonotone=5), 2),
     ],
@@ -99,12 +99,11 @@ def test_the_average_is_that_of_all_iterates_since_the_switch(fields, first):
 
 
 def test_the_published_code_moves_by_the_rate_of_the_step_before():
-    quirky = BASE.replace(optimizer="asgd", compatibility="awd-lstm", clip_norm=None)
+    quirky = BASE.replace(optimizer="awd-lstm", clip_norm=None)
     moved, _ = iterates(quirky, 3, averaging_from=0)
-    plain = quirky.replace(optimizer="sgd")
-    told, expected = [], init_state(plain.recipe, jax.random.key(0), B)
+    told, expected = [], init_state(quirky.recipe, jax.random.key(0), B)
     for at, rate in enumerate((0.1, 0.1, 0.2)):  # of windows at 0.1, 0.2, 0.3
-        recipe = plain.replace(learning_rate=rate).recipe
+        recipe = quirky.replace(learning_rate=rate).recipe  # and no average
         expected, _ = train_windows(recipe, expected, TOKENS, PLAN.windows(at, 1, 4), jnp.int32(1), bptt_length=T)
         told.append(np.asarray(expected.params["embedding"]))
     np.testing.assert_allclose(moved, told, rtol=1e-5, atol=1e-6)
@@ -142,7 +141,7 @@ def test_what_followed_is_the_same_after_a_stop(fields, text, tmp_path):
         checkpoint_every=3,
     )
     straight = jaxlm.train(config, run_dir=tmp_path / "straight", quiet=True)
-    memory = straight.state.memory
+    memory = straight.state.validations
     assert memory is not None and int(memory.stale) == 4 and 5 <= len(straight.epochs) < 30
     assert memory.switch is None or bool(memory.switch.averaging)
     assert memory.lowered is None or float(memory.lowered.factor) < 1
@@ -152,7 +151,7 @@ def test_what_followed_is_the_same_after_a_stop(fields, text, tmp_path):
             config, run_dir=tmp_path / "stopped", steps=steps, quiet=True, resume=(tmp_path / "stopped").exists()
         )
     assert resumed.epochs == straight.epochs
-    jax.tree.map(np.testing.assert_array_equal, resumed.state.memory, memory)
+    jax.tree.map(np.testing.assert_array_equal, resumed.state.validations, memory)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
         resumed.state.evaluated,
@@ -191,7 +190,7 @@ def test_members_end_early_as_they_would_alone(text, tmp_path):
         (dict(optimizer="asgd", average_decay=0.9), "average_decay .* optimizer asgd"),
         (dict(optimizer="adamw", nonmonotone=0, average_decay=0.9), "average_decay .* nonmonotone"),
         (dict(optimizer="muon", average_latest=9), "average_latest .* nonmonotone"),
-        (dict(model="gru", compatibility="awd-lstm"), "compatibility awd-lstm .* model is gru"),
+        (dict(model="gru", optimizer="awd-lstm"), "optimizer awd-lstm .* model is a GRU"),
     ],
 )
 def test_contradictions_name_both_fields(fields, says):

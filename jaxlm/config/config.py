@@ -8,18 +8,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from jaxlm.config.optimizers import OPTIMIZERS, SGD, Descent, Optimizer
-from jaxlm.config.schedules import SCHEDULES, Piecewise, Plateau, Schedule
 from jaxlm.config.settings import DataConfig, TrainConfig
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import Spec, checked, either, nearest, setting_text, shown, specs
 from jaxlm.models.kinds import MODELS
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Recurrent
+from jaxlm.optimizers.descent import SGD
+from jaxlm.optimizers.kinds import OPTIMIZERS
+from jaxlm.optimizers.optimizer import Optimizer
+from jaxlm.published import kinds as published
+from jaxlm.schedules import SCHEDULES, Piecewise, Plateau, Schedule
 
 FORMAT = 2  # of config.json
 
-KINDS: dict[str, Mapping[str, type]] = {"model": MODELS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+KINDS: dict[str, Mapping[str, type]] = {
+    "model": MODELS | published.MODELS,
+    "optimizer": OPTIMIZERS | published.OPTIMIZERS,
+    "schedule": SCHEDULES,
+}
 FIXED: dict[str, type] = {"train": TrainConfig, "data": DataConfig}
 SECTIONS = (*KINDS, *FIXED)
 
@@ -64,11 +71,7 @@ class Config:
                 f"nonmonotone {optimizer.averages_after} of the optimizer and the schedule plateau "
                 f"both act when validation stops improving: take nonmonotone 0, or another schedule"
             )
-        if isinstance(optimizer, Descent) and optimizer.compatibility == "awd-lstm" and type(self.model) is not LSTM:
-            raise JaxlmError(
-                f"compatibility awd-lstm repeats the two biases of an LSTM, and model is "
-                f"{kind_of('model', self.model)}: set compatibility to none, or take the model lstm"
-            )
+        optimizer.check_model(self.model)
 
     @property
     def depends_on_total(self) -> bool:

@@ -1,13 +1,15 @@
 """Named recipes."""
 
 from jaxlm.config.config import Config
-from jaxlm.config.optimizers import ASGD, SGD, AdamW, Muon
-from jaxlm.config.schedules import Cosine, Piecewise
 from jaxlm.config.settings import TrainConfig
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import nearest
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.mogrifier import Mogrifier
+from jaxlm.optimizers.descent import ASGD, SGD
+from jaxlm.optimizers.muon import Muon
+from jaxlm.published.lamb import LambAdam
+from jaxlm.schedules import Cosine, Piecewise
 
 
 def preset(name: str) -> Config:
@@ -69,14 +71,8 @@ def _mogrifier() -> Config:
             keep_state=1 - 0.387,
             keep_carry=1 - 0.01,
         ),
-        optimizer=AdamW(
-            learning_rate=0.0023,
-            beta1=0.0,
-            clip_norm=10.0,
-            l2_penalty=2.5e-4,
-            nonmonotone=50,
-            average_latest=800,
-            compatibility="lamb",
+        optimizer=LambAdam(
+            learning_rate=0.0023, beta1=0.0, clip_norm=10.0, l2_penalty=2.5e-4, nonmonotone=50, average_latest=800
         ),
         schedule=Piecewise(decay=1.0),
         train=TrainConfig(batch_size=64, bptt_length=70, epochs=966),  # about 1,000 turns of 200 steps

@@ -1,4 +1,4 @@
-"""Registers all parts of a recipe but its model (`models/stack.py` does), and the protocols, as pytrees.
+"""Registers the parts of a recipe, and the protocols, as pytrees; `models/stack.py` registers the models.
 
 The packages that trace them import this file. (It is apart from `config.py`, so that help imports no JAX.)
 """
@@ -7,13 +7,14 @@ from dataclasses import fields
 
 import jax
 
-from jaxlm.config.config import Recipe
-from jaxlm.config.optimizers import OPTIMIZERS
+from jaxlm.config.config import KINDS, Recipe
 from jaxlm.config.protocols import PROTOCOLS
-from jaxlm.config.schedules import SCHEDULES
+from jaxlm.models import stack  # noqa: F401 (registers the models)
+from jaxlm.models.kinds import MODELS
 from jaxlm.pytrees import register
 
-for _kinds in (OPTIMIZERS, SCHEDULES, PROTOCOLS):
-    for _kind in _kinds.values():
+_kinds = [kind for kinds in (*KINDS.values(), PROTOCOLS) for kind in kinds.values()]
+for _kind in _kinds:
+    if _kind not in MODELS.values():
         register(_kind)
 jax.tree_util.register_dataclass(Recipe, [item.name for item in fields(Recipe)], [])

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from jaxlm.ops.lstm import LSTMState
 
-LAMB_S_UPDATE = 1.5  # what lamb scales a kept update by, whatever its probability, and in evaluation too
-
 
 @dataclass(frozen=True)
 class Mogrifier(Recurrent):
@@ -40,11 +38,6 @@ class Mogrifier(Recurrent):
     keep_update: float | None = probability(
         "a unit of what is written to the cell, tanh(j), is kept, drawn once a window (none: no dropout; "
         "arXiv:1603.05118)"
-    )
-    model_compatibility: str = choice(
-        "none",
-        "whose quirks of dropout to repeat: none, or lamb, the published code (docs/mogrifier.md)",
-        ("none", "lamb"),
     )
 
     @property
@@ -89,14 +82,15 @@ class Mogrifier(Recurrent):
     def apply_layer(
         self, params: Params, x: jax.Array, state: LSTMState, noise: CellNoise, length: jax.Array | None
     ) -> tuple[jax.Array, LSTMState]:
-        import jax.numpy as jnp
 
         from jaxlm.ops.mogrifier import Limits, mogrifier
 
-        of_state, of_update = _scaled(noise.kept, self.keep_state), _scaled(noise.updated, self.keep_update)
-        if self.model_compatibility == "lamb" and self.keep_update is not None and self.input_gate != "free":
-            of_update = LAMB_S_UPDATE if noise.updated is None else jnp.where(noise.updated, LAMB_S_UPDATE, 0)
-        return mogrifier(x, params, state, self.input_gate, Limits(self.cell_clip, of_state, of_update, length))
+        limits = Limits(self.cell_clip, _scaled(noise.kept, self.keep_state), self.update_scale(noise.updated), length)
+        return mogrifier(x, params, state, self.input_gate, limits)
+
+    def update_scale(self, updated: jax.Array | None) -> jax.Array | float | None:
+        """The factor on what is written to the cell, given which units are written; None: 1."""
+        return _scaled(updated, self.keep_update)
 
     def change_recurrent(self, params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:
         return change_last_rows(params, width, change)

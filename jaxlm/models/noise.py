@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.models.heads import kernel_width
-from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import Params, Recurrent, State
 from jaxlm.ops.dropout import apply_mask, draw_mask
 from jaxlm.ops.sampled_softmax import Drawn, draw_words
@@ -144,7 +143,7 @@ def drop_words(model: Recurrent, noise: Noise, x: jax.Array, tokens: jax.Array) 
     """Embedded tokens without those of dropped words (Gal and Ghahramani 2016, arXiv:1512.05287).
 
     A whole row of the embedding is dropped, wherever the window reads it; as an output a word is never dropped, unless
-    lamb's quirks are repeated (`drop_rows`).
+    the model says so (`drop_rows`).
 
     Args:
       model: its keep_words is the probability that a word is kept.
@@ -155,7 +154,9 @@ def drop_words(model: Recurrent, noise: Noise, x: jax.Array, tokens: jax.Array) 
     Returns:
       x / keep_words where the token's word is kept, else 0.
     """
-    return x if noise.words is None or _drops_rows(model) else apply_mask(x, noise.words[tokens], model.keep_words)
+    if noise.words is None or model.drops_output_words:  # there `drop_rows` has dropped them
+        return x
+    return apply_mask(x, noise.words[tokens], model.keep_words)
 
 
 def drop_carry(noise: Noise, carry: tuple[State, ...]) -> tuple[State, ...]:
@@ -165,14 +166,9 @@ def drop_carry(noise: Noise, carry: tuple[State, ...]) -> tuple[State, ...]:
 
 
 def drop_rows(model: Recurrent, noise: Noise, params: Params) -> Params:
-    """The parameters; with lamb's quirks, dropped words' rows of a tied embedding are zeros, in the softmax too."""
-    if noise.words is None or not _drops_rows(model):
+    """The parameters; where the model drops words as outputs too, their rows of the embedding are zeros."""
+    if noise.words is None or not model.drops_output_words:
         return params
     table = params["embedding"]
     kept = jnp.pad(noise.words, ((0, len(table) - len(noise.words)), (0, 0)))  # words that make V divide over devices
     return {**params, "embedding": apply_mask(table, kept, model.keep_words)}
-
-
-def _drops_rows(model: Recurrent) -> bool:
-    """Whether a dropped word is dropped from the one embedding tensor, which a tied softmax reads too."""
-    return isinstance(model, Mogrifier) and model.model_compatibility == "lamb" and model.tied

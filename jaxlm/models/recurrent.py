@@ -38,6 +38,7 @@ class Recurrent:
     """An embedding, a stack of recurrent layers of one kind, and a softmax."""
 
     gates: ClassVar[int]  # matrices side by side in each of a layer's kernels [inputs, gates * H], for Muon
+    drops_output_words: ClassVar[bool] = False  # whether a word that is dropped as an input is no output either
     vocab_size: int = count(
         10_000, "most words to keep; the model takes the corpus's own number if smaller", "words", low=2, high=2**24
     )  # (up to there ids are exact as float32)

@@ -48,18 +48,6 @@ def zero_carry(model: Recurrent, batch_size: int, dtype: Any = jnp.float32) -> C
     return tuple(model.zero_state(batch_size, width, dtype) for width in model.hidden_sizes)
 
 
-def is_inner_matrix(params: Params) -> Params:
-    """For each parameter whether it is a kernel of a layer, by its name: not the embedding, the softmax or a bias."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: path[0].key == "layers" and leaf.ndim == 2 and path[-1].key.endswith("kernel"), params
-    )
-
-
-def is_layer_bias(params: Params) -> Params:
-    """For each parameter whether it is a bias of a layer."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: path[0].key == "layers" and leaf.ndim == 1, params)
-
-
 def embed(params: Params, tokens: jax.Array) -> jax.Array:
     """tokens [T, B] -> their rows of the embedding [T, B, E]; where they have been read already, those."""
     return look_up(params["embedding"], tokens)

@@ -30,7 +30,7 @@ class SingleGroup:
         self._run, self._mesh = run, mesh
         self._recipe = traced(run.config.recipe)
         self._state = place(mesh, state)
-        run.remember(jax.device_get(state.memory))
+        run.remember(jax.device_get(state.validations))
 
     def train(self, tokens: jax.Array, first_row: int, count: int) -> list[Metrics]:
         """Trains `count` windows; the metrics of each slot."""
@@ -53,10 +53,10 @@ class SingleGroup:
         """The validation perplexity of each slot; what follows from it is in the state afterwards."""
         run, counts = self._run, self._run.config.train
         found = run.perplexity(*self._nats(run.corpus.valid, counts.batch_size, counts.bptt_length), counts.batch_size)
-        if (memory := self._state.memory) is not None:
-            memory = jax.device_get(_validated(self._recipe, memory, _loss(found)))
-            self._state = replace(self._state, memory=place(self._mesh, jax.device_put(memory)))
-            run.remember(memory)
+        if (record := self._state.validations) is not None:
+            record = jax.device_get(_validated(self._recipe, record, _loss(found)))
+            self._state = replace(self._state, validations=place(self._mesh, jax.device_put(record)))
+            run.remember(record)
         return [found]
 
     def test(self, slot: int) -> float:
@@ -89,7 +89,7 @@ class MemberGroup:
     def __init__(self, size: int, vmapped: bool):
         self.runs: list[Run | None] = [None] * size
         self._vmapped, self._mesh = vmapped, members_mesh(size)
-        self._members: members.Group | None = None
+        self._members: members.Members | None = None
 
     def add(self, slot: int, run: Run, state: TrainState) -> None:
         """Puts a run into a free slot."""
@@ -100,7 +100,7 @@ class MemberGroup:
             else members.replaced(self._members, slot, recipe, state)
         )
         self.runs[slot] = run
-        run.remember(jax.device_get(state.memory))
+        run.remember(jax.device_get(state.validations))
 
     def train(self, tokens: jax.Array, first_row: int, count: int) -> list[Metrics]:
         """Trains `count` windows of each member; the metrics of each slot."""
@@ -142,13 +142,13 @@ class MemberGroup:
                 np.nan if run is None else run.perplexity(*self._nats(slot, *what), rows)
                 for slot, run in enumerate(self.runs)
             ]
-        if states.memory is not None:
-            memory = jax.device_get(_all_validated(recipes, states.memory, np.array([*map(_loss, found)])))
-            placed = place(self._mesh, jax.device_put(memory), MEMBER)
-            self._members = recipes, replace(states, memory=placed)
+        if states.validations is not None:
+            record = jax.device_get(_all_validated(recipes, states.validations, np.array([*map(_loss, found)])))
+            placed = place(self._mesh, jax.device_put(record), MEMBER)
+            self._members = recipes, replace(states, validations=placed)
             for slot, run in enumerate(self.runs):
                 if run is not None:
-                    run.remember(members.taken(memory, slot))
+                    run.remember(members.taken(record, slot))
         return found
 
     def test(self, slot: int) -> float:

@@ -21,7 +21,7 @@ from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.lock import Held
 from jaxlm.runs.metrics import MetricsLog, Prefix, read_metrics
 from jaxlm.training.step import Metrics, TrainState
-from jaxlm.training.validations import Memory
+from jaxlm.training.validations import Validations
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ class Run:
             MetricsLog(self.folder, corpus.name, counts.bptt_length, kept=written, on_metrics=on_metrics)
         )
         self.step = self._saved = self.found.manifest.step if self.found else 0
-        self._memory: Memory | None = None
+        self._validations: Validations | None = None
         self.averages_from: int | None = None
         if self.found:
-            self.remember(self.found.state.memory)
+            self.remember(self.found.state.validations)
         if self.found and self.finished:
             self.notes.append(
                 f"{self.folder.path} has finished ({self.epoch} epochs, {self.step} windows): nothing is left to "
@@ -135,7 +135,7 @@ class Run:
     def ended_early(self) -> bool:
         """Whether too many validations in a row did not improve on the best."""
         patience = self.config.train.patience
-        return bool(patience and self._memory and int(self._memory.stale) >= patience)
+        return bool(patience and self._validations and int(self._validations.stale) >= patience)
 
     @property
     def train_perplexity(self) -> float:
@@ -233,10 +233,10 @@ class Run:
         self.epochs.append(result)
         return result
 
-    def remember(self, memory: Memory | None) -> None:
-        """Takes over the state's memory of the validations so far, whole in the host's memory."""
-        before, self._memory = self._memory, memory
-        if memory and memory.switch and before and before.switch and memory.switch.averaging > before.switch.averaging:
+    def remember(self, record: Validations | None) -> None:
+        """Takes over the state's record of validations, whole in the host's memory."""
+        before, self._validations = self._validations, record
+        if record and record.switch and before and before.switch and record.switch.averaging > before.switch.averaging:
             self.averages_from = self.step
 
     def perplexity(self, nats: float, predictions: int, rows: int = 1) -> float:
@@ -295,7 +295,7 @@ def window_plan(config: Config, rows: int) -> WindowPlan:
         counts.shortest_window,
         counts.longest,
         counts.length_seed,
-        getattr(config.optimizer, "compatibility", "none") == "awd-lstm",
+        config.optimizer.windows_as_published,
     )
     plan = WindowPlan(rows, counts.longest, counts.epochs, random)
     if plan.total > MOST_WINDOWS:

@@ -17,26 +17,26 @@ from jaxlm.data.windows import Windows
 from jaxlm.distributed.mesh import MEMBER, place
 from jaxlm.training.step import Metrics, TrainState, traced, train_windows
 
-Group = tuple[Recipe, TrainState]  # every leaf with an axis M before its own
+Members = tuple[Recipe, TrainState]  # every leaf with an axis M before its own
 
 
-def stacked(recipe: Recipe, state: TrainState, size: int, mesh: Mesh | None) -> Group:
-    """A group of `size` equal members, spread over the devices of a mesh."""
-    group = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * size), (traced(recipe), state))
-    return place(mesh, group, MEMBER)
+def stacked(recipe: Recipe, state: TrainState, size: int, mesh: Mesh | None) -> Members:
+    """`size` equal members, spread over the devices of a mesh."""
+    columns = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * size), (traced(recipe), state))
+    return place(mesh, columns, MEMBER)
 
 
 @partial(jax.jit, donate_argnums=0)
-def _replaced(group: Group, slot: jax.Array, member: Group) -> Group:
-    return jax.tree.map(lambda column, one: column.at[slot].set(one), group, member)
+def _replaced(members: Members, slot: jax.Array, member: Members) -> Members:
+    return jax.tree.map(lambda column, one: column.at[slot].set(one), members, member)
 
 
-def replaced(group: Group, slot: int, recipe: Recipe, state: TrainState) -> Group:
-    """The group with another member in a slot; the old group's arrays are donated."""
-    return _replaced(group, jnp.int32(slot), (traced(recipe), state))
+def replaced(members: Members, slot: int, recipe: Recipe, state: TrainState) -> Members:
+    """The members with another one in a slot; the old arrays are donated."""
+    return _replaced(members, jnp.int32(slot), (traced(recipe), state))
 
 
-def taken(group: Any, slot: int) -> Any:
+def taken(tree: Any, slot: int) -> Any:
     """One member's leaves of any tree with an axis M, each from the device that holds it.
 
     Indexing a leaf that is spread over devices would be a program with a collective for each leaf. Many such programs
@@ -52,7 +52,7 @@ def taken(group: Any, slot: int) -> Any:
                 return shard.data[slot - first]
         raise ValueError(f"no device of this process holds member {slot}")
 
-    return jax.tree.map(one, group)
+    return jax.tree.map(one, tree)
 
 
 @partial(jax.jit, static_argnames=("bptt_length", "small_batch", "vmapped", "mesh"), donate_argnames="states")

@@ -1,4 +1,7 @@
-"""The training step: a pure function of recipe, state and window; and its loop over the windows of one call."""
+"""The training step: a pure function of recipe, state and window; and its loop over the windows of one call.
+
+Letters: `T` steps, `B` batch, `R` rows of tokens, `W` windows of a call.
+"""
 
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,99 +18,121 @@ from jaxlm.data.windows import Windows
 from jaxlm.distributed.mesh import stay
 from jaxlm.errors import JaxlmError
 from jaxlm.models import stack
-from jaxlm.models.noise import Noise, draw_noise, growing, is_random
+from jaxlm.models.noise import Noise, growing, is_random
 from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
-from jaxlm.training import averaging, gradients, optimizers
-from jaxlm.training.averaging import Averaging
-from jaxlm.training.cost import minimised
-from jaxlm.training.schedules import factor
-from jaxlm.training.small_batches import Gradient, Part, gradient_of
-from jaxlm.training.validations import Memory, first_memory
+from jaxlm.training.averaging import Average, averaged, first_average
+from jaxlm.training.gradient import Part, apply_updates, gradient, with_dense_rows
+from jaxlm.training.validations import Validations, averaging_started, first_validations, lowered_factor
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes; with the config and the corpus it is the whole run."""
+    """Everything that a step changes; with the config and the corpus it is the whole run.
 
-    step: jax.Array  # windows read, int32
+    Attributes:
+      step: windows read, int32.
+      params: the parameters.
+      opt_state: of the optimiser's transformation.
+      carry: after the window before.
+      key: folded with the step for a window's noise; None: the model has none.
+      average: of the parameters; None: the recipe asks for none.
+      validations: the record of all validations; None: nothing follows from one.
+    """
+
+    step: jax.Array
     params: Params
     opt_state: optax.OptState
     carry: Carry
-    key: jax.Array | None  # folded with the step for a window's noise; None: the model has none
-    average: Params | None = None  # of the parameters, where the recipe asks for it
-    averaging: Averaging | None = None  # where it is even
-    memory: Memory | None = None  # of all validations, where something follows from them
+    key: jax.Array | None
+    average: Average | None = None
+    validations: Validations | None = None
 
     @property
     def evaluated(self) -> Params:
         """The parameters that validation and test use."""
-        return self.params if self.average is None else self.average
+        return self.params if self.average is None else self.average.params
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Window:
-    """What one step reads: inputs and targets [T, B], and where in the run they lie."""
+    """The tokens that one step reads, and where in the run they lie.
+
+    Attributes:
+      inputs, targets: [T, B].
+      epoch: from 0.
+      first: whether it is the first of its epoch: the carry starts from zero.
+      total: windows of all epochs.
+      length: how many of the T steps count; None: all.
+      rate: a factor on the learning rate, besides the schedule's.
+      small_batch: rows that one gradient is computed of; 0: all.
+    """
 
     inputs: jax.Array
     targets: jax.Array
-    epoch: jax.Array | int = 0  # from 0
-    first: jax.Array | bool = False  # of its epoch: the carry starts from zero
-    total: jax.Array | int = 1  # windows of all epochs
-    length: jax.Array | None = None  # of the T steps how many count; None: all
-    rate: jax.Array | None = None  # factor on the learning rate, besides the schedule's; None: 1
-    small_batch: int = field(default=0, metadata={"static": True})  # rows of one gradient; 0: all
+    epoch: jax.Array | int = 0
+    first: jax.Array | bool = False
+    total: jax.Array | int = 1
+    length: jax.Array | None = None
+    rate: jax.Array | float = 1.0
+    small_batch: int = field(default=0, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Metrics:
-    """The results of one step; each a scalar, or one value per window."""
+    """The results of one step; each a scalar, or one value per window.
 
-    cost: jax.Array  # nats: summed over T, averaged over B
-    grad_norm: jax.Array  # of the cost's gradient, before clipping
-    learning_rate: jax.Array  # without the factor of a random window's own length
-    finite: jax.Array  # cost and gradient norm; where not, no update was made
+    Attributes:
+      cost: nats, summed over T and averaged over B.
+      grad_norm: global norm of the gradient, before clipping.
+      learning_rate: without the factor of a random window's own length.
+      finite: whether cost and norm are finite; if not, no update was made.
+    """
+
+    cost: jax.Array
+    grad_norm: jax.Array
+    learning_rate: jax.Array
+    finite: jax.Array
 
 
 def traced(recipe: Recipe) -> Recipe:
-    """The recipe with its numbers as arrays of float32: a program takes them as they are, and none is compiled here."""
+    """The recipe with its numbers as float32 arrays, so that every call of a program takes the same types."""
     return jax.device_put(jax.tree.map(np.float32, recipe))
 
 
 def init_state(
     recipe: Recipe, key: jax.Array, batch_size: int, params: Params | None = None, *, patience: int = 0
 ) -> TrainState:
-    """The state before the first step, with fresh parameters or a copy of those given.
+    """The state before the first step.
 
     Args:
       recipe: model, optimiser and schedule.
       key: of the parameters and of all noise.
       batch_size: rows B.
       params: in place of fresh ones; copied, since the loop donates its state.
-      patience: of early stopping, which remembers the validations; 0: there is none.
+      patience: of early stopping, which needs a record of validations; 0: there is none.
 
     Raises:
       JaxlmError: the compute_dtype is `auto`, which `jaxlm.train` replaces by the device's.
     """
-    if recipe.model.compute_dtype == "auto":
+    model = recipe.model
+    if model.compute_dtype == "auto":
         raise JaxlmError(
             "compute_dtype is auto, which jaxlm.train resolves: for a step of your own take float32 or bfloat16"
         )
     params_key, noise_key = jax.random.split(key)
-    start: Params = jax.tree.map(jnp.array, stack.init_params(recipe.model, params_key) if params is None else params)
-    average = jax.tree.map(jnp.copy, start) if averaging.averages(recipe) else None
+    start: Params = jax.tree.map(jnp.array, stack.init_params(model, params_key) if params is None else params)
     return TrainState(
-        jnp.zeros((), jnp.int32),
-        start,
-        optimizers.transformation(recipe, 0.0).init(start),
-        stack.zero_carry(recipe.model, batch_size, start["embedding"].dtype),
-        noise_key if is_random(recipe.model) else None,
-        average,
-        averaging.first(recipe),
-        first_memory(recipe, patience),
+        step=jnp.zeros((), jnp.int32),
+        params=start,
+        opt_state=recipe.optimizer.transformation(model, 0.0).init(start),
+        carry=stack.zero_carry(model, batch_size, start["embedding"].dtype),
+        key=noise_key if is_random(model) else None,
+        average=first_average(recipe.optimizer, start),
+        validations=first_validations(recipe, patience),
     )
 
 
@@ -124,8 +149,8 @@ def train_step(
 
     The cost is the sum over the T steps of the mean over the batch, and it is that cost's gradient that is clipped, as
     in TensorFlow's PTB tutorial; a recipe may add penalties, or minimise the mean over all tokens (`cost.py`). Where
-    the cost or the gradient norm is not finite, parameters, optimiser and average stay as they were, and so does the
-    carry (at an epoch's start it is zero).
+    the cost or the gradient norm is not finite, everything but the step count stays as it was (the carry as the window
+    began with it: zero at an epoch's start).
 
     Args:
       recipe: model, optimiser and schedule; every number may be traced.
@@ -136,53 +161,37 @@ def train_step(
     Returns:
       The new state, its step one more, and the window's metrics.
     """
-    model = growing(recipe.model, state.step, window.total)
-    recipe = replace(recipe, model=model)
-    carry = jax.tree.map(lambda c: jnp.where(window.first, 0, c), state.carry)
-    share = model.sampled_share
-    exact = False if share is None else state.step >= share * window.total
-    key = None if state.key is None or noise is not None else jax.random.fold_in(state.key, state.step)
+    recipe = replace(recipe, model=growing(recipe.model, state.step, window.total))
+    optimizer, tokens = recipe.optimizer, window.inputs
+    carry = jax.tree.map(lambda leaf: jnp.where(window.first, 0, leaf), state.carry)
+    key = None if state.key is None else jax.random.fold_in(state.key, state.step)
+    exact = all_words_count(recipe, state.step, window.total)
 
-    def of_part(part: Part) -> Gradient:
-        inputs, (T, B), noise = part.inputs, part.inputs.shape, part.noise
-        if noise is None:
-            own = key if key is None or part.number is None else jax.random.fold_in(key, part.number)
-            noise = draw_noise(model, own, T, B)
-        trained = stack.read_rows(state.params, inputs) if optimizers.takes_rows(recipe) else state.params
+    part = Part(tokens, window.targets, carry, key, noise)
+    cost, new_carry, grads = gradient(recipe, state.params, part, window.small_batch, window.length, exact)
+    norm = optimizer.norm(grads)
+    if not optimizer.updates_rows:
+        grads = with_dense_rows(grads, state.params, tokens)
 
-        def cost_fn(trained):
-            return minimised(recipe, trained, noise, inputs, part.targets, part.carry, window.length, exact)
+    validations = state.validations
+    factor = recipe.schedule.factor(state.step, window.epoch, window.total, lowered_factor(validations))
+    averaging = averaging_started(validations)
+    rule = optimizer.transformation(recipe.model, factor * window.rate)
+    updates, opt_state = rule.update(grads, state.opt_state, state.params, grad_norm=norm, averaging=averaging)
+    params = apply_updates(state.params, updates, tokens)
+    average = averaged(optimizer, state.average, params, averaging)
 
-        (_, (cost, new_carry)), grads = jax.value_and_grad(cost_fn, has_aux=True)(trained)
-        return cost, new_carry, grads
-
-    whole = Part(window.inputs, window.targets, carry, noise=noise)
-    cost, new_carry, grads = gradient_of(of_part, whole, window.small_batch)
-    norm = optimizers.counted_norm(recipe, grads)
-    if optimizers.takes_rows(recipe) and optimizers.counts_rows(recipe):
-        grads = gradients.dense(grads, state.params, window.inputs)
     finite = jnp.isfinite(cost) & jnp.isfinite(norm)
+    old = replace(state, carry=carry)
+    new = replace(state, params=params, opt_state=opt_state, carry=new_carry, average=average)
+    kept = jax.tree.map(lambda a, b: a if a is b else jnp.where(finite, a, b), new, old)
+    return replace(kept, step=state.step + 1), Metrics(cost, norm, optimizer.learning_rate * factor, finite)
 
-    lowered = None if state.memory is None or state.memory.lowered is None else state.memory.lowered.factor
-    scale = factor(recipe.schedule, state.step, window.epoch, window.total, lowered)
-    own = scale if window.rate is None else scale * window.rate
-    moved = averaging.moved_by(recipe, state.averaging, own)
-    updates, opt_state = optimizers.transformation(recipe, moved).update(
-        grads, state.opt_state, state.params, grad_norm=norm
-    )
-    params = gradients.apply_updates(
-        state.params, jax.tree.map(lambda u: jnp.where(finite, u, 0), updates), window.inputs
-    )
-    new_carry, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (new_carry, opt_state), (carry, state.opt_state)
-    )
-    average, counted = averaging.averaged(
-        recipe, state.averaging, state.memory, state.average, params, state.step, own, finite
-    )
-    return (
-        TrainState(state.step + 1, params, opt_state, new_carry, state.key, average, counted, state.memory),
-        Metrics(cost, norm, recipe.optimizer.learning_rate * scale, finite),
-    )
+
+def all_words_count(recipe: Recipe, step: jax.Array, total: jax.Array | int) -> jax.Array | bool:
+    """Whether a window after the share of sampled ones has come, so that its softmax sums all words."""
+    share = recipe.model.sampled_share
+    return False if share is None else step >= share * total
 
 
 def read_window(tokens: jax.Array, windows: Windows, bptt_length: int, small_batch: int = 0) -> Window:
@@ -191,9 +200,8 @@ def read_window(tokens: jax.Array, windows: Windows, bptt_length: int, small_bat
         rows = lax.dynamic_slice_in_dim(tokens, windows.row, bptt_length + 1)
     else:  # what is padded may lie behind the last token
         rows = tokens.at[windows.row + jnp.arange(bptt_length + 1)].get(mode="clip")
-    return Window(
-        rows[:-1], rows[1:], windows.epoch, windows.first, windows.total, windows.length, windows.rate, small_batch
-    )
+    rate = 1.0 if windows.rate is None else windows.rate
+    return Window(rows[:-1], rows[1:], windows.epoch, windows.first, windows.total, windows.length, rate, small_batch)
 
 
 @partial(jax.jit, static_argnames=("bptt_length", "small_batch", "mesh"), donate_argnames="state")
@@ -217,14 +225,14 @@ def train_windows(
       tokens: [R, B].
       windows: where each window lies; arrays [W].
       count: how many of the W are trained.
-      skip_nonfinite: whether the call goes on after a window whose cost or gradient is not finite, of which no update
-        is made; else it ends there.
+      skip_nonfinite: whether the call continues after a window whose cost or gradient is not finite; else it ends
+        there.
       bptt_length: steps T; where lengths are random, the longest.
       small_batch: rows that one gradient is computed of; 0: all.
       mesh: of the devices that share the batch and the vocabulary.
 
     Returns:
-      The new state, and metrics [W], of which those of windows trained count.
+      The new state, and metrics [W]; entries of windows that were not trained are undefined.
     """
 
     def body(loop):

@@ -1,7 +1,7 @@
-"""What follows from a validation: averaging starts, the rate is lowered, the run ends. One pure function with a memory.
+"""What follows from a validation: averaging starts, the rate is lowered, the run ends. A pure function of a record.
 
-The memory lies in the training state: it is saved, resumed and mapped over members with the rest. A mechanism that the
-recipe does not have is None in it, and without any there is no memory.
+The record lies in the training state: it is saved, resumed and mapped over members with the rest. A mechanism that the
+recipe does not have is None in the record, and without any mechanism there is no record.
 """
 
 from dataclasses import dataclass, replace
@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config.config import Recipe
-from jaxlm.config.optimizers import Optimizer
-from jaxlm.config.schedules import Plateau
+from jaxlm.optimizers.optimizer import Optimizer
+from jaxlm.schedules import Plateau
 
 
 @jax.tree_util.register_dataclass
@@ -36,8 +36,8 @@ class Lowered:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Memory:
-    """What is remembered of all validations."""
+class Validations:
+    """The record of all validations so far."""
 
     best: jax.Array  # the lowest loss
     stale: jax.Array  # validations since
@@ -45,8 +45,8 @@ class Memory:
     lowered: Lowered | None
 
 
-def first_memory(recipe: Recipe, patience: int = 0) -> Memory | None:
-    """The memory before any validation; None where nothing follows from one.
+def first_validations(recipe: Recipe, patience: int = 0) -> Validations | None:
+    """The record before any validation; None where nothing follows from one.
 
     Args:
       recipe: its optimiser may average evenly, its schedule be a plateau.
@@ -65,40 +65,51 @@ def first_memory(recipe: Recipe, patience: int = 0) -> Memory | None:
         lowered = Lowered(jnp.float32(1), jnp.int32(0))
     if switch is None and lowered is None and not patience:
         return None
-    return Memory(_never(), jnp.int32(0), switch, lowered)
+    return Validations(_never(), jnp.int32(0), switch, lowered)
 
 
-def validated(recipe: Recipe, memory: Memory, loss: jax.Array) -> Memory:
-    """The memory after one more validation, with what follows from it.
+def validated(recipe: Recipe, record: Validations, loss: jax.Array) -> Validations:
+    """The record after one more validation, with what follows from it.
 
     The rate is lowered, and the count begins anew, once more than `plateau_patience` losses in a row were not below the
     best. When averaging starts, `_switched` says.
 
     Args:
-      recipe: as `first_memory` had it; its numbers may be traced.
-      memory: before.
+      recipe: as `first_validations` had it; its numbers may be traced.
+      record: before the validation.
       loss: mean nats; one that is not a number counts as the worst.
     """
     loss = jnp.where(jnp.isnan(loss), jnp.inf, loss).astype(jnp.float32)
-    better = loss < memory.best
-    new = replace(memory, best=jnp.minimum(memory.best, loss), stale=jnp.where(better, 0, memory.stale + 1))
-    if memory.switch is not None and len(memory.switch.recent):
-        new = replace(new, switch=_switched(recipe.optimizer, memory.switch, loss, new.stale))
-    if memory.lowered is not None:
+    better = loss < record.best
+    new = replace(record, best=jnp.minimum(record.best, loss), stale=jnp.where(better, 0, record.stale + 1))
+    if record.switch is not None and len(record.switch.recent):
+        new = replace(new, switch=_switched(recipe.optimizer, record.switch, loss, new.stale))
+    if record.lowered is not None:
         assert isinstance(recipe.schedule, Plateau)
-        waited = jnp.where(better, 0, memory.lowered.waited + 1)
+        waited = jnp.where(better, 0, record.lowered.waited + 1)
         lower = waited > recipe.schedule.plateau_patience
-        factor = jnp.where(lower, memory.lowered.factor * recipe.schedule.plateau_factor, memory.lowered.factor)
+        factor = jnp.where(lower, record.lowered.factor * recipe.schedule.plateau_factor, record.lowered.factor)
         new = replace(new, lowered=Lowered(factor, jnp.where(lower, 0, waited)))
     return new
+
+
+def averaging_started(record: Validations | None) -> jax.Array:
+    """Whether an even average has started."""
+    return jnp.bool_(False) if record is None or record.switch is None else record.switch.averaging
+
+
+def lowered_factor(record: Validations | None) -> jax.Array | None:
+    """The factor that the plateau schedule has lowered the rate by; None: the recipe has another schedule."""
+    return None if record is None or record.lowered is None else record.lowered.factor
 
 
 def _switched(optimizer: Optimizer, old: Switch, loss: jax.Array, stale: jax.Array) -> Switch:
     """Whether averaging has started, after one more validation.
 
     It starts once a loss is above the lowest of all but the last `nonmonotone` before it (Merity et al. 2018,
-    arXiv:1708.02182, algorithm 1, as its code has it); with compatibility lamb, once the lowest is `nonmonotone`
-    validations old (Melis et al. 2020, as their code has it); and at the latest with validation `average_latest`.
+    arXiv:1708.02182, algorithm 1, as its code has it); where the optimiser `averages_once_stale`, once the lowest is
+    `nonmonotone` validations old (Melis et al. 2020, as their code has it); and at the latest with validation
+    `average_latest`.
     """
     starts = stale >= len(old.recent) if optimizer.averages_once_stale else loss > old.older
     made = None if old.made is None else old.made + 1

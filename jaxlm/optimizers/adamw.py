@@ -1,0 +1,59 @@
+"""Adam with decoupled weight decay; and what it shares with Muon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jaxlm.fields import count, number
+from jaxlm.optimizers.optimizer import Optimizer, average_latest, matrices
+
+if TYPE_CHECKING:
+    import optax
+
+    from jaxlm.models.recurrent import Recurrent
+    from jaxlm.optimizers.optimizer import Number
+
+
+@dataclass(frozen=True)
+class Adaptive(Optimizer):
+    """The fields that AdamW and Muon share."""
+
+    nonmonotone: int | None = count(
+        None,
+        "an even average of the parameters, which evaluation then uses, starts after a validation that is worse than "
+        "the best of all but the last so many before it (0: with the first window; none: no such average)",
+        "validations",
+        high=10_000,
+        excludes=("average_decay",),
+    )
+    average_latest: int | None = average_latest(needs=("nonmonotone",))
+    clip_norm: float | None = number(
+        1.0, "largest global norm of the gradient (none: no clipping)", above=0, optional=True, own=True
+    )
+    beta1: float = number(0.9, "Adam's decay of the gradient's mean", low=0, below=1)
+    beta2: float = number(0.999, "Adam's decay of the squared gradient's mean", low=0, below=1)
+    epsilon: float = number(1e-8, "Adam's addition to the root of the squared gradient's mean", above=0)
+
+    def adam(self) -> optax.GradientTransformation:
+        """Adam's direction, before the rate."""
+        import optax
+
+        return optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)
+
+
+@dataclass(frozen=True)
+class AdamW(Adaptive):
+    """Adam with decoupled weight decay on the matrices (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+
+    learning_rate: float = number(0.002, "rate before the schedule's factor", above=0, own=True)
+    weight_decay: float = number(0.0, "decay of the matrices, times the learning rate", low=0)
+
+    def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
+        import optax
+
+        return optax.chain(
+            self.adam(),
+            optax.add_decayed_weights(self.weight_decay, matrices),
+            optax.scale_by_learning_rate(self.learning_rate * factor),
+        )

@@ -1,0 +1,78 @@
+"""Gradient descent, averaged or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from jaxlm.errors import JaxlmError
+from jaxlm.fields import count, flag, number
+from jaxlm.optimizers.optimizer import Optimizer, average_latest
+
+if TYPE_CHECKING:
+    import optax
+
+    from jaxlm.models.recurrent import Recurrent
+    from jaxlm.optimizers.optimizer import Number
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent."""
+
+    updates_rows: ClassVar[bool] = True
+    weight_decay: float | None = number(
+        None, "decay of all parameters, times the learning rate, after clipping (none: absent)", low=0
+    )
+    momentum: float | None = number(None, "decay of the accumulated gradient (none: no momentum)", low=0, below=1)
+    nesterov: bool = flag(False, "Nesterov's momentum", needs=("momentum",))
+
+    def keeps_rows(self, tied: bool) -> bool:
+        return not tied and self.l2_penalty is None and self.weight_decay is None and self.momentum is None
+
+    def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
+        import optax
+
+        return optax.chain(
+            *decayed(self.weight_decay), optax.sgd(self.learning_rate * factor, self.momentum, self.nesterov)
+        )
+
+
+@dataclass(frozen=True)
+class ASGD(Optimizer):
+    """Averaged SGD from when validation stops improving on: NT-ASGD (Merity et al. 2018, arXiv:1708.02182)."""
+
+    updates_rows: ClassVar[bool] = True
+    weight_decay: float | None = number(
+        None, "decay of all parameters, times the learning rate, after clipping (none: absent)", low=0
+    )
+    nonmonotone: int = count(
+        5,
+        "averaging starts after a validation that is worse than the best of all but the last so many before it (0: it "
+        "starts with the first window)",
+        "validations",
+        high=10_000,
+    )
+    average_latest: int | None = average_latest()
+
+    def check(self) -> None:
+        if self.average_decay is not None:
+            raise JaxlmError(
+                "average_decay averages exponentially and the optimizer asgd averages evenly, so that one of them must "
+                "go: set average_decay to none, or take the optimizer sgd"
+            )
+
+    def keeps_rows(self, tied: bool) -> bool:
+        return not tied and self.l2_penalty is None and self.weight_decay is None
+
+    def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
+        import optax
+
+        return optax.chain(*decayed(self.weight_decay), optax.sgd(self.learning_rate * factor))
+
+
+def decayed(weight: float | None) -> list[optax.GradientTransformation]:
+    """The decay of all parameters, added to the gradient as PyTorch's SGD adds it; []: none."""
+    import optax
+
+    return [] if weight is None else [optax.add_decayed_weights(weight)]

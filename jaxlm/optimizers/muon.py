@@ -1,0 +1,79 @@
+"""Muon: the layers' matrices by orthogonalised momentum, one matrix a gate; all else by Adam."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jaxlm.fields import choice, count, flag, number
+from jaxlm.optimizers.adamw import Adaptive
+from jaxlm.optimizers.optimizer import matrices
+
+if TYPE_CHECKING:
+    import optax
+
+    from jaxlm.models.recurrent import Params, Recurrent
+    from jaxlm.optimizers.optimizer import Number
+
+
+@dataclass(frozen=True)
+class Muon(Adaptive):
+    """Muon on the matrices of the layers, one a gate, and Adam on the rest (Jordan et al. 2024)."""
+
+    learning_rate: float = number(0.02, "rate of the layers' matrices before the schedule's factor", above=0, own=True)
+    momentum: float = number(0.95, "decay of the accumulated gradient of the layers' matrices", low=0, below=1)
+    nesterov: bool = flag(True, "Nesterov's momentum")
+    newton_schulz_steps: int = count(5, "iterations that orthogonalise an update", "iterations", low=1, high=100)
+    newton_schulz_rule: str = choice(
+        "jordan",
+        "the polynomials of these iterations: jordan, the same in each, or polar-express, the best for each "
+        "(arXiv:2505.16932)",
+        ("jordan", "polar-express"),
+    )
+    weight_decay: float = number(0.0, "decay of the layers' matrices, times their learning rate", low=0)
+    adam_learning_rate: float = number(0.002, "rate of Adam for the embedding, the softmax and the biases", above=0)
+    adam_weight_decay: float | None = number(None, "decay of Adam's matrices, times Adam's rate (none: absent)", low=0)
+
+    def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
+        import optax
+        from optax.transforms import partition
+
+        muon = optax.chain(
+            optax.trace(self.momentum, self.nesterov),
+            self._orthogonalized_by_gate(model),
+            optax.add_decayed_weights(self.weight_decay),
+            optax.scale_by_learning_rate(self.learning_rate * factor),
+        )
+        weight = self.adam_weight_decay
+        adam = optax.chain(
+            self.adam(),
+            *([] if weight is None else [optax.add_decayed_weights(weight, matrices)]),
+            optax.scale_by_learning_rate(self.adam_learning_rate * factor),
+        )
+        return partition({"muon": muon, "adam": adam}, layer_kernels)
+
+    def _orthogonalized_by_gate(self, model: Recurrent) -> optax.GradientTransformation:
+        """Each gate's part of every kernel [I, gates * H] orthogonalised, in the dtype that the model multiplies in."""
+        import jax
+        import jax.numpy as jnp
+        import optax
+
+        from jaxlm.ops.newton_schulz import orthogonalized
+
+        def orthogonal(kernel: jax.Array) -> jax.Array:
+            gates = jnp.stack(jnp.split(kernel, model.gates, 1))
+            found = orthogonalized(gates, self.newton_schulz_steps, model.compute_dtype, self.newton_schulz_rule)
+            return jnp.concatenate(list(found), 1)
+
+        return optax.stateless(lambda updates, _: jax.tree.map(orthogonal, updates))
+
+
+def layer_kernels(params: Params) -> Any:
+    """For each parameter the label "muon" where it is a layer's kernel, by its name, and else "adam"."""
+    import jax
+
+    def label(path: Any, leaf: jax.Array) -> str:
+        inner = path[0].key == "layers" and leaf.ndim == 2 and path[-1].key.endswith("kernel")
+        return "muon" if inner else "adam"
+
+    return jax.tree_util.tree_map_with_path(label, params)

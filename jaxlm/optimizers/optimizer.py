@@ -1,0 +1,151 @@
+"""What every optimiser has: the fields of its config, and the functions that each kind defines.
+
+A kind is one file beside this one, and an entry in `kinds.py`. Nothing here imports JAX before a function runs, so that
+a command line can show its help at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from jaxlm.fields import choice, count, number
+
+if TYPE_CHECKING:
+    import jax
+    import optax
+
+    from jaxlm.models.recurrent import Params, Recurrent
+
+    Number = jax.Array | int | float
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Clipping by the global norm, then a rule; what is minimised; and an average of the parameters, if any."""
+
+    # Whether an update of the embedding may stay one row for each token read, where its gradient does (`keeps_rows`).
+    updates_rows: ClassVar[bool] = False
+    # Whether an even average starts once the best validation is `nonmonotone` validations old (`validations.py`).
+    averages_once_stale: ClassVar[bool] = False
+    # Iterates that an even average forgets: the first ones after its start.
+    forgotten_iterates: ClassVar[int] = 0
+    # Whether epochs of random windows end as AWD-LSTM's code ends them (`RandomLengths.as_published`).
+    windows_as_published: ClassVar[bool] = False
+
+    learning_rate: float = number(1.0, "rate before the schedule's factor", above=0, own=True)
+    clip_norm: float | None = number(
+        5.0, "largest global norm of the gradient (none: no clipping)", above=0, optional=True, own=True
+    )
+    average_decay: float | None = number(
+        None,
+        "decay of an exponential average of the parameters, which evaluation then uses (none: no average)",
+        "per window",
+        above=0,
+        below=1,
+    )
+    cost: str = choice(
+        "sum",
+        "what is minimised: nats summed over the steps and averaged over the batch, or their mean over all tokens",
+        ("sum", "mean"),
+    )
+    activation_penalty: float | None = number(
+        None,
+        "weight of the mean square of the last layer's outputs after dropout: AR (none: absent; arXiv:1708.01009)",
+        low=0,
+    )
+    temporal_penalty: float | None = number(
+        None,
+        "weight of the mean square of the differences between steps of the last layer's outputs before dropout: TAR "
+        "(none: absent)",
+        low=0,
+    )
+    l2_penalty: float | None = number(
+        None,
+        "weight of half the squared norm of all parameters, in the cost whose gradient is clipped (none: absent)",
+        low=0,
+    )
+
+    @property
+    def averages_after(self) -> int | None:
+        """The kind's `nonmonotone`; None: there is no even average of the parameters."""
+        return getattr(self, "nonmonotone", None)
+
+    @property
+    def averages_latest(self) -> int | None:
+        """The kind's `average_latest`; None: no number of validations starts the even average."""
+        return getattr(self, "average_latest", None)
+
+    @property
+    def averages(self) -> bool:
+        """Whether evaluation uses an average of the parameters."""
+        return self.averages_after is not None or self.average_decay is not None
+
+    def check(self) -> None:
+        """Raises JaxlmError where two fields contradict each other."""
+
+    def check_model(self, model: Recurrent) -> None:
+        """Raises JaxlmError where the optimiser means nothing for a model."""
+
+    def counted(self, predictions: int, rows: int) -> int:
+        """The divisor of the summed nats of an evaluation."""
+        return predictions
+
+    def keeps_rows(self, tied: bool) -> bool:
+        """Whether the embedding's gradient stays one row for each token read, as TensorFlow's IndexedSlices.
+
+        The global norm then counts each occurrence of a word by itself. A tied embedding has a gradient at every word.
+        """
+        return False
+
+    def norm(self, grads: Params) -> jax.Array:
+        """The global norm of a gradient, as the optimiser clips by it."""
+        import optax
+
+        return optax.tree.norm(grads)
+
+    def transformation(self, model: Recurrent, factor: Number) -> optax.GradientTransformationExtraArgs:
+        """Clipping, then the rule at `factor` times the learning rate.
+
+        Rebuilding it at every step is safe: it holds no state. Its `update` takes, beside gradients, state and
+        parameters, `grad_norm` (as `norm` gives it) and `averaging` (whether an even average has started).
+        """
+        import optax
+
+        clip = [] if self.clip_norm is None else [clip_by_given_norm(self.clip_norm)]
+        return optax.chain(*clip, self.rule(model, factor))
+
+    def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
+        """The transformation without clipping."""
+        raise NotImplementedError
+
+
+def average_latest(**relations: Any) -> Any:
+    """The field of kinds with an even average."""
+    return count(
+        None,
+        "the average of nonmonotone starts after so many validations at the latest (none: it may never start)",
+        "validations",
+        low=1,
+        **relations,
+    )
+
+
+def clip_by_given_norm(max_norm: Number, added: float = 0.0) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm`, by the `grad_norm` that `update` is given plus a number."""
+    import jax
+    import optax
+    from jax import lax
+
+    def update(updates, state, params=None, **given):
+        norm = given["grad_norm"] + added
+        return jax.tree.map(lambda g: lax.select(norm < max_norm, g, g / norm * max_norm), updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def matrices(params: Params) -> Any:
+    """For each parameter whether it has more than one axis: what Adam's weight decay acts on."""
+    import jax
+
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,0 +1,92 @@
+"""NT-ASGD as the published code of AWD-LSTM runs it (salesforce/awd-lstm-lm; MoS has the same optimiser).
+
+What differs from `ASGD`:
+
+- Each layer has two biases of equal gradient, of which ours is the sum: the sum moves at twice the rate of one, and
+  counts as two in the global norm.
+- The norm that clips is 1e-6 larger.
+- PyTorch sets the rate of averaged SGD at the end of a step, so that each step but the first moves by the rate of the
+  step before; and the first iterate of the average is overwritten by the second.
+- Evaluation divides by all tokens, though the first of each row is not predicted.
+- An epoch of random windows ends, and rates its last window, as `RandomLengths.as_published` tells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from jaxlm.errors import JaxlmError
+from jaxlm.models.lstm import LSTM
+from jaxlm.optimizers.descent import ASGD, decayed
+from jaxlm.optimizers.optimizer import clip_by_given_norm
+
+if TYPE_CHECKING:
+    import jax
+    import optax
+
+    from jaxlm.models.recurrent import Params, Recurrent
+    from jaxlm.optimizers.optimizer import Number
+
+
+@dataclass(frozen=True)
+class PublishedASGD(ASGD):
+    """NT-ASGD with the quirks of AWD-LSTM's published code (docs/awd-lstm.md)."""
+
+    updates_rows: ClassVar[bool] = False
+    forgotten_iterates: ClassVar[int] = 1
+    windows_as_published: ClassVar[bool] = True
+
+    def check_model(self, model: Recurrent) -> None:
+        if type(model) is not LSTM:
+            raise JaxlmError(
+                f"the optimizer awd-lstm repeats the two biases of an LSTM, and the model is a "
+                f"{type(model).__name__}: take the optimizer asgd, or the model lstm"
+            )
+
+    def counted(self, predictions: int, rows: int) -> int:
+        return predictions + rows
+
+    def keeps_rows(self, tied: bool) -> bool:
+        return False
+
+    def norm(self, grads: Params) -> jax.Array:
+        return super().norm(_with_biases_times(grads, 2**0.5))
+
+    def transformation(self, model: Recurrent, factor: Number) -> optax.GradientTransformationExtraArgs:
+        import optax
+
+        clip = [] if self.clip_norm is None else [clip_by_given_norm(self.clip_norm, 1e-6)]
+        twice = optax.stateless(lambda updates, _: _with_biases_times(updates, 2))
+        return optax.chain(*clip, twice, *decayed(self.weight_decay), _by_lagging_rate(self.learning_rate * factor))
+
+
+class Lag(NamedTuple):
+    """The rate of the step before, and whether it averaged."""
+
+    rate: jax.Array
+    averaging: jax.Array
+
+
+def _by_lagging_rate(rate: Number) -> optax.GradientTransformationExtraArgs:
+    """Descent by the rate of the step before, from the second step that averages on."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    def init(params: Any) -> Lag:
+        return Lag(jnp.float32(0), jnp.bool_(False))
+
+    def update(updates: Any, state: Lag, params: Any = None, **given: Any) -> tuple[Any, Lag]:
+        moved = jnp.where(state.averaging, state.rate, rate)
+        after = Lag(jnp.asarray(rate, jnp.float32), state.averaging | given["averaging"])
+        return jax.tree.map(lambda g: -moved.astype(g.dtype) * g, updates), after
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _with_biases_times(grads: Any, by: float) -> Any:
+    """A gradient with the biases of the layers times a number."""
+    import jax
+
+    return {**grads, "layers": jax.tree.map(lambda grad: grad * by if grad.ndim == 1 else grad, grads["layers"])}

@@ -1,0 +1,60 @@
+"""Adam and the Mogrifier as lamb, the Mogrifier's published code, and TensorFlow 1 run them (google-deepmind/lamb).
+
+What differs:
+
+- Adam's epsilon is added to the root of the squared gradient's mean before its bias correction.
+- Untied, the embedding's gradient is IndexedSlices: the global norm counts every occurrence of a word by itself.
+- Averaging starts once the best validation is `nonmonotone` validations old.
+- A dropped word is dropped from the one embedding tensor, which a tied softmax reads too.
+- A kept update of the cell is scaled by 1.5 whatever its probability, and in evaluation too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from jaxlm.models.mogrifier import Mogrifier
+from jaxlm.optimizers.adamw import AdamW
+
+if TYPE_CHECKING:
+    import jax
+    import optax
+
+UPDATE_SCALE = 1.5
+
+
+@dataclass(frozen=True)
+class LambAdam(AdamW):
+    """Adam with the quirks of lamb and TensorFlow 1 (docs/mogrifier.md)."""
+
+    averages_once_stale: ClassVar[bool] = True
+
+    def keeps_rows(self, tied: bool) -> bool:
+        return not tied and self.l2_penalty is None
+
+    def adam(self) -> optax.GradientTransformation:
+        import jax.numpy as jnp
+        import optax
+
+        def update(updates, state, params=None):
+            corrected = jnp.sqrt(1 - self.beta2 ** (state.count + 1))
+            return optax.scale_by_adam(self.beta1, self.beta2, self.epsilon / corrected).update(updates, state, params)
+
+        return optax.GradientTransformation(super().adam().init, update)
+
+
+@dataclass(frozen=True)
+class LambMogrifier(Mogrifier):
+    """Mogrifier with lamb's quirks of dropout (docs/mogrifier.md)."""
+
+    @property
+    def drops_output_words(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.tied
+
+    def update_scale(self, updated: jax.Array | None) -> jax.Array | float | None:
+        import jax.numpy as jnp
+
+        if self.keep_update is None or self.input_gate == "free":
+            return super().update_scale(updated)
+        return UPDATE_SCALE if updated is None else jnp.where(updated, UPDATE_SCALE, 0)

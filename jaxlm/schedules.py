@@ -1,0 +1,111 @@
+"""Kinds of schedules: each has the fields of its config and the factor that it puts on the learning rate.
+
+Nothing here imports JAX before a function runs, so that a command line can show its help at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from jaxlm.fields import number
+
+if TYPE_CHECKING:
+    import jax
+
+    Number = jax.Array | int | float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A factor on the learning rate of each window."""
+
+    depends_on_total: ClassVar[bool] = False  # whether another number of epochs gives other rates
+
+    def check(self) -> None:
+        """Raises JaxlmError where two fields contradict each other."""
+
+    def factor(self, step: Number, epoch: Number, total: Number, lowered: Number | None = None) -> jax.Array:
+        """The factor on the rate.
+
+        Args:
+          step, epoch: the window's and its epoch's number, from 0.
+          total: the windows of all epochs.
+          lowered: the factor that validations have lowered the rate by, for the plateau schedule; None: 1.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Piecewise(Schedule):
+    """Constant, then decayed once an epoch, as in TensorFlow's PTB tutorial."""
+
+    decay: float = number(0.5, "factor on the rate, each epoch after `hold`", "per epoch", above=0, high=1)
+    hold: float = number(4.0, "epochs before the rate decays", "epochs", low=0)
+    schedule_offset: float = number(
+        1.0,
+        "epoch i (from 0) has rate * decay**max(i + offset - hold, 0); older copies of the tutorial use 0",
+        "epochs",
+    )
+
+    def factor(self, step: Number, epoch: Number, total: Number, lowered: Number | None = None) -> jax.Array:
+        import jax.numpy as jnp
+
+        return self.decay ** jnp.maximum(epoch + self.schedule_offset - self.hold, 0.0)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Linear warm-up, then half a cosine down to `final` (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+
+    depends_on_total: ClassVar[bool] = True
+    warmup: float = number(0.0, "share of all windows over which the rate rises from zero", low=0, below=1)
+    final: float = number(0.01, "factor on the rate at the end", low=0, high=1)
+
+    def factor(self, step: Number, epoch: Number, total: Number, lowered: Number | None = None) -> jax.Array:
+        import jax.numpy as jnp
+
+        risen, progress = _warm_up(self.warmup, step, total)
+        return risen * (self.final + (1 - self.final) * (1 + jnp.cos(jnp.pi * progress)) / 2)
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """Linear warm-up, then linear down to `final`."""
+
+    depends_on_total: ClassVar[bool] = True
+    warmup: float = number(0.05, "share of all windows over which the rate rises from zero", low=0, below=1)
+    final: float = number(0.0, "factor on the rate at the end", low=0, high=1)
+
+    def factor(self, step: Number, epoch: Number, total: Number, lowered: Number | None = None) -> jax.Array:
+        risen, progress = _warm_up(self.warmup, step, total)
+        return risen * (1 - (1 - self.final) * progress)
+
+
+@dataclass(frozen=True)
+class Plateau(Schedule):
+    """Constant, then lowered each time that validation has stopped improving."""
+
+    plateau_factor: float = number(0.25, "factor on the rate, each time that it is lowered", above=0, below=1)
+    plateau_patience: float = number(
+        0.0,
+        "validations in a row that may fail to improve on the best before the rate is lowered",
+        "validations",
+        low=0,
+    )
+
+    def factor(self, step: Number, epoch: Number, total: Number, lowered: Number | None = None) -> jax.Array:
+        import jax.numpy as jnp
+
+        return jnp.asarray(1.0 if lowered is None else lowered, jnp.float32)
+
+
+SCHEDULES: dict[str, type[Schedule]] = {"piecewise": Piecewise, "cosine": Cosine, "linear": Linear, "plateau": Plateau}
+
+
+def _warm_up(warmup: Number, step: Number, total: Number) -> tuple[jax.Array, jax.Array]:
+    """How far the rate has risen, and the progress from the warm-up's end to the run's end, both in [0, 1]."""
+    import jax.numpy as jnp
+
+    risen = jnp.minimum((step + 1) / jnp.maximum(warmup * total, 1.0), 1.0)
+    return risen, jnp.clip((step - warmup * total) / jnp.maximum((1 - warmup) * total, 1.0), 0.0, 1.0)
