@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -76,6 +77,26 @@ def test_a_journal_is_one_that_optuna_itself_reads(folder):
     study = optuna.load_study(study_name=NAME, storage=optuna.storages.JournalStorage(kept))
     assert [trial.params for trial in study.trials] == [{"learning_rate": 0.5}, {"learning_rate": 1.0}]
     assert [trial.value for trial in study.trials] == [2.0, None]
+
+
+def test_seeds_train_a_point_again_and_tpe_optimises_their_mean(tmp_path):
+    plan = make_plan(TINY, {"learning_rate": "log:0.1:10", "clip_norm": "range:1:5:2"}, "tpe", 12, 2, False, {})
+    study = open_study(tmp_path, plan)
+    while claim := study.claim():
+        assert sorted(claim.records) == [0, 1]
+        for seed, record in claim.records.items():
+            rate = record.values["learning_rate"] + seed
+            study.note(claim, replace(record, status="done", valid_perplexities=(2 * rate, rate)))
+            assert not study.to_prune(claim)
+        assert study.end(claim)
+    assert study.ended and len(study.records()) == 24
+    kept = JournalFileBackend(str(tmp_path / "study.journal"))
+    trials = optuna.load_study(study_name=NAME, storage=optuna.storages.JournalStorage(kept)).trials
+    assert len(trials) == 12 and len({trial.params["learning_rate"] for trial in trials}) == 12
+    for trial in trials:
+        rate = trial.params["learning_rate"] + 0.5
+        assert trial.value == pytest.approx(rate)
+        assert trial.intermediate_values == pytest.approx({1: 2 * rate, 2: rate})
 
 
 def test_a_torn_line_at_the_end_is_cut_wherever_it_is_torn(folder):

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -40,23 +40,27 @@ NAME, JOURNAL = "jaxlm", "study.journal"
 PATIENCE = 5.0  # seconds that a worker waits before it says for what
 
 
+@dataclass(eq=False)
 class Claim:
-    """A trial that this worker trains: Optuna's, and its members' run directories, held until `Study.release`.
+    """A trial that this worker trains, with its members' run directories.
 
-    `records` and the held run directories, `dirs`, are by seed.
+    Attributes:
+        trial: Optuna's.
+        params: Its values, as the study keeps them.
+        records: The members' results, by seed.
+        reported: Epochs that Optuna knows.
+        dirs: The run directories, by seed.
+        held: Holds them until `Study.release`.
+        beat: When the worker last showed that it lives.
     """
 
-    def __init__(
-        self,
-        trial: "optuna.trial.Trial",
-        params: dict[str, Any],
-        records: dict[int, MemberResult],
-        reported: int,
-        dirs: dict[int, Held],
-        held: ExitStack,
-    ):
-        self.trial, self.params, self.records, self.held, self.dirs = trial, params, records, held, dirs
-        self.reported, self.beat = reported, 0.0  # epochs; when it last showed that it lives
+    trial: "optuna.trial.Trial"
+    params: dict[str, Any]
+    records: dict[int, MemberResult]
+    reported: int
+    dirs: dict[int, Held]
+    held: ExitStack
+    beat: float = 0.0
 
 
 class Study:

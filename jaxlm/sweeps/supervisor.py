@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from jaxlm.sweeps.results import Sweep, write
 from jaxlm.sweeps.space import first_values
 from jaxlm.sweeps.study import JOURNAL, Study, read_plan
 from jaxlm.sweeps.view import View
-from jaxlm.sweeps.worker import POLL, Corpora, Worker
+from jaxlm.sweeps.worker import POLL, Worker
 from jaxlm.terminal import flag, say
 
 STORAGE = "JAXLM_STORAGE"  # the environment's name for a storage
@@ -122,10 +122,17 @@ def sweep(
 
         with signals.noted() as stop:
             if chosen > 1:
-                _supervise(folder, chosen, data_dir, group, vmap, where, study, stop, show, view.say)
+                command = _command(folder, chosen, group, vmap, data_dir)
+                environment = {**os.environ, **({} if where is None else {STORAGE: where})}
+                failure = supervise(command, environment, chosen, folder, stop, show, view.say, POLL / 2)
+                if stop.signal is None and not study.ended:
+                    raise JaxlmError(
+                        f"every worker ended before the sweep did: what was saved is whole; resume with "
+                        f"{flag('--run-dir', folder)} --resume" + (f" (the last one: {failure})" if failure else "")
+                    )
             else:
-                corpora = Corpora(found, in_memory, data_dir)
-                Worker(study, corpora, group, 1, kept, lambda: stop.signal, show, vmap).run()
+                given = found if in_memory else None
+                Worker(study, given, data_dir, group, vmap, 1, kept, lambda: stop.signal, show).run()
         sweep = result()
         view.show(sweep, plan.trials)
         if stop.signal is None:
@@ -165,8 +172,7 @@ def join(
         return stop.signal or (None if os.getppid() == parent else signal.SIGTERM)  # or its parent is dead
 
     with signals.noted() as stop:
-        corpora = Corpora(found, False, data_dir)
-        Worker(study, corpora, group, workers, True, stopped, lambda: None, VMAP[how]).run()
+        Worker(study, None, data_dir, group, VMAP[how], workers, stop=stopped).run()
         return stopped()
 
 
@@ -233,27 +239,11 @@ def _where(folder: Path, storage: str | Path | None, resume: bool) -> str | None
     return found
 
 
-def _supervise(
-    folder: Path,
-    workers: int,
-    data_dir: str | Path | None,
-    group: int | None,
-    vmap: bool | None,
-    where: str | None,
-    study: Study,
-    stop: signals.Stop,
-    show: Callable[[], None],
-    say: Callable[[str], None],
-) -> None:
-    """Starts worker processes, and shows the study until they end. Raises JaxlmError if they end before it does."""
+def _command(
+    folder: Path, workers: int, group: int | None, vmap: bool | None, data_dir: str | Path | None
+) -> list[str]:
+    """The command of a worker. (The storage, with a password, is not in it: command lines are for all to see.)"""
     how = next(name for name, value in VMAP.items() if value is vmap)
     arguments = ["sweep", f"--run-dir={folder}", f"--workers={workers}", f"--worker={how}"]
     arguments += [f"--group={group}"] * (group is not None) + [f"--data-dir={data_dir}"] * (data_dir is not None)
-    command = [sys.executable, "-c", "import sys; from jaxlm.cli import main; sys.exit(main())", *arguments]
-    environment = os.environ if where is None else {**os.environ, STORAGE: where}  # arguments are for all to see
-    failure = supervise(command, environment, workers, folder, stop, show, say, POLL / 2)
-    if stop.signal is None and not study.ended:
-        raise JaxlmError(
-            f"every worker ended before the sweep did: what was saved is whole; resume with "
-            f"{flag('--run-dir', folder)} --resume" + (f" (the last one: {failure})" if failure else "")
-        )
+    return [sys.executable, "-c", "import sys; from jaxlm.cli import main; sys.exit(main())", *arguments]

@@ -8,7 +8,7 @@ import gc
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,27 +35,6 @@ MOST_ON_CPU, MOST = 8, 32  # members in a group, unless the caller says how many
 Shape = tuple[Any, ...]  # everything that members of one program share
 
 
-class Corpora:
-    """A config -> itself with its corpus's vocabulary size, and the corpus. Each corpus is loaded once.
-
-    Args:
-        found: The sweep's corpus.
-        in_memory: Whether it was given as an object, so that no other can be loaded.
-        data_dir: Where Penn Treebank's files are.
-    """
-
-    def __init__(self, found: Corpus, in_memory: bool, data_dir: str | Path | None):
-        self._found, self._in_memory, self._data_dir = found, in_memory, data_dir
-        self._known: dict[tuple[DataConfig, int], Corpus] = {}
-
-    def __call__(self, config: Config) -> tuple[Config, Corpus]:
-        key = config.data, config.model.vocab_size
-        config, self._known[key] = with_corpus(
-            config, self._found if self._in_memory else self._known.get(key), self._data_dir
-        )
-        return config, self._known[key]
-
-
 @dataclass(eq=False)
 class Member:
     """A run of a claimed trial. Its state waits here until the run gets a slot of a group."""
@@ -73,58 +52,57 @@ class Member:
         return jax.tree.structure(config.recipe), train, config.data, self.run.corpus.sha256, epoch, self.run.index
 
 
+@dataclass(eq=False)
 class Worker(Observer):
     """One of a sweep's processes.
 
-    Args:
+    Attributes:
         study: Whose trials are trained.
-        corpora: Loads the text of a config.
+        corpus: The corpus, if it is given as an object; None: the one that each config names.
+        data_dir: Where Penn Treebank's files are.
         size: Members in a group; None: as many as the memory holds.
+        vmap: Whether members share each operation; None: on accelerators.
         workers: Processes that share this machine.
         kept: Whether the runs are saved.
         stop: The signal that asks to stop, if there is one.
         tick: Called after each call of windows.
-        vmap: Whether members share each operation; None: on accelerators.
     """
 
-    def __init__(
-        self,
-        study: Study,
-        corpora: Corpora,
-        size: int | None,
-        workers: int,
-        kept: bool,
-        stop: Callable[[], int | None],
-        tick: Callable[[], object],
-        vmap: bool | None = None,
-    ):
-        self._study, self._corpora, self._size, self._workers, self._kept = study, corpora, size, workers, kept
-        self.stopped, self._tick = stop, tick
-        self._vmap = jax.default_backend() != "cpu" if vmap is None else vmap
-        self._waiting: list[Member] = []
-        self._placed: dict[Run, Member] = {}
-        self._claims: dict[int, Claim] = {}
-        self._shape: Shape = ()
+    study: Study
+    corpus: Corpus | None
+    data_dir: str | Path | None
+    size: int | None
+    vmap: bool | None
+    workers: int = 1
+    kept: bool = True
+    stop: Callable[[], int | None] = lambda: None
+    tick: Callable[[], object] = lambda: None
+    _corpora: dict[tuple[DataConfig, int], Corpus] = field(default_factory=dict)
+    _waiting: list[Member] = field(default_factory=list)
+    _placed: dict[Run, Member] = field(default_factory=dict)
+    _claims: dict[int, Claim] = field(default_factory=dict)
+    _shape: Shape = ()
 
     def run(self) -> None:
         """Works until all trials have ended, or a signal asks to stop."""
         try:
-            while self.stopped() is None and (self._waiting or self._claim() or not self._study.ended):
+            while self.stop() is None and (self._waiting or self._claim() or not self.study.ended):
                 if self._waiting:
                     self._train(Counter(member.shape for member in self._waiting).most_common(1)[0][0])
                     gc.collect()  # jax 0.12 keeps arrays in cycles, and the next group may need their memory
                 else:  # others train the rest, and one of them may die
-                    self._tick()
-                    self._study.wait(POLL)
+                    self.tick()
+                    self.study.wait(POLL)
         finally:
             for claim in self._claims.values():
-                self._study.release(claim)
+                self.study.release(claim)
 
     def _train(self, shape: Shape) -> None:
         """Trains members of one shape until there are no more, or a signal came."""
         self._shape = shape
         config = next(member.run.config for member in self._waiting if member.shape == shape)
-        group = MemberGroup(self._size or group_size(config, self._study.plan, self._workers), self._vmap)
+        vmap = jax.default_backend() != "cpu" if self.vmap is None else self.vmap
+        group = MemberGroup(self.size or group_size(config, self.study.plan, self.workers), vmap)
         self.fill(group)
         fit(group, self)
         for run in filter(None, group.runs):
@@ -132,7 +110,7 @@ class Worker(Observer):
 
     def _claim(self) -> bool:
         """Begins or resumes the members of another trial; whether there was one."""
-        claim = self._study.claim()
+        claim = self.study.claim()
         if claim is None:
             return False
         number = claim.trial.number
@@ -145,12 +123,12 @@ class Worker(Observer):
             except RunDirError:  # the disk is at fault, not the trial
                 raise
             except CheckpointError as error:  # none is intact: a resumed sweep tries again
-                self._study.note(claim, replace(record, status="damaged", note=str(error)))
+                self.study.note(claim, replace(record, status="damaged", note=str(error)))
             except JaxlmError as error:  # such as a batch that is too large for the corpus
-                self._study.note(claim, replace(record, status="failed", note=str(error)))
+                self.study.note(claim, replace(record, status="failed", note=str(error)))
             else:
                 for note in member.run.notes:  # such as a damaged newest checkpoint
-                    self._study.say(f"!! trial {number} seed {seed}: {note}")
+                    self.study.say(f"!! trial {number} seed {seed}: {note}")
                 if member.run.finished:
                     self._finish(member, SingleGroup(member.run, member.state, None), 0)
                 else:
@@ -159,18 +137,24 @@ class Worker(Observer):
         return True
 
     def _member(self, claim: Claim, seed: int, record: MemberResult) -> Member:
-        config, corpus = self._corpora(self._study.plan.config_of(claim.params, seed))
-        held = claim.dirs[seed]
+        config, held = self.study.plan.config_of(claim.params, seed), claim.dirs[seed]
+        key = config.data, config.model.vocab_size
+        config, corpus = with_corpus(config, self.corpus or self._corpora.get(key), self.data_dir)
+        self._corpora[key] = corpus
         resume = held.folder.exists("config.json")
-        run = Run(config, corpus, held, claim.held, resume=resume, kept=self._kept)
+        run = Run(config, corpus, held, claim.held, resume=resume, kept=self.kept)
         state = new_state(config) if run.found is None else run.found.state
         run.found = None
         return Member(run, self._seen(run, record), state)
 
+    def stopped(self) -> int | None:
+        """The signal that asks to stop, if there is one."""
+        return self.stop()
+
     def fill(self, group: Group) -> None:
         """Puts waiting members of the group's shape, and those of newly claimed trials, into the free slots."""
         assert isinstance(group, MemberGroup)
-        most = 1 if self._study.plan.strategy == "grid" else len(group.runs)  # members of other shapes that may wait
+        most = 1 if self.study.plan.strategy == "grid" else len(group.runs)  # members of other shapes that may wait
         if (running := next(filter(None, group.runs), None)) and running.plan.random is not None:
             self._shape = (*self._shape[:-2], running.epoch, 0)
         for slot in [slot for slot, run in enumerate(group.runs) if run is None]:
@@ -187,8 +171,8 @@ class Worker(Observer):
     def trained(self, group: Group) -> None:
         """Shows those who share a database that this worker lives."""
         for run in filter(None, group.runs):
-            self._study.beat(self._claims[self._placed[run].record.number])
-        self._tick()
+            self.study.beat(self._claims[self._placed[run].record.number])
+        self.tick()
 
     def diverged(self, group: Group, slot: int, problem: str) -> None:
         """Ends a member whose window was not finite."""
@@ -203,14 +187,14 @@ class Worker(Observer):
             member = self._placed[run]
             member.record = self._seen(run, member.record)
             numbers.add(member.record.number)
-            self._study.note(self._claims[member.record.number], member.record)
+            self.study.note(self._claims[member.record.number], member.record)
             if not math.isfinite(value := member.record.valid_perplexity):
                 self.diverged(group, slot, f"epoch {run.epoch} has validation perplexity {value}")
             elif run.finished and not stopping:
                 self._finish(self._placed[run], group, slot)
                 self._free(group, slot)
         for number in numbers & self._claims.keys():
-            if self._study.to_prune(self._claims[number]):
+            if self.study.to_prune(self._claims[number]):
                 self._prune(group, number)
 
     def _prune(self, group: Group, number: int) -> None:
@@ -234,11 +218,11 @@ class Worker(Observer):
     def _close(self, member: Member, status: str, note: str | None = None) -> None:
         """Ends a member, and its trial if it was the last one."""
         member.record = replace(member.record, status=status, note=note)
-        self._study.note(self._claims[member.record.number], member.record)
+        self.study.note(self._claims[member.record.number], member.record)
         self._end(member.record.number)
 
     def _end(self, number: int) -> None:
-        if number in self._claims and self._study.end(self._claims[number]):
+        if number in self._claims and self.study.end(self._claims[number]):
             del self._claims[number]
 
     def _of_shape(self) -> Member | None:
