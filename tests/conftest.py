@@ -72,6 +72,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
+@pytest.fixture(scope="module")
+def no_pictures():
+    """Runs draw no learning curve: its own tests draw it, and here it would cost a second a run."""
+    from importlib import import_module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("jaxlm.runs.trainer"), "learning_curve", lambda rows, path: path)
+        yield
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory):
     """The process whose forked children run `jaxlm` commands."""

@@ -13,6 +13,8 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.errors import DataError, RunDirError
 from jaxlm.runs import checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture(scope="module")
 def corpus():
@@ -20,7 +22,7 @@ def corpus():
 
 
 @pytest.fixture(scope="module")
-def reference(corpus, tmp_path_factory):
+def reference(corpus, no_pictures, tmp_path_factory):
     result = jaxlm.train(CONFIG, corpus, tmp_path_factory.mktemp("disk") / "run", quiet=True)
     assert result.run_dir
     return kept(result.run_dir)
@@ -51,7 +53,7 @@ def assert_whole(run_dir: Path) -> int:
     return len(found)
 
 
-@pytest.mark.parametrize("free", [0, 4096, 10_000, 20_000, 60_000, 120_000])
+@pytest.mark.parametrize("free", [0, 10_000, 60_000])
 def test_a_full_disk_stops_it_clearly_and_it_goes_on_once_there_is_room(small_disk, corpus, reference, free):
     run_dir = small_disk / "run"
     jaxlm.train(CONFIG, corpus, run_dir, quiet=True, steps=14)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm import files
@@ -216,6 +216,7 @@ TREES = st.dictionaries(
 
 
 @given(TREES, st.data())
+@settings(max_examples=30)
 def test_a_seal_shows_every_changed_byte(tree, data):
     text = files.seal(tree)
     assert files.unseal(text) == files.unseal(text.encode()) == tree

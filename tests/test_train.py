@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import signal
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +28,7 @@ from jaxlm.training import step as steps
 CONFIG = processes.CONFIG.replace(checkpoint_every=20)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    """The learning curve's own tests draw it; here it would cost a second a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["jaxlm.runs.trainer"], "learning_curve", lambda rows, path: path)
-        yield
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +37,7 @@ def corpus():
 
 
 @pytest.fixture(scope="module")
-def finished(corpus, tmp_path_factory):
+def finished(corpus, no_pictures, tmp_path_factory):
     """An uninterrupted run of three epochs, with dropout."""
     return jaxlm.train(CONFIG, corpus, tmp_path_factory.mktemp("train") / "run", quiet=True)
 
