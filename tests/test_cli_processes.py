@@ -98,8 +98,9 @@ def test_devices_that_are_not_there(finished):
 
 
 def test_ctrl_c_before_there_is_a_run(finished):
+    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # also in the background
     process = subprocess.Popen(
-        [sys.executable, "-c", MAIN, "perplexity", finished],
+        [sys.executable, "-c", heeding + MAIN, "perplexity", str(finished)],
         stdin=subprocess.PIPE,
         text=True,
         stdout=subprocess.PIPE,
@@ -108,12 +109,15 @@ def test_ctrl_c_before_there_is_a_run(finished):
     )
     wchan = Path(f"/proc/{process.pid}/syscall")
     deadline = time.monotonic() + 60
-    while not wchan.read_text().startswith("0 0x0 "):  # read(0, ...), on x86-64
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    process.wait(60)  # before its input ends: a read that sees both takes the end for its text
-    out, err = process.communicate()
+    try:
+        while not wchan.read_text().startswith("0 0x0 "):  # read(0, ...), on x86-64
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        process.wait(60)  # before its input ends: a read that sees both takes the end for its text
+    finally:
+        process.kill()
+        out, err = process.communicate()
     assert (process.returncode, out, err) == (130, "", "error: interrupted\n")
 
 

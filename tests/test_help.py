@@ -140,16 +140,24 @@ def test_the_shell_completes(typed, expected, tmp_path):
         assert found == expected
 
 
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory) -> str:
+    """A run of no window."""
+    folder = str(tmp_path_factory.mktemp("help") / "run")
+    assert main(["train", "--corpus", "embedded-tiny", "--preset", "test", "--steps", "0", "--run-dir", folder]) == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["--help"], ["--version"], ["trian"], ["info", "RUN"], ["info", "RUN", "--json"]]
 )
-def test_what_asks_no_model_loads_nothing_heavy(arguments, tiny_run):
+def test_what_asks_no_model_loads_nothing_heavy(arguments, untrained):
     heavy = {"jax", "rich", "matplotlib", "argcomplete", *(() if {"info", "--version"} & {*arguments} else ("numpy",))}
     code = (
         "import sys; from jaxlm.cli import main\n"
         "code = main(sys.argv[1:])\n"
         f"sys.exit(70 if {{*sys.modules}} & {heavy} else code)"
     )
-    words = [str(tiny_run[0].run_dir) if word == "RUN" else word for word in arguments]
+    words = [untrained if word == "RUN" else word for word in arguments]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.returncode == (2 if "trian" in arguments else 0), done.stderr

@@ -1,9 +1,9 @@
 """How a command ends: one sentence for whatever it raised, and an exit code."""
 
-import _thread
 import os
 import re
 import resource
+import signal
 import sys
 import threading
 import traceback
@@ -128,7 +128,7 @@ def _quiet() -> Iterator[list[BaseException]]:
 
     def dropped(args: "sys.UnraisableHookArgs") -> None:
         if isinstance(args.exc_value, KeyboardInterrupt):
-            threading.Timer(0.01, _thread.interrupt_main).start()
+            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()  # to the main thread, also in a wait
 
     def warn(message: Warning | str, *_: object) -> None:
         if program := re.search("reading persistent compilation cache entry for '([^'/]+)'", str(message)):
