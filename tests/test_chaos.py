@@ -510,7 +510,7 @@ def test_ctrl_c_at_any_moment_of_any_verb(server, trained, tmp_path, capsys):
         else:
             process = server.start(*command_of(verb, trained, out))
         if verb in seconds:
-            time.sleep(rng.uniform(0.01, 1.1 * seconds[verb] + 3 * fresh))
+            time.sleep(rng.uniform(0.01, seconds[verb] + 3 * fresh))
             process.send_signal(signal.SIGINT)
         if fresh:
             said, err = process.communicate(timeout=300)
@@ -521,7 +521,8 @@ def test_ctrl_c_at_any_moment_of_any_verb(server, trained, tmp_path, capsys):
         assert "Traceback" not in err and code in ((0, 130) if verb in seconds else (0,)), where
         assert complaints(err) == ["error: interrupted"] * (code == 130 and "stopped by SIGINT" not in said), where
         assert [path for path in tmp_path.rglob(".partial*") if path.parent.name != str(case)] == [], where
-        seconds.setdefault(verb, time.monotonic() - begun)
+        if code == 0:  # the first ones compile
+            seconds[verb] = min(time.monotonic() - begun, seconds.get(verb, 600))
         counts[f"{verb}: {code}"] += 1
         if verb == "train" and (out / "config.json").exists():
             code, said, err = server.start("train", "--run-dir", out, "--resume").end()
