@@ -8,8 +8,9 @@ from jaxlm.cli.ending import FAILED, SIGNALLED
 from jaxlm.cli.parsing import Parser, add_config_flags, add_start, changes, some_path, starting_config, whole
 from jaxlm.cli.training import new_run, run_dir
 from jaxlm.cli.verbs import DATA_DIR, argument, verb
-from jaxlm.config.config import spec_of_field
+from jaxlm.config.config import KINDS
 from jaxlm.errors import JaxlmError
+from jaxlm.fields import specs
 from jaxlm.terminal import say
 
 SPACES = """a field's SPACE is one of:
@@ -89,9 +90,10 @@ def sweep(args: argparse.Namespace) -> int:
             config = config.replace(**given)
         except JaxlmError:  # a flag may need a kind that only the space names, as a rate of adamw
             config = config.replace(**spaces.first_values(space), **given)
-        if "optimizer" in space:  # a flag that each optimizer has a default of its own for is meant for all of them
-            own = {name: [value] for name, value in given.items() if spec_of_field(name).own}
-            space = {**own, **space}
+        if "optimizer" in space:  # a flag for a field that all of its optimizers have is meant for all of them
+            kinds = spaces.read_space({"optimizer": space["optimizer"]}, config)["optimizer"]
+            having = [specs(KINDS["optimizer"][kind]) for kind in spaces.extremes(kinds)]
+            space = {**{name: [value] for name, value in given.items() if all(name in one for one in having)}, **space}
     result = supervisor.sweep(
         config,
         space,
