@@ -69,9 +69,9 @@ def from_torch(tensors: Tensors, source: str) -> ForeignModel:
 
 
 def _layers(tensors: Tensors) -> tuple[list[Layer], set[str]]:
-    """Each layer's names, lowest first; and the names for which a `_raw` one stands.
+    """Each layer's names, lowest first, and the plain names that `_raw` ones replace.
 
-    A dropped weight (awd-lstm-lm) has the name NAME_raw; a plain NAME beside it is last window's dropped copy.
+    A weight under dropout (awd-lstm-lm) is kept as NAME_raw; NAME beside it is the copy that the last window dropped.
     """
     groups: dict[tuple[str, int, int], Layer] = {}
     replaced: set[str] = set()
