@@ -147,13 +147,12 @@ def _check(name: str, spec: Spec, value: Any) -> Any:
         return tuple(_scalar(name, spec, int, one) for one in value)
     if value is None and spec.optional:
         return None
-    is_scalar = getattr(value, "shape", None) is None or (type(value).__module__ == "numpy" and value.shape == ())
-    return _scalar(name, spec, spec.type, value) if is_scalar or spec.type is not float else value
+    is_array = hasattr(value, "shape") and not _is_numpy_scalar(value)
+    return value if is_array and spec.type is float else _scalar(name, spec, spec.type, value)
 
 
 def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
-    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
-        value = value.item()
+    value = value.item() if _is_numpy_scalar(value) else value
     if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
         none = " or none" if spec.optional else ""
         raise JaxlmError(f"{name} takes {_WORDS[kind]}{none}; it is {shown(value)}")
@@ -170,6 +169,10 @@ def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
     if spec.choices and value not in spec.choices:
         raise JaxlmError(f"{name} must be {either(spec.choices)}; it is {shown(value)}")
     return value
+
+
+def _is_numpy_scalar(value: Any) -> bool:
+    return type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}

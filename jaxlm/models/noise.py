@@ -18,7 +18,7 @@ from jaxlm.ops.sampled_softmax import Drawn, draw_words
 Mask = jax.Array | None  # bool, true where something is kept; None: nothing is dropped
 Keep = jax.Array | float | None
 
-# With which number a place's key is folded; dropout's own places count from 0, one a layer.
+# Numbers folded into the window's key, one for each kind of noise; 0 is the embedded input's, 1 + i layer i's output's.
 _WORDS, _RECURRENT_WEIGHTS, _STATES, _LATENTS, _UPDATES, _DRAWN, _CARRY = range(2**20, 2**20 + 7)
 
 
@@ -61,13 +61,7 @@ def is_random(model: Recurrent) -> bool:
 
 
 def growing(model: Recurrent, step: jax.Array, total: jax.Array | int) -> Recurrent:
-    """The model as one window trains it, with as much dropout as `dropout_ramp` has there (Morerio et al. 2017).
-
-    Args:
-      model: without a ramp, the result too.
-      step: windows before this one.
-      total: windows of all epochs.
-    """
+    """The model with the dropout that `dropout_ramp` gives at a step of `total` windows (Morerio et al. 2017)."""
     if model.dropout_ramp is None:
         return model
     grown = jnp.minimum(step / (model.dropout_ramp * total), 1)
@@ -79,14 +73,17 @@ def growing(model: Recurrent, step: jax.Array, total: jax.Array | int) -> Recurr
 def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int) -> Noise:
     """Draws what is random in one window.
 
-    What belongs to a row is drawn by a key of the row; words and weights have one mask for all rows.
+    A row's masks are drawn by a key of the row; words and weights have one mask for all rows.
 
     Args:
       model: the config's model.
       key: of the window; may be None where nothing is random.
       steps, rows: T and B.
     """
-    steps = 1 if model.locked_dropout else steps
+    steps, layers = 1 if model.locked_dropout else steps, tuple(enumerate(model.hidden_sizes))
+    keep_weights, keep_state, keep_update = (  # a kind without the field drops nothing there
+        getattr(model, name, None) for name in ("keep_recurrent_weights", "keep_state", "keep_update")
+    )
 
     def units(place: int, keep: Keep, width: int) -> Mask:
         if keep is None or key is None:
@@ -94,38 +91,35 @@ def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int) -
         return draw_mask(jax.random.fold_in(key, place), keep, (steps, rows, width))
 
     def for_all_rows(place: int, keep: Keep, *shape: int, layer: int = 0) -> Mask:
-        if keep is None or key is None:
-            return None
-        return jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(key, place), layer), keep, shape)
+        return None if keep is None or key is None else jax.random.bernoulli(_key(key, place, layer), keep, shape)
 
-    def all_steps(place: int, keep: Keep, layer: int, width: int) -> Mask:
+    def for_all_steps(place: int, keep: Keep, width: int, layer: int = 0) -> Mask:
         if keep is None or key is None:
             return None
-        own = jax.random.fold_in(jax.random.fold_in(key, place), layer)
-        return draw_mask(own, keep, (1, rows, width))[0]
+        return draw_mask(_key(key, place, layer), keep, (1, rows, width))[0]
 
     drawn = None
     if model.sampled_words and key is not None:
         offset = jax.random.uniform(jax.random.fold_in(key, _DRAWN))
         drawn = draw_words(offset, model.vocab_size, model.sampled_words)
-    layers = tuple(enumerate(model.hidden_sizes))
-    keep_weights, keep_state, keep_update = (  # a kind without the field drops nothing there
-        getattr(model, name, None) for name in ("keep_recurrent_weights", "keep_state", "keep_update")
-    )
     return Noise(
-        units(0, model.keep_embedding, model.embedding_size),
-        tuple(units(layer + 1, keep_of_output(model, layer), width) for layer, width in layers),
-        for_all_rows(_WORDS, model.keep_words, model.vocab_size, 1),
-        tuple(
+        embedding=units(0, model.keep_embedding, model.embedding_size),
+        outputs=tuple(units(layer + 1, keep_of_output(model, layer), width) for layer, width in layers),
+        words=for_all_rows(_WORDS, model.keep_words, model.vocab_size, 1),
+        recurrent_weights=tuple(
             for_all_rows(_RECURRENT_WEIGHTS, keep_weights, width, model.gates * width, layer=layer)
             for layer, width in layers
         ),
-        tuple(all_steps(_STATES, keep_state, layer, width) for layer, width in layers),
-        units(_LATENTS, model.keep_latent, max(model.experts, 1) * kernel_width(model)),
-        tuple(all_steps(_UPDATES, keep_update, layer, width) for layer, width in layers),
-        all_steps(_CARRY, model.keep_carry, 0, 1),
-        drawn,
+        states=tuple(for_all_steps(_STATES, keep_state, width, layer) for layer, width in layers),
+        latents=units(_LATENTS, model.keep_latent, max(model.experts, 1) * kernel_width(model)),
+        updates=tuple(for_all_steps(_UPDATES, keep_update, width, layer) for layer, width in layers),
+        carry=for_all_steps(_CARRY, model.keep_carry, 1),
+        drawn=drawn,
     )
+
+
+def _key(key: jax.Array, place: int, layer: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(key, place), layer)
 
 
 def keep_of_output(model: Recurrent, layer: int) -> Keep:
@@ -140,19 +134,9 @@ def of_layer(masks: tuple[Mask, ...], layer: int) -> Any:
 
 
 def drop_words(model: Recurrent, noise: Noise, x: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Embedded tokens without those of dropped words (Gal and Ghahramani 2016, arXiv:1512.05287).
+    """Embedded tokens x [T, B, E] over keep_words where the token's word is kept, else 0 (arXiv:1512.05287).
 
-    A whole row of the embedding is dropped, wherever the window reads it; as an output a word is never dropped, unless
-    the model says so (`drop_rows`).
-
-    Args:
-      model: its keep_words is the probability that a word is kept.
-      noise: its words [V, 1] are those kept.
-      x: embedded tokens [T, B, E].
-      tokens: [T, B].
-
-    Returns:
-      x / keep_words where the token's word is kept, else 0.
+    A word is dropped as an input only, unless the model drops it in the softmax too (`drop_rows`).
     """
     if noise.words is None or model.drops_output_words:  # there `drop_rows` has dropped them
         return x

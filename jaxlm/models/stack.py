@@ -81,7 +81,7 @@ def last_outputs(
     for place, (layer, state) in enumerate(zip(params["layers"], carry, strict=True)):
         weights = of_layer(noise.recurrent_weights, place)
         if weights is not None:
-            drop = partial(apply_mask, kept=weights, keep=model.keep_recurrent_weights)
+            drop = partial(apply_mask, kept=weights, keep=getattr(model, "keep_recurrent_weights", None))
             layer = model.change_recurrent(layer, model.hidden_sizes[place], drop)
         masks = CellNoise(of_layer(noise.states, place), of_layer(noise.updates, place))
         raw, state = model.apply_layer(layer, dropped, state, masks, length)
