@@ -93,8 +93,9 @@ class Adaptive:
 def _adapt(model, objective, rate, params, momentum, tokens, carry, *, detail):
     """Scores one sentence, then takes one step on it; also whether the gradient was finite."""
     network = Network(model, params)
-    grads, (found, _) = gradient(network, objective, *tokens, carry)
-    columns = own_scores(network, found, *tokens[1:], detail)
+    inputs, targets, counted = tokens
+    grads, (found, _) = gradient(network, objective, inputs, targets, counted, carry)
+    columns = own_scores(network, found, targets, counted, detail)
     updates, momentum = MOMENTUM.update(grads, momentum)
     params = jax.tree.map(lambda p, update: p - rate * update, params, updates)
     return columns, params, momentum, jnp.isfinite(optax.tree.norm(grads))

@@ -108,7 +108,7 @@ class DynamicReader(Reader):
         """The parameters after one step."""
         rate, lambda_, epsilon = self._rates()
         statistics = [] if self.statistics is None else [self.statistics.rms]
-        mean = _mean(self.network.model, *statistics, self.protocol) if statistics else None
+        mean = _mean(self.network.model, statistics[0], self.protocol) if statistics else None
 
         def step(p, p0, g, tensors, rms=None):
             pull, size = (lambda_, 1) if rms is None else (jnp.minimum(lambda_ * rms / mean, 1), rms + epsilon)

@@ -142,22 +142,18 @@ class OneStream:
 
     def __init__(self, reader: Reader, detail: Detail = EVERYTHING):
         self._reader, self._detail, self.state = reader, detail, reader.start_all(1)
-        self._pending = np.zeros((2, 0), np.int32)  # inputs and targets since `state`
+        self._pending = np.zeros((3, 0), np.int32)  # the tokens since `state`
 
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
         known, T = self._pending.shape[1], self._reader.segment or FREE
-        parts = [np.stack([ids[:-1], ids[1:]]) for ids in sentences]
-        tokens = np.concatenate([self._pending, *parts], 1).astype(np.int32)
+        tokens = np.concatenate([self._pending, *map(_tokens, sentences)], 1)
         N = tokens.shape[1]
         whole = N // T * T
-        found, self.state = _read_segments(self._reader, self.state, *tokens[:, :whole, None], T, self._detail)
+        found, self.state = _read_segments(self._reader, self.state, tokens[:, :whole, None], T, self._detail)
         self._pending = tokens[:, whole:]
         if whole < N:
-            padded = np.pad(self._pending, ((0, 0), (0, whole + T - N)))[..., None]
-            rest, _ = _read_segments(
-                self._reader, self.state, *padded, T, self._detail, np.arange(T)[:, None] < N - whole
-            )
-            found += rest
+            padded = np.pad(self._pending, ((0, 0), (0, whole + T - N)))
+            found += _read_segments(self._reader, self.state, padded[..., None], T, self._detail)[0]
         return TokenScores.of([np.concatenate(column)[:, 0] for column in zip(*found, strict=True)], slice(known, N))
 
 
@@ -182,32 +178,29 @@ class EachSentence:
         longest = max(lengths)
         T = self._reader.segment or (SHORT if longest <= FREE else FREE)
         steps = -(-longest // T) * T
-        inputs, targets = np.zeros((2, steps, B), np.int32)
+        tokens = np.zeros((3, steps, B), np.int32)
         for row, ids in enumerate(sentences):
-            inputs[: len(ids) - 1, row], targets[: len(ids) - 1, row] = ids[:-1], ids[1:]
-        counted = np.arange(steps)[:, None] < np.pad(lengths, (0, B - len(lengths)))
+            tokens[:, : len(ids) - 1, row] = _tokens(ids)
         reader = self._reader.within(1 << (steps - 1).bit_length())  # a power of two, so that few sizes are compiled
-        parts, _ = _read_segments(reader, _start(reader, B), inputs, targets, T, self._detail, counted)
+        parts, _ = _read_segments(reader, _start(reader, B), tokens, T, self._detail)
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
         return [TokenScores.of(columns, (slice(length), row)) for row, length in enumerate(lengths)]
 
 
+def _tokens(ids: np.ndarray) -> np.ndarray:
+    """Ids [n + 1] -> int32 [3, n]: inputs, targets, and 1 for a token that counts; padding is 0."""
+    return np.stack([ids[:-1], ids[1:], np.ones(len(ids) - 1)]).astype(np.int32)
+
+
 def _read_segments(
-    reader: Reader,
-    state: Any,
-    inputs: np.ndarray,
-    targets: np.ndarray,
-    T: int,
-    detail: Detail,
-    counted: np.ndarray | None = None,
+    reader: Reader, state: Any, tokens: np.ndarray, T: int, detail: Detail
 ) -> tuple[list[list[np.ndarray]], Any]:
-    """Reads whole segments of ids [N, B]: the columns of each call, and the state after them."""
-    counted = np.ones(inputs.shape, bool) if counted is None else counted
+    """Reads whole segments of tokens [3, N, B]: the columns of each call, and the state after them."""
     done, found = 0, []
-    while left := (len(inputs) - done) // T:
+    while left := (tokens.shape[1] - done) // T:
         C = next(C for C in SEGMENTS if C == 1 or (left >= C and C * T <= MOST))
-        parts = (part[done : done + C * T].reshape(C, T, -1) for part in (inputs, targets, counted))
-        columns, state = _read(reader, state, *parts, detail=detail)
+        part = tokens[:, done : done + C * T].reshape(3, C, T, -1)
+        columns, state = _read(reader, state, part, detail=detail)
         found.append([np.asarray(column) for column in columns])
         done += C * T
     return found, state
@@ -219,12 +212,13 @@ def _start(reader, texts):
 
 
 @partial(jax.jit, static_argnames="detail")
-def _read(reader, state, inputs, targets, counted, *, detail):
-    """Segments [C, T, B] -> columns [C * T, B, ...] and the state after them."""
+def _read(reader, state, tokens, *, detail):
+    """Tokens [3, C, T, B] of C segments -> columns [C * T, B, ...] and the state after them."""
 
     def one(state, segment):
-        columns, state = reader.read_all(state, *segment, detail)
+        inputs, targets, counted = segment
+        columns, state = reader.read_all(state, inputs, targets, counted > 0, detail)
         return state, columns
 
-    state, columns = lax.scan(one, state, (inputs, targets, counted))
+    state, columns = lax.scan(one, state, tuple(tokens))
     return tuple(map(merged, columns)), state

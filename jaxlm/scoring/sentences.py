@@ -62,7 +62,7 @@ def check_several(sentences: object) -> None:
 
 def check_words(sentence: object) -> list[str]:
     """A sentence given as words. Raises JaxlmError where it is anything else."""
-    words = list(sentence) if isinstance(sentence, Iterable) else [sentence]
+    words: list = list(sentence) if isinstance(sentence, Iterable) else [sentence]
     if isinstance(sentence, bytes) or not all(isinstance(word, str) for word in words):
         raise JaxlmError(f"a sentence must be a line of text or a list of words; one is {sentence!r:.80}")
     return words

@@ -127,7 +127,7 @@ class Surprisals(Table):
 
     def columns(self) -> dict[str, Sequence[Any]]:
         """The table: each column by its name; K pairs of columns top_1, top_1_surprisal and so on at the end."""
-        table = super().columns()
+        table: dict[str, Any] = super().columns()
         del table["vocabulary_id"], table["top"], table["top_surprisal"]
         for k in range(self.top_surprisal.shape[1]):
             table[f"top_{k + 1}"] = [words[k] for words in self.top]
