@@ -1,9 +1,10 @@
 """The one way that text becomes ids, in memory or, for text of any size, in files.
 
-`number_words` reads a text once and gives each distinct word a provisional id, in the order of first occurrence. It
-works in segments: in memory, or each in a sealed file, so that a process that was killed and is started again reads
-the segments that are there and continues with the next. `Encoder` then counts the words of train, makes the
-vocabulary, and translates provisional ids into ids, a segment at a time.
+`number_words` reads a text once, in segments, and gives each distinct word a provisional id in the order of first
+occurrence. Segments stay in memory, or each is written to a sealed file; a process that was killed and is started
+again reads the files that are there and continues with the next segment. `Encoder` then counts the words of train,
+makes the vocabulary, and translates provisional ids into ids, a segment at a time. What a token is, `text.tokenize`
+alone decides.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from jaxlm import files
 from jaxlm.data import text
 from jaxlm.data.cache import recall, remember
 from jaxlm.data.text import SPLITS
+from jaxlm.data.unknown import unlearned_warning
 from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import DataError
 
@@ -99,25 +101,30 @@ def number_words(
     known: defaultdict[str, int] = defaultdict()
     known.default_factory = known.__len__  # a new word's id is its place
     stamps = [stamp(path) for path in paths.values()]
-    sizes, ends, keys, memory = [], [0], [], []
-    lines = last = 0
+    memory: list[np.ndarray] = []
+    keys: list[str] = []  # what determines each segment: the texts, the file, where it begins
+    sizes: list[int] = []
+    ends, lines, ended = [0], 0, True
     for path, expected in zip(paths.values(), stamps, strict=True):
         offset, done, blank = 0, False, True
         while not done:
-            keys.append(json.dumps([stamps, len(ends), offset]))
-            name, before = f"segment-{len(sizes)}", len(known)
-            found = recall(work, name, keys[-1]) if work else None
+            name, key, before = f"segment-{len(keys)}", json.dumps([stamps, len(ends), offset]), len(known)
+            found = recall(work, name, key) if work else None
             fields, ids = found or _segment(path, offset, known)
             if stamp(path) != expected:
                 raise DataError(f"{path} changed while it was read: start the same command again")
-            if work and not found:
-                remember(work, name, keys[-1], fields, ids)
-            known.update(zip(fields["words"], count(before), strict=False))
-            eos = known.get(EOS, -1)
-            memory += [] if work else [ids]
+            if found:
+                known.update(zip(fields["words"], count(before), strict=False))
+            elif work:
+                remember(work, name, key, fields, ids)
+            if not work:
+                memory.append(ids)
+            keys.append(key)
             sizes.append(len(ids))
-            lines += int(np.count_nonzero(ids == eos))
-            blank, last = blank and bool((ids == eos).all()), ids[-1] if len(ids) else last
+            is_end = ids == known.get(EOS, -1)
+            lines += int(np.count_nonzero(is_end))
+            if len(ids):
+                blank, ended = blank and bool(is_end.all()), bool(is_end[-1])
             advance(fields["end"] - offset)
             offset, done = fields["end"], fields["done"]
         if blank:
@@ -125,14 +132,14 @@ def number_words(
         ends.append(sum(sizes))
 
     def load(number: int) -> np.ndarray:
-        if work is None:
+        if not work:
             return memory[number]
         if found := recall(work, f"segment-{number}", keys[number]):
             return found[1]
         raise DataError(f"{work.path} was altered while it was in use: start the same command again")
 
     numbered = NumberedText(list(known), dict(zip(paths, pairwise(ends), strict=True)), sizes, load)
-    return _split_by_lines(numbered, paths["all"], lines + (last != eos)) if "all" in paths else numbered
+    return _split_by_lines(numbered, paths["all"], lines + (not ended)) if "all" in paths else numbered
 
 
 def _segment(path: Path, offset: int, known: defaultdict[str, int]) -> tuple[dict[str, Any], np.ndarray]:
@@ -239,15 +246,5 @@ class Encoder:
             "name": "+".join([name, *(option for option, given in changed.items() if given)]),
             "description": f"{title}: {tokens} tokens, of which {unknown} {UNK}; {len(self.vocab):,} types",
             "sha256": self._digest.hexdigest(),
-            "notes": [*self._text.notes, *_unknown_note(shares)],
+            "notes": [*self._text.notes, *unlearned_warning(shares)],
         }
-
-
-def _unknown_note(shares: Mapping[str, float]) -> list[str]:
-    """A warning where the model will predict far more `<unk>` than it was trained on."""
-    if shares["valid"] <= 2 * shares["train"]:
-        return []
-    return [
-        f"{shares['valid']:.1%} of the tokens of valid are {UNK}, against {shares['train']:.1%} of those of train: the "
-        f"model hardly learns {UNK}. Put spaces between words if the text has none, or give a min_count of 2 or more"
-    ]

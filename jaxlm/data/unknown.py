@@ -1,5 +1,7 @@
 """How much of a text a vocabulary does not know. Unknown words are easy to predict: they make a perplexity good."""
 
+from collections.abc import Mapping
+
 from jaxlm.data.vocab import UNK
 
 MOST_UNKNOWN = 0.05  # the share of unknown tokens from which a result is warned about
@@ -22,3 +24,17 @@ def unknown_warning(share: float, text: str) -> str | None:
         f"warning: {100 * share:.1f}% of {text} are words that the model does not know, read as {UNK}: the result "
         f"compares with that of no other vocabulary"
     )
+
+
+def unlearned_warning(shares: Mapping[str, float]) -> list[str]:
+    """A warning if the model will predict far more `<unk>` than it is trained on; else nothing.
+
+    Args:
+        shares: The share of unknown tokens of each split.
+    """
+    if shares["valid"] <= 2 * shares["train"]:
+        return []
+    return [
+        f"{shares['valid']:.1%} of the tokens of valid are {UNK}, against {shares['train']:.1%} of those of train: the "
+        f"model hardly learns {UNK}. Put spaces between words if the text has none, or give a min_count of 2 or more"
+    ]
