@@ -1,4 +1,4 @@
-"""training/optimizers.py: AdamW against optax's Adam and a decay written by hand. (Muon: test_muon.py.)"""
+"""optimizers/: AdamW against optax's Adam and a decay written by hand. (Muon: test_muon.py.)"""
 
 from typing import Any
 
@@ -8,8 +8,7 @@ import numpy as np
 import optax
 from recipes import BASE
 
-from jaxlm.config.optimizers import AdamW
-from jaxlm.training import optimizers
+from jaxlm.optimizers.adamw import AdamW
 from jaxlm.training.step import init_state
 
 RATE = 0.25  # the schedule's factor
@@ -21,7 +20,7 @@ def test_adamw_decays_matrices_and_no_bias():
     assert isinstance(rule, AdamW)
     params = init_state(config.recipe, jax.random.key(0), 2).params
     params = jax.tree.map(lambda leaf: leaf + 0.5, params)  # biases begin at zero, where a decay would not show
-    ours, adam = optimizers.transformation(config.recipe, RATE), optax.scale_by_adam(0.8, 0.9, rule.epsilon)
+    ours, adam = rule.transformation(config.model, RATE), optax.scale_by_adam(0.8, 0.9, rule.epsilon)
     states: list[Any] = [ours.init(params), adam.init(params)]
     for seed in (1, 2):
         grads = jax.tree.map(lambda leaf, seed=seed: jax.random.normal(jax.random.key(seed), leaf.shape), params)

@@ -6,6 +6,8 @@ logits are still in the cache (the idea of Liger Kernel's fused linear cross-ent
 flat in T * B. The axis of the batch stays an axis, so that devices which share it need not exchange rows.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -187,40 +189,37 @@ class Chunks:
     each part has rows of every device that shares the batch.
     """
 
-    def __init__(self, shape: tuple[int, ...], kernel_shape: tuple[int, int], logits: int = 1):
+    def __init__(self, shape: tuple[int, ...], kernel_shape: tuple[int, ...], logits: int = 1):
         """Decides the chunks for rows of one shape [T, B], each of which makes so many `logits` [V]."""
-        H, V = kernel_shape
+        (H, V), (T, *batch) = kernel_shape, shape
         if jax.default_backend() == "cpu":
             cached = CHUNK_BYTES // (4 * V)
             wanted = max(cached, min(H, 3 * cached), LEAST_ROWS, H // 4)
         else:
             wanted = max(ACCELERATOR_CHUNK_BYTES // (4 * V), LEAST_ROWS)
-        batch = logits * (shape[1] if len(shape) > 1 else 1)
-        self._shape, self._parts = shape, 1
-        if batch > 2 * wanted and len(shape) > 1:
-            divisors = (n for n in range(1, shape[1]) if shape[1] % n == 0)
-            self._parts = next((n for n in divisors if batch // n <= wanted), shape[1])
-        steps, rows = shape[0] * self._parts, batch // self._parts
-        self._chunks = min(steps, max(1, round(steps * rows / wanted)))
+        self._shape, self._parts, rows = shape, 1, logits * math.prod(batch)
+        if batch and rows > 2 * wanted:
+            divisors = (n for n in range(1, batch[0]) if batch[0] % n == 0)
+            self._parts = next((n for n in divisors if rows // n <= wanted), batch[0])
+        steps = T * self._parts
+        self._chunks = min(steps, max(1, round(T * rows / wanted)))
         self._steps = -(-steps // self._chunks)
 
     def cut(self, array: jax.Array) -> jax.Array:
         """[T, B, ...] -> [chunks, t, B, ...]."""
         if self._parts > 1:
-            T, B, *rest = array.shape
-            array = jnp.moveaxis(array.reshape(T, B // self._parts, self._parts, *rest), 2, 1)
-            array = array.reshape(T * self._parts, B // self._parts, *rest)
+            array = jnp.moveaxis(array.reshape(len(array), -1, self._parts, *array.shape[2:]), 2, 1)
+            array = array.reshape(-1, *array.shape[2:])
         padding = [(0, self._chunks * self._steps - len(array))] + [(0, 0)] * (array.ndim - 1)
         return jnp.pad(array, padding).reshape(self._chunks, self._steps, *array.shape[1:])
 
     def join(self, array: jax.Array) -> jax.Array:
         """[chunks, t, B, ...] -> [T, B, ...]."""
+        rest = array.shape[2 + (len(self._shape) > 1) :]
         array = array.reshape(-1, *array.shape[2:])[: self._shape[0] * self._parts]
         if self._parts > 1:
-            T, B = self._shape
-            array = jnp.moveaxis(array.reshape(T, self._parts, B // self._parts, *array.shape[2:]), 1, 2)
-            array = array.reshape(T, B, *array.shape[3:])
-        return array
+            array = jnp.moveaxis(array.reshape(self._shape[0], self._parts, *array.shape[1:]), 1, 2)
+        return array.reshape(*self._shape, *rest)
 
 
 def check_shapes(x, kernel, bias, targets):

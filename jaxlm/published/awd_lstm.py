@@ -77,7 +77,7 @@ def _by_lagging_rate(rate: Number) -> optax.GradientTransformationExtraArgs:
     def init(params: Any) -> Lag:
         return Lag(jnp.float32(0), jnp.bool_(False))
 
-    def update(updates: Any, state: Lag, params: Any = None, **given: Any) -> tuple[Any, Lag]:
+    def update(updates: Any, state: Any, params: Any = None, **given: Any) -> tuple[Any, Any]:
         moved = jnp.where(state.averaging, state.rate, rate)
         after = Lag(jnp.asarray(rate, jnp.float32), state.averaging | given["averaging"])
         return jax.tree.map(lambda g: -moved.astype(g.dtype) * g, updates), after

@@ -5,6 +5,7 @@ Letters: `T` steps, `B` batch, `V` vocabulary, `E` embedding width, `S` small ba
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +114,7 @@ def with_dense_rows(grads: Params, params: Params, tokens: jax.Array) -> Params:
     }
 
 
-def apply_updates(params: Params, updates: Params, tokens: jax.Array) -> Params:
+def apply_updates(params: Params, updates: Any, tokens: jax.Array) -> Params:
     """params + updates; an update that is rows has one for each of tokens [T, B]."""
     return {
         name: add_rows(part, tokens, updates[name])
