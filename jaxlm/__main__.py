@@ -23,7 +23,8 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done
     except KeyboardInterrupt:
         _end()
-    if code >= 128:
+    jax = sys.modules.get("jax")
+    if code >= 128 and not (jax and jax.distributed.is_initialized()):  # many processes take leave of each other
         os._exit(code)
     sys.exit(code)
 

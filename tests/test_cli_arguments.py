@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -311,6 +312,13 @@ def test_a_verb_is_one_function(calls):
 def test_negative_numbers_with_an_exponent_are_values(calls):
     assert run(["train", "--forget-bias", "-1e-3", "--schedule-offset", "-2.5"])[0] == 0
     assert (calls[-1][0][0].model.forget_bias, calls[-1][0][0].schedule.schedule_offset) == (-0.001, -2.5)
+
+
+def test_a_text_may_come_after_flags_and_may_look_like_one():
+    parse = VERBS["perplexity"].parser().parse_args
+    assert parse(["R", "--checkpoint", "best", "a b"]).text == parse(["R", "a b"]).text == "a b"
+    assert parse(["R", "--", "--tune"]).text == "--tune"
+    assert VERBS["surprisal"].parser().parse_args(["R", "--eos", "a", "b"]).texts == [Path("a"), Path("b")]
 
 
 def test_a_flag_that_is_nearly_right_is_suggested():
