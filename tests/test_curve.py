@@ -53,7 +53,7 @@ def test_one_window_in_one_epoch_is_enough(tmp_path):
 
 
 def test_without_an_epoch_there_is_no_curve_but_a_sentence(tmp_path):
-    with pytest.raises(JaxlmError, match="needs the results of a finished epoch"):
+    with pytest.raises(JaxlmError, match="needs a finished epoch"):
         learning_curve([], tmp_path / "curve.png")
 
 

@@ -70,8 +70,8 @@ def learning_curve(rows: Sequence[Row], path: Path) -> Path:
     run = Results("", *by_kind(rows))
     if not run.epochs:
         raise JaxlmError(
-            f"{path} needs the results of a finished epoch, and there are {len(run.windows)} windows and none: "
-            "train one epoch first"
+            f"a learning curve needs a finished epoch, and there are {len(run.windows)} windows without one: train one "
+            f"epoch first"
         )
     with figure(8, 5.2) as drawn:
         upper, lower = drawn.subplots(2, 1, sharex=True, height_ratios=[5, 1])

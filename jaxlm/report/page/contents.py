@@ -1,4 +1,4 @@
-"""What a report page shows, as plain data: made by `jaxlm/runs/reporting.py` and `jaxlm/sweeps/report_file.py`."""
+"""What a report page shows, as plain data: made by `jaxlm/runs/report_data.py` and `jaxlm/sweeps/report_file.py`."""
 
 import math
 from collections.abc import Mapping, Sequence
