@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from jaxlm.interop.export_torch import StateDict, array, torch_layers
 from jaxlm.models.lstm import LSTM
 from jaxlm.scoring.language_model import LanguageModel
 
-OPSET, IR_VERSION = 17, 8  # what onnxruntime reads since 1.12
+HEADER = '<ir_version: 8, opset_import: ["" : 17], producer_name: "jaxlm">'  # what onnxruntime reads since 1.12
 MOST_BYTES = (1 << 31) - (1 << 24)  # of a protocol buffer, with room for all but the weights
 
 
@@ -28,77 +27,59 @@ def export_onnx(model: LanguageModel, out: Path) -> list[str]:
     """
     try:
         import onnx  # pyright: ignore[reportMissingImports]
+        import onnx.parser  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise JaxlmError("exporting to ONNX needs the package onnx: pip install 'jaxlm[onnx]'") from None
-    graph, helper = _Graph(onnx, model), onnx.helper
-    made = helper.make_model(
-        helper.make_graph(graph.nodes, "jaxlm", graph.inputs, graph.outputs, graph.weights),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="jaxlm",
-    )
-    helper.set_model_props(made, {"vocabulary": json.dumps(model.vocab.words)})
+    text, weights = _graph(model)
+    if (size := sum(weight.nbytes for weight in weights.values())) > MOST_BYTES:
+        found = f"an ONNX file can hold {MOST_BYTES:,} bytes, and this model's weights take {size:,}"
+        raise JaxlmError(f"{found}: export it --to safetensors or stablehlo")
+    made = onnx.parser.parse_model(f"{HEADER}\n{text}")
+    made.graph.initializer.extend(onnx.numpy_helper.from_array(weight, name) for name, weight in weights.items())
+    onnx.helper.set_model_props(made, {"vocabulary": json.dumps(model.vocab.words)})
     onnx.checker.check_model(made)
     with new_file(out) as file:
         file.write(made.SerializeToString())
     return []
 
 
-class _Graph:
-    """The nodes of a model, from tokens to logits."""
-
-    def __init__(self, onnx: Any, model: LanguageModel):
-        self._onnx, self._helper = onnx, onnx.helper
-        self.nodes, self.weights, self.inputs, self.outputs = [], [], [], []
-        config, params = model.config.model, model.params
-        layers = torch_layers(config, params)
-        arrays = [params["embedding"], *params["softmax"].values(), *(part for one in layers for part in one.values())]
-        if (size := sum(4 * part.size for part in arrays)) > MOST_BYTES:
-            found = f"an ONNX file can hold {MOST_BYTES:,} bytes, and this model's weights take {size:,}"
-            raise JaxlmError(f"{found}: export it --to safetensors or stablehlo")
-        self._declare(self.inputs, "tokens", "INT64", ["T", "B"])
-        self._declare(self.outputs, "logits", "FLOAT", ["T", "B", len(model.vocab)])
-        self._hold("embedding", array(params["embedding"]))
-        self._node("Gather", ["embedding", "tokens"], ["x_0"], axis=0)
-        self._hold("direction", np.array([1], np.int64))
-        for place, layer in enumerate(layers):
-            self._layer(place, layer, "LSTM" if isinstance(config, LSTM) else "GRU")
-        if config.tied:
-            self._node("Transpose", ["embedding"], ["kernel"], perm=[1, 0])
-        else:
-            self._hold("kernel", array(params["softmax"]["kernel"]))
-        self._hold("bias", array(params["softmax"]["bias"]))
-        self._node("MatMul", [f"x_{len(layers)}", "kernel"], ["scores"])
-        self._node("Add", ["scores", "bias"], ["logits"])
-
-    def _layer(self, place: int, layer: StateDict, kind: str) -> None:
-        """A node from x_k [T, B, E] to x_k+1 [T, B, H]; its own output has an axis of directions besides."""
+def _graph(model: LanguageModel) -> tuple[str, dict[str, np.ndarray]]:
+    """A model's graph in ONNX's textual syntax, and its weights by name. Raises JaxlmError for what ONNX lacks."""
+    config, params = model.config.model, model.params
+    kind = "LSTM" if isinstance(config, LSTM) else "GRU"
+    layers = torch_layers(config, params)
+    weights = {"embedding": array(params["embedding"]), "bias": array(params["softmax"]["bias"])}
+    weights["direction"] = np.array([1], np.int64)
+    inputs, outputs = ["int64[T, B] tokens"], [f"float[T, B, {len(model.vocab)}] logits"]
+    nodes = ["x_0 = Gather <axis = 0> (embedding, tokens)"]
+    for k, layer in enumerate(layers):
         width = layer["weight_hh"].shape[1]
-        states = [f"{part}_{place}" for part in ("hc" if kind == "LSTM" else "h")]
-        for name in states:
-            self._declare(self.inputs, name, "FLOAT", [1, "B", width])
-            self._declare(self.outputs, f"{name}_out", "FLOAT", [1, "B", width])
-        # PyTorch's gates are i, f, g, o, and ONNX's i, o, f, c (g); those of a GRU r, z, n, and z, r, h (n).
-        order = [0, 3, 1, 2] if kind == "LSTM" else [1, 0, 2]
+        states = [f"{part}_{k}" for part in ("hc" if kind == "LSTM" else "h")]
+        ends = [f"{state}_out" for state in states]
+        inputs += [f"float[1, B, {width}] {state}" for state in states]
+        outputs += [f"float[1, B, {width}] {end}" for end in ends]
+        weights |= {f"{name}_{k}": value[None] for name, value in _weights(layer, kind).items()}
+        options = f"hidden_size = {width}" + ("" if kind == "LSTM" else ", linear_before_reset = 1")
+        found = (
+            f"x_{k}, W_{k}, R_{k}, biases_{k}, , {', '.join(states)}"  # (between the commas: lengths, of which none)
+        )
+        nodes.append(f"y_{k}, {', '.join(ends)} = {kind} <{options}> ({found})")
+        nodes.append(f"x_{k + 1} = Squeeze (y_{k}, direction)")  # its axis of directions
+    if config.tied:
+        nodes.append("kernel = Transpose <perm = [1, 0]> (embedding)")
+    else:
+        weights["kernel"] = array(params["softmax"]["kernel"])
+    nodes += [f"scores = MatMul (x_{len(layers)}, kernel)", "logits = Add (scores, bias)"]
+    heads = f"jaxlm ({', '.join(inputs)}) => ({', '.join(outputs)})"
+    return "\n".join([heads, "{", *nodes, "}"]), weights
 
-        def gates(part: str) -> np.ndarray:
-            blocks = np.split(layer[part], len(order))
-            return np.concatenate([blocks[block] for block in order])
 
-        names = [f"{part}_{place}" for part in ("W", "R", "biases")]
-        biases = np.concatenate([gates("bias_ih"), gates("bias_hh")])
-        for name, value in zip(names, (gates("weight_ih"), gates("weight_hh"), biases), strict=True):
-            self._hold(name, value[None])
-        inputs, outputs = [f"x_{place}", *names, "", *states], [f"y_{place}", *(f"{name}_out" for name in states)]
-        options = {} if kind == "LSTM" else {"linear_before_reset": 1}
-        self._node(kind, inputs, outputs, hidden_size=width, **options)
-        self._node("Squeeze", [f"y_{place}", "direction"], [f"x_{place + 1}"])
+def _weights(layer: StateDict, kind: str) -> StateDict:
+    """A layer's weights as ONNX has them: gates i, o, f, c (PyTorch: i, f, g, o), or z, r, h (PyTorch: r, z, n)."""
 
-    def _declare(self, where: list, name: str, kind: str, shape: list) -> None:
-        where.append(self._helper.make_tensor_value_info(name, getattr(self._onnx.TensorProto, kind), shape))
+    def gates(part: str) -> np.ndarray:
+        blocks = np.split(layer[part], 4 if kind == "LSTM" else 3)
+        return np.concatenate([blocks[block] for block in ([0, 3, 1, 2] if kind == "LSTM" else [1, 0, 2])])
 
-    def _hold(self, name: str, value: np.ndarray) -> None:
-        self.weights.append(self._onnx.numpy_helper.from_array(np.ascontiguousarray(value), name))
-
-    def _node(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
-        self.nodes.append(self._helper.make_node(kind, inputs, outputs, **attributes))
+    biases = np.concatenate([gates("bias_ih"), gates("bias_hh")])
+    return {"W": gates("weight_ih"), "R": gates("weight_hh"), "biases": biases}
