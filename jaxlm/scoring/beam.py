@@ -9,7 +9,7 @@ from jax import lax
 
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
-from jaxlm.scoring.generation import Text, begin, check_counts, end_of, next_logits
+from jaxlm.scoring.generation import Text, begin, check_counts, next_logits
 from jaxlm.scoring.network import Network
 from jaxlm.scoring.sampling import Sampling
 
@@ -22,7 +22,7 @@ def beam_search(
     words: int,
     beam: int,
     banned: jax.Array | None = None,
-    stop: str = "none",
+    end: int = -1,
 ) -> Text:
     """The most probable text that a beam finds.
 
@@ -33,7 +33,7 @@ def beam_search(
         words: most words of the text.
         beam: how many texts are kept at each word.
         banned: words that never come, bool [V].
-        stop: "eos": a text may also end earlier, with `<eos>`; "none": it has exactly `words` words.
+        end: the id with which a text may also end earlier; -1: it has exactly `words` words.
 
     Raises:
         JaxlmError: a count is not at least 1, or the beam is wider than the vocabulary.
@@ -41,7 +41,6 @@ def beam_search(
     check_counts(words=words, beam=beam)
     if beam > len(vocab):
         raise JaxlmError(f"beam must be at most {len(vocab):,}, the words of the vocabulary; it is {beam}")
-    end = end_of(vocab, stop)
     position = begin(network, Sampling(), prompt, beam)
     length = 1 << (words - 1).bit_length()
     tokens, log_probs = _search(network, position.carry, position.token, words, end, banned, length=length)

@@ -5,7 +5,7 @@ and among many, in one piece and as a stream.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -61,74 +61,43 @@ class Position:
     seen: jax.Array | None  # words that were there already, bool [S, V]; only for a repetition penalty
 
 
-def generate(
+def texts_of(vocab: Vocab, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[Text]:
+    """The text of each sample, from all that `drawn` yields."""
+    tokens, log_probs = (np.concatenate(part) for part in zip(*parts, strict=True))
+    samples = [(tokens[:, sample] >= 0, sample) for sample in range(tokens.shape[1])]
+    return [Text(vocab.decode(tokens[at]), log_probs[at].astype(float)) for at in samples]
+
+
+def drawn(
     network: Network,
-    vocab: Vocab,
-    prompt: np.ndarray,
     sampling: Sampling,
+    prompt: np.ndarray,
     *,
-    words: int,
+    words: int | None,
+    end: int,
     samples: int = 1,
     seed: int = 0,
-    stop: str = "none",
-) -> list[Text]:
-    """Samples texts, all at once.
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Draws S texts, all at once: the first word, then more and more words together.
 
     Args:
         network: the model.
-        vocab: the model's.
-        prompt: ids that come before, at least one.
         sampling: checked.
-        words: most words of each text.
-        samples: how many texts.
-        seed: of all of them.
-        stop: "eos" ends a text at its first `<eos>`, "none" does not.
+        prompt: ids that come before, at least one.
+        words: most words of each text; None: without end.
+        end: the id that ends a text; -1: none.
+        samples: S.
+        seed: of all texts; a text is the same whatever S is.
+
+    Yields:
+        words [n, S], -1 after a text's end, and their log-probabilities in nats [n, S].
 
     Raises:
-        JaxlmError: a count is not at least 1, or `seed` or `stop` is something else.
+        JaxlmError: a count is not at least 1, or the seed has more than 63 bits.
     """
-    check_counts(words=words, samples=samples)
-    found = [*_drawn(network, sampling, prompt, words, samples, _key(seed), end_of(vocab, stop))]
-    tokens, log_probs = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    texts = []
-    for sample in range(samples):
-        drawn = tokens[:, sample] >= 0
-        texts.append(Text(vocab.decode(tokens[drawn, sample]), log_probs[drawn, sample].astype(float)))
-    return texts
-
-
-def stream(
-    network: Network,
-    vocab: Vocab,
-    prompt: np.ndarray,
-    sampling: Sampling,
-    *,
-    words: int | None = None,
-    seed: int = 0,
-    stop: str = "none",
-) -> Iterator[tuple[str, float]]:
-    """The words of the first sample of `generate` as they come, each with its log-probability in nats.
-
-    Args:
-        words: most words; None: without end.
-        (the others): as `generate` takes them.
-    """
-    if words is not None:
-        check_counts(words=words)
-    found = _drawn(network, sampling, prompt, words, 1, _key(seed), end_of(vocab, stop))
-    return (
-        (vocab.words[token], float(log_p))
-        for tokens, log_probs in found
-        for token, log_p in zip(tokens[:, 0], log_probs[:, 0], strict=True)
-        if token >= 0
-    )
-
-
-def _drawn(
-    network: Network, sampling: Sampling, prompt: np.ndarray, words: int | None, samples: int, key: jax.Array, end: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Words [n, S], -1 after a sample's end, and their log-probabilities [n, S]: the first word at once, then more."""
-    position, count, left = begin(network, sampling, prompt, samples), 1, math.inf if words is None else words
+    check_counts(words=1 if words is None else words, samples=samples)
+    key, position, count = _key(seed), begin(network, sampling, prompt, samples), 1
+    left = math.inf if words is None else words
     while left > 0 and not bool(position.done.all()):
         count = int(min(count, left))
         position, tokens, log_probs = advance(

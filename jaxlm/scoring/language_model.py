@@ -445,23 +445,29 @@ class LanguageModel:
         >>> str(lm.generate("the bank", words=5)[0]) == str(lm.generate("the bank", words=5, samples=3)[0])
         True
         """
-        how, model = self._sampling(**sampling), (self.network, self.vocab, self._prompt(prompt))
+        how, ids, end = self._sampling(**sampling), self._prompt(prompt), generation.end_of(self.vocab, stop)
         if beam is None:
-            return generation.generate(*model, how, words=words, samples=samples, seed=seed, stop=stop)
+            parts = generation.drawn(self.network, how, ids, words=words, end=end, samples=samples, seed=seed)
+            return generation.texts_of(self.vocab, parts)
         neutral = {"samples": 1, "temperature": 1.0}
         drawing = {"samples": samples, **sampling}.items()
         if wrong := [name for name, value in drawing if name not in ("ban", "no_unk") and value != neutral.get(name)]:
             raise JaxlmError(
                 f"beam searches for the most probable text and draws nothing, and {wrong[0]} is given: leave one out"
             )
-        return [beam_search(*model, words=words, beam=beam, banned=how.banned, stop=stop)]
+        return [beam_search(self.network, self.vocab, ids, words=words, beam=beam, banned=how.banned, end=end)]
 
     def stream(
         self, prompt: Sentence = (), *, words: int | None = None, seed: int = 0, stop: str = "none", **sampling: Any
     ) -> Iterator[tuple[str, float]]:
         """The first text of `generate`, word by word with log-probabilities in nats; without `words` it has no end."""
-        model = (self.network, self.vocab, self._prompt(prompt))
-        return generation.stream(*model, self._sampling(**sampling), words=words, seed=seed, stop=stop)
+        how, end = self._sampling(**sampling), generation.end_of(self.vocab, stop)
+        for tokens, log_probs in generation.drawn(
+            self.network, how, self._prompt(prompt), words=words, end=end, seed=seed
+        ):
+            for token, log_p in zip(tokens[:, 0].tolist(), log_probs[:, 0].tolist(), strict=True):
+                if token >= 0:
+                    yield self.vocab.words[token], log_p
 
     def _prompt(self, prompt: Sentence) -> np.ndarray:
         return self._encode(self.tokens(prompt), where="the prompt").ids[:-1]
