@@ -427,8 +427,6 @@ def test_module_graphs_that_never_end(saved):
         + b"h\x02"
         + opcodes("_buffers")
         + b"h\x02"
-        + opcodes("_non_persistent_buffers_set")
-        + b"K\x05"
         + opcodes("_modules")
         + b"}ubq\x000"
     )

@@ -67,20 +67,16 @@ def _is_module(item: Any) -> bool:
 
 
 def _module_tensors(module: Instance, prefix: str, depth: int, left: list[int]) -> Iterator[tuple[str, Any]]:
-    """Parameters and buffers of a module and those below it, in the order of its state_dict.
+    """Parameters and buffers of a module and those below it, as its state_dict names them.
 
     `left` holds how many names may still be visited: modules may share parts, so paths can outnumber modules.
     """
     parameters, buffers, modules = (_dict(module, kind) for kind in ("_parameters", "_buffers", "_modules"))
-    passing = module.state.get("_non_persistent_buffers_set")
-    passing = passing if isinstance(passing, list | tuple) else ()
-    left[0] -= 1 + len(passing) + len(parameters) + len(buffers) + len(modules)
+    left[0] -= 1 + len(parameters) + len(buffers) + len(modules)
     if depth > MOST_DEPTH or left[0] < 0 or len(prefix) > MOST_PREFIX:
         raise JaxlmError(f"its modules are nested over {MOST_DEPTH} deep, or have over {MOST_NAMES:,} names")
     _check_module(module, prefix)
-    kept = {name: None for name in passing if isinstance(name, str)}
-    for name, leaf in [*parameters.items(), *((name, leaf) for name, leaf in buffers.items() if name not in kept)]:
-        yield prefix + name, leaf
+    yield from ((prefix + name, leaf) for name, leaf in [*parameters.items(), *buffers.items()])
     for name, child in modules.items():
         if _is_module(child):
             yield from _module_tensors(child, f"{prefix}{name}.", depth + 1, left)
