@@ -44,11 +44,7 @@ class Recurrent:
     )  # (up to there ids are exact as float32)
     embedding_size: int = count(200, "width E of the word embedding", "units", low=1)
     hidden_sizes: tuple[int, ...] = counts((256, 128), "width H of each recurrent layer, first to last", "units")
-    tied: bool = flag(
-        False,
-        "use the embedding as the softmax kernel (arXiv:1608.05859); the last layer must be as "
-        "wide as the embedding, unless there is a projection or a mixture",
-    )
+    tied: bool = flag(False, "use the embedding as the softmax kernel, equally wide (arXiv:1608.05859)")
     skip: bool = flag(
         False, "the softmax reads the sum of all layers' outputs (arXiv:1909.01792); all layers must be equally wide"
     )
@@ -58,10 +54,7 @@ class Recurrent:
     )
     experts: int = count(0, "softmaxes K in a mixture (arXiv:1711.03953; 0: a plain softmax)", "softmaxes", high=2**20)
     latent_size: int = count(
-        0,
-        "width of the vector that each softmax of the mixture reads (0: the embedding's)",
-        "units",
-        needs=("experts",),
+        0, "width that each softmax of the mixture reads (0: the embedding's)", "units", needs=("experts",)
     )
     mixture_epsilon: float | None = number(
         None,
@@ -94,16 +87,11 @@ class Recurrent:
     )
     keep_embedding: float | None = probability("a unit of an embedded input is kept (none: no dropout there)")
     keep_output: float | None = probability("a unit of a layer's output is kept (none: no dropout there)")
-    locked_dropout: bool = flag(
-        False, "one dropout mask for all steps of a window in place of one a step (arXiv:1512.05287)"
-    )
+    locked_dropout: bool = flag(False, "one dropout mask for all steps of a window (arXiv:1512.05287)")
     keep_last_output: float | None = probability("a unit of the last layer's output is kept (none: as keep_output)")
-    keep_words: float | None = probability(
-        "a word is kept as an input: dropped, its row of the embedding reads as zero for the window (none: no dropout)"
-    )
+    keep_words: float | None = probability("a word is kept as an input of the window (none: no dropout)")
     keep_carry: float | None = probability(
-        "a row's carry goes on into the next window: else it begins from zero (none: it always goes on; "
-        "arXiv:1909.01792)"
+        "a row's carry goes on into the next window, and is not zeroed (none: all go on; arXiv:1909.01792)"
     )
     keep_latent: float | None = probability(
         "a unit of a mixture's latent vectors, or of a projection's output, is kept (none: no dropout)",
@@ -117,11 +105,7 @@ class Recurrent:
         high=1,
     )
     dropout_start: float | None = number(
-        None,
-        "the part of its full share that is dropped at first (none: nothing)",
-        low=0,
-        high=1,
-        needs=("dropout_ramp",),
+        None, "part of the full share that is dropped at first (none: nothing)", low=0, high=1, needs=("dropout_ramp",)
     )
     compute_dtype: str = choice(
         "float32",
@@ -162,13 +146,13 @@ class Recurrent:
         raise NotImplementedError
 
     def layer_scale(self, width: int) -> float:
-        """The layer's parameters begin uniform in +- this; width: that PyTorch's initialisation depends on."""
+        """Half the width of a layer's initial distribution: init_scale, or 1 / sqrt(width) as PyTorch begins."""
         return width**-0.5 if self.torch_init else self.init_scale
 
     @property
     def growing(self) -> list[str]:
         """The names of the probabilities, of those given, that `dropout_ramp` acts on."""
-        names = (item.name for item in fields(self) if item.name.startswith("keep_") and item.name != "keep_carry")
+        names = [item.name for item in fields(self) if item.name.startswith("keep_") and item.name != "keep_carry"]
         return [name for name in names if getattr(self, name) is not None]
 
     def check(self) -> None:

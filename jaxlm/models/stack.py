@@ -1,7 +1,7 @@
 """The recurrent language model: an embedding, a stack of layers of one kind, and a head.
 
-The parameter tree: `embedding` [V, E]; `layers`, a list with the parameters of each
-layer; the head's under `softmax` (`heads.py`). `model` is the config's model, a pytree of its numbers.
+The parameter tree: `embedding` [V, E]; `layers`, a list with the parameters of each layer; `softmax`, the head's
+(`heads.py`). `model` is the config's model, a pytree of its numbers.
 """
 
 from dataclasses import replace
@@ -63,9 +63,9 @@ def features(
 ) -> tuple[jax.Array, Carry]:
     """Embedded tokens [T, B, E] and the carry -> what the head reads [T, B, H], dropped out, and the new carry.
 
-    That is the last layer's outputs; with `skip` the sum of all layers' outputs. Dropout falls on the embedded input,
-    on what each layer passes on (arXiv:1409.2329) and on what the head reads; on the recurrence only where the noise
-    has masks for it. With a length, traced, only so many steps count, and the new carry is that after them.
+    The head reads the last layer's outputs, or with `skip` the sum of all layers' outputs. Dropout falls on the
+    embedded input and on every layer's outputs (arXiv:1409.2329); on the recurrence only where the noise has masks for
+    it. With a traced `length` only so many steps count, and the new carry is the one after them.
     """
     _, dropped, new_carry = last_outputs(model, params, noise, x, carry, length)
     return dropped, new_carry
