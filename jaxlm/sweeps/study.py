@@ -175,7 +175,7 @@ class Study:
                 seed: stack.enter_context(lock(self._own_directory(trial.number, seed)))
                 for seed in self.plan.seeds_of(params)
             }
-            frozen = self._trial(trial.number)
+            frozen = self._storage.backend.get_trial(self._id(trial.number))
             records = {record.seed: record for record in self._records(frozen)}
             reported = max(frozen.intermediate_values, default=0)
             self._held[trial.number] = Claim(trial, params, records, reported, dirs, stack.pop_all())
@@ -332,9 +332,6 @@ class Study:
         """Trials that have not ended, except those that this worker trains."""
         running = optuna.trial.TrialState.RUNNING
         return [frozen for frozen in self._trials() if frozen.state == running and frozen.number not in self._held]
-
-    def _trial(self, number: int) -> "FrozenTrial":
-        return next(frozen for frozen in self._trials() if frozen.number == number)
 
     def _id(self, number: int) -> int:
         """Optuna's id of a trial in its storage."""

@@ -93,27 +93,20 @@ def _running(sweep: Sweep, total: int) -> Group:
     title = f"{ended} of {total} trials ended"
     if best is not None:
         title += f"; best so far {perplexity_text(best.valid_perplexity)} ({_values(best.values)})"
-    table = Table("trial", "seed", "values", "epochs", "valid perplexity", box=None)
-    for member in [member for member in sweep.members if member.status == "running"][:30]:
-        valid = perplexity_text(member.valid_perplexity) if member.valid_perplexities else ""
-        place = str(member.number), str(member.seed), _text(_values(member.values))
-        table.add_row(*place, _epochs(sweep, member), valid)
-    return Group(Text(title, style="bold"), table)
+    running = [member for member in sweep.members if member.status == "running"][:30]
+    return Group(Text(title, style="bold"), *(Text(printable(_line(sweep, member))) for member in running))
 
 
 def _line(sweep: Sweep, member: MemberResult) -> str:
-    result = f"epoch {_epochs(sweep, member)}, valid perplexity {perplexity_text(member.valid_perplexity)}"
-    if member.status != "running":
-        result = f"{member.status}, {result}"
+    epochs = member.values.get("epochs", sweep.config.train.epochs)
+    parts = [] if member.status == "running" else [member.status]
+    parts.append(f"epoch {len(member.valid_perplexities)}/{epochs}")
+    if member.valid_perplexities:
+        parts.append(f"valid perplexity {perplexity_text(member.valid_perplexity)}")
     if member.test_perplexity is not None:
-        result += f", test {perplexity_text(member.test_perplexity)}"
-    if member.note:
-        result += f"; {member.note}"
-    return f"trial {member.number} ({_values(member.values)}) seed {member.seed}: {result}"
-
-
-def _epochs(sweep: Sweep, member: MemberResult) -> str:
-    return f"{len(member.valid_perplexities)}/{member.values.get('epochs', sweep.config.train.epochs)}"
+        parts.append(f"test {perplexity_text(member.test_perplexity)}")
+    note = f"; {member.note}" if member.note else ""
+    return f"trial {member.number} ({_values(member.values)}) seed {member.seed}: {', '.join(parts)}{note}"
 
 
 def _values(values: Mapping[str, Any]) -> str:
