@@ -414,7 +414,8 @@ def test_two_directories_of_a_database_begin_no_point_twice(two):
     """Also when both look at the same moment."""
     folders, options = two
     one, other = (open_study(folder, **options) for folder in folders)
-    assert one.claim()
+    first = one.claim()
+    assert first
     taken = other._taken
     with pytest.MonkeyPatch.context() as patch:
         looks = [taken, dict]  # at first the other's trial is not there yet
@@ -422,6 +423,8 @@ def test_two_directories_of_a_database_begin_no_point_twice(two):
         assert other.claim() is None
     claim = other.claim()
     assert claim and claim.params == PLAN.point(1)
+    for study, held in ((one, first), (other, claim)):
+        study.release(held)
 
 
 def test_a_damaged_member_waits_for_a_resumed_sweep(tmp_path):
