@@ -1,6 +1,6 @@
 """The speed of jaxlm: a training step beside other systems, by kind and optimiser, evaluation, start-up, two commits.
 
-    pip install -e '.[bench,flax]'                the peers; those that are not installed are left out
+    pip install -e '.[bench]'                     the peers; those that are not installed are left out
     python experiments/benchmark.py               a step of each preset in each dtype, beside the peers and the floor
     python experiments/benchmark.py kinds optimizers evaluation sweeps start-up growth
     python experiments/benchmark.py --commits HEAD~1 HEAD    a step of the presets at two commits of this repository

@@ -4,12 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-try:
-    from flax import linen as nn
-    from flax.linen.dtypes import promote_dtype
-except ModuleNotFoundError:
-    raise ModuleNotFoundError("jaxlm.linen needs Flax: pip install 'jaxlm[flax]'") from None
+from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 
 from jaxlm.ops.lstm import LSTMState, lstm
 

@@ -4,12 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-try:
-    from flax import nnx
-    from flax.nnx.nn.dtypes import promote_dtype
-except ModuleNotFoundError:
-    raise ModuleNotFoundError("jaxlm.nnx needs Flax: pip install 'jaxlm[flax]'") from None
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
 
 from jaxlm.linen import Carry, run
 

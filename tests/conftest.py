@@ -37,14 +37,15 @@ def _keep_programs(config: pytest.Config) -> None:
     """Names one folder of compiled programs for all processes of all sessions.
 
     Most of what tests take is XLA's time, and the same program is met in many files and processes. JAX names a program
-    by its text, its options and the compiler, so that none is taken for another; `pytest --cache-clear` empties it.
+    by its text, its options, the compiler and the folder, so that none is taken for another. The folder is that of
+    JAXLM_TEST_PROGRAMS, which .ci/run keeps between its runs, or pytest's cache (`pytest --cache-clear` empties it).
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or not hasattr(config, "cache"):
         return
     from jaxlm.data.cache import compilation_cache
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAXLM_CACHE", str(config.cache.mkdir("jaxlm")))
+        patch.setenv("JAXLM_CACHE", os.environ.get("JAXLM_TEST_PROGRAMS") or str(config.cache.mkdir("jaxlm")))
         folder = compilation_cache()  # of this kind of processor
     if sum(file.stat().st_size for file in folder.glob("*")) > COMPILED_BYTES:
         shutil.rmtree(folder)
@@ -53,6 +54,22 @@ def _keep_programs(config: pytest.Config) -> None:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }
+
+
+# Where JAXLM_NO_SKIPS is set, as in CI, a test may only be skipped for these reasons.
+MAY_BE_ABSENT = ("torch", "lm_eval", "pandas", "no file system can be mounted here")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fails a session of CI in which a test was skipped for want of a recording, a browser or an extra."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if "JAXLM_NO_SKIPS" not in os.environ or reporter is None or hasattr(session.config, "workerinput"):
+        return
+    reasons = {str(report.longrepr) for report in reporter.stats.get("skipped", [])}
+    if wrong := sorted(reason for reason in reasons if not any(name in reason for name in MAY_BE_ABSENT)):
+        print("\nskipped in CI:", *wrong, sep="\n  ")
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
