@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -312,14 +313,10 @@ def _print(text: str) -> None:
 
 def _table_text(args: argparse.Namespace, default: str = "tsv") -> Callable[..., str]:
     """How columns become lines, by --format and --output: (columns, header=True) -> text."""
-    from jaxlm.scoring.layouts import TextTable
+    from jaxlm.scoring.layouts import table_text
 
-    table = TextTable(args.format or default, _cleaner(args.output, args.format or default))
-
-    def text(columns: Mapping[str, Sequence[Any]], header: bool = True) -> str:
-        return (table.header(list(columns)) if header else "") + "".join(table.rows(columns))
-
-    return text
+    format = args.format or default
+    return partial(table_text, format=format, clean=_cleaner(args.output, format))
 
 
 def _cleaner(path: Path | None, format: str) -> Callable[[str], str]:

@@ -5,7 +5,6 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,46 +12,33 @@ import numpy as np
 from jaxlm.errors import JaxlmError
 from jaxlm.scoring.surprisal import Surprisals
 
-FORMATS = ("tsv", "csv", "jsonl")
 LM_ZOO = ("sentence_id", "token_id", "token", "surprisal")
 NEURAL_COMPLEXITY = ("word", "sentid", "sentpos", "wlen", "surp", "entropy", "entred")
 
 Columns = Mapping[str, Sequence[Any]]
 
 
-@dataclass(frozen=True)
-class TextTable:
-    """How a table becomes lines of text.
+def table_text(columns: Columns, header: bool = True, *, format: str = "tsv", clean: Callable[[str], str] = str) -> str:
+    """A table as lines of text. Numbers have six decimals; what is not a number is NaN, in JSON null.
 
-    Attributes:
-        format: tsv, csv or jsonl. Numbers have six decimals; what is not a number is NaN, in JSON null.
+    Args:
+        columns: by name.
+        header: whether the first line has the names; JSON lines have none.
+        format: tsv, csv or jsonl.
         clean: what every text in a cell of tsv or csv goes through, as for a terminal.
     """
-
-    format: str = "tsv"
-    clean: Callable[[str], str] = str
-
-    def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise JaxlmError(f"format must be one of {', '.join(FORMATS)}; it is {self.format!r}")
-
-    def header(self, names: Sequence[str]) -> str:
-        """The first line, with its newline; "" for JSON lines."""
-        return "" if self.format == "jsonl" else self._line(names)
-
-    def rows(self, columns: Columns) -> Iterator[str]:
-        """A line for each row, with its newline."""
-        names = list(columns)
-        for row in zip(*(_plain(column) for column in columns.values()), strict=True):
-            yield _json(dict(zip(names, row, strict=True))) if self.format == "jsonl" else self._line(row)
-
-    def _line(self, cells: Sequence[Any]) -> str:
-        shown = [self.clean(cell) if isinstance(cell, str) else _shown(cell) for cell in cells]
-        if self.format == "tsv":
-            return "\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in shown) + "\n"
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(shown)
-        return text.getvalue()
+    names = list(columns)
+    values = (column.tolist() if isinstance(column, np.ndarray) else column for column in columns.values())
+    rows = zip(*values, strict=True)
+    if format == "jsonl":
+        return "".join(_json(dict(zip(names, row, strict=True))) for row in rows)
+    lines = [*([names] if header else []), *rows]
+    cells = [[clean(cell) if isinstance(cell, str) else _shown(cell) for cell in line] for line in lines]
+    if format == "tsv":
+        return "".join("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row) + "\n" for row in cells)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(cells)
+    return text.getvalue()
 
 
 def lm_zoo_rows(table: Surprisals) -> Iterator[tuple[str, ...]]:
@@ -86,10 +72,6 @@ def side_by_side(tables: Mapping[str, Columns], shared: Sequence[str]) -> dict[s
     for name, table in tables.items():
         joined |= {f"{column}.{name}": values for column, values in table.items() if column not in shared}
     return joined
-
-
-def _plain(column: Sequence[Any]) -> Sequence[Any]:
-    return column.tolist() if isinstance(column, np.ndarray) else column
 
 
 def _shown(value: Any) -> str:
