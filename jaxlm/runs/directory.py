@@ -38,10 +38,8 @@ def check(run: str | Path | Folder, resume: bool) -> None:
     """Raises RunDirError where there is no run to resume, or where a new run cannot begin: the place is not empty."""
     where = _path(run)
     names = []
-    with readable_errors(f"{where} cannot be used"):
-        if isinstance(run, Folder) or (os.path.lexists(where) and not (resume and not os.path.isdir(where))):
-            with held(run) as folder:
-                names = folder.names()
+    with readable_errors(f"{where} cannot be used"), suppress(FileNotFoundError), held(run) as folder:
+        names = folder.names()
     if resume and CONFIG not in names:
         raise RunDirError(
             f"{where} holds no run that can be resumed ({CONFIG} is not there): begin one without --resume, or check "
@@ -77,16 +75,21 @@ def begin(
             f"{MAX_VOCAB_BYTES:,} is read: take a smaller vocab_size, or a higher min_count"
         )
     text = config.to_json().encode()
-    record = {
-        "corpus": _described(corpus),
-        "params": "given" if given_params else "drawn from the seed",
-        "config_sha256": [_sha256(text)],
-        "sessions": [session(devices)],
-    }
     with readable_errors(f"no run can begin in {run.path}"):
         run.clean()
-        run.write(RECORD, _json(record))
-        run.write(CONFIG, text)
+        record = {"corpus": _described(corpus), "params": "given" if given_params else "drawn from the seed"}
+        _write(run, record, text, set(), devices)
+
+
+def _write(run: Folder, record: dict[str, Any], config: bytes, known: set[str], devices: tuple[int, int]) -> None:
+    """Writes run.json, with this session, and then config.json; a kill in between leaves a config of `known` hash."""
+    record = {
+        **record,
+        "config_sha256": sorted({*known, _sha256(config)}),
+        "sessions": [*record.get("sessions", []), session(devices)],
+    }
+    run.write(RECORD, (json.dumps(record, indent=1) + "\n").encode())
+    run.write(CONFIG, config)
 
 
 def saved_config(run: str | Path | Folder) -> Config:
@@ -126,12 +129,10 @@ def saved_record(run: str | Path | Folder) -> dict[str, Any]:
         with held(run) as folder:
             record = strict_json(folder.read(RECORD, MOST_BYTES))
         sessions = record.get("sessions") if isinstance(record, dict) else None
-        if not (
-            sessions
-            and isinstance(sessions, list)
-            and all(isinstance(one, dict) for one in (record.get("corpus"), *sessions))
-        ):
-            raise ValueError("it has no corpus and sessions, as jaxlm writes them")
+        if not (isinstance(sessions, list) and sessions and all(isinstance(one, dict) for one in sessions)):
+            raise ValueError("it has no sessions, as jaxlm writes them")
+        if not isinstance(record.get("corpus"), dict):
+            raise ValueError("it has no corpus, as jaxlm writes it")
         return record
     except (OSError, ValueError) as error:
         raise RunDirError(f"{_path(run) / RECORD} cannot be read: {reason(error)}") from None
@@ -172,31 +173,22 @@ def resume(
             f"choose another --run-dir"
         )
     with readable_errors(f"{run.path} cannot be resumed"):
-        text, sealed = config.to_json().encode(), set[str]()
-        with suppress(OSError, RunDirError):
-            sealed = {_sha256(_config_text(run))}
-        try:
+        record, known = {"corpus": _described(corpus), "params": "unknown"}, set[str]()
+        with suppress(RunDirError):
             record = saved_record(run)
-        except RunDirError:
-            record = {"corpus": _described(corpus), "params": "unknown", "sessions": []}
-        record["config_sha256"] = sorted({*sealed, _sha256(text)})  # a kill between the writes leaves either config
-        record["sessions"].append(session(devices))
-        run.write(RECORD, _json(record))
-        run.write(CONFIG, text)
-    return found, _notes(run, found, problems)
-
-
-def _notes(run: Folder, found: Checkpoint | None, problems: list[str]) -> list[str]:
+        with suppress(OSError, RunDirError):
+            known = {_sha256(_config_text(run))}
+        _write(run, record, config.to_json().encode(), known, devices)
     notes = [f"{problem}; resuming from the newest intact checkpoint" for problem in problems]
     if found is None:
-        return [*notes, f"{run.path} has no checkpoint yet: starting from the beginning"]
+        return None, [f"{run.path} has no checkpoint yet: starting from the beginning"]
     saved, now = found.manifest.versions, library_versions()
     both = [name for name in saved if name in now]  # nothing depends on a library that is used no longer
     if changed := different({name: saved[name] for name in both}, {name: now[name] for name in both}):
         notes.append(
             f"the checkpoint was written under other library versions ({', '.join(changed)}): the results may differ"
         )
-    return notes
+    return found, notes
 
 
 def problems(run: str | Path | Folder) -> list[str]:
@@ -294,7 +286,3 @@ def _first_difference(old: tuple[str, ...], new: tuple[str, ...]) -> str:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _json(record: dict[str, Any]) -> bytes:
-    return (json.dumps(record, indent=1) + "\n").encode()
