@@ -35,7 +35,7 @@ FOLDER, MANIFEST, STATE = "checkpoints", "manifest.json", "state.safetensors"
 MOST_BYTES = {MANIFEST: 1 << 20, "config.json": 1 << 20, "vocab.json": MAX_VOCAB_BYTES}
 _STEP = re.compile("[0-9]{8,10}")
 _LEFTOVER = re.compile(r"\.[0-9]{8,10}\.(partial|removed)")
-_DAMAGE = (JaxlmError, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError)
+_DAMAGE = (JaxlmError, ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError)
 
 
 def library_versions() -> dict[str, str]:
@@ -74,7 +74,6 @@ class Manifest:
 class Checkpoint:
     """A verified checkpoint, read."""
 
-    path: Path
     manifest: Manifest
     config: Config
     vocab: "Vocab"
@@ -173,14 +172,13 @@ def _clean(folder: Folder) -> None:
 def manifests(run: str | Path | Folder) -> dict[int, Manifest]:
     """{step: manifest} of the run's checkpoints whose manifest is intact, by step."""
     with _checkpoints(run) as folder:
-        return _intact(folder) if folder else {}
+        return _intact(folder)
 
 
 def damaged(run: str | Path | Folder) -> list[str]:
     """A sentence for each checkpoint of the run whose manifest is missing or damaged."""
     with _checkpoints(run) as folder:
-        found = _scanned(folder).values() if folder else ()
-    return [str(problem) for problem in found if isinstance(problem, CheckpointError)]
+        return [str(found) for found in _scanned(folder).values() if isinstance(found, CheckpointError)]
 
 
 def best_step(found: Mapping[int, Manifest]) -> int | None:
@@ -197,7 +195,7 @@ def find(run: str | Path | Folder, which: str = "last") -> Path:
     """The directory of the checkpoint `last` or `best`, or of a step. Raises CheckpointError if there is none."""
     with _checkpoints(run) as folder:
         where = run.path if isinstance(run, Folder) else run
-        found = _names(folder) if folder else {}
+        found = _names(folder)
         if not folder or not found:
             raise CheckpointError(f"{where} holds no checkpoints: give the directory of a run that jaxlm trained")
         if which == "best":
@@ -218,7 +216,7 @@ def load(run: str | Path | Folder, which: str = "last") -> Checkpoint:
         with _checkpoints(run) as folder:
             if folder is None:
                 raise CheckpointError(f"{path} was removed")
-            return _read_in(folder, path.name)
+            return _read(folder, path.name)
     except CheckpointError as error:
         intact, _ = newest_intact(run)
         offer = (
@@ -233,9 +231,11 @@ def newest_intact(run: str | Path | Folder) -> tuple[Checkpoint | None, list[str
     """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
     problems = []
     with _checkpoints(run) as folder:
-        for name in reversed(_names(folder).values()) if folder else ():
+        if folder is None:
+            return None, []
+        for name in reversed(_names(folder).values()):
             try:
-                return _read_in(folder, name), problems
+                return _read(folder, name), problems
             except CheckpointError as error:
                 problems.append(str(error))
     return None, problems
@@ -248,43 +248,38 @@ def read(path: str | Path) -> Checkpoint:
     """
     try:
         with Folder.open(Path(path).parent) as above:
-            return _read_in(above, Path(path).name)
+            return _read(above, Path(path).name)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
 
 
-def _read_in(above: Folder, name: str) -> Checkpoint:
+def _read(above: Folder, name: str) -> Checkpoint:
+    from jaxlm.data.vocab import Vocab
+    from jaxlm.runs import state_arrays
+
     path = above.path / name
     try:
         with above.folder(name) as folder:
-            return _read(folder)
+            manifest = _manifest(folder)
+            config = Config.from_json(_verified(folder, manifest, "config.json").decode())
+            template = state_arrays.shapes_of_state(config)
+            state_arrays.check_room(template, f"the config of {path}")
+            for other in sorted({*manifest.files, *folder.names()} - {*MOST_BYTES, STATE}):
+                raise CheckpointError(f"{path}/{other} does not belong to a checkpoint of this config")
+            data = _verified(folder, manifest, STATE, state_arrays.most_bytes(template))
+            state = state_arrays.decoded(data, template, path / STATE)
+            vocab = Vocab.from_json(_verified(folder, manifest, "vocab.json").decode())
+        if (words := config.model.vocab_size) != len(vocab):
+            raise CheckpointError(
+                f"{path / 'vocab.json'} has {len(vocab)} words for a model of {words}: it is another model's"
+            )
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"{path} is damaged: {reason(error)}") from None
     except _DAMAGE as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-
-
-def _read(folder: Folder) -> Checkpoint:
-    from jaxlm.data.vocab import Vocab
-    from jaxlm.runs import state_arrays
-
-    manifest = _manifest(folder)
-    config = Config.from_json(_verified(folder, manifest, "config.json").decode())
-    template = state_arrays.shapes_of_state(config)
-    state_arrays.check_room(template, f"the config of {folder.path}")
-    for name in sorted({*manifest.files, *folder.names()} - {MANIFEST, "config.json", "vocab.json", STATE}):
-        raise CheckpointError(f"{folder.path}/{name} does not belong to a checkpoint of this config")
-    data = _verified(folder, manifest, STATE, state_arrays.most_bytes(template))
-    state = state_arrays.decoded(data, template, folder.path / STATE)
-    vocab = Vocab.from_json(_verified(folder, manifest, "vocab.json").decode())
-    if len(vocab) != config.model.vocab_size:
-        raise CheckpointError(
-            f"{folder.path / 'vocab.json'} has {len(vocab)} words for a model of {config.model.vocab_size}: it is "
-            f"another model's"
-        )
-    return Checkpoint(folder.path, manifest, config, vocab, state)
+    return Checkpoint(manifest, config, vocab, state)
 
 
 def _manifest(folder: Folder) -> Manifest:
@@ -344,15 +339,17 @@ def _checkpoints(run: str | Path | Folder) -> Iterator[Folder | None]:
         yield folder
 
 
-def _names(folder: Folder) -> dict[int, str]:
+def _names(folder: Folder | None) -> dict[int, str]:
     """{step: name} of the checkpoints in their folder, by step."""
-    return {int(name): name for name in sorted(folder.names()) if _STEP.fullmatch(name) and name == f"{int(name):08d}"}
+    names = sorted(filter(_STEP.fullmatch, folder.names()), key=int) if folder else ()
+    return {int(name): name for name in names if name == f"{int(name):08d}"}
 
 
-def _scanned(folder: Folder) -> dict[int, Manifest | CheckpointError]:
+def _scanned(folder: Folder | None) -> dict[int, Manifest | CheckpointError]:
     """{step: manifest, or why it cannot be read} of the checkpoints in their folder, by step."""
     found: dict[int, Manifest | CheckpointError] = {}
     for step, name in _names(folder).items():
+        assert folder
         try:
             with folder.folder(name) as checkpoint:
                 found[step] = _manifest(checkpoint)
@@ -363,5 +360,5 @@ def _scanned(folder: Folder) -> dict[int, Manifest | CheckpointError]:
     return found
 
 
-def _intact(folder: Folder) -> dict[int, Manifest]:
+def _intact(folder: Folder | None) -> dict[int, Manifest]:
     return {step: found for step, found in _scanned(folder).items() if isinstance(found, Manifest)}
