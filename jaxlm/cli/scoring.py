@@ -306,9 +306,8 @@ def _written(path: Path | None) -> Iterator[Callable[[str], object]]:
 
 def _print(text: str) -> None:
     if sys.stdout is not None:
-        sys.stdout.write(text)
-        if sys.stdout.isatty():
-            sys.stdout.flush()
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end="", flush=_is_terminal(sys.stdout))
 
 
 def _table_text(args: argparse.Namespace, default: str = "tsv") -> Callable[..., str]:
@@ -321,10 +320,8 @@ def _table_text(args: argparse.Namespace, default: str = "tsv") -> Callable[...,
 
 def _cleaner(path: Path | None, format: str) -> Callable[[str], str]:
     """What a cell's text goes through: control characters become escapes, except in CSV that no terminal shows."""
-    encoding = None if path is not None else getattr(sys.stdout, "encoding", None)
-    if format == "csv" and (path is not None or not (sys.stdout and sys.stdout.isatty())):
-        return lambda text: text if encoding is None else text.encode(encoding, "backslashreplace").decode(encoding)
-    return lambda text: printable(text, keep_newlines=format == "csv", encoding=encoding)
+    raw = format == "csv" and (path is not None or not _is_terminal(sys.stdout))
+    return str if raw else partial(printable, keep_newlines=format == "csv")
 
 
 def _is_terminal(file: Any) -> bool:
