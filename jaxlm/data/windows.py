@@ -70,7 +70,7 @@ class RandomLengths:
 
 
 @lru_cache(maxsize=4)
-def _epoch(random: RandomLengths, rows: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _drawn(random: RandomLengths, rows: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return random.epoch(rows, epoch)
 
 
@@ -94,6 +94,12 @@ class WindowPlan:
     epochs: int
     random: RandomLengths | None = None
 
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """The windows of an epoch: their first rows; if random, their lengths and factors on the rate; each `[W]`."""
+        if self.random is None:
+            return np.arange(self.per_epoch) * self.length, None, None
+        return _drawn(self.random, self.rows, epoch)
+
     @cached_property
     def _edges(self) -> np.ndarray:
         """Random lengths: the step at which each epoch begins, then the number of all steps `[epochs + 1]`."""
@@ -103,9 +109,7 @@ class WindowPlan:
 
     def windows_in(self, epoch: int) -> int:
         """Windows in an epoch."""
-        if self.random is None:
-            return self.per_epoch
-        return len(_epoch(self.random, self.rows, epoch)[0])
+        return len(self._epoch(epoch)[0])
 
     @property
     def per_epoch(self) -> int:
@@ -127,16 +131,13 @@ class WindowPlan:
 
     def row(self, index: int, epoch: int = 0) -> int:
         """The row where a window of an epoch begins."""
-        if self.random is None or index == 0:
-            return index * self.length
-        return int(_epoch(self.random, self.rows, epoch)[0][index])
+        return int(self._epoch(epoch)[0][index]) if index else 0
 
     def lengths(self, step: int, count: int) -> np.ndarray | None:
         """The lengths of `count` windows from a step on, all of one epoch; None: all are T."""
-        if self.random is None:
-            return None
         epoch, index = self.locate(step)
-        return _epoch(self.random, self.rows, epoch)[1][index : index + count]
+        lengths = self._epoch(epoch)[1]
+        return None if lengths is None else lengths[index : index + count]
 
     def windows(self, step: int, count: int, size: int, first_row: int = 0) -> Windows:
         """The `count` windows from a step on, all of one epoch.
@@ -148,17 +149,19 @@ class WindowPlan:
             first_row: The row of the epoch with which the tokens at hand begin.
         """
         epoch, index = self.locate(step)
-        first = np.zeros(size, bool)
-        first[:1] = index == 0
-        rest = np.full(size, epoch, np.int32), first, np.full(size, self.total, np.int32)
+        row, length, rate = self._epoch(epoch)
 
-        def filled(values: np.ndarray, dtype: type) -> np.ndarray:
-            return np.pad(values.astype(dtype), (0, size - count))
+        def filled(column: np.ndarray | None, dtype: type) -> np.ndarray | None:
+            return None if column is None else np.pad(column[index : index + count].astype(dtype), (0, size - count))
 
-        if self.random is None:
-            return Windows(filled(np.arange(index, index + count) * self.length - first_row, np.int32), *rest)
-        row, length, rate = (column[index : index + count] for column in _epoch(self.random, self.rows, epoch))
-        return Windows(filled(row - first_row, np.int32), *rest, filled(length, np.int32), filled(rate, np.float32))
+        return Windows(
+            row=filled(row - first_row, np.int32),
+            epoch=np.full(size, epoch, np.int32),
+            first=np.arange(index, index + size) == 0,
+            total=np.full(size, self.total, np.int32),
+            length=filled(length, np.int32),
+            rate=filled(rate, np.float32),
+        )
 
 
 def batch(
