@@ -15,7 +15,7 @@ from jaxlm.runs.trainer import train, with_corpus
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What differs: nothing, where the same seed, machine, versions and one thread gave the same bytes."""
+    """How a run and its repetition differ: not at all on one machine, with equal versions and one thread."""
 
     run_dir: Path  # of the new run
     results: list[str]  # a sentence for each file, array and result that differs
@@ -59,13 +59,9 @@ def reproduce(
     result = train(
         config, corpus, again, steps=old.manifest.step, quiet=quiet, devices=devices[0], model_devices=devices[1]
     )
-    surroundings = list(
-        dict.fromkeys(
-            line
-            for session in record["sessions"]
-            for line in rundir.different(_flat(session), _flat(rundir.session(devices)))
-        )
-    )
+    now = _flat(rundir.session(devices))
+    lines = [line for session in record["sessions"] for line in rundir.different(_flat(session), now)]
+    surroundings = list(dict.fromkeys(lines))
     if result.stopped_by is not None:
         return Reproduction(again, [], surroundings, result.stopped_by)
     return Reproduction(again, _differences(run_dir, old, again), surroundings)

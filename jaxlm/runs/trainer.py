@@ -5,8 +5,7 @@ import signal
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
 
@@ -98,10 +97,8 @@ def train(
     Raises:
       JaxlmError: a mistake in the arguments, a run directory or corpus that cannot be used, or a run that diverged.
     """
-    if not isinstance(steps, Integral | None):
-        raise JaxlmError(f"steps must be a whole number; it is {steps!r:.40}")
-    if steps is not None and steps < 0:
-        raise JaxlmError(f"steps must be at least 0; it is {steps}")
+    if steps is not None and not (isinstance(steps, Integral) and steps >= 0):
+        raise JaxlmError(f"steps must be a whole number, at least 0; it is {steps!r:.40}")
     mesh, note = make_mesh(config.train.batch_size, devices, model_devices)
     vocab = None
     if resume and run_dir is not None:
@@ -209,7 +206,7 @@ def with_corpus(
 
 
 def _given_vocab(run_dir: str | Path) -> Vocab | None:
-    """The vocabulary of a run that began from given parameters, if it has saved anything: it may be theirs."""
+    """The saved vocabulary of a run that began from given parameters: it may differ from its text's."""
     with suppress(RunDirError):
         if directory.saved_record(run_dir).get("params") == "given":
             found, _ = checkpoint.newest_intact(run_dir)
@@ -284,23 +281,14 @@ def _finish(
     run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progress: Progress, stopped_by: int | None
 ) -> TrainResult:
     """Tests, draws the curve and prints the results; after a signal it only says how to resume."""
-    kept_in = run.folder.path if run.kept else None
-    skipped = run.log.skipped.total()
-    state = group.state()
-    result = partial(
-        TrainResult,
-        run.config,
-        run.corpus.name,
-        kept_in,
-        state,
-        run.epochs,
-        stopped_by=stopped_by,
-        skipped_windows=skipped,
+    kept_in, skipped = run.folder.path if run.kept else None, run.log.skipped.total()
+    result = TrainResult(
+        run.config, run.corpus.name, kept_in, group.state(), run.epochs, None, stopped_by, skipped_windows=skipped
     )
     if stopped_by is not None:
         how = f"saved; resume with {flag('--run-dir', run.folder.path)} --resume" if kept_in else "nothing is kept"
         progress.say(f"stopped by {signal.Signals(stopped_by).name} after window {run.step}: {how}", wrap=False)
-        return result()
+        return result
     progress.doing("testing")
     tests = {"last": group.test(0)}
     best = checkpoint.best_step(checkpoint.manifests(run.folder))
@@ -342,7 +330,7 @@ def _finish(
     if kept_in and run.epochs:
         command = shlex.join(["jaxlm", "report", str(kept_in), "-o", str(kept_in / "report.html")])
         progress.say(f"a page of curves, words and samples: {command}", wrap=False)
-    return result(test_perplexity=tests["last"])
+    return replace(result, test_perplexity=tests["last"])
 
 
 def _test_checkpoint(run: Run, shared: Path, mesh: Mesh | None, step: int) -> float:
