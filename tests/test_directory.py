@@ -16,6 +16,7 @@ import pytest
 from processes import ROOT
 
 import jaxlm
+from jaxlm.cli import main
 from jaxlm.data.corpora import load_corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder
@@ -376,3 +377,16 @@ def test_what_others_use_of_the_memory_is_not_there():
     assert 0 < ram.available() < ram.limit()
     with pytest.raises(JaxlmError, match=r"needs at least .* GB of memory, and there is .* GB"):
         ram.check(ram.limit(), "all of it", "take less")
+
+
+@pytest.mark.parametrize("verb", ["surprisal", "states", "minimal-pairs", "report"])
+def test_no_verb_writes_over_a_file_of_the_run(run_dir, tmp_path, capsys, verb):
+    (tmp_path / "text").write_text("a b\n")
+    (tmp_path / "pairs").write_text('{"sentence_good": "a b", "sentence_bad": "b a"}\n')
+    files = {"surprisal": ["text"], "states": ["text"], "minimal-pairs": ["pairs"], "report": []}[verb]
+    before = contents(run_dir)
+    for name in ("config.json", f"{LAST}/state.safetensors"):
+        arguments = [str(run_dir), *(str(tmp_path / file) for file in files), "-o", str(run_dir / name)]
+        assert main([verb, *arguments]) == 1
+        assert f"it belongs to the run in {run_dir}: name another file" in capsys.readouterr().err
+    assert contents(run_dir) == before
