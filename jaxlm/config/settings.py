@@ -29,7 +29,9 @@ class TrainConfig:
     short_probability: float = number(
         0.05, "with random lengths: probability that a window is drawn around half of bptt_length", low=0, high=1
     )
-    shortest_window: int = count(5, "with random lengths: no window is shorter, but the last of an epoch", "tokens")
+    shortest_window: int = count(
+        5, "with random lengths: no window is shorter, but the last of an epoch", "tokens", low=1
+    )
     longest_window: int = count(
         0,
         "with random lengths: no window is longer, and all are padded to it (0: bptt_length + 8 length_deviation)",
@@ -66,22 +68,16 @@ class TrainConfig:
         """Raises JaxlmError where two fields contradict each other."""
         if self.small_batch and self.batch_size % self.small_batch:
             raise JaxlmError(
-                f"small_batch must divide batch_size: small_batch is {self.small_batch}, batch_size is "
-                f"{self.batch_size}"
+                f"small_batch must divide batch_size: small_batch is {self.small_batch}, "
+                f"batch_size is {self.batch_size}"
             )
         if self.length_deviation is None:
             return
-        if self.shortest_window < 1:
-            raise JaxlmError(
-                f"random windows have at least one token: with length_deviation "
-                f"{self.length_deviation:g}, shortest_window must be at least 1; it is "
-                f"{self.shortest_window}"
-            )
         for name, length in (("bptt_length", self.bptt_length), ("shortest_window", self.shortest_window)):
             if length > self.longest:
                 raise JaxlmError(
-                    f"{name} {length} is more than the {self.longest} tokens of longest_window: raise "
-                    f"that, or lower {name}"
+                    f"{name} {length} is more than the {self.longest} tokens of longest_window: raise longest_window, "
+                    f"or lower {name}"
                 )
 
 
@@ -91,8 +87,8 @@ class DataConfig:
 
     corpus: str = text(
         "auto",
-        "auto, ptb, embedded, embedded-tiny, or a path: a folder of train/valid/test text, one "
-        "file (split 90/5/5 by lines), or a folder that `jaxlm prepare` made",
+        "auto, ptb, embedded, embedded-tiny, or a path: a folder of train/valid/test text, one file (split 90/5/5 by "
+        "lines), or a folder that `jaxlm prepare` made",
     )
     min_count: int = count(1, "rarer words become <unk>", "occurrences", low=1)
     lowercase: bool = flag(False, "lower-case the text")
