@@ -277,6 +277,7 @@ def test_a_study_outside_the_directory_is_named_again(tmp_path, monkeypatch):
     with pytest.raises(JaxlmError, match=r"holds no sweep that can be resumed.*--storage or \$JAXLM_STORAGE"):
         saved_options(tmp_path, {}, {})
     where = f"sqlite:///{tmp_path / 'db'}"
+    optuna.create_study(storage=where, study_name=NAME)  # as a process that is killed before it writes the plan
     with pytest.raises(JaxlmError, match="holds no sweep that can be resumed"):
         saved_options(tmp_path, {}, {"storage": where})
     open_study(tmp_path, storage=where)

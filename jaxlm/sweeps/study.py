@@ -70,7 +70,7 @@ class Study:
         plan: What the sweep is.
         folder: Its directory.
         storage: Another journal's path, a database's URL, or None: the journal in the directory.
-        kept: Whether the study outlives this process; else it is in memory.
+        kept: Whether that journal is written; else the study is in memory.
         say: Prints what a worker waits for, and how it resumes a member.
 
     Raises:
@@ -89,7 +89,7 @@ class Study:
         self._held, self._busy = dict[int, Claim](), dict[int, str]()
         self._waits_since, self._told = math.inf, False
         self._seen = set[int]()  # trials of other directories
-        self._storage = Storage((storage or str(folder / JOURNAL)) if kept else None)
+        self._storage = Storage(storage or (str(folder / JOURNAL) if kept else None))
         self._place = self._own_place() if storage else None
         with self._storage.guarded():
             self._study = optuna.create_study(
@@ -359,11 +359,13 @@ def read_plan(storage: str) -> Plan:
     """The plan of the sweep whose study is in a storage. Raises JaxlmError if there is none."""
     opened = Storage(storage)
     with opened.guarded():
-        if NAME not in optuna.get_all_study_names(opened.backend):
+        begun = NAME in optuna.get_all_study_names(opened.backend)
+        plan = optuna.load_study(study_name=NAME, storage=opened.backend).user_attrs.get("plan") if begun else None
+        if plan is None:
             raise JaxlmError(
                 f"{opened.name} holds no sweep that can be resumed: begin one without --resume, or check --storage"
             )
-        return Plan.from_json(optuna.load_study(study_name=NAME, storage=opened.backend).user_attrs.get("plan"))
+        return Plan.from_json(plan)
 
 
 def member_dir(folder: Path, number: int, seed: int | None) -> Path:
