@@ -37,7 +37,7 @@ _OWNED = {".lock", "config.json", "run.json", "metrics.jsonl", "timing.jsonl", "
 class Folder:
     """A directory held by its descriptor: it stays the same one if its path is renamed or replaced.
 
-    Names are those of its own entries, never paths. Use as a context manager, or `close` it.
+    Names are those of its own entries, never paths. Use it as a context manager.
     """
 
     def __init__(self, descriptor: int, path: Path):
@@ -67,17 +67,7 @@ class Folder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Releases the directory."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def fileno(self) -> int:
-        """The open descriptor."""
-        return self._descriptor
+        os.close(self._descriptor)
 
     def names(self) -> list[str]:
         """The names of all entries, sorted."""
