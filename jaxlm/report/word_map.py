@@ -42,33 +42,12 @@ class WordMap:
         return f"The {len(self.words)} most frequent words in the embedding ({self.method}){colours}"
 
 
-def embedding_map(
-    embedding: np.ndarray,
-    words: Sequence[str],
-    path: Path,
-    *,
-    count: int = 400,
-    method: Literal["tsne", "pca"] = "tsne",
-    seed: int = 0,
-) -> Path:
-    """Draws words where their vectors lie, in the colours of their clusters.
+def embedding_map(embedding: np.ndarray, words: Sequence[str], path: Path, **options: Any) -> Path:
+    """Draws a map of words, and returns the picture's path; its ending chooses the format.
 
-    Args:
-        embedding: [V, E], rows in order of frequency, as ids are.
-        words: at least as many words as are drawn.
-        path: where to write the picture; its ending chooses the format.
-        count: how many words to draw, from the most frequent on.
-        method: "tsne" or "pca".
-        seed: of the projection and the clusters.
-
-    Returns:
-        The picture's path.
-
-    Raises:
-        JaxlmError: The method is unknown, there are too few words, or the vectors are not finite or all equal.
-        RunDirError: The picture cannot be written.
+    The options are those of `map_words`. Raises RunDirError where the picture cannot be written.
     """
-    found = map_words(embedding, words, count=count, method=method, seed=seed, neighbors=0)
+    found = map_words(embedding, words, **{"count": 400, "neighbors": 0, **options})
     with drawn_map(found) as drawn:
         drawn.axes[0].text(20, _HEIGHT - 25, found.legend, fontsize=11, weight="bold", va="center")
         return save(drawn, Path(path))
@@ -88,7 +67,16 @@ def map_words(
     t-SNE (van der Maaten and Hinton, 2008) keeps neighbours by cosine together; PCA keeps the two widest directions.
     Without scikit-learn the method is PCA, and there are no clusters.
 
-    The arguments and errors are those of `embedding_map`; `neighbors` says how many to find of each word among all V.
+    Args:
+        embedding: [V, E], rows in order of frequency, as ids are.
+        words: at least as many words as are mapped.
+        count: how many words to map, from the most frequent on.
+        method: "tsne" or "pca".
+        seed: of the projection and the clusters.
+        neighbors: how many to find of each word, among all V words.
+
+    Raises:
+        JaxlmError: The method is unknown, there are too few words, or the vectors are not finite or all equal.
     """
     if method not in _NAMES:
         raise JaxlmError(f"expected method tsne or pca, found {method!r}")
