@@ -28,7 +28,8 @@ def look_up(table: jax.Array | Rows, ids: jax.Array) -> jax.Array:
     Returns:
       [T, B, E].
 
-    >>> look_up(jnp.array([[0.0, 1.0], [2.0, 3.0]]), jnp.array([[1, 0]])).tolist()
+    >>> array = jax.numpy.array
+    >>> look_up(array([[0.0, 1.0], [2.0, 3.0]]), array([[1, 0]])).tolist()
     [[[2.0, 3.0], [0.0, 1.0]]]
     """
     return table.values if isinstance(table, Rows) else table[ids]
