@@ -112,7 +112,7 @@ def calls(tmp_path_factory):
 
         return call
 
-    evaluation = SimpleNamespace(text="x", perplexity=2.0, nats=1.0, predictions=3)
+    evaluation = SimpleNamespace(text="x", perplexity=2.0, nats=1.0, predictions=3, unknown=0.1)
     lm = SimpleNamespace(
         perplexity=stub(1e300),
         predict=stub([("a", 0.5)]),
@@ -130,6 +130,7 @@ def calls(tmp_path_factory):
                 "syntaxgym",
                 "unknown_words",
                 "word_surprisal",
+                "words",
             )
         },
         adaptive=stub(small_lm().scorer()),
