@@ -96,8 +96,9 @@ class JaxLM(TemplateLM):
         temperature = float(options.get("temperature", 1.0)) if options.get("do_sample") else 0.0
         limits = {name: options[name] for name in ("top_k", "top_p") if temperature and options.get(name)}
         text = ""
+        prompt = self._lm.tokens(context, self._tokenizer)
         for word, _ in self._lm.stream(
-            context, words=words, temperature=temperature, stop="none", seed=int(options["seed"]), **limits
+            prompt, words=words, temperature=temperature, stop="none", seed=int(options["seed"]), **limits
         ):
             text += "\n" if word == "<eos>" else f" {word}"
             if ends := [text.find(stop) for stop in stops if stop in text]:
