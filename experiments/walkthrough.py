@@ -850,7 +850,7 @@ plt.show()
 # | `tf.gradients(cost, tvars)` | `jax.grad`, `jax.value_and_grad` | 10 |
 # | `tf.stop_gradient` | `jax.lax.stop_gradient`; at a window's edge nothing is needed | 13 |
 # | `IndexedSlices` of a lookup | `jaxlm.ops.embedding.Rows` | 11 |
-# | `tf.global_norm` | `jaxlm.training.optimizers.counted_norm` | 11 |
+# | `tf.global_norm` | `config.optimizer.norm(gradient)` | 11 |
 # | `tf.clip_by_global_norm(grads, 5)` | `clip_norm=5.0` | 12 |
 # | `GradientDescentOptimizer(lr)` | `optimizer="sgd"`: an optax transformation | 12 |
 # | `apply_gradients` | `params - rate * grads`, for each leaf: `jax.tree.map` | 12 |
