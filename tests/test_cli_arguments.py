@@ -113,31 +113,20 @@ def calls(tmp_path_factory):
         return call
 
     evaluation = SimpleNamespace(text="x", perplexity=2.0, nats=1.0, predictions=3, unknown=0.1)
-    lm = SimpleNamespace(
-        perplexity=stub(1e300),
-        predict=stub([("a", 0.5)]),
-        neighbors=stub([("a", 0.5)]),
-        evaluate=stub(evaluation),
-        tune=stub(SimpleNamespace(protocol=protocol_of("cache"), valid=2.0, tried=[1], test=evaluation)),
-        **{
-            name: getattr(small_lm(), name)
-            for name in (
-                "minimal_pairs",
-                "scorer",
-                "states",
-                "surprisal_stream",
-                "tokens",
-                "syntaxgym",
-                "unknown_words",
-                "word_surprisal",
-                "words",
-            )
-        },
-        adaptive=stub(small_lm().scorer()),
-        with_params=stub(small_lm()),
-        stream=stub([("a", -0.5)]),
-        generate=stub([Text(["a"], np.zeros(1))]),
-    )
+    model = small_lm()
+    methods = {name: getattr(model, name) for name in dir(model) if name[0] != "_" and callable(getattr(model, name))}
+    heavy = {
+        "perplexity": stub(1e300),
+        "predict": stub([("a", 0.5)]),
+        "neighbors": stub([("a", 0.5)]),
+        "evaluate": stub(evaluation),
+        "tune": stub(SimpleNamespace(protocol=protocol_of("cache"), valid=2.0, tried=[1], test=evaluation)),
+        "adaptive": stub(model.scorer()),
+        "with_params": stub(model),
+        "stream": stub([("a", -0.5)]),
+        "generate": stub([Text(["a"], np.zeros(1))]),
+    }
+    lm = SimpleNamespace(**{**methods, **heavy})
     corpus = SimpleNamespace(notes=(), name="x", description="y", vocab=range(9))
     supervisor = SimpleNamespace(
         sweep=stub(SimpleNamespace(stopped_by=None, best=1, damaged=[])),
