@@ -504,21 +504,24 @@ def test_ctrl_c_at_any_moment_of_any_verb(server, trained, tmp_path, capsys):
         verb, out = rng.choice(sorted(VERBS)), tmp_path / f"{case}"
         fresh = rng.random() < 0.15  # a process that imports everything while the signal comes
         begun = time.monotonic()
+        command = command_of(verb, trained, out)
+        delay = rng.uniform(0.01, seconds[verb] + 3 * fresh) if verb in seconds else None
         if fresh:
-            process = start(*command_of(verb, trained, out), code=MARKED, preexec_fn=default_interrupt)
-            assert process.stderr.read(1) == "!"
+            alone = start(*command, code=MARKED, preexec_fn=default_interrupt)
+            assert alone.stderr and alone.stderr.read(1) == "!"
+            if delay:
+                time.sleep(delay)
+                alone.send_signal(signal.SIGINT)
+            said, err = alone.communicate(timeout=300)
+            code = alone.returncode
         else:
-            process = server.start(*command_of(verb, trained, out))
-        if verb in seconds:
-            time.sleep(rng.uniform(0.01, seconds[verb] + 3 * fresh))
-            process.send_signal(signal.SIGINT)
-        if fresh:
-            said, err = process.communicate(timeout=300)
-            code = process.returncode
-        else:
+            process = server.start(*command)
+            if delay:
+                time.sleep(delay)
+                process.send_signal(signal.SIGINT)
             code, said, err = process.end()
         where = f"seed {SEED}, case {case}: {verb}{' (fresh)' * fresh} -> {code}: {said[-500:]} {err}"
-        assert "Traceback" not in err and code in ((0, 130) if verb in seconds else (0,)), where
+        assert "Traceback" not in err and code in ((0, 130) if delay else (0,)), where
         assert complaints(err) == ["error: interrupted"] * (code == 130 and "stopped by SIGINT" not in said), where
         assert [path for path in tmp_path.rglob(".partial*") if path.parent.name != str(case)] == [], where
         if code == 0:  # the first ones compile

@@ -9,7 +9,7 @@ import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
+import jax.numpy as jnp
 import pytest
 from processes import CONFIG
 
@@ -98,7 +98,7 @@ def test_a_checkpoint_its_metrics_and_its_directory_are_on_the_disk_before_an_ol
     with ExitStack() as stack:
         run = Run(config, corpus, stack.enter_context(lock(tmp_path / "run")), stack, resume=False)
         for _ in range(3):
-            some = np.ones(4, np.float32)
+            some = jnp.ones(4)
             run.trained(Metrics(cost=some, grad_norm=some, learning_rate=some, finite=some > 0), 4)
             run.save(state)
             sealed = checkpoint.manifests(tmp_path / "run")[run.step].metrics
