@@ -107,7 +107,9 @@ class Run:
         self.epochs = [
             EpochResult(
                 row["epoch"],
-                *(row.get(name, math.nan) for name in ("learning_rate", "train_perplexity", "valid_perplexity")),
+                row.get("learning_rate", math.nan),
+                row.get("train_perplexity", math.nan),
+                row.get("valid_perplexity", math.nan),
                 bool(row.get("train_estimated")),
             )
             for row in read_metrics(self.folder)

@@ -115,8 +115,9 @@ def train(
     with hosts.guarded(), ExitStack() as held:
         kept, resumes = run_dir is not None and first, resume and first
         # (Of many processes, all but the first write into a temporary directory of their own.)
-        folder = Path(run_dir if kept else held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-run-")))
-        shared = Path(run_dir or folder)
+        own = None if kept else held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-run-"))
+        shared = Path(run_dir or str(own))
+        folder = Path(own or shared)
 
         def begin() -> Run:
             directory.check(folder, resumes)
