@@ -3,7 +3,7 @@
     python experiments/ablation.py                               Penn Treebank, 13 epochs, one seed
     python experiments/ablation.py --seeds 3 --epochs 20         three seeds: means and the range
     python experiments/ablation.py --corpus embedded-tiny --epochs 1 --width 8
-    python experiments/ablation.py --markdown docs/ablation.md   writes the table into that page too
+    python experiments/ablation.py --markdown docs/lab/ablation.md   writes the table into that page too
 
 Each rung and seed is a run in --run-dir (default: runs/ablation), which a second start resumes or reads. The table goes
 to the terminal, the plot to ablation.png in that directory.

@@ -2,7 +2,7 @@
 
     python experiments/optimizers.py                              Penn Treebank, two epochs of 128 units
     python experiments/optimizers.py --corpus embedded-tiny --epochs 1 --width 8
-    python experiments/optimizers.py --markdown docs/optimizers.md --picture docs/optimizers.png
+    python experiments/optimizers.py --markdown docs/lab/optimizers.md --picture docs/lab/optimizers.png
 
 The model, the batch and the schedule (half a cosine to zero) are those of the preset tied-fast; what differs is the
 optimiser and its rate. Each run is kept in --run-dir (default: runs/optimizers), which a second start resumes or reads.

@@ -10,7 +10,7 @@ program: the clock runs from the command's start to the first validation at or b
 read once, at the run's end. Times are medians over the seeds; all runs that missed the target are shown as missed. The
 two lowest targets take one and two hours a seed.
 The unit is what TensorFlow 1 takes for the preset `small`: its step, measured between the runs, times its 11,610 steps
-(`pip install tensorflow` for it). How the recipes were found, and what did not help, is in docs/speedrun.md.
+(`pip install tensorflow` for it). How the recipes were found, and what did not help, is in docs/lab/speedrun.md.
 """
 
 import argparse

@@ -7,6 +7,7 @@ run in one folder, page after page; docs/training.md's first trains `runs/mine`,
 
 import ast
 import contextlib
+import csv
 import os
 import re
 import runpy
@@ -31,7 +32,7 @@ from jaxlm.sweeps.space import read_space
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_PAGES = ("training", "surprisal")  # whose runs other pages use
 DOCS = sorted(
-    (path.stem for path in (ROOT / "docs").glob("*.md")),
+    (path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in (ROOT / "docs").rglob("*.md")),
     key=lambda page: (page != "training", page not in FIRST_PAGES, page),
 )
 PAGES = {
@@ -178,7 +179,7 @@ def parses(words: list[str], monkeypatch) -> None:
 
 
 def test_every_page_of_the_manual_is_tested_and_linked():
-    linked = PAGES["README.md"] + PAGES["docs/start-here.md"].replace("](", "](docs/")
+    linked = PAGES["README.md"] + (PAGES["docs/start-here.md"] + PAGES["docs/performance.md"]).replace("](", "](docs/")
     assert [name for name in DOCS if f"](docs/{name}.md" not in linked and name != "start-here"] == []
 
 
@@ -206,6 +207,13 @@ def test_links_and_paths_resolve(page):
     if page.startswith("docs/"):
         named = re.findall(r"`((?:jaxlm|tests|experiments)/[\w/.-]+\.\w+|(?:tests|experiments)/[\w/-]*)`", text)
         assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs/lab").glob("*.csv")), ids=lambda file: file.name)
+def test_the_data_of_the_laboratory_is_a_table_and_linked(file):
+    head, *rows = csv.reader(file.open(newline=""))
+    assert rows and {len(row) for row in rows} == {len(head)}
+    assert f"({file.name})" in PAGES["docs/lab/README.md"]
 
 
 def slug(heading: str) -> str:

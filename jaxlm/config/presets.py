@@ -117,7 +117,7 @@ _MOGRIFIER = _SMALL.replace(
     epochs=966,  # about 1,000 turns of 200 steps
 )
 
-# The recipe of experiments/speedrun.py: how each number was found is in docs/speedrun.md.
+# The recipe of experiments/speedrun.py: how each number was found is in docs/lab/speedrun.md.
 _TIED_FAST = _SMALL.replace(
     preset="tied-fast",
     embedding_size=256,
