@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from jaxlm.config.config import Recipe
 from jaxlm.data.windows import Windows
-from jaxlm.distributed.mesh import stay
+from jaxlm.distributed.mesh import known, stay
 from jaxlm.errors import JaxlmError
 from jaxlm.models import stack
 from jaxlm.models.noise import Noise, growing, is_random
@@ -248,5 +248,6 @@ def train_windows(
 
     size = len(windows.row)
     metrics = Metrics(*(jnp.zeros(size) for _ in range(3)), finite=jnp.ones(size, bool))
-    _, state, metrics = lax.while_loop(unfinished, body, (0, state, metrics))
+    with known(mesh):
+        _, state, metrics = lax.while_loop(unfinished, body, (0, state, metrics))
     return stay(mesh, state), metrics
