@@ -60,10 +60,8 @@ def _graph(model: LanguageModel) -> tuple[str, dict[str, np.ndarray]]:
         outputs += [f"float[1, B, {width}] {end}" for end in ends]
         weights |= {f"{name}_{k}": value[None] for name, value in _weights(layer, kind).items()}
         options = f"hidden_size = {width}" + ("" if kind == "LSTM" else ", linear_before_reset = 1")
-        found = (
-            f"x_{k}, W_{k}, R_{k}, biases_{k}, , {', '.join(states)}"  # (between the commas: lengths, of which none)
-        )
-        nodes.append(f"y_{k}, {', '.join(ends)} = {kind} <{options}> ({found})")
+        taken = f"x_{k}, W_{k}, R_{k}, biases_{k}, , {', '.join(states)}"  # (between two commas: no lengths)
+        nodes.append(f"y_{k}, {', '.join(ends)} = {kind} <{options}> ({taken})")
         nodes.append(f"x_{k + 1} = Squeeze (y_{k}, direction)")  # its axis of directions
     if config.tied:
         nodes.append("kernel = Transpose <perm = [1, 0]> (embedding)")

@@ -25,16 +25,27 @@ from jaxlm.scoring.language_model import LanguageModel
 
 StateDict = dict[str, np.ndarray]  # two names of one array object share it
 TIED = "the model is tied: decoder.weight is encoder.weight, kept once and named in the file's metadata"
-ROOT = "model"  # what all names in the archive begin with
 ALIGNMENT = 64  # bytes, of each storage within the file, as torch.save has it
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # so that equal tensors give equal bytes
 
 
 def export_torch(model: LanguageModel, out: Path) -> list[str]:
     """Writes a file that `torch.load(OUT, weights_only=True)` reads; returns notes. Raises JaxlmError, OSError."""
     tensors, notes = state_dict(model.config.model, model.params)
+    keys = {identity: str(key) for key, identity in enumerate(dict.fromkeys(map(id, tensors.values())))}
+    items = b"".join(_plain(name) + _tensor(keys[id(tensor)], tensor) for name, tensor in tensors.items())
+    entries = {
+        "data.pkl": b"\x80\x02" + _call("collections", "OrderedDict", b")") + b"(" + items + b"u.",
+        "byteorder": b"little",
+        **{f"data/{keys[id(one)]}": one.astype("<f4", copy=False).data.cast("B") for one in tensors.values()},
+        "version": b"3\n",
+    }
     with new_file(out) as file, zipfile.ZipFile(file, "w") as archive:
-        _write_archive(archive, tensors)
+        for name, data in entries.items():
+            info = zipfile.ZipInfo(f"model/{name}", (1980, 1, 1, 0, 0, 0))  # so that equal tensors give equal bytes
+            padding = -(file.tell() + 30 + len(info.filename) + 4) % ALIGNMENT
+            info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+            with archive.open(info, "w", force_zip64=len(data) >= zipfile.ZIP64_LIMIT) as entry:
+                entry.write(data)
     return notes
 
 
@@ -49,45 +60,17 @@ def export_safetensors(model: LanguageModel, out: Path) -> list[str]:
 def safetensors_bytes(tensors: StateDict) -> bytes:
     """The bytes of a .safetensors file; an array of two names is kept once, as safetensors.torch.save_model does."""
     kept: dict[int, str] = {}
-    metadata = {"format": "pt"}
-    unique: dict[str, np.ndarray] = {}
-    for name, tensor in tensors.items():
-        if (first := kept.setdefault(id(tensor), name)) == name:
-            unique[name] = tensor
-        else:
-            metadata[name] = first
-    return safetensors.numpy.save(unique, metadata)
-
-
-def _write_archive(archive: zipfile.ZipFile, tensors: StateDict) -> None:
-    """Writes a pickle and raw storages, one for all names of one array object."""
-    storages: dict[int, tuple[str, np.ndarray]] = {}
-    for tensor in tensors.values():
-        storages.setdefault(id(tensor), (str(len(storages)), tensor))
-    items = b"".join(_plain(name) + _tensor(storages[id(tensor)][0], tensor) for name, tensor in tensors.items())
-    _entry(archive, "data.pkl", b"\x80\x02" + _call("collections", "OrderedDict", b")") + b"(" + items + b"u.")
-    _entry(archive, "byteorder", b"little")
-    for key, tensor in storages.values():
-        _entry(archive, f"data/{key}", tensor.astype("<f4", copy=False).data.cast("B"))
-    _entry(archive, "version", b"3\n")
-
-
-def _entry(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
-    info = zipfile.ZipInfo(f"{ROOT}/{name}", _EPOCH)
-    start = archive.fp.tell() + 30 + len(info.filename) + 4  # type: ignore[union-attr]
-    padding = -start % ALIGNMENT
-    info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
-    with archive.open(info, "w", force_zip64=len(data) >= zipfile.ZIP64_LIMIT) as entry:
-        entry.write(data)
+    aliases = {name: first for name, one in tensors.items() if (first := kept.setdefault(id(one), name)) != name}
+    unique = {name: tensor for name, tensor in tensors.items() if name not in aliases}
+    return safetensors.numpy.save(unique, {"format": "pt", **aliases})
 
 
 def _tensor(key: str, tensor: np.ndarray) -> bytes:
     """`torch._utils._rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)`, in instructions."""
-    storage = (_plain("storage"), _global("torch", "FloatStorage"), _plain(key), _plain("cpu"), _plain(tensor.size))
     strides = tuple(stride // tensor.itemsize for stride in tensor.strides)
-    view = b"".join(map(_plain, (0, tensor.shape, strides, False)))
-    arguments = b"((" + b"".join(storage) + b"tQ" + view + _call("collections", "OrderedDict", b")") + b"t"
-    return _call("torch._utils", "_rebuild_tensor_v2", arguments)
+    storage = _plain("storage") + b"ctorch\nFloatStorage\n" + b"".join(map(_plain, (key, "cpu", tensor.size)))
+    view = b"".join(map(_plain, (0, tensor.shape, strides, False))) + _call("collections", "OrderedDict", b")")
+    return _call("torch._utils", "_rebuild_tensor_v2", b"((" + storage + b"tQ" + view + b"t")
 
 
 def _plain(value: object) -> bytes:
@@ -95,12 +78,8 @@ def _plain(value: object) -> bytes:
     return pickle.dumps(value, 2)[2:-1]
 
 
-def _global(module: str, name: str) -> bytes:
-    return f"c{module}\n{name}\n".encode()
-
-
 def _call(module: str, name: str, arguments: bytes) -> bytes:
-    return _global(module, name) + arguments + b"R"
+    return f"c{module}\n{name}\n".encode() + arguments + b"R"
 
 
 def state_dict(model: Recurrent, params: Params) -> tuple[StateDict, list[str]]:
@@ -145,9 +124,8 @@ def torch_layers(model: Recurrent, params: Params) -> list[StateDict]:
         problem = f"parameters that only jaxlm has a place for ({', '.join(sorted(other))})"
     if problem:
         raise JaxlmError(f"the model has {problem}: export it --to stablehlo")
-    return [
-        {part: array(value) for part, value in _LAYERS[type(model)](model, one).items()} for one in params["layers"]
-    ]
+    layers = [_LAYERS[type(model)](model, layer) for layer in params["layers"]]
+    return [{part: array(value) for part, value in layer.items()} for layer in layers]
 
 
 def array(values: object) -> np.ndarray:
@@ -155,29 +133,28 @@ def array(values: object) -> np.ndarray:
     return np.asarray(values, np.float32, order="C")
 
 
-def _lstm(model: LSTM, weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _lstm(model: LSTM, weights: Mapping[str, Any]) -> StateDict:
     """From the gates i, j, f, o in one kernel [E + H, 4H] to i, f, g, o in two; g and j are two names of one gate."""
-    i, j, f, o = np.split(array(weights["kernel"]).T, 4)
-    bias_i, bias_j, bias_f, bias_o = np.split(array(weights["bias"]), 4)
-    rows, width = np.concatenate([i, f, j, o]), len(bias_i)
-    bias = np.concatenate([bias_i, bias_f + np.float32(model.forget_bias), bias_j, bias_o])
+    i, j, f, o = np.split(np.vstack([weights["kernel"], weights["bias"]]).T, 4)
+    rows, width = np.concatenate([i, f, j, o]), len(i)
+    rows[width : 2 * width, -1] += np.float32(model.forget_bias)
     return {
-        "weight_ih": rows[:, :-width],
-        "weight_hh": rows[:, -width:],
-        "bias_ih": bias,
-        "bias_hh": np.zeros_like(bias),
+        "weight_ih": rows[:, : -width - 1],
+        "weight_hh": rows[:, -width - 1 : -1],
+        "bias_ih": rows[:, -1],
+        "bias_hh": np.zeros(len(rows)),
     }
 
 
-def _gru(model: GRU, weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _gru(model: GRU, weights: Mapping[str, Any]) -> StateDict:
     """PyTorch's GRU is jaxlm's: gates r, z, n; of its recurrent bias only n's part is needed besides."""
-    recurrent = array(weights["recurrent_bias"])
+    recurrent = weights["recurrent_bias"]
     return {
-        "weight_ih": array(weights["kernel"]).T,
-        "weight_hh": array(weights["recurrent_kernel"]).T,
-        "bias_ih": array(weights["bias"]),
+        "weight_ih": weights["kernel"].T,
+        "weight_hh": weights["recurrent_kernel"].T,
+        "bias_ih": weights["bias"],
         "bias_hh": np.pad(recurrent, (2 * len(recurrent), 0)),
     }
 
 
-_LAYERS: dict[type[Recurrent], Callable] = {LSTM: _lstm, GRU: _gru}
+_LAYERS: dict[type[Recurrent], Callable[..., StateDict]] = {LSTM: _lstm, GRU: _gru}

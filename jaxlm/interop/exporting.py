@@ -14,9 +14,7 @@ from jaxlm.runs.loading import load
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.scoring.language_model import LanguageModel
 
-Exporter = Callable[[LanguageModel, Path], list[str]]
-
-EXPORTERS: dict[str, Exporter] = {
+EXPORTERS: dict[str, Callable[[LanguageModel, Path], list[str]]] = {
     "safetensors": export_safetensors,
     "torch": export_torch,
     "hub": export_hub,
@@ -45,13 +43,12 @@ def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, 
     """
     if target not in EXPORTERS:
         raise JaxlmError(f"expected one of {', '.join(TARGETS)} to export to, found {target!r}")
-    out = Path(out)
     model = run if isinstance(run, LanguageModel) else load(run, which)
     try:
         if target == "hub" and not isinstance(run, LanguageModel):
-            notes = export_hub(model, out, read_metrics(run))
+            notes = export_hub(model, Path(out), read_metrics(run))
         else:
-            notes = EXPORTERS[target](model, out)
+            notes = EXPORTERS[target](model, Path(out))
     except (OSError, MemoryError) as error:
         problem = reason(error) if isinstance(error, OSError) else "there is not enough memory"
         raise JaxlmError(f"cannot export to {os.fspath(out)}: {problem}") from None
