@@ -62,7 +62,7 @@ def probability(help: str, **options: Any) -> Any:
     return number(None, f"probability that {help}", above=0, high=1, **options)
 
 
-def count(default: int | None, help: str, unit: str = "", low: int = 0, high: int = 2**31 - 1, **options: Any) -> Any:
+def count(default: int | None, help: str, unit: str = "", low: int = 0, high: float = 2**31 - 1, **options: Any) -> Any:
     """A static whole number; None is allowed where it is the default."""
     return _declared(default, Spec(int, help, unit, low, high, optional=default is None, **options))
 
@@ -92,8 +92,8 @@ def _declared(default: Any, spec: Spec) -> Any:
 
 
 def specs(kind: type) -> dict[str, Spec]:
-    """name -> spec of every field of a kind, in the order of declaration."""
-    return {item.name: item.metadata["spec"] for item in fields(kind)}
+    """name -> spec of every field of a kind that has one, in the order of declaration."""
+    return {item.name: item.metadata["spec"] for item in fields(kind) if "spec" in item.metadata}
 
 
 def checked(section: Any) -> Any:

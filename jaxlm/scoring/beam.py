@@ -15,35 +15,19 @@ from jaxlm.scoring.sampling import Sampling
 
 
 def beam_search(
-    network: Network,
-    vocab: Vocab,
-    prompt: np.ndarray,
-    *,
-    words: int,
-    beam: int,
-    banned: jax.Array | None = None,
-    end: int = -1,
+    network: Network, vocab: Vocab, sampling: Sampling, prompt: np.ndarray, *, words: int, beam: int, end: int
 ) -> Text:
-    """The most probable text that a beam finds.
+    """The most probable text of at most `words` words after a prompt's ids, `beam` texts kept at each word.
 
-    Args:
-        network: the model.
-        vocab: the model's.
-        prompt: ids that come before, at least one.
-        words: most words of the text.
-        beam: how many texts are kept at each word.
-        banned: words that never come, bool [V].
-        end: the id with which a text may also end earlier; -1: it has exactly `words` words.
-
-    Raises:
-        JaxlmError: a count is not at least 1, or the beam is wider than the vocabulary.
+    No word that `sampling` bans comes. A text may end earlier with the id `end` (-1: none). Raises JaxlmError where a
+    count is not at least 1, or the beam is wider than the vocabulary.
     """
     check_counts(words=words, beam=beam)
     if beam > len(vocab):
         raise JaxlmError(f"beam must be at most {len(vocab):,}, the words of the vocabulary; it is {beam}")
     position = begin(network, Sampling(), prompt, beam)
     length = 1 << (words - 1).bit_length()
-    tokens, log_probs = _search(network, position.carry, position.token, words, end, banned, length=length)
+    tokens, log_probs = _search(network, position.carry, position.token, words, end, sampling.banned, length=length)
     found = np.asarray(tokens)[:words]
     found = found[found >= 0]
     return Text(vocab.decode(found), np.asarray(log_probs, np.float64)[: len(found)])

@@ -69,40 +69,20 @@ def texts_of(vocab: Vocab, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> li
 
 
 def drawn(
-    network: Network,
-    sampling: Sampling,
-    prompt: np.ndarray,
-    *,
-    words: int | None,
-    end: int,
-    samples: int = 1,
-    seed: int = 0,
+    network: Network, sampling: Sampling, prompt: np.ndarray, *, words: int | None, end: int, samples: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Draws S texts, all at once: the first word, then more and more words together.
+    """Draws S texts after a prompt's ids, all at once: the first word, then more and more words together.
 
-    Args:
-        network: the model.
-        sampling: checked.
-        prompt: ids that come before, at least one.
-        words: most words of each text; None: without end.
-        end: the id that ends a text; -1: none.
-        samples: S.
-        seed: of all texts; a text is the same whatever S is.
-
-    Yields:
-        words [n, S], -1 after a text's end, and their log-probabilities in nats [n, S].
-
-    Raises:
-        JaxlmError: a count is not at least 1, or the seed has more than 63 bits.
+    Texts have at most `words` words (None: no end), and end with the id `end` (-1: none). A text is the same whatever S
+    is. Yields words [n, S], -1 after a text's end, and their log-probabilities in nats [n, S]. Raises JaxlmError where
+    a count is not at least 1, or the seed has more than 63 bits.
     """
     check_counts(words=1 if words is None else words, samples=samples)
     key, position, count = _key(seed), begin(network, sampling, prompt, samples), 1
     left = math.inf if words is None else words
     while left > 0 and not bool(position.done.all()):
         count = int(min(count, left))
-        position, tokens, log_probs = advance(
-            network, sampling, position, key, jnp.arange(samples), jnp.int32(count), jnp.int32(end)
-        )
+        position, tokens, log_probs = advance(network, sampling, position, key, jnp.int32(count), jnp.int32(end))
         yield np.asarray(tokens)[:count], np.asarray(log_probs)[:count]
         left -= count
         count = min(2 * count, CHUNK)
@@ -117,7 +97,7 @@ def _key(seed: int) -> jax.Array:
 
 
 def begin(network: Network, sampling: Sampling, ids: np.ndarray, samples: int) -> Position:
-    """The position of S samples after a prompt's ids [n]: `<eos>`, then its words; the last id is still to be read."""
+    """The position of S samples after the ids [n] of `<eos>` and a prompt; the last id is still to be read."""
     carry = carry_after(network, ids[:-1], network.carry())
     seen = None
     if sampling.repetition_penalty is not None:
@@ -162,31 +142,13 @@ def next_logits(network: Network, token: jax.Array, carry: Carry) -> tuple[jax.A
 
 
 @jax.jit
-def advance(
-    network: Network,
-    sampling: Sampling,
-    position: Position,
-    key: jax.Array,
-    lanes: jax.Array,
-    count: jax.Array,
-    end: jax.Array,
-) -> tuple[Position, jax.Array, jax.Array]:
-    """Draws `count` words, at most CHUNK, for each of S samples.
+def advance(network, sampling, position, key, count, end):
+    """Draws `count` words, at most CHUNK, for each of S samples; the word `end` ends a sample.
 
-    Args:
-        network: the model.
-        sampling: checked.
-        position: of the samples.
-        key: of the seed.
-        lanes: the number of each sample, [S].
-        count: how many words.
-        end: the word that ends a sample; -1: none.
-
-    Returns:
-        The new position; words [CHUNK, S], -1 where a sample has ended; and their log-probabilities [CHUNK, S].
+    Returns the new position; words [CHUNK, S], -1 where a sample has ended; and their log-probabilities [CHUNK, S].
     """
-    S = len(lanes)
-    keys = jax.vmap(lambda lane: jax.random.fold_in(key, lane))(lanes)
+    S = len(position.token)
+    keys = jax.vmap(lambda sample: jax.random.fold_in(key, sample))(jnp.arange(S))
 
     def unfinished(loop):
         place, position, _, _ = loop

@@ -455,16 +455,15 @@ class LanguageModel:
             raise JaxlmError(
                 f"beam searches for the most probable text and draws nothing, and {wrong[0]} is given: leave one out"
             )
-        return [beam_search(self.network, self.vocab, ids, words=words, beam=beam, banned=how.banned, end=end)]
+        return [beam_search(self.network, self.vocab, how, ids, words=words, beam=beam, end=end)]
 
     def stream(
         self, prompt: Sentence = (), *, words: int | None = None, seed: int = 0, stop: str = "none", **sampling: Any
     ) -> Iterator[tuple[str, float]]:
         """The first text of `generate`, word by word with log-probabilities in nats; without `words` it has no end."""
-        how, end = self._sampling(**sampling), generation.end_of(self.vocab, stop)
-        for tokens, log_probs in generation.drawn(
-            self.network, how, self._prompt(prompt), words=words, end=end, seed=seed
-        ):
+        how, ids, end = self._sampling(**sampling), self._prompt(prompt), generation.end_of(self.vocab, stop)
+        parts = generation.drawn(self.network, how, ids, words=words, end=end, samples=1, seed=seed)
+        for tokens, log_probs in parts:
             for token, log_p in zip(tokens[:, 0].tolist(), log_probs[:, 0].tolist(), strict=True):
                 if token >= 0:
                     yield self.vocab.words[token], log_p

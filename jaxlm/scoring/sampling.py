@@ -16,7 +16,7 @@ from jax import lax
 
 from jaxlm.data.vocab import UNK, Vocab
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import float32
+from jaxlm.fields import checked, count, float32, number
 
 LANES = 128  # of the two-level sum over the vocabulary
 MOST_WORDS = 2**31 - 1  # of a vocabulary: as a top_k it keeps every word
@@ -25,71 +25,37 @@ MOST_WORDS = 2**31 - 1  # of a vocabulary: as a top_k it keeps every word
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sampling:
-    """How words are drawn. None: the mechanism is absent.
+    """How words are drawn. None: the mechanism is absent. `banned` words, bool [V], are never drawn.
 
-    Attributes:
-        temperature: divides the logits; None: always the likeliest word.
-        top_k: only the k likeliest words (with all that tie with the last).
-        top_p: only the likeliest words that together have this probability (Holtzman et al. 2020, arXiv:1904.09751).
-        min_p: only words at least this share as probable as the likeliest (Nguyen et al. 2024, arXiv:2407.01082).
-        repetition_penalty: of words that were there already positive logits are divided by it, negative ones
-            multiplied (Keskar et al. 2019, arXiv:1909.05858).
-        banned: words that are never drawn, bool [V].
+    Nucleus sampling: Holtzman et al. 2020, arXiv:1904.09751. min_p: Nguyen et al. 2024, arXiv:2407.01082. Penalty:
+    Keskar et al. 2019, arXiv:1909.05858; it divides positive logits, and multiplies negative ones.
     """
 
-    temperature: float | jax.Array | None = 1.0
-    top_k: int | jax.Array | None = None
-    top_p: float | jax.Array | None = None
-    min_p: float | jax.Array | None = None
-    repetition_penalty: float | jax.Array | None = None
+    temperature: float | None = number(1.0, "divides the logits; None: always the likeliest word", low=0, optional=True)
+    top_k: int | None = count(
+        None, "only the k likeliest words (with all that tie with the last)", low=1, high=math.inf
+    )
+    top_p: float | None = number(None, "only the likeliest words that together have this probability", above=0, high=1)
+    min_p: float | None = number(None, "only words at least this share as probable as the likeliest", low=0, high=1)
+    repetition_penalty: float | None = number(
+        None, "makes words that were there already less likely, if above 1", above=0
+    )
     banned: jax.Array | None = None
 
-    def checked(self) -> "Sampling":
-        """Itself with a temperature of 0 as None, and one type for each number, so that one program serves all.
-
-        Raises:
-            JaxlmError: a number is outside its limits, or two contradict each other.
-        """
-        numbers: dict[str, Any] = {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
-        for name, value in numbers.items():
-            allowed, limit = LIMITS[name]
-            if not math.isfinite(value) or not math.isfinite(float32(float(value))):
-                raise JaxlmError(f"{name} must be a finite number; it is {value}")
-            if name == "top_k" and int(value) != value:
-                raise JaxlmError(f"top_k must be a whole number; it is {value}")
-            if not allowed(value):
-                raise JaxlmError(f"{name} must be {limit}; it is {value:g}")
-            numbers[name] = min(int(value), MOST_WORDS) if name == "top_k" else float(value)
-        if not numbers.get("temperature") or not float32(numbers["temperature"]):
-            numbers["temperature"] = None
+    def check(self) -> None:
+        if not self.temperature or not float32(self.temperature):
             for name in ("top_k", "top_p", "min_p"):
-                if name in numbers:
+                if getattr(self, name) is not None:
                     raise JaxlmError(
                         f"temperature 0 always takes the likeliest word, and {name} is given: leave one out"
                     )
-        return replace(self, **numbers)
-
-
-LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "temperature": (lambda value: value >= 0, "at least 0"),
-    "top_k": (lambda value: value >= 1, "at least 1"),
-    "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "min_p": (lambda value: 0 <= value <= 1, "from 0 to 1"),
-    "repetition_penalty": (lambda value: value > 0, "above 0"),
-}
 
 
 def sampling_of(vocab: Vocab, *, ban: Iterable[str] = (), no_unk: bool = False, **numbers: Any) -> Sampling:
-    """Checked sampling that never draws some words.
+    """Sampling by some fields of `Sampling`, by which the words of `ban` and, if `no_unk`, `<unk>` never come.
 
-    Args:
-        vocab: the model's.
-        ban: words that never come.
-        no_unk: `<unk>` never comes.
-        **numbers: fields of `Sampling`.
-
-    Raises:
-        JaxlmError: a number is outside its limits, a banned word is unknown, or no word is left.
+    A temperature of 0 becomes None. Raises JaxlmError where a number is outside its limits, two contradict each other,
+    a banned word is unknown, or no word is left.
     """
     words = [*ban, *([UNK] if no_unk and UNK in vocab.ids else [])]
     if unknown := [word for word in words if word not in vocab.ids]:
@@ -97,22 +63,19 @@ def sampling_of(vocab: Vocab, *, ban: Iterable[str] = (), no_unk: bool = False, 
     mask = np.isin(np.arange(len(vocab)), [vocab.ids[word] for word in words])
     if mask.all():
         raise JaxlmError("every word of the vocabulary is banned: leave at least one")
-    return Sampling(banned=jnp.asarray(mask) if words else None, **numbers).checked()
+    found = checked(Sampling(banned=jnp.asarray(mask) if words else None, **numbers))
+    greedy = not found.temperature or not float32(found.temperature)
+    top_k = found.top_k and min(found.top_k, MOST_WORDS)
+    return replace(found, temperature=None if greedy else found.temperature, top_k=top_k)
 
 
 def draw(
     sampling: Sampling, logits: jax.Array, seen: jax.Array | None, uniform: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """One word a row.
+    """One word a row of logits [S, V], given a number in [0, 1) for each row, `uniform` [S].
 
-    Args:
-        sampling: checked.
-        logits: [S, V].
-        seen: words that were there already, bool [S, V]; needed for a repetition penalty.
-        uniform: a number in [0, 1) for each row, [S].
-
-    Returns:
-        ids [S], int32, and the log-probability of each under the logits themselves, before anything is changed, [S].
+    `seen`, the words that were there already, bool [S, V], is needed for a repetition penalty. Returns ids [S], int32,
+    and the log-probability of each under the logits themselves, before anything is changed, [S].
     """
     changed = adjusted(sampling, logits, seen)
     if sampling.temperature is None:
@@ -156,14 +119,10 @@ def kept(sampling: Sampling, odds: jax.Array) -> jax.Array:
 
 
 def threshold(odds: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """The largest number t in [0, 1] of each row for which `enough(odds >= t)`; 0 where none is.
+    """The largest number t in [0, 1] of each row, [S], for which `enough(odds >= t)`; 0 where none is.
 
-    Args:
-        odds: float32 [S, V] in [0, 1]. Their bits, read as integers, are in the same order.
-        enough: from the words chosen, bool [S, V], to bool [S]; once true it stays so as more are chosen.
-
-    Returns:
-        [S].
+    The bits of odds in [0, 1], read as integers, are in the order of the odds. `enough` takes the words chosen, bool
+    [S, V], to bool [S]; once true it stays true as more are chosen.
     """
 
     def halve(_, bounds):
@@ -182,9 +141,7 @@ def pick(odds: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A word of each row in proportion to its odds [S, V], by the inverse of their running sum at `uniform` [S].
 
     The sum has two levels, blocks of 128 words and the words of one block, so that no running sum is over [S, V].
-
-    Returns:
-        ids [S], int32, and the share of each in its row's odds [S].
+    Returns ids [S], int32, and the share of each in its row's odds [S].
     """
     S, V = odds.shape
     blocks = jnp.pad(odds, ((0, 0), (0, -V % LANES))).reshape(S, -1, LANES)

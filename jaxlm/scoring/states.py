@@ -10,14 +10,9 @@ CHUNK = 256  # words of one call
 
 
 def layer_states(network: Network, ids: np.ndarray) -> dict[str, np.ndarray]:
-    """The carry after each of N words, from zero.
+    """The carry after each of ids [N], from zero: arrays [N, H] by layer and name.
 
-    Args:
-        network: the model.
-        ids: [N].
-
-    Returns:
-        Arrays [N, H] by layer and name: `0.c` and `0.h` of an LSTM's first layer, `0.h` of a GRU's.
+    `0.c` and `0.h` are those of an LSTM's first layer, `0.h` that of a GRU's.
     """
     carry = network.carry()
     parts: dict[str, list[np.ndarray]] = {}
