@@ -24,8 +24,58 @@ def sample(spec: Spec | str) -> Sample:
     return Sample(source, *(source.draw(length, stream) for stream, length in enumerate(source.spec.tokens)))
 
 
+def nats(source: Source, ids: np.ndarray, across_sentences: bool = True) -> float:
+    """The summed nats of a stream: the nats of its classes, and of its words by a filter over the hidden topic.
+
+    Within a sentence the topic is constant, so the evidence for each topic is a sum over the sentence's words;
+    only a belief of K probabilities passes from each sentence to the next.
+
+    Args:
+        source: The source of the stream.
+        ids: The stream `[N]`.
+        across_sentences: Whether a sentence is read after those before it, or alone.
+    """
+    spec, starts = source.spec, _starts(ids)
+    log_word = np.log(source.word_weight / 2.0**BITS)
+    evidence = np.stack([np.add.reduceat(topic[ids], starts) for topic in log_word], axis=1)  # [sentences, K]
+    scale = evidence.max(1, keepdims=True)
+    stay = spec.stay / 256 if across_sentences else 0.0
+    belief = np.full(spec.topics, 1 / spec.topics)  # the probability of each topic of the next sentence
+    log_probability = scale.sum()
+    for likelihood in np.exp(evidence - scale):
+        joint = belief * likelihood
+        log_probability += np.log(joint.sum())
+        belief = joint * (stay / joint.sum()) + (1 - stay) / spec.topics
+    grammar = source.class_weight[states(source, ids), source.word_class[ids]] / 2.0**BITS
+    return float(-log_probability - np.log(grammar).sum())
+
+
+def floor_nats(source: Source, ids: np.ndarray) -> float:
+    """The summed nats of the N - 1 predicted tokens of a stream `[N]`; no model predicts the first.
+
+    No model has a lower expected cost, whatever it was trained on.
+    """
+    return nats(source, ids) - nats(source, ids[:1])
+
+
+def states(source: Source, ids: np.ndarray) -> np.ndarray:
+    """The state of the grammar before each token of a stream `[N]`; all sentences advance together."""
+    classes, found = source.word_class[ids], np.zeros(len(ids), np.int64)
+    position = _starts(ids)
+    while len(position):
+        position = position[(classes[position] != 0) & (position + 1 < len(ids))]
+        found[position + 1] = source.next_state[found[position], classes[position]]
+        position = position + 1
+    return found
+
+
+def _starts(ids: np.ndarray) -> np.ndarray:
+    """Where the sentences of a stream start."""
+    return np.flatnonzero(np.concatenate([[True], ids[:-1] == 0]))
+
+
 def conditional(source: Source, history: Sequence[int]) -> np.ndarray:
-    """The probability of each word after all ids of a stream so far [V]: the plain reference of `Source.nats`."""
+    """The probability of each word after all ids of a stream so far [V]: the plain reference of `nats`."""
     stay, topics = source.spec.stay / 256, source.spec.topics
     state, belief = 0, np.full(topics, 1 / topics)
     for word in history:
@@ -69,19 +119,19 @@ def bigram_nats(source: Source, ids: np.ndarray) -> np.ndarray:
     pairs /= pairs.sum(1, keepdims=True)
     word = source.word_weight.T / 2.0**BITS  # [V, K]
     topic = word / word.sum(1, keepdims=True)
-    nats = -np.log(pairs[source.word_class[before], source.word_class[ids]])
+    found = -np.log(pairs[source.word_class[before], source.word_class[ids]])
     for block in range(0, len(ids), 4096):
         at = slice(block, block + 4096)
-        nats[at] -= np.log(np.einsum("nk,nk->n", topic[before[at]], word[ids[at]]))
-    return nats
+        found[at] -= np.log(np.einsum("nk,nk->n", topic[before[at]], word[ids[at]]))
+    return found
 
 
 def perplexities(corpus: Sample, split: str) -> dict[str, float]:
     """The perplexity of a split's predicted tokens (all but the first) under models that know less and less."""
     source, ids = corpus.source, getattr(corpus, split)
-    alone = source.nats(ids, across_sentences=False) - source.nats(ids[:1])
+    alone = nats(source, ids, across_sentences=False) - nats(source, ids[:1])
     return {
-        "floor": float(np.exp(source.floor_nats(ids) / (len(ids) - 1))),
+        "floor": float(np.exp(floor_nats(source, ids) / (len(ids) - 1))),
         "sentence": float(np.exp(alone / (len(ids) - 1))),
         "bigram": float(np.exp(bigram_nats(source, ids)[1:].mean())),
         "unigram": float(np.exp(unigram_nats(source, ids)[1:].mean())),

@@ -7,7 +7,18 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from exact_models import Sample, bigram_nats, conditional, perplexities, sample, stationary, unigram_nats
+from exact_models import (
+    Sample,
+    bigram_nats,
+    conditional,
+    floor_nats,
+    nats,
+    perplexities,
+    sample,
+    states,
+    stationary,
+    unigram_nats,
+)
 
 from jaxlm.data import embedded
 from jaxlm.data.embedded import BITS
@@ -113,13 +124,13 @@ def test_nats_agree_with_a_sum_over_every_sequence_of_topics(short):
     for length in (1, 2, 5, 10, 20, 30):
         ids = short.train[:length]
         assert np.sum(ids == 0) < 7
-        np.testing.assert_allclose(short.source.nats(ids), -np.log(brute_force(short, ids)), rtol=1e-12)
+        np.testing.assert_allclose(nats(short.source, ids), -np.log(brute_force(short, ids)), rtol=1e-12)
 
 
 def test_nats_of_sentences_read_alone_are_the_sum_of_the_nats_of_each(short):
     sentences = np.split(short.train, np.flatnonzero(short.train == 0) + 1)
-    apart = sum(short.source.nats(sentence) for sentence in sentences if len(sentence))
-    np.testing.assert_allclose(short.source.nats(short.train, across_sentences=False), apart)
+    apart = sum(nats(short.source, sentence) for sentence in sentences if len(sentence))
+    np.testing.assert_allclose(nats(short.source, short.train, across_sentences=False), apart)
 
 
 @pytest.mark.parametrize("size", SHA256)
@@ -128,9 +139,16 @@ def test_nats_agree_with_the_reference(size, request):
     for position in (0, 1, 3_000, 3_001, 3_999):
         chances = conditional(corpus.source, corpus.valid[:position])
         np.testing.assert_allclose(chances.sum(), 1.0, rtol=1e-12)
-        before = corpus.source.nats(corpus.valid[:position]) if position else 0.0
-        nats = corpus.source.nats(corpus.valid[: position + 1]) - before
-        np.testing.assert_allclose(nats, -np.log(chances[corpus.valid[position]]), rtol=1e-7)
+        before = nats(corpus.source, corpus.valid[:position]) if position else 0.0
+        cost = nats(corpus.source, corpus.valid[: position + 1]) - before
+        np.testing.assert_allclose(cost, -np.log(chances[corpus.valid[position]]), rtol=1e-7)
+
+
+@pytest.mark.parametrize("size", SHA256)
+def test_the_floors_of_the_corpus_are_the_nats_of_its_source(size, request):
+    corpus = request.getfixturevalue(size)
+    for split, floor in zip(SPLITS, corpus.source.spec.floor, strict=True):
+        np.testing.assert_allclose(floor_nats(corpus.source, getattr(corpus, split)), floor, rtol=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -140,13 +158,13 @@ def test_tokens_have_the_lowest_cost_under_their_own_source(tiny, change):
     """Under any other source, even a similar one, their cost is higher."""
     other = replace(tiny, source=embedded.Source(replace(tiny.source.spec, **change)))
     assert other.source.words == tiny.source.words
-    assert tiny.source.floor_nats(tiny.train) + 3 < other.source.floor_nats(tiny.train)
+    assert floor_nats(tiny.source, tiny.train) + 3 < floor_nats(other.source, tiny.train)
 
 
 def test_stationary_frequencies_are_those_of_the_text(tiny):
     source = tiny.source
-    states = np.bincount(source.states(tiny.train), minlength=len(source.class_weight))
-    np.testing.assert_allclose(states / len(tiny.train), stationary(source), atol=0.005)
+    visits = np.bincount(states(source, tiny.train), minlength=len(source.class_weight))
+    np.testing.assert_allclose(visits / len(tiny.train), stationary(source), atol=0.005)
     np.testing.assert_allclose(sum(np.exp(-unigram_nats(source, np.arange(len(source.words))))), 1.0)
 
 
@@ -156,8 +174,8 @@ def test_bigram_is_a_distribution_whose_mean_is_the_unigram(tiny):
     # One stream holding each pair: word a at 2i, word b at 2i + 1.
     pairs = np.stack(np.meshgrid(np.arange(vocabulary), np.arange(vocabulary), indexing="ij"), -1).reshape(-1)
     with np.errstate(divide="ignore"):  # the grammar forbids some pairs
-        nats = bigram_nats(tiny.source, pairs)[1::2]
-    bigram = np.exp(-nats).reshape(vocabulary, vocabulary)
+        cost = bigram_nats(tiny.source, pairs)[1::2]
+    bigram = np.exp(-cost).reshape(vocabulary, vocabulary)
     np.testing.assert_allclose(bigram.sum(1), 1.0)
     np.testing.assert_allclose(unigram @ bigram, unigram, rtol=1e-9)
 

@@ -138,7 +138,7 @@ def _generated(name: str, options: VocabOptions, vocab: Vocab | None) -> Corpus:
         corpus = _encode(name, f"{name} corpus (a generated language)", numbered, options, vocab)
         if options.lowercase or not corpus.vocab.ids.keys() >= set(source.words):
             return corpus
-        return replace(corpus, floor=dict(zip(SPLITS, map(source.floor_nats, ids), strict=True)))
+        return replace(corpus, floor=dict(zip(SPLITS, source.spec.floor, strict=True)))
 
     return _cached(name, name, options, vocab, build)
 

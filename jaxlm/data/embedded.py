@@ -1,12 +1,12 @@
 """The generated corpus (public names `embedded` and `embedded-tiny`): English words in random sentences.
 
 It is part of the package and is generated in a second, so that everything can be run and tested without a download.
-The probability of every token given all before it is known exactly: the *floor* under the perplexity of every model.
+The probability of every token given all before it is known exactly, and so is the *floor* under the perplexity of every
+model: a number of the corpus, which `tests/exact_models.py` computes and a test compares.
 
 A sentence is a walk through a grammar. Each step draws the *class* of the next word; the class and the sentence's
 *topic* then determine the distribution of the word. Every word has one class, so the words so far determine the state
-of the grammar. Topics are hidden and persist over sentences, so they must be inferred and remembered. The floor is
-therefore a short sum over topics.
+of the grammar. Topics are hidden and persist over sentences, so they must be inferred and remembered.
 
 Words and ids are the same bytes on every platform and NumPy version: the tables hold integers, each row sums to a
 power of two, and the top bits of a Philox generator's raw output are then an exact draw.
@@ -41,6 +41,7 @@ class Spec:
 
     seed: int
     tokens: list[int]  # of train, valid and test
+    floor: list[float]  # the summed nats of the tokens of each split but the first, under the source itself
     words: dict[str, int]  # in each category; in each kind of it, if a content category
     topics: int  # a power of two
     kinds: int
@@ -165,52 +166,6 @@ class Source:
         fresh[0] = True
         drawn = (raw & np.uint64(self.spec.topics - 1)).astype(np.int64)
         return drawn[np.maximum.accumulate(np.where(fresh, np.arange(sentences), 0))]
-
-    def floor_nats(self, ids: np.ndarray) -> float:
-        """The summed nats of the N - 1 predicted tokens of a stream `[N]`; no model predicts the first.
-
-        No model has a lower expected cost, whatever it was trained on.
-        """
-        return self.nats(ids) - self.nats(ids[:1])
-
-    def states(self, ids: np.ndarray) -> np.ndarray:
-        """The state of the grammar before each token of a stream `[N]`; all sentences advance together."""
-        classes, states = self.word_class[ids], np.zeros(len(ids), np.int64)
-        position = _starts(ids)
-        while len(position):
-            position = position[(classes[position] != 0) & (position + 1 < len(ids))]
-            states[position + 1] = self.next_state[states[position], classes[position]]
-            position = position + 1
-        return states
-
-    def nats(self, ids: np.ndarray, across_sentences: bool = True) -> float:
-        """The summed nats of a stream: the nats of its classes, and of its words by a filter over the hidden topic.
-
-        Within a sentence the topic is constant, so the evidence for each topic is a sum over the sentence's words;
-        only a belief of K probabilities passes from each sentence to the next.
-
-        Args:
-            ids: The stream `[N]`.
-            across_sentences: Whether a sentence is read after those before it, or alone.
-        """
-        spec, starts = self.spec, _starts(ids)
-        log_word = np.log(self.word_weight / 2.0**BITS)
-        evidence = np.stack([np.add.reduceat(topic[ids], starts) for topic in log_word], axis=1)  # [sentences, K]
-        scale = evidence.max(1, keepdims=True)
-        stay = spec.stay / 256 if across_sentences else 0.0
-        belief = np.full(spec.topics, 1 / spec.topics)  # the probability of each topic of the next sentence
-        log_probability = scale.sum()
-        for likelihood in np.exp(evidence - scale):
-            joint = belief * likelihood
-            log_probability += np.log(joint.sum())
-            belief = joint * (stay / joint.sum()) + (1 - stay) / spec.topics
-        grammar = self.class_weight[self.states(ids), self.word_class[ids]] / 2.0**BITS
-        return float(-log_probability - np.log(grammar).sum())
-
-
-def _starts(ids: np.ndarray) -> np.ndarray:
-    """Where the sentences of a stream start."""
-    return np.flatnonzero(np.concatenate([[True], ids[:-1] == 0]))
 
 
 def _word_weights(spec: Spec, index: int, size: int) -> np.ndarray:
