@@ -16,11 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxlm.data import embedded, penn_treebank
-from jaxlm.data import text as texts
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.prepared import prepare
-from jaxlm.data.text import SPLITS, read_text, tokenize
+from jaxlm.data.text import SPLITS, read_string, tokenize
 from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import DataError
 
@@ -80,8 +79,7 @@ def quick_refusal(match: str):
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 def test_newlines_of_every_system_are_eos(tmp_path, newline):
     (tmp_path / "text").write_bytes(f"\ufeffOne two{newline}{newline} three".encode())
-    assert read_text(tmp_path / "text") == ["One", "two", EOS, EOS, "three"]
-    assert read_text(tmp_path / "text", lowercase=True)[0] == "one"
+    assert tokenize(read_string(tmp_path / "text")) == ["One", "two", EOS, EOS, "three"]
 
 
 @given(st.text())
@@ -100,7 +98,7 @@ def test_damaged_bytes_are_read_or_refused(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "damaged.txt"
     path.write_bytes(original[:place] + data.draw(st.binary(max_size=8)) + original[place + 2 :])
     try:
-        tokens = read_text(path)
+        tokens = tokenize(read_string(path))
     except DataError as error:
         assert str(path) in str(error) and "\n" not in str(error)
     else:
@@ -145,7 +143,7 @@ def test_unusable_text_is_refused_in_one_sentence(files, spec, expected):
 def test_unreadable_file_is_refused_in_one_sentence(path, expected):
     write(Path(), {"file": b"text"})
     with pytest.raises(DataError, match=expected):
-        read_text(path)
+        read_string(path)
 
 
 @pytest.mark.parametrize(
@@ -161,19 +159,12 @@ def test_text_is_read_from_regular_files(change, expected):
     for path, spec in ((Path("alone"), "alone"), (Path("mine/valid.txt"), "mine")):
         irregular(path, change)
         for read in (
-            lambda path=path: read_text(path),
+            lambda path=path: read_string(path),
             lambda spec=spec: load_corpus(spec),
             lambda spec=spec: load_corpus(spec, vocab=Vocab(("a", UNK))),
         ):
             with quick_refusal(match=rf"{path} .*{expected}"):
                 read()
-
-
-def test_text_over_the_bound_is_not_read_into_memory(monkeypatch):
-    monkeypatch.setattr(texts, "MAX_BYTES", 1000)
-    Path("mine").write_bytes(b"a b\n" * 251)
-    with pytest.raises(DataError, match=r"mine has more than 1,000 bytes.*jaxlm prepare"):
-        read_text("mine")
 
 
 def test_a_warning_where_valid_has_far_more_unknown_words_than_train(tmp_path):
@@ -227,8 +218,7 @@ def test_one_file_is_split_by_lines(tmp_path_factory, lines, ended):
     corpus = load_corpus(path)
     held = max(1, lines // 20)
     assert corpus.notes[0] == f"{path} is split 90/5/5 by lines: {lines - 2 * held} / {held} / {held}"
-    whole = [token for split in SPLITS for token in tokenize(path.read_text())][: len(read_text(path))]
-    assert sum(getattr(corpus, split).size for split in SPLITS) == len(whole)
+    assert sum(getattr(corpus, split).size for split in SPLITS) == len(tokenize(path.read_text()))
     assert corpus.valid.size == 3 * held
     assert corpus.test.size == 3 * held - (not ended)
 

@@ -19,7 +19,7 @@ from processes import CONFIG
 from jaxlm.cli import main
 from jaxlm.config.config import Config
 from jaxlm.data.corpora import load_corpus
-from jaxlm.data.text import read_text
+from jaxlm.data.text import read_string
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.files import Folder, seal, unseal
@@ -232,7 +232,11 @@ TARGETS = {
         "config.json",
         json_mutated,
     ),
-    "text": (lambda run, data: read_text(in_file(run / "text.txt", data)), lambda _: "a b <unk> c\nd é\n" * 5, mutated),
+    "text": (
+        lambda run, data: read_string(in_file(run / "text.txt", data)),
+        lambda _: "a b <unk> c\nd é\n" * 5,
+        mutated,
+    ),
     "corpus": (
         lambda run, data: load_corpus(in_file(run / "text.txt", data), max_vocab=6),
         lambda _: "a b <unk> c\nd é\n" * 5,

@@ -665,7 +665,7 @@ def test_a_sparse_text_is_refused_at_its_first_zero(tmp_path):
         file.write(b"word " * 300_000)
     started = time.monotonic()
     for path, byte in ((tmp_path / "text", 0), (tmp_path / "holes", 1_500_000)):
-        for read in (lambda path=path: prepare(path, tmp_path / "out"), lambda path=path: texts.read_text(path)):
+        for read in (lambda path=path: prepare(path, tmp_path / "out"), lambda path=path: texts.read_string(path)):
             with pytest.raises(DataError, match=f"byte {byte} is zero"):
                 read()
     assert time.monotonic() - started < 10

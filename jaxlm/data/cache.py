@@ -53,17 +53,9 @@ def recall(folder: Folder, name: str, key: str) -> tuple[dict[str, Any], np.ndar
 
 
 def remember(folder: Folder, name: str, key: str, fields: dict[str, Any], ids: np.ndarray) -> None:
-    """Writes ids to a sealed file, which need not be durable: a torn file is noticed and made again.
+    """Writes int32 ids, and fields as JSON, to a sealed file; not durably: a torn file is noticed and made again.
 
-    Args:
-        folder: Where the file goes.
-        name: The file.
-        key: What determines the content, besides the code of `jaxlm.data`; part of the seal.
-        fields: What belongs to the ids, as JSON.
-        ids: Integers that fit into int32, `[N]`.
-
-    Raises:
-        OSError: The file cannot be written.
+    The key is what determines the content besides the code of `jaxlm.data`. Raises OSError.
     """
     content = json.dumps(fields).encode() + b"\n" + ids.astype("<i4").tobytes()
     folder.remove(name)

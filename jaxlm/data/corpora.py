@@ -103,20 +103,10 @@ def load_corpus(
 
 
 def reload_corpus(data: DataConfig, vocab: Vocab, data_dir: str | Path | None = None) -> Corpus:
-    """The corpus that a run with this vocabulary was trained on.
+    """The corpus that a run was trained on, encoded with the run's vocabulary where it can be; compare its hash.
 
-    A run that began from the parameters of another run has the vocabulary of that run, not of its own text.
-
-    Args:
-        data: The run's.
-        vocab: The run's.
-        data_dir: Where to look for Penn Treebank first.
-
-    Returns:
-        The corpus, encoded with `vocab` where that can be done; the caller compares its hash.
-
-    Raises:
-        DataError: As `load_corpus`.
+    A run that began from the parameters of another run has the vocabulary of that run, not of its own text. Raises
+    DataError as `load_corpus`.
     """
     options = {"data_dir": data_dir, "max_vocab": len(vocab), "min_count": data.min_count, "lowercase": data.lowercase}
     corpus = load_corpus(data.corpus, **options)

@@ -41,27 +41,19 @@ class VocabOptions:
     lowercase: bool = False
 
     def build(self, counts: Mapping[str, int]) -> Vocab:
-        """The vocabulary of a text with these counts of words. Raises DataError as `Vocab.build`."""
+        """The vocabulary of a text with these counts of words. Raises DataError."""
         return Vocab.build(counts, max_size=self.max_vocab, min_count=self.min_count)
 
 
 @dataclass(frozen=True)
 class NumberedText:
-    """A text whose words are numbered.
+    """A text whose words are numbered."""
 
-    Attributes:
-        words: The word of each provisional id.
-        spans: Where each split begins and ends among the tokens of the text.
-        sizes: The tokens of each segment.
-        load: Takes the number of a segment; returns its provisional ids, int32.
-        notes: Lines to show the user.
-    """
-
-    words: Sequence[str]
-    spans: Mapping[str, tuple[int, int]]
-    sizes: Sequence[int]
-    load: Callable[[int], np.ndarray]
-    notes: tuple[str, ...] = ()
+    words: Sequence[str]  # of each provisional id
+    spans: Mapping[str, tuple[int, int]]  # where each split begins and ends among the tokens
+    sizes: Sequence[int]  # the tokens of each segment
+    load: Callable[[int], np.ndarray]  # takes the number of a segment; returns its provisional ids, int32
+    notes: tuple[str, ...] = ()  # lines to show the user
 
     def read(self, start: int, stop: int) -> Iterator[np.ndarray]:
         """The provisional ids of tokens [start, stop), a segment at a time."""
@@ -71,11 +63,7 @@ class NumberedText:
 
 
 def stamp(path: Path) -> Stamp:
-    """What identifies a text and its state without reading it: absolute path, bytes, time of change.
-
-    Raises:
-        DataError: It is missing or not a regular file.
-    """
+    """What identifies a text and its state without reading it. Raises DataError where it is no regular file."""
     with text.read_errors(path), files.reader(path) as file:
         status = os.fstat(file.fileno())
     return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
@@ -88,11 +76,8 @@ def number_words(
 
     Args:
         paths: The file of each split, or {"all": path}: one file, which is split 90/5/5 by lines.
-        work: A folder for the segments, which nothing else writes in; None keeps them in memory.
+        work: A folder for the segments, which the result needs and nothing else writes in; None: they stay in memory.
         advance: Called with the number of bytes just read, for a progress bar.
-
-    Returns:
-        The text; it needs `work` for as long as it is read.
 
     Raises:
         DataError: A file is not text, is empty, has too few lines to be split, or changed while it was read.
@@ -190,16 +175,7 @@ class Encoder:
     """
 
     def __init__(self, numbered: NumberedText, options: VocabOptions, vocab: Vocab | None = None) -> None:
-        """Makes the vocabulary.
-
-        Args:
-            numbered: The text.
-            options: The options.
-            vocab: A vocabulary to encode with, in place of one made from train.
-
-        Raises:
-            DataError: An option cannot be used, or a word is outside a vocabulary without `<unk>`.
-        """
+        """Makes the vocabulary from train, or takes `vocab`. Raises DataError where it or an option does not fit."""
         words = [word.lower() for word in numbered.words] if options.lowercase else numbered.words
         totals = np.zeros(len(words), np.int64)
         for ids in numbered.read(*numbered.spans["train"]):
@@ -227,12 +203,7 @@ class Encoder:
             yield ids
 
     def describe(self, name: str, title: str) -> dict[str, Any]:
-        """The name, description, sha256 and notes of the corpus.
-
-        Args:
-            name: The name of the text; each option that changed the text or the vocabulary is added after a "+".
-            title: What the text is.
-        """
+        """The name (with each option that changed the corpus after a "+"), description, sha256 and notes."""
         changed = {
             "lowercase": self._options.lowercase,
             f"max_vocab={self._options.max_vocab}": self.limited,

@@ -36,15 +36,7 @@ class NotFound(DataError):
 def find_penn_treebank(
     data_dir: str | Path | None = None, download: bool = True, progress: bool | None = None
 ) -> dict[str, Path]:
-    """Penn Treebank's three files (Mikolov's), verified by their hashes.
-
-    Args:
-        data_dir: The first place to look; then `$JAXLM_DATA`, `./data/ptb` and the user's cache.
-        download: Whether to download it into the cache if it is in none of them.
-        progress: Whether to say that it is downloaded; None says so on a terminal.
-
-    Returns:
-        {split: path}.
+    """The path of each split of Penn Treebank (Mikolov's files), verified by its hash; the arguments of `load_corpus`.
 
     Raises:
         NotFound: It is in none of the places, and cannot be or must not be downloaded.
@@ -71,11 +63,7 @@ def find_penn_treebank(
 
 
 def _find(places: Sequence[Path]) -> dict[str, Path] | None:
-    """The path of each split, from the first folder that has all three; None if no folder has.
-
-    Raises:
-        DataError: One of the three is no regular file, or not what its hash requires.
-    """
+    """The path of each split, from the first folder that has all three. Raises DataError where one is another file."""
     for folder in [place / inner for place in places for inner in FOLDERS]:
         found = {
             split: path
@@ -98,35 +86,31 @@ def _find(places: Sequence[Path]) -> dict[str, Path] | None:
 
 
 def _download(folder: Path, progress: bool | None) -> None:
-    """Puts `ptb.{train,valid,test}.txt` into a folder durably, from the first mirror that has all three.
+    """Puts the three files into a folder durably, from the first mirror that has them. Raises DataError.
 
     All mirrors are probed at once, each in a thread of its own, so that without a network this ends within
     `PROBE_SECONDS`: looking up a name on a dead network can take longer than any time-out of a socket.
-
-    Raises:
-        DataError: No mirror has all three files (the message has a reason for each), or they cannot be stored.
     """
     import requests
 
     if sys.stderr.isatty() if progress is None else progress:
         print("downloading Penn Treebank (6 MB)", file=sys.stderr)
-    failures: dict[str, str | None] = dict.fromkeys(MIRRORS, f"no answer within {PROBE_SECONDS:g} s")
+    answers: dict[str, str] = {}  # of each mirror that has answered: why it cannot be used, or nothing
 
     def probe(mirror: str) -> None:
         try:
             requests.head(mirror.format(split="test"), timeout=PROBE_SECONDS, allow_redirects=True).raise_for_status()
-            failures[mirror] = None
+            answers[mirror] = ""
         except requests.RequestException as error:
-            failures[mirror] = _reason(error)
+            answers[mirror] = _reason(error)
 
+    for mirror in MIRRORS:
+        threading.Thread(target=probe, args=(mirror,), daemon=True).start()
     deadline = time.monotonic() + PROBE_SECONDS
-    probes = [threading.Thread(target=probe, args=(mirror,), daemon=True) for mirror in MIRRORS]
-    for thread in probes:
-        thread.start()
-    for thread in probes:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    found = dict(failures)  # a thread may still be waiting for its answer
-    for mirror in [mirror for mirror in MIRRORS if found[mirror] is None]:
+    while len(answers) < len(MIRRORS) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    found = {mirror: answers.get(mirror, f"no answer within {PROBE_SECONDS:g} s") for mirror in MIRRORS}
+    for mirror in [mirror for mirror in MIRRORS if not found[mirror]]:
         try:
             texts = {split: _fetch(mirror.format(split=split), sha256) for split, sha256 in PTB_SHA256.items()}
         except (requests.RequestException, ValueError) as error:

@@ -122,16 +122,8 @@ def prepare(
 def prepare_in_cache(text: Path, options: VocabOptions, progress: bool | None = None) -> Corpus:
     """The corpus of a text too large for memory, from the user's cache, where it is prepared unless it is there.
 
-    Args:
-        text: As for `prepare`; another text, or another state of it, has another place in the cache.
-        options: The options.
-        progress: Whether to show a progress bar; None shows it on a terminal.
-
-    Returns:
-        The corpus, its ids memory-mapped; one of its notes names the folder.
-
-    Raises:
-        DataError: As for `prepare`.
+    Another text, or another state of it, has another place in the cache; a note of the corpus names the folder. Raises
+    DataError as `prepare`.
     """
     stamps = [stamp(path) for path in find_splits(text).values()]
     key = hashlib.sha256(json.dumps([stamps, options.min_count, options.lowercase]).encode()).hexdigest()[:16]
@@ -165,16 +157,9 @@ def text_name(path: Path) -> str:
 def load_prepared(path: str | Path, options: VocabOptions | None = None) -> Corpus:
     """The corpus of a prepared folder, its ids memory-mapped, after every byte was verified.
 
-    Args:
-        path: A folder that `prepare` made.
-        options: What it was prepared with, or the defaults; a `max_vocab` bounds the vocabulary.
-
-    Returns:
-        The corpus; its splits are `np.memmap`s of their files.
-
     Raises:
         DataError: A file is missing, shortened, altered, or no regular file, an id is outside the vocabulary, or an
-            option differs from that of the preparation.
+            option is neither a default nor that of the preparation (`max_vocab`: fewer words than there are).
     """
     options = options or VocabOptions()
     with read_errors(path), Folder.open(path) as folder:
@@ -204,11 +189,7 @@ def load_prepared(path: str | Path, options: VocabOptions | None = None) -> Corp
 
 
 def read_header(folder: Folder) -> dict[str, Any]:
-    """The fields of `prepared.json`.
-
-    Raises:
-        DataError: There is none, or it is not what was written.
-    """
+    """The fields of `prepared.json`. Raises DataError where there is none, or it is not what was written."""
     try:
         text = folder.read(HEADER, _MAX_HEADER_BYTES).decode()
         tree = strict_json(text)

@@ -1,7 +1,6 @@
 """Text files: find the file of each split, read it in pieces, and split it into tokens."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,6 @@ from jaxlm.data.vocab import EOS
 from jaxlm.errors import DataError
 
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
-MAX_BYTES = 4 << 30  # of a text that `read_text` reads into memory, where its tokens take some four times that
 MAX_UNBROKEN = 64 << 20  # bytes without white space that still pass for text
 BLOCK = 1 << 20  # bytes that are read at once
 _WHITE_SPACE = (b" ", b"\n", b"\t")
@@ -23,50 +21,17 @@ _FILE_NAMES = {
 }
 
 
-def tokenize(text: str, lowercase: bool = False) -> list[str]:
+def tokenize(text: str) -> list[str]:
     """Splits text at white space; each newline (LF, CR LF or CR) becomes `<eos>`.
 
     Text that is cut behind white space may be tokenized piece by piece.
-
-    Args:
-        text: Any text.
-        lowercase: Whether to convert it to lower case first.
-
-    Returns:
-        The tokens, in order.
     """
-    return normalize_newlines(text.lower() if lowercase else text).replace("\n", f" {EOS} ").split()
+    return normalize_newlines(text).replace("\n", f" {EOS} ").split()
 
 
 def normalize_newlines(text: str) -> str:
     """The text with every CR LF and CR replaced by LF."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def read_text(path: str | Path, lowercase: bool = False) -> list[str]:
-    """The tokens of a UTF-8 text file, each newline as `<eos>`.
-
-    Args:
-        path: A regular file of at most `MAX_BYTES`.
-        lowercase: Whether to convert the text to lower case first.
-
-    Returns:
-        The tokens, in order.
-
-    Raises:
-        DataError: The file is too large or has no word, or as `read_blocks`.
-    """
-    tokens: list[str] = []
-    for block, end in read_blocks(path):
-        tokens += map(sys.intern, tokenize(block, lowercase))  # one string object for each distinct word
-        if end > MAX_BYTES:
-            raise DataError(
-                f"{path} has more than {MAX_BYTES:,} bytes, the most that is read into memory; "
-                "convert it with `jaxlm prepare`, or give a part of it"
-            )
-    if set(tokens) <= {EOS}:
-        raise empty(path)
-    return tokens
 
 
 def read_string(path: str | Path) -> str:
@@ -78,18 +43,11 @@ def read_string(path: str | Path) -> str:
 
 
 def read_blocks(path: str | Path, offset: int = 0) -> Iterator[tuple[str, int]]:
-    """The text of a UTF-8 file without a byte order mark, in pieces that are cut behind white space.
-
-    Args:
-        path: A regular file.
-        offset: The byte where the first piece begins: 0, or the end of a piece.
-
-    Yields:
-        (piece, the byte where it ends); a piece is decoded from about `BLOCK` bytes.
+    """Yields a UTF-8 file from byte `offset` on: pieces of about `BLOCK` bytes, cut behind white space, and their ends.
 
     Raises:
-        DataError: The file is missing, cannot be read, is not a regular file, is binary, is not UTF-8, or has
-            `MAX_UNBROKEN` bytes without white space. The message names the file and any offending byte.
+        DataError: The path is no regular file that can be read, or it is binary, is not UTF-8, or has `MAX_UNBROKEN`
+            bytes without white space. The message names the file and any offending byte.
     """
     rest = b""
     with read_errors(path), files.reader(path) as file:
@@ -145,17 +103,10 @@ def read_errors(path: str | Path) -> Iterator[None]:
 
 
 def find_splits(path: Path) -> dict[str, Path]:
-    """The text file of each split in a folder, found by its name.
+    """The text file of each split in a folder, such as `train.txt`, `ptb.valid.txt`, `wiki.test.tokens` or `dev`.
 
-    Args:
-        path: A folder with one train, one valid and one test file (such as `train.txt`, `ptb.valid.txt`,
-            `wiki.test.tokens`, or `dev`), or the path of a single file.
-
-    Returns:
-        {split: path} in the order of `SPLITS`, or {"all": path} for a path that is not a folder.
-
-    Raises:
-        DataError: The folder cannot be read, or a split has no file or more than one.
+    Returns {"all": path} for a path that is not a folder. Raises DataError where the folder cannot be read, or a split
+    has no file or more than one.
     """
     if not os.path.isdir(path):
         return {"all": path}

@@ -30,23 +30,16 @@ class Windows(NamedTuple):
 class RandomLengths:
     """Window lengths drawn from a normal distribution around T or, sometimes, T / 2 (AWD-LSTM, arXiv:1708.02182).
 
-    Attributes:
-        nominal: T, the length that the learning rate is meant for.
-        short_probability: The probability that a length is drawn around T / 2.
-        deviation: The standard deviation.
-        shortest: Shorter draws become this long.
-        longest: Longer draws become this long; all windows are padded to it.
-        seed: The seed. The epoch is folded into it, so that an epoch's lengths follow from its number alone.
-        as_published: Whether an epoch ends as in the published code, which drops a last window of one prediction, and
-            computes the rate of a last window that is cut short from the length that was drawn.
+    With `as_published` an epoch ends as in the published code, which drops a last window of one prediction, and
+    computes the rate of a last window that is cut short from the length that was drawn.
     """
 
-    nominal: int
-    short_probability: float
+    nominal: int  # T, the length that the learning rate is meant for
+    short_probability: float  # that a length is drawn around T / 2
     deviation: float
-    shortest: int
-    longest: int
-    seed: int
+    shortest: int  # shorter draws become this long
+    longest: int  # longer draws become this long; all windows are padded to it
+    seed: int  # the epoch is folded into it, so that an epoch's lengths follow from its number alone
     as_published: bool = False
 
     def draw(self, rows: int, epoch: int) -> np.ndarray:
@@ -59,40 +52,31 @@ class RandomLengths:
             covered += int(parts[-1].sum())
         return np.concatenate(parts)
 
-    def epoch(self, rows: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The windows of an epoch: the rows where they begin, their lengths, their factors on the rate; each `[W]`."""
-        drawn = self.draw(rows, epoch)
-        starts = np.concatenate([[0], np.cumsum(drawn)])
-        count = int(np.searchsorted(starts, rows - 1 - self.as_published))  # the last token is only ever a target
-        starts, drawn = starts[:count], drawn[:count]
-        lengths = np.minimum(drawn, rows - 1 - starts)
-        return starts, lengths, (drawn if self.as_published else lengths) / self.nominal
-
 
 @lru_cache(maxsize=4)
 def _drawn(random: RandomLengths, rows: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return random.epoch(rows, epoch)
+    """The windows of an epoch: the rows where they begin, their lengths, their factors on the rate; each `[W]`."""
+    drawn = random.draw(rows, epoch)
+    starts = np.concatenate([[0], np.cumsum(drawn)])
+    count = int(np.searchsorted(starts, rows - 1 - random.as_published))  # the last token is only ever a target
+    starts, drawn = starts[:count], drawn[:count]
+    lengths = np.minimum(drawn, rows - 1 - starts)
+    return starts, lengths, (drawn if random.as_published else lengths) / random.nominal
 
 
 @dataclass(frozen=True)
 class WindowPlan:
     """Which rows of `[N // B, B]` each step reads, as a function of the step alone.
 
-    Attributes:
-        rows: N // B, the tokens in each row of the batch.
-        length: T, the steps of a window; of random lengths the longest.
-        epochs: Passes over the tokens.
-        random: How lengths are drawn; None: all are T.
-
     >>> plan = WindowPlan(rows=45, length=20, epochs=3)
     >>> plan.per_epoch, plan.total, plan.locate(3)  # step 3 is window 1 of epoch 1
     (2, 6, (1, 1))
     """
 
-    rows: int
-    length: int
+    rows: int  # N // B, the tokens in each row of the batch
+    length: int  # T, the steps of a window; of random lengths the longest
     epochs: int
-    random: RandomLengths | None = None
+    random: RandomLengths | None = None  # None: all lengths are T
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """The windows of an epoch: their first rows; if random, their lengths and factors on the rate; each `[W]`."""
@@ -103,8 +87,7 @@ class WindowPlan:
     @cached_property
     def _edges(self) -> np.ndarray:
         """Random lengths: the step at which each epoch begins, then the number of all steps `[epochs + 1]`."""
-        assert self.random is not None
-        counts = [len(self.random.epoch(self.rows, epoch)[0]) for epoch in range(self.epochs)]
+        counts = [self.windows_in(epoch) for epoch in range(self.epochs)]
         return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
     def windows_in(self, epoch: int) -> int:
@@ -133,20 +116,10 @@ class WindowPlan:
         """The row where a window of an epoch begins."""
         return int(self._epoch(epoch)[0][index]) if index else 0
 
-    def lengths(self, step: int, count: int) -> np.ndarray | None:
-        """The lengths of `count` windows from a step on, all of one epoch; None: all are T."""
-        epoch, index = self.locate(step)
-        lengths = self._epoch(epoch)[1]
-        return None if lengths is None else lengths[index : index + count]
-
     def windows(self, step: int, count: int, size: int, first_row: int = 0) -> Windows:
-        """The `count` windows from a step on, all of one epoch.
+        """The `count` windows from a step on, all of one epoch, in arrays of `size`: the other entries are padding.
 
-        Args:
-            step: The step of the first window.
-            count: How many windows.
-            size: The length of the arrays that are returned; entries from `count` on are padding.
-            first_row: The row of the epoch with which the tokens at hand begin.
+        The tokens at hand begin with `first_row` of the epoch.
         """
         epoch, index = self.locate(step)
         row, length, rate = self._epoch(epoch)
@@ -167,23 +140,10 @@ class WindowPlan:
 def batch(
     ids: np.ndarray, batch_size: int, rows: slice = slice(None), start: int = 0, stop: int | None = None
 ) -> np.ndarray:
-    """The stream cut into B rows of N // B ids, time-major; what is left over is dropped.
+    """Cuts ids `[N]` into B rows of N // B, time-major, and drops the rest; returns int32 `[stop - start, rows]`.
 
     A memory-mapped file is read by calls instead of through its map: pages of the map would stay in memory, and a
-    file that was cut short would end the process.
-
-    Args:
-        ids: Integers `[N]`.
-        batch_size: B.
-        rows: The rows of the batch to return.
-        start: The first step to return.
-        stop: The step after the last to return; None: N // B.
-
-    Returns:
-        int32 `[stop - start, rows]`.
-
-    Raises:
-        DataError: A memory-mapped file cannot be read.
+    file that was cut short would end the process. Raises DataError where it cannot be read.
     """
     length, wanted = len(ids) // batch_size, range(batch_size)[rows]
     stop = length if stop is None else min(stop, length)

@@ -200,7 +200,7 @@ class Run:
         )
         stopping = self.config.train.on_nonfinite == "stop" and not finite.all()
         done = int(finite.argmin()) if stopping else count
-        lengths = self.plan.lengths(self.step, done)
+        lengths = self.plan.windows(self.step, done, done).length
         self.log.windows(self.step + 1, self.epoch + 1, cost[:done], norm[:done], rate[:done], lengths)
         if stopping:
             return (
