@@ -178,12 +178,12 @@ def train_step(
     averaging = averaging_started(validations)
     rule = optimizer.transformation(recipe.model, factor * window.rate)
     updates, opt_state = rule.update(grads, state.opt_state, state.params, grad_norm=norm, averaging=averaging)
-    params = apply_updates(state.params, updates, tokens)
-    average = averaged(optimizer, state.average, params, averaging)
-
     finite = jnp.isfinite(cost) & jnp.isfinite(norm)
-    old = replace(state, carry=carry)
-    new = replace(state, params=params, opt_state=opt_state, carry=new_carry, average=average)
+    # Zero updates, and not a choice between old and new: with that a large table would have to be copied.
+    params = apply_updates(state.params, jax.tree.map(lambda u: jnp.where(finite, u, 0), updates), tokens)
+    average = averaged(optimizer, state.average, params, averaging)
+    old = replace(state, params=params, carry=carry)
+    new = replace(old, opt_state=opt_state, carry=new_carry, average=average)
     kept = jax.tree.map(lambda a, b: a if a is b else jnp.where(finite, a, b), new, old)
     return replace(kept, step=state.step + 1), Metrics(cost, norm, optimizer.learning_rate * factor, finite)
 
