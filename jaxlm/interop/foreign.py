@@ -15,8 +15,8 @@ from jaxlm.errors import JaxlmError
 from jaxlm.models.lstm import LSTM
 
 FLOATS = {"float16": "<f2", "float32": "<f4", "float64": "<f8", "bfloat16": "<u2"}  # bfloat16: float32's upper half
-_OTHERS = ("int8", "uint8", "int16", "int32", "int64", "bool", "complex64", "complex128")
-SIZES = {**{kind: int(code[2]) for kind, code in FLOATS.items()}, **{kind: np.dtype(kind).itemsize for kind in _OTHERS}}
+_INTEGERS = {"int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8, "bool": 1}
+SIZES = {"float16": 2, "float32": 4, "float64": 8, "bfloat16": 2, "complex64": 8, "complex128": 16, **_INTEGERS}
 MOST_PATH = 1000  # letters of a path in a message
 MOST_SHARING = 4  # how many times the stored bytes a model's tensors may take; tied ones are counted twice
 MOST_DIMENSIONS = 16
@@ -132,11 +132,11 @@ def check_finite(name: str, values: np.ndarray) -> np.ndarray:
 
 def matrix_shape(tensors: Tensors, name: str) -> tuple[int, int]:
     """The two sizes of a matrix of floats. Raises JaxlmError for anything else."""
-    shape = tensors[name].shape
-    if len(shape) != 2 or 0 in shape:
-        raise JaxlmError(f"{shown(name)} has the shape {list(shape)}, expected a matrix")
-    expect_shape(tensors, name, shape)
-    return shape[0], shape[1]
+    match tensors[name].shape:
+        case (rows, columns) if rows and columns:
+            expect_shape(tensors, name, (rows, columns))
+            return rows, columns
+    raise JaxlmError(f"{shown(name)} has the shape {list(tensors[name].shape)}, expected a matrix")
 
 
 def expect_shape(tensors: Tensors, name: str, shape: tuple[int, ...]) -> None:

@@ -1,8 +1,7 @@
 """Models under the names that TensorFlow 1's Penn Treebank tutorial gives its variables; the layout is jaxlm's own."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,8 @@ from jaxlm.interop.foreign import (
 )
 
 LAYER = "m/rnn/multi_rnn_cell/cell_{}/basic_lstm_cell/{}:0"
-_ENDS = {
-    "embedding": "embedding",
-    "embedding_vocab": "embedding",
-    "softmax_w": "softmax kernel (softmax_w)",
-    "softmax_b": "softmax bias (softmax_b)",
-}
+KERNEL, BIAS = "softmax kernel (softmax_w)", "softmax bias (softmax_b)"
+_ENDS = {"embedding": "embedding", "embedding_vocab": "embedding", "softmax_w": KERNEL, "softmax_b": BIAS}
 _CELL = re.compile(
     r"(?:(?:.*/)?cell_?(?P<index>[0-9]{1,3})/|(?:.*/)?)[a-z_]*lstm_?cell(?:/linear)?"
     r"/(?P<part>kernel|bias|weights|biases|matrix)",
@@ -57,8 +52,8 @@ def from_tensorflow(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Raises:
         JaxlmError: names are missing or unknown.
     """
-    names, _ = _tree_of_names(variables)
-    return _map(lambda name: np.asarray(variables[name]), names)
+    roles, layers, _ = _roles(variables)
+    return _tree({role: np.asarray(variables[name]) for role, name in roles.items()}, layers)
 
 
 def from_tensorflow_checkpoint(tensors: Tensors, source: str) -> ForeignModel:
@@ -66,26 +61,28 @@ def from_tensorflow_checkpoint(tensors: Tensors, source: str) -> ForeignModel:
 
     Raises JaxlmError where variables are missing, unknown, of a wrong shape or not finite; they are named.
     """
-    names, left = _tree_of_names(tensors, {name for name, tensor in tensors.items() if not tensor.shape})
-    vocab_size, width = matrix_shape(tensors, names["embedding"])
-    for cell in names["layers"]:
-        rows, gates = matrix_shape(tensors, cell["kernel"])
+    roles, layers, left = _roles(tensors, {name for name, tensor in tensors.items() if not tensor.shape})
+    vocab_size, width = matrix_shape(tensors, roles["embedding"])
+    for layer in range(layers):
+        kernel = roles[f"kernel of layer {layer}"]
+        rows, gates = matrix_shape(tensors, kernel)
         if gates % 4 or rows != width + gates // 4:
-            raise JaxlmError(f"{shown(cell['kernel'])} is {rows}x{gates}, expected {width} + H rows and 4H columns")
-        expect_shape(tensors, cell["bias"], (gates,))
+            raise JaxlmError(f"{shown(kernel)} is {rows}x{gates}, expected {width} + H rows and 4H columns")
+        expect_shape(tensors, roles[f"bias of layer {layer}"], (gates,))
         width = gates // 4
-    expect_shape(tensors, names["softmax"]["kernel"], (width, vocab_size))
-    expect_shape(tensors, names["softmax"]["bias"], (vocab_size,))
+    expect_shape(tensors, roles[KERNEL], (width, vocab_size))
+    expect_shape(tensors, roles[BIAS], (vocab_size,))
     notes = ["the forget bias is not in a checkpoint: it is taken as 0, as the tutorial has it"]
     if left:
         notes.append(f"left out, as no part of the model: {listed(left)}")
-    return foreign_model(_map(partial(float32, tensors), names), source, notes, tensors)
+    params = _tree({role: float32(tensors, name) for role, name in roles.items()}, layers)
+    return foreign_model(params, source, notes, tensors)
 
 
-def _tree_of_names(names: Collection[str], scalars: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
-    """jaxlm's parameter tree with the name of TensorFlow's variable, in any scope, in place of each array.
+def _roles(names: Collection[str], scalars: Collection[str] = ()) -> tuple[dict[str, str], int, set[str]]:
+    """The name of the variable, in any scope, of each role; the number of layers; and the names that have no role.
 
-    The names that are no part of the model (slots of the optimiser, averages, `scalars`) are returned beside it.
+    Without a role are slots of the optimiser, averages and `scalars`.
     Raises JaxlmError where names are missing, given twice or unknown.
     """
     plain = {name: name.removesuffix(":0") for name in names}
@@ -93,12 +90,12 @@ def _tree_of_names(names: Collection[str], scalars: Collection[str] = ()) -> tup
     layers = 1
     for name in names:
         if cell := _CELL.fullmatch(plain[name]):
-            part, index = "bias" if cell["part"].lower() in ("bias", "biases") else "kernel", int(cell["index"] or 0)
-            roles.setdefault(f"{part} of layer {index}", []).append(name)
-            layers = max(layers, index + 1)
+            part, layer = "bias" if cell["part"].lower().startswith("bias") else "kernel", int(cell["index"] or 0)
+            roles.setdefault(f"{part} of layer {layer}", []).append(name)
+            layers = max(layers, layer + 1)
         elif role := _ENDS.get(plain[name].split("/")[-1]):
             roles.setdefault(role, []).append(name)
-    wanted = [*_ENDS.values(), *(f"{part} of layer {index}" for index in range(layers) for part in ("kernel", "bias"))]
+    wanted = [*_ENDS.values(), *(f"{part} of layer {layer}" for layer in range(layers) for part in ("kernel", "bias"))]
     missing = [f"the {role}" for role in dict.fromkeys(wanted) if role not in roles]
     used = {plain[name] for found in roles.values() for name in found}
     unused = {name for name in names if plain[name] not in used}
@@ -109,20 +106,13 @@ def _tree_of_names(names: Collection[str], scalars: Collection[str] = ()) -> tup
     for role, found in roles.items():
         if len(found) > 1:
             raise JaxlmError(f"expected one variable that is the {role}, found {listed(found)}")
-    tree = {
-        "embedding": roles["embedding"][0],
-        "layers": [
-            {part: roles[f"{part} of layer {index}"][0] for part in ("kernel", "bias")} for index in range(layers)
-        ],
-        "softmax": {"kernel": roles[_ENDS["softmax_w"]][0], "bias": roles[_ENDS["softmax_b"]][0]},
+    return {role: found[0] for role, found in roles.items()}, layers, left
+
+
+def _tree(arrays: Mapping[str, np.ndarray], layers: int) -> dict[str, Any]:
+    """jaxlm's parameter tree of the arrays by role."""
+    return {
+        "embedding": arrays["embedding"],
+        "layers": [{part: arrays[f"{part} of layer {at}"] for part in ("kernel", "bias")} for at in range(layers)],
+        "softmax": {"kernel": arrays[KERNEL], "bias": arrays[BIAS]},
     }
-    return tree, sorted(left)
-
-
-def _map(function: Callable[[str], np.ndarray], tree: Any) -> Any:
-    """The tree with an array in place of each name (as jax.tree.map, without JAX)."""
-    if isinstance(tree, str):
-        return function(tree)
-    if isinstance(tree, list):
-        return [_map(function, part) for part in tree]
-    return {name: _map(function, part) for name, part in tree.items()}

@@ -25,7 +25,7 @@ MOST_KEY, MOST_ENTRIES = 500, 20_000  # bytes; pairs
 MOST_INDEX, MOST_SHARDS = 1 << 26, 100_000
 PARTITIONED = "a partitioned variable"
 _KINDS = {1: "float32", 2: "float64", 3: "int32", 9: "int64", 14: "bfloat16", 19: "float16"}  # TensorFlow's DataType
-_ENDING = re.compile(r"\.(index|meta|data-[0-9]{5}-of-[0-9]{5})")
+_ENDING = re.compile(r"(?s)(.+)\.(index|meta|data-[0-9]{5}-of-[0-9]{5})")
 _ESCAPE = re.compile(rb"\\(?:([0-7]{3})|(.))")
 _LATEST = re.compile(rb'[ \t]*model_checkpoint_path:\s*"((?:[^"\\\n]|\\.)*)"')
 
@@ -45,8 +45,8 @@ def checkpoint_prefix(path: str | Path) -> Path | None:
         return _latest(path / "checkpoint")
     if path.name == "checkpoint" and not path.with_name("checkpoint.index").exists():
         return _latest(path)
-    if (ending := _ENDING.search(path.name)) and 0 < ending.start() < ending.end() == len(path.name):
-        return path.with_name(path.name[: ending.start()])
+    if ending := _ENDING.fullmatch(path.name):
+        return path.with_name(ending[1])
     return path if path.name and path.with_name(path.name + ".index").exists() else None
 
 
@@ -67,7 +67,10 @@ def read_checkpoint(prefix: Path) -> dict[str, LazyTensor]:
     if _last(header, 2):
         raise JaxlmError("it was written by a big-endian machine, and only little-endian checkpoints are read")
     paths = [prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}") for shard in range(shards)]
-    sizes = _sizes(paths)
+    if missing := [path.name for path in paths if not path.exists()]:
+        what = f"{len(missing)} of its {len(paths)} shards are missing ({listed(missing)})"
+        raise JaxlmError(f"{what}; put them beside the index")
+    sizes = [path.stat().st_size for path in paths]
     tensors: dict[str, LazyTensor] = {}
     for key, value in table.items():
         try:
@@ -79,20 +82,13 @@ def read_checkpoint(prefix: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
-def _sizes(paths: list[Path]) -> list[int]:
-    """The bytes of each shard. Raises JaxlmError that names all missing ones."""
-    try:
-        return [os.path.getsize(path) for path in paths]
-    except OSError as error:
-        missing = [path.name for path in paths if not path.exists()]
-        what = f"{len(missing)} of its {len(paths)} shards are missing ({listed(missing)})"
-        raise JaxlmError(f"{what}; put them beside the index" if missing else reason(error)) from None
-
-
 def _variable(name: str, entry: Fields, paths: list[Path], sizes: list[int]) -> LazyTensor:
     """A variable of one entry: type 1, shape 2, shard 3, offset 4, bytes 5, checksum 6, slices 7."""
     kind = PARTITIONED if 7 in entry else _KINDS.get(_number(name, entry, 1), "something else than floats")
-    shape = _shape(name, _last(entry, 2))
+    dimensions = _fields(_last(entry, 2) or b"").get(2, [])
+    if len(dimensions) > MOST_DIMENSIONS:
+        raise JaxlmError(f"the shape of the variable {shown(name)} is damaged")
+    shape = tuple(_number(name, _fields(dimension), 1) for dimension in dimensions)
     shard, offset, size, checksum = (_number(name, entry, field) for field in (3, 4, 5, 6))
 
     def read() -> np.ndarray:
@@ -122,13 +118,6 @@ def _number(name: str, entry: Fields, field: int) -> int:
     if not isinstance(value, int) or value >> 62:
         raise JaxlmError(f"the entry of the variable {shown(name)} is damaged")
     return value
-
-
-def _shape(name: str, data: int | bytes) -> tuple[int, ...]:
-    dimensions = _fields(data or b"").get(2, [])
-    if len(dimensions) > MOST_DIMENSIONS:
-        raise JaxlmError(f"the shape of the variable {shown(name)} is damaged")
-    return tuple(_number(name, _fields(dimension), 1) for dimension in dimensions)
 
 
 def _last(fields: Fields, field: int) -> int | bytes:

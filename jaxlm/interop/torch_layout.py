@@ -5,22 +5,12 @@ jaxlm has one kernel `[in + H, 4H]`, gates i, j, f, o, and one bias; g and j are
 """
 
 import re
-from collections.abc import Sequence
 
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.foreign import (
-    ForeignModel,
-    Tensors,
-    check_finite,
-    expect_shape,
-    float32,
-    foreign_model,
-    listed,
-    matrix_shape,
-    shown,
-)
+from jaxlm.interop import foreign
+from jaxlm.interop.foreign import ForeignModel, Tensors, expect_shape, float32, listed, matrix_shape, shown
 
 Layer = dict[str, str]  # {part: name}
 
@@ -65,7 +55,7 @@ def from_torch(tensors: Tensors, source: str) -> ForeignModel:
     if "bias_ih" in layers[0]:
         notes.append("each layer's two biases were added up")
     params = {"embedding": table, "layers": [_lstm(tensors, layer) for layer in layers], "softmax": softmax}
-    return foreign_model(params, source, notes, tensors)
+    return foreign.foreign_model(params, source, notes, tensors)
 
 
 def _layers(tensors: Tensors) -> tuple[list[Layer], set[str]]:
@@ -104,13 +94,10 @@ def _layers(tensors: Tensors) -> tuple[list[Layer], set[str]]:
 
 def _ends(names: set[str]) -> tuple[str, str, str | None]:
     """The names of the embedding, the output matrix and the output bias, if there is one."""
-
-    def of(modules: Sequence[str], part: str) -> list[str]:
-        return sorted(
-            name for name in names if name.endswith(part) and name.removesuffix(part).split(".")[-1] in modules
-        )
-
-    embeddings, heads, biases = of(_EMBEDDINGS, ".weight"), of(_HEADS, ".weight"), of(_HEADS, ".bias")
+    embeddings, heads, biases = (
+        sorted(name for name in names if name.endswith(part) and name.removesuffix(part).split(".")[-1] in modules)
+        for modules, part in ((_EMBEDDINGS, ".weight"), (_HEADS, ".weight"), (_HEADS, ".bias"))
+    )
     unknown = names - {*embeddings, *heads, *biases}
     if unknown or len(embeddings) != 1 or len(heads) != 1 or len(biases) > 1:
         missing = [name for name, found in (("encoder.weight", embeddings), ("decoder.weight", heads)) if not found]
@@ -138,13 +125,8 @@ def _lstm(tensors: Tensors, layer: Layer) -> dict[str, np.ndarray]:
     """jaxlm's kernel and bias of one of PyTorch's layers."""
     kernel = np.concatenate([float32(tensors, layer["weight_ih"]), float32(tensors, layer["weight_hh"])], 1)
     bias = np.zeros(len(kernel), np.float32)
-    for part in [part for part in ("bias_ih", "bias_hh") if part in layer]:
-        with np.errstate(over="ignore"):
-            bias = check_finite(layer[part], bias + float32(tensors, layer[part]))
-    return {"kernel": np.ascontiguousarray(_gates(kernel).T), "bias": _gates(bias)}
-
-
-def _gates(rows: np.ndarray) -> np.ndarray:
-    """The four blocks of rows from PyTorch's order i, f, g, o to i, j, f, o."""
-    i, f, g, o = np.split(rows, 4)
-    return np.concatenate([i, g, f, o])
+    with np.errstate(over="ignore"):
+        for part in [part for part in ("bias_ih", "bias_hh") if part in layer]:
+            bias = foreign.check_finite(layer[part], bias + float32(tensors, layer[part]))
+    order = np.arange(len(bias)).reshape(4, -1)[[0, 2, 1, 3]].ravel()  # from i, f, g, o to i, j, f, o
+    return {"kernel": np.ascontiguousarray(kernel[order].T), "bias": bias[order]}

@@ -24,15 +24,16 @@ def model_tensors(value: Any, stored: int) -> tuple[dict[str, LazyTensor], str]:
     models: list[tuple[str, dict[str, LazyTensor], str]] = []
     left = [MOST_NAMES]
     for place, candidate in _candidates(value):
-        if isinstance(candidate, Instance):
-            named, what = _module_tensors(candidate, "", 0, left), f"module {shown(candidate.kind)}"
-        else:
-            named, what = candidate.items(), "state_dict"
+        module = isinstance(candidate, Instance)
+        named = _module_tensors(candidate, "", 0, left) if module else candidate.items()
+        what = f"module {shown(candidate.kind)}" if module else "state_dict"
         if tensors := {name: leaf for name, leaf in named if isinstance(leaf, LazyTensor)}:
             models.append((place, tensors, what))
     models = [model for model in models if any("weight_ih_l" in name for name in model[1])] or models
     if not models:
-        raise JaxlmError(f"expected a model or a state_dict, found {_described(value)} without named weights in it")
+        found = f"a dict of {listed(value) or 'nothing'}" if isinstance(value, dict) else f"a {type(value).__name__}"
+        found = f"an object of {shown(value.kind)}" if isinstance(value, Instance) else found
+        raise JaxlmError(f"expected a model or a state_dict, found {found} without named weights in it")
     if len(models) > 1:
         names = listed(place for place, _, _ in models)
         raise JaxlmError(f"it holds {len(models)} models ({names}); save alone the one to import")
@@ -46,7 +47,7 @@ def _candidates(value: Any) -> Iterator[tuple[str, Any]]:
     queue, seen = deque([("", value)]), {id(value)}
     while queue:
         place, item = queue.popleft()
-        if _is_module(item) or (isinstance(item, dict) and any(map(_is_weight, item.items()))):
+        if _is_module(item) or (isinstance(item, dict) and any(_is_weight(*entry) for entry in item.items())):
             yield place, item
             continue
         item = item.state if isinstance(item, Instance) else item
@@ -57,8 +58,7 @@ def _candidates(value: Any) -> Iterator[tuple[str, Any]]:
                 queue.append((f"{place}.{name}"[-200:].lstrip("."), child))
 
 
-def _is_weight(entry: tuple[str, Any]) -> bool:
-    name, leaf = entry
+def _is_weight(name: str, leaf: Any) -> bool:
     return isinstance(leaf, LazyTensor) and (name.endswith(".weight") or "weight_ih_l" in name)
 
 
@@ -71,7 +71,8 @@ def _module_tensors(module: Instance, prefix: str, depth: int, left: list[int]) 
 
     `left` holds how many names may still be visited: modules may share parts, so paths can outnumber modules.
     """
-    parameters, buffers, modules = (_dict(module, kind) for kind in ("_parameters", "_buffers", "_modules"))
+    found = (module.state.get(kind) for kind in ("_parameters", "_buffers", "_modules"))
+    parameters, buffers, modules = (part if isinstance(part, dict) else {} for part in found)
     left[0] -= 1 + len(parameters) + len(buffers) + len(modules)
     if depth > MOST_DEPTH or left[0] < 0 or len(prefix) > MOST_PREFIX:
         raise JaxlmError(f"its modules are nested over {MOST_DEPTH} deep, or have over {MOST_NAMES:,} names")
@@ -80,11 +81,6 @@ def _module_tensors(module: Instance, prefix: str, depth: int, left: list[int]) 
     for name, child in modules.items():
         if _is_module(child):
             yield from _module_tensors(child, f"{prefix}{name}.", depth + 1, left)
-
-
-def _dict(module: Instance, kind: str) -> dict[str, Any]:
-    found = module.state.get(kind)
-    return found if isinstance(found, dict) else {}
 
 
 def _check_module(module: Instance, prefix: str) -> None:
@@ -107,9 +103,3 @@ def _check_module(module: Instance, prefix: str) -> None:
         problem = f"splits the vocabulary ({shown(kind.name)} with {splits:,} splits); only plain softmax is imported"
     if problem:
         raise JaxlmError(f"the module {name} {problem}")
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"a dict of {listed(value) or 'nothing'}"
-    return f"an object of {shown(value.kind)}" if isinstance(value, Instance) else f"a {type(value).__name__}"
