@@ -52,9 +52,7 @@ class _FastRNN(nn.RNN):
         if self.is_initializing():
             cell(carry, x[0])  # makes the parameters, as nn.RNN's first step does
         gates = cell.variables["params"]
-        kernel = jnp.concatenate(
-            [jnp.concatenate([gates[side + gate]["kernel"] for gate in "igfo"], -1) for side in "ih"]
-        )
+        kernel = jnp.block([[gates[side + gate]["kernel"] for gate in "igfo"] for side in "ih"])
         bias = jnp.concatenate([gates["h" + gate]["bias"] for gate in "igfo"])
         x = promote_dtype(x, kernel, dtype=cell.dtype)[0]
         reverse = self.reverse if reverse is None else reverse
@@ -65,26 +63,17 @@ class _FastRNN(nn.RNN):
 
 
 def run(
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
+    x: jax.Array,  # [T, ..., E]
+    kernel: jax.Array,  # [E + H, 4H], gates in the order i, g (or j), f, o
+    bias: jax.Array,  # [4H]
     carry: Carry,
-    lengths: jax.Array | None,
+    lengths: jax.Array | None,  # steps of each sequence [...], behind which is padding; None: all T
     reverse: bool,
     keep_order: bool,
 ) -> tuple[Carry, jax.Array]:
-    """Runs the op as Flax's RNN runs its cell.
+    """Runs the op as Flax's RNN runs its cell: the carry after each sequence's last step, and the outputs [T, ..., H].
 
-    Args:
-        x: inputs [T, ..., E].
-        kernel: [E + H, 4H], gates in the order i, g (or j), f, o.
-        bias: [4H].
-        carry: before the first step.
-        lengths: steps of each sequence [...]; the steps behind them are padding. None: all T.
-        reverse: runs from a sequence's last step to its first.
-        keep_order: with `reverse`, outputs are in the order of the inputs.
-    Returns:
-        The carry after each sequence's last step, and the outputs [T, ..., H].
+    With `reverse` it runs from the last step to the first; with `keep_order` too, outputs are in the inputs' order.
     """
     T, batch, H = len(x), x.shape[1:-1], len(bias) // 4
     x = x.reshape(T, -1, x.shape[-1])

@@ -24,19 +24,12 @@ MOST_DIMENSIONS = 16
 
 @dataclass(frozen=True, eq=False)
 class LazyTensor:
-    """A tensor whose claims have been checked, and whose values are not read yet.
-
-    Attributes:
-        shape: its shape.
-        kind: its elements, as "float32".
-        identity: equal for two tensors that are the same memory.
-        read: gives the values `[*shape]` of a kind of `FLOATS`, bfloat16 as float32; raises JaxlmError.
-    """
+    """A tensor whose claims have been checked, and whose values are not read yet."""
 
     shape: tuple[int, ...]
-    kind: str
-    identity: Hashable
-    read: Callable[[], np.ndarray]
+    kind: str  # of the elements, as "float32"
+    identity: Hashable  # equal for two tensors that are the same memory
+    read: Callable[[], np.ndarray]  # gives the values [*shape] of a kind of FLOATS, bfloat16 as float32, or JaxlmError
 
 
 Tensors = Mapping[str, LazyTensor]
@@ -86,20 +79,12 @@ def damage(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A language model read from a file of another program.
+    """A language model read from a file of another program."""
 
-    Attributes:
-        config: its sizes; the forget bias is 0. If `tied`, the logits are features @ embedding.T + bias.
-        params: jaxlm's tree in float32: `embedding [V, E]`, `layers[i].kernel [in + H, 4H]`, `layers[i].bias [4H]`
-            (gates i, j, f, o), `softmax.bias [V]` and, unless tied, `softmax.kernel [H, V]`.
-        source: what was read, in words.
-        notes: what a user should know: what was left out, added up or assumed.
-    """
-
-    config: LSTM
-    params: dict[str, Any]
-    source: str
-    notes: tuple[str, ...]
+    config: LSTM  # its sizes; the forget bias is 0
+    params: dict[str, Any]  # jaxlm's tree, in float32
+    source: str  # what was read, in words
+    notes: tuple[str, ...]  # what a user should know: what was left out, added up or assumed
 
 
 def foreign_model(params: dict[str, Any], source: str, notes: list[str], tensors: Tensors) -> ForeignModel:

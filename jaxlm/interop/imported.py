@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,7 +19,6 @@ from jaxlm.runs import directory
 from jaxlm.runs.adoption import keep_model, unknown_corpus
 from jaxlm.scoring.language_model import LanguageModel
 
-CHUNK = 1 << 22  # bytes
 MOST_TEXT = 1 << 32  # bytes of one file of a corpus
 SPLITS = ("train.txt", "valid.txt", "test.txt")
 
@@ -64,26 +62,19 @@ def _sha256(path: Path, prefix: Path | None) -> str:
     for path in files:
         try:
             with reader(path) as file:
-                for chunk in iter(partial(file.read, CHUNK), b""):
-                    digest.update(chunk)
+                hashlib.file_digest(file, lambda: digest)  # pyright: ignore[reportArgumentType]
         except OSError as error:
             raise JaxlmError(f"{shown(path, MOST_PATH)} cannot be read: {reason(error)}") from None
     return digest.hexdigest()
 
 
 def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> Vocab:
-    """The words of an imported model, of which there must be `size`: those of a file, or of a corpus's folder.
-
-    Raises DataError where the path cannot be read, is not UTF-8, has a word twice or an empty line, or another number
-    of words.
-    """
+    """The `size` words of an imported model, of a file or of a corpus's folder. Raises DataError."""
     found = shown(path, MOST_PATH)
     if os.path.isdir(path):  # (which raises nothing)
         if tensorflow:
-            problem = (
-                "is a folder, whose words would be numbered as PyTorch's programs do, and the model is TensorFlow's"
-            )
-            raise DataError(f"the vocabulary {found} {problem}: give a file of its words, one a line")
+            why = "whose words would be numbered as PyTorch's programs do, and the model is TensorFlow's"
+            raise DataError(f"the vocabulary {found} is a folder, {why}: give a file of its words, one a line")
         words, what, give = vocabulary_of_corpus(path), "corpus", "corpus that the model was trained on"
     else:
         text = _text(Path(path), MAX_VOCAB_BYTES).replace("\r\n", "\n")

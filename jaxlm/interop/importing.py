@@ -24,11 +24,9 @@ def read_model(file: str | Path) -> ForeignModel:
     Args:
         file: what `torch.save` wrote (a module, a state_dict, or a list or dict with one), a .safetensors file, or a
             TensorFlow checkpoint (its common name, one of its files, or its folder).
-    Returns:
-        The model; its gates, biases, transposes and ties are jaxlm's.
     Raises:
-        JaxlmError: there is no such file, it is damaged, claims more than it holds, is no LSTM language model, or asks
-            for something that could run code, which is named; nothing was run.
+        JaxlmError: there is no such file, it is damaged, is no LSTM language model, or asks for something that could
+            run code, which is named; nothing was run.
     """
     try:
         return _read(Path(file))
@@ -65,7 +63,7 @@ def _read(path: Path) -> ForeignModel:
 def _read_safetensors(data: bytes) -> dict[str, LazyTensor]:
     """The tensors of a file's bytes, by name. Raises JaxlmError where the file is damaged or cut short."""
     with damage("safetensors file"):
-        tensors = {name: _tensor(name, entry) for name, entry in safetensors.deserialize(data)}
+        tensors = {name: _tensor(name, **entry) for name, entry in safetensors.deserialize(data)}
         end = 8 + int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8:end]).get("__metadata__") or {}
     for name, kept in metadata.items():  # safetensors.torch.save_model: {left out: kept}
@@ -75,7 +73,6 @@ def _read_safetensors(data: bytes) -> dict[str, LazyTensor]:
     return tensors
 
 
-def _tensor(name: str, entry: dict) -> LazyTensor:
-    shape: tuple[int, ...] = tuple(entry["shape"])
-    kind = _SAFETENSORS.get(entry["dtype"]) or str(entry["dtype"])
-    return LazyTensor(shape, kind, name, lambda: as_floats(elements(entry["data"], kind).reshape(shape), kind))
+def _tensor(name: str, shape: list[int], dtype: str, data: bytes) -> LazyTensor:
+    kind = _SAFETENSORS.get(dtype, dtype)
+    return LazyTensor(tuple(shape), kind, name, lambda: as_floats(elements(data, kind).reshape(shape), kind))

@@ -8,7 +8,7 @@ from functools import cache, partial
 from typing import Any, BinaryIO
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.foreign import SIZES, damage, shown
+from jaxlm.interop.foreign import damage, shown
 from jaxlm.interop.torch_pickle import Storage, natural, storage_kind, unpickle
 
 MOST_FILE = 1 << 32  # bytes
@@ -37,14 +37,10 @@ def read_torch(file: BinaryIO, size: int) -> tuple[Any, str, int]:
 
 
 class _Storages:
-    """The storages that the persistent ids of a pickle name.
-
-    Args:
-        located: gives (bytes that the file holds of the storage of a key, what reads the storage).
-    """
+    """The storages that the persistent ids of a pickle name."""
 
     def __init__(self, located: Callable[[str], tuple[int, Callable[[], bytes]]]):
-        self._located = located
+        self._located = located  # gives (bytes that the file holds of the storage of a key, what reads the storage)
         self.known: dict[str, Storage] = {}
 
     def __call__(self, identifier: Any) -> Storage:
@@ -57,8 +53,8 @@ class _Storages:
         count = natural(identifier[4], f"the length of the storage {shown(key)}")
         if key not in self.known:
             held, fetch = self._located(key)
-            _check_held(key, count * SIZES[kind], held)
             self.known[key] = Storage(key, kind, 0, count, fetch)
+            _check_held(self.known[key], held)
         whole, part = self.known[key], identifier[5] if len(identifier) > 5 else None
         if (whole.kind, whole.count) != (kind, count):
             raise JaxlmError(f"the storage {shown(key)} is described in two ways")
@@ -74,17 +70,13 @@ class _Storages:
     @property
     def size(self) -> int:
         """The bytes of all of them."""
-        return sum(map(_bytes, self.known.values()))
+        return sum(storage.size for storage in self.known.values())
 
 
-def _bytes(storage: Storage) -> int:
-    return storage.count * SIZES[storage.kind]
-
-
-def _check_held(key: str, claimed: int, held: int) -> None:
-    if claimed > held:
-        found = f"claims {claimed:,} bytes, and the file holds {max(held, 0):,} for it"
-        raise JaxlmError(f"the storage {shown(key)} {found}; it is cut short or damaged")
+def _check_held(storage: Storage, held: int) -> None:
+    if storage.size > held:
+        found = f"claims {storage.size:,} bytes, and the file holds {max(held, 0):,} for it"
+        raise JaxlmError(f"the storage {shown(storage.key)} {found}; it is cut short or damaged")
 
 
 class _BoundedFile:
@@ -134,8 +126,7 @@ def _load_zip(file: BinaryIO, size: int) -> tuple[Any, str, int]:
     if f"{roots[0]}byteorder" in infos and (order := read("byteorder", 16)) != b"little":
         raise JaxlmError(f"expected the byte order little, found {shown(order.decode('latin-1'))}")
     storages = _Storages(located)
-    value = unpickle(io.BytesIO(read("data.pkl", MOST_PICKLE)), storages)
-    return value, "zip", storages.size
+    return unpickle(io.BytesIO(read("data.pkl", MOST_PICKLE)), storages), "zip", storages.size
 
 
 def _load_old(file: BinaryIO, size: int) -> tuple[Any, str, int]:
@@ -149,7 +140,7 @@ def _load_old(file: BinaryIO, size: int) -> tuple[Any, str, int]:
 
     def read(key: str) -> bytes:
         file.seek(places[key])
-        return file.read(_bytes(storages.known[key]))
+        return file.read(storages.known[key].size)
 
     def persistent(identifier: Any) -> Any:
         if isinstance(identifier, tuple) and len(identifier) == 4 and identifier[0] == "module":
@@ -160,11 +151,10 @@ def _load_old(file: BinaryIO, size: int) -> tuple[Any, str, int]:
     value = unpickle(stream, persistent)
     if value != MAGIC:
         return value, "a bare pickle", 0
-    if (protocol := unpickle(stream, persistent)) != PROTOCOL:
+    # (The system that wrote it does not matter: the storages are little endian everywhere.)
+    protocol, _, value, keys = (unpickle(stream, persistent) for _ in range(4))
+    if protocol != PROTOCOL:
         raise JaxlmError(f"expected the old layout's protocol {PROTOCOL}, found {shown(type(protocol).__name__)}")
-    unpickle(stream, persistent)  # the system that wrote it: the storages are little endian everywhere
-    value = unpickle(stream, persistent)
-    keys = unpickle(stream, persistent)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) < len(keys):
         raise JaxlmError("its list of storages is damaged")
     if set(keys) != set(storages.known):
@@ -178,6 +168,6 @@ def _load_old(file: BinaryIO, size: int) -> tuple[Any, str, int]:
             found = f"the storage {shown(key)} holds {count:,} elements, expected {storage.count:,}"
             raise JaxlmError(f"{found}; the file is damaged or cut short")
         places[key] = place + 8
-        place += 8 + _bytes(storage)
-        _check_held(key, _bytes(storage), size - places[key])
+        place += 8 + storage.size
+        _check_held(storage, size - places[key])
     return value, "old layout", storages.size

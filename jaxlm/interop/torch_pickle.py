@@ -28,13 +28,10 @@ MOST_NAME = 1000  # letters of a class's name or of a key
 MOST_ARGUMENTS = 16
 _REFUSED = {"INST", "OBJ", "PERSID", "EXT1", "EXT2", "EXT4"}  # of old classes, and of what this process registered
 _STORAGES = {
-    f"{name}Storage": kind
-    for names, kinds in (
-        ("Half Float Double BFloat16", "float16 float32 float64 bfloat16"),
-        ("Char Byte Short Int Long Bool", "int8 uint8 int16 int32 int64 bool"),
-        ("ComplexFloat ComplexDouble", "complex64 complex128"),
-    )
-    for name, kind in zip(names.split(), kinds.split(), strict=True)
+    **{"HalfStorage": "float16", "FloatStorage": "float32", "DoubleStorage": "float64", "BFloat16Storage": "bfloat16"},
+    **{"CharStorage": "int8", "ByteStorage": "uint8", "ShortStorage": "int16", "IntStorage": "int32"},
+    **{"LongStorage": "int64", "BoolStorage": "bool"},
+    **{"ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128"},
 }
 
 
@@ -51,16 +48,17 @@ class Global:
 
 @dataclass(eq=False)
 class Instance:
-    """An object of a class that is not built: the class's name and the state that the pickle gives it."""
+    """An object of a class that is not built: the class's name and the state that the pickle gives it.
+
+    Of an object that is a list or a dict as well the items are dropped.
+    """
 
     kind: Global
     state: dict[str, Any] = field(default_factory=dict)
 
-    def append(self, item: Any) -> None:
-        """Drops an item: an object that is a list as well keeps its state alone."""
+    def append(self, item: Any) -> None: ...
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """Drops an entry: an object that is a dict as well keeps its state alone."""
+    def __setitem__(self, key: Any, value: Any) -> None: ...
 
 
 class _Entries(dict[str, Any]):
@@ -73,21 +71,18 @@ class _Entries(dict[str, Any]):
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """A run of elements outside the pickle.
+    """A run of elements outside the pickle."""
 
-    Attributes:
-        key: the name, in the file, of the storage or of the one that it is a part of (as in old files).
-        kind: its elements, as "float32".
-        start: where it begins, in elements.
-        count: how many elements it has.
-        fetch: reads the bytes of the whole storage of the key.
-    """
+    key: str  # the name, in the file, of the storage or of the one that it is a part of (as in old files)
+    kind: str  # of the elements, as "float32"
+    start: int  # where it begins, in elements
+    count: int  # of elements
+    fetch: Callable[[], bytes]  # reads the bytes of the whole storage of the key
 
-    key: str
-    kind: str
-    start: int
-    count: int
-    fetch: Callable[[], bytes]
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.count * SIZES[self.kind]
 
 
 def unpickle(stream: BinaryIO, storage: Callable[[Any], Any]) -> Any:
@@ -180,9 +175,8 @@ class _Unpickler(_Python):
 
 def _call(function: Any, arguments: Any) -> Any:
     if not isinstance(function, Global) or function not in _CALLS:
-        what = (
-            shown(function) if isinstance(function, Global) else f"a {type(function).__name__}"
-        )  # whose repr may be endless
+        # (The repr of another value may be endless.)
+        what = shown(function) if isinstance(function, Global) else f"a {type(function).__name__}"
         raise JaxlmError(f"it asks to call {what}, which is no part of a model that can be imported; nothing was run")
     if not isinstance(arguments, tuple) or len(arguments) > MOST_ARGUMENTS:
         raise JaxlmError(f"its pickle is damaged: expected a tuple of at most {MOST_ARGUMENTS} arguments of a call")
