@@ -26,10 +26,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxlm.cli import help
-from jaxlm.cli.completion import complete
 from jaxlm.cli.ending import SIGNALLED, check_limits, exit_code, fail
 from jaxlm.cli.parsing import Parser
-from jaxlm.cli.verbs import VERBS
+from jaxlm.cli.verbs import VERBS, complete
 from jaxlm.config.presets import preset
 from jaxlm.terminal import say
 
@@ -45,16 +44,9 @@ import jaxlm.cli.exchanging  # noqa: F401
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`jaxlm VERB ...`.
+    """`jaxlm VERB ...`, from the process's own arguments or others.
 
-    Args:
-        arguments: those after `jaxlm` (default: the process's own).
-
-    Returns:
-        The exit code.
-
-    Raises:
-        SystemExit: help was asked for, or the arguments do not parse.
+    Returns the exit code. Raises SystemExit where help was asked for, or the arguments do not parse.
     """
     complete()
     name, *rest = _given(arguments) or ("",)
@@ -62,19 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train_command(recipe: str, description: str, arguments: Sequence[str] | None = None) -> int:
-    """The whole of a script that trains one preset.
-
-    Args:
-        recipe: the preset's name.
-        description: what `--help` shows first.
-        arguments: those after the script (default: the process's own).
-
-    Returns:
-        The exit code.
-
-    Raises:
-        SystemExit: help was asked for, or the arguments do not parse.
-    """
+    """The whole of a script that trains one preset, as `main`; its `--help` shows `description` first."""
     given = _given(arguments)
     return _run(VERBS["train"].parser(given, prog=None, description=description, start=preset(recipe)), given)
 

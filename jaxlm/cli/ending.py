@@ -36,14 +36,7 @@ _HINTS = {  # what an error says -> what to do
 
 
 def exit_code(action: Callable[[], int | None]) -> int:
-    """Acts, prints a sentence on standard error for what was raised, and returns the exit code.
-
-    Args:
-        action: returns an exit code, or None for 0.
-
-    Raises:
-        SystemExit: the action raised it.
-    """
+    """Acts, says on standard error what was raised, in a sentence, and returns the exit code. Passes SystemExit on."""
     with _quiet() as ended:
         try:
             try:

@@ -3,26 +3,19 @@
 import argparse
 import shlex
 
-from jaxlm.cli.parsing import some_path
-from jaxlm.cli.verbs import MODEL, argument, check_run, output, verb
+from jaxlm.cli.verbs import MODEL, argument, check_run, output, pathname, verb
 from jaxlm.terminal import say_line
 
 TARGETS = ("safetensors", "torch", "hub", "onnx", "stablehlo")  # (whose code imports JAX: too slow for --help)
+TARGET = "safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx or stablehlo"
+VOCAB = "a file of one word a line, or for PyTorch the folder of the train.txt, valid.txt and test.txt"
 
 
 @verb(
     "make a run of a model of PyTorch, safetensors or TensorFlow 1",
-    argument(
-        "file", type=some_path, metavar="FILE", help="from torch.save, safetensors or TensorFlow 1; never executed"
-    ),
-    argument(
-        "--vocab",
-        type=some_path,
-        metavar="VOCAB",
-        required=True,
-        help="a file of one word a line, or for PyTorch the folder of the train.txt, valid.txt and test.txt",
-    ),
-    argument("run", type=some_path, metavar="RUN", help="the directory to make"),
+    pathname("file", "FILE", "from torch.save, safetensors or TensorFlow 1; never executed"),
+    pathname("--vocab", "VOCAB", VOCAB, required=True),
+    pathname("run", "RUN", "the directory to make"),
 )
 def import_(args: argparse.Namespace) -> None:
     from jaxlm.interop.imported import import_model
@@ -42,13 +35,7 @@ def import_(args: argparse.Namespace) -> None:
 @verb(
     "write a run's model for another program",
     *MODEL,
-    argument(
-        "--to",
-        choices=TARGETS,
-        required=True,
-        metavar="TARGET",
-        help="safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx or stablehlo",
-    ),
+    argument("--to", choices=TARGETS, required=True, metavar="TARGET", help=TARGET),
     output("the file or folder to make", required=True),
 )
 def export(args: argparse.Namespace) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.cli.ending import FAILED
-from jaxlm.cli.parsing import some_path, whole
-from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, MODEL, RUN, argument, check_run, loaded, output, verb
+from jaxlm.cli.parsing import whole
+from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, MODEL, RUN, argument, check_run, loaded, output, pathname, verb
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.fields import setting_text
 from jaxlm.report.units import perplexity_text
@@ -43,9 +43,7 @@ def info(args: argparse.Namespace) -> int:
 @verb(
     "draw the learning curve and a map of the embedding",
     *MODEL,
-    argument(
-        "--words", type=whole(1), default=400, metavar="N", help="words on the map, the most frequent (default 400)"
-    ),
+    argument("--words", type=whole(1), default=400, metavar="N", help="most frequent words on the map (default 400)"),
     argument("--method", default="tsne", choices=("tsne", "pca"), help="how the map is drawn (default tsne)"),
 )
 def plot(args: argparse.Namespace) -> None:
@@ -65,11 +63,9 @@ def plot(args: argparse.Namespace) -> None:
 
 @verb(
     "write a page of HTML about runs and sweeps",
-    argument("runs", type=some_path, nargs="+", metavar="RUN", help="directories of runs and of sweeps"),
+    pathname("runs", "RUN", "directories of runs and of sweeps", nargs="+"),
     output("the file to write (default: report.html in the one directory)"),
-    argument(
-        "--text", action="append", default=[], metavar="TEXT", help="colour this text by its surprisal; repeatable"
-    ),
+    argument("--text", action="append", default=[], metavar="TEXT", help="colour a text by its surprisal; repeatable"),
     CHECKPOINT,
     DATA_DIR,
 )
@@ -84,18 +80,9 @@ def report(args: argparse.Namespace) -> None:
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """What a run's directory holds.
+    """What a run's directory holds; a problem is a sentence for each file that is damaged.
 
-    Args:
-        run: the directory.
-
-    Returns:
-        run, preset, kinds, parameters (a count), seconds (of training), config (a list of section, field, value, unit
-        and whether the value is the default), corpus, checkpoints, results and problems: a sentence for each file that
-        is damaged. Perplexities may be infinite; what cannot be read is None.
-
-    Raises:
-        RunDirError: there is no run.
+    Perplexities may be infinite; what cannot be read is None. Raises RunDirError where there is no run.
     """
     from jaxlm.runs import checkpoint, directory
     from jaxlm.runs.metrics import read_metrics

@@ -23,17 +23,8 @@ from jaxlm.terminal import say
 FIELD = "field:"  # begins the name under which a field's value is parsed
 MOST_CONFIG_BYTES = 1 << 20
 LARGEST = 2**31 - 1
-_OFTEN = (
-    "model",
-    "embedding_size",
-    "hidden_sizes",
-    "optimizer",
-    "learning_rate",
-    "batch_size",
-    "epochs",
-    "seed",
-    "corpus",
-)  # the fields that `train --help` shows
+_OFTEN = ("model", "embedding_size", "hidden_sizes", "optimizer", "learning_rate")  # fields that `train --help` shows
+_OFTEN += ("batch_size", "epochs", "seed", "corpus")
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,7 +92,7 @@ def some_path(text: str) -> Path:
 
 
 def suggest(action: argparse.Action, values: Iterable[str]) -> None:
-    """Gives an argument the values that the shell completes (`completion.py`)."""
+    """Gives an argument the values that the shell completes."""
     if names := [*values]:
         vars(action)["completer"] = lambda **_: names
 
@@ -122,11 +113,9 @@ def add_field(group: Any, name: str, spec: Spec, default: Any, shown: bool = Tru
 
 
 def add_config_flags(parser: Parser, often: Sequence[str] = _OFTEN) -> None:
-    """Adds a flag for the kind of model, optimiser and schedule, and for every field of every kind.
+    """Adds a flag for each slot's kind and for every field of every kind; `--help` shows `often` alone.
 
-    Args:
-        parser: its start, or its command line's --preset, --config and kinds, decide the fields that help shows.
-        often: the fields that `--help` shows.
+    The parser's start, or --preset, --config and kinds on its command line, decide the fields that help shows.
     """
     shown, brief = _shown_config(parser), parser.add_argument_group("fields used most")
     taken: set[str] = set()
@@ -155,12 +144,8 @@ def add_protocol_flags(parser: Parser) -> None:
     name = _early(parser, "protocol").get("protocol", "plain")
     chosen = PROTOCOLS.get(name, Plain)
     group = parser.add_argument_group(f"protocol ({name})", (chosen.__doc__ or "").split("\n")[0])
-    group.add_argument(
-        "--protocol",
-        choices=tuple(PROTOCOLS),
-        default="plain",
-        help=f"how probabilities are made: {either(list(PROTOCOLS))} (default plain; with --help: show its flags)",
-    )
+    help = f"how probabilities are made: {either(list(PROTOCOLS))} (default plain; with --help: show its flags)"
+    group.add_argument("--protocol", choices=tuple(PROTOCOLS), default="plain", help=help)
     taken: set[str] = set()
     for kind in (chosen, *PROTOCOLS.values()):
         for field in [field for field in specs(kind) if field not in taken]:

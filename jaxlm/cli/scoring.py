@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from jaxlm.cli.parsing import add_protocol_flags, given_protocol, some_path
-from jaxlm.cli.verbs import DATA_DIR, MODEL, TOKENIZER, Adder, argument, loaded, output, verb
-from jaxlm.errors import DataError, JaxlmError, RunDirError
+from jaxlm.cli.parsing import add_protocol_flags, given_protocol
+from jaxlm.cli.verbs import DATA_DIR, MODEL, TOKENIZER, Adder, argument, loaded, output, pathname, switch, verb
+from jaxlm.errors import DataError, JaxlmError
 from jaxlm.terminal import printable, say, say_line
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FORMAT = argument("--format", choices=("tsv", "csv", "jsonl"), help="of the table (default tsv; csv for --csv)")
 SCORES = (DATA_DIR, output("write the table to a file, which appears whole at the end"), add_protocol_flags)
 TEXTS = "text, a sentence a line (default, or -: standard input); a directory is one more run"
+CONTEXTS = ("sentence", "stream")
 LAYOUTS = {"lm-zoo": "\t", "neural-complexity": " "}  # what separates the columns
 Models = Mapping[str, "LanguageModel"]  # by the name of the run
 
@@ -32,24 +33,19 @@ def _oov(*choices: str) -> Adder:
 @verb(
     "the surprisal of every word of a text",
     *MODEL,
-    argument("texts", nargs="*", type=some_path, metavar="FILE", default=[], help=TEXTS),
-    argument("--csv", type=some_path, metavar="FILE", help="stimuli in CSV (-: standard input), a row a word"),
+    pathname("texts", "FILE", TEXTS, nargs="*", default=[]),
+    pathname("--csv", "FILE", "stimuli in CSV (-: standard input), a row a word"),
     argument("--column", metavar="NAME", help="the column of sentences in --csv (default Sentence)"),
     TOKENIZER,
     argument("--unit", choices=("bits", "nats"), help="of surprisal and entropy (default bits)"),
-    argument(
-        "--context",
-        choices=("sentence", "stream"),
-        default="sentence",
-        help="stream: the state passes to the next line",
-    ),
+    argument("--context", choices=CONTEXTS, default="sentence", help="stream: the state passes to the next line"),
     _oov("error", "nan"),
     argument("--top-k", type=int, metavar="K", help="add the K likeliest words in each word's place"),
-    argument("--eos", action="store_true", help="also a row for the <eos> that ends each line"),
+    switch("--eos", "also a row for the <eos> that ends each line"),
     FORMAT,
     argument("--layout", choices=("jaxlm", *LAYOUTS), default="jaxlm", help="of another tool's table"),
     argument("--adapt", type=float, metavar="RATE", help="after each sentence take a step of SGD on it"),
-    argument("--save-adapted", type=some_path, metavar="DIR", help="keep the adapted model as a run"),
+    pathname("--save-adapted", "DIR", "keep the adapted model as a run"),
     *SCORES,
 )
 def surprisal(args: argparse.Namespace) -> None:
@@ -81,7 +77,8 @@ def surprisal(args: argparse.Namespace) -> None:
 
 def _check_surprisal(args: argparse.Namespace, runs: Sequence[Path], texts: Sequence[Path]) -> None:
     """Raises JaxlmError where arguments contradict each other."""
-    other = args.layout != "jaxlm"
+    other, kept, adapts = args.layout != "jaxlm", args.save_adapted, args.adapt is not None
+    same = kept and args.output and kept.resolve() == args.output.resolve()
     own_table = {"--format": args.format, "--top-k": args.top_k, "--csv": args.csv, "--unit": args.unit == "nats"}
     taken = [flag for flag, given in own_table.items() if given]
     for wrong, message in (
@@ -91,21 +88,16 @@ def _check_surprisal(args: argparse.Namespace, runs: Sequence[Path], texts: Sequ
         (args.csv and args.top_k, "--csv has a row for each displayed word: leave --top-k out"),
         (args.csv and args.eos, "--csv has a row for each displayed word: leave --eos out"),
         (args.column is not None and not args.csv, "--column names a column of the file of --csv, which is not given"),
-        (
-            args.adapt is not None and args.protocol != "plain",
-            f"--adapt {args.adapt} takes no --protocol {args.protocol}",
-        ),
-        (args.save_adapted and args.adapt is None, "--save-adapted keeps what --adapt RATE makes, which is not given"),
+        (adapts and args.protocol != "plain", f"--adapt {args.adapt} takes no --protocol {args.protocol}"),
+        (kept and not adapts, "--save-adapted keeps what --adapt RATE makes, which is not given"),
         (len(runs) > 1 and other, f"--layout takes one run, and {len(runs)} are given"),
-        (len(runs) > 1 and args.save_adapted, f"--save-adapted takes one run, and {len(runs)} are given"),
+        (len(runs) > 1 and kept, f"--save-adapted takes one run, and {len(runs)} are given"),
         (len({*runs}) < len(runs), "a run is given twice: name each of them once"),
+        (same, f"--output and --save-adapted are both {args.output}: name two paths"),
+        (kept and kept.exists(), f"{kept} exists already: name a new directory"),
     ):
         if wrong:
             raise JaxlmError(message)
-    if args.save_adapted and args.output and args.save_adapted.resolve() == args.output.resolve():
-        raise JaxlmError(f"--output and --save-adapted are both {args.output}: name two paths")
-    if args.save_adapted and args.save_adapted.exists():
-        raise RunDirError(f"{args.save_adapted} exists already: name a new directory")
 
 
 def _score_lines(
@@ -188,7 +180,7 @@ def _joined(tables: Mapping[str, Mapping[str, Sequence[Any]]], number: str) -> M
 @verb(
     "the state of every layer after each word, in an .npz file",
     *MODEL,
-    argument("text", type=some_path, metavar="FILE", help="text, a sentence a line (-: standard input)"),
+    pathname("text", "FILE", "text, a sentence a line (-: standard input)"),
     TOKENIZER,
     output("the file to write (default: the text's name with .npz)"),
 )
@@ -214,10 +206,10 @@ def states(args: argparse.Namespace) -> None:
 @verb(
     "accuracy on minimal pairs in BLiMP's format",
     *MODEL,
-    argument("pairs", nargs="+", type=some_path, metavar="FILE", help="JSON lines with sentence_good and sentence_bad"),
+    pathname("pairs", "FILE", "JSON lines with sentence_good and sentence_bad", nargs="+"),
     TOKENIZER,
     _oov("error", "filter"),
-    argument("--eos", action="store_true", help="count the <eos> after the last word to the sentence"),
+    switch("--eos", "count the <eos> after the last word to the sentence"),
     FORMAT,
     *SCORES,
 )
@@ -236,7 +228,7 @@ def minimal_pairs(args: argparse.Namespace) -> None:
 @verb(
     "results of SyntaxGym test suites",
     *MODEL,
-    argument("suites", nargs="+", type=some_path, metavar="SUITE.json"),
+    pathname("suites", "SUITE.json", "test suites in SyntaxGym's format", nargs="+"),
     TOKENIZER,
     _oov("error"),
     FORMAT,

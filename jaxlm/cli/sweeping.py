@@ -5,9 +5,9 @@ from functools import partial
 from typing import Any
 
 from jaxlm.cli.ending import FAILED, SIGNALLED
-from jaxlm.cli.parsing import Parser, add_config_flags, add_start, changes, some_path, starting_config, whole
+from jaxlm.cli.parsing import Parser, add_config_flags, add_start, changes, starting_config, whole
 from jaxlm.cli.training import new_run, run_dir
-from jaxlm.cli.verbs import DATA_DIR, argument, verb
+from jaxlm.cli.verbs import DATA_DIR, argument, pathname, switch, verb
 from jaxlm.config.config import KINDS
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import specs
@@ -27,6 +27,8 @@ examples:
   jaxlm sweep --set learning_rate=log:0.1:10 --strategy tpe --trials 30
   jaxlm sweep --run-dir runs/mine --resume     on this machine or another
 """
+STORAGE = """a journal file or a database URL for Optuna's study ($JAXLM_STORAGE, else RUN_DIR/study.journal); a URL's
+password is kept nowhere"""
 
 
 def _explain_spaces(parser: Parser) -> None:
@@ -38,25 +40,17 @@ def _explain_spaces(parser: Parser) -> None:
     "train many points of a space, and find the best",
     add_start,
     argument(
-        "--set", action="append", default=[], metavar="FIELD=SPACE", help="values of a field, see below; repeatable"
+        "--set", action="append", default=[], metavar="FIELD=SPACE", help="a field's SPACE, see below; repeatable"
     ),
-    argument(
-        "--space", type=some_path, metavar="FILE", rare=True, help="a file of FIELD = SPACE lines in TOML, or JSON"
-    ),
+    pathname("--space", "FILE", "a file of FIELD = SPACE lines in TOML, or JSON", rare=True),
     argument("--strategy", choices=("grid", "random", "tpe"), help="tpe is Optuna's choice, and prunes (default grid)"),
     argument("--trials", type=whole(1), metavar="N", help="how many points; a grid needs none"),
     argument("--seeds", type=whole(1), metavar="K", help="seeds of each point, from --seed on (default 1)"),
     argument("--workers", type=whole(1), metavar="N", help="processes (default: one a core for a long sweep)"),
     argument("--group", type=whole(1), metavar="M", rare=True, help="members in one program (default: by memory)"),
-    argument(
-        "--storage",
-        metavar="WHERE",
-        rare=True,
-        help="a journal file or a database URL for Optuna's study ($JAXLM_STORAGE, else RUN_DIR/study.journal); "
-        "a URL's password is kept nowhere",
-    ),
+    argument("--storage", metavar="WHERE", rare=True, help=STORAGE),
     run_dir("runs/PRESET-sweep-DATE-TIME"),
-    argument("--resume", action="store_true", help="resume the sweep in --run-dir, beside whoever works on it already"),
+    switch("--resume", "resume the sweep in --run-dir, beside whoever works on it already"),
     # Makes this one of --workers' processes: how its members train.
     argument("--worker", choices=("auto", "vmap", "in-turn"), help=argparse.SUPPRESS),
     DATA_DIR,

@@ -8,8 +8,8 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from jaxlm.cli.ending import FAILED, SIGNALLED
-from jaxlm.cli.parsing import Parser, add_config_flags, add_field, add_start, changes, some_path, starting_config, whole
-from jaxlm.cli.verbs import DATA_DIR, RUN, Adder, argument, check_run, loaded, verb
+from jaxlm.cli.parsing import Parser, add_config_flags, add_field, add_start, changes, starting_config, whole
+from jaxlm.cli.verbs import DATA_DIR, RUN, Adder, argument, check_run, loaded, pathname, switch, verb
 from jaxlm.config.config import Config, changed_kinds
 from jaxlm.config.presets import preset
 from jaxlm.errors import JaxlmError
@@ -30,16 +30,16 @@ def new_run(label: str) -> Path:
 
 def run_dir(default: str) -> Adder:
     """`--run-dir`."""
-    return argument("--run-dir", type=some_path, metavar="DIR", help=f"where everything is kept (default: {default})")
+    return pathname("--run-dir", "DIR", f"where everything is kept (default: {default})")
 
 
 @verb(
     "train a model",
     add_start,
     run_dir("runs/PRESET-DATE-TIME"),
-    argument("--resume", action="store_true", help="resume --run-dir, or the newest run that has not finished"),
-    argument("--init", type=some_path, metavar="RUN", help="begin from another run's parameters and text"),
-    argument("--report", action="store_true", help="write RUN/report.html at the end"),
+    switch("--resume", "resume --run-dir, or the newest run that has not finished"),
+    pathname("--init", "RUN", "begin from another run's parameters and text"),
+    switch("--report", "write RUN/report.html at the end"),
     argument("--steps", type=whole(), metavar="N", help="stop after N windows in all"),
     argument("--track", metavar="NAME", help="send the metrics to tensorboard, wandb, trackio or mlflow too"),
     DATA_DIR,
@@ -143,8 +143,8 @@ def _prepared_fields(parser: Parser) -> None:
 
 @verb(
     "convert text larger than memory; the same command resumes",
-    argument("text", type=some_path, metavar="TEXT", help="a file, or a folder of train/valid/test text"),
-    argument("out", type=some_path, metavar="OUT", help="the folder to make, for --corpus OUT"),
+    pathname("text", "TEXT", "a file, or a folder of train/valid/test text"),
+    pathname("out", "OUT", "the folder to make, for --corpus OUT"),
     _prepared_fields,
     uses_jax=False,
 )
@@ -168,7 +168,7 @@ def prepare(args: argparse.Namespace) -> None:
 @verb(
     "train a run again, and compare every byte with it",
     RUN,
-    argument("--run-dir", type=some_path, metavar="NEW", help="where the new run is kept (default: RUN-again)"),
+    pathname("--run-dir", "NEW", "where the new run is kept (default: RUN-again)"),
     DATA_DIR,
 )
 def reproduce(args: argparse.Namespace) -> int:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, read_text, some_path, text_of, whole
-from jaxlm.cli.verbs import DATA_DIR, MODEL, TOKENIZER, argument, loaded, verb
+from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, read_text, text_of, whole
+from jaxlm.cli.verbs import DATA_DIR, MODEL, TOKENIZER, argument, loaded, pathname, switch, verb
 from jaxlm.config.protocols import described
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.report.units import perplexity_text
@@ -26,13 +26,11 @@ HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many
     "perplexity of a trained model on a split or on a text file",
     *MODEL,
     argument("--split", choices=("train", "valid", "test"), help="which split (default test)"),
-    argument("--text", type=some_path, metavar="FILE", help="a text file instead of a split"),
+    pathname("--text", "FILE", "a text file instead of a split"),
     TOKENIZER,
     argument("--corpus", metavar="TEXT", help="a split of another corpus (as train's --corpus), in the run's words"),
     DATA_DIR,
-    argument(
-        "--tune", action="store_true", help="choose the protocol's numbers on valid, then read test once with them"
-    ),
+    switch("--tune", "choose the protocol's numbers on valid, then read test once with them"),
     add_protocol_flags,
 )
 def evaluate(args: argparse.Namespace) -> None:
@@ -109,7 +107,7 @@ def neighbors(args: argparse.Namespace) -> None:
     "text that goes on from a prompt",
     *MODEL,
     argument("prompt", nargs="?", metavar="PROMPT", help="words that come before (-: standard input; default: none)"),
-    argument("--prompt-file", type=some_path, metavar="FILE", help="take the prompt from a file"),
+    pathname("--prompt-file", "FILE", "take the prompt from a file"),
     argument("--words", type=int, default=100, metavar="N", help="most words of a text (default 100)"),
     argument("--samples", type=int, default=1, metavar="N", help="how many texts (default 1)"),
     argument("--seed", type=int, default=0, metavar="N", help="a seed gives a text, however many samples (default 0)"),
@@ -120,9 +118,9 @@ def neighbors(args: argparse.Namespace) -> None:
     argument("--repetition-penalty", type=float, metavar="X", help="above 1 makes words that came before less likely"),
     argument("--beam", type=int, metavar="K", help="search for the most probable text, keeping K at each word"),
     argument("--ban", action="append", default=[], metavar="WORD", help="a word that never comes; once for each"),
-    argument("--no-unk", action="store_true", help="<unk> never comes"),
+    switch("--no-unk", "<unk> never comes"),
     argument("--stop", choices=("eos", "none"), default="none", help="end a text at its first <eos> (default none)"),
-    argument("--detokenize", action="store_true", help="join clitics and punctuation to their words"),
+    switch("--detokenize", "join clitics and punctuation to their words"),
     argument("--format", choices=("text", "jsonl"), default="text", help="text, or each word with its nats as JSON"),
 )
 def generate(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
-"""The table of verbs, and `@verb`, which adds a function to it."""
+"""The table of verbs, `@verb`, which adds a function to it, and the arguments that several verbs take."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,13 +45,7 @@ VERBS: dict[str, Verb] = {}  # by name, in the order of help
 
 
 def verb(help: str, *adders: Adder, uses_jax: bool = True) -> Callable[[Action], Action]:
-    """Adds the function below it to the verbs, under its own name.
-
-    Args:
-        help: one line.
-        *adders: what adds its arguments, usually `argument(...)`.
-        uses_jax: whether it compiles anything.
-    """
+    """Adds the function below it to the verbs, under its own name; the fields are those of `Verb`."""
 
     def register(action: Action) -> Action:
         name = action.__name__.rstrip("_").replace("_", "-")  # (`import_`: `import` is a keyword of Python)
@@ -61,14 +56,7 @@ def verb(help: str, *adders: Adder, uses_jax: bool = True) -> Callable[[Action],
 
 
 def argument(*names: str, values: Sequence[str] = (), rare: bool = False, **options: Any) -> Adder:
-    """An argument, as argparse's `add_argument` takes it.
-
-    Args:
-        *names: its flags, or its name where it has none.
-        values: some that the shell completes.
-        rare: leave it to `--help-all`.
-        **options: argparse's.
-    """
+    """An argument, as argparse takes it; the shell completes `values`, and a `rare` one is in `--help-all` alone."""
 
     def add(parser: Parser) -> None:
         hidden = {"help": argparse.SUPPRESS} if rare and parser.brief else {}
@@ -83,28 +71,29 @@ def argument(*names: str, values: Sequence[str] = (), rare: bool = False, **opti
     return add
 
 
+def pathname(name: str, metavar: str, help: str, **options: Any) -> Adder:
+    """An argument that is a path."""
+    return argument(name, type=some_path, metavar=metavar, help=help, **options)
+
+
+def switch(name: str, help: str) -> Adder:
+    """A flag without a value."""
+    return argument(name, action="store_true", help=help)
+
+
 def output(help: str, **options: Any) -> Adder:
     """`-o`, the file or folder that a verb makes."""
     return argument("-o", "--output", type=some_path, metavar="FILE", help=help, **options)
 
 
-RUN = argument("run", type=some_path, metavar="RUN", help="the run's directory")
-_WHICH = ("last", "best")
-CHECKPOINT = argument(
-    "--checkpoint", default="last", metavar="WHICH", values=_WHICH, help="last (default), best or a step"
-)
+RUN = pathname("run", "RUN", "the run's directory")
+_WHICH = "last (default), best or a step"
+CHECKPOINT = argument("--checkpoint", default="last", metavar="WHICH", values=("last", "best"), help=_WHICH)
 MODEL = (RUN, CHECKPOINT)
-TOKENIZER = argument(
-    "--tokenizer",
-    choices=("none", "ptb"),
-    help="split at white space, or as Penn Treebank's files are (default: as the text that the model was trained on)",
-)
-DATA_DIR = argument(
-    "--data-dir",
-    type=some_path,
-    metavar="DIR",
-    help="where Penn Treebank's files are (else $JAXLM_DATA, data/ptb, the user's cache, a download)",
-)
+_SPLIT = "split at white space, or as Penn Treebank's files are (default: as the text that the model was trained on)"
+TOKENIZER = argument("--tokenizer", choices=("none", "ptb"), help=_SPLIT)
+_WHERE = "where Penn Treebank's files are (else $JAXLM_DATA, data/ptb, the user's cache, a download)"
+DATA_DIR = pathname("--data-dir", "DIR", _WHERE)
 
 
 def check_run(run: Path) -> None:
@@ -126,3 +115,19 @@ def loaded(run: Path, checkpoint: str) -> "LanguageModel":
     from jaxlm.runs.loading import load
 
     return load(run, checkpoint)
+
+
+def complete() -> None:
+    """Answers the shell and ends the process, if the shell started it for completion by argcomplete."""
+    if "_ARGCOMPLETE" not in os.environ:
+        return
+    import argcomplete
+
+    line = [*os.environ.get("COMP_LINE", "").split(), "--help-all"]  # so that fields follow the kinds on the line
+    parser = Parser(prog="jaxlm")
+    verbs = parser.add_subparsers()
+    for one in VERBS.values():
+        added = verbs.add_parser(one.name, help=one.help, arguments=line)
+        if one.name in line:
+            one.add_arguments(added)
+    argcomplete.autocomplete(parser)

@@ -98,18 +98,17 @@ def _with_s(word: str) -> str:
 
 
 class Source:
-    """The tables of a `Spec`. Letters: V words, C classes, S grammar states, K topics.
+    """The tables of a `Spec`. Letters: V words, C classes, S grammar states, K topics. Weights are shares of 2**BITS.
 
     A state is a node of the grammar and a register: 0, or 1 + the kind of the sentence. Every sentence starts in state
-    0. `<eos>` is id 0 and class 0.
-
-    Attributes:
-        words: The word of each id `[V]`.
-        word_class: The class of each word `[V]`; a class is a contiguous run of ids.
-        word_weight: The weight of each word in its class and in each topic, of 2**BITS `[K, V]`.
-        class_weight: The weight of each class in each state, of 2**BITS `[S, C]`.
-        next_state: The state after each class in each state `[S, C]`.
+    0. `<eos>` is id 0 and class 0, and a class is a contiguous run of ids.
     """
+
+    words: tuple[str, ...]  # of each id
+    word_class: np.ndarray  # the class of each word [V]
+    word_weight: np.ndarray  # the weight of each word in its class and in each topic [K, V]
+    class_weight: np.ndarray  # the weight of each class in each state [S, C]
+    next_state: np.ndarray  # the state after each class in each state [S, C]
 
     def __init__(self, spec: Spec):
         sizes = {EOS: 1, UNK: 1, **spec.words}
@@ -123,15 +122,7 @@ class Source:
         self.class_weight, self.next_state = _grammar_tables(spec, [name for name, _ in classes])
 
     def draw(self, length: int, stream: int) -> np.ndarray:
-        """Draws the ids of a split.
-
-        Args:
-            length: How many; the last sentence is cut where the split is full.
-            stream: The number of the split.
-
-        Returns:
-            int32 `[length]`, the same on every platform.
-        """
+        """Draws the int32 ids `[length]` of the split of a number; the last sentence is cut where the split is full."""
         generator = np.random.Philox(key=self.spec.seed + (stream << 64))
         classes = self._draw_classes(length, generator)
         sentence = np.cumsum(classes == 0) - (classes == 0)

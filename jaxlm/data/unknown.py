@@ -27,11 +27,7 @@ def unknown_warning(share: float, text: str) -> str | None:
 
 
 def unlearned_warning(shares: Mapping[str, float]) -> list[str]:
-    """A warning if the model will predict far more `<unk>` than it is trained on; else nothing.
-
-    Args:
-        shares: The share of unknown tokens of each split.
-    """
+    """A warning if valid has a far larger share of unknown tokens than train; else nothing."""
     if shares["valid"] <= 2 * shares["train"]:
         return []
     return [

@@ -95,10 +95,7 @@ class Vocab:
         return ids
 
     def unknown_share(self, ids: np.ndarray) -> float:
-        """The share of ids that are `<unk>`, from 0 to 1; 0 without ids, or without `<unk>` in the vocabulary.
-
-        Args:
-            ids: Integers `[N]`; of a memory-mapped file, which is read in blocks, too.
+        """The share of ids `[N]` that are `<unk>`, from 0 to 1; 0 without ids, or without `<unk>` in the vocabulary.
 
         >>> vocab = Vocab(("the", "<unk>", "cat"))
         >>> vocab.unknown_share(vocab.encode("the cat sat here".split()))
