@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import jax
 
+from jaxlm.ops.sharing import everywhere
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -46,9 +48,5 @@ def add_rows(table: jax.Array, ids: jax.Array, rows: Rows) -> jax.Array:
     Returns:
       The new table [V, E].
     """
+    # Devices send each other the rows, and not a table of every word.
     return table.at[everywhere(ids)].add(everywhere(rows.values))
-
-
-def everywhere(x: jax.Array) -> jax.Array:
-    """Where devices share a program: x whole on each. To add up rows is to send them, not a table of every word."""
-    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, jax.P())
