@@ -14,7 +14,7 @@ from jax import lax
 
 from jaxlm.ops.processor import cpu_flags
 from jaxlm.ops.product import columns_times_rows, product
-from jaxlm.ops.sharing import devices
+from jaxlm.ops.sharing import batch_devices
 
 # Rows of a chunk on CPU, by measurement (docs/performance.md): logits of about this size stay in the cache, and there
 # are enough rows that reading the kernel and adding to its gradient, once a chunk, costs little: as many rows as the
@@ -198,7 +198,7 @@ class Chunks:
             wanted = max(cached, min(H, 3 * cached), LEAST_ROWS, H // 4)
         else:
             wanted = max(ACCELERATOR_CHUNK_BYTES // (4 * V), LEAST_ROWS)
-        wanted *= devices()  # each has a part of a chunk; and they add up the kernel's gradient once a chunk
+        wanted *= batch_devices()  # each has a part of a chunk; and they add up the kernel's gradient once a chunk
         self._shape, self._parts, rows = shape, 1, logits * math.prod(batch)
         if batch and rows > 2 * wanted:
             divisors = (n for n in range(1, batch[0]) if batch[0] % n == 0)
