@@ -20,7 +20,7 @@ FORMAT = argument("--format", choices=("tsv", "csv", "jsonl"), help="of the tabl
 SCORES = (DATA_DIR, output("write the table to a file, which appears whole at the end"), add_protocol_flags)
 TEXTS = "text, a sentence a line (default, or -: standard input); a directory is one more run"
 CONTEXTS = ("sentence", "stream")
-LAYOUTS = {"lm-zoo": "\t", "neural-complexity": " "}  # what separates the columns
+LAYOUTS = ("jaxlm", "lm-zoo", "neural-complexity")  # as in `scoring.layouts`, which imports JAX
 Models = Mapping[str, "LanguageModel"]  # by the name of the run
 
 
@@ -43,7 +43,7 @@ def _oov(*choices: str) -> Adder:
     argument("--top-k", type=int, metavar="K", help="add the K likeliest words in each word's place"),
     switch("--eos", "also a row for the <eos> that ends each line"),
     FORMAT,
-    argument("--layout", choices=("jaxlm", *LAYOUTS), default="jaxlm", help="of another tool's table"),
+    argument("--layout", choices=LAYOUTS, default="jaxlm", help="of another tool's table"),
     argument("--adapt", type=float, metavar="RATE", help="after each sentence take a step of SGD on it"),
     pathname("--save-adapted", "DIR", "keep the adapted model as a run"),
     *SCORES,
@@ -62,7 +62,8 @@ def surprisal(args: argparse.Namespace) -> None:
         else lm.adaptive(args.adapt, context=args.context, top_k=top_k)
         for name, lm in lms.items()
     }
-    with _written(args.output) as write:
+    format = "csv" if args.csv else args.layout if args.layout == "neural-complexity" else "tsv"
+    with _writing(args, format) as write:
         if args.csv:
             _score_table(args, lms, scorings, write)
         else:
@@ -105,59 +106,41 @@ def _score_lines(
     lms: Models,
     scorings: Mapping[str, Any],
     texts: Sequence[Path],
-    write: Callable[[str], object],
+    write: Callable[..., object],
 ) -> None:
     """Writes a row for each token of lines of text, as they come."""
     from jaxlm.scoring import layouts
 
-    text, clean, header = _table_text(args), _cleaner(args.output, "tsv"), True
-    words = unknown = 0
-    separator = LAYOUTS.get(args.layout)
-    names, rows = (layouts.LM_ZOO, layouts.lm_zoo_rows)
-    if args.layout == "neural-complexity":
-        names, rows = layouts.NEURAL_COMPLEXITY, layouts.neural_complexity_rows
+    columns, words, unknown = layouts.LAYOUTS[args.layout], 0, 0
     for first, lines, where in _blocks(texts, counted=args.output is not None or not _is_terminal(sys.stdout)):
         options = {"context": args.context, "oov": args.oov, "unit": args.unit or "bits", "eos": args.eos}
         options |= {"tokenizer": args.tokenizer, "first": first, "block": len(lines), "where": where}
         found = {name: next(lm.surprisal_stream(lines, scoring=scorings[name], **options)) for name, lm in lms.items()}
         first_table = next(iter(found.values()))
+        write(_joined({name: columns(one) for name, one in found.items()}, "token_id"), header=first == 1)
         words, unknown = words + len(first_table), unknown + int(first_table.oov.sum())
-        if separator:
-            cells = [*([names] if header else []), *rows(first_table)]
-            write("".join(separator.join(map(clean, row)) + "\n" for row in cells))
-        else:
-            write(text(_joined({name: one.columns() for name, one in found.items()}, "token_id"), header))
-        header = False
     _say_unknown(unknown, words)
 
 
 def _score_table(
-    args: argparse.Namespace, lms: Models, scorings: Mapping[str, Any], write: Callable[[str], object]
+    args: argparse.Namespace, lms: Models, scorings: Mapping[str, Any], write: Callable[..., object]
 ) -> None:
     """Writes a row for each displayed word of the sentences of a CSV file, after its other columns."""
     from jaxlm.scoring.stimuli import name_of, read_table
 
     stimuli = read_table(args.csv, args.column or "Sentence")
-    options = {"context": args.context, "oov": args.oov, "unit": args.unit or "bits"}
-    options |= {"tokenizer": args.tokenizer}
-    found = {
-        name: lm.word_surprisal(
-            stimuli.sentences,
-            scoring=scorings[name],
-            where=lambda sentence: f"{name_of(args.csv)}, line {stimuli.lines[sentence - 1]}",
-            **options,
-        ).columns()
-        for name, lm in lms.items()
-    }
-    own = _joined(found, "word_id")
+    options = {"context": args.context, "oov": args.oov, "unit": args.unit or "bits", "tokenizer": args.tokenizer}
+    options["where"] = lambda sentence: f"{name_of(args.csv)}, line {stimuli.lines[sentence - 1]}"
+    tables = {name: lm.word_surprisal(stimuli.sentences, scoring=scorings[name], **options) for name, lm in lms.items()}
+    own = _joined({name: table.columns() for name, table in tables.items()}, "word_id")
     kept = [f"stimulus.{name}" if name in own else name for name in stimuli.columns]
     if len({*kept, *own}) < len(kept) + len(own):
         raise DataError(f"{args.csv} has a column named as one of the result: rename one of {', '.join(kept)}")
     rows = [stimuli.rows[sentence - 1] for sentence in own["sentence_id"]]
     columns = {name: [row[place] for row in rows] for place, name in enumerate(kept)}
-    write(_table_text(args, "csv")({**columns, **own}))
-    oov = next(iter(found.values()))["oov"]
-    _say_unknown(int(sum(oov)), len(oov))
+    write({**columns, **own})
+    oov = next(iter(tables.values())).oov
+    _say_unknown(int(oov.sum()), len(oov))
 
 
 def _say_unknown(unknown: int, words: int) -> None:
@@ -249,8 +232,8 @@ def syntaxgym(args: argparse.Namespace) -> None:
 
 
 def _write_rows(args: argparse.Namespace, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with _written(args.output) as write:
-        write(_table_text(args)(dict(zip(names, zip(*rows, strict=True), strict=True))))
+    with _writing(args) as write:
+        write(dict(zip(names, zip(*rows, strict=True), strict=True)))
 
 
 def _blocks(texts: Sequence[Path], counted: bool = False) -> Iterator[tuple[int, list[str], Callable[[int], str]]]:
@@ -287,33 +270,28 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _written(path: Path | None) -> Iterator[Callable[[str], object]]:
-    """A function that writes text to a file, or to standard output, where text appears at once on a terminal."""
-    if path is None:
-        yield _print
+def _writing(args: argparse.Namespace, format: str = "tsv") -> Iterator[Callable[..., object]]:
+    """A function that writes columns (with their names, or header=False) to --output or standard output, by --format.
+
+    Control characters become escapes, except in CSV that no terminal shows.
+    """
+    from jaxlm.scoring.layouts import table_text
+
+    format = args.format or format
+    raw = format == "csv" and (args.output is not None or not _is_terminal(sys.stdout))
+    clean = str if raw else partial(printable, keep_newlines=format == "csv")
+    text = partial(table_text, format=format, clean=clean)
+    if args.output is None:
+        yield lambda *columns, **options: _print(text(*columns, **options))
         return
-    with _opened(path) as file:
-        yield lambda text: file.write(text.encode("utf-8", "surrogateescape"))
+    with _opened(args.output) as file:
+        yield lambda *columns, **options: file.write(text(*columns, **options).encode("utf-8", "surrogateescape"))
 
 
 def _print(text: str) -> None:
     if sys.stdout is not None:
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         print(text.encode(encoding, "backslashreplace").decode(encoding), end="", flush=_is_terminal(sys.stdout))
-
-
-def _table_text(args: argparse.Namespace, default: str = "tsv") -> Callable[..., str]:
-    """How columns become lines, by --format and --output: (columns, header=True) -> text."""
-    from jaxlm.scoring.layouts import table_text
-
-    format = args.format or default
-    return partial(table_text, format=format, clean=_cleaner(args.output, format))
-
-
-def _cleaner(path: Path | None, format: str) -> Callable[[str], str]:
-    """What a cell's text goes through: control characters become escapes, except in CSV that no terminal shows."""
-    raw = format == "csv" and (path is not None or not _is_terminal(sys.stdout))
-    return str if raw else partial(printable, keep_newlines=format == "csv")
 
 
 def _is_terminal(file: Any) -> bool:

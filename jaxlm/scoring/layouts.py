@@ -4,16 +4,13 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxlm.errors import JaxlmError
 from jaxlm.scoring.surprisal import Surprisals
-
-LM_ZOO = ("sentence_id", "token_id", "token", "surprisal")
-NEURAL_COMPLEXITY = ("word", "sentid", "sentpos", "wlen", "surp", "entropy", "entred")
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -24,8 +21,8 @@ def table_text(columns: Columns, header: bool = True, *, format: str = "tsv", cl
     Args:
         columns: by name.
         header: whether the first line has the names; JSON lines have none.
-        format: tsv, csv or jsonl.
-        clean: what every text in a cell of tsv or csv goes through, as for a terminal.
+        format: tsv, csv, jsonl, or neural-complexity, which has spaces between cells.
+        clean: what every text in a cell goes through except in jsonl, as for a terminal.
     """
     names = list(columns)
     values = (column.tolist() if isinstance(column, np.ndarray) else column for column in columns.values())
@@ -34,25 +31,37 @@ def table_text(columns: Columns, header: bool = True, *, format: str = "tsv", cl
         return "".join(_json(dict(zip(names, row, strict=True))) for row in rows)
     lines = [*([names] if header else []), *rows]
     cells = [[clean(cell) if isinstance(cell, str) else _shown(cell) for cell in line] for line in lines]
-    if format == "tsv":
-        return "".join("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row) + "\n" for row in cells)
+    if format != "csv":
+        space = "\t" if format == "tsv" else " "
+        return "".join(space.join(cell.replace("\t", " ").replace("\n", " ") for cell in row) + "\n" for row in cells)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(cells)
     return text.getvalue()
 
 
-def lm_zoo_rows(table: Surprisals) -> Iterator[tuple[str, ...]]:
-    """lm-zoo's cells, of which the first two are numbers from 1 and the last is in bits; tabs lie between."""
-    columns = (table.sentence_id.tolist(), table.token_id.tolist(), table.word, table.surprisal.tolist())
-    for row in zip(*columns, strict=True):
-        yield tuple(map(_shown, row))
+def _lm_zoo(table: Surprisals) -> Columns:
+    """lm-zoo's columns, of which the first two are numbers from 1 and the last is in bits."""
+    numbers = {"sentence_id": table.sentence_id.tolist(), "token_id": table.token_id.tolist()}
+    return {**numbers, "token": table.word, "surprisal": table.surprisal.tolist()}
 
 
-def neural_complexity_rows(table: Surprisals) -> Iterator[tuple[str, ...]]:
-    """neural-complexity's cells: numbers from 0, the vocabulary's words, bits; spaces lie between."""
-    columns = (table.sentence_id, table.token_id, table.surprisal, table.entropy, table.entropy_reduction)
-    for token, sentence, place, *numbers in zip(table.token, *(column.tolist() for column in columns), strict=True):
-        yield token, str(sentence - 1), str(place - 1), str(len(token)), *map(str, numbers)
+def _neural_complexity(table: Surprisals) -> Columns:
+    """neural-complexity's columns: numbers from 0, the vocabulary's words, bits with all their digits."""
+    bits = {"surp": table.surprisal, "entropy": table.entropy, "entred": table.entropy_reduction}
+    return {
+        "word": table.token,
+        "sentid": (table.sentence_id - 1).tolist(),
+        "sentpos": (table.token_id - 1).tolist(),
+        "wlen": [len(token) for token in table.token],
+        **{name: list(map(str, values.tolist())) for name, values in bits.items()},
+    }
+
+
+LAYOUTS: dict[str, Callable[[Surprisals], Columns]] = {
+    "jaxlm": Surprisals.columns,
+    "lm-zoo": _lm_zoo,
+    "neural-complexity": _neural_complexity,
+}
 
 
 def side_by_side(tables: Mapping[str, Columns], shared: Sequence[str]) -> dict[str, Sequence[Any]]:
