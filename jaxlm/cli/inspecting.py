@@ -97,10 +97,8 @@ def contents(run: Path) -> dict[str, Any]:
     last, best = max(manifests, default=0), checkpoint.best_step(manifests)
     fields = []
     for section, name, spec, value in config.every_field():
-        default = type(getattr(config, section)).__dataclass_fields__[name].default
-        fields.append(
-            {"section": section, "field": name, "value": value, "unit": spec.unit, "default": value == default}
-        )
+        default = value == type(getattr(config, section)).__dataclass_fields__[name].default
+        fields.append({"section": section, "field": name, "value": value, "unit": spec.unit, "default": default})
     return {
         "run": str(run),
         "preset": config.preset,
@@ -151,9 +149,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         shown = {name: value for name, value in row.items() if name not in ("kind", "preset", "corpus")}
         tables.setdefault(f"perplexity of each {row['kind']}", []).append(shown)
     tables["checkpoints"] = [{**row, "labels": " ".join(row["labels"])} for row in found["checkpoints"]]
-    tables["corpus"] = [
-        {"part": name, "value": value} for name, value in found["corpus"].items() if value not in ([], None)
-    ]
+    corpus = {name: value for name, value in found["corpus"].items() if value not in ([], None)}
+    tables["corpus"] = [{"part": name, "value": value} for name, value in corpus.items()]
     for title, default in (("fields", False), ("fields at their defaults", True)):
         rows = [row for row in found["config"] if row["default"] == default]
         tables[title] = [
@@ -164,10 +161,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"{found['run']} (preset {found['preset']}: {_text(found['kinds'])})"
     yield f"  {parameters} parameters"
     yield f"  {max((row['step'] for row in found['checkpoints']), default=0):,} windows trained{seconds}"
-    for title, lines in (
-        *((title, [*_table(rows)]) for title, rows in tables.items()),
-        ("problems", found["problems"]),
-    ):
+    shown = {title: [*_table(rows)] for title, rows in tables.items()}
+    for title, lines in {**shown, "problems": found["problems"]}.items():
         yield ""
         yield title if lines else f"{title}: none"
         yield from (f"  {line}" for line in lines)

@@ -96,12 +96,12 @@ def prepare(
         if entries and HEADER not in entries and PARTIAL not in entries:
             raise DataError(f"{out} is not empty (it holds {', '.join(entries[:4])}): choose another folder")
         with Folder.open(out, create=True) as folder:
-            for _ in range(3):  # another process that has just finished may remove the working folder
-                if not folder.exists(HEADER):
-                    with suppress(FileNotFoundError), _working_folder(folder) as work:
-                        if not folder.exists(HEADER):
-                            folder.clean()
-                            _make(folder, work, text, paths, stamps, options, progress)
+            if not folder.exists(HEADER):
+                # Another process that has finished just now may remove the working folder: its header is then there.
+                with suppress(FileNotFoundError), _working_folder(folder) as work:
+                    if not folder.exists(HEADER):
+                        folder.clean()
+                        _make(folder, work, text, paths, stamps, options, progress)
             header = read_header(folder)
             with suppress(OSError):
                 folder.remove(PARTIAL)
@@ -293,17 +293,14 @@ def _map_ids(folder: Folder, header: dict[str, Any], name: str) -> np.memmap:
     with read_errors(path), folder.reader(name) as file:
         if (found := os.fstat(file.fileno()).st_size) != size:
             raise _damaged(folder, name, f"it has {found:,} bytes, not {size:,}")
-        digest, outside = hashlib.sha256(), None
+        digest, bounds = hashlib.sha256(), [0]
         while data := file.read(_BLOCK):
             digest.update(data)
-            try:
-                check_ids(np.frombuffer(data, header["dtype"]), header["words"], str(path))
-            except DataError as error:
-                outside = outside or error
+            block = np.frombuffer(data, header["dtype"])
+            bounds += [int(block.min()), int(block.max())]
         if digest.hexdigest() != sha256:
             raise _damaged(folder, name, "its content is not what was prepared")
-        if outside:
-            raise outside
+        check_ids(np.array(bounds), header["words"], str(path))
         ids = np.memmap(file, np.dtype(header["dtype"]), "r")  # pyright: ignore[reportCallIssue, reportArgumentType]
     ids.filename = os.path.abspath(path)  # an open descriptor has no name
     return ids
