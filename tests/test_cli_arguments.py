@@ -129,9 +129,7 @@ def calls(tmp_path_factory):
     lm = SimpleNamespace(**{**methods, **heavy})
     corpus = SimpleNamespace(notes=(), name="x", description="y", vocab=range(9))
     supervisor = SimpleNamespace(
-        sweep=stub(SimpleNamespace(stopped_by=None, best=1, damaged=[])),
-        join=stub(None),
-        saved_options=lambda *_: (Config(), {}, {}),
+        sweep=stub(SimpleNamespace(stopped_by=None, best=1, damaged=[])), saved_options=lambda *_: (Config(), {}, {})
     )
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(tmp_path_factory.mktemp("here"))

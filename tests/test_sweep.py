@@ -475,15 +475,15 @@ def finished(tmp_path_factory):
         (["--set", "learning_rate=0,1"], "learning_rate must be above 0; it is 0"),
         (["--set", "learning_rate=log:0:1", "--strategy", "random", "--trials", "2"], "must hold for `log=True`"),
         (["--set", "learning_rate=log:2:1", "--strategy", "random", "--trials", "2"], "`low <= high` must hold"),
-        (["--set", "learning_rate=uniform:1:nan", "--strategy", "random", "--trials", "2"], "needs finite numbers"),
+        (["--set", "learning_rate=uniform:1:nan", "--strategy", "random", "--trials", "2"], "learning_rate"),
         (["--set", "learning_rate=uniform:1:x", "--strategy", "random", "--trials", "2"], "one is 'x'"),
         (["--set", "learning_rate=normal:1:2", "--strategy", "random", "--trials", "2"], "or range:LOW:HIGH:STEP"),
         (
             ["--set", "keep_output=uniform:0.5:1.5", "--strategy", "random", "--trials", "2"],
             "keep_output must be above 0",
         ),
-        (["--set", "batch_size=range:10:20:2.5"], "batch_size takes whole numbers"),
-        (["--set", "batch_size=range:10:20:0"], "`step > 0` must hold"),
+        (["--set", "batch_size=range:10:20:2.5"], "batch_size takes a whole number"),
+        (["--set", "batch_size=range:10:20:0"], "with a STEP above 0"),
         (["--set", "batch_size=1.5,2"], "batch_size takes a whole number"),
         (["--set", "hidden_sizes=8xx"], "whole numbers with x between"),
         (["--set", "hidden_sizes=range:8:16:4"], "hidden_sizes is no number"),
@@ -545,15 +545,14 @@ def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(capsy
             "--storage",
             str(finished / "study.journal"),
         ],
-        "is of another sweep",
+        "a storage is a database's URL",
     )
     refused(capsys, ["sweep", "--run-dir", str(tmp_path), "--resume"], "holds no sweep that can be resumed")
     assert content() == before and stored(finished).trials == trials
     assert main(resumed) == 0
 
 
-def test_a_terminal_shows_a_live_table_and_then_the_best(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
+def test_each_epoch_is_a_line_and_at_the_end_the_best_trials_are_a_table():
     trials = [MemberResult(0, {"learning_rate": 0.5}, seed, "running", (90.0,) * seed) for seed in (0, 1)]
     trials += [
         MemberResult(1, {"learning_rate": 1.0}, seed, "done", (80.0, 70.0 + seed), 60.0 + seed) for seed in (0, 2)
@@ -562,15 +561,16 @@ def test_a_terminal_shows_a_live_table_and_then_the_best(monkeypatch):
     trials += [MemberResult(3, {"corpus": "\x1b[2Jx"}, 0, "failed", (), None, note="no \x1b]0;title\x07")]
     sweep = Sweep(TINY, trials)
     out = io.StringIO()
-    with View(Console(file=out, force_terminal=True, width=120)) as view:
-        view.show(sweep, 3)
-        assert "3 of 3 trials ended; best so far 70.00 (learning_rate=1)" in out.getvalue()
-        assert "1/2" in out.getvalue() and "90.00" in out.getvalue()
-        view.summary(sweep)
+    view = View(Console(file=out, force_terminal=True, width=120))
+    for _ in range(2):
+        view.show(lambda: sweep, 0)
+    assert out.getvalue().count("trial 0") == 1
+    assert "trial 0 (learning_rate=0.5) seed 1: epoch 1/2, valid perplexity 90.00" in out.getvalue()
+    view.summary(sweep)
     said = out.getvalue()
     assert r"no \x1b]0;title\x07" in said and "\x1b[2J" not in said and "\x1b]0" not in said
     assert "71.00 ± 1.41" in said and "61.00 ± 1.41" in said
-    assert "trial 2 seed 0 diverged: window 3 has cost nan" in said and sweep.command(trials[2]) in said
+    assert "seed 0: diverged, epoch 0/2; window 3 has cost nan" in said and sweep.command(trials[2]) in said
 
 
 def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):

@@ -1,6 +1,7 @@
 """`jaxlm sweep`."""
 
 import argparse
+import json
 from functools import partial
 from typing import Any
 
@@ -27,8 +28,7 @@ examples:
   jaxlm sweep --set learning_rate=log:0.1:10 --strategy tpe --trials 30
   jaxlm sweep --run-dir runs/mine --resume     on this machine or another
 """
-STORAGE = """a journal file or a database URL for Optuna's study ($JAXLM_STORAGE, else RUN_DIR/study.journal); a URL's
-password is kept nowhere"""
+STORAGE = "the URL of a database for Optuna's study ($JAXLM_STORAGE, else a journal in RUN_DIR); it is kept nowhere"
 
 
 def _explain_spaces(parser: Parser) -> None:
@@ -48,11 +48,11 @@ def _explain_spaces(parser: Parser) -> None:
     argument("--seeds", type=whole(1), metavar="K", help="seeds of each point, from --seed on (default 1)"),
     argument("--workers", type=whole(1), metavar="N", help="processes (default: one a core for a long sweep)"),
     argument("--group", type=whole(1), metavar="M", rare=True, help="members in one program (default: by memory)"),
-    argument("--storage", metavar="WHERE", rare=True, help=STORAGE),
+    argument("--storage", metavar="URL", rare=True, help=STORAGE),
     run_dir("runs/PRESET-sweep-DATE-TIME"),
     switch("--resume", "resume the sweep in --run-dir, beside whoever works on it already"),
-    # Makes this one of --workers' processes: how its members train.
-    argument("--worker", choices=("auto", "vmap", "in-turn"), help=argparse.SUPPRESS),
+    # Makes this one of the sweep's processes: options of `supervisor.join` in JSON.
+    argument("--worker", type=json.loads, help=argparse.SUPPRESS),
     DATA_DIR,
     partial(add_config_flags, often=()),
     _explain_spaces,
@@ -68,7 +68,7 @@ def sweep(args: argparse.Namespace) -> int:
     from jaxlm.sweeps import supervisor
 
     if args.worker:
-        stopped_by = supervisor.join(args.run_dir, args.worker, args.workers or 1, args.group, args.data_dir)
+        stopped_by = supervisor.join(args.run_dir, args.data_dir, **args.worker)
         return SIGNALLED + stopped_by if stopped_by else 0
     if "keep_last" in given:
         say("--keep-last is for a single run: a sweep's members keep their last and their best checkpoint")

@@ -30,7 +30,6 @@ WORTH = 2e13  # multiplications and additions of a process's members, about a mi
 MOST = 16
 MEMORY = 2 << 30  # bytes that a process needs at least
 MOST_SAID = 1 << 20  # bytes of standard error that are read
-_OUT_OF_MEMORY = re.compile("bad_alloc|out of memory|cannot allocate memory|failed to map segment", re.IGNORECASE)
 
 
 def useful_workers(config: Config, plan: Plan, tokens: int, free: int) -> int:
@@ -130,8 +129,6 @@ def _reason(code: int, file: IO[bytes], log: Path) -> str:
     if own := re.findall("^error: (.*)$", text, re.MULTILINE):
         return printable(own[-1])
     why = f"{signal.Signals(-code).name} ended it" if code < 0 else f"it ended with exit code {code}"
-    if _OUT_OF_MEMORY.search(text):
-        why += " for lack of memory: raise the limit (ulimit -v), or use fewer --workers"
     if said:
         with suppress(OSError), Folder.open(log.parent) as folder:
             folder.write(log.name, said)

@@ -1,22 +1,17 @@
 """`write_report`: a page about runs and sweeps, in one HTML file."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from jaxlm.config.config import Config, spec_of_field
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.files import Folder, reason, strict_json, write_bytes
+from jaxlm.files import reason, write_bytes
 from jaxlm.report.page.contents import SweepRecord, TrialRecord, by_corpus
 from jaxlm.report.page.page import render
 from jaxlm.runs.report_data import best_run, model_view, run_record
-from jaxlm.sweeps.results import RESULTS, MemberResult, Sweep
+from jaxlm.sweeps.results import RESULTS, read
 from jaxlm.sweeps.study import member_dir
 from jaxlm.terminal import flag
-
-MOST_BYTES = 256 << 20  # of sweep.json
 
 
 def write_report(
@@ -73,7 +68,15 @@ def write_report(
 
 def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_dir: str | Path | None) -> SweepRecord:
     """A sweep, with a view of the model of its best member."""
-    sweep, corpus = _read(path)
+    try:
+        sweep, corpus = read(path)
+        if not any(math.isfinite(member.valid_perplexity) for member in sweep.members):
+            raise FileNotFoundError
+    except FileNotFoundError:
+        raise RunDirError(
+            f"the sweep in {path} has no results: expected {RESULTS}, which a sweep writes at its end, and a finished "
+            f"epoch; resume it with `jaxlm sweep {flag('--run-dir', path)} --resume`"
+        ) from None
     trials = [
         TrialRecord(
             trial.number,
@@ -86,8 +89,6 @@ def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_
         )
         for trial in sweep.trials
     ]
-    if not any(math.isfinite(trial.valid[0]) for trial in trials):
-        raise _no_results(path, f"a trial with a finished epoch, found {len(trials):,} without")
     best = sweep.best
     model = None
     if best:
@@ -95,41 +96,6 @@ def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_
         own = own if own.exists() else member_dir(path, best.number, None)
         model = model_view(own, f"trial {best.number}, seed {best.seed}", which, texts, data_dir)
     return SweepRecord(name, str(path), corpus, trials, sweep.command(best) if best else None, model=model)
-
-
-def _read(path: Path) -> tuple[Sweep, dict[str, str]]:
-    """A sweep and its corpus, from sweep.json. Raises RunDirError if the file is missing or damaged."""
-    try:
-        with Folder.open(path) as folder:
-            tree = strict_json(folder.read(RESULTS, MOST_BYTES))
-        config, members = Config.from_json(json.dumps(tree["config"])), [_member(one) for one in tree["members"]]
-        if not members or any(member.values.keys() != members[0].values.keys() for member in members):
-            raise ValueError("it holds no members, or members of several spaces")
-        for name in members[0].values:
-            spec_of_field(name)  # refuses an unknown field
-        return Sweep(config, members, path), {str(name): str(value) for name, value in tree["corpus"].items()}
-    except FileNotFoundError:
-        raise _no_results(path, f"{RESULTS}, which a sweep writes at its end") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        problem = f"it has no {error}" if isinstance(error, KeyError) else reason(error)
-        raise RunDirError(f"{path / RESULTS} is damaged: {problem}; resume the sweep, which writes it again") from None
-
-
-def _member(tree: Mapping[str, Any]) -> MemberResult:
-    """A member of sweep.json, where a perplexity that is not finite is null and a tuple is a list."""
-    if not (type(tree["number"]) is int and type(tree["seed"]) is int):
-        raise ValueError("a member is not what a sweep writes")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in tree["values"].items()}
-    kept = {name: tree[name] for name in MemberResult(0, {}, 0).to_json()}
-    kept["valid_perplexities"] = [math.nan if value is None else value for value in kept["valid_perplexities"]]
-    return MemberResult.from_json(tree["number"], values, tree["seed"], None, kept)
-
-
-def _no_results(path: Path, expected: str) -> RunDirError:
-    return RunDirError(
-        f"the sweep in {path} has no results: expected {expected}; resume it with "
-        f"`jaxlm sweep {flag('--run-dir', path)} --resume`"
-    )
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -6,16 +6,15 @@ import json
 import math
 import shlex
 from collections import Counter
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from jaxlm.config.config import Config
 from jaxlm.config.presets import PRESETS, preset
-from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.files import Folder, finite, reason
+from jaxlm.errors import RunDirError
+from jaxlm.files import Folder, finite, reason, seal, unseal
 from jaxlm.report.sweep_plots import parallel_plot, slice_plot
 from jaxlm.report.units import mean_and_deviation
 
@@ -23,7 +22,7 @@ from jaxlm.report.units import mean_and_deviation
 # batch that is too large for the corpus.
 STATUSES = ("running", "done", "pruned", "diverged", "failed", "damaged")
 RESULTS = "sweep.json"
-_KEPT = ("status", "valid_perplexities", "test_perplexity", "seconds", "note")
+MOST_BYTES = 256 << 20  # of sweep.json
 
 
 @dataclass(frozen=True)
@@ -56,23 +55,6 @@ class MemberResult:
     def valid_perplexity(self) -> float:
         """Of the last epoch, whose parameters are kept and tested; nan before."""
         return self.valid_perplexities[-1] if self.valid_perplexities else math.nan
-
-    def to_json(self) -> dict[str, Any]:
-        """What a study keeps of the member, beside its trial's number and values."""
-        return {name: getattr(self, name) for name in _KEPT}
-
-    @staticmethod
-    def from_json(number: int, values: dict[str, Any], seed: int, run_dir: Path | None, tree: Any) -> "MemberResult":
-        """The member whose `to_json` is `tree` ({}: it has not begun). Raises JaxlmError for anything else."""
-        with suppress(TypeError, ValueError, AttributeError):
-            if tree.keys() <= set(_KEPT):
-                found = MemberResult(number, values, seed, run_dir=run_dir, **tree)
-                valid = tuple(found.valid_perplexities)
-                numbers = (*valid, found.seconds, 0.0 if found.test_perplexity is None else found.test_perplexity)
-                texts = isinstance(found.note, str | None) and found.status in STATUSES
-                if texts and all(isinstance(value, float) or abs(value) < 2**53 for value in numbers):
-                    return replace(found, valid_perplexities=valid)
-        raise JaxlmError(f"trial {number} seed {seed} has a record that no sweep wrote")
 
 
 @dataclass(frozen=True)
@@ -188,7 +170,7 @@ def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
     try:
         with Folder.open(path) as folder:
             folder.write("sweep.csv", text.getvalue().encode(errors="surrogateescape"))
-            folder.write(RESULTS, (json.dumps(finite(tree), indent=1) + "\n").encode())
+            folder.write(RESULTS, seal(finite(tree)).encode())
     except OSError as error:
         raise RunDirError(
             f"{error.filename or path} cannot be written: {reason(error)}; the runs under it are whole"
@@ -198,6 +180,27 @@ def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
     if len(done) > 1:
         written += [slice_plot(done, path / "slices.png"), parallel_plot(done, path / "parallel.png")]
     return written
+
+
+def read(path: Path) -> tuple[Sweep, dict[str, str]]:
+    """A sweep and its corpus, from its sweep.json. Raises FileNotFoundError, or RunDirError if the file is damaged."""
+    try:
+        with Folder.open(path) as folder:
+            tree = unseal(folder.read(RESULTS, MOST_BYTES))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise RunDirError(
+            f"{path / RESULTS} is damaged: {reason(error)}; resume the sweep, which writes it again"
+        ) from None
+    for one in tree["members"]:  # (JSON has no tuples, and null in place of nan)
+        one["values"] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in one["values"].items()
+        }
+        one["valid_perplexities"] = tuple(math.nan if value is None else value for value in one["valid_perplexities"])
+        one["run_dir"] = None
+    config = Config.from_json(json.dumps(tree["config"]))
+    return Sweep(config, [MemberResult(**one) for one in tree["members"]], path), tree["corpus"]
 
 
 def shown(value: Any) -> str:

@@ -12,13 +12,12 @@ A study keeps layer widths as the text 256x128.
 """
 
 import itertools
-import math
 import os
 import re
 import reprlib
 import tomllib
-import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +36,9 @@ if TYPE_CHECKING:
     Space = dict[str, Distribution]
 
 MOST_POINTS = 100_000  # of a sweep
-MOST_VALUES = 10_000  # listed for one field
-MOST_STEPS = 10**9  # of a range
-MOST_WHOLE, MOST_FLOAT = 2**53, 1e300  # the largest numbers; databases keep whole numbers as floats
+MOST_VALUES = 10_000  # of one field
+MOST_WHOLE = 2**53  # databases keep whole numbers as floats
 MOST_CHOICES = 100  # combinations of the other static fields that a value is tried with
-MOST_TEXT = 1_000  # characters of one value
 MOST_BYTES = 1 << 20  # of a file
 
 
@@ -79,10 +76,8 @@ def read_space_file(path: Path) -> dict[str, Any]:
     try:
         text = files.read_bytes(path, MOST_BYTES).decode()
         space = files.strict_json(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise JaxlmError(f"{path} cannot be read: {files.reason(error)}") from None
-    except UnicodeDecodeError as error:
-        raise JaxlmError(f"{path} cannot be read: it is not UTF-8 ({error.reason} at byte {error.start})") from None
     except (ValueError, RecursionError) as error:
         raise JaxlmError(f"{path} is neither TOML nor JSON: {error}") from None
     if not space:
@@ -94,9 +89,11 @@ def to_json(distribution: "Distribution") -> list[Any] | str:
     """A distribution as JSON, which `read_space` reads: a list of values, or a text."""
     if isinstance(distribution, optuna.distributions.CategoricalDistribution):
         return list(distribution.choices)
-    low, high, step = distribution.low, distribution.high, distribution.step
-    how = "log" if distribution.log else "uniform" if step is None else "range"
-    return f"{how}:{low!r}:{high!r}" + (f":{step!r}" if how == "range" else "")
+    ends = f"{distribution.low!r}:{distribution.high!r}"
+    if distribution.log:
+        return f"log:{ends}"
+    every = isinstance(distribution, optuna.distributions.IntDistribution) and distribution.step == 1
+    return f"uniform:{ends}" if every or distribution.step is None else f"range:{ends}:{distribution.step!r}"
 
 
 def decoded(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,14 +117,16 @@ def extremes(distribution: "Distribution") -> tuple[Any, ...]:
 
 
 def grid_size(space: "Space") -> int:
-    """How many points the space's grid has. Raises JaxlmError for a continuous field, or over `MOST_POINTS` points."""
+    """How many points the space's grid has. Raises JaxlmError for an interval, or over `MOST_POINTS` points."""
+    points = 1
     for name, distribution in space.items():
-        if _count(distribution) is None:
+        if not isinstance(distribution, optuna.distributions.CategoricalDistribution):
             raise JaxlmError(
                 f"{name} is a distribution, and a grid needs values: list them or give a range, or choose "
                 f"--strategy random or tpe"
             )
-    if (points := math.prod(_count(distribution) or 0 for distribution in space.values())) > MOST_POINTS:
+        points *= len(distribution.choices)
+    if points > MOST_POINTS:
         raise JaxlmError(f"the grid has {points:,} points: use --strategy random with --trials, or fewer values")
     return points
 
@@ -136,8 +135,8 @@ def grid_point(space: "Space", number: int) -> dict[str, Any]:
     """A point of the grid by its number, from 0. Points of equal array shapes are neighbours."""
     point = {}
     for name in sorted(space, key=lambda name: (not _is_float(name), name)):  # the first changes fastest
-        number, place = divmod(number, _count(space[name]) or 1)
-        point[name] = _nth(space[name], place)
+        number, place = divmod(number, len(extremes(space[name])))
+        point[name] = extremes(space[name])[place]
     return {name: point[name] for name in space}
 
 
@@ -158,24 +157,6 @@ def _is_float(name: str) -> bool:
     return spec_of_field(name).type is float
 
 
-def _count(distribution: "Distribution") -> int | None:
-    """How many values a distribution has; None if it is continuous or logarithmic."""
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        return len(distribution.choices)
-    if distribution.log or distribution.step is None:
-        return None
-    if isinstance(distribution, optuna.distributions.IntDistribution):
-        return (distribution.high - distribution.low) // distribution.step + 1
-    return round((distribution.high - distribution.low) / distribution.step) + 1
-
-
-def _nth(distribution: "Distribution", place: int) -> Any:
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        return distribution.choices[place]
-    value = distribution.low + place * (distribution.step or 0)
-    return value if isinstance(value, int) else min(distribution.high, float(f"{value:.12g}"))
-
-
 def _check(name: str, space: "Space", config: Config) -> None:
     """Checks a field's values against the recipe.
 
@@ -186,95 +167,80 @@ def _check(name: str, space: "Space", config: Config) -> None:
     combinations = itertools.islice(itertools.product(*others.values()), MOST_CHOICES)
     beside = [{}, *(dict(zip(others, combination, strict=True)) for combination in combinations)]
     for value in extremes(space[name]):
-        first: JaxlmError | None = None
-        for place, other in enumerate(beside):
+        errors = []
+        for other in beside:
             try:
                 config.replace(**decoded({**other, name: value}))
-            except JaxlmError as error:
-                first = first or error
-            else:
-                beside.insert(0, beside.pop(place))  # likely to fit the next value too
                 break
+            except JaxlmError as error:
+                errors.append(error)
         else:
-            raise first or AssertionError
+            raise errors[0]
 
 
 def _distribution(name: str, given: Any) -> "Distribution":
     if not isinstance(name, str):
         raise JaxlmError(f"a space has names of fields, as in learning_rate; one is {_short(name)}")
     kind = spec_of_field(name).type
-    if isinstance(given, optuna.distributions.CategoricalDistribution):
-        given = given.choices
-    elif isinstance(given, optuna.distributions.FloatDistribution | optuna.distributions.IntDistribution):
-        return _interval(name, kind, given, given.log, given.low, given.high, given.step)
-    elif isinstance(given, str):
-        word, *numbers = given.split(":")
-        if word in ("range", "uniform", "log") and len(numbers) == (3 if word == "range" else 2):
-            return _interval(name, kind, given, word == "log", *(_number(name, number) for number in numbers))
-        if ":" in given and kind is not str:
+    given = to_json(given) if isinstance(given, optuna.distributions.BaseDistribution) else _plain(given)
+    if isinstance(given, str):
+        word, *ends = given.split(":")
+        if word in ("range", "uniform", "log") and len(ends) == (3 if word == "range" else 2):
+            low, high, *step = (_number(name, kind, end) for end in ends)
+            if word != "range":
+                return _interval(name, kind, low, high, word == "log")
+            given = _range(name, low, high, step[0])
+        elif ":" in given and kind is not str:
             raise JaxlmError(
                 f"{name} takes values, as in 0.5,1,2, or range:LOW:HIGH:STEP, uniform:LOW:HIGH or "
                 f"log:LOW:HIGH; it is {_short(given)}"
             )
-        given = [_from_text(kind, part.strip()) for part in given.split(",") if part.strip()]
-    elif not isinstance(given, list | range | np.ndarray):
+        else:
+            given = [_from_text(kind, part.strip()) for part in given.split(",") if part.strip()]
+    if not isinstance(given, list | range):
         raise JaxlmError(f"{name} takes a list of values, a range or a distribution; it is {_short(given)}")
-    if len(given[: MOST_VALUES + 1]) > MOST_VALUES:  # (`len` of a range itself may overflow)
-        raise JaxlmError(f"{name} lists more than {MOST_VALUES:,} values: give range:LOW:HIGH:STEP, or fewer")
-    values = [_encoded(name, kind, value) for value in given]
-    if not values:
-        raise JaxlmError(f"{name} has no value to try: name at least one")
+    values = [_encoded(name, kind, value) for value in itertools.islice(given, MOST_VALUES + 1)]
+    if not 1 <= len(values) <= MOST_VALUES:
+        raise JaxlmError(
+            f"{name} has {'no value' if not values else 'too many values'} to try: name 1 to {MOST_VALUES:,}"
+        )
     if len(set(values)) < len(values):
         twice = next(value for value in values if values.count(value) > 1)
         raise JaxlmError(f"{name} has the value {twice} twice: name it once (seeds train a point again)")
     return optuna.distributions.CategoricalDistribution(values)
 
 
-def _interval(
-    name: str, kind: type, given: Any, log: bool, low: float, high: float, step: float | None = None
-) -> "Distribution":
-    if kind not in (int, float):
-        raise JaxlmError(f"{name} is no number: it takes a list of values, not {_short(given)}")
-    numbers, limit = [low, high, 1 if step is None else step], MOST_WHOLE if kind is int else MOST_FLOAT
-    if not all(abs(number) <= limit for number in numbers):
-        raise JaxlmError(f"{name} needs finite numbers, of at most {limit:.3g}; it is {_short(given)}")
-    if kind is int and not all(float(number).is_integer() for number in numbers):
-        raise JaxlmError(f"{name} takes whole numbers; it is {_short(given)}")
-    if step and (high - low) / step > MOST_STEPS and kind is float:
-        raise JaxlmError(
-            f"{name} goes from {low:g} to {high:g} in more than {MOST_STEPS:,} steps of {step:g}: take a "
-            f"larger step, or uniform:LOW:HIGH"
-        )
+def _interval(name: str, kind: type, low: Any, high: Any, log: bool) -> "Distribution":
+    make = optuna.distributions.IntDistribution if kind is int else optuna.distributions.FloatDistribution
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna lowers the high end to a whole number of steps
-            if kind is int:
-                return optuna.distributions.IntDistribution(
-                    int(low), int(high), log, 1 if log or step is None else int(step)
-                )
-            return optuna.distributions.FloatDistribution(float(low), float(high), log, None if log else step)
+        return make(low, high, log)
     except ValueError as error:
-        raise JaxlmError(f"{name} cannot be drawn from {_short(given)}: {error}") from None
+        raise JaxlmError(f"{name} cannot be drawn from {low} to {high}: {error}") from None
 
 
-def _number(name: str, text: str) -> int | float:
-    try:
-        return int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text) else float(text)
-    except ValueError:
-        raise JaxlmError(f"{name} needs numbers between its colons; one is {_short(text)}") from None
+def _range(name: str, low: Any, high: Any, step: Any) -> list[Any]:
+    if not (step > 0 and 0 <= (high - low) // step < MOST_VALUES):
+        raise JaxlmError(f"{name} needs range:LOW:HIGH:STEP of 1 to {MOST_VALUES:,} values, with a STEP above 0")
+    values = [low + place * step for place in range(int((high - low) / step * (1 + 1e-12)) + 1)]
+    return [min(high, float(f"{value:.12g}")) if isinstance(value, float) else value for value in values]
+
+
+def _number(name: str, kind: type, text: str) -> Any:
+    if kind not in (int, float):
+        raise JaxlmError(f"{name} is no number: it takes a list of values")
+    if type(number := _from_text(kind, text.strip())) is not kind:
+        kinds = "whole numbers" if kind is int else "numbers"
+        raise JaxlmError(f"{name} takes {kinds} between its colons; one is {_short(text)}")
+    return number
 
 
 def _from_text(kind: type, text: str) -> Any:
     """The text's value for a field of this type; else the text, which the config refuses."""
-    if text.lower() == "none" and kind in (int, float):
-        return None
-    if kind is bool:
-        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind is bool or (kind in (int, float) and text.lower() == "none"):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
     for number in {int: (int, float), float: (float,)}.get(kind, ()):
-        try:
+        with suppress(ValueError):
             return number(text)
-        except ValueError:
-            continue
     return text
 
 
@@ -282,17 +248,12 @@ def _encoded(name: str, kind: type, value: Any) -> Any:
     """A value as a study keeps it: layer widths become a text as 256x128."""
     value = _plain(value)
     if kind is tuple:
-        parts = value.split("x") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-        if len(parts) > MOST_TEXT or not all(
-            re.fullmatch("[0-9]{1,9}", part) if isinstance(part, str) else type(part) is int and 0 <= part < 10**9
-            for part in map(_plain, parts)
-        ):
+        text = "x".join(str(_plain(width)) for width in value) if isinstance(value, list | tuple) else str(value)
+        if not re.fullmatch("[0-9]{1,9}(x[0-9]{1,9})*", text):
             raise JaxlmError(f"{name} takes whole numbers with x between, as in 256x128; it is {_short(value)}")
-        return "x".join(str(int(part)) for part in parts)
+        return text
     if not isinstance(value, bool | int | float | str | None):
         raise JaxlmError(f"{name} takes a list of numbers or texts; one is {_short(value)}")
-    if isinstance(value, str) and len(value) > MOST_TEXT:
-        raise JaxlmError(f"{name} has a value of {len(value):,} characters: {MOST_TEXT:,} is the most")
     if type(value) is int and abs(value) > MOST_WHOLE:
         raise JaxlmError(f"{name} takes whole numbers of at most {MOST_WHOLE:,}; it is {_short(value)}")
     if name == "corpus" and isinstance(value, str) and value not in ("auto", "ptb", *EMBEDDED):

@@ -17,7 +17,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from jaxlm.sweeps.space import Distribution
 
 NAME, JOURNAL = "jaxlm", "study.journal"
-PATIENCE = 5.0  # seconds that a worker waits before it says for what
+KEPT = ("status", "valid_perplexities", "test_perplexity", "seconds", "note")  # of a member, beside its trial
 
 
 @dataclass(eq=False)
@@ -69,9 +69,9 @@ class Study:
     Args:
         plan: What the sweep is.
         folder: Its directory.
-        storage: Another journal's path, a database's URL, or None: the journal in the directory.
+        storage: A database's URL, or None: the journal in the directory.
         kept: Whether that journal is written; else the study is in memory.
-        say: Prints what a worker waits for, and how it resumes a member.
+        say: Prints a line.
 
     Raises:
         JaxlmError: The storage cannot be used, or holds another sweep. So does every method.
@@ -86,8 +86,8 @@ class Study:
         say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
     ):
         self.plan, self._folder, self.say = plan, folder, say
-        self._held, self._busy = dict[int, Claim](), dict[int, str]()
-        self._waits_since, self._told = math.inf, False
+        self._held = dict[int, Claim]()
+        self._damaged = set[int]()  # trials that this worker tried
         self._seen = set[int]()  # trials of other directories
         self._storage = Storage(storage or (str(folder / JOURNAL) if kept else None))
         self._place = self._own_place() if storage else None
@@ -105,11 +105,6 @@ class Study:
                     f"the study in {self._storage.name} is of another sweep ({'; '.join(changed)}): "
                     f"resume it with its own, or choose another --storage or --run-dir"
                 )
-            if not self._storage.shared and not all(map(self._is_ours, self._trials())):
-                raise JaxlmError(
-                    f"the journal {self._storage.name} belongs to the sweep in another directory: give each its own "
-                    f"journal, or a database, which several directories may share"
-                )
             if found != plan.to_json():
                 self._study.set_user_attr("plan", plan.to_json())
             self._study.sampler = (
@@ -124,22 +119,18 @@ class Study:
         Raises RunDirError if a trial's directory holds entries that are not part of a run.
         """
         with self._alone(), self._storage.guarded():
-            self._busy = {}
             if self._storage.shared:
                 for held in self._held.values():
                     self._storage.beat(self._id(held.trial.number))
                 optuna.storages.fail_stale_trials(self._study)
             for frozen in self._running():
                 if not self._is_ours(frozen):
-                    self._busy[frozen.number] = "another sweep directory of the same study trains it"
                     if frozen.number not in self._seen:  # its worker may have died before its first beat
                         self._seen.add(frozen.number)
                         self._storage.beat(self._id(frozen.number))
-                elif not self._set_aside(frozen):
-                    try:
+                elif frozen.number not in self._damaged:
+                    with suppress(InUse):
                         return self._take(optuna.trial.Trial(self._study, self._id(frozen.number)))
-                    except InUse as error:
-                        self._busy[frozen.number] = str(error)
             return self._begin()
 
     def _begin(self) -> Claim | None:
@@ -177,9 +168,11 @@ class Study:
             }
             frozen = self._storage.backend.get_trial(self._id(trial.number))
             records = {record.seed: record for record in self._records(frozen)}
+            for seed, record in records.items():
+                if record.status == "damaged":  # it may have been repaired
+                    records[seed] = replace(record, status="running", note=None)
             reported = max(frozen.intermediate_values, default=0)
             self._held[trial.number] = Claim(trial, params, records, reported, dirs, stack.pop_all())
-            self._waits_since, self._told = math.inf, False
             return self._held[trial.number]
 
     def _run_dir(self, number: int, seed: int) -> Path:
@@ -199,7 +192,7 @@ class Study:
         claim.records[record.seed] = record
         with self._storage.guarded():
             try:
-                claim.trial.set_user_attr(f"seed {record.seed}", record.to_json())
+                claim.trial.set_user_attr(f"seed {record.seed}", {name: getattr(record, name) for name in KEPT})
             except optuna.exceptions.UpdateFinishedTrialError:
                 raise JaxlmError(
                     f"trial {record.number} was given to another worker, for this one had been silent "
@@ -213,8 +206,6 @@ class Study:
             (len(record.valid_perplexities) for record in records if record.status != "diverged"),
             default=claim.reported + 1,
         )
-        if any(record.status == "damaged" for record in records):
-            finished = claim.reported
         with self._storage.guarded():
             for epoch in range(claim.reported + 1, finished + 1):
                 values = [
@@ -240,7 +231,9 @@ class Study:
         statuses = {record.status for record in claim.records.values()}
         if "running" in statuses:
             return False
-        if "damaged" not in statuses:
+        if "damaged" in statuses:
+            self._damaged.add(claim.trial.number)
+        else:
             self.to_prune(claim)
             states = optuna.trial.TrialState
             state = states.COMPLETE if statuses == {"done"} else states.FAIL if "failed" in statuses else states.PRUNED
@@ -256,35 +249,12 @@ class Study:
         claim.held.close()
         self._held.pop(claim.trial.number, None)
 
-    def retry_damaged(self) -> None:
-        """Lets workers try the damaged members of this directory again."""
-        with self._alone(), self._storage.guarded():
-            for frozen in filter(self._is_ours, self._running()):
-                for record in self._records(frozen):
-                    if record.status == "damaged":
-                        tree = replace(record, status="running", note=None).to_json()
-                        trial = optuna.trial.Trial(self._study, self._id(frozen.number))
-                        trial.set_user_attr(f"seed {record.seed}", tree)
-
-    def wait(self, seconds: float) -> None:
-        """Waits for other workers, one of which may die; after `PATIENCE` seconds says once for which trials.
-
-        Call it if `claim` found nothing and the study has not ended.
-        """
-        now, busy = time.monotonic(), sorted(self._busy.items())
-        self._waits_since = min(self._waits_since, now)
-        if busy and not self._told and now > self._waits_since + PATIENCE:
-            self._told = True
-            many = ", ".join(str(number) for number, _ in busy[:5]) + (" ..." if len(busy) > 5 else "")
-            self.say(f"waiting for trial{'s' * (len(busy) > 1)} {many}: {busy[0][1]}")
-        time.sleep(seconds)
-
     @property
     def ended(self) -> bool:
-        """Whether all trials have ended, except those whose damaged members wait for a resumed sweep."""
+        """Whether all trials have ended, except those that were found damaged."""
         with self._storage.guarded():
-            begun = not self._held and len(self._taken()) >= self.plan.trials
-            return begun and all(map(self._set_aside, self._running()))
+            left = {frozen.number for frozen in self._running()} - self._damaged
+            return not self._held and not left and len(self._taken()) >= self.plan.trials
 
     def records(self) -> list[MemberResult]:
         """Every member that has begun, by number and seed."""
@@ -298,16 +268,13 @@ class Study:
 
     def _records(self, frozen: "FrozenTrial") -> list[MemberResult]:
         values, ours = decoded(frozen.params), self._is_ours(frozen)
-        return [
-            MemberResult.from_json(
-                frozen.number,
-                values,
-                seed,
-                self._run_dir(frozen.number, seed) if ours else None,
-                frozen.user_attrs.get(f"seed {seed}", {}),
-            )
-            for seed in self.plan.seeds_of(frozen.params)
-        ]
+        records = []
+        for seed in self.plan.seeds_of(frozen.params):
+            kept = frozen.user_attrs.get(f"seed {seed}", {})
+            kept = {**kept, "valid_perplexities": tuple(kept.get("valid_perplexities", ()))}
+            run_dir = self._run_dir(frozen.number, seed) if ours else None
+            records.append(MemberResult(frozen.number, values, seed, run_dir=run_dir, **kept))
+        return records
 
     def _is_ours(self, frozen: "FrozenTrial") -> bool:
         """Whether the trial's runs are in this directory."""
@@ -317,13 +284,6 @@ class Study:
         """Whether a trial's directory went silent, or another directory was quicker to begin its point."""
         failed = frozen.state == optuna.trial.TrialState.FAIL
         return failed and all(record.status != "failed" for record in self._records(frozen))
-
-    def _set_aside(self, frozen: "FrozenTrial") -> bool:
-        """Whether a trial that has not ended has only damaged members left."""
-        if frozen.number in self._held or frozen.params.keys() != self.plan.space.keys():
-            return False
-        statuses = {record.status for record in self._records(frozen)}
-        return "damaged" in statuses and "running" not in statuses
 
     def _trials(self) -> "list[FrozenTrial]":
         return self._study.get_trials(deepcopy=False)

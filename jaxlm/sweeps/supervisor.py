@@ -1,5 +1,6 @@
 """`sweep`: writes the plan, starts workers or works alone, and shows the results."""
 
+import json
 import os
 import signal
 import sys
@@ -28,7 +29,6 @@ from jaxlm.sweeps.worker import POLL, Worker
 from jaxlm.terminal import flag, say
 
 STORAGE = "JAXLM_STORAGE"  # the environment's name for a storage
-VMAP = {"auto": None, "vmap": True, "in-turn": False}  # how a worker's members train, as its command line has it
 
 
 def sweep(
@@ -43,7 +43,7 @@ def sweep(
     run_dir: str | Path | None = None,
     resume: bool = False,
     workers: int | None = None,
-    storage: str | Path | None = None,
+    storage: str | None = None,
     group: int | None = None,
     vmap: bool | None = None,
     data_dir: str | Path | None = None,
@@ -67,8 +67,8 @@ def sweep(
         resume: Resume the sweep in `run_dir`, beside whoever works on it already.
         workers: Processes that share the work, each pinned to its share of the cores (None: one a core on CPUs where
             the sweep is long enough and its corpus is named; else this process alone).
-        storage: Another journal's path or a database's URL for Optuna's study (None: $JAXLM_STORAGE, else the journal
-            in `run_dir`). A URL's password is kept nowhere: resume with the URL again.
+        storage: A database's URL for Optuna's study (None: $JAXLM_STORAGE, else a journal in `run_dir`). It is kept
+            nowhere: resume with the URL again.
         group: Members that train in one program (None: as many as fit).
         vmap: Members share each operation (the default on accelerators), or take turns within the program (on CPUs,
             where that is faster).
@@ -95,14 +95,12 @@ def sweep(
     config = config.replace(corpus=found.spec, compute_dtype=loaded.model.compute_dtype, **found.options)
     plan = make_plan(config, space, strategy, trials, seeds, prune, directory.named(found))
     chosen = workers or (1 if in_memory else useful_workers(loaded, plan, len(found.train), ram.available()))
+    view = View(lasting_console(quiet))
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(TemporaryDirectory(prefix="jaxlm-sweep-")))
-        view = stack.enter_context(View(lasting_console(quiet)))
         where = _where(folder, storage, resume)
         kept = run_dir is not None or chosen > 1
         study = Study(plan, folder, where, kept, view.say)
-        if resume:
-            study.retry_damaged()
         for note in found.notes:
             view.say(f"!! {note}")
         of_seeds = f" of {seeds} seeds" if seeds > 1 else ""
@@ -117,24 +115,27 @@ def sweep(
             return Sweep(config, [replace(member, run_dir=None) for member in members], None, stop.signal)
 
         def show() -> None:
-            if view.due():
-                view.show(result(), plan.trials)
+            view.show(result)
 
         with signals.noted() as stop:
             if chosen > 1:
-                command = _command(folder, chosen, group, vmap, data_dir)
+                how = {"workers": chosen, "group": group, "vmap": vmap}
+                command = [sys.executable, "-c", "import sys; from jaxlm.cli import main; sys.exit(main())", "sweep"]
+                command += [f"--run-dir={folder}", f"--worker={json.dumps(how)}"]
+                command += [f"--data-dir={data_dir}"] * (data_dir is not None)
+                # (A database's URL may have a password, and command lines are for all to see.)
                 environment = {**os.environ, **({} if where is None else {STORAGE: where})}
                 failure = supervise(command, environment, chosen, folder, stop, show, view.say, POLL / 2)
-                if stop.signal is None and not study.ended:
+                if stop.signal is None and failure and not study.ended:
                     raise JaxlmError(
                         f"every worker ended before the sweep did: what was saved is whole; resume with "
-                        f"{flag('--run-dir', folder)} --resume" + (f" (the last one: {failure})" if failure else "")
+                        f"{flag('--run-dir', folder)} --resume (the last one: {failure})"
                     )
             else:
                 given = found if in_memory else None
                 Worker(study, given, data_dir, group, vmap, 1, kept, lambda: stop.signal, show).run()
         sweep = result()
-        view.show(sweep, plan.trials)
+        view.show(lambda: sweep, 0)
         if stop.signal is None:
             view.summary(sweep, write(sweep, folder, plan.corpus) if run_dir else [])
         else:
@@ -143,21 +144,10 @@ def sweep(
         return sweep
 
 
-def join(
-    run_dir: Path, how: str, workers: int, group: int | None = None, data_dir: str | Path | None = None
-) -> int | None:
+def join(run_dir: Path, data_dir: str | Path | None, workers: int, group: int | None, vmap: bool | None) -> int | None:
     """Works on the sweep in a directory, which `sweep` began, as one of `workers` processes.
 
-    Args:
-        run_dir: The directory.
-        how: A key of `VMAP`.
-        workers, group, data_dir: As `sweep` takes them.
-
-    Returns:
-        The signal that stopped it, if one did.
-
-    Raises:
-        JaxlmError: As `sweep`.
+    Takes its arguments as `sweep` does, and raises what it raises. Returns the signal that stopped it, if one did.
     """
     parent, where = os.getppid(), _where(run_dir, None, resume=True)
     plan = read_plan(where or str(run_dir / JOURNAL))
@@ -172,7 +162,7 @@ def join(
         return stop.signal or (None if os.getppid() == parent else signal.SIGTERM)  # or its parent is dead
 
     with signals.noted() as stop:
-        Worker(study, None, data_dir, group, VMAP[how], workers, stop=stopped).run()
+        Worker(study, None, data_dir, group, vmap, workers, stop=stopped).run()
         return stopped()
 
 
@@ -201,8 +191,8 @@ def _fitting(config: Config, plan: Plan) -> Config:
         return config
 
 
-def _where(folder: Path, storage: str | Path | None, resume: bool) -> str | None:
-    """The storage of a sweep's study; None for the journal in its directory.
+def _where(folder: Path, storage: str | None, resume: bool) -> str | None:
+    """The URL of the study's database; None for the journal in the sweep's directory.
 
     Args:
         folder: The directory; made if it is missing.
@@ -212,19 +202,20 @@ def _where(folder: Path, storage: str | Path | None, resume: bool) -> str | None
     Raises:
         RunDirError: A sweep cannot begin in the directory, or none can be resumed.
     """
-    given = None if storage is None else str(storage)
+    if resume and os.path.lexists(folder / JOURNAL):
+        if storage is not None:
+            raise RunDirError(f"the sweep in {folder} has its study in its journal: leave --storage out")
+        return None
+    found = storage or os.environ.get(STORAGE)
+    if found is not None and "://" not in found:
+        raise JaxlmError(f"a storage is a database's URL, as in sqlite:///study.db; it is {found!r}")
     if resume:
-        if os.path.lexists(folder / JOURNAL):
-            if given is not None:
-                raise RunDirError(f"the sweep in {folder} has its study in its journal: leave --storage out")
-            return None
-        if (found := given or os.environ.get(STORAGE)) is None or not folder.is_dir():
+        if found is None or not folder.is_dir():
             raise RunDirError(
                 f"{folder} holds no sweep that can be resumed (there is no {JOURNAL}): check the path, begin one "
                 f"without --resume, or name its database, with the password, by --storage or $JAXLM_STORAGE"
             )
         return found
-    found = given or os.environ.get(STORAGE)
     try:
         with Folder.open(folder, create=True) as held:
             # (A process that was killed before the first trial may have left a journal.)
@@ -237,13 +228,3 @@ def _where(folder: Path, storage: str | Path | None, resume: bool) -> str | None
             f"--resume, or choose another --run-dir"
         )
     return found
-
-
-def _command(
-    folder: Path, workers: int, group: int | None, vmap: bool | None, data_dir: str | Path | None
-) -> list[str]:
-    """The command of a worker. (The storage, with a password, is not in it: command lines are for all to see.)"""
-    how = next(name for name, value in VMAP.items() if value is vmap)
-    arguments = ["sweep", f"--run-dir={folder}", f"--workers={workers}", f"--worker={how}"]
-    arguments += [f"--group={group}"] * (group is not None) + [f"--data-dir={data_dir}"] * (data_dir is not None)
-    return [sys.executable, "-c", "import sys; from jaxlm.cli import main; sys.exit(main())", *arguments]

@@ -6,6 +6,7 @@ prune its trial, and free slots are filled.
 
 import gc
 import math
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from jaxlm.sweeps.results import MemberResult
 from jaxlm.sweeps.study import Claim, Study
 from jaxlm.training.step import TrainState
 
-POLL = 1.0  # seconds between two looks for a trial whose worker is gone
+POLL, PATIENCE = 1.0, 5  # seconds between two looks for a trial whose worker is gone; looks before it is told
 MOST_ON_CPU, MOST = 8, 32  # members in a group, unless the caller says how many
 
 Shape = tuple[Any, ...]  # everything that members of one program share
@@ -85,14 +86,18 @@ class Worker(Observer):
 
     def run(self) -> None:
         """Works until all trials have ended, or a signal asks to stop."""
+        idle = 0
         try:
             while self.stop() is None and (self._waiting or self._claim() or not self.study.ended):
                 if self._waiting:
                     self._train(Counter(member.shape for member in self._waiting).most_common(1)[0][0])
                     gc.collect()  # jax 0.12 keeps arrays in cycles, and the next group may need their memory
                 else:  # others train the rest, and one of them may die
+                    idle += 1
+                    if idle == PATIENCE:
+                        self.study.say("waiting for trials that other processes train: one of them may end early")
                     self.tick()
-                    self.study.wait(POLL)
+                    time.sleep(POLL)
         finally:
             for claim in self._claims.values():
                 self.study.release(claim)
