@@ -299,8 +299,7 @@ def test_each_member_of_a_trial_has_a_seed_of_its_own():
     [
         ({"trials": 10**8}, "trials must be a whole number from 1 to 100,000; it is 100000000"),
         ({"trials": 10**5000}, "trials must be"),
-        ({"seeds": 10**9}, "seeds must be a whole number from 1 to 10,000"),
-        ({"trials": 100_000, "seeds": 100}, "10,000,000 runs"),
+        ({"seeds": 10**9}, "seeds must be a whole number from 1 to 100,000"),
         ({"trials": -(10**5000)}, "trials must be"),
         ({"trials": "3"}, "trials must be"),
         ({"trials": True}, "trials must be"),

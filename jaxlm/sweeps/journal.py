@@ -18,7 +18,6 @@ from jaxlm.errors import JaxlmError
 from jaxlm.files import Folder
 
 MOST_LINE = 1 << 24  # bytes
-_BEGIN = b'{"op_code":'  # of every line
 _LINE = re.compile(rb'(\{.*),"crc32":"([0-9a-f]{8})"\}\n', re.DOTALL)
 
 
@@ -67,7 +66,7 @@ class Journal:
                 raise FileNotFoundError(2, "it was removed while it was in use", str(self._path))
             with folder.append(self._path.name, buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                end = self._cut(file)
+                end = _cut(file)
                 try:
                     left = memoryview(lines)
                     while left:
@@ -86,19 +85,12 @@ class Journal:
             )
         return json.loads(match[1] + b"}")
 
-    def _cut(self, file: BinaryIO) -> int:
-        """Cuts an unfinished last line; returns the file's size. Raises JaxlmError if the end is no part of a line."""
-        size = os.fstat(file.fileno()).st_size
-        if size == 0 or os.pread(file.fileno(), 1, size - 1) == b"\n":
-            return size
-        start = max(0, size - MOST_LINE)
-        last = os.pread(file.fileno(), size - start, start)
-        torn = last[last.rfind(b"\n") + 1 :].rstrip(b"\0")  # a file system may leave zeros in place of what was lost
-        if (len(last) == MOST_LINE and b"\n" not in last) or not (torn.startswith(_BEGIN) or _BEGIN.startswith(torn)):
-            raise JaxlmError(
-                f"{self._path} does not end as a sweep's journal does: put an intact copy of the file in its place, or "
-                f"name another --storage"
-            )
-        end = start + last.rfind(b"\n") + 1
-        os.ftruncate(file.fileno(), end)
-        return end
+
+def _cut(file: BinaryIO) -> int:
+    """Cuts an unfinished last line; returns the file's size."""
+    size = os.fstat(file.fileno()).st_size
+    if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+        last = os.pread(file.fileno(), MOST_LINE, max(0, size - MOST_LINE))
+        size = size - len(last) + last.rfind(b"\n") + 1
+        os.ftruncate(file.fileno(), size)
+    return size

@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Any
 from jaxlm.config.config import MAY_CHANGE, Config, differences
 from jaxlm.errors import JaxlmError
 from jaxlm.runs import directory
-from jaxlm.sweeps.space import MOST_POINTS, decoded, extremes, grid_point, grid_size, random_point, read_space, to_json
+from jaxlm.sweeps.space import (
+    MOST_POINTS,
+    decoded,
+    extremes,
+    grid_point,
+    grid_size,
+    random_point,
+    read_space,
+    short,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from jaxlm.sweeps.space import Space
 
 STRATEGIES = ("grid", "random", "tpe")
-MOST_SEEDS = 10_000
-MOST_MEMBERS = 1_000_000  # of a sweep
-MOST_GROUP, MOST_WORKERS = 4_096, 1_024
 
 
 @dataclass(frozen=True)
@@ -98,9 +105,7 @@ def make_plan(
     Raises:
         JaxlmError: One of them is out of its limits, or two do not go together.
     """
-    if trials is not None:
-        check_count("trials", trials, MOST_POINTS)
-    check_count("seeds", seeds, MOST_SEEDS)
+    check_counts(trials=trials, seeds=seeds)
     read = read_space(space, config)
     if strategy not in STRATEGIES:
         raise JaxlmError(f"strategy is {', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}; it is {strategy!r}")
@@ -117,19 +122,15 @@ def make_plan(
         trials = points
     if trials is None:
         raise JaxlmError(f"the strategy {strategy} has no end of its own: give trials, the number of points to try")
-    if trials * seeds > MOST_MEMBERS:
-        raise JaxlmError(
-            f"{trials:,} trials of {seeds:,} seeds are {trials * seeds:,} runs: {MOST_MEMBERS:,} is the most"
-        )
     config.replace(seed=config.train.seed + seeds - 1)  # refuses one that is too large
     return Plan(config, read, strategy, trials, seeds, strategy == "tpe" if prune is None else prune, corpus)
 
 
-def check_count(name: str, number: Any, most: int) -> None:
-    """Raises JaxlmError unless it is a whole number from 1 to `most`."""
-    if type(number) is not int or not 1 <= number <= most:
-        found = repr(number)[:40] if type(number) is not int or abs(number) < 10**18 else "far outside"
-        raise JaxlmError(f"{name} must be a whole number from 1 to {most:,}; it is {found}")
+def check_counts(**counts: Any) -> None:
+    """Raises JaxlmError unless each is None or a whole number from 1 to `MOST_POINTS`."""
+    for name, number in counts.items():
+        if number is not None and (type(number) is not int or not 1 <= number <= MOST_POINTS):
+            raise JaxlmError(f"{name} must be a whole number from 1 to {MOST_POINTS:,}; it is {short(number)}")
 
 
 def _text(distribution: Any) -> str:

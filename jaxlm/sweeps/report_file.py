@@ -47,8 +47,11 @@ def write_report(
     target = Path(out) if out is not None else directories[0] / "report.html"
     if target.is_dir():
         raise JaxlmError(f"{target} is a directory: name the file to write, as in -o {target / 'report.html'}")
+    names = [path.resolve().name for path in directories]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in directories]
     runs, sweeps, where = [], [], {}
-    for path, name in zip(directories, names := _names(directories), strict=True):
+    for path, name in zip(directories, names, strict=True):
         if (path / "trials").exists() and not (path / "config.json").exists():
             sweeps.append(_sweep_record(path, name, which, texts, data_dir))
         else:
@@ -78,16 +81,8 @@ def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_
             f"epoch; resume it with `jaxlm sweep {flag('--run-dir', path)} --resume`"
         ) from None
     trials = [
-        TrialRecord(
-            trial.number,
-            trial.values,
-            trial.status,
-            len(trial.members),
-            trial.valid,
-            trial.test,
-            trial.members[0].valid_perplexities,
-        )
-        for trial in sweep.trials
+        TrialRecord(one.number, one.values, one.status, len(one.members), one.valid, one.test, one.valid_by_epoch)
+        for one in sweep.trials
     ]
     best = sweep.best
     model = None
@@ -96,13 +91,3 @@ def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_
         own = own if own.exists() else member_dir(path, best.number, None)
         model = model_view(own, f"trial {best.number}, seed {best.seed}", which, texts, data_dir)
     return SweepRecord(name, str(path), corpus, trials, sweep.command(best) if best else None, model=model)
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of paths that tell them apart."""
-    parts = [path.resolve().parts for path in paths]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-count:]) for part in parts]
-        if len(set(names)) == len(names):
-            break
-    return names

@@ -68,6 +68,11 @@ class Trial:
     test: tuple[float, float]
 
     @property
+    def valid_by_epoch(self) -> tuple[float, ...]:
+        """The validation perplexities of its first seed."""
+        return self.members[0].valid_perplexities
+
+    @property
     def done(self) -> bool:
         """Whether every member was trained to its end."""
         return all(member.status == "done" for member in self.members)

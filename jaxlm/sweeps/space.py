@@ -180,7 +180,7 @@ def _check(name: str, space: "Space", config: Config) -> None:
 
 def _distribution(name: str, given: Any) -> "Distribution":
     if not isinstance(name, str):
-        raise JaxlmError(f"a space has names of fields, as in learning_rate; one is {_short(name)}")
+        raise JaxlmError(f"a space has names of fields, as in learning_rate; one is {short(name)}")
     kind = spec_of_field(name).type
     given = to_json(given) if isinstance(given, optuna.distributions.BaseDistribution) else _plain(given)
     if isinstance(given, str):
@@ -193,12 +193,12 @@ def _distribution(name: str, given: Any) -> "Distribution":
         elif ":" in given and kind is not str:
             raise JaxlmError(
                 f"{name} takes values, as in 0.5,1,2, or range:LOW:HIGH:STEP, uniform:LOW:HIGH or "
-                f"log:LOW:HIGH; it is {_short(given)}"
+                f"log:LOW:HIGH; it is {short(given)}"
             )
         else:
             given = [_from_text(kind, part.strip()) for part in given.split(",") if part.strip()]
     if not isinstance(given, list | range):
-        raise JaxlmError(f"{name} takes a list of values, a range or a distribution; it is {_short(given)}")
+        raise JaxlmError(f"{name} takes a list of values, a range or a distribution; it is {short(given)}")
     values = [_encoded(name, kind, value) for value in itertools.islice(given, MOST_VALUES + 1)]
     if not 1 <= len(values) <= MOST_VALUES:
         raise JaxlmError(
@@ -230,7 +230,7 @@ def _number(name: str, kind: type, text: str) -> Any:
         raise JaxlmError(f"{name} is no number: it takes a list of values")
     if type(number := _from_text(kind, text.strip())) is not kind:
         kinds = "whole numbers" if kind is int else "numbers"
-        raise JaxlmError(f"{name} takes {kinds} between its colons; one is {_short(text)}")
+        raise JaxlmError(f"{name} takes {kinds} between its colons; one is {short(text)}")
     return number
 
 
@@ -250,12 +250,12 @@ def _encoded(name: str, kind: type, value: Any) -> Any:
     if kind is tuple:
         text = "x".join(str(_plain(width)) for width in value) if isinstance(value, list | tuple) else str(value)
         if not re.fullmatch("[0-9]{1,9}(x[0-9]{1,9})*", text):
-            raise JaxlmError(f"{name} takes whole numbers with x between, as in 256x128; it is {_short(value)}")
+            raise JaxlmError(f"{name} takes whole numbers with x between, as in 256x128; it is {short(value)}")
         return text
     if not isinstance(value, bool | int | float | str | None):
-        raise JaxlmError(f"{name} takes a list of numbers or texts; one is {_short(value)}")
+        raise JaxlmError(f"{name} takes a list of numbers or texts; one is {short(value)}")
     if type(value) is int and abs(value) > MOST_WHOLE:
-        raise JaxlmError(f"{name} takes whole numbers of at most {MOST_WHOLE:,}; it is {_short(value)}")
+        raise JaxlmError(f"{name} takes whole numbers of at most {MOST_WHOLE:,}; it is {short(value)}")
     if name == "corpus" and isinstance(value, str) and value not in ("auto", "ptb", *EMBEDDED):
         return os.path.abspath(value)  # the sweep may be resumed from another directory
     return float(value) if kind is float and type(value) is int else value
@@ -266,7 +266,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """A value for a message, however large."""
     try:
         return reprlib.repr(value)

@@ -51,7 +51,6 @@ class Claim:
         reported: Epochs that Optuna knows.
         dirs: The run directories, by seed.
         held: Holds them until `Study.release`.
-        beat: When the worker last showed that it lives.
     """
 
     trial: "optuna.trial.Trial"
@@ -60,11 +59,12 @@ class Claim:
     reported: int
     dirs: dict[int, Held]
     held: ExitStack
-    beat: float = 0.0
 
 
 class Study:
     """The study of the sweep in a directory.
+
+    `held` has the trials that this worker trains, by number.
 
     Args:
         plan: What the sweep is.
@@ -86,7 +86,8 @@ class Study:
         say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
     ):
         self.plan, self._folder, self.say = plan, folder, say
-        self._held = dict[int, Claim]()
+        self.held = dict[int, Claim]()
+        self._beat = -math.inf
         self._damaged = set[int]()  # trials that this worker tried
         self._seen = set[int]()  # trials of other directories
         self._storage = Storage(storage or (str(folder / JOURNAL) if kept else None))
@@ -107,11 +108,9 @@ class Study:
                 )
             if found != plan.to_json():
                 self._study.set_user_attr("plan", plan.to_json())
-            self._study.sampler = (
-                optuna.samplers.TPESampler(seed=None if found else plan.config.train.seed, constant_liar=True)
-                if plan.strategy == "tpe"
-                else optuna.samplers.RandomSampler()  # which chooses nothing: a new trial has its point
-            )
+            # (Of the other strategies a new trial has its point.)
+            seed = None if found else plan.config.train.seed
+            self._study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
     def claim(self) -> Claim | None:
         """Claims a trial that nobody trains: one whose worker is gone, or a new one. None: there is none now.
@@ -119,9 +118,8 @@ class Study:
         Raises RunDirError if a trial's directory holds entries that are not part of a run.
         """
         with self._alone(), self._storage.guarded():
+            self.beat()
             if self._storage.shared:
-                for held in self._held.values():
-                    self._storage.beat(self._id(held.trial.number))
                 optuna.storages.fail_stale_trials(self._study)
             for frozen in self._running():
                 if not self._is_ours(frozen):
@@ -147,7 +145,6 @@ class Study:
             user_attrs={"place": self._place, "point": number},  # kept with the trial: a kill leaves both or neither
         )
         identity = self._storage.backend.create_new_trial(self._study_id, template_trial=new)
-        self._storage.beat(identity)
         trial = optuna.trial.Trial(self._study, identity)
         if self._taken()[number] != trial.number:  # another directory was quicker
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -160,6 +157,7 @@ class Study:
         return {frozen.user_attrs.get("point", frozen.number): frozen.number for frozen in trials}
 
     def _take(self, trial: "optuna.trial.Trial") -> Claim:
+        self._storage.beat(self._id(trial.number))
         with ExitStack() as stack:
             params = {name: _suggest(trial, name, distribution) for name, distribution in self.plan.space.items()}
             dirs = {
@@ -172,8 +170,8 @@ class Study:
                 if record.status == "damaged":  # it may have been repaired
                     records[seed] = replace(record, status="running", note=None)
             reported = max(frozen.intermediate_values, default=0)
-            self._held[trial.number] = Claim(trial, params, records, reported, dirs, stack.pop_all())
-            return self._held[trial.number]
+            self.held[trial.number] = Claim(trial, params, records, reported, dirs, stack.pop_all())
+            return self.held[trial.number]
 
     def _run_dir(self, number: int, seed: int) -> Path:
         return member_dir(self._folder, number, seed if self.plan.seeds > 1 else None)
@@ -216,12 +214,13 @@ class Study:
                 claim.reported = epoch
             return claim.trial.should_prune()
 
-    def beat(self, claim: Claim) -> None:
-        """Notes in a database that the trial's worker lives, at most every `BEAT` seconds."""
-        if self._storage.shared and time.monotonic() > claim.beat + BEAT:
-            claim.beat = time.monotonic()
+    def beat(self) -> None:
+        """Notes in a database that this worker lives, at most every `BEAT` seconds."""
+        if time.monotonic() > self._beat + BEAT:
+            self._beat = time.monotonic()
             with self._storage.guarded():
-                self._storage.beat(self._id(claim.trial.number))
+                for number in self.held:
+                    self._storage.beat(self._id(number))
 
     def end(self, claim: Claim) -> bool:
         """Tells Optuna the result of a trial once all its members have ended, and releases it; whether they have.
@@ -247,14 +246,14 @@ class Study:
     def release(self, claim: Claim) -> None:
         """Releases a trial, for others to resume if it has not ended."""
         claim.held.close()
-        self._held.pop(claim.trial.number, None)
+        self.held.pop(claim.trial.number, None)
 
     @property
     def ended(self) -> bool:
         """Whether all trials have ended, except those that were found damaged."""
         with self._storage.guarded():
             left = {frozen.number for frozen in self._running()} - self._damaged
-            return not self._held and not left and len(self._taken()) >= self.plan.trials
+            return not self.held and not left and len(self._taken()) >= self.plan.trials
 
     def records(self) -> list[MemberResult]:
         """Every member that has begun, by number and seed."""
@@ -291,7 +290,7 @@ class Study:
     def _running(self) -> "list[FrozenTrial]":
         """Trials that have not ended, except those that this worker trains."""
         running = optuna.trial.TrialState.RUNNING
-        return [frozen for frozen in self._trials() if frozen.state == running and frozen.number not in self._held]
+        return [frozen for frozen in self._trials() if frozen.state == running and frozen.number not in self.held]
 
     def _id(self, number: int) -> int:
         """Optuna's id of a trial in its storage."""

@@ -19,7 +19,7 @@ from jaxlm.files import Folder, reason
 from jaxlm.report.progress import lasting_console
 from jaxlm.runs import directory, ram, signals
 from jaxlm.runs.trainer import with_corpus
-from jaxlm.sweeps.plan import MOST_GROUP, MOST_WORKERS, Plan, check_count, make_plan
+from jaxlm.sweeps.plan import Plan, check_counts, make_plan
 from jaxlm.sweeps.processes import supervise, useful_workers
 from jaxlm.sweeps.results import Sweep, write
 from jaxlm.sweeps.space import first_values
@@ -82,9 +82,7 @@ def sweep(
         JaxlmError: Something is out of its limits, or the study cannot be used.
         RunDirError: The directory is in use, holds something else, or cannot be written.
     """
-    for name, number, most in (("workers", workers, MOST_WORKERS), ("group", group, MOST_GROUP)):
-        if number is not None:
-            check_count(name, number, most)
+    check_counts(workers=workers, group=group)
     if in_memory := isinstance(corpus, Corpus):
         if (workers or 1) > 1:
             raise JaxlmError("workers load the corpus themselves: name it, instead of giving it as an object")
@@ -110,12 +108,9 @@ def sweep(
 
         def result() -> Sweep:
             members = study.records()
-            if run_dir:
-                return Sweep(config, members, folder, stop.signal)
-            return Sweep(config, [replace(member, run_dir=None) for member in members], None, stop.signal)
-
-        def show() -> None:
-            view.show(result)
+            if run_dir is None:
+                members = [replace(member, run_dir=None) for member in members]
+            return Sweep(config, members, run_dir and folder, stop.signal)
 
         with signals.noted() as stop:
             if chosen > 1:
@@ -125,7 +120,9 @@ def sweep(
                 command += [f"--data-dir={data_dir}"] * (data_dir is not None)
                 # (A database's URL may have a password, and command lines are for all to see.)
                 environment = {**os.environ, **({} if where is None else {STORAGE: where})}
-                failure = supervise(command, environment, chosen, folder, stop, show, view.say, POLL / 2)
+                failure = supervise(
+                    command, environment, chosen, folder, stop, lambda: view.show(result), view.say, POLL / 2
+                )
                 if stop.signal is None and failure and not study.ended:
                     raise JaxlmError(
                         f"every worker ended before the sweep did: what was saved is whole; resume with "
@@ -133,7 +130,9 @@ def sweep(
                     )
             else:
                 given = found if in_memory else None
-                Worker(study, given, data_dir, group, vmap, 1, kept, lambda: stop.signal, show).run()
+                Worker(
+                    study, given, data_dir, group, vmap, 1, kept, lambda: stop.signal, lambda: view.show(result)
+                ).run()
         sweep = result()
         view.show(lambda: sweep, 0)
         if stop.signal is None:

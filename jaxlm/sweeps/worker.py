@@ -81,7 +81,6 @@ class Worker(Observer):
     _corpora: dict[tuple[DataConfig, int], Corpus] = field(default_factory=dict)
     _waiting: list[Member] = field(default_factory=list)
     _placed: dict[Run, Member] = field(default_factory=dict)
-    _claims: dict[int, Claim] = field(default_factory=dict)
     _shape: Shape = ()
 
     def run(self) -> None:
@@ -99,7 +98,7 @@ class Worker(Observer):
                     self.tick()
                     time.sleep(POLL)
         finally:
-            for claim in self._claims.values():
+            for claim in list(self.study.held.values()):
                 self.study.release(claim)
 
     def _train(self, shape: Shape) -> None:
@@ -119,7 +118,6 @@ class Worker(Observer):
         if claim is None:
             return False
         number = claim.trial.number
-        self._claims[number] = claim
         for seed, record in claim.records.items():
             if record.status != "running":
                 continue
@@ -175,8 +173,7 @@ class Worker(Observer):
 
     def trained(self, group: Group) -> None:
         """Shows those who share a database that this worker lives."""
-        for run in filter(None, group.runs):
-            self.study.beat(self._claims[self._placed[run].record.number])
+        self.study.beat()
         self.tick()
 
     def diverged(self, group: Group, slot: int, problem: str) -> None:
@@ -192,14 +189,14 @@ class Worker(Observer):
             member = self._placed[run]
             member.record = self._seen(run, member.record)
             numbers.add(member.record.number)
-            self.study.note(self._claims[member.record.number], member.record)
+            self.study.note(self.study.held[member.record.number], member.record)
             if not math.isfinite(value := member.record.valid_perplexity):
                 self.diverged(group, slot, f"epoch {run.epoch} has validation perplexity {value}")
             elif run.finished and not stopping:
                 self._finish(self._placed[run], group, slot)
                 self._free(group, slot)
-        for number in numbers & self._claims.keys():
-            if self.study.to_prune(self._claims[number]):
+        for number in numbers & self.study.held.keys():
+            if self.study.to_prune(self.study.held[number]):
                 self._prune(group, number)
 
     def _prune(self, group: Group, number: int) -> None:
@@ -223,12 +220,12 @@ class Worker(Observer):
     def _close(self, member: Member, status: str, note: str | None = None) -> None:
         """Ends a member, and its trial if it was the last one."""
         member.record = replace(member.record, status=status, note=note)
-        self.study.note(self._claims[member.record.number], member.record)
+        self.study.note(self.study.held[member.record.number], member.record)
         self._end(member.record.number)
 
     def _end(self, number: int) -> None:
-        if number in self._claims and self.study.end(self._claims[number]):
-            del self._claims[number]
+        if number in self.study.held:
+            self.study.end(self.study.held[number])
 
     def _of_shape(self) -> Member | None:
         return next((member for member in self._waiting if member.shape == self._shape), None)
