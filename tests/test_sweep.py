@@ -482,7 +482,7 @@ def finished(tmp_path_factory):
             ["--set", "keep_output=uniform:0.5:1.5", "--strategy", "random", "--trials", "2"],
             "keep_output must be above 0",
         ),
-        (["--set", "batch_size=range:10:20:2.5"], "batch_size takes a whole number"),
+        (["--set", "batch_size=range:10:20:2.5"], "batch_size takes whole numbers"),
         (["--set", "batch_size=range:10:20:0"], "with a STEP above 0"),
         (["--set", "batch_size=1.5,2"], "batch_size takes a whole number"),
         (["--set", "hidden_sizes=8xx"], "whole numbers with x between"),
