@@ -89,11 +89,9 @@ def draw_epochs(axes: Any, points: Sequence[tuple[str, Sequence[float]]]) -> Non
     from matplotlib.ticker import MaxNLocator
 
     lines = [drawable(values) for _, values in points]
-    for at in reversed(range(len(points))):
-        gid = marks([f"trial {points[at][0]}"], points[at][0])
-        axes.plot(
-            np.arange(1, len(lines[at]) + 1), lines[at], "o-", color=_colour(at, len(points)), markersize=3, gid=gid
-        )
+    for at, line in reversed([*enumerate(lines)]):
+        gid, colour = marks([f"trial {points[at][0]}"], points[at][0]), _colour(at, len(points))
+        axes.plot(np.arange(1, len(line) + 1), line, "o-", color=colour, markersize=3, gid=gid)
     axes.set(xlabel="epoch", ylabel=PERPLEXITY)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     perplexity_axis(axes, np.concatenate(lines))
@@ -103,17 +101,13 @@ def scale_of(values: Sequence[Any]) -> Scale:
     """The scale of one field's values: numbers lie where they are, anything else in alphabetical order."""
     if not all(type(value) in (int, float) for value in values):
         names = [label(value_text(value)) for value in values]
-        order = list(dict.fromkeys(label(value_text(value)) for value in sorted(values, key=repr)))
-        places = np.array([order.index(name) for name in names], float)
-        return Scale(places, names, dict(enumerate(order)), log=False)
+        order, places = np.unique(names, return_inverse=True)
+        return Scale(places.astype(float), names, dict(enumerate(order.tolist())), log=False)
     places = np.array(values, float)
-    distinct = np.unique(places)
-    return Scale(
-        places,
-        [f"{value:.4g}" for value in places],
-        {float(value): f"{value:.4g}" for value in distinct} if len(distinct) <= 6 else {},
-        log=bool(places.min() > 0 and places.max() >= 8 * places.min()),
-    )
+    names = [f"{value:.4g}" for value in places]
+    ticks = dict(zip(places.tolist(), names, strict=True))
+    log = bool(places.min() > 0 and places.max() >= 8 * places.min())
+    return Scale(places, names, ticks if len(ticks) <= 6 else {}, log)
 
 
 def value_text(value: Any) -> str:
@@ -123,9 +117,7 @@ def value_text(value: Any) -> str:
 
 def _colour(rank: int, count: int) -> Any:
     """Orange for the best of `count` points, blue to grey for the others."""
-    if rank == 0:
-        return ORANGE
-    return PALETTE[0] if rank < count / 3 else PALETTE[7] if rank < 2 * count / 3 else PALE
+    return ORANGE if rank == 0 else (PALETTE[0], PALETTE[7], PALE)[3 * rank // count]
 
 
 def _draw_scale(axes: Any, place: int, scale: Scale) -> np.ndarray:

@@ -18,21 +18,13 @@ _NAMES = {"tsne": "t-SNE", "pca": "PCA"}
 
 @dataclass(frozen=True)
 class WordMap:
-    """The most frequent words where their vectors lie.
+    """The most frequent words where their vectors lie."""
 
-    Attributes:
-        words: n words.
-        places: [n, 2].
-        clusters: [n], the cluster of each word, from 0; all 0 without scikit-learn.
-        neighbors: for each word, the nearest words of the whole vocabulary with their cosines.
-        method: t-SNE or PCA.
-    """
-
-    words: Sequence[str]
-    places: np.ndarray
-    clusters: np.ndarray
-    neighbors: Sequence[Sequence[tuple[str, float]]]
-    method: str
+    words: Sequence[str]  # n
+    places: np.ndarray  # [n, 2]
+    clusters: np.ndarray  # [n], from 0; all 0 without scikit-learn
+    neighbors: Sequence[Sequence[tuple[str, float]]]  # of each word, in the whole vocabulary, with their cosines
+    method: str  # t-SNE or PCA
 
     @property
     def legend(self) -> str:
@@ -90,7 +82,7 @@ def map_words(
     if not np.isfinite(vectors).all() or (np.ptp(head, axis=0) == 0).all():
         raise JaxlmError("the embedding's vectors are not finite, or all equal: map one that was trained")
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    places, clusters, used = _project(unit[:count].astype(np.float64), method, seed)
+    places, clusters, method = _project(unit[:count].astype(np.float64), method, seed)
     near, most = [], min(neighbors, len(unit) - 1)
     for place in range(len(head) if most else 0):
         cosine = unit @ unit[place]
@@ -98,7 +90,7 @@ def map_words(
         nearest = np.argpartition(-cosine, most - 1)[:most]
         nearest = nearest[np.argsort(-cosine[nearest], kind="stable")]
         near.append([(words[other], round(float(cosine[other]), 3)) for other in nearest])
-    return WordMap(words[: len(head)], places, clusters, near, _NAMES[used])
+    return WordMap(words[: len(head)], places, clusters, near, _NAMES[method])
 
 
 @contextmanager
@@ -149,21 +141,19 @@ def spread(places: np.ndarray, sizes: np.ndarray, area: np.ndarray, rounds: int 
 
 def _project(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
     """Places [n, 2] and clusters [n] of unit vectors [n, E], and the method that was used."""
-
-    def widest() -> np.ndarray:
-        centred = vectors - vectors.mean(axis=0)
-        return centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
-
+    centred = vectors - vectors.mean(axis=0)
+    widest = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
     try:
         from sklearn.cluster import KMeans
         from sklearn.manifold import TSNE
         from threadpoolctl import threadpool_limits
     except ModuleNotFoundError:
-        return widest(), np.zeros(len(vectors), int), "pca"
+        return widest, np.zeros(len(vectors), int), "pca"
     with warnings.catch_warnings(), threadpool_limits(1):  # with few words, threads take longer than one
         warnings.simplefilter("ignore")  # such as fewer distinct vectors than clusters
+        clusters = KMeans(min(len(PALETTE), len(vectors)), random_state=seed).fit_predict(vectors)
+        if method == "pca":
+            return widest, clusters, method
         near = min(20, (len(vectors) - 1) / 3)
         tsne = TSNE(metric="cosine", init="pca", random_state=seed, perplexity=near)
-        places = tsne.fit_transform(vectors).astype(np.float64) if method == "tsne" else widest()
-        clusters = KMeans(min(len(PALETTE), len(vectors)), random_state=seed).fit_predict(vectors)
-    return places, clusters, method
+        return tsne.fit_transform(vectors).astype(np.float64), clusters, method

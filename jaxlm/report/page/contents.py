@@ -11,26 +11,16 @@ from jaxlm.report.word_map import WordMap
 
 @dataclass(frozen=True)
 class RunRecord(Results):
-    """A run without its parameters.
-
-    Attributes:
-        path: the directory.
-        preset, seed: the config's.
-        fields: (section, field, value, unit) of the whole config.
-        corpus: name, sha256, vocab_sha256 and description.
-        sessions: the command, versions, devices and platform of each process that trained it.
-        checkpoints: (windows trained, epoch, validation perplexity or None) of each.
-        timing: lines of its timing, one an epoch.
-    """
+    """A run without its parameters."""
 
     path: str
     preset: str
     seed: int
-    fields: Sequence[tuple[str, str, str, str]]
-    corpus: Mapping[str, Any]
-    sessions: Sequence[Mapping[str, Any]]
-    checkpoints: Sequence[tuple[int, int, float | None]]
-    timing: Sequence[Row]
+    fields: Sequence[tuple[str, str, str, str]]  # (section, field, value, unit) of the whole config
+    corpus: Mapping[str, Any]  # name, sha256, vocab_sha256 and description
+    sessions: Sequence[Mapping[str, Any]]  # command, versions, devices and platform of each process that trained it
+    checkpoints: Sequence[tuple[int, int, float | None]]  # (windows trained, epoch, validation perplexity)
+    timing: Sequence[Row]  # one an epoch
 
     @property
     def settings(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from itertools import groupby
 from typing import Any
@@ -29,13 +30,8 @@ from jaxlm.terminal import printable
 
 MOST_LINES = 24  # runs in a chart; the tables hold all
 MOST_BITS = 16.0  # the end of the scale of colours
-# Test perplexities of TensorFlow 1's tutorial (Zaremba et al. 2014), by preset, on the corpus named ptb.
-PUBLISHED = {
-    "small": ("published (small)", 115.5),
-    "zaremba-small": ("published (small)", 115.5),
-    "zaremba-medium": ("published (medium)", 83.5),
-    "zaremba-large": ("published (large)", 78.5),
-}
+# Test perplexities of TensorFlow 1's tutorial (Zaremba et al. 2014), of the presets small and zaremba-SIZE, on ptb.
+PUBLISHED = {"small": 115.5, "medium": 83.5, "large": 78.5}
 
 
 @dataclass(frozen=True)
@@ -51,13 +47,7 @@ class Group:
 def render(
     title: str, runs: Sequence[RunRecord] = (), models: Sequence[ModelView] = (), sweeps: Sequence[SweepRecord] = ()
 ) -> str:
-    """The page as HTML.
-
-    Args:
-        title: of the page.
-        runs: the runs to show; those of one corpus make a section.
-        models: at most one for each corpus, of one of the runs.
-        sweeps: the sweeps to show.
+    """The page as HTML: a section for each corpus's runs, each sweep and each model, which is one of a run.
 
     Raises:
         JaxlmError: There is nothing to show.
@@ -74,8 +64,7 @@ def render(
         sections.append({"kind": kind, "id": f"section-{len(sections)}", "title": title, **values})
 
     def add_model(title: str, model: ModelView) -> None:
-        words, name = model.word_map, f"map-{len(payload['maps'])}"
-        picture = None
+        words, name, picture = model.word_map, f"map-{len(payload['maps'])}", None
         if words is not None:
             payload["maps"].append({"id": name, "words": list(words.words), "neighbors": words.neighbors})
             with drawn_map(words) as drawn:
@@ -136,22 +125,18 @@ def groups(runs: Sequence[RunRecord]) -> list[Group]:
         together.setdefault(tuple(sorted(run.settings.items())), []).append(run)
     names = dict.fromkeys(name for run in runs for name in run.settings)
     differing = [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
-    found = [
-        Group(
-            members,
-            {name: members[0].settings.get(name, "") for name in differing},
-            mean_and_deviation([run.valid_perplexity for run in members]),
-            mean_and_deviation([run.test_perplexity() for run in members]),
-        )
-        for members in together.values()
-    ]
+    found = []
+    for members in together.values():
+        settings = {name: members[0].settings.get(name, "") for name in differing}
+        valid = mean_and_deviation([run.valid_perplexity for run in members])
+        found.append(Group(members, settings, valid, mean_and_deviation([run.test_perplexity() for run in members])))
     return sorted(found, key=lambda group: (math.isnan(group.valid[0]), group.valid[0]))
 
 
 def published(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
     """(name, test perplexity) of the published models that the runs' presets stand for, on Penn Treebank alone."""
-    on_ptb = [run.preset for run in runs if run.corpus.get("name") == "ptb"]
-    return list(dict.fromkeys(PUBLISHED[preset] for preset in on_ptb if preset in PUBLISHED))
+    sizes = dict.fromkeys(run.preset.removeprefix("zaremba-") for run in runs if run.corpus.get("name") == "ptb")
+    return [(f"published ({size})", PUBLISHED[size]) for size in sizes if size in PUBLISHED]
 
 
 def speeds(run: RunRecord) -> list[dict[str, Any]]:
@@ -211,28 +196,21 @@ def _sweep_pictures(sweep: SweepRecord, name: str) -> tuple[dict[str, str], list
     if len(trials) < 2:
         return {}, []
     points, keys = [(trial.values, trial.valid[0]) for trial in trials], [str(trial.number) for trial in trials]
+    epochs = [(str(trial.number), trial.valid_by_epoch) for trial in trials]
     fields = list(trials[0].values)
+    parallel, wide = partial(sweep_plots.draw_parallel, points=points, keys=keys), max(5.6, 1.6 * len(fields) + 2)
     found = {
-        "Parallel coordinates": _picture(
-            f"{name} all", lambda axes: sweep_plots.draw_parallel(axes, points, keys), max(5.6, 1.6 * len(fields) + 2)
-        ),
-        "Learning curves": _picture(
-            f"{name} epochs",
-            lambda axes: sweep_plots.draw_epochs(axes, [(str(one.number), one.valid_by_epoch) for one in trials]),
-        ),
+        "Parallel coordinates": _picture(f"{name} all", parallel, wide),
+        "Learning curves": _picture(f"{name} epochs", lambda axes: sweep_plots.draw_epochs(axes, epochs)),
     }
     for place, field in enumerate(fields):
-        found[f"{place + 1}: {field}"] = _picture(
-            f"{name} field {place}",
-            lambda axes, field=field: sweep_plots.draw_slice(axes, points, field, keys),
-            height=3,
-        )
-    columns = {field: [trial.values[field] for trial in trials] for field in fields}
+        draw = partial(sweep_plots.draw_slice, points=points, field=field, keys=keys)
+        found[f"{place + 1}: {field}"] = _picture(f"{name} field {place}", draw, height=3)
     axes = []
-    for field, values in {**columns, sweep_plots.PERPLEXITY: [trial.valid[0] for trial in trials]}.items():
+    for field in (*fields, sweep_plots.PERPLEXITY):
+        values = [{**trial.values, sweep_plots.PERPLEXITY: trial.valid[0]}[field] for trial in trials]
         numeric = all(type(value) in (int, float) for value in values)
         texts = values if numeric else [printable(sweep_plots.value_text(value)) for value in values]
-        ends = (min(values), max(values)) if numeric else ()
-        own = {"values": dict(zip(keys, texts, strict=True)), "ends": ends}
-        axes.append({"name": field, "choices": [] if numeric else sorted(set(texts)), **own})
+        choices, ends = ([], (min(values), max(values))) if numeric else (sorted(set(texts)), ())
+        axes.append({"name": field, "choices": choices, "values": dict(zip(keys, texts, strict=True)), "ends": ends})
     return found, axes
