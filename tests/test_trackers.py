@@ -90,7 +90,7 @@ def test_a_tracker_that_fails_warns_once_is_closed_and_the_run_ends_well(tmp_pat
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("nothing", "expected tensorboard, wandb, trackio or mlflow"),
+        ("nothing", "expected one of tensorboard, wandb, trackio, mlflow"),
         ("mlflow", "needs mlflow: pip install mlflow"),
         ("tensorboard", r"pip install 'jaxlm\[tensorboard\]'"),
     ],

@@ -29,7 +29,7 @@ class LazyTensor:
     shape: tuple[int, ...]
     kind: str  # of the elements, as "float32"
     identity: Hashable  # equal for two tensors that are the same memory
-    read: Callable[[], np.ndarray]  # gives the values [*shape] of a kind of FLOATS, bfloat16 as float32, or JaxlmError
+    read: Callable[[], np.ndarray]  # gives the `elements` [*shape], of a kind of FLOATS; raises JaxlmError
 
 
 Tensors = Mapping[str, LazyTensor]
@@ -44,13 +44,6 @@ def check_sharing(tensors: Iterable[LazyTensor], stored: int) -> None:
 def elements(data: bytes | bytearray | memoryview, kind: str) -> np.ndarray:
     """The whole elements `[n]` that begin `data`, little endian, of a kind of `FLOATS`; bfloat16 as 16-bit integers."""
     return np.frombuffer(data, FLOATS[kind], len(data) // SIZES[kind])
-
-
-def as_floats(values: np.ndarray, kind: str) -> np.ndarray:
-    """`elements` in any shape as floats; always a copy in C order."""
-    if kind == "bfloat16":
-        return (values.astype(np.uint32, order="C") << 16).view(np.float32)
-    return values.astype(values.dtype.newbyteorder("="), order="C")
 
 
 def shown(text: object, most: int = 80) -> str:
@@ -103,9 +96,12 @@ def foreign_model(params: dict[str, Any], source: str, notes: list[str], tensors
 
 
 def float32(tensors: Tensors, name: str) -> np.ndarray:
-    """The values of a tensor in float32. Raises JaxlmError where one is not finite, or too large."""
+    """The values of a tensor in float32, C order. Raises JaxlmError where one is not finite, or too large."""
+    values = tensors[name].read()
+    if tensors[name].kind == "bfloat16":
+        values = (values.astype(np.uint32, order="C") << 16).view(np.float32)
     with np.errstate(over="ignore"):
-        return check_finite(name, tensors[name].read().astype(np.float32, copy=False))
+        return check_finite(name, values.astype(np.float32, order="C"))
 
 
 def check_finite(name: str, values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import safetensors
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import reader, reason
-from jaxlm.interop.foreign import MOST_PATH, ForeignModel, LazyTensor, as_floats, check_sharing, damage, elements, shown
+from jaxlm.interop.foreign import MOST_PATH, ForeignModel, LazyTensor, check_sharing, damage, elements, shown
 from jaxlm.interop.tensorflow import from_tensorflow_checkpoint
 from jaxlm.interop.tensorflow_checkpoint import MAGIC, checkpoint_prefix, read_checkpoint
 from jaxlm.interop.torch_files import MOST_FILE, read_torch
@@ -75,4 +75,4 @@ def _read_safetensors(data: bytes) -> dict[str, LazyTensor]:
 
 def _tensor(name: str, shape: list[int], dtype: str, data: bytes) -> LazyTensor:
     kind = _SAFETENSORS.get(dtype, dtype)
-    return LazyTensor(tuple(shape), kind, name, lambda: as_floats(elements(data, kind).reshape(shape), kind))
+    return LazyTensor(tuple(shape), kind, name, lambda: elements(data, kind).reshape(shape))

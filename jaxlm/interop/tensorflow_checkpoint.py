@@ -18,7 +18,7 @@ import numpy as np
 from jaxlm.errors import JaxlmError
 from jaxlm.files import read_bytes, reader, reason
 from jaxlm.interop.crc32c import crc32c, masked
-from jaxlm.interop.foreign import MOST_DIMENSIONS, SIZES, LazyTensor, as_floats, check_sharing, elements, listed, shown
+from jaxlm.interop.foreign import MOST_DIMENSIONS, SIZES, LazyTensor, check_sharing, elements, listed, shown
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # what a table ends with
 MOST_KEY, MOST_ENTRIES = 500, 20_000  # bytes; pairs
@@ -100,7 +100,7 @@ def _variable(name: str, entry: Fields, paths: list[Path], sizes: list[int]) -> 
             raise JaxlmError(f"{shard_name} cannot be read: {reason(error)}") from None
         if len(data) < size or masked(crc32c(data)) != checksum:
             raise JaxlmError(f"the checksum of the variable {shown(name)} is wrong; {shard_name} is damaged")
-        return as_floats(elements(data, kind).reshape(shape), kind)
+        return elements(data, kind).reshape(shape)
 
     if kind in SIZES and math.prod(shape) * SIZES[kind] != size:
         raise JaxlmError(f"the variable {shown(name)} claims the shape {list(shape)} in {size:,} bytes; it is damaged")

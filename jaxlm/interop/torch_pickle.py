@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.foreign import MOST_DIMENSIONS, SIZES, LazyTensor, as_floats, damage, elements, shown
+from jaxlm.interop.foreign import MOST_DIMENSIONS, SIZES, LazyTensor, damage, elements, shown
 
 MOST_STEPS = 2_000_000  # instructions of a pickle; a module takes thousands, a vocabulary beside it 6 a word
 MOST_NAME = 1000  # letters of a class's name or of a key
@@ -226,7 +226,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
         values, steps = elements(storage.fetch(), storage.kind)[start:], tuple(stride * size for stride in strides)
         if last - offset >= len(values):
             raise JaxlmError(f"the storage {shown(storage.key)} is cut short")
-        return as_floats(np.lib.stride_tricks.as_strided(values, shape, steps, writeable=False), storage.kind)
+        return np.lib.stride_tricks.as_strided(values, shape, steps, writeable=False)
 
     return LazyTensor(shape, storage.kind, (storage.key, start, shape, strides), read)
 

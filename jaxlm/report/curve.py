@@ -69,10 +69,8 @@ def learning_curve(rows: Sequence[Row], path: Path) -> Path:
     """
     run = Results("", *by_kind(rows))
     if not run.epochs:
-        raise JaxlmError(
-            f"a learning curve needs a finished epoch, and there are {len(run.windows)} windows without one: train one "
-            f"epoch first"
-        )
+        found = f"there are {len(run.windows)} windows without one"
+        raise JaxlmError(f"a learning curve needs a finished epoch, and {found}: train one epoch first")
     with figure(8, 5.2) as drawn:
         upper, lower = drawn.subplots(2, 1, sharex=True, height_ratios=[5, 1])
         draw_perplexities(upper, [run])
@@ -107,10 +105,8 @@ def draw_perplexities(axes: Any, runs: Sequence[Results], levels: Sequence[tuple
         splits = [("train", at, train), ("validation", at, valid), ("test", at[-1:], drawable([run.test_perplexity()]))]
         for (split, x, y), colour, style in zip(splits, colours, ("^--", "o-", "D"), strict=True):
             known = np.isfinite(y)
-            titles = [
-                f"{run.name} {split}, epoch {epoch:.4g}: {value:.2f}".strip()
-                for epoch, value in zip(x[known], y[known], strict=True)
-            ]
+            points = zip(x[known], y[known], strict=True)
+            titles = [f"{run.name} {split}, epoch {epoch:.4g}: {value:.2f}".strip() for epoch, value in points]
             (line,) = axes.plot(x[known], y[known], style, color=colour, markersize=5, gid=marks(titles))
             if known.any() and (alone or split == "validation"):
                 line.set_label(f"{split} {perplexity_text(y[-1])}" if alone else label(run.name))
@@ -153,12 +149,8 @@ def epoch_axis(axes: Any, runs: Sequence[Results]) -> None:
 def window_series(run: Results, name: str) -> tuple[np.ndarray, np.ndarray]:
     """(epochs, means) over stretches of a thirtieth of an epoch's windows, or longer ones in long runs.
 
-    Args:
-        run: the run.
-        name: "grad_norm", "learning_rate" (of the first window of each stretch) or "perplexity".
-
-    Returns:
-        nan where a stretch has no finite value.
+    The name is "grad_norm", "learning_rate" (of the first window of each stretch) or "perplexity". A mean is nan where
+    a stretch has no finite value.
     """
     x, count = run.window_ends(), len(run.windows)
     first = sum(row["epoch"] == run.windows[0]["epoch"] for row in run.windows) if count else 0

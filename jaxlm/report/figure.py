@@ -30,22 +30,13 @@ _VARIABLES = {
 }
 _LONGEST_LABEL = 80  # letters
 _STYLE: dict[Any, Any] = {
-    "text.usetex": False,
-    "text.parse_math": False,
-    "text.color": INK,
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": RULE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(
+        ("text.usetex", "text.parse_math", "axes.spines.top", "axes.spines.right", "legend.frameon"), False
+    ),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    **{"axes.edgecolor": RULE, "grid.color": GRID},
+    **{"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "none"},
 }
 
 
@@ -79,12 +70,12 @@ def save(drawn: Any, path: Path) -> Path:
     return path
 
 
-def marks(titles: Sequence[str], keys: str | Sequence[str] = ()) -> str:
-    """A gid for an artist, which `svg` turns into a title (a tooltip) and a `data-key` for each of its marks.
+def marks(titles: Sequence[str], key: str = "") -> str:
+    """A gid for an artist, which `svg` turns into a title (a tooltip) for each of its marks, and a `data-key`.
 
-    One title, or a text in place of several keys, is for the whole artist. Other formats ignore the gid.
+    One title is for the whole artist. Other formats ignore the gid.
     """
-    return json.dumps([[printable(title) for title in titles], keys])
+    return json.dumps([[printable(title) for title in titles], key])
 
 
 def svg(drawn: Any, name: str) -> str:
@@ -105,15 +96,14 @@ def svg(drawn: Any, name: str) -> str:
         element.tag = element.tag.rpartition("}")[2]  # (HTML needs no namespaces)
         element.attrib = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
         if element.get("id", "").startswith("["):
-            titles, keys = json.loads(element.get("id", ""))
+            titles, key = json.loads(element.get("id", ""))
             # A picture's points are <use> elements, in the order in which they were drawn.
             parts = [part for part in element.iter() if part.tag.endswith("use")] or [element]
             for part, title in zip([element] if len(titles) == 1 else parts, titles, strict=False):
                 part.insert(0, ElementTree.Element("title"))
                 part[0].text = title
-            whole = isinstance(keys, str)
-            for part, key in zip([element] if whole else parts, [keys] if whole else keys, strict=False):
-                part.set("data-key", key)
+            if key:
+                element.set("data-key", key)
     for size in ("width", "height"):
         root.attrib.pop(size)
     used = set(re.findall(r"#(\w+)", " ".join(value for one in root.iter() for value in one.attrib.values())))

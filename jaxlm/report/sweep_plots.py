@@ -53,8 +53,8 @@ def draw_slice(axes: Any, points: Points, field: str, keys: Sequence[str] | None
     y = drawable([perplexity for _, perplexity in points])
     known = np.isfinite(y)
     titles = [f"{field} {name}, {PERPLEXITY} {value:.2f}" for name, value in zip(scale.names, y, strict=True)]
-    for at in np.flatnonzero(known)[::-1]:  # (the best one last, on top)
-        gid = marks([titles[at]], keys[at] if keys else ())
+    for at in np.flatnonzero(known)[::-1].tolist():  # (the best one last, on top)
+        gid = marks([titles[at]], keys[at] if keys else "")
         axes.plot(scale.places[at], y[at], "o", color=_colour(at, len(y)), markersize=7 if at == 0 else 5, gid=gid)
     if scale.log:
         log_axis(axes, "x")
@@ -75,7 +75,7 @@ def draw_parallel(axes: Any, points: Points, keys: Sequence[str] | None = None) 
     names = [*map(label, fields), PERPLEXITY]
     for at in reversed(range(len(points))):
         title = ", ".join(f"{name} {scale.names[at]}" for name, scale in zip(names, scales, strict=True))
-        gid, width = marks([title], keys[at] if keys else ()), 2.5 if at == 0 else 1.2
+        gid, width = marks([title], keys[at] if keys else ""), 2.5 if at == 0 else 1.2
         axes.plot(heights[:, at], "o-", color=_colour(at, len(y)), markersize=3, linewidth=width, gid=gid)
     axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
     axes.set_yticks([])

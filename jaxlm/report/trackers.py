@@ -11,8 +11,7 @@ from typing import Any
 from jaxlm.errors import JaxlmError
 
 OnMetrics = Callable[[int, Mapping[str, float]], object]  # (step, values by tag such as "train/cost")
-PROJECT = "jaxlm"
-FLUSH_SECONDS = 10
+PROJECT, FLUSH_SECONDS = "jaxlm", 10
 Opened = tuple[Callable[[int, dict[str, float]], object], Callable[[], object]]  # log and close
 
 
@@ -33,8 +32,7 @@ def tracked(name: str, run_dir: str | Path, config: Mapping[str, Any]) -> Iterat
         JaxlmError: The tracker is unknown, is not installed, or cannot be opened.
     """
     if name not in TRACKERS:
-        *others, last = TRACKERS
-        raise JaxlmError(f"unknown tracker {name!r}: expected {', '.join(others)} or {last}")
+        raise JaxlmError(f"unknown tracker {name!r}: expected one of {', '.join(TRACKERS)}")
     try:
         log, close = TRACKERS[name](Path(run_dir).absolute(), dict(config))
     except Exception as error:  # (a tracker's code may raise anything, also where it is imported)

@@ -82,7 +82,7 @@ def map_words(
     if not np.isfinite(vectors).all() or (np.ptp(head, axis=0) == 0).all():
         raise JaxlmError("the embedding's vectors are not finite, or all equal: map one that was trained")
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    places, clusters, method = _project(unit[:count].astype(np.float64), method, seed)
+    places, clusters, used = _project(unit[:count].astype(np.float64), method, seed)
     near, most = [], min(neighbors, len(unit) - 1)
     for place in range(len(head) if most else 0):
         cosine = unit @ unit[place]
@@ -90,7 +90,7 @@ def map_words(
         nearest = np.argpartition(-cosine, most - 1)[:most]
         nearest = nearest[np.argsort(-cosine[nearest], kind="stable")]
         near.append([(words[other], round(float(cosine[other]), 3)) for other in nearest])
-    return WordMap(words[: len(head)], places, clusters, near, _NAMES[method])
+    return WordMap(words[: len(head)], places, clusters, near, _NAMES[used])
 
 
 @contextmanager
