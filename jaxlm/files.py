@@ -23,7 +23,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-PARTIAL = ".partial-"  # how the names of unfinished files begin
+from jaxlm.errors import JaxlmError
+
+_UNFINISHED = re.compile(r"\.partial-.+-[0-9a-f]{16}", re.DOTALL)  # the names of unfinished files and folders
 MOST_DEPTH = 8  # of the folders below a run's directory
 MAX_VOCAB_BYTES = 256 << 20  # of a vocabulary, in whichever file it is
 # A directory with one of these files holds a run, a sweep or a corpus, which owns the entries of these names.
@@ -149,6 +151,23 @@ class Folder:
                 os.unlink(partial, dir_fd=self._descriptor)
             raise
 
+    @contextmanager
+    def new_folder(self, name: str) -> Iterator["Folder"]:
+        """A directory to fill, which appears as `name`, durably, once the block ends without an exception."""
+        partial = _partial(name)
+        try:
+            with self.folder(partial, create=True) as folder:
+                yield folder
+                folder.sync()
+            self.rename(partial, name)
+            self.sync()
+        except BaseException as error:
+            with suppress(OSError):
+                self.remove(partial)
+            if isinstance(error, OSError) and isinstance(error.filename, str):
+                error.filename = error.filename.replace(partial, name)
+            raise
+
     def rename(self, old: str, new: str) -> None:
         """Renames an entry, replacing a file (or an empty directory) of the new name; durable after `sync`."""
         with _naming(self.path / _entry(old)):
@@ -162,11 +181,16 @@ class Folder:
             else:
                 os.unlink(name, dir_fd=self._descriptor)
 
+    def discard(self, name: str) -> None:
+        """Removes a tree that has a reader: hides it by one rename first. What a kill leaves of it, `clean` removes."""
+        self.rename(name, hidden := _partial(name))
+        with suppress(OSError):
+            self.remove(hidden)
+
     def clean(self) -> None:
-        """Removes the unfinished files of killed writers; only for the one process that writes here."""
-        for name in self.names():
-            if name.startswith(PARTIAL) and (status := self.status(name)) and stat.S_ISREG(status.st_mode):
-                self.remove(name)
+        """Removes what killed writers left unfinished or half removed; only for the one process that writes here."""
+        for name in filter(_UNFINISHED.fullmatch, self.names()):
+            self.remove(name)
 
     def sync(self) -> None:
         """Waits until the directory's list of names is on the disk."""
@@ -206,6 +230,24 @@ def held(where: "str | Path | Folder") -> Iterator[Folder]:
     else:
         with Folder.open(where) as folder:
             yield folder
+
+
+def path_of(where: "str | Path | Folder") -> Path:
+    """The path of a folder, or of the directory at a path."""
+    return where.path if isinstance(where, Folder) else Path(where)
+
+
+@contextmanager
+def explained(kind: type[JaxlmError], what: str, remedy: str = "") -> Iterator[None]:
+    """Turns an error about files into one sentence: `what` failed, the file if `what` lacks it, why, what to do."""
+    try:
+        yield
+    except kind:
+        raise
+    except (OSError, ValueError, MemoryError) as error:
+        path = getattr(error, "filename", None)
+        where = f"{path}: " if path and str(path) not in what else ""
+        raise kind(f"{what}: {where}{reason(error)}{remedy and f'; {remedy}'}") from None
 
 
 def reader(path: str | Path) -> BinaryIO:
@@ -286,20 +328,8 @@ def new_folder(path: str | Path) -> Iterator[Folder]:
     whole = Path(os.path.abspath(path))
     if os.path.lexists(whole) and not (whole.is_dir() and not whole.is_symlink() and not os.listdir(whole)):
         raise OSError(errno.EEXIST, _TAKEN, str(path))
-    with Folder.open(whole.parent, create=True) as parent:
-        partial = _partial(whole.name)
-        try:
-            with parent.folder(partial, create=True) as folder:
-                yield folder
-                folder.sync()
-            parent.rename(partial, whole.name)
-            parent.sync()
-        except BaseException as error:
-            with suppress(OSError):
-                parent.remove(partial)
-            if isinstance(error, OSError) and isinstance(error.filename, str):
-                error.filename = error.filename.replace(partial, whole.name)
-            raise
+    with Folder.open(whole.parent, create=True) as parent, parent.new_folder(whole.name) as folder:
+        yield folder
 
 
 @contextmanager
@@ -335,7 +365,7 @@ def unseal(text: str | bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         intact = False
     if not intact:
-        raise ValueError("its seal is broken")
+        raise ValueError("it is not what was written: its sha256 is another")
     return tree
 
 
@@ -417,7 +447,7 @@ def _finish(file: BinaryIO, path: Path) -> None:
 
 
 def _partial(name: str) -> str:
-    return f"{PARTIAL}{_entry(name)[:100]}-{secrets.token_hex(8)}"
+    return f".partial-{_entry(name)[:100]}-{secrets.token_hex(8)}"
 
 
 def _entry(name: str) -> str:

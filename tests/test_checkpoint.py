@@ -166,8 +166,7 @@ def test_labels_and_the_policy(tmp_path):
 def test_what_is_unfinished_is_never_read_and_is_cleaned_up(tmp_path):
     save(tmp_path, 1)
     folder = tmp_path / "checkpoints"
-    shutil.copytree(folder / "00000001", folder / ".00000009.partial")
-    shutil.copytree(folder / "00000001", folder / ".00000008.removed")
+    shutil.copytree(folder / "00000001", folder / ".partial-00000009-0123456789abcdef")
     assert checkpoint.find(tmp_path).name == "00000001"
     assert list(checkpoint.manifests(tmp_path)) == [1]
     save(tmp_path, 2)
@@ -176,10 +175,10 @@ def test_what_is_unfinished_is_never_read_and_is_cleaned_up(tmp_path):
 
 def test_cleaning_up_removes_only_names_of_ours(tmp_path):
     save(tmp_path, 1)
-    mine = ["checkpoints/.git", "checkpoints/.config", "checkpoints/.1.partial", "checkpoints/notes", ".partial-dir"]
+    mine = ["checkpoints/.git", "checkpoints/.config", "checkpoints/.partial-1", "checkpoints/notes", ".partial-dir"]
     for name in mine:
         (tmp_path / name / "inner").mkdir(parents=True)
-    for name in (".partial-a", "checkpoints/.00000003.partial", "checkpoints/.0000000003.removed"):
+    for name in (".partial-a-0123456789abcdef", "checkpoints/.partial-00000003-0123456789abcdef"):
         (tmp_path / name).write_text("x")
     save(tmp_path, 2)
     with Folder.open(tmp_path) as run:

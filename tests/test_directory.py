@@ -80,7 +80,7 @@ def run_dir(recorded, tmp_path) -> Path:
 def home(tmp_path) -> Path:
     """What is somebody's own: nothing of it may change."""
     home = tmp_path / "home"
-    for name in (".git/config", ".ssh/key", "20240101/photo", "00000001/notes", ".00000001.partial/notes"):
+    for name in (".git/config", ".ssh/key", "20240101/photo", "00000001/notes", ".partial-00000001-mine/notes"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text("mine")
     (home / ".bashrc").write_text("mine")
@@ -133,7 +133,7 @@ def test_a_link_in_place_of_the_checkpoints_deletes_nothing_behind_it(run_dir, h
         "config.json",
         "curve.png",
         ".partial-metrics.jsonl",
-        "checkpoints/.00000044.partial",
+        "checkpoints/.partial-00000044-0123456789abcdef",
         f"{LAST}/vocab.json",
         "checkpoints/00000022",
         "anything",
@@ -258,8 +258,8 @@ def test_a_name_that_no_directory_can_have_is_refused(tmp_path, corpus, name):
 
 
 def test_what_a_killed_process_left_is_removed_on_resume(run_dir, corpus):
-    (run_dir / "checkpoints/.00000044.partial").mkdir()
-    (run_dir / "checkpoints/.00000044.partial/state.safetensors").write_text("half")
+    (run_dir / "checkpoints/.partial-00000044-0123456789abcdef").mkdir()
+    (run_dir / "checkpoints/.partial-00000044-0123456789abcdef/state.safetensors").write_text("half")
     (run_dir / ".partial-run.json-0123456789abcdef").write_text("half")
     with lock(run_dir) as held:
         rundir.resume(held.folder, CONFIG, corpus)
@@ -299,9 +299,9 @@ def test_a_changed_config_is_found_before_there_is_a_checkpoint_and_after(tmp_pa
     text = path.read_text()
     path.write_text(text.replace('"epochs": 2', '"epochs": 6'))
     assert path.read_text() != text and "config.json" in rundir.problems(path.parent)[0]
-    with pytest.raises(RunDirError, match=r"config\.json: it is not what was written"):
+    with pytest.raises(RunDirError, match=r"config\.json cannot be read: it is not what was written"):
         rundir.saved_config(path.parent)
-    with pytest.raises(RunDirError, match=r"config\.json: it is not what was written"):
+    with pytest.raises(RunDirError, match=r"config\.json cannot be read: it is not what was written"):
         resume(path.parent, corpus)
     path.write_text(text)
     changed = config.replace(keep_last=3)  # which may change, killed between the two files

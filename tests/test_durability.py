@@ -106,8 +106,19 @@ def test_a_checkpoint_its_metrics_and_its_directory_are_on_the_disk_before_an_ol
             assert not recorder.unsynced(tmp_path / "run/checkpoints")
         assert not recorder.unsynced(tmp_path / "run/config.json") + recorder.unsynced(tmp_path / "run/run.json")
     assert recorder.problems == [] and unsynced == [[], [], []]
-    steps = [name for name in recorder.renamed if re.fullmatch(r"\.?0000.*", name)]
-    assert steps == ["00000004", "00000008", ".00000004.removed", "00000012", ".00000008.removed"]
+    steps = [
+        (name[0] == ".", found[1])
+        for name in recorder.renamed
+        if (found := re.fullmatch(r"(?:.partial-)?(0000.*?)(?:-[0-9a-f]{16})?", name))
+    ]
+    shown, hidden = False, True
+    assert steps == [
+        (shown, "00000004"),
+        (shown, "00000008"),
+        (hidden, "00000004"),
+        (shown, "00000012"),
+        (hidden, "00000008"),
+    ]
 
 
 def test_a_replaced_file_and_its_name_are_on_the_disk(tmp_path, monkeypatch):

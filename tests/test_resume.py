@@ -44,6 +44,13 @@ def assert_whole(run_dir: Path) -> int:
     return len(found)
 
 
+def hidden(checkpoints: Path, removed: bool) -> bool:
+    """Whether a checkpoint is half written, or half removed: then there is a newer one."""
+    names = os.listdir(checkpoints) if checkpoints.exists() else []
+    newest = max((int(name) for name in names if name[0] != "."), default=-1)
+    return any((int(name.split("-")[1]) < newest) == removed for name in names if name[0] == ".")
+
+
 def kill_at_a_random_moment(server: Server, run_dir: Path, rng: random.Random) -> str:
     """Starts or resumes the run and kills it; where it was caught. Where it was too late, "finished"."""
     checkpoints = run_dir / "checkpoints"
@@ -55,8 +62,8 @@ def kill_at_a_random_moment(server: Server, run_dir: Path, rng: random.Random) -
     else:
         sight = {
             "in training": lambda: windows(run_dir) not in (0, begun_with),
-            "in a save": lambda: any(checkpoints.glob(".*.partial")),
-            "in a removal": lambda: any(checkpoints.glob(".*.removed")),
+            "in a save": lambda: hidden(checkpoints, removed=False),
+            "in a removal": lambda: hidden(checkpoints, removed=True),
         }[how]
         wait_for(sight, process)
         time.sleep(rng.uniform(0, 0.2 if how == "in training" else 0.03))
@@ -126,7 +133,7 @@ from jaxlm.files import Folder
 write = Folder.write
 def slow(folder, name, data):
     write(folder, name, data)
-    time.sleep(60 if name == "manifest.json" and "00000014.partial" in str(folder.path) else 0)
+    time.sleep(60 if name == "manifest.json" and ".partial-00000014" in str(folder.path) else 0)
 Folder.write = slow
 """
 
@@ -134,7 +141,7 @@ Folder.write = slow
 def test_a_second_signal_ends_at_once_in_the_middle_of_a_save(server, tmp_path, reference):
     run_dir = tmp_path / "run"
     process = server.start(*training(run_dir), before=SLOW_SAVE)
-    assert wait_for((run_dir / "checkpoints/.00000014.partial/manifest.json").exists, process)
+    assert wait_for(lambda: any(run_dir.glob("checkpoints/.partial-00000014-*/manifest.json")), process)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     assert process.poll() is None

@@ -17,8 +17,6 @@ from jaxlm.fields import setting_text
 from jaxlm.report.units import perplexity_text
 from jaxlm.terminal import say, say_line
 
-MOST_TIMING = 64 << 20  # bytes of timing.jsonl
-
 
 @verb(
     "show a run's results, config, corpus, checkpoints and problems",
@@ -85,9 +83,9 @@ def contents(run: Path) -> dict[str, Any]:
     Perplexities may be infinite; what cannot be read is None. Raises RunDirError where there is no run.
     """
     from jaxlm.runs import checkpoint, directory
-    from jaxlm.runs.metrics import read_metrics
+    from jaxlm.runs.metrics import read_metrics, read_timing
 
-    config, problems = directory.saved_config(run), directory.problems(run)
+    config, problems, timing = directory.saved_config(run), directory.problems(run), read_timing(run)
     corpus, results, manifests = {}, [], checkpoint.manifests(run)
     try:
         corpus = directory.saved_record(run)["corpus"]
@@ -104,7 +102,7 @@ def contents(run: Path) -> dict[str, Any]:
         "preset": config.preset,
         "kinds": config.kinds,
         "parameters": _parameters(run / checkpoint.FOLDER / f"{last:08d}" / checkpoint.STATE),
-        "seconds": _seconds(run / "timing.jsonl"),
+        "seconds": sum(row["seconds"] for row in timing.values()) if timing else None,
         "config": fields,
         "corpus": corpus,
         "checkpoints": [
@@ -131,15 +129,6 @@ def _parameters(path: Path) -> int | None:
     with suppress(OSError, SafetensorError), files.reader(path), safe_open(path, "numpy") as arrays:
         names = [name for name in arrays.keys() if name.startswith("params.")]  # noqa: SIM118 (it is no mapping)
         return sum(math.prod(arrays.get_slice(name).get_shape()) for name in names)
-
-
-def _seconds(path: Path) -> float | None:
-    """Seconds that the run's epochs were trained; of an epoch that was trained twice the last time."""
-    from jaxlm.files import read_bytes
-
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        rows = [json.loads(line) for line in read_bytes(path, MOST_TIMING).splitlines()]
-        return sum({int(row["epoch"]): float(row["seconds"]) for row in rows}.values())
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:

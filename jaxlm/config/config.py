@@ -120,7 +120,7 @@ class Config:
 
     @staticmethod
     def from_json(text: str) -> "Config":
-        """The config that `to_json` wrote.
+        """The config that `to_json` wrote, or that a run's config.json holds (whose seal is not checked here).
 
         Raises:
           JaxlmError: the text is anything else, or a value is outside its limits.
@@ -128,6 +128,7 @@ class Config:
         tree = _object(text)
         if tree.pop("format", None) != FORMAT:
             raise JaxlmError(f"expected a config of format {FORMAT}, which jaxlm writes; this one has another, or none")
+        tree.pop("sha256", None)
         preset = tree.pop("preset", "custom")
         sections = {name: _section(name, tree.pop(name, {})) for name in SECTIONS}
         if tree or not isinstance(preset, str):

@@ -9,7 +9,7 @@ from jaxlm.data.corpora import UNKNOWN
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import RunDirError
-from jaxlm.files import new_folder, reason
+from jaxlm.files import explained, new_folder
 from jaxlm.models.recurrent import Params
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.trainer import new_state
@@ -61,17 +61,9 @@ def keep_model(run_dir: str | Path, config: Config, params: Params, corpus: Corp
     """
     config = config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec)
     state = new_state(config, params)
-    try:
-        with new_folder(run_dir) as folder:
-            directory.begin(folder, config, corpus, given_params=True)
-            folder.write("metrics.jsonl", b"")
-            checkpoint.save(
-                folder,
-                state,
-                config,
-                corpus.vocab,
-                checkpoint.Manifest(step=0, epoch=0, valid_perplexity=None, corpus=directory.named(corpus)),
-            )
-    except OSError as error:
-        raise RunDirError(f"cannot make the run {run_dir}: {reason(error)}") from None
+    with explained(RunDirError, f"cannot make the run {run_dir}"), new_folder(run_dir) as folder:
+        directory.begin(folder, config, corpus, given_params=True)
+        folder.write("metrics.jsonl", b"")
+        manifest = checkpoint.Manifest(step=0, epoch=0, valid_perplexity=None, corpus=directory.named(corpus))
+        checkpoint.save(folder, state, config, corpus.vocab, manifest)
     return Path(run_dir)

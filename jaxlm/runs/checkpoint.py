@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.config.config import Config
-from jaxlm.config.settings import TrainConfig
-from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
-from jaxlm.files import MAX_VOCAB_BYTES, Folder, held, reason, seal, unseal
+from jaxlm.errors import CheckpointError, RunDirError
+from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, held, path_of, reason, seal, unseal
 from jaxlm.runs.metrics import Prefix
 
 if TYPE_CHECKING:
@@ -34,8 +33,7 @@ FORMAT = 3
 FOLDER, MANIFEST, STATE = "checkpoints", "manifest.json", "state.safetensors"
 MOST_BYTES = {MANIFEST: 1 << 20, "config.json": 1 << 20, "vocab.json": MAX_VOCAB_BYTES}
 _STEP = re.compile("[0-9]{8,10}")
-_LEFTOVER = re.compile(r"\.[0-9]{8,10}\.(partial|removed)")
-_DAMAGE = (JaxlmError, ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError)
+_DAMAGE = (OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError)
 
 
 def library_versions() -> dict[str, str]:
@@ -97,8 +95,9 @@ def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Mani
     from jaxlm.runs import state_arrays
 
     name = f"{manifest.step:08d}"
-    partial, path = f".{name}.partial", run.path / FOLDER / name
-    try:
+    path = run.path / FOLDER / name
+    remedy = "the checkpoints before it are whole: fix that, then resume with --resume"
+    with explained(RunDirError, f"cannot save {path}", remedy), run.folder(FOLDER, create=True) as folder:
         contents = {
             "config.json": config.to_json().encode(),
             "vocab.json": vocab.to_json().encode(),
@@ -106,53 +105,22 @@ def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Mani
         }
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
         contents[MANIFEST] = seal(asdict(replace(manifest, files=hashes, format=FORMAT))).encode()
-        with run.folder(FOLDER, create=True) as folder:
-            _clean(folder)
-            try:
-                with folder.folder(partial, create=True) as new:
-                    for file, data in contents.items():
-                        new.write(file, data)
-                if folder.exists(name):  # a damaged one: this run was resumed from an older checkpoint
-                    _remove(folder, name)
-                folder.rename(partial, name)
-                folder.sync()
-            except BaseException:
-                with suppress(OSError):
-                    folder.remove(partial)
-                raise
-            _prune(folder, manifest.step, config.train)
-    except (OSError, ValueError, MemoryError) as error:
-        raise RunDirError(
-            f"cannot save {path}: {reason(error)}; the checkpoints before it are whole: fix that, then resume with "
-            f"--resume"
-        ) from None
+        folder.clean()
+        with folder.new_folder(name) as new:
+            for file, data in contents.items():
+                new.write(file, data)
+            if folder.exists(name):  # a damaged one: this run was resumed from an older checkpoint
+                folder.discard(name)
+        # Checkpoints of later steps were damaged when the run was resumed. They go too, or one would pass for the last.
+        found = {step: saved for step, saved in manifests(run).items() if step <= manifest.step}
+        kept = {*sorted(found)[-config.train.keep_last :], best_step(found)}
+        if every := config.train.keep_every:
+            ended = {step: saved for step, saved in found.items() if saved.valid_perplexity is not None}
+            kept |= {step for step, saved in ended.items() if saved.epoch % every == 0}
+        for step, old in _names(folder).items():
+            if step not in kept:
+                folder.discard(old)
     return path
-
-
-def _prune(folder: Folder, step: int, policy: TrainConfig) -> None:
-    """Keeps the last `keep_last`, the best, and one every `keep_every` epochs.
-
-    Checkpoints of later steps were damaged when the run was resumed. They go too, or one would pass for the last.
-    """
-    found = {at: manifest for at, manifest in _intact(folder).items() if at <= step}
-    kept = {*sorted(found)[-policy.keep_last :], best_step(found)}
-    if policy.keep_every:
-        kept |= {
-            at
-            for at, manifest in found.items()
-            if manifest.valid_perplexity is not None and manifest.epoch % policy.keep_every == 0
-        }
-    for at, name in _names(folder).items():
-        if at not in kept:
-            _remove(folder, name)
-
-
-def _remove(folder: Folder, name: str) -> None:
-    """Hides a checkpoint by one rename, then removes it: a kill in between leaves no half checkpoint."""
-    hidden = f".{name}.removed"
-    folder.rename(name, hidden)
-    with suppress(OSError):  # (`clean` removes it later)
-        folder.remove(hidden)
 
 
 def clean(run: Folder) -> None:
@@ -160,25 +128,29 @@ def clean(run: Folder) -> None:
     run.clean()
     if run.exists(FOLDER):
         with run.folder(FOLDER) as folder:
-            _clean(folder)
+            folder.clean()
 
 
-def _clean(folder: Folder) -> None:
-    for name in folder.names():
-        if _LEFTOVER.fullmatch(name):
-            folder.remove(name)
+def manifests(run: str | Path | Folder, problems: list[str] | None = None) -> dict[int, Manifest]:
+    """{step: manifest} of the run's checkpoints whose manifest is intact, by step.
 
-
-def manifests(run: str | Path | Folder) -> dict[int, Manifest]:
-    """{step: manifest} of the run's checkpoints whose manifest is intact, by step."""
+    Args:
+        run: the run's directory.
+        problems: a sentence about each manifest that is missing or damaged is appended.
+    Raises:
+        CheckpointError: the checkpoints are behind a link, or cannot be listed.
+    """
+    found = {}
     with _checkpoints(run) as folder:
-        return _intact(folder)
-
-
-def damaged(run: str | Path | Folder) -> list[str]:
-    """A sentence for each checkpoint of the run whose manifest is missing or damaged."""
-    with _checkpoints(run) as folder:
-        return [str(found) for found in _scanned(folder).values() if isinstance(found, CheckpointError)]
+        for step, name in _names(folder).items():
+            assert folder
+            try:
+                with explained(CheckpointError, f"{folder.path / name} is damaged"), folder.folder(name) as one:
+                    found[step] = _manifest(one)
+            except CheckpointError as error:
+                if problems is not None:
+                    problems.append(str(error))
+    return found
 
 
 def best_step(found: Mapping[int, Manifest]) -> int | None:
@@ -194,12 +166,11 @@ def best_step(found: Mapping[int, Manifest]) -> int | None:
 def find(run: str | Path | Folder, which: str = "last") -> Path:
     """The directory of the checkpoint `last` or `best`, or of a step. Raises CheckpointError if there is none."""
     with _checkpoints(run) as folder:
-        where = run.path if isinstance(run, Folder) else run
-        found = _names(folder)
+        where, found = path_of(run), _names(folder)
         if not folder or not found:
             raise CheckpointError(f"{where} holds no checkpoints: give the directory of a run that jaxlm trained")
         if which == "best":
-            step = best_step(_intact(folder))
+            step = best_step(manifests(run))
         elif which == "last":
             step = max(found)
         else:
@@ -213,17 +184,12 @@ def load(run: str | Path | Folder, which: str = "last") -> Checkpoint:
     """Finds and reads a checkpoint. Where it is damaged, the CheckpointError offers the newest intact one."""
     path = find(run, which)
     try:
-        with _checkpoints(run) as folder:
-            if folder is None:
-                raise CheckpointError(f"{path} was removed")
-            return _read(folder, path.name)
+        return read(path)
     except CheckpointError as error:
         intact, _ = newest_intact(run)
-        offer = (
-            "none of this run's is intact"
-            if intact is None
-            else f"this run's newest intact one is {intact.manifest.step}: name it with --checkpoint"
-        )
+        offer = "none of this run's is intact"
+        if intact:
+            offer = f"this run's newest intact one is {intact.manifest.step}: name it with --checkpoint"
         raise CheckpointError(f"{error}; {offer}") from None
 
 
@@ -231,9 +197,8 @@ def newest_intact(run: str | Path | Folder) -> tuple[Checkpoint | None, list[str
     """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
     problems = []
     with _checkpoints(run) as folder:
-        if folder is None:
-            return None, []
         for name in reversed(_names(folder).values()):
+            assert folder
             try:
                 return _read(folder, name), problems
             except CheckpointError as error:
@@ -246,11 +211,8 @@ def read(path: str | Path) -> Checkpoint:
 
     Raises CheckpointError, naming the file that is not as it was saved.
     """
-    try:
-        with Folder.open(Path(path).parent) as above:
-            return _read(above, Path(path).name)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
+    with explained(CheckpointError, f"{path} cannot be read"), Folder.open(Path(path).parent) as above:
+        return _read(above, Path(path).name)
 
 
 def _read(above: Folder, name: str) -> Checkpoint:
@@ -275,34 +237,28 @@ def _read(above: Folder, name: str) -> Checkpoint:
             )
     except CheckpointError:
         raise
-    except OSError as error:
-        raise CheckpointError(f"{path} is damaged: {reason(error)}") from None
     except _DAMAGE as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
     return Checkpoint(manifest, config, vocab, state)
 
 
 def _manifest(folder: Folder) -> Manifest:
     """The manifest of a checkpoint. Raises CheckpointError where it is missing or not the bytes that were sealed."""
-    try:
+    with explained(CheckpointError, f"{folder.path / MANIFEST} is damaged"):
         tree = unseal(folder.read(MANIFEST, MOST_BYTES[MANIFEST]))
         if tree.get("format") != FORMAT:
             raise ValueError(f"its format is {str(tree.get('format'))[:20]!r}; this version of jaxlm reads {FORMAT}")
-        manifest = Manifest(**tree)
-        if not _well_formed(manifest):
+        if tree.keys() != Manifest.__dataclass_fields__.keys() or not _well_formed(manifest := Manifest(**tree)):
             raise ValueError("it holds something else than a manifest does")
         if _STEP.fullmatch(folder.path.name) and int(folder.path.name) != manifest.step:
             raise ValueError(f"it is that of window {manifest.step}")
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder.path / MANIFEST} is damaged: {reason(error)}") from None
-    return manifest
+        return manifest
 
 
 def _well_formed(manifest: Manifest) -> bool:
-    counts = (manifest.step, manifest.epoch)
     tables = (manifest.corpus, manifest.versions, manifest.files)
     return (
-        all(type(count) is int and 0 <= count < 2**31 for count in counts)
+        all(type(count) is int and 0 <= count < 2**31 for count in (manifest.step, manifest.epoch))
         and type(manifest.metrics_bytes) is int
         and manifest.metrics_bytes >= 0
         and type(manifest.valid_perplexity) in (float, type(None))
@@ -314,28 +270,21 @@ def _well_formed(manifest: Manifest) -> bool:
 
 def _verified(folder: Folder, manifest: Manifest, name: str, most: int | None = None) -> bytes:
     """The bytes of a file, of at most `most`. Raises CheckpointError where they are not those that were sealed."""
-    try:
+    with explained(CheckpointError, f"{folder.path / name} is damaged"):
         data = folder.read(name, MOST_BYTES[name] if most is None else most)
-    except OSError as error:
-        raise CheckpointError(f"{folder.path / name} is damaged: {reason(error)}") from None
-    if (actual := hashlib.sha256(data).hexdigest()) != manifest.files.get(name):
-        expected = manifest.files.get(name)
-        raise CheckpointError(f"{folder.path / name} is damaged: expected sha256 {expected}, found {actual}")
-    return data
+        if (actual := hashlib.sha256(data).hexdigest()) != (expected := manifest.files.get(name)):
+            raise ValueError(f"expected sha256 {expected}, found {actual}")
+        return data
 
 
 @contextmanager
 def _checkpoints(run: str | Path | Folder) -> Iterator[Folder | None]:
     """The folder of a run's checkpoints; None where there is none. Raises CheckpointError where it is a link."""
+    folder = None
     with ExitStack() as stack:
-        try:
-            held_run = stack.enter_context(held(run))
-            folder = stack.enter_context(held_run.folder(FOLDER)) if held_run.exists(FOLDER) else None
-        except FileNotFoundError:
-            folder = None
-        except (OSError, ValueError) as error:
-            where = getattr(error, "filename", None) or run
-            raise CheckpointError(f"{where} cannot be read: {reason(error)}") from None
+        what = f"{path_of(run) / FOLDER} cannot be read"
+        with explained(CheckpointError, what), suppress(FileNotFoundError):
+            folder = stack.enter_context(stack.enter_context(held(run)).folder(FOLDER))
         yield folder
 
 
@@ -343,22 +292,3 @@ def _names(folder: Folder | None) -> dict[int, str]:
     """{step: name} of the checkpoints in their folder, by step."""
     names = sorted(filter(_STEP.fullmatch, folder.names()), key=int) if folder else ()
     return {int(name): name for name in names if name == f"{int(name):08d}"}
-
-
-def _scanned(folder: Folder | None) -> dict[int, Manifest | CheckpointError]:
-    """{step: manifest, or why it cannot be read} of the checkpoints in their folder, by step."""
-    found: dict[int, Manifest | CheckpointError] = {}
-    for step, name in _names(folder).items():
-        assert folder
-        try:
-            with folder.folder(name) as checkpoint:
-                found[step] = _manifest(checkpoint)
-        except OSError as error:
-            found[step] = CheckpointError(f"{folder.path / name} is damaged: {reason(error)}")
-        except CheckpointError as error:
-            found[step] = error
-    return found
-
-
-def _intact(folder: Folder | None) -> dict[int, Manifest]:
-    return {step: found for step, found in _scanned(folder).items() if isinstance(found, Manifest)}

@@ -6,7 +6,6 @@
 vocabulary is in each checkpoint. JAX is loaded only where a run begins or is resumed.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -19,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlm.config.config import Config, conflicts
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
-from jaxlm.files import MAX_VOCAB_BYTES, Folder, held, reason, strict_json
+from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, held, path_of, seal, strict_json, unseal
 from jaxlm.runs import checkpoint
 from jaxlm.runs.checkpoint import Checkpoint, library_versions
-from jaxlm.runs.lock import holder, readable_errors
+from jaxlm.runs.lock import ELSEWHERE, holder
 from jaxlm.runs.metrics import NAME as METRICS
 from jaxlm.runs.metrics import read_metrics, read_prefix
 from jaxlm.urls import without_password
@@ -36,9 +35,9 @@ MOST_BYTES = 1 << 20  # of config.json and run.json
 
 def check(run: str | Path | Folder, resume: bool) -> None:
     """Raises RunDirError where there is no run to resume, or where a new run cannot begin: the place is not empty."""
-    where = _path(run)
+    where = path_of(run)
     names = []
-    with readable_errors(f"{where} cannot be used"), suppress(FileNotFoundError), held(run) as folder:
+    with explained(RunDirError, f"{where} cannot be used", ELSEWHERE), suppress(FileNotFoundError), held(run) as folder:
         names = folder.names()
     if resume and CONFIG not in names:
         raise RunDirError(
@@ -74,22 +73,17 @@ def begin(
             f"the vocabulary of {corpus.name} takes {size:,} bytes in a checkpoint, and one of at most "
             f"{MAX_VOCAB_BYTES:,} is read: take a smaller vocab_size, or a higher min_count"
         )
-    text = config.to_json().encode()
-    with readable_errors(f"no run can begin in {run.path}"):
+    with explained(RunDirError, f"no run can begin in {run.path}", ELSEWHERE):
         run.clean()
         record = {"corpus": _described(corpus), "params": "given" if given_params else "drawn from the seed"}
-        _write(run, record, text, set(), devices)
+        _write(run, record, config, devices)
 
 
-def _write(run: Folder, record: dict[str, Any], config: bytes, known: set[str], devices: tuple[int, int]) -> None:
-    """Writes run.json, with this session, and then config.json; a kill in between leaves a config of `known` hash."""
-    record = {
-        **record,
-        "config_sha256": sorted({*known, _sha256(config)}),
-        "sessions": [*record.get("sessions", []), session(devices)],
-    }
+def _write(run: Folder, record: dict[str, Any], config: Config, devices: tuple[int, int]) -> None:
+    """Writes run.json, with this session, and then config.json, sealed: at first it is the only copy of the config."""
+    record = {**record, "sessions": [*record.get("sessions", []), session(devices)]}
     run.write(RECORD, (json.dumps(record, indent=1) + "\n").encode())
-    run.write(CONFIG, config)
+    run.write(CONFIG, seal(json.loads(config.to_json())).encode())
 
 
 def saved_config(run: str | Path | Folder) -> Config:
@@ -100,42 +94,31 @@ def saved_config(run: str | Path | Folder) -> Config:
     check(run, resume=True)
     try:
         with held(run) as folder:
-            return Config.from_json(_config_text(folder).decode())
-    except (OSError, JaxlmError, UnicodeDecodeError) as error:
+            return _read_config(folder)
+    except RunDirError as error:
         found, _ = checkpoint.newest_intact(run)
         if found is None:
-            raise RunDirError(f"{_path(run)} holds no run that can be resumed: {CONFIG}: {reason(error)}") from None
+            raise RunDirError(f"{path_of(run)} holds no run that can be resumed: {error}") from None
         return found.config
 
 
-def _config_text(run: Folder) -> bytes:
-    """The bytes of config.json. Raises OSError, or RunDirError where run.json has another sha256 for them.
-
-    Before its first checkpoint a run has no other copy of its config: a changed digit would train another run.
-    """
-    text = run.read(CONFIG, MOST_BYTES)
-    try:
-        sealed = saved_record(run).get("config_sha256")
-    except RunDirError:
-        sealed = None
-    if isinstance(sealed, list) and _sha256(text) not in sealed:
-        raise RunDirError(f"it is not what was written ({RECORD} has its sha256)")
-    return text
+def _read_config(run: Folder) -> Config:
+    with explained(RunDirError, f"{run.path / CONFIG} cannot be read"):
+        text = run.read(CONFIG, MOST_BYTES)
+        unseal(text)  # before its first checkpoint a changed digit would train another run
+        return Config.from_json(text.decode())
 
 
 def saved_record(run: str | Path | Folder) -> dict[str, Any]:
     """The contents of `run.json`. Raises RunDirError where it is missing or damaged."""
-    try:
-        with held(run) as folder:
-            record = strict_json(folder.read(RECORD, MOST_BYTES))
+    with explained(RunDirError, f"{path_of(run) / RECORD} cannot be read"), held(run) as folder:
+        record = strict_json(folder.read(RECORD, MOST_BYTES))
         sessions = record.get("sessions") if isinstance(record, dict) else None
         if not (isinstance(sessions, list) and sessions and all(isinstance(one, dict) for one in sessions)):
             raise ValueError("it has no sessions, as jaxlm writes them")
         if not isinstance(record.get("corpus"), dict):
             raise ValueError("it has no corpus, as jaxlm writes it")
         return record
-    except (OSError, ValueError) as error:
-        raise RunDirError(f"{_path(run) / RECORD} cannot be read: {reason(error)}") from None
 
 
 def resume(
@@ -154,7 +137,7 @@ def resume(
         RunDirError: the run there has another config or corpus (each difference is named), or cannot be written.
         CheckpointError: there are checkpoints, and none is intact.
     """
-    with readable_errors(f"{run.path} cannot be resumed"):
+    with explained(RunDirError, f"{run.path} cannot be resumed", ELSEWHERE):
         checkpoint.clean(run)
     found, problems = checkpoint.newest_intact(run)
     if found is None and problems:
@@ -172,13 +155,11 @@ def resume(
             f"{run.path} holds a run with another config or corpus ({'; '.join(changed)}): resume it with its own, or "
             f"choose another --run-dir"
         )
-    with readable_errors(f"{run.path} cannot be resumed"):
-        record, known = {"corpus": _described(corpus), "params": "unknown"}, set[str]()
+    with explained(RunDirError, f"{run.path} cannot be resumed", ELSEWHERE):
+        record = {"corpus": _described(corpus), "params": "unknown"}
         with suppress(RunDirError):
             record = saved_record(run)
-        with suppress(OSError, RunDirError):
-            known = {_sha256(_config_text(run))}
-        _write(run, record, config.to_json().encode(), known, devices)
+        _write(run, record, config, devices)
     notes = [f"{problem}; resuming from the newest intact checkpoint" for problem in problems]
     if found is None:
         return None, [f"{run.path} has no checkpoint yet: starting from the beginning"]
@@ -203,10 +184,8 @@ def problems(run: str | Path | Folder) -> list[str]:
                 read(folder)
             except JaxlmError as error:
                 found.append(str(error))
-            except OSError as error:
-                found.append(f"{error.filename} cannot be read: {reason(error)}")
         with suppress(CheckpointError):  # (`strange` has named it)
-            found += checkpoint.damaged(folder)
+            checkpoint.manifests(folder, found)
     return found
 
 
@@ -216,25 +195,13 @@ def _check_metrics(run: Folder) -> None:
     saved = checkpoint.manifests(run)
     if saved:
         read_prefix(run, saved[max(saved)].metrics)
-    with run.reader(METRICS) as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        whole = file.read(1) in (b"", b"\n")
-    if not whole and not holder(run):  # (a process that lives or was killed leaves an unfinished line)
+    with explained(RunDirError, f"{run.path} cannot be read"), run.reader(METRICS) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        cut = file.read(1) not in (b"", b"\n") and not holder(run)
+    if cut:  # (a process that lives or was killed leaves an unfinished line)
         raise JaxlmError(
             f"{run.path / METRICS} ends within a line: it was cut, or the disk was full; train --resume restores it"
         )
-
-
-def _read_config(run: Folder) -> None:
-    try:
-        Config.from_json(_config_text(run).decode())
-    except (OSError, ValueError) as error:
-        raise RunDirError(f"{run.path / CONFIG} cannot be read: {reason(error)}") from None
-
-
-def _path(run: str | Path | Folder) -> Path:
-    return run.path if isinstance(run, Folder) else Path(run)
 
 
 def named(corpus: "Corpus") -> dict[str, str]:
@@ -282,7 +249,3 @@ def _first_difference(old: tuple[str, ...], new: tuple[str, ...]) -> str:
     both = min(len(old), len(new))
     at = next((i for i in range(both) if old[i] != new[i]), both)
     return f"{len(old)} -> {len(new)} words; word {at} is {list(old[at : at + 1])} -> {list(new[at : at + 1])}"
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from jaxlm.errors import RunDirError
-from jaxlm.files import Folder, reason
+from jaxlm.files import Folder, explained
 
 NAME = ".lock"
+ELSEWHERE = "fix that, or choose another --run-dir"
 BEAT, SILENCE = 5.0, 30.0  # seconds between two signs of life of a holder; and how long another host waits for one
 
 
@@ -53,10 +54,10 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
         InUse: another process holds it; which one is said.
         RunDirError: it cannot be used, or contains anything else than files and directories.
     """
-    with readable_errors(f"{run_dir} cannot be used"):
+    with explained(RunDirError, f"{run_dir} cannot be used", ELSEWHERE):
         folder = Folder.open(run_dir, create=True)
     with folder:
-        with readable_errors(f"{run_dir} cannot be used"):
+        with explained(RunDirError, f"{run_dir} cannot be used", ELSEWHERE):
             if strange := folder.strange():
                 raise RunDirError(
                     f"{run_dir} contains {', '.join(strange[:4])}: only regular files and directories belong in a "
@@ -64,7 +65,7 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
                 )
             file = folder.append(NAME)
         with file:
-            with readable_errors(f"{run_dir} cannot be locked"):
+            with explained(RunDirError, f"{run_dir} cannot be locked", ELSEWHERE):
                 _take(file, folder)
             held = Held(folder, file)
             held.check()
@@ -127,16 +128,3 @@ def _touched(folder: Folder) -> bool:
             return False
         time.sleep(min(BEAT, SILENCE) / 5)
     return True
-
-
-@contextmanager
-def readable_errors(what: str) -> Iterator[None]:
-    """Turns an OSError about a run directory into a RunDirError: `what`, the path, the reason, and what to do."""
-    try:
-        yield
-    except RunDirError:
-        raise
-    except (OSError, ValueError) as error:
-        path = getattr(error, "filename", None)
-        where = f"{path}: " if path and not what.startswith(f"{path} ") else ""
-        raise RunDirError(f"{what}: {where}{reason(error)}; fix that, or choose another --run-dir") from None

@@ -20,8 +20,8 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -29,10 +29,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.files import Folder, held, reason
+from jaxlm.files import Folder, explained, held, path_of
 from jaxlm.report.trackers import OnMetrics
 
 MOST_BYTES = 1 << 32  # of a metrics.jsonl: thirty million windows
+MOST_TIMING = 64 << 20  # of a timing.jsonl
 NAME, TIMING = "metrics.jsonl", "timing.jsonl"
 SERIES = ("cost", "grad_norm", "learning_rate")
 _NEEDED = {"window": {"step", "epoch", *SERIES}, "epoch": {"epoch"}}
@@ -56,20 +57,16 @@ def read_metrics(run: str | Path | Folder) -> list[dict[str, Any]]:
         RunDirError: There is no such file, or no regular file of at most `MOST_BYTES`.
         JaxlmError: A line is damaged; names the file and the line's number.
     """
-    path = (run.path if isinstance(run, Folder) else Path(run)) / NAME
-    try:
-        with held(run) as folder:
-            return _rows(folder.read(NAME, MOST_BYTES), path)
-    except OSError as error:
-        raise _unreadable(path, error) from None
+    path = path_of(run) / NAME
+    with _reading(path), held(run) as folder:
+        data = folder.read(NAME, MOST_BYTES)
+    return _rows(data, path)
 
 
 def read_prefix(folder: Folder, prefix: Prefix) -> bytes:
     """The lines that a checkpoint sealed. Raises RunDirError where the file has others in their place, or fewer."""
-    try:
+    with _reading(folder.path / NAME):
         data = folder.read(NAME, MOST_BYTES)[: prefix.bytes] if prefix.bytes else b""
-    except OSError as error:
-        raise _unreadable(folder.path / NAME, error) from None
     if len(data) < prefix.bytes or hashlib.sha256(data).hexdigest() != prefix.sha256:
         raise RunDirError(
             f"{folder.path / NAME} is damaged: its first {prefix.bytes:,} bytes are not those that the checkpoint "
@@ -215,18 +212,28 @@ class MetricsLog:
             while rest:  # the file is unbuffered, and may take only some of the bytes
                 rest = rest[self._files[name].write(rest) :]
 
-    @contextmanager
-    def _disk(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RunDirError(f"cannot write {self._path / name}: {reason(error)}; fix that, then resume") from None
+    def _disk(self, name: str) -> AbstractContextManager[None]:
+        return explained(RunDirError, f"cannot write {self._path / name}", "fix that, then resume")
 
 
-def _unreadable(path: Path, error: OSError) -> RunDirError:
-    return RunDirError(
-        f"expected a run's metrics in {path}: {reason(error)}; give the directory of a run that has started"
-    )
+def read_timing(run: str | Path) -> dict[int, dict[str, float]]:
+    """{epoch: its seconds and words_per_second} from `timing.jsonl`, of an epoch that was trained twice the last time.
+
+    The file only informs: what is missing or damaged in it is passed over.
+    """
+    found = {}
+    with suppress(OSError), Folder.open(run) as folder:
+        for line in folder.read(TIMING, MOST_TIMING).splitlines():
+            with suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
+                row = json.loads(line)
+                values = {name: float(row[name]) for name in ("seconds", "words_per_second")}
+                if type(row["epoch"]) is int and all(map(math.isfinite, values.values())):
+                    found[row["epoch"]] = values
+    return found
+
+
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return explained(RunDirError, f"expected a run's metrics in {path}", "give the directory of a run that has started")
 
 
 def _rows(data: bytes, path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """What a report page shows of runs: read from their directories, and computed by their models."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,18 +11,16 @@ from jaxlm.data.corpora import reload_corpus
 from jaxlm.data.vocab import EOS
 from jaxlm.errors import DataError, JaxlmError, RunDirError
 from jaxlm.fields import setting_text
-from jaxlm.files import Folder
-from jaxlm.report.curve import Row, by_kind
+from jaxlm.report.curve import by_kind
 from jaxlm.report.page.contents import ModelView, RunRecord, ScoredText
 from jaxlm.report.word_map import map_words
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.loading import load
-from jaxlm.runs.metrics import read_metrics
+from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.scoring.language_model import LanguageModel
 
 TEST_WORDS = 400  # of the test split's beginning
 SAMPLES, SAMPLE_WORDS = 3, 80
-MOST_TIMING = 64 << 20  # bytes of timing.jsonl
 
 Found = TypeVar("Found")
 
@@ -70,7 +67,7 @@ def run_record(path: Path, name: str | None = None) -> RunRecord:
         corpus=record["corpus"],
         sessions=record["sessions"],
         checkpoints=[(step, found.epoch, found.valid_perplexity) for step, found in checkpoint.manifests(path).items()],
-        timing=_timing(path),
+        timing=[{"epoch": epoch, **row} for epoch, row in sorted(read_timing(path).items())],
     )
 
 
@@ -141,22 +138,3 @@ def _scored(lm: LanguageModel, title: str, lines: Sequence[str | list[str]], con
         [line for line in lines if (line.split() if isinstance(line, str) else line)], context=context, eos=True
     )
     return ScoredText(title, found.word, [round(float(bits), 4) for bits in found.surprisal])
-
-
-def _timing(path: Path) -> list[Row]:
-    """The last line of each epoch in timing.jsonl; a line that a killed writer left is passed over."""
-    try:
-        with Folder.open(path) as folder:
-            data = folder.read("timing.jsonl", MOST_TIMING)
-    except OSError:
-        return []
-    rows: dict[int, Row] = {}
-    for line in data.splitlines():
-        try:
-            row = json.loads(line)
-            kept = {"epoch": row["epoch"], **{name: float(row[name]) for name in ("seconds", "words_per_second")}}
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            continue
-        if type(kept["epoch"]) is int and all(map(math.isfinite, list(kept.values()))):
-            rows[kept["epoch"]] = kept
-    return [rows[epoch] for epoch in sorted(rows)]

@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from jaxlm.errors import JaxlmError
-from jaxlm.files import Folder
-from jaxlm.runs.lock import Held, InUse, lock, readable_errors
+from jaxlm.errors import JaxlmError, RunDirError
+from jaxlm.files import Folder, explained
+from jaxlm.runs.lock import ELSEWHERE, Held, InUse, lock
 from jaxlm.sweeps.optional import optuna
 from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.results import MemberResult
@@ -179,7 +179,7 @@ class Study:
     def _own_directory(self, number: int, seed: int) -> Path:
         """A member's run directory, made if it is missing. Raises RunDirError if a link or a file is in its place."""
         path = self._run_dir(number, seed)
-        with readable_errors(f"{path} cannot be used"), ExitStack() as stack:
+        with explained(RunDirError, f"{path} cannot be used", ELSEWHERE), ExitStack() as stack:
             folder = stack.enter_context(Folder.open(self._folder))
             for name in path.relative_to(self._folder).parts:
                 folder = stack.enter_context(folder.folder(name, create=True))
@@ -307,7 +307,7 @@ class Study:
     @contextmanager
     def _alone(self) -> Iterator[BinaryIO]:
         """Lets one worker of this directory at a time claim a trial."""
-        with readable_errors(f"{self._folder} cannot be used"), Folder.open(self._folder) as folder:
+        with explained(RunDirError, f"{self._folder} cannot be used", ELSEWHERE), Folder.open(self._folder) as folder:
             file = folder.append(".claim")
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
