@@ -88,16 +88,12 @@ class Folder:
 
     def folder(self, name: str, create: bool = False) -> "Folder":
         """Holds a directory of this one. Raises OSError where there is none, or a link or a file instead."""
-        path, flags = self.path / _entry(name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
-        with _naming(path):
-            if create:
-                with suppress(FileExistsError):
-                    os.mkdir(name, dir_fd=self._descriptor)
-                    self.sync()
-            try:
-                return Folder(os.open(name, flags, dir_fd=self._descriptor), path)
-            except OSError as error:
-                raise _explained(error, "a directory", self.status(name)) from None
+        path, flags = self.path / _entry(name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        if create:
+            with _naming(path), suppress(FileExistsError):
+                os.mkdir(name, dir_fd=self._descriptor)
+                self.sync()
+        return Folder(_open(name, path, flags, self._descriptor, "a directory"), path)
 
     def reader(self, name: str) -> BinaryIO:
         """Opens a regular file for reading. Raises OSError where there is none, or anything else instead."""
@@ -136,29 +132,29 @@ class Folder:
     @contextmanager
     def replacing(self, name: str) -> Iterator[BinaryIO]:
         """A new file to write, which replaces `name` durably once the block ends without an exception."""
-        partial, flags = _partial(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with self._appearing(name) as partial:
             with _naming(self.path / name):
                 descriptor = os.open(partial, flags, 0o666, dir_fd=self._descriptor)  # less the user's umask
             with open(descriptor, "wb") as file:
                 yield file
-                _finish(file, self.path / name)
-            with _naming(self.path / name):
-                os.replace(partial, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
-            self.sync()
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(partial, dir_fd=self._descriptor)
-            raise
+                with _naming(self.path / name):
+                    file.flush()
+                    os.fsync(descriptor)
 
     @contextmanager
     def new_folder(self, name: str) -> Iterator["Folder"]:
         """A directory to fill, which appears as `name`, durably, once the block ends without an exception."""
-        partial = _partial(name)
+        with self._appearing(name) as partial, self.folder(partial, create=True) as folder:
+            yield folder
+            folder.sync()
+
+    @contextmanager
+    def _appearing(self, name: str) -> Iterator[str]:
+        """A name for an unfinished entry, which gets its own durably once the block ends without an exception."""
+        partial = f".partial-{_entry(name)[:100]}-{secrets.token_hex(8)}"
         try:
-            with self.folder(partial, create=True) as folder:
-                yield folder
-                folder.sync()
+            yield partial
             self.rename(partial, name)
             self.sync()
         except BaseException as error:
@@ -183,7 +179,7 @@ class Folder:
 
     def discard(self, name: str) -> None:
         """Removes a tree that has a reader: hides it by one rename first. What a kill leaves of it, `clean` removes."""
-        self.rename(name, hidden := _partial(name))
+        self.rename(name, hidden := f".partial-{_entry(name)}-{secrets.token_hex(8)}")
         with suppress(OSError):
             self.remove(hidden)
 
@@ -219,7 +215,7 @@ class Folder:
             return False
 
     def _regular(self, name: str, flags: int) -> int:
-        return _open_regular(_entry(name), self.path / name, flags | os.O_NOFOLLOW, self._descriptor)
+        return _open(_entry(name), self.path / name, flags | os.O_NOFOLLOW, self._descriptor)
 
 
 @contextmanager
@@ -257,7 +253,7 @@ def reader(path: str | Path) -> BinaryIO:
     """
     if re.fullmatch(r"/dev/(stdin|fd/[0-9]+)", str(path)):
         return open(path, "rb")
-    return open(_open_regular(path, Path(path), os.O_RDONLY), "rb")
+    return open(_open(path, Path(path), os.O_RDONLY), "rb")
 
 
 def read_bytes(path: str | Path, most: int) -> bytes:
@@ -325,10 +321,7 @@ def new_folder(path: str | Path) -> Iterator[Folder]:
 
     Raises OSError where something other than an empty directory is there, or it cannot be written.
     """
-    whole = Path(os.path.abspath(path))
-    if os.path.lexists(whole) and not (whole.is_dir() and not whole.is_symlink() and not os.listdir(whole)):
-        raise OSError(errno.EEXIST, _TAKEN, str(path))
-    with Folder.open(whole.parent, create=True) as parent, parent.new_folder(whole.name) as folder:
+    with _free(path) as (parent, name), parent.new_folder(name) as folder:
         yield folder
 
 
@@ -338,14 +331,19 @@ def new_file(path: str | Path) -> Iterator[BinaryIO]:
 
     Raises OSError where something is there already, or it cannot be written.
     """
-    whole = Path(os.path.abspath(path))
-    if os.path.lexists(whole):
-        raise OSError(errno.EEXIST, _TAKEN, str(path))
-    with Folder.open(whole.parent, create=True) as parent, parent.replacing(whole.name) as file:
+    with _free(path) as (parent, name), parent.replacing(name) as file:
         yield file
 
 
-_TAKEN = "there is something of this name already: choose another name, or remove it"
+@contextmanager
+def _free(path: str | Path) -> Iterator[tuple[Folder, str]]:
+    """The directory above a path, made where it is missing, and the path's name, which at most an empty one has."""
+    whole = Path(os.path.abspath(path))
+    if os.path.lexists(whole) and (whole.is_symlink() or not whole.is_dir() or os.listdir(whole)):
+        why = "there is something of this name already: choose another name, or remove it"
+        raise OSError(errno.EEXIST, why, str(path))
+    with Folder.open(whole.parent, create=True) as parent:
+        yield parent, whole.name
 
 
 def seal(tree: dict[str, Any]) -> str:
@@ -413,19 +411,21 @@ def kind(status: os.stat_result) -> str:
     return kinds.get(stat.S_IFMT(status.st_mode), "a device")
 
 
-def _open_regular(name: str | Path, path: Path, flags: int, folder: int | None = None) -> int:
-    """Opens a regular file without ever waiting for a FIFO or a device."""
+def _open(name: str | Path, path: Path, flags: int, folder: int | None = None, expected: str = "a regular file") -> int:
+    """Opens what is expected, without ever waiting for a FIFO or a device."""
     with _naming(path):
         try:
             descriptor = os.open(name, flags | os.O_NONBLOCK, 0o666, dir_fd=folder)
         except OSError as error:
-            found = None
+            found = expected
             with suppress(OSError):
-                found = os.stat(name, dir_fd=folder, follow_symlinks=not flags & os.O_NOFOLLOW)
-            raise _explained(error, "a regular file", found) from None
-        if not stat.S_ISREG((status := os.fstat(descriptor)).st_mode):
+                found = kind(os.stat(name, dir_fd=folder, follow_symlinks=not flags & os.O_NOFOLLOW))
+            if found == expected or error.errno in (errno.EACCES, errno.EPERM):
+                raise
+            raise OSError(error.errno, f"expected {expected}, found {found}") from None
+        if (found := kind(os.fstat(descriptor))) != expected:
             os.close(descriptor)
-            raise OSError(errno.EINVAL, f"expected a regular file, found {kind(status)}")
+            raise OSError(errno.EINVAL, f"expected {expected}, found {found}")
         return descriptor
 
 
@@ -440,28 +440,11 @@ def _bounded(file: BinaryIO, path: Path, most: int) -> bytes:
             raise OSError(errno.ENOMEM, f"there is no memory for its {size:,} bytes") from None
 
 
-def _finish(file: BinaryIO, path: Path) -> None:
-    with _naming(path):
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _partial(name: str) -> str:
-    return f".partial-{_entry(name)[:100]}-{secrets.token_hex(8)}"
-
-
 def _entry(name: str) -> str:
     """The name, where it is one of a directory's own entries."""
     if name in ("", ".", "..") or "/" in name:
         raise ValueError(f"expected the name of an entry of a directory, found {name!r}")
     return name
-
-
-def _explained(error: OSError, expected: str, found: os.stat_result | None) -> OSError:
-    """The error, in words where something else than expected is in the way."""
-    if found is None or error.errno in (errno.EACCES, errno.EPERM) or kind(found) == expected:
-        return error
-    return OSError(error.errno, f"expected {expected}, found {kind(found)}")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,31 +54,27 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
         InUse: another process holds it; which one is said.
         RunDirError: it cannot be used, or contains anything else than files and directories.
     """
-    with explained(RunDirError, f"{run_dir} cannot be used", ELSEWHERE):
-        folder = Folder.open(run_dir, create=True)
-    with folder:
+    with ExitStack() as stack:
         with explained(RunDirError, f"{run_dir} cannot be used", ELSEWHERE):
+            folder = stack.enter_context(Folder.open(run_dir, create=True))
             if strange := folder.strange():
                 raise RunDirError(
                     f"{run_dir} contains {', '.join(strange[:4])}: only regular files and directories belong in a "
                     f"run's directory; remove the rest, or choose another --run-dir"
                 )
-            file = folder.append(NAME)
-        with file:
-            with explained(RunDirError, f"{run_dir} cannot be locked", ELSEWHERE):
-                _take(file, folder)
-            held = Held(folder, file)
-            held.check()
-            done = threading.Event()
-            beating = threading.Thread(target=_beat, args=(file.fileno(), done), daemon=True)
-            beating.start()
-            try:
-                yield held
-            finally:
-                done.set()
-                beating.join()
-                with suppress(OSError):
-                    os.ftruncate(file.fileno(), 0)  # released, and not left by a dead process
+            file = stack.enter_context(folder.append(NAME))
+            _take(file, folder)
+        held, done = Held(folder, file), threading.Event()
+        held.check()
+        beating = threading.Thread(target=_beat, args=(file.fileno(), done), daemon=True)
+        beating.start()
+        try:
+            yield held
+        finally:
+            done.set()
+            beating.join()
+            with suppress(OSError):
+                os.ftruncate(file.fileno(), 0)  # released, and not left by a dead process
 
 
 def holder(folder: Folder) -> str:
@@ -117,14 +113,11 @@ def _beat(descriptor: int, done: threading.Event) -> None:
 
 def _touched(folder: Folder) -> bool:
     """Whether a holder touches the file within `SILENCE`; it is opened anew each time, so that NFS asks its server."""
-
-    def touched_at() -> int:
-        with folder.reader(NAME) as file:
-            return os.fstat(file.fileno()).st_mtime_ns
-
-    first, end = touched_at(), time.monotonic() + SILENCE
-    while touched_at() == first:
+    seen, end = set[int](), time.monotonic() + SILENCE
+    while len(seen) < 2:
         if time.monotonic() > end:
             return False
         time.sleep(min(BEAT, SILENCE) / 5)
+        with folder.reader(NAME) as file:
+            seen.add(os.fstat(file.fileno()).st_mtime_ns)
     return True

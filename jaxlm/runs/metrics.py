@@ -111,8 +111,7 @@ class MetricsLog:
         if kept is None and folder.exists(NAME):
             raise RunDirError(f"{path} exists: resume its run, or choose a new directory")
         lines = read_prefix(folder, kept or Prefix())
-        self._digest = hashlib.sha256(lines)
-        self._step = 0
+        self._digest, self._step = hashlib.sha256(lines), 0
         self.skipped: Counter[int] = Counter()
         self._cost: defaultdict[int, float] = defaultdict(float)  # of each epoch, summed in order of the windows
         self._steps: Counter[int] = Counter()
@@ -146,9 +145,7 @@ class MetricsLog:
 
         Args:
             first_step, epoch: the first window's step and the epoch, both from 1.
-            costs: float32 [n], nats: the sum over a window's steps of the batch's mean.
-            grad_norms: float32 [n], the global norm before clipping.
-            learning_rates: float32 [n].
+            costs, grad_norms, learning_rates: float32 [n], as the file has them.
             steps: integers [n], each window's length (default: bptt_length for all).
         """
         series = [np.asarray(column, np.float32) for column in (costs, grad_norms, learning_rates)]
@@ -161,26 +158,24 @@ class MetricsLog:
                 row["steps"] = length
         self._write(NAME, *rows)
         self._count(rows)
-        for row in rows:
-            self._show(row["step"], {f"train/{name}": row[name] for name in SERIES})
+        if self._on_metrics:
+            for row in rows:
+                self._on_metrics(row["step"], {f"train/{name}": row[name] for name in SERIES})
 
     def result(self, kind: str, **values: Any) -> None:
         """Writes the line of an epoch's or a test's result, without values that are None. Raises RunDirError."""
         values = {name: value for name, value in values.items() if value is not None}
         self._write(NAME, {"kind": kind, "corpus": self._corpus, **values})
-        self._show(self._step, {f"{kind}/{name}": value for name, value in values.items() if "perplexity" in name})
+        if self._on_metrics:
+            tags = {f"{kind}/{name}": value for name, value in values.items() if "perplexity" in name}
+            self._on_metrics(self._step, tags)
 
     def timing(self, **values: Any) -> None:
         """Writes a line of `timing.jsonl`, such as seconds and words per second. Raises RunDirError."""
         self._write(TIMING, values)
 
     def epoch_cost(self, epoch: int) -> tuple[float, int]:
-        """The logged part of an epoch (from 1), for its training perplexity, exp(cost / steps).
-
-        Returns:
-            The sum of the finite costs (nats), in the order of the windows, and the steps of their windows. Lines
-            written by this process and lines read on resuming give equal sums.
-        """
+        """The sum of an epoch's finite costs (nats) in order of the windows, read or written; the windows' steps."""
         return self._cost.get(epoch, 0.0), self._steps[epoch]
 
     def sync(self) -> Prefix:
@@ -188,10 +183,6 @@ class MetricsLog:
         with self._disk(NAME):
             os.fsync(self._files[NAME].fileno())
             return Prefix(self._files[NAME].seek(0, os.SEEK_END), self._digest.hexdigest())
-
-    def _show(self, step: int, values: Mapping[str, Any]) -> None:
-        if self._on_metrics:
-            self._on_metrics(step, values)
 
     def _count(self, windows: Sequence[Mapping[str, Any]]) -> None:
         with np.errstate(over="ignore"):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
@@ -110,7 +111,7 @@ def model_view(
     samples = part(
         "sample", lambda: [str(text) for text in lm.generate(words=SAMPLE_WORDS, samples=SAMPLES, no_unk=True)]
     )
-    own = [_scored(lm, f"Text {place}", text.splitlines()) for place, text in enumerate(texts, 1)]
+    own = [_scored(lm, f"Text {place}", [*filter(str.strip, text.splitlines())]) for place, text in enumerate(texts, 1)]
     return ModelView(name, which, words, [*([test] if test else []), *own], samples or [], notes)
 
 
@@ -122,19 +123,12 @@ def _test_text(lm: LanguageModel, data_dir: str | Path | None) -> ScoredText:
             f"the model was trained on {lm.corpus['name']} with sha256 {lm.corpus['sha256']}, and the "
             f"corpus found has {corpus.sha256}"
         )
-    lines: list[list[str]] = [[]]
-    for place in np.asarray(corpus.test[:TEST_WORDS]).tolist():
-        word = lm.vocab.words[place]
-        if word == EOS:
-            lines.append([])
-        else:
-            lines[-1].append(word)
-    return _scored(lm, f"The beginning of the test split of {corpus.name}", lines, context="stream")
+    words = [lm.vocab.words[place] for place in corpus.test[:TEST_WORDS]]
+    lines = [list(line) for ended, line in groupby(words, EOS.__eq__) if not ended]
+    return _scored(lm, f"The beginning of the test split of {corpus.name}", lines)
 
 
-def _scored(lm: LanguageModel, title: str, lines: Sequence[str | list[str]], context: str = "stream") -> ScoredText:
+def _scored(lm: LanguageModel, title: str, lines: Sequence[str | list[str]]) -> ScoredText:
     """Lines of words with their surprisals; the state is passed on from line to line."""
-    found = lm.surprisal(
-        [line for line in lines if (line.split() if isinstance(line, str) else line)], context=context, eos=True
-    )
+    found = lm.surprisal(lines, context="stream", eos=True)
     return ScoredText(title, found.word, [round(float(bits), 4) for bits in found.surprisal])

@@ -6,7 +6,7 @@ The device side is `group.py`.
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -29,9 +29,9 @@ class EpochResult:
     """One epoch, counted from 1: its learning rate and its perplexities."""
 
     epoch: int
-    learning_rate: float
-    train_perplexity: float
-    valid_perplexity: float
+    learning_rate: float = math.nan
+    train_perplexity: float = math.nan
+    valid_perplexity: float = math.nan
     train_estimated: bool = False  # from the words drawn for a sampled softmax: too low
 
 
@@ -43,8 +43,8 @@ class Run:
       folder: its directory, held.
       kept: whether it is saved; if not, its directory is temporary.
       plan: which rows each window reads.
-      step: windows trained.
-      last: the step to train to.
+      step, last: windows trained, and to be trained.
+      found: the checkpoint that it is resumed from, until its state is taken.
       notes: sentences for the user about how it was resumed.
       epochs: the results of the epochs that have ended.
       learning_rate: of the last call's first window.
@@ -65,10 +65,10 @@ class Run:
         devices: tuple[int, int] = (1, 1),
         on_metrics: OnMetrics | None = None,
     ):
-        """Begins or resumes a run in a directory that the caller holds the lock of.
+        """Begins or resumes a run.
 
         Args:
-          held: the directory, which `lock.lock` gives.
+          held: the directory, from `lock.lock`.
           files: closes the run's files, before the directory is released.
           resume: whether the directory holds a run already.
           steps: train to this step at most.
@@ -95,26 +95,16 @@ class Run:
             MetricsLog(self.folder, corpus.name, counts.bptt_length, kept=written, on_metrics=on_metrics)
         )
         self.step = self._saved = self.found.manifest.step if self.found else 0
-        self._validations: Validations | None = None
+        self._validations = self.found.state.validations if self.found else None
         self.averages_from: int | None = None
-        if self.found:
-            self.remember(self.found.state.validations)
         if self.found and self.finished:
             self.notes.append(
                 f"{self.folder.path} has finished ({self.epoch} epochs, {self.step} windows): nothing is left to "
                 f"train, and it is tested again"
             )
-        self.epochs = [
-            EpochResult(
-                row["epoch"],
-                row.get("learning_rate", math.nan),
-                row.get("train_perplexity", math.nan),
-                row.get("valid_perplexity", math.nan),
-                bool(row.get("train_estimated")),
-            )
-            for row in read_metrics(self.folder)
-            if row["kind"] == "epoch"
-        ]
+        names = EpochResult.__dataclass_fields__
+        results = [row for row in read_metrics(self.folder) if row["kind"] == "epoch"]
+        self.epochs = [EpochResult(**{name: row[name] for name in names if name in row}) for row in results]
         self._seconds, self.learning_rate = 0.0, math.nan
         self.start_clock()
 
@@ -134,24 +124,26 @@ class Run:
         return self.step >= self.last or self.ended_early
 
     @property
+    def at_edge(self) -> bool:
+        """Whether a checkpoint is due."""
+        every = self.config.train.checkpoint_every
+        return self.index == 0 or self.finished or bool(every and self.step % every == 0)
+
+    @property
     def ended_early(self) -> bool:
         """Whether too many validations in a row did not improve on the best."""
         patience = self.config.train.patience
         return bool(patience and self._validations and int(self._validations.stale) >= patience)
 
     @property
-    def train_perplexity(self) -> float:
-        """The perplexity of the last window's epoch so far, without windows whose cost is not finite."""
-        return perplexity(*self.log.epoch_cost(self.plan.locate(self.step - 1)[0] + 1 if self.step else 0))
-
-    @property
-    def train_estimated(self) -> bool:
-        """Whether words were drawn for the sampled softmax in a window of the last window's epoch."""
+    def so_far(self) -> EpochResult:
+        """The last window's epoch so far, without windows whose cost is not finite."""
         model, last = self.config.model, max(self.step - 1, 0)
-        first = last - self.plan.locate(last)[1]
-        return bool(model.sampled_words) and (
-            model.sampled_share is None or first < model.sampled_share * self.plan.total
-        )
+        epoch, index = self.plan.locate(last)
+        share = model.sampled_share
+        sampled = bool(model.sampled_words) and (share is None or last - index < share * self.plan.total)
+        cost, steps = self.log.epoch_cost(epoch + 1)
+        return EpochResult(epoch + 1, self.learning_rate, perplexity(cost, steps), train_estimated=sampled)
 
     @cached_property
     def unknown(self) -> dict[str, float]:
@@ -186,18 +178,10 @@ class Run:
             edges.append(counts.checkpoint_every - self.step % counts.checkpoint_every)
         return min(edges)
 
-    @property
-    def at_edge(self) -> bool:
-        """Whether a checkpoint is due."""
-        every = self.config.train.checkpoint_every
-        return self.index == 0 or self.finished or bool(every and self.step % every == 0)
-
     def trained(self, metrics: Metrics, count: int) -> str | None:
         """Logs the first `count` windows of a call; returns a sentence where one of them ends the run."""
-        cost, norm, rate, finite = (
-            np.asarray(values)[:count]
-            for values in (metrics.cost, metrics.grad_norm, metrics.learning_rate, metrics.finite)
-        )
+        columns = metrics.cost, metrics.grad_norm, metrics.learning_rate, metrics.finite
+        cost, norm, rate, finite = (np.asarray(column)[:count] for column in columns)
         stopping = self.config.train.on_nonfinite == "stop" and not finite.all()
         done = int(finite.argmin()) if stopping else count
         lengths = self.plan.windows(self.step, done, done).length
@@ -213,10 +197,9 @@ class Run:
         self.learning_rate, self._until = float(rate[0]), time.perf_counter()
         return None
 
-    def end_epoch(self, valid_perplexity: float) -> EpochResult:
+    def end_epoch(self, valid_perplexity: float) -> None:
         """Logs the epoch that has just ended."""
-        estimated = self.train_estimated
-        result = EpochResult(self.epoch, self.learning_rate, self.train_perplexity, valid_perplexity, estimated)
+        result = replace(self.so_far, valid_perplexity=valid_perplexity)
         self.log.result(
             "epoch",
             preset=self.config.preset,
@@ -233,7 +216,6 @@ class Run:
         self.log.timing(epoch=result.epoch, seconds=self.epoch_seconds, words_per_second=self.words_per_second)
         self._seconds += self.epoch_seconds
         self.epochs.append(result)
-        return result
 
     def remember(self, record: Validations | None) -> None:
         """Takes over the state's record of validations, whole in the host's memory."""
@@ -250,22 +232,10 @@ class Run:
         if not self.kept or (self.step == self._saved and self.step > 0):
             return
         self._held.check()
-        written = self.log.sync()
         ended = self.index == 0 and bool(self.epochs) and self.epochs[-1].epoch == self.epoch
-        checkpoint.save(
-            self.folder,
-            state,
-            self.config,
-            self.corpus.vocab,
-            checkpoint.Manifest(
-                step=self.step,
-                epoch=self.epoch,
-                valid_perplexity=self.epochs[-1].valid_perplexity if ended else None,
-                corpus=directory.named(self.corpus),
-                metrics_bytes=written.bytes,
-                metrics_sha256=written.sha256,
-            ),
-        )
+        valid = self.epochs[-1].valid_perplexity if ended else None
+        manifest = checkpoint.Manifest(self.step, self.epoch, valid, directory.named(self.corpus), *self.log.sync())
+        checkpoint.save(self.folder, state, self.config, self.corpus.vocab, manifest)
         self._saved = self.step
 
     def log_test(self, which: str, step: int, nats: float, predictions: int) -> float:
@@ -278,27 +248,12 @@ class Run:
 
 
 def window_plan(config: Config, rows: int) -> WindowPlan:
-    """Which rows of [N // B, B] each step reads.
-
-    Args:
-      config: the run's.
-      rows: N // B.
-
-    Raises:
-      DataError: these are more windows than a run counts.
-    """
+    """Which rows of [N // B, B] each step reads. Raises DataError for more windows than a run counts."""
     counts = config.train
     if counts.length_deviation is None:
         return WindowPlan(rows, counts.bptt_length, counts.epochs)
-    random = RandomLengths(
-        counts.bptt_length,
-        counts.short_probability,
-        counts.length_deviation,
-        counts.shortest_window,
-        counts.longest,
-        counts.length_seed,
-        config.optimizer.windows_as_published,
-    )
+    lengths = counts.bptt_length, counts.short_probability, counts.length_deviation, counts.shortest_window
+    random = RandomLengths(*lengths, counts.longest, counts.length_seed, config.optimizer.windows_as_published)
     plan = WindowPlan(rows, counts.longest, counts.epochs, random)
     if plan.total > MOST_WINDOWS:
         raise DataError(
@@ -310,8 +265,7 @@ def window_plan(config: Config, rows: int) -> WindowPlan:
 
 def floors(corpus: Corpus, *splits: str) -> dict[str, float]:
     """`floor_SPLIT`: the perplexity of the true source, where the corpus has one."""
-    return (
-        {f"floor_{split}": perplexity(corpus.floor[split], len(getattr(corpus, split)) - 1) for split in splits}
-        if corpus.floor
-        else {}
-    )
+    nats = corpus.floor or {}
+    return {
+        f"floor_{split}": perplexity(nats[split], len(getattr(corpus, split)) - 1) for split in splits if split in nats
+    }

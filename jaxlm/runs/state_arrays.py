@@ -47,14 +47,11 @@ def decoded(data: bytes, template: Any, path: Path) -> TrainState:
         found = dict(safetensors.deserialize(data))
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path} is not a file of safetensors: {error}") from None
-    for name in sorted({*found, *leaves}):
-        expected = _described(leaves[name].dtype.name, leaves[name].shape) if name in leaves else "none"
-        dtype, shape = (found[name]["dtype"], found[name]["shape"]) if name in found else ("", [])
-        present = _described(_DTYPES.get(dtype, dtype), shape) if name in found else "none"
-        if present != expected:
-            raise CheckpointError(
-                f"{path}: expected the array {name!r} of this config to be {expected}, found {present}"
-            )
+    expected = {name: f"{leaf.dtype.name} {list(leaf.shape)}" for name, leaf in leaves.items()}
+    present = {name: f"{_DTYPES.get(one['dtype'], one['dtype'])} {one['shape']}" for name, one in found.items()}
+    for name in sorted({*expected, *present}):
+        if (wanted := expected.get(name, "none")) != (there := present.get(name, "none")):
+            raise CheckpointError(f"{path}: expected the array {name!r} of this config to be {wanted}, found {there}")
 
     def array(name: str, leaf: Any) -> jax.Array:
         shape = leaves[name].shape
@@ -131,7 +128,3 @@ def _without_keys(state: Any) -> Any:
 
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _described(dtype: str, shape: Any) -> str:
-    return f"{dtype} {list(shape)}"

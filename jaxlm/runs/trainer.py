@@ -107,7 +107,10 @@ def train(
                 f"{run_dir} holds an imported model, which has no run to resume: train it further in "
                 f"another directory, with --init {run_dir} --corpus TEXT --run-dir NEW"
             )
-        vocab = _given_vocab(run_dir)
+        with suppress(RunDirError):
+            if directory.saved_record(run_dir).get("params") == "given":  # its vocabulary may differ from its text's
+                found, _ = checkpoint.newest_intact(run_dir)
+                vocab = found.vocab if found else None
     asked = config.model.compute_dtype
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
     fresh = new_state(config, params)
@@ -206,15 +209,6 @@ def with_corpus(
     return config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec, **corpus.options), corpus
 
 
-def _given_vocab(run_dir: str | Path) -> Vocab | None:
-    """The saved vocabulary of a run that began from given parameters: it may differ from its text's."""
-    with suppress(RunDirError):
-        if directory.saved_record(run_dir).get("params") == "given":
-            found, _ = checkpoint.newest_intact(run_dir)
-            return found.vocab if found else None
-    return None
-
-
 def new_state(config: Config, params: Params | None = None) -> TrainState:
     """The state before the first step.
 
@@ -226,13 +220,8 @@ def new_state(config: Config, params: Params | None = None) -> TrainState:
     if params is None:
         return fresh_state(config.recipe, np.uint32(counts.seed), counts.batch_size, counts.patience)
     expected = state_arrays.shapes(state_arrays.shapes_of_state(config).params)
-    given = state_arrays.shapes(params)
-    if wrong := [
-        f"{name}: expected {expected.get(name)}, got {given.get(name)}"
-        for name in sorted({*expected, *given})
-        if expected.get(name) != given.get(name)
-    ]:
-        raise JaxlmError("params do not have the config's shapes: " + "; ".join(wrong))
+    if wrong := directory.different(expected, state_arrays.shapes(params)):
+        raise JaxlmError(f"params do not have the config's shapes (expected -> given): {'; '.join(wrong)}")
     return init_state(config.recipe, jax.random.key(counts.seed), counts.batch_size, params, patience=counts.patience)
 
 
@@ -247,9 +236,9 @@ class _Reporter(Observer):
 
     def trained(self, group: Group) -> None:
         for run in filter(None, group.runs):
-            epoch, index = run.plan.locate(run.step - 1)
+            now, index = run.so_far, run.plan.locate(run.step - 1)[1]
             self._progress.advance(
-                epoch + 1, index + 1, run.train_perplexity, run.learning_rate, estimated=run.train_estimated
+                now.epoch, index + 1, now.train_perplexity, now.learning_rate, estimated=now.train_estimated
             )
 
     def doing(self, what: str) -> None:
@@ -297,22 +286,19 @@ def _finish(
     if best not in (-1, run.step):
         progress.doing("testing the best checkpoint")
         try:
-            tests["best"] = _test_checkpoint(run, shared, mesh, best)
+            saved = hosts.together(lambda: checkpoint.load(shared, str(best)).state.evaluated)
+            nats = stream_nats(run.config.model, place(mesh, saved), run.corpus.test, mesh=mesh)
+            tests["best"] = run.log_test("best", best, *nats)
         except CheckpointError as error:
             progress.say(f"the best checkpoint is not tested: {error}", loud=True)
-    estimate = {True: " (an estimate)", False: ""}
-    rows = [
-        (
-            f"epoch {row.epoch}",
-            f"train {row.train_perplexity:.2f}{estimate[row.train_estimated]}  valid {row.valid_perplexity:.2f}",
-        )
-        for row in run.epochs
-    ]
+    rows = []
+    for row in run.epochs:
+        estimate = " (an estimate)" if row.train_estimated else ""
+        values = f"train {row.train_perplexity:.2f}{estimate}  valid {row.valid_perplexity:.2f}"
+        rows.append((f"epoch {row.epoch}", values))
     rows += [(f"test, {which} checkpoint", f"{value:.2f}") for which, value in tests.items()]
-    rows += [
-        (name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)")
-        for name, value in floors(run.corpus, "train", "valid", "test").items()
-    ]
+    for name, value in floors(run.corpus, "train", "valid", "test").items():
+        rows.append((name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)"))
     shares = [f"{name.removeprefix('unknown_')} {share:.1%}" for name, share in run.unknown.items()]
     rows.append(("unknown tokens", "  ".join(shares)))
     if max(run.unknown.values()) > MOST_UNKNOWN:
@@ -332,11 +318,3 @@ def _finish(
         command = shlex.join(["jaxlm", "report", str(kept_in), "-o", str(kept_in / "report.html")])
         progress.say(f"a page of curves, words and samples: {command}", wrap=False)
     return replace(result, test_perplexity=tests["last"])
-
-
-def _test_checkpoint(run: Run, shared: Path, mesh: Mesh | None, step: int) -> float:
-    """Tests a saved checkpoint. Every process must call it."""
-    model = run.config.model
-    saved = hosts.together(lambda: checkpoint.load(shared, str(step))).state.evaluated
-    params = place(mesh, saved)
-    return run.log_test("best", step, *stream_nats(model, params, run.corpus.test, mesh=mesh))
