@@ -47,13 +47,9 @@ class Folder:
 
     @staticmethod
     def open(path: str | Path, create: bool = False) -> "Folder":
-        """Holds the directory at a path that the user gave, which may itself be a link.
+        """Holds the directory at a path that the user gave, which may itself be a link. Raises OSError.
 
-        Args:
-            path: the directory.
-            create: make it, and those above it, where it is missing; durably.
-        Raises:
-            OSError: there is none, or it cannot be made or read.
+        With `create` it is made where it is missing, and those above it too, durably.
         """
         path = Path(path)
         with _naming(path):
@@ -100,22 +96,14 @@ class Folder:
         return open(self._regular(name, os.O_RDONLY), "rb")
 
     def read(self, name: str, most: int) -> bytes:
-        """The bytes of a regular file.
-
-        Args:
-            name: the file.
-            most: the most bytes that it may have; a larger one is refused before a byte of it is read.
-        Raises:
-            OSError: there is no such file, a link or anything else is in its place, or it is too large.
-        """
+        """The bytes of a regular file. Raises OSError where there is none, or one of more than `most` bytes."""
         with self.reader(name) as file:
             return _bounded(file, self.path / name, most)
 
     def append(self, name: str, buffering: int = -1) -> BinaryIO:
         """Opens a regular file, made where it is missing, for reading anywhere and writing at its end.
 
-        With a `buffering` of 0 each write is one system call, which may write only some of the bytes. Raises OSError
-        for a link, also a hard one: what is written would appear elsewhere too.
+        Raises OSError for a link, also a hard one: what is written would appear elsewhere too.
         """
         descriptor = self._regular(name, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         if (links := os.fstat(descriptor).st_nlink) > 1:
@@ -257,14 +245,7 @@ def reader(path: str | Path) -> BinaryIO:
 
 
 def read_bytes(path: str | Path, most: int) -> bytes:
-    """The bytes of the regular file at a path that the user gave, over links too.
-
-    Args:
-        path: the file.
-        most: the most bytes that it may have; a larger one is refused before a byte of it is read.
-    Raises:
-        OSError: there is no such file, it is a FIFO or a device, or it is too large.
-    """
+    """The bytes of the file at a path, as `reader` opens it. Raises OSError for more than `most`, before reading."""
     with reader(path) as file:
         return _bounded(file, Path(path), most)
 

@@ -15,6 +15,8 @@ from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.trainer import new_state
 from jaxlm.scoring.language_model import LanguageModel
 
+_NONE = np.zeros(0, np.int32)
+
 
 def unknown_corpus(name: str, sha256: str, vocab: Vocab, *notes: str) -> Corpus:
     """The corpus of an imported model: its text is unknown, and only the vocabulary is there.
@@ -25,24 +27,15 @@ def unknown_corpus(name: str, sha256: str, vocab: Vocab, *notes: str) -> Corpus:
         vocab: the model's.
         *notes: sentences for the user.
     """
-    return _without_text(name, "an unknown text: the model was imported", vocab, sha256, notes, UNKNOWN)
+    about = "an unknown text: the model was imported"
+    return Corpus(name, about, vocab, _NONE, _NONE, _NONE, sha256, notes=notes, spec=UNKNOWN)
 
 
 def known_corpus(model: LanguageModel, *notes: str) -> Corpus:
-    """The corpus that a run's model was trained on, named by its hash; the text is not read.
-
-    Args:
-        model: the run's.
-        *notes: sentences for the user.
-    """
-    name, sha256 = model.corpus["name"], model.corpus["sha256"]
-    spec = model.config.data.corpus
-    return _without_text(name, f"the text of {name}, which was not read", model.vocab, sha256, notes, spec)
-
-
-def _without_text(name: str, description: str, vocab: Vocab, sha256: str, notes: tuple[str, ...], spec: str) -> Corpus:
-    none = np.zeros(0, np.int32)
-    return Corpus(name, description, vocab, none, none, none, sha256, notes=notes, spec=spec)
+    """The corpus that a run's model was trained on, named by its hash; the text is not read, and `notes` are added."""
+    name, sha256, spec = model.corpus["name"], model.corpus["sha256"], model.config.data.corpus
+    about = f"the text of {name}, which was not read"
+    return Corpus(name, about, model.vocab, _NONE, _NONE, _NONE, sha256, notes=notes, spec=spec)
 
 
 def keep_model(run_dir: str | Path, config: Config, params: Params, corpus: Corpus) -> Path:

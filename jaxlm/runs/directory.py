@@ -12,7 +12,9 @@ import platform
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +37,7 @@ MOST_BYTES = 1 << 20  # of config.json and run.json
 
 def check(run: str | Path | Folder, resume: bool) -> None:
     """Raises RunDirError where there is no run to resume, or where a new run cannot begin: the place is not empty."""
-    where = path_of(run)
-    names = []
+    where, names = path_of(run), []
     with explained(RunDirError, f"{where} cannot be used", ELSEWHERE), suppress(FileNotFoundError), held(run) as folder:
         names = folder.names()
     if resume and CONFIG not in names:
@@ -113,12 +114,10 @@ def saved_record(run: str | Path | Folder) -> dict[str, Any]:
     """The contents of `run.json`. Raises RunDirError where it is missing or damaged."""
     with explained(RunDirError, f"{path_of(run) / RECORD} cannot be read"), held(run) as folder:
         record = strict_json(folder.read(RECORD, MOST_BYTES))
-        sessions = record.get("sessions") if isinstance(record, dict) else None
-        if not (isinstance(sessions, list) and sessions and all(isinstance(one, dict) for one in sessions)):
-            raise ValueError("it has no sessions, as jaxlm writes them")
-        if not isinstance(record.get("corpus"), dict):
-            raise ValueError("it has no corpus, as jaxlm writes it")
-        return record
+        match record:
+            case {"corpus": dict(), "sessions": [_, *_] as sessions} if all(isinstance(one, dict) for one in sessions):
+                return record
+        raise ValueError("it has no corpus and no sessions, as jaxlm writes them")
 
 
 def resume(
@@ -164,8 +163,8 @@ def resume(
     if found is None:
         return None, [f"{run.path} has no checkpoint yet: starting from the beginning"]
     saved, now = found.manifest.versions, library_versions()
-    both = [name for name in saved if name in now]  # nothing depends on a library that is used no longer
-    if changed := different({name: saved[name] for name in both}, {name: now[name] for name in both}):
+    both = saved.keys() & now.keys()  # nothing depends on a library that is used no longer
+    if changed := [line for line in different(saved, now) if line.split(":")[0] in both]:
         notes.append(
             f"the checkpoint was written under other library versions ({', '.join(changed)}): the results may differ"
         )
@@ -210,10 +209,7 @@ def named(corpus: "Corpus") -> dict[str, str]:
 
 
 def session(devices: tuple[int, int] = (1, 1)) -> dict[str, Any]:
-    """The command, versions, machine and flags of this process, on which a run's results depend.
-
-    `devices` are those that the rows and those that the words are spread over.
-    """
+    """The command, versions, machine and flags of this process, and its devices for the rows and for the words."""
     import jax
 
     return {
@@ -245,7 +241,6 @@ def _described(corpus: "Corpus") -> dict[str, Any]:
     }
 
 
-def _first_difference(old: tuple[str, ...], new: tuple[str, ...]) -> str:
-    both = min(len(old), len(new))
-    at = next((i for i in range(both) if old[i] != new[i]), both)
+def _first_difference(old: Sequence[str], new: Sequence[str]) -> str:
+    at = next(i for i, (was, now) in enumerate(zip_longest(old, new)) if was != now)
     return f"{len(old)} -> {len(new)} words; word {at} is {list(old[at : at + 1])} -> {list(new[at : at + 1])}"

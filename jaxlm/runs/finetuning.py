@@ -33,10 +33,8 @@ def tuning_config(model: LanguageModel, start: Config, changes: Mapping[str, Any
     section = start.model if own_model else model.config.model
     config = start.replace(model=section, data=model.config.data).replace(vocab_size=len(model.vocab))
     config = config.replace(**changes)
-    contradicted = [
-        line for line in differences(model.config, config) if line.split(":")[0] in {f"model.{name}" for name in FIXED}
-    ]
-    if contradicted:
+    fixed = {f"model.{name}" for name in FIXED}
+    if contradicted := [line for line in differences(model.config, config) if line.split(":")[0] in fixed]:
         raise JaxlmError(
             f"the parameters to begin from are fixed in these fields of the model: "
             f"{'; '.join(contradicted)}; leave them out, or train a new model without --init"

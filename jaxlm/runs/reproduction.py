@@ -53,8 +53,7 @@ def reproduce(
             f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): "
             f"name its folder with --data-dir"
         )
-    with Folder.open(run_dir) as folder:
-        read_prefix(folder, old.manifest.metrics)  # raises before hours of training where the metrics are damaged
+    _metrics(run_dir, old)  # raises before hours of training where the metrics are damaged
     devices = _devices(record)
     result = train(
         config, corpus, again, steps=old.manifest.step, quiet=quiet, devices=devices[0], model_devices=devices[1]
@@ -78,27 +77,30 @@ def _differences(run_dir: Path, old: checkpoint.Checkpoint, again: Path) -> list
     if old.vocab != new.vocab:
         found.append("vocab.json of the last checkpoint differs")
     if old.manifest.metrics != new.manifest.metrics:
-        lines = []
-        for path, one in ((run_dir, old), (again, new)):
-            with Folder.open(path) as folder:
-                lines.append(read_prefix(folder, one.manifest.metrics).decode(errors="replace").splitlines())
-        number, was, now = next(
-            (number, was, now)
-            for number, (was, now) in enumerate(zip_longest(*lines, fillvalue="(no line)"), 1)
-            if was != now
-        )
-        found.insert(0, f"metrics.jsonl differs first in line {number}: {was} -> {now}")
+        lines = [
+            _metrics(path, one).decode(errors="replace").splitlines() for path, one in ((run_dir, old), (again, new))
+        ]
+        for number, (was, now) in enumerate(zip_longest(*lines, fillvalue="(no line)"), 1):
+            if was != now:
+                found.insert(0, f"metrics.jsonl differs first in line {number}: {was} -> {now}")
+                break
     tests = [[row for row in read_metrics(folder) if row["kind"] == "test"] for folder in (run_dir, again)]
     if tests[0] and tests[0] != tests[1]:
         found.append(f"the test's results differ: {tests[0]} -> {tests[1]}")
     return found
 
 
+def _metrics(run_dir: Path, found: checkpoint.Checkpoint) -> bytes:
+    with Folder.open(run_dir) as folder:
+        return read_prefix(folder, found.manifest.metrics)
+
+
 def _devices(record: dict) -> tuple[int, int]:
     """The devices that the run began on, for its rows and for its words."""
-    saved = record["sessions"][0].get("devices")
-    rows, words = saved if isinstance(saved, list) and len(saved) == 2 else (1, 1)
-    return (rows, words) if type(rows) is type(words) is int else (1, 1)
+    match record["sessions"][0].get("devices"):
+        case [int(rows), int(words)]:
+            return rows, words
+    return 1, 1
 
 
 def _flat(session: dict) -> dict[str, str]:

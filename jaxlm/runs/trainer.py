@@ -186,17 +186,11 @@ def with_corpus(
     if not isinstance(corpus, Corpus):
         config = config if corpus is None else config.replace(corpus=str(corpus))
         data = config.data
-        corpus = (
-            reload_corpus(data, vocab, data_dir)
-            if vocab
-            else load_corpus(
-                data.corpus,
-                data_dir=data_dir,
-                max_vocab=config.model.vocab_size,
-                min_count=data.min_count,
-                lowercase=data.lowercase,
-            )
-        )
+        if vocab:
+            corpus = reload_corpus(data, vocab, data_dir)
+        else:
+            options = {"min_count": data.min_count, "lowercase": data.lowercase}
+            corpus = load_corpus(data.corpus, data_dir=data_dir, max_vocab=config.model.vocab_size, **options)
     if len(corpus.vocab) > config.model.vocab_size:
         raise JaxlmError(
             f"the corpus has {len(corpus.vocab):,} words and vocab_size is {config.model.vocab_size:,}: "
