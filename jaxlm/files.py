@@ -74,13 +74,10 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Whether there is an entry of this name, of any kind."""
-        return self.status(name) is not None
-
-    def status(self, name: str) -> os.stat_result | None:
-        """The status of an entry itself (of a link, not of its target); None where there is no entry."""
         with _naming(self.path / _entry(name)), suppress(FileNotFoundError):
-            return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
-        return None
+            os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+            return True
+        return False
 
     def folder(self, name: str, create: bool = False) -> "Folder":
         """Holds a directory of this one. Raises OSError where there is none, or a link or a file instead."""
@@ -194,13 +191,6 @@ class Folder:
             if depth == MOST_DEPTH:
                 folders.clear()
         return found
-
-    def is_at(self, path: Path) -> bool:
-        """Whether this very directory is (still) at a path."""
-        try:
-            return os.path.samestat(os.fstat(self._descriptor), os.stat(path))
-        except OSError:
-            return False
 
     def _regular(self, name: str, flags: int) -> int:
         return _open(_entry(name), self.path / name, flags | os.O_NOFOLLOW, self._descriptor)

@@ -19,14 +19,7 @@ _NONE = np.zeros(0, np.int32)
 
 
 def unknown_corpus(name: str, sha256: str, vocab: Vocab, *notes: str) -> Corpus:
-    """The corpus of an imported model: its text is unknown, and only the vocabulary is there.
-
-    Args:
-        name: where the model came from.
-        sha256: the hash of the model's file.
-        vocab: the model's.
-        *notes: sentences for the user.
-    """
+    """The corpus of an imported model, whose text is unknown: where its file came from, that file's hash, its words."""
     about = "an unknown text: the model was imported"
     return Corpus(name, about, vocab, _NONE, _NONE, _NONE, sha256, notes=notes, spec=UNKNOWN)
 

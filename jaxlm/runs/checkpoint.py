@@ -84,8 +84,7 @@ def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Mani
     Args:
         run: the run's directory, which the caller holds (`lock.lock`).
         state: a pytree of arrays, whole in the host's memory or on one device.
-        config: the run's.
-        vocab: the run's.
+        config, vocab: the run's.
         manifest: what the checkpoint is of; its files are filled in here.
     Returns:
         The checkpoint's directory.
@@ -155,12 +154,8 @@ def manifests(run: str | Path | Folder, problems: list[str] | None = None) -> di
 
 def best_step(found: Mapping[int, Manifest]) -> int | None:
     """The step with the lowest validation perplexity."""
-    measured = [
-        (manifest.valid_perplexity, step)
-        for step, manifest in found.items()
-        if manifest.valid_perplexity is not None and math.isfinite(manifest.valid_perplexity)
-    ]
-    return min(measured)[1] if measured else None
+    measured = [(one.valid_perplexity, step) for step, one in found.items() if one.valid_perplexity is not None]
+    return min(((valid, step) for valid, step in measured if math.isfinite(valid)), default=(0, None))[1]
 
 
 def find(run: str | Path | Folder, which: str = "last") -> Path:

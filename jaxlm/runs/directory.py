@@ -57,14 +57,11 @@ def check(run: str | Path | Folder, resume: bool) -> None:
 def begin(
     run: Folder, config: Config, corpus: "Corpus", given_params: bool = False, devices: tuple[int, int] = (1, 1)
 ) -> None:
-    """Writes a new run's config and surroundings into an empty directory.
+    """Writes a new run's config and surroundings into an empty directory, which the caller holds (`lock.lock`).
 
     Args:
-        run: the directory, which the caller holds (`lock.lock`).
-        config: the run's.
-        corpus: the run's.
-        given_params: whether it begins from parameters that the caller gave.
-        devices: those that the rows, and those that the words, are spread over.
+        given_params: whether the run begins from parameters that the caller gave.
+        devices: how many the rows, and how many the words, are spread over.
     Raises:
         RunDirError: the directory is not empty or cannot be written, or no checkpoint could hold the vocabulary.
     """
@@ -128,8 +125,7 @@ def resume(
     Args:
         run: the directory, which the caller holds (`lock.lock`).
         config: the run's, with the fields changed that may change (`MAY_CHANGE`).
-        corpus: the run's.
-        devices: those that the rows, and those that the words, are spread over.
+        corpus, devices: as in `begin`.
     Returns:
         The newest intact checkpoint (None: the run starts from the beginning), and notes for the user.
     Raises:

@@ -18,15 +18,13 @@ FIXED = {  # fields of the model that the parameters fix
 
 
 def tuning_config(model: LanguageModel, start: Config, changes: Mapping[str, Any], own_model: bool = False) -> Config:
-    """The config of a run that begins from a model's parameters.
+    """The config of a run that begins from a model's parameters, on its text unless `changes` names another.
 
     Args:
         model: whose vocabulary, parameters and, unless `own_model`, model section the run takes over.
         start: of which the optimiser, the schedule and the counts are taken.
         changes: fields to change (`Config.replace`).
         own_model: take the model section of `start` too.
-    Returns:
-        The config; its text is the model's own unless `changes` names another.
     Raises:
         JaxlmError: a field of the model contradicts the parameters, or cannot be set.
     """
@@ -43,13 +41,8 @@ def tuning_config(model: LanguageModel, start: Config, changes: Mapping[str, Any
 
 
 def tuning_corpus(model: LanguageModel, config: Config, source: str, data_dir: str | Path | None = None) -> Corpus:
-    """The config's text, encoded with a model's vocabulary.
+    """The config's text, encoded with a model's vocabulary; `source` says in the run's directory what the model is.
 
-    Args:
-        model: the one to begin from.
-        config: the new run's.
-        source: what the model is, in words; kept in the run's directory.
-        data_dir: where Penn Treebank's files lie.
     Raises:
         DataError: the text cannot be used, or has a word that the vocabulary lacks while it has no `<unk>`.
     """

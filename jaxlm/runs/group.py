@@ -94,11 +94,10 @@ class MemberGroup:
     def add(self, slot: int, run: Run, state: TrainState) -> None:
         """Puts a run into a free slot."""
         recipe = run.config.recipe
-        self._members = (
-            members.stacked(recipe, state, len(self.runs), self._mesh)
-            if self._members is None
-            else members.replaced(self._members, slot, recipe, state)
-        )
+        if self._members is None:
+            self._members = members.stacked(recipe, state, len(self.runs), self._mesh)
+        else:
+            self._members = members.replaced(self._members, slot, recipe, state)
         self.runs[slot] = run
         run.remember(jax.device_get(state.validations))
 
@@ -129,19 +128,15 @@ class MemberGroup:
         """The validation perplexity of each slot; what follows from it is in the states afterwards."""
         assert self._members is not None
         some = next(run for run in self.runs if run is not None)
-        rows, what = (
-            some.config.train.batch_size,
-            (some.corpus.valid, some.config.train.batch_size, some.config.train.bptt_length),
-        )
+        rows = some.config.train.batch_size
+        what = some.corpus.valid, rows, some.config.train.bptt_length
         recipes, states = self._members
         if self._vmapped and self._mesh is None:
             nats, predictions = members_nats(recipes.model, states.evaluated, *what)
             found = [some.perplexity(one, predictions, rows) for one in nats]
         else:
-            found = [
-                np.nan if run is None else run.perplexity(*self._nats(slot, *what), rows)
-                for slot, run in enumerate(self.runs)
-            ]
+            each = enumerate(self.runs)
+            found = [run.perplexity(*self._nats(slot, *what), rows) if run else np.nan for slot, run in each]
         if states.validations is not None:
             record = jax.device_get(_all_validated(recipes, states.validations, np.array([*map(_loss, found)])))
             placed = place(self._mesh, jax.device_put(record), MEMBER)

@@ -31,11 +31,10 @@ class Held:
 
     def check(self) -> None:
         """Raises RunDirError once the directory was removed or replaced."""
-        status = self.folder.status(NAME) if self.folder.is_at(self.folder.path) else None
-        if status is None or not os.path.samestat(os.fstat(self._file.fileno()), status):
-            raise RunDirError(
-                f"{self.folder.path} was removed or replaced while this run was in it: nothing can be saved"
-            )
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(self._file.fileno()), os.lstat(self.folder.path / NAME)):
+                return
+        raise RunDirError(f"{self.folder.path} was removed or replaced while this run was in it: nothing can be saved")
 
 
 @contextmanager

@@ -14,11 +14,9 @@ LEAST_CAPABILITY = (8, 0)  # of a CUDA device (Ampere)
 
 
 def multiplies_bfloat16(device: Any = None, cpuinfo: Path = CPUINFO) -> bool:
-    """Whether a device multiplies bfloat16 by itself, faster than float32.
+    """Whether a device (default: JAX's first) multiplies bfloat16 by itself, faster than float32.
 
-    Args:
-      device: of JAX (default: the first one that it uses).
-      cpuinfo: where Linux describes the processor; without it a CPU counts as one that does not.
+    Without `cpuinfo`, where Linux describes the processor, a CPU counts as one that does not.
     """
     device = device or jax.local_devices()[0]
     if device.platform == "cpu":
@@ -39,12 +37,7 @@ def resolved(config: Config) -> Config:
 
 
 def notes(asked: str, config: Config) -> list[str]:
-    """Sentences about the dtype when a run begins.
-
-    Args:
-      asked: the compute_dtype that was asked for.
-      config: with the dtype that was taken.
-    """
+    """Sentences about the dtype when a run begins: the one that was `asked` for, and the config's, which was taken."""
     platform, taken, native = jax.local_devices()[0].platform, config.model.compute_dtype, multiplies_bfloat16()
     how = f"this {platform} {'multiplies' if native else 'does not multiply'} bfloat16 by itself"
     if asked == "auto":

@@ -27,14 +27,7 @@ Found = TypeVar("Found")
 
 
 def run_record(path: Path, name: str | None = None) -> RunRecord:
-    """A run's results and surroundings.
-
-    Args:
-        path: its directory.
-        name: what the page calls it (default: the directory's name).
-
-    Returns:
-        The run without its parameters.
+    """The results and surroundings of the run in a directory; the page calls it by `name` (default: the directory's).
 
     Raises:
         RunDirError: There is no run, or a file of it is damaged.
@@ -80,18 +73,13 @@ def best_run(runs: Sequence[RunRecord]) -> RunRecord:
 def model_view(
     path: Path, name: str, which: str = "last", texts: Sequence[str] = (), data_dir: str | Path | None = None
 ) -> ModelView:
-    """What a run's model makes of its words, of text, and what it generates.
+    """What a run's model makes of its words, of text, and what it generates; notes name what cannot be computed.
 
     Args:
-        path: the run's directory.
-        name: what the page calls the run.
+        path, name: the run's directory, and what the page calls the run.
         which: `last`, `best` (on validation), or a step.
         texts: to score, beside the test split's beginning.
         data_dir: where Penn Treebank's files lie.
-
-    Returns:
-        The view; what cannot be computed is named in its notes.
-
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged.
         DataError: A text has no words.

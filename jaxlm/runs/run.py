@@ -39,7 +39,6 @@ class Run:
     """A run in its directory.
 
     Attributes:
-      config, corpus: what is trained, and on what.
       folder: its directory, held.
       kept: whether it is saved; if not, its directory is temporary.
       plan: which rows each window reads.

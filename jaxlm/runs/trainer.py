@@ -3,7 +3,6 @@
 import shlex
 import signal
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -144,15 +143,10 @@ def train(
             fresh = hosts.together(lambda: (run.found or checkpoint.load(shared, str(saved))).state)
         group = SingleGroup(run, fresh, mesh)
         run.found = fresh = None  # the group's are copies
+        counts, console = config.train, lasting_console(quiet or not first)
+        per_window = counts.bptt_length * counts.batch_size
         progress = held.enter_context(
-            Progress(
-                config.train.epochs,
-                run.plan.windows_in(0),
-                config.train.bptt_length * config.train.batch_size,
-                corpus.name,
-                lasting_console(quiet or not first),
-                total_windows=run.last,
-            )
+            Progress(counts.epochs, run.plan.windows_in(0), per_window, corpus.name, console, total_windows=run.last)
         )
         for line in (*corpus.notes, *([note] if note else []), *precision.notes(asked, config), *run.notes):
             progress.say(line, loud=True)
@@ -162,7 +156,7 @@ def train(
             group.save(0)  # nobody could draw given parameters again; and a run of no window is one to evaluate too
         progress.doing("compiling")
         with signals.noted() as stop:
-            stopped_by = fit(group, _Reporter(progress, lambda: hosts.agreed(stop.signal or 0) or None))
+            stopped_by = fit(group, _Reporter(progress, stop))
         return _finish(run, group, shared, mesh, progress, stopped_by)
 
 
@@ -219,30 +213,28 @@ def new_state(config: Config, params: Params | None = None) -> TrainState:
     return init_state(config.recipe, jax.random.key(counts.seed), counts.batch_size, params, patience=counts.patience)
 
 
+@dataclass
 class _Reporter(Observer):
     """Shows a run's progress, and ends it where it diverges."""
 
-    def __init__(self, progress: Progress, stopped: Callable[[], int | None]):
-        self._progress, self._stopped = progress, stopped
+    _progress: Progress
+    _stop: signals.Stop
 
     def stopped(self) -> int | None:
-        return self._stopped()
+        return hosts.agreed(self._stop.signal or 0) or None
 
     def trained(self, group: Group) -> None:
         for run in filter(None, group.runs):
             now, index = run.so_far, run.plan.locate(run.step - 1)[1]
-            self._progress.advance(
-                now.epoch, index + 1, now.train_perplexity, now.learning_rate, estimated=now.train_estimated
-            )
+            shown = now.train_perplexity, now.learning_rate
+            self._progress.advance(now.epoch, index + 1, *shown, estimated=now.train_estimated)
 
     def doing(self, what: str) -> None:
         self._progress.doing(what)
 
     def diverged(self, group: Group, slot: int, problem: str) -> None:
-        raise Diverged(
-            f"{problem}: stopped before its update; try a lower learning_rate or clip_norm, or resume from "
-            f"the last checkpoint without such windows (--resume --on-nonfinite skip)"
-        )
+        remedy = "try a lower learning_rate or clip_norm, or resume from the last checkpoint without such windows"
+        raise Diverged(f"{problem}: stopped before its update; {remedy} (--resume --on-nonfinite skip)")
 
     def epoch_ended(self, group: Group, stopping: bool) -> None:
         for run in filter(None, group.runs):
