@@ -90,9 +90,9 @@ def _sentence(error: BaseException) -> str:
 
 def _one_line(text: str) -> str:
     line = printable(" ".join(text.splitlines()))
-    if len(line) > MOST_SHOWN:
-        line = f"{line[: MOST_SHOWN // 2]} ... {line[-MOST_SHOWN // 2 :]} ({len(text):,} characters)"
-    return line
+    if len(line) <= MOST_SHOWN:
+        return line
+    return f"{line[: MOST_SHOWN // 2]} ... {line[-MOST_SHOWN // 2 :]} ({len(text):,} characters)"
 
 
 def _drop_output() -> None:

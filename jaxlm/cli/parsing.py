@@ -126,9 +126,9 @@ def add_config_flags(parser: Parser, often: Sequence[str] = _OFTEN) -> None:
             title = f"{section} ({kind})" if kind else {"train": "counts of the run", "data": "text"}[section]
             group = parser.add_argument_group(title, (type(part).__doc__ or "").split("\n")[0] if kind else None)
         if kind:
-            help = f"{either(list(KINDS[section]))} (default {kind})"
+            is_shown = section in often or not parser.brief
+            help = f"{either(list(KINDS[section]))} (default {kind})" if is_shown else argparse.SUPPRESS
             options: dict[str, Any] = {"dest": FIELD + section, "default": argparse.SUPPRESS, "metavar": "KIND"}
-            help = help if section in often or not parser.brief else argparse.SUPPRESS
             suggest(group.add_argument(f"--{section}", help=help, **options), KINDS[section])
         for name, spec in specs(type(part)).items():
             add_field(group, name, spec, getattr(part, name), shown=name in often or not parser.brief)

@@ -108,6 +108,8 @@ def train(args: argparse.Namespace) -> int:
 
 def _unfinished_run(name: str | None) -> Path:
     """The newest run in its usual place that has not finished, of a preset if one is named. Raises JaxlmError."""
+    from jaxlm.runs.metrics import read_metrics
+
     if name:
         preset(name)  # raises where there is no such preset
     begun = re.compile(r"(.+)-([0-9]{8}-[0-9]{6})(?:-([0-9]+))?")  # as `new_run` names them
@@ -117,7 +119,10 @@ def _unfinished_run(name: str | None) -> Path:
         if (found := begun.fullmatch(path.parent.name)) and name in (None, found[1])
     )
     for *_, run in reversed(runs):
-        if not _is_finished(run):
+        finished = False
+        with suppress(JaxlmError):
+            finished = any(row["kind"] == "test" for row in read_metrics(run))
+        if not finished:
             say_line(f"resuming {run}")
             return run
     what = f"run of {name}" if name else "run"
@@ -125,14 +130,6 @@ def _unfinished_run(name: str | None) -> Path:
         newest = f"every {what} in {RUNS}/ has finished, the newest is {runs[-1][-1]}"
         raise JaxlmError(f"{newest}: name it with --run-dir to resume it with more --epochs")
     raise JaxlmError(f"there is no {what} in {RUNS}/ to resume: name one with --run-dir, or start one without --resume")
-
-
-def _is_finished(run: Path) -> bool:
-    from jaxlm.runs.metrics import read_metrics
-
-    with suppress(JaxlmError):
-        return any(row["kind"] == "test" for row in read_metrics(run))
-    return False
 
 
 def _prepared_fields(parser: Parser) -> None:
@@ -155,13 +152,9 @@ def prepare(args: argparse.Namespace) -> None:
 
     fields = {"min_count": config.data.min_count, "lowercase": config.data.lowercase}
     corpus = prepared.prepare(args.text, args.out, max_vocab=config.model.vocab_size, **fields)
-    words = len(corpus.vocab)
+    words, command = len(corpus.vocab), f"jaxlm train --corpus {shlex.quote(str(args.out))}"
     size = f" --vocab-size {words}" if words > Config().model.vocab_size else ""
-    for line in (
-        *corpus.notes,
-        f"{corpus.name}: {corpus.description}",
-        f"train on it with: jaxlm train --corpus {shlex.quote(str(args.out))}{size}",
-    ):
+    for line in (*corpus.notes, f"{corpus.name}: {corpus.description}", f"train on it with: {command}{size}"):
         say(line)
 
 

@@ -75,11 +75,11 @@ def load_corpus(
             if spec == "ptb":
                 raise
             return replace(_generated("embedded", options, vocab), notes=(FALLBACK,))
-        key = " ".join(PTB_SHA256.values())
-        title = "Penn Treebank (Mikolov's files)"
-        return _cached(
-            "ptb", key, options, vocab, lambda vocab: _encode("ptb", title, number_words(paths), options, vocab)
-        )
+
+        def read(vocab: Vocab | None) -> Corpus:
+            return _encode("ptb", "Penn Treebank (Mikolov's files)", number_words(paths), options, vocab)
+
+        return _cached("ptb", " ".join(PTB_SHA256.values()), options, vocab, read)
     if spec in EMBEDDED:
         return _generated(str(spec), options, vocab)
     if spec == UNKNOWN:
@@ -138,7 +138,7 @@ def _encode(name: str, title: str, numbered: NumberedText, options: VocabOptions
     encoder = Encoder(numbered, options, vocab)
     ids = {split: np.concatenate(list(encoder.ids(split))) for split in SPLITS}
     fields = encoder.describe(name, title)
-    return Corpus(vocab=encoder.vocab, **ids, **{**fields, "notes": tuple(fields["notes"])}, spec=name)
+    return Corpus(vocab=encoder.vocab, **ids, **fields, spec=name)
 
 
 def _cached(

@@ -169,10 +169,10 @@ class Encoder:
     The sha256 of a corpus covers its vocabulary's hash, then the name, size and int32 ids of each split in order; so
     each split must be read by `ids` once, in the order of `SPLITS`, before `describe`.
 
-    Attributes:
-        vocab: The vocabulary.
-        limited: Whether `max_vocab` dropped a word.
     """
+
+    vocab: Vocab
+    limited: bool  # whether `max_vocab` dropped a word
 
     def __init__(self, numbered: NumberedText, options: VocabOptions, vocab: Vocab | None = None) -> None:
         """Makes the vocabulary from train, or takes `vocab`. Raises DataError where it or an option does not fit."""
@@ -217,5 +217,5 @@ class Encoder:
             "name": "+".join([name, *(option for option, given in changed.items() if given)]),
             "description": f"{title}: {tokens} tokens, of which {unknown} {UNK}; {len(self.vocab):,} types",
             "sha256": self._digest.hexdigest(),
-            "notes": [*self._text.notes, *unlearned_warning(shares)],
+            "notes": (*self._text.notes, *unlearned_warning(shares)),
         }
