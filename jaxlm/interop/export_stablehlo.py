@@ -45,7 +45,5 @@ def export_stablehlo(model: LanguageModel, out: Path) -> list[str]:
     with new_file(out) as file:
         file.write(made.serialize())
     shapes = ", ".join(str(list(argument.shape)) for argument in arguments[1:])
-    return [
-        f"call(tokens int32 [1, B], carry {shapes}) -> logits [1, B, {len(model.vocab)}] and the new carry; for "
-        f"{', '.join(PLATFORMS)}"
-    ]
+    answer = f"logits [1, B, {len(model.vocab)}] and the new carry"
+    return [f"call(tokens int32 [1, B], carry {shapes}) -> {answer}; for {', '.join(PLATFORMS)}"]

@@ -83,17 +83,12 @@ def _call(module: str, name: str, arguments: bytes) -> bytes:
 
 
 def state_dict(model: Recurrent, params: Params) -> tuple[StateDict, list[str]]:
-    """The state_dict of a model, in float32, and what a user should know of it.
-
-    Raises JaxlmError where PyTorch has no such layer, or a state_dict no place for some of the parameters.
-    """
+    """The state_dict of a model, in float32, and what a user should know of it. Raises JaxlmError as `torch_layers`."""
     layers, notes = torch_layers(model, params), []
     equal = len(set(model.hidden_sizes)) == 1
     if not equal:
-        notes.append(
-            f"the layers' widths differ, which one nn.{kind_of('model', model).upper()} cannot have: each layer is a "
-            f"module of its own, rnns.0, rnns.1, ..., as in awd-lstm-lm"
-        )
+        widths = f"the layers' widths differ, which one nn.{kind_of('model', model).upper()} cannot have"
+        notes.append(f"{widths}: each layer is a module of its own, rnns.0, rnns.1, ..., as in awd-lstm-lm")
     if isinstance(model, LSTM) and float(model.forget_bias):
         notes.append(f"the forget bias {float(model.forget_bias):g} was added to the biases")
     found = {"encoder.weight": array(params["embedding"])}

@@ -92,9 +92,7 @@ def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> V
 def vocabulary_of_corpus(folder: str | Path) -> tuple[str, ...]:
     """The words of train.txt, valid.txt and test.txt in the order of their first appearance; each line ends in `<eos>`.
 
-    pytorch/examples and awd-lstm-lm number words so, and keep no vocabulary.
-
-    Raises DataError where a file is missing, cannot be read or is not UTF-8.
+    pytorch/examples and awd-lstm-lm number words so, and keep no vocabulary. Raises DataError.
     """
     words: dict[str, None] = {}
     for split in SPLITS:
@@ -109,7 +107,8 @@ def _text(path: Path, most: int) -> str:
         return read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
-        where = f"line {line:,} has the byte 0x{byte:02x}"
-        raise DataError(f"{shown(path, MOST_PATH)} is not UTF-8 text: {where}") from None
+        raise DataError(
+            f"{shown(path, MOST_PATH)} is not UTF-8 text: line {line:,} has the byte 0x{byte:02x}"
+        ) from None
     except OSError as error:
         raise DataError(f"{shown(path, MOST_PATH)} cannot be read: {reason(error)}") from None

@@ -57,10 +57,7 @@ def from_tensorflow(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def from_tensorflow_checkpoint(tensors: Tensors, source: str) -> ForeignModel:
-    """The model of a TensorFlow 1 checkpoint of the Penn Treebank tutorial, under any scope.
-
-    Raises JaxlmError where variables are missing, unknown, of a wrong shape or not finite; they are named.
-    """
+    """The model of a checkpoint of the tutorial, in any scope. Raises JaxlmError, which names variables, for others."""
     roles, layers, left = _roles(tensors, {name for name, tensor in tensors.items() if not tensor.shape})
     vocab_size, width = matrix_shape(tensors, roles["embedding"])
     for layer in range(layers):

@@ -33,12 +33,10 @@ Fields = dict[int, list[int | bytes]]  # values by the number of their field
 
 
 def checkpoint_prefix(path: str | Path) -> Path | None:
-    """What a checkpoint's files have in common, for what a user may give for it; None where it is no checkpoint.
+    """The path that a checkpoint's files begin with; None where there is no checkpoint.
 
-    Args:
-        path: the common part itself, any one of its files, the file named `checkpoint`, or the folder of one.
-    Raises:
-        JaxlmError: a folder whose `checkpoint` file is missing, unreadable or names nothing in the folder.
+    A user may give this path, any one of the files, the file named `checkpoint`, or the folder of one. Raises
+    JaxlmError for a folder whose `checkpoint` file is missing, unreadable or names nothing in the folder.
     """
     path = Path(path)
     if path.is_dir():
@@ -167,7 +165,7 @@ def _latest(path: Path) -> Path:
 
 
 class _Cursor:
-    """Reads numbers and runs of bytes, and never beyond the end."""
+    """Reads numbers and runs of bytes. Raises JaxlmError where they would go beyond the end."""
 
     def __init__(self, data: bytes):
         self.data, self.place = data, 0
@@ -176,7 +174,7 @@ class _Cursor:
         return self.place < len(self.data)
 
     def varint(self) -> int:
-        """A number of seven bits a byte, lowest first. Raises JaxlmError for one of over 64 bits."""
+        """A number of at most 64 bits, seven a byte, lowest first."""
         value = 0
         for shift in range(0, 70, 7):
             byte = self.take(1)[0]
@@ -186,7 +184,6 @@ class _Cursor:
         raise JaxlmError("a number in it has over 64 bits; it is damaged")
 
     def take(self, count: int) -> bytes:
-        """The next bytes. Raises JaxlmError where there are fewer."""
         if count > len(self.data) - self.place:
             raise JaxlmError("it ends in the middle of an entry; it is damaged or cut short")
         self.place += count

@@ -27,11 +27,7 @@ _CELLS = {
 
 
 def from_torch(tensors: Tensors, source: str) -> ForeignModel:
-    """The model of a PyTorch state_dict, under any prefix.
-
-    Raises JaxlmError where tensors are missing, unknown, of a wrong shape or not finite (they are named), or where it
-    is no LSTM.
-    """
+    """The model of a PyTorch state_dict, under any prefix. Raises JaxlmError, which names the tensors, for others."""
     layers, replaced = _layers(tensors)
     embedding, kernel, bias = _ends(set(tensors) - replaced - {name for layer in layers for name in layer.values()})
     vocab_size, width = matrix_shape(tensors, embedding)

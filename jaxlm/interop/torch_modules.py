@@ -15,11 +15,8 @@ MOST_PREFIX = 1000  # letters of the way to a module
 def model_tensors(value: Any, stored: int) -> tuple[dict[str, LazyTensor], str]:
     """The tensors, by name, of the one model in a file, and what they were found in, in words.
 
-    Args:
-        value: what the file holds: a module, a state_dict, or a list or dict with one of these among other things.
-        stored: the bytes of all storages.
-    Raises:
-        JaxlmError: there is no model, there are several, or it computes something that jaxlm does not; says what.
+    The value is a module, a state_dict, or a list or dict with one of these; `stored` are the bytes of all storages.
+    Raises JaxlmError where there is no model, there are several, or it computes something that jaxlm does not.
     """
     models: list[tuple[str, dict[str, LazyTensor], str]] = []
     left = [MOST_NAMES]

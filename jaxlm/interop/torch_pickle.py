@@ -86,16 +86,11 @@ class Storage:
 
 
 def unpickle(stream: BinaryIO, storage: Callable[[Any], Any]) -> Any:
-    """The value of one pickle, read up to its end; the stream is left just behind it.
+    """The value of one pickle, read up to its end; `storage` gives the value of a persistent id.
 
-    Args:
-        stream: where the pickle begins; in memory, so that a length that it claims allocates nothing.
-        storage: gives the value of a persistent id.
-    Returns:
-        None, numbers, strings, bytes, lists (for sets too), tuples, dicts, `Global`, `Instance`, `LazyTensor`, and
-        what `storage` gives.
-    Raises:
-        JaxlmError: the pickle is damaged, too long, or asks for something that could run code, which is named.
+    The stream must be in memory, so that a length that the pickle claims allocates nothing. Sets are lists in the
+    value, and beside Python's own it has `Global`, `Instance` and `LazyTensor`. Raises JaxlmError where the pickle is
+    damaged, too long, or asks for something that could run code, which is named.
     """
     with damage("pickle"):
         start = stream.tell()
@@ -199,10 +194,7 @@ def natural(value: Any, what: str) -> int:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> LazyTensor:
-    """Stands for _rebuild_tensor and _rebuild_tensor_v2 (storage, offset, shape, strides, grad, hooks, metadata).
-
-    The tensor's claims are held against the storage. Raises JaxlmError where they go beyond it.
-    """
+    """Stands for _rebuild_tensor and _rebuild_tensor_v2 (storage, offset, shape, strides, grad, hooks, metadata)."""
     if not isinstance(storage, Storage) or not isinstance(shape, tuple | list) or not isinstance(strides, tuple | list):
         raise JaxlmError("a tensor of its pickle is not made of a storage, a shape and strides")
     if any(isinstance(told, dict) and (told.get("neg") or told.get("conj")) for told in rest[2:]):

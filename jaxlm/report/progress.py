@@ -44,11 +44,8 @@ class Progress:
     the last five minutes), or with the task between epochs; elsewhere there is a plain line with these numbers every 30
     seconds. Each finished epoch has a line. Control characters in any text are shown as escapes.
 
-    Args:
-        total_epochs, windows_per_epoch, words_per_window: of the whole run; words are counted over all rows.
-        corpus: the corpus's name, which stands beside every result.
-        console: where to write (default: standard output).
-        total_windows: the windows of a run that stops before its last epoch ends.
+    The words of a window are counted over all rows; `total_windows` are those of a run that stops before its last epoch
+    ends. The console is standard output by default.
     """
 
     def __init__(

@@ -75,10 +75,8 @@ def map_words(
     vectors = np.asarray(embedding)
     head = vectors[:count]
     if vectors.ndim != 2 or min(head.shape) < 2 or len(head) < 5 or len(words) < len(head):
-        raise JaxlmError(
-            f"a map needs at least 5 words with vectors of at least 2 numbers, and a word for each; "
-            f"it has {len(words)} words and the vectors' shape is {head.shape}"
-        )
+        needed = "a map needs at least 5 words with vectors of at least 2 numbers, and a word for each"
+        raise JaxlmError(f"{needed}; it has {len(words)} words and the vectors' shape is {head.shape}")
     if not np.isfinite(vectors).all() or (np.ptp(head, axis=0) == 0).all():
         raise JaxlmError("the embedding's vectors are not finite, or all equal: map one that was trained")
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -103,10 +101,9 @@ def drawn_map(words: WordMap) -> Iterator[Any]:
         drawn.set_layout_engine("none")
         axes = drawn.add_axes((0, 0, 1, 1), xlim=(0, _WIDTH), ylim=(0, _HEIGHT))
         axes.set_axis_off()
-        labels = [
-            axes.text(*place, label(word), color=PALETTE[cluster], fontsize=7.5, ha="center", va="center")
-            for place, word, cluster in zip(places, words.words, words.clusters, strict=True)
-        ]
+        style: dict[str, Any] = {"fontsize": 7.5, "ha": "center", "va": "center"}
+        rows = zip(places, words.words, words.clusters, strict=True)
+        labels = [axes.text(*place, label(word), color=PALETTE[cluster], **style) for place, word, cluster in rows]
         sizes = np.array([text.get_window_extent().size for text in labels]) + np.array([8, 2])
         for key, (text, place) in enumerate(zip(labels, spread(places, sizes, area), strict=True)):
             text.set_position(place)
@@ -115,12 +112,9 @@ def drawn_map(words: WordMap) -> Iterator[Any]:
 
 
 def spread(places: np.ndarray, sizes: np.ndarray, area: np.ndarray, rounds: int = 200) -> np.ndarray:
-    """The centres of boxes, moved aside by little each until the boxes lie apart or the rounds are over.
+    """The centres [n, 2] of boxes of sizes [n, 2], moved aside until they lie apart or the rounds are over.
 
-    Args:
-        places, sizes: [n, 2], the boxes' centres, and their widths and heights.
-        area: [2], the width and height that no box leaves if it fits.
-        rounds: how often at most all boxes that overlap are moved.
+    No box that fits into the area [2] leaves it.
     """
     low, high = sizes / 2, np.maximum(area - sizes / 2, sizes / 2)
     places = np.clip(places, low, high)
