@@ -370,11 +370,12 @@ def products(config: Config, tokens: np.ndarray) -> Run:
     from jax import lax
 
     from jaxlm.ops.product import product
-    from jaxlm.ops.softmax import _in_chunks
+    from jaxlm.ops.softmax import Chunks
 
     T, B, V = config.train.bptt_length, config.train.batch_size, config.model.vocab_size
     dtype, widths = config.model.compute_dtype, (config.model.embedding_size, *config.model.hidden_sizes)
-    chunks, rows = _in_chunks((widths[-1], V), jnp.zeros(T * B))[0].shape
+    chunks, steps, _ = Chunks((T, B), (widths[-1], V)).cut(jnp.zeros((T, B))).shape
+    rows = steps * B
     shapes = [((rows, widths[-1]), V, False), ((rows, V), widths[-1], True), ((widths[-1], rows), V, False)] * chunks
     for E, H in itertools.pairwise(widths):
         shapes += [
