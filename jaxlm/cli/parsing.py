@@ -30,17 +30,12 @@ _OFTEN += ("batch_size", "epochs", "seed", "corpus")
 class Parser(argparse.ArgumentParser):
     """Flags are never guessed from a prefix, and a mistake is one line on standard error.
 
-    Args:
-        arguments: the command line; `--help` in it shows the arguments used most, `--help-all` shows all.
-        start: the config that a script's flags change (None: --preset and --config name it).
-        **options: as argparse takes them.
+    `arguments` is the command line, `start` the config that a script's flags change (None: --preset or --config).
     """
 
     def __init__(self, arguments: Sequence[str] = (), start: Config | None = None, **options: Any):
-        options.setdefault("usage", "%(prog)s [options]")
-        super().__init__(
-            allow_abbrev=False, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options
-        )
+        options = {"usage": "%(prog)s [options]", "formatter_class": argparse.RawDescriptionHelpFormatter, **options}
+        super().__init__(allow_abbrev=False, add_help=False, **options)
         self.color = False  # (from Python 3.14 on; `say` would show the colours' escapes)
         self.arguments, self.start = arguments, start
         self.brief = bool({"-h", "--help"} & {*arguments})

@@ -59,11 +59,11 @@ def train(args: argparse.Namespace) -> int:
     args.joined = join(args.coordinator, args.processes, args.process)
     if args.joined and args.run_dir is None:
         raise JaxlmError("many processes need --run-dir: a directory that all of them see")
-    corpus = params = None
+    corpus, params, folder = None, None, args.run_dir
     if args.resume:
         from jaxlm.runs.directory import saved_config
 
-        folder = args.run_dir or _unfinished_run(args.preset)
+        folder = folder or _unfinished_run(args.preset)
         config = saved_config(folder).replace(**changes(args))
     elif args.init:
         from jaxlm.runs import finetuning
@@ -71,13 +71,12 @@ def train(args: argparse.Namespace) -> int:
         model = loaded(args.init, "last")
         config = finetuning.tuning_config(model, starting_config(args), changes(args), own_model=bool(args.config))
         corpus, params = finetuning.tuning_corpus(model, config, str(args.init), args.data_dir), model.params
-        folder = args.run_dir or new_run(config.preset)
     else:
         start = starting_config(args)
         config = start.replace(**changes(args))
         for sentence in changed_kinds(start, changes(args)):
             say(sentence)
-        folder = args.run_dir or new_run(config.preset)
+    folder = folder or new_run(config.preset)
 
     from jaxlm.report.trackers import tracked
     from jaxlm.runs import trainer
