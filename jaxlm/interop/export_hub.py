@@ -6,10 +6,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxlm.config.config import kind_of
 from jaxlm.data.vocab import EOS, UNK
 from jaxlm.files import new_folder
-from jaxlm.interop.export_torch import TIED, safetensors_bytes, state_dict
+from jaxlm.interop.export_torch import safetensors_bytes
+from jaxlm.report.curve import by_kind
 from jaxlm.report.units import perplexity_text
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.terminal import printable
@@ -24,7 +27,7 @@ def export_hub(model: LanguageModel, out: Path, metrics: Sequence[dict[str, Any]
     """
     config, ids = model.config.model, model.vocab.ids
     kind = kind_of("model", config)
-    tensors, notes = state_dict(config, model.params)
+    data, notes = safetensors_bytes(model)
     described = {
         "model_type": f"jaxlm-{kind}",
         "architectures": ["RNNModel"],
@@ -44,7 +47,7 @@ def export_hub(model: LanguageModel, out: Path, metrics: Sequence[dict[str, Any]
         corpus=model.corpus.get("name", "an unknown corpus"),
         words=len(model.vocab),
         embedding=config.embedding_size,
-        count=sum(tensor.size for tensor in {id(tensor): tensor for tensor in tensors.values()}.values()),
+        count=sum(leaf.size for leaf in jax.tree.leaves(model.params)),
         tied=config.tied,
         results=_results(metrics),
     )
@@ -52,9 +55,9 @@ def export_hub(model: LanguageModel, out: Path, metrics: Sequence[dict[str, Any]
         folder.write("config.json", _json(described))
         folder.write("vocab.json", _json(ids))
         folder.write("vocab.txt", "".join(f"{word}\n" for word in model.vocab.words).encode())
-        folder.write("model.safetensors", safetensors_bytes(tensors))
+        folder.write("model.safetensors", data)
         folder.write("README.md", card.encode())
-    return [*notes, TIED] if config.tied else notes
+    return notes
 
 
 def _card(**values: Any) -> str:
@@ -67,13 +70,9 @@ def _card(**values: Any) -> str:
 
 def _results(metrics: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """(name, perplexity) of the tests and of the last epoch."""
-    rows = [
-        (f"test, {row.get('checkpoint', 'last')} parameters", row, "test_perplexity")
-        for row in metrics
-        if row["kind"] == "test"
-    ]
-    epochs = [row for row in metrics if row["kind"] == "epoch"][-1:]
-    rows += [(f"validation, epoch {row.get('epoch', '')}", row, "valid_perplexity") for row in epochs]
+    _, epochs, tests = by_kind(metrics)
+    rows = [(f"test, {row.get('checkpoint', 'last')} parameters", row, "test_perplexity") for row in tests]
+    rows += [(f"validation, epoch {row.get('epoch', '')}", row, "valid_perplexity") for row in epochs[-1:]]
     known = [(f"{row.get('corpus', '')} {name}", row.get(field)) for name, row, field in rows]
     return [(name, perplexity_text(value) if isinstance(value, float | int) else "unknown") for name, value in known]
 

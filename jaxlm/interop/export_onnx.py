@@ -75,9 +75,9 @@ def _graph(model: LanguageModel) -> tuple[str, dict[str, np.ndarray]]:
 def _weights(layer: StateDict, kind: str) -> StateDict:
     """A layer's weights as ONNX has them: gates i, o, f, c (PyTorch: i, f, g, o), or z, r, h (PyTorch: r, z, n)."""
 
-    def gates(part: str) -> np.ndarray:
-        blocks = np.split(layer[part], 4 if kind == "LSTM" else 3)
-        return np.concatenate([blocks[block] for block in ([0, 3, 1, 2] if kind == "LSTM" else [1, 0, 2])])
-
-    biases = np.concatenate([gates("bias_ih"), gates("bias_hh")])
-    return {"W": gates("weight_ih"), "R": gates("weight_hh"), "biases": biases}
+    order = [0, 3, 1, 2] if kind == "LSTM" else [1, 0, 2]
+    parts = {
+        part: np.concatenate([np.split(value, len(order))[gate] for gate in order]) for part, value in layer.items()
+    }
+    biases = np.concatenate([parts["bias_ih"], parts["bias_hh"]])
+    return {"W": parts["weight_ih"], "R": parts["weight_hh"], "biases": biases}

@@ -24,7 +24,6 @@ from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.scoring.language_model import LanguageModel
 
 StateDict = dict[str, np.ndarray]  # two names of one array object share it
-TIED = "the model is tied: decoder.weight is encoder.weight, kept once and named in the file's metadata"
 ALIGNMENT = 64  # bytes, of each storage within the file, as torch.save has it
 
 
@@ -51,18 +50,20 @@ def export_torch(model: LanguageModel, out: Path) -> list[str]:
 
 def export_safetensors(model: LanguageModel, out: Path) -> list[str]:
     """Writes the state_dict as a .safetensors file; returns notes. Raises JaxlmError, OSError."""
-    tensors, notes = state_dict(model.config.model, model.params)
+    data, notes = safetensors_bytes(model)
     with new_file(out) as file:
-        file.write(safetensors_bytes(tensors))
-    return [*notes, TIED] if model.config.model.tied else notes
+        file.write(data)
+    return notes
 
 
-def safetensors_bytes(tensors: StateDict) -> bytes:
-    """The bytes of a .safetensors file; an array of two names is kept once, as safetensors.torch.save_model does."""
+def safetensors_bytes(model: LanguageModel) -> tuple[bytes, list[str]]:
+    """A .safetensors file and notes; an array of two names is kept once, as safetensors.torch.save_model does."""
+    tensors, notes = state_dict(model.config.model, model.params)
     kept: dict[int, str] = {}
     aliases = {name: first for name, one in tensors.items() if (first := kept.setdefault(id(one), name)) != name}
     unique = {name: tensor for name, tensor in tensors.items() if name not in aliases}
-    return safetensors.numpy.save(unique, {"format": "pt", **aliases})
+    tied = "the model is tied: decoder.weight is encoder.weight, kept once and named in the file's metadata"
+    return safetensors.numpy.save(unique, {"format": "pt", **aliases}), [*notes, tied] if aliases else notes
 
 
 def _tensor(key: str, tensor: np.ndarray) -> bytes:

@@ -50,7 +50,7 @@ def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, 
         else:
             notes = EXPORTERS[target](model, Path(out))
     except (OSError, MemoryError) as error:
-        problem = reason(error) if isinstance(error, OSError) else "there is not enough memory"
+        problem = "there is not enough memory" if isinstance(error, MemoryError) else reason(error)
         raise JaxlmError(f"cannot export to {os.fspath(out)}: {problem}") from None
     if model.config.optimizer.average_decay is not None:
         notes = [*notes, "the parameters are the average, as evaluation uses them, not the last ones"]

@@ -30,12 +30,8 @@ def read_model(file: str | Path) -> ForeignModel:
     """
     try:
         return _read(Path(file))
-    except MemoryError:
-        problem = "there is no memory for it"
-    except OSError as error:
-        problem = reason(error)
-    except JaxlmError as error:
-        problem = str(error)
+    except (OSError, MemoryError, JaxlmError) as error:
+        problem = "there is no memory for it" if isinstance(error, MemoryError) else reason(error)
     raise JaxlmError(f"cannot import {shown(file, MOST_PATH)}: {problem}")
 
 

@@ -20,10 +20,6 @@ _PART = re.compile(  # as rnn.weight_ih_l0, rnns.1.module.weight_ih_l0 or rnns.1
     r"(?P<stack>.*?)(?:\.(?P<index>[0-9]{1,3}))?(?:\.module)?\.?"
     r"(?P<part>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>[0-9]{1,3})(?P<raw>_raw)?"
 )
-_CELLS = {
-    3: "a GRU, which in PyTorch resets the state after its product and has two biases",
-    1: "a plain RNN (RNN_TANH or RNN_RELU)",
-}
 
 
 def from_torch(tensors: Tensors, source: str) -> ForeignModel:
@@ -108,7 +104,8 @@ def _check_layer(tensors: Tensors, layer: Layer, width: int) -> int:
     """The hidden size H of a layer that reads `width` numbers. Raises JaxlmError for other shapes than an LSTM's."""
     rows, hidden = matrix_shape(tensors, layer["weight_hh"])
     if rows in (3 * hidden, hidden):
-        cell = _CELLS[rows // hidden]
+        gru = "a GRU, which in PyTorch resets the state after its product and has two biases"
+        cell = "a plain RNN (RNN_TANH or RNN_RELU)" if rows == hidden else gru
         raise JaxlmError(f"{shown(layer['weight_hh'])} is {rows}x{hidden}: that is {cell}; only LSTMs are imported")
     expect_shape(tensors, layer["weight_hh"], (4 * hidden, hidden))
     expect_shape(tensors, layer["weight_ih"], (4 * hidden, width))

@@ -18,8 +18,7 @@ def model_tensors(value: Any, stored: int) -> tuple[dict[str, LazyTensor], str]:
     The value is a module, a state_dict, or a list or dict with one of these; `stored` are the bytes of all storages.
     Raises JaxlmError where there is no model, there are several, or it computes something that jaxlm does not.
     """
-    models: list[tuple[str, dict[str, LazyTensor], str]] = []
-    left = [MOST_NAMES]
+    models, left = [], [MOST_NAMES]
     for place, candidate in _candidates(value):
         module = isinstance(candidate, Instance)
         named = _module_tensors(candidate, "", 0, left) if module else candidate.items()

@@ -53,7 +53,7 @@ def draw_slice(axes: Any, points: Points, field: str, keys: Sequence[str] | None
     y = drawable([perplexity for _, perplexity in points])
     known = np.isfinite(y)
     titles = [f"{field} {name}, {PERPLEXITY} {value:.2f}" for name, value in zip(scale.names, y, strict=True)]
-    for at in np.flatnonzero(known)[::-1].tolist():  # (the best one last, on top)
+    for at in map(int, np.flatnonzero(known)[::-1]):  # (the best one last, on top)
         gid = marks([titles[at]], keys[at] if keys else "")
         axes.plot(scale.places[at], y[at], "o", color=_colour(at, len(y)), markersize=7 if at == 0 else 5, gid=gid)
     if scale.log:

@@ -57,7 +57,7 @@ def render(
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup, escape
 
-    sections = []
+    sections: list[dict[str, Any]] = []
     payload: dict[str, list[dict[str, Any]]] = {"maps": [], "sweeps": []}
 
     def add(kind: str, title: str, **values: Any) -> None:
@@ -142,8 +142,8 @@ def published(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
 def speeds(run: RunRecord) -> list[dict[str, Any]]:
     """A row for each epoch: windows, mean and largest finite gradient norm, learning rate, words/s and seconds."""
     timing, found = {row["epoch"]: row for row in run.timing}, []
-    for epoch, rows in groupby(run.windows, lambda row: row["epoch"]):
-        own = list(rows)
+    for epoch, windows in groupby(run.windows, lambda row: row["epoch"]):
+        own = list(windows)
         norms = [row["grad_norm"] for row in own if math.isfinite(row["grad_norm"])] or [math.nan]
         row = {"epoch": epoch, "windows": len(own), "mean": float(np.mean(norms)), "largest": max(norms)}
         found.append({**row, "learning_rate": own[0]["learning_rate"], **timing.get(epoch, {})})
