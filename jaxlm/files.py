@@ -212,16 +212,22 @@ def path_of(where: "str | Path | Folder") -> Path:
 
 
 @contextmanager
-def explained(kind: type[JaxlmError], what: str, remedy: str = "") -> Iterator[None]:
-    """Turns an error about files into one sentence: `what` failed, the file if `what` lacks it, why, what to do."""
+def explained(error_type: type[JaxlmError], what: str, remedy: str = "") -> Iterator[None]:
+    """Turns an error about files into one sentence: `what` failed, the file if `what` lacks it, why, what to do.
+
+    Args:
+        error_type: of the error that is raised; one of this type passes unchanged.
+        what: such as "RUN cannot be resumed".
+        remedy: what the user can do about it.
+    """
     try:
         yield
-    except kind:
+    except error_type:
         raise
     except (OSError, ValueError, MemoryError) as error:
         path = getattr(error, "filename", None)
         where = f"{path}: " if path and str(path) not in what else ""
-        raise kind(f"{what}: {where}{reason(error)}{remedy and f'; {remedy}'}") from None
+        raise error_type(f"{what}: {where}{reason(error)}{remedy and f'; {remedy}'}") from None
 
 
 def reader(path: str | Path) -> BinaryIO:

@@ -154,8 +154,9 @@ def manifests(run: str | Path | Folder, problems: list[str] | None = None) -> di
 
 def best_step(found: Mapping[int, Manifest]) -> int | None:
     """The step with the lowest validation perplexity."""
-    measured = [(one.valid_perplexity, step) for step, one in found.items() if one.valid_perplexity is not None]
-    return min(((valid, step) for valid, step in measured if math.isfinite(valid)), default=(0, None))[1]
+    measured = {step: one.valid_perplexity for step, one in found.items() if one.valid_perplexity is not None}
+    finite = [step for step, valid in measured.items() if math.isfinite(valid)]
+    return min(finite, key=lambda step: (measured[step], step), default=None)
 
 
 def find(run: str | Path | Folder, which: str = "last") -> Path:

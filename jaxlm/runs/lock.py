@@ -33,7 +33,7 @@ class Held:
         """Raises RunDirError once the directory was removed or replaced."""
         with suppress(OSError):
             if os.path.samestat(os.fstat(self._file.fileno()), os.lstat(self.folder.path / NAME)):
-                return
+                return  # its lock is found at its path
         raise RunDirError(f"{self.folder.path} was removed or replaced while this run was in it: nothing can be saved")
 
 
