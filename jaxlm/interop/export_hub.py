@@ -77,9 +77,9 @@ def _results(metrics: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(name, perplexity_text(value) if isinstance(value, float | int) else "unknown") for name, value in known]
 
 
-def _cell(text: str) -> str:
+def _cell(text: object) -> str:
     """Text of a run within a line of a table."""
-    return printable(text)[:200].replace("|", "\\|").replace("<", "&lt;").replace("{", "(").replace("}", ")")
+    return printable(str(text))[:200].replace("|", "\\|").replace("<", "&lt;").replace("{", "(").replace("}", ")")
 
 
 def _json(tree: Any) -> bytes:

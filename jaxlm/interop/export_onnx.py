@@ -76,8 +76,6 @@ def _weights(layer: StateDict, kind: str) -> StateDict:
     """A layer's weights as ONNX has them: gates i, o, f, c (PyTorch: i, f, g, o), or z, r, h (PyTorch: r, z, n)."""
 
     order = [0, 3, 1, 2] if kind == "LSTM" else [1, 0, 2]
-    parts = {
-        part: np.concatenate([np.split(value, len(order))[gate] for gate in order]) for part, value in layer.items()
-    }
+    parts = {name: np.concatenate([np.split(value, len(order))[at] for at in order]) for name, value in layer.items()}
     biases = np.concatenate([parts["bias_ih"], parts["bias_hh"]])
     return {"W": parts["weight_ih"], "R": parts["weight_hh"], "biases": biases}

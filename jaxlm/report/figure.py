@@ -31,9 +31,8 @@ _VARIABLES = {
 _LONGEST_LABEL = 80  # letters
 _STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    **dict.fromkeys(
-        ("text.usetex", "text.parse_math", "axes.spines.top", "axes.spines.right", "legend.frameon"), False
-    ),
+    **dict.fromkeys(("text.usetex", "text.parse_math", "legend.frameon"), False),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
     **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
     **{"axes.edgecolor": RULE, "grid.color": GRID},
     **{"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "none"},
