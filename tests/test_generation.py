@@ -254,6 +254,7 @@ def test_numbers_beyond_a_float32_are_what_they_tend_to():
         ({"min_p": 2}, "min_p"),
         ({"repetition_penalty": 0}, "repetition_penalty must be above 0"),
         ({"words": 0}, "words must be at least 1"),
+        ({"words": 2.5}, "words must be a whole number; it is 2.5"),
         ({"samples": 0}, "samples must be at least 1"),
         ({"temperature": float("nan")}, "temperature must be at least 0; it is nan"),
         ({"temperature": 0, "top_k": 3}, "temperature 0.*top_k is given"),

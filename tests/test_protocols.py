@@ -25,7 +25,7 @@ from jaxlm.scoring.network import Network
 from jaxlm.scoring.neural_cache import CacheReader
 from jaxlm.scoring.reading import EachSentence, OneStream
 from jaxlm.scoring.stream import stream_nats
-from jaxlm.scoring.token_scores import Detail
+from jaxlm.scoring.token_scores import Detail, Tokens
 
 GOLDEN = Path(__file__).parent / "golden/published"
 IDS = np.random.default_rng(5).integers(0, 17, 65).astype(np.int32)
@@ -171,7 +171,7 @@ def test_lamb_s_dynamic_evaluation():
     @jax.jit
     def learnt(params, v, carry, step, tokens):
         counted = jnp.ones((T, B), bool)
-        grads, (_, carry) = gradient(Network(model, params), cost, tokens[:-1], tokens[1:], counted, carry)
+        grads, (_, carry) = gradient(Network(model, params), cost, Tokens(tokens[:-1], tokens[1:], counted), carry)
         v = jax.tree.map(lambda v, g: rule.beta2 * v + (1 - rule.beta2) * g * g, v, grads)
         rate = rule.learning_rate * jnp.sqrt(1 - rule.beta2**step)
         return jax.tree.map(lambda p, v, g: p - rate * g / (jnp.sqrt(v) + rule.epsilon), params, v, grads), v, carry

@@ -57,7 +57,7 @@ def surprisal(args: argparse.Namespace) -> None:
     lms = {path.name if short else str(path): loaded(path, args.checkpoint) for path in runs}
     top_k = args.top_k or 0
     scorings: dict[str, Any] = {
-        name: lm.scorer(args.context, top_k, protocol=protocol, data_dir=args.data_dir)
+        name: lm.scorer(args.context, top_k=top_k, protocol=protocol, data_dir=args.data_dir)
         if args.adapt is None
         else lm.adaptive(args.adapt, context=args.context, top_k=top_k)
         for name, lm in lms.items()

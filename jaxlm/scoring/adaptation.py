@@ -19,7 +19,7 @@ from jaxlm.models.recurrent import Params
 from jaxlm.scoring.dynamic_evaluation import Objective, gradient
 from jaxlm.scoring.generation import carry_after
 from jaxlm.scoring.network import Network
-from jaxlm.scoring.token_scores import EVERYTHING, Detail, TokenScores, own_scores
+from jaxlm.scoring.token_scores import Detail, Tokens, TokenScores, own_scores
 
 CLIP_NORM = 0.25  # neural-complexity's default
 MOMENTUM = optax.trace(0.9, nesterov=True)
@@ -29,29 +29,13 @@ class Adaptive:
     """Scores each sentence by parameters that have learnt from all sentences before; a `Scoring`.
 
     Attributes:
-        params: as adapted so far.
+        params: as adapted so far, from a copy of the network's.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        rate: float,
-        *,
-        clip_norm: float = CLIP_NORM,
-        stream: bool = False,
-        detail: Detail = EVERYTHING,
-    ):
-        """Starts from a copy of some parameters.
+    def __init__(self, network: Network, rate: float, clip_norm: float, stream: bool, detail: Detail):
+        """With `stream` the carry is passed on between sentences; else each starts from zero.
 
-        Args:
-            network: with the parameters to start from.
-            rate: learning rate.
-            clip_norm: largest global norm of a gradient.
-            stream: whether the carry is passed on between sentences; else each starts from zero.
-            detail: how much to find of each token.
-
-        Raises:
-            JaxlmError: the rate or the norm is not above 0.
+        Raises JaxlmError where the learning rate or the largest norm of a gradient is not above 0.
         """
         for name, value in (("the rate of adaptation", rate), ("clip_norm", clip_norm)):
             if not (value > 0 and math.isfinite(value)):
@@ -71,31 +55,25 @@ class Adaptive:
             self._carry = carry_after(Network(self._model, self.params), ids[:-1], before)
         steps = max(8, 1 << (count - 1).bit_length())  # a power of two, so that few lengths are compiled
         inputs, targets = (np.pad(part, (0, steps - count))[:, None] for part in (ids[:-1], ids[1:]))
-        columns, self.params, self._momentum, finite = _adapt(
-            self._model,
-            self._objective,
-            self._rate,
-            self.params,
-            self._momentum,
-            (inputs, targets, np.arange(steps)[:, None] < count),
-            before,
-            detail=self._detail,
+        tokens, learnt = (inputs, targets, np.arange(steps)[:, None] < count), (self.params, self._momentum)
+        scores, (self.params, self._momentum), finite = _adapt(
+            self._model, self._objective, self._rate, learnt, Tokens(*tokens), before, detail=self._detail
         )
         self._done += 1
         if not finite:
             raise Diverged(
                 f"the gradient of sentence {self._done} is not finite: adapt at a lower rate than {self._rate:g}"
             )
-        return TokenScores.of(columns, (slice(count), 0))
+        return scores.rows((slice(count), 0))
 
 
-@partial(jax.jit, static_argnames="detail", donate_argnames=("params", "momentum"))
-def _adapt(model, objective, rate, params, momentum, tokens, carry, *, detail):
+@partial(jax.jit, static_argnames="detail", donate_argnames="learnt")
+def _adapt(model, objective, rate, learnt, tokens, carry, *, detail):
     """Scores one sentence, then takes one step on it; also whether the gradient was finite."""
+    params, momentum = learnt
     network = Network(model, params)
-    inputs, targets, counted = tokens
-    grads, (found, _) = gradient(network, objective, inputs, targets, counted, carry)
-    columns = own_scores(network, found, targets, counted, detail)
+    grads, (found, _) = gradient(network, objective, tokens, carry)
+    scores = own_scores(network, found, tokens, detail)
     updates, momentum = MOMENTUM.update(grads, momentum)
     params = jax.tree.map(lambda p, update: p - rate * update, params, updates)
-    return columns, params, momentum, jnp.isfinite(optax.tree.norm(grads))
+    return scores, (params, momentum), jnp.isfinite(optax.tree.norm(grads))

@@ -16,7 +16,7 @@ over T with the optimiser's L2 penalty, clipped; mean is the mean of all paramet
 import math
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,17 +24,16 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxlm.config.config import Config, kind_of
+from jaxlm.config.config import Config
 from jaxlm.config.protocols import Dynamic
 from jaxlm.data.windows import batch
-from jaxlm.errors import DataError, JaxlmError
+from jaxlm.errors import DataError
 from jaxlm.models import heads
-from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.network import Network
 from jaxlm.scoring.reading import Reader
-from jaxlm.scoring.token_scores import Columns, Detail, own_scores
+from jaxlm.scoring.token_scores import Detail, Tokens, TokenScores, own_scores
 
 MOST_COPIES = 1 << 26  # numbers in all sentences' parameters, where several are read side by side
 WINDOWS_PER_CALL = 256
@@ -58,9 +57,7 @@ class Objective:
 MEAN_NATS = Objective()
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Statistics:
+class Statistics(NamedTuple):
     """The training text's gradients: the root of their mean square over a number of windows."""
 
     rms: Params
@@ -70,16 +67,11 @@ class Statistics:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DynamicReader(Reader):
-    """The model, which learns from each segment. Its state is the parameters as learnt so far, and the carry.
+    """The model, which learns from each segment. Its state is the parameters as learnt so far, and the carry."""
 
-    Attributes:
-        network: with the trained parameters.
-        statistics: of the training text; None with the rule sgd.
-    """
-
-    network: Network
+    network: Network  # with the trained parameters
     protocol: Dynamic
-    statistics: Statistics | None
+    statistics: Statistics | None  # of the training text; None with the rule sgd
     objective: Objective = MEAN_NATS
 
     @property
@@ -95,37 +87,31 @@ class DynamicReader(Reader):
     def start(self) -> tuple[Params, Carry]:
         return self.network.params, self.network.carry()
 
-    def read(
-        self, state: tuple[Params, Carry], inputs: jax.Array, targets: jax.Array, counted: jax.Array, detail: Detail
-    ) -> tuple[Columns, tuple[Params, Carry]]:
+    def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
         params, carry = state
-        network, column = replace(self.network, params=params), (inputs[:, None], targets[:, None], counted[:, None])
-        grads, (found, carry) = gradient(network, self.objective, *column, carry)
-        columns = own_scores(network, found, *column[1:], detail)
-        return jax.tree.map(lambda one: one[:, 0], columns), (self._learnt(params, grads), carry)
+        network, column = replace(self.network, params=params), jax.tree.map(lambda ids: ids[:, None], tokens)
+        grads, (found, carry) = gradient(network, self.objective, column, carry)
+        scores = own_scores(network, found, column, detail)
+        return jax.tree.map(lambda one: one[:, 0], scores), (self._learnt(params, grads), carry)
 
     def _learnt(self, params: Params, grads: Params) -> Params:
         """The parameters after one step."""
-        rate, lambda_, epsilon = self._rates()
-        statistics = [] if self.statistics is None else [self.statistics.rms]
-        mean = _mean(self.network.model, statistics[0], self.protocol) if statistics else None
-
-        def step(p, p0, g, tensors, rms=None):
-            pull, size = (lambda_, 1) if rms is None else (jnp.minimum(lambda_ * rms / mean, 1), rms + epsilon)
-            return p + pull * (p0 - p) - tensors * rate * g / size
-
-        times = _summed_tensors(params, self.protocol)
-        return jax.tree.map(step, params, self.network.params, grads, times, *statistics)
-
-    def _rates(self) -> tuple[Any, Any, Any]:
-        """The learning rate, lambda and epsilon; with krause-oldhyper divided as that code's --oldhyper does."""
-        protocol = self.protocol
+        model, trained, protocol = self.network.model, self.network.params, self.protocol
         rate, lambda_, epsilon = protocol.learning_rate, protocol.lambda_, protocol.epsilon
-        if protocol.compatibility == "krause-oldhyper" and self.statistics is not None:
+        times = _summed_tensors(params, protocol)
+        if self.statistics is None:
+            return jax.tree.map(
+                lambda p, p0, g, tensors: p + lambda_ * (p0 - p) - tensors * rate * g, params, trained, grads, times
+            )
+        if protocol.compatibility == "krause-oldhyper":  # as the option --oldhyper of the paper's code
             root = jnp.sqrt(self.statistics.windows)
-            tensors = len(_tensors(self.network.model, self.network.params, protocol))
-            return rate / root, lambda_ / tensors, epsilon / root
-        return rate, lambda_, epsilon
+            rate, lambda_, epsilon = rate / root, lambda_ / len(_tensors(model, trained, protocol)), epsilon / root
+        mean = _mean(model, self.statistics.rms, protocol)
+
+        def step(p, p0, g, tensors, rms):
+            return p + jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p) - tensors * rate * g / (rms + epsilon)
+
+        return jax.tree.map(step, params, trained, grads, times, self.statistics.rms)
 
 
 def objective_of(config: Config, protocol: Dynamic) -> Objective:
@@ -138,16 +124,10 @@ def objective_of(config: Config, protocol: Dynamic) -> Objective:
 def gradient_statistics(
     network: Network, ids: np.ndarray, protocol: Dynamic, objective: Objective = MEAN_NATS
 ) -> Statistics:
-    """Reads the training text once, without learning from it.
+    """Reads the training text, ids [N], once, without learning from it.
 
-    Args:
-        network: with the trained parameters.
-        ids: the training text [N], cut into `statistics_rows` rows; the carry is passed on.
-        protocol: windows are as long as its segments. A window with one prediction a row, at the end, is left out.
-        objective: what is differentiated.
-
-    Raises:
-        DataError: the text is too short for so many rows.
+    The text is cut into `statistics_rows` rows, and these into windows of the protocol's segment length; the carry is
+    passed on. A last window with one prediction a row is left out. Raises DataError where the text is too short.
     """
     B, T = protocol.statistics_rows, protocol.segment_length
     rows = len(ids) // B
@@ -169,19 +149,11 @@ def gradient_statistics(
     return Statistics(jax.tree.map(lambda total: jnp.sqrt(total / windows), squares), float(windows))
 
 
-def check_compatible(model: Recurrent, protocol: Dynamic) -> None:
-    """Raises JaxlmError where the protocol's compatibility means nothing for a model."""
-    if protocol.as_krause and type(model) is not LSTM:
-        raise JaxlmError(
-            f"compatibility {protocol.compatibility} is about the tensors of PyTorch's LSTM, and the "
-            f"model is {kind_of('model', model)}: leave compatibility out"
-        )
-
-
 def gradient(
-    network: Network, objective: Objective, inputs: jax.Array, targets: jax.Array, counted: jax.Array, carry: Carry
+    network: Network, objective: Objective, tokens: Tokens, carry: Carry
 ) -> tuple[Params, tuple[jax.Array, Carry]]:
     """The gradient over the counted targets of [T, B]; with the features [T, B, H] and the new carry."""
+    inputs, targets, counted = tokens
     weights = counted / (inputs.shape[1] if objective.summed else jnp.maximum(counted.sum(), 1))
     model, params = network.model, network.params
 
@@ -206,7 +178,7 @@ def _add_squares(network, objective, squares, tokens, count, carry, *, length):
         squares, carry = state
         rows = lax.dynamic_slice_in_dim(tokens, start, length + 1)
         counted = jnp.broadcast_to((start + jnp.arange(length) < count)[:, None], rows[1:].shape)
-        grads, (_, carry) = gradient(network, objective, rows[:-1], rows[1:], counted, carry)
+        grads, (_, carry) = gradient(network, objective, Tokens(rows[:-1], rows[1:], counted), carry)
         return (jax.tree.map(lambda total, g: total + g * g, squares, grads), carry), None
 
     starts = jnp.arange(0, len(tokens) - 1, length)

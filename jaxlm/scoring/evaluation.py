@@ -14,9 +14,10 @@ from jaxlm.config.protocols import Cache, Dynamic, MCDropout, Plain, Temperature
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, Diverged, JaxlmError
 from jaxlm.fields import specs
+from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params
 from jaxlm.report.units import perplexity
-from jaxlm.scoring.dynamic_evaluation import DynamicReader, Statistics, check_compatible, objective_of
+from jaxlm.scoring.dynamic_evaluation import DynamicReader, Statistics, objective_of
 from jaxlm.scoring.mc_dropout import MCReader
 from jaxlm.scoring.network import Network
 from jaxlm.scoring.neural_cache import CacheReader
@@ -30,18 +31,12 @@ READ_ONCE = Cache, Temperature  # whose state depends on no setting: one pass sc
 
 @dataclass(frozen=True)
 class Readers:
-    """Makes the reader of any protocol for one model.
-
-    Attributes:
-        config: the run's.
-        params, vocab: the model's.
-        statistics: reads the training text for dynamic evaluation by the rule rms; may raise JaxlmError.
-    """
+    """Makes the reader of any protocol for one model."""
 
     config: Config
     params: Params
     vocab: Vocab
-    statistics: Callable[[Dynamic], Statistics]
+    statistics: Callable[[Dynamic], Statistics]  # reads the training text, for dynamic evaluation by the rule rms
 
     def of(self, protocol: Plain) -> Reader:
         """The reader of a protocol. Raises JaxlmError where the protocol means nothing for this model."""
@@ -51,7 +46,11 @@ class Readers:
         if isinstance(protocol, MCDropout):
             return MCReader(network, protocol, self.config.train.bptt_length)
         if isinstance(protocol, Dynamic):
-            check_compatible(self.config.model, protocol)
+            if protocol.as_krause and type(self.config.model) is not LSTM:
+                raise JaxlmError(
+                    f"compatibility {protocol.compatibility} is about the tensors of PyTorch's LSTM, and the "
+                    f"model is {self.config.kinds['model']}: leave compatibility out"
+                )
             statistics = self.statistics(protocol) if protocol.rule == "rms" else None
             return DynamicReader(network, protocol, statistics, objective_of(self.config, protocol))
         return ModelReader(network, protocol)
@@ -98,19 +97,11 @@ class Tuned(NamedTuple):
 def evaluate_ids(
     readers: Readers, ids: np.ndarray, text: str, protocol: Plain, rows_and_window: tuple[int, int] = (1, 1)
 ) -> Evaluation:
-    """The perplexity of a stream of tokens.
+    """The perplexity of a stream of tokens [N], called `text`: all but the first are predicted, the state passed on.
 
-    Args:
-        readers: of the model.
-        ids: the stream [N]; all but its first token are predicted, the state passed on.
-        text: its name.
-        protocol: how to read it.
-        rows_and_window: B and T of the protocol plain; every other protocol reads one row.
-
-    Raises:
-        DataError: the stream is too short.
-        JaxlmError: the protocol means nothing for this stream or model.
-        Diverged: dynamic evaluation learnt at too high a rate.
+    Plainly it is read as B rows in windows of T; every other protocol reads one row. Raises DataError where the stream
+    is too short, JaxlmError where the protocol means nothing for it or for the model, and Diverged where dynamic
+    evaluation learnt at too high a rate.
     """
     unknown = readers.vocab.unknown_share(ids)
     if type(protocol) is Plain:
@@ -131,24 +122,16 @@ def evaluate_ids(
 def grid_search(
     readers: Readers, ids: np.ndarray, text: str, protocol: Plain, grid: Mapping[str, Sequence[float]] | None = None
 ) -> list[tuple[Plain, float]]:
-    """Every combination of a grid with its perplexity, the lowest first; nan where it diverged.
+    """Every combination of a grid with the perplexity that `evaluate_ids` finds, the lowest first; nan: it diverged.
 
-    Args:
-        readers, ids, text: as `evaluate_ids` has them.
-        protocol: whose fields are changed.
-        grid: values by field; None: the protocol's own.
-
-    Raises:
-        JaxlmError: the grid is empty, or the protocol means nothing for this stream or model.
-        Diverged: every combination diverged.
+    A grid has the values of some fields of the protocol (None: the protocol's own grid). Raises JaxlmError where it is
+    empty, or the protocol means nothing for this stream or model, and Diverged where every combination diverged.
     """
     chosen = protocol.grid if grid is None else grid
     if not chosen or not all(chosen.values()):
         raise JaxlmError(f"the protocol {name_of(protocol)} has nothing left to tune: evaluate it without tuning")
-    every = [
-        protocol_of(protocol, **dict(zip(chosen, values, strict=True)))
-        for values in itertools.product(*chosen.values())
-    ]
+    points = itertools.product(*chosen.values())
+    every = [protocol_of(protocol, **dict(zip(chosen, values, strict=True))) for values in points]
     if isinstance(protocol, READ_ONCE) and all(specs(type(protocol))[name].type is float for name in chosen):
         ids, count = _read(ids, text, protocol)
         values = tuple(jnp.asarray(values, jnp.float32) for values in chosen.values())

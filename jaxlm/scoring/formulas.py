@@ -32,24 +32,24 @@ def _equal(a: float, b: float) -> bool:
     return math.isclose(a, b, abs_tol=0) or abs(a - b) <= ABSOLUTE + RELATIVE * abs(b)
 
 
-# Operators from the loosest on, whether they take truth values, whether they give one.
-LEVELS: tuple[tuple[dict[str, Callable], bool, bool], ...] = (
-    ({"|": lambda a, b: a or b}, True, True),
-    ({"&": lambda a, b: a and b}, True, True),
-    ({"<": operator.lt, ">": operator.gt, "=": _equal}, False, True),
-    ({"+": operator.add, "-": operator.sub}, False, False),
-    ({"*": operator.mul}, False, False),
-)
+COMPARISON = 2  # the level of comparisons: looser operators take truth values, tighter ones give numbers
+OPERATORS: dict[str, tuple[int, Callable]] = {  # a level is the higher, the tighter its operators bind
+    "|": (0, lambda a, b: a or b),
+    "&": (1, lambda a, b: a and b),
+    "<": (COMPARISON, operator.lt),
+    ">": (COMPARISON, operator.gt),
+    "=": (COMPARISON, _equal),
+    "+": (3, operator.add),
+    "-": (3, operator.sub),
+    "*": (4, operator.mul),
+}
 
 
 @dataclass(frozen=True)
 class Formula:
-    """A parsed formula.
+    """A parsed formula: its text, the regions that it names, and whether it holds of an item's surprisals.
 
-    Attributes:
-        text: as written.
-        regions: those that it names; number 0 stands for all of a condition.
-        holds: whether it is true of the surprisals of an item's regions.
+    The region number 0 stands for all regions of a condition.
     """
 
     text: str
@@ -60,7 +60,7 @@ class Formula:
 def parse(text: str, where: str = "the formula") -> Formula:
     """Parses a formula. Raises DataError, with the column of what is wrong."""
     parser = _Parser(text, where)
-    value, is_truth = parser.level(0, 0)
+    value, is_truth = parser.expression(0, 0)
     if parser.kind != "end":
         raise parser.error("expected an operator or the end")
     if not is_truth:
@@ -69,7 +69,7 @@ def parse(text: str, where: str = "the formula") -> Formula:
 
 
 class _Parser:
-    """Recursive descent over LEVELS. A method returns a part's value, and whether that is a truth value."""
+    """Precedence climbing over OPERATORS. A method returns a part's value, and whether it is a truth value."""
 
     def __init__(self, text: str, where: str):
         self._text, self._where, self._next = text, where, 0
@@ -89,30 +89,27 @@ class _Parser:
         rest = self._text[self._start : self._start + 20]
         return DataError(f"{self._where}, column {self._start + 1}: {expected}, found {rest!r}")
 
-    def level(self, level: int, depth: int) -> tuple[Value, bool]:
-        """An expression of operators at this level or tighter ones."""
-        if depth > DEEPEST:
-            raise self.error(f"expected at most {DEEPEST} parentheses inside each other")
-        if level == len(LEVELS):
-            return self._atom(depth)
-        operators, takes_truth, gives_truth = LEVELS[level]
-        (left, is_truth), compared = self.level(level + 1, depth), False
-        while self.sign in operators:
-            if is_truth != takes_truth or compared:
+    def expression(self, loosest: int, depth: int) -> tuple[Value, bool]:
+        """An expression of operators of the level `loosest` or tighter ones."""
+        left, is_truth = self._atom(depth)
+        while self.sign in OPERATORS and OPERATORS[self.sign][0] >= loosest:
+            level, apply = OPERATORS[self.sign]
+            takes_truth = level < COMPARISON
+            if is_truth != takes_truth:
                 raise self.error(
                     f"expected {'& or | after a comparison' if is_truth else 'a comparison before & or |'}"
                 )
-            apply = operators[self.sign]
             self._advance()
-            start, (right, right_is_truth) = self._start, self.level(level + 1, depth)
+            start, (right, right_is_truth) = self._start, self.expression(level + 1, depth)
             if right_is_truth != takes_truth:
                 self._start = start
                 raise self.error("expected a comparison" if takes_truth else "expected a number")
-            left, is_truth = _applied(apply, left, right), gives_truth
-            compared = gives_truth and not takes_truth
+            left, is_truth = _applied(apply, left, right), level <= COMPARISON
         return left, is_truth
 
     def _atom(self, depth: int) -> tuple[Value, bool]:
+        if depth > DEEPEST:
+            raise self.error(f"expected at most {DEEPEST} parentheses inside each other")
         kind, sign, found = self.kind, self.sign, self._found
         if kind == "end" or (kind == "sign" and sign != "-" and sign not in CLOSING):
             raise self.error("expected a number, a region such as (2;%match%) or a parenthesis")
@@ -125,11 +122,11 @@ class _Parser:
             value = float(found["literal"])
             return (lambda _: value), False
         if sign == "-":
-            negated, is_truth = self._atom(depth + 1) if depth <= DEEPEST else self.level(0, depth + 1)
+            negated, is_truth = self._atom(depth + 1)
             if is_truth:
                 raise self.error("expected a number after -")
             return (lambda surprisals: -negated(surprisals)), False
-        part = self.level(0, depth + 1)
+        part = self.expression(0, depth + 1)
         if self.sign != CLOSING[sign]:
             raise self.error(f"expected {CLOSING[sign]!r}")
         self._advance()

@@ -21,7 +21,6 @@ from jaxlm.models.stack import Carry
 from jaxlm.scoring import sampling as sampled
 from jaxlm.scoring.network import Network
 from jaxlm.scoring.sampling import Sampling
-from jaxlm.scoring.sentences import check_choice
 
 CHUNK = 64  # words of one call, at most
 READ = 256  # words of the prompt of one call, at most
@@ -168,14 +167,10 @@ def advance(network, sampling, position, key, count, end):
     return position, words, log_probs
 
 
-def end_of(vocab: Vocab, stop: str) -> int:
-    """The id that ends a text; -1: none. Raises JaxlmError where `stop` is not one of the choices."""
-    check_choice("stop", stop, STOPS)
-    return vocab.eos if stop == "eos" else -1
-
-
 def check_counts(**counts: int) -> None:
-    """Raises JaxlmError where a count is below 1."""
+    """Raises JaxlmError where a count is not a whole number, or is below 1."""
     for name, value in counts.items():
+        if not isinstance(value, Integral):
+            raise JaxlmError(f"{name} must be a whole number; it is {value!r:.40}")
         if value < 1:
             raise JaxlmError(f"{name} must be at least 1; it is {value}")

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
 from jaxlm.scoring.network import Network
 from jaxlm.scoring.reading import EachSentence, OneStream
-from jaxlm.scoring.sampling import Sampling, sampling_of
+from jaxlm.scoring.sampling import sampling_of
 from jaxlm.scoring.sentences import Encoded, Sentence, blocks, check_choice, check_several, check_words, encode
 from jaxlm.scoring.states import layer_states
 from jaxlm.scoring.surprisal import BLOCK, TOKENIZERS, SurprisalOptions, Surprisals, WordSurprisals, by_word, surprisals
@@ -115,14 +114,16 @@ class LanguageModel:
 
     def predict(self, text: str, k: int = 10, *, tokenizer: str | None = None) -> list[tuple[str, float]]:
         """The k most probable next words after the text, with their probabilities."""
+        generation.check_counts(k=k)
         ids = self.vocab.encode(self.tokens(text, tokenizer))
         if not len(ids):
             raise DataError("there is no word to predict from: give at least one")
         p = generation.next_word(self.network, ids)
-        return [(self.vocab.words[i], float(p[i])) for i in np.argsort(-p, kind="stable")[: _count(k)]]
+        return [(self.vocab.words[i], float(p[i])) for i in np.argsort(-p, kind="stable")[:k]]
 
     def neighbors(self, word: str, k: int = 10) -> list[tuple[str, float]]:
         """The k words nearest to a word, with the cosine of their embeddings, the word itself left out."""
+        generation.check_counts(k=k)
         word = self._cased(word)
         if word not in self.vocab.ids:
             raise DataError(f"{word!r} is not among the {len(self.vocab):,} words of this model's vocabulary")
@@ -130,7 +131,7 @@ class LanguageModel:
         unit = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
         cosine = unit @ unit[self.vocab.ids[word]]
         cosine[self.vocab.ids[word]] = -np.inf
-        nearest = np.argsort(-cosine, kind="stable")[: min(_count(k), len(self.vocab) - 1)]
+        nearest = np.argsort(-cosine, kind="stable")[: min(k, len(self.vocab) - 1)]
         return [(self.vocab.words[i], float(cosine[i])) for i in nearest]
 
     def evaluate(
@@ -224,40 +225,31 @@ class LanguageModel:
 
         return Readers(self.config, self.params, self.vocab, statistics)
 
-    def scorer(
-        self,
-        context: str = "sentence",
-        top_k: int = 0,
-        full: bool = True,
-        *,
-        protocol: str | Plain | None = None,
-        data_dir: str | Path | None = None,
-    ) -> Scoring:
+    def scorer(self, context: str = "sentence", *, full: bool = True, **options: Any) -> Scoring:
         """How sentences become scores: each by itself, or one after the other with the state passed on.
 
         Args:
-            context, top_k, protocol, data_dir: see `SurprisalOptions`.
+            context: "sentence" or "stream".
             full: whether to find entropy and rank.
+            **options: `top_k`, `protocol` and `data_dir` of `SurprisalOptions`.
         """
-        options = SurprisalOptions(context, top_k=top_k, protocol=protocol, data_dir=data_dir)
-        reader = self._readers(None, data_dir).of(protocol_of(protocol))
-        return (OneStream if options.context == "stream" else EachSentence)(reader, Detail(top_k, full))
+        how = SurprisalOptions(context, **options)
+        reader = self._readers(None, how.data_dir).of(protocol_of(how.protocol))
+        return (OneStream if context == "stream" else EachSentence)(reader, Detail(how.top_k, full))
 
-    def adaptive(
-        self, rate: float, *, context: str = "sentence", top_k: int = 0, clip_norm: float = CLIP_NORM
-    ) -> Adaptive:
+    def adaptive(self, rate: float, *, clip_norm: float = CLIP_NORM, **options: Any) -> Adaptive:
         """A `scoring` for `surprisal_stream` that takes a step of SGD after each sentence; its `params` are adapted.
 
         Args:
             rate: learning rate.
-            context, top_k: see `SurprisalOptions`.
             clip_norm: largest global norm of a gradient.
+            **options: `context` and `top_k` of `SurprisalOptions`.
 
         Raises:
             JaxlmError: the rate or the norm is not above 0.
         """
-        stream = SurprisalOptions(context, top_k=top_k).context == "stream"
-        return Adaptive(self.network, rate, clip_norm=clip_norm, stream=stream, detail=Detail(top_k))
+        how = SurprisalOptions(**options)
+        return Adaptive(self.network, rate, clip_norm, how.context == "stream", Detail(how.top_k))
 
     def with_params(self, params: Params) -> "LanguageModel":
         """The same model with other parameters, such as adapted ones."""
@@ -280,7 +272,7 @@ class LanguageModel:
         >>> table.word, table.oov.tolist(), table.surprisal.shape
         (['the', 'bank', 'zebra'], [False, False, True], (3,))
         """
-        return _joined(self.surprisal_stream(sentences, **options))
+        return Surprisals.joined(self.surprisal_stream(sentences, **options))
 
     def surprisal_stream(
         self,
@@ -303,8 +295,7 @@ class LanguageModel:
             **options: fields of `SurprisalOptions`.
         """
         check_several(sentences)
-        how = SurprisalOptions(**options)
-        scoring = scoring or self.scorer(how.context, how.top_k, protocol=how.protocol, data_dir=how.data_dir)
+        how, scoring = SurprisalOptions(**options), scoring or self.scorer(**options)
         for part in blocks(sentences, block):
             encoded = []
             for number, sentence in enumerate(part, first):
@@ -342,8 +333,8 @@ class LanguageModel:
         lines = list(sentences)
         pieces = [*map(self.tokenizer(options.get("tokenizer")), lines)]
         words = [[piece for word in sentence for piece in word] for sentence in pieces]
-        table = _joined(self.surprisal_stream(words, first=first, scoring=scoring, where=where, **options))
-        return by_word(table, [line.split() for line in lines], pieces, first)
+        tables = self.surprisal_stream(words, first=first, scoring=scoring, where=where, **options)
+        return by_word(Surprisals.joined(tables), [line.split() for line in lines], pieces, first)
 
     def states(self, words: Sentence, *, tokenizer: str | None = None) -> dict[str, np.ndarray]:
         """The state of every layer after each of N words of a sentence: arrays [N, H] by name, as in `lstm.0.c`.
@@ -358,7 +349,7 @@ class LanguageModel:
 
     def minimal_pairs(
         self,
-        pairs: str | Path | Iterable[str | Path] | Sequence[Pair],
+        pairs: str | Path | Iterable[str | Path | Pair],
         *,
         oov: str = "unk",
         tokenizer: str | None = None,
@@ -379,12 +370,7 @@ class LanguageModel:
         Raises:
             DataError: a file is malformed, or an unknown word is refused.
         """
-        given = [pairs] if isinstance(pairs, str | Path) else list(pairs)
-        found = [pair for pair in given if isinstance(pair, Pair)]
-        if paths := [path for path in given if not isinstance(path, Pair)]:
-            found += read_pairs(paths)
-        if not found:
-            raise DataError("there are no pairs: give at least one")
+        found = read_pairs([pairs] if isinstance(pairs, str | Path) else pairs)
         scoring = self.scorer(full=False, protocol=protocol, data_dir=data_dir)
         return score_pairs(scoring, self._encode, found, partial(self.words, tokenizer=tokenizer), oov, eos)
 
@@ -445,7 +431,7 @@ class LanguageModel:
         >>> str(lm.generate("the bank", words=5)[0]) == str(lm.generate("the bank", words=5, samples=3)[0])
         True
         """
-        how, ids, end = self._sampling(**sampling), self._prompt(prompt), generation.end_of(self.vocab, stop)
+        how, ids, end = self._begun(prompt, stop, **sampling)
         if beam is None:
             parts = generation.drawn(self.network, how, ids, words=words, end=end, samples=samples, seed=seed)
             return generation.texts_of(self.vocab, parts)
@@ -461,18 +447,18 @@ class LanguageModel:
         self, prompt: Sentence = (), *, words: int | None = None, seed: int = 0, stop: str = "none", **sampling: Any
     ) -> Iterator[tuple[str, float]]:
         """The first text of `generate`, word by word with log-probabilities in nats; without `words` it has no end."""
-        how, ids, end = self._sampling(**sampling), self._prompt(prompt), generation.end_of(self.vocab, stop)
+        how, ids, end = self._begun(prompt, stop, **sampling)
         parts = generation.drawn(self.network, how, ids, words=words, end=end, samples=1, seed=seed)
         for tokens, log_probs in parts:
             for token, log_p in zip(tokens[:, 0].tolist(), log_probs[:, 0].tolist(), strict=True):
                 if token >= 0:
                     yield self.vocab.words[token], log_p
 
-    def _prompt(self, prompt: Sentence) -> np.ndarray:
-        return self._encode(self.tokens(prompt), where="the prompt").ids[:-1]
-
-    def _sampling(self, ban: Iterable[str] = (), **options: Any) -> Sampling:
-        return sampling_of(self.vocab, ban=map(self._cased, ban), **options)
+    def _begun(self, prompt: Sentence, stop: str, ban: Iterable[str] = (), **options: Any) -> tuple:
+        """How to sample, the ids of `<eos>` and the prompt, and the id that ends a text (-1: none)."""
+        check_choice("stop", stop, generation.STOPS)
+        how, end = sampling_of(self.vocab, ban=map(self._cased, ban), **options), self.vocab.eos
+        return how, self._encode(self.tokens(prompt), where="the prompt").ids[:-1], end if stop == "eos" else -1
 
     def _encode(self, words: Sequence[str], oov: str = "unk", where: str = "the sentence") -> Encoded:
         return encode(self.vocab, words, oov, where, self.config.data.lowercase)
@@ -480,18 +466,3 @@ class LanguageModel:
     def _cased(self, text: str) -> str:
         """A text in the case of the run's text."""
         return text.lower() if self.config.data.lowercase else text
-
-
-def _joined(tables: Iterator[Surprisals]) -> Surprisals:
-    parts = list(tables)
-    if not parts:
-        raise DataError("there are no sentences: give at least one")
-    return Surprisals.joined(parts)
-
-
-def _count(k: int) -> int:
-    if not isinstance(k, Integral):
-        raise JaxlmError(f"k must be a whole number; it is {k!r:.40}")
-    if k < 1:
-        raise JaxlmError(f"k must be at least 1; it is {k}")
-    return k

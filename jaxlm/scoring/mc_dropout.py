@@ -5,6 +5,7 @@ number of the window decide what is dropped. A window is as long as in training.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxlm.models.noise import draw_noise
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.network import Network
 from jaxlm.scoring.reading import Reader
-from jaxlm.scoring.token_scores import Columns, Detail, nats_alone, score_logits
+from jaxlm.scoring.token_scores import Detail, Tokens, TokenScores, nats_alone, score_logits
 
 
 @jax.tree_util.register_dataclass
@@ -35,10 +36,8 @@ class MCReader(Reader):
         carry = self.network.carry()
         return jnp.int32(0), jax.tree.map(lambda leaf: jnp.stack([leaf] * self.protocol.samples), carry)
 
-    def read(
-        self, state: tuple[jax.Array, Carry], inputs: jax.Array, targets: jax.Array, counted: jax.Array, detail: Detail
-    ) -> tuple[Columns, tuple[jax.Array, Carry]]:
-        window, carries = state
+    def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
+        (window, carries), (inputs, targets, _) = state, tokens
         network, samples = self.network, self.protocol.samples
         key = jax.random.fold_in(jax.random.key(self.protocol.seed), window)
 
@@ -54,5 +53,5 @@ class MCReader(Reader):
 
         nothing = jnp.full((len(inputs),) if detail.nats_only else (len(inputs), network.model.vocab_size), -jnp.inf)
         total, carries = lax.scan(add, nothing, (jnp.arange(samples), carries))
-        columns = nats_alone(jnp.log(samples) - total) if detail.nats_only else score_logits(total, targets, detail)
-        return columns, (window + 1, carries)
+        scores = nats_alone(jnp.log(samples) - total) if detail.nats_only else score_logits(total, targets, detail)
+        return scores, (window + 1, carries)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,8 +32,7 @@ class Pair:
     where: str = "the pair"
 
 
-@dataclass(frozen=True)
-class PairResult:
+class PairResult(NamedTuple):
     """One pair's log-probabilities in nats; `alike`: the sentences differ in unknown words only."""
 
     pair: Pair
@@ -63,7 +63,7 @@ class Accuracy:
     left_out: int
 
     @staticmethod
-    def of(name: str, term: str, results: "Sequence[PairResult]") -> "Accuracy":
+    def of(name: str, term: str, results: Sequence[PairResult]) -> "Accuracy":
         """The accuracy on some pairs."""
         counted = [result for result in results if result.counted]
         correct, ties = (sum(getattr(result, kind) for result in counted) for kind in ("correct", "tied"))
@@ -102,44 +102,38 @@ def wilson_interval(successes: int, n: int, z: float = Z95) -> tuple[float, floa
     return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
 
 
-def read_pairs(paths: Iterable[str | Path]) -> list[Pair]:
-    """The pairs of JSON lines with `sentence_good` and `sentence_bad`, and perhaps `UID` and `linguistics_term`.
+def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
+    """Pairs as they are, and those of files: JSON lines with `sentence_good` and `sentence_bad`, perhaps others.
 
-    Raises:
-        DataError: a file cannot be read or has no pair, or a line is malformed; with file, line and column.
+    The pair of a line may have a `UID` (default: the file's name) and a `linguistics_term`. Raises DataError where
+    there is no pair, a file cannot be read, or a line is malformed; with file, line and column.
     """
     pairs = []
-    for path in paths:
+    for path in given:
+        if isinstance(path, Pair):
+            pairs.append(path)
+            continue
         for where, tree in json_lines(path):
             good, bad = (text_field(tree, name, where) for name in ("sentence_good", "sentence_bad"))
             uid, term = tree.get("UID") or Path(path).stem, tree.get("linguistics_term") or ""
             pairs.append(Pair(good, bad, str(uid), str(term), where))
     if not pairs:
-        raise DataError("there are no pairs to score: the files have blank lines only")
+        raise DataError("there are no pairs: give at least one, or a file that has more than blank lines")
     return pairs
 
 
 def score_pairs(
     scoring: Scoring,
     encode: Callable[..., Encoded],
-    pairs: Sequence[Pair],
+    pairs: Iterable[Pair],
     words: Callable[[str], list[str]],
-    oov: str = "unk",
-    eos: bool = False,
+    oov: str,
+    eos: bool,
 ) -> MinimalPairs:
-    """Scores pairs and counts.
+    """Scores pairs, each sentence by itself, and counts; `encode` makes the sentence of what `words` finds in a text.
 
-    Args:
-        scoring: how sentences become scores; nothing may be carried from sentence to sentence.
-        encode: the sentence of some words, by the vocabulary.
-        pairs: at least one.
-        words: the words of a sentence.
-        oov: unknown words are read as `<unk>`, or refused ("error"); "filter" leaves out those pairs that differ in
-            unknown words only.
-        eos: whether the `<eos>` after the last word is a part of the sentence.
-
-    Raises:
-        DataError: an unknown word is refused, or a sentence has no words.
+    `oov="filter"` leaves out pairs that differ in unknown words only. With `eos` the `<eos>` after the last word is a
+    part of the sentence. Raises DataError where an unknown word is refused (`oov="error"`), or a sentence has no words.
     """
     check_choice("oov", oov, OOV)
     results: list[PairResult] = []

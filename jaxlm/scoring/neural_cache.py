@@ -9,6 +9,7 @@ the first of each later chunk of `cache_chunk` tokens.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,22 +18,16 @@ from jaxlm.config.protocols import Cache
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.network import Network
 from jaxlm.scoring.reading import Reader
-from jaxlm.scoring.token_scores import Columns, Detail, nats_alone, score_logits
+from jaxlm.scoring.token_scores import Detail, Tokens, TokenScores, nats_alone, score_logits
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class CacheState:
-    """The carry, and the cache: the last W features [W, H] and the words [W] after them, oldest first.
-
-    Attributes:
-        position: how many tokens were read.
-    """
+class CacheState(NamedTuple):
+    """The carry, and the cache: the last W features [W, H] and the words [W] after them, oldest first."""
 
     carry: Carry
     keys: jax.Array
     words: jax.Array
-    position: jax.Array
+    position: jax.Array  # how many tokens were read
 
 
 @jax.tree_util.register_dataclass
@@ -52,9 +47,8 @@ class CacheReader(Reader):
         found, _ = jax.eval_shape(self.network.features, jnp.zeros((1, 1), jnp.int32), carry)
         return CacheState(carry, jnp.zeros((W, found.shape[-1]), found.dtype), jnp.zeros(W, jnp.int32), jnp.int32(0))
 
-    def read(
-        self, state: CacheState, inputs: jax.Array, targets: jax.Array, counted: jax.Array, detail: Detail
-    ) -> tuple[Columns, CacheState]:
+    def read(self, state: CacheState, tokens: Tokens, detail: Detail) -> tuple[TokenScores, CacheState]:
+        inputs, targets, counted = tokens
         W, T = self.protocol.cache_window, len(inputs)
         found, carry = self.network.features(inputs[:, None], state.carry)
         keys, words = jnp.concatenate([state.keys, found[:, 0]]), jnp.concatenate([state.words, targets])
@@ -69,13 +63,13 @@ class CacheReader(Reader):
         if detail.nats_only:
             log_p = -self.network.token_nats(found, targets[:, None])[:, 0]
             hits = jax.nn.logsumexp(jnp.where(words == targets[:, None], log_odds, -jnp.inf), 1)
-            columns = nats_alone(-jnp.logaddexp(log_own + log_p, log_weight + hits))
+            scores = nats_alone(-jnp.logaddexp(log_own + log_p, log_weight + hits))
         else:
             log_p = jax.nn.log_softmax(self.network.logits(found[:, 0]))
             cached = jnp.zeros_like(log_p).at[row, words].add(jnp.exp(log_odds))
             mixed = jnp.logaddexp(log_own[:, None] + log_p, log_weight[:, None] + jnp.log(cached))
-            columns = score_logits(mixed, targets, detail)
-        return columns, CacheState(carry, keys[T:], words[T:], state.position + counted.sum(dtype=jnp.int32))
+            scores = score_logits(mixed, targets, detail)
+        return scores, CacheState(carry, keys[T:], words[T:], state.position + counted.sum(dtype=jnp.int32))
 
     def _speaks(self, position: jax.Array) -> jax.Array:
         """Whether the cache is used for the predictions at these positions, counted from 0."""

@@ -21,7 +21,7 @@ from jax import lax
 from jaxlm.config.protocols import Plain, Temperature
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.network import Network
-from jaxlm.scoring.token_scores import EVERYTHING, Columns, Detail, TokenScores, merged, nats_alone, own_scores
+from jaxlm.scoring.token_scores import EVERYTHING, Detail, Tokens, TokenScores, merged, nats_alone, own_scores
 
 FREE = 128  # tokens of a segment, where the protocol leaves the choice
 SHORT = 8  # tokens of a segment of short sentences: few, so that little is read beyond the longest
@@ -34,7 +34,7 @@ CALLS = 2  # that run at once: parts of a program use one core
 class Reader:
     """A protocol with its model, as a pytree. One text has the state `start` and is read by `read`.
 
-    `start_all` and `read_all` do so for B texts side by side; a reader may override these two instead.
+    B texts side by side have the state `start_all` and are read by `read_all`; a reader may override these two instead.
     """
 
     segment: Any = None  # tokens T that must be read together; None: any number
@@ -48,35 +48,21 @@ class Reader:
         """The state before the first token: a pytree of arrays of fixed shapes."""
         raise NotImplementedError
 
-    def read(
-        self, state: Any, inputs: jax.Array, targets: jax.Array, counted: jax.Array, detail: Detail
-    ) -> tuple[Columns, Any]:
-        """Scores one segment.
-
-        Args:
-            state: before the segment.
-            inputs, targets: ids [T].
-            counted: bool [T]; False for the padding at the end.
-            detail: how much to find.
-
-        Returns:
-            The columns [T, ...] of `TokenScores`, and the state after the segment.
-        """
+    def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
+        """The scores of one segment [T], and the state after it."""
         raise NotImplementedError
 
     def start_all(self, texts: int) -> Any:
         """The state of B texts; every leaf has a first axis B."""
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (texts, *jnp.shape(leaf))), self.start())
 
-    def read_all(
-        self, state: Any, inputs: jax.Array, targets: jax.Array, counted: jax.Array, detail: Detail
-    ) -> tuple[Columns, Any]:
-        """`read` of B texts: ids [T, B] -> columns [T, B, ...]."""
-        if inputs.shape[1] == 1:
+    def read_all(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
+        """The scores [T, B, ...] of a segment [T, B] of B texts, and the state after it."""
+        if tokens.inputs.shape[1] == 1:
             state = jax.tree.map(lambda leaf: leaf[0], state)
-            columns, state = self.read(state, inputs[:, 0], targets[:, 0], counted[:, 0], detail)
-            return jax.tree.map(lambda one: one[:, None], columns), jax.tree.map(lambda leaf: leaf[None], state)
-        return jax.vmap(partial(self.read, detail=detail), (0, 1, 1, 1), (1, 0))(state, inputs, targets, counted)
+            scores, state = self.read(state, jax.tree.map(lambda ids: ids[:, 0], tokens), detail)
+            return jax.tree.map(lambda one: one[:, None], scores), jax.tree.map(lambda leaf: leaf[None], state)
+        return jax.vmap(partial(self.read, detail=detail), (0, 1), (1, 0))(state, tokens)
 
 
 @jax.tree_util.register_dataclass
@@ -90,12 +76,10 @@ class ModelReader(Reader):
     def start_all(self, texts: int) -> Carry:
         return self.network.carry(texts)
 
-    def read_all(
-        self, state: Carry, inputs: jax.Array, targets: jax.Array, counted: jax.Array, detail: Detail
-    ) -> tuple[Columns, Carry]:
-        found, state = self.network.features(inputs, state)
+    def read_all(self, state: Carry, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Carry]:
+        found, state = self.network.features(tokens.inputs, state)
         temperature = self.protocol.temperature if isinstance(self.protocol, Temperature) else None
-        return own_scores(self.network, found, targets, counted, detail, temperature), state
+        return own_scores(self.network, found, tokens, detail, temperature), state
 
 
 @jax.tree_util.register_dataclass
@@ -114,14 +98,11 @@ class GridReader(Reader):
     def start_all(self, texts: int) -> Any:
         return self.reader.start_all(texts)
 
-    def read_all(
-        self, state: Any, inputs: jax.Array, targets: jax.Array, counted: jax.Array, detail: Detail
-    ) -> tuple[Columns, Any]:
+    def read_all(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
         def one(*numbers):
             protocol = replace(self.reader.protocol, **dict(zip(self.names, numbers, strict=True)))
-            reader = replace(self.reader, protocol=protocol)
-            columns, after = reader.read_all(state, inputs, targets, counted, Detail(full=False))
-            return columns[0], after
+            scores, after = replace(self.reader, protocol=protocol).read_all(state, tokens, Detail(full=False))
+            return scores.nats, after
 
         for place in reversed(range(len(self.values))):  # vmap refuses a state that depends on a setting
             axes = [0 if at == place else None for at in range(len(self.values))]
@@ -135,14 +116,11 @@ class OneStream:
 
     Segments are cut in the stream, however it is divided among calls: the tokens after the last whole segment are
     scored at once, and read again in the next call, from the state before them.
-
-    Attributes:
-        state: before the first token that is read again.
     """
 
     def __init__(self, reader: Reader, detail: Detail = EVERYTHING):
         self._reader, self._detail, self.state = reader, detail, reader.start_all(1)
-        self._pending = np.zeros((3, 0), np.int32)  # the tokens since `state`
+        self._pending = np.zeros((3, 0), np.int32)  # the tokens since the state
 
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
         known, T = self._pending.shape[1], self._reader.segment or FREE
@@ -154,7 +132,7 @@ class OneStream:
         if whole < N:
             padded = np.pad(self._pending, ((0, 0), (0, whole + T - N)))
             found += _read_segments(self._reader, self.state, padded[..., None], T, self._detail)[0]
-        return TokenScores.of([np.concatenate(column)[:, 0] for column in zip(*found, strict=True)], slice(known, N))
+        return TokenScores.joined(found).rows((slice(known, N), 0))
 
 
 class EachSentence:
@@ -182,9 +160,8 @@ class EachSentence:
         for row, ids in enumerate(sentences):
             tokens[:, : len(ids) - 1, row] = _tokens(ids)
         reader = self._reader.within(1 << (steps - 1).bit_length())  # a power of two, so that few sizes are compiled
-        parts, _ = _read_segments(reader, _start(reader, B), tokens, T, self._detail)
-        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        return [TokenScores.of(columns, (slice(length), row)) for row, length in enumerate(lengths)]
+        scores = TokenScores.joined(_read_segments(reader, _start(reader, B), tokens, T, self._detail)[0])
+        return [scores.rows((slice(length), row)) for row, length in enumerate(lengths)]
 
 
 def _tokens(ids: np.ndarray) -> np.ndarray:
@@ -194,14 +171,14 @@ def _tokens(ids: np.ndarray) -> np.ndarray:
 
 def _read_segments(
     reader: Reader, state: Any, tokens: np.ndarray, T: int, detail: Detail
-) -> tuple[list[list[np.ndarray]], Any]:
-    """Reads whole segments of tokens [3, N, B]: the columns of each call, and the state after them."""
+) -> tuple[list[TokenScores], Any]:
+    """Reads whole segments of tokens [3, N, B]: the scores of each call, and the state after them."""
     done, found = 0, []
     while left := (tokens.shape[1] - done) // T:
         C = next(C for C in SEGMENTS if C == 1 or (left >= C and C * T <= MOST))
         part = tokens[:, done : done + C * T].reshape(3, C, T, -1)
-        columns, state = _read(reader, state, part, detail=detail)
-        found.append([np.asarray(column) for column in columns])
+        scores, state = _read(reader, state, part, detail=detail)
+        found.append(jax.tree.map(np.asarray, scores))
         done += C * T
     return found, state
 
@@ -213,12 +190,12 @@ def _start(reader, texts):
 
 @partial(jax.jit, static_argnames="detail")
 def _read(reader, state, tokens, *, detail):
-    """Tokens [3, C, T, B] of C segments -> columns [C * T, B, ...] and the state after them."""
+    """Tokens [3, C, T, B] of C segments -> scores [C * T, B, ...] and the state after them."""
 
     def one(state, segment):
-        inputs, targets, counted = segment
-        columns, state = reader.read_all(state, inputs, targets, counted > 0, detail)
-        return state, columns
+        scores, state = reader.read_all(state, segment, detail)
+        return state, scores
 
-    state, columns = lax.scan(one, state, tuple(tokens))
-    return tuple(map(merged, columns)), state
+    inputs, targets, counted = tokens
+    state, scores = lax.scan(one, state, Tokens(inputs, targets, counted > 0))
+    return jax.tree.map(merged, scores), state

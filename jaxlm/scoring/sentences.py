@@ -14,33 +14,18 @@ Sentence = str | Sequence[str]  # a line, or its words
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sentence of n words.
+    """One sentence of n words."""
 
-    Attributes:
-        words: as given.
-        ids: int32 [n + 2], `<eos>` before and after.
-        oov: which words are not in the vocabulary and are read as `<unk>`, bool [n].
-    """
-
-    words: tuple[str, ...]
-    ids: np.ndarray
-    oov: np.ndarray
+    words: tuple[str, ...]  # as given
+    ids: np.ndarray  # int32 [n + 2], `<eos>` before and after
+    oov: np.ndarray  # which words are not in the vocabulary and are read as `<unk>`, bool [n]
 
 
-def encode(
-    vocab: Vocab, words: Sequence[str], oov: str = "unk", where: str = "the sentence", lowercase: bool = False
-) -> Encoded:
-    """The sentence of some words.
+def encode(vocab: Vocab, words: Sequence[str], oov: str, where: str, lowercase: bool) -> Encoded:
+    """The sentence of some words, which `where` names in an error, as in "stimuli.txt, line 3".
 
-    Args:
-        vocab: of the model.
-        words: without the `<eos>` at its ends.
-        oov: what happens to words outside the vocabulary: "error" refuses them, else they are read as `<unk>`.
-        where: names the sentence in an error, as in "stimuli.txt, line 3".
-        lowercase: whether the model reads all words in lower case.
-
-    Raises:
-        DataError: a word is refused, or the vocabulary has no `<unk>` or no `<eos>`.
+    Words outside the vocabulary are refused where `oov` is "error", else read as `<unk>`. Raises DataError where a word
+    is refused, or the vocabulary has no `<unk>` or no `<eos>`.
     """
     if EOS not in vocab.ids:
         raise DataError(f"the vocabulary has no {EOS}, and a sentence's first word is predicted from it")

@@ -20,19 +20,12 @@ DELIMITERS = ",\t;"
 
 @dataclass(frozen=True)
 class StimulusTable:
-    """A CSV file: the column of sentences, and all other columns.
-
-    Attributes:
-        sentences: one a row.
-        columns: the names of the other columns.
-        rows: their cells, for each sentence.
-        lines: on which line of the file each row ends, from 1.
-    """
+    """A CSV file: the column of sentences, and all other columns."""
 
     sentences: list[str]
-    columns: list[str]
-    rows: list[list[str]]
-    lines: list[int]
+    columns: list[str]  # names of the other columns
+    rows: list[list[str]]  # cells of the other columns, for each sentence
+    lines: list[int]  # on which line of the file each row ends, from 1
 
 
 def name_of(path: str | Path) -> str:
@@ -59,16 +52,10 @@ def open_text(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def lines_of(file: BinaryIO, name: str) -> Iterator[list[str]]:
-    """The lines of an open file as they come, in lists of what one read of at most 64 KiB ends; constant memory.
+    """The lines of a file or pipe as they come, in lists of what one read of at most 64 KiB ends; constant memory.
 
-    A line ends with LF, CR LF or CR.
-
-    Args:
-        file: a regular file or a pipe.
-        name: what errors call it.
-
-    Raises:
-        DataError: it is empty, not UTF-8, binary, or has a line of over 16 MiB.
+    A line ends with LF, CR LF or CR. Raises DataError where the file, called `name`, is empty, not UTF-8, binary, or
+    has a line of over 16 MiB.
     """
     rest, done, carriage = bytearray(), 0, False
     read = getattr(file, "read1", file.read)  # what can be read now, at most
@@ -151,17 +138,12 @@ def text_field(tree: dict[str, Any], name: str, where: str) -> str:
 def read_table(path: str | Path, column: str) -> StimulusTable:
     """The stimuli of a CSV file, whose cells are separated by commas, tabs or semicolons, as its header shows.
 
-    Args:
-        path: a file, or "-" for standard input.
-        column: the name of the column of sentences.
-
-    Raises:
-        DataError: there is no such column, a row has another number of cells than the header or no words, or the file
-            is not CSV.
+    Raises DataError where there is no such column of sentences, a row has another number of cells than the header or no
+    words, or the file is not CSV.
     """
     name = name_of(path)
     with open_text(path) as file:
-        lines = _table_lines(file, name)
+        lines = (f"{line}\n" for block in lines_of(file, name) for line in block)  # a quoted cell has several
         header = next(lines, "")
         if not header.strip():
             raise DataError(f"{name} is empty: expected a header with a column {column!r}")
@@ -182,18 +164,6 @@ def read_table(path: str | Path, column: str) -> StimulusTable:
             raise DataError(f"{name}, line {line}: expected {len(names)} cells, as in the header, found {len(row)}")
         if not row[place].split():
             raise DataError(f"{name}, line {line} has no words in column {column!r}")
-    sentences = [row.pop(place) for _, row in body]
-    return StimulusTable(
-        sentences, [*names[:place], *names[place + 1 :]], [row for _, row in body], [at for at, _ in body]
-    )
-
-
-def _table_lines(file: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of a CSV file with their ends, which a quoted cell may contain."""
-    number = 0
-    while block := file.readline(LONGEST_LINE + 1):
-        if len(block) > LONGEST_LINE:
-            raise DataError(f"{name}, line {number + 1} is longer than {LONGEST_LINE:,} bytes: expected lines of text")
-        for line in block.splitlines(keepends=True):
-            number += 1
-            yield _text(line, name, number)
+    lines, rows = (list(part) for part in zip(*body, strict=True))
+    sentences = [row.pop(place) for row in rows]
+    return StimulusTable(sentences, names[:place] + names[place + 1 :], rows, lines)

@@ -47,18 +47,10 @@ def stream_nats(
 ) -> tuple[float, int]:
     """(summed nats, predictions) over ids [N] cut into B rows, the carry passed on throughout, no dropout.
 
-    With bptt_length T each row predicts whole windows of T only, as TensorFlow's validation does; with the
-    default every token but the first of a row is predicted: 82,429 of Penn Treebank's test at B = 1.
-
-    Args:
-      model: the config's model.
-      params: its parameters; with a mesh they lie where `place` puts them.
-      ids: [N].
-      batch_size, bptt_length: B and T.
-      mesh: of the devices that share the rows and the vocabulary.
-
-    Raises:
-      DataError: there is nothing to predict.
+    With bptt_length T each row predicts whole windows of T only, as TensorFlow's validation does; with the default
+    every token but the first of a row is predicted: 82,429 of Penn Treebank's test at B = 1. The devices of a mesh
+    share the rows and the vocabulary; parameters lie where `place` puts them. Raises DataError where there is nothing
+    to predict.
     """
     nats, predictions = _over_stream(partial(_nats_per_window, model, params), ids, batch_size, bptt_length, mesh)
     return float(nats), predictions

@@ -5,7 +5,7 @@ Surprisal: Hale 2001, Levy 2008. Entropy and its reduction are defined as in neu
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import chain
@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxlm.config.protocols import Plain
 from jaxlm.data.vocab import EOS, Vocab
-from jaxlm.errors import JaxlmError
+from jaxlm.errors import DataError, JaxlmError
 from jaxlm.scoring.sentences import Encoded, check_choice
 from jaxlm.scoring.token_scores import TokenScores
 
@@ -135,29 +135,23 @@ class Surprisals(Table):
         return table
 
     @staticmethod
-    def joined(parts: "Sequence[Surprisals]") -> "Surprisals":
-        """The parts, one after the other."""
-        columns: dict[str, Any] = {"unit": parts[0].unit}
+    def joined(tables: "Iterable[Surprisals]") -> "Surprisals":
+        """The tables, one after the other. Raises DataError where there is none."""
+        if not (parts := list(tables)):
+            raise DataError("there are no sentences: give at least one")
+        columns: dict[str, Any] = {}
         for name, first in vars(parts[0]).items():
-            if name != "unit":
-                values = [getattr(part, name) for part in parts]
-                columns[name] = (
-                    np.concatenate(values) if isinstance(first, np.ndarray) else [*chain.from_iterable(values)]
-                )
-        return Surprisals(**columns)
+            values = [getattr(part, name) for part in parts]
+            columns[name] = np.concatenate(values) if isinstance(first, np.ndarray) else [*chain.from_iterable(values)]
+        return Surprisals(**(columns | {"unit": parts[0].unit}))
 
 
 def surprisals(
-    scores: TokenScores, vocab: Vocab, sentences: Sequence[Encoded], options: SurprisalOptions, first: int = 1
+    scores: TokenScores, vocab: Vocab, sentences: Sequence[Encoded], options: SurprisalOptions, first: int
 ) -> Surprisals:
-    """The table of S sentences; those without words have no row.
+    """The table of S sentences, numbered from `first` on, by the scores of every token but the first of each sentence.
 
-    Args:
-        scores: of every token but the first of each sentence.
-        vocab: the model's.
-        sentences: as they were scored.
-        options: of which `oov`, `unit` and `eos` matter here.
-        first: number of the first sentence.
+    A sentence without words has no row. Of the options `oov`, `unit` and `eos` matter here.
     """
     lengths = np.array([len(sentence.ids) - 1 for sentence in sentences])  # tokens predicted, `<eos>` among them
     sentence_id = np.repeat(np.arange(len(sentences)), lengths)
@@ -217,14 +211,7 @@ class WordSurprisals(Table):
 def by_word(
     table: Surprisals, displayed: Sequence[Sequence[str]], pieces: Sequence[Sequence[Sequence[str]]], first: int = 1
 ) -> WordSurprisals:
-    """Sums a table's rows over displayed words.
-
-    Args:
-        table: of the pieces, without rows for `<eos>`.
-        displayed: the words of each sentence.
-        pieces: the pieces of each word.
-        first: number of the first sentence.
-    """
+    """A table of pieces, without rows for `<eos>`, summed over the displayed words of each sentence."""
     counts = np.array([len(word) for sentence in pieces for word in sentence], int)
     owner, W = np.repeat(np.arange(len(counts)), counts), len(counts)
     starts = np.minimum(np.cumsum(counts) - counts, max(0, len(table) - 1))

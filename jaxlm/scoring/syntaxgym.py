@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,7 @@ from jaxlm.scoring.token_scores import Scoring
 from jaxlm.scoring.tokenizers import Tokenizer
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One item: for each condition the content of its regions, by number and in their order."""
 
     number: int
@@ -103,17 +102,9 @@ def read_suite(path: str | Path) -> Suite:
 def score_suite(
     scoring: Scoring, encode: Callable[..., Encoded], suite: Suite, tokenizer: Tokenizer, oov: str = "unk"
 ) -> SuiteResult:
-    """Scores a suite.
+    """Scores a suite, each sentence by itself; `encode` makes the sentence of some words.
 
-    Args:
-        scoring: how sentences become scores; nothing may be carried from sentence to sentence.
-        encode: the sentence of some words, by the vocabulary.
-        suite: to score.
-        tokenizer: splits the regions' words.
-        oov: unknown words are read as `<unk>`, or refused ("error").
-
-    Raises:
-        DataError: an unknown word is refused, or a sentence has no words.
+    Raises DataError where an unknown word is refused (`oov="error"`), or a sentence has no words.
     """
     check_choice("oov", oov, ("unk", "error"))
     sentences, lengths = [], []
@@ -125,15 +116,13 @@ def score_suite(
             if not any(pieces):
                 raise DataError(f"{where} has no words")
             sentences.append(encode([word for part in pieces for word in part], oov, where))
-            lengths.append([len(part) for part in pieces])
+            lengths += [len(part) for part in pieces]
     bits = scoring([sentence.ids[:-1] for sentence in sentences]).nats.astype(float) / math.log(2)
-    parts = iter(np.split(bits, np.cumsum([length for found in lengths for length in found])[:-1]))
-    unknown = iter([int(sentence.oov.sum()) for sentence in sentences])
+    sums = (float(part.sum()) for part in np.split(bits, np.cumsum(lengths)[:-1]))
+    unknown = (int(sentence.oov.sum()) for sentence in sentences)
     results = []
     for item in suite.items:
-        found = {
-            (name, region): float(next(parts).sum()) for name, regions in item.conditions.items() for region in regions
-        }
+        found = {(name, region): next(sums) for name, regions in item.conditions.items() for region in regions}
         holds = [formula.holds(found) for formula in suite.predictions]
         results.append(ItemResult(item.number, found, holds, sum(next(unknown) for _ in item.conditions)))
     return SuiteResult(suite, results)

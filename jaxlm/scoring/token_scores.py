@@ -5,7 +5,7 @@ Letters: `N` tokens, `K` likeliest words, `T` steps, `B` batch, `R` rows of a ch
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,17 @@ from jaxlm.scoring.network import Network
 NEAR = 20.0  # a sum of odds within exp(+-NEAR) loses no digit of the entropy
 ROWS, ACCELERATOR_ROWS = 128, 1024  # R: a chunk's logits [R, V] exist at a time; on a CPU they stay in its cache
 
-Columns = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]  # the attributes of TokenScores, in their order
+
+class Tokens(NamedTuple):
+    """Ids that are read, ids to predict, and whether each counts, which padding does not; [T], or [T, B] of B texts."""
+
+    inputs: jax.Array
+    targets: jax.Array
+    counted: jax.Array
 
 
-@dataclass(frozen=True, repr=False)
-class TokenScores:
-    """The scores of N tokens, each given the tokens before it.
+class TokenScores(NamedTuple):
+    """The scores of N tokens, each given the tokens before it; NumPy's arrays or JAX's.
 
     Attributes:
         nats: -log p of the token, float32 [N].
@@ -32,37 +37,30 @@ class TokenScores:
         top_nats: -log p of these words, float32 [N, K].
     """
 
-    nats: np.ndarray
-    entropy: np.ndarray
-    rank: np.ndarray
-    top: np.ndarray
-    top_nats: np.ndarray
+    nats: Any
+    entropy: Any
+    rank: Any
+    top: Any
+    top_nats: Any
 
     def __repr__(self) -> str:
         return f"TokenScores({len(self.nats):,} tokens, {self.nats.sum():.2f} nats)"
 
-    @staticmethod
-    def of(columns: Sequence[Any], rows: Any = slice(None)) -> "TokenScores":
-        """The scores of some rows of the columns, in NumPy."""
-        return TokenScores(*(np.asarray(column)[rows] for column in columns))
+    def rows(self, rows: Any) -> "TokenScores":
+        """Some of the scores, in NumPy."""
+        return TokenScores(*(np.asarray(column)[rows] for column in self))
 
     @staticmethod
     def joined(parts: "Sequence[TokenScores]") -> "TokenScores":
-        """The parts, one after the other."""
-        return TokenScores(
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in TokenScores.__dataclass_fields__)
-        )
+        """The parts, one after the other, in NumPy."""
+        return TokenScores(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 class Scoring(Protocol):
     """A way to turn sentences into scores; it may remember earlier calls."""
 
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
-        """Scores every token but the first of each sentence, one sentence after the other.
-
-        Args:
-            sentences: ids, each [n + 1] with n >= 1; the first token is only read.
-        """
+        """Scores every token but the first of each sentence of ids [n + 1], n >= 1, one sentence after the other."""
         ...
 
 
@@ -82,48 +80,37 @@ class Detail:
 EVERYTHING = Detail()  # but likelier words
 
 
-def nats_alone(nats: jax.Array) -> Columns:
-    """Columns with these nats [N, ...]; the other columns are zero or empty."""
+def nats_alone(nats: jax.Array) -> TokenScores:
+    """Scores with these nats [N, ...]; the other columns are zero or empty."""
     none = jnp.zeros((*nats.shape, 0))
-    return nats, jnp.zeros_like(nats), jnp.zeros_like(nats, jnp.int32), none.astype(jnp.int32), none
+    return TokenScores(nats, jnp.zeros_like(nats), jnp.zeros_like(nats, jnp.int32), none.astype(jnp.int32), none)
 
 
 def own_scores(
-    network: Network,
-    features: jax.Array,
-    targets: jax.Array,
-    counted: jax.Array,
-    detail: Detail,
-    temperature: Any = None,
-) -> Columns:
-    """The columns [T, B, ...] by the model's own softmax, R rows at a time.
+    network: Network, features: jax.Array, tokens: Tokens, detail: Detail, temperature: Any = None
+) -> TokenScores:
+    """The scores [T, B, ...] by the model's own softmax, given the features [T, B, H] before each target.
 
-    Args:
-        network: the model.
-        features: the last layer's outputs before each target, [T, B, H].
-        targets: ids [T, B].
-        counted: bool [T, B]; a chunk without a counted target is skipped.
-        detail: how much to find.
-        temperature: divides the logits; None: 1.
+    R rows are scored at a time; R rows of which no target counts are skipped. A temperature divides the logits.
     """
-    N = targets.size
+    N, shape = tokens.targets.size, tokens.targets.shape
     R = min(N, ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS)
 
     def chunks(array: jax.Array) -> jax.Array:
         rows = merged(array)
         return jnp.pad(rows, ((0, -N % R), *((0, 0),) * (rows.ndim - 1))).reshape(-1, R, *rows.shape[1:])
 
-    def score(rows: jax.Array, ids: jax.Array) -> Columns:
+    def score(rows: jax.Array, ids: jax.Array) -> TokenScores:
         logits = network.logits(rows)
         return score_logits(logits if temperature is None else logits / temperature, ids, detail)
 
-    def score_chunk(chunk: tuple[jax.Array, jax.Array, jax.Array]) -> Columns:
+    def score_chunk(chunk: tuple[jax.Array, jax.Array, jax.Array]) -> TokenScores:
         rows, ids, wanted = chunk
         zeros = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), jax.eval_shape(score, rows, ids))
         return lax.cond(wanted.any(), score, lambda *_: zeros, rows, ids)
 
-    columns = lax.map(score_chunk, (chunks(features), chunks(targets), chunks(counted)))
-    return tuple(merged(one)[:N].reshape(*targets.shape, *one.shape[2:]) for one in columns)  # pyright: ignore
+    scores = lax.map(score_chunk, (chunks(features), chunks(tokens.targets), chunks(tokens.counted)))
+    return jax.tree.map(lambda one: merged(one)[:N].reshape(*shape, *one.shape[2:]), scores)
 
 
 def merged(array: jax.Array) -> jax.Array:
@@ -131,12 +118,12 @@ def merged(array: jax.Array) -> jax.Array:
     return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
 
 
-def score_logits(logits: jax.Array, targets: jax.Array, detail: Detail) -> Columns:
-    """The columns of targets [R], given logits [R, V], which need not be normalised."""
+def score_logits(logits: jax.Array, targets: jax.Array, detail: Detail) -> TokenScores:
+    """The scores of targets [R], given logits [R, V], which need not be normalised."""
     picked, odds = jnp.take_along_axis(logits, targets[:, None], 1), jnp.exp(logits)
     total = odds.sum(1)
 
-    def columns(logits: jax.Array, odds: jax.Array, total: jax.Array, picked: jax.Array) -> Columns:
+    def scores(logits: jax.Array, odds: jax.Array, total: jax.Array, picked: jax.Array) -> TokenScores:
         log_total = jnp.log(total)
         entropy = rank = jnp.zeros(len(targets))
         if detail.full:
@@ -145,14 +132,14 @@ def score_logits(logits: jax.Array, targets: jax.Array, detail: Detail) -> Colum
         none = jnp.zeros((len(targets), 0))
         values, ids = lax.top_k(logits, min(detail.top, logits.shape[1])) if detail.top else (none, none)
         nats, top_nats = log_total - picked[:, 0], log_total[:, None] - values
-        return nats, entropy, rank.astype(jnp.int32), ids.astype(jnp.int32), top_nats
+        return TokenScores(nats, entropy, rank.astype(jnp.int32), ids.astype(jnp.int32), top_nats)
 
-    def far_from_zero() -> Columns:
+    def far_from_zero() -> TokenScores:
         highest = logits.max(1, keepdims=True)
         shifted = logits - highest
         odds = jnp.exp(shifted)
-        return columns(shifted, odds, odds.sum(1), picked - highest)
+        return scores(shifted, odds, odds.sum(1), picked - highest)
 
     # Most models' logits are near 0: subtracting the highest would read all logits once more.
     near = (jnp.abs(jnp.log(total)) < NEAR).all()
-    return lax.cond(near, lambda: columns(logits, odds, total, picked), far_from_zero)
+    return lax.cond(near, lambda: scores(logits, odds, total, picked), far_from_zero)
