@@ -122,7 +122,6 @@ def calls(tmp_path_factory):
         "evaluate": stub(evaluation),
         "tune": stub(SimpleNamespace(protocol=protocol_of("cache"), valid=2.0, tried=[1], test=evaluation)),
         "adaptive": stub(model.scorer()),
-        "with_params": stub(model),
         "stream": stub([("a", -0.5)]),
         "generate": stub([Text(["a"], np.zeros(1))]),
     }

@@ -19,7 +19,7 @@ from rich.cells import cell_len
 from jaxlm.cli import main
 from jaxlm.cli.using import wrapped
 from jaxlm.errors import JaxlmError
-from jaxlm.scoring import beam
+from jaxlm.scoring import generation
 from jaxlm.scoring.generation import advance, begin
 from jaxlm.scoring.sampling import Sampling, adjusted, draw, kept, pick
 
@@ -125,7 +125,7 @@ def test_a_beam_searches_as_many_words_as_it_returns(monkeypatch):
     log_p[0, [2, 3]] = np.log([0.6, 0.4])  # after <eos>
     log_p[3, 4] = 0.0
     table = jnp.asarray(log_p - np.log(np.exp(log_p).sum(1, keepdims=True)), jnp.float32)
-    monkeypatch.setattr(beam, "next_logits", lambda network, token, carry: (table[token], carry))
+    monkeypatch.setattr(generation, "next_logits", lambda network, token, carry: (table[token], carry))
     found = {words: lm.generate(words=words, beam=5)[0].words for words in (1, 2)}
     assert found == {1: [lm.vocab.words[2]], 2: [lm.vocab.words[3], lm.vocab.words[4]]}
 

@@ -168,7 +168,7 @@ def test_adaptation_is_nesterov_sgd_on_the_mean_nats_of_each_sentence(clip_norm)
     found = [table.surprisal for table in lm.surprisal_stream(sentences, unit="nats", scoring=scoring, block=2)]
     np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), scoring.params, params)
-    again = lm.with_params(scoring.params).surprisal([sentences[0]])
+    again = replace(lm, params=scoring.params).surprisal([sentences[0]])
     assert again.surprisal.sum() < lm.surprisal([sentences[0]]).surprisal.sum()
 
 

@@ -166,7 +166,8 @@ def changed(**changes):
         (changed(meta={"metric": "mean"}), "metric 'sum', found 'mean'"),
         (changed(predictions=[]), "'predictions'"),
         (changed(predictions=[{"formula": "1 <"}]), "prediction 1, column 4"),
-        (changed(predictions=["x"]), "prediction 1: expected an object with a formula"),
+        (changed(predictions=["x"]), "prediction 1: expected an object, found str"),
+        (changed(predictions=[{}]), "prediction 1: expected an object with a formula"),
         (
             changed(predictions=[{"formula": "(9;%match%) > 1"}]),
             "names region 9 of condition 'match', and item 7 has none",

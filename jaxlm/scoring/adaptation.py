@@ -17,8 +17,7 @@ import optax
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.models.recurrent import Params
 from jaxlm.scoring.dynamic_evaluation import Objective, gradient
-from jaxlm.scoring.generation import carry_after
-from jaxlm.scoring.network import Network
+from jaxlm.scoring.network import Network, carry_after
 from jaxlm.scoring.token_scores import Detail, Tokens, TokenScores, own_scores
 
 CLIP_NORM = 0.25  # neural-complexity's default

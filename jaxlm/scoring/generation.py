@@ -1,4 +1,4 @@
-"""Text from a model: many samples in one compiled loop, or one without end. The state is the carry, of a fixed size.
+"""Text from a model: samples in one compiled loop or without end, or by beam search. The state has a fixed size.
 
 The key of a word is the seed's, folded with the sample's number and the word's, so that a sample is the same text alone
 and among many, in one piece and as a stream.
@@ -7,8 +7,9 @@ and among many, in one piece and as a stream.
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,10 @@ from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.models.stack import Carry
 from jaxlm.scoring import sampling as sampled
-from jaxlm.scoring.network import Network
+from jaxlm.scoring.network import Network, carry_after
 from jaxlm.scoring.sampling import Sampling
 
 CHUNK = 64  # words of one call, at most
-READ = 256  # words of the prompt of one call, at most
 STOPS = ("eos", "none")
 
 
@@ -48,9 +48,7 @@ class Text:
         return f"Text({len(self.words):,} words, {-self.log_probs.sum():.2f} nats: {str(self)[:60]!r})"
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """The state of S samples; its size does not grow with their text."""
 
     carry: Carry  # before `token`
@@ -116,24 +114,6 @@ def _probabilities(network, token, carry):
     return jax.nn.softmax(next_logits(network, token, carry)[0])
 
 
-def carry_after(network: Network, ids: np.ndarray, carry: Carry) -> Carry:
-    """The carry of one row after ids [N], in one compiled program for any N."""
-    for start in range(0, len(ids), READ):
-        part = ids[start : start + READ]
-        carry = _read(network, np.pad(part, (0, READ - len(part))), len(part), carry)
-    return carry
-
-
-@jax.jit
-def _read(network, tokens, count, carry):
-    """The carry after the first `count` of tokens [N]."""
-
-    def step(place, carry):
-        return network.features(tokens[place, None, None], carry)[1]
-
-    return lax.fori_loop(0, count, step, carry)
-
-
 def next_logits(network: Network, token: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
     """token [S] and the carry before it -> logits [S, V] of the next word, and the carry after the token."""
     features, carry = network.features(token[None], carry)
@@ -165,6 +145,56 @@ def advance(network, sampling, position, key, count, end):
     start: Any = (0, position, jnp.full((CHUNK, S), -1, jnp.int32), jnp.zeros((CHUNK, S)))
     _, position, words, log_probs = lax.while_loop(unfinished, draw_word, start)
     return position, words, log_probs
+
+
+def beam_search(
+    network: Network, vocab: Vocab, sampling: Sampling, prompt: np.ndarray, *, words: int, beam: int, end: int
+) -> Text:
+    """The most probable text of at most `words` words after a prompt's ids, `beam` texts kept at each word.
+
+    No word that `sampling` bans comes. A text may end earlier with the id `end` (-1: none). Raises JaxlmError where a
+    count is not at least 1, or the beam is wider than the vocabulary.
+    """
+    check_counts(words=words, beam=beam)
+    if beam > len(vocab):
+        raise JaxlmError(f"beam must be at most {len(vocab):,}, the words of the vocabulary; it is {beam}")
+    position = begin(network, Sampling(), prompt, beam)
+    length = 1 << (words - 1).bit_length()
+    tokens, log_probs = _search(network, position.carry, position.token, words, end, sampling.banned, length=length)
+    found = np.asarray(tokens)[:words]
+    found = found[found >= 0]
+    return Text(vocab.decode(found), np.asarray(log_probs, np.float64)[: len(found)])
+
+
+@partial(jax.jit, static_argnames="length")
+def _search(network, carry, token, words, end, banned, *, length):
+    """The best text's words [length], -1 after its end, and their log-probabilities."""
+    B, V = len(token), network.model.vocab_size
+
+    def unfinished(loop):
+        step, _, _, _, _, _, done = loop
+        return (step < words) & ~done.all()
+
+    def extend(loop):
+        step, carry, token, texts, log_probs, totals, done = loop
+        logits, carry = next_logits(network, token, carry)
+        log_p = jax.nn.log_softmax(logits)
+        allowed = log_p if banned is None else jnp.where(banned, -jnp.inf, log_p)
+        stay = jnp.where(jnp.arange(V) == 0, 0.0, -jnp.inf)  # a text that has ended goes on in one way only
+        candidates = totals[:, None] + jnp.where(done[:, None], stay, allowed)
+        totals, places = lax.top_k(candidates.reshape(-1), B)
+        parent, word = places // V, (places % V).astype(jnp.int32)
+        ended = done[parent]
+        texts = texts[parent].at[:, step].set(jnp.where(ended, -1, word))
+        log_probs = log_probs[parent].at[:, step].set(jnp.where(ended, 0, log_p[parent, word]))
+        carry = jax.tree.map(lambda leaf: leaf[parent], carry)
+        return step + 1, carry, word, texts, log_probs, totals, ended | (word == end)
+
+    totals = jnp.where(jnp.arange(B) == 0, 0.0, -jnp.inf)  # all begin alike: one of them goes on at first
+    start = (0, carry, token, jnp.full((B, length), -1, jnp.int32), jnp.zeros((B, length)), totals, jnp.zeros(B, bool))
+    _, _, _, texts, log_probs, totals, _ = lax.while_loop(unfinished, extend, start)
+    best = totals.argmax()
+    return texts[best], log_probs[best]
 
 
 def check_counts(**counts: int) -> None:

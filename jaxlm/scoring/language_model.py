@@ -20,16 +20,14 @@ from jaxlm.models.recurrent import Params
 from jaxlm.report.units import perplexity
 from jaxlm.scoring import generation
 from jaxlm.scoring.adaptation import CLIP_NORM, Adaptive
-from jaxlm.scoring.beam import beam_search
 from jaxlm.scoring.dynamic_evaluation import Statistics, gradient_statistics, objective_of
 from jaxlm.scoring.evaluation import Evaluation, Readers, Tuned, evaluate_ids, grid_search, reader_nats
 from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
-from jaxlm.scoring.network import Network
+from jaxlm.scoring.network import Network, layer_states
 from jaxlm.scoring.reading import EachSentence, OneStream
 from jaxlm.scoring.sampling import sampling_of
 from jaxlm.scoring.sentences import Encoded, Sentence, blocks, check_choice, check_several, check_words, encode
-from jaxlm.scoring.states import layer_states
 from jaxlm.scoring.surprisal import BLOCK, TOKENIZERS, SurprisalOptions, Surprisals, WordSurprisals, by_word, surprisals
 from jaxlm.scoring.syntaxgym import Suite, SuiteResult, read_suite, score_suite
 from jaxlm.scoring.token_scores import Detail, Scoring
@@ -251,10 +249,6 @@ class LanguageModel:
         how = SurprisalOptions(**options)
         return Adaptive(self.network, rate, clip_norm, how.context == "stream", Detail(how.top_k))
 
-    def with_params(self, params: Params) -> "LanguageModel":
-        """The same model with other parameters, such as adapted ones."""
-        return replace(self, params=params)
-
     def surprisal(self, sentences: Iterable[Sentence], **options: Any) -> Surprisals:
         """The surprisal of every word, with entropy, entropy reduction and rank, as plain arrays.
 
@@ -314,7 +308,6 @@ class LanguageModel:
         self,
         sentences: Iterable[str],
         *,
-        first: int = 1,
         scoring: Scoring | None = None,
         where: Callable[[int], str] = "sentence {}".format,
         **options: Any,
@@ -323,7 +316,7 @@ class LanguageModel:
 
         Args:
             sentences: lines.
-            first, scoring, where: as `surprisal_stream` takes them.
+            scoring, where: as `surprisal_stream` takes them.
             **options: fields of `SurprisalOptions`, but `top_k` and `eos`.
 
         Raises:
@@ -333,8 +326,8 @@ class LanguageModel:
         lines = list(sentences)
         pieces = [*map(self.tokenizer(options.get("tokenizer")), lines)]
         words = [[piece for word in sentence for piece in word] for sentence in pieces]
-        tables = self.surprisal_stream(words, first=first, scoring=scoring, where=where, **options)
-        return by_word(Surprisals.joined(tables), [line.split() for line in lines], pieces, first)
+        tables = self.surprisal_stream(words, scoring=scoring, where=where, **options)
+        return by_word(Surprisals.joined(tables), [line.split() for line in lines], pieces)
 
     def states(self, words: Sentence, *, tokenizer: str | None = None) -> dict[str, np.ndarray]:
         """The state of every layer after each of N words of a sentence: arrays [N, H] by name, as in `lstm.0.c`.
@@ -441,7 +434,7 @@ class LanguageModel:
             raise JaxlmError(
                 f"beam searches for the most probable text and draws nothing, and {wrong[0]} is given: leave one out"
             )
-        return [beam_search(self.network, self.vocab, how, ids, words=words, beam=beam, end=end)]
+        return [generation.beam_search(self.network, self.vocab, how, ids, words=words, beam=beam, end=end)]
 
     def stream(
         self, prompt: Sentence = (), *, words: int | None = None, seed: int = 0, stop: str = "none", **sampling: Any

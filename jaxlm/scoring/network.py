@@ -3,11 +3,15 @@
 from dataclasses import dataclass
 
 import jax
+import numpy as np
+from jax import lax
 
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import Noise, drop_words, no_noise
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
+
+READ = 256  # words of one call of `carry_after` and `layer_states`
 
 
 @jax.tree_util.register_dataclass
@@ -35,3 +39,49 @@ class Network:
     def token_nats(self, features: jax.Array, targets: jax.Array, noise: Noise | None = None) -> jax.Array:
         """The nats of targets [T, B] after features [T, B, H]."""
         return heads.token_nats(self.model, self.params, features, targets, noise and noise.latents)
+
+
+def carry_after(network: Network, ids: np.ndarray, carry: Carry) -> Carry:
+    """The carry of one row after ids [N], in one compiled program for any N."""
+    for start in range(0, len(ids), READ):
+        part = ids[start : start + READ]
+        carry = _read(network, np.pad(part, (0, READ - len(part))), len(part), carry)
+    return carry
+
+
+@jax.jit
+def _read(network, tokens, count, carry):
+    """The carry after the first `count` of tokens [N]."""
+
+    def step(place, carry):
+        return network.features(tokens[place, None, None], carry)[1]
+
+    return lax.fori_loop(0, count, step, carry)
+
+
+def layer_states(network: Network, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """The carry after each of ids [N], from zero: arrays [N, H] by layer and name.
+
+    `0.c` and `0.h` are those of an LSTM's first layer, `0.h` that of a GRU's.
+    """
+    carry = network.carry()
+    parts: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(ids), READ):
+        part = ids[start : start + READ]
+        carry, found = _walk(network, np.pad(part, (0, READ - len(part))), carry)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            name = name if "." in name else f"{name}.h"
+            parts.setdefault(name, []).append(np.asarray(leaf)[: len(part), 0])
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+@jax.jit
+def _walk(network, tokens, carry):
+    """The carry after tokens [N], and the carries after each of them [N, 1, H]."""
+
+    def step(carry, token):
+        _, carry = network.features(token[None, None], carry)
+        return carry, carry
+
+    return lax.scan(step, carry, tokens)

@@ -143,7 +143,7 @@ def read_table(path: str | Path, column: str) -> StimulusTable:
     """
     name = name_of(path)
     with open_text(path) as file:
-        lines = (f"{line}\n" for block in lines_of(file, name) for line in block)  # a quoted cell has several
+        lines = _table_lines(file, name)
         header = next(lines, "")
         if not header.strip():
             raise DataError(f"{name} is empty: expected a header with a column {column!r}")
@@ -167,3 +167,14 @@ def read_table(path: str | Path, column: str) -> StimulusTable:
     lines, rows = (list(part) for part in zip(*body, strict=True))
     sentences = [row.pop(place) for row in rows]
     return StimulusTable(sentences, names[:place] + names[place + 1 :], rows, lines)
+
+
+def _table_lines(file: BinaryIO, name: str) -> Iterator[str]:
+    """The lines of a CSV file with their ends, which a quoted cell may contain."""
+    number = 0
+    while block := file.readline(LONGEST_LINE + 1):
+        if len(block) > LONGEST_LINE:
+            raise DataError(f"{name}, line {number + 1} is longer than {LONGEST_LINE:,} bytes: expected lines of text")
+        for line in block.splitlines(keepends=True):
+            number += 1
+            yield _text(line, name, number)

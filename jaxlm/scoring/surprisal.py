@@ -143,7 +143,8 @@ class Surprisals(Table):
         for name, first in vars(parts[0]).items():
             values = [getattr(part, name) for part in parts]
             columns[name] = np.concatenate(values) if isinstance(first, np.ndarray) else [*chain.from_iterable(values)]
-        return Surprisals(**(columns | {"unit": parts[0].unit}))
+        columns["unit"] = parts[0].unit
+        return Surprisals(**columns)
 
 
 def surprisals(
@@ -209,7 +210,7 @@ class WordSurprisals(Table):
 
 
 def by_word(
-    table: Surprisals, displayed: Sequence[Sequence[str]], pieces: Sequence[Sequence[Sequence[str]]], first: int = 1
+    table: Surprisals, displayed: Sequence[Sequence[str]], pieces: Sequence[Sequence[Sequence[str]]]
 ) -> WordSurprisals:
     """A table of pieces, without rows for `<eos>`, summed over the displayed words of each sentence."""
     counts = np.array([len(word) for sentence in pieces for word in sentence], int)
@@ -224,7 +225,7 @@ def by_word(
         return np.where(counts > 0, np.bincount(owner, column, minlength=W), math.nan)
 
     return WordSurprisals(
-        np.repeat(np.arange(len(displayed)), lengths) + first,
+        np.repeat(np.arange(len(displayed)), lengths) + 1,
         np.concatenate([np.arange(1, length + 1) for length in lengths]),
         [word for words in displayed for word in words],
         [" ".join(found) for found in tokens],

@@ -1,7 +1,7 @@
 """SyntaxGym's test suites (Gauthier et al. 2020): items, conditions and regions, and formulas over surprisals."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,24 +79,19 @@ def read_suite(path: str | Path) -> Suite:
     if meta.get("metric", "sum") not in ("sum", "all", ["sum"]):
         raise DataError(f"{where}: expected the metric 'sum', found {meta['metric']!r}")
     predictions = []
-    for place, prediction in enumerate(_list(tree, "predictions", where), 1):
+    for place, prediction in enumerate(_objects(tree, "predictions", where), 1):
         at = f"{where}, prediction {place}"
-        if not isinstance(prediction, dict) or not isinstance(prediction.get("formula"), str):
+        if not isinstance(prediction.get("formula"), str):
             raise DataError(f"{at}: expected an object with a formula")
         predictions.append(formulas.parse(prediction["formula"], at))
-    suite = Suite(
-        str(meta.get("name", Path(path).stem)),
-        predictions,
-        [_item(item, f"{where}, item {place}") for place, item in enumerate(_list(tree, "items", where), 1)],
-        where,
-    )
-    for item in suite.items:
+    items = [_item(item, f"{where}, item {place}") for place, item in enumerate(_objects(tree, "items", where), 1)]
+    for item in items:
         for place, formula in enumerate(predictions, 1):
             for condition, region in sorted(formula.regions):
                 if condition not in item.conditions or (region and region not in item.conditions[condition]):
                     named = f"region {region} of condition {condition!r}" if region else f"condition {condition!r}"
                     raise DataError(f"{where}, prediction {place} names {named}, and item {item.number} has none")
-    return suite
+    return Suite(str(meta.get("name", Path(path).stem)), predictions, items, where)
 
 
 def score_suite(
@@ -128,29 +123,30 @@ def score_suite(
     return SuiteResult(suite, results)
 
 
-def _list(tree: dict[str, Any], name: str, where: str) -> Sequence[Any]:
+def _objects(tree: dict[str, Any], name: str, where: str) -> list[dict[str, Any]]:
     value = tree.get(name)
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: expected a list in {name!r} that is not empty")
+    for place, one in enumerate(value, 1):
+        if not isinstance(one, dict):
+            raise DataError(
+                f"{where}, {name.removesuffix('s')} {place}: expected an object, found {type(one).__name__}"
+            )
     return value
 
 
-def _item(tree: Any, where: str) -> Item:
-    if not isinstance(tree, dict):
-        raise DataError(f"{where}: expected an object")
+def _item(tree: dict[str, Any], where: str) -> Item:
     conditions: dict[str, dict[int, str]] = {}
-    for condition in _list(tree, "conditions", where):
-        name = condition.get("condition_name") if isinstance(condition, dict) else None
+    for condition in _objects(tree, "conditions", where):
+        name = condition.get("condition_name")
         if not isinstance(name, str) or name in conditions:
             raise DataError(f"{where}: expected a condition_name for each condition, none of them twice")
         regions: dict[int, str] = {}
-        for region in _list(condition, "regions", f"{where}, condition {name!r}"):
-            number = _whole(region.get("region_number")) if isinstance(region, dict) else None
+        for region in _objects(condition, "regions", f"{where}, condition {name!r}"):
+            number = _whole(region.get("region_number"))
             if number is None or number < 1 or number in regions or not isinstance(region.get("content"), str):
-                raise DataError(
-                    f"{where}, condition {name!r}: expected a region_number from 1, not twice, and a "
-                    f"content for each region"
-                )
+                wanted = "a region_number from 1, not twice, and a content for each region"
+                raise DataError(f"{where}, condition {name!r}: expected {wanted}")
             regions[number] = region["content"]
         conditions[name] = regions
     return Item(_whole(tree.get("item_number")) or 0, conditions)
