@@ -65,9 +65,10 @@ class JaxLM(TemplateLM):
             if not continuation:
                 found.append((0.0, True))
                 continue
-            scores = self._scores([*(context or [self.eot_token_id]), *continuation])
-            nats, rank = (part[len(part) - len(continuation) :] for part in (scores.nats, scores.rank))
-            found.append((-float(nats.sum()), bool((rank == 1).all())))
+            scores = self._scores([*(context or [self.eot_token_id]), *continuation]).rows(
+                slice(-len(continuation), None)
+            )
+            found.append((-float(scores.nats.sum()), bool((scores.rank == 1).all())))
         return found
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -82,24 +83,19 @@ class JaxLM(TemplateLM):
 
         Samples have the option `seed`, else each request its own, so that one that is repeated gives another text.
         """
-        return [
-            self._generated(request.args[0], {"seed": place, **request.args[1]})
-            for place, request in enumerate(requests)
-        ]
+        every = enumerate(request.args for request in requests)
+        return [self._generated(context, {"seed": place, **options}) for place, (context, options) in every]
 
     def _generated(self, context: str, options: dict[str, Any]) -> str:
         stops = options.get("until") or []
         stops = [stops] if isinstance(stops, str) else stops
-        words = int(options.get("max_gen_toks", 64))
+        words, seed = int(options.get("max_gen_toks", 64)), int(options["seed"])
         if words < 1:
             return ""
         temperature = float(options.get("temperature", 1.0)) if options.get("do_sample") else 0.0
         limits = {name: options[name] for name in ("top_k", "top_p") if temperature and options.get(name)}
-        text = ""
-        prompt = self._lm.tokens(context, self._tokenizer)
-        for word, _ in self._lm.stream(
-            prompt, words=words, temperature=temperature, stop="none", seed=int(options["seed"]), **limits
-        ):
+        text, prompt = "", self._lm.tokens(context, self._tokenizer)
+        for word, _ in self._lm.stream(prompt, words=words, temperature=temperature, seed=seed, **limits):
             text += "\n" if word == "<eos>" else f" {word}"
             if ends := [text.find(stop) for stop in stops if stop in text]:
                 return text[: min(ends)]

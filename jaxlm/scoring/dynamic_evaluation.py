@@ -42,16 +42,11 @@ WINDOWS_PER_CALL = 256
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Objective:
-    """What is differentiated: the mean nats; if `summed`, their sum over T and mean over B.
-
-    Attributes:
-        clip_norm: largest global norm of the gradient; None: any.
-        l2_penalty: weight of half the squared norm of all parameters; None: 0.
-    """
+    """What is differentiated: the mean nats; if `summed`, their sum over T and mean over B."""
 
     summed: bool = field(default=False, metadata={"static": True})
-    clip_norm: Any = None
-    l2_penalty: Any = None
+    clip_norm: Any = None  # largest global norm of the gradient; None: any
+    l2_penalty: Any = None  # weight of half the squared norm of all parameters; None: 0
 
 
 MEAN_NATS = Objective()

@@ -22,15 +22,11 @@ from jaxlm.scoring.token_scores import Detail, Tokens, TokenScores, nats_alone, 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MCReader(Reader):
-    """The mean of networks with dropout. Its state is the number of the window, and every network's carry.
-
-    Attributes:
-        segment: T of the windows, in each of which dropout is drawn anew.
-    """
+    """The mean of networks with dropout. Its state is the number of the window, and every network's carry."""
 
     network: Network
     protocol: MCDropout
-    segment: int = field(metadata={"static": True})
+    segment: int = field(metadata={"static": True})  # T of the windows, in each of which dropout is drawn anew
 
     def start(self) -> tuple[jax.Array, Carry]:
         carry = self.network.carry()
