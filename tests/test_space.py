@@ -228,9 +228,9 @@ def test_any_values_are_a_space_or_one_sentence(space):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[" * 100_000, "neither TOML nor JSON|nested"),
+        ("[" * 100_000, "as TOML or JSON|nested"),
         ('{"learning_rate": ' + "[" * 100_000, "nested"),
-        ("learning_rate = " + "[" * 100_000, "neither TOML nor JSON|nested"),
+        ("learning_rate = " + "[" * 100_000, "as TOML or JSON|nested"),
         ("learning_rate = " + "9" * 5000, "digits"),
         ('{"learning_rate": [1], "learning_rate": [2]}', "twice"),
         ("x" * (2 << 20), "1,048,576 bytes"),

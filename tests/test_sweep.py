@@ -510,7 +510,7 @@ def test_what_users_get_wrong_is_one_sentence(capsys, tmp_path, arguments, messa
     [
         ("", "holds an empty space"),
         ("{}", "holds an empty space"),
-        ("{", "neither TOML nor JSON"),
+        ("{", "as TOML or JSON"),
         ("learning_rate = {low = 1}", "takes a list of values"),
         ("learning_rate = 1", "takes a list of values"),
     ],

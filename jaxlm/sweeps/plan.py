@@ -91,19 +91,9 @@ def make_plan(
     prune: bool | None,
     corpus: dict[str, str],
 ) -> Plan:
-    """Checks what a user asks for, and makes its plan.
+    """Checks what a user asks for, as `sweep` takes it, and makes its plan.
 
-    Args:
-        config: The recipe.
-        space: As `read_space` takes it.
-        strategy: One of `STRATEGIES`.
-        trials: How many points; None: all of a grid.
-        seeds: How many members a trial has.
-        prune: Whether trials worse than the median are given up; None: with tpe.
-        corpus: As `runs.directory.named` names it.
-
-    Raises:
-        JaxlmError: One of them is out of its limits, or two do not go together.
+    Raises JaxlmError if a value is out of its limits, or two do not go together.
     """
     check_counts(trials=trials, seeds=seeds)
     read = read_space(space, config)

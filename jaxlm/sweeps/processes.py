@@ -35,11 +35,7 @@ MOST_SAID = 1 << 20  # bytes of standard error that are read
 def useful_workers(config: Config, plan: Plan, tokens: int, free: int) -> int:
     """How many processes train a sweep's members fastest; 1 for a short sweep, or on accelerators.
 
-    Args:
-        config: The sweep's config.
-        plan: Its trials and seeds.
-        tokens: Of the training split.
-        free: Bytes of memory.
+    `tokens` counts the training split's, and `free` bytes of memory.
     """
     if jax.default_backend() != "cpu":
         return 1
@@ -81,20 +77,8 @@ def supervise(
     """Runs workers until each has ended, and passes a signal on to them.
 
     A worker's standard error (where C++ writes stacks) is kept from the terminal. For one that fails a sentence is
-    printed: its own, or how it ended and where its standard error is kept in the sweep's directory.
-
-    Args:
-        command: Starts a worker.
-        environment: Its variables.
-        workers: How many.
-        folder: The sweep's directory.
-        stop: The signal that asks to stop, if there is one.
-        show: Called every `every` seconds.
-        say: Prints a line.
-        every: Seconds.
-
-    Returns:
-        Why the last failed worker failed; None if none did, or a signal came.
+    printed: its own, or how it ended and where its standard error is kept in the sweep's directory. `show` is called
+    `every` so many seconds. Returns why the last failed worker failed; None if none did, or a signal came.
     """
     told, failure = False, None
     with ExitStack() as stack:

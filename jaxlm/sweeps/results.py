@@ -148,16 +148,7 @@ class Sweep:
 def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
     """Writes sweep.csv, sweep.json and, once two trials are done, the pictures into the sweep's directory.
 
-    Args:
-        sweep: The results.
-        path: The sweep's directory.
-        corpus: As `runs.directory.named` names it.
-
-    Returns:
-        The paths of what was written.
-
-    Raises:
-        RunDirError: The directory cannot be written.
+    Returns the paths of what was written. Raises RunDirError if the directory cannot be written.
     """
     text = io.StringIO()
     rows = sweep.rows()

@@ -65,27 +65,18 @@ def read_space(space: Mapping[str, Any], config: Config) -> "Space":
 
 
 def read_space_file(path: Path) -> dict[str, Any]:
-    """Reads a TOML or JSON file for `read_space`.
-
-    Args:
-        path: A regular file of at most `MOST_BYTES` bytes: FIELD = SPACE lines, or a JSON object.
-
-    Raises:
-        JaxlmError: The file cannot be read, is neither, or is empty.
-    """
+    """Reads a TOML file of FIELD = SPACE lines, or a JSON object, for `read_space`. Raises JaxlmError for others."""
     try:
         text = files.read_bytes(path, MOST_BYTES).decode()
         space = files.strict_json(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise JaxlmError(f"{path} cannot be read: {files.reason(error)}") from None
-    except (ValueError, RecursionError) as error:
-        raise JaxlmError(f"{path} is neither TOML nor JSON: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise JaxlmError(f"{path} cannot be read as TOML or JSON: {files.reason(error)}") from None
     if not space:
         raise JaxlmError(f"{path} holds an empty space: name at least one field, as in learning_rate = [0.5, 1]")
     return space
 
 
-def to_json(distribution: "Distribution") -> list[Any] | str:
+def to_json(distribution: Any) -> list[Any] | str:
     """A distribution as JSON, which `read_space` reads: a list of values, or a text."""
     if isinstance(distribution, optuna.distributions.CategoricalDistribution):
         return list(distribution.choices)

@@ -42,35 +42,24 @@ KEPT = ("status", "valid_perplexities", "test_perplexity", "seconds", "note")  #
 
 @dataclass(eq=False)
 class Claim:
-    """A trial that this worker trains, with its members' run directories.
-
-    Attributes:
-        trial: Optuna's.
-        params: Its values, as the study keeps them.
-        records: The members' results, by seed.
-        reported: Epochs that Optuna knows.
-        dirs: The run directories, by seed.
-        held: Holds them until `Study.release`.
-    """
+    """A trial that this worker trains."""
 
     trial: "optuna.trial.Trial"
-    params: dict[str, Any]
-    records: dict[int, MemberResult]
-    reported: int
-    dirs: dict[int, Held]
-    held: ExitStack
+    params: dict[str, Any]  # as the study keeps them
+    records: dict[int, MemberResult]  # the members' results, by seed
+    reported: int  # epochs that Optuna knows
+    dirs: dict[int, Held]  # the members' run directories, by seed
+    held: ExitStack  # holds the directories until `Study.release`
 
 
 class Study:
-    """The study of the sweep in a directory.
-
-    `held` has the trials that this worker trains, by number.
+    """The study of the sweep in a directory. `held` has the trials that this worker trains, by number.
 
     Args:
         plan: What the sweep is.
         folder: Its directory.
         storage: A database's URL, or None: the journal in the directory.
-        kept: Whether that journal is written; else the study is in memory.
+        kept: Whether that journal and the runs are written; else the study is in memory.
         say: Prints a line.
 
     Raises:
@@ -85,7 +74,7 @@ class Study:
         kept: bool = True,
         say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
     ):
-        self.plan, self._folder, self.say = plan, folder, say
+        self.plan, self._folder, self.kept, self.say = plan, folder, kept, say
         self.held = dict[int, Claim]()
         self._beat = -math.inf
         self._damaged = set[int]()  # trials that this worker tried
@@ -173,12 +162,9 @@ class Study:
             self.held[trial.number] = Claim(trial, params, records, reported, dirs, stack.pop_all())
             return self.held[trial.number]
 
-    def _run_dir(self, number: int, seed: int) -> Path:
-        return member_dir(self._folder, number, seed if self.plan.seeds > 1 else None)
-
     def _own_directory(self, number: int, seed: int) -> Path:
         """A member's run directory, made if it is missing. Raises RunDirError if a link or a file is in its place."""
-        path = self._run_dir(number, seed)
+        path = member_dir(self._folder, number, seed if self.plan.seeds > 1 else None)
         with explained(RunDirError, f"{path} cannot be used", ELSEWHERE), ExitStack() as stack:
             folder = stack.enter_context(Folder.open(self._folder))
             for name in path.relative_to(self._folder).parts:
@@ -200,10 +186,8 @@ class Study:
     def to_prune(self, claim: Claim) -> bool:
         """Reports the epochs that all of a trial's members have finished; whether Optuna gives the trial up."""
         records = list(claim.records.values())
-        finished = min(
-            (len(record.valid_perplexities) for record in records if record.status != "diverged"),
-            default=claim.reported + 1,
-        )
+        ended = [len(record.valid_perplexities) for record in records if record.status != "diverged"]
+        finished = min(ended, default=claim.reported + 1)
         with self._storage.guarded():
             for epoch in range(claim.reported + 1, finished + 1):
                 values = [
@@ -271,7 +255,7 @@ class Study:
         for seed in self.plan.seeds_of(frozen.params):
             kept = frozen.user_attrs.get(f"seed {seed}", {})
             kept = {**kept, "valid_perplexities": tuple(kept.get("valid_perplexities", ()))}
-            run_dir = self._run_dir(frozen.number, seed) if ours else None
+            run_dir = member_dir(self._folder, frozen.number, seed if self.plan.seeds > 1 else None) if ours else None
             records.append(MemberResult(frozen.number, values, seed, run_dir=run_dir, **kept))
         return records
 
@@ -336,7 +320,6 @@ def member_dir(folder: Path, number: int, seed: int | None) -> Path:
 def _suggest(trial: "optuna.trial.Trial", name: str, distribution: "Distribution") -> Any:
     if isinstance(distribution, optuna.distributions.CategoricalDistribution):
         return trial.suggest_categorical(name, distribution.choices)
-    low, high, step, log = distribution.low, distribution.high, distribution.step, distribution.log
-    if isinstance(distribution, optuna.distributions.IntDistribution):
-        return trial.suggest_int(name, distribution.low, distribution.high, step=distribution.step, log=log)
-    return trial.suggest_float(name, low, high, step=step, log=log)
+    whole = isinstance(distribution, optuna.distributions.IntDistribution)
+    suggest: Any = trial.suggest_int if whole else trial.suggest_float
+    return suggest(name, distribution.low, distribution.high, log=distribution.log)

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ from jaxlm.files import Folder, reason
 from jaxlm.report.progress import lasting_console
 from jaxlm.runs import directory, ram, signals
 from jaxlm.runs.trainer import with_corpus
-from jaxlm.sweeps.plan import Plan, check_counts, make_plan
+from jaxlm.sweeps.plan import check_counts, make_plan
 from jaxlm.sweeps.processes import supervise, useful_workers
 from jaxlm.sweeps.results import Sweep, write
 from jaxlm.sweeps.space import first_values
@@ -89,9 +89,12 @@ def sweep(
         if other := sorted(space.keys() & {*DataConfig.__dataclass_fields__, "vocab_size"}):
             raise JaxlmError(f"{other[0]} is in the space, and the corpus is given as an object: name it instead")
     draft = make_plan(config, space, strategy, trials, seeds, prune, {})  # errors come before a corpus is loaded
-    loaded, found = with_corpus(_fitting(config, draft), corpus, data_dir)
+    fitting = config
+    with suppress(JaxlmError):  # (the recipe's own value of a field of the space is never trained, and need not fit)
+        fitting = config.replace(**first_values(draft.space))
+    loaded, found = with_corpus(fitting, corpus, data_dir)
     config = config.replace(corpus=found.spec, compute_dtype=loaded.model.compute_dtype, **found.options)
-    plan = make_plan(config, space, strategy, trials, seeds, prune, directory.named(found))
+    plan = replace(draft, config=config, corpus=directory.named(found))
     chosen = workers or (1 if in_memory else useful_workers(loaded, plan, len(found.train), ram.available()))
     view = View(lasting_console(quiet))
     with ExitStack() as stack:
@@ -110,7 +113,7 @@ def sweep(
             members = study.records()
             if run_dir is None:
                 members = [replace(member, run_dir=None) for member in members]
-            return Sweep(config, members, run_dir and folder, stop.signal)
+            return Sweep(config, members, folder if run_dir else None, stop.signal)
 
         with signals.noted() as stop:
             if chosen > 1:
@@ -130,9 +133,7 @@ def sweep(
                     )
             else:
                 given = found if in_memory else None
-                Worker(
-                    study, given, data_dir, group, vmap, 1, kept, lambda: stop.signal, lambda: view.show(result)
-                ).run()
+                Worker(study, given, data_dir, group, vmap, 1, lambda: stop.signal, lambda: view.show(result)).run()
         sweep = result()
         view.show(lambda: sweep, 0)
         if stop.signal is None:
@@ -168,38 +169,17 @@ def join(run_dir: Path, data_dir: str | Path | None, workers: int, group: int | 
 def saved_options(
     run_dir: Path, space: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[Config, Mapping[str, Any], dict[str, Any]]:
-    """The config, space and options that resume the sweep in a directory; `sweep` compares those that are given.
-
-    Raises:
-        RunDirError: There is none.
-    """
+    """The config, space and options that resume the sweep in a directory; `sweep` compares those that are given."""
     plan = read_plan(_where(run_dir, options.get("storage"), resume=True) or str(run_dir / JOURNAL))
     trials = {} if plan.strategy == "grid" else {"trials": plan.trials}
     kept = {"strategy": plan.strategy, **trials, "seeds": plan.seeds, "prune": plan.prune}
     return plan.config, space or plan.space, {**kept, **options}
 
 
-def _fitting(config: Config, plan: Plan) -> Config:
-    """The recipe with the first value of each field of the space, if these fit together; else as it is.
-
-    (The recipe's own value of a field of the space is never trained, and need not fit the corpus.)
-    """
-    try:
-        return config.replace(**first_values(plan.space))
-    except JaxlmError:
-        return config
-
-
 def _where(folder: Path, storage: str | None, resume: bool) -> str | None:
-    """The URL of the study's database; None for the journal in the sweep's directory.
+    """The URL of the study's database; None for the journal in the sweep's directory, which is made if it is missing.
 
-    Args:
-        folder: The directory; made if it is missing.
-        storage: The storage that the user names.
-        resume: Whether there is a study.
-
-    Raises:
-        RunDirError: A sweep cannot begin in the directory, or none can be resumed.
+    Raises RunDirError if a sweep cannot begin in the directory, or none can be resumed.
     """
     if resume and os.path.lexists(folder / JOURNAL):
         if storage is not None:

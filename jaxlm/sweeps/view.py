@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from jaxlm.report.progress import is_live
 from jaxlm.report.units import perplexity_text, spread
 from jaxlm.sweeps.results import MemberResult, Sweep, shown
 from jaxlm.terminal import printable
@@ -41,16 +38,10 @@ class View:
     def summary(self, sweep: Sweep, written: Sequence[Path] = (), most: int = 20) -> None:
         """The best trials, what was written, and how to train the winner alone."""
         trials, best = sweep.trials, sweep.best
-        table = Table(
-            *["trial", *(trials[0].values if trials else ()), "status", "valid perplexity", "test perplexity"],
-            title=f"{len(trials)} trials, best first",
-            title_justify="left",
-            box=None,
-        )
+        self.say(f"{len(trials)} trials, best first:")
         for trial in trials[:most]:
-            results = trial.status, spread(*trial.valid), spread(*trial.test)
-            table.add_row(str(trial.number), *map(_text, trial.values.values()), *results)
-        self.console.print(table, width=None if is_live(self.console) else 160)
+            results = f"valid perplexity {spread(*trial.valid)}, test {spread(*trial.test)}"
+            self.say(f"trial {trial.number} ({_values(trial.values)}): {trial.status}, {results}")
         if len(trials) > most:
             self.say(f"... and {len(trials) - most} more")
         if written:
@@ -81,8 +72,3 @@ def _line(sweep: Sweep, member: MemberResult) -> str:
 
 def _values(values: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={shown(value)}" for name, value in values.items())
-
-
-def _text(value: Any) -> Text:
-    """A table cell without markup."""
-    return Text(printable(shown(value)))

@@ -55,29 +55,16 @@ class Member:
 
 @dataclass(eq=False)
 class Worker(Observer):
-    """One of a sweep's processes.
-
-    Attributes:
-        study: Whose trials are trained.
-        corpus: The corpus, if it is given as an object; None: the one that each config names.
-        data_dir: Where Penn Treebank's files are.
-        size: Members in a group; None: as many as the memory holds.
-        vmap: Whether members share each operation; None: on accelerators.
-        workers: Processes that share this machine.
-        kept: Whether the runs are saved.
-        stop: The signal that asks to stop, if there is one.
-        tick: Called after each call of windows.
-    """
+    """One of a sweep's processes."""
 
     study: Study
-    corpus: Corpus | None
+    corpus: Corpus | None  # if it is given as an object; None: the one that each config names
     data_dir: str | Path | None
-    size: int | None
-    vmap: bool | None
-    workers: int = 1
-    kept: bool = True
-    stop: Callable[[], int | None] = lambda: None
-    tick: Callable[[], object] = lambda: None
+    size: int | None  # members in a group; None: as many as the memory holds
+    vmap: bool | None  # whether members share each operation; None: on accelerators
+    workers: int = 1  # processes that share this machine
+    stop: Callable[[], int | None] = lambda: None  # the signal that asks to stop, if there is one
+    tick: Callable[[], object] = lambda: None  # called after each call of windows
     _corpora: dict[tuple[DataConfig, int], Corpus] = field(default_factory=dict)
     _waiting: list[Member] = field(default_factory=list)
     _placed: dict[Run, Member] = field(default_factory=dict)
@@ -136,7 +123,8 @@ class Worker(Observer):
                     self._finish(member, SingleGroup(member.run, member.state, None), 0)
                 else:
                     self._waiting.append(member)
-        self._end(number)
+        if number in self.study.held:
+            self.study.end(claim)
         return True
 
     def _member(self, claim: Claim, seed: int, record: MemberResult) -> Member:
@@ -145,7 +133,7 @@ class Worker(Observer):
         config, corpus = with_corpus(config, self.corpus or self._corpora.get(key), self.data_dir)
         self._corpora[key] = corpus
         resume = held.folder.exists("config.json")
-        run = Run(config, corpus, held, claim.held, resume=resume, kept=self.kept)
+        run = Run(config, corpus, held, claim.held, resume=resume, kept=self.study.kept)
         state = new_state(config) if run.found is None else run.found.state
         run.found = None
         return Member(run, self._seen(run, record), state)
@@ -220,12 +208,9 @@ class Worker(Observer):
     def _close(self, member: Member, status: str, note: str | None = None) -> None:
         """Ends a member, and its trial if it was the last one."""
         member.record = replace(member.record, status=status, note=note)
-        self.study.note(self.study.held[member.record.number], member.record)
-        self._end(member.record.number)
-
-    def _end(self, number: int) -> None:
-        if number in self.study.held:
-            self.study.end(self.study.held[number])
+        claim = self.study.held[member.record.number]
+        self.study.note(claim, member.record)
+        self.study.end(claim)
 
     def _of_shape(self) -> Member | None:
         return next((member for member in self._waiting if member.shape == self._shape), None)
