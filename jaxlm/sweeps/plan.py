@@ -75,7 +75,7 @@ class Plan:
         fixed = MAY_CHANGE - {"train.epochs"}
         found = [line for line in differences(self.config, other.config) if line.split(":")[0] not in fixed]
         own, others = (
-            {f"space.{name}": _text(distribution) for name, distribution in plan.space.items()}
+            {f"space.{name}": to_json(distribution) for name, distribution in plan.space.items()}
             | {name: getattr(plan, name) for name in ("strategy", "seeds", "prune")}
             for plan in (self, other)
         )
@@ -121,8 +121,3 @@ def check_counts(**counts: Any) -> None:
     for name, number in counts.items():
         if number is not None and (type(number) is not int or not 1 <= number <= MOST_POINTS):
             raise JaxlmError(f"{name} must be a whole number from 1 to {MOST_POINTS:,}; it is {short(number)}")
-
-
-def _text(distribution: Any) -> str:
-    form = to_json(distribution)
-    return form if isinstance(form, str) else ",".join(map(str, form))

@@ -39,13 +39,10 @@ def useful_workers(config: Config, plan: Plan, tokens: int, free: int) -> int:
     """
     if jax.default_backend() != "cpu":
         return 1
-    members = plan.trials * plan.seeds
-    matrices = sum(
-        math.prod(leaf.shape)
-        for name, part in shapes_of_state(config).params.items()
-        if name != "embedding" or config.model.tied
-        for leaf in jax.tree.leaves(part)
-    )
+    members, params = plan.trials * plan.seeds, dict(shapes_of_state(config).params)
+    if not config.model.tied:
+        del params["embedding"]  # which is looked up, not multiplied
+    matrices = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     work = 6 * matrices * tokens * config.train.epochs * members
     return max(1, min(len(cores()), members, int(work / WORTH), free // MEMORY, MOST))
 

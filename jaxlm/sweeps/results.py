@@ -18,9 +18,6 @@ from jaxlm.files import Folder, finite, reason, seal, unseal
 from jaxlm.report.sweep_plots import parallel_plot, slice_plot
 from jaxlm.report.units import mean_and_deviation
 
-# damaged: no checkpoint is intact, and a resumed sweep tries the member again. failed: it cannot be trained, as with a
-# batch that is too large for the corpus.
-STATUSES = ("running", "done", "pruned", "diverged", "failed", "damaged")
 RESULTS = "sweep.json"
 MOST_BYTES = 256 << 20  # of sweep.json
 
@@ -33,7 +30,8 @@ class MemberResult:
         number: The trial's number.
         values: The trial's values of the fields of the space.
         seed: The run's seed.
-        status: One of `STATUSES`.
+        status: running, done, pruned, diverged, failed (it cannot be trained, as with a batch that is too large for the
+            corpus) or damaged (no checkpoint is intact, and a resumed sweep tries again).
         valid_perplexities: One for each epoch that has ended.
         test_perplexity: Of the last parameters, once the member is done.
         seconds: Of its training, beside the other members of its group.

@@ -1,14 +1,6 @@
 """The space of a sweep: for each field of a config, Optuna's distribution that its values come from.
 
-As text, in `--set` and in files:
-
-    0.5,1,2               these values                  true,false     small,large     none,0.1
-    256x128,200x200       widths of the layers, for hidden_sizes
-    range:2:8:2           2, 4, 6 and 8
-    uniform:0.5:1         any number between; a whole number where the field takes whole numbers
-    log:0.1:10            as uniform, but uniform in the logarithm
-
-A study keeps layer widths as the text 256x128.
+Its texts, as `range:2:8:2`, are listed by `jaxlm sweep --help`. A study keeps layer widths as the text 256x128.
 """
 
 import itertools
@@ -46,8 +38,8 @@ def read_space(space: Mapping[str, Any], config: Config) -> "Space":
     """Reads a space as users give it.
 
     Args:
-        space: A field's name -> a list of values, a `range`, one of Optuna's distributions, or a text as above. NumPy's
-            scalars and arrays count as numbers and lists.
+        space: A field's name -> a list of values, a `range`, one of Optuna's distributions, or a text as `--set` takes.
+            NumPy's scalars and arrays count as numbers and lists.
         config: The recipe that the values are put into; each must be within its field's limits.
 
     Returns:

@@ -1,5 +1,6 @@
 """Optuna's storage of a study: a journal file, a database or memory; every call into it goes through one guard."""
 
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -54,19 +55,18 @@ class Storage:
         finally:
             optuna.logging.set_verbosity(before)
 
-    def _open(self, where: str | None, tries: int = 5) -> Any:
+    def _open(self, where: str | None) -> Any:
         if where is None:
             return optuna.storages.InMemoryStorage()
         if not self.shared:
             return optuna.storages.JournalStorage(Journal(Path(where)))  # pyright: ignore[reportArgumentType]
-        try:
-            return optuna.storages.RDBStorage(where, heartbeat_interval=BEAT, grace_period=SILENCE)
-        except Exception as error:
-            said = str(error).lower()
-            if tries == 1 or not any(word in said for word in ("already exists", "unique", "duplicate", "locked")):
-                raise
-        time.sleep(1)  # another worker is just creating the tables
-        return self._open(where, tries - 1)
+        for left in reversed(range(5)):  # another worker may be creating the tables at this moment
+            try:
+                return optuna.storages.RDBStorage(where, heartbeat_interval=BEAT, grace_period=SILENCE)
+            except Exception as error:
+                if not left or not re.search("already exists|unique|duplicate|locked", str(error), re.IGNORECASE):
+                    raise
+            time.sleep(1)
 
     def _reason(self, error: Exception) -> str:
         cause = error.__cause__ or error  # Optuna's own error names no reason

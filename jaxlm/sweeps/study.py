@@ -14,7 +14,6 @@ again under a new number.
 import fcntl
 import math
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -30,6 +29,7 @@ from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.results import MemberResult
 from jaxlm.sweeps.space import decoded
 from jaxlm.sweeps.storage import BEAT, SILENCE, Storage
+from jaxlm.terminal import say
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -67,12 +67,7 @@ class Study:
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        folder: Path,
-        storage: str | None = None,
-        kept: bool = True,
-        say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+        self, plan: Plan, folder: Path, storage: str | None = None, kept: bool = True, say: Callable[[str], None] = say
     ):
         self.plan, self._folder, self.kept, self.say = plan, folder, kept, say
         self.held = dict[int, Claim]()
@@ -141,9 +136,8 @@ class Study:
         return self._take(trial)
 
     def _taken(self) -> dict[int, int]:
-        """The first trial of each point, by the point's number; lost trials do not count."""
-        trials = reversed([frozen for frozen in self._trials() if not self._lost(frozen)])
-        return {frozen.user_attrs.get("point", frozen.number): frozen.number for frozen in trials}
+        """The first trial of each point, by the point's number."""
+        return {frozen.user_attrs.get("point", frozen.number): frozen.number for frozen in reversed(self._trials())}
 
     def _take(self, trial: "optuna.trial.Trial") -> Claim:
         self._storage.beat(self._id(trial.number))
@@ -218,12 +212,15 @@ class Study:
             self._damaged.add(claim.trial.number)
         else:
             self.to_prune(claim)
-            states = optuna.trial.TrialState
-            state = states.COMPLETE if statuses == {"done"} else states.FAIL if "failed" in statuses else states.PRUNED
+            done, state = statuses == {"done"}, optuna.trial.TrialState
             values = [record.valid_perplexity for record in claim.records.values()]
-            mean = sum(values) / len(values) if state == states.COMPLETE else None
-            with self._storage.guarded():
-                self._study.tell(claim.trial, mean, state, skip_if_finished=True)
+            with self._storage.guarded():  # (Optuna's state FAIL is of lost trials)
+                self._study.tell(
+                    claim.trial,
+                    sum(values) / len(values) if done else None,
+                    state.COMPLETE if done else state.PRUNED,
+                    skip_if_finished=True,
+                )
         self.release(claim)
         return True
 
@@ -245,7 +242,7 @@ class Study:
             return [
                 record
                 for frozen in self._trials()
-                if frozen.params.keys() == self.plan.space.keys() and not self._lost(frozen)
+                if frozen.params.keys() == self.plan.space.keys()
                 for record in self._records(frozen)
             ]
 
@@ -263,13 +260,10 @@ class Study:
         """Whether the trial's runs are in this directory."""
         return self._place is None or frozen.user_attrs.get("place", self._place) == self._place
 
-    def _lost(self, frozen: "FrozenTrial") -> bool:
-        """Whether a trial's directory went silent, or another directory was quicker to begin its point."""
-        failed = frozen.state == optuna.trial.TrialState.FAIL
-        return failed and all(record.status != "failed" for record in self._records(frozen))
-
     def _trials(self) -> "list[FrozenTrial]":
-        return self._study.get_trials(deepcopy=False)
+        """All trials, except those whose directory went silent, or was slower than another to begin the point."""
+        trials = self._study.get_trials(deepcopy=False)
+        return [frozen for frozen in trials if frozen.state != optuna.trial.TrialState.FAIL]
 
     def _running(self) -> "list[FrozenTrial]":
         """Trials that have not ended, except those that this worker trains."""

@@ -26,7 +26,7 @@ from jaxlm.sweeps.space import first_values
 from jaxlm.sweeps.study import JOURNAL, Study, read_plan
 from jaxlm.sweeps.view import View
 from jaxlm.sweeps.worker import POLL, Worker
-from jaxlm.terminal import flag, say
+from jaxlm.terminal import flag
 
 STORAGE = "JAXLM_STORAGE"  # the environment's name for a storage
 
@@ -156,7 +156,7 @@ def join(run_dir: Path, data_dir: str | Path | None, workers: int, group: int | 
         raise JaxlmError(
             f"the sweep in {run_dir} has another corpus ({'; '.join(changed)}): name its folder with --data-dir"
         )
-    study = Study(plan, run_dir, where, say=say)
+    study = Study(plan, run_dir, where)
 
     def stopped() -> int | None:
         return stop.signal or (None if os.getppid() == parent else signal.SIGTERM)  # or its parent is dead
