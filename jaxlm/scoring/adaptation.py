@@ -54,7 +54,8 @@ class Adaptive:
             self._carry = carry_after(Network(self._model, self.params), ids[:-1], before)
         steps = max(8, 1 << (count - 1).bit_length())  # a power of two, so that few lengths are compiled
         inputs, targets = (np.pad(part, (0, steps - count))[:, None] for part in (ids[:-1], ids[1:]))
-        tokens, learnt = (inputs, targets, np.arange(steps)[:, None] < count), (self.params, self._momentum)
+        tokens = map(jnp.asarray, (inputs, targets, np.arange(steps)[:, None] < count))
+        learnt = self.params, self._momentum
         scores, (self.params, self._momentum), finite = _adapt(
             self._model, self._objective, self._rate, learnt, Tokens(*tokens), before, detail=self._detail
         )
