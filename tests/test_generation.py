@@ -140,7 +140,7 @@ def test_a_beam_searches_as_many_words_as_it_returns(monkeypatch):
         Sampling(top_p=0.8),
         Sampling(min_p=0.1),
         Sampling(repetition_penalty=1.5),
-        Sampling(banned=np.arange(300) < 200),
+        Sampling(banned=jnp.arange(300) < 200),
     ],
 )  # pyright: ignore[reportArgumentType]
 def test_the_log_probability_is_that_of_the_logits_themselves(sampling):

@@ -1,6 +1,7 @@
 """Heads that are more than one softmax: everything that asks a model for words works with them, or says why not."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from language_models import WORDS, log_probs
@@ -55,7 +56,7 @@ def test_logits_of_a_mixture_have_its_epsilon_as_the_nats_of_evaluation_have():
         vocab_size=20, embedding_size=4, hidden_sizes=(6,), experts=3, mixture_epsilon=0.05, init_scale=3.0
     )
     params = stack.init_params(config.model, jax.random.key(0))
-    features, targets = 3 * jax.random.normal(jax.random.key(1), (5, 2, 6)), np.arange(10).reshape(5, 2)
+    features, targets = 3 * jax.random.normal(jax.random.key(1), (5, 2, 6)), jnp.arange(10).reshape(5, 2)
     log_p = heads.logits(config.model, params, features)
     nats = heads.token_nats(config.model, params, features, targets)
     np.testing.assert_allclose(-np.take_along_axis(np.asarray(log_p), targets[..., None], -1)[..., 0], nats, rtol=1e-5)

@@ -1,5 +1,7 @@
 """nnx.py: a one-line swap for Flax NNX's own LSTM, with parameters that load both ways."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +74,7 @@ def test_sequences_have_lengths_of_their_own(reverse):
     theirs, ours = pair(return_carry=True, reverse=reverse)
     lengths = jnp.array([7, 1, 4])
     counted = (jnp.arange(7) < lengths[:, None])[..., None]
-    answers = [module(X, seq_lengths=lengths) for module in (theirs, ours)]
+    answers: list[Any] = [module(X, seq_lengths=lengths) for module in (theirs, ours)]
     close(*[(carry, jnp.where(counted, y, 0)) for carry, y in answers])
 
 

@@ -18,6 +18,7 @@ from jaxlm.config.protocols import PROTOCOLS, protocol_of
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import no_noise
+from jaxlm.published.lamb import LambAdam
 from jaxlm.scoring import evaluation, reading
 from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient, gradient_statistics, objective_of
 from jaxlm.scoring.evaluation import Readers, evaluate_ids
@@ -167,6 +168,7 @@ def test_lamb_s_dynamic_evaluation():
         compatibility="lamb",
     )
     model, cost = config.model, objective_of(config, protocol)
+    assert isinstance(rule, LambAdam)
 
     @jax.jit
     def learnt(params, v, carry, step, tokens):

@@ -205,6 +205,7 @@ def test_a_runs_metrics_name_unknown_tokens_and_estimated_perplexities(tmp_path,
     assert [epoch.train_estimated for epoch in result.epochs] == [True, False]
     said = capsys.readouterr().out
     assert said.count("(an estimate)") == 2 and re.search(r"unknown tokens +valid 4\.\d%  test 4\.\d%", said)
+    assert result.run_dir
     epochs, (test,) = (
         [row for row in read_metrics(result.run_dir) if row["kind"] == kind] for kind in ("epoch", "test")
     )
@@ -311,7 +312,7 @@ def test_results_that_were_changed_by_hand_are_one_sentence(trained, tmp_path, c
     (sweep / "sweep.json").write_text(text.replace('"status": "done"', '"status": "good"'))
     assert main(["report", str(sweep)]) == 1
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "sweep.json is damaged: its seal is broken" in said
+    assert said.count("\n") == 1 and "sweep.json is damaged: it is not what was written" in said
 
 
 def test_arguments_that_cannot_be_are_one_sentence(trained, tmp_path, capsys):
