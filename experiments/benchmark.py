@@ -112,7 +112,7 @@ def compare(contenders: Sequence[Contender], turns: int, windows: int) -> list[R
     """Every contender takes a turn of `windows`, again and again; the first, which compiles, is not counted.
 
     Returns:
-      A row for each: medians in ms, and `times`, how much longer than the first contender it took.
+        A row for each: medians in ms, and `times`, how much longer than the first contender it took.
     """
     workers = [Worker(contender) for contender in contenders]
     for worker in workers:

@@ -21,14 +21,14 @@ class Spec:
     """What a field takes and means.
 
     Attributes:
-      type: float, int, bool, str, or tuple (of whole numbers).
-      help, unit: what `--help` says of it.
-      low, high, above, below: limits of a number.
-      choices: the texts that it takes; (): any.
-      optional: whether it may be None.
-      needs: other fields of the section, of which one must be set where this one is.
-      excludes: other fields of the section that must not be set where this one is.
-      own: whether each kind has a value of its own, which another kind does not take over.
+        type: float, int, bool, str, or tuple (of whole numbers).
+        help, unit: what `--help` says of it.
+        low, high, above, below: limits of a number.
+        choices: the texts that it takes; (): any.
+        optional: whether it may be None.
+        needs: other fields of the section, of which one must be set where this one is.
+        excludes: other fields of the section that must not be set where this one is.
+        own: whether each kind has a value of its own, which another kind does not take over.
     """
 
     type: type
@@ -100,14 +100,14 @@ def checked(section: Any) -> Any:
     """A section with every value as plain Python has it (NumPy's scalars converted, lists as tuples).
 
     Args:
-      section: an instance of a dataclass whose fields were declared by this module. Its method `check`, if it has one,
-        raises JaxlmError where fields contradict each other in other ways than `needs` and `excludes`.
+        section: an instance of a dataclass whose fields were declared by this module. Its method `check`, if it has
+            one, raises JaxlmError where fields contradict each other in other ways than `needs` and `excludes`.
 
     Returns:
-      The section itself where nothing had to be converted. Arrays and tracers pass in the place of a number.
+        The section itself where nothing had to be converted. Arrays and tracers pass in the place of a number.
 
     Raises:
-      JaxlmError: a value has another type than its field, is outside of the field's limits, or contradicts another.
+        JaxlmError: a value has another type than its field, is outside of the field's limits, or contradicts another.
     """
     values = {name: getattr(section, name) for name in specs(type(section))}
     plain = {name: _check(name.rstrip("_"), spec, values[name]) for name, spec in specs(type(section)).items()}

@@ -29,9 +29,9 @@ class Schedule:
         """The factor on the rate.
 
         Args:
-          step, epoch: the window's and its epoch's number, from 0.
-          total: the windows of all epochs.
-          lowered: the factor that validations have lowered the rate by, for the plateau schedule; None: 1.
+            step, epoch: the window's and its epoch's number, from 0.
+            total: the windows of all epochs.
+            lowered: the factor that validations have lowered the rate by, for the plateau schedule; None: 1.
         """
         raise NotImplementedError
 

@@ -59,7 +59,9 @@ def test_logits_of_a_mixture_have_its_epsilon_as_the_nats_of_evaluation_have():
     features, targets = 3 * jax.random.normal(jax.random.key(1), (5, 2, 6)), jnp.arange(10).reshape(5, 2)
     log_p = heads.logits(config.model, params, features)
     nats = heads.token_nats(config.model, params, features, targets)
-    np.testing.assert_allclose(-np.take_along_axis(np.asarray(log_p), targets[..., None], -1)[..., 0], nats, rtol=1e-5)
+    np.testing.assert_allclose(
+        -np.take_along_axis(np.asarray(log_p), np.asarray(targets)[..., None], -1)[..., 0], nats, rtol=1e-5
+    )
     assert (np.asarray(log_p) > np.log(0.05 - 1e-6)).all()
 
 

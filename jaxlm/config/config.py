@@ -88,12 +88,12 @@ class Config:
         """A copy with some fields changed, by their plain names.
 
         Args:
-          **changes: fields of whichever section, as in `learning_rate=0.5`; a kind by its name, as in `model="gru"`,
-            which begins with its own defaults, but for what it takes over from the old kind (`taken_over`); whole
-            sections, as in `train=TrainConfig()`; or `preset`.
+            **changes: fields of whichever section, as in `learning_rate=0.5`; a kind by its name, as in `model="gru"`,
+                which begins with its own defaults, but for what it takes over from the old kind (`taken_over`); whole
+                sections, as in `train=TrainConfig()`; or `preset`.
 
         Raises:
-          JaxlmError: a field is unknown, is not one of the kind's, or has a value outside its limits.
+            JaxlmError: a field is unknown, is not one of the kind's, or has a value outside its limits.
 
         >>> changed = Config().replace(model="gru", optimizer="adamw", epochs=3)
         >>> changed.kinds["model"], changed.train.epochs, changed.optimizer.learning_rate
@@ -123,7 +123,7 @@ class Config:
         """The config that `to_json` wrote, or that a run's config.json holds (whose seal is not checked here).
 
         Raises:
-          JaxlmError: the text is anything else, or a value is outside its limits.
+            JaxlmError: the text is anything else, or a value is outside its limits.
         """
         tree = _object(text)
         if tree.pop("format", None) != FORMAT:
@@ -180,11 +180,11 @@ def taken_over(section: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]
     Rates and clipping belong to a kind (`own` in their spec), and are not taken over.
 
     Args:
-      section: a model, an optimiser or a schedule.
-      kind: the class of another.
+        section: a model, an optimiser or a schedule.
+        kind: the class of another.
 
     Returns:
-      Two dicts of the fields that are not at their defaults: taken over, and left behind.
+        Two dicts of the fields that are not at their defaults: taken over, and left behind.
     """
     ours, theirs = specs(type(section)), specs(kind)
     settings = {item.name: value for item in fields(section) if (value := getattr(section, item.name)) != item.default}

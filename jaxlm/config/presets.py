@@ -9,7 +9,7 @@ def preset(name: str) -> Config:
     """A named recipe, one of PRESETS.
 
     Raises:
-      JaxlmError: the name is unknown.
+        JaxlmError: the name is unknown.
 
     >>> preset("zaremba-medium").model.hidden_sizes
     (650, 650)

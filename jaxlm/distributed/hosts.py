@@ -28,15 +28,15 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
     Without arguments JAX looks for SLURM, Open MPI, Kubernetes or the hosts of a TPU.
 
     Args:
-      coordinator: HOST:PORT of process 0; the port must be free there.
-      processes: how many there are; 1 trains alone inside a cluster.
-      process: the index of this one, from 0.
+        coordinator: HOST:PORT of process 0; the port must be free there.
+        processes: how many there are; 1 trains alone inside a cluster.
+        process: the index of this one, from 0.
 
     Returns:
-      Whether there are other processes.
+        Whether there are other processes.
 
     Raises:
-      JaxlmError: only a part of the arguments is given, or the other processes cannot be reached.
+        JaxlmError: only a part of the arguments is given, or the other processes cannot be reached.
     """
     given = (coordinator, processes, process)
     if given == (None, None, None):
@@ -109,13 +109,13 @@ def together(action: Callable[[], T]) -> T:
     """Runs an action in every process, and fails in all if it failed in one. Every process must call it.
 
     Args:
-      action: may raise JaxlmError.
+        action: may raise JaxlmError.
 
     Returns:
-      This process's result.
+        This process's result.
 
     Raises:
-      JaxlmError: the action's own, or one that another process failed.
+        JaxlmError: the action's own, or one that another process failed.
     """
     if not several():
         return action()
@@ -133,7 +133,7 @@ def guarded() -> Iterator[None]:
     """Turns XLA's error about a connection that a dead process broke into one sentence.
 
     Raises:
-      JaxlmError: the connection to the other processes is lost.
+        JaxlmError: the connection to the other processes is lost.
     """
     try:
         yield

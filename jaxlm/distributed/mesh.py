@@ -26,15 +26,15 @@ def make_mesh(batch_size: int, devices: int | None = None, model_devices: int = 
     """The mesh of `devices` x `model_devices` devices. Every process contributes equally many.
 
     Args:
-      batch_size: rows B.
-      devices: how many the rows are spread over (default: as many as they divide over).
-      model_devices: how many the vocabulary is spread over, for each of the `devices`.
+        batch_size: rows B.
+        devices: how many the rows are spread over (default: as many as they divide over).
+        model_devices: how many the vocabulary is spread over, for each of the `devices`.
 
     Returns:
-      The mesh (None: one device), and a note for the user where devices are left unused.
+        The mesh (None: one device), and a note for the user where devices are left unused.
 
     Raises:
-      JaxlmError: the rows do not divide over the devices, or there are not so many.
+        JaxlmError: the rows do not divide over the devices, or there are not so many.
     """
     there, processes = len(jax.devices()), jax.process_count()
     for name, count in (("devices", devices), ("model_devices", model_devices)):
@@ -110,9 +110,9 @@ def place(mesh: Mesh | None, tree: Tree, spec: P | None = None) -> Tree:
     """A tree, whole in each process, onto a mesh.
 
     Args:
-      mesh: of the devices; None leaves the tree as it is.
-      tree: arrays. Words, with parameters of zero, are added until the vocabulary divides over the mesh.
-      spec: where every leaf lies; None: `spec_of` each.
+        mesh: of the devices; None leaves the tree as it is.
+        tree: arrays. Words, with parameters of zero, are added until the vocabulary divides over the mesh.
+        spec: where every leaf lies; None: `spec_of` each.
     """
     if mesh is None:
         return tree
@@ -148,12 +148,12 @@ def fetch(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
     """The inverse of `place`. Every process must call it.
 
     Args:
-      mesh: of the devices; None returns the tree as it is.
-      tree: arrays that lie as `spec_of` has it.
-      vocab_size: V, without the words that `place` added.
+        mesh: of the devices; None returns the tree as it is.
+        tree: arrays that lie as `spec_of` has it.
+        vocab_size: V, without the words that `place` added.
 
     Returns:
-      The tree, every leaf whole in each process; a leaf that was spread, in the host's memory.
+        The tree, every leaf whole in each process; a leaf that was spread, in the host's memory.
     """
     if mesh is None:
         return tree
@@ -172,12 +172,12 @@ def put_rows(mesh: Mesh | None, shape: tuple[int, int], read: Callable[[slice], 
     """Tokens onto the mesh, each device getting its own rows; all rows, where they do not divide over the devices.
 
     Args:
-      mesh: of the devices; None: one device.
-      shape: (R, B).
-      read: `read(rows)` -> [R, rows]; called for the rows of this process's devices only.
+        mesh: of the devices; None: one device.
+        shape: (R, B).
+        read: `read(rows)` -> [R, rows]; called for the rows of this process's devices only.
 
     Returns:
-      Tokens [R, B].
+        Tokens [R, B].
     """
     if mesh is None:
         return jax.device_put(read(slice(0, shape[1])))

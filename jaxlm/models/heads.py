@@ -55,14 +55,14 @@ def summed_nats(
     """The weighted sum of -log p of the targets, in nats, with gradients and flat in memory.
 
     Args:
-      model: the config's model.
-      params: its parameters.
-      features: [T, B, H].
-      targets: [T, B].
-      weights: [T, B], constants without a gradient; None: ones.
-      kept: `Noise.latents`.
-      drawn: words that the softmax's sum is estimated from; None: all words are summed.
-      exact: traced; True sums all words in spite of `drawn`.
+        model: the config's model.
+        params: its parameters.
+        features: [T, B, H].
+        targets: [T, B].
+        weights: [T, B], constants without a gradient; None: ones.
+        kept: `Noise.latents`.
+        drawn: words that the softmax's sum is estimated from; None: all words are summed.
+        exact: traced; True sums all words in spite of `drawn`.
     """
     weights = jnp.ones(targets.shape) if weights is None else weights
     kernel, bias = _weights(model, params)

@@ -28,15 +28,15 @@ class Noise:
     """What a window keeps. Where a tuple is empty nothing is dropped in any layer.
 
     Attributes:
-      embedding: units of the embedded input [T, B, E]; locked, [1, B, E] for all steps.
-      outputs: for each layer, units of its output [T, B, H] or [1, B, H].
-      words: words that an input may read [V, 1].
-      recurrent_weights: for each layer, elements of its recurrent kernel [H, G * H].
-      states: for each layer, units of the h that its gates read of the step before [B, H].
-      latents: units of a mixture's latent vectors [T, B, K * D] or of a projection's output; locked, [1, B, K * D].
-      updates: for each layer, units of what is written to its cell [B, H].
-      carry: rows whose carry goes on [B, 1].
-      drawn: the words that the softmax's sum is estimated from [S]; None: all of them count.
+        embedding: units of the embedded input [T, B, E]; locked, [1, B, E] for all steps.
+        outputs: for each layer, units of its output [T, B, H] or [1, B, H].
+        words: words that an input may read [V, 1].
+        recurrent_weights: for each layer, elements of its recurrent kernel [H, G * H].
+        states: for each layer, units of the h that its gates read of the step before [B, H].
+        latents: units of a mixture's latent vectors [T, B, K * D] or of a projection's output; locked, [1, B, K * D].
+        updates: for each layer, units of what is written to its cell [B, H].
+        carry: rows whose carry goes on [B, 1].
+        drawn: the words that the softmax's sum is estimated from [S]; None: all of them count.
     """
 
     embedding: Mask
@@ -76,9 +76,9 @@ def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int) -
     A row's masks are drawn by a key of the row; words and weights have one mask for all rows.
 
     Args:
-      model: the config's model.
-      key: of the window; may be None where nothing is random.
-      steps, rows: T and B.
+        model: the config's model.
+        key: of the window; may be None where nothing is random.
+        steps, rows: T and B.
     """
     steps, layers = 1 if model.locked_dropout else steps, tuple(enumerate(model.hidden_sizes))
     keep_weights, keep_state, keep_update = (  # a kind without the field drops nothing there

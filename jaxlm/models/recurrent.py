@@ -25,8 +25,8 @@ class CellNoise:
     """What a window keeps within one layer, bool [B, H] each, the same at all steps. None: everything.
 
     Attributes:
-      kept: units of h that the gates read (the field keep_state).
-      updated: units of the cell that are written (the field keep_update).
+        kept: units of h that the gates read (the field keep_state).
+        updated: units of the cell that are written (the field keep_update).
     """
 
     kept: jax.Array | None = None
@@ -130,14 +130,15 @@ class Recurrent:
         """Runs a layer over a whole sequence.
 
         Args:
-          params: the layer's.
-          x: inputs [T, B, E]. Products multiply in its dtype.
-          state: the carry.
-          noise: masks, only for kinds with the fields keep_state and keep_update.
-          length: how many of the T steps count, traced, in windows of random length (`ops/bounded_scan.py`); None: all.
+            params: the layer's.
+            x: inputs [T, B, E]. Products multiply in its dtype.
+            state: the carry.
+            noise: masks, only for kinds with the fields keep_state and keep_update.
+            length: how many of the T steps count, traced, in windows of random length (`ops/bounded_scan.py`); None:
+                all.
 
         Returns:
-          Outputs [T, B, H] in x's dtype, and the carry after the last step that counts.
+            Outputs [T, B, H] in x's dtype, and the carry after the last step that counts.
         """
         raise NotImplementedError
 

@@ -14,13 +14,13 @@ def bounded_scan(
     """`lax.scan(cell, carry, steps)`, after `length` steps of which the carry stays as it is.
 
     Args:
-      cell: (carry, step) -> (carry, output).
-      carry: before the first step.
-      steps: arrays [T, ...].
-      length: how many steps count, traced, at least 1; None: all.
+        cell: (carry, step) -> (carry, output).
+        carry: before the first step.
+        steps: arrays [T, ...].
+        length: how many steps count, traced, at least 1; None: all.
 
     Returns:
-      The final carry, and the outputs [T, ...], of which those after `length` mean nothing.
+        The final carry, and the outputs [T, ...], of which those after `length` mean nothing.
     """
     if length is None:
         return lax.scan(cell, carry, steps)

@@ -24,11 +24,11 @@ def look_up(table: jax.Array | Rows, ids: jax.Array) -> jax.Array:
     """Looks up the embedding of each token; with gradients.
 
     Args:
-      table: [V, E]; or the rows already read.
-      ids: tokens [T, B].
+        table: [V, E]; or the rows already read.
+        ids: tokens [T, B].
 
     Returns:
-      [T, B, E].
+        [T, B, E].
 
     >>> array = jax.numpy.array
     >>> look_up(array([[0.0, 1.0], [2.0, 3.0]]), array([[1, 0]])).tolist()
@@ -41,12 +41,12 @@ def add_rows(table: jax.Array, ids: jax.Array, rows: Rows) -> jax.Array:
     """Adds rows to a table.
 
     Args:
-      table: [V, E].
-      ids: tokens [T, B], the places of the rows.
-      rows: [T, B, E].
+        table: [V, E].
+        ids: tokens [T, B], the places of the rows.
+        rows: [T, B, E].
 
     Returns:
-      The new table [V, E].
+        The new table [V, E].
     """
     # Devices send each other the rows, and not a table of every word.
     return table.at[everywhere(ids)].add(everywhere(rows.values))

@@ -25,14 +25,14 @@ def gru(
     """Runs one GRU layer over time.
 
     Args:
-      x: inputs [T, B, E].
-      kernel, recurrent_kernel: [E, 3H] and [H, 3H], gates in the order r, z, n.
-      bias: [3H]; recurrent_bias: [H], added to the candidate's recurrent part before its gate.
-      h: the carry [B, H].
-      length: how many steps count, traced; the carry is that after them. None: all.
+        x: inputs [T, B, E].
+        kernel, recurrent_kernel: [E, 3H] and [H, 3H], gates in the order r, z, n.
+        bias: [3H]; recurrent_bias: [H], added to the candidate's recurrent part before its gate.
+        h: the carry [B, H].
+        length: how many steps count, traced; the carry is that after them. None: all.
 
     Returns:
-      Outputs [T, B, H] and the new carry. Products multiply in x's dtype and sum in float32 or wider.
+        Outputs [T, B, H] and the new carry. Products multiply in x's dtype and sum in float32 or wider.
     """
     y, h = recurrence(
         _cell, product(x, kernel, x.dtype) + bias, {"state": recurrent_kernel}, recurrent_bias, h, length, x.dtype

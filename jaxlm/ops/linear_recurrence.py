@@ -22,11 +22,11 @@ def linear_recurrence(a: jax.Array, b: jax.Array, h: jax.Array) -> jax.Array:
     """Every h_t, in about log2(T) parallel steps.
 
     Args:
-      a, b: [T, B, H].
-      h: the carry [B, H].
+        a, b: [T, B, H].
+        h: the carry [B, H].
 
     Returns:
-      [T, B, H].
+        [T, B, H].
 
     >>> half, one = jnp.full((3, 1, 1), 0.5), jnp.ones((3, 1, 1))
     >>> linear_recurrence(half, one, jnp.zeros((1, 1))).ravel().tolist()

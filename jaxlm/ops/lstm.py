@@ -73,22 +73,23 @@ def lstm(
     (dc, dh). (Differentiating a scan adds a kernel-sized array at each step instead.)
 
     Args:
-      x: inputs [T, B, E]. In bfloat16 the products multiply bfloat16 and sum in float32, and the outputs are bfloat16;
-        the carry and all gradients except that of x keep the parameters' dtype.
-      kernel: [E + H, 4H], gates in the order i, j, f, o.
-      bias: [4H].
-      state: the carry, c and h [B, H].
-      forget_bias: added to the forget gate before its sigmoid.
-      length: how many steps count, traced, at least 1; the carry is then that after them, without gradients. None: all.
-      kept: bool [B, H], which units of h the gates read, the same at all steps (Gal and Ghahramani 2016,
-        arXiv:1512.05287); outputs and carry have all of them. None: they read all.
-      keep: the probability with which they were kept; those read are divided by it.
+        x: inputs [T, B, E]. In bfloat16 the products multiply bfloat16 and sum in float32, and the outputs are
+            bfloat16; the carry and all gradients except that of x keep the parameters' dtype.
+        kernel: [E + H, 4H], gates in the order i, j, f, o.
+        bias: [4H].
+        state: the carry, c and h [B, H].
+        forget_bias: added to the forget gate before its sigmoid.
+        length: how many steps count, traced, at least 1; the carry is then that after them, without gradients. None:
+            all.
+        kept: bool [B, H], which units of h the gates read, the same at all steps (Gal and Ghahramani 2016,
+            arXiv:1512.05287); outputs and carry have all of them. None: they read all.
+        keep: the probability with which they were kept; those read are divided by it.
 
     Returns:
-      Outputs [T, B, H] and the new carry.
+        Outputs [T, B, H] and the new carry.
 
     Raises:
-      ValueError: shapes or dtypes do not fit.
+        ValueError: shapes or dtypes do not fit.
 
     >>> T, B, E, H = 20, 4, 3, 2
     >>> kernel, bias = jnp.zeros((E + H, 4 * H)), jnp.zeros(4 * H)

@@ -34,14 +34,14 @@ def log_probs(
     """log p of every word, one expert after the other, for a few rows.
 
     Args:
-      latents: [..., K, D].
-      choice: logits of the prior [..., K].
-      kernel: [D, V].
-      bias: [V].
-      epsilon: added to each probability; None: nothing, and they sum to one.
+        latents: [..., K, D].
+        choice: logits of the prior [..., K].
+        kernel: [D, V].
+        bias: [V].
+        epsilon: added to each probability; None: nothing, and they sum to one.
 
     Returns:
-      [..., V].
+        [..., V].
     """
 
     def add(total, expert):
@@ -91,18 +91,18 @@ def token_nats(
     """-log p of each target in nats, for evaluation.
 
     Args:
-      latents: [T, B, K, D].
-      choice: logits of the prior [T, B, K].
-      kernel: [D, V].
-      bias: [V].
-      targets: integers [T, B].
-      epsilon: added to each probability; None: nothing, and they sum to one.
+        latents: [T, B, K, D].
+        choice: logits of the prior [T, B, K].
+        kernel: [D, V].
+        bias: [V].
+        targets: integers [T, B].
+        epsilon: added to each probability; None: nothing, and they sum to one.
 
     Returns:
-      Nats [T, B].
+        Nats [T, B].
 
     Raises:
-      ValueError: shapes or dtypes do not fit.
+        ValueError: shapes or dtypes do not fit.
     """
     _check_shapes(latents, choice, kernel, bias, targets)
     inputs, layer = with_bias(latents, kernel, bias)
@@ -127,20 +127,20 @@ def summed_nats(
     """The sum of weights * -log p of the targets, in nats: the loss, with gradients for all but the last three.
 
     Args:
-      latents: [T, B, K, D]. In bfloat16 the products multiply bfloat16 and sum in float32; the logarithms, the loss
-        and the gradients of kernel and bias keep the parameters' dtype.
-      choice: logits of the prior [T, B, K].
-      kernel: [D, V].
-      bias: [V].
-      targets: integers [T, B].
-      weights: [T, B], constants without a gradient.
-      epsilon: added to each probability, a constant; None: nothing.
+        latents: [T, B, K, D]. In bfloat16 the products multiply bfloat16 and sum in float32; the logarithms, the loss
+            and the gradients of kernel and bias keep the parameters' dtype.
+        choice: logits of the prior [T, B, K].
+        kernel: [D, V].
+        bias: [V].
+        targets: integers [T, B].
+        weights: [T, B], constants without a gradient.
+        epsilon: added to each probability, a constant; None: nothing.
 
     Returns:
-      The sum in nats, a scalar.
+        The sum in nats, a scalar.
 
     Raises:
-      ValueError: shapes or dtypes do not fit.
+        ValueError: shapes or dtypes do not fit.
     """
     _check_shapes(latents, choice, kernel, bias, targets)
     if weights.shape != targets.shape:

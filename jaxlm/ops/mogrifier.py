@@ -36,10 +36,10 @@ class Limits:
     """What a layer's state is held to, each absent where None.
 
     Attributes:
-      cell_clip: the c that is carried on is clipped to +-this; the c inside a step's own output is not.
-      state: h is multiplied by this before anything else sees it, [B, H], the same at all steps.
-      update: tanh(j) is multiplied by this, [B, H] or a number, the same at all steps.
-      length: how many steps count; the new carry is that after them.
+        cell_clip: the c that is carried on is clipped to +-this; the c inside a step's own output is not.
+        state: h is multiplied by this before anything else sees it, [B, H], the same at all steps.
+        update: tanh(j) is multiplied by this, [B, H] or a number, the same at all steps.
+        length: how many steps count; the new carry is that after them.
     """
 
     cell_clip: jax.Array | float | None = None
@@ -67,15 +67,15 @@ def mogrifier(
     gates is computed for all steps at once too.
 
     Args:
-      x: inputs [T, B, E]. In bfloat16 the products multiply bfloat16 and sum in float32, and the outputs are bfloat16;
-        the carry keeps the parameters' dtype.
-      weights: of the layer, as at the head of this file.
-      state: the carry, c and h [B, H].
-      input_gate: free, capped or coupled.
-      limits: of the state.
+        x: inputs [T, B, E]. In bfloat16 the products multiply bfloat16 and sum in float32, and the outputs are
+            bfloat16; the carry keeps the parameters' dtype.
+        weights: of the layer, as at the head of this file.
+        state: the carry, c and h [B, H].
+        input_gate: free, capped or coupled.
+        limits: of the state.
 
     Returns:
-      Outputs [T, B, H] and the new carry.
+        Outputs [T, B, H] and the new carry.
     """
     matrices, others = _apart(weights, x.shape[-1])
     dtype, limits = x.dtype, jax.tree.map(jnp.asarray, limits)

@@ -45,14 +45,15 @@ def orthogonalized(matrices: jax.Array, steps: int, dtype: Any = jnp.float32, ru
     where a transpose is wanted, which is what bfloat16 is fast at.
 
     Args:
-      matrices: [G, M, N].
-      steps: how often the iteration is applied.
-      dtype: what its products multiply in; they sum in float32.
-      rule: jordan, or polar-express, which also begins with larger singular values: it divides them by the fourth root
-        of the sum of their fourth powers, which the first iteration's product gives, in place of the Frobenius norm.
+        matrices: [G, M, N].
+        steps: how often the iteration is applied.
+        dtype: what its products multiply in; they sum in float32.
+        rule: jordan, or polar-express, which also begins with larger singular values: it divides them by the fourth
+            root of the sum of their fourth powers, which the first iteration's product gives, in place of the Frobenius
+            norm.
 
     Returns:
-      [G, M, N], in the dtype of `matrices`.
+        [G, M, N], in the dtype of `matrices`.
     """
     M, N = matrices.shape[1:]
     x = jnp.swapaxes(matrices, 1, 2) if M > N else matrices

@@ -17,13 +17,13 @@ def product(a: jax.Array, b: jax.Array, dtype: Any, transposed: bool = False) ->
     """a @ b, multiplied in one dtype and summed in float32 or wider; and so are the products of its gradients.
 
     Args:
-      a: [..., M, K].
-      b: [K, N]; transposed, [N, K], of which nothing is transposed in memory.
-      dtype: both are rounded to it.
-      transposed: whether b lies transposed.
+        a: [..., M, K].
+        b: [K, N]; transposed, [N, K], of which nothing is transposed in memory.
+        dtype: both are rounded to it.
+        transposed: whether b lies transposed.
 
     Returns:
-      [..., M, N], in float32 or wider.
+        [..., M, N], in float32 or wider.
     """
     return _product(dtype, transposed, a, b)
 
@@ -32,12 +32,12 @@ def product_over_rows(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
     """The sum over rows of the outer products of a's and b's: the gradient of a matrix that multiplied a into b.
 
     Args:
-      a: [..., K].
-      b: [..., N].
-      dtype: both are rounded to it.
+        a: [..., K].
+        b: [..., N].
+        dtype: both are rounded to it.
 
     Returns:
-      [K, N], in float32 or wider.
+        [K, N], in float32 or wider.
     """
     columns = jnp.moveaxis(a, -1, 0).astype(dtype)
     if jnp.finfo(dtype).bits < 32:  # a concatenation, which XLA may not take apart again, writes the transpose out
@@ -51,12 +51,12 @@ def columns_times_rows(columns: jax.Array, rows: jax.Array, dtype: Any) -> jax.A
     The axes of the rows are summed as they are: to merge them first would gather rows that lie on many devices.
 
     Args:
-      columns: [K, ...].
-      rows: [..., N].
-      dtype: both are rounded to it.
+        columns: [K, ...].
+        rows: [..., N].
+        dtype: both are rounded to it.
 
     Returns:
-      [K, N], in float32 or wider.
+        [K, N], in float32 or wider.
     """
     summed = tuple(range(1, columns.ndim)), tuple(range(rows.ndim - 1))
     return lax.dot_general(

@@ -47,17 +47,17 @@ def recurrence(
     """Runs a cell over time.
 
     Args:
-      cell: (linear, state, x [B, ...], others) -> (new state, output [B, H]); it multiplies by a matrix as
-        `linear(name, a)`, by each once a step.
-      x: inputs [T, B, ...].
-      matrices: [in, out] each, by name.
-      others: parameters of any other kind.
-      state: the carry.
-      length: how many steps count, traced; the new carry is that after them. None: all.
-      dtype: what the products multiply in; they sum in float32 or wider.
+        cell: (linear, state, x [B, ...], others) -> (new state, output [B, H]); it multiplies by a matrix as
+            `linear(name, a)`, by each once a step.
+        x: inputs [T, B, ...].
+        matrices: [in, out] each, by name.
+        others: parameters of any other kind.
+        state: the carry.
+        length: how many steps count, traced; the new carry is that after them. None: all.
+        dtype: what the products multiply in; they sum in float32 or wider.
 
     Returns:
-      Outputs [T, B, H] and the new carry.
+        Outputs [T, B, H] and the new carry.
     """
     y, final = _run(cell, dtype, x, matrices, others, state, length)  # pyright: ignore (a custom_vjp's result)
     return y, final

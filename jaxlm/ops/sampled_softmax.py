@@ -50,9 +50,9 @@ def draw_words(offset: jax.Array, vocabulary: int, count: int) -> Drawn:
     """`count` different words, by systematic sampling (Madow 1949): one number decides them all.
 
     Args:
-      offset: uniform in [0, 1).
-      vocabulary: V.
-      count: S; at most V count.
+        offset: uniform in [0, 1).
+        vocabulary: V.
+        count: S; at most V count.
     """
     odds, count = inclusion(vocabulary, count), min(count, vocabulary)
     edges = jnp.asarray(np.cumsum(odds)[:-1], jnp.float32)
@@ -83,12 +83,12 @@ def summed_nats(
     """An estimate of `softmax.summed_nats`, with gradients for x, kernel and bias, from the words drawn.
 
     Args:
-      x, kernel, bias, targets, weights: as there.
-      drawn: the words.
-      exact: whether all words count after all, traced, so that training goes from one to the other in one program.
+        x, kernel, bias, targets, weights: as there.
+        drawn: the words.
+        exact: whether all words count after all, traced, so that training goes from one to the other in one program.
 
     Returns:
-      The sum in nats, a scalar.
+        The sum in nats, a scalar.
     """
     return _summed_nats(x, kernel, bias, targets, weights, drawn, jnp.asarray(exact))
 

@@ -43,16 +43,16 @@ def token_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Ar
     """-log p of each target in nats, for evaluation.
 
     Args:
-      x: features [T, B, H].
-      kernel: [H, V].
-      bias: [V].
-      targets: integers [T, B].
+        x: features [T, B, H].
+        kernel: [H, V].
+        bias: [V].
+        targets: integers [T, B].
 
     Returns:
-      Nats [T, B].
+        Nats [T, B].
 
     Raises:
-      ValueError: shapes or dtypes do not fit.
+        ValueError: shapes or dtypes do not fit.
 
     Of V = 4 words without a preference each has log(4) = 1.386 nats:
 
@@ -76,18 +76,18 @@ def summed_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.A
     """The sum of weights * -log p of the targets, in nats: the loss, with gradients for x, kernel and bias.
 
     Args:
-      x: features [T, B, H]. In bfloat16 the products multiply bfloat16 and sum in float32; the logarithms, the loss
-        and the gradients of kernel and bias keep the parameters' dtype.
-      kernel: [H, V].
-      bias: [V].
-      targets: integers [T, B].
-      weights: [T, B], constants without a gradient.
+        x: features [T, B, H]. In bfloat16 the products multiply bfloat16 and sum in float32; the logarithms, the loss
+            and the gradients of kernel and bias keep the parameters' dtype.
+        kernel: [H, V].
+        bias: [V].
+        targets: integers [T, B].
+        weights: [T, B], constants without a gradient.
 
     Returns:
-      The sum in nats, a scalar.
+        The sum in nats, a scalar.
 
     Raises:
-      ValueError: shapes or dtypes do not fit.
+        ValueError: shapes or dtypes do not fit.
 
     The gradient of the bias is the probabilities, less one at the target:
 

@@ -14,11 +14,11 @@ def load(run_dir: str | Path, which: str = "last") -> LanguageModel:
     """The model of a run's checkpoint.
 
     Args:
-      run_dir: the run's directory.
-      which: `last`, `best` (on validation), or a step.
+        run_dir: the run's directory.
+        which: `last`, `best` (on validation), or a step.
 
     Raises:
-      CheckpointError: there is no such checkpoint, or it is damaged.
+        CheckpointError: there is no such checkpoint, or it is damaged.
     """
     found = checkpoint.load(Path(run_dir), which)
     return LanguageModel(found.state.evaluated, found.config, found.vocab, found.manifest.corpus)

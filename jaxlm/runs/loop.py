@@ -35,11 +35,11 @@ def fit(group: Group, observer: Observer) -> int | None:
     window, at a signal, and every `checkpoint_every` windows, each is saved.
 
     Args:
-      group: the runs and their states.
-      observer: asked and informed along the way.
+        group: the runs and their states.
+        observer: asked and informed along the way.
 
     Raises:
-      JaxlmError: a file cannot be read or written, or what the observer raises.
+        JaxlmError: a file cannot be read or written, or what the observer raises.
     """
     signal = observer.stopped()
     if signal is not None or not (runs := unfinished(group)):

@@ -39,15 +39,15 @@ class Run:
     """A run in its directory.
 
     Attributes:
-      folder: its directory, held.
-      kept: whether it is saved; if not, its directory is temporary.
-      plan: which rows each window reads.
-      step, last: windows trained, and to be trained.
-      found: the checkpoint that it is resumed from, until its state is taken.
-      notes: sentences for the user about how it was resumed.
-      epochs: the results of the epochs that have ended.
-      learning_rate: of the last call's first window.
-      averages_from: the step after whose validation averaging started, if this process saw it.
+        folder: its directory, held.
+        kept: whether it is saved; if not, its directory is temporary.
+        plan: which rows each window reads.
+        step, last: windows trained, and to be trained.
+        found: the checkpoint that it is resumed from, until its state is taken.
+        notes: sentences for the user about how it was resumed.
+        epochs: the results of the epochs that have ended.
+        learning_rate: of the last call's first window.
+        averages_from: the step after whose validation averaging started, if this process saw it.
     """
 
     def __init__(
@@ -67,16 +67,16 @@ class Run:
         """Begins or resumes a run.
 
         Args:
-          held: the directory, from `lock.lock`.
-          files: closes the run's files, before the directory is released.
-          resume: whether the directory holds a run already.
-          steps: train to this step at most.
-          given_params: whether the parameters are not drawn from the seed.
-          devices: over how many the rows and the words are spread.
-          on_metrics: called with each window's and each result's (step, values).
+            held: the directory, from `lock.lock`.
+            files: closes the run's files, before the directory is released.
+            resume: whether the directory holds a run already.
+            steps: train to this step at most.
+            given_params: whether the parameters are not drawn from the seed.
+            devices: over how many the rows and the words are spread.
+            on_metrics: called with each window's and each result's (step, values).
 
         Raises:
-          JaxlmError: another run is there, or none, or it cannot be read.
+            JaxlmError: another run is there, or none, or it cannot be read.
         """
         self.config, self.corpus, self.folder, self.kept, self._held = config, corpus, held.folder, kept, held
         counts = config.train

@@ -76,25 +76,25 @@ def train(
     saved stays whole. During the final test a signal does what it does elsewhere: the run is saved by then.
 
     Args:
-      config: what to train.
-      corpus: a Corpus, or what `--corpus` takes (default: the config's own).
-      run_dir: keeps everything there; None keeps nothing but what is returned. Of many processes (`hosts.join`) only
-        the first writes it, and all must see it.
-      params: in place of fresh parameters.
-      resume: continue the run in `run_dir` from its newest intact checkpoint, on any number of devices.
-      steps: end after so many windows in all.
-      data_dir: where Penn Treebank's files lie.
-      quiet: print nothing.
-      devices: spread the batch's rows over so many (default: as many as they divide over). The numbers are one
-        device's within rounding.
-      model_devices: spread the vocabulary over so many, for each of the `devices`.
-      on_metrics: called with (step, values by tag) of every window, epoch and test; only in the first process.
+        config: what to train.
+        corpus: a Corpus, or what `--corpus` takes (default: the config's own).
+        run_dir: keeps everything there; None keeps nothing but what is returned. Of many processes (`hosts.join`) only
+            the first writes it, and all must see it.
+        params: in place of fresh parameters.
+        resume: continue the run in `run_dir` from its newest intact checkpoint, on any number of devices.
+        steps: end after so many windows in all.
+        data_dir: where Penn Treebank's files lie.
+        quiet: print nothing.
+        devices: spread the batch's rows over so many (default: as many as they divide over). The numbers are one
+            device's within rounding.
+        model_devices: spread the vocabulary over so many, for each of the `devices`.
+        on_metrics: called with (step, values by tag) of every window, epoch and test; only in the first process.
 
     Returns:
-      The results, with the state whole in the host's memory.
+        The results, with the state whole in the host's memory.
 
     Raises:
-      JaxlmError: a mistake in the arguments, a run directory or corpus that cannot be used, or a run that diverged.
+        JaxlmError: a mistake in the arguments, a run directory or corpus that cannot be used, or a run that diverged.
     """
     if steps is not None and not (isinstance(steps, Integral) and steps >= 0):
         raise JaxlmError(f"steps must be a whole number, at least 0; it is {steps!r:.40}")
@@ -169,13 +169,13 @@ def with_corpus(
     """The corpus, and the config with its vocabulary size, where it was found, and a dtype in place of `auto`.
 
     Args:
-      config: the run's.
-      corpus: a Corpus, or what `--corpus` takes (default: the config's own).
-      data_dir: where Penn Treebank's files lie.
-      vocab: of a run that is resumed, where it may be another than its text gives.
+        config: the run's.
+        corpus: a Corpus, or what `--corpus` takes (default: the config's own).
+        data_dir: where Penn Treebank's files lie.
+        vocab: of a run that is resumed, where it may be another than its text gives.
 
     Raises:
-      DataError, JaxlmError: the corpus cannot be used, or has more words or fewer tokens than the config allows.
+        DataError, JaxlmError: the corpus cannot be used, or has more words or fewer tokens than the config allows.
     """
     if not isinstance(corpus, Corpus):
         config = config if corpus is None else config.replace(corpus=str(corpus))
@@ -201,7 +201,7 @@ def new_state(config: Config, params: Params | None = None) -> TrainState:
     """The state before the first step.
 
     Raises:
-      JaxlmError: given parameters do not have the config's shapes, or there is not enough memory.
+        JaxlmError: given parameters do not have the config's shapes, or there is not enough memory.
     """
     state_arrays.check_memory(config)
     counts = config.train

@@ -27,10 +27,10 @@ def eval_step(
     """Nats of each target [T, B] and the new carry, in float32 and without noise.
 
     Args:
-      model: the config's model.
-      params: its parameters.
-      inputs, targets: [T, B].
-      carry: from the window before, or `zero_carry`.
+        model: the config's model.
+        params: its parameters.
+        inputs, targets: [T, B].
+        carry: from the window before, or `zero_carry`.
     """
     x = stack.embed(params, inputs)
     features, carry = stack.features(stack.exact(model), params, no_noise(model), x, carry)

@@ -34,10 +34,10 @@ def averaged(optimizer: Optimizer, average: Average | None, params: Params, star
     correction).
 
     Args:
-      optimizer: averages exponentially, evenly, or not at all.
-      average: before the update; None: there is none.
-      params: after the update.
-      started: whether an even average has started (`validations.py`).
+        optimizer: averages exponentially, evenly, or not at all.
+        average: before the update; None: there is none.
+        params: after the update.
+        started: whether an even average has started (`validations.py`).
     """
     if average is None:
         return None

@@ -29,16 +29,16 @@ def minimised(
     steps, so are they. L2 is added as it is.
 
     Args:
-      recipe: model and optimiser.
-      params: the parameters, or with the embedding's rows read in its place.
-      noise: of the window.
-      inputs, targets: [T, B].
-      carry: before the window.
-      length: how many of the steps count, traced; None: all.
-      exact: whether all words count where the noise has words drawn, traced.
+        recipe: model and optimiser.
+        params: the parameters, or with the embedding's rows read in its place.
+        noise: of the window.
+        inputs, targets: [T, B].
+        carry: before the window.
+        length: how many of the steps count, traced; None: all.
+        exact: whether all words count where the noise has words drawn, traced.
 
     Returns:
-      What is minimised; and the cost in nats, summed over T and averaged over B, with the new carry.
+        What is minimised; and the cost in nats, summed over T and averaged over B, with the new carry.
     """
     model, optimizer, (T, B) = recipe.model, recipe.optimizer, inputs.shape
     steps = T if length is None else length

@@ -26,13 +26,13 @@ def feed(ids: np.ndarray, counts: TrainConfig, put: Put = ONE_DEVICE) -> Iterato
     while one slab is in use a thread reads that from row `then` on and puts it on the device.
 
     Args:
-      ids: [N].
-      counts: batch_size B, the longest window's T and windows_per_call.
-      put: `put(shape, read)` brings tokens to the device, and asks `read` for the rows of the batch that it needs: one
-        process of many for its own.
+        ids: [N].
+        counts: batch_size B, the longest window's T and windows_per_call.
+        put: `put(shape, read)` brings tokens to the device, and asks `read` for the rows of the batch that it needs:
+            one process of many for its own.
 
     Raises:
-      DataError: the file cannot be read any more.
+        DataError: the file cannot be read any more.
     """
     T, B = counts.longest, counts.batch_size
     if not isinstance(ids, np.memmap):

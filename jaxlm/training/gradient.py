@@ -28,10 +28,10 @@ class Part:
     """The rows that one gradient is computed of.
 
     Attributes:
-      inputs, targets: [T, B].
-      carry: before the window.
-      key: of the noise; None: nothing is random, or the noise is given.
-      noise: in place of what the key draws.
+        inputs, targets: [T, B].
+        carry: before the window.
+        key: of the noise; None: nothing is random, or the noise is given.
+        noise: in place of what the key draws.
     """
 
     inputs: jax.Array
@@ -49,12 +49,12 @@ def gradient(
     The embedding's gradient is `Rows`, one row for each token read, where the optimiser keeps them.
 
     Args:
-      recipe: model and optimiser.
-      params: the parameters.
-      part: the whole batch; noise that is given has an axis S before its own where there are small batches.
-      small_batch: rows of a small batch; 0: the whole batch at once.
-      length: how many of the T steps count, traced; None: all.
-      exact: whether all words count where the noise has words drawn, traced.
+        recipe: model and optimiser.
+        params: the parameters.
+        part: the whole batch; noise that is given has an axis S before its own where there are small batches.
+        small_batch: rows of a small batch; 0: the whole batch at once.
+        length: how many of the T steps count, traced; None: all.
+        exact: whether all words count where the noise has words drawn, traced.
     """
     keeps_rows = recipe.optimizer.keeps_rows(recipe.model.tied)
 

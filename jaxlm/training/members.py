@@ -74,17 +74,17 @@ def train_members(
     window whose cost or gradient is not finite no update is made, and the member continues with the next.
 
     Args:
-      recipes, states: with an axis M; the states are donated.
-      tokens: [R, B], the same for all.
-      windows: arrays [M, W].
-      counts: [M], how many of its windows each member trains. With `vmapped` all train as many as the first.
-      bptt_length: steps T; where lengths are random, the longest.
-      vmapped: whether members share each operation.
-      small_batch: rows that one gradient is computed of; 0: all.
-      mesh: over the members.
+        recipes, states: with an axis M; the states are donated.
+        tokens: [R, B], the same for all.
+        windows: arrays [M, W].
+        counts: [M], how many of its windows each member trains. With `vmapped` all train as many as the first.
+        bptt_length: steps T; where lengths are random, the longest.
+        vmapped: whether members share each operation.
+        small_batch: rows that one gradient is computed of; 0: all.
+        mesh: over the members.
 
     Returns:
-      The new states, and metrics [M, W].
+        The new states, and metrics [M, W].
     """
 
     def one(recipe: Recipe, state: TrainState, windows: Windows, count: jax.Array) -> tuple[TrainState, Metrics]:

@@ -32,13 +32,13 @@ class TrainState:
     """Everything that a step changes; with the config and the corpus it is the whole run.
 
     Attributes:
-      step: windows read, int32.
-      params: the parameters.
-      opt_state: of the optimiser's transformation.
-      carry: after the window before.
-      key: folded with the step for a window's noise; None: the model has none.
-      average: of the parameters; None: the recipe asks for none.
-      validations: the record of all validations; None: nothing follows from one.
+        step: windows read, int32.
+        params: the parameters.
+        opt_state: of the optimiser's transformation.
+        carry: after the window before.
+        key: folded with the step for a window's noise; None: the model has none.
+        average: of the parameters; None: the recipe asks for none.
+        validations: the record of all validations; None: nothing follows from one.
     """
 
     step: jax.Array
@@ -61,13 +61,13 @@ class Window:
     """The tokens that one step reads, and where in the run they lie.
 
     Attributes:
-      inputs, targets: [T, B].
-      epoch: from 0.
-      first: whether it is the first of its epoch: the carry starts from zero.
-      total: windows of all epochs.
-      length: how many of the T steps count; None: all.
-      rate: a factor on the learning rate, besides the schedule's.
-      small_batch: rows that one gradient is computed of; 0: all.
+        inputs, targets: [T, B].
+        epoch: from 0.
+        first: whether it is the first of its epoch: the carry starts from zero.
+        total: windows of all epochs.
+        length: how many of the T steps count; None: all.
+        rate: a factor on the learning rate, besides the schedule's.
+        small_batch: rows that one gradient is computed of; 0: all.
     """
 
     inputs: jax.Array
@@ -86,10 +86,10 @@ class Metrics:
     """The results of one step; each a scalar, or one value per window.
 
     Attributes:
-      cost: nats, summed over T and averaged over B.
-      grad_norm: global norm of the gradient, before clipping.
-      learning_rate: without the factor of a random window's own length.
-      finite: whether cost and norm are finite; if not, no update was made.
+        cost: nats, summed over T and averaged over B.
+        grad_norm: global norm of the gradient, before clipping.
+        learning_rate: without the factor of a random window's own length.
+        finite: whether cost and norm are finite; if not, no update was made.
     """
 
     cost: jax.Array
@@ -109,14 +109,14 @@ def init_state(
     """The state before the first step.
 
     Args:
-      recipe: model, optimiser and schedule.
-      key: of the parameters and of all noise.
-      batch_size: rows B.
-      params: in place of fresh ones; copied, since the loop donates its state.
-      patience: of early stopping, which needs a record of validations; 0: there is none.
+        recipe: model, optimiser and schedule.
+        key: of the parameters and of all noise.
+        batch_size: rows B.
+        params: in place of fresh ones; copied, since the loop donates its state.
+        patience: of early stopping, which needs a record of validations; 0: there is none.
 
     Raises:
-      JaxlmError: the compute_dtype is `auto`, which `jaxlm.train` replaces by the device's.
+        JaxlmError: the compute_dtype is `auto`, which `jaxlm.train` replaces by the device's.
     """
     model = recipe.model
     if model.compute_dtype == "auto":
@@ -153,13 +153,13 @@ def train_step(
     began with it: zero at an epoch's start).
 
     Args:
-      recipe: model, optimiser and schedule; every number may be traced.
-      state: as `init_state` makes it.
-      window: inputs and targets [T, B], ids in [0, V); a device does not check them, a `Corpus` does.
-      noise: in place of what the state's key and step draw; with small batches, with an axis of these before its own.
+        recipe: model, optimiser and schedule; every number may be traced.
+        state: as `init_state` makes it.
+        window: inputs and targets [T, B], ids in [0, V); a device does not check them, a `Corpus` does.
+        noise: in place of what the state's key and step draw; with small batches, with an axis of these before its own.
 
     Returns:
-      The new state, its step one more, and the window's metrics.
+        The new state, its step one more, and the window's metrics.
     """
     recipe = replace(recipe, model=growing(recipe.model, state.step, window.total))
     optimizer, tokens = recipe.optimizer, window.inputs
@@ -220,19 +220,19 @@ def train_windows(
     """The first `count` (traced) of the windows, in one call, so that an epoch's tail compiles nothing anew.
 
     Args:
-      recipe: model, optimiser and schedule.
-      state: donated. With a mesh it lies where `place` puts it.
-      tokens: [R, B].
-      windows: where each window lies; arrays [W].
-      count: how many of the W are trained.
-      skip_nonfinite: whether the call continues after a window whose cost or gradient is not finite; else it ends
-        there.
-      bptt_length: steps T; where lengths are random, the longest.
-      small_batch: rows that one gradient is computed of; 0: all.
-      mesh: of the devices that share the batch and the vocabulary.
+        recipe: model, optimiser and schedule.
+        state: donated. With a mesh it lies where `place` puts it.
+        tokens: [R, B].
+        windows: where each window lies; arrays [W].
+        count: how many of the W are trained.
+        skip_nonfinite: whether the call continues after a window whose cost or gradient is not finite; else it ends
+            there.
+        bptt_length: steps T; where lengths are random, the longest.
+        small_batch: rows that one gradient is computed of; 0: all.
+        mesh: of the devices that share the batch and the vocabulary.
 
     Returns:
-      The new state, and metrics [W]; entries of windows that were not trained are undefined.
+        The new state, and metrics [W]; entries of windows that were not trained are undefined.
     """
 
     def body(loop):
