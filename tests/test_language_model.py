@@ -119,5 +119,5 @@ def test_there_is_nothing_to_load_in_another_directory(tmp_path):
 def test_params_of_other_shapes_are_refused_by_name(tiny_run):
     params = jaxlm.from_tensorflow(jaxlm.to_tensorflow(tiny_run[0].params))
     params["softmax"]["bias"] = params["softmax"]["bias"][:-1]
-    with pytest.raises(JaxlmError, match=r"softmax.bias: expected \(500,\), got \(499,\)"):
+    with pytest.raises(JaxlmError, match=r"softmax.bias: \(500,\) -> \(499,\)"):
         jaxlm.train(tiny_run[0].config, params=params, quiet=True)
