@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 
 from jaxlm.config.config import Config
 from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
-from jaxlm.data.unknown import MOST_UNKNOWN
 from jaxlm.data.vocab import Vocab
 from jaxlm.data.windows import check_fits
 from jaxlm.distributed import hosts
@@ -287,8 +286,6 @@ def _finish(
         rows.append((name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)"))
     shares = [f"{name.removeprefix('unknown_')} {share:.1%}" for name, share in run.unknown.items()]
     rows.append(("unknown tokens", "  ".join(shares)))
-    if max(run.unknown.values()) > MOST_UNKNOWN:
-        progress.say("many tokens are unknown (<unk>), so the perplexities look better than they are", loud=True)
     if run.ended_early:
         rows.append(("ended early", f"{run.config.train.patience} validations did not improve on the best"))
     if skipped:
