@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import stat
 import sys
 from dataclasses import replace
 
@@ -427,6 +428,17 @@ def test_the_states_of_a_text(run, text, tmp_path, capsys):
     found = np.load(out)
     assert found["words"].tolist()[1] == "zebra\x1b[31m" and found["sentence_id"].tolist() == [1, 1, 1, 2]
     assert found["lstm.0.h"].shape == found["lstm.0.c"].shape == (4, 64)
+
+
+def test_the_states_of_a_text_may_go_to_a_device(run, text, tmp_path, capsys):
+    """A device says that it is at its start wherever it is: an archive's writer may not ask."""
+    null = tmp_path / "null"
+    try:
+        os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:  # only root may
+        null = os.devnull
+    printed(capsys, "states", run, text, "--output", null)
+    assert stat.S_ISCHR(os.stat(null).st_mode)
 
 
 @pytest.mark.parametrize(

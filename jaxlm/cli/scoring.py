@@ -1,6 +1,7 @@
 """The verbs that score texts: `jaxlm surprisal`, `states`, `minimal-pairs` and `syntaxgym`."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -181,8 +182,10 @@ def states(args: argparse.Namespace) -> None:
             words += read
             numbers += [sentence] * len(read)
     arrays = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+    archive = io.BytesIO()  # a device cannot be sought in, as the archive's writer does
+    np.savez(archive, allow_pickle=False, words=np.array(words), sentence_id=np.array(numbers), **arrays)
     with _opened(path) as file:
-        np.savez(file, allow_pickle=False, words=np.array(words), sentence_id=np.array(numbers), **arrays)
+        file.write(archive.getbuffer())
     say_line(f"{path}: {len(words):,} words; {', '.join(arrays)}")
 
 
