@@ -16,27 +16,17 @@ from jaxlm.runs import checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 COMPILED = tempfile.TemporaryDirectory(prefix="jaxlm-compiled-")  # JAX's own cache, so that a restart is quick
 ONE_THREAD = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
-FLAGS = (
-    "--corpus",
-    "embedded-tiny",
-    "--embedding-size",
-    "8",
-    "--hidden-sizes",
-    "8,6",
-    "--batch-size",
-    "50",
-    "--bptt-length",
-    "20",
-    "--epochs",
-    "3",
-    "--keep-output",
-    "0.8",
-    "--checkpoint-every",
-    "7",
-    "--windows-per-call",
-    "4",
-)
-CONFIG = jaxlm.preset("small").replace(
+
+
+def flags(**fields: object) -> tuple[str, ...]:
+    """Fields of the config as the command line takes them."""
+    pairs = [(f"--{name.replace('_', '-')}", value) for name, value in fields.items()]
+    texts = [(name, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)) for name, value in pairs]
+    return tuple(text for pair in texts for text in pair)
+
+
+TINY = flags(corpus="embedded-tiny", hidden_sizes=8, embedding_size=4, batch_size=20, epochs=1)
+FIELDS = dict(
     corpus="embedded-tiny",
     embedding_size=8,
     hidden_sizes=(8, 6),
@@ -47,6 +37,7 @@ CONFIG = jaxlm.preset("small").replace(
     checkpoint_every=7,
     windows_per_call=4,
 )
+FLAGS, CONFIG = flags(**FIELDS), jaxlm.preset("small").replace(**FIELDS)
 WINDOWS = 39  # in an epoch
 MAIN = "from jaxlm.__main__ import main; main()"
 

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import pytest
 from forked import Command, Server
-from processes import kept, start
+from processes import FIELDS, flags, kept, start
 
 from jaxlm.runs import checkpoint
 
@@ -40,26 +40,7 @@ CODES = {0, 1, -9}  # (2: arguments that do not parse; 3: diverged; 128 + N: no 
 MOST_CASES_OF_A_LIFE = 12
 DISK = 8 << 20  # bytes
 
-FLAGS = (
-    "--corpus",
-    "embedded-tiny",
-    "--embedding-size",
-    "8",
-    "--hidden-sizes",
-    "8",
-    "--batch-size",
-    "100",
-    "--bptt-length",
-    "20",
-    "--epochs",
-    "3",
-    "--keep-output",
-    "0.8",
-    "--checkpoint-every",
-    "7",
-    "--windows-per-call",
-    "2",
-)
+FLAGS = flags(**FIELDS | dict(hidden_sizes=8, batch_size=100, windows_per_call=2))
 RATE = ("--learning-rate", "4")  # its best epoch is not its last one
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from processes import TINY
 
 import jaxlm
 from jaxlm.cli import main
@@ -23,18 +24,6 @@ from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.lock import lock
 
-TINY = [
-    "--corpus",
-    "embedded-tiny",
-    "--hidden-sizes",
-    "8",
-    "--embedding-size",
-    "4",
-    "--batch-size",
-    "20",
-    "--epochs",
-    "1",
-]
 WORDS = "a b c d e\n" * 4000
 ESCAPE = "\x1b]0;x\x07"  # sets a terminal's title
 

@@ -8,23 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import TINY
 
 from jaxlm.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIN = "import sys; from jaxlm.cli import main; sys.exit(main())"
-TINY = [
-    "--corpus",
-    "embedded-tiny",
-    "--hidden-sizes",
-    "8",
-    "--embedding-size",
-    "4",
-    "--batch-size",
-    "20",
-    "--epochs",
-    "1",
-]
 HEAVY = ("jax", "numpy", "rich", "flax", "optax", "optuna", "matplotlib")
 
 
