@@ -18,7 +18,7 @@ from jaxlm.data.windows import Windows
 from jaxlm.distributed.mesh import known, stay
 from jaxlm.errors import JaxlmError
 from jaxlm.models import stack
-from jaxlm.models.noise import Noise, growing, is_random
+from jaxlm.models.noise import Noise, growing, is_random, sums_all_words
 from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
 from jaxlm.training.averaging import Average, averaged, first_average
@@ -165,7 +165,7 @@ def train_step(
     optimizer, tokens = recipe.optimizer, window.inputs
     carry = jax.tree.map(lambda leaf: jnp.where(window.first, 0, leaf), state.carry)
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-    exact = all_words_count(recipe, state.step, window.total)
+    exact = sums_all_words(recipe.model, state.step, window.total)
 
     part = Part(tokens, window.targets, carry, key, noise)
     cost, new_carry, grads = gradient(recipe, state.params, part, window.small_batch, window.length, exact)
@@ -186,12 +186,6 @@ def train_step(
     new = replace(old, opt_state=opt_state, carry=new_carry, average=average)
     kept = jax.tree.map(lambda a, b: a if a is b else jnp.where(finite, a, b), new, old)
     return replace(kept, step=state.step + 1), Metrics(cost, norm, optimizer.learning_rate * factor, finite)
-
-
-def all_words_count(recipe: Recipe, step: jax.Array, total: jax.Array | int) -> jax.Array | bool:
-    """Whether a window after the share of sampled ones has come, so that its softmax sums all words."""
-    share = recipe.model.sampled_share
-    return False if share is None else step >= share * total
 
 
 def read_window(tokens: jax.Array, windows: Windows, bptt_length: int, small_batch: int = 0) -> Window:
