@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jaxlm.models.gru import GRU as GRU
     from jaxlm.models.lstm import LSTM as LSTM
     from jaxlm.models.mingru import MinGRU as MinGRU
+    from jaxlm.models.minlstm import MinLSTM as MinLSTM
     from jaxlm.models.mogrifier import Mogrifier as Mogrifier
     from jaxlm.models.stack import init_params as init_params
     from jaxlm.optimizers.adamw import AdamW as AdamW
@@ -58,6 +59,7 @@ _HOME = {
     "jaxlm.models.gru": ("GRU",),
     "jaxlm.models.lstm": ("LSTM",),
     "jaxlm.models.mingru": ("MinGRU",),
+    "jaxlm.models.minlstm": ("MinLSTM",),
     "jaxlm.models.mogrifier": ("Mogrifier",),
     "jaxlm.optimizers.descent": ("SGD", "ASGD"),
     "jaxlm.optimizers.adamw": ("AdamW",),

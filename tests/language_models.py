@@ -9,17 +9,18 @@ import numpy as np
 import jaxlm
 from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.models import heads, stack
+from jaxlm.models.kinds import MODELS
 from jaxlm.models.noise import no_noise
 from jaxlm.scoring.language_model import LanguageModel
 
 WORDS = (EOS, UNK, "the", "dogs", "dog", "runs", "run", "n't", "'s", "N", "ca", "inc.", "$", "of", "a", "%", "b.")
-KINDS = ("lstm", "gru", "mingru", "mogrifier")
+KINDS = tuple(MODELS)
 
 
 @cache
 def small_lm(kind: str = "lstm", tied: bool = False, seed: int = 0, words: tuple[str, ...] = WORDS) -> LanguageModel:
     config = jaxlm.preset("small").replace(
-        model=kind, vocab_size=len(words), embedding_size=4, hidden_sizes=(5, 4), tied=tied, init_scale=1.0
+        model=kind, vocab_size=len(words), embedding_size=4, hidden_sizes=(6, 4), tied=tied, init_scale=1.0
     )
     return LanguageModel(stack.init_params(config.model, jax.random.key(seed)), config, Vocab(words), {})
 

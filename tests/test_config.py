@@ -25,10 +25,11 @@ from jaxlm.config.config import (
 from jaxlm.config.presets import PRESETS, preset
 from jaxlm.config.protocols import PROTOCOLS
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import specs
+from jaxlm.fields import either, specs
 from jaxlm.models.lstm import LSTM
 from jaxlm.schedules import Piecewise
 
+MODEL_NAMES = either([*KINDS["model"]])
 RECIPES = {  # the published recipes: init, lr, clip, T, hidden, E, hold, epochs, keep, decay, B
     "small": (0.1, 1.0, 5, 20, (256, 128), 200, 4, 15, None, 0.5, 60),
     "zaremba-small": (0.1, 1.0, 5, 20, (200, 200), 200, 4, 13, None, 0.5, 20),
@@ -234,7 +235,7 @@ def test_what_another_kind_takes_over_is_said():
         (dict(compute_dtype="float16"), "compute_dtype must be float32, bfloat16 or auto"),
         (dict(learning_rte=1), "unknown field 'learning_rte'; did you mean 'learning_rate'"),
         (dict(zzz=1), "unknown field 'zzz'; known are"),
-        (dict(model="grv"), "model must be lstm, gru, mingru, mogrifier or lamb-mogrifier; it is 'grv'"),
+        (dict(model="grv"), f"model must be {MODEL_NAMES}; it is 'grv'"),
         (
             dict(model="gru", forget_bias=1.0),
             "forget_bias is a field of the model lstm, mogrifier or lamb-mogrifier, and the model is gru, "
@@ -243,7 +244,7 @@ def test_what_another_kind_takes_over_is_said():
         (dict(beta1=0.5), "beta1 is a field of the optimizer adamw, muon or lamb-adam, and the optimizer is sgd"),
         (dict(train="x"), "train takes a section"),
         (dict(train=None), "train takes a section"),
-        (dict(model=None), "model must be lstm, gru, mingru, mogrifier or lamb-mogrifier; it is None"),
+        (dict(model=None), f"model must be {MODEL_NAMES}; it is None"),
         (dict(optimizer=3), "optimizer must be sgd, asgd, adamw, muon, awd-lstm or lamb-adam; it is 3"),
     ],
 )
@@ -266,7 +267,7 @@ def _json(**changes: object) -> str:
         ("{}", "expected a config of format 2"),
         ('{"format": 2, "model": 3}', "model should be a JSON object"),
         ('{"format": 2, "modle": {}}', "model.kind"),
-        (_json(model={"kind": "transformer"}), "model.kind must be lstm, gru, mingru, mogrifier or lamb-mogrifier"),
+        (_json(model={"kind": "transformer"}), f"model.kind must be {MODEL_NAMES}"),
         (_json(preset=3), "preset"),
         (_json(modle={}), "modle"),
         (_json(optimizer={"kind": "sgd", "lr": 1}), "unknown field optimizer.lr"),

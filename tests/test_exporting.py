@@ -18,6 +18,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.interop.exporting import TARGETS, export_model
 from jaxlm.interop.imported import import_model
 from jaxlm.models import heads, stack
+from jaxlm.models.kinds import MODELS
 from jaxlm.models.noise import no_noise
 from jaxlm.scoring.language_model import LanguageModel
 
@@ -29,7 +30,7 @@ SHAPES = {
     "equal": {"hidden_sizes": (4, 4)},
     "tied": {"hidden_sizes": (3, 4), "tied": True},
     "tied equal": {"hidden_sizes": (4,), "tied": True},
-    "widths": {"hidden_sizes": (3, 5)},
+    "widths": {"hidden_sizes": (2, 6)},
 }
 
 
@@ -135,7 +136,7 @@ def test_onnxruntime_computes_the_same_and_hands_the_state_on(tmp_path, kind, sh
     assert json.loads(session.get_modelmeta().custom_metadata_map["vocabulary"]) == list(WORDS)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "mingru", "mogrifier"])
+@pytest.mark.parametrize("kind", MODELS)
 def test_stablehlo_computes_the_same_for_any_batch(tmp_path, kind):
     pytest.importorskip("flatbuffers")
     lm = model(kind, "widths")

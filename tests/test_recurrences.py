@@ -1,4 +1,4 @@
-"""ops/gru.py and ops/linear_recurrence.py: Flax's cell, and the associative scan beside its plain reference."""
+"""ops/gru.py, linear_recurrence.py and convolution.py beside Flax's cell, a plain reference and NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxlm.ops.convolution import short_convolution
 from jaxlm.ops.gru import gru
 from jaxlm.ops.linear_recurrence import linear_recurrence, linear_recurrence_reference
 
@@ -57,6 +58,24 @@ def test_the_associative_scan_is_the_plain_recurrence(T, B, H, seed):
         scalar(linear_recurrence),
         scalar(linear_recurrence_reference),
     )
+
+
+@pytest.mark.parametrize("length", [None, 1, 5])
+def test_the_short_convolution_is_numpy_s_of_each_unit(length):
+    """Its inputs before the window come from the state; of padded steps nothing is kept."""
+    T, B, H, K = 7, 2, 3, 4
+    rng = np.random.default_rng(0)
+    x, kernel, bias, before = (rng.normal(size=shape) for shape in ((T, B, H), (K, H), (H,), (B, K - 1, H)))
+    y, state = short_convolution(
+        *(jnp.asarray(one, jnp.float32) for one in (x, kernel, bias, before)), length and jnp.int32(length)
+    )
+    inputs = np.concatenate([np.moveaxis(before, 1, 0), x])
+    for row in range(B):
+        for unit in range(H):
+            expected = np.convolve(inputs[:, row, unit], kernel[::-1, unit], "valid") + bias[unit]
+            np.testing.assert_allclose(y[:, row, unit], expected, rtol=1e-4, atol=1e-5)
+    end = length or T
+    np.testing.assert_allclose(state, np.moveaxis(inputs[end : end + K - 1], 0, 1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

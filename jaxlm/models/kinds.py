@@ -3,7 +3,14 @@
 from jaxlm.models.gru import GRU
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.mingru import MinGRU
+from jaxlm.models.minlstm import MinLSTM
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import Recurrent
 
-MODELS: dict[str, type[Recurrent]] = {"lstm": LSTM, "gru": GRU, "mingru": MinGRU, "mogrifier": Mogrifier}
+MODELS: dict[str, type[Recurrent]] = {
+    "lstm": LSTM,
+    "gru": GRU,
+    "mingru": MinGRU,
+    "minlstm": MinLSTM,
+    "mogrifier": Mogrifier,
+}

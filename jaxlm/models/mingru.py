@@ -26,19 +26,26 @@ class MinGRU(Recurrent):
         import jax.numpy as jnp
 
         scale = self.layer_scale(inputs)  # in PyTorch the layer is a Linear, with one bias
-        bias = torch_biases(key, scale, 2 * width)[0] if self.torch_init else jnp.zeros(2 * width)
-        return {"kernel": uniform(key, scale, inputs, 2 * width), "bias": bias}
+        size = self.gates * width
+        bias = torch_biases(key, scale, size)[0] if self.torch_init else jnp.zeros(size)
+        return {"kernel": uniform(key, scale, inputs, size), "bias": bias}
 
     def apply_layer(
         self, params: Params, x: jax.Array, state: jax.Array, noise: CellNoise, length: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         import jax
-        import jax.numpy as jnp
 
         from jaxlm.ops.bounded_scan import last_step
         from jaxlm.ops.linear_recurrence import linear_recurrence
         from jaxlm.ops.product import product
 
-        gate, candidate = jnp.split(product(x, params["kernel"], x.dtype) + params["bias"], 2, -1)
+        gate, candidate = self.gate_and_candidate(product(x, params["kernel"], x.dtype) + params["bias"])
         y = linear_recurrence(jax.nn.sigmoid(-gate), jax.nn.sigmoid(gate) * candidate, state)
         return y.astype(x.dtype), last_step(y, length)
+
+    def gate_and_candidate(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x W + b [..., gates * H] -> the logit of the gate that writes, and the candidate, [..., H] each."""
+        import jax.numpy as jnp
+
+        gate, candidate = jnp.split(z, 2, -1)
+        return gate, candidate
