@@ -13,7 +13,7 @@ from jaxlm.models.kinds import MODELS
 from jaxlm.optimizers.kinds import OPTIMIZERS
 from jaxlm.schedules import SCHEDULES
 
-V, E, HIDDEN, B, T = 11, 4, (5, 4), 4, 5
+V, E, HIDDEN, B, T = 11, 8, (12, 8), 4, 5
 BASE = jaxlm.preset("small").replace(
     vocab_size=V,
     embedding_size=E,
@@ -32,7 +32,7 @@ MODEL_CASES = (
         "lstm-skip": BASE.replace(hidden_sizes=(4, 4), skip=True),
         "mogrifier-all": BASE.replace(
             model="mogrifier",
-            hidden_sizes=(4, 4),
+            hidden_sizes=(E, E),
             skip=True,
             rounds=3,
             rank=2,

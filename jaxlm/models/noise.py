@@ -150,8 +150,10 @@ def drop_words(model: Recurrent, noise: Noise, x: jax.Array, tokens: jax.Array) 
 
 def drop_carry(noise: Noise, carry: tuple[State, ...]) -> tuple[State, ...]:
     """The carry that a window begins with, zero in the rows where it does not go on (Melis et al. 2020)."""
-    kept = noise.carry
-    return carry if kept is None else jax.tree.map(lambda leaf: jnp.where(kept, leaf, 0), carry)
+    if noise.carry is None:
+        return carry
+    kept = noise.carry[:, 0]
+    return jax.tree.map(lambda leaf: jnp.where(kept.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), carry)
 
 
 def drop_rows(model: Recurrent, noise: Noise, params: Params) -> Params:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import jax
 
 Params = dict[str, Any]  # nested dicts and lists of arrays
-State = Any  # one layer's carry: a pytree of arrays [B, H]
+State = Any  # one layer's carry: a pytree of arrays [B, ...]
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,17 @@ class Recurrent:
                 f"skip adds up the layers' outputs, which needs equal widths: hidden_sizes is "
                 f"{','.join(map(str, self.hidden_sizes))}"
             )
+        heads = getattr(self, "heads", 1)
+        if any(width % heads for width in self.hidden_sizes):
+            raise JaxlmError(
+                f"the heads of a layer share its width equally: hidden_sizes is "
+                f"{','.join(map(str, self.hidden_sizes))}, which {heads} heads do not divide; set other heads or widths"
+            )
+
+
+def head_count() -> Any:
+    """The field `heads` of kinds whose layers have heads, each with `width / heads` units."""
+    return count(2, "heads of a layer, which share its width equally", "heads", low=1)
 
 
 def weight_drop() -> Any:

@@ -20,10 +20,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxlm.ops.gates import activated, sigmoid
 from jaxlm.ops.lstm import LSTMState
+from jaxlm.ops.norm import layer_norm
 from jaxlm.ops.product import product
 from jaxlm.ops.recurrence import Linear, recurrence, recurrence_reference
 
@@ -99,13 +99,13 @@ def _cell(
         x, h = _mogrify(linear, x, h, others["rounds"])
         x = _from_input(linear, x, others)
     z, norms = linear("state", h), others["norms"]
-    z = x + (z if norms is None else _normalised(z) * norms["state"])
+    z = x + (z if norms is None else layer_norm(z) * norms["state"])
     gates, candidate = (3, 0) if input_gate == "coupled" else (4, 1)
     *i, update, f, o = jnp.split(activated(z, gates, candidate), gates, -1)
     update = update if limits.update is None else update * limits.update
     taken = 1 - f if input_gate == "coupled" else i[0]
     c = state.c * f + (jnp.minimum(taken, 1 - f) if input_gate == "capped" else taken) * update
-    shown = c if norms is None else _normalised(c) * norms["cell"] + norms["cell_bias"]
+    shown = c if norms is None else layer_norm(c) * norms["cell"] + norms["cell_bias"]
     h = jnp.tanh(shown) * o
     clip = limits.cell_clip
     return LSTMState(c if clip is None else jnp.clip(c, -clip, clip), h), h
@@ -128,13 +128,7 @@ def _mogrify(linear: Linear, x: jax.Array, h: jax.Array, rounds: list[Weights]) 
 def _from_input(linear: Linear, x: jax.Array, others: Weights) -> jax.Array:
     """The input's part of the gates [..., 4H], with the bias."""
     z, norms = linear("input", x), others["norms"]
-    return (z if norms is None else _normalised(z) * norms["input"]) + others["bias"]
-
-
-def _normalised(x: jax.Array) -> jax.Array:
-    """x [..., H] with mean 0 and variance 1 over its last axis."""
-    centred = x - x.mean(-1, keepdims=True)
-    return centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
+    return (z if norms is None else layer_norm(z) * norms["input"]) + others["bias"]
 
 
 def _apart(weights: Weights, inputs: int) -> tuple[dict[str, jax.Array], Weights]:

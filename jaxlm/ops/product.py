@@ -5,6 +5,7 @@ order, and a first factor only as it lies: a transpose of the first that XLA can
 product into a slow float32 one. So a caller hands over a first factor that really lies transposed.
 """
 
+import re
 from functools import partial
 from typing import Any
 
@@ -65,6 +66,31 @@ def columns_times_rows(columns: jax.Array, rows: jax.Array, dtype: Any) -> jax.A
         (summed, ((), ())),
         preferred_element_type=jnp.promote_types(dtype, jnp.float32),
     )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def contraction(spec: str, dtype: Any, a: jax.Array, b: jax.Array) -> jax.Array:
+    """An einsum of two factors, multiplied in one dtype and summed in float32 or wider; and so are its gradients.
+
+    Args:
+        spec: as in "tbk,kn->tbn"; every letter of a factor is one of the other factor or of the result too.
+        dtype: both are rounded to it.
+        a, b: the factors.
+
+    Returns:
+        The sum, in float32 or wider.
+    """
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), preferred_element_type=wide)
+
+
+def _contraction_backward(spec, dtype, factors, dz):
+    (a, b), (of_a, of_b, of_z) = factors, re.split(",|->", spec)
+    da = contraction(f"{of_z},{of_b}->{of_a}", dtype, dz, b)
+    return da.astype(a.dtype), contraction(f"{of_a},{of_z}->{of_b}", dtype, a, dz).astype(b.dtype)
+
+
+contraction.defvjp(lambda spec, dtype, a, b: (contraction(spec, dtype, a, b), (a, b)), _contraction_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
