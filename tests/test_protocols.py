@@ -15,6 +15,7 @@ from test_mogrifier import lamb_config, lamb_params
 import jaxlm
 from jaxlm.cli import main
 from jaxlm.config.protocols import PROTOCOLS, protocol_of
+from jaxlm.data.vocab import Vocab
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import no_noise
@@ -31,7 +32,7 @@ from jaxlm.scoring.token_scores import Detail, Tokens
 GOLDEN = Path(__file__).parent / "golden/published"
 IDS = np.random.default_rng(5).integers(0, 17, 65).astype(np.int32)
 TRAIN = np.random.default_rng(6).integers(0, 17, 300).astype(np.int32)
-VOCAB = small_lm().vocab
+VOCAB = Vocab(tuple(f"w{number}" for number in range(1000)))  # for more ids than any case has
 SETTINGS = {
     "cache": {"cache_window": 7, "theta": 0.6, "lambda_": 0.3},
     "dynamic": {"learning_rate": 2e-3, "lambda_": 0.02, "epsilon": 1e-3, "segment_length": 4, "statistics_rows": 8},

@@ -152,8 +152,11 @@ def test_each_trial_has_its_key_in_every_chart_and_in_the_table():
 
 def test_unknown_tokens_and_estimates_are_said():
     epochs = [{"epoch": 1, "train_perplexity": 90.0, "valid_perplexity": 118.0, "unknown_valid": 0.01}]
-    few = run_record("few", epochs=epochs, tests=[{"test_perplexity": 117.0, "unknown_test": 0.02}])
+    few = run_record(
+        "few", epochs=epochs, tests=[{"test_perplexity": 117.0, "test_bits_per_byte": 1.625, "unknown_test": 0.02}]
+    )
     text = " ".join(" ".join(page(few).words).split())
+    assert "test bits per byte per character" in text and "117.00 1.625 valid 1.0%" in text
     assert "valid 1.0%, test 2.0%" in text and "Many tokens are unknown" not in text and "estimate" not in text
     many = run_record("many", tests=[{"test_perplexity": 117.0, "unknown_test": 0.9}])
     assert "Many tokens are unknown (<unk>) to the vocabulary of many: test 90.0%" in " ".join(
@@ -212,6 +215,11 @@ def test_a_runs_metrics_name_unknown_tokens_and_estimated_perplexities(tmp_path,
     assert [row.get("train_estimated") for row in epochs] == [True, None]
     shares = jaxlm.load_corpus("embedded-tiny").unknown_shares()
     assert epochs[0]["unknown_valid"] == shares["valid"] > 0 and test["unknown_test"] == shares["test"] > 0
+    for split, row in (("valid", epochs[1]), ("test", test)):  # in the rows and windows of training, and as evaluated
+        found = jaxlm.evaluate(result.run_dir, split)
+        for name in ("bits_per_byte", "bits_per_character", "word_perplexity"):
+            assert row[f"{split}_{name}"] == pytest.approx(getattr(found, name), rel=1e-9)
+        assert found.word_perplexity == pytest.approx(found.perplexity)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.5, 1e-9, 1e300, float("inf"), float("nan"), None, 12345.678])

@@ -161,7 +161,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A line of names and a line for each row; numbers to the right."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = [
-        [name.removesuffix("_perplexity").replace("_", " "), *(_text(row.get(name), name) for row in rows)]
+        [re.sub("(?<!word)_perplexity$", "", name).replace("_", " "), *(_text(row.get(name), name) for row in rows)]
         for name in names
     ]
     sides = [">" if any(isinstance(row.get(name), int | float) for row in rows) else "<" for name in names]

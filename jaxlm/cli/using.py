@@ -11,7 +11,7 @@ from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, read_
 from jaxlm.cli.verbs import DATA_DIR, MODEL, TOKENIZER, argument, loaded, pathname, switch, verb
 from jaxlm.config.protocols import described
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.report.units import perplexity_text
+from jaxlm.report.units import comparable_text, perplexity_text
 from jaxlm.terminal import printable, say, say_line
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many
     TOKENIZER,
     argument("--corpus", metavar="TEXT", help="a split of another corpus (as train's --corpus), in the run's words"),
     DATA_DIR,
+    switch("--json", "print JSON"),
     switch("--tune", "choose the protocol's numbers on valid, then read test once with them"),
     add_protocol_flags,
 )
@@ -45,20 +46,28 @@ def evaluate(args: argparse.Namespace) -> None:
         grid = {name: values for name, values in protocol.grid.items() if name not in changes(args)}
         tuned = lm.tune(protocol, grid=grid, corpus=args.corpus, data_dir=args.data_dir)
         best = perplexity_text(tuned.valid)
-        say(f"the best of {len(tuned.tried)} on valid: perplexity {best}; test is read once, with it")
+        say(
+            f"the best of {len(tuned.tried)} on valid: perplexity {best}; test is read once, with it",
+            file=sys.stderr if args.json else None,
+        )
         protocol, found = tuned.protocol, tuned.test
     else:
         options = {"text": args.text, "corpus": args.corpus, "data_dir": args.data_dir, "tokenizer": args.tokenizer}
         found = lm.evaluate(args.split or "test", protocol=protocol, **options)
 
     from jaxlm.data.unknown import unknown_text, unknown_warning
+    from jaxlm.files import finite
 
     how = "" if args.protocol == "plain" else f"; protocol {described(protocol)}"
-    say_line(
-        f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({found.nats:.1f} nats over "
-        f"{found.predictions:,} predictions, {unknown_text(found.unknown)}; {args.checkpoint} checkpoint of "
-        f"{args.run}{how})"
-    )
+    if args.json:
+        say(json.dumps(finite({"run": str(args.run), "checkpoint": args.checkpoint, **found._asdict()})))
+    else:
+        say_line(
+            f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({found.nats:.1f} nats over "
+            f"{found.predictions:,} predictions, {unknown_text(found.unknown)}; {args.checkpoint} checkpoint of "
+            f"{args.run}{how})"
+        )
+        say_line(f"{found.text}: {comparable_text(found._asdict())}")
     if (args.text or args.corpus) and (warning := unknown_warning(found.unknown, found.text)):
         say(printable(warning), file=sys.stderr)
 

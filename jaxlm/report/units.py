@@ -1,7 +1,11 @@
 """Perplexity: from summed nats, and as text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxlm.data.text_size import TextSize
 
 
 def perplexity(nats: float, count: float) -> float:
@@ -16,6 +20,35 @@ def perplexity(nats: float, count: float) -> float:
         return math.exp(nats / count)
     except OverflowError:
         return math.inf
+
+
+def comparable(nats: float, size: "TextSize") -> dict[str, float]:
+    """The numbers that compare between vocabularies, of the summed nats of a text of this size; nan for an empty text.
+
+    Bits per byte and per character are nats / ln 2 over the bytes and the characters (Gao et al. 2020,
+    arXiv:2101.00027, section 3.1); the perplexity per word is exp of nats over the words, as lm-evaluation-harness's.
+
+    >>> from jaxlm.data.text_size import TextSize
+    >>> comparable(8 * math.log(2), TextSize(tokens=3, bytes=4, characters=2, words=4))
+    {'bits_per_byte': 2.0, 'bits_per_character': 4.0, 'word_perplexity': 4.0}
+    """
+    bits = nats / math.log(2)
+    return {
+        "bits_per_byte": bits / size.bytes if size.bytes else math.nan,
+        "bits_per_character": bits / size.characters if size.characters else math.nan,
+        "word_perplexity": perplexity(nats, size.words),
+    }
+
+
+def comparable_text(found: Mapping[str, float]) -> str:
+    """What `comparable` found, as it stands beside a perplexity.
+
+    >>> from jaxlm.data.text_size import TextSize
+    >>> comparable_text(comparable(8 * math.log(2), TextSize(3, 4, 2, 4)))
+    '2.0000 bits per byte, 4.0000 per character, perplexity 4.00 per word'
+    """
+    byte, character, word = (found[name] for name in ("bits_per_byte", "bits_per_character", "word_perplexity"))
+    return f"{byte:.4f} bits per byte, {character:.4f} per character, perplexity {perplexity_text(word)} per word"
 
 
 def perplexity_text(value: float) -> str:

@@ -4,8 +4,8 @@ The file depends on nothing but the training: it holds no time, so a resumed run
 uninterrupted one. Seconds go to `timing.jsonl`. Lines:
 
     {"kind":"window","step":1,"epoch":1,"cost":184.2,"grad_norm":3.1,"learning_rate":1.0}
-    {"kind":"epoch","corpus":"ptb","epoch":1,"train_perplexity":...,"valid_perplexity":...,"unknown_valid":...}
-    {"kind":"test","corpus":"ptb","test_perplexity":...,"unknown_test":...}
+    {"kind":"epoch","corpus":"ptb","epoch":1,"train_perplexity":...,"valid_perplexity":...,"valid_bits_per_byte":...}
+    {"kind":"test","corpus":"ptb","test_perplexity":...,"test_bits_per_byte":...,"unknown_test":...}
 
 A window's cost is the sum over its steps of the batch's mean nats; the line of a window whose length is not
 bptt_length ends with `"steps":T`. `unknown_SPLIT` is the share of `<unk>` among the split's tokens, and
@@ -37,7 +37,7 @@ NAME, TIMING = "metrics.jsonl", "timing.jsonl"
 SERIES = ("cost", "grad_norm", "learning_rate")
 _NEEDED = {"window": {"step", "epoch", *SERIES}, "epoch": {"epoch"}}
 _COUNT = re.compile("step|steps|epoch")
-_NUMBER = re.compile("|".join(SERIES) + "|.*perplexity|floor.*|unknown.*")
+_NUMBER = re.compile("|".join(SERIES) + "|.*perplexity|.*bits_per.*|floor.*|unknown.*")
 
 
 class Prefix(NamedTuple):
@@ -166,7 +166,7 @@ class MetricsLog:
         values = {name: value for name, value in values.items() if value is not None}
         self._write(NAME, {"kind": kind, "corpus": self._corpus, **values})
         if self._on_metrics:
-            tags = {f"{kind}/{name}": value for name, value in values.items() if "perplexity" in name}
+            tags = {f"{kind}/{name}": value for name, value in values.items() if "perplexity" in name or "bits" in name}
             self._on_metrics(self._step, tags)
 
     def timing(self, **values: Any) -> None:

@@ -13,10 +13,11 @@ import numpy as np
 
 from jaxlm.config.config import Config
 from jaxlm.data.corpora import Corpus
+from jaxlm.data.text_size import TextSize
 from jaxlm.data.windows import MOST_WINDOWS, RandomLengths, WindowPlan
 from jaxlm.errors import DataError
 from jaxlm.report.trackers import OnMetrics
-from jaxlm.report.units import perplexity
+from jaxlm.report.units import comparable, perplexity
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.lock import Held
 from jaxlm.runs.metrics import MetricsLog, Prefix, read_metrics
@@ -149,6 +150,13 @@ class Run:
         """`unknown_SPLIT`: the share of `<unk>` among the tokens of the validation and test splits."""
         return {f"unknown_{split}": share for split, share in self.corpus.unknown_shares("valid", "test").items()}
 
+    @cached_property
+    def sizes(self) -> dict[str, TextSize]:
+        """How long the text is that is predicted of the validation and test splits."""
+        counts, corpus = self.config.train, self.corpus
+        valid = TextSize.of(corpus.vocab, corpus.valid, counts.batch_size, counts.bptt_length)
+        return {"valid": valid, "test": TextSize.of(corpus.vocab, corpus.test)}
+
     @property
     def words_per_second(self) -> float:
         """The speed in this epoch, as far as this process trained it."""
@@ -208,6 +216,7 @@ class Run:
             train_perplexity=result.train_perplexity,
             train_estimated=result.train_estimated or None,
             valid_perplexity=valid_perplexity,
+            **self.comparable("valid", valid_perplexity),
             unknown_valid=self.unknown["unknown_valid"],
             skipped_windows=self.log.skipped[result.epoch] or None,
             **floors(self.corpus, "train", "valid"),
@@ -237,11 +246,18 @@ class Run:
         checkpoint.save(self.folder, state, self.config, self.corpus.vocab, manifest)
         self._saved = self.step
 
+    def comparable(self, split: str, value: float) -> dict[str, float]:
+        """`SPLIT_bits_per_byte` and so on, of valid or test, from its perplexity."""
+        size, rows = self.sizes[split], self.config.train.batch_size if split == "valid" else 1
+        nats = (math.log(value) if value > 0 else math.nan) * self.config.optimizer.counted(size.tokens, rows)
+        return {f"{split}_{name}": found for name, found in comparable(nats, size).items()}
+
     def log_test(self, which: str, step: int, nats: float, predictions: int) -> float:
         """Logs the test of a checkpoint, and returns its perplexity."""
         value = self.perplexity(nats, predictions)
         floor, unknown = floors(self.corpus, "test"), self.unknown["unknown_test"]
-        self.log.result("test", checkpoint=which, step=step, test_perplexity=value, unknown_test=unknown, **floor)
+        found = {"test_perplexity": value, **self.comparable("test", value), "unknown_test": unknown, **floor}
+        self.log.result("test", checkpoint=which, step=step, **found)
         self.log.sync()
         return value
 

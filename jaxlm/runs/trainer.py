@@ -24,6 +24,7 @@ from jaxlm.models.recurrent import Params
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.progress import Progress, lasting_console
 from jaxlm.report.trackers import OnMetrics
+from jaxlm.report.units import comparable_text
 from jaxlm.runs import checkpoint, directory, precision, signals, state_arrays
 from jaxlm.runs.group import Group, SingleGroup
 from jaxlm.runs.lock import lock
@@ -282,6 +283,8 @@ def _finish(
         values = f"train {row.train_perplexity:.2f}{estimate}  valid {row.valid_perplexity:.2f}"
         rows.append((f"epoch {row.epoch}", values))
     rows += [(f"test, {which} checkpoint", f"{value:.2f}") for which, value in tests.items()]
+    found = {name.removeprefix("test_"): value for name, value in run.comparable("test", tests["last"]).items()}
+    rows.append(("comparable with any tokens", comparable_text(found)))
     for name, value in floors(run.corpus, "train", "valid", "test").items():
         rows.append((name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)"))
     shares = [f"{name.removeprefix('unknown_')} {share:.1%}" for name, share in run.unknown.items()]

@@ -11,12 +11,13 @@ import numpy as np
 
 from jaxlm.config.config import Config
 from jaxlm.config.protocols import Cache, Dynamic, MCDropout, Plain, Temperature, name_of, protocol_of
+from jaxlm.data.text_size import TextSize
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, Diverged, JaxlmError
 from jaxlm.fields import specs
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params
-from jaxlm.report.units import perplexity
+from jaxlm.report.units import comparable, perplexity
 from jaxlm.scoring.dynamic_evaluation import DynamicReader, Statistics, objective_of
 from jaxlm.scoring.mc_dropout import MCReader
 from jaxlm.scoring.network import Network
@@ -69,6 +70,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         unknown: the share of the text's tokens that are `<unk>`: easily predicted, they make a perplexity look good.
+        bits_per_byte, bits_per_character, word_perplexity: as `report.units.comparable` has them.
     """
 
     perplexity: float
@@ -76,6 +78,9 @@ class Evaluation(NamedTuple):
     predictions: int
     text: str
     unknown: float = 0.0
+    bits_per_byte: float = math.nan
+    bits_per_character: float = math.nan
+    word_perplexity: float = math.nan
 
 
 class Tuned(NamedTuple):
@@ -107,8 +112,9 @@ def evaluate_ids(
     if type(protocol) is Plain:
         config = readers.config
         nats, count = stream_nats(config.model, readers.params, ids, *rows_and_window)
+        size = TextSize.of(readers.vocab, ids, *rows_and_window)
         value = perplexity(nats, config.optimizer.counted(count, rows_and_window[0]))
-        return Evaluation(value, nats, count, text, unknown)
+        return Evaluation(value, nats, count, text, unknown, **comparable(nats, size))
     ids, count = _read(ids, text, protocol)
     nats = float(reader_nats(readers.of(protocol), ids))
     value = perplexity(nats, count)
@@ -116,7 +122,7 @@ def evaluate_ids(
         raise Diverged(
             f"dynamic evaluation diverged on {text}: lower learning_rate, which is {protocol.learning_rate:g}"
         )
-    return Evaluation(value, nats, count, text, unknown)
+    return Evaluation(value, nats, count, text, unknown, **comparable(nats, TextSize.of(readers.vocab, ids)))
 
 
 def grid_search(

@@ -1,0 +1,56 @@
+"""Numbers that compare between vocabularies, by hand, and for texts read in any rows and windows."""
+
+import math
+from itertools import pairwise
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from language_models import WORDS, small_lm
+
+import jaxlm
+from jaxlm.data import text_size
+from jaxlm.data.text_size import TextSize
+from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.report.units import comparable
+
+
+def uniform(lm):
+    return jaxlm.LanguageModel(jax.tree.map(lambda leaf: 0 * leaf, lm.params), lm.config, lm.vocab, {})
+
+
+def test_a_uniform_model_has_the_numbers_of_a_pencil(tmp_path):
+    lm = uniform(small_lm(words=(EOS, "<unk>", "naïve", "dogs", "run", "the", "x", "y")))
+    (tmp_path / "text.txt").write_text("the naïve dogs\nrun zebra\n")
+    found = lm.evaluate(text=tmp_path / "text.txt")
+    # Predicted: " naïve dogs\nrun <unk>\n": 22 characters, of which one has two bytes; 4 words and 2 ends of lines.
+    assert found.predictions == 6 and found.nats == pytest.approx(6 * math.log(8))
+    assert found.bits_per_byte == pytest.approx(6 * 3 / 23)
+    assert found.bits_per_character == pytest.approx(6 * 3 / 22)
+    assert found.word_perplexity == pytest.approx(8) == pytest.approx(found.perplexity)
+
+
+@given(
+    ids=st.lists(st.integers(0, len(WORDS) - 1), min_size=6, max_size=60),
+    rows=st.integers(1, 3),
+    window=st.integers(1, 3),
+    block=st.integers(1, 70),
+)
+def test_the_size_is_of_the_text_that_the_predicted_tokens_add(ids, rows, window, block):
+    vocab, ids, length = Vocab(WORDS), np.array(ids), len(ids) // rows
+    expected = np.zeros(4, int)
+    for row in range(rows):
+        part = ids[row * length : (row + 1) * length]
+        part = part[: (len(part) - 1) // window * window + 1]
+        for before, after in pairwise(part):
+            word = "\n" if after == 0 else WORDS[after] if before == 0 else f" {WORDS[after]}"
+            expected += (1, len(word.encode()), len(word), 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_size, "BLOCK", block)
+        assert TextSize.of(vocab, ids, rows, window) == tuple(expected)
+
+
+def test_what_is_empty_has_no_number():
+    assert all(map(math.isnan, comparable(1.0, TextSize()).values()))
