@@ -19,11 +19,13 @@ from jaxlm.data import embedded, penn_treebank
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.prepared import prepare
-from jaxlm.data.text import SPLITS, read_string, tokenize
+from jaxlm.data.text import SPLITS, read_string
+from jaxlm.data.tokens import WORDS
 from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import DataError
 
 FAKE = {split: f" a small {split} of <unk> words \n the end \n".encode() for split in SPLITS}
+tokenize = WORDS.units
 FAKE_TOKENS = tokenize(FAKE["train"].decode())
 
 

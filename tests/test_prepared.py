@@ -29,6 +29,7 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.prepared import prepare
 from jaxlm.data.text import SPLITS
+from jaxlm.data.tokens import Words
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError
 from jaxlm.files import Folder
@@ -205,7 +206,7 @@ def killed_at(call: int, text: Path, out: Path) -> int:
 
     try:
         texts.BLOCK, encoding.SEGMENT = 64, 512
-        os.fsync, os.replace, texts.tokenize = map(dying, (os.fsync, os.replace, texts.tokenize))
+        os.fsync, os.replace, Words.units = map(dying, (os.fsync, os.replace, Words.units))
         prepare(text, out, lowercase=True, min_count=2)
         os._exit(0)
     finally:
@@ -286,7 +287,7 @@ def test_another_text_starts_over_and_other_options_resume(tmp_path, tiny_blocks
 @pytest.mark.parametrize("where", ["text", "folder"])
 def test_a_text_that_changes_while_it_is_prepared_is_refused(tmp_path, monkeypatch, tiny_blocks, change, where):
     """In its first segment or its last; and the same command then prepares what the text has become."""
-    text, tokenize, calls = tmp_path / "text", texts.tokenize, []
+    text, units, calls = tmp_path / "text", Words.units, []
     if where == "folder":
         text.mkdir()
         for split in SPLITS:
@@ -297,7 +298,7 @@ def test_a_text_that_changes_while_it_is_prepared_is_refused(tmp_path, monkeypat
         path.write_bytes(b"a b c d\n" * 20)
     prepare(text, tmp_path / "unchanged")
 
-    def changing(block: str) -> list[str]:
+    def changing(words: Words, block: str) -> list[str]:
         calls.append(block)
         if len(calls) == moment:
             if change == "appended":
@@ -305,9 +306,9 @@ def test_a_text_that_changes_while_it_is_prepared_is_refused(tmp_path, monkeypat
             elif change == "replaced":
                 path.write_bytes(b"b a d c\n" * 20)
             os.utime(path, ns=(len(calls), len(calls)))
-        return tokenize(block)
+        return units(words, block)
 
-    monkeypatch.setattr(texts, "tokenize", changing)
+    monkeypatch.setattr(Words, "units", changing)
     first = 1 if where == "text" else 11
     for moment in (first, first + 9):
         calls.clear()

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from walkthrough_notebook import NOTEBOOK, SOURCE, cell_texts, code_cells, read_source, run
 
-from jaxlm.data.text import tokenize
+from jaxlm.data.tokens import WORDS
 
 MAX_BYTES = 400 * 1024
 MAX_CPU_SECONDS = 2 * 180  # three minutes of two cores
@@ -92,7 +92,7 @@ def test_the_outputs_are_of_the_generated_corpus(published):
 
 def test_no_output_holds_text_of_penn_treebank(published, ptb_dir):
     """No five tokens in a row: four common words, such as "<unk> by <unk> of", are in any English."""
-    split = {name: tokenize((ptb_dir / f"ptb.{name}.txt").read_text()) for name in ("train", "valid", "test")}
+    split = {name: WORDS.units((ptb_dir / f"ptb.{name}.txt").read_text()) for name in ("train", "valid", "test")}
     theirs = set(chain.from_iterable(zip(*(words[n:] for n in range(5)), strict=False) for words in split.values()))
     ours = all_text(published).replace("\n", " <eos> ").split()
     assert not theirs & set(zip(*(ours[n:] for n in range(5)), strict=False))

@@ -193,7 +193,8 @@ def read_text(path: Path, most: int) -> str:
 
 def text_of(data: bytes, name: str | Path) -> str:
     """The text of bytes, as `read_text`. Raises JaxlmError where they are binary or not UTF-8."""
-    from jaxlm.data.text import decode, normalize_newlines
+    from jaxlm.data.text import decode
+    from jaxlm.data.tokens import normalize_newlines
 
     return normalize_newlines(decode(data, name))
 

@@ -3,8 +3,7 @@
 `number_words` reads a text once, in segments, and gives each distinct word a provisional id in the order of first
 occurrence. Segments stay in memory, or each is written to a sealed file; a process that was killed and is started
 again reads the files that are there and continues with the next segment. `Encoder` then counts the words of train,
-makes the vocabulary, and translates provisional ids into ids, a segment at a time. What a token is, `text.tokenize`
-alone decides.
+makes the vocabulary, and translates provisional ids into ids, a segment at a time. What a token is, `tokens` decides.
 """
 
 import hashlib
@@ -23,6 +22,7 @@ from jaxlm import files
 from jaxlm.data import text
 from jaxlm.data.cache import recall, remember
 from jaxlm.data.text import SPLITS
+from jaxlm.data.tokens import WORDS
 from jaxlm.data.unknown import unlearned_warning
 from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import DataError
@@ -131,7 +131,7 @@ def _segment(path: Path, offset: int, known: defaultdict[str, int]) -> tuple[dic
     """Reads a segment; returns (its end, whether the file ends there and its new words; its provisional ids)."""
     parts, end, before, done = [np.zeros(0, np.int32)], offset, len(known), False
     for block, end in text.read_blocks(path, offset):
-        tokens = text.tokenize(block)
+        tokens = WORDS.units(block)
         parts.append(np.fromiter(map(known.__getitem__, tokens), np.int32, len(tokens)))
         if end - offset >= SEGMENT:
             break

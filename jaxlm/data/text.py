@@ -1,4 +1,4 @@
-"""Text files: find the file of each split, read it in pieces, and split it into tokens."""
+"""Text files: find the file of each split, and read it in pieces."""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jaxlm import files
-from jaxlm.data.vocab import EOS
 from jaxlm.errors import DataError
 
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
@@ -19,19 +18,6 @@ _FILE_NAMES = {
     for name, split in (*zip(SPLITS, SPLITS, strict=True), ("validation", "valid"), ("dev", "valid"))
     for suffix in ("", ".txt", ".tokens", ".raw")
 }
-
-
-def tokenize(text: str) -> list[str]:
-    """Splits text at white space; each newline (LF, CR LF or CR) becomes `<eos>`.
-
-    Text that is cut behind white space may be tokenized piece by piece.
-    """
-    return normalize_newlines(text).replace("\n", f" {EOS} ").split()
-
-
-def normalize_newlines(text: str) -> str:
-    """The text with every CR LF and CR replaced by LF."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_string(path: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""Words and their ids: the most frequent word has the id 0; words of one frequency are in alphabetical order."""
+"""Tokens and their ids: the most frequent word has the id 0; words of one frequency are in alphabetical order."""
 
 import hashlib
 import json
@@ -7,36 +7,50 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
+from typing import NamedTuple
 
 import numpy as np
 
+from jaxlm.data.tokens import EOS, UNK, WORDS, Words, from_fields
 from jaxlm.data.windows import batch
 from jaxlm.errors import DataError
 
-EOS = "<eos>"  # the token of a newline
 BLOCK = 1 << 22  # ids read at once
-UNK = "<unk>"  # the token of every word outside the vocabulary
+
+
+_LEARN = "learn one with a min_count of 2 or more, or use another text"
+
+
+class TextSize(NamedTuple):
+    """How much text there is: in UTF-8, in code points, and in words at white space with the ends of lines."""
+
+    bytes: int = 0
+    characters: int = 0
+    words: int = 0
 
 
 @dataclass(frozen=True, repr=False)
 class Vocab:
-    """An ordered set of words; a word's id is its place.
+    """An ordered set of tokens; a token's id is its place.
 
     Attributes:
-        words: The word of each id.
+        words: The name of each id, as tables show it: a word, a character, a byte such as `a` or `<0x0A>`, a piece.
+        tokens: What a token is; how text becomes names of tokens, and names text.
 
     Raises:
         DataError: There is no word, or one is repeated, empty, contains white space or is not Unicode text: such a
-            word could not be read back from a file.
+            word could not be read back from a file. (White space is allowed in the names of other tokens.)
     """
 
     words: tuple[str, ...]
+    tokens: Words = WORDS
 
     def __post_init__(self) -> None:
         if not self.words:
             raise DataError("a vocabulary needs at least one word, and this one is empty")
+        exact = self.kind != "words"
         for place, word in enumerate(self.words):
-            if not isinstance(word, str) or word.split() != [word] or not _is_unicode(word):
+            if not isinstance(word, str) or not (exact or word.split() == [word]) or not _is_unicode(word):
                 shown = _shown(word) if isinstance(word, str) else f"a {type(word).__name__}"
                 raise DataError(f"word {place} of a vocabulary must be text without white space, not {shown}")
         if len(self.ids) < len(self.words):
@@ -48,7 +62,12 @@ class Vocab:
 
     def __repr__(self) -> str:
         first = ", ".join(map(_shown, self.words[:3]))
-        return f"Vocab({first}, ...: {len(self):,} words)" if len(self) > 3 else f"Vocab({first})"
+        return f"Vocab({first}, ...: {len(self):,} {self.kind})" if len(self) > 3 else f"Vocab({first})"
+
+    @property
+    def kind(self) -> str:
+        """What a token is: words, characters, bytes or subwords."""
+        return self.tokens.kind
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -57,18 +76,73 @@ class Vocab:
 
     @cached_property
     def sha256(self) -> str:
-        """The hash of the words in their order; no word contains a newline, so joining by it is unambiguous."""
-        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
+        """The hash of the words in their order (none contains a newline), or of other tokens as `to_json` has them."""
+        text = "\n".join(self.words) if self.kind == "words" else self.to_json()
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def unk(self) -> int:
-        """The id of `<unk>`. Raises DataError if the vocabulary has none."""
-        return int(self.encode([UNK])[0])
+        """The id of unknown tokens (`<unk>`). Raises DataError if the vocabulary has none."""
+        return int(self.encode([self.tokens.unknown])[0])
+
+    @property
+    def unknown_id(self) -> int:
+        """The id of unknown tokens; -1 where nothing can be unknown."""
+        return self.ids.get(self.tokens.unknown, -1)
 
     @property
     def eos(self) -> int:
-        """The id of `<eos>`; if the text had no newline, that of `<unk>`. Raises DataError if there is neither."""
-        return int(self.encode([EOS])[0])
+        """The id of what ends a sentence: a newline (among words `<eos>`).
+
+        If the text had none, that of `<unk>` among words (DataError if there is neither); else of a space, or 0.
+        """
+        found = [name for name in self.tokens.ends if name in self.ids]
+        return int(self.encode(found[:1] or [EOS])[0]) if found or self.kind == "words" else 0
+
+    @cached_property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """The UTF-8 that each id stands for; a word has the space before it."""
+        return tuple(map(self.tokens.data, self.words))
+
+    @cached_property
+    def begins_word(self) -> np.ndarray:
+        """Whether each token begins with white space, and so begins a word or ends a line: bool `[V]`."""
+        return np.array([data.decode("utf-8", "ignore")[:1].isspace() for data in self.token_bytes])
+
+    def tokenize(self, text: str) -> list[str]:
+        """The names of a text's tokens, as if it stood in a file. Raises DataError where it is not Unicode."""
+        try:
+            return [name for unit in self.tokens.units(text) for name in self.tokens.split(unit)]
+        except UnicodeError as error:
+            raise DataError(f"the text is not Unicode ({error}): give text in UTF-8") from None
+
+    def encode_text(self, text: str) -> np.ndarray:
+        """The ids of a text, int32 `[N]`. Raises DataError as `tokenize` and `encode`."""
+        return self.encode(self.tokenize(text))
+
+    def decode_text(self, ids: Iterable[int] | np.ndarray) -> str:
+        """The text of ids: exactly, but for white space among words; what is not UTF-8 becomes U+FFFD."""
+        return "".join(self.tokens.pieces(self.decode(ids)))
+
+    def text_size(self, ids: np.ndarray) -> TextSize:
+        """How much text ids[1:] are, after ids[0]: what a model predicts of ids `[N]`.
+
+        Counts are exact and additive: those of `[0, n]` and of `[n, N - 1]` together are those of all.
+        """
+        total = np.zeros(3, np.int64)
+        for start in range(0, len(ids) - 1, BLOCK):
+            block = batch(ids, 1, start=start, stop=start + BLOCK + 1)[:, 0].tolist()
+            total += self._size(block) - self._size(block[:1])
+        return TextSize(*map(int, total))
+
+    def _size(self, ids: list[int]) -> np.ndarray:
+        if self.kind == "words":
+            data = self.decode_text(ids).encode()
+        else:
+            data = b"".join(map(self.token_bytes.__getitem__, ids))
+        text = data.decode("utf-8", "replace")
+        characters = np.count_nonzero(np.frombuffer(data, np.uint8) & 0xC0 != 0x80)
+        return np.array([len(data), characters, len(text.split()) + text.count("\n")])
 
     def encode(self, tokens: Sequence[str]) -> np.ndarray:
         """The ids of tokens.
@@ -85,13 +159,12 @@ class Vocab:
         >>> Vocab(("the", "<unk>", "cat")).encode("the cat sat".split()).tolist()
         [0, 2, 1]
         """
-        unknown = self.ids.get(UNK, -1)
+        unknown = self.unknown_id
         ids = np.fromiter(map(self.ids.get, tokens, repeat(unknown)), np.int32, len(tokens))
         if unknown < 0 and (ids < 0).any():
             word = tokens[int(np.argmin(ids))]
-            raise DataError(
-                f"the word {_shown(word)} is not in the vocabulary, which has no {UNK} for it; use another word"
-            )
+            what, hint = ("word", "use another word") if self.kind == "words" else (self.kind[:-1], _LEARN)
+            raise DataError(f"the {what} {_shown(word)} is not in the vocabulary, which has no {UNK} for it; {hint}")
         return ids
 
     def unknown_share(self, ids: np.ndarray) -> float:
@@ -101,7 +174,7 @@ class Vocab:
         >>> vocab.unknown_share(vocab.encode("the cat sat here".split()))
         0.5
         """
-        unknown = self.ids.get(UNK, -1)
+        unknown = self.unknown_id
         blocks = (batch(ids, 1, start=start, stop=start + BLOCK) for start in range(0, len(ids), BLOCK))
         return sum(int(np.count_nonzero(block == unknown)) for block in blocks) / max(1, len(ids))
 
@@ -125,16 +198,23 @@ class Vocab:
 
     @classmethod
     def build(
-        cls, tokens: Iterable[str] | Mapping[str, int], *, max_size: int | None = None, min_count: int = 1
+        cls,
+        tokens: Iterable[str] | Mapping[str, int],
+        *,
+        max_size: int | None = None,
+        min_count: int = 1,
+        kind: Words = WORDS,
     ) -> "Vocab":
         """The vocabulary of a training text, sorted by (-count, word).
 
-        Dropped words count as `<unk>`. `<unk>` and `<eos>` are never dropped; `<unk>` is added if the text has none.
+        Dropped words count as `<unk>`. `<unk>` and the newline are never dropped. Among words `<unk>` is added if the
+        text has none; among characters it is there only if one was dropped, so that training sees it.
 
         Args:
             tokens: The tokens of the text, or the count of each of its words.
             max_size: The most words of the vocabulary; the rarest beyond them are dropped.
             min_count: Words that occur less often are dropped.
+            kind: `Words()` or `Characters()`.
 
         Returns:
             The vocabulary.
@@ -144,7 +224,7 @@ class Vocab:
         """
         counts = Counter(tokens)
         counts.setdefault(UNK, 0)
-        special = [word for word in (UNK, EOS) if word in counts]
+        special = [word for word in (UNK, kind.newline) if word in counts]
         if min_count < 1:
             raise DataError(f"the minimum count must be at least 1, not {min_count}")
         if max_size is not None and max_size <= len(special):
@@ -156,11 +236,16 @@ class Vocab:
         usual = sorted((w for w in counts if counts[w] >= min_count and w not in special), key=rank)
         kept = special + usual[: None if max_size is None else max_size - len(special)]
         counts[UNK] += counts.total() - sum(counts[word] for word in kept)
-        return cls(tuple(sorted(kept, key=rank)))
+        if kind.kind != "words" and not counts[UNK]:
+            kept.remove(UNK)
+        return cls(tuple(sorted(kept, key=rank)), kind)
 
     def to_json(self) -> str:
-        """The words as a JSON list, one on each line; `from_json` reads it back."""
-        return json.dumps(self.words, indent=0) + "\n"
+        """Words as a JSON list, one on each line; other tokens as an object. `from_json` reads it back."""
+        if self.kind == "words":
+            return json.dumps(self.words, indent=0) + "\n"
+        words = {} if self.tokens.names else {"words": self.words}
+        return json.dumps({"tokens": self.kind, **self.tokens.fields(), **words}, indent=0) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Vocab":
@@ -170,14 +255,18 @@ class Vocab:
             DataError: The text is anything else.
         """
         try:
-            words = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            tree = json.loads(text)
+            if isinstance(tree, dict) and "tokens" in tree:
+                words = tree.pop("words", ())
+                kind = from_fields(tree.pop("tokens"), tree)
+                return cls(kind.names or tuple(words), kind)
+        except (ValueError, RecursionError, TypeError) as error:
             raise DataError(f"the vocabulary is not valid JSON ({error}); restore it from a copy") from None
-        if not isinstance(words, list):
+        if not isinstance(tree, list):
             raise DataError(
-                f"the vocabulary must be a JSON list of words, not a {type(words).__name__}; restore it from a copy"
+                f"the vocabulary must be a JSON list of words, not a {type(tree).__name__}; restore it from a copy"
             )
-        return cls(tuple(words))
+        return cls(tuple(tree))
 
 
 def _is_unicode(word: str) -> bool:

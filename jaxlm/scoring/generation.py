@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.data.tokens import WORDS, Words
+from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.models.stack import Carry
 from jaxlm.scoring import sampling as sampled
@@ -32,20 +33,21 @@ class Text:
     """What was generated after a prompt.
 
     Attributes:
-        words: with `<eos>` where a line ends.
+        words: with `<eos>` where a line ends; or the names of characters, bytes or subwords.
         log_probs: nats of each word under the model itself, before temperature and the like, float [n].
+        tokens: what a token is.
     """
 
     words: list[str]
     log_probs: np.ndarray
+    tokens: Words = WORDS
 
     def __str__(self) -> str:
-        """The words with spaces between, and a newline for `<eos>`."""
-        lines = " ".join("\n" if word == EOS else word for word in self.words)
-        return lines.replace(" \n", "\n").replace("\n ", "\n")
+        """The text: words with spaces between and a newline for `<eos>`; other tokens exactly."""
+        return "".join(self.tokens.pieces(self.words))
 
     def __repr__(self) -> str:
-        return f"Text({len(self.words):,} words, {-self.log_probs.sum():.2f} nats: {str(self)[:60]!r})"
+        return f"Text({len(self.words):,} {self.tokens.kind}, {-self.log_probs.sum():.2f} nats: {str(self)[:60]!r})"
 
 
 class Position(NamedTuple):
@@ -62,7 +64,7 @@ def texts_of(vocab: Vocab, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> li
     """The text of each sample, from all that `drawn` yields."""
     tokens, log_probs = (np.concatenate(part) for part in zip(*parts, strict=True))
     samples = [(tokens[:, sample] >= 0, sample) for sample in range(tokens.shape[1])]
-    return [Text(vocab.decode(tokens[at]), log_probs[at].astype(float)) for at in samples]
+    return [Text(vocab.decode(tokens[at]), log_probs[at].astype(float), vocab.tokens) for at in samples]
 
 
 def drawn(
@@ -163,7 +165,7 @@ def beam_search(
     tokens, log_probs = _search(network, position.carry, position.token, words, end, sampling.banned, length=length)
     found = np.asarray(tokens)[:words]
     found = found[found >= 0]
-    return Text(vocab.decode(found), np.asarray(log_probs, np.float64)[: len(found)])
+    return Text(vocab.decode(found), np.asarray(log_probs, np.float64)[: len(found)], vocab.tokens)
 
 
 @partial(jax.jit, static_argnames="length")

@@ -13,7 +13,8 @@ import numpy as np
 from jaxlm.config.config import Config
 from jaxlm.config.protocols import Dynamic, Plain, protocol_of
 from jaxlm.data.corpora import Corpus, load_corpus, reload_corpus
-from jaxlm.data.text import SPLITS, normalize_newlines, read_string
+from jaxlm.data.text import SPLITS, read_string
+from jaxlm.data.tokens import normalize_newlines
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.models.recurrent import Params
@@ -56,7 +57,9 @@ class LanguageModel:
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         kind, trained = self.config.kinds["model"], self.corpus.get("name", "an unknown text")
-        return f"LanguageModel({kind}, {count:,} parameters, {len(self.vocab):,} words, trained on {trained})"
+        return (
+            f"LanguageModel({kind}, {count:,} parameters, {len(self.vocab):,} {self.vocab.kind}, trained on {trained})"
+        )
 
     @property
     def network(self) -> Network:
@@ -82,12 +85,16 @@ class LanguageModel:
         """The words of a line; words that are given as a list are left as they are. Raises JaxlmError for neither."""
         if not isinstance(sentence, str):
             return check_words(sentence)
+        if self.vocab.kind != "words":
+            return self.vocab.tokenize(self._cased(sentence))
         return [piece for word in self.tokenizer(tokenizer)(sentence) for piece in word]
 
     def tokens(self, text: Sentence, tokenizer: str | None = None) -> list[str]:
         """The words of a text of any length in the model's case, each newline as `<eos>`; or words as they are."""
         if not isinstance(text, str):
             text, tokenizer = " ".join(check_words(text)), "none"
+        if self.vocab.kind != "words":
+            return self.vocab.tokenize(self._cased(text))
         pieces, tokens = self.tokenizer(tokenizer), []
         for line in normalize_newlines(self._cased(text)).split("\n"):
             for word in pieces(line):

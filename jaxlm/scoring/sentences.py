@@ -27,13 +27,17 @@ def encode(vocab: Vocab, words: Sequence[str], oov: str, where: str, lowercase: 
     Words outside the vocabulary are refused where `oov` is "error", else read as `<unk>`. Raises DataError where a word
     is refused, or the vocabulary has no `<unk>` or no `<eos>`.
     """
-    if EOS not in vocab.ids:
+    if vocab.kind == "words" and EOS not in vocab.ids:
         raise DataError(f"the vocabulary has no {EOS}, and a sentence's first word is predicted from it")
     read = [word.lower() for word in words] if lowercase else words
     unknown = [word not in vocab.ids for word in read]
-    if any(unknown) and (oov == "error" or UNK not in vocab.ids):
+    if any(unknown) and (oov == "error" or vocab.unknown_id < 0):
         word = words[unknown.index(True)]
-        why = f"read it as {UNK} with oov=unk" if UNK in vocab.ids else f"the vocabulary has no {UNK} to stand for it"
+        why = (
+            f"read it as {UNK} with oov=unk"
+            if vocab.unknown_id >= 0
+            else f"the vocabulary has no {UNK} to stand for it"
+        )
         raise DataError(f"{where}: the word {word!r} is not among the {len(vocab):,} words of the vocabulary; {why}")
     ids = np.concatenate([[vocab.eos], vocab.encode(read), [vocab.eos]]).astype(np.int32)
     return Encoded(tuple(words), ids, np.array(unknown, bool))

@@ -1,0 +1,338 @@
+"""What a token is: a kind cuts text into units, and each unit into the names of its tokens; names are joined to text.
+
+Units are what a corpus counts: `encoding` cuts each distinct one once. Text that is cut before white space may be cut
+into units piece by piece.
+"""
+
+import base64
+import codecs
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from io import BytesIO
+from typing import Any, ClassVar
+
+from jaxlm.errors import DataError
+
+EOS = "<eos>"  # the token of a newline among words
+UNK = "<unk>"  # the token of whatever is outside the vocabulary
+SPACE = "\u2581"  # how SentencePiece writes a space
+MOST_BYTES = 64 << 20  # of a tokenizer's file
+_LONGEST = 4096  # characters of a unit of subwords
+_CACHED = 1 << 17  # units of subwords that are remembered
+_UNITS = re.compile(rf"\n| *[^ \n]{{1,{_LONGEST}}}| +")
+_LINE_ENDS = re.compile(r"[^\S\n]*\n\s*")
+_KEEP_SPACES = b"\x1a\x04\x18\x00\x20\x00"  # merged into a SentencePiece model (protobuf): adds and removes no space
+
+
+def normalize_newlines(text: str) -> str:
+    """The text with every CR LF and CR replaced by LF."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def unwrapped(text: str) -> str:
+    """The text with a line for each paragraph: a single newline becomes a space, blank lines become one newline."""
+
+    def joined(found: re.Match[str]) -> str:
+        return "\n" if found[0].count("\n") > 1 or found.end() == len(text) else " "
+
+    text = normalize_newlines(text)
+    return _LINE_ENDS.sub(joined, text)
+
+
+@dataclass(frozen=True)
+class Words:
+    """What stands between white space. A newline is `<eos>`; other white space is not kept."""
+
+    kind: ClassVar[str] = "words"
+    newline: ClassVar[str] = EOS  # the unit of a newline
+    ends: ClassVar[tuple[str, ...]] = (EOS, UNK)  # names of the token that ends a sentence: the first that there is
+    names: ClassVar[tuple[str, ...]] = ()  # of all tokens, where no text decides them
+    unknown: ClassVar[str] = UNK
+
+    def units(self, text: str) -> list[str]:
+        """Cuts text into units."""
+        return normalize_newlines(text).replace("\n", f" {EOS} ").split()
+
+    def split(self, unit: str) -> list[str]:
+        """The names of a unit's tokens."""
+        return [unit]
+
+    def data(self, name: str) -> bytes:
+        """The UTF-8 that a token stands for; a word has the space before it."""
+        return b"\n" if name == EOS else f" {name}".encode()
+
+    def pieces(self, names: Iterable[str]) -> Iterator[str]:
+        """The text of tokens as they come: all pieces together."""
+        first = True
+        for name in names:
+            yield "\n" if name == EOS else name if first else f" {name}"
+            first = name == EOS
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of the kind as JSON has them."""
+        return {}
+
+
+class _Exact(Words):
+    """Tokens that give back exactly the text that they were read from."""
+
+    newline = "\n"
+
+    def pieces(self, names: Iterable[str]) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        yield from (decoder.decode(self.data(name)) for name in names)
+        yield decoder.decode(b"", final=True)
+
+
+@dataclass(frozen=True)
+class Characters(_Exact):
+    """Unicode code points, composed (`nfc`) or as they are (`none`)."""
+
+    kind = "characters"
+    ends = ("\n", " ")
+    normalize: str = "nfc"
+
+    def units(self, text: str) -> list[str]:
+        return list(unicodedata.normalize("NFC", text) if self.normalize == "nfc" else text)
+
+    def split(self, unit: str) -> list[str]:
+        return list(unit)
+
+    def data(self, name: str) -> bytes:
+        return "\ufffd".encode() if name == UNK else name.encode()
+
+    def fields(self) -> dict[str, Any]:
+        return {"normalize": self.normalize}
+
+
+_BYTES = {chr(byte) if 32 < byte < 127 else f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
+
+
+@dataclass(frozen=True)
+class Bytes(_Exact):
+    """The 256 bytes: none is unknown, and what is not UTF-8 is read too."""
+
+    kind = "bytes"
+    ends = ("<0x0A>",)
+    names = tuple(_BYTES)
+
+    def units(self, text: str) -> list[str]:
+        return list(text)
+
+    def split(self, unit: str) -> list[str]:
+        return [self.names[byte] for byte in unit.encode(errors="surrogateescape")]
+
+    def data(self, name: str) -> bytes:
+        return _BYTES[name]
+
+
+@dataclass(frozen=True)
+class Subwords(_Exact):
+    """Pieces of words, by a SentencePiece model or a `tokenizer.json` (extra `tokenizers`).
+
+    A newline is a token by itself; no space is added or removed. What a model of others normalises it normalises here.
+
+    Attributes:
+        model: the content of the model's file, with the settings above.
+    """
+
+    kind = "subwords"
+    ends = ("\n", "\u010a", "<0x0A>", "</s>", "<|endoftext|>", EOS, "[SEP]")
+    model: bytes = field(repr=False)
+    _found: dict[str, list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def read(cls, model: bytes, where: str) -> "Subwords":
+        """The subwords of a file's content, which `where` names in an error.
+
+        Raises:
+            DataError: the file is damaged or of another kind, or its tokens do not give back a plain text.
+        """
+        if model.lstrip()[:1] == b"{":
+            made = cls(_plain_json(model, where))
+        else:
+            made = cls(model.removesuffix(_KEEP_SPACES) + _KEEP_SPACES)
+        try:
+            text = "a b a"
+            found = b"".join(made.data(name) for unit in made.units(text) for name in made.split(unit)).decode()
+            end = made.split("\n")[0] in made.names
+        except DataError:
+            raise
+        except Exception as error:  # whatever a library makes of a stranger's file
+            why = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            raise DataError(
+                f"{where} is no SentencePiece model or tokenizer.json that can be read ({why}): restore it from a copy"
+            ) from None
+        if not end:
+            raise DataError(f"the tokenizer of {where} has no token for the end of a line, such as \\n, <0x0A> or </s>")
+        if found.replace("\ufffd", "") not in (text, "  "):  # (letters may be unknown)
+            raise DataError(
+                f"the tokenizer of {where} reads {text!r} and gives back {found!r}: take one that keeps spaces, such "
+                f"as a SentencePiece model or a byte-level BPE"
+            )
+        return made
+
+    @classmethod
+    def train(cls, counts: Mapping[str, int], pieces: int, algorithm: str) -> "Subwords":
+        """A SentencePiece model of `pieces` pieces, `bpe` or `unigram`, of the units of a text and their counts.
+
+        Bytes stand for rare characters, so that nothing is unknown (Kudo and Richardson 2018, arXiv:1808.06226).
+
+        Raises:
+            DataError: the text does not have so many pieces.
+        """
+        import sentencepiece
+
+        parts: dict[str, int] = {}
+        for unit, count in counts.items():
+            for part in unit.replace(SPACE, "\t").split("\t"):  # a tab separates the columns below
+                if part.strip("\n"):
+                    parts[part] = parts.get(part, 0) + count
+        out = BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.Train(
+                sentence_iterator=(f"{part}\t{count}" for part, count in sorted(parts.items())),
+                model_writer=out,
+                input_format="tsv",
+                vocab_size=pieces,
+                model_type=algorithm,
+                normalization_rule_name="identity",
+                add_dummy_prefix=False,
+                remove_extra_whitespaces=False,
+                allow_whitespace_only_pieces=True,
+                byte_fallback=True,
+                user_defined_symbols=["\n"],
+                bos_id=-1,
+                eos_id=-1,
+                max_sentence_length=8 * _LONGEST,
+                num_threads=1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            most = re.search(r"<= (\d+)", str(error))
+            if most:
+                raise DataError(f"pieces {pieces:,} is more than this text allows: at most {most[1]}") from None
+            why = str(error).split("] ")[-1].strip() or "it has no words"
+            raise DataError(f"no model with pieces {pieces:,} can be made of this text: {why[:200]}") from None
+        return cls.read(out.getvalue(), "the trained model")
+
+    @cached_property
+    def _is_json(self) -> bool:
+        return self.model[:1] == b"{"
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        if not self._is_json:
+            import sentencepiece
+
+            return sentencepiece.SentencePieceProcessor(model_proto=self.model)
+        try:
+            import tokenizers
+        except ModuleNotFoundError:
+            raise DataError("a tokenizer.json needs the extra tokenizers: pip install 'jaxlm[tokenizers]'") from None
+        return tokenizers.Tokenizer.from_str(self.model.decode())
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if not self._is_json:
+            return tuple(map(self._tokenizer.id_to_piece, range(len(self._tokenizer))))
+        ids = self._tokenizer.get_vocab()
+        if sorted(ids.values()) != list(range(len(ids))):
+            raise DataError("the ids of the tokenizer have gaps: take one whose ids are 0, 1, 2 and so on")
+        return tuple(sorted(ids, key=ids.__getitem__))
+
+    @cached_property
+    def unknown(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if not self._is_json:
+            return self.names[self._tokenizer.unk_id()]
+        return json.loads(self.model)["model"].get("unk_token") or UNK
+
+    @cached_property
+    def _end(self) -> str:
+        known = set(self.names)
+        return next((name for name in self.ends if name in known), self.unknown)
+
+    @cached_property
+    def _bytes(self) -> dict[str, bytes]:
+        """The byte of each character of a byte-level BPE (GPT-2); {} for other kinds."""
+        if not self._is_json or b'"ByteLevel"' not in self.model:
+            return {}
+        plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = [byte for byte in range(256) if byte not in plain]
+        table = {chr(byte): bytes([byte]) for byte in plain}
+        return table | {chr(256 + place): bytes([byte]) for place, byte in enumerate(others)}
+
+    def units(self, text: str) -> list[str]:
+        return _UNITS.findall(text)
+
+    def split(self, unit: str) -> list[str]:
+        if unit == "\n":
+            return [self._end]
+        if (found := self._found.get(unit)) is None:
+            if len(self._found) >= _CACHED:
+                self._found.clear()
+            found = self._found[unit] = self._split(unit)
+        return found
+
+    def _split(self, unit: str) -> list[str]:
+        if self._bytes or SPACE not in unit:
+            if self._is_json:
+                ids = self._tokenizer.encode(unit, add_special_tokens=False).ids
+            else:
+                ids = self._tokenizer.encode(unit, out_type=int)
+            return [self.names[place] for place in ids]
+        sign = [f"<0x{byte:02X}>" for byte in SPACE.encode()]  # else it would come back as a space
+        first, *rest = map(self._split, unit.split(SPACE))
+        return [*first, *(name for part in rest for name in (*sign, *part))]
+
+    def data(self, name: str) -> bytes:
+        if name == self._end:
+            return b"\n"
+        if self._bytes:
+            return b"".join(self._bytes.get(letter, letter.encode()) for letter in name)
+        if name == self.unknown:
+            return "\ufffd".encode()
+        byte = re.fullmatch("<0x([0-9A-F]{2})>", name)
+        return bytes.fromhex(byte[1]) if byte else name.replace(SPACE, " ").encode()
+
+    def fields(self) -> dict[str, Any]:
+        return {"model": base64.b64encode(self.model).decode()}
+
+
+WORDS = Words()
+KINDS: dict[str, type[Words]] = {kind.kind: kind for kind in (Words, Characters, Bytes, Subwords)}
+
+
+def from_fields(kind: str, fields: Mapping[str, Any]) -> Words:
+    """The kind with what `fields` returned. Raises DataError where it is anything else."""
+    match kind, fields:
+        case "characters", {"normalize": "nfc" | "none" as normalize, **rest} if not rest:
+            return Characters(normalize)
+        case "bytes", {**rest} if not rest:
+            return Bytes()
+        case "subwords", {"model": str(model), **rest} if not rest:
+            return Subwords.read(base64.b64decode(model, validate=True), "the vocabulary")
+    raise ValueError(f"{kind!r:.40} with {', '.join(fields)} is no kind of tokens")
+
+
+def _plain_json(model: bytes, where: str) -> bytes:
+    """A tokenizer.json that adds no space, drops and adds no token, and draws nothing at random."""
+    try:
+        tree = json.loads(model)
+        parts, todo = [], [tree]
+        while todo:
+            part = todo.pop()
+            parts += [part] if isinstance(part, dict) else []
+            todo += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+        for part in parts:
+            part |= {"add_prefix_space": False} if "add_prefix_space" in part else {}
+            part |= {"prepend_scheme": "never"} if "prepend_scheme" in part else {}
+        tree |= {"truncation": None, "padding": None, "post_processor": None}
+        tree["model"]["dropout"] = None
+        return json.dumps(tree).encode()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DataError(f"{where} is no tokenizer.json ({str(error)[:100]}): restore it from a copy") from None

@@ -1,0 +1,181 @@
+"""Kinds of tokens: every text comes back from its ids, and nothing but `DataError` for a file that is no tokenizer."""
+
+import io
+import json
+from collections import Counter
+from functools import cache
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from jaxlm.data.tokens import Bytes, Characters, Subwords
+from jaxlm.data.vocab import UNK, TextSize, Vocab
+from jaxlm.errors import DataError
+
+TEXT = "Der Hund bellt,\n  und if (x > 0):\n\treturn x\n你好世界。\n\u0645\u0631\u062d\u0628\u0627 \u0639\n🙂 e\u0301 the cat sat on the mat\n"
+ANY = st.text(st.characters(exclude_categories=("Cs",)))
+NEAR = st.text(st.sampled_from(" \n\r\t\u2581\u3000\0<0x41>Ġaé中🙂\u0301"), max_size=40)
+
+
+@cache
+def byte_level() -> bytes:
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator([TEXT], tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    return made.to_str().encode()
+
+
+@cache
+def sentencepiece_model(**options) -> bytes:
+    """A model as others make one: with SentencePiece's own settings."""
+    out = io.BytesIO()
+    lines = iter(TEXT.splitlines())
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=lines, model_writer=out, hard_vocab_limit=False, minloglevel=2, **options
+    )
+    return out.getvalue()
+
+
+@cache
+def vocab(kind: str) -> Vocab:
+    tokens = {
+        "characters": lambda: Characters("none"),
+        "bytes": Bytes,
+        "bpe": lambda: Subwords.train(Counter(Bytes().units(TEXT)) + Counter(_words(TEXT)), 330, "bpe"),
+        "unigram": lambda: Subwords.train(Counter(_words(TEXT)), 295, "unigram"),
+        "json": lambda: Subwords.read(byte_level(), "tokenizer.json"),
+        "other": lambda: Subwords.read(
+            sentencepiece_model(byte_fallback=True, vocab_size=400, normalization_rule_name="identity"), "a.model"
+        ),
+    }[kind]()
+    return Vocab(tokens.names, tokens) if tokens.names else Vocab.build(TEXT, kind=tokens)
+
+
+def _words(text: str) -> list[str]:
+    return [f" {word}" for word in text.split()]
+
+
+KINDS = ["bytes", "bpe", "unigram", "json", "other"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=ANY | NEAR)
+@example(text=TEXT)
+@example(text=" a\r\n\r b  \n\n\n")
+def test_every_text_comes_back_exactly(kind, text):
+    made = vocab(kind)
+    ids = made.encode_text(text)
+    assert made.decode_text(ids) == text
+    assert made.unknown_share(ids) == 0
+    assert b"".join(made.token_bytes[place] for place in ids) == text.encode()
+
+
+@given(text=ANY | NEAR)
+def test_characters_come_back_exactly(text):
+    made = Vocab.build(text + "\n", kind=Characters("none"))
+    assert made.decode_text(made.encode_text(text)) == text and UNK not in made.ids
+    composed = Vocab.build(Characters().units(text + "\n"), kind=Characters())
+    assert composed.decode_text(composed.encode_text("\n")) == "\n"
+
+
+@pytest.mark.parametrize("kind", ["characters", *KINDS])
+def test_a_vocabulary_is_sealed_and_read_back(kind):
+    made = vocab(kind)
+    again = Vocab.from_json(made.to_json())
+    assert again == made and again.sha256 == made.sha256 and again.words == made.words
+    assert again.encode_text(TEXT).tolist() == made.encode_text(TEXT).tolist()
+    assert made.token_bytes[made.eos] == b"\n" and made.begins_word[made.eos]
+
+
+@pytest.mark.parametrize("kind", ["characters", *KINDS])
+@given(cut=st.integers(0, 60))
+def test_sizes_are_those_of_the_text(kind, cut):
+    made = vocab(kind)
+    ids = made.encode_text("x" + TEXT)
+    whole = made.text_size(ids)
+    assert whole == TextSize(len(TEXT.encode()), len(TEXT), len(TEXT.split()) + TEXT.count("\n") - (TEXT[0] != " "))
+    parts = made.text_size(ids[: cut + 1]), made.text_size(ids[cut:])
+    assert TextSize(*np.add(*parts).tolist()) == whole
+
+
+def test_sizes_of_words():
+    made = Vocab.build(["a", "b", "<eos>", "<eos>", "cd", "<eos>"])
+    ids = made.encode(["<eos>", "a", "b", "<eos>", "<eos>", "cd", "<eos>"])
+    assert made.text_size(ids) == (len("a b\n\ncd\n"), 8, 6)
+    assert made.decode_text(ids) == "\na b\n\ncd\n"
+
+
+def test_bytes_that_are_no_text_are_shown_and_read():
+    made = vocab("bytes")
+    assert made.decode_text(np.array([0xE4, 0xB8, 65])) == "\ufffdA"
+    assert made.encode_text(b"\xff\x41".decode(errors="surrogateescape")).tolist() == [0xFF, 0x41]
+
+
+def test_rare_characters_are_one_symbol_that_training_sees():
+    made = Vocab.build("aaabbbcd\n", kind=Characters(), min_count=2)
+    assert made.words == ("a", "b", UNK, "\n") and made.decode_text(made.encode_text("ax")) == "a\ufffd"
+    with pytest.raises(DataError, match=r"character 'x' is not in the vocabulary.*min_count"):
+        Vocab.build("aabb\n", kind=Characters(), min_count=2).encode_text("x")
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (b"", "no SentencePiece model"),
+        (b"junk" * 99, "no SentencePiece model"),
+        (b"{", "no tokenizer.json"),
+        (b"[1]", "no SentencePiece model"),
+        (b'{"model": {"type": "BPE"}}', "tokenizer.json that can be read"),
+        (b'{"model": 3}', "no tokenizer.json"),
+        (b'{"a":' * 100_000, "no tokenizer.json"),
+    ],
+)
+def test_damaged_tokenizers_are_refused(file, expected):
+    with pytest.raises(DataError, match=expected):
+        Subwords.read(file, "a file")
+
+
+def test_cut_tokenizers_are_refused():
+    for whole in (sentencepiece_model(vocab_size=60), byte_level()):
+        with pytest.raises(DataError, match="a file"):
+            Subwords.read(whole[: len(whole) // 2], "a file")
+
+
+def test_tokenizers_that_lose_spaces_are_refused():
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "[UNK]": 2, "\n": 3}, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    with pytest.raises(DataError, match="gives back 'aba'"):
+        Subwords.read(made.to_str().encode(), "a file")
+
+
+def test_more_pieces_than_the_text_allows_is_one_sentence():
+    with pytest.raises(DataError, match=r"pieces 8,000 is more than this text allows: at most \d+"):
+        Subwords.train(Counter(_words(TEXT)), 8000, "bpe")
+    with pytest.raises(DataError, match="pieces 10"):
+        Subwords.train(Counter(_words(TEXT)), 10, "unigram")
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"tokens": "characters", "normalize": "nfd", "words": ["a"]},
+        {"tokens": "characters", "words": ["a"]},
+        {"tokens": "bytes", "more": 1},
+        {"tokens": "subwords", "model": "!"},
+        {"tokens": "subwords", "model": 3},
+        {"tokens": ["x"]},
+        {"tokens": "runes", "words": ["a"]},
+        {"tokens": "characters", "normalize": "nfc", "words": [3]},
+        {"tokens": "characters", "normalize": "nfc", "words": 3},
+        {"tokens": "characters", "normalize": "nfc"},
+    ],
+)
+def test_damaged_vocabularies_are_refused(tree):
+    with pytest.raises(DataError):
+        Vocab.from_json(json.dumps(tree))
