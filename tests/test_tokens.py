@@ -15,7 +15,10 @@ from jaxlm.data.tokens import Bytes, Characters, Subwords
 from jaxlm.data.vocab import UNK, TextSize, Vocab
 from jaxlm.errors import DataError
 
-TEXT = "Der Hund bellt,\n  und if (x > 0):\n\treturn x\n你好世界。\n\u0645\u0631\u062d\u0628\u0627 \u0639\n🙂 e\u0301 the cat sat on the mat\n"
+TEXT = (
+    "Der Hund bellt,\n  und if (x > 0):\n\treturn x\n你好世界。\n"
+    "\u0645\u0631\u062d\u0628\u0627 \u0639\n🙂 e\u0301 the cat sat on the mat\n"
+)
 ANY = st.text(st.characters(exclude_categories=("Cs",)))
 NEAR = st.text(st.sampled_from(" \n\r\t\u2581\u3000\0<0x41>Ġaé中🙂\u0301"), max_size=40)
 
@@ -47,7 +50,7 @@ def vocab(kind: str) -> Vocab:
         "characters": lambda: Characters("none"),
         "bytes": Bytes,
         "bpe": lambda: Subwords.train(Counter(Bytes().units(TEXT)) + Counter(_words(TEXT)), 330, "bpe"),
-        "unigram": lambda: Subwords.train(Counter(_words(TEXT)), 295, "unigram"),
+        "unigram": lambda: Subwords.train(Counter(_words(TEXT)), 300, "unigram"),
         "json": lambda: Subwords.read(byte_level(), "tokenizer.json"),
         "other": lambda: Subwords.read(
             sentencepiece_model(byte_fallback=True, vocab_size=400, normalization_rule_name="identity"), "a.model"

@@ -217,7 +217,9 @@ class Subwords(_Exact):
             if most:
                 raise DataError(f"pieces {pieces:,} is more than this text allows: at most {most[1]}") from None
             why = str(error).split("] ")[-1].strip() or "it has no words"
-            raise DataError(f"no model with pieces {pieces:,} can be made of this text: {why[:200]}") from None
+            raise DataError(
+                f"no model with pieces {pieces:,} can be made of this text: {why.split('. ')[0][:200]}"
+            ) from None
         return cls.read(out.getvalue(), "the trained model")
 
     @cached_property
