@@ -50,7 +50,7 @@ def vocab(kind: str) -> Vocab:
         "characters": lambda: Characters("none"),
         "bytes": Bytes,
         "bpe": lambda: Subwords.train(Counter(Bytes().units(TEXT)) + Counter(_words(TEXT)), 330, "bpe"),
-        "unigram": lambda: Subwords.train(Counter(_words(TEXT)), 300, "unigram"),
+        "unigram": lambda: Subwords.train(Counter(_words(TEXT)), 297, "unigram"),
         "json": lambda: Subwords.read(byte_level(), "tokenizer.json"),
         "other": lambda: Subwords.read(
             sentencepiece_model(byte_fallback=True, vocab_size=400, normalization_rule_name="identity"), "a.model"
