@@ -179,9 +179,17 @@ def text(tmp_path_factory) -> Path:
     return path
 
 
-def test_a_disturbed_life_ends_as_an_undisturbed_one(place, text, capsys):
+@pytest.fixture
+def counts(request, capsys) -> Iterator[Counter]:
+    """Counts of a test's cases, which are printed however it ends."""
+    counts = Counter()
+    yield counts
     with capsys.disabled():
-        print(f"\nJAXLM_CHAOS_SEED={SEED} JAXLM_CHAOS={CASES}", flush=True)
+        cases = f"{counts.total()}: {dict(sorted(counts.items()))}"
+        print(f"\nJAXLM_CHAOS_SEED={SEED} {request.function.__name__}: {cases}", flush=True)
+
+
+def test_a_disturbed_life_ends_as_an_undisturbed_one(place, text, counts):
     subjects = [SingleRun(), SweepOfTwo(), Preparation(text)]
     for subject in subjects:
         at = place.disk / "reference"
@@ -195,8 +203,8 @@ def test_a_disturbed_life_ends_as_an_undisturbed_one(place, text, capsys):
             else:
                 assert not different(subject.result(at), place.references[subject.name])
             shutil.rmtree(at)
-    counts, life = Counter(), 0
-    while sum(counts.values()) < CASES:
+    life = 0
+    while counts.total() < CASES:
         life += 1
         rng = random.Random(SEED * 1_000_003 + life)
         subject = rng.choices(subjects, (5, 3, 2))[0]
@@ -214,10 +222,8 @@ def test_a_disturbed_life_ends_as_an_undisturbed_one(place, text, capsys):
                     ignore=lambda at, names: [name for name in names if Path(at, name).is_fifo()],
                 )
             (copy / "told").write_text("\n".join(told))
-            print(f"seed {SEED}, life {life}, {sum(counts.values())} cases: kept in {copy}", *told[-12:], sep="\n")
+            print(f"seed {SEED}, life {life}, {counts.total()} cases: kept in {copy}", *told[-12:], sep="\n")
             raise
-    with capsys.disabled():
-        print(f"{sum(counts.values())} cases in {life} lives: {dict(sorted(counts.items()))}", flush=True)
 
 
 def live(subject: Subject, place: Place, rng: random.Random, told: list[str]) -> Iterator[str]:
@@ -477,9 +483,9 @@ def command_of(verb: str, trained: dict[str, str], out: Path) -> list[str]:
     return [part.format(**trained, out=out) for part in VERBS[verb]]
 
 
-def test_ctrl_c_at_any_moment_of_any_verb(server, trained, tmp_path, capsys):
+def test_ctrl_c_at_any_moment_of_any_verb(server, trained, tmp_path, counts):
     """Exit code 130 without a traceback or an unfinished file; a run resumes to its usual end."""
-    rng, counts, seconds = random.Random(SEED), Counter(), dict[str, float]()
+    rng, seconds = random.Random(SEED), dict[str, float]()
     before = kept(trained["run"])
     for case in range(CASES // 2):
         verb, out = rng.choice(sorted(VERBS)), tmp_path / f"{case}"
@@ -514,8 +520,6 @@ def test_ctrl_c_at_any_moment_of_any_verb(server, trained, tmp_path, capsys):
             assert not different(kept(out), before), where
         shutil.rmtree(out, ignore_errors=True)
     assert not different(kept(trained["run"]), before)
-    with capsys.disabled():
-        print(f"\nJAXLM_CHAOS_SEED={SEED}: Ctrl-C: {dict(sorted(counts.items()))}", flush=True)
 
 
 def complaints(err: str) -> list[str]:
@@ -527,9 +531,9 @@ def default_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_output_goes_to_paths_of_every_kind(server, trained, tmp_path, capsys):
+def test_output_goes_to_paths_of_every_kind(server, trained, tmp_path, counts):
     """A node stays the node that it was, and the run's own files stay as they are."""
-    rng, counts = random.Random(SEED), Counter()
+    rng = random.Random(SEED)
     run, home = Path(trained["run"]), tmp_path / "home"
     home.mkdir()
     (home / "mine").write_text("mine")
@@ -572,13 +576,11 @@ def test_output_goes_to_paths_of_every_kind(server, trained, tmp_path, capsys):
             assert int(reader.communicate(timeout=60)[0].split()[0]) > 0, where
         counts[f"{kind}: {code}"] += 1
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before, where
-    with capsys.disabled():
-        print(f"\nJAXLM_CHAOS_SEED={SEED}: output: {dict(sorted(counts.items()))}", flush=True)
 
 
-def test_long_and_regular_texts_take_linear_time(server, trained, tmp_path, capsys):
+def test_long_and_regular_texts_take_linear_time(server, trained, tmp_path, counts):
     """`Command.end` kills what computes for too long."""
-    rng, counts = random.Random(SEED), Counter()
+    rng = random.Random(SEED)
     units = [
         ".",
         "'",
@@ -613,8 +615,6 @@ def test_long_and_regular_texts_take_linear_time(server, trained, tmp_path, caps
         where = f"seed {SEED}, case {case}: {verb} of {unit!r} -> {code}: {out[-300:]} {err[-300:]}"
         assert code in (0, 1, 2) and "Traceback" not in err, where  # (2: an argument that begins with -)
         counts[f"{verb[0]}: {code}"] += 1
-    with capsys.disabled():
-        print(f"\nJAXLM_CHAOS_SEED={SEED}: long texts: {dict(sorted(counts.items()))}", flush=True)
 
 
 pytestmark = pytest.mark.slow
