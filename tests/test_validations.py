@@ -122,14 +122,17 @@ def text(tmp_path_factory):
 @pytest.mark.parametrize(
     "fields",
     [
-        dict(optimizer="asgd", nonmonotone=1),
+        dict(optimizer="asgd", nonmonotone=1, decay=1.0),
         dict(optimizer="adamw", learning_rate=0.1, nonmonotone=1, average_latest=3),
         dict(schedule="plateau", plateau_factor=0.5),
     ],
     ids=["asgd", "adamw", "plateau"],
 )
 def test_what_followed_is_the_same_after_a_stop(fields, text, tmp_path):
-    """The switch, the lowered rate and the early end fall in the same windows, with the same numbers."""
+    """The switch, the lowered rate and the early end fall in the same windows, with the same numbers.
+
+    Validation gets worse by a thousandth and more, so that rounding (XLA has several threads here) moves none of these.
+    """
     config = BASE.replace(
         **{"learning_rate": 2.0} | fields,
         vocab_size=100,
@@ -150,12 +153,11 @@ def test_what_followed_is_the_same_after_a_stop(fields, text, tmp_path):
         resumed = jaxlm.train(
             config, run_dir=tmp_path / "stopped", steps=steps, quiet=True, resume=(tmp_path / "stopped").exists()
         )
-    assert resumed.epochs == straight.epochs
-    jax.tree.map(np.testing.assert_array_equal, resumed.state.validations, memory)
+    assert len(resumed.epochs) == len(straight.epochs)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        resumed.state.evaluated,
-        straight.state.evaluated,
+        (list(map(vars, resumed.epochs)), resumed.state.validations, resumed.state.evaluated),
+        (list(map(vars, straight.epochs)), memory, straight.state.evaluated),
     )
     again = jaxlm.train(config, run_dir=tmp_path / "stopped", quiet=True, resume=True)  # it has ended: no window more
     assert int(again.state.step) == int(straight.state.step)
