@@ -19,10 +19,14 @@ KINDS = tuple(MODELS)
 
 @cache
 def small_lm(kind: str = "lstm", tied: bool = False, seed: int = 0, words: tuple[str, ...] = WORDS) -> LanguageModel:
+    return lm_of(Vocab(words), kind, tied, seed)
+
+
+def lm_of(vocab: Vocab, kind: str = "lstm", tied: bool = False, seed: int = 0) -> LanguageModel:
     config = jaxlm.preset("small").replace(
-        model=kind, vocab_size=len(words), embedding_size=4, hidden_sizes=(6, 4), tied=tied, init_scale=1.0
+        model=kind, vocab_size=len(vocab), embedding_size=4, hidden_sizes=(6, 4), tied=tied, init_scale=1.0
     )
-    return LanguageModel(stack.init_params(config.model, jax.random.key(seed)), config, Vocab(words), {})
+    return LanguageModel(stack.init_params(config.model, jax.random.key(seed)), config, vocab, {})
 
 
 def log_probs(lm: LanguageModel, words: list[str], params=None) -> np.ndarray:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from language_models import WORDS, small_lm
+from language_models import WORDS, lm_of, small_lm
 
 import jaxlm
-from jaxlm.data import text_size
-from jaxlm.data.text_size import TextSize
-from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.data import vocab as vocabularies
+from jaxlm.data.tokens import Bytes, Characters
+from jaxlm.data.vocab import EOS, TextSize, Vocab
 from jaxlm.report.units import comparable
 
 
@@ -48,8 +48,23 @@ def test_the_size_is_of_the_text_that_the_predicted_tokens_add(ids, rows, window
             word = "\n" if after == 0 else WORDS[after] if before == 0 else f" {WORDS[after]}"
             expected += (1, len(word.encode()), len(word), 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_size, "BLOCK", block)
-        assert TextSize.of(vocab, ids, rows, window) == tuple(expected)
+        patch.setattr(vocabularies, "BLOCK", block)
+        assert vocab.text_size(ids, rows, window) == tuple(expected)
+
+
+@pytest.mark.parametrize("kind", [Characters(), Bytes()])
+def test_other_tokens_of_the_text_have_other_numbers_that_compare(kind, tmp_path):
+    text = "the naïve dogs\nrun\n"
+    vocab = Vocab(kind.names, kind) if kind.names else Vocab.build(text, kind=kind)
+    (tmp_path / "text.txt").write_text(text)
+    found, V = uniform(lm_of(vocab)).evaluate(text=tmp_path / "text.txt"), len(vocab)
+    predicted = 18 if kind.kind == "characters" else 19  # all tokens but the first; the ï has two bytes
+    assert found.predictions == predicted and len(vocab) == (15 if kind.kind == "characters" else 256)
+    assert found.bits_per_byte == pytest.approx(predicted * math.log2(V) / 19)
+    assert found.bits_per_character == pytest.approx(predicted * math.log2(V) / 18)
+    assert found.word_perplexity == pytest.approx(
+        V ** (predicted / 5), rel=1e-4
+    )  # naïve dogs <eos> run <eos>: "the" has begun
 
 
 def test_what_is_empty_has_no_number():

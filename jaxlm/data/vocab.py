@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlm.data.tokens import EOS, UNK, WORDS, Words, from_fields
-from jaxlm.data.windows import batch
+from jaxlm.data.windows import batch, num_windows
 from jaxlm.errors import DataError
 
 BLOCK = 1 << 22  # ids read at once
@@ -22,8 +22,9 @@ _LEARN = "learn one with a min_count of 2 or more, or use another text"
 
 
 class TextSize(NamedTuple):
-    """How much text there is: in UTF-8, in code points, and in words at white space with the ends of lines."""
+    """How much text there is: in tokens, in UTF-8, in code points, and in words at white space with ends of lines."""
 
+    tokens: int = 0
     bytes: int = 0
     characters: int = 0
     words: int = 0
@@ -124,15 +125,22 @@ class Vocab:
         """The text of ids: exactly, but for white space among words; what is not UTF-8 becomes U+FFFD."""
         return "".join(self.tokens.pieces(self.decode(ids)))
 
-    def text_size(self, ids: np.ndarray) -> TextSize:
-        """How much text ids[1:] are, after ids[0]: what a model predicts of ids `[N]`.
+    def text_size(self, ids: np.ndarray, rows: int = 1, window: int = 1) -> TextSize:
+        """How much text a model predicts of ids `[N]`, cut into `rows` that are read in whole windows.
 
+        The first token of a row is not predicted. Words have single spaces between them, and `<eos>` is a newline.
         Counts are exact and additive: those of `[0, n]` and of `[n, N - 1]` together are those of all.
+
+        >>> Vocab(("the", "cat", "<eos>")).text_size(np.array([0, 1, 2, 0, 1]))
+        TextSize(tokens=4, bytes=12, characters=12, words=4)
         """
-        total = np.zeros(3, np.int64)
-        for start in range(0, len(ids) - 1, BLOCK):
-            block = batch(ids, 1, start=start, stop=start + BLOCK + 1)[:, 0].tolist()
-            total += self._size(block) - self._size(block[:1])
+        length, total = len(ids) // rows, np.zeros(4, np.int64)
+        predicted = num_windows(length, window) * window
+        for first in range(0, rows * length, length or 1):
+            for start in range(first, first + predicted, BLOCK):
+                stop = min(start + BLOCK, first + predicted)
+                block = batch(ids, 1, start=start, stop=stop + 1)[:, 0].tolist()
+                total += self._size(block) - self._size(block[:1])
         return TextSize(*map(int, total))
 
     def _size(self, ids: list[int]) -> np.ndarray:
@@ -142,7 +150,7 @@ class Vocab:
             data = b"".join(map(self.token_bytes.__getitem__, ids))
         text = data.decode("utf-8", "replace")
         characters = np.count_nonzero(np.frombuffer(data, np.uint8) & 0xC0 != 0x80)
-        return np.array([len(data), characters, len(text.split()) + text.count("\n")])
+        return np.array([len(ids), len(data), characters, len(text.split()) + text.count("\n")])
 
     def encode(self, tokens: Sequence[str]) -> np.ndarray:
         """The ids of tokens.

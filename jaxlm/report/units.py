@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jaxlm.data.text_size import TextSize
+    from jaxlm.data.vocab import TextSize
 
 
 def perplexity(nats: float, count: float) -> float:
@@ -28,7 +28,7 @@ def comparable(nats: float, size: "TextSize") -> dict[str, float]:
     Bits per byte and per character are nats / ln 2 over the bytes and the characters (Gao et al. 2020,
     arXiv:2101.00027, section 3.1); the perplexity per word is exp of nats over the words, as lm-evaluation-harness's.
 
-    >>> from jaxlm.data.text_size import TextSize
+    >>> from jaxlm.data.vocab import TextSize
     >>> comparable(8 * math.log(2), TextSize(tokens=3, bytes=4, characters=2, words=4))
     {'bits_per_byte': 2.0, 'bits_per_character': 4.0, 'word_perplexity': 4.0}
     """
@@ -43,7 +43,7 @@ def comparable(nats: float, size: "TextSize") -> dict[str, float]:
 def comparable_text(found: Mapping[str, float]) -> str:
     """What `comparable` found, as it stands beside a perplexity.
 
-    >>> from jaxlm.data.text_size import TextSize
+    >>> from jaxlm.data.vocab import TextSize
     >>> comparable_text(comparable(8 * math.log(2), TextSize(3, 4, 2, 4)))
     '2.0000 bits per byte, 4.0000 per character, perplexity 4.00 per word'
     """

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxlm.config.config import Config
 from jaxlm.data.corpora import Corpus
-from jaxlm.data.text_size import TextSize
+from jaxlm.data.vocab import TextSize
 from jaxlm.data.windows import MOST_WINDOWS, RandomLengths, WindowPlan
 from jaxlm.errors import DataError
 from jaxlm.report.trackers import OnMetrics
@@ -154,8 +154,8 @@ class Run:
     def sizes(self) -> dict[str, TextSize]:
         """How long the text is that is predicted of the validation and test splits."""
         counts, corpus = self.config.train, self.corpus
-        valid = TextSize.of(corpus.vocab, corpus.valid, counts.batch_size, counts.bptt_length)
-        return {"valid": valid, "test": TextSize.of(corpus.vocab, corpus.test)}
+        valid = corpus.vocab.text_size(corpus.valid, counts.batch_size, counts.bptt_length)
+        return {"valid": valid, "test": corpus.vocab.text_size(corpus.test)}
 
     @property
     def words_per_second(self) -> float:

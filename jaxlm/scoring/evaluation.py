@@ -11,7 +11,6 @@ import numpy as np
 
 from jaxlm.config.config import Config
 from jaxlm.config.protocols import Cache, Dynamic, MCDropout, Plain, Temperature, name_of, protocol_of
-from jaxlm.data.text_size import TextSize
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, Diverged, JaxlmError
 from jaxlm.fields import specs
@@ -112,7 +111,7 @@ def evaluate_ids(
     if type(protocol) is Plain:
         config = readers.config
         nats, count = stream_nats(config.model, readers.params, ids, *rows_and_window)
-        size = TextSize.of(readers.vocab, ids, *rows_and_window)
+        size = readers.vocab.text_size(ids, *rows_and_window)
         value = perplexity(nats, config.optimizer.counted(count, rows_and_window[0]))
         return Evaluation(value, nats, count, text, unknown, **comparable(nats, size))
     ids, count = _read(ids, text, protocol)
@@ -122,7 +121,7 @@ def evaluate_ids(
         raise Diverged(
             f"dynamic evaluation diverged on {text}: lower learning_rate, which is {protocol.learning_rate:g}"
         )
-    return Evaluation(value, nats, count, text, unknown, **comparable(nats, TextSize.of(readers.vocab, ids)))
+    return Evaluation(value, nats, count, text, unknown, **comparable(nats, readers.vocab.text_size(ids)))
 
 
 def grid_search(
