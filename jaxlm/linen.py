@@ -1,12 +1,17 @@
-"""Flax modules over `ops/`: the parameters are Flax's own, the work is done by the fast ops."""
+"""Flax modules: `LSTM`, whose parameters are those of Flax's own, and `LanguageModel`, whose parameters are jaxlm's."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
+from jax import lax
 
+from jaxlm.models import heads, stack
+from jaxlm.models.noise import draw_noise, is_random
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.ops.lstm import LSTMState, lstm
 
 Carry = tuple[jax.Array, jax.Array]  # (c, h), each [..., H]
@@ -91,3 +96,82 @@ def run(
     h = final.h if lengths is None else jnp.take_along_axis(y, (length - 1)[None, :, None], 0)[0].astype(final.h.dtype)
     y = jnp.take_along_axis(y, flipped, 0) if reverse and keep_order else y
     return (final.c.reshape(*batch, H), h.reshape(*batch, H)), y.reshape(T, *batch, H)
+
+
+class LanguageModel(nn.Module):
+    """A whole model of any kind and head: `LanguageModel(jaxlm.LSTM(vocab_size=10_000))`.
+
+    `variables["params"]` is jaxlm's own tree, both ways: that of `jaxlm.init_params` and of `jaxlm.load(run).params`.
+    Dropout draws from the rng stream `dropout`, its full share from the start.
+    """
+
+    model: Recurrent
+
+    def setup(self) -> None:
+        stack.check_dtype(self.model)
+        if self.is_initializing():
+            for name, part in stack.init_params(self.model, self.make_rng("params")).items():
+                self.param(name, lambda _, part=part: part)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        targets: jax.Array | None = None,
+        *,
+        initial_carry: stack.Carry | None = None,
+        seq_lengths: jax.Array | None = None,
+        deterministic: bool = False,
+    ) -> tuple[stack.Carry, jax.Array]:
+        """Reads a window.
+
+        Args:
+            tokens: [B, T].
+            targets: [B, T].
+            initial_carry: one state a layer; None: zeros.
+            seq_lengths: steps of each row that count [B], at least 1; None: all.
+            deterministic: drops nothing and computes in float32, as an evaluation.
+
+        Returns:
+            The carry after the steps that count (with `seq_lengths`, without a gradient); and logits [B, T, V] in the
+            parameters' dtype (of a mixture, log p), or where there are targets the sum of their nats, for which no
+            logits are held in memory.
+        """
+        drops = is_random(self.model) and not deterministic and not self.is_initializing()
+        key, params = self.make_rng("dropout") if drops else None, dict(self.variables["params"])
+        model = stack.exact(self.model) if deterministic else self.model
+        return read(model, params, key, tokens, targets, initial_carry, seq_lengths)
+
+
+def read(
+    model: Recurrent,
+    params: Params,
+    key: jax.Array | None,
+    tokens: jax.Array,
+    targets: jax.Array | None,
+    carry: stack.Carry | None,
+    lengths: jax.Array | None,
+) -> tuple[stack.Carry, jax.Array]:
+    """`LanguageModel.__call__`; `key` is of the noise."""
+    B, T = tokens.shape
+    noise = draw_noise(model, key, T, B)
+    carry = stack.zero_carry(model, B, params["embedding"].dtype) if carry is None else carry
+    kept, _, features, after = stack.read(model, params, noise, tokens.T, carry)
+
+    def after_row(params: Params, carry: stack.Carry, row: jax.Array, length: jax.Array) -> stack.Carry:
+        def of_row(tree: Any, axis: int) -> Any:
+            return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, row, 1, axis), tree)
+
+        units = {name: of_row(getattr(noise, name), 1) for name in ("embedding", "outputs")}
+        rows = {name: of_row(getattr(noise, name), 0) for name in ("states", "updates", "carry")}
+        one = replace(noise, **units, **rows)
+        *_, new = stack.read(model, params, one, of_row(tokens.T, 1), of_row(carry, 0), length)
+        return jax.tree.map(lambda leaf: leaf[0], new)
+
+    if lengths is not None:
+        rows = jax.vmap(after_row, (None, None, 0, 0))
+        after = rows(*lax.stop_gradient((params, carry)), jnp.arange(B), lengths)
+    if targets is None:
+        logits = heads.logits(model, kept, features.astype(params["embedding"].dtype), noise.latents)
+        return after, jnp.moveaxis(logits, 0, 1)
+    weights = None if lengths is None else (jnp.arange(T)[:, None] < lengths).astype(jnp.float32)
+    return after, heads.summed_nats(model, kept, features, targets.T, weights, noise.latents, noise.drawn)

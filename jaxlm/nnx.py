@@ -1,4 +1,4 @@
-"""Flax NNX modules over `ops/`: the parameters are Flax's own, the work is done by the fast ops."""
+"""Flax NNX modules: `LSTM`, whose parameters are Flax's own, and `LanguageModel`, whose parameters are jaxlm's."""
 
 from typing import Any
 
@@ -7,7 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
-from jaxlm.linen import Carry, run
+from jaxlm.linen import Carry, read, run
+from jaxlm.models import stack
+from jaxlm.models.noise import is_random
+from jaxlm.models.recurrent import Params, Recurrent
 
 
 class LSTM(nnx.Module):
@@ -54,3 +57,42 @@ def _gates(columns: jax.Array) -> jax.Array:
     """Four blocks of columns from Flax's order i, f, g, o to i, j, f, o."""
     i, f, g, o = jnp.split(columns, 4, -1)
     return jnp.concatenate([i, g, f, o], -1)
+
+
+class LanguageModel(nnx.Module):
+    """`jaxlm.linen.LanguageModel` for NNX: `LanguageModel(jaxlm.LSTM(vocab_size=10_000), rngs=nnx.Rngs(0))`.
+
+    `params` is jaxlm's own tree with an `nnx.Param` at each leaf; `tree()` returns the arrays.
+
+    Args:
+        model: of any kind and head.
+        params: in place of fresh ones, as `jaxlm.load(run).params`.
+        deterministic: drops nothing and computes in float32, as an evaluation; `train()` and `eval()` change it.
+        rngs: streams `params` and `dropout`.
+    """
+
+    def __init__(
+        self, model: Recurrent, *, params: Params | None = None, deterministic: bool = False, rngs: nnx.Rngs
+    ) -> None:
+        stack.check_dtype(model)
+        params = stack.init_params(model, rngs.params()) if params is None else params
+        self.model, self.deterministic = nnx.static(model), deterministic
+        self.params = nnx.data(jax.tree.map(nnx.Param, params))
+        self.rngs = rngs.dropout.fork() if is_random(model) else None
+
+    def tree(self) -> Params:
+        """The parameters as jaxlm has them."""
+        return jax.tree.map(lambda leaf: leaf[...], self.params, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        targets: jax.Array | None = None,
+        *,
+        initial_carry: stack.Carry | None = None,
+        seq_lengths: jax.Array | None = None,
+    ) -> tuple[stack.Carry, jax.Array]:
+        """As `jaxlm.linen.LanguageModel` is called."""
+        key = None if self.rngs is None or self.deterministic else self.rngs()
+        model = stack.exact(self.model) if self.deterministic else self.model
+        return read(model, self.tree(), key, tokens, targets, initial_carry, seq_lengths)

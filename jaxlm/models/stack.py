@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxlm.errors import JaxlmError
 from jaxlm.models.heads import init_head
 from jaxlm.models.kinds import MODELS
-from jaxlm.models.noise import Noise, keep_of_output, of_layer
+from jaxlm.models.noise import Noise, drop_carry, drop_rows, drop_words, keep_of_output, of_layer
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, State, uniform
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.embedding import Rows, look_up
@@ -58,6 +59,15 @@ def read_rows(params: Params, tokens: jax.Array) -> Params:
     return {**params, "embedding": Rows(embed(params, tokens))}
 
 
+def read(
+    model: Recurrent, params: Params, noise: Noise, tokens: jax.Array, carry: Carry, length: jax.Array | None = None
+) -> tuple[Params, jax.Array, jax.Array, Carry]:
+    """tokens [T, B] and the carry -> the parameters that the head takes, then what `last_outputs` returns."""
+    kept = drop_rows(model, noise, params)
+    x = drop_words(model, noise, embed(kept, tokens), tokens).astype(model.compute_dtype)
+    return kept, *last_outputs(model, kept, noise, x, drop_carry(noise, carry), length)
+
+
 def features(
     model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry: Carry, length: jax.Array | None = None
 ) -> tuple[jax.Array, Carry]:
@@ -95,3 +105,11 @@ def last_outputs(
 def exact(model: Recurrent) -> Recurrent:
     """The model as evaluation runs it: float32 on any device, whatever trained it."""
     return replace(model, compute_dtype="float32")
+
+
+def check_dtype(model: Recurrent) -> None:
+    """Raises JaxlmError for the compute_dtype `auto`, which only `jaxlm.train` replaces by the device's."""
+    if model.compute_dtype == "auto":
+        raise JaxlmError(
+            "compute_dtype is auto, which jaxlm.train resolves: for a step of your own take float32 or bfloat16"
+        )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxlm.config.config import Recipe
 from jaxlm.models import heads, stack
-from jaxlm.models.noise import Noise, drop_carry, drop_rows, drop_words
+from jaxlm.models.noise import Noise
 from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
 
@@ -43,9 +43,7 @@ def minimised(
     model, optimizer, (T, B) = recipe.model, recipe.optimizer, inputs.shape
     steps = T if length is None else length
     counted = None if length is None else jnp.broadcast_to((jnp.arange(T) < length)[:, None], (T, B))
-    kept = drop_rows(model, noise, params)
-    x = drop_words(model, noise, stack.embed(kept, inputs), inputs).astype(model.compute_dtype)
-    raw, features, new_carry = stack.last_outputs(model, kept, noise, x, drop_carry(noise, carry), length)
+    kept, raw, features, new_carry = stack.read(model, params, noise, inputs, carry, length)
     weights = None if counted is None else counted.astype(jnp.float32)
     cost = total = heads.summed_nats(model, kept, features, targets, weights, noise.latents, noise.drawn, exact) / B
     if optimizer.activation_penalty is not None:

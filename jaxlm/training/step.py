@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from jaxlm.config.config import Recipe
 from jaxlm.data.windows import Windows
 from jaxlm.distributed.mesh import known, stay
-from jaxlm.errors import JaxlmError
 from jaxlm.models import stack
 from jaxlm.models.noise import Noise, growing, is_random, sums_all_words
 from jaxlm.models.recurrent import Params
@@ -119,10 +118,7 @@ def init_state(
         JaxlmError: the compute_dtype is `auto`, which `jaxlm.train` replaces by the device's.
     """
     model = recipe.model
-    if model.compute_dtype == "auto":
-        raise JaxlmError(
-            "compute_dtype is auto, which jaxlm.train resolves: for a step of your own take float32 or bfloat16"
-        )
+    stack.check_dtype(model)
     params_key, noise_key = jax.random.split(key)
     start: Params = jax.tree.map(jnp.array, stack.init_params(model, params_key) if params is None else params)
     return TrainState(

@@ -1,0 +1,182 @@
+"""The whole model as a Flax module: of every kind and head it is jaxlm's own, in linen and in NNX."""
+
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from recipes import BASE, CASES, MODEL_CASES, USUAL_MODELS, B, T, V, parameters
+
+import jaxlm
+from jaxlm import linen
+from jaxlm import nnx as ours
+from jaxlm.models import stack
+from jaxlm.models.noise import draw_noise
+from jaxlm.scoring.stream import eval_step
+from jaxlm.training.cost import minimised
+
+TOKENS = jax.random.randint(jax.random.key(3), (B, T + 1), 0, V)
+X, Y = TOKENS[:, :-1], TOKENS[:, 1:]
+LENGTHS = jnp.array([5, 1, 3, 4])
+DROPPING = {name: CASES[name] for name in ("weight-drop", "mixture", "tied-sampled")}
+DROPPING["mixture"] = DROPPING["mixture"].replace(keep_latent=0.8, keep_output=0.7, locked_dropout=True)
+
+
+def close(a, b):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), a, b)
+
+
+@pytest.mark.parametrize("config", parameters(MODEL_CASES, USUAL_MODELS))
+def test_a_module_reads_as_jaxlm_with_its_carry_and_lengths(config):
+    model, zero = config.model, stack.zero_carry(config.model, B)
+    params = stack.init_params(model, jax.random.key(0))
+
+    @jax.jit
+    def step_by_step(tokens):
+        def step(carry, tokens):
+            nats, carry = eval_step(model, params, tokens[:1], tokens[1:], carry)
+            return carry, (carry, nats[0])
+
+        return jax.lax.scan(step, zero, jnp.stack([tokens[:-1], tokens[1:]], 1))[1]
+
+    @jax.jit
+    def of_module(x, y, lengths):
+        def call(*given, **options):
+            return linen.LanguageModel(model).apply({"params": params}, *given, deterministic=True, **options)
+
+        half, first = call(x[:, :2], y[:, :2])
+        return call(x), first, call(x[:, 2:], y[:, 2:], initial_carry=half), call(x, y, seq_lengths=lengths)
+
+    carries, nats = step_by_step(TOKENS.T)
+    (carry, logits), first, (later, second), (after, counted) = of_module(X, Y, LENGTHS)
+    close(optax.softmax_cross_entropy_with_integer_labels(logits, Y), nats.T)
+    close((first, second), (nats[:2].sum(), nats[2:].sum()))
+    close((carry, later), 2 * (jax.tree.map(lambda leaf: leaf[-1], carries),))
+    close(counted, jnp.where(jnp.arange(T)[:, None] < LENGTHS, nats, 0).sum())
+    close(after, jax.tree.map(lambda leaf: leaf[LENGTHS - 1, jnp.arange(B)], carries))
+
+
+@pytest.mark.parametrize("config", DROPPING.values(), ids=DROPPING)
+def test_training_drops_as_jaxlm_does_by_flax_s_streams(config):
+    config = config.replace(dropout_ramp=None, sampled_share=None, l2_penalty=None)
+    model, plain = config.model, replace(config.recipe, optimizer=jaxlm.SGD())
+    params, carry = stack.init_params(model, jax.random.key(0)), stack.zero_carry(model, B)
+    carry = jax.tree.map(lambda leaf: leaf + 0.1, carry)
+
+    def expected(params, key):
+        noise = draw_noise(model, key, T, B)
+        cost, (_, carried) = minimised(plain, params, noise, X.T, Y.T, carry)
+        return B * cost, carried
+
+    module, rngs = linen.LanguageModel(model), {"dropout": jax.random.key(7)}
+    key = module.apply({"params": params}, rngs=rngs, method=lambda module: module.make_rng("dropout"))
+
+    def actual(params):
+        carried, nats = module.apply({"params": params}, X, Y, initial_carry=carry, rngs=rngs)
+        return nats, carried
+
+    of_nnx = ours.LanguageModel(model, params=params, rngs=nnx.Rngs(9))
+    graph, state, rest = nnx.split(of_nnx, nnx.Param, ...)
+
+    def actual_nnx(state):
+        carried, nats = nnx.merge(graph, state, rest, copy=True)(X, Y, initial_carry=carry)
+        return nats, carried
+
+    def graded(cost, *given):
+        return jax.jit(jax.value_and_grad(cost, has_aux=True))(*given)
+
+    close(graded(actual, params), graded(expected, params, key))
+    (nats, carried), grads = graded(expected, params, nnx.Rngs(9).dropout.fork()())
+    found, found_grads = graded(actual_nnx, state)
+    close(found, (nats, carried))
+    close(jax.tree.leaves(nnx.to_pure_dict(found_grads)), jax.tree.leaves(grads))
+
+
+def test_lengths_keep_the_masks_of_each_row():
+    model = BASE.replace(keep_output=0.5, keep_embedding=0.6, keep_carry=0.5, keep_recurrent_weights=0.5).model
+    params, carry = stack.init_params(model, jax.random.key(0)), stack.zero_carry(model, B)
+    module, rngs = linen.LanguageModel(model), {"dropout": jax.random.key(7)}
+    given = dict(initial_carry=jax.tree.map(lambda leaf: leaf + 0.5, carry), rngs=rngs)
+    whole, _ = module.apply({"params": params}, X, **given)
+    one_less, _ = module.apply({"params": params}, X, seq_lengths=jnp.array([T, T, T - 1, T]), **given)
+    rows = jnp.array([0, 1, 3])
+    close(*(jax.tree.map(lambda leaf: leaf[rows], carry) for carry in (one_less, whole)))
+
+
+def test_the_tree_is_jaxlm_s_own_both_ways():
+    model = MODEL_CASES["tied-mixture"].model
+    shapes = jax.tree.map(jnp.shape, jaxlm.init_params(model, jax.random.key(0)))
+    variables = linen.LanguageModel(model).init(jax.random.key(1), X)
+    assert jax.tree.map(jnp.shape, variables) == {"params": shapes}
+    module = ours.LanguageModel(model, rngs=nnx.Rngs(1))
+    assert jax.tree.map(jnp.shape, module.tree()) == shapes
+    bfloat16 = replace(model, compute_dtype="bfloat16", keep_output=0.5)
+    half, expected = (
+        linen.LanguageModel(replace(bfloat16, keep_output=None)),
+        linen.LanguageModel(model).apply(variables, X),
+    )
+    close(linen.LanguageModel(bfloat16).apply(variables, X, deterministic=True), expected)
+    module = ours.LanguageModel(bfloat16, params=variables["params"], deterministic=True, rngs=nnx.Rngs(1))
+    close(module(X), expected)
+    assert half.apply(variables, X, Y)[1] != half.apply(variables, X, Y, deterministic=True)[1]
+    with pytest.raises(jaxlm.JaxlmError, match="float32 or bfloat16"):
+        linen.LanguageModel(replace(model, compute_dtype="auto")).init(jax.random.key(1), X)
+
+
+def test_nnx_trains_and_turns_dropout_on_and_off():
+    module = ours.LanguageModel(BASE.replace(keep_output=0.5).model, rngs=nnx.Rngs(1))
+    optimizer = nnx.Optimizer(module, optax.sgd(0.1), wrt=nnx.Param)
+
+    @nnx.jit
+    def nats(module):
+        return module(X, Y, seq_lengths=LENGTHS)[1]
+
+    @nnx.jit
+    def step(module, optimizer):
+        optimizer.update(module, nnx.grad(nats)(module))
+
+    module.eval()
+    before = nats(module)
+    assert before == nats(module)
+    module.train()
+    assert nats(module) != nats(module)
+    for _ in range(5):
+        step(module, optimizer)
+    module.eval()
+    assert nats(module) < 0.95 * before
+
+
+@pytest.mark.parametrize("text", ["embedded-tiny", pytest.param("ptb", marks=pytest.mark.slow)])
+def test_the_example_follows_jaxlm_and_evaluates_its_checkpoint(text, tmp_path, monkeypatch, request):
+    """50 windows, in which clipping acts; on the small text over an epoch's end, after which the rate is halved."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments")
+    example = import_module("flax_example")
+    monkeypatch.setattr(example, "HOLD", 1)
+    monkeypatch.setattr(example, "CLIP", 2.0)
+    data_dir = request.getfixturevalue("ptb_dir") if text == "ptb" else None
+    corpus, seen = jaxlm.load_corpus(text, data_dir=data_dir), []
+    model = replace(example.MODEL, vocab_size=len(corpus.vocab))
+    model = model if text == "ptb" else replace(model, embedding_size=16, hidden_sizes=(16, 16))
+    params = jaxlm.init_params(model, jax.random.key(0))
+    jaxlm.train(
+        jaxlm.preset("small").replace(model=model, hold=1.0, clip_norm=2.0),
+        corpus,
+        tmp_path / "run",
+        params=params,
+        steps=50,
+        quiet=True,
+        on_metrics=lambda step, values: seen.append(values),
+    )
+    run = jaxlm.load(tmp_path / "run")
+    states, nats = zip(*islice(example.train(model, params, corpus.train), 50), strict=True)
+    close(np.array(nats), np.array([values["train/cost"] for values in seen if "train/cost" in values]) / 20)
+    close(states[-1].params, run.params)
+    found = example.perplexity(run.config.model, run.params, corpus.test)
+    close(found, jaxlm.evaluate(run, corpus=corpus).perplexity)
