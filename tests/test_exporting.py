@@ -59,13 +59,12 @@ def same(lm: LanguageModel, found: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
-@pytest.mark.parametrize("target", ["torch", "safetensors", "hub"])
+@pytest.mark.parametrize("target", ["torch", "safetensors"])
 def test_our_own_reader_reads_it_back(tmp_path, target, shapes):
     lm, out = model(shapes=shapes), tmp_path / "out"
     notes = export_model(lm, target, out)
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
-    file, vocab = (out / "model.safetensors", out / "vocab.txt") if target == "hub" else (out, tmp_path / "vocab.txt")
-    found = import_model(file, vocab)
+    found = import_model(out, tmp_path / "vocab.txt")
     assert found.config.model.tied == lm.config.model.tied and found.vocab == lm.vocab
     np.testing.assert_allclose(found.perplexity(TEXT), lm.perplexity(TEXT), rtol=1e-5)
     assert any("forget bias 1.5" in note for note in notes)
@@ -173,7 +172,7 @@ def test_the_average_is_exported_where_the_run_keeps_one(tmp_path):
     assert any("average" in note for note in notes)
 
 
-@pytest.mark.parametrize("target", ["torch", "safetensors", "hub", "onnx"])
+@pytest.mark.parametrize("target", ["torch", "safetensors", "onnx"])
 def test_what_a_target_cannot_express_is_refused(tmp_path, target):
     if target == "onnx":
         pytest.importorskip("onnx")

@@ -8,13 +8,13 @@ from jaxlm.terminal import say_line
 
 TARGETS = ("safetensors", "torch", "hub", "onnx", "stablehlo")  # (whose code imports JAX: too slow for --help)
 TARGET = "safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx or stablehlo"
-VOCAB = "a file of one word a line, or for PyTorch the folder of the train.txt, valid.txt and test.txt"
+VOCAB = "a file of one word a line, or for PyTorch the folder of train.txt, valid.txt, test.txt; a hub's folder has one"
 
 
 @verb(
-    "make a run of a model of PyTorch, safetensors or TensorFlow 1",
-    pathname("file", "FILE", "from torch.save, safetensors or TensorFlow 1; never executed"),
-    pathname("--vocab", "VOCAB", VOCAB, required=True),
+    "make a run of a model of PyTorch, safetensors, TensorFlow 1 or `export --to hub`",
+    pathname("file", "FILE", "from torch.save, safetensors or TensorFlow 1, or a hub's folder; never executed"),
+    pathname("--vocab", "VOCAB", VOCAB),
     pathname("run", "RUN", "the directory to make"),
 )
 def import_(args: argparse.Namespace) -> None:

@@ -1,48 +1,75 @@
-"""Export to a folder as model hubs expect it: config.json, vocab.json, model.safetensors and a model card (card.md)."""
+"""Export to a folder as model hubs expect it, which `transformers` loads with `trust_remote_code=True`.
+
+config.json  model.safetensors (jaxlm's parameters, under its own names)  modeling_jaxlm.py (the model in PyTorch)
+tokenizer.json  tokenizer_config.json  vocab.json  vocab.txt  README.md (card.md)
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jax
+import safetensors.numpy
 
 from jaxlm.config.config import kind_of
-from jaxlm.data.vocab import EOS, UNK
+from jaxlm.errors import JaxlmError
 from jaxlm.files import new_folder
-from jaxlm.interop.export_torch import safetensors_bytes
+from jaxlm.interop.export_torch import array
+from jaxlm.interop.hub_tokenizer import as_json, special_tokens, tokenizer_files
+from jaxlm.models.kinds import MODELS
+from jaxlm.models.mogrifier import Mogrifier
+from jaxlm.models.recurrent import Recurrent
 from jaxlm.report.curve import by_kind
 from jaxlm.report.units import perplexity_text
+from jaxlm.runs.state_arrays import named
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.terminal import printable
+
+FORMAT, CONFIG, WEIGHTS = 1, "config.json", "model.safetensors"  # of the folder
+CELLS = ("lstm", "gru", "mingru", "mogrifier")  # that modeling_jaxlm.py has
 
 
 def export_hub(model: LanguageModel, out: Path, metrics: Sequence[dict[str, Any]] = ()) -> list[str]:
     """Writes the folder, whose model card shows the results among the run's metrics; returns notes.
 
     Raises:
-        JaxlmError: PyTorch has no such layer.
+        JaxlmError: modeling_jaxlm.py has no such layer.
         OSError: the folder cannot be written.
     """
-    config, ids = model.config.model, model.vocab.ids
-    kind = kind_of("model", config)
-    data, notes = safetensors_bytes(model)
+    with new_folder(out) as folder:
+        for name, data in hub_files(model, metrics).items():
+            folder.write(name, data)
+    return []
+
+
+def hub_files(model: LanguageModel, metrics: Sequence[dict[str, Any]] = ()) -> dict[str, bytes]:
+    """The bytes of the folder's files. Raises JaxlmError as `export_hub`."""
+    config, params = model.config.model, {**model.params, "embedding": {"weight": model.params["embedding"]}}
     described = {
-        "model_type": f"jaxlm-{kind}",
-        "architectures": ["RNNModel"],
-        "torch_dtype": "float32",
+        "model_type": "jaxlm",
+        "jaxlm_format": FORMAT,
+        "architectures": ["JaxlmForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "modeling_jaxlm.JaxlmConfig",
+            "AutoModel": "modeling_jaxlm.JaxlmModel",
+            "AutoModelForCausalLM": "modeling_jaxlm.JaxlmForCausalLM",
+            "AutoModelForSequenceClassification": "modeling_jaxlm.JaxlmForSequenceClassification",
+        },
         "vocab_size": config.vocab_size,
         "embedding_size": config.embedding_size,
+        "hidden_size": config.hidden_sizes[-1],
         "hidden_sizes": list(config.hidden_sizes),
         "num_hidden_layers": len(config.hidden_sizes),
-        "tie_word_embeddings": config.tied,
-        "eos_token_id": ids.get(EOS),
-        "unk_token_id": ids.get(UNK),
+        "tie_word_embeddings": False,  # (tied or not, there is nothing for transformers to tie)
+        **{f"{name}_id": place for name, place in special_tokens(model.vocab).items()},
+        "cell": _cell_of(config),
+        "shapes": _shapes(params),
         "jaxlm": json.loads(model.config.to_json()),
     }
     card = _card(
-        kind=kind,
+        kind=kind_of("model", config),
         sizes=config.hidden_sizes,
         corpus=model.corpus.get("name", "an unknown corpus"),
         words=len(model.vocab),
@@ -51,13 +78,34 @@ def export_hub(model: LanguageModel, out: Path, metrics: Sequence[dict[str, Any]
         tied=config.tied,
         results=_results(metrics),
     )
-    with new_folder(out) as folder:
-        folder.write("config.json", _json(described))
-        folder.write("vocab.json", _json(ids))
-        folder.write("vocab.txt", "".join(f"{word}\n" for word in model.vocab.words).encode())
-        folder.write("model.safetensors", data)
-        folder.write("README.md", card.encode())
-    return notes
+    arrays = {name: array(leaf) for name, leaf in named(params).items()}
+    return {
+        CONFIG: as_json(described),
+        "modeling_jaxlm.py": files("jaxlm.interop").joinpath("modeling_jaxlm.py").read_bytes(),
+        WEIGHTS: safetensors.numpy.save(arrays, {"format": "pt"}),
+        **tokenizer_files(model),
+        "README.md": card.encode(),
+    }
+
+
+def _cell_of(model: Recurrent) -> dict[str, Any]:
+    """What modeling_jaxlm.py has to know of a kind beside its fields. Raises JaxlmError for one that it lacks."""
+    kind = next((name for name in CELLS if isinstance(model, MODELS[name])), None)
+    if kind is None:
+        raise JaxlmError(
+            f"the model has layers of the kind {kind_of('model', model)}, and a hub's folder can have "
+            f"{', '.join(CELLS)}: export it --to stablehlo"
+        )
+    scale = model.update_scale(None) if isinstance(model, Mogrifier) else None
+    return {"kind": kind, "update_scale": 1.0 if scale is None else float(scale)}
+
+
+def _shapes(tree: Any) -> Any:
+    """The shapes of a tree's arrays, in dicts; a list's entries under their places."""
+    if not isinstance(tree, dict | list | tuple):
+        return list(tree.shape)
+    entries = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+    return {str(name): _shapes(value) for name, value in entries}
 
 
 def _card(**values: Any) -> str:
@@ -80,7 +128,3 @@ def _results(metrics: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 def _cell(text: object) -> str:
     """Text of a run within a line of a table."""
     return printable(str(text))[:200].replace("|", "\\|").replace("<", "&lt;").replace("{", "(").replace("}", ")")
-
-
-def _json(tree: Any) -> bytes:
-    return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.config.config import Config
 from jaxlm.errors import JaxlmError
 from jaxlm.models.lstm import LSTM
+from jaxlm.models.recurrent import Recurrent
 
 FLOATS = {"float16": "<f2", "float32": "<f4", "float64": "<f8", "bfloat16": "<u2"}  # bfloat16: float32's upper half
 _INTEGERS = {"int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8, "bool": 1}
@@ -74,10 +76,11 @@ def damage(what: str) -> Iterator[None]:
 class ForeignModel:
     """A language model read from a file of another program."""
 
-    config: LSTM  # its sizes; the forget bias is 0
+    config: Recurrent
     params: dict[str, Any]  # jaxlm's tree, in float32
     source: str  # what was read, in words
     notes: tuple[str, ...]  # what a user should know: what was left out, added up or assumed
+    run: Config | None = None  # of the run that jaxlm exported it from
 
 
 def foreign_model(params: dict[str, Any], source: str, notes: list[str], tensors: Tensors) -> ForeignModel:

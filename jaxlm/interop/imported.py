@@ -12,7 +12,9 @@ from jaxlm.config.config import Config
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.files import MAX_VOCAB_BYTES, read_bytes, reader, reason
+from jaxlm.interop.export_hub import WEIGHTS
 from jaxlm.interop.foreign import MOST_PATH, shown
+from jaxlm.interop.hub_tokenizer import VOCAB
 from jaxlm.interop.importing import read_model
 from jaxlm.interop.tensorflow_checkpoint import checkpoint_prefix
 from jaxlm.runs import directory
@@ -23,13 +25,14 @@ MOST_TEXT = 1 << 32  # bytes of one file of a corpus
 SPLITS = ("train.txt", "valid.txt", "test.txt")
 
 
-def import_model(file: str | Path, vocab: str | Path, run_dir: str | Path | None = None) -> LanguageModel:
+def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str | Path | None = None) -> LanguageModel:
     """A language model of another program, ready to use.
 
     Args:
-        file: what `torch.save` wrote, a .safetensors file, or a TensorFlow 1 checkpoint; nothing in it is ever run.
+        file: what `torch.save` wrote, a .safetensors file, a TensorFlow 1 checkpoint, or the folder that `export_model`
+            wrote for a hub; nothing in it is ever run.
         vocab: a file of one word a line; or the folder of the train.txt, valid.txt and test.txt that the model was
-            trained on, whose words are numbered in the order of their first appearance.
+            trained on, whose words are numbered in the order of their first appearance. None: that of a hub's folder.
         run_dir: a new directory, which becomes an ordinary run of that model, to be evaluated, used and trained
             further; None keeps nothing.
     Returns:
@@ -41,13 +44,19 @@ def import_model(file: str | Path, vocab: str | Path, run_dir: str | Path | None
         RunDirError: the directory holds something already, or cannot be written.
     """
     found = read_model(file)
-    prefix = checkpoint_prefix(file)
-    words = model_vocabulary(vocab, found.config.vocab_size, tensorflow=prefix is not None)
+    prefix = None if found.run else checkpoint_prefix(file)
+    if vocab is None and found.run is None:
+        raise DataError(f"{shown(file, MOST_PATH)} has no vocabulary: give the file of its words, one a line (--vocab)")
     path = Path(file).resolve()
+    words = model_vocabulary(vocab or path / VOCAB, found.config.vocab_size, tensorflow=prefix is not None)
     corpus = unknown_corpus(
-        f"imported:{path.name}", _sha256(path, prefix), words, f"imported from {path}, a {found.source}", *found.notes
+        f"imported:{path.name}",
+        _sha256(path / WEIGHTS if found.run else path, prefix),
+        words,
+        f"imported from {path}, a {found.source}",
+        *found.notes,
     )
-    config = Config(model=found.config, preset="imported").replace(corpus=corpus.spec)
+    config = (found.run or Config(model=found.config, preset="imported")).replace(corpus=corpus.spec)
     if run_dir is not None:
         keep_model(run_dir, config, found.params, corpus)
     return LanguageModel(jax.tree.map(jnp.asarray, found.params), config, words, directory.named(corpus))

@@ -8,7 +8,9 @@ import safetensors
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import reader, reason
+from jaxlm.interop.export_hub import CONFIG
 from jaxlm.interop.foreign import MOST_PATH, ForeignModel, LazyTensor, check_sharing, damage, elements, shown
+from jaxlm.interop.import_hub import read_hub
 from jaxlm.interop.tensorflow import from_tensorflow_checkpoint
 from jaxlm.interop.tensorflow_checkpoint import MAGIC, checkpoint_prefix, read_checkpoint
 from jaxlm.interop.torch_files import MOST_FILE, read_torch
@@ -19,11 +21,11 @@ _SAFETENSORS = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "b
 
 
 def read_model(file: str | Path) -> ForeignModel:
-    """A stacked LSTM language model from a file of PyTorch, safetensors or TensorFlow 1.
+    """A stacked LSTM from a file of PyTorch, safetensors or TensorFlow 1; or any model that `export_hub` wrote.
 
     Args:
         file: what `torch.save` wrote (a module, a state_dict, or a list or dict with one), a .safetensors file, or a
-            TensorFlow checkpoint (its common name, one of its files, or its folder).
+            TensorFlow checkpoint (its common name, one of its files, or its folder), or a hub's folder.
     Raises:
         JaxlmError: there is no such file, it is damaged, is no LSTM language model, or asks for something that could
             run code, which is named; nothing was run.
@@ -36,6 +38,8 @@ def read_model(file: str | Path) -> ForeignModel:
 
 
 def _read(path: Path) -> ForeignModel:
+    if (path / CONFIG).is_file():
+        return read_hub(path)
     if (prefix := checkpoint_prefix(path)) is not None:
         return from_tensorflow_checkpoint(read_checkpoint(prefix), f"TensorFlow checkpoint {shown(prefix.name)}")
     with reader(path) as file:

@@ -1,0 +1,187 @@
+"""What others make of a hub's folder: transformers, lm-evaluation-harness and minicons compute jaxlm's numbers."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from language_models import next_word
+from recipes import BASE
+from test_hub import HELD, language_model
+
+from jaxlm.data.text import tokenize
+from jaxlm.data.vocab import EOS
+from jaxlm.interop.exporting import export_model
+from jaxlm.interop.imported import import_model
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+TEXTS = ["the dogs run \n a dog", "runs", "N 's zebra the ca"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The folder of each case's model, once made."""
+    place = tmp_path_factory.mktemp("hub")
+
+    def folder(case: str) -> Path:
+        if not (place / case).exists():
+            export_model(language_model(HELD[case]), "hub", place / case)
+        return place / case
+
+    return folder
+
+
+def loaded(folder: Path, kind: str = "ForCausalLM", **options):
+    """(model, tokenizer) as a user loads them."""
+    model = getattr(transformers, f"AutoModel{kind}").from_pretrained(folder, trust_remote_code=True, **options)
+    return model.eval(), tokenizer_of(folder)
+
+
+@cache
+def tokenizer_of(folder: Path):
+    return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+
+
+def expected(case: str, ids) -> np.ndarray:
+    """jaxlm's log-probabilities [N, V] of the word after each id."""
+    lm = language_model(HELD[case])
+    return np.asarray(next_word(lm.config.model, lm.params, jnp.asarray(ids)))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("case", HELD)
+@torch.no_grad()
+def test_log_probabilities_and_loss_are_jaxlm_s_with_padding_on_either_side(folders, case, side):
+    model, tokenizer = loaded(folders(case))
+    batch = tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side=side)
+    labels = batch["input_ids"].where(batch["attention_mask"].cumsum(-1) * batch["attention_mask"] > 1, -100)
+    out = model(**batch, labels=labels)
+    found, nats = out.logits.log_softmax(-1).numpy(), []
+    for row, mask, text in zip(range(len(TEXTS)), batch["attention_mask"].bool().numpy(), TEXTS, strict=True):
+        ids = language_model(HELD[case]).vocab.encode(tokenize(text))
+        want = expected(case, ids)
+        np.testing.assert_allclose(found[row][mask], want, atol=1e-5)
+        nats += [-want[place, word] for place, word in enumerate(ids[1:])]
+        np.testing.assert_allclose(found[row][-1], want[-1], atol=1e-5)  # padding leaves the last outputs
+    np.testing.assert_allclose(out.loss, np.mean(nats), atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_text_in_two_parts_is_the_text(folders):
+    model, tokenizer = loaded(folders("mogrifier"))
+    ids = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
+    first = model(ids[:, :3])
+    second = model(ids[:, 3:], state=first.state)
+    whole = model(ids)
+    torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), whole.logits)
+    torch.testing.assert_close(model(ids, logits_to_keep=2).logits, whole.logits[:, -2:])
+    torch.testing.assert_close(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, whole.logits)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("case", ["lstm", "gru-tied"])
+def test_generation_carries_the_state(folders, case, beams):
+    model, tokenizer = loaded(folders(case))
+    batch = tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side="left")
+    how = dict(max_new_tokens=6, num_beams=beams, eos_token_id=None, return_dict_in_generate=True, output_logits=True)
+    torch.manual_seed(0)
+    made = model.generate(**batch, do_sample=True, **how)
+    torch.manual_seed(0)
+    again = model.generate(**batch, do_sample=True, use_cache=False, **how)
+    assert torch.equal(made.sequences, again.sequences) and len(set(made.sequences[:, -6:].flatten().tolist())) > 1
+    torch.testing.assert_close(torch.stack(made.logits), torch.stack(again.logits), atol=1e-5, rtol=0)
+    if beams == 1:
+        found = torch.stack(made.logits, 1).log_softmax(-1)
+        for row, text in enumerate(TEXTS):
+            ids = [*tokenizer(text)["input_ids"], *made.sequences[row, -6:].tolist()]
+            np.testing.assert_allclose(found[row], expected(case, ids)[-7:-1], atol=1e-5)
+
+
+def test_a_classifier_reads_the_state_after_the_last_token(folders):
+    model, tokenizer = loaded(folders("lstm-skip"), "ForSequenceClassification", num_labels=3)
+    answers = []
+    for side in ("left", "right"):
+        batch = tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side=side)
+        out = model(**batch, labels=torch.tensor([0, 1, 2]))
+        answers.append(out.logits.detach())
+    alone = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in TEXTS])
+    for found in answers:
+        torch.testing.assert_close(found, alone)
+    out.loss.backward()
+    assert float(model.get_input_embeddings().weight.grad.abs().sum()) > 0
+
+
+@settings(max_examples=200)
+@given(
+    text=st.lists(
+        st.sampled_from([*" \t\n\r\x0b\x1c\x85\u3000\u200b", "the", "dogs", "N", "Zebra", "'s", "é", "犬", "<"]),
+        max_size=12,
+    ).map("".join)
+)
+def test_the_tokenizer_is_jaxlm_s(folders, text):
+    tokenizer, vocab = tokenizer_of(folders("lstm")), language_model(HELD["lstm"]).vocab
+    assert tokenizer(text)["input_ids"] == vocab.encode(tokenize(text)).tolist()
+
+
+def test_special_tokens_and_lower_case(folders, tmp_path):
+    export_model(language_model(BASE.replace(lowercase=True)), "hub", tmp_path / "lower")
+    tokenizer = tokenizer_of(tmp_path / "lower")
+    assert (tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token, tokenizer.unk_token) == (*[EOS] * 3, "<unk>")
+    assert tokenizer(f"{EOS}The DOGS <unk>")["input_ids"] == [0, 2, 3, 1] and len(tokenizer) == BASE.model.vocab_size
+    assert tokenizer.decode([0, 2, 3], skip_special_tokens=True) == "the dogs"
+
+
+def test_what_transformers_saves_is_imported(folders, tmp_path):
+    model, _ = loaded(folders("tied-mixture"))
+    with torch.no_grad():
+        model.softmax.bias += 1
+    model.save_pretrained(tmp_path / "saved")
+    found = import_model(tmp_path / "saved", folders("tied-mixture") / "vocab.txt")
+    lm = language_model(HELD["tied-mixture"])
+    np.testing.assert_array_equal(found.params["softmax"]["bias"], lm.params["softmax"]["bias"] + 1)
+    assert found.config.model == lm.config.model
+
+
+@pytest.mark.slow
+def test_lm_eval_runs_a_task_file_on_the_folder(folders, tmp_path):
+    pytest.importorskip("lm_eval")
+    from test_lm_eval import TASK
+
+    lm = language_model(HELD["lstm"])
+    pairs = [("the dogs run", "dogs N the"), ("a dog runs", "the 's"), ("runs runs", "dog n't a"), ("N", "the zebra")]
+    rows = [{"good": good, "bad": bad} for good, bad in pairs]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "pairs.yaml").write_text(TASK.format(data=tmp_path / "pairs.jsonl"))
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--tasks", "jaxlm_pairs", "--include_path", tmp_path]
+    command += ["--model_args", f"pretrained={folders('lstm')},trust_remote_code=True", "--device", "cpu"]
+    command += ["--log_samples", "--output_path", tmp_path / "results"]
+    done = subprocess.run([*map(str, command)], env={**os.environ, **offline}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (samples,) = (tmp_path / "results").rglob("samples_*.jsonl")
+    for sample, pair in zip(map(json.loads, samples.read_text().splitlines()), pairs, strict=True):
+        found = [float(answer[0][0]) for answer in sample["resps"]]
+        wanted = [-float(lm.surprisal([text], unit="nats").surprisal.sum()) for text in pair]
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_minicons_scores_words(folders):
+    scorer = pytest.importorskip("minicons.scorer")
+    folder, lm = str(folders("gru-tied")), language_model(HELD["gru-tied"])
+    peer = scorer.IncrementalLMScorer(folder, "cpu", tokenizer=folder, trust_remote_code=True)
+    sentences = ["the dogs run", "a dog runs 's zebra", "N"]
+    found = peer.token_score(sentences, surprisal=True, bos_token=True)
+    table = lm.surprisal(sentences, unit="nats")
+    words = [pair for sentence in found for pair in sentence[1:]]
+    assert [word for word, _ in words] == [word if word in lm.vocab.ids else "<unk>" for word in table.word]
+    np.testing.assert_allclose([nats for _, nats in words], table.surprisal, atol=1e-5)
