@@ -18,7 +18,6 @@ from jaxlm.errors import JaxlmError
 from jaxlm.files import new_folder
 from jaxlm.interop.export_torch import array
 from jaxlm.interop.hub_tokenizer import as_json, special_tokens, tokenizer_files
-from jaxlm.models.kinds import MODELS
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import Recurrent
 from jaxlm.report.curve import by_kind
@@ -90,11 +89,11 @@ def hub_files(model: LanguageModel, metrics: Sequence[dict[str, Any]] = ()) -> d
 
 def _cell_of(model: Recurrent) -> dict[str, Any]:
     """What modeling_jaxlm.py has to know of a kind beside its fields. Raises JaxlmError for one that it lacks."""
-    kind = next((name for name in CELLS if isinstance(model, MODELS[name])), None)
-    if kind is None:
+    kind = kind_of("model", model).removeprefix("lamb-")
+    if kind not in CELLS:
         raise JaxlmError(
-            f"the model has layers of the kind {kind_of('model', model)}, and a hub's folder can have "
-            f"{', '.join(CELLS)}: export it --to stablehlo"
+            f"the model has layers of the kind {kind}, and a hub's folder takes {', '.join(CELLS)}: export it --to "
+            f"stablehlo"
         )
     scale = model.update_scale(None) if isinstance(model, Mogrifier) else None
     return {"kind": kind, "update_scale": 1.0 if scale is None else float(scale)}

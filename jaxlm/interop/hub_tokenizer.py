@@ -3,7 +3,9 @@
 import json
 from typing import Any
 
-from jaxlm.data.vocab import EOS, UNK, Vocab
+from jaxlm.data.tokens import EOS, UNK
+from jaxlm.data.vocab import Vocab
+from jaxlm.errors import JaxlmError
 from jaxlm.scoring.language_model import LanguageModel
 
 WHITE_SPACE = "\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # that str.split splits at
@@ -20,6 +22,8 @@ def special_tokens(vocab: Vocab) -> dict[str, int]:
 
 def tokenizer_files(model: LanguageModel) -> dict[str, bytes]:
     """The bytes of each file. Text is split at white space, and each newline is `<eos>`, as `jaxlm.data.text` does."""
+    if model.vocab.kind != "words":
+        raise JaxlmError(f"a hub's folder has no tokenizer of {model.vocab.kind} yet: export it --to stablehlo")
     vocab, special = model.vocab, special_tokens(model.vocab)
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     newline = {"type": "Replace", "pattern": {"Regex": "\r\n|\r|\n"}, "content": f" {EOS} "}
