@@ -12,7 +12,7 @@ VOCAB = "a file of one word a line, or for PyTorch the folder of train.txt, vali
 
 
 @verb(
-    "make a run of a model of PyTorch, safetensors, TensorFlow 1 or a hub",
+    "make a run of a model of PyTorch, TensorFlow 1 or a hub",
     pathname("file", "FILE", "from torch.save, safetensors or TensorFlow 1, or a hub's folder; never executed"),
     pathname("--vocab", "VOCAB", VOCAB),
     pathname("run", "RUN", "the directory to make"),
