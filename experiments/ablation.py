@@ -1,7 +1,7 @@
 """A ladder of regularisation on one small LSTM: each rung adds one thing to the rung before it.
 
     python experiments/ablation.py                               Penn Treebank, 13 epochs, one seed
-    python experiments/ablation.py --seeds 3 --epochs 20         three seeds: means and the range
+    python experiments/ablation.py --seeds 3 --epochs 20         three seeds: mean and standard deviation
     python experiments/ablation.py --corpus embedded-tiny --epochs 1 --width 8
     python experiments/ablation.py --markdown docs/lab/ablation.md   writes the table into that page too
 
@@ -11,7 +11,7 @@ to the terminal, the plot to ablation.png in that directory.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import jaxlm
@@ -19,6 +19,7 @@ from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
 from jaxlm.errors import JaxlmError
 from jaxlm.report.figure import BLUE, ORANGE, figure, save
+from jaxlm.report.units import mean_and_deviation, spread
 from jaxlm.runs.directory import saved_config
 
 RUNGS = {
@@ -65,16 +66,11 @@ def trained(config: jaxlm.Config, corpus: str, run_dir: Path) -> tuple[float, fl
 
 
 def table(found: dict[str, Scores]) -> str:
-    """The ladder in Markdown: means over the seeds, with the lowest and highest where there are several."""
-
-    def cell(values: Sequence[float]) -> str:
-        mean = f"{sum(values) / len(values):.2f}"
-        return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
-
+    """The ladder in Markdown: means over the seeds, with the standard deviation where there are several."""
     lines = ["| rung | what it sets | valid | test |", "|---|---|---|---|"]
     for rung, scores in found.items():
         sets = ", ".join(f"{name} {value}" for name, value in RUNGS[rung].items()) or "zaremba-small"
-        valid, test = (cell([score[part] for score in scores]) for part in (0, 1))
+        valid, test = (spread(*mean_and_deviation(column)) for column in zip(*scores, strict=True))
         lines.append(f"| {rung} | {sets} | {valid} | {test} |")
     return "\n".join(lines) + "\n"
 
@@ -84,7 +80,7 @@ def plot(found: dict[str, Scores], path: Path) -> Path:
     with figure(7, 4) as drawn:
         axes = drawn.subplots()
         for part, (name, colour) in enumerate((("valid", ORANGE), ("test", BLUE))):
-            means = [sum(score[part] for score in scores) / len(scores) for scores in found.values()]
+            means = [mean_and_deviation([score[part] for score in scores])[0] for scores in found.values()]
             axes.plot(range(len(found)), means, color=colour, label=name)
             for place, scores in enumerate(found.values()):
                 axes.scatter([place] * len(scores), [score[part] for score in scores], color=colour, s=14)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from jaxlm.schedules import Linear as Linear
     from jaxlm.schedules import Piecewise as Piecewise
     from jaxlm.schedules import Plateau as Plateau
+    from jaxlm.scoring.comparison import compare as compare
     from jaxlm.scoring.language_model import LanguageModel as LanguageModel
     from jaxlm.scoring.stream import eval_step as eval_step
     from jaxlm.sweeps.results import MemberResult as MemberResult
@@ -79,6 +80,7 @@ _HOME = {
     "jaxlm.models.stack": ("init_params",),
     "jaxlm.runs.loading": ("evaluate", "load", "tune_protocol"),
     "jaxlm.runs.trainer": ("TrainResult", "train"),
+    "jaxlm.scoring.comparison": ("compare",),
     "jaxlm.scoring.language_model": ("LanguageModel",),
     "jaxlm.scoring.stream": ("eval_step",),
     "jaxlm.sweeps.results": ("MemberResult", "Sweep", "Trial"),

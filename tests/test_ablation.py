@@ -42,10 +42,10 @@ def test_the_ladder_is_climbed_once(tmp_path, monkeypatch, capsys):
         runpy.run_path(str(SCRIPT))["main"]()
 
 
-def test_the_table_shows_means_and_the_range():
+def test_the_table_shows_means_and_deviations():
     ladder = runpy.run_path(str(SCRIPT))
     found = ladder["table"]({"baseline": [(10.0, 12.0), (20.0, 14.0)], "+ tying": [(9.0, 8.0)]})
-    assert "| baseline | zaremba-small | 15.00 (10.00 to 20.00) | 13.00 (12.00 to 14.00) |" in found
+    assert "| baseline | zaremba-small | 15.00 ± 7.07 | 13.00 ± 1.41 |" in found
     assert "| + tying | tied True | 9.00 | 8.00 |" in found
 
 

@@ -32,7 +32,6 @@ def verbs() -> str:
     """A line for each verb."""
     return f"""\
 usage: jaxlm VERB ...    (jaxlm VERB --help explains one; jaxlm alone: by task)
-
 {_table({one.name: one.help for one in VERBS.values()})}
 
 {EXIT_CODES}"""

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 MOST_INPUT = 64 << 20  # bytes of standard input
 SAMPLING = ("words", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "ban", "no_unk", "stop")
+SPLITS = ("train", "valid", "test")  # as in `data.text`, which imports NumPy
 HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many (default 10)")
 
 
 @verb(
     "perplexity of a trained model on a split or on a text file",
     *MODEL,
-    argument("--split", choices=("train", "valid", "test"), help="which split (default test)"),
+    argument("--split", choices=SPLITS, help="which split (default test)"),
     pathname("--text", "FILE", "a text file instead of a split"),
     TOKENIZER,
     argument("--corpus", metavar="TEXT", help="a split of another corpus (as train's --corpus), in the run's words"),
@@ -70,6 +71,36 @@ def evaluate(args: argparse.Namespace) -> None:
         say_line(f"{found.text}: {comparable_text(found._asdict())}")
     if (args.text or args.corpus) and (warning := unknown_warning(found.unknown, found.text)):
         say(printable(warning), file=sys.stderr)
+
+
+@verb(
+    "which of two runs predicts a text better, by a bootstrap over its lines",
+    *MODEL,
+    pathname("other", "RUN", "the run that is compared with it"),
+    argument("--split", choices=SPLITS, default="test", help="which split (default test)"),
+    pathname("--text", "FILE", "a text file instead of a split"),
+    DATA_DIR,
+    switch("--json", "print JSON"),
+    add_protocol_flags,
+)
+def compare(args: argparse.Namespace) -> None:
+    protocol = given_protocol(args)
+    first, other = (loaded(run, args.checkpoint) for run in (args.run, args.other))
+
+    from jaxlm.files import finite
+    from jaxlm.scoring.comparison import compare
+
+    found = compare(first, other, args.split, text=args.text, data_dir=args.data_dir, protocol=protocol)
+    if args.json:
+        named = {"run": str(args.run), "other": str(args.other), "checkpoint": args.checkpoint}
+        say(json.dumps(finite({**named, **found._asdict()})))
+        return
+    better = args.other if found.high_95 < 0 else args.run if found.low_95 > 0 else None
+    say_line(f"{found.text}: {found.nats:.3f} nats a line of {args.run}, {found.other_nats:.3f} of {args.other}")
+    say_line(
+        f"difference {found.difference:+.3f}, 95% of bootstraps over {found.lines:,} lines from {found.low_95:+.3f} to "
+        f"{found.high_95:+.3f}: {f'{better} is better' if better else 'neither is shown to be better'}"
+    )
 
 
 @verb(

@@ -202,6 +202,15 @@ class LanguageModel:
         best, valid = results[0]
         return Tuned(best, valid, results, evaluate_ids(readers, source.test, f"{source.name} test", best))
 
+    def read(
+        self, split: str = "test", *, text: str | Path | None = None, data_dir: str | Path | None = None
+    ) -> tuple[str, np.ndarray]:
+        """The name and the ids [N] of a split of the run's own corpus, or of a file of text."""
+        if text is not None:
+            return str(text), self.vocab.encode(self.tokens(read_string(text)))
+        corpus = self._find(None, data_dir)
+        return f"{corpus.name} {split}", getattr(corpus, split)
+
     def _find(self, corpus: Corpus | str | Path | None, data_dir: str | Path | None) -> Corpus:
         """A corpus of any text by its name, or the run's own. Raises DataError where it is not the run's own."""
         if isinstance(corpus, str | Path):

@@ -1,0 +1,96 @@
+"""jaxlm compare: the difference between two runs on one text, with the interval of a paired bootstrap over lines."""
+
+import json
+
+import numpy as np
+import pytest
+from language_models import WORDS, lm_of, small_lm
+from processes import TINY
+
+from jaxlm.cli import main
+from jaxlm.data.tokens import Characters
+from jaxlm.data.vocab import Vocab
+from jaxlm.errors import DataError
+from jaxlm.scoring.comparison import compare
+from jaxlm.scoring.language_model import LanguageModel
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("compare") / "text.txt"
+    lines = [" ".join(rng.choice(["the", "dogs", "dog", "runs", "of"], rng.integers(1, 9))) for _ in range(400)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def nats_of_lines(lm, text):
+    """By surprisal, which reads each line from the state after the line before."""
+    options = {"context": "stream", "unit": "nats", "eos": True}
+    return np.array(
+        [lm.surprisal([line], scoring=scoring, **options).surprisal.sum() for scoring, line in lines(lm, text)]
+    )
+
+
+def lines(lm, text):
+    scoring = lm.scorer("stream")
+    return [(scoring, line) for line in text.read_text().splitlines()]
+
+
+def test_nats_of_lines_and_the_interval_of_their_paired_difference(text):
+    first, other = small_lm("lstm", seed=1), small_lm("gru", seed=2)
+    found = compare(first, other, text=text)
+    a, b = (nats_of_lines(lm, text) for lm in (first, other))
+    np.testing.assert_allclose((found.nats, found.other_nats), (a.mean(), b.mean()), rtol=1e-5)
+    np.testing.assert_allclose(found.difference, (b - a).mean(), rtol=1e-4)
+    half = 1.96 * (b - a).std() / np.sqrt(len(a))  # by the central limit theorem
+    np.testing.assert_allclose(
+        (found.low_95, found.high_95), (found.difference - half, found.difference + half), atol=0.05 * half
+    )
+    assert half < 0.8 * 1.96 * np.hypot(a.std(), b.std()) / np.sqrt(len(a))  # unpaired it would be wider
+    back = compare(other, first, text=text)
+    np.testing.assert_allclose((back.difference, back.low_95), (-found.difference, -found.high_95), rtol=1e-5)
+    same = compare(first, first, text=text)
+    assert (same.lines, same.difference, same.low_95, same.high_95) == (400, 0, 0, 0)
+
+
+def test_other_tokens_of_one_text_compare_and_another_text_is_refused(text, monkeypatch):
+    words, content = small_lm(), text.read_text()
+    kind = Characters()
+    characters = lm_of(Vocab.build(kind.units(content), kind=kind))
+    spaced = characters.vocab.encode_text(content.replace(" ", "  "))
+    read = {"words": words.vocab.encode(words.tokens(content)), "characters": spaced}
+    monkeypatch.setattr(LanguageModel, "read", lambda lm, *_, **__: ("the text", read[lm.vocab.kind]))
+    found = compare(words, characters)
+    assert found.lines == 400 and found.other_nats > found.nats > 0
+    read["characters"] = characters.vocab.encode_text(content.replace("runs", "run", 1))
+    with pytest.raises(DataError, match=r"do not read one text: line 1 is .*runs"):
+        compare(words, characters)
+    read["characters"] = characters.vocab.encode_text(content + "the\n")
+    with pytest.raises(DataError, match="line 401 is None"):
+        compare(words, characters)
+    monkeypatch.undo()
+    fewer = small_lm(words=tuple(word for word in WORDS if word != "runs"))
+    with pytest.raises(DataError, match="leaves the same words unknown"):
+        compare(words, fewer, text=text)
+
+
+def test_the_verb(capsys, tmp_path):
+    for seed in "01":
+        assert main(["train", *TINY, "--seed", seed, "--run-dir", str(tmp_path / seed)]) == 0
+    capsys.readouterr()
+    command = ["compare", str(tmp_path / "0"), str(tmp_path / "1")]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert main([*command, "--json", "--split", "valid"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["text"] == "embedded-tiny valid" and found["low_95"] < found["difference"] < found["high_95"]
+    first, difference = out.splitlines()
+    assert (
+        first.startswith("embedded-tiny test: ")
+        and "lines from -" in difference
+        and difference.endswith("/1 is better")
+    )
+    assert main([command[0], *reversed(command[1:])]) == 0
+    assert capsys.readouterr().out.endswith("/1 is better\n")
+    assert main([*command[:2], command[1]]) == 0
+    assert capsys.readouterr().out.endswith("+0.000 to +0.000: neither is shown to be better\n")
