@@ -74,7 +74,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 @verb(
-    "which of two runs predicts a text better, by a bootstrap over its lines",
+    "which of two runs predicts a text better, by a bootstrap",
     *MODEL,
     pathname("other", "RUN", "the run that is compared with it"),
     argument("--split", choices=SPLITS, default="test", help="which split (default test)"),
