@@ -89,7 +89,7 @@ def logits(model: Recurrent, params: Params, features: jax.Array, kept: jax.Arra
     kernel, bias = _weights(model, params)
     if model.experts:
         return mixture.log_probs(*_experts(model, params, features, kept), kernel, bias, model.mixture_epsilon)
-    return _projected(model, params, features, kept) @ kernel + bias
+    return product(_projected(model, params, features, kept), kernel, features.dtype) + bias
 
 
 def kernel_width(model: Recurrent) -> int:

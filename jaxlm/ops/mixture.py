@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxlm.ops.processor import by_platform
 from jaxlm.ops.product import product
 from jaxlm.ops.softmax import (
     Chunks,
@@ -46,7 +47,7 @@ def log_probs(
 
     def add(total, expert):
         latent, log_prior = expert
-        return jnp.logaddexp(total, log_prior[..., None] + jax.nn.log_softmax(latent @ kernel + bias)), None
+        return jnp.logaddexp(total, log_prior[..., None] + jax.nn.log_softmax(product(latent, kernel, latent.dtype) + bias)), None
 
     experts = jnp.moveaxis(latents, -2, 0), jnp.moveaxis(jax.nn.log_softmax(choice), -1, 0)
     nothing = jnp.full((*choice.shape[:-1], len(bias)), -jnp.inf, jnp.promote_types(latents.dtype, bias.dtype))
@@ -105,8 +106,12 @@ def token_nats(
         ValueError: shapes or dtypes do not fit.
     """
     _check_shapes(latents, choice, kernel, bias, targets)
+    return by_platform(_token_nats, latents, choice, kernel, bias, targets, epsilon)
+
+
+def _token_nats(on_cpu, latents, choice, kernel, bias, targets, epsilon):
     inputs, layer = with_bias(latents, kernel, bias)
-    chunks = Chunks(targets.shape, kernel.shape, choice.shape[-1])
+    chunks = Chunks(on_cpu, targets.shape, kernel.shape, choice.shape[-1])
 
     def chunk(_, rows):
         _, _, log_joint = _experts(layer, *rows)
@@ -155,8 +160,12 @@ def _summed_nats(latents, choice, kernel, bias, targets, weights, epsilon):
 
 def _forward(latents, choice, kernel, bias, targets, weights, epsilon):
     """The loss and, in the same pass over the chunks, its gradients for a cotangent of one."""
+    return by_platform(_nats_and_gradients, latents, choice, kernel, bias, targets, weights, epsilon)
+
+
+def _nats_and_gradients(on_cpu, latents, choice, kernel, bias, targets, weights, epsilon):
     narrow, (inputs, layer) = kernel.astype(latents.dtype), with_bias(latents, kernel, bias)
-    chunks = Chunks(targets.shape, kernel.shape, choice.shape[-1])
+    chunks = Chunks(on_cpu, targets.shape, kernel.shape, choice.shape[-1])
 
     def chunk(carry, rows):
         nats, dlayer = carry

@@ -3,6 +3,9 @@
 On a processor that multiplies bfloat16 by itself (AMX, AVX512_BF16), XLA's fast product takes a second factor of either
 order, and a first factor only as it lies: a transpose of the first that XLA can fold into the product turns the whole
 product into a slow float32 one. So a caller hands over a first factor that really lies transposed.
+
+Float32 is multiplied as float32 on every device, though accelerators are faster with fewer digits (TF32, bfloat16),
+unless `jax.default_matmul_precision` is set: a training step sets it to the recipe's `matmul_precision`.
 """
 
 import re
@@ -59,12 +62,18 @@ def columns_times_rows(columns: jax.Array, rows: jax.Array, dtype: Any) -> jax.A
     Returns:
         [K, N], in float32 or wider.
     """
-    summed = tuple(range(1, columns.ndim)), tuple(range(rows.ndim - 1))
+    return _dot(dtype, columns, rows, (tuple(range(1, columns.ndim)), tuple(range(rows.ndim - 1))))
+
+
+def _dot(dtype, a, b, summed):
+    wide = jnp.promote_types(dtype, jnp.float32)
+    precision = None if jax.config.jax_default_matmul_precision else lax.Precision.HIGHEST
     return lax.dot_general(
-        columns.astype(dtype),
-        rows.astype(dtype),
+        a.astype(dtype),
+        b.astype(dtype),
         (summed, ((), ())),
-        preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+        precision=precision if dtype == wide else lax.Precision.DEFAULT,  # narrow factors keep their digits in any case
+        preferred_element_type=wide,
     )
 
 
@@ -95,12 +104,7 @@ contraction.defvjp(lambda spec, dtype, a, b: (contraction(spec, dtype, a, b), (a
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _product(dtype, transposed, a, b):
-    return lax.dot_general(
-        a.astype(dtype),
-        b.astype(dtype),
-        (((a.ndim - 1,), (int(transposed),)), ((), ())),
-        preferred_element_type=jnp.promote_types(dtype, jnp.float32),
-    )
+    return _dot(dtype, a, b, ((a.ndim - 1,), (int(transposed),)))
 
 
 def _backward(dtype, transposed, factors, dz):

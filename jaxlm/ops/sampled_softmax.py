@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxlm.ops.processor import by_platform
 from jaxlm.ops.product import product
 from jaxlm.ops.softmax import Chunks, gradients_from_odds, nats_and_gradients, times_cotangent, with_bias
 
@@ -109,7 +110,7 @@ def _with_gradients(x, kernel, bias, targets, weights, drawn):
     few, few_bias = table[drawn.ids].T, bias[drawn.ids] + drawn.log_weights
     rows = table[targets]
     hit = jnp.einsum("...h,...h->...", x, rows.astype(x.dtype), preferred_element_type=bias.dtype) + bias[targets]
-    nats, dfew, dfew_bias, dx, dhit = _chunks(x, few, few_bias, targets, weights, drawn.ids, hit)
+    nats, dfew, dfew_bias, dx, dhit = by_platform(_chunks, x, few, few_bias, targets, weights, drawn.ids, hit)
     dx += dhit[..., None] * rows
     dkernel = jnp.zeros_like(table).at[drawn.ids].add(dfew.T)
     dkernel = dkernel.at[targets].add(dhit[..., None] * x.astype(table.dtype))
@@ -117,10 +118,10 @@ def _with_gradients(x, kernel, bias, targets, weights, drawn):
     return nats, (dx.astype(x.dtype), dkernel.T, dbias)
 
 
-def _chunks(x, few, few_bias, targets, weights, ids, hit):
+def _chunks(on_cpu, x, few, few_bias, targets, weights, ids, hit):
     """The nats, and their gradients for the kernel and bias of the words drawn, for x and for the targets' logits."""
     narrow, (inputs, layer) = few.astype(x.dtype), with_bias(x, few, few_bias)
-    chunks = Chunks(targets.shape, few.shape)
+    chunks = Chunks(on_cpu, targets.shape, few.shape)
     inputs, targets, weights, hit = map(chunks.cut, (inputs, targets, weights, hit))
 
     def chunk(carry, rows):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlm.ops.processor import cpu_flags
+from jaxlm.ops.processor import by_platform, cpu_flags
 from jaxlm.ops.product import columns_times_rows, product
 from jaxlm.ops.sharing import batch_devices
 
@@ -61,8 +61,12 @@ def token_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Ar
     [1.386, 1.386]
     """
     check_shapes(x, kernel, bias, targets)
+    return by_platform(_token_nats, x, kernel, bias, targets)
+
+
+def _token_nats(on_cpu, x, kernel, bias, targets):
     inputs, layer = with_bias(x, kernel, bias)
-    chunks = Chunks(targets.shape, kernel.shape)
+    chunks = Chunks(on_cpu, targets.shape, kernel.shape)
 
     def chunk(_, rows):
         x, targets = rows
@@ -109,8 +113,12 @@ def _summed_nats(x, kernel, bias, targets, weights):
 
 def nats_and_gradients(x, kernel, bias, targets, weights):
     """The loss and, in the same pass over the chunks, its gradients for a cotangent of one."""
+    return by_platform(_nats_and_gradients, x, kernel, bias, targets, weights)
+
+
+def _nats_and_gradients(on_cpu, x, kernel, bias, targets, weights):
     narrow, (inputs, layer) = kernel.astype(x.dtype), with_bias(x, kernel, bias)
-    chunks = Chunks(targets.shape, kernel.shape)
+    chunks = Chunks(on_cpu, targets.shape, kernel.shape)
     inputs = chunks.cut(inputs)
     columns = jnp.moveaxis(inputs, -1, 1)  # written out here: a transpose that XLA folds into the product makes it slow
 
@@ -190,10 +198,10 @@ class Chunks:
     each part has rows of every device that shares the batch.
     """
 
-    def __init__(self, shape: tuple[int, ...], kernel_shape: tuple[int, ...], logits: int = 1):
+    def __init__(self, on_cpu: bool, shape: tuple[int, ...], kernel_shape: tuple[int, ...], logits: int = 1):
         """Decides the chunks for rows of one shape [T, B], each of which makes so many `logits` [V]."""
         (H, V), (T, *batch) = kernel_shape, shape
-        if jax.default_backend() == "cpu":
+        if on_cpu:
             cached = CHUNK_BYTES // (4 * V)
             wanted = max(cached, min(H, 3 * cached), LEAST_ROWS, H // 4)
         else:

@@ -5,6 +5,7 @@ Letters: `N` tokens, `K` likeliest words, `T` steps, `B` batch, `R` rows of a ch
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxlm.ops.processor import by_platform
 from jaxlm.scoring.network import Network
 
 NEAR = 20.0  # a sum of odds within exp(+-NEAR) loses no digit of the entropy
@@ -93,8 +95,14 @@ def own_scores(
 
     R rows are scored at a time; R rows of which no target counts are skipped. A temperature divides the logits.
     """
+    return by_platform(partial(_own_scores, detail=detail), network, features, tokens, temperature)
+
+
+def _own_scores(
+    on_cpu: bool, network: Network, features: jax.Array, tokens: Tokens, temperature: Any, detail: Detail
+) -> TokenScores:
     N, shape = tokens.targets.size, tokens.targets.shape
-    R = min(N, ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS)
+    R = min(N, ROWS if on_cpu else ACCELERATOR_ROWS)
 
     def chunks(array: jax.Array) -> jax.Array:
         rows = merged(array)

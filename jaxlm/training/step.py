@@ -164,16 +164,16 @@ def train_step(
     exact = sums_all_words(recipe.model, state.step, window.total)
 
     part = Part(tokens, window.targets, carry, key, noise)
-    cost, new_carry, grads = gradient(recipe, state.params, part, window.small_batch, window.length, exact)
-    norm = optimizer.norm(grads)
-    if not optimizer.updates_rows:
-        grads = with_dense_rows(grads, state.params, tokens)
-
     validations = state.validations
     factor = recipe.schedule.factor(state.step, window.epoch, window.total, lowered_factor(validations))
     averaging = averaging_started(validations)
     rule = optimizer.transformation(recipe.model, factor * window.rate)
-    updates, opt_state = rule.update(grads, state.opt_state, state.params, grad_norm=norm, averaging=averaging)
+    with jax.default_matmul_precision(recipe.model.matmul_precision):
+        cost, new_carry, grads = gradient(recipe, state.params, part, window.small_batch, window.length, exact)
+        norm = optimizer.norm(grads)
+        if not optimizer.updates_rows:
+            grads = with_dense_rows(grads, state.params, tokens)
+        updates, opt_state = rule.update(grads, state.opt_state, state.params, grad_norm=norm, averaging=averaging)
     finite = jnp.isfinite(cost) & jnp.isfinite(norm)
     # Zero updates, and not a choice between old and new: with that a large table would have to be copied.
     params = apply_updates(state.params, jax.tree.map(lambda u: jnp.where(finite, u, 0), updates), tokens)
