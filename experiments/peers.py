@@ -374,7 +374,7 @@ def products(config: Config, tokens: np.ndarray) -> Run:
 
     T, B, V = config.train.bptt_length, config.train.batch_size, config.model.vocab_size
     dtype, widths = config.model.compute_dtype, (config.model.embedding_size, *config.model.hidden_sizes)
-    chunks, steps, _ = Chunks((T, B), (widths[-1], V)).cut(jnp.zeros((T, B))).shape
+    chunks, steps, _ = Chunks(True, (T, B), (widths[-1], V)).cut(jnp.zeros((T, B))).shape
     rows = steps * B
     shapes = [((rows, widths[-1]), V, False), ((rows, V), widths[-1], True), ((widths[-1], rows), V, False)] * chunks
     for E, H in itertools.pairwise(widths):

@@ -1,4 +1,4 @@
-"""A scan over padded steps, whose final carry is the one after as many steps as count."""
+"""Scans over time: as few kernels as the platform wants; and over padded steps, of which only some count."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jaxlm.ops.processor import by_platform
+
+# Steps in one turn of a loop on accelerators: it halves the kernels of a step (docs/devices.md). CPUs gain nothing.
+UNROLLED = 5
+
+
+def scan(cell: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, reverse: bool = False) -> tuple[Any, Any]:
+    """`lax.scan(cell, carry, steps, reverse=reverse)`, its loop partly written out on accelerators."""
+
+    def on(on_cpu: bool, carry: Any, steps: Any) -> tuple[Any, Any]:
+        return lax.scan(cell, carry, steps, reverse=reverse, unroll=1 if on_cpu else UNROLLED)
+
+    return by_platform(on, carry, steps)
 
 
 def bounded_scan(
@@ -23,14 +37,14 @@ def bounded_scan(
         The final carry, and the outputs [T, ...], of which those after `length` mean nothing.
     """
     if length is None:
-        return lax.scan(cell, carry, steps)
+        return scan(cell, carry, steps)
 
     def bounded(state: tuple[jax.Array, Any], step: Any) -> tuple[tuple[jax.Array, Any], Any]:
         done, carry = state
         new, output = cell(carry, step)
         return (done + 1, jax.tree.map(lambda a, b: jnp.where(done < length, a, b), new, carry)), output
 
-    (_, carry), outputs = lax.scan(bounded, (jnp.int32(0), carry), steps)
+    (_, carry), outputs = scan(bounded, (jnp.int32(0), carry), steps)
     return carry, outputs
 
 

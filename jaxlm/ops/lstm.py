@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlm.ops.bounded_scan import last_step
+from jaxlm.ops.bounded_scan import last_step, scan
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.gates import activated
 from jaxlm.ops.product import columns_times_rows, product
@@ -128,7 +128,7 @@ def _forward(x, kernel, bias, state, forget_bias, length, kept, keep):
         def cell(state, projected):
             return activate(state, projected + product(apply_mask(state.h, kept, keep), kernel_h, x.dtype))
 
-        final, (h, c, gates) = lax.scan(cell, state, product(x, kernel_x, x.dtype) + gate_bias)
+        final, (h, c, gates) = scan(cell, state, product(x, kernel_x, x.dtype) + gate_bias)
     if length is not None:
         final = last_step(LSTMState(c, h), length)
     return (h.astype(x.dtype), final), (x, kernel, state, h, c, gates, length, kept, keep)
@@ -156,7 +156,7 @@ def _backward(saved, cotangents):
         dz = jnp.concatenate([dc, dc, dc, dh], -1) * of_gates
         return (dc * f, apply_mask(product(dz, kernel_h, x.dtype, transposed=True), kept, keep)), dz
 
-    (dc, dh), dz = lax.scan(cell, (dfinal.c, dfinal.h), (dy.astype(c.dtype), of_gates, of_cell, f), reverse=True)
+    (dc, dh), dz = scan(cell, (dfinal.c, dfinal.h), (dy.astype(c.dtype), of_gates, of_cell, f), reverse=True)
 
     # The concatenation writes the transposes out, as the fast product wants its first factor.
     inputs = jnp.concatenate([jnp.moveaxis(a, -1, 0).astype(x.dtype) for a in (x, h_read)])

@@ -47,7 +47,9 @@ def log_probs(
 
     def add(total, expert):
         latent, log_prior = expert
-        return jnp.logaddexp(total, log_prior[..., None] + jax.nn.log_softmax(product(latent, kernel, latent.dtype) + bias)), None
+        return jnp.logaddexp(
+            total, log_prior[..., None] + jax.nn.log_softmax(product(latent, kernel, latent.dtype) + bias)
+        ), None
 
     experts = jnp.moveaxis(latents, -2, 0), jnp.moveaxis(jax.nn.log_softmax(choice), -1, 0)
     nothing = jnp.full((*choice.shape[:-1], len(bias)), -jnp.inf, jnp.promote_types(latents.dtype, bias.dtype))
@@ -110,7 +112,7 @@ def token_nats(
 
 
 def _token_nats(on_cpu, latents, choice, kernel, bias, targets, epsilon):
-    inputs, layer = with_bias(latents, kernel, bias)
+    inputs, layer = with_bias(on_cpu, latents, kernel, bias)
     chunks = Chunks(on_cpu, targets.shape, kernel.shape, choice.shape[-1])
 
     def chunk(_, rows):
@@ -164,7 +166,7 @@ def _forward(latents, choice, kernel, bias, targets, weights, epsilon):
 
 
 def _nats_and_gradients(on_cpu, latents, choice, kernel, bias, targets, weights, epsilon):
-    narrow, (inputs, layer) = kernel.astype(latents.dtype), with_bias(latents, kernel, bias)
+    narrow, (inputs, layer) = kernel.astype(latents.dtype), with_bias(on_cpu, latents, kernel, bias)
     chunks = Chunks(on_cpu, targets.shape, kernel.shape, choice.shape[-1])
 
     def chunk(carry, rows):

@@ -120,7 +120,7 @@ def _with_gradients(x, kernel, bias, targets, weights, drawn):
 
 def _chunks(on_cpu, x, few, few_bias, targets, weights, ids, hit):
     """The nats, and their gradients for the kernel and bias of the words drawn, for x and for the targets' logits."""
-    narrow, (inputs, layer) = few.astype(x.dtype), with_bias(x, few, few_bias)
+    narrow, (inputs, layer) = few.astype(x.dtype), with_bias(on_cpu, x, few, few_bias)
     chunks = Chunks(on_cpu, targets.shape, few.shape)
     inputs, targets, weights, hit = map(chunks.cut, (inputs, targets, weights, hit))
 

@@ -65,7 +65,7 @@ def token_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Ar
 
 
 def _token_nats(on_cpu, x, kernel, bias, targets):
-    inputs, layer = with_bias(x, kernel, bias)
+    inputs, layer = with_bias(on_cpu, x, kernel, bias)
     chunks = Chunks(on_cpu, targets.shape, kernel.shape)
 
     def chunk(_, rows):
@@ -117,7 +117,7 @@ def nats_and_gradients(x, kernel, bias, targets, weights):
 
 
 def _nats_and_gradients(on_cpu, x, kernel, bias, targets, weights):
-    narrow, (inputs, layer) = kernel.astype(x.dtype), with_bias(x, kernel, bias)
+    narrow, (inputs, layer) = kernel.astype(x.dtype), with_bias(on_cpu, x, kernel, bias)
     chunks = Chunks(on_cpu, targets.shape, kernel.shape)
     inputs = chunks.cut(inputs)
     columns = jnp.moveaxis(inputs, -1, 1)  # written out here: a transpose that XLA folds into the product makes it slow
@@ -173,11 +173,11 @@ def is_target(targets, logits):
     return (jnp.arange(V, dtype=dtype) == targets.astype(dtype)[..., None]).astype(logits.dtype)
 
 
-def with_bias(x, kernel, bias):
+def with_bias(on_cpu, x, kernel, bias):
     """x and kernel, in x's dtype, with the bias as one more input of one: added by itself it is a pass over the logits.
 
     Where x's dtype is narrower than the bias's, the bias is the sum of three inputs, so that no digit of it is lost,
-    and inputs of zero fill up a multiple of NARROW_ROWS.
+    and inputs of zero fill up a multiple of NARROW_ROWS; on accelerators of 8, which tensor cores want.
     """
     rows, narrow = [bias], jnp.finfo(x.dtype)
     padding = 0
@@ -185,7 +185,7 @@ def with_bias(x, kernel, bias):
         for _ in range(2):
             head = lax.reduce_precision(rows[-1], narrow.nexp, narrow.nmant)
             rows[-1:] = [head, jnp.where(jnp.isfinite(head), rows[-1] - head, 0)]
-        padding = -(len(kernel) + len(rows)) % NARROW_ROWS
+        padding = -(len(kernel) + len(rows)) % (NARROW_ROWS if on_cpu else 8)
     ones = jnp.zeros((*x.shape[:-1], len(rows) + padding), x.dtype).at[..., : len(rows)].set(1)
     layer = jnp.concatenate([kernel, jnp.pad(jnp.stack(rows), ((0, padding), (0, 0)))])
     return jnp.concatenate([x, ones], -1), layer.astype(x.dtype)

@@ -1,0 +1,111 @@
+"""Programs lowered for devices that are not here: they are made for the platform they are lowered for."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from recipes import BASE, CASES, MODEL_CASES, B, T
+
+import jaxlm
+from jaxlm.models import stack
+from jaxlm.models.kinds import MODELS
+from jaxlm.ops import softmax
+from jaxlm.ops.lstm import lstm, zero_state
+from jaxlm.scoring import generation
+from jaxlm.scoring.network import Network
+from jaxlm.scoring.sampling import Sampling
+from jaxlm.scoring.stream import eval_step
+from jaxlm.scoring.token_scores import EVERYTHING, Tokens, own_scores
+
+TOKENS = jnp.zeros((T, B), jnp.int32)
+PLATFORMS = "cpu", "cuda", "tpu"
+
+
+def lowered(function, *arguments):
+    """The text of a program for each platform."""
+    traced = jax.jit(function).trace(*arguments)
+    return [traced.lower(lowering_platforms=(platform,)).as_text() for platform in PLATFORMS]
+
+
+def precisions(text):
+    """The precisions that the matrix products of a program ask for."""
+    found = re.findall(r"stablehlo\.dot_general.*?precision = \[(\w+), (\w+)\]", text)
+    assert found and len(found) == text.count("stablehlo.dot_general")
+    return {name for pair in found for name in pair}
+
+
+@pytest.mark.parametrize("name", [*MODELS, "mogrifier-all", "tied-mixture", "projection"])
+def test_evaluation_and_generation_multiply_float32_whatever_trained(name):
+    model = MODEL_CASES[name].replace(compute_dtype="bfloat16", matmul_precision="default").model
+    params = stack.init_params(model, jax.random.key(0))
+    network, key = Network(model, params), jax.random.key(0)
+    position = generation.begin(network, Sampling(), np.zeros(1, np.int32), 2)
+    for text in (
+        *lowered(eval_step, model, params, TOKENS, TOKENS, stack.zero_carry(model, B)),
+        *lowered(generation.advance, network, Sampling(), position, key, 3, 0),
+    ):
+        assert precisions(text) == {"HIGHEST"} and "bf16" not in text
+
+
+@pytest.mark.parametrize(
+    "name, fields, asked",
+    [
+        ("tied-muon-average", {}, "HIGHEST"),
+        ("sampled", {"matmul_precision": "high"}, "HIGH"),
+        ("lstm", {"matmul_precision": "default"}, "DEFAULT"),
+        ("mixture", {"compute_dtype": "bfloat16"}, "DEFAULT"),  # narrow factors keep their digits in any case
+    ],
+)
+def test_training_multiplies_as_precisely_as_its_recipe_says(name, fields, asked):
+    recipe = CASES[name].replace(**fields).recipe
+    state = jaxlm.init_state(recipe, jax.random.key(0), B)
+    for text in lowered(partial(jaxlm.train_step, recipe), state, jaxlm.Window(TOKENS, TOKENS)):
+        assert precisions(text) == {asked}
+
+
+def rows_of(text, V):
+    """How many rows of logits [..., V] the largest product of a program has."""
+    shapes = re.findall(rf"stablehlo\.dot_general.*-> tensor<([\dx]+)x{V}xf32>", text)
+    return max(int(np.prod([int(size) for size in shape.split("x")])) for shape in shapes)
+
+
+def test_a_chunk_has_the_rows_that_its_platform_is_fast_with():
+    """4,096 rows of logits are 128 MB: one chunk on an accelerator, many on a CPU, whose cache they should stay in."""
+    V, rng = 8192, np.random.default_rng(0)
+    x, kernel, bias = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((64, 64, 8), (8, V), (V,)))
+    targets, weights = jnp.zeros((64, 64), jnp.int32), jnp.ones((64, 64))
+    gradient = jax.grad(lambda x: softmax.summed_nats(x, kernel, bias, targets, weights))
+    for texts in (lowered(softmax.token_nats, x, kernel, bias, targets), lowered(gradient, x)):
+        assert [rows_of(text, V) for text in texts] == [320, 4096, 4096]
+
+
+def test_tokens_are_scored_in_chunks_of_the_platforms_size():
+    model = BASE.model
+    network = Network(model, stack.init_params(model, jax.random.key(0)))
+    ids = jnp.zeros((64, 64), jnp.int32)
+    features = jnp.zeros((64, 64, model.hidden_sizes[-1]))
+    texts = lowered(partial(own_scores, detail=EVERYTHING), network, features, Tokens(ids, ids, ids > 0))
+    assert [rows_of(text, model.vocab_size) for text in texts] == [128, 1024, 1024]
+
+
+def test_a_loop_over_time_is_partly_written_out_on_accelerators():
+    """So that a step launches fewer kernels: 7 steps are one turn of 5 and two more."""
+    x, kernel = jnp.zeros((7, 2, 3)), jnp.zeros((3 + 4, 16))
+    texts = lowered(lambda x: lstm(x, kernel, jnp.zeros(16), zero_state(2, 4)), x)
+    assert [len(re.findall(r"call @closed_call", text)) for text in texts] == [1, 7, 7]
+
+
+def test_one_program_for_all_platforms_gives_the_cpu_s_numbers_on_cpus():
+    model = MODEL_CASES["mogrifier-all"].model
+    params, carry = stack.init_params(model, jax.random.key(0)), stack.zero_carry(model, B)
+    leaves, tree = jax.tree.flatten((params, carry))
+
+    def nats(*leaves):
+        params, carry = jax.tree.unflatten(tree, leaves)
+        return eval_step(model, params, TOKENS, TOKENS, carry)[0]
+
+    exported = jax.export.export(jax.jit(nats), platforms=PLATFORMS)(*leaves)
+    np.testing.assert_array_equal(exported.call(*leaves), jax.jit(nats)(*leaves))
