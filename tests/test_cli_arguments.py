@@ -121,11 +121,12 @@ def calls(tmp_path_factory):
         "neighbors": stub([("a", 0.5)]),
         "evaluate": stub(evaluation),
         "tune": stub(SimpleNamespace(protocol=protocol_of("cache"), valid=2.0, tried=[1], test=evaluation)),
+        "read": stub(("x", np.arange(9, dtype=np.int32))),
         "adaptive": stub(model.scorer()),
         "stream": stub([("a", -0.5)]),
         "generate": stub([Text(["a"], np.zeros(1))]),
     }
-    lm = SimpleNamespace(**{**methods, **heavy})
+    lm = SimpleNamespace(**{**methods, **heavy}, vocab=model.vocab)
     corpus = SimpleNamespace(notes=(), name="x", description="y", vocab=range(9))
     supervisor = SimpleNamespace(
         sweep=stub(SimpleNamespace(stopped_by=None, best=1, damaged=[])), saved_options=lambda *_: (Config(), {}, {})
