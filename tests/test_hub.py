@@ -3,35 +3,56 @@
 import json
 import re
 import sys
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+import test_tokens
+import tokenizers
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from language_models import WORDS
 from recipes import BASE, MODEL_CASES
 
 import jaxlm
 from jaxlm.cli import main
+from jaxlm.data.tokens import Subwords
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import JaxlmError
+from jaxlm.errors import DataError, JaxlmError
 from jaxlm.interop.export_hub import CELLS
 from jaxlm.interop.exporting import export_model
-from jaxlm.interop.hub_tokenizer import WHITE_SPACE
+from jaxlm.interop.hub_tokenizer import WHITE_SPACE, tokenizer_files
 from jaxlm.interop.imported import import_model
 from jaxlm.runs import state_arrays
 from jaxlm.scoring.language_model import LanguageModel
 
+KINDS = ["words", "characters", *test_tokens.KINDS]
+PARTS = [
+    *" \t\n\r\x0b\x1c\x85\u3000\u200b<",
+    "the",
+    "dogs",
+    "N",
+    "Hund",
+    "'s",
+    "sat on",
+    "é",
+    "e\u0301",
+    "好",
+    "犬",
+    "🙂",
+]
 HELD = {name: config for name, config in MODEL_CASES.items() if config.kinds["model"].removeprefix("lamb-") in CELLS}
 
 
-def language_model(config) -> LanguageModel:
+def language_model(config, vocab: Vocab | None = None) -> LanguageModel:
     """A model whose parameters are all different."""
+    vocab = vocab or Vocab(WORDS[: config.model.vocab_size])
+    config = config.replace(vocab_size=len(vocab))
     shapes = state_arrays.shapes_of_state(config).params
     params = jax.tree.map(lambda leaf: jnp.sin(jnp.arange(leaf.size) + leaf.size).reshape(leaf.shape), shapes)
-    return LanguageModel(params, config, Vocab(WORDS[: config.model.vocab_size]), {"name": "a text"})
+    return LanguageModel(params, config, vocab, {"name": "a text"})
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +75,50 @@ def test_it_is_imported_as_the_same_model_or_refused(tmp_path, case):
     for found in (import_model(tmp_path / "out"), jaxlm.load(tmp_path / "run")):
         assert found.config == lm.config.replace(corpus="unknown") and found.vocab == lm.vocab
         jax.tree.map(np.testing.assert_array_equal, found.params, lm.params)
+
+
+@cache
+def vocab(kind: str) -> Vocab:
+    return Vocab(WORDS) if kind == "words" else test_tokens.vocab(kind)
+
+
+@cache
+def tokenizer(kind: str, **options):
+    lm = language_model(BASE.replace(**options), vocab(kind))
+    return tokenizers.Tokenizer.from_str(tokenizer_files(lm)["tokenizer.json"].decode())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_tokens_is_imported(tmp_path, kind):
+    export_model(language_model(BASE, vocab(kind)), "hub", tmp_path / "out")
+    assert import_model(tmp_path / "out").vocab == vocab(kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=100)
+@given(parts=st.lists(st.sampled_from([*PARTS]), max_size=12))
+@example(parts=[test_tokens.TEXT])
+def test_the_tokenizer_cuts_a_text_as_jaxlm_does(kind, parts):
+    text = "".join(parts)
+    try:
+        ids = vocab(kind).encode_text(text).tolist()
+    except DataError:  # an unknown character
+        with pytest.raises(Exception, match="UNK"):
+            tokenizer(kind).encode(text)
+        return
+    assert tokenizer(kind).encode(text).ids == ids
+    if kind not in ("words", "json"):
+        assert tokenizer(kind).decode(ids, skip_special_tokens=False) == text
+
+
+def test_the_tokenizer_of_a_model_that_others_made_normalizes_as_it_does():
+    for model_type in ("unigram", "bpe"):
+        model = test_tokens.sentencepiece_model(vocab_size=90, model_type=model_type)
+        made = Subwords.read(model, "a.model")  # without bytes: letters may be unknown, and a newline is </s>
+        files = tokenizer_files(language_model(BASE, found := Vocab(made.names, made)))
+        peer = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+        for text in ("the cat\n\n sat", "\u3000ﬁ \u2460x caté", test_tokens.TEXT):
+            assert peer.encode(text).ids == found.encode_text(text).tolist()
 
 
 def test_the_command_needs_no_vocabulary_for_it_and_one_for_a_file(folder, tmp_path, capsys):
@@ -90,8 +155,9 @@ def described(**changes):
         ("model.safetensors", lambda data: data + bytes(10**6), "expected at most"),
         ("model.safetensors", lambda data: data.replace(b"embedding.weight", b"embedding.height"), "embedding.height"),
         ("model.safetensors", lambda data: data[:-4] + b"\0\0\xc0\x7f", "not finite"),
-        ("vocab.txt", lambda data: data[2:].split(b"\n", 1)[1], "10 words, and the model has 11"),
-        ("vocab.txt", lambda data: b"\xff" + data, "not UTF-8"),
+        ("vocab.json", lambda data: data.replace(b'"runs",', b""), "10 words, and the model has 11"),
+        ("vocab.json", lambda data: data[:-5], "the vocabulary is not valid JSON"),
+        ("vocab.json", lambda data: b"\xff" + data, "not UTF-8"),
     ],
 )
 def test_a_damaged_folder_is_one_sentence_and_makes_nothing(folder, tmp_path, name, change, problem):
@@ -103,7 +169,7 @@ def test_a_damaged_folder_is_one_sentence_and_makes_nothing(folder, tmp_path, na
 
 @settings(max_examples=60)
 @given(
-    name=st.sampled_from(["config.json", "model.safetensors", "vocab.txt"]),
+    name=st.sampled_from(["config.json", "model.safetensors", "vocab.json"]),
     at=st.floats(0, 0.999),
     byte=st.binary(max_size=3),
 )

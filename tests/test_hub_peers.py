@@ -10,8 +10,6 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from language_models import next_word
 from recipes import BASE
 from test_hub import HELD, language_model
@@ -118,18 +116,6 @@ def test_a_classifier_reads_the_state_after_the_last_token(folders):
         torch.testing.assert_close(found, alone)
     out.loss.backward()
     assert float(model.get_input_embeddings().weight.grad.abs().sum()) > 0
-
-
-@settings(max_examples=200)
-@given(
-    text=st.lists(
-        st.sampled_from([*" \t\n\r\x0b\x1c\x85\u3000\u200b", "the", "dogs", "N", "Zebra", "'s", "é", "犬", "<"]),
-        max_size=12,
-    ).map("".join)
-)
-def test_the_tokenizer_is_jaxlm_s(folders, text):
-    tokenizer, vocab = tokenizer_of(folders("lstm")), language_model(HELD["lstm"]).vocab
-    assert tokenizer(text)["input_ids"] == vocab.encode(tokenize(text)).tolist()
 
 
 def test_special_tokens_and_lower_case(folders, tmp_path):

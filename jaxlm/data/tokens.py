@@ -23,7 +23,7 @@ SPACE = "\u2581"  # how SentencePiece writes a space
 MOST_BYTES = 64 << 20  # of a tokenizer's file
 _LONGEST = 4096  # characters of a unit of subwords
 _CACHED = 1 << 17  # units of subwords that are remembered
-_UNITS = re.compile(rf"\n| *[^ \n]{{1,{_LONGEST}}}| +")
+UNITS = re.compile(rf"\n| *[^ \n]{{1,{_LONGEST}}}| +")
 _LINE_ENDS = re.compile(r"[^\S\n]*\n\s*")
 _KEEP_SPACES = b"\x1a\x04\x18\x00\x20\x00"  # merged into a SentencePiece model (protobuf): adds and removes no space
 
@@ -269,7 +269,7 @@ class Subwords(_Exact):
         return table | {chr(256 + place): bytes([byte]) for place, byte in enumerate(others)}
 
     def units(self, text: str) -> list[str]:
-        return _UNITS.findall(text)
+        return UNITS.findall(text)
 
     def split(self, unit: str) -> list[str]:
         if unit == "\n":

@@ -72,6 +72,7 @@ def hub_files(model: LanguageModel, metrics: Sequence[dict[str, Any]] = ()) -> d
         sizes=config.hidden_sizes,
         corpus=model.corpus.get("name", "an unknown corpus"),
         words=len(model.vocab),
+        tokens=model.vocab.kind,
         embedding=config.embedding_size,
         count=sum(leaf.size for leaf in jax.tree.leaves(model.params)),
         tied=config.tied,

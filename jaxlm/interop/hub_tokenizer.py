@@ -1,62 +1,139 @@
-"""A run's vocabulary as `transformers.AutoTokenizer` loads it: tokenizer.json of the library `tokenizers`."""
+"""A vocabulary of any kind as `transformers.AutoTokenizer` loads it: tokenizer.json, of the library `tokenizers`."""
 
+import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
-from jaxlm.data.tokens import EOS, UNK
+import numpy as np
+
+from jaxlm.data.tokens import EOS, SPACE, UNITS, Subwords
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import JaxlmError
+from jaxlm.interop.tensorflow_checkpoint import message_fields
 from jaxlm.scoring.language_model import LanguageModel
 
+VOCAB = "vocab.json"
 WHITE_SPACE = "\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # that str.split splits at
+_UNIGRAM = 1  # the model type of a SentencePiece model; else BPE
 
 
-VOCAB = "vocab.txt"  # a word a line
+def token_names(vocab: Vocab) -> list[str]:
+    """The name of each id in these files: jaxlm's, but for the newline's, which is always "\\n" in exact kinds."""
+    names, end = list(vocab.words), vocab.eos
+    if vocab.kind != "words" and not _is_json(vocab) and vocab.token_bytes[end] == b"\n":
+        names[end] = "\n"
+    return names
 
 
 def special_tokens(vocab: Vocab) -> dict[str, int]:
-    """{name in tokenizer_config.json: id}: what begins, ends and pads a text is `<eos>`; of those in the vocabulary."""
-    names = {"bos_token": EOS, "eos_token": EOS, "pad_token": EOS, "unk_token": UNK}
-    return {name: vocab.ids[word] for name, word in names.items() if word in vocab.ids}
+    """{name in tokenizer_config.json: id}. What ends a sentence also begins and pads a text."""
+    end = vocab.ids.get(EOS, -1) if vocab.kind == "words" else vocab.eos
+    ids = {"bos_token": end, "eos_token": end, "pad_token": end, "unk_token": vocab.unknown_id}
+    return {name: place for name, place in ids.items() if place >= 0}
 
 
 def tokenizer_files(model: LanguageModel) -> dict[str, bytes]:
-    """The bytes of each file. Text is split at white space, and each newline is `<eos>`, as `jaxlm.data.text` does."""
-    if model.vocab.kind != "words":
-        raise JaxlmError(f"a hub's folder has no tokenizer of {model.vocab.kind} yet: export it --to stablehlo")
-    vocab, special = model.vocab, special_tokens(model.vocab)
+    """The bytes of each file: the tokenizer's, the vocabulary as checkpoints have it, and of words one a line."""
+    vocab, names, special = model.vocab, token_names(model.vocab), special_tokens(model.vocab)
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    newline = {"type": "Replace", "pattern": {"Regex": "\r\n|\r|\n"}, "content": f" {EOS} "}
-    lower = [{"type": "Lowercase"}] if model.config.data.lowercase else []
-    tokenizer = {
-        "version": "1.0",
-        "added_tokens": [
-            {"id": place, "content": vocab.words[place], "special": True, **flags}
-            for place in sorted(set(special.values()))
-        ],
-        "normalizer": {"type": "Sequence", "normalizers": [*lower, newline]},
-        "pre_tokenizer": {
-            "type": "Split",
-            "pattern": {"Regex": f"[{WHITE_SPACE}]+"},
-            "behavior": "Removed",
-            "invert": False,
-        },
-        "model": {"type": "WordLevel", "vocab": vocab.ids, "unk_token": UNK},
-    }
+    added = [{"id": place, "content": names[place], "special": True, **flags} for place in sorted({*special.values()})]
+    parts = _json(vocab) if _is_json(vocab) else _KINDS[vocab.kind](vocab, {name: i for i, name in enumerate(names)})
+    if model.config.data.lowercase:
+        parts["normalizer"] = _sequence("normalizer", {"type": "Lowercase"}, parts.get("normalizer"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        **{name: vocab.words[place] for name, place in special.items()},
+        **{name: names[place] for name, place in special.items()},
     }
+    words = {"vocab.txt": "".join(f"{word}\n" for word in vocab.words).encode()} if vocab.kind == "words" else {}
     return {
-        "tokenizer.json": as_json(tokenizer),
+        "tokenizer.json": as_json({"version": "1.0", "added_tokens": added, **parts}),
         "tokenizer_config.json": as_json(settings),
-        "vocab.json": as_json(vocab.ids),
-        VOCAB: "".join(f"{word}\n" for word in vocab.words).encode(),
+        VOCAB: vocab.to_json().encode(),
+        **words,
     }
 
 
 def as_json(tree: Any) -> bytes:
     """JSON of any text, for people and programs."""
     return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _sequence(kind: str, *parts: Any) -> dict[str, Any]:
+    """Those parts of a pipeline that there are, one after the other."""
+    return {"type": "Sequence", f"{kind}s": [part for part in parts if part]}
+
+
+def _replace(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+
+
+def _split(pattern: str, behavior: str = "Isolated") -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
+
+
+_TO_TEXT = _sequence("decoder", _replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"})
+
+
+def _words(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
+    return {
+        "normalizer": _replace("\r\n|\r|\n", f" {EOS} "),
+        "pre_tokenizer": _split(f"[{WHITE_SPACE}]+", "Removed"),
+        "model": {"type": "WordLevel", "vocab": ids, "unk_token": vocab.tokens.unknown},
+    }
+
+
+def _characters(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
+    return {
+        "normalizer": {"type": "NFC"} if vocab.tokens.fields()["normalize"] == "nfc" else None,
+        "pre_tokenizer": _split(r"[\s\S]"),
+        "model": {"type": "WordLevel", "vocab": ids, "unk_token": vocab.tokens.unknown},
+        "decoder": {"type": "Fuse"},
+    }
+
+
+def _bytes(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
+    return {"model": {"type": "BPE", "vocab": ids, "merges": [], "byte_fallback": True}, "decoder": _TO_TEXT}
+
+
+def _is_json(vocab: Vocab) -> bool:
+    return isinstance(vocab.tokens, Subwords) and vocab.tokens.model[:1] == b"{"
+
+
+def _json(vocab: Vocab) -> dict[str, Any]:
+    """The tokenizer.json that the model was trained with, its text cut into units first."""
+    tree = json.loads(base64.b64decode(vocab.tokens.fields()["model"]))
+    return {**tree, "pre_tokenizer": _sequence("pretokenizer", _split(UNITS.pattern), tree["pre_tokenizer"])}
+
+
+def _subwords(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
+    """What `tokenizers` needs of a SentencePiece model (its message ModelProto)."""
+    assert isinstance(vocab.tokens, Subwords)
+    proto = message_fields(vocab.tokens.model)
+    bits = np.array([message_fields(piece).get(2, [0])[-1] for piece in proto[1]], np.uint32)
+    scores = dict(zip(ids, bits.view(np.float32).tolist(), strict=True))
+    model: dict[str, Any] = {"unk_token": vocab.tokens.unknown, "fuse_unk": True, "byte_fallback": True}
+    if message_fields(proto[2][-1]).get(3, [_UNIGRAM])[-1] == _UNIGRAM:
+        model |= {"type": "Unigram", "vocab": [*scores.items()], "unk_id": vocab.unknown_id}
+    else:
+        pieces = sorted(scores, key=scores.__getitem__, reverse=True)
+        parts = [(name[:at], name[at:]) for name in pieces for at in range(1, len(name))]
+        merges = [pair for pair in parts if pair[0] in scores and pair[1] in scores]
+        model |= {"type": "BPE", "vocab": ids, "merges": merges}
+    charsmap = b"".join(bytes(part) for spec in proto.get(3, []) for part in message_fields(spec).get(2, []))
+    precompiled = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}
+    return {
+        "normalizer": _sequence("normalizer", charsmap and precompiled, _replace(" ", SPACE)),
+        "pre_tokenizer": _split(UNITS.pattern),
+        "model": model,
+        "decoder": _TO_TEXT,
+    }
+
+
+_KINDS: dict[str, Callable[[Vocab, dict[str, int]], dict[str, Any]]] = {
+    "words": _words,
+    "characters": _characters,
+    "bytes": _bytes,
+    "subwords": _subwords,
+}

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.config.config import Config
-from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.data.tokens import EOS, WORDS
+from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.files import MAX_VOCAB_BYTES, read_bytes, reader, reason
+from jaxlm.files import MAX_VOCAB_BYTES, explained, read_bytes, reader, reason
 from jaxlm.interop.export_hub import WEIGHTS
 from jaxlm.interop.foreign import MOST_PATH, shown
 from jaxlm.interop.hub_tokenizer import VOCAB
@@ -78,8 +79,11 @@ def _sha256(path: Path, prefix: Path | None) -> str:
 
 
 def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> Vocab:
-    """The `size` words of an imported model, of a file or of a corpus's folder. Raises DataError."""
-    found = shown(path, MOST_PATH)
+    """The `size` tokens of an imported model, of a file (.json: as a hub's folder has it) or a corpus's folder.
+
+    Raises DataError.
+    """
+    found, tokens = shown(path, MOST_PATH), WORDS
     if os.path.isdir(path):  # (which raises nothing)
         if tensorflow:
             why = "whose words would be numbered as PyTorch's programs do, and the model is TensorFlow's"
@@ -88,12 +92,15 @@ def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> V
     else:
         text = _text(Path(path), MAX_VOCAB_BYTES).replace("\r\n", "\n")
         words, what, give = text.removesuffix("\n").split("\n"), "vocabulary", "file that the model was trained with"
-        if len(words) != size == len(text.split()):
+        if Path(path).suffix == ".json":
+            with explained(DataError, f"the vocabulary {found} cannot be used"):
+                words, tokens = (read := Vocab.from_json(text)).words, read.tokens
+        elif len(words) != size == len(text.split()):
             words = text.split()  # colorlessgreenRNNs reads its files so
     if len(words) != size:
         raise DataError(f"the {what} {found} has {len(words):,} words, and the model has {size:,}; give the {give}")
     try:
-        return Vocab(tuple(words))
+        return Vocab(tuple(words), tokens)
     except DataError as error:
         raise DataError(f"the {what} {found} cannot be used: {error}") from None
 

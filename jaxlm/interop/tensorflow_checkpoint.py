@@ -58,7 +58,7 @@ def read_checkpoint(prefix: Path) -> dict[str, LazyTensor]:
         table = dict(_entries(read_bytes(index, MOST_INDEX)))
     except OSError as error:
         raise JaxlmError(f"its index {shown(index.name)} cannot be read: {reason(error)}") from None
-    header = _fields(table.pop(b"", b""))
+    header = message_fields(table.pop(b"", b""))
     shards = _last(header, 1)
     if not isinstance(shards, int) or not 0 < shards < MOST_SHARDS:
         raise JaxlmError("its index does not say how many shards there are; it is damaged")
@@ -75,7 +75,7 @@ def read_checkpoint(prefix: Path) -> dict[str, LazyTensor]:
             name = key.decode()
         except UnicodeDecodeError:
             continue  # a slice of a partitioned variable, whose own entry is refused where the model needs it
-        tensors[name] = _variable(name, _fields(value), paths, sizes)
+        tensors[name] = _variable(name, message_fields(value), paths, sizes)
     check_sharing((tensor for tensor in tensors.values() if tensor.kind != PARTITIONED), sum(sizes))
     return tensors
 
@@ -83,10 +83,10 @@ def read_checkpoint(prefix: Path) -> dict[str, LazyTensor]:
 def _variable(name: str, entry: Fields, paths: list[Path], sizes: list[int]) -> LazyTensor:
     """A variable of one entry: type 1, shape 2, shard 3, offset 4, bytes 5, checksum 6, slices 7."""
     kind = PARTITIONED if 7 in entry else _KINDS.get(_number(name, entry, 1), "something else than floats")
-    dimensions = _fields(_last(entry, 2) or b"").get(2, [])
+    dimensions = message_fields(_last(entry, 2) or b"").get(2, [])
     if len(dimensions) > MOST_DIMENSIONS:
         raise JaxlmError(f"the shape of the variable {shown(name)} is damaged")
-    shape = tuple(_number(name, _fields(dimension), 1) for dimension in dimensions)
+    shape = tuple(_number(name, message_fields(dimension), 1) for dimension in dimensions)
     shard, offset, size, checksum = (_number(name, entry, field) for field in (3, 4, 5, 6))
 
     def read() -> np.ndarray:
@@ -123,7 +123,7 @@ def _last(fields: Fields, field: int) -> int | bytes:
     return fields.get(field, [0])[-1]
 
 
-def _fields(data: int | bytes) -> Fields:
+def message_fields(data: int | bytes) -> Fields:
     """The fields of a protocol buffer's message."""
     if not isinstance(data, bytes):
         raise JaxlmError("an entry of its index is damaged")
