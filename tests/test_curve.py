@@ -5,6 +5,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import matplotlib.colors
 import numpy as np
 import pytest
 from reports import has, ink, opened, run
@@ -90,3 +91,13 @@ def test_windows_of_several_lengths_have_their_own_perplexity_and_place(tmp_path
     x = found.window_ends()
     np.testing.assert_allclose(x, [0.25, 0.5, 0.75, 1, 1.5, 2, 2.25])
     np.testing.assert_allclose(window_series(found, "perplexity")[1], np.exp(2), rtol=1e-6)
+
+
+def test_the_legend_names_an_estimate_and_can_be_read(tmp_path, monkeypatch):
+    """The mark of an estimate is white within; its text is not."""
+    drawn = []
+    monkeypatch.setattr("jaxlm.report.curve.save", lambda figure, path: drawn.append(figure.axes[0].get_legend()))
+    curve(run(tmp_path, train_estimated=True))
+    texts = {text.get_text(): matplotlib.colors.to_hex(text.get_color()) for text in drawn[0].get_texts()}
+    assert texts["train, estimated from the words drawn"] == "#2563eb"
+    assert "#ffffff" not in texts.values()

@@ -74,7 +74,7 @@ def learning_curve(rows: Sequence[Row], path: Path) -> Path:
     with figure(8, 5.2) as drawn:
         upper, lower = drawn.subplots(2, 1, sharex=True, height_ratios=[5, 1])
         draw_perplexities(upper, [run])
-        upper.legend(labelcolor="linecolor")
+        upper.legend(labelcolor="markeredgecolor")  # (an estimate is white within)
         title = f"{run.epochs[-1].get('preset', 'training')} on {run.epochs[-1].get('corpus', 'its corpus')}"
         upper.set_title(label(title), loc="left", weight="bold", fontsize=11)
         draw_windows(lower, [run], "learning_rate")

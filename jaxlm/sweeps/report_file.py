@@ -65,7 +65,7 @@ def write_report(
     try:
         write_bytes(target, page.encode())
     except OSError as error:
-        raise RunDirError(f"cannot write {target}: {reason(error)}; name another file with -o") from None
+        raise RunDirError(f"cannot write {target}: {reason(error)}") from None
     return target
 
 
