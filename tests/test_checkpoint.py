@@ -64,7 +64,7 @@ def test_what_is_read_is_what_was_saved(original):
     found = checkpoint.read(original)
     state = dataclasses.replace(new_state(SMALL), step=jax.numpy.int32(1))
     assert jax.tree.structure(found.state) == jax.tree.structure(state)
-    assert state_arrays.array_bytes(found.state) == state_arrays.array_bytes(state)
+    assert state_arrays.encoded(found.state) == state_arrays.encoded(state)
     assert (found.config, found.vocab, found.manifest.step) == (SMALL, VOCAB, 1)
 
 

@@ -9,8 +9,9 @@ from jaxlm.files import Folder
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.metrics import read_metrics, read_prefix
-from jaxlm.runs.state_arrays import array_bytes
 from jaxlm.runs.trainer import train, with_corpus
+
+SAME = (checkpoint.STATE, "vocab.json")  # the files of a checkpoint that are compared
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Reproduction:
     """How a run and its repetition differ: not at all on one machine, with equal versions and one thread."""
 
     run_dir: Path  # of the new run
-    results: list[str]  # a sentence for each file, array and result that differs
+    results: list[str]  # a sentence for each file and result that differs
     surroundings: list[str]  # versions, platform and flags that differ
     stopped_by: int | None = None  # the signal that ended it before there was anything to compare
 
@@ -68,14 +69,8 @@ def reproduce(
 
 def _differences(run_dir: Path, old: checkpoint.Checkpoint, again: Path) -> list[str]:
     new = checkpoint.load(again)
-    arrays = [array_bytes(one.state) for one in (old, new)]
-    found = [
-        f"{name} of the last checkpoint differs"
-        for name in sorted({*arrays[0], *arrays[1]})
-        if arrays[0].get(name) != arrays[1].get(name)
-    ]
-    if old.vocab != new.vocab:
-        found.append("vocab.json of the last checkpoint differs")
+    files = old.manifest.files, new.manifest.files
+    found = [f"{name} of the last checkpoint differs" for name in SAME if files[0][name] != files[1][name]]
     if old.manifest.metrics != new.manifest.metrics:
         lines = [
             _metrics(path, one).decode(errors="replace").splitlines() for path, one in ((run_dir, old), (again, new))

@@ -63,14 +63,6 @@ def decoded(data: bytes, template: Any, path: Path) -> TrainState:
     )
 
 
-def array_bytes(state: Any) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """{array's name: (dtype, shape, bytes)} of a state, a PRNG key as its bits: equal where states are."""
-    return {
-        name: (array.dtype.name, array.shape, array.tobytes())
-        for name, array in named(jax.device_get(_without_keys(state))).items()
-    }
-
-
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """{leaf's name: shape} of a tree."""
     return {name: tuple(leaf.shape) for name, leaf in named(tree).items()}

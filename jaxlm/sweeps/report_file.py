@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import reason, write_bytes
-from jaxlm.report.page.contents import SweepRecord, TrialRecord, by_corpus
+from jaxlm.report.page.contents import SweepRecord, by_corpus
 from jaxlm.report.page.page import render
 from jaxlm.runs.report_data import best_run, model_view, run_record
 from jaxlm.sweeps.results import RESULTS, read
@@ -80,14 +80,10 @@ def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_
             f"the sweep in {path} has no results: expected {RESULTS}, which a sweep writes at its end, and a finished "
             f"epoch; resume it with `jaxlm sweep {flag('--run-dir', path)} --resume`"
         ) from None
-    trials = [
-        TrialRecord(one.number, one.values, one.status, len(one.members), one.valid, one.test, one.valid_by_epoch)
-        for one in sweep.trials
-    ]
     best = sweep.best
     model = None
     if best:
         own = member_dir(path, best.number, best.seed)  # the sweep may have been moved
         own = own if own.exists() else member_dir(path, best.number, None)
         model = model_view(own, f"trial {best.number}, seed {best.seed}", which, texts, data_dir)
-    return SweepRecord(name, str(path), corpus, trials, sweep.command(best) if best else None, model=model)
+    return SweepRecord(name, str(path), corpus, sweep.trials, sweep.command(best) if best else None, model=model)

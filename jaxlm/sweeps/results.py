@@ -15,7 +15,8 @@ from jaxlm.config.config import Config
 from jaxlm.config.presets import PRESETS, preset
 from jaxlm.errors import RunDirError
 from jaxlm.files import Folder, finite, reason, seal, unseal
-from jaxlm.report.sweep_plots import parallel_plot, slice_plot
+from jaxlm.report.page.contents import TrialRecord
+from jaxlm.report.sweep_plots import parallel_plot, slice_plot, value_text
 from jaxlm.report.units import mean_and_deviation
 
 RESULTS = "sweep.json"
@@ -56,30 +57,15 @@ class MemberResult:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A point of the space and its members: mean and standard deviation over the seeds (nan for one seed)."""
+class Trial(TrialRecord):
+    """A point of the space and its members, one a seed."""
 
-    number: int
-    values: dict[str, Any]
     members: list[MemberResult]
-    valid: tuple[float, float]
-    test: tuple[float, float]
-
-    @property
-    def valid_by_epoch(self) -> tuple[float, ...]:
-        """The validation perplexities of its first seed."""
-        return self.members[0].valid_perplexities
 
     @property
     def done(self) -> bool:
         """Whether every member was trained to its end."""
-        return all(member.status == "done" for member in self.members)
-
-    @property
-    def status(self) -> str:
-        """The members' status, counted where they differ."""
-        counts = Counter(member.status for member in self.members)
-        return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{n} {status}" for status, n in counts.items())
+        return self.status == "done"
 
 
 @dataclass(frozen=True)
@@ -99,9 +85,12 @@ class Sweep:
             by_number.setdefault(member.number, []).append(member)
         found = []
         for number, members in by_number.items():
+            first, counts = members[0], Counter(one.status for one in members)
+            status = first.status if len(counts) == 1 else ", ".join(f"{n} {one}" for one, n in counts.items())
             valid = mean_and_deviation([one.valid_perplexity for one in members])
             test = mean_and_deviation([one.test_perplexity for one in members if one.test_perplexity is not None])
-            found.append(Trial(number, members[0].values, members, valid, test))
+            rest = len(members), valid, test, first.valid_perplexities, members
+            found.append(Trial(number, first.values, status, *rest))
         return sorted(found, key=lambda trial: (not trial.done, math.isnan(trial.valid[0]), trial.valid[0]))
 
     @property
@@ -126,7 +115,10 @@ class Sweep:
         return [
             {
                 "trial": member.number,
-                **{name: shown(value) if isinstance(value, tuple) else value for name, value in member.values.items()},
+                **{
+                    name: value_text(value) if isinstance(value, tuple) else value
+                    for name, value in member.values.items()
+                },
                 "seed": member.seed,
                 "status": member.status,
                 "valid_perplexity": member.valid_perplexity,
@@ -198,10 +190,8 @@ def read(path: Path) -> tuple[Sweep, dict[str, str]]:
 
 
 def shown(value: Any) -> str:
-    """A value of a space as one writes it."""
-    if isinstance(value, tuple):
-        return "x".join(map(str, value))
-    return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
+    """A value of a space on the terminal."""
+    return f"{value:.4g}" if isinstance(value, float) else value_text(value)
 
 
 def _flags(config: Config) -> list[str]:

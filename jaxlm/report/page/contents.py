@@ -66,7 +66,7 @@ class TrialRecord:
 
     number: int
     values: Mapping[str, Any]
-    status: str
+    status: str  # of its members; counted where theirs differ
     seeds: int
     valid: tuple[float, float]
     test: tuple[float, float]
