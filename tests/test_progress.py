@@ -78,14 +78,13 @@ def test_on_a_terminal_there_is_a_bar():
         "words/s",
         "rate 0.25",
         "left",
-        "a loud",
+        "!! a loud",
+        "!! word",
         "a [quiet] word",
         "my [bold] text",
         "118.40",
-        "╭",
     ):
         assert text in out, text
-    assert "!!" not in out
 
 
 @pytest.mark.parametrize("width", [40, 60, 300])
@@ -103,7 +102,7 @@ def test_the_bar_of_a_real_terminal_names_what_is_done_and_takes_one_line(column
         for phase in ("validating", "saving"):
             assert any(line.startswith(f"{place} {phase} ") for line in lasts), (place, phase, lasts)
     assert any(line.startswith("epoch 10/15 testing") for line in lasts)
-    bars = [line for line in lasts if "━" in line and "┏" not in line and "┃" not in line]
+    bars = [line for line in lasts if "━" in line]
     assert not any("…" in line or "nan" in line for line in bars)  # what has no room is left out, not cut
     if columns >= 80:
         assert any(re.search(r"perplexity 12345.67  \d:\d\d:\d\d left  [\d,]+ words/s", line) for line in bars)

@@ -85,18 +85,13 @@ class Progress:
         self._bar.stop()
 
     def say(self, text: str, *, loud: bool = False, wrap: bool = True) -> None:
-        """Prints a text above the bar, a `loud` one in a box or after `!!`.
+        """Prints a text above the bar, each line of a `loud` one after `!!`.
 
         Without `wrap` a terminal does not break its lines between words: a long path or command can be copied whole.
         """
-        from rich.panel import Panel
-
         self._said = monotonic()
-        if loud and self._live:
-            self.console.print(Panel(self._text(text), border_style="bold yellow", expand=False))
-        else:
-            text = "!! " + text.replace("\n", "\n!! ") if loud else text
-            self.console.print(self._text(text), soft_wrap=not (self._live and wrap))
+        text = "!! " + text.replace("\n", "\n!! ") if loud else text
+        self.console.print(self._text(text), style="bold yellow" * loud, soft_wrap=not (self._live and wrap))
 
     def advance(self, epoch: int, windows: int, perplexity: float, rate: float, *, estimated: bool = False) -> None:
         """Moves the bar; the perplexity is the epoch's so far, or estimated from the words drawn (sampled softmax)."""
@@ -143,18 +138,10 @@ class Progress:
         )
 
     def summary(self, rows: Sequence[tuple[str, str]], title: str) -> None:
-        """Prints (name, value) of each result as a table under a title; plain text where there is no terminal."""
-        from rich.table import Table
-
+        """Prints (name, value) of each result as a table under a title."""
         rows = [(printable(name), printable(value)) for name, value in rows]
-        if not self._live:
-            width = max((len(name) for name, _ in rows), default=0)
-            lines = [f"  {self._corpus}  {name:<{width}}  {value}" for name, value in rows]
-            return self.say("\n".join([title, *lines]))
-        table = Table("corpus", "result", "", title=self._text(title), title_style="bold", title_justify="left")
-        for row in rows:
-            table.add_row(*map(self._text, (self._corpus, *row)))
-        self.console.print(table)
+        width = max((len(name) for name, _ in rows), default=0)
+        self.say("\n".join([title, *(f"  {self._corpus}  {name:<{width}}  {value}" for name, value in rows)]))
 
     def _line(self, *parts: str | None) -> None:
         """Without a terminal, prints a line of these parts if there was none for `LINE_SECONDS`."""
