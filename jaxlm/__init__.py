@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxlm.interop.tensorflow import from_tensorflow as from_tensorflow
     from jaxlm.interop.tensorflow import to_tensorflow as to_tensorflow
     from jaxlm.models.gru import GRU as GRU
+    from jaxlm.models.hawk import Hawk as Hawk
     from jaxlm.models.lstm import LSTM as LSTM
     from jaxlm.models.mingru import MinGRU as MinGRU
     from jaxlm.models.minlstm import MinLSTM as MinLSTM
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 _HOME = {
     "jaxlm.config.config": ("Config", "Recipe"),
     "jaxlm.models.gru": ("GRU",),
+    "jaxlm.models.hawk": ("Hawk",),
     "jaxlm.models.lstm": ("LSTM",),
     "jaxlm.models.mingru": ("MinGRU",),
     "jaxlm.models.minlstm": ("MinLSTM",),

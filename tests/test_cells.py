@@ -1,17 +1,29 @@
 """Today's cells beside their papers' equations, step by step in NumPy's float64, and beside recorded trajectories."""
 
+import json
+import re
+from functools import partial
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from jaxlm.models.hawk import Hawk
 from jaxlm.models.kinds import MODELS
 from jaxlm.models.recurrent import CellNoise
 
 T, B, E, H = 23, 3, 5, 4  # T: more than a chunk, and no multiple of one
+near = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
+
+
+def rms_norm(x, epsilon=1e-5):
+    return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + epsilon)
 
 
 def drawn(kind, **fields):
@@ -41,10 +53,10 @@ def step_by_step(kind, step, **fields):
         outputs.append(y)
         y, state = apply(now[None], state)
         singly.append(y[0])
-    np.testing.assert_allclose(ours, np.stack(outputs), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(np.stack(singly), ours, rtol=1e-5, atol=1e-5)
+    near(ours, np.stack(outputs))
+    near(np.stack(singly), ours)
     for found in (after, state):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, theirs)
+        jax.tree.map(near, found, theirs)
 
 
 def test_minlstm_is_the_paper_s_equations():
@@ -57,3 +69,77 @@ def test_minlstm_is_the_paper_s_equations():
         return h, h
 
     step_by_step("minlstm", step)
+
+
+HAWK = json.loads((Path(__file__).parent / "golden/published/hawk.json").read_text())
+CASES = [
+    pytest.param(case, id=f"{case['heads']} heads", marks=[] if case["heads"] == 2 else [pytest.mark.slow])
+    for case in HAWK["cases"]
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hawk_is_the_published_block(case):
+    """recurrentgemma's norm and block: outputs, state and gradients of a window, and three steps decoded after it."""
+    rng, expected = np.random.default_rng(case["seed"]), case["float64"]
+    W, T, B, more = (HAWK["shapes"][name] for name in ("W", "T", "B", "decoded"))
+    sizes, theirs = {"4": 4, "W": W, "N": case["heads"], "D": W // case["heads"]}, {}
+    for weight in HAWK["weights"]:
+        name, *shape = re.findall(r"[\w.]+", weight)
+        theirs[name] = rng.uniform(-case["scale"], case["scale"], [sizes[one] for one in shape]).astype(np.float32)
+    x = jnp.asarray(rng.normal(size=(T + more, B, W)), jnp.float32)
+    ours = {"linear_x.kernel": "x_kernel", "linear_x.bias": "x_bias", "linear_y.kernel": "y_kernel"}
+    ours |= {"linear_y.bias": "y_bias", "linear_out.kernel": "output_kernel", "linear_out.bias": "output_bias"}
+    ours |= {"conv_1d.w": "convolution", "conv_1d.b": "convolution_bias", "rg_lru.a_param": "decay"}
+    params = {name: theirs[their] for their, name in ours.items()}
+    for name, part in (("gates", "w"), ("gates_bias", "b")):
+        params[name] = np.concatenate([theirs[f"rg_lru.{gate}.{part}"] for gate in ("input_gate", "a_gate")], -1)
+    model = Hawk(heads=case["heads"])
+
+    @jax.jit
+    def run(params, x, state):
+        return model.apply_layer(params, x, state, CellNoise(), None)
+
+    def cost(params, x):
+        y, state = run(params, x, model.zero_state(B, W, jnp.float32))
+        return jnp.sin(y).sum() + jnp.square(state["h"]).sum(), (y, state)
+
+    (found, dx), (y, state) = jax.grad(cost, (0, 1), has_aux=True)(params, x[:T])
+    near(y, expected["outputs"])
+    near(state["h"], expected["rg_lru_state"])
+    near(state["inputs"], expected["conv1d_state"])
+    grads = {their: found[name] for their, name in ours.items()} | {"x": dx}
+    for name, part in (("gates", "w"), ("gates_bias", "b")):
+        for gate, grad in zip(("input_gate", "a_gate"), np.split(np.asarray(found[name]), 2, -1), strict=True):
+            grads[f"rg_lru.{gate}.{part}"] = grad
+    for name, values in expected["gradients"].items():
+        np.testing.assert_allclose(triple(grads[name]), values, rtol=2e-5, atol=2e-4, err_msg=name)
+    assert grads.keys() == expected["gradients"].keys()
+    for now, decoded in zip(x[T:], expected["decoded"], strict=True):
+        y, state = run(params, now[None], state)
+        near(y[0], decoded)
+    near(state["h"], expected["state_after_decoding"])
+
+
+def triple(array):
+    """The published recordings' summary of a tensor, of which the last notices a permutation."""
+    flat = np.asarray(array, np.float64).ravel()
+    return [np.linalg.norm(flat), flat.sum(), (flat * np.cos(np.arange(flat.size))).sum()]
+
+
+def test_hawk_is_the_paper_s_equations():
+    """arXiv:2402.19427, equations 1 to 4 and section 2.3: another input width, two heads, a state from before."""
+
+    def step(params, state, x):
+        x = rms_norm(x, 1e-6)
+        inputs = np.concatenate([state["inputs"], (x @ params["x_kernel"] + params["x_bias"])[:, None]], 1)
+        u = (inputs * params["convolution"]).sum(1) + params["convolution_bias"]
+        z = np.einsum("bnd,nde->bne", u.reshape(B, 2, -1), params["gates"]) + params["gates_bias"]
+        i, r = (sigmoid(part).reshape(u.shape) for part in np.split(z, 2, -1))
+        a = sigmoid(-params["decay"]) ** (8 * r)
+        h = a * state["h"] + np.sqrt(1 - a**2) * i * u
+        y = x @ params["y_kernel"] + params["y_bias"]
+        gelu = y / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+        return gelu * h @ params["output_kernel"] + params["output_bias"], {"h": h, "inputs": inputs[:, 1:]}
+
+    step_by_step("hawk", step)

@@ -1,6 +1,7 @@
 """The table of models: a kind by the name that `--model` and `replace(model=...)` take."""
 
 from jaxlm.models.gru import GRU
+from jaxlm.models.hawk import Hawk
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.mingru import MinGRU
 from jaxlm.models.minlstm import MinLSTM
@@ -13,4 +14,5 @@ MODELS: dict[str, type[Recurrent]] = {
     "mingru": MinGRU,
     "minlstm": MinLSTM,
     "mogrifier": Mogrifier,
+    "hawk": Hawk,
 }

@@ -1,0 +1,89 @@
+"""Hawk's recurrent block: a gate beside a short convolution and the RG-LRU (De et al. 2024, arXiv:2402.19427).
+
+    n = rms_norm(x)        u = conv(n W_x + b_x)        i, r = sigmoid(u G + g)        a = exp(-8 r softplus(decay))
+    h' = a * h + sqrt(1 - a^2) * (i * u)        y = (gelu(n W_y + b_y) * h') W_o + b_o
+
+A layer is the recurrent block of the paper's Figure 2 and the norm before the block, whose learned scale W_x and W_y
+hold; it is without the residual connection and the MLP, which belong to the paper's stack.
+Parameters, of N heads with D = H / N units each: `x_kernel` and `y_kernel` [E, H], `output_kernel` [H, H]; `x_bias`,
+`y_bias` and `output_bias` [H]; `convolution` [4, H] and `convolution_bias` [H]; `gates` [N, D, 2D] and `gates_bias`
+[N, 2D], i before r; `decay` [H]. The published code resets h at a document's first token, which it weighs by 1 and not
+by the root; here a text is one stream, which begins with h = 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
+
+if TYPE_CHECKING:
+    import jax
+
+REACH = 4  # steps that the convolution reads
+
+
+@dataclass(frozen=True)
+class Hawk(Recurrent):
+    """Hawk: a real-gated linear recurrent unit behind a short convolution (De et al. 2024, arXiv:2402.19427)."""
+
+    gates: ClassVar[int] = 1
+    heads: int = head_count()
+
+    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+        """As other layers, but for the decay: with r = 1/8, a is spread over 0.9 to 0.999 as published."""
+        import jax
+        import jax.numpy as jnp
+
+        of_decay, *keys = jax.random.split(key, 6)
+        N, D = self.heads, width // self.heads
+        shapes = {
+            "x_kernel": (inputs, width),
+            "y_kernel": (inputs, width),
+            "output_kernel": (width, width),
+            "convolution": (REACH, width),
+            "gates": (N, D, 2 * D),
+        }
+        params = {
+            name: uniform(one, self.layer_scale(shape[-2]), *shape)
+            for one, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
+        biases = {f"{name}_bias": jnp.zeros(width) for name in ("x", "y", "output", "convolution")}
+        squares = jax.random.uniform(of_decay, (width,), minval=0.9**2, maxval=0.999**2)
+        return {**params, **biases, "gates_bias": jnp.zeros((N, 2 * D)), "decay": jnp.log(squares**-0.5 - 1)}
+
+    def zero_state(self, rows: int, width: int, dtype: Any) -> dict[str, jax.Array]:
+        """`h` [B, H], and `inputs` [B, 3, H] of the convolution before the next one."""
+        import jax.numpy as jnp
+
+        return {"h": jnp.zeros((rows, width), dtype), "inputs": jnp.zeros((rows, REACH - 1, width), dtype)}
+
+    def apply_layer(
+        self, params: Params, x: jax.Array, state: dict[str, jax.Array], noise: CellNoise, length: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        import jax
+        import jax.numpy as jnp
+
+        from jaxlm.ops.bounded_scan import last_step
+        from jaxlm.ops.convolution import short_convolution
+        from jaxlm.ops.linear_recurrence import linear_recurrence
+        from jaxlm.ops.norm import rms_norm
+        from jaxlm.ops.product import contraction, product
+
+        def linear(name: str, a: jax.Array) -> jax.Array:
+            return product(a, params[f"{name}_kernel"], x.dtype) + params[f"{name}_bias"]
+
+        n = rms_norm(x.astype(state["h"].dtype), 1e-6)
+
+        u, inputs = short_convolution(
+            linear("x", n), params["convolution"], params["convolution_bias"], state["inputs"], length
+        )
+        by_head = jnp.moveaxis(u.reshape(*u.shape[:2], self.heads, -1), 2, 0)  # a product's batch comes first
+        z = contraction("ntbd,nde->ntbe", x.dtype, by_head, params["gates"]) + params["gates_bias"][:, None, None]
+        i, r = (jnp.moveaxis(part, 0, 2).reshape(u.shape) for part in jnp.split(jax.nn.sigmoid(z), 2, -1))
+        log_a = -8 * r * jax.nn.softplus(params["decay"])
+        written = jnp.maximum(-jnp.expm1(2 * log_a), 1e-12)  # 1 - a^2, whose root's gradient stays finite
+        h = linear_recurrence(jnp.exp(log_a), jnp.sqrt(written) * i * u, state["h"])
+        y = linear("output", jax.nn.gelu(linear("y", n)) * h)
+        return y.astype(x.dtype), {"h": last_step(h, length), "inputs": inputs}
