@@ -130,6 +130,7 @@ class Server:
 def _serve() -> None:
     """Reads commands from standard input, one JSON a line; writes who was started and who ended."""
     _import_all()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also of a child, until its command begins
     rest = b""
     while True:
         if select.select([0], [], [], 0.005)[0]:
@@ -177,7 +178,6 @@ def _import_all() -> None:
 def _become(arguments: list[str], out: str, err: str, before: str) -> None:
     """Runs `jaxlm ARGUMENTS` as its script does, and ends this process."""
     sys.argv = ["jaxlm", *arguments]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     for descriptor, path in ((0, os.devnull), (1, out), (2, err)):
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(opened, descriptor)
@@ -187,6 +187,7 @@ def _become(arguments: list[str], out: str, err: str, before: str) -> None:
         from jaxlm.__main__ import main
 
         exec(before, {})
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 71

@@ -14,7 +14,6 @@ from language_models import next_word
 from recipes import BASE
 from test_hub import HELD, language_model
 
-from jaxlm.data.text import tokenize
 from jaxlm.data.vocab import EOS
 from jaxlm.interop.exporting import export_model
 from jaxlm.interop.imported import import_model
@@ -65,7 +64,7 @@ def test_log_probabilities_and_loss_are_jaxlm_s_with_padding_on_either_side(fold
     out = model(**batch, labels=labels)
     found, nats = out.logits.log_softmax(-1).numpy(), []
     for row, mask, text in zip(range(len(TEXTS)), batch["attention_mask"].bool().numpy(), TEXTS, strict=True):
-        ids = language_model(HELD[case]).vocab.encode(tokenize(text))
+        ids = language_model(HELD[case]).vocab.encode_text(text)
         want = expected(case, ids)
         np.testing.assert_allclose(found[row][mask], want, atol=1e-5)
         nats += [-want[place, word] for place, word in enumerate(ids[1:])]
