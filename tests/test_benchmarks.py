@@ -1,5 +1,6 @@
 """experiments/speedrun.py and benchmark.py: their commands are accepted, they run, and they tell what was run."""
 
+import csv
 import io
 import json
 import shlex
@@ -35,7 +36,7 @@ def test_every_command_of_the_speedrun_is_accepted(speedrun, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["speedrun.py", "--show"])
     speedrun.main()
     shown = capsys.readouterr().out.splitlines()
-    assert len(shown) == len(speedrun.RECIPES)
+    assert len(shown) == len(speedrun.RUNGS)
     for line in shown:
         name, *words = shlex.split(line)
         given = [word for word in words if word.startswith("--")]
@@ -46,7 +47,7 @@ def test_every_command_of_the_speedrun_is_accepted(speedrun, monkeypatch, capsys
 
 
 @pytest.mark.slow
-def test_a_record_is_what_the_run_wrote(speedrun, monkeypatch):
+def test_a_record_is_what_the_run_wrote(speedrun, monkeypatch, tmp_path):
     tiny = [
         "train",
         "--preset",
@@ -62,29 +63,39 @@ def test_a_record_is_what_the_run_wrote(speedrun, monkeypatch):
         "--epochs",
         "2",
     ]
-    monkeypatch.setattr(speedrun, "command", lambda target, seed: [*tiny, "--seed", str(seed)])
-    reached, missed = speedrun.run(1e9, 0, 10), speedrun.run(1.0, 0, 0)
+    monkeypatch.setattr(speedrun, "command", lambda preset, seed: [*tiny, "--seed", str(seed)])
+    monkeypatch.setattr(speedrun.Unit, "measure", lambda unit: 1e6)
+    logs = tmp_path / "logs"
+    reached = speedrun.run("easy", 1e9, 0, 10, speedrun.Unit(), logs)
+    missed = speedrun.run("hard", 1.0, 0, 0, speedrun.Unit(), logs)
     assert (reached.epoch, missed.epoch, missed.seconds) == (1, None, None)
-    assert reached.seconds < reached.whole and (reached.valid, reached.test) == (missed.valid, missed.test)
-    assert reached.cached_seconds > 0 and reached.cached != reached.test and missed.cached is None
-    monkeypatch.setattr(speedrun, "RECIPES", {1e9: {"locked_dropout": True}, 1.0: {}})
-    table = speedrun.table([reached], 2 * reached.seconds)
-    assert (
-        "| 1e+09 | `--locked-dropout` |" in table and "| 1 | 1/2.0 |" in table and f" {reached.cached:.1f} (" in table
-    )
-    assert "missed (missed) | never |" in speedrun.table([missed], None)
-    assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
+    assert reached.seconds < reached.seconds_in_all and (reached.valid, reached.test) == (missed.valid, missed.test)
+    assert reached.cached_test != reached.test and missed.cached_test is None
+    kinds = [json.loads(line)["kind"] for line in (logs / reached.log).read_text().splitlines()]
+    assert kinds == ["epoch", "epoch", "test"] and len(list(logs.iterdir())) == 2
 
 
-def test_earlier_records_are_kept(speedrun, tmp_path):
-    path = tmp_path / "records.json"
-    for name in ("records.json", "records-2.json", "records-3.json"):
-        assert speedrun.unused(path) == tmp_path / name
-        (tmp_path / name).touch()
+def test_records_are_added_to_the_history_and_summarised(speedrun, tmp_path):
+    made = ("2026-11-28", "abc", "a machine", "fast-113", 123.0)
+    records = [
+        speedrun.Record(*made, 0, 50.0, 2, 1500.0, 118.0, 113.0, 60.0, None, "x"),
+        speedrun.Record(*made, 1, 60.0, 2, 1500.0, 119.0, 114.0, 70.0, 100.0, "y"),
+        speedrun.Record(*made, 2, None, None, 1500.0, 124.0, 118.0, 70.0, None, "z"),
+    ]
+    path = tmp_path / "history.csv"
+    for record in records:
+        speedrun.check_history(path)
+        speedrun.add(record, path)
+    rows = list(csv.DictReader(path.open()))
+    assert [row["seed"] for row in rows] == ["0", "1", "2"] and rows[2]["seconds"] == ""
+    assert path.read_text().splitlines()[0] == (ROOT / "docs/lab/speedrun.csv").read_text().splitlines()[0]
+    (row,) = [line for line in speedrun.table(records).splitlines() if "fast-113" in line]
+    assert "| 55.00 ± 7.07, 1 missed | 2, 2, never | 1/27.5 | 120.33 ± 3.21 |" in row and "| 100.00 |" in row
+    assert "1,500 s" in speedrun.table(records)
 
 
 MISTAKES = {
-    "speedrun.py": ["--seeds 0", "--cache -1", "--targets 5", "--out nowhere/x.json"],
+    "speedrun.py": ["--seeds 0", "--cache -1", "--presets small", "--out nowhere/x.csv", "--out kept.json"],
     "benchmark.py": [
         "nothing",
         "--presets nobody",
