@@ -346,7 +346,7 @@ class LanguageModel:
         return by_word(Surprisals.joined(tables), [line.split() for line in lines], pieces)
 
     def states(self, words: Sentence, *, tokenizer: str | None = None) -> dict[str, np.ndarray]:
-        """The state of every layer after each of N words of a sentence: arrays [N, H] by name, as in `lstm.0.c`.
+        """The state of every layer after each of N words of a sentence: arrays [N, ...] by name, as in `lstm.0.c`.
 
         `<eos>` is read first, as for surprisal. Raises DataError where there are no words.
         """

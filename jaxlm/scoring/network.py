@@ -60,9 +60,9 @@ def _read(network, tokens, count, carry):
 
 
 def layer_states(network: Network, ids: np.ndarray) -> dict[str, np.ndarray]:
-    """The carry after each of ids [N], from zero: arrays [N, H] by layer and name.
+    """The carry after each of ids [N], from zero: arrays [N, ...] by layer and name.
 
-    `0.c` and `0.h` are those of an LSTM's first layer, `0.h` that of a GRU's.
+    `0.c` and `0.h` are those of an LSTM's first layer, `0.h` that of a layer whose carry is one array.
     """
     carry = network.carry()
     parts: dict[str, list[np.ndarray]] = {}
