@@ -1,4 +1,4 @@
-"""Today's cells beside their papers' equations, step by step in NumPy's float64, and beside recorded trajectories."""
+"""Cells that are linear in their state: beside their papers' equations in float64, and beside published code."""
 
 import json
 import re
