@@ -10,23 +10,24 @@ import pytest
 from rich.console import Console
 from terminals import in_terminal, jaxlm
 
-from jaxlm.report.progress import Progress
+from jaxlm.report.progress import EpochResult, Progress
 
 NAN, INF = float("nan"), float("inf")
 PHASES = """
 import time
-from jaxlm.report.progress import Progress
+from jaxlm.report.progress import EpochResult, Progress
 with Progress(15, 700, 1200, "some-corpus") as bar:
     for epoch in (9, 10):
-        bar.advance(epoch, 350, 12345.67, 0.0123)
+        now = EpochResult(epoch, 0.0123, 12345.67, 12345.67)
+        bar.advance(now, 350)
         time.sleep(0.3)
-        bar.advance(epoch, 700, 12345.67, 0.0123)
+        bar.advance(now, 700)
         bar._bar.refresh()
         time.sleep(0.05)
         for phase in ("validating", "saving"):
             bar.doing(phase)
             time.sleep(0.05)
-        bar.epoch(epoch, 12345.67, 12345.67, 0.0123, 123456, 7.3, 14.0)
+        bar.epoch(now, 123456, 7.3, 14.0)
     bar.doing("testing")
     time.sleep(0.05)
 bar.summary([("test", "118.40")], "done")
@@ -49,9 +50,9 @@ def shown(terminal: bool, width: int = 100, epochs: int = 2) -> str:
         bar.say("a [quiet] word")
         for epoch in range(1, epochs + 1):
             for done in (4, 8, 10):
-                bar.advance(epoch, done, NAN if done == 4 else 1234.567, 0.25)
+                bar.advance(EpochResult(epoch, 0.25, NAN if done == 4 else 1234.567), done)
             bar._bar.refresh()
-            bar.epoch(epoch, 200.004, NAN, 0.25, 12345.6, 61.23, None if epoch == 1 else 99.5)
+            bar.epoch(EpochResult(epoch, 0.25, 200.004), 12345.6, 61.23, None if epoch == 1 else 99.5)
     bar.summary([("test perplexity", "118.40"), ("checkpoint", "runs/" + "long" * 30)], "done")
     return file.getvalue()
 
@@ -159,7 +160,7 @@ def test_speed_and_time_left_of_a_resumed_run_count_only_its_own_windows():
     bar = Progress(15, 100, 1200, "ptb", Console(file=io.StringIO(), force_terminal=True))
     bar._bar.get_time = bar._bar.tasks[0]._get_time = lambda: clock[0]
     for done in (50, 60, 70):  # epoch 11 of 15: ten windows each two seconds
-        bar.advance(11, done, 100.0, 1.0)
+        bar.advance(EpochResult(11, 1.0, 100.0), done)
         clock[0] += 2
     task = bar._bar.tasks[0]
     assert task.speed == 5 and task.time_remaining == (1500 - 1070) / 5
@@ -168,7 +169,7 @@ def test_speed_and_time_left_of_a_resumed_run_count_only_its_own_windows():
 
 def test_a_narrow_encoding_shows_escapes(tmp_path):
     with open(tmp_path / "out", "w", encoding="ascii") as file:
-        Progress(1, 1, 1, "тест", Console(file=file)).epoch(1, INF, 1e300, 1, NAN, 0, None)
+        Progress(1, 1, 1, "тест", Console(file=file)).epoch(EpochResult(1), 1, 1)
     assert (tmp_path / "out").read_text().startswith("epoch 1/1 on \\u0442")
 
 
@@ -179,7 +180,7 @@ def test_no_text_of_a_file_controls_the_terminal(terminal):
     with Progress(1, 1, 1, evil + "\n", Console(file=file, force_terminal=terminal, width=400)) as bar:
         bar.say(evil)
         bar.say(evil, loud=True)
-        bar.epoch(1, 1, 1, 1, 1, 1, None)
+        bar.epoch(EpochResult(1), 1, 1)
         bar.summary([(evil + "\n", evil + "\n")], evil)
     out = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue()) if terminal else file.getvalue()
     assert not re.search("[\x1b\x07\x9b\u202e\ud800]", out)
@@ -192,7 +193,7 @@ def test_without_a_terminal_there_is_a_line_every_thirty_seconds(monkeypatch):
     with Progress(2, 100, 1200, "ptb", Console(file=file)) as bar:
         for window in range(1, 101):
             clock[0] += 1
-            bar.advance(1, window, 100.0, 0.5)
+            bar.advance(EpochResult(1, 0.5, 100.0), window)
         clock[0] += 29
         bar.doing("validating")
         clock[0] += 5
@@ -210,16 +211,16 @@ def test_an_estimated_training_perplexity_is_said_to_be_one(terminal, monkeypatc
     monkeypatch.setattr("jaxlm.report.progress.LINE_SECONDS", 0)
     file = io.StringIO()
     with Progress(1, 10, 1200, "ptb", Console(file=file, force_terminal=terminal, width=120)) as bar:
-        bar.advance(1, 5, 90.0, 1.0, estimated=True)
+        bar.advance(EpochResult(1, 1.0, 90.0, train_estimated=True), 5)
         bar._bar.refresh()
-        bar.epoch(1, 90.0, 118.0, 1.0, 1, 1, None, estimated=True)
+        bar.epoch(EpochResult(1, 1.0, 90.0, 118.0, train_estimated=True), 1, 1)
     assert file.getvalue().count("perplexity 90.00 (an estimate)") >= 2
 
 
 def test_a_reader_that_leaves_ends_the_printing_and_not_the_process():
     code = """
 import sys
-from jaxlm.report.progress import Progress
+from jaxlm.report.progress import EpochResult, Progress
 with Progress(1, 1, 1, "ptb") as bar:
     for _ in range(100):
         bar.say("x" * 1000)

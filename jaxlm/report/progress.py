@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -17,6 +18,22 @@ if TYPE_CHECKING:
 
 LEAST_BAR = 4  # cells; a narrow terminal shows fewer numbers
 LINE_SECONDS = 30  # between the lines that stand for the bar without a terminal
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One epoch, counted from 1: its learning rate and its perplexities."""
+
+    epoch: int
+    learning_rate: float = math.nan
+    train_perplexity: float = math.nan
+    valid_perplexity: float = math.nan
+    train_estimated: bool = False  # from the words drawn for a sampled softmax: too low
+
+    @property
+    def train_text(self) -> str:
+        """The training perplexity, and whether it is an estimate."""
+        return perplexity_text(self.train_perplexity) + " (an estimate)" * self.train_estimated
 
 
 def lasting_console(quiet: bool = False) -> "Console":
@@ -93,17 +110,17 @@ class Progress:
         text = "!! " + text.replace("\n", "\n!! ") if loud else text
         self.console.print(self._text(text), style="bold yellow" * loud, soft_wrap=not (self._live and wrap))
 
-    def advance(self, epoch: int, windows: int, perplexity: float, rate: float, *, estimated: bool = False) -> None:
-        """Moves the bar; the perplexity is the epoch's so far, or estimated from the words drawn (sampled softmax)."""
-        self._bar.update(self._task, completed=(epoch - 1) * self._windows + windows)
+    def advance(self, so_far: EpochResult, windows: int) -> None:
+        """Moves the bar: so many windows of an epoch are trained."""
+        self._bar.update(self._task, completed=(so_far.epoch - 1) * self._windows + windows)
         task = self._bar.tasks[0]
         speed, left = task.speed, task.time_remaining
-        self._place = f"epoch {epoch}/{self._epochs}"
+        self._place = f"epoch {so_far.epoch}/{self._epochs}"
         numbers = [
-            f"perplexity {_estimate(perplexity, estimated)}",
+            f"perplexity {so_far.train_text}",
             None if left is None else f"{timedelta(seconds=math.ceil(left))} left",
             None if speed is None else f"{speed * self._words:,.0f} words/s",
-            f"rate {rate:.3g}",
+            f"rate {so_far.learning_rate:.3g}",
         ]
         self._line(f"{self._place}, window {windows:,}/{self._windows:,}", *numbers)
         room = self.console.width - len(self._place) - LEAST_BAR - 2
@@ -116,24 +133,12 @@ class Progress:
         self._line(self._place, task)
         self._bar.update(self._task, description=f"{self._place} {task}".strip(), numbers="", refresh=True)
 
-    def epoch(
-        self,
-        epoch: int,
-        train_perplexity: float,
-        valid_perplexity: float,
-        learning_rate: float,
-        words_per_second: float,
-        seconds: float,
-        floor: float | None,
-        *,
-        estimated: bool = False,
-    ) -> None:
+    def epoch(self, ended: EpochResult, words_per_second: float, seconds: float, floor: float | None = None) -> None:
         """Prints the line of a finished epoch; `floor` is the validation perplexity of the text's true source."""
         known = "" if floor is None else f" (floor {perplexity_text(floor)})"
         self.say(
-            f"epoch {epoch}/{self._epochs} on {self._corpus}: "
-            f"train perplexity {_estimate(train_perplexity, estimated)}, "
-            f"valid {perplexity_text(valid_perplexity)}{known}, rate {learning_rate:.3g}, "
+            f"epoch {ended.epoch}/{self._epochs} on {self._corpus}: train perplexity {ended.train_text}, "
+            f"valid {perplexity_text(ended.valid_perplexity)}{known}, rate {ended.learning_rate:.3g}, "
             f"{words_per_second:,.0f} words/s, {seconds:.1f} s"
         )
 
@@ -153,7 +158,3 @@ class Progress:
         from rich.text import Text
 
         return Text(printable(text, keep_newlines=True, encoding=self.console.encoding), overflow="fold")
-
-
-def _estimate(perplexity: float, estimated: bool) -> str:
-    return perplexity_text(perplexity) + (" (an estimate)" if estimated else "")

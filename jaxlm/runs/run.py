@@ -6,7 +6,7 @@ The device side is `group.py`.
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ from jaxlm.data.corpora import Corpus
 from jaxlm.data.vocab import TextSize
 from jaxlm.data.windows import MOST_WINDOWS, RandomLengths, WindowPlan
 from jaxlm.errors import DataError
+from jaxlm.report.progress import EpochResult
 from jaxlm.report.trackers import OnMetrics
 from jaxlm.report.units import comparable, perplexity
 from jaxlm.runs import checkpoint, directory
@@ -23,17 +24,6 @@ from jaxlm.runs.lock import Held
 from jaxlm.runs.metrics import MetricsLog, Prefix, read_metrics
 from jaxlm.training.step import Metrics, TrainState
 from jaxlm.training.validations import Validations
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """One epoch, counted from 1: its learning rate and its perplexities."""
-
-    epoch: int
-    learning_rate: float = math.nan
-    train_perplexity: float = math.nan
-    valid_perplexity: float = math.nan
-    train_estimated: bool = False  # from the words drawn for a sampled softmax: too low
 
 
 class Run:

@@ -22,15 +22,15 @@ from jaxlm.distributed.mesh import shape as mesh_shape
 from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
 from jaxlm.models.recurrent import Params
 from jaxlm.report.curve import learning_curve
-from jaxlm.report.progress import Progress, lasting_console
+from jaxlm.report.progress import EpochResult, Progress, lasting_console
 from jaxlm.report.trackers import OnMetrics
-from jaxlm.report.units import comparable_text
+from jaxlm.report.units import comparable_text, perplexity_text
 from jaxlm.runs import checkpoint, directory, precision, signals, state_arrays
 from jaxlm.runs.group import Group, SingleGroup
 from jaxlm.runs.lock import lock
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.metrics import read_metrics
-from jaxlm.runs.run import EpochResult, Run, floors
+from jaxlm.runs.run import Run, floors
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.terminal import flag
 from jaxlm.training.step import TrainState, fresh_state, init_state
@@ -225,9 +225,7 @@ class _Reporter(Observer):
 
     def trained(self, group: Group) -> None:
         for run in filter(None, group.runs):
-            now, index = run.so_far, run.plan.locate(run.step - 1)[1]
-            shown = now.train_perplexity, now.learning_rate
-            self._progress.advance(now.epoch, index + 1, *shown, estimated=now.train_estimated)
+            self._progress.advance(run.so_far, run.plan.locate(run.step - 1)[1] + 1)
 
     def doing(self, what: str) -> None:
         self._progress.doing(what)
@@ -238,17 +236,8 @@ class _Reporter(Observer):
 
     def epoch_ended(self, group: Group, stopping: bool) -> None:
         for run in filter(None, group.runs):
-            ended, floor = run.epochs[-1], floors(run.corpus, "valid").get("floor_valid")
-            self._progress.epoch(
-                ended.epoch,
-                ended.train_perplexity,
-                ended.valid_perplexity,
-                ended.learning_rate,
-                run.words_per_second,
-                run.epoch_seconds,
-                floor,
-                estimated=ended.train_estimated,
-            )
+            floor = floors(run.corpus, "valid").get("floor_valid")
+            self._progress.epoch(run.epochs[-1], run.words_per_second, run.epoch_seconds, floor)
             if run.averages_from == run.step:
                 self._progress.say(f"by its validations so far, averaging starts with window {run.step + 1}")
 
@@ -277,11 +266,10 @@ def _finish(
             tests["best"] = run.log_test("best", best, *nats)
         except CheckpointError as error:
             progress.say(f"the best checkpoint is not tested: {error}", loud=True)
-    rows = []
-    for row in run.epochs:
-        estimate = " (an estimate)" if row.train_estimated else ""
-        values = f"train {row.train_perplexity:.2f}{estimate}  valid {row.valid_perplexity:.2f}"
-        rows.append((f"epoch {row.epoch}", values))
+    rows = [
+        (f"epoch {one.epoch}", f"train {one.train_text}  valid {perplexity_text(one.valid_perplexity)}")
+        for one in run.epochs
+    ]
     rows += [(f"test, {which} checkpoint", f"{value:.2f}") for which, value in tests.items()]
     found = {name.removeprefix("test_"): value for name, value in run.comparable("test", tests["last"]).items()}
     rows.append(("comparable with any tokens", comparable_text(found)))
