@@ -110,7 +110,7 @@ def test_damaged_bytes_are_read_or_refused(tmp_path_factory, data):
 @pytest.mark.parametrize(
     ("files", "spec", "expected"),
     [
-        ({}, "missing.txt", "no corpus or file 'missing.txt'; expected auto, ptb, embedded"),
+        ({}, "missing.txt", "no corpus or file 'missing.txt'; expected auto, ptb, ptb-char, embedded"),
         ({"a": b""}, "a", "a is empty"),
         ({"a": b"\xef\xbb\xbf \n\n"}, "a", "a is empty"),
         ({"a": b"word \x00 word\n"}, "a", "a is not text: byte 5 is zero"),

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxlm.config.settings import DataConfig
 from jaxlm.data import encoding
 from jaxlm.data import prepared as preparing
 from jaxlm.data import text as texts
@@ -31,7 +32,7 @@ from jaxlm.data.prepared import prepare
 from jaxlm.data.text import SPLITS
 from jaxlm.data.tokens import Words
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import DataError
+from jaxlm.errors import DataError, JaxlmError
 from jaxlm.files import Folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -348,17 +349,17 @@ def test_a_damaged_segment_is_made_again_at_once(tmp_path, tiny_blocks, number, 
 def test_a_segment_that_is_altered_while_it_is_in_use_is_named(tmp_path, monkeypatch):
     text, out = tmp_path / "text", tmp_path / "out"
     text.write_bytes(b"a b\n" * 100)
-    build = encoding.VocabOptions.build
+    build = encoding.TextOptions.build
 
-    def altered(options: encoding.VocabOptions, counts: dict[str, int]) -> Vocab:
+    def altered(options: encoding.TextOptions, counts: dict[str, int]) -> Vocab:
         for path in out.glob(".partial/segment-*"):
             flip(path)
         return build(options, counts)
 
-    monkeypatch.setattr(encoding.VocabOptions, "build", altered)
+    monkeypatch.setattr(encoding.TextOptions, "build", altered)
     with pytest.raises(DataError, match=r"out/.partial was altered while it was in use: start the same command again"):
         prepare(text, out)
-    monkeypatch.setattr(encoding.VocabOptions, "build", build)
+    monkeypatch.setattr(encoding.TextOptions, "build", build)
     assert_equal(prepare(text, out), load_corpus(text))
 
 
@@ -410,7 +411,7 @@ def test_load_corpus_recognizes_a_prepared_folder(text, prepared):
 def test_it_keeps_the_options_that_it_was_prepared_with(text, tmp_path):
     prepare(text, tmp_path / "out", lowercase=True, min_count=2)
     corpus = load_corpus(tmp_path / "out")
-    assert corpus.options == {"min_count": 2, "lowercase": True}
+    assert corpus.options == {**DataConfig().options, "min_count": 2, "lowercase": True}
     assert_equal(load_corpus(tmp_path / "out", lowercase=True), corpus)
     refused: list[tuple[dict[str, Any], str]] = [
         ({"min_count": 3}, "prepared with min_count 2, not 3: leave that out"),
@@ -460,14 +461,14 @@ def test_places_that_cannot_be_used_are_refused(text, copy, tmp_path):
         (text, tmp_path / "file", {}, "file cannot be written: Not a directory"),
         (text, copy, {}, "holds another corpus .*max_vocab 150, not None.*choose another folder"),
         (text / "train.txt", copy, {"max_vocab": 150}, "holds another corpus"),
-        (copy, tmp_path / "new", {}, "should hold one train text, and holds none"),
+        (copy, tmp_path / "new", {}, "copy is prepared already: train on it"),
         (tmp_path / "nothing", tmp_path / "new", {}, "there is no file .*nothing; check the path"),
         (tmp_path / "pipe", tmp_path / "new", {}, "pipe cannot be read: expected a regular file, found a FIFO"),
         (text, tmp_path / "new", {"min_count": 0}, "at least 1"),
         (text, tmp_path / "new", {"max_vocab": 1}, "over 1"),
     ]
     for source, out, options, expected in refused:
-        with pytest.raises(DataError, match=expected) as caught:
+        with pytest.raises(JaxlmError, match=expected) as caught:
             prepare(source, out, **options)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "new").exists()

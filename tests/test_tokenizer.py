@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxlm.data.tokens import WORDS
 from jaxlm.data.vocab import EOS, UNK, Vocab
-from jaxlm.scoring.detokenizer import detokenized, spaced
+from jaxlm.scoring.detokenizer import detokenized
 from jaxlm.scoring.tokenizers import PTBTokenizer, is_tokenised
 
 MIKOLOV = Vocab(
@@ -198,4 +199,4 @@ def test_the_time_grows_with_the_length_of_a_word_not_its_square(word):
 )
 def test_words_as_people_write_them(words, expected):
     assert "".join(detokenized(words.split())) == expected.replace('" the', '"the')
-    assert "".join(spaced(words.split())).replace("\n", " <eos> ").split() == words.split()
+    assert "".join(WORDS.pieces(words.split())).replace("\n", " <eos> ").split() == words.split()

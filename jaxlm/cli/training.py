@@ -12,11 +12,12 @@ from jaxlm.cli.parsing import Parser, add_config_flags, add_field, add_start, ch
 from jaxlm.cli.verbs import DATA_DIR, RUN, Adder, argument, check_run, loaded, pathname, switch, verb
 from jaxlm.config.config import Config, changed_kinds
 from jaxlm.config.presets import preset
+from jaxlm.config.settings import DataConfig
 from jaxlm.errors import JaxlmError
 from jaxlm.terminal import say, say_line
 
 RUNS = Path("runs")
-PREPARED = ("vocab_size", "min_count", "lowercase")  # the fields that `prepare` takes
+PREPARED = ("vocab_size", *DataConfig().options)  # the fields that `prepare` takes
 
 
 def new_run(label: str) -> Path:
@@ -139,7 +140,7 @@ def _prepared_fields(parser: Parser) -> None:
 
 @verb(
     "convert text larger than memory; the same command resumes",
-    pathname("text", "TEXT", "a file, or a folder of train/valid/test text"),
+    pathname("text", "TEXT", "a file, a folder or a pattern, as train's --corpus"),
     pathname("out", "OUT", "the folder to make, for --corpus OUT"),
     _prepared_fields,
     uses_jax=False,
@@ -149,10 +150,9 @@ def prepare(args: argparse.Namespace) -> None:
 
     from jaxlm.data import prepared
 
-    fields = {"min_count": config.data.min_count, "lowercase": config.data.lowercase}
-    corpus = prepared.prepare(args.text, args.out, max_vocab=config.model.vocab_size, **fields)
+    corpus = prepared.prepare(args.text, args.out, max_vocab=config.model.vocab_size, **config.data.options)
     words, command = len(corpus.vocab), f"jaxlm train --corpus {shlex.quote(str(args.out))}"
-    size = f" --vocab-size {words}" if words > Config().model.vocab_size else ""
+    size = f" --vocab-size {words}" if words > Config().model.vocab_size and not corpus.vocab.tokens.names else ""
     for line in (*corpus.notes, f"{corpus.name}: {corpus.description}", f"train on it with: {command}{size}"):
         say(line)
 

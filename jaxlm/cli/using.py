@@ -15,6 +15,7 @@ from jaxlm.report.units import comparable_text, perplexity_text
 from jaxlm.terminal import printable, say, say_line
 
 if TYPE_CHECKING:
+    from jaxlm.data.tokens import Words
     from jaxlm.scoring.language_model import LanguageModel
 
 MOST_INPUT = 64 << 20  # bytes of standard input
@@ -191,18 +192,22 @@ def generate(args: argparse.Namespace) -> None:
             continue
         if sample > 1:
             say()
-        _print_text((word for word, _ in text), args.detokenize)
+        _print_text((word for word, _ in text), args.detokenize, lm.vocab.tokens)
 
 
-def _print_text(words: Iterable[str], joined: bool) -> None:
-    """Prints words as they come, in lines no wider than the terminal, if there is one."""
-    from jaxlm.scoring.detokenizer import detokenized, spaced
+def _print_text(words: Iterable[str], joined: bool, tokens: "Words") -> None:
+    """Prints words as they come, in lines no wider than the terminal, if there is one; other tokens exactly."""
+    from jaxlm.scoring.detokenizer import detokenized
 
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
     end, encoding = "\n", getattr(sys.stdout, "encoding", None)
-    for piece in wrapped((detokenized if joined else spaced)(words), width, encoding):
-        say(piece, end="", flush=terminal)
+    pieces = detokenized(words) if joined and tokens.kind == "words" else tokens.pieces(words)
+    for piece in wrapped(pieces, width, encoding) if tokens.kind == "words" else filter(None, pieces):
+        if terminal or tokens.kind == "words":
+            say(piece, end="", flush=terminal)
+        elif encoding:
+            sys.stdout.write(piece.encode(encoding, "backslashreplace").decode(encoding))
         end = "" if piece.endswith("\n") else "\n"
     say(end=end)
 

@@ -1,7 +1,8 @@
 """The parts of a config that the step does not see: the counts of a run, and its text."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import choice, count, flag, number, text
@@ -83,12 +84,27 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which text, and how it becomes words."""
+    """Which text, and how it becomes tokens."""
 
     corpus: str = text(
         "auto",
-        "auto, ptb, embedded, embedded-tiny, or a path: a folder of train/valid/test text, one file (split 90/5/5 by "
-        "lines), or a folder that `jaxlm prepare` made",
+        "auto, ptb, ptb-char, embedded, embedded-tiny, or a path: a folder of train/valid/test text, one file or a "
+        "folder or pattern of files (split 90/5/5), enwik8, text8, or a folder that `jaxlm prepare` made",
     )
-    min_count: int = count(1, "rarer words become <unk>", "occurrences", low=1)
+    tokens: str = choice("words", "what a token is", ("words", "characters", "bytes", "subwords"))
+    min_count: int = count(1, "rarer words or characters become <unk>", "occurrences", low=1)
     lowercase: bool = flag(False, "lower-case the text")
+    lines: str = choice(
+        "eos",
+        "a newline ends a sentence (eos); or only a blank line does, and other newlines are spaces (unwrap)",
+        ("eos", "unwrap"),
+    )
+    normalize: str = choice("nfc", "characters: compose accents as Unicode's NFC does, or none", ("nfc", "none"))
+    pieces: int = count(8000, "subwords: how many the model has, bytes included", low=1, high=2**20)
+    piece_model: str = choice("bpe", "subwords: how SentencePiece finds them in train", ("bpe", "unigram"))
+    tokenizer_file: str = text("", "subwords: a SentencePiece .model or a tokenizer.json, in place of a new model")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All fields but the corpus, as `load_corpus` takes them."""
+        return {item.name: getattr(self, item.name) for item in fields(DataConfig) if item.name != "corpus"}

@@ -3,12 +3,15 @@
 Each becomes a `Corpus`: a vocabulary built from train alone, and the ids of three splits.
 """
 
+import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from glob import has_magic
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +19,13 @@ from jaxlm.config.settings import DataConfig
 from jaxlm.data.cache import cache_dir, recall, remember
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.embedded import Source, Spec
-from jaxlm.data.encoding import Encoder, NumberedText, VocabOptions, number_words
+from jaxlm.data.encoding import Encoder, NumberedText, TextOptions, number_units
 from jaxlm.data.penn_treebank import PTB_SHA256, NotFound, find_penn_treebank
 from jaxlm.data.prepared import is_large, is_prepared, load_prepared, prepare_in_cache, text_name
-from jaxlm.data.text import SPLITS, find_splits
-from jaxlm.data.vocab import Vocab
+from jaxlm.data.text import SPLITS, Part, find_splits
+from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError
+from jaxlm.fields import checked
 from jaxlm.files import Folder
 
 EMBEDDED = ("embedded", "embedded-tiny")  # the generated corpus in its sizes
@@ -37,28 +41,26 @@ def load_corpus(
     *,
     data_dir: str | Path | None = None,
     max_vocab: int | None = None,
-    min_count: int = 1,
-    lowercase: bool = False,
     vocab: Vocab | None = None,
     download: bool = True,
     progress: bool | None = None,
+    **options: Any,
 ) -> Corpus:
     """Finds or generates a corpus, and encodes it.
 
     Args:
-        spec: "ptb" is Penn Treebank, "embedded" and "embedded-tiny" are the generated corpus in two sizes, and "auto"
-            is Penn Treebank, or the generated corpus where it can neither be found nor downloaded. Anything else is
-            the path of a folder with train, valid and test text, of one file of text, which is split 90/5/5 by lines,
-            or of a folder that `prepare` made. Text of more than `prepared.LARGE` bytes is prepared in the user's
-            cache.
+        spec: "ptb" is Penn Treebank, "ptb-char" its characters, "embedded" and "embedded-tiny" are the generated corpus
+            in two sizes, and "auto" is Penn Treebank, or the generated corpus where it can neither be found nor
+            downloaded. Anything else is the path of a folder with train, valid and test text, of one file of text, a
+            folder of files or a pattern of them, which are split 90/5/5 (`text.find_splits`), or of a folder that
+            `prepare` made. Text of more than `prepared.LARGE` bytes is prepared in the user's cache.
         data_dir: Where to look for Penn Treebank first; then `$JAXLM_DATA`, `./data/ptb` and the user's cache.
-        max_vocab: The most words of the vocabulary.
-        min_count: How often a word must occur in train to be in the vocabulary.
-        lowercase: Whether to convert the text to lower case.
+        max_vocab: The most words or characters of the vocabulary.
         vocab: A vocabulary to encode with, in place of one built from train. Of Penn Treebank and the generated corpus
             the name then shows it; of other texts only the hash.
         download: Whether Penn Treebank may be downloaded into the user's cache.
         progress: Whether to show progress; None shows it on a terminal.
+        **options: Fields of `DataConfig`, such as `tokens="subwords"`, `min_count` and `lowercase`.
 
     Returns:
         The corpus.
@@ -67,97 +69,118 @@ def load_corpus(
         DataError: The text is missing, empty, binary, ambiguous, or not what its hash requires, or an option does not
             fit it.
     """
-    options = VocabOptions(max_vocab, min_count, lowercase)
-    if spec in ("auto", "ptb"):
+    read = checked(TextOptions(max_vocab=max_vocab, **options))
+    if spec == "ptb-char" and read.tokens == "words":
+        read = replace(read, tokens="characters")
+    if spec in ("auto", "ptb", "ptb-char"):
         try:
             paths = find_penn_treebank(data_dir, download, progress)
         except NotFound:
-            if spec == "ptb":
+            if spec != "auto":
                 raise
-            return replace(_generated("embedded", options, vocab), notes=(FALLBACK,))
+            return replace(_generated("embedded", read, vocab), notes=(FALLBACK,))
+        parts = {split: [Part(path)] for split, path in paths.items()}
 
-        def read(vocab: Vocab | None) -> Corpus:
-            return _encode("ptb", "Penn Treebank (Mikolov's files)", number_words(paths), options, vocab)
+        if spec == "ptb-char":
+            read, title = (
+                replace(read, lines="stripped"),
+                "Penn Treebank's characters (a space is _ in Mikolov's files)",
+            )
+            parts = {split: [Part(path, 1)] for split, path in paths.items()}  # each begins with a space
+        else:
+            title, parts = "Penn Treebank (Mikolov's files)", {split: [Part(path)] for split, path in paths.items()}
 
-        return _cached("ptb", " ".join(PTB_SHA256.values()), options, vocab, read)
+        def build(vocab: Vocab | None) -> Corpus:
+            numbered = number_units(parts, read, vocab)
+            return _encode("ptb-char" if spec == "ptb-char" else "ptb", title, numbered, read, vocab)
+
+        return _cached("ptb-char" if spec == "ptb-char" else "ptb", " ".join(PTB_SHA256.values()), read, vocab, build)
     if spec in EMBEDDED:
-        return _generated(str(spec), options, vocab)
+        return _generated(str(spec), read, vocab)
     if spec == UNKNOWN:
         raise DataError("the corpus of an imported model is unknown: name one with --corpus, or a text with --text")
     path = Path(spec)
-    if not os.path.exists(path):
-        raise DataError(
-            f"there is no corpus or file {str(spec)!r}; expected auto, ptb, {', '.join(EMBEDDED)}, "
-            "or the path of a folder or a file of text"
-        )
     if is_prepared(path):
-        corpus = load_prepared(path, options)
+        corpus = load_prepared(path, read)
         if vocab not in (None, corpus.vocab):
             raise DataError(f"{spec} is prepared with a vocabulary of its own: load its text with another one")
         return corpus
-    paths = find_splits(path)
-    if vocab is None and is_large(paths.values()):
-        return prepare_in_cache(path, options, progress)
-    corpus = _encode(text_name(path), f"text in {path}", number_words(paths), options, vocab)
-    return replace(corpus, spec=os.path.abspath(path))
+    if not os.path.exists(path) and not has_magic(str(path)):
+        raise DataError(
+            f"there is no corpus or file {str(spec)!r}; expected auto, ptb, ptb-char, {', '.join(EMBEDDED)}, "
+            "or the path of a folder or a file of text"
+        )
+    parts = find_splits(path)
+    if vocab is None and is_large(parts):
+        return prepare_in_cache(path, read, progress)
+    numbered = number_units(parts, read, vocab)
+    return replace(_encode(text_name(path), f"text in {path}", numbered, read, vocab), spec=os.path.abspath(path))
 
 
 def reload_corpus(data: DataConfig, vocab: Vocab, data_dir: str | Path | None = None) -> Corpus:
     """The corpus that a run was trained on, encoded with the run's vocabulary where it can be; compare its hash.
 
-    A run that began from the parameters of another run has the vocabulary of that run, not of its own text. Raises
-    DataError as `load_corpus`.
+    A run that began from the parameters of another run has the vocabulary of that run, not of its own text; and the
+    subwords of a run are not found anew. Raises DataError as `load_corpus`.
     """
-    options = {"data_dir": data_dir, "max_vocab": len(vocab), "min_count": data.min_count, "lowercase": data.lowercase}
-    corpus = load_corpus(data.corpus, **options)
+    options = {"data_dir": data_dir, "max_vocab": len(vocab), **data.options}
+    corpus = load_corpus(data.corpus, vocab=vocab if vocab.kind == "subwords" else None, **options)
     if corpus.vocab != vocab:
         with suppress(DataError):  # it is prepared with its own words, or has some that `vocab` lacks
             corpus = load_corpus(data.corpus, vocab=vocab, **options)
     return corpus
 
 
-def _generated(name: str, options: VocabOptions, vocab: Vocab | None) -> Corpus:
+def _generated(name: str, options: TextOptions, vocab: Vocab | None) -> Corpus:
     """The generated corpus; its floor holds while all of its words are still distinguished."""
 
     def build(vocab: Vocab | None) -> Corpus:
         source = Source(Spec.of(name))
         sizes = source.spec.tokens
         ids = [source.draw(size, stream) for stream, size in enumerate(sizes)]
+        words = [word.lower() for word in source.words] if options.lowercase else source.words
+        kind = vocab.tokens if vocab else options.kind
+        if kind.kind != "words":
+            words = ["\n" if word == EOS else f" {word}" for word in words]
         spans = dict(zip(SPLITS, pairwise(accumulate(sizes, initial=0)), strict=True))
-        numbered = NumberedText(source.words, spans, sizes, ids.__getitem__)
+        numbered = NumberedText(words, spans, sizes, ids.__getitem__)
         corpus = _encode(name, f"{name} corpus (a generated language)", numbered, options, vocab)
-        if options.lowercase or not corpus.vocab.ids.keys() >= set(source.words):
+        if not corpus.vocab.ids.keys() >= set(source.words):
             return corpus
         return replace(corpus, floor=dict(zip(SPLITS, source.spec.floor, strict=True)))
 
     return _cached(name, name, options, vocab, build)
 
 
-def _encode(name: str, title: str, numbered: NumberedText, options: VocabOptions, vocab: Vocab | None) -> Corpus:
+def _encode(name: str, title: str, numbered: NumberedText, options: TextOptions, vocab: Vocab | None) -> Corpus:
     """A corpus in memory, encoded with `vocab` or with a vocabulary of its own."""
     encoder = Encoder(numbered, options, vocab)
     ids = {split: np.concatenate(list(encoder.ids(split))) for split in SPLITS}
     fields = encoder.describe(name, title)
-    return Corpus(vocab=encoder.vocab, **ids, **fields, spec=name)
+    fixed = {"tokens": encoder.vocab.kind} if name == "ptb-char" else {}
+    return Corpus(vocab=encoder.vocab, **ids, **fields, spec=name, options=fixed)
 
 
 def _cached(
-    name: str, key: str, options: VocabOptions, vocab: Vocab | None, build: Callable[[Vocab | None], Corpus]
+    name: str, key: str, options: TextOptions, vocab: Vocab | None, build: Callable[[Vocab | None], Corpus]
 ) -> Corpus:
     """A corpus from the user's cache; what `build` makes is kept there, unless the cache cannot be written."""
     corpus = None
-    key = f"{key} {options}"
+    model = getattr(options.kind, "model", b"") if vocab is None else b""
+    key = f"{key} {options} {hashlib.sha256(model).hexdigest()}"
     with suppress(OSError), Folder.open(cache_dir() / "ids", create=True) as folder:
         if found := recall(folder, name, key):
             fields, ids = found
             sizes = fields.pop("sizes")
             splits = dict(zip(SPLITS, np.split(ids, np.cumsum(sizes)[:-1]), strict=True))
-            corpus = Corpus(vocab=Vocab(tuple(fields.pop("words"))), **splits, **fields)
+            corpus = Corpus(vocab=Vocab.from_json(fields.pop("vocab")), **splits, **fields)
         else:
             corpus = build(None)
-            fields = {field: getattr(corpus, field) for field in ("name", "description", "sha256", "floor", "spec")}
+            fields = {
+                field: getattr(corpus, field) for field in ("name", "description", "sha256", "floor", "spec", "options")
+            }
             splits = [getattr(corpus, split) for split in SPLITS]
-            fields |= {"words": corpus.vocab.words, "sizes": [len(ids) for ids in splits]}
+            fields |= {"vocab": corpus.vocab.to_json(), "sizes": [len(ids) for ids in splits]}
             remember(folder, name, key, fields, np.concatenate(splits))
     corpus = corpus or build(None)
     if vocab not in (None, corpus.vocab):

@@ -1,17 +1,20 @@
 """The one way that text becomes ids, in memory or, for text of any size, in files.
 
-`number_words` reads a text once, in segments, and gives each distinct word a provisional id in the order of first
-occurrence. Segments stay in memory, or each is written to a sealed file; a process that was killed and is started
-again reads the files that are there and continues with the next segment. `Encoder` then counts the words of train,
-makes the vocabulary, and translates provisional ids into ids, a segment at a time. What a token is, `tokens` decides.
+`number_units` reads a text once, in segments, and gives each distinct unit (a word or a character) a provisional id in
+the order of first occurrence. Segments stay in memory, or each is written to a sealed file; a process that was killed
+and is started again reads the files that are there and continues with the next segment. `Encoder` then counts the units
+of train, makes the vocabulary, and translates provisional ids into the ids of each unit's tokens, a segment at a time.
+What units and tokens are, `tokens` decides.
 """
 
 import hashlib
 import json
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, count, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -19,39 +22,80 @@ from typing import Any
 import numpy as np
 
 from jaxlm import files
+from jaxlm.config.settings import DataConfig
 from jaxlm.data import text
 from jaxlm.data.cache import recall, remember
-from jaxlm.data.text import SPLITS
-from jaxlm.data.tokens import WORDS
+from jaxlm.data.text import SPLITS, Part
+from jaxlm.data.tokens import MOST_BYTES, UNK, WORDS, Bytes, Characters, Subwords, Words, unwrapped
 from jaxlm.data.unknown import unlearned_warning
-from jaxlm.data.vocab import EOS, UNK, Vocab
+from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError
 
 SEGMENT = 4 << 20  # bytes of text in a segment
+LEAST_BYTES = 100  # of a text without lines, so that it is split
 
 Stamp = list[Any]  # [absolute path, bytes, time of change in ns]
 
 
 @dataclass(frozen=True)
-class VocabOptions:
+class TextOptions(DataConfig):
     """What determines a corpus besides its text: see `load_corpus`."""
 
     max_vocab: int | None = None
-    min_count: int = 1
-    lowercase: bool = False
+
+    @property
+    def from_file(self) -> bool:
+        """Whether subwords are those of a file."""
+        return self.tokens == "subwords" and self.tokenizer_file != ""
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The options as a prepared corpus records them: those newer than format 1 only where they are set."""
+        old = {name: getattr(self, name) for name in ("max_vocab", "min_count", "lowercase")}
+        default = DataConfig().options
+        new = {name: value for name, value in self.options.items() if name not in old and value != default[name]}
+        return {**old, "options": new} if new else old
+
+    @cached_property
+    def kind(self) -> Words:
+        """What cuts the text into units. Raises DataError where a tokenizer's file cannot be used."""
+        match self.tokens:
+            case "characters":
+                return Characters(self.normalize)
+            case "bytes":
+                return Bytes()
+            case "subwords" if self.from_file:
+                with text.read_errors(self.tokenizer_file):
+                    return Subwords.read(files.read_bytes(Path(self.tokenizer_file), MOST_BYTES), self.tokenizer_file)
+            case "subwords":
+                return Subwords(b"")  # until it is trained
+        return WORDS
 
     def build(self, counts: Mapping[str, int]) -> Vocab:
-        """The vocabulary of a text with these counts of words. Raises DataError."""
-        return Vocab.build(counts, max_size=self.max_vocab, min_count=self.min_count)
+        """The vocabulary of a text with these counts of units. Raises DataError."""
+        if self.tokens in ("words", "characters"):
+            return Vocab.build(counts, max_size=self.max_vocab, min_count=self.min_count, kind=self.kind)
+        kind = self.kind
+        if self.tokens == "subwords" and not self.from_file:
+            kind = Subwords.train(counts, self.pieces, self.piece_model)
+        return Vocab(kind.names, kind)
+
+
+def as_read(data: DataConfig, text: str) -> str:
+    """A text as it is cut into units: in lower case, or a line for each paragraph, where `data` asks for it."""
+    text = text.lower() if data.lowercase else text
+    if data.lines == "stripped":  # `ptb-char`
+        return re.sub(" *\n *", "\n", text)
+    return unwrapped(text) if data.lines == "unwrap" else text
 
 
 @dataclass(frozen=True)
 class NumberedText:
-    """A text whose words are numbered."""
+    """A text whose units are numbered."""
 
-    words: Sequence[str]  # of each provisional id
-    spans: Mapping[str, tuple[int, int]]  # where each split begins and ends among the tokens
-    sizes: Sequence[int]  # the tokens of each segment
+    units: Sequence[str]  # of each provisional id
+    spans: Mapping[str, tuple[int, int]]  # where each split begins and ends among the units
+    sizes: Sequence[int]  # the units of each segment
     load: Callable[[int], np.ndarray]  # takes the number of a segment; returns its provisional ids, int32
     notes: tuple[str, ...] = ()  # lines to show the user
 
@@ -69,52 +113,68 @@ def stamp(path: Path) -> Stamp:
     return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
 
 
-def number_words(
-    paths: Mapping[str, Path], work: files.Folder | None = None, advance: Callable[[int], object] = lambda _: None
+def stamps_of(parts: Mapping[str, Sequence[Part]]) -> list[Stamp]:
+    """The stamp of each file of a text, in order."""
+    return [stamp(path) for path in dict.fromkeys(part.path for several in parts.values() for part in several)]
+
+
+def number_units(
+    parts: Mapping[str, Sequence[Part]],
+    options: TextOptions,
+    vocab: Vocab | None = None,
+    work: files.Folder | None = None,
+    advance: Callable[[int], object] = lambda _: None,
 ) -> NumberedText:
-    """Reads text files in order and numbers their words.
+    """Reads text files in order and numbers their units.
 
     Args:
-        paths: The file of each split, or {"all": path}: one file, which is split 90/5/5 by lines.
+        parts: The files of each split, or {"all": files}, which are split 90/5/5 (see `text.find_splits`).
+        options: How the text is read.
+        vocab: A vocabulary whose tokens it is read for, in place of those of the options.
         work: A folder for the segments, which the result needs and nothing else writes in; None: they stay in memory.
         advance: Called with the number of bytes just read, for a progress bar.
 
     Raises:
-        DataError: A file is not text, is empty, has too few lines to be split, or changed while it was read.
+        DataError: A file is not text, is empty, is too short to be split, or changed while it was read.
         OSError: `work` cannot be written.
     """
+    kind = vocab.tokens if vocab else options.kind
     known: defaultdict[str, int] = defaultdict()
-    known.default_factory = known.__len__  # a new word's id is its place
-    stamps = [stamp(path) for path in paths.values()]
+    known.default_factory = known.__len__  # a new unit's id is its place
+    every = [(split, part) for split, several in parts.items() for part in several]
+    stamps = {part.path: stamp(part.path) for _, part in every}
+    reading = [kind.kind, getattr(kind, "normalize", ""), options.lowercase, options.lines]
+    seal = hashlib.sha256(json.dumps([*stamps.values(), reading]).encode()).hexdigest()
     memory: list[np.ndarray] = []
     keys: list[str] = []  # what determines each segment: the texts, the file, where it begins
     sizes: list[int] = []
-    ends, lines, ended = [0], 0, True
-    for path, expected in zip(paths.values(), stamps, strict=True):
-        offset, done, blank = 0, False, True
+    ends, lines, ended = dict.fromkeys(parts, 0), 0, True
+    blank = dict.fromkeys(parts, True)
+    for place, (split, part) in enumerate(every):
+        offset, done = part.start, False
         while not done:
-            name, key, before = f"segment-{len(keys)}", json.dumps([stamps, len(ends), offset]), len(known)
+            name, key, before = f"segment-{len(keys)}", json.dumps([seal, place, offset]), len(known)
             found = recall(work, name, key) if work else None
-            fields, ids = found or _segment(path, offset, known)
-            if stamp(path) != expected:
-                raise DataError(f"{path} changed while it was read: start the same command again")
+            fields, ids = found or _segment(part, offset, known, lambda text: kind.units(as_read(options, text)), kind)
+            if stamp(part.path) != stamps[part.path]:
+                raise DataError(f"{part.path} changed while it was read: start the same command again")
             if found:
-                known.update(zip(fields["words"], count(before), strict=False))
+                known.update(zip(fields["units"], count(before), strict=False))
             elif work:
                 remember(work, name, key, fields, ids)
             if not work:
                 memory.append(ids)
             keys.append(key)
             sizes.append(len(ids))
-            is_end = ids == known.get(EOS, -1)
+            is_end = ids == known.get(kind.newline, -1)
             lines += int(np.count_nonzero(is_end))
             if len(ids):
-                blank, ended = blank and bool(is_end.all()), bool(is_end[-1])
+                blank[split], ended = blank[split] and bool(is_end.all()), bool(is_end[-1])
             advance(fields["end"] - offset)
             offset, done = fields["end"], fields["done"]
-        if blank:
-            raise text.empty(path)
-        ends.append(sum(sizes))
+        ends[split] = sum(sizes)
+    if empty := next((split for split in parts if blank[split]), None):
+        raise text.empty(parts[empty][0].path)
 
     def load(number: int) -> np.ndarray:
         if not work:
@@ -123,43 +183,57 @@ def number_words(
             return found[1]
         raise DataError(f"{work.path} was altered while it was in use: start the same command again")
 
-    numbered = NumberedText(list(known), dict(zip(paths, pairwise(ends), strict=True)), sizes, load)
-    return _split_by_lines(numbered, paths["all"], lines + (not ended)) if "all" in paths else numbered
+    spans = dict(zip(parts, pairwise([0, *ends.values()]), strict=True))
+    numbered = NumberedText(list(known), spans, sizes, load)
+    if "all" not in parts:
+        held_out = " and ".join(f"{len(parts[split])} for {split}" for split in SPLITS[1:])
+        note = f"{len(every):,} texts are split by texts: {held_out}" if len(every) > len(SPLITS) else ""
+        return replace(numbered, notes=tuple(filter(None, [note])))
+    (_, first), *others = every
+    title, lines = f"{first.path} with {len(others)} more" if others else str(first.path), lines + (not ended)
+    if lines < 3 and not others and os.path.getsize(first.path) >= LEAST_BYTES:
+        numbered = number_units(text.stretches(first.path), options, vocab, work)
+        return replace(numbered, notes=(f"{title} has {lines} line{'s' * (lines > 1)}, and is split 90/5/5 by bytes",))
+    return _split_by_lines(numbered, title, lines, kind.newline)
 
 
-def _segment(path: Path, offset: int, known: defaultdict[str, int]) -> tuple[dict[str, Any], np.ndarray]:
-    """Reads a segment; returns (its end, whether the file ends there and its new words; its provisional ids)."""
-    parts, end, before, done = [np.zeros(0, np.int32)], offset, len(known), False
-    for block, end in text.read_blocks(path, offset):
-        tokens = WORDS.units(block)
-        parts.append(np.fromiter(map(known.__getitem__, tokens), np.int32, len(tokens)))
+def _segment(
+    part: Part, offset: int, known: defaultdict[str, int], units_of: Callable[[str], list[str]], kind: Words
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Reads a segment; returns (its end, whether the file ends there and its new units; its provisional ids)."""
+    found, end, before, done = [np.zeros(0, np.int32)], offset, len(known), False
+    for block, end in text.read_blocks(part.path, offset, part.stop, kind.errors):
+        units = units_of(block)
+        found.append(np.fromiter(map(known.__getitem__, units), np.int32, len(units)))
         if end - offset >= SEGMENT:
             break
     else:
         done = True
-    return {"end": end, "done": done, "words": list(islice(known, before, None))}, np.concatenate(parts)
+    if done and part.joined and any(map(len, found)) and found[-1][-1] != known.get(kind.newline):
+        found.append(np.array([known[kind.newline]], np.int32))
+    return {"end": end, "done": done, "units": list(islice(known, before, None))}, np.concatenate(found)
 
 
-def _split_by_lines(whole: NumberedText, path: Path, lines: int) -> NumberedText:
+def _split_by_lines(whole: NumberedText, title: str, lines: int, newline: str) -> NumberedText:
     """Splits a text into train, then 5% of its lines for valid, then 5% for test; at least one line each."""
     if lines < 3:
-        raise DataError(f"{path} needs at least 3 lines, to be split 90/5/5 by lines, and has {lines}")
+        raise DataError(f"{title} needs at least 3 lines, to be split 90/5/5 by lines, and has {lines}")
     held_out = max(1, lines // 20)
     sizes = {"train": lines - 2 * held_out, "valid": held_out, "test": held_out}
     _, stop = whole.spans["all"]
-    eos = whole.words.index(EOS)
+    eos = whole.units.index(newline)
 
     def end_of(line: int) -> int:
-        tokens = 0
+        units = 0
         for ids in whole.read(0, stop):
             ends = np.flatnonzero(ids == eos)
             if line <= len(ends):
-                return tokens + int(ends[line - 1]) + 1
-            line, tokens = line - len(ends), tokens + len(ids)
+                return units + int(ends[line - 1]) + 1
+            line, units = line - len(ends), units + len(ids)
         return stop
 
     borders = [0, end_of(sizes["train"]), end_of(lines - held_out), stop]
-    note = f"{path} is split 90/5/5 by lines: {' / '.join(f'{sizes[split]:,}' for split in SPLITS)}"
+    note = f"{title} is split 90/5/5 by lines: {' / '.join(f'{sizes[split]:,}' for split in SPLITS)}"
     return replace(whole, spans=dict(zip(SPLITS, pairwise(borders), strict=True)), notes=(note,))
 
 
@@ -174,48 +248,58 @@ class Encoder:
     vocab: Vocab
     limited: bool  # whether `max_vocab` dropped a word
 
-    def __init__(self, numbered: NumberedText, options: VocabOptions, vocab: Vocab | None = None) -> None:
+    def __init__(self, numbered: NumberedText, options: TextOptions, vocab: Vocab | None = None) -> None:
         """Makes the vocabulary from train, or takes `vocab`. Raises DataError where it or an option does not fit."""
-        words = [word.lower() for word in numbered.words] if options.lowercase else numbered.words
-        totals = np.zeros(len(words), np.int64)
-        for ids in numbered.read(*numbered.spans["train"]):
-            totals += np.bincount(ids, minlength=len(words))
+        totals = {split: np.zeros(len(numbered.units), np.int64) for split in SPLITS}
+        for split, total in totals.items():
+            for ids in numbered.read(*numbered.spans[split]):
+                total += np.bincount(ids, minlength=len(total))
         counts: Counter[str] = Counter()
-        for word, total in zip(words, totals.tolist(), strict=True):
+        for unit, total in zip(numbered.units, totals["train"].tolist(), strict=True):
             if total:  # the others are in valid or test alone
-                counts[word] += total
+                counts[unit] += total
         self.vocab = options.build(counts) if vocab is None else vocab
-        kept = 1 + sum(n >= options.min_count or word == EOS for word, n in counts.items() if word != UNK)
-        self.limited = options.max_vocab is not None and kept > options.max_vocab
+        kind = self.vocab.tokens
+        rare = [unit for unit, n in counts.items() if n < options.min_count and unit not in (kind.newline, UNK)]
+        kept = len(counts.keys() - {*rare, UNK}) + (kind.kind == "words" or bool(rare))
+        self.limited = not kind.names and options.max_vocab is not None and kept > options.max_vocab
         self._text, self._options = numbered, options
-        self._table = self.vocab.encode(words)
+        names = [kind.split(unit) for unit in numbered.units]
+        self._lengths = np.array([*map(len, names)], np.int64)  # the tokens of each unit
+        self._ends = np.cumsum(self._lengths)
+        self._table = self.vocab.encode([name for unit in names for name in unit])
+        self.sizes = {split: int(total @ self._lengths) for split, total in totals.items()}
         self._digest = hashlib.sha256(self.vocab.sha256.encode())
         self._unknown = dict.fromkeys(SPLITS, 0)
 
     def ids(self, split: str) -> Iterator[np.ndarray]:
         """The ids of a split, int32, a segment at a time."""
-        start, stop = self._text.spans[split]
-        self._digest.update(f" {split} {stop - start} ".encode())
-        for provisional in self._text.read(start, stop):
-            ids = self._table[provisional]
-            self._unknown[split] += int(np.count_nonzero(ids == self.vocab.ids.get(UNK, -1)))
+        self._digest.update(f" {split} {self.sizes[split]} ".encode())
+        for provisional in self._text.read(*self._text.spans[split]):
+            lengths = self._lengths[provisional]
+            shift = self._ends[provisional] - np.cumsum(lengths)  # from a token's place here to its place in the table
+            ids = self._table[np.arange(lengths.sum()) + np.repeat(shift, lengths)]
+            self._unknown[split] += int(np.count_nonzero(ids == self.vocab.unknown_id))
             self._digest.update(ids.astype("<i4").tobytes())
             yield ids
 
     def describe(self, name: str, title: str) -> dict[str, Any]:
         """The name (with each option that changed the corpus after a "+"), description, sha256 and notes."""
         changed = {
+            self.vocab.kind: self.vocab.kind != "words",
+            "unwrap": self._options.lines == "unwrap",
             "lowercase": self._options.lowercase,
             f"max_vocab={self._options.max_vocab}": self.limited,
             f"min_count={self._options.min_count}": self._options.min_count != 1,
         }
-        sizes = {split: stop - start for split, (start, stop) in self._text.spans.items()}
-        shares = {split: self._unknown[split] / size for split, size in sizes.items()}
-        tokens = " / ".join(f"{size:,}" for size in sizes.values())
-        unknown = " / ".join(f"{share:.1%}" for share in shares.values())
+        shares = {split: self._unknown[split] / max(1, size) for split, size in self.sizes.items()}
+        tokens = " / ".join(f"{size:,}" for size in self.sizes.values())
+        unknown = f", of which {' / '.join(f'{share:.1%}' for share in shares.values())} {UNK}"
+        types = f"{unknown * (self.vocab.unknown_id >= 0)}; {len(self.vocab):,} types"
+        what = "tokens" if self.vocab.kind == "words" else self.vocab.kind
         return {
             "name": "+".join([name, *(option for option, given in changed.items() if given)]),
-            "description": f"{title}: {tokens} tokens, of which {unknown} {UNK}; {len(self.vocab):,} types",
+            "description": f"{title}: {tokens} {what}{types}",
             "sha256": self._digest.hexdigest(),
             "notes": (*self._text.notes, *unlearned_warning(shares)),
         }

@@ -12,20 +12,23 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxlm.config.settings import DataConfig
 from jaxlm.data.cache import cache_dir
 from jaxlm.data.corpus import Corpus, check_ids
-from jaxlm.data.encoding import Encoder, Stamp, VocabOptions, number_words, stamp
-from jaxlm.data.text import SPLITS, find_splits, read_errors
-from jaxlm.data.vocab import UNK, Vocab
+from jaxlm.data.encoding import Encoder, Stamp, TextOptions, number_units, stamp, stamps_of
+from jaxlm.data.text import SPLITS, Part, find_splits, read_errors
+from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError
+from jaxlm.fields import checked
 from jaxlm.files import MAX_VOCAB_BYTES, Folder, reason, strict_json
 
 LARGE = 256 << 20  # bytes of text from which on `load_corpus` prepares it
@@ -46,6 +49,7 @@ _VALID: dict[str, Callable[[Any], bool]] = {  # the fields of `prepared.json`, a
     "min_count": lambda value: _is_count(value),
     "lowercase": lambda value: type(value) is bool,
     "limited": lambda value: type(value) is bool,  # whether max_vocab dropped a word
+    "options": lambda value: type(value) is dict and value.keys() <= DataConfig().options.keys(),
     "description": lambda value: type(value) is str,
     "words": lambda value: _is_count(value, 1 << 31),  # of the vocabulary
     "dtype": lambda value: value in ("<u2", "<i4"),  # of the ids
@@ -59,13 +63,7 @@ _VALID: dict[str, Callable[[Any], bool]] = {  # the fields of `prepared.json`, a
 
 
 def prepare(
-    text: str | Path,
-    out: str | Path,
-    *,
-    max_vocab: int | None = None,
-    min_count: int = 1,
-    lowercase: bool = False,
-    progress: bool | None = None,
+    text: str | Path, out: str | Path, *, max_vocab: int | None = None, progress: bool | None = None, **options: Any
 ) -> Corpus:
     """Makes the folder `out` from a text, or resumes what an interrupted process left there.
 
@@ -73,12 +71,11 @@ def prepare(
     finished already is verified and returned.
 
     Args:
-        text: One file, which is split 90/5/5 by lines, or a folder with train, valid and test text.
+        text: Files, a folder or a pattern, as `load_corpus` takes them.
         out: The folder to make.
-        max_vocab: The most words of the vocabulary.
-        min_count: How often a word must occur in train to be kept.
-        lowercase: Whether to convert the text to lower case.
+        max_vocab: The most words or characters of the vocabulary.
         progress: Whether to show a progress bar; None shows it on a terminal.
+        **options: Fields of `DataConfig`, as `load_corpus` takes them.
 
     Returns:
         The corpus, its ids memory-mapped.
@@ -87,10 +84,13 @@ def prepare(
         DataError: The text or an option cannot be used, or `out` cannot be written or holds something else.
     """
     text, out = Path(text), Path(out)
-    options = VocabOptions(max_vocab, min_count, lowercase)
-    options.build({UNK: 1})  # refuses now what it would refuse at the end
-    paths = find_splits(text)
-    stamps = [stamp(path) for path in paths.values()]
+    read = checked(TextOptions(max_vocab=max_vocab, **options))
+    if read.tokens in ("words", "characters"):
+        read.build(Counter())  # refuses now what it would refuse at the end
+    if is_prepared(text):
+        raise DataError(f"{text} is prepared already: train on it with --corpus")
+    parts = find_splits(text)
+    stamps = stamps_of(parts) + ([stamp(Path(read.tokenizer_file))] if read.from_file else [])
     try:
         entries = sorted(os.listdir(out)) if out.exists() else []
         if entries and HEADER not in entries and PARTIAL not in entries:
@@ -101,8 +101,8 @@ def prepare(
                 with suppress(FileNotFoundError), _working_folder(folder) as work:
                     if not folder.exists(HEADER):
                         folder.clean()
-                        _make(folder, work, text, paths, stamps, options, progress)
-            header = read_header(folder)
+                        _make(folder, work, text, parts, stamps, read, progress)
+            found = {"options": {}, **read_header(folder)}
             with suppress(OSError):
                 folder.remove(PARTIAL)
     except OSError as error:
@@ -111,36 +111,38 @@ def prepare(
             "command again: it resumes"
         ) from None
     if changed := [
-        f"{name} {header[name]}, not {value}"
-        for name, value in {"text": stamps, **asdict(options)}.items()
-        if header[name] != value
+        f"{name} {found[name]}, not {value}"
+        for name, value in {"text": stamps, "options": {}, **read.header}.items()
+        if found[name] != value
     ]:
         raise DataError(f"{out} holds another corpus ({'; '.join(changed)}): choose another folder, or remove it")
     return load_prepared(out)
 
 
-def prepare_in_cache(text: Path, options: VocabOptions, progress: bool | None = None) -> Corpus:
+def prepare_in_cache(text: Path, options: TextOptions, progress: bool | None = None) -> Corpus:
     """The corpus of a text too large for memory, from the user's cache, where it is prepared unless it is there.
 
     Another text, or another state of it, has another place in the cache; a note of the corpus names the folder. Raises
     DataError as `prepare`.
     """
-    stamps = [stamp(path) for path in find_splits(text).values()]
-    key = hashlib.sha256(json.dumps([stamps, options.min_count, options.lowercase]).encode()).hexdigest()[:16]
+    stamps = stamps_of(find_splits(text))
+    read = [stamps, *[value for name, value in options.header.items() if name != "max_vocab"]]
+    key = hashlib.sha256(json.dumps(read).encode()).hexdigest()[:16]
     place = cache_dir() / "prepared" / text_name(text).removeprefix("text:") / key
     folder = _within_bound(place, options.max_vocab)
     if folder:
         corpus = load_prepared(folder)
     else:
         folder = place / f"{options.max_vocab or 'all'}"
-        corpus = prepare(text, folder, **asdict(options), progress=progress)
+        corpus = prepare(text, folder, max_vocab=options.max_vocab, progress=progress, **options.options)
     size = sum(size for _, size, _ in stamps) / 1e6
     note = f"{text} has {size:,.0f} MB: its ids are kept in {folder}, and read a piece at a time"
     return replace(corpus, spec=os.path.abspath(text), notes=(*corpus.notes, note))
 
 
-def is_large(paths: Iterable[Path]) -> bool:
+def is_large(parts: Mapping[str, Sequence[Part]]) -> bool:
     """Whether text files have more than `LARGE` bytes in all."""
+    paths = {part.path for files in parts.values() for part in files}
     return sum(map(os.path.getsize, filter(os.path.isfile, paths))) > LARGE
 
 
@@ -154,20 +156,22 @@ def text_name(path: Path) -> str:
     return f"text:{os.path.basename(os.path.abspath(path))}"
 
 
-def load_prepared(path: str | Path, options: VocabOptions | None = None) -> Corpus:
+def load_prepared(path: str | Path, options: TextOptions | None = None) -> Corpus:
     """The corpus of a prepared folder, its ids memory-mapped, after every byte was verified.
 
     Raises:
         DataError: A file is missing, shortened, altered, or no regular file, an id is outside the vocabulary, or an
             option is neither a default nor that of the preparation (`max_vocab`: fewer words than there are).
     """
-    options = options or VocabOptions()
+    options = options or TextOptions()
     with read_errors(path), Folder.open(path) as folder:
         header = read_header(folder)
-        for name, asked, default in (("min_count", options.min_count, 1), ("lowercase", options.lowercase, False)):
-            if asked not in (default, header[name]):
+        defaults = DataConfig().options
+        fixed = defaults | {name: header[name] for name in ("min_count", "lowercase")} | header.get("options", {})
+        for name, asked in options.options.items():
+            if asked not in (defaults[name], fixed[name]):
                 raise DataError(
-                    f"{path} was prepared with {name} {header[name]}, not {asked}: leave that "
+                    f"{path} was prepared with {name} {fixed[name]}, not {asked}: leave that "
                     "out, or prepare the text again in another folder"
                 )
         if options.max_vocab is not None and header["words"] > options.max_vocab:
@@ -184,7 +188,7 @@ def load_prepared(path: str | Path, options: VocabOptions | None = None) -> Corp
             sha256=header["corpus_sha256"],
             notes=tuple(header["notes"]),
             spec=os.path.abspath(path),
-            options={"min_count": header["min_count"], "lowercase": header["lowercase"]},
+            options=fixed,
         )
 
 
@@ -196,7 +200,8 @@ def read_header(folder: Folder) -> dict[str, Any]:
         if not isinstance(tree, dict) or _sealed({name: tree[name] for name in tree if name != "sha256"}) != text:
             raise ValueError("its seal is broken")
         del tree["sha256"]
-        if wrong := [*tree.keys() ^ _VALID.keys()] or [name for name, valid in _VALID.items() if not valid(tree[name])]:
+        strange = {"options": {}, **tree}.keys() ^ _VALID.keys()
+        if wrong := strange or [name for name in tree if not _VALID[name](tree[name])]:
             raise ValueError(f"its {', '.join(sorted(wrong))} cannot be right")
         if tree["dtype"] == "<u2" and tree["words"] > 1 << 16:
             raise ValueError("its words cannot be right")
@@ -226,14 +231,14 @@ def _make(
     folder: Folder,
     work: Folder,
     text: Path,
-    paths: dict[str, Path],
+    parts: Mapping[str, Sequence[Part]],
     stamps: list[Stamp],
-    options: VocabOptions,
+    options: TextOptions,
     progress: bool | None,
 ) -> None:
     """Prepares the text, with the segments in `work`; `folder` gets complete files, the header last."""
     with _progress_bar(f"reading {text}", sum(size for _, size, _ in stamps), progress) as advance:
-        numbered = number_words(paths, work, advance)
+        numbered = number_units(parts, options, work=work, advance=advance)
     encoder = Encoder(numbered, options)
     vocab_json = encoder.vocab.to_json().encode()
     if len(vocab_json) > MAX_VOCAB_BYTES:
@@ -243,7 +248,7 @@ def _make(
         )
     dtype = "<u2" if len(encoder.vocab) <= 1 << 16 else "<i4"
     sealed: dict[str, tuple[int, str]] = {}
-    with _progress_bar(f"writing {folder.path}", sum(numbered.sizes), progress) as advance:
+    with _progress_bar(f"writing {folder.path}", sum(encoder.sizes.values()), progress) as advance:
         for split, name in IDS.items():
             digest, size = hashlib.sha256(), 0
             with folder.replacing(name) as file:
@@ -262,7 +267,7 @@ def _make(
         "name": fields["name"],
         "notes": fields["notes"],
         "text": stamps,
-        **asdict(options),
+        **options.header,
         "limited": encoder.limited,
         "description": fields["description"],
         "words": len(encoder.vocab),

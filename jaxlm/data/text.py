@@ -3,7 +3,10 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import glob
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxlm import files
 from jaxlm.errors import DataError
@@ -12,12 +15,23 @@ SPLITS: tuple[str, ...] = ("train", "valid", "test")
 MAX_UNBROKEN = 64 << 20  # bytes without white space that still pass for text
 BLOCK = 1 << 20  # bytes that are read at once
 _WHITE_SPACE = (b" ", b"\n", b"\t")
+BY_BYTES = ("enwik8", "text8")  # files whose splits are 90, 5 and 5% of their bytes
+LEAST_TEXTS = 20  # from which on whole texts are held out
 _FILE_NAMES = {
     prefix + name + suffix: split
     for prefix in ("", "ptb.", "wiki.")
     for name, split in (*zip(SPLITS, SPLITS, strict=True), ("validation", "valid"), ("dev", "valid"))
     for suffix in ("", ".txt", ".tokens", ".raw")
 }
+
+
+class Part(NamedTuple):
+    """A part of a file, in bytes; `joined` to other files, it ends with a newline."""
+
+    path: Path
+    start: int = 0
+    stop: int | None = None
+    joined: bool = False
 
 
 def read_string(path: str | Path) -> str:
@@ -28,8 +42,12 @@ def read_string(path: str | Path) -> str:
     return text
 
 
-def read_blocks(path: str | Path, offset: int = 0) -> Iterator[tuple[str, int]]:
-    """Yields a UTF-8 file from byte `offset` on: pieces of about `BLOCK` bytes, cut behind white space, and their ends.
+def read_blocks(
+    path: str | Path, offset: int = 0, stop: int | None = None, errors: str = "strict"
+) -> Iterator[tuple[str, int]]:
+    """Yields a UTF-8 file from byte `offset` on: pieces of about `BLOCK` bytes, cut before white space, and their ends.
+
+    `errors` says what becomes of bytes that are not UTF-8, as in `bytes.decode`.
 
     Raises:
         DataError: The path is no regular file that can be read, or it is binary, is not UTF-8, or has `MAX_UNBROKEN`
@@ -39,23 +57,24 @@ def read_blocks(path: str | Path, offset: int = 0) -> Iterator[tuple[str, int]]:
     with read_errors(path), files.reader(path) as file:
         if offset:  # (a pipe has no other place than its beginning)
             file.seek(offset)
-        while data := file.read(BLOCK):
+        while data := file.read(BLOCK if stop is None else min(BLOCK, stop - offset - len(rest))):
             check_no_zero_byte(data, path, offset + len(rest))  # at once: the holes of a sparse file are zeros
             rest += data
-            if cut := max(rest.rfind(space) for space in _WHITE_SPACE) + 1:
-                yield decode(rest[:cut], path, offset), offset + cut
+            last = max(rest.rfind(space) for space in _WHITE_SPACE) + 1
+            if cut := len(rest[:last].rstrip(b" \t\r\n")):
+                yield decode(rest[:cut], path, offset, errors), offset + cut
                 rest, offset = rest[cut:], offset + cut
             elif len(rest) > MAX_UNBROKEN:
                 raise DataError(f"{path} has {len(rest):,} bytes in a row without a space or a newline: give text")
         if rest:
-            yield decode(rest, path, offset), offset + len(rest)
+            yield decode(rest, path, offset, errors), offset + len(rest)
 
 
-def decode(data: bytes, path: str | Path, start: int = 0) -> str:
+def decode(data: bytes, path: str | Path, start: int = 0, errors: str = "strict") -> str:
     """The text of a part of a file that begins at byte `start`. Raises DataError where it is binary or not UTF-8."""
     check_no_zero_byte(data, path, start)
     try:
-        text = data.decode()
+        text = data.decode(errors=errors)
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8: byte {start + error.start} (0x{data[error.start]:02x}) cannot be decoded "
@@ -88,23 +107,54 @@ def read_errors(path: str | Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read: {files.reason(error)}") from None
 
 
-def find_splits(path: Path) -> dict[str, Path]:
-    """The text file of each split in a folder, such as `train.txt`, `ptb.valid.txt`, `wiki.test.tokens` or `dev`.
+def find_splits(path: Path) -> dict[str, list[Part]]:
+    """The files of each split: in a folder such as `train.txt`, `ptb.valid.txt`, `wiki.test.tokens` or `dev`.
 
-    Returns {"all": path} for a path that is not a folder. Raises DataError where the folder cannot be read, or a split
-    has no file or more than one.
+    Of another folder, or a pattern such as `texts/*.txt`, all files are texts, in the order of their names; hidden ones
+    are left out. From `LEAST_TEXTS` on every 20th is held out for valid, and the one after it for test. Fewer, and a
+    file, are {"all": files}. `BY_BYTES` are split by their published protocol, 90/5/5 million bytes (Mahoney 2011).
+
+    Raises:
+        DataError: There is no file, the folder cannot be read, or it has some splits, and not each once.
     """
-    if not os.path.isdir(path):
-        return {"all": path}
+    if os.path.isfile(path) and path.name in BY_BYTES:
+        return stretches(path)
+    if os.path.exists(path) and not os.path.isdir(path):
+        return {"all": [Part(path)]}
     try:
         names = sorted(entry.name for entry in os.scandir(path) if entry.name in _FILE_NAMES and not entry.is_dir())
+        texts = [] if names else sorted(found for found in path.rglob("*") if _is_text(found, path))
+    except FileNotFoundError:
+        found = [Path(found) for found in glob(str(path), recursive=True) if os.path.isfile(found)]
+        names, texts = [], sorted(found) or [path]
     except OSError as error:
         raise DataError(f"the folder {path} cannot be read: {error.strerror}") from None
-    splits: dict[str, Path] = {}
+    if texts:
+        parts = [Part(found, joined=len(texts) > 1) for found in texts]
+        if len(parts) < LEAST_TEXTS:
+            return {"all": parts}
+        train = [part for place, part in enumerate(parts) if place % 20 < 18]
+        return dict(zip(SPLITS, (train, parts[18::20], parts[19::20]), strict=True))
+    splits: dict[str, list[Part]] = {}
     for split in SPLITS:
         found = [name for name in names if _FILE_NAMES[name] == split]
         if len(found) != 1:
             what = f"{' and '.join(found)}; keep one" if found else f"none; add one, such as {split}.txt"
             raise DataError(f"the folder {path} should hold one {split} text, and holds {what}")
-        splits[split] = path / found[0]
+        splits[split] = [Part(path / found[0])]
     return splits
+
+
+def stretches(path: Path) -> dict[str, list[Part]]:
+    """The splits of a file by its bytes, 90/5/5, cut between characters. Raises DataError where it cannot be read."""
+    with read_errors(path), files.reader(path) as file:
+        borders, size = [0], os.path.getsize(path)
+        for percent in (90, 95):
+            at = file.seek(size * percent // 100)
+            borders.append(at + next((n for n, byte in enumerate(file.read(4)) if byte & 0xC0 != 0x80), 0))
+    return {split: [Part(path, *span)] for split, span in zip(SPLITS, pairwise([*borders, size]), strict=True)}
+
+
+def _is_text(path: Path, above: Path) -> bool:
+    hidden = any(name.startswith(".") for name in path.relative_to(above).parts)
+    return not hidden and path.is_file()

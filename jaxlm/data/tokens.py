@@ -24,7 +24,7 @@ MOST_BYTES = 64 << 20  # of a tokenizer's file
 _LONGEST = 4096  # characters of a unit of subwords
 _CACHED = 1 << 17  # units of subwords that are remembered
 UNITS = re.compile(rf"\n| *[^ \n]{{1,{_LONGEST}}}| +")
-_LINE_ENDS = re.compile(r"[^\S\n]*\n\s*")
+_LINE_ENDS = re.compile(r"[ \t]*\n[ \t\n]*")
 _KEEP_SPACES = b"\x1a\x04\x18\x00\x20\x00"  # merged into a SentencePiece model (protobuf): adds and removes no space
 
 
@@ -52,6 +52,7 @@ class Words:
     ends: ClassVar[tuple[str, ...]] = (EOS, UNK)  # names of the token that ends a sentence: the first that there is
     names: ClassVar[tuple[str, ...]] = ()  # of all tokens, where no text decides them
     unknown: ClassVar[str] = UNK
+    errors: ClassVar[str] = "strict"  # what becomes of bytes that are not UTF-8
 
     def units(self, text: str) -> list[str]:
         """Cuts text into units."""
@@ -67,10 +68,10 @@ class Words:
 
     def pieces(self, names: Iterable[str]) -> Iterator[str]:
         """The text of tokens as they come: all pieces together."""
-        first = True
+        begins = True
         for name in names:
-            yield "\n" if name == EOS else name if first else f" {name}"
-            first = name == EOS
+            yield "\n" if name == EOS else name if begins else f" {name}"
+            begins = name == EOS
 
     def fields(self) -> dict[str, Any]:
         """The fields of the kind as JSON has them."""
@@ -119,12 +120,13 @@ class Bytes(_Exact):
     kind = "bytes"
     ends = ("<0x0A>",)
     names = tuple(_BYTES)
+    errors = "surrogateescape"
 
     def units(self, text: str) -> list[str]:
         return list(text)
 
     def split(self, unit: str) -> list[str]:
-        return [self.names[byte] for byte in unit.encode(errors="surrogateescape")]
+        return [self.names[byte] for byte in unit.encode(errors=self.errors)]
 
     def data(self, name: str) -> bytes:
         return _BYTES[name]
@@ -206,6 +208,7 @@ class Subwords(_Exact):
                 allow_whitespace_only_pieces=True,
                 byte_fallback=True,
                 user_defined_symbols=["\n"],
+                required_chars=SPACE,
                 bos_id=-1,
                 eos_id=-1,
                 max_sentence_length=8 * _LONGEST,

@@ -242,10 +242,10 @@ class Vocab:
             return -counts[word], word
 
         usual = sorted((w for w in counts if counts[w] >= min_count and w not in special), key=rank)
+        if kind.kind != "words" and len(usual) + len(special) == len(counts) <= (max_size or len(counts)) + 1:
+            special.remove(UNK)  # no character is dropped
         kept = special + usual[: None if max_size is None else max_size - len(special)]
         counts[UNK] += counts.total() - sum(counts[word] for word in kept)
-        if kind.kind != "words" and not counts[UNK]:
-            kept.remove(UNK)
         return cls(tuple(sorted(kept, key=rank)), kind)
 
     def to_json(self) -> str:

@@ -47,13 +47,6 @@ def tuning_corpus(model: LanguageModel, config: Config, source: str, data_dir: s
         DataError: the text cannot be used, or has a word that the vocabulary lacks while it has no `<unk>`.
     """
     data = config.data
-    corpus = load_corpus(
-        data.corpus,
-        data_dir=data_dir,
-        max_vocab=len(model.vocab),
-        min_count=data.min_count,
-        lowercase=data.lowercase,
-        vocab=model.vocab,
-    )
+    corpus = load_corpus(data.corpus, data_dir=data_dir, max_vocab=len(model.vocab), vocab=model.vocab, **data.options)
     note = f"begins from the parameters and the vocabulary of {source}, trained on {model.corpus.get('name')}"
     return replace(corpus, notes=(*corpus.notes, note))

@@ -107,7 +107,8 @@ def train(
                 f"another directory, with --init {run_dir} --corpus TEXT --run-dir NEW"
             )
         with suppress(RunDirError):
-            if directory.saved_record(run_dir).get("params") == "given":  # its vocabulary may differ from its text's
+            given = directory.saved_record(run_dir).get("params") == "given"
+            if given or config.data.tokens == "subwords":  # its vocabulary may differ from its text's
                 found, _ = checkpoint.newest_intact(run_dir)
                 vocab = found.vocab if found else None
     asked = config.model.compute_dtype
@@ -183,9 +184,8 @@ def with_corpus(
         if vocab:
             corpus = reload_corpus(data, vocab, data_dir)
         else:
-            options = {"min_count": data.min_count, "lowercase": data.lowercase}
-            corpus = load_corpus(data.corpus, data_dir=data_dir, max_vocab=config.model.vocab_size, **options)
-    if len(corpus.vocab) > config.model.vocab_size:
+            corpus = load_corpus(data.corpus, data_dir=data_dir, max_vocab=config.model.vocab_size, **data.options)
+    if len(corpus.vocab) > config.model.vocab_size and not corpus.vocab.tokens.names:
         raise JaxlmError(
             f"the corpus has {len(corpus.vocab):,} words and vocab_size is {config.model.vocab_size:,}: "
             f"raise it, or load the corpus with max_vocab={config.model.vocab_size}"

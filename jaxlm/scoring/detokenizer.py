@@ -19,11 +19,3 @@ def detokenized(words: Iterable[str]) -> Iterator[str]:
         attached = joined or word == EOS or word.lower() in CLITICS or word.lower() in CLOSING
         yield shown if attached else " " + shown
         joined = word == EOS or word.lower() in OPENING
-
-
-def spaced(words: Iterable[str]) -> Iterator[str]:
-    """The same with a space between any two words of a line."""
-    joined = True
-    for word in words:
-        yield "\n" if word == EOS else word if joined else " " + word
-        joined = word == EOS

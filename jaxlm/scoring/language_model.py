@@ -13,6 +13,7 @@ import numpy as np
 from jaxlm.config.config import Config
 from jaxlm.config.protocols import Dynamic, Plain, protocol_of
 from jaxlm.data.corpora import Corpus, load_corpus, reload_corpus
+from jaxlm.data.encoding import as_read
 from jaxlm.data.text import SPLITS, read_string
 from jaxlm.data.tokens import normalize_newlines
 from jaxlm.data.vocab import EOS, Vocab
@@ -214,7 +215,7 @@ class LanguageModel:
     def _find(self, corpus: Corpus | str | Path | None, data_dir: str | Path | None) -> Corpus:
         """A corpus of any text by its name, or the run's own. Raises DataError where it is not the run's own."""
         if isinstance(corpus, str | Path):
-            return load_corpus(corpus, data_dir=data_dir, lowercase=self.config.data.lowercase, vocab=self.vocab)
+            return load_corpus(corpus, data_dir=data_dir, vocab=self.vocab, **self.config.data.options)
         found = reload_corpus(self.config.data, self.vocab, data_dir) if corpus is None else corpus
         if found.sha256 != self.corpus["sha256"]:
             raise DataError(
@@ -473,5 +474,5 @@ class LanguageModel:
         return encode(self.vocab, words, oov, where, self.config.data.lowercase)
 
     def _cased(self, text: str) -> str:
-        """A text in the case of the run's text."""
-        return text.lower() if self.config.data.lowercase else text
+        """A text as the run's text was read: in lower case, or unwrapped."""
+        return as_read(self.config.data, text)
