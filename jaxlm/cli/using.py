@@ -206,7 +206,7 @@ def _print_text(words: Iterable[str], joined: bool, tokens: "Words") -> None:
     for piece in wrapped(pieces, width, encoding) if tokens.kind == "words" else filter(None, pieces):
         if terminal or tokens.kind == "words":
             say(piece, end="", flush=terminal)
-        elif encoding:
+        elif sys.stdout is not None and encoding:
             sys.stdout.write(piece.encode(encoding, "backslashreplace").decode(encoding))
         end = "" if piece.endswith("\n") else "\n"
     say(end=end)

@@ -34,9 +34,9 @@ class Part(NamedTuple):
     joined: bool = False
 
 
-def read_string(path: str | Path) -> str:
+def read_string(path: str | Path, errors: str = "strict") -> str:
     """The text of a UTF-8 file. Raises DataError where it has no word, or as `read_blocks`."""
-    text = "".join(block for block, _ in read_blocks(path))
+    text = "".join(block for block, _ in read_blocks(path, errors=errors))
     if not text.strip():
         raise empty(path)
     return text

@@ -169,7 +169,7 @@ class LanguageModel:
         """
         found = protocol_of(protocol)
         if text is not None:
-            ids = self.vocab.encode(self.tokens(read_string(text), tokenizer))
+            ids = self.vocab.encode(self.tokens(read_string(text, self.vocab.tokens.errors), tokenizer))
             return evaluate_ids(self._readers(None, data_dir), ids, str(text), found)
         if split not in SPLITS:
             raise JaxlmError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
@@ -208,7 +208,7 @@ class LanguageModel:
     ) -> tuple[str, np.ndarray]:
         """The name and the ids [N] of a split of the run's own corpus, or of a file of text."""
         if text is not None:
-            return str(text), self.vocab.encode(self.tokens(read_string(text)))
+            return str(text), self.vocab.encode(self.tokens(read_string(text, self.vocab.tokens.errors)))
         corpus = self._find(None, data_dir)
         return f"{corpus.name} {split}", getattr(corpus, split)
 
