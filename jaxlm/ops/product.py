@@ -67,12 +67,13 @@ def columns_times_rows(columns: jax.Array, rows: jax.Array, dtype: Any) -> jax.A
 
 def _dot(dtype, a, b, summed):
     wide = jnp.promote_types(dtype, jnp.float32)
-    precision = None if jax.config.jax_default_matmul_precision else lax.Precision.HIGHEST
+    asked = jax.config.jax_default_matmul_precision  # pyright: ignore (made at run time)
     return lax.dot_general(
         a.astype(dtype),
         b.astype(dtype),
         (summed, ((), ())),
-        precision=precision if dtype == wide else lax.Precision.DEFAULT,  # narrow factors keep their digits in any case
+        # (Narrow factors keep their digits in any case.)
+        precision=lax.Precision.DEFAULT if dtype != wide else None if asked else lax.Precision.HIGHEST,
         preferred_element_type=wide,
     )
 

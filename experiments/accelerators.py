@@ -1,0 +1,308 @@
+"""Compiles jaxlm's programs for an H100 and for TPUs, on a machine without either, and tells what they take.
+
+    pip install libtpu && pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt      (the latter of jaxlib's version)
+    python experiments/accelerators.py                         every row of docs/lab/accelerators.csv: an hour
+    python experiments/accelerators.py small --target h100     one program, printed
+
+Of a compiled program is known that it compiles, its memory, and how many kernels a window launches. No time is
+measured. The least time of a window that follows is the largest of three: its operations at the device's peak rate, its
+bytes at the memory's, and its launches at LAUNCH each. Operations are those of the matrix products, counted by jaxlm's
+shapes; bytes are the parameters, their gradients and the activations, each written and read once.
+"""
+
+import argparse
+import csv
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
+
+ROWS = Path(__file__).resolve().parents[1] / "docs" / "lab" / "accelerators.csv"
+LAUNCH = {"cuda": 2.5e-6, "tpu": 0.5e-6}  # seconds a kernel takes at the least, by common measurements elsewhere
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device that is not here: its topology's name, memory, bytes a second, and multiplications and additions a
+    second in float32 (on a TPU six passes of bfloat16) and bfloat16.
+    """
+
+    platform: str
+    topology: str
+    memory: float
+    bandwidth: float
+    float32: float
+    bfloat16: float
+
+
+TARGETS = {
+    "h100": Target("cuda", "1x1x1", 80e9, 3.35e12, 67e12, 989e12),
+    "v5e": Target("tpu", "v5e:2x2", 16e9, 0.82e12, 197e12 / 6, 197e12),
+    "v5e-64": Target("tpu", "v5e:8x8", 16e9, 0.82e12, 197e12 / 6, 197e12),
+}
+# An H100's description as XLA wants it, by NVIDIA's data sheet and the CUDA programming guide.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 clock_rate_ghz: 1.98
+  memory_bandwidth: 3352320000000 device_memory_size: 84942979072 l2_cache_size: 52428800
+  cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}, "tpu": {}}  # what needs a device
+
+
+@lru_cache
+def devices(target: str) -> list[Any]:
+    """The devices of a target. Raises JaxlmError where its plugin is not installed, or knows no such topology."""
+    import jax
+    from jax.experimental import topologies
+
+    from jaxlm.errors import JaxlmError
+
+    one = TARGETS[target]
+    try:
+        if one.platform == "cuda":
+            return topologies.get_topology_desc(platform="cuda", target_config=H100, topology=one.topology).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=one.topology).devices
+    except (RuntimeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        raise JaxlmError(f"no program can be compiled for {target}: {str(error).splitlines()[0]:.200}") from None
+
+
+def mesh_of(target: str, rows: int, words: int) -> Any:
+    """The mesh of `rows` x `words` of a target's devices, as `jaxlm train --devices --model-devices` makes it."""
+    import numpy as np
+    from jax.sharding import AxisType, Mesh
+
+    from jaxlm.distributed.mesh import DATA, MODEL
+
+    chosen = np.array(devices(target)[: rows * words]).reshape(rows, words)
+    return Mesh(chosen, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
+
+
+def described(tree: Any, target: str, mesh: Any = None) -> Any:
+    """A tree's arrays as their shapes on a target's first device, or where `jaxlm.distributed.mesh.place` puts them."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlm.distributed.mesh import MODEL, spec_of
+
+    def one(path: Any, leaf: Any) -> Any:
+        if mesh is None:
+            return jax.ShapeDtypeStruct(
+                jnp.shape(leaf), jnp.result_type(leaf), sharding=jax.sharding.SingleDeviceSharding(devices(target)[0])
+            )
+        where, shape = spec_of(path) if path and hasattr(path[0], "name") else jax.P(), [*jnp.shape(leaf)]
+        if MODEL in where:
+            shape[where.index(MODEL)] += -shape[where.index(MODEL)] % mesh.shape[MODEL]
+        return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf), sharding=jax.NamedSharding(mesh, where))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def training(config: Any, target: str, rows: int = 1, words: int = 1) -> Any:
+    """`train_windows` of a config, lowered for a target."""
+    import jax
+    import numpy as np
+
+    from jaxlm.distributed.mesh import ROWS as BY_ROWS
+    from jaxlm.runs.run import window_plan
+    from jaxlm.training.step import fresh_state, train_windows
+
+    counts, height = config.train, 40 * config.train.longest
+    mesh = None if rows * words == 1 else mesh_of(target, rows, words)
+    state = fresh_state.eval_shape(config.recipe, np.uint32(0), counts.batch_size, counts.patience)
+    tokens = described(jax.ShapeDtypeStruct((height, counts.batch_size), np.int32), target, mesh)
+    if mesh is not None:
+        tokens = jax.ShapeDtypeStruct(tokens.shape, np.int32, sharding=jax.NamedSharding(mesh, BY_ROWS))
+    windows = window_plan(config, height).windows(0, 4, 4)
+    recipe = jax.tree.map(np.float32, config.recipe)
+    whole = described((recipe, windows, np.int32(4)), target, mesh)
+    return train_windows.lower(
+        whole[0],
+        described(state, target, mesh),
+        tokens,
+        *whole[1:],
+        bptt_length=counts.longest,
+        small_batch=counts.small_batch,
+        mesh=mesh,
+    )
+
+
+def compiled(lowered: Any, target: str) -> Any:
+    """The program, compiled for the target it is lowered for."""
+    return lowered.compile(compiler_options=OPTIONS[TARGETS[target].platform])
+
+
+# What launches no kernel of its own.
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "opt-barrier"}
+
+
+def computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
+    """{name: [(opcode, line)]} of a compiled program's computations, and the entry's name."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    inside, entry = None, ""
+    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
+        if head := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            inside = found.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif (
+            part := re.match(r"\s+(?:ROOT )?%[\w.\-]+ = (?:\([^=]*?\)|\S+) ([\w\-]+)\(", line)
+        ) and inside is not None:
+            inside.append((part[1], line))
+    return found, entry
+
+
+def kernels(text: str) -> int:
+    """Kernels that one window of a compiled `train_windows` launches: those of its loop's body, inner loops in full.
+
+    Of branches the longest counts. A loop's turns are as XLA notes them, or its condition's constant.
+    """
+    found, entry = computations(text)
+
+    def named(attribute: str, line: str) -> str:
+        match = re.search(rf"{attribute}=%?([\w.\-]+)", line)
+        return match[1] if match else ""
+
+    def turns(line: str) -> int:
+        noted = re.search(r"known_trip_count\W+n\W+(\d+)", line)
+        constants = re.findall(
+            r"s32\[\]\S* constant\((\d+)\)", "\n".join(line for _, line in found[named("condition", line)])
+        )
+        return int(noted[1]) if noted else max(map(int, constants), default=1)
+
+    def count(name: str) -> int:
+        total = 0
+        for opcode, line in found[name]:
+            if opcode == "while":
+                total += turns(line) * (count(named("body", line)) + count(named("condition", line)))
+            elif opcode == "conditional":
+                branches = re.search(r"branch_computations=\{([^}]*)\}", line)
+                names = re.findall(r"[\w.\-]+", branches[1]) if branches else []
+                names = names or [named("true_computation", line), named("false_computation", line)]
+                total += max(map(count, names))
+            elif opcode == "call":
+                total += count(named("to_apply", line))
+            elif opcode not in FREE and not opcode.endswith("-done"):
+                total += 1
+        return total
+
+    windows = [line for opcode, line in found[entry] if opcode == "while"]
+    return count(named("body", windows[0]))
+
+
+def work(config: Any, devices: int = 1) -> tuple[float, float]:
+    """(operations, bytes) of a window on each of so many devices, by the model's shapes: the least there is to do."""
+    import jax
+
+    from jaxlm.models.heads import kernel_width
+    from jaxlm.runs.state_arrays import shapes_of_state
+
+    model, rows = config.model, config.train.longest * config.train.batch_size
+    params = shapes_of_state(config).params
+    matrices = sum(leaf.size for leaf in jax.tree.leaves(params["layers"]) if leaf.ndim == 2)
+    words = min(model.sampled_words or model.vocab_size, model.vocab_size)
+    head = max(model.experts, 1) * kernel_width(model) * words
+    size, read = sum(leaf.size for leaf in jax.tree.leaves(params)), rows * model.embedding_size
+    touched = (matrices + kernel_width(model) * words) if model.sampled_words else size - params["embedding"].size
+    activations = rows * (model.embedding_size + 7 * sum(model.hidden_sizes))
+    wide = 4 if model.compute_dtype == "float32" else 2
+    return 6 * rows * (matrices + head) / devices, (3 * 4 * (touched + read) + 2 * wide * activations) / devices
+
+
+PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "small": ("small", {}),
+    "small, bfloat16": ("small", {"compute_dtype": "bfloat16"}),
+    "zaremba-medium, bfloat16": ("zaremba-medium", {"compute_dtype": "bfloat16"}),
+    "zaremba-large": ("zaremba-large", {}),
+    "zaremba-large, bfloat16": ("zaremba-large", {"compute_dtype": "bfloat16"}),
+    "gru": ("small", {"model": "gru"}),
+    "mingru": ("small", {"model": "mingru"}),
+    "awd-lstm, bfloat16": ("awd-lstm", {"compute_dtype": "bfloat16"}),
+    "mogrifier, bfloat16": ("mogrifier", {"compute_dtype": "bfloat16"}),
+    "800,000 words, sampled, bfloat16": (
+        "small",
+        {
+            "vocab_size": 800_000,
+            "embedding_size": 1024,
+            "hidden_sizes": (2048, 1024),
+            "batch_size": 64,
+            "sampled_words": 8192,
+            "compute_dtype": "bfloat16",
+        },
+    ),
+}
+
+
+def row_of(name: str, target: str, rows: int = 1, words: int = 1) -> dict[str, Any]:
+    """Compiles a program for a target, and tells what is known of it."""
+    import jaxlm
+
+    preset, fields = PROGRAMS[name]
+    config, one = jaxlm.preset(preset).replace(**fields), TARGETS[target]
+    lowered, start = training(config, target, rows, words), time.perf_counter()
+    program = compiled(lowered, target)
+    seconds = time.perf_counter() - start
+    memory, text = program.memory_analysis(), program.as_text()
+    launches = kernels(text)
+    operations, moved = work(config, rows * words)
+    rate = one.float32 if config.model.compute_dtype == "float32" else one.bfloat16
+    least = {
+        "operations": operations / rate,
+        "bytes": moved / one.bandwidth,
+        "launches": launches * LAUNCH[one.platform],
+    }
+    by = max(least, key=lambda part: least[part])
+    sent = re.findall(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", text)
+    return {
+        "program": name,
+        "target": target,
+        "devices": f"{rows} x {words}",
+        "compile, s": round(seconds),
+        "arguments, MB": round(memory.argument_size_in_bytes / 1e6),
+        "temporary, MB": round(memory.temp_size_in_bytes / 1e6),
+        "GFLOP a window": float(f"{operations / 1e9:.3g}"),
+        "kernels a window": launches,
+        "collectives": len(sent),
+        "least time, ms": float(f"{1e3 * least[by]:.2g}"),
+        "by": by,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("programs", nargs="*", help=f"of {', '.join(PROGRAMS)} (default: all)")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="default: h100 and v5e")
+    parser.add_argument("--devices", type=int, default=1, help="devices that share the rows")
+    parser.add_argument("--model-devices", type=int, default=1, help="devices that share the words")
+    parser.add_argument("--write", action="store_true", help=f"add the rows to {ROWS.name}")
+    args = parser.parse_args()
+    if unknown := [name for name in args.programs if name not in PROGRAMS]:
+        parser.error(f"there is no program {unknown[0]!r}; expected one of {', '.join(PROGRAMS)}")
+    for name in args.programs or PROGRAMS:
+        for target in args.target or ("h100", "v5e"):
+            row = row_of(name, target, args.devices, args.model_devices)
+            print(row, flush=True)
+            if args.write:
+                new = not ROWS.exists()
+                with open(ROWS, "a", newline="", encoding="utf-8") as file:
+                    writer = csv.DictWriter(file, row, lineterminator="\n")
+                    if new:
+                        writer.writeheader()
+                    writer.writerow(row)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from jaxlm.cli.ending import exit_code
+
+    sys.exit(exit_code(main))
