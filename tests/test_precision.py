@@ -15,58 +15,87 @@ from jaxlm.errors import JaxlmError
 from jaxlm.models.kinds import MODELS
 from jaxlm.ops.softmax import summed_nats
 from jaxlm.runs import precision
-from jaxlm.runs.directory import saved_config
+from jaxlm.runs.directory import saved_config, saved_record
+
+SMALL = BASE.replace(vocab_size=100, corpus="embedded-tiny")
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """Rates to be measured, float32's and bfloat16's, and how often they were; the cache is empty."""
+    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
+    found = SimpleNamespace(rates=(100.0, 200.0), times=0)
+
+    def measure(config):
+        found.times += 1
+        return precision.Rates(*found.rates)
+
+    monkeypatch.setattr(precision, "_measured", measure)
+    return found
 
 
 @pytest.mark.parametrize(
-    "line, native",
-    [
-        ("flags\t\t: fpu sse avx512f amx_bf16 amx_tile", True),
-        ("flags : fpu avx512_bf16", True),
-        ("Features\t: fp asimd bf16", True),
-        ("flags : fpu avx512f avx2", False),
-        ("model name : bf16", False),
-        ("", False),
-    ],
+    "rates, taken", [((100, 116), "bfloat16"), ((100, 114), "float32"), ((181, 95), "float32"), ((9, 9e4), "bfloat16")]
 )
-def test_a_cpu_is_asked_for_its_instructions(tmp_path, line, native):
-    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{line}\n")
-    assert precision.multiplies_bfloat16(jax.local_devices()[0], tmp_path / "cpuinfo") == native
-
-
-def test_a_cpu_without_a_description_counts_as_one_that_does_not(tmp_path):
-    assert not precision.multiplies_bfloat16(jax.local_devices()[0], tmp_path / "absent")
-
-
-@pytest.mark.parametrize(
-    "device, native",
-    [
-        (dict(platform="gpu", compute_capability="7.5"), False),
-        (dict(platform="gpu", compute_capability="9.0"), True),
-        (dict(platform="cuda", compute_capability="10.0"), True),
-        (dict(platform="gpu", compute_capability="gfx90a"), True),
-        (dict(platform="tpu"), True),
-    ],
-)
-def test_an_accelerator_is_asked_for_its_capability(device, native):
-    assert precision.multiplies_bfloat16(SimpleNamespace(**device)) == native
-
-
-@pytest.mark.parametrize("native, taken", [(True, "bfloat16"), (False, "float32")])
-def test_auto_is_resolved_said_and_recorded(tmp_path, monkeypatch, capsys, native, taken):
-    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda *_: native)
-    config = BASE.replace(vocab_size=100, compute_dtype="auto", corpus="embedded-tiny")
+def test_auto_takes_bfloat16_where_it_is_faster_by_15_percent_says_and_records_it(
+    tmp_path, measured, capsys, rates, taken
+):
+    measured.rates = rates
+    config = SMALL.replace(compute_dtype="auto")
     result = jaxlm.train(config, run_dir=tmp_path / "run", steps=2)
     assert result.config.model.compute_dtype == saved_config(tmp_path / "run").model.compute_dtype == taken
-    assert f"compute_dtype auto: {taken}, since this cpu" in " ".join(capsys.readouterr().out.split())
+    assert saved_record(tmp_path / "run")["rates"] == {"float32": rates[0], "bfloat16": rates[1]}
+    said = f"compute_dtype auto: {taken}; this model's products run here at {rates[1]:,.0f} GFLOP/s in bfloat16 and"
+    assert f"{said} {rates[0]:,.0f} in float32" in " ".join(capsys.readouterr().out.split())
+    measured.rates = rates[::-1]  # another machine: the run keeps its dtype
+    (tmp_path / "cache").rename(tmp_path / "elsewhere")
     resumed = jaxlm.train(config, run_dir=tmp_path / "run", resume=True, steps=3, quiet=True)
     assert resumed.config == result.config
 
 
-def test_bfloat16_without_instructions_for_it_is_said_to_be_slow(monkeypatch, capsys):
-    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda *_: False)
-    jaxlm.train(BASE.replace(vocab_size=100, compute_dtype="bfloat16", corpus="embedded-tiny"), steps=1)
-    assert capsys.readouterr().out.count("does not multiply bfloat16 by itself") == 1
+@pytest.mark.parametrize("rates, said", [((181, 95), 1), ((181, 185), 0)])
+def test_bfloat16_is_said_to_be_slower_where_it_was_measured_to_be(measured, capsys, rates, said):
+    measured.rates = rates
+    jaxlm.train(SMALL.replace(compute_dtype="bfloat16"), steps=1)
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.count("compute_dtype bfloat16 is slower than float32") == out.count("95 GFLOP/s") == said
+
+
+def test_rates_are_measured_once_for_a_machine_and_class_of_shapes(measured, monkeypatch, tmp_path):
+    def times(config):
+        assert precision.rates(config) == precision.Rates(100, 200)
+        return measured.times
+
+    assert precision.known(SMALL) is None
+    assert [times(SMALL), times(SMALL), times(SMALL.replace(learning_rate=0.5))] == [1, 1, 1]
+    assert precision.known(SMALL) == {"float32": 100, "bfloat16": 200}
+    assert times(SMALL.replace(hidden_sizes=(900, 900))) == 2  # another class
+    assert times(SMALL.replace(matmul_precision="default")) == 3
+    monkeypatch.setattr(precision, "processor", lambda: "another processor")
+    assert [times(SMALL), times(SMALL)] == [4, 4]
+    for file in (tmp_path / "cache" / "rates").iterdir():
+        file.write_bytes(file.read_bytes()[:-1] + b"x")  # damaged
+    assert [times(SMALL), times(SMALL)] == [5, 5]
+    for file in (tmp_path / "cache" / "rates").iterdir():
+        file.write_bytes(b"")
+    assert times(SMALL) == 6
+    monkeypatch.setenv("JAXLM_CACHE", "/dev/null")  # cannot be written: measured each time
+    assert [times(SMALL), times(SMALL)] == [7, 8] and precision.known(SMALL) is None
+
+
+def test_float32_is_taken_unasked_without_measuring(measured):
+    jaxlm.train(SMALL, steps=1, quiet=True)
+    assert not measured.times
+
+
+def test_what_is_measured_are_products_of_the_models_shapes():
+    assert precision.shapes(jaxlm.preset("small")) == [(256, 200, 1024), (60, 256, 1024), (256, 128, 1024)]
+    rates = precision._measured(SMALL)
+    assert all(0 < rate < 1e6 for rate in rates)
+    text = precision._steps.lower(
+        1, [(jnp.ones((2, 3), "bfloat16"), jnp.ones((3, 4), "bfloat16"))], dtype="bfloat16"
+    ).as_text()
+    assert text.count("(tensor<2x3xbf16>, tensor<3x4xbf16>) -> tensor<2x4xf32>") == 1
 
 
 def test_a_step_of_ones_own_is_told_to_take_a_dtype():

@@ -22,15 +22,19 @@ def cache_dir() -> Path:
     return Path(os.environ.get("JAXLM_CACHE") or platformdirs.user_cache_dir("jaxlm"))
 
 
-def compilation_cache() -> Path:
-    """The folder of XLA's compiled programs for this kind of processor: a program for one may not run on another."""
+def processor() -> str:
+    """The processor's model and instructions."""
     try:
         with open("/proc/cpuinfo") as file:
             model = sorted({line for line in file if line.startswith(("model name", "flags", "Features"))})
     except OSError:
         model = [platform.processor()]  # on some systems the word of a program, which takes hundredths of a second
-    model.append(platform.machine())
-    return cache_dir() / "xla" / hashlib.sha256("\n".join(model).encode()).hexdigest()[:16]
+    return "\n".join([*model, platform.machine()])
+
+
+def compilation_cache() -> Path:
+    """The folder of XLA's compiled programs for this kind of processor: a program for one may not run on another."""
+    return cache_dir() / "xla" / hashlib.sha256(processor().encode()).hexdigest()[:16]
 
 
 def remove_programs(name: str) -> None:

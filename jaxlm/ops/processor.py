@@ -1,14 +1,13 @@
 """What a program runs on: the platform that it is lowered for, and the CPU as Linux describes it."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from jax import lax
 
 T = TypeVar("T")
-CPUINFO = Path("/proc/cpuinfo")
 
 
 def by_platform(function: Callable[..., T], *arguments: object) -> T:
@@ -23,11 +22,10 @@ def by_platform(function: Callable[..., T], *arguments: object) -> T:
     return lax.platform_dependent(*arguments, cpu=partial(function, True), default=partial(function, False))
 
 
-@lru_cache(maxsize=4)
-def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
-    """The names of the processor's instructions and features; none where they are not told."""
+def cpu_flags() -> set[str]:
+    """The names of the processor's instructions and features, as Linux tells them; none elsewhere."""
     try:
-        lines = cpuinfo.read_text(errors="replace").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
-        return frozenset()
-    return frozenset(flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split())
+        return set()
+    return {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}

@@ -65,7 +65,7 @@ def columns_times_rows(columns: jax.Array, rows: jax.Array, dtype: Any) -> jax.A
     return _dot(dtype, columns, rows, (tuple(range(1, columns.ndim)), tuple(range(rows.ndim - 1))))
 
 
-def _dot(dtype, a, b, summed):
+def _dot(dtype: Any, a: jax.Array, b: jax.Array, summed: Any) -> jax.Array:
     wide = jnp.promote_types(dtype, jnp.float32)
     asked = jax.config.jax_default_matmul_precision  # pyright: ignore (made at run time)
     return lax.dot_general(

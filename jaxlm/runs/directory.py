@@ -79,7 +79,9 @@ def begin(
 
 def _write(run: Folder, record: dict[str, Any], config: Config, devices: tuple[int, int]) -> None:
     """Writes run.json, with what trains now, and then config.json, sealed: at first the only copy of the config."""
-    record = {**record, "sessions": [*record.get("sessions", []), session(devices)]}
+    from jaxlm.runs.precision import known
+
+    record = {**record, "rates": known(config), "sessions": [*record.get("sessions", []), session(devices)]}
     run.write(RECORD, (json.dumps(record, indent=1) + "\n").encode())
     run.write(CONFIG, seal(json.loads(config.to_json())).encode())
 

@@ -1,47 +1,139 @@
-"""The dtype that a run multiplies in: `auto` is bfloat16 where the processor or accelerator multiplies it by itself."""
+"""The dtype that a run multiplies in: `auto` is bfloat16 where it is measured to multiply the model's products faster.
 
+A processor's instructions say nothing of its rates: with AVX512_BF16 and without AMX bfloat16 may be the slower one.
+"""
+
+import hashlib
+import os
+import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
+import numpy as np
+from jax import lax
 
 from jaxlm.config.config import Config
-from jaxlm.ops.processor import CPUINFO, cpu_flags
+from jaxlm.data.cache import cache_dir, processor, recall, remember
+from jaxlm.distributed import hosts
+from jaxlm.files import Folder
+from jaxlm.models.heads import kernel_width
+from jaxlm.ops.product import product
+from jaxlm.runs import directory
 
-# Instructions that multiply bfloat16, as Linux names them in /proc/cpuinfo: Intel's and AMD's; Arm's.
-CPU_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
-LEAST_CAPABILITY = (8, 0)  # of a CUDA device (Ampere)
+MARGIN = 1.15  # by which `auto` wants bfloat16 to be faster
+MOST = 256, 512, 1024  # of a product's sizes [M, K] @ [K, N]: larger ones run at much the same rate
+TURN, TURNS = 0.005, 5  # seconds, and how often each dtype has its turn
+
+Shape = tuple[int, int, int]
 
 
-def multiplies_bfloat16(device: Any = None, cpuinfo: Path = CPUINFO) -> bool:
-    """Whether a device (default: JAX's first) multiplies bfloat16 by itself, faster than float32.
+class Rates(NamedTuple):
+    """How fast a model's products were multiplied in each dtype, in 1e9 operations a second."""
 
-    Without `cpuinfo`, where Linux describes the processor, a CPU counts as one that does not.
-    """
-    device = device or jax.local_devices()[0]
-    if device.platform == "cpu":
-        return bool(CPU_FLAGS & cpu_flags(cpuinfo))
-    if device.platform in ("gpu", "cuda"):
-        try:
-            return tuple(map(int, str(getattr(device, "compute_capability", "0.0")).split("."))) >= LEAST_CAPABILITY
-        except ValueError:
-            return True  # ROCm's names, as gfx90a: every device that JAX supports does
-    return True  # TPUs
+    float32: float
+    bfloat16: float
+
+
+def recorded(config: Config, run: str | Path | Folder) -> Config:
+    """The config with the dtype that the run in a directory has taken, in place of `auto`. Raises RunDirError."""
+    if config.model.compute_dtype != "auto":
+        return config
+    return config.replace(compute_dtype=directory.saved_config(run).model.compute_dtype)
 
 
 def resolved(config: Config) -> Config:
-    """The config with a dtype in place of `auto`."""
+    """The config with a dtype in place of `auto`, the same in all processes. Every process must call it."""
     if config.model.compute_dtype != "auto":
         return config
-    return config.replace(compute_dtype="bfloat16" if multiplies_bfloat16() else "float32")
+    found = rates(config)
+    faster = hosts.agreed(found.bfloat16 >= MARGIN * found.float32)
+    return config.replace(compute_dtype="bfloat16" if faster else "float32")
 
 
 def notes(asked: str, config: Config) -> list[str]:
     """Sentences about the dtype when a run begins: the one that was `asked` for, and the config's, which was taken."""
-    platform, taken, native = jax.local_devices()[0].platform, config.model.compute_dtype, multiplies_bfloat16()
-    how = f"this {platform} {'multiplies' if native else 'does not multiply'} bfloat16 by itself"
+    if asked == "float32":
+        return []
+    found = rates(config)
+    speed = f"this model's products run here at {found.bfloat16:,.0f} GFLOP/s in bfloat16 and {found.float32:,.0f} in"
     if asked == "auto":
-        return [f"compute_dtype auto: {taken}, since {how}"]
-    if taken == "bfloat16" and not native:
-        return [f"compute_dtype bfloat16 is likely slower than float32 here: {how}"]
-    return []
+        return [f"compute_dtype auto: {config.model.compute_dtype}; {speed} float32"]
+    slower = found.bfloat16 < found.float32
+    return [f"compute_dtype bfloat16 is slower than float32: {speed} float32"] if slower else []
+
+
+def rates(config: Config) -> Rates:
+    """The rates of a model's products, measured once for each class of shapes, device and version of JAX."""
+    name, key = _key(config)
+    with suppress(OSError), Folder.open(cache_dir() / "rates", create=True) as folder:
+        if found := recall(folder, name, key):
+            return Rates(**found[0])
+        measured = _measured(config)
+        remember(folder, name, key, measured._asdict(), np.zeros(0, np.int32))
+        return measured
+    return _measured(config)
+
+
+def known(config: Config) -> dict[str, float] | None:
+    """The rates, if they have been measured; for a run's record."""
+    name, key = _key(config)
+    with suppress(OSError), Folder.open(cache_dir() / "rates") as folder:
+        return found[0] if (found := recall(folder, name, key)) else None
+    return None
+
+
+def shapes(config: Config) -> list[Shape]:
+    """(M, K, N) of products as a window has them: the widest layer's of its inputs and of its state, and the head's."""
+    model, counts = config.model, config.train
+    rows, widths = counts.longest * counts.batch_size, (model.embedding_size, *model.hidden_sizes)
+    inputs, width = max(zip(widths, model.hidden_sizes, strict=False), key=lambda pair: pair[0] * pair[1])
+    found = (
+        (rows, inputs, model.gates * width),
+        (counts.batch_size, width, model.gates * width),
+        (rows, kernel_width(model), model.vocab_size),
+    )
+    return [(min(M, MOST[0]), min(K, MOST[1]), min(N, MOST[2])) for M, K, N in found]
+
+
+def _key(config: Config) -> tuple[str, str]:
+    """The name of the file of a model's rates, and what they depend on: shapes to the nearest power of two."""
+    classes = [[1 << round(np.log2(size)) for size in shape] for shape in shapes(config)]
+    machine = processor(), os.cpu_count(), jax.__version__, jax.local_devices()[0].device_kind
+    key = repr((classes, config.model.matmul_precision, *machine))
+    return hashlib.sha256(key.encode()).hexdigest()[:16], key
+
+
+def _measured(config: Config) -> Rates:
+    """Takes the products in turns, in each dtype as often as fits into TURN; the best turn counts."""
+    products = shapes(config)
+    factors = {  # The second factors leave the first as they are, however often they multiply.
+        dtype: [(np.ones((M, K)).astype(dtype), np.full((K, N), (K * N) ** -0.5).astype(dtype)) for M, K, N in products]
+        for dtype in Rates._fields
+    }
+    factors = jax.device_put(factors)
+
+    def seconds(count: int, dtype: str) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(_steps(np.int32(count), factors[dtype], dtype=dtype))
+        return (time.perf_counter() - start) / count
+
+    with jax.default_matmul_precision(config.model.matmul_precision):
+        once = {dtype: min(seconds(1, dtype) for _ in range(2)) for dtype in Rates._fields}
+        counts = {dtype: max(1, int(TURN / taken)) for dtype, taken in once.items()}
+        turns = [{dtype: seconds(count, dtype) for dtype, count in counts.items()} for _ in range(TURNS)]
+    operations = 4e-9 * sum(M * K * N for M, K, N in products)
+    return Rates(**{dtype: operations / min(turn[dtype] for turn in turns) for dtype in counts})
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _steps(count, factors, *, dtype):
+    """Each product and that of its first factor's gradient, over and over."""
+
+    def step(_, first):
+        z = [product(a, b, dtype).astype(dtype) for a, (_, b) in zip(first, factors, strict=True)]
+        return [product(one, b, dtype, True).astype(dtype) for one, (_, b) in zip(z, factors, strict=True)]
+
+    return lax.fori_loop(0, count, step, [a for a, _ in factors])

@@ -22,6 +22,7 @@ from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.runs import ram
 from jaxlm.runs.group import Group, MemberGroup, SingleGroup
 from jaxlm.runs.loop import Observer, fit
+from jaxlm.runs.precision import recorded
 from jaxlm.runs.run import Run
 from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.runs.trainer import new_state, with_corpus
@@ -130,9 +131,11 @@ class Worker(Observer):
     def _member(self, claim: Claim, seed: int, record: MemberResult) -> Member:
         config, held = self.study.plan.config_of(claim.params, seed), claim.dirs[seed]
         key = config.data, config.model.vocab_size
+        resume = held.folder.exists("config.json")
+        if resume:
+            config = recorded(config, held.folder)
         config, corpus = with_corpus(config, self.corpus or self._corpora.get(key), self.data_dir)
         self._corpora[key] = corpus
-        resume = held.folder.exists("config.json")
         run = Run(config, corpus, held, claim.held, resume=resume, kept=self.study.kept)
         state = new_state(config) if run.found is None else run.found.state
         run.found = None
