@@ -66,16 +66,16 @@ def columns_times_rows(columns: jax.Array, rows: jax.Array, dtype: Any) -> jax.A
 
 
 def _dot(dtype: Any, a: jax.Array, b: jax.Array, summed: Any) -> jax.Array:
+    return lax.dot_general(a.astype(dtype), b.astype(dtype), (summed, ((), ())), **_digits(dtype))
+
+
+def _digits(dtype: Any) -> dict[str, Any]:
+    """How precisely factors of a dtype are multiplied, and what the products are summed in."""
     wide = jnp.promote_types(dtype, jnp.float32)
     asked = jax.config.jax_default_matmul_precision  # pyright: ignore (made at run time)
-    return lax.dot_general(
-        a.astype(dtype),
-        b.astype(dtype),
-        (summed, ((), ())),
-        # (Narrow factors keep their digits in any case.)
-        precision=lax.Precision.DEFAULT if dtype != wide else None if asked else lax.Precision.HIGHEST,
-        preferred_element_type=wide,
-    )
+    # (Narrow factors keep their digits in any case.)
+    precision = lax.Precision.DEFAULT if dtype != wide else None if asked else lax.Precision.HIGHEST
+    return {"precision": precision, "preferred_element_type": wide}
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -90,8 +90,7 @@ def contraction(spec: str, dtype: Any, a: jax.Array, b: jax.Array) -> jax.Array:
     Returns:
         The sum, in float32 or wider.
     """
-    wide = jnp.promote_types(dtype, jnp.float32)
-    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), preferred_element_type=wide)
+    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), **_digits(dtype))
 
 
 def _contraction_backward(spec, dtype, factors, dz):
