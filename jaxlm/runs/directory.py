@@ -102,6 +102,13 @@ def saved_config(run: str | Path | Folder) -> Config:
         return found.config
 
 
+def with_saved_dtype(config: Config, run: str | Path | Folder) -> Config:
+    """The config with the dtype that the run in a directory has taken, in place of `auto`. Raises RunDirError."""
+    if config.model.compute_dtype != "auto":
+        return config
+    return config.replace(compute_dtype=saved_config(run).model.compute_dtype)
+
+
 def _read_config(run: Folder) -> Config:
     with explained(RunDirError, f"{run.path / CONFIG} cannot be read"):
         text = run.read(CONFIG, MOST_BYTES)

@@ -8,7 +8,6 @@ import os
 import time
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -21,7 +20,6 @@ from jaxlm.distributed import hosts
 from jaxlm.files import Folder
 from jaxlm.models.heads import kernel_width
 from jaxlm.ops.product import product
-from jaxlm.runs import directory
 
 MARGIN = 1.15  # by which `auto` wants bfloat16 to be faster
 MOST = 256, 512, 1024  # of a product's sizes [M, K] @ [K, N]: larger ones run at much the same rate
@@ -35,13 +33,6 @@ class Rates(NamedTuple):
 
     float32: float
     bfloat16: float
-
-
-def recorded(config: Config, run: str | Path | Folder) -> Config:
-    """The config with the dtype that the run in a directory has taken, in place of `auto`. Raises RunDirError."""
-    if config.model.compute_dtype != "auto":
-        return config
-    return config.replace(compute_dtype=directory.saved_config(run).model.compute_dtype)
 
 
 def resolved(config: Config) -> Config:

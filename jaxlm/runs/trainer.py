@@ -107,7 +107,7 @@ def train(
                 f"another directory, with --init {run_dir} --corpus TEXT --run-dir NEW"
             )
         with suppress(RunDirError):
-            config = precision.recorded(config, run_dir)
+            config = directory.with_saved_dtype(config, run_dir)
             given = directory.saved_record(run_dir).get("params") == "given"
             if given or config.data.tokens == "subwords":  # its vocabulary may differ from its text's
                 found, _ = checkpoint.newest_intact(run_dir)

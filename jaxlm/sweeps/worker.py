@@ -20,9 +20,9 @@ from jaxlm.config.settings import DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.runs import ram
+from jaxlm.runs.directory import with_saved_dtype
 from jaxlm.runs.group import Group, MemberGroup, SingleGroup
 from jaxlm.runs.loop import Observer, fit
-from jaxlm.runs.precision import recorded
 from jaxlm.runs.run import Run
 from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.runs.trainer import new_state, with_corpus
@@ -133,7 +133,7 @@ class Worker(Observer):
         key = config.data, config.model.vocab_size
         resume = held.folder.exists("config.json")
         if resume:
-            config = recorded(config, held.folder)
+            config = with_saved_dtype(config, held.folder)
         config, corpus = with_corpus(config, self.corpus or self._corpora.get(key), self.data_dir)
         self._corpora[key] = corpus
         run = Run(config, corpus, held, claim.held, resume=resume, kept=self.study.kept)
