@@ -36,7 +36,9 @@ FIELDS = dict(
     keep_output=0.8,
     checkpoint_every=7,
     windows_per_call=4,
+    keep_checkpoints="words=15k:75k:30k,100k",
 )
+MILESTONES = {15: 15_000, 45: 45_000, 75: 75_000, 100: 100_000}  # 1,000 words a window
 FLAGS, CONFIG = flags(**FIELDS), jaxlm.preset("small").replace(**FIELDS)
 WINDOWS = 39  # in an epoch
 MAIN = "from jaxlm.__main__ import main; main()"
@@ -110,9 +112,10 @@ def windows(run_dir: Path) -> int:
 
 
 def kept(run_dir: Path) -> dict[str, bytes]:
-    """Every byte of a finished run that must be reproduced: its metrics and the checkpoints labelled last and best."""
+    """Every byte of a finished run that must be reproduced: its metrics and checkpoints: last, best and milestones."""
     files = {"metrics.jsonl": (run_dir / "metrics.jsonl").read_bytes()}
-    for which in ("last", "best"):
+    milestones = [str(step) for step, one in checkpoint.manifests(run_dir).items() if one.words]
+    for which in ("last", "best", *milestones):
         found = checkpoint.find(run_dir, which)
         files |= {
             f"{which}/{path.relative_to(found)}": path.read_bytes()

@@ -310,3 +310,25 @@ def test_more_epochs_conflict_only_with_a_schedule_that_counts_them():
     cosine = config.replace(schedule="cosine")
     assert conflicts(cosine, cosine.replace(epochs=20)) == ["train.epochs: 15 -> 20"]
     assert conflicts(config, config.replace(seed=1)) == ["train.seed: 0 -> 1"]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        "1M",
+        "words=",
+        "words=1M:2M",
+        "words=2M:1M:1M",
+        "words=0",
+        "words=1:2:0",
+        "words=1T",
+        "words=1,,2",
+        "words=-1",
+        "x",
+    ],
+)
+def test_a_schedule_of_words_that_is_none_is_refused(schedule):
+    with pytest.raises(JaxlmError, match=r"keep_checkpoints must be words=FIRST:LAST:EVERY,.*; it is '"):
+        Config().replace(keep_checkpoints=schedule)
+    with pytest.raises(JaxlmError, match="more than 10,000 checkpoints"):
+        Config().replace(keep_checkpoints="words=1:100G:1")

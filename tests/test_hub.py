@@ -14,6 +14,7 @@ import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from language_models import WORDS
+from processes import CONFIG
 from recipes import BASE, MODEL_CASES
 
 import jaxlm
@@ -21,6 +22,7 @@ from jaxlm.cli import main
 from jaxlm.data.tokens import Subwords
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
+from jaxlm.interop import export_hub
 from jaxlm.interop.export_hub import CELLS
 from jaxlm.interop.exporting import export_model
 from jaxlm.interop.hub_tokenizer import WHITE_SPACE, tokenizer_files
@@ -188,6 +190,27 @@ def test_changed_bytes_are_read_or_refused(folder, tmp_path_factory, name, at, b
 def test_no_code_of_the_folder_is_run(folder, tmp_path):
     code = b"raise SystemExit('was run')"
     import_model(changed(folder, tmp_path, "modeling_jaxlm.py", lambda _: code))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_checkpoints_kept_by_words_are_folders_in_it(tmp_path, monkeypatch):
+    run, out = tmp_path / "run", tmp_path / "out"
+    jaxlm.train(CONFIG, run_dir=run, steps=50, quiet=True)
+    assert main(["export", str(run), "--to", "hub", "-o", str(out)]) == 0
+    for folder, step in ((out, "last"), (out / "chck_15k", "15"), (out / "chck_45k", "45")):
+        found, wanted = import_model(folder).params, jaxlm.load(run, step).params
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    monkeypatch.setattr(export_hub, "_revision", lambda words: "/" if words == 45_000 else "chck")
+    with pytest.raises(ValueError, match="name of an entry"):
+        export_model(run, "hub", tmp_path / "half")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+    monkeypatch.undo()
+    assert [export_hub._revision(words) for words in (10**6, 10**9, 5000, 1234)] == [
+        "chck_1M",
+        "chck_1000M",
+        "chck_5k",
+        "chck_1234",
+    ]
 
 
 def test_the_tokenizer_s_white_space_is_python_s():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import processes
 import pytest
-from processes import WINDOWS, assert_same, kept
+from processes import MILESTONES, WINDOWS, assert_same, kept
 
 import jaxlm
 from jaxlm.data.corpora import load_corpus
@@ -22,6 +22,7 @@ from jaxlm.errors import CheckpointError, Diverged, RunDirError
 from jaxlm.files import seal, unseal
 from jaxlm.runs import checkpoint
 from jaxlm.runs.metrics import read_metrics
+from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state
 from jaxlm.training import step as steps
 
@@ -119,7 +120,8 @@ def test_other_calls_and_other_checkpoints_change_no_result(train, reference, tm
     train(CONFIG.replace(checkpoint_every=0))
     files = kept(tmp_path / "run")
     changed = {name for name in files if files[name] != reference[name]}
-    assert changed == {f"{which}/{name}.json" for which in ("last", "best") for name in ("config", "manifest")}
+    labels = ("last", "best", *MILESTONES)
+    assert changed == {f"{which}/{name}.json" for which in labels for name in ("config", "manifest")}
 
 
 def test_the_labels_are_true(finished):
@@ -164,7 +166,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_and_the_end_is_the_same(train,
     damaged[1000] ^= 4
     chunk.write_bytes(damaged)
     (tmp_path / "run/config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"state.safetensors is damaged.*newest intact one is 40"):
+    with pytest.raises(CheckpointError, match=r"state.safetensors is damaged.*newest intact one is 45"):
         jaxlm.load(tmp_path / "run")
     jaxlm.train(CONFIG, corpus, tmp_path / "run", resume=True)
     said = capsys.readouterr().out
@@ -285,10 +287,23 @@ def test_the_run_directory_says_what_it_is(finished, corpus):
 
 
 def test_old_checkpoints_go_by_the_policy(train, tmp_path):
-    train(CONFIG.replace(keep_last=1, keep_every=2, checkpoint_every=10, epochs=4))
+    train(CONFIG.replace(keep_last=1, keep_every=2, checkpoint_every=10, epochs=4, keep_checkpoints=""))
     found = checkpoint.manifests(tmp_path / "run")
     assert set(found) == {2 * WINDOWS, 4 * WINDOWS, checkpoint.best_step(found)}
     assert not list((tmp_path / "run/checkpoints").glob(".*"))
+
+
+def test_checkpoints_are_kept_by_words_seen(finished, train, tmp_path):
+    found = checkpoint.manifests(finished.run_dir)
+    assert {step: one.words for step, one in found.items() if one.words} == MILESTONES
+    train(
+        CONFIG.replace(length_deviation=3.0, keep_checkpoints="words=10,20,10500:31k:20k", checkpoint_every=0, epochs=1)
+    )
+    found = {one.words: step for step, one in checkpoint.manifests(tmp_path / "run").items()}
+    plan = window_plan(CONFIG.replace(length_deviation=3.0), 800)
+    assert found.keys() == {20, 10_500, 30_500, None} and found[20] == 1
+    for words in (10_500, 30_500):
+        assert plan.rows_read(found[words] - 1) * 50 < words <= plan.rows_read(found[words]) * 50
 
 
 def test_a_copied_run_loads_anywhere(finished, tmp_path):

@@ -37,6 +37,7 @@ MAY_CHANGE = {
     "train.checkpoint_every",
     "train.keep_last",
     "train.keep_every",
+    "train.keep_checkpoints",
     "train.on_nonfinite",
     "data.corpus",
 }

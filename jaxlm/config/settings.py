@@ -1,11 +1,16 @@
 """The parts of a config that the step does not see: the counts of a run, and its text."""
 
 import math
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import choice, count, flag, number, text
+from jaxlm.fields import choice, count, flag, number, shown, text
+
+MOST_KEPT = 10_000  # checkpoints that a schedule may ask for
+_NUMBER = re.compile("([0-9]{1,15})([kMG]?)", re.ASCII)
+_FACTORS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,11 @@ class TrainConfig:
         2, "newest checkpoints to keep; the best on validation is kept besides", "checkpoints", low=1
     )
     keep_every: int = count(0, "keep a checkpoint of every so many epochs for good too (0: none)", "epochs")
+    keep_checkpoints: str = text(
+        "",
+        "keep checkpoints for good by the words seen, white-space words and ends of lines: words=FIRST:LAST:EVERY,..., "
+        "as in words=1M:10M:1M,10M:100M:10M (empty: none)",
+    )
     patience: int = count(
         0, "end the run after so many validations in a row that do not improve on the best (0: never)", "validations"
     )
@@ -72,6 +82,7 @@ class TrainConfig:
                 f"small_batch must divide batch_size: small_batch is {self.small_batch}, "
                 f"batch_size is {self.batch_size}"
             )
+        word_milestones(self.keep_checkpoints)
         if self.length_deviation is None:
             return
         for name, length in (("bptt_length", self.bptt_length), ("shortest_window", self.shortest_window)):
@@ -80,6 +91,26 @@ class TrainConfig:
                     f"{name} {length} is more than the {self.longest} tokens of longest_window: raise longest_window, "
                     f"or lower {name}"
                 )
+
+
+def word_milestones(schedule: str) -> tuple[int, ...]:
+    """The numbers of words of `keep_checkpoints`, ascending. Raises JaxlmError for a malformed schedule.
+
+    >>> word_milestones("words=1M:3M:1M,5k")
+    (5000, 1000000, 2000000, 3000000)
+    """
+    found: set[int] = set()
+    for part in schedule.removeprefix("words=").split(",") if schedule else ():
+        numbers = [_NUMBER.fullmatch(number) for number in part.split(":")]
+        first, *rest = [int(one[1]) * _FACTORS[one[2]] if one else 0 for one in numbers]
+        last, every = rest if len(rest) == 2 else (first, max(first, 1))
+        if not (schedule.startswith("words=") and len(rest) in (0, 2) and 0 < first <= last and every > 0):
+            example = "words=FIRST:LAST:EVERY,..., as in words=1M:10M:1M,10M:100M:10M"
+            raise JaxlmError(f"keep_checkpoints must be {example}; it is {shown(schedule)}")
+        if (last - first) // every + len(found) >= MOST_KEPT:
+            raise JaxlmError(f"keep_checkpoints {shown(schedule)} asks for more than {MOST_KEPT:,} checkpoints")
+        found.update(range(first, last + 1, every))
+    return tuple(sorted(found))
 
 
 @dataclass(frozen=True)

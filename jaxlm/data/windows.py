@@ -116,6 +116,13 @@ class WindowPlan:
         """The row where a window of an epoch begins."""
         return int(self._epoch(epoch)[0][index]) if index else 0
 
+    def rows_read(self, step: int) -> int:
+        """The rows that the windows before a step read, each epoch's anew."""
+        if self.random is None:
+            return step * self.length
+        epoch, index = self.locate(step)
+        return epoch * (self.rows - 1) + self.row(index, epoch)
+
     def windows(self, step: int, count: int, size: int, first_row: int = 0) -> Windows:
         """The `count` windows from a step on, all of one epoch, in arrays of `size`: the other entries are padding.
 

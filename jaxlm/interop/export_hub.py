@@ -5,7 +5,7 @@ tokenizer.json  tokenizer_config.json  vocab.json  vocab.txt  README.md (card.md
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,15 @@ FORMAT, CONFIG, WEIGHTS = 1, "config.json", "model.safetensors"  # of the folder
 CELLS = ("lstm", "gru", "mingru", "mogrifier")  # that modeling_jaxlm.py has
 
 
-def export_hub(model: LanguageModel, out: Path, metrics: Sequence[dict[str, Any]] = ()) -> list[str]:
+def export_hub(
+    model: LanguageModel,
+    out: Path,
+    metrics: Sequence[dict[str, Any]] = (),
+    kept: Iterable[tuple[int, LanguageModel]] = (),
+) -> list[str]:
     """Writes the folder, whose model card shows the results among the run's metrics; returns notes.
+
+    Each model of `kept`, with the words that it had seen, is a folder in it: chck_1M, chck_2M, ...
 
     Raises:
         JaxlmError: modeling_jaxlm.py has no such layer.
@@ -40,6 +47,10 @@ def export_hub(model: LanguageModel, out: Path, metrics: Sequence[dict[str, Any]
     with new_folder(out) as folder:
         for name, data in hub_files(model, metrics).items():
             folder.write(name, data)
+        for words, one in kept:
+            with folder.new_folder(_revision(words)) as inner:
+                for name, data in hub_files(one).items():
+                    inner.write(name, data)
     return []
 
 
@@ -86,6 +97,12 @@ def hub_files(model: LanguageModel, metrics: Sequence[dict[str, Any]] = ()) -> d
         **tokenizer_files(model),
         "README.md": card.encode(),
     }
+
+
+def _revision(words: int) -> str:
+    """The name of a model that saw so many words, as BabyLM has it: chck_10M."""
+    unit, factor = next((unit, factor) for unit, factor in (("M", 10**6), ("k", 10**3), ("", 1)) if not words % factor)
+    return f"chck_{words // factor}{unit}"
 
 
 def _cell_of(model: Recurrent) -> dict[str, Any]:

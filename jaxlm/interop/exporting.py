@@ -10,6 +10,7 @@ from jaxlm.interop.export_hub import export_hub
 from jaxlm.interop.export_onnx import export_onnx
 from jaxlm.interop.export_stablehlo import export_stablehlo
 from jaxlm.interop.export_torch import export_safetensors, export_torch
+from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import load
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.scoring.language_model import LanguageModel
@@ -31,7 +32,8 @@ def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, 
 
     Args:
         run: a run's directory, or a model.
-        target: safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx or stablehlo
+        target: safetensors or torch (a PyTorch state_dict), hub (a folder with a model card, and in it one
+            for each checkpoint that keep_checkpoints kept), onnx or stablehlo
             (by jax.export).
         out: the file or folder to make; nothing may be there.
         which: `last`, `best` or a step, of a run's directory.
@@ -46,7 +48,9 @@ def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, 
     model = run if isinstance(run, LanguageModel) else load(run, which)
     try:
         if target == "hub" and not isinstance(run, LanguageModel):
-            notes = export_hub(model, Path(out), read_metrics(run))
+            saved = checkpoint.manifests(run).items()
+            kept = ((words, load(run, str(step))) for step, manifest in saved if (words := manifest.words))
+            notes = export_hub(model, Path(out), read_metrics(run), kept)
         else:
             notes = EXPORTERS[target](model, Path(out))
     except (OSError, MemoryError) as error:

@@ -60,6 +60,7 @@ class Manifest:
     metrics_sha256: str = Prefix().sha256
     versions: dict[str, str] = field(default_factory=library_versions)
     files: dict[str, str] = field(default_factory=dict)  # name -> sha256
+    words: int | None = None  # seen, of `keep_checkpoints`: it is kept for good
     format: int = FORMAT
 
     @property
@@ -116,6 +117,7 @@ def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Mani
         if every := config.train.keep_every:
             ended = {step: saved for step, saved in found.items() if saved.valid_perplexity is not None}
             kept |= {step for step, saved in ended.items() if saved.epoch % every == 0}
+        kept |= {step for step, saved in found.items() if saved.words}
         for step, old in _names(folder).items():
             if step not in kept:
                 folder.discard(old)
@@ -244,7 +246,7 @@ def _manifest(folder: Folder) -> Manifest:
         tree = unseal(folder.read(MANIFEST, MOST_BYTES[MANIFEST]))
         if tree.get("format") != FORMAT:
             raise ValueError(f"its format is {str(tree.get('format'))[:20]!r}; this version of jaxlm reads {FORMAT}")
-        if tree.keys() != Manifest.__dataclass_fields__.keys() or not _well_formed(manifest := Manifest(**tree)):
+        if {*tree, "words"} != {*Manifest.__dataclass_fields__} or not _well_formed(manifest := Manifest(**tree)):
             raise ValueError("it holds something else than a manifest does")
         if _STEP.fullmatch(folder.path.name) and int(folder.path.name) != manifest.step:
             raise ValueError(f"it is that of window {manifest.step}")
@@ -258,6 +260,7 @@ def _well_formed(manifest: Manifest) -> bool:
         and type(manifest.metrics_bytes) is int
         and manifest.metrics_bytes >= 0
         and type(manifest.valid_perplexity) in (float, type(None))
+        and type(manifest.words) in (int, type(None))
         and all(isinstance(table, dict) for table in tables)
         and all(isinstance(word, str) for table in tables for item in table.items() for word in item)
         and manifest.corpus.keys() >= {"name", "sha256"}

@@ -5,6 +5,7 @@ The device side is `group.py`.
 
 import math
 import time
+from bisect import bisect_left
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from jaxlm.config.config import Config
+from jaxlm.config.settings import word_milestones
 from jaxlm.data.corpora import Corpus
 from jaxlm.data.vocab import TextSize
 from jaxlm.data.windows import MOST_WINDOWS, RandomLengths, WindowPlan
@@ -117,7 +119,26 @@ class Run:
     def at_edge(self) -> bool:
         """Whether a checkpoint is due."""
         every = self.config.train.checkpoint_every
-        return self.index == 0 or self.finished or bool(every and self.step % every == 0)
+        return self.index == 0 or self.finished or bool(every and self.step % every == 0) or bool(self.milestone)
+
+    @property
+    def milestone(self) -> int | None:
+        """The number of words of `keep_checkpoints` that the last window reached."""
+        seen = [self._words_seen(step) for step in (self.step - 1, self.step)] if self._milestones else (0, 0)
+        return max((words for words in self._milestones if seen[0] < words <= seen[1]), default=None)
+
+    @cached_property
+    def _milestones(self) -> tuple[int, ...]:
+        return word_milestones(self.config.train.keep_checkpoints)
+
+    @cached_property
+    def _words_per_row(self) -> float:
+        train = self.corpus.train
+        return self.config.train.batch_size * self.corpus.vocab.text_size(train).words / max(1, len(train) - 1)
+
+    def _words_seen(self, step: int) -> int:
+        """Words and ends of lines that the windows before a step read, as many in each token as in all of train."""
+        return int(self.plan.rows_read(step) * self._words_per_row)
 
     @property
     def ended_early(self) -> bool:
@@ -173,6 +194,8 @@ class Run:
         edges = [self.plan.windows_in(self.epoch) - self.index, self.last - self.step, counts.windows_per_call]
         if counts.checkpoint_every:
             edges.append(counts.checkpoint_every - self.step % counts.checkpoint_every)
+        if ahead := [words for words in self._milestones if words > self._words_seen(self.step)]:
+            edges.append(1 + bisect_left(range(self.step + 1, self.last), ahead[0], key=self._words_seen))
         return min(edges)
 
     def trained(self, metrics: Metrics, count: int) -> str | None:
@@ -232,7 +255,8 @@ class Run:
         self._held.check()
         ended = self.index == 0 and bool(self.epochs) and self.epochs[-1].epoch == self.epoch
         valid = self.epochs[-1].valid_perplexity if ended else None
-        manifest = checkpoint.Manifest(self.step, self.epoch, valid, directory.named(self.corpus), *self.log.sync())
+        named, words = directory.named(self.corpus), self.milestone
+        manifest = checkpoint.Manifest(self.step, self.epoch, valid, named, *self.log.sync(), words=words)
         checkpoint.save(self.folder, state, self.config, self.corpus.vocab, manifest)
         self._saved = self.step
 
