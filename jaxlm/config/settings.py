@@ -56,7 +56,7 @@ class TrainConfig:
     keep_every: int = count(0, "keep a checkpoint of every so many epochs for good too (0: none)", "epochs")
     keep_checkpoints: str = text(
         "",
-        "keep checkpoints for good by the words seen, white-space words and ends of lines: words=FIRST:LAST:EVERY,..., "
+        "keep a checkpoint for good at each of so many words and ends of lines seen: words=FIRST:LAST:EVERY and so on, "
         "as in words=1M:10M:1M,10M:100M:10M (empty: none)",
     )
     patience: int = count(
