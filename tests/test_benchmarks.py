@@ -15,6 +15,8 @@ from terminals import run
 
 import jaxlm.runs.trainer
 from jaxlm.cli.ending import exit_code
+from jaxlm.errors import JaxlmError
+from jaxlm.models.kinds import MODELS
 
 EXPERIMENTS = ROOT / "experiments"
 
@@ -114,6 +116,15 @@ MISTAKES = {
         "--markdown nowhere.md",
         "--markdown kept.json",
     ],
+    "shootout.py": [
+        "--cells nobody",
+        "--preset nobody",
+        "--texts nowhere",
+        "--texts embedded-tiny:nobody",
+        "--texts embedded-tiny --parameters 100",
+        "--texts embedded-tiny --cells lstm --parameters 21000 --minutes 0",
+        "--run-dir kept.json --texts embedded-tiny --cells lstm --parameters 21000 --minutes 1",
+    ],
     "optimizers.py": ["--epochs -1 --corpus embedded-tiny", "--markdown kept.json"],
 }
 
@@ -180,3 +191,66 @@ def test_the_benchmark_compares_what_is_installed():
     assert [row["contender"] for row in found["evaluation"]] == ["validation", "test"]
     for row in [*found["steps"], *found["evaluation"]]:
         assert row["preset"] == "test" and row["ms"] > 0 and row["words_per_second"] > 0 and row["peak_mib"] > 0
+
+
+@pytest.mark.slow
+def test_a_shoot_out_goes_on_where_it_was_and_its_rows_are_repeated(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    monkeypatch.chdir(tmp_path)
+    shootout = import_module("shootout")
+    line = ["shootout.py", "--texts", "embedded-tiny", "--minutes", "1", "--parameters", "21000", "--trials", "2"]
+    monkeypatch.setattr(sys, "argv", [*line, "--seeds", "2", "--cells", *list(shootout.MODELS)[:2]])
+    monkeypatch.setattr(shootout, "seconds_of_epoch", lambda *_: 30.0)
+    trained, runs = shootout.trained, []
+
+    def interrupted(config, corpus, folder):
+        runs.append(folder)
+        if len(runs) == 2:
+            raise KeyboardInterrupt
+        return trained(config, corpus, folder)
+
+    monkeypatch.setattr(shootout, "trained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shootout.main()
+    monkeypatch.setattr(shootout, "seconds_of_epoch", lambda *_: pytest.fail("it was measured already"))
+    shootout.main()
+    rows = list(csv.DictReader((tmp_path / "runs/shootout/shootout.csv").open()))
+    assert [(row["cell"], row["seed"]) for row in rows] == [(cell, seed) for cell in ("lstm", "gru") for seed in "01"]
+    assert {row["epochs"] for row in rows} == {"2"} and all(
+        abs(int(row["parameters"]) / 21_000 - 1) < 0.02 for row in rows
+    )
+    capsys.readouterr()
+    name, *words = shlex.split(rows[3]["command"])
+    code, out, err = run([*words, "--run-dir", "again"])
+    assert (name, code) == ("jaxlm", 0), out + err
+    again = [json.loads(line) for line in (tmp_path / "again/metrics.jsonl").read_text().splitlines()]
+    assert again[-1]["test_perplexity"] == float(rows[3]["test"])
+    monkeypatch.setattr(sys, "argv", [*line, "--trials", "3"])
+    with pytest.raises(JaxlmError, match="name another --run-dir"):
+        shootout.main()
+
+
+def test_the_table_of_a_shoot_out_says_which_cells_are_alike(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    shootout = import_module("shootout")
+    same = dict(text="ptb", minutes=5.0, parameters=3_000_000, epochs=4, seconds=300.0, words_per_second=1.0)
+    measured = {"slow": (110.0, 112.0), "alike": (101.0, 103.0), "best": (100.0, 102.0)}
+    rows = [
+        {**same, "cell": cell, "valid": valid, "test": valid - 5, "bits_per_character": 1.3}
+        for cell, each in measured.items()
+        for valid in each
+    ]
+    table = shootout.table(rows)
+    assert [line.split(" | ")[2] for line in table.splitlines()[2:5]] == ["best", "alike", "slow"]
+    assert "| 101.00 ± 1.41 | 96.00 ± 1.41 |" in table
+    assert "ptb, 5 minutes: the lowest on validation is best; within the deviations: alike." in table
+    assert shootout.plot(rows, tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("cell", MODELS)
+def test_a_cell_is_as_wide_as_its_parameters_ask(cell, monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    shootout = import_module("shootout")
+    config = shootout.sized(jaxlm.preset("tied-fast"), cell, 3_000_000)
+    assert config.kinds["model"] == cell and abs(shootout.parameters_of(config) / 3_000_000 - 1) < 0.02
+    assert config.model.hidden_sizes == (config.model.embedding_size,)

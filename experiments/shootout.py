@@ -1,0 +1,252 @@
+"""Every recurrent cell under one budget: equal parameters, equally many trials of tuning, equal time of training.
+
+    python experiments/shootout.py                                       Penn Treebank, 5 minutes a run, three seeds
+    python experiments/shootout.py --texts ptb ptb-char novel.txt --minutes 5 30
+    python experiments/shootout.py --texts ptb ptb-char:char-small       another preset for one text
+    python experiments/shootout.py --cells lstm hawk --trials 4 --minutes 1
+
+The preset (tied-fast) gives everything but the cell. Embedding and layers of a cell are as wide as makes its parameters
+--parameters, within 2%. Its step is timed, and it trains for as many whole epochs as come nearest to the minutes, so
+that its command repeats each run; the table has the seconds that it took, compilation among them. Rates and dropout are
+the best of --trials random points of a space that is the same for all cells, each trained for --share of the epochs;
+validation chooses. Then each seed is trained with the best point.
+
+All is kept in --run-dir (runs/shootout): started again, the shoot-out goes on where it was. Its results are
+shootout.csv, a line a run with the command that repeats it, and shootout.png. Nothing else should run beside it.
+"""
+
+import argparse
+import csv
+import io
+import json
+import re
+import sys
+import time
+from bisect import bisect_left
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ablation import trained
+
+import jaxlm
+from jaxlm.cli.ending import exit_code
+from jaxlm.cli.parsing import whole
+from jaxlm.data.windows import batch
+from jaxlm.errors import JaxlmError
+from jaxlm.models.kinds import MODELS
+from jaxlm.report.figure import PALETTE, figure, save
+from jaxlm.report.units import mean_and_deviation, spread
+from jaxlm.runs.metrics import read_metrics, read_timing
+from jaxlm.runs.run import window_plan
+from jaxlm.runs.trainer import new_state, with_corpus
+from jaxlm.sweeps import results
+from jaxlm.sweeps.study import JOURNAL
+from jaxlm.training.step import traced, train_windows
+
+NEAR = 0.02  # how far a cell's parameters may be from those asked for, as a share
+Row = dict[str, Any]  # of shootout.csv
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell on a text in a time: what it is called, where it is kept, and its config before tuning."""
+
+    text: str
+    minutes: float
+    name: str
+    folder: Path
+    config: jaxlm.Config
+
+
+def parameters_of(config: jaxlm.Config) -> int:
+    """How many parameters a model has."""
+    shapes = jax.eval_shape(lambda key: jaxlm.init_params(config.model, key), jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def sized(config: jaxlm.Config, cell: str, parameters: int) -> jaxlm.Config:
+    """The config with a cell, whose one width brings its parameters nearest to a number; JaxlmError beyond 2%."""
+
+    def of(width: int) -> jaxlm.Config:
+        widths = (width,) * len(config.model.hidden_sizes)
+        return config.replace(model=cell, embedding_size=width, hidden_sizes=widths)
+
+    def distance(width: int) -> float:
+        try:
+            return abs(parameters_of(of(width)) / parameters - 1)
+        except JaxlmError:  # such as a width that the cell's heads do not divide
+            return float("inf")
+
+    blocks = bisect_left(range(64, 8192, 64), parameters, key=lambda width: parameters_of(of(width)))
+    step = 4 if blocks else 1  # odd widths multiply slowly
+    width = min(range(64 * blocks + step, 64 * blocks + 65, step), key=distance)
+    if distance(width) > NEAR:
+        raise JaxlmError(
+            f"no width gives {cell} {parameters:,} parameters within {NEAR:.0%}: the nearest, {width}, gives "
+            f"{parameters_of(of(width)):,}; give other --parameters"
+        )
+    return of(width)
+
+
+def seconds_of_epoch(config: jaxlm.Config, corpus: jaxlm.Corpus) -> float:
+    """How long the windows of an epoch take on this machine: by the fastest of five calls, once compiled."""
+    counts, plan = config.train, window_plan(config, len(corpus.train) // config.train.batch_size)
+    size, tokens = min(counts.windows_per_call, plan.windows_in(0)), jnp.asarray(batch(corpus.train, counts.batch_size))
+    given = tokens, plan.windows(0, size, size), jnp.int32(size)
+    state, took = new_state(config), []
+    for _ in range(6):
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(
+            train_windows(traced(config.recipe), state, *given, bptt_length=counts.longest)
+        )
+        took.append(time.perf_counter() - began)
+    return min(took[1:]) / size * plan.windows_in(0)
+
+
+def planned(args: argparse.Namespace) -> list[Cell]:
+    """Every cell with its epochs, which are kept. Raises JaxlmError, before it makes a file, where one cannot train."""
+    shared = {name: getattr(args, name) for name in ("preset", "parameters", "trials", "share")}
+    settings, cells = args.run_dir / "settings.json", []
+    if settings.exists() and (kept := json.loads(settings.read_text())) != shared:
+        raise JaxlmError(f"{args.run_dir} holds a shoot-out of {kept}, not of {shared}: name another --run-dir")
+    texts = [text.partition(":") for text in args.texts]
+    for place, base, corpus in [(at, *with_corpus(jaxlm.preset(preset or args.preset), at)) for at, _, preset in texts]:
+        for name in args.cells:
+            config, took = sized(base, name, args.parameters), None
+            for minutes in args.minutes:
+                folder = args.run_dir / re.sub(r"\W+", "-", place) / f"{minutes:g}min" / name
+                if (kept := folder / "epochs.json").exists():
+                    epochs = json.loads(kept.read_text())
+                else:
+                    took = took or seconds_of_epoch(config, corpus)
+                    epochs = round(60 * minutes / took)
+                if epochs < 1:
+                    raise JaxlmError(
+                        f"{minutes:g} minutes end before the first epoch of {name} on {place}, which takes {took:.1f} "
+                        f"s here: give more --minutes, or fewer --parameters"
+                    )
+                cells.append(Cell(place, minutes, name, folder, config.replace(epochs=epochs)))
+    for cell in cells:
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        (cell.folder / "epochs.json").write_text(json.dumps(cell.config.train.epochs))
+    settings.write_text(json.dumps(shared))
+    return cells
+
+
+def tuned(cell: Cell, trials: int, share: float) -> dict[str, Any]:
+    """The best point of the space, by a random sweep that is resumed or read where it is there already."""
+    config, folder = cell.config, cell.folder / "tuning"
+    rates = {name: getattr(config.optimizer, name, None) for name in ("learning_rate", "adam_learning_rate")}
+    space: dict[str, Any] = {name: f"log:{rate / 4:g}:{rate * 4:g}" for name, rate in rates.items() if rate}
+    space |= dict.fromkeys(("keep_output", "keep_embedding"), "uniform:0.4:1")
+    if (folder / results.RESULTS).exists():
+        found, _ = results.read(folder)
+    else:
+        config = config.replace(epochs=max(1, round(share * config.train.epochs)))
+        resumes = (folder / JOURNAL).exists()
+        found = jaxlm.sweep(config, space, strategy="random", trials=trials, run_dir=folder, resume=resumes)
+    if found.stopped_by:
+        sys.exit("stopped: start it again to resume")
+    if found.best is None:
+        raise JaxlmError(f"no trial of {cell.name} on {cell.text} could be trained to its end: see {folder}")
+    return found.best.values
+
+
+def run(cell: Cell, point: dict[str, Any], seed: int) -> Row:
+    """Trains one seed, or reads its run."""
+    config, folder = cell.config.replace(**point, seed=seed), cell.folder / f"seed{seed}"
+    valid, test = trained(config, config.data.corpus, folder)
+    timing = read_timing(folder).values()
+    return {
+        "text": cell.text,
+        "minutes": cell.minutes,
+        "cell": cell.name,
+        "seed": seed,
+        "parameters": parameters_of(config),
+        "width": config.model.embedding_size,
+        "epochs": config.train.epochs,
+        "seconds": sum(row["seconds"] for row in timing),
+        "words_per_second": median(row["words_per_second"] for row in timing),
+        "valid": valid,
+        "test": test,
+        "bits_per_character": read_metrics(folder)[-1]["test_bits_per_character"],
+        "command": jaxlm.Sweep(config).command(jaxlm.MemberResult(0, {}, seed)),
+    }
+
+
+def table(rows: list[Row]) -> str:
+    """Mean and standard deviation over the seeds of each cell, the best on validation first, and which to choose."""
+    columns = "parameters", "epochs", "seconds", "words_per_second", "valid", "test", "bits_per_character"
+    lines = [f"| text | minutes | cell | {' | '.join(columns)} |".replace("_", " "), "|" + "---|" * (3 + len(columns))]
+    chosen = []
+    for text, minutes in dict.fromkeys((row["text"], row["minutes"]) for row in rows):
+        cells: dict[str, dict[str, tuple[float, float]]] = {}
+        for cell in dict.fromkeys(row["cell"] for row in rows):
+            its = [row for row in rows if (row["text"], row["minutes"], row["cell"]) == (text, minutes, cell)]
+            cells[cell] = {name: mean_and_deviation([row[name] for row in its]) for name in columns}
+        best, *others = sorted(cells, key=lambda cell: cells[cell]["valid"][0])
+        for cell in (best, *others):
+            whole = [f"{cells[cell][name][0]:,.0f}" for name in columns[:4]]
+            measured = [spread(*cells[cell][name]) for name in columns[4:]]
+            lines.append(f"| {text} | {minutes:g} | {cell} | {' | '.join(whole + measured)} |")
+        (mean, deviation), near = cells[best]["valid"], []
+        for cell in others:
+            its_mean, its_deviation = cells[cell]["valid"]
+            near += [cell] * (its_mean - mean <= deviation + its_deviation)
+        alike = f"; within the deviations: {', '.join(near)}" if near else ""
+        chosen.append(f"{text}, {minutes:g} minutes: the lowest on validation is {best}{alike}.")
+    return "\n".join([*lines, "", *chosen]) + "\n"
+
+
+def plot(rows: list[Row], path: Path) -> Path:
+    """A panel a text and budget: a dot a seed, a bar for each cell's mean and standard deviation."""
+    panels, cells = (
+        list(dict.fromkeys(of)) for of in ([(r["text"], r["minutes"]) for r in rows], [r["cell"] for r in rows])
+    )
+    with figure(4 * len(panels) + 1, 4) as drawn:
+        for axes, panel in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            for place, cell in enumerate(cells):
+                tests = [r["test"] for r in rows if (r["text"], r["minutes"], r["cell"]) == (*panel, cell)]
+                colour = PALETTE[place % len(PALETTE)]
+                axes.scatter([place] * len(tests), tests, color=colour, s=14)
+                axes.errorbar(place, *mean_and_deviation(tests), color=colour, marker="_", capsize=4)
+            axes.set_xticks(range(len(cells)), cells, rotation=45)
+            axes.set(title=f"{Path(panel[0]).stem}, {panel[1]:g} min", ylabel="test perplexity")
+        return save(drawn, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--texts", nargs="+", default=["ptb"], metavar="TEXT[:PRESET]", help="as train's --corpus (ptb)"
+    )
+    parser.add_argument("--cells", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="CELL")
+    parser.add_argument("--minutes", nargs="+", type=float, default=[5.0], help="of training a run (5)")
+    parser.add_argument("--parameters", type=whole(1), default=3_000_000, metavar="N", help="of each model (3000000)")
+    parser.add_argument("--trials", type=whole(1), default=8, metavar="N", help="points that tune each cell (8)")
+    parser.add_argument("--share", type=float, default=0.25, help="of the epochs that a trial trains (0.25)")
+    parser.add_argument("--seeds", type=whole(1), default=3, metavar="K", help="runs of each cell, from seed 0 (3)")
+    parser.add_argument("--preset", default="tied-fast", metavar="NAME", help="all but the cell (tied-fast)")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/shootout"))
+    args = parser.parse_args()
+    cells, rows = planned(args), []
+    hours = sum(cell.minutes for cell in cells) * (args.seeds + args.trials * args.share) / 60
+    print(f"{len(cells)} cells, about {hours:.1f} hours in all", flush=True)
+    for cell in cells:
+        point = tuned(cell, args.trials, args.share)
+        rows += [run(cell, point, seed) for seed in range(args.seeds)]
+        text = io.StringIO()
+        lines = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        lines.writeheader()
+        lines.writerows(rows)
+        (args.run_dir / "shootout.csv").write_text(text.getvalue())
+    print(table(rows))
+    print(plot(rows, args.run_dir / "shootout.png"))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
