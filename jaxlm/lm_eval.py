@@ -45,7 +45,7 @@ class JaxLM(TemplateLM):
     ):
         super().__init__()
         self._lm = load(run, str(checkpoint))
-        self._tokenizer, self._score = tokenizer, self._lm.scorer()
+        self._tokenizer, self._score = tokenizer, self._lm.scorer(boundary="published")
 
     @property
     def eot_token_id(self) -> int:

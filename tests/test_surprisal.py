@@ -66,7 +66,7 @@ def test_logits_need_not_be_normalised_nor_near_0(shift, scale):
     rng = np.random.default_rng(0)
     logits = (scale * rng.normal(size=(7, 50)) + shift).astype(np.float32)
     targets = rng.integers(0, 50, 7)
-    nats, entropy, rank, top, top_nats = jax.jit(token_scores.score_logits, static_argnums=2)(
+    nats, entropy, rank, top, top_nats, _ = jax.jit(token_scores.score_logits, static_argnums=2)(
         logits, targets, token_scores.Detail(top=4)
     )
     wide = logits.astype(np.float64)

@@ -7,6 +7,7 @@ global norm. Nesterov's momentum of 0.9 is kept from sentence to sentence. No dr
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -40,7 +41,7 @@ class Adaptive:
             if not (value > 0 and math.isfinite(value)):
                 raise JaxlmError(f"{name} must be above 0; it is {value:g}")
         self.params: Params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), network.params)
-        self._model, self._rate, self._objective = network.model, float(rate), Objective(clip_norm=float(clip_norm))
+        self._network, self._rate, self._objective = network, float(rate), Objective(clip_norm=float(clip_norm))
         self._momentum = MOMENTUM.init(self.params)
         self._stream, self._detail, self._done = stream, detail, 0
         self._carry = network.carry()
@@ -51,13 +52,14 @@ class Adaptive:
     def _one(self, ids: np.ndarray) -> TokenScores:
         before, count = self._carry, len(ids) - 1
         if self._stream:  # (of the parameters that score the sentence)
-            self._carry = carry_after(Network(self._model, self.params), ids[:-1], before)
+            self._carry = carry_after(replace(self._network, params=self.params), ids[:-1], before)
         steps = max(8, 1 << (count - 1).bit_length())  # a power of two, so that few lengths are compiled
         inputs, targets = (np.pad(part, (0, steps - count))[:, None] for part in (ids[:-1], ids[1:]))
         tokens = map(jnp.asarray, (inputs, targets, np.arange(steps)[:, None] < count))
         learnt = self.params, self._momentum
+        model, begins = self._network.model, self._network.begins
         scores, (self.params, self._momentum), finite = _adapt(
-            self._model, self._objective, self._rate, learnt, Tokens(*tokens), before, detail=self._detail
+            model, begins, self._objective, self._rate, learnt, Tokens(*tokens), before, detail=self._detail
         )
         self._done += 1
         if not finite:
@@ -68,10 +70,10 @@ class Adaptive:
 
 
 @partial(jax.jit, static_argnames="detail", donate_argnames="learnt")
-def _adapt(model, objective, rate, learnt, tokens, carry, *, detail):
+def _adapt(model, begins, objective, rate, learnt, tokens, carry, *, detail):
     """Scores one sentence, then takes one step on it; also whether the gradient was finite."""
     params, momentum = learnt
-    network = Network(model, params)
+    network = Network(model, params, begins)
     grads, (found, _) = gradient(network, objective, tokens, carry)
     scores = own_scores(network, found, tokens, detail)
     updates, momentum = MOMENTUM.update(grads, momentum)

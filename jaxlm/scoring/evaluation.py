@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -37,10 +38,11 @@ class Readers:
     params: Params
     vocab: Vocab
     statistics: Callable[[Dynamic], Statistics]  # reads the training text, for dynamic evaluation by the rule rms
+    begins: jax.Array | None = None  # which tokens [V] begin a word, where their probability is asked for
 
     def of(self, protocol: Plain) -> Reader:
         """The reader of a protocol. Raises JaxlmError where the protocol means nothing for this model."""
-        network = Network(self.config.model, self.params)
+        network = Network(self.config.model, self.params, self.begins)
         if isinstance(protocol, Cache):
             return CacheReader(network, protocol)
         if isinstance(protocol, MCDropout):

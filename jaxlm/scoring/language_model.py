@@ -3,11 +3,12 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config.config import Config
@@ -29,8 +30,25 @@ from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pa
 from jaxlm.scoring.network import Network, layer_states
 from jaxlm.scoring.reading import EachSentence, OneStream
 from jaxlm.scoring.sampling import sampling_of
-from jaxlm.scoring.sentences import Encoded, Sentence, blocks, check_choice, check_several, check_words, encode
-from jaxlm.scoring.surprisal import BLOCK, TOKENIZERS, SurprisalOptions, Surprisals, WordSurprisals, by_word, surprisals
+from jaxlm.scoring.sentences import (
+    Boundaries,
+    Encoded,
+    Sentence,
+    SentenceReader,
+    check_choice,
+    check_words,
+    encode,
+    in_regions,
+)
+from jaxlm.scoring.surprisal import (
+    BLOCK,
+    TOKENIZERS,
+    SurprisalOptions,
+    Surprisals,
+    WordSurprisals,
+    by_word,
+    scored_blocks,
+)
 from jaxlm.scoring.syntaxgym import Suite, SuiteResult, read_suite, score_suite
 from jaxlm.scoring.token_scores import Detail, Scoring
 from jaxlm.scoring.tokenizers import PTBTokenizer, Tokenizer, at_white_space, is_tokenised
@@ -246,11 +264,17 @@ class LanguageModel:
         Args:
             context: "sentence" or "stream".
             full: whether to find entropy and rank.
-            **options: `top_k`, `protocol` and `data_dir` of `SurprisalOptions`.
+            **options: `top_k`, `protocol`, `data_dir`, `boundary` and `punctuation` of `SurprisalOptions`.
         """
-        how = SurprisalOptions(context, **options)
-        reader = self._readers(None, how.data_dir).of(protocol_of(how.protocol))
+        how = SurprisalOptions(**{**options, "context": context})
+        readers = replace(self._readers(None, how.data_dir), begins=self._begins(how))
+        reader = readers.of(protocol_of(how.protocol))
         return (OneStream if context == "stream" else EachSentence)(reader, Detail(how.top_k, full))
+
+    def _begins(self, how: SurprisalOptions) -> jax.Array | None:
+        """Which tokens begin a word, if their probability is to be scored."""
+        boundaries = Boundaries.of(self.vocab, how.punctuation)
+        return jnp.asarray(boundaries.begins) if boundaries and how.boundary == "corrected" else None
 
     def adaptive(self, rate: float, *, clip_norm: float = CLIP_NORM, **options: Any) -> Adaptive:
         """A `scoring` for `surprisal_stream` that takes a step of SGD after each sentence; its `params` are adapted.
@@ -258,13 +282,14 @@ class LanguageModel:
         Args:
             rate: learning rate.
             clip_norm: largest global norm of a gradient.
-            **options: `context` and `top_k` of `SurprisalOptions`.
+            **options: `context`, `top_k`, `boundary` and `punctuation` of `SurprisalOptions`.
 
         Raises:
             JaxlmError: the rate or the norm is not above 0.
         """
         how = SurprisalOptions(**options)
-        return Adaptive(self.network, rate, clip_norm, how.context == "stream", Detail(how.top_k))
+        network = replace(self.network, begins=self._begins(how))
+        return Adaptive(network, rate, clip_norm, how.context == "stream", Detail(how.top_k))
 
     def surprisal(self, sentences: Iterable[Sentence], **options: Any) -> Surprisals:
         """The surprisal of every word, with entropy, entropy reduction and rank, as plain arrays.
@@ -285,7 +310,39 @@ class LanguageModel:
         """
         return Surprisals.joined(self.surprisal_stream(sentences, **options))
 
-    def surprisal_stream(
+    def surprisal_stream(self, sentences: Iterable[Sentence], **options: Any) -> Iterator[Surprisals]:
+        """`surprisal` of an iterator of any length in constant memory: a table for each block of sentences.
+
+        Args:
+            sentences: as `surprisal` takes them; with context "stream" they may be empty.
+            **options: fields of `SurprisalOptions`, and what `scored` takes.
+        """
+        return (table for _, _, table in self.scored(sentences, **options))
+
+    def word_surprisal(self, sentences: Iterable[Sentence], **options: Any) -> WordSurprisals:
+        """The surprisal of every displayed word (one with white space around it), its pieces summed.
+
+        Args:
+            sentences: lines.
+            **options: fields of `SurprisalOptions`, but `top_k`; what `scored` takes; and `regions`, of each sentence,
+                to sum over in place of words: texts that make up its words.
+
+        Raises:
+            DataError: there are no sentences, one has no piece, or regions do not tile a sentence.
+        """
+        return WordSurprisals.joined(self.word_surprisal_stream(sentences, **options))
+
+    def word_surprisal_stream(
+        self, sentences: Iterable[Sentence], *, regions: Sequence[Sequence[str]] | None = None, **options: Any
+    ) -> Iterator[WordSurprisals]:
+        """`word_surprisal` of an iterator of any length in constant memory, as `surprisal_stream` has it."""
+        for first, encoded, table in self.scored(sentences, **options):
+            if regions is not None:
+                numbered, where = enumerate(encoded, first), options.get("where", "sentence {}".format)
+                encoded = [in_regions(one, regions[number - 1], where(number)) for number, one in numbered]
+            yield by_word(table, encoded, first, options.get("eos", False))
+
+    def scored(
         self,
         sentences: Iterable[Sentence],
         *,
@@ -294,57 +351,26 @@ class LanguageModel:
         scoring: Scoring | None = None,
         where: Callable[[int], str] = "sentence {}".format,
         **options: Any,
-    ) -> Iterator[Surprisals]:
-        """`surprisal` of an iterator of any length in constant memory: a table for each `block` of sentences.
+    ) -> Iterator[tuple[int, list[Encoded], Surprisals]]:
+        """The number of the first sentence of each block, how its sentences are read, and the table of their tokens.
 
         Args:
-            sentences: as `surprisal` takes them; with context "stream" they may be empty.
+            sentences: as `surprisal_stream` takes them.
             block: sentences that are read together.
             first: number of the first sentence.
             scoring: what `scorer` or `adaptive` returned, to go on from its state (default: a new `scorer`).
             where: names a sentence, given its number from 1, in an error.
             **options: fields of `SurprisalOptions`.
         """
-        check_several(sentences)
         how, scoring = SurprisalOptions(**options), scoring or self.scorer(**options)
-        for part in blocks(sentences, block):
-            encoded = []
-            for number, sentence in enumerate(part, first):
-                words = self.words(sentence, how.tokenizer)
-                if not words and how.context == "sentence":
-                    raise DataError(f"{where(number)} has no words: remove it")
-                encoded.append(self._encode(words, how.oov, where(number)))
-                if isinstance(sentence, str) and len(words) == len(sentence.split()):
-                    pairs = zip(words, sentence.split(), strict=True)  # a word in the case in which it was written
-                    shown = tuple(given if given.lower() == word else word for word, given in pairs)
-                    encoded[-1] = replace(encoded[-1], words=shown)
-            yield surprisals(scoring([one.ids for one in encoded]), self.vocab, encoded, how, first)
-            first += len(part)
+        return scored_blocks(scoring, self.reader(how), self.vocab, sentences, how, block, first, where)
 
-    def word_surprisal(
-        self,
-        sentences: Iterable[str],
-        *,
-        scoring: Scoring | None = None,
-        where: Callable[[int], str] = "sentence {}".format,
-        **options: Any,
-    ) -> WordSurprisals:
-        """The surprisal of every displayed word (one with white space around it), its pieces summed.
-
-        Args:
-            sentences: lines.
-            scoring, where: as `surprisal_stream` takes them.
-            **options: fields of `SurprisalOptions`, but `top_k` and `eos`.
-
-        Raises:
-            DataError: there are no sentences, or one has no piece.
-        """
-        check_several(sentences)
-        lines = list(sentences)
-        pieces = [*map(self.tokenizer(options.get("tokenizer")), lines)]
-        words = [[piece for word in sentence for piece in word] for sentence in pieces]
-        tables = self.surprisal_stream(words, scoring=scoring, where=where, **options)
-        return by_word(Surprisals.joined(tables), [line.split() for line in lines], pieces)
+    def reader(self, how: SurprisalOptions) -> SentenceReader:
+        """How sentences are read."""
+        boundaries = Boundaries.of(self.vocab, how.punctuation)
+        return SentenceReader(
+            self.vocab, self.config.data.lowercase, self.tokenizer(how.tokenizer), boundaries, how.punctuation
+        )
 
     def states(self, words: Sentence, *, tokenizer: str | None = None) -> dict[str, np.ndarray]:
         """The state of every layer after each of N words of a sentence: arrays [N, ...] by name, as in `lstm.0.c`.
@@ -358,14 +384,7 @@ class LanguageModel:
         return {f"{self.config.kinds['model']}.{name}": array[1:] for name, array in arrays.items()}
 
     def minimal_pairs(
-        self,
-        pairs: str | Path | Iterable[str | Path | Pair],
-        *,
-        oov: str = "unk",
-        tokenizer: str | None = None,
-        eos: bool = False,
-        protocol: str | Plain | None = None,
-        data_dir: str | Path | None = None,
+        self, pairs: str | Path | Iterable[str | Path | Pair], *, oov: str = "unk", eos: bool = False, **options: Any
     ) -> MinimalPairs:
         """Accuracy on minimal pairs in BLiMP's format, by UID and in all.
 
@@ -373,39 +392,30 @@ class LanguageModel:
             pairs: files of JSON lines, or pairs.
             oov: unknown words are read as `<unk>` ("unk") or refused ("error"); "filter" leaves out pairs that differ
                 in unknown words only.
-            tokenizer: of the sentences.
             eos: whether the `<eos>` after the last word is a part of the sentence.
-            protocol, data_dir: see `SurprisalOptions`.
+            **options: `tokenizer`, `boundary`, `punctuation`, `protocol` and `data_dir` of `SurprisalOptions`.
 
         Raises:
             DataError: a file is malformed, or an unknown word is refused.
         """
         found = read_pairs([pairs] if isinstance(pairs, str | Path) else pairs)
-        scoring = self.scorer(full=False, protocol=protocol, data_dir=data_dir)
-        return score_pairs(scoring, self._encode, found, partial(self.words, tokenizer=tokenizer), oov, eos)
+        scoring, read = self.scorer(full=False, **options), self.reader(SurprisalOptions(**options))
+        return score_pairs(scoring, read, found, oov, eos)
 
-    def syntaxgym(
-        self,
-        suite: str | Path | Suite,
-        *,
-        oov: str = "unk",
-        tokenizer: str | None = None,
-        protocol: str | Plain | None = None,
-        data_dir: str | Path | None = None,
-    ) -> SuiteResult:
+    def syntaxgym(self, suite: str | Path | Suite, *, oov: str = "unk", **options: Any) -> SuiteResult:
         """Results of a SyntaxGym test suite.
 
         Args:
             suite: its JSON file, or what `read_suite` made of it.
             oov: unknown words are read as `<unk>` ("unk") or refused ("error").
-            tokenizer, protocol, data_dir: as `minimal_pairs` takes them.
+            **options: as `minimal_pairs` takes them.
 
         Raises:
             DataError: the suite is malformed, or an unknown word is refused.
         """
-        read = suite if isinstance(suite, Suite) else read_suite(suite)
-        scoring = self.scorer(full=False, protocol=protocol, data_dir=data_dir)
-        return score_suite(scoring, self._encode, read, self.tokenizer(tokenizer), oov)
+        found = suite if isinstance(suite, Suite) else read_suite(suite)
+        scoring, read = self.scorer(full=False, **options), self.reader(SurprisalOptions(**options))
+        return score_suite(scoring, read, found, oov)
 
     def generate(
         self,

@@ -35,19 +35,21 @@ class MCReader(Reader):
     def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
         (window, carries), (inputs, targets, _) = state, tokens
         network, samples = self.network, self.protocol.samples
+        nats_only = detail.nats_only and network.begins is None
         key = jax.random.fold_in(jax.random.key(self.protocol.seed), window)
 
         def add(total, sample):
             number, carry = sample
             noise = draw_noise(network.model, jax.random.fold_in(key, number), len(inputs), 1)
             found, carry = network.features(inputs[:, None], carry, noise)
-            if detail.nats_only:
+            if nats_only:
                 log_p = -network.token_nats(found, targets[:, None], noise)[:, 0]
             else:
                 log_p = jax.nn.log_softmax(network.logits(found, noise)[:, 0])
             return jnp.logaddexp(total, log_p), carry
 
-        nothing = jnp.full((len(inputs),) if detail.nats_only else (len(inputs), network.model.vocab_size), -jnp.inf)
+        nothing = jnp.full((len(inputs),) if nats_only else (len(inputs), network.model.vocab_size), -jnp.inf)
         total, carries = lax.scan(add, nothing, (jnp.arange(samples), carries))
-        scores = nats_alone(jnp.log(samples) - total) if detail.nats_only else score_logits(total, targets, detail)
-        return scores, (window + 1, carries)
+        if nats_only:
+            return nats_alone(jnp.log(samples) - total), (window + 1, carries)
+        return score_logits(total, targets, detail, network.begins), (window + 1, carries)

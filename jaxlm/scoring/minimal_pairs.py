@@ -4,7 +4,7 @@ A pair is correct where the good sentence has strictly more log-probability; tie
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlm.errors import DataError
-from jaxlm.scoring.sentences import Encoded, blocks, check_choice
+from jaxlm.scoring.sentences import SentenceReader, blocks, check_choice, sentence_nats
 from jaxlm.scoring.stimuli import json_lines, text_field
 from jaxlm.scoring.token_scores import Scoring
 
@@ -122,15 +122,8 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
     return pairs
 
 
-def score_pairs(
-    scoring: Scoring,
-    encode: Callable[..., Encoded],
-    pairs: Iterable[Pair],
-    words: Callable[[str], list[str]],
-    oov: str,
-    eos: bool,
-) -> MinimalPairs:
-    """Scores pairs, each sentence by itself, and counts; `encode` makes the sentence of what `words` finds in a text.
+def score_pairs(scoring: Scoring, read: SentenceReader, pairs: Iterable[Pair], oov: str, eos: bool) -> MinimalPairs:
+    """Scores pairs, each sentence by itself, and counts.
 
     `oov="filter"` leaves out pairs that differ in unknown words only. With `eos` the `<eos>` after the last word is a
     part of the sentence. Raises DataError where an unknown word is refused (`oov="error"`), or a sentence has no words.
@@ -141,18 +134,18 @@ def score_pairs(
         sentences = []
         for pair in block:
             for text in (pair.good, pair.bad):
-                if not (found := words(text)):
+                sentences.append(read(text, "error" if oov == "error" else "unk", pair.where))
+                if not sentences[-1].tokens:
                     raise DataError(f"{pair.where}: the sentence {text!r} has no words of the vocabulary's kind")
-                sentences.append(encode(found, "error" if oov == "error" else "unk", pair.where))
-        ids = [sentence.ids if eos else sentence.ids[:-1] for sentence in sentences]
-        unique = {one.tobytes(): one for one in ids}  # equal sentences get equal numbers, so that a tie is one
-        scores = scoring(list(unique.values())).nats.astype(float)
-        ends = np.cumsum([len(one) - 1 for one in unique.values()])
-        log_p = {key: -float(part.sum()) for key, part in zip(unique, np.split(scores, ends[:-1]), strict=True)}
+        unique = {
+            one.ids.tobytes(): one for one in sentences
+        }  # equal sentences get equal numbers, so that a tie is one
+        nats = sentence_nats(scoring, [*unique.values()], eos)
+        log_p = {key: -float(part.sum()) for key, part in zip(unique, nats, strict=True)}
         for place, pair in enumerate(block):
             good, bad = sentences[2 * place : 2 * place + 2]
-            alike = np.array_equal(good.ids, bad.ids) and good.words != bad.words
-            p_good, p_bad = (log_p[one.tobytes()] for one in ids[2 * place : 2 * place + 2])
+            alike = np.array_equal(good.ids, bad.ids) and good.tokens != bad.tokens
+            p_good, p_bad = (log_p[one.ids.tobytes()] for one in (good, bad))
             results.append(PairResult(pair, p_good, p_bad, alike, not (alike and oov == "filter")))
     by_uid: dict[str, list[PairResult]] = {}
     for result in results:

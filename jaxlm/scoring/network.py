@@ -17,10 +17,11 @@ READ = 256  # words of one call of `carry_after` and `layer_states`
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Network:
-    """A model and its parameters, as a pytree."""
+    """A model and its parameters, as a pytree; and which tokens [V] begin a word, where that is to be scored."""
 
     model: Recurrent
     params: Params
+    begins: jax.Array | None = None
 
     def carry(self, rows: int = 1) -> Carry:
         """The carry before the first token of B rows: zeros."""

@@ -60,7 +60,7 @@ class CacheReader(Reader):
         log_odds = alike - jnp.where(speaks, jax.nn.logsumexp(alike, 1), 0)[:, None]
         log_own = jnp.where(speaks, jnp.log1p(-self.protocol.lambda_), 0)
         log_weight = jnp.where(speaks, jnp.log(self.protocol.lambda_), -jnp.inf)
-        if detail.nats_only:
+        if detail.nats_only and self.network.begins is None:
             log_p = -self.network.token_nats(found, targets[:, None])[:, 0]
             hits = jax.nn.logsumexp(jnp.where(words == targets[:, None], log_odds, -jnp.inf), 1)
             scores = nats_alone(-jnp.logaddexp(log_own + log_p, log_weight + hits))
@@ -68,7 +68,7 @@ class CacheReader(Reader):
             log_p = jax.nn.log_softmax(self.network.logits(found[:, 0]))
             cached = jnp.zeros_like(log_p).at[row, words].add(jnp.exp(log_odds))
             mixed = jnp.logaddexp(log_own[:, None] + log_p, log_weight[:, None] + jnp.log(cached))
-            scores = score_logits(mixed, targets, detail)
+            scores = score_logits(mixed, targets, detail, self.network.begins)
         return scores, CacheState(carry, keys[T:], words[T:], state.position + counted.sum(dtype=jnp.int32))
 
     def _speaks(self, position: jax.Array) -> jax.Array:

@@ -1,46 +1,198 @@
-"""Sentences as a model reads them: the words, their ids between two `<eos>`, and which words it does not know."""
+"""Sentences as a model reads them: the tokens, their ids between two `<eos>`, and the words that they make up.
 
+Tokens that are pieces of words (subwords, characters, bytes) say where a word begins, and not where it ends. So the
+probability of a word is that of its pieces and of a boundary B after them, given the boundary before them:
+
+    p(word | context) = product of p(piece) * P(B | context, word) / P(B | context)
+
+B: the next token begins with white space or ends the line; P(B) = 1 at the beginning of a line. The probabilities of
+all words sum to one (Pimentel and Meister 2024, arXiv:2406.14561; Oh and Schuler 2024, arXiv:2406.10851).
+"""
+
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import accumulate, islice, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import DataError, JaxlmError
+from jaxlm.scoring.token_scores import Scoring, TokenScores
+from jaxlm.scoring.tokenizers import Tokenizer
 
-Sentence = str | Sequence[str]  # a line, or its words
+Sentence = str | Sequence[str]  # a line, or its words; of pieces of words, the names of its tokens
+PUNCTUATION = ("word", "own")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sentence of n words."""
+    """One sentence of n tokens, shown as W words."""
 
-    words: tuple[str, ...]  # as given
+    tokens: tuple[str, ...]  # as given
     ids: np.ndarray  # int32 [n + 2], `<eos>` before and after
-    oov: np.ndarray  # which words are not in the vocabulary and are read as `<unk>`, bool [n]
+    oov: np.ndarray  # which tokens are not in the vocabulary and are read as `<unk>`, bool [n]
+    words: tuple[str, ...]
+    starts: np.ndarray  # the first token of each word, and n: int [W + 1]
+    cuts: np.ndarray  # before which tokens (n: the last `<eos>`) P(B) counts
 
 
-def encode(vocab: Vocab, words: Sequence[str], oov: str, where: str, lowercase: bool) -> Encoded:
-    """The sentence of some words, which `where` names in an error, as in "stimuli.txt, line 3".
+class Boundaries(NamedTuple):
+    """Where pieces make up words: properties of each token, bool [V].
 
-    Words outside the vocabulary are refused where `oov` is "error", else read as `<unk>`. Raises DataError where a word
-    is refused, or the vocabulary has no `<unk>` or no `<eos>`.
+    Attributes:
+        begins: it begins a word (or ends the line) wherever it stands.
+        blank: it is white space alone, and what follows belongs to the same word.
+        ends: it is punctuation that is a word by itself: any token after it begins a word.
+    """
+
+    begins: np.ndarray
+    blank: np.ndarray
+    ends: np.ndarray
+
+    @staticmethod
+    def of(vocab: Vocab, punctuation: str) -> "Boundaries | None":
+        """Those of a vocabulary; None where every token is a word."""
+        if vocab.kind == "words":
+            return None
+        texts = [data.decode("utf-8", "ignore") for data in vocab.token_bytes]
+        own = punctuation == "own"
+        begins = vocab.begins_word | [own and is_punctuation(text[:1]) for text in texts]
+        begins[vocab.eos] = True
+        return Boundaries(
+            begins,
+            np.array([text.isspace() for text in texts]),
+            np.array([own and is_punctuation(text[-1:]) for text in texts]),
+        )
+
+    def split(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`starts` and `cuts` of a sentence, by the ids [n + 1] of its tokens and the `<eos>` after them."""
+        ended = self.ends[ids[:-1]]
+        begins = (self.begins[ids[1:]] | ended) & ~self.blank[ids[:-1]]
+        begins[-1:] = True
+        return np.append(0, 1 + np.flatnonzero(begins)), 1 + np.flatnonzero(begins & ~ended)
+
+
+def is_punctuation(text: str) -> bool:
+    """Whether a text has marks and no letter or digit."""
+    return bool(text) and all(unicodedata.category(letter)[0] in "PS" for letter in text)
+
+
+@dataclass(frozen=True)
+class SentenceReader:
+    """How every verb reads sentences.
+
+    Attributes:
+        vocab, lowercase: the model's.
+        split: from a line to the pieces of each displayed word, where tokens are words.
+        boundaries: where tokens are pieces of words.
+        punctuation: "word" shows punctuation with its word, "own" as a word of its own.
+    """
+
+    vocab: Vocab
+    lowercase: bool
+    split: Tokenizer
+    boundaries: Boundaries | None
+    punctuation: str
+
+    def __call__(self, sentence: Sentence, oov: str, where: str) -> Encoded:
+        """One sentence, which `where` names in an error; without tokens where it is blank. Raises as `encode`."""
+        line = sentence if isinstance(sentence, str) else ""
+        if self.boundaries is None:
+            shown = line.split() if line else check_words(sentence)
+            pieces = self.split(line) if line else [[word] for word in shown]
+            if self.punctuation == "own":
+                shown, pieces = _apart(shown, pieces)
+            tokens = [piece for word in pieces for piece in word]
+            found = encode(self.vocab, tokens, oov, where, self.lowercase)
+            return replace(found, words=tuple(shown), starts=np.array([0, *accumulate(map(len, pieces))]))
+        line = line.lower() if self.lowercase else line
+        tokens = self.vocab.tokenize(line.rstrip()) if isinstance(sentence, str) else check_words(sentence)
+        found = encode(self.vocab, tokens, oov, where, False)
+        if not tokens:
+            return found
+        starts, cuts = self.boundaries.split(found.ids[1:])
+        words = ["".join(self.vocab.tokens.pieces(tokens[a:b])).strip() for a, b in pairwise(starts)]
+        given = sentence.split() if isinstance(sentence, str) else words
+        return replace(found, words=tuple(given if len(given) == len(words) else words), starts=starts, cuts=cuts)
+
+
+def _apart(shown: Sequence[str], pieces: Sequence[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Displayed words with the pieces that are punctuation as words of their own."""
+    words, parts = [], []
+    for word, found in zip(shown, pieces, strict=True):
+        groups: list[list[str]] = []
+        for piece in found:
+            if not groups or is_punctuation(piece) or is_punctuation(groups[-1][-1]):
+                groups.append([])
+            groups[-1].append(piece)
+        words += ["".join(group) for group in groups] if len(groups) > 1 else [word]
+        parts += groups or [[]]
+    return words, parts
+
+
+def in_regions(sentence: Encoded, regions: Sequence[str], where: str) -> Encoded:
+    """The sentence with regions in place of words: texts that make up its words, white space aside, in their order.
+
+    Raises DataError where they do not tile the sentence, or a region begins within a word.
+    """
+    ends = {length: place for place, length in enumerate(accumulate(map(len, sentence.words), initial=0))}
+    lengths = accumulate((len("".join(region.split())) for region in regions), initial=0)
+    places = [ends.get(length, -1) for length in lengths]
+    if -1 in places or "".join("".join(regions).split()) != "".join(sentence.words):
+        raise DataError(
+            f"{where}: the regions {' | '.join(regions)!r:.120} do not tile the words of the sentence "
+            f"{' '.join(sentence.words)!r:.120}: give every word once, in order"
+        )
+    return replace(sentence, words=tuple(regions), starts=sentence.starts[places])
+
+
+def word_nats(scores: TokenScores, sentences: Sequence[Encoded], lengths: Sequence[int]) -> np.ndarray:
+    """The nats of every token that was predicted, float64, with the P(B) of words: those of a word sum to the word's.
+
+    Args:
+        scores: of the sentences, one after the other.
+        lengths: how many predictions each sentence has.
+    """
+    nats, firsts = scores.nats.astype(float), accumulate(lengths, initial=0)
+    cuts = np.concatenate([first + one.cuts for first, one in zip(firsts, sentences, strict=False)])
+    nats[cuts] -= scores.boundary[cuts]
+    nats[cuts - 1] += scores.boundary[cuts]
+    return nats
+
+
+def sentence_nats(scoring: Scoring, sentences: Sequence[Encoded], eos: bool = False) -> list[np.ndarray]:
+    """`word_nats` of the tokens [n] of each sentence; with `eos` also of the `<eos>` after them."""
+    read = [one.ids if eos or len(one.cuts) else one.ids[:-1] for one in sentences]
+    lengths = [len(ids) - 1 for ids in read]
+    parts = np.split(word_nats(scoring(read), sentences, lengths), np.cumsum(lengths)[:-1])
+    return [part[: len(one.tokens) + eos] for part, one in zip(parts, sentences, strict=True)]
+
+
+def encode(vocab: Vocab, tokens: Sequence[str], oov: str, where: str, lowercase: bool) -> Encoded:
+    """The sentence of some tokens, which `where` names in an error, as in "stimuli.txt, line 3".
+
+    Tokens outside the vocabulary are refused where `oov` is "error", else read as `<unk>`. Raises DataError where a
+    token is refused, or the vocabulary has no `<unk>` or no `<eos>`.
     """
     if vocab.kind == "words" and EOS not in vocab.ids:
         raise DataError(f"the vocabulary has no {EOS}, and a sentence's first word is predicted from it")
-    read = [word.lower() for word in words] if lowercase else words
-    unknown = [word not in vocab.ids for word in read]
+    read = [word.lower() for word in tokens] if lowercase else tokens
+    unknown = [word not in vocab.ids or (vocab.kind != "words" and word == vocab.tokens.unknown) for word in read]
     if any(unknown) and (oov == "error" or vocab.unknown_id < 0):
-        word = words[unknown.index(True)]
+        word, kind = tokens[unknown.index(True)], vocab.kind
         why = (
             f"read it as {UNK} with oov=unk"
             if vocab.unknown_id >= 0
             else f"the vocabulary has no {UNK} to stand for it"
         )
-        raise DataError(f"{where}: the word {word!r} is not among the {len(vocab):,} words of the vocabulary; {why}")
+        raise DataError(
+            f"{where}: the {kind[:-1]} {word!r} is not among the {len(vocab):,} {kind} of the vocabulary; {why}"
+        )
     ids = np.concatenate([[vocab.eos], vocab.encode(read), [vocab.eos]]).astype(np.int32)
-    return Encoded(tuple(words), ids, np.array(unknown, bool))
+    whole = np.arange(len(tokens) + 1)
+    return Encoded(tuple(tokens), ids, np.array(unknown, bool), tuple(tokens), whole, whole[:0])
 
 
 def check_several(sentences: object) -> None:

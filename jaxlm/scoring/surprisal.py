@@ -5,24 +5,34 @@ Surprisal: Hale 2001, Levy 2008. Entropy and its reduction are defined as in neu
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from jaxlm.config.protocols import Plain
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.scoring.sentences import Encoded, check_choice
-from jaxlm.scoring.token_scores import TokenScores
+from jaxlm.scoring.sentences import (
+    PUNCTUATION,
+    Encoded,
+    Sentence,
+    SentenceReader,
+    blocks,
+    check_choice,
+    check_several,
+    word_nats,
+)
+from jaxlm.scoring.token_scores import Scoring, TokenScores
 
 UNITS = {"bits": math.log(2), "nats": 1.0}  # how many nats one is
 CONTEXTS = ("sentence", "stream")
 TOKENIZERS = ("none", "ptb")
+BOUNDARIES = ("corrected", "published")
 BLOCK = 1024  # sentences that are read together
 
 
@@ -40,6 +50,9 @@ class SurprisalOptions:
         tokenizer: what splits lines: "none" at white space, "ptb" as Penn Treebank's files are; None: as the text that
             the model was trained on.
         eos: whether the `<eos>` that ends each sentence has a row too.
+        punctuation: "word" counts punctuation to the word at which it stands, "own" makes it a word of its own.
+        boundary: of a word made of subwords, characters or bytes: "corrected" by the probabilities that a word begins
+            after it and where it begins (see `sentences.py`), or as "published" often, by its pieces alone.
         protocol: a name, as in "cache", or its settings, as in `Cache(cache_window=100)`; None: plain.
         data_dir: where Penn Treebank's files lie, which dynamic evaluation reads.
 
@@ -53,6 +66,8 @@ class SurprisalOptions:
     unit: str = "bits"
     tokenizer: str | None = None
     eos: bool = False
+    punctuation: str = "word"
+    boundary: str = "corrected"
     protocol: str | Plain | None = None
     data_dir: str | Path | None = None
 
@@ -60,6 +75,8 @@ class SurprisalOptions:
         check_choice("context", self.context, CONTEXTS)
         check_choice("oov", self.oov, ("unk", "error", "nan"))
         check_choice("unit", self.unit, list(UNITS))
+        check_choice("punctuation", self.punctuation, PUNCTUATION)
+        check_choice("boundary", self.boundary, BOUNDARIES)
         if self.tokenizer is not None:
             check_choice("tokenizer", self.tokenizer, TOKENIZERS)
         if self.top_k < 0:
@@ -77,6 +94,17 @@ class Table:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self):,} rows, in {self.unit}: {', '.join(self.columns())})"
+
+    @classmethod
+    def joined(cls, tables: "Iterable[Self]") -> "Self":
+        """The tables, one after the other. Raises DataError where there is none."""
+        if not (parts := list(tables)):
+            raise DataError("there are no sentences: give at least one")
+        columns: dict[str, Any] = {}
+        for name, first in vars(parts[0]).items():
+            values = [getattr(part, name) for part in parts]
+            columns[name] = np.concatenate(values) if isinstance(first, np.ndarray) else [*chain.from_iterable(values)]
+        return cls(**{**columns, "unit": parts[0].unit})
 
     def columns(self) -> dict[str, Sequence[Any]]:
         """The table: each column by its name."""
@@ -99,11 +127,12 @@ class Surprisals(Table):
 
     Attributes:
         sentence_id, token_id: the sentence's and the token's place in it, from 1, int [N].
-        word: as given.
+        word: the token as given.
         token: as the model reads it: `<unk>` where the word is unknown.
         vocabulary_id: the token's id, int32 [N].
         oov: whether the word is unknown, bool [N].
-        surprisal: -log p of the token, float [N]; nan for unknown words where that is asked.
+        surprisal: -log p of the token, float [N]; nan for unknown words where that is asked. Of the first and the last
+            piece of a word with the correction of its boundary, so that pieces sum to their word.
         entropy: of the distribution that predicts the token, float [N].
         entropy_reduction: how much the entropy fell since the sentence's token before, at least 0, float [N].
         rank: 1 where no word is more probable, int [N].
@@ -134,17 +163,33 @@ class Surprisals(Table):
             table[f"top_{k + 1}_surprisal"] = self.top_surprisal[:, k]
         return table
 
-    @staticmethod
-    def joined(tables: "Iterable[Surprisals]") -> "Surprisals":
-        """The tables, one after the other. Raises DataError where there is none."""
-        if not (parts := list(tables)):
-            raise DataError("there are no sentences: give at least one")
-        columns: dict[str, Any] = {}
-        for name, first in vars(parts[0]).items():
-            values = [getattr(part, name) for part in parts]
-            columns[name] = np.concatenate(values) if isinstance(first, np.ndarray) else [*chain.from_iterable(values)]
-        columns["unit"] = parts[0].unit
-        return Surprisals(**columns)
+
+def scored_blocks(
+    scoring: Scoring,
+    read: SentenceReader,
+    vocab: Vocab,
+    sentences: Iterable[Sentence],
+    how: SurprisalOptions,
+    block: int,
+    first: int,
+    where: Callable[[int], str],
+) -> Iterator[tuple[int, list[Encoded], Surprisals]]:
+    """Each block of sentences: the number of its first, how they are read, and their tokens' table."""
+    check_several(sentences)
+    for part in blocks(sentences, block):
+        encoded = []
+        for number, sentence in enumerate(part, first):
+            encoded.append(read(sentence, how.oov, where(number)))
+            if not encoded[-1].tokens and how.context == "sentence":
+                raise DataError(f"{where(number)} has no words: remove it")
+            if isinstance(sentence, str) and len(encoded[-1].tokens) == len(sentence.split()):
+                pairs = zip(
+                    encoded[-1].tokens, sentence.split(), strict=True
+                )  # a word in the case in which it was written
+                shown = tuple(given if given.lower() == word else word for word, given in pairs)
+                encoded[-1] = replace(encoded[-1], tokens=shown)
+        yield first, encoded, surprisals(scoring([one.ids for one in encoded]), vocab, encoded, how, first)
+        first += len(part)
 
 
 def surprisals(
@@ -159,12 +204,12 @@ def surprisals(
     token_id = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     ids = np.concatenate([sentence.ids[1:] for sentence in sentences])
     unknown = np.concatenate([np.append(sentence.oov, False) for sentence in sentences])
-    nats, entropy = scores.nats.astype(float), scores.entropy.astype(float)
+    nats, entropy = word_nats(scores, sentences, lengths.tolist()), scores.entropy.astype(float)
     before = np.where(token_id > 0, np.roll(entropy, 1), entropy)
     if options.oov == "nan":
         nats[unknown] = math.nan
     kept = np.flatnonzero(token_id + 1 < np.repeat(lengths + options.eos, lengths))
-    words = [word for sentence in sentences for word in (*sentence.words, EOS)]
+    words = [word for sentence in sentences for word in (*sentence.tokens, EOS)]
     one = UNITS[options.unit]
     return Surprisals(
         sentence_id[kept] + first,
@@ -190,7 +235,7 @@ class WordSurprisals(Table):
     Attributes:
         sentence_id, word_id: the sentence's and the word's place in it, from 1, int [W].
         word: as displayed.
-        tokens: its pieces as the model reads them, with spaces between; "" for punctuation that it does not have.
+        tokens: its tokens as the model reads them, with spaces between; "" for punctuation that it does not have.
         oov: whether a piece is unknown, bool [W].
         surprisal: of all pieces, float [W]; nan without pieces.
         entropy: before the first piece, float [W].
@@ -209,11 +254,14 @@ class WordSurprisals(Table):
     unit: str
 
 
-def by_word(
-    table: Surprisals, displayed: Sequence[Sequence[str]], pieces: Sequence[Sequence[Sequence[str]]]
-) -> WordSurprisals:
-    """A table of pieces, without rows for `<eos>`, summed over the displayed words of each sentence."""
-    counts = np.array([len(word) for sentence in pieces for word in sentence], int)
+def by_word(table: Surprisals, sentences: Sequence[Encoded], first: int = 1, eos: bool = False) -> WordSurprisals:
+    """The table of sentences' tokens summed over their words; the sentences are numbered from `first` on.
+
+    With `eos` the table has rows for `<eos>`, each a word.
+    """
+    ends = [1] * eos
+    counts = np.concatenate([[*np.diff(sentence.starts), *ends] for sentence in sentences]).astype(int)
+    displayed = [[*sentence.words, *[EOS] * eos] for sentence in sentences]
     owner, W = np.repeat(np.arange(len(counts)), counts), len(counts)
     starts = np.minimum(np.cumsum(counts) - counts, max(0, len(table) - 1))
     lengths = [len(words) for words in displayed]
@@ -225,7 +273,7 @@ def by_word(
         return np.where(counts > 0, np.bincount(owner, column, minlength=W), math.nan)
 
     return WordSurprisals(
-        np.repeat(np.arange(len(displayed)), lengths) + 1,
+        np.repeat(np.arange(len(displayed)), lengths) + first,
         np.concatenate([np.arange(1, length + 1) for length in lengths]),
         [word for words in displayed for word in words],
         [" ".join(found) for found in tokens],

@@ -1,20 +1,17 @@
 """SyntaxGym's test suites (Gauthier et al. 2020): items, conditions and regions, and formulas over surprisals."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from jaxlm.errors import DataError
 from jaxlm.scoring import formulas
 from jaxlm.scoring.formulas import Formula
-from jaxlm.scoring.sentences import Encoded, check_choice
+from jaxlm.scoring.sentences import Encoded, SentenceReader, check_choice, in_regions, sentence_nats
 from jaxlm.scoring.stimuli import json_file
 from jaxlm.scoring.token_scores import Scoring
-from jaxlm.scoring.tokenizers import Tokenizer
 
 
 class Item(NamedTuple):
@@ -94,26 +91,23 @@ def read_suite(path: str | Path) -> Suite:
     return Suite(str(meta.get("name", Path(path).stem)), predictions, items, where)
 
 
-def score_suite(
-    scoring: Scoring, encode: Callable[..., Encoded], suite: Suite, tokenizer: Tokenizer, oov: str = "unk"
-) -> SuiteResult:
-    """Scores a suite, each sentence by itself; `encode` makes the sentence of some words.
+def score_suite(scoring: Scoring, read: SentenceReader, suite: Suite, oov: str = "unk") -> SuiteResult:
+    """Scores a suite, each sentence by itself.
 
     Raises DataError where an unknown word is refused (`oov="error"`), or a sentence has no words.
     """
     check_choice("oov", oov, ("unk", "error"))
-    sentences, lengths = [], []
+    sentences: list[Encoded] = []
     for item in suite.items:
         for name, regions in item.conditions.items():
-            displayed = iter(tokenizer(" ".join(regions.values())))
-            pieces = [[piece for _ in content.split() for piece in next(displayed)] for content in regions.values()]
             where = f"{suite.path}, item {item.number}, condition {name!r}"
-            if not any(pieces):
+            sentence = read(" ".join(regions.values()), oov, where)
+            if not sentence.tokens:
                 raise DataError(f"{where} has no words")
-            sentences.append(encode([word for part in pieces for word in part], oov, where))
-            lengths += [len(part) for part in pieces]
-    bits = scoring([sentence.ids[:-1] for sentence in sentences]).nats.astype(float) / math.log(2)
-    sums = (float(part.sum()) for part in np.split(bits, np.cumsum(lengths)[:-1]))
+            sentences.append(in_regions(sentence, [*regions.values()], where))
+    bits = [nats / math.log(2) for nats in sentence_nats(scoring, sentences)]
+    ranges = ((found, *span) for found, one in zip(bits, sentences, strict=True) for span in pairwise(one.starts))
+    sums = (float(found[start:stop].sum()) for found, start, stop in ranges)
     unknown = (int(sentence.oov.sum()) for sentence in sentences)
     results = []
     for item in suite.items:

@@ -16,6 +16,7 @@ from jax import lax
 from jaxlm.ops.processor import by_platform
 from jaxlm.scoring.network import Network
 
+TINY = 1e-37  # so that what cannot begin here has large nats, not infinite ones
 NEAR = 20.0  # a sum of odds within exp(+-NEAR) loses no digit of the entropy
 ROWS, ACCELERATOR_ROWS = 128, 1024  # R: a chunk's logits [R, V] exist at a time; on a CPU they stay in its cache
 
@@ -37,6 +38,7 @@ class TokenScores(NamedTuple):
         rank: 1 where no word is more probable than the token, int32 [N].
         top: ids of the K most probable words, int32 [N, K].
         top_nats: -log p of these words, float32 [N, K].
+        boundary: -log p that the token begins a word or ends the line, float32 [N]; 0 where it is not asked for.
     """
 
     nats: Any
@@ -44,6 +46,7 @@ class TokenScores(NamedTuple):
     rank: Any
     top: Any
     top_nats: Any
+    boundary: Any
 
     def __repr__(self) -> str:
         return f"TokenScores({len(self.nats):,} tokens, {self.nats.sum():.2f} nats)"
@@ -85,7 +88,8 @@ EVERYTHING = Detail()  # but likelier words
 def nats_alone(nats: jax.Array) -> TokenScores:
     """Scores with these nats [N, ...]; the other columns are zero or empty."""
     none = jnp.zeros((*nats.shape, 0))
-    return TokenScores(nats, jnp.zeros_like(nats), jnp.zeros_like(nats, jnp.int32), none.astype(jnp.int32), none)
+    zeros = jnp.zeros_like(nats)
+    return TokenScores(nats, zeros, zeros.astype(jnp.int32), none.astype(jnp.int32), none, zeros)
 
 
 def own_scores(
@@ -110,7 +114,7 @@ def _own_scores(
 
     def score(rows: jax.Array, ids: jax.Array) -> TokenScores:
         logits = network.logits(rows)
-        return score_logits(logits if temperature is None else logits / temperature, ids, detail)
+        return score_logits(logits if temperature is None else logits / temperature, ids, detail, network.begins)
 
     def score_chunk(chunk: tuple[jax.Array, jax.Array, jax.Array]) -> TokenScores:
         rows, ids, wanted = chunk
@@ -126,21 +130,23 @@ def merged(array: jax.Array) -> jax.Array:
     return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
 
 
-def score_logits(logits: jax.Array, targets: jax.Array, detail: Detail) -> TokenScores:
-    """The scores of targets [R], given logits [R, V], which need not be normalised."""
+def score_logits(logits: jax.Array, targets: jax.Array, detail: Detail, begins: jax.Array | None = None) -> TokenScores:
+    """The scores of targets [R], given logits [R, V], which need not be normalised, and which tokens begin a word."""
     picked, odds = jnp.take_along_axis(logits, targets[:, None], 1), jnp.exp(logits)
     total = odds.sum(1)
 
     def scores(logits: jax.Array, odds: jax.Array, total: jax.Array, picked: jax.Array) -> TokenScores:
         log_total = jnp.log(total)
-        entropy = rank = jnp.zeros(len(targets))
+        entropy = rank = boundary = jnp.zeros(len(targets))
         if detail.full:
             entropy = log_total - (odds * logits).sum(1) / total
             rank = 1 + jnp.where(logits > picked, 1.0, 0.0).sum(1)  # (whole numbers are summed more slowly)
+        if begins is not None:
+            boundary = log_total - jnp.log(jnp.maximum(jnp.where(begins, odds, 0).sum(1), TINY))
         none = jnp.zeros((len(targets), 0))
         values, ids = lax.top_k(logits, min(detail.top, logits.shape[1])) if detail.top else (none, none)
         nats, top_nats = log_total - picked[:, 0], log_total[:, None] - values
-        return TokenScores(nats, entropy, rank.astype(jnp.int32), ids.astype(jnp.int32), top_nats)
+        return TokenScores(nats, entropy, rank.astype(jnp.int32), ids.astype(jnp.int32), top_nats, boundary)
 
     def far_from_zero() -> TokenScores:
         highest = logits.max(1, keepdims=True)
