@@ -551,7 +551,7 @@ def test_the_share_of_unknown_words_stands_beside_every_result(run, tmp_path, ca
     assert said("evaluate", run)[1] == ""
     known = tmp_path / "known.txt"
     known.write_text("the bank " * 30 + "hund\n")
-    assert said("surprisal", run, known)[1] == "note: 1 of 61 words (1.6% <unk>) are not in the vocabulary\n"
+    assert said("surprisal", run, known)[1] == "note: 1 of 61 words (1.6% <unk>) are not in the vocabulary: hund\n"
     assert said("evaluate", run, "--text", known)[1] == ""
 
 

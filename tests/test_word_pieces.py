@@ -3,18 +3,29 @@
 The model is a bigram: an LSTM whose state is the last token, so that all words that can follow are few enough to list.
 """
 
+import csv
+import io
 from collections import Counter
 from functools import cache
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from language_models import lm_of, log_probs
+from language_models import WORDS, lm_of, log_probs, small_lm
 
 import jaxlm
+from jaxlm.cli import main
+from jaxlm.data.corpus import Corpus
 from jaxlm.data.tokens import Bytes, Characters, Subwords
 from jaxlm.data.vocab import Vocab
+from jaxlm.errors import DataError
+from jaxlm.runs.adoption import keep_model, unknown_corpus
+from jaxlm.scoring import frequency
+from jaxlm.scoring.formulas import parse
+from jaxlm.scoring.minimal_pairs import Pair
 from jaxlm.scoring.sentences import Boundaries
+from jaxlm.scoring.spans import span_surprisal
+from jaxlm.scoring.syntaxgym import Item, Suite
 
 TEXT = "ab, a b.\n"
 NEXT = {  # the weights of what comes after a letter, a mark, a space and a newline
@@ -140,3 +151,152 @@ def test_corrections_cancel_over_a_line(punctuation, protocol):
             np.testing.assert_allclose(table.surprisal[table.sentence_id == line].sum(), expected, rtol=1e-5)
     assert np.abs(pieces["corrected"].surprisal - pieces["published"].surprisal).max() > 0.1
     assert len(words) == (10 if punctuation == "word" else 13)
+
+
+def test_every_verb_has_the_probabilities_of_words():
+    lm = bigram("subwords")
+    table = lm.word_surprisal(["b ab, a", "a"], unit="nats")
+    sums = [table.surprisal[table.sentence_id == line].sum() for line in (1, 2)]
+    (pair,) = lm.minimal_pairs([Pair("a", "b ab, a")]).results
+    np.testing.assert_allclose([pair.bad, pair.good], np.negative(sums), rtol=1e-5)
+    with_eos = lm.minimal_pairs([Pair("a", "b ab, a")], eos=True).results[0]
+    assert with_eos.good == pytest.approx(
+        -lm.surprisal(["a"], unit="nats", eos=True, boundary="published").surprisal.sum()
+    )
+    formula = parse("(1;%x%) > 0 & (2;%x%) > 0", "here")
+    item = Item(1, {"x": {1: "b", 2: "ab, a"}})
+    (found,) = lm.syntaxgym(Suite("s", [formula], [item])).items
+    expected = table.surprisal[[0, 1]] / np.log(2), table.surprisal[2] / np.log(2)
+    np.testing.assert_allclose(found.surprisals["x", 1], expected[0][0], rtol=1e-5)
+    np.testing.assert_allclose(found.surprisals["x", 2], expected[0][1] + expected[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_spans_are_prefix_probabilities_wherever_they_cut(kind):
+    lm, text = bigram(kind), "b ab, a"
+    letters = "\n" + text
+    expected = [
+        -np.log(CHANCE[before][after]) for before, after in zip(letters, text, strict=False)
+    ]  # of each character
+    spans = [(start, end) for start in range(7) for end in range(start + 1, 8)]
+    found = span_surprisal(lm, [text] * len(spans), spans, unit="nats")
+    np.testing.assert_allclose(found.surprisal, [sum(expected[a:b]) for a, b in spans], atol=1e-5)
+    assert found.word == [text[a:b] for a, b in spans]
+
+
+def test_spans_of_words():
+    lm = small_lm()
+    text = "the dogs can't run"
+    whole = lm.word_surprisal(["the dogs ca n't run"], tokenizer="none")
+    found = span_surprisal(lm, [text] * 4, [(0, 3), (3, 8), (9, 14), (0, 18)], tokenizer="ptb")
+    np.testing.assert_allclose(
+        found.surprisal, [whole.surprisal[part].sum() for part in ([0], [1], [2, 3], range(5))], rtol=1e-5
+    )
+    assert found.tokens == ["the", "dogs", "ca n't", "the dogs ca n't run"]
+    for span, message in (
+        ((4, 7), "cuts a word"),
+        ((5, 8), "cuts a word"),
+        ((0, 19), "not within"),
+        ((3, 3), "not within"),
+    ):
+        with pytest.raises(DataError, match=f"sentence 1: the span .* {message}"):
+            span_surprisal(lm, [text], [span], tokenizer="ptb")
+
+
+def test_punctuation_of_words_is_a_row_where_it_is_asked():
+    lm = small_lm(words=(*WORDS, ","))
+    found = lm.word_surprisal(["the dog, can't run", "the"], punctuation="own", tokenizer="ptb")
+    assert found.word == ["the", "dog", ",", "can't", "run", "the"]
+    assert found.tokens == ["the", "dog", ",", "ca n't", "run", "the"]
+    together = lm.word_surprisal(["the dog, can't run"], tokenizer="ptb")
+    assert together.surprisal[1] == pytest.approx(found.surprisal[1] + found.surprisal[2])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of words and one of subwords, of a text that is known."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "text").mkdir()
+    for split in ("train", "valid", "test"):
+        (folder / "text" / f"{split}.txt").write_text("b ab, a a\nthe ab\n")
+    words = jaxlm.load_corpus(folder / "text")
+    lm = lm_of(words.vocab)
+    keep_model(folder / "words", lm.config, lm.params, words)
+    pieces = bigram("subwords")
+    keep_model(folder / "pieces", pieces.config, pieces.params, unknown_corpus("x", "0" * 64, pieces.vocab))
+    return folder
+
+
+def rows(capsys, *arguments):
+    assert main(["surprisal", *map(str, arguments)]) == 0
+    said = capsys.readouterr()
+    return [*csv.DictReader(io.StringIO(said.out), delimiter="," if "--csv" in arguments else "\t")], said.err
+
+
+def test_the_command_prints_words_of_pieces_beside_those_of_words(runs, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("b ab, a\n\u00df a\n")
+    found, error = rows(capsys, runs / "pieces", tmp_path / "text.txt")
+    assert [row["word"] for row in found] == ["b", "ab,", "a", "\u00df", "a"] and found[1]["tokens"] == "\u2581a b ,"
+    assert "vocabulary" not in error  # bytes stand for the rest
+    found, error = rows(capsys, runs / "pieces", runs / "words", tmp_path / "text.txt")
+    assert [row["tokens.words"] for row in found] == ["b", "ab,", "a", "<unk>", "a"] and "surprisal.pieces" in found[0]
+    published, _ = rows(capsys, runs / "pieces", tmp_path / "text.txt", "--boundary", "published", "--eos")
+    assert published[0]["surprisal"] != found[0]["surprisal.pieces"] and published[3]["word"] == "<eos>"
+    found, error = rows(capsys, runs / "words", tmp_path / "text.txt", "--predictors")
+    assert [row["length"] for row in found] == ["1", "3", "1", "1", "1"] and error.endswith(": \u00df\n")
+    assert [row["log_frequency"] for row in found] == ["0.693147", "0.693147", "1.098612", "NaN", "1.098612"]
+    _, error = rows(capsys, runs / "pieces", tmp_path / "text.txt", "--predictors")
+    assert error.startswith("note: no log frequencies of pieces: the corpus of an imported model is unknown")
+
+
+def test_counts_of_words_in_pieces_are_those_in_words(runs):
+    text = jaxlm.load_corpus(runs / "text")
+    vocab = bigram("subwords").vocab
+    ids = vocab.encode_text((runs / "text/train.txt").read_text())
+    pieces = Corpus("x", "x", vocab, ids, ids, ids, "0")
+    with pytest.MonkeyPatch.context() as patch:
+        for block in (1, 3, 100):
+            patch.setattr(frequency, "BLOCK", block)
+            assert {k: v for k, v in frequency.word_counts(pieces).items() if v} == {"b": 1, "ab": 2, "a": 2, "the": 1}
+            assert frequency.word_counts(text)["a"] == 2
+
+
+def test_regions_and_spans_of_stimuli(runs, tmp_path, capsys):
+    path = tmp_path / "stimuli.csv"
+    path.write_text("Item;Sentence;Parts;start;end\n1;b ab, a;b ab,| a;2;4\n2;a ab;a|ab;0;1\n")
+    words, _ = rows(capsys, runs / "pieces", "--csv", path)
+    regions, _ = rows(capsys, runs / "pieces", "--csv", path, "--regions", "Parts")
+    assert [row["word"] for row in regions] == ["b ab,", "a", "a", "ab"] and regions[1]["Item"] == "1"
+    bits = [float(row["surprisal"]) for row in words]
+    np.testing.assert_allclose([float(row["surprisal"]) for row in regions], [bits[0] + bits[1], *bits[2:]], atol=3e-6)
+    spans, _ = rows(capsys, runs / "pieces", "--csv", path, "--spans", "characters", "--predictors")
+    assert [row["word"] for row in spans] == ["ab", "a"] and spans[0]["Sentence" if "Sentence" in spans[0] else "Item"]
+    assert float(spans[0]["surprisal"]) == pytest.approx(-np.log2(CHANCE[" "]["a"] * CHANCE["a"]["b"]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cells", "flags", "message"),
+    [
+        ("b ab;b|a;0;1", ["--regions", "Parts"], "stimuli.csv, line 2: the regions 'b | a' do not tile the words"),
+        ("b ab;b a|b;0;1", ["--regions", "Parts"], "do not tile the words of the sentence 'b ab'"),
+        ("b ab;b|ab;0;1", ["--regions", "Region"], "has no column 'Region' beside that of sentences"),
+        ("b ab;b|ab;0;9", ["--spans", "characters"], "line 2: the span 0 to 9 is not within the 4 characters"),
+        ("b ab;b|ab;x;1", ["--spans", "characters"], "line 2: expected a whole number in column 'start', found 'x'"),
+        ("b ab;b|ab;0;1", ["--spans", "characters", "--regions", "Parts"], "give one of them"),
+        ("b ab;b|ab;0;1", ["--spans", "characters", "--context", "stream"], "sentence by sentence"),
+    ],
+)
+def test_mistakes_in_stimuli_are_one_sentence(runs, tmp_path, capsys, cells, flags, message):
+    path = tmp_path / "stimuli.csv"
+    path.write_text(f"Sentence;Parts;start;end\n{cells}\n")
+    assert main(["surprisal", str(runs / "pieces"), "--csv", str(path), *flags]) in (1, 2)
+    said = capsys.readouterr()
+    assert said.out == "" and message in said.err and len(said.err.splitlines()) == 1
+
+
+def test_a_character_outside_the_vocabulary_is_refused_by_name():
+    lm = lm_of(Vocab.build("the dogs\n", kind=Characters()))
+    with pytest.raises(
+        DataError, match="sentence 1: the character 'x' is not among the 9 characters of the vocabulary"
+    ):
+        lm.word_surprisal(["the x"])

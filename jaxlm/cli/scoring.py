@@ -21,7 +21,15 @@ FORMAT = argument("--format", choices=("tsv", "csv", "jsonl"), help="of the tabl
 SCORES = (DATA_DIR, output("write the table to a file, which appears whole at the end"), add_protocol_flags)
 TEXTS = "text, a sentence a line (default, or -: standard input); a directory is one more run"
 CONTEXTS = ("sentence", "stream")
+BOUNDARY = argument(
+    "--boundary",
+    choices=("corrected", "published"),
+    default="corrected",
+    help="of words made of pieces: count that a word begins after them (default), or the pieces alone",
+)
+PUNCTUATION = argument("--punctuation", choices=("word", "own"), help="counted to its word (default), or a word itself")
 LAYOUTS = ("jaxlm", "lm-zoo", "neural-complexity")  # as in `scoring.layouts`, which imports JAX
+MOST_NAMED = 10  # unknown words
 Models = Mapping[str, "LanguageModel"]  # by the name of the run
 
 
@@ -37,7 +45,12 @@ def _oov(*choices: str) -> Adder:
     pathname("texts", "FILE", TEXTS, nargs="*", default=[]),
     pathname("--csv", "FILE", "stimuli in CSV (-: standard input), a row a word"),
     argument("--column", metavar="NAME", help="the column of sentences in --csv (default Sentence)"),
+    argument("--regions", metavar="NAME", help="a column of --csv with each sentence's regions, | between: a row each"),
+    argument("--spans", choices=("characters",), help="a row for the characters from start to end (columns of --csv)"),
+    switch("--predictors", "add length and log frequency in the training text"),
     TOKENIZER,
+    PUNCTUATION,
+    BOUNDARY,
     argument("--unit", choices=("bits", "nats"), help="of surprisal and entropy (default bits)"),
     argument("--context", choices=CONTEXTS, default="sentence", help="stream: the state passes to the next line"),
     _oov("error", "nan"),
@@ -58,9 +71,9 @@ def surprisal(args: argparse.Namespace) -> None:
     lms = {path.name if short else str(path): loaded(path, args.checkpoint) for path in runs}
     top_k = args.top_k or 0
     scorings: dict[str, Any] = {
-        name: lm.scorer(args.context, top_k=top_k, protocol=protocol, data_dir=args.data_dir)
+        name: lm.scorer(args.context, top_k=top_k, protocol=protocol, data_dir=args.data_dir, **_cut(args))
         if args.adapt is None
-        else lm.adaptive(args.adapt, context=args.context, top_k=top_k)
+        else lm.adaptive(args.adapt, context=args.context, top_k=top_k, **_cut(args))
         for name, lm in lms.items()
     }
     format = "csv" if args.csv else args.layout if args.layout == "neural-complexity" else "tsv"
@@ -77,6 +90,11 @@ def surprisal(args: argparse.Namespace) -> None:
         keep_model(args.save_adapted, lm.config.replace(epochs=0), scorings[name].params, corpus)
 
 
+def _cut(args: argparse.Namespace) -> dict[str, str]:
+    """How texts are cut into words, and words' boundaries counted."""
+    return {"punctuation": args.punctuation or "word", "boundary": args.boundary}
+
+
 def _check_surprisal(args: argparse.Namespace, runs: Sequence[Path], texts: Sequence[Path]) -> None:
     """Raises JaxlmError where arguments contradict each other."""
     other, kept, adapts = args.layout != "jaxlm", args.save_adapted, args.adapt is not None
@@ -90,6 +108,15 @@ def _check_surprisal(args: argparse.Namespace, runs: Sequence[Path], texts: Sequ
         (args.csv and args.top_k, "--csv has a row for each displayed word: leave --top-k out"),
         (args.csv and args.eos, "--csv has a row for each displayed word: leave --eos out"),
         (args.column is not None and not args.csv, "--column names a column of the file of --csv, which is not given"),
+        (args.regions and not args.csv, "--regions names a column of the file of --csv, which is not given"),
+        (args.spans and not args.csv, "--spans reads columns start and end of the file of --csv, which is not given"),
+        (args.spans and args.regions, "--spans and --regions are two ways to cut a sentence: give one of them"),
+        (
+            args.spans and (adapts or args.protocol != "plain"),
+            "--spans is scored plainly: leave --adapt and --protocol out",
+        ),
+        (args.spans and args.context == "stream", "--spans is scored sentence by sentence: leave --context stream out"),
+        (other and args.predictors, f"--layout {args.layout} is that tool's own table: leave --predictors out"),
         (adapts and args.protocol != "plain", f"--adapt {args.adapt} takes no --protocol {args.protocol}"),
         (kept and not adapts, "--save-adapted keeps what --adapt RATE makes, which is not given"),
         (len(runs) > 1 and other, f"--layout takes one run, and {len(runs)} are given"),
@@ -111,46 +138,93 @@ def _score_lines(
 ) -> None:
     """Writes a row for each token of lines of text, as they come."""
     from jaxlm.scoring import layouts
+    from jaxlm.scoring.surprisal import WordSurprisals
 
-    columns, words, unknown = layouts.LAYOUTS[args.layout], 0, 0
+    by_words = args.punctuation or any(lm.vocab.kind != "words" for lm in lms.values())
+    by_words = by_words and args.layout == "jaxlm" and not args.top_k
+    stream, number = ("word_surprisal_stream", "word_id") if by_words else ("surprisal_stream", "token_id")
+    columns = WordSurprisals.columns if by_words else layouts.LAYOUTS[args.layout]
+    unknown, extra = Unknown(), _predictors(args, lms)
     for first, lines, where in _blocks(texts, counted=args.output is not None or not _is_terminal(sys.stdout)):
-        options = {"context": args.context, "oov": args.oov, "unit": args.unit or "bits", "eos": args.eos}
+        options = {"context": args.context, "oov": args.oov, "unit": args.unit or "bits", "eos": args.eos, **_cut(args)}
         options |= {"tokenizer": args.tokenizer, "first": first, "block": len(lines), "where": where}
-        found = {name: next(lm.surprisal_stream(lines, scoring=scorings[name], **options)) for name, lm in lms.items()}
-        first_table = next(iter(found.values()))
-        write(_joined({name: columns(one) for name, one in found.items()}, "token_id"), header=first == 1)
-        words, unknown = words + len(first_table), unknown + int(first_table.oov.sum())
-    _say_unknown(unknown, words)
+        found = {name: next(getattr(lm, stream)(lines, scoring=scorings[name], **options)) for name, lm in lms.items()}
+        tables = {name: {**columns(one), **extra(name, one)} for name, one in found.items()}
+        write(_joined(tables, number), header=first == 1)
+        unknown.add(next(iter(found.values())))
+    unknown.say()
 
 
 def _score_table(
     args: argparse.Namespace, lms: Models, scorings: Mapping[str, Any], write: Callable[..., object]
 ) -> None:
-    """Writes a row for each displayed word of the sentences of a CSV file, after its other columns."""
+    """Writes a row for each displayed word, region or span of the sentences of a CSV file, after its other columns."""
+    from jaxlm.scoring.spans import span_surprisal
     from jaxlm.scoring.stimuli import name_of, read_table
 
     stimuli = read_table(args.csv, args.column or "Sentence")
-    options = {"context": args.context, "oov": args.oov, "unit": args.unit or "bits", "tokenizer": args.tokenizer}
+    options = {"oov": args.oov, "unit": args.unit or "bits", "tokenizer": args.tokenizer}
     options["where"] = lambda sentence: f"{name_of(args.csv)}, line {stimuli.lines[sentence - 1]}"
-    tables = {name: lm.word_surprisal(stimuli.sentences, scoring=scorings[name], **options) for name, lm in lms.items()}
-    own = _joined({name: table.columns() for name, table in tables.items()}, "word_id")
+    if args.spans:
+        spans = [*zip(*(stimuli.numbers(name, name_of(args.csv)) for name in ("start", "end")), strict=True)]
+        tables = {name: span_surprisal(lm, stimuli.sentences, spans, **options) for name, lm in lms.items()}
+    else:
+        options |= {"context": args.context, **_cut(args)}
+        if args.regions:
+            cells = stimuli.cells(args.regions, name_of(args.csv))
+            options["regions"] = [[part.strip() for part in cell.split("|")] for cell in cells]
+        texts = stimuli.sentences
+        tables = {name: lm.word_surprisal(texts, scoring=scorings[name], **options) for name, lm in lms.items()}
+    extra = _predictors(args, lms)
+    own = _joined({name: {**table.columns(), **extra(name, table)} for name, table in tables.items()}, "word_id")
     kept = [f"stimulus.{name}" if name in own else name for name in stimuli.columns]
     if len({*kept, *own}) < len(kept) + len(own):
         raise DataError(f"{args.csv} has a column named as one of the result: rename one of {', '.join(kept)}")
     rows = [stimuli.rows[sentence - 1] for sentence in own["sentence_id"]]
     columns = {name: [row[place] for row in rows] for place, name in enumerate(kept)}
     write({**columns, **own})
-    oov = next(iter(tables.values())).oov
-    _say_unknown(int(oov.sum()), len(oov))
+    unknown = Unknown()
+    unknown.add(next(iter(tables.values())))
+    unknown.say()
 
 
-def _say_unknown(unknown: int, words: int) -> None:
-    """Says on standard error how many words were read as `<unk>`, if any; a warning where there are many."""
-    from jaxlm.data.unknown import unknown_text, unknown_warning
+class Unknown:
+    """The words of tables that were read as `<unk>`."""
 
-    if unknown:
-        note = f"note: {unknown:,} of {words:,} words ({unknown_text(unknown / words)}) are not in the vocabulary"
-        say(unknown_warning(unknown / words, "the text") or note, file=sys.stderr)
+    def __init__(self) -> None:
+        self._words, self._count, self._named = 0, 0, {}
+
+    def add(self, table: Any) -> None:
+        """Counts the words of one table."""
+        words = [word for word, oov in zip(table.word, table.oov.tolist(), strict=True) if oov]
+        self._words, self._count = self._words + len(table), self._count + len(words)
+        self._named |= dict.fromkeys(words[:MOST_NAMED])
+
+    def say(self) -> None:
+        """Says on standard error how many there are and which, if any; as a warning where there are many."""
+        from jaxlm.data.unknown import unknown_text, unknown_warning
+
+        if self._count:
+            share, named = self._count / self._words, [*self._named][:MOST_NAMED]
+            note = f"note: {self._count:,} of {self._words:,} words ({unknown_text(share)}) are not in the vocabulary"
+            more = ", ..." if self._count > len(named) else ""
+            said = f"{unknown_warning(share, 'the text') or note}: {', '.join(named)}{more}"
+            say(printable(said), file=sys.stderr)
+
+
+def _predictors(args: argparse.Namespace, lms: Models) -> Callable[[str, Any], dict[str, list]]:
+    """What makes the columns of --predictors for a table of one run."""
+    if not args.predictors:
+        return lambda name, table: {}
+    from jaxlm.scoring.frequency import predictors, word_counts
+
+    counts: dict[str, Mapping[str, int]] = {}
+    for name, lm in lms.items():
+        try:
+            counts[name] = word_counts(lm.find_corpus(data_dir=args.data_dir))
+        except DataError as error:
+            say(printable(f"note: no log frequencies of {name}: {error}"), file=sys.stderr)
+    return lambda name, table: predictors(lms[name], table, counts.get(name))
 
 
 def _joined(tables: Mapping[str, Mapping[str, Sequence[Any]]], number: str) -> Mapping[str, Sequence[Any]]:
@@ -194,6 +268,8 @@ def states(args: argparse.Namespace) -> None:
     *MODEL,
     pathname("pairs", "FILE", "JSON lines with sentence_good and sentence_bad", nargs="+"),
     TOKENIZER,
+    PUNCTUATION,
+    BOUNDARY,
     _oov("error", "filter"),
     switch("--eos", "count the <eos> after the last word to the sentence"),
     FORMAT,
@@ -201,7 +277,7 @@ def states(args: argparse.Namespace) -> None:
 )
 def minimal_pairs(args: argparse.Namespace) -> None:
     protocol = given_protocol(args)
-    options = {"oov": args.oov, "tokenizer": args.tokenizer, "eos": args.eos, "data_dir": args.data_dir}
+    options = {"oov": args.oov, "tokenizer": args.tokenizer, "eos": args.eos, "data_dir": args.data_dir, **_cut(args)}
     found = loaded(args.run, args.checkpoint).minimal_pairs(args.pairs, protocol=protocol, **options)
     names = ("UID", "linguistics_term", "pairs", "accuracy", "low_95", "high_95", "ties", "oov_only", "left_out")
     rows = [
@@ -216,6 +292,8 @@ def minimal_pairs(args: argparse.Namespace) -> None:
     *MODEL,
     pathname("suites", "SUITE.json", "test suites in SyntaxGym's format", nargs="+"),
     TOKENIZER,
+    PUNCTUATION,
+    BOUNDARY,
     _oov("error"),
     FORMAT,
     *SCORES,
@@ -223,7 +301,7 @@ def minimal_pairs(args: argparse.Namespace) -> None:
 def syntaxgym(args: argparse.Namespace) -> None:
     protocol = given_protocol(args)
     lm = loaded(args.run, args.checkpoint)
-    options = {"oov": args.oov, "tokenizer": args.tokenizer, "data_dir": args.data_dir}
+    options = {"oov": args.oov, "tokenizer": args.tokenizer, "data_dir": args.data_dir, **_cut(args)}
     rows: list[tuple[Any, ...]] = []
     for result in [lm.syntaxgym(path, protocol=protocol, **options) for path in args.suites]:
         name, items, oov = result.suite.name, result.items, sum(item.oov for item in result.items)

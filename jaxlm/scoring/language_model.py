@@ -30,16 +30,7 @@ from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pa
 from jaxlm.scoring.network import Network, layer_states
 from jaxlm.scoring.reading import EachSentence, OneStream
 from jaxlm.scoring.sampling import sampling_of
-from jaxlm.scoring.sentences import (
-    Boundaries,
-    Encoded,
-    Sentence,
-    SentenceReader,
-    check_choice,
-    check_words,
-    encode,
-    in_regions,
-)
+from jaxlm.scoring.sentences import Boundaries, Encoded, Sentence, SentenceReader, check_choice, check_words, encode
 from jaxlm.scoring.surprisal import (
     BLOCK,
     TOKENIZERS,
@@ -105,7 +96,7 @@ class LanguageModel:
         if not isinstance(sentence, str):
             return check_words(sentence)
         if self.vocab.kind != "words":
-            return self.vocab.tokenize(self._cased(sentence))
+            return self.vocab.tokenize(self.cased(sentence))
         return [piece for word in self.tokenizer(tokenizer)(sentence) for piece in word]
 
     def tokens(self, text: Sentence, tokenizer: str | None = None) -> list[str]:
@@ -113,9 +104,9 @@ class LanguageModel:
         if not isinstance(text, str):
             text, tokenizer = " ".join(check_words(text)), "none"
         if self.vocab.kind != "words":
-            return self.vocab.tokenize(self._cased(text))
+            return self.vocab.tokenize(self.cased(text))
         pieces, tokens = self.tokenizer(tokenizer), []
-        for line in normalize_newlines(self._cased(text)).split("\n"):
+        for line in normalize_newlines(self.cased(text)).split("\n"):
             for word in pieces(line):
                 tokens += map(sys.intern, word)  # one string object for each word, however long the text
             tokens.append(EOS)
@@ -148,7 +139,7 @@ class LanguageModel:
     def neighbors(self, word: str, k: int = 10) -> list[tuple[str, float]]:
         """The k words nearest to a word, with the cosine of their embeddings, the word itself left out."""
         generation.check_counts(k=k)
-        word = self._cased(word)
+        word = self.cased(word)
         if word not in self.vocab.ids:
             raise DataError(f"{word!r} is not among the {len(self.vocab):,} words of this model's vocabulary")
         embedding = np.asarray(self.params["embedding"])
@@ -191,7 +182,7 @@ class LanguageModel:
             return evaluate_ids(self._readers(None, data_dir), ids, str(text), found)
         if split not in SPLITS:
             raise JaxlmError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
-        source, train = self._find(corpus, data_dir), self.config.train
+        source, train = self.find_corpus(corpus, data_dir), self.config.train
         own = not isinstance(corpus, str | Path) and split != "test"
         rows_and_window = (train.batch_size, train.bptt_length) if own else (1, 1)
         ids, name = getattr(source, split), f"{source.name} {split}"
@@ -215,7 +206,7 @@ class LanguageModel:
         Raises:
             JaxlmError: there is nothing to tune, or the protocol means nothing for this text or model.
         """
-        source = self._find(corpus, data_dir)
+        source = self.find_corpus(corpus, data_dir)
         readers = self._readers(source)
         results = grid_search(readers, source.valid, f"{source.name} valid", protocol_of(protocol), grid)
         best, valid = results[0]
@@ -227,10 +218,10 @@ class LanguageModel:
         """The name and the ids [N] of a split of the run's own corpus, or of a file of text."""
         if text is not None:
             return str(text), self.vocab.encode(self.tokens(read_string(text, self.vocab.tokens.errors)))
-        corpus = self._find(None, data_dir)
+        corpus = self.find_corpus(None, data_dir)
         return f"{corpus.name} {split}", getattr(corpus, split)
 
-    def _find(self, corpus: Corpus | str | Path | None, data_dir: str | Path | None) -> Corpus:
+    def find_corpus(self, corpus: Corpus | str | Path | None = None, data_dir: str | Path | None = None) -> Corpus:
         """A corpus of any text by its name, or the run's own. Raises DataError where it is not the run's own."""
         if isinstance(corpus, str | Path):
             return load_corpus(corpus, data_dir=data_dir, vocab=self.vocab, **self.config.data.options)
@@ -247,7 +238,7 @@ class LanguageModel:
         """Makes readers; dynamic evaluation reads the train split of a corpus (default: the run's own) once."""
 
         def statistics(protocol: Dynamic) -> Statistics:
-            train = self._find(None, data_dir) if corpus is None else corpus
+            train = self.find_corpus(None, data_dir) if corpus is None else corpus
             objective = objective_of(self.config, protocol)
             rows, windows = protocol.statistics_rows, protocol.statistics_windows
             key = (train.sha256, protocol.segment_length, rows, windows, objective)
@@ -336,11 +327,9 @@ class LanguageModel:
         self, sentences: Iterable[Sentence], *, regions: Sequence[Sequence[str]] | None = None, **options: Any
     ) -> Iterator[WordSurprisals]:
         """`word_surprisal` of an iterator of any length in constant memory, as `surprisal_stream` has it."""
+        where, eos = options.get("where", "sentence {}".format), options.get("eos", False)
         for first, encoded, table in self.scored(sentences, **options):
-            if regions is not None:
-                numbered, where = enumerate(encoded, first), options.get("where", "sentence {}".format)
-                encoded = [in_regions(one, regions[number - 1], where(number)) for number, one in numbered]
-            yield by_word(table, encoded, first, options.get("eos", False))
+            yield by_word(table, encoded, first, eos, regions, where)
 
     def scored(
         self,
@@ -477,12 +466,12 @@ class LanguageModel:
     def _begun(self, prompt: Sentence, stop: str, ban: Iterable[str] = (), **options: Any) -> tuple:
         """How to sample, the ids of `<eos>` and the prompt, and the id that ends a text (-1: none)."""
         check_choice("stop", stop, generation.STOPS)
-        how, end = sampling_of(self.vocab, ban=map(self._cased, ban), **options), self.vocab.eos
+        how, end = sampling_of(self.vocab, ban=map(self.cased, ban), **options), self.vocab.eos
         return how, self._encode(self.tokens(prompt), where="the prompt").ids[:-1], end if stop == "eos" else -1
 
     def _encode(self, words: Sequence[str], oov: str = "unk", where: str = "the sentence") -> Encoded:
         return encode(self.vocab, words, oov, where, self.config.data.lowercase)
 
-    def _cased(self, text: str) -> str:
+    def cased(self, text: str) -> str:
         """A text as the run's text was read: in lower case, or unwrapped."""
         return as_read(self.config.data, text)

@@ -10,7 +10,7 @@ all words sum to one (Pimentel and Meister 2024, arXiv:2406.14561; Oh and Schule
 """
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice, pairwise
 from typing import NamedTuple
@@ -132,20 +132,27 @@ def _apart(shown: Sequence[str], pieces: Sequence[list[str]]) -> tuple[list[str]
     return words, parts
 
 
-def in_regions(sentence: Encoded, regions: Sequence[str], where: str) -> Encoded:
-    """The sentence with regions in place of words: texts that make up its words, white space aside, in their order.
+def in_regions(
+    sentences: Sequence[Encoded], regions: Sequence[Sequence[str]] | None, first: int, where: Callable[[int], str]
+) -> Sequence[Encoded]:
+    """Sentences, numbered from `first` on, with the regions of each by its number, from 1, in place of words.
 
-    Raises DataError where they do not tile the sentence, or a region begins within a word.
+    Regions are texts that make up the words of the sentence, white space aside, in their order. Raises DataError where
+    they do not tile it, or a region begins within a word.
     """
-    ends = {length: place for place, length in enumerate(accumulate(map(len, sentence.words), initial=0))}
-    lengths = accumulate((len("".join(region.split())) for region in regions), initial=0)
-    places = [ends.get(length, -1) for length in lengths]
-    if -1 in places or "".join("".join(regions).split()) != "".join(sentence.words):
-        raise DataError(
-            f"{where}: the regions {' | '.join(regions)!r:.120} do not tile the words of the sentence "
-            f"{' '.join(sentence.words)!r:.120}: give every word once, in order"
-        )
-    return replace(sentence, words=tuple(regions), starts=sentence.starts[places])
+    found = []
+    for number, sentence in enumerate(sentences, first) if regions is not None else ():
+        parts, words = tuple(regions[number - 1]), sentence.words
+        ends = {length: place for place, length in enumerate(accumulate(map(len, words), initial=0))}
+        lengths = accumulate((len("".join(part.split())) for part in parts), initial=0)
+        places = [ends.get(length, -1) for length in lengths]
+        if -1 in places or "".join("".join(parts).split()) != "".join(words):
+            raise DataError(
+                f"{where(number)}: the regions {' | '.join(parts)!r:.120} do not tile the words of the sentence "
+                f"{' '.join(words)!r:.120}: give every word once, in order"
+            )
+        found.append(replace(sentence, words=parts, starts=sentence.starts[places]))
+    return sentences if regions is None else found
 
 
 def word_nats(scores: TokenScores, sentences: Sequence[Encoded], lengths: Sequence[int]) -> np.ndarray:

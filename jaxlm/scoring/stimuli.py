@@ -27,6 +27,23 @@ class StimulusTable:
     rows: list[list[str]]  # cells of the other columns, for each sentence
     lines: list[int]  # on which line of the file each row ends, from 1
 
+    def cells(self, column: str, name: str) -> list[str]:
+        """The cells of another column. Raises DataError, with the file's `name`, where there is none."""
+        if column not in self.columns:
+            known = ", ".join(map(repr, self.columns)) or "none"
+            raise DataError(f"{name} has no column {column!r} beside that of sentences: its other columns are {known}")
+        return [row[self.columns.index(column)] for row in self.rows]
+
+    def numbers(self, column: str, name: str) -> list[int]:
+        """The cells of another column as whole numbers. Raises DataError."""
+        cells = [cell.strip() for cell in self.cells(column, name)]
+        for line, cell in zip(self.lines, cells, strict=True):
+            if not (cell.isascii() and cell.isdigit() and len(cell) < 10):
+                raise DataError(
+                    f"{name}, line {line}: expected a whole number in column {column!r}, found {cell!r:.40}"
+                )
+        return [*map(int, cells)]
+
 
 def name_of(path: str | Path) -> str:
     """A file as errors call it; "-" is standard input."""

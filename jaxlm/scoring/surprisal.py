@@ -25,6 +25,7 @@ from jaxlm.scoring.sentences import (
     blocks,
     check_choice,
     check_several,
+    in_regions,
     word_nats,
 )
 from jaxlm.scoring.token_scores import Scoring, TokenScores
@@ -254,11 +255,19 @@ class WordSurprisals(Table):
     unit: str
 
 
-def by_word(table: Surprisals, sentences: Sequence[Encoded], first: int = 1, eos: bool = False) -> WordSurprisals:
-    """The table of sentences' tokens summed over their words; the sentences are numbered from `first` on.
+def by_word(
+    table: Surprisals,
+    sentences: Sequence[Encoded],
+    first: int,
+    eos: bool,
+    regions: Sequence[Sequence[str]] | None,
+    where: Callable[[int], str],
+) -> WordSurprisals:
+    """The table of sentences' tokens, numbered from `first` on, summed over their words, or their regions.
 
-    With `eos` the table has rows for `<eos>`, each a word.
+    With `eos` the table has rows for `<eos>`, each a word. Raises DataError as `in_regions`.
     """
+    sentences = in_regions(sentences, regions, first, where)
     ends = [1] * eos
     counts = np.concatenate([[*np.diff(sentence.starts), *ends] for sentence in sentences]).astype(int)
     displayed = [[*sentence.words, *[EOS] * eos] for sentence in sentences]
