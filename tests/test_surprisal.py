@@ -182,7 +182,7 @@ def test_the_states_are_those_that_predict_the_next_word(kind):
     words = ["the", "dogs", "of", "zebra"]
     found = lm.states(words)
     assert {name: array.shape for name, array in found.items() if name.endswith("h")} == {
-        f"{kind}.0.h": (4, 5),
+        f"{kind}.0.h": (4, 6),
         f"{kind}.1.h": (4, 4),
     }
     assert (f"{kind}.0.c" in found) == (kind in ("lstm", "mogrifier"))
