@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from jaxlm.interop.imported import import_model as import_model
     from jaxlm.interop.tensorflow import from_tensorflow as from_tensorflow
     from jaxlm.interop.tensorflow import to_tensorflow as to_tensorflow
+    from jaxlm.models.gated_deltanet import GatedDeltaNet as GatedDeltaNet
     from jaxlm.models.gru import GRU as GRU
     from jaxlm.models.hawk import Hawk as Hawk
     from jaxlm.models.lstm import LSTM as LSTM
     from jaxlm.models.mingru import MinGRU as MinGRU
     from jaxlm.models.minlstm import MinLSTM as MinLSTM
+    from jaxlm.models.mlstm import MLSTM as MLSTM
     from jaxlm.models.mogrifier import Mogrifier as Mogrifier
+    from jaxlm.models.slstm import SLSTM as SLSTM
     from jaxlm.models.stack import init_params as init_params
     from jaxlm.optimizers.adamw import AdamW as AdamW
     from jaxlm.optimizers.descent import ASGD as ASGD
@@ -64,6 +67,9 @@ _HOME = {
     "jaxlm.models.mingru": ("MinGRU",),
     "jaxlm.models.minlstm": ("MinLSTM",),
     "jaxlm.models.mogrifier": ("Mogrifier",),
+    "jaxlm.models.slstm": ("SLSTM",),
+    "jaxlm.models.mlstm": ("MLSTM",),
+    "jaxlm.models.gated_deltanet": ("GatedDeltaNet",),
     "jaxlm.optimizers.descent": ("SGD", "ASGD"),
     "jaxlm.optimizers.adamw": ("AdamW",),
     "jaxlm.optimizers.muon": ("Muon",),

@@ -138,13 +138,13 @@ class TestModels:
 class TestTraining:
     def test_the_cost_falls(self, config):
         config = config.replace(learning_rate=config.optimizer.learning_rate / 2)
-        state, metrics = trained(config, started(config))
-        first = float(metrics.cost.sum())
-        for _ in range(12):
+        state = started(config)
+        first, _ = stream_nats(config.model, state.params, IDS, B, T)
+        for _ in range(13):
             state, metrics = trained(config, state)
-        assert float(metrics.cost.sum()) < first
-        assert metrics.finite.all()
-        nats, count = stream_nats(config.model, state.evaluated, IDS, B, T)
+            assert metrics.finite.all()
+        nats, count = stream_nats(config.model, state.evaluated, IDS, B, T)  # without dropout's noise
+        assert nats < first
         assert nats / count < np.log(V) + 0.2
 
     def test_a_changed_number_compiles_nothing(self, config):

@@ -10,6 +10,7 @@ import pytest
 from optax.contrib import scale_by_muon
 from recipes import BASE
 
+from jaxlm.models.kinds import MODELS
 from jaxlm.ops.newton_schulz import SMALLEST, orthogonalized, polar_express
 from jaxlm.optimizers.muon import Muon
 from jaxlm.training.step import init_state
@@ -88,3 +89,12 @@ def test_two_steps_are_those_of_jordans_rule(nesterov):
     bias = params["softmax"]["bias"]  # not a matrix
     undecayed: Any = plain.update(bias, plain.init(bias))[0]
     np.testing.assert_allclose(given["softmax"]["bias"], undecayed, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_kernel_of_a_layer_is_its_gates_side_by_side(kind):
+    """What Muon splits into the gates' matrices."""
+    model = MODELS[kind](embedding_size=3, hidden_sizes=(8,))
+    layer = jax.eval_shape(lambda: model.init_layer(jax.random.key(0), 3, 8))
+    kernels = {name: leaf for name, leaf in layer.items() if name.endswith("kernel")}
+    assert kernels and all(leaf.shape[1] == model.gates * 8 for leaf in kernels.values())

@@ -13,3 +13,8 @@ def rms_norm(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
 def layer_norm(x: jax.Array) -> jax.Array:
     """x [..., H] with mean 0 and variance 1 (Ba et al. 2016, arXiv:1607.06450)."""
     return rms_norm(x - x.mean(-1, keepdims=True))
+
+
+def unit_norm(x: jax.Array) -> jax.Array:
+    """x [..., H] over its length; an x of zeros stays."""
+    return x * lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-6)

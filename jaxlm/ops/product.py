@@ -78,7 +78,6 @@ def _digits(dtype: Any) -> dict[str, Any]:
     return {"precision": precision, "preferred_element_type": wide}
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def contraction(spec: str, dtype: Any, a: jax.Array, b: jax.Array) -> jax.Array:
     """An einsum of two factors, multiplied in one dtype and summed in float32 or wider; and so are its gradients.
 
@@ -90,16 +89,7 @@ def contraction(spec: str, dtype: Any, a: jax.Array, b: jax.Array) -> jax.Array:
     Returns:
         The sum, in float32 or wider.
     """
-    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), **_digits(dtype))
-
-
-def _contraction_backward(spec, dtype, factors, dz):
-    (a, b), (of_a, of_b, of_z) = factors, re.split(",|->", spec)
-    da = contraction(f"{of_z},{of_b}->{of_a}", dtype, dz, b)
-    return da.astype(a.dtype), contraction(f"{of_a},{of_z}->{of_b}", dtype, a, dz).astype(b.dtype)
-
-
-contraction.defvjp(lambda spec, dtype, a, b: (contraction(spec, dtype, a, b), (a, b)), _contraction_backward)
+    return _contraction(spec, dtype, a, b)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -114,3 +104,17 @@ def _backward(dtype, transposed, factors, dz):
 
 
 _product.defvjp(lambda dtype, transposed, a, b: (_product(dtype, transposed, a, b), (a, b)), _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _contraction(spec, dtype, a, b):
+    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), **_digits(dtype))
+
+
+def _contraction_backward(spec, dtype, factors, dz):
+    (a, b), (of_a, of_b, of_z) = factors, re.split(",|->", spec)
+    da = contraction(f"{of_z},{of_b}->{of_a}", dtype, dz, b)
+    return da.astype(a.dtype), contraction(f"{of_a},{of_z}->{of_b}", dtype, a, dz).astype(b.dtype)
+
+
+_contraction.defvjp(lambda spec, dtype, a, b: (_contraction(spec, dtype, a, b), (a, b)), _contraction_backward)

@@ -1,0 +1,81 @@
+"""Gated DeltaNet. A layer's parameters: `kernel` [E, 4H], `convolution` [4, 3H], `gate` [E, 2N], `rate` and `time_step`
+[N], and `norm` [H].
+
+The kernel's order is q, k, v, output gate; that of the gates, one each a head, alpha, beta. q, k and v pass a
+convolution over time and SiLU; q and k have unit length in each head. With D = H / N units a head:
+
+    S_t = alpha_t (I - beta_t k_t k_t^T) S_(t-1) + beta_t k_t v_t^T        h_t = S_t^T q_t / sqrt(D)
+    y = norm * rms_norm(h) * SiLU(gate), head by head
+
+where log alpha = -exp(rate) softplus(x W_alpha + time_step) and beta = sigmoid(x W_beta). The layer is the paper's
+without its output projection, which the next layer's kernel or the softmax would multiply at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
+
+if TYPE_CHECKING:
+    import jax
+
+TAPS = 4  # steps that the convolution sees
+
+
+class DeltaState(NamedTuple):
+    """S [B, N, D, D], keys by values, and the last inputs of the convolution [B, 3, 3H]."""
+
+    S: jax.Array
+    inputs: jax.Array
+
+
+@dataclass(frozen=True)
+class GatedDeltaNet(Recurrent):
+    """A matrix as memory, which a gate decays and the delta rule writes (Yang et al. 2024, arXiv:2412.06464)."""
+
+    gates: ClassVar[int] = 4
+    heads: int = head_count()
+
+    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+        import jax
+        import jax.numpy as jnp
+
+        keys, scale, N = jax.random.split(key, 5), self.layer_scale(inputs), self.heads
+        step = 10 ** jax.random.uniform(keys[0], (N,), minval=-3.0, maxval=-1.0)  # the decay begins as Mamba-2's
+        return {
+            "kernel": uniform(keys[1], scale, inputs, 4 * width),
+            "convolution": uniform(keys[2], TAPS**-0.5, TAPS, 3 * width),  # as PyTorch's
+            "gate": uniform(keys[3], scale, inputs, 2 * N),
+            "rate": jnp.log(jax.random.uniform(keys[4], (N,), minval=1.0, maxval=16.0)),
+            "time_step": jnp.log(jnp.expm1(step)),
+            "norm": jnp.ones(width),
+        }
+
+    def zero_state(self, rows: int, width: int, dtype: Any) -> DeltaState:
+        import jax.numpy as jnp
+
+        D = width // self.heads
+        return DeltaState(jnp.zeros((rows, self.heads, D, D), dtype), jnp.zeros((rows, TAPS - 1, 3 * width), dtype))
+
+    def apply_layer(
+        self, params: Params, x: jax.Array, state: DeltaState, noise: CellNoise, length: jax.Array | None
+    ) -> tuple[jax.Array, DeltaState]:
+        import jax
+        import jax.numpy as jnp
+
+        from jaxlm.ops.convolution import short_convolution
+        from jaxlm.ops.linear_attention import linear_attention
+        from jaxlm.ops.norm import rms_norm, unit_norm
+        from jaxlm.ops.product import product
+
+        projected, gate = jnp.split(product(x, params["kernel"], x.dtype), [3 * len(params["norm"])], -1)
+        mixed, inputs = short_convolution(projected, params["convolution"], 0.0, state.inputs, length)
+        q, k, v = (part.reshape(*part.shape[:2], self.heads, -1) for part in jnp.split(jax.nn.silu(mixed), 3, -1))
+        alpha, beta = jnp.split(product(x, params["gate"], x.dtype)[..., None], 2, 2)
+        log_decay = -jnp.exp(params["rate"])[:, None] * jax.nn.softplus(alpha + params["time_step"][:, None])
+        q, k = unit_norm(q) * q.shape[-1] ** -0.5, unit_norm(k)
+        h, S = linear_attention(q, k, v, log_decay, state.S, jax.nn.sigmoid(beta), length, x.dtype)
+        y = params["norm"] * rms_norm(h).reshape(gate.shape) * jax.nn.silu(gate)
+        return y.astype(x.dtype), DeltaState(S, inputs)

@@ -1,0 +1,92 @@
+"""xLSTM's mLSTM. A layer's parameters: `kernel` [E, 4H], `bias` [4H], `gate` [E, 2N], `gate_bias` [2N] and `norm` [H].
+
+The kernel's order is q, k, v, o; that of the gates, one each a head, i, f. With D = H / N units a head:
+
+    C_t = f_t C_(t-1) + i_t k_t v_t^T        n_t = f_t n_(t-1) + i_t k_t        p_t = q_t / sqrt(D)
+    h_t = C_t^T p_t / max(|n_t . p_t|, 1)        y = sigmoid(o) * norm * layer_norm(h), head by head
+
+where i = exp(x W_i + b_i) and f = sigmoid(x W_f + b_f). The carry holds C and n over exp(m), so that nothing overflows.
+The layer is the paper's without what its block has around it: residual, convolution and up- and down-projection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from jaxlm.fields import number
+from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
+
+if TYPE_CHECKING:
+    import jax
+
+
+class MLSTMState(NamedTuple):
+    """C [B, N, D, D], keys by values, n [B, N, D] and m [B, N]."""
+
+    C: jax.Array
+    n: jax.Array
+    m: jax.Array
+
+
+@dataclass(frozen=True)
+class MLSTM(Recurrent):
+    """xLSTM's layer with a matrix as memory and exponential gates (Beck et al. 2024, arXiv:2405.04517)."""
+
+    gates: ClassVar[int] = 4
+    heads: int = head_count()
+    gate_cap: float | None = number(
+        15.0,
+        "i and f before their exponentials stay within +-this, by a tanh (none: no limit; arXiv:2503.13427)",
+        above=0,
+        optional=True,
+    )
+
+    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+        import jax
+        import jax.numpy as jnp
+
+        of_kernel, of_gate = jax.random.split(key)
+        scale, N = self.layer_scale(inputs), self.heads
+        return {
+            "kernel": uniform(of_kernel, scale, inputs, 4 * width),
+            "bias": jnp.zeros(4 * width),
+            "gate": uniform(of_gate, scale, inputs, 2 * N),
+            "gate_bias": jnp.concatenate([jnp.zeros(N), jnp.linspace(3, 6, N)]),  # as the authors begin f
+            "norm": jnp.ones(width),
+        }
+
+    def zero_state(self, rows: int, width: int, dtype: Any) -> MLSTMState:
+        import jax.numpy as jnp
+
+        shape, D = (rows, self.heads), width // self.heads
+        return MLSTMState(jnp.zeros((*shape, D, D), dtype), jnp.zeros((*shape, D), dtype), jnp.zeros(shape, dtype))
+
+    def apply_layer(
+        self, params: Params, x: jax.Array, state: MLSTMState, noise: CellNoise, length: jax.Array | None
+    ) -> tuple[jax.Array, MLSTMState]:
+        import jax
+        import jax.numpy as jnp
+
+        from jaxlm.ops.bounded_scan import last_step
+        from jaxlm.ops.linear_attention import linear_attention
+        from jaxlm.ops.norm import layer_norm
+        from jaxlm.ops.product import product
+
+        z = jnp.split(product(x, params["kernel"], x.dtype) + params["bias"], 4, -1)
+        q, k, v = (part.reshape(*part.shape[:2], self.heads, -1) for part in z[:3])
+        gates = product(x, params["gate"], x.dtype) + params["gate_bias"]
+        gates = gates if self.gate_cap is None else self.gate_cap * jnp.tanh(gates / self.gate_cap)
+        i, f = jnp.split(gates, 2, -1)
+        f = jax.nn.log_sigmoid(f)
+        # m_t = max(f_t + m_(t-1), i_t), which scales both sides of the quotient, so that it has no gradient.
+        summed = jnp.cumsum(f, 0)
+        m = jax.lax.stop_gradient(summed + jnp.maximum(state.m, jax.lax.cummax(i - summed)))
+        decay = f + jnp.concatenate([state.m[None], m[:-1]]) - m
+        q, k = q * q.shape[-1] ** -0.5, k * jnp.exp(i - m)[..., None]
+        one = jnp.ones((*v.shape[:-1], 1), v.dtype)  # n is C's column of a value that is always 1
+        S = jnp.concatenate([state.C, state.n[..., None]], -1)
+        h, S = linear_attention(q, k, jnp.concatenate([v, one], -1), decay[..., None], S, None, length, x.dtype)
+        h = h[..., :-1] / (jnp.maximum(jnp.abs(h[..., -1:]), jnp.exp(-m)[..., None]) + 1e-6)
+        y = jax.nn.sigmoid(z[3]) * params["norm"] * layer_norm(h).reshape(z[3].shape)
+        return y.astype(x.dtype), MLSTMState(S[..., :-1], S[..., -1], last_step(m, length))

@@ -1,0 +1,192 @@
+"""sLSTM, mLSTM and Gated DeltaNet beside their authors' code, and the op of matrix-valued states beside a plain one.
+
+The recordings and their draws: tests/golden/published/README.md.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxlm.models.kinds import MODELS
+from jaxlm.models.recurrent import CellNoise
+from jaxlm.ops import linear_attention as op
+from jaxlm.ops.norm import unit_norm
+
+GOLDEN = json.loads((Path(__file__).parent / "golden/published/cells.json").read_text())
+CASES = GOLDEN["cases"]
+B, H, N, HALF = (GOLDEN[name] for name in ("B", "H", "heads", "first_window"))
+
+
+def layers(kind, **options) -> Any:
+    model: Any = MODELS[kind]
+    return model(hidden_sizes=(H,), heads=N, **options)
+
+
+def drawn(case):
+    rng = np.random.default_rng(case["seed"])
+    return {
+        name: jnp.asarray(rng.uniform(-scale, scale, shape), jnp.float32)
+        for name, (scale, shape) in case["shapes"].items()
+    }
+
+
+def assert_recorded(case, y, state, grads):
+    """Outputs, the carry after them and the gradients' triples are those of a recording."""
+    np.testing.assert_allclose(y.ravel(), case["output"], rtol=1e-5, atol=1e-5)
+    for part, expected in case["state"].items():
+        np.testing.assert_allclose(state[part].ravel(), expected, rtol=1e-5, atol=1e-5, err_msg=part)
+    for part, expected in case["gradients"].items():
+        flat = np.asarray(grads[part], np.float64).ravel()
+        found = [np.linalg.norm(flat), flat.sum(), (flat * np.cos(np.arange(flat.size))).sum()]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * expected[0] + 1e-5, err_msg=part)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["kind"] != "gated-deltanet"])
+def test_xlstm_s_layers_are_the_authors(name):
+    """Two windows with the carry between them."""
+    case = CASES[name]
+    params = drawn(case)
+    x, weights = params.pop("x"), params.pop("weights")
+    options = {"gate_cap": case["gate_cap"]} if "gate_cap" in case else {}
+    model = layers(case["kind"], **options)
+
+    def total(params):
+        first, state = model.apply_layer(params, x[:HALF], model.zero_state(B, H, x.dtype), CellNoise(), None)
+        second, state = model.apply_layer(params, x[HALF:], jax.lax.stop_gradient(state), CellNoise(), None)
+        y = jnp.concatenate([first, second])
+        return (y * weights).sum(), (y, state._asdict())
+
+    grads, (y, state) = jax.jit(jax.grad(total, has_aux=True))(params)
+    assert_recorded(case, y, state, grads)
+
+
+@pytest.mark.parametrize("attention", [op.linear_attention, op.linear_attention_reference])
+def test_the_gated_delta_rule_is_the_authors(attention, monkeypatch):
+    monkeypatch.setattr(op, "CHUNK", 7)
+    case = CASES["gated-delta-rule"]
+    inputs = drawn(case)
+    state, weights = inputs.pop("state"), inputs.pop("weights")
+
+    def total(inputs):
+        q, k, v, beta, g = (jnp.moveaxis(inputs[name], 1, 0) for name in ("q", "k", "v", "beta", "g"))
+        log_decay, beta = -jax.nn.softplus(g)[..., None], jax.nn.sigmoid(beta)[..., None]
+        y, S = attention(unit_norm(q) / (H // N) ** 0.5, unit_norm(k), v, log_decay, state, beta)
+        y = jnp.moveaxis(y, 0, 1)
+        return (y * weights).sum(), (y, {"S": S})
+
+    grads, (y, state) = jax.jit(jax.grad(total, has_aux=True))(inputs)
+    assert_recorded(case, y, state, grads)
+
+
+def test_gated_deltanet_is_the_paper_s_equations():
+    """A layer of two windows, step by step in float64 as arXiv:2412.06464 has it."""
+    T, E, D = 9, 3, H // N
+    model = layers("gated-deltanet", init_scale=0.7)
+    params = model.init_layer(jax.random.key(0), E, H)
+    rng = np.random.default_rng(0)
+    params["norm"] = jnp.asarray(rng.uniform(0.5, 2, H), jnp.float32)
+    x = rng.normal(size=(T, B, E)).astype(np.float32)
+    first, state = model.apply_layer(params, jnp.asarray(x[:4]), model.zero_state(B, H, x.dtype), CellNoise(), None)
+    second, state = model.apply_layer(params, jnp.asarray(x[4:]), state, CellNoise(), None)
+
+    p = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
+
+    def sigmoid(z):
+        return 1 / (1 + np.exp(-z))
+
+    for b in range(B):
+        S, projected = np.zeros((N, D, D)), np.zeros((T + 3, 3 * H))
+        projected[3:] = x[:, b] @ p["kernel"][:, : 3 * H]
+        for t in range(T):
+            z = (p["convolution"] * projected[t : t + 4]).sum(0)
+            gate = x[t, b] @ p["kernel"][:, 3 * H :]
+            alpha, beta = np.split(x[t, b] @ p["gate"], 2)
+            y = np.zeros(H)
+            for n in range(N):
+                q, k, v = (part[n * D : (n + 1) * D] for part in np.split(z * sigmoid(z), 3))
+                q, k = (part / np.sqrt((part**2).sum() + 1e-6) for part in (q, k))
+                decay = np.exp(-np.exp(p["rate"][n]) * np.log1p(np.exp(alpha[n] + p["time_step"][n])))
+                beta_n = sigmoid(beta[n])
+                S[n] = decay * (np.eye(D) - beta_n * np.outer(k, k)) @ S[n] + beta_n * np.outer(k, v)
+                h = q @ S[n] / np.sqrt(D)
+                y[n * D : (n + 1) * D] = h / np.sqrt((h**2).mean() + 1e-5)
+            y *= p["norm"] * gate * sigmoid(gate)
+            found = first[t, b] if t < 4 else second[t - 4, b]
+            np.testing.assert_allclose(found, y, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(state.S[b], S, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(state.inputs[b], projected[-3:], rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=4)
+@given(
+    T=st.sampled_from([1, 2, 7]),
+    width=st.sampled_from([(1, False), (1, True), (2, False)]),
+    length=st.sampled_from([None, 1, 5]),
+    seed=st.integers(0, 99),
+)
+def test_chunks_of_matrix_valued_states_are_the_plain_recurrence(T, width, length, seed):
+    """Values and gradients; a decay a head, with and without the delta rule, and one for each key unit."""
+    B, N, D, F, rng = 2, 1, 2, 3, np.random.default_rng(seed)
+    decays, delta = width
+    q, k, v, log_decay, state, beta = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((T, B, N, D), (T, B, N, D), (T, B, N, F), (T, B, N, decays), (B, N, D, F), (T, B, N, 1))
+    )
+    arguments = (q, unit_norm(k), v, -jax.nn.softplus(log_decay), state, jax.nn.sigmoid(beta))
+    steps = T if length is None else min(length, T)
+
+    def scalar(attention):
+        def total(q, k, v, log_decay, state, beta):
+            bound = None if length is None else jnp.int32(steps)
+            y, state = attention(q, k, v, log_decay, state, beta if delta else None, bound)
+            return jnp.sin(y[:steps]).sum() + (state**2).sum(), (y[:steps], state)
+
+        return jax.value_and_grad(total, argnums=range(6), has_aux=True)(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(op, "CHUNK", 3)
+        patch.setattr(op, "DIAGONAL_CHUNK", 3)
+        found = jax.jit(scalar, static_argnums=0)(op.linear_attention)
+    expected = jax.jit(scalar, static_argnums=0)(op.linear_attention_reference)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found, expected)
+
+
+@pytest.mark.parametrize("kind", ["slstm", "mlstm", "gated-deltanet"])
+def test_a_window_is_its_steps(kind):
+    """Chunks and single steps, as training and generation run them."""
+    T, E, model = 70, 3, layers(kind, init_scale=0.7)
+    params = model.init_layer(jax.random.key(1), E, H)
+    x = jax.random.normal(jax.random.key(2), (T, B, E))
+    zero = model.zero_state(B, H, x.dtype)
+    y, end = jax.jit(lambda x: model.apply_layer(params, x, zero, CellNoise(), None))(x)
+
+    def step(state, x):
+        y, state = model.apply_layer(params, x[None], state, CellNoise(), None)
+        return state, y[0]
+
+    last, steps = jax.jit(lambda x: jax.lax.scan(step, zero, x))(x)
+    np.testing.assert_allclose(y, steps, rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), end, last)
+
+
+@pytest.mark.parametrize("kind, gate", [("slstm", "bias"), ("mlstm", "gate_bias")])
+def test_exponential_gates_do_not_overflow(kind, gate):
+    """Input gates of exp(+-200), in values and gradients."""
+    model = layers(kind, **({"gate_cap": None} if kind == "mlstm" else {}))
+    params = model.init_layer(jax.random.key(0), 3, H)
+    inputs = len(params[gate]) // (4 if kind == "slstm" else 2)
+
+    def total(params, added):
+        params = {**params, gate: params[gate].at[:inputs].add(added)}
+        y, state = model.apply_layer(params, jnp.ones((5, 1, 3)), model.zero_state(1, H, "float32"), CellNoise(), None)
+        return (y**2).sum(), (y, state)
+
+    found = jax.jit(jax.vmap(jax.grad(total, has_aux=True), (None, 0)))(params, jnp.array([-200.0, 200.0]))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
