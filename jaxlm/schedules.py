@@ -47,11 +47,14 @@ class Piecewise(Schedule):
         "epoch i (from 0) has rate * decay**max(i + offset - hold, 0); older copies of the tutorial use 0",
         "epochs",
     )
+    decay_every: float | None = number(None, "epochs from one decay to the next (none: 1)", "epochs", above=0)
 
     def factor(self, step: Number, epoch: Number, total: Number, lowered: Number | None = None) -> jax.Array:
         import jax.numpy as jnp
 
-        return self.decay ** jnp.maximum(epoch + self.schedule_offset - self.hold, 0.0)
+        late = epoch + self.schedule_offset - self.hold
+        late = late if self.decay_every is None else jnp.floor(late / self.decay_every)
+        return self.decay ** jnp.maximum(late, 0.0)
 
 
 @dataclass(frozen=True)

@@ -257,7 +257,8 @@ class Encoder:
         counts: Counter[str] = Counter()
         for unit, total in zip(numbered.units, totals["train"].tolist(), strict=True):
             if total:  # the others are in valid or test alone
-                counts[unit] += total
+                for token in unit if options.tokens == "characters" else (unit,):
+                    counts[token] += total
         self.vocab = options.build(counts) if vocab is None else vocab
         kind = self.vocab.tokens
         rare = [unit for unit, n in counts.items() if n < options.min_count and unit not in (kind.newline, UNK)]
@@ -286,7 +287,7 @@ class Encoder:
     def describe(self, name: str, title: str) -> dict[str, Any]:
         """The name (with each option that changed the corpus after a "+"), description, sha256 and notes."""
         changed = {
-            self.vocab.kind: self.vocab.kind != "words",
+            self.vocab.kind: self.vocab.kind != "words" and (name, self.vocab.kind) != ("ptb-char", "characters"),
             "unwrap": self._options.lines == "unwrap",
             "lowercase": self._options.lowercase,
             f"max_vocab={self._options.max_vocab}": self.limited,

@@ -77,8 +77,8 @@ def decode(data: bytes, path: str | Path, start: int = 0, errors: str = "strict"
         text = data.decode(errors=errors)
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} is not UTF-8: byte {start + error.start} (0x{data[error.start]:02x}) cannot be decoded "
-            f"({error.reason}); convert it to UTF-8"
+            f"{path} is not UTF-8: byte {start + error.start} (0x{data[error.start]:02x}) cannot be decoded; "
+            f"convert it to UTF-8"
         ) from None
     return text if start else text.removeprefix("\ufeff")
 
