@@ -84,7 +84,7 @@ def load_corpus(
         title, start, name = "Penn Treebank (Mikolov's files)", 0, "ptb"
         if spec == "ptb-char":
             title = "Penn Treebank's characters (Mikolov's files: 5,017k / 393k / 442k of 50 symbols, a space as _)"
-            read, start, name = replace(read, lines="stripped"), 1, spec  # each file begins with a space
+            read, start, name = replace(read, lines="stripped"), 1, "ptb-char"  # each file begins with a space
         parts = {split: [Part(path, start)] for split, path in paths.items()}
 
         def build(vocab: Vocab | None) -> Corpus:

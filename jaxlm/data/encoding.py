@@ -153,7 +153,7 @@ def number_units(
     for place, (split, part) in enumerate(every):
         offset, done = part.start, False
         while not done:
-            name, key, before = f"segment-{len(keys)}", json.dumps([seal, place, offset]), len(known)
+            name, key, before = f"segment-{len(keys)}", json.dumps([seal, place, part.stop, offset]), len(known)
             found = recall(work, name, key) if work else None
             fields, ids = found or _segment(part, offset, known, lambda text: kind.units(as_read(options, text)), kind)
             if stamp(part.path) != stamps[part.path]:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -26,7 +25,7 @@ from jaxlm.data.cache import cache_dir
 from jaxlm.data.corpus import Corpus, check_ids
 from jaxlm.data.encoding import Encoder, Stamp, TextOptions, number_units, stamp, stamps_of
 from jaxlm.data.text import SPLITS, Part, find_splits, read_errors
-from jaxlm.data.vocab import Vocab
+from jaxlm.data.vocab import UNK, Vocab
 from jaxlm.errors import DataError
 from jaxlm.fields import checked
 from jaxlm.files import MAX_VOCAB_BYTES, Folder, reason, strict_json
@@ -85,8 +84,8 @@ def prepare(
     """
     text, out = Path(text), Path(out)
     read = checked(TextOptions(max_vocab=max_vocab, **options))
-    if read.tokens in ("words", "characters"):
-        read.build(Counter())  # refuses now what it would refuse at the end
+    if read.tokens == "words":
+        read.build({UNK: 1})  # refuses now what it would refuse at the end
     if is_prepared(text):
         raise DataError(f"{text} is prepared already: train on it with --corpus")
     parts = find_splits(text)

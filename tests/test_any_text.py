@@ -1,0 +1,260 @@
+"""Corpora of every kind of tokens: texts in many scripts, in files, folders, patterns and parts of files; and runs."""
+
+import json
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+
+import jaxlm
+from jaxlm.cli import main
+from jaxlm.data import encoding
+from jaxlm.data import text as texts
+from jaxlm.data.corpus import Corpus
+from jaxlm.data.text import SPLITS
+from jaxlm.data.vocab import UNK
+from jaxlm.errors import DataError, JaxlmError
+
+TEXTS = {
+    "german": "Der Hund, der bellt, beißt nicht.\nEin alter Mann und das Meer; ein Lied über Bäume.\n\n" * 30,
+    "chinese": "你好世界。今天天气很好。我们去公园散步吧。明天也许会下雨。" * 60,  # one line
+    "arabic": "مرحبا بالعالم، كيف حالك اليوم؟ الكتاب على الطاولة.\n" * 40,
+    "emoji": "🙂🙃 hello 👨‍👩‍👧 family 🇩🇪 flag e\u0301\n" * 40,
+    "code": "def f(x):\n\tif x > 0:\n\t    return x\n\n    \r\n\treturn -x  # \u2581 note  \n" * 30,
+    "one line": "the cat sat on the mat and the dog saw it " * 60,
+}
+KINDS = {
+    "characters": {"tokens": "characters", "normalize": "none"},
+    "bytes": {"tokens": "bytes"},
+    "bpe": {"tokens": "subwords", "pieces": 300},
+    "unigram": {"tokens": "subwords", "pieces": 290, "piece_model": "unigram"},
+}
+
+
+def whole(corpus: Corpus) -> str:
+    return corpus.vocab.decode_text(np.concatenate([getattr(corpus, split) for split in SPLITS]))
+
+
+def file(folder: Path, text: str | bytes, name: str = "text") -> Path:
+    (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return folder / name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("language", TEXTS)
+def test_a_corpus_is_exactly_its_text(tmp_path, monkeypatch, language, kind):
+    """In one block and in many, in memory and prepared; and its vocabulary knows no more than train."""
+    path, options = file(tmp_path, TEXTS[language]), KINDS[kind]
+    if kind == "unigram" and language != "german":
+        options = {**options, "piece_model": "bpe", "pieces": 285}
+    corpus = jaxlm.load_corpus(path, **options)
+    assert whole(corpus) == TEXTS[language]
+    assert all(share == 0 for share in corpus.unknown_shares().values())
+    assert np.array_equal(corpus.vocab.encode_text(corpus.vocab.decode_text(corpus.valid)), corpus.valid)
+    monkeypatch.setattr(texts, "BLOCK", 64)
+    monkeypatch.setattr(encoding, "SEGMENT", 512)
+    prepared = jaxlm.prepare(path, tmp_path / "out", **options)
+    assert (prepared.sha256, prepared.vocab, prepared.name) == (corpus.sha256, corpus.vocab, corpus.name)
+    assert prepared.options["tokens"] == options["tokens"] and prepared.description == corpus.description
+    assert jaxlm.load_corpus(tmp_path / "out").sha256 == corpus.sha256
+    with pytest.raises(DataError, match="prepared with lines eos, not unwrap"):
+        jaxlm.load_corpus(tmp_path / "out", lines="unwrap")
+
+
+def test_characters_are_composed_unless_asked(tmp_path):
+    path = file(tmp_path, TEXTS["emoji"])
+    corpus = jaxlm.load_corpus(path, tokens="characters")
+    assert "é" in corpus.vocab.ids and whole(corpus) == unicodedata.normalize("NFC", TEXTS["emoji"])
+
+
+def test_subwords_come_from_train_alone(tmp_path):
+    (tmp_path / "a").mkdir()
+    for split, text in zip(SPLITS, ("abab cdcd\n" * 50, "efef ghgh\n" * 50, "ijij\n" * 9), strict=True):
+        file(tmp_path / "a", text, f"{split}.txt")
+    corpus = jaxlm.load_corpus(tmp_path / "a", tokens="subwords", pieces=270)
+    assert "abab" in corpus.vocab.ids and not any("e" in name or "i" in name for name in corpus.vocab.words[300:])
+    assert not {"ef", "ij"} & corpus.vocab.ids.keys() and whole(corpus).startswith("abab cdcd\nabab")
+
+
+def test_a_rare_character_is_refused_or_learned(tmp_path):
+    path = file(tmp_path, "abc\n" * 98 + "abd\n" + "abx\n")
+    with pytest.raises(DataError, match=r"character 'd' is not in the vocabulary, .*min_count of 2"):
+        jaxlm.load_corpus(path, tokens="characters")
+    learned = file(tmp_path, "é" + "abc\n" * 98 + "abx\n", "learned")
+    corpus = jaxlm.load_corpus(learned, tokens="characters", min_count=2)
+    assert UNK in corpus.vocab.ids and corpus.unknown_shares()["train"] > 0 and "é" not in corpus.vocab.ids
+    bounded = jaxlm.load_corpus(learned, tokens="characters", max_vocab=4)
+    assert len(bounded.vocab) == 4 and UNK in bounded.vocab.ids and "max_vocab=4" in bounded.name
+
+
+def test_bytes_take_what_is_not_utf8_and_characters_refuse_it(tmp_path):
+    data = b"caf\xe9 au lait\n" * 30
+    path = file(tmp_path, data)
+    corpus = jaxlm.load_corpus(path, tokens="bytes")
+    ids = np.concatenate([getattr(corpus, split) for split in SPLITS])
+    assert b"".join(corpus.vocab.token_bytes[place] for place in ids) == data
+    for tokens in ("characters", "subwords", "words"):
+        with pytest.raises(DataError, match="text is not UTF-8: byte 3 "):
+            jaxlm.load_corpus(path, tokens=tokens)
+
+
+def test_whole_texts_of_a_folder_are_held_out(tmp_path):
+    folder = tmp_path / "novels"
+    (folder / "deep").mkdir(parents=True)
+    names = [f"{place:02}" for place in range(39)] + ["deep/1"]
+    for name in names:
+        file(folder, f"text {name} ends\nwithout a line", name)
+    file(folder, "", "empty")
+    file(folder, b"\0", ".hidden")
+    corpus = jaxlm.load_corpus(folder, tokens="bytes")
+    decoded = {split: corpus.vocab.decode_text(getattr(corpus, split)) for split in SPLITS}
+    assert decoded["valid"] == "text 18 ends\nwithout a line\ntext 37 ends\nwithout a line\n"[:0] + "".join(
+        f"text {names[place]} ends\nwithout a line\n" for place in (18, 38)
+    )
+    assert decoded["test"].count("text") == 2 and decoded["train"].count("without a line\n") == 36
+    assert corpus.notes == ("41 texts are split by texts: 2 for valid and 2 for test",)
+    renamed = folder / "00"
+    renamed.rename(folder / "zz")
+    assert jaxlm.load_corpus(folder, tokens="bytes").sha256 != corpus.sha256
+
+
+def test_a_few_texts_are_split_by_lines(tmp_path):
+    for name in ("b.txt", "a.txt", "c.md"):
+        file(tmp_path, f"{name}\n" * 10, name)
+    for tokens in ("words", "characters"):
+        corpus = jaxlm.load_corpus(f"{tmp_path}/*.txt", tokens=tokens)
+        assert whole(corpus).startswith("a.txt\n" * 10 + "b.txt\n" * 9) and "c.md" not in whole(corpus)
+        assert "a.txt with 1 more is split 90/5/5 by lines: 18 / 1 / 1" in corpus.notes[0]
+        assert jaxlm.load_corpus(corpus.spec, tokens=tokens).sha256 == corpus.sha256
+        out = jaxlm.prepare(f"{tmp_path}/*.txt", tmp_path / f"{tokens}.out", tokens=tokens)
+        assert out.sha256 == corpus.sha256
+    with pytest.raises(DataError, match=r"no file .*\*\.csv"):
+        jaxlm.load_corpus(f"{tmp_path}/*.csv")
+
+
+@pytest.mark.parametrize("name", ["enwik8", "text8"])
+def test_large_text_compression_files_are_split_by_bytes(tmp_path, name):
+    text = ("one two three " * 80)[:1000] if name == "text8" else ("<page>ü\n" * 200)[:999]
+    path = file(tmp_path, text, name)
+    corpus = jaxlm.load_corpus(path, tokens="bytes")
+    data = text.encode()
+    cut = [len(data) * 90 // 100, len(data) * 95 // 100]
+    cut = [at + (data[at] & 0xC0 == 0x80) for at in cut]
+    sizes = [len(getattr(corpus, split)) for split in SPLITS]
+    assert sizes == [cut[0], cut[1] - cut[0], len(data) - cut[1]] and whole(corpus) == text
+    assert whole(jaxlm.load_corpus(path, tokens="characters")) == text
+
+
+def test_paragraphs_are_unwrapped(tmp_path, monkeypatch):
+    text = "a novel\nthat is\r\n  wrapped.\n\n\nAnother \nparagraph.\n \n" * 30 + "a novel\n"
+    expected = "a novel that is wrapped.\nAnother paragraph.\n" * 30 + "a novel\n"
+    path = file(tmp_path, text)
+    for block in (1 << 20, 8):
+        monkeypatch.setattr(texts, "BLOCK", block)
+        for tokens in ("characters", "bytes"):
+            corpus = jaxlm.load_corpus(path, tokens=tokens, lines="unwrap")
+            assert whole(corpus) == expected and "unwrap" in corpus.name
+        assert whole(jaxlm.load_corpus(path, lines="unwrap", lowercase=True)) == expected.lower()
+
+
+def test_the_generated_corpus_has_every_kind():
+    words = jaxlm.load_corpus("embedded-tiny")
+    corpus = jaxlm.load_corpus("embedded-tiny", tokens="characters")
+    sentences = [line.strip() for line in whole(corpus).split("\n")]
+    assert sentences == whole(words).split("\n") and corpus.floor is None
+
+
+def test_characters_of_penn_treebank_are_those_published(ptb_dir):
+    corpus = jaxlm.load_corpus("ptb-char", data_dir=ptb_dir)
+    assert [len(getattr(corpus, split)) for split in SPLITS] == [5_017_482, 393_042, 442_423]
+    assert len(corpus.vocab) == 50 and corpus.name == "ptb-char" and corpus.options == {"tokens": "characters"}
+    lines = (ptb_dir / "ptb.valid.txt").read_text().split("\n")
+    assert corpus.vocab.decode_text(corpus.valid) == "\n".join(map(str.strip, lines))
+
+
+def given_tokenizer(folder: Path) -> Path:
+    lines = iter(TEXTS["german"].splitlines())
+    name = str(folder / "given")
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=lines, model_prefix=name, vocab_size=60, hard_vocab_limit=False, minloglevel=2
+    )
+    return Path(f"{name}.model")
+
+
+@pytest.fixture(scope="module")
+def german(tmp_path_factory) -> Path:
+    return file(tmp_path_factory.mktemp("german"), TEXTS["german"])
+
+
+@pytest.mark.parametrize("kind", ["characters", "bytes", "bpe", "given"])
+def test_a_run_is_trained_resumed_and_used(tmp_path, german, kind, no_pictures, capsys):
+    options = (
+        {"tokens": "subwords", "tokenizer_file": str(given_tokenizer(tmp_path))} if kind == "given" else KINDS[kind]
+    )
+    sizes = dict(embedding_size=4, hidden_sizes=(4,), batch_size=2, bptt_length=8, epochs=2)
+    config = jaxlm.preset("small").replace(corpus=str(german), **options, **sizes)
+    alone = jaxlm.train(config, run_dir=tmp_path / "alone", quiet=True)
+    jaxlm.train(config, run_dir=tmp_path / "run", steps=5, quiet=True)
+    if kind == "given":
+        Path(options["tokenizer_file"]).unlink()  # the checkpoint has it
+    saved = json.loads((tmp_path / "run/config.json").read_text())
+    del saved["sha256"]
+    jaxlm.train(jaxlm.Config.from_json(json.dumps(saved)), run_dir=tmp_path / "run", resume=True, quiet=True)
+    metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("alone", "run")]
+    assert metrics[0] == metrics[1] and f'"corpus":"text:text+{options["tokens"]}"'.encode() in metrics[0]
+    lm = jaxlm.load(tmp_path / "run")
+    assert lm.vocab.kind == options["tokens"] and lm.config.model.vocab_size == len(lm.vocab)
+    assert lm.evaluate("test").perplexity == pytest.approx(alone.test_perplexity)
+    found = lm.evaluate(text=german)
+    assert found.predictions == len(lm.vocab.encode_text(TEXTS["german"])) - 1
+    assert np.isfinite(lm.perplexity("Der Hund\n\nbellt  "))
+    (text,) = lm.generate("Der Hund", words=20, seed=3)
+    streamed = "".join(lm.vocab.tokens.pieces(word for word, _ in lm.stream("Der Hund", words=20, seed=3)))
+    assert str(text) == lm.vocab.decode_text(lm.vocab.encode(text.words)) == streamed
+    capsys.readouterr()
+    assert main(["generate", str(tmp_path / "run"), "Der Hund", "--words", "20", "--seed", "3"]) == 0
+    assert capsys.readouterr().out == str(text) + "\n" * (not str(text).endswith("\n"))
+    assert main(["info", str(tmp_path / "run")]) == 0 and options["tokens"] in capsys.readouterr().out
+
+
+def test_a_tokenizer_of_another_size_is_another_models(tmp_path, german, no_pictures):
+    config = jaxlm.preset("small").replace(
+        corpus=str(german), tokens="bytes", embedding_size=2, hidden_sizes=(2,), batch_size=2, bptt_length=8, epochs=1
+    )
+    result = jaxlm.train(config, steps=1, quiet=True)
+    assert result.config.model.vocab_size == 256
+    other = jaxlm.load_corpus(german, tokens="characters")
+    with pytest.raises(JaxlmError, match="params do not have the config's shapes"):
+        jaxlm.train(config, replace(other, notes=()), params=result.params, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"tokens": "letters"}, "tokens must be words, characters, bytes or subwords"),
+        ({"tokens": "subwords", "pieces": 8000}, r"pieces 8,000 is more than this text allows: at most \d+"),
+        ({"tokens": "subwords", "tokenizer_file": "missing.model"}, "there is no file missing.model"),
+        ({"tokens": "subwords", "tokenizer_file": __file__}, "no SentencePiece model or tokenizer.json"),
+        ({"normalize": "nfd"}, "normalize must be nfc or none"),
+        ({"min_count": 0}, "min_count must be at least 1"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_in_one_sentence(german, tmp_path, options, expected):
+    for read in (jaxlm.load_corpus, lambda text, **given: jaxlm.prepare(text, tmp_path / "out", **given)):
+        with pytest.raises(JaxlmError, match=expected) as caught:
+            read(german, **options)
+        assert "\n" not in str(caught.value)
+
+
+def test_flags_and_presets_take_the_fields(tmp_path, german, no_pictures, capsys):
+    tiny = ["--embedding-size", "2", "--hidden-sizes", "2", "--batch-size", "2", "--bptt-length", "8", "--epochs", "1"]
+    out = str(tmp_path / "out")
+    assert main(["prepare", str(german), out, "--tokens", "subwords", "--pieces", "300", "--lines", "unwrap"]) == 0
+    assert main(["train", "--corpus", out, *tiny, "--run-dir", str(tmp_path / "run"), "--steps", "1"]) == 0
+    assert jaxlm.load(tmp_path / "run").config.data.pieces == 300
+    assert jaxlm.preset("char-small").data.corpus == jaxlm.preset("awd-lstm-char").data.corpus == "ptb-char"
+    rates = [float(jaxlm.preset("awd-lstm-char").schedule.factor(0, epoch, 1)) for epoch in (0, 299, 300, 399, 400)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01])
