@@ -122,6 +122,7 @@ class Server:
         line, _, self._rest = self._rest.partition(b"\n")
         what, pid, *code = json.loads(line)
         if what == "started":
+            self._ended.pop(pid, None)  # of an earlier process with this number
             return pid
         self._ended[pid] = code[0]
         return 0

@@ -169,7 +169,7 @@ def test_speed_and_time_left_of_a_resumed_run_count_only_its_own_windows():
 
 def test_a_narrow_encoding_shows_escapes(tmp_path):
     with open(tmp_path / "out", "w", encoding="ascii") as file:
-        Progress(1, 1, 1, "тест", Console(file=file)).epoch(EpochResult(1), 1, 1)
+        Progress(1, 1, 1, "тест", Console(file=file)).epoch(EpochResult(1, 1, INF, 1e300), NAN, 0)
     assert (tmp_path / "out").read_text().startswith("epoch 1/1 on \\u0442")
 
 
