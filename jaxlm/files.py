@@ -224,7 +224,7 @@ def explained(error_type: type[JaxlmError], what: str, remedy: str = "") -> Iter
         yield
     except error_type:
         raise
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, ValueError, MemoryError, RecursionError) as error:
         path = getattr(error, "filename", None)
         where = f"{path}: " if path and str(path) not in what else ""
         raise error_type(f"{what}: {where}{reason(error)}{remedy and f'; {remedy}'}") from None

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from jaxlm.errors import RunDirError
-from jaxlm.files import Folder, reason
+from jaxlm.files import Folder, explained
 from jaxlm.terminal import printable
 
 INK, PALE, RULE, GRID = "#374151", "#9ca3af", "#d1d5db", "#eceef1"
@@ -60,12 +60,10 @@ def save(drawn: Any, path: Path) -> Path:
         RunDirError: The format is unknown, or the file cannot be written.
     """
     picture = io.BytesIO()
-    try:
+    with explained(RunDirError, f"cannot write {path}"):
         drawn.savefig(picture, format=path.suffix[1:] or "png")
         with Folder.open(path.parent) as folder:  # (a link in the picture's place is replaced, not followed)
             folder.write(path.name, picture.getvalue())
-    except (OSError, ValueError) as error:
-        raise RunDirError(f"cannot write {path}: {reason(error)}") from None
     return path
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.files import reason, write_bytes
+from jaxlm.files import explained, write_bytes
 from jaxlm.report.page.contents import SweepRecord, by_corpus
 from jaxlm.report.page.page import render
 from jaxlm.runs.report_data import best_run, model_view, run_record
@@ -62,10 +62,8 @@ def write_report(
     counts = [f"{len(some)} {what}{'s' * (len(some) > 1)}" for some, what in ((runs, "run"), (sweeps, "sweep")) if some]
     title = names[0] if len(names) == 1 else " and ".join(counts)
     page = render(f"Report: {title}", runs, models, sweeps)
-    try:
+    with explained(RunDirError, f"cannot write {target}"):
         write_bytes(target, page.encode())
-    except OSError as error:
-        raise RunDirError(f"cannot write {target}: {reason(error)}") from None
     return target
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 from jaxlm.config.config import Config
 from jaxlm.config.presets import PRESETS, preset
 from jaxlm.errors import RunDirError
-from jaxlm.files import Folder, finite, reason, seal, unseal
+from jaxlm.files import Folder, explained, finite, seal, unseal
 from jaxlm.report.page.contents import TrialRecord
 from jaxlm.report.sweep_plots import parallel_plot, slice_plot, value_text
 from jaxlm.report.units import mean_and_deviation
@@ -153,14 +154,12 @@ def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
         "command": None if best is None else sweep.command(best),
         "members": [{**asdict(member), "run_dir": str(member.run_dir)} for member in sweep.members],
     }
-    try:
-        with Folder.open(path) as folder:
-            folder.write("sweep.csv", text.getvalue().encode(errors="surrogateescape"))
-            folder.write(RESULTS, seal(finite(tree)).encode())
-    except OSError as error:
-        raise RunDirError(
-            f"{error.filename or path} cannot be written: {reason(error)}; the runs under it are whole"
-        ) from None
+    with (
+        explained(RunDirError, f"{path} cannot be written", "the runs under it are whole"),
+        Folder.open(path) as folder,
+    ):
+        folder.write("sweep.csv", text.getvalue().encode(errors="surrogateescape"))
+        folder.write(RESULTS, seal(finite(tree)).encode())
     written = [path / "sweep.csv", path / RESULTS]
     done = [(trial.values, trial.valid[0]) for trial in sweep.trials if trial.done]
     if len(done) > 1:
@@ -170,15 +169,11 @@ def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
 
 def read(path: Path) -> tuple[Sweep, dict[str, str]]:
     """A sweep and its corpus, from its sweep.json. Raises FileNotFoundError, or RunDirError if the file is damaged."""
-    try:
-        with Folder.open(path) as folder:
-            tree = unseal(folder.read(RESULTS, MOST_BYTES))
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise RunDirError(
-            f"{path / RESULTS} is damaged: {reason(error)}; resume the sweep, which writes it again"
-        ) from None
+    if not os.path.lexists(path / RESULTS):
+        raise FileNotFoundError
+    remedy = "resume the sweep, which writes it again"
+    with explained(RunDirError, f"{path / RESULTS} is damaged", remedy), Folder.open(path) as folder:
+        tree = unseal(folder.read(RESULTS, MOST_BYTES))
     for one in tree["members"]:  # (JSON has no tuples, and null in place of nan)
         one["values"] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in one["values"].items()

@@ -58,11 +58,9 @@ def read_space(space: Mapping[str, Any], config: Config) -> "Space":
 
 def read_space_file(path: Path) -> dict[str, Any]:
     """Reads a TOML file of FIELD = SPACE lines, or a JSON object, for `read_space`. Raises JaxlmError for others."""
-    try:
+    with files.explained(JaxlmError, f"{path} cannot be read as TOML or JSON"):
         text = files.read_bytes(path, MOST_BYTES).decode()
         space = files.strict_json(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise JaxlmError(f"{path} cannot be read as TOML or JSON: {files.reason(error)}") from None
     if not space:
         raise JaxlmError(f"{path} holds an empty space: name at least one field, as in learning_rate = [0.5, 1]")
     return space

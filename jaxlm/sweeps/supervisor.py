@@ -15,9 +15,10 @@ from jaxlm.config.config import Config
 from jaxlm.config.settings import DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.files import Folder, reason
+from jaxlm.files import Folder, explained
 from jaxlm.report.progress import lasting_console
 from jaxlm.runs import directory, ram, signals
+from jaxlm.runs.lock import ELSEWHERE
 from jaxlm.runs.trainer import with_corpus
 from jaxlm.sweeps.plan import check_counts, make_plan
 from jaxlm.sweeps.processes import supervise, useful_workers
@@ -195,12 +196,9 @@ def _where(folder: Path, storage: str | None, resume: bool) -> str | None:
                 f"without --resume, or name its database, with the password, by --storage or $JAXLM_STORAGE"
             )
         return found
-    try:
-        with Folder.open(folder, create=True) as held:
-            # (A process that was killed before the first trial may have left a journal.)
-            names = [name for name in held.names() if name[0] != "." and (found or not name.startswith(JOURNAL))]
-    except OSError as error:
-        raise RunDirError(f"no sweep can begin in {folder}: {reason(error)}; choose another --run-dir") from None
+    with explained(RunDirError, f"no sweep can begin in {folder}", ELSEWHERE), Folder.open(folder, create=True) as held:
+        # (A process that was killed before the first trial may have left a journal.)
+        names = [name for name in held.names() if name[0] != "." and (found or not name.startswith(JOURNAL))]
     if names:
         raise RunDirError(
             f"{folder} is not empty (it holds {', '.join(names[:4])}): resume the sweep in it with "
