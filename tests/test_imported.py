@@ -1,13 +1,15 @@
 """Models of other programs as runs: made whole or not at all, used by every verb, and trained further."""
 
 import hashlib
+import re
+import shlex
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from interop_files import Storages, golden, recorded, torch_answers, weights, zip_file
+from interop_files import ROOT, Storages, golden, recorded, torch_answers, weights, zip_file
 
 import jaxlm
 from jaxlm.cli import main
@@ -286,3 +288,25 @@ def test_there_must_be_a_run_to_begin_from(place, tmp_path, capsys):
     refused(capsys, ["train", "--init", tmp_path / "empty", "--run-dir", tmp_path / "run"], "no checkpoints")
     refused(capsys, ["train", "--init", place / "run", "--run-dir", tmp_path / "run"], "unknown", "--corpus")
     assert entries(tmp_path) == ["empty"]
+
+
+@pytest.mark.parametrize(("name", "words"), [("colorless", 9), ("neural_complexity", 11)])
+def test_the_page_on_published_models_runs_on_files_of_their_layout(tmp_path, monkeypatch, capsys, name, words):
+    """Its commands but for the downloads, with a small model of the code that made the published one."""
+    page = (ROOT / "docs/published-lstm.md").read_text()
+    block = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)[name == "neural_complexity"]
+    import_, surprisal = (shlex.split(line)[1:] for line in re.findall(r"jaxlm .*", block))
+    monkeypatch.chdir(tmp_path)
+    Path(import_[1]).parent.mkdir(exist_ok=True)
+    shutil.copy(golden("torch_import") / f"{name}.pt", import_[1])
+    shutil.copy(golden("torch_import") / f"{name}.vocab.txt", import_[3])
+    case = FILES[f"{name}.pt"]
+    Path("text.txt").write_text(" ".join(case["words"][1:-1] if words == 11 else ["zebra"] * words) + "\n")
+    assert main(import_) == 0
+    capsys.readouterr()
+    assert main([*surprisal, "text.txt"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()][1:]
+    assert len(rows) == words
+    if words == 11:  # recorded from `<eos>` on
+        column = [float(row[4]) for row in rows]
+        np.testing.assert_allclose(column, -np.array(case["logprob"][:-1]) / np.log(2), atol=1e-5)
