@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jaxlm.models.gated_deltanet import GatedDeltaNet as GatedDeltaNet
     from jaxlm.models.gru import GRU as GRU
     from jaxlm.models.hawk import Hawk as Hawk
+    from jaxlm.models.hgrn2 import HGRN2 as HGRN2
     from jaxlm.models.lstm import LSTM as LSTM
     from jaxlm.models.mingru import MinGRU as MinGRU
     from jaxlm.models.minlstm import MinLSTM as MinLSTM
@@ -63,6 +64,7 @@ _HOME = {
     "jaxlm.config.config": ("Config", "Recipe"),
     "jaxlm.models.gru": ("GRU",),
     "jaxlm.models.hawk": ("Hawk",),
+    "jaxlm.models.hgrn2": ("HGRN2",),
     "jaxlm.models.lstm": ("LSTM",),
     "jaxlm.models.mingru": ("MinGRU",),
     "jaxlm.models.minlstm": ("MinLSTM",),

@@ -143,3 +143,17 @@ def test_hawk_is_the_paper_s_equations():
         return gelu * h @ params["output_kernel"] + params["output_bias"], {"h": h, "inputs": inputs[:, 1:]}
 
     step_by_step("hawk", step)
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.4])
+def test_hgrn2_is_the_paper_s_equations(bound):
+    """arXiv:2404.07904, section 3.2: the state's rows decay by the forget gate, and 1 minus the gate writes them."""
+
+    def step(params, state, x):
+        q, f, v = (part.reshape(B, 2, -1) for part in np.split(rms_norm(x) @ params["kernel"], 3, -1))
+        a = bound + (1 - bound) * sigmoid(f)
+        state = a[..., None] * state + (1 - a)[..., None] * v[:, :, None]
+        y = np.einsum("bndf,bnd->bnf", state, q * sigmoid(q)).reshape(B, -1)
+        return rms_norm(y), state
+
+    step_by_step("hgrn2", step, lower_bound=bound)

@@ -111,7 +111,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("length", [1, 3, LONGEST])
+@pytest.mark.parametrize(
+    "length", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(LONGEST, marks=pytest.mark.slow)]
+)
 def test_a_padded_window_is_the_short_one(changes, length):
     """Cost, gradient, parameters and carry: padded steps leave no trace."""
     recipe = BASE.replace(learning_rate=0.5, **changes).recipe

@@ -3,6 +3,7 @@
 from jaxlm.models.gated_deltanet import GatedDeltaNet
 from jaxlm.models.gru import GRU
 from jaxlm.models.hawk import Hawk
+from jaxlm.models.hgrn2 import HGRN2
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.mingru import MinGRU
 from jaxlm.models.minlstm import MinLSTM
@@ -18,6 +19,7 @@ MODELS: dict[str, type[Recurrent]] = {
     "minlstm": MinLSTM,
     "mogrifier": Mogrifier,
     "hawk": Hawk,
+    "hgrn2": HGRN2,
     "slstm": SLSTM,
     "mlstm": MLSTM,
     "gated-deltanet": GatedDeltaNet,

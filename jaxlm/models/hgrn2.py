@@ -1,0 +1,55 @@
+"""The HGRN2 (Qin et al. 2024, arXiv:2404.07904). A layer's parameters: `kernel` [E, 3H], in the order q, f, v.
+
+    q, f, v = rms_norm(x) W        a = bound + (1 - bound) sigmoid(f)
+    S' = diag(a) S + (1 - a) v^T        y = rms_norm(S'^T silu(q)), S head by head
+
+The layer has the activations and norms of the paper's language models. Their output projection is left to the next
+layer's kernel; residual connection and GLU belong to the paper's stack. The paper's lower bounds are learned and grow
+from layer to layer, from zero; here the bound is one number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from jaxlm.fields import number
+from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
+
+if TYPE_CHECKING:
+    import jax
+
+
+@dataclass(frozen=True)
+class HGRN2(Recurrent):
+    """Gated linear RNN whose state is a matrix a head, decayed row by row (Qin et al. 2024, arXiv:2404.07904)."""
+
+    gates: ClassVar[int] = 3
+    heads: int = head_count()
+    lower_bound: float = number(0.0, "least share of the state that each step keeps", low=0, below=1)
+
+    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+        return {"kernel": uniform(key, self.layer_scale(inputs), inputs, 3 * width)}
+
+    def zero_state(self, rows: int, width: int, dtype: Any) -> jax.Array:
+        """S [B, N, D, D], gates by values, of N heads with D = H / N units."""
+        import jax.numpy as jnp
+
+        return jnp.zeros((rows, self.heads, width // self.heads, width // self.heads), dtype)
+
+    def apply_layer(
+        self, params: Params, x: jax.Array, state: jax.Array, noise: CellNoise, length: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        import jax
+        import jax.numpy as jnp
+
+        from jaxlm.ops.linear_attention import linear_attention
+        from jaxlm.ops.norm import rms_norm
+        from jaxlm.ops.product import product
+
+        z = product(rms_norm(x.astype(state.dtype)), params["kernel"], x.dtype)
+        q, f, v = jnp.split(z.reshape(*x.shape[:2], 3 * self.heads, -1), 3, 2)
+        log_a = jnp.logaddexp(jnp.log(self.lower_bound), jnp.log1p(-self.lower_bound) + jax.nn.log_sigmoid(f))
+        k = (1 - self.lower_bound) * jax.nn.sigmoid(-f)
+        y, state = linear_attention(jax.nn.silu(q), k, v, log_a, state, length=length, dtype=x.dtype)
+        return rms_norm(y.reshape(*x.shape[:2], -1)).astype(x.dtype), state
