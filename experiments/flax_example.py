@@ -3,12 +3,10 @@
     python experiments/flax_example.py                 train; from equal parameters it follows `jaxlm.train`
     python experiments/flax_example.py runs/mine       evaluate the last checkpoint of a jaxlm run on test
 
-The embedding is tied, so that its gradient is dense and the norm that clips is optax's. (Of an embedding that is not
-tied, TensorFlow's tutorial and jaxlm count each occurrence of a word by itself.)
+The embedding is tied, so that its gradient is dense. (Else jaxlm's norm counts each occurrence of a word by itself.)
 """
 
 import sys
-from dataclasses import replace
 from functools import partial
 
 import jax
@@ -17,11 +15,11 @@ import optax
 from flax.training.train_state import TrainState
 
 import jaxlm
+from jaxlm.cli.ending import exit_code
 from jaxlm.linen import LanguageModel
 
-RATE, CLIP, HOLD, DECAY, EPOCHS = 1.0, 5.0, 4, 0.5, 15
-ROWS, STEPS = 60, 20
-MODEL = jaxlm.LSTM(embedding_size=200, hidden_sizes=(256, 200), tied=True)
+RATE, CLIP, HOLD, DECAY, EPOCHS, ROWS, STEPS = 1.0, 5.0, 4, 0.5, 15, 60, 20
+MODEL = partial(jaxlm.LSTM, embedding_size=200, hidden_sizes=(256, 200), tied=True)
 
 
 @jax.jit
@@ -30,9 +28,8 @@ def train_step(state, carry, window, key):
 
     def cost(params):
         rngs = {"dropout": jax.random.fold_in(key, state.step)}
-        inputs, targets = window[:, :-1], window[:, 1:]
-        new_carry, nats = state.apply_fn({"params": params}, inputs, targets, initial_carry=carry, rngs=rngs)
-        return nats / len(window), new_carry
+        read, nats = state.apply_fn({"params": params}, window[:, :-1], window[:, 1:], initial_carry=carry, rngs=rngs)
+        return nats / len(window), read
 
     (nats, carry), grads = jax.value_and_grad(cost, has_aux=True)(state.params)
     return state.apply_gradients(grads=grads), carry, nats
@@ -64,16 +61,20 @@ def perplexity(model, params, ids):
     return np.exp(total / (len(ids) - 1))
 
 
-if __name__ == "__main__":
+def main():
     if sys.argv[1:]:
         run = jaxlm.load(sys.argv[1])
-        model, params, corpus = run.config.model, run.params, jaxlm.load_corpus(vocab=run.vocab)
+        model, params, (name, ids) = run.config.model, run.params, run.read("test")
     else:
         corpus = jaxlm.load_corpus()
-        model = replace(MODEL, vocab_size=len(corpus.vocab))
-        params = LanguageModel(model).init(jax.random.key(0), corpus.test[None, :2])["params"]
+        model, name, ids = MODEL(vocab_size=len(corpus.vocab)), f"{corpus.name} test", corpus.test
+        params = LanguageModel(model).init(jax.random.key(0), ids[None, :2])["params"]
         for window, (state, nats) in enumerate(train(model, params, corpus.train), 1):
             params = state.params
             if window % 500 == 0:
                 print(f"window {window:,}: perplexity {np.exp(nats):.1f}")
-    print(f"perplexity on {corpus.name} test: {perplexity(model, params, corpus.test):.2f}")
+    print(f"{name}: perplexity {perplexity(model, params, ids):.2f}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -154,7 +154,7 @@ def test_nnx_trains_and_turns_dropout_on_and_off():
 
 
 @pytest.mark.parametrize("text", ["embedded-tiny", pytest.param("ptb", marks=pytest.mark.slow)])
-def test_the_example_follows_jaxlm_and_evaluates_its_checkpoint(text, tmp_path, monkeypatch, request):
+def test_the_example_follows_jaxlm_and_evaluates_its_checkpoint(text, tmp_path, monkeypatch, request, capsys):
     """50 windows, in which clipping acts; on the small text over an epoch's end, after which the rate is halved."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments")
     example = import_module("flax_example")
@@ -162,7 +162,7 @@ def test_the_example_follows_jaxlm_and_evaluates_its_checkpoint(text, tmp_path, 
     monkeypatch.setattr(example, "CLIP", 2.0)
     data_dir = request.getfixturevalue("ptb_dir") if text == "ptb" else None
     corpus, seen = jaxlm.load_corpus(text, data_dir=data_dir), []
-    model = replace(example.MODEL, vocab_size=len(corpus.vocab))
+    model = example.MODEL(vocab_size=len(corpus.vocab))
     model = model if text == "ptb" else replace(model, embedding_size=16, hidden_sizes=(16, 16))
     params = jaxlm.init_params(model, jax.random.key(0))
     jaxlm.train(
@@ -180,3 +180,7 @@ def test_the_example_follows_jaxlm_and_evaluates_its_checkpoint(text, tmp_path, 
     close(states[-1].params, run.params)
     found = example.perplexity(run.config.model, run.params, corpus.test)
     close(found, jaxlm.evaluate(run, corpus=corpus).perplexity)
+    if text == "embedded-tiny":
+        monkeypatch.setattr("sys.argv", ["flax_example.py", str(tmp_path / "run")])
+        example.main()
+        assert capsys.readouterr().out == f"embedded-tiny test: perplexity {found:.2f}\n"
