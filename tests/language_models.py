@@ -1,20 +1,20 @@
-"""Small language models with parameters that were never trained, one of each kind; and surprisals computed plainly."""
+"""Small language models with parameters that were never trained, and surprisals computed plainly."""
 
 from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from recipes import TRAINED
 
 import jaxlm
 from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.models import heads, stack
-from jaxlm.models.kinds import MODELS
 from jaxlm.models.noise import no_noise
 from jaxlm.scoring.language_model import LanguageModel
 
 WORDS = (EOS, UNK, "the", "dogs", "dog", "runs", "run", "n't", "'s", "N", "ca", "inc.", "$", "of", "a", "%", "b.")
-KINDS = tuple(MODELS)
+KINDS = (*TRAINED, "hawk")  # that cover the shapes of a carry
 
 
 @cache

@@ -159,3 +159,6 @@ def parameters(cases, usual):
     return [
         pytest.param(case, id=name, marks=[] if name in usual else [pytest.mark.slow]) for name, case in cases.items()
     ]
+
+
+KINDS = parameters({name: name for name in MODELS}, (*TRAINED, "hawk"))  # by default those that cover a carry's shapes

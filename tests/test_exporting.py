@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from recipes import KINDS
 
 import jaxlm
 from jaxlm.cli import exchanging, main
@@ -18,7 +19,6 @@ from jaxlm.errors import JaxlmError
 from jaxlm.interop.exporting import TARGETS, export_model
 from jaxlm.interop.imported import import_model
 from jaxlm.models import heads, stack
-from jaxlm.models.kinds import MODELS
 from jaxlm.models.noise import no_noise
 from jaxlm.scoring.language_model import LanguageModel
 
@@ -135,7 +135,7 @@ def test_onnxruntime_computes_the_same_and_hands_the_state_on(tmp_path, kind, sh
     assert json.loads(session.get_modelmeta().custom_metadata_map["vocabulary"]) == list(WORDS)
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_stablehlo_computes_the_same_for_any_batch(tmp_path, kind):
     pytest.importorskip("flatbuffers")
     lm = model(kind, "widths")

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language_models import KINDS, WORDS, log_probs, small_lm
+from language_models import WORDS, log_probs, small_lm
+from recipes import KINDS
 from rich.cells import cell_len
 
 from jaxlm.cli import main

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import BASE, CASES, B, T
+from recipes import BASE, CASES, KINDS, B, T
 
 import jaxlm
 from jaxlm.errors import JaxlmError
-from jaxlm.models.kinds import MODELS
 from jaxlm.ops.softmax import summed_nats
 from jaxlm.runs import precision
 from jaxlm.runs.directory import saved_config, saved_record
@@ -112,7 +111,7 @@ def _products(function, *arguments):
     return set(found)
 
 
-@pytest.mark.parametrize("name", [*MODELS, "mogrifier-all", "layer-norm", "projection", "mixture", "sampled", "muon"])
+@pytest.mark.parametrize("name", [*KINDS, "mogrifier-all", "layer-norm", "projection", "mixture", "sampled", "muon"])
 def test_every_product_of_a_bfloat16_step_multiplies_bfloat16_and_sums_float32(name):
     recipe = CASES[name].replace(compute_dtype="bfloat16").recipe
     state = jaxlm.init_state(recipe, jax.random.key(0), B)

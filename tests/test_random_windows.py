@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recipes import BASE, EVERY_DROPOUT, RANDOM_WINDOWS, B, V
+from recipes import BASE, EVERY_DROPOUT, RANDOM_WINDOWS, B, V, parameters
 
 import jaxlm
 from jaxlm.data.corpora import load_corpus
@@ -103,14 +103,14 @@ def test_lengths_are_drawn_as_they_should_be():
     assert BASE.replace(bptt_length=70, length_deviation=5).train.longest == 110
 
 
-KINDS = {
+CHANGES = {
     **{name: dict(model=name) for name in MODELS},
     "state dropped": dict(**EVERY_DROPOUT, keep_state=0.6),
     "penalties": dict(cost="mean", activation_penalty=0.5, temporal_penalty=0.7, weight_decay=0.01),
 }
 
 
-@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("changes", parameters(CHANGES, {*CHANGES} - {*MODELS} | {"lstm", "hawk", "mlstm"}))
 @pytest.mark.parametrize(
     "length", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(LONGEST, marks=pytest.mark.slow)]
 )
