@@ -300,3 +300,19 @@ def test_a_character_outside_the_vocabulary_is_refused_by_name():
         DataError, match="sentence 1: the character 'x' is not among the 9 characters of the vocabulary"
     ):
         lm.word_surprisal(["the x"])
+
+
+@pytest.mark.parametrize("context", ["b, ab a", "ab,", "b\n"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_likeliest_words_are_those_of_the_list(kind, context):
+    lm = bigram(kind)
+    names = lm.vocab.tokenize(context)
+    start = [] if context.endswith("\n") else names
+    table = lm.word_surprisal([[*start, *word] for word in words_after(lm, start, "word")], unit="nats")
+    last = np.append(np.diff(table.sentence_id) > 0, True)
+    expected = {table.word[row]: np.exp(-table.surprisal[row]) for row in np.flatnonzero(last)}
+    if start:
+        expected["<eos>"] = np.exp(-lm.word_surprisal([names], unit="nats", eos=True).surprisal[-1])
+    found = dict(lm.predict(context, 50))
+    assert found == pytest.approx(expected, abs=1e-6) and sum(found.values()) == pytest.approx(1, abs=1e-5)
+    assert [*lm.predict(context, 2)] == [*found.items()][:2] and [*found.values()] == sorted(found.values())[::-1]

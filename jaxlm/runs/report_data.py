@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from jaxlm.data.corpora import reload_corpus
-from jaxlm.data.vocab import EOS
 from jaxlm.errors import DataError, JaxlmError, RunDirError
 from jaxlm.fields import setting_text
 from jaxlm.report.curve import by_kind
@@ -111,12 +109,14 @@ def _test_text(lm: LanguageModel, data_dir: str | Path | None) -> ScoredText:
             f"the model was trained on {lm.corpus['name']} with sha256 {lm.corpus['sha256']}, and the "
             f"corpus found has {corpus.sha256}"
         )
-    words = [lm.vocab.words[place] for place in corpus.test[:TEST_WORDS]]
-    lines = [list(line) for ended, line in groupby(words, EOS.__eq__) if not ended]
+    ids = corpus.test[:TEST_WORDS]
+    lines = [line if lm.vocab.kind != "words" else line.split() for line in lm.vocab.decode_text(ids).split("\n")]
+    lines = [*filter(None, lines)]
     return _scored(lm, f"The beginning of the test split of {corpus.name}", lines)
 
 
 def _scored(lm: LanguageModel, title: str, lines: Sequence[str | list[str]]) -> ScoredText:
     """Lines of words with their surprisals; the state is passed on from line to line."""
-    found = lm.surprisal(lines, context="stream", eos=True)
+    score = lm.surprisal if lm.vocab.kind == "words" else lm.word_surprisal
+    found = score(lines, context="stream", eos=True)
     return ScoredText(title, found.word, [round(float(bits), 4) for bits in found.surprisal])

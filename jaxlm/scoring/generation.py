@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from heapq import heappop, heappush
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -16,16 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlm.data.tokens import WORDS, Words
+from jaxlm.data.tokens import EOS, WORDS, Words
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.models.stack import Carry
 from jaxlm.scoring import sampling as sampled
 from jaxlm.scoring.network import Network, carry_after
 from jaxlm.scoring.sampling import Sampling
+from jaxlm.scoring.sentences import Boundaries
 
 CHUNK = 64  # words of one call, at most
 STOPS = ("eos", "none")
+UNLIKELY = 1e-7  # a probability that no likely word has
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,6 +112,32 @@ def next_word(network: Network, ids: np.ndarray) -> np.ndarray:
     """The probabilities [V] of the word after a text's ids [N], of which there is at least one."""
     position = begin(network, Sampling(), ids, 1)
     return np.asarray(_probabilities(network, position.token, position.carry))[0]
+
+
+def next_words(network: Network, vocab: Vocab, ids: np.ndarray, k: int) -> list[tuple[str, float]]:
+    """The k most probable words after a text's ids [N] where tokens are pieces of words, with their probabilities.
+
+    A search, the likeliest first, among the pieces of all words; what is less probable than `UNLIKELY` is left out.
+    """
+    boundaries, end, found = Boundaries.of(vocab, "word"), vocab.eos, []
+    assert boundaries is not None
+    heap: list = [(-1.0, 0, [], carry_after(network, ids[:-1], network.carry()))]
+    while heap and len(found) < k:
+        minus_p, _, pieces, carry = heappop(heap)
+        if carry is None:
+            found.append((vocab.decode_text(pieces).strip() or EOS, -minus_p))
+            continue
+        last = pieces[-1] if pieces else int(ids[-1])
+        p = -minus_p * np.asarray(_probabilities(network, jnp.array([last]), carry)[0], float)
+        after = carry_after(network, np.array([last]), carry)
+        begins = boundaries.begins & (not boundaries.blank[last] and last != end)
+        total = p[begins].sum()
+        if pieces and total:
+            heappush(heap, (-total, len(heap), pieces, None))
+        p = np.where(begins, 0, p) if pieces else np.where(begins, p, 0) / total if begins.any() else p
+        for piece in np.flatnonzero(p > UNLIKELY).tolist():
+            heappush(heap, (-p[piece], len(heap), [*pieces, piece], None if piece == end else after))
+    return found
 
 
 @jax.jit

@@ -133,6 +133,8 @@ class LanguageModel:
         ids = self.vocab.encode(self.tokens(text, tokenizer))
         if not len(ids):
             raise DataError("there is no word to predict from: give at least one")
+        if self.vocab.kind != "words":
+            return generation.next_words(self.network, self.vocab, ids, k)
         p = generation.next_word(self.network, ids)
         return [(self.vocab.words[i], float(p[i])) for i in np.argsort(-p, kind="stable")[:k]]
 
