@@ -90,7 +90,7 @@ def surprisal(args: argparse.Namespace) -> None:
         keep_model(args.save_adapted, lm.config.replace(epochs=0), scorings[name].params, corpus)
 
 
-def _cut(args: argparse.Namespace) -> dict[str, str]:
+def _cut(args: argparse.Namespace) -> dict[str, Any]:
     """How texts are cut into words, and words' boundaries counted."""
     return {"punctuation": args.punctuation or "word", "boundary": args.boundary}
 

@@ -28,8 +28,8 @@ def predictors(
     tokens = table.tokens if isinstance(table, WordSurprisals) else table.token
     for word, pieces, oov in zip(table.word, tokens, table.oov.tolist(), strict=True):
         read = [piece for piece in pieces.split() if not is_punctuation(piece)] if words else [bare(lm.cased(word))]
-        unknown = counts is None or not read or (words and oov)
-        logs.append(math.nan if unknown else math.log1p(min(counts.get(one, 0) for one in read)))
+        counted = [] if counts is None or (words and oov) else [counts.get(one, 0) for one in read]
+        logs.append(math.log1p(min(counted)) if counted else math.nan)
     return {"length": [*map(len, table.word)], "log_frequency": logs}
 
 

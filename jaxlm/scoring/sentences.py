@@ -140,8 +140,10 @@ def in_regions(
     Regions are texts that make up the words of the sentence, white space aside, in their order. Raises DataError where
     they do not tile it, or a region begins within a word.
     """
+    if regions is None:
+        return sentences
     found = []
-    for number, sentence in enumerate(sentences, first) if regions is not None else ():
+    for number, sentence in enumerate(sentences, first):
         parts, words = tuple(regions[number - 1]), sentence.words
         ends = {length: place for place, length in enumerate(accumulate(map(len, words), initial=0))}
         lengths = accumulate((len("".join(part.split())) for part in parts), initial=0)
@@ -152,7 +154,7 @@ def in_regions(
                 f"{' '.join(words)!r:.120}: give every word once, in order"
             )
         found.append(replace(sentence, words=parts, starts=sentence.starts[places]))
-    return sentences if regions is None else found
+    return found
 
 
 def word_nats(scores: TokenScores, sentences: Sequence[Encoded], lengths: Sequence[int]) -> np.ndarray:

@@ -68,8 +68,9 @@ def span_surprisal(
         )
         rows.append((number, 1, *row, table.entropy_reduction[piece].sum()))
         offset += len(one.tokens) + 1
-    numbers, places, words, tokens, *columns = zip(*rows, strict=True)
-    return WordSurprisals(np.array(numbers), np.array(places), [*words], [*tokens], *map(np.array, columns), table.unit)
+    kept = zip(*rows, strict=True)
+    columns: list[Any] = [[*one] if isinstance(one[0], str) else np.array(one) for one in kept]
+    return WordSurprisals(*columns, unit=table.unit)
 
 
 def _ends(vocab: Vocab, text: str, sentence: Encoded) -> list[int]:
