@@ -117,7 +117,7 @@ def no_pictures():
     from importlib import import_module
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("jaxlm.runs.trainer"), "learning_curve", lambda rows, path: path)
+        patch.setattr(import_module("jaxlm.runs.trainer"), "learning_curve", lambda rows, steps, path: path)
         yield
 
 

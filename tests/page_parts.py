@@ -56,6 +56,7 @@ def run_record(name: str = "run", seed: int = 0, corpus: str = "ptb", sha: str =
         windows=windows,
         epochs=epochs,
         tests=[{"kind": "test", "checkpoint": "last", "test_perplexity": 118.0 + seed, "unknown_test": 0.06}],
+        bptt_length=20,
         path=f"/runs/{name}",
         preset="small",
         seed=seed,

@@ -68,6 +68,11 @@ def test_what_is_read_is_what_was_saved(original):
     assert (found.config, found.vocab, found.manifest.step) == (SMALL, VOCAB, 1)
 
 
+def test_the_best_is_the_earliest_of_the_lowest():
+    of = {3: 120.0, 5: 100.0, 7: None, 9: 100.0, 11: float("nan")}
+    assert checkpoint.best_step({step: Manifest(step, 1, valid, {}) for step, valid in of.items()}) == 5
+
+
 def test_equal_states_give_equal_bytes(original, tmp_path):
     again = save(tmp_path / "run")
     assert [file.read_bytes() for file in files(again)] == [file.read_bytes() for file in files(original)]

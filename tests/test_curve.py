@@ -18,7 +18,7 @@ NAN = float("nan")
 
 
 def curve(run_dir: Path, name: str = "curve.png") -> Path:
-    return learning_curve(read_metrics(run_dir), run_dir / name)
+    return learning_curve(read_metrics(run_dir), 20, run_dir / name)
 
 
 def test_the_curve_shows_every_series_and_is_the_same_each_time(tmp_path):
@@ -55,7 +55,7 @@ def test_one_window_in_one_epoch_is_enough(tmp_path):
 
 def test_without_an_epoch_there_is_no_curve_but_a_sentence(tmp_path):
     with pytest.raises(JaxlmError, match="needs a finished epoch"):
-        learning_curve([], tmp_path / "curve.png")
+        learning_curve([], 20, tmp_path / "curve.png")
 
 
 @pytest.mark.parametrize("name", ["gone/curve.png", "curve.nonsense"])
@@ -71,7 +71,7 @@ def test_nobodys_matplotlib_is_touched(tmp_path):
     code = (
         "import sys, matplotlib; from pathlib import Path; before = dict(matplotlib.rcParams); "
         "from jaxlm.report.curve import learning_curve; from jaxlm.runs.metrics import read_metrics; "
-        "learning_curve(read_metrics(sys.argv[1]), Path(sys.argv[1], 'curve.png')); "
+        "learning_curve(read_metrics(sys.argv[1]), 20, Path(sys.argv[1], 'curve.png')); "
         "assert dict(matplotlib.rcParams) == before and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(run(tmp_path))], check=True, env={"MPLBACKEND": "svg"})
@@ -87,7 +87,7 @@ def test_windows_of_several_lengths_have_their_own_perplexity_and_place(tmp_path
             if epoch < 3:
                 log.result("epoch", epoch=epoch, train_perplexity=np.exp(2), valid_perplexity=9.0)
     rows = read_metrics(tmp_path)
-    found = Results("", *by_kind(rows))
+    found = Results("", *by_kind(rows), 20)
     x = found.window_ends()
     np.testing.assert_allclose(x, [0.25, 0.5, 0.75, 1, 1.5, 2, 2.25])
     np.testing.assert_allclose(window_series(found, "perplexity")[1], np.exp(2), rtol=1e-6)

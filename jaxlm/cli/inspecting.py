@@ -52,7 +52,7 @@ def plot(args: argparse.Namespace) -> None:
     from jaxlm.runs.metrics import read_metrics
 
     if rows := read_metrics(args.run):
-        say_line(learning_curve(rows, args.run / "curve.png"))
+        say_line(learning_curve(rows, lm.config.train.bptt_length, args.run / "curve.png"))
     else:
         say("there is no learning curve: this run has trained no window")
     picture = args.run / "embedding.png"

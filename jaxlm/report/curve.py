@@ -24,6 +24,7 @@ class Results:
     windows: Sequence[Row]
     epochs: Sequence[Row]
     tests: Sequence[Row]
+    bptt_length: int  # the steps of a window whose line does not say otherwise
 
     @property
     def valid_perplexity(self) -> float:
@@ -60,14 +61,14 @@ def by_kind(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
     return windows, epochs, tests
 
 
-def learning_curve(rows: Sequence[Row], path: Path) -> Path:
+def learning_curve(rows: Sequence[Row], bptt_length: int, path: Path) -> Path:
     """Draws the perplexities and the learning rate of a run from its metrics' rows, and returns the picture's path.
 
     Raises:
         RunDirError: The picture cannot be written.
         JaxlmError: No epoch has finished.
     """
-    run = Results("", *by_kind(rows))
+    run = Results("", *by_kind(rows), bptt_length)
     if not run.epochs:
         found = f"there are {len(run.windows)} windows without one"
         raise JaxlmError(f"a learning curve needs a finished epoch, and {found}: train one epoch first")
@@ -156,7 +157,8 @@ def window_series(run: Results, name: str) -> tuple[np.ndarray, np.ndarray]:
     first = sum(row["epoch"] == run.windows[0]["epoch"] for row in run.windows) if count else 0
     starts = np.arange(0, count, max(first // 30, count // MOST_POINTS, 1))
     values = np.array([row["cost" if name == "perplexity" else name] for row in run.windows], float)
-    weights = _steps(run, values) if name == "perplexity" else np.isfinite(values) * 1.0
+    steps = [row.get("steps", run.bptt_length) if name == "perplexity" else 1 for row in run.windows]
+    weights = np.where(np.isfinite(values), np.array(steps, float), 0)  # (a cost is summed over the window's steps)
     if not count:
         return x, values
     with np.errstate(all="ignore"):
@@ -164,17 +166,3 @@ def window_series(run: Results, name: str) -> tuple[np.ndarray, np.ndarray]:
         means = values[starts] if name == "learning_rate" else sums / totals
         means = drawable(np.exp(means)) if name == "perplexity" else np.where(abs(np.log(means)) < 70, means, np.nan)
     return x[np.append(starts[1:], count) - 1], means
-
-
-def _steps(run: Results, costs: np.ndarray) -> np.ndarray:
-    """The steps of each window, which a cost is summed over; 0 for a cost that is not finite.
-
-    Windows that do not say their steps have the number that follows from the costs and the perplexity of an epoch.
-    """
-    finite, first = np.isfinite(costs), run.epochs[0]
-    own = finite & (np.array([row["epoch"] for row in run.windows]) == first["epoch"])
-    steps = np.array([row.get("steps", math.nan) for row in run.windows], float)
-    with np.errstate(all="ignore"):
-        whole = costs[own].sum() / np.log(first.get("train_perplexity", math.nan))
-        default = (whole - np.nansum(steps[own])) / np.isnan(steps[own]).sum()
-    return np.where(finite, np.where(np.isnan(steps), default, steps), 0)

@@ -52,6 +52,7 @@ def run_record(path: Path, name: str | None = None) -> RunRecord:
         windows=windows,
         epochs=epochs,
         tests=tests,
+        bptt_length=config.train.bptt_length,
         path=str(path),
         preset=config.preset,
         seed=config.train.seed,

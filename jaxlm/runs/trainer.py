@@ -285,7 +285,8 @@ def _finish(
     if kept_in and run.epochs:
         progress.doing("drawing the curve")
         try:
-            rows.append(("learning curve", str(learning_curve(read_metrics(kept_in), kept_in / "curve.png"))))
+            steps = run.config.train.bptt_length
+            rows.append(("learning curve", str(learning_curve(read_metrics(kept_in), steps, kept_in / "curve.png"))))
         except RunDirError as error:
             progress.say(f"there is no learning curve: {error}", loud=True)
     progress.summary(rows, run.config.preset)
