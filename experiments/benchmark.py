@@ -2,7 +2,7 @@
 
     pip install -e '.[bench]'                     the peers; those that are not installed are left out
     python experiments/benchmark.py               a step of each preset in each dtype, beside the peers and the floor
-    python experiments/benchmark.py kinds optimizers evaluation sweeps start-up growth
+    python experiments/benchmark.py kinds optimizers evaluation sweeps char start-up growth
     python experiments/benchmark.py --commits HEAD~1 HEAD    a step of the presets at two commits of this repository
     python experiments/benchmark.py --json        the results as JSON, in place of tables
 
@@ -206,6 +206,12 @@ def sweeps(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
     ]
 
 
+def characters(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
+    """A step of `char-small` over Penn Treebank's 50 characters, and over bytes in windows of 400 steps."""
+    shapes = {"50 characters": {"vocab_size": 50}, "256 bytes, T 400": {"vocab_size": 256, "bptt_length": 400}}
+    return compare([Contender(what, "jaxlm", "char-small", shape) for what, shape in shapes.items()], turns, windows)
+
+
 def commits(names: Sequence[str], presets: Sequence[str], turns: int, windows: int) -> list[Row]:
     """The step at two commits of the repository that this file lies in."""
     with tempfile.TemporaryDirectory() as folder:
@@ -342,6 +348,7 @@ def table(what: str, rows: Sequence[Row]) -> Iterator[str]:
 
 def main() -> None:
     sections = {"steps": steps, "kinds": kinds, "optimizers": optimizers, "evaluation": evaluation, "sweeps": sweeps}
+    sections["char"] = characters
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help=f"{', '.join(sections)}, start-up or growth (default: steps)")
     parser.add_argument("--commits", nargs=2, metavar=("OLD", "NEW"), help="compare two commits")

@@ -94,9 +94,10 @@ class JaxLM(TemplateLM):
             return ""
         temperature = float(options.get("temperature", 1.0)) if options.get("do_sample") else 0.0
         limits = {name: options[name] for name in ("top_k", "top_p") if temperature and options.get(name)}
-        text, prompt = "", self._lm.tokens(context, self._tokenizer)
-        for word, _ in self._lm.stream(prompt, words=words, temperature=temperature, seed=seed, **limits):
-            text += "\n" if word == "<eos>" else f" {word}"
+        data, text, prompt = b"", "", self._lm.tokens(context, self._tokenizer)
+        for name, _ in self._lm.stream(prompt, words=words, temperature=temperature, seed=seed, **limits):
+            data += self._lm.vocab.tokens.data(name)
+            text = data.decode("utf-8", "replace")
             if ends := [text.find(stop) for stop in stops if stop in text]:
                 return text[: min(ends)]
         return text

@@ -101,10 +101,10 @@ class LanguageModel:
 
     def tokens(self, text: Sentence, tokenizer: str | None = None) -> list[str]:
         """The words of a text of any length in the model's case, each newline as `<eos>`; or words as they are."""
+        if self.vocab.kind != "words":
+            return self.words(text)
         if not isinstance(text, str):
             text, tokenizer = " ".join(check_words(text)), "none"
-        if self.vocab.kind != "words":
-            return self.vocab.tokenize(self.cased(text))
         pieces, tokens = self.tokenizer(tokenizer), []
         for line in normalize_newlines(self.cased(text)).split("\n"):
             for word in pieces(line):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlm.data.vocab import UNK, Vocab
+from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import checked, count, float32, number
 
@@ -57,7 +57,7 @@ def sampling_of(vocab: Vocab, *, ban: Iterable[str] = (), no_unk: bool = False, 
     A temperature of 0 becomes None. Raises JaxlmError where a number is outside its limits, two contradict each other,
     a banned word is unknown, or no word is left.
     """
-    words = [*ban, *([UNK] if no_unk and UNK in vocab.ids else [])]
+    words = [*ban, *([vocab.tokens.unknown] if no_unk and vocab.unknown_id >= 0 else [])]
     if unknown := [word for word in words if word not in vocab.ids]:
         raise JaxlmError(f"the banned word {unknown[0]!r} is not among the {len(vocab):,} words of the vocabulary")
     mask = np.isin(np.arange(len(vocab)), [vocab.ids[word] for word in words])
