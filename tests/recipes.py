@@ -72,7 +72,7 @@ COVERING = {
 }
 CASES = (
     COVERING
-    | {name: BASE.replace(model=name, learning_rate=0.3) for name in MODELS}
+    | {name: BASE.replace(model=name, learning_rate=0.03) for name in MODELS}
     | {name: BASE.replace(optimizer=name, clip_norm=0.5) for name in OPTIMIZERS if name != "sgd"}
     | {name: BASE.replace(schedule=name) for name in SCHEDULES if name != "piecewise"}
     | {
