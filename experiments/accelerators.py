@@ -12,16 +12,19 @@ shapes; bytes are the parameters, their gradients and the activations, each writ
 
 import argparse
 import csv
+import math
 import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
+# (Nothing but a compiler is loaded: several processes may.)
+os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 ROWS = Path(__file__).resolve().parents[1] / "docs" / "lab" / "accelerators.csv"
 LAUNCH = {"cuda": 2.5e-6, "tpu": 0.5e-6}  # seconds a kernel takes at the least, by common measurements elsewhere
@@ -39,12 +42,15 @@ class Target:
     bandwidth: float
     float32: float
     bfloat16: float
+    slices: int = 1
 
 
 TARGETS = {
     "h100": Target("cuda", "1x1x1", 80e9, 3.35e12, 67e12, 989e12),
     "v5e": Target("tpu", "v5e:2x2", 16e9, 0.82e12, 197e12 / 6, 197e12),
+    "v5e-8": Target("tpu", "v5e:2x4", 16e9, 0.82e12, 197e12 / 6, 197e12),
     "v5e-64": Target("tpu", "v5e:8x8", 16e9, 0.82e12, 197e12 / 6, 197e12),
+    "v5e-512": Target("tpu", "v5e:16x16", 16e9, 0.82e12, 197e12 / 6, 197e12, slices=2),
 }
 # An H100's description as XLA wants it, by NVIDIA's data sheet and the CUDA programming guide.
 H100 = """
@@ -73,7 +79,8 @@ def devices(target: str) -> list[Any]:
     try:
         if one.platform == "cuda":
             return topologies.get_topology_desc(platform="cuda", target_config=H100, topology=one.topology).devices
-        return topologies.get_topology_desc(platform="tpu", topology_name=one.topology).devices
+        slices = {"num_slices": one.slices} if one.slices > 1 else {}
+        return topologies.get_topology_desc(platform="tpu", topology_name=one.topology, **slices).devices
     except (RuntimeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
         raise JaxlmError(f"no program can be compiled for {target}: {str(error).splitlines()[0]:.200}") from None
 
@@ -143,6 +150,8 @@ def compiled(lowered: Any, target: str) -> Any:
     return lowered.compile(compiler_options=OPTIONS[TARGETS[target].platform])
 
 
+COLLECTIVES = {"all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"}
+WIDTHS = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
 # What launches no kernel of its own.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "opt-barrier"}
 
@@ -162,10 +171,11 @@ def computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
     return found, entry
 
 
-def kernels(text: str) -> int:
-    """Kernels that one window of a compiled `train_windows` launches: those of its loop's body, inner loops in full.
+def per_window(text: str, weight: Callable[[str, str], int]) -> int:
+    """The sum of the weights, of (opcode, line), of what one window of a compiled `train_windows` executes.
 
-    Of branches the longest counts. A loop's turns are as XLA notes them, or its condition's constant.
+    That is its loop's body, with inner loops in full, and of branches the heaviest. A loop has the turns that XLA
+    notes, or that its condition compares with.
     """
     found, entry = computations(text)
 
@@ -175,29 +185,41 @@ def kernels(text: str) -> int:
 
     def turns(line: str) -> int:
         noted = re.search(r"known_trip_count\W+n\W+(\d+)", line)
-        constants = re.findall(
-            r"s32\[\]\S* constant\((\d+)\)", "\n".join(line for _, line in found[named("condition", line)])
-        )
+        condition = "\n".join(line for _, line in found[named("condition", line)])
+        constants = re.findall(r"s32\[\]\S* constant\((\d+)\)", condition)
         return int(noted[1]) if noted else max(map(int, constants), default=1)
 
-    def count(name: str) -> int:
-        total = 0
+    def total(name: str) -> int:
+        added = 0
         for opcode, line in found[name]:
             if opcode == "while":
-                total += turns(line) * (count(named("body", line)) + count(named("condition", line)))
+                added += turns(line) * (total(named("body", line)) + total(named("condition", line)))
             elif opcode == "conditional":
                 branches = re.search(r"branch_computations=\{([^}]*)\}", line)
                 names = re.findall(r"[\w.\-]+", branches[1]) if branches else []
-                names = names or [named("true_computation", line), named("false_computation", line)]
-                total += max(map(count, names))
+                added += max(map(total, names or [named("true_computation", line), named("false_computation", line)]))
             elif opcode == "call":
-                total += count(named("to_apply", line))
-            elif opcode not in FREE and not opcode.endswith("-done"):
-                total += 1
-        return total
+                added += total(named("to_apply", line))
+            else:
+                added += weight(opcode, line)
+        return added
 
     windows = [line for opcode, line in found[entry] if opcode == "while"]
-    return count(named("body", windows[0]))
+    return total(named("body", windows[0]))
+
+
+def launched(opcode: str, line: str) -> int:
+    """One for a kernel."""
+    return int(opcode not in FREE and not opcode.endswith("-done"))
+
+
+def sent(opcode: str, line: str) -> int:
+    """The bytes of a collective's result."""
+    if opcode.removesuffix("-start") not in COLLECTIVES:
+        return 0
+    arrays = re.findall(r"(f32|bf16|s32|u32|pred)\[([\d,]*)\]", line.split(f" {opcode}(")[0])
+    sizes = [WIDTHS[dtype] * math.prod(map(int, filter(None, shape.split(",")))) for dtype, shape in arrays]
+    return max(sizes, default=0) if opcode.endswith("-start") else sum(sizes)
 
 
 def work(config: Any, devices: int = 1) -> tuple[float, float]:
@@ -253,7 +275,7 @@ def row_of(name: str, target: str, rows: int = 1, words: int = 1) -> dict[str, A
     program = compiled(lowered, target)
     seconds = time.perf_counter() - start
     memory, text = program.memory_analysis(), program.as_text()
-    launches = kernels(text)
+    launches = per_window(text, launched)
     operations, moved = work(config, rows * words)
     rate = one.float32 if config.model.compute_dtype == "float32" else one.bfloat16
     least = {
@@ -262,7 +284,6 @@ def row_of(name: str, target: str, rows: int = 1, words: int = 1) -> dict[str, A
         "launches": launches * LAUNCH[one.platform],
     }
     by = max(least, key=lambda part: least[part])
-    sent = re.findall(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", text)
     return {
         "program": name,
         "target": target,
@@ -272,7 +293,7 @@ def row_of(name: str, target: str, rows: int = 1, words: int = 1) -> dict[str, A
         "temporary, MB": round(memory.temp_size_in_bytes / 1e6),
         "GFLOP a window": float(f"{operations / 1e9:.3g}"),
         "kernels a window": launches,
-        "collectives": len(sent),
+        "sent, MB": float(f"{per_window(text, sent) / 1e6:.3g}"),
         "least time, ms": float(f"{1e3 * least[by]:.2g}"),
         "by": by,
     }

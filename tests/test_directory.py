@@ -379,6 +379,19 @@ def test_what_others_use_of_the_memory_is_not_there():
         ram.check(ram.limit(), "all of it", "take less")
 
 
+def test_memory_of_a_device_is_what_counts_where_the_state_lies_there(monkeypatch):
+    config = jaxlm.preset("test").replace(vocab_size=1000)
+    state_arrays.check_memory(config)
+    monkeypatch.setattr(ram, "of_device", lambda: 5_000)
+    with pytest.raises(
+        JaxlmError, match=r"training this config needs at least .* there is .* on this device: take"
+    ) as e:
+        state_arrays.check_memory(config)
+    assert "\n" not in str(e.value)
+    monkeypatch.setattr(ram, "of_device", lambda: 10**9)
+    state_arrays.check_memory(config)
+
+
 @pytest.mark.parametrize("verb", ["surprisal", "states", "minimal-pairs", "report"])
 def test_no_verb_writes_over_a_file_of_the_run(run_dir, tmp_path, capsys, verb):
     (tmp_path / "text").write_text("a b\n")

@@ -339,3 +339,17 @@ def test_reproduce_names_what_differs(train, tmp_path):
     (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(jaxlm.JaxlmError, match="did not begin from its seed alone"):
         reproduce(run, tmp_path / "third", quiet=True)
+
+
+def test_a_call_is_logged_while_the_device_computes_the_next(monkeypatch):
+    from jaxlm.runs.group import SingleGroup
+    from jaxlm.runs.run import Run
+
+    events = []
+    train, trained = SingleGroup.train, Run.trained
+    monkeypatch.setattr(SingleGroup, "train", lambda *a: events.append(("begins", a[0].runs[0].next)) or train(*a))
+    monkeypatch.setattr(Run, "trained", lambda run, *a: events.append(("logged", run.step)) or trained(run, *a))
+    config = jaxlm.preset("test").replace(corpus="embedded-tiny", windows_per_call=2, checkpoint_every=6)
+    jaxlm.train(config, steps=8, quiet=True)
+    begun, logged = ([(what, step) for step in range(0, 8, 2)] for what in ("begins", "logged"))
+    assert events == [*begun[:2], logged[0], begun[2], *logged[1:3], begun[3], logged[3]]  # at an edge all are logged

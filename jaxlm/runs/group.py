@@ -32,10 +32,10 @@ class SingleGroup:
         self._state = place(mesh, state)
         run.remember(jax.device_get(state.validations))
 
-    def train(self, tokens: jax.Array, first_row: int, count: int) -> list[Metrics]:
-        """Trains `count` windows; the metrics of each slot."""
+    def train(self, tokens: jax.Array, first_row: int, count: int) -> Metrics:
+        """Begins to train `count` windows; the metrics, which the device may still be computing."""
         counts = self._run.config.train
-        windows = self._run.plan.windows(self._run.step, count, counts.windows_per_call, first_row)
+        windows = self._run.plan.windows(self._run.next, count, counts.windows_per_call, first_row)
         self._state, metrics = train_windows(
             self._recipe,
             self._state,
@@ -47,7 +47,11 @@ class SingleGroup:
             small_batch=counts.small_batch,
             mesh=self._mesh,
         )
-        return [jax.device_get(metrics)]
+        return metrics
+
+    def by_slot(self, metrics: Metrics) -> list[Metrics]:
+        """The metrics of each slot."""
+        return [metrics]
 
     def validate(self) -> list[float]:
         """The validation perplexity of each slot; what follows from it is in the state afterwards."""
@@ -101,12 +105,12 @@ class MemberGroup:
         self.runs[slot] = run
         run.remember(jax.device_get(state.validations))
 
-    def train(self, tokens: jax.Array, first_row: int, count: int) -> list[Metrics]:
-        """Trains `count` windows of each member; the metrics of each slot."""
+    def train(self, tokens: jax.Array, first_row: int, count: int) -> Metrics:
+        """Begins to train `count` windows of each member; the metrics, which the device may still be computing."""
         assert self._members is not None
         some = next(run for run in self.runs if run is not None)
         size = some.config.train.windows_per_call
-        each = [(run or some).plan.windows((run or some).step, count, size, first_row) for run in self.runs]
+        each = [(run or some).plan.windows((run or some).next, count, size, first_row) for run in self.runs]
         counts = np.array([count if run is not None or self._vmapped else 0 for run in self.runs], np.int32)
         recipes, states = self._members
         states, metrics = members.train_members(
@@ -121,7 +125,10 @@ class MemberGroup:
             mesh=self._mesh,
         )
         self._members = recipes, states
-        metrics = jax.device_get(metrics)
+        return metrics
+
+    def by_slot(self, metrics: Metrics) -> list[Metrics]:
+        """The metrics of each slot."""
         return [members.taken(metrics, slot) for slot in range(len(self.runs))]
 
     def validate(self) -> list[float]:

@@ -1,8 +1,11 @@
 """The one host loop: train, log, validate, save; for a run alone and for the members of a sweep."""
 
+import jax
+
 from jaxlm.runs.group import Group
 from jaxlm.runs.run import Run
 from jaxlm.training.feed import feed
+from jaxlm.training.step import Metrics
 
 
 class Observer:
@@ -32,7 +35,8 @@ def fit(group: Group, observer: Observer) -> int | None:
     """Trains a group's runs until none is left, or a signal asks to stop, which is returned.
 
     All runs of a group are at the same window of their epochs. At an epoch's end each is validated; there, at the last
-    window, at a signal, and every `checkpoint_every` windows, each is saved.
+    window, at a signal, and every `checkpoint_every` windows, each is saved. The metrics of a call are logged while the
+    device computes the next one.
 
     Args:
         group: the runs and their states.
@@ -46,18 +50,35 @@ def fit(group: Group, observer: Observer) -> int | None:
         return signal
     some = next(iter(runs.values()))
     with feed(some.corpus.train, some.config.train, group.put) as take:
+        done = None  # the last call, if it is not logged yet
         while signal is None and (runs := unfinished(group)):
             some = next(iter(runs.values()))
             count, plan = min(run.until_edge() for run in runs.values()), some.plan
-            then, epoch = some.step + count, plan.locate(some.step)[0]
-            tokens, first_row = take(plan.row(some.index, epoch), plan.row(*reversed(plan.locate(then))))
-            for slot, metrics in enumerate(group.train(tokens, first_row, count)):
-                if slot in runs and (problem := runs[slot].trained(metrics, count)):
-                    observer.diverged(group, slot, problem)
-            observer.trained(group)
+            then, (epoch, index) = some.next + count, plan.locate(some.next)
+            tokens, first_row = take(plan.row(index, epoch), plan.row(*reversed(plan.locate(then))))
+            metrics = group.train(tokens, first_row, count)
+            for run in runs.values():
+                run.ahead += count
+            if done:
+                _log(group, observer, *done)
+            done = runs, metrics, count
+            jax.block_until_ready(metrics)
             signal = observer.stopped()
-            _end_call(group, observer, signal)
+            if signal is not None or any(run.is_edge(run.next) for run in runs.values()):
+                _log(group, observer, *done)
+                done = None
+                _end_call(group, observer, signal)
     return signal
+
+
+def _log(group: Group, observer: Observer, runs: dict[int, Run], metrics: Metrics, count: int) -> None:
+    """Logs a call's windows, and ends each run of which a window was not finite."""
+    for slot, found in enumerate(group.by_slot(jax.device_get(metrics))):
+        if slot in runs and (run := runs[slot]) is group.runs[slot]:  # (it may have ended since)
+            run.ahead -= count
+            if problem := run.trained(found, count):
+                observer.diverged(group, slot, problem)
+    observer.trained(group)
 
 
 def _end_call(group: Group, observer: Observer, signal: int | None) -> None:

@@ -1,4 +1,4 @@
-"""The main memory that this process may have, asked before a large allocation."""
+"""The memory that this process may have, its own and its device's, asked before a large allocation."""
 
 import os
 import re
@@ -30,12 +30,20 @@ def available() -> int:
     return limit()
 
 
-def check(needed: int, what: str, remedy: str) -> None:
-    """Raises JaxlmError, with both numbers, where there is no room for `needed` bytes now."""
-    if needed > (there := available()):
+def of_device() -> int | None:
+    """The bytes that are free on this process's first device; None: it has the process's own memory."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
+
+
+def check(needed: int, what: str, remedy: str, there: int | None = None) -> None:
+    """Raises JaxlmError, with both numbers, for more than `there` bytes; None: than this process can have now."""
+    if needed > (room := available() if there is None else there):
+        where = "for this process" if there is None else "on this device"
         raise JaxlmError(
-            f"{what} needs at least {_gigabytes(needed)} of memory, and there is {_gigabytes(there)} for this "
-            f"process: {remedy}"
+            f"{what} needs at least {_gigabytes(needed)} of memory, and there is {_gigabytes(room)} {where}: {remedy}"
         )
 
 

@@ -36,6 +36,7 @@ class Run:
         kept: whether it is saved; if not, its directory is temporary.
         plan: which rows each window reads.
         step, last: windows trained, and to be trained.
+        ahead: windows that the device trains or has trained, and that are not logged yet.
         found: the checkpoint that it is resumed from, until its state is taken.
         notes: sentences for the user about how it was resumed.
         epochs: the results of the epochs that have ended.
@@ -87,6 +88,7 @@ class Run:
             MetricsLog(self.folder, corpus.name, counts.bptt_length, kept=written, on_metrics=on_metrics)
         )
         self.step = self._saved = self.found.manifest.step if self.found else 0
+        self.ahead = 0
         self._validations = self.found.state.validations if self.found else None
         self.averages_from: int | None = None
         if self.found and self.finished:
@@ -118,13 +120,26 @@ class Run:
     @property
     def at_edge(self) -> bool:
         """Whether a checkpoint is due."""
+        return self.is_edge(self.step) or self.finished
+
+    def is_edge(self, step: int) -> bool:
+        """Whether an epoch or the run ends at a step, or a checkpoint is due there."""
         every = self.config.train.checkpoint_every
-        return self.index == 0 or self.finished or bool(every and self.step % every == 0) or bool(self.milestone)
+        edges = self.plan.locate(step)[1] == 0, step >= self.last, bool(every and step % every == 0)
+        return any(edges) or self._milestone(step) is not None
+
+    @property
+    def next(self) -> int:
+        """The next window that is to be trained."""
+        return self.step + self.ahead
 
     @property
     def milestone(self) -> int | None:
         """The number of words of `keep_checkpoints` that the last window reached."""
-        seen = [self._words_seen(step) for step in (self.step - 1, self.step)] if self._milestones else (0, 0)
+        return self._milestone(self.step)
+
+    def _milestone(self, step: int) -> int | None:
+        seen = [self._words_seen(step) for step in (step - 1, step)] if self._milestones else (0, 0)
         return max((words for words in self._milestones if seen[0] < words <= seen[1]), default=None)
 
     @cached_property
@@ -190,12 +205,12 @@ class Run:
 
     def until_edge(self) -> int:
         """How many windows one call may train: to the epoch's end, the last window or the next checkpoint."""
-        counts = self.config.train
-        edges = [self.plan.windows_in(self.epoch) - self.index, self.last - self.step, counts.windows_per_call]
+        counts, (epoch, index) = self.config.train, self.plan.locate(self.next)
+        edges = [self.plan.windows_in(epoch) - index, self.last - self.next, counts.windows_per_call]
         if counts.checkpoint_every:
-            edges.append(counts.checkpoint_every - self.step % counts.checkpoint_every)
-        if ahead := [words for words in self._milestones if words > self._words_seen(self.step)]:
-            edges.append(1 + bisect_left(range(self.step + 1, self.last), ahead[0], key=self._words_seen))
+            edges.append(counts.checkpoint_every - self.next % counts.checkpoint_every)
+        if ahead := [words for words in self._milestones if words > self._words_seen(self.next)]:
+            edges.append(1 + bisect_left(range(self.next + 1, self.last), ahead[0], key=self._words_seen))
         return min(edges)
 
     def trained(self, metrics: Metrics, count: int) -> str | None:

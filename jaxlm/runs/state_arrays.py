@@ -93,10 +93,11 @@ def check_room(template: Any, what: str) -> None:
     ram.check(2 * _nbytes(template), what, "it cannot be loaded here")
 
 
-def check_memory(config: Config) -> None:
-    """Raises JaxlmError where this machine has no memory for what a config's training needs at the least.
+def check_memory(config: Config, devices: int = 1) -> None:
+    """Raises JaxlmError where there is no memory for what a config's training needs at the least.
 
-    That is its state, a gradient and an update of each parameter, and what a window saves for its gradient.
+    That is its state, a gradient and an update of each parameter, and what a window saves for its gradient. Devices
+    with memory of their own share it; the first makes the whole state.
     """
     try:
         template = shapes_of_state(config)
@@ -105,7 +106,10 @@ def check_memory(config: Config) -> None:
         needed = _nbytes(template) + 2 * _nbytes(template.params) + saved
     except (OverflowError, ValueError, TypeError) as error:
         raise JaxlmError(f"no model of this config can be made: {error}") from None
-    ram.check(needed, "training this config", "take smaller embedding_size, hidden_sizes, vocab_size or batch_size")
+    if (there := ram.of_device()) is not None:
+        needed = max(_nbytes(template), needed // devices)
+    remedy = "take smaller embedding_size, hidden_sizes, vocab_size or batch_size"
+    ram.check(needed, "training this config", remedy, there)
 
 
 def _nbytes(template: Any) -> int:

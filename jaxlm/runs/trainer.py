@@ -1,5 +1,6 @@
 """`train`: one run from its beginning, or from where it was stopped, to its test."""
 
+import math
 import shlex
 import signal
 import tempfile
@@ -114,7 +115,7 @@ def train(
                 vocab = found.vocab if found else None
     asked = config.model.compute_dtype
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
-    fresh = new_state(config, params)
+    fresh = new_state(config, params, math.prod(mesh_shape(mesh)))
     first = hosts.first()
     with hosts.guarded(), ExitStack() as held:
         kept, resumes = run_dir is not None and first, resume and first
@@ -198,13 +199,13 @@ def with_corpus(
     return config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec, **corpus.options), corpus
 
 
-def new_state(config: Config, params: Params | None = None) -> TrainState:
-    """The state before the first step.
+def new_state(config: Config, params: Params | None = None, devices: int = 1) -> TrainState:
+    """The state before the first step, on one device; to be shared by so many.
 
     Raises:
         JaxlmError: given parameters do not have the config's shapes, or there is not enough memory.
     """
-    state_arrays.check_memory(config)
+    state_arrays.check_memory(config, devices)
     counts = config.train
     if params is None:
         return fresh_state(config.recipe, np.uint32(counts.seed), counts.batch_size, counts.patience)

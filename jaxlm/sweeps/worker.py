@@ -230,8 +230,8 @@ def group_size(config: Config, plan: Plan, workers: int) -> int:
     T, B, model = config.train.longest, config.train.batch_size, config.model
     state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes_of_state(config)))
     activations = T * B * (3 * model.embedding_size + 16 * sum(model.hidden_sizes))
-    device = jax.local_devices()[0].memory_stats() or {}
-    free = device["bytes_limit"] - device.get("bytes_in_use", 0) if "bytes_limit" in device else ram.available()
+    device = ram.of_device()
+    free = ram.available() if device is None else device
     fit_in = free // 2 // workers // (4 * (4 * state + activations))
     rounds = 4 if plan.strategy == "tpe" else 1  # Optuna learns from the trials that have ended
     useful = math.ceil(plan.trials * plan.seeds / workers / rounds)
