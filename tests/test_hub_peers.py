@@ -91,7 +91,10 @@ def test_generation_carries_the_state(folders, case, beams):
     batch = tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side="left")
     how = dict(max_new_tokens=6, num_beams=beams, eos_token_id=None, return_dict_in_generate=True, output_logits=True)
     torch.manual_seed(0)
-    made = model.generate(**batch, do_sample=True, **how)
+    read = []
+    with model.embedding.register_forward_hook(lambda _, given, __: read.append(given[0].shape[1])):
+        made = model.generate(**batch, do_sample=True, **how)
+    assert read[1:] == [1] * 5
     torch.manual_seed(0)
     again = model.generate(**batch, do_sample=True, use_cache=False, **how)
     assert torch.equal(made.sequences, again.sequences) and len(set(made.sequences[:, -6:].flatten().tolist())) > 1

@@ -125,7 +125,7 @@ def _subwords(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
     precompiled = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}
     return {
         "normalizer": _sequence("normalizer", charsmap and precompiled, _replace(" ", SPACE)),
-        "pre_tokenizer": _split(UNITS.pattern),
+        "pre_tokenizer": _split(UNITS.pattern.replace(" ", SPACE)),
         "model": model,
         "decoder": _TO_TEXT,
     }
