@@ -4,6 +4,7 @@ import json
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ import sentencepiece
 
 import jaxlm
 from jaxlm.cli import main
+from jaxlm.config.settings import DataConfig
 from jaxlm.data import encoding
 from jaxlm.data import text as texts
+from jaxlm.data.corpora import reload_corpus
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.text import SPLITS
 from jaxlm.data.vocab import UNK
@@ -165,6 +168,14 @@ def test_the_generated_corpus_has_every_kind():
     corpus = jaxlm.load_corpus("embedded-tiny", tokens="characters")
     sentences = [line.strip() for line in whole(corpus).split("\n")]
     assert sentences == whole(words).split("\n") and corpus.floor is None
+
+
+def test_subwords_of_a_run_are_not_found_anew(tmp_path):
+    given: dict[str, Any] = {"tokens": "subwords", "tokenizer_file": str(given_tokenizer(tmp_path))}
+    corpus = jaxlm.load_corpus("embedded-tiny", **given)
+    Path(given["tokenizer_file"]).unlink()
+    again = reload_corpus(DataConfig("embedded-tiny", **given), corpus.vocab)
+    assert (again.sha256, again.name) == (corpus.sha256, corpus.name)
 
 
 def test_characters_of_penn_treebank_are_those_published(ptb_dir):

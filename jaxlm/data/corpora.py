@@ -154,17 +154,17 @@ def _encode(name: str, title: str, numbered: NumberedText, options: TextOptions,
     encoder = Encoder(numbered, options, vocab)
     ids = {split: np.concatenate(list(encoder.ids(split))) for split in SPLITS}
     fields = encoder.describe(name, title)
-    fixed = {"tokens": encoder.vocab.kind} if name == "ptb-char" else {}
-    return Corpus(vocab=encoder.vocab, **ids, **fields, spec=name, options=fixed)
+    return Corpus(vocab=encoder.vocab, **ids, **fields, spec=name, options={"tokens": encoder.vocab.kind})
 
 
 def _cached(
     name: str, key: str, options: TextOptions, vocab: Vocab | None, build: Callable[[Vocab | None], Corpus]
 ) -> Corpus:
     """A corpus from the user's cache; what `build` makes is kept there, unless the cache cannot be written."""
+    if vocab and vocab.kind == "subwords":  # a model of them is not made again to compare it
+        return build(vocab)
     corpus = None
-    model = getattr(options.kind, "model", b"") if vocab is None else b""
-    key = f"{key} {options} {hashlib.sha256(model).hexdigest()}"
+    key = f"{key} {options} {hashlib.sha256(getattr(options.kind, 'model', b'')).hexdigest()}"
     with suppress(OSError), Folder.open(cache_dir() / "ids", create=True) as folder:
         if found := recall(folder, name, key):
             fields, ids = found
