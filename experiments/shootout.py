@@ -6,10 +6,10 @@
     python experiments/shootout.py --cells lstm hawk --trials 4 --minutes 1
 
 The preset (tied-fast) gives everything but the cell. Embedding and layers of a cell are as wide as makes its parameters
---parameters, within 2%. Its step is timed, and it trains for as many whole epochs as come nearest to the minutes, so
-that its command repeats each run; the table has the seconds that it took, compilation among them. Rates and dropout are
-the best of --trials random points of a space that is the same for all cells, each trained for --share of the epochs;
-validation chooses. Then each seed is trained with the best point.
+those of the preset (or --parameters), within 2%. Its step is timed, and it trains for as many whole epochs as come
+nearest to the minutes, so that its command repeats each run; the table has the seconds that it took, compilation among
+them. Rates and dropout are the best of --trials random points of a space that is the same for all cells, each trained
+for --share of the epochs; validation chooses. Then each seed is trained with the best point.
 
 All is kept in --run-dir (runs/shootout): started again, the shoot-out goes on where it was. Its results are
 shootout.csv, a line a run with the command that repeats it, and shootout.png. Nothing else should run beside it.
@@ -93,12 +93,12 @@ def sized(config: jaxlm.Config, cell: str, parameters: int) -> jaxlm.Config:
 
 
 def seconds_of_epoch(config: jaxlm.Config, corpus: jaxlm.Corpus) -> float:
-    """How long the windows of an epoch take on this machine: by the fastest of five calls, once compiled."""
+    """How long the windows of an epoch take on this machine: by the fastest of three calls, once compiled."""
     counts, plan = config.train, window_plan(config, len(corpus.train) // config.train.batch_size)
-    size, tokens = min(counts.windows_per_call, plan.windows_in(0)), jnp.asarray(batch(corpus.train, counts.batch_size))
+    size, tokens = min(4, plan.windows_in(0)), jnp.asarray(batch(corpus.train, counts.batch_size))
     given = tokens, plan.windows(0, size, size), jnp.int32(size)
     state, took = new_state(config), []
-    for _ in range(6):
+    for _ in range(4):
         began = time.perf_counter()
         state, _ = jax.block_until_ready(
             train_windows(traced(config.recipe), state, *given, bptt_length=counts.longest)
@@ -116,7 +116,7 @@ def planned(args: argparse.Namespace) -> list[Cell]:
     texts = [text.partition(":") for text in args.texts]
     for place, base, corpus in [(at, *with_corpus(jaxlm.preset(preset or args.preset), at)) for at, _, preset in texts]:
         for name in args.cells:
-            config, took = sized(base, name, args.parameters), None
+            config, took = sized(base, name, args.parameters or parameters_of(base)), None
             for minutes in args.minutes:
                 folder = args.run_dir / re.sub(r"\W+", "-", place) / f"{minutes:g}min" / name
                 if (kept := folder / "epochs.json").exists():
@@ -226,7 +226,7 @@ def main() -> None:
     )
     parser.add_argument("--cells", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="CELL")
     parser.add_argument("--minutes", nargs="+", type=float, default=[5.0], help="of training a run (5)")
-    parser.add_argument("--parameters", type=whole(1), default=3_000_000, metavar="N", help="of each model (3000000)")
+    parser.add_argument("--parameters", type=whole(1), metavar="N", help="of each model (those of the text's preset)")
     parser.add_argument("--trials", type=whole(1), default=8, metavar="N", help="points that tune each cell (8)")
     parser.add_argument("--share", type=float, default=0.25, help="of the epochs that a trial trains (0.25)")
     parser.add_argument("--seeds", type=whole(1), default=3, metavar="K", help="runs of each cell, from seed 0 (3)")
