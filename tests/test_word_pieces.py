@@ -111,7 +111,7 @@ def sum_over_words(lm, context: str, boundary: str, punctuation: str) -> float:
 
 
 @pytest.mark.parametrize("punctuation", ["word", "own"])
-@pytest.mark.parametrize("context", ["", "ab", "b, ab a", "a,"])
+@pytest.mark.parametrize("context", ["", "b, ab a", "a,"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_words_of_a_place_have_together_a_probability_of_one(kind, context, punctuation):
     lm = bigram(kind)
