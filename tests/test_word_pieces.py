@@ -27,11 +27,12 @@ from jaxlm.scoring.sentences import Boundaries
 from jaxlm.scoring.spans import span_surprisal
 from jaxlm.scoring.syntaxgym import Item, Suite
 
-TEXT = "ab, a b.\n"
+TEXT = "ab, a b,c.\n"
 NEXT = {  # the weights of what comes after a letter, a mark, a space and a newline
     "a": {"b": 3, ",": 1, " ": 4, "\n": 1},
     "b": {",": 2, " ": 5, "\n": 4},
-    ",": {" ": 3, "\n": 1},
+    ",": {" ": 3, "\n": 1, "c": 2},
+    "c": {" ": 1, "\n": 1},
     " ": {"a": 3, "b": 2},
     "\n": {"a": 1, "b": 4},
 }
@@ -45,7 +46,7 @@ def bigram(kind: str) -> jaxlm.LanguageModel:
         "characters": Characters,
         "bytes": Bytes,
         "subwords": lambda: Subwords.train(
-            Counter({" a": 50, " b": 40, " ab": 30, " a,": 20, "a": 20, "b": 20}), 264, "bpe"
+            Counter({" a": 50, " b": 40, " ab": 30, " a,": 20, "a": 20, "b": 20, "c": 20}), 265, "bpe"
         ),
     }[kind]()
     vocab = Vocab(tokens.names, tokens) if tokens.names else Vocab.build(TEXT, kind=tokens)
@@ -79,9 +80,10 @@ def _float32(tree):
     return [*map(_float32, tree)] if isinstance(tree, list) else jnp.asarray(tree, jnp.float32)
 
 
-def words_after(lm, context: list[str], punctuation: str) -> list[list[str]]:
+@cache
+def words_after(kind: str, context: tuple[str, ...], punctuation: str) -> list[list[str]]:
     """Every word that can follow, as the names of its tokens."""
-    found, parts = [], [[]]
+    lm, found, parts = bigram(kind), [], [[]]
     boundaries = Boundaries.of(lm.vocab, punctuation)
     while parts:
         part = parts.pop()
@@ -101,10 +103,11 @@ def words_after(lm, context: list[str], punctuation: str) -> list[list[str]]:
     return found
 
 
-def sum_over_words(lm, context: str, boundary: str, punctuation: str) -> float:
+def sum_over_words(kind: str, context: str, boundary: str, punctuation: str) -> float:
+    lm = bigram(kind)
     names = lm.vocab.tokenize(context)
     options = {"unit": "nats", "boundary": boundary, "punctuation": punctuation}
-    table = lm.word_surprisal([[*names, *word] for word in words_after(lm, names, punctuation)], **options)
+    table = lm.word_surprisal([[*names, *word] for word in words_after(kind, tuple(names), punctuation)], **options)
     last = np.append(np.diff(table.sentence_id) > 0, True)
     total = np.exp(-table.surprisal[last]).sum()
     return total + (np.exp(-lm.word_surprisal([names], eos=True, **options).surprisal[-1]) if names else 0.0)
@@ -114,9 +117,8 @@ def sum_over_words(lm, context: str, boundary: str, punctuation: str) -> float:
 @pytest.mark.parametrize("context", ["", "b, ab a", "a,"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_words_of_a_place_have_together_a_probability_of_one(kind, context, punctuation):
-    lm = bigram(kind)
-    assert sum_over_words(lm, context, "corrected", punctuation) == pytest.approx(1, abs=1e-6)
-    assert abs(sum_over_words(lm, context, "published", punctuation) - 1) > 1e-3
+    assert sum_over_words(kind, context, "corrected", punctuation) == pytest.approx(1, abs=1e-6)
+    assert abs(sum_over_words(kind, context, "published", punctuation) - 1) > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,7 +130,7 @@ def test_a_words_probability_is_that_of_its_pieces_and_of_a_boundary(kind):
     after = {before: CHANCE[before][" "] / begins[before] for before in "ab,"}
     p = [
         CHANCE["\n"]["b"] * begins["b"],
-        after["b"] * CHANCE[" "]["a"] * CHANCE["a"]["b"] * CHANCE["b"][","],
+        after["b"] * CHANCE[" "]["a"] * CHANCE["a"]["b"] * CHANCE["b"][","] * begins[","],
         after[","] * CHANCE[" "]["a"] * begins["a"],
         CHANCE["a"]["\n"] / begins["a"],
     ]
@@ -141,7 +143,7 @@ def test_corrections_cancel_over_a_line(punctuation, protocol):
     lm = lm_of(Vocab.build("the dogs, run.\n", kind=Characters()))
     if protocol == "dynamic":
         protocol = jaxlm.Dynamic(rule="sgd", learning_rate=0.1)
-    lines = ["the dogs, run.", "run", "the the, the"]
+    lines = ["the dogs, run.", "run", "  the  the, the "]
     options = {"unit": "nats", "eos": True, "punctuation": punctuation, "protocol": protocol}
     words = lm.word_surprisal(lines, **options)
     pieces = {boundary: lm.surprisal(lines, boundary=boundary, **options) for boundary in ("corrected", "published")}
@@ -151,6 +153,16 @@ def test_corrections_cancel_over_a_line(punctuation, protocol):
             np.testing.assert_allclose(table.surprisal[table.sentence_id == line].sum(), expected, rtol=1e-5)
     assert np.abs(pieces["corrected"].surprisal - pieces["published"].surprisal).max() > 0.1
     assert len(words) == (10 if punctuation == "word" else 13)
+    assert words.word[-2:] == ["the", "<eos>"] and not {"", " "} & {*words.word}
+    how = {"punctuation": punctuation, "protocol": protocol}
+    (pair,) = lm.minimal_pairs([Pair(lines[0], lines[2])], **how).results
+    sums = [words.surprisal[words.sentence_id == line][:-1].sum() for line in (1, 3)]
+    np.testing.assert_allclose([pair.good, pair.bad], np.negative(sums), rtol=1e-5)
+    if protocol is None:
+        adapted = lm.word_surprisal(lines, scoring=lm.adaptive(1e-9, punctuation=punctuation), **options)
+        np.testing.assert_allclose(adapted.surprisal, words.surprisal, atol=1e-5)
+        named = lm.word_surprisal([["r", "u", "n", " "]], **options)
+        assert named.word == ["run", "", "<eos>"] and np.isfinite(named.surprisal).all()
 
 
 def test_every_verb_has_the_probabilities_of_words():
@@ -308,7 +320,7 @@ def test_the_likeliest_words_are_those_of_the_list(kind, context):
     lm = bigram(kind)
     names = lm.vocab.tokenize(context)
     start = [] if context.endswith("\n") else names
-    table = lm.word_surprisal([[*start, *word] for word in words_after(lm, start, "word")], unit="nats")
+    table = lm.word_surprisal([[*start, *word] for word in words_after(kind, tuple(start), "word")], unit="nats")
     last = np.append(np.diff(table.sentence_id) > 0, True)
     expected = {table.word[row]: np.exp(-table.surprisal[row]) for row in np.flatnonzero(last)}
     if start:
