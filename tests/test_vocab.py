@@ -60,6 +60,13 @@ def test_a_vocabulary_is_shown_in_short():
     assert repr(Vocab(tuple(f"w{i}" for i in range(10_000)))) == "Vocab('w0', 'w1', 'w2', ...: 10,000 words)"
 
 
+def test_words_are_sealed_as_ever():
+    """Existing runs and corpora compare their hash with this one."""
+    vocab = Vocab(("the", EOS))
+    assert vocab.sha256 == "bb34beff9990afa9106be48ddce46ade504532458607e445693608c258657a1c"
+    assert vocab.to_json() == '[\n"the",\n"<eos>"\n]\n'
+
+
 def test_the_hash_depends_on_the_order_and_on_each_word():
     assert len({Vocab(words).sha256 for words in [("a", "b"), ("b", "a"), ("ab",), ("a", "b", "c")]}) == 4
 

@@ -24,7 +24,7 @@ FIELD = "field:"  # begins the name under which a field's value is parsed
 MOST_CONFIG_BYTES = 1 << 20
 LARGEST = 2**31 - 1
 _OFTEN = ("model", "embedding_size", "hidden_sizes", "optimizer", "learning_rate")  # fields that `train --help` shows
-_OFTEN += ("batch_size", "epochs", "seed", "corpus")
+_OFTEN += ("batch_size", "epochs", "seed", "corpus", "tokens")
 
 
 class Parser(argparse.ArgumentParser):
