@@ -306,7 +306,14 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1, help="devices that share the rows")
     parser.add_argument("--model-devices", type=int, default=1, help="devices that share the words")
     parser.add_argument("--write", action="store_true", help=f"add the rows to {ROWS.name}")
+    parser.add_argument("--table", action="store_true", help=f"only print {ROWS.name} as docs/devices.md shows it")
     args = parser.parse_args()
+    if args.table:
+        with open(ROWS, newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        for row in (header, ["---"] * len(header), *rows):
+            print(f"| {' | '.join(row)} |")
+        return
     if unknown := [name for name in args.programs if name not in PROGRAMS]:
         parser.error(f"there is no program {unknown[0]!r}; expected one of {', '.join(PROGRAMS)}")
     for name in args.programs or PROGRAMS:

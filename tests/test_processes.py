@@ -171,6 +171,55 @@ def test_a_signal_to_one_stops_all_and_words_spread_over_processes(tmp_path, alo
     assert_same_numbers(run_dir, alone)
 
 
+def cluster_command(name: str, **places: object) -> list[str]:
+    """The arguments of `jaxlm` in one of the files for clusters, with places in it replaced."""
+    text = (processes_.ROOT / "experiments/cluster" / name).read_text().replace("\\\n", " ")
+    command = re.sub(r"\s+", " ", text[text.index("jaxlm train --run-dir") :].split("resources:")[0])
+    for place, value in {"$resume ": "", **places}.items():
+        command = command.replace(place, str(value))
+    return [word.strip('"') for word in command.split()[1:]]
+
+
+def cluster_file(name: str, run_dir: Path, port: int, process: int) -> list[str]:
+    return cluster_command(
+        name,
+        **{
+            "/runs/large": run_dir,
+            '"$run"': run_dir,
+            "jaxlm-0.jaxlm:9911": f"localhost:{port}",
+            "$JOB_COMPLETION_INDEX": process,
+        },
+    )
+
+
+@pytest.mark.parametrize("name", ["slurm.sh", "kubernetes.yaml"])
+def test_the_files_for_clusters_give_arguments_that_are_accepted(name):
+    from jaxlm.cli.verbs import VERBS
+
+    verb, *words = cluster_file(name, Path("runs/large"), 9911, 1)
+    args = VERBS[verb].parser(words).parse_args(words)
+    assert str(args.run_dir) == "runs/large" and args.devices * args.model_devices == 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["slurm.sh", "kubernetes.yaml"])
+def test_the_files_for_clusters_start_processes_that_join(tmp_path, monkeypatch, name):
+    """With a smaller model, on two processes of this machine."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    small = *FLAGS, "--sampled-words", "8", "--vocab-size", "100", "--devices", "2", "--model-devices", "1"
+    both = []
+    for i in (0, 1):
+        if name == "slurm.sh":
+            for field, value in {**STEP, "SLURM_STEP_NUM_TASKS": 2, "SLURM_PROCID": i, "SLURM_LOCALID": i}.items():
+                monkeypatch.setenv(field, str(value))
+        both.append(start(*cluster_file(name, tmp_path / "run", port, i), *small, "--steps", "3"))
+    for code, said in map(end, both):
+        assert code == 0, said
+    assert windows(tmp_path / "run") >= 3
+
+
 @pytest.mark.slow
 def test_the_failure_of_one_process_is_everyones(tmp_path):
     (tmp_path / "something").touch()
