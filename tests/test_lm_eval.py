@@ -29,6 +29,22 @@ metric_list:
   - metric: acc
 """
 
+ROLLING = """
+task: jaxlm_text
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list:
+  - metric: word_perplexity
+  - metric: byte_perplexity
+  - metric: bits_per_byte
+"""
+
 
 def request(*arguments):
     return types.SimpleNamespace(args=arguments)
@@ -90,3 +106,27 @@ def test_a_task_file_runs_offline(tiny_run, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "jaxlm_pairs" in done.stdout and "acc" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_harness_s_numbers_of_a_text_are_those_that_compare(tiny_run, tmp_path, monkeypatch):
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    lm = jaxlm.load(tiny_run[0].run_dir)
+    text = " ".join(lm.vocab.words[3:9]) + "\n" + " ".join(lm.vocab.words[20:25])
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    (tmp_path / "text.yaml").write_text(ROLLING.format(data=tmp_path / "text.jsonl"))
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    model = JaxLM(str(tiny_run[0].run_dir))
+    found = simple_evaluate(model, tasks=["jaxlm_text"], task_manager=manager, bootstrap_iters=0)["results"][
+        "jaxlm_text"
+    ]
+    lines = lm.surprisal(text.split("\n"), context="stream", unit="nats", eos=True)
+    nats, size = lines.surprisal[:-1].sum(), len(text.encode())  # without the end of the last line
+    assert found["bits_per_byte,none"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+    assert found["byte_perplexity,none"] == pytest.approx(math.exp(nats / size), rel=1e-5)
+    assert found["word_perplexity,none"] == pytest.approx(math.exp(nats / len(text.split())), rel=1e-5)

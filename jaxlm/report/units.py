@@ -26,7 +26,8 @@ def comparable(nats: float, size: "TextSize") -> dict[str, float]:
     """The numbers that compare between vocabularies, of the summed nats of a text of this size; nan for an empty text.
 
     Bits per byte and per character are nats / ln 2 over the bytes and the characters (Gao et al. 2020,
-    arXiv:2101.00027, section 3.1); the perplexity per word is exp of nats over the words, as lm-evaluation-harness's.
+    arXiv:2101.00027, section 3.1); the perplexity per word is exp of nats over the words and the ends of lines (in the
+    lm-evaluation-harness, over the words alone).
 
     >>> from jaxlm.data.vocab import TextSize
     >>> comparable(8 * math.log(2), TextSize(tokens=3, bytes=4, characters=2, words=4))
