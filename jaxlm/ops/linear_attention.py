@@ -7,6 +7,7 @@ k_t) (Gated DeltaNet, arXiv:2412.06464). Within a chunk all steps are products o
 Letters: `T` steps, `B` batch, `N` heads, `D` and `F` widths of keys and of values.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -83,7 +84,7 @@ def linear_attention(
         decay = jnp.cumsum(log_decay, 2)
         if beta is not None:  # (1 + L) u = beta (v - ...), where L is what earlier steps of the chunk have written
             written = u - contraction("bntd,bndf->bntf", dtype, k * jnp.exp(decay), state)
-            u = solve_triangular(beta * _scores(k, k, decay, dtype), beta * written, lower=True, unit_diagonal=True)
+            u = _solve(dtype, beta * _scores(k, k, decay, dtype), beta * written)
         y = contraction("bnts,bnsf->bntf", dtype, _scores(q, k, decay, dtype), u)
         y += contraction("bntd,bndf->bntf", dtype, q * jnp.exp(decay), state)
         last = decay[:, :, -1:]
@@ -103,3 +104,23 @@ def _scores(q: jax.Array, k: jax.Array, decay: jax.Array, dtype: Any) -> jax.Arr
     if decay.shape[-1] == 1:
         return contraction("bntd,bnsd->bnts", dtype, q, k) * jnp.exp(kept[..., 0])
     return (q[:, :, :, None] * k[:, :, None] * jnp.exp(kept)).sum(-1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _solve(dtype, lower, b):
+    """u of (I + lower) u = b, where only what is below lower's diagonal counts."""
+    return solve_triangular(lower, b, lower=True, unit_diagonal=True)
+
+
+def _solve_backward(dtype, saved, du):
+    lower, u = saved
+    db = solve_triangular(lower, du, trans=1, lower=True, unit_diagonal=True)
+    return -jnp.tril(contraction("bntf,bnsf->bnts", dtype, db, u), -1), db
+
+
+def _solve_forward(dtype, lower, b):
+    u = _solve(dtype, lower, b)
+    return u, (lower, u)
+
+
+_solve.defvjp(_solve_forward, _solve_backward)
