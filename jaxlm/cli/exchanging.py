@@ -26,7 +26,7 @@ def import_(args: argparse.Namespace) -> None:
         say_line(note)
     sizes = model.config.model
     say_line(
-        f"{args.run}: {len(model.vocab):,} words, embedding {sizes.embedding_size}, layers "
+        f"{args.run}: {len(model.vocab):,} {model.vocab.kind}, embedding {sizes.embedding_size}, layers "
         f"{', '.join(map(str, sizes.hidden_sizes))}{', tied' if sizes.tied else ''}; try: jaxlm evaluate "
         f"{shlex.quote(str(args.run))} --text FILE"
     )
