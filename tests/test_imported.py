@@ -14,7 +14,7 @@ from interop_files import ROOT, Storages, golden, recorded, torch_answers, weigh
 import jaxlm
 from jaxlm.cli import main
 from jaxlm.errors import CheckpointError, DataError, JaxlmError, RunDirError
-from jaxlm.runs import checkpoint, directory, state_arrays
+from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.adoption import keep_model, unknown_corpus
 from jaxlm.runs.finetuning import tuning_config
 
@@ -215,7 +215,7 @@ def test_a_fine_tuned_run_stopped_and_resumed_is_the_same_run(place, tuned, tmp_
         == 0
     )
     assert main(["train", "--resume", "--run-dir", str(run)]) == 0
-    ours, theirs = (state_arrays.array_bytes(checkpoint.load(one).state) for one in (run, tuned))
+    ours, theirs = (checkpoint.load(one).manifest.files[checkpoint.STATE] for one in (run, tuned))
     assert ours == theirs
 
 
