@@ -7,13 +7,11 @@ k_t) (Gated DeltaNet, arXiv:2412.06464). Within a chunk all steps are products o
 Letters: `T` steps, `B` batch, `N` heads, `D` and `F` widths of keys and of values.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import solve_triangular
 
 from jaxlm.ops.bounded_scan import bounded_scan
 from jaxlm.ops.product import contraction
@@ -84,7 +82,8 @@ def linear_attention(
         decay = jnp.cumsum(log_decay, 2)
         if beta is not None:  # (1 + L) u = beta (v - ...), where L is what earlier steps of the chunk have written
             written = u - contraction("bntd,bndf->bntf", dtype, k * jnp.exp(decay), state)
-            u = _solve(dtype, beta * _scores(k, k, decay, dtype), beta * written)
+            inverse = _inverse(beta * _scores(k, k, decay, dtype), dtype)
+            u = contraction("bnts,bnsf->bntf", dtype, inverse, beta * written)
         y = contraction("bnts,bnsf->bntf", dtype, _scores(q, k, decay, dtype), u)
         y += contraction("bntd,bndf->bntf", dtype, q * jnp.exp(decay), state)
         last = decay[:, :, -1:]
@@ -106,21 +105,14 @@ def _scores(q: jax.Array, k: jax.Array, decay: jax.Array, dtype: Any) -> jax.Arr
     return (q[:, :, :, None] * k[:, :, None] * jnp.exp(kept)).sum(-1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _solve(dtype, lower, b):
-    """u of (I + lower) u = b, where only what is below lower's diagonal counts."""
-    return solve_triangular(lower, b, lower=True, unit_diagonal=True)
-
-
-def _solve_backward(dtype, saved, du):
-    lower, u = saved
-    db = solve_triangular(lower, du, trans=1, lower=True, unit_diagonal=True)
-    return -jnp.tril(contraction("bntf,bnsf->bnts", dtype, db, u), -1), db
-
-
-def _solve_forward(dtype, lower, b):
-    u = _solve(dtype, lower, b)
-    return u, (lower, u)
-
-
-_solve.defvjp(_solve_forward, _solve_backward)
+def _inverse(lower: jax.Array, dtype: Any) -> jax.Array:
+    """The inverse of I + lower [B, N, t, s], where lower counts below its diagonal, by growing blocks."""
+    steps, size = jnp.arange(lower.shape[-1]), 1
+    inverse = jnp.broadcast_to(jnp.eye(len(steps), dtype=lower.dtype), lower.shape)
+    while size < len(steps):
+        block, half = steps // (2 * size), steps // size
+        pairs = jnp.where((block[:, None] == block) & (half[:, None] > half), lower, 0)
+        right = contraction("bnts,bnsr->bntr", dtype, pairs, inverse)
+        inverse -= contraction("bnts,bnsr->bntr", dtype, inverse, right)
+        size *= 2
+    return inverse
