@@ -132,6 +132,8 @@ def test_the_tokenizer_of_a_model_that_others_made_normalizes_as_it_does():
 def test_the_command_needs_no_vocabulary_for_it_and_one_for_a_file(folder, tmp_path, capsys):
     assert main(["import", str(folder), str(tmp_path / "run")]) == 0
     assert jaxlm.load(tmp_path / "run").predict("the dogs", 1) == language_model(BASE).predict("the dogs", 1)
+    same = import_model(folder / "model.safetensors", folder / "vocab.txt")
+    assert same.corpus == jaxlm.load(tmp_path / "run").corpus and same.vocab == import_model(folder).vocab
     export_model(language_model(BASE), "torch", tmp_path / "m.pt")
     capsys.readouterr()
     assert main(["import", str(tmp_path / "m.pt"), str(tmp_path / "other")]) == 1

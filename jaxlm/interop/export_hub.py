@@ -26,7 +26,7 @@ from jaxlm.runs.state_arrays import named
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.terminal import printable
 
-FORMAT, CONFIG, WEIGHTS = 1, "config.json", "model.safetensors"  # of the folder
+FORMAT, CONFIG, WEIGHTS, CODE = 1, "config.json", "model.safetensors", "modeling_jaxlm.py"  # of the folder
 CELLS = ("lstm", "gru", "mingru", "mogrifier")  # that modeling_jaxlm.py has
 
 
@@ -92,7 +92,7 @@ def hub_files(model: LanguageModel, metrics: Sequence[dict[str, Any]] = ()) -> d
     arrays = {name: array(leaf) for name, leaf in named(params).items()}
     return {
         CONFIG: as_json(described),
-        "modeling_jaxlm.py": files("jaxlm.interop").joinpath("modeling_jaxlm.py").read_bytes(),
+        CODE: files("jaxlm.interop").joinpath(CODE).read_bytes(),
         WEIGHTS: safetensors.numpy.save(arrays, {"format": "pt"}),
         **tokenizer_files(model),
         "README.md": card.encode(),

@@ -49,6 +49,7 @@ def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str
     if vocab is None and found.run is None:
         raise DataError(f"{shown(file, MOST_PATH)} has no vocabulary: give the file of its words, one a line (--vocab)")
     path = Path(file).resolve()
+    path = path.parent if found.run and path.is_file() else path  # the model.safetensors of a hub's folder
     words = model_vocabulary(vocab or path / VOCAB, found.config.vocab_size, tensorflow=prefix is not None)
     corpus = unknown_corpus(
         f"imported:{path.name}",

@@ -8,7 +8,7 @@ import safetensors
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import reader, reason
-from jaxlm.interop.export_hub import CONFIG
+from jaxlm.interop.export_hub import CODE, CONFIG, WEIGHTS
 from jaxlm.interop.foreign import MOST_PATH, ForeignModel, LazyTensor, check_sharing, damage, elements, shown
 from jaxlm.interop.import_hub import read_hub
 from jaxlm.interop.tensorflow import from_tensorflow_checkpoint
@@ -38,8 +38,9 @@ def read_model(file: str | Path) -> ForeignModel:
 
 
 def _read(path: Path) -> ForeignModel:
-    if (path / CONFIG).is_file():
-        return read_hub(path)
+    folder = path.parent if path.name == WEIGHTS and (path.parent / CODE).is_file() else path
+    if (folder / CONFIG).is_file():
+        return read_hub(folder)
     if (prefix := checkpoint_prefix(path)) is not None:
         return from_tensorflow_checkpoint(read_checkpoint(prefix), f"TensorFlow checkpoint {shown(prefix.name)}")
     with reader(path) as file:
