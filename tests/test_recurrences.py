@@ -66,9 +66,8 @@ def test_the_short_convolution_is_numpy_s_of_each_unit(length):
     T, B, H, K = 7, 2, 3, 4
     rng = np.random.default_rng(0)
     x, kernel, bias, before = (rng.normal(size=shape) for shape in ((T, B, H), (K, H), (H,), (B, K - 1, H)))
-    y, state = short_convolution(
-        *(jnp.asarray(one, jnp.float32) for one in (x, kernel, bias, before)), length and jnp.int32(length)
-    )
+    arrays = [jnp.asarray(one, jnp.float32) for one in (x, kernel, bias, before)]
+    y, state = short_convolution(*arrays, length=length and jnp.int32(length))
     inputs = np.concatenate([np.moveaxis(before, 1, 0), x])
     for row in range(B):
         for unit in range(H):

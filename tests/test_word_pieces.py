@@ -85,6 +85,7 @@ def words_after(kind: str, context: tuple[str, ...], punctuation: str) -> list[l
     """Every word that can follow, as the names of its tokens."""
     lm, found, parts = bigram(kind), [], [[]]
     boundaries = Boundaries.of(lm.vocab, punctuation)
+    assert boundaries
     while parts:
         part = parts.pop()
         p = np.exp(log_probs(lm, [*context, *part])[-1])
