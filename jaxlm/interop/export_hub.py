@@ -18,6 +18,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.files import new_folder
 from jaxlm.interop.export_torch import array
 from jaxlm.interop.hub_tokenizer import as_json, special_tokens, tokenizer_files
+from jaxlm.interop.import_hub import CODE, CONFIG, FORMAT, WEIGHTS
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import Recurrent
 from jaxlm.report.curve import by_kind
@@ -26,7 +27,6 @@ from jaxlm.runs.state_arrays import named
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.terminal import printable
 
-FORMAT, CONFIG, WEIGHTS, CODE = 1, "config.json", "model.safetensors", "modeling_jaxlm.py"  # of the folder
 CELLS = ("lstm", "gru", "mingru", "mogrifier")  # that modeling_jaxlm.py has
 
 

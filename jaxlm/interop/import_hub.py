@@ -9,15 +9,16 @@ import numpy as np
 from jaxlm.config.config import Config
 from jaxlm.errors import JaxlmError
 from jaxlm.files import read_bytes, strict_json
-from jaxlm.interop.export_hub import CONFIG, FORMAT, WEIGHTS
 from jaxlm.interop.foreign import ForeignModel, check_finite, shown
-from jaxlm.runs import state_arrays
 
+FORMAT, CONFIG, WEIGHTS, CODE = 1, "config.json", "model.safetensors", "modeling_jaxlm.py"  # of the folder
 MOST_CONFIG = 1 << 24  # bytes
 
 
 def read_hub(folder: Path) -> ForeignModel:
     """The model of a folder. Raises JaxlmError or OSError where it is damaged, or not what this version writes."""
+    from jaxlm.runs import state_arrays  # imports JAX
+
     try:
         described: Any = strict_json(read_bytes(folder / CONFIG, MOST_CONFIG))
         found, config = described["jaxlm_format"], json.dumps(described["jaxlm"])

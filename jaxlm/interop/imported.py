@@ -13,9 +13,9 @@ from jaxlm.data.tokens import EOS, WORDS
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.files import MAX_VOCAB_BYTES, explained, read_bytes, reader, reason
-from jaxlm.interop.export_hub import WEIGHTS
 from jaxlm.interop.foreign import MOST_PATH, shown
 from jaxlm.interop.hub_tokenizer import VOCAB
+from jaxlm.interop.import_hub import WEIGHTS
 from jaxlm.interop.importing import read_model
 from jaxlm.interop.tensorflow_checkpoint import checkpoint_prefix
 from jaxlm.runs import directory

@@ -8,9 +8,8 @@ import safetensors
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import reader, reason
-from jaxlm.interop.export_hub import CODE, CONFIG, WEIGHTS
 from jaxlm.interop.foreign import MOST_PATH, ForeignModel, LazyTensor, check_sharing, damage, elements, shown
-from jaxlm.interop.import_hub import read_hub
+from jaxlm.interop.import_hub import CODE, CONFIG, WEIGHTS, read_hub
 from jaxlm.interop.tensorflow import from_tensorflow_checkpoint
 from jaxlm.interop.tensorflow_checkpoint import MAGIC, checkpoint_prefix, read_checkpoint
 from jaxlm.interop.torch_files import MOST_FILE, read_torch
