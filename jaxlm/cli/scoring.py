@@ -160,18 +160,17 @@ def _score_table(
 ) -> None:
     """Writes a row for each displayed word, region or span of the sentences of a CSV file, after its other columns."""
     from jaxlm.scoring.spans import span_surprisal
-    from jaxlm.scoring.stimuli import name_of, read_table
+    from jaxlm.scoring.stimuli import read_table
 
     stimuli = read_table(args.csv, args.column or "Sentence")
-    options = {"oov": args.oov, "unit": args.unit or "bits", "tokenizer": args.tokenizer}
-    options["where"] = lambda sentence: f"{name_of(args.csv)}, line {stimuli.lines[sentence - 1]}"
+    options = {"oov": args.oov, "unit": args.unit or "bits", "tokenizer": args.tokenizer, "where": stimuli.where}
     if args.spans:
-        spans = [*zip(*(stimuli.numbers(name, name_of(args.csv)) for name in ("start", "end")), strict=True)]
+        spans = [*zip(*map(stimuli.numbers, ("start", "end")), strict=True)]
         tables = {name: span_surprisal(lm, stimuli.sentences, spans, **options) for name, lm in lms.items()}
     else:
         options |= {"context": args.context, **_cut(args)}
         if args.regions:
-            cells = stimuli.cells(args.regions, name_of(args.csv))
+            cells = stimuli.cells(args.regions)
             options["regions"] = [[part.strip() for part in cell.split("|")] for cell in cells]
         texts = stimuli.sentences
         tables = {name: lm.word_surprisal(texts, scoring=scorings[name], **options) for name, lm in lms.items()}

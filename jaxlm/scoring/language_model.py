@@ -30,19 +30,11 @@ from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pa
 from jaxlm.scoring.network import Network, layer_states
 from jaxlm.scoring.reading import EachSentence, OneStream
 from jaxlm.scoring.sampling import sampling_of
-from jaxlm.scoring.sentences import Boundaries, Encoded, Sentence, SentenceReader, check_choice, check_words, encode
-from jaxlm.scoring.surprisal import (
-    BLOCK,
-    TOKENIZERS,
-    SurprisalOptions,
-    Surprisals,
-    WordSurprisals,
-    by_word,
-    scored_blocks,
-)
+from jaxlm.scoring.sentences import Encoded, Sentence, SentenceReader, check_choice, check_words, encode, in_regions
+from jaxlm.scoring.surprisal import BLOCK, SurprisalOptions, Surprisals, WordSurprisals, by_word, scored_blocks
 from jaxlm.scoring.syntaxgym import Suite, SuiteResult, read_suite, score_suite
 from jaxlm.scoring.token_scores import Detail, Scoring
-from jaxlm.scoring.tokenizers import PTBTokenizer, Tokenizer, at_white_space, is_tokenised
+from jaxlm.scoring.tokenizers import TOKENIZERS, PTBTokenizer, Tokenizer, at_white_space, is_tokenised
 
 
 @dataclass(frozen=True, repr=False)
@@ -266,7 +258,7 @@ class LanguageModel:
 
     def _begins(self, how: SurprisalOptions) -> jax.Array | None:
         """Which tokens begin a word, if their probability is to be scored."""
-        boundaries = Boundaries.of(self.vocab, how.punctuation)
+        boundaries = self.reader(how).boundaries
         return jnp.asarray(boundaries.begins) if boundaries and how.boundary == "corrected" else None
 
     def adaptive(self, rate: float, *, clip_norm: float = CLIP_NORM, **options: Any) -> Adaptive:
@@ -331,7 +323,9 @@ class LanguageModel:
         """`word_surprisal` of an iterator of any length in constant memory, as `surprisal_stream` has it."""
         where, eos = options.get("where", "sentence {}".format), options.get("eos", False)
         for first, encoded, table in self.scored(sentences, **options):
-            yield by_word(table, encoded, first, eos, regions, where)
+            if regions is not None:
+                encoded = [in_regions(one, regions[at - 1], where(at)) for at, one in enumerate(encoded, first)]
+            yield by_word(table, encoded, first, eos)
 
     def scored(
         self,
@@ -354,14 +348,11 @@ class LanguageModel:
             **options: fields of `SurprisalOptions`.
         """
         how, scoring = SurprisalOptions(**options), scoring or self.scorer(**options)
-        return scored_blocks(scoring, self.reader(how), self.vocab, sentences, how, block, first, where)
+        return scored_blocks(scoring, self.reader(how), sentences, how, block, first, where)
 
     def reader(self, how: SurprisalOptions) -> SentenceReader:
         """How sentences are read."""
-        boundaries = Boundaries.of(self.vocab, how.punctuation)
-        return SentenceReader(
-            self.vocab, self.config.data.lowercase, self.tokenizer(how.tokenizer), boundaries, how.punctuation
-        )
+        return SentenceReader(self.vocab, self.config.data.lowercase, self.tokenizer(how.tokenizer), how.punctuation)
 
     def states(self, words: Sentence, *, tokenizer: str | None = None) -> dict[str, np.ndarray]:
         """The state of every layer after each of N words of a sentence: arrays [N, ...] by name, as in `lstm.0.c`.

@@ -10,8 +10,9 @@ all words sum to one (Pimentel and Meister 2024, arXiv:2406.14561; Oh and Schule
 """
 
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, islice, pairwise
 from typing import NamedTuple
 
@@ -86,15 +87,18 @@ class SentenceReader:
     Attributes:
         vocab, lowercase: the model's.
         split: from a line to the pieces of each displayed word, where tokens are words.
-        boundaries: where tokens are pieces of words.
         punctuation: "word" shows punctuation with its word, "own" as a word of its own.
     """
 
     vocab: Vocab
     lowercase: bool
     split: Tokenizer
-    boundaries: Boundaries | None
     punctuation: str
+
+    @cached_property
+    def boundaries(self) -> Boundaries | None:
+        """Where pieces make up words; None where every token is a word."""
+        return Boundaries.of(self.vocab, self.punctuation)
 
     def __call__(self, sentence: Sentence, oov: str, where: str) -> Encoded:
         """One sentence, which `where` names in an error; without tokens where it is blank. Raises as `encode`."""
@@ -132,29 +136,22 @@ def _apart(shown: Sequence[str], pieces: Sequence[list[str]]) -> tuple[list[str]
     return words, parts
 
 
-def in_regions(
-    sentences: Sequence[Encoded], regions: Sequence[Sequence[str]] | None, first: int, where: Callable[[int], str]
-) -> Sequence[Encoded]:
-    """Sentences, numbered from `first` on, with the regions of each by its number, from 1, in place of words.
+def in_regions(sentence: Encoded, regions: Sequence[str], where: str) -> Encoded:
+    """The sentence, which `where` names in an error, with regions in place of words.
 
     Regions are texts that make up the words of the sentence, white space aside, in their order. Raises DataError where
     they do not tile it, or a region begins within a word.
     """
-    if regions is None:
-        return sentences
-    found = []
-    for number, sentence in enumerate(sentences, first):
-        parts, words = tuple(regions[number - 1]), sentence.words
-        ends = {length: place for place, length in enumerate(accumulate(map(len, words), initial=0))}
-        lengths = accumulate((len("".join(part.split())) for part in parts), initial=0)
-        places = [ends.get(length, -1) for length in lengths]
-        if -1 in places or "".join("".join(parts).split()) != "".join(words):
-            raise DataError(
-                f"{where(number)}: the regions {' | '.join(parts)!r:.120} do not tile the words of the sentence "
-                f"{' '.join(words)!r:.120}: give every word once, in order"
-            )
-        found.append(replace(sentence, words=parts, starts=sentence.starts[places]))
-    return found
+    words = sentence.words
+    ends = {length: place for place, length in enumerate(accumulate(map(len, words), initial=0))}
+    lengths = accumulate((len("".join(region.split())) for region in regions), initial=0)
+    places = [ends.get(length, -1) for length in lengths]
+    if -1 in places or "".join("".join(regions).split()) != "".join(words):
+        raise DataError(
+            f"{where}: the regions {' | '.join(regions)!r:.120} do not tile the words of the sentence "
+            f"{' '.join(words)!r:.120}: give every word once, in order"
+        )
+    return replace(sentence, words=tuple(regions), starts=sentence.starts[places])
 
 
 def word_nats(scores: TokenScores, sentences: Sequence[Encoded], lengths: Sequence[int]) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jaxlm import files
+from jaxlm.data.text import read_errors
 from jaxlm.errors import DataError
 
 LONGEST_LINE = 1 << 24  # bytes
@@ -22,26 +23,32 @@ DELIMITERS = ",\t;"
 class StimulusTable:
     """A CSV file: the column of sentences, and all other columns."""
 
+    name: str  # of the file, in errors
     sentences: list[str]
     columns: list[str]  # names of the other columns
     rows: list[list[str]]  # cells of the other columns, for each sentence
     lines: list[int]  # on which line of the file each row ends, from 1
 
-    def cells(self, column: str, name: str) -> list[str]:
-        """The cells of another column. Raises DataError, with the file's `name`, where there is none."""
+    def where(self, sentence: int) -> str:
+        """Where a sentence stands, by its number from 1, in errors."""
+        return f"{self.name}, line {self.lines[sentence - 1]}"
+
+    def cells(self, column: str) -> list[str]:
+        """The cells of another column. Raises DataError where there is none."""
         if column not in self.columns:
             known = ", ".join(map(repr, self.columns)) or "none"
-            raise DataError(f"{name} has no column {column!r} beside that of sentences: its other columns are {known}")
+            raise DataError(
+                f"{self.name} has no column {column!r} beside that of sentences: its other columns are {known}"
+            )
         return [row[self.columns.index(column)] for row in self.rows]
 
-    def numbers(self, column: str, name: str) -> list[int]:
+    def numbers(self, column: str) -> list[int]:
         """The cells of another column as whole numbers. Raises DataError."""
-        cells = [cell.strip() for cell in self.cells(column, name)]
-        for line, cell in zip(self.lines, cells, strict=True):
+        cells = [cell.strip() for cell in self.cells(column)]
+        for number, cell in enumerate(cells, 1):
             if not (cell.isascii() and cell.isdigit() and len(cell) < 10):
-                raise DataError(
-                    f"{name}, line {line}: expected a whole number in column {column!r}, found {cell!r:.40}"
-                )
+                where = self.where(number)
+                raise DataError(f"{where}: expected a whole number in column {column!r}, found {cell!r:.40}")
         return [*map(int, cells)]
 
 
@@ -58,12 +65,8 @@ def open_text(path: str | Path) -> Iterator[BinaryIO]:
             raise DataError("standard input is closed: name a file, or use a pipe")
         yield sys.stdin.buffer
         return
-    try:
+    with read_errors(path):
         file = files.reader(path)
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path}: check the path") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {files.reason(error)}") from None
     with file:
         yield file
 
@@ -183,7 +186,7 @@ def read_table(path: str | Path, column: str) -> StimulusTable:
             raise DataError(f"{name}, line {line} has no words in column {column!r}")
     lines, rows = (list(part) for part in zip(*body, strict=True))
     sentences = [row.pop(place) for row in rows]
-    return StimulusTable(sentences, names[:place] + names[place + 1 :], rows, lines)
+    return StimulusTable(name, sentences, names[:place] + names[place + 1 :], rows, lines)
 
 
 def _table_lines(file: BinaryIO, name: str) -> Iterator[str]:

@@ -25,14 +25,12 @@ from jaxlm.scoring.sentences import (
     blocks,
     check_choice,
     check_several,
-    in_regions,
     word_nats,
 )
 from jaxlm.scoring.token_scores import Scoring, TokenScores
 
 UNITS = {"bits": math.log(2), "nats": 1.0}  # how many nats one is
 CONTEXTS = ("sentence", "stream")
-TOKENIZERS = ("none", "ptb")
 BOUNDARIES = ("corrected", "published")
 BLOCK = 1024  # sentences that are read together
 
@@ -78,8 +76,6 @@ class SurprisalOptions:
         check_choice("unit", self.unit, list(UNITS))
         check_choice("punctuation", self.punctuation, PUNCTUATION)
         check_choice("boundary", self.boundary, BOUNDARIES)
-        if self.tokenizer is not None:
-            check_choice("tokenizer", self.tokenizer, TOKENIZERS)
         if self.top_k < 0:
             raise JaxlmError(f"top_k must be at least 0; it is {self.top_k}")
 
@@ -168,7 +164,6 @@ class Surprisals(Table):
 def scored_blocks(
     scoring: Scoring,
     read: SentenceReader,
-    vocab: Vocab,
     sentences: Iterable[Sentence],
     how: SurprisalOptions,
     block: int,
@@ -189,7 +184,7 @@ def scored_blocks(
                 )  # a word in the case in which it was written
                 shown = tuple(given if given.lower() == word else word for word, given in pairs)
                 encoded[-1] = replace(encoded[-1], tokens=shown)
-        yield first, encoded, surprisals(scoring([one.ids for one in encoded]), vocab, encoded, how, first)
+        yield first, encoded, surprisals(scoring([one.ids for one in encoded]), read.vocab, encoded, how, first)
         first += len(part)
 
 
@@ -255,19 +250,11 @@ class WordSurprisals(Table):
     unit: str
 
 
-def by_word(
-    table: Surprisals,
-    sentences: Sequence[Encoded],
-    first: int,
-    eos: bool,
-    regions: Sequence[Sequence[str]] | None,
-    where: Callable[[int], str],
-) -> WordSurprisals:
-    """The table of sentences' tokens, numbered from `first` on, summed over their words, or their regions.
+def by_word(table: Surprisals, sentences: Sequence[Encoded], first: int, eos: bool) -> WordSurprisals:
+    """The table of sentences' tokens, numbered from `first` on, summed over their words.
 
-    With `eos` the table has rows for `<eos>`, each a word. Raises DataError as `in_regions`.
+    With `eos` the table has rows for `<eos>`, each a word.
     """
-    sentences = in_regions(sentences, regions, first, where)
     ends = [1] * eos
     counts = np.concatenate([[*np.diff(sentence.starts), *ends] for sentence in sentences]).astype(int)
     displayed = [[*sentence.words, *[EOS] * eos] for sentence in sentences]

@@ -104,7 +104,7 @@ def score_suite(scoring: Scoring, read: SentenceReader, suite: Suite, oov: str =
             sentence = read(" ".join(regions.values()), oov, where)
             if not sentence.tokens:
                 raise DataError(f"{where} has no words")
-            sentences += in_regions([sentence], [[*regions.values()]], 1, lambda _, where=where: where)
+            sentences.append(in_regions(sentence, [*regions.values()], where))
     bits = [nats / math.log(2) for nats in sentence_nats(scoring, sentences)]
     ranges = ((found, *span) for found, one in zip(bits, sentences, strict=True) for span in pairwise(one.starts))
     sums = (float(found[start:stop].sum()) for found, start, stop in ranges)

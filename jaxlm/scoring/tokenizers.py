@@ -30,6 +30,7 @@ MARKS = r"``|''|\.\.\.|--|"  # marks of more than one letter
 LEADING = re.compile(MARKS + rf"[A-Za-z]{{1,2}}\$|[{DOUBLE}{SINGLE}{DASHES}`(\[{{<$#£€*¿¡]")
 TRAILING = re.compile(MARKS + rf"[{DOUBLE}{SINGLE}{DASHES}`)\]}}>%,.;:?!*…]")
 LONGEST_NUMBER = 40  # characters
+TOKENIZERS = ("none", "ptb")  # names of the two that this file has
 
 Tokenizer = Callable[[str], list[list[str]]]  # from a line to the pieces of each displayed word
 
