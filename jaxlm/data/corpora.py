@@ -62,9 +62,6 @@ def load_corpus(
         progress: Whether to show progress; None shows it on a terminal.
         **options: Fields of `DataConfig`, such as `tokens="subwords"`, `min_count` and `lowercase`.
 
-    Returns:
-        The corpus.
-
     Raises:
         DataError: The text is missing, empty, binary, ambiguous, or not what its hash requires, or an option does not
             fit it.
@@ -79,8 +76,6 @@ def load_corpus(
             if spec != "auto":
                 raise
             return replace(_generated("embedded", read, vocab), notes=(FALLBACK,))
-        parts = {split: [Part(path)] for split, path in paths.items()}
-
         title, start, name = "Penn Treebank (Mikolov's files)", 0, "ptb"
         if spec == "ptb-char":
             title = "Penn Treebank's characters (Mikolov's files: 5,017k / 393k / 442k of 50 symbols, a space as _)"

@@ -19,9 +19,8 @@ class Corpus:
         name: Distinguishes corpora in every result; options that change the text or the vocabulary are part of it.
         description: One line on its size.
         vocab: The vocabulary, which train alone determined.
-        train: Ids `[N]` in [0, V), of any integer type; in memory, or a memory-mapped file of a prepared corpus.
-        valid: As train.
-        test: As train.
+        train, valid, test: Ids `[N]` in [0, V), of any integer type; in memory, or a memory-mapped file of a prepared
+            corpus.
         sha256: The hash of the vocabulary and the ids (see `encoding.Encoder`).
         floor: The cost of the true source: summed nats over all tokens of a split but the first. Only the
             generated corpus has one.

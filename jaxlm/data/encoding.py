@@ -242,7 +242,6 @@ class Encoder:
 
     The sha256 of a corpus covers its vocabulary's hash, then the name, size and int32 ids of each split in order; so
     each split must be read by `ids` once, in the order of `SPLITS`, before `describe`.
-
     """
 
     vocab: Vocab

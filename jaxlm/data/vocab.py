@@ -18,9 +18,6 @@ from jaxlm.errors import DataError
 BLOCK = 1 << 22  # ids read at once
 
 
-_LEARN = "learn one with a min_count of 2 or more, or use another text"
-
-
 class TextSize(NamedTuple):
     """How much text there is: in tokens, in UTF-8, in code points, and in words at white space with ends of lines."""
 
@@ -153,16 +150,9 @@ class Vocab:
         return np.array([len(ids), len(data), characters, len(text.split()) + text.count("\n")])
 
     def encode(self, tokens: Sequence[str]) -> np.ndarray:
-        """The ids of tokens.
+        """The ids of N tokens, int32 `[N]`; a token outside the vocabulary becomes `<unk>`.
 
-        Args:
-            tokens: N words; one outside the vocabulary becomes `<unk>`.
-
-        Returns:
-            int32 `[N]`.
-
-        Raises:
-            DataError: A word is outside a vocabulary that has no `<unk>`.
+        Raises DataError where a token is outside a vocabulary that has no `<unk>`.
 
         >>> Vocab(("the", "<unk>", "cat")).encode("the cat sat".split()).tolist()
         [0, 2, 1]
@@ -171,8 +161,10 @@ class Vocab:
         ids = np.fromiter(map(self.ids.get, tokens, repeat(unknown)), np.int32, len(tokens))
         if unknown < 0 and (ids < 0).any():
             word = tokens[int(np.argmin(ids))]
-            what, hint = ("word", "use another word") if self.kind == "words" else (self.kind[:-1], _LEARN)
-            raise DataError(f"the {what} {_shown(word)} is not in the vocabulary, which has no {UNK} for it; {hint}")
+            learn = "learn one with a min_count of 2 or more, or use another text"
+            hint = "use another word" if self.kind == "words" else learn
+            what = f"the {self.kind[:-1]} {_shown(word)}"
+            raise DataError(f"{what} is not in the vocabulary, which has no {UNK} for it; {hint}")
         return ids
 
     def unknown_share(self, ids: np.ndarray) -> float:
@@ -187,17 +179,7 @@ class Vocab:
         return sum(int(np.count_nonzero(block == unknown)) for block in blocks) / max(1, len(ids))
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> list[str]:
-        """The words of ids.
-
-        Args:
-            ids: Integers `[N]`.
-
-        Returns:
-            N words.
-
-        Raises:
-            DataError: An id is outside [0, V).
-        """
+        """The N words of ids, integers `[N]`. Raises DataError where an id is outside [0, V)."""
         places = np.fromiter(ids, np.int64)
         wrong = places[(places < 0) | (places >= len(self))]
         if wrong.size:
@@ -223,9 +205,6 @@ class Vocab:
             max_size: The most words of the vocabulary; the rarest beyond them are dropped.
             min_count: Words that occur less often are dropped.
             kind: `Words()` or `Characters()`.
-
-        Returns:
-            The vocabulary.
 
         Raises:
             DataError: `max_size` leaves no room for a word beside `<unk>` and `<eos>`, or `min_count` is below 1.
@@ -257,11 +236,7 @@ class Vocab:
 
     @classmethod
     def from_json(cls, text: str) -> "Vocab":
-        """Reads the vocabulary that `to_json` wrote.
-
-        Raises:
-            DataError: The text is anything else.
-        """
+        """Reads the vocabulary that `to_json` wrote. Raises DataError where the text is anything else."""
         try:
             tree = json.loads(text)
             if isinstance(tree, dict) and "tokens" in tree:
