@@ -100,7 +100,7 @@ kinds = st.fixed_dictionaries({slot: st.sampled_from(sorted(KINDS[slot])) for sl
 
 @given(
     kinds=kinds,
-    hidden=st.lists(st.integers(1, 49).map(lambda half: 2 * half), min_size=1, max_size=4),  # two heads divide them
+    hidden=st.lists(st.integers(2, 50).map(lambda half: 2 * half), min_size=1, max_size=4),  # for two heads
     rate=st.floats(1e-9, 1e9),
     keep=st.none() | st.floats(0.01, 1.0),
     epochs=st.integers(0, 10**6),
@@ -226,6 +226,8 @@ def test_what_another_kind_takes_over_is_said():
         (dict(vocab_size=1), "vocab_size must be at least 2"),
         (dict(lowercase=1), "lowercase takes true or false"),
         (dict(tied=True), "hidden_sizes is 128, embedding_size is 200; set projection"),
+        (dict(model="hawk", heads=3), "hidden_sizes is 256,128, which 3 heads do not divide"),
+        *((dict(model=model, heads=128), "over a head of one unit .* heads is 128") for model in ("slstm", "mlstm")),
         (dict(projection=True), "projection needs tied, and tied is no"),
         (dict(tied=True, projection=True, experts=3), "projection and experts exclude each other, .* experts is 3"),
         (dict(tied=True, experts=3, latent_size=9), "latent_size is 9, embedding_size is 200"),

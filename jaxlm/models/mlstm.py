@@ -34,6 +34,7 @@ class MLSTM(Recurrent):
     """xLSTM's layer with a matrix as memory and exponential gates (Beck et al. 2024, arXiv:2405.04517)."""
 
     gates: ClassVar[int] = 4
+    head_units: ClassVar[int] = 2
     heads: int = head_count()
     gate_cap: float | None = number(
         15.0,

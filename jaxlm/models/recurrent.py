@@ -38,6 +38,7 @@ class Recurrent:
     """An embedding, a stack of recurrent layers of one kind, and a softmax."""
 
     gates: ClassVar[int]  # matrices side by side in each of a layer's kernels [inputs, gates * H], for Muon
+    head_units: ClassVar[int] = 1  # the fewest of a head; 2 where its outputs are less their mean
     drops_output_words: ClassVar[bool] = False  # whether a word that is dropped as an input is no output either
     vocab_size: int = count(
         10_000, "most words to keep; the model takes the corpus's own number if smaller", "words", low=2, high=2**24
@@ -190,6 +191,11 @@ class Recurrent:
             raise JaxlmError(
                 f"the heads of a layer share its width equally: hidden_sizes is "
                 f"{','.join(map(str, self.hidden_sizes))}, which {heads} heads do not divide; set other heads or widths"
+            )
+        if any(width < heads * self.head_units for width in self.hidden_sizes):
+            raise JaxlmError(
+                f"a layer norm over a head of one unit is always 0: hidden_sizes is "
+                f"{','.join(map(str, self.hidden_sizes))} and heads is {heads}; set fewer heads or larger widths"
             )
 
 

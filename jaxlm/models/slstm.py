@@ -27,6 +27,7 @@ class SLSTM(Recurrent):
     """xLSTM's LSTM with exponential gates and a normaliser (Beck et al. 2024, arXiv:2405.04517)."""
 
     gates: ClassVar[int] = 4
+    head_units: ClassVar[int] = 2
     heads: int = head_count()
 
     def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
