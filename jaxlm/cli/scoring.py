@@ -150,7 +150,7 @@ def _score_lines(
         options |= {"tokenizer": args.tokenizer, "first": first, "block": len(lines), "where": where}
         found = {name: next(getattr(lm, stream)(lines, scoring=scorings[name], **options)) for name, lm in lms.items()}
         tables = {name: {**columns(one), **extra(name, one)} for name, one in found.items()}
-        write(_joined(tables, number), header=first == 1)
+        write(layouts.side_by_side(tables, number), header=first == 1)
         unknown.add(next(iter(found.values())))
     unknown.say()
 
@@ -159,6 +159,7 @@ def _score_table(
     args: argparse.Namespace, lms: Models, scorings: Mapping[str, Any], write: Callable[..., object]
 ) -> None:
     """Writes a row for each displayed word, region or span of the sentences of a CSV file, after its other columns."""
+    from jaxlm.scoring.layouts import side_by_side
     from jaxlm.scoring.spans import span_surprisal
     from jaxlm.scoring.stimuli import read_table
 
@@ -175,7 +176,7 @@ def _score_table(
         texts = stimuli.sentences
         tables = {name: lm.word_surprisal(texts, scoring=scorings[name], **options) for name, lm in lms.items()}
     extra = _predictors(args, lms)
-    own = _joined({name: {**table.columns(), **extra(name, table)} for name, table in tables.items()}, "word_id")
+    own = side_by_side({name: {**table.columns(), **extra(name, table)} for name, table in tables.items()}, "word_id")
     kept = [f"stimulus.{name}" if name in own else name for name in stimuli.columns]
     if len({*kept, *own}) < len(kept) + len(own):
         raise DataError(f"{args.csv} has a column named as one of the result: rename one of {', '.join(kept)}")
@@ -224,14 +225,6 @@ def _predictors(args: argparse.Namespace, lms: Models) -> Callable[[str, Any], d
         except DataError as error:
             say(printable(f"note: no log frequencies of {name}: {error}"), file=sys.stderr)
     return lambda name, table: predictors(lms[name], table, counts.get(name))
-
-
-def _joined(tables: Mapping[str, Mapping[str, Sequence[Any]]], number: str) -> Mapping[str, Sequence[Any]]:
-    """The table of one run, or the tables of several with the columns that number the rows once."""
-    from jaxlm.scoring.layouts import side_by_side
-
-    (first, *others) = tables.values()
-    return side_by_side(tables, ("sentence_id", number, "word")) if others else first
 
 
 @verb(

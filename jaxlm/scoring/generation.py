@@ -27,7 +27,6 @@ from jaxlm.scoring.sampling import Sampling
 from jaxlm.scoring.sentences import Boundaries
 
 CHUNK = 64  # words of one call, at most
-STOPS = ("eos", "none")
 UNLIKELY = 1e-7  # a probability that no likely word has
 
 

@@ -362,7 +362,8 @@ class LanguageModel:
         found = self.words(words, tokenizer)
         if not found:
             raise DataError("there are no words: give at least one")
-        arrays = layer_states(self.network, self._encode(found).ids[:-1])
+        ids = encode(self.vocab, found, "unk", "the sentence", self.config.data.lowercase).ids
+        arrays = layer_states(self.network, ids[:-1])
         return {f"{self.config.kinds['model']}.{name}": array[1:] for name, array in arrays.items()}
 
     def minimal_pairs(
@@ -458,12 +459,10 @@ class LanguageModel:
 
     def _begun(self, prompt: Sentence, stop: str, ban: Iterable[str] = (), **options: Any) -> tuple:
         """How to sample, the ids of `<eos>` and the prompt, and the id that ends a text (-1: none)."""
-        check_choice("stop", stop, generation.STOPS)
+        check_choice("stop", stop, ("eos", "none"))
         how, end = sampling_of(self.vocab, ban=map(self.cased, ban), **options), self.vocab.eos
-        return how, self._encode(self.tokens(prompt), where="the prompt").ids[:-1], end if stop == "eos" else -1
-
-    def _encode(self, words: Sequence[str], oov: str = "unk", where: str = "the sentence") -> Encoded:
-        return encode(self.vocab, words, oov, where, self.config.data.lowercase)
+        found = encode(self.vocab, self.tokens(prompt), "unk", "the prompt", self.config.data.lowercase)
+        return how, found.ids[:-1], end if stop == "eos" else -1
 
     def cased(self, text: str) -> str:
         """A text as the run's text was read: in lower case, or unwrapped."""

@@ -64,13 +64,14 @@ LAYOUTS: dict[str, Callable[[Surprisals], Columns]] = {
 }
 
 
-def side_by_side(tables: Mapping[str, Columns], shared: Sequence[str]) -> dict[str, Sequence[Any]]:
-    """The tables of several runs as one: the shared columns once, all others with a dot and the run's name.
+def side_by_side(tables: Mapping[str, Columns], number: str) -> Columns:
+    """The table of one run; or of several as one, with a dot and the run's name after a column that runs do not share.
 
-    Raises:
-        JaxlmError: the tables have different rows.
+    `number` is the column that numbers the rows of a sentence. Raises JaxlmError where the tables have different rows.
     """
-    first = next(iter(tables.values()))
+    first, shared = next(iter(tables.values())), ("sentence_id", number, "word")
+    if len(tables) == 1:
+        return first
     for name, table in tables.items():
         if any(list(table[column]) != list(first[column]) for column in shared):
             raise JaxlmError(

@@ -16,7 +16,6 @@ from jaxlm.scoring.sentences import SentenceReader, blocks, check_choice, senten
 from jaxlm.scoring.stimuli import json_lines, text_field
 from jaxlm.scoring.token_scores import Scoring
 
-OOV = ("unk", "error", "filter")
 Z95 = 1.959963984540054  # the normal distribution's 97.5% point
 BLOCK = 1024  # pairs that are read together
 
@@ -128,7 +127,7 @@ def score_pairs(scoring: Scoring, read: SentenceReader, pairs: Iterable[Pair], o
     `oov="filter"` leaves out pairs that differ in unknown words only. With `eos` the `<eos>` after the last word is a
     part of the sentence. Raises DataError where an unknown word is refused (`oov="error"`), or a sentence has no words.
     """
-    check_choice("oov", oov, OOV)
+    check_choice("oov", oov, ("unk", "error", "filter"))
     results: list[PairResult] = []
     for block in blocks(pairs, BLOCK):
         sentences = []
@@ -137,9 +136,7 @@ def score_pairs(scoring: Scoring, read: SentenceReader, pairs: Iterable[Pair], o
                 sentences.append(read(text, "error" if oov == "error" else "unk", pair.where))
                 if not sentences[-1].tokens:
                     raise DataError(f"{pair.where}: the sentence {text!r} has no words of the vocabulary's kind")
-        unique = {
-            one.ids.tobytes(): one for one in sentences
-        }  # equal sentences get equal numbers, so that a tie is one
+        unique = {one.ids.tobytes(): one for one in sentences}  # equal sentences get equal numbers: a tie is one
         nats = sentence_nats(scoring, [*unique.values()], eos)
         log_p = {key: -float(part.sum()) for key, part in zip(unique, nats, strict=True)}
         for place, pair in enumerate(block):

@@ -201,12 +201,6 @@ def encode(vocab: Vocab, tokens: Sequence[str], oov: str, where: str, lowercase:
     return Encoded(tuple(tokens), ids, np.array(unknown, bool), tuple(tokens), whole, whole[:0])
 
 
-def check_several(sentences: object) -> None:
-    """Raises JaxlmError for one text where several are expected: it would be read letter by letter."""
-    if isinstance(sentences, str | bytes):
-        raise JaxlmError(f"sentences must be a list of lines; it is one text: [{sentences!r:.80}]")
-
-
 def check_words(sentence: object) -> list[str]:
     """A sentence given as words. Raises JaxlmError where it is anything else."""
     words: list = list(sentence) if isinstance(sentence, Iterable) else [sentence]

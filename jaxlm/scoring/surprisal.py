@@ -17,21 +17,10 @@ import numpy as np
 from jaxlm.config.protocols import Plain
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.scoring.sentences import (
-    PUNCTUATION,
-    Encoded,
-    Sentence,
-    SentenceReader,
-    blocks,
-    check_choice,
-    check_several,
-    word_nats,
-)
+from jaxlm.scoring.sentences import PUNCTUATION, Encoded, Sentence, SentenceReader, blocks, check_choice, word_nats
 from jaxlm.scoring.token_scores import Scoring, TokenScores
 
 UNITS = {"bits": math.log(2), "nats": 1.0}  # how many nats one is
-CONTEXTS = ("sentence", "stream")
-BOUNDARIES = ("corrected", "published")
 BLOCK = 1024  # sentences that are read together
 
 
@@ -71,11 +60,11 @@ class SurprisalOptions:
     data_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
-        check_choice("context", self.context, CONTEXTS)
+        check_choice("context", self.context, ("sentence", "stream"))
         check_choice("oov", self.oov, ("unk", "error", "nan"))
         check_choice("unit", self.unit, list(UNITS))
         check_choice("punctuation", self.punctuation, PUNCTUATION)
-        check_choice("boundary", self.boundary, BOUNDARIES)
+        check_choice("boundary", self.boundary, ("corrected", "published"))
         if self.top_k < 0:
             raise JaxlmError(f"top_k must be at least 0; it is {self.top_k}")
 
@@ -171,17 +160,16 @@ def scored_blocks(
     where: Callable[[int], str],
 ) -> Iterator[tuple[int, list[Encoded], Surprisals]]:
     """Each block of sentences: the number of its first, how they are read, and their tokens' table."""
-    check_several(sentences)
+    if isinstance(sentences, str | bytes):
+        raise JaxlmError(f"sentences must be a list of lines; it is one text: [{sentences!r:.80}]")
     for part in blocks(sentences, block):
         encoded = []
         for number, sentence in enumerate(part, first):
             encoded.append(read(sentence, how.oov, where(number)))
             if not encoded[-1].tokens and how.context == "sentence":
                 raise DataError(f"{where(number)} has no words: remove it")
-            if isinstance(sentence, str) and len(encoded[-1].tokens) == len(sentence.split()):
-                pairs = zip(
-                    encoded[-1].tokens, sentence.split(), strict=True
-                )  # a word in the case in which it was written
+            if isinstance(sentence, str) and len(encoded[-1].tokens) == len(sentence.split()):  # in the case as written
+                pairs = zip(encoded[-1].tokens, sentence.split(), strict=True)
                 shown = tuple(given if given.lower() == word else word for word, given in pairs)
                 encoded[-1] = replace(encoded[-1], tokens=shown)
         yield first, encoded, surprisals(scoring([one.ids for one in encoded]), read.vocab, encoded, how, first)
