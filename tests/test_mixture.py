@@ -12,7 +12,7 @@ from test_parallel import on_devices
 from test_softmax import largest_array
 
 from jaxlm.ops import mixture, softmax
-from jaxlm.ops.mixture import log_probs, summed_nats, token_nats, token_nats_reference
+from jaxlm.ops.mixture import log_probs, summed_nats, summed_nats_reference, token_nats, token_nats_reference
 
 
 def draw(N, K, D, V, dtype, seed=0):
@@ -22,10 +22,6 @@ def draw(N, K, D, V, dtype, seed=0):
         jnp.asarray(rng.integers(0, V, N)),
         jnp.asarray(rng.uniform(0, 2, N), dtype),
     )
-
-
-def summed_nats_reference(latents, choice, kernel, bias, targets, weights, epsilon=None):
-    return jnp.vdot(token_nats_reference(latents, choice, kernel, bias, targets, epsilon), weights)
 
 
 def values_and_gradients(op, *arguments, **options):

@@ -70,6 +70,19 @@ def token_nats_reference(
     return -jnp.log(jnp.take_along_axis(p, targets[..., None], -1)[..., 0] + (0 if epsilon is None else epsilon))
 
 
+def summed_nats_reference(
+    latents: jax.Array,
+    choice: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    epsilon: Number | None = None,
+) -> jax.Array:
+    """`summed_nats` written plainly, differentiated by JAX."""
+    return jnp.vdot(token_nats_reference(latents, choice, kernel, bias, targets, epsilon), weights)
+
+
 def token_nats(
     latents: jax.Array,
     choice: jax.Array,

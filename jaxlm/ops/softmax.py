@@ -32,6 +32,13 @@ def token_nats_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, targe
     return -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
 
 
+def summed_nats_reference(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """`summed_nats` written plainly, differentiated by JAX."""
+    return jnp.vdot(token_nats_reference(x, kernel, bias, targets), weights)
+
+
 def token_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array) -> jax.Array:
     """-log p of each target in nats, for evaluation.
 
