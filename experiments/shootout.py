@@ -23,6 +23,7 @@ import re
 import sys
 import time
 from bisect import bisect_left
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -60,6 +61,14 @@ class Cell:
     name: str
     folder: Path
     config: jaxlm.Config
+
+
+def above_zero(text: str) -> float:
+    """The type of an argument that takes a finite number above zero."""
+    with suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
 
 
 def parameters_of(config: jaxlm.Config) -> int:
@@ -191,7 +200,8 @@ def table(rows: list[Row]) -> str:
         best, *others = sorted(cells, key=lambda cell: cells[cell]["valid"][0])
         for cell in (best, *others):
             whole = [f"{cells[cell][name][0]:,.0f}" for name in columns[:4]]
-            measured = [spread(*cells[cell][name]) for name in columns[4:]]
+            measured = [spread(*cells[cell][name]) for name in columns[4:6]]
+            measured += [spread(*cells[cell][columns[6]], shown="{:.4f}".format)]
             lines.append(f"| {text} | {minutes:g} | {cell} | {' | '.join(whole + measured)} |")
         (mean, deviation), near = cells[best]["valid"], []
         for cell in others:
@@ -225,10 +235,10 @@ def main() -> None:
         "--texts", nargs="+", default=["ptb"], metavar="TEXT[:PRESET]", help="as train's --corpus (ptb)"
     )
     parser.add_argument("--cells", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="CELL")
-    parser.add_argument("--minutes", nargs="+", type=float, default=[5.0], help="of training a run (5)")
+    parser.add_argument("--minutes", nargs="+", type=above_zero, default=[5.0], help="of training a run (5)")
     parser.add_argument("--parameters", type=whole(1), metavar="N", help="of each model (those of the text's preset)")
     parser.add_argument("--trials", type=whole(1), default=8, metavar="N", help="points that tune each cell (8)")
-    parser.add_argument("--share", type=float, default=0.25, help="of the epochs that a trial trains (0.25)")
+    parser.add_argument("--share", type=above_zero, default=0.25, help="of the epochs that a trial trains (0.25)")
     parser.add_argument("--seeds", type=whole(1), default=3, metavar="K", help="runs of each cell, from seed 0 (3)")
     parser.add_argument("--preset", default="tied-fast", metavar="NAME", help="all but the cell (tied-fast)")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/shootout"))

@@ -123,6 +123,9 @@ MISTAKES = {
         "--texts embedded-tiny:nobody",
         "--texts embedded-tiny --parameters 100",
         "--texts embedded-tiny --cells lstm --parameters 21000 --minutes 0",
+        "--texts embedded-tiny --minutes nan",
+        "--texts embedded-tiny --minutes inf",
+        "--texts embedded-tiny --share -1",
         "--run-dir kept.json --texts embedded-tiny --cells lstm --parameters 21000 --minutes 1",
     ],
     "optimizers.py": ["--epochs -1 --corpus embedded-tiny", "--markdown kept.json"],
@@ -242,7 +245,7 @@ def test_the_table_of_a_shoot_out_says_which_cells_are_alike(monkeypatch, tmp_pa
     ]
     table = shootout.table(rows)
     assert [line.split(" | ")[2] for line in table.splitlines()[2:5]] == ["best", "alike", "slow"]
-    assert "| 101.00 ± 1.41 | 96.00 ± 1.41 |" in table
+    assert "| 101.00 ± 1.41 | 96.00 ± 1.41 | 1.3000 ± 0.0000 |" in table
     assert "ptb, 5 minutes: the lowest on validation is best; within the deviations: alike." in table
     assert shootout.plot(rows, tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 

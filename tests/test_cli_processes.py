@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,9 @@ def test_devices_that_are_not_there(finished):
     code, out, err = jaxlm("predict", finished, "the", env={"JAX_PLATFORMS": "foo"})
     assert (code, out) == (1, "") and err.count("\n") == 1 and "JAX_PLATFORMS" in err
     assert jaxlm("info", finished, env={"JAX_PLATFORMS": "foo"})[0] == 0
+    if not find_spec("jax_plugins"):
+        code, out, err = jaxlm("predict", finished, "the", env={"JAX_PLATFORMS": "cuda"})
+        assert (code, out, err.count("\n")) == (1, "", 1) and "JAX_PLATFORMS" in err and "AssertionError" not in err
 
 
 def test_ctrl_c_before_there_is_a_run(finished):

@@ -60,6 +60,13 @@ def test_bfloat16_is_said_to_be_slower_where_it_was_measured_to_be(measured, cap
     assert out.count("compute_dtype bfloat16 is slower than float32") == out.count("95 GFLOP/s") == said
 
 
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_a_first_run_records_the_rates_at_its_corpus_vocabulary(tmp_path, measured, dtype):
+    jaxlm.train(SMALL.replace(compute_dtype=dtype, vocab_size=10_000), run_dir=tmp_path / "run", steps=1, quiet=True)
+    assert saved_record(tmp_path / "run")["rates"] == {"float32": 100, "bfloat16": 200}
+    assert measured.times == 1
+
+
 def test_rates_are_measured_once_for_a_machine_and_class_of_shapes(measured, monkeypatch, tmp_path):
     def times(config):
         assert precision.rates(config) == precision.Rates(100, 200)

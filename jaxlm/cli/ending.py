@@ -50,6 +50,11 @@ def exit_code(action: Callable[[], int | None]) -> int:
             return fail(str(error))
         except KeyboardInterrupt:
             return fail("interrupted", SIGNALLED + 2)
+        except AssertionError:
+            # JAX's own, without a message, where its plugin for what JAX_PLATFORMS names is not installed
+            if not re.search("cuda|rocm", platforms := os.environ.get("JAX_PLATFORMS", "")):
+                raise
+            return fail(f"JAX has no plugin for JAX_PLATFORMS={platforms}: install it, or unset JAX_PLATFORMS")
         except (OSError, MemoryError, OverflowError, UnicodeError, RuntimeError, ImportError) as error:
             _drop_output()
             # (RecursionError and JaxRuntimeError are RuntimeErrors. A reader that has left needs no message.)

@@ -1,7 +1,7 @@
 """Perplexity: from summed nats, and as text."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -73,12 +73,12 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.hypot(*deviations) / math.sqrt(len(known) - 1) if len(known) > 1 else math.nan
 
 
-def spread(mean: float, deviation: float = math.nan) -> str:
-    """A perplexity as mean ± standard deviation; empty for nan.
+def spread(mean: float, deviation: float = math.nan, shown: Callable[[float], str] = perplexity_text) -> str:
+    """A perplexity, or what is `shown` otherwise, as mean ± standard deviation; empty for nan.
 
     >>> spread(116.4512, 0.5), spread(math.nan)
     ('116.45 ± 0.50', '')
     """
     if math.isnan(mean):
         return ""
-    return perplexity_text(mean) + ("" if math.isnan(deviation) else f" ± {perplexity_text(deviation)}")
+    return shown(mean) + ("" if math.isnan(deviation) else f" ± {shown(deviation)}")

@@ -116,6 +116,7 @@ def train(
     asked = config.model.compute_dtype
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
     fresh = new_state(config, params, math.prod(mesh_shape(mesh)))
+    of_dtype = precision.notes(asked, config)  # (measured before the run's record, which has the rates, is written)
     first = hosts.first()
     with hosts.guarded(), ExitStack() as held:
         kept, resumes = run_dir is not None and first, resume and first
@@ -151,7 +152,7 @@ def train(
         progress = held.enter_context(
             Progress(counts.epochs, run.plan.windows_in(0), per_window, corpus.name, console, total_windows=run.last)
         )
-        for line in (*corpus.notes, *([note] if note else []), *precision.notes(asked, config), *run.notes):
+        for line in (*corpus.notes, *([note] if note else []), *of_dtype, *run.notes):
             progress.say(line, loud=True)
         progress.say(f"{corpus.name}: {corpus.description}")
         progress.say(f"run directory: {folder if kept else 'none, so nothing is kept'}", wrap=False)
@@ -195,8 +196,8 @@ def with_corpus(
     for split, epochs in (("train", config.train.epochs), ("valid", 0)):
         check_fits(split, len(getattr(corpus, split)), config.train.batch_size, config.train.bptt_length, epochs)
     check_fits("test", len(corpus.test), 1, 1)
-    config = precision.resolved(config)
-    return config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec, **corpus.options), corpus
+    config = config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec, **corpus.options)
+    return precision.resolved(config), corpus
 
 
 def new_state(config: Config, params: Params | None = None, devices: int = 1) -> TrainState:
