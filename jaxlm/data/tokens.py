@@ -326,16 +326,13 @@ def from_fields(kind: str, fields: Mapping[str, Any]) -> Words:
 
 def _plain_json(model: bytes, where: str) -> bytes:
     """A tokenizer.json that adds no space, drops and adds no token, and draws nothing at random."""
+    plain = {"add_prefix_space": False, "prepend_scheme": "never"}
+
+    def plainly(part: dict[str, Any]) -> dict[str, Any]:
+        return {name: plain.get(name, value) for name, value in part.items()}
+
     try:
-        tree = json.loads(model)
-        parts, todo = [], [tree]
-        while todo:
-            part = todo.pop()
-            parts += [part] if isinstance(part, dict) else []
-            todo += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
-        for part in parts:
-            part |= {"add_prefix_space": False} if "add_prefix_space" in part else {}
-            part |= {"prepend_scheme": "never"} if "prepend_scheme" in part else {}
+        tree = json.loads(model, object_hook=plainly)
         tree |= {"truncation": None, "padding": None, "post_processor": None}
         tree["model"]["dropout"] = None
         return json.dumps(tree).encode()

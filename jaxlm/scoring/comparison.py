@@ -57,9 +57,20 @@ def compare(
     Raises:
         DataError: the texts are not the same, or cannot be read.
     """
-    (name, lines, nats), (_, others, other_nats) = (
-        _line_nats(one, split, text, data_dir, protocol) for one in (model, other)
-    )
+
+    def line_nats(lm: LanguageModel) -> tuple[str, list[str], np.ndarray]:
+        """A text's name, its lines without white space, and the nats of each line [L], its end included."""
+        name, ids = lm.read(split, text=text, data_dir=data_dir)
+        scoring = lm.scorer("stream", full=False, protocol=protocol, data_dir=data_dir)
+        ids = np.append(lm.vocab.eos, ids)
+        nats = [scoring([ids[start : start + BLOCK + 1]]).nats for start in range(0, len(ids) - 1, BLOCK)]
+        if not nats:
+            raise DataError(f"{name} is empty: expected at least one word")
+        starts = np.flatnonzero(ids[:-1] == lm.vocab.eos)
+        lines = ["".join(lm.vocab.decode_text(line).split()) for line in np.split(ids[1:], starts[1:])]
+        return name, lines, np.add.reduceat(np.concatenate(nats).astype(np.float64), starts)
+
+    (name, lines, nats), (_, others, other_nats) = line_nats(model), line_nats(other)
     for number, (line, its) in enumerate(zip_longest(lines, others), 1):
         if line != its:
             raise DataError(
@@ -72,17 +83,3 @@ def compare(
         drawn.append(difference[rng.integers(len(nats), size=shape)].mean(1))
     interval = np.quantile(np.concatenate(drawn), (0.025, 0.975))
     return Comparison(name, len(nats), *map(float, (nats.mean(), other_nats.mean(), difference.mean(), *interval)))
-
-
-def _line_nats(
-    lm: LanguageModel, split: str, text: str | Path | None, data_dir: str | Path | None, protocol: str | Plain | None
-) -> tuple[str, list[str], np.ndarray]:
-    """A text's name, its lines without white space, and the nats of each line [L], its end included."""
-    name, ids = lm.read(split, text=text, data_dir=data_dir)
-    scoring, ids = lm.scorer("stream", full=False, protocol=protocol, data_dir=data_dir), np.append(lm.vocab.eos, ids)
-    nats = [scoring([ids[start : start + BLOCK + 1]]).nats for start in range(0, len(ids) - 1, BLOCK)]
-    if not nats:
-        raise DataError(f"{name} is empty: expected at least one word")
-    starts = np.flatnonzero(ids[:-1] == lm.vocab.eos)
-    lines = ["".join(lm.vocab.decode_text(line).split()) for line in np.split(ids[1:], starts[1:])]
-    return name, lines, np.add.reduceat(np.concatenate(nats).astype(np.float64), starts)

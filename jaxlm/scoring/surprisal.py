@@ -168,7 +168,7 @@ def scored_blocks(
             encoded.append(read(sentence, how.oov, where(number)))
             if not encoded[-1].tokens and how.context == "sentence":
                 raise DataError(f"{where(number)} has no words: remove it")
-            if isinstance(sentence, str) and len(encoded[-1].tokens) == len(sentence.split()):  # in the case as written
+            if isinstance(sentence, str) and len(encoded[-1].tokens) == len(sentence.split()):  # (in the case as given)
                 pairs = zip(encoded[-1].tokens, sentence.split(), strict=True)
                 shown = tuple(given if given.lower() == word else word for word, given in pairs)
                 encoded[-1] = replace(encoded[-1], tokens=shown)
