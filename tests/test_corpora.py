@@ -174,7 +174,7 @@ def test_a_warning_where_valid_has_far_more_unknown_words_than_train(tmp_path):
     folder = write(tmp_path / "mine", {name: text.encode() for name, text in files.items()})
     (note,) = load_corpus(folder).notes
     assert note.startswith("25.0% of the tokens of valid are <unk>, against 0.0% of those of train: ")
-    assert "such as subwords or bytes" in note and "min_count of 2" in note
+    assert "such as subwords or bytes" in note and "min_count (2 or more)" in note
     assert prepare(folder, tmp_path / "out").notes == load_corpus(tmp_path / "out").notes == (note,)
     assert load_corpus(folder, min_count=6).notes == ()  # every word of train is unknown too
     assert load_corpus("embedded-tiny").notes == ()

@@ -183,33 +183,42 @@ def _score_table(
     rows = [stimuli.rows[sentence - 1] for sentence in own["sentence_id"]]
     columns = {name: [row[place] for row in rows] for place, name in enumerate(kept)}
     write({**columns, **own})
-    unknown = Unknown()
+    unknown = Unknown("critical spans" if args.spans else "regions" if args.regions else "words")
     unknown.add(next(iter(tables.values())))
     unknown.say()
 
 
 class Unknown:
-    """The words of tables that were read as `<unk>`."""
+    """The rows of tables (words, regions or critical spans) with what was read as `<unk>`."""
 
-    def __init__(self) -> None:
-        self._words, self._count, self._named = 0, 0, {}
+    def __init__(self, rows: str = "words") -> None:
+        self._rows, self._all, self._count, self._named = rows, 0, 0, {}
 
     def add(self, table: Any) -> None:
-        """Counts the words of one table."""
-        words = [word for word, oov in zip(table.word, table.oov.tolist(), strict=True) if oov]
-        self._words, self._count = self._words + len(table), self._count + len(words)
-        self._named |= dict.fromkeys(words[:MOST_NAMED])
+        """Counts the rows of one table."""
+        from jaxlm.data.tokens import UNK
+
+        rows = [place for place, oov in enumerate(table.oov.tolist()) if oov]
+        self._all, self._count = self._all + len(table), self._count + len(rows)
+        for place in rows[:MOST_NAMED]:
+            words = [table.word[place]]
+            if self._rows != "words" and len(tokens := table.tokens[place].split()) == len(words[0].split()):
+                words = [word for word, token in zip(words[0].split(), tokens, strict=True) if token == UNK]
+            self._named |= dict.fromkeys(words)
 
     def say(self) -> None:
         """Says on standard error how many there are and which, if any; as a warning where there are many."""
         from jaxlm.data.unknown import unknown_text, unknown_warning
 
         if self._count:
-            share, named = self._count / self._words, [*self._named][:MOST_NAMED]
-            note = f"note: {self._count:,} of {self._words:,} words ({unknown_text(share)}) are not in the vocabulary"
+            share, named = self._count / self._all, [*self._named][:MOST_NAMED]
+            said = f"note: {self._count:,} of {self._all:,} words ({unknown_text(share)}) are not in the vocabulary"
+            if self._rows == "words":
+                said = unknown_warning(share, "the text") or said
+            else:
+                said = f"warning: {self._count:,} of {self._all:,} {self._rows} have words outside the vocabulary"
             more = ", ..." if self._count > len(named) else ""
-            said = f"{unknown_warning(share, 'the text') or note}: {', '.join(named)}{more}"
-            say(printable(said), file=sys.stderr)
+            say(printable(f"{said}: {', '.join(named)}{more}"), file=sys.stderr)
 
 
 def _predictors(args: argparse.Namespace, lms: Models) -> Callable[[str, Any], dict[str, list]]:
@@ -242,9 +251,8 @@ def states(args: argparse.Namespace) -> None:
     words, numbers, found = [], [], []
     for first, lines, where in _blocks([args.text]):
         for sentence, line in enumerate(lines, first):
-            if not (read := lm.words(line, args.tokenizer)):
-                raise DataError(f"{where(sentence)} has no words: remove it")
-            found.append(lm.states(read))
+            read = lm.words(line, args.tokenizer)
+            found.append(lm.states(read, where=where(sentence)))
             words += read
             numbers += [sentence] * len(read)
     arrays = {name: np.concatenate([one[name] for one in found]) for name in found[0]}

@@ -201,12 +201,12 @@ def _print_text(words: Iterable[str], joined: bool, tokens: "Words") -> None:
 
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
-    end, encoding = "\n", getattr(sys.stdout, "encoding", None)
+    end, encoding = "\n", getattr(sys.stdout, "encoding", None) or "utf-8"
     pieces = detokenized(words) if joined and tokens.kind == "words" else tokens.pieces(words)
     for piece in wrapped(pieces, width, encoding) if tokens.kind == "words" else filter(None, pieces):
         if terminal or tokens.kind == "words":
             say(piece, end="", flush=terminal)
-        elif sys.stdout is not None and encoding:
+        elif sys.stdout is not None:
             sys.stdout.write(piece.encode(encoding, "backslashreplace").decode(encoding))
         end = "" if piece.endswith("\n") else "\n"
     say(end=end)

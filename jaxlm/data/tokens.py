@@ -219,6 +219,10 @@ class Subwords(_Exact):
             most = re.search(r"<= (\d+)", str(error))
             if most:
                 raise DataError(f"pieces {pieces:,} is more than this text allows: at most {most[1]}") from None
+            if least := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
+                raise DataError(
+                    f"pieces {pieces:,} is fewer than this text's characters need: at least {least[1]}"
+                ) from None
             why = str(error).split("] ")[-1].strip() or "it has no words"
             raise DataError(
                 f"no model with pieces {pieces:,} can be made of this text: {why.split('. ')[0][:200]}"

@@ -32,5 +32,5 @@ def unlearned_warning(shares: Mapping[str, float]) -> list[str]:
         return []
     return [
         f"{shares['valid']:.1%} of the tokens of valid are {UNK}, against {shares['train']:.1%} of those of train: the "
-        f"model hardly learns {UNK}. Give a min_count of 2 or more, or take other tokens, such as subwords or bytes"
+        f"model hardly learns {UNK}. Raise min_count (2 or more), or take other tokens, such as subwords or bytes"
     ]

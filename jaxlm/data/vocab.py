@@ -122,11 +122,12 @@ class Vocab:
         """The text of ids: exactly, but for white space among words; what is not UTF-8 becomes U+FFFD."""
         return "".join(self.tokens.pieces(self.decode(ids)))
 
-    def text_size(self, ids: np.ndarray, rows: int = 1, window: int = 1) -> TextSize:
+    def text_size(self, ids: np.ndarray, rows: int = 1, window: int = 1, tokens: Sequence[str] = ()) -> TextSize:
         """How much text a model predicts of ids `[N]`, cut into `rows` that are read in whole windows.
 
         The first token of a row is not predicted. Words have single spaces between them, and `<eos>` is a newline.
-        Counts are exact and additive: those of `[0, n]` and of `[n, N - 1]` together are those of all.
+        Counts are exact and additive: those of `[0, n]` and of `[n, N - 1]` together are those of all. With the
+        `tokens` of a text that is read as one row, unknown ones count as they stand there, else as `<unk>`.
 
         >>> Vocab(("the", "cat", "<eos>")).text_size(np.array([0, 1, 2, 0, 1]))
         TextSize(tokens=4, bytes=12, characters=12, words=4)
@@ -138,6 +139,9 @@ class Vocab:
                 stop = min(start + BLOCK, first + predicted)
                 block = batch(ids, 1, start=start, stop=stop + 1)[:, 0].tolist()
                 total += self._size(block) - self._size(block[:1])
+        for token in tokens[1 : len(ids)]:
+            if token not in self.ids:
+                total += _measured(0, self.tokens.data(token)) - _measured(0, self.tokens.data(self.tokens.unknown))
         return TextSize(*map(int, total))
 
     def _size(self, ids: list[int]) -> np.ndarray:
@@ -145,9 +149,7 @@ class Vocab:
             data = self.decode_text(ids).encode()
         else:
             data = b"".join(map(self.token_bytes.__getitem__, ids))
-        text = data.decode("utf-8", "replace")
-        characters = np.count_nonzero(np.frombuffer(data, np.uint8) & 0xC0 != 0x80)
-        return np.array([len(ids), len(data), characters, len(text.split()) + text.count("\n")])
+        return _measured(len(ids), data)
 
     def encode(self, tokens: Sequence[str]) -> np.ndarray:
         """The ids of N tokens, int32 `[N]`; a token outside the vocabulary becomes `<unk>`.
@@ -250,6 +252,13 @@ class Vocab:
                 f"the vocabulary must be a JSON list of words, not a {type(tree).__name__}; restore it from a copy"
             )
         return cls(tuple(tree))
+
+
+def _measured(tokens: int, data: bytes) -> np.ndarray:
+    """The fields of `TextSize` [4]."""
+    text = data.decode("utf-8", "replace")
+    characters = np.count_nonzero(np.frombuffer(data, np.uint8) & 0xC0 != 0x80)
+    return np.array([tokens, len(data), characters, len(text.split()) + text.count("\n")])
 
 
 def _is_unicode(word: str) -> bool:

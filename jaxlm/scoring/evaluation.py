@@ -101,11 +101,17 @@ class Tuned(NamedTuple):
 
 
 def evaluate_ids(
-    readers: Readers, ids: np.ndarray, text: str, protocol: Plain, rows_and_window: tuple[int, int] = (1, 1)
+    readers: Readers,
+    ids: np.ndarray,
+    text: str,
+    protocol: Plain,
+    rows_and_window: tuple[int, int] = (1, 1),
+    tokens: Sequence[str] = (),
 ) -> Evaluation:
     """The perplexity of a stream of tokens [N], called `text`: all but the first are predicted, the state passed on.
 
-    Plainly it is read as B rows in windows of T; every other protocol reads one row. Raises DataError where the stream
+    Plainly it is read as B rows in windows of T; every other protocol reads one row. `tokens` are those of a text that
+    has unknown ones, whose size is then its own. Raises DataError where the stream
     is too short, JaxlmError where the protocol means nothing for it or for the model, and Diverged where dynamic
     evaluation learnt at too high a rate.
     """
@@ -113,7 +119,7 @@ def evaluate_ids(
     if type(protocol) is Plain:
         config = readers.config
         nats, count = stream_nats(config.model, readers.params, ids, *rows_and_window)
-        size = readers.vocab.text_size(ids, *rows_and_window)
+        size = readers.vocab.text_size(ids, *rows_and_window, tokens)
         value = perplexity(nats, config.optimizer.counted(count, rows_and_window[0]))
         return Evaluation(value, nats, count, text, unknown, **comparable(nats, size))
     ids, count = _read(ids, text, protocol)
@@ -123,7 +129,9 @@ def evaluate_ids(
         raise Diverged(
             f"dynamic evaluation diverged on {text}: lower learning_rate, which is {protocol.learning_rate:g}"
         )
-    return Evaluation(value, nats, count, text, unknown, **comparable(nats, readers.vocab.text_size(ids)))
+    return Evaluation(
+        value, nats, count, text, unknown, **comparable(nats, readers.vocab.text_size(ids, tokens=tokens))
+    )
 
 
 def grid_search(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.data.corpus import Corpus
+from jaxlm.data.tokens import EOS
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.sentences import is_punctuation
 from jaxlm.scoring.surprisal import Surprisals, WordSurprisals
@@ -27,7 +28,8 @@ def predictors(
     logs, words = [], lm.vocab.kind == "words"
     tokens = table.tokens if isinstance(table, WordSurprisals) else table.token
     for word, pieces, oov in zip(table.word, tokens, table.oov.tolist(), strict=True):
-        read = [piece for piece in pieces.split() if not is_punctuation(piece)] if words else [bare(lm.cased(word))]
+        parts = pieces.split() if words or word == EOS else lm.cased(word).split()
+        read = [bare(part) for part in parts if not is_punctuation(part)]
         counted = [] if counts is None or (words and oov) else [counts.get(one, 0) for one in read]
         logs.append(math.log1p(min(counted)) if counted else math.nan)
     return {"length": [*map(len, table.word)], "log_frequency": logs}

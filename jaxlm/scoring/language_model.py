@@ -172,8 +172,9 @@ class LanguageModel:
         """
         found = protocol_of(protocol)
         if text is not None:
-            ids = self.vocab.encode(self.tokens(read_string(text, self.vocab.tokens.errors), tokenizer))
-            return evaluate_ids(self._readers(None, data_dir), ids, str(text), found)
+            tokens = self.tokens(read_string(text, self.vocab.tokens.errors), tokenizer)
+            ids = self.vocab.encode(tokens)
+            return evaluate_ids(self._readers(None, data_dir), ids, str(text), found, tokens=tokens)
         if split not in SPLITS:
             raise JaxlmError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
         source, train = self.find_corpus(corpus, data_dir), self.config.train
@@ -354,15 +355,18 @@ class LanguageModel:
         """How sentences are read."""
         return SentenceReader(self.vocab, self.config.data.lowercase, self.tokenizer(how.tokenizer), how.punctuation)
 
-    def states(self, words: Sentence, *, tokenizer: str | None = None) -> dict[str, np.ndarray]:
+    def states(
+        self, words: Sentence, *, tokenizer: str | None = None, where: str = "the sentence"
+    ) -> dict[str, np.ndarray]:
         """The state of every layer after each of N words of a sentence: arrays [N, ...] by name, as in `lstm.0.c`.
 
-        `<eos>` is read first, as for surprisal. Raises DataError where there are no words.
+        `<eos>` is read first, as for surprisal. Raises DataError, which begins with `where`, where a word is refused or
+        there is none.
         """
         found = self.words(words, tokenizer)
         if not found:
-            raise DataError("there are no words: give at least one")
-        ids = encode(self.vocab, found, "unk", "the sentence", self.config.data.lowercase).ids
+            raise DataError(f"{where} has no words: give at least one")
+        ids = encode(self.vocab, found, "unk", where, self.config.data.lowercase).ids
         arrays = layer_states(self.network, ids[:-1])
         return {f"{self.config.kinds['model']}.{name}": array[1:] for name, array in arrays.items()}
 
