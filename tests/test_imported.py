@@ -258,6 +258,7 @@ def test_a_tuned_model_is_tuned_again_on_its_own_text(tuned, tmp_path):
         (["--vocab-size", "9"], "model.vocab_size: 7 -> 9"),
         (["--forget-bias", "1"], "model.forget_bias: 0.0 -> 1.0"),
         (["--model", "gru"], "model.kind: 'lstm' -> 'gru'"),
+        (["--tokens", "bytes"], "data.tokens: 'words' -> 'bytes'"),
         (["--resume"], "leave --init out"),
     ],
 )

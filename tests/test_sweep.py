@@ -333,6 +333,16 @@ def test_kinds_are_swept_with_fields_of_their_own(tmp_path):
         assert f"--optimizer={optimizer}" in command and "--beta1=0.8" in command and "--clip-norm=none" in command
 
 
+def test_trials_of_other_tokens_compare_by_characters(tmp_path):
+    (tmp_path / "text.txt").write_text("über größe läuft\n" * 200)
+    config = TINY.replace(epochs=1, corpus=str(tmp_path / "text.txt"), batch_size=2, bptt_length=5)
+    found = jaxlm.sweep(config, {"tokens": ["characters", "bytes"]}, run_dir=tmp_path / "sweep", quiet=True)
+    for one, run in zip(found.members, sorted((tmp_path / "sweep/trials").iterdir()), strict=True):
+        tested = jaxlm.load(run).evaluate()
+        assert one.test_perplexity == pytest.approx(2**tested.bits_per_character, rel=1e-4)
+        assert (one.test_perplexity > tested.perplexity * 1.01) == (one.values["tokens"] == "bytes")
+
+
 def test_kinds_with_the_same_fields_do_not_train_as_one_another(tmp_path):
     config = TINY.replace(epochs=1, learning_rate=0.2)  # (at higher rates rounding grows to whole points)
     space = {"schedule": ["linear", "cosine"], "model": ["gru"], "warmup": [0.2], "final": [0.1]}

@@ -257,20 +257,24 @@ def test_the_command_prints_words_of_pieces_beside_those_of_words(runs, tmp_path
     assert published[0]["surprisal"] != found[0]["surprisal.pieces"] and published[3]["word"] == "<eos>"
     found, error = rows(capsys, runs / "words", tmp_path / "text.txt", "--predictors")
     assert [row["length"] for row in found] == ["1", "3", "1", "1", "1"] and error.endswith(": \u00df\n")
-    assert [row["log_frequency"] for row in found] == ["0.693147", "0.693147", "1.098612", "NaN", "1.098612"]
+    assert [row["log_frequency"] for row in found] == ["0.693147", "1.098612", "1.098612", "NaN", "1.098612"]
     _, error = rows(capsys, runs / "pieces", tmp_path / "text.txt", "--predictors")
     assert error.startswith("note: no log frequencies of pieces: the corpus of an imported model is unknown")
 
 
 def test_counts_of_words_in_pieces_are_those_in_words(runs):
     text = jaxlm.load_corpus(runs / "text")
-    vocab = bigram("subwords").vocab
+    vocab = (lm := bigram("subwords")).vocab
     ids = vocab.encode_text((runs / "text/train.txt").read_text())
     pieces = Corpus("x", "x", vocab, ids, ids, ids, "0")
     with pytest.MonkeyPatch.context() as patch:
         for block in (1, 3, 100):
             patch.setattr(frequency, "BLOCK", block)
-            assert {k: v for k, v in frequency.word_counts(pieces).items() if v} == {"b": 1, "ab": 2, "a": 2, "the": 1}
+            counts = frequency.word_counts(pieces)
+            assert {k: v for k, v in counts.items() if v} == {"b": 1, "ab": 2, "a": 2, "the": 1, "<eos>": 2}
+            table = lm.word_surprisal(["a ab, the", "zz ,"], regions=[["a ab,", "the"], ["zz", ","]])
+            logs = frequency.predictors(lm, table, counts)["log_frequency"]
+            np.testing.assert_allclose(logs, [np.log(3), np.log(2), 0, np.nan])
             assert frequency.word_counts(text)["a"] == 2
 
 
@@ -282,6 +286,11 @@ def test_regions_and_spans_of_stimuli(runs, tmp_path, capsys):
     assert [row["word"] for row in regions] == ["b ab,", "a", "a", "ab"] and regions[1]["Item"] == "1"
     bits = [float(row["surprisal"]) for row in words]
     np.testing.assert_allclose([float(row["surprisal"]) for row in regions], [bits[0] + bits[1], *bits[2:]], atol=3e-6)
+    path.write_text("Sentence;Parts;start;end\nb zz, a;b zz,|a;2;5\na ab;a|ab;0;1\n")
+    unknown = ": 1 of 4 regions have words outside the vocabulary: zz,\n", ": 1 of 2 critical spans have words "
+    for flags, expected in zip((["--regions", "Parts"], ["--spans", "characters"]), unknown, strict=True):
+        assert expected in rows(capsys, runs / "words", "--csv", path, *flags)[1]
+    path.write_text("Item;Sentence;Parts;start;end\n1;b ab, a;b ab,| a;2;4\n2;a ab;a|ab;0;1\n")
     spans, _ = rows(capsys, runs / "pieces", "--csv", path, "--spans", "characters", "--predictors")
     assert [row["word"] for row in spans] == ["ab", "a"] and spans[0]["Sentence" if "Sentence" in spans[0] else "Item"]
     assert float(spans[0]["surprisal"]) == pytest.approx(-np.log2(CHANCE[" "]["a"] * CHANCE["a"]["b"]), abs=1e-5)

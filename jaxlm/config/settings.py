@@ -113,6 +113,9 @@ def word_milestones(schedule: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+TOKEN_FIELDS = frozenset({"tokens", "normalize", "pieces", "piece_model", "tokenizer_file"})  # what a token is
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which text, and how it becomes tokens."""

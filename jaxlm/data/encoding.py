@@ -58,7 +58,9 @@ class TextOptions(DataConfig):
 
     @cached_property
     def kind(self) -> Words:
-        """What cuts the text into units. Raises DataError where a tokenizer's file cannot be used."""
+        """What cuts the text into units. Raises DataError where a tokenizer's file cannot be used, or is not used."""
+        if self.tokenizer_file and not self.from_file:
+            raise DataError(f"tokenizer_file {self.tokenizer_file} is for tokens subwords, and tokens is {self.tokens}")
         match self.tokens:
             case "characters":
                 return Characters(self.normalize)

@@ -165,7 +165,10 @@ class Subwords(_Exact):
         except DataError:
             raise
         except Exception as error:  # whatever a library makes of a stranger's file
-            why = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            why = (
+                re.sub(r"^INTERNAL: (src/.*\])?", "", str(error).strip().split("\n")[0])[:200].strip(" .")
+                or "it is damaged"
+            )
             raise DataError(
                 f"{where} is no SentencePiece model or tokenizer.json that can be read ({why}): restore it from a copy"
             ) from None

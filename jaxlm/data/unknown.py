@@ -27,9 +27,10 @@ def unknown_warning(share: float, text: str) -> str | None:
 
 
 def unlearned_warning(shares: Mapping[str, float]) -> list[str]:
-    """A warning if valid has a far larger share of unknown tokens than train; else nothing."""
+    """A warning if valid has a far larger share of unknown tokens than train, or over 10%; else nothing."""
     if shares["valid"] <= 2 * shares["train"]:
-        return []
+        warning = unknown_warning(shares["valid"], "valid") if shares["valid"] > 2 * MOST_UNKNOWN else None
+        return [warning] if warning else []
     return [
         f"{shares['valid']:.1%} of the tokens of valid are {UNK}, against {shares['train']:.1%} of those of train: the "
         f"model hardly learns {UNK}. Raise min_count (2 or more), or take other tokens, such as subwords or bytes"

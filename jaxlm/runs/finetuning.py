@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.config.config import Config, differences
+from jaxlm.config.settings import TOKEN_FIELDS
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.corpus import Corpus
 from jaxlm.errors import JaxlmError
@@ -31,7 +32,7 @@ def tuning_config(model: LanguageModel, start: Config, changes: Mapping[str, Any
     section = start.model if own_model else model.config.model
     config = start.replace(model=section, data=model.config.data).replace(vocab_size=len(model.vocab))
     config = config.replace(**changes)
-    fixed = {f"model.{name}" for name in FIXED}
+    fixed = {*(f"model.{name}" for name in FIXED), *(f"data.{name}" for name in TOKEN_FIELDS)}
     if contradicted := [line for line in differences(model.config, config) if line.split(":")[0] in fixed]:
         raise JaxlmError(
             f"the parameters to begin from are fixed in these fields of the model: "

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from jaxlm.config.config import Config
-from jaxlm.config.settings import DataConfig
+from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, explained
@@ -105,6 +105,8 @@ def sweep(
         study = Study(plan, folder, where, kept, view.say)
         for note in found.notes:
             view.say(f"!! {note}")
+        if plan.space.keys() & TOKEN_FIELDS:
+            view.say("the trials' tokens differ: perplexities are per character (2 to the bits per character)")
         of_seeds = f" of {seeds} seeds" if seeds > 1 else ""
         view.say(f"{found.name}: {plan.trials} trials{of_seeds} ({strategy}) in {run_dir or 'a temporary directory'}")
         if workers is None and chosen > 1:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from jaxlm.config.config import Config
-from jaxlm.config.settings import DataConfig
+from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.runs import ram
@@ -200,7 +200,8 @@ class Worker(Observer):
             self._close(member, "pruned", "its other seeds were worse than the median")
 
     def _finish(self, member: Member, group: Group, slot: int) -> None:
-        member.record = replace(member.record, test_perplexity=group.test(slot))
+        value = self._compared(member.run, "test", group.test(slot))
+        member.record = replace(member.record, test_perplexity=value)
         self._close(member, "done")
 
     def _free(self, group: Group, slot: int) -> Member:
@@ -218,11 +219,16 @@ class Worker(Observer):
     def _of_shape(self) -> Member | None:
         return next((member for member in self._waiting if member.shape == self._shape), None)
 
-    @staticmethod
-    def _seen(run: Run, record: MemberResult) -> MemberResult:
+    def _seen(self, run: Run, record: MemberResult) -> MemberResult:
         """The record with the run's epochs and seconds; those of earlier processes are in it already."""
-        epochs = tuple(epoch.valid_perplexity for epoch in run.epochs)
+        epochs = tuple(self._compared(run, "valid", epoch.valid_perplexity) for epoch in run.epochs)
         return replace(record, valid_perplexities=epochs, seconds=record.seconds + run.take_seconds())
+
+    def _compared(self, run: Run, split: str, value: float) -> float:
+        """A perplexity, per character where the trials' tokens differ."""
+        if self.study.plan.space.keys().isdisjoint(TOKEN_FIELDS):
+            return value
+        return 2 ** run.comparable(split, value)[f"{split}_bits_per_character"]
 
 
 def group_size(config: Config, plan: Plan, workers: int) -> int:
