@@ -82,7 +82,9 @@ def devices(target: str) -> list[Any]:
         slices = {"num_slices": one.slices} if one.slices > 1 else {}
         return topologies.get_topology_desc(platform="tpu", topology_name=one.topology, **slices).devices
     except (RuntimeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
-        raise JaxlmError(f"no program can be compiled for {target}: {str(error).splitlines()[0]:.200}") from None
+        raise JaxlmError(
+            f"no program can be compiled for {target}: {str(error).splitlines()[0]:.200} (see .ci/nightly)"
+        ) from None
 
 
 def mesh_of(target: str, rows: int, words: int) -> Any:
@@ -91,7 +93,10 @@ def mesh_of(target: str, rows: int, words: int) -> Any:
     from jax.sharding import AxisType, Mesh
 
     from jaxlm.distributed.mesh import DATA, MODEL
+    from jaxlm.errors import JaxlmError
 
+    if (there := len(devices(target))) < rows * words:
+        raise JaxlmError(f"{target} has {there} devices, and {rows} x {words} were asked for: ask for fewer")
     chosen = np.array(devices(target)[: rows * words]).reshape(rows, words)
     return Mesh(chosen, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
 
@@ -122,10 +127,13 @@ def training(config: Any, target: str, rows: int = 1, words: int = 1) -> Any:
     import numpy as np
 
     from jaxlm.distributed.mesh import ROWS as BY_ROWS
+    from jaxlm.errors import JaxlmError
     from jaxlm.runs.run import window_plan
     from jaxlm.training.step import fresh_state, train_windows
 
     counts, height = config.train, 40 * config.train.longest
+    if counts.batch_size % rows:
+        raise JaxlmError(f"the {counts.batch_size} rows of a batch do not divide over {rows} devices: ask for others")
     mesh = None if rows * words == 1 else mesh_of(target, rows, words)
     state = fresh_state.eval_shape(config.recipe, np.uint32(0), counts.batch_size, counts.patience)
     tokens = described(jax.ShapeDtypeStruct((height, counts.batch_size), np.int32), target, mesh)
@@ -300,11 +308,13 @@ def row_of(name: str, target: str, rows: int = 1, words: int = 1) -> dict[str, A
 
 
 def main() -> None:
+    from jaxlm.cli.parsing import whole
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("programs", nargs="*", help=f"of {', '.join(PROGRAMS)} (default: all)")
+    parser.add_argument("programs", nargs="*", help=f"of {'; '.join(PROGRAMS)} (default: all)")
     parser.add_argument("--target", choices=TARGETS, action="append", help="default: h100 and v5e")
-    parser.add_argument("--devices", type=int, default=1, help="devices that share the rows")
-    parser.add_argument("--model-devices", type=int, default=1, help="devices that share the words")
+    parser.add_argument("--devices", type=whole(1), default=1, help="devices that share the rows")
+    parser.add_argument("--model-devices", type=whole(1), default=1, help="devices that share the words")
     parser.add_argument("--write", action="store_true", help=f"add the rows to {ROWS.name}")
     parser.add_argument("--table", action="store_true", help=f"only print {ROWS.name} as docs/devices.md shows it")
     args = parser.parse_args()
@@ -315,7 +325,7 @@ def main() -> None:
             print(f"| {' | '.join(row)} |")
         return
     if unknown := [name for name in args.programs if name not in PROGRAMS]:
-        parser.error(f"there is no program {unknown[0]!r}; expected one of {', '.join(PROGRAMS)}")
+        parser.error(f"there is no program {unknown[0]!r}; expected one of {'; '.join(PROGRAMS)}")
     for name in args.programs or PROGRAMS:
         for target in args.target or ("h100", "v5e"):
             row = row_of(name, target, args.devices, args.model_devices)

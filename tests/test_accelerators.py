@@ -135,3 +135,10 @@ def test_a_topology_that_does_not_exist_is_one_sentence(monkeypatch):
 def test_jaxlm_has_a_preset_for_each_program():
     for preset, fields in accelerators.PROGRAMS.values():
         jaxlm.preset(preset).replace(**fields)
+
+
+def test_devices_that_a_target_has_not_or_rows_do_not_divide_over_are_one_sentence():
+    with pytest.raises(JaxlmError, match="v5e has 4 devices, and 4 x 2 were asked for"):
+        accelerators.row_of("small", "v5e", 4, 2)
+    with pytest.raises(JaxlmError, match="the 60 rows of a batch do not divide over 7 devices"):
+        accelerators.row_of("small", "v5e", 7)
