@@ -115,23 +115,20 @@ def evaluate_ids(
     is too short, JaxlmError where the protocol means nothing for it or for the model, and Diverged where dynamic
     evaluation learnt at too high a rate.
     """
-    unknown = readers.vocab.unknown_share(ids)
+    unknown, config = readers.vocab.unknown_share(ids), readers.config
     if type(protocol) is Plain:
-        config = readers.config
         nats, count = stream_nats(config.model, readers.params, ids, *rows_and_window)
         size = readers.vocab.text_size(ids, *rows_and_window, tokens)
         value = perplexity(nats, config.optimizer.counted(count, rows_and_window[0]))
-        return Evaluation(value, nats, count, text, unknown, **comparable(nats, size))
-    ids, count = _read(ids, text, protocol)
-    nats = float(reader_nats(readers.of(protocol), ids))
-    value = perplexity(nats, count)
+    else:
+        ids, count = _read(ids, text, protocol)
+        nats, size = float(reader_nats(readers.of(protocol), ids)), readers.vocab.text_size(ids, tokens=tokens)
+        value = perplexity(nats, count)
     if isinstance(protocol, Dynamic) and not math.isfinite(value):
         raise Diverged(
             f"dynamic evaluation diverged on {text}: lower learning_rate, which is {protocol.learning_rate:g}"
         )
-    return Evaluation(
-        value, nats, count, text, unknown, **comparable(nats, readers.vocab.text_size(ids, tokens=tokens))
-    )
+    return Evaluation(value, nats, count, text, unknown, **comparable(nats, size))
 
 
 def grid_search(

@@ -349,7 +349,9 @@ class LanguageModel:
             **options: fields of `SurprisalOptions`.
         """
         how, scoring = SurprisalOptions(**options), scoring or self.scorer(**options)
-        return scored_blocks(scoring, self.reader(how), sentences, how, block, first, where)
+        if isinstance(sentences, str | bytes):
+            raise JaxlmError(f"sentences must be a list of lines; it is one text: [{sentences!r:.80}]")
+        return scored_blocks(scoring, self.reader(how), enumerate(sentences, first), how, block, where)
 
     def reader(self, how: SurprisalOptions) -> SentenceReader:
         """How sentences are read."""

@@ -153,18 +153,15 @@ class Surprisals(Table):
 def scored_blocks(
     scoring: Scoring,
     read: SentenceReader,
-    sentences: Iterable[Sentence],
+    numbered: Iterable[tuple[int, Sentence]],
     how: SurprisalOptions,
     block: int,
-    first: int,
     where: Callable[[int], str],
 ) -> Iterator[tuple[int, list[Encoded], Surprisals]]:
-    """Each block of sentences: the number of its first, how they are read, and their tokens' table."""
-    if isinstance(sentences, str | bytes):
-        raise JaxlmError(f"sentences must be a list of lines; it is one text: [{sentences!r:.80}]")
-    for part in blocks(sentences, block):
-        encoded = []
-        for number, sentence in enumerate(part, first):
+    """Each block of numbered sentences: the number of its first, how they are read, and their tokens' table."""
+    for part in blocks(numbered, block):
+        encoded, first = [], part[0][0]
+        for number, sentence in part:
             encoded.append(read(sentence, how.oov, where(number)))
             if not encoded[-1].tokens and how.context == "sentence":
                 raise DataError(f"{where(number)} has no words: remove it")
@@ -173,7 +170,6 @@ def scored_blocks(
                 shown = tuple(given if given.lower() == word else word for word, given in pairs)
                 encoded[-1] = replace(encoded[-1], tokens=shown)
         yield first, encoded, surprisals(scoring([one.ids for one in encoded]), read.vocab, encoded, how, first)
-        first += len(part)
 
 
 def surprisals(
