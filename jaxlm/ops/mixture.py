@@ -136,10 +136,7 @@ def summed_nats(
     Args:
         latents: [T, B, K, D]. In bfloat16 the products multiply bfloat16 and sum in float32; the logarithms, the loss
             and the gradients of kernel and bias keep the parameters' dtype.
-        choice: logits of the prior [T, B, K].
-        kernel: [D, V].
-        bias: [V].
-        targets: integers [T, B].
+        choice, kernel, bias, targets: as `token_nats` takes them.
         weights: [T, B], constants without a gradient.
         epsilon: added to each probability, a constant; None: nothing.
 

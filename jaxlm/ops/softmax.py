@@ -82,9 +82,7 @@ def summed_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.A
     Args:
         x: features [T, B, H]. In bfloat16 the products multiply bfloat16 and sum in float32; the logarithms, the loss
             and the gradients of kernel and bias keep the parameters' dtype.
-        kernel: [H, V].
-        bias: [V].
-        targets: integers [T, B].
+        kernel, bias, targets: as `token_nats` takes them.
         weights: [T, B], constants without a gradient.
 
     Returns:
