@@ -53,7 +53,7 @@ def slstm(
 def _cell(heads: int, linear: Linear, state: SLSTMState, projected: jax.Array, _: None) -> tuple[SLSTMState, jax.Array]:
     c, n, m, h = state
     of_heads = [linear(str(head), part) for head, part in enumerate(jnp.split(h, heads, -1))]
-    recurrent = jnp.stack(of_heads, 1).reshape(len(h), heads, 4, -1).swapaxes(1, 2).reshape(projected.shape)
+    recurrent = jnp.stack(of_heads, 1).reshape(h.shape[0], heads, 4, -1).swapaxes(1, 2).reshape(projected.shape)
     i, f, z, o = jnp.split(projected + recurrent, 4, -1)
     f = jnp.where(n == 0, -jnp.inf, jax.nn.log_sigmoid(f) + m)  # before the first step there is nothing to keep
     m = lax.stop_gradient(jnp.maximum(i, f))  # it scales both sides of c / n, so that it has no gradient
