@@ -30,7 +30,7 @@ SHAPES = {
     "equal": {"hidden_sizes": (4, 4)},
     "tied": {"hidden_sizes": (3, 4), "tied": True},
     "tied equal": {"hidden_sizes": (4,), "tied": True},
-    "widths": {"hidden_sizes": (2, 6)},
+    "widths": {"hidden_sizes": (8, 6)},
 }
 
 
