@@ -106,7 +106,7 @@ def assert_is(corpus: Corpus | str, texts: dict[str, str], max_vocab=None, min_c
     splits = {}
     for split, text in texts.items():
         text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-        splits[split] = text.replace("\n", " <eos> ").split()
+        splits[split] = (text.lower() if lowercase else text).replace("\n", " <eos> ").split()
     if "all" in splits:
         words = splits.pop("all")
         ends = [place for place, word in enumerate(words, 1) if word == "<eos>"]
@@ -114,8 +114,6 @@ def assert_is(corpus: Corpus | str, texts: dict[str, str], max_vocab=None, min_c
         held_out = max(1, len(ends) // 20)
         train, valid = ends[-2 * held_out - 1], ends[-held_out - 1]
         splits = {"train": words[:train], "valid": words[train:valid], "test": words[valid:]}
-    if lowercase:
-        splits = {split: [word.lower() for word in words] for split, words in splits.items()}
     vocab = Vocab.build(splits["train"], max_size=max_vocab, min_count=min_count)
     digest = hashlib.sha256(vocab.sha256.encode())
     assert corpus.vocab == vocab

