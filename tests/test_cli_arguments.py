@@ -37,6 +37,7 @@ from jaxlm.config.presets import PRESETS, preset
 from jaxlm.config.protocols import protocol_of
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.fields import Spec, specs
+from jaxlm.scoring.evaluation import Evaluation
 from jaxlm.scoring.generation import Text
 from jaxlm.terminal import say
 
@@ -112,7 +113,7 @@ def calls(tmp_path_factory):
 
         return call
 
-    evaluation = SimpleNamespace(text="x", perplexity=2.0, nats=1.0, predictions=3, unknown=0.1)
+    evaluation = Evaluation(2.0, 1.0, 3, "x", unknown=0.1)
     model = small_lm()
     methods = {name: getattr(model, name) for name in dir(model) if name[0] != "_" and callable(getattr(model, name))}
     heavy = {

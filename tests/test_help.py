@@ -79,7 +79,7 @@ def test_help_shows_what_must_be_given_and_the_fields_used_most():
 
 def test_every_verb_that_makes_a_file_takes_it_as_o():
     makers = {"surprisal", "states", "minimal-pairs", "syntaxgym", "export", "report"}
-    assert {name for name in VERBS if "-o FILE, --output FILE" in run([name, "--help"])[1]} == makers
+    assert {name for name in VERBS if re.search("-o( FILE)?, --output FILE", run([name, "--help"])[1])} == makers
 
 
 def test_without_a_verb_there_is_help_by_task(monkeypatch):

@@ -7,6 +7,8 @@ import resource
 import subprocess
 import sys
 import tempfile
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +94,7 @@ def test_an_epochs_cost_is_the_same_written_and_resumed(windows, data):
             assert log.skipped == skipped
     for epoch, (cost, steps) in zip((1, 2, 3), written, strict=True):
         finite = [(c, n) for e, (c, _, n) in zip(epochs, windows, strict=True) if e == epoch and np.isfinite(c)]
-        assert cost == sum(c for c, _ in finite) and steps == sum(n for _, n in finite)
+        assert cost == reduce(add, (c for c, _ in finite), 0.0) and steps == sum(n for _, n in finite)
         assert skipped[epoch] == sum(
             not (np.isfinite(c) and np.isfinite(norm))
             for e, (c, norm, _) in zip(epochs, windows, strict=True)

@@ -92,10 +92,10 @@ def test_tokens_are_scored_in_chunks_of_the_platforms_size():
 
 
 def test_a_loop_over_time_is_partly_written_out_on_accelerators():
-    """So that a step launches fewer kernels: 7 steps are one turn of 5 and two more."""
+    """So that a step launches fewer kernels: of 7 steps 5 are one turn."""
     x, kernel = jnp.zeros((7, 2, 3)), jnp.zeros((3 + 4, 16))
     texts = lowered(lambda x: lstm(x, kernel, jnp.zeros(16), zero_state(2, 4)), x)
-    assert [len(re.findall(r"call @closed_call", text)) for text in texts] == [1, 7, 7]
+    assert ["1x5x2x4xf32" in text for text in texts] == [False, True, True]  # outputs of a turn
 
 
 def test_one_program_for_all_platforms_gives_the_cpu_s_numbers_on_cpus():
