@@ -122,7 +122,8 @@ def _products(function, *arguments):
 def test_every_product_of_a_bfloat16_step_multiplies_bfloat16_and_sums_float32(name):
     recipe = CASES[name].replace(compute_dtype="bfloat16").recipe
     state = jaxlm.init_state(recipe, jax.random.key(0), B)
-    window = jaxlm.Window(*jnp.zeros((2, T, B), jnp.int32))
+    inputs, targets = jnp.zeros((2, T, B), jnp.int32)
+    window = jaxlm.Window(inputs, targets)
     step = partial(jaxlm.train_step, recipe)
     assert _products(step, state, window) == {("bf16", "bf16", "f32")}
     assert jax.jit(step)(state, window)[1].finite  # and the device's compiler takes them all

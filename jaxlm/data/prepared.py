@@ -306,7 +306,7 @@ def _map_ids(folder: Folder, header: dict[str, Any], name: str) -> np.memmap:
             raise _damaged(folder, name, "its content is not what was prepared")
         check_ids(np.array(bounds), header["words"], str(path))
         ids = np.memmap(file, np.dtype(header["dtype"]), "r")  # pyright: ignore[reportCallIssue, reportArgumentType]
-    ids.filename = os.path.abspath(path)  # an open descriptor has no name
+    setattr(ids, "filename", os.path.abspath(path))  # noqa: B010 (typed as final) an open descriptor has no name
     return ids
 
 
