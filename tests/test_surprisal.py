@@ -19,6 +19,7 @@ from language_models import KINDS, WORDS, log_probs, next_word, small_lm
 
 import jaxlm
 from jaxlm.cli import main
+from jaxlm.cli.scoring import Unknown
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.runs.adoption import keep_model, unknown_corpus
@@ -594,3 +595,10 @@ def test_a_vocabulary_needs_its_eos():
     with pytest.raises(DataError, match="no <eos>"):
         lm.surprisal(["a"])
     assert Vocab(WORDS).eos == 0
+
+
+def test_unknown_words_are_named_in_brief(capsys):
+    unknown = Unknown()
+    unknown.add(small_lm("lstm").surprisal(["z" * 100_000 + " the"]))
+    unknown.say()
+    assert "z" * 40 in (said := capsys.readouterr().err) and len(said) < 300

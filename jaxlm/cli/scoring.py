@@ -29,7 +29,7 @@ BOUNDARY = argument(
 )
 PUNCTUATION = argument("--punctuation", choices=("word", "own"), help="counted to its word (default), or a word itself")
 LAYOUTS = ("jaxlm", "lm-zoo", "neural-complexity")  # as in `scoring.layouts`, which imports JAX
-MOST_NAMED = 10  # unknown words
+MOST_NAMED, MOST_SHOWN = 10, 40  # unknown words, and characters of each
 Models = Mapping[str, "LanguageModel"]  # by the name of the run
 
 
@@ -218,7 +218,7 @@ class Unknown:
             else:
                 said = f"warning: {self._count:,} of {self._all:,} {self._rows} have words outside the vocabulary"
             more = ", ..." if self._count > len(named) else ""
-            say(printable(f"{said}: {', '.join(named)}{more}"), file=sys.stderr)
+            say(printable(f"{said}: {', '.join(word[:MOST_SHOWN] for word in named)}{more}"), file=sys.stderr)
 
 
 def _predictors(args: argparse.Namespace, lms: Models) -> Callable[[str, Any], dict[str, list]]:
