@@ -316,7 +316,7 @@ def main() -> None:
     parser.add_argument("--devices", type=whole(1), default=1, help="devices that share the rows")
     parser.add_argument("--model-devices", type=whole(1), default=1, help="devices that share the words")
     parser.add_argument("--write", action="store_true", help=f"add the rows to {ROWS.name}")
-    parser.add_argument("--table", action="store_true", help=f"only print {ROWS.name} as docs/devices.md shows it")
+    parser.add_argument("--table", action="store_true", help=f"only print {ROWS.name} as a table")
     args = parser.parse_args()
     if args.table:
         with open(ROWS, newline="", encoding="utf-8") as file:
