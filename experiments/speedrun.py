@@ -1,14 +1,16 @@
 """The speedrun: how soon is Penn Treebank at a given validation perplexity, from the command's start, on two cores?
 
+Words in perplexity, characters in bits per character.
+
     python experiments/speedrun.py                                every rung, three seeds: a table and speedrun.csv
     python experiments/speedrun.py --presets fast-113 --seeds 1   the shortest one
     python experiments/speedrun.py --show                         the commands, without running them
     python experiments/speedrun.py --cache 4000                   the test perplexity with a neural cache as well
 
-A rung is a preset, named by the test perplexity that it reaches, and a validation perplexity. A record is the command
+A rung is a preset, named by what it reaches on the test split, and a target on validation. A record is the command
 `jaxlm train --preset NAME`, begun with the text in the cache and with no compiled program: the clock runs from the
 command's start to the first validation at or below the target. The test split is read once, at the run's end. The last
-two rungs take one and two hours a seed. Each run is a line that is added to --out, the history, with its date, commit
+rungs take hours a seed. Each run is a line that is added to --out, the history, with its date, commit
 and machine; its epochs are kept beside the history.
 
 The unit is what TensorFlow 1 takes for the preset `small`: its step, measured between the runs, times its 11,610 steps
@@ -41,14 +43,30 @@ from jaxlm.report.units import mean_and_deviation, spread
 
 HERE = Path(__file__).resolve().parent
 TENSORFLOW_STEPS, TENSORFLOW_TEST = 11_610, 118.4  # of `small`: its 15 epochs, and what they reach on the test split
-# The validation perplexity at which each rung's clock stops. `fast-78` is the best within TensorFlow's time, `fast-72`
-# the best within three hours.
-RUNGS = {"fast-113": 123.0, "fast-93": 100.0, "fast-84": 90.0, "fast-78": 86.0, "fast-75": 82.0, "fast-72": 78.0}
+
+
+@dataclass(frozen=True)
+class Rung:
+    target: float  # on validation, at which the clock stops
+    corpus: str = "ptb"
+    measure: str = "perplexity"
+
+
+# `fast-78` is the best within TensorFlow's time, `fast-72` the best within three hours.
+RUNGS = {
+    "fast-113": Rung(123.0),
+    "fast-93": Rung(100.0),
+    "fast-84": Rung(90.0),
+    "fast-78": Rung(86.0),
+    "fast-75": Rung(82.0),
+    "fast-72": Rung(78.0),
+    "char-small": Rung(1.55, "ptb-char", "bits_per_character"),
+}
 
 
 @dataclass(frozen=True)
 class Record:
-    """One run, and a line of the history; None: not measured, or never reached."""
+    """One run, and a line of the history, in the rung's measure; None: not measured, or never reached."""
 
     date: str
     commit: str
@@ -86,10 +104,10 @@ class Unit:
 
 def command(preset: str, seed: int) -> list[str]:
     """The arguments of `jaxlm` that train a rung."""
-    return ["train", "--preset", preset, "--corpus", "ptb", "--seed", str(seed)]
+    return ["train", "--preset", preset, "--corpus", RUNGS[preset].corpus, "--seed", str(seed)]
 
 
-def run(preset: str, target: float, seed: int, cache: int, unit: Unit, logs: Path) -> Record:
+def run(preset: str, rung: Rung, seed: int, cache: int, unit: Unit, logs: Path) -> Record:
     """Trains in a process of its own, and watches the file of metrics that it writes; then evaluates with a cache."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run"
@@ -102,12 +120,12 @@ def run(preset: str, target: float, seed: int, cache: int, unit: Unit, logs: Pat
             stderr=subprocess.PIPE,
             text=True,
         )
-        reached, epoch = None, None
+        reached, epoch, valid = None, None, f"valid_{rung.measure}"
         try:
             while process.poll() is None:
                 time.sleep(0.05)
                 epochs = _rows(place / "metrics.jsonl", "epoch") if reached is None else []
-                if found := [row["epoch"] for row in epochs if row["valid_perplexity"] <= target]:
+                if found := [row["epoch"] for row in epochs if row[valid] <= rung.target]:
                     reached, epoch = time.perf_counter() - began, found[0]
         finally:
             process.kill()
@@ -116,16 +134,16 @@ def run(preset: str, target: float, seed: int, cache: int, unit: Unit, logs: Pat
             raise SystemExit(f"error: {shlex.join(command(preset, seed))}: {complaint.strip()}")
         seconds = time.perf_counter() - began
         epochs, (test,) = (_rows(place / "metrics.jsonl", kind) for kind in ("epoch", "test"))
-        if reached is None and epochs[-1]["valid_perplexity"] <= target:  # reached within the last look
+        if reached is None and epochs[-1][valid] <= rung.target:  # reached within the last look
             reached, epoch = seconds, epochs[-1]["epoch"]
-        cached, cached_seconds = evaluated(place, cache, environment) if cache else (None, 0.0)
+        cached, cached_seconds = evaluated(place, cache, rung.measure, environment) if cache else (None, 0.0)
         commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
         today, log = date.today().isoformat(), logs / f"{date.today()}-{preset}-seed{seed}-{time.time():.0f}.jsonl"
         logs.mkdir(exist_ok=True)
         log.write_text("".join(json.dumps(row) + "\n" for row in (*epochs, test)))
         return Record(
-            *(today, commit.stdout.strip(), machine(), preset, target, seed, reached, epoch, unit.measure()),
-            *(epochs[-1]["valid_perplexity"], test["test_perplexity"], seconds + cached_seconds, cached, log.name),
+            *(today, commit.stdout.strip(), machine(), preset, rung.target, seed, reached, epoch, unit.measure()),
+            *(epochs[-1][valid], test[f"test_{rung.measure}"], seconds + cached_seconds, cached, log.name),
         )
 
 
@@ -136,14 +154,14 @@ def machine() -> str:
     return f"{found[1] if found else platform.machine()}, {cores} cores"
 
 
-def evaluated(place: Path, cache: int, environment: dict[str, str]) -> tuple[float, float]:
-    """The test perplexity with a neural cache of so many words, tuned on valid, and the seconds of the command."""
+def evaluated(place: Path, cache: int, measure: str, environment: dict[str, str]) -> tuple[float, float]:
+    """The test split's measure with a neural cache of so many words, tuned on valid, and the seconds of the command."""
     words = ["evaluate", str(place), "--protocol", "cache", "--cache-window", str(cache), "--tune", "--json"]
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "jaxlm", *words], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"error: {shlex.join(words)}: {done.stderr.strip()}")
-    return json.loads(done.stdout)["perplexity"], time.perf_counter() - began
+    return json.loads(done.stdout)[measure], time.perf_counter() - began
 
 
 def _rows(path: Path, kind: str) -> list[dict]:
@@ -179,14 +197,16 @@ def table(records: Sequence[Record]) -> str:
     ]
     for preset in dict.fromkeys(record.preset for record in records):
         some = [record for record in records if record.preset == preset]
+        words = RUNGS[preset].measure == "perplexity"
 
-        def over(name: str, some: list[Record] = some) -> str:
+        def over(name: str, some: list[Record] = some, words: bool = words) -> str:
             """Of the seeds that have it."""
             values = [value for one in some if (value := getattr(one, name)) is not None]
             missed = f", {len(some) - len(values)} missed" * (name == "seconds" and len(values) < len(some))
-            return spread(*mean_and_deviation(values)) + missed
+            return spread(*mean_and_deviation(values), "{:,.2f}".format if words else "{:,.3f}".format) + missed
 
-        shares = [one.tensorflow_seconds / one.seconds for one in some if one.tensorflow_seconds and one.seconds]
+        times = [(one.tensorflow_seconds, one.seconds) for one in some if words]
+        shares = [unit / seconds for unit, seconds in times if unit and seconds]
         share = mean_and_deviation(shares)[0]
         epochs = ", ".join("never" if one.epoch is None else str(one.epoch) for one in some)
         cells = [f"`{preset}`", f"{some[0].target:g}", over("seconds"), epochs, f"1/{share:.1f}" if shares else ""]

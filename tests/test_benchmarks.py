@@ -45,7 +45,7 @@ def test_every_command_of_the_speedrun_is_accepted(speedrun, monkeypatch, capsys
         assert sorted(given) == sorted(set(given)), line
         code, out, err = run(words)
         assert (name, code) == ("jaxlm", 0), out + err
-    assert {config.data.corpus for config in configs} == {"ptb"} and len(set(configs)) == len(configs)
+    assert {config.data.corpus for config in configs} == {"ptb", "ptb-char"} and len(set(configs)) == len(configs)
 
 
 @pytest.mark.slow
@@ -68,10 +68,10 @@ def test_a_record_is_what_the_run_wrote(speedrun, monkeypatch, tmp_path):
     monkeypatch.setattr(speedrun, "command", lambda preset, seed: [*tiny, "--seed", str(seed)])
     monkeypatch.setattr(speedrun.Unit, "measure", lambda unit: 1e6)
     logs = tmp_path / "logs"
-    reached = speedrun.run("easy", 1e9, 0, 10, speedrun.Unit(), logs)
-    missed = speedrun.run("hard", 1.0, 0, 0, speedrun.Unit(), logs)
+    reached = speedrun.run("easy", speedrun.Rung(1e9), 0, 10, speedrun.Unit(), logs)
+    missed = speedrun.run("hard", speedrun.Rung(1.0, measure="bits_per_character"), 0, 0, speedrun.Unit(), logs)
     assert (reached.epoch, missed.epoch, missed.seconds) == (1, None, None)
-    assert reached.seconds < reached.seconds_in_all and (reached.valid, reached.test) == (missed.valid, missed.test)
+    assert reached.seconds < reached.seconds_in_all and 1 < missed.test < reached.test
     assert reached.cached_test != reached.test and missed.cached_test is None
     kinds = [json.loads(line)["kind"] for line in (logs / reached.log).read_text().splitlines()]
     assert kinds == ["epoch", "epoch", "test"] and len(list(logs.iterdir())) == 2
