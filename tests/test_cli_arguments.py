@@ -11,11 +11,12 @@ import sys
 import threading
 import time
 import warnings
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -37,6 +38,7 @@ from jaxlm.config.presets import PRESETS, preset
 from jaxlm.config.protocols import protocol_of
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.fields import Spec, specs
+from jaxlm.files import explained
 from jaxlm.scoring.evaluation import Evaluation
 from jaxlm.scoring.generation import Text
 from jaxlm.terminal import say
@@ -388,3 +390,23 @@ def test_the_fixed_sections_have_no_kind():
     assert not {*FIXED} & {*KINDS}
     with patch.object(sys, "argv", ["jaxlm", *shlex.split("train --train x")]):
         assert run(None)[0] == 2
+
+
+def test_ctrl_c_while_trees_are_compared_is_not_taken_for_damage():
+    class Interrupted:
+        def __eq__(self, other):
+            raise KeyboardInterrupt  # as Python does in whatever runs when the signal comes
+
+        __hash__ = None
+
+    @jax.tree_util.register_dataclass
+    @dataclass
+    class Node:
+        what: Interrupted = field(metadata={"static": True})
+
+    def act():
+        one, other = (jax.tree.structure(Node(Interrupted())) for _ in range(2))
+        with explained(JaxlmError, "the checkpoint cannot be read"):
+            assert one == other
+
+    assert run([], lambda _: exit_code(act)) == (130, "", "error: interrupted\n")

@@ -41,6 +41,10 @@ def exit_code(action: Callable[[], int | None]) -> int:
         try:
             try:
                 code = action() or 0
+            except Exception as error:
+                if any(isinstance(one, KeyboardInterrupt) for one in _causes(error)):
+                    raise KeyboardInterrupt from error
+                raise
             finally:
                 if sys.stdout is not None:
                     sys.stdout.flush()
@@ -80,6 +84,13 @@ def fail(message: str, code: int = FAILED) -> int:
         traceback.print_exc()
     say(f"error: {_one_line(message)}", file=sys.stderr)
     return code
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what it came from: JAX turns a Ctrl-C that arrives as it compares trees into a ValueError."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _sentence(error: BaseException) -> str:
