@@ -47,7 +47,6 @@ def averaging(losses, **fields):
 
 
 def test_the_mogrifier_s_code_averages_once_the_best_is_so_many_validations_old():
-    """docs/mogrifier.md has the first two examples."""
     slow, sudden, lamb = [5, 4, 3, 3.2, 3.3, 3.4], [5, 4, 3, 5.5], dict(optimizer="lamb-adam")
     assert averaging(slow, nonmonotone=2, **lamb) == 4 * [False] + 2 * [True]
     assert averaging(slow, nonmonotone=2) == 5 * [False] + [True]

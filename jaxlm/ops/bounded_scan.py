@@ -9,7 +9,7 @@ from jax import lax
 
 from jaxlm.ops.processor import by_platform
 
-# Steps in one turn of a loop on accelerators: it halves the kernels of a step (docs/devices.md). CPUs gain nothing.
+# Steps in one turn of a loop on accelerators: it halves the kernels of a step (docs/lab/tries.csv). CPUs gain nothing.
 UNROLLED = 5
 
 
