@@ -31,8 +31,7 @@ from peers import SWEPT, configured, flops, words
 
 from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
-from jaxlm.config.config import Config
-from jaxlm.config.presets import PRESETS
+from jaxlm.config.config import PRESETS, Config
 from jaxlm.terminal import printable
 
 HERE = Path(__file__).resolve().parent

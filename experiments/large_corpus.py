@@ -44,7 +44,7 @@ def turns(folder: str, mode: str) -> Iterator[float]:
     import jax
     import jax.numpy as jnp
 
-    from jaxlm.config.presets import preset
+    from jaxlm.config.config import preset
     from jaxlm.data.corpora import load_corpus
     from jaxlm.data.windows import WindowPlan
     from jaxlm.runs.trainer import new_state

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm import preset
 from jaxlm.cli.ending import exit_code
 from jaxlm.config.config import Config
-from jaxlm.config.presets import PRESETS, preset
 
 Run = Callable[[int], float | None]  # returns the MiB of processes of its own, if it has any
 MEMBERS = 8
@@ -470,7 +470,7 @@ def configured(name: str, changes: Mapping[str, Any]) -> Config:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("maker", choices=list(MAKERS))
-    parser.add_argument("preset", choices=list(PRESETS))
+    parser.add_argument("preset")
     parser.add_argument("changes", type=json.loads, nargs="?", default={}, help="of fields, as a JSON object")
     parser.add_argument("members", type=int, nargs="?", help="of one-program (8)")
     args = parser.parse_args()

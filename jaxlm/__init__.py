@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxlm.config.config import Config as Config
     from jaxlm.config.config import Recipe as Recipe
-    from jaxlm.config.presets import preset as preset
+    from jaxlm.config.config import preset as preset
     from jaxlm.config.protocols import Cache as Cache
     from jaxlm.config.protocols import Dynamic as Dynamic
     from jaxlm.config.protocols import MCDropout as MCDropout
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from jaxlm.training.step import train_windows as train_windows
 
 _HOME = {
-    "jaxlm.config.config": ("Config", "Recipe"),
+    "jaxlm.config.config": ("Config", "Recipe", "preset"),
     "jaxlm.models.gru": ("GRU",),
     "jaxlm.models.hawk": ("Hawk",),
     "jaxlm.models.hgrn2": ("HGRN2",),
@@ -75,7 +75,6 @@ _HOME = {
     "jaxlm.optimizers.descent": ("SGD", "ASGD"),
     "jaxlm.optimizers.adamw": ("AdamW",),
     "jaxlm.optimizers.muon": ("Muon",),
-    "jaxlm.config.presets": ("preset",),
     "jaxlm.config.protocols": ("Cache", "Dynamic", "MCDropout", "Temperature"),
     "jaxlm.schedules": ("Cosine", "Linear", "Piecewise", "Plateau"),
     "jaxlm.config.settings": ("DataConfig", "TrainConfig"),

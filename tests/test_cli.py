@@ -17,8 +17,7 @@ from processes import TINY
 import jaxlm
 from jaxlm.cli import main
 from jaxlm.cli.training import _unfinished_run
-from jaxlm.config.config import KINDS
-from jaxlm.config.presets import preset
+from jaxlm.config.config import KINDS, preset
 from jaxlm.fields import either
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir

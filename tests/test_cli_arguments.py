@@ -33,8 +33,7 @@ from jaxlm.cli import train_command
 from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
 from jaxlm.cli.verbs import VERBS, argument, verb
-from jaxlm.config.config import FIXED, KINDS, Config, all_kinds
-from jaxlm.config.presets import PRESETS, preset
+from jaxlm.config.config import FIXED, KINDS, PRESETS, Config, all_kinds, preset
 from jaxlm.config.protocols import protocol_of
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.fields import Spec, specs

@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import jaxlm.config.pytrees
-import jaxlm.models.stack  # noqa: F401 (registers models)
+import jaxlm.training  # noqa: F401 (registers pytrees)
 from jaxlm.config.config import (
     FIXED,
     KINDS,
+    PRESETS,
     Config,
     all_kinds,
     changed_kinds,
     conflicts,
     differences,
+    preset,
     spec_of_field,
     taken_over,
 )
-from jaxlm.config.presets import PRESETS, preset
 from jaxlm.config.protocols import PROTOCOLS
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import either, specs

@@ -22,7 +22,6 @@ def test_the_examples_of_a_module(module, request, tmp_path, monkeypatch):
 def test_the_functions_that_others_call_first_have_examples():
     assert {
         "jaxlm.config.config",
-        "jaxlm.config.presets",
         "jaxlm.data.windows",
         "jaxlm.data.vocab",
         "jaxlm.ops.lstm",

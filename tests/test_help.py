@@ -13,8 +13,7 @@ from jaxlm import cli
 from jaxlm.cli import main
 from jaxlm.cli.help import TASKS
 from jaxlm.cli.verbs import VERBS
-from jaxlm.config.config import KINDS, all_kinds
-from jaxlm.config.presets import PRESETS, preset
+from jaxlm.config.config import KINDS, PRESETS, all_kinds, preset
 from jaxlm.fields import specs
 
 

@@ -23,8 +23,7 @@ import pytest
 from jaxlm import cli
 from jaxlm.cli.parsing import changes
 from jaxlm.cli.verbs import VERBS
-from jaxlm.config.config import all_kinds
-from jaxlm.config.presets import preset
+from jaxlm.config.config import all_kinds, preset
 from jaxlm.config.protocols import PROTOCOLS
 from jaxlm.fields import specs
 from jaxlm.sweeps.space import read_space

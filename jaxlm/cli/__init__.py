@@ -29,7 +29,7 @@ from jaxlm.cli import help
 from jaxlm.cli.ending import SIGNALLED, check_limits, exit_code, fail
 from jaxlm.cli.parsing import Parser
 from jaxlm.cli.verbs import VERBS, complete
-from jaxlm.config.presets import preset
+from jaxlm.config.config import preset
 from jaxlm.terminal import say
 
 # These add their verbs to VERBS, in the order of the help.

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxlm.cli.ending import fail
-from jaxlm.config.config import KINDS, SECTIONS, Config, all_kinds, kind_of
-from jaxlm.config.presets import PRESETS, preset
+from jaxlm.config.config import KINDS, PRESETS, SECTIONS, Config, all_kinds, kind_of, preset
 from jaxlm.config.protocols import PROTOCOLS, Plain, protocol_of
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import Spec, either, setting_text, specs

@@ -208,7 +208,7 @@ class Unknown:
 
     def say(self) -> None:
         """Says on standard error how many there are and which, if any; as a warning where there are many."""
-        from jaxlm.data.unknown import unknown_text, unknown_warning
+        from jaxlm.data.corpus import unknown_text, unknown_warning
 
         if self._count:
             share, named = self._count / self._all, [*self._named][:MOST_NAMED]

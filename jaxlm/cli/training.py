@@ -10,8 +10,7 @@ from pathlib import Path
 from jaxlm.cli.ending import FAILED, SIGNALLED
 from jaxlm.cli.parsing import Parser, add_config_flags, add_field, add_start, changes, starting_config, whole
 from jaxlm.cli.verbs import DATA_DIR, RUN, Adder, argument, check_run, loaded, pathname, switch, verb
-from jaxlm.config.config import Config, changed_kinds
-from jaxlm.config.presets import preset
+from jaxlm.config.config import Config, changed_kinds, preset
 from jaxlm.config.settings import DataConfig
 from jaxlm.errors import JaxlmError
 from jaxlm.terminal import say, say_line

@@ -57,7 +57,7 @@ def evaluate(args: argparse.Namespace) -> None:
         options = {"text": args.text, "corpus": args.corpus, "data_dir": args.data_dir, "tokenizer": args.tokenizer}
         found = lm.evaluate(args.split or "test", protocol=protocol, **options)
 
-    from jaxlm.data.unknown import unknown_text, unknown_warning
+    from jaxlm.data.corpus import unknown_text, unknown_warning
     from jaxlm.files import finite
 
     how = "" if args.protocol == "plain" else f"; protocol {described(protocol)}"
@@ -233,7 +233,7 @@ def wrapped(pieces: Iterable[str], width: int | None, encoding: str | None = Non
 
 def say_unknown(lm: "LanguageModel", text: str, tokenizer: str | None = None) -> None:
     """Says on standard error which words of a text are read as `<unk>`, and their share; a warning if it is large."""
-    from jaxlm.data.unknown import MOST_UNKNOWN, unknown_text
+    from jaxlm.data.corpus import MOST_UNKNOWN, unknown_text
 
     unknown = lm.unknown_words(text, tokenizer)
     if not unknown:

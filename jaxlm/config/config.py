@@ -1,11 +1,13 @@
 """What a run is: a recipe (model, optimiser and schedule, each of a kind chosen by name), counts and a text.
 
-The recipe is a pytree once `config/pytrees.py` is imported. Nothing here imports JAX, so that help is instant.
+The recipe is a pytree once `jaxlm.training` is imported. Nothing here imports JAX, so that help is instant.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jaxlm.config.settings import DataConfig, TrainConfig
@@ -29,6 +31,8 @@ KINDS: dict[str, Mapping[str, type]] = {
 }
 FIXED: dict[str, type] = {"train": TrainConfig, "data": DataConfig}
 SECTIONS = (*KINDS, *FIXED)
+# Named recipes: the base, the fields that differ from it, and where they come from.
+PRESETS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("presets.json").read_text())
 
 # These do not change what is trained. (The corpus is compared by its hash, wherever it was found.)
 MAY_CHANGE = {
@@ -150,6 +154,23 @@ class Config:
     def kinds(self) -> dict[str, str]:
         """The name of each kind chosen: model, optimizer and schedule."""
         return {slot: kind_of(slot, getattr(self, slot)) for slot in KINDS}
+
+
+@cache
+def preset(name: str) -> Config:
+    """A named recipe, one of PRESETS.
+
+    Raises:
+        JaxlmError: the name is unknown.
+
+    >>> preset("zaremba-medium").model.hidden_sizes
+    (650, 650)
+    """
+    if name not in PRESETS:
+        raise JaxlmError(f"unknown preset {name!r}{nearest(name, list(PRESETS))}")
+    changes = {field: tuple(value) if isinstance(value, list) else value for field, value in PRESETS[name].items()}
+    base, _ = changes.pop("base", None), changes.pop("source", None)
+    return (preset(base) if base else Config()).replace(**changes, preset=name)
 
 
 def kind_of(slot: str, section: Any) -> str:

@@ -25,9 +25,9 @@ from jaxlm import files
 from jaxlm.config.settings import DataConfig
 from jaxlm.data import text
 from jaxlm.data.cache import recall, remember
+from jaxlm.data.corpus import unlearned_warning
 from jaxlm.data.text import SPLITS, Part
 from jaxlm.data.tokens import MOST_BYTES, UNK, WORDS, Bytes, Characters, Subwords, Words, unwrapped
-from jaxlm.data.unknown import unlearned_warning
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError
 

@@ -1,5 +1,8 @@
 """The table of models: a kind by the name that `--model` and `replace(model=...)` take."""
 
+from typing import Any
+
+from jaxlm.fields import specs
 from jaxlm.models.gated_deltanet import GatedDeltaNet
 from jaxlm.models.gru import GRU
 from jaxlm.models.hawk import Hawk
@@ -24,3 +27,23 @@ MODELS: dict[str, type[Recurrent]] = {
     "mlstm": MLSTM,
     "gated-deltanet": GatedDeltaNet,
 }
+
+
+def register(kind: type) -> None:
+    """Makes a kind a pytree: its numbers are leaves, its class and all else are static.
+
+    (`jax.tree_util.register_dataclass` will not do: of two classes with the same fields it makes equal trees, and
+    `jax.jit` may then take one's program for the other's, wherever their hashes happen to meet.)
+    """
+    import jax
+
+    numbers = [name for name, spec in specs(kind).items() if spec.type is float]
+    static = [name for name in specs(kind) if name not in numbers]
+
+    def flatten(section: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(section, name) for name in numbers], (kind, *(getattr(section, name) for name in static))
+
+    def unflatten(rest: tuple[Any, ...], leaves: Any) -> Any:
+        return kind(**dict(zip(static, rest[1:], strict=True)), **dict(zip(numbers, leaves, strict=True)))
+
+    jax.tree_util.register_pytree_node(kind, flatten, unflatten)

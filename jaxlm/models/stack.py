@@ -13,12 +13,11 @@ import jax.numpy as jnp
 
 from jaxlm.errors import JaxlmError
 from jaxlm.models.heads import init_head
-from jaxlm.models.kinds import MODELS
+from jaxlm.models.kinds import MODELS, register
 from jaxlm.models.noise import Noise, drop_carry, drop_rows, drop_words, keep_of_output, of_layer
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, State, uniform
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.embedding import Rows, look_up
-from jaxlm.pytrees import register
 
 for _kind in MODELS.values():
     register(_kind)

@@ -1,1 +1,1 @@
-import jaxlm.config.pytrees  # noqa: F401 (makes recipes and protocols pytrees)
+import jaxlm.training  # noqa: F401 (makes recipes and protocols pytrees)

@@ -12,8 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from jaxlm.config.config import Config
-from jaxlm.config.presets import PRESETS, preset
+from jaxlm.config.config import PRESETS, Config, preset
 from jaxlm.errors import RunDirError
 from jaxlm.files import Folder, explained, finite, seal, unseal
 from jaxlm.report.page.contents import TrialRecord

@@ -1,1 +1,16 @@
-import jaxlm.config.pytrees  # noqa: F401 (makes recipes and protocols pytrees)
+"""The step. All numbers of a recipe and of a protocol are leaves of pytrees once this package is imported."""
+
+from dataclasses import fields
+
+import jax
+
+from jaxlm.config.config import KINDS, Recipe
+from jaxlm.config.protocols import PROTOCOLS
+from jaxlm.models import stack  # noqa: F401 (registers the models)
+from jaxlm.models.kinds import MODELS, register
+
+for _kinds in (*KINDS.values(), PROTOCOLS):
+    for _kind in _kinds.values():
+        if _kind not in MODELS.values():
+            register(_kind)
+jax.tree_util.register_dataclass(Recipe, [item.name for item in fields(Recipe)], [])

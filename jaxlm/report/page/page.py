@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.data.unknown import MOST_UNKNOWN
+from jaxlm.data.corpus import MOST_UNKNOWN
 from jaxlm.errors import JaxlmError
 from jaxlm.files import finite
 from jaxlm.report import sweep_plots
