@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jaxlm.models.hgrn2 import HGRN2 as HGRN2
     from jaxlm.models.lstm import LSTM as LSTM
     from jaxlm.models.mingru import MinGRU as MinGRU
-    from jaxlm.models.minlstm import MinLSTM as MinLSTM
+    from jaxlm.models.mingru import MinLSTM as MinLSTM
     from jaxlm.models.mlstm import MLSTM as MLSTM
     from jaxlm.models.mogrifier import Mogrifier as Mogrifier
     from jaxlm.models.slstm import SLSTM as SLSTM
@@ -66,8 +66,7 @@ _HOME = {
     "jaxlm.models.hawk": ("Hawk",),
     "jaxlm.models.hgrn2": ("HGRN2",),
     "jaxlm.models.lstm": ("LSTM",),
-    "jaxlm.models.mingru": ("MinGRU",),
-    "jaxlm.models.minlstm": ("MinLSTM",),
+    "jaxlm.models.mingru": ("MinGRU", "MinLSTM"),
     "jaxlm.models.mogrifier": ("Mogrifier",),
     "jaxlm.models.slstm": ("SLSTM",),
     "jaxlm.models.mlstm": ("MLSTM",),

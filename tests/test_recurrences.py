@@ -1,4 +1,4 @@
-"""ops/gru.py, linear_recurrence.py and convolution.py beside Flax's cell, a plain reference and NumPy."""
+"""The GRU, linear_recurrence.py and convolution.py beside Flax's cell, a plain reference and NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,9 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxlm.models.gru import GRU
+from jaxlm.models.recurrent import CellNoise
 from jaxlm.ops.convolution import short_convolution
-from jaxlm.ops.gru import gru
 from jaxlm.ops.linear_recurrence import linear_recurrence, linear_recurrence_reference
 
 
@@ -25,7 +26,8 @@ def test_the_gru_is_flax_s_cell():
         kernel = jnp.concatenate([params[f"i{gate}"]["kernel"] for gate in "rzn"], -1)
         recurrent = jnp.concatenate([params[f"h{gate}"]["kernel"] for gate in "rzn"], -1)
         bias = jnp.concatenate([params[f"i{gate}"]["bias"] for gate in "rzn"])
-        return gru(x, kernel, recurrent, bias, params["hn"]["bias"], h)
+        layer = dict(kernel=kernel, recurrent_kernel=recurrent, bias=bias, recurrent_bias=params["hn"]["bias"])
+        return GRU().apply_layer(layer, x, h, CellNoise(), None)
 
     def theirs(params, x, h):
         def step(h, x):
@@ -79,7 +81,6 @@ def test_the_short_convolution_is_numpy_s_of_each_unit(length):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_gru_returns_outputs_in_its_input_s_dtype(dtype):
-    y, h = gru(
-        jnp.ones((2, 1, 3), dtype), jnp.ones((3, 6)), jnp.ones((2, 6)), jnp.zeros(6), jnp.zeros(2), jnp.zeros((1, 2))
-    )
+    model, x = GRU(), jnp.ones((2, 1, 3), dtype)
+    y, h = model.apply_layer(model.init_layer(jax.random.key(0), 3, 2), x, jnp.zeros((1, 2)), CellNoise(), None)
     assert y.dtype == dtype and h.dtype == jnp.float32

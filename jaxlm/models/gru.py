@@ -1,11 +1,13 @@
-"""The GRU. A layer's parameters: `kernel` [E, 3H], `recurrent_kernel` [H, 3H], `bias` [3H] and `recurrent_bias` [H].
+"""The GRU, in the variant of cuDNN and PyTorch.
 
-The gates' order is r, z, n.
+    r, z = sigmoid(x W + h U + b)        n = tanh(x W_n + b_n + r * (h U_n + c_n))        h' = (1 - z) * n + z * h
+
+A layer's parameters: `kernel` [E, 3H], `recurrent_kernel` [H, 3H], `bias` [3H], all in the order r, z, n, and
+`recurrent_bias` c_n [H].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +15,8 @@ from jaxlm.models.recurrent import CellNoise, Params, Recurrent, torch_biases, u
 
 if TYPE_CHECKING:
     import jax
+
+    from jaxlm.ops.recurrence import Linear
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,22 @@ class GRU(Recurrent):
     def apply_layer(
         self, params: Params, x: jax.Array, state: jax.Array, noise: CellNoise, length: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        from jaxlm.ops.gru import gru
+        from jaxlm.ops.product import product
+        from jaxlm.ops.recurrence import recurrence
 
-        return gru(x, **params, h=state, length=length)
+        z, matrices = product(x, params["kernel"], x.dtype) + params["bias"], {"state": params["recurrent_kernel"]}
+        y, h = recurrence(_cell, z, matrices, params["recurrent_bias"], state, length, x.dtype)
+        return y.astype(x.dtype), h
 
-    def change_recurrent(self, params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:
-        return {**params, "recurrent_kernel": change(params["recurrent_kernel"])}
+
+def _cell(linear: Linear, h: jax.Array, projected: jax.Array, recurrent_bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+    import jax.numpy as jnp
+
+    from jaxlm.ops.gates import sigmoid
+
+    gates = 2 * h.shape[-1]
+    (rz, n), (hrz, hn) = (jnp.split(part, [gates], -1) for part in (projected, linear("state", h)))
+    r, z = jnp.split(sigmoid(rz + hrz), 2, -1)
+    n = jnp.tanh(n + r * (hn + recurrent_bias))
+    h = (1 - z) * n + z * h
+    return h, h

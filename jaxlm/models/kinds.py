@@ -8,8 +8,7 @@ from jaxlm.models.gru import GRU
 from jaxlm.models.hawk import Hawk
 from jaxlm.models.hgrn2 import HGRN2
 from jaxlm.models.lstm import LSTM
-from jaxlm.models.mingru import MinGRU
-from jaxlm.models.minlstm import MinLSTM
+from jaxlm.models.mingru import MinGRU, MinLSTM
 from jaxlm.models.mlstm import MLSTM
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import Recurrent

@@ -5,7 +5,6 @@ The gates' order is i, j, f, o, as in TensorFlow's BasicLSTMCell.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -47,14 +46,3 @@ class LSTM(Recurrent):
         return lstm(
             x, params["kernel"], params["bias"], state, self.forget_bias, length, kept=noise.kept, keep=self.keep_state
         )
-
-    def change_recurrent(self, params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:
-        return change_last_rows(params, width, change)
-
-
-def change_last_rows(params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:
-    """The parameters with `change` of the kernel's last rows, one for each of h's `width` units."""
-    import jax.numpy as jnp
-
-    from_input, from_state = jnp.split(params["kernel"], [len(params["kernel"]) - width])
-    return {**params, "kernel": jnp.concatenate([from_input, change(from_state)])}

@@ -1,8 +1,10 @@
-"""The minGRU. A layer's parameters: `kernel` [E, 2H] and `bias` [2H], in the order z, candidate.
+"""The minGRU and the minLSTM. A layer's parameters: `kernel` [E, gates * H] and `bias` [gates * H].
 
-    z, n = x W + b        h' = (1 - sigmoid(z)) * h + sigmoid(z) * n
+    minGRU:     z, n = x W + b           h' = (1 - sigmoid(z)) * h + sigmoid(z) * n
+    minLSTM:    f, i, n = x W + b        h' = (sigmoid(f) * h + sigmoid(i) * n) / (sigmoid(f) + sigmoid(i))
 
-No gate depends on h, so that the whole layer is one associative scan.
+A minLSTM is a minGRU with z = log sigmoid(i) - log sigmoid(f). No gate depends on h, so that a whole layer is one
+associative scan.
 """
 
 from __future__ import annotations
@@ -34,18 +36,30 @@ class MinGRU(Recurrent):
         self, params: Params, x: jax.Array, state: jax.Array, noise: CellNoise, length: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         import jax
+        import jax.numpy as jnp
 
         from jaxlm.ops.bounded_scan import last_step
         from jaxlm.ops.linear_recurrence import linear_recurrence
         from jaxlm.ops.product import product
 
-        gate, candidate = self.gate_and_candidate(product(x, params["kernel"], x.dtype) + params["bias"])
+        *gates, candidate = jnp.split(product(x, params["kernel"], x.dtype) + params["bias"], self.gates, -1)
+        gate = self.written(*gates)
         y = linear_recurrence(jax.nn.sigmoid(-gate), jax.nn.sigmoid(gate) * candidate, state)
         return y.astype(x.dtype), last_step(y, length)
 
-    def gate_and_candidate(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """x W + b [..., gates * H] -> the logit of the gate that writes, and the candidate, [..., H] each."""
-        import jax.numpy as jnp
+    def written(self, *gates: jax.Array) -> jax.Array:
+        """The logit of the share of the candidate in the new h, from the gates' logits; [..., H] each."""
+        return gates[0]
 
-        gate, candidate = jnp.split(z, 2, -1)
-        return gate, candidate
+
+@dataclass(frozen=True)
+class MinLSTM(MinGRU):
+    """Minimal LSTM, whose gates depend on the input alone and sum to one (Feng et al. 2024, arXiv:2410.01201)."""
+
+    gates: ClassVar[int] = 3
+
+    def written(self, *gates: jax.Array) -> jax.Array:
+        import jax
+
+        forget, write = gates
+        return jax.nn.log_sigmoid(write) - jax.nn.log_sigmoid(forget)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import choice, count, flag, number, probability
-from jaxlm.models.lstm import change_last_rows
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, state_dropout, torch_biases, uniform, weight_drop
 
 if TYPE_CHECKING:
@@ -82,7 +80,6 @@ class Mogrifier(Recurrent):
     def apply_layer(
         self, params: Params, x: jax.Array, state: LSTMState, noise: CellNoise, length: jax.Array | None
     ) -> tuple[jax.Array, LSTMState]:
-
         from jaxlm.ops.mogrifier import Limits, mogrifier
 
         limits = Limits(self.cell_clip, _scaled(noise.kept, self.keep_state), self.update_scale(noise.updated), length)
@@ -91,9 +88,6 @@ class Mogrifier(Recurrent):
     def update_scale(self, updated: jax.Array | None) -> jax.Array | float | None:
         """The factor on what is written to the cell, given which units are written; None: 1."""
         return _scaled(updated, self.keep_update)
-
-    def change_recurrent(self, params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:
-        return change_last_rows(params, width, change)
 
 
 def _init_round(key: jax.Array, scale: jax.Array | float, rank: int, inputs: int, outputs: int) -> Params:

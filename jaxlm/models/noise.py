@@ -5,7 +5,7 @@ the config's model. Letters: `T` steps, `B` batch, `E` embedding width, `H` hidd
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -25,29 +25,17 @@ _WORDS, _RECURRENT_WEIGHTS, _STATES, _LATENTS, _UPDATES, _DRAWN, _CARRY = range(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Noise:
-    """What a window keeps. Where a tuple is empty nothing is dropped in any layer.
+    """What a window keeps. Where a tuple is empty nothing is dropped in any layer."""
 
-    Attributes:
-        embedding: units of the embedded input [T, B, E]; locked, [1, B, E] for all steps.
-        outputs: for each layer, units of its output [T, B, H] or [1, B, H].
-        words: words that an input may read [V, 1].
-        recurrent_weights: for each layer, elements of its recurrent kernel [H, G * H].
-        states: for each layer, units of the h that its gates read of the step before [B, H].
-        latents: units of a mixture's latent vectors [T, B, K * D] or of a projection's output; locked, [1, B, K * D].
-        updates: for each layer, units of what is written to its cell [B, H].
-        carry: rows whose carry goes on [B, 1].
-        drawn: the words that the softmax's sum is estimated from [S]; None: all of them count.
-    """
-
-    embedding: Mask
-    outputs: tuple[Mask, ...]
-    words: Mask = None
-    recurrent_weights: tuple[Mask, ...] = ()
-    states: tuple[Mask, ...] = ()
-    latents: Mask = None
-    updates: tuple[Mask, ...] = ()
-    carry: Mask = None
-    drawn: Drawn | None = None
+    embedding: Mask  # units of the embedded input [T, B, E]; locked, [1, B, E] for all steps
+    outputs: tuple[Mask, ...]  # for each layer, units of its output [T, B, H] or [1, B, H]
+    words: Mask = None  # words that an input may read [V, 1]
+    recurrent_weights: tuple[Mask, ...] = ()  # for each layer, elements of its recurrent kernel [H, G * H]
+    states: tuple[Mask, ...] = ()  # for each layer, units of the h that its gates read of the step before [B, H]
+    latents: Mask = None  # units of a mixture's latent vectors or of a projection's output; [T or 1, B, K * D]
+    updates: tuple[Mask, ...] = ()  # for each layer, units of what is written to its cell [B, H]
+    carry: Mask = None  # rows whose carry goes on [B, 1]
+    drawn: Drawn | None = None  # the words that the softmax's sum is estimated from [S]; None: all of them count
 
 
 def no_noise(model: Recurrent) -> Noise:
@@ -85,46 +73,43 @@ def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int) -
         key: of the window; may be None where nothing is random.
         steps, rows: T and B.
     """
+    if key is None:
+        return no_noise(model)
     steps, layers = 1 if model.locked_dropout else steps, tuple(enumerate(model.hidden_sizes))
     keep_weights, keep_state, keep_update = (  # a kind without the field drops nothing there
         getattr(model, name, None) for name in ("keep_recurrent_weights", "keep_state", "keep_update")
     )
 
-    def units(place: int, keep: Keep, width: int) -> Mask:
-        if keep is None or key is None:
-            return None
-        return draw_mask(jax.random.fold_in(key, place), keep, (steps, rows, width))
+    def folded(*places: int) -> jax.Array:
+        return reduce(jax.random.fold_in, places, key)
 
-    def for_all_rows(place: int, keep: Keep, *shape: int, layer: int = 0) -> Mask:
-        return None if keep is None or key is None else jax.random.bernoulli(_key(key, place, layer), keep, shape)
+    def units(keep: Keep, width: int, *places: int, steps: int = steps) -> Mask:
+        return None if keep is None else draw_mask(folded(*places), keep, (steps, rows, width))
 
-    def for_all_steps(place: int, keep: Keep, width: int, layer: int = 0) -> Mask:
-        if keep is None or key is None:
-            return None
-        return draw_mask(_key(key, place, layer), keep, (1, rows, width))[0]
+    def for_all_steps(keep: Keep, width: int, *places: int) -> Mask:
+        mask = units(keep, width, *places, steps=1)
+        return None if mask is None else mask[0]
+
+    def for_all_rows(keep: Keep, shape: tuple[int, int], *places: int) -> Mask:
+        return None if keep is None else jax.random.bernoulli(folded(*places), keep, shape)
 
     drawn = None
-    if model.sampled_words and key is not None:
-        offset = jax.random.uniform(jax.random.fold_in(key, _DRAWN))
-        drawn = draw_words(offset, model.vocab_size, model.sampled_words)
+    if model.sampled_words:
+        drawn = draw_words(jax.random.uniform(folded(_DRAWN)), model.vocab_size, model.sampled_words)
     return Noise(
-        embedding=units(0, model.keep_embedding, model.embedding_size),
-        outputs=tuple(units(layer + 1, keep_of_output(model, layer), width) for layer, width in layers),
-        words=for_all_rows(_WORDS, model.keep_words, model.vocab_size, 1),
+        embedding=units(model.keep_embedding, model.embedding_size, 0),
+        outputs=tuple(units(keep_of_output(model, layer), width, layer + 1) for layer, width in layers),
+        words=for_all_rows(model.keep_words, (model.vocab_size, 1), _WORDS, 0),
         recurrent_weights=tuple(
-            for_all_rows(_RECURRENT_WEIGHTS, keep_weights, width, model.gates * width, layer=layer)
+            for_all_rows(keep_weights, (width, model.gates * width), _RECURRENT_WEIGHTS, layer)
             for layer, width in layers
         ),
-        states=tuple(for_all_steps(_STATES, keep_state, width, layer) for layer, width in layers),
-        latents=units(_LATENTS, model.keep_latent, max(model.experts, 1) * kernel_width(model)),
-        updates=tuple(for_all_steps(_UPDATES, keep_update, width, layer) for layer, width in layers),
-        carry=for_all_steps(_CARRY, model.keep_carry, 1),
+        states=tuple(for_all_steps(keep_state, width, _STATES, layer) for layer, width in layers),
+        latents=units(model.keep_latent, max(model.experts, 1) * kernel_width(model), _LATENTS),
+        updates=tuple(for_all_steps(keep_update, width, _UPDATES, layer) for layer, width in layers),
+        carry=for_all_steps(model.keep_carry, 1, _CARRY, 0),
         drawn=drawn,
     )
-
-
-def _key(key: jax.Array, place: int, layer: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(key, place), layer)
 
 
 def keep_of_output(model: Recurrent, layer: int) -> Keep:
@@ -133,9 +118,21 @@ def keep_of_output(model: Recurrent, layer: int) -> Keep:
     return model.keep_last_output if last and model.keep_last_output is not None else model.keep_output
 
 
-def of_layer(masks: tuple[Mask, ...], layer: int) -> Any:
-    """One layer's mask."""
-    return masks[layer] if masks else None
+def drop_weights(model: Recurrent, kept: Mask, layer: Params) -> Params:
+    """A layer's parameters with weight drop: of its `recurrent_kernel`, or else of the rows of its kernel that read h.
+
+    Args:
+        model: the config's model.
+        kept: elements of the recurrent kernel [H, G * H]; None: all.
+        layer: the layer's parameters.
+    """
+    if kept is None:
+        return layer
+    drop = partial(apply_mask, kept=kept, keep=getattr(model, "keep_recurrent_weights", None))
+    if "recurrent_kernel" in layer:
+        return {**layer, "recurrent_kernel": drop(layer["recurrent_kernel"])}
+    from_input, from_state = jnp.split(layer["kernel"], [len(layer["kernel"]) - len(kept)])
+    return {**layer, "kernel": jnp.concatenate([from_input, drop(from_state)])}
 
 
 def drop_words(model: Recurrent, noise: Noise, x: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -6,7 +6,6 @@ a command line can show its help at once. Letters: `T` steps, `B` batch, `E` inp
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,15 +21,10 @@ State = Any  # one layer's carry: a pytree of arrays [B, ...]
 
 @dataclass(frozen=True)
 class CellNoise:
-    """What a window keeps within one layer, bool [B, H] each, the same at all steps. None: everything.
+    """What a window keeps within one layer, bool [B, H] each, the same at all steps. None: everything."""
 
-    Attributes:
-        kept: units of h that the gates read (the field keep_state).
-        updated: units of the cell that are written (the field keep_update).
-    """
-
-    kept: jax.Array | None = None
-    updated: jax.Array | None = None
+    kept: jax.Array | None = None  # units of h that the gates read (the field keep_state)
+    updated: jax.Array | None = None  # units of the cell that are written (the field keep_update)
 
 
 @dataclass(frozen=True)
@@ -149,10 +143,6 @@ class Recurrent:
         """
         raise NotImplementedError
 
-    def change_recurrent(self, params: Params, width: int, change: Callable[[jax.Array], jax.Array]) -> Params:
-        """A layer's parameters with `change` of its recurrent kernel [H, gates * H], for kinds with weight drop."""
-        raise NotImplementedError
-
     def layer_scale(self, width: int) -> float:
         """Half the width of a layer's initial distribution: init_scale, or 1 / sqrt(width) as PyTorch begins."""
         return width**-0.5 if self.torch_init else self.init_scale
@@ -205,7 +195,7 @@ def head_count() -> Any:
 
 
 def weight_drop() -> Any:
-    """The field of kinds that have a recurrent kernel."""
+    """The field of kinds with a recurrent kernel: a parameter `recurrent_kernel`, or the last H rows of `kernel`."""
     return probability(
         "an element of a layer's recurrent kernel is kept, drawn once a window: weight drop (none: no dropout; "
         "arXiv:1708.02182)"

@@ -12,14 +12,24 @@ block has around it: residual, convolution and feed-forward layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
 
 if TYPE_CHECKING:
     import jax
 
-    from jaxlm.ops.slstm import SLSTMState
+    from jaxlm.ops.recurrence import Linear
+
+
+class SLSTMState(NamedTuple):
+    """Cell and normaliser, each over exp(m), the stabiliser m, and the output h: [B, H] each."""
+
+    c: jax.Array
+    n: jax.Array
+    m: jax.Array
+    h: jax.Array
 
 
 @dataclass(frozen=True)
@@ -46,16 +56,39 @@ class SLSTM(Recurrent):
     def zero_state(self, rows: int, width: int, dtype: Any) -> SLSTMState:
         import jax.numpy as jnp
 
-        from jaxlm.ops.slstm import SLSTMState
-
         return SLSTMState(*jnp.zeros((4, rows, width), dtype))
 
     def apply_layer(
         self, params: Params, x: jax.Array, state: SLSTMState, noise: CellNoise, length: jax.Array | None
     ) -> tuple[jax.Array, SLSTMState]:
-        from jaxlm.ops.norm import layer_norm
-        from jaxlm.ops.slstm import slstm
+        import jax.numpy as jnp
 
-        h, state = slstm(x, params["kernel"], params["recurrent_kernel"], params["bias"], state, length)
+        from jaxlm.ops.norm import layer_norm
+        from jaxlm.ops.product import product
+        from jaxlm.ops.recurrence import recurrence
+
+        D = len(params["recurrent_kernel"])
+        of_heads = jnp.moveaxis(params["recurrent_kernel"].reshape(D, 4, -1, D), 2, 0).reshape(-1, D, 4 * D)
+        matrices = {str(head): matrix for head, matrix in enumerate(of_heads)}
+        z = product(x, params["kernel"], x.dtype) + params["bias"]
+        h, state = recurrence(partial(_cell, self.heads), z, matrices, None, state, length, x.dtype)
         heads = layer_norm(h.reshape(*h.shape[:2], self.heads, -1))
         return (params["norm"] * heads.reshape(h.shape)).astype(x.dtype), state
+
+
+def _cell(heads: int, linear: Linear, state: SLSTMState, projected: jax.Array, _: None) -> tuple[SLSTMState, jax.Array]:
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlm.ops.gates import sigmoid
+
+    c, n, m, h = state
+    of_heads = [linear(str(head), part) for head, part in enumerate(jnp.split(h, heads, -1))]
+    recurrent = jnp.stack(of_heads, 1).reshape(h.shape[0], heads, 4, -1).swapaxes(1, 2).reshape(projected.shape)
+    i, f, z, o = jnp.split(projected + recurrent, 4, -1)
+    f = jnp.where(n == 0, -jnp.inf, jax.nn.log_sigmoid(f) + m)  # before the first step there is nothing to keep
+    m = jax.lax.stop_gradient(jnp.maximum(i, f))  # it scales both sides of c / n, so that it has no gradient
+    i, f = jnp.exp(i - m), jnp.exp(f - m)
+    c, n = f * c + i * jnp.tanh(z), f * n + i
+    h = sigmoid(o) * c / n
+    return SLSTMState(c, n, m, h), h

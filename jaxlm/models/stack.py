@@ -5,7 +5,7 @@ The parameter tree: `embedding` [V, E]; `layers`, a list with the parameters of 
 """
 
 from dataclasses import replace
-from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import jax
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jaxlm.errors import JaxlmError
 from jaxlm.models.heads import init_head
 from jaxlm.models.kinds import MODELS, register
-from jaxlm.models.noise import Noise, drop_carry, drop_rows, drop_words, keep_of_output, of_layer
+from jaxlm.models.noise import Noise, drop_carry, drop_rows, drop_weights, drop_words, keep_of_output
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, State, uniform
 from jaxlm.ops.dropout import apply_mask
-from jaxlm.ops.embedding import Rows, look_up
+from jaxlm.ops.embedding import Rows
 
 for _kind in MODELS.values():
     register(_kind)
@@ -50,7 +50,8 @@ def zero_carry(model: Recurrent, batch_size: int, dtype: Any = jnp.float32) -> C
 
 def embed(params: Params, tokens: jax.Array) -> jax.Array:
     """tokens [T, B] -> their rows of the embedding [T, B, E]; where they have been read already, those."""
-    return look_up(params["embedding"], tokens)
+    table = params["embedding"]
+    return table.values if isinstance(table, Rows) else table[tokens]
 
 
 def read_rows(params: Params, tokens: jax.Array) -> Params:
@@ -87,16 +88,14 @@ def last_outputs(
     x = x * jnp.sqrt(model.embedding_size).astype(x.dtype) if model.scale_embedding else x
     raw = dropped = apply_mask(x, noise.embedding, model.keep_embedding)
     new_carry, outputs = [], []
-    for place, (layer, state) in enumerate(zip(params["layers"], carry, strict=True)):
-        weights = of_layer(noise.recurrent_weights, place)
-        if weights is not None:
-            drop = partial(apply_mask, kept=weights, keep=getattr(model, "keep_recurrent_weights", None))
-            layer = model.change_recurrent(layer, model.hidden_sizes[place], drop)
-        masks = CellNoise(of_layer(noise.states, place), of_layer(noise.updates, place))
-        raw, state = model.apply_layer(layer, dropped, state, masks, length)
+    masks = noise.recurrent_weights, noise.states, noise.updates, noise.outputs
+    each = zip_longest(params["layers"], carry, *masks)  # (where a tuple of masks is empty, None)
+    for place, (layer, state, weights, kept, updated, kept_output) in enumerate(each):
+        layer = drop_weights(model, weights, layer)
+        raw, state = model.apply_layer(layer, dropped, state, CellNoise(kept, updated), length)
         outputs.append(raw)
         raw = sum(outputs[:-1], raw) if model.skip and place == len(carry) - 1 else raw
-        dropped = apply_mask(raw, of_layer(noise.outputs, place), keep_of_output(model, place))
+        dropped = apply_mask(raw, kept_output, keep_of_output(model, place))
         new_carry.append(state)
     return raw, dropped, tuple(new_carry)
 

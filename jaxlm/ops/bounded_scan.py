@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlm.ops.processor import by_platform
+from jaxlm.ops.devices import by_platform
 
 # Steps in one turn of a loop on accelerators: it halves the kernels of a step (docs/lab/tries.csv). CPUs gain nothing.
 UNROLLED = 5

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlm.ops.processor import by_platform
+from jaxlm.ops.devices import by_platform
 from jaxlm.ops.product import product
 from jaxlm.ops.softmax import (
     Chunks,

@@ -33,19 +33,12 @@ Weights = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Limits:
-    """What a layer's state is held to, each absent where None.
+    """What a layer's state is held to, each absent where None."""
 
-    Attributes:
-        cell_clip: the c that is carried on is clipped to +-this; the c inside a step's own output is not.
-        state: h is multiplied by this before anything else sees it, [B, H], the same at all steps.
-        update: tanh(j) is multiplied by this, [B, H] or a number, the same at all steps.
-        length: how many steps count; the new carry is that after them.
-    """
-
-    cell_clip: jax.Array | float | None = None
-    state: jax.Array | None = None
-    update: jax.Array | float | None = None
-    length: jax.Array | None = None
+    cell_clip: jax.Array | float | None = None  # of the c that is carried on, not of that in a step's output
+    state: jax.Array | None = None  # a factor on h before anything else sees it, [B, H], the same at all steps
+    update: jax.Array | float | None = None  # a factor on tanh(j), [B, H] or a number, the same at all steps
+    length: jax.Array | None = None  # how many steps count; the new carry is that after them
 
 
 def mogrifier_reference(

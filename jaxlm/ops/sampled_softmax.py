@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlm.ops.processor import by_platform
+from jaxlm.ops.devices import by_platform
 from jaxlm.ops.product import product
 from jaxlm.ops.softmax import Chunks, gradients_from_odds, nats_and_gradients, times_cotangent, with_bias
 

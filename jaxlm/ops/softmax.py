@@ -7,14 +7,14 @@ flat in T * B. The axis of the batch stays an axis, so that devices which share 
 """
 
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlm.ops.processor import by_platform, cpu_flags
+from jaxlm.ops.devices import batch_devices, by_platform
 from jaxlm.ops.product import columns_times_rows, product
-from jaxlm.ops.sharing import batch_devices
 
 # Rows of a chunk on CPU, by measurement (docs/performance.md): logits of about this size stay in the cache, and there
 # are enough rows that reading the kernel and adding to its gradient, once a chunk, costs little: as many rows as the
@@ -23,7 +23,8 @@ CHUNK_BYTES = 10 * 2**20
 LEAST_ROWS = 128
 ACCELERATOR_CHUNK_BYTES = 512 * 2**20
 # Bfloat16's products on CPUs want a multiple of so many rows: a tile of AMX; elsewhere more are only more to multiply.
-NARROW_ROWS = 32 if "amx_bf16" in cpu_flags() else 4
+_cpu = Path("/proc/cpuinfo")  # (only Linux has it)
+NARROW_ROWS = 32 if _cpu.exists() and "amx_bf16" in _cpu.read_text(errors="replace") else 4
 
 
 def token_nats_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array) -> jax.Array:

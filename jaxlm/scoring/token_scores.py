@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlm.ops.processor import by_platform
+from jaxlm.ops.devices import by_platform
 from jaxlm.scoring.network import Network
 
 TINY = 1e-37  # so that what cannot begin here has large nats, not infinite ones

@@ -1,10 +1,10 @@
-"""What a program runs on: the platform that it is lowered for, and the CPU as Linux describes it."""
+"""What a program runs on: the platform that it is lowered for, and how many devices share its batch."""
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
+import jax
 from jax import lax
 
 T = TypeVar("T")
@@ -22,10 +22,7 @@ def by_platform(function: Callable[..., T], *arguments: object) -> T:
     return lax.platform_dependent(*arguments, cpu=partial(function, True), default=partial(function, False))
 
 
-def cpu_flags() -> set[str]:
-    """The names of the processor's instructions and features, as Linux tells them; none elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return set()
-    return {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
+def batch_devices() -> int:
+    """How many devices share the batch of the program: the first axis of `distributed/mesh.py`'s mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty or mesh.manual_axes else mesh.axis_sizes[0]
