@@ -11,7 +11,7 @@ from language_models import log_probs, small_lm
 
 from jaxlm.cli import main
 from jaxlm.errors import DataError
-from jaxlm.scoring.formulas import parse
+from jaxlm.scoring.syntaxgym import parse
 
 VALUES = {("a", 1): 1.0, ("a", 2): 2.5, ("b-c_1", 1): 4.0}
 SUITE = {

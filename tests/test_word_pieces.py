@@ -21,11 +21,10 @@ from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError
 from jaxlm.runs.adoption import keep_model, unknown_corpus
 from jaxlm.scoring import frequency
-from jaxlm.scoring.formulas import parse
 from jaxlm.scoring.minimal_pairs import Pair
 from jaxlm.scoring.sentences import Boundaries
 from jaxlm.scoring.spans import span_surprisal
-from jaxlm.scoring.syntaxgym import Item, Suite
+from jaxlm.scoring.syntaxgym import Item, Suite, parse
 
 TEXT = "ab, a b,c.\n"
 NEXT = {  # the weights of what comes after a letter, a mark, a space and a newline

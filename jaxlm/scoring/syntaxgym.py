@@ -1,17 +1,139 @@
-"""SyntaxGym's test suites (Gauthier et al. 2020): items, conditions and regions, and formulas over surprisals."""
+"""SyntaxGym's test suites (Gauthier et al. 2020): items, conditions and regions, and formulas over surprisals.
+
+A formula is like `(2;%mismatch%) > (2;%match%) + 1`. Numbers: literals, and the surprisal (N;%condition%) of a region
+or (*;%condition%) of all of them; `*`, then `+` and `-`, from left to right. Comparisons of numbers: `<`, `>`, and `=`,
+which holds within 1e-3. They are joined by `&`, then `|`. Parentheses or brackets group anything. A formula is never
+evaluated as Python.
+"""
 
 import math
+import operator
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlm.errors import DataError
-from jaxlm.scoring import formulas
-from jaxlm.scoring.formulas import Formula
-from jaxlm.scoring.sentences import Encoded, SentenceReader, check_choice, in_regions, sentence_nats
+from jaxlm.scoring.sentences import SentenceReader, check_choice, in_regions, sentence_nats
 from jaxlm.scoring.stimuli import json_file
 from jaxlm.scoring.token_scores import Scoring
+
+Region = tuple[str, int]  # condition's name, region's number (0: all regions of the condition)
+
+RELATIVE, ABSOLUTE = 1e-5, 1e-3  # tolerances of "="
+DEEPEST = 50
+TOKEN = re.compile(
+    r"\s*(?:(?P<region>\(\s*(?P<number>\d+|\*)\s*;\s*%(?P<condition>[^%()]+)%\s*\))"
+    r"|(?P<literal>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|(?P<sign>[-+*<>=&|()\[\]])|(?P<end>$)|(?P<wrong>.))",
+    re.DOTALL,
+)
+CLOSING = {"(": ")", "[": "]"}
+COMPARISON = 2  # the level of comparisons: looser operators take truth values, tighter ones give numbers
+OPERATORS: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {  # the higher a level, the tighter its operators bind
+    "|": (0, operator.or_),
+    "&": (1, operator.and_),
+    "<": (COMPARISON, operator.lt),
+    ">": (COMPARISON, operator.gt),
+    "=": (COMPARISON, lambda a, b: a == b or abs(a - b) <= ABSOLUTE + RELATIVE * abs(b)),
+    "+": (3, operator.add),
+    "-": (3, operator.sub),
+    "*": (4, operator.mul),
+}
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A well-formed formula: its text, and the regions that it names."""
+
+    text: str
+    regions: frozenset[Region]
+
+    def holds(self, surprisals: Mapping[Region, float]) -> bool:
+        """Whether the formula holds of an item's surprisals."""
+        return _Evaluation(self.text, "the formula", surprisals).result()
+
+
+def parse(text: str, where: str = "the formula") -> Formula:
+    """A formula, which `where` names in an error. Raises DataError, with the column of what is wrong."""
+    evaluation = _Evaluation(text, where, defaultdict(float))
+    evaluation.result()
+    return Formula(text, frozenset(evaluation.regions))
+
+
+class _Evaluation:
+    """Precedence climbing over OPERATORS: a formula is read and evaluated at once. A value is a float or a bool."""
+
+    def __init__(self, text: str, where: str, surprisals: Mapping[Region, float]):
+        self._text, self._where, self._surprisals, self._next = text, where, surprisals, 0
+        self.regions: set[Region] = set()
+        self._advance()
+
+    def result(self) -> bool:
+        """The value of the whole formula."""
+        value = self._expression(0, 0)
+        if self._kind != "end":
+            raise self._error("expected an operator or the end")
+        if not isinstance(value, bool):
+            raise DataError(f"{self._where}: {self._text!r} is a number: expected a comparison, with <, > or =")
+        return value
+
+    def _advance(self) -> None:
+        found = TOKEN.match(self._text, self._next)
+        assert found is not None and found.lastgroup is not None
+        self._kind, self._found, self._next = found.lastgroup, found, found.end()
+        self._start, self._sign = found.start(self._kind), found["sign"]
+        if self._kind == "wrong":
+            raise self._error("expected a number, an operator or a region such as (2;%match%)")
+
+    def _error(self, expected: str, start: int | None = None) -> DataError:
+        start = self._start if start is None else start
+        return DataError(f"{self._where}, column {start + 1}: {expected}, found {self._text[start : start + 20]!r}")
+
+    def _expression(self, loosest: int, depth: int) -> float | bool:
+        """The value of operators of the level `loosest` or tighter ones."""
+        left = self._atom(depth)
+        while self._sign in OPERATORS and OPERATORS[self._sign][0] >= loosest:
+            level, apply = OPERATORS[self._sign]
+            takes_truth = level < COMPARISON
+            if isinstance(left, bool) != takes_truth:
+                raise self._error(
+                    f"expected {'a comparison before & or |' if takes_truth else '& or | after a comparison'}"
+                )
+            self._advance()
+            start, right = self._start, self._expression(level + 1, depth)
+            if isinstance(right, bool) != takes_truth:
+                raise self._error("expected a comparison" if takes_truth else "expected a number", start)
+            left = apply(left, right)
+        return left
+
+    def _atom(self, depth: int) -> float | bool:
+        if depth > DEEPEST:
+            raise self._error(f"expected at most {DEEPEST} parentheses inside each other")
+        kind, sign, found = self._kind, self._sign, self._found
+        if kind == "end" or (kind == "sign" and sign != "-" and sign not in CLOSING):
+            raise self._error("expected a number, a region such as (2;%match%) or a parenthesis")
+        self._advance()
+        if kind == "region":
+            name, number = found["condition"].strip(), found["number"]
+            self.regions.add(region := (name, 0 if number == "*" else int(number[:18])))
+            if number != "*":
+                return float(self._surprisals[region])
+            return math.fsum(value for (condition, _), value in self._surprisals.items() if condition == name)
+        if kind == "literal":
+            return float(found["literal"])
+        if sign == "-":
+            value = self._atom(depth + 1)
+            if isinstance(value, bool):
+                raise self._error("expected a number after -")
+            return -value
+        value = self._expression(0, depth + 1)
+        if self._sign != CLOSING[sign]:
+            raise self._error(f"expected {CLOSING[sign]!r}")
+        self._advance()
+        return value
 
 
 class Item(NamedTuple):
@@ -36,7 +158,7 @@ class ItemResult:
     """An item's surprisals by (condition, region), in bits, and which predictions hold; unknown words are counted."""
 
     number: int
-    surprisals: dict[formulas.Region, float]
+    surprisals: dict[Region, float]
     predictions: list[bool]
     oov: int
 
@@ -76,12 +198,11 @@ def read_suite(path: str | Path) -> Suite:
     if meta.get("metric", "sum") not in ("sum", "all", ["sum"]):
         raise DataError(f"{where}: expected the metric 'sum', found {meta['metric']!r}")
     predictions = []
-    for place, prediction in enumerate(_objects(tree, "predictions", where), 1):
-        at = f"{where}, prediction {place}"
+    for at, prediction in _objects(tree, "predictions", where):
         if not isinstance(prediction.get("formula"), str):
             raise DataError(f"{at}: expected an object with a formula")
-        predictions.append(formulas.parse(prediction["formula"], at))
-    items = [_item(item, f"{where}, item {place}") for place, item in enumerate(_objects(tree, "items", where), 1)]
+        predictions.append(parse(prediction["formula"], at))
+    items = [_item(item, at) for at, item in _objects(tree, "items", where)]
     for item in items:
         for place, formula in enumerate(predictions, 1):
             for condition, region in sorted(formula.regions):
@@ -91,13 +212,13 @@ def read_suite(path: str | Path) -> Suite:
     return Suite(str(meta.get("name", Path(path).stem)), predictions, items, where)
 
 
-def score_suite(scoring: Scoring, read: SentenceReader, suite: Suite, oov: str = "unk") -> SuiteResult:
+def score_suite(scoring: Scoring, read: SentenceReader, suite: Suite, oov: str) -> SuiteResult:
     """Scores a suite, each sentence by itself.
 
     Raises DataError where an unknown word is refused (`oov="error"`), or a sentence has no words.
     """
     check_choice("oov", oov, ("unk", "error"))
-    sentences: list[Encoded] = []
+    sentences = []
     for item in suite.items:
         for name, regions in item.conditions.items():
             where = f"{suite.path}, item {item.number}, condition {name!r}"
@@ -105,42 +226,41 @@ def score_suite(scoring: Scoring, read: SentenceReader, suite: Suite, oov: str =
             if not sentence.tokens:
                 raise DataError(f"{where} has no words")
             sentences.append(in_regions(sentence, [*regions.values()], where))
-    bits = [nats / math.log(2) for nats in sentence_nats(scoring, sentences)]
-    ranges = ((found, *span) for found, one in zip(bits, sentences, strict=True) for span in pairwise(one.starts))
-    sums = (float(found[start:stop].sum()) for found, start, stop in ranges)
-    unknown = (int(sentence.oov.sum()) for sentence in sentences)
-    results = []
+    scored, results = zip(sentences, sentence_nats(scoring, sentences), strict=True), []
     for item in suite.items:
-        found = {(name, region): next(sums) for name, regions in item.conditions.items() for region in regions}
-        holds = [formula.holds(found) for formula in suite.predictions]
-        results.append(ItemResult(item.number, found, holds, sum(next(unknown) for _ in item.conditions)))
+        surprisals, unknown = {}, 0
+        for (name, regions), (one, nats) in zip(item.conditions.items(), scored, strict=False):
+            bits, unknown = nats / math.log(2), unknown + int(one.oov.sum())
+            for region, (start, stop) in zip(regions, pairwise(one.starts), strict=True):
+                surprisals[name, region] = float(bits[start:stop].sum())
+        holds = [formula.holds(surprisals) for formula in suite.predictions]
+        results.append(ItemResult(item.number, surprisals, holds, unknown))
     return SuiteResult(suite, results)
 
 
-def _objects(tree: dict[str, Any], name: str, where: str) -> list[dict[str, Any]]:
+def _objects(tree: dict[str, Any], name: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place in errors, object) of each object in a list, which is not empty. Raises DataError."""
     value = tree.get(name)
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: expected a list in {name!r} that is not empty")
     for place, one in enumerate(value, 1):
+        at = f"{where}, {name.removesuffix('s')} {place}"
         if not isinstance(one, dict):
-            raise DataError(
-                f"{where}, {name.removesuffix('s')} {place}: expected an object, found {type(one).__name__}"
-            )
-    return value
+            raise DataError(f"{at}: expected an object, found {type(one).__name__}")
+        yield at, one
 
 
 def _item(tree: dict[str, Any], where: str) -> Item:
     conditions: dict[str, dict[int, str]] = {}
-    for condition in _objects(tree, "conditions", where):
+    for _, condition in _objects(tree, "conditions", where):
         name = condition.get("condition_name")
         if not isinstance(name, str) or name in conditions:
             raise DataError(f"{where}: expected a condition_name for each condition, none of them twice")
-        regions: dict[int, str] = {}
-        for region in _objects(condition, "regions", f"{where}, condition {name!r}"):
+        at, regions = f"{where}, condition {name!r}", {}
+        for _, region in _objects(condition, "regions", at):
             number = _whole(region.get("region_number"))
             if number is None or number < 1 or number in regions or not isinstance(region.get("content"), str):
-                wanted = "a region_number from 1, not twice, and a content for each region"
-                raise DataError(f"{where}, condition {name!r}: expected {wanted}")
+                raise DataError(f"{at}: expected a region_number from 1, not twice, and a content for each region")
             regions[number] = region["content"]
         conditions[name] = regions
     return Item(_whole(tree.get("item_number")) or 0, conditions)
