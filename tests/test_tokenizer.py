@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from jaxlm.data.tokens import WORDS
 from jaxlm.data.vocab import EOS, UNK, Vocab
-from jaxlm.scoring.detokenizer import detokenized
-from jaxlm.scoring.tokenizers import PTBTokenizer, is_tokenised
+from jaxlm.scoring.tokenizers import PTBTokenizer, detokenized, is_tokenised
 
 MIKOLOV = Vocab(
     (

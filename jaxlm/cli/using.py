@@ -197,7 +197,7 @@ def generate(args: argparse.Namespace) -> None:
 
 def _print_text(words: Iterable[str], joined: bool, tokens: "Words") -> None:
     """Prints words as they come, in lines no wider than the terminal, if there is one; other tokens exactly."""
-    from jaxlm.scoring.detokenizer import detokenized
+    from jaxlm.scoring.tokenizers import detokenized
 
     terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None

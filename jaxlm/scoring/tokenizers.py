@@ -3,13 +3,13 @@
 In these files punctuation and clitics are split off, numbers and `%` are `N`, and the last word of a sentence has lost
 its period: "The price of Acme Inc.'s stock can't rise 3.5% at Widget Corp." becomes "the price of acme inc. 's stock ca
 n't rise N N at widget corp". The tokenizer is guided by the vocabulary: a word that it has stays whole, and a mark that
-it lacks is dropped, so that a vocabulary with commas keeps commas.
+it lacks is dropped, so that a vocabulary with commas keeps commas. `detokenized` is the way back, for people.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
-from jaxlm.data.vocab import Vocab
+from jaxlm.data.vocab import EOS, Vocab
 
 NUMBER = re.compile(r"[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[:/]\d+)*")  # also 1/2, 7:30 and 10/19/87
 DECADE = re.compile(r"'\d0s")
@@ -31,6 +31,9 @@ LEADING = re.compile(MARKS + rf"[A-Za-z]{{1,2}}\$|[{DOUBLE}{SINGLE}{DASHES}`(\[{
 TRAILING = re.compile(MARKS + rf"[{DOUBLE}{SINGLE}{DASHES}`)\]}}>%,.;:?!*…]")
 LONGEST_NUMBER = 40  # characters
 TOKENIZERS = ("none", "ptb")  # names of the two that this file has
+ATTACHED = {*CLITICS, "'", *".,;:?!%)]}", "''", "-rrb-", "-rsb-", "-rcb-", "..."}  # joined to the word before them
+OPENING = {*"([{$#£€", "``", "-lrb-", "-lsb-", "-lcb-"}  # joined to the word after them
+READABLE = {**{code: bracket for bracket, code in BRACKETS.items()}, "``": '"', "''": '"', EOS: "\n"}
 
 Tokenizer = Callable[[str], list[list[str]]]  # from a line to the pieces of each displayed word
 
@@ -109,10 +112,7 @@ class PTBTokenizer:
                 break
             after.append(own)
             end -= len(clitic)
-        part = word[start:end]
-        if not part:
-            return after[::-1]
-        return [*self._whole(part), *reversed(after)]
+        return [*(self._whole(word[start:end]) if start < end else ()), *reversed(after)]
 
     def _whole(self, part: str) -> list[str]:
         escaped = part.replace("/", "\\/").replace("*", "\\*")
@@ -127,3 +127,12 @@ class PTBTokenizer:
 def _last_mark(word: str, start: int, end: int) -> str:
     parts = (word[max(start, end - length) : end] for length in (3, 2, 1))
     return next((part for part in parts if TRAILING.fullmatch(part)), "")
+
+
+def detokenized(words: Iterable[str]) -> Iterator[str]:
+    """Text that people read, in pieces as they come: clitics and marks at their words, a newline for `<eos>`."""
+    joined = True
+    for word in words:
+        shown = READABLE.get(word, word.replace("\\/", "/"))
+        yield shown if joined or word == EOS or word.lower() in ATTACHED else " " + shown
+        joined = word == EOS or word.lower() in OPENING
