@@ -17,7 +17,7 @@ The same from Python: `jaxlm.train(jaxlm.preset("small"), run_dir="runs/mine")`.
 
 import sys
 
-from jaxlm.cli import train_command
+from jaxlm.cli import main
 
 if __name__ == "__main__":
-    sys.exit(train_command("small", __doc__ or ""))
+    sys.exit(main(["train", "--preset", "small", *sys.argv[1:]]))

@@ -19,9 +19,22 @@ The same from Python:
 
 import sys
 
-from jaxlm.cli import sweep_command
+from jaxlm.cli import main
 
-SPACE = {"learning_rate": [0.25, 0.5, 1.0, 2.0], "clip_norm": [1.0, 5.0]}
+SPACE = {"learning_rate": "0.25,0.5,1,2", "clip_norm": "1,5"}
+
+
+def arguments(given: list[str]) -> list[str]:
+    """The arguments of `jaxlm sweep`: those given, after this sweep's own, unless they replace these."""
+    flags = {token.partition("=")[0] for token in given}
+    if "--resume" in flags:
+        return given
+    start = [] if "--config" in flags else ["--preset", "small", "--epochs", "5", "--hold", "2"]
+    if not {"--set", "--space"} & flags:
+        fields = {name: f"--{name.replace('_', '-')}" for name in SPACE}
+        start += [f"--set={name}={SPACE[name]}" for name, flag in fields.items() if flag not in flags]
+    return [*start, *given]
+
 
 if __name__ == "__main__":
-    sys.exit(sweep_command("small", __doc__ or "", SPACE, epochs=5, hold=2.0))
+    sys.exit(main(["sweep", *arguments(sys.argv[1:])]))

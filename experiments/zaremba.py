@@ -9,7 +9,7 @@ Every flag of `ptb_small.py` works here too: python experiments/zaremba.py mediu
 
 import sys
 
-from jaxlm.cli import train_command
+from jaxlm.cli import main
 
 SIZES = ("small", "medium", "large")
 
@@ -18,4 +18,4 @@ if __name__ == "__main__":
         sys.exit(print(__doc__))
     if sys.argv[1:2] == [] or sys.argv[1] not in SIZES:
         sys.exit(f"error: name a size first, one of {', '.join(SIZES)}, as in: python experiments/zaremba.py small")
-    sys.exit(train_command(f"zaremba-{sys.argv[1]}", __doc__ or "", sys.argv[2:]))
+    sys.exit(main(["train", "--preset", f"zaremba-{sys.argv[1]}", *sys.argv[2:]]))

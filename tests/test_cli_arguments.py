@@ -5,6 +5,7 @@ What is heavy (training, loading, preparing) is replaced; parsing, configs, file
 
 import io
 import os
+import runpy
 import shlex
 import signal
 import sys
@@ -22,14 +23,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from language_models import small_lm
-from terminals import run
+from terminals import ROOT, run
 
 import jaxlm.distributed.hosts
 import jaxlm.runs.loading
 import jaxlm.runs.reproduction
 import jaxlm.runs.trainer
 import jaxlm.sweeps
-from jaxlm.cli import train_command
 from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
 from jaxlm.cli.verbs import VERBS, argument, verb
@@ -266,10 +266,20 @@ def _flag(name: str, spec: Spec, value) -> list[str]:
     return [f"--{flag}={text}"]
 
 
-def test_a_script_trains_its_own_preset(calls):
-    assert run(["--optimizer", "adamw"], lambda line: train_command("test", "what", line))[0] == 0
-    assert calls[-1][0][0] == preset("test").replace(optimizer="adamw")
-    assert run(["--preset", "small"], lambda line: train_command("test", "what", line))[0] == 2
+@pytest.mark.parametrize(
+    ("line", "epochs", "space"),
+    [
+        ([], 5, {"learning_rate": "0.25,0.5,1,2", "clip_norm": "1,5"}),
+        (["--clip-norm", "1", "--epochs=2"], 2, {"learning_rate": "0.25,0.5,1,2"}),
+        (["--set", "seed=1,2"], 5, {"seed": "1,2"}),
+        (["--config", "good.json"], preset("test").train.epochs, {"learning_rate": "0.25,0.5,1,2", "clip_norm": "1,5"}),
+        (["--run-dir", "x", "--resume"], Config().train.epochs, {}),
+    ],
+)
+def test_a_script_sweeps_its_own_space_unless_flags_replace_it(calls, line, epochs, space):
+    own = runpy.run_path(str(ROOT / "experiments/ptb_sweep.py"))["arguments"]
+    assert run(["sweep", *own(line)])[0] == 0
+    assert (calls[-1][0][0].train.epochs, calls[-1][0][1]) == (epochs, space)
 
 
 def test_a_rate_given_for_a_sweep_of_optimizers_is_each_one_s(calls):

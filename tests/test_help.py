@@ -10,8 +10,7 @@ import pytest
 from terminals import run
 
 from jaxlm import cli
-from jaxlm.cli import main
-from jaxlm.cli.help import TASKS
+from jaxlm.cli import TASKS, main
 from jaxlm.cli.verbs import VERBS
 from jaxlm.config.config import KINDS, PRESETS, all_kinds, preset
 from jaxlm.fields import specs

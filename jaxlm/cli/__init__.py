@@ -23,13 +23,10 @@ import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from jaxlm.cli import help
-from jaxlm.cli.ending import SIGNALLED, check_limits, exit_code, fail
+from jaxlm.cli.ending import EXIT_CODES, SIGNALLED, check_limits, exit_code, fail
 from jaxlm.cli.parsing import Parser
 from jaxlm.cli.verbs import VERBS, complete
-from jaxlm.config.config import preset
 from jaxlm.terminal import say
 
 # These add their verbs to VERBS, in the order of the help.
@@ -43,43 +40,43 @@ import jaxlm.cli.exchanging  # noqa: F401
 # isort: on
 
 
+TASKS = {  # by task, a command
+    "train a model": "jaxlm train",
+    "on your own text": "jaxlm train --corpus novel.txt",
+    "resume a stopped run": "jaxlm train --resume",
+    "search hyperparameters": "jaxlm sweep --set learning_rate=0.5,1,2",
+    "evaluate": "jaxlm evaluate RUN",
+    "predict the next word": 'jaxlm predict RUN "the company said"',
+    "surprisal of every word": "jaxlm surprisal RUN stimuli.txt",
+    "generate text": 'jaxlm generate RUN "the company"',
+    "show what a run holds": "jaxlm info RUN",
+    "a page of its curves": "jaxlm report RUN",
+    "load others' models": "jaxlm import model.pt --vocab vocab.txt RUN",
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """`jaxlm VERB ...`, from the process's own arguments or others.
 
     Returns the exit code. Raises SystemExit where help was asked for, or the arguments do not parse.
     """
     complete()
-    name, *rest = _given(arguments) or ("",)
-    return _run(VERBS[name].parser(rest), rest) if name in VERBS else exit_code(lambda: _without_verb(name))
-
-
-def train_command(recipe: str, description: str, arguments: Sequence[str] | None = None) -> int:
-    """The whole of a script that trains one preset, as `main`; its `--help` shows `description` first."""
-    given = _given(arguments)
-    return _run(VERBS["train"].parser(given, prog=None, description=description, start=preset(recipe)), given)
-
-
-def sweep_command(
-    recipe: str, description: str, space: Mapping[str, Any], arguments: Sequence[str] | None = None, **fields: Any
-) -> int:
-    """The whole of a script that sweeps one preset, as `train_command`.
-
-    `space` is swept unless `--set` or `--space` replaces it; `fields` change the preset.
-    """
-    given, start = _given(arguments), preset(recipe).replace(**fields)
-    parser = VERBS["sweep"].parser(given, prog=None, description=description, start=start)
-    parser.set_defaults(default_space=space)
-    return _run(parser, given)
-
-
-def _given(arguments: Sequence[str] | None) -> list[str]:
-    return list(sys.argv[1:] if arguments is None else arguments)
+    name, *given = (sys.argv[1:] if arguments is None else arguments) or ("",)
+    return _run(VERBS[name].parser(given), given) if name in VERBS else exit_code(lambda: _without_verb(name))
 
 
 def _without_verb(name: str) -> int:
     """Answers a command line that begins with no verb."""
-    if name in ("", "-h", "--help", "--help-all"):
-        say(help.verbs() if name else help.tasks())
+    if not name:
+        say(
+            f"jaxlm trains and uses recurrent language models. RUN is the directory of a run.\n\n{_table(TASKS)}\n\n"
+            "All verbs: jaxlm --help    Flags: jaxlm VERB --help    All flags: --help-all"
+        )
+    elif name in ("-h", "--help", "--help-all"):
+        say(
+            "usage: jaxlm VERB ...    (jaxlm VERB --help explains one; jaxlm alone: by task)\n"
+            f"{_table({one.name: one.help for one in VERBS.values()})}\n\n{EXIT_CODES}"
+        )
     elif name == "--version":
         from jaxlm.runs.checkpoint import library_versions
 
@@ -88,6 +85,11 @@ def _without_verb(name: str) -> int:
         near = difflib.get_close_matches(name, VERBS, 1)
         return fail(f"there is no verb {name!r}{f'; did you mean {near[0]}?' if near else ''} (see jaxlm --help)", 2)
     return 0
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    width = max(map(len, rows))
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows.items())
 
 
 def _run(parser: Parser, given: Sequence[str]) -> int:

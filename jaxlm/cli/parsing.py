@@ -3,8 +3,6 @@
 import argparse
 import difflib
 import re
-import sys
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxlm.cli.ending import fail
-from jaxlm.config.config import KINDS, PRESETS, SECTIONS, Config, all_kinds, kind_of, preset
+from jaxlm.config.config import KINDS, SECTIONS, Config, all_kinds, kind_of, preset
 from jaxlm.config.protocols import PROTOCOLS, Plain, protocol_of
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import Spec, either, setting_text, specs
@@ -27,24 +25,22 @@ _OFTEN += ("batch_size", "epochs", "seed", "corpus", "tokens")
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags are never guessed from a prefix, and a mistake is one line on standard error.
+    """A parser for one command line. Flags are never guessed from a prefix, and a mistake is one line of error."""
 
-    `arguments` is the command line, `start` the config that a script's flags change (None: --preset or --config).
-    """
-
-    def __init__(self, arguments: Sequence[str] = (), start: Config | None = None, **options: Any):
-        options = {"usage": "%(prog)s [options]", "formatter_class": argparse.RawDescriptionHelpFormatter, **options}
-        super().__init__(allow_abbrev=False, add_help=False, **options)
+    def __init__(self, arguments: Sequence[str], **options: Any):
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(
+            usage="%(prog)s [options]", formatter_class=form, allow_abbrev=False, add_help=False, **options
+        )
         self.color = False  # (from Python 3.14 on; `say` would show the colours' escapes)
-        self.arguments, self.start = arguments, start
-        self.brief = bool({"-h", "--help"} & {*arguments})
+        self.arguments, self.brief = arguments, bool({"-h", "--help"} & {*arguments})
         self.add_argument("-h", "--help", action="help", help="show the arguments used most")
         self.add_argument("--help-all", action="help", help="show every flag, with its limits and its default")
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Any = (), namespace: Any = None) -> Any:
         """As argparse's; an optional positional argument may come after flags, and `-1e-3` is a number."""
         joined: list[str] = []
-        for token in sys.argv[1:] if args is None else args:
+        for token in args:
             if token.startswith("--") and token.endswith("=--"):  # argparse fails on it
                 self.error(f"argument {token[:-3]}: expected a value, found '--'")
             if re.fullmatch(r"-[0-9.]+[eE][+-]?[0-9]+", token) and joined and re.fullmatch("--[a-z][^=]*", joined[-1]):
@@ -109,7 +105,7 @@ def add_field(group: Any, name: str, spec: Spec, default: Any, shown: bool = Tru
 def add_config_flags(parser: Parser, often: Sequence[str] = _OFTEN) -> None:
     """Adds a flag for each slot's kind and for every field of every kind; `--help` shows `often` alone.
 
-    The parser's start, or --preset, --config and kinds on its command line, decide the fields that help shows.
+    --preset, --config and kinds on the parser's command line decide the fields that help shows.
     """
     shown, brief = _shown_config(parser), parser.add_argument_group("fields used most")
     taken: set[str] = set()
@@ -147,17 +143,6 @@ def add_protocol_flags(parser: Parser) -> None:
             taken.add(field)
 
 
-def add_start(parser: Parser) -> None:
-    """Adds --preset (not to a script with a start of its own) and --config, which name the config that flags change."""
-    parser.set_defaults(start=parser.start, preset=parser.start and parser.start.preset)
-    if parser.start is None:
-        names = f"presets: {', '.join(PRESETS)}"
-        parser.epilog = textwrap.fill(names, 78, subsequent_indent="  ", break_on_hyphens=False)
-        help = "the recipe to start from, see below (default small)"
-        suggest(parser.add_argument("--preset", metavar="NAME", help=help), PRESETS)
-    parser.add_argument("--config", type=some_path, metavar="FILE", help="start from a config.json instead")
-
-
 def changes(args: argparse.Namespace) -> dict[str, Any]:
     """The fields and kinds that have a flag on the command line, for `Config.replace`."""
     return {name.removeprefix(FIELD): value for name, value in vars(args).items() if name.startswith(FIELD)}
@@ -168,16 +153,14 @@ def given_protocol(args: argparse.Namespace) -> Plain:
     return protocol_of(args.protocol, **changes(args))
 
 
-def starting_config(args: argparse.Namespace) -> Config:
-    """The config that flags change: --config's, a script's own or --preset's. Raises JaxlmError."""
-    return _read_config(args.config) if args.config else args.start or preset(args.preset or "small")
-
-
-def _read_config(path: Path) -> Config:
+def starting_config(config: Path | None, name: str | None) -> Config:
+    """The config that flags change: of the file of --config, or of --preset. Raises JaxlmError."""
+    if config is None:
+        return preset(name or "small")
     try:
-        return Config.from_json(read_text(path, MOST_CONFIG_BYTES))
+        return Config.from_json(read_text(config, MOST_CONFIG_BYTES))
     except JaxlmError as error:
-        raise JaxlmError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+        raise JaxlmError(str(error) if str(config) in str(error) else f"{config}: {error}") from None
 
 
 def read_text(path: Path, most: int) -> str:
@@ -217,17 +200,16 @@ def _limits(spec: Spec) -> str:
 
 def _shown_config(parser: Parser) -> Config:
     """The config whose fields and defaults help shows. Mistakes on the command line are passed over here."""
-    found = parser.start or preset("small")
+    found = preset("small")
     if not {"-h", "--help", "--help-all"} & {*parser.arguments}:
         return found
     given = _early(parser, "preset", "config", *KINDS)
+    path = Path(given["config"]) if "config" in given else None
     with suppress(JaxlmError):
-        found = preset(given["preset"]) if parser.start is None and "preset" in given else found
-    with suppress(JaxlmError):
-        found = _read_config(Path(given["config"])) if "config" in given else found
+        found = starting_config(path, given.get("preset"))
     for slot in KINDS:
         with suppress(JaxlmError):
-            found = found.replace(**{slot: given[slot]}) if slot in given else found
+            found = found.replace(**{slot: given.get(slot, found.kinds[slot])})
     return found
 
 

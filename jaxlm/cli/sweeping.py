@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from jaxlm.cli.ending import FAILED, SIGNALLED
-from jaxlm.cli.parsing import Parser, add_config_flags, add_start, changes, starting_config, whole
-from jaxlm.cli.training import new_run, run_dir
+from jaxlm.cli.parsing import add_config_flags, changes, starting_config, whole
+from jaxlm.cli.training import EPILOG, START, new_run, run_dir
 from jaxlm.cli.verbs import DATA_DIR, argument, pathname, switch, verb
 from jaxlm.config.config import KINDS
 from jaxlm.errors import JaxlmError
@@ -31,14 +31,9 @@ examples:
 STORAGE = "the URL of a database for Optuna's study ($JAXLM_STORAGE, else a journal in RUN_DIR); it is kept nowhere"
 
 
-def _explain_spaces(parser: Parser) -> None:
-    parser.epilog = "\n\n".join(filter(None, (parser.epilog, SPACES)))
-    parser.set_defaults(default_space={})
-
-
 @verb(
     "train many points of a space, and find the best",
-    add_start,
+    *START,
     argument(
         "--set", action="append", default=[], metavar="FIELD=SPACE", help="a field's SPACE, see below; repeatable"
     ),
@@ -55,7 +50,7 @@ def _explain_spaces(parser: Parser) -> None:
     argument("--worker", type=json.loads, help=argparse.SUPPRESS),
     DATA_DIR,
     partial(add_config_flags, often=()),
-    _explain_spaces,
+    epilog=f"{EPILOG}\n\n{SPACES}",
 )
 def sweep(args: argparse.Namespace) -> int:
     if (args.resume or args.worker) and (args.run_dir is None or args.config):
@@ -78,8 +73,7 @@ def sweep(args: argparse.Namespace) -> int:
         config, space, options = supervisor.saved_options(args.run_dir, space, options)
         config = config.replace(**given)
     else:
-        config = starting_config(args)
-        space = space or {name: values for name, values in args.default_space.items() if name not in given}
+        config = starting_config(args.config, args.preset)
         try:
             config = config.replace(**given)
         except JaxlmError:  # a flag may need a kind that only the space names, as a rate of adamw

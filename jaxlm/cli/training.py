@@ -3,19 +3,26 @@
 import argparse
 import re
 import shlex
+import textwrap
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from jaxlm.cli.ending import FAILED, SIGNALLED
-from jaxlm.cli.parsing import Parser, add_config_flags, add_field, add_start, changes, starting_config, whole
+from jaxlm.cli.parsing import Parser, add_config_flags, add_field, changes, starting_config, whole
 from jaxlm.cli.verbs import DATA_DIR, RUN, Adder, argument, check_run, loaded, pathname, switch, verb
-from jaxlm.config.config import Config, changed_kinds, preset
+from jaxlm.config.config import PRESETS, Config, changed_kinds, preset
 from jaxlm.config.settings import DataConfig
 from jaxlm.errors import JaxlmError
 from jaxlm.terminal import say, say_line
 
 RUNS = Path("runs")
+_EPILOG = f"presets: {', '.join(PRESETS)}"
+EPILOG = textwrap.fill(_EPILOG, 78, subsequent_indent="  ", break_on_hyphens=False)
+START = (
+    argument("--preset", metavar="NAME", values=[*PRESETS], help="the recipe to start from, see below (default small)"),
+    pathname("--config", "FILE", "start from a config.json instead"),
+)
 PREPARED = ("vocab_size", *DataConfig().options)  # the fields that `prepare` takes
 
 
@@ -35,7 +42,7 @@ def run_dir(default: str) -> Adder:
 
 @verb(
     "train a model",
-    add_start,
+    *START,
     run_dir("runs/PRESET-DATE-TIME"),
     switch("--resume", "resume --run-dir, or the newest run that has not finished"),
     pathname("--init", "RUN", "begin from another run's parameters and text"),
@@ -49,6 +56,7 @@ def run_dir(default: str) -> Adder:
     argument("--processes", type=whole(1), metavar="N", rare=True, help="how many there are (1: train alone)"),
     argument("--process", type=whole(), metavar="I", rare=True, help="which one this is, from 0"),
     add_config_flags,
+    epilog=EPILOG,
 )
 def train(args: argparse.Namespace) -> int:
     from jaxlm.distributed.hosts import join
@@ -69,10 +77,12 @@ def train(args: argparse.Namespace) -> int:
         from jaxlm.runs import finetuning
 
         model = loaded(args.init, "last")
-        config = finetuning.tuning_config(model, starting_config(args), changes(args), own_model=bool(args.config))
+        config = finetuning.tuning_config(
+            model, starting_config(args.config, args.preset), changes(args), own_model=bool(args.config)
+        )
         corpus, params = finetuning.tuning_corpus(model, config, str(args.init), args.data_dir), model.params
     else:
-        start = starting_config(args)
+        start = starting_config(args.config, args.preset)
         config = start.replace(**changes(args))
         for sentence in changed_kinds(start, changes(args)):
             say(sentence)

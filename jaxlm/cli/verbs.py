@@ -26,30 +26,27 @@ class Verb:
     help: str  # one line
     action: Action
     adders: tuple[Adder, ...]  # of its arguments, in the order of help
+    epilog: str | None  # of its help
     uses_jax: bool  # whether it compiles anything
 
-    def add_arguments(self, parser: Parser) -> None:
-        """Adds the verb's arguments to a parser."""
+    def parser(self, arguments: Sequence[str] = ()) -> Parser:
+        """The parser of the arguments after the verb."""
+        parser = Parser(arguments, prog=f"jaxlm {self.name}", description=self.help, epilog=self.epilog)
+        parser.set_defaults(verb=self)
         for add in self.adders:
             add(parser)
-        parser.set_defaults(verb=self)
-
-    def parser(self, arguments: Sequence[str] = (), **options: Any) -> Parser:
-        """The verb's parser for a command line, as `Parser` takes it."""
-        parser = Parser(arguments, **{"prog": f"jaxlm {self.name}", "description": self.help, **options})
-        self.add_arguments(parser)
         return parser
 
 
 VERBS: dict[str, Verb] = {}  # by name, in the order of help
 
 
-def verb(help: str, *adders: Adder, uses_jax: bool = True) -> Callable[[Action], Action]:
+def verb(help: str, *adders: Adder, epilog: str | None = None, uses_jax: bool = True) -> Callable[[Action], Action]:
     """Adds the function below it to the verbs, under its own name; the fields are those of `Verb`."""
 
     def register(action: Action) -> Action:
         name = action.__name__.rstrip("_").replace("_", "-")  # (`import_`: `import` is a keyword of Python)
-        VERBS[name] = Verb(name, help, action, adders, uses_jax)
+        VERBS[name] = Verb(name, help, action, adders, epilog, uses_jax)
         return action
 
     return register
@@ -123,11 +120,9 @@ def complete() -> None:
         return
     import argcomplete
 
-    line = [*os.environ.get("COMP_LINE", "").split(), "--help-all"]  # so that fields follow the kinds on the line
-    parser = Parser(prog="jaxlm")
-    verbs = parser.add_subparsers()
-    for one in VERBS.values():
-        added = verbs.add_parser(one.name, help=one.help, arguments=line)
-        if one.name in line:
-            one.add_arguments(added)
+    _, *line = os.environ.get("COMP_LINE", "").split() or ("",)
+    parser = Parser([*line, "--help-all"])  # so that all fields of the kinds on the line are completed
+    parser.add_argument("verb", choices=VERBS)
+    for add in VERBS[line[0]].adders if line and line[0] in VERBS else ():
+        add(parser)
     argcomplete.autocomplete(parser)
