@@ -20,7 +20,7 @@ from jaxlm import nnx as ours
 from jaxlm.models import stack
 from jaxlm.models.noise import draw_noise
 from jaxlm.scoring.stream import eval_step
-from jaxlm.training.cost import minimised
+from jaxlm.training.gradient import minimised
 
 TOKENS = jax.random.randint(jax.random.key(3), (B, T + 1), 0, V)
 X, Y = TOKENS[:, :-1], TOKENS[:, 1:]

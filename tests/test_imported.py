@@ -15,8 +15,7 @@ import jaxlm
 from jaxlm.cli import main
 from jaxlm.errors import CheckpointError, DataError, JaxlmError, RunDirError
 from jaxlm.runs import checkpoint, directory
-from jaxlm.runs.adoption import keep_model, unknown_corpus
-from jaxlm.runs.finetuning import tuning_config
+from jaxlm.runs.loading import keep_model, tuning_config, unread_corpus
 
 FILES = recorded("torch_import", "files")
 CHECKPOINTS = recorded("tf1_ckpt", "checkpoints")
@@ -158,7 +157,7 @@ def test_an_import_that_is_interrupted_leaves_nothing(place, tmp_path, monkeypat
 
 def test_parameters_of_other_shapes_are_not_kept(place, tmp_path):
     lm = jaxlm.load(place / "run")
-    corpus = unknown_corpus("x", "0" * 64, lm.vocab)
+    corpus = unread_corpus("x", "0" * 64, lm.vocab)
     with pytest.raises(JaxlmError, match=r"layers\.0\.bias: \(8,\) -> \(12,\)"):
         keep_model(tmp_path / "run", lm.config.replace(hidden_sizes=(2, 5)), lm.params, corpus)
     assert entries(tmp_path) == []

@@ -13,7 +13,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.models.noise import draw_noise, no_noise
 from jaxlm.ops import softmax
 from jaxlm.ops.sampled_softmax import Drawn, draw_words, inclusion, summed_nats, summed_nats_reference
-from jaxlm.training.cost import minimised
+from jaxlm.training.gradient import minimised
 from jaxlm.training.step import init_state
 
 N, H, WORDS = 7, 4, 23

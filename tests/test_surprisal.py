@@ -22,7 +22,7 @@ from jaxlm.cli import main
 from jaxlm.cli.scoring import Unknown
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.runs.adoption import keep_model, unknown_corpus
+from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring import reading, token_scores
 from jaxlm.scoring.minimal_pairs import Pair
 from jaxlm.scoring.stimuli import lines_of
@@ -417,7 +417,7 @@ def test_several_runs_have_columns_of_their_own(run, text, tmp_path, capsys):
 
 def test_an_adapted_model_is_kept_without_the_text_that_it_was_trained_on(text, tmp_path, capsys):
     lm, sha256 = small_lm(), "0" * 64
-    source = keep_model(tmp_path / "run", lm.config, lm.params, unknown_corpus("imported:x", sha256, lm.vocab))
+    source = keep_model(tmp_path / "run", lm.config, lm.params, unread_corpus("imported:x", sha256, lm.vocab))
     printed(capsys, "surprisal", source, text, "--adapt", 0.1, "--save-adapted", tmp_path / "adapted")
     kept = jaxlm.load(tmp_path / "adapted")
     assert (kept.corpus, kept.vocab) == (jaxlm.load(source).corpus, lm.vocab) and kept.corpus["sha256"] == sha256

@@ -133,7 +133,7 @@ def test_members_are_spread_over_devices_and_read_a_prepared_corpus(tmp_path, vm
 import jaxlm, numpy as np
 from pathlib import Path
 from jaxlm.runs.group import MemberGroup
-assert MemberGroup(4, {vmap})._mesh.size == 4 and MemberGroup(3, {vmap})._mesh.size == 3
+assert MemberGroup(4, {vmap}).mesh.size == 4 and MemberGroup(3, {vmap}).mesh.size == 3
 folder, rng = Path({str(tmp_path)!r}), np.random.default_rng(0)
 (folder / "text.txt").write_text("\\n".join(" ".join(f"w{{w}}" for w in rng.integers(0, 9, 6)) for _ in range(80)))
 jaxlm.prepare(folder / "text.txt", folder / "prepared")

@@ -19,7 +19,7 @@ from jaxlm.data.corpus import Corpus
 from jaxlm.data.tokens import Bytes, Characters, Subwords
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError
-from jaxlm.runs.adoption import keep_model, unknown_corpus
+from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring import frequency
 from jaxlm.scoring.minimal_pairs import Pair
 from jaxlm.scoring.sentences import Boundaries
@@ -235,7 +235,7 @@ def runs(tmp_path_factory):
     lm = lm_of(words.vocab)
     keep_model(folder / "words", lm.config, lm.params, words)
     pieces = bigram("subwords")
-    keep_model(folder / "pieces", pieces.config, pieces.params, unknown_corpus("x", "0" * 64, pieces.vocab))
+    keep_model(folder / "pieces", pieces.config, pieces.params, unread_corpus("x", "0" * 64, pieces.vocab))
     return folder
 
 

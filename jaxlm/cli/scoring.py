@@ -83,10 +83,12 @@ def surprisal(args: argparse.Namespace) -> None:
         else:
             _score_lines(args, lms, scorings, texts, write)
     if args.save_adapted:
-        from jaxlm.runs.adoption import keep_model, known_corpus
+        from jaxlm.runs.loading import keep_model, unread_corpus
 
         ((name, lm),) = lms.items()
-        corpus = known_corpus(lm, f"adapted from {args.run} by jaxlm surprisal --adapt {args.adapt:g}")
+        note = f"adapted from {args.run} by jaxlm surprisal --adapt {args.adapt:g}"
+        trained, spec = lm.corpus, lm.config.data.corpus
+        corpus = unread_corpus(trained["name"], trained["sha256"], lm.vocab, note, spec=spec)
         keep_model(args.save_adapted, lm.config.replace(epochs=0), scorings[name].params, corpus)
 
 

@@ -74,13 +74,12 @@ def train(args: argparse.Namespace) -> int:
         folder = folder or _unfinished_run(args.preset)
         config = saved_config(folder).replace(**changes(args))
     elif args.init:
-        from jaxlm.runs import finetuning
+        from jaxlm.runs.loading import tuning_config, tuning_corpus
 
         model = loaded(args.init, "last")
-        config = finetuning.tuning_config(
-            model, starting_config(args.config, args.preset), changes(args), own_model=bool(args.config)
-        )
-        corpus, params = finetuning.tuning_corpus(model, config, str(args.init), args.data_dir), model.params
+        start = starting_config(args.config, args.preset)
+        config = tuning_config(model, start, changes(args), own_model=bool(args.config))
+        corpus, params = tuning_corpus(model, config, str(args.init), args.data_dir), model.params
     else:
         start = starting_config(args.config, args.preset)
         config = start.replace(**changes(args))

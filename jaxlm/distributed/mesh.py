@@ -169,7 +169,7 @@ def fetch(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
 
 
 def put_rows(mesh: Mesh | None, shape: tuple[int, int], read: Callable[[slice], np.ndarray]) -> jax.Array:
-    """Tokens onto the mesh, each device getting its own rows; all rows, where they do not divide over the devices.
+    """Tokens onto the mesh, each device getting its own rows; all rows, where they do not divide or it has members.
 
     Args:
         mesh: of the devices; None: one device.
@@ -186,5 +186,6 @@ def put_rows(mesh: Mesh | None, shape: tuple[int, int], read: Callable[[slice], 
         assert index is not None
         return read(index[1] if len(index) > 1 else slice(None))
 
-    where = P() if shape[1] % mesh.shape[DATA] else ROWS
+    divides = DATA in mesh.shape and shape[1] % mesh.shape[DATA] == 0
+    where = ROWS if divides else P()
     return jax.make_array_from_callback(shape, NamedSharding(mesh, where), part)

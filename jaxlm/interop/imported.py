@@ -19,7 +19,7 @@ from jaxlm.interop.import_hub import WEIGHTS
 from jaxlm.interop.importing import read_model
 from jaxlm.interop.tensorflow_checkpoint import checkpoint_prefix
 from jaxlm.runs import directory
-from jaxlm.runs.adoption import keep_model, unknown_corpus
+from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring.language_model import LanguageModel
 
 MOST_TEXT = 1 << 32  # bytes of one file of a corpus
@@ -51,7 +51,7 @@ def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str
     path = Path(file).resolve()
     path = path.parent if found.run and path.is_file() else path  # the model.safetensors of a hub's folder
     words = model_vocabulary(vocab or path / VOCAB, found.config.vocab_size, tensorflow=prefix is not None)
-    corpus = unknown_corpus(
+    corpus = unread_corpus(
         f"imported:{path.name}",
         _sha256(path / WEIGHTS if found.run else path, prefix),
         words,

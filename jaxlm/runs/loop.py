@@ -1,8 +1,11 @@
 """The one host loop: train, log, validate, save; for a run alone and for the members of a sweep."""
 
+from functools import partial
+
 import jax
 
-from jaxlm.runs.group import Group
+from jaxlm.distributed.mesh import put_rows
+from jaxlm.runs.group import Group, save
 from jaxlm.runs.run import Run
 from jaxlm.training.feed import feed
 from jaxlm.training.step import Metrics
@@ -49,11 +52,12 @@ def fit(group: Group, observer: Observer) -> int | None:
     if signal is not None or not (runs := unfinished(group)):
         return signal
     some = next(iter(runs.values()))
-    with feed(some.corpus.train, some.config.train, group.put) as take:
+    with feed(some.corpus.train, some.config.train, partial(put_rows, group.mesh)) as take:
         done = None  # the last call, if it is not logged yet
         while signal is None and (runs := unfinished(group)):
             some = next(iter(runs.values()))
-            count, plan = min(run.until_edge() for run in runs.values()), some.plan
+            plan, edge = some.plan, min(run.edge_after(run.next) - run.next for run in runs.values())
+            count = min(edge, some.config.train.windows_per_call)
             then, (epoch, index) = some.next + count, plan.locate(some.next)
             tokens, first_row = take(plan.row(index, epoch), plan.row(*reversed(plan.locate(then))))
             metrics = group.train(tokens, first_row, count)
@@ -64,7 +68,7 @@ def fit(group: Group, observer: Observer) -> int | None:
             done = runs, metrics, count
             jax.block_until_ready(metrics)
             signal = observer.stopped()
-            if signal is not None or any(run.is_edge(run.next) for run in runs.values()):
+            if signal is not None or count == edge:
                 _log(group, observer, *done)
                 done = None
                 _end_call(group, observer, signal)
@@ -93,7 +97,7 @@ def _end_call(group: Group, observer: Observer, signal: int | None) -> None:
     for slot, run in runs.items():
         if run.at_edge or signal is not None:
             observer.doing("saving")
-            group.save(slot)
+            save(group, slot)
     if ended:
         observer.epoch_ended(group, signal is not None)
         for run in filter(None, group.runs):

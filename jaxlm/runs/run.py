@@ -15,8 +15,8 @@ import numpy as np
 from jaxlm.config.config import Config
 from jaxlm.config.settings import word_milestones
 from jaxlm.data.corpora import Corpus
-from jaxlm.data.vocab import TextSize
-from jaxlm.data.windows import MOST_WINDOWS, RandomLengths, WindowPlan
+from jaxlm.data.vocab import BLOCK, TextSize, Vocab
+from jaxlm.data.windows import MOST_WINDOWS, RandomLengths, WindowPlan, batch
 from jaxlm.errors import DataError
 from jaxlm.report.progress import EpochResult
 from jaxlm.report.trackers import OnMetrics
@@ -88,7 +88,7 @@ class Run:
             MetricsLog(self.folder, corpus.name, counts.bptt_length, kept=written, on_metrics=on_metrics)
         )
         self.step = self._saved = self.found.manifest.step if self.found else 0
-        self.ahead = 0
+        self.ahead, self.learning_rate = 0, math.nan
         self._validations = self.found.state.validations if self.found else None
         self.averages_from: int | None = None
         if self.found and self.finished:
@@ -99,7 +99,6 @@ class Run:
         names = EpochResult.__dataclass_fields__
         results = [row for row in read_metrics(self.folder) if row["kind"] == "epoch"]
         self.epochs = [EpochResult(**{name: row[name] for name in names if name in row}) for row in results]
-        self._seconds, self.learning_rate = 0.0, math.nan
         self.start_clock()
 
     @property
@@ -118,48 +117,43 @@ class Run:
         return self.step >= self.last or self.ended_early
 
     @property
-    def at_edge(self) -> bool:
-        """Whether a checkpoint is due."""
-        return self.is_edge(self.step) or self.finished
-
-    def is_edge(self, step: int) -> bool:
-        """Whether an epoch or the run ends at a step, or a checkpoint is due there."""
-        every = self.config.train.checkpoint_every
-        edges = self.plan.locate(step)[1] == 0, step >= self.last, bool(every and step % every == 0)
-        return any(edges) or self._milestone(step) is not None
+    def ended_early(self) -> bool:
+        """Whether too many validations in a row did not improve on the best."""
+        patience = self.config.train.patience
+        return bool(patience and self._validations and int(self._validations.stale) >= patience)
 
     @property
     def next(self) -> int:
         """The next window that is to be trained."""
         return self.step + self.ahead
 
-    @property
-    def milestone(self) -> int | None:
-        """The number of words of `keep_checkpoints` that the last window reached."""
-        return self._milestone(self.step)
-
-    def _milestone(self, step: int) -> int | None:
-        seen = [self._words_seen(step) for step in (step - 1, step)] if self._milestones else (0, 0)
-        return max((words for words in self._milestones if seen[0] < words <= seen[1]), default=None)
-
-    @cached_property
-    def _milestones(self) -> tuple[int, ...]:
-        return word_milestones(self.config.train.keep_checkpoints)
-
-    @cached_property
-    def _words_per_row(self) -> float:
-        train = self.corpus.train
-        return self.config.train.batch_size * self.corpus.vocab.text_size(train).words / max(1, len(train) - 1)
-
-    def _words_seen(self, step: int) -> int:
-        """Words and ends of lines that the windows before a step read, as many in each token as in all of train."""
-        return int(self.plan.rows_read(step) * self._words_per_row)
+    def edge_after(self, step: int) -> int:
+        """The next step at which an epoch or the run ends, or a checkpoint is due."""
+        (epoch, index), every = self.plan.locate(step), self.config.train.checkpoint_every
+        edges = [step - index + self.plan.windows_in(epoch), self.last]
+        if every:
+            edges.append(step - step % every + every)
+        return min(edges + [milestone for milestone in self._milestones if milestone > step][:1])
 
     @property
-    def ended_early(self) -> bool:
-        """Whether too many validations in a row did not improve on the best."""
-        patience = self.config.train.patience
-        return bool(patience and self._validations and int(self._validations.stale) >= patience)
+    def at_edge(self) -> bool:
+        """Whether a checkpoint is due after the last window."""
+        return self.finished or self.step == self.edge_after(self.step - 1)
+
+    @cached_property
+    def _milestones(self) -> dict[int, int]:
+        """{step: number of words of `keep_checkpoints` that its window reaches}, by step.
+
+        A window has as many words and ends of lines for each token as all of train.
+        """
+        train, found, steps = self.corpus.train, {}, range(self.plan.total + 1)
+        if milestones := word_milestones(self.config.train.keep_checkpoints):
+            row = self.config.train.batch_size * word_count(self.corpus.vocab, train) / max(1, len(train) - 1)
+            for words in milestones:
+                step = bisect_left(steps, words, key=lambda step: int(self.plan.rows_read(step) * row))
+                if step in steps:
+                    found[step] = words
+        return found
 
     @property
     def so_far(self) -> EpochResult:
@@ -177,41 +171,26 @@ class Run:
         return {f"unknown_{split}": share for split, share in self.corpus.unknown_shares("valid", "test").items()}
 
     @cached_property
-    def sizes(self) -> dict[str, TextSize]:
+    def _sizes(self) -> dict[str, TextSize]:
         """How long the text is that is predicted of the validation and test splits."""
         counts, corpus = self.config.train, self.corpus
         valid = corpus.vocab.text_size(corpus.valid, counts.batch_size, counts.bptt_length)
         return {"valid": valid, "test": corpus.vocab.text_size(corpus.test)}
 
-    @property
-    def words_per_second(self) -> float:
-        """The speed in this epoch, as far as this process trained it."""
-        return self._words / max(self.epoch_seconds, 1e-9)
+    def start_clock(self) -> None:
+        """Starts the clock of an epoch, or of the part that this process trains."""
+        self._since, self._until, self._from = time.perf_counter(), time.perf_counter(), self.step
 
     @property
     def epoch_seconds(self) -> float:
         """The seconds in which this process trained windows of this epoch."""
         return self._until - self._since
 
-    def start_clock(self) -> None:
-        """Starts the clock of an epoch, or of the part that this process trains."""
-        self._since = self._until = time.perf_counter()
-        self._words = 0
-
-    def take_seconds(self) -> float:
-        """The seconds spent training epochs that have ended, since they were last taken."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
-
-    def until_edge(self) -> int:
-        """How many windows one call may train: to the epoch's end, the last window or the next checkpoint."""
-        counts, (epoch, index) = self.config.train, self.plan.locate(self.next)
-        edges = [self.plan.windows_in(epoch) - index, self.last - self.next, counts.windows_per_call]
-        if counts.checkpoint_every:
-            edges.append(counts.checkpoint_every - self.next % counts.checkpoint_every)
-        if ahead := [words for words in self._milestones if words > self._words_seen(self.next)]:
-            edges.append(1 + bisect_left(range(self.next + 1, self.last), ahead[0], key=self._words_seen))
-        return min(edges)
+    @property
+    def words_per_second(self) -> float:
+        """The speed in this epoch, as far as this process trained it."""
+        rows = self.plan.rows_read(self.step) - self.plan.rows_read(self._from)
+        return rows * self.config.train.batch_size / max(self.epoch_seconds, 1e-9)
 
     def trained(self, metrics: Metrics, count: int) -> str | None:
         """Logs the first `count` windows of a call; returns a sentence where one of them ends the run."""
@@ -226,9 +205,7 @@ class Run:
                 f"window {self.step + done + 1} (epoch {self.epoch + 1}) has cost {cost[done]} and gradient norm "
                 f"{norm[done]} at learning rate {rate[done]:g}"
             )
-        counts = self.config.train
         self.step += done
-        self._words += (done * counts.bptt_length if lengths is None else int(lengths.sum())) * counts.batch_size
         self.learning_rate, self._until = float(rate[0]), time.perf_counter()
         return None
 
@@ -250,7 +227,6 @@ class Run:
             **floors(self.corpus, "train", "valid"),
         )
         self.log.timing(epoch=result.epoch, seconds=self.epoch_seconds, words_per_second=self.words_per_second)
-        self._seconds += self.epoch_seconds
         self.epochs.append(result)
 
     def remember(self, record: Validations | None) -> None:
@@ -270,14 +246,14 @@ class Run:
         self._held.check()
         ended = self.index == 0 and bool(self.epochs) and self.epochs[-1].epoch == self.epoch
         valid = self.epochs[-1].valid_perplexity if ended else None
-        named, words = directory.named(self.corpus), self.milestone
+        named, words = directory.named(self.corpus), self._milestones.get(self.step)
         manifest = checkpoint.Manifest(self.step, self.epoch, valid, named, *self.log.sync(), words=words)
         checkpoint.save(self.folder, state, self.config, self.corpus.vocab, manifest)
         self._saved = self.step
 
     def comparable(self, split: str, value: float) -> dict[str, float]:
         """`SPLIT_bits_per_byte` and so on, of valid or test, from its perplexity."""
-        size, rows = self.sizes[split], self.config.train.batch_size if split == "valid" else 1
+        size, rows = self._sizes[split], self.config.train.batch_size if split == "valid" else 1
         nats = (math.log(value) if value > 0 else math.nan) * self.config.optimizer.counted(size.tokens, rows)
         return {f"{split}_{name}": found for name, found in comparable(nats, size).items()}
 
@@ -313,3 +289,21 @@ def floors(corpus: Corpus, *splits: str) -> dict[str, float]:
     return {
         f"floor_{split}": perplexity(nats[split], len(getattr(corpus, split)) - 1) for split in splits if split in nats
     }
+
+
+def word_count(vocab: Vocab, ids: np.ndarray) -> int:
+    """The words at white space and the ends of lines in ids [N] but the first, from a table of the tokens.
+
+    (Exact, but where bytes are tokens and one white space is several: such a space is not seen.)
+    """
+    if vocab.kind == "words":
+        return len(ids) - 1
+    texts = [data.decode("utf-8", "replace") for data in vocab.token_bytes]
+    words = np.array([len(text.split()) + text.count("\n") for text in texts])
+    begins, ends = (np.array([text != "" and not text[at].isspace() for text in texts]) for at in (0, -1))
+    count = 0
+    for start in range(0, len(ids) - 1, BLOCK):
+        block = batch(ids, 1, start=start, stop=start + BLOCK + 1)[:, 0]
+        joined = ends[block[:-1]] & begins[block[1:]]  # two tokens of one word
+        count += int(words[block[1:]].sum()) - np.count_nonzero(joined)
+    return count

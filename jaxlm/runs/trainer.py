@@ -27,7 +27,7 @@ from jaxlm.report.progress import EpochResult, Progress, lasting_console
 from jaxlm.report.trackers import OnMetrics
 from jaxlm.report.units import comparable_text, perplexity_text
 from jaxlm.runs import checkpoint, directory, precision, signals, state_arrays
-from jaxlm.runs.group import Group, SingleGroup
+from jaxlm.runs.group import Group, SingleGroup, save, tested
 from jaxlm.runs.lock import lock
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.metrics import read_metrics
@@ -157,7 +157,7 @@ def train(
         progress.say(f"{corpus.name}: {corpus.description}")
         progress.say(f"run directory: {folder if kept else 'none, so nothing is kept'}", wrap=False)
         if not resume and (params is not None or run.finished):
-            group.save(0)  # nobody could draw given parameters again; and a run of no window is one to evaluate too
+            save(group, 0)  # nobody could draw given parameters again; and a run of no window is one to evaluate too
         progress.doing("compiling")
         with signals.noted() as stop:
             stopped_by = fit(group, _Reporter(progress, stop))
@@ -258,7 +258,7 @@ def _finish(
         progress.say(f"stopped by {signal.Signals(stopped_by).name} after window {run.step}: {how}", wrap=False)
         return result
     progress.doing("testing")
-    tests = {"last": group.test(0)}
+    tests = {"last": tested(group, 0)}
     best = checkpoint.best_step(checkpoint.manifests(run.folder))
     best = hosts.agreed(-1 if best is None else best)
     if best not in (-1, run.step):

@@ -21,7 +21,7 @@ from jaxlm.data.corpora import Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.runs import ram
 from jaxlm.runs.directory import with_saved_dtype
-from jaxlm.runs.group import Group, MemberGroup, SingleGroup
+from jaxlm.runs.group import Group, MemberGroup, SingleGroup, tested
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.run import Run
 from jaxlm.runs.state_arrays import shapes_of_state
@@ -200,7 +200,7 @@ class Worker(Observer):
             self._close(member, "pruned", "its other seeds were worse than the median")
 
     def _finish(self, member: Member, group: Group, slot: int) -> None:
-        value = self._compared(member.run, "test", group.test(slot))
+        value = self._compared(member.run, "test", tested(group, slot))
         member.record = replace(member.record, test_perplexity=value)
         self._close(member, "done")
 
@@ -222,7 +222,7 @@ class Worker(Observer):
     def _seen(self, run: Run, record: MemberResult) -> MemberResult:
         """The record with the run's epochs and seconds; those of earlier processes are in it already."""
         epochs = tuple(self._compared(run, "valid", epoch.valid_perplexity) for epoch in run.epochs)
-        return replace(record, valid_perplexities=epochs, seconds=record.seconds + run.take_seconds())
+        return replace(record, valid_perplexities=epochs, seconds=record.seconds + run.epoch_seconds)
 
     def _compared(self, run: Run, split: str, value: float) -> float:
         """A perplexity, per character where the trials' tokens differ."""

@@ -1,44 +1,33 @@
-"""The gradient of one window: of the whole batch at once, or of small batches one after the other.
+"""What a step minimises on one window, and its gradient: of the whole batch at once, or of small batches in turn.
 
-Letters: `T` steps, `B` batch, `V` vocabulary, `E` embedding width, `S` small batches.
+Letters: `T` steps, `B` batch, `H` hidden width, `V` vocabulary, `E` embedding width, `S` small batches.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxlm.config.config import Recipe
-from jaxlm.models import stack
+from jaxlm.models import heads, stack
 from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
 from jaxlm.ops.embedding import Rows, add_rows
-from jaxlm.training.cost import minimised
 
 Gradient = tuple[jax.Array, Carry, Params]  # the cost, the new carry, and the gradient of what is minimised
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Part:
-    """The rows that one gradient is computed of.
+class Part(NamedTuple):
+    """The rows that one gradient is computed of."""
 
-    Attributes:
-        inputs, targets: [T, B].
-        carry: before the window.
-        key: of the noise; None: nothing is random, or the noise is given.
-        noise: in place of what the key draws.
-    """
-
-    inputs: jax.Array
-    targets: jax.Array
-    carry: Carry
-    key: jax.Array | None
-    noise: Noise | None
+    inputs: jax.Array  # [T, B]
+    targets: jax.Array  # [T, B]
+    carry: Carry  # before the window
+    key: jax.Array | None  # of the noise; None: nothing is random, or the noise is given
+    noise: Noise | None  # in place of what the key draws
 
 
 def gradient(
@@ -59,8 +48,7 @@ def gradient(
     keeps_rows = recipe.optimizer.keeps_rows(recipe.model.tied)
 
     def of_part(part: Part) -> Gradient:
-        T, B = part.inputs.shape
-        noise = draw_noise(recipe.model, part.key, T, B) if part.noise is None else part.noise
+        noise = draw_noise(recipe.model, part.key, *part.inputs.shape) if part.noise is None else part.noise
         trained = stack.read_rows(params, part.inputs) if keeps_rows else params
 
         def cost_fn(trained: Params) -> tuple[jax.Array, tuple[jax.Array, Carry]]:
@@ -70,6 +58,52 @@ def gradient(
         return cost, carry, grads
 
     return _of_small_batches(of_part, part, small_batch) if small_batch else of_part(part)
+
+
+def minimised(
+    recipe: Recipe,
+    params: Params,
+    noise: Noise,
+    inputs: jax.Array,
+    targets: jax.Array,
+    carry: Carry,
+    length: jax.Array | None = None,
+    exact: jax.Array | bool = False,
+) -> tuple[jax.Array, tuple[jax.Array, Carry]]:
+    """The window's nats and the penalties that the recipe adds; beside them the nats alone, which are reported.
+
+    AR and TAR (Merity et al. 2017, arXiv:1708.01009) are per token, as the nats are: where the cost is summed over the
+    steps, so are they. L2 is added as it is.
+
+    Args:
+        params: the parameters, or with the embedding's rows read in its place.
+        inputs, targets, carry, length, exact: as in `gradient`.
+
+    Returns:
+        What is minimised; and the cost in nats, summed over T and averaged over B, with the new carry.
+    """
+    model, optimizer, (T, B) = recipe.model, recipe.optimizer, inputs.shape
+    steps = T if length is None else length
+    counted = None if length is None else jnp.broadcast_to((jnp.arange(T) < length)[:, None], (T, B))
+    kept, raw, features, new_carry = stack.read(model, params, noise, inputs, carry, length)
+    weights = None if counted is None else counted.astype(jnp.float32)
+    cost = total = heads.summed_nats(model, kept, features, targets, weights, noise.latents, noise.drawn, exact) / B
+    if optimizer.activation_penalty is not None:
+        total += optimizer.activation_penalty * _squares(features, counted) / (B * features.shape[-1])
+    if optimizer.temporal_penalty is not None and T > 1:
+        between = _squares(raw[1:] - raw[:-1], None if counted is None else counted[1:]) / (B * raw.shape[-1])
+        total += optimizer.temporal_penalty * between * (steps / jnp.maximum(steps - 1, 1))
+    if optimizer.cost == "mean":
+        total /= steps
+    if optimizer.l2_penalty is not None:
+        total += optimizer.l2_penalty / 2 * sum(_squares(leaf) for leaf in jax.tree.leaves(params))
+    return total, (cost, new_carry)
+
+
+def _squares(x: jax.Array, counted: jax.Array | None = None) -> jax.Array:
+    """The sum of squares; of x [T, B, H], those at counted [T, B]."""
+    squares = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    return squares.sum() if counted is None else jnp.where(counted[..., None], squares, 0).sum()
 
 
 def _of_small_batches(of_part: Callable[[Part], Gradient], whole: Part, small_batch: int) -> Gradient:
@@ -108,10 +142,8 @@ def _apart(grads: Params) -> tuple[Params, Params]:
 
 def with_dense_rows(grads: Params, params: Params, tokens: jax.Array) -> Params:
     """The gradient with its rows, one for each of tokens [T, B], added up to a table [V, E]."""
-    return {
-        name: add_rows(jnp.zeros_like(params[name]), tokens, part) if isinstance(part, Rows) else part
-        for name, part in grads.items()
-    }
+    rows, others = _apart(grads)
+    return {**others, **{name: add_rows(jnp.zeros_like(params[name]), tokens, part) for name, part in rows.items()}}
 
 
 def apply_updates(params: Params, updates: Any, tokens: jax.Array) -> Params:

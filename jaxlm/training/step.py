@@ -144,7 +144,7 @@ def train_step(
     """One update on one window. Gradients stop at the window's edge; the carry is passed on.
 
     The cost is the sum over the T steps of the mean over the batch, and it is that cost's gradient that is clipped, as
-    in TensorFlow's PTB tutorial; a recipe may add penalties, or minimise the mean over all tokens (`cost.py`). Where
+    in TensorFlow's PTB tutorial; a recipe may add penalties, or minimise the mean over all tokens (`minimised`). Where
     the cost or the gradient norm is not finite, everything but the step count stays as it was (the carry as the window
     began with it: zero at an epoch's start).
 
