@@ -202,6 +202,20 @@ def test_a_later_damaged_one_does_not_outlive_the_resumed_run(tmp_path):
     assert checkpoint.find(tmp_path).name == "00000002"
 
 
+def test_an_earlier_one_that_cannot_be_read_is_left_to_its_owner(tmp_path):
+    """It may be one that is kept for good, and what damaged it may be taken away again."""
+    save(tmp_path, 1)
+    manifest = tmp_path / "checkpoints/00000001/manifest.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(b"x" + whole[1:])
+    for step in (2, 3, 4):
+        save(tmp_path, step)
+    manifest.write_bytes(whole)
+    assert list(checkpoint.manifests(tmp_path)) == [1, 3, 4]
+    save(tmp_path, 5)
+    assert list(checkpoint.manifests(tmp_path)) == [4, 5]
+
+
 def test_one_of_the_same_step_is_replaced(tmp_path):
     for _ in range(2):
         (save(tmp_path, 3) / "vocab.json").write_text("[]")

@@ -119,7 +119,8 @@ def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Mani
             kept |= {step for step, saved in ended.items() if saved.epoch % every == 0}
         kept |= {step for step, saved in found.items() if saved.words}
         for step, old in _names(folder).items():
-            if step not in kept:
+            # An earlier one that cannot be read stays for its owner: it may have been kept for good.
+            if step > manifest.step or (step in found and step not in kept):
                 folder.discard(old)
     return path
 
