@@ -87,7 +87,7 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class Plateau(Schedule):
-    """Constant, then lowered each time that validation has stopped improving."""
+    """Constant, then lowered whenever validation stops improving."""
 
     plateau_factor: float = number(0.25, "factor on the rate, each time that it is lowered", above=0, below=1)
     plateau_patience: float = number(

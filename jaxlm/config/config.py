@@ -49,7 +49,7 @@ MAY_CHANGE = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the step takes: every number of it may be traced."""
+    """Model, optimiser and schedule: the pytree that the step takes, whose numbers may be traced."""
 
     model: Recurrent = field(default_factory=LSTM)
     optimizer: Optimizer = field(default_factory=SGD)
@@ -58,7 +58,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run but for its corpus's bytes."""
+    """The config of a run: model, optimiser, schedule, counts and data."""
 
     model: Recurrent = field(default_factory=LSTM)
     optimizer: Optimizer = field(default_factory=SGD)
@@ -80,21 +80,21 @@ class Config:
 
     @property
     def depends_on_total(self) -> bool:
-        """Whether other epochs in all change what a window trains."""
+        """Whether a window's training depends on the number of all windows."""
         shares = self.model.sampled_share, self.model.dropout_ramp
         return self.schedule.depends_on_total or any(share is not None for share in shares)
 
     @property
     def recipe(self) -> Recipe:
-        """The part that the step takes."""
+        """Model, optimiser and schedule, as the step takes them."""
         return Recipe(self.model, self.optimizer, self.schedule)
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with some fields changed, by their plain names.
 
         Args:
-            **changes: fields of whichever section, as in `learning_rate=0.5`; a kind by its name, as in `model="gru"`,
-                which begins with its own defaults, but for what it takes over from the old kind (`taken_over`); whole
+            **changes: fields of any section, as in `learning_rate=0.5`; a kind by its name, as in `model="gru"`, which
+                begins with its own defaults and the fields that it keeps of the old kind (`taken_over`); whole
                 sections, as in `train=TrainConfig()`; or `preset`.
 
         Raises:
@@ -125,7 +125,7 @@ class Config:
 
     @staticmethod
     def from_json(text: str) -> "Config":
-        """The config that `to_json` wrote, or that a run's config.json holds (whose seal is not checked here).
+        """The config of `to_json`, or of a run's config.json (whose seal is not checked here).
 
         Raises:
             JaxlmError: the text is anything else, or a value is outside its limits.
@@ -144,7 +144,7 @@ class Config:
         return Config(**sections, preset=preset)
 
     def every_field(self) -> Iterator[tuple[str, str, Spec, Any]]:
-        """(section, field, spec, value) of all fields of the chosen kinds, in the order that a help page shows them."""
+        """(section, field, spec, value) of all fields of the chosen kinds, in the order of a help page."""
         for section in SECTIONS:
             part = getattr(self, section)
             for name, spec in specs(type(part)).items():

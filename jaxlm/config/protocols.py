@@ -36,7 +36,7 @@ class Temperature(Plain):
 
 @dataclass(frozen=True)
 class Cache(Plain):
-    """Neural cache: words seen lately, by the likeness of the features (Grave et al. 2017, arXiv:1612.04426)."""
+    """Neural cache: recent words after similar features are likelier (Grave et al. 2017, arXiv:1612.04426)."""
 
     GRID: ClassVar[Grid] = {
         "theta": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0),

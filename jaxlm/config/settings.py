@@ -15,7 +15,7 @@ _FACTORS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Counts of a run."""
+    """Batches, windows, epochs, checkpoints and seeds of a run."""
 
     batch_size: int = count(60, "rows B that the token stream is cut into", "rows", low=1)
     small_batch: int = count(
@@ -118,7 +118,7 @@ TOKEN_FIELDS = frozenset({"tokens", "normalize", "pieces", "piece_model", "token
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which text, and how it becomes tokens."""
+    """The text, and how it becomes tokens."""
 
     corpus: str = text(
         "auto",

@@ -50,21 +50,21 @@ def load_corpus(
 
     Args:
         spec: "ptb" is Penn Treebank, "ptb-char" its characters, "embedded" and "embedded-tiny" are the generated corpus
-            in two sizes, and "auto" is Penn Treebank, or the generated corpus where it can neither be found nor
+            in two sizes, and "auto" is Penn Treebank, or the generated corpus if Penn Treebank is neither found nor
             downloaded. Anything else is the path of a folder with train, valid and test text, of one file of text, a
             folder of files or a pattern of them, which are split 90/5/5 (`text.find_splits`), or of a folder that
             `prepare` made. Text of more than `prepared.LARGE` bytes is prepared in the user's cache.
         data_dir: Where to look for Penn Treebank first; then `$JAXLM_DATA`, `./data/ptb` and the user's cache.
         max_vocab: The most words or characters of the vocabulary.
-        vocab: A vocabulary to encode with, in place of one built from train. Of Penn Treebank and the generated corpus
-            the name then shows it; of other texts only the hash.
+        vocab: A vocabulary to encode with, in place of one built from train. It changes the name of Penn Treebank and
+            the generated corpus, and the hash of any corpus.
         download: Whether Penn Treebank may be downloaded into the user's cache.
         progress: Whether to show progress; None shows it on a terminal.
         **options: Fields of `DataConfig`, such as `tokens="subwords"`, `min_count` and `lowercase`.
 
     Raises:
-        DataError: The text is missing, empty, binary, ambiguous, or not what its hash requires, or an option does not
-            fit it.
+        DataError: The text is missing, empty, binary or ambiguous, has an unexpected hash, or does not fit an
+            option.
     """
     read = checked(TextOptions(max_vocab=max_vocab, **options))
     if spec == "ptb-char" and read.tokens == "words":

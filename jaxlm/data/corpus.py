@@ -19,16 +19,16 @@ class Corpus:
 
     Attributes:
         name: Distinguishes corpora in every result; options that change the text or the vocabulary are part of it.
-        description: One line on its size.
-        vocab: The vocabulary, which train alone determined.
+        description: The corpus's size in one line.
+        vocab: The vocabulary, from train alone.
         train, valid, test: Ids `[N]` in [0, V), of any integer type; in memory, or a memory-mapped file of a prepared
             corpus.
-        sha256: The hash of the vocabulary and the ids (see `encoding.Encoder`).
+        sha256: The hash of vocabulary and ids (see `encoding.Encoder`).
         floor: The cost of the true source: summed nats over all tokens of a split but the first. Only the
             generated corpus has one.
-        notes: Lines to show the user.
-        spec: What `load_corpus` takes to find this text again, from any working directory.
-        options: The fields of `DataConfig` that a prepared corpus has fixed.
+        notes: Lines for the user.
+        spec: The argument with which `load_corpus` finds this text again, from any working directory.
+        options: The fields of `DataConfig` that a prepared corpus fixes.
 
     Raises:
         DataError: A split is not a one-dimensional array of integers, or an id lies outside [0, V). Memory-mapped

@@ -64,10 +64,10 @@ _VALID: dict[str, Callable[[Any], bool]] = {  # the fields of `prepared.json`, a
 def prepare(
     text: str | Path, out: str | Path, *, max_vocab: int | None = None, progress: bool | None = None, **options: Any
 ) -> Corpus:
-    """Makes the folder `out` from a text, or resumes what an interrupted process left there.
+    """Makes the folder `out` from a text, or resumes an interrupted folder.
 
-    Ids, vocabulary and hash are those that `load_corpus` makes of the text with these options. A folder that is
-    finished already is verified and returned.
+    Ids, vocabulary and hash equal those of `load_corpus` with these options. A finished folder is verified and
+    returned.
 
     Args:
         text: Files, a folder or a pattern, as `load_corpus` takes them.

@@ -32,12 +32,12 @@ class Vocab:
     """An ordered set of tokens; a token's id is its place.
 
     Attributes:
-        words: The name of each id, as tables show it: a word, a character, a byte such as `a` or `<0x0A>`, a piece.
-        tokens: What a token is; how text becomes names of tokens, and names text.
+        words: The name of each id in tables: a word, a character, a byte such as `a` or `<0x0A>`, a piece.
+        tokens: The kind of token, which turns text into names of tokens, and names into text.
 
     Raises:
-        DataError: There is no word, or one is repeated, empty, contains white space or is not Unicode text: such a
-            word could not be read back from a file. (White space is allowed in the names of other tokens.)
+        DataError: There is no word, or a word is repeated, empty, contains white space or is not Unicode text, and
+            could not be read back from a file. (The names of other tokens may contain white space.)
     """
 
     words: tuple[str, ...]
@@ -64,7 +64,7 @@ class Vocab:
 
     @property
     def kind(self) -> str:
-        """What a token is: words, characters, bytes or subwords."""
+        """The kind of token: words, characters, bytes or subwords."""
         return self.tokens.kind
 
     @cached_property
@@ -85,14 +85,14 @@ class Vocab:
 
     @property
     def unknown_id(self) -> int:
-        """The id of unknown tokens; -1 where nothing can be unknown."""
+        """The id of unknown tokens; -1 if no token can be unknown."""
         return self.ids.get(self.tokens.unknown, -1)
 
     @property
     def eos(self) -> int:
-        """The id of what ends a sentence: a newline (among words `<eos>`).
+        """The id of the token that ends a sentence: a newline (among words `<eos>`).
 
-        If the text had none, that of `<unk>` among words (DataError if there is neither); else of a space, or 0.
+        If the text had no newline: among words the id of `<unk>` (DataError without `<unk>`), else of a space, or 0.
         """
         found = [name for name in self.tokens.ends if name in self.ids]
         return int(self.encode(found[:1] or [EOS])[0]) if found or self.kind == "words" else 0

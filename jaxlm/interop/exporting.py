@@ -28,17 +28,16 @@ TARGETS = tuple(EXPORTERS)
 def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, which: str = "last") -> list[str]:
     """Writes a model for another program, whole or not at all.
 
-    The parameters are those that evaluation uses: the average, where the run keeps one.
+    The parameters are those of evaluation: the average, if the run keeps one.
 
     Args:
         run: a run's directory, or a model.
-        target: safetensors or torch (a PyTorch state_dict), hub (a folder with a model card, and in it one
-            for each checkpoint that keep_checkpoints kept), onnx or stablehlo
-            (by jax.export).
-        out: the file or folder to make; nothing may be there.
+        target: safetensors or torch (a PyTorch state_dict), hub (a folder with a model card, and a folder within it for
+            each checkpoint of keep_checkpoints), onnx or stablehlo (by jax.export).
+        out: the file or folder to make, which must not exist.
         which: `last`, `best` or a step, of a run's directory.
     Returns:
-        What a user should know: what was added up, averaged or named in another way.
+        Notes for the user: parameters that were added up, averaged or renamed.
     Raises:
         JaxlmError: the target is unknown or cannot express the model (with the reason), a package for it is missing,
             or OUT exists or cannot be written.

@@ -30,12 +30,12 @@ def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str
     """A language model of another program, ready to use.
 
     Args:
-        file: what `torch.save` wrote, a .safetensors file, a TensorFlow 1 checkpoint, or the folder that `export_model`
-            wrote for a hub; nothing in it is ever run.
+        file: of `torch.save`, a .safetensors file, a TensorFlow 1 checkpoint, or a hub's folder of `export_model`.
+            Nothing in the file is ever executed.
         vocab: a file of one word a line; or the folder of the train.txt, valid.txt and test.txt that the model was
-            trained on, whose words are numbered in the order of their first appearance. None: that of a hub's folder.
-        run_dir: a new directory, which becomes an ordinary run of that model, to be evaluated, used and trained
-            further; None keeps nothing.
+            trained on, whose words are numbered in the order of their first appearance. None: the vocabulary of a
+            hub's folder.
+        run_dir: a new directory, which becomes an ordinary run of the model; None keeps nothing.
     Returns:
         The model.
     Raises:

@@ -32,7 +32,7 @@ def to_tensorflow(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """An LSTM's parameter tree as {variable's name: array}, in the order of TensorFlow's own list.
 
     Raises:
-        JaxlmError: the model's head is more or less than a softmax with a kernel of its own.
+        JaxlmError: the model's head is not a softmax with a kernel of its own.
     """
     if (found := {*params["softmax"]}) != {"kernel", "bias"}:
         head = f"this model's head has {', '.join(sorted(found))}: export it --to stablehlo"

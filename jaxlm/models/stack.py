@@ -28,7 +28,7 @@ Carry = tuple[State, ...]
 def init_params(model: Recurrent, key: jax.Array) -> Params:
     """Fresh parameters: uniform in +-init_scale, the softmax's bias too; the layers' biases are zero.
 
-    With `torch_init` the layers are as PyTorch begins them, and the softmax's bias is zero.
+    With `torch_init` the layers begin as PyTorch's, and the softmax's bias is zero.
     """
     widths = (model.embedding_size, *model.hidden_sizes)
     keys = jax.random.split(key, len(model.hidden_sizes) + 3)

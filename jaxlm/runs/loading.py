@@ -50,7 +50,7 @@ def evaluate(
     data_dir: str | Path | None = None,
     protocol: str | Plain | None = None,
 ) -> Evaluation:
-    """`LanguageModel.evaluate` of a run's checkpoint."""
+    """Evaluates a run's checkpoint `which`, or a model, by `LanguageModel.evaluate`, with its arguments."""
     loaded = run if isinstance(run, LanguageModel) else load(run, which)
     return loaded.evaluate(split, text=text, corpus=corpus, data_dir=data_dir, protocol=protocol)
 
@@ -64,7 +64,7 @@ def tune_protocol(
     corpus: Corpus | str | Path | None = None,
     data_dir: str | Path | None = None,
 ) -> Tuned:
-    """`LanguageModel.tune` of a run's checkpoint."""
+    """Tunes a protocol for a run's checkpoint `which`, or a model, by `LanguageModel.tune`, with its arguments."""
     loaded = run if isinstance(run, LanguageModel) else load(run, which)
     return loaded.tune(protocol, grid=grid, corpus=corpus, data_dir=data_dir)
 

@@ -78,7 +78,7 @@ def model_view(
         path, name: the run's directory, and what the page calls the run.
         which: `last`, `best` (on validation), or a step.
         texts: to score, beside the test split's beginning.
-        data_dir: where Penn Treebank's files lie.
+        data_dir: the folder of Penn Treebank's files.
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged.
         DataError: A text has no words.

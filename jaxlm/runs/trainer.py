@@ -72,23 +72,23 @@ def train(
 ) -> TrainResult:
     """Trains one model and tests it.
 
-    SIGTERM, SIGINT and SIGUSR1 end the run: after at most one call of `windows_per_call` windows (and the validation,
-    where that call ends an epoch) it is saved and returned from. A second signal ends the process at once; what was
-    saved stays whole. During the final test a signal does what it does elsewhere: the run is saved by then.
+    SIGTERM, SIGINT and SIGUSR1 save the run and return, after at most one call of `windows_per_call` windows and the
+    validation of an epoch that the call ends. A second signal ends the process at once; the last checkpoint stays
+    whole. During the final test, when the run is saved, signals have their usual effect.
 
     Args:
         config: what to train.
         corpus: a Corpus, or what `--corpus` takes (default: the config's own).
-        run_dir: keeps everything there; None keeps nothing but what is returned. Of many processes (`hosts.join`) only
-            the first writes it, and all must see it.
+        run_dir: the run's directory; None keeps nothing. Of many processes (`hosts.join`) only the first writes it, and
+            all must see it.
         params: in place of fresh parameters.
         resume: continue the run in `run_dir` from its newest intact checkpoint, on any number of devices.
         steps: end after so many windows in all.
-        data_dir: where Penn Treebank's files lie.
+        data_dir: the folder of Penn Treebank's files.
         quiet: print nothing.
-        devices: spread the batch's rows over so many (default: as many as they divide over). The numbers are one
-            device's within rounding.
-        model_devices: spread the vocabulary over so many, for each of the `devices`.
+        devices: spread the batch's rows over so many devices (default: as many as the rows divide over). Results equal
+            those of one device within rounding.
+        model_devices: spread the vocabulary over so many devices, for each of the `devices`.
         on_metrics: called with (step, values by tag) of every window, epoch and test; only in the first process.
 
     Returns:
@@ -175,7 +175,7 @@ def with_corpus(
     Args:
         config: the run's.
         corpus: a Corpus, or what `--corpus` takes (default: the config's own).
-        data_dir: where Penn Treebank's files lie.
+        data_dir: the folder of Penn Treebank's files.
         vocab: of a run that is resumed, where it may be another than its text gives.
 
     Raises:

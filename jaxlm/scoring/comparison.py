@@ -46,7 +46,7 @@ def compare(
 ) -> Comparison:
     """The difference between two models on a split of their corpora or on a file, read as one stream from `<eos>`.
 
-    Tokens may differ, since nats of a whole line compare: but for white space, the lines must be the same.
+    Tokens may differ, since nats of a whole line are compared. Lines must be equal except for white space.
 
     Args:
         model, other: as `load` returns them.
@@ -55,7 +55,7 @@ def compare(
         data_dir, protocol: as `LanguageModel.evaluate` takes them.
 
     Raises:
-        DataError: the texts are not the same, or cannot be read.
+        DataError: the texts differ, or cannot be read.
     """
 
     def line_nats(lm: LanguageModel) -> tuple[str, list[str], np.ndarray]:

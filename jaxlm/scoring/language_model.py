@@ -41,13 +41,13 @@ from jaxlm.scoring.tokenizers import TOKENIZERS, PTBTokenizer, Tokenizer, at_whi
 class LanguageModel:
     """Parameters, config and vocabulary of one checkpoint.
 
-    A text is split into words as the text that the model was trained on (`default_tokenizer`), unless a method is given
-    a `tokenizer`: "none" splits at white space, "ptb" as Penn Treebank's files are.
+    A text is split into words as the training text was (`default_tokenizer`), unless a method takes a `tokenizer`:
+    "none" splits at white space, "ptb" as in Penn Treebank's files.
 
     Attributes:
-        params: those that evaluation uses: the average, where the run keeps one.
+        params: the parameters of evaluation: the average, if the run keeps one.
         config, vocab: the run's.
-        corpus: name and hashes of the corpus that the model was trained on.
+        corpus: name and hashes of the training corpus.
     """
 
     params: Params
@@ -70,11 +70,11 @@ class LanguageModel:
 
     @cached_property
     def default_tokenizer(self) -> str:
-        """The tokenizer "ptb", or "none" where the text of training had punctuation at its words."""
+        """The tokenizer "ptb", or "none" if the training text had punctuation at its words."""
         return "ptb" if is_tokenised(self.vocab) else "none"
 
     def tokenizer(self, name: str | None = None) -> Tokenizer:
-        """From a line to the pieces of each displayed word; by the default tokenizer, or by the one named."""
+        """A function from a line to the pieces of each displayed word, by the tokenizer named or the default."""
         name = name or self.default_tokenizer
         check_choice("tokenizer", name, TOKENIZERS)
         return self._ptb if name == "ptb" else at_white_space
@@ -84,7 +84,7 @@ class LanguageModel:
         return PTBTokenizer(self.vocab)
 
     def words(self, sentence: Sentence, tokenizer: str | None = None) -> list[str]:
-        """The words of a line; words that are given as a list are left as they are. Raises JaxlmError for neither."""
+        """The words of a line; a list of words is returned unchanged. Raises JaxlmError for anything else."""
         if not isinstance(sentence, str):
             return check_words(sentence)
         if self.vocab.kind != "words":
@@ -92,7 +92,7 @@ class LanguageModel:
         return [piece for word in self.tokenizer(tokenizer)(sentence) for piece in word]
 
     def tokens(self, text: Sentence, tokenizer: str | None = None) -> list[str]:
-        """The words of a text of any length in the model's case, each newline as `<eos>`; or words as they are."""
+        """The words of a text in the model's case, each newline as `<eos>`; a list of words is returned unchanged."""
         if self.vocab.kind != "words":
             return self.words(text)
         if not isinstance(text, str):
@@ -105,7 +105,7 @@ class LanguageModel:
         return tokens[:-1]  # n newlines make n + 1 lines
 
     def unknown_words(self, text: Sentence, tokenizer: str | None = None) -> list[str]:
-        """The words of a text that are not in the vocabulary, each as often as it comes."""
+        """The words of a text outside the vocabulary, each as often as it occurs."""
         return [word for word in self.tokens(text, tokenizer) if word not in self.vocab.ids]
 
     def perplexity(self, text: str, *, tokenizer: str | None = None) -> float:
@@ -131,7 +131,7 @@ class LanguageModel:
         return [(self.vocab.words[i], float(p[i])) for i in np.argsort(-p, kind="stable")[:k]]
 
     def neighbors(self, word: str, k: int = 10) -> list[tuple[str, float]]:
-        """The k words nearest to a word, with the cosine of their embeddings, the word itself left out."""
+        """The k other words nearest to a word, with the cosine of their embeddings."""
         generation.check_counts(k=k)
         word = self.cased(word)
         if word not in self.vocab.ids:
@@ -155,19 +155,20 @@ class LanguageModel:
     ) -> Evaluation:
         """A split of the run's own corpus, or a file of text at batch 1.
 
-        Plainly an own split is read as training read it; another text, and by any other protocol, as one row.
+        The protocol `plain` reads a split of the run's own corpus in training's rows. Other texts, and other
+        protocols, are read in one row.
 
         Args:
             split: train, valid or test.
             text: a file, in place of a split.
-            corpus: the run's corpus, where it is loaded already; or what `--corpus` takes, any text, which is encoded
-                with this model's vocabulary.
-            data_dir: where Penn Treebank's files lie.
+            corpus: the run's corpus, if it is already loaded; or any text that `--corpus` takes, encoded with this
+                model's vocabulary.
+            data_dir: the folder of Penn Treebank's files.
             protocol: a name, as in "cache", or its settings, as in `Cache(cache_window=100)` (default: plain).
             tokenizer: of `text`.
 
         Raises:
-            DataError: the corpus is not the one trained on, or the file cannot be read.
+            DataError: the corpus is not the training corpus, or the file cannot be read.
             JaxlmError: the protocol means nothing for this text or model.
         """
         found = protocol_of(protocol)
@@ -194,7 +195,7 @@ class LanguageModel:
         """Chooses a protocol's settings on valid; then reads test, once.
 
         Args:
-            protocol: whose other settings stay as they are.
+            protocol: a name or a protocol; fields that the grid lacks keep their values.
             grid: values to try, by field (default: the protocol's `grid`).
             corpus, data_dir: as `evaluate` takes them.
 
@@ -217,7 +218,7 @@ class LanguageModel:
         return f"{corpus.name} {split}", getattr(corpus, split)
 
     def find_corpus(self, corpus: Corpus | str | Path | None = None, data_dir: str | Path | None = None) -> Corpus:
-        """A corpus of any text by its name, or the run's own. Raises DataError where it is not the run's own."""
+        """A corpus by its name, or the run's own. Raises DataError if the latter is not the training corpus."""
         if isinstance(corpus, str | Path):
             return load_corpus(corpus, data_dir=data_dir, vocab=self.vocab, **self.config.data.options)
         found = reload_corpus(self.config.data, self.vocab, data_dir) if corpus is None else corpus
@@ -245,7 +246,7 @@ class LanguageModel:
         return Readers(self.config, self.params, self.vocab, statistics)
 
     def scorer(self, context: str = "sentence", *, full: bool = True, **options: Any) -> Scoring:
-        """How sentences become scores: each by itself, or one after the other with the state passed on.
+        """A scoring of sentences: each by itself, or one after the other with the state passed on.
 
         Args:
             context: "sentence" or "stream".
@@ -310,8 +311,8 @@ class LanguageModel:
 
         Args:
             sentences: lines.
-            **options: fields of `SurprisalOptions`, but `top_k`; what `scored` takes; and `regions`, of each sentence,
-                to sum over in place of words: texts that make up its words.
+            **options: fields of `SurprisalOptions` except `top_k`; what `scored` takes; and `regions`, a list for each
+                sentence of the texts that make up its words, to sum over in place of words.
 
         Raises:
             DataError: there are no sentences, one has no piece, or regions do not tile a sentence.
@@ -344,7 +345,7 @@ class LanguageModel:
             sentences: as `surprisal_stream` takes them.
             block: sentences that are read together.
             first: number of the first sentence.
-            scoring: what `scorer` or `adaptive` returned, to go on from its state (default: a new `scorer`).
+            scoring: of `scorer` or `adaptive`, continued from its state (default: a new `scorer`).
             where: names a sentence, given its number from 1, in an error.
             **options: fields of `SurprisalOptions`.
         """
@@ -362,8 +363,8 @@ class LanguageModel:
     ) -> dict[str, np.ndarray]:
         """The state of every layer after each of N words of a sentence: arrays [N, ...] by name, as in `lstm.0.c`.
 
-        `<eos>` is read first, as for surprisal. Raises DataError, which begins with `where`, where a word is refused or
-        there is none.
+        `<eos>` is read first, as for surprisal. Raises DataError, whose message begins with `where`, if a word is
+        refused or there is none.
         """
         found = self.words(words, tokenizer)
         if not found:
@@ -417,13 +418,13 @@ class LanguageModel:
         beam: int | None = None,
         **sampling: Any,
     ) -> list[Text]:
-        """Texts that go on from a prompt, all in one compiled loop.
+        """Texts that continue a prompt, all in one compiled loop.
 
         Args:
-            prompt: a text, or words, that come before; unknown ones are read as `<unk>`.
+            prompt: a text or words; unknown words are read as `<unk>`.
             words: most words of each text.
             samples: how many texts.
-            seed: of all of them: a sample is the same alone and among many.
+            seed: of all texts: a sample is the same alone and among many.
             stop: "eos" ends a text at its first `<eos>`; "none" does not.
             beam: in place of sampling, search for the most probable text, keeping so many at each word.
             **sampling: `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` of `Sampling`; `ban`, words
@@ -471,5 +472,5 @@ class LanguageModel:
         return how, found.ids[:-1], end if stop == "eos" else -1
 
     def cased(self, text: str) -> str:
-        """A text as the run's text was read: in lower case, or unwrapped."""
+        """A text in lower case, or unwrapped, if the run's text was read so."""
         return as_read(self.config.data, text)

@@ -30,7 +30,7 @@ def write_report(
         which: The checkpoint whose words, surprisals and samples are shown: `last`, `best`, or a step. The run is the
             one with the lowest validation perplexity on each corpus.
         texts: Scored by these models.
-        data_dir: Where Penn Treebank's files are.
+        data_dir: The folder of Penn Treebank's files.
 
     Returns:
         The file's path.

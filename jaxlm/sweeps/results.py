@@ -31,13 +31,13 @@ class MemberResult:
         number: The trial's number.
         values: The trial's values of the fields of the space.
         seed: The run's seed.
-        status: running, done, pruned, diverged, failed (it cannot be trained, as with a batch that is too large for the
-            corpus) or damaged (no checkpoint is intact, and a resumed sweep tries again).
-        valid_perplexities: One for each epoch that has ended.
+        status: running, done, pruned, diverged, failed (it cannot be trained, as with a batch too large for the corpus)
+            or damaged (no checkpoint is intact; a resumed sweep tries again).
+        valid_perplexities: Of each finished epoch.
         test_perplexity: Of the last parameters, once the member is done.
-        seconds: Of its training, beside the other members of its group.
-        run_dir: Its run directory, if that is on this machine and kept.
-        note: Why it ended early.
+        seconds: Of training, beside the other members of the group.
+        run_dir: The run directory, if it is kept on this machine.
+        note: Why the member ended early.
     """
 
     number: int
@@ -79,7 +79,7 @@ class Sweep:
 
     @property
     def trials(self) -> list[Trial]:
-        """Best first: by the mean of the last epoch's validation perplexity; those not done come after."""
+        """Best first: by the mean of the last epoch's validation perplexity; unfinished trials last."""
         by_number: dict[int, list[MemberResult]] = {}
         for member in self.members:
             by_number.setdefault(member.number, []).append(member)
@@ -95,7 +95,7 @@ class Sweep:
 
     @property
     def best(self) -> MemberResult | None:
-        """The best seed of the trial with the lowest validation perplexity (the seeds' mean); None if none is done."""
+        """The best seed of the trial with the lowest mean validation perplexity; None if no trial is done."""
         best = [trial for trial in self.trials if trial.done][:1]
         return min(best[0].members, key=lambda member: member.valid_perplexity) if best else None
 

@@ -50,37 +50,37 @@ def sweep(
     data_dir: str | Path | None = None,
     quiet: bool = False,
 ) -> Sweep:
-    """Trains the points of a space and returns which has the lowest validation perplexity.
+    """Trains the points of a space and finds the lowest validation perplexity.
 
-    Members of equal shapes train together: on CPUs each as `train` would train it alone; on accelerators they share
-    each operation, equal up to float32 rounding. Signals stop a sweep as they stop `train`. Needs Optuna: `pip install
-    'jaxlm[sweep]'`.
+    Members of equal shapes train in one program: on CPUs in turns, each equal to `train` alone; on accelerators they
+    share each operation, equal up to float32 rounding. Signals stop a sweep as they stop `train`. Needs Optuna: `pip
+    install 'jaxlm[sweep]'`.
 
     Args:
-        config: The recipe; what the space leaves out is its.
+        config: The config, with the fields that the space leaves out.
         space: Fields of the config -> values, ranges or distributions, as `sweeps.space.read_space` takes them.
         strategy: grid (every point), random, or tpe (Optuna's choice).
         trials: How many points to try; a grid needs none.
         seeds: How many members a trial has, from the config's seed on.
-        prune: Give up trials that are worse than the median of the others (None: with tpe only).
+        prune: Stop trials that are worse than the median of the others (None: with tpe only).
         corpus: Instead of the config's: a name, a path, or a corpus in memory.
-        run_dir: Where all is kept, each member in a run directory of its own; None: nothing is kept.
-        resume: Resume the sweep in `run_dir`, beside whoever works on it already.
-        workers: Processes that share the work, each pinned to its share of the cores (None: one a core on CPUs where
-            the sweep is long enough and its corpus is named; else this process alone).
-        storage: A database's URL for Optuna's study (None: $JAXLM_STORAGE, else a journal in `run_dir`). It is kept
-            nowhere: resume with the URL again.
+        run_dir: The sweep's directory, with a run directory for each member; None: nothing is kept.
+        resume: Resume the sweep in `run_dir`, or join the processes that work on it.
+        workers: Processes that share the work, each pinned to its share of the cores (None: one a core on CPUs if the
+            sweep is long and its corpus is named; else this process alone).
+        storage: A database's URL for Optuna's study (None: $JAXLM_STORAGE, else a journal in `run_dir`). The URL is
+            not saved: give it again to resume.
         group: Members that train in one program (None: as many as fit).
-        vmap: Members share each operation (the default on accelerators), or take turns within the program (on CPUs,
-            where that is faster).
-        data_dir: Where Penn Treebank's files are.
+        vmap: Members share each operation (default on accelerators), or take turns in the program (on CPUs, where
+            turns are faster).
+        data_dir: The folder of Penn Treebank's files.
         quiet: Print nothing.
 
     Returns:
         The trials and their members.
 
     Raises:
-        JaxlmError: Something is out of its limits, or the study cannot be used.
+        JaxlmError: A value is outside its limits, or the study cannot be used.
         RunDirError: The directory is in use, holds something else, or cannot be written.
     """
     check_counts(workers=workers, group=group)

@@ -28,7 +28,7 @@ from jaxlm.training.validations import Validations, averaging_started, first_val
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes; with the config and the corpus it is the whole run.
+    """Everything that a step changes. State, config and corpus are the whole run.
 
     Attributes:
         step: windows read, int32.
@@ -36,8 +36,8 @@ class TrainState:
         opt_state: of the optimiser's transformation.
         carry: after the window before.
         key: folded with the step for a window's noise; None: the model has none.
-        average: of the parameters; None: the recipe asks for none.
-        validations: the record of all validations; None: nothing follows from one.
+        average: of the parameters; None: the recipe has no average.
+        validations: the record of all validations; None: the recipe needs none.
     """
 
     step: jax.Array
@@ -57,7 +57,7 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Window:
-    """The tokens that one step reads, and where in the run they lie.
+    """The tokens that one step reads, and their place in the run.
 
     Attributes:
         inputs, targets: [T, B].
@@ -112,7 +112,7 @@ def init_state(
         key: of the parameters and of all noise.
         batch_size: rows B.
         params: in place of fresh ones; copied, since the loop donates its state.
-        patience: of early stopping, which needs a record of validations; 0: there is none.
+        patience: of early stopping, which needs a record of validations; 0: no early stopping.
 
     Raises:
         JaxlmError: the compute_dtype is `auto`, which `jaxlm.train` replaces by the device's.
@@ -143,16 +143,15 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update on one window. Gradients stop at the window's edge; the carry is passed on.
 
-    The cost is the sum over the T steps of the mean over the batch, and it is that cost's gradient that is clipped, as
-    in TensorFlow's PTB tutorial; a recipe may add penalties, or minimise the mean over all tokens (`minimised`). Where
-    the cost or the gradient norm is not finite, everything but the step count stays as it was (the carry as the window
-    began with it: zero at an epoch's start).
+    The cost is the sum over the T steps of the mean over the batch, whose gradient is clipped, as in TensorFlow's PTB
+    tutorial; a recipe may add penalties, or minimise the mean over all tokens (`minimised`). If the cost or the
+    gradient norm is not finite, only the step count changes (and at an epoch's start the carry, to zero).
 
     Args:
         recipe: model, optimiser and schedule; every number may be traced.
         state: as `init_state` makes it.
         window: inputs and targets [T, B], ids in [0, V); a device does not check them, a `Corpus` does.
-        noise: in place of what the state's key and step draw; with small batches, with an axis of these before its own.
+        noise: in place of noise drawn from the state's key and step; with small batches it has a leading axis of them.
 
     Returns:
         The new state, its step one more, and the window's metrics.
@@ -207,7 +206,7 @@ def train_windows(
     small_batch: int = 0,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """The first `count` (traced) of the windows, in one call, so that an epoch's tail compiles nothing anew.
+    """Trains the first `count` (traced) of the windows in one call: an epoch's shorter tail compiles nothing anew.
 
     Args:
         recipe: model, optimiser and schedule.
@@ -215,9 +214,8 @@ def train_windows(
         tokens: [R, B].
         windows: where each window lies; arrays [W].
         count: how many of the W are trained.
-        skip_nonfinite: whether the call continues after a window whose cost or gradient is not finite; else it ends
-            there.
-        bptt_length: steps T; where lengths are random, the longest.
+        skip_nonfinite: whether the call continues after a window whose cost or gradient is not finite.
+        bptt_length: steps T; of random lengths the longest.
         small_batch: rows that one gradient is computed of; 0: all.
         mesh: of the devices that share the batch and the vocabulary.
 
