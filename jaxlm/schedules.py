@@ -89,12 +89,9 @@ class Linear(Schedule):
 class Plateau(Schedule):
     """Constant, then lowered whenever validation stops improving."""
 
-    plateau_factor: float = number(0.25, "factor on the rate, each time that it is lowered", above=0, below=1)
+    plateau_factor: float = number(0.25, "factor on the rate, each time the rate is lowered", above=0, below=1)
     plateau_patience: float = number(
-        0.0,
-        "validations in a row that may fail to improve on the best before the rate is lowered",
-        "validations",
-        low=0,
+        0.0, "validations in a row without a new best that do not yet lower the rate", "validations", low=0
     )
 
     def factor(self, step: Number, epoch: Number, total: Number, lowered: Number | None = None) -> jax.Array:

@@ -15,11 +15,11 @@ from jaxlm.fields import specs
 from jaxlm.terminal import say
 
 SPACES = """a field's SPACE is one of:
-  0.5,1,2            these values; true,false; a text
-  256x128,200x200    the same for hidden_sizes: widths of the layers
+  0.5,1,2            listed values; true,false; a text
+  256x128,200x200    widths of the layers, for hidden_sizes
   range:2:8:2        2, 4, 6 and 8
   uniform:0.5:1      any number between; whole where the field is
-  log:0.1:10         the same, uniform in the logarithm
+  log:0.1:10         any number between, uniform in the logarithm
 and every field is a flag too, as in `jaxlm train --help-all`
 
 examples:
@@ -45,7 +45,7 @@ STORAGE = "the URL of a database for Optuna's study ($JAXLM_STORAGE, else a jour
     argument("--group", type=whole(1), metavar="M", rare=True, help="members in one program (default: by memory)"),
     argument("--storage", metavar="URL", rare=True, help=STORAGE),
     run_dir("runs/PRESET-sweep-DATE-TIME"),
-    switch("--resume", "resume the sweep in --run-dir, beside whoever works on it already"),
+    switch("--resume", "resume the sweep in --run-dir, or join its processes"),
     # Makes this one of the sweep's processes: options of `supervisor.join` in JSON.
     argument("--worker", type=json.loads, help=argparse.SUPPRESS),
     DATA_DIR,

@@ -156,7 +156,7 @@ def neighbors(args: argparse.Namespace) -> None:
     argument("--top-k", type=int, metavar="K", help="draw from the K likeliest words"),
     argument("--top-p", type=float, metavar="P", help="draw from the likeliest words that together have probability P"),
     argument("--min-p", type=float, metavar="P", help="draw from words at least P times as probable as the likeliest"),
-    argument("--repetition-penalty", type=float, metavar="X", help="above 1 makes words that came before less likely"),
+    argument("--repetition-penalty", type=float, metavar="X", help="above 1 makes earlier words less likely"),
     argument("--beam", type=int, metavar="K", help="search for the most probable text, keeping K at each word"),
     argument("--ban", action="append", default=[], metavar="WORD", help="a word that never comes; once for each"),
     switch("--no-unk", "<unk> never comes"),

@@ -87,7 +87,7 @@ RUN = pathname("run", "RUN", "the run's directory")
 _WHICH = "last (default), best or a step"
 CHECKPOINT = argument("--checkpoint", default="last", metavar="WHICH", values=("last", "best"), help=_WHICH)
 MODEL = (RUN, CHECKPOINT)
-_SPLIT = "split at white space, or as Penn Treebank's files are (default: as the text that the model was trained on)"
+_SPLIT = "split at white space, or as in Penn Treebank's files (default: as the training text)"
 TOKENIZER = argument("--tokenizer", choices=("none", "ptb"), help=_SPLIT)
 _WHERE = "where Penn Treebank's files are (else $JAXLM_DATA, data/ptb, the user's cache, a download)"
 DATA_DIR = pathname("--data-dir", "DIR", _WHERE)

@@ -45,7 +45,7 @@ class Cache(Plain):
     cache_window: int = count(500, "words that the cache remembers", "words", low=1, high=2**20)
     theta: float = number(1.0, "sharpness of the likeness: factor of the features' inner product", low=0)
     lambda_: float = number(0.1, "weight of the cache; the model has the rest", low=0, below=1)
-    compatibility: str = choice("none", "awd-lstm has the quirks of that code's pointer.py", ("none", "awd-lstm"))
+    compatibility: str = choice("none", "awd-lstm repeats the quirks of awd-lstm-lm's pointer.py", ("none", "awd-lstm"))
     cache_chunk: int = count(
         5000, "tokens that pointer.py reads at a time, for --compatibility awd-lstm alone", "tokens", low=1
     )
@@ -68,11 +68,11 @@ class Dynamic(Plain):
     statistics_rows: int = count(
         100, "rows in which the training text is read for the gradients' size (rms)", "rows", low=1
     )
-    statistics_windows: int = count(0, "most windows of the training text read for that (0: all)", "windows")
+    statistics_windows: int = count(0, "most windows read for the gradients' size (rms; 0: all)", "windows")
     compatibility: str = choice(
         "none",
-        "krause has the quirks of that paper's code, krause-oldhyper also its option "
-        "of that name, and lamb those of the Mogrifier's code",
+        "krause repeats the quirks of the paper's code, krause-oldhyper also its option oldhyper, and lamb the quirks "
+        "of the Mogrifier's code",
         ("none", "krause", "krause-oldhyper", "lamb"),
     )
 
@@ -95,7 +95,7 @@ class MCDropout(Plain):
     """Monte Carlo dropout: the mean of networks with dropout (Gal and Ghahramani 2016, arXiv:1512.05287)."""
 
     samples: int = count(10, "networks drawn", "networks", low=1, high=2**16)
-    seed: int = count(0, "seed of what is drawn", high=2**32 - 1)
+    seed: int = count(0, "seed of the dropout masks", high=2**32 - 1)
 
 
 PROTOCOLS: dict[str, type[Plain]] = {

@@ -49,19 +49,15 @@ class TrainConfig:
     epochs: int = count(15, "passes over the training split", "epochs")
     seed: int = count(0, "seed of the initial parameters and of dropout", high=2**32 - 1)
     windows_per_call: int = count(16, "most windows that one jitted call trains", "windows", low=1, high=2**20)
-    checkpoint_every: int = count(0, "save after every so many windows too, besides each epoch (0: never)", "windows")
-    keep_last: int = count(
-        2, "newest checkpoints to keep; the best on validation is kept besides", "checkpoints", low=1
-    )
-    keep_every: int = count(0, "keep a checkpoint of every so many epochs for good too (0: none)", "epochs")
+    checkpoint_every: int = count(0, "also save after every N windows (0: only at the end of an epoch)", "windows")
+    keep_last: int = count(2, "newest checkpoints to keep, beside the best on validation", "checkpoints", low=1)
+    keep_every: int = count(0, "also keep the checkpoint of every Nth epoch for good (0: none)", "epochs")
     keep_checkpoints: str = text(
         "",
-        "keep a checkpoint for good at each of so many words and ends of lines seen: words=FIRST:LAST:EVERY and so on, "
-        "as in words=1M:10M:1M,10M:100M:10M (empty: none)",
+        "also keep checkpoints for good by the words and ends of lines seen: words=FIRST:LAST:EVERY and so on, as in "
+        "words=1M:10M:1M,10M:100M:10M (empty: none)",
     )
-    patience: int = count(
-        0, "end the run after so many validations in a row that do not improve on the best (0: never)", "validations"
-    )
+    patience: int = count(0, "end the run after N validations in a row without a new best (0: never)", "validations")
     on_nonfinite: str = choice(
         "stop",
         "at a window whose cost or gradient is not finite: stop (exit code 3), or skip it and count it",

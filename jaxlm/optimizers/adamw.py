@@ -21,8 +21,8 @@ class Adaptive(Optimizer):
 
     nonmonotone: int | None = count(
         None,
-        "an even average of the parameters, which evaluation then uses, starts after a validation that is worse than "
-        "the best of all but the last so many before it (0: with the first window; none: no such average)",
+        "an even average of the parameters, which evaluation then uses, starts after a validation worse than the best "
+        "of all but the last N before it (0: with the first window; none: no even average)",
         "validations",
         high=10_000,
         excludes=("average_decay",),

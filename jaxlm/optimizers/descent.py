@@ -48,8 +48,8 @@ class ASGD(Optimizer):
     )
     nonmonotone: int = count(
         5,
-        "averaging starts after a validation that is worse than the best of all but the last so many before it (0: it "
-        "starts with the first window)",
+        "averaging starts after a validation worse than the best of all but the last N before it (0: with the first "
+        "window)",
         "validations",
         high=10_000,
     )

@@ -26,8 +26,7 @@ class Muon(Adaptive):
     newton_schulz_steps: int = count(5, "iterations that orthogonalise an update", "iterations", low=1, high=100)
     newton_schulz_rule: str = choice(
         "jordan",
-        "the polynomials of these iterations: jordan, the same in each, or polar-express, the best for each "
-        "(arXiv:2505.16932)",
+        "polynomials of the iterations: jordan, one for all, or polar-express, the best for each (arXiv:2505.16932)",
         ("jordan", "polar-express"),
     )
     weight_decay: float = number(0.0, "decay of the layers' matrices, times their learning rate", low=0)

@@ -124,7 +124,7 @@ def average_latest(**relations: Any) -> Any:
     """The field of kinds with an even average."""
     return count(
         None,
-        "the average of nonmonotone starts after so many validations at the latest (none: it may never start)",
+        "the average of nonmonotone starts after N validations at the latest (none: it may never start)",
         "validations",
         low=1,
         **relations,
