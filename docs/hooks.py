@@ -102,7 +102,10 @@ def api_page() -> str:
     homes = {name: getattr(jaxlm, name).__module__ for name in jaxlm.__all__}
     functions = [name for name in homes if name.islower()]
     parts = ["## Functions", *functions, "## Classes", *(name for name in homes if name not in functions)]
-    return "\n\n".join(part if part.startswith("#") else f"::: {homes[part]}.{part}" for part in parts)
+    inherited = {"LanguageModel": "\n    options: {inherited_members: true}"}
+    return "\n\n".join(
+        part if part.startswith("#") else f"::: {homes[part]}.{part}{inherited.get(part, '')}" for part in parts
+    )
 
 
 def data(page) -> str:

@@ -79,9 +79,9 @@ def test_evaluation_generation_and_a_vmapped_sweep_compile(target):
     from jaxlm.models import stack
     from jaxlm.runs.run import window_plan
     from jaxlm.scoring import generation
-    from jaxlm.scoring.network import Network
     from jaxlm.scoring.sampling import Sampling
     from jaxlm.scoring.stream import eval_step
+    from jaxlm.scoring.token_scores import Network
     from jaxlm.training import members
     from jaxlm.training.step import fresh_state
 

@@ -8,7 +8,7 @@ from exact_models import perplexities, sample
 
 import jaxlm
 from jaxlm.errors import CheckpointError, DataError, JaxlmError
-from jaxlm.scoring import network, reading
+from jaxlm.scoring import generation, reading
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_prediction_is_what_perplexity_sums(lm):
 
 
 def test_texts_of_many_lengths_share_a_few_compiled_programs(lm):
-    programs: list[Any] = [network._read, reading._read]
+    programs: list[Any] = [generation._read, reading._read]
     before = [program._cache_size() for program in programs]
     for length in range(2, 42):
         text = " ".join([lm.vocab.words[3]] * length)

@@ -15,10 +15,9 @@ from jaxlm.models.kinds import MODELS
 from jaxlm.ops import softmax
 from jaxlm.ops.lstm import lstm, zero_state
 from jaxlm.scoring import generation
-from jaxlm.scoring.network import Network
 from jaxlm.scoring.sampling import Sampling
 from jaxlm.scoring.stream import eval_step
-from jaxlm.scoring.token_scores import EVERYTHING, Tokens, own_scores
+from jaxlm.scoring.token_scores import EVERYTHING, Network, Tokens, own_scores
 
 TOKENS = jnp.zeros((T, B), jnp.int32)
 PLATFORMS = "cpu", "cuda", "tpu"

@@ -14,20 +14,21 @@ from test_mogrifier import lamb_config, lamb_params
 
 import jaxlm
 from jaxlm.cli import main
-from jaxlm.config.protocols import PROTOCOLS, protocol_of
+from jaxlm.config.protocols import PROTOCOLS, Plain, protocol_of
+from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import no_noise
 from jaxlm.published.lamb import LambAdam
 from jaxlm.scoring import evaluation, reading
-from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient, gradient_statistics, objective_of
-from jaxlm.scoring.evaluation import Readers, evaluate_ids
-from jaxlm.scoring.network import Network
+from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient, gradient_statistics
+from jaxlm.scoring.evaluation import Evaluation
+from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.neural_cache import CacheReader
 from jaxlm.scoring.reading import EachSentence, OneStream
 from jaxlm.scoring.stream import stream_nats
-from jaxlm.scoring.token_scores import Detail, Tokens
+from jaxlm.scoring.token_scores import Detail, Network, Tokens
 
 GOLDEN = Path(__file__).parent / "golden/published"
 IDS = np.random.default_rng(5).integers(0, 17, 65).astype(np.int32)
@@ -74,6 +75,15 @@ def torch_model(case: dict) -> tuple[jaxlm.Config, dict]:
     return config, jax.tree.map(jnp.asarray, params)
 
 
+def corpus_of(train: np.ndarray, test: np.ndarray) -> Corpus:
+    return Corpus("a text", "of numbers", VOCAB, train, test, test, sha256="0")
+
+
+def evaluated(config: jaxlm.Config, params: dict, train: np.ndarray, test: np.ndarray, protocol: Plain) -> Evaluation:
+    lm = LanguageModel(params, config, VOCAB, {"name": "a text", "sha256": "0"})
+    return lm.evaluate(corpus=corpus_of(train, test), protocol=protocol)
+
+
 def tokens(generator, n: int, V: int) -> np.ndarray:
     return (generator.random(n) ** 3 * (V - 1)).astype(np.int32)
 
@@ -96,7 +106,7 @@ def test_the_cache_is_that_of_pointer_py(case):
     ).nats
     np.testing.assert_allclose(nats, case["nll"], rtol=1e-5)
     if told["window"] < told["n"]:
-        found = evaluate_ids(Readers(config, params, VOCAB, no_statistics), ids, "test", protocol)
+        found = evaluated(config, params, ids, ids, protocol)
         assert found.predictions == told["n"]
         np.testing.assert_allclose(np.log(found.perplexity), case["reported_loss"], rtol=1e-6)
 
@@ -131,7 +141,7 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
     ends = np.cumsum(lengths)
     losses = [part.mean() for part in np.split(nats[: ends[-1]], ends[:-1])]
     np.testing.assert_allclose(losses, case["segments"]["loss"], rtol=1e-5)
-    found = evaluate_ids(Readers(config, params, VOCAB, lambda _: statistics), test, "test", protocol)
+    found = evaluated(config, params, train, test, protocol)
     assert found.predictions == ends[-1]
     np.testing.assert_allclose(found.perplexity, case["perplexity"], rtol=1e-5)
     if lengths[-1] == told["bptt"]:  # else the reference's last step is on a segment that we keep open
@@ -168,13 +178,13 @@ def test_lamb_s_dynamic_evaluation():
         statistics_rows=B,
         compatibility="lamb",
     )
-    model, cost = config.model, objective_of(config, protocol)
+    model = config.model
     assert isinstance(rule, LambAdam)
 
     @jax.jit
     def learnt(params, v, carry, step, tokens):
         counted = jnp.ones((T, B), bool)
-        grads, (_, carry) = gradient(Network(model, params), cost, Tokens(tokens[:-1], tokens[1:], counted), carry)
+        grads, (_, carry) = gradient(Network(model, params), Tokens(tokens[:-1], tokens[1:], counted), carry, rule)
         v = jax.tree.map(lambda v, g: rule.beta2 * v + (1 - rule.beta2) * g * g, v, grads)
         rate = rule.learning_rate * jnp.sqrt(1 - rule.beta2**step)
         return jax.tree.map(lambda p, v, g: p - rate * g / (jnp.sqrt(v) + rule.epsilon), params, v, grads), v, carry
@@ -183,13 +193,9 @@ def test_lamb_s_dynamic_evaluation():
     for step in range(case["steps"]):
         state = learnt(*state, step + 1, train.T[step * T : (step + 1) * T + 1])
     network = Network(model, state[0])
-    statistics = gradient_statistics(network, train.reshape(-1), protocol, cost)
-    found = OneStream(DynamicReader(network, protocol, statistics, cost), Detail(full=False))([test[0]])
+    statistics = gradient_statistics(network, train.reshape(-1), protocol, rule)
+    found = OneStream(DynamicReader(network, protocol, statistics, rule), Detail(full=False))([test[0]])
     np.testing.assert_allclose(found.nats.reshape(-1, T).mean(1), expected["test"], rtol=1e-5)
-
-
-def no_statistics(_):
-    raise AssertionError("no training text is needed")
 
 
 def language_model(kind: str = "lstm", dropout: bool = False, tied: bool = False):
@@ -210,8 +216,8 @@ def scoring(
     tied: bool = False,
 ) -> Any:
     lm = language_model(kind, dropout, tied)
-    readers = Readers(lm.config, lm.params, lm.vocab, lambda protocol: gradient_statistics(lm.network, TRAIN, protocol))
-    return (OneStream if stream else EachSentence)(readers.of(protocol_of(name, **values)), Detail(top, full))
+    reader = lm.reader_of(protocol_of(name, **values), corpus_of(TRAIN, IDS))
+    return (OneStream if stream else EachSentence)(reader, Detail(top, full))
 
 
 def plain_nats(kind: str) -> np.ndarray:
@@ -336,7 +342,7 @@ def test_evaluate_reads_every_prediction_in_blocks(monkeypatch):
     lm = language_model()
     plain, count = stream_nats(lm.config.model, lm.params, IDS)
     monkeypatch.setattr("jaxlm.scoring.evaluation.BLOCK", 13)
-    found = evaluate_ids(Readers(lm.config, lm.params, lm.vocab, no_statistics), IDS, "x", jaxlm.Temperature())
+    found = evaluated(lm.config, lm.params, TRAIN, IDS, jaxlm.Temperature())
     assert found.predictions == count == 64
     np.testing.assert_allclose(found.nats, plain, rtol=1e-6)
 

@@ -561,8 +561,8 @@ def test_all_verbs_split_a_text_as_the_text_of_training_is():
     lm, none = small_lm(), small_lm(words=("<eos>", "<unk>", "can't", "the", "dog's,"))
     assert (lm.default_tokenizer, none.default_tokenizer) == ("ptb", "none")
     text, pieces = "The dog's, can't", ["the", "dog", "'s", "ca", "n't"]
-    assert lm.words(text) == lm.surprisal([text]).token == lm.tokens(text) == pieces
-    assert lm.words(text, "none") == text.split() and none.words(text) == text.split()
+    assert lm.tokens(text) == lm.surprisal([text]).token == pieces
+    assert lm.tokens(text, "none") == text.split() and none.tokens(text) == text.split()
     assert (
         lm.perplexity(text)
         == lm.perplexity(" ".join(pieces), tokenizer="none")

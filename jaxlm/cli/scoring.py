@@ -253,7 +253,7 @@ def states(args: argparse.Namespace) -> None:
     words, numbers, found = [], [], []
     for first, lines, where in _blocks([args.text]):
         for sentence, line in enumerate(lines, first):
-            read = lm.words(line, args.tokenizer)
+            read = lm.tokens(line, args.tokenizer)
             found.append(lm.states(read, where=where(sentence)))
             words += read
             numbers += [sentence] * len(read)

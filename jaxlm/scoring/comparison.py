@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.config.protocols import Plain
+from jaxlm.config.protocols import Plain, protocol_of
 from jaxlm.errors import DataError
-from jaxlm.scoring.evaluation import BLOCK
-from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.evaluation import TrainedModel, nats_by_block
 
 SAMPLES = 10_000  # of the lines, with replacement
 AT_ONCE = 1 << 22  # lines drawn in memory at a time
@@ -36,8 +35,8 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    model: LanguageModel,
-    other: LanguageModel,
+    model: TrainedModel,
+    other: TrainedModel,
     split: str = "test",
     *,
     text: str | Path | None = None,
@@ -58,14 +57,13 @@ def compare(
         DataError: the texts differ, or cannot be read.
     """
 
-    def line_nats(lm: LanguageModel) -> tuple[str, list[str], np.ndarray]:
+    def line_nats(lm: TrainedModel) -> tuple[str, list[str], np.ndarray]:
         """A text's name, its lines without white space, and the nats of each line [L], its end included."""
         name, ids = lm.read(split, text=text, data_dir=data_dir)
-        scoring = lm.scorer("stream", full=False, protocol=protocol, data_dir=data_dir)
-        ids = np.append(lm.vocab.eos, ids)
-        nats = [scoring([ids[start : start + BLOCK + 1]]).nats for start in range(0, len(ids) - 1, BLOCK)]
-        if not nats:
+        if not len(ids):
             raise DataError(f"{name} is empty: expected at least one word")
+        ids = np.append(lm.vocab.eos, ids)
+        nats = [*nats_by_block(lm.reader_of(protocol_of(protocol), data_dir=data_dir), ids)]
         starts = np.flatnonzero(ids[:-1] == lm.vocab.eos)
         lines = ["".join(lm.vocab.decode_text(line).split()) for line in np.split(ids[1:], starts[1:])]
         return name, lines, np.add.reduceat(np.concatenate(nats).astype(np.float64), starts)

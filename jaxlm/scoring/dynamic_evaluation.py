@@ -1,5 +1,7 @@
-"""Dynamic evaluation (Krause et al. 2018, arXiv:1709.07432): a segment is scored, and then learnt, so that the model
-follows the text; a decay draws it back to the trained parameters p0.
+"""Models that learn from the text that they score: dynamic evaluation, segment by segment; adaptation, by sentences.
+
+Dynamic evaluation (Krause et al. 2018, arXiv:1709.07432): a segment is scored, and then learnt; a decay draws the
+parameters p back to the trained ones, p0.
 
     rms:  p += min(lambda * RMS / mean, 1) (p0 - p) - rate * g / (RMS + epsilon)
     sgd:  p += lambda (p0 - p) - rate * g
@@ -14,7 +16,8 @@ over T with the optimiser's L2 penalty, clipped; mean is the mean of all paramet
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,32 +27,20 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxlm.config.config import Config
 from jaxlm.config.protocols import Dynamic
 from jaxlm.data.windows import batch
-from jaxlm.errors import DataError
+from jaxlm.errors import DataError, Diverged, JaxlmError
 from jaxlm.models import heads
-from jaxlm.models.recurrent import Params, Recurrent
+from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.network import Network
-from jaxlm.scoring.reading import Reader
-from jaxlm.scoring.token_scores import Detail, Tokens, TokenScores, own_scores
+from jaxlm.optimizers.optimizer import Optimizer
+from jaxlm.scoring.reading import Reader, read_and_predicted
+from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, own_scores
 
 MOST_COPIES = 1 << 26  # numbers in all sentences' parameters, where several are read side by side
 WINDOWS_PER_CALL = 256
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Objective:
-    """What is differentiated: the mean nats; if `summed`, their sum over T and mean over B."""
-
-    summed: bool = field(default=False, metadata={"static": True})
-    clip_norm: Any = None  # largest global norm of the gradient; None: any
-    l2_penalty: Any = None  # weight of half the squared norm of all parameters; None: 0
-
-
-MEAN_NATS = Objective()
+CLIP_NORM = 0.25  # of adaptation: neural-complexity's default
+MOMENTUM = optax.trace(0.9, nesterov=True)
 
 
 class Statistics(NamedTuple):
@@ -67,7 +58,7 @@ class DynamicReader(Reader):
     network: Network  # with the trained parameters
     protocol: Dynamic
     statistics: Statistics | None  # of the training text; None with the rule sgd
-    objective: Objective = MEAN_NATS
+    optimizer: Optimizer | None = None  # as `gradient` takes it
 
     @property
     def segment(self) -> int:
@@ -85,39 +76,47 @@ class DynamicReader(Reader):
     def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
         params, carry = state
         network, column = replace(self.network, params=params), jax.tree.map(lambda ids: ids[:, None], tokens)
-        grads, (found, carry) = gradient(network, self.objective, column, carry)
+        grads, (found, carry) = gradient(network, column, carry, self.optimizer)
         scores = own_scores(network, found, column, detail)
         return jax.tree.map(lambda one: one[:, 0], scores), (self._learnt(params, grads), carry)
 
     def _learnt(self, params: Params, grads: Params) -> Params:
         """The parameters after one step."""
-        model, trained, protocol = self.network.model, self.network.params, self.protocol
+        trained, protocol = self.network.params, self.protocol
         rate, lambda_, epsilon = protocol.learning_rate, protocol.lambda_, protocol.epsilon
-        times = _summed_tensors(params, protocol)
+        times = jax.tree.map(lambda leaf: 1, params)  # of how many of the published code's tensors each is the sum
+        if protocol.as_krause:
+            times["layers"] = [{**layer, "bias": 2} for layer in times["layers"]]
         if self.statistics is None:
             return jax.tree.map(
                 lambda p, p0, g, tensors: p + lambda_ * (p0 - p) - tensors * rate * g, params, trained, grads, times
             )
+        tensors = self._tensors(self.statistics.rms)
         if protocol.compatibility == "krause-oldhyper":  # as the option --oldhyper of the paper's code
             root = jnp.sqrt(self.statistics.windows)
-            rate, lambda_, epsilon = rate / root, lambda_ / len(_tensors(model, trained, protocol)), epsilon / root
-        mean = _mean(model, self.statistics.rms, protocol)
+            rate, lambda_, epsilon = rate / root, lambda_ / len(tensors), epsilon / root
+        if protocol.compatibility == "lamb":
+            mean = jnp.stack([tensor.sum() for tensor in tensors]).sum() / sum(tensor.size for tensor in tensors)
+        else:
+            mean = jnp.stack([tensor.mean() for tensor in tensors]).mean()
 
         def step(p, p0, g, tensors, rms):
             return p + jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p) - tensors * rate * g / (rms + epsilon)
 
         return jax.tree.map(step, params, trained, grads, times, self.statistics.rms)
 
-
-def objective_of(config: Config, protocol: Dynamic) -> Objective:
-    """What a protocol differentiates for a run's model."""
-    if protocol.compatibility != "lamb":
-        return Objective()
-    return Objective(True, config.optimizer.clip_norm, getattr(config.optimizer, "l2_penalty", None))
+    def _tensors(self, tree: Params) -> list[jax.Array]:
+        """The tensors as the protocol counts them: for krause each layer has PyTorch's two kernels and two biases."""
+        if not self.protocol.as_krause:
+            return jax.tree.leaves(tree)
+        found = jax.tree.leaves({**tree, "layers": []})
+        for layer, width in zip(tree["layers"], self.network.model.hidden_sizes, strict=True):
+            found += [layer["kernel"][:-width], layer["kernel"][-width:], layer["bias"], layer["bias"]]
+        return found
 
 
 def gradient_statistics(
-    network: Network, ids: np.ndarray, protocol: Dynamic, objective: Objective = MEAN_NATS
+    network: Network, ids: np.ndarray, protocol: Dynamic, optimizer: Optimizer | None = None
 ) -> Statistics:
     """Reads the training text, ids [N], once, without learning from it.
 
@@ -140,65 +139,107 @@ def gradient_statistics(
         tokens = batch(ids, B, start=first * T, stop=min(rows, (first + C) * T + 1))
         count = min(len(tokens) - 1, (windows - first) * T)  # predictions of a row in these windows
         tokens = np.pad(tokens, ((0, C * T + 1 - len(tokens)), (0, 0)))
-        squares, carry = _add_squares(network, objective, squares, tokens, jnp.int32(count), carry, length=T)
+        squares, carry = _add_squares(network, optimizer, squares, tokens, jnp.int32(count), carry, length=T)
     return Statistics(jax.tree.map(lambda total: jnp.sqrt(total / windows), squares), float(windows))
 
 
-def gradient(
-    network: Network, objective: Objective, tokens: Tokens, carry: Carry
-) -> tuple[Params, tuple[jax.Array, Carry]]:
-    """The gradient over the counted targets of [T, B]; with the features [T, B, H] and the new carry."""
-    inputs, targets, counted = tokens
-    weights = counted / (inputs.shape[1] if objective.summed else jnp.maximum(counted.sum(), 1))
-    model, params = network.model, network.params
-
-    def nats(params):
-        found, after = Network(model, params).features(inputs, carry)
-        return heads.summed_nats(model, params, found, targets, weights.astype(found.dtype)), (found, after)
-
-    grads, kept = jax.grad(nats, has_aux=True)(params)
-    if objective.l2_penalty is not None:
-        grads = jax.tree.map(lambda g, p: g + objective.l2_penalty * p, grads, params)
-    if objective.clip_norm is not None:
-        shrunk = objective.clip_norm / jnp.maximum(optax.tree.norm(grads), objective.clip_norm)
-        grads = jax.tree.map(lambda g: shrunk * g, grads)
-    return grads, kept
-
-
 @partial(jax.jit, static_argnames="length")
-def _add_squares(network, objective, squares, tokens, count, carry, *, length):
+def _add_squares(network, optimizer, squares, tokens, count, carry, *, length):
     """Adds the squared gradients of the windows of tokens [C * length + 1, B]; `count` predictions of a row count."""
 
     def add(state, start):
         squares, carry = state
         rows = lax.dynamic_slice_in_dim(tokens, start, length + 1)
         counted = jnp.broadcast_to((start + jnp.arange(length) < count)[:, None], rows[1:].shape)
-        grads, (_, carry) = gradient(network, objective, Tokens(rows[:-1], rows[1:], counted), carry)
+        grads, (_, carry) = gradient(network, Tokens(rows[:-1], rows[1:], counted), carry, optimizer)
         return (jax.tree.map(lambda total, g: total + g * g, squares, grads), carry), None
 
     starts = jnp.arange(0, len(tokens) - 1, length)
     return lax.scan(add, (squares, carry), starts)[0]
 
 
-def _tensors(model: Recurrent, tree: Params, protocol: Dynamic) -> list[jax.Array]:
-    """The tensors as the protocol counts them: for krause each layer has PyTorch's two kernels and two biases."""
-    if not protocol.as_krause:
-        return jax.tree.leaves(tree)
-    found = jax.tree.leaves({**tree, "layers": []})
-    for layer, width in zip(tree["layers"], model.hidden_sizes, strict=True):
-        found += [layer["kernel"][:-width], layer["kernel"][-width:], layer["bias"], layer["bias"]]
-    return found
+def gradient(
+    network: Network, tokens: Tokens, carry: Carry, optimizer: Optimizer | None = None, length: jax.Array | None = None
+) -> tuple[Params, tuple[jax.Array, Carry]]:
+    """The gradient of the mean nats of the counted targets [T, B], with the features [T, B, H] and the new carry.
+
+    With an `optimizer` the gradient that it trains by: of the sum over T and mean over B with its L2 penalty, clipped.
+    With a traced `length` the carry is the one after so many steps.
+    """
+    inputs, targets, counted = tokens
+    weights = counted / (jnp.maximum(counted.sum(), 1) if optimizer is None else inputs.shape[1])
+    model, params = network.model, network.params
+
+    def nats(params):
+        found, after = Network(model, params).features(inputs, carry, length=length)
+        return heads.summed_nats(model, params, found, targets, weights.astype(found.dtype)), (found, after)
+
+    grads, kept = jax.grad(nats, has_aux=True)(params)
+    if (l2_penalty := getattr(optimizer, "l2_penalty", None)) is not None:
+        grads = jax.tree.map(lambda g, p: g + l2_penalty * p, grads, params)
+    if optimizer is not None and optimizer.clip_norm is not None:
+        grads = _clipped(grads, optimizer.clip_norm)
+    return grads, kept
 
 
-def _mean(model: Recurrent, rms: Params, protocol: Dynamic) -> jax.Array:
-    """The mean over the tensors of each one's mean; for lamb the mean of all numbers."""
-    tensors = _tensors(model, rms, protocol)
-    if protocol.compatibility == "lamb":
-        return jnp.stack([tensor.sum() for tensor in tensors]).sum() / sum(tensor.size for tensor in tensors)
-    return jnp.stack([tensor.mean() for tensor in tensors]).mean()
+def _clipped(grads: Params, most: Any) -> Params:
+    """Gradients whose global norm is at most `most`."""
+    shrunk = most / jnp.maximum(optax.tree.norm(grads), most)
+    return jax.tree.map(lambda g: shrunk * g, grads)
 
 
-def _summed_tensors(params: Params, protocol: Dynamic) -> Params:
-    """For each parameter the number of the reference's tensors whose sum it is."""
-    ones = jax.tree.map(lambda leaf: 1, params)
-    return {**ones, "layers": [{**layer, "bias": 2} for layer in ones["layers"]]} if protocol.as_krause else ones
+class Adaptive:
+    """Scores each sentence by parameters that have learnt from all sentences before; a `Scoring`.
+
+    After each sentence comes one step of SGD on the mean nats of its words and its `<eos>`, as in neural-complexity
+    (van Schijndel and Linzen 2018, arXiv:1808.09930): no dropout, the gradient clipped by its global norm, and
+    Nesterov's momentum of 0.9 kept from sentence to sentence.
+
+    Attributes:
+        params: as adapted so far, from a copy of the network's.
+    """
+
+    def __init__(self, network: Network, rate: float, clip_norm: float, stream: bool, detail: Detail):
+        """With `stream` the carry is passed on between sentences; else each starts from zero.
+
+        Raises JaxlmError where the learning rate or the largest norm of a gradient is not above 0.
+        """
+        for name, value in (("the rate of adaptation", rate), ("clip_norm", clip_norm)):
+            if not (value > 0 and math.isfinite(value)):
+                raise JaxlmError(f"{name} must be above 0; it is {value:g}")
+        self.params: Params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), network.params)
+        self._network, self._rate, self._clip_norm = network, float(rate), float(clip_norm)
+        self._momentum, self._carry = MOMENTUM.init(self.params), network.carry()
+        self._stream, self._detail, self._done = stream, detail, 0
+
+    def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
+        return TokenScores.joined([self._one(ids) for ids in sentences])
+
+    def _one(self, ids: np.ndarray) -> TokenScores:
+        count = len(ids) - 1
+        room = max(8, 1 << (count - 1).bit_length())  # a power of two, so that few lengths are compiled
+        tokens = Tokens(*np.pad(read_and_predicted(ids), ((0, 0), (0, room - count)))[..., None])
+        how, learnt = (self._rate, self._clip_norm), (self.params, self._momentum)
+        scores, (self.params, self._momentum), carry, finite = _adapt(
+            self._network, how, learnt, tokens, self._carry, np.int32(count), detail=self._detail
+        )
+        self._carry = carry if self._stream else self._carry
+        self._done += 1
+        if not finite:
+            raise Diverged(
+                f"the gradient of sentence {self._done} is not finite: adapt at a lower rate than {self._rate:g}"
+            )
+        return scores.rows((slice(count), 0))
+
+
+@partial(jax.jit, static_argnames="detail", donate_argnames="learnt")
+def _adapt(network, how, learnt, tokens, carry, count, *, detail):
+    """Scores one sentence, then takes one step on it; with the new carry, and whether the gradient was finite."""
+    (rate, clip_norm), (params, momentum) = how, learnt
+    network = replace(network, params=params)
+    grads, (found, carry) = gradient(network, tokens, carry, length=count)
+    grads = _clipped(grads, clip_norm)
+    scores = own_scores(network, found, tokens, detail)
+    updates, momentum = MOMENTUM.update(grads, momentum)
+    params = jax.tree.map(lambda p, update: p - rate * update, params, updates)
+    return scores, (params, momentum), carry, jnp.isfinite(optax.tree.norm(grads))

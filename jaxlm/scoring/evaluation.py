@@ -1,9 +1,12 @@
-"""From a protocol to its reader, to the perplexity of a text, and to the best settings on a text."""
+"""A trained model on whole texts: their perplexity, by any protocol, and a protocol's best settings."""
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -12,58 +15,27 @@ import numpy as np
 
 from jaxlm.config.config import Config
 from jaxlm.config.protocols import Cache, Dynamic, MCDropout, Plain, Temperature, name_of, protocol_of
-from jaxlm.data.vocab import Vocab
+from jaxlm.data.corpora import Corpus, load_corpus, reload_corpus
+from jaxlm.data.encoding import as_read
+from jaxlm.data.text import SPLITS, read_string
+from jaxlm.data.tokens import normalize_newlines
+from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, Diverged, JaxlmError
 from jaxlm.fields import specs
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params
 from jaxlm.report.units import comparable, perplexity
-from jaxlm.scoring.dynamic_evaluation import DynamicReader, Statistics, objective_of
+from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient_statistics
 from jaxlm.scoring.mc_dropout import MCReader
-from jaxlm.scoring.network import Network
 from jaxlm.scoring.neural_cache import CacheReader
 from jaxlm.scoring.reading import GridReader, ModelReader, OneStream, Reader
+from jaxlm.scoring.sentences import Sentence, check_choice, check_words
 from jaxlm.scoring.stream import stream_nats
-from jaxlm.scoring.token_scores import Detail
+from jaxlm.scoring.token_scores import Detail, Network
+from jaxlm.scoring.tokenizers import TOKENIZERS, PTBTokenizer, Tokenizer, at_white_space, is_tokenised
 
 BLOCK = 1 << 16  # tokens that are handed to a reader at a time
 READ_ONCE = Cache, Temperature  # whose state depends on no setting: one pass scores a whole grid
-
-
-@dataclass(frozen=True)
-class Readers:
-    """Makes the reader of any protocol for one model."""
-
-    config: Config
-    params: Params
-    vocab: Vocab
-    statistics: Callable[[Dynamic], Statistics]  # reads the training text, for dynamic evaluation by the rule rms
-    begins: jax.Array | None = None  # which tokens [V] begin a word, where their probability is asked for
-
-    def of(self, protocol: Plain) -> Reader:
-        """The reader of a protocol. Raises JaxlmError where the protocol means nothing for this model."""
-        network = Network(self.config.model, self.params, self.begins)
-        if isinstance(protocol, Cache):
-            return CacheReader(network, protocol)
-        if isinstance(protocol, MCDropout):
-            return MCReader(network, protocol, self.config.train.bptt_length)
-        if isinstance(protocol, Dynamic):
-            if protocol.as_krause and type(self.config.model) is not LSTM:
-                raise JaxlmError(
-                    f"compatibility {protocol.compatibility} is about the tensors of PyTorch's LSTM, and the "
-                    f"model is {self.config.kinds['model']}: leave compatibility out"
-                )
-            statistics = self.statistics(protocol) if protocol.rule == "rms" else None
-            return DynamicReader(network, protocol, statistics, objective_of(self.config, protocol))
-        return ModelReader(network, protocol)
-
-
-def reader_nats(reader: Reader, ids: np.ndarray) -> np.ndarray:
-    """Summed nats of every token of a stream [N] but the first, in constant memory; of a `GridReader` [G1, G2, ...]."""
-    scoring, nats = OneStream(reader, Detail(full=False)), 0.0
-    for start in range(0, len(ids) - 1, BLOCK):
-        nats += scoring([np.asarray(ids[start : start + BLOCK + 1])]).nats.sum(0, dtype=float)
-    return np.asarray(nats)
 
 
 class Evaluation(NamedTuple):
@@ -100,78 +72,290 @@ class Tuned(NamedTuple):
     test: Evaluation
 
 
-def evaluate_ids(
-    readers: Readers,
-    ids: np.ndarray,
-    text: str,
-    protocol: Plain,
-    rows_and_window: tuple[int, int] = (1, 1),
-    tokens: Sequence[str] = (),
-) -> Evaluation:
-    """The perplexity of a stream of tokens [N], called `text`: all but the first are predicted, the state passed on.
+@dataclass(frozen=True, repr=False)
+class TrainedModel:
+    """Parameters, config and vocabulary of one checkpoint, and how probable they find texts.
 
-    Plainly it is read as B rows in windows of T; every other protocol reads one row. `tokens` are those of a text that
-    has unknown ones, whose size is then its own. Raises DataError where the stream
-    is too short, JaxlmError where the protocol means nothing for it or for the model, and Diverged where dynamic
-    evaluation learnt at too high a rate.
+    A text is split into words as the training text was (`default_tokenizer`), unless a method takes a `tokenizer`:
+    "none" splits at white space, "ptb" as in Penn Treebank's files.
+
+    Attributes:
+        params: the parameters of evaluation: the average, if the run keeps one.
+        config, vocab: the run's.
+        corpus: name and hashes of the training corpus.
     """
-    unknown, config = readers.vocab.unknown_share(ids), readers.config
-    if type(protocol) is Plain:
-        nats, count = stream_nats(config.model, readers.params, ids, *rows_and_window)
-        size = readers.vocab.text_size(ids, *rows_and_window, tokens)
-        value = perplexity(nats, config.optimizer.counted(count, rows_and_window[0]))
-    else:
-        ids, count = _read(ids, text, protocol)
-        nats, size = float(reader_nats(readers.of(protocol), ids)), readers.vocab.text_size(ids, tokens=tokens)
-        value = perplexity(nats, count)
-    if isinstance(protocol, Dynamic) and not math.isfinite(value):
-        raise Diverged(
-            f"dynamic evaluation diverged on {text}: lower learning_rate, which is {protocol.learning_rate:g}"
-        )
-    return Evaluation(value, nats, count, text, unknown, **comparable(nats, size))
 
+    params: Params
+    config: Config
+    vocab: Vocab
+    corpus: dict[str, str]
+    _statistics: dict = field(default_factory=dict, init=False, compare=False)  # of a training text, once read
 
-def grid_search(
-    readers: Readers, ids: np.ndarray, text: str, protocol: Plain, grid: Mapping[str, Sequence[float]] | None = None
-) -> list[tuple[Plain, float]]:
-    """Every combination of a grid with the perplexity that `evaluate_ids` finds, the lowest first; nan: it diverged.
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        kind, trained = self.config.kinds["model"], self.corpus.get("name", "an unknown text")
+        words = f"{len(self.vocab):,} {self.vocab.kind}"
+        return f"{type(self).__name__}({kind}, {count:,} parameters, {words}, trained on {trained})"
 
-    A grid has the values of some fields of the protocol (None: the protocol's own grid). Raises JaxlmError where it is
-    empty, or the protocol means nothing for this stream or model, and Diverged where every combination diverged.
-    """
-    chosen = protocol.grid if grid is None else grid
-    if not chosen or not all(chosen.values()):
-        raise JaxlmError(f"the protocol {name_of(protocol)} has nothing left to tune: evaluate it without tuning")
-    points = itertools.product(*chosen.values())
-    every = [protocol_of(protocol, **dict(zip(chosen, values, strict=True))) for values in points]
-    if isinstance(protocol, READ_ONCE) and all(specs(type(protocol))[name].type is float for name in chosen):
-        ids, count = _read(ids, text, protocol)
-        values = tuple(jnp.asarray(values, jnp.float32) for values in chosen.values())
-        nats = reader_nats(GridReader(readers.of(protocol), tuple(chosen), values), ids)
-        found = [perplexity(float(one), count) for one in nats.ravel()]
-    else:
-        found, failed = [], None
-        for one in every:
-            try:
-                found.append(evaluate_ids(readers, ids, text, one).perplexity)
-            except Diverged as error:
-                found.append(math.nan)
-                failed = error
+    @property
+    def network(self) -> Network:
+        """The model with its parameters."""
+        return Network(self.config.model, self.params)
+
+    @cached_property
+    def default_tokenizer(self) -> str:
+        """The tokenizer "ptb", or "none" if the training text had punctuation at its words."""
+        return "ptb" if is_tokenised(self.vocab) else "none"
+
+    def tokenizer(self, name: str | None = None) -> Tokenizer:
+        """A function from a line to the pieces of each displayed word, by the tokenizer named or the default."""
+        name = name or self.default_tokenizer
+        check_choice("tokenizer", name, TOKENIZERS)
+        return self._ptb if name == "ptb" else at_white_space
+
+    @cached_property
+    def _ptb(self) -> PTBTokenizer:
+        return PTBTokenizer(self.vocab)
+
+    def cased(self, text: str) -> str:
+        """A text in lower case, or unwrapped, if the run's text was read so."""
+        return as_read(self.config.data, text)
+
+    def tokens(self, text: Sentence, tokenizer: str | None = None) -> list[str]:
+        """The tokens of a text of any length in the model's case, a word `<eos>` for each newline; a list as it is.
+
+        Raises JaxlmError where `text` is neither a text nor a list of words.
+        """
+        if not isinstance(text, str):
+            return check_words(text)
+        if self.vocab.kind != "words":
+            return self.vocab.tokenize(self.cased(text))
+        pieces, tokens = self.tokenizer(tokenizer), []
+        for line in normalize_newlines(self.cased(text)).split("\n"):
+            for word in pieces(line):
+                tokens += map(sys.intern, word)  # one string object for each word, however long the text
+            tokens.append(EOS)
+        return tokens[:-1]  # n newlines make n + 1 lines
+
+    def unknown_words(self, text: str, tokenizer: str | None = None) -> list[str]:
+        """The words of a text outside the vocabulary, each as often as it occurs."""
+        return [word for word in self.tokens(text, tokenizer) if word not in self.vocab.ids]
+
+    def perplexity(self, text: str, *, tokenizer: str | None = None) -> float:
+        """exp of the mean nats of every word of the text but the first; a newline is `<eos>`, the carry is passed on.
+
+        Raises:
+            DataError: the text has fewer than two words.
+        """
+        ids = self.vocab.encode(self.tokens(text, tokenizer))
+        if len(ids) < 2:
+            raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least 2")
+        return perplexity(float(reader_nats(self.reader_of(Plain()), ids)), len(ids) - 1)
+
+    def evaluate(
+        self,
+        split: str = "test",
+        *,
+        text: str | Path | None = None,
+        corpus: Corpus | str | Path | None = None,
+        data_dir: str | Path | None = None,
+        protocol: str | Plain | None = None,
+        tokenizer: str | None = None,
+    ) -> Evaluation:
+        """A split of the run's own corpus, or a file of text at batch 1.
+
+        The protocol `plain` reads a split of the run's own corpus in training's rows. Other texts, and other
+        protocols, are read in one row.
+
+        Args:
+            split: train, valid or test.
+            text: a file, in place of a split.
+            corpus: the run's corpus, if it is already loaded; or any text that `--corpus` takes, encoded with this
+                model's vocabulary.
+            data_dir: the folder of Penn Treebank's files.
+            protocol: a name, as in "cache", or its settings, as in `Cache(cache_window=100)` (default: plain).
+            tokenizer: of `text`.
+
+        Raises:
+            DataError: the corpus is not the training corpus, or the file cannot be read.
+            JaxlmError: the protocol means nothing for this text or model.
+            Diverged: dynamic evaluation learnt at too high a rate.
+        """
+        found = protocol_of(protocol)
+        if text is not None:
+            tokens = self.tokens(read_string(text, self.vocab.tokens.errors), tokenizer)
+            return self._evaluated(self.vocab.encode(tokens), str(text), found, None, data_dir, tokens=tokens)
+        if split not in SPLITS:
+            raise JaxlmError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+        source, train = self.find_corpus(corpus, data_dir), self.config.train
+        own = not isinstance(corpus, str | Path) and split != "test"
+        rows_and_window = (train.batch_size, train.bptt_length) if own else (1, 1)
+        return self._evaluated(getattr(source, split), f"{source.name} {split}", found, source, None, rows_and_window)
+
+    def tune(
+        self,
+        protocol: str | Plain,
+        *,
+        grid: Mapping[str, Sequence[float]] | None = None,
+        corpus: Corpus | str | Path | None = None,
+        data_dir: str | Path | None = None,
+    ) -> Tuned:
+        """Chooses a protocol's settings on valid; then reads test, once.
+
+        Args:
+            protocol: a name or a protocol; fields that the grid lacks keep their values.
+            grid: values to try, by field (default: the protocol's `grid`).
+            corpus, data_dir: as `evaluate` takes them.
+
+        Raises:
+            JaxlmError: there is nothing to tune, or the protocol means nothing for this text or model.
+            Diverged: every combination diverged.
+        """
+        source, found = self.find_corpus(corpus, data_dir), protocol_of(protocol)
+        results = self._grid_search(source, found, found.grid if grid is None else grid)
+        best, valid = results[0]
+        return Tuned(best, valid, results, self._evaluated(source.test, f"{source.name} test", best, source))
+
+    def read(
+        self, split: str = "test", *, text: str | Path | None = None, data_dir: str | Path | None = None
+    ) -> tuple[str, np.ndarray]:
+        """The name and the ids [N] of a split of the run's own corpus, or of a file of text."""
+        if text is not None:
+            return str(text), self.vocab.encode(self.tokens(read_string(text, self.vocab.tokens.errors)))
+        corpus = self.find_corpus(None, data_dir)
+        return f"{corpus.name} {split}", getattr(corpus, split)
+
+    def find_corpus(self, corpus: Corpus | str | Path | None = None, data_dir: str | Path | None = None) -> Corpus:
+        """A corpus by its name, or the run's own. Raises DataError if the latter is not the training corpus."""
+        if isinstance(corpus, str | Path):
+            return load_corpus(corpus, data_dir=data_dir, vocab=self.vocab, **self.config.data.options)
+        found = reload_corpus(self.config.data, self.vocab, data_dir) if corpus is None else corpus
+        if found.sha256 != self.corpus["sha256"]:
+            raise DataError(
+                f"this model was trained on {self.corpus['name']} (sha256 {self.corpus['sha256']}), and "
+                f"the corpus found is {found.name} ({found.sha256}): name its folder, or evaluate a text "
+                f"file"
+            )
+        return found
+
+    def reader_of(
+        self,
+        protocol: Plain,
+        corpus: Corpus | None = None,
+        data_dir: str | Path | None = None,
+        begins: jax.Array | None = None,
+    ) -> Reader:
+        """How a protocol reads a text.
+
+        Args:
+            protocol: its settings.
+            corpus: whose train split dynamic evaluation reads once (default: the run's own, found in `data_dir`).
+            data_dir: as `evaluate` takes it.
+            begins: which tokens [V] begin a word, where their probability is to be scored.
+
+        Raises:
+            JaxlmError: the protocol means nothing for this model.
+        """
+        network, config = replace(self.network, begins=begins), self.config
+        if isinstance(protocol, Cache):
+            return CacheReader(network, protocol)
+        if isinstance(protocol, MCDropout):
+            return MCReader(network, protocol, config.train.bptt_length)
+        if not isinstance(protocol, Dynamic):
+            return ModelReader(network, protocol)
+        if protocol.as_krause and type(config.model) is not LSTM:
+            raise JaxlmError(
+                f"compatibility {protocol.compatibility} is about the tensors of PyTorch's LSTM, and the "
+                f"model is {config.kinds['model']}: leave compatibility out"
+            )
+        optimizer = config.optimizer if protocol.compatibility == "lamb" else None
+        if protocol.rule == "sgd":
+            return DynamicReader(network, protocol, None, optimizer)
+        train = self.find_corpus(None, data_dir) if corpus is None else corpus
+        rows, windows = protocol.statistics_rows, protocol.statistics_windows
+        key = (train.sha256, protocol.segment_length, rows, windows, optimizer is None)
+        if key not in self._statistics:
+            self._statistics[key] = gradient_statistics(self.network, train.train, protocol, optimizer)
+        return DynamicReader(network, protocol, self._statistics[key], optimizer)
+
+    def _evaluated(
+        self,
+        ids: np.ndarray,
+        text: str,
+        protocol: Plain,
+        corpus: Corpus | None,
+        data_dir: str | Path | None = None,
+        rows_and_window: tuple[int, int] = (1, 1),
+        tokens: Sequence[str] = (),
+    ) -> Evaluation:
+        """The perplexity of all tokens but the first of a stream [N], called `text`, the state passed on.
+
+        Plainly it is read as B rows in windows of T; every other protocol reads one row. `tokens` are those of a text
+        that has unknown ones, whose size is then its own. `corpus` and `data_dir` are as `reader_of` takes them.
+        """
+        unknown = self.vocab.unknown_share(ids)
+        if type(protocol) is Plain:
+            nats, count = stream_nats(self.config.model, self.params, ids, *rows_and_window)
+            value = perplexity(nats, self.config.optimizer.counted(count, rows_and_window[0]))
+        else:
+            rows_and_window, (ids, count) = (1, 1), _read_and_counted(ids, text, protocol)
+            nats = float(reader_nats(self.reader_of(protocol, corpus, data_dir), ids))
+            value = perplexity(nats, count)
+        if isinstance(protocol, Dynamic) and not math.isfinite(value):
+            raise Diverged(
+                f"dynamic evaluation diverged on {text}: lower learning_rate, which is {protocol.learning_rate:g}"
+            )
+        size = self.vocab.text_size(ids, *rows_and_window, tokens)
+        return Evaluation(value, nats, count, text, unknown, **comparable(nats, size))
+
+    def _grid_search(
+        self, source: Corpus, protocol: Plain, grid: Mapping[str, Sequence[float]]
+    ) -> list[tuple[Plain, float]]:
+        """Every combination of a grid with its perplexity on valid, the lowest first; nan: it diverged."""
+        if not grid or not all(grid.values()):
+            raise JaxlmError(f"the protocol {name_of(protocol)} has nothing left to tune: evaluate it without tuning")
+        points = itertools.product(*grid.values())
+        every = [protocol_of(protocol, **dict(zip(grid, values, strict=True))) for values in points]
+        text, found, failed = f"{source.name} valid", [], None
+        if isinstance(protocol, READ_ONCE) and all(specs(type(protocol))[name].type is float for name in grid):
+            ids, count = _read_and_counted(source.valid, text, protocol)
+            values = tuple(jnp.asarray(values, jnp.float32) for values in grid.values())
+            nats = reader_nats(GridReader(self.reader_of(protocol), tuple(grid), values), ids)
+            found = [perplexity(float(one), count) for one in nats.ravel()]
+        else:
+            for one in every:
+                try:
+                    found.append(self._evaluated(source.valid, text, one, source).perplexity)
+                except Diverged as error:
+                    found.append(math.nan)
+                    failed = error
         if failed and all(map(math.isnan, found)):
             raise failed
-    return sorted(zip(every, found, strict=True), key=lambda one: math.inf if math.isnan(one[1]) else one[1])
+        return sorted(zip(every, found, strict=True), key=lambda one: math.inf if math.isnan(one[1]) else one[1])
 
 
-def _read(ids: np.ndarray, text: str, protocol: Plain) -> tuple[np.ndarray, int]:
-    """The tokens that a protocol reads of a stream, and by how many its nats are divided."""
+def reader_nats(reader: Reader, ids: np.ndarray) -> np.ndarray:
+    """Summed nats of every token of a stream [N] but the first, in constant memory; of a `GridReader` [G1, G2, ...]."""
+    return np.asarray(sum(nats.sum(0, dtype=float) for nats in nats_by_block(reader, ids)))
+
+
+def nats_by_block(reader: Reader, ids: np.ndarray) -> Iterator[np.ndarray]:
+    """The nats of every token of a stream [N] but the first, a block at a time."""
+    scoring = OneStream(reader, Detail(full=False))
+    for start in range(0, len(ids) - 1, BLOCK):
+        yield scoring([np.asarray(ids[start : start + BLOCK + 1])]).nats
+
+
+def _read_and_counted(ids: np.ndarray, text: str, protocol: Plain) -> tuple[np.ndarray, int]:
+    """The tokens that a protocol reads of a stream called `text`, and by how many its nats are divided."""
     if len(ids) < 2:
         raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least 2")
-    if isinstance(protocol, Cache) and protocol.cache_window > len(ids) - 1:
-        raise JaxlmError(
-            f"cache_window {protocol.cache_window:,} is larger than the {len(ids) - 1:,} predictions of "
-            f"{text}: lower cache_window, or evaluate a longer text"
-        )
     count = len(ids) - 1
+    if isinstance(protocol, Cache) and protocol.cache_window > count:
+        raise JaxlmError(
+            f"cache_window {protocol.cache_window:,} is larger than the {count:,} predictions of {text}: lower "
+            f"cache_window, or evaluate a longer text"
+        )
     if isinstance(protocol, Dynamic) and protocol.as_krause and count % protocol.segment_length == 1:
         return ids[:-1], count - 1  # that code leaves a last segment of one prediction out
     if isinstance(protocol, Cache) and protocol.compatibility == "awd-lstm":

@@ -21,12 +21,12 @@ from jaxlm.data.tokens import EOS, WORDS, Words
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.models.stack import Carry
-from jaxlm.scoring import sampling as sampled
-from jaxlm.scoring.network import Network, carry_after
-from jaxlm.scoring.sampling import Sampling
+from jaxlm.scoring.sampling import Sampling, draw
 from jaxlm.scoring.sentences import Boundaries
+from jaxlm.scoring.token_scores import Network
 
 CHUNK = 64  # words of one call, at most
+READ = 256  # least words of a program that reads a prompt
 UNLIKELY = 1e-7  # a probability that no likely word has
 
 
@@ -99,7 +99,7 @@ def _key(seed: int) -> jax.Array:
 
 def begin(network: Network, sampling: Sampling, ids: np.ndarray, samples: int) -> Position:
     """The position of S samples after the ids [n] of `<eos>` and a prompt; the last id is still to be read."""
-    carry = carry_after(network, ids[:-1], network.carry())
+    carry = carry_after(network, ids[:-1])
     seen = None
     if sampling.repetition_penalty is not None:
         seen = jnp.zeros((samples, network.model.vocab_size), bool).at[:, ids[1:]].set(True)
@@ -107,28 +107,46 @@ def begin(network: Network, sampling: Sampling, ids: np.ndarray, samples: int) -
     return Position(carry, jnp.full(samples, ids[-1], jnp.int32), jnp.int32(0), jnp.zeros(samples, bool), seen)
 
 
+def carry_after(network: Network, ids: np.ndarray) -> Carry:
+    """The carry of one row after ids [N], from zero; few sizes are compiled."""
+    room = max(READ, 1 << len(ids).bit_length())
+    return _read(network, np.pad(ids, (0, room - len(ids))), len(ids))
+
+
+@jax.jit
+def _read(network, tokens, count):
+    """The carry after the first `count` of tokens [N]."""
+
+    def step(place, carry):
+        return network.features(tokens[place, None, None], carry)[1]
+
+    return lax.fori_loop(0, count, step, network.carry())
+
+
 def next_word(network: Network, ids: np.ndarray) -> np.ndarray:
     """The probabilities [V] of the word after a text's ids [N], of which there is at least one."""
-    position = begin(network, Sampling(), ids, 1)
-    return np.asarray(_probabilities(network, position.token, position.carry))[0]
+    return np.asarray(_next_word(network, ids[-1:], carry_after(network, ids[:-1]))[0])
 
 
 def next_words(network: Network, vocab: Vocab, ids: np.ndarray, k: int) -> list[tuple[str, float]]:
-    """The k most probable words after a text's ids [N] where tokens are pieces of words, with their probabilities.
+    """The k most probable words after a text's ids [N], with their probabilities.
 
-    A search, the likeliest first, among the pieces of all words; what is less probable than `UNLIKELY` is left out.
+    Where tokens are pieces of words, a search, the likeliest first, among the pieces of all words; what is less
+    probable than `UNLIKELY` is left out.
     """
     boundaries, end, found = Boundaries.of(vocab, "word"), vocab.eos, []
-    assert boundaries is not None
-    heap: list = [(-1.0, 0, [], carry_after(network, ids[:-1], network.carry()))]
+    if boundaries is None:
+        p = next_word(network, ids)
+        return [(vocab.words[place], float(p[place])) for place in np.argsort(-p, kind="stable")[:k]]
+    heap: list = [(-1.0, 0, [], carry_after(network, ids[:-1]))]
     while heap and len(found) < k:
         minus_p, _, pieces, carry = heappop(heap)
         if carry is None:
             found.append((vocab.decode_text(pieces).strip() or EOS, -minus_p))
             continue
         last = pieces[-1] if pieces else int(ids[-1])
-        p = -minus_p * np.asarray(_probabilities(network, jnp.array([last]), carry)[0], float)
-        after = carry_after(network, np.array([last]), carry)
+        p, after = _next_word(network, np.array([last], np.int32), carry)
+        p = -minus_p * np.asarray(p, float)
         begins = boundaries.begins & (not boundaries.blank[last] and last != end)
         total = p[begins].sum()
         if pieces and total:
@@ -140,8 +158,10 @@ def next_words(network: Network, vocab: Vocab, ids: np.ndarray, k: int) -> list[
 
 
 @jax.jit
-def _probabilities(network, token, carry):
-    return jax.nn.softmax(next_logits(network, token, carry)[0])
+def _next_word(network, token, carry):
+    """The probabilities [V] of the word after `token` [1], and the carry after it."""
+    logits, carry = next_logits(network, token, carry)
+    return jax.nn.softmax(logits[0]), carry
 
 
 def next_logits(network: Network, token: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
@@ -167,7 +187,7 @@ def advance(network, sampling, position, key, count, end):
         place, position, words, log_probs = loop
         logits, carry = next_logits(network, position.token, position.carry)
         uniform = jax.vmap(lambda one: jax.random.uniform(jax.random.fold_in(one, position.step)))(keys)
-        word, log_p = sampled.draw(sampling, logits, position.seen, uniform)
+        word, log_p = draw(sampling, logits, position.seen, uniform)
         seen = None if position.seen is None else position.seen.at[jnp.arange(S), word].set(True)
         new = Position(carry, word, position.step + 1, position.done | (word == end), seen)
         return (place + 1, new, words.at[place].set(jnp.where(position.done, -1, word)), log_probs.at[place].set(log_p))

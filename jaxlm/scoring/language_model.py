@@ -1,9 +1,7 @@
 """A trained model as an object: perplexity, surprisal, minimal pairs, text and more, in one line each."""
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,113 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config.config import Config
-from jaxlm.config.protocols import Dynamic, Plain, protocol_of
-from jaxlm.data.corpora import Corpus, load_corpus, reload_corpus
-from jaxlm.data.encoding import as_read
-from jaxlm.data.text import SPLITS, read_string
-from jaxlm.data.tokens import normalize_newlines
-from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.config.protocols import protocol_of
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.models.recurrent import Params
-from jaxlm.report.units import perplexity
 from jaxlm.scoring import generation
-from jaxlm.scoring.adaptation import CLIP_NORM, Adaptive
-from jaxlm.scoring.dynamic_evaluation import Statistics, gradient_statistics, objective_of
-from jaxlm.scoring.evaluation import Evaluation, Readers, Tuned, evaluate_ids, grid_search, reader_nats
+from jaxlm.scoring.dynamic_evaluation import CLIP_NORM, Adaptive
+from jaxlm.scoring.evaluation import TrainedModel
 from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
-from jaxlm.scoring.network import Network, layer_states
-from jaxlm.scoring.reading import EachSentence, OneStream
+from jaxlm.scoring.reading import EachSentence, OneStream, layer_states
 from jaxlm.scoring.sampling import sampling_of
-from jaxlm.scoring.sentences import Encoded, Sentence, SentenceReader, check_choice, check_words, encode, in_regions
+from jaxlm.scoring.sentences import Encoded, Sentence, SentenceReader, check_choice, encode, in_regions
 from jaxlm.scoring.surprisal import BLOCK, SurprisalOptions, Surprisals, WordSurprisals, by_word, scored_blocks
 from jaxlm.scoring.syntaxgym import Suite, SuiteResult, read_suite, score_suite
 from jaxlm.scoring.token_scores import Detail, Scoring
-from jaxlm.scoring.tokenizers import TOKENIZERS, PTBTokenizer, Tokenizer, at_white_space, is_tokenised
 
 
-@dataclass(frozen=True, repr=False)
-class LanguageModel:
-    """Parameters, config and vocabulary of one checkpoint.
-
-    A text is split into words as the training text was (`default_tokenizer`), unless a method takes a `tokenizer`:
-    "none" splits at white space, "ptb" as in Penn Treebank's files.
-
-    Attributes:
-        params: the parameters of evaluation: the average, if the run keeps one.
-        config, vocab: the run's.
-        corpus: name and hashes of the training corpus.
-    """
-
-    params: Params
-    config: Config
-    vocab: Vocab
-    corpus: dict[str, str]
-    _statistics: dict = field(default_factory=dict, init=False, compare=False)  # of a training text, once read
-
-    def __repr__(self) -> str:
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        kind, trained = self.config.kinds["model"], self.corpus.get("name", "an unknown text")
-        return (
-            f"LanguageModel({kind}, {count:,} parameters, {len(self.vocab):,} {self.vocab.kind}, trained on {trained})"
-        )
-
-    @property
-    def network(self) -> Network:
-        """The model with its parameters."""
-        return Network(self.config.model, self.params)
-
-    @cached_property
-    def default_tokenizer(self) -> str:
-        """The tokenizer "ptb", or "none" if the training text had punctuation at its words."""
-        return "ptb" if is_tokenised(self.vocab) else "none"
-
-    def tokenizer(self, name: str | None = None) -> Tokenizer:
-        """A function from a line to the pieces of each displayed word, by the tokenizer named or the default."""
-        name = name or self.default_tokenizer
-        check_choice("tokenizer", name, TOKENIZERS)
-        return self._ptb if name == "ptb" else at_white_space
-
-    @cached_property
-    def _ptb(self) -> PTBTokenizer:
-        return PTBTokenizer(self.vocab)
-
-    def words(self, sentence: Sentence, tokenizer: str | None = None) -> list[str]:
-        """The words of a line; a list of words is returned unchanged. Raises JaxlmError for anything else."""
-        if not isinstance(sentence, str):
-            return check_words(sentence)
-        if self.vocab.kind != "words":
-            return self.vocab.tokenize(self.cased(sentence))
-        return [piece for word in self.tokenizer(tokenizer)(sentence) for piece in word]
-
-    def tokens(self, text: Sentence, tokenizer: str | None = None) -> list[str]:
-        """The words of a text in the model's case, each newline as `<eos>`; a list of words is returned unchanged."""
-        if self.vocab.kind != "words":
-            return self.words(text)
-        if not isinstance(text, str):
-            text, tokenizer = " ".join(check_words(text)), "none"
-        pieces, tokens = self.tokenizer(tokenizer), []
-        for line in normalize_newlines(self.cased(text)).split("\n"):
-            for word in pieces(line):
-                tokens += map(sys.intern, word)  # one string object for each word, however long the text
-            tokens.append(EOS)
-        return tokens[:-1]  # n newlines make n + 1 lines
-
-    def unknown_words(self, text: Sentence, tokenizer: str | None = None) -> list[str]:
-        """The words of a text outside the vocabulary, each as often as it occurs."""
-        return [word for word in self.tokens(text, tokenizer) if word not in self.vocab.ids]
-
-    def perplexity(self, text: str, *, tokenizer: str | None = None) -> float:
-        """exp of the mean nats of every word of the text but the first; a newline is `<eos>`, the carry is passed on.
-
-        Raises:
-            DataError: the text has fewer than two words.
-        """
-        ids = self.vocab.encode(self.tokens(text, tokenizer))
-        if len(ids) < 2:
-            raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least 2")
-        return perplexity(float(reader_nats(self._readers().of(Plain()), ids)), len(ids) - 1)
+class LanguageModel(TrainedModel):
+    """A trained model: what `TrainedModel` has, the scores of sentences, and text."""
 
     def predict(self, text: str, k: int = 10, *, tokenizer: str | None = None) -> list[tuple[str, float]]:
         """The k most probable next words after the text, with their probabilities."""
@@ -125,10 +33,7 @@ class LanguageModel:
         ids = self.vocab.encode(self.tokens(text, tokenizer))
         if not len(ids):
             raise DataError("there is no word to predict from: give at least one")
-        if self.vocab.kind != "words":
-            return generation.next_words(self.network, self.vocab, ids, k)
-        p = generation.next_word(self.network, ids)
-        return [(self.vocab.words[i], float(p[i])) for i in np.argsort(-p, kind="stable")[:k]]
+        return generation.next_words(self.network, self.vocab, ids, k)
 
     def neighbors(self, word: str, k: int = 10) -> list[tuple[str, float]]:
         """The k other words nearest to a word, with the cosine of their embeddings."""
@@ -143,108 +48,6 @@ class LanguageModel:
         nearest = np.argsort(-cosine, kind="stable")[: min(k, len(self.vocab) - 1)]
         return [(self.vocab.words[i], float(cosine[i])) for i in nearest]
 
-    def evaluate(
-        self,
-        split: str = "test",
-        *,
-        text: str | Path | None = None,
-        corpus: Corpus | str | Path | None = None,
-        data_dir: str | Path | None = None,
-        protocol: str | Plain | None = None,
-        tokenizer: str | None = None,
-    ) -> Evaluation:
-        """A split of the run's own corpus, or a file of text at batch 1.
-
-        The protocol `plain` reads a split of the run's own corpus in training's rows. Other texts, and other
-        protocols, are read in one row.
-
-        Args:
-            split: train, valid or test.
-            text: a file, in place of a split.
-            corpus: the run's corpus, if it is already loaded; or any text that `--corpus` takes, encoded with this
-                model's vocabulary.
-            data_dir: the folder of Penn Treebank's files.
-            protocol: a name, as in "cache", or its settings, as in `Cache(cache_window=100)` (default: plain).
-            tokenizer: of `text`.
-
-        Raises:
-            DataError: the corpus is not the training corpus, or the file cannot be read.
-            JaxlmError: the protocol means nothing for this text or model.
-        """
-        found = protocol_of(protocol)
-        if text is not None:
-            tokens = self.tokens(read_string(text, self.vocab.tokens.errors), tokenizer)
-            ids = self.vocab.encode(tokens)
-            return evaluate_ids(self._readers(None, data_dir), ids, str(text), found, tokens=tokens)
-        if split not in SPLITS:
-            raise JaxlmError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
-        source, train = self.find_corpus(corpus, data_dir), self.config.train
-        own = not isinstance(corpus, str | Path) and split != "test"
-        rows_and_window = (train.batch_size, train.bptt_length) if own else (1, 1)
-        ids, name = getattr(source, split), f"{source.name} {split}"
-        return evaluate_ids(self._readers(source), ids, name, found, rows_and_window)
-
-    def tune(
-        self,
-        protocol: str | Plain,
-        *,
-        grid: Mapping[str, Sequence[float]] | None = None,
-        corpus: Corpus | str | Path | None = None,
-        data_dir: str | Path | None = None,
-    ) -> Tuned:
-        """Chooses a protocol's settings on valid; then reads test, once.
-
-        Args:
-            protocol: a name or a protocol; fields that the grid lacks keep their values.
-            grid: values to try, by field (default: the protocol's `grid`).
-            corpus, data_dir: as `evaluate` takes them.
-
-        Raises:
-            JaxlmError: there is nothing to tune, or the protocol means nothing for this text or model.
-        """
-        source = self.find_corpus(corpus, data_dir)
-        readers = self._readers(source)
-        results = grid_search(readers, source.valid, f"{source.name} valid", protocol_of(protocol), grid)
-        best, valid = results[0]
-        return Tuned(best, valid, results, evaluate_ids(readers, source.test, f"{source.name} test", best))
-
-    def read(
-        self, split: str = "test", *, text: str | Path | None = None, data_dir: str | Path | None = None
-    ) -> tuple[str, np.ndarray]:
-        """The name and the ids [N] of a split of the run's own corpus, or of a file of text."""
-        if text is not None:
-            return str(text), self.vocab.encode(self.tokens(read_string(text, self.vocab.tokens.errors)))
-        corpus = self.find_corpus(None, data_dir)
-        return f"{corpus.name} {split}", getattr(corpus, split)
-
-    def find_corpus(self, corpus: Corpus | str | Path | None = None, data_dir: str | Path | None = None) -> Corpus:
-        """A corpus by its name, or the run's own. Raises DataError if the latter is not the training corpus."""
-        if isinstance(corpus, str | Path):
-            return load_corpus(corpus, data_dir=data_dir, vocab=self.vocab, **self.config.data.options)
-        found = reload_corpus(self.config.data, self.vocab, data_dir) if corpus is None else corpus
-        if found.sha256 != self.corpus["sha256"]:
-            raise DataError(
-                f"this model was trained on {self.corpus['name']} (sha256 {self.corpus['sha256']}), and "
-                f"the corpus found is {found.name} ({found.sha256}): name its folder, or evaluate a text "
-                f"file"
-            )
-        return found
-
-    def _readers(self, corpus: Corpus | None = None, data_dir: str | Path | None = None) -> Readers:
-        """Makes readers; dynamic evaluation reads the train split of a corpus (default: the run's own) once."""
-
-        def statistics(protocol: Dynamic) -> Statistics:
-            train = self.find_corpus(None, data_dir) if corpus is None else corpus
-            objective = objective_of(self.config, protocol)
-            rows, windows = protocol.statistics_rows, protocol.statistics_windows
-            key = (train.sha256, protocol.segment_length, rows, windows, objective)
-            if key not in self._statistics:
-                read = gradient_statistics(self.network, train.train, protocol, objective)
-                self._statistics[key] = read
-            return self._statistics[key]
-
-        return Readers(self.config, self.params, self.vocab, statistics)
-
     def scorer(self, context: str = "sentence", *, full: bool = True, **options: Any) -> Scoring:
         """A scoring of sentences: each by itself, or one after the other with the state passed on.
 
@@ -253,9 +56,8 @@ class LanguageModel:
             full: whether to find entropy and rank.
             **options: `top_k`, `protocol`, `data_dir`, `boundary` and `punctuation` of `SurprisalOptions`.
         """
-        how = SurprisalOptions(**{**options, "context": context})
-        readers = replace(self._readers(None, how.data_dir), begins=self._begins(how))
-        reader = readers.of(protocol_of(how.protocol))
+        how = SurprisalOptions(context=context, **options)
+        reader = self.reader_of(protocol_of(how.protocol), None, how.data_dir, self._begins(how))
         return (OneStream if context == "stream" else EachSentence)(reader, Detail(how.top_k, full))
 
     def _begins(self, how: SurprisalOptions) -> jax.Array | None:
@@ -366,11 +168,10 @@ class LanguageModel:
         `<eos>` is read first, as for surprisal. Raises DataError, whose message begins with `where`, if a word is
         refused or there is none.
         """
-        found = self.words(words, tokenizer)
-        if not found:
+        found = self.reader(SurprisalOptions(tokenizer=tokenizer))(words, "unk", where)
+        if not found.tokens:
             raise DataError(f"{where} has no words: give at least one")
-        ids = encode(self.vocab, found, "unk", where, self.config.data.lowercase).ids
-        arrays = layer_states(self.network, ids[:-1])
+        arrays = layer_states(self.network, found.ids[:-1])
         return {f"{self.config.kinds['model']}.{name}": array[1:] for name, array in arrays.items()}
 
     def minimal_pairs(
@@ -470,7 +271,3 @@ class LanguageModel:
         how, end = sampling_of(self.vocab, ban=map(self.cased, ban), **options), self.vocab.eos
         found = encode(self.vocab, self.tokens(prompt), "unk", "the prompt", self.config.data.lowercase)
         return how, found.ids[:-1], end if stop == "eos" else -1
-
-    def cased(self, text: str) -> str:
-        """A text in lower case, or unwrapped, if the run's text was read so."""
-        return as_read(self.config.data, text)

@@ -14,9 +14,8 @@ from jax import lax
 from jaxlm.config.protocols import MCDropout
 from jaxlm.models.noise import draw_noise
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.network import Network
 from jaxlm.scoring.reading import Reader
-from jaxlm.scoring.token_scores import Detail, Tokens, TokenScores, nats_alone, score_logits
+from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, nats_alone, score_logits
 
 
 @jax.tree_util.register_dataclass

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 
 from jaxlm.config.protocols import Cache
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.network import Network
 from jaxlm.scoring.reading import Reader
-from jaxlm.scoring.token_scores import Detail, Tokens, TokenScores, nats_alone, score_logits
+from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, nats_alone, score_logits
 
 
 class CacheState(NamedTuple):

@@ -20,8 +20,7 @@ from jax import lax
 
 from jaxlm.config.protocols import Plain, Temperature
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.network import Network
-from jaxlm.scoring.token_scores import EVERYTHING, Detail, Tokens, TokenScores, merged, nats_alone, own_scores
+from jaxlm.scoring.token_scores import EVERYTHING, Detail, Network, Tokens, TokenScores, merged, nats_alone, own_scores
 
 FREE = 128  # tokens of a segment, where the protocol leaves the choice
 SHORT = 8  # tokens of a segment of short sentences: few, so that little is read beyond the longest
@@ -124,7 +123,7 @@ class OneStream:
 
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
         known, T = self._pending.shape[1], self._reader.segment or FREE
-        tokens = np.concatenate([self._pending, *map(_tokens, sentences)], 1)
+        tokens = np.concatenate([self._pending, *map(read_and_predicted, sentences)], 1)
         N = tokens.shape[1]
         whole = N // T * T
         found, self.state = _read_segments(self._reader, self.state, tokens[:, :whole, None], T, self._detail)
@@ -158,13 +157,13 @@ class EachSentence:
         steps = -(-longest // T) * T
         tokens = np.zeros((3, steps, B), np.int32)
         for row, ids in enumerate(sentences):
-            tokens[:, : len(ids) - 1, row] = _tokens(ids)
+            tokens[:, : len(ids) - 1, row] = read_and_predicted(ids)
         reader = self._reader.within(1 << (steps - 1).bit_length())  # a power of two, so that few sizes are compiled
         scores = TokenScores.joined(_read_segments(reader, _start(reader, B), tokens, T, self._detail)[0])
         return [scores.rows((slice(length), row)) for row, length in enumerate(lengths)]
 
 
-def _tokens(ids: np.ndarray) -> np.ndarray:
+def read_and_predicted(ids: np.ndarray) -> np.ndarray:
     """Ids [n + 1] -> int32 [3, n]: inputs, targets, and 1 for a token that counts; padding is 0."""
     return np.stack([ids[:-1], ids[1:], np.ones(len(ids) - 1)]).astype(np.int32)
 
@@ -199,3 +198,26 @@ def _read(reader, state, tokens, *, detail):
     inputs, targets, counted = tokens
     state, scores = lax.scan(one, state, Tokens(inputs, targets, counted > 0))
     return jax.tree.map(merged, scores), state
+
+
+def layer_states(network: Network, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """The carry after each of ids [N], from zero: arrays [N, ...] by layer and name.
+
+    `0.c` and `0.h` are those of an LSTM's first layer, `0.h` that of a layer whose carry is one array.
+    """
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_walk(network, np.pad(ids, (0, -len(ids) % FREE)))):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        found[name if "." in name else f"{name}.h"] = np.asarray(leaf)[: len(ids), 0]
+    return found
+
+
+@jax.jit
+def _walk(network, tokens):
+    """The carries after each of tokens [N]."""
+
+    def step(carry, token):
+        _, carry = network.features(token[None, None], carry)
+        return carry, carry
+
+    return lax.scan(step, network.carry(), tokens)[1]

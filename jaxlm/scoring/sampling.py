@@ -19,7 +19,6 @@ from jaxlm.errors import JaxlmError
 from jaxlm.fields import checked, count, float32, number
 
 LANES = 128  # of the two-level sum over the vocabulary
-MOST_WORDS = 2**31 - 1  # of a vocabulary: as a top_k it keeps every word
 
 
 @jax.tree_util.register_dataclass
@@ -42,13 +41,15 @@ class Sampling:
     )
     banned: jax.Array | None = None
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the temperature is 0, which a float32 rounds the smallest numbers to."""
+        return not self.temperature or not float32(self.temperature)
+
     def check(self) -> None:
-        if not self.temperature or not float32(self.temperature):
-            for name in ("top_k", "top_p", "min_p"):
-                if getattr(self, name) is not None:
-                    raise JaxlmError(
-                        f"temperature 0 always takes the likeliest word, and {name} is given: leave one out"
-                    )
+        for name in ("top_k", "top_p", "min_p"):
+            if self.greedy and getattr(self, name) is not None:
+                raise JaxlmError(f"temperature 0 always takes the likeliest word, and {name} is given: leave one out")
 
 
 def sampling_of(vocab: Vocab, *, ban: Iterable[str] = (), no_unk: bool = False, **numbers: Any) -> Sampling:
@@ -64,9 +65,8 @@ def sampling_of(vocab: Vocab, *, ban: Iterable[str] = (), no_unk: bool = False, 
     if mask.all():
         raise JaxlmError("every word of the vocabulary is banned: leave at least one")
     found = checked(Sampling(banned=jnp.asarray(mask) if words else None, **numbers))
-    greedy = not found.temperature or not float32(found.temperature)
-    top_k = found.top_k and min(found.top_k, MOST_WORDS)
-    return replace(found, temperature=None if greedy else found.temperature, top_k=top_k)
+    top_k = found.top_k and min(found.top_k, len(vocab))
+    return replace(found, temperature=None if found.greedy else found.temperature, top_k=top_k)
 
 
 def draw(

@@ -1,4 +1,5 @@
-"""Scores of the tokens of a text: nats, entropy, rank and likelier words, without ever holding logits [T * B, V].
+"""A model with its parameters, and the scores that it gives to the tokens of a text: nats, entropy, rank and likelier
+words, without ever holding logits [T * B, V].
 
 Letters: `N` tokens, `K` likeliest words, `T` steps, `B` batch, `R` rows of a chunk, `H` width, `V` vocabulary.
 """
@@ -13,12 +14,45 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxlm.models import heads, stack
+from jaxlm.models.noise import Noise, drop_words, no_noise
+from jaxlm.models.recurrent import Params, Recurrent
+from jaxlm.models.stack import Carry
 from jaxlm.ops.devices import by_platform
-from jaxlm.scoring.network import Network
 
 TINY = 1e-37  # so that what cannot begin here has large nats, not infinite ones
 NEAR = 20.0  # a sum of odds within exp(+-NEAR) loses no digit of the entropy
 ROWS, ACCELERATOR_ROWS = 128, 1024  # R: a chunk's logits [R, V] exist at a time; on a CPU they stay in its cache
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Network:
+    """A model and its parameters, as a pytree; and which tokens [V] begin a word, where that is to be scored."""
+
+    model: Recurrent
+    params: Params
+    begins: jax.Array | None = None
+
+    def carry(self, rows: int = 1) -> Carry:
+        """The carry before the first token of B rows: zeros."""
+        return stack.zero_carry(self.model, rows, self.params["embedding"].dtype)
+
+    def features(
+        self, tokens: jax.Array, carry: Carry, noise: Noise | None = None, length: jax.Array | None = None
+    ) -> tuple[jax.Array, Carry]:
+        """Ids [T, B] and the carry -> the last layer's outputs [T, B, H] and the new carry, after `length` steps."""
+        model, noise = stack.exact(self.model), noise or no_noise(self.model)
+        x = drop_words(model, noise, stack.embed(self.params, tokens), tokens)
+        return stack.features(model, self.params, noise, x, carry, length)
+
+    def logits(self, features: jax.Array, noise: Noise | None = None) -> jax.Array:
+        """features [..., H] -> logits [..., V]; of a mixture, log p. For a few rows at a time."""
+        return heads.logits(self.model, self.params, features, noise and noise.latents)
+
+    def token_nats(self, features: jax.Array, targets: jax.Array, noise: Noise | None = None) -> jax.Array:
+        """The nats of targets [T, B] after features [T, B, H]."""
+        return heads.token_nats(self.model, self.params, features, targets, noise and noise.latents)
 
 
 class Tokens(NamedTuple):
