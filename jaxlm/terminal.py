@@ -45,7 +45,9 @@ def flag(name: str, value: object) -> str:
     return f"{name}{'=' if str(value).startswith('-') else ' '}{text}"
 
 
-def say(text: object = "", *, file: TextIO | None = None, end: str = "\n", flush: bool = False) -> None:
+def say(
+    text: object = "", *, file: TextIO | None = None, end: str = "\n", flush: bool = False, exact: bool = False
+) -> None:
     """Prints text that may contain parts of files: the only printer of the command line.
 
     Line feeds are kept: a part that must stay on its line goes through `printable` first.
@@ -55,20 +57,23 @@ def say(text: object = "", *, file: TextIO | None = None, end: str = "\n", flush
         file: where to (default: standard output; nothing happens where the process has none).
         end: printed after the text.
         flush: whether to flush the file.
+        exact: whether control characters are kept; letters that the file's encoding lacks become escapes in any case.
 
     Raises:
         OSError: The file cannot be written.
     """
     file = sys.stdout if file is None else file
     if file is not None:
-        print(
-            printable(str(text), keep_newlines=True, encoding=getattr(file, "encoding", None)),
-            end=end,
-            file=file,
-            flush=flush,
-        )
+        encoding = getattr(file, "encoding", None) or "utf-8"
+        shown = str(text) if exact else printable(str(text), keep_newlines=True)
+        print(shown.encode(encoding, "backslashreplace").decode(encoding), end=end, file=file, flush=flush)
 
 
-def say_line(text: object) -> None:
+def say_line(text: object, file: TextIO | None = None) -> None:
     """Prints text that may contain parts of files, such as names, as one line. Raises OSError."""
-    say(printable(str(text)))
+    say(printable(str(text)), file=file)
+
+
+def is_terminal(file: TextIO | None) -> bool:
+    """Whether a file of the process, if it has one, is a terminal."""
+    return file is not None and file.isatty()

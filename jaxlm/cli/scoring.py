@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli.parsing import add_protocol_flags, given_protocol
+from jaxlm.cli.tables import LAYOUTS, Columns, side_by_side, table_text
 from jaxlm.cli.verbs import DATA_DIR, MODEL, TOKENIZER, Adder, argument, loaded, output, pathname, switch, verb
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.terminal import printable, say, say_line
+from jaxlm.terminal import is_terminal, printable, say, say_line
 
 if TYPE_CHECKING:
     from jaxlm.scoring.language_model import LanguageModel
+    from jaxlm.scoring.stimuli import StimulusTable
 
 FORMAT = argument("--format", choices=("tsv", "csv", "jsonl"), help="of the table (default tsv; csv for --csv)")
 SCORES = (DATA_DIR, output("write the table to a file, which appears whole at the end"), add_protocol_flags)
@@ -28,7 +30,17 @@ BOUNDARY = argument(
     help="of words made of pieces: count that a word begins after them (default), or the pieces alone",
 )
 PUNCTUATION = argument("--punctuation", choices=("word", "own"), help="counted to its word (default), or a word itself")
-LAYOUTS = ("jaxlm", "lm-zoo", "neural-complexity")  # as in `scoring.layouts`, which imports JAX
+NEEDS = {"column": "csv", "regions": "csv", "spans": "csv", "save_adapted": "adapt"}
+EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room for
+    "layout": (
+        "is one run's table as that tool prints it, in bits",
+        ("format", "top_k", "csv", "unit", "predictors", "runs"),
+    ),
+    "csv": ("names the sentences and has a row for each displayed word", ("texts", "top_k", "eos")),
+    "spans": ("is scored plainly, sentence by sentence", ("regions", "adapt", "protocol", "context")),
+    "adapt": ("learns by the model's own probabilities", ("protocol",)),
+    "save_adapted": ("keeps one model", ("runs",)),
+}
 MOST_NAMED, MOST_SHOWN = 10, 40  # unknown words, and characters of each
 Models = Mapping[str, "LanguageModel"]  # by the name of the run
 
@@ -57,7 +69,7 @@ def _oov(*choices: str) -> Adder:
     argument("--top-k", type=int, metavar="K", help="add the K likeliest words in each word's place"),
     switch("--eos", "also a row for the <eos> that ends each line"),
     FORMAT,
-    argument("--layout", choices=LAYOUTS, default="jaxlm", help="of another tool's table"),
+    argument("--layout", choices=[*LAYOUTS], default="jaxlm", help="of another tool's table"),
     argument("--adapt", type=float, metavar="RATE", help="after each sentence take a step of SGD on it"),
     pathname("--save-adapted", "DIR", "keep the adapted model as a run"),
     *SCORES,
@@ -76,12 +88,23 @@ def surprisal(args: argparse.Namespace) -> None:
         else lm.adaptive(args.adapt, context=args.context, top_k=top_k, **_cut(args))
         for name, lm in lms.items()
     }
+
+    from jaxlm.scoring.stimuli import read_table
+
+    stimuli = read_table(args.csv, args.column or "Sentence") if args.csv else None
+    blocks = _of_stimuli(args, lms, scorings, stimuli) if stimuli else _of_lines(args, lms, scorings, texts)
+    extra, header = _predictors(args, lms), True
+    unknown = Unknown("critical spans" if args.spans else "regions" if args.regions else "words")
     format = "csv" if args.csv else args.layout if args.layout == "neural-complexity" else "tsv"
     with _writing(args, format) as write:
-        if args.csv:
-            _score_table(args, lms, scorings, write)
-        else:
-            _score_lines(args, lms, scorings, texts, write)
+        for tables in blocks:
+            own = side_by_side(
+                {name: {**LAYOUTS[args.layout](one), **extra(name, one)} for name, one in tables.items()}
+            )
+            write({**_kept(stimuli, own), **own} if stimuli else own, header)
+            unknown.add(next(iter(tables.values())))
+            header = False
+    unknown.say()
     if args.save_adapted:
         from jaxlm.runs.loading import keep_model, unread_corpus
 
@@ -99,95 +122,69 @@ def _cut(args: argparse.Namespace) -> dict[str, Any]:
 
 def _check_surprisal(args: argparse.Namespace, runs: Sequence[Path], texts: Sequence[Path]) -> None:
     """Raises JaxlmError where arguments contradict each other."""
-    other, kept, adapts = args.layout != "jaxlm", args.save_adapted, args.adapt is not None
-    same = kept and args.output and kept.resolve() == args.output.resolve()
-    own_table = {"--format": args.format, "--top-k": args.top_k, "--csv": args.csv, "--unit": args.unit == "nats"}
-    taken = [flag for flag, given in own_table.items() if given]
-    for wrong, message in (
-        (args.top_k is not None and args.top_k < 1, f"--top-k must be at least 1; it is {args.top_k}"),
-        (other and taken, f"--layout {args.layout} is that tool's own table, in bits: leave {', '.join(taken)} out"),
-        (args.csv and texts, f"--csv takes the sentences from {args.csv}: leave {', '.join(map(str, texts))} out"),
-        (args.csv and args.top_k, "--csv has a row for each displayed word: leave --top-k out"),
-        (args.csv and args.eos, "--csv has a row for each displayed word: leave --eos out"),
-        (args.column is not None and not args.csv, "--column names a column of the file of --csv, which is not given"),
-        (args.regions and not args.csv, "--regions names a column of the file of --csv, which is not given"),
-        (args.spans and not args.csv, "--spans reads columns start and end of the file of --csv, which is not given"),
-        (args.spans and args.regions, "--spans and --regions are two ways to cut a sentence: give one of them"),
-        (
-            args.spans and (adapts or args.protocol != "plain"),
-            "--spans is scored plainly: leave --adapt and --protocol out",
-        ),
-        (args.spans and args.context == "stream", "--spans is scored sentence by sentence: leave --context stream out"),
-        (other and args.predictors, f"--layout {args.layout} is that tool's own table: leave --predictors out"),
-        (adapts and args.protocol != "plain", f"--adapt {args.adapt} takes no --protocol {args.protocol}"),
-        (kept and not adapts, "--save-adapted keeps what --adapt RATE makes, which is not given"),
-        (len(runs) > 1 and other, f"--layout takes one run, and {len(runs)} are given"),
-        (len(runs) > 1 and kept, f"--save-adapted takes one run, and {len(runs)} are given"),
-        (len({*runs}) < len(runs), "a run is given twice: name each of them once"),
-        (same, f"--output and --save-adapted are both {args.output}: name two paths"),
-        (kept and kept.exists(), f"{kept} exists already: name a new directory"),
-    ):
-        if wrong:
-            raise JaxlmError(message)
+    defaults = {"layout": "jaxlm", "protocol": "plain", "context": "sentence", "unit": "bits", "texts": args.texts}
+    given = {
+        name: f"--{name.replace('_', '-')}"
+        for name, value in vars(args).items()
+        if value is not None and value is not False and value != defaults.get(name)
+    }
+    given |= {"texts": ", ".join(map(str, texts))} if texts else {}
+    given |= {"runs": ", ".join(map(str, runs[1:]))} if runs[1:] else {}
+    for name, other in NEEDS.items():
+        if name in given and other not in given:
+            raise JaxlmError(f"{given[name]} needs --{other}, which is not given")
+    for name, (why, others) in EXCLUDES.items():
+        if name in given and (taken := [given[other] for other in others if other in given]):
+            raise JaxlmError(f"{given[name]} {why}: leave {', '.join(taken)} out")
+    kept = args.save_adapted
+    if args.top_k is not None and args.top_k < 1:
+        raise JaxlmError(f"--top-k must be at least 1; it is {args.top_k}")
+    if len({*runs}) < len(runs):
+        raise JaxlmError("a run is given twice: name each of them once")
+    if kept and args.output and kept.resolve() == args.output.resolve():
+        raise JaxlmError(f"--output and --save-adapted are both {args.output}: name two paths")
+    if kept and kept.exists():
+        raise JaxlmError(f"{kept} exists already: name a new directory")
 
 
-def _score_lines(
-    args: argparse.Namespace,
-    lms: Models,
-    scorings: Mapping[str, Any],
-    texts: Sequence[Path],
-    write: Callable[..., object],
-) -> None:
-    """Writes a row for each token of lines of text, as they come."""
-    from jaxlm.scoring import layouts
-    from jaxlm.scoring.surprisal import WordSurprisals
-
+def _of_lines(
+    args: argparse.Namespace, lms: Models, scorings: Mapping[str, Any], texts: Sequence[Path]
+) -> Iterator[dict[str, Any]]:
+    """The tables of tokens, or of words, of lines of text as they come, by the runs' names."""
     by_words = args.punctuation or any(lm.vocab.kind != "words" for lm in lms.values())
-    by_words = by_words and args.layout == "jaxlm" and not args.top_k
-    stream, number = ("word_surprisal_stream", "word_id") if by_words else ("surprisal_stream", "token_id")
-    columns = WordSurprisals.columns if by_words else layouts.LAYOUTS[args.layout]
-    unknown, extra = Unknown(), _predictors(args, lms)
-    for first, lines, where in _blocks(texts, counted=args.output is not None or not _is_terminal(sys.stdout)):
-        options = {"context": args.context, "oov": args.oov, "unit": args.unit or "bits", "eos": args.eos, **_cut(args)}
-        options |= {"tokenizer": args.tokenizer, "first": first, "block": len(lines), "where": where}
-        found = {name: next(getattr(lm, stream)(lines, scoring=scorings[name], **options)) for name, lm in lms.items()}
-        tables = {name: {**columns(one), **extra(name, one)} for name, one in found.items()}
-        write(layouts.side_by_side(tables, number), header=first == 1)
-        unknown.add(next(iter(found.values())))
-    unknown.say()
+    method = "word_surprisal" if by_words and args.layout == "jaxlm" and not args.top_k else "surprisal"
+    options = {"context": args.context, "oov": args.oov, "unit": args.unit or "bits", "eos": args.eos, **_cut(args)}
+    options["tokenizer"] = args.tokenizer
+    for first, lines, where in _blocks(texts, counted=args.output is not None or not is_terminal(sys.stdout)):
+        block = {"first": first, "block": len(lines), "where": where}
+        yield {name: getattr(lm, method)(lines, scoring=scorings[name], **options, **block) for name, lm in lms.items()}
 
 
-def _score_table(
-    args: argparse.Namespace, lms: Models, scorings: Mapping[str, Any], write: Callable[..., object]
-) -> None:
-    """Writes a row for each displayed word, region or span of the sentences of a CSV file, after its other columns."""
-    from jaxlm.scoring.layouts import side_by_side
+def _of_stimuli(
+    args: argparse.Namespace, lms: Models, scorings: Mapping[str, Any], stimuli: "StimulusTable"
+) -> Iterator[dict[str, Any]]:
+    """The tables of displayed words, regions or spans of the sentences of a CSV file, by the runs' names."""
     from jaxlm.scoring.spans import span_surprisal
-    from jaxlm.scoring.stimuli import read_table
 
-    stimuli = read_table(args.csv, args.column or "Sentence")
     options = {"oov": args.oov, "unit": args.unit or "bits", "tokenizer": args.tokenizer, "where": stimuli.where}
+    texts = stimuli.sentences
     if args.spans:
         spans = [*zip(*map(stimuli.numbers, ("start", "end")), strict=True)]
-        tables = {name: span_surprisal(lm, stimuli.sentences, spans, **options) for name, lm in lms.items()}
-    else:
-        options |= {"context": args.context, **_cut(args)}
-        if args.regions:
-            cells = stimuli.cells(args.regions)
-            options["regions"] = [[part.strip() for part in cell.split("|")] for cell in cells]
-        texts = stimuli.sentences
-        tables = {name: lm.word_surprisal(texts, scoring=scorings[name], **options) for name, lm in lms.items()}
-    extra = _predictors(args, lms)
-    own = side_by_side({name: {**table.columns(), **extra(name, table)} for name, table in tables.items()}, "word_id")
-    kept = [f"stimulus.{name}" if name in own else name for name in stimuli.columns]
-    if len({*kept, *own}) < len(kept) + len(own):
-        raise DataError(f"{args.csv} has a column named as one of the result: rename one of {', '.join(kept)}")
+        yield {name: span_surprisal(lm, texts, spans, **options) for name, lm in lms.items()}
+        return
+    options |= {"context": args.context, **_cut(args)}
+    if args.regions:
+        options["regions"] = [[part.strip() for part in cell.split("|")] for cell in stimuli.cells(args.regions)]
+    yield {name: lm.word_surprisal(texts, scoring=scorings[name], **options) for name, lm in lms.items()}
+
+
+def _kept(stimuli: "StimulusTable", own: Columns) -> Columns:
+    """The other columns of the stimuli, a row for each row of the result. Raises DataError where names collide."""
+    names = [f"stimulus.{name}" if name in own else name for name in stimuli.columns]
+    if len({*names, *own}) < len(names) + len(own):
+        raise DataError(f"{stimuli.name} has a column named as one of the result: rename one of {', '.join(names)}")
     rows = [stimuli.rows[sentence - 1] for sentence in own["sentence_id"]]
-    columns = {name: [row[place] for row in rows] for place, name in enumerate(kept)}
-    write({**columns, **own})
-    unknown = Unknown("critical spans" if args.spans else "regions" if args.regions else "words")
-    unknown.add(next(iter(tables.values())))
-    unknown.say()
+    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
 
 
 class Unknown:
@@ -200,9 +197,8 @@ class Unknown:
         """Counts the rows of one table."""
         from jaxlm.data.tokens import UNK
 
-        rows = [place for place, oov in enumerate(table.oov.tolist()) if oov]
-        self._all, self._count = self._all + len(table), self._count + len(rows)
-        for place in rows[:MOST_NAMED]:
+        self._all, self._count = self._all + len(table), self._count + int(table.oov.sum())
+        for place in table.oov.nonzero()[0][:MOST_NAMED]:
             words = [table.word[place]]
             if self._rows != "words" and len(tokens := table.tokens[place].split()) == len(words[0].split()):
                 words = [word for word, token in zip(words[0].split(), tokens, strict=True) if token == UNK]
@@ -212,15 +208,15 @@ class Unknown:
         """Says on standard error how many there are and which, if any; as a warning where there are many."""
         from jaxlm.data.corpus import unknown_text, unknown_warning
 
-        if self._count:
-            share, named = self._count / self._all, [*self._named][:MOST_NAMED]
+        if not self._count:
+            return
+        share, named = self._count / self._all, [*self._named][:MOST_NAMED]
+        if self._rows != "words":
+            said = f"warning: {self._count:,} of {self._all:,} {self._rows} have words outside the vocabulary"
+        elif not (said := unknown_warning(share, "the text")):
             said = f"note: {self._count:,} of {self._all:,} words ({unknown_text(share)}) are not in the vocabulary"
-            if self._rows == "words":
-                said = unknown_warning(share, "the text") or said
-            else:
-                said = f"warning: {self._count:,} of {self._all:,} {self._rows} have words outside the vocabulary"
-            more = ", ..." if self._count > len(named) else ""
-            say(printable(f"{said}: {', '.join(word[:MOST_SHOWN] for word in named)}{more}"), file=sys.stderr)
+        more = ", ..." if self._count > len(named) else ""
+        say_line(f"{said}: {', '.join(word[:MOST_SHOWN] for word in named)}{more}", sys.stderr)
 
 
 def _predictors(args: argparse.Namespace, lms: Models) -> Callable[[str, Any], dict[str, list]]:
@@ -234,7 +230,7 @@ def _predictors(args: argparse.Namespace, lms: Models) -> Callable[[str, Any], d
         try:
             counts[name] = word_counts(lm.find_corpus(data_dir=args.data_dir))
         except DataError as error:
-            say(printable(f"note: no log frequencies of {name}: {error}"), file=sys.stderr)
+            say_line(f"note: no log frequencies of {name}: {error}", sys.stderr)
     return lambda name, table: predictors(lms[name], table, counts.get(name))
 
 
@@ -248,6 +244,8 @@ def _predictors(args: argparse.Namespace, lms: Models) -> Callable[[str, Any], d
 def states(args: argparse.Namespace) -> None:
     import numpy as np
 
+    from jaxlm import files
+
     lm = loaded(args.run, args.checkpoint)
     path = args.output or Path("states.npz" if str(args.text) == "-" else f"{args.text.stem}.npz")
     words, numbers, found = [], [], []
@@ -260,8 +258,8 @@ def states(args: argparse.Namespace) -> None:
     arrays = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
     archive = io.BytesIO()  # a device cannot be sought in, as the archive's writer does
     np.savez(archive, allow_pickle=False, words=np.array(words), sentence_id=np.array(numbers), **arrays)
-    with _opened(path) as file:
-        file.write(archive.getbuffer())
+    with files.explained(JaxlmError, f"{path} cannot be written"):
+        files.write_bytes(path, archive.getbuffer())
     say_line(f"{path}: {len(words):,} words; {', '.join(arrays)}")
 
 
@@ -316,20 +314,19 @@ def syntaxgym(args: argparse.Namespace) -> None:
 
 def _write_rows(args: argparse.Namespace, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     with _writing(args) as write:
-        write(dict(zip(names, zip(*rows, strict=True), strict=True)))
+        write(dict(zip(names, zip(*rows, strict=True), strict=True)), True)
 
 
 def _blocks(texts: Sequence[Path], counted: bool = False) -> Iterator[tuple[int, list[str], Callable[[int], str]]]:
     """Lines as they come, from files one after the other: the number of the first, the lines, and what names one."""
-    from jaxlm.scoring.stimuli import lines_of, name_of, open_text
+    from jaxlm.scoring.stimuli import lines_of, open_text
 
-    done, counted = 0, counted and _is_terminal(sys.stderr)
+    done, counted = 0, counted and is_terminal(sys.stderr)
     for path in texts or [Path("-")]:
         if path.suffix.lower() in (".csv", ".tsv"):
             how = f"give it as --csv {path} --column NAME, or write its sentences to a file of another name, one a line"
             raise JaxlmError(f"{path} is a table: {how}")
-        name = name_of(path)
-        with open_text(path) as file:
+        with open_text(path) as (file, name):
             before = done
             for lines in lines_of(file, name):
                 yield done + 1, lines, lambda sentence, before=before, name=name: f"{name}, line {sentence - before}"
@@ -341,41 +338,25 @@ def _blocks(texts: Sequence[Path], counted: bool = False) -> Iterator[tuple[int,
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears whole at the end, as `files.output` has it. Raises JaxlmError if it cannot be written."""
+def _writing(args: argparse.Namespace, format: str = "tsv") -> Iterator[Callable[[Columns, bool], object]]:
+    """A function that writes columns, with their names or without, to --output or standard output, by --format.
+
+    A file appears whole at the end. Control characters become escapes, except in CSV that no terminal shows.
+    """
+    terminal, format = args.output is None and is_terminal(sys.stdout), args.format or format
+    clean = str if format == "csv" and not terminal else partial(printable, keep_newlines=format == "csv")
+
+    def text(columns: Columns, header: bool) -> str:
+        return table_text(columns, header, format, clean)
+
+    if args.output is None:
+        yield lambda columns, header: say(text(columns, header), end="", exact=True, flush=terminal)
+        return
+
     from jaxlm import files
 
     try:
-        with files.output(path) as file:
-            yield file
+        with files.output(args.output) as file:
+            yield lambda columns, header: file.write(text(columns, header).encode("utf-8", "surrogateescape"))
     except OSError as error:
-        raise JaxlmError(f"{path} cannot be written: {files.reason(error)}") from None
-
-
-@contextmanager
-def _writing(args: argparse.Namespace, format: str = "tsv") -> Iterator[Callable[..., object]]:
-    """A function that writes columns (with their names, or header=False) to --output or standard output, by --format.
-
-    Control characters become escapes, except in CSV that no terminal shows.
-    """
-    from jaxlm.scoring.layouts import table_text
-
-    format = args.format or format
-    raw = format == "csv" and (args.output is not None or not _is_terminal(sys.stdout))
-    clean = str if raw else partial(printable, keep_newlines=format == "csv")
-    text = partial(table_text, format=format, clean=clean)
-    if args.output is None:
-        yield lambda *columns, **options: _print(text(*columns, **options))
-        return
-    with _opened(args.output) as file:
-        yield lambda *columns, **options: file.write(text(*columns, **options).encode("utf-8", "surrogateescape"))
-
-
-def _print(text: str) -> None:
-    if sys.stdout is not None:
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding), end="", flush=_is_terminal(sys.stdout))
-
-
-def _is_terminal(file: Any) -> bool:
-    return file is not None and file.isatty()
+        raise JaxlmError(f"{args.output} cannot be written: {files.reason(error)}") from None

@@ -52,23 +52,21 @@ class StimulusTable:
         return [*map(int, cells)]
 
 
-def name_of(path: str | Path) -> str:
-    """A file as errors call it; "-" is standard input."""
-    return "standard input" if str(path) == "-" else str(path)
-
-
 @contextmanager
-def open_text(path: str | Path) -> Iterator[BinaryIO]:
-    """Opens a regular file, or standard input ("-"). Raises DataError where there is none; never waits for a FIFO."""
+def open_text(path: str | Path) -> Iterator[tuple[BinaryIO, str]]:
+    """A regular file, or standard input ("-"), and its name in errors; never waits for a FIFO.
+
+    Raises DataError where there is none.
+    """
     if str(path) == "-":
         if sys.stdin is None:
             raise DataError("standard input is closed: name a file, or use a pipe")
-        yield sys.stdin.buffer
+        yield sys.stdin.buffer, "standard input"
         return
     with read_errors(path):
         file = files.reader(path)
     with file:
-        yield file
+        yield file, str(path)
 
 
 def lines_of(file: BinaryIO, name: str) -> Iterator[list[str]]:
@@ -110,31 +108,28 @@ def _text(line: bytes | bytearray, name: str, number: int) -> str:
 
 def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("FILE, line N", object) of each line of a file of JSON objects. Raises DataError with line and column."""
-    with open_text(path) as file:
-        number, name = 0, name_of(path)
-        for block in lines_of(file, name):
-            for line in block:
-                number += 1
-                if line.strip():
-                    yield f"{name}, line {number}", parsed_object(line, f"{name}, line {number}")
+    with open_text(path) as (file, name):
+        for number, line in enumerate(chain.from_iterable(lines_of(file, name)), 1):
+            if line.strip():
+                where = f"{name}, line {number}"
+                yield where, _object(line, where, "")
 
 
 def json_file(path: str | Path) -> dict[str, Any]:
     """The object of a JSON file. Raises DataError where it cannot be read or is anything else."""
-    name = name_of(path)
-    with open_text(path) as file:
-        return parsed_object("\n".join(line for block in lines_of(file, name) for line in block), name)
+    with open_text(path) as (file, name):
+        return _object("\n".join(chain.from_iterable(lines_of(file, name))), name, "line {}, ")
 
 
-def parsed_object(text: str, where: str) -> dict[str, Any]:
-    """The JSON object that a text holds. Raises DataError, with the place of what is wrong."""
+def _object(text: str, where: str, line: str) -> dict[str, Any]:
+    """The JSON object that a text holds. Raises DataError, with the place of what is wrong: where, line and column."""
     try:
         tree = json.loads(text)
         if "\\u" in text:
             json.dumps(tree, ensure_ascii=False).encode()  # half of a surrogate pair could be written nowhere
     except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if "line" not in where.rpartition(",")[2] else ""
-        raise DataError(f"{where}, {line}column {error.colno} is not JSON: {error.msg}") from None
+        place = f"{where}, {line.format(error.lineno)}column {error.colno}"
+        raise DataError(f"{place} is not JSON: {error.msg}") from None
     except UnicodeEncodeError:
         raise DataError(f"{where} is not text: an escape \\u names half of a surrogate pair; write the whole") from None
     except (ValueError, RecursionError):
@@ -161,8 +156,7 @@ def read_table(path: str | Path, column: str) -> StimulusTable:
     Raises DataError where there is no such column of sentences, a row has another number of cells than the header or no
     words, or the file is not CSV.
     """
-    name = name_of(path)
-    with open_text(path) as file:
+    with open_text(path) as (file, name):
         lines = _table_lines(file, name)
         header = next(lines, "")
         if not header.strip():

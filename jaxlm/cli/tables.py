@@ -1,0 +1,93 @@
+"""Tables as text: tab- or comma-separated, JSON lines, or exactly as lm-zoo and neural-complexity print them."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from jaxlm.errors import JaxlmError
+
+if TYPE_CHECKING:  # (JAX would make help slow)
+    from jaxlm.scoring.surprisal import Surprisals
+
+Columns = Mapping[str, Any]  # by name, of texts or numbers: lists, or arrays of NumPy
+
+
+def table_text(columns: Columns, header: bool, format: str, clean: Callable[[str], str]) -> str:
+    """A table as lines of text. Numbers have six decimals; what is not a number is NaN, in JSON null.
+
+    Args:
+        columns: by name.
+        header: whether the first line has the names; JSON lines have none.
+        format: tsv, csv, jsonl, or neural-complexity, which has spaces between cells.
+        clean: what every text in a cell goes through except in jsonl, as for a terminal.
+    """
+    values = (column.tolist() if hasattr(column, "tolist") else column for column in columns.values())
+    rows = zip(*values, strict=True)
+    if format == "jsonl":  # in ASCII, so that no letter of a word reaches a terminal raw
+        return "".join(json.dumps(dict(zip(columns, map(_rounded, row), strict=True))) + "\n" for row in rows)
+    lines = [*([[*columns]] if header else []), *rows]
+    cells = [[clean(cell) if isinstance(cell, str) else _shown(cell) for cell in line] for line in lines]
+    if format != "csv":
+        space = "\t" if format == "tsv" else " "
+        return "".join(space.join(cell.replace("\t", " ").replace("\n", " ") for cell in row) + "\n" for row in cells)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(cells)
+    return text.getvalue()
+
+
+def _lm_zoo(table: "Surprisals") -> Columns:
+    """lm-zoo's columns, of which the first two are numbers from 1 and the last is in bits."""
+    numbers = {"sentence_id": table.sentence_id, "token_id": table.token_id}
+    return {**numbers, "token": table.word, "surprisal": table.surprisal}
+
+
+def _neural_complexity(table: "Surprisals") -> Columns:
+    """neural-complexity's columns: numbers from 0, the vocabulary's words, bits with all their digits."""
+    bits = {"surp": table.surprisal, "entropy": table.entropy, "entred": table.entropy_reduction}
+    return {
+        "word": table.token,
+        "sentid": table.sentence_id - 1,
+        "sentpos": table.token_id - 1,
+        "wlen": [*map(len, table.token)],
+        **{name: list(map(str, values.tolist())) for name, values in bits.items()},
+    }
+
+
+LAYOUTS: dict[str, Callable[[Any], Columns]] = {
+    "jaxlm": lambda table: table.columns(),
+    "lm-zoo": _lm_zoo,
+    "neural-complexity": _neural_complexity,
+}
+
+
+def side_by_side(tables: Mapping[str, Columns]) -> Columns:
+    """The table of one run; or of several as one, with a dot and the run's name after a column that runs do not share.
+
+    Raises JaxlmError where the tables have different rows.
+    """
+    (own, first), *others = tables.items()
+    if not others:
+        return first
+    shared = [column for column in ("sentence_id", "token_id", "word_id", "word") if column in first]
+    joined = {column: first[column] for column in shared}
+    for name, table in tables.items():
+        if any([*table[column]] != [*first[column]] for column in shared):
+            raise JaxlmError(
+                f"the tokenizer splits a text otherwise for {name} than for {own}: score them one after the other, or "
+                f"with tokenizer none"
+            )
+        joined |= {f"{column}.{name}": values for column, values in table.items() if column not in shared}
+    return joined
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6f}" if math.isfinite(value) else "NaN" if math.isnan(value) else str(value)
+    return str(value)
+
+
+def _rounded(value: Any) -> Any:
+    return (round(value, 6) if math.isfinite(value) else None) if isinstance(value, float) else value
