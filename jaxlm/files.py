@@ -46,11 +46,13 @@ class Folder:
         self._descriptor, self.path = descriptor, path
 
     @staticmethod
-    def open(path: str | Path, create: bool = False) -> "Folder":
+    def open(path: "str | Path | Folder", create: bool = False) -> "Folder":
         """Holds the directory at a path that the user gave, which may itself be a link. Raises OSError.
 
-        With `create` it is made where it is missing, and those above it too, durably.
+        With `create` it is made where it is missing, and those above it too, durably. A folder is held once more.
         """
+        if isinstance(path, Folder):
+            return Folder(os.dup(path._descriptor), path.path)
         path = Path(path)
         with _naming(path):
             if create:
@@ -60,6 +62,9 @@ class Folder:
                     with suppress(PermissionError), Folder.open(made.parent) as above:  # (one may enter, and not read)
                         above.sync()
             return Folder(os.open(path, os.O_RDONLY | os.O_DIRECTORY), path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     def __enter__(self) -> "Folder":
         return self
@@ -90,7 +95,8 @@ class Folder:
 
     def reader(self, name: str) -> BinaryIO:
         """Opens a regular file for reading. Raises OSError where there is none, or anything else instead."""
-        return open(self._regular(name, os.O_RDONLY), "rb")
+        descriptor = _open(_entry(name), self.path / name, os.O_RDONLY | os.O_NOFOLLOW, self._descriptor)
+        return open(descriptor, "rb")
 
     def read(self, name: str, most: int) -> bytes:
         """The bytes of a regular file. Raises OSError where there is none, or one of more than `most` bytes."""
@@ -102,7 +108,8 @@ class Folder:
 
         Raises OSError for a link, also a hard one: what is written would appear elsewhere too.
         """
-        descriptor = self._regular(name, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        descriptor = _open(_entry(name), self.path / name, flags, self._descriptor)
         if (links := os.fstat(descriptor).st_nlink) > 1:
             os.close(descriptor)
             why = f"a file with {links} names (hard links): put a copy in its place"
@@ -191,24 +198,6 @@ class Folder:
             if depth == MOST_DEPTH:
                 folders.clear()
         return found
-
-    def _regular(self, name: str, flags: int) -> int:
-        return _open(_entry(name), self.path / name, flags | os.O_NOFOLLOW, self._descriptor)
-
-
-@contextmanager
-def held(where: "str | Path | Folder") -> Iterator[Folder]:
-    """The folder itself, or the directory at a path, held for as long as the block lasts. Raises OSError."""
-    if isinstance(where, Folder):
-        yield where
-    else:
-        with Folder.open(where) as folder:
-            yield folder
-
-
-def path_of(where: "str | Path | Folder") -> Path:
-    """The path of a folder, or of the directory at a path."""
-    return where.path if isinstance(where, Folder) else Path(where)
 
 
 @contextmanager

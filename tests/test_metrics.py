@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from reports import INTRUDERS, intrude, opened
 
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.runs.metrics import MetricsLog, Prefix, finite_windows, read_metrics
+from jaxlm.runs.metrics import MetricsLog, Prefix, read_metrics
 
 NAN, INF = float("nan"), float("inf")
 FLOATS = st.floats(width=32)
@@ -109,11 +109,6 @@ def test_only_a_window_of_another_length_says_its_steps(tmp_path):
         assert log.epoch_cost(1) == (10, 112)
     assert [row.get("steps") for row in read_metrics(tmp_path)] == [None, 7, None, None]
     assert '"learning_rate":1.0,"steps":7}\n' in (tmp_path / "metrics.jsonl").read_text()
-
-
-def test_a_window_is_finite_where_cost_and_gradient_are():
-    costs, norms = np.array([[1, 3e38, NAN, 1, INF], [1, 3e38, 1, INF, -INF]], np.float32)  # 3e38 twice overflows
-    np.testing.assert_array_equal(finite_windows(costs, norms), [True, True, False, False, False])
 
 
 def test_the_lines_are_as_documented(tmp_path):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlm.config.config import Config
 from jaxlm.errors import CheckpointError, RunDirError
-from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, held, path_of, reason, seal, unseal
+from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, seal, unseal
 from jaxlm.runs.metrics import Prefix
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ FORMAT = 3
 FOLDER, MANIFEST, STATE = "checkpoints", "manifest.json", "state.safetensors"
 MOST_BYTES = {MANIFEST: 1 << 20, "config.json": 1 << 20, "vocab.json": MAX_VOCAB_BYTES}
 _STEP = re.compile("[0-9]{8,10}")
-_DAMAGE = (OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError)
 
 
 def library_versions() -> dict[str, str]:
@@ -98,11 +97,8 @@ def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Mani
     path = run.path / FOLDER / name
     remedy = "the checkpoints before it are whole: fix that, then resume with --resume"
     with explained(RunDirError, f"cannot save {path}", remedy), run.folder(FOLDER, create=True) as folder:
-        contents = {
-            "config.json": config.to_json().encode(),
-            "vocab.json": vocab.to_json().encode(),
-            STATE: state_arrays.encoded(state),
-        }
+        contents = {"config.json": config.to_json().encode(), "vocab.json": vocab.to_json().encode()}
+        contents[STATE] = state_arrays.encoded(state)
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
         contents[MANIFEST] = seal(asdict(replace(manifest, files=hashes, format=FORMAT))).encode()
         folder.clean()
@@ -114,10 +110,10 @@ def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Mani
         # Checkpoints of later steps were damaged when the run was resumed. They go too, or one would pass for the last.
         found = {step: saved for step, saved in manifests(run).items() if step <= manifest.step}
         kept = {*sorted(found)[-config.train.keep_last :], best_step(found)}
-        if every := config.train.keep_every:
-            ended = {step: saved for step, saved in found.items() if saved.valid_perplexity is not None}
-            kept |= {step for step, saved in ended.items() if saved.epoch % every == 0}
-        kept |= {step for step, saved in found.items() if saved.words}
+        every = config.train.keep_every
+        for step, saved in found.items():
+            if saved.words or (every and saved.valid_perplexity is not None and saved.epoch % every == 0):
+                kept.add(step)
         for step, old in _names(folder).items():
             # An earlier one that cannot be read stays for its owner: it may have been kept for good.
             if step > manifest.step or (step in found and step not in kept):
@@ -165,18 +161,16 @@ def best_step(found: Mapping[int, Manifest]) -> int | None:
 def find(run: str | Path | Folder, which: str = "last") -> Path:
     """The directory of the checkpoint `last` or `best`, or of a step. Raises CheckpointError if there is none."""
     with _checkpoints(run) as folder:
-        where, found = path_of(run), _names(folder)
-        if not folder or not found:
-            raise CheckpointError(f"{where} holds no checkpoints: give the directory of a run that jaxlm trained")
-        if which == "best":
-            step = best_step(manifests(run))
-        elif which == "last":
-            step = max(found)
-        else:
-            step = int(which) if re.fullmatch("[0-9]{1,10}", which) else None
-        if step not in found:
-            raise CheckpointError(f"{where} has no checkpoint {which!r}; it has {', '.join(map(str, found))}")
-        return folder.path / found[step]
+        found = _names(folder)
+    if not found:
+        raise CheckpointError(f"{Path(run)} holds no checkpoints: give the directory of a run that jaxlm trained")
+    if which in ("last", "best"):
+        step = max(found) if which == "last" else best_step(manifests(run))
+    else:
+        step = int(which) if re.fullmatch("[0-9]{1,10}", which) else None
+    if step not in found:
+        raise CheckpointError(f"{Path(run)} has no checkpoint {which!r}; it has {', '.join(map(str, found))}")
+    return Path(run) / FOLDER / found[step]
 
 
 def load(run: str | Path | Folder, which: str = "last") -> Checkpoint:
@@ -199,7 +193,7 @@ def newest_intact(run: str | Path | Folder) -> tuple[Checkpoint | None, list[str
         for name in reversed(_names(folder).values()):
             assert folder
             try:
-                return _read(folder, name), problems
+                return read(folder.path / name), problems
             except CheckpointError as error:
                 problems.append(str(error))
     return None, problems
@@ -210,35 +204,27 @@ def read(path: str | Path) -> Checkpoint:
 
     Raises CheckpointError, naming the file that is not as it was saved.
     """
-    with explained(CheckpointError, f"{path} cannot be read"), Folder.open(Path(path).parent) as above:
-        return _read(above, Path(path).name)
-
-
-def _read(above: Folder, name: str) -> Checkpoint:
     from jaxlm.data.vocab import Vocab
     from jaxlm.runs import state_arrays
 
-    path = above.path / name
-    try:
-        with above.folder(name) as folder:
-            manifest = _manifest(folder)
-            config = Config.from_json(_verified(folder, manifest, "config.json").decode())
-            template = state_arrays.shapes_of_state(config)
-            state_arrays.check_room(template, f"the config of {path}")
-            for other in sorted({*manifest.files, *folder.names()} - {*MOST_BYTES, STATE}):
-                raise CheckpointError(f"{path}/{other} does not belong to a checkpoint of this config")
-            data = _verified(folder, manifest, STATE, state_arrays.most_bytes(template))
-            state = state_arrays.decoded(data, template, path / STATE)
-            vocab = Vocab.from_json(_verified(folder, manifest, "vocab.json").decode())
+    path = Path(path)
+    with (
+        explained(CheckpointError, f"{path} cannot be read"),
+        Folder.open(path.parent) as above,
+        above.folder(path.name) as folder,
+    ):
+        manifest = _manifest(folder)
+        config = Config.from_json(_verified(folder, manifest, "config.json").decode())
+        template = state_arrays.shapes_of_state(config)
+        state_arrays.check_room(template, f"the config of {path}")
+        for other in sorted({*manifest.files, *folder.names()} - {*MOST_BYTES, STATE}):
+            raise CheckpointError(f"{path}/{other} does not belong to a checkpoint of this config")
+        data = _verified(folder, manifest, STATE, state_arrays.most_bytes(template))
+        state = state_arrays.decoded(data, template, path / STATE)
+        vocab = Vocab.from_json(_verified(folder, manifest, "vocab.json").decode())
         if (words := config.model.vocab_size) != len(vocab):
-            raise CheckpointError(
-                f"{path / 'vocab.json'} has {len(vocab)} words for a model of {words}: it is another model's"
-            )
-    except CheckpointError:
-        raise
-    except _DAMAGE as error:
-        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
-    return Checkpoint(manifest, config, vocab, state)
+            raise ValueError(f"vocab.json has {len(vocab)} words for a model of {words}: it is another model's")
+        return Checkpoint(manifest, config, vocab, state)
 
 
 def _manifest(folder: Folder) -> Manifest:
@@ -282,9 +268,9 @@ def _checkpoints(run: str | Path | Folder) -> Iterator[Folder | None]:
     """The folder of a run's checkpoints; None where there is none. Raises CheckpointError where it is a link."""
     folder = None
     with ExitStack() as stack:
-        what = f"{path_of(run) / FOLDER} cannot be read"
+        what = f"{Path(run) / FOLDER} cannot be read"
         with explained(CheckpointError, what), suppress(FileNotFoundError):
-            folder = stack.enter_context(stack.enter_context(held(run)).folder(FOLDER))
+            folder = stack.enter_context(stack.enter_context(Folder.open(run)).folder(FOLDER))
         yield folder
 
 

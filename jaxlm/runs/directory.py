@@ -12,7 +12,6 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlm.config.config import Config, conflicts
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
-from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, held, path_of, seal, strict_json, unseal
+from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, seal, strict_json, unseal
 from jaxlm.runs import checkpoint
 from jaxlm.runs.checkpoint import Checkpoint, library_versions
 from jaxlm.runs.lock import ELSEWHERE, holder
@@ -37,9 +36,10 @@ MOST_BYTES = 1 << 20  # of config.json and run.json
 
 def check(run: str | Path | Folder, resume: bool) -> None:
     """Raises RunDirError where there is no run to resume, or where a new run cannot begin: the place is not empty."""
-    where, names = path_of(run), []
-    with explained(RunDirError, f"{where} cannot be used", ELSEWHERE), suppress(FileNotFoundError), held(run) as folder:
-        names = folder.names()
+    where, names = Path(run), []
+    with explained(RunDirError, f"{where} cannot be used", ELSEWHERE), suppress(FileNotFoundError):
+        with Folder.open(run) as folder:
+            names = folder.names()
     if resume and CONFIG not in names:
         raise RunDirError(
             f"{where} holds no run that can be resumed ({CONFIG} is not there): begin one without --resume, or check "
@@ -93,12 +93,12 @@ def saved_config(run: str | Path | Folder) -> Config:
     """
     check(run, resume=True)
     try:
-        with held(run) as folder:
+        with Folder.open(run) as folder:
             return _read_config(folder)
     except RunDirError as error:
         found, _ = checkpoint.newest_intact(run)
         if found is None:
-            raise RunDirError(f"{path_of(run)} holds no run that can be resumed: {error}") from None
+            raise RunDirError(f"{Path(run)} holds no run that can be resumed: {error}") from None
         return found.config
 
 
@@ -118,7 +118,7 @@ def _read_config(run: Folder) -> Config:
 
 def saved_record(run: str | Path | Folder) -> dict[str, Any]:
     """The contents of `run.json`. Raises RunDirError where it is missing or damaged."""
-    with explained(RunDirError, f"{path_of(run) / RECORD} cannot be read"), held(run) as folder:
+    with explained(RunDirError, f"{Path(run) / RECORD} cannot be read"), Folder.open(run) as folder:
         record = strict_json(folder.read(RECORD, MOST_BYTES))
         match record:
             case {"corpus": dict(), "sessions": [_, *_] as sessions} if all(isinstance(one, dict) for one in sessions):
@@ -153,7 +153,9 @@ def resume(
         if config.train.epochs < found.manifest.epoch:
             changed.append(f"train.epochs: {found.manifest.epoch} are trained -> {config.train.epochs}")
         if found.vocab != corpus.vocab:
-            changed.append(f"vocabulary: {_first_difference(found.vocab.words, corpus.vocab.words)}")
+            pairs = enumerate(zip_longest(found.vocab.words, corpus.vocab.words))
+            first = next((f"; word {at} is {was!r} -> {now!r}" for at, (was, now) in pairs if was != now), "")
+            changed.append(f"vocabulary: {len(found.vocab)} -> {len(corpus.vocab)} words{first}")
     if changed:
         raise RunDirError(
             f"{run.path} holds a run with another config or corpus ({'; '.join(changed)}): resume it with its own, or "
@@ -181,7 +183,7 @@ def problems(run: str | Path | Folder) -> list[str]:
 
     Raises OSError where there is no directory.
     """
-    with held(run) as folder:
+    with Folder.open(run) as folder:
         found = [f"{line} does not belong in a run's directory" for line in folder.strange()]
         for read in (_read_config, saved_record, _check_metrics):
             try:
@@ -244,8 +246,3 @@ def _described(corpus: "Corpus") -> dict[str, Any]:
         "notes": list(corpus.notes),
         "tokens": {split: len(getattr(corpus, split)) for split in ("train", "valid", "test")},
     }
-
-
-def _first_difference(old: Sequence[str], new: Sequence[str]) -> str:
-    at = next(i for i, (was, now) in enumerate(zip_longest(old, new)) if was != now)
-    return f"{len(old)} -> {len(new)} words; word {at} is {list(old[at : at + 1])} -> {list(new[at : at + 1])}"

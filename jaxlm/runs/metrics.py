@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.files import Folder, explained, held, path_of
+from jaxlm.files import Folder, explained
 from jaxlm.report.trackers import OnMetrics
 
 MOST_BYTES = 1 << 32  # of a metrics.jsonl: thirty million windows
@@ -56,8 +56,8 @@ def read_metrics(run: str | Path | Folder) -> list[dict[str, Any]]:
         RunDirError: There is no such file, or no regular file of at most `MOST_BYTES`.
         JaxlmError: A line is damaged; names the file and the line's number.
     """
-    path = path_of(run) / NAME
-    with _reading(path), held(run) as folder:
+    path = Path(run) / NAME
+    with _reading(path), Folder.open(run) as folder:
         data = folder.read(NAME, MOST_BYTES)
     return _rows(data, path)
 
@@ -74,26 +74,18 @@ def read_prefix(folder: Folder, prefix: Prefix) -> bytes:
     return data
 
 
-def finite_windows(costs: ArrayLike, grad_norms: ArrayLike) -> np.ndarray:
-    """Whether the cost and the gradient of each window are finite; a window that is not finite makes no update."""
-    return np.isfinite(costs) & np.isfinite(grad_norms)  # apart: their sum could overflow
-
-
 class MetricsLog:
-    """Writes a run's metrics; a context manager.
+    """Writes a run's metrics; a context manager. Every method may raise RunDirError.
 
     Args:
         folder: the run directory, held by the caller for as long as the log is open.
         corpus: the corpus's name, in the line of every result.
         bptt_length: the steps of a window whose line does not say otherwise.
-        kept: the lines to keep, from `sync`, when a run is resumed; None: the run is new.
+        kept: the lines to keep, from `sync`, when a run is resumed; None: the run is new, and has no file.
         on_metrics: called with (step, values by tag) of each window and each result.
 
     Attributes:
-        skipped: the number of windows in each epoch whose cost or gradient is not finite.
-
-    Raises:
-        RunDirError: A new run's file exists, the lines to keep are not there, or the file cannot be written.
+        skipped: the number of windows in each epoch whose cost or gradient is not finite; they made no update.
     """
 
     def __init__(
@@ -140,12 +132,9 @@ class MetricsLog:
         learning_rates: ArrayLike,
         steps: ArrayLike | None = None,
     ) -> None:
-        """Writes a line for each of n windows of an epoch. Raises RunDirError.
+        """Writes a line for each of n windows of an epoch, from `first_step` on (both from 1).
 
-        Args:
-            first_step, epoch: the first window's step and the epoch, both from 1.
-            costs, grad_norms, learning_rates: float32 [n], as the file has them.
-            steps: integers [n], each window's length (default: bptt_length for all).
+        The series are float32 [n]; `steps` [n] is each window's length (default: bptt_length for all).
         """
         series = [np.asarray(column, np.float32) for column in (costs, grad_norms, learning_rates)]
         rows = [
@@ -162,7 +151,7 @@ class MetricsLog:
                 self._on_metrics(row["step"], {f"train/{name}": row[name] for name in SERIES})
 
     def result(self, kind: str, **values: Any) -> None:
-        """Writes the line of an epoch's or a test's result, without values that are None. Raises RunDirError."""
+        """Writes the line of an epoch's or a test's result, without values that are None."""
         values = {name: value for name, value in values.items() if value is not None}
         self._write(NAME, {"kind": kind, "corpus": self._corpus, **values})
         if self._on_metrics:
@@ -170,7 +159,7 @@ class MetricsLog:
             self._on_metrics(self._step, tags)
 
     def timing(self, **values: Any) -> None:
-        """Writes a line of `timing.jsonl`, such as seconds and words per second. Raises RunDirError."""
+        """Writes a line of `timing.jsonl`, such as seconds and words per second."""
         self._write(TIMING, values)
 
     def epoch_cost(self, epoch: int) -> tuple[float, int]:
@@ -178,18 +167,18 @@ class MetricsLog:
         return self._cost.get(epoch, 0.0), self._steps[epoch]
 
     def sync(self) -> Prefix:
-        """Waits until all lines are on the disk; the seal of the lines so far. Raises RunDirError."""
+        """Waits until all lines are on the disk; the seal of the lines so far."""
         with self._disk(NAME):
             os.fsync(self._files[NAME].fileno())
             return Prefix(self._files[NAME].seek(0, os.SEEK_END), self._digest.hexdigest())
 
     def _count(self, windows: Sequence[Mapping[str, Any]]) -> None:
         with np.errstate(over="ignore"):
-            costs, norms = (np.array([row[name] for row in windows], np.float32) for name in ("cost", "grad_norm"))
-        for row, cost, finite in zip(windows, costs.tolist(), finite_windows(costs, norms).tolist(), strict=True):
+            pairs = np.array([(row["cost"], row["grad_norm"]) for row in windows], np.float32).tolist()
+        for row, (cost, norm) in zip(windows, pairs, strict=True):
             epoch = row["epoch"]
             self._step = max(self._step, row["step"])
-            self.skipped[epoch] += not finite
+            self.skipped[epoch] += not (math.isfinite(cost) and math.isfinite(norm))
             if math.isfinite(cost):
                 self._cost[epoch] += cost
                 self._steps[epoch] += row.get("steps", self._bptt_length)

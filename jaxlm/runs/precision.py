@@ -58,21 +58,18 @@ def notes(asked: str, config: Config) -> list[str]:
 
 def rates(config: Config) -> Rates:
     """The rates of a model's products, measured once for each class of shapes, device and version of JAX."""
-    name, key = _key(config)
+    if found := known(config):
+        return Rates(**found)
+    measured, (name, key) = _measured(config), _key(config)
     with suppress(OSError), Folder.open(cache_dir() / "rates", create=True) as folder:
-        if found := recall(folder, name, key):
-            return Rates(**found[0])
-        measured = _measured(config)
         remember(folder, name, key, measured._asdict(), np.zeros(0, np.int32))
-        return measured
-    return _measured(config)
+    return measured
 
 
 def known(config: Config) -> dict[str, float] | None:
     """The rates, if they have been measured; for a run's record."""
-    name, key = _key(config)
     with suppress(OSError), Folder.open(cache_dir() / "rates") as folder:
-        return found[0] if (found := recall(folder, name, key)) else None
+        return found[0] if (found := recall(folder, *_key(config))) else None
     return None
 
 

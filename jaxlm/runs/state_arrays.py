@@ -80,7 +80,10 @@ def shapes_of_state(config: Config) -> Any:
     """The shapes and dtypes of a config's training state, with nothing allocated."""
     if (layers := len(config.model.hidden_sizes)) > MOST_LAYERS:
         raise JaxlmError(f"a model of {layers:,} layers: expected at most {MOST_LAYERS:,}")
-    return fresh_state.eval_shape(config.recipe, np.uint32(0), config.train.batch_size, config.train.patience)
+    try:
+        return fresh_state.eval_shape(config.recipe, np.uint32(0), config.train.batch_size, config.train.patience)
+    except (OverflowError, ValueError, TypeError) as error:
+        raise JaxlmError(f"no model of this config can be made: {error}") from None
 
 
 def most_bytes(template: Any) -> int:
@@ -99,13 +102,9 @@ def check_memory(config: Config, devices: int = 1) -> None:
     That is its state, a gradient and an update of each parameter, and what a window saves for its gradient. Devices
     with memory of their own share it; the first makes the whole state.
     """
-    try:
-        template = shapes_of_state(config)
-        counts, model = config.train, config.model
-        saved = 4 * counts.longest * counts.batch_size * (model.embedding_size + 6 * sum(model.hidden_sizes))
-        needed = _nbytes(template) + 2 * _nbytes(template.params) + saved
-    except (OverflowError, ValueError, TypeError) as error:
-        raise JaxlmError(f"no model of this config can be made: {error}") from None
+    template, counts, model = shapes_of_state(config), config.train, config.model
+    saved = 4 * counts.longest * counts.batch_size * (model.embedding_size + 6 * sum(model.hidden_sizes))
+    needed = _nbytes(template) + 2 * _nbytes(template.params) + saved
     if (there := ram.of_device()) is not None:
         needed = max(_nbytes(template), needed // devices)
     remedy = "take smaller embedding_size, hidden_sizes, vocab_size or batch_size"
