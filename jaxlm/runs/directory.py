@@ -37,9 +37,9 @@ MOST_BYTES = 1 << 20  # of config.json and run.json
 def check(run: str | Path | Folder, resume: bool) -> None:
     """Raises RunDirError where there is no run to resume, or where a new run cannot begin: the place is not empty."""
     where, names = Path(run), []
-    with explained(RunDirError, f"{where} cannot be used", ELSEWHERE), suppress(FileNotFoundError):
-        with Folder.open(run) as folder:
-            names = folder.names()
+    what = f"{where} cannot be used"
+    with explained(RunDirError, what, ELSEWHERE), suppress(FileNotFoundError), Folder.open(run) as folder:
+        names = folder.names()
     if resume and CONFIG not in names:
         raise RunDirError(
             f"{where} holds no run that can be resumed ({CONFIG} is not there): begin one without --resume, or check "

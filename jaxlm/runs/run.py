@@ -305,5 +305,5 @@ def word_count(vocab: Vocab, ids: np.ndarray) -> int:
     for start in range(0, len(ids) - 1, BLOCK):
         block = batch(ids, 1, start=start, stop=start + BLOCK + 1)[:, 0]
         joined = ends[block[:-1]] & begins[block[1:]]  # two tokens of one word
-        count += int(words[block[1:]].sum()) - np.count_nonzero(joined)
+        count += int(words[block[1:]].sum() - np.count_nonzero(joined))
     return count
