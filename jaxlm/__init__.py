@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jaxlm.data.vocab import Vocab as Vocab
     from jaxlm.errors import JaxlmError as JaxlmError
     from jaxlm.interop.exporting import export_model as export_model
-    from jaxlm.interop.imported import import_model as import_model
+    from jaxlm.interop.importing import import_model as import_model
     from jaxlm.interop.tensorflow import from_tensorflow as from_tensorflow
     from jaxlm.interop.tensorflow import to_tensorflow as to_tensorflow
     from jaxlm.models.gated_deltanet import GatedDeltaNet as GatedDeltaNet
@@ -83,7 +83,7 @@ _HOME = {
     "jaxlm.data.vocab": ("Vocab",),
     "jaxlm.errors": ("JaxlmError",),
     "jaxlm.interop.exporting": ("export_model",),
-    "jaxlm.interop.imported": ("import_model",),
+    "jaxlm.interop.importing": ("import_model",),
     "jaxlm.interop.tensorflow": ("from_tensorflow", "to_tensorflow"),
     "jaxlm.models.stack": ("init_params",),
     "jaxlm.runs.loading": ("evaluate", "load", "tune_protocol"),

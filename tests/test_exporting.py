@@ -17,7 +17,7 @@ from jaxlm.cli import exchanging, main
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.interop.exporting import TARGETS, export_model
-from jaxlm.interop.imported import import_model
+from jaxlm.interop.importing import import_model
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import no_noise
 from jaxlm.scoring.language_model import LanguageModel

@@ -26,7 +26,7 @@ from jaxlm.interop import export_hub
 from jaxlm.interop.export_hub import CELLS
 from jaxlm.interop.exporting import export_model
 from jaxlm.interop.hub_tokenizer import WHITE_SPACE, tokenizer_files
-from jaxlm.interop.imported import import_model
+from jaxlm.interop.importing import import_model
 from jaxlm.runs import state_arrays
 from jaxlm.scoring.language_model import LanguageModel
 

@@ -16,7 +16,7 @@ from test_hub import HELD, language_model
 
 from jaxlm.data.vocab import EOS
 from jaxlm.interop.exporting import export_model
-from jaxlm.interop.imported import import_model
+from jaxlm.interop.importing import import_model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

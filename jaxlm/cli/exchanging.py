@@ -18,7 +18,7 @@ VOCAB = "a file of one word a line, or for PyTorch the folder of train.txt, vali
     pathname("run", "RUN", "the directory to make"),
 )
 def import_(args: argparse.Namespace) -> None:
-    from jaxlm.interop.imported import import_model
+    from jaxlm.interop.importing import import_model
     from jaxlm.runs.directory import saved_record
 
     model = import_model(args.file, args.vocab, args.run)

@@ -18,7 +18,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.files import new_folder
 from jaxlm.interop.export_torch import array
 from jaxlm.interop.hub_tokenizer import as_json, special_tokens, tokenizer_files
-from jaxlm.interop.import_hub import CODE, CONFIG, FORMAT, WEIGHTS
+from jaxlm.interop.importing import CODE, CONFIG, FORMAT, WEIGHTS
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import Recurrent
 from jaxlm.report.curve import by_kind

@@ -1,22 +1,78 @@
-"""Reads other programs' language models, whatever kind of file they are in, and never runs anything from them."""
+"""Models of other programs, from whatever kind of file: to use, and as runs. Nothing from a file is ever run."""
 
+import hashlib
+import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import safetensors
 
-from jaxlm.errors import JaxlmError
-from jaxlm.files import reader, reason
-from jaxlm.interop.foreign import MOST_PATH, ForeignModel, LazyTensor, check_sharing, damage, elements, shown
-from jaxlm.interop.import_hub import CODE, CONFIG, WEIGHTS, read_hub
+from jaxlm.config.config import Config
+from jaxlm.data.tokens import EOS, WORDS
+from jaxlm.data.vocab import Vocab
+from jaxlm.errors import DataError, JaxlmError
+from jaxlm.files import MAX_VOCAB_BYTES, explained, read_bytes, reader, reason, strict_json
+from jaxlm.interop.foreign import MOST_PATH, ForeignModel, Tensors, check_finite, check_sharing, damage, shown
+from jaxlm.interop.hub_tokenizer import VOCAB
 from jaxlm.interop.tensorflow import from_tensorflow_checkpoint
 from jaxlm.interop.tensorflow_checkpoint import MAGIC, checkpoint_prefix, read_checkpoint
 from jaxlm.interop.torch_files import MOST_FILE, read_torch
-from jaxlm.interop.torch_layout import from_torch
-from jaxlm.interop.torch_modules import model_tensors
+from jaxlm.interop.torch_models import from_torch, model_tensors
+from jaxlm.runs import directory, state_arrays
+from jaxlm.runs.loading import keep_model, unread_corpus
+from jaxlm.scoring.language_model import LanguageModel
 
-_SAFETENSORS = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
+FORMAT, CONFIG, WEIGHTS, CODE = 1, "config.json", "model.safetensors", "modeling_jaxlm.py"  # of a hub's folder
+MOST_CONFIG = 1 << 24  # bytes
+MOST_TEXT = 1 << 32  # bytes of one file of a corpus
+SPLITS = ("train.txt", "valid.txt", "test.txt")
+_DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
+
+
+def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str | Path | None = None) -> LanguageModel:
+    """A language model of another program, ready to use.
+
+    Args:
+        file: of `torch.save`, a .safetensors file, a TensorFlow 1 checkpoint, or a hub's folder of `export_model`.
+            Nothing in the file is ever executed.
+        vocab: a file of one word a line; or the folder of the train.txt, valid.txt and test.txt that the model was
+            trained on, whose words are numbered in the order of their first appearance. None: the vocabulary of a
+            hub's folder.
+        run_dir: a new directory, which becomes an ordinary run of the model; None keeps nothing.
+    Returns:
+        The model.
+    Raises:
+        JaxlmError: the file is damaged, is no LSTM language model, asks for something that could run code (which is
+            named), or is larger than this machine's memory.
+        DataError: the vocabulary cannot be read, or has another size than the model.
+        RunDirError: the directory holds something already, or cannot be written.
+    """
+    found = read_model(file)
+    if vocab is None and found.run is None:
+        raise DataError(f"{shown(file, MOST_PATH)} has no vocabulary: give the file of its words, one a line (--vocab)")
+    path = (found.files[0].parent if found.run else Path(file)).resolve()
+    tensorflow = found.files[0].suffix == ".index"
+    words = model_vocabulary(vocab or path / VOCAB, found.config.vocab_size, tensorflow)
+    about = f"imported from {path}, a {found.source}"
+    corpus = unread_corpus(f"imported:{path.name}", _sha256(found.files), words, about, *found.notes)
+    config = (found.run or Config(model=found.config, preset="imported")).replace(corpus=corpus.spec)
+    if run_dir is not None:
+        keep_model(run_dir, config, found.params, corpus)
+    return LanguageModel(jax.tree.map(jnp.asarray, found.params), config, words, directory.named(corpus))
+
+
+def _sha256(files: tuple[Path, ...]) -> str:
+    """The hash of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in files:
+        with explained(JaxlmError, f"{shown(path, MOST_PATH)} cannot be read"), reader(path) as file:
+            hashlib.file_digest(file, lambda: digest)  # pyright: ignore[reportArgumentType]
+    return digest.hexdigest()
 
 
 def read_model(file: str | Path) -> ForeignModel:
@@ -33,34 +89,36 @@ def read_model(file: str | Path) -> ForeignModel:
         return _read(Path(file))
     except (OSError, MemoryError, JaxlmError) as error:
         problem = "there is no memory for it" if isinstance(error, MemoryError) else reason(error)
-    raise JaxlmError(f"cannot import {shown(file, MOST_PATH)}: {problem}")
+        at = Path(getattr(error, "filename", None) or file)
+    where = "" if at == Path(file) else f"its {shown(at.name)}: "
+    raise JaxlmError(f"cannot import {shown(file, MOST_PATH)}: {where}{problem}")
 
 
 def _read(path: Path) -> ForeignModel:
     folder = path.parent if path.name == WEIGHTS and (path.parent / CODE).is_file() else path
     if (folder / CONFIG).is_file():
-        return read_hub(folder)
+        return _read_hub(folder)
     if (prefix := checkpoint_prefix(path)) is not None:
-        return from_tensorflow_checkpoint(read_checkpoint(prefix), f"TensorFlow checkpoint {shown(prefix.name)}")
+        variables, files = read_checkpoint(prefix)
+        return from_tensorflow_checkpoint(variables, f"TensorFlow checkpoint {shown(prefix.name)}", files)
     with reader(path) as file:
         size = os.fstat(file.fileno()).st_size
         if not 0 < size <= MOST_FILE:  # (0: what the kernel makes up, as /proc/kmsg, waits for who reads it)
             raise JaxlmError(f"it has {size:,} bytes, expected a model of 1 to {MOST_FILE:,}")
         head = file.read(9)
-        if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size:
-            file.seek(0)
-            return from_torch(_read_safetensors(file.read()), "safetensors file")
         file.seek(max(size - 8, 0))
         if file.read() == MAGIC:
             what = "it is a checkpoint of TensorFlow's first format, in one file"
             raise JaxlmError(f"{what}; save it anew by TensorFlow 1.0 or later, which writes an .index and .data files")
         file.seek(0)
+        if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size:
+            return from_torch(_read_safetensors(file.read()), "safetensors file", path)
         value, layout, stored = read_torch(file, size)
-        tensors, what = model_tensors(value, stored)
-        return from_torch(tensors, f"PyTorch {what} ({layout})")
+    tensors, what = model_tensors(value, stored)
+    return from_torch(tensors, f"PyTorch {what} ({layout})", path)
 
 
-def _read_safetensors(data: bytes) -> dict[str, LazyTensor]:
+def _read_safetensors(data: bytes) -> Tensors:
     """The tensors of a file's bytes, by name. Raises JaxlmError where the file is damaged or cut short."""
     with damage("safetensors file"):
         tensors = {name: _tensor(name, **entry) for name, entry in safetensors.deserialize(data)}
@@ -69,10 +127,84 @@ def _read_safetensors(data: bytes) -> dict[str, LazyTensor]:
     for name, kept in metadata.items():  # safetensors.torch.save_model: {left out: kept}
         if name not in tensors and kept in tensors:
             tensors[name] = tensors[kept]
-    check_sharing(tensors.values(), len(data) - end)
+    check_sharing((tensor.nbytes for tensor in tensors.values()), len(data) - end)
     return tensors
 
 
-def _tensor(name: str, shape: list[int], dtype: str, data: bytes) -> LazyTensor:
-    kind = _SAFETENSORS.get(dtype, dtype)
-    return LazyTensor(tuple(shape), kind, name, lambda: elements(data, kind).reshape(shape))
+def _tensor(name: str, shape: list[int], dtype: str, data: bytes) -> np.ndarray:
+    if dtype not in _DTYPES:
+        raise JaxlmError(f"{shown(name)} holds {shown(dtype)}, expected one of {', '.join(_DTYPES)}")
+    return np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
+
+
+def _read_hub(folder: Path) -> ForeignModel:
+    """The model of a folder that `export_hub` wrote. Raises JaxlmError or OSError where it is damaged, or another's."""
+    try:
+        described: Any = strict_json(read_bytes(folder / CONFIG, MOST_CONFIG))
+        found, config = described["jaxlm_format"], json.dumps(described["jaxlm"])
+    except (ValueError, KeyError, TypeError):
+        raise JaxlmError(f"its {CONFIG} is damaged, or was not written by `jaxlm export --to hub`") from None
+    if found != FORMAT:
+        raise JaxlmError(f"expected a hub's folder of format {FORMAT}, found {shown(found)}: export the run anew")
+    config = Config.from_json(config)
+    template = state_arrays.shapes_of_state(config).params
+    template = {**template, "embedding": {"weight": template["embedding"]}}
+    state_arrays.check_room(template, "its model")
+    path = folder / WEIGHTS
+    params: Any = state_arrays.decoded(read_bytes(path, state_arrays.most_bytes(template)), template, path)
+    for name, leaf in state_arrays.named(params).items():
+        check_finite(name, np.asarray(leaf))
+    params = {**params, "embedding": params["embedding"]["weight"]}
+    return ForeignModel(config.model, params, "folder of a model hub", (), (path,), config)
+
+
+def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> Vocab:
+    """The `size` tokens of an imported model, of a file (.json: as a hub's folder has it) or a corpus's folder.
+
+    Raises DataError.
+    """
+    found, tokens = shown(path, MOST_PATH), WORDS
+    if os.path.isdir(path):  # (which raises nothing)
+        if tensorflow:
+            why = "whose words would be numbered as PyTorch's programs do, and the model is TensorFlow's"
+            raise DataError(f"the vocabulary {found} is a folder, {why}: give a file of its words, one a line")
+        words, what, give = vocabulary_of_corpus(path), "corpus", "corpus that the model was trained on"
+    else:
+        text = _text(Path(path), MAX_VOCAB_BYTES).replace("\r\n", "\n")
+        words, what, give = text.removesuffix("\n").split("\n"), "vocabulary", "file that the model was trained with"
+        if Path(path).suffix == ".json":
+            with explained(DataError, f"the vocabulary {found} cannot be used"):
+                words, tokens = (read := Vocab.from_json(text)).words, read.tokens
+        elif len(words) != size == len(text.split()):
+            words = text.split()  # colorlessgreenRNNs reads its files so
+    if len(words) != size:
+        raise DataError(f"the {what} {found} has {len(words):,} words, and the model has {size:,}; give the {give}")
+    try:
+        return Vocab(tuple(words), tokens)
+    except DataError as error:
+        raise DataError(f"the {what} {found} cannot be used: {error}") from None
+
+
+def vocabulary_of_corpus(folder: str | Path) -> tuple[str, ...]:
+    """The words of train.txt, valid.txt and test.txt in the order of their first appearance; each line ends in `<eos>`.
+
+    pytorch/examples and awd-lstm-lm number words so, and keep no vocabulary. Raises DataError.
+    """
+    words: dict[str, None] = {}
+    for split in SPLITS:
+        for line in io.StringIO(_text(Path(folder) / split, MOST_TEXT), newline=None):
+            words.update(dict.fromkeys(line.split()))
+            words.setdefault(EOS)
+    return tuple(words)
+
+
+def _text(path: Path, most: int) -> str:
+    try:
+        return read_bytes(path, most).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
+        raise DataError(
+            f"{shown(path, MOST_PATH)} is not UTF-8 text: line {line:,} has the byte 0x{byte:02x}"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{shown(path, MOST_PATH)} cannot be read: {reason(error)}") from None

@@ -2,21 +2,14 @@
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.foreign import (
-    ForeignModel,
-    Tensors,
-    expect_shape,
-    float32,
-    foreign_model,
-    listed,
-    matrix_shape,
-    shown,
-)
+from jaxlm.interop.foreign import ForeignModel, float32, listed, lstm_model, matrix_shape, shown
+from jaxlm.interop.tensorflow_checkpoint import Variable
 
 LAYER = "m/rnn/multi_rnn_cell/cell_{}/basic_lstm_cell/{}:0"
 KERNEL, BIAS = "softmax kernel (softmax_w)", "softmax bias (softmax_b)"
@@ -56,24 +49,25 @@ def from_tensorflow(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return _tree({role: np.asarray(variables[name]) for role, name in roles.items()}, layers)
 
 
-def from_tensorflow_checkpoint(tensors: Tensors, source: str) -> ForeignModel:
+def from_tensorflow_checkpoint(variables: Mapping[str, Variable], source: str, files: tuple[Path, ...]) -> ForeignModel:
     """The model of a checkpoint of the tutorial, in any scope. Raises JaxlmError, which names variables, for others."""
-    roles, layers, left = _roles(tensors, {name for name, tensor in tensors.items() if not tensor.shape})
-    vocab_size, width = matrix_shape(tensors, roles["embedding"])
+    roles, layers, left = _roles(variables, {name for name, variable in variables.items() if not variable.shape})
+    arrays = {role: variables[name].read() for role, name in roles.items()}
+    vocab_size, width = matrix_shape(roles["embedding"], arrays["embedding"])
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (vocab_size, width)}
     for layer in range(layers):
-        kernel = roles[f"kernel of layer {layer}"]
-        rows, gates = matrix_shape(tensors, kernel)
+        kernel = f"kernel of layer {layer}"
+        rows, gates = matrix_shape(roles[kernel], arrays[kernel])
         if gates % 4 or rows != width + gates // 4:
-            raise JaxlmError(f"{shown(kernel)} is {rows}x{gates}, expected {width} + H rows and 4H columns")
-        expect_shape(tensors, roles[f"bias of layer {layer}"], (gates,))
+            raise JaxlmError(f"{shown(roles[kernel])} is {rows}x{gates}, expected {width} + H rows and 4H columns")
+        shapes |= {kernel: (rows, gates), f"bias of layer {layer}": (gates,)}
         width = gates // 4
-    expect_shape(tensors, roles[KERNEL], (width, vocab_size))
-    expect_shape(tensors, roles[BIAS], (vocab_size,))
+    shapes |= {KERNEL: (width, vocab_size), BIAS: (vocab_size,)}
+    params = _tree({role: float32(roles[role], arrays[role], shape) for role, shape in shapes.items()}, layers)
     notes = ["the forget bias is not in a checkpoint: it is taken as 0, as the tutorial has it"]
     if left:
         notes.append(f"left out, as no part of the model: {listed(left)}")
-    params = _tree({role: float32(tensors, name) for role, name in roles.items()}, layers)
-    return foreign_model(params, source, notes, tensors)
+    return lstm_model(params, source, notes, arrays.values(), files)
 
 
 def _roles(names: Collection[str], scalars: Collection[str] = ()) -> tuple[dict[str, str], int, set[str]]:

@@ -6,30 +6,56 @@ blocks with checksums. Its last 48 bytes say where the index block lies, the ind
 block each key says how much it shares with the one before.
 """
 
+import io
 import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.files import read_bytes, reader, reason
-from jaxlm.interop.crc32c import crc32c, masked
-from jaxlm.interop.foreign import MOST_DIMENSIONS, SIZES, LazyTensor, check_sharing, elements, listed, shown
+from jaxlm.files import read_bytes, reader
+from jaxlm.interop.foreign import check_sharing, damage, listed, shown
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # what a table ends with
 MOST_KEY, MOST_ENTRIES = 500, 20_000  # bytes; pairs
-MOST_INDEX, MOST_SHARDS = 1 << 26, 100_000
-PARTITIONED = "a partitioned variable"
-_KINDS = {1: "float32", 2: "float64", 3: "int32", 9: "int64", 14: "bfloat16", 19: "float16"}  # TensorFlow's DataType
+MOST_INDEX, MOST_SHARDS, MOST_DIMENSIONS = 1 << 26, 100_000, 16
+_DTYPES = {1: "float32", 2: "float64", 14: "bfloat16", 19: "float16"}  # by TensorFlow's DataType
 _ENDING = re.compile(r"(?s)(.+)\.(index|meta|data-[0-9]{5}-of-[0-9]{5})")
 _ESCAPE = re.compile(rb"\\(?:([0-7]{3})|(.))")
 _LATEST = re.compile(rb'[ \t]*model_checkpoint_path:\s*"((?:[^"\\\n]|\\.)*)"')
 
 Fields = dict[int, list[int | bytes]]  # values by the number of their field
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of a checkpoint, whose claims have been checked and whose bytes have not been read."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # NumPy's name, or what else it holds
+    shard: Path
+    offset: int
+    size: int  # bytes
+    checksum: int
+
+    def read(self) -> np.ndarray:
+        """Its values. Raises JaxlmError where the checksum is wrong, or these are no floats; OSError."""
+        if self.dtype not in _DTYPES.values():
+            raise JaxlmError(f"{shown(self.name)} holds {self.dtype}, expected one of {', '.join(_DTYPES.values())}")
+        with reader(self.shard) as file:
+            file.seek(self.offset)
+            data = file.read(self.size)
+        if masked(crc32c(data)) != self.checksum:
+            where = f"{shown(self.shard.name)} is damaged"
+            raise JaxlmError(f"the checksum of the variable {shown(self.name)} is wrong; {where}")
+        return np.frombuffer(data, self.dtype).reshape(self.shape)
 
 
 def checkpoint_prefix(path: str | Path) -> Path | None:
@@ -48,109 +74,11 @@ def checkpoint_prefix(path: str | Path) -> Path | None:
     return path if path.name and path.with_name(path.name + ".index").exists() else None
 
 
-def read_checkpoint(prefix: Path) -> dict[str, LazyTensor]:
-    """The variables of a checkpoint; the checksum of each is checked as it is read.
-
-    Raises JaxlmError where the index is damaged, shards are missing or too short, or a checksum is wrong.
-    """
-    index = prefix.with_name(prefix.name + ".index")
-    try:
-        table = dict(_entries(read_bytes(index, MOST_INDEX)))
-    except OSError as error:
-        raise JaxlmError(f"its index {shown(index.name)} cannot be read: {reason(error)}") from None
-    header = message_fields(table.pop(b"", b""))
-    shards = _last(header, 1)
-    if not isinstance(shards, int) or not 0 < shards < MOST_SHARDS:
-        raise JaxlmError("its index does not say how many shards there are; it is damaged")
-    if _last(header, 2):
-        raise JaxlmError("it was written by a big-endian machine, and only little-endian checkpoints are read")
-    paths = [prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}") for shard in range(shards)]
-    if missing := [path.name for path in paths if not path.exists()]:
-        what = f"{len(missing)} of its {len(paths)} shards are missing ({listed(missing)})"
-        raise JaxlmError(f"{what}; put them beside the index")
-    sizes = [path.stat().st_size for path in paths]
-    tensors: dict[str, LazyTensor] = {}
-    for key, value in table.items():
-        try:
-            name = key.decode()
-        except UnicodeDecodeError:
-            continue  # a slice of a partitioned variable, whose own entry is refused where the model needs it
-        tensors[name] = _variable(name, message_fields(value), paths, sizes)
-    check_sharing((tensor for tensor in tensors.values() if tensor.kind != PARTITIONED), sum(sizes))
-    return tensors
-
-
-def _variable(name: str, entry: Fields, paths: list[Path], sizes: list[int]) -> LazyTensor:
-    """A variable of one entry: type 1, shape 2, shard 3, offset 4, bytes 5, checksum 6, slices 7."""
-    kind = PARTITIONED if 7 in entry else _KINDS.get(_number(name, entry, 1), "something else than floats")
-    dimensions = message_fields(_last(entry, 2) or b"").get(2, [])
-    if len(dimensions) > MOST_DIMENSIONS:
-        raise JaxlmError(f"the shape of the variable {shown(name)} is damaged")
-    shape = tuple(_number(name, message_fields(dimension), 1) for dimension in dimensions)
-    shard, offset, size, checksum = (_number(name, entry, field) for field in (3, 4, 5, 6))
-
-    def read() -> np.ndarray:
-        try:
-            with reader(paths[shard]) as file:
-                file.seek(offset)
-                data = file.read(size)
-        except OSError as error:
-            raise JaxlmError(f"{shard_name} cannot be read: {reason(error)}") from None
-        if len(data) < size or masked(crc32c(data)) != checksum:
-            raise JaxlmError(f"the checksum of the variable {shown(name)} is wrong; {shard_name} is damaged")
-        return elements(data, kind).reshape(shape)
-
-    if kind in SIZES and math.prod(shape) * SIZES[kind] != size:
-        raise JaxlmError(f"the variable {shown(name)} claims the shape {list(shape)} in {size:,} bytes; it is damaged")
-    if shard >= len(paths):
-        raise JaxlmError(f"the variable {shown(name)} lies in shard {shard} of {len(paths)}; it is damaged")
-    shard_name = shown(paths[shard].name)
-    if offset + size > sizes[shard]:
-        end = f"ends at byte {offset + size:,} of {shard_name}, which has {sizes[shard]:,}"
-        raise JaxlmError(f"the variable {shown(name)} {end}; it is cut short")
-    return LazyTensor(shape, kind, name, read)
-
-
-def _number(name: str, entry: Fields, field: int) -> int:
-    value = _last(entry, field)
-    if not isinstance(value, int) or value >> 62:
-        raise JaxlmError(f"the entry of the variable {shown(name)} is damaged")
-    return value
-
-
-def _last(fields: Fields, field: int) -> int | bytes:
-    """The last value of a field, which is the one that counts; 0 where there is none."""
-    return fields.get(field, [0])[-1]
-
-
-def message_fields(data: int | bytes) -> Fields:
-    """The fields of a protocol buffer's message."""
-    if not isinstance(data, bytes):
-        raise JaxlmError("an entry of its index is damaged")
-    cursor, fields = _Cursor(data), Fields()
-    while cursor:
-        tag = cursor.varint()
-        match tag & 7:
-            case 0:
-                value = cursor.varint()
-            case 2:
-                value = cursor.take(cursor.varint())
-            case 1 | 5 as width:
-                value = int.from_bytes(cursor.take(8 if width == 1 else 4), "little")
-            case _:
-                raise JaxlmError("an entry of its index is damaged")
-        fields.setdefault(tag >> 3, []).append(value)
-    return fields
-
-
 def _latest(path: Path) -> Path:
     """The checkpoint that a `checkpoint` file names, always within the file's own folder."""
-    try:
-        lines = read_bytes(path, 1 << 20).split(b"\n")
-    except OSError as error:
-        problem = f"its file {shown(path.name)} cannot be read: {reason(error)}"
-        raise JaxlmError(f"expected a checkpoint in the folder, but {problem}") from None
-    found = next(filter(None, map(_LATEST.match, lines)), None)
+    if not path.is_file():
+        raise JaxlmError("expected a checkpoint in the folder, and there is no file 'checkpoint'")
+    found = next(filter(None, map(_LATEST.match, read_bytes(path, 1 << 20).split(b"\n"))), None)
     if not found:
         raise JaxlmError("its file 'checkpoint' names no model_checkpoint_path")
     name = _ESCAPE.sub(lambda found: bytes([int(found[1], 8) & 255]) if found[1] else found[2], found[1])
@@ -164,42 +92,106 @@ def _latest(path: Path) -> Path:
     return inside
 
 
-class _Cursor:
-    """Reads numbers and runs of bytes. Raises JaxlmError where they would go beyond the end."""
+def read_checkpoint(prefix: Path) -> tuple[dict[str, Variable], tuple[Path, ...]]:
+    """The variables of a checkpoint, by name, and its files; the checksum of each is checked as it is read.
 
-    def __init__(self, data: bytes):
-        self.data, self.place = data, 0
+    Raises JaxlmError where the index is damaged, or shards are missing or too short; OSError.
+    """
+    index = prefix.with_name(prefix.name + ".index")
+    data = read_bytes(index, MOST_INDEX)
+    with damage("index"):
+        table = dict(_entries(data))
+        header = message_fields(table.pop(b"", b""))
+        shards = header.get(1, [0])[-1]
+        if not isinstance(shards, int) or not 0 < shards < MOST_SHARDS:
+            raise JaxlmError("its index does not say how many shards there are; it is damaged")
+        if header.get(2, [0])[-1]:
+            raise JaxlmError("it was written by a big-endian machine, and only little-endian checkpoints are read")
+        paths = [prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}") for shard in range(shards)]
+        if missing := [path.name for path in paths if not path.exists()]:
+            what = f"{len(missing)} of its {len(paths)} shards are missing ({listed(missing)})"
+            raise JaxlmError(f"{what}; put them beside the index")
+        sizes = [path.stat().st_size for path in paths]
+        found: dict[str, Variable] = {}
+        for key, entry in table.items():
+            with suppress(UnicodeDecodeError):  # a slice of a partitioned variable, refused where the model needs it
+                name = key.decode()
+                found[name] = _variable(name, message_fields(entry), paths, sizes)
+        check_sharing((variable.size for variable in found.values()), sum(sizes))
+    return found, (index, *paths)
 
-    def __bool__(self) -> bool:
-        return self.place < len(self.data)
 
-    def varint(self) -> int:
-        """A number of at most 64 bits, seven a byte, lowest first."""
-        value = 0
-        for shift in range(0, 70, 7):
-            byte = self.take(1)[0]
-            value |= (byte & 127) << shift
-            if byte < 128 and value < 1 << 64:
-                return value
-        raise JaxlmError("a number in it has over 64 bits; it is damaged")
+def _variable(name: str, entry: Fields, paths: list[Path], sizes: list[int]) -> Variable:
+    """A variable of one entry: type 1, shape 2, shard 3, offset 4, bytes 5, checksum 6, slices 7."""
+    dimensions = message_fields(entry.get(2, [b""])[-1]).get(2, [])
+    if len(dimensions) > MOST_DIMENSIONS:
+        raise JaxlmError(f"the shape of the variable {shown(name)} is damaged")
+    shape = tuple(_number(message_fields(dimension), 1) for dimension in dimensions)
+    kind, shard, offset, size, checksum = (_number(entry, field) for field in (1, 3, 4, 5, 6))
+    dtype = "a partitioned variable" if 7 in entry else _DTYPES.get(kind, "something else than floats")
+    if dtype in _DTYPES.values() and math.prod(shape) * np.dtype(dtype).itemsize != size:
+        raise JaxlmError(f"the variable {shown(name)} claims the shape {list(shape)} in {size:,} bytes; it is damaged")
+    if shard >= len(paths):
+        raise JaxlmError(f"the variable {shown(name)} lies in shard {shard} of {len(paths)}; it is damaged")
+    if offset + size > sizes[shard]:
+        end = f"ends at byte {offset + size:,} of {shown(paths[shard].name)}, which has {sizes[shard]:,}"
+        raise JaxlmError(f"the variable {shown(name)} {end}; it is cut short")
+    return Variable(name, shape, dtype, paths[shard], offset, size, checksum)
 
-    def take(self, count: int) -> bytes:
-        if count > len(self.data) - self.place:
-            raise JaxlmError("it ends in the middle of an entry; it is damaged or cut short")
-        self.place += count
-        return self.data[self.place - count : self.place]
+
+def _number(fields: Fields, field: int) -> int:
+    """The last value of a field, which is the one that counts; 0 where there is none."""
+    value = fields.get(field, [0])[-1]
+    if not isinstance(value, int):
+        raise ValueError("expected a number in an entry")
+    return value
+
+
+def message_fields(data: int | bytes) -> Fields:
+    """The fields of a protocol buffer's message. Raises ValueError or TypeError where it is none."""
+    stream, fields = io.BytesIO(data), Fields()  # pyright: ignore[reportArgumentType]
+    while stream.tell() < len(data):  # pyright: ignore[reportArgumentType]
+        tag = _varint(stream)
+        match tag & 7:
+            case 0:
+                value = _varint(stream)
+            case 2:
+                value = _take(stream, _varint(stream))
+            case 1 | 5 as width:
+                value = int.from_bytes(_take(stream, 8 if width == 1 else 4), "little")
+            case _:
+                raise ValueError("a field of an unknown type")
+        fields.setdefault(tag >> 3, []).append(value)
+    return fields
+
+
+def _varint(stream: io.BytesIO) -> int:
+    """A number of at most 64 bits, seven a byte, lowest first."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = _take(stream, 1)[0]
+        value |= (byte & 127) << shift
+        if byte < 128 and value < 1 << 64:
+            return value
+    raise ValueError("a number has over 64 bits")
+
+
+def _take(stream: io.BytesIO, count: int) -> bytes:
+    if len(data := stream.read(count)) < count:
+        raise ValueError("it ends in the middle of an entry")
+    return data
 
 
 def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) pairs of a table, in order. Raises JaxlmError where it is damaged."""
-    if len(table) < 48 or table[-8:] != MAGIC:
-        raise JaxlmError("it does not end as a checkpoint's index does; it is damaged or cut short")
-    footer = _Cursor(table[-48:-8])
+    """(key, value) pairs of a table, in order. Raises JaxlmError or ValueError where it is damaged."""
+    if table[-8:] != MAGIC:
+        raise ValueError("it does not end as an index does")
+    footer = io.BytesIO(table[-48:-8])
     for _ in range(2):
-        footer.varint()  # where the block of other blocks lies: there are none
+        _varint(footer)  # where the block of other blocks lies: there are none
     found = read = 0
     for _, handle in _pairs(_block(table, footer)):
-        block = _block(table, _Cursor(handle))
+        block = _block(table, io.BytesIO(handle))
         pairs = list(islice(_pairs(block), MOST_ENTRIES))
         found, read = found + 1 + len(pairs), read + len(block)
         if found > MOST_ENTRIES or read > len(table):
@@ -207,27 +199,57 @@ def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
         yield from pairs
 
 
-def _block(table: bytes, handle: _Cursor) -> bytes:
+def _block(table: bytes, handle: io.BytesIO) -> bytes:
     """The content of a block, its checksum checked."""
-    place, size = handle.varint(), handle.varint()
+    place, size = _varint(handle), _varint(handle)
     end = place + size
-    if end + 5 > len(table):
-        raise JaxlmError(f"a block of it ends at byte {end + 5:,} of {len(table):,}; it is cut short")
     if masked(crc32c(table[place : end + 1])) != int.from_bytes(table[end + 1 : end + 5], "little"):
-        raise JaxlmError("the checksum of one of its blocks is wrong; it is damaged")
+        raise ValueError("the checksum of a block is wrong")
     if table[end]:
         raise JaxlmError("a block of it is compressed, as tf.train.Saver never does with an index")
     return table[place:end]
 
 
 def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    end = len(block) - 4 - 4 * int.from_bytes(block[-4:], "little")  # what follows: places to restart, their number
-    if len(block) < 4 or end < 0:
-        raise JaxlmError("a block of it is too short; it is damaged")
-    cursor, key = _Cursor(block[:end]), b""
-    while cursor:
-        shared, fresh, length = cursor.varint(), cursor.varint(), cursor.varint()
+    size = len(block) - 4 - 4 * int.from_bytes(block[-4:], "little")  # behind: places to restart, their number
+    if size < 0:
+        raise ValueError("a block is too short")
+    stream, key = io.BytesIO(block[:size]), b""
+    while stream.tell() < size:
+        shared, fresh, length = _varint(stream), _varint(stream), _varint(stream)
         if shared > len(key) or shared + fresh > MOST_KEY:
-            raise JaxlmError("a key of it is damaged or too long")
-        key = key[:shared] + cursor.take(fresh)
-        yield key, cursor.take(length)
+            raise ValueError("a key is damaged or too long")
+        key = key[:shared] + _take(stream, fresh)
+        yield key, _take(stream, length)
+
+
+# CRC-32C (Castagnoli; RFC 3720, appendix B.4). The register after data is linear in the data: stretches of equal length
+# are summed side by side in NumPy, then joined: a join moves the register over a stretch of zeros, a linear map of its
+# four bytes.
+
+_START = b"Td\x1fd"  # brings a register of zeros to the ones that a checksum begins with
+_TABLE = np.arange(256, dtype=np.uint32)  # what a byte adds to the register
+for _ in range(8):
+    _TABLE = np.where(_TABLE & 1, (_TABLE >> 1) ^ np.uint32(0x82F63B78), _TABLE >> 1)
+
+
+def crc32c(data: bytes) -> int:
+    """The checksum of bytes."""
+    lanes = math.isqrt(len(data)) + 1
+    length = -(-(len(data) + 4) // lanes)
+    padded = b"".join([bytes(lanes * length - len(data) - 4), _START, data])
+    stretches = np.frombuffer(padded, np.uint8).reshape(lanes, length)
+    registers = np.zeros(lanes, np.uint32)
+    moved = np.arange(256, dtype=np.uint32) << np.array([[0], [8], [16], [24]], np.uint32)
+    for column in stretches.T:
+        registers = _TABLE[(registers ^ column) & 255] ^ (registers >> 8)
+        moved = _TABLE[moved & 255] ^ (moved >> 8)
+    register, (a, b, c, d) = 0, moved.tolist()
+    for lane in registers.tolist():
+        register = lane ^ a[register & 255] ^ b[register >> 8 & 255] ^ c[register >> 16 & 255] ^ d[register >> 24]
+    return register ^ 0xFFFFFFFF
+
+
+def masked(checksum: int) -> int:
+    """The checksum as TensorFlow stores it, changed so that data that hold checksums do not cancel them."""
+    return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -3,13 +3,13 @@
 import io
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
-from functools import cache, partial
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from jaxlm.errors import JaxlmError
 from jaxlm.interop.foreign import damage, shown
-from jaxlm.interop.torch_pickle import Storage, natural, storage_kind, unpickle
+from jaxlm.interop.torch_pickle import Global, storage_dtype, unpickle
 
 MOST_FILE = 1 << 32  # bytes
 MOST_PICKLE = 1 << 28  # bytes of a pickle; the tensors are not in it
@@ -21,8 +21,7 @@ MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what old files begin with
 def read_torch(file: BinaryIO, size: int) -> tuple[Any, str, int]:
     """What `torch.save` wrote into an open file: the value as `unpickle` gives it, the layout, all storages' bytes.
 
-    Storages are read later, so the file must stay open. Raises JaxlmError where it is damaged, claims more than it
-    holds, or asks for something that could run code.
+    Raises JaxlmError where it is damaged, claims more than it holds, or asks for something that could run code.
     """
     head = file.read(262)
     file.seek(0)
@@ -37,46 +36,41 @@ def read_torch(file: BinaryIO, size: int) -> tuple[Any, str, int]:
 
 
 class _Storages:
-    """The storages that the persistent ids of a pickle name."""
+    """The storages that the persistent ids of a pickle name, as arrays [n]."""
 
-    def __init__(self, located: Callable[[str], tuple[int, Callable[[], bytes]]]):
-        self._located = located  # gives (bytes that the file holds of the storage of a key, what reads the storage)
-        self.known: dict[str, Storage] = {}
+    def __init__(self, load: Callable[[str, np.dtype, int], np.ndarray]):
+        self._load = load  # gives the elements of the storage of a key
+        self.arrays: dict[str, np.ndarray] = {}
+        self.nbytes = 0  # of all of them
 
-    def __call__(self, identifier: Any) -> Storage:
+    def __call__(self, identifier: Any) -> np.ndarray:
         """The storage of an id: ("storage", class, key, device, number of elements[, view of an old file])."""
-        if not isinstance(identifier, tuple) or not 5 <= len(identifier) <= 6 or identifier[0] != "storage":
-            raise JaxlmError("its pickle refers to something outside itself that is not a storage")
-        kind, key = storage_kind(identifier[1]), identifier[2]
-        if not isinstance(key, str):
-            raise JaxlmError("the key of a storage is not a string")
-        count = natural(identifier[4], f"the length of the storage {shown(key)}")
-        if key not in self.known:
-            held, fetch = self._located(key)
-            self.known[key] = Storage(key, kind, 0, count, fetch)
-            _check_held(self.known[key], held)
-        whole, part = self.known[key], identifier[5] if len(identifier) > 5 else None
-        if (whole.kind, whole.count) != (kind, count):
+        match identifier:
+            case (str("storage"), Global() as name, str() as key, _, int() as count, *view) if count >= 0:
+                dtype = storage_dtype(name)
+            case _:
+                raise JaxlmError("its pickle refers to something outside itself that is not a storage")
+        if key not in self.arrays:
+            self.arrays[key] = self._load(key, dtype, count)
+            self.nbytes += self.arrays[key].nbytes
+        whole = self.arrays[key]
+        if (whole.dtype, whole.size) != (dtype, count):
             raise JaxlmError(f"the storage {shown(key)} is described in two ways")
-        if part is None:
-            return whole
-        if not isinstance(part, tuple) or len(part) != 3:  # (key of the view, offset, length)
-            raise JaxlmError(f"the view of the storage {shown(key)} is damaged")
-        start, length = natural(part[1], "the offset of a storage"), natural(part[2], "the length of a storage")
-        if start + length > count:
-            raise JaxlmError(f"a view of the storage {shown(key)} ends at element {start + length:,} of {count:,}")
-        return replace(whole, start=start, count=length)
-
-    @property
-    def size(self) -> int:
-        """The bytes of all of them."""
-        return sum(storage.size for storage in self.known.values())
+        match view:
+            case [] | [None]:
+                return whole
+            case [(_, int() as start, int() as length)] if start >= 0 and length >= 0:  # (key, offset, length)
+                if start + length > count:
+                    ends = f"ends at element {start + length:,} of {count:,}"
+                    raise JaxlmError(f"a view of the storage {shown(key)} {ends}")
+                return whole[start : start + length]
+        raise JaxlmError(f"the view of the storage {shown(key)} is damaged")
 
 
-def _check_held(storage: Storage, held: int) -> None:
-    if storage.size > held:
-        found = f"claims {storage.size:,} bytes, and the file holds {max(held, 0):,} for it"
-        raise JaxlmError(f"the storage {shown(storage.key)} {found}; it is cut short or damaged")
+def _check_held(key: str, claimed: int, held: int) -> None:
+    if claimed > held:
+        found = f"claims {claimed:,} bytes, and the file holds {held:,} for it"
+        raise JaxlmError(f"the storage {shown(key)} {found}; it is cut short or damaged")
 
 
 class _BoundedFile:
@@ -118,15 +112,16 @@ def _load_zip(file: BinaryIO, size: int) -> tuple[Any, str, int]:
             raise JaxlmError(f"{entry} has {len(data):,} bytes, expected {info.file_size:,}")
         return data
 
-    def located(key: str) -> tuple[int, Callable[[], bytes]]:
+    def load(key: str, dtype: np.dtype, count: int) -> np.ndarray:
         if (info := infos.get(f"{roots[0]}data/{key}")) is None:
             raise JaxlmError(f"the storage {shown(key)} is not in the archive; it is cut short")
-        return info.file_size, cache(partial(read, f"data/{key}"))
+        _check_held(key, count * dtype.itemsize, info.file_size)
+        return np.frombuffer(read(f"data/{key}"), dtype, count) if count else np.empty(0, dtype)
 
     if f"{roots[0]}byteorder" in infos and (order := read("byteorder", 16)) != b"little":
         raise JaxlmError(f"expected the byte order little, found {shown(order.decode('latin-1'))}")
-    storages = _Storages(located)
-    return unpickle(io.BytesIO(read("data.pkl", MOST_PICKLE)), storages), "zip", storages.size
+    storages = _Storages(load)
+    return unpickle(io.BytesIO(read("data.pkl", MOST_PICKLE)), storages), "zip", storages.nbytes
 
 
 def _load_old(file: BinaryIO, size: int) -> tuple[Any, str, int]:
@@ -136,38 +131,36 @@ def _load_old(file: BinaryIO, size: int) -> tuple[Any, str, int]:
     magic number is read too: it has no tensors, but what it asks for is worth a word.
     """
     stream = io.BytesIO(file.read(MOST_PICKLE))
-    places: dict[str, int] = {}
 
-    def read(key: str) -> bytes:
-        file.seek(places[key])
-        return file.read(storages.known[key].size)
+    def load(key: str, dtype: np.dtype, count: int) -> np.ndarray:
+        _check_held(key, count * dtype.itemsize, size - storages.nbytes)
+        return np.empty(count, dtype)  # which is filled below
 
     def persistent(identifier: Any) -> Any:
-        if isinstance(identifier, tuple) and len(identifier) == 4 and identifier[0] == "module":
-            return identifier[1]  # ("module", class, file, its source text)
+        match identifier:
+            case (str("module"), name, _, _):  # ("module", class, file, its source text)
+                return name
         return storages(identifier)
 
-    storages = _Storages(lambda key: (size, cache(partial(read, key))))
+    storages = _Storages(load)
     value = unpickle(stream, persistent)
-    if value != MAGIC:
+    if not isinstance(value, int) or value != MAGIC:
         return value, "a bare pickle", 0
     # (The system that wrote it does not matter: the storages are little endian everywhere.)
     protocol, _, value, keys = (unpickle(stream, persistent) for _ in range(4))
-    if protocol != PROTOCOL:
+    if not isinstance(protocol, int) or protocol != PROTOCOL:
         raise JaxlmError(f"expected the old layout's protocol {PROTOCOL}, found {shown(type(protocol).__name__)}")
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) < len(keys):
         raise JaxlmError("its list of storages is damaged")
-    if set(keys) != set(storages.known):
-        found = f"{len(storages.known)} storages in use and a list of {len(keys)} others"
+    if set(keys) != set(storages.arrays):
+        found = f"{len(storages.arrays)} storages in use and a list of {len(keys)} others"
         raise JaxlmError(f"it has {found}; it is damaged")
-    place = stream.tell()
+    file.seek(stream.tell())
     for key in keys:
-        storage = storages.known[key]
-        file.seek(place)
-        if (count := int.from_bytes(file.read(8), "little")) != storage.count:
-            found = f"the storage {shown(key)} holds {count:,} elements, expected {storage.count:,}"
+        array = storages.arrays[key]
+        if (count := int.from_bytes(file.read(8), "little")) != array.size:
+            found = f"the storage {shown(key)} holds {count:,} elements, expected {array.size:,}"
             raise JaxlmError(f"{found}; the file is damaged or cut short")
-        places[key] = place + 8
-        place += 8 + storage.size
-        _check_held(storage, size - places[key])
-    return value, "old layout", storages.size
+        if file.readinto(array.view(np.uint8)) < array.nbytes:  # pyright: ignore[reportAttributeAccessIssue]
+            raise JaxlmError(f"the storage {shown(key)} is cut short")
+    return value, "old layout", storages.nbytes

@@ -1,31 +1,29 @@
 """The pickles of PyTorch's files, read without importing or calling anything that they name.
 
-Python's own unpickler runs the instructions. Four things keep it harmless:
+`pickletools` decodes the instructions, and this file runs them:
 
 - A class or function is only its name (`Global`), and an object only its class's name and its state (`Instance`).
 - A call is made by this file's function for that name (`_CALLS`); every other call is refused, and so is every name of
   Python's standard library without such a function.
-- The instructions are counted before the first one runs. None does more work than the bytes of the file ask for.
-- Dicts keep only entries whose keys are short strings, since hashing a stranger's values can take forever. This is why
-  the unpickler is the one that is written in Python: the one in C has no place to say so.
+- The instructions are counted, and none does more work than the bytes of the file ask for.
+- Dicts keep only entries whose keys are short strings, since hashing a stranger's values can take forever.
 """
 
-import math
-import pickle
 import pickletools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.foreign import MOST_DIMENSIONS, SIZES, LazyTensor, damage, elements, shown
+from jaxlm.interop.foreign import damage, shown
 
 MOST_STEPS = 2_000_000  # instructions of a pickle; a module takes thousands, a vocabulary beside it 6 a word
 MOST_NAME = 1000  # letters of a class's name or of a key
 MOST_ARGUMENTS = 16
+MOST_DIMENSIONS = 16
 _REFUSED = {"INST", "OBJ", "PERSID", "EXT1", "EXT2", "EXT4"}  # of old classes, and of what this process registered
 _STORAGES = {
     **{"HalfStorage": "float16", "FloatStorage": "float32", "DoubleStorage": "float64", "BFloat16Storage": "bfloat16"},
@@ -35,15 +33,8 @@ _STORAGES = {
 }
 
 
-@dataclass(frozen=True)
-class Global:
-    """A class or function that a pickle names. It is never imported."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
+class Global(str):
+    """The name of a class or function. It is never imported."""
 
 
 @dataclass(eq=False)
@@ -56,116 +47,88 @@ class Instance:
     kind: Global
     state: dict[str, Any] = field(default_factory=dict)
 
-    def append(self, item: Any) -> None: ...
 
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-
-
-class _Entries(dict[str, Any]):
-    """A dict that drops entries whose key is anything but a short string."""
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        if isinstance(key, str) and len(key) <= MOST_NAME:
-            super().__setitem__(key, value)
-
-
-@dataclass(frozen=True, eq=False)
-class Storage:
-    """A run of elements outside the pickle."""
-
-    key: str  # the name, in the file, of the storage or of the one that it is a part of (as in old files)
-    kind: str  # of the elements, as "float32"
-    start: int  # where it begins, in elements
-    count: int  # of elements
-    fetch: Callable[[], bytes]  # reads the bytes of the whole storage of the key
-
-    @property
-    def size(self) -> int:
-        """Its bytes."""
-        return self.count * SIZES[self.kind]
-
-
-def unpickle(stream: BinaryIO, storage: Callable[[Any], Any]) -> Any:
-    """The value of one pickle, read up to its end; `storage` gives the value of a persistent id.
+@damage("pickle")
+def unpickle(stream: BinaryIO, storage: Callable[[Any], np.ndarray]) -> Any:
+    """The value of one pickle, read up to its end; `storage` gives the elements [n] of a persistent id.
 
     The stream must be in memory, so that a length that the pickle claims allocates nothing. Sets are lists in the
-    value, and beside Python's own it has `Global`, `Instance` and `LazyTensor`. Raises JaxlmError where the pickle is
-    damaged, too long, or asks for something that could run code, which is named.
+    value, tensors are arrays, and beside Python's own it has `Global` and `Instance`. Raises JaxlmError where the
+    pickle is damaged, too long, or asks for something that could run code, which is named.
     """
-    with damage("pickle"):
-        start = stream.tell()
-        for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if step == MOST_STEPS:
-                raise JaxlmError(f"its pickle takes over {MOST_STEPS:,} steps, more than any model needs")
-            if opcode.name in _REFUSED or opcode.proto > 4:
-                what = f"{opcode.name} {'' if argument is None else shown(argument)}".rstrip()
-                raise JaxlmError(f"its pickle has the instruction {what}, which no model needs; nothing was run")
-            if opcode.name == "PUT" and isinstance(argument, int) and argument > MOST_STEPS:
-                raise JaxlmError("its pickle is damaged: a place in the memo is out of range")
-        stream.seek(start)
-        return _Unpickler(stream, storage).load()
+    stack: list[Any] = []
+    below: list[list[Any]] = []  # what lies below each mark
+    memo: dict[int, Any] = {}
+    argument: Any
+    for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if step == MOST_STEPS:
+            raise JaxlmError(f"its pickle takes over {MOST_STEPS:,} steps, more than any model needs")
+        if opcode.name in _REFUSED or opcode.proto > 4:
+            what = f"{opcode.name} {'' if argument is None else shown(argument)}".rstrip()
+            raise JaxlmError(f"its pickle has the instruction {what}, which no model needs; nothing was run")
+        items, operands = [], opcode.stack_before
+        if pickletools.markobject in operands:
+            items, stack, operands = stack, below.pop(), operands[:-2]
+        match opcode.name, [stack.pop() for _ in operands][::-1]:
+            case ("PROTO" | "FRAME" | "POP" | "POP_MARK", _):
+                pass
+            case ("STOP", [value]):
+                return value
+            case ("MARK", _):
+                below.append(stack)
+                stack = []
+            case ("DUP", [value]):
+                stack += [value, value]
+            case ("PUT" | "BINPUT" | "LONG_BINPUT", _) if argument in range(MOST_STEPS):
+                memo[argument] = stack[-1]
+            case ("MEMOIZE", [value]):
+                memo[len(memo)] = value
+                stack.append(value)
+            case ("GET" | "BINGET" | "LONG_BINGET", _):
+                stack.append(memo[argument])
+            case ("NONE" | "NEWTRUE" | "NEWFALSE", _):
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
+            case ("EMPTY_TUPLE" | "TUPLE", _):
+                stack.append(tuple(items))
+            case ("TUPLE1" | "TUPLE2" | "TUPLE3", values):
+                stack.append(tuple(values))
+            case ("EMPTY_LIST" | "EMPTY_SET" | "LIST" | "FROZENSET", _):
+                stack.append(items)
+            case ("EMPTY_DICT" | "DICT", _):
+                stack.append(_with_entries({}, items))
+            case ("APPEND" | "APPENDS" | "ADDITEMS", [list() as target, *one]):
+                target += one or items
+                stack.append(target)
+            case ("SETITEM" | "SETITEMS", [dict() as target, *pair]):
+                stack.append(_with_entries(target, pair or items))
+            case ("APPEND" | "APPENDS" | "ADDITEMS" | "SETITEM" | "SETITEMS", [Instance() as target, *_]):
+                stack.append(target)
+            case ("GLOBAL", _):
+                stack.append(_named(*argument.split(" ", 1)))
+            case ("STACK_GLOBAL", [str() as module, str() as name]):
+                stack.append(_named(module, name))
+            case ("REDUCE", [function, arguments]):
+                stack.append(_call(function, arguments))
+            case ("NEWOBJ" | "NEWOBJ_EX", [kind, arguments, *_]):
+                inert = isinstance(kind, Global) and kind not in _CALLS  # (a tensor's class is ours to make)
+                stack.append(Instance(kind) if inert else _call(kind, arguments))
+            case ("BUILD", [target, state]):
+                stack.append(_built(target, state))
+            case ("BINPERSID", [identifier]):
+                stack.append(storage(identifier))
+            case (_, []) if argument is not None and opcode.stack_after:
+                stack.append(argument)  # a number or a string
+            case _:
+                raise ValueError(f"{opcode.name} of something else than it takes")
 
 
-_Python: Any = pickle._Unpickler  # the unpickler that is written in Python
-
-
-class _Unpickler(_Python):
-    """Python's unpickler with instructions of our own where its own would call, build or hash something."""
-
-    def __init__(self, stream: BinaryIO, storage: Callable[[Any], Any]):
-        super().__init__(stream, encoding="latin-1")
-        self.persistent_load = storage
-
-    def find_class(self, module: str, name: str) -> Global:
-        if len(module) + len(name) > MOST_NAME:
-            raise JaxlmError(f"its pickle is damaged: the name of a class has over {MOST_NAME} letters")
-        found = Global("builtins" if module == "__builtin__" else module, name)
-        if module.split(".")[0] in _LIBRARY and found not in _CALLS:
-            what = shown(f"{module}.{name}")
-            raise JaxlmError(f"it asks for {what}, which is no part of a model and could run code; nothing was run")
-        return found
-
-    def load_reduce(self) -> None:
-        arguments = self.stack.pop()
-        self.stack[-1] = _call(self.stack[-1], arguments)
-
-    def load_newobj(self) -> None:
-        """An object of a class, made without calling the class. A tensor's class is ours to make."""
-        arguments, kind = self.stack.pop(), self.stack[-1]
-        made = isinstance(kind, Global) and kind not in _CALLS
-        self.stack[-1] = Instance(kind) if made else _call(kind, arguments)
-
-    def load_newobj_ex(self) -> None:
-        self.stack.pop()  # keyword arguments
-        self.load_newobj()
-
-    def load_build(self) -> None:
-        state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, Instance):
-            parts = state[:2] if isinstance(state, tuple) else (state,)  # a tuple: (attributes, slots)
-            target.state = next((part for part in parts if isinstance(part, dict)), {})
-        elif isinstance(target, Global):
-            raise JaxlmError(f"its pickle changes {shown(target)}; nothing was run")
-
-    def load_empty_dict(self) -> None:
-        self.stack.append(_Entries())
-
-    def load_dict(self) -> None:
-        items = self.pop_mark()
-        self.stack.append(_pairs(list(zip(items[::2], items[1::2], strict=True))))
-
-    dispatch: ClassVar = {
-        **_Python.dispatch,
-        pickle.REDUCE[0]: load_reduce,
-        pickle.NEWOBJ[0]: load_newobj,
-        pickle.NEWOBJ_EX[0]: load_newobj_ex,
-        pickle.BUILD[0]: load_build,
-        pickle.EMPTY_DICT[0]: load_empty_dict,
-        pickle.DICT[0]: load_dict,
-        pickle.EMPTY_SET[0]: _Python.dispatch[pickle.EMPTY_LIST[0]],
-        pickle.ADDITEMS[0]: _Python.dispatch[pickle.APPENDS[0]],
-        pickle.FROZENSET[0]: _Python.dispatch[pickle.LIST[0]],
-    }
+def _named(module: str, name: str) -> Global:
+    if len(module) + len(name) > MOST_NAME:
+        raise JaxlmError(f"its pickle is damaged: the name of a class has over {MOST_NAME} letters")
+    found = Global(f"{'builtins' if module == '__builtin__' else module}.{name}")
+    if module.split(".")[0] in _LIBRARY and found not in _CALLS:
+        raise JaxlmError(f"it asks for {shown(found)}, which is no part of a model and could run code; nothing was run")
+    return found
 
 
 def _call(function: Any, arguments: Any) -> Any:
@@ -178,70 +141,69 @@ def _call(function: Any, arguments: Any) -> Any:
     return _CALLS[function](*arguments)
 
 
-def storage_kind(name: Any) -> str:
-    """The kind of elements of a storage class. Raises JaxlmError for quantised and unknown ones, by name."""
-    if isinstance(name, Global) and name.module in ("torch", "torch.cuda") and name.name in _STORAGES:
-        return _STORAGES[name.name]
-    what = shown(name) if isinstance(name, Global) else "of no kind"
-    raise JaxlmError(f"a tensor's storage is {what}; readable are {', '.join(_STORAGES)}")
+def _built(target: Any, state: Any) -> Any:
+    """An object with the state that a pickle gives it; the state of anything else is ignored."""
+    if isinstance(target, Instance):
+        parts = state[:2] if isinstance(state, tuple) else (state,)  # a tuple: (attributes, slots)
+        target.state = next((part for part in parts if isinstance(part, dict)), {})
+    elif isinstance(target, Global):
+        raise JaxlmError(f"its pickle changes {shown(target)}; nothing was run")
+    return target
 
 
-def natural(value: Any, what: str) -> int:
-    """The value, where it is a whole number that a file can have of anything."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 62:
-        raise JaxlmError(f"{what} is not a whole number from 0 to 2**62")
-    return value
+def _with_entries(target: dict[str, Any], items: list[Any]) -> dict[str, Any]:
+    """The dict with keys and values in turn, without those whose key is anything but a short string."""
+    pairs = zip(items[::2], items[1::2], strict=True)
+    target.update((key, value) for key, value in pairs if isinstance(key, str) and len(key) <= MOST_NAME)
+    return target
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> LazyTensor:
-    """Stands for _rebuild_tensor and _rebuild_tensor_v2 (storage, offset, shape, strides, grad, hooks, metadata)."""
-    if not isinstance(storage, Storage) or not isinstance(shape, tuple | list) or not isinstance(strides, tuple | list):
-        raise JaxlmError("a tensor of its pickle is not made of a storage, a shape and strides")
+def storage_dtype(name: Global) -> np.dtype:
+    """The dtype of a storage class. Raises JaxlmError for quantised and unknown ones, by name."""
+    package, _, kind = name.rpartition(".")
+    if package not in ("torch", "torch.cuda") or kind not in _STORAGES:
+        raise JaxlmError(f"a tensor's storage is {shown(name)}; readable are {', '.join(_STORAGES)}")
+    return np.dtype(_STORAGES[kind])
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> np.ndarray:
+    """Stands for _rebuild_tensor and _rebuild_tensor_v2 (storage, offset, shape, strides, grad, hooks, metadata).
+
+    NumPy checks that they stay within the storage.
+    """
+    numbers = (offset, *strides) if isinstance(strides, tuple | list) and len(strides) <= MOST_DIMENSIONS else (-1,)
+    fits = all(isinstance(number, int) and 0 <= number < 1 << 62 for number in numbers)
+    if not isinstance(storage, np.ndarray) or not fits:
+        raise JaxlmError("a tensor of its pickle is not made of a storage, an offset, a shape and strides")
     if any(isinstance(told, dict) and (told.get("neg") or told.get("conj")) for told in rest[2:]):
         what = "a tensor of its pickle is a view that negates or conjugates what is stored"
-        raise JaxlmError(f"{what}: save it after resolve_neg() and resolve_conj()")
-    if len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
-        found = f"{len(shape)} dimensions and {len(strides)} strides"
-        raise JaxlmError(f"a tensor has {found}; at most {MOST_DIMENSIONS} of both are read")
-    shape = tuple(natural(size, "the size of a tensor") for size in shape)
-    strides = tuple(natural(stride, "the stride of a tensor") for stride in strides)
-    start, size = storage.start + natural(offset, "the offset of a tensor"), SIZES[storage.kind]
-    count = min(math.prod(shape), 1 << 62)
-    last = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
-    if count and (last >= storage.count or count > storage.count):  # the second: strides of 0 could claim any size
-        claim = f"{shown('x'.join(map(str, shape)) or '1')} elements ({count * size:,} bytes, up to place {last:,})"
-        raise JaxlmError(f"a tensor claims {claim} of the storage {shown(storage.key)}, which holds {storage.count:,}")
-
-    def read() -> np.ndarray:
-        if not count:
-            return np.zeros(shape, np.float32)
-        values, steps = elements(storage.fetch(), storage.kind)[start:], tuple(stride * size for stride in strides)
-        if last - offset >= len(values):
-            raise JaxlmError(f"the storage {shown(storage.key)} is cut short")
-        return np.lib.stride_tricks.as_strided(values, shape, steps, writeable=False)
-
-    return LazyTensor(shape, storage.kind, (storage.key, start, shape, strides), read)
+        raise JaxlmError(f"{what}; save a contiguous copy of it")
+    start, *steps = (number * storage.itemsize for number in numbers)
+    with damage(f"tensor in a storage of {storage.size:,} elements"):
+        found = np.ndarray(shape, storage.dtype, storage.view(np.uint8), start, steps)
+    if found.size > storage.size:  # by strides of 0
+        raise JaxlmError(f"a tensor claims {found.size:,} elements of a storage which holds {storage.size:,}")
+    return found
 
 
-def _parameter(tensor: Any, *_: Any) -> LazyTensor:
+def _parameter(tensor: Any, *_: Any) -> np.ndarray:
     """Stands for Parameter, Variable and what rebuilds them: the tensor that is given first."""
-    if not isinstance(tensor, LazyTensor):
+    if not isinstance(tensor, np.ndarray):
         raise JaxlmError("a parameter of its pickle is not made of a tensor")
     return tensor
 
 
 def _mapping(given: Any = None, *_: Any) -> dict[str, Any]:
-    """Stands for dict, OrderedDict and Counter, of nothing, of a dict or of a list of pairs."""
-    return _Entries() if given is None else given if isinstance(given, dict) else _pairs(given)
+    """Stands for dict, OrderedDict and Counter, of nothing, of a dict or of a list of pairs.
 
-
-def _pairs(pairs: list[Any]) -> dict[str, Any]:
-    """The dict of a list of pairs. The list is emptied, so that a pickle which gives it again causes no more work."""
-    made = _Entries()
-    for key, value in pairs:
-        made[key] = value
+    The list is emptied, so that a pickle which gives it again causes no more work.
+    """
+    if isinstance(given, dict):
+        return given
+    pairs: list[Any] = [] if given is None else given
+    items = [item for key, value in pairs for item in (key, value)]
     pairs.clear()
-    return made
+    return _with_entries({}, items)
 
 
 def _sequence(given: Any = (), *_: Any) -> Any:
@@ -259,31 +221,35 @@ def _attribute(target: Any = None, *_: Any) -> Instance:
 
 def _inert(*_: Any) -> Instance:
     """Stands for a call whose result is never used."""
-    return Instance(Global("builtins", "object"))
+    return Instance(Global("builtins.object"))
+
+
+def _each(packages: str, names: str) -> Iterable[str]:
+    return (f"{package}.{name}" for package in packages.split() for name in names.split())
 
 
 _LIBRARY = sys.stdlib_module_names | {"__builtin__", "copy_reg", "commands", "popen2", "cPickle", "cStringIO", "imp"}
 # This file's function for each name that the pickle of a PyTorch model may call.
-_CALLS: dict[Global, Callable] = {
-    Global(*name.rsplit(".", 1)): function
-    for function, names in (
-        (_mapping, "builtins.dict collections.OrderedDict collections.Counter torch.nn.modules.container.OrderedDict"),
-        (lambda *_: _Entries(), "collections.defaultdict"),
-        (_sequence, "builtins.list builtins.tuple builtins.set builtins.frozenset torch.Size"),
-        (lambda *_: [], "collections.deque"),
-        (_attribute, "builtins.getattr"),
-        (_tensor, "torch._utils._rebuild_tensor torch._utils._rebuild_tensor_v2"),
-        (_parameter, "torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state"),
-        (_parameter, "torch.nn.parameter.Parameter torch.nn.parameter.Buffer torch.autograd.variable.Variable"),
-        (_inert, "builtins.int builtins.long builtins.float builtins.complex builtins.bool builtins.str"),
-        (_inert, "builtins.unicode builtins.bytes builtins.bytearray builtins.slice builtins.range builtins.xrange"),
-        (_inert, "builtins.object argparse.Namespace types.SimpleNamespace _codecs.encode"),
-        (_inert, "datetime.date datetime.datetime datetime.time datetime.timedelta"),
-        (_inert, "pathlib.Path pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath"),
-        (_inert, "torch.device torch._utils._get_dtype torch.torch_version.TorchVersion"),
-        (_inert, "torch.nn.backends.thnn._get_thnn_function_backend numpy.dtype numpy.ndarray"),
-        (_inert, "numpy.core.multiarray.scalar numpy.core.multiarray._reconstruct numpy.core.numeric._frombuffer"),
-        (_inert, "numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct numpy._core.numeric._frombuffer"),
-    )
-    for name in names.split()
+_CALLS: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(_each("builtins", "int long float complex bool str unicode bytes bytearray"), _inert),
+    **dict.fromkeys(_each("builtins", "slice range xrange object"), _inert),
+    **dict.fromkeys(_each("datetime", "date datetime time timedelta"), _inert),
+    **dict.fromkeys(_each("pathlib", "Path PosixPath WindowsPath PurePosixPath PureWindowsPath"), _inert),
+    **dict.fromkeys(["argparse.Namespace", "types.SimpleNamespace", "_codecs.encode"], _inert),
+    **dict.fromkeys(_each("torch", "device _utils._get_dtype torch_version.TorchVersion"), _inert),
+    "torch.nn.backends.thnn._get_thnn_function_backend": _inert,
+    **dict.fromkeys(_each("numpy", "dtype ndarray"), _inert),
+    **dict.fromkeys(_each("numpy.core numpy._core", "multiarray.scalar multiarray._reconstruct"), _inert),
+    **dict.fromkeys(_each("numpy.core numpy._core", "numeric._frombuffer"), _inert),
+    **dict.fromkeys(_each("builtins", "list tuple set frozenset"), _sequence),
+    **dict.fromkeys(["builtins.dict", "torch.nn.modules.container.OrderedDict"], _mapping),
+    **dict.fromkeys(_each("collections", "OrderedDict Counter"), _mapping),
+    "collections.defaultdict": lambda *_: {},
+    "collections.deque": lambda *_: [],
+    "torch.Size": _sequence,
+    "builtins.getattr": _attribute,
+    **dict.fromkeys(_each("torch._utils", "_rebuild_tensor _rebuild_tensor_v2"), _tensor),
+    **dict.fromkeys(_each("torch._utils", "_rebuild_parameter _rebuild_parameter_with_state"), _parameter),
+    **dict.fromkeys(_each("torch.nn.parameter", "Parameter Buffer"), _parameter),
+    "torch.autograd.variable.Variable": _parameter,
 }

@@ -1,0 +1,221 @@
+"""From the value of a PyTorch file to jaxlm's parameter tree: the one model in it, and its tensors by name.
+
+PyTorch keeps kernels `[4H, in]`, apart for input and state, gates in the order i, f, g, o, and two biases that add.
+jaxlm has one kernel `[in + H, 4H]`, gates i, j, f, o, and one bias; g and j are two names of one gate.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlm.errors import JaxlmError
+from jaxlm.interop.foreign import (
+    ForeignModel,
+    Tensors,
+    check_finite,
+    check_sharing,
+    float32,
+    listed,
+    lstm_model,
+    matrix_shape,
+    shown,
+)
+from jaxlm.interop.torch_pickle import Instance
+
+MOST_PREFIX = 1000  # letters of the way to a module
+Layer = dict[str, str]  # {part: name}
+
+_EMBEDDINGS = ("encoder", "embedding", "embeddings", "embed", "emb", "word_embeddings")
+_HEADS = ("decoder", "linear", "fc", "out", "output", "proj", "head", "lm_head", "output_layer")
+_PART = re.compile(  # as rnn.weight_ih_l0, rnns.1.module.weight_ih_l0 or rnns.1.module.weight_hh_l0_raw
+    r"(?P<stack>.*?)(?:\.(?P<index>[0-9]{1,3}))?(?:\.module)?\.?"
+    r"(?P<part>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>[0-9]{1,3})(?P<raw>_raw)?"
+)
+
+
+def model_tensors(value: Any, stored: int) -> tuple[Tensors, str]:
+    """The tensors, by name, of the one model in a file, and what they were found in, in words.
+
+    The value is a module, a state_dict, or a list or dict with one of these; `stored` are the bytes of all storages.
+    Raises JaxlmError where there is no model, there are several, or it computes something that jaxlm does not.
+    """
+    models = [model for model in _models(value) if model[1]]
+    models = [model for model in models if any("weight_ih_l" in name for name in model[1])] or models
+    if not models:
+        found = f"a dict of {listed(value) or 'nothing'}" if isinstance(value, dict) else f"a {type(value).__name__}"
+        found = f"an object of {shown(value.kind)}" if isinstance(value, Instance) else found
+        raise JaxlmError(f"expected a model or a state_dict, found {found} without named weights in it")
+    if len(models) > 1:
+        names = listed(place for place, _, _ in models)
+        raise JaxlmError(f"it holds {len(models)} models ({names}); save alone the one to import")
+    place, tensors, what = models[0]
+    check_sharing((tensor.nbytes for tensor in tensors.values()), stored)
+    return tensors, what + (f" at {shown(place)}" if place else "")
+
+
+def _models(value: Any) -> Iterator[tuple[str, Tensors, str]]:
+    """(the way to it, tensors, kind) of each module and dict of weights, nearest first.
+
+    Nothing is looked at twice, nor inside of a dict of weights: a pickle may hold a thing in itself, and often.
+    """
+    queue, seen = deque([("", value)]), {id(value)}
+    while queue:
+        place, item = queue.popleft()
+        if _is_module(item):
+            yield place, _module_tensors(item, seen), f"module {shown(item.kind)}"
+            continue
+        if isinstance(item, dict) and any(_is_weight(*entry) for entry in item.items()):
+            yield place, {name: leaf for name, leaf in item.items() if isinstance(leaf, np.ndarray)}, "state_dict"
+            continue
+        item = item.state if isinstance(item, Instance) else item
+        items = item.items() if isinstance(item, dict) else enumerate(item) if isinstance(item, list | tuple) else ()
+        for name, child in items:
+            if isinstance(child, dict | list | tuple | Instance) and id(child) not in seen:
+                seen.add(id(child))
+                queue.append((f"{place}.{name}"[-200:].lstrip("."), child))
+
+
+def _is_weight(name: str, leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray) and (name.endswith(".weight") or "weight_ih_l" in name)
+
+
+def _is_module(item: Any) -> bool:
+    return isinstance(item, Instance) and isinstance(item.state.get("_parameters"), dict)
+
+
+def _module_tensors(module: Instance, seen: set[int]) -> Tensors:
+    """Parameters and buffers of a module and those below it, as its state_dict names them."""
+    found, queue = {}, deque([("", module)])
+    while queue:
+        prefix, one = queue.popleft()
+        if len(prefix) > MOST_PREFIX:
+            raise JaxlmError(f"its modules are nested too deeply: a name has over {MOST_PREFIX:,} letters")
+        _check_module(one, prefix)
+        for part in map(one.state.get, ("_parameters", "_buffers", "_modules")):
+            if not isinstance(part, dict) or id(part) in seen:
+                continue
+            seen.add(id(part))
+            found |= {prefix + name: leaf for name, leaf in part.items() if isinstance(leaf, np.ndarray)}
+            queue += [(f"{prefix}{name}.", child) for name, child in part.items() if _is_module(child)]
+    return found
+
+
+def _check_module(module: Instance, prefix: str) -> None:
+    """Refuses what the names and shapes of the tensors would not give away."""
+    package, _, kind = module.kind.rpartition(".")
+    mode, splits, size, norm = (module.state.get(key) for key in ("mode", "nsplits", "proj_size", "max_norm"))
+    problem = ""
+    if package == "torch.nn.modules.rnn" and (kind != "LSTM" or mode not in (None, "LSTM")):
+        cell = mode if isinstance(mode, str) and mode != "LSTM" else kind
+        why = " (PyTorch's GRU resets the state after its product, and has two biases)" if cell == "GRU" else ""
+        problem = f"is a {shown(cell)}{why}; only LSTMs are imported"
+    elif module.state.get("bidirectional") is True:
+        problem = "is bidirectional, so it sees the words that a language model is to predict"
+    elif isinstance(size, int) and size > 0:
+        problem = "projects its state to another size (proj_size), which jaxlm's LSTM does not"
+    elif kind == "Embedding" and norm is not None:
+        problem = "shortens its vectors as it reads them (max_norm), which jaxlm's embedding does not"
+    elif isinstance(splits, int) and splits > 1:
+        splits = min(splits, 10**9)  # (of thousands of digits none would be printed)
+        problem = f"splits the vocabulary ({shown(kind)} with {splits:,} splits); only plain softmax is imported"
+    if problem:
+        raise JaxlmError(f"the module {shown(prefix.rstrip('.') or kind)} {problem}")
+
+
+def from_torch(tensors: Tensors, source: str, file: Path) -> ForeignModel:
+    """The model of a PyTorch state_dict, under any prefix. Raises JaxlmError, which names the tensors, for others."""
+    layers, replaced = _layers(tensors)
+    embedding, kernel, bias = _ends(set(tensors) - replaced - {name for layer in layers for name in layer.values()})
+    vocab_size, width = matrix_shape(embedding, tensors[embedding])
+    table, notes, made = float32(embedding, tensors[embedding], (vocab_size, width)), [], []
+    for layer in layers:
+        made.append(_lstm(tensors, layer, width))
+        width = len(made[-1]["bias"]) // 4
+    head = float32(kernel, tensors[kernel], (vocab_size, width))
+    softmax = {"bias": np.zeros(vocab_size, np.float32)}
+    if bias is None:
+        notes.append("the output layer has no bias: zeros stand in its place")
+    else:
+        softmax["bias"] = float32(bias, tensors[bias], (vocab_size,))
+    shared = np.may_share_memory(tensors[kernel], tensors[embedding])
+    if not np.array_equal(head, table) or not (shared or np.ptp(table)):  # constant matrices (as of zeros) say nothing
+        softmax["kernel"] = np.ascontiguousarray(head.T)
+    elif not shared:
+        notes.append("the output matrix equals the embedding in every number: the model is taken as tied")
+    if "bias_ih" in layers[0]:
+        notes.append("each layer's two biases were added up")
+    params = {"embedding": table, "layers": made, "softmax": softmax}
+    return lstm_model(params, source, notes, tensors.values(), (file,))
+
+
+def _layers(tensors: Tensors) -> tuple[list[Layer], set[str]]:
+    """Each layer's names, lowest first, and the plain names that `_raw` ones replace.
+
+    A weight under dropout (awd-lstm-lm) is kept as NAME_raw; NAME beside it is the copy that the last window dropped.
+    """
+    groups: dict[tuple[str, int, int], Layer] = {}
+    replaced: set[str] = set()
+    for name in sorted(tensors, key=lambda name: name.endswith("_raw")):
+        if not (found := _PART.fullmatch(name)):
+            continue
+        layer = groups.setdefault((found["stack"], int(found["index"] or 0), int(found["layer"])), {})
+        if (other := layer.get(found["part"])) is not None:
+            if not found["raw"] or other.endswith("_raw"):
+                raise JaxlmError(f"both {shown(other)} and {shown(name)} are {found['part']} of one layer")
+            replaced.add(other)
+        layer[found["part"]] = name
+    if not groups:
+        raise JaxlmError(f"expected the weights of an LSTM (weight_ih_l0, ...), found {listed(tensors) or 'none'}")
+    if len(stacks := {stack for stack, _, _ in groups}) > 1:
+        found = f"several recurrent modules ({listed(stacks)}), in an order that their names do not give"
+        raise JaxlmError(f"it has {found}; only one stack of layers is imported")
+    places = sorted(groups)
+    numbers = [index + layer for _, index, layer in places]
+    if numbers != list(range(len(places))) or any(index and layer for _, index, layer in places):
+        raise JaxlmError(f"the recurrent layers are not numbered from 0 without a gap: {listed(tensors)}")
+    layers = [groups[place] for place in places]
+    biased = any("bias_ih" in layer or "bias_hh" in layer for layer in layers)
+    parts = {"weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if biased else ())}
+    for number, layer in enumerate(layers):
+        if missing := parts - set(layer):
+            raise JaxlmError(f"layer {number} lacks {listed(missing)}; it has {listed(layer.values())}")
+    return layers, replaced
+
+
+def _ends(names: set[str]) -> tuple[str, str, str | None]:
+    """The names of the embedding, the output matrix and the output bias, if there is one."""
+    embeddings, heads, biases = (
+        sorted(name for name in names if name.endswith(part) and name.removesuffix(part).split(".")[-1] in modules)
+        for modules, part in ((_EMBEDDINGS, ".weight"), (_HEADS, ".weight"), (_HEADS, ".bias"))
+    )
+    unknown = names - {*embeddings, *heads, *biases}
+    if unknown or len(embeddings) != 1 or len(heads) != 1 or len(biases) > 1:
+        missing = [name for name, found in (("encoder.weight", embeddings), ("decoder.weight", heads)) if not found]
+        surplus = [name for found in (embeddings, heads, biases) if len(found) > 1 for name in found]
+        expected = "an embedding (encoder.weight), an LSTM and an output layer (decoder.weight, decoder.bias)"
+        found = f"missing are {listed(missing) or 'none'}; unknown are {listed(unknown) or 'none'}"
+        raise JaxlmError(f"expected {expected}; {found}; given more than once are {listed(surplus) or 'none'}")
+    return embeddings[0], heads[0], biases[0] if biases else None
+
+
+def _lstm(tensors: Tensors, layer: Layer, inputs: int) -> dict[str, np.ndarray]:
+    """jaxlm's kernel and bias of one of PyTorch's layers. Raises JaxlmError for other shapes than an LSTM's."""
+    across = layer["weight_hh"]
+    rows, hidden = matrix_shape(across, tensors[across])
+    if rows in (3 * hidden, hidden):
+        gru = "a GRU, which in PyTorch resets the state after its product and has two biases"
+        cell = "a plain RNN (RNN_TANH or RNN_RELU)" if rows == hidden else gru
+        raise JaxlmError(f"{shown(across)} is {rows}x{hidden}: that is {cell}; only LSTMs are imported")
+    shapes = {"weight_ih": (inputs,), "weight_hh": (hidden,), "bias_ih": (), "bias_hh": ()}
+    found = {part: float32(name, tensors[name], (4 * hidden, *shapes[part])) for part, name in layer.items()}
+    bias = np.zeros(4 * hidden, np.float32)
+    if "bias_ih" in layer:
+        with np.errstate(over="ignore"):
+            bias = check_finite(layer["bias_ih"], found["bias_ih"] + found["bias_hh"])
+    order = np.arange(4 * hidden).reshape(4, -1)[[0, 2, 1, 3]].ravel()  # from i, f, g, o to i, j, f, o
+    kernel = np.hstack([found["weight_ih"], found["weight_hh"]])
+    return {"kernel": np.ascontiguousarray(kernel[order].T), "bias": bias[order]}
