@@ -1,13 +1,13 @@
-"""Compiles jaxlm's programs for an H100 and for TPUs, on a machine without either, and tells what they take.
+"""Compiles jaxlm's programs for an H100 and for TPUs on any machine, and tells their memory and least time.
 
     pip install libtpu && pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt      (the latter of jaxlib's version)
     python experiments/accelerators.py                         every row of docs/lab/accelerators.csv: an hour
     python experiments/accelerators.py small --target h100     one program, printed
 
-Of a compiled program is known that it compiles, its memory, and how many kernels a window launches. No time is
-measured. The least time of a window that follows is the largest of three: its operations at the device's peak rate, its
-bytes at the memory's, and its launches at LAUNCH each. Operations are those of the matrix products, counted by jaxlm's
-shapes; bytes are the parameters, their gradients and the activations, each written and read once.
+A compiled program tells its memory and how many kernels a window launches; no time is measured. The least time of a
+window is the largest of three: operations at the device's peak rate, bytes at the memory's rate, and launches at LAUNCH
+each. Operations are those of the matrix products, counted by jaxlm's shapes; bytes are the parameters, their gradients
+and the activations, each written and read once.
 """
 
 import argparse

@@ -1,15 +1,15 @@
 """The speed of jaxlm: a training step beside other systems, by kind and optimiser, evaluation, start-up, two commits.
 
-    pip install -e '.[bench]'                     the peers; those that are not installed are left out
+    pip install -e '.[bench]'                     the peers; a peer that is not installed is left out
     python experiments/benchmark.py               a step of each preset in each dtype, beside the peers and the floor
     python experiments/benchmark.py kinds optimizers evaluation sweeps char start-up growth
     python experiments/benchmark.py --commits HEAD~1 HEAD    a step of the presets at two commits of this repository
     python experiments/benchmark.py --json        the results as JSON, in place of tables
 
-Every contender is a process of its own, so that its peak memory is its own; they take turns within one run, and the
-medians of their turns are compared. The floor is the arithmetic of the step's matrix products, done as one large
-product of the dtype, in the same run; beside it stand the same products at the step's own shapes. Needs a quiet
-machine: the spread of the turns is shown.
+Every contender is a process of its own, with its own peak memory. Contenders take turns within one run, and the medians
+of their turns are compared. The floor is the arithmetic of the step's matrix products as one large product of the
+dtype, in the same run, beside the products at the step's own shapes. Needs a quiet machine: the spread of the turns is
+shown.
 """
 
 import argparse

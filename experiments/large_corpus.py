@@ -1,4 +1,4 @@
-"""A corpus larger than one would hold in memory: how fast it is prepared, and trained on from its file.
+"""A corpus larger than memory: how fast it is prepared, and trained on from its file.
 
     python experiments/large_corpus.py            100 million tokens: about 1.2 GB of disk for a while, and 3 minutes
     python experiments/large_corpus.py --tokens 5000000 --turns 2        for a quick look

@@ -1,11 +1,11 @@
-"""Muon against AdamW and SGD, each at several rates, on one small LSTM that is trained for the same number of epochs.
+"""Muon against AdamW and SGD, each at several rates, on one small LSTM trained for equally many epochs.
 
     python experiments/optimizers.py                              Penn Treebank, two epochs of 128 units
     python experiments/optimizers.py --corpus embedded-tiny --epochs 1 --width 8
     python experiments/optimizers.py --markdown docs/lab/optimizers.md --picture docs/lab/optimizers.png
 
-The model, the batch and the schedule (half a cosine to zero) are those of the preset tied-fast; what differs is the
-optimiser and its rate. Each run is kept in --run-dir (default: runs/optimizers), which a second start resumes or reads.
+Model, batch and schedule (half a cosine to zero) are those of the preset tied-fast; optimiser and rate differ. Each
+run is kept in --run-dir (default: runs/optimizers), which a second start resumes or reads.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Each maker takes a Config and tokens [N // B, B] and returns `run(n)`: n windows of truncated backpropagation with
 the carry passed on, the cost summed over T and averaged over B, clipped by the global norm, plain SGD (jaxlm takes the
 config's own optimiser). `python peers.py MAKER PRESET '{"field": value}'` is a worker: for each JSON line
-{"windows": n} on stdin it prints the seconds that they took.
+{"windows": n} on stdin it prints the seconds of n windows.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The Penn Treebank LSTM of TensorFlow 1's tutorial, in the shape that is this project's main job.
+"""The Penn Treebank LSTM of TensorFlow 1's tutorial: the main experiment.
 
 10,000 words -> embedding 200 -> LSTM 256 -> LSTM 128 -> softmax over 10,000; 15 epochs of SGD from rate 1.0, halved
 each epoch after the fourth, the gradient clipped to norm 5; 60 rows of 20 steps, the LSTM's state carried from
@@ -12,7 +12,7 @@ on test.
     python experiments/ptb_small.py --resume                 resume the newest run in runs/
     python experiments/ptb_small.py --model mingru --help-all    every flag of the kinds chosen
 
-The same from Python: `jaxlm.train(jaxlm.preset("small"), run_dir="runs/mine")`.
+From Python: `jaxlm.train(jaxlm.preset("small"), run_dir="runs/mine")`.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""Words a second of surprisal and generation, and of PyTorch's loops over the same parameters where it is installed.
+"""Words a second of surprisal and generation, and of loops in PyTorch (if installed) over the same parameters.
 
     python experiments/scoring_benchmark.py [--data-dir DIR] [--repeats 3] [--words 200]
 
-Penn Treebank's test split, sentence by sentence, on a model with the `small` preset's shapes that was never trained
-(the numbers do not depend on it). PyTorch's loops are those that people use: neural-complexity's, which takes each
-sentence and then each word's distribution by itself, and word_language_model's, which draws one word after the other.
+Reads Penn Treebank's test split, sentence by sentence, with an untrained model of the preset `small` (speed does not
+depend on training). The loops in PyTorch are neural-complexity's, which takes each sentence and then each word's
+distribution by itself, and word_language_model's, which draws one word after the other.
 """
 
 import argparse
