@@ -1,5 +1,6 @@
 """jaxlm: recurrent language models in JAX. Names are loaded on first use, so that a command's help is instant."""
 
+import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -60,42 +61,9 @@ if TYPE_CHECKING:
     from jaxlm.training.step import train_step as train_step
     from jaxlm.training.step import train_windows as train_windows
 
-_HOME = {
-    "jaxlm.config.config": ("Config", "Recipe", "preset"),
-    "jaxlm.models.gru": ("GRU",),
-    "jaxlm.models.hawk": ("Hawk",),
-    "jaxlm.models.hgrn2": ("HGRN2",),
-    "jaxlm.models.lstm": ("LSTM",),
-    "jaxlm.models.mingru": ("MinGRU", "MinLSTM"),
-    "jaxlm.models.mogrifier": ("Mogrifier",),
-    "jaxlm.models.slstm": ("SLSTM",),
-    "jaxlm.models.mlstm": ("MLSTM",),
-    "jaxlm.models.gated_deltanet": ("GatedDeltaNet",),
-    "jaxlm.optimizers.descent": ("SGD", "ASGD"),
-    "jaxlm.optimizers.adamw": ("AdamW",),
-    "jaxlm.optimizers.muon": ("Muon",),
-    "jaxlm.config.protocols": ("Cache", "Dynamic", "MCDropout", "Temperature"),
-    "jaxlm.schedules": ("Cosine", "Linear", "Piecewise", "Plateau"),
-    "jaxlm.config.settings": ("DataConfig", "TrainConfig"),
-    "jaxlm.data.corpora": ("load_corpus",),
-    "jaxlm.data.corpus": ("Corpus",),
-    "jaxlm.data.prepared": ("prepare",),
-    "jaxlm.data.vocab": ("Vocab",),
-    "jaxlm.errors": ("JaxlmError",),
-    "jaxlm.interop.exporting": ("export_model",),
-    "jaxlm.interop.importing": ("import_model",),
-    "jaxlm.interop.tensorflow": ("from_tensorflow", "to_tensorflow"),
-    "jaxlm.models.stack": ("init_params",),
-    "jaxlm.runs.loading": ("evaluate", "load", "tune_protocol"),
-    "jaxlm.runs.trainer": ("TrainResult", "train"),
-    "jaxlm.scoring.comparison": ("compare",),
-    "jaxlm.scoring.language_model": ("LanguageModel",),
-    "jaxlm.scoring.stream": ("eval_step",),
-    "jaxlm.sweeps.results": ("MemberResult", "Sweep", "Trial"),
-    "jaxlm.sweeps.supervisor": ("sweep",),
-    "jaxlm.training.step": ("Metrics", "TrainState", "Window", "init_state", "train_step", "train_windows"),
-}
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+# Where each name is loaded from, as the imports above, which only type checkers run, have it.
+_SOURCE = __spec__.loader.get_source(__name__)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+_MODULE_OF = {name: module for module, name in re.findall(r"^    from (\S+) import (\w+) as", _SOURCE, re.MULTILINE)}
 __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
 

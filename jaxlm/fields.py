@@ -6,7 +6,7 @@ Numbers (float) are traced by JAX, so that changing one compiles nothing; every 
 
 import difflib
 import math
-import struct
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -48,7 +48,7 @@ class Spec:
     def range(self) -> str:
         """The limits in words."""
         limits = (("above", self.above), ("at least", self.low), ("below", self.below), ("at most", self.high))
-        words = [f"{word} {_grouped(limit)}" for word, limit in limits if math.isfinite(limit)]
+        words = [f"{word} {limit:,}" for word, limit in limits if math.isfinite(limit)]
         return " and ".join(words) or "finite"
 
 
@@ -109,9 +109,8 @@ def checked(section: Any) -> Any:
     Raises:
         JaxlmError: a value has another type than its field, is outside of the field's limits, or contradicts another.
     """
-    values = {name: getattr(section, name) for name in specs(type(section))}
-    plain = {name: _check(name.rstrip("_"), spec, values[name]) for name, spec in specs(type(section)).items()}
-    if any(plain[name] is not values[name] for name in plain):
+    plain = {n: _check(n.rstrip("_"), spec, getattr(section, n)) for n, spec in specs(type(section)).items()}
+    if any(value is not getattr(section, name) for name, value in plain.items()):
         section = replace(section, **plain)
     _check_relations(section)
     if hasattr(section, "check"):
@@ -121,11 +120,10 @@ def checked(section: Any) -> Any:
 
 def _check_relations(section: Any) -> None:
     """Raises JaxlmError where a field is set without one that it needs, or beside one that it excludes."""
-    defaults = {item.name: item.default for item in fields(section)}
 
     def is_set(name: str) -> bool:
-        value = getattr(section, name)
-        return value is not None if defaults[name] is None else value != defaults[name]
+        value, default = getattr(section, name), getattr(type(section), name)
+        return value is not None if default is None else value != default
 
     def told(names: Sequence[str]) -> str:
         return ", ".join(f"{name} is {setting_text(getattr(section, name))}" for name in names)
@@ -145,10 +143,10 @@ def _check(name: str, spec: Spec, value: Any) -> Any:
         if not value:
             raise JaxlmError(f"{name} needs at least one whole number, as in 256,128; it is empty")
         return tuple(_scalar(name, spec, int, one) for one in value)
-    if value is None and spec.optional:
-        return None
     is_array = hasattr(value, "shape") and not _is_numpy_scalar(value)
-    return value if is_array and spec.type is float else _scalar(name, spec, spec.type, value)
+    if (value is None and spec.optional) or (is_array and spec.type is float):
+        return value
+    return _scalar(name, spec, spec.type, value)
 
 
 def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
@@ -180,13 +178,8 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 def float32(value: float) -> float:
     """The number that a program computes with: rounded to float32; 0 where that is subnormal, as processors have it."""
-    if not abs(value) < math.inf:
-        return value
-    try:
-        (rounded,) = struct.unpack("f", struct.pack("f", value))
-    except OverflowError:
-        return math.copysign(math.inf, value)
-    return rounded if abs(rounded) >= 2**-126 else 0.0
+    rounded = array("f", [value])[0]
+    return 0.0 if abs(rounded) < 2**-126 else rounded
 
 
 def shown(value: Any) -> str:
@@ -216,7 +209,3 @@ def setting_text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _grouped(number: float) -> str:
-    return f"{number:,}" if isinstance(number, int) else f"{number:g}"

@@ -22,9 +22,6 @@ class Schedule:
 
     depends_on_total: ClassVar[bool] = False  # whether another number of epochs gives other rates
 
-    def check(self) -> None:
-        """Raises JaxlmError where two fields contradict each other."""
-
     def factor(self, step: Number, epoch: Number, total: Number, lowered: Number | None = None) -> jax.Array:
         """The factor on the rate.
 

@@ -57,12 +57,9 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Recipe):
     """The config of a run: model, optimiser, schedule, counts and data."""
 
-    model: Recurrent = field(default_factory=LSTM)
-    optimizer: Optimizer = field(default_factory=SGD)
-    schedule: Schedule = field(default_factory=Piecewise)
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
     preset: str = "custom"
@@ -70,19 +67,12 @@ class Config:
     def __post_init__(self) -> None:
         for name in SECTIONS:
             object.__setattr__(self, name, checked(getattr(self, name)))
-        optimizer = self.optimizer
-        if optimizer.averages_after and isinstance(self.schedule, Plateau):
+        if self.optimizer.averages_after and isinstance(self.schedule, Plateau):
             raise JaxlmError(
-                f"nonmonotone {optimizer.averages_after} of the optimizer and the schedule plateau "
+                f"nonmonotone {self.optimizer.averages_after} of the optimizer and the schedule plateau "
                 f"both act when validation stops improving: take nonmonotone 0, or another schedule"
             )
-        optimizer.check_model(self.model)
-
-    @property
-    def depends_on_total(self) -> bool:
-        """Whether a window's training depends on the number of all windows."""
-        shares = self.model.sampled_share, self.model.dropout_ramp
-        return self.schedule.depends_on_total or any(share is not None for share in shares)
+        self.optimizer.check_model(self.model)
 
     @property
     def recipe(self) -> Recipe:
@@ -116,12 +106,7 @@ class Config:
 
     def to_json(self) -> str:
         """The config as JSON, which `from_json` reads back."""
-        tree: dict[str, Any] = {"format": FORMAT, "preset": self.preset}
-        for name in SECTIONS:
-            section = getattr(self, name)
-            kind = {"kind": kind_of(name, section)} if name in KINDS else {}
-            tree[name] = {**kind, **{item.name: getattr(section, item.name) for item in fields(section)}}
-        return json.dumps(tree, indent=2) + "\n"
+        return json.dumps({"format": FORMAT, "preset": self.preset, **self.sections}, indent=2) + "\n"
 
     @staticmethod
     def from_json(text: str) -> "Config":
@@ -130,18 +115,23 @@ class Config:
         Raises:
             JaxlmError: the text is anything else, or a value is outside its limits.
         """
-        tree = _object(text)
+        try:
+            tree = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise JaxlmError(f"expected JSON: {error}") from None
+        if not isinstance(tree, dict):
+            raise JaxlmError(f"expected a JSON object, found {type(tree).__name__}")
         if tree.pop("format", None) != FORMAT:
             raise JaxlmError(f"expected a config of format {FORMAT}, which jaxlm writes; this one has another, or none")
         tree.pop("sha256", None)
-        preset = tree.pop("preset", "custom")
+        label = tree.pop("preset", "custom")
         sections = {name: _section(name, tree.pop(name, {})) for name in SECTIONS}
-        if tree or not isinstance(preset, str):
+        if tree or not isinstance(label, str):
             raise JaxlmError(
                 f"a config has the parts {', '.join(SECTIONS)} and preset (a name); "
-                f"this one also has {', '.join(sorted(tree)) or repr(preset)}"
+                f"this one also has {', '.join(sorted(tree)) or repr(label)}"
             )
-        return Config(**sections, preset=preset)
+        return Config(**sections, preset=label)
 
     def every_field(self) -> Iterator[tuple[str, str, Spec, Any]]:
         """(section, field, spec, value) of all fields of the chosen kinds, in the order of a help page."""
@@ -149,6 +139,13 @@ class Config:
             part = getattr(self, section)
             for name, spec in specs(type(part)).items():
                 yield section, name, spec, getattr(part, name)
+
+    @property
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """The value of each field by its section and name; with the name of the section's kind, if it has kinds."""
+        return {
+            name: ({"kind": self.kinds[name]} if name in KINDS else {}) | vars(getattr(self, name)) for name in SECTIONS
+        }
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -234,22 +231,18 @@ def changed_kinds(before: Config, changes: Mapping[str, Any]) -> list[str]:
 def differences(a: Config, b: Config) -> list[str]:
     """One line for each field that differs: `section.field: a's value -> b's value`."""
     left, right = (
-        {
-            **{f"{slot}.kind": kind for slot, kind in one.kinds.items()},
-            **{f"{section}.{name}": value for section, name, _, value in one.every_field()},
-        }
+        {f"{section}.{name}": value for section, part in one.sections.items() for name, value in part.items()}
         for one in (a, b)
     )
-    return [
-        f"{name}: {left.get(name, 'absent')!r} -> {right.get(name, 'absent')!r}"
-        for name in dict.fromkeys([*left, *right])
-        if left.get(name, "absent") != right.get(name, "absent")
-    ]
+    pairs = {name: (left.get(name, "absent"), right.get(name, "absent")) for name in left | right}
+    return [f"{name}: {old!r} -> {new!r}" for name, (old, new) in pairs.items() if old != new]
 
 
 def conflicts(saved: Config, given: Config) -> list[str]:
     """Those differences with which a saved run cannot be resumed, since they change what is trained."""
-    fixed = {"train.epochs"} if saved.depends_on_total else set()
+    shares = saved.model.sampled_share, saved.model.dropout_ramp
+    counts_epochs = saved.schedule.depends_on_total or any(share is not None for share in shares)
+    fixed = {"train.epochs"} if counts_epochs else set()
     return [line for line in differences(saved, given) if line.split(":")[0] not in MAY_CHANGE - fixed]
 
 
@@ -283,16 +276,6 @@ def _section_with(name: str, sections: Mapping[str, Any]) -> str:
             )
     known = [found for part in sections.values() for found in specs(type(part))]
     raise JaxlmError(f"unknown field {name!r}{nearest(name, [*known, *KINDS])}")
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        tree = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise JaxlmError(f"expected JSON: {error}") from None
-    if not isinstance(tree, dict):
-        raise JaxlmError(f"expected a JSON object, found {type(tree).__name__}")
-    return tree
 
 
 def _section(name: str, values: Any) -> Any:
