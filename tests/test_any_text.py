@@ -248,7 +248,7 @@ def test_a_tokenizer_of_another_size_is_another_models(tmp_path, german, no_pict
         ({"tokens": "letters"}, "tokens must be words, characters, bytes or subwords"),
         ({"tokens": "subwords", "pieces": 8000}, r"pieces 8,000 is more than this text allows: at most \d+"),
         ({"tokens": "subwords", "pieces": 10}, r"pieces 10 is fewer than this text's characters need: at least \d+"),
-        ({"tokenizer_file": __file__}, "is for tokens subwords, and tokens is words"),
+        ({"tokenizer_file": __file__}, "is for tokens subwords, and tokens is words: leave one out"),
         ({"tokens": "subwords", "tokenizer_file": "missing.model"}, "there is no file missing.model"),
         ({"tokens": "subwords", "tokenizer_file": __file__}, "no SentencePiece model or tokenizer.json"),
         ({"normalize": "nfd"}, "normalize must be nfc or none"),

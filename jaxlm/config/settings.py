@@ -134,6 +134,12 @@ class DataConfig:
     piece_model: str = choice("bpe", "subwords: how SentencePiece finds them in train", ("bpe", "unigram"))
     tokenizer_file: str = text("", "subwords: a SentencePiece .model or a tokenizer.json, in place of a new model")
 
+    def check(self) -> None:
+        """Raises JaxlmError where two fields contradict each other."""
+        if self.tokenizer_file and self.tokens != "subwords":
+            what = f"tokenizer_file {self.tokenizer_file} is for tokens subwords"
+            raise JaxlmError(f"{what}, and tokens is {self.tokens}: leave one out")
+
     @property
     def options(self) -> dict[str, Any]:
         """All fields but the corpus, as `load_corpus` takes them."""

@@ -7,7 +7,8 @@ import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 from glob import has_magic
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -16,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from jaxlm.config.settings import DataConfig
+from jaxlm.data import prepared
 from jaxlm.data.cache import cache_dir, recall, remember
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.embedded import Source, Spec
-from jaxlm.data.encoding import Encoder, NumberedText, TextOptions, number_units
+from jaxlm.data.encoding import Encoder, NumberedText, Segment, TextOptions, number_units, stamps_of
 from jaxlm.data.penn_treebank import PTB_SHA256, NotFound, find_penn_treebank
-from jaxlm.data.prepared import is_large, is_prepared, load_prepared, prepare_in_cache, text_name
 from jaxlm.data.text import SPLITS, Part, find_splits
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError
@@ -43,7 +44,6 @@ def load_corpus(
     max_vocab: int | None = None,
     vocab: Vocab | None = None,
     download: bool = True,
-    progress: bool | None = None,
     **options: Any,
 ) -> Corpus:
     """Finds or generates a corpus, and encodes it.
@@ -59,7 +59,6 @@ def load_corpus(
         vocab: A vocabulary to encode with, in place of one built from train. It changes the name of Penn Treebank and
             the generated corpus, and the hash of any corpus.
         download: Whether Penn Treebank may be downloaded into the user's cache.
-        progress: Whether to show progress; None shows it on a terminal.
         **options: Fields of `DataConfig`, such as `tokens="subwords"`, `min_count` and `lowercase`.
 
     Raises:
@@ -71,7 +70,7 @@ def load_corpus(
         read = replace(read, tokens="characters")
     if spec in ("auto", "ptb", "ptb-char"):
         try:
-            paths = find_penn_treebank(data_dir, download, progress)
+            paths = find_penn_treebank(data_dir, download)
         except NotFound:
             if spec != "auto":
                 raise
@@ -83,8 +82,7 @@ def load_corpus(
         parts = {split: [Part(path, start)] for split, path in paths.items()}
 
         def build(vocab: Vocab | None) -> Corpus:
-            numbered = number_units(parts, read, vocab)
-            return _encode(name, title, numbered, read, vocab)
+            return _encode(name, title, number_units(parts, read, vocab), read, vocab)
 
         return _cached(name, " ".join(PTB_SHA256.values()), read, vocab, build)
     if spec in EMBEDDED:
@@ -92,8 +90,8 @@ def load_corpus(
     if spec == UNKNOWN:
         raise DataError("the corpus of an imported model is unknown: name one with --corpus, or a text with --text")
     path = Path(spec)
-    if is_prepared(path):
-        corpus = load_prepared(path, read)
+    if prepared.is_prepared(path):
+        corpus = prepared.load_prepared(path, read)
         if vocab not in (None, corpus.vocab):
             raise DataError(f"{spec} is prepared with a vocabulary of its own: load its text with another one")
         return corpus
@@ -103,10 +101,11 @@ def load_corpus(
             "or the path of a folder or a file of text"
         )
     parts = find_splits(path)
-    if vocab is None and is_large(parts):
-        return prepare_in_cache(path, read, progress)
-    numbered = number_units(parts, read, vocab)
-    return replace(_encode(text_name(path), f"text in {path}", numbered, read, vocab), spec=os.path.abspath(path))
+    stamps = stamps_of(parts)
+    if vocab is None and sum(size for _, size, _ in stamps) > prepared.LARGE:
+        return prepared.prepare_in_cache(path, stamps, read)
+    corpus = _encode(prepared.text_name(path), f"text in {path}", number_units(parts, read, vocab), read, vocab)
+    return replace(corpus, spec=os.path.abspath(path))
 
 
 def reload_corpus(data: DataConfig, vocab: Vocab, data_dir: str | Path | None = None) -> Corpus:
@@ -115,11 +114,11 @@ def reload_corpus(data: DataConfig, vocab: Vocab, data_dir: str | Path | None = 
     A run that began from the parameters of another run has the vocabulary of that run, not of its own text; and the
     subwords of a run are not found anew. Raises DataError as `load_corpus`.
     """
-    options = {"data_dir": data_dir, "max_vocab": len(vocab), **data.options}
-    corpus = load_corpus(data.corpus, vocab=vocab if vocab.kind == "subwords" else None, **options)
+    load = partial(load_corpus, data.corpus, data_dir=data_dir, max_vocab=len(vocab), **data.options)
+    corpus = load(vocab=vocab if vocab.kind == "subwords" else None)
     if corpus.vocab != vocab:
         with suppress(DataError):  # it is prepared with its own words, or has some that `vocab` lacks
-            corpus = load_corpus(data.corpus, vocab=vocab, **options)
+            corpus = load(vocab=vocab)
     return corpus
 
 
@@ -129,13 +128,12 @@ def _generated(name: str, options: TextOptions, vocab: Vocab | None) -> Corpus:
     def build(vocab: Vocab | None) -> Corpus:
         source = Source(Spec.of(name))
         sizes = source.spec.tokens
-        ids = [source.draw(size, stream) for stream, size in enumerate(sizes)]
+        drawn = [source.draw(size, stream) for stream, size in enumerate(sizes)]
         words = [word.lower() for word in source.words] if options.lowercase else source.words
-        kind = vocab.tokens if vocab else options.kind
-        if kind.kind != "words":
+        if (vocab.tokens if vocab else options.kind).kind != "words":
             words = ["\n" if word == EOS else f" {word}" for word in words]
         spans = dict(zip(SPLITS, pairwise(accumulate(sizes, initial=0)), strict=True))
-        numbered = NumberedText(words, spans, sizes, ids.__getitem__)
+        numbered = NumberedText(words, spans, [Segment(len(ids), partial(np.asarray, ids)) for ids in drawn])
         corpus = _encode(name, f"{name} corpus (a generated language)", numbered, options, vocab)
         if not corpus.vocab.ids.keys() >= set(source.words):
             return corpus
@@ -148,8 +146,8 @@ def _encode(name: str, title: str, numbered: NumberedText, options: TextOptions,
     """A corpus in memory, encoded with `vocab` or with a vocabulary of its own."""
     encoder = Encoder(numbered, options, vocab)
     ids = {split: np.concatenate(list(encoder.ids(split))) for split in SPLITS}
-    fields = encoder.describe(name, title)
-    return Corpus(vocab=encoder.vocab, **ids, **fields, spec=name, options={"tokens": encoder.vocab.kind})
+    known = encoder.describe(name, title)
+    return Corpus(vocab=encoder.vocab, **ids, **known, spec=name, options={"tokens": encoder.vocab.kind})
 
 
 def _cached(
@@ -162,18 +160,16 @@ def _cached(
     key = f"{key} {options} {hashlib.sha256(getattr(options.kind, 'model', b'')).hexdigest()}"
     with suppress(OSError), Folder.open(cache_dir() / "ids", create=True) as folder:
         if found := recall(folder, name, key):
-            fields, ids = found
-            sizes = fields.pop("sizes")
-            splits = dict(zip(SPLITS, np.split(ids, np.cumsum(sizes)[:-1]), strict=True))
-            corpus = Corpus(vocab=Vocab.from_json(fields.pop("vocab")), **splits, **fields)
+            known, ids = found
+            train, valid, test = np.split(ids, np.cumsum(known.pop("sizes"))[:-1])
+            known |= {"vocab": Vocab.from_json(known["vocab"]), "notes": tuple(known["notes"])}
+            corpus = Corpus(**known, train=train, valid=valid, test=test)
         else:
             corpus = build(None)
-            fields = {
-                field: getattr(corpus, field) for field in ("name", "description", "sha256", "floor", "spec", "options")
-            }
             splits = [getattr(corpus, split) for split in SPLITS]
-            fields |= {"vocab": corpus.vocab.to_json(), "sizes": [len(ids) for ids in splits]}
-            remember(folder, name, key, fields, np.concatenate(splits))
+            known = {item.name: getattr(corpus, item.name) for item in fields(Corpus) if item.name not in SPLITS}
+            known |= {"vocab": corpus.vocab.to_json(), "sizes": [*map(len, splits)]}
+            remember(folder, name, key, known, np.concatenate(splits))
     corpus = corpus or build(None)
     if vocab not in (None, corpus.vocab):
         return replace(build(vocab), name=f"{corpus.name}+other-vocab")

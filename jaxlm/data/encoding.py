@@ -11,13 +11,14 @@ import hashlib
 import json
 import os
 import re
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, count, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from jaxlm.data.cache import recall, remember
 from jaxlm.data.corpus import unlearned_warning
 from jaxlm.data.text import SPLITS, Part
 from jaxlm.data.tokens import MOST_BYTES, UNK, WORDS, Bytes, Characters, Subwords, Words, unwrapped
-from jaxlm.data.vocab import Vocab
+from jaxlm.data.vocab import Vocab, frequent
 from jaxlm.errors import DataError
 
 SEGMENT = 4 << 20  # bytes of text in a segment
@@ -43,30 +44,15 @@ class TextOptions(DataConfig):
 
     max_vocab: int | None = None
 
-    @property
-    def from_file(self) -> bool:
-        """Whether subwords are those of a file."""
-        return self.tokens == "subwords" and self.tokenizer_file != ""
-
-    @property
-    def header(self) -> dict[str, Any]:
-        """The options as a prepared corpus records them: those newer than format 1 only where they are set."""
-        old = {name: getattr(self, name) for name in ("max_vocab", "min_count", "lowercase")}
-        default = DataConfig().options
-        new = {name: value for name, value in self.options.items() if name not in old and value != default[name]}
-        return {**old, "options": new} if new else old
-
     @cached_property
     def kind(self) -> Words:
-        """What cuts the text into units. Raises DataError where a tokenizer's file cannot be used, or is not used."""
-        if self.tokenizer_file and not self.from_file:
-            raise DataError(f"tokenizer_file {self.tokenizer_file} is for tokens subwords, and tokens is {self.tokens}")
+        """What cuts the text into units. Raises DataError where a tokenizer's file cannot be used."""
         match self.tokens:
             case "characters":
                 return Characters(self.normalize)
             case "bytes":
                 return Bytes()
-            case "subwords" if self.from_file:
+            case "subwords" if self.tokenizer_file:
                 with text.read_errors(self.tokenizer_file):
                     return Subwords.read(files.read_bytes(Path(self.tokenizer_file), MOST_BYTES), self.tokenizer_file)
             case "subwords":
@@ -75,10 +61,10 @@ class TextOptions(DataConfig):
 
     def build(self, counts: Mapping[str, int]) -> Vocab:
         """The vocabulary of a text with these counts of units. Raises DataError."""
-        if self.tokens in ("words", "characters"):
-            return Vocab.build(counts, max_size=self.max_vocab, min_count=self.min_count, kind=self.kind)
         kind = self.kind
-        if self.tokens == "subwords" and not self.from_file:
+        if kind.kind in ("words", "characters"):
+            return Vocab.build(counts, max_size=self.max_vocab, min_count=self.min_count, kind=kind)
+        if self.tokens == "subwords" and not self.tokenizer_file:
             kind = Subwords.train(counts, self.pieces, self.piece_model)
         return Vocab(kind.names, kind)
 
@@ -91,21 +77,29 @@ def as_read(data: DataConfig, text: str) -> str:
     return unwrapped(text) if data.lines == "unwrap" else text
 
 
+class Segment(NamedTuple):
+    """A part of a numbered text: the number of its units, and what gives their provisional ids, int32 `[units]`."""
+
+    units: int
+    load: Callable[[], np.ndarray]
+
+
 @dataclass(frozen=True)
 class NumberedText:
     """A text whose units are numbered."""
 
     units: Sequence[str]  # of each provisional id
     spans: Mapping[str, tuple[int, int]]  # where each split begins and ends among the units
-    sizes: Sequence[int]  # the units of each segment
-    load: Callable[[int], np.ndarray]  # takes the number of a segment; returns its provisional ids, int32
+    segments: Sequence[Segment]
     notes: tuple[str, ...] = ()  # lines to show the user
 
-    def read(self, start: int, stop: int) -> Iterator[np.ndarray]:
-        """The provisional ids of tokens [start, stop), a segment at a time."""
-        for number, (first, end) in enumerate(pairwise(accumulate(self.sizes, initial=0))):
+    def read(self, split: str) -> Iterator[np.ndarray]:
+        """The provisional ids of a split, a segment at a time."""
+        end, (start, stop) = 0, self.spans[split]
+        for segment in self.segments:
+            first, end = end, end + segment.units
             if first < stop and start < end:
-                yield self.load(number)[max(0, start - first) : stop - first]
+                yield segment.load()[max(0, start - first) : stop - first]
 
 
 def stamp(path: Path) -> Stamp:
@@ -147,56 +141,45 @@ def number_units(
     stamps = {part.path: stamp(part.path) for _, part in every}
     reading = [kind.kind, getattr(kind, "normalize", ""), options.lowercase, options.lines]
     seal = hashlib.sha256(json.dumps([*stamps.values(), reading]).encode()).hexdigest()
-    memory: list[np.ndarray] = []
-    keys: list[str] = []  # what determines each segment: the texts, the file, where it begins
-    sizes: list[int] = []
-    ends, lines, ended = dict.fromkeys(parts, 0), 0, True
-    blank = dict.fromkeys(parts, True)
+    segments: list[Segment] = []
+    newlines: list[int] = []  # of each segment
+    sizes, words, ended = dict.fromkeys(parts, 0), dict.fromkeys(parts, 0), True  # units, and those that are no newline
     for place, (split, part) in enumerate(every):
         offset, done = part.start, False
         while not done:
-            name, key, before = f"segment-{len(keys)}", json.dumps([seal, place, part.stop, offset]), len(known)
+            name, before = f"segment-{len(segments)}", len(known)
+            key = json.dumps([seal, place, part.stop, offset])  # the texts, the file, where the segment begins
             found = recall(work, name, key) if work else None
             fields, ids = found or _segment(part, offset, known, lambda text: kind.units(as_read(options, text)), kind)
             if stamp(part.path) != stamps[part.path]:
                 raise DataError(f"{part.path} changed while it was read: start the same command again")
-            if found:
-                known.update(zip(fields["units"], count(before), strict=False))
-            elif work:
+            if work and not found:
                 remember(work, name, key, fields, ids)
-            if not work:
-                memory.append(ids)
-            keys.append(key)
-            sizes.append(len(ids))
+            known.update(zip(fields["units"], count(before), strict=False))
             is_end = ids == known.get(kind.newline, -1)
-            lines += int(np.count_nonzero(is_end))
-            if len(ids):
-                blank[split], ended = blank[split] and bool(is_end.all()), bool(is_end[-1])
+            newlines.append(int(np.count_nonzero(is_end)))
+            load = partial(_recalled, work, name, key) if work else partial(np.asarray, ids)
+            segments.append(Segment(len(ids), load))
+            sizes[split] += len(ids)
+            words[split] += len(ids) - newlines[-1]
+            ended = bool(is_end[-1]) if len(ids) else ended
             advance(fields["end"] - offset)
             offset, done = fields["end"], fields["done"]
-        ends[split] = sum(sizes)
-    if empty := next((split for split in parts if blank[split]), None):
+    if empty := next((split for split in parts if not words[split]), None):
         raise text.empty(parts[empty][0].path)
-
-    def load(number: int) -> np.ndarray:
-        if not work:
-            return memory[number]
-        if found := recall(work, f"segment-{number}", keys[number]):
-            return found[1]
-        raise DataError(f"{work.path} was altered while it was in use: start the same command again")
-
-    spans = dict(zip(parts, pairwise([0, *ends.values()]), strict=True))
-    numbered = NumberedText(list(known), spans, sizes, load)
+    spans = dict(zip(parts, pairwise(accumulate(sizes.values(), initial=0)), strict=True))
+    numbered = NumberedText(list(known), spans, segments)
     if "all" not in parts:
         held_out = " and ".join(f"{len(parts[split])} for {split}" for split in SPLITS[1:])
-        note = f"{len(every):,} texts are split by texts: {held_out}" if len(every) > len(SPLITS) else ""
-        return replace(numbered, notes=tuple(filter(None, [note])))
+        note = f"{len(every):,} texts are split by texts: {held_out}"
+        return replace(numbered, notes=(note,) if len(every) > len(SPLITS) else ())
     (_, first), *others = every
-    title, lines = f"{first.path} with {len(others)} more" if others else str(first.path), lines + (not ended)
+    title = f"{first.path} with {len(others)} more" if others else str(first.path)
+    lines = sum(newlines) + (not ended)
     if lines < 3 and not others and os.path.getsize(first.path) >= LEAST_BYTES:
         numbered = number_units(text.stretches(first.path), options, vocab, work)
         return replace(numbered, notes=(f"{title} has {lines} line{'s' * (lines > 1)}, and is split 90/5/5 by bytes",))
-    return _split_by_lines(numbered, title, lines, kind.newline)
+    return _split_by_lines(numbered, title, lines, newlines, known.get(kind.newline, -1))
 
 
 def _segment(
@@ -216,27 +199,28 @@ def _segment(
     return {"end": end, "done": done, "units": list(islice(known, before, None))}, np.concatenate(found)
 
 
-def _split_by_lines(whole: NumberedText, title: str, lines: int, newline: str) -> NumberedText:
-    """Splits a text into train, then 5% of its lines for valid, then 5% for test; at least one line each."""
+def _recalled(work: files.Folder, name: str, key: str) -> np.ndarray:
+    if found := recall(work, name, key):
+        return found[1]
+    raise DataError(f"{work.path} was altered while it was in use: start the same command again")
+
+
+def _split_by_lines(whole: NumberedText, title: str, lines: int, newlines: Sequence[int], newline: int) -> NumberedText:
+    """Splits a text into train, then 5% of its lines for valid, then 5% for test; at least one line each.
+
+    `newlines` is how many there are in each segment, `newline` their provisional id.
+    """
     if lines < 3:
         raise DataError(f"{title} needs at least 3 lines, to be split 90/5/5 by lines, and has {lines}")
     held_out = max(1, lines // 20)
-    sizes = {"train": lines - 2 * held_out, "valid": held_out, "test": held_out}
-    _, stop = whole.spans["all"]
-    eos = whole.units.index(newline)
-
-    def end_of(line: int) -> int:
-        units = 0
-        for ids in whole.read(0, stop):
-            ends = np.flatnonzero(ids == eos)
-            if line <= len(ends):
-                return units + int(ends[line - 1]) + 1
-            line, units = line - len(ends), units + len(ids)
-        return stop
-
-    borders = [0, end_of(sizes["train"]), end_of(lines - held_out), stop]
-    note = f"{title} is split 90/5/5 by lines: {' / '.join(f'{sizes[split]:,}' for split in SPLITS)}"
-    return replace(whole, spans=dict(zip(SPLITS, pairwise(borders), strict=True)), notes=(note,))
+    borders, seen = [0], [*accumulate(newlines, initial=0)]
+    for line in (lines - 2 * held_out, lines - held_out):  # with which train and valid end
+        at = bisect_left(seen, line) - 1
+        before = sum(segment.units for segment in whole.segments[:at])
+        borders.append(before + int(np.flatnonzero(whole.segments[at].load() == newline)[line - seen[at] - 1]) + 1)
+    spans = dict(zip(SPLITS, pairwise([*borders, *whole.spans["all"][1:]]), strict=True))
+    note = f"{title} is split 90/5/5 by lines: {lines - 2 * held_out:,} / {held_out:,} / {held_out:,}"
+    return replace(whole, spans=spans, notes=(note,))
 
 
 class Encoder:
@@ -247,24 +231,23 @@ class Encoder:
     """
 
     vocab: Vocab
-    limited: bool  # whether `max_vocab` dropped a word
+    limited: bool  # whether `max_vocab` is fewer than the words that there are
+    sizes: dict[str, int]  # the tokens of each split
 
     def __init__(self, numbered: NumberedText, options: TextOptions, vocab: Vocab | None = None) -> None:
         """Makes the vocabulary from train, or takes `vocab`. Raises DataError where it or an option does not fit."""
         totals = {split: np.zeros(len(numbered.units), np.int64) for split in SPLITS}
         for split, total in totals.items():
-            for ids in numbered.read(*numbered.spans[split]):
+            for ids in numbered.read(split):
                 total += np.bincount(ids, minlength=len(total))
         counts: Counter[str] = Counter()
         for unit, total in zip(numbered.units, totals["train"].tolist(), strict=True):
             if total:  # the others are in valid or test alone
                 for token in unit if options.tokens == "characters" else (unit,):
                     counts[token] += total
-        self.vocab = options.build(counts) if vocab is None else vocab
-        kind = self.vocab.tokens
-        rare = [unit for unit, n in counts.items() if n < options.min_count and unit not in (kind.newline, UNK)]
-        kept = len(counts.keys() - {*rare, UNK}) + (kind.kind == "words" or bool(rare))
-        self.limited = not kind.names and options.max_vocab is not None and kept > options.max_vocab
+        self.vocab = vocab or options.build(counts)
+        kind, most = self.vocab.tokens, options.max_vocab
+        self.limited = not kind.names and most is not None and most < len(frequent(counts, options.min_count, kind))
         self._text, self._options = numbered, options
         names = [kind.split(unit) for unit in numbered.units]
         self._lengths = np.array([*map(len, names)], np.int64)  # the tokens of each unit
@@ -277,7 +260,7 @@ class Encoder:
     def ids(self, split: str) -> Iterator[np.ndarray]:
         """The ids of a split, int32, a segment at a time."""
         self._digest.update(f" {split} {self.sizes[split]} ".encode())
-        for provisional in self._text.read(*self._text.spans[split]):
+        for provisional in self._text.read(split):
             lengths = self._lengths[provisional]
             shift = self._ends[provisional] - np.cumsum(lengths)  # from a token's place here to its place in the table
             ids = self._table[np.arange(lengths.sum()) + np.repeat(shift, lengths)]
@@ -287,21 +270,20 @@ class Encoder:
 
     def describe(self, name: str, title: str) -> dict[str, Any]:
         """The name (with each option that changed the corpus after a "+"), description, sha256 and notes."""
+        kind, options = self.vocab.kind, self._options
         changed = {
-            self.vocab.kind: self.vocab.kind != "words" and (name, self.vocab.kind) != ("ptb-char", "characters"),
-            "unwrap": self._options.lines == "unwrap",
-            "lowercase": self._options.lowercase,
-            f"max_vocab={self._options.max_vocab}": self.limited,
-            f"min_count={self._options.min_count}": self._options.min_count != 1,
+            kind: kind != "words" and (name, kind) != ("ptb-char", "characters"),
+            "unwrap": options.lines == "unwrap",
+            "lowercase": options.lowercase,
+            f"max_vocab={options.max_vocab}": self.limited,
+            f"min_count={options.min_count}": options.min_count != 1,
         }
         shares = {split: self._unknown[split] / max(1, size) for split, size in self.sizes.items()}
-        tokens = " / ".join(f"{size:,}" for size in self.sizes.values())
+        tokens = f"{' / '.join(f'{size:,}' for size in self.sizes.values())} {'tokens' if kind == 'words' else kind}"
         unknown = f", of which {' / '.join(f'{share:.1%}' for share in shares.values())} {UNK}"
-        types = f"{unknown * (self.vocab.unknown_id >= 0)}; {len(self.vocab):,} types"
-        what = "tokens" if self.vocab.kind == "words" else self.vocab.kind
         return {
             "name": "+".join([name, *(option for option, given in changed.items() if given)]),
-            "description": f"{title}: {tokens} {what}{types}",
+            "description": f"{title}: {tokens}{unknown * (self.vocab.unknown_id >= 0)}; {len(self.vocab):,} types",
             "sha256": self._digest.hexdigest(),
             "notes": (*self._text.notes, *unlearned_warning(shares)),
         }

@@ -11,7 +11,7 @@ from pathlib import Path
 from jaxlm.data.cache import cache_dir
 from jaxlm.data.text import SPLITS, read_errors
 from jaxlm.errors import DataError
-from jaxlm.files import Folder, read_bytes
+from jaxlm.files import Folder, explained, read_bytes
 
 PTB_SHA256 = {
     "train": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
@@ -33,9 +33,7 @@ class NotFound(DataError):
     """Penn Treebank is in none of the places and cannot be downloaded."""
 
 
-def find_penn_treebank(
-    data_dir: str | Path | None = None, download: bool = True, progress: bool | None = None
-) -> dict[str, Path]:
+def find_penn_treebank(data_dir: str | Path | None = None, download: bool = True) -> dict[str, Path]:
     """The path of each split of Penn Treebank (Mikolov's files), verified by its hash; the arguments of `load_corpus`.
 
     Raises:
@@ -50,7 +48,7 @@ def find_penn_treebank(
     failure = "downloading is turned off"
     if files is None and download:
         try:
-            _download(cache, progress)
+            _download(cache)
         except DataError as error:
             failure = str(error)
         files = _find([cache])
@@ -85,7 +83,7 @@ def _find(places: Sequence[Path]) -> dict[str, Path] | None:
     return None
 
 
-def _download(folder: Path, progress: bool | None) -> None:
+def _download(folder: Path) -> None:
     """Puts the three files into a folder durably, from the first mirror that has them. Raises DataError.
 
     All mirrors are probed at once, each in a thread of its own, so that without a network this ends within
@@ -93,37 +91,35 @@ def _download(folder: Path, progress: bool | None) -> None:
     """
     import requests
 
-    if sys.stderr.isatty() if progress is None else progress:
+    if sys.stderr.isatty():
         print("downloading Penn Treebank (6 MB)", file=sys.stderr)
-    answers: dict[str, str] = {}  # of each mirror that has answered: why it cannot be used, or nothing
+    failures: dict[str, str] = dict.fromkeys(MIRRORS, f"no answer within {PROBE_SECONDS:g} s")
 
     def probe(mirror: str) -> None:
         try:
             requests.head(mirror.format(split="test"), timeout=PROBE_SECONDS, allow_redirects=True).raise_for_status()
-            answers[mirror] = ""
+            failures[mirror] = ""
         except requests.RequestException as error:
-            answers[mirror] = _reason(error)
+            failures[mirror] = _reason(error)
 
-    for mirror in MIRRORS:
-        threading.Thread(target=probe, args=(mirror,), daemon=True).start()
+    probes = [threading.Thread(target=probe, args=(mirror,), daemon=True) for mirror in MIRRORS]
+    for thread in probes:
+        thread.start()
     deadline = time.monotonic() + PROBE_SECONDS
-    while len(answers) < len(MIRRORS) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    found = {mirror: answers.get(mirror, f"no answer within {PROBE_SECONDS:g} s") for mirror in MIRRORS}
-    for mirror in [mirror for mirror in MIRRORS if not found[mirror]]:
+    for thread in probes:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    for mirror in [mirror for mirror in MIRRORS if not failures[mirror]]:
         try:
             texts = {split: _fetch(mirror.format(split=split), sha256) for split, sha256 in PTB_SHA256.items()}
         except (requests.RequestException, ValueError) as error:
-            found[mirror] = _reason(error)
+            failures[mirror] = _reason(error)
             continue
-        try:
-            with Folder.open(folder, create=True) as held:
-                for split, data in texts.items():
-                    held.write(f"ptb.{split}.txt", data)
-            return
-        except OSError as error:
-            raise DataError(f"Penn Treebank cannot be stored in {folder}: {error.strerror or error}") from None
-    raise DataError("; ".join(f"{mirror}: {reason}" for mirror, reason in found.items()))
+        storing = explained(DataError, f"Penn Treebank cannot be stored in {folder}")
+        with storing, Folder.open(folder, create=True) as held:
+            for split, data in texts.items():
+                held.write(f"ptb.{split}.txt", data)
+        return
+    raise DataError("; ".join(f"{mirror}: {reason}" for mirror, reason in failures.items()))
 
 
 def _fetch(url: str, sha256: str) -> bytes:

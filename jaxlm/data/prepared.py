@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,14 @@ from jaxlm.data.text import SPLITS, Part, find_splits, read_errors
 from jaxlm.data.vocab import UNK, Vocab
 from jaxlm.errors import DataError
 from jaxlm.fields import checked
-from jaxlm.files import MAX_VOCAB_BYTES, Folder, reason, strict_json
+from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, strict_json
 
 LARGE = 256 << 20  # bytes of text from which on `load_corpus` prepares it
 FORMAT = 1
 HEADER, VOCAB = "prepared.json", "vocab.json"
 IDS = {split: f"{split}.ids" for split in SPLITS}
 PARTIAL = ".partial"  # the working folder of a corpus that is not finished
-_MAX_HEADER_BYTES = 1 << 20
-_BLOCK = 1 << 20  # bytes that are read at once
-
+_BLOCK = 1 << 20  # bytes that are read at once, and the most of a header
 
 _VALID: dict[str, Callable[[Any], bool]] = {  # the fields of `prepared.json`, and what each may be
     "format": lambda value: value == FORMAT,
@@ -48,7 +46,7 @@ _VALID: dict[str, Callable[[Any], bool]] = {  # the fields of `prepared.json`, a
     "min_count": lambda value: _is_count(value),
     "lowercase": lambda value: type(value) is bool,
     "limited": lambda value: type(value) is bool,  # whether max_vocab dropped a word
-    "options": lambda value: type(value) is dict and value.keys() <= DataConfig().options.keys(),
+    "options": lambda value: type(value) is dict and value.keys() <= DataConfig().options.keys(),  # the other options
     "description": lambda value: type(value) is str,
     "words": lambda value: _is_count(value, 1 << 31),  # of the vocabulary
     "dtype": lambda value: value in ("<u2", "<i4"),  # of the ids
@@ -61,9 +59,7 @@ _VALID: dict[str, Callable[[Any], bool]] = {  # the fields of `prepared.json`, a
 }
 
 
-def prepare(
-    text: str | Path, out: str | Path, *, max_vocab: int | None = None, progress: bool | None = None, **options: Any
-) -> Corpus:
+def prepare(text: str | Path, out: str | Path, *, max_vocab: int | None = None, **options: Any) -> Corpus:
     """Makes the folder `out` from a text, or resumes an interrupted folder.
 
     Ids, vocabulary and hash equal those of `load_corpus` with these options. A finished folder is verified and
@@ -73,7 +69,6 @@ def prepare(
         text: Files, a folder or a pattern, as `load_corpus` takes them.
         out: The folder to make.
         max_vocab: The most words or characters of the vocabulary.
-        progress: Whether to show a progress bar; None shows it on a terminal.
         **options: Fields of `DataConfig`, as `load_corpus` takes them.
 
     Returns:
@@ -89,8 +84,8 @@ def prepare(
     if is_prepared(text):
         raise DataError(f"{text} is prepared already: train on it with --corpus")
     parts = find_splits(text)
-    stamps = stamps_of(parts) + ([stamp(Path(read.tokenizer_file))] if read.from_file else [])
-    try:
+    stamps = stamps_of(parts) + ([stamp(Path(read.tokenizer_file))] if read.tokenizer_file else [])
+    with explained(DataError, f"{out} cannot be written", "fix that and run the same command again: it resumes"):
         entries = sorted(os.listdir(out)) if out.exists() else []
         if entries and HEADER not in entries and PARTIAL not in entries:
             raise DataError(f"{out} is not empty (it holds {', '.join(entries[:4])}): choose another folder")
@@ -100,49 +95,34 @@ def prepare(
                 with suppress(FileNotFoundError), _working_folder(folder) as work:
                     if not folder.exists(HEADER):
                         folder.clean()
-                        _make(folder, work, text, parts, stamps, read, progress)
-            found = {"options": {}, **read_header(folder)}
+                        _make(folder, work, text, parts, stamps, read)
+            header = read_header(folder)
             with suppress(OSError):
                 folder.remove(PARTIAL)
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or out} cannot be written: {reason(error)}; fix that and run the same "
-            "command again: it resumes"
-        ) from None
-    if changed := [
-        f"{name} {found[name]}, not {value}"
-        for name, value in {"text": stamps, "options": {}, **read.header}.items()
-        if found[name] != value
-    ]:
+    found = {"text": header["text"], "max_vocab": header["max_vocab"], **_options(header)}
+    asked = {"text": stamps, "max_vocab": max_vocab, **read.options}
+    if changed := [f"{name} {found[name]}, not {value}" for name, value in asked.items() if found[name] != value]:
         raise DataError(f"{out} holds another corpus ({'; '.join(changed)}): choose another folder, or remove it")
     return load_prepared(out)
 
 
-def prepare_in_cache(text: Path, options: TextOptions, progress: bool | None = None) -> Corpus:
+def prepare_in_cache(text: Path, stamps: list[Stamp], options: TextOptions) -> Corpus:
     """The corpus of a text too large for memory, from the user's cache, where it is prepared unless it is there.
 
     Another text, or another state of it, has another place in the cache; a note of the corpus names the folder. Raises
     DataError as `prepare`.
     """
-    stamps = stamps_of(find_splits(text))
-    read = [stamps, *[value for name, value in options.header.items() if name != "max_vocab"]]
-    key = hashlib.sha256(json.dumps(read).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([stamps, *_recorded(options).values()]).encode()).hexdigest()[:16]
     place = cache_dir() / "prepared" / text_name(text).removeprefix("text:") / key
     folder = _within_bound(place, options.max_vocab)
     if folder:
         corpus = load_prepared(folder)
     else:
         folder = place / f"{options.max_vocab or 'all'}"
-        corpus = prepare(text, folder, max_vocab=options.max_vocab, progress=progress, **options.options)
+        corpus = prepare(text, folder, max_vocab=options.max_vocab, **options.options)
     size = sum(size for _, size, _ in stamps) / 1e6
     note = f"{text} has {size:,.0f} MB: its ids are kept in {folder}, and read a piece at a time"
     return replace(corpus, spec=os.path.abspath(text), notes=(*corpus.notes, note))
-
-
-def is_large(parts: Mapping[str, Sequence[Part]]) -> bool:
-    """Whether text files have more than `LARGE` bytes in all."""
-    paths = {part.path for files in parts.values() for part in files}
-    return sum(map(os.path.getsize, filter(os.path.isfile, paths))) > LARGE
 
 
 def is_prepared(folder: str | Path) -> bool:
@@ -165,8 +145,7 @@ def load_prepared(path: str | Path, options: TextOptions | None = None) -> Corpu
     options = options or TextOptions()
     with read_errors(path), Folder.open(path) as folder:
         header = read_header(folder)
-        defaults = DataConfig().options
-        fixed = defaults | {name: header[name] for name in ("min_count", "lowercase")} | header.get("options", {})
+        defaults, fixed = DataConfig().options, _options(header)
         for name, asked in options.options.items():
             if asked not in (defaults[name], fixed[name]):
                 raise DataError(
@@ -178,12 +157,11 @@ def load_prepared(path: str | Path, options: TextOptions | None = None) -> Corpu
                 f"{path} was prepared with {header['words']:,} words, more than the vocabulary size "
                 f"{options.max_vocab:,}: raise that, or prepare the text again in another folder"
             )
-        vocab, ids = _read_vocab(folder, header), [_map_ids(folder, header, name) for name in IDS.values()]
         return Corpus(
             header["name"],
             header["description"],
-            vocab,
-            *ids,
+            _read_vocab(folder, header),
+            *(_map_ids(folder, header, name) for name in IDS.values()),
             sha256=header["corpus_sha256"],
             notes=tuple(header["notes"]),
             spec=os.path.abspath(path),
@@ -193,27 +171,36 @@ def load_prepared(path: str | Path, options: TextOptions | None = None) -> Corpu
 
 def read_header(folder: Folder) -> dict[str, Any]:
     """The fields of `prepared.json`. Raises DataError where there is none, or it is not what was written."""
-    try:
-        text = folder.read(HEADER, _MAX_HEADER_BYTES).decode()
+    if not folder.exists(HEADER):
+        raise DataError(
+            f"{folder.path} is not a finished corpus: resume it by the `jaxlm prepare` command that started it"
+        )
+    with _intact(folder, HEADER):
+        text = folder.read(HEADER, _BLOCK).decode()
         tree = strict_json(text)
         if not isinstance(tree, dict) or _sealed({name: tree[name] for name in tree if name != "sha256"}) != text:
             raise ValueError("its seal is broken")
         del tree["sha256"]
         strange = {"options": {}, **tree}.keys() ^ _VALID.keys()
         if wrong := strange or [name for name in tree if not _VALID[name](tree[name])]:
-            raise ValueError(f"its {', '.join(sorted(wrong))} cannot be right")
+            raise ValueError(f"its {ascii(', '.join(sorted(wrong)))[1:-1]:.200} cannot be right")
         if tree["dtype"] == "<u2" and tree["words"] > 1 << 16:
             raise ValueError("its words cannot be right")
         return tree
-    except FileNotFoundError:
-        raise DataError(
-            f"{folder.path} is not a finished corpus: resume it by the `jaxlm prepare` command that started it"
-        ) from None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        why = getattr(error, "strerror", None) or ascii(str(error))[1:-1][:200]
-        raise DataError(
-            f"{folder.path / HEADER} is damaged ({why}): remove {folder.path} and prepare the text again"
-        ) from None
+
+
+def _recorded(options: DataConfig) -> dict[str, Any]:
+    """The options as a header has them: those newer than format 1 apart, and only where they are set."""
+    old = {"min_count": options.min_count, "lowercase": options.lowercase}
+    usual = DataConfig().options | old
+    newer = {name: value for name, value in options.options.items() if value != usual[name]}
+    return {**old, "options": newer} if newer else old
+
+
+def _options(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a header."""
+    old = {name: header[name] for name in ("min_count", "lowercase")}
+    return DataConfig().options | old | header.get("options", {})
 
 
 def _within_bound(place: Path, max_vocab: int | None) -> Path | None:
@@ -233,10 +220,9 @@ def _make(
     parts: Mapping[str, Sequence[Part]],
     stamps: list[Stamp],
     options: TextOptions,
-    progress: bool | None,
 ) -> None:
     """Prepares the text, with the segments in `work`; `folder` gets complete files, the header last."""
-    with _progress_bar(f"reading {text}", sum(size for _, size, _ in stamps), progress) as advance:
+    with _progress_bar(f"reading {text}", sum(size for _, size, _ in stamps)) as advance:
         numbered = number_units(parts, options, work=work, advance=advance)
     encoder = Encoder(numbered, options)
     vocab_json = encoder.vocab.to_json().encode()
@@ -247,7 +233,7 @@ def _make(
         )
     dtype = "<u2" if len(encoder.vocab) <= 1 << 16 else "<i4"
     sealed: dict[str, tuple[int, str]] = {}
-    with _progress_bar(f"writing {folder.path}", sum(encoder.sizes.values()), progress) as advance:
+    with _progress_bar(f"writing {folder.path}", sum(encoder.sizes.values())) as advance:
         for split, name in IDS.items():
             digest, size = hashlib.sha256(), 0
             with folder.replacing(name) as file:
@@ -266,7 +252,8 @@ def _make(
         "name": fields["name"],
         "notes": fields["notes"],
         "text": stamps,
-        **options.header,
+        "max_vocab": options.max_vocab,
+        **_recorded(options),
         "limited": encoder.limited,
         "description": fields["description"],
         "words": len(encoder.vocab),
@@ -278,40 +265,39 @@ def _make(
 
 
 def _read_vocab(folder: Folder, header: dict[str, Any]) -> Vocab:
-    with read_errors(folder.path / VOCAB):
+    with _intact(folder, VOCAB):
         data = folder.read(VOCAB, MAX_VOCAB_BYTES)
-    if [len(data), hashlib.sha256(data).hexdigest()] != header["files"][VOCAB]:
-        raise _damaged(folder, VOCAB, "its content is not what was prepared")
-    try:
+        if [len(data), hashlib.sha256(data).hexdigest()] != header["files"][VOCAB]:
+            raise ValueError("its content is not what was prepared")
         vocab = Vocab.from_json(data.decode())
-    except UnicodeDecodeError:
-        raise _damaged(folder, VOCAB, "it is not UTF-8") from None
-    if len(vocab) != header["words"]:
-        raise _damaged(folder, VOCAB, f"it has {len(vocab):,} words, not {header['words']:,}")
-    return vocab
+        if len(vocab) != header["words"]:
+            raise ValueError(f"it has {len(vocab):,} words, not {header['words']:,}")
+        return vocab
 
 
 def _map_ids(folder: Folder, header: dict[str, Any], name: str) -> np.memmap:
     """The ids of a file, memory-mapped, once one pass over the open file has verified all of them."""
     path, (size, sha256) = folder.path / name, header["files"][name]
-    with read_errors(path), folder.reader(name) as file:
+    with _intact(folder, name), folder.reader(name) as file:
         if (found := os.fstat(file.fileno()).st_size) != size:
-            raise _damaged(folder, name, f"it has {found:,} bytes, not {size:,}")
+            raise ValueError(f"it has {found:,} bytes, not {size:,}")
         digest, bounds = hashlib.sha256(), [0]
         while data := file.read(_BLOCK):
             digest.update(data)
             block = np.frombuffer(data, header["dtype"])
             bounds += [int(block.min()), int(block.max())]
         if digest.hexdigest() != sha256:
-            raise _damaged(folder, name, "its content is not what was prepared")
+            raise ValueError("its content is not what was prepared")
         check_ids(np.array(bounds), header["words"], str(path))
         ids = np.memmap(file, np.dtype(header["dtype"]), "r")  # pyright: ignore[reportCallIssue, reportArgumentType]
     setattr(ids, "filename", os.path.abspath(path))  # noqa: B010 (typed as final) an open descriptor has no name
     return ids
 
 
-def _damaged(folder: Folder, name: str, what: str) -> DataError:
-    return DataError(f"{folder.path / name} is damaged: {what}; remove {folder.path} and prepare the text again")
+def _intact(folder: Folder, name: str) -> AbstractContextManager[None]:
+    """Turns what is wrong with a file into one sentence."""
+    remedy = f"remove {folder.path} and prepare the text again"
+    return explained(DataError, f"{folder.path / name} is damaged", remedy)
 
 
 def _sealed(tree: dict[str, Any]) -> str:
@@ -337,14 +323,13 @@ def _working_folder(folder: Folder) -> Iterator[Folder]:
 
 
 @contextmanager
-def _progress_bar(label: str, total: int, progress: bool | None) -> Iterator[Callable[[int], None]]:
+def _progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yields a function that takes how much more is done."""
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    shown = console.is_terminal if progress is None else progress
-    with Progress(console=console, disable=not shown, transient=True) as bars:
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
         task = bars.add_task(escape(label), total=total)
         yield lambda done: bars.advance(task, done)

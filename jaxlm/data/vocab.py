@@ -212,8 +212,7 @@ class Vocab:
             DataError: `max_size` leaves no room for a word beside `<unk>` and `<eos>`, or `min_count` is below 1.
         """
         counts = Counter(tokens)
-        counts.setdefault(UNK, 0)
-        special = [word for word in (UNK, kind.newline) if word in counts]
+        special = {UNK} | ({kind.newline} & counts.keys())
         if min_count < 1:
             raise DataError(f"the minimum count must be at least 1, not {min_count}")
         if max_size is not None and max_size <= len(special):
@@ -222,10 +221,10 @@ class Vocab:
         def rank(word: str) -> tuple[int, str]:
             return -counts[word], word
 
-        usual = sorted((w for w in counts if counts[w] >= min_count and w not in special), key=rank)
-        if kind.kind != "words" and len(usual) + len(special) == len(counts) <= (max_size or len(counts)) + 1:
-            special.remove(UNK)  # no character is dropped
-        kept = special + usual[: None if max_size is None else max_size - len(special)]
+        kept = sorted(frequent(counts, min_count, kind), key=rank)
+        if max_size is not None and len(kept) > max_size:
+            usual = [word for word in kept if word not in special]
+            kept = [*special, *usual[: max_size - len(special)]]
         counts[UNK] += counts.total() - sum(counts[word] for word in kept)
         return cls(tuple(sorted(kept, key=rank)), kind)
 
@@ -252,6 +251,15 @@ class Vocab:
                 f"the vocabulary must be a JSON list of words, not a {type(tree).__name__}; restore it from a copy"
             )
         return cls(tuple(tree))
+
+
+def frequent(counts: Mapping[str, int], min_count: int, kind: Words) -> list[str]:
+    """The words of a vocabulary that occur often enough, in any order; `<unk>`, which stands for the others, is one.
+
+    The newline is always one, and among words so is `<unk>`.
+    """
+    words = [word for word, count in counts.items() if (count >= min_count or word == kind.newline) and word != UNK]
+    return [*words, UNK] if kind.kind == "words" or len(words) < len(counts) else words
 
 
 def _measured(tokens: int, data: bytes) -> np.ndarray:
