@@ -1,26 +1,25 @@
-"""Text from files on a terminal: control characters become visible escapes."""
+"""Text that is printed or kept: control characters of files become visible escapes, passwords of URLs `***`."""
 
 import re
 import shlex
 import sys
 from typing import TextIO
+from urllib.parse import unquote
 
 # C0, DEL and C1; line and paragraph separators; bidirectional embeddings, overrides and isolates (CVE-2021-42574);
 # lone surrogates, which stand for the bytes of file names that are not UTF-8.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# A URL's password, in the user's part (up to the last @, for a password may hold one; a third slash: no user) or query.
+_PASSWORDS = (
+    re.compile(r"(://(?!/)[^:@\s]*:)(.*)(?=@)", re.DOTALL),
+    re.compile(r"([?&][^=&#\s]*(?:pass|pwd|secret|token)[^=&#\s]*=)([^&#\s]*)", re.IGNORECASE),
+)
 
 
 def printable(text: str, *, keep_newlines: bool = False, encoding: str | None = None) -> str:
     r"""Text that a terminal shows and does not obey: `\x1b` in place of an escape character. Idempotent.
 
-    Args:
-        text: any text, such as a word of a vocabulary or an error message that quotes a file.
-        keep_newlines: whether line feeds stay; otherwise they become `\n`, so that one word stays on one line.
-        encoding: the output's encoding; letters that it lacks become escapes too. None: every letter stays.
-
-    Returns:
-        The text without control characters, bidirectional overrides, line separators and lone surrogates.
-        All other letters stay, backslashes included.
+    Line feeds become `\n` too, unless `keep_newlines`; with an `encoding`, so do letters that it lacks.
 
     >>> print(printable("\x1b[2J and \n"))
     \x1b[2J and \n
@@ -50,17 +49,9 @@ def say(
 ) -> None:
     """Prints text that may contain parts of files: the only printer of the command line.
 
-    Line feeds are kept: a part that must stay on its line goes through `printable` first.
-
-    Args:
-        text: what to print.
-        file: where to (default: standard output; nothing happens where the process has none).
-        end: printed after the text.
-        flush: whether to flush the file.
-        exact: whether control characters are kept; letters that the file's encoding lacks become escapes in any case.
-
-    Raises:
-        OSError: The file cannot be written.
+    Line feeds are kept: a part that must stay on its line goes through `printable` first. With `exact` so are control
+    characters. Letters that the file's encoding lacks become escapes. A process without a standard output prints
+    nothing. Raises OSError if the file cannot be written.
     """
     file = sys.stdout if file is None else file
     if file is not None:
@@ -77,3 +68,19 @@ def say_line(text: object, file: TextIO | None = None) -> None:
 def is_terminal(file: TextIO | None) -> bool:
     """Whether a file of the process, if it has one, is a terminal."""
     return file is not None and file.isatty()
+
+
+def without_password(url: str) -> str:
+    """The URL with `***` for its password, in the user's part or the query; any other text as it is."""
+    for pattern in _PASSWORDS:
+        url = pattern.sub(r"\1***", url)
+    return url
+
+
+def scrubbed(text: str, url: str) -> str:
+    """A text, such as a driver's error, without the URL's password, however it is quoted."""
+    text = text.replace(url, without_password(url))
+    found = [match[2] for pattern in _PASSWORDS for match in pattern.finditer(url)]
+    for secret in sorted({*found, *map(unquote, found)} - {""}, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.report.page.contents import ModelView, RunRecord, ScoredText, SweepRecord, TrialRecord
+from jaxlm.report.page import ModelView, RunRecord, ScoredText, SweepRecord, TrialRecord
 from jaxlm.report.word_map import WordMap
 
 HOSTILE = [
@@ -112,10 +112,7 @@ def sweep_record(count: int = 8, **changes: Any) -> SweepRecord:
         )
         for place in range(count)
     ]
-    return replace(
-        SweepRecord("sweep", "/runs/sweep", {"name": "ptb", "sha256": "0" * 64}, trials, "jaxlm train --seed 1"),
-        **changes,
-    )
+    return replace(SweepRecord("sweep", {"name": "ptb", "sha256": "0" * 64}, trials, "jaxlm train --seed 1"), **changes)
 
 
 def hostile_contents() -> dict[str, list[Any]]:
@@ -147,9 +144,7 @@ def hostile_contents() -> dict[str, list[Any]]:
         for place, text in enumerate(HOSTILE)
     ]
     sweeps = [
-        sweep_record(
-            name=text, path=text, command=text, corpus={"name": text, "sha256": text}, trials=trials, model=models[0]
-        )
+        sweep_record(name=text, command=text, corpus={"name": text, "sha256": text}, trials=trials, model=models[0])
         for text in HOSTILE[:2]
     ]
     return {"runs": runs, "models": models, "sweeps": sweeps}

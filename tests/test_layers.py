@@ -14,7 +14,6 @@ import jaxlm
 PACKAGE = Path(jaxlm.__path__[0])
 LAYERS = [
     "errors",
-    "urls",
     "terminal",
     "files",
     "fields",
@@ -43,7 +42,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
     if path != PACKAGE / "__init__.py"
 }
-NO_JAX = ("errors", "urls", "terminal", "files", "fields", "config", "data", "report")
+NO_JAX = ("errors", "terminal", "files", "fields", "config", "data", "report")
 
 
 def room(module: str) -> str:

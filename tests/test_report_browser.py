@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from page_parts import hostile_contents, model_view, run_record, sweep_record
 
-from jaxlm.report.page.page import render
+from jaxlm.report.page import render
 
 sync_api = pytest.importorskip("playwright.sync_api", exc_type=ImportError)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -16,7 +16,7 @@ from page_parts import HOSTILE, hostile_contents, model_view, run_record, sweep_
 import jaxlm
 from jaxlm.cli import main
 from jaxlm.errors import JaxlmError
-from jaxlm.report.page.page import groups, number, published, render
+from jaxlm.report.page import groups, number, published, render
 from jaxlm.runs import report_data
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.sweeps.report_file import write_report
@@ -127,7 +127,7 @@ def test_the_page_loads_nothing_and_runs_its_own_script_alone():
     policy = next(value for _, name, value in found.attributes if name == "content" and "default-src" in value)
     digest = base64.b64encode(hashlib.sha256(found.scripts[1].encode()).digest()).decode()
     assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}';" in policy
-    style = (Path(jaxlm.__path__[0]) / "report/page/page.css").read_text()
+    style = (Path(jaxlm.__path__[0]) / "report/page.css").read_text()
     assert "url(" not in style and "@import" not in style
     assert all("url(" not in re.sub(r"url\(#\w+\)", "", value) for _, _, value in found.attributes)
 

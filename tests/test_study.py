@@ -17,13 +17,13 @@ import jaxlm
 from jaxlm.errors import JaxlmError
 from jaxlm.runs import directory as rundir
 from jaxlm.sweeps import worker as worker_module
-from jaxlm.sweeps.journal import Journal
 from jaxlm.sweeps.plan import make_plan
 from jaxlm.sweeps.results import MemberResult
+from jaxlm.sweeps.storage import Journal
 from jaxlm.sweeps.study import NAME, Study
 from jaxlm.sweeps.supervisor import saved_options
 from jaxlm.sweeps.worker import Worker
-from jaxlm.urls import scrubbed, without_password
+from jaxlm.terminal import scrubbed, without_password
 
 TINY = jaxlm.preset("small").replace(
     hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2, corpus="embedded-tiny"
@@ -42,7 +42,7 @@ def finish(study: Study) -> None:
         for record in list(point.records.values()):
             if record.status == "running":
                 study.note(point, MemberResult(record.number, record.values, record.seed, "done", (3.0, 2.0), 2.5))
-        assert study.end(point)
+        study.end(point)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def written(tmp_path_factory) -> Path:
     point = study.claim()
     assert point
     study.note(point, MemberResult(0, {}, 0, "done", (3.0, 2.0), 2.5))
-    assert study.end(point)
+    study.end(point)
     point = study.claim()
     assert point
     study.note(point, MemberResult(1, {}, 0, "running", (3.5,)))
@@ -89,7 +89,7 @@ def test_seeds_train_a_point_again_and_tpe_optimises_their_mean(tmp_path):
             rate = record.values["learning_rate"] + seed
             study.note(claim, replace(record, status="done", valid_perplexities=(2 * rate, rate)))
             assert not study.to_prune(claim)
-        assert study.end(claim)
+        study.end(claim)
     assert study.ended and len(study.records()) == 24
     kept = JournalFileBackend(str(tmp_path / "study.journal"))
     trials = optuna.load_study(study_name=NAME, storage=optuna.storages.JournalStorage(kept)).trials
@@ -109,16 +109,16 @@ def test_a_torn_line_at_the_end_is_cut_wherever_it_is_torn(folder):
             path.write_bytes(whole[:end] + zeros)
             assert [one[2] for one in outcome(folder)] == ["done"] * 3
             assert path.read_bytes().startswith(whole[:last])
-            Journal(path).read_logs(0)
+            assert [*Journal(path).read_logs(0)]
 
 
 def test_a_torn_first_line_is_cut_and_another_file_is_left_alone(tmp_path):
     path = tmp_path / "journal"
     for torn in (b'{"op', b'{"op_code":0,"worker', b"\0\0\0", b'{"op_co\0\0\0\0\0'):
         path.write_bytes(torn)
-        assert Journal(path).read_logs(0) == []
+        assert [*Journal(path).read_logs(0)] == []
         Journal(path).append_logs([{"op_code": 0}])
-        assert Journal(path).read_logs(0) == [{"op_code": 0}] and path.read_bytes().count(b"\n") == 1
+        assert [*Journal(path).read_logs(0)] == [{"op_code": 0}] and path.read_bytes().count(b"\n") == 1
     for other in (b"my notes\nand more", b"[1, 2]\n", b'{"op_code":0}\n'):
         path.write_bytes(other)
         with pytest.raises(JaxlmError, match="journal"):
@@ -188,7 +188,6 @@ def test_a_disk_that_fills_leaves_whole_lines_and_the_sweep_resumes(small_disk, 
     for point in list(study.held.values()):  # as a worker does when it ends
         study.release(point)
     assert "\n" not in str(caught.value)
-    assert path.read_bytes().endswith(b"\n")
     moved = tmp_path / "j.log"
     moved.write_bytes(path.read_bytes() + b'{"op_code":8,"worker_id":"')
     finish(study := open_study(tmp_path, plan, storage=str(moved)))
@@ -342,12 +341,13 @@ def test_a_sweep_with_a_database_keeps_no_password(tmp_path, capsys):
 def test_a_worker_that_waits_says_so_once(folder, monkeypatch):
     monkeypatch.setattr(worker_module, "POLL", 0.01)
     said, looks = [], []
-    holder, other = open_study(folder), open_study(folder, say=said.append)
+    holder, other = open_study(folder), open_study(folder)
     held = holder.claim()
     assert held and held.trial.number == 1
     finish(other)
     stop = lambda: 15 if len(looks) == 20 else None  # noqa: E731
-    Worker(other, None, None, None, None, stop=stop, tick=lambda: looks.append(0)).run()
+    show = lambda: looks.append(0)  # noqa: E731
+    Worker(other, None, None, None, None, stopped=stop, show=show, say=said.append).run()
     assert len(said) == 1 and said[0].startswith("waiting for trials") and not other.ended
     holder.release(held)
     finish(other)
@@ -374,7 +374,7 @@ def two(tmp_path, monkeypatch):
 def test_a_worker_of_a_database_that_is_killed_before_its_first_beat_is_replaced(two, monkeypatch):
     """At once in its own directory, and in another after the silence."""
     folders, options = two
-    dead, said = open_study(folders[0], **options), []
+    dead = open_study(folders[0], **options)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
 
         def killed(*_):
@@ -382,22 +382,23 @@ def test_a_worker_of_a_database_that_is_killed_before_its_first_beat_is_replaced
 
         patch.setattr("jaxlm.sweeps.storage.Storage.beat", killed)
         dead.claim()
-    study = open_study(folders[0], say=said.append, **options)
+    study = open_study(folders[0], **options)
     claim = study.claim()
-    assert claim and claim.trial.number == 0 and not said
+    assert claim and claim.trial.number == 0
     study.release(claim)
     other = open_study(folders[1], **options)
     for number in (1, 2):
         claim = other.claim()
         assert claim and claim.trial.number == number
         other.note(claim, MemberResult(number, {}, 0, "done", (2.0,)))
-        assert other.end(claim)
+        other.end(claim)
     assert other.claim() is None and not other.ended
     time.sleep(4)
     claim = other.claim()
-    assert claim and claim.trial.number == 3 and claim.params == PLAN.point(0)
+    assert claim and claim.trial.number == 3 and claim.trial.params == PLAN.point(0)
     other.note(claim, MemberResult(3, {}, 0, "done", (2.0,)))
-    assert other.end(claim) and other.ended and [one.number for one in other.records()] == [1, 2, 3]
+    other.end(claim)
+    assert other.ended and [one.number for one in other.records()] == [1, 2, 3]
 
 
 def test_two_directories_of_a_database_begin_no_point_twice(two):
@@ -412,7 +413,7 @@ def test_two_directories_of_a_database_begin_no_point_twice(two):
         patch.setattr(other, "_taken", lambda: looks.pop()())
         assert other.claim() is None
     claim = other.claim()
-    assert claim and claim.params == PLAN.point(1)
+    assert claim and claim.trial.params == PLAN.point(1)
     for study, held in ((one, first), (other, claim)):
         study.release(held)
 
@@ -424,7 +425,8 @@ def test_a_damaged_member_waits_for_a_resumed_sweep(tmp_path):
     assert point
     study.note(point, MemberResult(0, {}, 0, "damaged", (3.0,), note="no checkpoint is intact"))
     study.note(point, MemberResult(0, {}, 1, "done", (3.0, 2.0), 2.5))
-    assert study.end(point) and not study.ended
+    study.end(point)
+    assert not study.held and not study.ended
     finish(study)
     assert study.ended and study.claim() is None
     found = jaxlm.Sweep(TINY, study.records())
@@ -436,7 +438,8 @@ def test_a_damaged_member_waits_for_a_resumed_sweep(tmp_path):
     assert point and {seed: one.status for seed, one in point.records.items()} == {0: "running", 1: "done"}
     assert point.records[0].valid_perplexities == (3.0,) and point.records[0].note is None
     study.note(point, MemberResult(0, {}, 0, "done", (3.0, 2.0), 2.5))
-    assert other.end(point) and other.ended
+    other.end(point)
+    assert other.ended
 
 
 def test_optuna_is_needed_for_sweeps_alone(tmp_path):

@@ -34,7 +34,7 @@ from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.results import MemberResult, Sweep
 from jaxlm.sweeps.space import read_space
 from jaxlm.sweeps.study import NAME
-from jaxlm.sweeps.view import View
+from jaxlm.sweeps.supervisor import View
 from jaxlm.sweeps.worker import group_size
 from jaxlm.training import members
 
@@ -573,7 +573,7 @@ def test_each_epoch_is_a_line_and_at_the_end_the_best_trials_are_a_table():
     out = io.StringIO()
     view = View(Console(file=out, force_terminal=True, width=120))
     for _ in range(2):
-        view.show(lambda: sweep, 0)
+        view.show(sweep)
     assert out.getvalue().count("trial 0") == 1
     assert "trial 0 (learning_rate=0.5) seed 1: epoch 1/2, valid perplexity 90.00" in out.getvalue()
     view.summary(sweep)

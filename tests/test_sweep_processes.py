@@ -14,12 +14,15 @@ ABORT = "import os; os.write(2, b'terminate called\\n  what():  std::bad_alloc\\
 SENTENCE = "import sys; print('warning: x', file=sys.stderr); sys.exit('error: the disk is full')"
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr("jaxlm.sweeps.processes.POLL", 0.02)
+
+
 def run(code, folder, workers=2, stop=None):
     """(why the last one failed, the lines that are said)."""
-    lines = []
-    return supervise(
-        [sys.executable, "-c", code], os.environ, workers, folder, stop or Stop(), lambda: None, lines.append, 0.02
-    ), lines
+    lines, command = [], [sys.executable, "-c", code]
+    return supervise(command, os.environ, workers, folder, stop or Stop(), lambda: None, lines.append), lines
 
 
 @pytest.mark.parametrize(

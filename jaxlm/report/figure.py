@@ -87,9 +87,8 @@ def svg(drawn: Any, name: str) -> str:
         drawn.savefig(picture, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(picture.getvalue())
     for element in root.iter():
-        for child in list(element):
-            if child.tag.endswith(("}metadata", "}style")):
-                element.remove(child)
+        for child in [child for child in element if child.tag.endswith(("}metadata", "}style"))]:
+            element.remove(child)
         element.tag = element.tag.rpartition("}")[2]  # (HTML needs no namespaces)
         element.attrib = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
         if element.get("id", "").startswith("["):

@@ -14,7 +14,6 @@ from jaxlm.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.text import Text
 
 LEAST_BAR = 4  # cells; a narrow terminal shows fewer numbers
 LINE_SECONDS = 30  # between the lines that stand for the bar without a terminal
@@ -49,20 +48,12 @@ def lasting_console(quiet: bool = False) -> "Console":
     return Lasting(quiet=quiet)
 
 
-def is_live(console: "Console") -> bool:
-    """Whether a console is a terminal that can move its cursor: not a file, a pipe or TERM=dumb."""
-    return console.is_terminal and not console.is_dumb_terminal
-
-
 class Progress:
     """The progress of a run; a context manager.
 
     A terminal has a bar with epoch, perplexity so far, words per second, learning rate and time left (from the speed of
     the last five minutes), or with the task between epochs; elsewhere there is a plain line with these numbers every 30
-    seconds. Each finished epoch has a line. Control characters in any text are shown as escapes.
-
-    The words of a window are counted over all rows; `total_windows` are those of a run that stops before its last epoch
-    ends. The console is standard output by default.
+    seconds. Each finished epoch has a line. The words of a window are counted over all rows.
     """
 
     def __init__(
@@ -79,7 +70,7 @@ class Progress:
 
         self._epochs, self._windows, self._words = total_epochs, windows_per_epoch, words_per_window
         self._corpus, self.console = printable(corpus), console or lasting_console()
-        self._live = is_live(self.console)
+        self._live = self.console.is_terminal and not self.console.is_dumb_terminal  # so it can move its cursor
         self._bar = progress.Progress(
             "{task.description}",
             progress.BarColumn(bar_width=None),
@@ -106,9 +97,12 @@ class Progress:
 
         Without `wrap` a terminal does not break its lines between words: a long path or command can be copied whole.
         """
+        from rich.text import Text
+
         self._said = monotonic()
         text = "!! " + text.replace("\n", "\n!! ") if loud else text
-        self.console.print(self._text(text), style="bold yellow" * loud, soft_wrap=not (self._live and wrap))
+        shown = Text(printable(text, keep_newlines=True, encoding=self.console.encoding), overflow="fold")
+        self.console.print(shown, style="bold yellow" * loud, soft_wrap=not (self._live and wrap))
 
     def advance(self, so_far: EpochResult, windows: int) -> None:
         """Moves the bar: so many windows of an epoch are trained."""
@@ -152,9 +146,3 @@ class Progress:
         """Without a terminal, prints a line of these parts if there was none for `LINE_SECONDS`."""
         if not self._live and monotonic() - self._said >= LINE_SECONDS:
             self.say(", ".join(filter(None, parts)))
-
-    def _text(self, text: str) -> "Text":
-        """The text for rich: no markup, no control characters, nothing that the console's encoding lacks."""
-        from rich.text import Text
-
-        return Text(printable(text, keep_newlines=True, encoding=self.console.encoding), overflow="fold")

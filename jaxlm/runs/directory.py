@@ -25,7 +25,7 @@ from jaxlm.runs.checkpoint import Checkpoint, library_versions
 from jaxlm.runs.lock import ELSEWHERE, holder
 from jaxlm.runs.metrics import NAME as METRICS
 from jaxlm.runs.metrics import read_metrics, read_prefix
-from jaxlm.urls import without_password
+from jaxlm.terminal import without_password
 
 if TYPE_CHECKING:
     from jaxlm.data.corpus import Corpus

@@ -11,7 +11,7 @@ from jaxlm.data.corpora import reload_corpus
 from jaxlm.errors import DataError, JaxlmError, RunDirError
 from jaxlm.fields import setting_text
 from jaxlm.report.curve import by_kind
-from jaxlm.report.page.contents import ModelView, RunRecord, ScoredText
+from jaxlm.report.page import ModelView, RunRecord, ScoredText
 from jaxlm.report.word_map import map_words
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.loading import load

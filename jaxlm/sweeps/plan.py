@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlm.config.config import MAY_CHANGE, Config, differences
 from jaxlm.errors import JaxlmError
+from jaxlm.fields import shown
 from jaxlm.runs import directory
-from jaxlm.sweeps.space import (
-    MOST_POINTS,
-    decoded,
-    extremes,
-    grid_point,
-    grid_size,
-    random_point,
-    read_space,
-    short,
-    to_json,
-)
+from jaxlm.sweeps.space import MOST_POINTS, extremes, grid_point, grid_size, random_point, read_space, to_json
 
 if TYPE_CHECKING:
     from jaxlm.sweeps.space import Space
@@ -39,9 +30,9 @@ class Plan:
     prune: bool
     corpus: dict[str, str]  # as `runs.directory.named` names it
 
-    def config_of(self, params: Mapping[str, Any], seed: int) -> Config:
+    def config_of(self, values: Mapping[str, Any], seed: int) -> Config:
         """The config of one member, which keeps its last and its best checkpoint."""
-        return self.config.replace(**{"keep_last": 1, **decoded(params), "seed": seed})
+        return self.config.replace(**{"keep_last": 1, **values, "seed": seed})
 
     def seeds_of(self, params: Mapping[str, Any]) -> list[int]:
         """The seeds of a trial's members."""
@@ -76,10 +67,10 @@ class Plan:
         found = [line for line in differences(self.config, other.config) if line.split(":")[0] not in fixed]
         own, others = (
             {f"space.{name}": to_json(distribution) for name, distribution in plan.space.items()}
-            | {name: getattr(plan, name) for name in ("strategy", "seeds", "prune")}
+            | {"strategy": plan.strategy, "seeds": plan.seeds, "prune": plan.prune, **plan.corpus}
             for plan in (self, other)
         )
-        return found + directory.different(own, others) + directory.different(self.corpus, other.corpus)
+        return found + directory.different(own, others)
 
 
 def make_plan(
@@ -120,4 +111,4 @@ def check_counts(**counts: Any) -> None:
     """Raises JaxlmError unless each is None or a whole number from 1 to `MOST_POINTS`."""
     for name, number in counts.items():
         if number is not None and (type(number) is not int or not 1 <= number <= MOST_POINTS):
-            raise JaxlmError(f"{name} must be a whole number from 1 to {MOST_POINTS:,}; it is {short(number)}")
+            raise JaxlmError(f"{name} must be a whole number from 1 to {MOST_POINTS:,}; it is {shown(number)}")

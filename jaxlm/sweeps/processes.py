@@ -30,6 +30,7 @@ WORTH = 2e13  # multiplications and additions of a process's members, about a mi
 MOST = 16
 MEMORY = 2 << 30  # bytes that a process needs at least
 MOST_SAID = 1 << 20  # bytes of standard error that are read
+POLL = 0.5  # seconds between two looks at the workers
 
 
 def useful_workers(config: Config, plan: Plan, tokens: int, free: int) -> int:
@@ -69,20 +70,19 @@ def supervise(
     stop: Stop,
     show: Callable[[], object],
     say: Callable[[str], object],
-    every: float,
 ) -> str | None:
-    """Runs workers until each has ended, and passes a signal on to them.
+    """Runs workers until each has ended, and passes a signal on to them; calls `show` every `POLL` seconds.
 
     A worker's standard error (where C++ writes stacks) is kept from the terminal. For one that fails a sentence is
-    printed: its own, or how it ended and where its standard error is kept in the sweep's directory. `show` is called
-    `every` so many seconds. Returns why the last failed worker failed; None if none did, or a signal came.
+    printed: its own, or how it ended and the file of the sweep's directory that keeps its standard error. Returns why
+    the last failed worker failed; None if none did, or a signal came.
     """
     told, failure = False, None
     with ExitStack() as stack:
-        said = {number: stack.enter_context(tempfile.TemporaryFile()) for number in range(workers)}
+        said = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(workers)]
         running: dict[int, subprocess.Popen] = {}
         stack.callback(lambda: [process.terminate() for process in running.values()])
-        for number in said:
+        for number in range(workers):
             running[number] = subprocess.Popen(command, start_new_session=True, env=environment, stderr=said[number])
             pin(running[number].pid, number, workers)
         while running:
@@ -98,7 +98,7 @@ def supervise(
                         others = "; the others take its trials over" if running else ""
                         say(f"!! worker {number} failed: {failure}{others}")
             show()
-            time.sleep(every)
+            time.sleep(POLL)
     return failure
 
 
@@ -106,8 +106,7 @@ def _reason(code: int, file: IO[bytes], log: Path) -> str:
     """Why a worker failed: its own sentence, or how it ended and the file that keeps its standard error."""
     file.seek(max(0, os.fstat(file.fileno()).st_size - MOST_SAID))
     said = file.read()
-    text = said.decode(errors="replace")
-    if own := re.findall("^error: (.*)$", text, re.MULTILINE):
+    if own := re.findall("^error: (.*)$", said.decode(errors="replace"), re.MULTILINE):
         return printable(own[-1])
     why = f"{signal.Signals(-code).name} ended it" if code < 0 else f"it ended with exit code {code}"
     if said:

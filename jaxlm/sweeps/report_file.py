@@ -6,8 +6,7 @@ from pathlib import Path
 
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import explained, write_bytes
-from jaxlm.report.page.contents import SweepRecord, by_corpus
-from jaxlm.report.page.page import render
+from jaxlm.report.page import SweepRecord, by_corpus, render
 from jaxlm.runs.report_data import best_run, model_view, run_record
 from jaxlm.sweeps.results import RESULTS, read
 from jaxlm.sweeps.study import member_dir
@@ -84,4 +83,4 @@ def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_
         own = member_dir(path, best.number, best.seed)  # the sweep may have been moved
         own = own if own.exists() else member_dir(path, best.number, None)
         model = model_view(own, f"trial {best.number}, seed {best.seed}", which, texts, data_dir)
-    return SweepRecord(name, str(path), corpus, sweep.trials, sweep.command(best) if best else None, model=model)
+    return SweepRecord(name, corpus, sweep.trials, sweep.command(best) if best else None, model=model)

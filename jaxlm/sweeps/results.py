@@ -15,7 +15,7 @@ from typing import Any
 from jaxlm.config.config import PRESETS, Config, preset
 from jaxlm.errors import RunDirError
 from jaxlm.files import Folder, explained, finite, seal, unseal
-from jaxlm.report.page.contents import TrialRecord
+from jaxlm.report.page import TrialRecord
 from jaxlm.report.sweep_plots import parallel_plot, slice_plot, value_text
 from jaxlm.report.units import mean_and_deviation
 
@@ -105,20 +105,32 @@ class Sweep:
         return [member for member in self.members if member.status == "damaged"]
 
     def command(self, member: MemberResult) -> str:
-        """The command that trains one of the members alone."""
+        """The command that trains one of the members alone: the preset's flag, and one for each difference from it."""
         config = self.config.replace(**{"seed": member.seed, **member.values})
-        return shlex.join(["jaxlm", "train", *_flags(config)])
+        base = preset(config.preset if config.preset in PRESETS else "small")
+        kinds = {slot: kind for slot, kind in config.kinds.items() if kind != base.kinds[slot]}
+        words = ["--preset", base.preset, *(f"--{slot}={kind}" for slot, kind in kinds.items())]
+        usual = {name: value for _, name, _, value in base.replace(**kinds).every_field()}
+        for _, name, _, value in config.every_field():
+            flag = name.replace("_", "-")
+            if value == usual[name]:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else value
+                words.append(f"--{flag}={text}")
+        return shlex.join(["jaxlm", "train", *words])
 
     def rows(self) -> list[dict[str, Any]]:
         """A flat mapping for each member: values, seed, status, perplexities, seconds, run directory."""
-        epochs = max((len(member.valid_perplexities) for member in self.members), default=0)
-        return [
-            {
+        rows, epochs = [], max((len(member.valid_perplexities) for member in self.members), default=0)
+        for member in self.members:
+            values = {name: value_text(one) if isinstance(one, tuple) else one for name, one in member.values.items()}
+            by_epoch = zip_longest(range(1, epochs + 1), member.valid_perplexities)
+            row = {
                 "trial": member.number,
-                **{
-                    name: value_text(value) if isinstance(value, tuple) else value
-                    for name, value in member.values.items()
-                },
+                **values,
                 "seed": member.seed,
                 "status": member.status,
                 "valid_perplexity": member.valid_perplexity,
@@ -126,13 +138,9 @@ class Sweep:
                 "seconds": round(member.seconds, 3),
                 "run_dir": member.run_dir and str(member.run_dir),
                 "note": member.note,
-                **{
-                    f"valid_perplexity_{epoch}": value
-                    for epoch, value in zip_longest(range(1, epochs + 1), member.valid_perplexities)
-                },
             }
-            for member in self.members
-        ]
+            rows.append({**row, **{f"valid_perplexity_{epoch}": value for epoch, value in by_epoch}})
+        return rows
 
 
 def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
@@ -153,10 +161,8 @@ def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
         "command": None if best is None else sweep.command(best),
         "members": [{**asdict(member), "run_dir": str(member.run_dir)} for member in sweep.members],
     }
-    with (
-        explained(RunDirError, f"{path} cannot be written", "the runs under it are whole"),
-        Folder.open(path) as folder,
-    ):
+    remedy = "the runs under it are whole"
+    with explained(RunDirError, f"{path} cannot be written", remedy), Folder.open(path) as folder:
         folder.write("sweep.csv", text.getvalue().encode(errors="surrogateescape"))
         folder.write(RESULTS, seal(finite(tree)).encode())
     written = [path / "sweep.csv", path / RESULTS]
@@ -174,33 +180,8 @@ def read(path: Path) -> tuple[Sweep, dict[str, str]]:
     with explained(RunDirError, f"{path / RESULTS} is damaged", remedy), Folder.open(path) as folder:
         tree = unseal(folder.read(RESULTS, MOST_BYTES))
     for one in tree["members"]:  # (JSON has no tuples, and null in place of nan)
-        one["values"] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in one["values"].items()
-        }
+        one["values"] = {name: tuple(to) if isinstance(to, list) else to for name, to in one["values"].items()}
         one["valid_perplexities"] = tuple(math.nan if value is None else value for value in one["valid_perplexities"])
         one["run_dir"] = None
     config = Config.from_json(json.dumps(tree["config"]))
     return Sweep(config, [MemberResult(**one) for one in tree["members"]], path), tree["corpus"]
-
-
-def shown(value: Any) -> str:
-    """A value of a space on the terminal."""
-    return f"{value:.4g}" if isinstance(value, float) else value_text(value)
-
-
-def _flags(config: Config) -> list[str]:
-    """The preset's flag, and one for every kind and field that differs from it."""
-    base = preset(config.preset if config.preset in PRESETS else "small")
-    kinds = {slot: kind for slot, kind in config.kinds.items() if kind != base.kinds[slot]}
-    words = ["--preset", base.preset, *(f"--{slot}={kind}" for slot, kind in kinds.items())]
-    usual = {name: value for _, name, _, value in base.replace(**kinds).every_field()}
-    for _, name, _, value in config.every_field():
-        flag = name.replace("_", "-")
-        if value == usual[name]:
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else value
-            words.append(f"--{flag}={text}")
-    return words

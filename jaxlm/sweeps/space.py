@@ -4,9 +4,9 @@ Its texts, as `range:2:8:2`, are listed by `jaxlm sweep --help`. A study keeps l
 """
 
 import itertools
+import math
 import os
 import re
-import reprlib
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,7 +19,8 @@ from jaxlm import files
 from jaxlm.config.config import Config, spec_of_field
 from jaxlm.data.corpora import EMBEDDED
 from jaxlm.errors import JaxlmError
-from jaxlm.sweeps.optional import optuna
+from jaxlm.fields import shown
+from jaxlm.sweeps import optuna
 
 if TYPE_CHECKING:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -35,18 +36,11 @@ MOST_BYTES = 1 << 20  # of a file
 
 
 def read_space(space: Mapping[str, Any], config: Config) -> "Space":
-    """Reads a space as users give it.
+    """Reads a space as users give it, in the same order.
 
-    Args:
-        space: A field's name -> a list of values, a `range`, one of Optuna's distributions, or a text as `--set` takes.
-            NumPy's scalars and arrays count as numbers and lists.
-        config: The recipe that the values are put into; each must be within its field's limits.
-
-    Returns:
-        The fields' distributions, in the given order.
-
-    Raises:
-        JaxlmError: The space is empty, a field is unknown, or its values are of another form.
+    A field has a list of values, a `range`, one of Optuna's distributions, or a text as `--set` takes; NumPy's scalars
+    and arrays count as numbers and lists. Raises JaxlmError if the space is empty, a field is unknown, or the config
+    does not take its values.
     """
     if not space:
         raise JaxlmError("the space is empty: name at least one field with its values, as in learning_rate=0.5,1,2")
@@ -68,7 +62,7 @@ def read_space_file(path: Path) -> dict[str, Any]:
 
 def to_json(distribution: Any) -> list[Any] | str:
     """A distribution as JSON, which `read_space` reads: a list of values, or a text."""
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+    if _is_listed(distribution):
         return list(distribution.choices)
     ends = f"{distribution.low!r}:{distribution.high!r}"
     if distribution.log:
@@ -90,23 +84,19 @@ def first_values(space: Mapping[str, Any]) -> dict[str, Any]:
     return decoded({name: extremes(_distribution(name, given))[0] for name, given in space.items()})
 
 
-def extremes(distribution: "Distribution") -> tuple[Any, ...]:
+def extremes(distribution: Any) -> tuple[Any, ...]:
     """All listed values, or both ends of an interval: within a field's limits only if every value is."""
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        return distribution.choices
-    return distribution.low, distribution.high
+    return distribution.choices if _is_listed(distribution) else (distribution.low, distribution.high)
 
 
 def grid_size(space: "Space") -> int:
     """How many points the space's grid has. Raises JaxlmError for an interval, or over `MOST_POINTS` points."""
-    points = 1
-    for name, distribution in space.items():
-        if not isinstance(distribution, optuna.distributions.CategoricalDistribution):
-            raise JaxlmError(
-                f"{name} is a distribution, and a grid needs values: list them or give a range, or choose "
-                f"--strategy random or tpe"
-            )
-        points *= len(distribution.choices)
+    if interval := next((name for name, distribution in space.items() if not _is_listed(distribution)), None):
+        raise JaxlmError(
+            f"{interval} is a distribution, and a grid needs values: list them or give a range, or choose "
+            f"--strategy random or tpe"
+        )
+    points = math.prod(len(extremes(distribution)) for distribution in space.values())
     if points > MOST_POINTS:
         raise JaxlmError(f"the grid has {points:,} points: use --strategy random with --trials, or fewer values")
     return points
@@ -126,11 +116,14 @@ def random_point(space: "Space", seed: int, number: int) -> dict[str, Any]:
     sampler = optuna.samplers.RandomSampler(seed=int(np.random.SeedSequence((seed, number)).generate_state(1)[0]))
     study: Any = None  # which this sampler does not read
     point = {}
-    for name in sorted(space):
-        value, ends = sampler.sample_independent(study, study, name, space[name]), extremes(space[name])
-        listed = isinstance(space[name], optuna.distributions.CategoricalDistribution)
-        point[name] = value if listed else max(ends[0], min(ends[1], value))  # a logarithm is rounded
+    for name, distribution in sorted(space.items()):
+        value, ends = sampler.sample_independent(study, study, name, distribution), extremes(distribution)
+        point[name] = value if _is_listed(distribution) else max(ends[0], min(ends[1], value))  # a logarithm is rounded
     return {name: point[name] for name in space}
+
+
+def _is_listed(distribution: Any) -> bool:
+    return isinstance(distribution, optuna.distributions.CategoricalDistribution)
 
 
 def _is_float(name: str) -> bool:
@@ -139,10 +132,9 @@ def _is_float(name: str) -> bool:
 
 
 def _check(name: str, space: "Space", config: Config) -> None:
-    """Checks a field's values against the recipe.
+    """Raises JaxlmError unless the config takes every value of a field, alone or beside others of the space.
 
-    Raises JaxlmError unless the recipe takes every value, alone or together with some combination of the space's other
-    static fields. (A field may belong to one optimizer only, which the space names too.)
+    (A field may belong to one optimizer only, which the space names too.)
     """
     others = {other: extremes(found) for other, found in space.items() if other != name and not _is_float(other)}
     combinations = itertools.islice(itertools.product(*others.values()), MOST_CHOICES)
@@ -161,7 +153,7 @@ def _check(name: str, space: "Space", config: Config) -> None:
 
 def _distribution(name: str, given: Any) -> "Distribution":
     if not isinstance(name, str):
-        raise JaxlmError(f"a space has names of fields, as in learning_rate; one is {short(name)}")
+        raise JaxlmError(f"a space has names of fields, as in learning_rate; one is {shown(name)}")
     kind = spec_of_field(name).type
     given = to_json(given) if isinstance(given, optuna.distributions.BaseDistribution) else _plain(given)
     if isinstance(given, str):
@@ -169,17 +161,22 @@ def _distribution(name: str, given: Any) -> "Distribution":
         if word in ("range", "uniform", "log") and len(ends) == (3 if word == "range" else 2):
             low, high, *step = (_number(name, kind, end) for end in ends)
             if word != "range":
-                return _interval(name, kind, low, high, word == "log")
+                kinds = optuna.distributions
+                make = kinds.IntDistribution if kind is int else kinds.FloatDistribution
+                try:
+                    return make(low, high, word == "log")
+                except ValueError as error:
+                    raise JaxlmError(f"{name} cannot be drawn from {low} to {high}: {error}") from None
             given = _range(name, low, high, step[0])
         elif ":" in given and kind is not str:
             raise JaxlmError(
                 f"{name} takes values, as in 0.5,1,2, or range:LOW:HIGH:STEP, uniform:LOW:HIGH or "
-                f"log:LOW:HIGH; it is {short(given)}"
+                f"log:LOW:HIGH; it is {shown(given)}"
             )
         else:
             given = [_from_text(kind, part.strip()) for part in given.split(",") if part.strip()]
     if not isinstance(given, list | range):
-        raise JaxlmError(f"{name} takes a list of values, a range or a distribution; it is {short(given)}")
+        raise JaxlmError(f"{name} takes a list of values, a range or a distribution; it is {shown(given)}")
     values = [_encoded(name, kind, value) for value in itertools.islice(given, MOST_VALUES + 1)]
     if not 1 <= len(values) <= MOST_VALUES:
         raise JaxlmError(
@@ -189,14 +186,6 @@ def _distribution(name: str, given: Any) -> "Distribution":
         twice = next(value for value in values if values.count(value) > 1)
         raise JaxlmError(f"{name} has the value {twice} twice: name it once (seeds train a point again)")
     return optuna.distributions.CategoricalDistribution(values)
-
-
-def _interval(name: str, kind: type, low: Any, high: Any, log: bool) -> "Distribution":
-    make = optuna.distributions.IntDistribution if kind is int else optuna.distributions.FloatDistribution
-    try:
-        return make(low, high, log)
-    except ValueError as error:
-        raise JaxlmError(f"{name} cannot be drawn from {low} to {high}: {error}") from None
 
 
 def _range(name: str, low: Any, high: Any, step: Any) -> list[Any]:
@@ -211,7 +200,7 @@ def _number(name: str, kind: type, text: str) -> Any:
         raise JaxlmError(f"{name} is no number: it takes a list of values")
     if type(number := _from_text(kind, text.strip())) is not kind:
         kinds = "whole numbers" if kind is int else "numbers"
-        raise JaxlmError(f"{name} takes {kinds} between its colons; one is {short(text)}")
+        raise JaxlmError(f"{name} takes {kinds} between its colons; one is {shown(text)}")
     return number
 
 
@@ -231,12 +220,12 @@ def _encoded(name: str, kind: type, value: Any) -> Any:
     if kind is tuple:
         text = "x".join(str(_plain(width)) for width in value) if isinstance(value, list | tuple) else str(value)
         if not re.fullmatch("[0-9]{1,9}(x[0-9]{1,9})*", text):
-            raise JaxlmError(f"{name} takes whole numbers with x between, as in 256x128; it is {short(value)}")
+            raise JaxlmError(f"{name} takes whole numbers with x between, as in 256x128; it is {shown(value)}")
         return text
     if not isinstance(value, bool | int | float | str | None):
-        raise JaxlmError(f"{name} takes a list of numbers or texts; one is {short(value)}")
+        raise JaxlmError(f"{name} takes a list of numbers or texts; one is {shown(value)}")
     if type(value) is int and abs(value) > MOST_WHOLE:
-        raise JaxlmError(f"{name} takes whole numbers of at most {MOST_WHOLE:,}; it is {short(value)}")
+        raise JaxlmError(f"{name} takes whole numbers of at most {MOST_WHOLE:,}; it is {shown(value)}")
     if name == "corpus" and isinstance(value, str) and value not in ("auto", "ptb", *EMBEDDED):
         return os.path.abspath(value)  # the sweep may be resumed from another directory
     return float(value) if kind is float and type(value) is int else value
@@ -245,11 +234,3 @@ def _encoded(name: str, kind: type, value: Any) -> Any:
 def _plain(value: Any) -> Any:
     """NumPy's scalars and arrays as Python's numbers and lists."""
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
-
-
-def short(value: Any) -> str:
-    """A value for a message, however large."""
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # thousands of digits
-        return f"a {type(value).__name__} of thousands of digits"

@@ -1,23 +1,29 @@
-"""Optuna's storage of a study: a journal file, a database or memory; every call into it goes through one guard."""
+"""Where Optuna keeps a study: a journal file or a database. Every call into it goes through one guard."""
 
+import fcntl
+import json
+import os
 import re
 import time
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from jaxlm.errors import JaxlmError
-from jaxlm.sweeps.journal import Journal
-from jaxlm.sweeps.optional import optuna
-from jaxlm.urls import scrubbed, without_password
+from jaxlm.files import Folder
+from jaxlm.sweeps import optuna
+from jaxlm.terminal import scrubbed, without_password
 
 BEAT, SILENCE = 60, 600  # seconds: how often a worker shows that it lives, and how long others wait for a silent one
+MOST_LINE = 1 << 24  # bytes
+_LINE = re.compile(rb'(\{.*),"crc32":"([0-9a-f]{8})"\}\n', re.DOTALL)
 
 
 class Storage:
-    """Optuna's storage at `where`: a journal's path, a database's URL, or None for memory.
+    """Optuna's storage at `where`: a journal's path, or a database's URL.
 
     Attributes:
         backend: Optuna's storage, for `optuna.create_study`.
@@ -28,11 +34,14 @@ class Storage:
         JaxlmError: It cannot be used.
     """
 
-    def __init__(self, where: str | None):
-        self._where = where or "memory"
-        self.name, self.shared = without_password(self._where), "://" in self._where
+    def __init__(self, where: str):
+        self._where = where
+        self.name, self.shared = without_password(where), "://" in where
         with self.guarded("expected the path of a journal file, or a database's URL as in sqlite:///study.db"):
-            self.backend = self._open(where)
+            if self.shared:
+                self.backend: Any = _database(where)
+            else:
+                self.backend = optuna.storages.JournalStorage(Journal(Path(where)))  # pyright: ignore[reportArgumentType]
 
     def beat(self, trial_id: int) -> None:
         """Notes in a database that a trial's worker lives."""
@@ -55,22 +64,76 @@ class Storage:
         finally:
             optuna.logging.set_verbosity(before)
 
-    def _open(self, where: str | None) -> Any:
-        if where is None:
-            return optuna.storages.InMemoryStorage()
-        if not self.shared:
-            return optuna.storages.JournalStorage(Journal(Path(where)))  # pyright: ignore[reportArgumentType]
-        for left in reversed(range(5)):  # another worker may be creating the tables at this moment
-            try:
-                return optuna.storages.RDBStorage(where, heartbeat_interval=BEAT, grace_period=SILENCE)
-            except Exception as error:
-                if not left or not re.search("already exists|unique|duplicate|locked", str(error), re.IGNORECASE):
-                    raise
-            time.sleep(1)
-
     def _reason(self, error: Exception) -> str:
         cause = error.__cause__ or error  # Optuna's own error names no reason
         cause = getattr(cause, "orig", None) or cause  # SQLAlchemy's quotes the whole statement
         text = scrubbed(" ".join(str(getattr(cause, "strerror", None) or cause).split()), self._where)
         kind = "" if isinstance(cause, OSError | ValueError) else f"{type(cause).__name__}: "
         return kind + (text if len(text) < 300 else text[:300] + "...")
+
+
+def _database(url: str) -> Any:
+    for left in reversed(range(5)):  # another worker may be creating the tables at this moment
+        try:
+            return optuna.storages.RDBStorage(url, heartbeat_interval=BEAT, grace_period=SILENCE)
+        except Exception as error:
+            if not left or not re.search("already exists|unique|duplicate|locked", str(error), re.IGNORECASE):
+                raise
+        time.sleep(1)
+
+
+class Journal:
+    """A backend of Optuna's `JournalStorage` in a file: one JSON object a line, each with the CRC of its bytes.
+
+    Optuna's own `JournalFileBackend` reads the file too. This one also finds a changed line, cuts a line that a killed
+    writer or a full disk left unfinished before another follows, and has the kernel's lock, which ends with its
+    process. The file is made if it is missing, and is never opened through a link.
+
+    Methods raise OSError if the file cannot be used, and JaxlmError, with its name and the line, if it is damaged.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._lines, self._end = 0, 0  # read so far, and where they end
+        with Folder.open(path.parent) as folder, folder.append(path.name):
+            folder.sync()
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """The records that were not read yet, as Optuna asks for them; an unfinished line is left for the next call."""
+        with Folder.open(self._path.parent) as folder, folder.reader(self._path.name) as file:
+            if os.fstat(file.fileno()).st_size < self._end:
+                raise JaxlmError(
+                    f"{self._path} became shorter while it was in use: put the whole file back, then resume"
+                )
+            file.seek(self._end)
+            while (line := file.readline(MOST_LINE)).endswith(b"\n") or len(line) == MOST_LINE:
+                match = _LINE.fullmatch(line)
+                if match is None or zlib.crc32(match[1] + b"}") != int(match[2], 16):
+                    raise JaxlmError(
+                        f"{self._path} line {self._lines + 1} is damaged, or is not a sweep's: put an intact copy of "
+                        f"the file in its place, or begin another sweep (the runs that there are stay whole)"
+                    )
+                self._lines, self._end = self._lines + 1, file.tell()
+                yield json.loads(match[1] + b"}")
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Adds records durably."""
+        bodies = [json.dumps(log, separators=(",", ":")).encode() for log in logs]
+        left = b"".join(body[:-1] + b',"crc32":"%08x"}\n' % zlib.crc32(body) for body in bodies)
+        with Folder.open(self._path.parent) as folder:
+            if not folder.exists(self._path.name):
+                raise FileNotFoundError(2, "it was removed while it was in use", str(self._path))
+            with folder.append(self._path.name, buffering=0) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                _cut(file)
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+
+
+def _cut(file: BinaryIO) -> None:
+    """Cuts an unfinished last line."""
+    size = os.fstat(file.fileno()).st_size
+    if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+        last = os.pread(file.fileno(), MOST_LINE, max(0, size - MOST_LINE))
+        os.ftruncate(file.fileno(), size - len(last) + last.rfind(b"\n") + 1)

@@ -15,21 +15,21 @@ import fcntl
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, explained
 from jaxlm.runs.lock import ELSEWHERE, Held, InUse, lock
-from jaxlm.sweeps.optional import optuna
+from jaxlm.sweeps import optuna
 from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.results import MemberResult
 from jaxlm.sweeps.space import decoded
 from jaxlm.sweeps.storage import BEAT, SILENCE, Storage
-from jaxlm.terminal import say
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -45,9 +45,7 @@ class Claim:
     """A trial that this worker trains."""
 
     trial: "optuna.trial.Trial"
-    params: dict[str, Any]  # as the study keeps them
     records: dict[int, MemberResult]  # the members' results, by seed
-    reported: int  # epochs that Optuna knows
     dirs: dict[int, Held]  # the members' run directories, by seed
     held: ExitStack  # holds the directories until `Study.release`
 
@@ -59,22 +57,18 @@ class Study:
         plan: What the sweep is.
         folder: Its directory.
         storage: A database's URL, or None: the journal in the directory.
-        kept: Whether that journal and the runs are written; else the study is in memory.
-        say: Prints a line.
 
     Raises:
         JaxlmError: The storage cannot be used, or holds another sweep. So does every method.
     """
 
-    def __init__(
-        self, plan: Plan, folder: Path, storage: str | None = None, kept: bool = True, say: Callable[[str], None] = say
-    ):
-        self.plan, self._folder, self.kept, self.say = plan, folder, kept, say
+    def __init__(self, plan: Plan, folder: Path, storage: str | None = None):
+        self.plan, self._folder = plan, folder
         self.held = dict[int, Claim]()
         self._beat = -math.inf
         self._damaged = set[int]()  # trials that this worker tried
         self._seen = set[int]()  # trials of other directories
-        self._storage = Storage(storage or (str(folder / JOURNAL) if kept else None))
+        self._storage = Storage(storage or str(folder / JOURNAL))
         self._place = self._own_place() if storage else None
         with self._storage.guarded():
             self._study = optuna.create_study(
@@ -93,8 +87,7 @@ class Study:
             if found != plan.to_json():
                 self._study.set_user_attr("plan", plan.to_json())
             # (Of the other strategies a new trial has its point.)
-            seed = None if found else plan.config.train.seed
-            self._study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            self._study.sampler = optuna.samplers.TPESampler(seed=None if found else plan.config.train.seed)
 
     def claim(self) -> Claim | None:
         """Claims a trial that nobody trains: one whose worker is gone, or a new one. None: there is none now.
@@ -103,8 +96,7 @@ class Study:
         """
         with self._alone(), self._storage.guarded():
             self.beat()
-            if self._storage.shared:
-                optuna.storages.fail_stale_trials(self._study)
+            optuna.storages.fail_stale_trials(self._study)
             for frozen in self._running():
                 if not self._is_ours(frozen):
                     if frozen.number not in self._seen:  # its worker may have died before its first beat
@@ -147,23 +139,24 @@ class Study:
                 seed: stack.enter_context(lock(self._own_directory(trial.number, seed)))
                 for seed in self.plan.seeds_of(params)
             }
-            frozen = self._storage.backend.get_trial(self._id(trial.number))
-            records = {record.seed: record for record in self._records(frozen)}
-            for seed, record in records.items():
-                if record.status == "damaged":  # it may have been repaired
-                    records[seed] = replace(record, status="running", note=None)
-            reported = max(frozen.intermediate_values, default=0)
-            self.held[trial.number] = Claim(trial, params, records, reported, dirs, stack.pop_all())
+            records = {}
+            for record in self._records(self._storage.backend.get_trial(self._id(trial.number))):
+                damaged = record.status == "damaged"  # it may have been repaired
+                records[record.seed] = replace(record, status="running", note=None) if damaged else record
+            self.held[trial.number] = Claim(trial, records, dirs, stack.pop_all())
             return self.held[trial.number]
 
     def _own_directory(self, number: int, seed: int) -> Path:
         """A member's run directory, made if it is missing. Raises RunDirError if a link or a file is in its place."""
-        path = member_dir(self._folder, number, seed if self.plan.seeds > 1 else None)
+        path = self._member_dir(number, seed)
         with explained(RunDirError, f"{path} cannot be used", ELSEWHERE), ExitStack() as stack:
             folder = stack.enter_context(Folder.open(self._folder))
             for name in path.relative_to(self._folder).parts:
                 folder = stack.enter_context(folder.folder(name, create=True))
         return path
+
+    def _member_dir(self, number: int, seed: int) -> Path:
+        return member_dir(self._folder, number, seed if self.plan.seeds > 1 else None)
 
     def note(self, claim: Claim, record: MemberResult) -> None:
         """Stores a member's record."""
@@ -179,17 +172,13 @@ class Study:
 
     def to_prune(self, claim: Claim) -> bool:
         """Reports the epochs that all of a trial's members have finished; whether Optuna gives the trial up."""
-        records = list(claim.records.values())
+        records = claim.records.values()
         ended = [len(record.valid_perplexities) for record in records if record.status != "diverged"]
-        finished = min(ended, default=claim.reported + 1)
+        last = min(ended, default=1 + max(len(record.valid_perplexities) for record in records))
         with self._storage.guarded():
-            for epoch in range(claim.reported + 1, finished + 1):
-                values = [
-                    math.inf if record.status == "diverged" else record.valid_perplexities[epoch - 1]
-                    for record in records
-                ]
-                claim.trial.report(sum(values) / len(values), epoch)
-                claim.reported = epoch
+            for epoch in range(last):  # (Optuna passes over what it knows)
+                known = [record.valid_perplexities[epoch : epoch + 1] for record in records]
+                claim.trial.report(fmean(one[0] if one else math.inf for one in known), epoch + 1)
             return claim.trial.should_prune()
 
     def beat(self) -> None:
@@ -200,29 +189,25 @@ class Study:
                 for number in self.held:
                     self._storage.beat(self._id(number))
 
-    def end(self, claim: Claim) -> bool:
-        """Tells Optuna the result of a trial once all its members have ended, and releases it; whether they have.
+    def end(self, claim: Claim) -> None:
+        """Tells Optuna the result of a trial once all its members have ended, and releases it.
 
         A trial with a damaged member stays open, for a resumed sweep to try again.
         """
         statuses = {record.status for record in claim.records.values()}
         if "running" in statuses:
-            return False
+            return
         if "damaged" in statuses:
             self._damaged.add(claim.trial.number)
         else:
             self.to_prune(claim)
-            done, state = statuses == {"done"}, optuna.trial.TrialState
-            values = [record.valid_perplexity for record in claim.records.values()]
-            with self._storage.guarded():  # (Optuna's state FAIL is of lost trials)
-                self._study.tell(
-                    claim.trial,
-                    sum(values) / len(values) if done else None,
-                    state.COMPLETE if done else state.PRUNED,
-                    skip_if_finished=True,
-                )
+            value, state = None, optuna.trial.TrialState.PRUNED  # (Optuna's state FAIL is of lost trials)
+            if statuses == {"done"}:
+                value = fmean(record.valid_perplexity for record in claim.records.values())
+                state = optuna.trial.TrialState.COMPLETE
+            with self._storage.guarded():
+                self._study.tell(claim.trial, value, state, skip_if_finished=True)
         self.release(claim)
-        return True
 
     def release(self, claim: Claim) -> None:
         """Releases a trial, for others to resume if it has not ended."""
@@ -252,7 +237,7 @@ class Study:
         for seed in self.plan.seeds_of(frozen.params):
             kept = frozen.user_attrs.get(f"seed {seed}", {})
             kept = {**kept, "valid_perplexities": tuple(kept.get("valid_perplexities", ()))}
-            run_dir = member_dir(self._folder, frozen.number, seed if self.plan.seeds > 1 else None) if ours else None
+            run_dir = self._member_dir(frozen.number, seed) if ours else None
             records.append(MemberResult(frozen.number, values, seed, run_dir=run_dir, **kept))
         return records
 
@@ -262,13 +247,12 @@ class Study:
 
     def _trials(self) -> "list[FrozenTrial]":
         """All trials, except those whose directory went silent, or was slower than another to begin the point."""
-        trials = self._study.get_trials(deepcopy=False)
-        return [frozen for frozen in trials if frozen.state != optuna.trial.TrialState.FAIL]
+        lost = optuna.trial.TrialState.FAIL
+        return [frozen for frozen in self._study.get_trials(deepcopy=False) if frozen.state != lost]
 
     def _running(self) -> "list[FrozenTrial]":
         """Trials that have not ended, except those that this worker trains."""
-        running = optuna.trial.TrialState.RUNNING
-        return [frozen for frozen in self._trials() if frozen.state == running and frozen.number not in self.held]
+        return [one for one in self._trials() if not one.state.is_finished() and one.number not in self.held]
 
     def _id(self, number: int) -> int:
         """Optuna's id of a trial in its storage."""

@@ -4,12 +4,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from rich.console import Console
 
 from jaxlm.config.config import Config
 from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
@@ -17,19 +19,21 @@ from jaxlm.data.corpora import Corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, explained
 from jaxlm.report.progress import lasting_console
+from jaxlm.report.sweep_plots import value_text
+from jaxlm.report.units import perplexity_text, spread
 from jaxlm.runs import directory, ram, signals
 from jaxlm.runs.lock import ELSEWHERE
 from jaxlm.runs.trainer import with_corpus
 from jaxlm.sweeps.plan import check_counts, make_plan
 from jaxlm.sweeps.processes import supervise, useful_workers
-from jaxlm.sweeps.results import Sweep, write
+from jaxlm.sweeps.results import MemberResult, Sweep, write
 from jaxlm.sweeps.space import first_values
 from jaxlm.sweeps.study import JOURNAL, Study, read_plan
-from jaxlm.sweeps.view import View
-from jaxlm.sweeps.worker import POLL, Worker
-from jaxlm.terminal import flag
+from jaxlm.sweeps.worker import Worker
+from jaxlm.terminal import flag, printable
 
 STORAGE = "JAXLM_STORAGE"  # the environment's name for a storage
+MOST_SHOWN = 20  # trials in the summary
 
 
 def sweep(
@@ -101,8 +105,7 @@ def sweep(
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(TemporaryDirectory(prefix="jaxlm-sweep-")))
         where = _where(folder, storage, resume)
-        kept = run_dir is not None or chosen > 1
-        study = Study(plan, folder, where, kept, view.say)
+        study = Study(plan, folder, where)
         for note in found.notes:
             view.say(f"!! {note}")
         if plan.space.keys() & TOKEN_FIELDS:
@@ -118,6 +121,9 @@ def sweep(
                 members = [replace(member, run_dir=None) for member in members]
             return Sweep(config, members, folder if run_dir else None, stop.signal)
 
+        def show() -> None:
+            view.show(result())
+
         with signals.noted() as stop:
             if chosen > 1:
                 how = {"workers": chosen, "group": group, "vmap": vmap}
@@ -126,19 +132,17 @@ def sweep(
                 command += [f"--data-dir={data_dir}"] * (data_dir is not None)
                 # (A database's URL may have a password, and command lines are for all to see.)
                 environment = {**os.environ, **({} if where is None else {STORAGE: where})}
-                failure = supervise(
-                    command, environment, chosen, folder, stop, lambda: view.show(result), view.say, POLL / 2
-                )
+                failure = supervise(command, environment, chosen, folder, stop, show, view.say)
                 if stop.signal is None and failure and not study.ended:
                     raise JaxlmError(
                         f"every worker ended before the sweep did: what was saved is whole; resume with "
                         f"{flag('--run-dir', folder)} --resume (the last one: {failure})"
                     )
             else:
-                given = found if in_memory else None
-                Worker(study, given, data_dir, group, vmap, 1, lambda: stop.signal, lambda: view.show(result)).run()
+                given, kept = found if in_memory else None, run_dir is not None
+                Worker(study, given, data_dir, group, vmap, 1, kept, lambda: stop.signal, show, view.say).run()
+        show()
         sweep = result()
-        view.show(lambda: sweep, 0)
         if stop.signal is None:
             view.summary(sweep, write(sweep, folder, plan.corpus) if run_dir else [])
         else:
@@ -165,7 +169,7 @@ def join(run_dir: Path, data_dir: str | Path | None, workers: int, group: int | 
         return stop.signal or (None if os.getppid() == parent else signal.SIGTERM)  # or its parent is dead
 
     with signals.noted() as stop:
-        Worker(study, None, data_dir, group, vmap, workers, stop=stopped).run()
+        Worker(study, None, data_dir, group, vmap, workers, stopped=stopped).run()
         return stopped()
 
 
@@ -207,3 +211,62 @@ def _where(folder: Path, storage: str | None, resume: bool) -> str | None:
             f"--resume, or choose another --run-dir"
         )
     return found
+
+
+class View:
+    """The terminal output of a sweep: a line for each epoch and each end of a member, and then the best trials."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._seen: dict[tuple[int, int], tuple[int, str]] = {}  # epochs and status of each (trial, seed)
+
+    def say(self, text: str) -> None:
+        """Prints text, which may quote files."""
+        self._console.print(printable(text, keep_newlines=True), markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, sweep: Sweep) -> None:
+        """Shows the epochs and ends that are new since the last look."""
+        for member in sweep.members:
+            now = len(member.valid_perplexities), member.status
+            if now != self._seen.get((member.number, member.seed), (0, "running")):
+                self.say(_line(sweep, member))
+            self._seen[member.number, member.seed] = now
+
+    def summary(self, sweep: Sweep, written: Sequence[Path] = ()) -> None:
+        """The best trials, what was written, and how to train the winner alone."""
+        trials, best = sweep.trials, sweep.best
+        self.say(f"{len(trials)} trials, best first:")
+        for trial in trials[:MOST_SHOWN]:
+            results = f"valid perplexity {spread(*trial.valid)}, test {spread(*trial.test)}"
+            self.say(f"trial {trial.number} ({_values(trial.values)}): {trial.status}, {results}")
+        if len(trials) > MOST_SHOWN:
+            self.say(f"... and {len(trials) - MOST_SHOWN} more")
+        if written:
+            self.say(f"written: {', '.join(map(str, written))}")
+        if sweep.damaged:
+            self.say(
+                f"{len(sweep.damaged)} damaged, to be tried again with --resume once their checkpoints are "
+                f"replaced by intact ones, or their run directories are removed"
+            )
+        if best is None:
+            self.say("no trial is done")
+            return
+        found = f"trial {best.number}, seed {best.seed}, valid perplexity {perplexity_text(best.valid_perplexity)}"
+        self.say(f"best: {found}; train it alone:\n{sweep.command(best)}")
+
+
+def _line(sweep: Sweep, member: MemberResult) -> str:
+    epochs = member.values.get("epochs", sweep.config.train.epochs)
+    parts = [] if member.status == "running" else [member.status]
+    parts.append(f"epoch {len(member.valid_perplexities)}/{epochs}")
+    if member.valid_perplexities:
+        parts.append(f"valid perplexity {perplexity_text(member.valid_perplexity)}")
+    if member.test_perplexity is not None:
+        parts.append(f"test {perplexity_text(member.test_perplexity)}")
+    note = f"; {member.note}" if member.note else ""
+    return f"trial {member.number} ({_values(member.values)}) seed {member.seed}: {', '.join(parts)}{note}"
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    texts = {name: f"{one:.4g}" if isinstance(one, float) else value_text(one) for name, one in values.items()}
+    return " ".join(f"{name}={text}" for name, text in texts.items())

@@ -29,6 +29,7 @@ from jaxlm.runs.trainer import new_state, with_corpus
 from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.results import MemberResult
 from jaxlm.sweeps.study import Claim, Study
+from jaxlm.terminal import say
 from jaxlm.training.step import TrainState
 
 POLL, PATIENCE = 1.0, 5  # seconds between two looks for a trial whose worker is gone; looks before it is told
@@ -41,9 +42,14 @@ Shape = tuple[Any, ...]  # everything that members of one program share
 class Member:
     """A run of a claimed trial. Its state waits here until the run gets a slot of a group."""
 
+    claim: Claim
     run: Run
-    record: MemberResult
     state: TrainState
+
+    @property
+    def record(self) -> MemberResult:
+        """Its results, as the study keeps them."""
+        return self.claim.records[self.run.config.train.seed]
 
     @property
     def shape(self) -> Shape:
@@ -64,8 +70,10 @@ class Worker(Observer):
     size: int | None  # members in a group; None: as many as the memory holds
     vmap: bool | None  # whether members share each operation; None: on accelerators
     workers: int = 1  # processes that share this machine
-    stop: Callable[[], int | None] = lambda: None  # the signal that asks to stop, if there is one
-    tick: Callable[[], object] = lambda: None  # called after each call of windows
+    kept: bool = True  # whether members are saved
+    stopped: Callable[[], int | None] = lambda: None  # the signal that asks to stop, if there is one
+    show: Callable[[], object] = lambda: None  # called after each epoch
+    say: Callable[[str], object] = say  # prints a line
     _corpora: dict[tuple[DataConfig, int], Corpus] = field(default_factory=dict)
     _waiting: list[Member] = field(default_factory=list)
     _placed: dict[Run, Member] = field(default_factory=dict)
@@ -75,15 +83,15 @@ class Worker(Observer):
         """Works until all trials have ended, or a signal asks to stop."""
         idle = 0
         try:
-            while self.stop() is None and (self._waiting or self._claim() or not self.study.ended):
+            while self.stopped() is None and (self._waiting or self._claim() or not self.study.ended):
                 if self._waiting:
                     self._train(Counter(member.shape for member in self._waiting).most_common(1)[0][0])
                     gc.collect()  # jax 0.12 keeps arrays in cycles, and the next group may need their memory
                 else:  # others train the rest, and one of them may die
                     idle += 1
                     if idle == PATIENCE:
-                        self.study.say("waiting for trials that other processes train: one of them may end early")
-                    self.tick()
+                        self.say("waiting for trials that other processes train: one of them may end early")
+                    self.show()
                     time.sleep(POLL)
         finally:
             for claim in list(self.study.held.values()):
@@ -97,53 +105,46 @@ class Worker(Observer):
         group = MemberGroup(self.size or group_size(config, self.study.plan, self.workers), vmap)
         self.fill(group)
         fit(group, self)
-        for run in filter(None, group.runs):
-            del self._placed[run]
+        self._placed.clear()
 
     def _claim(self) -> bool:
         """Begins or resumes the members of another trial; whether there was one."""
         claim = self.study.claim()
         if claim is None:
             return False
-        number = claim.trial.number
         for seed, record in claim.records.items():
             if record.status != "running":
                 continue
             try:
-                member = self._member(claim, seed, record)
+                member = self._member(claim, record)
             except RunDirError:  # the disk is at fault, not the trial
                 raise
-            except CheckpointError as error:  # none is intact: a resumed sweep tries again
-                self.study.note(claim, replace(record, status="damaged", note=str(error)))
-            except JaxlmError as error:  # such as a batch that is too large for the corpus
-                self.study.note(claim, replace(record, status="failed", note=str(error)))
+            except JaxlmError as error:  # no intact checkpoint, or such as a batch that is too large for the corpus
+                status = "damaged" if isinstance(error, CheckpointError) else "failed"
+                self.study.note(claim, replace(record, status=status, note=str(error)))
             else:
                 for note in member.run.notes:  # such as a damaged newest checkpoint
-                    self.study.say(f"!! trial {number} seed {seed}: {note}")
+                    self.say(f"!! trial {record.number} seed {seed}: {note}")
                 if member.run.finished:
                     self._finish(member, SingleGroup(member.run, member.state, None), 0)
                 else:
                     self._waiting.append(member)
-        if number in self.study.held:
+        if claim.trial.number in self.study.held:
             self.study.end(claim)
         return True
 
-    def _member(self, claim: Claim, seed: int, record: MemberResult) -> Member:
-        config, held = self.study.plan.config_of(claim.params, seed), claim.dirs[seed]
+    def _member(self, claim: Claim, record: MemberResult) -> Member:
+        config, held = self.study.plan.config_of(record.values, record.seed), claim.dirs[record.seed]
         key = config.data, config.model.vocab_size
         resume = held.folder.exists("config.json")
         if resume:
             config = with_saved_dtype(config, held.folder)
         config, corpus = with_corpus(config, self.corpus or self._corpora.get(key), self.data_dir)
         self._corpora[key] = corpus
-        run = Run(config, corpus, held, claim.held, resume=resume, kept=self.study.kept)
+        run = Run(config, corpus, held, claim.held, resume=resume, kept=self.kept)
         state = new_state(config) if run.found is None else run.found.state
         run.found = None
-        return Member(run, self._seen(run, record), state)
-
-    def stopped(self) -> int | None:
-        """The signal that asks to stop, if there is one."""
-        return self.stop()
+        return Member(claim, run, state)
 
     def fill(self, group: Group) -> None:
         """Puts waiting members of the group's shape, and those of newly claimed trials, into the free slots."""
@@ -151,21 +152,21 @@ class Worker(Observer):
         most = 1 if self.study.plan.strategy == "grid" else len(group.runs)  # members of other shapes that may wait
         if (running := next(filter(None, group.runs), None)) and running.plan.random is not None:
             self._shape = (*self._shape[:-2], running.epoch, 0)
-        for slot in [slot for slot, run in enumerate(group.runs) if run is None]:
-            found = self._of_shape()
-            while found is None and self._shape[-2:] == (0, 0) and len(self._waiting) < most and self._claim():
-                found = self._of_shape()
-            if found is None:
+        free = [slot for slot, run in enumerate(group.runs) if run is None]
+        while len(fitting := [member for member in self._waiting if member.shape == self._shape]) < len(free):
+            others = len(self._waiting) - len(fitting)
+            if self._shape[-2:] != (0, 0) or others >= most or not self._claim():
                 break
-            self._waiting.remove(found)
-            self._placed[found.run] = found
-            found.run.start_clock()
-            group.add(slot, found.run, found.__dict__.pop("state"))  # so that the group alone holds the arrays
+        for slot, member in zip(free, fitting, strict=False):
+            self._waiting.remove(member)
+            self._placed[member.run] = member
+            member.run.start_clock()
+            group.add(slot, member.run, member.state)
+            del member.state  # so that the group alone holds the arrays
 
     def trained(self, group: Group) -> None:
         """Shows those who share a database that this worker lives."""
         self.study.beat()
-        self.tick()
 
     def diverged(self, group: Group, slot: int, problem: str) -> None:
         """Ends a member whose window was not finite."""
@@ -173,56 +174,45 @@ class Worker(Observer):
 
     def epoch_ended(self, group: Group, stopping: bool) -> None:
         """Reports the members' epochs; ends those that have finished, unless stopping, and trials to prune."""
-        numbers = set()
-        for slot, run in enumerate(group.runs):
-            if run is None:
-                continue
-            member = self._placed[run]
-            member.record = self._seen(run, member.record)
-            numbers.add(member.record.number)
-            self.study.note(self.study.held[member.record.number], member.record)
+        members = {slot: self._placed[run] for slot, run in enumerate(group.runs) if run is not None}
+        for slot, member in members.items():
+            self._note(member, seconds=member.record.seconds + member.run.epoch_seconds)
             if not math.isfinite(value := member.record.valid_perplexity):
-                self.diverged(group, slot, f"epoch {run.epoch} has validation perplexity {value}")
-            elif run.finished and not stopping:
-                self._finish(self._placed[run], group, slot)
+                self.diverged(group, slot, f"epoch {member.run.epoch} has validation perplexity {value}")
+            elif member.run.finished and not stopping:
+                self._finish(member, group, slot)
                 self._free(group, slot)
-        for number in numbers & self.study.held.keys():
-            if self.study.to_prune(self.study.held[number]):
-                self._prune(group, number)
+        for claim in dict.fromkeys(member.claim for member in members.values()):
+            if claim in self.study.held.values() and self.study.to_prune(claim):
+                self._prune(group, claim)
+        self.show()
 
-    def _prune(self, group: Group, number: int) -> None:
+    def _prune(self, group: Group, claim: Claim) -> None:
         """Ends all members of a trial that Optuna gives up."""
         for slot, run in enumerate(group.runs):
-            if run is not None and self._placed[run].record.number == number:
+            if run is not None and self._placed[run].claim is claim:
                 self._close(self._free(group, slot), "pruned", f"worse than the median after epoch {run.epoch}")
-        for member in [member for member in self._waiting if member.record.number == number]:
+        for member in [member for member in self._waiting if member.claim is claim]:
             self._waiting.remove(member)
             self._close(member, "pruned", "its other seeds were worse than the median")
 
     def _finish(self, member: Member, group: Group, slot: int) -> None:
-        value = self._compared(member.run, "test", tested(group, slot))
-        member.record = replace(member.record, test_perplexity=value)
-        self._close(member, "done")
+        self._close(member, "done", test_perplexity=self._compared(member.run, "test", tested(group, slot)))
 
     def _free(self, group: Group, slot: int) -> Member:
         run, group.runs[slot] = group.runs[slot], None
         assert run is not None
         return self._placed.pop(run)
 
-    def _close(self, member: Member, status: str, note: str | None = None) -> None:
+    def _close(self, member: Member, status: str, note: str | None = None, **results: float) -> None:
         """Ends a member, and its trial if it was the last one."""
-        member.record = replace(member.record, status=status, note=note)
-        claim = self.study.held[member.record.number]
-        self.study.note(claim, member.record)
-        self.study.end(claim)
+        self._note(member, status=status, note=note, **results)
+        self.study.end(member.claim)
 
-    def _of_shape(self) -> Member | None:
-        return next((member for member in self._waiting if member.shape == self._shape), None)
-
-    def _seen(self, run: Run, record: MemberResult) -> MemberResult:
-        """The record with the run's epochs and seconds; those of earlier processes are in it already."""
-        epochs = tuple(self._compared(run, "valid", epoch.valid_perplexity) for epoch in run.epochs)
-        return replace(record, valid_perplexities=epochs, seconds=record.seconds + run.epoch_seconds)
+    def _note(self, member: Member, **changes: Any) -> None:
+        """Stores a member's epochs so far, and what else has changed."""
+        epochs = tuple(self._compared(member.run, "valid", epoch.valid_perplexity) for epoch in member.run.epochs)
+        self.study.note(member.claim, replace(member.record, valid_perplexities=epochs, **changes))
 
     def _compared(self, run: Run, split: str, value: float) -> float:
         """A perplexity, per character where the trials' tokens differ."""

@@ -1,5 +1,6 @@
 """The report page: one file of HTML with its style, script, data and pictures inside, which loads nothing.
 
+What it shows is plain data, made by `jaxlm/runs/report_data.py` and `jaxlm/sweeps/report_file.py`.
 `page.html` is its Jinja template: every value is escaped, and control characters become visible. The content security
 policy names the script by its hash and forbids everything else: a script within the words of a corpus would not run
 even if it were not escaped.
@@ -8,7 +9,7 @@ even if it were not escaped.
 import base64
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -21,17 +22,98 @@ from jaxlm.data.corpus import MOST_UNKNOWN
 from jaxlm.errors import JaxlmError
 from jaxlm.files import finite
 from jaxlm.report import sweep_plots
-from jaxlm.report.curve import draw_perplexities, draw_windows, epoch_axis
+from jaxlm.report.curve import Results, Row, draw_perplexities, draw_windows, epoch_axis
 from jaxlm.report.figure import PALETTE, drawable, figure, marks, svg
-from jaxlm.report.page.contents import ModelView, RunRecord, SweepRecord, by_corpus
 from jaxlm.report.units import mean_and_deviation, spread
-from jaxlm.report.word_map import drawn_map
+from jaxlm.report.word_map import WordMap, drawn_map
 from jaxlm.terminal import printable
 
 MOST_LINES = 24  # runs in a chart; the tables hold all
 MOST_BITS = 16.0  # the end of the scale of colours
 # Test perplexities of TensorFlow 1's tutorial (Zaremba et al. 2014), of the presets small and zaremba-SIZE, on ptb.
 PUBLISHED = {"small": 115.5, "medium": 83.5, "large": 78.5}
+
+
+@dataclass(frozen=True)
+class RunRecord(Results):
+    """A run without its parameters."""
+
+    path: str
+    preset: str
+    seed: int
+    fields: Sequence[tuple[str, str, str, str]]  # (section, field, value, unit) of the whole config
+    corpus: Mapping[str, Any]  # name, sha256, vocab_sha256 and description
+    sessions: Sequence[Mapping[str, Any]]  # command, versions, devices and platform of each process that trained it
+    checkpoints: Sequence[tuple[int, int, float | None]]  # (windows trained, epoch, validation perplexity)
+    timing: Sequence[Row]  # one an epoch
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The config without its seed: runs of equal settings differ by chance alone."""
+        return {name: value for _, name, value, _ in self.fields if name != "seed"}
+
+    @property
+    def unknown(self) -> dict[str, float]:
+        """The share of `<unk>` among the tokens of each split that the metrics name."""
+        rows = [*self.epochs[-1:], *self.tests[-1:]]
+        return {name[8:]: value for row in rows for name, value in row.items() if name.startswith("unknown_")}
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """Words with the surprisal of each, in bits, nan where unknown; `<eos>` ends a line."""
+
+    title: str
+    words: Sequence[str]
+    bits: Sequence[float]
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """What the parameters of one checkpoint say; `notes` names what could not be computed, and why."""
+
+    run: str
+    checkpoint: str
+    word_map: WordMap | None = None
+    texts: Sequence[ScoredText] = ()
+    samples: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A point of a sweep's space; perplexities are (mean, standard deviation) over its seeds, nan where unknown."""
+
+    number: int
+    values: Mapping[str, Any]
+    status: str  # of its members; counted where theirs differ
+    seeds: int
+    valid: tuple[float, float]
+    test: tuple[float, float]
+    valid_by_epoch: Sequence[float]  # of its first seed
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """A sweep: its trials, the best first, and the command that trains the best one alone."""
+
+    name: str
+    corpus: Mapping[str, Any]
+    trials: Sequence[TrialRecord]
+    command: str | None = None
+    model: ModelView | None = None
+
+
+def by_corpus(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
+    """The runs, those of one corpus together."""
+    return _together(runs, lambda run: str(run.corpus.get("sha256")))
+
+
+def _together(runs: Sequence[RunRecord], key: Callable[[RunRecord], Hashable]) -> list[list[RunRecord]]:
+    found: dict[Hashable, list[RunRecord]] = {}
+    for run in runs:
+        found.setdefault(key(run), []).append(run)
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -91,10 +173,12 @@ def render(
     def text(value: Any) -> Any:
         return value if isinstance(value, Markup) else printable(str(value))
 
-    environment = Environment(autoescape=True, finalize=text, undefined=StrictUndefined, trim_blocks=True)
-    environment.lstrip_blocks = True
+    environment = Environment(
+        autoescape=True, finalize=text, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["lines"] = lambda value: Markup(escape(printable(value, keep_newlines=True)))
-    own = files("jaxlm.report.page")
+    environment.tests["finite"] = math.isfinite
+    own = files("jaxlm.report")
     script = (own / "page.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.from_string((own / "page.html").read_text("utf-8")).render(
@@ -111,7 +195,6 @@ def render(
         spread=spread,
         number=number,
         colour=lambda bits: f"--s:{min(max(bits / MOST_BITS, 0), 1) * 100:.0f}%" if math.isfinite(bits) else "",
-        finite=math.isfinite,
         nan=math.nan,
         value_text=sweep_plots.value_text,
         speeds=speeds,
@@ -120,13 +203,10 @@ def render(
 
 def groups(runs: Sequence[RunRecord]) -> list[Group]:
     """The runs of one corpus by their configs, the lowest mean validation perplexity first."""
-    together: dict[tuple[tuple[str, str], ...], list[RunRecord]] = {}
-    for run in runs:
-        together.setdefault(tuple(sorted(run.settings.items())), []).append(run)
     names = dict.fromkeys(name for run in runs for name in run.settings)
     differing = [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
     found = []
-    for members in together.values():
+    for members in _together(runs, lambda run: tuple(sorted(run.settings.items()))):
         settings = {name: members[0].settings.get(name, "") for name in differing}
         valid = mean_and_deviation([run.valid_perplexity for run in members])
         found.append(Group(members, settings, valid, mean_and_deviation([run.test_perplexity() for run in members])))
