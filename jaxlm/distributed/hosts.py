@@ -106,35 +106,23 @@ def agreed(value: int) -> int:
 
 
 def together(action: Callable[[], T]) -> T:
-    """Runs an action in every process, and fails in all if it failed in one. Every process must call it.
+    """Runs an action, which may raise JaxlmError, in every process, and fails in all if it failed in one.
 
-    Args:
-        action: may raise JaxlmError.
-
-    Returns:
-        This process's result.
-
-    Raises:
-        JaxlmError: the action's own, or one that another process failed.
+    Every process must call it. Returns this process's result.
     """
-    if not several():
-        return action()
     try:
-        result, failed = action(), None
-    except JaxlmError as error:
-        result, failed = None, error
-    if agreed(failed is not None):
-        raise failed or JaxlmError("another process failed; see its log")
-    return result  # type: ignore[return-value]
+        result = action()
+    except JaxlmError:
+        agreed(True)
+        raise
+    if agreed(False):
+        raise JaxlmError("another process failed; see its log")
+    return result
 
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Turns XLA's error about a connection that a dead process broke into one sentence.
-
-    Raises:
-        JaxlmError: the connection to the other processes is lost.
-    """
+    """Turns XLA's error about a connection that a dead process broke into one sentence, a JaxlmError."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:

@@ -4,7 +4,7 @@ A batch's rows lie over one axis of the mesh, the vocabulary over another, the m
 program is one device's; XLA divides it by where its arguments lie (GSPMD, arXiv:2105.04663).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -50,9 +50,10 @@ def make_mesh(batch_size: int, devices: int | None = None, model_devices: int = 
     if devices is not None and batch_size % devices:
         near = [*[n for n in divisors if n < devices][-1:], *[n for n in divisors if n > devices][:1]]
         sizes = [size for size in (batch_size // devices * devices, (batch_size // devices + 1) * devices) if size]
+        size, count = (" or ".join(map(str, numbers)) for numbers in (sizes, near))
         raise JaxlmError(
-            f"the {batch_size} rows of a batch do not divide over {devices} devices: take "
-            f"batch_size {_either(sizes)}, or devices {_either(near)}"
+            f"the {batch_size} rows of a batch do not divide over {devices} devices: take batch_size {size}, or "
+            f"devices {count}"
         )
     fitting = [n for n in divisors if n * model_devices % processes == 0 and devices in (None, n)]
     if not fitting:
@@ -61,29 +62,18 @@ def make_mesh(batch_size: int, devices: int | None = None, model_devices: int = 
             f"{devices or there} devices x {model_devices} of which each process gives equally many: "
             f"take another batch_size, devices or model_devices, or start fewer processes"
         )
-    used = fitting[-1] * model_devices
-    note = (
-        None
-        if used == there or devices is not None
-        else (f"using {used} of {there} devices: the {batch_size} rows of a batch do not divide over more")
-    )
+    used, note = fitting[-1] * model_devices, None
+    if devices is None and used < there:
+        note = f"using {used} of {there} devices: the {batch_size} rows of a batch do not divide over more"
     if used == 1:
         return None, note
-    chosen = [
-        device
-        for process in range(processes)
-        for device in [device for device in jax.devices() if device.process_index == process][: used // processes]
-    ]
+    chosen = [device for process in range(processes) for device in jax.local_devices(process)[: used // processes]]
     return jax.make_mesh((fitting[-1], model_devices), (DATA, MODEL), (AxisType.Auto,) * 2, devices=chosen), note
 
 
 def shape(mesh: Mesh | None) -> tuple[int, int]:
     """How many devices the rows and the words are spread over."""
     return (1, 1) if mesh is None else (mesh.shape[DATA], mesh.shape[MODEL])
-
-
-def _either(numbers: Sequence[int]) -> str:
-    return " or ".join(map(str, numbers))
 
 
 def members_mesh(members: int) -> Mesh | None:

@@ -22,11 +22,6 @@ class Average:
     iterates: jax.Array
 
 
-def first_average(optimizer: Optimizer, params: Params) -> Average | None:
-    """The average before the first window: a copy of the parameters; None: the optimiser averages nothing."""
-    return Average(jax.tree.map(jnp.copy, params), jnp.int32(0)) if optimizer.averages else None
-
-
 def averaged(optimizer: Optimizer, average: Average | None, params: Params, started: jax.Array) -> Average | None:
     """The average after one more update.
 

@@ -27,13 +27,9 @@ def stacked(recipe: Recipe, state: TrainState, size: int, mesh: Mesh | None) -> 
 
 
 @partial(jax.jit, donate_argnums=0)
-def _replaced(members: Members, slot: jax.Array, member: Members) -> Members:
-    return jax.tree.map(lambda column, one: column.at[slot].set(one), members, member)
-
-
 def replaced(members: Members, slot: int, recipe: Recipe, state: TrainState) -> Members:
     """The members with another one in a slot; the old arrays are donated."""
-    return _replaced(members, jnp.int32(slot), (traced(recipe), state))
+    return jax.tree.map(lambda column, one: column.at[slot].set(one), members, (recipe, state))
 
 
 def taken(tree: Any, slot: int) -> Any:

@@ -20,7 +20,7 @@ from jaxlm.models import stack
 from jaxlm.models.noise import Noise, growing, is_random, sums_all_words
 from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
-from jaxlm.training.averaging import Average, averaged, first_average
+from jaxlm.training.averaging import Average, averaged
 from jaxlm.training.gradient import Part, apply_updates, gradient, with_dense_rows
 from jaxlm.training.validations import Validations, averaging_started, first_validations, lowered_factor
 
@@ -127,7 +127,7 @@ def init_state(
         opt_state=recipe.optimizer.transformation(model, 0.0).init(start),
         carry=stack.zero_carry(model, batch_size, start["embedding"].dtype),
         key=noise_key if is_random(model) else None,
-        average=first_average(recipe.optimizer, start),
+        average=Average(jax.tree.map(jnp.copy, start), jnp.int32(0)) if recipe.optimizer.averages else None,
         validations=first_validations(recipe, patience),
     )
 
@@ -163,9 +163,8 @@ def train_step(
     exact = sums_all_words(recipe.model, state.step, window.total)
 
     part = Part(tokens, window.targets, carry, key, noise)
-    validations = state.validations
-    factor = recipe.schedule.factor(state.step, window.epoch, window.total, lowered_factor(validations))
-    averaging = averaging_started(validations)
+    factor = recipe.schedule.factor(state.step, window.epoch, window.total, lowered_factor(state.validations))
+    averaging = averaging_started(state.validations)
     rule = optimizer.transformation(recipe.model, factor * window.rate)
     with jax.default_matmul_precision(recipe.model.matmul_precision):
         cost, new_carry, grads = gradient(recipe, state.params, part, window.small_batch, window.length, exact)
@@ -234,8 +233,8 @@ def train_windows(
         more = done < count
         return more if skip_nonfinite is True else more & (skip_nonfinite | metrics.finite[jnp.maximum(done - 1, 0)])
 
-    size = len(windows.row)
-    metrics = Metrics(*(jnp.zeros(size) for _ in range(3)), finite=jnp.ones(size, bool))
+    none = jnp.zeros(len(windows.row))
+    metrics = Metrics(none, none, none, none == 0)
     with known(mesh):
         _, state, metrics = lax.while_loop(unfinished, body, (0, state, metrics))
     return stay(mesh, state), metrics
