@@ -370,11 +370,11 @@ def products(config: Config, tokens: np.ndarray) -> Run:
     from jax import lax
 
     from jaxlm.ops.product import product
-    from jaxlm.ops.softmax import Chunks
+    from jaxlm.ops.softmax import chunking
 
     T, B, V = config.train.bptt_length, config.train.batch_size, config.model.vocab_size
     dtype, widths = config.model.compute_dtype, (config.model.embedding_size, *config.model.hidden_sizes)
-    chunks, steps, _ = Chunks(True, (T, B), (widths[-1], V)).cut(jnp.zeros((T, B))).shape
+    chunks, steps, _ = chunking(True, (T, B), (widths[-1], V))[0](jnp.zeros((T, B))).shape
     rows = steps * B
     shapes = [((rows, widths[-1]), V, False), ((rows, V), widths[-1], True), ((widths[-1], rows), V, False)] * chunks
     for E, H in itertools.pairwise(widths):

@@ -136,9 +136,9 @@ def test_one_step_by_hand():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(kernel=jnp.zeros((6, 16))), r"kernel should have the shape \(7, 16\).*\(6, 16\)"),
-        (dict(bias=jnp.zeros(15)), r"bias should have the shape \(16,\).*\(15,\)"),
-        (dict(state=zero_state(3, 4)), r"state.c should have the shape \(2, 4\).*\(3, 4\)"),
+        (dict(kernel=jnp.zeros((6, 16))), r"kernel should be floating-point numbers of the shape \(7, 16\).*\(6, 16\)"),
+        (dict(bias=jnp.zeros(15)), r"bias should be floating-point numbers of the shape \(16,\).*\(15,\)"),
+        (dict(state=zero_state(3, 4)), r"state.c should be floating-point numbers of the shape \(2, 4\).*\(3, 4\)"),
         (dict(x=jnp.zeros((5, 3))), r"x should be \[T, B, E\].*\(5, 3\)"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The GRU, linear_recurrence.py and convolution.py beside Flax's cell, a plain reference and NumPy."""
+"""The GRU, the linear recurrence and convolution.py beside Flax's cell, a plain reference and NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jaxlm.models.gru import GRU
 from jaxlm.models.recurrent import CellNoise
 from jaxlm.ops.convolution import short_convolution
-from jaxlm.ops.linear_recurrence import linear_recurrence, linear_recurrence_reference
+from jaxlm.ops.scans import linear_recurrence, linear_recurrence_reference
 
 
 def test_the_gru_is_flax_s_cell():

@@ -65,11 +65,10 @@ class Hawk(Recurrent):
         import jax
         import jax.numpy as jnp
 
-        from jaxlm.ops.bounded_scan import last_step
         from jaxlm.ops.convolution import short_convolution
-        from jaxlm.ops.linear_recurrence import linear_recurrence
         from jaxlm.ops.norm import rms_norm
         from jaxlm.ops.product import contraction, product
+        from jaxlm.ops.scans import last_step, linear_recurrence
 
         def linear(name: str, a: jax.Array) -> jax.Array:
             return product(a, params[f"{name}_kernel"], x.dtype) + params[f"{name}_bias"]

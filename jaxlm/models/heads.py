@@ -5,7 +5,7 @@ Letters: `T` steps, `B` batch, `H` width of the features, `D` width that the ker
 `model` is the config's model.
 """
 
-import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,22 +24,21 @@ def init_head(model: Recurrent, kernel_key: jax.Array, bias_key: jax.Array) -> P
     drawn likewise, and `latent_bias` [K * D], zero. With `torch_init` these, its bias too, are uniform in +-1/sqrt(H).
     """
     H, D, K, V = model.hidden_sizes[-1], kernel_width(model), model.experts, model.vocab_size
-    shapes: dict[str, tuple[int, ...]] = {"kernel": (D, V)} if not model.tied else {}
-    if model.projection:
-        shapes["projection"] = (H, D)
+    shapes: dict[str, tuple[int, ...]] = {"projection": (H, D)} if model.projection else {}
     if K:
         shapes |= {"prior": (H, K), "latent_kernel": (H, K * D)}
     if K and model.torch_init:
         shapes["latent_bias"] = (K * D,)
-    scale = 1 / math.sqrt(H) if model.torch_init else model.init_scale
-    own = {
-        name: uniform(kernel_key, model.init_scale, *shape)
-        if name == "kernel"
-        else uniform(jax.random.fold_in(kernel_key, place), scale, *shape)
-        for place, (name, shape) in enumerate(shapes.items())
+    scale = H**-0.5 if model.torch_init else model.init_scale
+    head = {
+        name: uniform(jax.random.fold_in(kernel_key, place), scale, *shape)
+        for place, (name, shape) in enumerate(shapes.items(), 0 if model.tied else 1)
     }
-    bias = jnp.zeros(V) if model.torch_init else uniform(bias_key, model.init_scale, V)
-    return {**({"latent_bias": jnp.zeros(K * D)} if K else {}), **own, "bias": bias}
+    if K and not model.torch_init:
+        head["latent_bias"] = jnp.zeros(K * D)
+    if not model.tied:
+        head["kernel"] = uniform(kernel_key, model.init_scale, D, V)
+    return {**head, "bias": jnp.zeros(V) if model.torch_init else uniform(bias_key, model.init_scale, V)}
 
 
 def summed_nats(
@@ -64,32 +63,29 @@ def summed_nats(
         drawn: words that the softmax's sum is estimated from; None: all words are summed.
         exact: traced; True sums all words in spite of `drawn`.
     """
+    op, given, options = _read(model, params, features, kept)
     weights = jnp.ones(targets.shape) if weights is None else weights
-    kernel, bias = _weights(model, params)
-    if model.experts:
-        latents, choice = _experts(model, params, features, kept)
-        return mixture.summed_nats(latents, choice, kernel, bias, targets, weights, model.mixture_epsilon)
-    given = _projected(model, params, features, kept), kernel, bias, targets, weights
-    return softmax.summed_nats(*given) if drawn is None else sampled_softmax.summed_nats(*given, drawn, exact)
+    if drawn is None:
+        return op.summed_nats(*given, targets, weights, **options)
+    x, kernel, bias = given
+    return sampled_softmax.summed_nats(x, kernel, bias, targets, weights, drawn, exact)
 
 
 def token_nats(
     model: Recurrent, params: Params, features: jax.Array, targets: jax.Array, kept: jax.Array | None = None
 ) -> jax.Array:
     """features [T, B, H], targets [T, B] -> -log p of each target [T, B], without gradients; `kept` as above."""
-    kernel, bias = _weights(model, params)
-    if model.experts:
-        latents, choice = _experts(model, params, features, kept)
-        return mixture.token_nats(latents, choice, kernel, bias, targets, model.mixture_epsilon)
-    return softmax.token_nats(_projected(model, params, features, kept), kernel, bias, targets)
+    op, given, options = _read(model, params, features, kept)
+    return op.token_nats(*given, targets, **options)
 
 
 def logits(model: Recurrent, params: Params, features: jax.Array, kept: jax.Array | None = None) -> jax.Array:
     """features [..., H] -> logits [..., V]; of a mixture, log p. For a few rows, since nothing is chunked."""
-    kernel, bias = _weights(model, params)
-    if model.experts:
-        return mixture.log_probs(*_experts(model, params, features, kept), kernel, bias, model.mixture_epsilon)
-    return product(_projected(model, params, features, kept), kernel, features.dtype) + bias
+    op, given, options = _read(model, params, features, kept)
+    if op is mixture:
+        return mixture.log_probs(*given, **options)
+    x, kernel, bias = given
+    return product(x, kernel, x.dtype) + bias
 
 
 def kernel_width(model: Recurrent) -> int:
@@ -99,24 +95,17 @@ def kernel_width(model: Recurrent) -> int:
     return model.embedding_size if model.projection else model.hidden_sizes[-1]
 
 
-def _weights(model: Recurrent, params: Params) -> tuple[jax.Array, jax.Array]:
-    """The kernel [D, V] and bias [V], without the words that make a vocabulary divide over devices."""
-    kernel = params["embedding"].T if model.tied else params["softmax"]["kernel"]
-    return kernel[:, : model.vocab_size], params["softmax"]["bias"][: model.vocab_size]
-
-
-def _projected(model: Recurrent, params: Params, x: jax.Array, kept: jax.Array | None = None) -> jax.Array:
-    """[..., H] -> [..., D]."""
-    if not model.projection:
-        return x
-    return apply_mask(product(x, params["softmax"]["projection"], x.dtype).astype(x.dtype), kept, model.keep_latent)
-
-
-def _experts(
-    model: Recurrent, params: Params, x: jax.Array, kept: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """[..., H] -> each expert's latent vector [..., K, D], and the logits of the prior [..., K]."""
+def _read(
+    model: Recurrent, params: Params, x: jax.Array, kept: jax.Array | None
+) -> tuple[Any, tuple[jax.Array, ...], dict[str, Any]]:
+    """The op, `softmax` or `mixture`; what it takes before targets, from features [..., H]; and its options."""
     head = params["softmax"]
-    latents = jnp.tanh(product(x, head["latent_kernel"], x.dtype) + head["latent_bias"]).astype(x.dtype)
-    latents = apply_mask(latents, kept, model.keep_latent)
-    return latents.reshape(*x.shape[:-1], model.experts, -1), product(x, head["prior"], x.dtype)
+    kernel = params["embedding"].T if model.tied else head["kernel"]
+    layer = kernel[:, : model.vocab_size], head["bias"][: model.vocab_size]  # not the words that make V divide
+    if model.experts:
+        latents = jnp.tanh(product(x, head["latent_kernel"], x.dtype) + head["latent_bias"]).astype(x.dtype)
+        latents = apply_mask(latents, kept, model.keep_latent).reshape(*x.shape[:-1], model.experts, -1)
+        return mixture, (latents, product(x, head["prior"], x.dtype), *layer), {"epsilon": model.mixture_epsilon}
+    if model.projection:
+        x = apply_mask(product(x, head["projection"], x.dtype).astype(x.dtype), kept, model.keep_latent)
+    return softmax, (x, *layer), {}

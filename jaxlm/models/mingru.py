@@ -38,9 +38,8 @@ class MinGRU(Recurrent):
         import jax
         import jax.numpy as jnp
 
-        from jaxlm.ops.bounded_scan import last_step
-        from jaxlm.ops.linear_recurrence import linear_recurrence
         from jaxlm.ops.product import product
+        from jaxlm.ops.scans import last_step, linear_recurrence
 
         *gates, candidate = jnp.split(product(x, params["kernel"], x.dtype) + params["bias"], self.gates, -1)
         gate = self.written(*gates)

@@ -69,10 +69,10 @@ class MLSTM(Recurrent):
         import jax
         import jax.numpy as jnp
 
-        from jaxlm.ops.bounded_scan import last_step
         from jaxlm.ops.linear_attention import linear_attention
         from jaxlm.ops.norm import layer_norm
         from jaxlm.ops.product import product
+        from jaxlm.ops.scans import last_step
 
         z = jnp.split(product(x, params["kernel"], x.dtype) + params["bias"], 4, -1)
         q, k, v = (part.reshape(*part.shape[:2], self.heads, -1) for part in z[:3])

@@ -119,13 +119,7 @@ def keep_of_output(model: Recurrent, layer: int) -> Keep:
 
 
 def drop_weights(model: Recurrent, kept: Mask, layer: Params) -> Params:
-    """A layer's parameters with weight drop: of its `recurrent_kernel`, or else of the rows of its kernel that read h.
-
-    Args:
-        model: the config's model.
-        kept: elements of the recurrent kernel [H, G * H]; None: all.
-        layer: the layer's parameters.
-    """
+    """A layer's parameters with weight drop: of `recurrent_kernel`, or else of those rows of `kernel` that read h."""
     if kept is None:
         return layer
     drop = partial(apply_mask, kept=kept, keep=getattr(model, "keep_recurrent_weights", None))

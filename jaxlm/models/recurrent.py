@@ -135,7 +135,7 @@ class Recurrent:
             x: inputs [T, B, E]. Products multiply in its dtype.
             state: the carry.
             noise: masks, only for kinds with the fields keep_state and keep_update.
-            length: how many of the T steps count, traced, in windows of random length (`ops/bounded_scan.py`); None:
+            length: how many of the T steps count, traced, in windows of random length (`ops/scans.py`); None:
                 all.
 
         Returns:

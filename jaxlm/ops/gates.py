@@ -5,14 +5,7 @@ import jax.numpy as jnp
 
 
 def sigmoid(x: jax.Array) -> jax.Array:
-    """1 / (1 + exp(-x)) by one tanh: twice as fast as by exp on CPUs, and equal within a rounding of 1.
-
-    Args:
-        x: of any shape.
-
-    Returns:
-        As x.
-    """
+    """1 / (1 + exp(-x)) by one tanh: twice as fast as by exp on CPUs, and equal within a rounding of 1."""
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 
@@ -26,9 +19,6 @@ def activated(z: jax.Array, gates: int, candidate: int) -> jax.Array:
         z: pre-activations [..., gates * H].
         gates: how many parts it has.
         candidate: the place of the part that takes a tanh.
-
-    Returns:
-        As z.
     """
     is_candidate = jnp.arange(z.shape[-1]) // (z.shape[-1] // gates) == candidate
     tanh = jnp.tanh(jnp.where(is_candidate, z, 0.5 * z))

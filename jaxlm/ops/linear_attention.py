@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlm.ops.bounded_scan import bounded_scan
 from jaxlm.ops.product import contraction
+from jaxlm.ops.scans import bounded_scan
 
 CHUNK, DIAGONAL_CHUNK = 64, 16  # most steps of a chunk; with a decay for each key unit
 
@@ -71,9 +71,7 @@ def linear_attention(
     steps = -(-T // chunks)
     counts = (jnp.arange(T) < (T if length is None else length)).reshape(T, 1, 1, 1)
 
-    def chunked(x: Any) -> Any:  # [chunks, B, N, steps, ...]
-        if x is None:
-            return None
+    def chunked(x: jax.Array) -> jax.Array:  # [chunks, B, N, steps, ...]
         x = jnp.pad(x, ((0, chunks * steps - T), *[(0, 0)] * 3))
         return jnp.moveaxis(x.reshape(chunks, steps, *x.shape[1:]), 1, 3)
 
@@ -92,7 +90,7 @@ def linear_attention(
 
     # A step that does not count neither decays nor writes.
     inputs = (q, jnp.where(counts, k, 0), v, jnp.where(counts, log_decay, 0), beta)
-    state, y = lax.scan(run_chunk, state, tuple(map(chunked, inputs)))
+    state, y = lax.scan(run_chunk, state, jax.tree.map(chunked, inputs))
     return jnp.moveaxis(y, 3, 1).reshape(chunks * steps, *v.shape[1:])[:T], state
 
 

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlm.ops.bounded_scan import last_step, scan
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.gates import activated
 from jaxlm.ops.product import columns_times_rows, product
+from jaxlm.ops.scans import last_step, scan
 
 
 @jax.tree_util.register_dataclass
@@ -171,22 +171,13 @@ _lstm.defvjp(_forward, _backward)
 
 
 def _check_shapes(x, kernel, bias, state):
-    if x.ndim != 3:
-        raise ValueError(f"x should be [T, B, E], three axes; its shape is {x.shape}")
-    if state.h.ndim != 2:
-        raise ValueError(f"state.h should be [B, H], two axes; its shape is {state.h.shape}")
+    if x.ndim != 3 or state.h.ndim != 2:
+        raise ValueError(f"x should be [T, B, E] and state.h [B, H]; their shapes are {x.shape} and {state.h.shape}")
     (_, B, E), H = x.shape, state.h.shape[-1]
-    for name, array, shape in (
-        ("state.c", state.c, (B, H)),
-        ("state.h", state.h, (B, H)),
-        ("kernel", kernel, (E + H, 4 * H)),
-        ("bias", bias, (4 * H,)),
-    ):
-        if array.shape != shape:
+    expected = {"state.c": (state.c, (B, H)), "state.h": (state.h, (B, H)), "kernel": (kernel, (E + H, 4 * H))}
+    for name, (array, shape) in {"x": (x, x.shape), **expected, "bias": (bias, (4 * H,))}.items():
+        if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
-                f"{name} should have the shape {shape} (x is {x.shape}, state.h {state.h.shape}); "
-                f"its shape is {array.shape}"
+                f"{name} should be floating-point numbers of the shape {shape} (x is {x.shape}, state.h "
+                f"{state.h.shape}); it is {array.dtype} {array.shape}"
             )
-    for name, array in (("x", x), ("kernel", kernel), ("bias", bias), ("state.c", state.c), ("state.h", state.h)):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{name} should be floating-point numbers; its dtype is {array.dtype}")

@@ -10,6 +10,8 @@ gradient is that of K softmaxes whose nats are weighted by each expert's share r
 p(target); so each chunk's gradient is finished as soon as the chunk's logits are there.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -17,33 +19,22 @@ from jax import lax
 from jaxlm.ops.devices import by_platform
 from jaxlm.ops.product import product
 from jaxlm.ops.softmax import (
-    Chunks,
     check_shapes,
+    chunking,
     gradients_from_odds,
     is_target,
     odds_and_pick,
-    times_cotangent,
     with_bias,
+    with_gradients,
 )
 
-Number = jax.Array | float
+Epsilon = jax.Array | float | None
 
 
 def log_probs(
-    latents: jax.Array, choice: jax.Array, kernel: jax.Array, bias: jax.Array, epsilon: Number | None = None
+    latents: jax.Array, choice: jax.Array, kernel: jax.Array, bias: jax.Array, epsilon: Epsilon = None
 ) -> jax.Array:
-    """log p of every word, one expert after the other, for a few rows.
-
-    Args:
-        latents: [..., K, D].
-        choice: logits of the prior [..., K].
-        kernel: [D, V].
-        bias: [V].
-        epsilon: added to each probability; None: nothing, and they sum to one.
-
-    Returns:
-        [..., V].
-    """
+    """log p of every word [..., V], one expert after the other, for a few rows; arguments as `token_nats` has them."""
 
     def add(total, expert):
         latent, log_prior = expert
@@ -62,7 +53,7 @@ def token_nats_reference(
     kernel: jax.Array,
     bias: jax.Array,
     targets: jax.Array,
-    epsilon: Number | None = None,
+    epsilon: Epsilon = None,
 ) -> jax.Array:
     """`token_nats` written plainly: all probabilities of all experts at once."""
     experts = jax.nn.softmax(latents @ kernel + bias)
@@ -77,7 +68,7 @@ def summed_nats_reference(
     bias: jax.Array,
     targets: jax.Array,
     weights: jax.Array,
-    epsilon: Number | None = None,
+    epsilon: Epsilon = None,
 ) -> jax.Array:
     """`summed_nats` written plainly, differentiated by JAX."""
     return jnp.vdot(token_nats_reference(latents, choice, kernel, bias, targets, epsilon), weights)
@@ -89,15 +80,13 @@ def token_nats(
     kernel: jax.Array,
     bias: jax.Array,
     targets: jax.Array,
-    epsilon: Number | None = None,
+    epsilon: Epsilon = None,
 ) -> jax.Array:
     """-log p of each target in nats, for evaluation.
 
     Args:
-        latents: [T, B, K, D].
-        choice: logits of the prior [T, B, K].
-        kernel: [D, V].
-        bias: [V].
+        latents, choice: [T, B, K, D], and logits of the prior [T, B, K].
+        kernel, bias: [D, V] and [V].
         targets: integers [T, B].
         epsilon: added to each probability; None: nothing, and they sum to one.
 
@@ -113,13 +102,13 @@ def token_nats(
 
 def _token_nats(on_cpu, latents, choice, kernel, bias, targets, epsilon):
     inputs, layer = with_bias(on_cpu, latents, kernel, bias)
-    chunks = Chunks(on_cpu, targets.shape, kernel.shape, choice.shape[-1])
+    cut, join = chunking(on_cpu, targets.shape, kernel.shape, choice.shape[-1])
 
     def chunk(_, rows):
         _, _, log_joint = _experts(layer, *rows)
         return None, -_log_of_sum(jax.nn.logsumexp(log_joint, -1), epsilon)
 
-    return chunks.join(lax.scan(chunk, None, tuple(map(chunks.cut, (inputs, choice, targets))))[1])
+    return join(lax.scan(chunk, None, tuple(map(cut, (inputs, choice, targets))))[1])
 
 
 def summed_nats(
@@ -129,7 +118,7 @@ def summed_nats(
     bias: jax.Array,
     targets: jax.Array,
     weights: jax.Array,
-    epsilon: Number | None = None,
+    epsilon: Epsilon = None,
 ) -> jax.Array:
     """The sum of weights * -log p of the targets, in nats: the loss, with gradients for all but the last three.
 
@@ -146,25 +135,14 @@ def summed_nats(
     Raises:
         ValueError: shapes or dtypes do not fit.
     """
-    _check_shapes(latents, choice, kernel, bias, targets)
-    if weights.shape != targets.shape:
-        raise ValueError(f"weights should have targets' shape {targets.shape}; its shape is {weights.shape}")
+    _check_shapes(latents, choice, kernel, bias, targets, weights)
     return _summed_nats(latents, choice, kernel, bias, targets, weights, epsilon)
 
 
-@jax.custom_vjp
-def _summed_nats(latents, choice, kernel, bias, targets, weights, epsilon):
-    return jnp.vdot(token_nats(latents, choice, kernel, bias, targets, epsilon), weights)
-
-
-def _forward(latents, choice, kernel, bias, targets, weights, epsilon):
-    """The loss and, in the same pass over the chunks, its gradients for a cotangent of one."""
-    return by_platform(_nats_and_gradients, latents, choice, kernel, bias, targets, weights, epsilon)
-
-
 def _nats_and_gradients(on_cpu, latents, choice, kernel, bias, targets, weights, epsilon):
+    """The loss and, in the same pass over the chunks, its gradients."""
     narrow, (inputs, layer) = kernel.astype(latents.dtype), with_bias(on_cpu, latents, kernel, bias)
-    chunks = Chunks(on_cpu, targets.shape, kernel.shape, choice.shape[-1])
+    cut, join = chunking(on_cpu, targets.shape, kernel.shape, choice.shape[-1])
 
     def chunk(carry, rows):
         nats, dlayer = carry
@@ -181,13 +159,14 @@ def _nats_and_gradients(on_cpu, latents, choice, kernel, bias, targets, weights,
         return (nats, dlayer + dchunk), (dlatents.astype(x.dtype), dchoice)
 
     zero = jnp.zeros((), bias.dtype), jnp.zeros(layer.shape, kernel.dtype)
-    rows = tuple(map(chunks.cut, (inputs, choice, targets, weights)))
+    rows = tuple(map(cut, (inputs, choice, targets, weights)))
     (nats, dlayer), (dlatents, dchoice) = lax.scan(chunk, zero, rows)
     D = len(kernel)
-    return nats, (chunks.join(dlatents), chunks.join(dchoice).astype(choice.dtype), dlayer[:D], dlayer[D])
+    gradients = join(dlatents), join(dchoice).astype(choice.dtype), dlayer[:D], dlayer[D]
+    return nats, (*gradients, None, None, None)
 
 
-_summed_nats.defvjp(_forward, lambda gradients, cotangent: (*times_cotangent(gradients, cotangent), None, None, None))
+_summed_nats = with_gradients(partial(by_platform, _nats_and_gradients))
 
 
 def _experts(layer, x, choice, targets):
@@ -201,7 +180,7 @@ def _log_of_sum(log_p, epsilon):
     return log_p if epsilon is None else jnp.logaddexp(log_p, jnp.log(jnp.asarray(epsilon, log_p.dtype)))
 
 
-def _check_shapes(latents, choice, kernel, bias, targets):
+def _check_shapes(latents, choice, kernel, bias, targets, weights=None):
     if latents.ndim - targets.ndim != 2 or latents.shape[:-1] != choice.shape:
         raise ValueError(
             f"latents should be [T, B, K, D], choice [T, B, K] and targets [T, B]; their shapes are {latents.shape}, "
@@ -209,4 +188,4 @@ def _check_shapes(latents, choice, kernel, bias, targets):
         )
     if not jnp.issubdtype(choice.dtype, jnp.floating):
         raise ValueError(f"choice should be floating-point numbers; its dtype is {choice.dtype}")
-    check_shapes(latents[..., 0, :], kernel, bias, targets)
+    check_shapes(latents[..., 0, :], kernel, bias, targets, weights)

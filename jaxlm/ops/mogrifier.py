@@ -48,7 +48,7 @@ def mogrifier_reference(
     matrices, others = _apart(weights, x.shape[-1])
     if not others["rounds"]:
         x = _from_input(lambda name, a: a @ matrices[name], x, others)
-    return recurrence_reference(_CELLS[input_gate], x, matrices, (others, limits), state, limits.length)
+    return recurrence_reference(partial(_cell, input_gate), x, matrices, (others, limits), state, limits.length)
 
 
 def mogrifier(
@@ -75,7 +75,7 @@ def mogrifier(
     if not others["rounds"]:
         x = _from_input(lambda name, a: product(a, matrices[name], dtype), x, others)
         matrices = {"state": matrices["state"]}
-    y, final = recurrence(_CELLS[input_gate], x, matrices, (others, limits), state, limits.length, dtype)
+    y, final = recurrence(partial(_cell, input_gate), x, matrices, (others, limits), state, limits.length, dtype)
     return y.astype(dtype), final
 
 
@@ -102,9 +102,6 @@ def _cell(
     h = jnp.tanh(shown) * o
     clip = limits.cell_clip
     return LSTMState(c if clip is None else jnp.clip(c, -clip, clip), h), h
-
-
-_CELLS = {input_gate: partial(_cell, input_gate) for input_gate in ("free", "capped", "coupled")}
 
 
 def _mogrify(linear: Linear, x: jax.Array, h: jax.Array, rounds: list[Weights]) -> tuple[jax.Array, jax.Array]:

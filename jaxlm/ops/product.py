@@ -33,16 +33,7 @@ def product(a: jax.Array, b: jax.Array, dtype: Any, transposed: bool = False) ->
 
 
 def product_over_rows(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
-    """The sum over rows of the outer products of a's and b's: the gradient of a matrix that multiplied a into b.
-
-    Args:
-        a: [..., K].
-        b: [..., N].
-        dtype: both are rounded to it.
-
-    Returns:
-        [K, N], in float32 or wider.
-    """
+    """The gradient [K, N] of a matrix between a [..., K] and b [..., N]: the sum over rows of their outer products."""
     columns = jnp.moveaxis(a, -1, 0).astype(dtype)
     if jnp.finfo(dtype).bits < 32:  # a concatenation, which XLA may not take apart again, writes the transpose out
         columns = lax.optimization_barrier(jnp.concatenate(jnp.split(columns, [len(columns) // 2])))
@@ -50,17 +41,9 @@ def product_over_rows(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
 
 
 def columns_times_rows(columns: jax.Array, rows: jax.Array, dtype: Any) -> jax.Array:
-    """`product_over_rows` of a first factor that lies transposed.
+    """`product_over_rows` of a first factor that lies transposed: columns [K, ...] and rows [..., N].
 
     The axes of the rows are summed as they are: to merge them first would gather rows that lie on many devices.
-
-    Args:
-        columns: [K, ...].
-        rows: [..., N].
-        dtype: both are rounded to it.
-
-    Returns:
-        [K, N], in float32 or wider.
     """
     return _dot(dtype, columns, rows, (tuple(range(1, columns.ndim)), tuple(range(rows.ndim - 1))))
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlm.ops.bounded_scan import bounded_scan
 from jaxlm.ops.product import product, product_over_rows
+from jaxlm.ops.scans import bounded_scan
 
 Linear = Callable[[str, jax.Array], jax.Array]  # (a matrix's name, [B, in]) -> [B, out]
 LinearCell = Callable[[Linear, Any, jax.Array, Any], tuple[Any, jax.Array]]

@@ -17,7 +17,7 @@ from jax import lax
 
 from jaxlm.ops.devices import by_platform
 from jaxlm.ops.product import product
-from jaxlm.ops.softmax import Chunks, gradients_from_odds, nats_and_gradients, times_cotangent, with_bias
+from jaxlm.ops.softmax import chunking, gradients_from_odds, nats_and_gradients, with_bias, with_gradients
 
 FLATNESS = 0.75  # a word's odds of being drawn fall with this power of its rank, as in word2vec (arXiv:1310.4546)
 ABSENT = -1e30  # the logit of a drawn word that is the target: no probability, and no nan
@@ -94,18 +94,17 @@ def summed_nats(
     return _summed_nats(x, kernel, bias, targets, weights, drawn, jnp.asarray(exact))
 
 
-@jax.custom_vjp
-def _summed_nats(x, kernel, bias, targets, weights, drawn, exact):
-    return _forward(x, kernel, bias, targets, weights, drawn, exact)[0]
-
-
 def _forward(x, kernel, bias, targets, weights, drawn, exact):
     given = x, kernel, bias, targets, weights
-    return lax.cond(exact, lambda: nats_and_gradients(*given), lambda: _with_gradients(*given, drawn))
+    nats, gradients = lax.cond(exact, lambda: nats_and_gradients(*given), lambda: _estimate(*given, drawn))
+    return nats, (*gradients, None, None)
 
 
-def _with_gradients(x, kernel, bias, targets, weights, drawn):
-    """The estimate and its gradients for a cotangent of one."""
+_summed_nats = with_gradients(_forward)
+
+
+def _estimate(x, kernel, bias, targets, weights, drawn):
+    """The estimate and its gradients."""
     table = kernel.T  # a tied kernel is a transposed table: its rows are read where they lie
     few, few_bias = table[drawn.ids].T, bias[drawn.ids] + drawn.log_weights
     rows = table[targets]
@@ -115,14 +114,14 @@ def _with_gradients(x, kernel, bias, targets, weights, drawn):
     dkernel = jnp.zeros_like(table).at[drawn.ids].add(dfew.T)
     dkernel = dkernel.at[targets].add(dhit[..., None] * x.astype(table.dtype))
     dbias = jnp.zeros_like(bias).at[drawn.ids].add(dfew_bias).at[targets].add(dhit)
-    return nats, (dx.astype(x.dtype), dkernel.T, dbias)
+    return nats, (dx.astype(x.dtype), dkernel.T, dbias, None, None)
 
 
 def _chunks(on_cpu, x, few, few_bias, targets, weights, ids, hit):
     """The nats, and their gradients for the kernel and bias of the words drawn, for x and for the targets' logits."""
     narrow, (inputs, layer) = few.astype(x.dtype), with_bias(on_cpu, x, few, few_bias)
-    chunks = Chunks(on_cpu, targets.shape, few.shape)
-    inputs, targets, weights, hit = map(chunks.cut, (inputs, targets, weights, hit))
+    cut, join = chunking(on_cpu, targets.shape, few.shape)
+    inputs, targets, weights, hit = map(cut, (inputs, targets, weights, hit))
 
     def chunk(carry, rows):
         nats, dlayer = carry
@@ -139,7 +138,4 @@ def _chunks(on_cpu, x, few, few_bias, targets, weights, ids, hit):
     rows = inputs, jnp.moveaxis(inputs, -1, 1), targets, weights, hit
     (nats, dlayer), (dx, dhit) = lax.scan(chunk, zero, rows)
     H = len(few)
-    return nats, dlayer[:H], dlayer[H], chunks.join(dx), chunks.join(dhit)
-
-
-_summed_nats.defvjp(_forward, lambda gradients, cotangent: (*times_cotangent(gradients, cotangent), *[None] * 4))
+    return nats, dlayer[:H], dlayer[H], join(dx), join(dhit)

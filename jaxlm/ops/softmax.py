@@ -7,6 +7,7 @@ flat in T * B. The axis of the batch stays an axis, so that devices which share 
 """
 
 import math
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -67,14 +68,14 @@ def token_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Ar
 
 def _token_nats(on_cpu, x, kernel, bias, targets):
     inputs, layer = with_bias(on_cpu, x, kernel, bias)
-    chunks = Chunks(on_cpu, targets.shape, kernel.shape)
+    cut, join = chunking(on_cpu, targets.shape, kernel.shape)
 
     def chunk(_, rows):
         x, targets = rows
         _, total, top, picked = odds_and_pick(product(x, layer, x.dtype), targets)
         return None, top + jnp.log(total) - picked
 
-    return chunks.join(lax.scan(chunk, None, (chunks.cut(inputs), chunks.cut(targets)))[1])
+    return join(lax.scan(chunk, None, (cut(inputs), cut(targets)))[1])
 
 
 def summed_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
@@ -99,26 +100,26 @@ def summed_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.A
     >>> [round(one, 3) for one in gradient.tolist()]
     [0.25, -0.75, 0.25, 0.25]
     """
-    check_shapes(x, kernel, bias, targets)
-    if weights.shape != targets.shape:
-        raise ValueError(f"weights should have targets' shape {targets.shape}; its shape is {weights.shape}")
+    check_shapes(x, kernel, bias, targets, weights)
     return _summed_nats(x, kernel, bias, targets, weights)
 
 
-@jax.custom_vjp
-def _summed_nats(x, kernel, bias, targets, weights):
-    return jnp.vdot(token_nats(x, kernel, bias, targets), weights)
-
-
-def nats_and_gradients(x, kernel, bias, targets, weights):
-    """The loss and, in the same pass over the chunks, its gradients for a cotangent of one."""
-    return by_platform(_nats_and_gradients, x, kernel, bias, targets, weights)
+def with_gradients(forward):
+    """A loss whose gradients its forward pass makes: `forward` returns the loss, and for a cotangent of one the
+    gradient of each argument, None for constants.
+    """
+    loss = jax.custom_vjp(lambda *arguments: forward(*arguments)[0])
+    loss.defvjp(
+        forward, lambda gradients, cotangent: jax.tree.map(lambda one: (cotangent * one).astype(one.dtype), gradients)
+    )
+    return loss
 
 
 def _nats_and_gradients(on_cpu, x, kernel, bias, targets, weights):
+    """The loss and, in the same pass over the chunks, its gradients."""
     narrow, (inputs, layer) = kernel.astype(x.dtype), with_bias(on_cpu, x, kernel, bias)
-    chunks = Chunks(on_cpu, targets.shape, kernel.shape)
-    inputs = chunks.cut(inputs)
+    cut, join = chunking(on_cpu, targets.shape, kernel.shape)
+    inputs = cut(inputs)
     columns = jnp.moveaxis(inputs, -1, 1)  # written out here: a transpose that XLA folds into the product makes it slow
 
     def chunk(carry, rows):
@@ -132,19 +133,13 @@ def _nats_and_gradients(on_cpu, x, kernel, bias, targets, weights):
         return (nats, dlayer + dchunk), dx.astype(x.dtype)
 
     zero = (jnp.zeros((), bias.dtype), jnp.zeros(layer.shape, kernel.dtype))
-    (nats, dlayer), dx = lax.scan(chunk, zero, (inputs, columns, chunks.cut(targets), chunks.cut(weights)))
+    (nats, dlayer), dx = lax.scan(chunk, zero, (inputs, columns, cut(targets), cut(weights)))
     H = len(kernel)
-    return nats, (chunks.join(dx), dlayer[:H], dlayer[H])
+    return nats, (join(dx), dlayer[:H], dlayer[H], None, None)
 
 
-def times_cotangent(gradients, cotangent):
-    """The backward pass of a loss whose forward pass has made its gradients already."""
-    return tuple((cotangent * gradient).astype(gradient.dtype) for gradient in gradients)
-
-
-_summed_nats.defvjp(
-    nats_and_gradients, lambda gradients, cotangent: (*times_cotangent(gradients, cotangent), None, None)
-)
+nats_and_gradients = partial(by_platform, _nats_and_gradients)
+_summed_nats = with_gradients(nats_and_gradients)
 
 
 def odds_and_pick(logits, targets):
@@ -190,60 +185,55 @@ def with_bias(on_cpu, x, kernel, bias):
     return jnp.concatenate([x, ones], -1), layer.astype(x.dtype)
 
 
-class Chunks:
-    """Arrays [T, B, ...] as few, equal chunks of steps [chunks, t, B, ...], the last padded with zeros; and back.
+def chunking(on_cpu, shape, kernel_shape, logits=1):
+    """Two functions: arrays [T, B, ...] -> few, equal chunks of steps [chunks, t, B, ...], the last padded; and back.
 
-    Where a single step already has more rows than a chunk should, its batch is cut too: into every n-th row, so that
-    each part has rows of every device that shares the batch.
+    Where a single step of the rows `shape`, with so many `logits` [V] each, already has more than a chunk should, its
+    batch is cut too: into every n-th row, so that each part has rows of every device that shares the batch.
     """
+    (H, V), (T, *batch) = kernel_shape, shape
+    if on_cpu:
+        cached = CHUNK_BYTES // (4 * V)
+        wanted = max(cached, min(H, 3 * cached), LEAST_ROWS, H // 4)
+    else:
+        wanted = max(ACCELERATOR_CHUNK_BYTES // (4 * V), LEAST_ROWS)
+    wanted *= batch_devices()  # each has a part of a chunk; and they add up the kernel's gradient once a chunk
+    parts, rows = 1, logits * math.prod(batch)
+    if batch and rows > 2 * wanted:
+        divisors = (n for n in range(1, batch[0]) if batch[0] % n == 0)
+        parts = next((n for n in divisors if rows // n <= wanted), batch[0])
+    chunks = min(T * parts, max(1, round(T * rows / wanted)))
+    steps = -(-T * parts // chunks)
 
-    def __init__(self, on_cpu: bool, shape: tuple[int, ...], kernel_shape: tuple[int, ...], logits: int = 1):
-        """Decides the chunks for rows of one shape [T, B], each of which makes so many `logits` [V]."""
-        (H, V), (T, *batch) = kernel_shape, shape
-        if on_cpu:
-            cached = CHUNK_BYTES // (4 * V)
-            wanted = max(cached, min(H, 3 * cached), LEAST_ROWS, H // 4)
-        else:
-            wanted = max(ACCELERATOR_CHUNK_BYTES // (4 * V), LEAST_ROWS)
-        wanted *= batch_devices()  # each has a part of a chunk; and they add up the kernel's gradient once a chunk
-        self._shape, self._parts, rows = shape, 1, logits * math.prod(batch)
-        if batch and rows > 2 * wanted:
-            divisors = (n for n in range(1, batch[0]) if batch[0] % n == 0)
-            self._parts = next((n for n in divisors if rows // n <= wanted), batch[0])
-        steps = T * self._parts
-        self._chunks = min(steps, max(1, round(T * rows / wanted)))
-        self._steps = -(-steps // self._chunks)
-
-    def cut(self, array: jax.Array) -> jax.Array:
-        """[T, B, ...] -> [chunks, t, B, ...]."""
-        if self._parts > 1:
-            array = jnp.moveaxis(array.reshape(len(array), -1, self._parts, *array.shape[2:]), 2, 1)
+    def cut(array: jax.Array) -> jax.Array:
+        if parts > 1:
+            array = jnp.moveaxis(array.reshape(T, -1, parts, *array.shape[2:]), 2, 1)
             array = array.reshape(-1, *array.shape[2:])
-        padding = [(0, self._chunks * self._steps - len(array))] + [(0, 0)] * (array.ndim - 1)
-        return jnp.pad(array, padding).reshape(self._chunks, self._steps, *array.shape[1:])
+        padding = [(0, chunks * steps - len(array))] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, padding).reshape(chunks, steps, *array.shape[1:])
 
-    def join(self, array: jax.Array) -> jax.Array:
-        """[chunks, t, B, ...] -> [T, B, ...]."""
-        rest = array.shape[2 + (len(self._shape) > 1) :]
-        array = array.reshape(-1, *array.shape[2:])[: self._shape[0] * self._parts]
-        if self._parts > 1:
-            array = jnp.moveaxis(array.reshape(self._shape[0], self._parts, *array.shape[1:]), 1, 2)
-        return array.reshape(*self._shape, *rest)
+    def join(array: jax.Array) -> jax.Array:
+        rest = array.shape[2 + len(batch) :]
+        array = array.reshape(-1, *array.shape[2:])[: T * parts]
+        if parts > 1:
+            array = jnp.moveaxis(array.reshape(T, parts, *array.shape[1:]), 1, 2)
+        return array.reshape(*shape, *rest)
+
+    return cut, join
 
 
-def check_shapes(x, kernel, bias, targets):
+def check_shapes(x, kernel, bias, targets, weights=None):
     """Raises ValueError where the arguments of a loss do not fit each other."""
     if x.ndim - targets.ndim != 1 or kernel.ndim != 2:
         raise ValueError(
             f"x should be [T, B, H], targets [T, B] and kernel [H, V]; their shapes are {x.shape}, {targets.shape} "
             f"and {kernel.shape}"
         )
-    H, V = x.shape[-1], kernel.shape[1]
-    for name, array, shape in (("kernel", kernel, (H, V)), ("bias", bias, (V,)), ("targets", targets, x.shape[:-1])):
-        if array.shape != shape:
-            raise ValueError(f"{name} should have the shape {shape}; its shape is {array.shape}")
-    for name, array in (("x", x), ("kernel", kernel), ("bias", bias)):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{name} should be floating-point numbers; its dtype is {array.dtype}")
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ValueError(f"targets should be integers; they are {targets.dtype}")
+    (*rows, H), V = x.shape, kernel.shape[1]
+    expected = {"x": (x, (*rows, H)), "kernel": (kernel, (H, V)), "bias": (bias, (V,)), "targets": (targets, (*rows,))}
+    for name, (array, shape) in {**expected, "weights": (weights, (*rows,))}.items():
+        kind = jnp.integer if name == "targets" else jnp.floating
+        if array is not None and (array.shape != shape or not jnp.issubdtype(array.dtype, kind)):
+            raise ValueError(
+                f"{name} should be {kind.__name__} numbers of the shape {shape}; it is {array.dtype} {array.shape}"
+            )

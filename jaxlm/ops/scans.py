@@ -1,0 +1,78 @@
+"""Scans over time: with few kernels on accelerators, over padded steps of which only some count, and associative."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxlm.ops.devices import by_platform
+
+# Steps in one turn of a loop on accelerators: it halves the kernels of a step (docs/devices.md). CPUs gain nothing.
+UNROLLED = 5
+
+
+def scan(cell: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, reverse: bool = False) -> tuple[Any, Any]:
+    """`lax.scan(cell, carry, steps, reverse=reverse)`, its loop partly written out on accelerators."""
+
+    def on(on_cpu: bool, carry: Any, steps: Any) -> tuple[Any, Any]:
+        return lax.scan(cell, carry, steps, reverse=reverse, unroll=1 if on_cpu else UNROLLED)
+
+    return by_platform(on, carry, steps)
+
+
+def bounded_scan(
+    cell: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, length: jax.Array | None
+) -> tuple[Any, Any]:
+    """`lax.scan(cell, carry, steps)`, after `length` steps of which, traced and at least 1, the carry stays as it is.
+
+    Outputs after these steps mean nothing. Where the length is None all steps count.
+    """
+    if length is None:
+        return scan(cell, carry, steps)
+
+    def bounded(state: tuple[jax.Array, Any], step: Any) -> tuple[tuple[jax.Array, Any], Any]:
+        done, carry = state
+        new, output = cell(carry, step)
+        return (done + 1, jax.tree.map(lambda a, b: jnp.where(done < length, a, b), new, carry)), output
+
+    (_, carry), outputs = scan(bounded, (jnp.int32(0), carry), steps)
+    return carry, outputs
+
+
+def last_step(outputs: Any, length: jax.Array | None) -> Any:
+    """Of arrays [T, ...] the last step that counts: [...]."""
+    return jax.tree.map(lambda leaf: leaf[-1 if length is None else length - 1], outputs)
+
+
+def linear_recurrence_reference(a: jax.Array, b: jax.Array, h: jax.Array) -> jax.Array:
+    """`linear_recurrence` written plainly: one step after the other."""
+
+    def step(h, ab):
+        h = ab[0] * h + ab[1]
+        return h, h
+
+    return lax.scan(step, h, (a, b))[1]
+
+
+def linear_recurrence(a: jax.Array, b: jax.Array, h: jax.Array) -> jax.Array:
+    """h_t = a_t * h_(t-1) + b_t for all t at once, in about log2(T) parallel steps, as in arXiv:2410.01201.
+
+    Args:
+        a, b: [T, B, H]; they do not depend on h.
+        h: the carry [B, H].
+
+    Returns:
+        [T, B, H].
+
+    >>> half, one = jnp.full((3, 1, 1), 0.5), jnp.ones((3, 1, 1))
+    >>> linear_recurrence(half, one, jnp.zeros((1, 1))).ravel().tolist()
+    [1.0, 1.5, 1.75]
+    """
+
+    def combine(earlier, later):
+        return earlier[0] * later[0], earlier[1] * later[0] + later[1]
+
+    first = b[:1] + a[:1] * h
+    return lax.associative_scan(combine, (a, jnp.concatenate([first, b[1:]])))[1]
