@@ -20,7 +20,6 @@ except ModuleNotFoundError:
     ) from None
 
 from jaxlm.runs.loading import load
-from jaxlm.scoring.token_scores import TokenScores
 
 
 @register_model("jaxlm")
@@ -65,31 +64,27 @@ class JaxLM(TemplateLM):
             if not continuation:
                 found.append((0.0, True))
                 continue
-            scores = self._scores([*(context or [self.eot_token_id]), *continuation]).rows(
-                slice(-len(continuation), None)
-            )
+            ids = np.array([*(context or [self.eot_token_id]), *continuation], np.int32)
+            scores = self._score([ids]).rows(slice(-len(continuation), None))
             found.append((-float(scores.nats.sum()), bool((scores.rank == 1).all())))
         return found
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text, from `<eos>` on."""
-        return [
-            -float(self._scores([self.eot_token_id, *ids]).nats.sum()) if ids else 0.0
-            for ids in (self.tok_encode(request.args[0]) for request in requests)
-        ]
+        asked = [(("", ""), [], self.tok_encode(request.args[0])) for request in requests]
+        return [log_p for log_p, _ in self._loglikelihood_tokens(asked)]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """A continuation of each text, up to a stop string or `max_gen_toks` words; greedy unless it is to sample.
 
         Samples have the option `seed`, else each request its own, so that one that is repeated gives another text.
         """
-        every = enumerate(request.args for request in requests)
-        return [self._generated(context, {"seed": place, **options}) for place, (context, options) in every]
+        return [self._generated(place, *request.args) for place, request in enumerate(requests)]
 
-    def _generated(self, context: str, options: dict[str, Any]) -> str:
+    def _generated(self, place: int, context: str, options: dict[str, Any]) -> str:
         stops = options.get("until") or []
         stops = [stops] if isinstance(stops, str) else stops
-        words, seed = int(options.get("max_gen_toks", 64)), int(options["seed"])
+        words, seed = int(options.get("max_gen_toks", 64)), int(options.get("seed", place))
         if words < 1:
             return ""
         temperature = float(options.get("temperature", 1.0)) if options.get("do_sample") else 0.0
@@ -101,9 +96,6 @@ class JaxLM(TemplateLM):
             if ends := [text.find(stop) for stop in stops if stop in text]:
                 return text[: min(ends)]
         return text
-
-    def _scores(self, ids: list[int]) -> TokenScores:
-        return self._score([np.asarray(ids, np.int32)])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from jaxlm.ops.lstm import lstm, zero_state
 from jaxlm.scoring import generation
 from jaxlm.scoring.sampling import Sampling
 from jaxlm.scoring.stream import eval_step
-from jaxlm.scoring.token_scores import EVERYTHING, Network, Tokens, own_scores
+from jaxlm.scoring.token_scores import Detail, Network, Tokens, own_scores
 
 TOKENS = jnp.zeros((T, B), jnp.int32)
 PLATFORMS = "cpu", "cuda", "tpu"
@@ -86,7 +86,7 @@ def test_tokens_are_scored_in_chunks_of_the_platforms_size():
     network = Network(model, stack.init_params(model, jax.random.key(0)))
     ids = jnp.zeros((64, 64), jnp.int32)
     features = jnp.zeros((64, 64, model.hidden_sizes[-1]))
-    texts = lowered(partial(own_scores, detail=EVERYTHING), network, features, Tokens(ids, ids, ids > 0))
+    texts = lowered(partial(own_scores, detail=Detail()), network, features, Tokens(ids, ids, ids > 0))
     assert [rows_of(text, model.vocab_size) for text in texts] == [128, 1024, 1024]
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import MEMBER, fetch, members_mesh, place
 from jaxlm.runs.run import Run
-from jaxlm.scoring.stream import members_nats, stream_nats
+from jaxlm.scoring.stream import stream_nats
 from jaxlm.training import members
 from jaxlm.training.step import Metrics, TrainState, traced, train_windows
 from jaxlm.training.validations import validated
@@ -125,7 +125,7 @@ class MemberGroup:
         what = some.corpus.valid, rows, some.config.train.bptt_length
         recipes, states = self._members
         if self._vmapped and self.mesh is None:
-            nats, predictions = members_nats(recipes.model, states.evaluated, *what)
+            nats, predictions = stream_nats(recipes.model, states.evaluated, *what, members=True)
             found = [some.perplexity(one, predictions, rows) for one in nats]
         else:
             each = enumerate(self.runs)

@@ -5,9 +5,8 @@ and among many, in one piece and as a stream.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from heapq import heappop, heappush
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -62,11 +61,10 @@ class Position(NamedTuple):
     seen: jax.Array | None  # words that were there already, bool [S, V]; only for a repetition penalty
 
 
-def texts_of(vocab: Vocab, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[Text]:
-    """The text of each sample, from all that `drawn` yields."""
-    tokens, log_probs = (np.concatenate(part) for part in zip(*parts, strict=True))
-    samples = [(tokens[:, sample] >= 0, sample) for sample in range(tokens.shape[1])]
-    return [Text(vocab.decode(tokens[at]), log_probs[at].astype(float), vocab.tokens) for at in samples]
+def texts_of(vocab: Vocab, ids: np.ndarray, log_probs: np.ndarray) -> list[Text]:
+    """The text of each sample, from ids [n, S], -1 after a text's end, and their log-probabilities [n, S]."""
+    samples = zip(ids.T, log_probs.T.astype(float), strict=True)
+    return [Text(vocab.decode(one[one >= 0]), log_p[one >= 0], vocab.tokens) for one, log_p in samples]
 
 
 def drawn(
@@ -209,42 +207,32 @@ def beam_search(
     if beam > len(vocab):
         raise JaxlmError(f"beam must be at most {len(vocab):,}, the words of the vocabulary; it is {beam}")
     position = begin(network, Sampling(), prompt, beam)
-    length = 1 << (words - 1).bit_length()
-    tokens, log_probs = _search(network, position.carry, position.token, words, end, sampling.banned, length=length)
-    found = np.asarray(tokens)[:words]
-    found = found[found >= 0]
-    return Text(vocab.decode(found), np.asarray(log_probs, np.float64)[: len(found)], vocab.tokens)
+    totals = np.where(np.arange(beam) == 0, 0, -np.inf).astype(np.float32)  # all begin alike: one goes on at first
+    texts, nats = np.zeros((beam, 0), np.int32), np.zeros((beam, 0))
+    while texts.shape[1] < words and not position.done.all():
+        position, totals, parents, found = _extended(network, sampling.banned, position, totals, end)
+        texts, nats = (np.column_stack([old[parents], new]) for old, new in zip((texts, nats), found, strict=True))
+    return texts_of(vocab, texts.T, nats.T)[int(np.argmax(totals))]
 
 
-@partial(jax.jit, static_argnames="length")
-def _search(network, carry, token, words, end, banned, *, length):
-    """The best text's words [length], -1 after its end, and their log-probabilities."""
-    B, V = len(token), network.model.vocab_size
+@jax.jit
+def _extended(network, banned, position, totals, end):
+    """One word more of the B likeliest texts, which have log-probabilities `totals` [B] so far.
 
-    def unfinished(loop):
-        step, _, _, _, _, _, done = loop
-        return (step < words) & ~done.all()
-
-    def extend(loop):
-        step, carry, token, texts, log_probs, totals, done = loop
-        logits, carry = next_logits(network, token, carry)
-        log_p = jax.nn.log_softmax(logits)
-        allowed = log_p if banned is None else jnp.where(banned, -jnp.inf, log_p)
-        stay = jnp.where(jnp.arange(V) == 0, 0.0, -jnp.inf)  # a text that has ended goes on in one way only
-        candidates = totals[:, None] + jnp.where(done[:, None], stay, allowed)
-        totals, places = lax.top_k(candidates.reshape(-1), B)
-        parent, word = places // V, (places % V).astype(jnp.int32)
-        ended = done[parent]
-        texts = texts[parent].at[:, step].set(jnp.where(ended, -1, word))
-        log_probs = log_probs[parent].at[:, step].set(jnp.where(ended, 0, log_p[parent, word]))
-        carry = jax.tree.map(lambda leaf: leaf[parent], carry)
-        return step + 1, carry, word, texts, log_probs, totals, ended | (word == end)
-
-    totals = jnp.where(jnp.arange(B) == 0, 0.0, -jnp.inf)  # all begin alike: one of them goes on at first
-    start = (0, carry, token, jnp.full((B, length), -1, jnp.int32), jnp.zeros((B, length)), totals, jnp.zeros(B, bool))
-    _, _, _, texts, log_probs, totals, _ = lax.while_loop(unfinished, extend, start)
-    best = totals.argmax()
-    return texts[best], log_probs[best]
+    Returns their new position and totals; of which text each is the continuation [B]; and the words [B], -1 for a text
+    that had ended, with their log-probabilities [B].
+    """
+    B, V = len(totals), network.model.vocab_size
+    logits, carry = next_logits(network, position.token, position.carry)
+    log_p = jax.nn.log_softmax(logits)
+    allowed = log_p if banned is None else jnp.where(banned, -jnp.inf, log_p)
+    stay = jnp.where(jnp.arange(V) == 0, 0.0, -jnp.inf)  # a text that has ended goes on in one way only
+    candidates = totals[:, None] + jnp.where(position.done[:, None], stay, allowed)
+    totals, places = lax.top_k(candidates.reshape(-1), B)
+    parents, word = places // V, (places % V).astype(jnp.int32)
+    ended, carry = position.done[parents], jax.tree.map(lambda leaf: leaf[parents], carry)
+    found = jnp.where(ended, -1, word), jnp.where(ended, 0, log_p[parents, word])
+    return Position(carry, word, position.step + 1, ended | (word == end), None), totals, parents, found
 
 
 def check_counts(**counts: int) -> None:

@@ -245,7 +245,7 @@ class LanguageModel(TrainedModel):
         how, ids, end = self._begun(prompt, stop, **sampling)
         if beam is None:
             parts = generation.drawn(self.network, how, ids, words=words, end=end, samples=samples, seed=seed)
-            return generation.texts_of(self.vocab, parts)
+            return generation.texts_of(self.vocab, *map(np.concatenate, zip(*parts, strict=True)))
         neutral = {"samples": 1, "temperature": 1.0}
         drawing = {"samples": samples, **sampling}.items()
         if wrong := [name for name, value in drawing if name not in ("ban", "no_unk") and value != neutral.get(name)]:

@@ -20,7 +20,7 @@ from jax import lax
 
 from jaxlm.config.protocols import Plain, Temperature
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.token_scores import EVERYTHING, Detail, Network, Tokens, TokenScores, merged, nats_alone, own_scores
+from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, merged, nats_alone, own_scores
 
 FREE = 128  # tokens of a segment, where the protocol leaves the choice
 SHORT = 8  # tokens of a segment of short sentences: few, so that little is read beyond the longest
@@ -117,7 +117,7 @@ class OneStream:
     scored at once, and read again in the next call, from the state before them.
     """
 
-    def __init__(self, reader: Reader, detail: Detail = EVERYTHING):
+    def __init__(self, reader: Reader, detail: Detail):
         self._reader, self._detail, self.state = reader, detail, reader.start_all(1)
         self._pending = np.zeros((3, 0), np.int32)  # the tokens since the state
 
@@ -137,7 +137,7 @@ class OneStream:
 class EachSentence:
     """Reads each sentence from the first state, sentences of about one length side by side; a `Scoring`."""
 
-    def __init__(self, reader: Reader, detail: Detail = EVERYTHING):
+    def __init__(self, reader: Reader, detail: Detail):
         self._reader, self._detail = reader, detail
         self._sizes = [size for size in SENTENCES if size <= reader.most_sentences]
 

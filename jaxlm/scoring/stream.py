@@ -1,7 +1,7 @@
 """Summed nats and counts over a stream of tokens; whoever prints divides them, once."""
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from jaxlm.data.windows import batch, num_windows
 from jaxlm.distributed.mesh import put_rows
 from jaxlm.errors import DataError
-from jaxlm.models import heads, stack
-from jaxlm.models.noise import no_noise
+from jaxlm.models import stack
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
+from jaxlm.scoring.token_scores import Network
 
 PREDICTIONS_PER_WINDOW = 2048
 PREDICTIONS_PER_CALL = 1 << 22  # so that no more of a large split lies in memory at once
@@ -32,9 +32,9 @@ def eval_step(
         inputs, targets: [T, B].
         carry: from the window before, or `zero_carry`.
     """
-    x = stack.embed(params, inputs)
-    features, carry = stack.features(stack.exact(model), params, no_noise(model), x, carry)
-    return heads.token_nats(model, params, features, targets), carry
+    network = Network(model, params)
+    features, carry = network.features(inputs, carry)
+    return network.token_nats(features, targets), carry
 
 
 def stream_nats(
@@ -44,30 +44,15 @@ def stream_nats(
     batch_size: int = 1,
     bptt_length: int = 1,
     mesh: Mesh | None = None,
-) -> tuple[float, int]:
+    members: bool = False,
+) -> tuple[Any, int]:
     """(summed nats, predictions) over ids [N] cut into B rows, the carry passed on throughout, no dropout.
 
     With bptt_length T each row predicts whole windows of T only, as TensorFlow's validation does; with the default
     every token but the first of a row is predicted: 82,429 of Penn Treebank's test at B = 1. The devices of a mesh
-    share the rows and the vocabulary; parameters lie where `place` puts them. Raises DataError where there is nothing
-    to predict.
+    share the rows and the vocabulary; parameters lie where `place` puts them. The model and the parameters of
+    `members` have an axis M, and so have their nats. Raises DataError where there is nothing to predict.
     """
-    nats, predictions = _over_stream(partial(_nats_per_window, model, params), ids, batch_size, bptt_length, mesh)
-    return float(nats), predictions
-
-
-def members_nats(
-    models: Recurrent, params: Params, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1
-) -> tuple[list[float], int]:
-    """`stream_nats` of M members at once, whose models and params have an axis M: (each one's nats, predictions)."""
-    nats, predictions = _over_stream(partial(_nats_per_member, models, params), ids, batch_size, bptt_length)
-    return nats.tolist(), predictions
-
-
-def _over_stream(
-    nats_per_window: Callable, ids: np.ndarray, batch_size: int, bptt_length: int, mesh: Mesh | None = None
-) -> tuple[np.ndarray, int]:
-    """The nats of all windows summed, and the predictions, with a bounded part of the ids on the device at a time."""
     predictions = num_windows(len(ids) // batch_size, bptt_length) * bptt_length
     if predictions < 1:
         raise DataError(
@@ -78,6 +63,7 @@ def _over_stream(
     windows = -(-predictions // length)
     calls = -(-windows * length * batch_size // PREDICTIONS_PER_CALL)
     height = -(-windows // calls) * length
+    nats_per_window = _nats_per_member if members else _nats_per_window
     carry, sums = None, []
     for start in range(0, predictions, height):
 
@@ -86,9 +72,11 @@ def _over_stream(
             return np.pad(tokens, ((0, height + 1 - len(tokens)), (0, 0)))
 
         tokens = put_rows(mesh, (height + 1, batch_size), read)
-        carry, nats = nats_per_window(tokens, np.int32(min(predictions - start, height)), carry, length=length)
+        count = np.int32(min(predictions - start, height))
+        carry, nats = nats_per_window(model, params, tokens, count, carry, length=length)
         sums.append(np.asarray(nats, np.float64))
-    return np.concatenate(sums, -1).sum(-1), predictions * batch_size
+    nats = np.concatenate(sums, -1).sum(-1)
+    return nats if members else float(nats), predictions * batch_size
 
 
 @partial(jax.jit, static_argnames="length")
@@ -111,6 +99,4 @@ def _nats_per_window(model, params, tokens, predictions, carry, *, length):
 @partial(jax.jit, static_argnames="length")
 def _nats_per_member(models, params, tokens, predictions, carry, *, length):
     one = partial(_nats_per_window, length=length)
-    return jax.vmap(one, in_axes=(0, 0, None, None, None if carry is None else 0))(
-        models, params, tokens, predictions, carry
-    )
+    return jax.vmap(one, in_axes=(0, 0, None, None, 0))(models, params, tokens, predictions, carry)

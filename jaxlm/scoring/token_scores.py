@@ -6,7 +6,6 @@ Letters: `N` tokens, `K` likeliest words, `T` steps, `B` batch, `R` rows of a ch
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -116,9 +115,6 @@ class Detail:
         return not (self.top or self.full)
 
 
-EVERYTHING = Detail()  # but likelier words
-
-
 def nats_alone(nats: jax.Array) -> TokenScores:
     """Scores with these nats [N, ...]; the other columns are zero or empty."""
     none = jnp.zeros((*nats.shape, 0))
@@ -133,30 +129,25 @@ def own_scores(
 
     R rows are scored at a time; R rows of which no target counts are skipped. A temperature divides the logits.
     """
-    return by_platform(partial(_own_scores, detail=detail), network, features, tokens, temperature)
+    shape, N = tokens.targets.shape, tokens.targets.size
 
+    def in_chunks(on_cpu: bool, network: Network, temperature: Any, *columns: jax.Array) -> TokenScores:
+        R = min(N, ROWS if on_cpu else ACCELERATOR_ROWS)
 
-def _own_scores(
-    on_cpu: bool, network: Network, features: jax.Array, tokens: Tokens, temperature: Any, detail: Detail
-) -> TokenScores:
-    N, shape = tokens.targets.size, tokens.targets.shape
-    R = min(N, ROWS if on_cpu else ACCELERATOR_ROWS)
+        def score(rows: jax.Array, ids: jax.Array) -> TokenScores:
+            logits = network.logits(rows)
+            return score_logits(logits if temperature is None else logits / temperature, ids, detail, network.begins)
 
-    def chunks(array: jax.Array) -> jax.Array:
-        rows = merged(array)
-        return jnp.pad(rows, ((0, -N % R), *((0, 0),) * (rows.ndim - 1))).reshape(-1, R, *rows.shape[1:])
+        def score_chunk(chunk: tuple[jax.Array, ...]) -> TokenScores:
+            rows, ids, counted = chunk
+            zeros = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), jax.eval_shape(score, rows, ids))
+            return lax.cond(counted.any(), score, lambda *_: zeros, rows, ids)
 
-    def score(rows: jax.Array, ids: jax.Array) -> TokenScores:
-        logits = network.logits(rows)
-        return score_logits(logits if temperature is None else logits / temperature, ids, detail, network.begins)
+        rows = (jnp.pad(merged(one), ((0, -N % R), *((0, 0),) * (one.ndim - 2))) for one in columns)
+        scores = lax.map(score_chunk, tuple(one.reshape(-1, R, *one.shape[1:]) for one in rows))
+        return jax.tree.map(lambda one: merged(one)[:N].reshape(*shape, *one.shape[2:]), scores)
 
-    def score_chunk(chunk: tuple[jax.Array, jax.Array, jax.Array]) -> TokenScores:
-        rows, ids, wanted = chunk
-        zeros = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), jax.eval_shape(score, rows, ids))
-        return lax.cond(wanted.any(), score, lambda *_: zeros, rows, ids)
-
-    scores = lax.map(score_chunk, (chunks(features), chunks(tokens.targets), chunks(tokens.counted)))
-    return jax.tree.map(lambda one: merged(one)[:N].reshape(*shape, *one.shape[2:]), scores)
+    return by_platform(in_chunks, network, temperature, features, tokens.targets, tokens.counted)
 
 
 def merged(array: jax.Array) -> jax.Array:
