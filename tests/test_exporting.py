@@ -13,7 +13,7 @@ from jax import export
 from recipes import KINDS
 
 import jaxlm
-from jaxlm.cli import exchanging, main
+from jaxlm.cli import inspecting, main
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.interop.exporting import TARGETS, export_model
@@ -215,7 +215,7 @@ def test_a_missing_package_names_the_install_line(tmp_path, monkeypatch, target,
 
 
 def test_the_command_line_knows_every_target(tmp_path, capsys):
-    assert exchanging.TARGETS == TARGETS
+    assert inspecting.TARGETS == TARGETS
     with pytest.raises(SystemExit):
         main(["export", str(tmp_path), "--to", "pickle", "-o", str(tmp_path / "out")])
     assert "safetensors" in capsys.readouterr().err

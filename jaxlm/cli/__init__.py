@@ -35,8 +35,7 @@ import jaxlm.cli.training
 import jaxlm.cli.sweeping
 import jaxlm.cli.using
 import jaxlm.cli.inspecting
-import jaxlm.cli.scoring
-import jaxlm.cli.exchanging  # noqa: F401
+import jaxlm.cli.scoring  # noqa: F401
 # isort: on
 
 

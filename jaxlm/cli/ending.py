@@ -48,17 +48,14 @@ def exit_code(action: Callable[[], int | None]) -> int:
             finally:
                 if sys.stdout is not None:
                     sys.stdout.flush()
-        except Diverged as error:
-            return fail(str(error), DIVERGED)
         except JaxlmError as error:
-            return fail(str(error))
+            return fail(str(error), DIVERGED if isinstance(error, Diverged) else FAILED)
         except KeyboardInterrupt:
             return fail("interrupted", SIGNALLED + 2)
-        except AssertionError:
-            # JAX's own, without a message, where its plugin for what JAX_PLATFORMS names is not installed
-            if not re.search("cuda|rocm", platforms := os.environ.get("JAX_PLATFORMS", "")):
+        except AssertionError as error:  # JAX's own, without a message, where there is no GPU of NVIDIA's
+            if str(error) or "cuda" not in os.environ.get("JAX_PLATFORMS", ""):
                 raise
-            return fail(f"JAX has no plugin for JAX_PLATFORMS={platforms}: install it, or unset JAX_PLATFORMS")
+            return fail("JAX sees no GPU, which JAX_PLATFORMS asks for: unset JAX_PLATFORMS, or set it to cpu")
         except (OSError, MemoryError, OverflowError, UnicodeError, RuntimeError, ImportError) as error:
             _drop_output()
             # (RecursionError and JaxRuntimeError are RuntimeErrors. A reader that has left needs no message.)

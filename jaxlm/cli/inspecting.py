@@ -1,4 +1,4 @@
-"""The verbs that show runs: `jaxlm info`, `plot` and `report`."""
+"""The verbs that show runs, or write them for others: `jaxlm info`, `plot`, `report` and `export`."""
 
 import argparse
 import json
@@ -16,6 +16,9 @@ from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.fields import setting_text
 from jaxlm.report.units import perplexity_text
 from jaxlm.terminal import say, say_line
+
+TARGETS = ("safetensors", "torch", "hub", "onnx", "stablehlo")  # (whose code imports JAX: too slow for --help)
+TARGET = "safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx or stablehlo"
 
 
 @verb(
@@ -75,6 +78,22 @@ def report(args: argparse.Namespace) -> None:
     from jaxlm.sweeps.report_file import write_report
 
     say_line(write_report(args.runs, args.output, which=args.checkpoint, texts=args.text, data_dir=args.data_dir))
+
+
+@verb(
+    "write a run's model for another program",
+    *MODEL,
+    argument("--to", choices=TARGETS, required=True, metavar="TARGET", help=TARGET),
+    output("the file or folder to make", required=True),
+)
+def export(args: argparse.Namespace) -> None:
+    check_run(args.run)
+
+    from jaxlm.interop.exporting import export_model
+
+    for note in export_model(args.run, args.to, args.output, args.checkpoint):
+        say_line(note)
+    say_line(f"exported to {args.output}")
 
 
 def contents(run: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxlm.cli.ending import fail
-from jaxlm.config.config import KINDS, SECTIONS, Config, all_kinds, kind_of, preset
+from jaxlm.config.config import KINDS, SECTIONS, Config, all_kinds, preset
 from jaxlm.config.protocols import PROTOCOLS, Plain, protocol_of
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import Spec, either, setting_text, specs
@@ -107,11 +107,10 @@ def add_config_flags(parser: Parser, often: Sequence[str] = _OFTEN) -> None:
 
     --preset, --config and kinds on the parser's command line decide the fields that help shows.
     """
-    shown, brief = _shown_config(parser), parser.add_argument_group("fields used most")
-    taken: set[str] = set()
+    config, brief = _shown_config(parser), parser.add_argument_group("fields used most")
     for section in SECTIONS:
-        part, group = getattr(shown, section), brief
-        kind = kind_of(section, part) if section in KINDS else ""
+        part, group = getattr(config, section), brief
+        kind = config.kinds.get(section, "")
         if not parser.brief:
             title = f"{section} ({kind})" if kind else {"train": "counts of the run", "data": "text"}[section]
             group = parser.add_argument_group(title, (type(part).__doc__ or "").split("\n")[0] if kind else None)
@@ -122,11 +121,10 @@ def add_config_flags(parser: Parser, often: Sequence[str] = _OFTEN) -> None:
             suggest(group.add_argument(f"--{section}", help=help, **options), KINDS[section])
         for name, spec in specs(type(part)).items():
             add_field(group, name, spec, getattr(part, name), shown=name in often or not parser.brief)
-            taken.add(name)
-    for _, _, kind in all_kinds():  # flags of other kinds are accepted, so that `Config.replace` can explain
-        for name in specs(kind).keys() - taken:
-            add_field(parser, name, specs(kind)[name], None, shown=False)
-            taken.add(name)
+    own = {name for _, name, *_ in config.every_field()}
+    others = {name: spec for *_, kind in all_kinds() for name, spec in specs(kind).items() if name not in own}
+    for name, spec in others.items():  # accepted, so that `Config.replace` can explain which kind has the field
+        add_field(parser, name, spec, None, shown=False)
 
 
 def add_protocol_flags(parser: Parser) -> None:
@@ -136,11 +134,9 @@ def add_protocol_flags(parser: Parser) -> None:
     group = parser.add_argument_group(f"protocol ({name})", (chosen.__doc__ or "").split("\n")[0])
     help = f"how probabilities are made: {either(list(PROTOCOLS))} (default plain; with --help: show its flags)"
     group.add_argument("--protocol", choices=tuple(PROTOCOLS), default="plain", help=help)
-    taken: set[str] = set()
-    for kind in (chosen, *PROTOCOLS.values()):
-        for field in [field for field in specs(kind) if field not in taken]:
-            add_field(group, field, specs(kind)[field], getattr(kind(), field), shown=kind is chosen)
-            taken.add(field)
+    own, every = specs(chosen), {name: spec for kind in PROTOCOLS.values() for name, spec in specs(kind).items()}
+    for name, spec in (own | every | own).items():
+        add_field(group, name, spec, getattr(chosen(), name, None), shown=name in own)
 
 
 def changes(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`jaxlm train`, `prepare` and `reproduce`."""
+"""The verbs that make runs, and text for them: `jaxlm train`, `prepare`, `reproduce` and `import`."""
 
 import argparse
 import re
@@ -23,6 +23,7 @@ START = (
     argument("--preset", metavar="NAME", values=[*PRESETS], help="the recipe to start from, see below (default small)"),
     pathname("--config", "FILE", "start from a config.json instead"),
 )
+VOCAB = "a file of one word a line, or for PyTorch the folder of train.txt, valid.txt, test.txt; a hub's folder has one"
 PREPARED = ("vocab_size", *DataConfig().options)  # the fields that `prepare` takes
 
 
@@ -185,3 +186,24 @@ def reproduce(args: argparse.Namespace) -> int:
         say_line(f"differs: {line}")
     say_line(f"{args.run} and {found.run_dir} are {'NOT ' if found.results else ''}the same, byte for byte")
     return FAILED if found.results else 0
+
+
+@verb(
+    "make a run of a model of PyTorch, TensorFlow 1 or a hub",
+    pathname("file", "FILE", "from torch.save, safetensors or TensorFlow 1, or a hub's folder; never executed"),
+    pathname("--vocab", "VOCAB", VOCAB),
+    pathname("run", "RUN", "the directory to make"),
+)
+def import_(args: argparse.Namespace) -> None:
+    from jaxlm.interop.importing import import_model
+    from jaxlm.runs.directory import saved_record
+
+    model = import_model(args.file, args.vocab, args.run)
+    for note in saved_record(args.run)["corpus"]["notes"]:
+        say_line(note)
+    sizes = model.config.model
+    say_line(
+        f"{args.run}: {len(model.vocab):,} {model.vocab.kind}, embedding {sizes.embedding_size}, layers "
+        f"{', '.join(map(str, sizes.hidden_sizes))}{', tied' if sizes.tied else ''}; try: jaxlm evaluate "
+        f"{shlex.quote(str(args.run))} --text FILE"
+    )
