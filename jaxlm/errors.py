@@ -1,7 +1,4 @@
-"""Errors, for the person who can fix them: one clear sentence each.
-
-The command line prints these without a traceback; `jaxlm/cli/__init__.py` lists its exit codes.
-"""
+"""Errors, for the person who can fix them: one clear sentence each, which the command line prints."""
 
 
 class JaxlmError(ValueError):

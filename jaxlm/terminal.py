@@ -24,13 +24,8 @@ def printable(text: str, *, keep_newlines: bool = False, encoding: str | None = 
     >>> print(printable("\x1b[2J and \n"))
     \x1b[2J and \n
     """
-
-    def escape(unsafe: re.Match[str]) -> str:
-        if keep_newlines and unsafe[0] == "\n":
-            return "\n"
-        return unsafe[0].encode("unicode_escape").decode()
-
-    text = _UNSAFE.sub(escape, text)
+    kept = "\n" if keep_newlines else ""
+    text = _UNSAFE.sub(lambda found: found[0] if found[0] in kept else found[0].encode("unicode_escape").decode(), text)
     return text.encode(encoding, "backslashreplace").decode(encoding) if encoding else text
 
 
@@ -47,7 +42,7 @@ def flag(name: str, value: object) -> str:
 def say(
     text: object = "", *, file: TextIO | None = None, end: str = "\n", flush: bool = False, exact: bool = False
 ) -> None:
-    """Prints text that may contain parts of files: the only printer of the command line.
+    """Prints text that may contain parts of files, on standard output or into another file.
 
     Line feeds are kept: a part that must stay on its line goes through `printable` first. With `exact` so are control
     characters. Letters that the file's encoding lacks become escapes. A process without a standard output prints

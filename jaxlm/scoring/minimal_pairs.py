@@ -61,14 +61,6 @@ class Accuracy:
     alike: int
     left_out: int
 
-    @staticmethod
-    def of(name: str, term: str, results: Sequence[PairResult]) -> "Accuracy":
-        """The accuracy on some pairs."""
-        counted = [result for result in results if result.counted]
-        correct, ties = (sum(getattr(result, kind) for result in counted) for kind in ("correct", "tied"))
-        alike = sum(result.alike for result in results)
-        return Accuracy(name, term, len(counted), correct, ties, alike, len(results) - len(counted))
-
     @property
     def accuracy(self) -> float:
         """nan without pairs."""
@@ -121,6 +113,13 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
     return pairs
 
 
+def _accuracy(name: str, term: str, results: Sequence[PairResult]) -> Accuracy:
+    counted = [one for one in results if one.counted]
+    correct, ties = sum(one.correct for one in counted), sum(one.tied for one in counted)
+    alike, left_out = sum(one.alike for one in results), len(results) - len(counted)
+    return Accuracy(name, term, len(counted), correct, ties, alike, left_out)
+
+
 def score_pairs(scoring: Scoring, read: SentenceReader, pairs: Iterable[Pair], oov: str, eos: bool) -> MinimalPairs:
     """Scores pairs, each sentence by itself, and counts.
 
@@ -139,13 +138,12 @@ def score_pairs(scoring: Scoring, read: SentenceReader, pairs: Iterable[Pair], o
         unique = {one.ids.tobytes(): one for one in sentences}  # equal sentences get equal numbers: a tie is one
         nats = sentence_nats(scoring, [*unique.values()], eos)
         log_p = {key: -float(part.sum()) for key, part in zip(unique, nats, strict=True)}
-        for place, pair in enumerate(block):
-            good, bad = sentences[2 * place : 2 * place + 2]
+        for pair, good, bad in zip(block, sentences[::2], sentences[1::2], strict=True):
             alike = np.array_equal(good.ids, bad.ids) and good.tokens != bad.tokens
             p_good, p_bad = (log_p[one.ids.tobytes()] for one in (good, bad))
             results.append(PairResult(pair, p_good, p_bad, alike, not (alike and oov == "filter")))
     by_uid: dict[str, list[PairResult]] = {}
     for result in results:
         by_uid.setdefault(result.pair.uid, []).append(result)
-    rows = [Accuracy.of(uid, found[0].pair.term, found) for uid, found in sorted(by_uid.items())]
-    return MinimalPairs(rows, Accuracy.of("all", "", results), results)
+    rows = [_accuracy(uid, found[0].pair.term, found) for uid, found in sorted(by_uid.items())]
+    return MinimalPairs(rows, _accuracy("all", "", results), results)

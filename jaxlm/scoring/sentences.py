@@ -40,21 +40,15 @@ class Encoded:
 
 
 class Boundaries(NamedTuple):
-    """Where pieces make up words: properties of each token, bool [V].
+    """Where pieces make up words: properties of each token, bool [V]."""
 
-    Attributes:
-        begins: it begins a word (or ends the line) wherever it stands.
-        blank: it is white space alone, and what follows belongs to the same word.
-        ends: it is punctuation that is a word by itself: any token after it begins a word.
-    """
-
-    begins: np.ndarray
-    blank: np.ndarray
-    ends: np.ndarray
+    begins: np.ndarray  # begins a word, or ends the line, wherever it stands
+    blank: np.ndarray  # is white space alone, and what follows belongs to the same word
+    ends: np.ndarray  # is punctuation that is a word by itself: any token after it begins a word
 
     @staticmethod
     def of(vocab: Vocab, punctuation: str) -> "Boundaries | None":
-        """Those of a vocabulary; None where every token is a word."""
+        """The boundaries of a vocabulary; None where every token is a word."""
         if vocab.kind == "words":
             return None
         texts = [data.decode("utf-8", "ignore") for data in vocab.token_bytes]
@@ -82,22 +76,15 @@ def is_punctuation(text: str) -> bool:
 
 @dataclass(frozen=True)
 class SentenceReader:
-    """How every verb reads sentences.
-
-    Attributes:
-        vocab, lowercase: the model's.
-        split: from a line to the pieces of each displayed word, where tokens are words.
-        punctuation: "word" shows punctuation with its word, "own" as a word of its own.
-    """
+    """How every verb reads sentences."""
 
     vocab: Vocab
     lowercase: bool
-    split: Tokenizer
-    punctuation: str
+    split: Tokenizer  # from a line to the pieces of each displayed word, where tokens are words
+    punctuation: str  # "word" shows punctuation with its word, "own" as a word of its own
 
     @cached_property
     def boundaries(self) -> Boundaries | None:
-        """Where pieces make up words; None where every token is a word."""
         return Boundaries.of(self.vocab, self.punctuation)
 
     def __call__(self, sentence: Sentence, oov: str, where: str) -> Encoded:
@@ -147,9 +134,10 @@ def in_regions(sentence: Encoded, regions: Sequence[str], where: str) -> Encoded
     lengths = accumulate((len("".join(region.split())) for region in regions), initial=0)
     places = [ends.get(length, -1) for length in lengths]
     if -1 in places or "".join("".join(regions).split()) != "".join(words):
+        given, whole = " | ".join(regions), " ".join(words)
         raise DataError(
-            f"{where}: the regions {' | '.join(regions)!r:.120} do not tile the words of the sentence "
-            f"{' '.join(words)!r:.120}: give every word once, in order"
+            f"{where}: the regions {given!r:.120} do not tile the words of the sentence {whole!r:.120}: give every "
+            f"word once, in order"
         )
     return replace(sentence, words=tuple(regions), starts=sentence.starts[places])
 
@@ -157,9 +145,7 @@ def in_regions(sentence: Encoded, regions: Sequence[str], where: str) -> Encoded
 def word_nats(scores: TokenScores, sentences: Sequence[Encoded], lengths: Sequence[int]) -> np.ndarray:
     """The nats of every token that was predicted, float64, with the P(B) of words: those of a word sum to the word's.
 
-    Args:
-        scores: of the sentences, one after the other.
-        lengths: how many predictions each sentence has.
+    The scores are of sentences one after the other, of so many (`lengths`) predictions each.
     """
     nats, firsts = scores.nats.astype(float), accumulate(lengths, initial=0)
     cuts = np.concatenate([first + one.cuts for first, one in zip(firsts, sentences, strict=False)])
@@ -187,12 +173,8 @@ def encode(vocab: Vocab, tokens: Sequence[str], oov: str, where: str, lowercase:
     read = [word.lower() for word in tokens] if lowercase else tokens
     unknown = [word not in vocab.ids or (vocab.kind != "words" and word == vocab.tokens.unknown) for word in read]
     if any(unknown) and (oov == "error" or vocab.unknown_id < 0):
-        word, kind = tokens[unknown.index(True)], vocab.kind
-        why = (
-            f"read it as {UNK} with oov=unk"
-            if vocab.unknown_id >= 0
-            else f"the vocabulary has no {UNK} to stand for it"
-        )
+        word, kind, has_none = tokens[unknown.index(True)], vocab.kind, vocab.unknown_id < 0
+        why = f"the vocabulary has no {UNK} to stand for it" if has_none else f"read it as {UNK} with oov=unk"
         raise DataError(
             f"{where}: the {kind[:-1]} {word!r} is not among the {len(vocab):,} {kind} of the vocabulary; {why}"
         )

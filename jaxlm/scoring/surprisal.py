@@ -101,9 +101,7 @@ class Table:
         try:
             pandas = import_module("pandas")
         except ImportError:
-            raise JaxlmError(
-                "a data frame needs pandas: pip install pandas (columns() is the same table without it)"
-            ) from None
+            raise JaxlmError("a data frame needs pandas: pip install pandas (or take the table's columns())") from None
         return pandas.DataFrame(self.columns())
 
 
@@ -175,10 +173,7 @@ def scored_blocks(
 def surprisals(
     scores: TokenScores, vocab: Vocab, sentences: Sequence[Encoded], options: SurprisalOptions, first: int
 ) -> Surprisals:
-    """The table of S sentences, numbered from `first` on, by the scores of every token but the first of each sentence.
-
-    A sentence without words has no row. Of the options `oov`, `unit` and `eos` matter here.
-    """
+    """The table of sentences, numbered from `first` on, by the scores of every token but the first of each sentence."""
     lengths = np.array([len(sentence.ids) - 1 for sentence in sentences])  # tokens predicted, `<eos>` among them
     sentence_id = np.repeat(np.arange(len(sentences)), lengths)
     token_id = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -235,31 +230,23 @@ class WordSurprisals(Table):
 
 
 def by_word(table: Surprisals, sentences: Sequence[Encoded], first: int, eos: bool) -> WordSurprisals:
-    """The table of sentences' tokens, numbered from `first` on, summed over their words.
-
-    With `eos` the table has rows for `<eos>`, each a word.
-    """
-    ends = [1] * eos
-    counts = np.concatenate([[*np.diff(sentence.starts), *ends] for sentence in sentences]).astype(int)
+    """The table of sentences' tokens, numbered from `first` on, summed over words; with `eos` an `<eos>` is a word."""
+    counts = np.concatenate([[*np.diff(sentence.starts), *[1] * eos] for sentence in sentences]).astype(int)
     displayed = [[*sentence.words, *[EOS] * eos] for sentence in sentences]
-    owner, W = np.repeat(np.arange(len(counts)), counts), len(counts)
-    starts = np.minimum(np.cumsum(counts) - counts, max(0, len(table) - 1))
-    lengths = [len(words) for words in displayed]
-    tokens: list[list[str]] = [[] for _ in range(W)]
-    for place, token in zip(owner.tolist(), table.token, strict=True):
-        tokens[place].append(token)
+    lengths, ends = [*map(len, displayed)], np.cumsum(counts)
+    owner, starts = np.repeat(np.arange(len(counts)), counts), ends - counts
 
-    def summed(column: np.ndarray) -> np.ndarray:
-        return np.where(counts > 0, np.bincount(owner, column, minlength=W), math.nan)
+    def of_words(values: np.ndarray) -> np.ndarray:
+        return np.where(counts > 0, values, math.nan)
 
     return WordSurprisals(
         np.repeat(np.arange(len(displayed)), lengths) + first,
         np.concatenate([np.arange(1, length + 1) for length in lengths]),
-        [word for words in displayed for word in words],
-        [" ".join(found) for found in tokens],
-        np.bincount(owner, table.oov, minlength=W) > 0,
-        summed(table.surprisal),
-        np.where(counts > 0, table.entropy[starts], math.nan),
-        summed(table.entropy_reduction),
+        [*chain.from_iterable(displayed)],
+        [" ".join(table.token[start:end]) for start, end in zip(starts, ends, strict=True)],
+        np.bincount(owner, table.oov, len(counts)) > 0,
+        of_words(np.bincount(owner, table.surprisal, len(counts))),
+        of_words(np.append(table.entropy, math.nan)[starts]),
+        of_words(np.bincount(owner, table.entropy_reduction, len(counts))),
         table.unit,
     )
