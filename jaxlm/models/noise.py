@@ -58,7 +58,7 @@ def growing(model: Recurrent, step: jax.Array, total: jax.Array | int) -> Recurr
     return replace(model, **{name: 1 - share * (1 - getattr(model, name)) for name in model.growing})
 
 
-def sums_all_words(model: Recurrent, step: jax.Array, total: jax.Array | int) -> jax.Array | bool:
+def sums_all_words(model: Recurrent, step: jax.Array | int, total: jax.Array | int) -> jax.Array | bool:
     """Whether a window comes after the share of all windows that sample words, so that its softmax sums all words."""
     return False if model.sampled_share is None else step >= model.sampled_share * total
 

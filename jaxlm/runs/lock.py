@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from jaxlm.errors import RunDirError
 from jaxlm.files import Folder, explained
@@ -23,16 +23,16 @@ class InUse(RunDirError):
     """A run directory that another process holds."""
 
 
-class Held:
+class Held(NamedTuple):
     """A run directory that this process alone writes in."""
 
-    def __init__(self, folder: Folder, file: BinaryIO):
-        self.folder, self._file = folder, file
+    folder: Folder
+    file: BinaryIO  # the lock
 
     def check(self) -> None:
         """Raises RunDirError once the directory was removed or replaced."""
         with suppress(OSError):
-            if os.path.samestat(os.fstat(self._file.fileno()), os.lstat(self.folder.path / NAME)):
+            if os.path.samestat(os.fstat(self.file.fileno()), os.lstat(self.folder.path / NAME)):
                 return  # its lock is found at its path
         raise RunDirError(f"{self.folder.path} was removed or replaced while this run was in it: nothing can be saved")
 

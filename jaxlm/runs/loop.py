@@ -49,12 +49,12 @@ def fit(group: Group, observer: Observer) -> int | None:
         JaxlmError: a file cannot be read or written, or what the observer raises.
     """
     signal = observer.stopped()
-    if signal is not None or not (runs := unfinished(group)):
+    if signal is not None or not (runs := _unfinished(group)):
         return signal
     some = next(iter(runs.values()))
     with feed(some.corpus.train, some.config.train, partial(put_rows, group.mesh)) as take:
         done = None  # the last call, if it is not logged yet
-        while signal is None and (runs := unfinished(group)):
+        while signal is None and (runs := _unfinished(group)):
             some = next(iter(runs.values()))
             plan, edge = some.plan, min(run.edge_after(run.next) - run.next for run in runs.values())
             count = min(edge, some.config.train.windows_per_call)
@@ -106,6 +106,6 @@ def _end_call(group: Group, observer: Observer, signal: int | None) -> None:
             observer.fill(group)
 
 
-def unfinished(group: Group) -> dict[int, Run]:
+def _unfinished(group: Group) -> dict[int, Run]:
     """The runs that have windows left to train, by slot."""
     return {slot: run for slot, run in enumerate(group.runs) if run is not None and not run.finished}

@@ -85,6 +85,7 @@ class MetricsLog:
         on_metrics: called with (step, values by tag) of each window and each result.
 
     Attributes:
+        epochs: the lines of epochs that were kept.
         skipped: the number of windows in each epoch whose cost or gradient is not finite; they made no update.
     """
 
@@ -106,7 +107,9 @@ class MetricsLog:
         self.skipped: Counter[int] = Counter()
         self._cost: defaultdict[int, float] = defaultdict(float)  # of each epoch, summed in order of the windows
         self._steps: Counter[int] = Counter()
-        self._count([row for row in _rows(lines, path) if row["kind"] == "window"])
+        rows = _rows(lines, path)
+        self._count([row for row in rows if row["kind"] == "window"])
+        self.epochs = [row for row in rows if row["kind"] == "epoch"]
         with ExitStack() as stack:
             self._files: dict[str, BinaryIO] = {}
             for name in (NAME, TIMING):

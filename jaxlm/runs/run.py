@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 
+import jax
 import numpy as np
 
 from jaxlm.config.config import Config
@@ -18,12 +19,13 @@ from jaxlm.data.corpora import Corpus
 from jaxlm.data.vocab import BLOCK, TextSize, Vocab
 from jaxlm.data.windows import MOST_WINDOWS, RandomLengths, WindowPlan, batch
 from jaxlm.errors import DataError
+from jaxlm.models.noise import sums_all_words
 from jaxlm.report.progress import EpochResult
 from jaxlm.report.trackers import OnMetrics
 from jaxlm.report.units import comparable, perplexity
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.lock import Held
-from jaxlm.runs.metrics import MetricsLog, Prefix, read_metrics
+from jaxlm.runs.metrics import MetricsLog, Prefix
 from jaxlm.training.step import Metrics, TrainState
 from jaxlm.training.validations import Validations
 
@@ -97,8 +99,7 @@ class Run:
                 f"train, and it is tested again"
             )
         names = EpochResult.__dataclass_fields__
-        results = [row for row in read_metrics(self.folder) if row["kind"] == "epoch"]
-        self.epochs = [EpochResult(**{name: row[name] for name in names if name in row}) for row in results]
+        self.epochs = [EpochResult(**{name: row[name] for name in names if name in row}) for row in self.log.epochs]
         self.start_clock()
 
     @property
@@ -160,8 +161,7 @@ class Run:
         """The last window's epoch so far, without windows whose cost is not finite."""
         model, last = self.config.model, max(self.step - 1, 0)
         epoch, index = self.plan.locate(last)
-        share = model.sampled_share
-        sampled = bool(model.sampled_words) and (share is None or last - index < share * self.plan.total)
+        sampled = bool(model.sampled_words) and not sums_all_words(model, last - index, self.plan.total)
         cost, steps = self.log.epoch_cost(epoch + 1)
         return EpochResult(epoch + 1, self.learning_rate, perplexity(cost, steps), train_estimated=sampled)
 
@@ -194,8 +194,7 @@ class Run:
 
     def trained(self, metrics: Metrics, count: int) -> str | None:
         """Logs the first `count` windows of a call; returns a sentence where one of them ends the run."""
-        columns = metrics.cost, metrics.grad_norm, metrics.learning_rate, metrics.finite
-        cost, norm, rate, finite = (np.asarray(column)[:count] for column in columns)
+        cost, norm, rate, finite = (np.asarray(column)[:count] for column in jax.tree.leaves(metrics))
         stopping = self.config.train.on_nonfinite == "stop" and not finite.all()
         done = int(finite.argmin()) if stopping else count
         lengths = self.plan.windows(self.step, done, done).length

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxlm.config.config import Config
 from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
@@ -112,7 +111,7 @@ def train(
             given = directory.saved_record(run_dir).get("params") == "given"
             if given or config.data.tokens == "subwords":  # its vocabulary may differ from its text's
                 found, _ = checkpoint.newest_intact(run_dir)
-                vocab = found.vocab if found else None
+                vocab = found and found.vocab
     asked = config.model.compute_dtype
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
     fresh = new_state(config, params, math.prod(mesh_shape(mesh)))
@@ -160,8 +159,8 @@ def train(
             save(group, 0)  # nobody could draw given parameters again; and a run of no window is one to evaluate too
         progress.doing("compiling")
         with signals.noted() as stop:
-            stopped_by = fit(group, _Reporter(progress, stop))
-        return _finish(run, group, shared, mesh, progress, stopped_by)
+            stopped_by = fit(group, _Reporter(run, progress, stop))
+        return _finish(run, group, shared, progress, stopped_by)
 
 
 def with_corpus(
@@ -220,6 +219,7 @@ def new_state(config: Config, params: Params | None = None, devices: int = 1) ->
 class _Reporter(Observer):
     """Shows a run's progress, and ends it where it diverges."""
 
+    _run: Run
     _progress: Progress
     _stop: signals.Stop
 
@@ -227,8 +227,7 @@ class _Reporter(Observer):
         return hosts.agreed(self._stop.signal or 0) or None
 
     def trained(self, group: Group) -> None:
-        for run in filter(None, group.runs):
-            self._progress.advance(run.so_far, run.plan.locate(run.step - 1)[1] + 1)
+        self._progress.advance(self._run.so_far, self._run.plan.locate(self._run.step - 1)[1] + 1)
 
     def doing(self, what: str) -> None:
         self._progress.doing(what)
@@ -238,21 +237,16 @@ class _Reporter(Observer):
         raise Diverged(f"{problem}: stopped before its update; {remedy} (--resume --on-nonfinite skip)")
 
     def epoch_ended(self, group: Group, stopping: bool) -> None:
-        for run in filter(None, group.runs):
-            floor = floors(run.corpus, "valid").get("floor_valid")
-            self._progress.epoch(run.epochs[-1], run.words_per_second, run.epoch_seconds, floor)
-            if run.averages_from == run.step:
-                self._progress.say(f"by its validations so far, averaging starts with window {run.step + 1}")
+        run, floor = self._run, floors(self._run.corpus, "valid").get("floor_valid")
+        self._progress.epoch(run.epochs[-1], run.words_per_second, run.epoch_seconds, floor)
+        if run.averages_from == run.step:
+            self._progress.say(f"by its validations so far, averaging starts with window {run.step + 1}")
 
 
-def _finish(
-    run: Run, group: SingleGroup, shared: Path, mesh: Mesh | None, progress: Progress, stopped_by: int | None
-) -> TrainResult:
+def _finish(run: Run, group: SingleGroup, shared: Path, progress: Progress, stopped_by: int | None) -> TrainResult:
     """Tests, draws the curve and prints the results; after a signal it only says how to resume."""
     kept_in, skipped = run.folder.path if run.kept else None, run.log.skipped.total()
-    result = TrainResult(
-        run.config, run.corpus.name, kept_in, group.state(), run.epochs, None, stopped_by, skipped_windows=skipped
-    )
+    result = TrainResult(run.config, run.corpus.name, kept_in, group.state(), run.epochs, None, stopped_by, skipped)
     if stopped_by is not None:
         how = f"saved; resume with {flag('--run-dir', run.folder.path)} --resume" if kept_in else "nothing is kept"
         progress.say(f"stopped by {signal.Signals(stopped_by).name} after window {run.step}: {how}", wrap=False)
@@ -265,14 +259,13 @@ def _finish(
         progress.doing("testing the best checkpoint")
         try:
             saved = hosts.together(lambda: checkpoint.load(shared, str(best)).state.evaluated)
-            nats = stream_nats(run.config.model, place(mesh, saved), run.corpus.test, mesh=mesh)
+            nats = stream_nats(run.config.model, place(group.mesh, saved), run.corpus.test, mesh=group.mesh)
             tests["best"] = run.log_test("best", best, *nats)
         except CheckpointError as error:
             progress.say(f"the best checkpoint is not tested: {error}", loud=True)
-    rows = [
-        (f"epoch {one.epoch}", f"train {one.train_text}  valid {perplexity_text(one.valid_perplexity)}")
-        for one in run.epochs
-    ]
+    rows = []
+    for one in run.epochs:
+        rows.append((f"epoch {one.epoch}", f"train {one.train_text}  valid {perplexity_text(one.valid_perplexity)}"))
     rows += [(f"test, {which} checkpoint", f"{value:.2f}") for which, value in tests.items()]
     found = {name.removeprefix("test_"): value for name, value in run.comparable("test", tests["last"]).items()}
     rows.append(("comparable with any tokens", comparable_text(found)))
