@@ -154,7 +154,7 @@ def resume(
             changed.append(f"train.epochs: {found.manifest.epoch} are trained -> {config.train.epochs}")
         if found.vocab != corpus.vocab:
             pairs = enumerate(zip_longest(found.vocab.words, corpus.vocab.words))
-            first = next((f"; word {at} is {was!r} -> {now!r}" for at, (was, now) in pairs if was != now), "")
+            first = next((f"; word {at} is {[was]} -> {[now]}" for at, (was, now) in pairs if was != now), "")
             changed.append(f"vocabulary: {len(found.vocab)} -> {len(corpus.vocab)} words{first}")
     if changed:
         raise RunDirError(
