@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
+from flax.linen.recurrent import flip_sequences
 from jax import lax
 
 from jaxlm.models import heads, stack
@@ -42,60 +43,58 @@ class _FastRNN(nn.RNN):
         inputs: jax.Array,
         *,
         initial_carry: Carry | None = None,
-        init_key: jax.Array | None = None,
+        init_key: jax.Array | None = None,  # (Flax's own draws nothing by it either)
         seq_lengths: jax.Array | None = None,
-        return_carry: bool | None = None,
-        time_major: bool | None = None,
-        reverse: bool | None = None,
-        keep_order: bool | None = None,
+        **options: bool | None,
     ) -> Any:
         cell: Any = self.cell
-        time_major = self.time_major if time_major is None else time_major
-        x = inputs if time_major else jnp.moveaxis(inputs, -2, 0)
-        key = jax.random.key(0) if init_key is None else init_key
-        carry = cell.initialize_carry(key, x.shape[1:]) if initial_carry is None else initial_carry
-        if self.is_initializing():
-            cell(carry, x[0])  # makes the parameters, as nn.RNN's first step does
+        if self.is_initializing():  # make the parameters, as nn.RNN's first step does
+            cell(cell.initialize_carry(jax.random.key(0), inputs[..., 0, :].shape), inputs[..., 0, :])
         gates = cell.variables["params"]
         kernel = jnp.block([[gates[side + gate]["kernel"] for gate in "igfo"] for side in "ih"])
         bias = jnp.concatenate([gates["h" + gate]["bias"] for gate in "igfo"])
-        x = promote_dtype(x, kernel, dtype=cell.dtype)[0]
-        reverse = self.reverse if reverse is None else reverse
-        keep_order = self.keep_order if keep_order is None else keep_order
-        carry, y = run(x, kernel, bias, carry, seq_lengths, reverse, keep_order)
-        y = y if time_major else jnp.moveaxis(y, 0, -2)
-        return (carry, y) if (self.return_carry if return_carry is None else return_carry) else y
+        return run(self, inputs, kernel, bias, initial_carry, seq_lengths, **options)
 
 
 def run(
-    x: jax.Array,  # [T, ..., E]
+    rnn: Any,
+    inputs: jax.Array,
     kernel: jax.Array,  # [E + H, 4H], gates in the order i, g (or j), f, o
     bias: jax.Array,  # [4H]
-    carry: Carry,
+    carry: Carry | None,  # None: zeros
     lengths: jax.Array | None,  # steps of each sequence [...], behind which is padding; None: all T
-    reverse: bool,
-    keep_order: bool,
-) -> tuple[Carry, jax.Array]:
-    """Runs the op as Flax's RNN runs its cell: the carry after each sequence's last step, and the outputs [T, ..., H].
+    time_major: bool | None = None,
+    return_carry: bool | None = None,
+    reverse: bool | None = None,
+    keep_order: bool | None = None,
+) -> Any:
+    """What Flax's RNN returns of its cell: the outputs, or with `return_carry` (the carry, the outputs).
 
-    With `reverse` it runs from the last step to the first; with `keep_order` too, outputs are in the inputs' order.
+    The carry is the one after each sequence's last step. Options that are None are those of the module `rnn`.
     """
+    given = time_major, return_carry, reverse, keep_order
+    own = rnn.time_major, rnn.return_carry, rnn.reverse, rnn.keep_order
+    time_major, return_carry, reverse, keep_order = (b if a is None else a for a, b in zip(given, own, strict=True))
+    x = promote_dtype(inputs, kernel, dtype=rnn.cell.dtype)[0]
+    x = x if time_major else jnp.moveaxis(x, -2, 0)
     T, batch, H = len(x), x.shape[1:-1], len(bias) // 4
     x = x.reshape(T, -1, x.shape[-1])
-    length = jnp.full(x.shape[1], T) if lengths is None else lengths.reshape(-1)
-    flipped = ((jnp.arange(T)[::-1, None] + length) % T)[..., None]  # padding stays at the end
-    x = jnp.take_along_axis(x, flipped, 0) if reverse else x
+    lengths = None if lengths is None else lengths.reshape(-1)
+    x = flip_sequences(x, lengths, 1, True) if reverse else x
     if lengths is not None:
         # One more input, which is 1 in padding, shuts the gate i and opens f: the cell state c stays as it was.
-        padding = (jnp.arange(T)[:, None] >= length).astype(x.dtype)
+        padding = (jnp.arange(T)[:, None] >= lengths).astype(x.dtype)
         x = jnp.concatenate([padding[..., None], x], -1)
         i, f = jnp.full(H, -1e4, kernel.dtype), jnp.full(H, 1e4, kernel.dtype)
         kernel = jnp.concatenate([jnp.concatenate([i, 0 * i, f, 0 * i])[None], kernel])
-    c, h = (part.astype(kernel.dtype).reshape(-1, H) for part in carry)  # the op carries in the parameters' dtype
-    y, final = lstm(x, kernel, bias, LSTMState(c, h))
-    h = final.h if lengths is None else jnp.take_along_axis(y, (length - 1)[None, :, None], 0)[0].astype(final.h.dtype)
-    y = jnp.take_along_axis(y, flipped, 0) if reverse and keep_order else y
-    return (final.c.reshape(*batch, H), h.reshape(*batch, H)), y.reshape(T, *batch, H)
+    state = (jnp.zeros((x.shape[1], H)),) * 2 if carry is None else carry
+    state = LSTMState(*(part.astype(kernel.dtype).reshape(-1, H) for part in state))  # (in the parameters' dtype)
+    y, end = lstm(x, kernel, bias, state)
+    if lengths is not None:
+        end = LSTMState(end.c, jnp.take_along_axis(y, (lengths - 1)[None, :, None], 0)[0].astype(end.h.dtype))
+    y = (flip_sequences(y, lengths, 1, True) if reverse and keep_order else y).reshape(T, *batch, H)
+    y = y if time_major else jnp.moveaxis(y, 0, -2)
+    return ((end.c.reshape(*batch, H), end.h.reshape(*batch, H)), y) if return_carry else y
 
 
 class LanguageModel(nn.Module):

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn.dtypes import promote_dtype
 
 from jaxlm.linen import Carry, read, run
 from jaxlm.models import stack
@@ -13,13 +12,12 @@ from jaxlm.models.noise import is_random
 from jaxlm.models.recurrent import Params, Recurrent
 
 
-class LSTM(nnx.Module):
-    """`nnx.RNN(nnx.OptimizedLSTMCell(E, H, rngs=rngs))`, faster: the same parameters, the same output, the same carry.
+class LSTM(nnx.RNN):
+    """`nnx.RNN(nnx.OptimizedLSTMCell(E, H, rngs=rngs))`, faster: the same parameters, outputs, carry, call arguments.
 
-    inputs [..., T, E] (or [T, ..., E] if time_major) -> outputs [..., T, H], after the carry (c, h), each [..., H], if
-    return_carry. Outputs beyond `seq_lengths` are undefined. Parameters (`cell.dense_i.kernel`, `cell.dense_h.kernel`
-    and `cell.dense_h.bias`) load from one into the other both ways, by
-    `nnx.update(module, nnx.state(other, nnx.Param))`.
+    Options are `time_major`, `return_carry`, `reverse` and `keep_order`. Outputs beyond `seq_lengths` are undefined.
+    Parameters (`cell.dense_i.kernel`, `cell.dense_h.kernel` and `cell.dense_h.bias`) load from one into the other both
+    ways, by `nnx.update(module, nnx.state(other, nnx.Param))`.
     """
 
     def __init__(
@@ -27,30 +25,25 @@ class LSTM(nnx.Module):
         in_features: int,
         hidden_features: int,
         *,
-        time_major: bool = False,
-        return_carry: bool = False,
-        reverse: bool = False,
-        keep_order: bool = False,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        self.cell = nnx.OptimizedLSTMCell(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.time_major, self.return_carry = time_major, return_carry
-        self.reverse, self.keep_order = reverse, keep_order
+        cell = nnx.OptimizedLSTMCell(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        super().__init__(cell, rngs=False, **options)
 
     def __call__(
-        self, inputs: jax.Array, *, initial_carry: Carry | None = None, seq_lengths: jax.Array | None = None
+        self,
+        inputs: jax.Array,
+        *,
+        initial_carry: Carry | None = None,
+        seq_lengths: jax.Array | None = None,
+        **options: bool | None,
     ) -> Any:
-        inward, across, bias = self.cell.dense_i.kernel, self.cell.dense_h.kernel, self.cell.dense_h.bias
-        assert bias is not None
-        kernel, bias = _gates(jnp.concatenate([inward[...], across[...]])), _gates(bias[...])
-        x = promote_dtype((inputs, kernel), dtype=self.cell.dtype)[0]
-        x = x if self.time_major else jnp.moveaxis(x, -2, 0)
-        zeros = jnp.zeros((*x.shape[1:-1], self.cell.hidden_features), kernel.dtype)
-        carry, y = run(x, kernel, bias, initial_carry or (zeros, zeros), seq_lengths, self.reverse, self.keep_order)
-        y = y if self.time_major else jnp.moveaxis(y, 0, -2)
-        return (carry, y) if self.return_carry else y
+        cell: Any = self.cell
+        kernel = _gates(jnp.concatenate([cell.dense_i.kernel[...], cell.dense_h.kernel[...]]))
+        return run(self, inputs, kernel, _gates(cell.dense_h.bias[...]), initial_carry, seq_lengths, **options)
 
 
 def _gates(columns: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from jaxlm.fields import setting_text
 from jaxlm.report.units import perplexity_text
 from jaxlm.terminal import say, say_line
 
-TARGETS = ("safetensors", "torch", "hub", "onnx", "stablehlo")  # (whose code imports JAX: too slow for --help)
+TARGETS = ("safetensors", "torch", "onnx", "stablehlo", "hub")  # (whose code imports JAX: too slow for --help)
 TARGET = "safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx or stablehlo"
 
 

@@ -19,14 +19,15 @@ from jaxlm.models.recurrent import Recurrent
 from jaxlm.optimizers.descent import SGD
 from jaxlm.optimizers.kinds import OPTIMIZERS
 from jaxlm.optimizers.optimizer import Optimizer
-from jaxlm.published import kinds as published
+from jaxlm.published.awd_lstm import PublishedASGD
+from jaxlm.published.lamb import LambAdam, LambMogrifier
 from jaxlm.schedules import SCHEDULES, Piecewise, Plateau, Schedule
 
 FORMAT = 2  # of config.json
 
 KINDS: dict[str, Mapping[str, type]] = {
-    "model": MODELS | published.MODELS,
-    "optimizer": OPTIMIZERS | published.OPTIMIZERS,
+    "model": {**MODELS, "lamb-mogrifier": LambMogrifier},
+    "optimizer": {**OPTIMIZERS, "awd-lstm": PublishedASGD, "lamb-adam": LambAdam},
     "schedule": SCHEDULES,
 }
 FIXED: dict[str, type] = {"train": TrainConfig, "data": DataConfig}

@@ -5,17 +5,18 @@ tokenizer.json  tokenizer_config.json  vocab.json  vocab.txt  README.md (card.md
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jax
 import safetensors.numpy
+from jinja2 import Environment, StrictUndefined
 
 from jaxlm.config.config import kind_of
 from jaxlm.errors import JaxlmError
-from jaxlm.files import new_folder
+from jaxlm.files import Folder, new_folder
 from jaxlm.interop.export_torch import array
 from jaxlm.interop.hub_tokenizer import as_json, special_tokens, tokenizer_files
 from jaxlm.interop.importing import CODE, CONFIG, FORMAT, WEIGHTS
@@ -23,6 +24,9 @@ from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import Recurrent
 from jaxlm.report.curve import by_kind
 from jaxlm.report.units import perplexity_text
+from jaxlm.runs import checkpoint
+from jaxlm.runs.loading import load
+from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.state_arrays import named
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.terminal import printable
@@ -30,32 +34,25 @@ from jaxlm.terminal import printable
 CELLS = ("lstm", "gru", "mingru", "mogrifier")  # that modeling_jaxlm.py has
 
 
-def export_hub(
-    model: LanguageModel,
-    out: Path,
-    metrics: Sequence[dict[str, Any]] = (),
-    kept: Iterable[tuple[int, LanguageModel]] = (),
-) -> list[str]:
-    """Writes the folder, whose model card shows the results among the run's metrics; returns notes.
+def export_hub(model: LanguageModel, out: Path, run: Path | None) -> None:
+    """Writes the folder, whose model card shows the run's results.
 
-    Each model of `kept`, with the words that it had seen, is a folder in it: chck_1M, chck_2M, ...
+    Each checkpoint that the run kept by words seen is a folder in it: chck_1M, chck_2M, ...
 
     Raises:
         JaxlmError: modeling_jaxlm.py has no such layer.
         OSError: the folder cannot be written.
     """
     with new_folder(out) as folder:
-        for name, data in hub_files(model, metrics).items():
-            folder.write(name, data)
-        for words, one in kept:
-            with folder.new_folder(_revision(words)) as inner:
-                for name, data in hub_files(one).items():
-                    inner.write(name, data)
-    return []
+        _fill(folder, model, read_metrics(run) if run else [])
+        for step, manifest in checkpoint.manifests(run).items() if run else ():
+            if run and manifest.words:
+                with folder.new_folder(_revision(manifest.words)) as inner:
+                    _fill(inner, load(run, str(step)), [])
 
 
-def hub_files(model: LanguageModel, metrics: Sequence[dict[str, Any]] = ()) -> dict[str, bytes]:
-    """The bytes of the folder's files. Raises JaxlmError as `export_hub`."""
+def _fill(folder: Folder, model: LanguageModel, metrics: Sequence[dict[str, Any]]) -> None:
+    """Writes the files of one model."""
     config, params = model.config.model, {**model.params, "embedding": {"weight": model.params["embedding"]}}
     described = {
         "model_type": "jaxlm",
@@ -78,25 +75,25 @@ def hub_files(model: LanguageModel, metrics: Sequence[dict[str, Any]] = ()) -> d
         "shapes": _shapes(params),
         "jaxlm": json.loads(model.config.to_json()),
     }
-    card = _card(
+    environment = Environment(trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters["cell"] = _cell
+    card = environment.from_string(files("jaxlm.interop").joinpath("card.md").read_text("utf-8")).render(
         kind=kind_of("model", config),
-        sizes=config.hidden_sizes,
+        model=config,
+        vocab=model.vocab,
         corpus=model.corpus.get("name", "an unknown corpus"),
-        words=len(model.vocab),
-        tokens=model.vocab.kind,
-        embedding=config.embedding_size,
         count=sum(leaf.size for leaf in jax.tree.leaves(model.params)),
-        tied=config.tied,
         results=_results(metrics),
     )
-    arrays = {name: array(leaf) for name, leaf in named(params).items()}
-    return {
+    contents = {
         CONFIG: as_json(described),
         CODE: files("jaxlm.interop").joinpath(CODE).read_bytes(),
-        WEIGHTS: safetensors.numpy.save(arrays, {"format": "pt"}),
+        WEIGHTS: safetensors.numpy.save({name: array(leaf) for name, leaf in named(params).items()}, {"format": "pt"}),
         **tokenizer_files(model),
         "README.md": card.encode(),
     }
+    for name, data in contents.items():
+        folder.write(name, data)
 
 
 def _revision(words: int) -> str:
@@ -123,14 +120,6 @@ def _shapes(tree: Any) -> Any:
         return list(tree.shape)
     entries = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
     return {str(name): _shapes(value) for name, value in entries}
-
-
-def _card(**values: Any) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters["cell"] = _cell
-    return environment.from_string(files("jaxlm.interop").joinpath("card.md").read_text("utf-8")).render(values)
 
 
 def _results(metrics: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:

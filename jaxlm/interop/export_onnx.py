@@ -1,12 +1,10 @@
 """Export to ONNX: LSTM (or GRU) nodes, with the state as inputs and outputs."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.files import new_file
 from jaxlm.interop.export_torch import StateDict, array, torch_layers
 from jaxlm.models.lstm import LSTM
 from jaxlm.scoring.language_model import LanguageModel
@@ -15,15 +13,14 @@ HEADER = '<ir_version: 8, opset_import: ["" : 17], producer_name: "jaxlm">'  # w
 MOST_BYTES = (1 << 31) - (1 << 24)  # of a protocol buffer, with room for all but the weights
 
 
-def export_onnx(model: LanguageModel, out: Path) -> list[str]:
-    """Writes an ONNX model; returns notes.
+def to_onnx(model: LanguageModel) -> tuple[bytes, list[str]]:
+    """An ONNX model, and notes.
 
     Inputs: `tokens` int64 [T, B], and of each layer k `h_k` and, of an LSTM, `c_k`, float32 [1, B, H]. Outputs:
     `logits` [T, B, V], and `h_k_out` and `c_k_out`. The words are in the metadata, under "vocabulary", as a JSON list.
 
     Raises:
         JaxlmError: the package onnx is missing, ONNX has no such layer, or the model is too large.
-        OSError: the file cannot be written.
     """
     try:
         import onnx  # pyright: ignore[reportMissingImports]
@@ -38,9 +35,7 @@ def export_onnx(model: LanguageModel, out: Path) -> list[str]:
     made.graph.initializer.extend(onnx.numpy_helper.from_array(weight, name) for name, weight in weights.items())
     onnx.helper.set_model_props(made, {"vocabulary": json.dumps(model.vocab.words)})
     onnx.checker.check_model(made)
-    with new_file(out) as file:
-        file.write(made.SerializeToString())
-    return []
+    return made.SerializeToString(), []
 
 
 def _graph(model: LanguageModel) -> tuple[str, dict[str, np.ndarray]]:
@@ -74,7 +69,6 @@ def _graph(model: LanguageModel) -> tuple[str, dict[str, np.ndarray]]:
 
 def _weights(layer: StateDict, kind: str) -> StateDict:
     """A layer's weights as ONNX has them: gates i, o, f, c (PyTorch: i, f, g, o), or z, r, h (PyTorch: r, z, n)."""
-
     order = [0, 3, 1, 2] if kind == "LSTM" else [1, 0, 2]
     parts = {name: np.concatenate([np.split(value, len(order))[at] for at in order]) for name, value in layer.items()}
     biases = np.concatenate([parts["bias_ih"], parts["bias_hh"]])

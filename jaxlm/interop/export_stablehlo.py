@@ -1,13 +1,10 @@
 """Export to StableHLO: the function of one next word, its weights inside, as jax.export serialises it."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 from jax import export
 
 from jaxlm.errors import JaxlmError
-from jaxlm.files import new_file
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import no_noise
 from jaxlm.scoring.language_model import LanguageModel
@@ -15,15 +12,14 @@ from jaxlm.scoring.language_model import LanguageModel
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def export_stablehlo(model: LanguageModel, out: Path) -> list[str]:
-    """Writes a file that `jax.export.deserialize(OUT.read_bytes())` reads; returns notes.
+def to_stablehlo(model: LanguageModel) -> tuple[bytes, list[str]]:
+    """A file that `jax.export.deserialize` reads, and notes.
 
     Its `call(tokens, *carry)` takes tokens int32 [1, B], for any B, and the carry's arrays, all zero before the first
     word, and returns the logits [1, B, V] of the next word and the new carry.
 
     Raises:
         JaxlmError: the package flatbuffers is missing.
-        OSError: the file cannot be written.
     """
     try:
         import flatbuffers  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -42,8 +38,7 @@ def export_stablehlo(model: LanguageModel, out: Path) -> list[str]:
     arguments = [jax.ShapeDtypeStruct((1, rows), jnp.int32)]
     arguments += [jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype) for leaf in jax.tree.leaves(like)]
     made = export.export(jax.jit(next_word), platforms=PLATFORMS)(*arguments)
-    with new_file(out) as file:
-        file.write(made.serialize())
     shapes = ", ".join(str(list(argument.shape)) for argument in arguments[1:])
     answer = f"logits [1, B, {len(model.vocab)}] and the new carry"
-    return [f"call(tokens int32 [1, B], carry {shapes}) -> {answer}; for {', '.join(PLATFORMS)}"]
+    note = f"call(tokens int32 [1, B], carry {shapes}) -> {answer}; for {', '.join(PLATFORMS)}"
+    return bytes(made.serialize()), [note]

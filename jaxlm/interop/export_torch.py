@@ -5,11 +5,11 @@ The names are those of pytorch/examples' word_language_model: `encoder.weight`, 
 its own, as in awd-lstm-lm: `rnns.0.weight_ih_l0`, `rnns.1.weight_ih_l0`, ...
 """
 
+import io
 import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ import safetensors.numpy
 
 from jaxlm.config.config import kind_of
 from jaxlm.errors import JaxlmError
-from jaxlm.files import new_file
 from jaxlm.models.gru import GRU
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params, Recurrent
@@ -27,8 +26,8 @@ StateDict = dict[str, np.ndarray]  # two names of one array object share it
 ALIGNMENT = 64  # bytes, of each storage within the file, as torch.save has it
 
 
-def export_torch(model: LanguageModel, out: Path) -> list[str]:
-    """Writes a file that `torch.load(OUT, weights_only=True)` reads; returns notes. Raises JaxlmError, OSError."""
+def to_torch(model: LanguageModel) -> tuple[bytes, list[str]]:
+    """A file that `torch.load(OUT, weights_only=True)` reads, and notes. Raises JaxlmError as `torch_layers`."""
     tensors, notes = state_dict(model.config.model, model.params)
     keys = {identity: str(key) for key, identity in enumerate(dict.fromkeys(map(id, tensors.values())))}
     items = b"".join(_plain(name) + _tensor(keys[id(tensor)], tensor) for name, tensor in tensors.items())
@@ -38,25 +37,18 @@ def export_torch(model: LanguageModel, out: Path) -> list[str]:
         **{f"data/{keys[id(one)]}": one.astype("<f4", copy=False).data.cast("B") for one in tensors.values()},
         "version": b"3\n",
     }
-    with new_file(out) as file, zipfile.ZipFile(file, "w") as archive:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
         for name, data in entries.items():
             info = zipfile.ZipInfo(f"model/{name}", (1980, 1, 1, 0, 0, 0))  # so that equal tensors give equal bytes
             padding = -(file.tell() + 30 + len(info.filename) + 4) % ALIGNMENT
             info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
             with archive.open(info, "w", force_zip64=len(data) >= zipfile.ZIP64_LIMIT) as entry:
                 entry.write(data)
-    return notes
+    return file.getvalue(), notes
 
 
-def export_safetensors(model: LanguageModel, out: Path) -> list[str]:
-    """Writes the state_dict as a .safetensors file; returns notes. Raises JaxlmError, OSError."""
-    data, notes = safetensors_bytes(model)
-    with new_file(out) as file:
-        file.write(data)
-    return notes
-
-
-def safetensors_bytes(model: LanguageModel) -> tuple[bytes, list[str]]:
+def to_safetensors(model: LanguageModel) -> tuple[bytes, list[str]]:
     """A .safetensors file and notes; an array of two names is kept once, as safetensors.torch.save_model does."""
     tensors, notes = state_dict(model.config.model, model.params)
     kept: dict[int, str] = {}

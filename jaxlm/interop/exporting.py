@@ -5,24 +5,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxlm.errors import JaxlmError
-from jaxlm.files import reason
+from jaxlm.files import new_file, reason
 from jaxlm.interop.export_hub import export_hub
-from jaxlm.interop.export_onnx import export_onnx
-from jaxlm.interop.export_stablehlo import export_stablehlo
-from jaxlm.interop.export_torch import export_safetensors, export_torch
-from jaxlm.runs import checkpoint
+from jaxlm.interop.export_onnx import to_onnx
+from jaxlm.interop.export_stablehlo import to_stablehlo
+from jaxlm.interop.export_torch import to_safetensors, to_torch
 from jaxlm.runs.loading import load
-from jaxlm.runs.metrics import read_metrics
 from jaxlm.scoring.language_model import LanguageModel
 
-EXPORTERS: dict[str, Callable[[LanguageModel, Path], list[str]]] = {
-    "safetensors": export_safetensors,
-    "torch": export_torch,
-    "hub": export_hub,
-    "onnx": export_onnx,
-    "stablehlo": export_stablehlo,
+EXPORTERS: dict[str, Callable[[LanguageModel], tuple[bytes, list[str]]]] = {  # to a file's bytes, and notes
+    "safetensors": to_safetensors,
+    "torch": to_torch,
+    "onnx": to_onnx,
+    "stablehlo": to_stablehlo,
 }
-TARGETS = tuple(EXPORTERS)
+TARGETS = (*EXPORTERS, "hub")
 
 
 def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, which: str = "last") -> list[str]:
@@ -42,16 +39,17 @@ def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, 
         JaxlmError: the target is unknown or cannot express the model (with the reason), a package for it is missing,
             or OUT exists or cannot be written.
     """
-    if target not in EXPORTERS:
+    if target not in TARGETS:
         raise JaxlmError(f"expected one of {', '.join(TARGETS)} to export to, found {target!r}")
     model = run if isinstance(run, LanguageModel) else load(run, which)
     try:
-        if target == "hub" and not isinstance(run, LanguageModel):
-            saved = checkpoint.manifests(run).items()
-            kept = ((words, load(run, str(step))) for step, manifest in saved if (words := manifest.words))
-            notes = export_hub(model, Path(out), read_metrics(run), kept)
+        if target == "hub":
+            export_hub(model, Path(out), None if isinstance(run, LanguageModel) else Path(run))
+            notes = []
         else:
-            notes = EXPORTERS[target](model, Path(out))
+            data, notes = EXPORTERS[target](model)
+            with new_file(out) as file:
+                file.write(data)
     except (OSError, MemoryError) as error:
         problem = "there is not enough memory" if isinstance(error, MemoryError) else reason(error)
         raise JaxlmError(f"cannot export to {os.fspath(out)}: {problem}") from None

@@ -17,35 +17,44 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SGD(Optimizer):
-    """Stochastic gradient descent."""
+class Descent(Optimizer):
+    """What SGD and ASGD share."""
 
     updates_rows: ClassVar[bool] = True
     weight_decay: float | None = number(
         None, "decay of all parameters, times the learning rate, after clipping (none: absent)", low=0
     )
+
+    def keeps_rows(self, tied: bool) -> bool:
+        return not tied and self.l2_penalty is None and self.weight_decay is None
+
+    def decay(self) -> list[optax.GradientTransformation]:
+        """The decay of all parameters, added to the gradient as PyTorch's SGD adds it; []: none."""
+        import optax
+
+        return [] if self.weight_decay is None else [optax.add_decayed_weights(self.weight_decay)]
+
+
+@dataclass(frozen=True)
+class SGD(Descent):
+    """Stochastic gradient descent."""
+
     momentum: float | None = number(None, "decay of the accumulated gradient (none: no momentum)", low=0, below=1)
     nesterov: bool = flag(False, "Nesterov's momentum", needs=("momentum",))
 
     def keeps_rows(self, tied: bool) -> bool:
-        return not tied and self.l2_penalty is None and self.weight_decay is None and self.momentum is None
+        return super().keeps_rows(tied) and self.momentum is None
 
     def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
         import optax
 
-        return optax.chain(
-            *decayed(self.weight_decay), optax.sgd(self.learning_rate * factor, self.momentum, self.nesterov)
-        )
+        return optax.chain(*self.decay(), optax.sgd(self.learning_rate * factor, self.momentum, self.nesterov))
 
 
 @dataclass(frozen=True)
-class ASGD(Optimizer):
+class ASGD(Descent):
     """Averaged SGD from when validation stops improving on: NT-ASGD (Merity et al. 2018, arXiv:1708.02182)."""
 
-    updates_rows: ClassVar[bool] = True
-    weight_decay: float | None = number(
-        None, "decay of all parameters, times the learning rate, after clipping (none: absent)", low=0
-    )
     nonmonotone: int = count(
         5,
         "averaging starts after a validation worse than the best of all but the last N before it (0: with the first "
@@ -62,17 +71,7 @@ class ASGD(Optimizer):
                 "go: set average_decay to none, or take the optimizer sgd"
             )
 
-    def keeps_rows(self, tied: bool) -> bool:
-        return not tied and self.l2_penalty is None and self.weight_decay is None
-
     def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
         import optax
 
-        return optax.chain(*decayed(self.weight_decay), optax.sgd(self.learning_rate * factor))
-
-
-def decayed(weight: float | None) -> list[optax.GradientTransformation]:
-    """The decay of all parameters, added to the gradient as PyTorch's SGD adds it; []: none."""
-    import optax
-
-    return [] if weight is None else [optax.add_decayed_weights(weight)]
+        return optax.chain(*self.decay(), optax.sgd(self.learning_rate * factor))

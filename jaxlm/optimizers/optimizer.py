@@ -81,9 +81,6 @@ class Optimizer:
         """Whether evaluation uses an average of the parameters."""
         return self.averages_after is not None or self.average_decay is not None
 
-    def check(self) -> None:
-        """Raises JaxlmError where two fields contradict each other."""
-
     def check_model(self, model: Recurrent) -> None:
         """Raises JaxlmError where the optimiser means nothing for a model."""
 

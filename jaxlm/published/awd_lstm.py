@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from jaxlm.errors import JaxlmError
 from jaxlm.models.lstm import LSTM
-from jaxlm.optimizers.descent import ASGD, decayed
+from jaxlm.optimizers.descent import ASGD
 from jaxlm.optimizers.optimizer import clip_by_given_norm
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class PublishedASGD(ASGD):
 
         clip = [] if self.clip_norm is None else [clip_by_given_norm(self.clip_norm, 1e-6)]
         twice = optax.stateless(lambda updates, _: _with_biases_times(updates, 2))
-        return optax.chain(*clip, twice, *decayed(self.weight_decay), _by_lagging_rate(self.learning_rate * factor))
+        return optax.chain(*clip, twice, *self.decay(), _by_lagging_rate(self.learning_rate * factor))
 
 
 class Lag(NamedTuple):
