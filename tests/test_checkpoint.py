@@ -197,6 +197,8 @@ def test_a_later_damaged_one_does_not_outlive_the_resumed_run(tmp_path):
         save(tmp_path, step, 2.0, config=SMALL.replace(keep_last=3))
     for step in (5, 6):
         (tmp_path / f"checkpoints/{step:08d}/state.safetensors").write_bytes(b"....")
+    with Folder.open(tmp_path) as run:
+        checkpoint.discard_later(run, 1)
     save(tmp_path, 2)
     assert list(checkpoint.manifests(tmp_path)) == [1, 2]
     assert checkpoint.find(tmp_path).name == "00000002"

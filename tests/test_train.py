@@ -21,7 +21,7 @@ from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.errors import CheckpointError, Diverged, RunDirError
 from jaxlm.files import seal, unseal
 from jaxlm.runs import checkpoint
-from jaxlm.runs.metrics import read_metrics
+from jaxlm.runs.metrics import MetricsLog, read_metrics
 from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state
 from jaxlm.training import step as steps
@@ -171,6 +171,28 @@ def test_a_damaged_last_checkpoint_is_passed_over_and_the_end_is_the_same(train,
     jaxlm.train(CONFIG, corpus, tmp_path / "run", resume=True)
     said = capsys.readouterr().out
     assert f"{chunk} is damaged" in said and "resuming from the newest intact checkpoint" in said
+    assert_same(tmp_path / "run", reference)
+
+
+def test_a_damaged_checkpoint_that_comes_back_after_a_resume_is_not_missed(
+    train, reference, tmp_path, corpus, monkeypatch
+):
+    """The resumed run is killed before its first save, when the metrics end at the checkpoint before."""
+    train(steps=60)
+    chunk = checkpoint.find(tmp_path / "run") / "state.safetensors"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[1:])
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsLog, "windows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            jaxlm.train(CONFIG, corpus, tmp_path / "run", resume=True)
+    if chunk.parent.is_dir():
+        chunk.write_bytes(whole)
+    jaxlm.train(CONFIG, corpus, tmp_path / "run", resume=True)
     assert_same(tmp_path / "run", reference)
 
 

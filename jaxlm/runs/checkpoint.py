@@ -107,16 +107,14 @@ def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Mani
                 new.write(file, data)
             if folder.exists(name):  # a damaged one: this run was resumed from an older checkpoint
                 folder.discard(name)
-        # Checkpoints of later steps were damaged when the run was resumed. They go too, or one would pass for the last.
-        found = {step: saved for step, saved in manifests(run).items() if step <= manifest.step}
+        found = manifests(run)
         kept = {*sorted(found)[-config.train.keep_last :], best_step(found)}
         every = config.train.keep_every
         for step, saved in found.items():
             if saved.words or (every and saved.valid_perplexity is not None and saved.epoch % every == 0):
                 kept.add(step)
         for step, old in _names(folder).items():
-            # An earlier one that cannot be read stays for its owner: it may have been kept for good.
-            if step > manifest.step or (step in found and step not in kept):
+            if step in found and step not in kept:  # (one that cannot be read may have been kept for good)
                 folder.discard(old)
     return path
 
@@ -127,6 +125,17 @@ def clean(run: Folder) -> None:
     if run.exists(FOLDER):
         with run.folder(FOLDER) as folder:
             folder.clean()
+
+
+def discard_later(run: Folder, step: int) -> None:
+    """Removes the checkpoints after the one that a run is resumed from: they are damaged.
+
+    The metrics that they sealed are written again, so that none of them could be resumed from later.
+    """
+    with run.folder(FOLDER) as folder:
+        for later, name in _names(folder).items():
+            if later > step:
+                folder.discard(name)
 
 
 def manifests(run: str | Path | Folder, problems: list[str] | None = None) -> dict[int, Manifest]:

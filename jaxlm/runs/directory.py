@@ -166,6 +166,8 @@ def resume(
         with suppress(RunDirError):
             record = saved_record(run)
         _write(run, record, config, devices)
+        if found:
+            checkpoint.discard_later(run, found.manifest.step)
     notes = [f"{problem}; resuming from the newest intact checkpoint" for problem in problems]
     if found is None:
         return None, [f"{run.path} has no checkpoint yet: starting from the beginning"]
