@@ -9,9 +9,9 @@ import codecs
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from io import BytesIO
 from typing import Any, ClassVar
 
@@ -145,7 +145,6 @@ class Subwords(_Exact):
     kind = "subwords"
     ends = ("\n", "\u010a", "<0x0A>", "</s>", "<|endoftext|>", EOS, "[SEP]")
     model: bytes = field(repr=False)
-    _found: dict[str, list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def read(cls, model: bytes, where: str) -> "Subwords":
@@ -165,12 +164,10 @@ class Subwords(_Exact):
         except DataError:
             raise
         except Exception as error:  # whatever a library makes of a stranger's file
-            why = (
-                re.sub(r"^INTERNAL: (src/.*\])?", "", str(error).strip().split("\n")[0])[:200].strip(" .")
-                or "it is damaged"
-            )
+            why = re.sub(r"^INTERNAL: (src/.*\])?", "", str(error).strip().split("\n")[0])[:200].strip(" .")
             raise DataError(
-                f"{where} is no SentencePiece model or tokenizer.json that can be read ({why}): restore it from a copy"
+                f"{where} is no SentencePiece model or tokenizer.json that can be read ({why or 'it is damaged'}): "
+                f"restore it from a copy"
             ) from None
         if not end:
             raise DataError(f"the tokenizer of {where} has no token for the end of a line, such as \\n, <0x0A> or </s>")
@@ -219,49 +216,50 @@ class Subwords(_Exact):
                 minloglevel=2,
             )
         except RuntimeError as error:
-            most = re.search(r"<= (\d+)", str(error))
-            if most:
-                raise DataError(f"pieces {pieces:,} is more than this text allows: at most {most[1]}") from None
-            if least := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
-                raise DataError(
-                    f"pieces {pieces:,} is fewer than this text's characters need: at least {least[1]}"
-                ) from None
             why = str(error).split("] ")[-1].strip() or "it has no words"
-            raise DataError(
-                f"no model with pieces {pieces:,} can be made of this text: {why.split('. ')[0][:200]}"
-            ) from None
+            what = f"no model with pieces {pieces:,} can be made of this text: {why.split('. ')[0][:200]}"
+            if most := re.search(r"<= (\d+)", str(error)):
+                what = f"pieces {pieces:,} is more than this text allows: at most {most[1]}"
+            elif least := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
+                what = f"pieces {pieces:,} is fewer than this text's characters need: at least {least[1]}"
+            raise DataError(what) from None
         return cls.read(out.getvalue(), "the trained model")
 
     @cached_property
-    def _is_json(self) -> bool:
-        return self.model[:1] == b"{"
-
-    @cached_property
-    def _tokenizer(self) -> Any:
+    def _tokenizer(self) -> tuple[tuple[str, ...], str, Callable[[str], list[int]]]:
+        """The names of all tokens, the name of unknown ones, and what cuts a text into ids."""
         if not self._is_json:
             import sentencepiece
 
-            return sentencepiece.SentencePieceProcessor(model_proto=self.model)
+            model = sentencepiece.SentencePieceProcessor(model_proto=self.model)
+            names = tuple(map(model.id_to_piece, range(len(model))))
+            return names, names[model.unk_id()], partial(model.encode, out_type=int)
         try:
             import tokenizers
         except ModuleNotFoundError:
             raise DataError("a tokenizer.json needs the extra tokenizers: pip install 'jaxlm[tokenizers]'") from None
-        return tokenizers.Tokenizer.from_str(self.model.decode())
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        if not self._is_json:
-            return tuple(map(self._tokenizer.id_to_piece, range(len(self._tokenizer))))
-        ids = self._tokenizer.get_vocab()
+        made = tokenizers.Tokenizer.from_str(self.model.decode())
+        ids = made.get_vocab()
         if sorted(ids.values()) != list(range(len(ids))):
             raise DataError("the ids of the tokenizer have gaps: take one whose ids are 0, 1, 2 and so on")
-        return tuple(sorted(ids, key=ids.__getitem__))
+        unknown = json.loads(self.model)["model"].get("unk_token") or UNK
+        return (
+            tuple(sorted(ids, key=ids.__getitem__)),
+            unknown,
+            lambda text: made.encode(text, add_special_tokens=False).ids,
+        )
 
-    @cached_property
+    @property
+    def _is_json(self) -> bool:
+        return self.model[:1] == b"{"
+
+    @property
+    def names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._tokenizer[0]
+
+    @property
     def unknown(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        if not self._is_json:
-            return self.names[self._tokenizer.unk_id()]
-        return json.loads(self.model)["model"].get("unk_token") or UNK
+        return self._tokenizer[1]
 
     @cached_property
     def _end(self) -> str:
@@ -282,24 +280,22 @@ class Subwords(_Exact):
         return UNITS.findall(text)
 
     def split(self, unit: str) -> list[str]:
-        if unit == "\n":
-            return [self._end]
-        if (found := self._found.get(unit)) is None:
-            if len(self._found) >= _CACHED:
-                self._found.clear()
-            found = self._found[unit] = self._split(unit)
-        return found
+        return [self._end] if unit == "\n" else self._split(unit)
 
-    def _split(self, unit: str) -> list[str]:
-        if self._bytes or SPACE not in unit:
-            if self._is_json:
-                ids = self._tokenizer.encode(unit, add_special_tokens=False).ids
-            else:
-                ids = self._tokenizer.encode(unit, out_type=int)
-            return [self.names[place] for place in ids]
+    @cached_property
+    def _split(self) -> Callable[[str], list[str]]:
+        """`split` of other units than a newline, which remembers many: words come again."""
+        names, _, encode = self._tokenizer
         sign = [f"<0x{byte:02X}>" for byte in SPACE.encode()]  # else it would come back as a space
-        first, *rest = map(self._split, unit.split(SPACE))
-        return [*first, *(name for part in rest for name in (*sign, *part))]
+
+        @lru_cache(_CACHED)
+        def split(unit: str) -> list[str]:
+            if self._bytes or SPACE not in unit:
+                return [names[place] for place in encode(unit)]
+            first, *rest = map(split, unit.split(SPACE))
+            return [*first, *(name for part in rest for name in (*sign, *part))]
+
+        return split
 
     def data(self, name: str) -> bytes:
         if name == self._end:
@@ -316,7 +312,6 @@ class Subwords(_Exact):
 
 
 WORDS = Words()
-KINDS: dict[str, type[Words]] = {kind.kind: kind for kind in (Words, Characters, Bytes, Subwords)}
 
 
 def from_fields(kind: str, fields: Mapping[str, Any]) -> Words:
