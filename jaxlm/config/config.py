@@ -5,7 +5,7 @@ The recipe is a pytree once `jaxlm.training` is imported. Nothing here imports J
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ KINDS: dict[str, Mapping[str, type]] = {
     "schedule": SCHEDULES,
 }
 FIXED: dict[str, type] = {"train": TrainConfig, "data": DataConfig}
-SECTIONS = (*KINDS, *FIXED)
+SECTIONS = {**KINDS, **{name: {"": kind} for name, kind in FIXED.items()}}
 # Named recipes: the base, the fields that differ from it, and where they come from.
 PRESETS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("presets.json").read_text())
 
@@ -166,9 +166,9 @@ def preset(name: str) -> Config:
     """
     if name not in PRESETS:
         raise JaxlmError(f"unknown preset {name!r}{nearest(name, list(PRESETS))}")
-    changes = {field: tuple(value) if isinstance(value, list) else value for field, value in PRESETS[name].items()}
-    base, _ = changes.pop("base", None), changes.pop("source", None)
-    return (preset(base) if base else Config()).replace(**changes, preset=name)
+    changes = {field: value for field, value in PRESETS[name].items() if field not in ("base", "source")}
+    base = preset(PRESETS[name]["base"]) if "base" in PRESETS[name] else Config()
+    return base.replace(**changes, preset=name)
 
 
 def kind_of(slot: str, section: Any) -> str:
@@ -178,11 +178,7 @@ def kind_of(slot: str, section: Any) -> str:
 
 def all_kinds() -> Iterator[tuple[str, str, type]]:
     """(section, kind's name or "", class) of every kind of every section."""
-    for slot, kinds in KINDS.items():
-        for name, kind in kinds.items():
-            yield slot, name, kind
-    for section, kind in FIXED.items():
-        yield section, "", kind
+    return ((section, name, kind) for section, kinds in SECTIONS.items() for name, kind in kinds.items())
 
 
 def spec_of_field(name: str) -> Spec:
@@ -207,7 +203,7 @@ def taken_over(section: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]
         Two dicts of the fields that are not at their defaults: taken over, and left behind.
     """
     ours, theirs = specs(type(section)), specs(kind)
-    settings = {item.name: value for item in fields(section) if (value := getattr(section, item.name)) != item.default}
+    settings = {name: value for name, value in vars(section).items() if value != getattr(type(section), name)}
     taken = {name: value for name, value in settings.items() if theirs.get(name) == ours[name] and not ours[name].own}
     return taken, {name: value for name, value in settings.items() if name not in taken}
 
@@ -223,8 +219,8 @@ def changed_kinds(before: Config, changes: Mapping[str, Any]) -> list[str]:
             ", ".join(f"{name} {setting_text(value)}" for name, value in part.items() if name not in changes)
             for part in taken_over(getattr(before, slot), KINDS[slot][new])
         )
+        rest = f"; it has its own defaults in place of {left}" if left else ""
         if taken or left:
-            rest = f"; it has its own defaults in place of {left}" if left else ""
             sentences.append(f"the {slot} {new} takes over from {old}: {taken or 'nothing'}{rest}")
     return sentences
 
@@ -242,14 +238,13 @@ def differences(a: Config, b: Config) -> list[str]:
 def conflicts(saved: Config, given: Config) -> list[str]:
     """Those differences with which a saved run cannot be resumed, since they change what is trained."""
     shares = saved.model.sampled_share, saved.model.dropout_ramp
-    counts_epochs = saved.schedule.depends_on_total or any(share is not None for share in shares)
-    fixed = {"train.epochs"} if counts_epochs else set()
+    fixed = {"train.epochs"} if saved.schedule.depends_on_total or shares != (None, None) else set()
     return [line for line in differences(saved, given) if line.split(":")[0] not in MAY_CHANGE - fixed]
 
 
 def _of_kind(slot: str, name: Any, old: Any) -> Any:
     """A section as it is, or one of a named kind with what it takes over from the old section."""
-    if type(name) in (KINDS[slot].values() if slot in KINDS else [FIXED[slot]]):
+    if type(name) in SECTIONS[slot].values():
         return name
     if slot not in KINDS:
         raise JaxlmError(f"{slot} takes a section of the config; it is {shown(name)}")

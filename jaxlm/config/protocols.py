@@ -5,11 +5,11 @@ run, so that it is no part of the config. (`lambda` is a word of Python: its fie
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import checked, choice, count, either, nearest, number, specs
+from jaxlm.fields import checked, choice, count, either, nearest, number, setting_text, specs
 
 Grid = Mapping[str, tuple[float, ...]]  # the values that tuning tries, by field
 
@@ -143,9 +143,5 @@ def name_of(protocol: Plain) -> str:
 
 def described(protocol: Plain) -> str:
     """The protocol and all of its fields in words, as in `cache (window 500, ...)`."""
-    values = [
-        f"{item.name.rstrip('_')} {value:g}" if isinstance(value, float) else f"{item.name} {value}"
-        for item in fields(protocol)
-        if (value := getattr(protocol, item.name)) != "none"
-    ]
+    values = [f"{name.rstrip('_')} {setting_text(value)}" for name, value in vars(protocol).items() if value != "none"]
     return name_of(protocol) + (f" ({', '.join(values)})" if values else "")

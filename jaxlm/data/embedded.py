@@ -74,19 +74,19 @@ def _draw(cumulative: np.ndarray, row: np.ndarray, raw: np.ndarray) -> np.ndarra
 
 def _words(category: str, kind: int) -> list[str]:
     """The words of a category, and of a kind if they are content words, from the most frequent to the rarest."""
-    stems = {name: text if isinstance(text, str) else text[kind] for name, text in language()["stems"].items()}
     if category in language()["words"]:
         return language()["words"][category].split()
+    stems = {
+        name: (text if isinstance(text, str) else text[kind]).split() for name, text in language()["stems"].items()
+    }
     if category == "name":
-        places = stems["places"].split()[2 * kind : 2 * kind + 2]
-        return [stem + place for stem, place in product(stems["names"].split(), places)]
+        return [stem + place for stem, place in product(stems["names"], stems["places"][2 * kind : 2 * kind + 2])]
     if category == "adjective":
-        return [prefix + stem for prefix, stem in product(("", "once-", "ever-"), stems["adjectives"].split())]
+        return [prefix + stem for prefix, stem in product(("", "once-", "ever-"), stems["adjectives"])]
     if category.startswith("noun"):
-        ends = ("", "-expert", "-problem", "-story", "-museum")
-        words = [stem + end for end, stem in product(ends, stems["nouns"].split())]
+        words = [stem + end for end, stem in product(("", "-expert", "-problem", "-story", "-museum"), stems["nouns"])]
     else:
-        words = [prefix + stem for prefix, stem in product(("", "re-", "over-"), stems["verbs"].split())]
+        words = [prefix + stem for prefix, stem in product(("", "re-", "over-"), stems["verbs"])]
     return words if category in ("noun_s", "verb_p") else [_with_s(word) for word in words]
 
 
@@ -126,7 +126,11 @@ class Source:
         generator = np.random.Philox(key=self.spec.seed + (stream << 64))
         classes = self._draw_classes(length, generator)
         sentence = np.cumsum(classes == 0) - (classes == 0)
-        topic = self._draw_topics(int(sentence[-1]) + 1, generator)[sentence]
+        raw = generator.random_raw(int(sentence[-1]) + 1)  # a topic each: a new draw, or that of the sentence before
+        fresh = (raw >> np.uint64(56)).astype(np.int64) >= self.spec.stay
+        fresh[0] = True
+        last = np.maximum.accumulate(np.where(fresh, np.arange(len(raw)), 0))
+        topic = (raw & np.uint64(self.spec.topics - 1)).astype(np.int64)[last][sentence]
         # The rows of the word weights, concatenated: the classes of a topic, in the order of its words.
         row = topic * self.class_weight.shape[1] + classes
         ids = _draw(self.word_weight.cumsum(), row, generator.random_raw(length)) - topic * len(self.words)
@@ -149,14 +153,6 @@ class Source:
             blocks.append(np.concatenate(classes)[order])
             total += len(order)
         return np.concatenate(blocks)[:length]
-
-    def _draw_topics(self, sentences: int, generator: np.random.Philox) -> np.ndarray:
-        """The topic of each sentence `[sentences]`: that of the last sentence with a new draw."""
-        raw = generator.random_raw(sentences)
-        fresh = (raw >> np.uint64(56)).astype(np.int64) >= self.spec.stay
-        fresh[0] = True
-        drawn = (raw & np.uint64(self.spec.topics - 1)).astype(np.int64)
-        return drawn[np.maximum.accumulate(np.where(fresh, np.arange(sentences), 0))]
 
 
 def _word_weights(spec: Spec, index: int, size: int) -> np.ndarray:

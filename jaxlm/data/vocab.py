@@ -132,24 +132,20 @@ class Vocab:
         >>> Vocab(("the", "cat", "<eos>")).text_size(np.array([0, 1, 2, 0, 1]))
         TextSize(tokens=4, bytes=12, characters=12, words=4)
         """
-        length, total = len(ids) // rows, np.zeros(4, np.int64)
-        predicted = num_windows(length, window) * window
-        for first in range(0, rows * length, length or 1):
-            for start in range(first, first + predicted, BLOCK):
-                stop = min(start + BLOCK, first + predicted)
-                block = batch(ids, 1, start=start, stop=stop + 1)[:, 0].tolist()
-                total += self._size(block) - self._size(block[:1])
-        for token in tokens[1 : len(ids)]:
-            if token not in self.ids:
-                total += _measured(0, self.tokens.data(token)) - _measured(0, self.tokens.data(self.tokens.unknown))
+        predicted, total = num_windows(len(ids) // rows, window) * window, np.zeros(4, np.int64)
+        step = max(1, BLOCK // rows)
+        for start in range(0, predicted, step):
+            for row in batch(ids, rows, start=start, stop=min(start + step, predicted) + 1).T.tolist():
+                total += self._measured(row) - self._measured(row[:1])
+        unknown = [token for token in tokens[1 : len(ids)] if token not in self.ids]
+        for token in unknown:
+            total += _measured(0, self.tokens.data(token)) - _measured(0, self.tokens.data(self.tokens.unknown))
         return TextSize(*map(int, total))
 
-    def _size(self, ids: list[int]) -> np.ndarray:
+    def _measured(self, ids: list[int]) -> np.ndarray:
         if self.kind == "words":
-            data = self.decode_text(ids).encode()
-        else:
-            data = b"".join(map(self.token_bytes.__getitem__, ids))
-        return _measured(len(ids), data)
+            return _measured(len(ids), self.decode_text(ids).encode())
+        return _measured(len(ids), b"".join(map(self.token_bytes.__getitem__, ids)))
 
     def encode(self, tokens: Sequence[str]) -> np.ndarray:
         """The ids of N tokens, int32 `[N]`; a token outside the vocabulary becomes `<unk>`.
@@ -164,9 +160,10 @@ class Vocab:
         if unknown < 0 and (ids < 0).any():
             word = tokens[int(np.argmin(ids))]
             learn = "learn one with a min_count of 2 or more, or use another text"
-            hint = "use another word" if self.kind == "words" else learn
-            what = f"the {self.kind[:-1]} {_shown(word)}"
-            raise DataError(f"{what} is not in the vocabulary, which has no {UNK} for it; {hint}")
+            raise DataError(
+                f"the {self.kind[:-1]} {_shown(word)} is not in the vocabulary, which has no {UNK} for it; "
+                f"{'use another word' if self.kind == 'words' else learn}"
+            )
         return ids
 
     def unknown_share(self, ids: np.ndarray) -> float:
