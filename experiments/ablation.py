@@ -119,16 +119,22 @@ def into_page(page: Path, text: str | None) -> None:
         page.write_text(before + START + text + END + after)
 
 
+def arguments(description: str | None, name: str, epochs: int, width: int, dtype: str) -> argparse.ArgumentParser:
+    """The parser of an experiment that keeps its runs in runs/NAME."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", default="auto", help="as jaxlm train has it (default: Penn Treebank)")
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--width", type=int, default=width, help="of the embedding and of each layer")
+    parser.add_argument("--compute-dtype", default=dtype, help=f"as jaxlm train has it ({dtype})")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs") / name)
+    parser.add_argument("--markdown", type=Path, help="a page whose table is replaced")
+    return parser
+
+
 def main() -> None:
     """Climbs, prints the table, draws the plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", default="auto", help="as jaxlm train has it (default: Penn Treebank)")
-    parser.add_argument("--epochs", type=int, default=13)
+    parser = arguments(__doc__, "ablation", 13, 200, "float32")
     parser.add_argument("--seeds", type=whole(1), default=1, help="runs of each rung")
-    parser.add_argument("--width", type=int, default=200, help="of the embedding and of both layers")
-    parser.add_argument("--compute-dtype", default="float32", help="as jaxlm train has it (float32)")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--markdown", type=Path, help="a page whose table is replaced")
     args = parser.parse_args()
     tell(args, climb, table, plot, args.run_dir / "ablation.png")
 

@@ -23,6 +23,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+import jaxlm
+from jaxlm.cli.ending import exit_code
+from jaxlm.cli.parsing import whole
+from jaxlm.distributed import mesh as meshes
+from jaxlm.distributed.mesh import DATA, MODEL, spec_of
+from jaxlm.errors import JaxlmError
+from jaxlm.models.heads import kernel_width
+from jaxlm.runs.run import window_plan
+from jaxlm.runs.state_arrays import shapes_of_state
+from jaxlm.training.step import fresh_state, train_windows
+
 # (Nothing but a compiler is loaded: several processes may.)
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
@@ -70,11 +87,6 @@ OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": F
 @lru_cache
 def devices(target: str) -> list[Any]:
     """The devices of a target. Raises JaxlmError where its plugin is not installed, or knows no such topology."""
-    import jax
-    from jax.experimental import topologies
-
-    from jaxlm.errors import JaxlmError
-
     one = TARGETS[target]
     try:
         if one.platform == "cuda":
@@ -89,12 +101,6 @@ def devices(target: str) -> list[Any]:
 
 def mesh_of(target: str, rows: int, words: int) -> Any:
     """The mesh of `rows` x `words` of a target's devices, as `jaxlm train --devices --model-devices` makes it."""
-    import numpy as np
-    from jax.sharding import AxisType, Mesh
-
-    from jaxlm.distributed.mesh import DATA, MODEL
-    from jaxlm.errors import JaxlmError
-
     if (there := len(devices(target))) < rows * words:
         raise JaxlmError(f"{target} has {there} devices, and {rows} x {words} were asked for: ask for fewer")
     chosen = np.array(devices(target)[: rows * words]).reshape(rows, words)
@@ -103,10 +109,6 @@ def mesh_of(target: str, rows: int, words: int) -> Any:
 
 def described(tree: Any, target: str, mesh: Any = None) -> Any:
     """A tree's arrays as their shapes on a target's first device, or where `jaxlm.distributed.mesh.place` puts them."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxlm.distributed.mesh import MODEL, spec_of
 
     def one(path: Any, leaf: Any) -> Any:
         if mesh is None:
@@ -123,14 +125,6 @@ def described(tree: Any, target: str, mesh: Any = None) -> Any:
 
 def training(config: Any, target: str, rows: int = 1, words: int = 1) -> Any:
     """`train_windows` of a config, lowered for a target."""
-    import jax
-    import numpy as np
-
-    from jaxlm.distributed.mesh import ROWS as BY_ROWS
-    from jaxlm.errors import JaxlmError
-    from jaxlm.runs.run import window_plan
-    from jaxlm.training.step import fresh_state, train_windows
-
     counts, height = config.train, 40 * config.train.longest
     if counts.batch_size % rows:
         raise JaxlmError(f"the {counts.batch_size} rows of a batch do not divide over {rows} devices: ask for others")
@@ -138,7 +132,7 @@ def training(config: Any, target: str, rows: int = 1, words: int = 1) -> Any:
     state = fresh_state.eval_shape(config.recipe, np.uint32(0), counts.batch_size, counts.patience)
     tokens = described(jax.ShapeDtypeStruct((height, counts.batch_size), np.int32), target, mesh)
     if mesh is not None:
-        tokens = jax.ShapeDtypeStruct(tokens.shape, np.int32, sharding=jax.NamedSharding(mesh, BY_ROWS))
+        tokens = jax.ShapeDtypeStruct(tokens.shape, np.int32, sharding=jax.NamedSharding(mesh, meshes.ROWS))
     windows = window_plan(config, height).windows(0, 4, 4)
     recipe = jax.tree.map(np.float32, config.recipe)
     whole = described((recipe, windows, np.int32(4)), target, mesh)
@@ -232,11 +226,6 @@ def sent(opcode: str, line: str) -> int:
 
 def work(config: Any, devices: int = 1) -> tuple[float, float]:
     """(operations, bytes) of a window on each of so many devices, by the model's shapes: the least there is to do."""
-    import jax
-
-    from jaxlm.models.heads import kernel_width
-    from jaxlm.runs.state_arrays import shapes_of_state
-
     model, rows = config.model, config.train.longest * config.train.batch_size
     params = shapes_of_state(config).params
     matrices = sum(leaf.size for leaf in jax.tree.leaves(params["layers"]) if leaf.ndim == 2)
@@ -275,8 +264,6 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def row_of(name: str, target: str, rows: int = 1, words: int = 1) -> dict[str, Any]:
     """Compiles a program for a target, and tells what is known of it."""
-    import jaxlm
-
     preset, fields = PROGRAMS[name]
     config, one = jaxlm.preset(preset).replace(**fields), TARGETS[target]
     lowered, start = training(config, target, rows, words), time.perf_counter()
@@ -308,8 +295,6 @@ def row_of(name: str, target: str, rows: int = 1, words: int = 1) -> dict[str, A
 
 
 def main() -> None:
-    from jaxlm.cli.parsing import whole
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("programs", nargs="*", help=f"of {'; '.join(PROGRAMS)} (default: all)")
     parser.add_argument("--target", choices=TARGETS, action="append", help="default: h100 and v5e")
@@ -318,6 +303,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"add the rows to {ROWS.name}")
     parser.add_argument("--table", action="store_true", help=f"only print {ROWS.name} as a table")
     args = parser.parse_args()
+    if "JAX_PLATFORMS" not in os.environ:
+        jax.config.update("jax_platforms", "cpu")
     if args.table:
         with open(ROWS, newline="", encoding="utf-8") as file:
             header, *rows = csv.reader(file)
@@ -340,7 +327,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from jaxlm.cli.ending import exit_code
-
     sys.exit(exit_code(main))

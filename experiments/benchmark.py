@@ -21,17 +21,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from peers import SWEPT, configured, flops, words
+from peers import EVALUATED, SWEPT, flops, words
 
+from jaxlm import preset
 from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
 from jaxlm.config.config import PRESETS, Config
+from jaxlm.report.figure import figure, save
 from jaxlm.terminal import printable
 
 HERE = Path(__file__).resolve().parent
@@ -44,7 +47,10 @@ PEERS = {
     "tensorflow": "tensorflow",
 }
 DTYPES = ("float32", "bfloat16")
-SHORT = {"zaremba-medium": 4, "zaremba-large": 2}  # windows in a turn of the presets whose step is long
+SECTIONS = ("steps", "kinds", "optimizers", "evaluation", "sweeps", "char")
+# Most windows in a turn, of presets and sections whose steps are long.
+SHORT = {"zaremba-medium": 4, "zaremba-large": 2, "evaluation": 1, "sweeps": 4}
+FORMS = {"words_per_second": ",.0f", "times": ".2f", "gflops_per_second": ".0f", "peak_mib": ".0f"}
 GROWTH = {
     "vocab_size": (10_000, 50_000, 200_000, 400_000),
     "bptt_length": (20, 80, 320),
@@ -66,7 +72,7 @@ class Contender:
 
     @property
     def config(self) -> Config:
-        return configured(self.preset, self.changes)
+        return preset(self.preset).replace(**self.changes)
 
 
 class Worker:
@@ -126,9 +132,7 @@ def compare(contenders: Sequence[Contender], turns: int, windows: int) -> list[R
         {
             "contender": contender.label,
             "preset": contender.preset,
-            "ms": 1e3 * median(worker.seconds),
-            "ms_min": 1e3 * min(worker.seconds),
-            "ms_max": 1e3 * max(worker.seconds),
+            **times(worker.seconds),
             "times": median(worker.seconds) / least,
             "peak_mib": worker.peak_mib,
             "words_per_second": words(contender.config, contender.maker) / median(worker.seconds),
@@ -138,102 +142,72 @@ def compare(contenders: Sequence[Contender], turns: int, windows: int) -> list[R
     ]
 
 
-def steps(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
-    """jaxlm in each dtype, the peers that are installed, and the products alone and the floor of each dtype."""
-    rows: list[Row] = []
-    for name in presets:
-        ours = [
-            Contender(f"{maker} {dtype}", maker, name, {"compute_dtype": dtype})
-            for maker in ("jaxlm", "products", "floor")
-            for dtype in DTYPES
-        ]
-        peers = [Contender(peer, peer, name) for peer, module in PEERS.items() if importlib.util.find_spec(module)]
-        rows += compare([*ours, *peers], turns, min(windows, SHORT.get(name, windows)))
-    return rows
+def times(seconds: Sequence[float]) -> Row:
+    """Median, least and most in ms."""
+    return {"ms": 1e3 * median(seconds), "ms_min": 1e3 * min(seconds), "ms_max": 1e3 * max(seconds)}
 
 
-def kinds(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
-    return [
-        row
-        for name in presets
-        for row in compare(
-            [
-                Contender(f"{kind} {dtype}", "jaxlm", name, {"model": kind, "compute_dtype": dtype})
-                for kind in ("lstm", "gru", "mingru")
-                for dtype in DTYPES
-            ],
-            turns,
-            min(windows, SHORT.get(name, windows)),
-        )
-    ]
+def in_dtypes(label: str, maker: str, preset: str, **changes: Any) -> list[Contender]:
+    """A contender in each dtype."""
+    return [Contender(f"{label} {dtype}", maker, preset, {**changes, "compute_dtype": dtype}) for dtype in DTYPES]
 
 
-def optimizers(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
+def steps(preset: str) -> list[Contender]:
+    """jaxlm, the step's products alone and the floor in each dtype, and the peers that are installed."""
+    ours = [one for maker in ("jaxlm", "products", "floor") for one in in_dtypes(maker, maker, preset)]
+    return ours + [Contender(peer, peer, preset) for peer, module in PEERS.items() if importlib.util.find_spec(module)]
+
+
+def contenders(what: str, presets: Sequence[str]) -> list[list[Contender]]:
+    """Of a section the groups whose members take turns."""
     tied = {"tied": True, "embedding_size": 256, "hidden_sizes": (256, 256), "clip_norm": 1.0}
-    return compare(
-        [
-            Contender(
-                f"{kind} {dtype}, tied 2 x 256", "jaxlm", "small", {"optimizer": kind, "compute_dtype": dtype, **tied}
-            )
-            for kind in ("sgd", "adamw", "muon")
-            for dtype in DTYPES
-        ],
-        turns,
-        windows,
-    )
-
-
-def evaluation(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
-    """A pass over splits of Penn Treebank's size; `ms` is of a whole pass."""
-    return [
-        row
-        for name in presets
-        if name not in SHORT
-        for row in compare([Contender(what, what, name) for what in ("validation", "test")], turns, 1)
-    ]
-
-
-def sweeps(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
-    """A window of each of eight members, of `small` and of a tiny model."""
-    models = {"": {}, ", 32 units, 2,000 words": {"vocab_size": 2000, "embedding_size": 32, "hidden_sizes": (32,)}}
-    return [
-        row
-        for label, changes in models.items()
-        for row in compare(
-            [Contender(f"8 {maker}{label}", maker, "small", changes) for maker in SWEPT], turns, min(windows, 4)
-        )
-    ]
-
-
-def characters(presets: Sequence[str], turns: int, windows: int) -> list[Row]:
-    """A step of `char-small` over Penn Treebank's 50 characters, and over bytes in windows of 400 steps."""
+    tiny = {"vocab_size": 2000, "embedding_size": 32, "hidden_sizes": (32,)}
     shapes = {"50 characters": {"vocab_size": 50}, "256 bytes, T 400": {"vocab_size": 256, "bptt_length": 400}}
-    return compare([Contender(what, "jaxlm", "char-small", shape) for what, shape in shapes.items()], turns, windows)
+    kinds, optimizers = ("lstm", "gru", "mingru"), ("sgd", "adamw", "muon")
+    return {
+        "steps": [steps(name) for name in presets],
+        "kinds": [[one for kind in kinds for one in in_dtypes(kind, "jaxlm", name, model=kind)] for name in presets],
+        "optimizers": [
+            [
+                one
+                for kind in optimizers
+                for one in in_dtypes(f"{kind}, 2 x 256", "jaxlm", "small", optimizer=kind, **tied)
+            ]
+        ],
+        "evaluation": [[Contender(split, split, name) for split in EVALUATED] for name in presets if name not in SHORT],
+        "sweeps": [
+            [Contender(f"8 {maker}{label}", maker, "small", changes) for maker in SWEPT]
+            for label, changes in {"": {}, ", 32 units, 2,000 words": tiny}.items()
+        ],
+        "char": [[Contender(label, "jaxlm", "char-small", changes) for label, changes in shapes.items()]],
+    }[what]
+
+
+def section(what: str, presets: Sequence[str], turns: int, windows: int) -> list[Row]:
+    """The rows of a section; `ms` is of a window (in sweeps, one of each member), in evaluation of a whole pass."""
+    return [
+        row
+        for group in contenders(what, presets)
+        for row in compare(group, turns, min(windows, SHORT.get(what, windows), SHORT.get(group[0].preset, windows)))
+    ]
 
 
 def commits(names: Sequence[str], presets: Sequence[str], turns: int, windows: int) -> list[Row]:
     """The step at two commits of the repository that this file lies in."""
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        places = [Path(folder) / f"{number}" for number in range(len(names))]
-        for place, name in zip(places, names, strict=True):
+        places = {name: Path(folder) / f"{number}" for number, name in enumerate(names)}
+        for name, place in places.items():
             place.mkdir()
             archive = subprocess.run(["git", "-C", HERE.parent, "archive", name, "jaxlm"], capture_output=True)
             if archive.returncode:
                 raise SystemExit(f"error: git knows no commit {name} here")
             subprocess.run(["tar", "x", "-C", place], input=archive.stdout, check=True)
-        return [
-            row
-            for preset_name in presets
-            for dtype in DTYPES
-            for row in compare(
-                [
-                    Contender(f"{name} {dtype}", "jaxlm", preset_name, {"compute_dtype": dtype}, place)
-                    for name, place in zip(names, places, strict=True)
-                ],
-                turns,
-                min(windows, SHORT.get(preset_name, windows)),
-            )
-        ]
+        for preset, dtype in product(presets, DTYPES):
+            changes, most = {"compute_dtype": dtype}, SHORT.get(preset, windows)
+            group = [Contender(f"{name} {dtype}", "jaxlm", preset, changes, place) for name, place in places.items()]
+            rows += compare(group, turns, min(windows, most))
+    return rows
 
 
 def start_up(turns: int) -> list[Row]:
@@ -250,40 +224,28 @@ def start_up(turns: int) -> list[Row]:
             with tempfile.TemporaryDirectory() as cache:
                 for state in seconds:
                     seconds[state].append(_seconds_to_windows(arguments, Path(cache)))
-        for state, measured in seconds.items():
-            rows.append(
-                {
-                    "contender": f"{label}, {state}",
-                    "preset": "small",
-                    "ms": 1e3 * median(measured),
-                    "ms_min": 1e3 * min(measured),
-                    "ms_max": 1e3 * max(measured),
-                }
-            )
+        rows += [
+            {"contender": f"{label}, {state}", "preset": "small", **times(took)} for state, took in seconds.items()
+        ]
     return rows
 
 
 def _seconds_to_windows(arguments: Sequence[str], cache: Path, windows: int = 16) -> float:
     """Seconds until a command has ended, or until `train` has logged so many windows."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        given = [*arguments, "--run-dir", str(run)] if arguments[0] == "train" else [*arguments]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(HERE.parent),
-            "JAXLM_CACHE": str(cache / "jaxlm"),
-            "JAX_COMPILATION_CACHE_DIR": str(cache / "xla"),
-        }
+        metrics = Path(folder) / "run/metrics.jsonl"
+        given = [*arguments, "--run-dir", str(metrics.parent)] if arguments[0] == "train" else [*arguments]
+        caches = {"JAXLM_CACHE": str(cache / "jaxlm"), "JAX_COMPILATION_CACHE_DIR": str(cache / "xla")}
         began = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-m", "jaxlm", *given],
-            env=environment,
+            env={**os.environ, "PYTHONPATH": str(HERE.parent), **caches},
             text=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
         try:
-            while process.poll() is None and _lines(run / "metrics.jsonl") < windows:
+            while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= windows):
                 time.sleep(0.005)
             seconds = time.perf_counter() - began
             if process.poll() and process.stderr:
@@ -294,76 +256,50 @@ def _seconds_to_windows(arguments: Sequence[str], cache: Path, windows: int = 16
             process.communicate()
 
 
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
 def growth(turns: int) -> list[Row]:
     """zaremba-small's step with one size changed at a time, each in a fresh process."""
     rows: list[Row] = []
-    for name, values in GROWTH.items():
-        for value in values:
-            changed = (
-                {"embedding_size": value, "hidden_sizes": (value, value)} if name == "hidden_sizes" else {name: value}
-            )
-            contender = Contender(f"{name} {value}", "jaxlm", "zaremba-small", {"windows_per_call": 2, **changed})
-            rows += [{**row, "field": name, "value": value} for row in compare([contender], min(turns, 3), 2)]
+    for name, value in ((name, value) for name, values in GROWTH.items() for value in values):
+        both = name == "hidden_sizes"
+        changed = {"embedding_size": value, "hidden_sizes": (value, value)} if both else {name: value}
+        contender = Contender(f"{name} {value}", "jaxlm", "zaremba-small", {"windows_per_call": 2, **changed})
+        rows += [{**row, "field": name, "value": value} for row in compare([contender], min(turns, 3), 2)]
     return rows
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    for column, name in enumerate(GROWTH):
-        for line, (key, label) in enumerate((("ms", "ms/step"), ("peak_mib", "peak MiB"))):
-            axis = figure.add_subplot(2, 4, 1 + column + 4 * line)
-            points = [(row["value"], row[key]) for row in rows if row["field"] == name]
-            axis.plot(*zip(*points, strict=True), "o-")
-            axis.set(title=name if line == 0 else None, ylabel=label if column == 0 else None, ylim=(0, None))
-            axis.set_xticks(
-                [value for value, _ in points], [f"{value:,}" for value, _ in points], rotation=60, fontsize="small"
-            )
-            axis.grid(alpha=0.3)
-    figure.savefig(path)
+    with figure(12, 5) as drawn:
+        for column, name in enumerate(GROWTH):
+            for line, (key, label) in enumerate((("ms", "ms/step"), ("peak_mib", "peak MiB"))):
+                axis = drawn.add_subplot(2, 4, 1 + column + 4 * line)
+                values, measured = zip(*((row["value"], row[key]) for row in rows if row["field"] == name), strict=True)
+                axis.plot(values, measured, "o-")
+                axis.set(title=name if line == 0 else None, ylabel=label if column == 0 else None, ylim=(0, None))
+                axis.set_xticks(values, [f"{value:,}" for value in values], rotation=60, fontsize="small")
+        save(drawn, path)
 
 
-def table(what: str, rows: Sequence[Row]) -> Iterator[str]:
-    yield f"| {what} | preset | ms (min-max) | words/s | times the first | GFLOP/s | peak MiB |"
-    yield "|---|---|---|---|---|---|---|"
+def table(what: str, rows: Sequence[Row]) -> str:
+    lines = [f"| {what} | preset | ms (min-max) | words/s | times the first | GFLOP/s | peak MiB |", "|" + "---|" * 7]
     for row in rows:
         cells = [row["contender"], row["preset"], f"{row['ms']:.1f} ({row['ms_min']:.1f}-{row['ms_max']:.1f})"]
-        cells += [
-            format(row[key], form) if key in row else ""
-            for key, form in (
-                ("words_per_second", ",.0f"),
-                ("times", ".2f"),
-                ("gflops_per_second", ".0f"),
-                ("peak_mib", ".0f"),
-            )
-        ]
-        yield f"| {' | '.join(cells)} |"
+        cells += [format(row[key], form) if key in row else "" for key, form in FORMS.items()]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    sections = {"steps": steps, "kinds": kinds, "optimizers": optimizers, "evaluation": evaluation, "sweeps": sweeps}
-    sections["char"] = characters
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", help=f"{', '.join(sections)}, start-up or growth (default: steps)")
+    parser.add_argument("what", nargs="*", help=f"{', '.join(SECTIONS)}, start-up or growth (default: steps)")
     parser.add_argument("--commits", nargs=2, metavar=("OLD", "NEW"), help="compare two commits")
-    parser.add_argument(
-        "--presets",
-        nargs="+",
-        choices=list(PRESETS),
-        metavar="PRESET",
-        default=["small", "zaremba-small", "zaremba-medium"],
-    )
+    usual = ["small", "zaremba-small", "zaremba-medium"]
+    parser.add_argument("--presets", nargs="+", choices=list(PRESETS), metavar="PRESET", default=usual)
     parser.add_argument("--turns", type=whole(1), default=7, help="counted turns of each contender (7)")
     parser.add_argument("--windows", type=whole(1), default=16, help="training steps in a turn (16)")
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the picture of growth (here)")
     args = parser.parse_args()
-    if unknown := set(args.what) - {*sections, "start-up", "growth"}:
+    if unknown := set(args.what) - {*SECTIONS, "start-up", "growth"}:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     if not args.out.is_dir():
         parser.error(f"--out {args.out} is no folder")
@@ -377,10 +313,10 @@ def main() -> None:
             rows = growth(args.turns)
             draw(rows, args.out / "growth.png")
         else:
-            rows = sections[what](args.presets, args.turns, args.windows)
+            rows = section(what, args.presets, args.turns, args.windows)
         results[what] = rows
         if not args.json:
-            print("\n".join(table(what, rows)), flush=True)
+            print(table(what, rows), flush=True)
     if args.json:
         print(json.dumps(results, indent=1))
 

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ablation import tell, trained
+from ablation import arguments, tell, trained
 
 import jaxlm
 from jaxlm.cli.ending import exit_code
@@ -77,13 +77,7 @@ def plot(found: Scores, path: Path) -> Path:
 
 def main() -> None:
     """Trains, prints the table, draws the plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", default="auto", help="as jaxlm train has it (default: Penn Treebank)")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--width", type=int, default=128, help="of the embedding and of the layer")
-    parser.add_argument("--compute-dtype", default="auto", help="as jaxlm train has it (auto)")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/optimizers"))
-    parser.add_argument("--markdown", type=Path, help="a page whose table is replaced")
+    parser = arguments(__doc__, "optimizers", 2, 128, "auto")
     parser.add_argument("--picture", type=Path, help="where the plot goes (optimizers.png in --run-dir)")
     args = parser.parse_args()
     tell(args, compare, table, plot, args.picture or args.run_dir / "optimizers.png")

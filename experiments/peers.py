@@ -13,7 +13,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -75,36 +75,26 @@ def in_turn(config: Config, tokens: np.ndarray) -> Run:
 
 
 def one_program(config: Config, tokens: np.ndarray, size: int = MEMBERS, vmapped: bool = False) -> Run:
-    """The members of a sweep in one program, one after the other, as a sweep on a CPU trains them."""
+    """The members of a sweep in one program, one after the other, as a sweep on a CPU trains them; or, vmapped, with
+    operations that they share, as on an accelerator.
+    """
     import jax
     import jax.numpy as jnp
 
     from jaxlm.runs.trainer import new_state
     from jaxlm.training import members
 
-    recipes, states = members.stacked(config.recipe, new_state(config), size, None)
-    on_device = jnp.asarray(tokens)
+    (recipes, states), on_device = members.stacked(config.recipe, new_state(config), size, None), jnp.asarray(tokens)
+    shape: dict[str, Any] = {"bptt_length": config.train.bptt_length, "vmapped": vmapped}
 
     def call(where: Any, count: int) -> None:
         nonlocal states
         each = jax.tree.map(lambda column: np.stack([column] * size), where)
-        states, metrics = members.train_members(
-            recipes,
-            states,
-            on_device,
-            each,
-            np.full(size, count, np.int32),
-            bptt_length=config.train.bptt_length,
-            vmapped=vmapped,
-        )
+        counts = np.full(size, count, np.int32)
+        states, metrics = members.train_members(recipes, states, on_device, each, counts, **shape)
         metrics.cost.block_until_ready()
 
     return _in_calls(config, tokens, call)
-
-
-def vmapped(config: Config, tokens: np.ndarray) -> Run:
-    """The members of a sweep in one program whose operations they share, as on an accelerator."""
-    return one_program(config, tokens, vmapped=True)
 
 
 def processes(config: Config, tokens: np.ndarray) -> Run:
@@ -114,13 +104,8 @@ def processes(config: Config, tokens: np.ndarray) -> Run:
     number = min(len(cores()), MEMBERS)
     command = [sys.executable, __file__, "one-program", *sys.argv[2:4]]
     workers = [
-        subprocess.Popen(
-            [*command, str(len(range(place, MEMBERS, number)))],
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        for place in range(number)
+        subprocess.Popen([*command, str(members)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for members in (len(range(place, MEMBERS, number)) for place in range(number))
     ]
     for place, worker in enumerate(workers):
         pin(worker.pid, place, number)
@@ -133,17 +118,8 @@ def processes(config: Config, tokens: np.ndarray) -> Run:
     return run
 
 
-def validation(config: Config, tokens: np.ndarray) -> Run:
-    """Passes over as many tokens as Penn Treebank's validation split has, as training validates."""
-    return _evaluation(config, EVALUATED["validation"] + 1, config.train.batch_size, config.train.bptt_length)
-
-
-def test(config: Config, tokens: np.ndarray) -> Run:
-    """Passes over as many tokens as Penn Treebank's test split has, in one row, every prediction."""
-    return _evaluation(config, EVALUATED["test"] + 1, 1, 1)
-
-
-def _evaluation(config: Config, count: int, batch_size: int, bptt_length: int) -> Run:
+def evaluation(config: Config, tokens: np.ndarray, split: str) -> Run:
+    """Passes over as many tokens as a split of Penn Treebank has, as training validates and tests."""
     import jax
     import jax.numpy as jnp
 
@@ -151,11 +127,12 @@ def _evaluation(config: Config, count: int, batch_size: int, bptt_length: int) -
     from jaxlm.scoring.stream import stream_nats
 
     model, params = jax.tree.map(jnp.float32, config.recipe).model, new_state(config).params
-    ids = np.random.default_rng(1).integers(0, config.model.vocab_size, count, np.int32)
+    ids = np.random.default_rng(1).integers(0, config.model.vocab_size, EVALUATED[split] + 1, np.int32)
+    shape = (config.train.batch_size, config.train.bptt_length) if split == "validation" else (1, 1)
 
     def run(passes: int) -> None:
         for _ in range(passes):
-            stream_nats(model, params, ids, batch_size, bptt_length)
+            stream_nats(model, params, ids, *shape)
 
     return run
 
@@ -436,35 +413,23 @@ def _windows(config: Config, tokens: np.ndarray):
 
 EVALUATED = {"validation": 73_759, "test": 82_429}  # predictions in Penn Treebank's splits, a few rows' tails included
 SWEPT = ("in-turn", "one-program", "vmapped", "processes")
-MAKERS = {
-    maker.__name__.replace("_", "-"): maker
-    for maker in (
-        jaxlm,
-        in_turn,
-        one_program,
-        vmapped,
-        processes,
-        validation,
-        test,
-        flax,
-        linen,
-        nnx,
-        jaxlm_nnx,
-        pytorch,
-        tensorflow,
-        products,
-        floor,
-    )
+MAKERS: dict[str, Callable[..., Run]] = {
+    "jaxlm": jaxlm,
+    "in-turn": in_turn,
+    "one-program": one_program,
+    "vmapped": partial(one_program, vmapped=True),
+    "processes": processes,
+    "validation": partial(evaluation, split="validation"),
+    "test": partial(evaluation, split="test"),
+    "flax": flax,
+    "linen": linen,
+    "nnx": nnx,
+    "jaxlm-nnx": jaxlm_nnx,
+    "pytorch": pytorch,
+    "tensorflow": tensorflow,
+    "products": products,
+    "floor": floor,
 }
-
-
-def configured(name: str, changes: Mapping[str, Any]) -> Config:
-    """A preset with some fields changed: kinds first, since they bring fields of their own."""
-    kinds = {name: value for name, value in changes.items() if name in ("model", "optimizer", "schedule")}
-    rest = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in changes.items() if name not in kinds
-    }
-    return preset(name).replace(**kinds).replace(**rest)
 
 
 def main() -> None:
@@ -474,7 +439,7 @@ def main() -> None:
     parser.add_argument("changes", type=json.loads, nargs="?", default={}, help="of fields, as a JSON object")
     parser.add_argument("members", type=int, nargs="?", help="of one-program (8)")
     args = parser.parse_args()
-    config = configured(args.preset, args.changes)
+    config = preset(args.preset).replace(**args.changes)
     B, V = config.train.batch_size, config.model.vocab_size
     skewed = np.random.default_rng(0).uniform(size=B * 2001) ** 4  # most tokens are frequent words, as in text
     tokens = (skewed * V).astype(np.int32).reshape(-1, B)

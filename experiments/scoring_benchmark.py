@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import numpy as np
 import jaxlm
 from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
+from jaxlm.interop.export_torch import torch_layers
 from jaxlm.models import stack
 from jaxlm.scoring.language_model import LanguageModel
 
@@ -39,15 +41,19 @@ def main() -> None:
     sentences = [line.split() for line in lines if line.split()]
     words = sum(map(len, sentences))
 
+    def tell(label: str, count: int, run: Callable[[], object]) -> None:
+        """A row of the fastest of some runs, after one that compiles."""
+        run()
+        seconds = min(timeit.repeat(run, number=1, repeat=args.repeats))
+        print(f"| {label} | {count / seconds:,.0f} |", flush=True)
+
     print("| | words/s |\n|---|---|")
-    for name, full in (("surprisal with entropy and rank", True), ("surprisal alone", False)):
-        seconds = fastest(
-            args.repeats, lambda full=full: list(lm.surprisal_stream(sentences, scoring=lm.scorer(full=full)))
-        )
-        print(f"| {name}, {len(sentences):,} sentences | {words / seconds:,.0f} |", flush=True)
+    for name, scoring in (("with entropy and rank", lm.scorer(full=True)), ("alone", lm.scorer(full=False))):
+        label = f"surprisal {name}, {len(sentences):,} sentences"
+        tell(label, words, lambda scoring=scoring: list(lm.surprisal_stream(sentences, scoring=scoring)))
     for samples in (1, 64):
-        seconds = fastest(args.repeats, lambda samples=samples: lm.generate(words=args.words, samples=samples))
-        print(f"| generation, {samples} samples | {samples * args.words / seconds:,.0f} |", flush=True)
+        label = f"generation, {samples} samples"
+        tell(label, samples * args.words, lambda samples=samples: lm.generate(words=args.words, samples=samples))
     seconds = first_word(args.repeats, args.data_dir)
     print(f"| from `jaxlm generate RUN` to its first word, s | {seconds:.1f} |", flush=True)
     try:
@@ -58,25 +64,11 @@ def main() -> None:
     model = torch_model(torch, lm)
     some = [corpus.vocab.encode(["<eos>", *sentence]) for sentence in sentences[: args.sentences]]
     count = sum(len(ids) - 1 for ids in some)
-    for label, beam in (("", True), (", without its sort", False)):
-        seconds = fastest(args.repeats, lambda beam=beam: neural_complexity_loop(torch, model, some, beam))
-        print(
-            f"| PyTorch, neural-complexity's loop{label}, {len(some):,} sentences | {count / seconds:,.0f} |",
-            flush=True,
-        )
-    seconds = fastest(args.repeats, lambda: word_language_model_loop(torch, model, args.words))
-    print(f"| PyTorch, word_language_model's loop | {args.words / seconds:,.0f} |")
-
-
-def fastest(repeats: int, run: Callable[[], object]) -> float:
-    """Seconds of the fastest of some runs, after one that compiles."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    for name, beam in (("", True), (", without its sort", False)):
+        label = f"PyTorch, neural-complexity's loop{name}, {len(some):,} sentences"
+        tell(label, count, lambda beam=beam: neural_complexity_loop(torch, model, some, beam))
+    label = "PyTorch, word_language_model's loop"
+    tell(label, args.words, lambda: word_language_model_loop(torch, model, args.words))
 
 
 def first_word(repeats: int, data_dir: str | None) -> float:
@@ -105,27 +97,17 @@ def first_word(repeats: int, data_dir: str | None) -> float:
 
 def torch_model(torch, lm: LanguageModel):
     """The model's parameters as PyTorch modules: an embedding, one nn.LSTM a layer, and a linear layer."""
-    params = jax.tree.map(lambda leaf: np.array(leaf), lm.params)
-    model = lm.config.model
-    embedding = torch.nn.Embedding.from_pretrained(torch.from_numpy(params["embedding"]))
-    layers = []
-    for layer, inputs, width in zip(
-        params["layers"], (model.embedding_size, *model.hidden_sizes), model.hidden_sizes, strict=False
-    ):
-        module = torch.nn.LSTM(inputs, width)
-        i, j, f, o = np.split(layer["kernel"], 4, 1)
-        gates = np.concatenate([i, f, j, o], 1)
-        with torch.no_grad():
-            module.weight_ih_l0.copy_(torch.from_numpy(gates[:inputs].T.copy()))
-            module.weight_hh_l0.copy_(torch.from_numpy(gates[inputs:].T.copy()))
-            module.bias_ih_l0.zero_()
-            module.bias_hh_l0.zero_()
-        layers.append(module)
-    linear = torch.nn.Linear(*params["softmax"]["kernel"].shape)
-    with torch.no_grad():
-        linear.weight.copy_(torch.from_numpy(params["softmax"]["kernel"].T.copy()))
-        linear.bias.copy_(torch.from_numpy(params["softmax"]["bias"]))
-    return embedding, layers, linear
+
+    def loaded(module, **arrays):
+        module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
+        return module
+
+    embedding, softmax, layers = lm.params["embedding"], lm.params["softmax"], []
+    for layer in torch_layers(lm.config.model, lm.params):
+        sizes = layer["weight_ih"].shape[1], layer["weight_hh"].shape[1]
+        layers.append(loaded(torch.nn.LSTM(*sizes), **{f"{name}_l0": value for name, value in layer.items()}))
+    linear = loaded(torch.nn.Linear(*softmax["kernel"].shape), weight=softmax["kernel"].T, bias=softmax["bias"])
+    return loaded(torch.nn.Embedding(*embedding.shape), weight=embedding), layers, linear
 
 
 def torch_logits(model, ids, states):
