@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ INTRUDERS = ["link", "fifo", "directory", "hard link"]
 @contextmanager
 def opened(folder: Path, corpus: str = "ptb", bptt_length: int = 20, **options: Any) -> Iterator[MetricsLog]:
     """A log in a folder."""
-    with Folder.open(folder) as held, MetricsLog(held, corpus, bptt_length, **options) as log:
-        yield log
+    with Folder.open(folder) as held, ExitStack() as files:
+        yield MetricsLog(held, files, corpus, bptt_length, **options)
 
 
 def run(folder: Path, epochs: int = 3, windows: int = 40, **result: Any) -> Path:

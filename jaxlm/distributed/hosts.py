@@ -39,22 +39,19 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         JaxlmError: only a part of the arguments is given, or the other processes cannot be reached.
     """
     given = (coordinator, processes, process)
-    if given == (None, None, None):
-        if not _cluster():
+    match given:
+        case (None, 1, None) | (_, 1, 0):
             return False
-    elif processes == 1 and (coordinator, process) in ((None, None), (coordinator, 0)):
-        return False
-    elif (
-        coordinator is None
-        or processes is None
-        or process is None
-        or not 0 <= process < processes
-        or not re.fullmatch(r".+:\d{1,5}", coordinator)
-    ):
-        raise JaxlmError(
-            f"many processes need --coordinator HOST:PORT, --processes N and --process I from 0 to N - 1, "
-            f"all three and the same first two for each; these are {coordinator}, {processes}, {process}"
-        )
+        case None, None, None:
+            if not _cluster():
+                return False
+        case str(address), int(count), int(index) if 0 <= index < count and re.fullmatch(r".+:\d{1,5}", address):
+            pass
+        case _:
+            raise JaxlmError(
+                f"many processes need --coordinator HOST:PORT, --processes N and --process I from 0 to N - 1, "
+                f"all three and the same first two for each; these are {coordinator}, {processes}, {process}"
+            )
     # (Its handler of SIGTERM would run before ours. gloo connects CPUs; other devices have collectives of their own.)
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

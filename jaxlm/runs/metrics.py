@@ -75,10 +75,11 @@ def read_prefix(folder: Folder, prefix: Prefix) -> bytes:
 
 
 class MetricsLog:
-    """Writes a run's metrics; a context manager. Every method may raise RunDirError.
+    """Writes a run's metrics. Every method may raise RunDirError.
 
     Args:
-        folder: the run directory, held by the caller for as long as the log is open.
+        folder: the run directory, which the caller holds.
+        files: closes the log's files.
         corpus: the corpus's name, in the line of every result.
         bptt_length: the steps of a window whose line does not say otherwise.
         kept: the lines to keep, from `sync`, when a run is resumed; None: the run is new, and has no file.
@@ -92,6 +93,7 @@ class MetricsLog:
     def __init__(
         self,
         folder: Folder,
+        files: ExitStack,
         corpus: str,
         bptt_length: int,
         *,
@@ -110,21 +112,12 @@ class MetricsLog:
         rows = _rows(lines, path)
         self._count([row for row in rows if row["kind"] == "window"])
         self.epochs = [row for row in rows if row["kind"] == "epoch"]
-        with ExitStack() as stack:
-            self._files: dict[str, BinaryIO] = {}
-            for name in (NAME, TIMING):
-                with self._disk(name):
-                    self._files[name] = stack.enter_context(folder.append(name, buffering=0))
-            with self._disk(NAME):
-                self._files[NAME].truncate(len(lines))
-            self._open = stack.pop_all()
-
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+        self._files: dict[str, BinaryIO] = {}
+        for name in (NAME, TIMING):
+            with self._disk(name):
+                self._files[name] = files.enter_context(folder.append(name, buffering=0))
         with self._disk(NAME):
-            self._open.close()
+            self._files[NAME].truncate(len(lines))
 
     def windows(
         self,

@@ -86,9 +86,7 @@ class Run:
             written = self.found.manifest.metrics if self.found else Prefix()
         else:
             directory.begin(self.folder, config, corpus, given_params, devices)
-        self.log = files.enter_context(
-            MetricsLog(self.folder, corpus.name, counts.bptt_length, kept=written, on_metrics=on_metrics)
-        )
+        self.log = MetricsLog(self.folder, files, corpus.name, counts.bptt_length, kept=written, on_metrics=on_metrics)
         self.step = self._saved = self.found.manifest.step if self.found else 0
         self.ahead, self.learning_rate = 0, math.nan
         self._validations = self.found.state.validations if self.found else None
