@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.report.page import ModelView, RunRecord, ScoredText, SweepRecord, TrialRecord
+from jaxlm.report.page import ModelView, RunRecord, ScoredText, SweepRecord
+from jaxlm.report.sweep_plots import TrialRecord
 from jaxlm.report.word_map import WordMap
 
 HOSTILE = [

@@ -8,7 +8,7 @@ import pytest
 from reports import ink
 
 from jaxlm.errors import JaxlmError
-from jaxlm.report.word_map import drawn_map, embedding_map, map_words, spread
+from jaxlm.report.word_map import drawn_map, embedding_map, map_words, moved_apart
 
 NAN = float("nan")
 
@@ -66,11 +66,11 @@ def test_labels_are_moved_apart_and_not_far():
     places = np.random.default_rng(0).uniform(20, 280, (60, 2))
     places[1] = places[0]
     sizes, area = np.tile([30.0, 10.0], (60, 1)), np.array([300, 300])
-    moved = spread(places, sizes, area)
+    moved = moved_apart(places, sizes, area)
     apart = np.abs(moved[:, None] - moved) >= sizes[0] - 1e-6
     assert (apart.any(axis=2) | np.eye(60, dtype=bool)).all()
     assert np.abs(moved - places).max() < 60
-    np.testing.assert_allclose(spread(moved, sizes, area), moved)
+    np.testing.assert_allclose(moved_apart(moved, sizes, area), moved)
 
 
 def test_no_label_is_cut_and_the_colours_are_explained():

@@ -64,9 +64,7 @@ def by_kind(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
 def learning_curve(rows: Sequence[Row], bptt_length: int, path: Path) -> Path:
     """Draws the perplexities and the learning rate of a run from its metrics' rows, and returns the picture's path.
 
-    Raises:
-        RunDirError: The picture cannot be written.
-        JaxlmError: No epoch has finished.
+    Raises RunDirError if the picture cannot be written, and JaxlmError if no epoch has finished.
     """
     run = Results("", *by_kind(rows), bptt_length)
     if not run.epochs:

@@ -56,8 +56,7 @@ def figure(width: float, height: float) -> Iterator[Any]:
 def save(drawn: Any, path: Path) -> Path:
     """Writes a figure to a file, whole or not at all, and returns the path; its ending chooses the format.
 
-    Raises:
-        RunDirError: The format is unknown, or the file cannot be written.
+    Raises RunDirError if the format is unknown, or the file cannot be written.
     """
     picture = io.BytesIO()
     with explained(RunDirError, f"cannot write {path}"):

@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 
 from jaxlm.data.corpus import MOST_UNKNOWN
-from jaxlm.errors import JaxlmError
 from jaxlm.files import finite
-from jaxlm.report import sweep_plots
 from jaxlm.report.curve import Results, Row, draw_perplexities, draw_windows, epoch_axis
 from jaxlm.report.figure import PALETTE, drawable, figure, marks, svg
+from jaxlm.report.sweep_plots import PERPLEXITY, TrialRecord, draw_epochs, draw_parallel, draw_slice, value_text
 from jaxlm.report.units import mean_and_deviation, spread
 from jaxlm.report.word_map import WordMap, drawn_map
 from jaxlm.terminal import printable
@@ -81,19 +80,6 @@ class ModelView:
 
 
 @dataclass(frozen=True)
-class TrialRecord:
-    """A point of a sweep's space; perplexities are (mean, standard deviation) over its seeds, nan where unknown."""
-
-    number: int
-    values: Mapping[str, Any]
-    status: str  # of its members; counted where theirs differ
-    seeds: int
-    valid: tuple[float, float]
-    test: tuple[float, float]
-    valid_by_epoch: Sequence[float]  # of its first seed
-
-
-@dataclass(frozen=True)
 class SweepRecord:
     """A sweep: its trials, the best first, and the command that trains the best one alone."""
 
@@ -129,13 +115,7 @@ class Group:
 def render(
     title: str, runs: Sequence[RunRecord] = (), models: Sequence[ModelView] = (), sweeps: Sequence[SweepRecord] = ()
 ) -> str:
-    """The page as HTML: a section for each corpus's runs, each sweep and each model, which is one of a run.
-
-    Raises:
-        JaxlmError: There is nothing to show.
-    """
-    if not runs and not sweeps:
-        raise JaxlmError("there is no run and no sweep to report: name at least one")
+    """The page as HTML: a section for each corpus's runs, each sweep and each model, which is one of a run."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup, escape
 
@@ -196,7 +176,7 @@ def render(
         number=number,
         colour=lambda bits: f"--s:{min(max(bits / MOST_BITS, 0), 1) * 100:.0f}%" if math.isfinite(bits) else "",
         nan=math.nan,
-        value_text=sweep_plots.value_text,
+        value_text=value_text,
         speeds=speeds,
     )
 
@@ -275,22 +255,20 @@ def _sweep_pictures(sweep: SweepRecord, name: str) -> tuple[dict[str, str], list
     trials = [trial for trial in sweep.trials if np.isfinite(drawable(trial.valid[:1])).all()]
     if len(trials) < 2:
         return {}, []
-    points, keys = [(trial.values, trial.valid[0]) for trial in trials], [str(trial.number) for trial in trials]
-    epochs = [(str(trial.number), trial.valid_by_epoch) for trial in trials]
     fields = list(trials[0].values)
-    parallel, wide = partial(sweep_plots.draw_parallel, points=points, keys=keys), max(5.6, 1.6 * len(fields) + 2)
+    wide = max(5.6, 1.6 * len(fields) + 2)
     found = {
-        "Parallel coordinates": _picture(f"{name} all", parallel, wide),
-        "Learning curves": _picture(f"{name} epochs", lambda axes: sweep_plots.draw_epochs(axes, epochs)),
+        "Parallel coordinates": _picture(f"{name} all", lambda axes: draw_parallel(axes, trials), wide),
+        "Learning curves": _picture(f"{name} epochs", lambda axes: draw_epochs(axes, trials)),
     }
     for place, field in enumerate(fields):
-        draw = partial(sweep_plots.draw_slice, points=points, field=field, keys=keys)
+        draw = partial(draw_slice, trials=trials, field=field)
         found[f"{place + 1}: {field}"] = _picture(f"{name} field {place}", draw, height=3)
-    axes = []
-    for field in (*fields, sweep_plots.PERPLEXITY):
-        values = [{**trial.values, sweep_plots.PERPLEXITY: trial.valid[0]}[field] for trial in trials]
+    axes, keys = [], [str(trial.number) for trial in trials]
+    for field in (*fields, PERPLEXITY):
+        values = [{**trial.values, PERPLEXITY: trial.valid[0]}[field] for trial in trials]
         numeric = all(type(value) in (int, float) for value in values)
-        texts = values if numeric else [printable(sweep_plots.value_text(value)) for value in values]
+        texts = values if numeric else [printable(value_text(value)) for value in values]
         choices, ends = ([], (min(values), max(values))) if numeric else (sorted(set(texts)), ())
         axes.append({"name": field, "choices": choices, "values": dict(zip(keys, texts, strict=True)), "ends": ends})
     return found, axes

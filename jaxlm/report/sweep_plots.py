@@ -9,30 +9,44 @@ import numpy as np
 
 from jaxlm.report.figure import ORANGE, PALE, PALETTE, drawable, figure, label, log_axis, marks, perplexity_axis, save
 
-# At least one (values by field, validation perplexity), the best first, all with the same fields.
-Points = Sequence[tuple[Mapping[str, Any], float]]
 PERPLEXITY = "validation perplexity"
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A point of a sweep's space; perplexities are (mean, standard deviation) over its seeds, nan where unknown."""
+
+    number: int
+    values: Mapping[str, Any]
+    status: str  # of its members; counted where theirs differ
+    seeds: int
+    valid: tuple[float, float]
+    test: tuple[float, float]
+    valid_by_epoch: Sequence[float]  # of its first seed
+
+
+Trials = Sequence[TrialRecord]  # at least one, the best first, all with the same fields
 
 
 @dataclass(frozen=True)
 class Scale:
     """Where one field's values lie on an axis."""
 
-    places: np.ndarray  # [points]
-    names: list[str]  # of each point's value
+    places: np.ndarray  # [trials]
+    names: list[str]  # of each trial's value
     ticks: dict[float, str]  # of all values, if they are few or no numbers
     log: bool
 
 
-def slice_plot(points: Points, path: Path) -> Path:
-    """Writes a picture with one panel for each field, and all points in each. Raises RunDirError."""
-    fields = list(points[0][0])
+def slice_plot(trials: Trials, path: Path) -> Path:
+    """Writes a picture with one panel for each field, and all trials in each. Raises RunDirError."""
+    fields = list(trials[0].values)
     columns = min(len(fields), 3)
     rows = -(-len(fields) // columns)
     with figure(1.2 + 3 * columns, 0.4 + 2.8 * rows) as drawn:
         panels = list(drawn.subplots(rows, columns, squeeze=False, sharey=True).flat)
         for axes, field in zip(panels, fields, strict=False):
-            draw_slice(axes, points, field)
+            draw_slice(axes, trials, field)
         for axes in panels[len(fields) :]:
             axes.set_axis_off()
         for axes in panels[1:]:
@@ -40,22 +54,21 @@ def slice_plot(points: Points, path: Path) -> Path:
         return save(drawn, path)
 
 
-def parallel_plot(points: Points, path: Path) -> Path:
+def parallel_plot(trials: Trials, path: Path) -> Path:
     """Writes a picture of parallel axes. Raises RunDirError."""
-    with figure(2 + 1.8 * len(points[0][0]), 4) as drawn:
-        draw_parallel(drawn.subplots(), points)
+    with figure(2 + 1.8 * len(trials[0].values), 4) as drawn:
+        draw_parallel(drawn.subplots(), trials)
         return save(drawn, path)
 
 
-def draw_slice(axes: Any, points: Points, field: str, keys: Sequence[str] | None = None) -> None:
-    """Draws validation perplexity against one field; `keys` of the points are for the page's script."""
-    scale = scale_of([values[field] for values, _ in points])
-    y = drawable([perplexity for _, perplexity in points])
-    known = np.isfinite(y)
+def draw_slice(axes: Any, trials: Trials, field: str) -> None:
+    """Draws validation perplexity against one field; each mark has its trial's number as its key."""
+    scale = scale_of([trial.values[field] for trial in trials])
+    y = drawable([trial.valid[0] for trial in trials])
     titles = [f"{field} {name}, {PERPLEXITY} {value:.2f}" for name, value in zip(scale.names, y, strict=True)]
-    for at in map(int, np.flatnonzero(known)[::-1]):  # (the best one last, on top)
-        gid = marks([titles[at]], keys[at] if keys else "")
-        axes.plot(scale.places[at], y[at], "o", color=_colour(at, len(y)), markersize=7 if at == 0 else 5, gid=gid)
+    for at in map(int, np.flatnonzero(np.isfinite(y))[::-1]):  # (the best one last, on top)
+        gid, size = marks([titles[at]], str(trials[at].number)), 7 if at == 0 else 5
+        axes.plot(scale.places[at], y[at], "o", color=_colour(at, len(y)), markersize=size, gid=gid)
     if scale.log:
         log_axis(axes, "x")
     axes.set(xlabel=label(field), ylabel=PERPLEXITY)
@@ -65,17 +78,17 @@ def draw_slice(axes: Any, points: Points, field: str, keys: Sequence[str] | None
     perplexity_axis(axes, y)
 
 
-def draw_parallel(axes: Any, points: Points, keys: Sequence[str] | None = None) -> None:
-    """Draws each point as a line over parallel axes (Inselberg, 1985): one a field, the last for the perplexity."""
-    fields = list(points[0][0])
-    y = drawable([perplexity for _, perplexity in points])
+def draw_parallel(axes: Any, trials: Trials) -> None:
+    """Draws each trial as a line over parallel axes (Inselberg, 1985): one a field, the last for the perplexity."""
+    fields = list(trials[0].values)
+    y = drawable([trial.valid[0] for trial in trials])
     last = Scale(y, [f"{value:.2f}" for value in y], {}, log=True)
-    scales = [*(scale_of([values[field] for values, _ in points]) for field in fields), last]
+    scales = [*(scale_of([trial.values[field] for trial in trials]) for field in fields), last]
     heights = np.array([_draw_scale(axes, place, scale) for place, scale in enumerate(scales)])
     names = [*map(label, fields), PERPLEXITY]
-    for at in reversed(range(len(points))):
+    for at, trial in reversed([*enumerate(trials)]):
         title = ", ".join(f"{name} {scale.names[at]}" for name, scale in zip(names, scales, strict=True))
-        gid, width = marks([title], keys[at] if keys else ""), 2.5 if at == 0 else 1.2
+        gid, width = marks([title], str(trial.number)), 2.5 if at == 0 else 1.2
         axes.plot(heights[:, at], "o-", color=_colour(at, len(y)), markersize=3, linewidth=width, gid=gid)
     axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
     axes.set_yticks([])
@@ -84,13 +97,13 @@ def draw_parallel(axes: Any, points: Points, keys: Sequence[str] | None = None) 
     axes.spines[:].set_visible(False)
 
 
-def draw_epochs(axes: Any, points: Sequence[tuple[str, Sequence[float]]]) -> None:
-    """Draws validation perplexity over the epochs of each trial: (key, perplexities), the best first."""
+def draw_epochs(axes: Any, trials: Trials) -> None:
+    """Draws validation perplexity over the epochs of each trial."""
     from matplotlib.ticker import MaxNLocator
 
-    lines = [drawable(values) for _, values in points]
-    for at, line in reversed([*enumerate(lines)]):
-        gid, colour = marks([f"trial {points[at][0]}"], points[at][0]), _colour(at, len(points))
+    lines = [drawable(trial.valid_by_epoch) for trial in trials]
+    for at, (trial, line) in reversed([*enumerate(zip(trials, lines, strict=True))]):
+        gid, colour = marks([f"trial {trial.number}"], str(trial.number)), _colour(at, len(trials))
         axes.plot(np.arange(1, len(line) + 1), line, "o-", color=colour, markersize=3, gid=gid)
     axes.set(xlabel="epoch", ylabel=PERPLEXITY)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -116,12 +129,12 @@ def value_text(value: Any) -> str:
 
 
 def _colour(rank: int, count: int) -> Any:
-    """Orange for the best of `count` points, blue to grey for the others."""
+    """Orange for the best of `count` trials, blue to grey for the others."""
     return ORANGE if rank == 0 else (PALETTE[0], PALETTE[7], PALE)[3 * rank // count]
 
 
 def _draw_scale(axes: Any, place: int, scale: Scale) -> np.ndarray:
-    """Draws one of the parallel axes, from 0 to 1; the points' heights on it [points]."""
+    """Draws one of the parallel axes, from 0 to 1; the trials' heights on it [trials]."""
     x = np.log(scale.places) if scale.log else scale.places
     low, high = (np.nanmin(x), np.nanmax(x)) if np.isfinite(x).any() else (np.nan, np.nan)
 

@@ -35,9 +35,9 @@ class WordMap:
 
 
 def embedding_map(embedding: np.ndarray, words: Sequence[str], path: Path, **options: Any) -> Path:
-    """Draws a map of words, and returns the picture's path; its ending chooses the format.
+    """Draws `map_words`, which takes the options, and returns the path; its ending chooses the format.
 
-    The options are those of `map_words`. Raises RunDirError where the picture cannot be written.
+    Raises RunDirError if the picture cannot be written.
     """
     found = map_words(embedding, words, **{"count": 400, "neighbors": 0, **options})
     with drawn_map(found) as drawn:
@@ -51,7 +51,6 @@ def map_words(
     *,
     count: int = 500,
     method: Literal["tsne", "pca"] = "tsne",
-    seed: int = 0,
     neighbors: int = 10,
 ) -> WordMap:
     """Places the most frequent words on a plane, and finds the nearest neighbours of each.
@@ -64,7 +63,6 @@ def map_words(
         words: at least as many words as are mapped.
         count: how many words to map, from the most frequent on.
         method: "tsne" or "pca".
-        seed: of the projection and the clusters.
         neighbors: how many to find of each word, among all V words.
 
     Raises:
@@ -80,7 +78,7 @@ def map_words(
     if not np.isfinite(vectors).all() or (np.ptp(head, axis=0) == 0).all():
         raise JaxlmError("the embedding's vectors are not finite, or all equal: map one that was trained")
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    places, clusters, used = _project(unit[:count].astype(np.float64), method, seed)
+    places, clusters, used = _project(unit[:count].astype(np.float64), method)
     near, most = [], min(neighbors, len(unit) - 1)
     for place in range(len(head) if most else 0):
         cosine = unit @ unit[place]
@@ -105,20 +103,20 @@ def drawn_map(words: WordMap) -> Iterator[Any]:
         rows = zip(places, words.words, words.clusters, strict=True)
         labels = [axes.text(*place, label(word), color=PALETTE[cluster], **style) for place, word, cluster in rows]
         sizes = np.array([text.get_window_extent().size for text in labels]) + np.array([8, 2])
-        for key, (text, place) in enumerate(zip(labels, spread(places, sizes, area), strict=True)):
+        for key, (text, place) in enumerate(zip(labels, moved_apart(places, sizes, area), strict=True)):
             text.set_position(place)
             text.set_gid(marks([], str(key)))
         yield drawn
 
 
-def spread(places: np.ndarray, sizes: np.ndarray, area: np.ndarray, rounds: int = 200) -> np.ndarray:
-    """The centres [n, 2] of boxes of sizes [n, 2], moved aside until they lie apart or the rounds are over.
+def moved_apart(places: np.ndarray, sizes: np.ndarray, area: np.ndarray) -> np.ndarray:
+    """The centres [n, 2] of boxes of sizes [n, 2], moved aside until they lie apart, in at most 200 rounds.
 
     No box that fits into the area [2] leaves it.
     """
     low, high = sizes / 2, np.maximum(area - sizes / 2, sizes / 2)
     places = np.clip(places, low, high)
-    for _ in range(rounds):
+    for _ in range(200):
         apart = [np.subtract.outer(column, column) for column in places.T]
         close = [np.abs(gap) < np.add.outer(size, size) / 2 for gap, size in zip(apart, sizes.T, strict=True)]
         i, j = np.nonzero(np.triu(close[0] & close[1], 1))
@@ -133,7 +131,7 @@ def spread(places: np.ndarray, sizes: np.ndarray, area: np.ndarray, rounds: int 
     return places
 
 
-def _project(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+def _project(vectors: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray, str]:
     """Places [n, 2] and clusters [n] of unit vectors [n, E], and the method that was used."""
     centred = vectors - vectors.mean(axis=0)
     widest = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
@@ -145,9 +143,9 @@ def _project(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, n
         return widest, np.zeros(len(vectors), int), "pca"
     with warnings.catch_warnings(), threadpool_limits(1):  # with few words, threads take longer than one
         warnings.simplefilter("ignore")  # such as fewer distinct vectors than clusters
-        clusters = KMeans(min(len(PALETTE), len(vectors)), random_state=seed).fit_predict(vectors)
+        clusters = KMeans(min(len(PALETTE), len(vectors)), random_state=0).fit_predict(vectors)
         if method == "pca":
             return widest, clusters, method
         near = min(20, (len(vectors) - 1) / 3)
-        tsne = TSNE(metric="cosine", init="pca", random_state=seed, perplexity=near)
+        tsne = TSNE(metric="cosine", init="pca", random_state=0, perplexity=near)
         return tsne.fit_transform(vectors).astype(np.float64), clusters, method

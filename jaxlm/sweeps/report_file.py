@@ -49,15 +49,14 @@ def write_report(
     names = [path.resolve().name for path in directories]
     if len(set(names)) < len(names):
         names = [str(path) for path in directories]
-    runs, sweeps, where = [], [], {}
+    runs, sweeps = [], []
     for path, name in zip(directories, names, strict=True):
         if (path / "trials").exists() and not (path / "config.json").exists():
             sweeps.append(_sweep_record(path, name, which, texts, data_dir))
         else:
             runs.append(run_record(path, name))
-            where[name] = path
     chosen = [best_run(together) for together in by_corpus(runs)]
-    models = [model_view(where[run.name], run.name, which, texts, data_dir) for run in chosen]
+    models = [model_view(Path(run.path), run.name, which, texts, data_dir) for run in chosen]
     counts = [f"{len(some)} {what}{'s' * (len(some) > 1)}" for some, what in ((runs, "run"), (sweeps, "sweep")) if some]
     title = names[0] if len(names) == 1 else " and ".join(counts)
     page = render(f"Report: {title}", runs, models, sweeps)
@@ -77,10 +76,9 @@ def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_
             f"the sweep in {path} has no results: expected {RESULTS}, which a sweep writes at its end, and a finished "
             f"epoch; resume it with `jaxlm sweep {flag('--run-dir', path)} --resume`"
         ) from None
-    best = sweep.best
-    model = None
-    if best:
-        own = member_dir(path, best.number, best.seed)  # the sweep may have been moved
-        own = own if own.exists() else member_dir(path, best.number, None)
-        model = model_view(own, f"trial {best.number}, seed {best.seed}", which, texts, data_dir)
-    return SweepRecord(name, corpus, sweep.trials, sweep.command(best) if best else None, model=model)
+    if (best := sweep.best) is None:
+        return SweepRecord(name, corpus, sweep.trials)
+    own = member_dir(path, best.number, best.seed)  # the sweep may have been moved
+    own = own if own.exists() else member_dir(path, best.number, None)
+    model = model_view(own, f"trial {best.number}, seed {best.seed}", which, texts, data_dir)
+    return SweepRecord(name, corpus, sweep.trials, sweep.command(best), model)

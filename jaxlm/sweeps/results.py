@@ -15,8 +15,7 @@ from typing import Any
 from jaxlm.config.config import PRESETS, Config, preset
 from jaxlm.errors import RunDirError
 from jaxlm.files import Folder, explained, finite, seal, unseal
-from jaxlm.report.page import TrialRecord
-from jaxlm.report.sweep_plots import parallel_plot, slice_plot, value_text
+from jaxlm.report.sweep_plots import TrialRecord, parallel_plot, slice_plot, value_text
 from jaxlm.report.units import mean_and_deviation
 
 RESULTS = "sweep.json"
@@ -166,7 +165,7 @@ def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
         folder.write("sweep.csv", text.getvalue().encode(errors="surrogateescape"))
         folder.write(RESULTS, seal(finite(tree)).encode())
     written = [path / "sweep.csv", path / RESULTS]
-    done = [(trial.values, trial.valid[0]) for trial in sweep.trials if trial.done]
+    done = [trial for trial in sweep.trials if trial.done]
     if len(done) > 1:
         written += [slice_plot(done, path / "slices.png"), parallel_plot(done, path / "parallel.png")]
     return written

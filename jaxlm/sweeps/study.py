@@ -63,9 +63,8 @@ class Study:
     """
 
     def __init__(self, plan: Plan, folder: Path, storage: str | None = None):
-        self.plan, self._folder = plan, folder
+        self.plan, self._folder, self._beat = plan, folder, -math.inf
         self.held = dict[int, Claim]()
-        self._beat = -math.inf
         self._damaged = set[int]()  # trials that this worker tried
         self._seen = set[int]()  # trials of other directories
         self._storage = Storage(storage or str(folder / JOURNAL))
@@ -98,21 +97,20 @@ class Study:
             self.beat()
             optuna.storages.fail_stale_trials(self._study)
             for frozen in self._running():
+                identity = self._id(frozen.number)
                 if not self._is_ours(frozen):
-                    if frozen.number not in self._seen:  # its worker may have died before its first beat
-                        self._seen.add(frozen.number)
-                        self._storage.beat(self._id(frozen.number))
+                    if identity not in self._seen:  # its worker may have died before its first beat
+                        self._seen.add(identity)
+                        self._storage.beat(identity)
                 elif frozen.number not in self._damaged:
                     with suppress(InUse):
-                        return self._take(optuna.trial.Trial(self._study, self._id(frozen.number)))
-            return self._begin()
+                        return self._take(optuna.trial.Trial(self._study, identity))
+            taken = self._taken()
+            left = [number for number in range(self.plan.trials) if number not in taken]
+            return self._begin(left[0]) if left else None
 
-    def _begin(self) -> Claim | None:
-        """Begins the first point without a trial, if there is one and no other directory begins it right now."""
-        taken = self._taken()
-        number = next((number for number in range(self.plan.trials) if number not in taken), None)
-        if number is None:
-            return None
+    def _begin(self, number: int) -> Claim | None:
+        """Begins a point; None if another directory begins it right now."""
         point = self.plan.point(number)
         new = optuna.trial.create_trial(
             state=optuna.trial.TrialState.RUNNING,
@@ -133,13 +131,12 @@ class Study:
 
     def _take(self, trial: "optuna.trial.Trial") -> Claim:
         self._storage.beat(self._id(trial.number))
+        for name, distribution in self.plan.space.items():
+            _suggest(trial, name, distribution)
         with ExitStack() as stack:
-            params = {name: _suggest(trial, name, distribution) for name, distribution in self.plan.space.items()}
-            dirs = {
-                seed: stack.enter_context(lock(self._own_directory(trial.number, seed)))
-                for seed in self.plan.seeds_of(params)
-            }
-            records = {}
+            dirs, records = {}, {}
+            for seed in self.plan.seeds_of(trial.params):
+                dirs[seed] = stack.enter_context(lock(self._own_directory(trial.number, seed)))
             for record in self._records(self._storage.backend.get_trial(self._id(trial.number))):
                 damaged = record.status == "damaged"  # it may have been repaired
                 records[record.seed] = replace(record, status="running", note=None) if damaged else record
@@ -224,21 +221,16 @@ class Study:
     def records(self) -> list[MemberResult]:
         """Every member that has begun, by number and seed."""
         with self._storage.guarded():
-            return [
-                record
-                for frozen in self._trials()
-                if frozen.params.keys() == self.plan.space.keys()
-                for record in self._records(frozen)
-            ]
+            begun = [frozen for frozen in self._trials() if frozen.params.keys() == self.plan.space.keys()]
+            return [record for frozen in begun for record in self._records(frozen)]
 
     def _records(self, frozen: "FrozenTrial") -> list[MemberResult]:
-        values, ours = decoded(frozen.params), self._is_ours(frozen)
         records = []
         for seed in self.plan.seeds_of(frozen.params):
-            kept = frozen.user_attrs.get(f"seed {seed}", {})
-            kept = {**kept, "valid_perplexities": tuple(kept.get("valid_perplexities", ()))}
-            run_dir = self._member_dir(frozen.number, seed) if ours else None
-            records.append(MemberResult(frozen.number, values, seed, run_dir=run_dir, **kept))
+            kept = {"valid_perplexities": (), **frozen.user_attrs.get(f"seed {seed}", {})}
+            kept["valid_perplexities"] = tuple(kept["valid_perplexities"])
+            run_dir = self._member_dir(frozen.number, seed) if self._is_ours(frozen) else None
+            records.append(MemberResult(frozen.number, decoded(frozen.params), seed, run_dir=run_dir, **kept))
         return records
 
     def _is_ours(self, frozen: "FrozenTrial") -> bool:

@@ -158,11 +158,6 @@ def join(run_dir: Path, data_dir: str | Path | None, workers: int, group: int | 
     """
     parent, where = os.getppid(), _where(run_dir, None, resume=True)
     plan = read_plan(where or str(run_dir / JOURNAL))
-    _, found = with_corpus(plan.config, None, data_dir)
-    if changed := directory.different(plan.corpus, directory.named(found)):
-        raise JaxlmError(
-            f"the sweep in {run_dir} has another corpus ({'; '.join(changed)}): name its folder with --data-dir"
-        )
     study = Study(plan, run_dir, where)
 
     def stopped() -> int | None:
