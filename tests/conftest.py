@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -101,6 +102,17 @@ def ptb_dir() -> Path:
         if place and Path(place, "ptb.train.txt").is_file():
             return Path(place)
     pytest.skip("no Penn Treebank: set JAXLM_DATA to the folder of ptb.train.txt")
+
+
+@pytest.fixture
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path):
+    """A file system of two megabytes, or of the size of an indirect parameter; skips where none can be mounted."""
+    folder, size = tmp_path / "disk", getattr(request, "param", "2m")
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

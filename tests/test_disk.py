@@ -28,17 +28,6 @@ def reference(corpus, no_pictures, tmp_path_factory):
     return kept(result.run_dir)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of two megabytes; skips where none can be mounted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 def fill(folder: Path, but: int) -> None:
     """Leaves so many bytes free."""
     free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize

@@ -1,8 +1,6 @@
 """The Mogrifier: its op beside its reference, and against what DeepMind's lamb recorded (golden/mogrifier.json)."""
 
-import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
+from recordings import recorded, summary
 
 import jaxlm
 from jaxlm.errors import JaxlmError
@@ -148,15 +147,9 @@ def test_each_gradient_of_a_matrix_is_one_product_after_the_backward_scan():
     assert not {(4, 12), (3, 12), (3, 4), (4, 3)} & carried(mogrifier)
 
 
-GOLDEN = json.loads((Path(__file__).parent / "golden/published/mogrifier.json").read_text())
+GOLDEN = recorded("mogrifier")
 SHAPES = ("T", "B", "D", "H", "seed", "mask_seed")
 CELLS = GOLDEN["cells"]
-
-
-def summary(array):
-    """The three numbers that stand for an array in the recording."""
-    flat = np.asarray(array, np.float64).ravel()
-    return [np.linalg.norm(flat), flat.sum(), (flat * np.cos(np.arange(flat.size))).sum()]
 
 
 def assert_recorded(array, expected, tolerance):

@@ -2,7 +2,6 @@
 
 import json
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from language_models import KINDS, small_lm
+from recordings import recorded
 from test_mogrifier import lamb_config, lamb_params
 
 import jaxlm
@@ -30,7 +30,6 @@ from jaxlm.scoring.reading import EachSentence, OneStream
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.scoring.token_scores import Detail, Network, Tokens
 
-GOLDEN = Path(__file__).parent / "golden/published"
 IDS = np.random.default_rng(5).integers(0, 17, 65).astype(np.int32)
 TRAIN = np.random.default_rng(6).integers(0, 17, 300).astype(np.int32)
 VOCAB = Vocab(tuple(f"w{number}" for number in range(1000)))  # for more ids than any case has
@@ -46,10 +45,6 @@ NEUTRAL = {
     "temperature": {"temperature": 1.0},
     "mc": {"samples": 3},
 }
-
-
-def cases(name: str) -> list[dict]:
-    return json.loads((GOLDEN / name).read_text())["cases"]
 
 
 def torch_model(case: dict) -> tuple[jaxlm.Config, dict]:
@@ -89,7 +84,7 @@ def tokens(generator, n: int, V: int) -> np.ndarray:
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("case", cases("pointer.json"), ids=lambda case: f"window {case['config']['window']}")
+@pytest.mark.parametrize("case", recorded("pointer")["cases"], ids=lambda case: f"window {case['config']['window']}")
 def test_the_cache_is_that_of_pointer_py(case):
     told = case["config"]
     config, params = torch_model(told)
@@ -112,7 +107,7 @@ def test_the_cache_is_that_of_pointer_py(case):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("case", cases("dynamic_eval.json"), ids=lambda case: f"lr {case['config']['lr']}")
+@pytest.mark.parametrize("case", recorded("dynamic_eval")["cases"], ids=lambda case: f"lr {case['config']['lr']}")
 def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
     told, expected = case["config"], case["gradient_statistics"]
     config, params = torch_model(told)
@@ -155,7 +150,7 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
 @pytest.mark.golden
 def test_lamb_s_dynamic_evaluation():
     """After its ten windows of training by rmsprop, which is Adam without a mean of the gradient."""
-    every = json.loads((GOLDEN / "mogrifier.json").read_text())["language_models"]
+    every = recorded("mogrifier")["language_models"]
     case = next(case for case in every if not case["masks"])
     config, params = lamb_config(case), jax.tree.map(jnp.asarray, lamb_params(case))
     B, T, V, rule, expected = (

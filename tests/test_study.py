@@ -167,17 +167,7 @@ def test_flips_are_found_or_harmless(written, tmp_path):
         shutil.rmtree(folder)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of two pages; skips where none can be mounted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["8k"], indirect=True)
 def test_a_disk_that_fills_leaves_whole_lines_and_the_sweep_resumes(small_disk, tmp_path):
     """A real ENOSPC in the middle of an append, and a line that another writer left torn."""
     plan = make_plan(TINY, {"learning_rate": [0.1 * n for n in range(1, 20)]}, "grid", None, 1, None, {})
