@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 FORMAT = argument("--format", choices=("tsv", "csv", "jsonl"), help="of the table (default tsv; csv for --csv)")
 SCORES = (DATA_DIR, output("write the table to a file, which appears whole at the end"), add_protocol_flags)
 TEXTS = "text, a sentence a line (default, or -: standard input); a directory is one more run"
-CONTEXTS = ("sentence", "stream")
 BOUNDARY = argument(
     "--boundary",
     choices=("corrected", "published"),
@@ -63,8 +62,8 @@ def _oov(*choices: str) -> Adder:
     TOKENIZER,
     PUNCTUATION,
     BOUNDARY,
-    argument("--unit", choices=("bits", "nats"), help="of surprisal and entropy (default bits)"),
-    argument("--context", choices=CONTEXTS, default="sentence", help="stream: the state passes to the next line"),
+    argument("--unit", choices=("bits", "nats"), default="bits", help="of surprisal and entropy (default bits)"),
+    argument("--context", choices=("sentence", "stream"), default="sentence", help="stream: pass the state on"),
     _oov("error", "nan"),
     argument("--top-k", type=int, metavar="K", help="add the K likeliest words in each word's place"),
     switch("--eos", "also a row for the <eos> that ends each line"),
@@ -75,32 +74,25 @@ def _oov(*choices: str) -> Adder:
     *SCORES,
 )
 def surprisal(args: argparse.Namespace) -> None:
-    protocol = given_protocol(args)
+    how = _how(args) | {"context": args.context, "unit": args.unit, "eos": args.eos, "top_k": args.top_k or 0}
     runs = [args.run, *(path for path in args.texts if path.is_dir())]
     texts = [path for path in args.texts if not path.is_dir()]
     _check_surprisal(args, runs, texts)
     short = len({path.name for path in runs}) == len(runs)
     lms = {path.name if short else str(path): loaded(path, args.checkpoint) for path in runs}
-    top_k = args.top_k or 0
     scorings: dict[str, Any] = {
-        name: lm.scorer(args.context, top_k=top_k, protocol=protocol, data_dir=args.data_dir, **_cut(args))
-        if args.adapt is None
-        else lm.adaptive(args.adapt, context=args.context, top_k=top_k, **_cut(args))
-        for name, lm in lms.items()
+        name: lm.scorer(**how) if args.adapt is None else lm.adaptive(args.adapt, **how) for name, lm in lms.items()
     }
 
     from jaxlm.scoring.stimuli import read_table
 
     stimuli = read_table(args.csv, args.column or "Sentence") if args.csv else None
-    blocks = _of_stimuli(args, lms, scorings, stimuli) if stimuli else _of_lines(args, lms, scorings, texts)
     extra, header = _predictors(args, lms), True
     unknown = Unknown("critical spans" if args.spans else "regions" if args.regions else "words")
-    format = "csv" if args.csv else args.layout if args.layout == "neural-complexity" else "tsv"
-    with _writing(args, format) as write:
-        for tables in blocks:
-            own = side_by_side(
-                {name: {**LAYOUTS[args.layout](one), **extra(name, one)} for name, one in tables.items()}
-            )
+    with _writing(args, "csv" if stimuli else args.layout) as write:
+        for tables in _tables(args, lms, scorings, stimuli or texts, how):
+            columns = {name: {**LAYOUTS[args.layout](one), **extra(name, one)} for name, one in tables.items()}
+            own = side_by_side(columns)
             write({**_kept(stimuli, own), **own} if stimuli else own, header)
             unknown.add(next(iter(tables.values())))
             header = False
@@ -115,9 +107,10 @@ def surprisal(args: argparse.Namespace) -> None:
         keep_model(args.save_adapted, lm.config.replace(epochs=0), scorings[name].params, corpus)
 
 
-def _cut(args: argparse.Namespace) -> dict[str, Any]:
-    """How texts are cut into words, and words' boundaries counted."""
-    return {"punctuation": args.punctuation or "word", "boundary": args.boundary}
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of scoring that verbs share. Raises JaxlmError."""
+    shared = {name: getattr(args, name) for name in ("oov", "tokenizer", "boundary", "data_dir")}
+    return {**shared, "punctuation": args.punctuation or "word", "protocol": given_protocol(args)}
 
 
 def _check_surprisal(args: argparse.Namespace, runs: Sequence[Path], texts: Sequence[Path]) -> None:
@@ -147,35 +140,34 @@ def _check_surprisal(args: argparse.Namespace, runs: Sequence[Path], texts: Sequ
         raise JaxlmError(f"{kept} exists already: name a new directory")
 
 
-def _of_lines(
-    args: argparse.Namespace, lms: Models, scorings: Mapping[str, Any], texts: Sequence[Path]
+def _tables(
+    args: argparse.Namespace,
+    lms: Models,
+    scorings: Mapping[str, Any],
+    texts: "StimulusTable | Sequence[Path]",
+    how: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    """The tables of tokens, or of words, of lines of text as they come, by the runs' names."""
-    by_words = args.punctuation or any(lm.vocab.kind != "words" for lm in lms.values())
-    method = "word_surprisal" if by_words and args.layout == "jaxlm" and not args.top_k else "surprisal"
-    options = {"context": args.context, "oov": args.oov, "unit": args.unit or "bits", "eos": args.eos, **_cut(args)}
-    options["tokenizer"] = args.tokenizer
-    for first, lines, where in _blocks(texts, counted=args.output is not None or not is_terminal(sys.stdout)):
-        block = {"first": first, "block": len(lines), "where": where}
-        yield {name: getattr(lm, method)(lines, scoring=scorings[name], **options, **block) for name, lm in lms.items()}
+    """The tables of lines of text as they come, or the table of all stimuli, by the runs' names."""
 
+    def scored(method: str, sentences: list[str], **options: Any) -> dict[str, Any]:
+        options = {**how, **options}
+        return {name: getattr(lm, method)(sentences, scoring=scorings[name], **options) for name, lm in lms.items()}
 
-def _of_stimuli(
-    args: argparse.Namespace, lms: Models, scorings: Mapping[str, Any], stimuli: "StimulusTable"
-) -> Iterator[dict[str, Any]]:
-    """The tables of displayed words, regions or spans of the sentences of a CSV file, by the runs' names."""
-    from jaxlm.scoring.spans import span_surprisal
+    if isinstance(texts, Sequence):
+        by_words = args.punctuation or any(lm.vocab.kind != "words" for lm in lms.values())
+        method = "word_surprisal" if by_words and args.layout == "jaxlm" and not args.top_k else "surprisal"
+        for first, lines, where in _blocks(texts, counted=args.output is not None or not is_terminal(sys.stdout)):
+            yield scored(method, lines, first=first, block=len(lines), where=where)
+    elif args.spans:
+        from jaxlm.scoring.spans import span_surprisal
 
-    options = {"oov": args.oov, "unit": args.unit or "bits", "tokenizer": args.tokenizer, "where": stimuli.where}
-    texts = stimuli.sentences
-    if args.spans:
-        spans = [*zip(*map(stimuli.numbers, ("start", "end")), strict=True)]
-        yield {name: span_surprisal(lm, texts, spans, **options) for name, lm in lms.items()}
-        return
-    options |= {"context": args.context, **_cut(args)}
-    if args.regions:
-        options["regions"] = [[part.strip() for part in cell.split("|")] for cell in stimuli.cells(args.regions)]
-    yield {name: lm.word_surprisal(texts, scoring=scorings[name], **options) for name, lm in lms.items()}
+        spans = [*zip(*map(texts.numbers, ("start", "end")), strict=True)]
+        options = {name: how[name] for name in ("oov", "unit", "tokenizer")}
+        yield {name: span_surprisal(lm, texts.sentences, spans, texts.where, **options) for name, lm in lms.items()}
+    else:
+        cells = texts.cells(args.regions) if args.regions else None
+        regions = cells and [[part.strip() for part in cell.split("|")] for cell in cells]
+        yield scored("word_surprisal", texts.sentences, regions=regions, where=texts.where)
 
 
 def _kept(stimuli: "StimulusTable", own: Columns) -> Columns:
@@ -276,9 +268,8 @@ def states(args: argparse.Namespace) -> None:
     *SCORES,
 )
 def minimal_pairs(args: argparse.Namespace) -> None:
-    protocol = given_protocol(args)
-    options = {"oov": args.oov, "tokenizer": args.tokenizer, "eos": args.eos, "data_dir": args.data_dir, **_cut(args)}
-    found = loaded(args.run, args.checkpoint).minimal_pairs(args.pairs, protocol=protocol, **options)
+    how = _how(args)
+    found = loaded(args.run, args.checkpoint).minimal_pairs(args.pairs, eos=args.eos, **how)
     names = ("UID", "linguistics_term", "pairs", "accuracy", "low_95", "high_95", "ties", "oov_only", "left_out")
     rows = [
         (row.name, row.term, row.n, row.accuracy, *row.interval, row.ties, row.alike, row.left_out)
@@ -299,11 +290,8 @@ def minimal_pairs(args: argparse.Namespace) -> None:
     *SCORES,
 )
 def syntaxgym(args: argparse.Namespace) -> None:
-    protocol = given_protocol(args)
-    lm = loaded(args.run, args.checkpoint)
-    options = {"oov": args.oov, "tokenizer": args.tokenizer, "data_dir": args.data_dir, **_cut(args)}
-    rows: list[tuple[Any, ...]] = []
-    for result in [lm.syntaxgym(path, protocol=protocol, **options) for path in args.suites]:
+    how, lm, rows = _how(args), loaded(args.run, args.checkpoint), []
+    for result in [lm.syntaxgym(path, **how) for path in args.suites]:
         name, items, oov = result.suite.name, result.items, sum(item.oov for item in result.items)
         for place, formula in enumerate(result.suite.predictions):
             rows += [(name, item.number, formula.text, int(item.predictions[place]), item.oov) for item in items]
@@ -338,12 +326,12 @@ def _blocks(texts: Sequence[Path], counted: bool = False) -> Iterator[tuple[int,
 
 
 @contextmanager
-def _writing(args: argparse.Namespace, format: str = "tsv") -> Iterator[Callable[[Columns, bool], object]]:
+def _writing(args: argparse.Namespace, layout: str = "jaxlm") -> Iterator[Callable[[Columns, bool], object]]:
     """A function that writes columns, with their names or without, to --output or standard output, by --format.
 
     A file appears whole at the end. Control characters become escapes, except in CSV that no terminal shows.
     """
-    terminal, format = args.output is None and is_terminal(sys.stdout), args.format or format
+    terminal, format = args.output is None and is_terminal(sys.stdout), args.format or layout
     clean = str if format == "csv" and not terminal else partial(printable, keep_newlines=format == "csv")
 
     def text(columns: Columns, header: bool) -> str:

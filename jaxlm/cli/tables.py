@@ -16,22 +16,19 @@ Columns = Mapping[str, Any]  # by name, of texts or numbers: lists, or arrays of
 
 
 def table_text(columns: Columns, header: bool, format: str, clean: Callable[[str], str]) -> str:
-    """A table as lines of text. Numbers have six decimals; what is not a number is NaN, in JSON null.
+    """A table as lines of text: in CSV, JSON lines, with spaces (neural-complexity) or tabs (others) between cells.
 
-    Args:
-        columns: by name.
-        header: whether the first line has the names; JSON lines have none.
-        format: tsv, csv, jsonl, or neural-complexity, which has spaces between cells.
-        clean: what every text in a cell goes through except in jsonl, as for a terminal.
+    Numbers have six decimals; what is not a number is NaN, in JSON null. Texts in cells go through `clean`, except in
+    JSON, which is ASCII and has no `header`.
     """
     values = (column.tolist() if hasattr(column, "tolist") else column for column in columns.values())
     rows = zip(*values, strict=True)
-    if format == "jsonl":  # in ASCII, so that no letter of a word reaches a terminal raw
+    if format == "jsonl":
         return "".join(json.dumps(dict(zip(columns, map(_rounded, row), strict=True))) + "\n" for row in rows)
     lines = [*([[*columns]] if header else []), *rows]
     cells = [[clean(cell) if isinstance(cell, str) else _shown(cell) for cell in line] for line in lines]
     if format != "csv":
-        space = "\t" if format == "tsv" else " "
+        space = " " if format == "neural-complexity" else "\t"
         return "".join(space.join(cell.replace("\t", " ").replace("\n", " ") for cell in row) + "\n" for row in cells)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(cells)

@@ -12,7 +12,7 @@ from jaxlm.cli.verbs import DATA_DIR, MODEL, TOKENIZER, argument, loaded, pathna
 from jaxlm.config.protocols import described
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.report.units import comparable_text, perplexity_text
-from jaxlm.terminal import printable, say, say_line
+from jaxlm.terminal import is_terminal, printable, say, say_line
 
 if TYPE_CHECKING:
     from jaxlm.data.tokens import Words
@@ -40,18 +40,14 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.text and args.corpus:
         raise JaxlmError("--text is a whole text and --corpus one with splits: give one of them")
     protocol = given_protocol(args)
-    if args.tune and (args.text or args.split):
-        given = "--text" if args.text else "--split"
+    if args.tune and (given := "--text" if args.text else "--split" if args.split else ""):
         raise JaxlmError(f"--tune chooses on valid and then reads test: leave {given} out")
     lm = loaded(args.run, args.checkpoint)
     if args.tune:
         grid = {name: values for name, values in protocol.grid.items() if name not in changes(args)}
         tuned = lm.tune(protocol, grid=grid, corpus=args.corpus, data_dir=args.data_dir)
-        best = perplexity_text(tuned.valid)
-        say(
-            f"the best of {len(tuned.tried)} on valid: perplexity {best}; test is read once, with it",
-            file=sys.stderr if args.json else None,
-        )
+        best = f"the best of {len(tuned.tried)} on valid: perplexity {perplexity_text(tuned.valid)}"
+        say(f"{best}; test is read once, with it", file=sys.stderr if args.json else None)
         protocol, found = tuned.protocol, tuned.test
     else:
         options = {"text": args.text, "corpus": args.corpus, "data_dir": args.data_dir, "tokenizer": args.tokenizer}
@@ -60,10 +56,10 @@ def evaluate(args: argparse.Namespace) -> None:
     from jaxlm.data.corpus import unknown_text, unknown_warning
     from jaxlm.files import finite
 
-    how = "" if args.protocol == "plain" else f"; protocol {described(protocol)}"
     if args.json:
         say(json.dumps(finite({"run": str(args.run), "checkpoint": args.checkpoint, **found._asdict()})))
     else:
+        how = "" if args.protocol == "plain" else f"; protocol {described(protocol)}"
         say_line(
             f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({found.nats:.1f} nats over "
             f"{found.predictions:,} predictions, {unknown_text(found.unknown)}; {args.checkpoint} checkpoint of "
@@ -71,7 +67,7 @@ def evaluate(args: argparse.Namespace) -> None:
         )
         say_line(f"{found.text}: {comparable_text(found._asdict())}")
     if (args.text or args.corpus) and (warning := unknown_warning(found.unknown, found.text)):
-        say(printable(warning), file=sys.stderr)
+        say_line(warning, sys.stderr)
 
 
 @verb(
@@ -185,29 +181,26 @@ def generate(args: argparse.Namespace) -> None:
             for text in lm.generate(prompt, samples=args.samples, beam=args.beam, **options)
         )
     for sample, text in enumerate(texts, 1):
-        if args.format == "jsonl":
-            for place, (word, log_prob) in enumerate(text, 1):
-                row = {"sample": sample, "position": place, "word": word, "log_prob": round(log_prob, 6)}
-                say(json.dumps(row), flush=True)
+        if args.format == "text":
+            say(end="\n" if sample > 1 else "")
+            _print_text((word for word, _ in text), args.detokenize, lm.vocab.tokens)
             continue
-        if sample > 1:
-            say()
-        _print_text((word for word, _ in text), args.detokenize, lm.vocab.tokens)
+        for place, (word, log_prob) in enumerate(text, 1):
+            row = {"sample": sample, "position": place, "word": word, "log_prob": round(log_prob, 6)}
+            say(json.dumps(row), flush=True)
 
 
 def _print_text(words: Iterable[str], joined: bool, tokens: "Words") -> None:
     """Prints words as they come, in lines no wider than the terminal, if there is one; other tokens exactly."""
     from jaxlm.scoring.tokenizers import detokenized
 
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else None
-    end, encoding = "\n", getattr(sys.stdout, "encoding", None) or "utf-8"
-    pieces = detokenized(words) if joined and tokens.kind == "words" else tokens.pieces(words)
-    for piece in wrapped(pieces, width, encoding) if tokens.kind == "words" else filter(None, pieces):
-        if terminal or tokens.kind == "words":
-            say(piece, end="", flush=terminal)
-        elif sys.stdout is not None:
-            sys.stdout.write(piece.encode(encoding, "backslashreplace").decode(encoding))
+    terminal, is_words, end = is_terminal(sys.stdout), tokens.kind == "words", "\n"
+    pieces = detokenized(words) if joined and is_words else tokens.pieces(words)
+    if is_words:
+        width = shutil.get_terminal_size().columns if terminal else None
+        pieces = wrapped(pieces, width, getattr(sys.stdout, "encoding", None))
+    for piece in filter(None, pieces):
+        say(piece, end="", flush=terminal, exact=not (terminal or is_words))
         end = "" if piece.endswith("\n") else "\n"
     say(end=end)
 
@@ -218,16 +211,11 @@ def wrapped(pieces: Iterable[str], width: int | None, encoding: str | None = Non
 
     column = 0
     for piece in pieces:
-        if piece == "\n":
-            column = 0
-            yield piece
-            continue
-        space = piece.startswith(" ")
-        word = printable(piece.lstrip(" "), encoding=encoding)
+        space, word = piece.startswith(" "), printable(piece.lstrip(" "), keep_newlines=True, encoding=encoding)
         if width is not None and space and column + 1 + cell_len(word) > width:
             column, space = 0, False
             yield "\n"
-        column += space + cell_len(word)
+        column = 0 if piece == "\n" else column + space + cell_len(word)
         yield " " * space + word
 
 
@@ -235,21 +223,18 @@ def say_unknown(lm: "LanguageModel", text: str, tokenizer: str | None = None) ->
     """Says on standard error which words of a text are read as `<unk>`, and their share; a warning if it is large."""
     from jaxlm.data.corpus import MOST_UNKNOWN, unknown_text
 
-    unknown = lm.unknown_words(text, tokenizer)
-    if not unknown:
-        return
-    share, others = len(unknown) / len(lm.tokens(text, tokenizer)), len({*unknown}) - 1
-    named = f"{unknown[0]!r}{f' and {others:,} more' if others else ''}"
-    kind = "warning" if share > MOST_UNKNOWN else "note"
-    told = f"{kind}: {named} not in the vocabulary, read as <unk>: {unknown_text(share)}"
-    say(printable(told), file=sys.stderr)
+    if unknown := lm.unknown_words(text, tokenizer):
+        share, others = len(unknown) / len(lm.tokens(text, tokenizer)), len({*unknown}) - 1
+        kind, more = "warning" if share > MOST_UNKNOWN else "note", f" and {others:,} more" if others else ""
+        told = f"{kind}: {unknown[0]!r}{more} not in the vocabulary, read as <unk>: {unknown_text(share)}"
+        say_line(told, sys.stderr)
 
 
 def standard_input(too_long: str) -> str:
     """All of standard input. Raises DataError where it is closed, not UTF-8, or long, which `too_long` explains."""
     if sys.stdin is None:
         raise DataError("standard input is closed: give the text as an argument, or by a pipe")
-    if sys.stdin.isatty():
+    if is_terminal(sys.stdin):
         say("reading standard input until its end (Ctrl-D)", file=sys.stderr)
     data = sys.stdin.buffer.read(MOST_INPUT + 1)
     if len(data) > MOST_INPUT:
