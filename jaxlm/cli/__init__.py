@@ -1,8 +1,4 @@
-"""The command line: arguments and exit codes only.
-
-Exit codes: 0 done; 1 a mistake or a damaged file, which the message explains; 2 arguments that do not parse; 3 the
-run diverged; 128 + N stopped by signal N (130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1), saved and ready for --resume; the
-same signal again ends the process at once.
+"""The command line: arguments and exit codes (`EXIT_CODES` in `ending.py`) only.
 
 A verb is one function, in one of the files imported below (or a new one, to be imported here):
 
@@ -99,7 +95,11 @@ def _run(parser: Parser, given: Sequence[str]) -> int:
         parser.parse_args(given, args)
         if args.verb.uses_jax:
             check_limits()
-            _use_compilation_cache()
+            from jaxlm.data.cache import compilation_cache
+
+            # JAX reads these when it is imported. What took a tenth of a second to compile is read in hundredths.
+            os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilation_cache()))
+            os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
             gc.set_threshold(50_000)  # as Python sets it, collections take 0.1 s while JAX is imported and traces
         return args.verb.action(args)
 
@@ -111,14 +111,3 @@ def _run(parser: Parser, given: Sequence[str]) -> int:
 
         leave()
     return code
-
-
-def _use_compilation_cache() -> None:
-    """Names the folder of compiled programs, unless the user has named one; JAX reads the name when it is imported.
-
-    The folder holds what took a tenth of a second to compile: to read it takes hundredths.
-    """
-    from jaxlm.data.cache import compilation_cache
-
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilation_cache()))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

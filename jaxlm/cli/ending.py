@@ -69,10 +69,8 @@ def check_limits() -> None:
     """Raises JaxlmError where a limit on memory would end JAX without a message, in a library of its own."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= limit < LEAST_MEMORY:
-        raise JaxlmError(
-            f"JAX needs at least {LEAST_MEMORY >> 20:,} MiB of address space, and the limit is "
-            f"{limit >> 20:,} MiB: raise it (ulimit -v unlimited)"
-        )
+        needed = f"JAX needs at least {LEAST_MEMORY >> 20:,} MiB of address space"
+        raise JaxlmError(f"{needed}, and the limit is {limit >> 20:,} MiB: raise it (ulimit -v unlimited)")
 
 
 def fail(message: str, code: int = FAILED) -> int:
@@ -119,12 +117,10 @@ def _drop_output() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[list[BaseException]]:
-    """Collects what background threads raise, in place of their tracebacks; warnings are one line each.
+    """Collects what background threads raise, in place of their tracebacks; a warning is one line.
 
-    A damaged entry of the compilation cache is removed instead: JAX would warn in every process, for ever.
-
-    Python drops an exception in a destructor or a callback, such as JAX's at each garbage collection. Ctrl-C is such an
-    exception if it arrives there: it is raised again a moment later.
+    A damaged entry of the compilation cache is removed: JAX would warn of it in every process. A Ctrl-C that arrives in
+    a destructor or a callback, where Python drops exceptions, is raised again a moment later.
     """
     ended: list[BaseException] = []
 

@@ -11,7 +11,19 @@ from typing import Any
 
 from jaxlm.cli.ending import FAILED
 from jaxlm.cli.parsing import whole
-from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, MODEL, RUN, argument, check_run, loaded, output, pathname, verb
+from jaxlm.cli.verbs import (
+    CHECKPOINT,
+    DATA_DIR,
+    MODEL,
+    RUN,
+    argument,
+    check_run,
+    loaded,
+    output,
+    pathname,
+    switch,
+    verb,
+)
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.fields import setting_text
 from jaxlm.report.units import perplexity_text
@@ -24,7 +36,7 @@ TARGET = "safetensors or torch (a PyTorch state_dict), hub (a folder with a mode
 @verb(
     "show a run's results, config, corpus, checkpoints and problems",
     RUN,
-    argument("--json", action="store_true", help="print JSON"),
+    switch("--json", "print JSON"),
     uses_jax=False,
 )
 def info(args: argparse.Namespace) -> int:
@@ -159,11 +171,10 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     tables["checkpoints"] = [{**row, "labels": " ".join(row["labels"])} for row in found["checkpoints"]]
     corpus = {name: value for name, value in found["corpus"].items() if value not in ([], None)}
     tables["corpus"] = [{"part": name, "value": value} for name, value in corpus.items()]
-    for title, default in (("fields", False), ("fields at their defaults", True)):
-        rows = [row for row in found["config"] if row["default"] == default]
-        tables[title] = [
-            {"field": row["field"], "value": setting_text(row["value"]), "unit": row["unit"]} for row in rows
-        ]
+    tables |= {"fields": [], "fields at their defaults": []}
+    for row in found["config"]:
+        shown = {"field": row["field"], "value": setting_text(row["value"]), "unit": row["unit"]}
+        tables["fields at their defaults" if row["default"] else "fields"].append(shown)
     parameters = "unknown" if found["parameters"] is None else f"{found['parameters']:,}"
     seconds = "" if found["seconds"] is None else f", {found['seconds']:,.1f} s"
     yield f"{found['run']} (preset {found['preset']}: {_text(found['kinds'])})"

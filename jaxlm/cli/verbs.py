@@ -20,14 +20,14 @@ Adder = Callable[[Parser], None]  # adds arguments to a parser
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb of the command line."""
+    """A verb of the command line: its arguments' adders are in the order of help."""
 
     name: str
-    help: str  # one line
+    help: str
     action: Action
-    adders: tuple[Adder, ...]  # of its arguments, in the order of help
-    epilog: str | None  # of its help
-    uses_jax: bool  # whether it compiles anything
+    adders: tuple[Adder, ...]
+    epilog: str | None
+    uses_jax: bool
 
     def parser(self, arguments: Sequence[str] = ()) -> Parser:
         """The parser of the arguments after the verb."""
@@ -96,11 +96,10 @@ DATA_DIR = pathname("--data-dir", "DIR", _WHERE)
 def check_run(run: Path) -> None:
     """Raises RunDirError if a path is no directory, or holds a sweep."""
     if not run.is_dir():
-        here = sorted(Path("runs").glob("*/config.json"), key=lambda path: path.parent.name)
-        other = f", such as {here[-1].parent}" if here else ""
-        raise RunDirError(
-            f"there is no directory {run}: name one{other}, or train a run with `jaxlm train {flag('--run-dir', run)}`"
-        )
+        here = [path.parent for path in Path("runs").glob("*/config.json")]
+        other = f", such as {max(here)}" if here else ""
+        command = f"jaxlm train {flag('--run-dir', run)}"
+        raise RunDirError(f"there is no directory {run}: name one{other}, or train a run with `{command}`")
     if (run / "trials").exists() and not (run / "config.json").exists():
         raise RunDirError(f"{run} holds a sweep: name one of the runs in {run / 'trials'}")
 
