@@ -101,7 +101,7 @@ def load_corpus(
             "or the path of a folder or a file of text"
         )
     parts = find_splits(path)
-    stamps = stamps_of(parts)
+    stamps = [*stamps_of(parts).values()]
     if vocab is None and sum(size for _, size, _ in stamps) > prepared.LARGE:
         return prepared.prepare_in_cache(path, stamps, read)
     corpus = _encode(prepared.text_name(path), f"text in {path}", number_units(parts, read, vocab), read, vocab)

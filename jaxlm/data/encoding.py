@@ -109,9 +109,9 @@ def stamp(path: Path) -> Stamp:
     return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
 
 
-def stamps_of(parts: Mapping[str, Sequence[Part]]) -> list[Stamp]:
+def stamps_of(parts: Mapping[str, Sequence[Part]]) -> dict[Path, Stamp]:
     """The stamp of each file of a text, in order."""
-    return [stamp(path) for path in dict.fromkeys(part.path for several in parts.values() for part in several)]
+    return {part.path: stamp(part.path) for several in parts.values() for part in several}
 
 
 def number_units(
@@ -138,7 +138,7 @@ def number_units(
     known: defaultdict[str, int] = defaultdict()
     known.default_factory = known.__len__  # a new unit's id is its place
     every = [(split, part) for split, several in parts.items() for part in several]
-    stamps = {part.path: stamp(part.path) for _, part in every}
+    stamps = stamps_of(parts)
     reading = [kind.kind, getattr(kind, "normalize", ""), options.lowercase, options.lines]
     seal = hashlib.sha256(json.dumps([*stamps.values(), reading]).encode()).hexdigest()
     segments: list[Segment] = []

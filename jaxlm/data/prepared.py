@@ -84,7 +84,9 @@ def prepare(text: str | Path, out: str | Path, *, max_vocab: int | None = None, 
     if is_prepared(text):
         raise DataError(f"{text} is prepared already: train on it with --corpus")
     parts = find_splits(text)
-    stamps = stamps_of(parts) + ([stamp(Path(read.tokenizer_file))] if read.tokenizer_file else [])
+    stamps = [*stamps_of(parts).values()]
+    if read.tokenizer_file:
+        stamps.append(stamp(Path(read.tokenizer_file)))
     with explained(DataError, f"{out} cannot be written", "fix that and run the same command again: it resumes"):
         entries = sorted(os.listdir(out)) if out.exists() else []
         if entries and HEADER not in entries and PARTIAL not in entries:
@@ -114,8 +116,7 @@ def prepare_in_cache(text: Path, stamps: list[Stamp], options: TextOptions) -> C
     """
     key = hashlib.sha256(json.dumps([stamps, *_recorded(options).values()]).encode()).hexdigest()[:16]
     place = cache_dir() / "prepared" / text_name(text).removeprefix("text:") / key
-    folder = _within_bound(place, options.max_vocab)
-    if folder:
+    if folder := _within_bound(place, options.max_vocab):
         corpus = load_prepared(folder)
     else:
         folder = place / f"{options.max_vocab or 'all'}"
@@ -146,17 +147,15 @@ def load_prepared(path: str | Path, options: TextOptions | None = None) -> Corpu
     with read_errors(path), Folder.open(path) as folder:
         header = read_header(folder)
         defaults, fixed = DataConfig().options, _options(header)
-        for name, asked in options.options.items():
-            if asked not in (defaults[name], fixed[name]):
-                raise DataError(
-                    f"{path} was prepared with {name} {fixed[name]}, not {asked}: leave that "
-                    "out, or prepare the text again in another folder"
-                )
+        wrong = [
+            f"{name} {fixed[name]}, not {asked}: leave that out"
+            for name, asked in options.options.items()
+            if asked not in (defaults[name], fixed[name])
+        ]
         if options.max_vocab is not None and header["words"] > options.max_vocab:
-            raise DataError(
-                f"{path} was prepared with {header['words']:,} words, more than the vocabulary size "
-                f"{options.max_vocab:,}: raise that, or prepare the text again in another folder"
-            )
+            wrong.append(f"{header['words']:,} words, more than the vocabulary size {options.max_vocab:,}: raise that")
+        if wrong:
+            raise DataError(f"{path} was prepared with {wrong[0]}, or prepare the text again in another folder")
         return Corpus(
             header["name"],
             header["description"],
