@@ -17,8 +17,8 @@ import jaxlm
 from jaxlm.cli import main
 from jaxlm.errors import JaxlmError
 from jaxlm.report.page import groups, number, published, render
-from jaxlm.runs import report_data
 from jaxlm.runs.metrics import read_metrics
+from jaxlm.sweeps import report_file
 from jaxlm.sweeps.report_file import write_report
 
 VOID = {"meta", "input", "br"}
@@ -364,4 +364,4 @@ def test_a_run_that_began_from_another_ones_parameters_shows_its_own_test_text(t
 def test_a_timing_that_is_damaged_is_passed_over(run):
     with open(run / "timing.jsonl", "a") as file:
         file.write('{"epoch":1,"sec\n[]\n{"epoch":2,"seconds":"nan","words_per_second":1}\n')
-    assert [row["epoch"] for row in report_data.run_record(run).timing] == [1]
+    assert [row["epoch"] for row in report_file.run_record(run, "run").timing] == [1]

@@ -1,6 +1,6 @@
 """The report page: one file of HTML with its style, script, data and pictures inside, which loads nothing.
 
-What it shows is plain data, made by `jaxlm/runs/report_data.py` and `jaxlm/sweeps/report_file.py`.
+What it shows is plain data, made by `jaxlm/sweeps/report_file.py`.
 `page.html` is its Jinja template: every value is escaped, and control characters become visible. The content security
 policy names the script by its hash and forbids everything else: a script within the words of a corpus would not run
 even if it were not escaped.

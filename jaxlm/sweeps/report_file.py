@@ -1,16 +1,31 @@
 """`write_report`: a page about runs and sweeps, in one HTML file."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from jaxlm.errors import JaxlmError, RunDirError
+import numpy as np
+
+from jaxlm.data.corpora import reload_corpus
+from jaxlm.errors import DataError, JaxlmError, RunDirError
+from jaxlm.fields import setting_text
 from jaxlm.files import explained, write_bytes
-from jaxlm.report.page import SweepRecord, by_corpus, render
-from jaxlm.runs.report_data import best_run, model_view, run_record
+from jaxlm.report.curve import by_kind
+from jaxlm.report.page import ModelView, RunRecord, ScoredText, SweepRecord, by_corpus, render
+from jaxlm.report.word_map import map_words
+from jaxlm.runs import checkpoint, directory
+from jaxlm.runs.loading import load
+from jaxlm.runs.metrics import read_metrics, read_timing
+from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.sweeps.results import RESULTS, read
 from jaxlm.sweeps.study import member_dir
 from jaxlm.terminal import flag
+
+TEST_WORDS = 400  # of the test split's beginning
+SAMPLES, SAMPLE_WORDS = 3, 80
+
+Found = TypeVar("Found")
 
 
 def write_report(
@@ -55,8 +70,11 @@ def write_report(
             sweeps.append(_sweep_record(path, name, which, texts, data_dir))
         else:
             runs.append(run_record(path, name))
-    chosen = [best_run(together) for together in by_corpus(runs)]
-    models = [model_view(Path(run.path), run.name, which, texts, data_dir) for run in chosen]
+    chosen = [
+        min(together, key=lambda run: (math.isnan(run.valid_perplexity), run.valid_perplexity))
+        for together in by_corpus(runs)
+    ]
+    models = [_model_view(Path(run.path), run.name, which, texts, data_dir) for run in chosen]
     counts = [f"{len(some)} {what}{'s' * (len(some) > 1)}" for some, what in ((runs, "run"), (sweeps, "sweep")) if some]
     title = names[0] if len(names) == 1 else " and ".join(counts)
     page = render(f"Report: {title}", runs, models, sweeps)
@@ -80,5 +98,82 @@ def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_
         return SweepRecord(name, corpus, sweep.trials)
     own = member_dir(path, best.number, best.seed)  # the sweep may have been moved
     own = own if own.exists() else member_dir(path, best.number, None)
-    model = model_view(own, f"trial {best.number}, seed {best.seed}", which, texts, data_dir)
+    model = _model_view(own, f"trial {best.number}, seed {best.seed}", which, texts, data_dir)
     return SweepRecord(name, corpus, sweep.trials, sweep.command(best), model)
+
+
+def run_record(path: Path, name: str) -> RunRecord:
+    """The results and surroundings of the run in a directory. Raises JaxlmError where it is damaged or has no epoch."""
+    config = directory.saved_config(path)
+    if problems := directory.problems(path):
+        raise RunDirError(
+            f"the run in {path} is damaged, and there is no report of it: {problems[0]}; `jaxlm info` "
+            f"lists all problems"
+        )
+    rows = read_metrics(path)
+    windows, epochs, tests = by_kind(rows)
+    if not epochs:
+        raise JaxlmError(
+            f"the run in {path} has no results: expected a finished epoch, found {len(windows):,} "
+            f"windows; train one epoch first"
+        )
+    record = directory.saved_record(path)
+    kinds = [("kinds", slot, kind, "") for slot, kind in config.kinds.items()]
+    fields = [(section, field, setting_text(value), spec.unit) for section, field, spec, value in config.every_field()]
+    return RunRecord(
+        name=name,
+        windows=windows,
+        epochs=epochs,
+        tests=tests,
+        bptt_length=config.train.bptt_length,
+        path=str(path),
+        preset=config.preset,
+        seed=config.train.seed,
+        fields=[*kinds, *fields],
+        corpus=record["corpus"],
+        sessions=record["sessions"],
+        checkpoints=[(step, found.epoch, found.valid_perplexity) for step, found in checkpoint.manifests(path).items()],
+        timing=[{"epoch": epoch, **row} for epoch, row in sorted(read_timing(path).items())],
+    )
+
+
+def _model_view(path: Path, name: str, which: str, texts: Sequence[str], data_dir: str | Path | None) -> ModelView:
+    """A model's map of its words, surprisals of texts, and samples; notes name what cannot be computed."""
+    lm = load(path, which)
+    notes: list[str] = []
+
+    def part(what: str, make: Callable[[], Found]) -> Found | None:
+        try:
+            return make()
+        except JaxlmError as error:
+            notes.append(f"There is no {what}: {error}.")
+            return None
+
+    words = part("map of the words", lambda: map_words(np.asarray(lm.params["embedding"]), lm.vocab.words))
+    test = part("text of the test split", lambda: _test_text(lm, data_dir))
+    samples = part(
+        "sample", lambda: [str(text) for text in lm.generate(words=SAMPLE_WORDS, samples=SAMPLES, no_unk=True)]
+    )
+    own = [_scored(lm, f"Text {place}", [*filter(str.strip, text.splitlines())]) for place, text in enumerate(texts, 1)]
+    return ModelView(name, which, words, [*([test] if test else []), *own], samples or [], notes)
+
+
+def _test_text(lm: LanguageModel, data_dir: str | Path | None) -> ScoredText:
+    """The beginning of the run's own test split."""
+    corpus = reload_corpus(lm.config.data, lm.vocab, data_dir)
+    if corpus.sha256 != lm.corpus["sha256"]:
+        raise DataError(
+            f"the model was trained on {lm.corpus['name']} with sha256 {lm.corpus['sha256']}, and the "
+            f"corpus found has {corpus.sha256}"
+        )
+    ids = corpus.test[:TEST_WORDS]
+    lines = [line if lm.vocab.kind != "words" else line.split() for line in lm.vocab.decode_text(ids).split("\n")]
+    lines = [*filter(None, lines)]
+    return _scored(lm, f"The beginning of the test split of {corpus.name}", lines)
+
+
+def _scored(lm: LanguageModel, title: str, lines: Sequence[str | list[str]]) -> ScoredText:
+    """Lines of words with their surprisals; the state is passed on from line to line."""
+    score = lm.surprisal if lm.vocab.kind == "words" else lm.word_surprisal
+    found = score(lines, context="stream", eos=True)
+    return ScoredText(title, found.word, [round(float(bits), 4) for bits in found.surprisal])
