@@ -75,9 +75,9 @@ def compare(
                 f"the two runs do not read one text: line {number:,} is {line!r:.60} to the first and {its!r:.60} to "
                 f"the other; compare runs on a text that leaves the same words unknown to both"
             )
-    difference, rng, drawn = other_nats - nats, np.random.default_rng(0), []
-    while (left := SAMPLES - sum(map(len, drawn))) > 0:
-        shape = min(left, max(1, AT_ONCE // len(nats))), len(nats)
-        drawn.append(difference[rng.integers(len(nats), size=shape)].mean(1))
-    interval = np.quantile(np.concatenate(drawn), (0.025, 0.975))
-    return Comparison(name, len(nats), *map(float, (nats.mean(), other_nats.mean(), difference.mean(), *interval)))
+    difference, rng, L = other_nats - nats, np.random.default_rng(0), len(nats)
+    rows = max(1, AT_ONCE // L)
+    shapes = ((min(rows, SAMPLES - done), L) for done in range(0, SAMPLES, rows))
+    means = np.concatenate([difference[rng.integers(L, size=shape)].mean(1) for shape in shapes])
+    interval = np.quantile(means, (0.025, 0.975))
+    return Comparison(name, L, *map(float, (nats.mean(), other_nats.mean(), difference.mean(), *interval)))

@@ -192,23 +192,22 @@ class Adaptive:
     """Scores each sentence by parameters that have learnt from all sentences before; a `Scoring`.
 
     After each sentence comes one step of SGD on the mean nats of its words and its `<eos>`, as in neural-complexity
-    (van Schijndel and Linzen 2018, arXiv:1808.09930): no dropout, the gradient clipped by its global norm, and
+    (van Schijndel and Linzen 2018, arXiv:1808.09930): no dropout, the gradient clipped to a global norm of 0.25, and
     Nesterov's momentum of 0.9 kept from sentence to sentence.
 
     Attributes:
         params: as adapted so far, from a copy of the network's.
     """
 
-    def __init__(self, network: Network, rate: float, clip_norm: float, stream: bool, detail: Detail):
+    def __init__(self, network: Network, rate: float, stream: bool, detail: Detail):
         """With `stream` the carry is passed on between sentences; else each starts from zero.
 
-        Raises JaxlmError where the learning rate or the largest norm of a gradient is not above 0.
+        Raises JaxlmError where the learning rate is not above 0.
         """
-        for name, value in (("the rate of adaptation", rate), ("clip_norm", clip_norm)):
-            if not (value > 0 and math.isfinite(value)):
-                raise JaxlmError(f"{name} must be above 0; it is {value:g}")
+        if not 0 < rate < math.inf:
+            raise JaxlmError(f"the rate of adaptation must be above 0; it is {rate:g}")
         self.params: Params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), network.params)
-        self._network, self._rate, self._clip_norm = network, float(rate), float(clip_norm)
+        self._network, self._rate = network, float(rate)
         self._momentum, self._carry = MOMENTUM.init(self.params), network.carry()
         self._stream, self._detail, self._done = stream, detail, 0
 
@@ -219,9 +218,9 @@ class Adaptive:
         count = len(ids) - 1
         room = max(8, 1 << (count - 1).bit_length())  # a power of two, so that few lengths are compiled
         tokens = Tokens(*np.pad(read_and_predicted(ids), ((0, 0), (0, room - count)))[..., None])
-        how, learnt = (self._rate, self._clip_norm), (self.params, self._momentum)
+        learnt = self.params, self._momentum
         scores, (self.params, self._momentum), carry, finite = _adapt(
-            self._network, how, learnt, tokens, self._carry, np.int32(count), detail=self._detail
+            self._network, self._rate, learnt, tokens, self._carry, np.int32(count), detail=self._detail
         )
         self._carry = carry if self._stream else self._carry
         self._done += 1
@@ -233,12 +232,12 @@ class Adaptive:
 
 
 @partial(jax.jit, static_argnames="detail", donate_argnames="learnt")
-def _adapt(network, how, learnt, tokens, carry, count, *, detail):
+def _adapt(network, rate, learnt, tokens, carry, count, *, detail):
     """Scores one sentence, then takes one step on it; with the new carry, and whether the gradient was finite."""
-    (rate, clip_norm), (params, momentum) = how, learnt
+    params, momentum = learnt
     network = replace(network, params=params)
     grads, (found, carry) = gradient(network, tokens, carry, length=count)
-    grads = _clipped(grads, clip_norm)
+    grads = _clipped(grads, CLIP_NORM)
     scores = own_scores(network, found, tokens, detail)
     updates, momentum = MOMENTUM.update(grads, momentum)
     params = jax.tree.map(lambda p, update: p - rate * update, params, updates)

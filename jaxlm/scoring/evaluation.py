@@ -76,7 +76,7 @@ class Tuned(NamedTuple):
 class TrainedModel:
     """Parameters, config and vocabulary of one checkpoint, and how probable they find texts.
 
-    A text is split into words as the training text was (`default_tokenizer`), unless a method takes a `tokenizer`:
+    A text is split into words as the training text was, unless a method takes a `tokenizer`:
     "none" splits at white space, "ptb" as in Penn Treebank's files.
 
     Attributes:
@@ -103,19 +103,15 @@ class TrainedModel:
         return Network(self.config.model, self.params)
 
     @cached_property
-    def default_tokenizer(self) -> str:
-        """The tokenizer "ptb", or "none" if the training text had punctuation at its words."""
-        return "ptb" if is_tokenised(self.vocab) else "none"
+    def _tokenizers(self) -> dict[str, Tokenizer]:
+        """Functions from a line to the pieces of each displayed word, by name; "" is the training text's."""
+        ptb = PTBTokenizer(self.vocab)
+        return {"": ptb if is_tokenised(self.vocab) else at_white_space, "ptb": ptb, "none": at_white_space}
 
     def tokenizer(self, name: str | None = None) -> Tokenizer:
-        """A function from a line to the pieces of each displayed word, by the tokenizer named or the default."""
-        name = name or self.default_tokenizer
-        check_choice("tokenizer", name, TOKENIZERS)
-        return self._ptb if name == "ptb" else at_white_space
-
-    @cached_property
-    def _ptb(self) -> PTBTokenizer:
-        return PTBTokenizer(self.vocab)
+        """The tokenizer of a name, or that of the training text."""
+        check_choice("tokenizer", name or "none", TOKENIZERS)
+        return self._tokenizers[name or ""]
 
     def cased(self, text: str) -> str:
         """A text in lower case, or unwrapped, if the run's text was read so."""
@@ -147,10 +143,8 @@ class TrainedModel:
         Raises:
             DataError: the text has fewer than two words.
         """
-        ids = self.vocab.encode(self.tokens(text, tokenizer))
-        if len(ids) < 2:
-            raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least 2")
-        return perplexity(float(reader_nats(self.reader_of(Plain()), ids)), len(ids) - 1)
+        ids, count = _read_and_counted(self.vocab.encode(self.tokens(text, tokenizer)), "the text", Plain())
+        return perplexity(float(reader_nats(self.reader_of(Plain()), ids)), count)
 
     def evaluate(
         self,
@@ -245,16 +239,10 @@ class TrainedModel:
         data_dir: str | Path | None = None,
         begins: jax.Array | None = None,
     ) -> Reader:
-        """How a protocol reads a text.
+        """The reader of a protocol. Raises JaxlmError where the protocol means nothing for this model.
 
-        Args:
-            protocol: its settings.
-            corpus: whose train split dynamic evaluation reads once (default: the run's own, found in `data_dir`).
-            data_dir: as `evaluate` takes it.
-            begins: which tokens [V] begin a word, where their probability is to be scored.
-
-        Raises:
-            JaxlmError: the protocol means nothing for this model.
+        Dynamic evaluation reads the train split of `corpus` (default: the run's own, found in `data_dir`) once. The
+        tokens that `begins` [V] marks begin a word, where the probability of a beginning is to be scored.
         """
         network, config = replace(self.network, begins=begins), self.config
         if isinstance(protocol, Cache):

@@ -12,7 +12,7 @@ import numpy as np
 from jaxlm.config.protocols import protocol_of
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.scoring import generation
-from jaxlm.scoring.dynamic_evaluation import CLIP_NORM, Adaptive
+from jaxlm.scoring.dynamic_evaluation import Adaptive
 from jaxlm.scoring.evaluation import TrainedModel
 from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
@@ -65,20 +65,19 @@ class LanguageModel(TrainedModel):
         boundaries = self.reader(how).boundaries
         return jnp.asarray(boundaries.begins) if boundaries and how.boundary == "corrected" else None
 
-    def adaptive(self, rate: float, *, clip_norm: float = CLIP_NORM, **options: Any) -> Adaptive:
+    def adaptive(self, rate: float, **options: Any) -> Adaptive:
         """A `scoring` for `surprisal_stream` that takes a step of SGD after each sentence; its `params` are adapted.
 
         Args:
             rate: learning rate.
-            clip_norm: largest global norm of a gradient.
             **options: `context`, `top_k`, `boundary` and `punctuation` of `SurprisalOptions`.
 
         Raises:
-            JaxlmError: the rate or the norm is not above 0.
+            JaxlmError: the rate is not above 0.
         """
         how = SurprisalOptions(**options)
         network = replace(self.network, begins=self._begins(how))
-        return Adaptive(network, rate, clip_norm, how.context == "stream", Detail(how.top_k))
+        return Adaptive(network, rate, how.context == "stream", Detail(how.top_k))
 
     def surprisal(self, sentences: Iterable[Sentence], **options: Any) -> Surprisals:
         """The surprisal of every word, with entropy, entropy reduction and rank, as plain arrays.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlm.config.protocols import Plain, Temperature
+from jaxlm.config.protocols import Plain
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, merged, nats_alone, own_scores
 
@@ -77,8 +77,7 @@ class ModelReader(Reader):
 
     def read_all(self, state: Carry, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Carry]:
         found, state = self.network.features(tokens.inputs, state)
-        temperature = self.protocol.temperature if isinstance(self.protocol, Temperature) else None
-        return own_scores(self.network, found, tokens, detail, temperature), state
+        return own_scores(self.network, found, tokens, detail, getattr(self.protocol, "temperature", None)), state
 
 
 @jax.tree_util.register_dataclass
