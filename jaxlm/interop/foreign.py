@@ -1,6 +1,6 @@
 """What is read from other programs' files: named arrays, and the language model that is made of them."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,27 @@ def lstm_model(
     )
     rounded = ["float64 weights were rounded to float32"] if any(one.dtype == np.float64 for one in arrays) else []
     return ForeignModel(config, params, source, (*notes, *rounded), files)
+
+
+def by_role(
+    names: Iterable[str], role_of: Callable[[str], str | None], ends: Iterable[str], parts: Iterable[str]
+) -> tuple[dict[str, str], int]:
+    """{role: name} of an LSTM's tensors, and its number of layers; the roles of layer K are `PART of layer K`.
+
+    Raises JaxlmError where `ends` or `parts` of a layer are missing, a role has two names, or a name has none.
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(role_of(name) or "", []).append(name)
+    unknown = found.pop("", [])
+    layers = 1 + max((int(role.split(" of layer ")[1]) for role in found if " of layer " in role), default=0)
+    wanted = {*ends, *(f"{part} of layer {layer}" for layer in range(layers) for part in parts)}
+    twice = [f"{role} ({listed(several)})" for role, several in found.items() if len(several) > 1]
+    if wanted - found.keys() or unknown or twice:
+        problem = f"missing are {listed(wanted - found.keys()) or 'none'}; unknown are {listed(unknown) or 'none'}"
+        problem += f"; given more than once are {', '.join(twice[:4])}" if twice else ""
+        raise JaxlmError(f"expected the weights of an LSTM language model; {problem}")
+    return {role: several[0] for role, several in found.items()}, layers
 
 
 def float32(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

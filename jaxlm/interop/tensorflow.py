@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.foreign import ForeignModel, float32, listed, lstm_model, matrix_shape, shown
+from jaxlm.interop.foreign import ForeignModel, by_role, float32, listed, lstm_model, matrix_shape, shown
 from jaxlm.interop.tensorflow_checkpoint import Variable
 
 LAYER = "m/rnn/multi_rnn_cell/cell_{}/basic_lstm_cell/{}:0"
-KERNEL, BIAS = "softmax kernel (softmax_w)", "softmax bias (softmax_b)"
-_ENDS = {"embedding": "embedding", "embedding_vocab": "embedding", "softmax_w": KERNEL, "softmax_b": BIAS}
+_ENDS = {"embedding": "embedding", "embedding_vocab": "embedding", "softmax_w": "softmax_w", "softmax_b": "softmax_b"}
 _CELL = re.compile(
     r"(?:(?:.*/)?cell_?(?P<index>[0-9]{1,3})/|(?:.*/)?)[a-z_]*lstm_?cell(?:/linear)?"
     r"/(?P<part>kernel|bias|weights|biases|matrix)",
@@ -62,7 +61,7 @@ def from_tensorflow_checkpoint(variables: Mapping[str, Variable], source: str, f
             raise JaxlmError(f"{shown(roles[kernel])} is {rows}x{gates}, expected {width} + H rows and 4H columns")
         shapes |= {kernel: (rows, gates), f"bias of layer {layer}": (gates,)}
         width = gates // 4
-    shapes |= {KERNEL: (width, vocab_size), BIAS: (vocab_size,)}
+    shapes |= {"softmax_w": (width, vocab_size), "softmax_b": (vocab_size,)}
     params = _tree({role: float32(roles[role], arrays[role], shape) for role, shape in shapes.items()}, layers)
     notes = ["the forget bias is not in a checkpoint: it is taken as 0, as the tutorial has it"]
     if left:
@@ -73,31 +72,20 @@ def from_tensorflow_checkpoint(variables: Mapping[str, Variable], source: str, f
 def _roles(names: Collection[str], scalars: Collection[str] = ()) -> tuple[dict[str, str], int, set[str]]:
     """The name of the variable, in any scope, of each role; the number of layers; and the names that have no role.
 
-    Without a role are slots of the optimiser, averages and `scalars`.
-    Raises JaxlmError where names are missing, given twice or unknown.
+    Without a role are slots of the optimiser, averages and `scalars`. Raises JaxlmError as `by_role`.
     """
-    plain = {name: name.removesuffix(":0") for name in names}
-    roles: dict[str, list[str]] = {}
-    layers = 1
-    for name in names:
-        if cell := _CELL.fullmatch(plain[name]):
-            part, layer = "bias" if cell["part"].lower().startswith("bias") else "kernel", int(cell["index"] or 0)
-            roles.setdefault(f"{part} of layer {layer}", []).append(name)
-            layers = max(layers, layer + 1)
-        elif role := _ENDS.get(plain[name].split("/")[-1]):
-            roles.setdefault(role, []).append(name)
-    wanted = [*_ENDS.values(), *(f"{part} of layer {layer}" for layer in range(layers) for part in ("kernel", "bias"))]
-    missing = [f"the {role}" for role in dict.fromkeys(wanted) if role not in roles]
-    used = {plain[name] for found in roles.values() for name in found}
-    unused = {name for name in names if plain[name] not in used}
-    left = {name for name in unused if name in scalars or plain[name].rpartition("/")[0] in used}
-    if missing or unused - left:
-        problem = f"missing are {', '.join(missing) or 'none'}; unknown are {listed(unused - left) or 'none'}"
-        raise JaxlmError(f"expected the variables of an LSTM language model; {problem}")
-    for role, found in roles.items():
-        if len(found) > 1:
-            raise JaxlmError(f"expected one variable that is the {role}, found {listed(found)}")
-    return {role: found[0] for role, found in roles.items()}, layers, left
+    plain = {name.removesuffix(":0") for name in names}
+    left = {name for name in names if name in scalars or name.rpartition("/")[0] in plain}
+    return *by_role([name for name in names if name not in left], _role, _ENDS.values(), ["kernel", "bias"]), left
+
+
+def _role(name: str) -> str | None:
+    """What a variable of this name is; None: nothing that an LSTM language model has."""
+    name = name.removesuffix(":0")
+    if cell := _CELL.fullmatch(name):
+        part = "bias" if cell["part"].lower().startswith("bias") else "kernel"
+        return f"{part} of layer {int(cell['index'] or 0)}"
+    return _ENDS.get(name.split("/")[-1])
 
 
 def _tree(arrays: Mapping[str, np.ndarray], layers: int) -> dict[str, Any]:
@@ -105,5 +93,5 @@ def _tree(arrays: Mapping[str, np.ndarray], layers: int) -> dict[str, Any]:
     return {
         "embedding": arrays["embedding"],
         "layers": [{part: arrays[f"{part} of layer {at}"] for part in ("kernel", "bias")} for at in range(layers)],
-        "softmax": {"kernel": arrays[KERNEL], "bias": arrays[BIAS]},
+        "softmax": {"kernel": arrays["softmax_w"], "bias": arrays["softmax_b"]},
     }

@@ -16,6 +16,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.interop.foreign import (
     ForeignModel,
     Tensors,
+    by_role,
     check_finite,
     check_sharing,
     float32,
@@ -27,13 +28,12 @@ from jaxlm.interop.foreign import (
 from jaxlm.interop.torch_pickle import Instance
 
 MOST_PREFIX = 1000  # letters of the way to a module
-Layer = dict[str, str]  # {part: name}
 
 _EMBEDDINGS = ("encoder", "embedding", "embeddings", "embed", "emb", "word_embeddings")
 _HEADS = ("decoder", "linear", "fc", "out", "output", "proj", "head", "lm_head", "output_layer")
 _PART = re.compile(  # as rnn.weight_ih_l0, rnns.1.module.weight_ih_l0 or rnns.1.module.weight_hh_l0_raw
-    r"(?P<stack>.*?)(?:\.(?P<index>[0-9]{1,3}))?(?:\.module)?\.?"
-    r"(?P<part>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>[0-9]{1,3})(?P<raw>_raw)?"
+    r".*?(?:\.(?P<index>[0-9]{1,3}))?(?:\.module)?\.?"
+    r"(?P<part>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>[0-9]{1,3})(?:_raw)?"
 )
 
 
@@ -127,83 +127,53 @@ def _check_module(module: Instance, prefix: str) -> None:
 
 
 def from_torch(tensors: Tensors, source: str, file: Path) -> ForeignModel:
-    """The model of a PyTorch state_dict, under any prefix. Raises JaxlmError, which names the tensors, for others."""
-    layers, replaced = _layers(tensors)
-    embedding, kernel, bias = _ends(set(tensors) - replaced - {name for layer in layers for name in layer.values()})
-    vocab_size, width = matrix_shape(embedding, tensors[embedding])
-    table, notes, made = float32(embedding, tensors[embedding], (vocab_size, width)), [], []
-    for layer in layers:
-        made.append(_lstm(tensors, layer, width))
+    """The model of a PyTorch state_dict, under any prefix. Raises JaxlmError, which names the tensors, for others.
+
+    A weight under dropout (awd-lstm-lm) is kept as NAME_raw; NAME beside it is the copy that the last window dropped.
+    """
+    raw = {_role(name) for name in tensors if name.endswith("_raw")} - {None}
+    biased = any("bias_ih_l" in name for name in tensors)
+    parts = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if biased else [])]
+    names = [name for name in tensors if name.endswith("_raw") or _role(name) not in raw]
+    ends = ["encoder.weight", "decoder.weight"]
+    roles, layers = by_role(names, _role, ends, parts)
+    embedding, kernel = (tensors[roles[end]] for end in ends)
+    vocab_size, width = matrix_shape(roles["encoder.weight"], embedding)
+    table, notes, made = float32(roles["encoder.weight"], embedding, (vocab_size, width)), [], []
+    for layer in range(layers):
+        made.append(_lstm(tensors, {part: roles[f"{part} of layer {layer}"] for part in parts}, width))
         width = len(made[-1]["bias"]) // 4
-    head = float32(kernel, tensors[kernel], (vocab_size, width))
+    head = float32(roles["decoder.weight"], kernel, (vocab_size, width))
     softmax = {"bias": np.zeros(vocab_size, np.float32)}
-    if bias is None:
-        notes.append("the output layer has no bias: zeros stand in its place")
-    else:
+    if bias := roles.get("decoder.bias"):
         softmax["bias"] = float32(bias, tensors[bias], (vocab_size,))
-    shared = np.may_share_memory(tensors[kernel], tensors[embedding])
+    else:
+        notes.append("the output layer has no bias: zeros stand in its place")
+    shared = np.may_share_memory(kernel, embedding)
     if not np.array_equal(head, table) or not (shared or np.ptp(table)):  # constant matrices (as of zeros) say nothing
         softmax["kernel"] = np.ascontiguousarray(head.T)
     elif not shared:
         notes.append("the output matrix equals the embedding in every number: the model is taken as tied")
-    if "bias_ih" in layers[0]:
+    if biased:
         notes.append("each layer's two biases were added up")
     params = {"embedding": table, "layers": made, "softmax": softmax}
     return lstm_model(params, source, notes, tensors.values(), (file,))
 
 
-def _layers(tensors: Tensors) -> tuple[list[Layer], set[str]]:
-    """Each layer's names, lowest first, and the plain names that `_raw` ones replace.
-
-    A weight under dropout (awd-lstm-lm) is kept as NAME_raw; NAME beside it is the copy that the last window dropped.
-    """
-    groups: dict[tuple[str, int, int], Layer] = {}
-    replaced: set[str] = set()
-    for name in sorted(tensors, key=lambda name: name.endswith("_raw")):
-        if not (found := _PART.fullmatch(name)):
-            continue
-        layer = groups.setdefault((found["stack"], int(found["index"] or 0), int(found["layer"])), {})
-        if (other := layer.get(found["part"])) is not None:
-            if not found["raw"] or other.endswith("_raw"):
-                raise JaxlmError(f"both {shown(other)} and {shown(name)} are {found['part']} of one layer")
-            replaced.add(other)
-        layer[found["part"]] = name
-    if not groups:
-        raise JaxlmError(f"expected the weights of an LSTM (weight_ih_l0, ...), found {listed(tensors) or 'none'}")
-    if len(stacks := {stack for stack, _, _ in groups}) > 1:
-        found = f"several recurrent modules ({listed(stacks)}), in an order that their names do not give"
-        raise JaxlmError(f"it has {found}; only one stack of layers is imported")
-    places = sorted(groups)
-    numbers = [index + layer for _, index, layer in places]
-    if numbers != list(range(len(places))) or any(index and layer for _, index, layer in places):
-        raise JaxlmError(f"the recurrent layers are not numbered from 0 without a gap: {listed(tensors)}")
-    layers = [groups[place] for place in places]
-    biased = any("bias_ih" in layer or "bias_hh" in layer for layer in layers)
-    parts = {"weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if biased else ())}
-    for number, layer in enumerate(layers):
-        if missing := parts - set(layer):
-            raise JaxlmError(f"layer {number} lacks {listed(missing)}; it has {listed(layer.values())}")
-    return layers, replaced
+def _role(name: str) -> str | None:
+    """What a tensor of this name is; None: nothing that an LSTM language model has."""
+    if found := _PART.fullmatch(name):
+        index, layer = int(found["index"] or 0), int(found["layer"])
+        return None if index and layer else f"{found['part']} of layer {index + layer}"
+    module, _, part = name.rpartition(".")
+    module = module.split(".")[-1]
+    if module in _EMBEDDINGS and part == "weight":
+        return "encoder.weight"
+    return f"decoder.{part}" if module in _HEADS and part in ("weight", "bias") else None
 
 
-def _ends(names: set[str]) -> tuple[str, str, str | None]:
-    """The names of the embedding, the output matrix and the output bias, if there is one."""
-    embeddings, heads, biases = (
-        sorted(name for name in names if name.endswith(part) and name.removesuffix(part).split(".")[-1] in modules)
-        for modules, part in ((_EMBEDDINGS, ".weight"), (_HEADS, ".weight"), (_HEADS, ".bias"))
-    )
-    unknown = names - {*embeddings, *heads, *biases}
-    if unknown or len(embeddings) != 1 or len(heads) != 1 or len(biases) > 1:
-        missing = [name for name, found in (("encoder.weight", embeddings), ("decoder.weight", heads)) if not found]
-        surplus = [name for found in (embeddings, heads, biases) if len(found) > 1 for name in found]
-        expected = "an embedding (encoder.weight), an LSTM and an output layer (decoder.weight, decoder.bias)"
-        found = f"missing are {listed(missing) or 'none'}; unknown are {listed(unknown) or 'none'}"
-        raise JaxlmError(f"expected {expected}; {found}; given more than once are {listed(surplus) or 'none'}")
-    return embeddings[0], heads[0], biases[0] if biases else None
-
-
-def _lstm(tensors: Tensors, layer: Layer, inputs: int) -> dict[str, np.ndarray]:
-    """jaxlm's kernel and bias of one of PyTorch's layers. Raises JaxlmError for other shapes than an LSTM's."""
+def _lstm(tensors: Tensors, layer: dict[str, str], inputs: int) -> dict[str, np.ndarray]:
+    """jaxlm's kernel and bias of a layer, {part: name}. Raises JaxlmError for other shapes than an LSTM's."""
     across = layer["weight_hh"]
     rows, hidden = matrix_shape(across, tensors[across])
     if rows in (3 * hidden, hidden):
