@@ -263,21 +263,19 @@ def test_what_is_missing_unknown_or_of_another_shape_is_named(saved, arrays, pro
 
 
 @pytest.mark.parametrize(
-    ("attributes", "problem"),
+    ("arrays", "problem"),
     [
-        ({"cell": "GRU"}, "'rnn' is a 'GRU'"),
-        ({"cell": "RNN"}, "'rnn' is a 'RNN'"),
-        ({"bidirectional": True}, "'rnn' is bidirectional"),
-        ({"proj_size": 2}, "proj_size"),
+        (cell(3), "'rnn.weight_hh_l0' is 9x3: that is a GRU"),
+        (cell(1), "'rnn.weight_hh_l0' is 3x3: that is a plain RNN"),
+        (weights() | {"rnn.weight_ih_l0_reverse": np.ones((2, 2), np.float32)}, "unknown are 'rnn.weight_ih_l0_rev"),
+        (weights() | {"rnn.weight_hr_l0": np.ones((2, 2), np.float32)}, "unknown are 'rnn.weight_hr_l0'"),
     ],
 )
-def test_what_a_module_computes_otherwise_is_refused(saved, attributes, problem):
+def test_what_a_module_computes_otherwise_is_refused(saved, arrays, problem):
+    """A GRU, a plain RNN, a bidirectional LSTM and one that projects its state (proj_size)."""
     storages = Storages()
-    attributes = {"cell": "LSTM", **attributes}
-    model = rnn_model(weights(), storages, attributes.pop("cell"))
-    model.state["_modules"]["rnn"].state.update(attributes)
     with pytest.raises(JaxlmError, match=problem):
-        saved(zip_file(model, storages))
+        saved(zip_file(rnn_model(arrays, storages), storages))
 
 
 def test_an_embedding_with_a_largest_norm_is_refused(saved):

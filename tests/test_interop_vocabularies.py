@@ -31,7 +31,7 @@ def test_a_word_a_line_with_or_without_a_newline_at_the_end(tmp_path, content):
         (b"", "1 words"),
         (b"a\nb\na\n", "'a' twice"),
         (b"a\n\nc\n", "word 1"),
-        (b"a\nb\xff\nc\n", "line 2 has the byte 0xff"),
+        (b"a\nb\xff\nc\n", "not UTF-8: byte 3 .0xff"),
         (b"a\nb c\nd\n", "word 1"),
         (b"a\nb\x1b[0m\nb\x1b[0m\n", r"\\x1b"),
     ],

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors
 
 from jaxlm.config.config import Config
+from jaxlm.data.text import decode, read_errors
 from jaxlm.data.tokens import EOS, WORDS
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
@@ -59,20 +60,15 @@ def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str
     tensorflow = found.files[0].suffix == ".index"
     words = model_vocabulary(vocab or path / VOCAB, found.config.vocab_size, tensorflow)
     about = f"imported from {path}, a {found.source}"
-    corpus = unread_corpus(f"imported:{path.name}", _sha256(found.files), words, about, *found.notes)
+    digest = hashlib.sha256()  # of the files, one after the other
+    for one in found.files:
+        with explained(JaxlmError, f"{shown(one, MOST_PATH)} cannot be read"), reader(one) as opened:
+            hashlib.file_digest(opened, lambda: digest)  # pyright: ignore[reportArgumentType]
+    corpus = unread_corpus(f"imported:{path.name}", digest.hexdigest(), words, about, *found.notes)
     config = (found.run or Config(model=found.config, preset="imported")).replace(corpus=corpus.spec)
     if run_dir is not None:
         keep_model(run_dir, config, found.params, corpus)
     return LanguageModel(jax.tree.map(jnp.asarray, found.params), config, words, directory.named(corpus))
-
-
-def _sha256(files: tuple[Path, ...]) -> str:
-    """The hash of files, one after the other."""
-    digest = hashlib.sha256()
-    for path in files:
-        with explained(JaxlmError, f"{shown(path, MOST_PATH)} cannot be read"), reader(path) as file:
-            hashlib.file_digest(file, lambda: digest)  # pyright: ignore[reportArgumentType]
-    return digest.hexdigest()
 
 
 def read_model(file: str | Path) -> ForeignModel:
@@ -163,22 +159,23 @@ def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> V
 
     Raises DataError.
     """
-    found, tokens = shown(path, MOST_PATH), WORDS
+    found, tokens, what = shown(path, MOST_PATH), WORDS, "vocabulary"
     if os.path.isdir(path):  # (which raises nothing)
         if tensorflow:
             why = "whose words would be numbered as PyTorch's programs do, and the model is TensorFlow's"
             raise DataError(f"the vocabulary {found} is a folder, {why}: give a file of its words, one a line")
-        words, what, give = vocabulary_of_corpus(path), "corpus", "corpus that the model was trained on"
+        words, what = vocabulary_of_corpus(path), "corpus"
+    elif Path(path).suffix == ".json":
+        with explained(DataError, f"the vocabulary {found} cannot be used"):
+            words, tokens = (read := Vocab.from_json(_text(Path(path), MAX_VOCAB_BYTES))).words, read.tokens
     else:
         text = _text(Path(path), MAX_VOCAB_BYTES).replace("\r\n", "\n")
-        words, what, give = text.removesuffix("\n").split("\n"), "vocabulary", "file that the model was trained with"
-        if Path(path).suffix == ".json":
-            with explained(DataError, f"the vocabulary {found} cannot be used"):
-                words, tokens = (read := Vocab.from_json(text)).words, read.tokens
-        elif len(words) != size == len(text.split()):
+        words = text.removesuffix("\n").split("\n")
+        if len(words) != size == len(text.split()):
             words = text.split()  # colorlessgreenRNNs reads its files so
     if len(words) != size:
-        raise DataError(f"the {what} {found} has {len(words):,} words, and the model has {size:,}; give the {give}")
+        found = f"{found} has {len(words):,} words, and the model has {size:,}"
+        raise DataError(f"the {what} {found}; give the {what} that the model was trained with")
     try:
         return Vocab(tuple(words), tokens)
     except DataError as error:
@@ -199,12 +196,5 @@ def vocabulary_of_corpus(folder: str | Path) -> tuple[str, ...]:
 
 
 def _text(path: Path, most: int) -> str:
-    try:
-        return read_bytes(path, most).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
-        raise DataError(
-            f"{shown(path, MOST_PATH)} is not UTF-8 text: line {line:,} has the byte 0x{byte:02x}"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{shown(path, MOST_PATH)} cannot be read: {reason(error)}") from None
+    with read_errors(path):
+        return decode(read_bytes(path, most), path)

@@ -106,18 +106,9 @@ def _module_tensors(module: Instance, seen: set[int]) -> Tensors:
 
 def _check_module(module: Instance, prefix: str) -> None:
     """Refuses what the names and shapes of the tensors would not give away."""
-    package, _, kind = module.kind.rpartition(".")
-    mode, splits, size, norm = (module.state.get(key) for key in ("mode", "nsplits", "proj_size", "max_norm"))
+    kind, norm, splits = module.kind.rpartition(".")[2], module.state.get("max_norm"), module.state.get("nsplits")
     problem = ""
-    if package == "torch.nn.modules.rnn" and (kind != "LSTM" or mode not in (None, "LSTM")):
-        cell = mode if isinstance(mode, str) and mode != "LSTM" else kind
-        why = " (PyTorch's GRU resets the state after its product, and has two biases)" if cell == "GRU" else ""
-        problem = f"is a {shown(cell)}{why}; only LSTMs are imported"
-    elif module.state.get("bidirectional") is True:
-        problem = "is bidirectional, so it sees the words that a language model is to predict"
-    elif isinstance(size, int) and size > 0:
-        problem = "projects its state to another size (proj_size), which jaxlm's LSTM does not"
-    elif kind == "Embedding" and norm is not None:
+    if kind == "Embedding" and norm is not None:
         problem = "shortens its vectors as it reads them (max_norm), which jaxlm's embedding does not"
     elif isinstance(splits, int) and splits > 1:
         splits = min(splits, 10**9)  # (of thousands of digits none would be printed)

@@ -11,7 +11,7 @@
 
 import pickletools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -25,11 +25,10 @@ MOST_NAME = 1000  # letters of a class's name or of a key
 MOST_ARGUMENTS = 16
 MOST_DIMENSIONS = 16
 _REFUSED = {"INST", "OBJ", "PERSID", "EXT1", "EXT2", "EXT4"}  # of old classes, and of what this process registered
-_STORAGES = {
-    **{"HalfStorage": "float16", "FloatStorage": "float32", "DoubleStorage": "float64", "BFloat16Storage": "bfloat16"},
-    **{"CharStorage": "int8", "ByteStorage": "uint8", "ShortStorage": "int16", "IntStorage": "int32"},
-    **{"LongStorage": "int64", "BoolStorage": "bool"},
-    **{"ComplexFloatStorage": "complex64", "ComplexDoubleStorage": "complex128"},
+_STORAGES = {  # the kind of elements of torch.KINDStorage
+    **{"Half": "float16", "Float": "float32", "Double": "float64", "BFloat16": "bfloat16", "Bool": "bool"},
+    **{"Char": "int8", "Byte": "uint8", "Short": "int16", "Int": "int32", "Long": "int64"},
+    **{"ComplexFloat": "complex64", "ComplexDouble": "complex128"},
 }
 
 
@@ -71,55 +70,58 @@ def unpickle(stream: BinaryIO, storage: Callable[[Any], np.ndarray]) -> Any:
             items, stack, operands = stack, below.pop(), operands[:-2]
         match opcode.name, [stack.pop() for _ in operands][::-1]:
             case ("PROTO" | "FRAME" | "POP" | "POP_MARK", _):
-                pass
-            case ("STOP", [value]):
-                return value
+                continue
             case ("MARK", _):
                 below.append(stack)
                 stack = []
-            case ("DUP", [value]):
-                stack += [value, value]
+                continue
             case ("PUT" | "BINPUT" | "LONG_BINPUT", _) if argument in range(MOST_STEPS):
                 memo[argument] = stack[-1]
+                continue
+            case ("STOP", [value]):
+                return value
+            case ("DUP", [value]):
+                stack.append(value)
             case ("MEMOIZE", [value]):
                 memo[len(memo)] = value
-                stack.append(value)
             case ("GET" | "BINGET" | "LONG_BINGET", _):
-                stack.append(memo[argument])
+                value = memo[argument]
             case ("NONE" | "NEWTRUE" | "NEWFALSE", _):
-                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
-            case ("EMPTY_TUPLE" | "TUPLE", _):
-                stack.append(tuple(items))
-            case ("TUPLE1" | "TUPLE2" | "TUPLE3", values):
-                stack.append(tuple(values))
+                value = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name]
+            case ("EMPTY_TUPLE" | "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3", values):
+                value = (*values, *items)
             case ("EMPTY_LIST" | "EMPTY_SET" | "LIST" | "FROZENSET", _):
-                stack.append(items)
+                value = items
             case ("EMPTY_DICT" | "DICT", _):
-                stack.append(_with_entries({}, items))
-            case ("APPEND" | "APPENDS" | "ADDITEMS", [list() as target, *one]):
-                target += one or items
-                stack.append(target)
-            case ("SETITEM" | "SETITEMS", [dict() as target, *pair]):
-                stack.append(_with_entries(target, pair or items))
-            case ("APPEND" | "APPENDS" | "ADDITEMS" | "SETITEM" | "SETITEMS", [Instance() as target, *_]):
-                stack.append(target)
+                value = _with_entries({}, items)
+            case ("APPEND" | "APPENDS" | "ADDITEMS", [list() as value, *one]):
+                value += one or items
+            case ("SETITEM" | "SETITEMS", [dict() as value, *pair]):
+                _with_entries(value, pair or items)
+            case ("APPEND" | "APPENDS" | "ADDITEMS" | "SETITEM" | "SETITEMS", [Instance() as value, *_]):
+                pass
             case ("GLOBAL", _):
-                stack.append(_named(*argument.split(" ", 1)))
+                value = _named(*argument.split(" ", 1))
             case ("STACK_GLOBAL", [str() as module, str() as name]):
-                stack.append(_named(module, name))
+                value = _named(module, name)
             case ("REDUCE", [function, arguments]):
-                stack.append(_call(function, arguments))
+                value = _call(function, arguments)
             case ("NEWOBJ" | "NEWOBJ_EX", [kind, arguments, *_]):
                 inert = isinstance(kind, Global) and kind not in _CALLS  # (a tensor's class is ours to make)
-                stack.append(Instance(kind) if inert else _call(kind, arguments))
-            case ("BUILD", [target, state]):
-                stack.append(_built(target, state))
+                value = Instance(kind) if inert else _call(kind, arguments)
+            case ("BUILD", [Instance() as value, state]):  # a tuple: (attributes, slots)
+                parts = state[:2] if isinstance(state, tuple) else (state,)
+                value.state = next((part for part in parts if isinstance(part, dict)), {})
+            case ("BUILD", [value, _]):  # (the state of anything else is ignored)
+                if isinstance(value, Global):
+                    raise JaxlmError(f"its pickle changes {shown(value)}; nothing was run")
             case ("BINPERSID", [identifier]):
-                stack.append(storage(identifier))
+                value = storage(identifier)
             case (_, []) if argument is not None and opcode.stack_after:
-                stack.append(argument)  # a number or a string
+                value = argument  # a number or a string
             case _:
                 raise ValueError(f"{opcode.name} of something else than it takes")
+        stack.append(value)
 
 
 def _named(module: str, name: str) -> Global:
@@ -141,16 +143,6 @@ def _call(function: Any, arguments: Any) -> Any:
     return _CALLS[function](*arguments)
 
 
-def _built(target: Any, state: Any) -> Any:
-    """An object with the state that a pickle gives it; the state of anything else is ignored."""
-    if isinstance(target, Instance):
-        parts = state[:2] if isinstance(state, tuple) else (state,)  # a tuple: (attributes, slots)
-        target.state = next((part for part in parts if isinstance(part, dict)), {})
-    elif isinstance(target, Global):
-        raise JaxlmError(f"its pickle changes {shown(target)}; nothing was run")
-    return target
-
-
 def _with_entries(target: dict[str, Any], items: list[Any]) -> dict[str, Any]:
     """The dict with keys and values in turn, without those whose key is anything but a short string."""
     pairs = zip(items[::2], items[1::2], strict=True)
@@ -160,9 +152,9 @@ def _with_entries(target: dict[str, Any], items: list[Any]) -> dict[str, Any]:
 
 def storage_dtype(name: Global) -> np.dtype:
     """The dtype of a storage class. Raises JaxlmError for quantised and unknown ones, by name."""
-    package, _, kind = name.rpartition(".")
+    package, _, kind = name.removesuffix("Storage").rpartition(".")
     if package not in ("torch", "torch.cuda") or kind not in _STORAGES:
-        raise JaxlmError(f"a tensor's storage is {shown(name)}; readable are {', '.join(_STORAGES)}")
+        raise JaxlmError(f"a tensor's storage is {shown(name)}; readable are those of {', '.join(_STORAGES)}")
     return np.dtype(_STORAGES[kind])
 
 
@@ -194,15 +186,11 @@ def _parameter(tensor: Any, *_: Any) -> np.ndarray:
 
 
 def _mapping(given: Any = None, *_: Any) -> dict[str, Any]:
-    """Stands for dict, OrderedDict and Counter, of nothing, of a dict or of a list of pairs.
-
-    The list is emptied, so that a pickle which gives it again causes no more work.
-    """
-    if isinstance(given, dict):
-        return given
-    pairs: list[Any] = [] if given is None else given
-    items = [item for key, value in pairs for item in (key, value)]
-    pairs.clear()
+    """Stands for dict, OrderedDict and Counter, of nothing, of a dict or of a list of pairs."""
+    if not isinstance(given, list):
+        return {} if given is None else given
+    items = [item for key, value in given for item in (key, value)]
+    given.clear()  # so that a pickle which gives it again causes no more work
     return _with_entries({}, items)
 
 
@@ -224,32 +212,31 @@ def _inert(*_: Any) -> Instance:
     return Instance(Global("builtins.object"))
 
 
-def _each(packages: str, names: str) -> Iterable[str]:
-    return (f"{package}.{name}" for package in packages.split() for name in names.split())
-
-
 _LIBRARY = sys.stdlib_module_names | {"__builtin__", "copy_reg", "commands", "popen2", "cPickle", "cStringIO", "imp"}
+_INERT = """
+builtins.int builtins.long builtins.float builtins.complex builtins.bool builtins.str builtins.unicode builtins.bytes
+builtins.bytearray builtins.slice builtins.range builtins.xrange builtins.object
+argparse.Namespace types.SimpleNamespace _codecs.encode
+datetime.date datetime.datetime datetime.time datetime.timedelta
+pathlib.Path pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath
+torch.device torch._utils._get_dtype torch.torch_version.TorchVersion
+torch.nn.backends.thnn._get_thnn_function_backend numpy.dtype numpy.ndarray
+numpy.core.multiarray.scalar numpy.core.multiarray._reconstruct numpy.core.numeric._frombuffer
+numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct numpy._core.numeric._frombuffer
+"""
 # This file's function for each name that the pickle of a PyTorch model may call.
 _CALLS: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(_each("builtins", "int long float complex bool str unicode bytes bytearray"), _inert),
-    **dict.fromkeys(_each("builtins", "slice range xrange object"), _inert),
-    **dict.fromkeys(_each("datetime", "date datetime time timedelta"), _inert),
-    **dict.fromkeys(_each("pathlib", "Path PosixPath WindowsPath PurePosixPath PureWindowsPath"), _inert),
-    **dict.fromkeys(["argparse.Namespace", "types.SimpleNamespace", "_codecs.encode"], _inert),
-    **dict.fromkeys(_each("torch", "device _utils._get_dtype torch_version.TorchVersion"), _inert),
-    "torch.nn.backends.thnn._get_thnn_function_backend": _inert,
-    **dict.fromkeys(_each("numpy", "dtype ndarray"), _inert),
-    **dict.fromkeys(_each("numpy.core numpy._core", "multiarray.scalar multiarray._reconstruct"), _inert),
-    **dict.fromkeys(_each("numpy.core numpy._core", "numeric._frombuffer"), _inert),
-    **dict.fromkeys(_each("builtins", "list tuple set frozenset"), _sequence),
-    **dict.fromkeys(["builtins.dict", "torch.nn.modules.container.OrderedDict"], _mapping),
-    **dict.fromkeys(_each("collections", "OrderedDict Counter"), _mapping),
-    "collections.defaultdict": lambda *_: {},
-    "collections.deque": lambda *_: [],
-    "torch.Size": _sequence,
-    "builtins.getattr": _attribute,
-    **dict.fromkeys(_each("torch._utils", "_rebuild_tensor _rebuild_tensor_v2"), _tensor),
-    **dict.fromkeys(_each("torch._utils", "_rebuild_parameter _rebuild_parameter_with_state"), _parameter),
-    **dict.fromkeys(_each("torch.nn.parameter", "Parameter Buffer"), _parameter),
-    "torch.autograd.variable.Variable": _parameter,
+    name: function
+    for function, names in (
+        (_inert, _INERT),
+        (_mapping, "builtins.dict collections.OrderedDict collections.Counter torch.nn.modules.container.OrderedDict"),
+        (lambda *_: {}, "collections.defaultdict"),
+        (_sequence, "builtins.list builtins.tuple builtins.set builtins.frozenset torch.Size"),
+        (lambda *_: [], "collections.deque"),
+        (_attribute, "builtins.getattr"),
+        (_tensor, "torch._utils._rebuild_tensor torch._utils._rebuild_tensor_v2"),
+        (_parameter, "torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state"),
+        (_parameter, "torch.nn.parameter.Parameter torch.nn.parameter.Buffer torch.autograd.variable.Variable"),
+    )
+    for name in names.split()
 }
