@@ -99,10 +99,8 @@ def spec_of(path: tuple[Any, ...]) -> P:
 def place(mesh: Mesh | None, tree: Tree, spec: P | None = None) -> Tree:
     """A tree, whole in each process, onto a mesh.
 
-    Args:
-        mesh: of the devices; None leaves the tree as it is.
-        tree: arrays. Words, with parameters of zero, are added until the vocabulary divides over the mesh.
-        spec: where every leaf lies; None: `spec_of` each.
+    Every leaf lies by `spec` (None: `spec_of` each). Words, with parameters of zero, are added until the vocabulary
+    divides over the mesh. Without a mesh the tree stays as it is.
     """
     if mesh is None:
         return tree
@@ -137,13 +135,8 @@ def stay(mesh: Mesh | None, tree: Tree) -> Tree:
 def fetch(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
     """The inverse of `place`. Every process must call it.
 
-    Args:
-        mesh: of the devices; None returns the tree as it is.
-        tree: arrays that lie as `spec_of` has it.
-        vocab_size: V, without the words that `place` added.
-
-    Returns:
-        The tree, every leaf whole in each process; a leaf that was spread, in the host's memory.
+    Returns the tree with every leaf whole in each process, and without the words beyond `vocab_size` that `place`
+    added; a leaf that was spread is in the host's memory.
     """
     if mesh is None:
         return tree
@@ -161,13 +154,8 @@ def fetch(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
 def put_rows(mesh: Mesh | None, shape: tuple[int, int], read: Callable[[slice], np.ndarray]) -> jax.Array:
     """Tokens onto the mesh, each device getting its own rows; all rows, where they do not divide or it has members.
 
-    Args:
-        mesh: of the devices; None: one device.
-        shape: (R, B).
-        read: `read(rows)` -> [R, rows]; called for the rows of this process's devices only.
-
-    Returns:
-        Tokens [R, B].
+    Returns tokens [R, B] of a `shape` (R, B). `read(rows)` -> [R, rows] is called for the rows of this process's
+    devices only.
     """
     if mesh is None:
         return jax.device_put(read(slice(0, shape[1])))

@@ -84,7 +84,6 @@ def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Mani
     Args:
         run: the run's directory, which the caller holds (`lock.lock`).
         state: a pytree of arrays, whole in the host's memory or on one device.
-        config, vocab: the run's.
         manifest: what the checkpoint is of; its files are filled in here.
     Returns:
         The checkpoint's directory.
@@ -141,11 +140,8 @@ def discard_later(run: Folder, step: int) -> None:
 def manifests(run: str | Path | Folder, problems: list[str] | None = None) -> dict[int, Manifest]:
     """{step: manifest} of the run's checkpoints whose manifest is intact, by step.
 
-    Args:
-        run: the run's directory.
-        problems: a sentence about each manifest that is missing or damaged is appended.
-    Raises:
-        CheckpointError: the checkpoints are behind a link, or cannot be listed.
+    A sentence about each manifest that is missing or damaged is appended to `problems`. Raises CheckpointError where
+    the checkpoints are behind a link, or cannot be listed.
     """
     found = {}
     with _checkpoints(run) as folder:

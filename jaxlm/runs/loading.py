@@ -80,14 +80,11 @@ def keep_model(run_dir: str | Path, config: Config, params: Params, corpus: Corp
 
     Args:
         run_dir: the directory, which must not exist yet, or be empty.
-        config: whose model has the parameters' shapes.
-        params: the model's.
-        corpus: what they were trained on (`unread_corpus`); its vocabulary is the model's.
+        corpus: what the parameters were trained on (`unread_corpus`); its vocabulary is the model's.
     Returns:
         The directory.
     Raises:
-        JaxlmError: the parameters do not have the config's shapes.
-        RunDirError: the directory holds something already, or cannot be written.
+        JaxlmError: the parameters do not have the config's shapes, or the directory cannot be written.
     """
     from jaxlm.runs.trainer import new_state
 

@@ -41,12 +41,7 @@ def fit(group: Group, observer: Observer) -> int | None:
     window, at a signal, and every `checkpoint_every` windows, each is saved. The metrics of a call are logged while the
     device computes the next one.
 
-    Args:
-        group: the runs and their states.
-        observer: asked and informed along the way.
-
-    Raises:
-        JaxlmError: a file cannot be read or written, or what the observer raises.
+    Raises JaxlmError where a file cannot be read or written, and what the observer raises.
     """
     signal = observer.stopped()
     if signal is not None or not (runs := _unfinished(group)):

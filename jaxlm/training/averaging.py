@@ -29,8 +29,7 @@ def averaged(optimizer: Optimizer, average: Average | None, params: Params, star
     correction).
 
     Args:
-        optimizer: averages exponentially, evenly, or not at all.
-        average: before the update; None: there is none.
+        optimizer: averages exponentially, evenly, or not at all: then `average` is None.
         params: after the update.
         started: whether an even average has started (`validations.py`).
     """

@@ -25,14 +25,8 @@ def feed(ids: np.ndarray, counts: TrainConfig, put: Put = ONE_DEVICE) -> Iterato
     [windows_per_call * T + 1, B] for the longest window's T, padded at the epoch's end, so that nothing compiles anew;
     while one slab is in use a thread reads that from row `then` on and puts it on the device.
 
-    Args:
-        ids: [N].
-        counts: batch_size B, the longest window's T and windows_per_call.
-        put: `put(shape, read)` brings tokens to the device, and asks `read` for the rows of the batch that it needs:
-            one process of many for its own.
-
-    Raises:
-        DataError: the file cannot be read any more.
+    `put(shape, read)` brings tokens to the device, and asks `read` for the rows of the batch that it needs: one process
+    of many for its own. `take` raises DataError where the file cannot be read any more.
     """
     T, B = counts.longest, counts.batch_size
     if not isinstance(ids, np.memmap):

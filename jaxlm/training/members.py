@@ -74,10 +74,7 @@ def train_members(
         tokens: [R, B], the same for all.
         windows: arrays [M, W].
         counts: [M], how many of its windows each member trains. With `vmapped` all train as many as the first.
-        bptt_length: steps T; where lengths are random, the longest.
-        vmapped: whether members share each operation.
-        small_batch: rows that one gradient is computed of; 0: all.
-        mesh: over the members.
+        bptt_length, small_batch: as in `train_windows`.
 
     Returns:
         The new states, and metrics [M, W].

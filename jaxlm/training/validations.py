@@ -48,12 +48,9 @@ class Validations:
 def first_validations(recipe: Recipe, patience: int = 0) -> Validations | None:
     """The record before any validation; None where nothing follows from one.
 
-    Args:
-        recipe: its optimiser may average evenly, its schedule be a plateau.
-        patience: of early stopping; 0: a run never ends early.
+    With `patience` of 0 a run never ends early.
     """
-    optimizer = recipe.optimizer
-    switch = lowered = None
+    optimizer, switch, lowered = recipe.optimizer, None, None
     if optimizer.averages_after is not None:
         switch = Switch(
             _never(optimizer.averages_after),
@@ -75,8 +72,7 @@ def validated(recipe: Recipe, record: Validations, loss: jax.Array) -> Validatio
     best. When averaging starts, `_switched` says.
 
     Args:
-        recipe: as `first_validations` had it; its numbers may be traced.
-        record: before the validation.
+        recipe: its numbers may be traced.
         loss: mean nats; one that is not a number counts as the worst.
     """
     loss = jnp.where(jnp.isnan(loss), jnp.inf, loss).astype(jnp.float32)
