@@ -32,8 +32,8 @@ PLAN = make_plan(TINY, {"learning_rate": [0.5, 1.0, 2.0]}, "grid", None, 1, None
 URL = "postgresql://me:hun%40ter2@nowhere.invalid/db?sslpassword=swordfish"
 
 
-def open_study(folder: Path, plan=PLAN, **options) -> Study:
-    return Study(plan, folder, **options)
+def open_study(folder: Path, plan=PLAN, storage: str | None = None) -> Study:
+    return Study(plan, folder, storage or str(folder / "study.journal"))
 
 
 def finish(study: Study) -> None:

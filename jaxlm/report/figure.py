@@ -1,7 +1,6 @@
 """The style that all pictures share; a picture as a file, or as SVG inside the report page.
 
-Each picture is drawn on a `Figure` of its own, with Agg and without pyplot: no display is needed, and the caller's
-matplotlib stays as it was.
+Each picture is a `Figure` of its own, without pyplot: no display is needed, and nobody's matplotlib is touched.
 """
 
 import io
@@ -43,14 +42,11 @@ _STYLE: dict[Any, Any] = {
 def figure(width: float, height: float) -> Iterator[Any]:
     """An empty matplotlib Figure of so many inches, to be drawn and saved inside the block."""
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a letter that the font lacks is drawn as a box
-        drawn = Figure((width, height), dpi=150, layout="constrained")
-        FigureCanvasAgg(drawn)
-        yield drawn
+        yield Figure((width, height), dpi=150, layout="constrained")
 
 
 def save(drawn: Any, path: Path) -> Path:

@@ -6,21 +6,20 @@ seed, have a run directory each:
     SWEEP/  study.journal  trials/0007/        (with seeds: trials/0007/seed-3/)
 
 Whoever holds the locks of a trial's run directories trains it. The locks end with their process, so another worker can
-resume a dead worker's trial from its checkpoints. Several sweep directories may share a database: there the trial of a
-directory that is silent for `SILENCE` seconds is lost, by Optuna's heartbeats, and another directory begins its point
-again under a new number.
+resume a dead worker's trial from its checkpoints. Several sweep directories may share a database: each trial has its
+runs in one of them. The trial of a directory that is silent for `SILENCE` seconds is lost, by Optuna's heartbeats, and
+another directory begins its point again under a new number.
 """
 
 import fcntl
 import math
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, explained
@@ -56,19 +55,18 @@ class Study:
     Args:
         plan: What the sweep is.
         folder: Its directory.
-        storage: A database's URL, or None: the journal in the directory.
+        where: The URL of a database, or the path of a journal.
 
     Raises:
         JaxlmError: The storage cannot be used, or holds another sweep. So does every method.
     """
 
-    def __init__(self, plan: Plan, folder: Path, storage: str | None = None):
+    def __init__(self, plan: Plan, folder: Path, where: str):
         self.plan, self._folder, self._beat = plan, folder, -math.inf
         self.held = dict[int, Claim]()
         self._damaged = set[int]()  # trials that this worker tried
         self._seen = set[int]()  # trials of other directories
-        self._storage = Storage(storage or str(folder / JOURNAL))
-        self._place = self._own_place() if storage else None
+        self._storage = Storage(where)
         with self._storage.guarded():
             self._study = optuna.create_study(
                 storage=self._storage.backend,
@@ -116,7 +114,7 @@ class Study:
             state=optuna.trial.TrialState.RUNNING,
             params=point,
             distributions=None if point is None else {**self.plan.space},
-            user_attrs={"place": self._place, "point": number},  # kept with the trial: a kill leaves both or neither
+            user_attrs={"point": number},
         )
         identity = self._storage.backend.create_new_trial(self._study_id, template_trial=new)
         trial = optuna.trial.Trial(self._study, identity)
@@ -130,6 +128,7 @@ class Study:
         return {frozen.user_attrs.get("point", frozen.number): frozen.number for frozen in reversed(self._trials())}
 
     def _take(self, trial: "optuna.trial.Trial") -> Claim:
+        self._own_directory(trial.number)
         self._storage.beat(self._id(trial.number))
         for name, distribution in self.plan.space.items():
             _suggest(trial, name, distribution)
@@ -143,8 +142,8 @@ class Study:
             self.held[trial.number] = Claim(trial, records, dirs, stack.pop_all())
             return self.held[trial.number]
 
-    def _own_directory(self, number: int, seed: int) -> Path:
-        """A member's run directory, made if it is missing. Raises RunDirError if a link or a file is in its place."""
+    def _own_directory(self, number: int, seed: int | None = None) -> Path:
+        """A trial's or a member's directory, made if it is missing. Raises RunDirError for a link or a file instead."""
         path = self._member_dir(number, seed)
         with explained(RunDirError, f"{path} cannot be used", ELSEWHERE), ExitStack() as stack:
             folder = stack.enter_context(Folder.open(self._folder))
@@ -152,7 +151,7 @@ class Study:
                 folder = stack.enter_context(folder.folder(name, create=True))
         return path
 
-    def _member_dir(self, number: int, seed: int) -> Path:
+    def _member_dir(self, number: int, seed: int | None) -> Path:
         return member_dir(self._folder, number, seed if self.plan.seeds > 1 else None)
 
     def note(self, claim: Claim, record: MemberResult) -> None:
@@ -235,7 +234,7 @@ class Study:
 
     def _is_ours(self, frozen: "FrozenTrial") -> bool:
         """Whether the trial's runs are in this directory."""
-        return self._place is None or frozen.user_attrs.get("place", self._place) == self._place
+        return not self._storage.shared or member_dir(self._folder, frozen.number, None).exists()
 
     def _trials(self) -> "list[FrozenTrial]":
         """All trials, except those whose directory went silent, or was slower than another to begin the point."""
@@ -250,27 +249,19 @@ class Study:
         """Optuna's id of a trial in its storage."""
         return self._storage.backend.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
-    def _own_place(self) -> str:
-        """The directory's name in a study outside it: a random one, kept in its file `.claim`."""
-        with self._alone() as file:
-            file.seek(0)
-            if not (place := file.read(100).decode(errors="replace")):
-                file.write((place := secrets.token_hex(8)).encode())
-            return place
-
     @contextmanager
-    def _alone(self) -> Iterator[BinaryIO]:
+    def _alone(self) -> Iterator[None]:
         """Lets one worker of this directory at a time claim a trial."""
         with explained(RunDirError, f"{self._folder} cannot be used", ELSEWHERE), Folder.open(self._folder) as folder:
             file = folder.append(".claim")
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield file
+            yield
 
 
-def read_plan(storage: str) -> Plan:
-    """The plan of the sweep whose study is in a storage. Raises JaxlmError if there is none."""
-    opened = Storage(storage)
+def read_plan(where: str) -> Plan:
+    """The plan of the sweep whose study is in a database or a journal. Raises JaxlmError if there is none."""
+    opened = Storage(where)
     with opened.guarded():
         begun = NAME in optuna.get_all_study_names(opened.backend)
         plan = optuna.load_study(study_name=NAME, storage=opened.backend).user_attrs.get("plan") if begun else None

@@ -131,7 +131,7 @@ def sweep(
                 command += [f"--run-dir={folder}", f"--worker={json.dumps(how)}"]
                 command += [f"--data-dir={data_dir}"] * (data_dir is not None)
                 # (A database's URL may have a password, and command lines are for all to see.)
-                environment = {**os.environ, **({} if where is None else {STORAGE: where})}
+                environment = {**os.environ, **({STORAGE: where} if "://" in where else {})}
                 failure = supervise(command, environment, chosen, folder, stop, show, view.say)
                 if stop.signal is None and failure and not study.ended:
                     raise JaxlmError(
@@ -157,8 +157,7 @@ def join(run_dir: Path, data_dir: str | Path | None, workers: int, group: int | 
     Takes its arguments as `sweep` does, and raises what it raises. Returns the signal that stopped it, if one did.
     """
     parent, where = os.getppid(), _where(run_dir, None, resume=True)
-    plan = read_plan(where or str(run_dir / JOURNAL))
-    study = Study(plan, run_dir, where)
+    study = Study(read_plan(where), run_dir, where)
 
     def stopped() -> int | None:
         return stop.signal or (None if os.getppid() == parent else signal.SIGTERM)  # or its parent is dead
@@ -172,21 +171,21 @@ def saved_options(
     run_dir: Path, space: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[Config, Mapping[str, Any], dict[str, Any]]:
     """The config, space and options that resume the sweep in a directory; `sweep` compares those that are given."""
-    plan = read_plan(_where(run_dir, options.get("storage"), resume=True) or str(run_dir / JOURNAL))
+    plan = read_plan(_where(run_dir, options.get("storage"), resume=True))
     trials = {} if plan.strategy == "grid" else {"trials": plan.trials}
     kept = {"strategy": plan.strategy, **trials, "seeds": plan.seeds, "prune": plan.prune}
     return plan.config, space or plan.space, {**kept, **options}
 
 
-def _where(folder: Path, storage: str | None, resume: bool) -> str | None:
-    """The URL of the study's database; None for the journal in the sweep's directory, which is made if it is missing.
+def _where(folder: Path, storage: str | None, resume: bool) -> str:
+    """The URL of the study's database, or the path of the journal in the sweep's directory, made if it is missing.
 
     Raises RunDirError if a sweep cannot begin in the directory, or none can be resumed.
     """
     if resume and os.path.lexists(folder / JOURNAL):
         if storage is not None:
             raise RunDirError(f"the sweep in {folder} has its study in its journal: leave --storage out")
-        return None
+        return str(folder / JOURNAL)
     found = storage or os.environ.get(STORAGE)
     if found is not None and "://" not in found:
         raise JaxlmError(f"a storage is a database's URL, as in sqlite:///study.db; it is {found!r}")
@@ -205,7 +204,7 @@ def _where(folder: Path, storage: str | None, resume: bool) -> str | None:
             f"{folder} is not empty (it holds {', '.join(names[:4])}): resume the sweep in it with "
             f"--resume, or choose another --run-dir"
         )
-    return found
+    return found or str(folder / JOURNAL)
 
 
 class View:
