@@ -88,11 +88,6 @@ def several() -> bool:
     return jax.process_count() > 1
 
 
-def first() -> bool:
-    """Whether this is the process that writes and prints."""
-    return jax.process_index() == 0
-
-
 def agreed(value: int) -> int:
     """The largest of the values that the processes give. Every process must call it."""
     if not several():

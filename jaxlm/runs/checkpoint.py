@@ -14,7 +14,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -112,9 +112,8 @@ def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Mani
         for step, saved in found.items():
             if saved.words or (every and saved.valid_perplexity is not None and saved.epoch % every == 0):
                 kept.add(step)
-        for step, old in _names(folder).items():
-            if step in found and step not in kept:  # (one that cannot be read may have been kept for good)
-                folder.discard(old)
+        for step in sorted(found.keys() - kept):  # (one that cannot be read may have been kept for good)
+            folder.discard(f"{step:08d}")
     return path
 
 
@@ -132,9 +131,9 @@ def discard_later(run: Folder, step: int) -> None:
     The metrics that they sealed are written again, so that none of them could be resumed from later.
     """
     with run.folder(FOLDER) as folder:
-        for later, name in _names(folder).items():
+        for later, path in _listed(run).items():
             if later > step:
-                folder.discard(name)
+                folder.discard(path.name)
 
 
 def manifests(run: str | Path | Folder, problems: list[str] | None = None) -> dict[int, Manifest]:
@@ -144,15 +143,13 @@ def manifests(run: str | Path | Folder, problems: list[str] | None = None) -> di
     the checkpoints are behind a link, or cannot be listed.
     """
     found = {}
-    with _checkpoints(run) as folder:
-        for step, name in _names(folder).items():
-            assert folder
-            try:
-                with explained(CheckpointError, f"{folder.path / name} is damaged"), folder.folder(name) as one:
-                    found[step] = _manifest(one)
-            except CheckpointError as error:
-                if problems is not None:
-                    problems.append(str(error))
+    for step, path in _listed(run).items():
+        try:
+            with explained(CheckpointError, f"{path} is damaged"), _opened(path) as folder:
+                found[step] = _manifest(folder)
+        except CheckpointError as error:
+            if problems is not None:
+                problems.append(str(error))
     return found
 
 
@@ -165,9 +162,7 @@ def best_step(found: Mapping[int, Manifest]) -> int | None:
 
 def find(run: str | Path | Folder, which: str = "last") -> Path:
     """The directory of the checkpoint `last` or `best`, or of a step. Raises CheckpointError if there is none."""
-    with _checkpoints(run) as folder:
-        found = _names(folder)
-    if not found:
+    if not (found := _listed(run)):
         raise CheckpointError(f"{Path(run)} holds no checkpoints: give the directory of a run that jaxlm trained")
     if which in ("last", "best"):
         step = max(found) if which == "last" else best_step(manifests(run))
@@ -175,7 +170,7 @@ def find(run: str | Path | Folder, which: str = "last") -> Path:
         step = int(which) if re.fullmatch("[0-9]{1,10}", which) else None
     if step not in found:
         raise CheckpointError(f"{Path(run)} has no checkpoint {which!r}; it has {', '.join(map(str, found))}")
-    return Path(run) / FOLDER / found[step]
+    return found[step]
 
 
 def load(run: str | Path | Folder, which: str = "last") -> Checkpoint:
@@ -194,13 +189,11 @@ def load(run: str | Path | Folder, which: str = "last") -> Checkpoint:
 def newest_intact(run: str | Path | Folder) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
     problems = []
-    with _checkpoints(run) as folder:
-        for name in reversed(_names(folder).values()):
-            assert folder
-            try:
-                return read(folder.path / name), problems
-            except CheckpointError as error:
-                problems.append(str(error))
+    for path in reversed(_listed(run).values()):
+        try:
+            return read(path), problems
+        except CheckpointError as error:
+            problems.append(str(error))
     return None, problems
 
 
@@ -213,11 +206,7 @@ def read(path: str | Path) -> Checkpoint:
     from jaxlm.runs import state_arrays
 
     path = Path(path)
-    with (
-        explained(CheckpointError, f"{path} cannot be read"),
-        Folder.open(path.parent) as above,
-        above.folder(path.name) as folder,
-    ):
+    with explained(CheckpointError, f"{path} cannot be read"), _opened(path) as folder:
         manifest = _manifest(folder)
         config = Config.from_json(_verified(folder, manifest, "config.json").decode())
         template = state_arrays.shapes_of_state(config)
@@ -230,6 +219,13 @@ def read(path: str | Path) -> Checkpoint:
         if (words := config.model.vocab_size) != len(vocab):
             raise ValueError(f"vocab.json has {len(vocab)} words for a model of {words}: it is another model's")
         return Checkpoint(manifest, config, vocab, state)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Folder]:
+    """The directory at a path, which is no link."""
+    with Folder.open(path.parent) as above, above.folder(path.name) as folder:
+        yield folder
 
 
 def _manifest(folder: Folder) -> Manifest:
@@ -268,18 +264,9 @@ def _verified(folder: Folder, manifest: Manifest, name: str, most: int | None = 
         return data
 
 
-@contextmanager
-def _checkpoints(run: str | Path | Folder) -> Iterator[Folder | None]:
-    """The folder of a run's checkpoints; None where there is none. Raises CheckpointError where it is a link."""
-    folder = None
-    with ExitStack() as stack:
-        what = f"{Path(run) / FOLDER} cannot be read"
-        with explained(CheckpointError, what), suppress(FileNotFoundError):
-            folder = stack.enter_context(stack.enter_context(Folder.open(run)).folder(FOLDER))
-        yield folder
-
-
-def _names(folder: Folder | None) -> dict[int, str]:
-    """{step: name} of the checkpoints in their folder, by step."""
-    names = sorted(filter(_STEP.fullmatch, folder.names()), key=int) if folder else ()
-    return {int(name): name for name in names if name == f"{int(name):08d}"}
+def _listed(run: str | Path | Folder) -> dict[int, Path]:
+    """{step: directory} of a run's checkpoints, by step. Raises CheckpointError where they are behind a link."""
+    path, names = Path(run) / FOLDER, []
+    with explained(CheckpointError, f"{path} cannot be read"), suppress(FileNotFoundError), _opened(path) as folder:
+        names = sorted(filter(_STEP.fullmatch, folder.names()), key=int)
+    return {int(name): path / name for name in names if name == f"{int(name):08d}"}

@@ -116,7 +116,7 @@ def train(
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
     fresh = new_state(config, params, math.prod(mesh_shape(mesh)))
     of_dtype = precision.notes(asked, config)  # (measured before the run's record, which has the rates, is written)
-    first = hosts.first()
+    first = jax.process_index() == 0
     with hosts.guarded(), ExitStack() as held:
         kept, resumes = run_dir is not None and first, resume and first
         # (Of many processes, all but the first write into a temporary directory of their own.)
