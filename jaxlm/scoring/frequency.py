@@ -21,9 +21,9 @@ def predictors(
 ) -> dict[str, list[Any]]:
     """Two columns for a table of a model: `length`, in characters, and `log_frequency`.
 
-    The latter is ln(1 + how often the word is in the training text), without the punctuation at its edges; of a word
-    that is several of the vocabulary's, such as can't, that of the rarest. It is nan without `counts`, as `word_counts`
-    finds them, and for words outside a vocabulary of words.
+    `log_frequency` is ln(1 + how often the word is in the training text), without the punctuation at its edges; the
+    rarest part's where a word is several of the vocabulary's, such as can't. It is nan without `counts` (those of
+    `word_counts`), and for words outside a vocabulary of words.
     """
     logs, words = [], lm.vocab.kind == "words"
     tokens = table.tokens if isinstance(table, WordSurprisals) else table.token

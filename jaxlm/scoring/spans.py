@@ -51,22 +51,16 @@ def span_surprisal(
             token = max(k for k, at in enumerate(ends) if at <= place)
             part = text[ends[token] : place] if token < len(one.tokens) else ""
             if vocab.kind == "words" and part.strip():
-                raise DataError(
-                    f"{where(number)}: the span {start} to {end} cuts a word of {text!r:.80}: give whole words"
-                )
+                cut = f"the span {start} to {end} cuts a word of {text!r:.80}"
+                raise DataError(f"{where(number)}: {cut}: give whole words")
             nats = 0.0 if vocab.kind == "words" or not part else _nats(lm, one.ids[: token + 1], part.encode())
             cuts.append((token, nats / unit))
         (first, before), (last, after) = cuts
         piece = slice(offset + first, offset + max(last + (after > 0), first + 1))
         surprisal = table.surprisal[offset + first : offset + last].sum() + after - before
-        row = (
-            text[start:end],
-            " ".join(table.token[piece]),
-            table.oov[piece].any(),
-            surprisal,
-            table.entropy[piece.start],
-        )
-        rows.append((number, 1, *row, table.entropy_reduction[piece].sum()))
+        entropies = table.entropy[piece.start], table.entropy_reduction[piece].sum()
+        words = text[start:end], " ".join(table.token[piece])
+        rows.append((number, 1, *words, table.oov[piece].any(), surprisal, *entropies))
         offset += len(one.tokens) + 1
     kept = zip(*rows, strict=True)
     columns: list[Any] = [[*one] if isinstance(one[0], str) else np.array(one) for one in kept]

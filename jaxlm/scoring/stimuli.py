@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,18 +38,17 @@ class StimulusTable:
         """The cells of another column. Raises DataError where there is none."""
         if column not in self.columns:
             known = ", ".join(map(repr, self.columns)) or "none"
-            raise DataError(
-                f"{self.name} has no column {column!r} beside that of sentences: its other columns are {known}"
-            )
+            what = f"{self.name} has no column {column!r} beside that of sentences"
+            raise DataError(f"{what}: its other columns are {known}")
         return [row[self.columns.index(column)] for row in self.rows]
 
     def numbers(self, column: str) -> list[int]:
         """The cells of another column as whole numbers. Raises DataError."""
         cells = [cell.strip() for cell in self.cells(column)]
         for number, cell in enumerate(cells, 1):
-            if not (cell.isascii() and cell.isdigit() and len(cell) < 10):
-                where = self.where(number)
-                raise DataError(f"{where}: expected a whole number in column {column!r}, found {cell!r:.40}")
+            if not re.fullmatch("[0-9]{1,9}", cell):
+                expected = f"expected a whole number in column {column!r}"
+                raise DataError(f"{self.where(number)}: {expected}, found {cell!r:.40}")
         return [*map(int, cells)]
 
 
@@ -100,9 +100,8 @@ def _text(line: bytes | bytearray, name: str, number: int) -> str:
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name}, line {number}, byte {error.start + 1} is not UTF-8: convert the file to UTF-8"
-        ) from None
+        place = f"{name}, line {number}, byte {error.start + 1}"
+        raise DataError(f"{place} is not UTF-8: convert the file to UTF-8") from None
     return text.removeprefix("\ufeff") if number == 1 else text
 
 
@@ -133,9 +132,7 @@ def _object(text: str, where: str, line: str) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise DataError(f"{where} is not text: an escape \\u names half of a surrogate pair; write the whole") from None
     except (ValueError, RecursionError):
-        raise DataError(
-            f"{where} is not JSON that can be read: it is nested too deeply, or a number is too long"
-        ) from None
+        raise DataError(f"{where} is not JSON to be read: it is nested too deeply, or a number is too long") from None
     if not isinstance(tree, dict):
         raise DataError(f"{where}, column 1: expected a JSON object, found {type(tree).__name__}")
     return tree
