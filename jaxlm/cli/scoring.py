@@ -22,19 +22,12 @@ if TYPE_CHECKING:
 FORMAT = argument("--format", choices=("tsv", "csv", "jsonl"), help="of the table (default tsv; csv for --csv)")
 SCORES = (DATA_DIR, output("write the table to a file, which appears whole at the end"), add_protocol_flags)
 TEXTS = "text, a sentence a line (default, or -: standard input); a directory is one more run"
-BOUNDARY = argument(
-    "--boundary",
-    choices=("corrected", "published"),
-    default="corrected",
-    help="of words made of pieces: count that a word begins after them (default), or the pieces alone",
-)
+_BOUNDARY = "of words made of pieces: count that a word begins after them (default), or the pieces alone"
+BOUNDARY = argument("--boundary", choices=("corrected", "published"), default="corrected", help=_BOUNDARY)
 PUNCTUATION = argument("--punctuation", choices=("word", "own"), help="counted to its word (default), or a word itself")
 NEEDS = {"column": "csv", "regions": "csv", "spans": "csv", "save_adapted": "adapt"}
 EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room for
-    "layout": (
-        "is one run's table as that tool prints it, in bits",
-        ("format", "top_k", "csv", "unit", "predictors", "runs"),
-    ),
+    "layout": ("is that tool's table of one run, in bits", ("format", "top_k", "csv", "unit", "predictors", "runs")),
     "csv": ("names the sentences and has a row for each displayed word", ("texts", "top_k", "eos")),
     "spans": ("is scored plainly, sentence by sentence", ("regions", "adapt", "protocol", "context")),
     "adapt": ("learns by the model's own probabilities", ("protocol",)),

@@ -34,9 +34,7 @@ STORAGE = "the URL of a database for Optuna's study ($JAXLM_STORAGE, else a jour
 @verb(
     "train many points of a space, and find the best",
     *START,
-    argument(
-        "--set", action="append", default=[], metavar="FIELD=SPACE", help="a field's SPACE, see below; repeatable"
-    ),
+    argument("--set", action="append", default=[], metavar="FIELD=SPACE", help="a SPACE, see below; repeatable"),
     pathname("--space", "FILE", "a file of FIELD = SPACE lines in TOML, or JSON", rare=True),
     argument("--strategy", choices=("grid", "random", "tpe"), help="tpe is Optuna's choice, and prunes (default grid)"),
     argument("--trials", type=whole(1), metavar="N", help="how many points; a grid needs none"),
@@ -67,8 +65,8 @@ def sweep(args: argparse.Namespace) -> int:
         return SIGNALLED + stopped_by if stopped_by else 0
     if "keep_last" in given:
         say("--keep-last is for a single run: a sweep's members keep their last and their best checkpoint")
-    options = {name: getattr(args, name) for name in ("strategy", "trials", "seeds", "group", "storage")}
-    options = {name: value for name, value in options.items() if value is not None}
+    names = ("strategy", "trials", "seeds", "group", "storage")
+    options = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.resume:
         config, space, options = supervisor.saved_options(args.run_dir, space, options)
         config = config.replace(**given)
@@ -82,15 +80,9 @@ def sweep(args: argparse.Namespace) -> int:
             kinds = spaces.read_space({"optimizer": space["optimizer"]}, config)["optimizer"]
             having = [specs(KINDS["optimizer"][kind]) for kind in spaces.extremes(kinds)]
             space = {**{name: [value] for name, value in given.items() if all(name in one for one in having)}, **space}
-    result = supervisor.sweep(
-        config,
-        space,
-        run_dir=args.run_dir or new_run(f"{config.preset}-sweep"),
-        resume=args.resume,
-        workers=args.workers,
-        data_dir=args.data_dir,
-        **options,
-    )
+    folder = args.run_dir or new_run(f"{config.preset}-sweep")
+    options |= {name: getattr(args, name) for name in ("resume", "workers", "data_dir")}
+    result = supervisor.sweep(config, space, run_dir=folder, **options)
     if result.stopped_by:
         return SIGNALLED + result.stopped_by
     return 0 if result.best and not result.damaged else FAILED

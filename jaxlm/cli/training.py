@@ -93,18 +93,8 @@ def train(args: argparse.Namespace) -> int:
 
     fields = {name: str(value) for _, name, _, value in config.every_field()}
     with tracked(args.track, folder, {**config.kinds, **fields}) if args.track else nullcontext() as on_metrics:
-        result = trainer.train(
-            config,
-            corpus=corpus,
-            run_dir=folder,
-            params=params,
-            resume=args.resume,
-            steps=args.steps,
-            data_dir=args.data_dir,
-            devices=args.devices,
-            model_devices=args.model_devices,
-            on_metrics=on_metrics,
-        )
+        options = {name: getattr(args, name) for name in ("resume", "steps", "data_dir", "devices", "model_devices")}
+        result = trainer.train(config, corpus=corpus, run_dir=folder, params=params, on_metrics=on_metrics, **options)
     if args.report and result.run_dir and not result.stopped_by:
         from jaxlm.sweeps.report_file import write_report
 
@@ -122,16 +112,13 @@ def _unfinished_run(name: str | None) -> Path:
     if name:
         preset(name)  # raises where there is no such preset
     begun = re.compile(r"(.+)-([0-9]{8}-[0-9]{6})(?:-([0-9]+))?")  # as `new_run` names them
-    runs = sorted(
-        (found[2], int(found[3] or 1), path.parent)
-        for path in RUNS.glob("*/config.json")
-        if (found := begun.fullmatch(path.parent.name)) and name in (None, found[1])
-    )
+    found = ((begun.fullmatch(path.parent.name), path.parent) for path in RUNS.glob("*/config.json"))
+    runs = sorted((one[2], int(one[3] or 1), run) for one, run in found if one and name in (None, one[1]))
     for *_, run in reversed(runs):
-        finished = False
+        rows = []
         with suppress(JaxlmError):
-            finished = any(row["kind"] == "test" for row in read_metrics(run))
-        if not finished:
+            rows = read_metrics(run)
+        if not any(row["kind"] == "test" for row in rows):
             say_line(f"resuming {run}")
             return run
     what = f"run of {name}" if name else "run"

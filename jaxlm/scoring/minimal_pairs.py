@@ -84,12 +84,12 @@ class MinimalPairs:
         return f"MinimalPairs(accuracy {self.total.accuracy:.3f} on {self.total.n:,} pairs of {len(self.by_uid)} UIDs)"
 
 
-def wilson_interval(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927); (0, 1) without trials."""
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a proportion (Wilson 1927); (0, 1) without trials."""
     if not n:
         return 0.0, 1.0
-    p, square = successes / n, z * z / n
-    middle, half = p + square / 2, z * math.sqrt(p * (1 - p) / n + square / (4 * n))
+    p, square = successes / n, Z95 * Z95 / n
+    middle, half = p + square / 2, Z95 * math.sqrt(p * (1 - p) / n + square / (4 * n))
     return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
 
 

@@ -24,7 +24,6 @@ from jaxlm.scoring.token_scores import Scoring, TokenScores
 from jaxlm.scoring.tokenizers import Tokenizer
 
 Sentence = str | Sequence[str]  # a line, or its words; of pieces of words, the names of its tokens
-PUNCTUATION = ("word", "own")
 
 
 @dataclass(frozen=True)

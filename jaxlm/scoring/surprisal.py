@@ -17,7 +17,7 @@ import numpy as np
 from jaxlm.config.protocols import Plain
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.scoring.sentences import PUNCTUATION, Encoded, Sentence, SentenceReader, blocks, check_choice, word_nats
+from jaxlm.scoring.sentences import Encoded, Sentence, SentenceReader, blocks, check_choice, word_nats
 from jaxlm.scoring.token_scores import Scoring, TokenScores
 
 UNITS = {"bits": math.log(2), "nats": 1.0}  # how many nats one is
@@ -60,11 +60,10 @@ class SurprisalOptions:
     data_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
-        check_choice("context", self.context, ("sentence", "stream"))
-        check_choice("oov", self.oov, ("unk", "error", "nan"))
-        check_choice("unit", self.unit, list(UNITS))
-        check_choice("punctuation", self.punctuation, PUNCTUATION)
-        check_choice("boundary", self.boundary, ("corrected", "published"))
+        choices = {"context": ("sentence", "stream"), "oov": ("unk", "error", "nan"), "unit": ("bits", "nats")}
+        choices |= {"punctuation": ("word", "own"), "boundary": ("corrected", "published")}
+        for name, values in choices.items():
+            check_choice(name, getattr(self, name), values)
         if self.top_k < 0:
             raise JaxlmError(f"top_k must be at least 0; it is {self.top_k}")
 
