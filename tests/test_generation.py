@@ -167,6 +167,15 @@ def test_a_text_is_the_same_alone_among_many_and_as_a_stream(kind):
     np.testing.assert_allclose(alone.log_probs, expected[np.arange(70), lm.vocab.encode(alone.words)], atol=1e-4)
 
 
+@pytest.mark.parametrize("length", [1, 255, 256, 600])
+def test_a_prompt_of_any_length_is_read_whole(length):
+    lm, words = small_lm(), (WORDS[2:7] * 120)[:length]
+    p = np.exp(log_probs(lm, list(words))[-1])
+    best = lm.vocab.words[int(p.argmax())]
+    ((word, found),) = lm.predict(" ".join(["<eos>", *words]), 1, tokenizer="none")
+    assert word == best and found == pytest.approx(p.max(), abs=1e-5)
+
+
 def test_temperature_0_takes_the_likeliest_word():
     lm = small_lm()
     words = ["the"]

@@ -179,17 +179,27 @@ def test_adaptation_is_nesterov_sgd_on_the_mean_nats_of_each_sentence(scale, sen
     assert again.surprisal.sum() < lm.surprisal([sentences[0]]).surprisal.sum()
 
 
+@pytest.mark.parametrize("kind", ["lstm", pytest.param("mlstm", marks=pytest.mark.slow)])
+def test_adaptation_at_no_rate_scores_a_stream_as_the_plain_model(kind):
+    lm, options = small_lm(kind), {"context": "stream", "unit": "nats", "eos": True}
+    plain, adapted = (
+        lm.surprisal([*SENTENCES, "a " * 20], scoring=scoring, **options)
+        for scoring in (lm.scorer("stream"), lm.adaptive(1e-30, context="stream"))
+    )
+    np.testing.assert_allclose(adapted.surprisal, plain.surprisal, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["lstm", "gru", "mingru", "mogrifier"])  # whose output is a part of the state
 def test_the_states_are_those_that_predict_the_next_word(kind):
     from jaxlm.models import heads, stack
     from jaxlm.models.noise import no_noise
 
     lm = small_lm(kind)
-    words = ["the", "dogs", "of", "zebra"]
+    words = ["the", "dogs", "of", "zebra"] * 40
     found = lm.states(words)
     assert {name: array.shape for name, array in found.items() if name.endswith("h")} == {
-        f"{kind}.0.h": (4, 6),
-        f"{kind}.1.h": (4, 4),
+        f"{kind}.0.h": (160, 6),
+        f"{kind}.1.h": (160, 4),
     }
     assert (f"{kind}.0.c" in found) == (kind in ("lstm", "mogrifier"))
     log_p = jax.nn.log_softmax(heads.logits(lm.config.model, lm.params, jnp.asarray(found[f"{kind}.1.h"])))
