@@ -4,7 +4,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -237,14 +237,13 @@ class TrainedModel:
         protocol: Plain,
         corpus: Corpus | None = None,
         data_dir: str | Path | None = None,
-        begins: jax.Array | None = None,
+        network: Network | None = None,
     ) -> Reader:
-        """The reader of a protocol. Raises JaxlmError where the protocol means nothing for this model.
+        """The reader of a protocol for this model's network. Raises JaxlmError where it means nothing for the model.
 
-        Dynamic evaluation reads the train split of `corpus` (default: the run's own, found in `data_dir`) once. The
-        tokens that `begins` [V] marks begin a word, where the probability of a beginning is to be scored.
+        Dynamic evaluation reads the train split of `corpus` (default: the run's own, found in `data_dir`) once.
         """
-        network, config = replace(self.network, begins=begins), self.config
+        network, config = network or self.network, self.config
         if isinstance(protocol, Cache):
             return CacheReader(network, protocol)
         if isinstance(protocol, MCDropout):

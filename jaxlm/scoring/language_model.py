@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,7 +20,7 @@ from jaxlm.scoring.sampling import sampling_of
 from jaxlm.scoring.sentences import Encoded, Sentence, SentenceReader, check_choice, encode, in_regions
 from jaxlm.scoring.surprisal import BLOCK, SurprisalOptions, Surprisals, WordSurprisals, by_word, scored_blocks
 from jaxlm.scoring.syntaxgym import Suite, SuiteResult, read_suite, score_suite
-from jaxlm.scoring.token_scores import Detail, Scoring
+from jaxlm.scoring.token_scores import Detail, Network, Scoring
 
 
 class LanguageModel(TrainedModel):
@@ -57,13 +56,13 @@ class LanguageModel(TrainedModel):
             **options: `top_k`, `protocol`, `data_dir`, `boundary` and `punctuation` of `SurprisalOptions`.
         """
         how = SurprisalOptions(context=context, **options)
-        reader = self.reader_of(protocol_of(how.protocol), None, how.data_dir, self._begins(how))
+        reader = self.reader_of(protocol_of(how.protocol), None, how.data_dir, self._network(how))
         return (OneStream if context == "stream" else EachSentence)(reader, Detail(how.top_k, full))
 
-    def _begins(self, how: SurprisalOptions) -> jax.Array | None:
-        """Which tokens begin a word, if their probability is to be scored."""
-        boundaries = self.reader(how).boundaries
-        return jnp.asarray(boundaries.begins) if boundaries and how.boundary == "corrected" else None
+    def _network(self, how: SurprisalOptions) -> Network:
+        """The network, which also scores the boundaries of words where they are to be corrected."""
+        boundaries = self.reader(how).boundaries if how.boundary == "corrected" else None
+        return replace(self.network, begins=boundaries and jnp.asarray(boundaries.begins))
 
     def adaptive(self, rate: float, **options: Any) -> Adaptive:
         """A `scoring` for `surprisal_stream` that takes a step of SGD after each sentence; its `params` are adapted.
@@ -76,8 +75,7 @@ class LanguageModel(TrainedModel):
             JaxlmError: the rate is not above 0.
         """
         how = SurprisalOptions(**options)
-        network = replace(self.network, begins=self._begins(how))
-        return Adaptive(network, rate, how.context == "stream", Detail(how.top_k))
+        return Adaptive(self._network(how), rate, how.context == "stream", Detail(how.top_k))
 
     def surprisal(self, sentences: Iterable[Sentence], **options: Any) -> Surprisals:
         """The surprisal of every word, with entropy, entropy reduction and rank, as plain arrays.

@@ -4,9 +4,9 @@ words, without ever holding logits [T * B, V].
 Letters: `N` tokens, `K` likeliest words, `T` steps, `B` batch, `R` rows of a chunk, `H` width, `V` vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,12 +94,9 @@ class TokenScores(NamedTuple):
         return TokenScores(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-class Scoring(Protocol):
-    """A way to turn sentences into scores; it may remember earlier calls."""
-
-    def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
-        """Scores every token but the first of each sentence of ids [n + 1], n >= 1, one sentence after the other."""
-        ...
+# From sentences of ids [n + 1], n >= 1, to the scores of every token but the first of each, one sentence after another;
+# a scoring may remember earlier calls.
+Scoring = Callable[[Sequence[np.ndarray]], TokenScores]
 
 
 @dataclass(frozen=True)
