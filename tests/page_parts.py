@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+import jaxlm
 from jaxlm.report.page import ModelView, RunRecord, ScoredText, SweepRecord
 from jaxlm.report.sweep_plots import TrialRecord
 from jaxlm.report.word_map import WordMap
@@ -59,9 +60,7 @@ def run_record(name: str = "run", seed: int = 0, corpus: str = "ptb", sha: str =
         tests=[{"kind": "test", "checkpoint": "last", "test_perplexity": 118.0 + seed, "unknown_test": 0.06}],
         bptt_length=20,
         path=f"/runs/{name}",
-        preset="small",
-        seed=seed,
-        fields=(("model", "init_scale", "0.1", ""), ("train", "seed", str(seed), "")),
+        config=jaxlm.preset("small").replace(seed=seed),
         corpus={"name": corpus, "sha256": sha, "vocab_sha256": "1" * 64, "description": f"{corpus}: words"},
         sessions=[
             {
@@ -124,9 +123,8 @@ def hostile_contents() -> dict[str, list[Any]]:
             seed=place,
             corpus=text,
             sha=HOSTILE[place % 2],
-            preset=text,
             path=text,
-            fields=((text, text, text, text),),
+            config=jaxlm.Config(preset=text).replace(corpus=text or "x"),
             sessions=[{"command": text, "versions": {text: text}, "platform": [text], "devices": text}],
         )
         for place, text in enumerate(HOSTILE)

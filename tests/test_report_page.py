@@ -168,7 +168,7 @@ def test_unknown_tokens_and_estimates_are_said():
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_line_with_mean_and_deviation():
-    other = run_record("c", fields=(("model", "init_scale", "0.2", ""),))
+    other = run_record("c", config=jaxlm.preset("small").replace(init_scale=0.2))
     found = groups([run_record("a", 0), run_record("b", 2), other])
     pair = next(group for group in found if len(group.runs) == 2)
     assert pair.test == (119.0, pytest.approx(2**0.5)) and pair.settings == {"init_scale": "0.1"}
@@ -178,8 +178,8 @@ def test_runs_that_differ_in_their_seed_alone_are_one_line_with_mean_and_deviati
 
 def test_published_numbers_stand_beside_runs_on_penn_treebank_alone():
     assert [value for _, value in published([run_record(), run_record("b", 1)])] == [115.5]
-    assert [value for _, value in published([run_record(preset="zaremba-large")])] == [78.5]
-    assert published([run_record(corpus="other"), run_record(preset="mine")]) == []
+    assert [value for _, value in published([run_record(config=jaxlm.preset("zaremba-large"))])] == [78.5]
+    assert published([run_record(corpus="other"), run_record(config=jaxlm.Config(preset="mine"))]) == []
 
 
 def test_runs_on_several_corpora_are_kept_apart_and_it_is_said():

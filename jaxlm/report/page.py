@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.config.config import Config
 from jaxlm.data.corpus import MOST_UNKNOWN
+from jaxlm.fields import setting_text
 from jaxlm.files import finite
 from jaxlm.report.curve import Results, Row, draw_perplexities, draw_windows, epoch_axis
 from jaxlm.report.figure import PALETTE, drawable, figure, marks, svg
@@ -38,9 +40,7 @@ class RunRecord(Results):
     """A run without its parameters."""
 
     path: str
-    preset: str
-    seed: int
-    fields: Sequence[tuple[str, str, str, str]]  # (section, field, value, unit) of the whole config
+    config: Config
     corpus: Mapping[str, Any]  # name, sha256, vocab_sha256 and description
     sessions: Sequence[Mapping[str, Any]]  # command, versions, devices and platform of each process that trained it
     checkpoints: Sequence[tuple[int, int, float | None]]  # (windows trained, epoch, validation perplexity)
@@ -49,7 +49,8 @@ class RunRecord(Results):
     @property
     def settings(self) -> dict[str, str]:
         """The config without its seed: runs of equal settings differ by chance alone."""
-        return {name: value for _, name, value, _ in self.fields if name != "seed"}
+        fields = {name: setting_text(value) for _, name, _, value in self.config.every_field() if name != "seed"}
+        return {**self.config.kinds, **fields}
 
     @property
     def unknown(self) -> dict[str, float]:
@@ -177,6 +178,7 @@ def render(
         colour=lambda bits: f"--s:{min(max(bits / MOST_BITS, 0), 1) * 100:.0f}%" if math.isfinite(bits) else "",
         nan=math.nan,
         value_text=value_text,
+        setting_text=setting_text,
         speeds=speeds,
     )
 
@@ -195,7 +197,8 @@ def groups(runs: Sequence[RunRecord]) -> list[Group]:
 
 def published(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
     """(name, test perplexity) of the published models that the runs' presets stand for, on Penn Treebank alone."""
-    sizes = dict.fromkeys(run.preset.removeprefix("zaremba-") for run in runs if run.corpus.get("name") == "ptb")
+    presets = [run.config.preset for run in runs if run.corpus.get("name") == "ptb"]
+    sizes = dict.fromkeys(preset.removeprefix("zaremba-") for preset in presets)
     return [(f"published ({size})", PUBLISHED[size]) for size in sizes if size in PUBLISHED]
 
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from jaxlm.data.corpora import reload_corpus
 from jaxlm.errors import DataError, JaxlmError, RunDirError
-from jaxlm.fields import setting_text
 from jaxlm.files import explained, write_bytes
 from jaxlm.report.curve import by_kind
 from jaxlm.report.page import ModelView, RunRecord, ScoredText, SweepRecord, by_corpus, render
@@ -70,10 +69,8 @@ def write_report(
             sweeps.append(_sweep_record(path, name, which, texts, data_dir))
         else:
             runs.append(run_record(path, name))
-    chosen = [
-        min(together, key=lambda run: (math.isnan(run.valid_perplexity), run.valid_perplexity))
-        for together in by_corpus(runs)
-    ]
+    ranked = sorted(runs, key=lambda run: (math.isnan(run.valid_perplexity), run.valid_perplexity))
+    chosen = [together[0] for together in by_corpus(ranked)]
     models = [_model_view(Path(run.path), run.name, which, texts, data_dir) for run in chosen]
     counts = [f"{len(some)} {what}{'s' * (len(some) > 1)}" for some, what in ((runs, "run"), (sweeps, "sweep")) if some]
     title = names[0] if len(names) == 1 else " and ".join(counts)
@@ -118,8 +115,6 @@ def run_record(path: Path, name: str) -> RunRecord:
             f"windows; train one epoch first"
         )
     record = directory.saved_record(path)
-    kinds = [("kinds", slot, kind, "") for slot, kind in config.kinds.items()]
-    fields = [(section, field, setting_text(value), spec.unit) for section, field, spec, value in config.every_field()]
     return RunRecord(
         name=name,
         windows=windows,
@@ -127,9 +122,7 @@ def run_record(path: Path, name: str) -> RunRecord:
         tests=tests,
         bptt_length=config.train.bptt_length,
         path=str(path),
-        preset=config.preset,
-        seed=config.train.seed,
-        fields=[*kinds, *fields],
+        config=config,
         corpus=record["corpus"],
         sessions=record["sessions"],
         checkpoints=[(step, found.epoch, found.valid_perplexity) for step, found in checkpoint.manifests(path).items()],
