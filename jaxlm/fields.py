@@ -67,9 +67,9 @@ def count(default: int | None, help: str, unit: str = "", low: int = 0, high: fl
     return _declared(default, Spec(int, help, unit, low, high, optional=default is None, **options))
 
 
-def counts(default: tuple[int, ...], help: str, unit: str = "", low: int = 1, high: int = 2**31 - 1) -> Any:
+def counts(default: tuple[int, ...], help: str, unit: str = "") -> Any:
     """A static tuple of whole numbers."""
-    return _declared(default, Spec(tuple, help, unit, low, high))
+    return _declared(default, Spec(tuple, help, unit, 1, 2**31 - 1))
 
 
 def flag(default: bool, help: str, **options: Any) -> Any:

@@ -33,7 +33,7 @@ class NotFound(DataError):
     """Penn Treebank is in none of the places and cannot be downloaded."""
 
 
-def find_penn_treebank(data_dir: str | Path | None = None, download: bool = True) -> dict[str, Path]:
+def find_penn_treebank(data_dir: str | Path | None, download: bool) -> dict[str, Path]:
     """The path of each split of Penn Treebank (Mikolov's files), verified by its hash; the arguments of `load_corpus`.
 
     Raises:
@@ -44,20 +44,18 @@ def find_penn_treebank(data_dir: str | Path | None = None, download: bool = True
         raise DataError(f"the data directory {data_dir} is not a folder; name the one with ptb.train.txt")
     cache = cache_dir() / "ptb"
     places = [Path(place) for place in (data_dir, os.environ.get("JAXLM_DATA"), "data/ptb", cache) if place]
-    files = _find(places)
+    if files := _find(places):
+        return files
     failure = "downloading is turned off"
-    if files is None and download:
+    if download:
         try:
-            _download(cache)
+            return _download(cache)
         except DataError as error:
             failure = str(error)
-        files = _find([cache])
-    if files is None:
-        raise NotFound(
-            f"no Penn Treebank in {', '.join(map(str, places))}, and {failure}; to have it, put "
-            "ptb.train.txt, ptb.valid.txt and ptb.test.txt into a folder named by --data-dir or $JAXLM_DATA"
-        )
-    return files
+    raise NotFound(
+        f"no Penn Treebank in {', '.join(map(str, places))}, and {failure}; to have it, put "
+        "ptb.train.txt, ptb.valid.txt and ptb.test.txt into a folder named by --data-dir or $JAXLM_DATA"
+    )
 
 
 def _find(places: Sequence[Path]) -> dict[str, Path] | None:
@@ -83,7 +81,7 @@ def _find(places: Sequence[Path]) -> dict[str, Path] | None:
     return None
 
 
-def _download(folder: Path) -> None:
+def _download(folder: Path) -> dict[str, Path]:
     """Puts the three files into a folder durably, from the first mirror that has them. Raises DataError.
 
     All mirrors are probed at once, each in a thread of its own, so that without a network this ends within
@@ -118,7 +116,7 @@ def _download(folder: Path) -> None:
         with storing, Folder.open(folder, create=True) as held:
             for split, data in texts.items():
                 held.write(f"ptb.{split}.txt", data)
-        return
+        return {split: folder / f"ptb.{split}.txt" for split in texts}
     raise DataError("; ".join(f"{mirror}: {reason}" for mirror, reason in failures.items()))
 
 
