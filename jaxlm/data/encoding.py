@@ -150,7 +150,7 @@ def number_units(
             name, before = f"segment-{len(segments)}", len(known)
             key = json.dumps([seal, place, part.stop, offset])  # the texts, the file, where the segment begins
             found = recall(work, name, key) if work else None
-            fields, ids = found or _segment(part, offset, known, lambda text: kind.units(as_read(options, text)), kind)
+            fields, ids = found or _segment(part, offset, known, kind, options)
             if stamp(part.path) != stamps[part.path]:
                 raise DataError(f"{part.path} changed while it was read: start the same command again")
             if work and not found:
@@ -183,12 +183,12 @@ def number_units(
 
 
 def _segment(
-    part: Part, offset: int, known: defaultdict[str, int], units_of: Callable[[str], list[str]], kind: Words
+    part: Part, offset: int, known: defaultdict[str, int], kind: Words, options: TextOptions
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Reads a segment; returns (its end, whether the file ends there and its new units; its provisional ids)."""
     found, end, before, done = [np.zeros(0, np.int32)], offset, len(known), False
     for block, end in text.read_blocks(part.path, offset, part.stop, kind.errors):
-        units = units_of(block)
+        units = kind.units(as_read(options, block))
         found.append(np.fromiter(map(known.__getitem__, units), np.int32, len(units)))
         if end - offset >= SEGMENT:
             break

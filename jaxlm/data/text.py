@@ -97,14 +97,11 @@ def empty(path: str | Path) -> DataError:
 @contextmanager
 def read_errors(path: str | Path) -> Iterator[None]:
     """Converts any failure to open or read `path` into a DataError of one sentence."""
-    try:
-        yield
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path}; check the path") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-        raise DataError(f"{path} cannot be read: {files.reason(error)}") from None
+    with files.explained(DataError, f"{path} cannot be read"):
+        try:
+            yield
+        except FileNotFoundError:
+            raise DataError(f"there is no file {path}; check the path") from None
 
 
 def find_splits(path: Path) -> dict[str, list[Part]]:
