@@ -7,6 +7,7 @@ config's own optimiser). `python peers.py MAKER PRESET '{"field": value}'` is a 
 """
 
 import argparse
+import atexit
 import itertools
 import json
 import resource
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -95,6 +97,40 @@ def one_program(config: Config, tokens: np.ndarray, size: int = MEMBERS, vmapped
         metrics.cost.block_until_ready()
 
     return _in_calls(config, tokens, call)
+
+
+def from_file(config: Config, tokens: np.ndarray, in_memory: bool = False) -> Run:
+    """Windows of the prepared corpus that the config names, read from its file; or all of it in memory."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlm.data.corpora import load_corpus
+    from jaxlm.data.windows import WindowPlan
+    from jaxlm.runs.trainer import new_state
+    from jaxlm.training.feed import feed
+    from jaxlm.training.step import train_windows
+
+    corpus, T, most = load_corpus(config.data.corpus), config.train.bptt_length, config.train.windows_per_call
+    config = config.replace(vocab_size=len(corpus.vocab))
+    ids = np.asarray(corpus.train, np.int32) if in_memory else corpus.train
+    recipe, state = jax.tree.map(jnp.float32, config.recipe), new_state(config)
+    plan, step = WindowPlan(len(ids) // config.train.batch_size, T, 1000), 0
+    opened = ExitStack()
+    atexit.register(opened.close)
+    take = opened.enter_context(feed(ids, config.train))
+
+    def run(windows: int) -> None:
+        nonlocal state, step
+        while windows:
+            index = plan.locate(step)[1]
+            count = min(windows, most, plan.per_epoch - index)
+            tokens, first_row = take(plan.row(index), plan.row((index + count) % plan.per_epoch))
+            where = plan.windows(step, count, most, first_row)
+            state, metrics = train_windows(recipe, state, tokens, where, jnp.int32(count), bptt_length=T)
+            metrics.cost.block_until_ready()
+            windows, step = windows - count, step + count
+
+    return run
 
 
 def processes(config: Config, tokens: np.ndarray) -> Run:
@@ -419,6 +455,8 @@ MAKERS: dict[str, Callable[..., Run]] = {
     "one-program": one_program,
     "vmapped": partial(one_program, vmapped=True),
     "processes": processes,
+    "from-file": from_file,
+    "from-memory": partial(from_file, in_memory=True),
     "validation": partial(evaluation, split="validation"),
     "test": partial(evaluation, split="test"),
     "flax": flax,

@@ -54,11 +54,6 @@ def embed(params: Params, tokens: jax.Array) -> jax.Array:
     return table.values if isinstance(table, Rows) else table[tokens]
 
 
-def read_rows(params: Params, tokens: jax.Array) -> Params:
-    """The parameters with the embedding's rows that tokens [T, B] read in its place."""
-    return {**params, "embedding": Rows(embed(params, tokens))}
-
-
 def read(
     model: Recurrent, params: Params, noise: Noise, tokens: jax.Array, carry: Carry, length: jax.Array | None = None
 ) -> tuple[Params, jax.Array, jax.Array, Carry]:

@@ -49,7 +49,7 @@ def gradient(
 
     def of_part(part: Part) -> Gradient:
         noise = draw_noise(recipe.model, part.key, *part.inputs.shape) if part.noise is None else part.noise
-        trained = stack.read_rows(params, part.inputs) if keeps_rows else params
+        trained = {**params, "embedding": Rows(stack.embed(params, part.inputs))} if keeps_rows else params
 
         def cost_fn(trained: Params) -> tuple[jax.Array, tuple[jax.Array, Carry]]:
             return minimised(recipe, trained, noise, part.inputs, part.targets, part.carry, length, exact)
