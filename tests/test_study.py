@@ -29,6 +29,7 @@ TINY = jaxlm.preset("small").replace(
     hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2, corpus="embedded-tiny"
 )
 PLAN = make_plan(TINY, {"learning_rate": [0.5, 1.0, 2.0]}, "grid", None, 1, None, {"name": "x"})
+INF = float("inf")
 URL = "postgresql://me:hun%40ter2@nowhere.invalid/db?sslpassword=swordfish"
 
 
@@ -98,6 +99,22 @@ def test_seeds_train_a_point_again_and_tpe_optimises_their_mean(tmp_path):
         rate = trial.params["learning_rate"] + 0.5
         assert trial.value == pytest.approx(rate)
         assert trial.intermediate_values == pytest.approx({1: 2 * rate, 2: rate})
+
+
+def test_a_diverged_member_counts_as_infinite_from_then_on(tmp_path):
+    plan = make_plan(TINY, {"learning_rate": [0.5, 1.0]}, "grid", None, 2, None, {})
+    study = open_study(tmp_path, plan)
+    for second in ((5.0, 4.0), ()):  # one member diverges in its second epoch, beside one that ends, or both do
+        claim = study.claim()
+        assert claim
+        for seed, epochs in ((0, (3.0,)), (1, second)):
+            status = "diverged" if seed == 0 or not epochs else "done"
+            study.note(claim, replace(claim.records[seed], status=status, valid_perplexities=epochs))
+        study.end(claim)
+    kept = JournalFileBackend(str(tmp_path / "study.journal"))
+    trials = optuna.load_study(study_name=NAME, storage=optuna.storages.JournalStorage(kept)).trials
+    assert [trial.state.name for trial in trials] == ["PRUNED"] * 2
+    assert [trial.intermediate_values for trial in trials] == [{1: 4.0, 2: INF}, {1: INF, 2: INF}]
 
 
 def test_a_torn_line_at_the_end_is_cut_wherever_it_is_torn(folder):
