@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
 from glob import has_magic
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from jaxlm.data import prepared
 from jaxlm.data.cache import cache_dir, recall, remember
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.embedded import Source, Spec
-from jaxlm.data.encoding import Encoder, NumberedText, Segment, TextOptions, number_units, stamps_of
+from jaxlm.data.encoding import Encoder, NumberedText, TextOptions, number_units, stamps_of
 from jaxlm.data.penn_treebank import PTB_SHA256, NotFound, find_penn_treebank
 from jaxlm.data.text import SPLITS, Part, find_splits
 from jaxlm.data.vocab import EOS, Vocab
@@ -127,13 +126,11 @@ def _generated(name: str, options: TextOptions, vocab: Vocab | None) -> Corpus:
 
     def build(vocab: Vocab | None) -> Corpus:
         source = Source(Spec.of(name))
-        sizes = source.spec.tokens
-        drawn = [source.draw(size, stream) for stream, size in enumerate(sizes)]
+        drawn = [[partial(np.asarray, source.draw(size, stream))] for stream, size in enumerate(source.spec.tokens)]
         words = [word.lower() for word in source.words] if options.lowercase else source.words
         if (vocab.tokens if vocab else options.kind).kind != "words":
             words = ["\n" if word == EOS else f" {word}" for word in words]
-        spans = dict(zip(SPLITS, pairwise(accumulate(sizes, initial=0)), strict=True))
-        numbered = NumberedText(words, spans, [Segment(len(ids), partial(np.asarray, ids)) for ids in drawn])
+        numbered = NumberedText(words, dict(zip(SPLITS, drawn, strict=True)))
         corpus = _encode(name, f"{name} corpus (a generated language)", numbered, options, vocab)
         if not corpus.vocab.ids.keys() >= set(source.words):
             return corpus

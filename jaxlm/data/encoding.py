@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, count, islice, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -77,11 +77,7 @@ def as_read(data: DataConfig, text: str) -> str:
     return unwrapped(text) if data.lines == "unwrap" else text
 
 
-class Segment(NamedTuple):
-    """A part of a numbered text: the number of its units, and what gives their provisional ids, int32 `[units]`."""
-
-    units: int
-    load: Callable[[], np.ndarray]
+Segments = Sequence[Callable[[], np.ndarray]]  # each returns the provisional ids of a part of a text, int32 [units]
 
 
 @dataclass(frozen=True)
@@ -89,17 +85,8 @@ class NumberedText:
     """A text whose units are numbered."""
 
     units: Sequence[str]  # of each provisional id
-    spans: Mapping[str, tuple[int, int]]  # where each split begins and ends among the units
-    segments: Sequence[Segment]
+    segments: Mapping[str, Segments]  # of each split
     notes: tuple[str, ...] = ()  # lines to show the user
-
-    def read(self, split: str) -> Iterator[np.ndarray]:
-        """The provisional ids of a split, a segment at a time."""
-        end, (start, stop) = 0, self.spans[split]
-        for segment in self.segments:
-            first, end = end, end + segment.units
-            if first < stop and start < end:
-                yield segment.load()[max(0, start - first) : stop - first]
 
 
 def stamp(path: Path) -> Stamp:
@@ -141,13 +128,13 @@ def number_units(
     stamps = stamps_of(parts)
     reading = [kind.kind, getattr(kind, "normalize", ""), options.lowercase, options.lines]
     seal = hashlib.sha256(json.dumps([*stamps.values(), reading]).encode()).hexdigest()
-    segments: list[Segment] = []
-    newlines: list[int] = []  # of each segment
-    sizes, words, ended = dict.fromkeys(parts, 0), dict.fromkeys(parts, 0), True  # units, and those that are no newline
+    segments: dict[str, list[Callable[[], np.ndarray]]] = {split: [] for split in parts}
+    newlines: list[int] = []  # in each segment
+    words, ended = dict.fromkeys(parts, 0), True  # the units that are no newline; whether the last one is
     for place, (split, part) in enumerate(every):
         offset, done = part.start, False
         while not done:
-            name, before = f"segment-{len(segments)}", len(known)
+            name, before = f"segment-{len(newlines)}", len(known)
             key = json.dumps([seal, place, part.stop, offset])  # the texts, the file, where the segment begins
             found = recall(work, name, key) if work else None
             fields, ids = found or _segment(part, offset, known, kind, options)
@@ -158,17 +145,14 @@ def number_units(
             known.update(zip(fields["units"], count(before), strict=False))
             is_end = ids == known.get(kind.newline, -1)
             newlines.append(int(np.count_nonzero(is_end)))
-            load = partial(_recalled, work, name, key) if work else partial(np.asarray, ids)
-            segments.append(Segment(len(ids), load))
-            sizes[split] += len(ids)
+            segments[split].append(partial(_recalled, work, name, key) if work else partial(np.asarray, ids))
             words[split] += len(ids) - newlines[-1]
             ended = bool(is_end[-1]) if len(ids) else ended
             advance(fields["end"] - offset)
             offset, done = fields["end"], fields["done"]
     if empty := next((split for split in parts if not words[split]), None):
         raise text.empty(parts[empty][0].path)
-    spans = dict(zip(parts, pairwise(accumulate(sizes.values(), initial=0)), strict=True))
-    numbered = NumberedText(list(known), spans, segments)
+    numbered = NumberedText(list(known), segments)
     if "all" not in parts:
         held_out = " and ".join(f"{len(parts[split])} for {split}" for split in SPLITS[1:])
         note = f"{len(every):,} texts are split by texts: {held_out}"
@@ -213,14 +197,23 @@ def _split_by_lines(whole: NumberedText, title: str, lines: int, newlines: Seque
     if lines < 3:
         raise DataError(f"{title} needs at least 3 lines, to be split 90/5/5 by lines, and has {lines}")
     held_out = max(1, lines // 20)
-    borders, seen = [0], [*accumulate(newlines, initial=0)]
+    segments, seen = whole.segments["all"], [*accumulate(newlines, initial=0)]
+    borders: list[tuple[int, int | None]] = [(0, 0)]  # the segment where each split begins, and the unit of the segment
     for line in (lines - 2 * held_out, lines - held_out):  # with which train and valid end
         at = bisect_left(seen, line) - 1
-        before = sum(segment.units for segment in whole.segments[:at])
-        borders.append(before + int(np.flatnonzero(whole.segments[at].load() == newline)[line - seen[at] - 1]) + 1)
-    spans = dict(zip(SPLITS, pairwise([*borders, *whole.spans["all"][1:]]), strict=True))
+        borders.append((at, int(np.flatnonzero(segments[at]() == newline)[line - seen[at] - 1]) + 1))
+    ends = pairwise([*borders, (len(segments) - 1, None)])
+    parts = {split: _between(segments, *first, *last) for split, (first, last) in zip(SPLITS, ends, strict=True)}
     note = f"{title} is split 90/5/5 by lines: {lines - 2 * held_out:,} / {held_out:,} / {held_out:,}"
-    return replace(whole, spans=spans, notes=(note,))
+    return replace(whole, segments=parts, notes=(note,))
+
+
+def _between(segments: Segments, first: int, start: int | None, last: int, stop: int | None) -> Segments:
+    """The segments from a unit of the first to a unit of the last."""
+    return [
+        lambda load=segments[at], units=slice(start if at == first else 0, stop if at == last else None): load()[units]
+        for at in range(first, last + 1)
+    ]
 
 
 class Encoder:
@@ -238,8 +231,8 @@ class Encoder:
         """Makes the vocabulary from train, or takes `vocab`. Raises DataError where it or an option does not fit."""
         totals = {split: np.zeros(len(numbered.units), np.int64) for split in SPLITS}
         for split, total in totals.items():
-            for ids in numbered.read(split):
-                total += np.bincount(ids, minlength=len(total))
+            for load in numbered.segments[split]:
+                total += np.bincount(load(), minlength=len(total))
         counts: Counter[str] = Counter()
         for unit, total in zip(numbered.units, totals["train"].tolist(), strict=True):
             if total:  # the others are in valid or test alone
@@ -260,7 +253,8 @@ class Encoder:
     def ids(self, split: str) -> Iterator[np.ndarray]:
         """The ids of a split, int32, a segment at a time."""
         self._digest.update(f" {split} {self.sizes[split]} ".encode())
-        for provisional in self._text.read(split):
+        for load in self._text.segments[split]:
+            provisional = load()
             lengths = self._lengths[provisional]
             shift = self._ends[provisional] - np.cumsum(lengths)  # from a token's place here to its place in the table
             ids = self._table[np.arange(lengths.sum()) + np.repeat(shift, lengths)]
