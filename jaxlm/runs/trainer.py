@@ -114,7 +114,7 @@ def train(
                 vocab = found and found.vocab
     asked = config.model.compute_dtype
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
-    fresh = new_state(config, params, math.prod(mesh_shape(mesh)))
+    state = None if resume else new_state(config, params, math.prod(mesh_shape(mesh)))
     of_dtype = precision.notes(asked, config)  # (measured before the run's record, which has the rates, is written)
     first = jax.process_index() == 0
     with hosts.guarded(), ExitStack() as held:
@@ -143,9 +143,9 @@ def train(
         saved = hosts.agreed(-1 if run.found is None else run.step)
         if saved >= 0:
             run.step = saved
-            fresh = hosts.together(lambda: (run.found or checkpoint.load(shared, str(saved))).state)
-        group = SingleGroup(run, fresh, mesh)
-        run.found = fresh = None  # the group's are copies
+            state = hosts.together(lambda: (run.found or checkpoint.load(shared, str(saved))).state)
+        group = SingleGroup(run, state or new_state(config, params, math.prod(mesh_shape(mesh))), mesh)
+        run.found = state = None  # the group's are copies
         counts, console = config.train, lasting_console(quiet or not first)
         per_window = counts.bptt_length * counts.batch_size
         progress = held.enter_context(

@@ -42,11 +42,8 @@ def taken(tree: Any, slot: int) -> Any:
     def one(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1:
             return leaf[slot]
-        for shard in leaf.addressable_shards:
-            first = shard.index[0].start or 0
-            if first <= slot < first + len(shard.data):
-                return shard.data[slot - first]
-        raise ValueError(f"no device of this process holds member {slot}")
+        shards = ((shard.index[0].start or 0, shard.data) for shard in leaf.addressable_shards)
+        return next(data[slot - first] for first, data in shards if first <= slot < first + len(data))
 
     return jax.tree.map(one, tree)
 

@@ -50,14 +50,10 @@ def first_validations(recipe: Recipe, patience: int = 0) -> Validations | None:
 
     With `patience` of 0 a run never ends early.
     """
-    optimizer, switch, lowered = recipe.optimizer, None, None
-    if optimizer.averages_after is not None:
-        switch = Switch(
-            _never(optimizer.averages_after),
-            _never(),
-            jnp.bool_(optimizer.averages_after == 0),
-            None if optimizer.averages_latest is None else jnp.int32(0),
-        )
+    switch = lowered = None
+    if (after := recipe.optimizer.averages_after) is not None:
+        made = None if recipe.optimizer.averages_latest is None else jnp.int32(0)
+        switch = Switch(_never(after), _never(), jnp.bool_(after == 0), made)
     if isinstance(recipe.schedule, Plateau):
         lowered = Lowered(jnp.float32(1), jnp.int32(0))
     if switch is None and lowered is None and not patience:
