@@ -165,11 +165,10 @@ def _tables(
 
 def _kept(stimuli: "StimulusTable", own: Columns) -> Columns:
     """The other columns of the stimuli, a row for each row of the result. Raises DataError where names collide."""
-    names = [f"stimulus.{name}" if name in own else name for name in stimuli.columns]
-    if len({*names, *own}) < len(names) + len(own):
-        raise DataError(f"{stimuli.name} has a column named as one of the result: rename one of {', '.join(names)}")
-    rows = [stimuli.rows[sentence - 1] for sentence in own["sentence_id"]]
-    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+    kept = {f"stimulus.{name}" if name in own else name: cells for name, cells in stimuli.columns.items()}
+    if len({*kept, *own}) < len(stimuli.columns) + len(own):
+        raise DataError(f"{stimuli.name} has a column named as one of the result: rename one of {', '.join(kept)}")
+    return {name: [cells[sentence - 1] for sentence in own["sentence_id"]] for name, cells in kept.items()}
 
 
 class Unknown:

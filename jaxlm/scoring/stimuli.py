@@ -26,8 +26,7 @@ class StimulusTable:
 
     name: str  # of the file, in errors
     sentences: list[str]
-    columns: list[str]  # names of the other columns
-    rows: list[list[str]]  # cells of the other columns, for each sentence
+    columns: dict[str, list[str]]  # the cells of each other column
     lines: list[int]  # on which line of the file each row ends, from 1
 
     def where(self, sentence: int) -> str:
@@ -40,7 +39,7 @@ class StimulusTable:
             known = ", ".join(map(repr, self.columns)) or "none"
             what = f"{self.name} has no column {column!r} beside that of sentences"
             raise DataError(f"{what}: its other columns are {known}")
-        return [row[self.columns.index(column)] for row in self.rows]
+        return self.columns[column]
 
     def numbers(self, column: str) -> list[int]:
         """The cells of another column as whole numbers. Raises DataError."""
@@ -175,9 +174,9 @@ def read_table(path: str | Path, column: str) -> StimulusTable:
             raise DataError(f"{name}, line {line}: expected {len(names)} cells, as in the header, found {len(row)}")
         if not row[place].split():
             raise DataError(f"{name}, line {line} has no words in column {column!r}")
-    lines, rows = (list(part) for part in zip(*body, strict=True))
-    sentences = [row.pop(place) for row in rows]
-    return StimulusTable(name, sentences, names[:place] + names[place + 1 :], rows, lines)
+    lines, rows = zip(*body, strict=True)
+    columns = {title: [*cells] for title, cells in zip(names, zip(*rows, strict=True), strict=True)}
+    return StimulusTable(name, columns.pop(column), columns, [*lines])
 
 
 def _table_lines(file: BinaryIO, name: str) -> Iterator[str]:
