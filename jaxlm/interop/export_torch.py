@@ -99,7 +99,6 @@ def torch_layers(model: Recurrent, params: Params) -> list[StateDict]:
     Raises JaxlmError where a model is more than an embedding, LSTM or GRU layers one after the other and a softmax.
     """
     name, problem = kind_of("model", model), ""
-    known = {"embedding", "softmax", "layers", "bias", *([] if model.tied else ["kernel"])}
     if type(model) not in _LAYERS:
         problem = f"layers of the kind {name}, and PyTorch and ONNX have LSTM and GRU"
     elif model.skip or model.scale_embedding:
@@ -108,8 +107,6 @@ def torch_layers(model: Recurrent, params: Params) -> list[StateDict]:
     elif model.experts or model.projection:
         head = f"of {model.experts} softmaxes mixed" if model.experts else "that is tied through a projection"
         problem = f"a head {head}, and this format has a place for one softmax of the last layer's outputs only"
-    elif other := ({*params} | {*params["softmax"]}) - known:
-        problem = f"parameters that only jaxlm has a place for ({', '.join(sorted(other))})"
     if problem:
         raise JaxlmError(f"the model has {problem}: export it --to stablehlo")
     layers = [_LAYERS[type(model)](model, layer) for layer in params["layers"]]

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ def tokenizer_files(model: LanguageModel) -> dict[str, bytes]:
     vocab, names, special = model.vocab, token_names(model.vocab), special_tokens(model.vocab)
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     added = [{"id": place, "content": names[place], "special": True, **flags} for place in sorted({*special.values()})]
-    parts = _json(vocab) if _is_json(vocab) else _KINDS[vocab.kind](vocab, {name: i for i, name in enumerate(names)})
+    parts = _parts(vocab, {name: i for i, name in enumerate(names)})
     if model.config.data.lowercase:
         parts["normalizer"] = _sequence("normalizer", {"type": "Lowercase"}, parts.get("normalizer"))
     settings = {
@@ -76,38 +75,29 @@ def _split(pattern: str, behavior: str = "Isolated") -> dict[str, Any]:
 _TO_TEXT = _sequence("decoder", _replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"})
 
 
-def _words(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
-    return {
-        "normalizer": _replace("\r\n|\r|\n", f" {EOS} "),
-        "pre_tokenizer": _split(f"[{WHITE_SPACE}]+", "Removed"),
-        "model": {"type": "WordLevel", "vocab": ids, "unk_token": vocab.tokens.unknown},
-    }
-
-
-def _characters(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
-    return {
-        "normalizer": {"type": "NFC"} if vocab.tokens.fields()["normalize"] == "nfc" else None,
-        "pre_tokenizer": _split(r"[\s\S]"),
-        "model": {"type": "WordLevel", "vocab": ids, "unk_token": vocab.tokens.unknown},
-        "decoder": {"type": "Fuse"},
-    }
-
-
-def _bytes(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
-    return {"model": {"type": "BPE", "vocab": ids, "merges": [], "byte_fallback": True}, "decoder": _TO_TEXT}
+def _parts(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
+    """What tokenizer.json holds of a kind of tokens."""
+    words = {"type": "WordLevel", "vocab": ids, "unk_token": vocab.tokens.unknown}
+    if vocab.kind == "words":
+        split = _split(f"[{WHITE_SPACE}]+", "Removed")
+        return {"normalizer": _replace("\r\n|\r|\n", f" {EOS} "), "pre_tokenizer": split, "model": words}
+    if vocab.kind == "characters":
+        normalizer = {"type": "NFC"} if vocab.tokens.fields()["normalize"] == "nfc" else None
+        split = _split(r"[\s\S]")
+        return {"normalizer": normalizer, "pre_tokenizer": split, "model": words, "decoder": {"type": "Fuse"}}
+    if vocab.kind == "bytes":
+        return {"model": {"type": "BPE", "vocab": ids, "merges": [], "byte_fallback": True}, "decoder": _TO_TEXT}
+    if _is_json(vocab):  # the tokenizer.json that the model was trained with, its text cut into units first
+        tree = json.loads(base64.b64decode(vocab.tokens.fields()["model"]))
+        return {**tree, "pre_tokenizer": _sequence("pretokenizer", _split(UNITS.pattern), tree["pre_tokenizer"])}
+    return _sentencepiece(vocab, ids)
 
 
 def _is_json(vocab: Vocab) -> bool:
     return isinstance(vocab.tokens, Subwords) and vocab.tokens.model[:1] == b"{"
 
 
-def _json(vocab: Vocab) -> dict[str, Any]:
-    """The tokenizer.json that the model was trained with, its text cut into units first."""
-    tree = json.loads(base64.b64decode(vocab.tokens.fields()["model"]))
-    return {**tree, "pre_tokenizer": _sequence("pretokenizer", _split(UNITS.pattern), tree["pre_tokenizer"])}
-
-
-def _subwords(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
+def _sentencepiece(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
     """What `tokenizers` needs of a SentencePiece model (its message ModelProto)."""
     assert isinstance(vocab.tokens, Subwords)
     proto = message_fields(vocab.tokens.model)
@@ -129,11 +119,3 @@ def _subwords(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
         "model": model,
         "decoder": _TO_TEXT,
     }
-
-
-_KINDS: dict[str, Callable[[Vocab, dict[str, int]], dict[str, Any]]] = {
-    "words": _words,
-    "characters": _characters,
-    "bytes": _bytes,
-    "subwords": _subwords,
-}

@@ -74,12 +74,8 @@ def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str
 def read_model(file: str | Path) -> ForeignModel:
     """A stacked LSTM from a file of PyTorch, safetensors or TensorFlow 1; or any model that `export_hub` wrote.
 
-    Args:
-        file: what `torch.save` wrote (a module, a state_dict, or a list or dict with one), a .safetensors file, or a
-            TensorFlow checkpoint (its common name, one of its files, or its folder), or a hub's folder.
-    Raises:
-        JaxlmError: there is no such file, it is damaged, is no LSTM language model, or asks for something that could
-            run code, which is named; nothing was run.
+    Raises JaxlmError where there is no such file, or it is damaged, is no LSTM language model, or asks for something
+    that could run code, which is named; nothing was run.
     """
     try:
         return _read(Path(file))

@@ -38,39 +38,36 @@ def read_torch(file: BinaryIO, size: int) -> tuple[Any, str, int]:
 class _Storages:
     """The storages that the persistent ids of a pickle name, as arrays [n]."""
 
-    def __init__(self, load: Callable[[str, np.dtype, int], np.ndarray]):
-        self._load = load  # gives the elements of the storage of a key
+    def __init__(self, held: Callable[[str], int], load: Callable[[str, np.dtype, int], np.ndarray]):
+        self._held, self._load = held, load  # the bytes that the file has for a key; its elements
         self.arrays: dict[str, np.ndarray] = {}
         self.nbytes = 0  # of all of them
 
-    def __call__(self, identifier: Any) -> np.ndarray:
+    def __call__(self, identifier: Any) -> Any:
         """The storage of an id: ("storage", class, key, device, number of elements[, view of an old file])."""
         match identifier:
+            case (str("module"), name, _, _):  # ("module", class, file, its source text), in old files
+                return name
             case (str("storage"), Global() as name, str() as key, _, int() as count, *view) if count >= 0:
                 dtype = storage_dtype(name)
             case _:
                 raise JaxlmError("its pickle refers to something outside itself that is not a storage")
         if key not in self.arrays:
+            claimed, held = count * dtype.itemsize, self._held(key)
+            if claimed > held:
+                found = f"claims {claimed:,} bytes, and the file holds {held:,} for it"
+                raise JaxlmError(f"the storage {shown(key)} {found}; it is cut short or damaged")
             self.arrays[key] = self._load(key, dtype, count)
-            self.nbytes += self.arrays[key].nbytes
+            self.nbytes += claimed
         whole = self.arrays[key]
-        if (whole.dtype, whole.size) != (dtype, count):
-            raise JaxlmError(f"the storage {shown(key)} is described in two ways")
         match view:
+            case _ if (whole.dtype, whole.size) != (dtype, count):
+                raise JaxlmError(f"the storage {shown(key)} is described in two ways")
             case [] | [None]:
                 return whole
-            case [(_, int() as start, int() as length)] if start >= 0 and length >= 0:  # (key, offset, length)
-                if start + length > count:
-                    ends = f"ends at element {start + length:,} of {count:,}"
-                    raise JaxlmError(f"a view of the storage {shown(key)} {ends}")
+            case [(_, int() as start, int() as length)] if 0 <= start <= start + length <= count:
                 return whole[start : start + length]
-        raise JaxlmError(f"the view of the storage {shown(key)} is damaged")
-
-
-def _check_held(key: str, claimed: int, held: int) -> None:
-    if claimed > held:
-        found = f"claims {claimed:,} bytes, and the file holds {held:,} for it"
-        raise JaxlmError(f"the storage {shown(key)} {found}; it is cut short or damaged")
+        raise JaxlmError(f"a view of the storage {shown(key)} does not lie within its {count:,} elements")
 
 
 class _BoundedFile:
@@ -90,8 +87,6 @@ def _load_zip(file: BinaryIO, size: int) -> tuple[Any, str, int]:
     with damage("archive"):
         archive = zipfile.ZipFile(_BoundedFile(file))  # pyright: ignore[reportArgumentType]
     infos = archive.NameToInfo
-    if len(infos) < len(archive.filelist):
-        raise JaxlmError("its archive has two entries of one name")
     if (total := sum(info.file_size for info in archive.filelist)) > MOST_EXPANSION * size + (1 << 26):
         raise JaxlmError(f"its archive unpacks to {total:,} bytes, more than belongs in a file of {size:,}")
     roots = [name.removesuffix("data.pkl") for name in infos if name.endswith("/data.pkl") and name.count("/") == 1]
@@ -107,20 +102,19 @@ def _load_zip(file: BinaryIO, size: int) -> tuple[Any, str, int]:
         if info.file_size > most:
             raise JaxlmError(f"{entry} unpacks to {info.file_size:,} bytes, expected at most {most:,}")
         with damage("archive"), archive.open(info) as unpacked:
-            data = unpacked.read(info.file_size + 1)  # (a number, so that no more than that is ever unpacked)
-        if len(data) != info.file_size:
-            raise JaxlmError(f"{entry} has {len(data):,} bytes, expected {info.file_size:,}")
-        return data
+            return unpacked.read(info.file_size + 1)  # (a number, so that no more is ever unpacked)
 
-    def load(key: str, dtype: np.dtype, count: int) -> np.ndarray:
+    def held(key: str) -> int:
         if (info := infos.get(f"{roots[0]}data/{key}")) is None:
             raise JaxlmError(f"the storage {shown(key)} is not in the archive; it is cut short")
-        _check_held(key, count * dtype.itemsize, info.file_size)
+        return info.file_size
+
+    def load(key: str, dtype: np.dtype, count: int) -> np.ndarray:
         return np.frombuffer(read(f"data/{key}"), dtype, count) if count else np.empty(0, dtype)
 
     if f"{roots[0]}byteorder" in infos and (order := read("byteorder", 16)) != b"little":
         raise JaxlmError(f"expected the byte order little, found {shown(order.decode('latin-1'))}")
-    storages = _Storages(load)
+    storages = _Storages(held, load)
     return unpickle(io.BytesIO(read("data.pkl", MOST_PICKLE)), storages), "zip", storages.nbytes
 
 
@@ -131,30 +125,18 @@ def _load_old(file: BinaryIO, size: int) -> tuple[Any, str, int]:
     magic number is read too: it has no tensors, but what it asks for is worth a word.
     """
     stream = io.BytesIO(file.read(MOST_PICKLE))
-
-    def load(key: str, dtype: np.dtype, count: int) -> np.ndarray:
-        _check_held(key, count * dtype.itemsize, size - storages.nbytes)
-        return np.empty(count, dtype)  # which is filled below
-
-    def persistent(identifier: Any) -> Any:
-        match identifier:
-            case (str("module"), name, _, _):  # ("module", class, file, its source text)
-                return name
-        return storages(identifier)
-
-    storages = _Storages(load)
-    value = unpickle(stream, persistent)
+    # All storages together fit in the file; they are filled at the end.
+    storages = _Storages(lambda _: size - storages.nbytes, lambda _, dtype, count: np.empty(count, dtype))
+    value = unpickle(stream, storages)
     if not isinstance(value, int) or value != MAGIC:
         return value, "a bare pickle", 0
     # (The system that wrote it does not matter: the storages are little endian everywhere.)
-    protocol, _, value, keys = (unpickle(stream, persistent) for _ in range(4))
+    protocol, _, value, keys = (unpickle(stream, storages) for _ in range(4))
     if not isinstance(protocol, int) or protocol != PROTOCOL:
         raise JaxlmError(f"expected the old layout's protocol {PROTOCOL}, found {shown(type(protocol).__name__)}")
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len(set(keys)) < len(keys):
-        raise JaxlmError("its list of storages is damaged")
-    if set(keys) != set(storages.arrays):
-        found = f"{len(storages.arrays)} storages in use and a list of {len(keys)} others"
-        raise JaxlmError(f"it has {found}; it is damaged")
+    listed = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not listed or sorted(keys) != sorted(storages.arrays):
+        raise JaxlmError(f"its list of storages is not that of the {len(storages.arrays)} in use; it is damaged")
     file.seek(stream.tell())
     for key in keys:
         array = storages.arrays[key]
