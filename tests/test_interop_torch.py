@@ -417,7 +417,8 @@ def test_module_graphs_that_never_end(saved):
         paths += begun + b"(" + opcodes("a") + b"h\x00" + opcodes("b") + b"h\x00uubq\x000"
     wide = opcodes({str(place): None for place in range(50_000)}) + b"q\x000"
     shared = b"cmodel\nA\n)\x81}" + opcodes("_parameters") + b"h\x00sb"
-    for code in (loop, paths + b"h\x00", wide + b"](" + shared * 5000 + b"e"):
+    states = b"cmodel\nA\n)\x81h\x00b"
+    for code in (loop, paths + b"h\x00", *(wide + b"](" + one * 5000 + b"e" for one in (shared, states))):
         start = time.process_time()
         with pytest.raises(JaxlmError, match="without named weights"):
             saved(zip_file(Raw(code), Storages()))

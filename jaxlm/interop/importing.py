@@ -29,7 +29,6 @@ from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring.language_model import LanguageModel
 
 FORMAT, CONFIG, WEIGHTS, CODE = 1, "config.json", "model.safetensors", "modeling_jaxlm.py"  # of a hub's folder
-MOST_CONFIG = 1 << 24  # bytes
 MOST_TEXT = 1 << 32  # bytes of one file of a corpus
 SPLITS = ("train.txt", "valid.txt", "test.txt")
 _DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
@@ -112,8 +111,12 @@ def _read(path: Path) -> ForeignModel:
 
 def _read_safetensors(data: bytes) -> Tensors:
     """The tensors of a file's bytes, by name. Raises JaxlmError where the file is damaged or cut short."""
+    tensors: Tensors = {}
     with damage("safetensors file"):
-        tensors = {name: _tensor(name, **entry) for name, entry in safetensors.deserialize(data)}
+        for name, entry in safetensors.deserialize(data):
+            if (dtype := entry["dtype"]) not in _DTYPES:
+                raise JaxlmError(f"{shown(name)} holds {shown(dtype)}, expected one of {', '.join(_DTYPES)}")
+            tensors[name] = np.frombuffer(entry["data"], _DTYPES[dtype]).reshape(entry["shape"])
         end = 8 + int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8:end]).get("__metadata__") or {}
     for name, kept in metadata.items():  # safetensors.torch.save_model: {left out: kept}
@@ -123,16 +126,10 @@ def _read_safetensors(data: bytes) -> Tensors:
     return tensors
 
 
-def _tensor(name: str, shape: list[int], dtype: str, data: bytes) -> np.ndarray:
-    if dtype not in _DTYPES:
-        raise JaxlmError(f"{shown(name)} holds {shown(dtype)}, expected one of {', '.join(_DTYPES)}")
-    return np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
-
-
 def _read_hub(folder: Path) -> ForeignModel:
     """The model of a folder that `export_hub` wrote. Raises JaxlmError or OSError where it is damaged, or another's."""
     try:
-        described: Any = strict_json(read_bytes(folder / CONFIG, MOST_CONFIG))
+        described: Any = strict_json(read_bytes(folder / CONFIG, 1 << 24))
         found, config = described["jaxlm_format"], json.dumps(described["jaxlm"])
     except (ValueError, KeyError, TypeError):
         raise JaxlmError(f"its {CONFIG} is damaged, or was not written by `jaxlm export --to hub`") from None

@@ -92,12 +92,7 @@ def normalised(x):
     return F.layer_norm(x, x.shape[-1:])
 
 
-CELLS = {
-    "lstm": (lstm, 2),
-    "gru": (gru, 1),
-    "mingru": (mingru, 1),
-    "mogrifier": (mogrifier, 2),
-}  # (step, arrays of state)
+CELLS = {"lstm": (lstm, 2), "gru": (gru, 1), "mingru": (mingru, 1), "mogrifier": (mogrifier, 2)}  # (step, arrays)
 
 
 class JaxlmModel(PreTrainedModel):

@@ -53,8 +53,8 @@ class Variable:
             file.seek(self.offset)
             data = file.read(self.size)
         if masked(crc32c(data)) != self.checksum:
-            where = f"{shown(self.shard.name)} is damaged"
-            raise JaxlmError(f"the checksum of the variable {shown(self.name)} is wrong; {where}")
+            what = f"the checksum of the variable {shown(self.name)}"
+            raise JaxlmError(f"{what} is wrong; {shown(self.shard.name)} is damaged")
         return np.frombuffer(data, self.dtype).reshape(self.shape)
 
 

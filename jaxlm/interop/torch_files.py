@@ -9,12 +9,17 @@ import numpy as np
 
 from jaxlm.errors import JaxlmError
 from jaxlm.interop.foreign import damage, shown
-from jaxlm.interop.torch_pickle import Global, storage_dtype, unpickle
+from jaxlm.interop.torch_pickle import Global, unpickle
 
 MOST_FILE = 1 << 32  # bytes
 MOST_PICKLE = 1 << 28  # bytes of a pickle; the tensors are not in it
 MOST_DIRECTORY = 1 << 24  # bytes of a zip's list of names
 MOST_EXPANSION = 20  # how much larger than the file its content may be, beside 64 MiB
+_DTYPES = {  # the kind of elements of torch.KINDStorage
+    **{"Half": "float16", "Float": "float32", "Double": "float64", "BFloat16": "bfloat16", "Bool": "bool"},
+    **{"Char": "int8", "Byte": "uint8", "Short": "int16", "Int": "int32", "Long": "int64"},
+    **{"ComplexFloat": "complex64", "ComplexDouble": "complex128"},
+}
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what old files begin with
 
 
@@ -49,9 +54,12 @@ class _Storages:
             case (str("module"), name, _, _):  # ("module", class, file, its source text), in old files
                 return name
             case (str("storage"), Global() as name, str() as key, _, int() as count, *view) if count >= 0:
-                dtype = storage_dtype(name)
+                package, _, kind = name.removesuffix("Storage").rpartition(".")
             case _:
                 raise JaxlmError("its pickle refers to something outside itself that is not a storage")
+        if package not in ("torch", "torch.cuda") or kind not in _DTYPES:
+            raise JaxlmError(f"a tensor's storage is {shown(name)}; readable are those of {', '.join(_DTYPES)}")
+        dtype = np.dtype(_DTYPES[kind])
         if key not in self.arrays:
             claimed, held = count * dtype.itemsize, self._held(key)
             if claimed > held:

@@ -28,7 +28,7 @@ from jaxlm.interop.foreign import (
 from jaxlm.interop.torch_pickle import Instance
 
 MOST_PREFIX = 1000  # letters of the way to a module
-
+_NESTED = dict | list | tuple | Instance
 _EMBEDDINGS = ("encoder", "embedding", "embeddings", "embed", "emb", "word_embeddings")
 _HEADS = ("decoder", "linear", "fc", "out", "output", "proj", "head", "lm_head", "output_layer")
 _PART = re.compile(  # as rnn.weight_ih_l0, rnns.1.module.weight_ih_l0 or rnns.1.module.weight_hh_l0_raw
@@ -62,25 +62,23 @@ def _models(value: Any) -> Iterator[tuple[str, Tensors, str]]:
 
     Nothing is looked at twice, nor inside of a dict of weights: a pickle may hold a thing in itself, and often.
     """
-    queue, seen = deque([("", value)]), {id(value)}
+    queue: deque[tuple[str, Any]] = deque([("", value)] if isinstance(value, _NESTED) else [])
+    seen = {id(value)}
     while queue:
         place, item = queue.popleft()
         if _is_module(item):
             yield place, _module_tensors(item, seen), f"module {shown(item.kind)}"
             continue
-        if isinstance(item, dict) and any(_is_weight(*entry) for entry in item.items()):
-            yield place, {name: leaf for name, leaf in item.items() if isinstance(leaf, np.ndarray)}, "state_dict"
+        item = {"": item.state} if isinstance(item, Instance) else item
+        items = [*(item.items() if isinstance(item, dict) else enumerate(item))]
+        tensors = {str(name): leaf for name, leaf in items if isinstance(leaf, np.ndarray)}
+        if any(name.endswith(".weight") or "weight_ih_l" in name for name in tensors):
+            yield place, tensors, "state_dict"
             continue
-        item = item.state if isinstance(item, Instance) else item
-        items = item.items() if isinstance(item, dict) else enumerate(item) if isinstance(item, list | tuple) else ()
         for name, child in items:
-            if isinstance(child, dict | list | tuple | Instance) and id(child) not in seen:
+            if isinstance(child, _NESTED) and id(child) not in seen:
                 seen.add(id(child))
-                queue.append((f"{place}.{name}"[-200:].lstrip("."), child))
-
-
-def _is_weight(name: str, leaf: Any) -> bool:
-    return isinstance(leaf, np.ndarray) and (name.endswith(".weight") or "weight_ih_l" in name)
+                queue.append((f"{place}.{name}"[-200:].strip("."), child))
 
 
 def _is_module(item: Any) -> bool:
@@ -88,13 +86,23 @@ def _is_module(item: Any) -> bool:
 
 
 def _module_tensors(module: Instance, seen: set[int]) -> Tensors:
-    """Parameters and buffers of a module and those below it, as its state_dict names them."""
+    """Parameters and buffers of a module and those below it, as its state_dict names them.
+
+    Refuses what the names and shapes of the tensors would not give away.
+    """
     found, queue = {}, deque([("", module)])
     while queue:
         prefix, one = queue.popleft()
         if len(prefix) > MOST_PREFIX:
             raise JaxlmError(f"its modules are nested too deeply: a name has over {MOST_PREFIX:,} letters")
-        _check_module(one, prefix)
+        kind, splits = one.kind.rpartition(".")[2], one.state.get("nsplits")
+        name = shown(prefix.rstrip(".") or kind)
+        if kind == "Embedding" and one.state.get("max_norm") is not None:
+            why = "shortens its vectors as it reads them (max_norm), which jaxlm's embedding does not"
+            raise JaxlmError(f"the module {name} {why}")
+        if isinstance(splits, int) and splits > 1:
+            why = f"splits the vocabulary ({shown(kind)} with {min(splits, 10**9):,} splits)"
+            raise JaxlmError(f"the module {name} {why}; only plain softmax is imported")
         for part in map(one.state.get, ("_parameters", "_buffers", "_modules")):
             if not isinstance(part, dict) or id(part) in seen:
                 continue
@@ -102,19 +110,6 @@ def _module_tensors(module: Instance, seen: set[int]) -> Tensors:
             found |= {prefix + name: leaf for name, leaf in part.items() if isinstance(leaf, np.ndarray)}
             queue += [(f"{prefix}{name}.", child) for name, child in part.items() if _is_module(child)]
     return found
-
-
-def _check_module(module: Instance, prefix: str) -> None:
-    """Refuses what the names and shapes of the tensors would not give away."""
-    kind, norm, splits = module.kind.rpartition(".")[2], module.state.get("max_norm"), module.state.get("nsplits")
-    problem = ""
-    if kind == "Embedding" and norm is not None:
-        problem = "shortens its vectors as it reads them (max_norm), which jaxlm's embedding does not"
-    elif isinstance(splits, int) and splits > 1:
-        splits = min(splits, 10**9)  # (of thousands of digits none would be printed)
-        problem = f"splits the vocabulary ({shown(kind)} with {splits:,} splits); only plain softmax is imported"
-    if problem:
-        raise JaxlmError(f"the module {shown(prefix.rstrip('.') or kind)} {problem}")
 
 
 def from_torch(tensors: Tensors, source: str, file: Path) -> ForeignModel:

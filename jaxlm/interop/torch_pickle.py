@@ -25,11 +25,6 @@ MOST_NAME = 1000  # letters of a class's name or of a key
 MOST_ARGUMENTS = 16
 MOST_DIMENSIONS = 16
 _REFUSED = {"INST", "OBJ", "PERSID", "EXT1", "EXT2", "EXT4"}  # of old classes, and of what this process registered
-_STORAGES = {  # the kind of elements of torch.KINDStorage
-    **{"Half": "float16", "Float": "float32", "Double": "float64", "BFloat16": "bfloat16", "Bool": "bool"},
-    **{"Char": "int8", "Byte": "uint8", "Short": "int16", "Int": "int32", "Long": "int64"},
-    **{"ComplexFloat": "complex64", "ComplexDouble": "complex128"},
-}
 
 
 class Global(str):
@@ -148,14 +143,6 @@ def _with_entries(target: dict[str, Any], items: list[Any]) -> dict[str, Any]:
     pairs = zip(items[::2], items[1::2], strict=True)
     target.update((key, value) for key, value in pairs if isinstance(key, str) and len(key) <= MOST_NAME)
     return target
-
-
-def storage_dtype(name: Global) -> np.dtype:
-    """The dtype of a storage class. Raises JaxlmError for quantised and unknown ones, by name."""
-    package, _, kind = name.removesuffix("Storage").rpartition(".")
-    if package not in ("torch", "torch.cuda") or kind not in _STORAGES:
-        raise JaxlmError(f"a tensor's storage is {shown(name)}; readable are those of {', '.join(_STORAGES)}")
-    return np.dtype(_STORAGES[kind])
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> np.ndarray:

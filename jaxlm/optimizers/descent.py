@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import count, flag, number
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 class Descent(Optimizer):
     """What SGD and ASGD share."""
 
-    updates_rows: ClassVar[bool] = True
     weight_decay: float | None = number(
         None, "decay of all parameters, times the learning rate, after clipping (none: absent)", low=0
     )

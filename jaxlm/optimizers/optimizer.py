@@ -1,8 +1,4 @@
-"""What every optimiser has: the fields of its config, and the functions that each kind defines.
-
-A kind is one file beside this one, and an entry in `kinds.py`. Nothing here imports JAX before a function runs, so that
-a command line can show its help at once.
-"""
+"""What every optimiser has: the fields of its config, and the functions that each kind defines (JAX loaded late)."""
 
 from __future__ import annotations
 
@@ -24,8 +20,8 @@ if TYPE_CHECKING:
 class Optimizer:
     """Clipping by the global norm, then a rule; what is minimised; and an average of the parameters, if any."""
 
-    # Whether an update of the embedding may stay one row for each token read, where its gradient does (`keeps_rows`).
-    updates_rows: ClassVar[bool] = False
+    # Whether an update of the embedding stays one row for each token read, where its gradient does (`keeps_rows`).
+    updates_rows: ClassVar[bool] = True
     # Whether an even average starts once the best validation is `nonmonotone` validations old (`validations.py`).
     averages_once_stale: ClassVar[bool] = False
     # Iterates that an even average forgets: the first ones after its start.

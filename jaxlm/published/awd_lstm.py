@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 class PublishedASGD(ASGD):
     """NT-ASGD with the quirks of AWD-LSTM's published code (docs/awd-lstm.md)."""
 
-    updates_rows: ClassVar[bool] = False
     forgotten_iterates: ClassVar[int] = 1
     windows_as_published: ClassVar[bool] = True
 

@@ -28,6 +28,7 @@ UPDATE_SCALE = 1.5
 class LambAdam(AdamW):
     """Adam with the quirks of lamb and TensorFlow 1 (docs/mogrifier.md)."""
 
+    updates_rows: ClassVar[bool] = False
     averages_once_stale: ClassVar[bool] = True
 
     def keeps_rows(self, tied: bool) -> bool:
