@@ -35,7 +35,6 @@ from jaxlm.cli.parsing import whole
 from jaxlm.distributed import mesh as meshes
 from jaxlm.distributed.mesh import DATA, MODEL, spec_of
 from jaxlm.errors import JaxlmError
-from jaxlm.models.heads import kernel_width
 from jaxlm.runs.run import window_plan
 from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.training.step import fresh_state, train_windows
@@ -230,9 +229,9 @@ def work(config: Any, devices: int = 1) -> tuple[float, float]:
     params = shapes_of_state(config).params
     matrices = sum(leaf.size for leaf in jax.tree.leaves(params["layers"]) if leaf.ndim == 2)
     words = min(model.sampled_words or model.vocab_size, model.vocab_size)
-    head = max(model.experts, 1) * kernel_width(model) * words
+    head = max(model.experts, 1) * model.kernel_width * words
     size, read = sum(leaf.size for leaf in jax.tree.leaves(params)), rows * model.embedding_size
-    touched = (matrices + kernel_width(model) * words) if model.sampled_words else size - params["embedding"].size
+    touched = (matrices + model.kernel_width * words) if model.sampled_words else size - params["embedding"].size
     activations = rows * (model.embedding_size + 7 * sum(model.hidden_sizes))
     wide = 4 if model.compute_dtype == "float32" else 2
     return 6 * rows * (matrices + head) / devices, (3 * 4 * (touched + read) + 2 * wide * activations) / devices

@@ -23,7 +23,7 @@ def init_head(model: Recurrent, kernel_key: jax.Array, bias_key: jax.Array) -> P
     With a projection also `projection` [H, D]. With a mixture also `prior` [H, K], `latent_kernel` [H, K * D], both
     drawn likewise, and `latent_bias` [K * D], zero. With `torch_init` these, its bias too, are uniform in +-1/sqrt(H).
     """
-    H, D, K, V = model.hidden_sizes[-1], kernel_width(model), model.experts, model.vocab_size
+    H, D, K, V = model.hidden_sizes[-1], model.kernel_width, model.experts, model.vocab_size
     shapes: dict[str, tuple[int, ...]] = {"projection": (H, D)} if model.projection else {}
     if K:
         shapes |= {"prior": (H, K), "latent_kernel": (H, K * D)}
@@ -86,13 +86,6 @@ def logits(model: Recurrent, params: Params, features: jax.Array, kept: jax.Arra
         return mixture.log_probs(*given, **options)
     x, kernel, bias = given
     return product(x, kernel, x.dtype) + bias
-
-
-def kernel_width(model: Recurrent) -> int:
-    """D, the width of what the kernel reads."""
-    if model.experts:
-        return model.latent_size or model.embedding_size
-    return model.embedding_size if model.projection else model.hidden_sizes[-1]
 
 
 def _read(

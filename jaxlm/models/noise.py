@@ -10,7 +10,6 @@ from functools import partial, reduce
 import jax
 import jax.numpy as jnp
 
-from jaxlm.models.heads import kernel_width
 from jaxlm.models.recurrent import Params, Recurrent, State
 from jaxlm.ops.dropout import apply_mask, draw_mask
 from jaxlm.ops.sampled_softmax import Drawn, draw_words
@@ -105,7 +104,7 @@ def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int) -
             for layer, width in layers
         ),
         states=tuple(for_all_steps(keep_state, width, _STATES, layer) for layer, width in layers),
-        latents=units(model.keep_latent, max(model.experts, 1) * kernel_width(model), _LATENTS),
+        latents=units(model.keep_latent, max(model.experts, 1) * model.kernel_width, _LATENTS),
         updates=tuple(for_all_steps(keep_update, width, _UPDATES, layer) for layer, width in layers),
         carry=for_all_steps(model.keep_carry, 1, _CARRY, 0),
         drawn=drawn,

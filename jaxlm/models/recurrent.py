@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import choice, count, counts, flag, number, probability
+from jaxlm.fields import choice, count, counts, flag, number, probability, setting_text
 
 if TYPE_CHECKING:
     import jax
@@ -135,8 +135,7 @@ class Recurrent:
             x: inputs [T, B, E]. Products multiply in its dtype.
             state: the carry.
             noise: masks, only for kinds with the fields keep_state and keep_update.
-            length: how many of the T steps count, traced, in windows of random length (`ops/scans.py`); None:
-                all.
+            length: how many of the T steps count, traced, in windows of random length (`ops/scans.py`); None: all.
 
         Returns:
             Outputs [T, B, H] in x's dtype, and the carry after the last step that counts.
@@ -153,18 +152,22 @@ class Recurrent:
         names = [item.name for item in fields(self) if item.name.startswith("keep_") and item.name != "keep_carry"]
         return [name for name in names if getattr(self, name) is not None]
 
+    @property
+    def kernel_width(self) -> int:
+        """The width that the softmax's kernel reads."""
+        if self.experts:
+            return self.latent_size or self.embedding_size
+        return self.embedding_size if self.projection else self.hidden_sizes[-1]
+
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
-        last, latent = self.hidden_sizes[-1], self.latent_size
-        if self.tied and not self.projection and not self.experts and last != self.embedding_size:
+        widths, found = setting_text(self.hidden_sizes), self.kernel_width
+        if self.tied and found != self.embedding_size:
+            layer = "a last layer", "the last of hidden_sizes", "set projection, or make them equal"
+            what, name, cure = ("latent vectors", "latent_size", "leave latent_size at 0") if self.experts else layer
             raise JaxlmError(
-                f"tied needs a last layer as wide as the embedding: the last of hidden_sizes is {last}, "
-                f"embedding_size is {self.embedding_size}; set projection, or make them equal"
-            )
-        if self.tied and self.experts and latent not in (0, self.embedding_size):
-            raise JaxlmError(
-                f"tied needs latent vectors as wide as the embedding: latent_size is {latent}, "
-                f"embedding_size is {self.embedding_size}; leave latent_size at 0"
+                f"tied needs {what} as wide as the embedding: {name} is {found}, embedding_size is "
+                f"{self.embedding_size}; {cure}"
             )
         if self.dropout_ramp is not None and not self.growing:
             raise JaxlmError(
@@ -172,20 +175,17 @@ class Recurrent:
                 "another keep_..., or leave dropout_ramp out"
             )
         if self.skip and len(set(self.hidden_sizes)) > 1:
-            raise JaxlmError(
-                f"skip adds up the layers' outputs, which needs equal widths: hidden_sizes is "
-                f"{','.join(map(str, self.hidden_sizes))}"
-            )
+            raise JaxlmError(f"skip adds up the layers' outputs, which needs equal widths: hidden_sizes is {widths}")
         heads = getattr(self, "heads", 1)
         if any(width % heads for width in self.hidden_sizes):
             raise JaxlmError(
-                f"the heads of a layer share its width equally: hidden_sizes is "
-                f"{','.join(map(str, self.hidden_sizes))}, which {heads} heads do not divide; set other heads or widths"
+                f"the heads of a layer share its width equally: hidden_sizes is {widths}, which {heads} heads do not "
+                f"divide; set other heads or widths"
             )
         if any(width < heads * self.head_units for width in self.hidden_sizes):
             raise JaxlmError(
-                f"a layer norm over a head of one unit is always 0: hidden_sizes is "
-                f"{','.join(map(str, self.hidden_sizes))} and heads is {heads}; set fewer heads or larger widths"
+                f"a layer norm over a head of one unit is always 0: hidden_sizes is {widths} and heads is {heads}; "
+                f"set fewer heads or larger widths"
             )
 
 

@@ -10,15 +10,10 @@ def sigmoid(x: jax.Array) -> jax.Array:
 
 
 def activated(z: jax.Array, gates: int, candidate: int) -> jax.Array:
-    """The sigmoids of all gates, and the tanh of the candidate, by one tanh over all of them.
+    """The sigmoids of all gates of z [..., gates * H], and the tanh of the part `candidate`, by one tanh over z.
 
     XLA does not vectorise an operation that reads the gates one beside the other and takes a tanh of each: that is
     three times as slow as the rest of a cell.
-
-    Args:
-        z: pre-activations [..., gates * H].
-        gates: how many parts it has.
-        candidate: the place of the part that takes a tanh.
     """
     is_candidate = jnp.arange(z.shape[-1]) // (z.shape[-1] // gates) == candidate
     tanh = jnp.tanh(jnp.where(is_candidate, z, 0.5 * z))

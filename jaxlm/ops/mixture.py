@@ -122,18 +122,9 @@ def summed_nats(
 ) -> jax.Array:
     """The sum of weights * -log p of the targets, in nats: the loss, with gradients for all but the last three.
 
-    Args:
-        latents: [T, B, K, D]. In bfloat16 the products multiply bfloat16 and sum in float32; the logarithms, the loss
-            and the gradients of kernel and bias keep the parameters' dtype.
-        choice, kernel, bias, targets: as `token_nats` takes them.
-        weights: [T, B], constants without a gradient.
-        epsilon: added to each probability, a constant; None: nothing.
-
-    Returns:
-        The sum in nats, a scalar.
-
-    Raises:
-        ValueError: shapes or dtypes do not fit.
+    Arguments are as `token_nats` takes them, and weights are [T, B]. With latents in bfloat16 the products multiply
+    bfloat16 and sum in float32; logarithms, loss and the gradients of kernel and bias keep the parameters' dtype.
+    Raises ValueError where shapes or dtypes do not fit.
     """
     _check_shapes(latents, choice, kernel, bias, targets, weights)
     return _summed_nats(latents, choice, kernel, bias, targets, weights, epsilon)

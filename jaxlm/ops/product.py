@@ -64,13 +64,7 @@ def _digits(dtype: Any) -> dict[str, Any]:
 def contraction(spec: str, dtype: Any, a: jax.Array, b: jax.Array) -> jax.Array:
     """An einsum of two factors, multiplied in one dtype and summed in float32 or wider; and so are its gradients.
 
-    Args:
-        spec: as in "tbk,kn->tbn"; every letter of a factor is one of the other factor or of the result too.
-        dtype: both are rounded to it.
-        a, b: the factors.
-
-    Returns:
-        The sum, in float32 or wider.
+    Every letter of a factor is one of the other factor or of the result too, as in "tbk,kn->tbn".
     """
     return _contraction(spec, dtype, a, b)
 

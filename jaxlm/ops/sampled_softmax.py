@@ -48,13 +48,7 @@ def inclusion(vocabulary: int, count: int) -> np.ndarray:
 
 
 def draw_words(offset: jax.Array, vocabulary: int, count: int) -> Drawn:
-    """`count` different words, by systematic sampling (Madow 1949): one number decides them all.
-
-    Args:
-        offset: uniform in [0, 1).
-        vocabulary: V.
-        count: S; at most V count.
-    """
+    """S = `count` different words of V, by systematic sampling (Madow 1949): one offset in [0, 1) decides them all."""
     odds, count = inclusion(vocabulary, count), min(count, vocabulary)
     edges = jnp.asarray(np.cumsum(odds)[:-1], jnp.float32)
     ids = jnp.searchsorted(edges, offset + jnp.arange(count, dtype=jnp.float32), side="right")
@@ -83,13 +77,7 @@ def summed_nats(
 ) -> jax.Array:
     """An estimate of `softmax.summed_nats`, with gradients for x, kernel and bias, from the words drawn.
 
-    Args:
-        x, kernel, bias, targets, weights: as there.
-        drawn: the words.
-        exact: whether all words count after all, traced, so that training goes from one to the other in one program.
-
-    Returns:
-        The sum in nats, a scalar.
+    Where `exact`, traced, is true all words count: training goes from one to the other in one program.
     """
     return _summed_nats(x, kernel, bias, targets, weights, drawn, jnp.asarray(exact))
 

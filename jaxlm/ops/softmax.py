@@ -81,17 +81,9 @@ def _token_nats(on_cpu, x, kernel, bias, targets):
 def summed_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
     """The sum of weights * -log p of the targets, in nats: the loss, with gradients for x, kernel and bias.
 
-    Args:
-        x: features [T, B, H]. In bfloat16 the products multiply bfloat16 and sum in float32; the logarithms, the loss
-            and the gradients of kernel and bias keep the parameters' dtype.
-        kernel, bias, targets: as `token_nats` takes them.
-        weights: [T, B], constants without a gradient.
-
-    Returns:
-        The sum in nats, a scalar.
-
-    Raises:
-        ValueError: shapes or dtypes do not fit.
+    Arguments are as `token_nats` takes them, and weights, constants without a gradient, are [T, B]. With x in bfloat16
+    the products multiply bfloat16 and sum in float32; logarithms, loss and the gradients of kernel and bias keep the
+    parameters' dtype. Raises ValueError where shapes or dtypes do not fit.
 
     The gradient of the bias is the probabilities, less one at the target:
 

@@ -18,7 +18,6 @@ from jaxlm.config.config import Config
 from jaxlm.data.cache import cache_dir, processor, recall, remember
 from jaxlm.distributed import hosts
 from jaxlm.files import Folder
-from jaxlm.models.heads import kernel_width
 from jaxlm.ops.product import product
 
 MARGIN = 1.15  # by which `auto` wants bfloat16 to be faster
@@ -81,7 +80,7 @@ def shapes(config: Config) -> list[Shape]:
     found = (
         (rows, inputs, model.gates * width),
         (counts.batch_size, width, model.gates * width),
-        (rows, kernel_width(model), model.vocab_size),
+        (rows, model.kernel_width, model.vocab_size),
     )
     return [(min(M, MOST[0]), min(K, MOST[1]), min(N, MOST[2])) for M, K, N in found]
 
