@@ -64,7 +64,7 @@ def perplexity(model, params, ids):
 def main():
     if sys.argv[1:]:
         run = jaxlm.load(sys.argv[1])
-        model, params, (name, ids) = run.config.model, run.params, run.read("test")
+        model, params, (name, ids, *_) = run.config.model, run.params, run.read("test")
     else:
         corpus = jaxlm.load_corpus()
         model, name, ids = MODEL(vocab_size=len(corpus.vocab)), f"{corpus.name} test", corpus.test

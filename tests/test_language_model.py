@@ -102,6 +102,7 @@ def test_a_model_made_of_the_exported_parameters_trains_on(tiny_run):
         (lambda lm: lm.predict("a", 2.5), JaxlmError, "k must be a whole number; it is 2.5"),
         (lambda lm: lm.perplexity("one"), DataError, "too few to evaluate"),
         (lambda lm: lm.evaluate("dev"), JaxlmError, "unknown split 'dev'"),
+        (lambda lm: jaxlm.compare(lm, lm, "dev"), JaxlmError, "unknown split 'dev'"),
         (lambda lm: lm.evaluate(text="/no/such/file"), DataError, "there is no file /no/such/file"),
         (lambda lm: lm.evaluate(corpus=jaxlm.load_corpus("embedded")), DataError, "trained on embedded-tiny"),
     ],

@@ -59,7 +59,7 @@ def compare(
 
     def line_nats(lm: TrainedModel) -> tuple[str, list[str], np.ndarray]:
         """A text's name, its lines without white space, and the nats of each line [L], its end included."""
-        name, ids = lm.read(split, text=text, data_dir=data_dir)
+        name, ids, *_ = lm.read(split, text=text, data_dir=data_dir)
         if not len(ids):
             raise DataError(f"{name} is empty: expected at least one word")
         ids = np.append(lm.vocab.eos, ids)

@@ -175,16 +175,11 @@ class TrainedModel:
             JaxlmError: the protocol means nothing for this text or model.
             Diverged: dynamic evaluation learnt at too high a rate.
         """
-        found = protocol_of(protocol)
-        if text is not None:
-            tokens = self.tokens(read_string(text, self.vocab.tokens.errors), tokenizer)
-            return self._evaluated(self.vocab.encode(tokens), str(text), found, None, data_dir, tokens=tokens)
-        if split not in SPLITS:
-            raise JaxlmError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
-        source, train = self.find_corpus(corpus, data_dir), self.config.train
-        own = not isinstance(corpus, str | Path) and split != "test"
-        rows_and_window = (train.batch_size, train.bptt_length) if own else (1, 1)
-        return self._evaluated(getattr(source, split), f"{source.name} {split}", found, source, None, rows_and_window)
+        found, train = protocol_of(protocol), self.config.train
+        name, ids, tokens, source = self.read(split, text=text, corpus=corpus, data_dir=data_dir, tokenizer=tokenizer)
+        in_rows = source is not None and not isinstance(corpus, str | Path) and split != "test"
+        rows_and_window = (train.batch_size, train.bptt_length) if in_rows else (1, 1)
+        return self._evaluated(ids, name, found, source, data_dir, rows_and_window, tokens)
 
     def tune(
         self,
@@ -211,13 +206,22 @@ class TrainedModel:
         return Tuned(best, valid, results, self._evaluated(source.test, f"{source.name} test", best, source))
 
     def read(
-        self, split: str = "test", *, text: str | Path | None = None, data_dir: str | Path | None = None
-    ) -> tuple[str, np.ndarray]:
-        """The name and the ids [N] of a split of the run's own corpus, or of a file of text."""
+        self,
+        split: str = "test",
+        *,
+        text: str | Path | None = None,
+        corpus: Corpus | str | Path | None = None,
+        data_dir: str | Path | None = None,
+        tokenizer: str | None = None,
+    ) -> tuple[str, np.ndarray, Sequence[str], Corpus | None]:
+        """A text as `evaluate` takes it: its name and ids [N]; of a file its tokens too, of a split its corpus."""
         if text is not None:
-            return str(text), self.vocab.encode(self.tokens(read_string(text, self.vocab.tokens.errors)))
-        corpus = self.find_corpus(None, data_dir)
-        return f"{corpus.name} {split}", getattr(corpus, split)
+            tokens = self.tokens(read_string(text, self.vocab.tokens.errors), tokenizer)
+            return str(text), self.vocab.encode(tokens), tokens, None
+        if split not in SPLITS:
+            raise JaxlmError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+        source = self.find_corpus(corpus, data_dir)
+        return f"{source.name} {split}", getattr(source, split), (), source
 
     def find_corpus(self, corpus: Corpus | str | Path | None = None, data_dir: str | Path | None = None) -> Corpus:
         """A corpus by its name, or the run's own. Raises DataError if the latter is not the training corpus."""
