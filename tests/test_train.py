@@ -214,6 +214,13 @@ def test_metrics_that_a_checkpoint_did_not_seal_are_refused_and_nothing_is_remov
     train(steps=26)
 
 
+def test_a_resumed_run_draws_no_parameters(train, monkeypatch):
+    """They would take time and twice the memory; the checkpoint has them."""
+    train(steps=3)
+    monkeypatch.delattr("jaxlm.runs.trainer.new_state")
+    train(steps=4)
+
+
 def test_where_nothing_is_intact_it_says_so(train, tmp_path):
     train(steps=3)
     (checkpoint.find(tmp_path / "run") / "manifest.json").unlink()

@@ -52,7 +52,7 @@ class SingleGroup:
         return [metrics]
 
     def validate(self) -> list[float]:
-        """The validation perplexity of each slot; what follows from it is in the states afterwards."""
+        """The validation perplexity of each slot; the states then have the new records of validations."""
         run, counts = self._run, self._run.config.train
         nats = self.nats(0, run.corpus.valid, counts.batch_size, counts.bptt_length)
         found = run.perplexity(*nats, counts.batch_size)
@@ -119,7 +119,7 @@ class MemberGroup:
         return [members.taken(metrics, slot) for slot in range(len(self.runs))]
 
     def validate(self) -> list[float]:
-        """The validation perplexity of each slot; what follows from it is in the states afterwards."""
+        """The validation perplexity of each slot; the states then have the new records of validations."""
         some = next(run for run in self.runs if run is not None)
         rows = some.config.train.batch_size
         what = some.corpus.valid, rows, some.config.train.bptt_length

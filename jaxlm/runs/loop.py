@@ -73,7 +73,7 @@ def fit(group: Group, observer: Observer) -> int | None:
 def _log(group: Group, observer: Observer, runs: dict[int, Run], metrics: Metrics, count: int) -> None:
     """Logs a call's windows, and ends each run of which a window was not finite."""
     for slot, found in enumerate(group.by_slot(jax.device_get(metrics))):
-        if slot in runs and (run := runs[slot]) is group.runs[slot]:  # (it may have ended since)
+        if slot in runs and (run := runs[slot]) is group.runs[slot]:  # (the run may have ended since)
             run.ahead -= count
             if problem := run.trained(found, count):
                 observer.diverged(group, slot, problem)

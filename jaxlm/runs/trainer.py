@@ -156,7 +156,7 @@ def train(
         progress.say(f"{corpus.name}: {corpus.description}")
         progress.say(f"run directory: {folder if kept else 'none, so nothing is kept'}", wrap=False)
         if not resume and (params is not None or run.finished):
-            save(group, 0)  # nobody could draw given parameters again; and a run of no window is one to evaluate too
+            save(group, 0)  # given parameters cannot be drawn again; a run of no window is evaluated too
         progress.doing("compiling")
         with signals.noted() as stop:
             stopped_by = fit(group, _Reporter(run, progress, stop))
