@@ -79,14 +79,12 @@ class TrainConfig:
                 f"batch_size is {self.batch_size}"
             )
         word_milestones(self.keep_checkpoints)
-        if self.length_deviation is None:
-            return
-        for name, length in (("bptt_length", self.bptt_length), ("shortest_window", self.shortest_window)):
-            if length > self.longest:
-                raise JaxlmError(
-                    f"{name} {length} is more than the {self.longest} tokens of longest_window: raise longest_window, "
-                    f"or lower {name}"
-                )
+        lengths = () if self.length_deviation is None else ("bptt_length", "shortest_window")
+        if name := next((name for name in lengths if getattr(self, name) > self.longest), None):
+            raise JaxlmError(
+                f"{name} {getattr(self, name)} is more than the {self.longest} tokens of longest_window: raise "
+                f"longest_window, or lower {name}"
+            )
 
 
 def word_milestones(schedule: str) -> tuple[int, ...]:

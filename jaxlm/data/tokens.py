@@ -315,7 +315,7 @@ WORDS = Words()
 
 
 def from_fields(kind: str, fields: Mapping[str, Any]) -> Words:
-    """The kind with what `fields` returned. Raises DataError where it is anything else."""
+    """The kind with what `fields` returned. Raises ValueError where it is anything else."""
     match kind, fields:
         case "characters", {"normalize": "nfc" | "none" as normalize, **rest} if not rest:
             return Characters(normalize)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxlm.data.tokens import EOS, UNK, WORDS, Words, from_fields
 from jaxlm.data.windows import batch, num_windows
 from jaxlm.errors import DataError
+from jaxlm.fields import shown
 
 BLOCK = 1 << 22  # ids read at once
 
@@ -49,17 +50,17 @@ class Vocab:
         exact = self.kind != "words"
         for place, word in enumerate(self.words):
             if not isinstance(word, str) or not (exact or word.split() == [word]) or not _is_unicode(word):
-                shown = _shown(word) if isinstance(word, str) else f"a {type(word).__name__}"
-                raise DataError(f"word {place} of a vocabulary must be text without white space, not {shown}")
+                found = shown(word) if isinstance(word, str) else f"a {type(word).__name__}"
+                raise DataError(f"word {place} of a vocabulary must be text without white space, not {found}")
         if len(self.ids) < len(self.words):
             word = next(word for place, word in enumerate(self.words) if self.ids[word] != place)
-            raise DataError(f"the vocabulary holds the word {_shown(word)} twice, so its ids are ambiguous; keep one")
+            raise DataError(f"the vocabulary holds the word {shown(word)} twice, so its ids are ambiguous; keep one")
 
     def __len__(self) -> int:
         return len(self.words)
 
     def __repr__(self) -> str:
-        first = ", ".join(map(_shown, self.words[:3]))
+        first = ", ".join(map(shown, self.words[:3]))
         return f"Vocab({first}, ...: {len(self):,} {self.kind})" if len(self) > 3 else f"Vocab({first})"
 
     @property
@@ -161,7 +162,7 @@ class Vocab:
             word = tokens[int(np.argmin(ids))]
             learn = "learn one with a min_count of 2 or more, or use another text"
             raise DataError(
-                f"the {self.kind[:-1]} {_shown(word)} is not in the vocabulary, which has no {UNK} for it; "
+                f"the {self.kind[:-1]} {shown(word)} is not in the vocabulary, which has no {UNK} for it; "
                 f"{'use another word' if self.kind == 'words' else learn}"
             )
         return ids
@@ -268,8 +269,3 @@ def _measured(tokens: int, data: bytes) -> np.ndarray:
 
 def _is_unicode(word: str) -> bool:
     return word.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in word)
-
-
-def _shown(word: str) -> str:
-    """A word for an error message: quoted, without control characters, and not too long."""
-    return repr(word[:80])
