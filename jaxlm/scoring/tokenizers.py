@@ -82,7 +82,10 @@ class PTBTokenizer:
             start = mark.end()
         if last and word.endswith(".", start, end) and word[start : end - 1] in self._known:
             end -= 1  # "inc." ends a sentence as "inc"
-        return [*before, *self._core(word, start, end), *reversed(after)]
+        while not self._stands(word, start, end) and (clitic := self._clitic(word, start, end)):
+            after.append(clitic)
+            end -= len(clitic)
+        return [*before, *(self._whole(word[start:end]) if start < end else ()), *reversed(after)]
 
     def _stands(self, word: str, start: int, end: int) -> bool:
         """Whether a part of a word is left as it is: `inc.`, `'s`, `n't`, or a number such as .5."""
@@ -102,19 +105,13 @@ class PTBTokenizer:
             names.append("``" if opening else "''")
         return [name for name in names if name in self._known][:1] or ([mark] if mark[1:] == "$" else [])
 
-    def _core(self, word: str, start: int, end: int) -> list[str]:
-        """The pieces between the marks: clitics, numbers, and slashes as the vocabulary writes them."""
-        after: list[str] = []
-        while not self._stands(word, start, end):
-            clitic = next((one for one in CLITICS if word[end - len(one) : end].lower() == one), "")
-            own = word[end - len(clitic) : end]
-            if not clitic or end - len(clitic) <= start or own not in self._known:
-                break
-            after.append(own)
-            end -= len(clitic)
-        return [*(self._whole(word[start:end]) if start < end else ()), *reversed(after)]
+    def _clitic(self, word: str, start: int, end: int) -> str:
+        """The clitic at the end of a part, if the vocabulary has it and the part is longer; else nothing."""
+        ends = (word[end - len(one) : end] for one in CLITICS if end - len(one) > start)
+        return next((one for one in ends if one.lower() in CLITICS and one in self._known), "")
 
     def _whole(self, part: str) -> list[str]:
+        """The pieces of a part without marks and clitics: numbers, and slashes as the vocabulary writes them."""
         escaped = part.replace("/", "\\/").replace("*", "\\*")
         if part in self._known or escaped in self._known:
             return [part if part in self._known else escaped]
