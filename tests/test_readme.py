@@ -163,6 +163,10 @@ def parses(words: list[str], monkeypatch) -> None:
         assert (ROOT / words[script]).is_file(), words
         source = (ROOT / words[script]).read_text()
         if "\nfrom jaxlm.cli import main" not in source:  # it has flags of its own
+            shared = (
+                ROOT / f"experiments/{name}.py" for name in re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE)
+            )
+            source += "".join(path.read_text() for path in shared if path.is_file())
             assert [flag for flag in words if flag.startswith("--") and f'"{flag}"' not in source] == []
             return
         monkeypatch.chdir(ROOT)
