@@ -19,17 +19,9 @@ Opened = tuple[Callable[[int, dict[str, float]], object], Callable[[], object]] 
 def tracked(name: str, run_dir: str | Path, config: Mapping[str, Any]) -> Iterator[OnMetrics]:
     """Opens a run of a tracker; a failure while it is open ends the tracking with a warning, never the run.
 
-    Args:
-        name: one of TRACKERS. Where Weights & Biases, Trackio and MLflow send metrics (a server, a folder, offline) is
-            their own setting.
-        run_dir: the run directory: TensorBoard's files go into it, and the others name the run by it.
-        config: the run's config, as plain values.
-
-    Yields:
-        A function for `jaxlm.train(on_metrics=...)`.
-
-    Raises:
-        JaxlmError: The tracker is unknown, is not installed, or cannot be opened.
+    TensorBoard's files go into the run directory. Weights & Biases, Trackio and MLflow name the run by it; where they
+    send metrics (a server, a folder, offline) is their own setting. Yields a function for `train(on_metrics=...)`.
+    Raises JaxlmError if the tracker is unknown, is not installed, or cannot be opened.
     """
     if name not in TRACKERS:
         raise JaxlmError(f"unknown tracker {name!r}: expected one of {', '.join(TRACKERS)}")

@@ -53,20 +53,11 @@ def map_words(
     method: Literal["tsne", "pca"] = "tsne",
     neighbors: int = 10,
 ) -> WordMap:
-    """Places the most frequent words on a plane, and finds the nearest neighbours of each.
+    """Places the most frequent words on a plane, and finds the nearest neighbours of each among all words.
 
     t-SNE (van der Maaten and Hinton, 2008) keeps neighbours by cosine together; PCA keeps the two widest directions.
-    Without scikit-learn the method is PCA, and there are no clusters.
-
-    Args:
-        embedding: [V, E], rows in order of frequency, as ids are.
-        words: at least as many words as are mapped.
-        count: how many words to map, from the most frequent on.
-        method: "tsne" or "pca".
-        neighbors: how many to find of each word, among all V words.
-
-    Raises:
-        JaxlmError: The method is unknown, there are too few words, or the vectors are not finite or all equal.
+    Without scikit-learn the method is PCA, and there are no clusters. The rows of the embedding [V, E] are in order of
+    frequency, as ids are. Raises JaxlmError if there are too few words, or the vectors are not finite or all equal.
     """
     if method not in _NAMES:
         raise JaxlmError(f"expected method tsne or pca, found {method!r}")

@@ -35,7 +35,7 @@ def write_report(
     texts: Sequence[str] = (),
     data_dir: str | Path | None = None,
 ) -> Path:
-    """Writes one self-contained HTML page about runs and sweeps.
+    """Writes one self-contained HTML page about runs and sweeps; returns its path.
 
     Args:
         paths: Directories of runs and of sweeps; one that is named twice counts once.
@@ -45,12 +45,8 @@ def write_report(
         texts: Scored by these models.
         data_dir: The folder of Penn Treebank's files.
 
-    Returns:
-        The file's path.
-
     Raises:
-        JaxlmError: A directory holds no results, or one is damaged, or the page cannot be written. Nothing is then
-            written.
+        JaxlmError: A directory holds no results, or one is damaged, or the page cannot be written: nothing is then.
     """
     directories = list({Path(path).resolve(): Path(path) for path in paths}.values())
     if not directories:
