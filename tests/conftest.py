@@ -152,6 +152,18 @@ def no_programs_of_other_files():
 
 
 @pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generated corpus as a folder of text."""
+    from jaxlm.data.corpora import load_corpus
+
+    folder, corpus = tmp_path_factory.mktemp("text"), load_corpus("embedded-tiny")
+    for split in ("train", "valid", "test"):
+        words = " ".join(corpus.vocab.decode(getattr(corpus, split)))
+        (folder / f"{split}.txt").write_text(words.replace(" <eos> ", "\n").replace("<eos>", "\n"))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory):
     """A finished run of a small model on the tiny embedded corpus: (TrainResult, what it printed)."""
     import contextlib

@@ -6,7 +6,9 @@ the slow tests.
 """
 
 from itertools import cycle, islice
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import jaxlm
@@ -162,3 +164,12 @@ def parameters(cases, usual):
 
 
 KINDS = parameters({name: name for name in MODELS}, (*TRAINED, "hawk"))  # by default those that cover a carry's shapes
+
+
+def sentences(folder: Path, **lines: int) -> Path:
+    """A folder with so many lines of random words for each split."""
+    rng = np.random.default_rng(0)
+    for split, count in lines.items():
+        words = [" ".join(f"w{word}" for word in rng.integers(0, 9, rng.integers(3, 8))) for _ in range(count)]
+        (folder / f"{split}.txt").write_text("\n".join(words) + "\n")
+    return folder

@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -143,16 +142,6 @@ def test_an_evaluation_in_slabs_equals_the_whole(mapped, monkeypatch):
 
 
 # Prepared corpora at the command line.
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    """The generated corpus as a folder of text."""
-    folder, corpus = tmp_path_factory.mktemp("text"), load_corpus("embedded-tiny")
-    for split in SPLITS:
-        words = " ".join(corpus.vocab.decode(getattr(corpus, split)))
-        (folder / f"{split}.txt").write_text(words.replace(" <eos> ", "\n").replace("<eos>", "\n"))
-    return folder
 
 
 def test_the_command_prepares_and_names_the_next_command(text, tmp_path, capsys):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import BASE, CASES, COVERING, HIDDEN, MODEL_CASES, USUAL_MODELS, B, T, V, parameters
+from recipes import BASE, CASES, COVERING, HIDDEN, MODEL_CASES, USUAL_MODELS, B, T, V, parameters, sentences
 
 import jaxlm
 from jaxlm.fields import specs
@@ -196,11 +196,7 @@ class TestTraining:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """A folder of a few hundred words."""
-    folder, rng = tmp_path_factory.mktemp("text"), np.random.default_rng(0)
-    for split, lines in (("train", 60), ("valid", 12), ("test", 6)):
-        words = [" ".join(f"w{word}" for word in rng.integers(0, 9, rng.integers(3, 8))) for _ in range(lines)]
-        (folder / f"{split}.txt").write_text("\n".join(words) + "\n")
-    return folder
+    return sentences(tmp_path_factory.mktemp("text"), train=60, valid=12, test=6)
 
 
 def test_the_average_is_the_weighted_mean_of_all_iterates():

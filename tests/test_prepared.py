@@ -380,16 +380,6 @@ def test_two_at_once_make_one(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    """The generated corpus as a folder of text."""
-    folder, corpus = tmp_path_factory.mktemp("text"), load_corpus("embedded-tiny")
-    for split in SPLITS:
-        words = " ".join(corpus.vocab.decode(getattr(corpus, split)))
-        (folder / f"{split}.txt").write_text(words.replace(" <eos> ", "\n").replace("<eos>", "\n"))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def prepared(text, tmp_path_factory) -> Path:
     return Path(prepare(text, tmp_path_factory.mktemp("prepared") / "out", max_vocab=150).spec)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import BASE, B, T, V
+from recipes import BASE, B, T, V, sentences
 
 import jaxlm
 from jaxlm.data.windows import WindowPlan
@@ -111,11 +111,7 @@ def test_the_published_code_moves_by_the_rate_of_the_step_before():
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """A few lines that are learnt by heart, and others to validate on: validation soon gets worse."""
-    folder, rng = tmp_path_factory.mktemp("text"), np.random.default_rng(0)
-    for split, lines in (("train", 20), ("valid", 12), ("test", 6)):
-        words = [" ".join(f"w{word}" for word in rng.integers(0, 9, rng.integers(3, 8))) for _ in range(lines)]
-        (folder / f"{split}.txt").write_text("\n".join(words) + "\n")
-    return folder
+    return sentences(tmp_path_factory.mktemp("text"), train=20, valid=12, test=6)
 
 
 @pytest.mark.parametrize(
