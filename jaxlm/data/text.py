@@ -120,7 +120,8 @@ def find_splits(path: Path) -> dict[str, list[Part]]:
         return {"all": [Part(path)]}
     try:
         names = sorted(entry.name for entry in os.scandir(path) if entry.name in _FILE_NAMES and not entry.is_dir())
-        texts = [] if names else sorted(found for found in path.rglob("*") if _is_text(found, path))
+        shown = (one for one in path.rglob("*") if "/." not in f"/{one.relative_to(path)}")
+        texts = [] if names else sorted(one for one in shown if one.is_file())
     except FileNotFoundError:
         found = [Path(found) for found in glob(str(path), recursive=True) if os.path.isfile(found)]
         names, texts = [], sorted(found) or [path]
@@ -150,8 +151,3 @@ def stretches(path: Path) -> dict[str, list[Part]]:
             at = file.seek(size * percent // 100)
             borders.append(at + next((n for n, byte in enumerate(file.read(4)) if byte & 0xC0 != 0x80), 0))
     return {split: [Part(path, *span)] for split, span in zip(SPLITS, pairwise([*borders, size]), strict=True)}
-
-
-def _is_text(path: Path, above: Path) -> bool:
-    hidden = any(name.startswith(".") for name in path.relative_to(above).parts)
-    return not hidden and path.is_file()
