@@ -61,7 +61,7 @@ class LanguageModel(TrainedModel):
 
     def _network(self, how: SurprisalOptions) -> Network:
         """The network, which also scores the boundaries of words where they are to be corrected."""
-        boundaries = self.reader(how).boundaries if how.boundary == "corrected" else None
+        boundaries = self.sentence_reader(how).boundaries if how.boundary == "corrected" else None
         return replace(self.network, begins=boundaries and jnp.asarray(boundaries.begins))
 
     def adaptive(self, rate: float, **options: Any) -> Adaptive:
@@ -151,9 +151,9 @@ class LanguageModel(TrainedModel):
         how, scoring = SurprisalOptions(**options), scoring or self.scorer(**options)
         if isinstance(sentences, str | bytes):
             raise JaxlmError(f"sentences must be a list of lines; it is one text: [{sentences!r:.80}]")
-        return scored_blocks(scoring, self.reader(how), enumerate(sentences, first), how, block, where)
+        return scored_blocks(scoring, self.sentence_reader(how), enumerate(sentences, first), how, block, where)
 
-    def reader(self, how: SurprisalOptions) -> SentenceReader:
+    def sentence_reader(self, how: SurprisalOptions) -> SentenceReader:
         """How sentences are read."""
         return SentenceReader(self.vocab, self.config.data.lowercase, self.tokenizer(how.tokenizer), how.punctuation)
 
@@ -165,7 +165,7 @@ class LanguageModel(TrainedModel):
         `<eos>` is read first, as for surprisal. Raises DataError, whose message begins with `where`, if a word is
         refused or there is none.
         """
-        found = self.reader(SurprisalOptions(tokenizer=tokenizer))(words, "unk", where)
+        found = self.sentence_reader(SurprisalOptions(tokenizer=tokenizer))(words, "unk", where)
         if not found.tokens:
             raise DataError(f"{where} has no words: give at least one")
         arrays = layer_states(self.network, found.ids[:-1])
@@ -187,7 +187,7 @@ class LanguageModel(TrainedModel):
             DataError: a file is malformed, or an unknown word is refused.
         """
         found = read_pairs([pairs] if isinstance(pairs, str | Path) else pairs)
-        scoring, read = self.scorer(full=False, **options), self.reader(SurprisalOptions(**options))
+        scoring, read = self.scorer(full=False, **options), self.sentence_reader(SurprisalOptions(**options))
         return score_pairs(scoring, read, found, oov, eos)
 
     def syntaxgym(self, suite: str | Path | Suite, *, oov: str = "unk", **options: Any) -> SuiteResult:
@@ -202,7 +202,7 @@ class LanguageModel(TrainedModel):
             DataError: the suite is malformed, or an unknown word is refused.
         """
         found = suite if isinstance(suite, Suite) else read_suite(suite)
-        scoring, read = self.scorer(full=False, **options), self.reader(SurprisalOptions(**options))
+        scoring, read = self.scorer(full=False, **options), self.sentence_reader(SurprisalOptions(**options))
         return score_suite(scoring, read, found, oov)
 
     def generate(
