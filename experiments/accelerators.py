@@ -300,16 +300,9 @@ def main() -> None:
     parser.add_argument("--devices", type=whole(1), default=1, help="devices that share the rows")
     parser.add_argument("--model-devices", type=whole(1), default=1, help="devices that share the words")
     parser.add_argument("--write", action="store_true", help=f"add the rows to {ROWS.name}")
-    parser.add_argument("--table", action="store_true", help=f"only print {ROWS.name} as a table")
     args = parser.parse_args()
     if "JAX_PLATFORMS" not in os.environ:
         jax.config.update("jax_platforms", "cpu")
-    if args.table:
-        with open(ROWS, newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-        for row in (header, ["---"] * len(header), *rows):
-            print(f"| {' | '.join(row)} |")
-        return
     if unknown := [name for name in args.programs if name not in PROGRAMS]:
         parser.error(f"there is no program {unknown[0]!r}; expected one of {'; '.join(PROGRAMS)}")
     for name in args.programs or PROGRAMS:
@@ -317,12 +310,9 @@ def main() -> None:
             row = row_of(name, target, args.devices, args.model_devices)
             print(row, flush=True)
             if args.write:
-                new = not ROWS.exists()
+                head = [] if ROWS.exists() else [[*row]]
                 with open(ROWS, "a", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, row, lineterminator="\n")
-                    if new:
-                        writer.writeheader()
-                    writer.writerow(row)
+                    csv.writer(file, lineterminator="\n").writerows([*head, row.values()])
 
 
 if __name__ == "__main__":
