@@ -34,7 +34,7 @@ STORAGE = "the URL of a database for Optuna's study ($JAXLM_STORAGE, else a jour
 @verb(
     "train many points of a space, and find the best",
     *START,
-    argument("--set", action="append", default=[], metavar="FIELD=SPACE", help="a SPACE, see below; repeatable"),
+    argument("--set", action="append", default=[], metavar="FIELD=SPACE", help="a field's SPACE (below); repeatable"),
     pathname("--space", "FILE", "a file of FIELD = SPACE lines in TOML, or JSON", rare=True),
     argument("--strategy", choices=("grid", "random", "tpe"), help="tpe is Optuna's choice, and prunes (default grid)"),
     argument("--trials", type=whole(1), metavar="N", help="how many points; a grid needs none"),
