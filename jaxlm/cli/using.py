@@ -223,8 +223,9 @@ def say_unknown(lm: "LanguageModel", text: str, tokenizer: str | None = None) ->
     """Says on standard error which words of a text are read as `<unk>`, and their share; a warning if it is large."""
     from jaxlm.data.corpus import MOST_UNKNOWN, unknown_text
 
-    if unknown := lm.unknown_words(text, tokenizer):
-        share, others = len(unknown) / len(lm.tokens(text, tokenizer)), len({*unknown}) - 1
+    tokens = lm.tokens(text, tokenizer)
+    if unknown := [token for token in tokens if token not in lm.vocab.ids]:
+        share, others = len(unknown) / len(tokens), len({*unknown}) - 1
         kind, more = "warning" if share > MOST_UNKNOWN else "note", f" and {others:,} more" if others else ""
         told = f"{kind}: {unknown[0]!r}{more} not in the vocabulary, read as <unk>: {unknown_text(share)}"
         say_line(told, sys.stderr)

@@ -133,10 +133,6 @@ class TrainedModel:
             tokens.append(EOS)
         return tokens[:-1]  # n newlines make n + 1 lines
 
-    def unknown_words(self, text: str, tokenizer: str | None = None) -> list[str]:
-        """The words of a text outside the vocabulary, each as often as it occurs."""
-        return [word for word in self.tokens(text, tokenizer) if word not in self.vocab.ids]
-
     def perplexity(self, text: str, *, tokenizer: str | None = None) -> float:
         """exp of the mean nats of every word of the text but the first; a newline is `<eos>`, the carry is passed on.
 
