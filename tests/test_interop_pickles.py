@@ -180,6 +180,7 @@ BOMBS = {
     "metadata of a tensor given again and again": opcodes({str(i): None for i in range(20000)})
     + b"q\x000N"
     + (opcodes(Ref("torch._utils._rebuild_tensor_v2")) + b"(NNNNNNh\x00tR0") * 20_000,
+    "many arguments again and again": b"(" + b"N" * 150_000 + b"tq\x000" + b"ccollections\ndeque\nh\x00R0" * 20_000,
     "a long string of arguments": opcodes(Ref("torch.Size")) + opcodes("a" * 10_000_000) + b"R",
     "a set of doubling tuples": b")q\x00" + b"(h\x00h\x00tq\x00" * 60 + b"\x8f(h\x00\x90",
     "a frozenset of doubling tuples": b")q\x00" + b"(h\x00h\x00tq\x00" * 60 + b"(h\x00\x91",

@@ -148,21 +148,18 @@ def _with_entries(target: dict[str, Any], items: list[Any]) -> dict[str, Any]:
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> np.ndarray:
     """Stands for _rebuild_tensor and _rebuild_tensor_v2 (storage, offset, shape, strides, grad, hooks, metadata).
 
-    NumPy checks that they stay within the storage.
+    NumPy checks that they stay within the storage, and `check_sharing` what strides of 0 claim.
     """
-    numbers = (offset, *strides) if isinstance(strides, tuple | list) and len(strides) <= MOST_DIMENSIONS else (-1,)
-    fits = all(isinstance(number, int) and 0 <= number < 1 << 62 for number in numbers)
-    if not isinstance(storage, np.ndarray) or not fits:
+    few = isinstance(strides, tuple | list) and len(strides) <= MOST_DIMENSIONS
+    numbers: tuple[Any, ...] = (offset, *strides) if few else (None,)
+    if not isinstance(storage, np.ndarray) or not all(isinstance(number, int) for number in numbers):
         raise JaxlmError("a tensor of its pickle is not made of a storage, an offset, a shape and strides")
     if any(isinstance(told, dict) and (told.get("neg") or told.get("conj")) for told in rest[2:]):
         what = "a tensor of its pickle is a view that negates or conjugates what is stored"
         raise JaxlmError(f"{what}; save a contiguous copy of it")
-    start, *steps = (number * storage.itemsize for number in numbers)
     with damage(f"tensor in a storage of {storage.size:,} elements"):
-        found = np.ndarray(shape, storage.dtype, storage.view(np.uint8), start, steps)
-    if found.size > storage.size:  # by strides of 0
-        raise JaxlmError(f"a tensor claims {found.size:,} elements of a storage which holds {storage.size:,}")
-    return found
+        start, *steps = (number * storage.itemsize for number in numbers)
+        return np.ndarray(shape, storage.dtype, storage.view(np.uint8), start, steps)
 
 
 def _parameter(tensor: Any, *_: Any) -> np.ndarray:
