@@ -87,7 +87,7 @@ class Sweep:
             first, counts = members[0], Counter(one.status for one in members)
             status = first.status if len(counts) == 1 else ", ".join(f"{n} {one}" for one, n in counts.items())
             valid = mean_and_deviation([one.valid_perplexity for one in members])
-            test = mean_and_deviation([one.test_perplexity for one in members if one.test_perplexity is not None])
+            test = mean_and_deviation([one.test_perplexity or math.nan for one in members])
             rest = len(members), valid, test, first.valid_perplexities, members
             found.append(Trial(number, first.values, status, *rest))
         return sorted(found, key=lambda trial: (not trial.done, math.isnan(trial.valid[0]), trial.valid[0]))
