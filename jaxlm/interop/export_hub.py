@@ -5,13 +5,14 @@ tokenizer.json  tokenizer_config.json  vocab.json  vocab.txt  README.md (card.md
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jax
 import safetensors.numpy
+from flax.serialization import to_state_dict
 from jinja2 import Environment, StrictUndefined
 
 from jaxlm.config.config import kind_of
@@ -72,7 +73,7 @@ def _fill(folder: Folder, model: LanguageModel, metrics: Sequence[dict[str, Any]
         "tie_word_embeddings": False,  # (tied or not, there is nothing for transformers to tie)
         **{f"{name}_id": place for name, place in special_tokens(model.vocab).items()},
         "cell": _cell_of(config),
-        "shapes": _shapes(params),
+        "shapes": jax.tree.map(lambda leaf: list(leaf.shape), to_state_dict(params)),  # (lists as dicts)
         "jaxlm": json.loads(model.config.to_json()),
     }
     environment = Environment(trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
@@ -112,14 +113,6 @@ def _cell_of(model: Recurrent) -> dict[str, Any]:
         )
     scale = model.update_scale(None) if isinstance(model, Mogrifier) else None
     return {"kind": kind, "update_scale": 1.0 if scale is None else float(scale)}
-
-
-def _shapes(tree: Any) -> Any:
-    """The shapes of a tree's arrays, in dicts; a list's entries under their places."""
-    if not isinstance(tree, dict | list | tuple):
-        return list(tree.shape)
-    entries = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-    return {str(name): _shapes(value) for name, value in entries}
 
 
 def _results(metrics: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -51,11 +51,12 @@ def to_torch(model: LanguageModel) -> tuple[bytes, list[str]]:
 def to_safetensors(model: LanguageModel) -> tuple[bytes, list[str]]:
     """A .safetensors file and notes; an array of two names is kept once, as safetensors.torch.save_model does."""
     tensors, notes = state_dict(model.config.model, model.params)
-    kept: dict[int, str] = {}
-    aliases = {name: first for name, one in tensors.items() if (first := kept.setdefault(id(one), name)) != name}
-    unique = {name: tensor for name, tensor in tensors.items() if name not in aliases}
-    tied = "the model is tied: decoder.weight is encoder.weight, kept once and named in the file's metadata"
-    return safetensors.numpy.save(unique, {"format": "pt", **aliases}), [*notes, tied] if aliases else notes
+    metadata = {"format": "pt"}
+    if model.config.model.tied:
+        del tensors["decoder.weight"]
+        metadata["decoder.weight"] = "encoder.weight"
+        notes.append("the model is tied: decoder.weight is encoder.weight, kept once and named in the file's metadata")
+    return safetensors.numpy.save(tensors, metadata), notes
 
 
 def _tensor(key: str, tensor: np.ndarray) -> bytes:
