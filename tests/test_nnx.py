@@ -84,3 +84,11 @@ def test_half_precision_computes_in_half_precision():
     nnx.update(half, nnx.state(ours, nnx.Param))
     assert half(X).dtype == jnp.bfloat16
     np.testing.assert_allclose(half(X), ours(X), atol=0.03)
+
+
+def test_the_options_of_a_call_come_before_those_of_the_module():
+    theirs, ours = pair()
+    options: Any = {"time_major": True, "reverse": True, "keep_order": True, "return_carry": True}
+    close(ours(X, **options), theirs(X, **options))
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        ours(X, revers=True)
