@@ -141,7 +141,7 @@ def _at_once(x, kernels, biases, states, forget_bias):
     both = jax.tree.map(lambda *parts: jnp.concatenate(parts, -1), first, states[1])
     y, both = lstm(x[1:], _side_by_side(of_first, of_second), _side_by_side(*biases), both, forget_bias)
     first, second = map(LSTMState, jnp.split(both.c, [H], -1), jnp.split(both.h, [H], -1))
-    last, second = lstm(first.h[None].astype(x.dtype), kernels[1], biases[1], second, forget_bias)
+    last, second = lstm(y[-1:, :, :H], kernels[1], biases[1], second, forget_bias)
     return jnp.concatenate([y[..., H:], last]), (first, second)
 
 
