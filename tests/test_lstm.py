@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.ops.lstm import LSTMState, _at_once, lstm, lstm_pair, lstm_reference, zero_state
+from jaxlm.ops.lstm import LSTMState, lstm, lstm_reference, zero_state
 
 TOLERANCE = {jnp.float32: 2e-5, jnp.float64: 1e-12}
 
@@ -63,52 +63,6 @@ def test_equals_the_reference_where_the_gates_do_not_read_all_of_h():
     ]
     arguments = (*draw(6, 4, 3, 5, jnp.float32), jnp.float32(1))
     assert_close(dropped[0](*arguments), dropped[1](*arguments), TOLERANCE[jnp.float32])
-
-
-def layers_in_turn(x, kernels, biases, states, forget_bias):
-    y, first = lstm_reference(x, kernels[0], biases[0], states[0], forget_bias)
-    y, second = lstm_reference(y, kernels[1], biases[1], states[1], forget_bias)
-    return y, (first, second)
-
-
-def pairs(op):
-    """An op on two layers, its outputs and final carries weighed differently, and all its gradients."""
-
-    def scalar(x, kernels, biases, states, forget_bias):
-        y, finals = op(x, kernels, biases, states, forget_bias)
-        of_carries = [jnp.sum(final.c**2) + 2 * jnp.sum(final.h * jnp.cos(final.c)) for final in finals]
-        return jnp.sum(jnp.sin(y)) + of_carries[0] + 3 * of_carries[1], (y, finals)
-
-    return jax.jit(jax.value_and_grad(scalar, argnums=(0, 1, 2, 3, 4), has_aux=True))
-
-
-in_turn, on_cpus, on_accelerators = map(pairs, (layers_in_turn, lstm_pair, _at_once))
-
-
-@settings(max_examples=6)
-@given(
-    T=st.integers(2, 8), B=st.integers(1, 3), E=st.integers(1, 4), H=st.integers(1, 4), G=st.integers(1, 4),
-    seed=st.integers(0, 99),
-)  # fmt: skip
-def test_two_layers_in_one_loop_are_two_layers_in_turn(T, B, E, H, G, seed):
-    with jax.enable_x64():
-        x, *first = draw(T, B, E, H, jnp.float64, seed)
-        _, *second = draw(T, B, H, G, jnp.float64, seed + 1)
-        arguments = (x, *map(list, zip(first, second, strict=True)), jnp.float64(0.5))
-        for op in (on_cpus, on_accelerators):
-            assert_close(op(*arguments), in_turn(*arguments), 1e-12)
-
-
-def test_two_layers_in_one_loop_round_as_two_in_turn():
-    """In bfloat16 too, whose carries stay float32."""
-    x, *first = draw(9, 4, 16, 24, jnp.float32)
-    _, *second = draw(9, 4, 24, 8, jnp.float32, 1)
-    for dtype in (jnp.float32, jnp.bfloat16):
-        arguments = (x.astype(dtype), *map(list, zip(first, second, strict=True)), jnp.float32(1))
-        (_, (y, finals)), _ = on_accelerators(*arguments)
-        (_, expected), _ = on_cpus(*arguments)
-        assert (y.dtype, finals[0].h.dtype) == (dtype, jnp.float32)
-        assert_close(jax.tree.map(jnp.float32, (y, finals)), jax.tree.map(jnp.float32, expected), 2e-6)
 
 
 def test_bfloat16_multiplies_in_bfloat16_and_carries_in_float32():

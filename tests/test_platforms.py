@@ -12,7 +12,6 @@ from recipes import BASE, CASES, MODEL_CASES, B, T
 import jaxlm
 from jaxlm.models import stack
 from jaxlm.models.kinds import MODELS
-from jaxlm.models.noise import draw_noise
 from jaxlm.ops import softmax
 from jaxlm.ops.lstm import lstm, zero_state
 from jaxlm.scoring import generation
@@ -96,30 +95,6 @@ def test_a_loop_over_time_is_partly_written_out_on_accelerators():
     x, kernel = jnp.zeros((7, 2, 3)), jnp.zeros((3 + 4, 16))
     texts = lowered(lambda x: lstm(x, kernel, jnp.zeros(16), zero_state(2, 4)), x)
     assert ["1x5x2x4xf32" in text for text in texts] == [False, True, True]  # outputs of a turn
-
-
-@pytest.mark.parametrize(
-    "fields, steps, length, together",
-    [
-        ({}, T, None, True),
-        ({"keep_last_output": 0.5, "keep_embedding": 0.5, "keep_recurrent_weights": 0.5}, T, None, True),
-        ({"keep_output": 0.5}, T, None, False),
-        ({"keep_state": 0.5}, T, None, False),
-        ({"hidden_sizes": (10, 10), "skip": True}, T, None, False),
-        ({"hidden_sizes": (8, 8, 4)}, T, None, False),
-        ({"hidden_sizes": (1024, 8)}, T, None, False),
-        ({}, 1, None, False),
-        ({}, T, 3, False),
-    ],
-)
-def test_two_narrow_layers_are_one_loop_on_accelerators_if_nothing_lies_between(fields, steps, length, together):
-    model = BASE.replace(**fields).model
-    params = jax.eval_shape(lambda: stack.init_params(model, jax.random.key(0)))
-    noise = jax.eval_shape(lambda key: draw_noise(model, key, steps, B), jax.random.key(0))
-    x, carry = jnp.zeros((steps, B, model.embedding_size)), stack.zero_carry(model, B)
-    width = 4 * sum(model.hidden_sizes)
-    texts = lowered(partial(stack.features, model), params, noise, x, carry, length)
-    assert [f"x{width}xf32" in text for text in texts] == [False, together, together]
 
 
 def test_one_program_for_all_platforms_gives_the_cpu_s_numbers_on_cpus():

@@ -5,7 +5,6 @@ The gates' order is i, j, f, o, as in TensorFlow's BasicLSTMCell.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -47,12 +46,3 @@ class LSTM(Recurrent):
         return lstm(
             x, params["kernel"], params["bias"], state, self.forget_bias, length, kept=noise.kept, keep=self.keep_state
         )
-
-    def apply_pair(
-        self, layers: Sequence[Params], x: jax.Array, states: Sequence[LSTMState]
-    ) -> tuple[jax.Array, tuple[LSTMState, LSTMState]]:
-        """Runs two layers, with nothing dropped between them, as `apply_layer` runs one."""
-        from jaxlm.ops.lstm import lstm_pair
-
-        kernels, biases = ([layer[name] for layer in layers] for name in ("kernel", "bias"))
-        return lstm_pair(x, kernels, biases, states, self.forget_bias)

@@ -23,7 +23,6 @@ for _kind in MODELS.values():
     register(_kind)
 
 Carry = tuple[State, ...]
-PAIR_WIDTH = 1024  # of two layers in one loop: wider ones would lose more by what they read than launches cost
 
 
 def init_params(model: Recurrent, key: jax.Array) -> Params:
@@ -83,11 +82,6 @@ def last_outputs(
     """`features`, and before them the same outputs [T, B, H] without their own dropout."""
     x = x * jnp.sqrt(model.embedding_size).astype(x.dtype) if model.scale_embedding else x
     raw = dropped = apply_mask(x, noise.embedding, model.keep_embedding)
-    apply_pair = getattr(model, "apply_pair", None)  # only some kinds have it
-    if apply_pair and _is_pair(model, noise, x, length):
-        layers = [drop_weights(model, *each) for each in zip_longest(noise.recurrent_weights, params["layers"])]
-        raw, new_pair = apply_pair(layers, dropped, carry)
-        return raw, apply_mask(raw, noise.outputs[1], keep_of_output(model, 1)), new_pair
     new_carry, outputs = [], []
     masks = noise.recurrent_weights, noise.states, noise.updates, noise.outputs
     each = zip_longest(params["layers"], carry, *masks)  # (where a tuple of masks is empty, None)
@@ -99,18 +93,6 @@ def last_outputs(
         dropped = apply_mask(raw, kept_output, keep_of_output(model, place))
         new_carry.append(state)
     return raw, dropped, tuple(new_carry)
-
-
-def _is_pair(model: Recurrent, noise: Noise, x: jax.Array, length: jax.Array | None) -> bool:
-    """Whether the layers are two narrow ones with nothing between them, and all steps count."""
-    return (
-        len(model.hidden_sizes) == 2
-        and sum(model.hidden_sizes) <= PAIR_WIDTH
-        and len(x) > 1
-        and length is None
-        and not model.skip
-        and all(mask is None for mask in (noise.outputs[0], *noise.states))
-    )
 
 
 def exact(model: Recurrent) -> Recurrent:

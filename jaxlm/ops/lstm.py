@@ -6,7 +6,6 @@ BasicLSTMCell (Zaremba et al. 2014, arXiv:1409.2329), its gates in the order i, 
     c' = c * sigmoid(f + forget_bias) + sigmoid(i) * tanh(j)        h' = tanh(c') * sigmoid(o)
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,55 +99,6 @@ def lstm(
     """
     _check_shapes(x, kernel, bias, state)
     return _lstm(x, kernel, bias, state, jnp.asarray(forget_bias, bias.dtype), length, kept, keep)
-
-
-def lstm_pair(
-    x: jax.Array,
-    kernels: Sequence[jax.Array],
-    biases: Sequence[jax.Array],
-    states: Sequence[LSTMState],
-    forget_bias: jax.Array | float = 0.0,
-) -> tuple[jax.Array, tuple[LSTMState, LSTMState]]:
-    """Two LSTM layers, of which the second reads the first's outputs; on accelerators both in one loop.
-
-    There step t of the first and step t - 1 of the second are one step of a layer as wide as both, whose kernel has two
-    blocks of zeros (a wavefront: Appleyard et al. 2016, arXiv:1604.01946). That takes fewer kernels, and reads more.
-
-    Args:
-        x: inputs [T, B, E] of at least two steps, as `lstm` takes them.
-        kernels: [E + H, 4H] and [H + G, 4G].
-        biases: [4H] and [4G].
-        states: the carries, [B, H] and [B, G].
-        forget_bias: added to the forget gates before their sigmoids.
-
-    Returns:
-        The second layer's outputs [T, B, G] and the new carries.
-    """
-    return lax.platform_dependent(x, kernels, biases, states, forget_bias, cpu=_in_turn, default=_at_once)
-
-
-def _in_turn(x, kernels, biases, states, forget_bias):
-    y, first = lstm(x, kernels[0], biases[0], states[0], forget_bias)
-    y, second = lstm(y, kernels[1], biases[1], states[1], forget_bias)
-    return y, (first, second)
-
-
-def _at_once(x, kernels, biases, states, forget_bias):
-    H, E = states[0].h.shape[-1], x.shape[-1]
-    of_first = jnp.pad(kernels[0], ((0, len(kernels[1]) - H), (0, 0)))
-    of_second = jnp.pad(kernels[1], ((E, 0), (0, 0)))
-    _, first = lstm(x[:1], kernels[0], biases[0], states[0], forget_bias)
-    both = jax.tree.map(lambda *parts: jnp.concatenate(parts, -1), first, states[1])
-    y, both = lstm(x[1:], _side_by_side(of_first, of_second), _side_by_side(*biases), both, forget_bias)
-    first, second = map(LSTMState, jnp.split(both.c, [H], -1), jnp.split(both.h, [H], -1))
-    last, second = lstm(y[-1:, :, :H], kernels[1], biases[1], second, forget_bias)
-    return jnp.concatenate([y[..., H:], last]), (first, second)
-
-
-def _side_by_side(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Two layers' gates [..., 4H] and [..., 4G] as the gates of one layer [..., 4(H + G)]."""
-    gates = [part.reshape(*part.shape[:-1], 4, -1) for part in (a, b)]
-    return jnp.concatenate(gates, -1).reshape(*a.shape[:-1], -1)
 
 
 @jax.custom_vjp
