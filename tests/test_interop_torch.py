@@ -305,6 +305,8 @@ CLAIMS = {
     "an absurd size": ((10**30, 10**30), (1, 1), 0),
     "many dimensions": ((1,) * 64, (1,) * 64, 0),
     "fewer strides": ((7, 4), (4,), 0),
+    "a size that NumPy would choose": ((-1,), (4,), 8),
+    "a stride that wraps around": ((5,), (1 << 60,), 0),
 }
 
 
@@ -316,6 +318,15 @@ def test_a_tensor_cannot_claim_more_than_its_storage_holds(saved, claim, layout)
     shape, strides, offset = CLAIMS[claim]
     value["encoder.weight"] = storages.view("0", shape, strides, offset)
     with pytest.raises(JaxlmError, match="tensor"):
+        saved(WRITERS[layout](value, storages))
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_a_tensor_of_an_empty_storage_has_no_elements(saved, layout):
+    storages = Storages(old=layout == "old")
+    value = {name: storages.tensor(array) for name, array in weights().items()}
+    value["other"] = storages.view(storages.hold(np.zeros(0, np.float32)), (9,), (1,))
+    with pytest.raises(JaxlmError, match="a storage of 0 elements is damaged"):
         saved(WRITERS[layout](value, storages))
 
 

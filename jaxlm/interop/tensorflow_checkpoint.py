@@ -55,7 +55,8 @@ class Variable:
         if masked(crc32c(data)) != self.checksum:
             what = f"the checksum of the variable {shown(self.name)}"
             raise JaxlmError(f"{what} is wrong; {shown(self.shard.name)} is damaged")
-        return np.frombuffer(data, self.dtype).reshape(self.shape)
+        with damage(f"variable {shown(self.name)}"):
+            return np.frombuffer(data, self.dtype).reshape(self.shape)
 
 
 def checkpoint_prefix(path: str | Path) -> Path | None:

@@ -148,17 +148,22 @@ def _with_entries(target: dict[str, Any], items: list[Any]) -> dict[str, Any]:
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> np.ndarray:
     """Stands for _rebuild_tensor and _rebuild_tensor_v2 (storage, offset, shape, strides, grad, hooks, metadata).
 
-    NumPy checks that they stay within the storage, and `check_sharing` what strides of 0 claim.
+    They are checked here to stay within the storage, since NumPy's own check is of numbers that wrap around, and passes
+    over an empty storage; `check_sharing` checks what strides of 0 claim.
     """
-    few = isinstance(strides, tuple | list) and len(strides) <= MOST_DIMENSIONS
-    numbers: tuple[Any, ...] = (offset, *strides) if few else (None,)
-    if not isinstance(storage, np.ndarray) or not all(isinstance(number, int) for number in numbers):
+    few = all(isinstance(sizes, tuple | list) and len(sizes) <= MOST_DIMENSIONS for sizes in (shape, strides))
+    numbers: tuple[Any, ...] = (offset, *shape, *strides) if few else (None,)
+    whole = all(isinstance(number, int) and 0 <= number < 1 << 62 for number in numbers)
+    if not isinstance(storage, np.ndarray) or not whole:
         raise JaxlmError("a tensor of its pickle is not made of a storage, an offset, a shape and strides")
     if any(isinstance(told, dict) and (told.get("neg") or told.get("conj")) for told in rest[2:]):
         what = "a tensor of its pickle is a view that negates or conjugates what is stored"
         raise JaxlmError(f"{what}; save a contiguous copy of it")
     with damage(f"tensor in a storage of {storage.size:,} elements"):
-        start, *steps = (number * storage.itemsize for number in numbers)
+        last = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
+        if 0 not in shape and last >= storage.size:
+            raise ValueError(f"it ends at element {last:,}")
+        start, *steps = (number * storage.itemsize for number in (offset, *strides))
         return np.ndarray(shape, storage.dtype, storage.view(np.uint8), start, steps)
 
 
