@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 from collections import Counter
 from functools import cache
 
@@ -89,9 +90,10 @@ def test_characters_come_back_exactly(text):
 @pytest.mark.parametrize("kind", ["characters", *KINDS])
 def test_a_vocabulary_is_sealed_and_read_back(kind):
     made = vocab(kind)
-    again = Vocab.from_json(made.to_json())
-    assert again == made and again.sha256 == made.sha256 and again.words == made.words
-    assert again.encode_text(TEXT).tolist() == made.encode_text(TEXT).tolist()
+    ids = made.encode_text(TEXT).tolist()
+    for again in (Vocab.from_json(made.to_json()), pickle.loads(pickle.dumps(made))):
+        assert again == made and again.sha256 == made.sha256 and again.words == made.words
+        assert again.encode_text(TEXT).tolist() == ids
     assert made.token_bytes[made.eos] == b"\n" and made.begins_word[made.eos]
 
 

@@ -78,6 +78,10 @@ class Checkpoint:
     state: "TrainState"
 
 
+class NoRoom(CheckpointError):
+    """A checkpoint that this machine has no memory for now, and that may be intact."""
+
+
 def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Manifest) -> Path:
     """Writes one checkpoint durably, then removes the older ones that the config does not keep.
 
@@ -187,11 +191,13 @@ def load(run: str | Path | Folder, which: str = "last") -> Checkpoint:
 
 
 def newest_intact(run: str | Path | Folder) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
+    """The newest checkpoint that verifies, and a sentence for each newer one that does not. Raises NoRoom."""
     problems = []
     for path in reversed(_listed(run).values()):
         try:
             return read(path), problems
+        except NoRoom:
+            raise
         except CheckpointError as error:
             problems.append(str(error))
     return None, problems
@@ -210,7 +216,8 @@ def read(path: str | Path) -> Checkpoint:
         manifest = _manifest(folder)
         config = Config.from_json(_verified(folder, manifest, "config.json").decode())
         template = state_arrays.shapes_of_state(config)
-        state_arrays.check_room(template, f"the config of {path}")
+        with explained(NoRoom, f"{path} cannot be read"):
+            state_arrays.check_room(template, "its config")
         for other in sorted({*manifest.files, *folder.names()} - {*MOST_BYTES, STATE}):
             raise CheckpointError(f"{path}/{other} does not belong to a checkpoint of this config")
         data = _verified(folder, manifest, STATE, state_arrays.most_bytes(template))

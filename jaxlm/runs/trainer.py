@@ -114,7 +114,11 @@ def train(
                 vocab = found and found.vocab
     asked = config.model.compute_dtype
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
-    state = None if resume else new_state(config, params, math.prod(mesh_shape(mesh)))
+    sharing, state = math.prod(mesh_shape(mesh)), None
+    if resume:
+        state_arrays.check_memory(config, sharing)
+    else:
+        state = new_state(config, params, sharing)
     of_dtype = precision.notes(asked, config)  # (measured before the run's record, which has the rates, is written)
     first = jax.process_index() == 0
     with hosts.guarded(), ExitStack() as held:
@@ -144,7 +148,7 @@ def train(
         if saved >= 0:
             run.step = saved
             state = hosts.together(lambda: (run.found or checkpoint.load(shared, str(saved))).state)
-        group = SingleGroup(run, state or new_state(config, params, math.prod(mesh_shape(mesh))), mesh)
+        group = SingleGroup(run, state or new_state(config, params, sharing), mesh)
         run.found = state = None  # the group's are copies
         counts, console = config.train, lasting_console(quiet or not first)
         per_window = counts.bptt_length * counts.batch_size

@@ -169,12 +169,11 @@ class Study:
     def to_prune(self, claim: Claim) -> bool:
         """Reports the epochs that all of a trial's members have finished; whether Optuna gives the trial up."""
         records = claim.records.values()
-        ended = [len(record.valid_perplexities) for record in records if record.status != "diverged"]
-        last = min(ended, default=1 + max(len(record.valid_perplexities) for record in records))
+        known = [[*filter(math.isfinite, record.valid_perplexities)] for record in records]
+        ended = [len(one) for one, record in zip(known, records, strict=True) if record.status != "diverged"]
         with self._storage.guarded():
-            for epoch in range(last):  # (Optuna passes over what it knows)
-                known = [record.valid_perplexities[epoch : epoch + 1] for record in records]
-                claim.trial.report(fmean(one[0] if one else math.inf for one in known), epoch + 1)
+            for epoch in range(min(ended, default=1 + max(map(len, known)))):  # (Optuna passes over what it knows)
+                claim.trial.report(fmean((*one[epoch : epoch + 1], math.inf)[0] for one in known), epoch + 1)
             return claim.trial.should_prune()
 
     def beat(self) -> None:
