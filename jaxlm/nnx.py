@@ -39,6 +39,7 @@ class LSTM(nnx.RNN):
         *,
         initial_carry: Carry | None = None,
         seq_lengths: jax.Array | None = None,
+        rngs: Any = None,  # (of Flax's initial carry, which is zero)
         **options: bool | None,
     ) -> Any:
         cell: Any = self.cell

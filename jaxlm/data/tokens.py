@@ -146,6 +146,9 @@ class Subwords(_Exact):
     ends = ("\n", "\u010a", "<0x0A>", "</s>", "<|endoftext|>", EOS, "[SEP]")
     model: bytes = field(repr=False)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Subwords, (self.model,)  # (a copy makes its tokenizer anew)
+
     @classmethod
     def read(cls, model: bytes, where: str) -> "Subwords":
         """The subwords of a file's content, which `where` names in an error.
