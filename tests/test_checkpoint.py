@@ -23,7 +23,7 @@ import jaxlm
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError
 from jaxlm.files import Folder, seal
-from jaxlm.runs import checkpoint, state_arrays
+from jaxlm.runs import checkpoint, ram, state_arrays
 from jaxlm.runs.checkpoint import Manifest
 from jaxlm.runs.trainer import new_state
 
@@ -153,6 +153,15 @@ def test_a_damaged_checkpoint_is_refused_and_the_newest_intact_one_offered(tmp_p
     assert checkpoint.load(tmp_path, "2").manifest.step == 2
     found, problems = checkpoint.newest_intact(tmp_path)
     assert found and found.manifest.step == 2 and len(problems) == 1
+
+
+def test_one_that_there_is_no_memory_for_now_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save(tmp_path, step)
+    room = iter([0])
+    monkeypatch.setattr(ram, "available", lambda: next(room, 2**40))
+    with pytest.raises(CheckpointError, match=r"00000002 cannot be read: its config needs at least .* of memory"):
+        checkpoint.newest_intact(tmp_path)
 
 
 def test_labels_and_the_policy(tmp_path):

@@ -29,7 +29,7 @@ TINY = jaxlm.preset("small").replace(
     hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2, corpus="embedded-tiny"
 )
 PLAN = make_plan(TINY, {"learning_rate": [0.5, 1.0, 2.0]}, "grid", None, 1, None, {"name": "x"})
-INF = float("inf")
+NAN, INF = float("nan"), float("inf")
 URL = "postgresql://me:hun%40ter2@nowhere.invalid/db?sslpassword=swordfish"
 
 
@@ -102,19 +102,21 @@ def test_seeds_train_a_point_again_and_tpe_optimises_their_mean(tmp_path):
 
 
 def test_a_diverged_member_counts_as_infinite_from_then_on(tmp_path):
-    plan = make_plan(TINY, {"learning_rate": [0.5, 1.0]}, "grid", None, 2, None, {})
+    plan = make_plan(TINY, {"learning_rate": [0.5, 1.0, 2.0, 4.0]}, "grid", None, 2, None, {})
     study = open_study(tmp_path, plan)
-    for second in ((5.0, 4.0), ()):  # one member diverges in its second epoch, beside one that ends, or both do
+    # One member diverges in its second epoch or at that one's validation, beside one that ends, or both do.
+    for first, second in (((3.0,), (5.0, 4.0)), ((3.0,), ()), ((3.0, NAN), (5.0, 4.0)), ((3.0, INF), (5.0, NAN))):
         claim = study.claim()
         assert claim
-        for seed, epochs in ((0, (3.0,)), (1, second)):
-            status = "diverged" if seed == 0 or not epochs else "done"
+        for seed, epochs in ((0, first), (1, second)):
+            status = "done" if epochs == (5.0, 4.0) else "diverged"
             study.note(claim, replace(claim.records[seed], status=status, valid_perplexities=epochs))
         study.end(claim)
     kept = JournalFileBackend(str(tmp_path / "study.journal"))
     trials = optuna.load_study(study_name=NAME, storage=optuna.storages.JournalStorage(kept)).trials
-    assert [trial.state.name for trial in trials] == ["PRUNED"] * 2
-    assert [trial.intermediate_values for trial in trials] == [{1: 4.0, 2: INF}, {1: INF, 2: INF}]
+    assert [trial.state.name for trial in trials] == ["PRUNED"] * 4
+    found = [trial.intermediate_values for trial in trials]
+    assert found == [{1: 4.0, 2: INF}, {1: INF, 2: INF}, {1: 4.0, 2: INF}, {1: 4.0, 2: INF}]
 
 
 def test_a_torn_line_at_the_end_is_cut_wherever_it_is_torn(folder):

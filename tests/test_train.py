@@ -18,9 +18,9 @@ from processes import MILESTONES, WINDOWS, assert_same, kept
 import jaxlm
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
-from jaxlm.errors import CheckpointError, Diverged, RunDirError
+from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
 from jaxlm.files import seal, unseal
-from jaxlm.runs import checkpoint
+from jaxlm.runs import checkpoint, ram
 from jaxlm.runs.metrics import MetricsLog, read_metrics
 from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state
@@ -219,6 +219,13 @@ def test_a_resumed_run_draws_no_parameters(train, monkeypatch):
     train(steps=3)
     monkeypatch.delattr("jaxlm.runs.trainer.new_state")
     train(steps=4)
+
+
+def test_a_resumed_run_is_refused_by_a_device_without_memory_for_it(train, monkeypatch):
+    train(steps=3)
+    monkeypatch.setattr(ram, "of_device", lambda: 5_000)
+    with pytest.raises(JaxlmError, match=r"training this config needs at least .* on this device"):
+        train(steps=4)
 
 
 def test_where_nothing_is_intact_it_says_so(train, tmp_path):
