@@ -225,6 +225,13 @@ def test_the_number_of_instructions_is_bounded(tmp_path, monkeypatch):
     assert "1,000 steps" in refused(tmp_path / "model.pt", zip_file([None] * 1001, Storages()))
 
 
+def test_keys_of_storages_that_take_long_to_compare(tmp_path):
+    head = old_file(None, Storages(old=True)).removesuffix(pickled([]))
+    keys = b"\x80\x02" + opcodes("a" * 4_000_000) + b"q\x00" + opcodes("a" * 4_000_000) + b"q\x01"
+    data = head + keys + b"](" + b"h\x00h\x01" * 25_000 + b"e."
+    assert "list of storages" in refused(tmp_path / "model.pt", data)
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxlm.errors import JaxlmError
 from jaxlm.interop.foreign import damage, shown
-from jaxlm.interop.torch_pickle import Global, unpickle
+from jaxlm.interop.torch_pickle import MOST_NAME, Global, unpickle
 
 MOST_FILE = 1 << 32  # bytes
 MOST_PICKLE = 1 << 28  # bytes of a pickle; the tensors are not in it
@@ -142,7 +142,7 @@ def _load_old(file: BinaryIO, size: int) -> tuple[Any, str, int]:
     protocol, _, value, keys = (unpickle(stream, storages) for _ in range(4))
     if not isinstance(protocol, int) or protocol != PROTOCOL:
         raise JaxlmError(f"expected the old layout's protocol {PROTOCOL}, found {shown(type(protocol).__name__)}")
-    listed = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    listed = isinstance(keys, list) and all(isinstance(key, str) and len(key) <= MOST_NAME for key in keys)
     if not listed or sorted(keys) != sorted(storages.arrays):
         raise JaxlmError(f"its list of storages is not that of the {len(storages.arrays)} in use; it is damaged")
     file.seek(stream.tell())
