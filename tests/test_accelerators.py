@@ -75,7 +75,6 @@ def test_a_step_compiles_for_tpus_that_share_rows_and_words_and_gathers_no_logit
 
 @pytest.mark.parametrize("target", ["h100", "v5e"])
 def test_evaluation_generation_and_a_vmapped_sweep_compile(target):
-    from jaxlm.config.protocols import Plain  # noqa: F401 (registers the protocols' pytrees)
     from jaxlm.models import stack
     from jaxlm.runs.run import window_plan
     from jaxlm.scoring import generation

@@ -53,14 +53,9 @@ def train(corpus, tmp_path):
     """Begins or resumes the run in tmp_path."""
 
     def call(config=CONFIG, **options):
-        return jaxlm.train(
-            config,
-            options.pop("corpus", corpus),
-            tmp_path / "run",
-            quiet=True,
-            resume=(tmp_path / "run").exists(),
-            **options,
-        )
+        folder = tmp_path / options.pop("run_dir", "run")
+        given = options.pop("corpus", corpus)
+        return jaxlm.train(config, given, folder, quiet=True, resume=folder.exists(), **options)
 
     return call
 
@@ -226,6 +221,16 @@ def test_a_resumed_run_is_refused_by_a_device_without_memory_for_it(train, monke
     monkeypatch.setattr(ram, "of_device", lambda: 5_000)
     with pytest.raises(JaxlmError, match=r"training this config needs at least .* on this device"):
         train(steps=4)
+
+
+def test_given_parameters_that_a_killed_run_has_not_saved_are_not_replaced_by_drawn_ones(train, monkeypatch):
+    params = train(steps=2).params
+    with monkeypatch.context() as patched, pytest.raises(TypeError):
+        patched.setattr("jaxlm.runs.trainer.save", None)  # ends the run there
+        train(run_dir="given", params=params)
+    with pytest.raises(RunDirError, match="began from given parameters, and was stopped before it saved them"):
+        train(run_dir="given", steps=1)
+    assert train(run_dir="given", params=params, steps=0).params["embedding"].tolist() == params["embedding"].tolist()
 
 
 def test_where_nothing_is_intact_it_says_so(train, tmp_path):

@@ -127,14 +127,14 @@ def saved_record(run: str | Path | Folder) -> dict[str, Any]:
 
 
 def resume(
-    run: Folder, config: Config, corpus: "Corpus", devices: tuple[int, int] = (1, 1)
+    run: Folder, config: Config, corpus: "Corpus", given_params: bool = False, devices: tuple[int, int] = (1, 1)
 ) -> tuple[Checkpoint | None, list[str]]:
     """Finds the checkpoint from which a run is resumed, and records the new session.
 
     Args:
         run: the directory, which the caller holds (`lock.lock`).
         config: the run's, with the fields changed that may change (`MAY_CHANGE`).
-        corpus, devices: as in `begin`.
+        corpus, given_params, devices: as in `begin`.
     Returns:
         The newest intact checkpoint (None: the run starts from the beginning), and notes for the user.
     Raises:
@@ -165,6 +165,11 @@ def resume(
         record = {"corpus": _described(corpus), "params": "unknown"}
         with suppress(RunDirError):
             record = saved_record(run)
+        if found is None and record.get("params") == "given" and not given_params:
+            raise RunDirError(
+                f"{run.path} began from given parameters, and was stopped before it saved them: begin it again with "
+                f"--init in another --run-dir"
+            )
         _write(run, record, config, devices)
         if found:
             checkpoint.discard_later(run, found.manifest.step)

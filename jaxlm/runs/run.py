@@ -78,7 +78,7 @@ class Run:
         self.notes: list[str] = []
         written = None
         if resume:
-            self.found, self.notes = directory.resume(self.folder, config, corpus, devices)
+            self.found, self.notes = directory.resume(self.folder, config, corpus, given_params, devices)
             written = self.found.manifest.metrics if self.found else Prefix()
         else:
             directory.begin(self.folder, config, corpus, given_params, devices)
