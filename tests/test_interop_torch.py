@@ -239,10 +239,9 @@ REFUSED = [
     ({name: array for name, array in weights().items() if "_l0" not in name}, "missing are 'bias_hh of layer 0'"),
     (weights() | {"latent.weight": np.ones((2, 2), np.float32)}, "unknown are 'latent.weight'"),
     (weights() | {"rnn.weight_ih_l0_reverse": np.ones((2, 2), np.float32)}, "unknown are 'rnn.weight_ih_l0_rev"),
-    (
-        weights() | {"other.weight_ih_l0": np.ones((2, 2), np.float32)},
-        "weight_ih of layer 0 .'other.weight_ih_l0', 'rnn",
-    ),
+    (weights() | {"other.weight_ih_l0": np.ones((2, 2), np.float32)}, "several recurrent modules .'other', 'rnn'"),
+    ({name.replace("rnn.weight_hh_l1", "other.1.weight_hh_l0"): array for name, array in weights().items()}, "several"),
+    (weights() | {"rnn.0.weight_ih_l0": np.ones((2, 2), np.float32)}, "layer 0 .'rnn.0.weight_ih_l0', 'rnn.weight_ih"),
     (weights() | {"decoder.weight": np.ones((7, 4), np.float32)}, r"decoder.weight' has .* \[7, 4\], .*\[7, 5\]"),
     (weights() | {"encoder.weight": np.ones((7, 6), np.float32)}, r"weight_ih_l0' has .* \[12, 4\], .*\[12, 6\]"),
     (weights() | {"rnn.bias_hh_l1": np.ones(3, np.float32)}, r"bias_hh_l1' has the shape \[3\]"),

@@ -32,7 +32,7 @@ _NESTED = dict | list | tuple | Instance
 _EMBEDDINGS = ("encoder", "embedding", "embeddings", "embed", "emb", "word_embeddings")
 _HEADS = ("decoder", "linear", "fc", "out", "output", "proj", "head", "lm_head", "output_layer")
 _PART = re.compile(  # as rnn.weight_ih_l0, rnns.1.module.weight_ih_l0 or rnns.1.module.weight_hh_l0_raw
-    r".*?(?:\.(?P<index>[0-9]{1,3}))?(?:\.module)?\.?"
+    r"(?P<stack>.*?)(?:\.(?P<index>[0-9]{1,3}))?(?:\.module)?\.?"
     r"(?P<part>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>[0-9]{1,3})(?:_raw)?"
 )
 
@@ -117,6 +117,8 @@ def from_torch(tensors: Tensors, source: str, file: Path) -> ForeignModel:
 
     A weight under dropout (awd-lstm-lm) is kept as NAME_raw; NAME beside it is the copy that the last window dropped.
     """
+    if len(stacks := {found["stack"] for found in map(_PART.fullmatch, tensors) if found}) > 1:
+        raise JaxlmError(f"it has several recurrent modules ({listed(stacks)}), in an order that no name gives")
     raw = {_role(name) for name in tensors if name.endswith("_raw")} - {None}
     biased = any("bias_ih_l" in name for name in tensors)
     parts = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if biased else [])]
