@@ -1,6 +1,8 @@
 """ops/softmax.py: the fused op equals its reference, never holds [N, V], and refuses shapes that do not fit."""
 
 import functools
+import runpy
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +145,14 @@ def test_no_array_of_all_logits_exists():
     ]
     jaxpr = jax.make_jaxpr(functools.partial(softmax._nats_and_gradients, True))(*shapes).jaxpr  # (the CPU's)
     assert largest_array(jaxpr) <= 1.5 * softmax.CHUNK_BYTES / 4 < N * V / 2
+
+
+def test_a_processor_that_cannot_be_asked_has_no_wide_tiles(monkeypatch):
+    def refused(*_: object, **__: object):
+        raise OSError("Transport endpoint is not connected")
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    assert runpy.run_path(softmax.__file__)["NARROW_ROWS"] == 4
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ flat in T * B. The axis of the batch stays an axis, so that devices which share 
 """
 
 import math
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +25,10 @@ CHUNK_BYTES = 10 * 2**20
 LEAST_ROWS = 128
 ACCELERATOR_CHUNK_BYTES = 512 * 2**20
 # Bfloat16's products on CPUs want a multiple of so many rows: a tile of AMX; elsewhere more are only more to multiply.
-_cpu = Path("/proc/cpuinfo")  # (only Linux has it)
-NARROW_ROWS = 32 if _cpu.exists() and "amx_bf16" in _cpu.read_text(errors="replace") else 4
+_cpu = ""
+with suppress(OSError):  # (only Linux has this file, and not every container may read it)
+    _cpu = Path("/proc/cpuinfo").read_text(errors="replace")
+NARROW_ROWS = 32 if "amx_bf16" in _cpu else 4
 
 
 def token_nats_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array) -> jax.Array:
