@@ -406,7 +406,7 @@ def test_a_view_that_negates_what_is_stored_is_refused(saved, told):
     if not told:
         assert saved(zip_file(value, storages)).config.vocab_size == 7
         return
-    with pytest.raises(JaxlmError, match="a view that negates or conjugates"):
+    with pytest.raises(JaxlmError, match=r"a view that negates or conjugates .*resolve_neg"):
         saved(zip_file(value, storages))
 
 

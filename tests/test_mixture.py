@@ -145,9 +145,9 @@ def test_no_array_of_all_logits_exists():
     [
         (dict(latents=jnp.zeros((3, 4))), r"latents should be \[T, B, K, D\]"),
         (dict(choice=jnp.zeros((3, 3))), r"choice \[T, B, K\] .* shapes are .*\(3, 3\)"),
-        (dict(kernel=jnp.zeros((3, 5))), r"kernel should be floating numbers of the shape \(4, 5\)"),
-        (dict(targets=jnp.zeros(3)), "targets should be integer numbers .* it is float32"),
-        (dict(weights=jnp.zeros(2)), r"weights should be floating numbers of the shape \(3,\)"),
+        (dict(kernel=jnp.zeros((3, 5))), r"kernel should be floating-point numbers of the shape \(4, 5\)"),
+        (dict(targets=jnp.zeros(3)), "targets should be integers .* it is float32"),
+        (dict(weights=jnp.zeros(2)), r"weights should be floating-point numbers of the shape \(3,\)"),
     ],
 )
 def test_shapes_and_types_that_do_not_fit_are_named(change, message):

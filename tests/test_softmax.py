@@ -158,11 +158,11 @@ def test_a_processor_that_cannot_be_asked_has_no_wide_tiles(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(kernel=jnp.zeros((3, 5))), r"kernel should be floating numbers of the shape \(4, 5\); .*\(3, 5\)"),
-        (dict(bias=jnp.zeros(6)), r"bias should be floating numbers of the shape \(5,\); it is float32 \(6,\)"),
-        (dict(targets=jnp.zeros(2, int)), r"targets should be integer numbers of the shape \(3,\); it is int32 \(2,\)"),
-        (dict(targets=jnp.zeros(3)), "targets should be integer numbers .* it is float32"),
-        (dict(weights=jnp.zeros(2)), r"weights should be floating numbers of the shape \(3,\)"),
+        (dict(kernel=jnp.zeros((3, 5))), r"kernel should be floating-point numbers of the shape \(4, 5\); .*\(3, 5\)"),
+        (dict(bias=jnp.zeros(6)), r"bias should be floating-point numbers of the shape \(5,\); it is float32 \(6,\)"),
+        (dict(targets=jnp.zeros(2, int)), r"targets should be integers of the shape \(3,\); it is int32 \(2,\)"),
+        (dict(targets=jnp.zeros(3)), "targets should be integers .* it is float32"),
+        (dict(weights=jnp.zeros(2)), r"weights should be floating-point numbers of the shape \(3,\)"),
         (dict(x=jnp.zeros(3)), r"x should be \[T, B, H\]"),
     ],
 )

@@ -158,7 +158,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
         raise JaxlmError("a tensor of its pickle is not made of a storage, an offset, a shape and strides")
     if any(isinstance(told, dict) and (told.get("neg") or told.get("conj")) for told in rest[2:]):
         what = "a tensor of its pickle is a view that negates or conjugates what is stored"
-        raise JaxlmError(f"{what}; save a contiguous copy of it")
+        raise JaxlmError(f"{what}; save it after resolve_neg() and resolve_conj()")
     with damage(f"tensor in a storage of {storage.size:,} elements"):
         last = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
         if 0 not in shape and last >= storage.size:

@@ -227,8 +227,6 @@ def check_shapes(x, kernel, bias, targets, weights=None):
     (*rows, H), V = x.shape, kernel.shape[1]
     expected = {"x": (x, (*rows, H)), "kernel": (kernel, (H, V)), "bias": (bias, (V,)), "targets": (targets, (*rows,))}
     for name, (array, shape) in {**expected, "weights": (weights, (*rows,))}.items():
-        kind = jnp.integer if name == "targets" else jnp.floating
+        kind, numbers = (jnp.integer, "integers") if name == "targets" else (jnp.floating, "floating-point numbers")
         if array is not None and (array.shape != shape or not jnp.issubdtype(array.dtype, kind)):
-            raise ValueError(
-                f"{name} should be {kind.__name__} numbers of the shape {shape}; it is {array.dtype} {array.shape}"
-            )
+            raise ValueError(f"{name} should be {numbers} of the shape {shape}; it is {array.dtype} {array.shape}")
