@@ -19,16 +19,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
 
 if TYPE_CHECKING:
-    import jax
+    from jaxtyping import Array, Float, PRNGKeyArray
+
+    from jaxlm.ops.scans import Length
 
 TAPS = 4  # steps that the convolution sees
 
 
 class DeltaState(NamedTuple):
-    """S [B, N, D, D], keys by values, and the last inputs of the convolution [B, 3, 3H]."""
+    """S, keys by values, and the last inputs of the convolution."""
 
-    S: jax.Array
-    inputs: jax.Array
+    S: Float[Array, "B N D D"]
+    inputs: Float[Array, "B 3 3*N*D"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class GatedDeltaNet(Recurrent):
     gates: ClassVar[int] = 4
     heads: int = head_count()
 
-    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
         import jax
         import jax.numpy as jnp
 
@@ -60,8 +62,8 @@ class GatedDeltaNet(Recurrent):
         return DeltaState(jnp.zeros((rows, self.heads, D, D), dtype), jnp.zeros((rows, TAPS - 1, 3 * width), dtype))
 
     def apply_layer(
-        self, params: Params, x: jax.Array, state: DeltaState, noise: CellNoise, length: jax.Array | None
-    ) -> tuple[jax.Array, DeltaState]:
+        self, params: Params, x: Float[Array, "T B E"], state: DeltaState, noise: CellNoise, length: Length
+    ) -> tuple[Float[Array, "T B H"], DeltaState]:
         import jax
         import jax.numpy as jnp
 

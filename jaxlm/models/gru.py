@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, ClassVar
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, torch_biases, uniform, weight_drop
 
 if TYPE_CHECKING:
-    import jax
+    from jaxtyping import Array, Float, PRNGKeyArray
 
     from jaxlm.ops.recurrence import Linear
+    from jaxlm.ops.scans import Length
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class GRU(Recurrent):
     gates: ClassVar[int] = 3
     keep_recurrent_weights: float | None = weight_drop()
 
-    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
         import jax
         import jax.numpy as jnp
 
@@ -43,8 +44,8 @@ class GRU(Recurrent):
         }
 
     def apply_layer(
-        self, params: Params, x: jax.Array, state: jax.Array, noise: CellNoise, length: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
+        self, params: Params, x: Float[Array, "T B E"], state: Float[Array, "B H"], noise: CellNoise, length: Length
+    ) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
         from jaxlm.ops.product import product
         from jaxlm.ops.recurrence import recurrence
 
@@ -53,7 +54,9 @@ class GRU(Recurrent):
         return y.astype(x.dtype), h
 
 
-def _cell(linear: Linear, h: jax.Array, projected: jax.Array, recurrent_bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _cell(
+    linear: Linear, h: Float[Array, "B H"], projected: Float[Array, "B 3*H"], recurrent_bias: Float[Array, " H"]
+) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
     import jax.numpy as jnp
 
     from jaxlm.ops.gates import sigmoid

@@ -19,7 +19,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
 
 if TYPE_CHECKING:
-    import jax
+    from jaxtyping import Array, Float, PRNGKeyArray
+
+    from jaxlm.ops.scans import Length
+
+    State = dict[str, Float[Array, "B ..."]]
 
 REACH = 4  # steps that the convolution reads
 
@@ -31,7 +35,7 @@ class Hawk(Recurrent):
     gates: ClassVar[int] = 1
     heads: int = head_count()
 
-    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
         """As other layers, but for the decay: with r = 1/8, a is spread over 0.9 to 0.999 as published."""
         import jax
         import jax.numpy as jnp
@@ -53,15 +57,15 @@ class Hawk(Recurrent):
         squares = jax.random.uniform(of_decay, (width,), minval=0.9**2, maxval=0.999**2)
         return {**params, **biases, "gates_bias": jnp.zeros((N, 2 * D)), "decay": jnp.log(squares**-0.5 - 1)}
 
-    def zero_state(self, rows: int, width: int, dtype: Any) -> dict[str, jax.Array]:
+    def zero_state(self, rows: int, width: int, dtype: Any) -> State:
         """`h` [B, H], and `inputs` [B, 3, H] of the convolution before the next one."""
         import jax.numpy as jnp
 
         return {"h": jnp.zeros((rows, width), dtype), "inputs": jnp.zeros((rows, REACH - 1, width), dtype)}
 
     def apply_layer(
-        self, params: Params, x: jax.Array, state: dict[str, jax.Array], noise: CellNoise, length: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, params: Params, x: Float[Array, "T B E"], state: State, noise: CellNoise, length: Length
+    ) -> tuple[Float[Array, "T B H"], State]:
         import jax
         import jax.numpy as jnp
 
@@ -70,7 +74,7 @@ class Hawk(Recurrent):
         from jaxlm.ops.product import contraction, product
         from jaxlm.ops.scans import last_step, linear_recurrence
 
-        def linear(name: str, a: jax.Array) -> jax.Array:
+        def linear(name: str, a: Float[Array, "T B _"]) -> Float[Array, "T B H"]:
             return product(a, params[f"{name}_kernel"], x.dtype) + params[f"{name}_bias"]
 
         n = rms_norm(x.astype(state["h"].dtype), 1e-6)

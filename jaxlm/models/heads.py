@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Scalar
 
+from jaxlm.models.noise import Mask
 from jaxlm.models.recurrent import Params, Recurrent, uniform
 from jaxlm.ops import mixture, sampled_softmax, softmax
 from jaxlm.ops.dropout import apply_mask
@@ -17,7 +19,7 @@ from jaxlm.ops.product import product
 from jaxlm.ops.sampled_softmax import Drawn
 
 
-def init_head(model: Recurrent, kernel_key: jax.Array, bias_key: jax.Array) -> Params:
+def init_head(model: Recurrent, kernel_key: PRNGKeyArray, bias_key: PRNGKeyArray) -> Params:
     """`kernel` [D, V], unless it is tied, and `bias` [V]; both uniform in +-init_scale, as in TensorFlow's tutorial.
 
     With a projection also `projection` [H, D]. With a mixture also `prior` [H, K], `latent_kernel` [H, K * D], both
@@ -44,21 +46,17 @@ def init_head(model: Recurrent, kernel_key: jax.Array, bias_key: jax.Array) -> P
 def summed_nats(
     model: Recurrent,
     params: Params,
-    features: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array | None = None,
-    kept: jax.Array | None = None,
+    features: Float[Array, "T B H"],
+    targets: Int[Array, "T B"],
+    weights: Float[Array, "T B"] | None = None,
+    kept: Mask = None,
     drawn: Drawn | None = None,
-    exact: jax.Array | bool = False,
-) -> jax.Array:
+    exact: Scalar | bool = False,
+) -> Scalar:
     """The weighted sum of -log p of the targets, in nats, with gradients and flat in memory.
 
     Args:
-        model: the config's model.
-        params: its parameters.
-        features: [T, B, H].
-        targets: [T, B].
-        weights: [T, B], constants without a gradient; None: ones.
+        weights: constants without a gradient; None: ones.
         kept: `Noise.latents`.
         drawn: words that the softmax's sum is estimated from; None: all words are summed.
         exact: traced; True sums all words in spite of `drawn`.
@@ -72,15 +70,17 @@ def summed_nats(
 
 
 def token_nats(
-    model: Recurrent, params: Params, features: jax.Array, targets: jax.Array, kept: jax.Array | None = None
-) -> jax.Array:
-    """features [T, B, H], targets [T, B] -> -log p of each target [T, B], without gradients; `kept` as above."""
+    model: Recurrent, params: Params, features: Float[Array, "*rows H"], targets: Int[Array, "*rows"], kept: Mask = None
+) -> Float[Array, "*rows"]:
+    """features and targets -> -log p of each target, without gradients; `kept` as above."""
     op, given, options = _read(model, params, features, kept)
     return op.token_nats(*given, targets, **options)
 
 
-def logits(model: Recurrent, params: Params, features: jax.Array, kept: jax.Array | None = None) -> jax.Array:
-    """features [..., H] -> logits [..., V]; of a mixture, log p. For a few rows, since nothing is chunked."""
+def logits(
+    model: Recurrent, params: Params, features: Float[Array, "*rows H"], kept: Mask = None
+) -> Float[Array, "*rows V"]:
+    """features -> logits; of a mixture, log p. For a few rows, since nothing is chunked."""
     op, given, options = _read(model, params, features, kept)
     if op is mixture:
         return mixture.log_probs(*given, **options)
@@ -89,9 +89,9 @@ def logits(model: Recurrent, params: Params, features: jax.Array, kept: jax.Arra
 
 
 def _read(
-    model: Recurrent, params: Params, x: jax.Array, kept: jax.Array | None
-) -> tuple[Any, tuple[jax.Array, ...], dict[str, Any]]:
-    """The op, `softmax` or `mixture`; what it takes before targets, from features [..., H]; and its options."""
+    model: Recurrent, params: Params, x: Float[Array, "*rows H"], kept: Mask
+) -> tuple[Any, tuple[Float[Array, "..."], ...], dict[str, Any]]:
+    """The op, `softmax` or `mixture`; what it takes before targets, from features; and its options."""
     head = params["softmax"]
     kernel = params["embedding"].T if model.tied else head["kernel"]
     layer = kernel[:, : model.vocab_size], head["bias"][: model.vocab_size]  # not the words that make V divide

@@ -17,7 +17,9 @@ from jaxlm.fields import number
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
 
 if TYPE_CHECKING:
-    import jax
+    from jaxtyping import Array, Float, PRNGKeyArray
+
+    from jaxlm.ops.scans import Length
 
 
 @dataclass(frozen=True)
@@ -28,18 +30,18 @@ class HGRN2(Recurrent):
     heads: int = head_count()
     lower_bound: float = number(0.0, "least share of the state that each step keeps", low=0, below=1)
 
-    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
         return {"kernel": uniform(key, self.layer_scale(inputs), inputs, 3 * width)}
 
-    def zero_state(self, rows: int, width: int, dtype: Any) -> jax.Array:
-        """S [B, N, D, D], gates by values, of N heads with D = H / N units."""
+    def zero_state(self, rows: int, width: int, dtype: Any) -> Float[Array, "B N D D"]:
+        """S, gates by values, of N heads with D = H / N units."""
         import jax.numpy as jnp
 
         return jnp.zeros((rows, self.heads, width // self.heads, width // self.heads), dtype)
 
     def apply_layer(
-        self, params: Params, x: jax.Array, state: jax.Array, noise: CellNoise, length: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
+        self, params: Params, x: Float[Array, "T B E"], state: Float[Array, "B N D D"], noise: CellNoise, length: Length
+    ) -> tuple[Float[Array, "T B H"], Float[Array, "B N D D"]]:
         import jax
         import jax.numpy as jnp
 

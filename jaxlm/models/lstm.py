@@ -12,9 +12,10 @@ from jaxlm.fields import number
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, state_dropout, torch_biases, uniform, weight_drop
 
 if TYPE_CHECKING:
-    import jax
+    from jaxtyping import Array, Float, PRNGKeyArray
 
     from jaxlm.ops.lstm import LSTMState
+    from jaxlm.ops.scans import Length
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class LSTM(Recurrent):
     keep_recurrent_weights: float | None = weight_drop()
     keep_state: float | None = state_dropout()
 
-    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
         import jax.numpy as jnp
 
         scale = self.layer_scale(width)
@@ -39,8 +40,8 @@ class LSTM(Recurrent):
         return zero_state(rows, width, dtype)
 
     def apply_layer(
-        self, params: Params, x: jax.Array, state: LSTMState, noise: CellNoise, length: jax.Array | None
-    ) -> tuple[jax.Array, LSTMState]:
+        self, params: Params, x: Float[Array, "T B E"], state: LSTMState, noise: CellNoise, length: Length
+    ) -> tuple[Float[Array, "T B H"], LSTMState]:
         from jaxlm.ops.lstm import lstm
 
         return lstm(

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, ClassVar
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, torch_biases, uniform
 
 if TYPE_CHECKING:
-    import jax
+    from jaxtyping import Array, Float, PRNGKeyArray
+
+    from jaxlm.ops.scans import Length
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class MinGRU(Recurrent):
 
     gates: ClassVar[int] = 2
 
-    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
         import jax.numpy as jnp
 
         scale = self.layer_scale(inputs)  # in PyTorch the layer is a Linear, with one bias
@@ -33,8 +35,8 @@ class MinGRU(Recurrent):
         return {"kernel": uniform(key, scale, inputs, size), "bias": bias}
 
     def apply_layer(
-        self, params: Params, x: jax.Array, state: jax.Array, noise: CellNoise, length: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
+        self, params: Params, x: Float[Array, "T B E"], state: Float[Array, "B H"], noise: CellNoise, length: Length
+    ) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
         import jax
         import jax.numpy as jnp
 
@@ -46,8 +48,8 @@ class MinGRU(Recurrent):
         y = linear_recurrence(jax.nn.sigmoid(-gate), jax.nn.sigmoid(gate) * candidate, state)
         return y.astype(x.dtype), last_step(y, length)
 
-    def written(self, *gates: jax.Array) -> jax.Array:
-        """The logit of the share of the candidate in the new h, from the gates' logits; [..., H] each."""
+    def written(self, *gates: Float[Array, "T B H"]) -> Float[Array, "T B H"]:
+        """The logit of the share of the candidate in the new h, from the gates' logits."""
         return gates[0]
 
 
@@ -57,7 +59,7 @@ class MinLSTM(MinGRU):
 
     gates: ClassVar[int] = 3
 
-    def written(self, *gates: jax.Array) -> jax.Array:
+    def written(self, *gates: Float[Array, "T B H"]) -> Float[Array, "T B H"]:
         import jax
 
         forget, write = gates

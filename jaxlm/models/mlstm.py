@@ -18,15 +18,17 @@ from jaxlm.fields import number
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
 
 if TYPE_CHECKING:
-    import jax
+    from jaxtyping import Array, Float, PRNGKeyArray
+
+    from jaxlm.ops.scans import Length
 
 
 class MLSTMState(NamedTuple):
-    """C [B, N, D, D], keys by values, n [B, N, D] and m [B, N]."""
+    """C, keys by values, n and m."""
 
-    C: jax.Array
-    n: jax.Array
-    m: jax.Array
+    C: Float[Array, "B N D D"]
+    n: Float[Array, "B N D"]
+    m: Float[Array, "B N"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class MLSTM(Recurrent):
         optional=True,
     )
 
-    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
         import jax
         import jax.numpy as jnp
 
@@ -64,8 +66,8 @@ class MLSTM(Recurrent):
         return MLSTMState(jnp.zeros((*shape, D, D), dtype), jnp.zeros((*shape, D), dtype), jnp.zeros(shape, dtype))
 
     def apply_layer(
-        self, params: Params, x: jax.Array, state: MLSTMState, noise: CellNoise, length: jax.Array | None
-    ) -> tuple[jax.Array, MLSTMState]:
+        self, params: Params, x: Float[Array, "T B E"], state: MLSTMState, noise: CellNoise, length: Length
+    ) -> tuple[Float[Array, "T B H"], MLSTMState]:
         import jax
         import jax.numpy as jnp
 

@@ -10,9 +10,10 @@ from jaxlm.fields import choice, count, flag, number, probability
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, state_dropout, torch_biases, uniform, weight_drop
 
 if TYPE_CHECKING:
-    import jax
+    from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 
     from jaxlm.ops.lstm import LSTMState
+    from jaxlm.ops.scans import Length
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Mogrifier(Recurrent):
                 f"has {min(widths)}; rank 0 is full matrices"
             )
 
-    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
         import jax
         import jax.numpy as jnp
 
@@ -78,19 +79,19 @@ class Mogrifier(Recurrent):
         return zero_state(rows, width, dtype)
 
     def apply_layer(
-        self, params: Params, x: jax.Array, state: LSTMState, noise: CellNoise, length: jax.Array | None
-    ) -> tuple[jax.Array, LSTMState]:
+        self, params: Params, x: Float[Array, "T B E"], state: LSTMState, noise: CellNoise, length: Length
+    ) -> tuple[Float[Array, "T B H"], LSTMState]:
         from jaxlm.ops.mogrifier import Limits, mogrifier
 
         limits = Limits(self.cell_clip, _scaled(noise.kept, self.keep_state), self.update_scale(noise.updated), length)
         return mogrifier(x, params, state, self.input_gate, limits)
 
-    def update_scale(self, updated: jax.Array | None) -> jax.Array | float | None:
+    def update_scale(self, updated: Bool[Array, "B H"] | None) -> Float[Array, "B H"] | float | None:
         """The factor on what is written to the cell, given which units are written; None: 1."""
         return _scaled(updated, self.keep_update)
 
 
-def _init_round(key: jax.Array, scale: jax.Array | float, rank: int, inputs: int, outputs: int) -> Params:
+def _init_round(key: PRNGKeyArray, scale: Scalar | float, rank: int, inputs: int, outputs: int) -> Params:
     """One round's weights; a product of two matrices varies as much as the full one would."""
     import jax
     import jax.numpy as jnp
@@ -106,7 +107,7 @@ def _init_round(key: jax.Array, scale: jax.Array | float, rank: int, inputs: int
     }
 
 
-def _scaled(kept: jax.Array | None, keep: jax.Array | float | None) -> jax.Array | None:
+def _scaled(kept: Bool[Array, "B H"] | None, keep: Scalar | float | None) -> Float[Array, "B H"] | None:
     """What a mask multiplies by: 1 / keep where a unit is kept, else 0."""
     import jax.numpy as jnp
 

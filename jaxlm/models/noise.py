@@ -9,13 +9,14 @@ from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
 from jaxlm.models.recurrent import Params, Recurrent, State
 from jaxlm.ops.dropout import apply_mask, draw_mask
 from jaxlm.ops.sampled_softmax import Drawn, draw_words
 
-Mask = jax.Array | None  # bool, true where something is kept; None: nothing is dropped
-Keep = jax.Array | float | None
+Mask = Bool[Array, "..."] | None  # true where something is kept; None: nothing is dropped
+Keep = Scalar | float | None
 
 # Numbers folded into the window's key, one for each kind of noise; 0 is the embedded input's, 1 + i layer i's output's.
 _WORDS, _RECURRENT_WEIGHTS, _STATES, _LATENTS, _UPDATES, _DRAWN, _CARRY = range(2**20, 2**20 + 7)
@@ -26,15 +27,15 @@ _WORDS, _RECURRENT_WEIGHTS, _STATES, _LATENTS, _UPDATES, _DRAWN, _CARRY = range(
 class Noise:
     """What a window keeps. Where a tuple is empty nothing is dropped in any layer."""
 
-    embedding: Mask  # units of the embedded input [T, B, E]; locked, [1, B, E] for all steps
+    embedding: Bool[Array, "_ B E"] | None  # units of the embedded input; locked, [1, B, E] for all steps
     outputs: tuple[Mask, ...]  # for each layer, units of its output [T, B, H] or [1, B, H]
-    words: Mask = None  # words that an input may read [V, 1]
+    words: Bool[Array, "V 1"] | None = None  # words that an input may read
     recurrent_weights: tuple[Mask, ...] = ()  # for each layer, elements of its recurrent kernel [H, G * H]
     states: tuple[Mask, ...] = ()  # for each layer, units of the h that its gates read of the step before [B, H]
-    latents: Mask = None  # units of a mixture's latent vectors or of a projection's output; [T or 1, B, K * D]
+    latents: Bool[Array, "_ B KD"] | None = None  # units of a mixture's latent vectors or of a projection's output
     updates: tuple[Mask, ...] = ()  # for each layer, units of what is written to its cell [B, H]
-    carry: Mask = None  # rows whose carry goes on [B, 1]
-    drawn: Drawn | None = None  # the words that the softmax's sum is estimated from [S]; None: all of them count
+    carry: Bool[Array, "B 1"] | None = None  # rows whose carry goes on
+    drawn: Drawn | None = None  # the words that the softmax's sum is estimated from; None: all of them count
 
 
 def no_noise(model: Recurrent) -> Noise:
@@ -47,7 +48,7 @@ def is_random(model: Recurrent) -> bool:
     return bool(model.growing) or model.keep_carry is not None or model.sampled_words > 0
 
 
-def growing(model: Recurrent, step: jax.Array, total: jax.Array | int) -> Recurrent:
+def growing(model: Recurrent, step: Scalar, total: Scalar | int) -> Recurrent:
     """The model with the dropout that `dropout_ramp` gives at a step of `total` windows (Morerio et al. 2017)."""
     if model.dropout_ramp is None:
         return model
@@ -57,20 +58,16 @@ def growing(model: Recurrent, step: jax.Array, total: jax.Array | int) -> Recurr
     return replace(model, **{name: 1 - share * (1 - getattr(model, name)) for name in model.growing})
 
 
-def sums_all_words(model: Recurrent, step: jax.Array | int, total: jax.Array | int) -> jax.Array | bool:
+def sums_all_words(model: Recurrent, step: Scalar | int, total: Scalar | int) -> Scalar | bool:
     """Whether a window comes after the share of all windows that sample words, so that its softmax sums all words."""
     return False if model.sampled_share is None else step >= model.sampled_share * total
 
 
-def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int) -> Noise:
+def draw_noise(model: Recurrent, key: PRNGKeyArray | None, steps: int, rows: int) -> Noise:
     """Draws what is random in one window.
 
-    A row's masks are drawn by a key of the row; words and weights have one mask for all rows.
-
-    Args:
-        model: the config's model.
-        key: of the window; may be None where nothing is random.
-        steps, rows: T and B.
+    A row's masks are drawn by a key of the row; words and weights have one mask for all rows. The key is the window's,
+    and may be None where nothing is random.
     """
     if key is None:
         return no_noise(model)
@@ -79,7 +76,7 @@ def draw_noise(model: Recurrent, key: jax.Array | None, steps: int, rows: int) -
         getattr(model, name, None) for name in ("keep_recurrent_weights", "keep_state", "keep_update")
     )
 
-    def folded(*places: int) -> jax.Array:
+    def folded(*places: int) -> PRNGKeyArray:
         return reduce(jax.random.fold_in, places, key)
 
     def units(keep: Keep, width: int, *places: int, steps: int = steps) -> Mask:
@@ -128,8 +125,10 @@ def drop_weights(model: Recurrent, kept: Mask, layer: Params) -> Params:
     return {**layer, "kernel": jnp.concatenate([from_input, drop(from_state)])}
 
 
-def drop_words(model: Recurrent, noise: Noise, x: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Embedded tokens x [T, B, E] over keep_words where the token's word is kept, else 0 (arXiv:1512.05287).
+def drop_words(
+    model: Recurrent, noise: Noise, x: Float[Array, "T B E"], tokens: Int[Array, "T B"]
+) -> Float[Array, "T B E"]:
+    """Embedded tokens x over keep_words where the token's word is kept, else 0 (arXiv:1512.05287).
 
     A word is dropped as an input only, unless the model drops it in the softmax too (`drop_rows`).
     """

@@ -13,7 +13,9 @@ from jaxlm.errors import JaxlmError
 from jaxlm.fields import choice, count, counts, flag, number, probability, setting_text
 
 if TYPE_CHECKING:
-    import jax
+    from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
+
+    from jaxlm.ops.scans import Length
 
 Params = dict[str, Any]  # nested dicts and lists of arrays
 State = Any  # one layer's carry: a pytree of arrays [B, ...]
@@ -21,10 +23,10 @@ State = Any  # one layer's carry: a pytree of arrays [B, ...]
 
 @dataclass(frozen=True)
 class CellNoise:
-    """What a window keeps within one layer, bool [B, H] each, the same at all steps. None: everything."""
+    """What a window keeps within one layer, the same at all steps. None: everything."""
 
-    kept: jax.Array | None = None  # units of h that the gates read (the field keep_state)
-    updated: jax.Array | None = None  # units of the cell that are written (the field keep_update)
+    kept: Bool[Array, "B H"] | None = None  # units of h that the gates read (the field keep_state)
+    updated: Bool[Array, "B H"] | None = None  # units of the cell that are written (the field keep_update)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Recurrent:
         ("highest", "high", "default"),
     )
 
-    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
         """A layer's fresh parameters; those with two axes whose name ends in kernel are [inputs, gates * width]."""
         raise NotImplementedError
 
@@ -126,23 +128,21 @@ class Recurrent:
         return jnp.zeros((rows, width), dtype)
 
     def apply_layer(
-        self, params: Params, x: jax.Array, state: State, noise: CellNoise, length: jax.Array | None
-    ) -> tuple[jax.Array, State]:
+        self, params: Params, x: Float[Array, "T B E"], state: State, noise: CellNoise, length: Length
+    ) -> tuple[Float[Array, "T B H"], State]:
         """Runs a layer over a whole sequence.
 
         Args:
-            params: the layer's.
-            x: inputs [T, B, E]. Products multiply in its dtype.
-            state: the carry.
+            x: inputs. Products multiply in its dtype.
             noise: masks, only for kinds with the fields keep_state and keep_update.
             length: how many of the T steps count, traced, in windows of random length (`ops/scans.py`); None: all.
 
         Returns:
-            Outputs [T, B, H] in x's dtype, and the carry after the last step that counts.
+            Outputs in x's dtype, and the carry after the last step that counts.
         """
         raise NotImplementedError
 
-    def layer_scale(self, width: int) -> float:
+    def layer_scale(self, width: int) -> Scalar | float:
         """Half the width of a layer's initial distribution: init_scale, or 1 / sqrt(width) as PyTorch begins."""
         return width**-0.5 if self.torch_init else self.init_scale
 
@@ -207,15 +207,17 @@ def state_dropout() -> Any:
     return probability("the gates read a unit of h, drawn once a window (none: no dropout)")
 
 
-def uniform(key: jax.Array, scale: jax.Array | float, *shape: int) -> jax.Array:
+def uniform(key: PRNGKeyArray, scale: Scalar | float, *shape: int) -> Float[Array, " ..."]:
     """Initial values, uniform in +-scale."""
     import jax
 
     return scale * jax.random.uniform(key, shape, minval=-1.0)
 
 
-def torch_biases(key: jax.Array, scale: jax.Array | float, size: int) -> tuple[jax.Array, jax.Array]:
-    """The biases [size] of x and of h that PyTorch's recurrent layers begin with, uniform in +-scale."""
+def torch_biases(
+    key: PRNGKeyArray, scale: Scalar | float, size: int
+) -> tuple[Float[Array, " {size}"], Float[Array, " {size}"]]:
+    """The biases of x and of h that PyTorch's recurrent layers begin with, uniform in +-scale."""
     import jax
 
     of_x, of_h = jax.random.split(jax.random.fold_in(key, 0))

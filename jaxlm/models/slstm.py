@@ -18,18 +18,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
 
 if TYPE_CHECKING:
-    import jax
+    from jaxtyping import Array, Float, PRNGKeyArray
 
     from jaxlm.ops.recurrence import Linear
+    from jaxlm.ops.scans import Length
 
 
 class SLSTMState(NamedTuple):
-    """Cell and normaliser, each over exp(m), the stabiliser m, and the output h: [B, H] each."""
+    """Cell and normaliser, each over exp(m), the stabiliser m, and the output h."""
 
-    c: jax.Array
-    n: jax.Array
-    m: jax.Array
-    h: jax.Array
+    c: Float[Array, "B H"]
+    n: Float[Array, "B H"]
+    m: Float[Array, "B H"]
+    h: Float[Array, "B H"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class SLSTM(Recurrent):
     head_units: ClassVar[int] = 2
     heads: int = head_count()
 
-    def init_layer(self, key: jax.Array, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
         import jax
         import jax.numpy as jnp
 
@@ -59,8 +60,8 @@ class SLSTM(Recurrent):
         return SLSTMState(*jnp.zeros((4, rows, width), dtype))
 
     def apply_layer(
-        self, params: Params, x: jax.Array, state: SLSTMState, noise: CellNoise, length: jax.Array | None
-    ) -> tuple[jax.Array, SLSTMState]:
+        self, params: Params, x: Float[Array, "T B E"], state: SLSTMState, noise: CellNoise, length: Length
+    ) -> tuple[Float[Array, "T B H"], SLSTMState]:
         import jax.numpy as jnp
 
         from jaxlm.ops.norm import layer_norm
@@ -76,7 +77,9 @@ class SLSTM(Recurrent):
         return (params["norm"] * heads.reshape(h.shape)).astype(x.dtype), state
 
 
-def _cell(heads: int, linear: Linear, state: SLSTMState, projected: jax.Array, _: None) -> tuple[SLSTMState, jax.Array]:
+def _cell(
+    heads: int, linear: Linear, state: SLSTMState, projected: Float[Array, "B 4*H"], _: None
+) -> tuple[SLSTMState, Float[Array, "B H"]]:
     import jax
     import jax.numpy as jnp
 

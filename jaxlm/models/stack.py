@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxlm.errors import JaxlmError
 from jaxlm.models.heads import init_head
@@ -18,14 +19,17 @@ from jaxlm.models.noise import Noise, drop_carry, drop_rows, drop_weights, drop_
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, State, uniform
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.embedding import Rows
+from jaxlm.ops.scans import Length, Units
 
 for _kind in MODELS.values():
     register(_kind)
 
 Carry = tuple[State, ...]
+Tokens = Int[Array, "T B"]
+Embedded = Float[Array, "T B E"]
 
 
-def init_params(model: Recurrent, key: jax.Array) -> Params:
+def init_params(model: Recurrent, key: PRNGKeyArray) -> Params:
     """Fresh parameters: uniform in +-init_scale, the softmax's bias too; the layers' biases are zero.
 
     With `torch_init` the layers begin as PyTorch's, and the softmax's bias is zero.
@@ -48,25 +52,25 @@ def zero_carry(model: Recurrent, batch_size: int, dtype: Any = jnp.float32) -> C
     return tuple(model.zero_state(batch_size, width, dtype) for width in model.hidden_sizes)
 
 
-def embed(params: Params, tokens: jax.Array) -> jax.Array:
-    """tokens [T, B] -> their rows of the embedding [T, B, E]; where they have been read already, those."""
+def embed(params: Params, tokens: Tokens) -> Embedded:
+    """tokens -> their rows of the embedding; where they have been read already, those."""
     table = params["embedding"]
     return table.values if isinstance(table, Rows) else table[tokens]
 
 
 def read(
-    model: Recurrent, params: Params, noise: Noise, tokens: jax.Array, carry: Carry, length: jax.Array | None = None
-) -> tuple[Params, jax.Array, jax.Array, Carry]:
-    """tokens [T, B] and the carry -> the parameters that the head takes, then what `last_outputs` returns."""
+    model: Recurrent, params: Params, noise: Noise, tokens: Tokens, carry: Carry, length: Length = None
+) -> tuple[Params, Units, Units, Carry]:
+    """tokens and the carry -> the parameters that the head takes, then what `last_outputs` returns."""
     kept = drop_rows(model, noise, params)
     x = drop_words(model, noise, embed(kept, tokens), tokens).astype(model.compute_dtype)
     return kept, *last_outputs(model, kept, noise, x, drop_carry(noise, carry), length)
 
 
 def features(
-    model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry: Carry, length: jax.Array | None = None
-) -> tuple[jax.Array, Carry]:
-    """Embedded tokens [T, B, E] and the carry -> what the head reads [T, B, H], dropped out, and the new carry.
+    model: Recurrent, params: Params, noise: Noise, x: Embedded, carry: Carry, length: Length = None
+) -> tuple[Units, Carry]:
+    """Embedded tokens and the carry -> what the head reads, dropped out, and the new carry.
 
     The head reads the last layer's outputs, or with `skip` the sum of all layers' outputs. Dropout falls on the
     embedded input and on every layer's outputs (arXiv:1409.2329); on the recurrence only where the noise has masks for
@@ -77,9 +81,9 @@ def features(
 
 
 def last_outputs(
-    model: Recurrent, params: Params, noise: Noise, x: jax.Array, carry: Carry, length: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array, Carry]:
-    """`features`, and before them the same outputs [T, B, H] without their own dropout."""
+    model: Recurrent, params: Params, noise: Noise, x: Embedded, carry: Carry, length: Length = None
+) -> tuple[Units, Units, Carry]:
+    """`features`, and before them the same outputs without their own dropout."""
     x = x * jnp.sqrt(model.embedding_size).astype(x.dtype) if model.scale_embedding else x
     raw = dropped = apply_mask(x, noise.embedding, model.keep_embedding)
     new_carry, outputs = [], []

@@ -1,24 +1,23 @@
 """A short causal convolution over time, of each unit by itself (arXiv:2402.19427 §2.3; arXiv:2412.06464)."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
+
+from jaxlm.ops.scans import Length
 
 
 def short_convolution(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | float, state: jax.Array, length: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+    x: Float[Array, "T B H"],
+    kernel: Float[Array, "K H"],
+    bias: Float[Array, " H"] | float,
+    state: Float[Array, "B K-1 H"],
+    length: Length = None,
+) -> tuple[Float[Array, "T B H"], Float[Array, "B K-1 H"]]:
     """y_t = kernel_(K-1) * x_t + kernel_(K-2) * x_(t-1) + ... + kernel_0 * x_(t-K+1) + bias.
 
-    Args:
-        x: inputs [T, B, H].
-        kernel: [K, H], the current step's last.
-        bias: [H].
-        state: the K - 1 inputs before x, [B, K - 1, H], oldest first.
-        length: how many steps count, traced; None: all.
-
-    Returns:
-        Outputs [T, B, H], and the K - 1 inputs up to the last step that counts.
+    The state is the K - 1 inputs before x, the oldest first. Returns the outputs and the state after the last step that
+    counts.
 
     >>> x, kernel = jnp.array([1.0, 2.0, 3.0])[:, None, None], jnp.array([[10.0], [1.0]])
     >>> y, state = short_convolution(x, kernel, 0.0, jnp.full((1, 1, 1), 7.0))

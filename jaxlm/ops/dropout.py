@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 
 
-def draw_mask(key: jax.Array, keep: jax.Array | float, shape: tuple[int, int, int]) -> jax.Array:
-    """Which units are kept, each with the probability `keep`: bool of the shape (T, B, D).
+def draw_mask(key: PRNGKeyArray, keep: Scalar | float, shape: tuple[int, int, int]) -> Bool[Array, "T B D"]:
+    """Which units are kept, each with the probability `keep`; the shape is (T, B, D).
 
     Each row draws from a key of its own, folded with the row's index: devices that share a batch each draw their rows.
     """
@@ -14,6 +15,8 @@ def draw_mask(key: jax.Array, keep: jax.Array | float, shape: tuple[int, int, in
     return jax.vmap(lambda key: jax.random.bernoulli(key, keep, (T, D)), out_axes=1)(keys)
 
 
-def apply_mask(x: jax.Array, kept: jax.Array | None, keep: jax.Array | float | None) -> jax.Array:
+def apply_mask(
+    x: Float[Array, "*shape"], kept: Bool[Array, "..."] | None, keep: Scalar | float | None
+) -> Float[Array, "*shape"]:
     """x / keep where `kept`, broadcast to x, is true, else 0; x itself where `kept` or `keep` is None."""
     return x if kept is None or keep is None else jnp.where(kept, x / keep, 0).astype(x.dtype)

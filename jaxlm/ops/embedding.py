@@ -7,6 +7,7 @@ TensorFlow 1 gives the gradient of a lookup as IndexedSlices: one row for each t
 from dataclasses import dataclass
 
 import jax
+from jaxtyping import Array, Float, Int
 
 from jaxlm.ops.devices import batch_devices
 
@@ -14,13 +15,13 @@ from jaxlm.ops.devices import batch_devices
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rows:
-    """The rows of an embedding that a window reads, or their gradient or update: [T, B, E]."""
+    """The rows of an embedding that a window reads, or their gradient or update."""
 
-    values: jax.Array
+    values: Float[Array, "T B E"]
 
 
-def add_rows(table: jax.Array, ids: jax.Array, rows: Rows) -> jax.Array:
-    """A table [V, E] with rows [T, B, E] added at the places ids [T, B]."""
+def add_rows(table: Float[Array, "V E"], ids: Int[Array, "T B"], rows: Rows) -> Float[Array, "V E"]:
+    """A table with rows added at the places `ids`."""
     values = rows.values
     if batch_devices() > 1:  # devices send each other the rows, and not a table of every word
         ids, values = (jax.lax.with_sharding_constraint(array, jax.P()) for array in (ids, values))

@@ -12,23 +12,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from jaxlm.ops.product import contraction
-from jaxlm.ops.scans import bounded_scan
+from jaxlm.ops.scans import Length, bounded_scan
+
+Keys = Float[Array, "T B N D"]
+Values = Float[Array, "T B N F"]
+Decay = Float[Array, "T B N _"]  # log a, at most 0: of a head [T, B, N, 1], or of each key unit [T, B, N, D]
+Written = Float[Array, "T B N 1"]
+State = Float[Array, "B N D F"]
 
 CHUNK, DIAGONAL_CHUNK = 64, 16  # most steps of a chunk; with a decay for each key unit
 
 
 def linear_attention_reference(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    log_decay: jax.Array,
-    state: jax.Array,
-    beta: jax.Array | None = None,
-    length: jax.Array | None = None,
+    q: Keys,
+    k: Keys,
+    v: Values,
+    log_decay: Decay,
+    state: State,
+    beta: Written | None = None,
+    length: Length = None,
     dtype: Any = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Values, State]:
     """`linear_attention` written plainly: one step after the other."""
 
     def step(state, inputs):
@@ -43,39 +50,31 @@ def linear_attention_reference(
 
 
 def linear_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    log_decay: jax.Array,
-    state: jax.Array,
-    beta: jax.Array | None = None,
-    length: jax.Array | None = None,
+    q: Keys,
+    k: Keys,
+    v: Values,
+    log_decay: Decay,
+    state: State,
+    beta: Written | None = None,
+    length: Length = None,
     dtype: Any = jnp.float32,
-) -> tuple[jax.Array, jax.Array]:
-    """Runs the recurrence of this module over time.
+) -> tuple[Values, State]:
+    """Runs the recurrence of this module over time: the outputs y, and the new carry S.
 
-    Args:
-        q, k: queries and keys [T, B, N, D].
-        v: values [T, B, N, F].
-        log_decay: log a, at most 0: of a head [T, B, N, 1], or of each key unit [T, B, N, D].
-        state: the carry S [B, N, D, F].
-        beta: [T, B, N, 1], how much of a value is written, by the delta rule; None: u = v.
-        length: how many steps count, traced; the carry is that after them. None: all.
-        dtype: what the products multiply in; they sum in float32 or wider.
-
-    Returns:
-        Outputs [T, B, N, F], and the new carry.
+    Without beta, u = v. The products multiply in `dtype` and sum in float32 or wider.
     """
     T = len(q)
     chunks = -(-T // (CHUNK if log_decay.shape[-1] == 1 else DIAGONAL_CHUNK))
     steps = -(-T // chunks)
     counts = (jnp.arange(T) < (T if length is None else length)).reshape(T, 1, 1, 1)
 
-    def chunked(x: jax.Array) -> jax.Array:  # [chunks, B, N, steps, ...]
+    def chunked(x: Float[Array, "T B N _"]) -> Float[Array, "chunks B N steps _"]:
         x = jnp.pad(x, ((0, chunks * steps - T), *[(0, 0)] * 3))
         return jnp.moveaxis(x.reshape(chunks, steps, *x.shape[1:]), 1, 3)
 
-    def run_chunk(state: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    def run_chunk(
+        state: State, inputs: tuple[Array, Array, Array, Array, Array | None]
+    ) -> tuple[State, Float[Array, "B N steps F"]]:
         q, k, u, log_decay, beta = inputs
         decay = jnp.cumsum(log_decay, 2)
         if beta is not None:  # (1 + L) u = beta (v - ...), where L is what earlier steps of the chunk have written
@@ -94,8 +93,10 @@ def linear_attention(
     return jnp.moveaxis(y, 3, 1).reshape(chunks * steps, *v.shape[1:])[:T], state
 
 
-def _scores(q: jax.Array, k: jax.Array, decay: jax.Array, dtype: Any) -> jax.Array:
-    """How much of what step s writes step t reads [B, N, t, s], given the summed logarithms of the decay."""
+def _scores(
+    q: Float[Array, "B N t D"], k: Float[Array, "B N t D"], decay: Float[Array, "B N t _"], dtype: Any
+) -> Float[Array, "B N t t"]:
+    """How much of what step s writes step t reads, given the summed logarithms of the decay."""
     steps = jnp.arange(q.shape[2])
     kept = jnp.where((steps[:, None] >= steps)[..., None], decay[:, :, :, None] - decay[:, :, None], -jnp.inf)
     if decay.shape[-1] == 1:
@@ -103,8 +104,8 @@ def _scores(q: jax.Array, k: jax.Array, decay: jax.Array, dtype: Any) -> jax.Arr
     return (q[:, :, :, None] * k[:, :, None] * jnp.exp(kept)).sum(-1)
 
 
-def _inverse(lower: jax.Array, dtype: Any) -> jax.Array:
-    """The inverse of I + lower [B, N, t, s], where lower counts below its diagonal, by growing blocks."""
+def _inverse(lower: Float[Array, "B N t t"], dtype: Any) -> Float[Array, "B N t t"]:
+    """The inverse of I + lower, where lower counts below its diagonal, by growing blocks."""
     steps, size = jnp.arange(lower.shape[-1]), 1
     inverse = jnp.broadcast_to(jnp.eye(len(steps), dtype=lower.dtype), lower.shape)
     while size < len(steps):

@@ -12,20 +12,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Scalar
 
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.gates import activated
 from jaxlm.ops.product import columns_times_rows, product
-from jaxlm.ops.scans import last_step, scan
+from jaxlm.ops.scans import Length, Units, last_step, scan
+
+Inputs = Float[Array, "T B E"]
+Kernel = Float[Array, "E+H 4*H"]
+Bias = Float[Array, " 4*H"]
+Kept = Bool[Array, "B H"] | None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LSTMState:
-    """The carry of one layer: cell `c` and output `h`, each [B, H]."""
+    """The carry of one layer: cell `c` and output `h`."""
 
-    c: jax.Array
-    h: jax.Array
+    c: Float[Array, "B H"]
+    h: Float[Array, "B H"]
 
 
 def zero_state(batch_size: int, hidden_size: int, dtype: Any = jnp.float32) -> LSTMState:
@@ -35,17 +41,17 @@ def zero_state(batch_size: int, hidden_size: int, dtype: Any = jnp.float32) -> L
 
 
 def lstm_reference(
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
+    x: Inputs,
+    kernel: Kernel,
+    bias: Bias,
     state: LSTMState,
-    forget_bias: jax.Array | float = 0.0,
-    kept: jax.Array | None = None,
-    keep: jax.Array | float | None = None,
-) -> tuple[jax.Array, LSTMState]:
+    forget_bias: Scalar | float = 0.0,
+    kept: Kept = None,
+    keep: Scalar | float | None = None,
+) -> tuple[Units, LSTMState]:
     """`lstm` written plainly: a scan of the cell, differentiated by JAX; it counts all steps."""
 
-    def cell(state: LSTMState, x: jax.Array) -> tuple[LSTMState, jax.Array]:
+    def cell(state: LSTMState, x: Float[Array, "B E"]) -> tuple[LSTMState, Float[Array, "B H"]]:
         i, j, f, o = jnp.split(jnp.concatenate([x, apply_mask(state.h, kept, keep)], -1) @ kernel + bias, 4, -1)
         c = state.c * jax.nn.sigmoid(f + forget_bias) + jax.nn.sigmoid(i) * jnp.tanh(j)
         h = jnp.tanh(c) * jax.nn.sigmoid(o)
@@ -57,15 +63,15 @@ def lstm_reference(
 
 
 def lstm(
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
+    x: Inputs,
+    kernel: Kernel,
+    bias: Bias,
     state: LSTMState,
-    forget_bias: jax.Array | float = 0.0,
-    length: jax.Array | None = None,
-    kept: jax.Array | None = None,
-    keep: jax.Array | float | None = None,
-) -> tuple[jax.Array, LSTMState]:
+    forget_bias: Scalar | float = 0.0,
+    length: Length = None,
+    kept: Kept = None,
+    keep: Scalar | float | None = None,
+) -> tuple[Units, LSTMState]:
     """Runs one LSTM layer over time, fast.
 
     Everything that does not depend on the step before is done for all steps at once, outside the scans: the input
@@ -73,20 +79,14 @@ def lstm(
     (dc, dh). (Differentiating a scan adds a kernel-sized array at each step instead.)
 
     Args:
-        x: inputs [T, B, E]. In bfloat16 the products multiply bfloat16 and sum in float32, and the outputs are
-            bfloat16; the carry and all gradients except that of x keep the parameters' dtype.
-        kernel: [E + H, 4H], gates in the order i, j, f, o.
-        bias: [4H].
-        state: the carry, c and h [B, H].
+        x: in bfloat16 the products multiply bfloat16 and sum in float32, and the outputs are bfloat16; the carry and
+            all gradients except that of x keep the parameters' dtype.
+        kernel, bias: gates in the order i, j, f, o.
         forget_bias: added to the forget gate before its sigmoid.
-        length: how many steps count, traced, at least 1; the carry is then that after them, without gradients. None:
-            all.
-        kept: bool [B, H], which units of h the gates read, the same at all steps (Gal and Ghahramani 2016,
+        length: as in `scans.py`; where it is given the new carry has no gradients.
+        kept: which units of h the gates read, the same at all steps (Gal and Ghahramani 2016,
             arXiv:1512.05287); outputs and carry have all of them. None: they read all.
         keep: the probability with which they were kept; those read are divided by it.
-
-    Returns:
-        Outputs [T, B, H] and the new carry.
 
     Raises:
         ValueError: shapes or dtypes do not fit.

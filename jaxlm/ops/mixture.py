@@ -1,7 +1,7 @@
 """A mixture of K softmaxes over one layer (Yang et al. 2018, arXiv:1711.03953): a plain reference, and its fused twin.
 
-Letters: `T` steps, `B` batch, `K` experts, `D` width of a latent vector, `V` vocabulary; every function also takes
-rows without a batch, [N] for [T, B].
+Letters: `T` steps, `B` batch, `K` experts, `D` width of a latent vector, `V` vocabulary. The axes of `rows` are [T, B],
+or [N] without a batch.
 
     p(word) = sum_k prior_k softmax_k(word)        prior = softmax(choice)        softmax_k = softmax(latents_k W + b)
 
@@ -15,10 +15,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Scalar
 
 from jaxlm.ops.devices import by_platform
 from jaxlm.ops.product import product
 from jaxlm.ops.softmax import (
+    Bias,
+    Row,
+    Targets,
     check_shapes,
     chunking,
     gradients_from_odds,
@@ -28,13 +32,16 @@ from jaxlm.ops.softmax import (
     with_gradients,
 )
 
-Epsilon = jax.Array | float | None
+Latents = Float[Array, "*rows K D"]
+Choice = Float[Array, "*rows K"]  # logits of the prior
+Kernel = Float[Array, "D V"]
+Epsilon = Scalar | float | None
 
 
 def log_probs(
-    latents: jax.Array, choice: jax.Array, kernel: jax.Array, bias: jax.Array, epsilon: Epsilon = None
-) -> jax.Array:
-    """log p of every word [..., V], one expert after the other, for a few rows; arguments as `token_nats` has them."""
+    latents: Latents, choice: Choice, kernel: Kernel, bias: Bias, epsilon: Epsilon = None
+) -> Float[Array, "*rows V"]:
+    """log p of every word, one expert after the other, for a few rows; arguments as `token_nats` has them."""
 
     def add(total, expert):
         latent, log_prior = expert
@@ -48,13 +55,8 @@ def log_probs(
 
 
 def token_nats_reference(
-    latents: jax.Array,
-    choice: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
-    targets: jax.Array,
-    epsilon: Epsilon = None,
-) -> jax.Array:
+    latents: Latents, choice: Choice, kernel: Kernel, bias: Bias, targets: Targets, epsilon: Epsilon = None
+) -> Row:
     """`token_nats` written plainly: all probabilities of all experts at once."""
     experts = jax.nn.softmax(latents @ kernel + bias)
     p = jnp.einsum("...k,...kv->...v", jax.nn.softmax(choice), experts)
@@ -62,36 +64,24 @@ def token_nats_reference(
 
 
 def summed_nats_reference(
-    latents: jax.Array,
-    choice: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
+    latents: Latents,
+    choice: Choice,
+    kernel: Kernel,
+    bias: Bias,
+    targets: Targets,
+    weights: Row,
     epsilon: Epsilon = None,
-) -> jax.Array:
+) -> Scalar:
     """`summed_nats` written plainly, differentiated by JAX."""
     return jnp.vdot(token_nats_reference(latents, choice, kernel, bias, targets, epsilon), weights)
 
 
 def token_nats(
-    latents: jax.Array,
-    choice: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
-    targets: jax.Array,
-    epsilon: Epsilon = None,
-) -> jax.Array:
+    latents: Latents, choice: Choice, kernel: Kernel, bias: Bias, targets: Targets, epsilon: Epsilon = None
+) -> Row:
     """-log p of each target in nats, for evaluation.
 
-    Args:
-        latents, choice: [T, B, K, D], and logits of the prior [T, B, K].
-        kernel, bias: [D, V] and [V].
-        targets: integers [T, B].
-        epsilon: added to each probability; None: nothing, and they sum to one.
-
-    Returns:
-        Nats [T, B].
+    `epsilon` is added to each probability; None: nothing, and they sum to one.
 
     Raises:
         ValueError: shapes or dtypes do not fit.
@@ -100,7 +90,9 @@ def token_nats(
     return by_platform(_token_nats, latents, choice, kernel, bias, targets, epsilon)
 
 
-def _token_nats(on_cpu, latents, choice, kernel, bias, targets, epsilon):
+def _token_nats(
+    on_cpu: bool, latents: Latents, choice: Choice, kernel: Kernel, bias: Bias, targets: Targets, epsilon: Epsilon
+) -> Row:
     inputs, layer = with_bias(on_cpu, latents, kernel, bias)
     cut, join = chunking(on_cpu, targets.shape, kernel.shape, choice.shape[-1])
 
@@ -112,19 +104,18 @@ def _token_nats(on_cpu, latents, choice, kernel, bias, targets, epsilon):
 
 
 def summed_nats(
-    latents: jax.Array,
-    choice: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
+    latents: Latents,
+    choice: Choice,
+    kernel: Kernel,
+    bias: Bias,
+    targets: Targets,
+    weights: Row,
     epsilon: Epsilon = None,
-) -> jax.Array:
+) -> Scalar:
     """The sum of weights * -log p of the targets, in nats: the loss, with gradients for all but the last three.
 
-    Arguments are as `token_nats` takes them, and weights are [T, B]. With latents in bfloat16 the products multiply
-    bfloat16 and sum in float32; logarithms, loss and the gradients of kernel and bias keep the parameters' dtype.
-    Raises ValueError where shapes or dtypes do not fit.
+    With latents in bfloat16 the products multiply bfloat16 and sum in float32; logarithms, loss and the gradients of
+    kernel and bias keep the parameters' dtype. Raises ValueError where shapes or dtypes do not fit.
     """
     _check_shapes(latents, choice, kernel, bias, targets, weights)
     return _summed_nats(latents, choice, kernel, bias, targets, weights, epsilon)
@@ -160,14 +151,16 @@ def _nats_and_gradients(on_cpu, latents, choice, kernel, bias, targets, weights,
 _summed_nats = with_gradients(partial(by_platform, _nats_and_gradients))
 
 
-def _experts(layer, x, choice, targets):
-    """Odds [t, B, K, V], their sums [t, B, K], and log(prior_k softmax_k(target)) [t, B, K]."""
+def _experts(
+    layer: Float[Array, "D V"], x: Latents, choice: Choice, targets: Targets
+) -> tuple[Float[Array, "*rows K V"], Float[Array, "*rows K"], Float[Array, "*rows K"]]:
+    """Odds, their sums, and log(prior_k softmax_k(target))."""
     logits = product(x, layer, x.dtype)
     odds, total, top, picked = odds_and_pick(logits, jnp.broadcast_to(targets[..., None], choice.shape))
     return odds, total, jax.nn.log_softmax(choice) + picked - top - jnp.log(total)
 
 
-def _log_of_sum(log_p, epsilon):
+def _log_of_sum(log_p: Float[Array, "*shape"], epsilon: Epsilon) -> Float[Array, "*shape"]:
     return log_p if epsilon is None else jnp.logaddexp(log_p, jnp.log(jnp.asarray(epsilon, log_p.dtype)))
 
 

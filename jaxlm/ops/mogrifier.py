@@ -20,12 +20,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Scalar
 
 from jaxlm.ops.gates import activated, sigmoid
-from jaxlm.ops.lstm import LSTMState
+from jaxlm.ops.lstm import Inputs, LSTMState
 from jaxlm.ops.norm import layer_norm
 from jaxlm.ops.product import product
-from jaxlm.ops.recurrence import Linear, recurrence, recurrence_reference
+from jaxlm.ops.recurrence import Linear, Matrices, recurrence, recurrence_reference
+from jaxlm.ops.scans import Length, Units
 
 Weights = dict[str, Any]
 
@@ -35,15 +37,15 @@ Weights = dict[str, Any]
 class Limits:
     """What a layer's state is held to, each absent where None."""
 
-    cell_clip: jax.Array | float | None = None  # of the c that is carried on, not of that in a step's output
-    state: jax.Array | None = None  # a factor on h before anything else sees it, [B, H], the same at all steps
-    update: jax.Array | float | None = None  # a factor on tanh(j), [B, H] or a number, the same at all steps
-    length: jax.Array | None = None  # how many steps count; the new carry is that after them
+    cell_clip: Scalar | float | None = None  # of the c that is carried on, not of that in a step's output
+    state: Float[Array, "B H"] | None = None  # a factor on h before anything else sees it, the same at all steps
+    update: Float[Array, "B H"] | Scalar | float | None = None  # a factor on tanh(j), the same at all steps
+    length: Length = None
 
 
 def mogrifier_reference(
-    x: jax.Array, weights: Weights, state: LSTMState, input_gate: str = "free", limits: Limits = Limits()
-) -> tuple[jax.Array, LSTMState]:
+    x: Inputs, weights: Weights, state: LSTMState, input_gate: str = "free", limits: Limits = Limits()
+) -> tuple[Units, LSTMState]:
     """`mogrifier` written plainly: a scan of the cell, differentiated by JAX. Arguments and results are the same."""
     matrices, others = _apart(weights, x.shape[-1])
     if not others["rounds"]:
@@ -52,23 +54,18 @@ def mogrifier_reference(
 
 
 def mogrifier(
-    x: jax.Array, weights: Weights, state: LSTMState, input_gate: str = "free", limits: Limits = Limits()
-) -> tuple[jax.Array, LSTMState]:
+    x: Inputs, weights: Weights, state: LSTMState, input_gate: str = "free", limits: Limits = Limits()
+) -> tuple[Units, LSTMState]:
     """Runs one Mogrifier LSTM layer over time.
 
     The gradient of every matrix is one product over all steps (`recurrence.py`). Without rounds the input's part of the
     gates is computed for all steps at once too.
 
     Args:
-        x: inputs [T, B, E]. In bfloat16 the products multiply bfloat16 and sum in float32, and the outputs are
-            bfloat16; the carry keeps the parameters' dtype.
+        x: in bfloat16 the products multiply bfloat16 and sum in float32, and the outputs are bfloat16; the carry keeps
+            the parameters' dtype.
         weights: of the layer, as at the head of this file.
-        state: the carry, c and h [B, H].
         input_gate: free, capped or coupled.
-        limits: of the state.
-
-    Returns:
-        Outputs [T, B, H] and the new carry.
     """
     matrices, others = _apart(weights, x.shape[-1])
     dtype, limits = x.dtype, jax.tree.map(jnp.asarray, limits)
@@ -80,12 +77,9 @@ def mogrifier(
 
 
 def _cell(
-    input_gate: str, linear: Linear, state: LSTMState, x: jax.Array, rest: tuple[Weights, Limits]
-) -> tuple[LSTMState, jax.Array]:
-    """One step: the new carry and the output [B, H].
-
-    x is [B, E]; without rounds its part of the gates [B, 4H].
-    """
+    input_gate: str, linear: Linear, state: LSTMState, x: Float[Array, "B _"], rest: tuple[Weights, Limits]
+) -> tuple[LSTMState, Float[Array, "B H"]]:
+    """One step: the new carry and the output. x is [B, E]; without rounds its part of the gates [B, 4H]."""
     others, limits = rest
     h = state.h if limits.state is None else state.h * limits.state
     if others["rounds"]:
@@ -104,8 +98,10 @@ def _cell(
     return LSTMState(c if clip is None else jnp.clip(c, -clip, clip), h), h
 
 
-def _mogrify(linear: Linear, x: jax.Array, h: jax.Array, rounds: list[Weights]) -> tuple[jax.Array, jax.Array]:
-    """x [B, E] and h [B, H] after they have gated each other in turns."""
+def _mogrify(
+    linear: Linear, x: Float[Array, "B E"], h: Float[Array, "B H"], rounds: list[Weights]
+) -> tuple[Float[Array, "B E"], Float[Array, "B H"]]:
+    """x and h after they have gated each other in turns."""
     for place, bias in enumerate(rounds):
         scores = x if place % 2 else h
         for name in ("full",) if "full" in bias else ("left", "right"):
@@ -115,13 +111,13 @@ def _mogrify(linear: Linear, x: jax.Array, h: jax.Array, rounds: list[Weights]) 
     return x, h
 
 
-def _from_input(linear: Linear, x: jax.Array, others: Weights) -> jax.Array:
-    """The input's part of the gates [..., 4H], with the bias."""
+def _from_input(linear: Linear, x: Float[Array, "*rows E"], others: Weights) -> Float[Array, "*rows gates"]:
+    """The input's part of the gates, with the bias."""
     z, norms = linear("input", x), others["norms"]
     return (z if norms is None else layer_norm(z) * norms["input"]) + others["bias"]
 
 
-def _apart(weights: Weights, inputs: int) -> tuple[dict[str, jax.Array], Weights]:
+def _apart(weights: Weights, inputs: int) -> tuple[Matrices, Weights]:
     """The matrices by name, and all else; the bias of a round under the name of the matrix that it is added behind."""
     of_input, of_state = jnp.split(weights["kernel"], [inputs])
     matrices = {"input": of_input, "state": of_state} | {

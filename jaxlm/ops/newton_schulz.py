@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from jaxlm.ops.product import product
 
@@ -38,28 +39,26 @@ def polar_express(steps: int, smallest: float = SMALLEST) -> list[Quintic]:
     return quintics
 
 
-def orthogonalized(matrices: jax.Array, steps: int, dtype: Any = jnp.float32, rule: str = "jordan") -> jax.Array:
+def orthogonalized(
+    matrices: Float[Array, "G M N"], steps: int, dtype: Any = jnp.float32, rule: str = "jordan"
+) -> Float[Array, "G M N"]:
     """The nearest semi-orthogonal matrix, roughly: all singular values end between about 0.7 and 1.2.
 
     The iteration runs on the narrow side. Its products take a second factor as it lies and contract the last axes
     where a transpose is wanted, which is what bfloat16 is fast at.
 
     Args:
-        matrices: [G, M, N].
         steps: how often the iteration is applied.
         dtype: what its products multiply in; they sum in float32.
         rule: jordan, or polar-express, which also begins with larger singular values: it divides them by the fourth
             root of the sum of their fourth powers, which the first iteration's product gives, in place of the Frobenius
             norm.
-
-    Returns:
-        [G, M, N], in the dtype of `matrices`.
     """
     M, N = matrices.shape[1:]
     x = jnp.swapaxes(matrices, 1, 2) if M > N else matrices
     x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-7)
 
-    def each(first: jax.Array, second: jax.Array, transposed: bool = False) -> jax.Array:
+    def each(first: Float[Array, "G _ _"], second: Float[Array, "G _ _"], transposed: bool = False) -> Array:
         return jax.vmap(lambda a, b: product(a, b, dtype, transposed))(first, second)
 
     for place, (a, b, c) in enumerate(polar_express(steps) if rule == "polar-express" else [JORDAN] * steps):

@@ -15,40 +15,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 
-def product(a: jax.Array, b: jax.Array, dtype: Any, transposed: bool = False) -> jax.Array:
+def product(
+    a: Float[Array, "*rows K"], b: Float[Array, "_ _"], dtype: Any, transposed: bool = False
+) -> Float[Array, "*rows N"]:
     """a @ b, multiplied in one dtype and summed in float32 or wider; and so are the products of its gradients.
 
-    Args:
-        a: [..., M, K].
-        b: [K, N]; transposed, [N, K], of which nothing is transposed in memory.
-        dtype: both are rounded to it.
-        transposed: whether b lies transposed.
-
-    Returns:
-        [..., M, N], in float32 or wider.
+    Both factors are rounded to `dtype`. b is [K, N]; transposed, it lies as [N, K], and nothing is moved in memory.
     """
     return _product(dtype, transposed, a, b)
 
 
-def product_over_rows(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
-    """The gradient [K, N] of a matrix between a [..., K] and b [..., N]: the sum over rows of their outer products."""
+def product_over_rows(a: Float[Array, "*rows K"], b: Float[Array, "*rows N"], dtype: Any) -> Float[Array, "K N"]:
+    """The gradient of a matrix between a and b: the sum over rows of their outer products."""
     columns = jnp.moveaxis(a, -1, 0).astype(dtype)
     if jnp.finfo(dtype).bits < 32:  # a concatenation, which XLA may not take apart again, writes the transpose out
         columns = lax.optimization_barrier(jnp.concatenate(jnp.split(columns, [len(columns) // 2])))
     return columns_times_rows(columns, b, dtype)
 
 
-def columns_times_rows(columns: jax.Array, rows: jax.Array, dtype: Any) -> jax.Array:
-    """`product_over_rows` of a first factor that lies transposed: columns [K, ...] and rows [..., N].
+def columns_times_rows(
+    columns: Float[Array, "K *rows"], rows: Float[Array, "*rows N"], dtype: Any
+) -> Float[Array, "K N"]:
+    """`product_over_rows` of a first factor that lies transposed.
 
     The axes of the rows are summed as they are: to merge them first would gather rows that lie on many devices.
     """
     return _dot(dtype, columns, rows, (tuple(range(1, columns.ndim)), tuple(range(rows.ndim - 1))))
 
 
-def _dot(dtype: Any, a: jax.Array, b: jax.Array, summed: Any) -> jax.Array:
+def _dot(dtype: Any, a: Float[Array, "..."], b: Float[Array, "..."], summed: Any) -> Float[Array, "..."]:
     return lax.dot_general(a.astype(dtype), b.astype(dtype), (summed, ((), ())), **_digits(dtype))
 
 
@@ -61,7 +59,7 @@ def _digits(dtype: Any) -> dict[str, Any]:
     return {"precision": precision, "preferred_element_type": wide}
 
 
-def contraction(spec: str, dtype: Any, a: jax.Array, b: jax.Array) -> jax.Array:
+def contraction(spec: str, dtype: Any, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """An einsum of two factors, multiplied in one dtype and summed in float32 or wider; and so are its gradients.
 
     Every letter of a factor is one of the other factor or of the result too, as in "tbk,kn->tbn".

@@ -10,25 +10,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
 from jaxlm.ops.product import product, product_over_rows
-from jaxlm.ops.scans import bounded_scan
+from jaxlm.ops.scans import Length, Units, bounded_scan
 
-Linear = Callable[[str, jax.Array], jax.Array]  # (a matrix's name, [B, in]) -> [B, out]
-LinearCell = Callable[[Linear, Any, jax.Array, Any], tuple[Any, jax.Array]]
+Linear = Callable[[str, Array], Array]  # (a matrix's name, [B, in]) -> [B, out]
+LinearCell = Callable[[Linear, Any, Array, Any], tuple[Any, Array]]
+Inputs = Float[Array, "T B *E"]
+Matrices = dict[str, Float[Array, "_ _"]]  # [in, out] each, by name
 
 
 def recurrence_reference(
-    cell: LinearCell,
-    x: jax.Array,
-    matrices: dict[str, jax.Array],
-    others: Any,
-    state: Any,
-    length: jax.Array | None = None,
-) -> tuple[jax.Array, Any]:
+    cell: LinearCell, x: Inputs, matrices: Matrices, others: Any, state: Any, length: Length = None
+) -> tuple[Units, Any]:
     """`recurrence` written plainly: a scan of the cell, differentiated by JAX."""
 
-    def step(state: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+    def step(state: Any, x: Float[Array, "B *E"]) -> tuple[Any, Float[Array, "B H"]]:
         return cell(lambda name, a: a @ matrices[name], state, x, others)
 
     final, y = bounded_scan(step, state, x, length)
@@ -36,35 +34,24 @@ def recurrence_reference(
 
 
 def recurrence(
-    cell: LinearCell,
-    x: jax.Array,
-    matrices: dict[str, jax.Array],
-    others: Any,
-    state: Any,
-    length: jax.Array | None,
-    dtype: Any,
-) -> tuple[jax.Array, Any]:
-    """Runs a cell over time.
+    cell: LinearCell, x: Inputs, matrices: Matrices, others: Any, state: Any, length: Length, dtype: Any
+) -> tuple[Units, Any]:
+    """Runs a cell over time: its outputs, and the new carry.
 
     Args:
         cell: (linear, state, x [B, ...], others) -> (new state, output [B, H]); it multiplies by a matrix as
             `linear(name, a)`, by each once a step.
-        x: inputs [T, B, ...].
-        matrices: [in, out] each, by name.
         others: parameters of any other kind.
-        state: the carry.
-        length: how many steps count, traced; the new carry is that after them. None: all.
         dtype: what the products multiply in; they sum in float32 or wider.
-
-    Returns:
-        Outputs [T, B, H] and the new carry.
     """
     y, final = _run(cell, dtype, x, matrices, others, state, length)  # pyright: ignore (a custom_vjp's result)
     return y, final
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run(cell, dtype, x, matrices, others, state, length):
+def _run(
+    cell: LinearCell, dtype: Any, x: Inputs, matrices: Matrices, others: Any, state: Any, length: Length
+) -> tuple[Units, Any]:
     return _scan(cell, dtype, matrices, None, x, others, state, length)[0]
 
 
@@ -92,7 +79,9 @@ def _backward(cell, dtype, saved, cotangents):
 _run.defvjp(_forward, _backward)
 
 
-def _scan(cell, dtype, matrices, added, x, others, state, length):
+def _scan(
+    cell: LinearCell, dtype: Any, matrices: Matrices, added: Any, x: Inputs, others: Any, state: Any, length: Length
+) -> tuple[tuple[Units, Any], dict[str, Float[Array, "T B _"]]]:
     """((outputs, new carry), each product's operand at each step). `added`: to each product [T, B, out], or None."""
     matrices = {name: matrix.astype(dtype) for name, matrix in matrices.items()}  # cast once, not at each step
 

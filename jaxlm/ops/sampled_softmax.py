@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Int, Scalar
 
 from jaxlm.ops.devices import by_platform
 from jaxlm.ops.product import product
-from jaxlm.ops.softmax import chunking, gradients_from_odds, nats_and_gradients, with_bias, with_gradients
+from jaxlm.ops.softmax import Bias, Kernel, chunking, gradients_from_odds, nats_and_gradients, with_bias, with_gradients
 
 FLATNESS = 0.75  # a word's odds of being drawn fall with this power of its rank, as in word2vec (arXiv:1310.4546)
 ABSENT = -1e30  # the logit of a drawn word that is the target: no probability, and no nan
@@ -26,14 +27,14 @@ ABSENT = -1e30  # the logit of a drawn word that is the target: no probability, 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Drawn:
-    """Words drawn for one window: their ids [S], and the log of what each stands for [S]: 1 / its probability."""
+    """Words drawn for one window: their ids, and the log of what each stands for: 1 / its probability."""
 
-    ids: jax.Array
-    log_weights: jax.Array
+    ids: Int[Array, " S"]
+    log_weights: Float[Array, " S"]
 
 
-def inclusion(vocabulary: int, count: int) -> np.ndarray:
-    """The probability with which each word is drawn [V]; they add up to `count`.
+def inclusion(vocabulary: int, count: int) -> Float[np.ndarray, "{vocabulary}"]:
+    """The probability with which each word is drawn; they add up to `count`.
 
     >>> inclusion(6, 3).round(2).tolist()
     [1.0, 0.61, 0.45, 0.36, 0.31, 0.27]
@@ -47,7 +48,7 @@ def inclusion(vocabulary: int, count: int) -> np.ndarray:
     return np.where(rank < certain, 1.0, (count - certain) * falling / rest[certain])
 
 
-def draw_words(offset: jax.Array, vocabulary: int, count: int) -> Drawn:
+def draw_words(offset: Scalar, vocabulary: int, count: int) -> Drawn:
     """S = `count` different words of V, by systematic sampling (Madow 1949): one offset in [0, 1) decides them all."""
     odds, count = inclusion(vocabulary, count), min(count, vocabulary)
     edges = jnp.asarray(np.cumsum(odds)[:-1], jnp.float32)
@@ -56,8 +57,13 @@ def draw_words(offset: jax.Array, vocabulary: int, count: int) -> Drawn:
 
 
 def summed_nats_reference(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array, drawn: Drawn
-) -> jax.Array:
+    x: Float[Array, "*rows H"],
+    kernel: Kernel,
+    bias: Bias,
+    targets: Int[Array, "*rows"],
+    weights: Float[Array, "*rows"],
+    drawn: Drawn,
+) -> Scalar:
     """`summed_nats` written plainly, with all logits; differentiated by JAX."""
     logits = x @ kernel + bias
     stands_for = jnp.zeros(len(bias), bias.dtype).at[drawn.ids].set(jnp.exp(drawn.log_weights))
@@ -67,14 +73,14 @@ def summed_nats_reference(
 
 
 def summed_nats(
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
+    x: Float[Array, "*rows H"],
+    kernel: Kernel,
+    bias: Bias,
+    targets: Int[Array, "*rows"],
+    weights: Float[Array, "*rows"],
     drawn: Drawn,
-    exact: jax.Array | bool = False,
-) -> jax.Array:
+    exact: Scalar | bool = False,
+) -> Scalar:
     """An estimate of `softmax.summed_nats`, with gradients for x, kernel and bias, from the words drawn.
 
     Where `exact`, traced, is true all words count: training goes from one to the other in one program.

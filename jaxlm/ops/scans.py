@@ -6,11 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Scalar
 
 from jaxlm.ops.devices import by_platform
 
 # Steps in one turn of a loop on accelerators: it halves the kernels of a step (docs/devices.md). CPUs gain nothing.
 UNROLLED = 5
+
+Units = Float[Array, "T B H"]
+Length = Scalar | None  # how many steps count, at least 1; the new carry is the one after them. None: all
 
 
 def scan(cell: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, reverse: bool = False) -> tuple[Any, Any]:
@@ -23,16 +27,16 @@ def scan(cell: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, re
 
 
 def bounded_scan(
-    cell: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, length: jax.Array | None
+    cell: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, length: Length
 ) -> tuple[Any, Any]:
-    """`lax.scan(cell, carry, steps)`, after `length` steps of which, traced and at least 1, the carry stays as it is.
+    """`lax.scan(cell, carry, steps)`, after `length` steps of which the carry stays as it is.
 
-    Outputs after these steps mean nothing. Where the length is None all steps count.
+    Outputs after these steps mean nothing.
     """
     if length is None:
         return scan(cell, carry, steps)
 
-    def bounded(state: tuple[jax.Array, Any], step: Any) -> tuple[tuple[jax.Array, Any], Any]:
+    def bounded(state: tuple[Scalar, Any], step: Any) -> tuple[tuple[Scalar, Any], Any]:
         done, carry = state
         new, output = cell(carry, step)
         return (done + 1, jax.tree.map(lambda a, b: jnp.where(done < length, a, b), new, carry)), output
@@ -41,12 +45,12 @@ def bounded_scan(
     return carry, outputs
 
 
-def last_step(outputs: Any, length: jax.Array | None) -> Any:
+def last_step(outputs: Any, length: Length) -> Any:
     """Of arrays [T, ...] the last step that counts: [...]."""
     return jax.tree.map(lambda leaf: leaf[-1 if length is None else length - 1], outputs)
 
 
-def linear_recurrence_reference(a: jax.Array, b: jax.Array, h: jax.Array) -> jax.Array:
+def linear_recurrence_reference(a: Units, b: Units, h: Float[Array, "B H"]) -> Units:
     """`linear_recurrence` written plainly: one step after the other."""
 
     def step(h, ab):
@@ -56,15 +60,8 @@ def linear_recurrence_reference(a: jax.Array, b: jax.Array, h: jax.Array) -> jax
     return lax.scan(step, h, (a, b))[1]
 
 
-def linear_recurrence(a: jax.Array, b: jax.Array, h: jax.Array) -> jax.Array:
-    """h_t = a_t * h_(t-1) + b_t for all t at once, in about log2(T) parallel steps, as in arXiv:2410.01201.
-
-    Args:
-        a, b: [T, B, H]; they do not depend on h.
-        h: the carry [B, H].
-
-    Returns:
-        [T, B, H].
+def linear_recurrence(a: Units, b: Units, h: Float[Array, "B H"]) -> Units:
+    """h_t = a_t * h_(t-1) + b_t for all t at once, in about log2(T) parallel steps (arXiv:2410.01201); h is the carry.
 
     >>> half, one = jnp.full((3, 1, 1), 0.5), jnp.ones((3, 1, 1))
     >>> linear_recurrence(half, one, jnp.zeros((1, 1))).ravel().tolist()

@@ -1,22 +1,31 @@
 """Linear layer, softmax and cross-entropy in one: a plain reference, and the fused, chunked twin.
 
-Letters: `T` steps, `B` batch, `H` width, `V` vocabulary; rows without a batch, [N] in place of [T, B], do as well.
+Letters: `T` steps, `B` batch, `H` width, `V` vocabulary. The axes of `rows` are [T, B], or [N] without a batch.
 The fast path never holds [T, B, V]: it takes the steps in chunks and, for a gradient, finishes each chunk's while its
 logits are still in the cache (the idea of Liger Kernel's fused linear cross-entropy, arXiv:2410.10989). So memory is
 flat in T * B. The axis of the batch stays an axis, so that devices which share it need not exchange rows.
 """
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Int, Scalar, Shaped
 
 from jaxlm.ops.devices import batch_devices, by_platform
 from jaxlm.ops.product import columns_times_rows, product
+
+Features = Float[Array, "*rows H"]
+Kernel = Float[Array, "H V"]
+Bias = Float[Array, " V"]
+Targets = Int[Array, "*rows"]
+Row = Float[Array, "*rows"]
 
 # Rows of a chunk on CPU, by measurement (docs/performance.md): logits of about this size stay in the cache, and there
 # are enough rows that reading the kernel and adding to its gradient, once a chunk, costs little: as many rows as the
@@ -31,30 +40,19 @@ with suppress(OSError):  # (only Linux has this file, and not every container ma
 NARROW_ROWS = 32 if "amx_bf16" in _cpu else 4
 
 
-def token_nats_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array) -> jax.Array:
+def token_nats_reference(x: Features, kernel: Kernel, bias: Bias, targets: Targets) -> Row:
     """`token_nats` written plainly: all logits at once."""
     log_p = jax.nn.log_softmax(x @ kernel + bias)
     return -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
 
 
-def summed_nats_reference(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array
-) -> jax.Array:
+def summed_nats_reference(x: Features, kernel: Kernel, bias: Bias, targets: Targets, weights: Row) -> Scalar:
     """`summed_nats` written plainly, differentiated by JAX."""
     return jnp.vdot(token_nats_reference(x, kernel, bias, targets), weights)
 
 
-def token_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array) -> jax.Array:
+def token_nats(x: Features, kernel: Kernel, bias: Bias, targets: Targets) -> Row:
     """-log p of each target in nats, for evaluation.
-
-    Args:
-        x: features [T, B, H].
-        kernel: [H, V].
-        bias: [V].
-        targets: integers [T, B].
-
-    Returns:
-        Nats [T, B].
 
     Raises:
         ValueError: shapes or dtypes do not fit.
@@ -69,7 +67,7 @@ def token_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Ar
     return by_platform(_token_nats, x, kernel, bias, targets)
 
 
-def _token_nats(on_cpu, x, kernel, bias, targets):
+def _token_nats(on_cpu: bool, x: Features, kernel: Kernel, bias: Bias, targets: Targets) -> Row:
     inputs, layer = with_bias(on_cpu, x, kernel, bias)
     cut, join = chunking(on_cpu, targets.shape, kernel.shape)
 
@@ -81,12 +79,12 @@ def _token_nats(on_cpu, x, kernel, bias, targets):
     return join(lax.scan(chunk, None, (cut(inputs), cut(targets)))[1])
 
 
-def summed_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+def summed_nats(x: Features, kernel: Kernel, bias: Bias, targets: Targets, weights: Row) -> Scalar:
     """The sum of weights * -log p of the targets, in nats: the loss, with gradients for x, kernel and bias.
 
-    Arguments are as `token_nats` takes them, and weights, constants without a gradient, are [T, B]. With x in bfloat16
-    the products multiply bfloat16 and sum in float32; logarithms, loss and the gradients of kernel and bias keep the
-    parameters' dtype. Raises ValueError where shapes or dtypes do not fit.
+    The weights are constants without a gradient. With x in bfloat16 the products multiply bfloat16 and sum in float32;
+    logarithms, loss and the gradients of kernel and bias keep the parameters' dtype. Raises ValueError where shapes or
+    dtypes do not fit.
 
     The gradient of the bias is the probabilities, less one at the target:
 
@@ -99,7 +97,7 @@ def summed_nats(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.A
     return _summed_nats(x, kernel, bias, targets, weights)
 
 
-def with_gradients(forward):
+def with_gradients(forward: Callable[..., tuple[Scalar, Any]]) -> Callable[..., Scalar]:
     """A loss whose gradients its forward pass makes: `forward` returns the loss, and for a cotangent of one the
     gradient of each argument, None for constants.
     """
@@ -137,32 +135,36 @@ nats_and_gradients = partial(by_platform, _nats_and_gradients)
 _summed_nats = with_gradients(nats_and_gradients)
 
 
-def odds_and_pick(logits, targets):
-    """exp(logits - top) of logits [..., V]; and [...]: their sum, the largest logit (top), the target's logit."""
+def odds_and_pick(logits: Float[Array, "*rows V"], targets: Targets) -> tuple[Float[Array, "*rows V"], Row, Row, Row]:
+    """exp(logits - top); their sum, the largest logit (top), and the target's logit."""
     top = logits.max(-1)
     odds = jnp.exp(logits - top[..., None])
     picked = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
     return odds, odds.sum(-1), top, picked
 
 
-def gradients_from_odds(odds, scale, narrow, columns):
-    """The gradients of x and the layer from odds [t, B, V], which times `scale` [t, B] are the logits' gradient.
+def gradients_from_odds(
+    odds: Float[Array, "*rows V"], scale: Row, narrow: Kernel, columns: Float[Array, "inputs *rows"]
+) -> tuple[Features, Float[Array, "inputs V"]]:
+    """The gradients of x and the layer from odds, which times `scale` are the logits' gradient.
 
-    The scale multiplies the products' narrow sides. `narrow` is the kernel in x's dtype, `columns` x as [H, t, B].
+    The scale multiplies the products' narrow sides. `narrow` is the kernel in x's dtype, `columns` x transposed.
     """
     dx = product(odds, narrow, narrow.dtype, transposed=True) * scale[..., None]
     scaled = lax.optimization_barrier((columns * scale).astype(narrow.dtype))
     return dx, columns_times_rows(scaled, odds, narrow.dtype)
 
 
-def is_target(targets, logits):
-    """1 at each row's target, else 0 [..., V]; compared as float32, which is faster and exact below 2**24 words."""
+def is_target(targets: Targets, logits: Float[Array, "... V"]) -> Float[Array, "*rows V"]:
+    """1 at each row's target, else 0; compared as float32, which is faster and exact below 2**24 words."""
     V = logits.shape[-1]
     dtype = jnp.float32 if V <= 2**24 else jnp.int32
     return (jnp.arange(V, dtype=dtype) == targets.astype(dtype)[..., None]).astype(logits.dtype)
 
 
-def with_bias(on_cpu, x, kernel, bias):
+def with_bias(
+    on_cpu: bool, x: Features, kernel: Kernel, bias: Bias
+) -> tuple[Float[Array, "*rows inputs"], Float[Array, "inputs V"]]:
     """x and kernel, in x's dtype, with the bias as one more input of one: added by itself it is a pass over the logits.
 
     Where x's dtype is narrower than the bias's, the bias is the sum of three inputs, so that no digit of it is lost,
@@ -180,7 +182,7 @@ def with_bias(on_cpu, x, kernel, bias):
     return jnp.concatenate([x, ones], -1), layer.astype(x.dtype)
 
 
-def chunking(on_cpu, shape, kernel_shape, logits=1):
+def chunking(on_cpu: bool, shape: tuple[int, ...], kernel_shape: tuple[int, ...], logits: int = 1):
     """Two functions: arrays [T, B, ...] -> few, equal chunks of steps [chunks, t, B, ...], the last padded; and back.
 
     Where a single step of the rows `shape`, with so many `logits` [V] each, already has more than a chunk should, its
@@ -200,14 +202,14 @@ def chunking(on_cpu, shape, kernel_shape, logits=1):
     chunks = min(T * parts, max(1, round(T * rows / wanted)))
     steps = -(-T * parts // chunks)
 
-    def cut(array: jax.Array) -> jax.Array:
+    def cut(array: Shaped[Array, "T ..."]) -> Shaped[Array, "chunks t ..."]:
         if parts > 1:
             array = jnp.moveaxis(array.reshape(T, -1, parts, *array.shape[2:]), 2, 1)
             array = array.reshape(-1, *array.shape[2:])
         padding = [(0, chunks * steps - len(array))] + [(0, 0)] * (array.ndim - 1)
         return jnp.pad(array, padding).reshape(chunks, steps, *array.shape[1:])
 
-    def join(array: jax.Array) -> jax.Array:
+    def join(array: Shaped[Array, "chunks t ..."]) -> Shaped[Array, "T ..."]:
         rest = array.shape[2 + len(batch) :]
         array = array.reshape(-1, *array.shape[2:])[: T * parts]
         if parts > 1:
@@ -217,7 +219,7 @@ def chunking(on_cpu, shape, kernel_shape, logits=1):
     return cut, join
 
 
-def check_shapes(x, kernel, bias, targets, weights=None):
+def check_shapes(x: Array, kernel: Array, bias: Array, targets: Array, weights: Array | None = None) -> None:
     """Raises ValueError where the arguments of a loss do not fit each other."""
     if x.ndim - targets.ndim != 1 or kernel.ndim != 2:
         raise ValueError(

@@ -18,8 +18,8 @@ from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.optimizers.adamw import AdamW
 
 if TYPE_CHECKING:
-    import jax
     import optax
+    from jaxtyping import Array, Bool, Float
 
 UPDATE_SCALE = 1.5
 
@@ -53,7 +53,7 @@ class LambMogrifier(Mogrifier):
     def drops_output_words(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.tied
 
-    def update_scale(self, updated: jax.Array | None) -> jax.Array | float | None:
+    def update_scale(self, updated: Bool[Array, "B H"] | None) -> Float[Array, "B H"] | float | None:
         import jax.numpy as jnp
 
         if self.keep_update is None or self.input_gate == "free":

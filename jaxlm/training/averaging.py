@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.models.recurrent import Params
 from jaxlm.optimizers.optimizer import Optimizer
@@ -19,19 +20,16 @@ class Average:
     """A mean of the parameters after each of so many updates."""
 
     params: Params
-    iterates: jax.Array
+    iterates: Int[Array, "*M"]
 
 
-def averaged(optimizer: Optimizer, average: Average | None, params: Params, started: jax.Array) -> Average | None:
+def averaged(optimizer: Optimizer, average: Average | None, params: Params, started: Bool[Array, ""]) -> Average | None:
     """The average after one more update.
 
     An exponential average weighs recent iterates more; its weights add up to one from the first iterate on (Adam's bias
     correction).
 
-    Args:
-        optimizer: averages exponentially, evenly, or not at all: then `average` is None.
-        params: after the update.
-        started: whether an even average has started (`validations.py`).
+    The parameters are those after the update; `started` says whether an even average has (`validations.py`).
     """
     if average is None:
         return None
@@ -42,7 +40,7 @@ def averaged(optimizer: Optimizer, average: Average | None, params: Params, star
         iterates = average.iterates + started
         weight = 1 / jnp.maximum(iterates - optimizer.forgotten_iterates, 1).astype(jnp.float32)
 
-    def mean(old: jax.Array, new: jax.Array) -> jax.Array:
+    def mean(old: Float[Array, "*shape"], new: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return jnp.where(weight == 1, new, old + weight.astype(old.dtype) * (new - old))
 
     return Average(jax.tree.map(mean, average.params, params), iterates)

@@ -5,23 +5,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
-import jax
 import numpy as np
+from jaxtyping import Array, Integer
 
 from jaxlm.config.settings import TrainConfig
 from jaxlm.data.windows import batch
 from jaxlm.distributed.mesh import put_rows
 
-Take = Callable[[int, int], tuple[jax.Array, int]]
-Put = Callable[[tuple[int, int], Callable[[slice], np.ndarray]], jax.Array]
+Take = Callable[[int, int], tuple[Integer[Array, "R B"], int]]
+Put = Callable[[tuple[int, int], Callable[[slice], np.ndarray]], Integer[Array, "R B"]]
 ONE_DEVICE: Put = partial(put_rows, None)
 
 
 @contextmanager
-def feed(ids: np.ndarray, counts: TrainConfig, put: Put = ONE_DEVICE) -> Iterator[Take]:
+def feed(ids: Integer[np.ndarray, " N"], counts: TrainConfig, put: Put = ONE_DEVICE) -> Iterator[Take]:
     """Yields `take(row, then)`: tokens from a row of [N // B, B] on or from before it, and the row they begin with.
 
-    Of ids [N] in memory the tokens are all of [N // B, B], put on the device once. Of a memory-mapped file they are
+    Of ids in memory the tokens are all of [N // B, B], put on the device once. Of a memory-mapped file they are
     [windows_per_call * T + 1, B] for the longest window's T, padded at the epoch's end, so that nothing compiles anew;
     while one slab is in use a thread reads that from row `then` on and puts it on the device.
 
@@ -36,17 +36,17 @@ def feed(ids: np.ndarray, counts: TrainConfig, put: Put = ONE_DEVICE) -> Iterato
 
     height = counts.windows_per_call * T + 1
 
-    def slab(row: int) -> jax.Array:
+    def slab(row: int) -> Integer[Array, "R B"]:
         def read(rows: slice) -> np.ndarray:
             found = batch(ids, B, rows, row, row + height)
             return np.pad(found, ((0, height - len(found)), (0, 0)))
 
         return put((height, B), read)
 
-    ahead: dict[int, Future[jax.Array]] = {}
+    ahead: dict[int, Future[Array]] = {}
     with ThreadPoolExecutor(1, "feed") as reader:
 
-        def take(row: int, then: int) -> tuple[jax.Array, int]:
+        def take(row: int, then: int) -> tuple[Integer[Array, "R B"], int]:
             found = ahead.pop(row, None) or reader.submit(slab, row)
             ahead.clear()
             ahead[then] = reader.submit(slab, then)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
 from jaxlm.config.config import Recipe
 from jaxlm.models import heads, stack
@@ -17,32 +18,29 @@ from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
 from jaxlm.ops.embedding import Rows, add_rows
 
-Gradient = tuple[jax.Array, Carry, Params]  # the cost, the new carry, and the gradient of what is minimised
+Gradient = tuple[Scalar, Carry, Params]  # the cost, the new carry, and the gradient of what is minimised
 
 
 class Part(NamedTuple):
     """The rows that one gradient is computed of."""
 
-    inputs: jax.Array  # [T, B]
-    targets: jax.Array  # [T, B]
+    inputs: Int[Array, "T B"]
+    targets: Int[Array, "T B"]
     carry: Carry  # before the window
-    key: jax.Array | None  # of the noise; None: nothing is random, or the noise is given
+    key: PRNGKeyArray | None  # of the noise; None: nothing is random, or the noise is given
     noise: Noise | None  # in place of what the key draws
 
 
 def gradient(
-    recipe: Recipe, params: Params, part: Part, small_batch: int, length: jax.Array | None, exact: jax.Array | bool
+    recipe: Recipe, params: Params, part: Part, small_batch: int, length: Scalar | None, exact: Scalar | bool
 ) -> Gradient:
     """The gradient of what a recipe minimises on one window.
 
     The embedding's gradient is `Rows`, one row for each token read, where the optimiser keeps them.
 
     Args:
-        recipe: model and optimiser.
-        params: the parameters.
         part: the whole batch; noise that is given has an axis S before its own where there are small batches.
         small_batch: rows of a small batch; 0: the whole batch at once.
-        length: how many of the T steps count, traced; None: all.
         exact: whether all words count where the noise has words drawn, traced.
     """
     keeps_rows = recipe.optimizer.keeps_rows(recipe.model.tied)
@@ -51,7 +49,7 @@ def gradient(
         noise = draw_noise(recipe.model, part.key, *part.inputs.shape) if part.noise is None else part.noise
         trained = {**params, "embedding": Rows(stack.embed(params, part.inputs))} if keeps_rows else params
 
-        def cost_fn(trained: Params) -> tuple[jax.Array, tuple[jax.Array, Carry]]:
+        def cost_fn(trained: Params) -> tuple[Scalar, tuple[Scalar, Carry]]:
             return minimised(recipe, trained, noise, part.inputs, part.targets, part.carry, length, exact)
 
         (_, (cost, carry)), grads = jax.value_and_grad(cost_fn, has_aux=True)(trained)
@@ -64,23 +62,19 @@ def minimised(
     recipe: Recipe,
     params: Params,
     noise: Noise,
-    inputs: jax.Array,
-    targets: jax.Array,
+    inputs: Int[Array, "T B"],
+    targets: Int[Array, "T B"],
     carry: Carry,
-    length: jax.Array | None = None,
-    exact: jax.Array | bool = False,
-) -> tuple[jax.Array, tuple[jax.Array, Carry]]:
+    length: Scalar | None = None,
+    exact: Scalar | bool = False,
+) -> tuple[Scalar, tuple[Scalar, Carry]]:
     """The window's nats and the penalties that the recipe adds; beside them the nats alone, which are reported.
 
     AR and TAR (Merity et al. 2017, arXiv:1708.01009) are per token, as the nats are: where the cost is summed over the
     steps, so are they. L2 is added as it is.
 
-    Args:
-        params: the parameters, or with the embedding's rows read in its place.
-        inputs, targets, carry, length, exact: as in `gradient`.
-
-    Returns:
-        What is minimised; and the cost in nats, summed over T and averaged over B, with the new carry.
+    The embedding may be the rows read of it. Returns what is minimised; and the cost in nats, summed over T and
+    averaged over B, with the new carry.
     """
     model, optimizer, (T, B) = recipe.model, recipe.optimizer, inputs.shape
     steps = T if length is None else length
@@ -100,8 +94,8 @@ def minimised(
     return total, (cost, new_carry)
 
 
-def _squares(x: jax.Array, counted: jax.Array | None = None) -> jax.Array:
-    """The sum of squares; of x [T, B, H], those at counted [T, B]."""
+def _squares(x: Float[Array, "*rows"], counted: Bool[Array, "T B"] | None = None) -> Float[Array, ""]:
+    """The sum of squares; of x [T, B, H], those where `counted`."""
     squares = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
     return squares.sum() if counted is None else jnp.where(counted[..., None], squares, 0).sum()
 
@@ -115,10 +109,10 @@ def _of_small_batches(of_part: Callable[[Part], Gradient], whole: Part, small_ba
     T, B = whole.inputs.shape
     S = B // small_batch
 
-    def columns(tokens: jax.Array) -> jax.Array:
+    def columns(tokens: Int[Array, "T B"]) -> Int[Array, "S T b"]:
         return jnp.moveaxis(tokens.reshape(T, S, -1), 1, 0)
 
-    def add(total: tuple[jax.Array, Params], part: Part) -> tuple[tuple[jax.Array, Params], tuple[Carry, Params]]:
+    def add(total: tuple[Scalar, Params], part: Part) -> tuple[tuple[Scalar, Params], tuple[Carry, Params]]:
         cost, carry, grads = of_part(part)
         rows, others = _apart(grads)
         total = jax.tree.map(lambda a, b: a + b / S, total, (cost, others))
@@ -140,14 +134,14 @@ def _apart(grads: Params) -> tuple[Params, Params]:
     return rows, {name: part for name, part in grads.items() if name not in rows}
 
 
-def with_dense_rows(grads: Params, params: Params, tokens: jax.Array) -> Params:
-    """The gradient with its rows, one for each of tokens [T, B], added up to a table [V, E]."""
+def with_dense_rows(grads: Params, params: Params, tokens: Int[Array, "T B"]) -> Params:
+    """The gradient with its rows, one for each token, added up to a table [V, E]."""
     rows, others = _apart(grads)
     return {**others, **{name: add_rows(jnp.zeros_like(params[name]), tokens, part) for name, part in rows.items()}}
 
 
-def apply_updates(params: Params, updates: Any, tokens: jax.Array) -> Params:
-    """params + updates; an update that is rows has one for each of tokens [T, B]."""
+def apply_updates(params: Params, updates: Any, tokens: Int[Array, "T B"]) -> Params:
+    """params + updates; an update that is rows has one for each token."""
     return {
         name: add_rows(part, tokens, updates[name])
         if isinstance(updates[name], Rows)

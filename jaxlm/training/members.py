@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int, Scalar
 
 from jaxlm.config.config import Recipe
 from jaxlm.data.windows import Windows
@@ -27,7 +28,7 @@ def stacked(recipe: Recipe, state: TrainState, size: int, mesh: Mesh | None) -> 
 
 
 @partial(jax.jit, donate_argnums=0)
-def replaced(members: Members, slot: int, recipe: Recipe, state: TrainState) -> Members:
+def replaced(members: Members, slot: Scalar | int, recipe: Recipe, state: TrainState) -> Members:
     """The members with another one in a slot; the old arrays are donated."""
     return jax.tree.map(lambda column, one: column.at[slot].set(one), members, (recipe, state))
 
@@ -52,9 +53,9 @@ def taken(tree: Any, slot: int) -> Any:
 def train_members(
     recipes: Recipe,
     states: TrainState,
-    tokens: jax.Array,
+    tokens: Int[Array, "R B"],
     windows: Windows,
-    counts: jax.Array,
+    counts: Int[Array, " M"],
     *,
     bptt_length: int,
     vmapped: bool,
@@ -68,16 +69,15 @@ def train_members(
 
     Args:
         recipes, states: with an axis M; the states are donated.
-        tokens: [R, B], the same for all.
         windows: arrays [M, W].
-        counts: [M], how many of its windows each member trains. With `vmapped` all train as many as the first.
+        counts: how many of its windows each member trains. With `vmapped` all train as many as the first.
         bptt_length, small_batch: as in `train_windows`.
 
     Returns:
         The new states, and metrics [M, W].
     """
 
-    def one(recipe: Recipe, state: TrainState, windows: Windows, count: jax.Array) -> tuple[TrainState, Metrics]:
+    def one(recipe: Recipe, state: TrainState, windows: Windows, count: Scalar | int) -> tuple[TrainState, Metrics]:
         return train_windows(
             recipe, state, tokens, windows, count, True, bptt_length=bptt_length, small_batch=small_batch
         )

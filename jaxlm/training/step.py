@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
 from jaxlm.config.config import Recipe
 from jaxlm.data.windows import Windows
@@ -31,7 +32,7 @@ class TrainState:
     """Everything that a step changes. State, config and corpus are the whole run.
 
     Attributes:
-        step: windows read, int32.
+        step: windows read; of members [M], as every leaf then has an axis M before its own.
         params: the parameters.
         opt_state: of the optimiser's transformation.
         carry: after the window before.
@@ -40,11 +41,11 @@ class TrainState:
         validations: the record of all validations; None: the recipe needs none.
     """
 
-    step: jax.Array
+    step: Int[Array, "*M"]
     params: Params
     opt_state: optax.OptState
     carry: Carry
-    key: jax.Array | None
+    key: PRNGKeyArray | None
     average: Average | None = None
     validations: Validations | None = None
 
@@ -60,7 +61,7 @@ class Window:
     """The tokens that one step reads, and their place in the run.
 
     Attributes:
-        inputs, targets: [T, B].
+        inputs, targets: ids.
         epoch: from 0.
         first: whether it is the first of its epoch: the carry starts from zero.
         total: windows of all epochs.
@@ -69,13 +70,13 @@ class Window:
         small_batch: rows that one gradient is computed of; 0: all.
     """
 
-    inputs: jax.Array
-    targets: jax.Array
-    epoch: jax.Array | int = 0
-    first: jax.Array | bool = False
-    total: jax.Array | int = 1
-    length: jax.Array | None = None
-    rate: jax.Array | float = 1.0
+    inputs: Int[Array, "T B"]
+    targets: Int[Array, "T B"]
+    epoch: Scalar | int = 0
+    first: Scalar | bool = False
+    total: Scalar | int = 1
+    length: Scalar | None = None
+    rate: Scalar | float = 1.0
     small_batch: int = field(default=0, metadata={"static": True})
 
 
@@ -91,10 +92,10 @@ class Metrics:
         finite: whether cost and norm are finite; if not, no update was made.
     """
 
-    cost: jax.Array
-    grad_norm: jax.Array
-    learning_rate: jax.Array
-    finite: jax.Array
+    cost: Float[Array, "*W"]
+    grad_norm: Float[Array, "*W"]
+    learning_rate: Float[Array, "*W"]
+    finite: Bool[Array, "*W"]
 
 
 def traced(recipe: Recipe) -> Recipe:
@@ -103,7 +104,7 @@ def traced(recipe: Recipe) -> Recipe:
 
 
 def init_state(
-    recipe: Recipe, key: jax.Array, batch_size: int, params: Params | None = None, *, patience: int = 0
+    recipe: Recipe, key: PRNGKeyArray, batch_size: int, params: Params | None = None, *, patience: int = 0
 ) -> TrainState:
     """The state before the first step.
 
@@ -133,7 +134,7 @@ def init_state(
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def fresh_state(recipe: Recipe, seed: np.uint32, batch_size: int, patience: int) -> TrainState:
+def fresh_state(recipe: Recipe, seed: Scalar | np.uint32, batch_size: int, patience: int) -> TrainState:
     """`init_state` as one program, its key made within, and traced once for the state, its shapes and other seeds."""
     return init_state(recipe, jax.random.key(seed), batch_size, patience=patience)
 
@@ -150,7 +151,7 @@ def train_step(
     Args:
         recipe: model, optimiser and schedule; every number may be traced.
         state: as `init_state` makes it.
-        window: inputs and targets [T, B], ids in [0, V); a device does not check them, a `Corpus` does.
+        window: inputs and targets, ids in [0, V); a device does not check them, a `Corpus` does.
         noise: in place of noise drawn from the state's key and step; with small batches it has a leading axis of them.
 
     Returns:
@@ -182,8 +183,8 @@ def train_step(
     return replace(kept, step=state.step + 1), Metrics(cost, norm, optimizer.learning_rate * factor, finite)
 
 
-def read_window(tokens: jax.Array, windows: Windows, bptt_length: int, small_batch: int = 0) -> Window:
-    """The window [T, B] that one entry of `windows` names, out of tokens [R, B]."""
+def read_window(tokens: Int[Array, "R B"], windows: Windows, bptt_length: int, small_batch: int = 0) -> Window:
+    """The window that one entry of `windows` names."""
     if windows.length is None:
         rows = lax.dynamic_slice_in_dim(tokens, windows.row, bptt_length + 1)
     else:  # what is padded may lie behind the last token
@@ -196,10 +197,10 @@ def read_window(tokens: jax.Array, windows: Windows, bptt_length: int, small_bat
 def train_windows(
     recipe: Recipe,
     state: TrainState,
-    tokens: jax.Array,
+    tokens: Int[Array, "R B"],
     windows: Windows,
-    count: jax.Array,
-    skip_nonfinite: jax.Array | bool = False,
+    count: Scalar | int,
+    skip_nonfinite: Scalar | bool = False,
     *,
     bptt_length: int,
     small_batch: int = 0,
@@ -210,7 +211,7 @@ def train_windows(
     Args:
         recipe: model, optimiser and schedule.
         state: donated. With a mesh it lies where `place` puts it.
-        tokens: [R, B].
+        tokens: ids.
         windows: where each window lies; arrays [W].
         count: how many of the W are trained.
         skip_nonfinite: whether the call continues after a window whose cost or gradient is not finite.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from jaxlm.config.config import Recipe
 from jaxlm.optimizers.optimizer import Optimizer
@@ -19,10 +20,10 @@ from jaxlm.schedules import Plateau
 class Switch:
     """Of the even average: the losses that NT-ASGD's rule compares, and whether averaging has started."""
 
-    recent: jax.Array  # the last `nonmonotone` losses, the oldest first
-    older: jax.Array  # the lowest of all before those
-    averaging: jax.Array
-    made: jax.Array | None  # validations so far; with average_latest alone
+    recent: Float[Array, " nonmonotone"]  # the last losses, the oldest first
+    older: Float[Array, ""]  # the lowest of all before those
+    averaging: Bool[Array, ""]
+    made: Int[Array, ""] | None  # validations so far; with average_latest alone
 
 
 @jax.tree_util.register_dataclass
@@ -30,8 +31,8 @@ class Switch:
 class Lowered:
     """Of the plateau schedule."""
 
-    factor: jax.Array  # on the rate
-    waited: jax.Array  # validations since the best improved or the rate was lowered
+    factor: Float[Array, ""]  # on the rate
+    waited: Int[Array, ""]  # validations since the best improved or the rate was lowered
 
 
 @jax.tree_util.register_dataclass
@@ -39,8 +40,8 @@ class Lowered:
 class Validations:
     """The record of all validations so far."""
 
-    best: jax.Array  # the lowest loss
-    stale: jax.Array  # validations since
+    best: Float[Array, ""]  # the lowest loss
+    stale: Int[Array, ""]  # validations since
     switch: Switch | None
     lowered: Lowered | None
 
@@ -61,15 +62,11 @@ def first_validations(recipe: Recipe, patience: int = 0) -> Validations | None:
     return Validations(_never(), jnp.int32(0), switch, lowered)
 
 
-def validated(recipe: Recipe, record: Validations, loss: jax.Array) -> Validations:
+def validated(recipe: Recipe, record: Validations, loss: Scalar) -> Validations:
     """The record after one more validation, with what follows from it.
 
     The rate is lowered, and the count begins anew, once more than `plateau_patience` losses in a row were not below the
-    best. When averaging starts, `_switched` says.
-
-    Args:
-        recipe: its numbers may be traced.
-        loss: mean nats; one that is not a number counts as the worst.
+    best. When averaging starts, `_switched` says. The loss is mean nats; one that is not a number counts as the worst.
     """
     loss = jnp.where(jnp.isnan(loss), jnp.inf, loss).astype(jnp.float32)
     better = loss < record.best
@@ -85,17 +82,17 @@ def validated(recipe: Recipe, record: Validations, loss: jax.Array) -> Validatio
     return new
 
 
-def averaging_started(record: Validations | None) -> jax.Array:
+def averaging_started(record: Validations | None) -> Bool[Array, ""]:
     """Whether an even average has started."""
     return jnp.bool_(False) if record is None or record.switch is None else record.switch.averaging
 
 
-def lowered_factor(record: Validations | None) -> jax.Array | None:
+def lowered_factor(record: Validations | None) -> Float[Array, ""] | None:
     """The factor that the plateau schedule has lowered the rate by; None: the recipe has another schedule."""
     return None if record is None or record.lowered is None else record.lowered.factor
 
 
-def _switched(optimizer: Optimizer, old: Switch, loss: jax.Array, stale: jax.Array) -> Switch:
+def _switched(optimizer: Optimizer, old: Switch, loss: Scalar, stale: Scalar) -> Switch:
     """Whether averaging has started, after one more validation.
 
     It starts once a loss is above the lowest of all but the last `nonmonotone` before it (Merity et al. 2018,
@@ -110,6 +107,6 @@ def _switched(optimizer: Optimizer, old: Switch, loss: jax.Array, stale: jax.Arr
     return Switch(jnp.append(old.recent[1:], loss), jnp.minimum(old.older, old.recent[0]), old.averaging | starts, made)
 
 
-def _never(*shape: int) -> jax.Array:
+def _never(*shape: int) -> Float[Array, "..."]:
     """Losses of validations that were not made, each in memory of its own: the loop donates its state."""
     return jnp.full(shape, jnp.inf, jnp.float32)
