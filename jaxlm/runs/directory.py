@@ -138,7 +138,8 @@ def resume(
     Returns:
         The newest intact checkpoint (None: the run starts from the beginning), and notes for the user.
     Raises:
-        RunDirError: the run there has another config or corpus (each difference is named), or cannot be written.
+        RunDirError: the run there has another config or corpus (each difference is named), had not saved the parameters
+            that it was given, or cannot be written.
         CheckpointError: there are checkpoints, and none is intact.
     """
     with explained(RunDirError, f"{run.path} cannot be resumed", ELSEWHERE):
@@ -167,8 +168,8 @@ def resume(
             record = saved_record(run)
         if found is None and record.get("params") == "given" and not given_params:
             raise RunDirError(
-                f"{run.path} began from given parameters, and was stopped before it saved them: begin it again with "
-                f"--init in another --run-dir"
+                f"{run.path} began from given parameters, and was stopped before it saved them: remove it, and begin "
+                f"again with --init"
             )
         _write(run, record, config, devices)
         if found:
