@@ -207,10 +207,11 @@ def test_a_later_damaged_one_does_not_outlive_the_resumed_run(tmp_path):
     for step in (5, 6):
         (tmp_path / f"checkpoints/{step:08d}/state.safetensors").write_bytes(b"....")
     with Folder.open(tmp_path) as run:
-        checkpoint.discard_later(run, 1)
+        checkpoint.set_aside_later(run, 1)
     save(tmp_path, 2)
     assert list(checkpoint.manifests(tmp_path)) == [1, 2]
     assert checkpoint.find(tmp_path).name == "00000002"
+    assert (tmp_path / "checkpoints/00000006.damaged/state.safetensors").read_bytes() == b"...."
 
 
 def test_an_earlier_one_that_cannot_be_read_is_left_to_its_owner(tmp_path):

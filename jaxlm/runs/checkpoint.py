@@ -129,15 +129,17 @@ def clean(run: Folder) -> None:
             folder.clean()
 
 
-def discard_later(run: Folder, step: int) -> None:
-    """Removes the checkpoints after the one that a run is resumed from: they are damaged.
+def set_aside_later(run: Folder, step: int) -> None:
+    """Renames the checkpoints after the one that a run is resumed from, which cannot be read, to `STEP.damaged`.
 
     The metrics that they sealed are written again, so that none of them could be resumed from later.
     """
     with run.folder(FOLDER) as folder:
         for later, path in _listed(run).items():
             if later > step:
-                folder.discard(path.name)
+                folder.remove(aside := f"{path.name}.damaged")
+                folder.rename(path.name, aside)
+        folder.sync()
 
 
 def manifests(run: str | Path | Folder, problems: list[str] | None = None) -> dict[int, Manifest]:

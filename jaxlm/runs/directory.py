@@ -173,7 +173,7 @@ def resume(
             )
         _write(run, record, config, devices)
         if found:
-            checkpoint.discard_later(run, found.manifest.step)
+            checkpoint.set_aside_later(run, found.manifest.step)
     notes = [f"{problem}; resuming from the newest intact checkpoint" for problem in problems]
     if found is None:
         return None, [f"{run.path} has no checkpoint yet: starting from the beginning"]
