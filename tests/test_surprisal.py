@@ -446,6 +446,17 @@ def test_the_states_of_a_text(run, text, tmp_path, capsys):
     assert found["lstm.0.h"].shape == found["lstm.0.c"].shape == (4, 64)
 
 
+def test_the_words_of_states_are_as_the_text_has_them(tmp_path, capsys):
+    lm, corpus = small_lm(), unread_corpus("x", "0" * 64, small_lm().vocab)
+    run = keep_model(tmp_path / "run", lm.config.replace(lowercase=True), lm.params, corpus)
+    (tmp_path / "text.txt").write_text("The DOG \n")
+    out = tmp_path / "states.npz"
+    printed(capsys, "states", run, tmp_path / "text.txt", "--tokenizer", "none", "--output", out)
+    found = np.load(out)
+    assert found["words"].tolist() == ["The", "DOG"]
+    np.testing.assert_array_equal(found["lstm.1.h"], lm.states(["the", "dog"])["lstm.1.h"])
+
+
 def test_the_states_of_a_text_may_go_to_a_device(run, text, tmp_path, capsys):
     """A device says that it is at its start wherever it is: an archive's writer may not ask."""
     null = tmp_path / "null"

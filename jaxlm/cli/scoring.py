@@ -231,14 +231,17 @@ def states(args: argparse.Namespace) -> None:
     from jaxlm import files
 
     lm = loaded(args.run, args.checkpoint)
+
+    from jaxlm.scoring.surprisal import SurprisalOptions
+
     path = args.output or Path("states.npz" if str(args.text) == "-" else f"{args.text.stem}.npz")
-    words, numbers, found = [], [], []
+    read, words, numbers, found = lm.sentence_reader(SurprisalOptions(tokenizer=args.tokenizer)), [], [], []
     for first, lines, where in _blocks([args.text]):
         for sentence, line in enumerate(lines, first):
-            read = lm.tokens(line, args.tokenizer)
-            found.append(lm.states(read, where=where(sentence)))
-            words += read
-            numbers += [sentence] * len(read)
+            tokens = read(line, "unk", where(sentence)).tokens
+            found.append(lm.states(tokens, where=where(sentence)))
+            words += tokens
+            numbers += [sentence] * len(tokens)
     arrays = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
     archive = io.BytesIO()  # a device cannot be sought in, as the archive's writer does
     np.savez(archive, allow_pickle=False, words=np.array(words), sentence_id=np.array(numbers), **arrays)
