@@ -304,7 +304,7 @@ def test_regions_and_spans_of_stimuli(runs, tmp_path, capsys):
         ("b ab;b|ab;0;9", ["--spans", "characters"], "line 2: the span 0 to 9 is not within the 4 characters"),
         ("b ab;b|ab;x;1", ["--spans", "characters"], "line 2: expected a whole number in column 'start', found 'x'"),
         ("b ab;b|ab;0;1", ["--spans", "characters", "--regions", "Parts"], "leave --regions out"),
-        ("b ab;b|ab;0;1", ["--spans", "characters", "--context", "stream"], "sentence by sentence"),
+        ("b ab;b|ab;0;1", ["--spans", "characters", "--context", "stream"], "by itself: leave --context out"),
     ],
 )
 def test_mistakes_in_stimuli_are_one_sentence(runs, tmp_path, capsys, cells, flags, message):

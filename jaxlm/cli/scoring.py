@@ -29,7 +29,7 @@ NEEDS = {"column": "csv", "regions": "csv", "spans": "csv", "save_adapted": "ada
 EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room for
     "layout": ("is that tool's table of one run, in bits", ("format", "top_k", "csv", "unit", "predictors", "runs")),
     "csv": ("names the sentences and has a row for each displayed word", ("texts", "top_k", "eos")),
-    "spans": ("is scored plainly, sentence by sentence", ("regions", "adapt", "protocol", "context")),
+    "spans": ("has one row a sentence, scored plainly and by itself", ("regions", "adapt", "protocol", "context")),
     "adapt": ("learns by the model's own probabilities", ("protocol",)),
     "save_adapted": ("keeps one model", ("runs",)),
 }
