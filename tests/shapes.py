@@ -36,6 +36,10 @@ def checked(function):
         for name, value in given.items():
             check_fields(value, signature.parameters[name].annotation)
         result, hint = plain(*args, **kwargs), signature.return_annotation
+        for name, value in given.items():  # a layer's parameters name the sizes of its input and its state
+            kind = signature.parameters[name].annotation
+            for key, one in typing.get_type_hints(kind).items() if typing.is_typeddict(kind) else ():
+                die_if_unbearable(value[key], one)
         for part in zip(result, typing.get_args(hint), strict=False) if type(result) is tuple else [(result, hint)]:
             check_fields(*part)
         return result

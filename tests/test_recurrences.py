@@ -1,5 +1,7 @@
 """The GRU, the linear recurrence and convolution.py beside Flax's cell, a plain reference and NumPy."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,7 @@ def test_the_gru_is_flax_s_cell():
         kernel = jnp.concatenate([params[f"i{gate}"]["kernel"] for gate in "rzn"], -1)
         recurrent = jnp.concatenate([params[f"h{gate}"]["kernel"] for gate in "rzn"], -1)
         bias = jnp.concatenate([params[f"i{gate}"]["bias"] for gate in "rzn"])
-        layer = dict(kernel=kernel, recurrent_kernel=recurrent, bias=bias, recurrent_bias=params["hn"]["bias"])
+        layer: Any = dict(kernel=kernel, recurrent_kernel=recurrent, bias=bias, recurrent_bias=params["hn"]["bias"])
         return GRU().apply_layer(layer, x, h, CellNoise(), None)
 
     def theirs(params, x, h):

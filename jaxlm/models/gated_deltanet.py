@@ -1,5 +1,4 @@
-"""Gated DeltaNet. A layer's parameters: `kernel` [E, 4H], `convolution` [4, 3H], `gate` [E, 2N], `rate` and `time_step`
-[N], and `norm` [H].
+"""Gated DeltaNet.
 
 The kernel's order is q, k, v, output gate; that of the gates, one each a head, alpha, beta. q, k and v pass a
 convolution over time and SiLU; q and k have unit length in each head. With D = H / N units a head:
@@ -14,14 +13,23 @@ without its output projection, which the next layer's kernel or the softmax woul
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict
 
-from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
+from jaxlm.models.recurrent import CellNoise, Recurrent, head_count, uniform
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PRNGKeyArray
 
     from jaxlm.ops.scans import Length
+
+    class Layer(TypedDict):  # its parameters
+        kernel: Float[Array, "E 4*N*D"]
+        convolution: Float[Array, "4 3*N*D"]
+        gate: Float[Array, "E 2*N"]
+        rate: Float[Array, " N"]
+        time_step: Float[Array, " N"]
+        norm: Float[Array, " N*D"]
+
 
 TAPS = 4  # steps that the convolution sees
 
@@ -40,7 +48,7 @@ class GatedDeltaNet(Recurrent):
     gates: ClassVar[int] = 4
     heads: int = head_count()
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
         import jax
         import jax.numpy as jnp
 
@@ -62,7 +70,7 @@ class GatedDeltaNet(Recurrent):
         return DeltaState(jnp.zeros((rows, self.heads, D, D), dtype), jnp.zeros((rows, TAPS - 1, 3 * width), dtype))
 
     def apply_layer(
-        self, params: Params, x: Float[Array, "T B E"], state: DeltaState, noise: CellNoise, length: Length
+        self, params: Layer, x: Float[Array, "T B E"], state: DeltaState, noise: CellNoise, length: Length
     ) -> tuple[Float[Array, "T B H"], DeltaState]:
         import jax
         import jax.numpy as jnp

@@ -2,22 +2,27 @@
 
     r, z = sigmoid(x W + h U + b)        n = tanh(x W_n + b_n + r * (h U_n + c_n))        h' = (1 - z) * n + z * h
 
-A layer's parameters: `kernel` [E, 3H], `recurrent_kernel` [H, 3H], `bias` [3H], all in the order r, z, n, and
-`recurrent_bias` c_n [H].
+The order of kernels and bias is r, z, n.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
-from jaxlm.models.recurrent import CellNoise, Params, Recurrent, torch_biases, uniform, weight_drop
+from jaxlm.models.recurrent import CellNoise, Recurrent, torch_biases, uniform, weight_drop
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PRNGKeyArray
 
     from jaxlm.ops.recurrence import Linear
     from jaxlm.ops.scans import Length
+
+    class Layer(TypedDict):  # its parameters
+        kernel: Float[Array, "E 3*H"]
+        bias: Float[Array, " 3*H"]
+        recurrent_kernel: Float[Array, "H 3*H"]
+        recurrent_bias: Float[Array, " H"]  # c_n
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class GRU(Recurrent):
     gates: ClassVar[int] = 3
     keep_recurrent_weights: float | None = weight_drop()
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
         import jax
         import jax.numpy as jnp
 
@@ -44,7 +49,7 @@ class GRU(Recurrent):
         }
 
     def apply_layer(
-        self, params: Params, x: Float[Array, "T B E"], state: Float[Array, "B H"], noise: CellNoise, length: Length
+        self, params: Layer, x: Float[Array, "T B E"], state: Float[Array, "B H"], noise: CellNoise, length: Length
     ) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
         from jaxlm.ops.product import product
         from jaxlm.ops.recurrence import recurrence

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from jaxlm.ops.scans import Length
 
-    State = dict[str, Float[Array, "B ..."]]
-
 REACH = 4  # steps that the convolution reads
 
 
@@ -57,15 +55,15 @@ class Hawk(Recurrent):
         squares = jax.random.uniform(of_decay, (width,), minval=0.9**2, maxval=0.999**2)
         return {**params, **biases, "gates_bias": jnp.zeros((N, 2 * D)), "decay": jnp.log(squares**-0.5 - 1)}
 
-    def zero_state(self, rows: int, width: int, dtype: Any) -> State:
+    def zero_state(self, rows: int, width: int, dtype: Any) -> dict[str, Array]:
         """`h` [B, H], and `inputs` [B, 3, H] of the convolution before the next one."""
         import jax.numpy as jnp
 
         return {"h": jnp.zeros((rows, width), dtype), "inputs": jnp.zeros((rows, REACH - 1, width), dtype)}
 
     def apply_layer(
-        self, params: Params, x: Float[Array, "T B E"], state: State, noise: CellNoise, length: Length
-    ) -> tuple[Float[Array, "T B H"], State]:
+        self, params: Params, x: Float[Array, "T B E"], state: dict[str, Array], noise: CellNoise, length: Length
+    ) -> tuple[Float[Array, "T B H"], dict[str, Array]]:
         import jax
         import jax.numpy as jnp
 

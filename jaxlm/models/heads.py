@@ -55,11 +55,8 @@ def summed_nats(
 ) -> Scalar:
     """The weighted sum of -log p of the targets, in nats, with gradients and flat in memory.
 
-    Args:
-        weights: constants without a gradient; None: ones.
-        kept: `Noise.latents`.
-        drawn: words that the softmax's sum is estimated from; None: all words are summed.
-        exact: traced; True sums all words in spite of `drawn`.
+    The weights are constants without a gradient (None: ones); `kept` is `Noise.latents`. The softmax's sum is estimated
+    from the words `drawn`, unless there are none or `exact`, traced, is true.
     """
     op, given, options = _read(model, params, features, kept)
     weights = jnp.ones(targets.shape) if weights is None else weights

@@ -1,21 +1,22 @@
-"""The LSTM. A layer's parameters: `kernel` [E + H, 4H] and `bias` [4H].
-
-The gates' order is i, j, f, o, as in TensorFlow's BasicLSTMCell.
-"""
+"""The LSTM. The gates' order is i, j, f, o, as in TensorFlow's BasicLSTMCell."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from jaxlm.fields import number
-from jaxlm.models.recurrent import CellNoise, Params, Recurrent, state_dropout, torch_biases, uniform, weight_drop
+from jaxlm.models.recurrent import CellNoise, Recurrent, state_dropout, torch_biases, uniform, weight_drop
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PRNGKeyArray
 
     from jaxlm.ops.lstm import LSTMState
     from jaxlm.ops.scans import Length
+
+    class Layer(TypedDict):  # its parameters
+        kernel: Float[Array, "E+H 4*H"]
+        bias: Float[Array, " 4*H"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,11 @@ class LSTM(Recurrent):
     keep_recurrent_weights: float | None = weight_drop()
     keep_state: float | None = state_dropout()
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
         import jax.numpy as jnp
 
         scale = self.layer_scale(width)
-        bias = sum(torch_biases(key, scale, 4 * width)) if self.torch_init else jnp.zeros(4 * width)
+        bias = sum(torch_biases(key, scale, 4 * width) if self.torch_init else (), jnp.zeros(4 * width))
         return {"kernel": uniform(key, scale, inputs + width, 4 * width), "bias": bias}
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> LSTMState:
@@ -40,7 +41,7 @@ class LSTM(Recurrent):
         return zero_state(rows, width, dtype)
 
     def apply_layer(
-        self, params: Params, x: Float[Array, "T B E"], state: LSTMState, noise: CellNoise, length: Length
+        self, params: Layer, x: Float[Array, "T B E"], state: LSTMState, noise: CellNoise, length: Length
     ) -> tuple[Float[Array, "T B H"], LSTMState]:
         from jaxlm.ops.lstm import lstm
 

@@ -1,4 +1,4 @@
-"""The minGRU and the minLSTM. A layer's parameters: `kernel` [E, gates * H] and `bias` [gates * H].
+"""The minGRU and the minLSTM.
 
     minGRU:     z, n = x W + b           h' = (1 - sigmoid(z)) * h + sigmoid(z) * n
     minLSTM:    f, i, n = x W + b        h' = (sigmoid(f) * h + sigmoid(i) * n) / (sigmoid(f) + sigmoid(i))
@@ -10,14 +10,18 @@ associative scan.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
-from jaxlm.models.recurrent import CellNoise, Params, Recurrent, torch_biases, uniform
+from jaxlm.models.recurrent import CellNoise, Recurrent, torch_biases, uniform
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PRNGKeyArray
 
     from jaxlm.ops.scans import Length
+
+    class Layer(TypedDict):  # its parameters
+        kernel: Float[Array, "E G"]
+        bias: Float[Array, " G"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class MinGRU(Recurrent):
 
     gates: ClassVar[int] = 2
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
         import jax.numpy as jnp
 
         scale = self.layer_scale(inputs)  # in PyTorch the layer is a Linear, with one bias
@@ -35,7 +39,7 @@ class MinGRU(Recurrent):
         return {"kernel": uniform(key, scale, inputs, size), "bias": bias}
 
     def apply_layer(
-        self, params: Params, x: Float[Array, "T B E"], state: Float[Array, "B H"], noise: CellNoise, length: Length
+        self, params: Layer, x: Float[Array, "T B E"], state: Float[Array, "B H"], noise: CellNoise, length: Length
     ) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
         import jax
         import jax.numpy as jnp

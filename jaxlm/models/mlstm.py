@@ -1,4 +1,4 @@
-"""xLSTM's mLSTM. A layer's parameters: `kernel` [E, 4H], `bias` [4H], `gate` [E, 2N], `gate_bias` [2N] and `norm` [H].
+"""xLSTM's mLSTM.
 
 The kernel's order is q, k, v, o; that of the gates, one each a head, i, f. With D = H / N units a head:
 
@@ -12,15 +12,22 @@ The layer is the paper's without what its block has around it: residual, convolu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict
 
 from jaxlm.fields import number
-from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
+from jaxlm.models.recurrent import CellNoise, Recurrent, head_count, uniform
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PRNGKeyArray
 
     from jaxlm.ops.scans import Length
+
+    class Layer(TypedDict):  # its parameters
+        kernel: Float[Array, "E 4*N*D"]
+        bias: Float[Array, " 4*N*D"]
+        gate: Float[Array, "E 2*N"]
+        gate_bias: Float[Array, " 2*N"]
+        norm: Float[Array, " N*D"]
 
 
 class MLSTMState(NamedTuple):
@@ -45,7 +52,7 @@ class MLSTM(Recurrent):
         optional=True,
     )
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
         import jax
         import jax.numpy as jnp
 
@@ -66,7 +73,7 @@ class MLSTM(Recurrent):
         return MLSTMState(jnp.zeros((*shape, D, D), dtype), jnp.zeros((*shape, D), dtype), jnp.zeros(shape, dtype))
 
     def apply_layer(
-        self, params: Params, x: Float[Array, "T B E"], state: MLSTMState, noise: CellNoise, length: Length
+        self, params: Layer, x: Float[Array, "T B E"], state: MLSTMState, noise: CellNoise, length: Length
     ) -> tuple[Float[Array, "T B H"], MLSTMState]:
         import jax
         import jax.numpy as jnp

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import choice, count, flag, number, probability
+from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, state_dropout, torch_biases, uniform, weight_drop
 
 if TYPE_CHECKING:
@@ -73,10 +74,7 @@ class Mogrifier(Recurrent):
             found["norms"] = {"input": ones, "state": ones, "cell": of_cell, "cell_bias": jnp.zeros(width)}
         return found
 
-    def zero_state(self, rows: int, width: int, dtype: Any) -> LSTMState:
-        from jaxlm.ops.lstm import zero_state
-
-        return zero_state(rows, width, dtype)
+    zero_state = LSTM.zero_state
 
     def apply_layer(
         self, params: Params, x: Float[Array, "T B E"], state: LSTMState, noise: CellNoise, length: Length

@@ -130,15 +130,10 @@ class Recurrent:
     def apply_layer(
         self, params: Params, x: Float[Array, "T B E"], state: State, noise: CellNoise, length: Length
     ) -> tuple[Float[Array, "T B H"], State]:
-        """Runs a layer over a whole sequence.
+        """Runs a layer over a whole sequence: the outputs, and the carry after the last step that counts.
 
-        Args:
-            x: inputs. Products multiply in its dtype.
-            noise: masks, only for kinds with the fields keep_state and keep_update.
-            length: how many of the T steps count, traced, in windows of random length (`ops/scans.py`); None: all.
-
-        Returns:
-            Outputs in x's dtype, and the carry after the last step that counts.
+        Products multiply in x's dtype, which is the outputs' too. The noise has masks only for kinds with the fields
+        keep_state and keep_update.
         """
         raise NotImplementedError
 

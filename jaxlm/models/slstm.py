@@ -1,4 +1,4 @@
-"""xLSTM's sLSTM. A layer's parameters: `kernel` [E, 4H], `recurrent_kernel` [D, 4H], `bias` [4H] and `norm` [H].
+"""xLSTM's sLSTM.
 
 The gates' order is i, f, z, o. Within a gate the N heads of D = H / N units lie side by side; a head sees its own h.
 
@@ -13,15 +13,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict
 
-from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
+from jaxlm.models.recurrent import CellNoise, Recurrent, head_count, uniform
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PRNGKeyArray
 
     from jaxlm.ops.recurrence import Linear
     from jaxlm.ops.scans import Length
+
+    class Layer(TypedDict):  # its parameters
+        kernel: Float[Array, "E 4*H"]
+        recurrent_kernel: Float[Array, "D 4*H"]
+        bias: Float[Array, " 4*H"]
+        norm: Float[Array, " H"]
 
 
 class SLSTMState(NamedTuple):
@@ -41,7 +47,7 @@ class SLSTM(Recurrent):
     head_units: ClassVar[int] = 2
     heads: int = head_count()
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
         import jax
         import jax.numpy as jnp
 
@@ -60,7 +66,7 @@ class SLSTM(Recurrent):
         return SLSTMState(*jnp.zeros((4, rows, width), dtype))
 
     def apply_layer(
-        self, params: Params, x: Float[Array, "T B E"], state: SLSTMState, noise: CellNoise, length: Length
+        self, params: Layer, x: Float[Array, "T B E"], state: SLSTMState, noise: CellNoise, length: Length
     ) -> tuple[Float[Array, "T B H"], SLSTMState]:
         import jax.numpy as jnp
 

@@ -25,7 +25,6 @@ for _kind in MODELS.values():
     register(_kind)
 
 Carry = tuple[State, ...]
-Tokens = Int[Array, "T B"]
 Embedded = Float[Array, "T B E"]
 
 
@@ -52,14 +51,14 @@ def zero_carry(model: Recurrent, batch_size: int, dtype: Any = jnp.float32) -> C
     return tuple(model.zero_state(batch_size, width, dtype) for width in model.hidden_sizes)
 
 
-def embed(params: Params, tokens: Tokens) -> Embedded:
+def embed(params: Params, tokens: Int[Array, "T B"]) -> Embedded:
     """tokens -> their rows of the embedding; where they have been read already, those."""
     table = params["embedding"]
     return table.values if isinstance(table, Rows) else table[tokens]
 
 
 def read(
-    model: Recurrent, params: Params, noise: Noise, tokens: Tokens, carry: Carry, length: Length = None
+    model: Recurrent, params: Params, noise: Noise, tokens: Int[Array, "T B"], carry: Carry, length: Length = None
 ) -> tuple[Params, Units, Units, Carry]:
     """tokens and the carry -> the parameters that the head takes, then what `last_outputs` returns."""
     kept = drop_rows(model, noise, params)

@@ -16,8 +16,7 @@ def short_convolution(
 ) -> tuple[Float[Array, "T B H"], Float[Array, "B K-1 H"]]:
     """y_t = kernel_(K-1) * x_t + kernel_(K-2) * x_(t-1) + ... + kernel_0 * x_(t-K+1) + bias.
 
-    The state is the K - 1 inputs before x, the oldest first. Returns the outputs and the state after the last step that
-    counts.
+    The state is the K - 1 inputs before x, the oldest first; the new state is the one after the last step that counts.
 
     >>> x, kernel = jnp.array([1.0, 2.0, 3.0])[:, None, None], jnp.array([[10.0], [1.0]])
     >>> y, state = short_convolution(x, kernel, 0.0, jnp.full((1, 1, 1), 7.0))

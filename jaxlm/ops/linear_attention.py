@@ -20,7 +20,6 @@ from jaxlm.ops.scans import Length, bounded_scan
 Keys = Float[Array, "T B N D"]
 Values = Float[Array, "T B N F"]
 Decay = Float[Array, "T B N _"]  # log a, at most 0: of a head [T, B, N, 1], or of each key unit [T, B, N, D]
-Written = Float[Array, "T B N 1"]
 State = Float[Array, "B N D F"]
 
 CHUNK, DIAGONAL_CHUNK = 64, 16  # most steps of a chunk; with a decay for each key unit
@@ -32,7 +31,7 @@ def linear_attention_reference(
     v: Values,
     log_decay: Decay,
     state: State,
-    beta: Written | None = None,
+    beta: Float[Array, "T B N 1"] | None = None,
     length: Length = None,
     dtype: Any = None,
 ) -> tuple[Values, State]:
@@ -55,14 +54,11 @@ def linear_attention(
     v: Values,
     log_decay: Decay,
     state: State,
-    beta: Written | None = None,
+    beta: Float[Array, "T B N 1"] | None = None,
     length: Length = None,
     dtype: Any = jnp.float32,
 ) -> tuple[Values, State]:
-    """Runs the recurrence of this module over time: the outputs y, and the new carry S.
-
-    Without beta, u = v. The products multiply in `dtype` and sum in float32 or wider.
-    """
+    """The outputs y and the new carry S; without beta, u = v. Products are in `dtype`, summed in float32 or wider."""
     T = len(q)
     chunks = -(-T // (CHUNK if log_decay.shape[-1] == 1 else DIAGONAL_CHUNK))
     steps = -(-T // chunks)

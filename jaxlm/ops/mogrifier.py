@@ -61,11 +61,8 @@ def mogrifier(
     The gradient of every matrix is one product over all steps (`recurrence.py`). Without rounds the input's part of the
     gates is computed for all steps at once too.
 
-    Args:
-        x: in bfloat16 the products multiply bfloat16 and sum in float32, and the outputs are bfloat16; the carry keeps
-            the parameters' dtype.
-        weights: of the layer, as at the head of this file.
-        input_gate: free, capped or coupled.
+    With x in bfloat16 the products multiply bfloat16 and sum in float32, and the outputs are bfloat16; the carry keeps
+    the parameters' dtype. The input gate is free, capped or coupled.
     """
     matrices, others = _apart(weights, x.shape[-1])
     dtype, limits = x.dtype, jax.tree.map(jnp.asarray, limits)

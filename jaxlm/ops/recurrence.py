@@ -38,11 +38,8 @@ def recurrence(
 ) -> tuple[Units, Any]:
     """Runs a cell over time: its outputs, and the new carry.
 
-    Args:
-        cell: (linear, state, x [B, ...], others) -> (new state, output [B, H]); it multiplies by a matrix as
-            `linear(name, a)`, by each once a step.
-        others: parameters of any other kind.
-        dtype: what the products multiply in; they sum in float32 or wider.
+    The cell is (linear, state, x [B, ...], others) -> (new state, output [B, H]), and multiplies by a matrix as
+    `linear(name, a)`, by each once a step. The products multiply in `dtype` and sum in float32 or wider.
     """
     y, final = _run(cell, dtype, x, matrices, others, state, length)  # pyright: ignore (a custom_vjp's result)
     return y, final

@@ -38,10 +38,8 @@ def gradient(
 
     The embedding's gradient is `Rows`, one row for each token read, where the optimiser keeps them.
 
-    Args:
-        part: the whole batch; noise that is given has an axis S before its own where there are small batches.
-        small_batch: rows of a small batch; 0: the whole batch at once.
-        exact: whether all words count where the noise has words drawn, traced.
+    The part is the whole batch; of small batches of `small_batch` rows (0: none) the noise, where it is given, has an
+    axis S before its own. With `exact`, traced, all words count in spite of words drawn.
     """
     keeps_rows = recipe.optimizer.keeps_rows(recipe.model.tied)
 

@@ -67,14 +67,8 @@ def train_members(
     Members share each operation (`vmapped`) or follow one another; with a mesh each device has some of them. Of a
     window whose cost or gradient is not finite no update is made, and the member continues with the next.
 
-    Args:
-        recipes, states: with an axis M; the states are donated.
-        windows: arrays [M, W].
-        counts: how many of its windows each member trains. With `vmapped` all train as many as the first.
-        bptt_length, small_batch: as in `train_windows`.
-
-    Returns:
-        The new states, and metrics [M, W].
+    Recipes, states (donated) and windows have an axis M, and so have the new states and the metrics [M, W]. `counts`
+    says how many windows each member trains; with `vmapped` all train as many as the first.
     """
 
     def one(recipe: Recipe, state: TrainState, windows: Windows, count: Scalar | int) -> tuple[TrainState, Metrics]:
