@@ -5,6 +5,7 @@ import gc
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -106,6 +107,18 @@ def test_a_member_is_the_same_run_alone(corpus, vmapped, keep):
     found = together(configs, corpus, 50, vmapped)
     for config, own in zip(configs, found, strict=True):
         np.testing.assert_allclose(own, alone(config, corpus, 50), rtol=1e-5 if vmapped else 1e-7)
+
+
+def test_no_member_s_costs_decide_on_the_end_of_a_loop(corpus):
+    """If they did, every window would choose between two states of all members, which takes a copy."""
+    config, _ = with_corpus(TINY, corpus)
+    group = members.stacked(config.recipe, new_state(config), 2, None)
+    tokens, windows = windows_of(config, corpus, 2)
+    windows = jax.tree.map(lambda column: np.stack([column] * 2), windows)
+    sizes = {"bptt_length": config.train.bptt_length, "vmapped": True}
+    text = members.train_members.lower(*group, tokens, windows, jnp.full(2, 2, jnp.int32), **sizes).as_text()
+    ends = re.findall(r"cond \{(.*?)\} do \{", text, re.DOTALL)
+    assert ends and not any("reduce" in one for one in ends)
 
 
 def test_a_member_is_taken_from_its_device_without_a_collective():

@@ -73,7 +73,7 @@ def train_members(
 
     def one(recipe: Recipe, state: TrainState, windows: Windows, count: Scalar | int) -> tuple[TrainState, Metrics]:
         return train_windows(
-            recipe, state, tokens, windows, count, True, bptt_length=bptt_length, small_batch=small_batch
+            recipe, state, tokens, windows, count, None, bptt_length=bptt_length, small_batch=small_batch
         )
 
     def all_of_a_device(recipes, states, tokens, windows, counts):

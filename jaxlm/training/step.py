@@ -200,7 +200,7 @@ def train_windows(
     tokens: Int[Array, "R B"],
     windows: Windows,
     count: Scalar | int,
-    skip_nonfinite: Scalar | bool = False,
+    skip_nonfinite: Scalar | bool | None = False,
     *,
     bptt_length: int,
     small_batch: int = 0,
@@ -214,7 +214,7 @@ def train_windows(
         tokens: ids.
         windows: where each window lies; arrays [W].
         count: how many of the W are trained.
-        skip_nonfinite: whether the call continues after a window whose cost or gradient is not finite.
+        skip_nonfinite: whether the call continues after a window whose cost or gradient is not finite; None: it does.
         bptt_length: steps T; of random lengths the longest.
         small_batch: rows that one gradient is computed of; 0: all.
         mesh: of the devices that share the batch and the vocabulary.
@@ -232,7 +232,7 @@ def train_windows(
     def unfinished(loop):
         done, _, metrics = loop
         more = done < count
-        return more if skip_nonfinite is True else more & (skip_nonfinite | metrics.finite[jnp.maximum(done - 1, 0)])
+        return more if skip_nonfinite is None else more & (skip_nonfinite | metrics.finite[jnp.maximum(done - 1, 0)])
 
     none = jnp.zeros(len(windows.row))
     metrics = Metrics(none, none, none, none == 0)
