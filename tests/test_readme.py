@@ -73,7 +73,7 @@ def blocks_of(page: str) -> list[Block]:
     return found
 
 
-BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.language]
+BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.language in ("sh", "python")]  # (not R's)
 RUN = [block for block in BLOCKS if block.marker is None]
 PARSED = [block for block in BLOCKS if block.marker is not None]
 FIRST = next(block for block in RUN if block.page == "docs/training.md")
