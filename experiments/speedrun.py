@@ -60,7 +60,7 @@ RUNGS = {
     "fast-78": Rung(86.0),
     "fast-75": Rung(82.0),
     "fast-72": Rung(78.0),
-    "char-small": Rung(1.55, "ptb-char", "bits_per_character"),
+    "char-small": Rung(1.56, "ptb-char", "bits_per_character"),
 }
 
 
