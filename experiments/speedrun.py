@@ -203,7 +203,8 @@ def table(records: Sequence[Record]) -> str:
             """Of the seeds that have it."""
             values = [value for one in some if (value := getattr(one, name)) is not None]
             missed = f", {len(some) - len(values)} missed" * (name == "seconds" and len(values) < len(some))
-            return spread(*mean_and_deviation(values), "{:,.2f}".format if words else "{:,.3f}".format) + missed
+            shown = "{:,.2f}" if words or name.startswith("seconds") else "{:,.3f}"  # (bits)
+            return spread(*mean_and_deviation(values), shown.format) + missed
 
         times = [(one.tensorflow_seconds, one.seconds) for one in some if words]
         shares = [unit / seconds for unit, seconds in times if unit and seconds]
