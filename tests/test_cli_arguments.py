@@ -272,11 +272,12 @@ def _flag(name: str, spec: Spec, value) -> list[str]:
         ([], 5, {"learning_rate": "0.25,0.5,1,2", "clip_norm": "1,5"}),
         (["--clip-norm", "1", "--epochs=2"], 2, {"learning_rate": "0.25,0.5,1,2"}),
         (["--set", "seed=1,2"], 5, {"seed": "1,2"}),
-        (["--config", "good.json"], preset("test").train.epochs, {"learning_rate": "0.25,0.5,1,2", "clip_norm": "1,5"}),
+        (["--config", "own.json"], preset("test").train.epochs, {"learning_rate": "0.25,0.5,1,2", "clip_norm": "1,5"}),
         (["--run-dir", "x", "--resume"], Config().train.epochs, {}),
     ],
 )
 def test_a_script_sweeps_its_own_space_unless_flags_replace_it(calls, line, epochs, space):
+    Path("own.json").write_text(preset("test").to_json())  # (drawn arguments may have written over the shared files)
     own = runpy.run_path(str(ROOT / "experiments/ptb_sweep.py"))["arguments"]
     assert run(["sweep", *own(line)])[0] == 0
     assert (calls[-1][0][0].train.epochs, calls[-1][0][1]) == (epochs, space)
