@@ -1,4 +1,4 @@
-"""Durable, atomic and sealed files, never reached over a link: everything that jaxlm keeps is written here.
+"""Durable, atomic files, never reached over a link: everything that jaxlm keeps is written here.
 
 A file appears under its name by one rename, after its bytes have reached the disk: a reader finds the old bytes or the
 new, whatever ends the process. Below a held directory (`Folder`) no link is followed, and only regular files are
@@ -10,9 +10,6 @@ Errors are OSError (`strerror` ends a sentence; `filename` is the whole path) an
 """
 
 import errno
-import hashlib
-import json
-import math
 import os
 import re
 import secrets
@@ -21,7 +18,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from jaxlm.errors import JaxlmError
 
@@ -310,54 +307,6 @@ def _free(path: str | Path) -> Iterator[tuple[Folder, str]]:
         raise OSError(errno.EEXIST, why, str(path))
     with Folder.open(whole.parent, create=True) as parent:
         yield parent, whole.name
-
-
-def seal(tree: dict[str, Any]) -> str:
-    """Canonical JSON of a tree with the sha256 of the rest inside: any changed byte shows."""
-    body = json.dumps(tree, indent=1, sort_keys=True)
-    return json.dumps({**tree, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1, sort_keys=True)
-
-
-def unseal(text: str | bytes) -> dict[str, Any]:
-    """The tree that `seal` was given. Raises ValueError where the text is not byte for byte what it returned."""
-    text = text.decode() if isinstance(text, bytes) else text
-    tree = strict_json(text)
-    if not isinstance(tree, dict) or tree.pop("sha256", None) is None:
-        raise ValueError("it carries no seal")
-    try:
-        intact = seal(tree) == text
-    except (ValueError, RecursionError):
-        intact = False
-    if not intact:
-        raise ValueError("it is not what was written: its sha256 is another")
-    return tree
-
-
-def strict_json(text: str | bytes) -> Any:
-    """Parsed JSON (UTF-8). Raises ValueError for anything else, for too deep a nesting, and for a name given twice.
-
-    Of two values for one name another reader might believe the other.
-    """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        tree = dict(pairs)
-        if len(tree) < len(pairs):
-            raise ValueError("a name is given twice in one object")
-        return tree
-
-    try:
-        return json.loads(text.decode() if isinstance(text, bytes) else text, object_pairs_hook=once)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def finite(tree: Any) -> Any:
-    """The tree with None for the numbers that JSON lacks."""
-    if isinstance(tree, dict):
-        return {str(name): finite(value) for name, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def reason(error: Exception) -> str:

@@ -22,12 +22,13 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.data.text import read_string
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
-from jaxlm.files import Folder, seal, unseal
+from jaxlm.files import Folder
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.checkpoint import Manifest
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.trainer import new_state
+from jaxlm.sealed import seal, unseal
 
 SECONDS, BYTES = 20, 1 << 30  # more than that for one input, or for all, is a hang or a blow-up
 NASTY = [

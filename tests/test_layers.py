@@ -15,6 +15,7 @@ PACKAGE = Path(jaxlm.__path__[0])
 LAYERS = [
     "errors",
     "terminal",
+    "sealed",
     "files",
     "fields",
     "distributed",
@@ -42,7 +43,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
     if path != PACKAGE / "__init__.py"
 }
-NO_JAX = ("errors", "terminal", "files", "fields", "config", "data", "report")
+NO_JAX = ("errors", "terminal", "sealed", "files", "fields", "config", "data", "report")
 
 
 def room(module: str) -> str:

@@ -43,7 +43,7 @@ def info(args: argparse.Namespace) -> int:
     check_run(args.run)
     found = contents(args.run)
     if args.json:
-        from jaxlm.files import finite
+        from jaxlm.sealed import finite
 
         # DEL is the one control character that JSON leaves as it is.
         say(json.dumps(finite(found), indent=1, allow_nan=False).replace("\x7f", "\\u007f"))

@@ -54,7 +54,7 @@ def evaluate(args: argparse.Namespace) -> None:
         found = lm.evaluate(args.split or "test", protocol=protocol, **options)
 
     from jaxlm.data.corpus import unknown_text, unknown_warning
-    from jaxlm.files import finite
+    from jaxlm.sealed import finite
 
     if args.json:
         say(json.dumps(finite({"run": str(args.run), "checkpoint": args.checkpoint, **found._asdict()})))
@@ -84,8 +84,8 @@ def compare(args: argparse.Namespace) -> None:
     protocol = given_protocol(args)
     first, other = (loaded(run, args.checkpoint) for run in (args.run, args.other))
 
-    from jaxlm.files import finite
     from jaxlm.scoring.comparison import compare
+    from jaxlm.sealed import finite
 
     found = compare(first, other, args.split, text=args.text, data_dir=args.data_dir, protocol=protocol)
     if args.json:

@@ -28,7 +28,8 @@ from jaxlm.data.text import SPLITS, Part, find_splits, read_errors
 from jaxlm.data.vocab import UNK, Vocab
 from jaxlm.errors import DataError
 from jaxlm.fields import checked
-from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, strict_json
+from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained
+from jaxlm.sealed import strict_json
 
 LARGE = 256 << 20  # bytes of text from which on `load_corpus` prepares it
 FORMAT = 1

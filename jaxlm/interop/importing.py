@@ -17,7 +17,7 @@ from jaxlm.data.text import decode, read_errors
 from jaxlm.data.tokens import EOS, WORDS
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.files import MAX_VOCAB_BYTES, explained, read_bytes, reader, reason, strict_json
+from jaxlm.files import MAX_VOCAB_BYTES, explained, read_bytes, reader, reason
 from jaxlm.interop.foreign import MOST_PATH, ForeignModel, Tensors, check_finite, check_sharing, damage, shown
 from jaxlm.interop.hub_tokenizer import VOCAB
 from jaxlm.interop.tensorflow import from_tensorflow_checkpoint
@@ -27,6 +27,7 @@ from jaxlm.interop.torch_models import from_torch, model_tensors
 from jaxlm.runs import directory, state_arrays
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.sealed import strict_json
 
 FORMAT, CONFIG, WEIGHTS, CODE = 1, "config.json", "model.safetensors", "modeling_jaxlm.py"  # of a hub's folder
 MOST_TEXT = 1 << 32  # bytes of one file of a corpus

@@ -21,12 +21,12 @@ import numpy as np
 from jaxlm.config.config import Config
 from jaxlm.data.corpus import MOST_UNKNOWN
 from jaxlm.fields import setting_text
-from jaxlm.files import finite
 from jaxlm.report.curve import Results, Row, draw_perplexities, draw_windows, epoch_axis
 from jaxlm.report.figure import PALETTE, drawable, figure, marks, svg
 from jaxlm.report.sweep_plots import PERPLEXITY, TrialRecord, draw_epochs, draw_parallel, draw_slice, value_text
 from jaxlm.report.units import mean_and_deviation, spread
 from jaxlm.report.word_map import WordMap, drawn_map
+from jaxlm.sealed import finite
 from jaxlm.terminal import printable
 
 MOST_LINES = 24  # runs in a chart; the tables hold all

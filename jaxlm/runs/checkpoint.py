@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlm.config.config import Config
 from jaxlm.errors import CheckpointError, RunDirError
-from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, seal, unseal
+from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained
 from jaxlm.runs.metrics import Prefix
+from jaxlm.sealed import seal, unseal
 
 if TYPE_CHECKING:
     from jaxlm.data.vocab import Vocab

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlm.config.config import Config, conflicts
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
-from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, seal, strict_json, unseal
+from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained
 from jaxlm.runs import checkpoint
 from jaxlm.runs.checkpoint import Checkpoint, library_versions
 from jaxlm.runs.lock import ELSEWHERE, holder
 from jaxlm.runs.metrics import NAME as METRICS
 from jaxlm.runs.metrics import read_metrics, read_prefix
+from jaxlm.sealed import seal, strict_json, unseal
 from jaxlm.terminal import without_password
 
 if TYPE_CHECKING:

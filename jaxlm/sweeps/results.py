@@ -14,9 +14,10 @@ from typing import Any
 
 from jaxlm.config.config import PRESETS, Config, preset
 from jaxlm.errors import RunDirError
-from jaxlm.files import Folder, explained, finite, seal, unseal
+from jaxlm.files import Folder, explained
 from jaxlm.report.sweep_plots import TrialRecord, parallel_plot, slice_plot, value_text
 from jaxlm.report.units import mean_and_deviation
+from jaxlm.sealed import finite, seal, unseal
 
 RESULTS = "sweep.json"
 MOST_BYTES = 256 << 20  # of sweep.json

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxlm import files
+from jaxlm import files, sealed
 from jaxlm.config.config import Config, spec_of_field
 from jaxlm.data.corpora import EMBEDDED
 from jaxlm.errors import JaxlmError
@@ -54,7 +54,7 @@ def read_space_file(path: Path) -> dict[str, Any]:
     """Reads a TOML file of FIELD = SPACE lines, or a JSON object, for `read_space`. Raises JaxlmError for others."""
     with files.explained(JaxlmError, f"{path} cannot be read as TOML or JSON"):
         text = files.read_bytes(path, MOST_BYTES).decode()
-        space = files.strict_json(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+        space = sealed.strict_json(text) if text.lstrip().startswith("{") else tomllib.loads(text)
     if not space:
         raise JaxlmError(f"{path} holds an empty space: name at least one field, as in learning_rate = [0.5, 1]")
     return space

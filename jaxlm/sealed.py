@@ -1,0 +1,54 @@
+"""JSON as jaxlm keeps it: strict to read, and sealed, so that any changed byte shows."""
+
+import hashlib
+import json
+import math
+from typing import Any
+
+
+def seal(tree: dict[str, Any]) -> str:
+    """Canonical JSON of a tree with the sha256 of the rest inside: any changed byte shows."""
+    body = json.dumps(tree, indent=1, sort_keys=True)
+    return json.dumps({**tree, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1, sort_keys=True)
+
+
+def unseal(text: str | bytes) -> dict[str, Any]:
+    """The tree that `seal` was given. Raises ValueError where the text is not byte for byte what it returned."""
+    text = text.decode() if isinstance(text, bytes) else text
+    tree = strict_json(text)
+    if not isinstance(tree, dict) or tree.pop("sha256", None) is None:
+        raise ValueError("it carries no seal")
+    try:
+        intact = seal(tree) == text
+    except (ValueError, RecursionError):
+        intact = False
+    if not intact:
+        raise ValueError("it is not what was written: its sha256 is another")
+    return tree
+
+
+def strict_json(text: str | bytes) -> Any:
+    """Parsed JSON (UTF-8). Raises ValueError for anything else, for too deep a nesting, and for a name given twice.
+
+    Of two values for one name another reader might believe the other.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        tree = dict(pairs)
+        if len(tree) < len(pairs):
+            raise ValueError("a name is given twice in one object")
+        return tree
+
+    try:
+        return json.loads(text.decode() if isinstance(text, bytes) else text, object_pairs_hook=once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def finite(tree: Any) -> Any:
+    """The tree with None for the numbers that JSON lacks."""
+    if isinstance(tree, dict):
+        return {str(name): finite(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
