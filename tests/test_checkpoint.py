@@ -1,6 +1,7 @@
 """Checkpoints: every damage is found and named, nothing unfinished is read, and a stranger's is only data."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -162,6 +163,22 @@ def test_one_that_there_is_no_memory_for_now_is_not_taken_for_damaged(tmp_path, 
     room = iter([0])
     monkeypatch.setattr(ram, "available", lambda: next(room, 2**40))
     with pytest.raises(CheckpointError, match=r"00000002 cannot be read: its config needs at least .* of memory"):
+        checkpoint.newest_intact(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["00000002", "manifest.json", "vocab.json"])
+def test_one_that_may_not_be_read_is_not_taken_for_damaged(tmp_path, monkeypatch, name):
+    for step in (1, 2):
+        save(tmp_path, step)
+    opened = os.open
+
+    def refusing(path, flags, mode=0o777, *, dir_fd=None):  # (the superuser may read everything)
+        if path == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with pytest.raises(CheckpointError, match=f"{name} cannot be read: Permission denied"):
         checkpoint.newest_intact(tmp_path)
 
 

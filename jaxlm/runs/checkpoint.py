@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlm.config.config import Config
 from jaxlm.errors import CheckpointError, RunDirError
-from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained
+from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, reason
 from jaxlm.runs.metrics import Prefix
 from jaxlm.sealed import seal, unseal
 
@@ -79,8 +79,8 @@ class Checkpoint:
     state: "TrainState"
 
 
-class NoRoom(CheckpointError):
-    """A checkpoint that this machine has no memory for now, and that may be intact."""
+class Unreadable(CheckpointError):
+    """A checkpoint that there is no memory or no permission to read now, and that may be intact."""
 
 
 def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Manifest) -> Path:
@@ -152,7 +152,7 @@ def manifests(run: str | Path | Folder, problems: list[str] | None = None) -> di
     found = {}
     for step, path in _listed(run).items():
         try:
-            with explained(CheckpointError, f"{path} is damaged"), _opened(path) as folder:
+            with _sound(path), _opened(path) as folder:
                 found[step] = _manifest(folder)
         except CheckpointError as error:
             if problems is not None:
@@ -194,12 +194,12 @@ def load(run: str | Path | Folder, which: str = "last") -> Checkpoint:
 
 
 def newest_intact(run: str | Path | Folder) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and a sentence for each newer one that does not. Raises NoRoom."""
+    """The newest checkpoint that verifies, and a sentence for each newer one that does not. Raises Unreadable."""
     problems = []
     for path in reversed(_listed(run).values()):
         try:
             return read(path), problems
-        except NoRoom:
+        except Unreadable:
             raise
         except CheckpointError as error:
             problems.append(str(error))
@@ -215,11 +215,11 @@ def read(path: str | Path) -> Checkpoint:
     from jaxlm.runs import state_arrays
 
     path = Path(path)
-    with explained(CheckpointError, f"{path} cannot be read"), _opened(path) as folder:
+    with _sound(path, "cannot be read"), _opened(path) as folder:
         manifest = _manifest(folder)
         config = Config.from_json(_verified(folder, manifest, "config.json").decode())
         template = state_arrays.shapes_of_state(config)
-        with explained(NoRoom, f"{path} cannot be read"):
+        with explained(Unreadable, f"{path} cannot be read"):
             state_arrays.check_room(template, "its config")
         for other in sorted({*manifest.files, *folder.names()} - {*MOST_BYTES, STATE}):
             raise CheckpointError(f"{path}/{other} does not belong to a checkpoint of this config")
@@ -238,9 +238,19 @@ def _opened(path: Path) -> Iterator[Folder]:
         yield folder
 
 
+@contextmanager
+def _sound(path: Path, problem: str = "is damaged") -> Iterator[None]:
+    """Turns an error of reading into a CheckpointError with the problem; where reading is not allowed, Unreadable."""
+    with explained(CheckpointError, f"{path} {problem}"):
+        try:
+            yield
+        except PermissionError as error:
+            raise Unreadable(f"{path} cannot be read: {reason(error)}") from None
+
+
 def _manifest(folder: Folder) -> Manifest:
     """The manifest of a checkpoint. Raises CheckpointError where it is missing or not the bytes that were sealed."""
-    with explained(CheckpointError, f"{folder.path / MANIFEST} is damaged"):
+    with _sound(folder.path / MANIFEST):
         tree = unseal(folder.read(MANIFEST, MOST_BYTES[MANIFEST]))
         if tree.get("format") != FORMAT:
             raise ValueError(f"its format is {str(tree.get('format'))[:20]!r}; this version of jaxlm reads {FORMAT}")
@@ -267,7 +277,7 @@ def _well_formed(manifest: Manifest) -> bool:
 
 def _verified(folder: Folder, manifest: Manifest, name: str, most: int | None = None) -> bytes:
     """The bytes of a file, of at most `most`. Raises CheckpointError where they are not those that were sealed."""
-    with explained(CheckpointError, f"{folder.path / name} is damaged"):
+    with _sound(folder.path / name):
         data = folder.read(name, MOST_BYTES[name] if most is None else most)
         if (actual := hashlib.sha256(data).hexdigest()) != (expected := manifest.files.get(name)):
             raise ValueError(f"expected sha256 {expected}, found {actual}")
