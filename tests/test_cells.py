@@ -132,7 +132,7 @@ def test_gated_deltanet_is_the_paper_s_equations():
 )
 def test_chunks_of_matrix_valued_states_are_the_plain_recurrence(T, width, length, seed):
     """Values and gradients; a decay a head, with and without the delta rule, and one for each key unit."""
-    B, N, D, F, rng = 2, 1, 2, 3, np.random.default_rng(seed)
+    B, N, D, F, rng = 2, 2, 2, 3, np.random.default_rng(seed)
     decays, delta = width
     q, k, v, log_decay, state, beta = (
         jnp.asarray(rng.normal(size=shape), jnp.float32)
