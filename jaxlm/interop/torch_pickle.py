@@ -38,7 +38,7 @@ class Instance:
     Of an object that is a list or a dict as well the items are dropped.
     """
 
-    kind: Global
+    kind: str = "builtins.object"
     state: dict[str, Any] = field(default_factory=dict)
 
 
@@ -104,9 +104,8 @@ def unpickle(stream: BinaryIO, storage: Callable[[Any], np.ndarray]) -> Any:
             case ("NEWOBJ" | "NEWOBJ_EX", [kind, arguments, *_]):
                 inert = isinstance(kind, Global) and kind not in _CALLS  # (a tensor's class is ours to make)
                 value = Instance(kind) if inert else _call(kind, arguments)
-            case ("BUILD", [Instance() as value, state]):  # a tuple: (attributes, slots)
-                parts = state[:2] if isinstance(state, tuple) else (state,)
-                value.state = next((part for part in parts if isinstance(part, dict)), {})
+            case ("BUILD", [Instance() as value, state]):
+                value.state = state if isinstance(state, dict) else {}
             case ("BUILD", [value, _]):  # (the state of anything else is ignored)
                 if isinstance(value, Global):
                     raise JaxlmError(f"its pickle changes {shown(value)}; nothing was run")
@@ -123,7 +122,7 @@ def _named(module: str, name: str) -> Global:
     if len(module) + len(name) > MOST_NAME:
         raise JaxlmError(f"its pickle is damaged: the name of a class has over {MOST_NAME} letters")
     found = Global(f"{'builtins' if module == '__builtin__' else module}.{name}")
-    if module.split(".")[0] in _LIBRARY and found not in _CALLS:
+    if found.split(".")[0] in sys.stdlib_module_names and found not in _CALLS:
         raise JaxlmError(f"it asks for {shown(found)}, which is no part of a model and could run code; nothing was run")
     return found
 
@@ -167,13 +166,6 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
         return np.ndarray(shape, storage.dtype, storage.view(np.uint8), start, steps)
 
 
-def _parameter(tensor: Any, *_: Any) -> np.ndarray:
-    """Stands for Parameter, Variable and what rebuilds them: the tensor that is given first."""
-    if not isinstance(tensor, np.ndarray):
-        raise JaxlmError("a parameter of its pickle is not made of a tensor")
-    return tensor
-
-
 def _mapping(given: Any = None, *_: Any) -> dict[str, Any]:
     """Stands for dict, OrderedDict and Counter, of nothing, of a dict or of a list of pairs."""
     if not isinstance(given, list):
@@ -193,15 +185,9 @@ def _attribute(target: Any = None, *_: Any) -> Instance:
     if not isinstance(target, Instance):
         found = shown(target) if isinstance(target, Global) else "no object of a model"
         raise JaxlmError(f"it asks for getattr of {found}, which could run code; nothing was run")
-    return _inert()
+    return Instance()
 
 
-def _inert(*_: Any) -> Instance:
-    """Stands for a call whose result is never used."""
-    return Instance(Global("builtins.object"))
-
-
-_LIBRARY = sys.stdlib_module_names | {"__builtin__", "copy_reg", "commands", "popen2", "cPickle", "cStringIO", "imp"}
 _INERT = """
 builtins.int builtins.long builtins.float builtins.complex builtins.bool builtins.str builtins.unicode builtins.bytes
 builtins.bytearray builtins.slice builtins.range builtins.xrange builtins.object
@@ -217,15 +203,16 @@ numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct numpy._core.nu
 _CALLS: dict[str, Callable[..., Any]] = {
     name: function
     for function, names in (
-        (_inert, _INERT),
+        (lambda *_: Instance(), _INERT),  # calls whose results are never used
         (_mapping, "builtins.dict collections.OrderedDict collections.Counter torch.nn.modules.container.OrderedDict"),
         (lambda *_: {}, "collections.defaultdict"),
         (_sequence, "builtins.list builtins.tuple builtins.set builtins.frozenset torch.Size"),
         (lambda *_: [], "collections.deque"),
         (_attribute, "builtins.getattr"),
         (_tensor, "torch._utils._rebuild_tensor torch._utils._rebuild_tensor_v2"),
-        (_parameter, "torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state"),
-        (_parameter, "torch.nn.parameter.Parameter torch.nn.parameter.Buffer torch.autograd.variable.Variable"),
+        (lambda tensor, *_: tensor, "torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state"),
+        (lambda tensor, *_: tensor, "torch.nn.parameter.Parameter torch.nn.parameter.Buffer"),
+        (lambda tensor, *_: tensor, "torch.autograd.variable.Variable"),
     )
     for name in names.split()
 }
