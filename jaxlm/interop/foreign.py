@@ -26,14 +26,13 @@ class ForeignModel:
 
     config: Recurrent
     params: dict[str, Any]  # jaxlm's tree, in float32
-    source: str  # what was read, in words
     notes: tuple[str, ...]  # what a user should know: what was left out, added up or assumed
     files: tuple[Path, ...]  # that the parameters are in
     run: Config | None = None  # of the run that jaxlm exported it from
 
 
 def lstm_model(
-    params: dict[str, Any], source: str, notes: list[str], arrays: Iterable[np.ndarray], files: tuple[Path, ...]
+    params: dict[str, Any], notes: list[str], arrays: Iterable[np.ndarray], files: tuple[Path, ...]
 ) -> ForeignModel:
     """The model of an LSTM's parameter tree, which gives its sizes, made from arrays of any precision."""
     vocab_size, width = params["embedding"].shape
@@ -45,7 +44,7 @@ def lstm_model(
         forget_bias=0.0,
     )
     rounded = ["float64 weights were rounded to float32"] if any(one.dtype == np.float64 for one in arrays) else []
-    return ForeignModel(config, params, source, (*notes, *rounded), files)
+    return ForeignModel(config, params, (*notes, *rounded), files)
 
 
 def by_role(

@@ -59,7 +59,7 @@ def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str
     path = (found.files[0].parent if found.run else Path(file)).resolve()
     tensorflow = found.files[0].suffix == ".index"
     words = model_vocabulary(vocab or path / VOCAB, found.config.vocab_size, tensorflow)
-    about = f"imported from {path}, a {found.source}"
+    about = f"imported from {found.files[0].resolve()}"
     digest = hashlib.sha256()  # of the files, one after the other
     for one in found.files:
         with explained(JaxlmError, f"{shown(one, MOST_PATH)} cannot be read"), reader(one) as opened:
@@ -92,7 +92,7 @@ def _read(path: Path) -> ForeignModel:
         return _read_hub(folder)
     if (prefix := checkpoint_prefix(path)) is not None:
         variables, files = read_checkpoint(prefix)
-        return from_tensorflow_checkpoint(variables, f"TensorFlow checkpoint {shown(prefix.name)}", files)
+        return from_tensorflow_checkpoint(variables, files)
     with reader(path) as file:
         size = os.fstat(file.fileno()).st_size
         if not 0 < size <= MOST_FILE:  # (0: what the kernel makes up, as /proc/kmsg, waits for who reads it)
@@ -104,10 +104,9 @@ def _read(path: Path) -> ForeignModel:
             raise JaxlmError(f"{what}; save it anew by TensorFlow 1.0 or later, which writes an .index and .data files")
         file.seek(0)
         if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size:
-            return from_torch(_read_safetensors(file.read()), "safetensors file", path)
-        value, layout, stored = read_torch(file, size)
-    tensors, what = model_tensors(value, stored)
-    return from_torch(tensors, f"PyTorch {what} ({layout})", path)
+            return from_torch(_read_safetensors(file.read()), path)
+        tensors = model_tensors(*read_torch(file, size))
+    return from_torch(tensors, path)
 
 
 def _read_safetensors(data: bytes) -> Tensors:
@@ -145,7 +144,7 @@ def _read_hub(folder: Path) -> ForeignModel:
     for name, leaf in state_arrays.named(params).items():
         check_finite(name, np.asarray(leaf))
     params = {**params, "embedding": params["embedding"]["weight"]}
-    return ForeignModel(config.model, params, "folder of a model hub", (), (path,), config)
+    return ForeignModel(config.model, params, (), (path,), config)
 
 
 def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> Vocab:

@@ -48,7 +48,7 @@ def from_tensorflow(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return _tree({role: np.asarray(variables[name]) for role, name in roles.items()}, layers)
 
 
-def from_tensorflow_checkpoint(variables: Mapping[str, Variable], source: str, files: tuple[Path, ...]) -> ForeignModel:
+def from_tensorflow_checkpoint(variables: Mapping[str, Variable], files: tuple[Path, ...]) -> ForeignModel:
     """The model of a checkpoint of the tutorial, in any scope. Raises JaxlmError, which names variables, for others."""
     roles, layers, left = _roles(variables, {name for name, variable in variables.items() if not variable.shape})
     arrays = {role: variables[name].read() for role, name in roles.items()}
@@ -66,7 +66,7 @@ def from_tensorflow_checkpoint(variables: Mapping[str, Variable], source: str, f
     notes = ["the forget bias is not in a checkpoint: it is taken as 0, as the tutorial has it"]
     if left:
         notes.append(f"left out, as no part of the model: {listed(left)}")
-    return lstm_model(params, source, notes, arrays.values(), files)
+    return lstm_model(params, notes, arrays.values(), files)
 
 
 def _roles(names: Collection[str], scalars: Collection[str] = ()) -> tuple[dict[str, str], int, set[str]]:

@@ -23,8 +23,8 @@ _DTYPES = {  # the kind of elements of torch.KINDStorage
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what old files begin with
 
 
-def read_torch(file: BinaryIO, size: int) -> tuple[Any, str, int]:
-    """What `torch.save` wrote into an open file: the value as `unpickle` gives it, the layout, all storages' bytes.
+def read_torch(file: BinaryIO, size: int) -> tuple[Any, int]:
+    """What `torch.save` wrote into an open file: the value as `unpickle` gives it, and all storages' bytes.
 
     Raises JaxlmError where it is damaged, claims more than it holds, or asks for something that could run code.
     """
@@ -90,7 +90,7 @@ class _BoundedFile:
         return self._file.read(MOST_DIRECTORY if count < 0 else count)
 
 
-def _load_zip(file: BinaryIO, size: int) -> tuple[Any, str, int]:
+def _load_zip(file: BinaryIO, size: int) -> tuple[Any, int]:
     """An archive of NAME/data.pkl, NAME/byteorder, and a file NAME/data/KEY for each storage."""
     with damage("archive"):
         archive = zipfile.ZipFile(_BoundedFile(file))  # pyright: ignore[reportArgumentType]
@@ -123,10 +123,10 @@ def _load_zip(file: BinaryIO, size: int) -> tuple[Any, str, int]:
     if f"{roots[0]}byteorder" in infos and (order := read("byteorder", 16)) != b"little":
         raise JaxlmError(f"expected the byte order little, found {shown(order.decode('latin-1'))}")
     storages = _Storages(held, load)
-    return unpickle(io.BytesIO(read("data.pkl", MOST_PICKLE)), storages), "zip", storages.nbytes
+    return unpickle(io.BytesIO(read("data.pkl", MOST_PICKLE)), storages), storages.nbytes
 
 
-def _load_old(file: BinaryIO, size: int) -> tuple[Any, str, int]:
+def _load_old(file: BinaryIO, size: int) -> tuple[Any, int]:
     """Pickles of a magic number, the protocol, the system, the value and the storages' keys; then the storages.
 
     Each storage is its number of elements (int64) and its elements, always little endian. A bare pickle without a
@@ -137,7 +137,7 @@ def _load_old(file: BinaryIO, size: int) -> tuple[Any, str, int]:
     storages = _Storages(lambda _: size - storages.nbytes, lambda _, dtype, count: np.empty(count, dtype))
     value = unpickle(stream, storages)
     if not isinstance(value, int) or value != MAGIC:
-        return value, "a bare pickle", 0
+        return value, 0
     # (The system that wrote it does not matter: the storages are little endian everywhere.)
     protocol, _, value, keys = (unpickle(stream, storages) for _ in range(4))
     if not isinstance(protocol, int) or protocol != PROTOCOL:
@@ -153,4 +153,4 @@ def _load_old(file: BinaryIO, size: int) -> tuple[Any, str, int]:
             raise JaxlmError(f"{found}; the file is damaged or cut short")
         if file.readinto(array.view(np.uint8)) < array.nbytes:  # pyright: ignore[reportAttributeAccessIssue]
             raise JaxlmError(f"the storage {shown(key)} is cut short")
-    return value, "old layout", storages.nbytes
+    return value, storages.nbytes

@@ -37,8 +37,8 @@ _PART = re.compile(  # as rnn.weight_ih_l0, rnns.1.module.weight_ih_l0 or rnns.1
 )
 
 
-def model_tensors(value: Any, stored: int) -> tuple[Tensors, str]:
-    """The tensors, by name, of the one model in a file, and what they were found in, in words.
+def model_tensors(value: Any, stored: int) -> Tensors:
+    """The tensors, by name, of the one model in a file.
 
     The value is a module, a state_dict, or a list or dict with one of these; `stored` are the bytes of all storages.
     Raises JaxlmError where there is no model, there are several, or it computes something that jaxlm does not.
@@ -50,15 +50,15 @@ def model_tensors(value: Any, stored: int) -> tuple[Tensors, str]:
         found = f"an object of {shown(value.kind)}" if isinstance(value, Instance) else found
         raise JaxlmError(f"expected a model or a state_dict, found {found} without named weights in it")
     if len(models) > 1:
-        names = listed(place for place, _, _ in models)
+        names = listed(place for place, _ in models)
         raise JaxlmError(f"it holds {len(models)} models ({names}); save alone the one to import")
-    place, tensors, what = models[0]
+    _, tensors = models[0]
     check_sharing((tensor.nbytes for tensor in tensors.values()), stored)
-    return tensors, what + (f" at {shown(place)}" if place else "")
+    return tensors
 
 
-def _models(value: Any) -> Iterator[tuple[str, Tensors, str]]:
-    """(the way to it, tensors, kind) of each module and dict of weights, nearest first.
+def _models(value: Any) -> Iterator[tuple[str, Tensors]]:
+    """(the way to it, tensors) of each module and dict of weights, nearest first.
 
     Nothing is looked at twice, nor inside of a dict of weights: a pickle may hold a thing in itself, and often.
     """
@@ -67,13 +67,13 @@ def _models(value: Any) -> Iterator[tuple[str, Tensors, str]]:
     while queue:
         place, item = queue.popleft()
         if _is_module(item):
-            yield place, _module_tensors(item, seen), f"module {shown(item.kind)}"
+            yield place, _module_tensors(item, seen)
             continue
         item = {"": item.state} if isinstance(item, Instance) else item
         items = [*(item.items() if isinstance(item, dict) else enumerate(item))]
         tensors = {str(name): leaf for name, leaf in items if isinstance(leaf, np.ndarray)}
         if any(name.endswith(".weight") or "weight_ih_l" in name for name in tensors):
-            yield place, tensors, "state_dict"
+            yield place, tensors
             continue
         for name, child in items:
             if isinstance(child, _NESTED) and id(child) not in seen:
@@ -112,7 +112,7 @@ def _module_tensors(module: Instance, seen: set[int]) -> Tensors:
     return found
 
 
-def from_torch(tensors: Tensors, source: str, file: Path) -> ForeignModel:
+def from_torch(tensors: Tensors, file: Path) -> ForeignModel:
     """The model of a PyTorch state_dict, under any prefix. Raises JaxlmError, which names the tensors, for others.
 
     A weight under dropout (awd-lstm-lm) is kept as NAME_raw; NAME beside it is the copy that the last window dropped.
@@ -145,7 +145,7 @@ def from_torch(tensors: Tensors, source: str, file: Path) -> ForeignModel:
     if biased:
         notes.append("each layer's two biases were added up")
     params = {"embedding": table, "layers": made, "softmax": softmax}
-    return lstm_model(params, source, notes, tensors.values(), (file,))
+    return lstm_model(params, notes, tensors.values(), (file,))
 
 
 def _role(name: str) -> str | None:
