@@ -311,7 +311,8 @@ def _free(path: str | Path) -> Iterator[tuple[Folder, str]]:
 
 def reason(error: Exception) -> str:
     """An error in the words that end a sentence: without its number and its file's name."""
-    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+    text = str(getattr(error, "strerror", None) or error)
+    return text or ("there is not enough memory" if isinstance(error, MemoryError) else type(error).__name__)
 
 
 def kind(status: os.stat_result) -> str:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import export
 
 from jaxlm.errors import JaxlmError
-from jaxlm.files import new_file, reason
+from jaxlm.files import explained, new_file
 from jaxlm.interop.export_hub import export_hub
 from jaxlm.interop.export_onnx import to_onnx
 from jaxlm.interop.export_torch import to_safetensors, to_torch
@@ -82,7 +82,7 @@ def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, 
     if target not in TARGETS:
         raise JaxlmError(f"expected one of {', '.join(TARGETS)} to export to, found {target!r}")
     model = run if isinstance(run, LanguageModel) else load(run, which)
-    try:
+    with explained(JaxlmError, f"cannot export to {os.fspath(out)}"):
         if target == "hub":
             export_hub(model, Path(out), None if isinstance(run, LanguageModel) else Path(run))
             notes = []
@@ -90,9 +90,6 @@ def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, 
             data, notes = EXPORTERS[target](model)
             with new_file(out) as file:
                 file.write(data)
-    except (OSError, MemoryError) as error:
-        problem = "there is not enough memory" if isinstance(error, MemoryError) else reason(error)
-        raise JaxlmError(f"cannot export to {os.fspath(out)}: {problem}") from None
     if model.config.optimizer.average_decay is not None:
         notes = [*notes, "the parameters are the average, as evaluation uses them, not the last ones"]
     return notes

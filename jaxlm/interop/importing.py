@@ -80,10 +80,9 @@ def read_model(file: str | Path) -> ForeignModel:
     try:
         return _read(Path(file))
     except (OSError, MemoryError, JaxlmError) as error:
-        problem = "there is no memory for it" if isinstance(error, MemoryError) else reason(error)
         at = Path(getattr(error, "filename", None) or file)
-    where = "" if at == Path(file) else f"its {shown(at.name)}: "
-    raise JaxlmError(f"cannot import {shown(file, MOST_PATH)}: {where}{problem}")
+        where = "" if at == Path(file) else f"its {shown(at.name)}: "
+        raise JaxlmError(f"cannot import {shown(file, MOST_PATH)}: {where}{reason(error)}") from None
 
 
 def _read(path: Path) -> ForeignModel:
