@@ -13,7 +13,7 @@ import pytest
 
 import jaxlm
 from jaxlm.models.kinds import MODELS
-from jaxlm.optimizers.kinds import OPTIMIZERS
+from jaxlm.optimizers import OPTIMIZERS
 from jaxlm.schedules import SCHEDULES
 
 V, E, HIDDEN, B, T = 11, 8, (12, 8), 4, 5

@@ -18,7 +18,7 @@ from recipes import BASE, CASES, MODEL_CASES, V
 import jaxlm
 from jaxlm.errors import JaxlmError
 from jaxlm.models.kinds import MODELS
-from jaxlm.optimizers.kinds import OPTIMIZERS
+from jaxlm.optimizers import OPTIMIZERS
 
 sys.path.append(str(ROOT / "experiments"))
 import accelerators  # pyright: ignore (of experiments/)

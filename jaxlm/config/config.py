@@ -16,8 +16,8 @@ from jaxlm.fields import Spec, checked, either, nearest, setting_text, shown, sp
 from jaxlm.models.kinds import MODELS
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Recurrent
+from jaxlm.optimizers import OPTIMIZERS
 from jaxlm.optimizers.descent import SGD
-from jaxlm.optimizers.kinds import OPTIMIZERS
 from jaxlm.optimizers.optimizer import Optimizer
 from jaxlm.published.awd_lstm import PublishedASGD
 from jaxlm.published.lamb import LambAdam, LambMogrifier

@@ -1,8 +1,0 @@
-"""The table of optimisers: a kind by the name that `--optimizer` and `replace(optimizer=...)` take."""
-
-from jaxlm.optimizers.adamw import AdamW
-from jaxlm.optimizers.descent import ASGD, SGD
-from jaxlm.optimizers.muon import Muon
-from jaxlm.optimizers.optimizer import Optimizer
-
-OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "asgd": ASGD, "adamw": AdamW, "muon": Muon}
