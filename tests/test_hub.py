@@ -23,9 +23,8 @@ from jaxlm.data.tokens import Subwords
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.interop import export_hub
-from jaxlm.interop.export_hub import CELLS
+from jaxlm.interop.export_hub import CELLS, WHITE_SPACE, tokenizer_files
 from jaxlm.interop.exporting import export_model
-from jaxlm.interop.hub_tokenizer import WHITE_SPACE, tokenizer_files
 from jaxlm.interop.importing import import_model
 from jaxlm.runs import state_arrays
 from jaxlm.scoring.language_model import LanguageModel

@@ -1,9 +1,10 @@
 """Export to a folder as model hubs expect it, which `transformers` loads with `trust_remote_code=True`.
 
 config.json  model.safetensors (jaxlm's parameters, under its own names)  modeling_jaxlm.py (the model in PyTorch)
-tokenizer.json  tokenizer_config.json  vocab.json  vocab.txt  README.md (card.md)
+tokenizer.json (of the library `tokenizers`)  tokenizer_config.json  vocab.json  vocab.txt  README.md (card.md)
 """
 
+import base64
 import json
 from collections.abc import Sequence
 from importlib.resources import files
@@ -11,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import safetensors.numpy
 from flax.serialization import to_state_dict
 from jinja2 import Environment, StrictUndefined
 
 from jaxlm.config.config import kind_of
+from jaxlm.data.tokens import EOS, SPACE, UNITS, Subwords
+from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.files import Folder, new_folder
 from jaxlm.interop.export_torch import array
-from jaxlm.interop.hub_tokenizer import as_json, special_tokens, tokenizer_files
-from jaxlm.interop.importing import CODE, CONFIG, FORMAT, WEIGHTS
+from jaxlm.interop.importing import CODE, CONFIG, FORMAT, VOCAB, WEIGHTS
+from jaxlm.interop.tensorflow_checkpoint import message_fields
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import Recurrent
 from jaxlm.report.curve import by_kind
@@ -33,6 +37,8 @@ from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.terminal import printable
 
 CELLS = ("lstm", "gru", "mingru", "mogrifier")  # that modeling_jaxlm.py has
+WHITE_SPACE = "\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # that str.split splits at
+_UNIGRAM = 1  # the model type of a SentencePiece model; else BPE
 
 
 def export_hub(model: LanguageModel, out: Path, run: Path | None) -> None:
@@ -127,3 +133,108 @@ def _results(metrics: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 def _cell(text: object) -> str:
     """Text of a run within a line of a table."""
     return printable(str(text))[:200].replace("|", "\\|").replace("<", "&lt;").replace("{", "(").replace("}", ")")
+
+
+def token_names(vocab: Vocab) -> list[str]:
+    """The name of each id in these files: jaxlm's, but for the newline's, which is always "\\n" in exact kinds."""
+    names, end = list(vocab.words), vocab.eos
+    if vocab.kind != "words" and not _is_json(vocab) and vocab.token_bytes[end] == b"\n":
+        names[end] = "\n"
+    return names
+
+
+def special_tokens(vocab: Vocab) -> dict[str, int]:
+    """{name in tokenizer_config.json: id}. What ends a sentence also begins and pads a text."""
+    end = vocab.ids.get(EOS, -1) if vocab.kind == "words" else vocab.eos
+    ids = {"bos_token": end, "eos_token": end, "pad_token": end, "unk_token": vocab.unknown_id}
+    return {name: place for name, place in ids.items() if place >= 0}
+
+
+def tokenizer_files(model: LanguageModel) -> dict[str, bytes]:
+    """The bytes of each file: the tokenizer's, the vocabulary as checkpoints have it, and of words one a line."""
+    vocab, names, special = model.vocab, token_names(model.vocab), special_tokens(model.vocab)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": place, "content": names[place], "special": True, **flags} for place in sorted({*special.values()})]
+    parts = _parts(vocab, {name: i for i, name in enumerate(names)})
+    if model.config.data.lowercase:
+        parts["normalizer"] = _sequence("normalizer", {"type": "Lowercase"}, parts.get("normalizer"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        **{name: names[place] for name, place in special.items()},
+    }
+    words = {"vocab.txt": "".join(f"{word}\n" for word in vocab.words).encode()} if vocab.kind == "words" else {}
+    return {
+        "tokenizer.json": as_json({"version": "1.0", "added_tokens": added, **parts}),
+        "tokenizer_config.json": as_json(settings),
+        VOCAB: vocab.to_json().encode(),
+        **words,
+    }
+
+
+def as_json(tree: Any) -> bytes:
+    """JSON of any text, for people and programs."""
+    return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _sequence(kind: str, *parts: Any) -> dict[str, Any]:
+    """Those parts of a pipeline that there are, one after the other."""
+    return {"type": "Sequence", f"{kind}s": [part for part in parts if part]}
+
+
+def _replace(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+
+
+def _split(pattern: str, behavior: str = "Isolated") -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
+
+
+_TO_TEXT = _sequence("decoder", _replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"})
+
+
+def _parts(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
+    """What tokenizer.json holds of a kind of tokens."""
+    words = {"type": "WordLevel", "vocab": ids, "unk_token": vocab.tokens.unknown}
+    if vocab.kind == "words":
+        split = _split(f"[{WHITE_SPACE}]+", "Removed")
+        return {"normalizer": _replace("\r\n|\r|\n", f" {EOS} "), "pre_tokenizer": split, "model": words}
+    if vocab.kind == "characters":
+        normalizer = {"type": "NFC"} if vocab.tokens.fields()["normalize"] == "nfc" else None
+        split = _split(r"[\s\S]")
+        return {"normalizer": normalizer, "pre_tokenizer": split, "model": words, "decoder": {"type": "Fuse"}}
+    if vocab.kind == "bytes":
+        return {"model": {"type": "BPE", "vocab": ids, "merges": [], "byte_fallback": True}, "decoder": _TO_TEXT}
+    if _is_json(vocab):  # the tokenizer.json that the model was trained with, its text cut into units first
+        tree = json.loads(base64.b64decode(vocab.tokens.fields()["model"]))
+        return {**tree, "pre_tokenizer": _sequence("pretokenizer", _split(UNITS.pattern), tree["pre_tokenizer"])}
+    return _sentencepiece(vocab, ids)
+
+
+def _is_json(vocab: Vocab) -> bool:
+    return isinstance(vocab.tokens, Subwords) and vocab.tokens.model[:1] == b"{"
+
+
+def _sentencepiece(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
+    """What `tokenizers` needs of a SentencePiece model (its message ModelProto)."""
+    assert isinstance(vocab.tokens, Subwords)
+    proto = message_fields(vocab.tokens.model)
+    bits = np.array([message_fields(piece).get(2, [0])[-1] for piece in proto[1]], np.uint32)
+    scores = dict(zip(ids, bits.view(np.float32).tolist(), strict=True))
+    model: dict[str, Any] = {"unk_token": vocab.tokens.unknown, "fuse_unk": True, "byte_fallback": True}
+    if message_fields(proto[2][-1]).get(3, [_UNIGRAM])[-1] == _UNIGRAM:
+        model |= {"type": "Unigram", "vocab": [*scores.items()], "unk_id": vocab.unknown_id}
+    else:
+        pieces = sorted(scores, key=scores.__getitem__, reverse=True)
+        parts = [(name[:at], name[at:]) for name in pieces for at in range(1, len(name))]
+        merges = [pair for pair in parts if pair[0] in scores and pair[1] in scores]
+        model |= {"type": "BPE", "vocab": ids, "merges": merges}
+    charsmap = b"".join(bytes(part) for spec in proto.get(3, []) for part in message_fields(spec).get(2, []))
+    precompiled = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}
+    return {
+        "normalizer": _sequence("normalizer", charsmap and precompiled, _replace(" ", SPACE)),
+        "pre_tokenizer": _split(UNITS.pattern.replace(" ", SPACE)),
+        "model": model,
+        "decoder": _TO_TEXT,
+    }

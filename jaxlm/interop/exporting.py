@@ -21,7 +21,7 @@ from jaxlm.runs.loading import load
 from jaxlm.scoring.language_model import LanguageModel
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-ONNX_HEADER = '<ir_version: 8, opset_import: ["" : 17], producer_name: "jaxlm">'  # onnxruntime 1.12
+ONNX_HEADER = '<ir_version: 8, opset_import: ["" : 17], producer_name: "jaxlm">'  # read by onnxruntime from 1.12 on
 MOST_ONNX = (1 << 31) - (1 << 24)  # bytes of a protocol buffer, with room for all but the weights
 
 

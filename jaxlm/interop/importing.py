@@ -19,7 +19,6 @@ from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.files import MAX_VOCAB_BYTES, explained, read_bytes, reader, reason
 from jaxlm.interop.foreign import MOST_PATH, ForeignModel, Tensors, check_finite, check_sharing, damage, shown
-from jaxlm.interop.hub_tokenizer import VOCAB
 from jaxlm.interop.tensorflow import from_tensorflow_checkpoint
 from jaxlm.interop.tensorflow_checkpoint import MAGIC, checkpoint_prefix, read_checkpoint
 from jaxlm.interop.torch_files import MOST_FILE, read_torch
@@ -29,7 +28,8 @@ from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.sealed import strict_json
 
-FORMAT, CONFIG, WEIGHTS, CODE = 1, "config.json", "model.safetensors", "modeling_jaxlm.py"  # of a hub's folder
+FORMAT = 1  # of a hub's folder, which has the files:
+CONFIG, WEIGHTS, CODE, VOCAB = "config.json", "model.safetensors", "modeling_jaxlm.py", "vocab.json"
 MOST_TEXT = 1 << 32  # bytes of one file of a corpus
 SPLITS = ("train.txt", "valid.txt", "test.txt")
 _DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
