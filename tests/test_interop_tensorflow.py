@@ -14,7 +14,7 @@ from interop_files import golden, log_probabilities, recorded
 
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.interop.importing import model_vocabulary, read_model
-from jaxlm.interop.tensorflow_checkpoint import crc32c, masked
+from jaxlm.interop.tensorflow import crc32c, masked
 
 CASES = recorded("tf1_ckpt", "checkpoints")
 TOKENS = [0, 3, 5, 1, 1, 2]

@@ -24,7 +24,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.files import Folder, new_folder
 from jaxlm.interop.export_torch import array
 from jaxlm.interop.importing import CODE, CONFIG, FORMAT, VOCAB, WEIGHTS
-from jaxlm.interop.tensorflow_checkpoint import message_fields
+from jaxlm.interop.tensorflow import message_fields
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import Recurrent
 from jaxlm.report.curve import by_kind

@@ -19,8 +19,7 @@ from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.files import MAX_VOCAB_BYTES, explained, read_bytes, reader, reason
 from jaxlm.interop.foreign import MOST_PATH, ForeignModel, Tensors, check_finite, check_sharing, damage, shown
-from jaxlm.interop.tensorflow import from_tensorflow_checkpoint
-from jaxlm.interop.tensorflow_checkpoint import MAGIC, checkpoint_prefix, read_checkpoint
+from jaxlm.interop.tensorflow import MAGIC, checkpoint_prefix, read_tensorflow
 from jaxlm.interop.torch_files import MOST_FILE, read_torch
 from jaxlm.interop.torch_models import from_torch, model_tensors
 from jaxlm.runs import directory, state_arrays
@@ -90,8 +89,7 @@ def _read(path: Path) -> ForeignModel:
     if (folder / CONFIG).is_file():
         return _read_hub(folder)
     if (prefix := checkpoint_prefix(path)) is not None:
-        variables, files = read_checkpoint(prefix)
-        return from_tensorflow_checkpoint(variables, files)
+        return read_tensorflow(prefix)
     with reader(path) as file:
         size = os.fstat(file.fileno()).st_size
         if not 0 < size <= MOST_FILE:  # (0: what the kernel makes up, as /proc/kmsg, waits for who reads it)

@@ -1,15 +1,37 @@
-"""Models under the names that TensorFlow 1's Penn Treebank tutorial gives its variables; the layout is jaxlm's own."""
+"""TensorFlow 1: models under the names of its Penn Treebank tutorial, and checkpoints, read without TensorFlow.
 
+A checkpoint is `NAME.index` and `NAME.data-00000-of-00001`. The index is a table from a variable's name to where its
+bytes lie (BundleEntryProto); the empty key holds the number of shards (BundleHeaderProto). The table is a sorted string
+table (TensorFlow's lib/io/table, after LevelDB's), of blocks with checksums. Its last 48 bytes say where the index
+block lies, the index where each data block does. In a block each key says how much it shares with the one before.
+"""
+
+import io
+import math
+import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.foreign import ForeignModel, by_role, float32, listed, lstm_model, matrix_shape, shown
-from jaxlm.interop.tensorflow_checkpoint import Variable
+from jaxlm.files import read_bytes, reader
+from jaxlm.interop.foreign import (
+    ForeignModel,
+    by_role,
+    check_sharing,
+    damage,
+    float32,
+    listed,
+    lstm_model,
+    matrix_shape,
+    shown,
+)
 
 LAYER = "m/rnn/multi_rnn_cell/cell_{}/basic_lstm_cell/{}:0"
 _ENDS = {"embedding": "embedding", "embedding_vocab": "embedding", "softmax_w": "softmax_w", "softmax_b": "softmax_b"}
@@ -18,6 +40,15 @@ _CELL = re.compile(
     r"/(?P<part>kernel|bias|weights|biases|matrix)",
     re.IGNORECASE,
 )
+MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # what a table ends with
+MOST_KEY, MOST_ENTRIES = 500, 20_000  # bytes; pairs
+MOST_INDEX, MOST_SHARDS, MOST_DIMENSIONS = 1 << 26, 100_000, 16
+_DTYPES = {1: "float32", 2: "float64", 14: "bfloat16", 19: "float16"}  # by TensorFlow's DataType
+_ENDING = re.compile(r"(?s)(.+)\.(index|meta|data-[0-9]{5}-of-[0-9]{5})")
+_ESCAPE = re.compile(rb"\\(?:([0-7]{3})|(.))")
+_LATEST = re.compile(rb'[ \t]*model_checkpoint_path:\s*"((?:[^"\\\n]|\\.)*)"')
+
+Fields = dict[int, list[int | bytes]]  # values by the number of their field
 
 
 def to_tensorflow(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -40,7 +71,7 @@ def from_tensorflow(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The parameter tree of `to_tensorflow`'s variables, under any scope.
 
     Args:
-        variables: arrays by name, as TensorFlow's own list has them; slots of an optimiser are left out.
+        variables: arrays by name, as TensorFlow's own list has them; slots of an optimiser and scalars are left out.
     Raises:
         JaxlmError: names are missing or unknown.
     """
@@ -48,9 +79,10 @@ def from_tensorflow(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return _tree({role: np.asarray(variables[name]) for role, name in roles.items()}, layers)
 
 
-def from_tensorflow_checkpoint(variables: Mapping[str, Variable], files: tuple[Path, ...]) -> ForeignModel:
+def read_tensorflow(prefix: Path) -> ForeignModel:
     """The model of a checkpoint of the tutorial, in any scope. Raises JaxlmError, which names variables, for others."""
-    roles, layers, left = _roles(variables, {name for name, variable in variables.items() if not variable.shape})
+    variables, files = _read_checkpoint(prefix)
+    roles, layers, left = _roles(variables)
     arrays = {role: variables[name].read() for role, name in roles.items()}
     vocab_size, width = matrix_shape(roles["embedding"], arrays["embedding"])
     shapes: dict[str, tuple[int, ...]] = {"embedding": (vocab_size, width)}
@@ -69,14 +101,14 @@ def from_tensorflow_checkpoint(variables: Mapping[str, Variable], files: tuple[P
     return lstm_model(params, notes, arrays.values(), files)
 
 
-def _roles(names: Collection[str], scalars: Collection[str] = ()) -> tuple[dict[str, str], int, set[str]]:
+def _roles(variables: Mapping[str, Any]) -> tuple[dict[str, str], int, set[str]]:
     """The name of the variable, in any scope, of each role; the number of layers; and the names that have no role.
 
-    Without a role are slots of the optimiser, averages and `scalars`. Raises JaxlmError as `by_role`.
+    Without a role are slots of the optimiser, averages and scalars. Raises JaxlmError as `by_role`.
     """
-    plain = {name.removesuffix(":0") for name in names}
-    left = {name for name in names if name in scalars or name.rpartition("/")[0] in plain}
-    return *by_role([name for name in names if name not in left], _role, _ENDS.values(), ["kernel", "bias"]), left
+    plain = {name.removesuffix(":0") for name in variables}
+    left = {name for name, one in variables.items() if not one.shape or name.rpartition("/")[0] in plain}
+    return *by_role([name for name in variables if name not in left], _role, _ENDS.values(), ["kernel", "bias"]), left
 
 
 def _role(name: str) -> str | None:
@@ -95,3 +127,226 @@ def _tree(arrays: Mapping[str, np.ndarray], layers: int) -> dict[str, Any]:
         "layers": [{part: arrays[f"{part} of layer {at}"] for part in ("kernel", "bias")} for at in range(layers)],
         "softmax": {"kernel": arrays["softmax_w"], "bias": arrays["softmax_b"]},
     }
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of a checkpoint, whose claims have been checked and whose bytes have not been read."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # NumPy's name, or what else it holds
+    shard: Path
+    offset: int
+    size: int  # bytes
+    checksum: int
+
+    def read(self) -> np.ndarray:
+        """Its values. Raises JaxlmError where the checksum is wrong, or these are no floats; OSError."""
+        if self.dtype not in _DTYPES.values():
+            raise JaxlmError(f"{shown(self.name)} holds {self.dtype}, expected one of {', '.join(_DTYPES.values())}")
+        with reader(self.shard) as file:
+            file.seek(self.offset)
+            data = file.read(self.size)
+        if masked(crc32c(data)) != self.checksum:
+            what = f"the checksum of the variable {shown(self.name)}"
+            raise JaxlmError(f"{what} is wrong; {shown(self.shard.name)} is damaged")
+        with damage(f"variable {shown(self.name)}"):
+            return np.frombuffer(data, self.dtype).reshape(self.shape)
+
+
+def checkpoint_prefix(path: str | Path) -> Path | None:
+    """The path that a checkpoint's files begin with; None where there is no checkpoint.
+
+    A user may give this path, any one of the files, the file named `checkpoint`, or the folder of one. Raises
+    JaxlmError for a folder whose `checkpoint` file is missing, unreadable or names nothing in the folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _latest(path / "checkpoint")
+    if path.name == "checkpoint" and not path.with_name("checkpoint.index").exists():
+        return _latest(path)
+    if ending := _ENDING.fullmatch(path.name):
+        return path.with_name(ending[1])
+    return path if path.name and path.with_name(path.name + ".index").exists() else None
+
+
+def _latest(path: Path) -> Path:
+    """The checkpoint that a `checkpoint` file names, always within the file's own folder."""
+    if not path.is_file():
+        raise JaxlmError("expected a checkpoint in the folder, and there is no file 'checkpoint'")
+    found = next(filter(None, map(_LATEST.match, read_bytes(path, 1 << 20).split(b"\n"))), None)
+    if not found:
+        raise JaxlmError("its file 'checkpoint' names no model_checkpoint_path")
+    name = _ESCAPE.sub(lambda found: bytes([int(found[1], 8) & 255]) if found[1] else found[2], found[1])
+    name = name.decode(errors="replace")
+    if name.startswith("/"):  # where it was written; the folder has been moved since, or is the same
+        name = name.rsplit("/", 1)[1]
+    inside = path.parent / name
+    strange = not name or "\0" in name or ".." in name.split("/")
+    if strange or not Path(os.path.realpath(inside)).is_relative_to(os.path.realpath(path.parent)):
+        raise JaxlmError(f"its file 'checkpoint' names {shown(name)}, which is not in the folder")
+    return inside
+
+
+def _read_checkpoint(prefix: Path) -> tuple[dict[str, Variable], tuple[Path, ...]]:
+    """The variables of a checkpoint, by name, and its files; the checksum of each is checked as it is read.
+
+    Raises JaxlmError where the index is damaged, or shards are missing or too short; OSError.
+    """
+    index = prefix.with_name(prefix.name + ".index")
+    data = read_bytes(index, MOST_INDEX)
+    with damage("index"):
+        table = dict(_entries(data))
+        header = message_fields(table.pop(b"", b""))
+        shards = header.get(1, [0])[-1]
+        if not isinstance(shards, int) or not 0 < shards < MOST_SHARDS:
+            raise JaxlmError("its index does not say how many shards there are; it is damaged")
+        if header.get(2, [0])[-1]:
+            raise JaxlmError("it was written by a big-endian machine, and only little-endian checkpoints are read")
+        paths = [prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}") for shard in range(shards)]
+        if missing := [path.name for path in paths if not path.exists()]:
+            what = f"{len(missing)} of its {len(paths)} shards are missing ({listed(missing)})"
+            raise JaxlmError(f"{what}; put them beside the index")
+        sizes = [path.stat().st_size for path in paths]
+        found: dict[str, Variable] = {}
+        for key, entry in table.items():
+            with suppress(UnicodeDecodeError):  # a slice of a partitioned variable, refused where the model needs it
+                name = key.decode()
+                found[name] = _variable(name, message_fields(entry), paths, sizes)
+        check_sharing((variable.size for variable in found.values()), sum(sizes))
+    return found, (index, *paths)
+
+
+def _variable(name: str, entry: Fields, paths: list[Path], sizes: list[int]) -> Variable:
+    """A variable of one entry: type 1, shape 2, shard 3, offset 4, bytes 5, checksum 6, slices 7."""
+    dimensions = message_fields(entry.get(2, [b""])[-1]).get(2, [])
+    if len(dimensions) > MOST_DIMENSIONS:
+        raise JaxlmError(f"the shape of the variable {shown(name)} is damaged")
+    shape = tuple(_number(message_fields(dimension), 1) for dimension in dimensions)
+    kind, shard, offset, size, checksum = (_number(entry, field) for field in (1, 3, 4, 5, 6))
+    dtype = "a partitioned variable" if 7 in entry else _DTYPES.get(kind, "something else than floats")
+    if dtype in _DTYPES.values() and math.prod(shape) * np.dtype(dtype).itemsize != size:
+        raise JaxlmError(f"the variable {shown(name)} claims the shape {list(shape)} in {size:,} bytes; it is damaged")
+    if shard >= len(paths):
+        raise JaxlmError(f"the variable {shown(name)} lies in shard {shard} of {len(paths)}; it is damaged")
+    if offset + size > sizes[shard]:
+        end = f"ends at byte {offset + size:,} of {shown(paths[shard].name)}, which has {sizes[shard]:,}"
+        raise JaxlmError(f"the variable {shown(name)} {end}; it is cut short")
+    return Variable(name, shape, dtype, paths[shard], offset, size, checksum)
+
+
+def _number(fields: Fields, field: int) -> int:
+    """The last value of a field, which is the one that counts; 0 where there is none."""
+    value = fields.get(field, [0])[-1]
+    if not isinstance(value, int):
+        raise ValueError("expected a number in an entry")
+    return value
+
+
+def message_fields(data: int | bytes) -> Fields:
+    """The fields of a protocol buffer's message. Raises ValueError or TypeError where it is none."""
+    stream, fields = io.BytesIO(data), Fields()  # pyright: ignore[reportArgumentType]
+    while stream.tell() < len(data):  # pyright: ignore[reportArgumentType]
+        tag = _varint(stream)
+        match tag & 7:
+            case 0:
+                value = _varint(stream)
+            case 2:
+                value = _take(stream, _varint(stream))
+            case 1 | 5 as width:
+                value = int.from_bytes(_take(stream, 8 if width == 1 else 4), "little")
+            case _:
+                raise ValueError("a field of an unknown type")
+        fields.setdefault(tag >> 3, []).append(value)
+    return fields
+
+
+def _varint(stream: io.BytesIO) -> int:
+    """A number of at most 64 bits, seven a byte, lowest first."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = _take(stream, 1)[0]
+        value |= (byte & 127) << shift
+        if byte < 128 and value < 1 << 64:
+            return value
+    raise ValueError("a number has over 64 bits")
+
+
+def _take(stream: io.BytesIO, count: int) -> bytes:
+    if len(data := stream.read(count)) < count:
+        raise ValueError("it ends in the middle of an entry")
+    return data
+
+
+def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(key, value) pairs of a table, in order. Raises JaxlmError or ValueError where it is damaged."""
+    if table[-8:] != MAGIC:
+        raise ValueError("it does not end as an index does")
+    footer = io.BytesIO(table[-48:-8])
+    for _ in range(2):
+        _varint(footer)  # where the block of other blocks lies: there are none
+    found = read = 0
+    for _, handle in _pairs(_block(table, footer)):
+        block = _block(table, io.BytesIO(handle))
+        pairs = list(islice(_pairs(block), MOST_ENTRIES))
+        found, read = found + 1 + len(pairs), read + len(block)
+        if found > MOST_ENTRIES or read > len(table):
+            raise JaxlmError(f"it has over {MOST_ENTRIES:,} entries, more than any model, or blocks that overlap")
+        yield from pairs
+
+
+def _block(table: bytes, handle: io.BytesIO) -> bytes:
+    """The content of a block, its checksum checked."""
+    place, size = _varint(handle), _varint(handle)
+    end = place + size
+    if masked(crc32c(table[place : end + 1])) != int.from_bytes(table[end + 1 : end + 5], "little"):
+        raise ValueError("the checksum of a block is wrong")
+    if table[end]:
+        raise JaxlmError("a block of it is compressed, as tf.train.Saver never does with an index")
+    return table[place:end]
+
+
+def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    size = len(block) - 4 - 4 * int.from_bytes(block[-4:], "little")  # behind: places to restart, their number
+    if size < 0:
+        raise ValueError("a block is too short")
+    stream, key = io.BytesIO(block[:size]), b""
+    while stream.tell() < size:
+        shared, fresh, length = _varint(stream), _varint(stream), _varint(stream)
+        if shared > len(key) or shared + fresh > MOST_KEY:
+            raise ValueError("a key is damaged or too long")
+        key = key[:shared] + _take(stream, fresh)
+        yield key, _take(stream, length)
+
+
+# CRC-32C (Castagnoli; RFC 3720, appendix B.4). The register after data is linear in the data: stretches of equal length
+# are summed side by side in NumPy, then joined: a join moves the register over a stretch of zeros, a linear map of its
+# four bytes.
+
+_START = b"Td\x1fd"  # brings a register of zeros to the ones that a checksum begins with
+_TABLE = np.arange(256, dtype=np.uint32)  # what a byte adds to the register
+for _ in range(8):
+    _TABLE = np.where(_TABLE & 1, (_TABLE >> 1) ^ np.uint32(0x82F63B78), _TABLE >> 1)
+
+
+def crc32c(data: bytes) -> int:
+    """The checksum of bytes."""
+    lanes = math.isqrt(len(data)) + 1
+    length = -(-(len(data) + 4) // lanes)
+    padded = b"".join([bytes(lanes * length - len(data) - 4), _START, data])
+    stretches = np.frombuffer(padded, np.uint8).reshape(lanes, length)
+    registers = np.zeros(lanes, np.uint32)
+    moved = np.arange(256, dtype=np.uint32) << np.array([[0], [8], [16], [24]], np.uint32)
+    for column in stretches.T:
+        registers = _TABLE[(registers ^ column) & 255] ^ (registers >> 8)
+        moved = _TABLE[moved & 255] ^ (moved >> 8)
+    register, (a, b, c, d) = 0, moved.tolist()
+    for lane in registers.tolist():
+        register = lane ^ a[register & 255] ^ b[register >> 8 & 255] ^ c[register >> 16 & 255] ^ d[register >> 24]
+    return register ^ 0xFFFFFFFF
+
+
+def masked(checksum: int) -> int:
+    """The checksum as TensorFlow stores it, changed so that data that hold checksums do not cancel them."""
+    return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
