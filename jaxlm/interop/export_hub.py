@@ -113,10 +113,7 @@ def _cell_of(model: Recurrent) -> dict[str, Any]:
     """What modeling_jaxlm.py has to know of a kind beside its fields. Raises JaxlmError for one that it lacks."""
     kind = kind_of("model", model).removeprefix("lamb-")
     if kind not in CELLS:
-        raise JaxlmError(
-            f"the model has layers of the kind {kind}, and a hub's folder takes {', '.join(CELLS)}: export it --to "
-            f"stablehlo"
-        )
+        raise JaxlmError(f"the model has layers of the kind {kind}, not {', '.join(CELLS)}: export it --to stablehlo")
     scale = model.update_scale(None) if isinstance(model, Mogrifier) else None
     return {"kind": kind, "update_scale": 1.0 if scale is None else float(scale)}
 

@@ -40,11 +40,10 @@ def to_torch(model: LanguageModel) -> tuple[bytes, list[str]]:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, data in entries.items():
-            info = zipfile.ZipInfo(f"model/{name}", (1980, 1, 1, 0, 0, 0))  # so that equal tensors give equal bytes
+            info = zipfile.ZipInfo(f"model/{name}")  # (of 1980, so that equal tensors give equal bytes)
             padding = -(file.tell() + 30 + len(info.filename) + 4) % ALIGNMENT
             info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
-            with archive.open(info, "w", force_zip64=len(data) >= zipfile.ZIP64_LIMIT) as entry:
-                entry.write(data)
+            archive.writestr(info, data)
     return file.getvalue(), notes
 
 

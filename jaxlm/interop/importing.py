@@ -97,8 +97,7 @@ def _read(path: Path) -> ForeignModel:
         head = file.read(9)
         file.seek(max(size - 8, 0))
         if file.read() == MAGIC:
-            what = "it is a checkpoint of TensorFlow's first format, in one file"
-            raise JaxlmError(f"{what}; save it anew by TensorFlow 1.0 or later, which writes an .index and .data files")
+            raise JaxlmError("it is a checkpoint of TensorFlow's first format: save it anew by TensorFlow 1.0 or later")
         file.seek(0)
         if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size:
             return from_torch(_read_safetensors(file.read()), path)

@@ -149,8 +149,7 @@ class Variable:
             file.seek(self.offset)
             data = file.read(self.size)
         if masked(crc32c(data)) != self.checksum:
-            what = f"the checksum of the variable {shown(self.name)}"
-            raise JaxlmError(f"{what} is wrong; {shown(self.shard.name)} is damaged")
+            raise JaxlmError(f"the checksum of {shown(self.name)} is wrong; {shown(self.shard.name)} is damaged")
         with damage(f"variable {shown(self.name)}"):
             return np.frombuffer(data, self.dtype).reshape(self.shape)
 
@@ -206,8 +205,7 @@ def _read_checkpoint(prefix: Path) -> tuple[dict[str, Variable], tuple[Path, ...
             raise JaxlmError("it was written by a big-endian machine, and only little-endian checkpoints are read")
         paths = [prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}") for shard in range(shards)]
         if missing := [path.name for path in paths if not path.exists()]:
-            what = f"{len(missing)} of its {len(paths)} shards are missing ({listed(missing)})"
-            raise JaxlmError(f"{what}; put them beside the index")
+            raise JaxlmError(f"{len(missing)} of its {shards} shards are missing ({listed(missing)}); copy them too")
         sizes = [path.stat().st_size for path in paths]
         found: dict[str, Variable] = {}
         for key, entry in table.items():

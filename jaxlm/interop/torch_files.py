@@ -20,7 +20,7 @@ _DTYPES = {  # the kind of elements of torch.KINDStorage
     **{"Char": "int8", "Byte": "uint8", "Short": "int16", "Int": "int32", "Long": "int64"},
     **{"ComplexFloat": "complex64", "ComplexDouble": "complex128"},
 }
-MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what old files begin with
+MAGIC = 0x1950A86A20F9469CFC6C  # what old files begin with
 
 
 def read_torch(file: BinaryIO, size: int) -> tuple[Any, int]:
@@ -35,8 +35,7 @@ def read_torch(file: BinaryIO, size: int) -> tuple[Any, int]:
     if head[257:] == b"ustar":
         raise JaxlmError("it is in the tar layout of PyTorch 0.1, which is not read; save it anew with a later PyTorch")
     if head[:1] not in (b"\x80", b"(", b"]", b"}", b"c"):  # how a pickle of a container, an object or a class begins
-        formats = "PyTorch's, safetensors, TensorFlow 1's checkpoints"
-        raise JaxlmError(f"it is in none of the formats that are read: {formats}")
+        raise JaxlmError("it is no file of PyTorch or safetensors, nor a TensorFlow 1 checkpoint")
     return _load_old(file, size)
 
 
@@ -63,8 +62,7 @@ class _Storages:
         if key not in self.arrays:
             claimed, held = count * dtype.itemsize, self._held(key)
             if claimed > held:
-                found = f"claims {claimed:,} bytes, and the file holds {held:,} for it"
-                raise JaxlmError(f"the storage {shown(key)} {found}; it is cut short or damaged")
+                raise JaxlmError(f"the storage {shown(key)} claims {claimed:,} bytes of {held:,}; it is cut short")
             self.arrays[key] = self._load(key, dtype, count)
             self.nbytes += claimed
         whole = self.arrays[key]
@@ -138,19 +136,15 @@ def _load_old(file: BinaryIO, size: int) -> tuple[Any, int]:
     value = unpickle(stream, storages)
     if not isinstance(value, int) or value != MAGIC:
         return value, 0
-    # (The system that wrote it does not matter: the storages are little endian everywhere.)
-    protocol, _, value, keys = (unpickle(stream, storages) for _ in range(4))
-    if not isinstance(protocol, int) or protocol != PROTOCOL:
-        raise JaxlmError(f"expected the old layout's protocol {PROTOCOL}, found {shown(type(protocol).__name__)}")
+    _, _, value, keys = (unpickle(stream, storages) for _ in range(4))
     listed = isinstance(keys, list) and all(isinstance(key, str) and len(key) <= MOST_NAME for key in keys)
     if not listed or sorted(keys) != sorted(storages.arrays):
         raise JaxlmError(f"its list of storages is not that of the {len(storages.arrays)} in use; it is damaged")
     file.seek(stream.tell())
     for key in keys:
         array = storages.arrays[key]
-        if (count := int.from_bytes(file.read(8), "little")) != array.size:
-            found = f"the storage {shown(key)} holds {count:,} elements, expected {array.size:,}"
-            raise JaxlmError(f"{found}; the file is damaged or cut short")
-        if file.readinto(array.view(np.uint8)) < array.nbytes:  # pyright: ignore[reportAttributeAccessIssue]
-            raise JaxlmError(f"the storage {shown(key)} is cut short")
+        count = int.from_bytes(file.read(8), "little")
+        read = file.readinto(array.view(np.uint8))  # pyright: ignore[reportAttributeAccessIssue]
+        if count != array.size or read < array.nbytes:
+            raise JaxlmError(f"the storage {shown(key)} does not hold its {array.size:,} elements; it is cut short")
     return value, storages.nbytes

@@ -98,11 +98,9 @@ def _module_tensors(module: Instance, seen: set[int]) -> Tensors:
         kind, splits = one.kind.rpartition(".")[2], one.state.get("nsplits")
         name = shown(prefix.rstrip(".") or kind)
         if kind == "Embedding" and one.state.get("max_norm") is not None:
-            why = "shortens its vectors as it reads them (max_norm), which jaxlm's embedding does not"
-            raise JaxlmError(f"the module {name} {why}")
+            raise JaxlmError(f"the module {name} shortens vectors as it reads them (max_norm), which jaxlm does not")
         if isinstance(splits, int) and splits > 1:
-            why = f"splits the vocabulary ({shown(kind)} with {min(splits, 10**9):,} splits)"
-            raise JaxlmError(f"the module {name} {why}; only plain softmax is imported")
+            raise JaxlmError(f"the module {name} has {min(splits, 10**9):,} splits; only plain softmax is imported")
         for part in map(one.state.get, ("_parameters", "_buffers", "_modules")):
             if not isinstance(part, dict) or id(part) in seen:
                 continue
@@ -164,9 +162,7 @@ def _lstm(tensors: Tensors, layer: dict[str, str], inputs: int) -> dict[str, np.
     """jaxlm's kernel and bias of a layer, {part: name}. Raises JaxlmError for other shapes than an LSTM's."""
     across = layer["weight_hh"]
     rows, hidden = matrix_shape(across, tensors[across])
-    if rows in (3 * hidden, hidden):
-        gru = "a GRU, which in PyTorch resets the state after its product and has two biases"
-        cell = "a plain RNN (RNN_TANH or RNN_RELU)" if rows == hidden else gru
+    if cell := {hidden: "a plain RNN", 3 * hidden: "a GRU"}.get(rows):
         raise JaxlmError(f"{shown(across)} is {rows}x{hidden}: that is {cell}; only LSTMs are imported")
     shapes = {"weight_ih": (inputs,), "weight_hh": (hidden,), "bias_ih": (), "bias_hh": ()}
     found = {part: float32(name, tensors[name], (4 * hidden, *shapes[part])) for part, name in layer.items()}

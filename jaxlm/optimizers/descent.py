@@ -65,10 +65,7 @@ class ASGD(Descent):
 
     def check(self) -> None:
         if self.average_decay is not None:
-            raise JaxlmError(
-                "average_decay averages exponentially and the optimizer asgd averages evenly, so that one of them must "
-                "go: set average_decay to none, or take the optimizer sgd"
-            )
+            raise JaxlmError("average_decay and the optimizer asgd both average the parameters: leave one of them out")
 
     def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
         import optax

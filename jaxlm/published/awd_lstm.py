@@ -39,8 +39,7 @@ class PublishedASGD(ASGD):
     def check_model(self, model: Recurrent) -> None:
         if type(model) is not LSTM:
             raise JaxlmError(
-                f"the optimizer awd-lstm repeats the two biases of an LSTM, and the model is a "
-                f"{type(model).__name__}: take the optimizer asgd, or the model lstm"
+                f"the optimizer awd-lstm needs an LSTM, and the model is a {type(model).__name__}: take asgd"
             )
 
     def counted(self, predictions: int, rows: int) -> int:
