@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -51,10 +50,7 @@ def to_stablehlo(model: LanguageModel) -> tuple[bytes, list[str]]:
     arguments = [jax.ShapeDtypeStruct((1, rows), jnp.int32)]
     arguments += [jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype) for leaf in jax.tree.leaves(like)]
     made = export.export(jax.jit(next_word), platforms=PLATFORMS)(*arguments)
-    shapes = ", ".join(str(list(argument.shape)) for argument in arguments[1:])
-    answer = f"logits [1, B, {len(model.vocab)}] and the new carry"
-    note = f"call(tokens int32 [1, B], carry {shapes}) -> {answer}; for {', '.join(PLATFORMS)}"
-    return bytes(made.serialize()), [note]
+    return bytes(made.serialize()), []
 
 
 def to_onnx(model: LanguageModel) -> tuple[bytes, list[str]]:
@@ -119,12 +115,8 @@ def _weights(layer: StateDict, kind: str) -> StateDict:
     return {"W": parts["weight_ih"], "R": parts["weight_hh"], "biases": biases}
 
 
-EXPORTERS: dict[str, Callable[[LanguageModel], tuple[bytes, list[str]]]] = {  # to a file's bytes, and notes
-    "safetensors": to_safetensors,
-    "torch": to_torch,
-    "onnx": to_onnx,
-    "stablehlo": to_stablehlo,
-}
+# Each gives a file's bytes, and notes.
+EXPORTERS = {"safetensors": to_safetensors, "torch": to_torch, "onnx": to_onnx, "stablehlo": to_stablehlo}
 TARGETS = (*EXPORTERS, "hub")
 
 

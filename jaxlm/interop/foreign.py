@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from jaxlm.config.config import Config
 from jaxlm.errors import JaxlmError
 from jaxlm.models.lstm import LSTM
-from jaxlm.models.recurrent import Recurrent
+from jaxlm.models.recurrent import Params, Recurrent
 
 MOST_PATH = 1000  # letters of a path in a message
 MOST_SHARING = 4  # how many times the stored bytes a model's tensors may take; tied ones are counted twice
@@ -25,26 +24,26 @@ class ForeignModel:
     """A language model read from a file of another program."""
 
     config: Recurrent
-    params: dict[str, Any]  # jaxlm's tree, in float32
+    params: Params  # jaxlm's tree, in float32
     notes: tuple[str, ...]  # what a user should know: what was left out, added up or assumed
     files: tuple[Path, ...]  # that the parameters are in
     run: Config | None = None  # of the run that jaxlm exported it from
 
-
-def lstm_model(
-    params: dict[str, Any], notes: list[str], arrays: Iterable[np.ndarray], files: tuple[Path, ...]
-) -> ForeignModel:
-    """The model of an LSTM's parameter tree, which gives its sizes, made from arrays of any precision."""
-    vocab_size, width = params["embedding"].shape
-    config = LSTM(
-        vocab_size=vocab_size,
-        embedding_size=width,
-        hidden_sizes=tuple(len(layer["bias"]) // 4 for layer in params["layers"]),
-        tied="kernel" not in params["softmax"],
-        forget_bias=0.0,
-    )
-    rounded = ["float64 weights were rounded to float32"] if any(one.dtype == np.float64 for one in arrays) else []
-    return ForeignModel(config, params, (*notes, *rounded), files)
+    @staticmethod
+    def of_lstm(
+        params: Params, notes: list[str], arrays: Iterable[np.ndarray], files: tuple[Path, ...]
+    ) -> "ForeignModel":
+        """The model of an LSTM's parameter tree, which gives its sizes, made from arrays of any precision."""
+        vocab_size, width = params["embedding"].shape
+        config = LSTM(
+            vocab_size=vocab_size,
+            embedding_size=width,
+            hidden_sizes=tuple(len(layer["bias"]) // 4 for layer in params["layers"]),
+            tied="kernel" not in params["softmax"],
+            forget_bias=0.0,
+        )
+        rounded = ["float64 weights were rounded to float32"] if any(one.dtype == np.float64 for one in arrays) else []
+        return ForeignModel(config, params, (*notes, *rounded), files)
 
 
 def by_role(

@@ -100,13 +100,16 @@ def _read(path: Path) -> ForeignModel:
             raise JaxlmError("it is a checkpoint of TensorFlow's first format: save it anew by TensorFlow 1.0 or later")
         file.seek(0)
         if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size:
-            return from_torch(_read_safetensors(file.read()), path)
-        tensors = model_tensors(*read_torch(file, size))
+            tensors, stored = _read_safetensors(file.read())
+        else:
+            value, stored = read_torch(file, size)
+            tensors = model_tensors(value)
+    check_sharing((tensor.nbytes for tensor in tensors.values()), stored)
     return from_torch(tensors, path)
 
 
-def _read_safetensors(data: bytes) -> Tensors:
-    """The tensors of a file's bytes, by name. Raises JaxlmError where the file is damaged or cut short."""
+def _read_safetensors(data: bytes) -> tuple[Tensors, int]:
+    """The tensors of a file, by name, and the number of their stored bytes. Raises JaxlmError where it is damaged."""
     tensors: Tensors = {}
     with damage("safetensors file"):
         for name, entry in safetensors.deserialize(data):
@@ -118,8 +121,7 @@ def _read_safetensors(data: bytes) -> Tensors:
     for name, kept in metadata.items():  # safetensors.torch.save_model: {left out: kept}
         if name not in tensors and kept in tensors:
             tensors[name] = tensors[kept]
-    check_sharing((tensor.nbytes for tensor in tensors.values()), len(data) - end)
-    return tensors
+    return tensors, len(data) - end
 
 
 def _read_hub(folder: Path) -> ForeignModel:

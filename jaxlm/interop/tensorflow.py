@@ -21,17 +21,7 @@ import numpy as np
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import read_bytes, reader
-from jaxlm.interop.foreign import (
-    ForeignModel,
-    by_role,
-    check_sharing,
-    damage,
-    float32,
-    listed,
-    lstm_model,
-    matrix_shape,
-    shown,
-)
+from jaxlm.interop.foreign import ForeignModel, by_role, check_sharing, damage, float32, listed, matrix_shape, shown
 
 LAYER = "m/rnn/multi_rnn_cell/cell_{}/basic_lstm_cell/{}:0"
 _ENDS = {"embedding": "embedding", "embedding_vocab": "embedding", "softmax_w": "softmax_w", "softmax_b": "softmax_b"}
@@ -57,9 +47,8 @@ def to_tensorflow(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Raises:
         JaxlmError: the model's head is not a softmax with a kernel of its own.
     """
-    if (found := {*params["softmax"]}) != {"kernel", "bias"}:
-        head = f"this model's head has {', '.join(sorted(found))}: export it --to stablehlo"
-        raise JaxlmError(f"TensorFlow's tutorial has one softmax with the variables kernel and bias, and {head}")
+    if {*params["softmax"]} != {"kernel", "bias"}:
+        raise JaxlmError("TensorFlow's tutorial has one softmax with its own kernel: export this model --to stablehlo")
     variables = {"m/embedding_vocab:0": params["embedding"]}
     for place, layer in enumerate(params["layers"]):
         variables |= {LAYER.format(place, part): layer[part] for part in ("kernel", "bias")}
@@ -98,7 +87,7 @@ def read_tensorflow(prefix: Path) -> ForeignModel:
     notes = ["the forget bias is not in a checkpoint: it is taken as 0, as the tutorial has it"]
     if left:
         notes.append(f"left out, as no part of the model: {listed(left)}")
-    return lstm_model(params, notes, arrays.values(), files)
+    return ForeignModel.of_lstm(params, notes, arrays.values(), files)
 
 
 def _roles(variables: Mapping[str, Any]) -> tuple[dict[str, str], int, set[str]]:

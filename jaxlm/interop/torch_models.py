@@ -13,18 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.foreign import (
-    ForeignModel,
-    Tensors,
-    by_role,
-    check_finite,
-    check_sharing,
-    float32,
-    listed,
-    lstm_model,
-    matrix_shape,
-    shown,
-)
+from jaxlm.interop.foreign import ForeignModel, Tensors, by_role, float32, listed, matrix_shape, shown
 from jaxlm.interop.torch_pickle import Instance
 
 MOST_PREFIX = 1000  # letters of the way to a module
@@ -37,11 +26,11 @@ _PART = re.compile(  # as rnn.weight_ih_l0, rnns.1.module.weight_ih_l0 or rnns.1
 )
 
 
-def model_tensors(value: Any, stored: int) -> Tensors:
+def model_tensors(value: Any) -> Tensors:
     """The tensors, by name, of the one model in a file.
 
-    The value is a module, a state_dict, or a list or dict with one of these; `stored` are the bytes of all storages.
-    Raises JaxlmError where there is no model, there are several, or it computes something that jaxlm does not.
+    The value is a module, a state_dict, or a list or dict with one of these. Raises JaxlmError where there is no model,
+    there are several, or it computes something that jaxlm does not.
     """
     models = [model for model in _models(value) if model[1]]
     models = [model for model in models if any("weight_ih_l" in name for name in model[1])] or models
@@ -52,9 +41,7 @@ def model_tensors(value: Any, stored: int) -> Tensors:
     if len(models) > 1:
         names = listed(place for place, _ in models)
         raise JaxlmError(f"it holds {len(models)} models ({names}); save alone the one to import")
-    _, tensors = models[0]
-    check_sharing((tensor.nbytes for tensor in tensors.values()), stored)
-    return tensors
+    return models[0][1]
 
 
 def _models(value: Any) -> Iterator[tuple[str, Tensors]]:
@@ -143,7 +130,7 @@ def from_torch(tensors: Tensors, file: Path) -> ForeignModel:
     if biased:
         notes.append("each layer's two biases were added up")
     params = {"embedding": table, "layers": made, "softmax": softmax}
-    return lstm_model(params, notes, tensors.values(), (file,))
+    return ForeignModel.of_lstm(params, notes, tensors.values(), (file,))
 
 
 def _role(name: str) -> str | None:
@@ -169,7 +156,7 @@ def _lstm(tensors: Tensors, layer: dict[str, str], inputs: int) -> dict[str, np.
     bias = np.zeros(4 * hidden, np.float32)
     if "bias_ih" in layer:
         with np.errstate(over="ignore"):
-            bias = check_finite(layer["bias_ih"], found["bias_ih"] + found["bias_hh"])
+            bias = float32(layer["bias_ih"], found["bias_ih"] + found["bias_hh"], (4 * hidden,))
     order = np.arange(4 * hidden).reshape(4, -1)[[0, 2, 1, 3]].ravel()  # from i, f, g, o to i, j, f, o
     kernel = np.hstack([found["weight_ih"], found["weight_hh"]])
     return {"kernel": np.ascontiguousarray(kernel[order].T), "bias": bias[order]}

@@ -38,9 +38,7 @@ class PublishedASGD(ASGD):
 
     def check_model(self, model: Recurrent) -> None:
         if type(model) is not LSTM:
-            raise JaxlmError(
-                f"the optimizer awd-lstm needs an LSTM, and the model is a {type(model).__name__}: take asgd"
-            )
+            raise JaxlmError(f"the optimizer awd-lstm is for LSTMs; the model is a {type(model).__name__}: take asgd")
 
     def counted(self, predictions: int, rows: int) -> int:
         return predictions + rows
