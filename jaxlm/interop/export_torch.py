@@ -80,8 +80,7 @@ def state_dict(model: Recurrent, params: Params) -> tuple[StateDict, list[str]]:
     layers, notes = torch_layers(model, params), []
     equal = len(set(model.hidden_sizes)) == 1
     if not equal:
-        widths = f"the layers' widths differ, which one nn.{kind_of('model', model).upper()} cannot have"
-        notes.append(f"{widths}: each layer is a module of its own, rnns.0, rnns.1, ..., as in awd-lstm-lm")
+        notes.append("the layers' widths differ: each is a module of its own, rnns.0, rnns.1, ..., as in awd-lstm-lm")
     if isinstance(model, LSTM) and float(model.forget_bias):
         notes.append(f"the forget bias {float(model.forget_bias):g} was added to the biases")
     found = {"encoder.weight": array(params["embedding"])}
@@ -98,17 +97,16 @@ def torch_layers(model: Recurrent, params: Params) -> list[StateDict]:
 
     Raises JaxlmError where a model is more than an embedding, LSTM or GRU layers one after the other and a softmax.
     """
-    name, problem = kind_of("model", model), ""
-    if type(model) not in _LAYERS:
-        problem = f"layers of the kind {name}, and PyTorch and ONNX have LSTM and GRU"
-    elif model.skip or model.scale_embedding:
-        what = "skip connections" if model.skip else "scaled embeddings"
-        problem = f"{what}, and PyTorch's and ONNX's stacks of layers have none"
-    elif model.experts or model.projection:
-        head = f"of {model.experts} softmaxes mixed" if model.experts else "that is tied through a projection"
-        problem = f"a head {head}, and this format has a place for one softmax of the last layer's outputs only"
-    if problem:
-        raise JaxlmError(f"the model has {problem}: export it --to stablehlo")
+    problems = {
+        f"layers of the kind {kind_of('model', model)}": type(model) not in _LAYERS,
+        "skip connections": model.skip,
+        "scaled embeddings": model.scale_embedding,
+        f"a head of {model.experts} softmaxes mixed": model.experts,
+        "a head that is tied through a projection": model.projection,
+    }
+    if problem := next((problem for problem, found in problems.items() if found), None):
+        place = "this format has a place for LSTM or GRU layers and one softmax only"
+        raise JaxlmError(f"the model has {problem}, and {place}: export it --to stablehlo")
     layers = [_LAYERS[type(model)](model, layer) for layer in params["layers"]]
     return [{part: array(value) for part, value in layer.items()} for layer in layers]
 

@@ -1,6 +1,6 @@
 """What is read from other programs' files: named arrays, and the language model that is made of them."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,13 +77,9 @@ def float32(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise JaxlmError(f"{shown(name)} holds {array.dtype.name!r}, expected floating-point numbers")
     with np.errstate(over="ignore"):
-        return check_finite(name, array.astype(np.float32, order="C", copy=False))
-
-
-def check_finite(name: str, values: np.ndarray) -> np.ndarray:
-    """The values, of the tensor of this name. Raises JaxlmError where one is not finite."""
+        values = array.astype(np.float32, order="C", copy=False)
     if wrong := values.size - np.count_nonzero(np.isfinite(values)):
-        raise JaxlmError(f"{shown(name)} holds {wrong:,} numbers that are not finite in {values.dtype}")
+        raise JaxlmError(f"{shown(name)} holds {wrong:,} numbers that are not finite in float32")
     return values
 
 
@@ -106,11 +102,11 @@ def shown(text: object, most: int = 80) -> str:
     return repr(text if len(text) <= most else text[:most] + "...")
 
 
-def listed(names: Iterable[str], most: int = 8) -> str:
-    """Names for a message, in order; those beyond `most` are only counted."""
-    ordered: Collection[str] = sorted(names)
-    few = [shown(name) for name in ordered[:most]]
-    return ", ".join(few) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+def listed(names: Iterable[str]) -> str:
+    """Names for a message, in order; those beyond eight are only counted."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - 8} more" if len(ordered) > 8 else ""
+    return ", ".join(map(shown, ordered[:8])) + more
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from jaxlm.data.tokens import EOS, WORDS
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.files import MAX_VOCAB_BYTES, explained, read_bytes, reader, reason
-from jaxlm.interop.foreign import MOST_PATH, ForeignModel, Tensors, check_finite, check_sharing, damage, shown
+from jaxlm.interop.foreign import MOST_PATH, ForeignModel, Tensors, check_sharing, damage, float32, shown
 from jaxlm.interop.tensorflow import MAGIC, checkpoint_prefix, read_tensorflow
 from jaxlm.interop.torch_files import MOST_FILE, read_torch
 from jaxlm.interop.torch_models import from_torch, model_tensors
@@ -140,7 +140,7 @@ def _read_hub(folder: Path) -> ForeignModel:
     path = folder / WEIGHTS
     params: Any = state_arrays.decoded(read_bytes(path, state_arrays.most_bytes(template)), template, path)
     for name, leaf in state_arrays.named(params).items():
-        check_finite(name, np.asarray(leaf))
+        float32(name, np.asarray(leaf), leaf.shape)  # refuses what is not finite
     params = {**params, "embedding": params["embedding"]["weight"]}
     return ForeignModel(config.model, params, (), (path,), config)
 

@@ -20,14 +20,10 @@ if TYPE_CHECKING:
 class Optimizer:
     """Clipping by the global norm, then a rule; what is minimised; and an average of the parameters, if any."""
 
-    # Whether an update of the embedding stays one row for each token read, where its gradient does (`keeps_rows`).
-    updates_rows: ClassVar[bool] = True
-    # Whether an even average starts once the best validation is `nonmonotone` validations old (`validations.py`).
-    averages_once_stale: ClassVar[bool] = False
-    # Iterates that an even average forgets: the first ones after its start.
-    forgotten_iterates: ClassVar[int] = 0
-    # Whether epochs of random windows end as AWD-LSTM's code ends them (`RandomLengths.as_published`).
-    windows_as_published: ClassVar[bool] = False
+    updates_rows: ClassVar[bool] = True  # whether the embedding's update stays in rows where its gradient does
+    averages_once_stale: ClassVar[bool] = False  # whether an even average starts once the best validation is stale
+    forgotten_iterates: ClassVar[int] = 0  # the first iterates of an even average, which it forgets
+    windows_as_published: ClassVar[bool] = False  # whether epochs of random windows end as AWD-LSTM's code ends them
 
     learning_rate: float = number(1.0, "rate before the schedule's factor", above=0, own=True)
     clip_norm: float | None = number(
