@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 from flax.serialization import to_state_dict
-from jinja2 import Environment, StrictUndefined
+from jinja2 import StrictUndefined, Template
 
 from jaxlm.config.config import kind_of
 from jaxlm.data.tokens import EOS, SPACE, UNITS, Subwords
@@ -42,13 +42,9 @@ _UNIGRAM = 1  # the model type of a SentencePiece model; else BPE
 
 
 def export_hub(model: LanguageModel, out: Path, run: Path | None) -> None:
-    """Writes the folder, whose model card shows the run's results.
+    """Writes the folder; each checkpoint that the run kept by words seen is a folder in it: chck_1M, chck_2M, ...
 
-    Each checkpoint that the run kept by words seen is a folder in it: chck_1M, chck_2M, ...
-
-    Raises:
-        JaxlmError: modeling_jaxlm.py has no such layer.
-        OSError: the folder cannot be written.
+    Raises JaxlmError where modeling_jaxlm.py has no such layer; OSError.
     """
     with new_folder(out) as folder:
         _fill(folder, model, read_metrics(run) if run else [])
@@ -82,13 +78,12 @@ def _fill(folder: Folder, model: LanguageModel, metrics: Sequence[dict[str, Any]
         "shapes": jax.tree.map(lambda leaf: list(leaf.shape), to_state_dict(params)),  # (lists as dicts)
         "jaxlm": json.loads(model.config.to_json()),
     }
-    environment = Environment(trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters["cell"] = _cell
-    card = environment.from_string(files("jaxlm.interop").joinpath("card.md").read_text("utf-8")).render(
+    text = files("jaxlm.interop").joinpath("card.md").read_text("utf-8")
+    card = Template(text, trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True).render(
         kind=kind_of("model", config),
         model=config,
         vocab=model.vocab,
-        corpus=model.corpus.get("name", "an unknown corpus"),
+        corpus=_cell(model.corpus.get("name", "an unknown corpus")),
         count=sum(leaf.size for leaf in jax.tree.leaves(model.params)),
         results=_results(metrics),
     )
@@ -123,7 +118,7 @@ def _results(metrics: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     _, epochs, tests = by_kind(metrics)
     rows = [(f"test, {row.get('checkpoint', 'last')} parameters", row, "test_perplexity") for row in tests]
     rows += [(f"validation, epoch {row.get('epoch', '')}", row, "valid_perplexity") for row in epochs[-1:]]
-    known = [(f"{row.get('corpus', '')} {name}", row.get(field)) for name, row, field in rows]
+    known = [(_cell(f"{row.get('corpus', '')} {name}"), row.get(field)) for name, row, field in rows]
     return [(name, perplexity_text(value) if isinstance(value, float | int) else "unknown") for name, value in known]
 
 

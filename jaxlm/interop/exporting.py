@@ -29,9 +29,7 @@ def to_stablehlo(model: LanguageModel) -> tuple[bytes, list[str]]:
 
     Its `call(tokens, *carry)` takes tokens int32 [1, B], for any B, and the carry's arrays, all zero before the first
     word, and returns the logits [1, B, V] of the next word and the new carry.
-
-    Raises:
-        JaxlmError: the package flatbuffers is missing.
+    Raises JaxlmError where the package flatbuffers is missing.
     """
     try:
         import flatbuffers  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -58,9 +56,7 @@ def to_onnx(model: LanguageModel) -> tuple[bytes, list[str]]:
 
     Inputs: `tokens` int64 [T, B], and of each layer k `h_k` and, of an LSTM, `c_k`, float32 [1, B, H]. Outputs:
     `logits` [T, B, V], and `h_k_out` and `c_k_out`. The words are in the metadata, under "vocabulary", as a JSON list.
-
-    Raises:
-        JaxlmError: the package onnx is missing, ONNX has no such layer, or the model is too large.
+    Raises JaxlmError where the package onnx is missing, ONNX has no such layer, or the model is too large.
     """
     try:
         import onnx  # pyright: ignore[reportMissingImports]

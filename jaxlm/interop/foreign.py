@@ -68,10 +68,7 @@ def by_role(
 
 
 def float32(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The tensor of this name in float32, C order. Raises JaxlmError for another shape or kind, and what is not finite.
-
-    bfloat16 and float16 are exact in float32.
-    """
+    """The tensor of this name in float32, C order. Raises JaxlmError if of another shape or kind, or not finite."""
     if array.shape != shape:
         raise JaxlmError(f"{shown(name)} has the shape {list(array.shape)}, expected {list(shape)}")
     if not jnp.issubdtype(array.dtype, jnp.floating):

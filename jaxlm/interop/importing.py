@@ -30,7 +30,6 @@ from jaxlm.sealed import strict_json
 FORMAT = 1  # of a hub's folder, which has the files:
 CONFIG, WEIGHTS, CODE, VOCAB = "config.json", "model.safetensors", "modeling_jaxlm.py", "vocab.json"
 MOST_TEXT = 1 << 32  # bytes of one file of a corpus
-SPLITS = ("train.txt", "valid.txt", "test.txt")
 _DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
 
 
@@ -179,7 +178,7 @@ def vocabulary_of_corpus(folder: str | Path) -> tuple[str, ...]:
     pytorch/examples and awd-lstm-lm number words so, and keep no vocabulary. Raises DataError.
     """
     words: dict[str, None] = {}
-    for split in SPLITS:
+    for split in ("train.txt", "valid.txt", "test.txt"):
         for line in io.StringIO(_text(Path(folder) / split, MOST_TEXT), newline=None):
             words.update(dict.fromkeys(line.split()))
             words.setdefault(EOS)

@@ -33,10 +33,7 @@ class Global(str):
 
 @dataclass(eq=False)
 class Instance:
-    """An object of a class that is not built: the class's name and the state that the pickle gives it.
-
-    Of an object that is a list or a dict as well the items are dropped.
-    """
+    """An object that is not built: the name of its class, and its state; the items of a list or dict are dropped."""
 
     kind: str = "builtins.object"
     state: dict[str, Any] = field(default_factory=dict)
