@@ -55,8 +55,7 @@ def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str
     if vocab is None and found.run is None:
         raise DataError(f"{shown(file, MOST_PATH)} has no vocabulary: give the file of its words, one a line (--vocab)")
     path = (found.files[0].parent if found.run else Path(file)).resolve()
-    tensorflow = found.files[0].suffix == ".index"
-    words = model_vocabulary(vocab or path / VOCAB, found.config.vocab_size, tensorflow)
+    words = model_vocabulary(vocab or path / VOCAB, found.config.vocab_size, found.files[0].suffix == ".index")
     about = f"imported from {found.files[0].resolve()}"
     digest = hashlib.sha256()  # of the files, one after the other
     for one in found.files:
@@ -149,14 +148,14 @@ def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> V
 
     Raises DataError.
     """
-    found, tokens, what = shown(path, MOST_PATH), WORDS, "vocabulary"
+    found, tokens = f"the vocabulary {shown(path, MOST_PATH)}", WORDS
     if os.path.isdir(path):  # (which raises nothing)
         if tensorflow:
             why = "whose words would be numbered as PyTorch's programs do, and the model is TensorFlow's"
-            raise DataError(f"the vocabulary {found} is a folder, {why}: give a file of its words, one a line")
-        words, what = vocabulary_of_corpus(path), "corpus"
+            raise DataError(f"{found} is a folder, {why}: give a file of its words, one a line")
+        words = vocabulary_of_corpus(path)
     elif Path(path).suffix == ".json":
-        with explained(DataError, f"the vocabulary {found} cannot be used"):
+        with explained(DataError, f"{found} cannot be used"):
             words, tokens = (read := Vocab.from_json(_text(Path(path), MAX_VOCAB_BYTES))).words, read.tokens
     else:
         text = _text(Path(path), MAX_VOCAB_BYTES).replace("\r\n", "\n")
@@ -164,12 +163,11 @@ def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> V
         if len(words) != size == len(text.split()):
             words = text.split()  # colorlessgreenRNNs reads its files so
     if len(words) != size:
-        found = f"{found} has {len(words):,} words, and the model has {size:,}"
-        raise DataError(f"the {what} {found}; give the {what} that the model was trained with")
+        raise DataError(f"{found} has {len(words):,} words, and the model has {size:,}: give the one of its training")
     try:
         return Vocab(tuple(words), tokens)
     except DataError as error:
-        raise DataError(f"the {what} {found} cannot be used: {error}") from None
+        raise DataError(f"{found} cannot be used: {error}") from None
 
 
 def vocabulary_of_corpus(folder: str | Path) -> tuple[str, ...]:
