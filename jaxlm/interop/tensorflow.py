@@ -143,13 +143,12 @@ class Variable:
             return np.frombuffer(data, self.dtype).reshape(self.shape)
 
 
-def checkpoint_prefix(path: str | Path) -> Path | None:
+def checkpoint_prefix(path: Path) -> Path | None:
     """The path that a checkpoint's files begin with; None where there is no checkpoint.
 
     A user may give this path, any one of the files, the file named `checkpoint`, or the folder of one. Raises
     JaxlmError for a folder whose `checkpoint` file is missing, unreadable or names nothing in the folder.
     """
-    path = Path(path)
     if path.is_dir():
         return _latest(path / "checkpoint")
     if path.name == "checkpoint" and not path.with_name("checkpoint.index").exists():
