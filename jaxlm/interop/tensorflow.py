@@ -170,7 +170,7 @@ def _latest(path: Path) -> Path:
     if name.startswith("/"):  # where it was written; the folder has been moved since, or is the same
         name = name.rsplit("/", 1)[1]
     inside = path.parent / name
-    strange = not name or "\0" in name or ".." in name.split("/")
+    strange = inside == path.parent or "\0" in name or ".." in name.split("/")
     if strange or not Path(os.path.realpath(inside)).is_relative_to(os.path.realpath(path.parent)):
         raise JaxlmError(f"its file 'checkpoint' names {shown(name)}, which is not in the folder")
     return inside
