@@ -19,7 +19,6 @@ from jaxlm.models.noise import no_noise
 from jaxlm.runs.loading import load
 from jaxlm.scoring.language_model import LanguageModel
 
-PLATFORMS = ("cpu", "cuda", "tpu")
 ONNX_HEADER = '<ir_version: 8, opset_import: ["" : 17], producer_name: "jaxlm">'  # read by onnxruntime from 1.12 on
 MOST_ONNX = (1 << 31) - (1 << 24)  # bytes of a protocol buffer, with room for all but the weights
 
@@ -47,7 +46,7 @@ def to_stablehlo(model: LanguageModel) -> tuple[bytes, list[str]]:
     rows = export.symbolic_shape("B")[0]
     arguments = [jax.ShapeDtypeStruct((1, rows), jnp.int32)]
     arguments += [jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype) for leaf in jax.tree.leaves(like)]
-    made = export.export(jax.jit(next_word), platforms=PLATFORMS)(*arguments)
+    made = export.export(jax.jit(next_word), platforms=("cpu", "cuda", "tpu"))(*arguments)
     return bytes(made.serialize()), []
 
 
