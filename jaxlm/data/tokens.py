@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from io import BytesIO
 from typing import Any, ClassVar
 
@@ -22,7 +22,6 @@ UNK = "<unk>"  # the token of whatever is outside the vocabulary
 SPACE = "\u2581"  # how SentencePiece writes a space
 MOST_BYTES = 64 << 20  # of a tokenizer's file
 _LONGEST = 4096  # characters of a unit of subwords
-_CACHED = 1 << 17  # units of subwords that are remembered
 UNITS = re.compile(rf"\n| *[^ \n]{{1,{_LONGEST}}}| +")
 _LINE_ENDS = re.compile(r"[ \t]*\n[ \t\n]*")
 _KEEP_SPACES = b"\x1a\x04\x18\x00\x20\x00"  # merged into a SentencePiece model (protobuf): adds and removes no space
@@ -283,22 +282,14 @@ class Subwords(_Exact):
         return UNITS.findall(text)
 
     def split(self, unit: str) -> list[str]:
-        return [self._end] if unit == "\n" else self._split(unit)
-
-    @cached_property
-    def _split(self) -> Callable[[str], list[str]]:
-        """`split` of other units than a newline, which remembers many: words come again."""
+        if unit == "\n":
+            return [self._end]
         names, _, encode = self._tokenizer
+        if self._bytes or SPACE not in unit:
+            return [names[place] for place in encode(unit)]
         sign = [f"<0x{byte:02X}>" for byte in SPACE.encode()]  # else it would come back as a space
-
-        @lru_cache(_CACHED)
-        def split(unit: str) -> list[str]:
-            if self._bytes or SPACE not in unit:
-                return [names[place] for place in encode(unit)]
-            first, *rest = map(split, unit.split(SPACE))
-            return [*first, *(name for part in rest for name in (*sign, *part))]
-
-        return split
+        first, *rest = map(self.split, unit.split(SPACE))
+        return [*first, *(name for part in rest for name in (*sign, *part))]
 
     def data(self, name: str) -> bytes:
         if name == self._end:
