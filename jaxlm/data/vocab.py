@@ -103,11 +103,6 @@ class Vocab:
         """The UTF-8 that each id stands for; a word has the space before it."""
         return tuple(map(self.tokens.data, self.words))
 
-    @cached_property
-    def begins_word(self) -> np.ndarray:
-        """Whether each token begins with white space, and so begins a word or ends a line: bool `[V]`."""
-        return np.array([data.decode("utf-8", "ignore")[:1].isspace() for data in self.token_bytes])
-
     def tokenize(self, text: str) -> list[str]:
         """The names of a text's tokens, as if it stood in a file. Raises DataError where it is not Unicode."""
         try:

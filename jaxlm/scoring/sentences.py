@@ -52,7 +52,7 @@ class Boundaries(NamedTuple):
             return None
         texts = [data.decode("utf-8", "ignore") for data in vocab.token_bytes]
         own = punctuation == "own"
-        begins = vocab.begins_word | [own and is_punctuation(text[:1]) for text in texts]
+        begins = np.array([text[:1].isspace() or (own and is_punctuation(text[:1])) for text in texts])
         begins[vocab.eos] = True
         return Boundaries(
             begins,
