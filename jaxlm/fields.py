@@ -18,31 +18,20 @@ MOST_DIGITS = 400  # of a number that a message repeats
 
 @dataclass(frozen=True)
 class Spec:
-    """What a field takes and means.
+    """What a field takes and means."""
 
-    Attributes:
-        type: float, int, bool, str, or tuple (of whole numbers).
-        help, unit: what `--help` says of it.
-        low, high, above, below: limits of a number.
-        choices: the texts that it takes; (): any.
-        optional: whether it may be None.
-        needs: other fields of the section, of which one must be set where this one is.
-        excludes: other fields of the section that must not be set where this one is.
-        own: whether each kind has a value of its own, which another kind does not take over.
-    """
-
-    type: type
+    type: type  # float, int, bool, str, or tuple (of whole numbers)
     help: str
     unit: str = ""
-    low: float = -math.inf
+    low: float = -math.inf  # limits of a number: it may be `low` or `high`, and not `above` or `below`
     high: float = math.inf
     above: float = -math.inf
     below: float = math.inf
-    choices: tuple[str, ...] = ()
-    optional: bool = False
-    needs: tuple[str, ...] = ()
-    excludes: tuple[str, ...] = ()
-    own: bool = False
+    choices: tuple[str, ...] = ()  # the texts that it takes; (): any
+    optional: bool = False  # whether it may be None
+    needs: tuple[str, ...] = ()  # other fields of the section, of which one must be set where this one is
+    excludes: tuple[str, ...] = ()  # other fields of the section that must not be set where this one is
+    own: bool = False  # whether each kind has a value of its own, which another kind does not take over
 
     @property
     def range(self) -> str:
@@ -97,17 +86,10 @@ def specs(kind: type) -> dict[str, Spec]:
 
 
 def checked(section: Any) -> Any:
-    """A section with every value as plain Python has it (NumPy's scalars converted, lists as tuples).
+    """A section with every value as plain Python has it: NumPy's scalars converted, lists as tuples.
 
-    Args:
-        section: an instance of a dataclass whose fields were declared by this module. Its method `check`, if it has
-            one, raises JaxlmError where fields contradict each other in other ways than `needs` and `excludes`.
-
-    Returns:
-        The section itself where nothing had to be converted. Arrays and tracers pass in the place of a number.
-
-    Raises:
-        JaxlmError: a value has another type than its field, is outside of the field's limits, or contradicts another.
+    Arrays and tracers pass in the place of a number. A section's own method `check` refuses what `needs` and `excludes`
+    cannot say. Raises JaxlmError where a value has another type, is outside its limits, or contradicts another.
     """
     plain = {n: _check(n.rstrip("_"), spec, getattr(section, n)) for n, spec in specs(type(section)).items()}
     if any(value is not getattr(section, name) for name, value in plain.items()):
