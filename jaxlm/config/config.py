@@ -191,16 +191,9 @@ def spec_of_field(name: str) -> Spec:
 
 
 def taken_over(section: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Which settings of a section another kind takes over: fields that mean the same in both kinds.
+    """The fields of a section that are not at their defaults: those that another kind takes over, and all others.
 
-    Rates and clipping belong to a kind (`own` in their spec), and are not taken over.
-
-    Args:
-        section: a model, an optimiser or a schedule.
-        kind: the class of another.
-
-    Returns:
-        Two dicts of the fields that are not at their defaults: taken over, and left behind.
+    A kind takes over fields that mean the same in both kinds, unless each kind has its `own`, as rates and clipping.
     """
     ours, theirs = specs(type(section)), specs(kind)
     settings = {name: value for name, value in vars(section).items() if value != getattr(type(section), name)}
