@@ -108,32 +108,25 @@ PROTOCOLS: dict[str, type[Plain]] = {
 
 
 def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
-    """A protocol by its name, with some fields at other values; or one as it is.
+    """A protocol, or the one of a name (None: plain), with some fields at other values.
 
-    Args:
-        given: a name, a protocol, or None for plain.
-        **values: fields to change.
-
-    Raises:
-        JaxlmError: the name or a field is unknown, or a value is outside its limits.
+    Raises JaxlmError where the name or a field is unknown, or a value is outside its limits.
     """
-    if given is None or isinstance(given, str):
-        if (given or "plain") not in PROTOCOLS:
-            raise JaxlmError(f"protocol must be {either(list(PROTOCOLS))}; it is {given!r}")
-        given = PROTOCOLS[given or "plain"]()
-    if type(given) not in PROTOCOLS.values():
-        raise JaxlmError(f"protocol takes {either(list(PROTOCOLS))}, or one of their classes; it is {given!r:.200}")
-    known = specs(type(given))
+    given = "plain" if given is None else given
+    protocol = PROTOCOLS[given]() if isinstance(given, str) and given in PROTOCOLS else given
+    if isinstance(protocol, str) or type(protocol) not in PROTOCOLS.values():
+        raise JaxlmError(f"protocol must be {either(list(PROTOCOLS))}, or one of their classes; it is {given!r:.200}")
+    known = specs(type(protocol))
     for name in values:
         if name not in known:
-            own, having = name_of(given), [one for one, kind in PROTOCOLS.items() if name in specs(kind)]
+            own, having = name_of(protocol), [one for one, kind in PROTOCOLS.items() if name in specs(kind)]
             if having:
                 raise JaxlmError(
                     f"{name.rstrip('_')} belongs to the protocol {either(having)}, and the protocol is "
                     f"{own}: leave it out, or choose that protocol"
                 )
             raise JaxlmError(f"the protocol {own} has no {name!r}{nearest(name, list(known))}")
-    return checked(replace(given, **values))
+    return checked(replace(protocol, **values))
 
 
 def name_of(protocol: Plain) -> str:
