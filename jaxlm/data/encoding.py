@@ -27,7 +27,7 @@ from jaxlm.config.settings import DataConfig
 from jaxlm.data import text
 from jaxlm.data.cache import recall, remember
 from jaxlm.data.corpus import unlearned_warning
-from jaxlm.data.text import SPLITS, Part
+from jaxlm.data.text import SPLITS, Part, Parts
 from jaxlm.data.tokens import MOST_BYTES, UNK, WORDS, Bytes, Characters, Subwords, Words, unwrapped
 from jaxlm.data.vocab import Vocab, frequent
 from jaxlm.errors import DataError
@@ -96,13 +96,13 @@ def stamp(path: Path) -> Stamp:
     return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
 
 
-def stamps_of(parts: Mapping[str, Sequence[Part]]) -> dict[Path, Stamp]:
+def stamps_of(parts: Parts) -> dict[Path, Stamp]:
     """The stamp of each file of a text, in order."""
     return {part.path: stamp(part.path) for several in parts.values() for part in several}
 
 
 def number_units(
-    parts: Mapping[str, Sequence[Part]],
+    parts: Parts,
     options: TextOptions,
     vocab: Vocab | None = None,
     work: files.Folder | None = None,

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from jaxlm.config.settings import DataConfig
 from jaxlm.data.cache import cache_dir
 from jaxlm.data.corpus import Corpus, check_ids
 from jaxlm.data.encoding import Encoder, Stamp, TextOptions, number_units, stamp, stamps_of
-from jaxlm.data.text import SPLITS, Part, find_splits, read_errors
+from jaxlm.data.text import SPLITS, Parts, find_splits, read_errors
 from jaxlm.data.vocab import UNK, Vocab
 from jaxlm.errors import DataError
 from jaxlm.fields import checked
@@ -211,14 +211,7 @@ def _within_bound(place: Path, max_vocab: int | None) -> Path | None:
     return None
 
 
-def _make(
-    folder: Folder,
-    work: Folder,
-    text: Path,
-    parts: Mapping[str, Sequence[Part]],
-    stamps: list[Stamp],
-    options: TextOptions,
-) -> None:
+def _make(folder: Folder, work: Folder, text: Path, parts: Parts, stamps: list[Stamp], options: TextOptions) -> None:
     """Prepares the text, with the segments in `work`; `folder` gets complete files, the header last."""
     with _progress_bar(f"reading {text}", sum(size for _, size, _ in stamps)) as advance:
         numbered = number_units(parts, options, work=work, advance=advance)
@@ -233,31 +226,28 @@ def _make(
     sealed: dict[str, tuple[int, str]] = {}
     with _progress_bar(f"writing {folder.path}", sum(encoder.sizes.values())) as advance:
         for split, name in IDS.items():
-            digest, size = hashlib.sha256(), 0
+            digest = hashlib.sha256()
             with folder.replacing(name) as file:
                 for ids in encoder.ids(split):
                     data = ids.astype(dtype).tobytes()
                     digest.update(data)
                     file.write(data)
-                    size += len(data)
                     advance(len(ids))
-            sealed[name] = size, digest.hexdigest()
+                sealed[name] = file.tell(), digest.hexdigest()
     folder.write(VOCAB, vocab_json)
     sealed[VOCAB] = len(vocab_json), hashlib.sha256(vocab_json).hexdigest()
-    fields = encoder.describe(text_name(text), f"text in {text}")
+    described = encoder.describe(text_name(text), f"text in {text}")
     header = {
         "format": FORMAT,
-        "name": fields["name"],
-        "notes": fields["notes"],
         "text": stamps,
         "max_vocab": options.max_vocab,
         **_recorded(options),
         "limited": encoder.limited,
-        "description": fields["description"],
         "words": len(encoder.vocab),
         "dtype": dtype,
         "files": sealed,
-        "corpus_sha256": fields["sha256"],
+        "corpus_sha256": described.pop("sha256"),
+        **described,
     }
     folder.write(HEADER, _sealed(header).encode())
 

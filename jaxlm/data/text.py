@@ -1,7 +1,7 @@
 """Text files: find the file of each split, and read it in pieces."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import glob
 from itertools import pairwise
@@ -32,6 +32,9 @@ class Part(NamedTuple):
     start: int = 0
     stop: int | None = None
     joined: bool = False
+
+
+Parts = Mapping[str, Sequence[Part]]  # of each split; or of "all", to be split
 
 
 def read_string(path: str | Path, errors: str = "strict") -> str:
