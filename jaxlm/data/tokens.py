@@ -136,14 +136,11 @@ class Subwords(_Exact):
     """Pieces of words, by a SentencePiece model or a `tokenizer.json` (extra `tokenizers`).
 
     A newline is a token by itself; no space is added or removed. What a model of others normalises it normalises here.
-
-    Attributes:
-        model: the content of the model's file, with the settings above.
     """
 
     kind = "subwords"
     ends = ("\n", "\u010a", "<0x0A>", "</s>", "<|endoftext|>", EOS, "[SEP]")
-    model: bytes = field(repr=False)
+    model: bytes = field(repr=False)  # the content of the model's file, set to add and remove no space
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Subwords, (self.model,)  # (a copy makes its tokenizer anew)
@@ -152,8 +149,7 @@ class Subwords(_Exact):
     def read(cls, model: bytes, where: str) -> "Subwords":
         """The subwords of a file's content, which `where` names in an error.
 
-        Raises:
-            DataError: the file is damaged or of another kind, or its tokens do not give back a plain text.
+        Raises DataError where the file is damaged or of another kind, or its tokens do not give back a plain text.
         """
         if model.lstrip()[:1] == b"{":
             made = cls(_plain_json(model, where))
@@ -185,9 +181,7 @@ class Subwords(_Exact):
         """A SentencePiece model of `pieces` pieces, `bpe` or `unigram`, of the units of a text and their counts.
 
         Bytes stand for rare characters, so that nothing is unknown (Kudo and Richardson 2018, arXiv:1808.06226).
-
-        Raises:
-            DataError: the text does not have so many pieces.
+        Raises DataError where the text does not have so many pieces.
         """
         import sentencepiece
 
@@ -244,12 +238,9 @@ class Subwords(_Exact):
         ids = made.get_vocab()
         if sorted(ids.values()) != list(range(len(ids))):
             raise DataError("the ids of the tokenizer have gaps: take one whose ids are 0, 1, 2 and so on")
+        names = tuple(sorted(ids, key=ids.__getitem__))
         unknown = json.loads(self.model)["model"].get("unk_token") or UNK
-        return (
-            tuple(sorted(ids, key=ids.__getitem__)),
-            unknown,
-            lambda text: made.encode(text, add_special_tokens=False).ids,
-        )
+        return names, unknown, lambda text: made.encode(text, add_special_tokens=False).ids
 
     @property
     def _is_json(self) -> bool:
