@@ -18,19 +18,14 @@ Grid = Mapping[str, tuple[float, ...]]  # the values that tuning tries, by field
 class Plain:
     """The model's own probabilities."""
 
-    GRID: ClassVar[Grid] = {}
-
-    @property
-    def grid(self) -> Grid:
-        """The values that tuning tries, by field."""
-        return self.GRID
+    grid: ClassVar[Grid] = {}
 
 
 @dataclass(frozen=True)
 class Temperature(Plain):
     """The softmax at another temperature: p^(1 / temperature), normalised (Guo et al. 2017, arXiv:1706.04599)."""
 
-    GRID: ClassVar[Grid] = {"temperature": (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)}
+    grid: ClassVar[Grid] = {"temperature": (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)}
     temperature: float = number(1.0, "divides the logits", above=0)
 
 
@@ -38,7 +33,7 @@ class Temperature(Plain):
 class Cache(Plain):
     """Neural cache: recent words after similar features are likelier (Grave et al. 2017, arXiv:1612.04426)."""
 
-    GRID: ClassVar[Grid] = {
+    grid: ClassVar[Grid] = {
         "theta": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0),
         "lambda_": (0.02, 0.05, 0.1, 0.15, 0.2, 0.3),
     }
@@ -55,7 +50,7 @@ class Cache(Plain):
 class Dynamic(Plain):
     """Dynamic evaluation: learn from each segment once it is scored (Krause et al. 2018, arXiv:1709.07432)."""
 
-    GRID: ClassVar[Grid] = {
+    RMS_GRID: ClassVar[Grid] = {
         "learning_rate": (3e-5, 4e-5, 5e-5, 6e-5, 7e-5, 8e-5, 9e-5, 1e-4),
         "lambda_": (1e-3, 2e-3, 3e-3, 5e-3),
     }
@@ -86,8 +81,8 @@ class Dynamic(Plain):
         return self.compatibility.startswith("krause")
 
     @property
-    def grid(self) -> Grid:
-        return self.SGD_GRID if self.rule == "sgd" else self.GRID
+    def grid(self) -> Grid:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.SGD_GRID if self.rule == "sgd" else self.RMS_GRID
 
 
 @dataclass(frozen=True)
