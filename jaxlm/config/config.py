@@ -6,7 +6,6 @@ The recipe is a pytree once `jaxlm.training` is imported. Nothing here imports J
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +153,6 @@ class Config(Recipe):
         return {slot: kind_of(slot, getattr(self, slot)) for slot in KINDS}
 
 
-@cache
 def preset(name: str) -> Config:
     """A named recipe, one of PRESETS.
 
