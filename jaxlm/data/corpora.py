@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from glob import has_magic
 from pathlib import Path
@@ -65,8 +65,6 @@ def load_corpus(
             option.
     """
     read = checked(TextOptions(max_vocab=max_vocab, **options))
-    if spec == "ptb-char" and read.tokens == "words":
-        read = replace(read, tokens="characters")
     if spec in ("auto", "ptb", "ptb-char"):
         try:
             paths = find_penn_treebank(data_dir, download)
@@ -77,7 +75,8 @@ def load_corpus(
         title, start, name = "Penn Treebank (Mikolov's files)", 0, "ptb"
         if spec == "ptb-char":
             title = "Penn Treebank's characters (Mikolov's files: 5,017k / 393k / 442k of 50 symbols, a space as _)"
-            read, start, name = replace(read, lines="stripped"), 1, "ptb-char"  # each file begins with a space
+            tokens = "characters" if read.tokens == "words" else read.tokens
+            read, start, name = replace(read, tokens=tokens, lines="stripped"), 1, "ptb-char"  # (a space comes first)
         parts = {split: [Part(path, start)] for split, path in paths.items()}
 
         def build(vocab: Vocab | None) -> Corpus:
@@ -163,10 +162,9 @@ def _cached(
             corpus = Corpus(**known, train=train, valid=valid, test=test)
         else:
             corpus = build(None)
-            splits = [getattr(corpus, split) for split in SPLITS]
-            known = {item.name: getattr(corpus, item.name) for item in fields(Corpus) if item.name not in SPLITS}
-            known |= {"vocab": corpus.vocab.to_json(), "sizes": [*map(len, splits)]}
-            remember(folder, name, key, known, np.concatenate(splits))
+            known = {**vars(corpus), "vocab": corpus.vocab.to_json()}
+            splits = [known.pop(split) for split in SPLITS]
+            remember(folder, name, key, {**known, "sizes": [*map(len, splits)]}, np.concatenate(splits))
     corpus = corpus or build(None)
     if vocab not in (None, corpus.vocab):
         return replace(build(vocab), name=f"{corpus.name}+other-vocab")
