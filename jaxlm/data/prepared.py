@@ -178,9 +178,8 @@ def read_header(folder: Folder) -> dict[str, Any]:
     with _intact(folder, HEADER):
         text = folder.read(HEADER, _BLOCK).decode()
         tree = strict_json(text)
-        if not isinstance(tree, dict) or _sealed({name: tree[name] for name in tree if name != "sha256"}) != text:
+        if not isinstance(tree, dict) or tree.pop("sha256", None) is None or _sealed(tree) != text:
             raise ValueError("its seal is broken")
-        del tree["sha256"]
         strange = {"options": {}, **tree}.keys() ^ _VALID.keys()
         if wrong := strange or [name for name in tree if not _VALID[name](tree[name])]:
             raise ValueError(f"its {ascii(', '.join(sorted(wrong)))[1:-1]:.200} cannot be right")
