@@ -108,18 +108,11 @@ def number_units(
     work: files.Folder | None = None,
     advance: Callable[[int], object] = lambda _: None,
 ) -> NumberedText:
-    """Reads text files in order and numbers their units.
+    """Reads text files in order and numbers their units, as `vocab` (None: `options`) cuts a text.
 
-    Args:
-        parts: The files of each split, or {"all": files}, which are split 90/5/5 (see `text.find_splits`).
-        options: How the text is read.
-        vocab: A vocabulary whose tokens it is read for, in place of those of the options.
-        work: A folder for the segments, which the result needs and nothing else writes in; None: they stay in memory.
-        advance: Called with the number of bytes just read, for a progress bar.
-
-    Raises:
-        DataError: A file is not text, is empty, is too short to be split, or changed while it was read.
-        OSError: `work` cannot be written.
+    Segments stay in memory, or lie in `work`, where nothing else writes, as long as the result is used. `advance` is
+    called with the number of bytes just read. Raises DataError where a file is not text, is empty, is too short to be
+    split, or changed while it was read; OSError where `work` cannot be written.
     """
     kind = vocab.tokens if vocab else options.kind
     known: defaultdict[str, int] = defaultdict()
