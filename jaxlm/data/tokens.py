@@ -74,7 +74,7 @@ class Words:
 
     def fields(self) -> dict[str, Any]:
         """The fields of the kind as JSON has them."""
-        return {}
+        return dict(vars(self))
 
 
 class _Exact(Words):
@@ -104,9 +104,6 @@ class Characters(_Exact):
 
     def data(self, name: str) -> bytes:
         return "\ufffd".encode() if name == UNK else name.encode()
-
-    def fields(self) -> dict[str, Any]:
-        return {"normalize": self.normalize}
 
 
 _BYTES = {chr(byte) if 32 < byte < 127 else f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
