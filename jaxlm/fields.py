@@ -51,14 +51,10 @@ def probability(help: str, **options: Any) -> Any:
     return number(None, f"probability that {help}", above=0, high=1, **options)
 
 
-def count(default: int | None, help: str, unit: str = "", low: int = 0, high: float = 2**31 - 1, **options: Any) -> Any:
-    """A static whole number; None is allowed where it is the default."""
-    return _declared(default, Spec(int, help, unit, low, high, optional=default is None, **options))
-
-
-def counts(default: tuple[int, ...], help: str, unit: str = "") -> Any:
-    """A static tuple of whole numbers."""
-    return _declared(default, Spec(tuple, help, unit, 1, 2**31 - 1))
+def count(default: int | tuple[int, ...] | None, help: str, unit: str = "", low: int = 0, **options: Any) -> Any:
+    """A static whole number, or a tuple of such; None is allowed where it is the default."""
+    kind = tuple if isinstance(default, tuple) else int
+    return _declared(default, Spec(kind, help, unit, low, optional=default is None, **{"high": 2**31 - 1, **options}))
 
 
 def flag(default: bool, help: str, **options: Any) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import choice, count, counts, flag, number, probability, setting_text
+from jaxlm.fields import choice, count, flag, number, probability, setting_text
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
@@ -40,7 +40,7 @@ class Recurrent:
         10_000, "most words to keep; the model takes the corpus's own number if smaller", "words", low=2, high=2**24
     )  # (up to there ids are exact as float32)
     embedding_size: int = count(200, "width E of the word embedding", "units", low=1)
-    hidden_sizes: tuple[int, ...] = counts((256, 128), "width H of each recurrent layer, first to last", "units")
+    hidden_sizes: tuple[int, ...] = count((256, 128), "width H of each recurrent layer, first to last", "units", low=1)
     tied: bool = flag(False, "use the embedding as the softmax kernel, equally wide (arXiv:1608.05859)")
     skip: bool = flag(
         False, "the softmax reads the sum of all layers' outputs (arXiv:1909.01792); all layers must be equally wide"
