@@ -28,7 +28,6 @@ from jaxlm.terminal import say
 # These add their verbs to VERBS, in the order of the help.
 # isort: off
 import jaxlm.cli.training
-import jaxlm.cli.sweeping
 import jaxlm.cli.using
 import jaxlm.cli.inspecting
 import jaxlm.cli.scoring  # noqa: F401
