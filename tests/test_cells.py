@@ -16,7 +16,7 @@ from recordings import recorded, summary
 from jaxlm.models.kinds import MODELS
 from jaxlm.models.recurrent import CellNoise
 from jaxlm.ops import linear_attention as op
-from jaxlm.ops.norm import unit_norm
+from jaxlm.ops.activations import unit_norm
 
 GOLDEN = recorded("cells")
 CASES = GOLDEN["cases"]

@@ -75,9 +75,9 @@ class GatedDeltaNet(Recurrent):
         import jax
         import jax.numpy as jnp
 
+        from jaxlm.ops.activations import rms_norm, unit_norm
         from jaxlm.ops.convolution import short_convolution
         from jaxlm.ops.linear_attention import linear_attention
-        from jaxlm.ops.norm import rms_norm, unit_norm
         from jaxlm.ops.product import product
 
         projected, gate = jnp.split(product(x, params["kernel"], x.dtype), [3 * len(params["norm"])], -1)

@@ -64,7 +64,7 @@ def _cell(
 ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
     import jax.numpy as jnp
 
-    from jaxlm.ops.gates import sigmoid
+    from jaxlm.ops.activations import sigmoid
 
     gates = 2 * h.shape[-1]
     (rz, n), (hrz, hn) = (jnp.split(part, [gates], -1) for part in (projected, linear("state", h)))

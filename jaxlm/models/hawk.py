@@ -67,8 +67,8 @@ class Hawk(Recurrent):
         import jax
         import jax.numpy as jnp
 
+        from jaxlm.ops.activations import rms_norm
         from jaxlm.ops.convolution import short_convolution
-        from jaxlm.ops.norm import rms_norm
         from jaxlm.ops.product import contraction, product
         from jaxlm.ops.scans import last_step, linear_recurrence
 

@@ -45,8 +45,8 @@ class HGRN2(Recurrent):
         import jax
         import jax.numpy as jnp
 
+        from jaxlm.ops.activations import rms_norm
         from jaxlm.ops.linear_attention import linear_attention
-        from jaxlm.ops.norm import rms_norm
         from jaxlm.ops.product import product
 
         z = product(rms_norm(x.astype(state.dtype)), params["kernel"], x.dtype)

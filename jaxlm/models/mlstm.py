@@ -78,8 +78,8 @@ class MLSTM(Recurrent):
         import jax
         import jax.numpy as jnp
 
+        from jaxlm.ops.activations import layer_norm
         from jaxlm.ops.linear_attention import linear_attention
-        from jaxlm.ops.norm import layer_norm
         from jaxlm.ops.product import product
         from jaxlm.ops.scans import last_step
 

@@ -70,7 +70,7 @@ class SLSTM(Recurrent):
     ) -> tuple[Float[Array, "T B H"], SLSTMState]:
         import jax.numpy as jnp
 
-        from jaxlm.ops.norm import layer_norm
+        from jaxlm.ops.activations import layer_norm
         from jaxlm.ops.product import product
         from jaxlm.ops.recurrence import recurrence
 
@@ -89,7 +89,7 @@ def _cell(
     import jax
     import jax.numpy as jnp
 
-    from jaxlm.ops.gates import sigmoid
+    from jaxlm.ops.activations import sigmoid
 
     c, n, m, h = state
     of_heads = [linear(str(head), part) for head, part in enumerate(jnp.split(h, heads, -1))]

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Scalar
 
+from jaxlm.ops.activations import activated
 from jaxlm.ops.dropout import apply_mask
-from jaxlm.ops.gates import activated
 from jaxlm.ops.product import columns_times_rows, product
 from jaxlm.ops.scans import Length, Units, last_step, scan
 

@@ -22,9 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
 
-from jaxlm.ops.gates import activated, sigmoid
+from jaxlm.ops.activations import activated, layer_norm, sigmoid
 from jaxlm.ops.lstm import Inputs, LSTMState
-from jaxlm.ops.norm import layer_norm
 from jaxlm.ops.product import product
 from jaxlm.ops.recurrence import Linear, Matrices, recurrence, recurrence_reference
 from jaxlm.ops.scans import Length, Units
