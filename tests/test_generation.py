@@ -339,7 +339,7 @@ def test_unknown_words_of_a_prompt_are_named_without_control_characters(run, cap
         (["--top-k", "0"], "top_k must be at least 1"),
         (["--temperature", "0", "--top-p", "0.5"], "leave one out"),
         (["--beam", "2", "--samples", "2"], "leave one out"),
-        (["--seed=-1"], "--seed"),
+        (["--seed=-1"], "seed must be a whole number from 0 to"),
         (["a", "--prompt-file", "x"], "given twice"),
         (["--prompt-file", "/none"], "cannot be read"),
         (["--ban", "zebra"], "banned word 'zebra'"),

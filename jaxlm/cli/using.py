@@ -161,8 +161,6 @@ def neighbors(args: argparse.Namespace) -> None:
     argument("--format", choices=("text", "jsonl"), default="text", help="text, or each word with its nats as JSON"),
 )
 def generate(args: argparse.Namespace) -> None:
-    if not 0 <= args.seed < 2**63:
-        raise JaxlmError(f"--seed must be from 0 to 2**63 - 1; it is {args.seed}")
     if args.prompt is not None and args.prompt_file is not None:
         raise JaxlmError("the prompt is given twice: leave PROMPT or --prompt-file out")
     prompt = args.prompt or ""
