@@ -80,15 +80,14 @@ def surprisal(args: argparse.Namespace) -> None:
     from jaxlm.scoring.stimuli import read_table
 
     stimuli = read_table(args.csv, args.column or "Sentence") if args.csv else None
-    extra, header = _predictors(args, lms), True
+    extra = _predictors(args, lms)
     unknown = Unknown("critical spans" if args.spans else "regions" if args.regions else "words")
     with _writing(args, "csv" if stimuli else args.layout) as write:
-        for tables in _tables(args, lms, scorings, stimuli or texts, how):
+        for place, tables in enumerate(_tables(args, lms, scorings, stimuli or texts, how)):
             columns = {name: {**LAYOUTS[args.layout](one), **extra(name, one)} for name, one in tables.items()}
             own = side_by_side(columns)
-            write({**_kept(stimuli, own), **own} if stimuli else own, header)
+            write({**_kept(stimuli, own), **own} if stimuli else own, place == 0)
             unknown.add(next(iter(tables.values())))
-            header = False
     unknown.say()
     if args.save_adapted:
         from jaxlm.runs.loading import keep_model, unread_corpus

@@ -75,8 +75,7 @@ def features(
     embedded input and on every layer's outputs (arXiv:1409.2329); on the recurrence only where the noise has masks for
     it. With a traced `length` only so many steps count, and the new carry is the one after them.
     """
-    _, dropped, new_carry = last_outputs(model, params, noise, x, carry, length)
-    return dropped, new_carry
+    return last_outputs(model, params, noise, x, carry, length)[1:]
 
 
 def last_outputs(
