@@ -26,40 +26,48 @@ from jaxlm.cli.ending import exit_code
 from jaxlm.config.config import Config
 
 Run = Callable[[int], float | None]  # returns the MiB of processes of its own, if it has any
+Take = Callable[[int, int], tuple[Any, int]]  # of a row, and of the next call's: tokens, and the row they begin with
 MEMBERS = 8
 
 
 def jaxlm(config: Config, tokens: np.ndarray) -> Run:
+    import jax.numpy as jnp
+
+    on_device = jnp.asarray(tokens)
+    return _trained(config, len(tokens), lambda *_: (on_device, 0))
+
+
+def _trained(config: Config, rows: int, take: Take) -> Run:
     import jax
     import jax.numpy as jnp
 
     from jaxlm.runs.trainer import new_state
     from jaxlm.training.step import train_windows
 
-    recipe, on_device, state = jax.tree.map(jnp.float32, config.recipe), jnp.asarray(tokens), new_state(config)
+    T, recipe, state = config.train.bptt_length, jax.tree.map(jnp.float32, config.recipe), new_state(config)
 
-    def call(where: Any, count: int) -> None:
+    def call(tokens: Any, where: Any, count: int) -> None:
         nonlocal state
-        state, metrics = train_windows(
-            recipe, state, on_device, where, jnp.int32(count), bptt_length=config.train.bptt_length
-        )
+        state, metrics = train_windows(recipe, state, tokens, where, jnp.int32(count), bptt_length=T)
         metrics.cost.block_until_ready()
 
-    return _in_calls(config, tokens, call)
+    return _in_calls(config, rows, take, call)
 
 
-def _in_calls(config: Config, tokens: np.ndarray, call: Callable[[Any, int], None]) -> Run:
-    """Epoch after epoch, as many windows in a call as the config has; `call` gets where they lie, and how many."""
+def _in_calls(config: Config, rows: int, take: Take, call: Callable[[Any, Any, int], None]) -> Run:
+    """Epoch after epoch, as many windows in a call as the config has; `call` gets tokens, where they lie, how many."""
     from jaxlm.data.windows import WindowPlan
 
-    plan, done = WindowPlan(len(tokens), config.train.bptt_length, 1), 0
+    T, most, done = config.train.bptt_length, config.train.windows_per_call, 0
+    plan = WindowPlan(rows, T, 1)
 
     def run(windows: int) -> None:
         nonlocal done
         while windows:
             at = done % plan.per_epoch
-            count = min(windows, config.train.windows_per_call, plan.per_epoch - at)
-            call(plan.windows(at, count, config.train.windows_per_call), count)
+            count = min(windows, most, plan.per_epoch - at)
+            tokens, first_row = take(at * T, (at + count) % plan.per_epoch * T)
+            call(tokens, plan.windows(at, count, most, first_row), count)
             windows, done = windows - count, done + count
 
     return run
@@ -89,48 +97,26 @@ def one_program(config: Config, tokens: np.ndarray, size: int = MEMBERS, vmapped
     (recipes, states), on_device = members.stacked(config.recipe, new_state(config), size, None), jnp.asarray(tokens)
     shape: dict[str, Any] = {"bptt_length": config.train.bptt_length, "vmapped": vmapped}
 
-    def call(where: Any, count: int) -> None:
+    def call(tokens: Any, where: Any, count: int) -> None:
         nonlocal states
         each = jax.tree.map(lambda column: np.stack([column] * size), where)
         counts = np.full(size, count, np.int32)
-        states, metrics = members.train_members(recipes, states, on_device, each, counts, **shape)
+        states, metrics = members.train_members(recipes, states, tokens, each, counts, **shape)
         metrics.cost.block_until_ready()
 
-    return _in_calls(config, tokens, call)
+    return _in_calls(config, len(tokens), lambda *_: (on_device, 0), call)
 
 
 def from_file(config: Config, tokens: np.ndarray, in_memory: bool = False) -> Run:
     """Windows of the prepared corpus that the config names, read from its file; or all of it in memory."""
-    import jax
-    import jax.numpy as jnp
-
     from jaxlm.data.corpora import load_corpus
-    from jaxlm.data.windows import WindowPlan
-    from jaxlm.runs.trainer import new_state
     from jaxlm.training.feed import feed
-    from jaxlm.training.step import train_windows
 
-    corpus, T, most = load_corpus(config.data.corpus), config.train.bptt_length, config.train.windows_per_call
-    config = config.replace(vocab_size=len(corpus.vocab))
+    corpus, opened = load_corpus(config.data.corpus), ExitStack()
     ids = np.asarray(corpus.train, np.int32) if in_memory else corpus.train
-    recipe, state = jax.tree.map(jnp.float32, config.recipe), new_state(config)
-    plan, step = WindowPlan(len(ids) // config.train.batch_size, T, 1000), 0
-    opened = ExitStack()
     atexit.register(opened.close)
     take = opened.enter_context(feed(ids, config.train))
-
-    def run(windows: int) -> None:
-        nonlocal state, step
-        while windows:
-            index = plan.locate(step)[1]
-            count = min(windows, most, plan.per_epoch - index)
-            tokens, first_row = take(plan.row(index), plan.row((index + count) % plan.per_epoch))
-            where = plan.windows(step, count, most, first_row)
-            state, metrics = train_windows(recipe, state, tokens, where, jnp.int32(count), bptt_length=T)
-            metrics.cost.block_until_ready()
-            windows, step = windows - count, step + count
-
-    return run
+    return _trained(config.replace(vocab_size=len(corpus.vocab)), len(ids) // config.train.batch_size, take)
 
 
 def processes(config: Config, tokens: np.ndarray) -> Run:
