@@ -159,36 +159,24 @@ def evaluation(config: Config, tokens: np.ndarray, split: str) -> Run:
     return run
 
 
-def linen(config: Config, tokens: np.ndarray) -> Run:
-    """Plain Flax, but for the one line that `jaxlm.linen` changes."""
-    from jaxlm.linen import LSTM
-
-    return flax(config, tokens, lambda size: LSTM(size, time_major=True, return_carry=True))
-
-
-def jaxlm_nnx(config: Config, tokens: np.ndarray) -> Run:
-    """Flax NNX, but for the one line that `jaxlm.nnx` changes."""
-    from jaxlm.nnx import LSTM
-
-    return nnx(
-        config, tokens, lambda inputs, size, rngs: LSTM(inputs, size, time_major=True, return_carry=True, rngs=rngs)
-    )
-
-
-def flax(config: Config, tokens: np.ndarray, layer: Callable[[int], Any] | None = None) -> Run:
+def flax(config: Config, tokens: np.ndarray, ours: bool = False) -> Run:
+    """Plain Flax; or with the one line that `jaxlm.linen` changes."""
     import jax
     import jax.numpy as jnp
     from flax import linen as nn
 
+    from jaxlm.linen import LSTM
+
     def rnn(size: int) -> Any:
-        return nn.RNN(nn.OptimizedLSTMCell(size), time_major=True, return_carry=True)
+        options: dict[str, Any] = {"time_major": True, "return_carry": True}
+        return LSTM(size, **options) if ours else nn.RNN(nn.OptimizedLSTMCell(size), **options)
 
     class Model(nn.Module):
         @nn.compact
         def __call__(self, x, carries):
             x, new = nn.Embed(config.model.vocab_size, config.model.embedding_size)(x), []
             for size, carry in zip(config.model.hidden_sizes, carries, strict=True):
-                carry, x = (layer or rnn)(size)(x, initial_carry=carry)
+                carry, x = rnn(size)(x, initial_carry=carry)
                 new.append(carry)
             return nn.Dense(config.model.vocab_size)(x), new
 
@@ -198,20 +186,25 @@ def flax(config: Config, tokens: np.ndarray, layer: Callable[[int], Any] | None 
     return _flax_run(config, tokens, model.apply, params, carries)
 
 
-def nnx(config: Config, tokens: np.ndarray, layer: Callable[[int, int, Any], Any] | None = None) -> Run:
-    """Plain Flax NNX."""
+def nnx(config: Config, tokens: np.ndarray, ours: bool = False) -> Run:
+    """Plain Flax NNX; or with the one line that `jaxlm.nnx` changes."""
     import jax.numpy as jnp
     from flax import nnx
 
-    def rnn(inputs: int, size: int, rngs: nnx.Rngs) -> Any:
-        return nnx.RNN(nnx.OptimizedLSTMCell(inputs, size, rngs=rngs), time_major=True, return_carry=True)
+    from jaxlm.nnx import LSTM
 
     widths, B, rngs = (config.model.embedding_size, *config.model.hidden_sizes), config.train.batch_size, nnx.Rngs(0)
+
+    def rnn(inputs: int, size: int) -> Any:
+        options: dict[str, Any] = {"time_major": True, "return_carry": True}
+        if ours:
+            return LSTM(inputs, size, rngs=rngs, **options)
+        return nnx.RNN(nnx.OptimizedLSTMCell(inputs, size, rngs=rngs), **options)
 
     class Model(nnx.Module):
         def __init__(self):
             self.embedding = nnx.Embed(config.model.vocab_size, widths[0], rngs=rngs)
-            self.layers = nnx.List([(layer or rnn)(a, b, rngs) for a, b in itertools.pairwise(widths)])
+            self.layers = nnx.List([rnn(a, b) for a, b in itertools.pairwise(widths)])
             self.head = nnx.Linear(widths[-1], config.model.vocab_size, rngs=rngs)
 
         def __call__(self, window, carries):
@@ -446,9 +439,9 @@ MAKERS: dict[str, Callable[..., Run]] = {
     "validation": partial(evaluation, split="validation"),
     "test": partial(evaluation, split="test"),
     "flax": flax,
-    "linen": linen,
+    "linen": partial(flax, ours=True),
     "nnx": nnx,
-    "jaxlm-nnx": jaxlm_nnx,
+    "jaxlm-nnx": partial(nnx, ours=True),
     "pytorch": pytorch,
     "tensorflow": tensorflow,
     "products": products,
