@@ -32,12 +32,11 @@ from jax.sharding import AxisType, Mesh
 import jaxlm
 from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
-from jaxlm.distributed import mesh as meshes
 from jaxlm.distributed.mesh import DATA, MODEL, spec_of
 from jaxlm.errors import JaxlmError
 from jaxlm.runs.run import window_plan
 from jaxlm.runs.state_arrays import shapes_of_state
-from jaxlm.training.step import fresh_state, train_windows
+from jaxlm.training.step import train_windows
 
 # (Nothing but a compiler is loaded: several processes may.)
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
@@ -106,18 +105,17 @@ def mesh_of(target: str, rows: int, words: int) -> Any:
     return Mesh(chosen, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
-def described(tree: Any, target: str, mesh: Any = None) -> Any:
+def described(tree: Any, target: str, mesh: Any = None, spec: jax.P | None = None) -> Any:
     """A tree's arrays as their shapes on a target's first device, or where `jaxlm.distributed.mesh.place` puts them."""
 
     def one(path: Any, leaf: Any) -> Any:
-        if mesh is None:
-            return jax.ShapeDtypeStruct(
-                jnp.shape(leaf), jnp.result_type(leaf), sharding=jax.sharding.SingleDeviceSharding(devices(target)[0])
-            )
-        where, shape = spec_of(path) if path and hasattr(path[0], "name") else jax.P(), [*jnp.shape(leaf)]
-        if MODEL in where:
-            shape[where.index(MODEL)] += -shape[where.index(MODEL)] % mesh.shape[MODEL]
-        return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf), sharding=jax.NamedSharding(mesh, where))
+        shape, lies = [*jnp.shape(leaf)], jax.sharding.SingleDeviceSharding(devices(target)[0])
+        if mesh is not None:
+            where = spec_of(path) if spec is None else spec
+            if MODEL in where:
+                shape[where.index(MODEL)] += -shape[where.index(MODEL)] % mesh.shape[MODEL]
+            lies = jax.NamedSharding(mesh, where)
+        return jax.ShapeDtypeStruct(shape, jnp.result_type(leaf), sharding=lies)
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
@@ -128,22 +126,12 @@ def training(config: Any, target: str, rows: int = 1, words: int = 1) -> Any:
     if counts.batch_size % rows:
         raise JaxlmError(f"the {counts.batch_size} rows of a batch do not divide over {rows} devices: ask for others")
     mesh = None if rows * words == 1 else mesh_of(target, rows, words)
-    state = fresh_state.eval_shape(config.recipe, np.uint32(0), counts.batch_size, counts.patience)
-    tokens = described(jax.ShapeDtypeStruct((height, counts.batch_size), np.int32), target, mesh)
-    if mesh is not None:
-        tokens = jax.ShapeDtypeStruct(tokens.shape, np.int32, sharding=jax.NamedSharding(mesh, meshes.ROWS))
-    windows = window_plan(config, height).windows(0, 4, 4)
-    recipe = jax.tree.map(np.float32, config.recipe)
-    whole = described((recipe, windows, np.int32(4)), target, mesh)
-    return train_windows.lower(
-        whole[0],
-        described(state, target, mesh),
-        tokens,
-        *whole[1:],
-        bptt_length=counts.longest,
-        small_batch=counts.small_batch,
-        mesh=mesh,
-    )
+    everywhere = jax.tree.map(np.float32, config.recipe), window_plan(config, height).windows(0, 4, 4), np.int32(4)
+    recipe, windows, count = described(everywhere, target, mesh, jax.P())
+    state = described(shapes_of_state(config), target, mesh)
+    tokens = described(jax.ShapeDtypeStruct((height, counts.batch_size), np.int32), target, mesh, jax.P(None, DATA))
+    sizes = {"bptt_length": counts.longest, "small_batch": counts.small_batch}
+    return train_windows.lower(recipe, state, tokens, windows, count, mesh=mesh, **sizes)
 
 
 def compiled(lowered: Any, target: str) -> Any:
