@@ -11,19 +11,7 @@ from typing import Any
 
 from jaxlm.cli.ending import FAILED
 from jaxlm.cli.parsing import whole
-from jaxlm.cli.verbs import (
-    CHECKPOINT,
-    DATA_DIR,
-    MODEL,
-    RUN,
-    argument,
-    check_run,
-    loaded,
-    output,
-    pathname,
-    switch,
-    verb,
-)
+from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, JSON, MODEL, RUN, argument, check_run, loaded, output, pathname, verb
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.fields import setting_text
 from jaxlm.report.units import perplexity_text
@@ -33,12 +21,7 @@ TARGETS = ("safetensors", "torch", "onnx", "stablehlo", "hub")  # (whose code im
 TARGET = "safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx or stablehlo"
 
 
-@verb(
-    "show a run's results, config, corpus, checkpoints and problems",
-    RUN,
-    switch("--json", "print JSON"),
-    uses_jax=False,
-)
+@verb("show a run's results, config, corpus, checkpoints and problems", RUN, JSON, uses_jax=False)
 def info(args: argparse.Namespace) -> int:
     check_run(args.run)
     found = contents(args.run)

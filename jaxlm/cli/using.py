@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, read_text, text_of, whole
-from jaxlm.cli.verbs import DATA_DIR, MODEL, TOKENIZER, argument, loaded, pathname, switch, verb
+from jaxlm.cli.verbs import DATA_DIR, JSON, MODEL, TOKENIZER, argument, loaded, pathname, switch, verb
 from jaxlm.config.protocols import described
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.report.units import comparable_text, perplexity_text
@@ -32,7 +32,7 @@ HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many
     TOKENIZER,
     argument("--corpus", metavar="TEXT", help="a split of another corpus (as train's --corpus), in the run's words"),
     DATA_DIR,
-    switch("--json", "print JSON"),
+    JSON,
     switch("--tune", "choose the protocol's numbers on valid, then read test once with them"),
     add_protocol_flags,
 )
@@ -77,7 +77,7 @@ def evaluate(args: argparse.Namespace) -> None:
     argument("--split", choices=SPLITS, default="test", help="which split (default test)"),
     pathname("--text", "FILE", "a text file instead of a split"),
     DATA_DIR,
-    switch("--json", "print JSON"),
+    JSON,
     add_protocol_flags,
 )
 def compare(args: argparse.Namespace) -> None:

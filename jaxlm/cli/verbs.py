@@ -91,6 +91,7 @@ _SPLIT = "split at white space, or as in Penn Treebank's files (default: as the 
 TOKENIZER = argument("--tokenizer", choices=("none", "ptb"), help=_SPLIT)
 _WHERE = "where Penn Treebank's files are (else $JAXLM_DATA, data/ptb, the user's cache, a download)"
 DATA_DIR = pathname("--data-dir", "DIR", _WHERE)
+JSON = switch("--json", "print JSON")
 
 
 def check_run(run: Path) -> None:
