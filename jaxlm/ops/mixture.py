@@ -17,20 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Scalar
 
+from jaxlm.ops import softmax
 from jaxlm.ops.devices import by_platform
 from jaxlm.ops.product import product
-from jaxlm.ops.softmax import (
-    Bias,
-    Row,
-    Targets,
-    check_shapes,
-    chunking,
-    gradients_from_odds,
-    is_target,
-    odds_and_pick,
-    with_bias,
-    with_gradients,
-)
+from jaxlm.ops.softmax import Bias, Row, Targets, chunking, gradients_from_odds, odds_and_pick, with_bias
 
 Latents = Float[Array, "*rows K D"]
 Choice = Float[Array, "*rows K"]  # logits of the prior
@@ -135,7 +125,7 @@ def _nats_and_gradients(on_cpu, latents, choice, kernel, bias, targets, weights,
         nats -= jnp.sum(weights * log_sum)
         weights = (weights * jnp.exp(log_p - log_sum))[..., None]  # times p / (p + epsilon)
         share = jnp.exp(log_joint - log_p[..., None])
-        odds -= is_target(targets[..., None], odds) * total[..., None]
+        odds -= softmax.is_target(targets[..., None], odds) * total[..., None]
         dlatents, dchunk = gradients_from_odds(odds, weights * share / total, narrow, jnp.moveaxis(x, -1, 0))
         dchoice = weights * (jax.nn.softmax(choice) - share)
         return (nats, dlayer + dchunk), (dlatents.astype(x.dtype), dchoice)
@@ -148,7 +138,7 @@ def _nats_and_gradients(on_cpu, latents, choice, kernel, bias, targets, weights,
     return nats, (*gradients, None, None, None)
 
 
-_summed_nats = with_gradients(partial(by_platform, _nats_and_gradients))
+_summed_nats = softmax.with_gradients(partial(by_platform, _nats_and_gradients))
 
 
 def _experts(
@@ -172,4 +162,4 @@ def _check_shapes(latents, choice, kernel, bias, targets, weights=None):
         )
     if not jnp.issubdtype(choice.dtype, jnp.floating):
         raise ValueError(f"choice should be floating-point numbers; its dtype is {choice.dtype}")
-    check_shapes(latents[..., 0, :], kernel, bias, targets, weights)
+    softmax.check_shapes(latents[..., 0, :], kernel, bias, targets, weights)
