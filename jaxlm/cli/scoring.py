@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from jaxlm.scoring.stimuli import StimulusTable
 
 FORMAT = argument("--format", choices=("tsv", "csv", "jsonl"), help="of the table (default tsv; csv for --csv)")
-SCORES = (DATA_DIR, output("write the table to a file, which appears whole at the end"), add_protocol_flags)
+SCORES = (FORMAT, DATA_DIR, output("write the table to a file, which appears whole at the end"), add_protocol_flags)
 TEXTS = "text, a sentence a line (default, or -: standard input); a directory is one more run"
 _BOUNDARY = "of words made of pieces: count that a word begins after them (default), or the pieces alone"
-BOUNDARY = argument("--boundary", choices=("corrected", "published"), default="corrected", help=_BOUNDARY)
-PUNCTUATION = argument("--punctuation", choices=("word", "own"), help="counted to its word (default), or a word itself")
+WORDS = (
+    TOKENIZER,
+    argument("--punctuation", choices=("word", "own"), help="counted to its word (default), or a word itself"),
+    argument("--boundary", choices=("corrected", "published"), default="corrected", help=_BOUNDARY),
+)
 NEEDS = {"column": "csv", "regions": "csv", "spans": "csv", "save_adapted": "adapt"}
 EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room for
     "layout": ("is that tool's table of one run, in bits", ("format", "top_k", "csv", "unit", "predictors", "runs")),
@@ -52,15 +55,12 @@ def _oov(*choices: str) -> Adder:
     argument("--regions", metavar="NAME", help="a column of --csv with each sentence's regions, | between: a row each"),
     argument("--spans", choices=("characters",), help="a row for the characters from start to end (columns of --csv)"),
     switch("--predictors", "add length and log frequency in the training text"),
-    TOKENIZER,
-    PUNCTUATION,
-    BOUNDARY,
+    *WORDS,
     argument("--unit", choices=("bits", "nats"), default="bits", help="of surprisal and entropy (default bits)"),
     argument("--context", choices=("sentence", "stream"), default="sentence", help="stream: pass the state on"),
     _oov("error", "nan"),
     argument("--top-k", type=int, metavar="K", help="add the K likeliest words in each word's place"),
     switch("--eos", "also a row for the <eos> that ends each line"),
-    FORMAT,
     argument("--layout", choices=[*LAYOUTS], default="jaxlm", help="of another tool's table"),
     argument("--adapt", type=float, metavar="RATE", help="after each sentence take a step of SGD on it"),
     pathname("--save-adapted", "DIR", "keep the adapted model as a run"),
@@ -253,12 +253,9 @@ def states(args: argparse.Namespace) -> None:
     "accuracy on minimal pairs in BLiMP's format",
     *MODEL,
     pathname("pairs", "FILE", "JSON lines with sentence_good and sentence_bad", nargs="+"),
-    TOKENIZER,
-    PUNCTUATION,
-    BOUNDARY,
+    *WORDS,
     _oov("error", "filter"),
     switch("--eos", "count the <eos> after the last word to the sentence"),
-    FORMAT,
     *SCORES,
 )
 def minimal_pairs(args: argparse.Namespace) -> None:
@@ -276,11 +273,8 @@ def minimal_pairs(args: argparse.Namespace) -> None:
     "results of SyntaxGym test suites",
     *MODEL,
     pathname("suites", "SUITE.json", "test suites in SyntaxGym's format", nargs="+"),
-    TOKENIZER,
-    PUNCTUATION,
-    BOUNDARY,
+    *WORDS,
     _oov("error"),
-    FORMAT,
     *SCORES,
 )
 def syntaxgym(args: argparse.Namespace) -> None:
