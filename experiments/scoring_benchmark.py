@@ -120,13 +120,9 @@ def torch_logits(model, ids, states):
 
 
 def neural_complexity_loop(torch, model, sentences, beam: bool) -> list[tuple[float, float]]:
-    """Surprisal and entropy in bits as its `main.py` finds them: a sentence, and then each word's row by itself.
+    """Surprisal and entropy in bits of each word, from sentences' ids, as its `main.py` finds them: row by row.
 
-    Args:
-        torch: the module.
-        model: see `torch_model`.
-        sentences: ids.
-        beam: whether each row is first sorted into its most probable words, which by default are all of them.
+    With `beam` each row is first sorted into its most probable words, which by default are all of them.
     """
     functional = torch.nn.functional
 

@@ -11,13 +11,10 @@ T = TypeVar("T")
 
 
 def by_platform(function: Callable[..., T], *arguments: object) -> T:
-    """`function(on_cpu, *arguments)`, of which programs for CPUs hold the one and programs for other devices the other.
+    """`function(on_cpu, *arguments)`: programs for CPUs hold the call with True, programs for others that with False.
 
     The platform is the one that the program is lowered for, which need not be the platform of this process's devices.
-
-    Args:
-        function: its first argument is a Python bool; its results have the same shapes for both.
-        arguments: pytrees of arrays.
+    The arguments are pytrees of arrays; results of both calls have the same shapes.
     """
     return lax.platform_dependent(*arguments, cpu=partial(function, True), default=partial(function, False))
 

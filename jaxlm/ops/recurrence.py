@@ -41,8 +41,7 @@ def recurrence(
     The cell is (linear, state, x [B, ...], others) -> (new state, output [B, H]), and multiplies by a matrix as
     `linear(name, a)`, by each once a step. The products multiply in `dtype` and sum in float32 or wider.
     """
-    y, final = _run(cell, dtype, x, matrices, others, state, length)  # pyright: ignore (a custom_vjp's result)
-    return y, final
+    return _run(cell, dtype, x, matrices, others, state, length)  # pyright: ignore (a custom_vjp has no type)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
