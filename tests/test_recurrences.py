@@ -1,4 +1,4 @@
-"""The GRU, the linear recurrence and convolution.py beside Flax's cell, a plain reference and NumPy."""
+"""The GRU, the linear recurrence and the short convolution beside Flax's cell, a plain reference and NumPy."""
 
 from typing import Any
 
@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from jaxlm.models.gru import GRU
 from jaxlm.models.recurrent import CellNoise
-from jaxlm.ops.convolution import short_convolution
-from jaxlm.ops.scans import linear_recurrence, linear_recurrence_reference
+from jaxlm.ops.scans import linear_recurrence, linear_recurrence_reference, short_convolution
 
 
 def test_the_gru_is_flax_s_cell():

@@ -76,9 +76,9 @@ class GatedDeltaNet(Recurrent):
         import jax.numpy as jnp
 
         from jaxlm.ops.activations import rms_norm, unit_norm
-        from jaxlm.ops.convolution import short_convolution
         from jaxlm.ops.linear_attention import linear_attention
         from jaxlm.ops.product import product
+        from jaxlm.ops.scans import short_convolution
 
         projected, gate = jnp.split(product(x, params["kernel"], x.dtype), [3 * len(params["norm"])], -1)
         mixed, inputs = short_convolution(projected, params["convolution"], 0.0, state.inputs, length)

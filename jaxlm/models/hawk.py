@@ -68,9 +68,8 @@ class Hawk(Recurrent):
         import jax.numpy as jnp
 
         from jaxlm.ops.activations import rms_norm
-        from jaxlm.ops.convolution import short_convolution
         from jaxlm.ops.product import contraction, product
-        from jaxlm.ops.scans import last_step, linear_recurrence
+        from jaxlm.ops.scans import last_step, linear_recurrence, short_convolution
 
         def linear(name: str, a: Float[Array, "T B _"]) -> Float[Array, "T B H"]:
             return product(a, params[f"{name}_kernel"], x.dtype) + params[f"{name}_bias"]
