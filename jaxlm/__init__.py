@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from jaxlm.models.lstm import LSTM as LSTM
     from jaxlm.models.mingru import MinGRU as MinGRU
     from jaxlm.models.mingru import MinLSTM as MinLSTM
-    from jaxlm.models.mlstm import MLSTM as MLSTM
     from jaxlm.models.mogrifier import Mogrifier as Mogrifier
-    from jaxlm.models.slstm import SLSTM as SLSTM
     from jaxlm.models.stack import init_params as init_params
+    from jaxlm.models.xlstm import MLSTM as MLSTM
+    from jaxlm.models.xlstm import SLSTM as SLSTM
     from jaxlm.optimizers.adamw import AdamW as AdamW
     from jaxlm.optimizers.descent import ASGD as ASGD
     from jaxlm.optimizers.descent import SGD as SGD

@@ -9,10 +9,9 @@ from jaxlm.models.hawk import Hawk
 from jaxlm.models.hgrn2 import HGRN2
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.mingru import MinGRU, MinLSTM
-from jaxlm.models.mlstm import MLSTM
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import Recurrent
-from jaxlm.models.slstm import SLSTM
+from jaxlm.models.xlstm import MLSTM, SLSTM
 
 MODELS: dict[str, type[Recurrent]] = {
     "lstm": LSTM,

@@ -1,0 +1,192 @@
+"""xLSTM's cells, the sLSTM and the mLSTM, of N heads with D = H / N units (Beck et al. 2024, arXiv:2405.04517).
+
+The sLSTM. The gates' order is i, f, z, o. Within a gate the heads lie side by side; a head sees its own h.
+
+    c_t = f_t c_(t-1) + i_t tanh(z_t)        n_t = f_t n_(t-1) + i_t        h_t = sigmoid(o_t) c_t / n_t
+
+where i_t and f_t are exp and sigmoid of their parts of x_t W + h_(t-1) R + b. The output is norm * layer_norm(h), head
+by head.
+
+The mLSTM. The kernel's order is q, k, v, o; that of the gates, one each a head, i, f.
+
+    C_t = f_t C_(t-1) + i_t k_t v_t^T        n_t = f_t n_(t-1) + i_t k_t        p_t = q_t / sqrt(D)
+    h_t = C_t^T p_t / max(|n_t . p_t|, 1)        y = sigmoid(o) * norm * layer_norm(h), head by head
+
+where i = exp(x W_i + b_i) and f = sigmoid(x W_f + b_f).
+
+The carry holds c or C, and n, over exp(m), so that nothing overflows. A layer is the paper's without what its block has
+around it: residual, convolution, and feed-forward layer or projections.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict
+
+from jaxlm.fields import number
+from jaxlm.models.recurrent import CellNoise, Recurrent, head_count, uniform
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, PRNGKeyArray
+
+    from jaxlm.ops.recurrence import Linear
+    from jaxlm.ops.scans import Length
+
+    class SLSTMLayer(TypedDict):  # its parameters
+        kernel: Float[Array, "E 4*H"]
+        recurrent_kernel: Float[Array, "D 4*H"]
+        bias: Float[Array, " 4*H"]
+        norm: Float[Array, " H"]
+
+    class MLSTMLayer(TypedDict):
+        kernel: Float[Array, "E 4*N*D"]
+        bias: Float[Array, " 4*N*D"]
+        gate: Float[Array, "E 2*N"]
+        gate_bias: Float[Array, " 2*N"]
+        norm: Float[Array, " N*D"]
+
+
+class SLSTMState(NamedTuple):
+    """Cell and normaliser, each over exp(m), the stabiliser m, and the output h."""
+
+    c: Float[Array, "B H"]
+    n: Float[Array, "B H"]
+    m: Float[Array, "B H"]
+    h: Float[Array, "B H"]
+
+
+@dataclass(frozen=True)
+class SLSTM(Recurrent):
+    """xLSTM's LSTM with exponential gates and a normaliser (Beck et al. 2024, arXiv:2405.04517)."""
+
+    gates: ClassVar[int] = 4
+    head_units: ClassVar[int] = 2
+    heads: int = head_count()
+
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> SLSTMLayer:
+        import jax
+        import jax.numpy as jnp
+
+        from_input, from_state = jax.random.split(key)
+        D = width // self.heads
+        return {
+            "kernel": uniform(from_input, self.layer_scale(inputs), inputs, 4 * width),
+            "recurrent_kernel": uniform(from_state, self.layer_scale(width), D, 4 * width),
+            "bias": jnp.zeros((4, self.heads, D)).at[1].set(jnp.linspace(3, 6, D)).ravel(),  # as the authors begin f
+            "norm": jnp.ones(width),
+        }
+
+    def zero_state(self, rows: int, width: int, dtype: Any) -> SLSTMState:
+        import jax.numpy as jnp
+
+        return SLSTMState(*jnp.zeros((4, rows, width), dtype))
+
+    def apply_layer(
+        self, params: SLSTMLayer, x: Float[Array, "T B E"], state: SLSTMState, noise: CellNoise, length: Length
+    ) -> tuple[Float[Array, "T B H"], SLSTMState]:
+        import jax.numpy as jnp
+
+        from jaxlm.ops.activations import layer_norm
+        from jaxlm.ops.product import product
+        from jaxlm.ops.recurrence import recurrence
+
+        D = len(params["recurrent_kernel"])
+        of_heads = jnp.moveaxis(params["recurrent_kernel"].reshape(D, 4, -1, D), 2, 0).reshape(-1, D, 4 * D)
+        matrices = {str(head): matrix for head, matrix in enumerate(of_heads)}
+        z = product(x, params["kernel"], x.dtype) + params["bias"]
+        h, state = recurrence(partial(_slstm_cell, self.heads), z, matrices, None, state, length, x.dtype)
+        heads = layer_norm(h.reshape(*h.shape[:2], self.heads, -1))
+        return (params["norm"] * heads.reshape(h.shape)).astype(x.dtype), state
+
+
+def _slstm_cell(
+    heads: int, linear: Linear, state: SLSTMState, projected: Float[Array, "B 4*H"], _: None
+) -> tuple[SLSTMState, Float[Array, "B H"]]:
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlm.ops.activations import sigmoid
+
+    c, n, m, h = state
+    of_heads = [linear(str(head), part) for head, part in enumerate(jnp.split(h, heads, -1))]
+    recurrent = jnp.stack(of_heads, 1).reshape(h.shape[0], heads, 4, -1).swapaxes(1, 2).reshape(projected.shape)
+    i, f, z, o = jnp.split(projected + recurrent, 4, -1)
+    f = jnp.where(n == 0, -jnp.inf, jax.nn.log_sigmoid(f) + m)  # before the first step there is nothing to keep
+    m = jax.lax.stop_gradient(jnp.maximum(i, f))  # it scales both sides of c / n, so that it has no gradient
+    i, f = jnp.exp(i - m), jnp.exp(f - m)
+    c, n = f * c + i * jnp.tanh(z), f * n + i
+    h = sigmoid(o) * c / n
+    return SLSTMState(c, n, m, h), h
+
+
+class MLSTMState(NamedTuple):
+    """C, keys by values, n and m."""
+
+    C: Float[Array, "B N D D"]
+    n: Float[Array, "B N D"]
+    m: Float[Array, "B N"]
+
+
+@dataclass(frozen=True)
+class MLSTM(Recurrent):
+    """xLSTM's layer with a matrix as memory and exponential gates (Beck et al. 2024, arXiv:2405.04517)."""
+
+    gates: ClassVar[int] = 4
+    head_units: ClassVar[int] = 2
+    heads: int = head_count()
+    gate_cap: float | None = number(
+        15.0,
+        "i and f before their exponentials stay within +-this, by a tanh (none: no limit; arXiv:2503.13427)",
+        above=0,
+        optional=True,
+    )
+
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> MLSTMLayer:
+        import jax
+        import jax.numpy as jnp
+
+        of_kernel, of_gate = jax.random.split(key)
+        scale, N = self.layer_scale(inputs), self.heads
+        return {
+            "kernel": uniform(of_kernel, scale, inputs, 4 * width),
+            "bias": jnp.zeros(4 * width),
+            "gate": uniform(of_gate, scale, inputs, 2 * N),
+            "gate_bias": jnp.concatenate([jnp.zeros(N), jnp.linspace(3, 6, N)]),  # as the authors begin f
+            "norm": jnp.ones(width),
+        }
+
+    def zero_state(self, rows: int, width: int, dtype: Any) -> MLSTMState:
+        import jax.numpy as jnp
+
+        shape, D = (rows, self.heads), width // self.heads
+        return MLSTMState(jnp.zeros((*shape, D, D), dtype), jnp.zeros((*shape, D), dtype), jnp.zeros(shape, dtype))
+
+    def apply_layer(
+        self, params: MLSTMLayer, x: Float[Array, "T B E"], state: MLSTMState, noise: CellNoise, length: Length
+    ) -> tuple[Float[Array, "T B H"], MLSTMState]:
+        import jax
+        import jax.numpy as jnp
+
+        from jaxlm.ops.activations import layer_norm
+        from jaxlm.ops.linear_attention import linear_attention
+        from jaxlm.ops.product import product
+        from jaxlm.ops.scans import last_step
+
+        z = jnp.split(product(x, params["kernel"], x.dtype) + params["bias"], 4, -1)
+        q, k, v = (part.reshape(*part.shape[:2], self.heads, -1) for part in z[:3])
+        gates = product(x, params["gate"], x.dtype) + params["gate_bias"]
+        gates = gates if self.gate_cap is None else self.gate_cap * jnp.tanh(gates / self.gate_cap)
+        i, f = jnp.split(gates, 2, -1)
+        f = jax.nn.log_sigmoid(f)
+        # m_t = max(f_t + m_(t-1), i_t), which scales both sides of the quotient, so that it has no gradient.
+        summed = jnp.cumsum(f, 0)
+        m = jax.lax.stop_gradient(summed + jnp.maximum(state.m, jax.lax.cummax(i - summed)))
+        decay = f + jnp.concatenate([state.m[None], m[:-1]]) - m
+        q, k = q * q.shape[-1] ** -0.5, k * jnp.exp(i - m)[..., None]
+        one = jnp.ones((*v.shape[:-1], 1), v.dtype)  # n is C's column of a value that is always 1
+        S = jnp.concatenate([state.C, state.n[..., None]], -1)
+        h, S = linear_attention(q, k, jnp.concatenate([v, one], -1), decay[..., None], S, None, length, x.dtype)
+        h = h[..., :-1] / (jnp.maximum(jnp.abs(h[..., -1:]), jnp.exp(-m)[..., None]) + 1e-6)
+        y = jax.nn.sigmoid(z[3]) * params["norm"] * layer_norm(h).reshape(z[3].shape)
+        return y.astype(x.dtype), MLSTMState(S[..., :-1], S[..., -1], last_step(m, length))
