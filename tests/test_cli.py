@@ -16,6 +16,7 @@ from processes import TINY
 
 import jaxlm
 from jaxlm.cli import main
+from jaxlm.cli.tables import json_text
 from jaxlm.cli.training import _unfinished_run
 from jaxlm.config.config import KINDS, preset
 from jaxlm.fields import either
@@ -392,6 +393,11 @@ def test_what_comes_from_files_cannot_command_a_terminal(capsys, run, monkeypatc
         assert not set(out + err) & {"\x1b", "\x07", "\x7f", "\x9b"}
         if "--json" in arguments:
             assert json.loads(out)["corpus"]["name"] == ESCAPE
+
+
+def test_json_has_no_control_character_and_no_number_that_json_lacks():
+    text = json_text({"\x7f": ["\x1b\x7f\n", float("inf")]})
+    assert text.isascii() and text.isprintable() and json.loads(text) == {"\x7f": ["\x1b\x7f\n", None]}
 
 
 def test_standard_input_is_read_as_utf_8(capsys, finished, monkeypatch):

@@ -1,7 +1,6 @@
 """The verbs that show runs, or write them for others: `jaxlm info`, `plot`, `report` and `export`."""
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from jaxlm.cli.ending import FAILED
 from jaxlm.cli.parsing import whole
+from jaxlm.cli.tables import json_text
 from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, JSON, MODEL, RUN, argument, check_run, loaded, output, pathname, verb
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.fields import setting_text
@@ -26,10 +26,7 @@ def info(args: argparse.Namespace) -> int:
     check_run(args.run)
     found = contents(args.run)
     if args.json:
-        from jaxlm.sealed import finite
-
-        # DEL is the one control character that JSON leaves as it is.
-        say(json.dumps(finite(found), indent=1, allow_nan=False).replace("\x7f", "\\u007f"))
+        say(json_text(found, indent=1))
     else:
         for line in _lines(found):
             say_line(line)

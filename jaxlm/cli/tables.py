@@ -24,7 +24,8 @@ def table_text(columns: Columns, header: bool, format: str, clean: Callable[[str
     values = (column.tolist() if hasattr(column, "tolist") else column for column in columns.values())
     rows = zip(*values, strict=True)
     if format == "jsonl":
-        return "".join(json.dumps(dict(zip(columns, map(_rounded, row), strict=True))) + "\n" for row in rows)
+        rounded = ([round(cell, 6) if isinstance(cell, float) else cell for cell in row] for row in rows)
+        return "".join(json_text(dict(zip(columns, row, strict=True))) + "\n" for row in rounded)
     lines = [*([[*columns]] if header else []), *rows]
     cells = [[clean(cell) if isinstance(cell, str) else _shown(cell) for cell in line] for line in lines]
     if format != "csv":
@@ -33,6 +34,13 @@ def table_text(columns: Columns, header: bool, format: str, clean: Callable[[str
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(cells)
     return text.getvalue()
+
+
+def json_text(tree: Any, indent: int | None = None) -> str:
+    """A tree as JSON in ASCII: null for numbers that JSON lacks, and an escape for DEL, which JSON leaves as it is."""
+    from jaxlm.sealed import finite
+
+    return json.dumps(finite(tree), indent=indent, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def _lm_zoo(table: "Surprisals") -> Columns:
@@ -84,7 +92,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6f}" if math.isfinite(value) else "NaN" if math.isnan(value) else str(value)
     return str(value)
-
-
-def _rounded(value: Any) -> Any:
-    return (round(value, 6) if math.isfinite(value) else None) if isinstance(value, float) else value

@@ -1,13 +1,13 @@
 """The verbs that use a trained model: `jaxlm evaluate`, `perplexity`, `predict`, `neighbors` and `generate`."""
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, read_text, text_of, whole
+from jaxlm.cli.tables import json_text
 from jaxlm.cli.verbs import DATA_DIR, JSON, MODEL, TOKENIZER, argument, loaded, pathname, switch, verb
 from jaxlm.config.protocols import described
 from jaxlm.errors import DataError, JaxlmError
@@ -54,10 +54,9 @@ def evaluate(args: argparse.Namespace) -> None:
         found = lm.evaluate(args.split or "test", protocol=protocol, **options)
 
     from jaxlm.data.corpus import unknown_text, unknown_warning
-    from jaxlm.sealed import finite
 
     if args.json:
-        say(json.dumps(finite({"run": str(args.run), "checkpoint": args.checkpoint, **found._asdict()})))
+        say(json_text({"run": str(args.run), "checkpoint": args.checkpoint, **found._asdict()}))
     else:
         how = "" if args.protocol == "plain" else f"; protocol {described(protocol)}"
         say_line(
@@ -85,12 +84,11 @@ def compare(args: argparse.Namespace) -> None:
     first, other = (loaded(run, args.checkpoint) for run in (args.run, args.other))
 
     from jaxlm.scoring.comparison import compare
-    from jaxlm.sealed import finite
 
     found = compare(first, other, args.split, text=args.text, data_dir=args.data_dir, protocol=protocol)
     if args.json:
         named = {"run": str(args.run), "other": str(args.other), "checkpoint": args.checkpoint}
-        say(json.dumps(finite({**named, **found._asdict()})))
+        say(json_text({**named, **found._asdict()}))
         return
     better = args.other if found.high_95 < 0 else args.run if found.low_95 > 0 else None
     say_line(f"{found.text}: {found.nats:.3f} nats a line of {args.run}, {found.other_nats:.3f} of {args.other}")
@@ -185,7 +183,7 @@ def generate(args: argparse.Namespace) -> None:
             continue
         for place, (word, log_prob) in enumerate(text, 1):
             row = {"sample": sample, "position": place, "word": word, "log_prob": round(log_prob, 6)}
-            say(json.dumps(row), flush=True)
+            say(json_text(row), flush=True)
 
 
 def _print_text(words: Iterable[str], joined: bool, tokens: "Words") -> None:
