@@ -8,13 +8,9 @@ distribution by itself, and word_language_model's, which draws one word after th
 """
 
 import argparse
-import subprocess
 import sys
-import tempfile
-import time
 import timeit
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -54,8 +50,6 @@ def main() -> None:
     for samples in (1, 64):
         label = f"generation, {samples} samples"
         tell(label, samples * args.words, lambda samples=samples: lm.generate(words=args.words, samples=samples))
-    seconds = first_word(args.repeats, args.data_dir)
-    print(f"| from `jaxlm generate RUN` to its first word, s | {seconds:.1f} |", flush=True)
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -69,30 +63,6 @@ def main() -> None:
         tell(label, count, lambda beam=beam: neural_complexity_loop(torch, model, some, beam))
     label = "PyTorch, word_language_model's loop"
     tell(label, args.words, lambda: word_language_model_loop(torch, model, args.words))
-
-
-def first_word(repeats: int, data_dir: str | None) -> float:
-    """Seconds from a command's start to the first byte that it prints; the fastest, after one that compiles."""
-    command = [sys.executable, "-m", "jaxlm"]
-    with tempfile.TemporaryDirectory() as folder:
-        run = str(Path(folder) / "run")
-        where = ["--data-dir", data_dir] if data_dir else []
-        if code := subprocess.run(
-            [*command, "train", "--preset", "small", "--corpus", "ptb", *where, "--steps", "1", "--run-dir", run],
-            stdout=subprocess.DEVNULL,
-        ).returncode:  # it has said why
-            raise SystemExit(code)
-
-        def first_byte() -> float:
-            start = time.perf_counter()
-            with subprocess.Popen([*command, "generate", run, "the company"], stdout=subprocess.PIPE) as process:
-                assert process.stdout is not None and process.stdout.read(1)
-                seconds = time.perf_counter() - start
-                process.stdout.read()
-            return seconds
-
-        first_byte()
-        return min(first_byte() for _ in range(repeats))
 
 
 def torch_model(torch, lm: LanguageModel):
