@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxlm.ops.product import contraction
-from jaxlm.ops.scans import Length, bounded_scan
+from jaxlm.ops.scans import Length, scan
 
 Keys = Float[Array, "T B N D"]
 Values = Float[Array, "T B N F"]
@@ -44,7 +44,7 @@ def linear_attention_reference(
         state = state + k[..., None] * u[..., None, :]
         return state, jnp.einsum("bnd,bndf->bnf", q, state)
 
-    state, y = bounded_scan(step, state, (q, k, v, log_decay, beta), length)
+    state, y = scan(step, state, (q, k, v, log_decay, beta), length)
     return y, state
 
 

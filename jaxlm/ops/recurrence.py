@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from jaxlm.ops.product import product, product_over_rows
-from jaxlm.ops.scans import Length, Units, bounded_scan
+from jaxlm.ops.scans import Length, Units, scan
 
 Linear = Callable[[str, Array], Array]  # (a matrix's name, [B, in]) -> [B, out]
 LinearCell = Callable[[Linear, Any, Array, Any], tuple[Any, Array]]
@@ -29,7 +29,7 @@ def recurrence_reference(
     def step(state: Any, x: Float[Array, "B *E"]) -> tuple[Any, Float[Array, "B H"]]:
         return cell(lambda name, a: a @ matrices[name], state, x, others)
 
-    final, y = bounded_scan(step, state, x, length)
+    final, y = scan(step, state, x, length)
     return y, final
 
 
@@ -95,5 +95,5 @@ def _scan(
 
     # What follows from the products is computed again in the backward scan: that is faster than to keep it.
     step = jax.checkpoint(step, policy=jax.checkpoint_policies.save_only_these_names("product"), prevent_cse=False)
-    final, (y, operands) = bounded_scan(step, state, (x, added), length)
+    final, (y, operands) = scan(step, state, (x, added), length)
     return (y, final), operands

@@ -17,32 +17,27 @@ Units = Float[Array, "T B H"]
 Length = Scalar | None  # how many steps count, at least 1; the new carry is the one after them. None: all
 
 
-def scan(cell: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, reverse: bool = False) -> tuple[Any, Any]:
-    """`lax.scan(cell, carry, steps, reverse=reverse)`, its loop partly written out on accelerators."""
+def scan(
+    cell: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, length: Length = None, reverse: bool = False
+) -> tuple[Any, Any]:
+    """`lax.scan(cell, carry, steps, reverse=reverse)`, its loop partly written out on accelerators.
+
+    After `length` steps the carry stays as it is, and outputs mean nothing.
+    """
+    if length is not None:
+
+        def bounded(state: tuple[Scalar, Any], step: Any) -> tuple[tuple[Scalar, Any], Any]:
+            done, carry = state
+            new, output = cell(carry, step)
+            return (done + 1, jax.tree.map(lambda a, b: jnp.where(done < length, a, b), new, carry)), output
+
+        (_, carry), outputs = scan(bounded, (jnp.int32(0), carry), steps, reverse=reverse)
+        return carry, outputs
 
     def on(on_cpu: bool, carry: Any, steps: Any) -> tuple[Any, Any]:
         return lax.scan(cell, carry, steps, reverse=reverse, unroll=1 if on_cpu else UNROLLED)
 
     return by_platform(on, carry, steps)
-
-
-def bounded_scan(
-    cell: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, length: Length
-) -> tuple[Any, Any]:
-    """`lax.scan(cell, carry, steps)`, after `length` steps of which the carry stays as it is.
-
-    Outputs after these steps mean nothing.
-    """
-    if length is None:
-        return scan(cell, carry, steps)
-
-    def bounded(state: tuple[Scalar, Any], step: Any) -> tuple[tuple[Scalar, Any], Any]:
-        done, carry = state
-        new, output = cell(carry, step)
-        return (done + 1, jax.tree.map(lambda a, b: jnp.where(done < length, a, b), new, carry)), output
-
-    (_, carry), outputs = scan(bounded, (jnp.int32(0), carry), steps)
-    return carry, outputs
 
 
 def last_step(outputs: Any, length: Length) -> Any:
