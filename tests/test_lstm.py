@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.ops.lstm import LSTMState, lstm, lstm_reference, zero_state
+from jaxlm.ops.lstm import LSTMState, lstm, lstm_reference
 
 TOLERANCE = {jnp.float32: 2e-5, jnp.float64: 1e-12}
 
@@ -138,7 +138,10 @@ def test_one_step_by_hand():
     [
         (dict(kernel=jnp.zeros((6, 16))), r"kernel should be floating-point numbers of the shape \(7, 16\).*\(6, 16\)"),
         (dict(bias=jnp.zeros(15)), r"bias should be floating-point numbers of the shape \(16,\).*\(15,\)"),
-        (dict(state=zero_state(3, 4)), r"state.c should be floating-point numbers of the shape \(2, 4\).*\(3, 4\)"),
+        (
+            dict(state=LSTMState(jnp.zeros((3, 4)), jnp.zeros((3, 4)))),
+            r"state.c should be floating-point numbers of the shape \(2, 4\).*\(3, 4\)",
+        ),
         (dict(x=jnp.zeros((5, 3))), r"x should be \[T, B, E\].*\(5, 3\)"),
     ],
 )

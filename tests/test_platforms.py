@@ -13,7 +13,7 @@ import jaxlm
 from jaxlm.models import stack
 from jaxlm.models.kinds import MODELS
 from jaxlm.ops import softmax
-from jaxlm.ops.lstm import lstm, zero_state
+from jaxlm.ops.lstm import LSTMState, lstm
 from jaxlm.scoring import generation
 from jaxlm.scoring.sampling import Sampling
 from jaxlm.scoring.stream import eval_step
@@ -93,7 +93,7 @@ def test_tokens_are_scored_in_chunks_of_the_platforms_size():
 def test_a_loop_over_time_is_partly_written_out_on_accelerators():
     """So that a step launches fewer kernels: of 7 steps 5 are one turn."""
     x, kernel = jnp.zeros((7, 2, 3)), jnp.zeros((3 + 4, 16))
-    texts = lowered(lambda x: lstm(x, kernel, jnp.zeros(16), zero_state(2, 4)), x)
+    texts = lowered(lambda x: lstm(x, kernel, jnp.zeros(16), LSTMState(jnp.zeros((2, 4)), jnp.zeros((2, 4)))), x)
     assert ["1x5x2x4xf32" in text for text in texts] == [False, True, True]  # outputs of a turn
 
 

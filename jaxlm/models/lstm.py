@@ -36,9 +36,11 @@ class LSTM(Recurrent):
         return {"kernel": uniform(key, scale, inputs + width, 4 * width), "bias": bias}
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> LSTMState:
-        from jaxlm.ops.lstm import zero_state
+        import jax.numpy as jnp
 
-        return zero_state(rows, width, dtype)
+        from jaxlm.ops.lstm import LSTMState
+
+        return LSTMState(jnp.zeros((rows, width), dtype), jnp.zeros((rows, width), dtype))
 
     def apply_layer(
         self, params: Layer, x: Float[Array, "T B E"], state: LSTMState, noise: CellNoise, length: Length

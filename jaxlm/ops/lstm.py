@@ -7,7 +7,6 @@ BasicLSTMCell (Zaremba et al. 2014, arXiv:1409.2329), its gates in the order i, 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +31,6 @@ class LSTMState:
 
     c: Float[Array, "B H"]
     h: Float[Array, "B H"]
-
-
-def zero_state(batch_size: int, hidden_size: int, dtype: Any = jnp.float32) -> LSTMState:
-    """The carry before the first token."""
-    shape = (batch_size, hidden_size)
-    return LSTMState(c=jnp.zeros(shape, dtype), h=jnp.zeros(shape, dtype))
 
 
 def lstm_reference(
@@ -92,8 +85,8 @@ def lstm(
         ValueError: shapes or dtypes do not fit.
 
     >>> T, B, E, H = 20, 4, 3, 2
-    >>> kernel, bias = jnp.zeros((E + H, 4 * H)), jnp.zeros(4 * H)
-    >>> y, carry = lstm(jnp.ones((T, B, E)), kernel, bias, zero_state(B, H))
+    >>> kernel, bias, h = jnp.zeros((E + H, 4 * H)), jnp.zeros(4 * H), jnp.zeros((B, H))
+    >>> y, carry = lstm(jnp.ones((T, B, E)), kernel, bias, LSTMState(c=h, h=h))
     >>> y.shape, carry.c.shape
     ((20, 4, 2), (4, 2))
     """
