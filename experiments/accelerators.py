@@ -148,14 +148,12 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after
 def computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
     """{name: [(opcode, line)]} of a compiled program's computations, and the entry's name."""
     found: dict[str, list[tuple[str, str]]] = {}
-    inside, entry = None, ""
+    inside, entry = [], ""
     for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
         if head := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
             inside = found.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
-        elif (
-            part := re.match(r"\s+(?:ROOT )?%[\w.\-]+ = (?:\([^=]*?\)|\S+) ([\w\-]+)\(", line)
-        ) and inside is not None:
+        elif part := re.match(r"\s+(?:ROOT )?%[\w.\-]+ = (?:\([^=]*?\)|\S+) ([\w\-]+)\(", line):
             inside.append((part[1], line))
     return found, entry
 
