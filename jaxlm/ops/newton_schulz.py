@@ -44,15 +44,10 @@ def orthogonalized(
 ) -> Float[Array, "G M N"]:
     """The nearest semi-orthogonal matrix, roughly: all singular values end between about 0.7 and 1.2.
 
-    The iteration runs on the narrow side. Its products take a second factor as it lies and contract the last axes
-    where a transpose is wanted, which is what bfloat16 is fast at.
-
-    Args:
-        steps: how often the iteration is applied.
-        dtype: what its products multiply in; they sum in float32.
-        rule: jordan, or polar-express, which also begins with larger singular values: it divides them by the fourth
-            root of the sum of their fourth powers, which the first iteration's product gives, in place of the Frobenius
-            norm.
+    The iteration runs `steps` times, on the narrow side. Its products multiply in `dtype` and sum in float32; they take
+    a second factor as it lies and contract the last axes where a transpose is wanted, which is what bfloat16 is fast
+    at. The rule polar-express (the other is jordan) also begins with larger singular values: it divides them by the
+    fourth root of the sum of their fourth powers, which the first product gives, in place of the Frobenius norm.
     """
     M, N = matrices.shape[1:]
     x = jnp.swapaxes(matrices, 1, 2) if M > N else matrices
