@@ -38,14 +38,7 @@ from jaxlm.report.figure import figure, save
 from jaxlm.terminal import printable
 
 HERE = Path(__file__).resolve().parent
-PEERS = {
-    "flax": "flax",
-    "linen": "flax",
-    "nnx": "flax",
-    "jaxlm-nnx": "flax",
-    "pytorch": "torch",
-    "tensorflow": "tensorflow",
-}
+PEERS = {"pytorch": "torch", "tensorflow": "tensorflow"}  # and the module that each needs
 DTYPES = ("float32", "bfloat16")
 SECTIONS = ("steps", "kinds", "optimizers", "evaluation", "sweeps", "char")
 # Most windows in a turn, of presets and sections whose steps are long.
@@ -153,9 +146,10 @@ def in_dtypes(label: str, maker: str, preset: str, **changes: Any) -> list[Conte
 
 
 def steps(preset: str) -> list[Contender]:
-    """jaxlm, the step's products alone and the floor in each dtype, and the peers that are installed."""
+    """jaxlm, the step's products alone and the floor in each dtype, Flax, and the peers that are installed."""
     ours = [one for maker in ("jaxlm", "products", "floor") for one in in_dtypes(maker, maker, preset)]
-    return ours + [Contender(peer, peer, preset) for peer, module in PEERS.items() if importlib.util.find_spec(module)]
+    installed = [peer for peer, module in PEERS.items() if importlib.util.find_spec(module)]
+    return ours + [Contender(peer, peer, preset) for peer in ("flax", "linen", "nnx", "jaxlm-nnx", *installed)]
 
 
 def contenders(what: str, presets: Sequence[str]) -> list[list[Contender]]:
