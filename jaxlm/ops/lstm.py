@@ -96,8 +96,7 @@ def lstm(
 
 @jax.custom_vjp
 def _lstm(x, kernel, bias, state, forget_bias, length, kept, keep):
-    (y, final), _ = _forward(x, kernel, bias, state, forget_bias, length, kept, keep)
-    return y, final
+    return _forward(x, kernel, bias, state, forget_bias, length, kept, keep)[0]
 
 
 def _forward(x, kernel, bias, state, forget_bias, length, kept, keep):
