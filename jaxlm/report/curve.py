@@ -49,11 +49,6 @@ class Results:
         finished = np.isin(own, [row["epoch"] for row in self.epochs])
         return epoch - 1 + within / np.where(finished, sizes, max(sizes, default=1))[which]
 
-    def epoch_ends(self) -> np.ndarray:
-        """Where each finished epoch ends: at its last window, if the metrics have its windows."""
-        ends = dict(zip([row["epoch"] for row in self.windows], self.window_ends().tolist(), strict=True))
-        return np.array([ends.get(row["epoch"], row["epoch"]) for row in self.epochs], float)
-
 
 def by_kind(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
     """The windows, epochs and tests among the lines of a run's metrics."""
@@ -95,7 +90,8 @@ def draw_perplexities(axes: Any, runs: Sequence[Results], levels: Sequence[tuple
     alone, shown = len(runs) == 1, []
     for place, run in enumerate(runs):
         colours = PALETTE[:3] if alone else (PALETTE[place % len(PALETTE)],) * 3
-        at, estimated = run.epoch_ends(), np.array([bool(row.get("train_estimated")) for row in run.epochs], bool)
+        at = np.array([row["epoch"] for row in run.epochs], float)
+        estimated = np.array([bool(row.get("train_estimated")) for row in run.epochs], bool)
         train, valid = (
             drawable([row.get(f"{split}_perplexity", math.nan) for row in run.epochs]) for split in ("train", "valid")
         )
@@ -140,8 +136,8 @@ def epoch_axis(axes: Any, runs: Sequence[Results]) -> None:
     """Makes x the epochs, from 0 to the last window, with ticks at whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
-    last = max([1.0, *(end for run in runs for end in (*run.epoch_ends(), *run.window_ends()[-1:]))])
-    axes.set(xlim=(0, last * 1.02), xlabel="epoch")
+    ends = [end for run in runs for end in (*run.window_ends()[-1:], *(row["epoch"] for row in run.epochs))]
+    axes.set(xlim=(0, max([1.0, *ends]) * 1.02), xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
