@@ -115,14 +115,13 @@ def sweep(
         if workers is None and chosen > 1:
             view.say(f"{chosen} processes, one a core: small models train faster so (--workers 1: all in this process)")
 
-        def result() -> Sweep:
+        def show() -> Sweep:
             members = study.records()
             if run_dir is None:
                 members = [replace(member, run_dir=None) for member in members]
-            return Sweep(config, members, folder if run_dir else None, stop.signal)
-
-        def show() -> None:
-            view.show(result())
+            sweep = Sweep(config, members, folder if run_dir else None, stop.signal)
+            view.show(sweep)
+            return sweep
 
         with signals.noted() as stop:
             if chosen > 1:
@@ -141,8 +140,7 @@ def sweep(
             else:
                 given, kept = found if in_memory else None, run_dir is not None
                 Worker(study, given, data_dir, group, vmap, 1, kept, lambda: stop.signal, show, view.say).run()
-        show()
-        sweep = result()
+        sweep = show()
         if stop.signal is None:
             view.summary(sweep, write(sweep, folder, plan.corpus) if run_dir else [])
         else:
