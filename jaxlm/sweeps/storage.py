@@ -23,15 +23,9 @@ _LINE = re.compile(rb'(\{.*),"crc32":"([0-9a-f]{8})"\}\n', re.DOTALL)
 
 
 class Storage:
-    """Optuna's storage at `where`: a journal's path, or a database's URL.
+    """Optuna's storage (`backend`) at `where`: a journal's path, or a database's URL, which directories may share.
 
-    Attributes:
-        backend: Optuna's storage, for `optuna.create_study`.
-        shared: Whether it is a database, which several sweep directories may share.
-        name: Where it is, without a password.
-
-    Raises:
-        JaxlmError: It cannot be used.
+    `name` is `where` without a password. Raises JaxlmError if the storage cannot be used.
     """
 
     def __init__(self, where: str):
@@ -85,11 +79,9 @@ def _database(url: str) -> Any:
 class Journal:
     """A backend of Optuna's `JournalStorage` in a file: one JSON object a line, each with the CRC of its bytes.
 
-    Optuna's own `JournalFileBackend` reads the file too. This one also finds a changed line, cuts a line that a killed
-    writer or a full disk left unfinished before another follows, and has the kernel's lock, which ends with its
-    process. The file is made if it is missing, and is never opened through a link.
-
-    Methods raise OSError if the file cannot be used, and JaxlmError, with its name and the line, if it is damaged.
+    Optuna's own `JournalFileBackend` reads the file too. This one also finds a changed line (JaxlmError), cuts a line
+    that a killed writer or a full disk left unfinished, and has the kernel's lock, which ends with its process. The
+    file is made if it is missing, and is never opened through a link.
     """
 
     def __init__(self, path: Path):

@@ -31,8 +31,6 @@ from jaxlm.sweeps.space import decoded
 from jaxlm.sweeps.storage import BEAT, SILENCE, Storage
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
-
     from jaxlm.sweeps.space import Distribution
 
 NAME, JOURNAL = "jaxlm", "study.journal"
@@ -52,13 +50,7 @@ class Claim:
 class Study:
     """The study of the sweep in a directory. `held` has the trials that this worker trains, by number.
 
-    Args:
-        plan: What the sweep is.
-        folder: Its directory.
-        where: The URL of a database, or the path of a journal.
-
-    Raises:
-        JaxlmError: The storage cannot be used, or holds another sweep. So does every method.
+    Raises JaxlmError if the storage at `where` cannot be used or holds another sweep; so does every method.
     """
 
     def __init__(self, plan: Plan, folder: Path, where: str):
@@ -222,7 +214,7 @@ class Study:
             begun = [frozen for frozen in self._trials() if frozen.params.keys() == self.plan.space.keys()]
             return [record for frozen in begun for record in self._records(frozen)]
 
-    def _records(self, frozen: "FrozenTrial") -> list[MemberResult]:
+    def _records(self, frozen: "optuna.trial.FrozenTrial") -> list[MemberResult]:
         records = []
         for seed in self.plan.seeds_of(frozen.params):
             kept = {"valid_perplexities": (), **frozen.user_attrs.get(f"seed {seed}", {})}
@@ -231,16 +223,16 @@ class Study:
             records.append(MemberResult(frozen.number, decoded(frozen.params), seed, run_dir=run_dir, **kept))
         return records
 
-    def _is_ours(self, frozen: "FrozenTrial") -> bool:
+    def _is_ours(self, frozen: "optuna.trial.FrozenTrial") -> bool:
         """Whether the trial's runs are in this directory."""
         return not self._storage.shared or member_dir(self._folder, frozen.number, None).exists()
 
-    def _trials(self) -> "list[FrozenTrial]":
+    def _trials(self) -> "list[optuna.trial.FrozenTrial]":
         """All trials, except those whose directory went silent, or was slower than another to begin the point."""
         lost = optuna.trial.TrialState.FAIL
         return [frozen for frozen in self._study.get_trials(deepcopy=False) if frozen.state != lost]
 
-    def _running(self) -> "list[FrozenTrial]":
+    def _running(self) -> "list[optuna.trial.FrozenTrial]":
         """Trials that have not ended, except those that this worker trains."""
         return [one for one in self._trials() if not one.state.is_finished() and one.number not in self.held]
 
