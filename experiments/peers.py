@@ -121,7 +121,7 @@ def from_file(config: Config, tokens: np.ndarray, in_memory: bool = False) -> Ru
 
 def processes(config: Config, tokens: np.ndarray) -> Run:
     """A process a core, pinned to it, with its share of the members in one program, as a long sweep on a CPU has it."""
-    from jaxlm.sweeps.processes import cores, pin
+    from jaxlm.sweeps.supervisor import cores, pin
 
     number = min(len(cores()), MEMBERS)
     command = [sys.executable, __file__, "one-program", *sys.argv[2:4]]

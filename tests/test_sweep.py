@@ -30,12 +30,11 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.trainer import new_state, with_corpus
-from jaxlm.sweeps import processes
+from jaxlm.sweeps import supervisor
 from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.results import MemberResult, Sweep
 from jaxlm.sweeps.space import read_space
 from jaxlm.sweeps.study import NAME
-from jaxlm.sweeps.supervisor import View
 from jaxlm.sweeps.worker import group_size
 from jaxlm.training import members
 
@@ -584,7 +583,7 @@ def test_each_epoch_is_a_line_and_at_the_end_the_best_trials_are_a_table():
     trials += [MemberResult(3, {"corpus": "\x1b[2Jx"}, 0, "failed", (), None, note="no \x1b]0;title\x07")]
     sweep = Sweep(TINY, trials)
     out = io.StringIO()
-    view = View(Console(file=out, force_terminal=True, width=120))
+    view = supervisor.View(Console(file=out, force_terminal=True, width=120))
     for _ in range(2):
         view.show(sweep)
     assert out.getvalue().count("trial 0") == 1
@@ -605,15 +604,15 @@ def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
 
 
 def test_a_long_sweep_on_cpus_takes_a_process_a_core(monkeypatch):
-    monkeypatch.setattr(processes, "cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(supervisor, "cores", lambda: [0, 1, 2, 3])
     plan = Plan(TINY, read_space({"learning_rate": "log:0.1:1"}, TINY), "random", 12, 1, False, {})
     small = jaxlm.preset("small")
-    assert processes.useful_workers(small, plan, 929_589, 64 << 30) == 4
-    assert processes.useful_workers(small, replace(plan, trials=3), 929_589, 64 << 30) == 3
-    assert processes.useful_workers(small, plan, 929_589, 5 << 30) == 2  # memory
-    assert processes.useful_workers(TINY, plan, 1000, 64 << 30) == 1  # over before a process has started
+    assert supervisor.useful_workers(small, plan, 929_589, 64 << 30) == 4
+    assert supervisor.useful_workers(small, replace(plan, trials=3), 929_589, 64 << 30) == 3
+    assert supervisor.useful_workers(small, plan, 929_589, 5 << 30) == 2  # memory
+    assert supervisor.useful_workers(TINY, plan, 1000, 64 << 30) == 1  # over before a process has started
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
-    assert processes.useful_workers(small, plan, 929_589, 64 << 30) == 1
+    assert supervisor.useful_workers(small, plan, 929_589, 64 << 30) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system pins no process")
@@ -621,12 +620,12 @@ def test_workers_are_pinned_each_to_its_share_of_the_cores(monkeypatch):
     own, given = sorted(os.sched_getaffinity(0)), []
     monkeypatch.setattr(os, "sched_setaffinity", lambda process, share: given.append(tuple(share)))
     for number in range(2):
-        processes.pin(os.getpid(), number, 2)
+        supervisor.pin(os.getpid(), number, 2)
     assert given == (
         [] if len(own) < 2 else [tuple(own[: len(own) // 2]), tuple(own[len(own) // 2 :][: len(own) // 2])]
     )
     given.clear()
-    processes.pin(os.getpid(), 0, len(own) + 1)  # more processes than cores: none is pinned
+    supervisor.pin(os.getpid(), 0, len(own) + 1)  # more processes than cores: none is pinned
     assert not given
 
 

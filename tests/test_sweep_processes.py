@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from jaxlm.runs.signals import Stop
-from jaxlm.sweeps.processes import supervise
+from jaxlm.sweeps.supervisor import supervise
 
 ABORT = "import os; os.write(2, b'terminate called\\n  what():  std::bad_alloc\\n'); os.abort()"
 SENTENCE = "import sys; print('warning: x', file=sys.stderr); sys.exit('error: the disk is full')"
@@ -16,7 +16,7 @@ SENTENCE = "import sys; print('warning: x', file=sys.stderr); sys.exit('error: t
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr("jaxlm.sweeps.processes.POLL", 0.02)
+    monkeypatch.setattr("jaxlm.sweeps.supervisor.POLL", 0.02)
 
 
 def run(code, folder, workers=2, stop=None):

@@ -1,16 +1,21 @@
-"""`sweep`: writes the plan, starts workers or works alone, and shows the results."""
+"""`sweep`: writes the plan, starts worker processes or works alone, and shows the results."""
 
 import json
+import math
 import os
+import re
 import signal
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import IO, Any
 
+import jax
 from rich.console import Console
 
 from jaxlm.config.config import Config
@@ -23,9 +28,9 @@ from jaxlm.report.sweep_plots import value_text
 from jaxlm.report.units import perplexity_text, spread
 from jaxlm.runs import directory, ram, signals
 from jaxlm.runs.lock import ELSEWHERE
+from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.runs.trainer import with_corpus
-from jaxlm.sweeps.plan import check_counts, make_plan
-from jaxlm.sweeps.processes import supervise, useful_workers
+from jaxlm.sweeps.plan import Plan, check_counts, make_plan
 from jaxlm.sweeps.results import MemberResult, Sweep, write
 from jaxlm.sweeps.space import first_values
 from jaxlm.sweeps.study import JOURNAL, Study, read_plan
@@ -34,6 +39,11 @@ from jaxlm.terminal import flag, printable
 
 STORAGE = "JAXLM_STORAGE"  # the environment's name for a storage
 MOST_SHOWN = 20  # trials in the summary
+WORTH = 2e13  # multiplications and additions of a process's members, about a minute: from there on it pays
+MOST_WORKERS = 16
+MEMORY = 2 << 30  # bytes that a process needs at least
+MOST_SAID = 1 << 20  # bytes of standard error that are read
+POLL = 0.5  # seconds between two looks at the workers
 
 
 def sweep(
@@ -203,6 +213,90 @@ def _where(folder: Path, storage: str | None, resume: bool) -> str:
             f"--resume, or choose another --run-dir"
         )
     return found or str(folder / JOURNAL)
+
+
+def useful_workers(config: Config, plan: Plan, tokens: int, free: int) -> int:
+    """How many processes train a sweep's members fastest; 1 for a short sweep, or on accelerators.
+
+    Small matrix products do not fill many cores (docs/performance.md), but a process must first start and compile.
+    `tokens` counts the training split's, and `free` bytes of memory.
+    """
+    if jax.default_backend() != "cpu":
+        return 1
+    members, params = plan.trials * plan.seeds, dict(shapes_of_state(config).params)
+    if not config.model.tied:
+        del params["embedding"]  # which is looked up, not multiplied
+    matrices = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    work = 6 * matrices * tokens * config.train.epochs * members
+    return max(1, min(len(cores()), members, int(work / WORTH), free // MEMORY, MOST_WORKERS))
+
+
+def cores() -> list[int]:
+    """The cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def pin(process: int, number: int, workers: int) -> None:
+    """Pins a process that has just started to its share of the cores, if there is one for each of the workers."""
+    own = cores()
+    share = len(own) // workers
+    if share and jax.default_backend() == "cpu" and hasattr(os, "sched_setaffinity"):
+        with suppress(OSError):  # it has ended, or the system forbids it: then it runs unpinned
+            os.sched_setaffinity(process, own[number * share : (number + 1) * share])
+
+
+def supervise(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    workers: int,
+    folder: Path,
+    stop: signals.Stop,
+    show: Callable[[], object],
+    say: Callable[[str], object],
+) -> str | None:
+    """Runs workers until each has ended, and passes a signal on to them; calls `show` every `POLL` seconds.
+
+    A worker's standard error (where C++ writes stacks) is kept from the terminal. For one that fails a sentence is
+    printed: its own, or how it ended and the file of the sweep's directory that keeps its standard error. Returns why
+    the last failed worker failed; None if none did, or a signal came.
+    """
+    told, failure = False, None
+    with ExitStack() as stack:
+        said = [stack.enter_context(TemporaryFile()) for _ in range(workers)]
+        running: dict[int, subprocess.Popen] = {}
+        stack.callback(lambda: [process.terminate() for process in running.values()])
+        for number in range(workers):
+            running[number] = subprocess.Popen(command, start_new_session=True, env=environment, stderr=said[number])
+            pin(running[number].pid, number, workers)
+        while running:
+            if stop.signal is not None and not told:
+                told = True
+                for process in running.values():
+                    process.send_signal(stop.signal)
+            for number, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[number]
+                    if process.returncode and stop.signal is None:
+                        failure = _reason(process.returncode, said[number], folder / f"worker-{number}.log")
+                        others = "; the others take its trials over" if running else ""
+                        say(f"!! worker {number} failed: {failure}{others}")
+            show()
+            time.sleep(POLL)
+    return failure
+
+
+def _reason(code: int, file: IO[bytes], log: Path) -> str:
+    """Why a worker failed: its own sentence, or how it ended and the file that keeps its standard error."""
+    file.seek(max(0, os.fstat(file.fileno()).st_size - MOST_SAID))
+    said = file.read()
+    if own := re.findall("^error: (.*)$", said.decode(errors="replace"), re.MULTILINE):
+        return printable(own[-1])
+    why = f"{signal.Signals(-code).name} ended it" if code < 0 else f"it ended with exit code {code}"
+    if said:
+        with suppress(OSError), Folder.open(log.parent) as folder:
+            folder.write(log.name, said)
+            why += f"; what it wrote is in {log}"
+    return why
 
 
 class View:
