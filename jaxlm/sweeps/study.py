@@ -19,7 +19,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
 
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, explained
@@ -29,9 +28,6 @@ from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.results import MemberResult
 from jaxlm.sweeps.space import decoded
 from jaxlm.sweeps.storage import BEAT, SILENCE, Storage
-
-if TYPE_CHECKING:
-    from jaxlm.sweeps.space import Distribution
 
 NAME, JOURNAL = "jaxlm", "study.journal"
 KEPT = ("status", "valid_perplexities", "test_perplexity", "seconds", "note")  # of a member, beside its trial
@@ -122,8 +118,13 @@ class Study:
     def _take(self, trial: "optuna.trial.Trial") -> Claim:
         self._own_directory(trial.number)
         self._storage.beat(self._id(trial.number))
-        for name, distribution in self.plan.space.items():
-            _suggest(trial, name, distribution)
+        for name, one in self.plan.space.items():
+            if isinstance(one, optuna.distributions.CategoricalDistribution):
+                trial.suggest_categorical(name, one.choices)
+            elif isinstance(one, optuna.distributions.IntDistribution):
+                trial.suggest_int(name, one.low, one.high, log=one.log)
+            else:
+                trial.suggest_float(name, one.low, one.high, log=one.log)
         with ExitStack() as stack:
             dirs, records = {}, {}
             for seed in self.plan.seeds_of(trial.params):
@@ -267,11 +268,3 @@ def member_dir(folder: Path, number: int, seed: int | None) -> Path:
     """A member's run directory below a sweep's, by its trial's number, and by its seed if there are several."""
     trial = folder / "trials" / f"{number:04d}"
     return trial if seed is None else trial / f"seed-{seed}"
-
-
-def _suggest(trial: "optuna.trial.Trial", name: str, distribution: "Distribution") -> Any:
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        return trial.suggest_categorical(name, distribution.choices)
-    whole = isinstance(distribution, optuna.distributions.IntDistribution)
-    suggest: Any = trial.suggest_int if whole else trial.suggest_float
-    return suggest(name, distribution.low, distribution.high, log=distribution.log)
