@@ -14,8 +14,7 @@ another directory begins its point again under a new number.
 import fcntl
 import math
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -79,7 +78,10 @@ class Study:
 
         Raises RunDirError if a trial's directory holds entries that are not part of a run.
         """
-        with self._alone(), self._storage.guarded():
+        with explained(RunDirError, f"{self._folder} cannot be used", ELSEWHERE), Folder.open(self._folder) as folder:
+            file = folder.append(".claim")
+        with file, self._storage.guarded():
+            fcntl.flock(file, fcntl.LOCK_EX)  # so that one worker of this directory at a time claims a trial
             self.beat()
             optuna.storages.fail_stale_trials(self._study)
             for frozen in self._running():
@@ -240,15 +242,6 @@ class Study:
     def _id(self, number: int) -> int:
         """Optuna's id of a trial in its storage."""
         return self._storage.backend.get_trial_id_from_study_id_trial_number(self._study_id, number)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Lets one worker of this directory at a time claim a trial."""
-        with explained(RunDirError, f"{self._folder} cannot be used", ELSEWHERE), Folder.open(self._folder) as folder:
-            file = folder.append(".claim")
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def read_plan(where: str) -> Plan:
