@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import Folder
@@ -109,7 +109,7 @@ class Journal:
                 yield json.loads(match[1] + b"}")
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Adds records durably."""
+        """Adds records durably, after cutting an unfinished last line."""
         bodies = [json.dumps(log, separators=(",", ":")).encode() for log in logs]
         left = b"".join(body[:-1] + b',"crc32":"%08x"}\n' % zlib.crc32(body) for body in bodies)
         with Folder.open(self._path.parent) as folder:
@@ -117,15 +117,10 @@ class Journal:
                 raise FileNotFoundError(2, "it was removed while it was in use", str(self._path))
             with folder.append(self._path.name, buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                _cut(file)
+                size = os.fstat(file.fileno()).st_size
+                if size and os.pread(file.fileno(), 1, size - 1) != b"\n":  # an unfinished last line
+                    last = os.pread(file.fileno(), MOST_LINE, max(0, size - MOST_LINE))
+                    os.ftruncate(file.fileno(), size - len(last) + last.rfind(b"\n") + 1)
                 while left:
                     left = left[file.write(left) :]
                 os.fsync(file.fileno())
-
-
-def _cut(file: BinaryIO) -> None:
-    """Cuts an unfinished last line."""
-    size = os.fstat(file.fileno()).st_size
-    if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-        last = os.pread(file.fileno(), MOST_LINE, max(0, size - MOST_LINE))
-        os.ftruncate(file.fileno(), size - len(last) + last.rfind(b"\n") + 1)
