@@ -13,8 +13,16 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 import jaxlm
 from jaxlm.errors import JaxlmError
-from jaxlm.sweeps.plan import Plan, make_plan
-from jaxlm.sweeps.space import grid_point, grid_size, random_point, read_space, read_space_file, to_json
+from jaxlm.sweeps.space import (
+    Plan,
+    grid_point,
+    grid_size,
+    make_plan,
+    random_point,
+    read_space,
+    read_space_file,
+    to_json,
+)
 
 TINY = jaxlm.preset("small").replace(
     hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2, corpus="embedded-tiny"

@@ -17,8 +17,8 @@ import jaxlm
 from jaxlm.errors import JaxlmError
 from jaxlm.runs import directory as rundir
 from jaxlm.sweeps import worker as worker_module
-from jaxlm.sweeps.plan import make_plan
 from jaxlm.sweeps.results import MemberResult
+from jaxlm.sweeps.space import make_plan
 from jaxlm.sweeps.storage import Journal
 from jaxlm.sweeps.study import NAME, Study
 from jaxlm.sweeps.supervisor import saved_options

@@ -31,9 +31,8 @@ from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.trainer import new_state, with_corpus
 from jaxlm.sweeps import supervisor
-from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.results import MemberResult, Sweep
-from jaxlm.sweeps.space import read_space
+from jaxlm.sweeps.space import Plan, read_space
 from jaxlm.sweeps.study import NAME
 from jaxlm.sweeps.worker import group_size
 from jaxlm.training import members

@@ -23,9 +23,8 @@ from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, explained
 from jaxlm.runs.lock import ELSEWHERE, Held, InUse, lock
 from jaxlm.sweeps import optuna
-from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.results import MemberResult
-from jaxlm.sweeps.space import decoded
+from jaxlm.sweeps.space import Plan, decoded
 from jaxlm.sweeps.storage import BEAT, SILENCE, Storage
 
 NAME, JOURNAL = "jaxlm", "study.journal"

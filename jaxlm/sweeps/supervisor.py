@@ -30,9 +30,8 @@ from jaxlm.runs import directory, ram, signals
 from jaxlm.runs.lock import ELSEWHERE
 from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.runs.trainer import with_corpus
-from jaxlm.sweeps.plan import Plan, check_counts, make_plan
 from jaxlm.sweeps.results import MemberResult, Sweep, write
-from jaxlm.sweeps.space import first_values
+from jaxlm.sweeps.space import Plan, check_counts, first_values, make_plan
 from jaxlm.sweeps.study import JOURNAL, Study, read_plan
 from jaxlm.sweeps.worker import Worker
 from jaxlm.terminal import flag, printable

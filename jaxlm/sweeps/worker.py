@@ -26,8 +26,8 @@ from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.run import Run
 from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.runs.trainer import new_state, with_corpus
-from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.results import MemberResult
+from jaxlm.sweeps.space import Plan
 from jaxlm.sweeps.study import Claim, Study
 from jaxlm.terminal import say
 from jaxlm.training.step import TrainState
