@@ -313,6 +313,13 @@ def test_a_sweep_without_results_or_with_damaged_ones_is_one_sentence(trained, t
     assert not (sweep / "report.html").exists()
 
 
+def test_a_sweep_whose_best_run_is_on_another_machine_has_its_charts(trained, tmp_path):
+    (tmp_path / "sweep/trials").mkdir(parents=True)
+    shutil.copy(trained / "sweep/sweep.json", tmp_path / "sweep")
+    words = " ".join(Page(write_report([tmp_path / "sweep"]).read_text()).words)
+    assert "Parallel coordinates" in words and "Best model of" not in words
+
+
 def test_results_that_were_changed_by_hand_are_one_sentence(trained, tmp_path, capsys):
     sweep = tmp_path / "sweep"
     (sweep / "trials").mkdir(parents=True)
