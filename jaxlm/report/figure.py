@@ -50,10 +50,7 @@ def figure(width: float, height: float) -> Iterator[Any]:
 
 
 def save(drawn: Any, path: Path) -> Path:
-    """Writes a figure to a file, whole or not at all, and returns the path; its ending chooses the format.
-
-    Raises RunDirError if the format is unknown, or the file cannot be written.
-    """
+    """Writes a figure whole or not at all; the path's ending chooses the format. Raises RunDirError if it cannot."""
     picture = io.BytesIO()
     with explained(RunDirError, f"cannot write {path}"):
         drawn.savefig(picture, format=path.suffix[1:] or "png")
@@ -63,18 +60,12 @@ def save(drawn: Any, path: Path) -> Path:
 
 
 def marks(titles: Sequence[str], key: str = "") -> str:
-    """A gid for an artist, which `svg` turns into a title (a tooltip) for each of its marks, and a `data-key`.
-
-    One title is for the whole artist. Other formats ignore the gid.
-    """
+    """A gid that `svg` turns into a title (a tooltip) for each mark of an artist, or one for all, and a `data-key`."""
     return json.dumps([[printable(title) for title in titles], key])
 
 
 def svg(drawn: Any, name: str) -> str:
-    """A figure as an `<svg>` element for the page: in the page's colours, as wide as its box.
-
-    Ids are made from `name`, so each picture of a page needs another one.
-    """
+    """A figure as an `<svg>` element in the page's colours; its ids are made from a name that no other picture has."""
     import matplotlib
 
     picture = io.StringIO()

@@ -1,9 +1,7 @@
 """The report page: one file of HTML with its style, script, data and pictures inside, which loads nothing.
 
-What it shows is plain data, made by `jaxlm/sweeps/report_file.py`.
 `page.html` is its Jinja template: every value is escaped, and control characters become visible. The content security
-policy names the script by its hash and forbids everything else: a script within the words of a corpus would not run
-even if it were not escaped.
+policy names the script by its hash and forbids everything else.
 """
 
 import base64
@@ -251,10 +249,7 @@ def _run_pictures(runs: Sequence[RunRecord], place: int) -> dict[str, str]:
 
 
 def _sweep_pictures(sweep: SweepRecord, name: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """The pictures of a sweep by title, and its fields for the page's script; none without two trials with a result.
-
-    The first picture is of all fields, the second of the epochs, the others of a field each.
-    """
+    """The pictures: of all fields, of the epochs, of each field; fields for the script; none without two results."""
     trials = [trial for trial in sweep.trials if np.isfinite(drawable(trial.valid[:1])).all()]
     if len(trials) < 2:
         return {}, []

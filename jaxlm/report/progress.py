@@ -93,10 +93,7 @@ class Progress:
         self._bar.stop()
 
     def say(self, text: str, *, loud: bool = False, wrap: bool = True) -> None:
-        """Prints a text above the bar, each line of a `loud` one after `!!`.
-
-        Without `wrap` a terminal does not break its lines between words: a long path or command can be copied whole.
-        """
+        """Prints a text above the bar, each line of a `loud` one after `!!`; without `wrap` no line is broken."""
         from rich.text import Text
 
         self._said = monotonic()

@@ -35,10 +35,7 @@ class WordMap:
 
 
 def embedding_map(embedding: np.ndarray, words: Sequence[str], path: Path, **options: Any) -> Path:
-    """Draws `map_words`, which takes the options, and returns the path; its ending chooses the format.
-
-    Raises RunDirError if the picture cannot be written.
-    """
+    """Draws `map_words`, which takes the options, into the picture at a path, as `save` does; returns the path."""
     found = map_words(embedding, words, **{"count": 400, "neighbors": 0, **options})
     with drawn_map(found) as drawn:
         drawn.axes[0].text(20, _HEIGHT - 25, found.legend, fontsize=11, weight="bold", va="center")
@@ -101,10 +98,7 @@ def drawn_map(words: WordMap) -> Iterator[Any]:
 
 
 def moved_apart(places: np.ndarray, sizes: np.ndarray, area: np.ndarray) -> np.ndarray:
-    """The centres [n, 2] of boxes of sizes [n, 2], moved aside until they lie apart, in at most 200 rounds.
-
-    No box that fits into the area [2] leaves it.
-    """
+    """The centres [n, 2] of boxes of sizes [n, 2], moved apart within the area [2] in at most 200 rounds."""
     low, high = sizes / 2, np.maximum(area - sizes / 2, sizes / 2)
     places = np.clip(places, low, high)
     for _ in range(200):

@@ -144,10 +144,7 @@ class Sweep:
 
 
 def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
-    """Writes sweep.csv, sweep.json and, once two trials are done, the pictures into the sweep's directory.
-
-    Returns the paths of what was written. Raises RunDirError if the directory cannot be written.
-    """
+    """Writes sweep.csv, sweep.json and, once two trials are done, the pictures; their paths. Raises RunDirError."""
     text = io.StringIO()
     rows = sweep.rows()
     table = csv.DictWriter(text, list(rows[0]) if rows else ["trial"], lineterminator="\n")

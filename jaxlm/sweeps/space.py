@@ -104,10 +104,7 @@ def make_plan(
     prune: bool | None,
     corpus: dict[str, str],
 ) -> Plan:
-    """Checks what a user asks for, as `sweep` takes it, and makes its plan.
-
-    Raises JaxlmError if a value is out of its limits, or two do not go together.
-    """
+    """The plan of what `sweep` is asked for. Raises JaxlmError if values are out of their limits or do not fit."""
     check_counts(trials=trials, seeds=seeds)
     read = read_space(space, config)
     if strategy not in STRATEGIES:
@@ -233,10 +230,7 @@ def _is_float(name: str) -> bool:
 
 
 def _check(name: str, space: "Space", config: Config) -> None:
-    """Raises JaxlmError unless the config takes every value of a field, alone or beside others of the space.
-
-    (A field may belong to one optimizer only, which the space names too.)
-    """
+    """Raises JaxlmError unless the config takes each value alone or with others of the space, such as an optimizer."""
     others = {other: extremes(found) for other, found in space.items() if other != name and not _is_float(other)}
     combinations = itertools.islice(itertools.product(*others.values()), MOST_CHOICES)
     beside = [{}, *(dict(zip(others, combination, strict=True)) for combination in combinations)]

@@ -73,10 +73,7 @@ class Study:
             self._study.sampler = optuna.samplers.TPESampler(seed=None if found else plan.config.train.seed)
 
     def claim(self) -> Claim | None:
-        """Claims a trial that nobody trains: one whose worker is gone, or a new one. None: there is none now.
-
-        Raises RunDirError if a trial's directory holds entries that are not part of a run.
-        """
+        """Claims a trial that nobody trains: one whose worker is gone, or a new one. None: there is none now."""
         with explained(RunDirError, f"{self._folder} cannot be used", ELSEWHERE), Folder.open(self._folder) as folder:
             file = folder.append(".claim")
         with file, self._storage.guarded():

@@ -159,10 +159,7 @@ def sweep(
 
 
 def join(run_dir: Path, data_dir: str | Path | None, workers: int, group: int | None, vmap: bool | None) -> int | None:
-    """Works on the sweep in a directory, which `sweep` began, as one of `workers` processes.
-
-    Takes its arguments as `sweep` does, and raises what it raises. Returns the signal that stopped it, if one did.
-    """
+    """Works on a sweep that `sweep` began, as one of its processes. Returns the signal that stopped it, if one did."""
     parent, where = os.getppid(), _where(run_dir, None, resume=True)
     study = Study(read_plan(where), run_dir, where)
 
@@ -185,10 +182,7 @@ def saved_options(
 
 
 def _where(folder: Path, storage: str | None, resume: bool) -> str:
-    """The URL of the study's database, or the path of the journal in the sweep's directory, made if it is missing.
-
-    Raises RunDirError if a sweep cannot begin in the directory, or none can be resumed.
-    """
+    """The URL or path of the study. Raises RunDirError if no sweep can begin or be resumed in the directory."""
     if resume and os.path.lexists(folder / JOURNAL):
         if storage is not None:
             raise RunDirError(f"the sweep in {folder} has its study in its journal: leave --storage out")
@@ -255,9 +249,8 @@ def supervise(
 ) -> str | None:
     """Runs workers until each has ended, and passes a signal on to them; calls `show` every `POLL` seconds.
 
-    A worker's standard error (where C++ writes stacks) is kept from the terminal. For one that fails a sentence is
-    printed: its own, or how it ended and the file of the sweep's directory that keeps its standard error. Returns why
-    the last failed worker failed; None if none did, or a signal came.
+    Their standard error, where C++ writes stacks, is kept from the terminal. Returns why the last failed worker failed,
+    which is printed too; None if none did, or a signal came.
     """
     told, failure = False, None
     with ExitStack() as stack:
