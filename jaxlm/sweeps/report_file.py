@@ -89,7 +89,7 @@ def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_
         ) from None
     if (best := sweep.best) is None:
         return SweepRecord(name, corpus, sweep.trials)
-    own = member_dir(path, best.number, best.seed if sweep.trials[0].seeds > 1 else None)  # (the sweep may be moved)
+    own = member_dir(path, best.number, best.seed, sweep.trials[0].seeds)  # (the sweep may be moved)
     title = f"trial {best.number}, seed {best.seed}"
     model = _model_view(own, title, which, texts, data_dir) if own.exists() else None  # it is on another machine
     return SweepRecord(name, corpus, sweep.trials, sweep.command(best), model)

@@ -135,15 +135,12 @@ class Study:
 
     def _own_directory(self, number: int, seed: int | None = None) -> Path:
         """A trial's or a member's directory, made if it is missing. Raises RunDirError for a link or a file instead."""
-        path = self._member_dir(number, seed)
+        path = member_dir(self._folder, number, seed, self.plan.seeds)
         with explained(RunDirError, f"{path} cannot be used", ELSEWHERE), ExitStack() as stack:
             folder = stack.enter_context(Folder.open(self._folder))
             for name in path.relative_to(self._folder).parts:
                 folder = stack.enter_context(folder.folder(name, create=True))
         return path
-
-    def _member_dir(self, number: int, seed: int | None) -> Path:
-        return member_dir(self._folder, number, seed if self.plan.seeds > 1 else None)
 
     def note(self, claim: Claim, record: MemberResult) -> None:
         """Stores a member's record."""
@@ -218,13 +215,14 @@ class Study:
         for seed in self.plan.seeds_of(frozen.params):
             kept = {"valid_perplexities": (), **frozen.user_attrs.get(f"seed {seed}", {})}
             kept["valid_perplexities"] = tuple(kept["valid_perplexities"])
-            run_dir = self._member_dir(frozen.number, seed) if self._is_ours(frozen) else None
+            own = member_dir(self._folder, frozen.number, seed, self.plan.seeds)
+            run_dir = own if self._is_ours(frozen) else None
             records.append(MemberResult(frozen.number, decoded(frozen.params), seed, run_dir=run_dir, **kept))
         return records
 
     def _is_ours(self, frozen: "optuna.trial.FrozenTrial") -> bool:
         """Whether the trial's runs are in this directory."""
-        return not self._storage.shared or member_dir(self._folder, frozen.number, None).exists()
+        return not self._storage.shared or member_dir(self._folder, frozen.number).exists()
 
     def _trials(self) -> "list[optuna.trial.FrozenTrial]":
         """All trials, except those whose directory went silent, or was slower than another to begin the point."""
@@ -253,7 +251,7 @@ def read_plan(where: str) -> Plan:
         return Plan.from_json(plan)
 
 
-def member_dir(folder: Path, number: int, seed: int | None) -> Path:
-    """A member's run directory below a sweep's, by its trial's number, and by its seed if there are several."""
+def member_dir(folder: Path, number: int, seed: int | None = None, seeds: int = 1) -> Path:
+    """A trial's directory below a sweep's, or the one in it of a seed, if a trial has several."""
     trial = folder / "trials" / f"{number:04d}"
-    return trial if seed is None else trial / f"seed-{seed}"
+    return trial if seed is None or seeds == 1 else trial / f"seed-{seed}"
