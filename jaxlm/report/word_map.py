@@ -56,8 +56,6 @@ def map_words(
     Without scikit-learn the method is PCA, and there are no clusters. The rows of the embedding [V, E] are in order of
     frequency, as ids are. Raises JaxlmError if there are too few words, or the vectors are not finite or all equal.
     """
-    if method not in _NAMES:
-        raise JaxlmError(f"expected method tsne or pca, found {method!r}")
     vectors = np.asarray(embedding)
     head = vectors[:count]
     if vectors.ndim != 2 or min(head.shape) < 2 or len(head) < 5 or len(words) < len(head):

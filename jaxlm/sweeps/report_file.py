@@ -49,8 +49,6 @@ def write_report(
         JaxlmError: A directory holds no results, or one is damaged, or the page cannot be written: nothing is then.
     """
     directories = list({Path(path).resolve(): Path(path) for path in paths}.values())
-    if not directories:
-        raise JaxlmError("there is no run and no sweep to report: name at least one")
     if out is None and len(directories) > 1:
         raise JaxlmError(f"a report of {len(directories)} directories needs a place: name it with -o FILE")
     target = Path(out) if out is not None else directories[0] / "report.html"
