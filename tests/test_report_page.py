@@ -19,6 +19,7 @@ from jaxlm.report.page import groups, number, published, render
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.sweeps import report_file
 from jaxlm.sweeps.report_file import write_report
+from jaxlm.sweeps.results import MemberResult, write
 
 VOID = {"meta", "input", "br"}
 TINY = jaxlm.preset("small").replace(
@@ -308,7 +309,7 @@ def test_a_sweep_without_results_or_with_damaged_ones_is_one_sentence(trained, t
         (sweep / "sweep.json").write_text(text)
     assert main(["report", str(sweep)]) == 1
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and ("no results" if text is None else "damaged") in said
+    assert said.count("\n") == 1 and "sweep.json cannot be read" in said and "--resume` writes it" in said
     assert not (sweep / "report.html").exists()
 
 
@@ -319,6 +320,14 @@ def test_a_sweep_whose_best_run_is_on_another_machine_has_its_charts(trained, tm
     assert "Parallel coordinates" in words and "Best model of" not in words
 
 
+def test_a_sweep_whose_trials_all_failed_has_its_table(tmp_path):
+    (tmp_path / "trials").mkdir()
+    failed = MemberResult(0, {"learning_rate": 0.5}, 0, "failed", note="the batch is too large")
+    write(jaxlm.Sweep(TINY, [failed]), tmp_path, {"name": "x", "sha256": "0"})
+    words = Page(write_report([tmp_path]).read_text()).words
+    assert "failed" in words and "Parallel coordinates" not in words
+
+
 def test_results_that_were_changed_by_hand_are_one_sentence(trained, tmp_path, capsys):
     sweep = tmp_path / "sweep"
     (sweep / "trials").mkdir(parents=True)
@@ -326,7 +335,7 @@ def test_results_that_were_changed_by_hand_are_one_sentence(trained, tmp_path, c
     (sweep / "sweep.json").write_text(text.replace('"status": "done"', '"status": "good"'))
     assert main(["report", str(sweep)]) == 1
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "sweep.json is damaged: it is not what was written" in said
+    assert said.count("\n") == 1 and "sweep.json cannot be read: it is not what was written" in said
 
 
 def test_arguments_that_cannot_be_are_one_sentence(trained, tmp_path, capsys):

@@ -17,9 +17,8 @@ from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.loading import load
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.scoring.language_model import LanguageModel
-from jaxlm.sweeps.results import RESULTS, read
+from jaxlm.sweeps.results import read
 from jaxlm.sweeps.study import member_dir
-from jaxlm.terminal import flag
 
 TEST_WORDS = 400  # of the test split's beginning
 SAMPLES, SAMPLE_WORDS = 3, 80
@@ -76,15 +75,7 @@ def write_report(
 
 def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_dir: str | Path | None) -> SweepRecord:
     """A sweep, with a view of the model of its best member."""
-    try:
-        sweep, corpus = read(path)
-        if not any(math.isfinite(member.valid_perplexity) for member in sweep.members):
-            raise FileNotFoundError
-    except FileNotFoundError:
-        raise RunDirError(
-            f"the sweep in {path} has no results: expected {RESULTS}, which a sweep writes at its end, and a finished "
-            f"epoch; resume it with `jaxlm sweep {flag('--run-dir', path)} --resume`"
-        ) from None
+    sweep, corpus = read(path)
     if (best := sweep.best) is None:
         return SweepRecord(name, corpus, sweep.trials)
     own = member_dir(path, best.number, best.seed, sweep.trials[0].seeds)  # (the sweep may be moved)

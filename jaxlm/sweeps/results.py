@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from jaxlm.files import Folder, explained
 from jaxlm.report.sweep_plots import TrialRecord, parallel_plot, slice_plot, value_text
 from jaxlm.report.units import mean_and_deviation
 from jaxlm.sealed import finite, seal, unseal
+from jaxlm.terminal import flag
 
 RESULTS = "sweep.json"
 MOST_BYTES = 256 << 20  # of sweep.json
@@ -112,14 +112,14 @@ class Sweep:
         words = ["--preset", base.preset, *(f"--{slot}={kind}" for slot, kind in kinds.items())]
         usual = {name: value for _, name, _, value in base.replace(**kinds).every_field()}
         for _, name, _, value in config.every_field():
-            flag = name.replace("_", "-")
+            dashed = name.replace("_", "-")
             if value == usual[name]:
                 continue
             if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
+                words.append(f"--{dashed}" if value else f"--no-{dashed}")
             else:
                 text = ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else value
-                words.append(f"--{flag}={text}")
+                words.append(f"--{dashed}={text}")
         return shlex.join(["jaxlm", "train", *words])
 
     def rows(self) -> list[dict[str, Any]]:
@@ -170,11 +170,9 @@ def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
 
 
 def read(path: Path) -> tuple[Sweep, dict[str, str]]:
-    """A sweep and its corpus, from its sweep.json. Raises FileNotFoundError, or RunDirError if the file is damaged."""
-    if not os.path.lexists(path / RESULTS):
-        raise FileNotFoundError
-    remedy = "resume the sweep, which writes it again"
-    with explained(RunDirError, f"{path / RESULTS} is damaged", remedy), Folder.open(path) as folder:
+    """A sweep and its corpus, from its sweep.json. Raises RunDirError if the file is missing or damaged."""
+    remedy = f"`jaxlm sweep {flag('--run-dir', path)} --resume` writes it at the end of the sweep"
+    with explained(RunDirError, f"{path / RESULTS} cannot be read", remedy), Folder.open(path) as folder:
         tree = unseal(folder.read(RESULTS, MOST_BYTES))
     for one in tree["members"]:  # (JSON has no tuples, and null in place of nan)
         one["values"] = {name: tuple(to) if isinstance(to, list) else to for name, to in one["values"].items()}
