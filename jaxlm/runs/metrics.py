@@ -56,19 +56,15 @@ def read_metrics(run: str | Path | Folder) -> list[dict[str, Any]]:
         RunDirError: There is no such file, or no regular file of at most `MOST_BYTES`.
         JaxlmError: A line is damaged; names the file and the line's number.
     """
-    path = Path(run) / NAME
-    with _reading(path), Folder.open(run) as folder:
-        data = folder.read(NAME, MOST_BYTES)
-    return _rows(data, path)
+    return _rows(_read(run), Path(run) / NAME)
 
 
-def read_prefix(folder: Folder, prefix: Prefix) -> bytes:
+def read_prefix(run: str | Path | Folder, prefix: Prefix) -> bytes:
     """The lines that a checkpoint sealed. Raises RunDirError where the file has others in their place, or fewer."""
-    with _reading(folder.path / NAME):
-        data = folder.read(NAME, MOST_BYTES)[: prefix.bytes] if prefix.bytes else b""
+    data = _read(run)[: prefix.bytes] if prefix.bytes else b""
     if len(data) < prefix.bytes or hashlib.sha256(data).hexdigest() != prefix.sha256:
         raise RunDirError(
-            f"{folder.path / NAME} is damaged: its first {prefix.bytes:,} bytes are not those that the checkpoint "
+            f"{Path(run) / NAME} is damaged: its first {prefix.bytes:,} bytes are not those that the checkpoint "
             f"sealed; restore the file from a copy, or train the parameters further in another run (--init)"
         )
     return data
@@ -207,8 +203,10 @@ def read_timing(run: str | Path) -> dict[int, dict[str, float]]:
     return found
 
 
-def _reading(path: Path) -> AbstractContextManager[None]:
-    return explained(RunDirError, f"expected a run's metrics in {path}", "give the directory of a run that has started")
+def _read(run: str | Path | Folder) -> bytes:
+    what, remedy = f"expected a run's metrics in {Path(run) / NAME}", "give the directory of a run that has started"
+    with explained(RunDirError, what, remedy), Folder.open(run) as folder:
+        return folder.read(NAME, MOST_BYTES)
 
 
 def _rows(data: bytes, path: Path) -> list[dict[str, Any]]:

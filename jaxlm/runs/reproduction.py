@@ -5,7 +5,6 @@ from itertools import zip_longest
 from pathlib import Path
 
 from jaxlm.errors import JaxlmError
-from jaxlm.files import Folder
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.metrics import read_metrics, read_prefix
@@ -54,7 +53,7 @@ def reproduce(
             f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): "
             f"name its folder with --data-dir"
         )
-    _metrics(run_dir, old)  # raises before hours of training where the metrics are damaged
+    read_prefix(run_dir, old.manifest.metrics)  # raises before hours of training where the metrics are damaged
     devices = _devices(record)
     result = train(
         config, corpus, again, steps=old.manifest.step, quiet=quiet, devices=devices[0], model_devices=devices[1]
@@ -72,9 +71,8 @@ def _differences(run_dir: Path, old: checkpoint.Checkpoint, again: Path) -> list
     files = old.manifest.files, new.manifest.files
     found = [f"{name} of the last checkpoint differs" for name in SAME if files[0][name] != files[1][name]]
     if old.manifest.metrics != new.manifest.metrics:
-        lines = [
-            _metrics(path, one).decode(errors="replace").splitlines() for path, one in ((run_dir, old), (again, new))
-        ]
+        sealed = read_prefix(run_dir, old.manifest.metrics), read_prefix(again, new.manifest.metrics)
+        lines = [data.decode(errors="replace").splitlines() for data in sealed]
         for number, (was, now) in enumerate(zip_longest(*lines, fillvalue="(no line)"), 1):
             if was != now:
                 found.insert(0, f"metrics.jsonl differs first in line {number}: {was} -> {now}")
@@ -83,11 +81,6 @@ def _differences(run_dir: Path, old: checkpoint.Checkpoint, again: Path) -> list
     if tests[0] and tests[0] != tests[1]:
         found.append(f"the test's results differ: {tests[0]} -> {tests[1]}")
     return found
-
-
-def _metrics(run_dir: Path, found: checkpoint.Checkpoint) -> bytes:
-    with Folder.open(run_dir) as folder:
-        return read_prefix(folder, found.manifest.metrics)
 
 
 def _devices(record: dict) -> tuple[int, int]:
