@@ -133,7 +133,7 @@ def test_timing_is_appended_to_and_a_resume_at_zero_needs_no_file(tmp_path):
     assert read_metrics(tmp_path) == []
 
 
-@pytest.mark.parametrize("kept", [None, Prefix(10_000, "0"), Prefix(5, "0")])
+@pytest.mark.parametrize("kept", [Prefix(10_000, "0"), Prefix(5, "0")])
 def test_what_cannot_be_resumed_is_refused_and_left_alone(tmp_path, kept):
     before, _ = logged(tmp_path, series(8), 4)
     with pytest.raises(RunDirError, match=re.escape("metrics.jsonl")), opened(tmp_path, kept=kept):

@@ -78,7 +78,7 @@ class MetricsLog:
         files: closes the log's files.
         corpus: the corpus's name, in the line of every result.
         bptt_length: the steps of a window whose line does not say otherwise.
-        kept: the lines to keep, from `sync`, when a run is resumed; None: the run is new, and has no file.
+        kept: the lines to keep, from `sync`; None: none.
         on_metrics: called with (step, values by tag) of each window and each result.
 
     Attributes:
@@ -97,15 +97,12 @@ class MetricsLog:
         on_metrics: OnMetrics | None = None,
     ):
         self._path, self._corpus, self._bptt_length, self._on_metrics = folder.path, corpus, bptt_length, on_metrics
-        path = folder.path / NAME
-        if kept is None and folder.exists(NAME):
-            raise RunDirError(f"{path} exists: resume its run, or choose a new directory")
         lines = read_prefix(folder, kept or Prefix())
         self._digest, self._step = hashlib.sha256(lines), 0
         self.skipped: Counter[int] = Counter()
         self._cost: defaultdict[int, float] = defaultdict(float)  # of each epoch, summed in order of the windows
         self._steps: Counter[int] = Counter()
-        rows = _rows(lines, path)
+        rows = _rows(lines, folder.path / NAME)
         self._count([row for row in rows if row["kind"] == "window"])
         self.epochs = [row for row in rows if row["kind"] == "epoch"]
         self._files: dict[str, BinaryIO] = {}

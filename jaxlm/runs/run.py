@@ -25,7 +25,7 @@ from jaxlm.report.trackers import OnMetrics
 from jaxlm.report.units import comparable, perplexity
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.lock import Held
-from jaxlm.runs.metrics import MetricsLog, Prefix
+from jaxlm.runs.metrics import MetricsLog
 from jaxlm.training.step import Metrics, TrainState
 from jaxlm.training.validations import Validations
 
@@ -76,13 +76,12 @@ class Run:
         self.last = self.plan.total if steps is None else min(steps, self.plan.total)
         self.found: checkpoint.Checkpoint | None = None
         self.notes: list[str] = []
-        written = None
         if resume:
             self.found, self.notes = directory.resume(self.folder, config, corpus, given_params, devices)
-            written = self.found.manifest.metrics if self.found else Prefix()
         else:
             directory.begin(self.folder, config, corpus, given_params, devices)
-        self.log = MetricsLog(self.folder, files, corpus.name, counts.bptt_length, kept=written, on_metrics=on_metrics)
+        lines = self.found.manifest.metrics if self.found else None
+        self.log = MetricsLog(self.folder, files, corpus.name, counts.bptt_length, kept=lines, on_metrics=on_metrics)
         self.step = self._saved = self.found.manifest.step if self.found else 0
         self.ahead, self.learning_rate = 0, math.nan
         self._validations = self.found.state.validations if self.found else None
