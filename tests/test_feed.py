@@ -35,37 +35,39 @@ def ids(tmp_path) -> np.memmap:
 
 
 @pytest.mark.parametrize("some", [slice(None), slice(1, 3), slice(0, 4, 2)])
-def test_slabs_hold_the_requested_windows_in_any_order(ids, some):
+def test_slabs_hold_the_requested_windows_in_any_order(ids, some, monkeypatch):
     expected = batch(np.asarray(ids), 4)[:, some]
 
-    def put(shape, read) -> jax.Array:
+    def put(mesh, shape, read) -> jax.Array:
         assert shape[1] == 4
         return jnp.asarray(read(some))
 
+    monkeypatch.setattr("jaxlm.training.feed.put_rows", put)
     windows = num_windows(LENGTH, 3)
-    with feed(ids, COUNTS, put) as take:
+    with feed(ids, COUNTS) as take:
         for index, then in ((0, 5), (5, 10), (7, 20), (20, 0), (0, 21), (21, 3)):
             tokens, first = take(index * 3, then * 3)
             assert first == index * 3 and tokens.shape == (16, expected.shape[1]) and tokens.dtype == np.int32
             for window in range(index, min(index + 5, windows)):
                 at = window * 3 - first
                 np.testing.assert_array_equal(tokens[at : at + 4], expected[window * 3 : window * 3 + 4])
-    with feed(np.asarray(ids), COUNTS, put) as take:
+    with feed(np.asarray(ids), COUNTS) as take:
         tokens, first = take(21, 27)
         assert first == 0
         np.testing.assert_array_equal(tokens, expected)
 
 
-def test_the_next_slab_is_read_while_one_is_in_use(ids):
+def test_the_next_slab_is_read_while_one_is_in_use(ids, monkeypatch):
     put, read = [], threading.Semaphore(0)
 
-    def note(shape, find) -> jax.Array:
+    def note(mesh, shape, find) -> jax.Array:
         slab = find(slice(0, shape[1]))
         put.append((int(slab[0, 0]), threading.current_thread() is threading.main_thread()))
         read.release()
         return jnp.asarray(slab)
 
-    with feed(ids, COUNTS, note) as take:
+    monkeypatch.setattr("jaxlm.training.feed.put_rows", note)
+    with feed(ids, COUNTS) as take:
         take(0, 15)
         for _ in range(2):
             assert read.acquire(timeout=60)

@@ -1,10 +1,7 @@
 """The one host loop: train, log, validate, save; for a run alone and for the members of a sweep."""
 
-from functools import partial
-
 import jax
 
-from jaxlm.distributed.mesh import put_rows
 from jaxlm.runs.group import Group, save
 from jaxlm.runs.run import Run
 from jaxlm.training.feed import feed
@@ -47,7 +44,7 @@ def fit(group: Group, observer: Observer) -> int | None:
     if signal is not None or not (runs := _unfinished(group)):
         return signal
     some = next(iter(runs.values()))
-    with feed(some.corpus.train, some.config.train, partial(put_rows, group.mesh)) as take:
+    with feed(some.corpus.train, some.config.train, group.mesh) as take:
         done = None  # the last call, if it is not logged yet
         while signal is None and (runs := _unfinished(group)):
             some = next(iter(runs.values()))

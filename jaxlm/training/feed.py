@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Integer
 
 from jaxlm.config.settings import TrainConfig
@@ -13,24 +13,22 @@ from jaxlm.data.windows import batch
 from jaxlm.distributed.mesh import put_rows
 
 Take = Callable[[int, int], tuple[Integer[Array, "R B"], int]]
-Put = Callable[[tuple[int, int], Callable[[slice], np.ndarray]], Integer[Array, "R B"]]
-ONE_DEVICE: Put = partial(put_rows, None)
 
 
 @contextmanager
-def feed(ids: Integer[np.ndarray, " N"], counts: TrainConfig, put: Put = ONE_DEVICE) -> Iterator[Take]:
+def feed(ids: Integer[np.ndarray, " N"], counts: TrainConfig, mesh: Mesh | None = None) -> Iterator[Take]:
     """Yields `take(row, then)`: tokens from a row of [N // B, B] on or from before it, and the row they begin with.
 
     Of ids in memory the tokens are all of [N // B, B], put on the device once. Of a memory-mapped file they are
     [windows_per_call * T + 1, B] for the longest window's T, padded at the epoch's end, so that nothing compiles anew;
     while one slab is in use a thread reads that from row `then` on and puts it on the device.
 
-    `put(shape, read)` brings tokens to the device, and asks `read` for the rows of the batch that it needs: one process
-    of many for its own. `take` raises DataError where the file cannot be read any more.
+    Devices of a mesh have the batch's rows that `put_rows` gives them, and a process reads no others. `take` raises
+    DataError where the file cannot be read any more.
     """
     T, B = counts.longest, counts.batch_size
     if not isinstance(ids, np.memmap):
-        whole = put((len(ids) // B, B), lambda rows: batch(ids, B, rows))
+        whole = put_rows(mesh, (len(ids) // B, B), lambda rows: batch(ids, B, rows))
         yield lambda row, then: (whole, 0)
         return
 
@@ -41,7 +39,7 @@ def feed(ids: Integer[np.ndarray, " N"], counts: TrainConfig, put: Put = ONE_DEV
             found = batch(ids, B, rows, row, row + height)
             return np.pad(found, ((0, height - len(found)), (0, 0)))
 
-        return put((height, B), read)
+        return put_rows(mesh, (height, B), read)
 
     ahead: dict[int, Future[Array]] = {}
     with ThreadPoolExecutor(1, "feed") as reader:
