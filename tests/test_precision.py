@@ -27,7 +27,7 @@ def measured(monkeypatch, tmp_path):
 
     def measure(config):
         found.times += 1
-        return precision.Rates(*found.rates)
+        return dict(zip(precision.DTYPES, found.rates, strict=True))
 
     monkeypatch.setattr(precision, "_measured", measure)
     return found
@@ -69,7 +69,7 @@ def test_a_first_run_records_the_rates_at_its_corpus_vocabulary(tmp_path, measur
 
 def test_rates_are_measured_once_for_a_machine_and_class_of_shapes(measured, monkeypatch, tmp_path):
     def times(config):
-        assert precision.rates(config) == precision.Rates(100, 200)
+        assert precision.rates(config) == {"float32": 100, "bfloat16": 200}
         return measured.times
 
     assert precision.known(SMALL) is None
@@ -97,7 +97,7 @@ def test_float32_is_taken_unasked_without_measuring(measured):
 def test_what_is_measured_are_products_of_the_models_shapes():
     assert precision.shapes(jaxlm.preset("small")) == [(256, 200, 1024), (60, 256, 1024), (256, 128, 1024)]
     rates = precision._measured(SMALL)
-    assert all(0 < rate < 1e6 for rate in rates)
+    assert all(0 < rate < 1e6 for rate in rates.values())
     text = precision._steps.lower(
         1, [(jnp.ones((2, 3), "bfloat16"), jnp.ones((3, 4), "bfloat16"))], dtype="bfloat16"
     ).as_text()

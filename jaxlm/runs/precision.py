@@ -8,7 +8,6 @@ import os
 import time
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,18 +19,10 @@ from jaxlm.distributed import hosts
 from jaxlm.files import Folder
 from jaxlm.ops.product import product
 
+DTYPES = "float32", "bfloat16"
 MARGIN = 1.15  # by which `auto` wants bfloat16 to be faster
 MOST = 256, 512, 1024  # of a product's sizes [M, K] @ [K, N]: larger ones run at much the same rate
 TURN, TURNS = 0.005, 5  # seconds, and how often each dtype has its turn
-
-Shape = tuple[int, int, int]
-
-
-class Rates(NamedTuple):
-    """How fast a model's products were multiplied in each dtype, in 1e9 operations a second."""
-
-    float32: float
-    bfloat16: float
 
 
 def resolved(config: Config) -> Config:
@@ -39,7 +30,7 @@ def resolved(config: Config) -> Config:
     if config.model.compute_dtype != "auto":
         return config
     found = rates(config)
-    faster = hosts.agreed(found.bfloat16 >= MARGIN * found.float32)
+    faster = hosts.agreed(found["bfloat16"] >= MARGIN * found["float32"])
     return config.replace(compute_dtype="bfloat16" if faster else "float32")
 
 
@@ -48,20 +39,23 @@ def notes(asked: str, config: Config) -> list[str]:
     if asked == "float32":
         return []
     found = rates(config)
-    speed = f"this model's products run here at {found.bfloat16:,.0f} GFLOP/s in bfloat16 and {found.float32:,.0f} in"
+    plain, narrow = found["float32"], found["bfloat16"]
+    speed = f"this model's products run here at {narrow:,.0f} GFLOP/s in bfloat16 and {plain:,.0f} in"
     if asked == "auto":
         return [f"compute_dtype auto: {config.model.compute_dtype}; {speed} float32"]
-    slower = found.bfloat16 < found.float32
-    return [f"compute_dtype bfloat16 is slower than float32: {speed} float32"] if slower else []
+    return [f"compute_dtype bfloat16 is slower than float32: {speed} float32"] if narrow < plain else []
 
 
-def rates(config: Config) -> Rates:
-    """The rates of a model's products, measured once for each class of shapes, device and version of JAX."""
+def rates(config: Config) -> dict[str, float]:
+    """The rates at which a model's products are multiplied in each dtype, in 1e9 operations a second.
+
+    They are measured once for each class of shapes, device and version of JAX.
+    """
     if found := known(config):
-        return Rates(**found)
+        return found
     measured, (name, key) = _measured(config), _key(config)
     with suppress(OSError), Folder.open(cache_dir() / "rates", create=True) as folder:
-        remember(folder, name, key, measured._asdict(), np.zeros(0, np.int32))
+        remember(folder, name, key, measured, np.zeros(0, np.int32))
     return measured
 
 
@@ -72,7 +66,7 @@ def known(config: Config) -> dict[str, float] | None:
     return None
 
 
-def shapes(config: Config) -> list[Shape]:
+def shapes(config: Config) -> list[tuple[int, int, int]]:
     """(M, K, N) of products as a window has them: the widest layer's of its inputs and of its state, and the head's."""
     model, counts = config.model, config.train
     rows, widths = counts.longest * counts.batch_size, (model.embedding_size, *model.hidden_sizes)
@@ -93,12 +87,12 @@ def _key(config: Config) -> tuple[str, str]:
     return hashlib.sha256(key.encode()).hexdigest()[:16], key
 
 
-def _measured(config: Config) -> Rates:
+def _measured(config: Config) -> dict[str, float]:
     """Takes the products in turns, in each dtype as often as fits into TURN; the best turn counts."""
     products = shapes(config)
     factors = {  # The second factors leave the first as they are, however often they multiply.
         dtype: [(np.ones((M, K)).astype(dtype), np.full((K, N), (K * N) ** -0.5).astype(dtype)) for M, K, N in products]
-        for dtype in Rates._fields
+        for dtype in DTYPES
     }
     factors = jax.device_put(factors)
 
@@ -108,11 +102,11 @@ def _measured(config: Config) -> Rates:
         return (time.perf_counter() - start) / count
 
     with jax.default_matmul_precision(config.model.matmul_precision):
-        once = {dtype: min(seconds(1, dtype) for _ in range(2)) for dtype in Rates._fields}
+        once = {dtype: min(seconds(1, dtype) for _ in range(2)) for dtype in DTYPES}
         counts = {dtype: max(1, int(TURN / taken)) for dtype, taken in once.items()}
         turns = [{dtype: seconds(count, dtype) for dtype, count in counts.items()} for _ in range(TURNS)]
     operations = 4e-9 * sum(M * K * N for M, K, N in products)
-    return Rates(**{dtype: operations / min(turn[dtype] for turn in turns) for dtype in counts})
+    return {dtype: operations / min(turn[dtype] for turn in turns) for dtype in counts}
 
 
 @partial(jax.jit, static_argnames="dtype")
