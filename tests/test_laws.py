@@ -17,8 +17,8 @@ from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state
 from jaxlm.scoring.stream import eval_step, stream_nats
 from jaxlm.training import members
-from jaxlm.training.averaging import Average
 from jaxlm.training.step import init_state, train_windows
+from jaxlm.training.validations import Average
 
 IDS = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
 ROWS, SLOTS = 97, 8  # of `text`, and windows of a call: the runs by `jaxlm.train` share the compiled programs

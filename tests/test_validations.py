@@ -1,4 +1,4 @@
-"""training/validations.py, averaging.py: what follows from a validation, also after a run was stopped and resumed."""
+"""training/validations.py: what follows from a validation, also after a run was stopped and resumed."""
 
 from dataclasses import replace
 

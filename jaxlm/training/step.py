@@ -21,9 +21,15 @@ from jaxlm.models import stack
 from jaxlm.models.noise import Noise, growing, is_random, sums_all_words
 from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
-from jaxlm.training.averaging import Average, averaged
 from jaxlm.training.gradient import Part, apply_updates, gradient, with_dense_rows
-from jaxlm.training.validations import Validations, averaging_started, first_validations, lowered_factor
+from jaxlm.training.validations import (
+    Average,
+    Validations,
+    averaged,
+    averaging_started,
+    first_validations,
+    lowered_factor,
+)
 
 
 @jax.tree_util.register_dataclass

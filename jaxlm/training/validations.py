@@ -1,7 +1,7 @@
-"""What follows from a validation: averaging starts, the rate is lowered, the run ends. A pure function of a record.
+"""What follows from a validation (averaging starts, the rate is lowered, the run ends), and the average itself.
 
-The record lies in the training state: it is saved, resumed and mapped over members with the rest. A mechanism that the
-recipe does not have is None in the record, and without any mechanism there is no record.
+What follows is a pure function of a record in the training state, which is saved, resumed and mapped over members with
+the rest. A mechanism that the recipe does not have is None in the record; without any mechanism there is no record.
 """
 
 from dataclasses import dataclass, replace
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from jaxlm.config.config import Recipe
+from jaxlm.models.recurrent import Params
 from jaxlm.optimizers.optimizer import Optimizer
 from jaxlm.schedules import Plateau
 
@@ -110,3 +111,35 @@ def _switched(optimizer: Optimizer, old: Switch, loss: Scalar, stale: Scalar) ->
 def _never(*shape: int) -> Float[Array, "..."]:
     """Losses of validations that were not made, each in memory of its own: the loop donates its state."""
     return jnp.full(shape, jnp.inf, jnp.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Average:
+    """A mean of the parameters after each of so many updates, which evaluation uses."""
+
+    params: Params
+    iterates: Int[Array, "*M"]
+
+
+def averaged(optimizer: Optimizer, average: Average | None, params: Params, started: Bool[Array, ""]) -> Average | None:
+    """The average after one more update, to `params`.
+
+    An exponential average weighs recent iterates more; its weights add up to one from the first iterate on (Adam's bias
+    correction). The even average is Polyak and Juditsky's (1992), as AWD-LSTM takes it of SGD's iterates
+    (arXiv:1708.02182) and the Mogrifier of Adam's (arXiv:1909.01792): until it has `started` the parameters themselves,
+    from then on the mean of all since.
+    """
+    if average is None:
+        return None
+    if optimizer.average_decay is not None:
+        iterates = average.iterates + 1
+        weight = (1 - optimizer.average_decay) / (1 - optimizer.average_decay ** iterates.astype(jnp.float32))
+    else:
+        iterates = average.iterates + started
+        weight = 1 / jnp.maximum(iterates - optimizer.forgotten_iterates, 1).astype(jnp.float32)
+
+    def mean(old: Float[Array, "*shape"], new: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return jnp.where(weight == 1, new, old + weight.astype(old.dtype) * (new - old))
+
+    return Average(jax.tree.map(mean, average.params, params), iterates)
