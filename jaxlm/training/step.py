@@ -22,14 +22,7 @@ from jaxlm.models.noise import Noise, growing, is_random, sums_all_words
 from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
 from jaxlm.training.gradient import Part, apply_updates, gradient, with_dense_rows
-from jaxlm.training.validations import (
-    Average,
-    Validations,
-    averaged,
-    averaging_started,
-    first_validations,
-    lowered_factor,
-)
+from jaxlm.training.validations import Average, Validations, averaged, decided, first_validations
 
 
 @jax.tree_util.register_dataclass
@@ -170,8 +163,8 @@ def train_step(
     exact = sums_all_words(recipe.model, state.step, window.total)
 
     part = Part(tokens, window.targets, carry, key, noise)
-    factor = recipe.schedule.factor(state.step, window.epoch, window.total, lowered_factor(state.validations))
-    averaging = averaging_started(state.validations)
+    averaging, lowered = decided(state.validations)
+    factor = recipe.schedule.factor(state.step, window.epoch, window.total, lowered)
     rule = optimizer.transformation(recipe.model, factor * window.rate)
     with jax.default_matmul_precision(recipe.model.matmul_precision):
         cost, new_carry, grads = gradient(recipe, state.params, part, window.small_batch, window.length, exact)

@@ -83,14 +83,11 @@ def validated(recipe: Recipe, record: Validations, loss: Scalar) -> Validations:
     return new
 
 
-def averaging_started(record: Validations | None) -> Bool[Array, ""]:
-    """Whether an even average has started."""
-    return jnp.bool_(False) if record is None or record.switch is None else record.switch.averaging
-
-
-def lowered_factor(record: Validations | None) -> Float[Array, ""] | None:
-    """The factor that the plateau schedule has lowered the rate by; None: the recipe has another schedule."""
-    return None if record is None or record.lowered is None else record.lowered.factor
+def decided(record: Validations | None) -> tuple[Bool[Array, ""], Float[Array, ""] | None]:
+    """Whether an even average has started; and the factor on the rate (None: the schedule is not plateau)."""
+    switch, lowered = (None, None) if record is None else (record.switch, record.lowered)
+    averaging = jnp.bool_(False) if switch is None else switch.averaging
+    return averaging, None if lowered is None else lowered.factor
 
 
 def _switched(optimizer: Optimizer, old: Switch, loss: Scalar, stale: Scalar) -> Switch:
