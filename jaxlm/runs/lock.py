@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 from jaxlm.errors import RunDirError
 from jaxlm.files import Folder, explained
+from jaxlm.terminal import say_line
 
 NAME = ".lock"
 ELSEWHERE = "fix that, or choose another --run-dir"
@@ -78,7 +79,7 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
 
 def holder(folder: Folder) -> str:
     """The process that holds a run directory, or died while it did; empty where it was released. Raises OSError."""
-    return _line(folder.read(NAME, 200)) if folder.exists(NAME) else ""
+    return folder.read(NAME, 200).decode(errors="replace").strip() if folder.exists(NAME) else ""
 
 
 def _take(file: BinaryIO, folder: Folder) -> None:
@@ -87,10 +88,10 @@ def _take(file: BinaryIO, folder: Folder) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         free = False
-    named, host = _line(os.pread(file.fileno(), 200, 0)), socket.gethostname()
+    named, host = os.pread(file.fileno(), 200, 0).decode(errors="replace").strip(), socket.gethostname()
     if free and named and not named.endswith(f" on {host}"):
         wait = f"waiting up to {SILENCE:g} s to see whether that process is dead"
-        print(f"{folder.path} was left by {named}: {wait}", file=sys.stderr)
+        say_line(f"{folder.path} was left by {named}: {wait}", sys.stderr)
         free = not _touched(folder)
     if not free:
         raise InUse(
@@ -98,10 +99,6 @@ def _take(file: BinaryIO, folder: Folder) -> None:
         )
     os.ftruncate(file.fileno(), 0)
     os.write(file.fileno(), f"process {os.getpid()} on {host}\n".encode())
-
-
-def _line(found: bytes) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in found.decode(errors="replace").strip())
 
 
 def _beat(descriptor: int, done: threading.Event) -> None:
