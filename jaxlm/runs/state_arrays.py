@@ -16,14 +16,7 @@ from jaxlm.runs import ram
 from jaxlm.training.step import TrainState, fresh_state
 
 MOST_LAYERS = 1000  # tracing more takes minutes
-_DTYPES = {  # of states, by safetensors' names
-    "F64": "float64",
-    "F32": "float32",
-    "BF16": "bfloat16",
-    "I32": "int32",
-    "U32": "uint32",
-    "BOOL": "bool",
-}
+_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "I32": "int32", "U32": "uint32", "BOOL": "bool"}
 
 
 def encoded(state: Any) -> bytes:
