@@ -140,9 +140,8 @@ def with_dense_rows(grads: Params, params: Params, tokens: Int[Array, "T B"]) ->
 
 def apply_updates(params: Params, updates: Any, tokens: Int[Array, "T B"]) -> Params:
     """params + updates; an update that is rows has one for each token."""
-    return {
-        name: add_rows(part, tokens, updates[name])
-        if isinstance(updates[name], Rows)
-        else jax.tree.map(jnp.add, part, updates[name])
-        for name, part in params.items()
-    }
+
+    def add(part: Array, update: Array | Rows) -> Array:
+        return add_rows(part, tokens, update) if isinstance(update, Rows) else part + update
+
+    return jax.tree.map(add, params, updates)
