@@ -104,7 +104,7 @@ def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Mani
         contents = {"config.json": config.to_json().encode(), "vocab.json": vocab.to_json().encode()}
         contents[STATE] = state_arrays.encoded(state)
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-        contents[MANIFEST] = seal(asdict(replace(manifest, files=hashes, format=FORMAT))).encode()
+        contents[MANIFEST] = seal(asdict(replace(manifest, files=hashes))).encode()
         folder.clean()
         with folder.new_folder(name) as new:
             for file, data in contents.items():
@@ -125,9 +125,8 @@ def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Mani
 def clean(run: Folder) -> None:
     """Removes what a killed process left unfinished or half removed; the caller holds the run's directory."""
     run.clean()
-    if run.exists(FOLDER):
-        with run.folder(FOLDER) as folder:
-            folder.clean()
+    with suppress(FileNotFoundError), run.folder(FOLDER) as folder:
+        folder.clean()
 
 
 def set_aside_later(run: Folder, step: int) -> None:
