@@ -110,7 +110,7 @@ def one_program(config: Config, tokens: np.ndarray, size: int = MEMBERS, vmapped
 def from_file(config: Config, tokens: np.ndarray, in_memory: bool = False) -> Run:
     """Windows of the prepared corpus that the config names, read from its file; or all of it in memory."""
     from jaxlm.data.corpora import load_corpus
-    from jaxlm.training.feed import feed
+    from jaxlm.runs.loop import feed
 
     corpus, opened = load_corpus(config.data.corpus), ExitStack()
     ids = np.asarray(corpus.train, np.int32) if in_memory else corpus.train

@@ -20,9 +20,9 @@ from jaxlm.data.text import SPLITS
 from jaxlm.data.windows import batch, num_windows
 from jaxlm.errors import DataError
 from jaxlm.models.stack import init_params
+from jaxlm.runs.loop import feed
 from jaxlm.scoring import stream as scoring
 from jaxlm.training import step as steps
-from jaxlm.training.feed import feed
 
 COUNTS = jaxlm.TrainConfig(batch_size=4, bptt_length=3, windows_per_call=5)
 LENGTH = 68  # of a row: 22 windows, and a token that no window reads
@@ -42,7 +42,7 @@ def test_slabs_hold_the_requested_windows_in_any_order(ids, some, monkeypatch):
         assert shape[1] == 4
         return jnp.asarray(read(some))
 
-    monkeypatch.setattr("jaxlm.training.feed.put_rows", put)
+    monkeypatch.setattr("jaxlm.runs.loop.put_rows", put)
     windows = num_windows(LENGTH, 3)
     with feed(ids, COUNTS) as take:
         for index, then in ((0, 5), (5, 10), (7, 20), (20, 0), (0, 21), (21, 3)):
@@ -66,7 +66,7 @@ def test_the_next_slab_is_read_while_one_is_in_use(ids, monkeypatch):
         read.release()
         return jnp.asarray(slab)
 
-    monkeypatch.setattr("jaxlm.training.feed.put_rows", note)
+    monkeypatch.setattr("jaxlm.runs.loop.put_rows", note)
     with feed(ids, COUNTS) as take:
         take(0, 15)
         for _ in range(2):

@@ -1,11 +1,22 @@
 """The one host loop: train, log, validate, save; for a run alone and for the members of a sweep."""
 
-import jax
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Integer
+
+from jaxlm.config.settings import TrainConfig
+from jaxlm.data.windows import batch
+from jaxlm.distributed.mesh import put_rows
 from jaxlm.runs.group import Group, save
 from jaxlm.runs.run import Run
-from jaxlm.training.feed import feed
 from jaxlm.training.step import Metrics
+
+Take = Callable[[int, int], tuple[Integer[Array, "R B"], int]]  # (row, then) -> tokens, and the row they begin with
 
 
 class Observer:
@@ -101,3 +112,41 @@ def _end_call(group: Group, observer: Observer, signal: int | None) -> None:
 def _unfinished(group: Group) -> dict[int, Run]:
     """The runs that have windows left to train, by slot."""
     return {slot: run for slot, run in enumerate(group.runs) if run is not None and not run.finished}
+
+
+@contextmanager
+def feed(ids: Integer[np.ndarray, " N"], counts: TrainConfig, mesh: Mesh | None = None) -> Iterator[Take]:
+    """Yields `take(row, then)`: tokens from a row of [N // B, B] on or from before it, and the row they begin with.
+
+    Of ids in memory the tokens are all of [N // B, B], put on the device once. Of a memory-mapped file they are
+    [windows_per_call * T + 1, B] for the longest window's T, padded at the epoch's end, so that nothing compiles anew;
+    while one slab is in use a thread reads that from row `then` on and puts it on the device.
+
+    Devices of a mesh have the batch's rows that `put_rows` gives them, and a process reads no others. `take` raises
+    DataError where the file cannot be read any more.
+    """
+    T, B = counts.longest, counts.batch_size
+    if not isinstance(ids, np.memmap):
+        whole = put_rows(mesh, (len(ids) // B, B), lambda rows: batch(ids, B, rows))
+        yield lambda row, then: (whole, 0)
+        return
+
+    height = counts.windows_per_call * T + 1
+
+    def slab(row: int) -> Integer[Array, "R B"]:
+        def read(rows: slice) -> np.ndarray:
+            found = batch(ids, B, rows, row, row + height)
+            return np.pad(found, ((0, height - len(found)), (0, 0)))
+
+        return put_rows(mesh, (height, B), read)
+
+    ahead: dict[int, Future[Array]] = {}
+    with ThreadPoolExecutor(1, "feed") as reader:
+
+        def take(row: int, then: int) -> tuple[Integer[Array, "R B"], int]:
+            found = ahead.pop(row, None) or reader.submit(slab, row)
+            ahead.clear()
+            ahead[then] = reader.submit(slab, then)
+            return found.result(), row
+
+        yield take
