@@ -43,9 +43,6 @@ def check(needed: int, what: str, remedy: str, there: int | None = None) -> None
     if needed > (room := available() if there is None else there):
         where = "for this process" if there is None else "on this device"
         raise JaxlmError(
-            f"{what} needs at least {_gigabytes(needed)} of memory, and there is {_gigabytes(room)} {where}: {remedy}"
+            f"{what} needs at least {needed / 1e9:,.1f} GB of memory, and there is {room / 1e9:,.1f} GB {where}: "
+            f"{remedy}"
         )
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB" if count < 1e15 else f"10^{len(str(count)) - 10} GB"
