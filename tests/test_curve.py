@@ -83,7 +83,7 @@ def test_windows_of_several_lengths_have_their_own_perplexity_and_place(tmp_path
     with opened(tmp_path) as log:
         for epoch, lengths in enumerate(steps, 1):
             costs = 2 * np.array(lengths)
-            log.windows(1 + sum(map(len, steps[: epoch - 1])), epoch, costs, costs, costs, lengths)
+            log.windows(1 + sum(map(len, steps[: epoch - 1])), epoch, costs, costs, costs, steps=lengths)
             if epoch < 3:
                 log.result("epoch", epoch=epoch, train_perplexity=np.exp(2), valid_perplexity=9.0)
     rows = read_metrics(tmp_path)

@@ -86,7 +86,7 @@ def test_an_epochs_cost_is_the_same_written_and_resumed(windows, data):
     with tempfile.TemporaryDirectory() as folder:
         with opened(Path(folder), bptt_length=5) as log:
             for step, (epoch, (cost, norm, steps)) in enumerate(zip(epochs, windows, strict=True), 1):
-                log.windows(step, epoch, [cost], [norm], [1], [steps])
+                log.windows(step, epoch, [cost], [norm], [1], steps=[steps])
             kept, skipped = log.sync(), log.skipped
             written = [log.epoch_cost(epoch) for epoch in (1, 2, 3)]
         with opened(Path(folder), bptt_length=5, kept=kept) as log:
@@ -104,7 +104,7 @@ def test_an_epochs_cost_is_the_same_written_and_resumed(windows, data):
 
 def test_only_a_window_of_another_length_says_its_steps(tmp_path):
     with opened(tmp_path, bptt_length=35) as log:
-        log.windows(1, 1, [1, 2, 3], [1, 1, 1], [1, 1, 1], np.array([35, 7, 35]))
+        log.windows(1, 1, [1, 2, 3], [1, 1, 1], [1, 1, 1], steps=np.array([35, 7, 35]))
         log.windows(4, 1, [4], [1], [1])
         assert log.epoch_cost(1) == (10, 112)
     assert [row.get("steps") for row in read_metrics(tmp_path)] == [None, 7, None, None]

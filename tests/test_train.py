@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_that_comes_back_after_a_resume_is_not_missed(
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[1:])
 
-    def killed(*_):
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

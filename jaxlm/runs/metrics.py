@@ -112,23 +112,15 @@ class MetricsLog:
         with self._disk(NAME):
             self._files[NAME].truncate(len(lines))
 
-    def windows(
-        self,
-        first_step: int,
-        epoch: int,
-        costs: ArrayLike,
-        grad_norms: ArrayLike,
-        learning_rates: ArrayLike,
-        steps: ArrayLike | None = None,
-    ) -> None:
+    def windows(self, first_step: int, epoch: int, *series: ArrayLike, steps: ArrayLike | None = None) -> None:
         """Writes a line for each of n windows of an epoch, from `first_step` on (both from 1).
 
-        The series are float32 [n]; `steps` [n] is each window's length (default: bptt_length for all).
+        The three `SERIES` are float32 [n]; `steps` [n] is each window's length (default: bptt_length for all).
         """
-        series = [np.asarray(column, np.float32) for column in (costs, grad_norms, learning_rates)]
+        columns = [np.asarray(column, np.float32) for column in series]
         rows = [
             {"kind": "window", "step": step, "epoch": epoch, **dict(zip(SERIES, values, strict=True))}
-            for step, values in enumerate(zip(*series, strict=True), first_step)
+            for step, values in enumerate(zip(*columns, strict=True), first_step)
         ]
         for row, length in zip(rows, np.asarray(steps).tolist(), strict=True) if steps is not None else ():
             if length != self._bptt_length:

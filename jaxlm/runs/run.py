@@ -191,7 +191,7 @@ class Run:
         stopping = self.config.train.on_nonfinite == "stop" and not finite.all()
         done = int(finite.argmin()) if stopping else count
         lengths = self.plan.windows(self.step, done, done).length
-        self.log.windows(self.step + 1, self.epoch + 1, cost[:done], norm[:done], rate[:done], lengths)
+        self.log.windows(self.step + 1, self.epoch + 1, cost[:done], norm[:done], rate[:done], steps=lengths)
         if stopping:
             return (
                 f"window {self.step + done + 1} (epoch {self.epoch + 1}) has cost {cost[done]} and gradient norm "
