@@ -71,11 +71,6 @@ def make_mesh(batch_size: int, devices: int | None = None, model_devices: int = 
     return jax.make_mesh((fitting[-1], model_devices), (DATA, MODEL), (AxisType.Auto,) * 2, devices=chosen), note
 
 
-def shape(mesh: Mesh | None) -> tuple[int, int]:
-    """How many devices the rows and the words are spread over."""
-    return (1, 1) if mesh is None else (mesh.shape[DATA], mesh.shape[MODEL])
-
-
 def members_mesh(members: int) -> Mesh | None:
     """A mesh over as many of this process's devices as the number of members divides over; None: one device."""
     local = jax.local_devices()

@@ -17,8 +17,7 @@ from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
 from jaxlm.data.vocab import Vocab
 from jaxlm.data.windows import check_fits
 from jaxlm.distributed import hosts
-from jaxlm.distributed.mesh import make_mesh, place
-from jaxlm.distributed.mesh import shape as mesh_shape
+from jaxlm.distributed.mesh import DATA, MODEL, make_mesh, place
 from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
 from jaxlm.models.recurrent import Params
 from jaxlm.report.curve import learning_curve
@@ -114,7 +113,8 @@ def train(
                 vocab = found and found.vocab
     asked = config.model.compute_dtype
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
-    sharing, state = math.prod(mesh_shape(mesh)), None
+    spread = (1, 1) if mesh is None else (mesh.shape[DATA], mesh.shape[MODEL])  # for the rows and for the words
+    sharing, state = math.prod(spread), None
     if resume:
         state_arrays.check_memory(config, sharing)
     else:
@@ -139,7 +139,7 @@ def train(
                 kept=kept,
                 steps=steps,
                 given_params=params is not None,
-                devices=mesh_shape(mesh),
+                devices=spread,
                 on_metrics=on_metrics if first else None,
             )
 
