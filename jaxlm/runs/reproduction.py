@@ -54,16 +54,17 @@ def reproduce(
             f"name its folder with --data-dir"
         )
     read_prefix(run_dir, old.manifest.metrics)  # raises before hours of training where the metrics are damaged
-    devices = _devices(record)
-    result = train(
-        config, corpus, again, steps=old.manifest.step, quiet=quiet, devices=devices[0], model_devices=devices[1]
-    )
-    now = _flat(rundir.session(devices))
+    match record["sessions"][0].get("devices"):
+        case [int(rows), int(words)]:
+            pass
+        case _:
+            rows = words = 1
+    result = train(config, corpus, again, steps=old.manifest.step, quiet=quiet, devices=rows, model_devices=words)
+    now = _flat(rundir.session((rows, words)))
     lines = [line for session in record["sessions"] for line in rundir.different(_flat(session), now)]
     surroundings = list(dict.fromkeys(lines))
-    if result.stopped_by is not None:
-        return Reproduction(again, [], surroundings, result.stopped_by)
-    return Reproduction(again, _differences(run_dir, old, again), surroundings)
+    results = _differences(run_dir, old, again) if result.stopped_by is None else []
+    return Reproduction(again, results, surroundings, result.stopped_by)
 
 
 def _differences(run_dir: Path, old: checkpoint.Checkpoint, again: Path) -> list[str]:
@@ -81,14 +82,6 @@ def _differences(run_dir: Path, old: checkpoint.Checkpoint, again: Path) -> list
     if tests[0] and tests[0] != tests[1]:
         found.append(f"the test's results differ: {tests[0]} -> {tests[1]}")
     return found
-
-
-def _devices(record: dict) -> tuple[int, int]:
-    """The devices that the run began on, for its rows and for its words."""
-    match record["sessions"][0].get("devices"):
-        case [int(rows), int(words)]:
-            return rows, words
-    return 1, 1
 
 
 def _flat(session: dict) -> dict[str, str]:
