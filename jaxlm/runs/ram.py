@@ -8,15 +8,13 @@ from contextlib import suppress
 from jaxlm import files
 from jaxlm.errors import JaxlmError
 
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
-
 
 def limit() -> int:
     """The most bytes that this process can have: the machine's memory, or less where a limit is set."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     soft = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     limits += [bytes for bytes in soft if bytes != resource.RLIM_INFINITY]
-    for path in _LIMITS:
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # of a container
         with suppress(OSError, ValueError), files.reader(path) as file:  # ("max": there is none)
             limits.append(int(file.read(100)))
     return min(limits)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 # Ctrl-C; kill, a batch system's or a cloud's notice; and what `sbatch --signal` is often told to send.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-EXIT = 128  # + N is the exit code of a process that signal N stopped, as shells have it
 
 
 class Stop:
@@ -19,7 +18,7 @@ class Stop:
 
 @contextmanager
 def noted() -> Iterator[Stop]:
-    """The first of `SIGNALS` is noted in what this yields; a second ends the process at once, with `EXIT` + N.
+    """The first of `SIGNALS` is noted in what this yields; a second ends the process at once, with exit code 128 + N.
 
     Python runs its own handlers only between the calls that the main thread makes, and one call of XLA can take
     long. The interpreter's wake-up descriptor knows of a signal at once, and a thread listens to it.
@@ -51,5 +50,5 @@ def _listen(ear: int, stop: Stop) -> None:
         if number[0] in SIGNALS:
             if stop.signal is not None:
                 os.write(2, b"stopped at once; what was saved is whole\n")
-                os._exit(EXIT + number[0])
+                os._exit(128 + number[0])
             stop.signal = number[0]
