@@ -201,10 +201,7 @@ class Folder:
 def explained(error_type: type[JaxlmError], what: str, remedy: str = "") -> Iterator[None]:
     """Turns an error about files into one sentence: `what` failed, the file if `what` lacks it, why, what to do.
 
-    Args:
-        error_type: of the error that is raised; one of this type passes unchanged.
-        what: such as "RUN cannot be resumed".
-        remedy: what the user can do about it.
+    An error of the given type passes unchanged. `what` is such as "RUN cannot be resumed".
     """
     try:
         yield
@@ -239,11 +236,8 @@ def output(path: str | Path) -> Iterator[BinaryIO]:
     A regular file is replaced durably once the block ends without an exception, and is else unchanged; a link's target
     is replaced, and the link stays. A device, a pipe and everything in /dev and /proc is written to directly.
 
-    Args:
-        path: the file.
-    Raises:
-        OSError: it cannot be written, or it belongs to a run, a sweep or a corpus; in the directory of one also where
-            it is no regular file: a stranger may have put a link there.
+    Raises OSError where the path cannot be written, or belongs to a run, a sweep or a corpus; in the directory of one
+    also where it is no regular file: a stranger may have put a link there.
     """
     path = Path(path)
     for place in (Path(os.path.abspath(path)), Path(os.path.realpath(path))):

@@ -60,15 +60,10 @@ class Run:
         devices: tuple[int, int] = (1, 1),
         on_metrics: OnMetrics | None = None,
     ):
-        """Begins or resumes a run. Raises JaxlmError where another run is there, or none, or it cannot be read.
+        """Begins or resumes a run in a held directory; `files` closes its files before the directory is released.
 
-        Args:
-            held: the directory, from `lock.lock`.
-            files: closes the run's files, before the directory is released.
-            steps: train to this step at most.
-            given_params: whether the parameters are not drawn from the seed.
-            devices: over how many the rows and the words are spread.
-            on_metrics: called with each window's and each result's (step, values).
+        `given_params` and `devices` are recorded (`directory.begin`); `steps` and `on_metrics` are those of `train`.
+        Raises JaxlmError where another run is there, or none, or it cannot be read.
         """
         self.config, self.corpus, self.folder, self.kept, self._held = config, corpus, held.folder, kept, held
         counts = config.train

@@ -26,14 +26,10 @@ def encoded(state: Any) -> bytes:
 
 
 def decoded(data: bytes, template: Any, path: Path) -> TrainState:
-    """The state of a safetensors file.
+    """The state of a safetensors file; `path` names the file in errors.
 
-    Args:
-        data: the file's bytes.
-        template: the shapes and dtypes that the state must have (`shapes_of_state`).
-        path: names the file in errors.
-    Raises:
-        CheckpointError: this is no safetensors file, or an array is missing, unknown, or of another shape or dtype.
+    Raises CheckpointError where the bytes are no such file, or an array is missing, unknown, or of another shape or
+    dtype than in the template (`shapes_of_state`).
     """
     leaves = named(jax.eval_shape(_without_keys, template))
     try:

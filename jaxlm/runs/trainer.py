@@ -175,14 +175,8 @@ def with_corpus(
 ) -> tuple[Config, Corpus]:
     """The corpus, and the config with its vocabulary size, where it was found, and a dtype in place of `auto`.
 
-    Args:
-        config: the run's.
-        corpus: a Corpus, or what `--corpus` takes (default: the config's own).
-        data_dir: the folder of Penn Treebank's files.
-        vocab: of a run that is resumed, where it may be another than its text gives.
-
-    Raises:
-        DataError, JaxlmError: the corpus cannot be used, or has more words or fewer tokens than the config allows.
+    The arguments are those of `train`; `vocab` is a resumed run's, where it may be another than its text gives. Raises
+    JaxlmError where the corpus cannot be used, or has more words or fewer tokens than the config allows.
     """
     if not isinstance(corpus, Corpus):
         config = config if corpus is None else config.replace(corpus=str(corpus))
