@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.config.config import Config
+from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError, RunDirError
 from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, reason
 from jaxlm.runs.metrics import Prefix
 from jaxlm.sealed import seal, unseal
 
 if TYPE_CHECKING:
-    from jaxlm.data.vocab import Vocab
     from jaxlm.training.step import TrainState
 
 FORMAT = 3
@@ -75,7 +75,7 @@ class Checkpoint:
 
     manifest: Manifest
     config: Config
-    vocab: "Vocab"
+    vocab: Vocab
     state: "TrainState"
 
 
@@ -83,7 +83,7 @@ class Unreadable(CheckpointError):
     """A checkpoint that there is no memory or no permission to read now, and that may be intact."""
 
 
-def save(run: Folder, state: Any, config: Config, vocab: "Vocab", manifest: Manifest) -> Path:
+def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manifest) -> Path:
     """Writes one checkpoint durably, then removes the older ones that the config does not keep.
 
     Args:
@@ -210,7 +210,6 @@ def read(path: str | Path) -> Checkpoint:
 
     Raises CheckpointError, naming the file that is not as it was saved.
     """
-    from jaxlm.data.vocab import Vocab
     from jaxlm.runs import state_arrays
 
     path = Path(path)

@@ -15,9 +15,10 @@ import sys
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxlm.config.config import Config, conflicts
+from jaxlm.data.corpus import Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained
 from jaxlm.runs import checkpoint
@@ -27,9 +28,6 @@ from jaxlm.runs.metrics import NAME as METRICS
 from jaxlm.runs.metrics import read_metrics, read_prefix
 from jaxlm.sealed import seal, strict_json, unseal
 from jaxlm.terminal import without_password
-
-if TYPE_CHECKING:
-    from jaxlm.data.corpus import Corpus
 
 CONFIG, RECORD = "config.json", "run.json"
 MOST_BYTES = 1 << 20  # of config.json and run.json
@@ -56,7 +54,7 @@ def check(run: str | Path | Folder, resume: bool) -> None:
 
 
 def begin(
-    run: Folder, config: Config, corpus: "Corpus", given_params: bool = False, devices: tuple[int, int] = (1, 1)
+    run: Folder, config: Config, corpus: Corpus, given_params: bool = False, devices: tuple[int, int] = (1, 1)
 ) -> None:
     """Writes a new run's config and surroundings into an empty directory, which the caller holds (`lock.lock`).
 
@@ -128,7 +126,7 @@ def saved_record(run: str | Path | Folder) -> dict[str, Any]:
 
 
 def resume(
-    run: Folder, config: Config, corpus: "Corpus", given_params: bool = False, devices: tuple[int, int] = (1, 1)
+    run: Folder, config: Config, corpus: Corpus, given_params: bool = False, devices: tuple[int, int] = (1, 1)
 ) -> tuple[Checkpoint | None, list[str]]:
     """Finds the checkpoint from which a run is resumed, and records the new session.
 
@@ -219,7 +217,7 @@ def _check_metrics(run: Folder) -> None:
         )
 
 
-def named(corpus: "Corpus") -> dict[str, str]:
+def named(corpus: Corpus) -> dict[str, str]:
     """The name and hashes that identify a corpus."""
     return {"name": corpus.name, "sha256": corpus.sha256, "vocab_sha256": corpus.vocab.sha256}
 
@@ -248,7 +246,7 @@ def different(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
 
 
-def _described(corpus: "Corpus") -> dict[str, Any]:
+def _described(corpus: Corpus) -> dict[str, Any]:
     return {
         **named(corpus),
         "description": corpus.description,
