@@ -431,7 +431,8 @@ def test_several_runs_have_columns_of_their_own(run, text, tmp_path, capsys):
 
 def test_an_adapted_model_is_kept_without_the_text_that_it_was_trained_on(text, tmp_path, capsys):
     lm, sha256 = small_lm(), "0" * 64
-    source = keep_model(tmp_path / "run", lm.config, lm.params, unread_corpus("imported:x", sha256, lm.vocab))
+    source = tmp_path / "run"
+    keep_model(source, lm.config, lm.params, unread_corpus("imported:x", sha256, lm.vocab))
     printed(capsys, "surprisal", source, text, "--adapt", 0.1, "--save-adapted", tmp_path / "adapted")
     kept = jaxlm.load(tmp_path / "adapted")
     assert (kept.corpus, kept.vocab) == (jaxlm.load(source).corpus, lm.vocab) and kept.corpus["sha256"] == sha256
@@ -448,7 +449,8 @@ def test_the_states_of_a_text(run, text, tmp_path, capsys):
 
 def test_the_words_of_states_are_as_the_text_has_them(tmp_path, capsys):
     lm, corpus = small_lm(), unread_corpus("x", "0" * 64, small_lm().vocab)
-    run = keep_model(tmp_path / "run", lm.config.replace(lowercase=True), lm.params, corpus)
+    run = tmp_path / "run"
+    keep_model(run, lm.config.replace(lowercase=True), lm.params, corpus)
     (tmp_path / "text.txt").write_text("The DOG \n")
     out = tmp_path / "states.npz"
     printed(capsys, "states", run, tmp_path / "text.txt", "--tokenizer", "none", "--output", out)

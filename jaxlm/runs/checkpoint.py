@@ -83,24 +83,22 @@ class Unreadable(CheckpointError):
     """A checkpoint that there is no memory or no permission to read now, and that may be intact."""
 
 
-def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manifest) -> Path:
+def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manifest) -> None:
     """Writes one checkpoint durably, then removes the older ones that the config does not keep.
 
     Args:
         run: the run's directory, which the caller holds (`lock.lock`).
         state: a pytree of arrays, whole in the host's memory or on one device.
         manifest: what the checkpoint is of; its files are filled in here.
-    Returns:
-        The checkpoint's directory.
     Raises:
         RunDirError: the disk refuses; the checkpoints before this one are then unchanged.
     """
     from jaxlm.runs import state_arrays
 
     name = f"{manifest.step:08d}"
-    path = run.path / FOLDER / name
     remedy = "the checkpoints before it are whole: fix that, then resume with --resume"
-    with explained(RunDirError, f"cannot save {path}", remedy), run.folder(FOLDER, create=True) as folder:
+    what = f"cannot save {run.path / FOLDER / name}"
+    with explained(RunDirError, what, remedy), run.folder(FOLDER, create=True) as folder:
         contents = {"config.json": config.to_json().encode(), "vocab.json": vocab.to_json().encode()}
         contents[STATE] = state_arrays.encoded(state)
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
@@ -119,7 +117,6 @@ def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manife
                 kept.add(step)
         for step in sorted(found.keys() - kept):  # (one that cannot be read may have been kept for good)
             folder.discard(f"{step:08d}")
-    return path
 
 
 def clean(run: Folder) -> None:

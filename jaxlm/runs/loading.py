@@ -75,14 +75,12 @@ def unread_corpus(name: str, sha256: str, vocab: Vocab, *notes: str, spec: str =
     return Corpus(name, "a text that was not read", vocab, none, none, none, sha256, notes=notes, spec=spec)
 
 
-def keep_model(run_dir: str | Path, config: Config, params: Params, corpus: Corpus) -> Path:
+def keep_model(run_dir: str | Path, config: Config, params: Params, corpus: Corpus) -> None:
     """Makes the directory of a run whose only checkpoint is of step 0; it appears whole or not at all.
 
     Args:
         run_dir: the directory, which must not exist yet, or be empty.
         corpus: what the parameters were trained on (`unread_corpus`); its vocabulary is the model's.
-    Returns:
-        The directory.
     Raises:
         JaxlmError: the parameters do not have the config's shapes, or the directory cannot be written.
     """
@@ -95,7 +93,6 @@ def keep_model(run_dir: str | Path, config: Config, params: Params, corpus: Corp
         folder.write("metrics.jsonl", b"")
         manifest = checkpoint.Manifest(step=0, epoch=0, valid_perplexity=None, corpus=directory.named(corpus))
         checkpoint.save(folder, state, config, corpus.vocab, manifest)
-    return Path(run_dir)
 
 
 def tuning_config(model: LanguageModel, start: Config, changes: Mapping[str, Any], own_model: bool = False) -> Config:
