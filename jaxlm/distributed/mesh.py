@@ -159,6 +159,5 @@ def put_rows(mesh: Mesh | None, shape: tuple[int, int], read: Callable[[slice], 
         assert index is not None
         return read(index[1] if len(index) > 1 else slice(None))
 
-    divides = DATA in mesh.shape and shape[1] % mesh.shape[DATA] == 0
-    where = ROWS if divides else P()
+    where = ROWS if DATA in mesh.shape and shape[1] % mesh.shape[DATA] == 0 else P()
     return jax.make_array_from_callback(shape, NamedSharding(mesh, where), part)

@@ -205,8 +205,7 @@ def problems(run: str | Path | Folder) -> list[str]:
 def _check_metrics(run: Folder) -> None:
     """Raises JaxlmError where a run's metrics lack lines that its newest checkpoint sealed, or end within a line."""
     read_metrics(run)  # raises where a line is damaged
-    saved = checkpoint.manifests(run)
-    if saved:
+    if saved := checkpoint.manifests(run):
         read_prefix(run, saved[max(saved)].metrics)
     with explained(RunDirError, f"{run.path} cannot be read"), run.reader(METRICS) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
