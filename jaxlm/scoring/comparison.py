@@ -11,7 +11,6 @@ from jaxlm.errors import DataError
 from jaxlm.scoring.evaluation import TrainedModel, nats_by_block
 
 SAMPLES = 10_000  # of the lines, with replacement
-AT_ONCE = 1 << 22  # lines drawn in memory at a time
 
 
 class Comparison(NamedTuple):
@@ -76,8 +75,6 @@ def compare(
                 f"the other; compare runs on a text that leaves the same words unknown to both"
             )
     difference, rng, L = other_nats - nats, np.random.default_rng(0), len(nats)
-    rows = max(1, AT_ONCE // L)
-    shapes = ((min(rows, SAMPLES - done), L) for done in range(0, SAMPLES, rows))
-    means = np.concatenate([difference[rng.integers(L, size=shape)].mean(1) for shape in shapes])
+    means = [difference[rng.integers(L, size=L)].mean() for _ in range(SAMPLES)]
     interval = np.quantile(means, (0.025, 0.975))
     return Comparison(name, L, *map(float, (nats.mean(), other_nats.mean(), difference.mean(), *interval)))
