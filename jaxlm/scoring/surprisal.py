@@ -112,7 +112,6 @@ class Surprisals(Table):
         sentence_id, token_id: the sentence's and the token's place in it, from 1, int [N].
         word: the token as given.
         token: as the model reads it: `<unk>` where the word is unknown.
-        vocabulary_id: the token's id, int32 [N].
         oov: whether the word is unknown, bool [N].
         surprisal: -log p of the token, float [N]; nan for unknown words where that is asked. Of the first and the last
             piece of a word with the correction of its boundary, so that pieces sum to their word.
@@ -127,7 +126,6 @@ class Surprisals(Table):
     token_id: np.ndarray
     word: list[str]
     token: list[str]
-    vocabulary_id: np.ndarray
     oov: np.ndarray
     surprisal: np.ndarray
     entropy: np.ndarray
@@ -140,7 +138,7 @@ class Surprisals(Table):
     def columns(self) -> dict[str, Sequence[Any]]:
         """The table: each column by its name; K pairs of columns top_1, top_1_surprisal and so on at the end."""
         table: dict[str, Any] = super().columns()
-        del table["vocabulary_id"], table["top"], table["top_surprisal"]
+        del table["top"], table["top_surprisal"]
         for k in range(self.top_surprisal.shape[1]):
             table[f"top_{k + 1}"] = [words[k] for words in self.top]
             table[f"top_{k + 1}_surprisal"] = self.top_surprisal[:, k]
@@ -190,7 +188,6 @@ def surprisals(
         token_id[kept] + 1,
         [words[place] for place in kept.tolist()],
         vocab.decode(ids[kept]),
-        ids[kept],
         unknown[kept],
         nats[kept] / one,
         entropy[kept] / one,
