@@ -231,18 +231,15 @@ def by_word(table: Surprisals, sentences: Sequence[Encoded], first: int, eos: bo
     displayed = [[*sentence.words, *[EOS] * eos] for sentence in sentences]
     lengths, ends = [*map(len, displayed)], np.cumsum(counts)
     owner, starts = np.repeat(np.arange(len(counts)), counts), ends - counts
-
-    def of_words(values: np.ndarray) -> np.ndarray:
-        return np.where(counts > 0, values, math.nan)
-
+    gap = np.where(counts > 0, 0, math.nan)  # a word without pieces has no numbers
     return WordSurprisals(
         np.repeat(np.arange(len(displayed)), lengths) + first,
         np.concatenate([np.arange(1, length + 1) for length in lengths]),
         [*chain.from_iterable(displayed)],
         [" ".join(table.token[start:end]) for start, end in zip(starts, ends, strict=True)],
         np.bincount(owner, table.oov, len(counts)) > 0,
-        of_words(np.bincount(owner, table.surprisal, len(counts))),
-        of_words(np.append(table.entropy, math.nan)[starts]),
-        of_words(np.bincount(owner, table.entropy_reduction, len(counts))),
+        np.bincount(owner, table.surprisal, len(counts)) + gap,
+        np.append(table.entropy, math.nan)[starts] + gap,
+        np.bincount(owner, table.entropy_reduction, len(counts)) + gap,
         table.unit,
     )
