@@ -17,8 +17,8 @@ from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
 from jaxlm.scoring.reading import EachSentence, OneStream, layer_states
 from jaxlm.scoring.sampling import sampling_of
-from jaxlm.scoring.sentences import Encoded, Sentence, SentenceReader, check_choice, encode, in_regions
-from jaxlm.scoring.surprisal import BLOCK, SurprisalOptions, Surprisals, WordSurprisals, by_word, scored_blocks
+from jaxlm.scoring.sentences import Encoded, Sentence, SentenceReader, blocks, check_choice, encode, in_regions
+from jaxlm.scoring.surprisal import BLOCK, SurprisalOptions, Surprisals, WordSurprisals, by_word, surprisals
 from jaxlm.scoring.syntaxgym import Suite, SuiteResult, read_suite, score_suite
 from jaxlm.scoring.token_scores import Detail, Network, Scoring
 
@@ -151,7 +151,20 @@ class LanguageModel(TrainedModel):
         how, scoring = SurprisalOptions(**options), scoring or self.scorer(**options)
         if isinstance(sentences, str | bytes):
             raise JaxlmError(f"sentences must be a list of lines; it is one text: [{sentences!r:.80}]")
-        return scored_blocks(scoring, self.sentence_reader(how), enumerate(sentences, first), how, block, where)
+        read = self.sentence_reader(how)
+        for part in blocks(sentences, block):
+            encoded = []
+            for number, sentence in enumerate(part, first):
+                found = read(sentence, how.oov, where(number))
+                if not found.tokens and how.context == "sentence":
+                    raise DataError(f"{where(number)} has no words: remove it")
+                if isinstance(sentence, str) and len(found.tokens) == len(sentence.split()):  # (in the case as given)
+                    pairs = zip(found.tokens, sentence.split(), strict=True)
+                    shown = tuple(given if given.lower() == word else word for word, given in pairs)
+                    found = replace(found, tokens=shown)
+                encoded.append(found)
+            yield first, encoded, surprisals(scoring([one.ids for one in encoded]), self.vocab, encoded, how, first)
+            first += len(part)
 
     def sentence_reader(self, how: SurprisalOptions) -> SentenceReader:
         """How sentences are read."""

@@ -5,8 +5,8 @@ Surprisal: Hale 2001, Levy 2008. Entropy and its reduction are defined as in neu
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -17,8 +17,8 @@ import numpy as np
 from jaxlm.config.protocols import Plain
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.scoring.sentences import Encoded, Sentence, SentenceReader, blocks, check_choice, word_nats
-from jaxlm.scoring.token_scores import Scoring, TokenScores
+from jaxlm.scoring.sentences import Encoded, check_choice, word_nats
+from jaxlm.scoring.token_scores import TokenScores
 
 UNITS = {"bits": math.log(2), "nats": 1.0}  # how many nats one is
 BLOCK = 1024  # sentences that are read together
@@ -143,28 +143,6 @@ class Surprisals(Table):
             table[f"top_{k + 1}"] = [words[k] for words in self.top]
             table[f"top_{k + 1}_surprisal"] = self.top_surprisal[:, k]
         return table
-
-
-def scored_blocks(
-    scoring: Scoring,
-    read: SentenceReader,
-    numbered: Iterable[tuple[int, Sentence]],
-    how: SurprisalOptions,
-    block: int,
-    where: Callable[[int], str],
-) -> Iterator[tuple[int, list[Encoded], Surprisals]]:
-    """Each block of numbered sentences: the number of its first, how they are read, and their tokens' table."""
-    for part in blocks(numbered, block):
-        encoded, first = [], part[0][0]
-        for number, sentence in part:
-            encoded.append(read(sentence, how.oov, where(number)))
-            if not encoded[-1].tokens and how.context == "sentence":
-                raise DataError(f"{where(number)} has no words: remove it")
-            if isinstance(sentence, str) and len(encoded[-1].tokens) == len(sentence.split()):  # (in the case as given)
-                pairs = zip(encoded[-1].tokens, sentence.split(), strict=True)
-                shown = tuple(given if given.lower() == word else word for word, given in pairs)
-                encoded[-1] = replace(encoded[-1], tokens=shown)
-        yield first, encoded, surprisals(scoring([one.ids for one in encoded]), read.vocab, encoded, how, first)
 
 
 def surprisals(
