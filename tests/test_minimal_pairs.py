@@ -34,7 +34,7 @@ def test_pairs_are_scored_by_log_probability_and_ties_are_not_correct():
             [result.good, result.bad], [log_p(lm, result.pair.good), log_p(lm, result.pair.bad)], atol=1e-4
         )
         assert result.correct == (result.good > result.bad)
-    assert [result.tied for result in found.results] == [False, False, True, True, False]
+    assert [result.good == result.bad for result in found.results] == [False, False, True, True, False]
     assert [result.alike for result in found.results] == [False, False, False, True, False]
     assert [(row.name, row.n, row.ties, row.alike, row.left_out) for row in [*found.by_uid, found.total]] == [
         ("agreement", 2, 0, 0, 0),

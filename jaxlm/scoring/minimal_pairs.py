@@ -44,10 +44,6 @@ class PairResult(NamedTuple):
     def correct(self) -> bool:
         return self.good > self.bad
 
-    @property
-    def tied(self) -> bool:
-        return self.good == self.bad
-
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -115,7 +111,7 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
 
 def _accuracy(name: str, term: str, results: Sequence[PairResult]) -> Accuracy:
     counted = [one for one in results if one.counted]
-    correct, ties = sum(one.correct for one in counted), sum(one.tied for one in counted)
+    correct, ties = sum(one.correct for one in counted), sum(one.good == one.bad for one in counted)
     alike, left_out = sum(one.alike for one in results), len(results) - len(counted)
     return Accuracy(name, term, len(counted), correct, ties, alike, left_out)
 

@@ -162,11 +162,6 @@ class ItemResult:
     predictions: list[bool]
     oov: int
 
-    @property
-    def correct(self) -> bool:
-        """Whether every prediction holds."""
-        return all(self.predictions)
-
 
 @dataclass(frozen=True, repr=False)
 class SuiteResult:
@@ -181,7 +176,7 @@ class SuiteResult:
     @property
     def accuracy(self) -> float:
         """The share of items of which every prediction holds."""
-        return sum(item.correct for item in self.items) / len(self.items)
+        return sum(all(item.predictions) for item in self.items) / len(self.items)
 
     @property
     def by_prediction(self) -> list[float]:
