@@ -117,10 +117,9 @@ def _accuracy(name: str, term: str, results: Sequence[PairResult]) -> Accuracy:
 
 
 def score_pairs(scoring: Scoring, read: SentenceReader, pairs: Iterable[Pair], oov: str, eos: bool) -> MinimalPairs:
-    """Scores pairs, each sentence by itself, and counts.
+    """Scores pairs, each sentence by itself, and counts; `oov` and `eos` as in `LanguageModel.minimal_pairs`.
 
-    `oov="filter"` leaves out pairs that differ in unknown words only. With `eos` the `<eos>` after the last word is a
-    part of the sentence. Raises DataError where an unknown word is refused (`oov="error"`), or a sentence has no words.
+    Raises DataError where an unknown word is refused, or a sentence has no words.
     """
     check_choice("oov", oov, ("unk", "error", "filter"))
     results: list[PairResult] = []

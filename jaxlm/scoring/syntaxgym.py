@@ -208,10 +208,7 @@ def read_suite(path: str | Path) -> Suite:
 
 
 def score_suite(scoring: Scoring, read: SentenceReader, suite: Suite, oov: str) -> SuiteResult:
-    """Scores a suite, each sentence by itself.
-
-    Raises DataError where an unknown word is refused (`oov="error"`), or a sentence has no words.
-    """
+    """Scores a suite, each sentence by itself. Raises DataError where a word is refused, or a sentence has no words."""
     check_choice("oov", oov, ("unk", "error"))
     sentences = []
     for item in suite.items:

@@ -14,15 +14,8 @@ from jaxlm.data.vocab import EOS, Vocab
 NUMBER = re.compile(r"[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[:/]\d+)*")  # also 1/2, 7:30 and 10/19/87
 DECADE = re.compile(r"'\d0s")
 CLITICS = ("n't", "'re", "'ve", "'ll", "'s", "'m", "'d")
-JOINED = {
-    "cannot": ("can", "not"),
-    "gonna": ("gon", "na"),
-    "gotta": ("got", "ta"),
-    "wanna": ("wan", "na"),
-    "gimme": ("gim", "me"),
-    "lemme": ("lem", "me"),
-    "s.p.a.": ("s.p", "a."),
-}
+PAIRS = ("can", "not"), ("gon", "na"), ("got", "ta"), ("wan", "na"), ("gim", "me"), ("lem", "me")
+JOINED = {**{"".join(pair): pair for pair in PAIRS}, "s.p.a.": ("s.p", "a.")}  # one word, as people write the pieces
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 WRITTEN = {**BRACKETS, "£": "#", "*": "\\*"}
 DOUBLE, SINGLE, DASHES = '"\u201c\u201d', "'\u2018\u2019", "\u2014\u2013"  # as people type quotes and dashes
