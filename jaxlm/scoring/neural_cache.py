@@ -55,7 +55,10 @@ class CacheReader(Reader):
         seen = (pair >= row) & (pair < row + W) & (pair >= W - state.position)  # the W pairs before row t, if so many
         alike = self.protocol.theta * jnp.matmul(found[:, 0], keys.T, precision="highest")
         alike = jnp.where(seen, alike, -jnp.inf)
-        speaks = self._speaks(state.position + jnp.arange(T))
+        position = state.position + jnp.arange(T)  # of each prediction, from 0
+        speaks = position > 0
+        if self.protocol.compatibility == "awd-lstm":
+            speaks = (position > W) & (position % self.protocol.cache_chunk != 0)
         log_odds = alike - jnp.where(speaks, jax.nn.logsumexp(alike, 1), 0)[:, None]
         log_own = jnp.where(speaks, jnp.log1p(-self.protocol.lambda_), 0)
         log_weight = jnp.where(speaks, jnp.log(self.protocol.lambda_), -jnp.inf)
@@ -69,9 +72,3 @@ class CacheReader(Reader):
             mixed = jnp.logaddexp(log_own[:, None] + log_p, log_weight[:, None] + jnp.log(cached))
             scores = score_logits(mixed, targets, detail, self.network.begins)
         return scores, CacheState(carry, keys[T:], words[T:], state.position + counted.sum(dtype=jnp.int32))
-
-    def _speaks(self, position: jax.Array) -> jax.Array:
-        """Whether the cache is used for the predictions at these positions, counted from 0."""
-        if self.protocol.compatibility == "none":
-            return position > 0
-        return (position > self.protocol.cache_window) & (position % self.protocol.cache_chunk != 0)
