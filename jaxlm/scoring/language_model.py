@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,7 +16,7 @@ from jaxlm.scoring.dynamic_evaluation import Adaptive
 from jaxlm.scoring.evaluation import TrainedModel
 from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
-from jaxlm.scoring.reading import EachSentence, OneStream, layer_states
+from jaxlm.scoring.reading import FREE, EachSentence, OneStream, carries
 from jaxlm.scoring.sampling import sampling_of
 from jaxlm.scoring.sentences import Encoded, Sentence, SentenceReader, blocks, check_choice, encode, in_regions
 from jaxlm.scoring.surprisal import BLOCK, SurprisalOptions, Surprisals, WordSurprisals, by_word, surprisals
@@ -181,8 +182,13 @@ class LanguageModel(TrainedModel):
         found = self.sentence_reader(SurprisalOptions(tokenizer=tokenizer))(words, "unk", where)
         if not found.tokens:
             raise DataError(f"{where} has no words: give at least one")
-        arrays = layer_states(self.network, found.ids[:-1])
-        return {f"{self.config.kinds['model']}.{name}": array[1:] for name, array in arrays.items()}
+        kind, ids, arrays = self.config.kinds["model"], found.ids[:-1], {}
+        after = carries(self.network, np.pad(ids, (0, -len(ids) % FREE)))  # so that few lengths are compiled
+        for path, leaf in jax.tree_util.tree_leaves_with_path(after):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            name = name if "." in name else f"{name}.h"  # of a layer whose carry is one array
+            arrays[f"{kind}.{name}"] = np.asarray(leaf)[1 : len(ids), 0]
+        return arrays
 
     def minimal_pairs(
         self, pairs: str | Path | Iterable[str | Path | Pair], *, oov: str = "unk", eos: bool = False, **options: Any

@@ -199,21 +199,9 @@ def _read(reader, state, tokens, *, detail):
     return jax.tree.map(merged, scores), state
 
 
-def layer_states(network: Network, ids: np.ndarray) -> dict[str, np.ndarray]:
-    """The carry after each of ids [N], from zero: arrays [N, ...] by layer and name.
-
-    `0.c` and `0.h` are those of an LSTM's first layer, `0.h` that of a layer whose carry is one array.
-    """
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(_walk(network, np.pad(ids, (0, -len(ids) % FREE)))):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        found[name if "." in name else f"{name}.h"] = np.asarray(leaf)[: len(ids), 0]
-    return found
-
-
 @jax.jit
-def _walk(network, tokens):
-    """The carries after each of tokens [N]."""
+def carries(network, tokens):
+    """The carry after each of tokens [N], from zero: leaves [N, 1, ...]."""
 
     def step(carry, token):
         _, carry = network.features(token[None, None], carry)
