@@ -196,10 +196,30 @@ class TrainedModel:
             JaxlmError: there is nothing to tune, or the protocol means nothing for this text or model.
             Diverged: every combination diverged.
         """
-        source, found = self.find_corpus(corpus, data_dir), protocol_of(protocol)
-        results = self._grid_search(source, found, found.grid if grid is None else grid)
-        best, valid = results[0]
-        return Tuned(best, valid, results, self._evaluated(source.test, f"{source.name} test", best, source))
+        source, protocol = self.find_corpus(corpus, data_dir), protocol_of(protocol)
+        grid = protocol.grid if grid is None else grid
+        if not grid or not all(grid.values()):
+            raise JaxlmError(f"the protocol {name_of(protocol)} has nothing left to tune: evaluate it without tuning")
+        points = itertools.product(*grid.values())
+        every = [protocol_of(protocol, **dict(zip(grid, values, strict=True))) for values in points]
+        text, found, failed = f"{source.name} valid", [], None
+        if isinstance(protocol, READ_ONCE) and all(specs(type(protocol))[name].type is float for name in grid):
+            ids, count = _read_and_counted(source.valid, text, protocol)
+            values = tuple(jnp.asarray(values, jnp.float32) for values in grid.values())
+            nats = reader_nats(GridReader(self.reader_of(protocol), tuple(grid), values), ids)
+            found = [perplexity(float(one), count) for one in nats.ravel()]
+        else:
+            for one in every:
+                try:
+                    found.append(self._evaluated(source.valid, text, one, source).perplexity)
+                except Diverged as error:
+                    found.append(math.nan)
+                    failed = error
+        if failed and all(map(math.isnan, found)):
+            raise failed
+        tried = sorted(zip(every, found, strict=True), key=lambda one: math.inf if math.isnan(one[1]) else one[1])
+        best, valid = tried[0]
+        return Tuned(best, valid, tried, self._evaluated(source.test, f"{source.name} test", best, source))
 
     def read(
         self,
@@ -294,31 +314,6 @@ class TrainedModel:
             )
         size = self.vocab.text_size(ids, *rows_and_window, tokens)
         return Evaluation(value, nats, count, text, unknown, **comparable(nats, size))
-
-    def _grid_search(
-        self, source: Corpus, protocol: Plain, grid: Mapping[str, Sequence[float]]
-    ) -> list[tuple[Plain, float]]:
-        """Every combination of a grid with its perplexity on valid, the lowest first; nan: it diverged."""
-        if not grid or not all(grid.values()):
-            raise JaxlmError(f"the protocol {name_of(protocol)} has nothing left to tune: evaluate it without tuning")
-        points = itertools.product(*grid.values())
-        every = [protocol_of(protocol, **dict(zip(grid, values, strict=True))) for values in points]
-        text, found, failed = f"{source.name} valid", [], None
-        if isinstance(protocol, READ_ONCE) and all(specs(type(protocol))[name].type is float for name in grid):
-            ids, count = _read_and_counted(source.valid, text, protocol)
-            values = tuple(jnp.asarray(values, jnp.float32) for values in grid.values())
-            nats = reader_nats(GridReader(self.reader_of(protocol), tuple(grid), values), ids)
-            found = [perplexity(float(one), count) for one in nats.ravel()]
-        else:
-            for one in every:
-                try:
-                    found.append(self._evaluated(source.valid, text, one, source).perplexity)
-                except Diverged as error:
-                    found.append(math.nan)
-                    failed = error
-        if failed and all(map(math.isnan, found)):
-            raise failed
-        return sorted(zip(every, found, strict=True), key=lambda one: math.inf if math.isnan(one[1]) else one[1])
 
 
 def reader_nats(reader: Reader, ids: np.ndarray) -> np.ndarray:
