@@ -246,9 +246,8 @@ class TrainedModel:
         found = reload_corpus(self.config.data, self.vocab, data_dir) if corpus is None else corpus
         if found.sha256 != self.corpus["sha256"]:
             raise DataError(
-                f"this model was trained on {self.corpus['name']} (sha256 {self.corpus['sha256']}), and "
-                f"the corpus found is {found.name} ({found.sha256}): name its folder, or evaluate a text "
-                f"file"
+                f"this model was trained on {self.corpus['name']} (sha256 {self.corpus['sha256']}), and the corpus "
+                f"found is {found.name} ({found.sha256}): name its folder, or evaluate a text file"
             )
         return found
 

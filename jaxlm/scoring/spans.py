@@ -22,21 +22,14 @@ def span_surprisal(
     where: Callable[[int], str] = "sentence {}".format,
     **options: Any,
 ) -> WordSurprisals:
-    """The surprisal of a span of characters of each sentence (Giulianelli et al. 2024, arXiv:2410.02691).
+    """The surprisal of each line's span, (start, end) in characters (Giulianelli et al. 2024, arXiv:2410.02691).
 
     It is -log p(the sentence begins with the text up to the span's end) / p(... up to its beginning), whatever follows:
     where a span cuts a token, all tokens that begin alike are summed. So it matters which white space around a word is
     in its span, except where tokens are words.
 
-    Args:
-        lm: the model, which reads each sentence by itself, plainly.
-        sentences: lines.
-        spans: (start, end) of each, in characters from 0; the end is not in the span.
-        where: names a sentence in an error.
-        **options: `unit`, `oov` and `tokenizer` of `SurprisalOptions`.
-
-    Raises:
-        DataError: a span is not within its sentence, or cuts a token that is a word.
+    Options are `unit`, `oov` and `tokenizer` of `SurprisalOptions`; `where` names a sentence in an error. Raises
+    DataError where a span is not within its sentence, or cuts a token that is a word.
     """
     found = [*lm.scored(list(sentences), where=where, eos=True, boundary="published", **options)]
     table, vocab = Surprisals.joined(part for _, _, part in found), lm.vocab
