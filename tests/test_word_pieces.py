@@ -20,10 +20,10 @@ from jaxlm.data.tokens import Bytes, Characters, Subwords
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError
 from jaxlm.runs.loading import keep_model, unread_corpus
-from jaxlm.scoring import frequency
+from jaxlm.scoring import reading_times
 from jaxlm.scoring.minimal_pairs import Pair
+from jaxlm.scoring.reading_times import span_surprisal
 from jaxlm.scoring.sentences import Boundaries
-from jaxlm.scoring.spans import span_surprisal
 from jaxlm.scoring.syntaxgym import Item, Suite, parse
 
 TEXT = "ab, a b,c.\n"
@@ -268,13 +268,13 @@ def test_counts_of_words_in_pieces_are_those_in_words(runs):
     pieces = Corpus("x", "x", vocab, ids, ids, ids, "0")
     with pytest.MonkeyPatch.context() as patch:
         for block in (1, 3, 100):
-            patch.setattr(frequency, "BLOCK", block)
-            counts = frequency.word_counts(pieces)
+            patch.setattr(reading_times, "BLOCK", block)
+            counts = reading_times.word_counts(pieces)
             assert {k: v for k, v in counts.items() if v} == {"b": 1, "ab": 2, "a": 2, "the": 1, "<eos>": 2}
             table = lm.word_surprisal(["a ab, the", "zz ,"], regions=[["a ab,", "the"], ["zz", ","]])
-            logs = frequency.predictors(lm, table, counts)["log_frequency"]
+            logs = reading_times.predictors(lm, table, counts)["log_frequency"]
             np.testing.assert_allclose(logs, [np.log(3), np.log(2), 0, np.nan])
-            assert frequency.word_counts(text)["a"] == 2
+            assert reading_times.word_counts(text)["a"] == 2
 
 
 def test_regions_and_spans_of_stimuli(runs, tmp_path, capsys):

@@ -151,7 +151,7 @@ def _tables(
         for first, lines, where in _blocks(texts, counted=args.output is not None or not is_terminal(sys.stdout)):
             yield scored(method, lines, first=first, block=len(lines), where=where)
     elif args.spans:
-        from jaxlm.scoring.spans import span_surprisal
+        from jaxlm.scoring.reading_times import span_surprisal
 
         spans = [*zip(*map(texts.numbers, ("start", "end")), strict=True)]
         options = {name: how[name] for name in ("oov", "unit", "tokenizer")}
@@ -206,7 +206,7 @@ def _predictors(args: argparse.Namespace, lms: Models) -> Callable[[str, Any], d
     """What makes the columns of --predictors for a table of one run."""
     if not args.predictors:
         return lambda name, table: {}
-    from jaxlm.scoring.frequency import predictors, word_counts
+    from jaxlm.scoring.reading_times import predictors, word_counts
 
     counts: dict[str, Mapping[str, int]] = {}
     for name, lm in lms.items():
