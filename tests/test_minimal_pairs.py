@@ -130,7 +130,7 @@ def test_the_table_of_the_command_line(run, tmp_path, capsys):
         ('{"sentence_good": " ", "sentence_bad": "b"}', "'sentence_good', found no words"),
         ("[" * 10_000, "not JSON"),
         ('{"sentence_good": "a", "sentence_bad": "b", "UID": "\\ud800"}', "line 2 is not text"),
-        ('{"sentence_good": "...", "sentence_bad": "a"}', "line 2: the sentence '...' has no words"),
+        ('{"sentence_good": "...", "sentence_bad": "a"}', "line 2, '...' has no words"),
     ],
 )
 def test_malformed_lines_are_named(run, tmp_path, capsys, line, message):

@@ -157,8 +157,6 @@ class LanguageModel(TrainedModel):
             encoded = []
             for number, sentence in enumerate(part, first):
                 found = read(sentence, how.oov, where(number))
-                if not found.tokens and how.context == "sentence":
-                    raise DataError(f"{where(number)} has no words: remove it")
                 if isinstance(sentence, str) and len(found.tokens) == len(sentence.split()):  # (in the case as given)
                     pairs = zip(found.tokens, sentence.split(), strict=True)
                     shown = tuple(given if given.lower() == word else word for word, given in pairs)
@@ -169,7 +167,8 @@ class LanguageModel(TrainedModel):
 
     def sentence_reader(self, how: SurprisalOptions) -> SentenceReader:
         """How sentences are read."""
-        return SentenceReader(self.vocab, self.config.data.lowercase, self.tokenizer(how.tokenizer), how.punctuation)
+        lowercase, blank = self.config.data.lowercase, how.context == "stream"
+        return SentenceReader(self.vocab, lowercase, self.tokenizer(how.tokenizer), how.punctuation, blank)
 
     def states(
         self, words: Sentence, *, tokenizer: str | None = None, where: str = "the sentence"
@@ -180,8 +179,6 @@ class LanguageModel(TrainedModel):
         refused or there is none.
         """
         found = self.sentence_reader(SurprisalOptions(tokenizer=tokenizer))(words, "unk", where)
-        if not found.tokens:
-            raise DataError(f"{where} has no words: give at least one")
         kind, ids, arrays = self.config.kinds["model"], found.ids[:-1], {}
         after = carries(self.network, np.pad(ids, (0, -len(ids) % FREE)))  # so that few lengths are compiled
         for path, leaf in jax.tree_util.tree_leaves_with_path(after):
@@ -285,5 +282,5 @@ class LanguageModel(TrainedModel):
         """How to sample, the ids of `<eos>` and the prompt, and the id that ends a text (-1: none)."""
         check_choice("stop", stop, ("eos", "none"))
         how, end = sampling_of(self.vocab, ban=map(self.cased, ban), **options), self.vocab.eos
-        found = encode(self.vocab, self.tokens(prompt), "unk", "the prompt", self.config.data.lowercase)
+        found = encode(self.vocab, self.tokens(prompt), "unk", "the prompt", self.config.data.lowercase, blank=True)
         return how, found.ids[:-1], end if stop == "eos" else -1

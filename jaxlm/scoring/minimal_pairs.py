@@ -124,12 +124,8 @@ def score_pairs(scoring: Scoring, read: SentenceReader, pairs: Iterable[Pair], o
     check_choice("oov", oov, ("unk", "error", "filter"))
     results: list[PairResult] = []
     for block in blocks(pairs, BLOCK):
-        sentences = []
-        for pair in block:
-            for text in (pair.good, pair.bad):
-                sentences.append(read(text, "error" if oov == "error" else "unk", pair.where))
-                if not sentences[-1].tokens:
-                    raise DataError(f"{pair.where}: the sentence {text!r} has no words of the vocabulary's kind")
+        texts = [(text, f"{pair.where}, {text!r:.80}") for pair in block for text in (pair.good, pair.bad)]
+        sentences = [read(text, oov, where) for text, where in texts]
         unique = {one.ids.tobytes(): one for one in sentences}  # equal sentences get equal numbers: a tie is one
         nats = sentence_nats(scoring, [*unique.values()], eos)
         log_p = {key: -float(part.sum()) for key, part in zip(unique, nats, strict=True)}

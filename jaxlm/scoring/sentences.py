@@ -81,13 +81,14 @@ class SentenceReader:
     lowercase: bool
     split: Tokenizer  # from a line to the pieces of each displayed word, where tokens are words
     punctuation: str  # "word" shows punctuation with its word, "own" as a word of its own
+    blank: bool  # whether a sentence may have no words
 
     @cached_property
     def boundaries(self) -> Boundaries | None:
         return Boundaries.of(self.vocab, self.punctuation)
 
     def __call__(self, sentence: Sentence, oov: str, where: str) -> Encoded:
-        """One sentence, which `where` names in an error; without tokens where it is blank. Raises as `encode`."""
+        """One sentence, which `where` names in an error. Raises as `encode`."""
         line = sentence if isinstance(sentence, str) else ""
         if self.boundaries is None:
             shown = line.split() if line else check_words(sentence)
@@ -95,11 +96,11 @@ class SentenceReader:
             if self.punctuation == "own":
                 shown, pieces = _apart(shown, pieces)
             tokens = [piece for word in pieces for piece in word]
-            found = encode(self.vocab, tokens, oov, where, self.lowercase)
+            found = encode(self.vocab, tokens, oov, where, self.lowercase, self.blank)
             return replace(found, words=tuple(shown), starts=np.array([0, *accumulate(map(len, pieces))]))
         line = line.lower() if self.lowercase else line
         tokens = self.vocab.tokenize(line.rstrip()) if isinstance(sentence, str) else check_words(sentence)
-        found = encode(self.vocab, tokens, oov, where, False)
+        found = encode(self.vocab, tokens, oov, where, False, self.blank)
         if not tokens:
             return found
         starts, cuts = self.boundaries.split(found.ids[1:])
@@ -161,12 +162,14 @@ def sentence_nats(scoring: Scoring, sentences: Sequence[Encoded], eos: bool = Fa
     return [part[: len(one.tokens) + eos] for part, one in zip(parts, sentences, strict=True)]
 
 
-def encode(vocab: Vocab, tokens: Sequence[str], oov: str, where: str, lowercase: bool) -> Encoded:
+def encode(vocab: Vocab, tokens: Sequence[str], oov: str, where: str, lowercase: bool, blank: bool) -> Encoded:
     """The sentence of some tokens, which `where` names in an error, as in "stimuli.txt, line 3".
 
     Tokens outside the vocabulary are refused where `oov` is "error", else read as `<unk>`. Raises DataError where a
-    token is refused, or the vocabulary has no `<unk>` or no `<eos>`.
+    token is refused, there is none and the sentence may not be `blank`, or the vocabulary has no `<unk>` or no `<eos>`.
     """
+    if not tokens and not blank:
+        raise DataError(f"{where} has no words: give at least one")
     if vocab.kind == "words" and EOS not in vocab.ids:
         raise DataError(f"the vocabulary has no {EOS}, and a sentence's first word is predicted from it")
     read = [word.lower() for word in tokens] if lowercase else tokens
