@@ -84,14 +84,15 @@ class DynamicReader(Reader):
         """The parameters after one step."""
         trained, protocol = self.network.params, self.protocol
         rate, lambda_, epsilon = protocol.learning_rate, protocol.lambda_, protocol.epsilon
-        times = jax.tree.map(lambda leaf: 1, params)  # of how many of the published code's tensors each is the sum
-        if protocol.as_krause:
-            times["layers"] = [{**layer, "bias": 2} for layer in times["layers"]]
         if self.statistics is None:
-            return jax.tree.map(
-                lambda p, p0, g, tensors: p + lambda_ * (p0 - p) - tensors * rate * g, params, trained, grads, times
-            )
-        tensors = self._tensors(self.statistics.rms)
+            return jax.tree.map(lambda p, p0, g: p + lambda_ * (p0 - p) - rate * g, params, trained, grads)
+        rms = self.statistics.rms
+        tensors, times = jax.tree.leaves(rms), jax.tree.map(lambda leaf: 1, params)
+        if protocol.as_krause:  # a layer has two kernels and two biases, whose sum is the bias here
+            times["layers"] = [{**layer, "bias": 2} for layer in times["layers"]]
+            tensors = jax.tree.leaves({**rms, "layers": []})
+            for layer, width in zip(rms["layers"], self.network.model.hidden_sizes, strict=True):
+                tensors += [layer["kernel"][:-width], layer["kernel"][-width:], layer["bias"], layer["bias"]]
         if protocol.compatibility == "krause-oldhyper":  # as the option --oldhyper of the paper's code
             root = jnp.sqrt(self.statistics.windows)
             rate, lambda_, epsilon = rate / root, lambda_ / len(tensors), epsilon / root
@@ -100,19 +101,10 @@ class DynamicReader(Reader):
         else:
             mean = jnp.stack([tensor.mean() for tensor in tensors]).mean()
 
-        def step(p, p0, g, tensors, rms):
-            return p + jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p) - tensors * rate * g / (rms + epsilon)
+        def step(p, p0, g, times, rms):
+            return p + jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p) - times * rate * g / (rms + epsilon)
 
-        return jax.tree.map(step, params, trained, grads, times, self.statistics.rms)
-
-    def _tensors(self, tree: Params) -> list[jax.Array]:
-        """The tensors as the protocol counts them: for krause each layer has PyTorch's two kernels and two biases."""
-        if not self.protocol.as_krause:
-            return jax.tree.leaves(tree)
-        found = jax.tree.leaves({**tree, "layers": []})
-        for layer, width in zip(tree["layers"], self.network.model.hidden_sizes, strict=True):
-            found += [layer["kernel"][:-width], layer["kernel"][-width:], layer["bias"], layer["bias"]]
-        return found
+        return jax.tree.map(step, params, trained, grads, times, rms)
 
 
 def gradient_statistics(
