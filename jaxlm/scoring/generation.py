@@ -77,7 +77,11 @@ def drawn(
     a count is not at least 1, or the seed has more than 63 bits.
     """
     check_counts(words=1 if words is None else words, samples=samples)
-    key, position, count = _key(seed), begin(network, sampling, prompt, samples), 1
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise JaxlmError(f"seed must be a whole number from 0 to {2**63 - 1:,}; it is {str(seed)[:40]}")
+    key, high = jax.random.key(int(seed) % 2**32), int(seed) >> 32  # JAX itself takes 32 bits
+    key = jax.random.fold_in(key, high) if high else key
+    position, count = begin(network, sampling, prompt, samples), 1
     left = math.inf if words is None else words
     while left > 0 and not bool(position.done.all()):
         count = int(min(count, left))
@@ -85,14 +89,6 @@ def drawn(
         yield np.asarray(tokens)[:count], np.asarray(log_probs)[:count]
         left -= count
         count = min(2 * count, CHUNK)
-
-
-def _key(seed: int) -> jax.Array:
-    """The key of a seed of 63 bits, of which JAX itself takes 32. Raises JaxlmError for any other seed."""
-    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
-        raise JaxlmError(f"seed must be a whole number from 0 to {2**63 - 1:,}; it is {str(seed)[:40]}")
-    key, high = jax.random.key(int(seed) % 2**32), int(seed) >> 32
-    return jax.random.fold_in(key, high) if high else key
 
 
 def begin(network: Network, sampling: Sampling, ids: np.ndarray, samples: int) -> Position:
