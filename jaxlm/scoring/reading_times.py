@@ -50,8 +50,11 @@ def span_surprisal(
             if vocab.kind == "words" and part.strip():
                 cut = f"the span {start} to {end} cuts a word of {text!r:.80}"
                 raise DataError(f"{where(number)}: {cut}: give whole words")
-            nats = 0.0 if vocab.kind == "words" or not part else _nats(lm, one.ids[: token + 1], part.encode())
-            cuts.append((token, nats / unit))
+            p = 1.0
+            if vocab.kind != "words" and part:  # that the next token begins with the part
+                alike = [data.startswith(part.encode()) for data in vocab.token_bytes]
+                p = max(float(next_word(lm.network, one.ids[: token + 1])[alike].sum()), TINY)
+            cuts.append((token, -math.log(p) / unit))
         (first, before), (last, after) = cuts
         piece = slice(offset + first, offset + max(last + (after > 0), first + 1))
         surprisal = table.surprisal[offset + first : offset + last].sum() + after - before
@@ -74,12 +77,6 @@ def _ends(vocab: Vocab, text: str, sentence: Encoded) -> list[int]:
         end = text.index(word, end) + len(word)
         ends += [end] * tokens
     return ends
-
-
-def _nats(lm: LanguageModel, ids: np.ndarray, part: bytes) -> float:
-    """-log p that the token after some ids begins with a part."""
-    alike = [data.startswith(part) for data in lm.vocab.token_bytes]
-    return -math.log(max(float(next_word(lm.network, ids)[alike].sum()), TINY))
 
 
 def predictors(
