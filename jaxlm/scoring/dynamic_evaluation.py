@@ -217,9 +217,7 @@ class Adaptive:
         self._carry = carry if self._stream else self._carry
         self._done += 1
         if not finite:
-            raise Diverged(
-                f"the gradient of sentence {self._done} is not finite: adapt at a lower rate than {self._rate:g}"
-            )
+            raise Diverged(f"the gradient of sentence {self._done} is not finite: use a lower rate than {self._rate:g}")
         return scores.rows((slice(count), 0))
 
 

@@ -32,7 +32,7 @@ from jaxlm.scoring.reading import GridReader, ModelReader, OneStream, Reader
 from jaxlm.scoring.sentences import Sentence, check_choice, check_words
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.scoring.token_scores import Detail, Network
-from jaxlm.scoring.tokenizers import TOKENIZERS, PTBTokenizer, Tokenizer, at_white_space, is_tokenised
+from jaxlm.scoring.tokenizers import PTBTokenizer, Tokenizer, at_white_space, is_tokenised
 
 BLOCK = 1 << 16  # tokens that are handed to a reader at a time
 READ_ONCE = Cache, Temperature  # whose state depends on no setting: one pass scores a whole grid
@@ -110,7 +110,7 @@ class TrainedModel:
 
     def tokenizer(self, name: str | None = None) -> Tokenizer:
         """The tokenizer of a name, or that of the training text."""
-        check_choice("tokenizer", name or "none", TOKENIZERS)
+        check_choice("tokenizer", name or "none", ("none", "ptb"))
         return self._tokenizers[name or ""]
 
     def cased(self, text: str) -> str:

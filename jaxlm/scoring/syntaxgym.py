@@ -99,9 +99,8 @@ class _Evaluation:
             level, apply = OPERATORS[self._sign]
             takes_truth = level < COMPARISON
             if isinstance(left, bool) != takes_truth:
-                raise self._error(
-                    f"expected {'a comparison before & or |' if takes_truth else '& or | after a comparison'}"
-                )
+                what = "a comparison before & or |" if takes_truth else "& or | after a comparison"
+                raise self._error(f"expected {what}")
             self._advance()
             start, right = self._start, self._expression(level + 1, depth)
             if isinstance(right, bool) != takes_truth:

@@ -23,7 +23,6 @@ MARKS = r"``|''|\.\.\.|--|"  # marks of more than one letter
 LEADING = re.compile(MARKS + rf"[A-Za-z]{{1,2}}\$|[{DOUBLE}{SINGLE}{DASHES}`(\[{{<$#£€*¿¡]")
 TRAILING = re.compile(MARKS + rf"[{DOUBLE}{SINGLE}{DASHES}`)\]}}>%,.;:?!*…]")
 LONGEST_NUMBER = 40  # characters
-TOKENIZERS = ("none", "ptb")  # names of the two that this file has
 ATTACHED = {*CLITICS, "'", *".,;:?!%)]}", "''", "-rrb-", "-rsb-", "-rcb-", "..."}  # joined to the word before them
 OPENING = {*"([{$#£€", "``", "-lrb-", "-lsb-", "-lcb-"}  # joined to the word after them
 READABLE = {**{code: bracket for bracket, code in BRACKETS.items()}, "``": '"', "''": '"', EOS: "\n"}
