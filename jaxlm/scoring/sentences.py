@@ -54,11 +54,8 @@ class Boundaries(NamedTuple):
         own = punctuation == "own"
         begins = np.array([text[:1].isspace() or (own and is_punctuation(text[:1])) for text in texts])
         begins[vocab.eos] = True
-        return Boundaries(
-            begins,
-            np.array([text.isspace() for text in texts]),
-            np.array([own and is_punctuation(text[-1:]) for text in texts]),
-        )
+        blank = np.array([text.isspace() for text in texts])
+        return Boundaries(begins, blank, np.array([own and is_punctuation(text[-1:]) for text in texts]))
 
     def split(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`starts` and `cuts` of a sentence, by the ids [n + 1] of its tokens and the `<eos>` after them."""
@@ -101,8 +98,6 @@ class SentenceReader:
         line = line.lower() if self.lowercase else line
         tokens = self.vocab.tokenize(line.rstrip()) if isinstance(sentence, str) else check_words(sentence)
         found = encode(self.vocab, tokens, oov, where, False, self.blank)
-        if not tokens:
-            return found
         starts, cuts = self.boundaries.split(found.ids[1:])
         words = ["".join(self.vocab.tokens.pieces(tokens[a:b])).strip() for a, b in pairwise(starts)]
         given = sentence.split() if isinstance(sentence, str) else words
