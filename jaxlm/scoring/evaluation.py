@@ -174,8 +174,8 @@ class TrainedModel:
         found, train = protocol_of(protocol), self.config.train
         name, ids, tokens, source = self.read(split, text=text, corpus=corpus, data_dir=data_dir, tokenizer=tokenizer)
         in_rows = source is not None and not isinstance(corpus, str | Path) and split != "test"
-        rows_and_window = (train.batch_size, train.bptt_length) if in_rows else (1, 1)
-        return self._evaluated(ids, name, found, source, data_dir, rows_and_window, tokens)
+        shape = (train.batch_size, train.bptt_length) if in_rows else (1, 1)
+        return self._evaluated(ids, name, self.reader_of(found, source, data_dir), shape, tokens)
 
     def tune(
         self,
@@ -211,7 +211,7 @@ class TrainedModel:
         else:
             for one in every:
                 try:
-                    found.append(self._evaluated(source.valid, text, one, source).perplexity)
+                    found.append(self._evaluated(source.valid, text, self.reader_of(one, source)).perplexity)
                 except Diverged as error:
                     found.append(math.nan)
                     failed = error
@@ -219,7 +219,8 @@ class TrainedModel:
             raise failed
         tried = sorted(zip(every, found, strict=True), key=lambda one: math.inf if math.isnan(one[1]) else one[1])
         best, valid = tried[0]
-        return Tuned(best, valid, tried, self._evaluated(source.test, f"{source.name} test", best, source))
+        test = self._evaluated(source.test, f"{source.name} test", self.reader_of(best, source))
+        return Tuned(best, valid, tried, test)
 
     def read(
         self,
@@ -285,33 +286,26 @@ class TrainedModel:
         return DynamicReader(network, protocol, self._statistics[key], optimizer)
 
     def _evaluated(
-        self,
-        ids: np.ndarray,
-        text: str,
-        protocol: Plain,
-        corpus: Corpus | None,
-        data_dir: str | Path | None = None,
-        rows_and_window: tuple[int, int] = (1, 1),
-        tokens: Sequence[str] = (),
+        self, ids: np.ndarray, text: str, reader: Reader, shape: tuple[int, int] = (1, 1), tokens: Sequence[str] = ()
     ) -> Evaluation:
         """The perplexity of all tokens but the first of a stream [N], called `text`, the state passed on.
 
-        Plainly it is read as B rows in windows of T; every other protocol reads one row. `tokens` are those of a text
-        that has unknown ones, whose size is then its own. `corpus` and `data_dir` are as `reader_of` takes them.
+        Plainly it is read as B rows in windows of T, its shape; every other protocol reads one row. `tokens` are those
+        of a text that has unknown ones, whose size is then its own.
         """
-        unknown = self.vocab.unknown_share(ids)
+        unknown, protocol = self.vocab.unknown_share(ids), reader.protocol
         if type(protocol) is Plain:
-            nats, count = stream_nats(self.config.model, self.params, ids, *rows_and_window)
-            value = perplexity(nats, self.config.optimizer.counted(count, rows_and_window[0]))
+            nats, count = stream_nats(self.config.model, self.params, ids, *shape)
+            value = perplexity(nats, self.config.optimizer.counted(count, shape[0]))
         else:
-            rows_and_window, (ids, count) = (1, 1), _read_and_counted(ids, text, protocol)
-            nats = float(reader_nats(self.reader_of(protocol, corpus, data_dir), ids))
+            shape, (ids, count) = (1, 1), _read_and_counted(ids, text, protocol)
+            nats = float(reader_nats(reader, ids))
             value = perplexity(nats, count)
         if isinstance(protocol, Dynamic) and not math.isfinite(value):
             raise Diverged(
                 f"dynamic evaluation diverged on {text}: lower learning_rate, which is {protocol.learning_rate:g}"
             )
-        size = self.vocab.text_size(ids, *rows_and_window, tokens)
+        size = self.vocab.text_size(ids, *shape, tokens)
         return Evaluation(value, nats, count, text, unknown, **comparable(nats, size))
 
 
