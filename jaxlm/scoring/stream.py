@@ -63,7 +63,6 @@ def stream_nats(
     windows = -(-predictions // length)
     calls = -(-windows * length * batch_size // PREDICTIONS_PER_CALL)
     height = -(-windows // calls) * length
-    nats_per_window = _nats_per_member if members else _nats_per_window
     carry, sums = None, []
     for start in range(0, predictions, height):
 
@@ -73,30 +72,27 @@ def stream_nats(
 
         tokens = put_rows(mesh, (height + 1, batch_size), read)
         count = np.int32(min(predictions - start, height))
-        carry, nats = nats_per_window(model, params, tokens, count, carry, length=length)
+        carry, nats = _nats_per_window(model, params, tokens, count, carry, length=length, members=members)
         sums.append(np.asarray(nats, np.float64))
     nats = np.concatenate(sums, -1).sum(-1)
     return nats if members else float(nats), predictions * batch_size
 
 
-@partial(jax.jit, static_argnames="length")
-def _nats_per_window(model, params, tokens, predictions, carry, *, length):
+@partial(jax.jit, static_argnames=("length", "members"))
+def _nats_per_window(model, params, tokens, predictions, carry, *, length, members):
     """The carry, and summed nats of each window of `length` rows of tokens [W * length + 1, B], of which the first
     `predictions` count; without a carry, from zero.
     """
 
-    def step(carry, start):
-        rows = lax.dynamic_slice_in_dim(tokens, start, length + 1)
-        nats, carry = eval_step(model, params, rows[:-1], rows[1:], carry)
-        counted = (start + jnp.arange(length) < predictions)[:, None]
-        return carry, jnp.where(counted, nats, 0).sum()
+    def read(model, params, carry):
+        def step(carry, start):
+            rows = lax.dynamic_slice_in_dim(tokens, start, length + 1)
+            nats, carry = eval_step(model, params, rows[:-1], rows[1:], carry)
+            counted = (start + jnp.arange(length) < predictions)[:, None]
+            return carry, jnp.where(counted, nats, 0).sum()
 
-    starts = jnp.arange(0, tokens.shape[0] - 1, length)
-    zero = stack.zero_carry(model, tokens.shape[1], params["embedding"].dtype)
-    return lax.scan(step, zero if carry is None else carry, starts)
+        starts = jnp.arange(0, tokens.shape[0] - 1, length)
+        zero = stack.zero_carry(model, tokens.shape[1], params["embedding"].dtype)
+        return lax.scan(step, zero if carry is None else carry, starts)
 
-
-@partial(jax.jit, static_argnames="length")
-def _nats_per_member(models, params, tokens, predictions, carry, *, length):
-    one = partial(_nats_per_window, length=length)
-    return jax.vmap(one, in_axes=(0, 0, None, None, 0))(models, params, tokens, predictions, carry)
+    return (jax.vmap(read) if members else read)(model, params, carry)
