@@ -1,8 +1,6 @@
-"""jaxlm's models in the lm-evaluation-harness (extra `lm-eval`).
+"""jaxlm's models in the lm-evaluation-harness (extra `lm-eval`), which this module starts with them registered.
 
     python -m jaxlm.lm_eval --model jaxlm --model_args run=RUN --tasks TASK
-
-It is `lm_eval`, with the name jaxlm registered.
 
 Words are tokens: a request is split as the run's text was, or by `tokenizer=none` (at white space) or `tokenizer=ptb`.
 """

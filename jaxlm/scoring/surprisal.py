@@ -186,9 +186,8 @@ class WordSurprisals(Table):
         word: as displayed.
         tokens: its tokens as the model reads them, with spaces between; "" for punctuation that it does not have.
         oov: whether a piece is unknown, bool [W].
-        surprisal: of all pieces, float [W]; nan without pieces.
-        entropy: before the first piece, float [W].
-        entropy_reduction: of all pieces, float [W].
+        surprisal, entropy_reduction: of all pieces, float [W]; nan without pieces.
+        entropy: before the first piece, float [W]; nan without pieces.
         unit: bits or nats.
     """
 
