@@ -17,8 +17,6 @@ class Comparison(NamedTuple):
     """Two models on one text, in mean nats a line.
 
     Attributes:
-        text: its name.
-        lines: how many.
         nats, other_nats: of the first model and of the other.
         difference: the other's less the first's, so that below zero the other is better.
         low_95, high_95: the interval that holds the difference of 95% of the bootstrap's samples.

@@ -72,9 +72,8 @@ def drawn(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Draws S texts after a prompt's ids, all at once: the first word, then more and more words together.
 
-    Texts have at most `words` words (None: no end), and end with the id `end` (-1: none). A text is the same whatever S
-    is. Yields words [n, S], -1 after a text's end, and their log-probabilities in nats [n, S]. Raises JaxlmError where
-    a count is not at least 1, or the seed has more than 63 bits.
+    Texts have at most `words` words (None: no end), and end with the id `end` (-1: none). Yields words [n, S], -1 after
+    a text's end, and their log-probabilities in nats [n, S]. Raises JaxlmError for a count below 1 or another seed.
     """
     check_counts(words=1 if words is None else words, samples=samples)
     if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
