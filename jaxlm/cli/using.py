@@ -83,7 +83,7 @@ def compare(args: argparse.Namespace) -> None:
     protocol = given_protocol(args)
     first, other = (loaded(run, args.checkpoint) for run in (args.run, args.other))
 
-    from jaxlm.scoring.comparison import compare
+    from jaxlm.scoring.evaluation import compare
 
     found = compare(first, other, args.split, text=args.text, data_dir=args.data_dir, protocol=protocol)
     if args.json:
