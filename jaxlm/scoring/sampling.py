@@ -37,16 +37,6 @@ class Sampling:
     repetition_penalty: float | None = number(None, "above 1 makes words that were there less likely", above=0)
     banned: jax.Array | None = None
 
-    @property
-    def greedy(self) -> bool:
-        """Whether the temperature is 0, which a float32 rounds the smallest numbers to."""
-        return not self.temperature or not float32(self.temperature)
-
-    def check(self) -> None:
-        for name in ("top_k", "top_p", "min_p"):
-            if self.greedy and getattr(self, name) is not None:
-                raise JaxlmError(f"temperature 0 always takes the likeliest word, and {name} is given: leave one out")
-
 
 def sampling_of(vocab: Vocab, *, ban: Iterable[str] = (), no_unk: bool = False, **numbers: Any) -> Sampling:
     """Sampling by some fields of `Sampling`, by which the words of `ban` and, if `no_unk`, `<unk>` never come.
@@ -61,8 +51,12 @@ def sampling_of(vocab: Vocab, *, ban: Iterable[str] = (), no_unk: bool = False, 
     if mask.all():
         raise JaxlmError("every word of the vocabulary is banned: leave at least one")
     found = checked(Sampling(banned=jnp.asarray(mask) if words else None, **numbers))
+    greedy = not found.temperature or not float32(found.temperature)  # which rounds the smallest numbers to 0
+    for name in ("top_k", "top_p", "min_p"):
+        if greedy and getattr(found, name) is not None:
+            raise JaxlmError(f"temperature 0 always takes the likeliest word, and {name} is given: leave one out")
     top_k = found.top_k and min(found.top_k, len(vocab))
-    return replace(found, temperature=None if found.greedy else found.temperature, top_k=top_k)
+    return replace(found, temperature=None if greedy else found.temperature, top_k=top_k)
 
 
 def draw(
