@@ -53,14 +53,12 @@ class Formula:
 
     def holds(self, surprisals: Mapping[Region, float]) -> bool:
         """Whether the formula holds of an item's surprisals."""
-        return _Evaluation(self.text, "the formula", surprisals).result()
+        return _Evaluation(self.text, "the formula", surprisals).holds
 
 
 def parse(text: str, where: str = "the formula") -> Formula:
     """A formula, which `where` names in an error. Raises DataError, with the column of what is wrong."""
-    evaluation = _Evaluation(text, where, defaultdict(float))
-    evaluation.result()
-    return Formula(text, frozenset(evaluation.regions))
+    return Formula(text, frozenset(_Evaluation(text, where, defaultdict(float)).regions))
 
 
 class _Evaluation:
@@ -70,15 +68,12 @@ class _Evaluation:
         self._text, self._where, self._surprisals, self._next = text, where, surprisals, 0
         self.regions: set[Region] = set()
         self._advance()
-
-    def result(self) -> bool:
-        """The value of the whole formula."""
         value = self._expression(0, 0)
         if self._kind != "end":
             raise self._error("expected an operator or the end")
         if not isinstance(value, bool):
             raise DataError(f"{self._where}: {self._text!r} is a number: expected a comparison, with <, > or =")
-        return value
+        self.holds = value
 
     def _advance(self) -> None:
         found = TOKEN.match(self._text, self._next)
