@@ -254,8 +254,7 @@ class TrainedModel:
         if text is not None:
             tokens = self.tokens(read_string(text, self.vocab.tokens.errors), tokenizer)
             return str(text), self.vocab.encode(tokens), tokens, None
-        if split not in SPLITS:
-            raise JaxlmError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+        check_choice("split", split, SPLITS)
         source = self.find_corpus(corpus, data_dir)
         return f"{source.name} {split}", getattr(source, split), (), source
 

@@ -231,9 +231,7 @@ def _extended(network, banned, position, totals, end):
 
 
 def check_counts(**counts: int) -> None:
-    """Raises JaxlmError where a count is not a whole number, or is below 1."""
+    """Raises JaxlmError where a count is not a whole number from 1 on."""
     for name, value in counts.items():
-        if not isinstance(value, Integral):
-            raise JaxlmError(f"{name} must be a whole number; it is {value!r:.40}")
-        if value < 1:
-            raise JaxlmError(f"{name} must be at least 1; it is {value}")
+        if not isinstance(value, Integral) or value < 1:
+            raise JaxlmError(f"{name} must be a whole number from 1 on; it is {value!r:.40}")
