@@ -18,8 +18,8 @@ from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
 from jaxlm.scoring.reading import FREE, EachSentence, OneStream, carries
 from jaxlm.scoring.sampling import sampling_of
-from jaxlm.scoring.sentences import Encoded, Sentence, SentenceReader, blocks, check_choice, encode, in_regions
-from jaxlm.scoring.surprisal import BLOCK, SurprisalOptions, Surprisals, WordSurprisals, by_word, surprisals
+from jaxlm.scoring.sentences import BLOCK, Encoded, Sentence, SentenceReader, blocks, check_choice, encode, in_regions
+from jaxlm.scoring.surprisal import SurprisalOptions, Surprisals, WordSurprisals, by_word, surprisals
 from jaxlm.scoring.syntaxgym import Suite, SuiteResult, read_suite, score_suite
 from jaxlm.scoring.token_scores import Detail, Network, Scoring
 
@@ -157,10 +157,9 @@ class LanguageModel(TrainedModel):
             encoded = []
             for number, sentence in enumerate(part, first):
                 found = read(sentence, how.oov, where(number))
-                if isinstance(sentence, str) and len(found.tokens) == len(sentence.split()):  # (in the case as given)
-                    pairs = zip(found.tokens, sentence.split(), strict=True)
-                    shown = tuple(given if given.lower() == word else word for word, given in pairs)
-                    found = replace(found, tokens=shown)
+                if len(found.words) == len(found.tokens):  # (in the case as given)
+                    pairs = zip(found.words, found.tokens, strict=True)
+                    found = replace(found, tokens=tuple(one if one.lower() == token else token for one, token in pairs))
                 encoded.append(found)
             yield first, encoded, surprisals(scoring([one.ids for one in encoded]), self.vocab, encoded, how, first)
             first += len(part)

@@ -12,12 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlm.errors import DataError
-from jaxlm.scoring.sentences import SentenceReader, blocks, check_choice, sentence_nats
+from jaxlm.scoring.sentences import BLOCK, SentenceReader, blocks, check_choice, sentence_nats
 from jaxlm.scoring.stimuli import json_lines, text_field
 from jaxlm.scoring.token_scores import Scoring
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5% point
-BLOCK = 1024  # pairs that are read together
 
 
 @dataclass(frozen=True)

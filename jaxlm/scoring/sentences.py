@@ -24,6 +24,7 @@ from jaxlm.scoring.token_scores import Scoring, TokenScores
 from jaxlm.scoring.tokenizers import Tokenizer
 
 Sentence = str | Sequence[str]  # a line, or its words; of pieces of words, the names of its tokens
+BLOCK = 1024  # sentences, or pairs of them, that are read together
 
 
 @dataclass(frozen=True)

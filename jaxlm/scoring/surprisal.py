@@ -21,7 +21,6 @@ from jaxlm.scoring.sentences import Encoded, check_choice, word_nats
 from jaxlm.scoring.token_scores import TokenScores
 
 UNITS = {"bits": math.log(2), "nats": 1.0}  # how many nats one is
-BLOCK = 1024  # sentences that are read together
 
 
 @dataclass(frozen=True)
