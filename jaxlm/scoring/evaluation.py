@@ -61,8 +61,7 @@ class Tuned(NamedTuple):
     """A protocol's settings chosen on one text, and their perplexity on another.
 
     Attributes:
-        protocol: with the settings of the lowest perplexity on valid.
-        valid: the lowest perplexity on valid.
+        protocol, valid: the settings of the lowest perplexity on valid, and this perplexity.
         tried: every protocol with its perplexity on valid; nan where it diverged.
         test: of the test split, which was read once.
     """
