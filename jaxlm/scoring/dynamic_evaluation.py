@@ -192,10 +192,7 @@ class Adaptive:
     """
 
     def __init__(self, network: Network, rate: float, stream: bool, detail: Detail):
-        """With `stream` the carry is passed on between sentences; else each starts from zero.
-
-        Raises JaxlmError where the learning rate is not above 0.
-        """
+        """With `stream` the carry passes from sentence to sentence. Raises JaxlmError where the rate is not above 0."""
         if not 0 < rate < math.inf:
             raise JaxlmError(f"the rate of adaptation must be above 0; it is {rate:g}")
         self.params: Params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), network.params)
