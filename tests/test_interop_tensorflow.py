@@ -248,6 +248,9 @@ def entry(shape: tuple[int, ...], kind: int = 1, shard: int = 0, offset: int = 0
     return number(1, kind) + message(2, dims) + number(3, shard) + number(4, offset) + number(5, size)
 
 
+EMPTY = bytes([6 << 3 | 5]) + struct.pack("<I", masked(crc32c(b"")))  # the checksum of no bytes, as a field of an entry
+
+
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
@@ -259,7 +262,7 @@ def entry(shape: tuple[int, ...], kind: int = 1, shard: int = 0, offset: int = 0
         ({b"Model/embedding": entry((6, 3), kind=7, size=4)}, "something else than floats"),
         ({b"Model/embedding": entry((6, 3), size=72) + message(7, b"")}, "partitioned"),
         ({b"Model/embedding": entry((1,) * 64, size=4)}, "shape"),
-        ({b"Model/embedding": entry((0, 1 << 63))}, "variable 'Model/embedding'"),
+        ({b"Model/embedding": entry((0, 1 << 63)) + EMPTY}, "variable 'Model/embedding'"),
         ({b"Model/embedding": b"\x0f"}, "damaged"),
         ({b"Model/embedding": b"\x08" + b"\xff" * 11}, "64 bits"),
         ({b"": b""}, "how many shards"),
