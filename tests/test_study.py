@@ -347,17 +347,17 @@ def test_a_sweep_with_a_database_keeps_no_password(tmp_path, capsys):
     assert "swordfish" not in "".join(capsys.readouterr())
 
 
-def test_a_worker_waits_while_others_hold_what_is_left(folder, monkeypatch):
+def test_a_worker_that_waits_says_so_once(folder, monkeypatch):
     monkeypatch.setattr(worker_module, "POLL", 0.01)
-    looks = []
+    said, looks = [], []
     holder, other = open_study(folder), open_study(folder)
     held = holder.claim()
     assert held and held.trial.number == 1
     finish(other)
     stop = lambda: 15 if len(looks) == 20 else None  # noqa: E731
     show = lambda: looks.append(0)  # noqa: E731
-    Worker(other, None, None, None, None, stopped=stop, show=show).run()
-    assert len(looks) == 20 and not other.ended
+    Worker(other, None, None, None, None, stopped=stop, show=show, say=said.append).run()
+    assert len(said) == 1 and said[0].startswith("waiting for trials") and not other.ended
     holder.release(held)
     finish(other)
     assert other.ended

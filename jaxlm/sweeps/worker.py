@@ -32,7 +32,7 @@ from jaxlm.sweeps.study import Claim, Study
 from jaxlm.terminal import say
 from jaxlm.training.step import TrainState
 
-POLL = 1.0  # seconds between two looks for a trial whose worker is gone
+POLL, PATIENCE = 1.0, 5  # seconds between two looks for a trial whose worker is gone; looks before it is told
 MOST_ON_CPU, MOST = 8, 32  # members in a group, unless the caller says how many
 
 Shape = tuple[Any, ...]  # everything that members of one program share
@@ -81,12 +81,16 @@ class Worker(Observer):
 
     def run(self) -> None:
         """Works until all trials have ended, or a signal asks to stop."""
+        idle = 0
         try:
             while self.stopped() is None and (self._waiting or self._claim() or not self.study.ended):
                 if self._waiting:
                     self._train(Counter(member.shape for member in self._waiting).most_common(1)[0][0])
                     gc.collect()  # jax 0.12 keeps arrays in cycles, and the next group may need their memory
                 else:  # others train the rest, and one of them may die
+                    idle += 1
+                    if idle == PATIENCE:
+                        self.say("waiting for trials that other processes train: one of them may end early")
                     self.show()
                     time.sleep(POLL)
         finally:
