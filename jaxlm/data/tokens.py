@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from io import BytesIO
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ UNK = "<unk>"  # the token of whatever is outside the vocabulary
 SPACE = "\u2581"  # how SentencePiece writes a space
 MOST_BYTES = 64 << 20  # of a tokenizer's file
 _LONGEST = 4096  # characters of a unit of subwords
+_CACHED = 1 << 17  # units of subwords that are remembered: words come again
 UNITS = re.compile(rf"\n| *[^ \n]{{1,{_LONGEST}}}| +")
 _LINE_ENDS = re.compile(r"[ \t]*\n[ \t\n]*")
 _KEEP_SPACES = b"\x1a\x04\x18\x00\x20\x00"  # merged into a SentencePiece model (protobuf): adds and removes no space
@@ -226,7 +227,7 @@ class Subwords(_Exact):
 
             model = sentencepiece.SentencePieceProcessor(model_proto=self.model)
             names = tuple(map(model.id_to_piece, range(len(model))))
-            return names, names[model.unk_id()], partial(model.encode, out_type=int)
+            return names, names[model.unk_id()], lru_cache(_CACHED)(partial(model.encode, out_type=int))
         try:
             import tokenizers
         except ModuleNotFoundError:
@@ -237,7 +238,7 @@ class Subwords(_Exact):
             raise DataError("the ids of the tokenizer have gaps: take one whose ids are 0, 1, 2 and so on")
         names = tuple(sorted(ids, key=ids.__getitem__))
         unknown = json.loads(self.model)["model"].get("unk_token") or UNK
-        return names, unknown, lambda text: made.encode(text, add_special_tokens=False).ids
+        return names, unknown, lru_cache(_CACHED)(lambda text: made.encode(text, add_special_tokens=False).ids)
 
     @property
     def _is_json(self) -> bool:

@@ -106,9 +106,7 @@ class Vocab:
     def tokenize(self, text: str) -> list[str]:
         """The names of a text's tokens, as if it stood in a file. Raises DataError where it is not Unicode."""
         try:
-            units = self.tokens.units(text)
-            names = {unit: self.tokens.split(unit) for unit in dict.fromkeys(units)}
-            return [name for unit in units for name in names[unit]]
+            return [name for unit in self.tokens.units(text) for name in self.tokens.split(unit)]
         except UnicodeError as error:
             raise DataError(f"the text is not Unicode ({error}): give text in UTF-8") from None
 

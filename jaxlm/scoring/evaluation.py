@@ -191,6 +191,8 @@ class TrainedModel:
         """
         found, train = protocol_of(protocol), self.config.train
         name, ids, tokens, source = self.read(split, text=text, corpus=corpus, data_dir=data_dir, tokenizer=tokenizer)
+        if type(found) is not Plain:  # before dynamic evaluation reads train
+            _read_and_counted(ids, name, found)
         in_rows = source is not None and not isinstance(corpus, str | Path) and split != "test"
         shape = (train.batch_size, train.bptt_length) if in_rows else (1, 1)
         return self._evaluated(ids, name, self.reader_of(found, source, data_dir), shape, tokens)

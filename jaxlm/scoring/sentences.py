@@ -165,7 +165,7 @@ def encode(vocab: Vocab, tokens: Sequence[str], oov: str, where: str, lowercase:
     token is refused, there is none and the sentence may not be `blank`, or the vocabulary has no `<unk>` or no `<eos>`.
     """
     if not tokens and not blank:
-        raise DataError(f"{where} has no words: give at least one")
+        raise DataError(f"{where} has no words: give at least one, or remove it")
     if vocab.kind == "words" and EOS not in vocab.ids:
         raise DataError(f"the vocabulary has no {EOS}, and a sentence's first word is predicted from it")
     read = [word.lower() for word in tokens] if lowercase else tokens
