@@ -12,9 +12,10 @@ from language_models import WORDS, lm_of, small_lm
 
 import jaxlm
 from jaxlm.data import vocab as vocabularies
-from jaxlm.data.tokens import Bytes, Characters
+from jaxlm.data.tokens import Bytes, Characters, Words
 from jaxlm.data.vocab import EOS, TextSize, Vocab
 from jaxlm.report.units import comparable
+from jaxlm.runs import run
 
 
 def uniform(lm):
@@ -50,6 +51,16 @@ def test_the_size_is_of_the_text_that_the_predicted_tokens_add(ids, rows, window
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vocabularies, "BLOCK", block)
         assert vocab.text_size(ids, rows, window) == tuple(expected)
+
+
+@pytest.mark.parametrize("kind", [Words(), Characters(), Bytes()])
+@given(text=st.text("aï \n", min_size=1, max_size=40), block=st.integers(1, 30))
+def test_words_are_counted_from_a_table_of_the_tokens(kind, text, block):
+    vocab = Vocab(kind.names, kind) if kind.names else Vocab.build(kind.units(f"a ï {text}"), kind=kind)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "BLOCK", block)
+        ids = vocab.encode_text(f"a {text}")
+        assert run.word_count(vocab, ids) == vocab.text_size(ids).words
 
 
 @pytest.mark.parametrize("kind", [Characters(), Bytes()])
