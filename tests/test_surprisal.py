@@ -298,6 +298,7 @@ def test_a_text_in_lower_case_keeps_its_own_case_in_the_table():
     lm = replace(small_lm(), config=small_lm().config.replace(lowercase=True))
     table = lm.surprisal(["The DOG"])
     assert table.word == ["The", "DOG"] and table.token == ["the", "dog"]
+    assert lm.surprisal(["The DOG"], punctuation="own").word == ["The", "DOG"]
     assert lm.neighbors("DOG", 2) == lm.neighbors("dog", 2)
     assert "the" not in lm.generate("The", words=20, ban=["THE"])[0].words
 
