@@ -93,6 +93,7 @@ def touch(function: str, mark: Path) -> dict[str, bytes]:
         "builtins.eval",
         "__builtin__.exec",
         "subprocess.Popen",
+        "commands.getoutput",
         "torch.hub.load",
         "numpy.testing._private.utils.runstring",
     ],

@@ -187,7 +187,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_taken_over(tmp_path):
 def test_a_lock_of_another_host_is_taken_over_only_if_nobody_touches_it(tmp_path, monkeypatch, lives, capfd):
     """As on a file system that does not carry the kernel's locks from host to host."""
     monkeypatch.setattr(locking, "SILENCE", 1.0)
-    (tmp_path / ".lock").write_text("process 12 on elsewhere\n")
+    (tmp_path / ".lock").write_text("process 12 on else\x1bwhere\n")
     done = threading.Event()
 
     def touch() -> None:
@@ -198,7 +198,7 @@ def test_a_lock_of_another_host_is_taken_over_only_if_nobody_touches_it(tmp_path
     holder.start()
     try:
         if lives:
-            with pytest.raises(RunDirError, match="in use by process 12 on elsewhere"), lock(tmp_path):
+            with pytest.raises(RunDirError, match=r"in use by process 12 on else\\x1bwhere"), lock(tmp_path):
                 pass
         else:
             with lock(tmp_path):
@@ -206,7 +206,7 @@ def test_a_lock_of_another_host_is_taken_over_only_if_nobody_touches_it(tmp_path
     finally:
         done.set()
         holder.join()
-    assert "was left by process 12 on elsewhere: waiting up to" in capfd.readouterr().err
+    assert r"was left by process 12 on else\x1bwhere: waiting up to" in capfd.readouterr().err
 
 
 def test_a_holder_shows_that_it_lives(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import read_bytes, reader
@@ -56,7 +57,7 @@ def to_tensorflow(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in variables.items()}
 
 
-def from_tensorflow(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def from_tensorflow(variables: Mapping[str, ArrayLike]) -> dict[str, Any]:
     """The parameter tree of `to_tensorflow`'s variables, under any scope.
 
     Args:
@@ -96,7 +97,7 @@ def _roles(variables: Mapping[str, Any]) -> tuple[dict[str, str], int, set[str]]
     Without a role are slots of the optimiser, averages and scalars. Raises JaxlmError as `by_role`.
     """
     plain = {name.removesuffix(":0") for name in variables}
-    left = {name for name, one in variables.items() if not one.shape or name.rpartition("/")[0] in plain}
+    left = {name for name, one in variables.items() if not np.shape(one) or name.rpartition("/")[0] in plain}
     return *by_role([name for name in variables if name not in left], _role, _ENDS.values(), ["kernel", "bias"]), left
 
 

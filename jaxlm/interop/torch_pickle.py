@@ -115,11 +115,15 @@ def unpickle(stream: BinaryIO, storage: Callable[[Any], np.ndarray]) -> Any:
         stack.append(value)
 
 
+# Python's own modules, of Python 2 too.
+_LIBRARY = sys.stdlib_module_names | {"copy_reg", "commands", "popen2", "cPickle", "cStringIO", "imp"}
+
+
 def _named(module: str, name: str) -> Global:
     if len(module) + len(name) > MOST_NAME:
         raise JaxlmError(f"its pickle is damaged: the name of a class has over {MOST_NAME} letters")
     found = Global(f"{'builtins' if module == '__builtin__' else module}.{name}")
-    if found.split(".")[0] in sys.stdlib_module_names and found not in _CALLS:
+    if found.split(".")[0] in _LIBRARY and found not in _CALLS:
         raise JaxlmError(f"it asks for {shown(found)}, which is no part of a model and could run code; nothing was run")
     return found
 

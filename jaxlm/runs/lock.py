@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 from jaxlm.errors import RunDirError
 from jaxlm.files import Folder, explained
-from jaxlm.terminal import say_line
+from jaxlm.terminal import printable, say_line
 
 NAME = ".lock"
 ELSEWHERE = "fix that, or choose another --run-dir"
@@ -88,7 +88,7 @@ def _take(file: BinaryIO, folder: Folder) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         free = False
-    named, host = os.pread(file.fileno(), 200, 0).decode(errors="replace").strip(), socket.gethostname()
+    named, host = printable(os.pread(file.fileno(), 200, 0).decode(errors="replace").strip()), socket.gethostname()
     if free and named and not named.endswith(f" on {host}"):
         wait = f"waiting up to {SILENCE:g} s to see whether that process is dead"
         say_line(f"{folder.path} was left by {named}: {wait}", sys.stderr)
