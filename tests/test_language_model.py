@@ -112,6 +112,13 @@ def test_questions_that_cannot_be_answered(lm, ask, error, message):
         ask(lm)
 
 
+def test_a_text_is_refused_before_dynamic_evaluation_reads_train(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxlm.scoring.evaluation.gradient_statistics", lambda *_: pytest.fail("train was read"))
+    (tmp_path / "text").write_text("word")
+    with pytest.raises(DataError, match="too few to evaluate"):
+        lm.evaluate(text=tmp_path / "text", protocol="dynamic")
+
+
 def test_there_is_nothing_to_load_in_another_directory(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoints"):
         jaxlm.load(tmp_path)

@@ -191,11 +191,9 @@ class TrainedModel:
         """
         found, train = protocol_of(protocol), self.config.train
         name, ids, tokens, source = self.read(split, text=text, corpus=corpus, data_dir=data_dir, tokenizer=tokenizer)
-        if type(found) is not Plain:  # before dynamic evaluation reads train
-            _read_and_counted(ids, name, found)
         in_rows = source is not None and not isinstance(corpus, str | Path) and split != "test"
         shape = (train.batch_size, train.bptt_length) if in_rows else (1, 1)
-        return self._evaluated(ids, name, self.reader_of(found, source, data_dir), shape, tokens)
+        return self._evaluated(ids, name, found, source, data_dir, shape, tokens)
 
     def tune(
         self,
@@ -231,7 +229,7 @@ class TrainedModel:
         else:
             for one in every:
                 try:
-                    found.append(self._evaluated(source.valid, text, self.reader_of(one, source)).perplexity)
+                    found.append(self._evaluated(source.valid, text, one, source).perplexity)
                 except Diverged as error:
                     found.append(math.nan)
                     failed = error
@@ -239,8 +237,7 @@ class TrainedModel:
             raise failed
         tried = sorted(zip(every, found, strict=True), key=lambda one: math.inf if math.isnan(one[1]) else one[1])
         best, valid = tried[0]
-        test = self._evaluated(source.test, f"{source.name} test", self.reader_of(best, source))
-        return Tuned(best, valid, tried, test)
+        return Tuned(best, valid, tried, self._evaluated(source.test, f"{source.name} test", best, source))
 
     def read(
         self,
@@ -305,20 +302,27 @@ class TrainedModel:
         return DynamicReader(network, protocol, self._statistics[key], optimizer)
 
     def _evaluated(
-        self, ids: np.ndarray, text: str, reader: Reader, shape: tuple[int, int] = (1, 1), tokens: Sequence[str] = ()
+        self,
+        ids: np.ndarray,
+        text: str,
+        protocol: Plain,
+        corpus: Corpus | None,
+        data_dir: str | Path | None = None,
+        shape: tuple[int, int] = (1, 1),
+        tokens: Sequence[str] = (),
     ) -> Evaluation:
         """The perplexity of all tokens but the first of a stream [N], called `text`, the state passed on.
 
         Plainly it is read as B rows in windows of T, its shape; every other protocol reads one row. `tokens` are those
-        of a text that has unknown ones, whose size is then its own.
+        of a text that has unknown ones, whose size is then its own; `corpus` and `data_dir` are those of `reader_of`.
         """
-        unknown, protocol = self.vocab.unknown_share(ids), reader.protocol
+        unknown = self.vocab.unknown_share(ids)
         if type(protocol) is Plain:
             nats, count = stream_nats(self.config.model, self.params, ids, *shape)
             value = perplexity(nats, self.config.optimizer.counted(count, shape[0]))
         else:
             shape, (ids, count) = (1, 1), _read_and_counted(ids, text, protocol)
-            nats = float(reader_nats(reader, ids))
+            nats = float(reader_nats(self.reader_of(protocol, corpus, data_dir), ids))
             value = perplexity(nats, count)
         if isinstance(protocol, Dynamic) and not math.isfinite(value):
             raise Diverged(

@@ -36,7 +36,6 @@ class Reader:
     B texts side by side have the state `start_all` and are read by `read_all`; a reader may override these two instead.
     """
 
-    protocol: Any
     segment: Any = None  # tokens T that must be read together; None: any number
     most_sentences: Any = SENTENCES[-1]  # that may be read side by side
 
