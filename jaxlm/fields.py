@@ -51,10 +51,17 @@ def probability(help: str, **options: Any) -> Any:
     return number(None, f"probability that {help}", above=0, high=1, **options)
 
 
-def count(default: int | tuple[int, ...] | None, help: str, unit: str = "", low: int = 0, **options: Any) -> Any:
+def count(
+    default: int | tuple[int, ...] | None,
+    help: str,
+    unit: str = "",
+    low: int = 0,
+    high: float = 2**31 - 1,
+    **options: Any,
+) -> Any:
     """A static whole number, or a tuple of such; None is allowed where it is the default."""
     kind = tuple if isinstance(default, tuple) else int
-    return _declared(default, Spec(kind, help, unit, low, optional=default is None, **{"high": 2**31 - 1, **options}))
+    return _declared(default, Spec(kind, help, unit, low, high, optional=default is None, **options))
 
 
 def flag(default: bool, help: str, **options: Any) -> Any:

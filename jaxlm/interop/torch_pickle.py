@@ -189,6 +189,10 @@ def _attribute(target: Any = None, *_: Any) -> Instance:
     return Instance()
 
 
+_PARAMETER = """
+torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state
+torch.nn.parameter.Parameter torch.nn.parameter.Buffer torch.autograd.variable.Variable
+"""
 _INERT = """
 builtins.int builtins.long builtins.float builtins.complex builtins.bool builtins.str builtins.unicode builtins.bytes
 builtins.bytearray builtins.slice builtins.range builtins.xrange builtins.object
@@ -211,9 +215,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
         (lambda *_: [], "collections.deque"),
         (_attribute, "builtins.getattr"),
         (_tensor, "torch._utils._rebuild_tensor torch._utils._rebuild_tensor_v2"),
-        (lambda tensor, *_: tensor, "torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state"),
-        (lambda tensor, *_: tensor, "torch.nn.parameter.Parameter torch.nn.parameter.Buffer"),
-        (lambda tensor, *_: tensor, "torch.autograd.variable.Variable"),
+        (lambda tensor, *_: tensor, _PARAMETER),
     )
     for name in names.split()
 }

@@ -79,7 +79,7 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
 
 def holder(folder: Folder) -> str:
     """The process that holds a run directory, or died while it did; empty where it was released. Raises OSError."""
-    return folder.read(NAME, 200).decode(errors="replace").strip() if folder.exists(NAME) else ""
+    return _named(folder.read(NAME, 200)) if folder.exists(NAME) else ""
 
 
 def _take(file: BinaryIO, folder: Folder) -> None:
@@ -88,7 +88,7 @@ def _take(file: BinaryIO, folder: Folder) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         free = False
-    named, host = printable(os.pread(file.fileno(), 200, 0).decode(errors="replace").strip()), socket.gethostname()
+    named, host = _named(os.pread(file.fileno(), 200, 0)), socket.gethostname()
     if free and named and not named.endswith(f" on {host}"):
         wait = f"waiting up to {SILENCE:g} s to see whether that process is dead"
         say_line(f"{folder.path} was left by {named}: {wait}", sys.stderr)
@@ -99,6 +99,10 @@ def _take(file: BinaryIO, folder: Folder) -> None:
         )
     os.ftruncate(file.fileno(), 0)
     os.write(file.fileno(), f"process {os.getpid()} on {host}\n".encode())
+
+
+def _named(line: bytes) -> str:
+    return printable(line.decode(errors="replace").strip())
 
 
 def _beat(descriptor: int, done: threading.Event) -> None:
