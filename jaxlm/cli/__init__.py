@@ -1,16 +1,9 @@
 """The command line: arguments and exit codes (`EXIT_CODES` in `ending.py`) only.
 
-A verb is one function, in one of the files imported below (or a new one, to be imported here):
-
-    @verb("the nats of every word of a text", RUN, CHECKPOINT, argument("text"))
-    def surprisal(args: argparse.Namespace) -> None:
-        from jaxlm.scoring.surprisal import surprisal  # heavy imports inside, so that `jaxlm --help` is instant
-
-        for word, nats in surprisal(loaded(args.run, args.checkpoint), args.text):
-            say_line(f"{nats:.4f}  {word}")
-
-Its name is the function's (`minimal_pairs` is `jaxlm minimal-pairs`). It returns an exit code or None, raises
-JaxlmError for a mistake, and prints by `terminal.say` alone. `ending.py` turns exceptions into exit codes.
+A verb is one function under `@verb`, in one of the files imported below or a new one, to be imported here (`perplexity`
+in `using.py` is an example). `import_` is `jaxlm import`, `minimal_pairs` is `jaxlm minimal-pairs`. A verb imports
+heavy modules inside, so that `jaxlm --help` is instant. It returns an exit code or None, raises JaxlmError for a
+mistake, and prints by `terminal.say` alone. `ending.py` turns exceptions into exit codes.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxlm.cli.ending import FAILED, SIGNALLED
 from jaxlm.cli.parsing import Parser, add_config_flags, add_field, changes, starting_config, whole
-from jaxlm.cli.verbs import DATA_DIR, RUN, Adder, argument, check_run, loaded, pathname, switch, verb
+from jaxlm.cli.verbs import DATA_DIR, RUN, argument, check_run, loaded, pathname, switch, verb
 from jaxlm.config.config import KINDS, PRESETS, Config, changed_kinds, preset
 from jaxlm.config.settings import DataConfig
 from jaxlm.errors import JaxlmError
@@ -21,8 +21,7 @@ from jaxlm.fields import specs
 from jaxlm.terminal import say, say_line
 
 RUNS = Path("runs")
-_EPILOG = f"presets: {', '.join(PRESETS)}"
-EPILOG = textwrap.fill(_EPILOG, 78, subsequent_indent="  ", break_on_hyphens=False)
+EPILOG = textwrap.fill(f"presets: {', '.join(PRESETS)}", 78, subsequent_indent="  ", break_on_hyphens=False)
 START = (
     argument("--preset", metavar="NAME", values=[*PRESETS], help="the recipe to start from, see below (default small)"),
     pathname("--config", "FILE", "start from a config.json instead"),
@@ -55,15 +54,10 @@ def new_run(label: str) -> Path:
     return found
 
 
-def run_dir(default: str) -> Adder:
-    """`--run-dir`."""
-    return pathname("--run-dir", "DIR", f"where everything is kept (default: {default})")
-
-
 @verb(
     "train a model",
     *START,
-    run_dir("runs/PRESET-DATE-TIME"),
+    pathname("--run-dir", "DIR", "where everything is kept (default: runs/PRESET-DATE-TIME)"),
     switch("--resume", "resume --run-dir, or the newest run that has not finished"),
     pathname("--init", "RUN", "begin from another run's parameters and text"),
     switch("--report", "write RUN/report.html at the end"),
@@ -226,7 +220,7 @@ def import_(args: argparse.Namespace) -> None:
     argument("--workers", type=whole(1), metavar="N", help="processes (default: one a core for a long sweep)"),
     argument("--group", type=whole(1), metavar="M", rare=True, help="members in one program (default: by memory)"),
     argument("--storage", metavar="URL", rare=True, help=STORAGE),
-    run_dir("runs/PRESET-sweep-DATE-TIME"),
+    pathname("--run-dir", "DIR", "where everything is kept (default: runs/PRESET-sweep-DATE-TIME)"),
     switch("--resume", "resume the sweep in --run-dir, or join its processes"),
     # Makes this one of the sweep's processes: options of `supervisor.join` in JSON.
     argument("--worker", type=json.loads, help=argparse.SUPPRESS),
