@@ -47,14 +47,10 @@ class MinGRU(Recurrent):
         from jaxlm.ops.product import product
         from jaxlm.ops.scans import last_step, linear_recurrence
 
-        *gates, candidate = jnp.split(product(x, params["kernel"], x.dtype) + params["bias"], self.gates, -1)
-        gate = self.written(*gates)
-        y = linear_recurrence(jax.nn.sigmoid(-gate), jax.nn.sigmoid(gate) * candidate, state)
+        *gates, n = jnp.split(product(x, params["kernel"], x.dtype) + params["bias"], self.gates, -1)
+        z = gates[0] if len(gates) == 1 else jax.nn.log_sigmoid(gates[1]) - jax.nn.log_sigmoid(gates[0])
+        y = linear_recurrence(jax.nn.sigmoid(-z), jax.nn.sigmoid(z) * n, state)
         return y.astype(x.dtype), last_step(y, length)
-
-    def written(self, *gates: Float[Array, "T B H"]) -> Float[Array, "T B H"]:
-        """The logit of the share of the candidate in the new h, from the gates' logits."""
-        return gates[0]
 
 
 @dataclass(frozen=True)
@@ -62,9 +58,3 @@ class MinLSTM(MinGRU):
     """Minimal LSTM, whose gates depend on the input alone and sum to one (Feng et al. 2024, arXiv:2410.01201)."""
 
     gates: ClassVar[int] = 3
-
-    def written(self, *gates: Float[Array, "T B H"]) -> Float[Array, "T B H"]:
-        import jax
-
-        forget, write = gates
-        return jax.nn.log_sigmoid(write) - jax.nn.log_sigmoid(forget)
