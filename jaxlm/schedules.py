@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxlm.fields import number
+from jaxlm.late import jax, jnp
 
 if TYPE_CHECKING:
-    import jax
-
     Number = jax.Array | int | float
 
 
@@ -47,8 +46,6 @@ class Piecewise(Schedule):
     decay_every: float | None = number(None, "epochs from one decay to the next (none: 1)", "epochs", above=0)
 
     def factor(self, step: Number, epoch: Number, total: Number, lowered: Number | None = None) -> jax.Array:
-        import jax.numpy as jnp
-
         late = epoch + self.schedule_offset - self.hold
         late = late if self.decay_every is None else jnp.floor(late / self.decay_every)
         return self.decay ** jnp.maximum(late, 0.0)
@@ -63,8 +60,6 @@ class Cosine(Schedule):
     final: float = number(0.01, "factor on the rate at the end", low=0, high=1)
 
     def factor(self, step: Number, epoch: Number, total: Number, lowered: Number | None = None) -> jax.Array:
-        import jax.numpy as jnp
-
         risen, progress = _warm_up(self.warmup, step, total)
         return risen * (self.final + (1 - self.final) * (1 + jnp.cos(jnp.pi * progress)) / 2)
 
@@ -92,8 +87,6 @@ class Plateau(Schedule):
     )
 
     def factor(self, step: Number, epoch: Number, total: Number, lowered: Number | None = None) -> jax.Array:
-        import jax.numpy as jnp
-
         return jnp.asarray(1.0 if lowered is None else lowered, jnp.float32)
 
 
@@ -102,7 +95,5 @@ SCHEDULES: dict[str, type[Schedule]] = {"piecewise": Piecewise, "cosine": Cosine
 
 def _warm_up(warmup: Number, step: Number, total: Number) -> tuple[jax.Array, jax.Array]:
     """How far the rate has risen, and the progress from the warm-up's end to the run's end, both in [0, 1]."""
-    import jax.numpy as jnp
-
     risen = jnp.minimum((step + 1) / jnp.maximum(warmup * total, 1.0), 1.0)
     return risen, jnp.clip((step - warmup * total) / jnp.maximum((1 - warmup) * total, 1.0), 0.0, 1.0)

@@ -16,6 +16,7 @@ LAYERS = [
     "errors",
     "terminal",
     "sealed",
+    "late",
     "files",
     "fields",
     "distributed",

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict
 
+from jaxlm.late import jax, jnp
 from jaxlm.models.recurrent import CellNoise, Recurrent, head_count, uniform
 
 if TYPE_CHECKING:
@@ -49,9 +50,6 @@ class GatedDeltaNet(Recurrent):
     heads: int = head_count()
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
-        import jax
-        import jax.numpy as jnp
-
         keys, scale, N = jax.random.split(key, 5), self.layer_scale(inputs), self.heads
         step = 10 ** jax.random.uniform(keys[0], (N,), minval=-3.0, maxval=-1.0)  # the decay begins as Mamba-2's
         return {
@@ -64,17 +62,12 @@ class GatedDeltaNet(Recurrent):
         }
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> DeltaState:
-        import jax.numpy as jnp
-
         D = width // self.heads
         return DeltaState(jnp.zeros((rows, self.heads, D, D), dtype), jnp.zeros((rows, TAPS - 1, 3 * width), dtype))
 
     def apply_layer(
         self, params: Layer, x: Float[Array, "T B E"], state: DeltaState, noise: CellNoise, length: Length
     ) -> tuple[Float[Array, "T B H"], DeltaState]:
-        import jax
-        import jax.numpy as jnp
-
         from jaxlm.ops.activations import rms_norm, unit_norm
         from jaxlm.ops.linear_attention import linear_attention
         from jaxlm.ops.product import product

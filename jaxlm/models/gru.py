@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypedDict
 
+from jaxlm.late import jax, jnp
 from jaxlm.models.recurrent import CellNoise, Recurrent, torch_biases, uniform, weight_drop
 
 if TYPE_CHECKING:
@@ -33,9 +34,6 @@ class GRU(Recurrent):
     keep_recurrent_weights: float | None = weight_drop()
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
-        import jax
-        import jax.numpy as jnp
-
         from_input, from_state = jax.random.split(key)
         scale, bias, recurrent_bias = self.layer_scale(width), jnp.zeros(3 * width), jnp.zeros(width)
         if self.torch_init:  # h's bias of the candidate, which the reset gate multiplies, is one of its own
@@ -62,8 +60,6 @@ class GRU(Recurrent):
 def _cell(
     linear: Linear, h: Float[Array, "B H"], projected: Float[Array, "B 3*H"], recurrent_bias: Float[Array, " H"]
 ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
-    import jax.numpy as jnp
-
     from jaxlm.ops.activations import sigmoid
 
     gates = 2 * h.shape[-1]

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from jaxlm.late import jax, jnp
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
 
 if TYPE_CHECKING:
@@ -35,9 +36,6 @@ class Hawk(Recurrent):
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
         """As other layers, but for the decay: with r = 1/8, a is spread over 0.9 to 0.999 as published."""
-        import jax
-        import jax.numpy as jnp
-
         of_decay, *keys = jax.random.split(key, 6)
         N, D = self.heads, width // self.heads
         shapes = {
@@ -57,16 +55,11 @@ class Hawk(Recurrent):
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> dict[str, Array]:
         """`h` [B, H], and `inputs` [B, 3, H] of the convolution before the next one."""
-        import jax.numpy as jnp
-
         return {"h": jnp.zeros((rows, width), dtype), "inputs": jnp.zeros((rows, REACH - 1, width), dtype)}
 
     def apply_layer(
         self, params: Params, x: Float[Array, "T B E"], state: dict[str, Array], noise: CellNoise, length: Length
     ) -> tuple[Float[Array, "T B H"], dict[str, Array]]:
-        import jax
-        import jax.numpy as jnp
-
         from jaxlm.ops.activations import rms_norm
         from jaxlm.ops.product import contraction, product
         from jaxlm.ops.scans import last_step, linear_recurrence, short_convolution

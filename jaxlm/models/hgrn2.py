@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxlm.fields import number
+from jaxlm.late import jax, jnp
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
 
 if TYPE_CHECKING:
@@ -35,16 +36,11 @@ class HGRN2(Recurrent):
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> Float[Array, "B N D D"]:
         """S, gates by values, of N heads with D = H / N units."""
-        import jax.numpy as jnp
-
         return jnp.zeros((rows, self.heads, width // self.heads, width // self.heads), dtype)
 
     def apply_layer(
         self, params: Params, x: Float[Array, "T B E"], state: Float[Array, "B N D D"], noise: CellNoise, length: Length
     ) -> tuple[Float[Array, "T B H"], Float[Array, "B N D D"]]:
-        import jax
-        import jax.numpy as jnp
-
         from jaxlm.ops.activations import rms_norm
         from jaxlm.ops.linear_attention import linear_attention
         from jaxlm.ops.product import product

@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxlm.fields import specs
+from jaxlm.late import jax
 from jaxlm.models.gated_deltanet import GatedDeltaNet
 from jaxlm.models.gru import GRU
 from jaxlm.models.hawk import Hawk
@@ -33,8 +34,6 @@ def register(kind: type) -> None:
     (`jax.tree_util.register_dataclass` will not do: of two classes with the same fields it makes equal trees, and
     `jax.jit` may then take one's program for the other's, wherever their hashes happen to meet.)
     """
-    import jax
-
     numbers = [name for name, spec in specs(kind).items() if spec.type is float]
     static = [name for name in specs(kind) if name not in numbers]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from jaxlm.fields import number
+from jaxlm.late import jnp
 from jaxlm.models.recurrent import CellNoise, Recurrent, state_dropout, torch_biases, uniform, weight_drop
 
 if TYPE_CHECKING:
@@ -29,15 +30,11 @@ class LSTM(Recurrent):
     keep_state: float | None = state_dropout()
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
-        import jax.numpy as jnp
-
         scale = self.layer_scale(width)
         bias = sum(torch_biases(key, scale, 4 * width) if self.torch_init else (), jnp.zeros(4 * width))
         return {"kernel": uniform(key, scale, inputs + width, 4 * width), "bias": bias}
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> LSTMState:
-        import jax.numpy as jnp
-
         from jaxlm.ops.lstm import LSTMState
 
         return LSTMState(jnp.zeros((rows, width), dtype), jnp.zeros((rows, width), dtype))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypedDict
 
+from jaxlm.late import jax, jnp
 from jaxlm.models.recurrent import CellNoise, Recurrent, torch_biases, uniform
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ class MinGRU(Recurrent):
     gates: ClassVar[int] = 2
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
-        import jax.numpy as jnp
-
         scale = self.layer_scale(inputs)  # in PyTorch the layer is a Linear, with one bias
         size = self.gates * width
         bias = torch_biases(key, scale, size)[0] if self.torch_init else jnp.zeros(size)
@@ -41,9 +40,6 @@ class MinGRU(Recurrent):
     def apply_layer(
         self, params: Layer, x: Float[Array, "T B E"], state: Float[Array, "B H"], noise: CellNoise, length: Length
     ) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
-        import jax
-        import jax.numpy as jnp
-
         from jaxlm.ops.product import product
         from jaxlm.ops.scans import last_step, linear_recurrence
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import choice, count, flag, number, probability
+from jaxlm.late import jax, jnp
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, state_dropout, torch_biases, uniform, weight_drop
 
@@ -56,9 +57,6 @@ class Mogrifier(Recurrent):
             )
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
-        import jax
-        import jax.numpy as jnp
-
         kernel_key, *keys = jax.random.split(key, self.rounds + 1)
         scale, size = self.layer_scale(width), self.gates * width
         bias = jnp.zeros(size).at[-2 * width : -width].set(self.forget_bias)
@@ -91,9 +89,6 @@ class Mogrifier(Recurrent):
 
 def _init_round(key: PRNGKeyArray, scale: Scalar | float, rank: int, inputs: int, outputs: int) -> Params:
     """One round's weights; a product of two matrices varies as much as the full one would."""
-    import jax
-    import jax.numpy as jnp
-
     if not rank:
         return {"full": uniform(key, scale, inputs, outputs), "bias": jnp.zeros(outputs)}
     left, right = jax.random.split(key)
@@ -107,6 +102,4 @@ def _init_round(key: PRNGKeyArray, scale: Scalar | float, rank: int, inputs: int
 
 def _scaled(kept: Bool[Array, "B H"] | None, keep: Scalar | float | None) -> Float[Array, "B H"] | None:
     """What a mask multiplies by: 1 / keep where a unit is kept, else 0."""
-    import jax.numpy as jnp
-
     return None if kept is None or keep is None else jnp.where(kept, 1 / keep, 0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import choice, count, flag, number, probability, setting_text
+from jaxlm.late import jax, jnp
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
@@ -123,8 +124,6 @@ class Recurrent:
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> State:
         """A layer's carry before the first token, arrays [rows, width]."""
-        import jax.numpy as jnp
-
         return jnp.zeros((rows, width), dtype)
 
     def apply_layer(
@@ -204,8 +203,6 @@ def state_dropout() -> Any:
 
 def uniform(key: PRNGKeyArray, scale: Scalar | float, *shape: int) -> Float[Array, " ..."]:
     """Initial values, uniform in +-scale."""
-    import jax
-
     return scale * jax.random.uniform(key, shape, minval=-1.0)
 
 
@@ -213,7 +210,5 @@ def torch_biases(
     key: PRNGKeyArray, scale: Scalar | float, size: int
 ) -> tuple[Float[Array, " {size}"], Float[Array, " {size}"]]:
     """The biases of x and of h that PyTorch's recurrent layers begin with, uniform in +-scale."""
-    import jax
-
     of_x, of_h = jax.random.split(jax.random.fold_in(key, 0))
     return uniform(of_x, scale, size), uniform(of_h, scale, size)

@@ -25,6 +25,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict
 
 from jaxlm.fields import number
+from jaxlm.late import jax, jnp
 from jaxlm.models.recurrent import CellNoise, Recurrent, head_count, uniform
 
 if TYPE_CHECKING:
@@ -65,9 +66,6 @@ class SLSTM(Recurrent):
     heads: int = head_count()
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> SLSTMLayer:
-        import jax
-        import jax.numpy as jnp
-
         from_input, from_state = jax.random.split(key)
         D = width // self.heads
         return {
@@ -78,15 +76,11 @@ class SLSTM(Recurrent):
         }
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> SLSTMState:
-        import jax.numpy as jnp
-
         return SLSTMState(*jnp.zeros((4, rows, width), dtype))
 
     def apply_layer(
         self, params: SLSTMLayer, x: Float[Array, "T B E"], state: SLSTMState, noise: CellNoise, length: Length
     ) -> tuple[Float[Array, "T B H"], SLSTMState]:
-        import jax.numpy as jnp
-
         from jaxlm.ops.activations import layer_norm
         from jaxlm.ops.product import product
         from jaxlm.ops.recurrence import recurrence
@@ -103,9 +97,6 @@ class SLSTM(Recurrent):
 def _slstm_cell(
     heads: int, linear: Linear, state: SLSTMState, projected: Float[Array, "B 4*H"], _: None
 ) -> tuple[SLSTMState, Float[Array, "B H"]]:
-    import jax
-    import jax.numpy as jnp
-
     from jaxlm.ops.activations import sigmoid
 
     c, n, m, h = state
@@ -143,9 +134,6 @@ class MLSTM(Recurrent):
     )
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> MLSTMLayer:
-        import jax
-        import jax.numpy as jnp
-
         of_kernel, of_gate = jax.random.split(key)
         scale, N = self.layer_scale(inputs), self.heads
         return {
@@ -157,17 +145,12 @@ class MLSTM(Recurrent):
         }
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> MLSTMState:
-        import jax.numpy as jnp
-
         shape, D = (rows, self.heads), width // self.heads
         return MLSTMState(jnp.zeros((*shape, D, D), dtype), jnp.zeros((*shape, D), dtype), jnp.zeros(shape, dtype))
 
     def apply_layer(
         self, params: MLSTMLayer, x: Float[Array, "T B E"], state: MLSTMState, noise: CellNoise, length: Length
     ) -> tuple[Float[Array, "T B H"], MLSTMState]:
-        import jax
-        import jax.numpy as jnp
-
         from jaxlm.ops.activations import layer_norm
         from jaxlm.ops.linear_attention import linear_attention
         from jaxlm.ops.product import product

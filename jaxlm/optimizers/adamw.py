@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jaxlm.fields import count, number
+from jaxlm.late import optax
 from jaxlm.optimizers.optimizer import Optimizer, average_latest, matrices
 
 if TYPE_CHECKING:
-    import optax
-
     from jaxlm.models.recurrent import Recurrent
     from jaxlm.optimizers.optimizer import Number
 
@@ -37,8 +36,6 @@ class Adaptive(Optimizer):
 
     def adam(self) -> optax.GradientTransformation:
         """Adam's direction, before the rate."""
-        import optax
-
         return optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)
 
 
@@ -50,8 +47,6 @@ class AdamW(Adaptive):
     weight_decay: float = number(0.0, "decay of the matrices, times the learning rate", low=0)
 
     def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
-        import optax
-
         return optax.chain(
             self.adam(),
             optax.add_decayed_weights(self.weight_decay, matrices),

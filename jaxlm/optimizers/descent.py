@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import count, flag, number
+from jaxlm.late import optax
 from jaxlm.optimizers.optimizer import Optimizer, average_latest
 
 if TYPE_CHECKING:
-    import optax
-
     from jaxlm.models.recurrent import Recurrent
     from jaxlm.optimizers.optimizer import Number
 
@@ -29,8 +28,6 @@ class Descent(Optimizer):
 
     def decay(self) -> list[optax.GradientTransformation]:
         """The decay of all parameters, added to the gradient as PyTorch's SGD adds it; []: none."""
-        import optax
-
         return [] if self.weight_decay is None else [optax.add_decayed_weights(self.weight_decay)]
 
 
@@ -45,8 +42,6 @@ class SGD(Descent):
         return super().keeps_rows(tied) and self.momentum is None
 
     def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
-        import optax
-
         return optax.chain(*self.decay(), optax.sgd(self.learning_rate * factor, self.momentum, self.nesterov))
 
 
@@ -68,6 +63,4 @@ class ASGD(Descent):
             raise JaxlmError("average_decay and the optimizer asgd both average the parameters: leave one of them out")
 
     def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
-        import optax
-
         return optax.chain(*self.decay(), optax.sgd(self.learning_rate * factor))

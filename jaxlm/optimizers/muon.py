@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.fields import choice, count, flag, number
+from jaxlm.late import jax, jnp, optax
 from jaxlm.optimizers.adamw import Adaptive
 from jaxlm.optimizers.optimizer import matrices
 
 if TYPE_CHECKING:
-    import optax
-
     from jaxlm.models.recurrent import Params, Recurrent
     from jaxlm.optimizers.optimizer import Number
 
@@ -34,9 +33,6 @@ class Muon(Adaptive):
     adam_weight_decay: float | None = number(None, "decay of Adam's matrices, times Adam's rate (none: absent)", low=0)
 
     def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
-        import optax
-        from optax.transforms import partition
-
         muon = optax.chain(
             optax.trace(self.momentum, self.nesterov),
             self._orthogonalized_by_gate(model),
@@ -49,14 +45,10 @@ class Muon(Adaptive):
             *([] if weight is None else [optax.add_decayed_weights(weight, matrices)]),
             optax.scale_by_learning_rate(self.adam_learning_rate * factor),
         )
-        return partition({"muon": muon, "adam": adam}, layer_kernels)
+        return optax.transforms.partition({"muon": muon, "adam": adam}, layer_kernels)
 
     def _orthogonalized_by_gate(self, model: Recurrent) -> optax.GradientTransformation:
         """Each gate's part of every kernel [I, gates * H] orthogonalised, in the dtype that the model multiplies in."""
-        import jax
-        import jax.numpy as jnp
-        import optax
-
         from jaxlm.ops.newton_schulz import orthogonalized
 
         def orthogonal(kernel: jax.Array) -> jax.Array:
@@ -69,7 +61,6 @@ class Muon(Adaptive):
 
 def layer_kernels(params: Params) -> Any:
     """For each parameter the label "muon" where it is a layer's kernel, by its name, and else "adam"."""
-    import jax
 
     def label(path: Any, leaf: jax.Array) -> str:
         inner = path[0].key == "layers" and leaf.ndim == 2 and path[-1].key.endswith("kernel")

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxlm.fields import choice, count, number
+from jaxlm.late import jax, optax
 
 if TYPE_CHECKING:
-    import jax
-    import optax
-
     from jaxlm.models.recurrent import Params, Recurrent
 
     Number = jax.Array | int | float
@@ -89,8 +87,6 @@ class Optimizer:
 
     def norm(self, grads: Params) -> jax.Array:
         """The global norm of a gradient, as the optimiser clips by it."""
-        import optax
-
         return optax.tree.norm(grads)
 
     def transformation(self, model: Recurrent, factor: Number) -> optax.GradientTransformationExtraArgs:
@@ -99,8 +95,6 @@ class Optimizer:
         Rebuilding it at every step is safe: it holds no state. Its `update` takes, beside gradients, state and
         parameters, `grad_norm` (as `norm` gives it) and `averaging` (whether an even average has started).
         """
-        import optax
-
         clip = [] if self.clip_norm is None else [clip_by_given_norm(self.clip_norm)]
         return optax.chain(*clip, self.rule(model, factor))
 
@@ -122,19 +116,14 @@ def average_latest(**relations: Any) -> Any:
 
 def clip_by_given_norm(max_norm: Number, added: float = 0.0) -> optax.GradientTransformationExtraArgs:
     """`optax.clip_by_global_norm`, by the `grad_norm` that `update` is given plus a number."""
-    import jax
-    import optax
-    from jax import lax
 
     def update(updates, state, params=None, **given):
         norm = given["grad_norm"] + added
-        return jax.tree.map(lambda g: lax.select(norm < max_norm, g, g / norm * max_norm), updates), state
+        return jax.tree.map(lambda g: jax.lax.select(norm < max_norm, g, g / norm * max_norm), updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def matrices(params: Params) -> Any:
     """For each parameter whether it has more than one axis: what Adam's weight decay acts on."""
-    import jax
-
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

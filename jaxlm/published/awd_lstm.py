@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from jaxlm.errors import JaxlmError
+from jaxlm.late import jax, jnp, optax
 from jaxlm.models.lstm import LSTM
 from jaxlm.optimizers.descent import ASGD
 from jaxlm.optimizers.optimizer import clip_by_given_norm
 
 if TYPE_CHECKING:
-    import jax
-    import optax
-
     from jaxlm.models.recurrent import Params, Recurrent
     from jaxlm.optimizers.optimizer import Number
 
@@ -50,8 +48,6 @@ class PublishedASGD(ASGD):
         return super().norm(_with_biases_times(grads, 2**0.5))
 
     def transformation(self, model: Recurrent, factor: Number) -> optax.GradientTransformationExtraArgs:
-        import optax
-
         clip = [] if self.clip_norm is None else [clip_by_given_norm(self.clip_norm, 1e-6)]
         twice = optax.stateless(lambda updates, _: _with_biases_times(updates, 2))
         return optax.chain(*clip, twice, *self.decay(), _by_lagging_rate(self.learning_rate * factor))
@@ -66,9 +62,6 @@ class Lag(NamedTuple):
 
 def _by_lagging_rate(rate: Number) -> optax.GradientTransformationExtraArgs:
     """Descent by the rate of the step before, from the second step that averages on."""
-    import jax
-    import jax.numpy as jnp
-    import optax
 
     def init(params: Any) -> Lag:
         return Lag(jnp.float32(0), jnp.bool_(False))
@@ -83,6 +76,4 @@ def _by_lagging_rate(rate: Number) -> optax.GradientTransformationExtraArgs:
 
 def _with_biases_times(grads: Any, by: float) -> Any:
     """A gradient with the biases of the layers times a number."""
-    import jax
-
     return {**grads, "layers": jax.tree.map(lambda grad: grad * by if grad.ndim == 1 else grad, grads["layers"])}

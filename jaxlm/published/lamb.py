@@ -14,11 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from jaxlm.late import jnp, optax
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.optimizers.adamw import AdamW
 
 if TYPE_CHECKING:
-    import optax
     from jaxtyping import Array, Bool, Float
 
 UPDATE_SCALE = 1.5
@@ -35,9 +35,6 @@ class LambAdam(AdamW):
         return not tied and self.l2_penalty is None
 
     def adam(self) -> optax.GradientTransformation:
-        import jax.numpy as jnp
-        import optax
-
         def update(updates, state, params=None):
             corrected = jnp.sqrt(1 - self.beta2 ** (state.count + 1))
             return optax.scale_by_adam(self.beta1, self.beta2, self.epsilon / corrected).update(updates, state, params)
@@ -54,8 +51,6 @@ class LambMogrifier(Mogrifier):
         return self.tied
 
     def update_scale(self, updated: Bool[Array, "B H"] | None) -> Float[Array, "B H"] | float | None:
-        import jax.numpy as jnp
-
         if self.keep_update is None or self.input_gate == "free":
             return super().update_scale(updated)
         return UPDATE_SCALE if updated is None else jnp.where(updated, UPDATE_SCALE, 0)
