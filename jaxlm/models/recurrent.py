@@ -155,27 +155,22 @@ class Recurrent:
 
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
-        widths, found = setting_text(self.hidden_sizes), self.kernel_width
-        if self.tied and found != self.embedding_size:
-            layer = "a last layer", "the last of hidden_sizes", "set projection, or make them equal"
-            what, name, cure = ("latent vectors", "latent_size", "leave latent_size at 0") if self.experts else layer
+        widths, heads, read = setting_text(self.hidden_sizes), getattr(self, "heads", 1), self.kernel_width
+        if self.tied and read != self.embedding_size:
+            layer = "the last of hidden_sizes", "set projection, or make them equal"
+            name, cure = ("latent_size", "leave latent_size at 0") if self.experts else layer
             raise JaxlmError(
-                f"tied needs {what} as wide as the embedding: {name} is {found}, embedding_size is "
+                f"tied needs a softmax as wide as the embedding: {name} is {read}, embedding_size is "
                 f"{self.embedding_size}; {cure}"
             )
         if self.dropout_ramp is not None and not self.growing:
             raise JaxlmError(
-                "dropout_ramp says how long dropout grows, and nothing is dropped: set keep_output or "
-                "another keep_..., or leave dropout_ramp out"
+                "dropout_ramp makes dropout grow, and none is set: set keep_output or another keep_..., or leave it out"
             )
         if self.skip and len(set(self.hidden_sizes)) > 1:
             raise JaxlmError(f"skip adds up the layers' outputs, which needs equal widths: hidden_sizes is {widths}")
-        heads = getattr(self, "heads", 1)
         if any(width % heads for width in self.hidden_sizes):
-            raise JaxlmError(
-                f"the heads of a layer share its width equally: hidden_sizes is {widths}, which {heads} heads do not "
-                f"divide; set other heads or widths"
-            )
+            raise JaxlmError(f"hidden_sizes is {widths}, which {heads} heads do not divide; set other heads or widths")
         if any(width < heads * self.head_units for width in self.hidden_sizes):
             raise JaxlmError(
                 f"a layer norm over a head of one unit is always 0: hidden_sizes is {widths} and heads is {heads}; "
