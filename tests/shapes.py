@@ -115,9 +115,9 @@ def trace_ops():
         (mogrifier.mogrifier_reference, x, weights_of_mogrifier, state),
         (scans.linear_recurrence_reference, y, y, array(B, H)),
         (linear_attention.linear_attention_reference, keys, keys, keys, per_head, array(B, N, D, D), per_head),
-        (softmax.summed_nats_reference, y, *layer, ids, weights),
+        (softmax.token_nats_reference, y, *layer, ids),
         (sampled_softmax.summed_nats_reference, y, *layer, ids, weights, drawn),
-        (mixture.summed_nats_reference, array(T, B, K, H), array(T, B, K), *layer, ids, weights),
+        (mixture.token_nats_reference, array(T, B, K, H), array(T, B, K), *layer, ids),
     ):
         jax.eval_shape(op, *arguments)
     for op, *arguments in (

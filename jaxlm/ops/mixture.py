@@ -47,23 +47,10 @@ def log_probs(
 def token_nats_reference(
     latents: Latents, choice: Choice, kernel: Kernel, bias: Bias, targets: Targets, epsilon: Epsilon = None
 ) -> Row:
-    """`token_nats` written plainly: all probabilities of all experts at once."""
+    """`token_nats` written plainly: all probabilities of all experts at once; `summed_nats` is its weighted sum."""
     experts = jax.nn.softmax(latents @ kernel + bias)
     p = jnp.einsum("...k,...kv->...v", jax.nn.softmax(choice), experts)
     return -jnp.log(jnp.take_along_axis(p, targets[..., None], -1)[..., 0] + (0 if epsilon is None else epsilon))
-
-
-def summed_nats_reference(
-    latents: Latents,
-    choice: Choice,
-    kernel: Kernel,
-    bias: Bias,
-    targets: Targets,
-    weights: Row,
-    epsilon: Epsilon = None,
-) -> Scalar:
-    """`summed_nats` written plainly, differentiated by JAX."""
-    return jnp.vdot(token_nats_reference(latents, choice, kernel, bias, targets, epsilon), weights)
 
 
 def token_nats(

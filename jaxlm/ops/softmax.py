@@ -41,14 +41,9 @@ NARROW_ROWS = 32 if "amx_bf16" in _cpu else 4
 
 
 def token_nats_reference(x: Features, kernel: Kernel, bias: Bias, targets: Targets) -> Row:
-    """`token_nats` written plainly: all logits at once."""
+    """`token_nats` written plainly: all logits at once. Its weighted sum, differentiated by JAX, is `summed_nats`."""
     log_p = jax.nn.log_softmax(x @ kernel + bias)
     return -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
-
-
-def summed_nats_reference(x: Features, kernel: Kernel, bias: Bias, targets: Targets, weights: Row) -> Scalar:
-    """`summed_nats` written plainly, differentiated by JAX."""
-    return jnp.vdot(token_nats_reference(x, kernel, bias, targets), weights)
 
 
 def token_nats(x: Features, kernel: Kernel, bias: Bias, targets: Targets) -> Row:
