@@ -58,10 +58,8 @@ def token_nats(
 ) -> Row:
     """-log p of each target in nats, for evaluation.
 
-    `epsilon` is added to each probability; None: nothing, and they sum to one.
-
-    Raises:
-        ValueError: shapes or dtypes do not fit.
+    `epsilon` is added to each probability; None: nothing, and they sum to one. Raises ValueError where shapes or dtypes
+    do not fit.
     """
     _check_shapes(latents, choice, kernel, bias, targets)
     return by_platform(_token_nats, latents, choice, kernel, bias, targets, epsilon)
@@ -91,8 +89,7 @@ def summed_nats(
 ) -> Scalar:
     """The sum of weights * -log p of the targets, in nats: the loss, with gradients for all but the last three.
 
-    With latents in bfloat16 the products multiply bfloat16 and sum in float32; logarithms, loss and the gradients of
-    kernel and bias keep the parameters' dtype. Raises ValueError where shapes or dtypes do not fit.
+    Dtypes are those of `softmax.summed_nats`. Raises ValueError where shapes or dtypes do not fit.
     """
     _check_shapes(latents, choice, kernel, bias, targets, weights)
     return _summed_nats(latents, choice, kernel, bias, targets, weights, epsilon)

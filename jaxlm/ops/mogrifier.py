@@ -57,11 +57,9 @@ def mogrifier(
 ) -> tuple[Units, LSTMState]:
     """Runs one Mogrifier LSTM layer over time.
 
-    The gradient of every matrix is one product over all steps (`recurrence.py`). Without rounds the input's part of the
-    gates is computed for all steps at once too.
-
-    With x in bfloat16 the products multiply bfloat16 and sum in float32, and the outputs are bfloat16; the carry keeps
-    the parameters' dtype. The input gate is free, capped or coupled.
+    Without rounds the input's part of the gates is computed for all steps at once. With x in bfloat16 the products
+    multiply bfloat16 and sum in float32, and the outputs are bfloat16; the carry keeps the parameters' dtype. The input
+    gate is free, capped or coupled.
     """
     matrices, others = _apart(weights, x.shape[-1])
     dtype, limits = x.dtype, jax.tree.map(jnp.asarray, limits)
