@@ -87,7 +87,7 @@ def suggest(action: argparse.Action, values: Iterable[str]) -> None:
         vars(action)["completer"] = lambda **_: names
 
 
-def add_field(group: Any, name: str, spec: Spec, default: Any, shown: bool = True) -> None:
+def add_field(group: Any, name: str, spec: Spec, default: Any, shown: bool = True, metavar: str = "") -> None:
     """Adds the flag of a field; its help names the unit, the limits and the default."""
     details = "; ".join(filter(None, (spec.unit, _limits(spec), f"default {setting_text(default)}")))
     help = f"{spec.help} ({details})".replace("%", "%%") if shown else argparse.SUPPRESS
@@ -97,8 +97,8 @@ def add_field(group: Any, name: str, spec: Spec, default: Any, shown: bool = Tru
         group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         return
     none = "|none" * spec.optional
-    metavar = {int: f"N{none}", tuple: "N,N", float: f"X{none}", str: "TEXT"}[spec.type]
-    metavar = f"{{{','.join(spec.choices)}}}" if spec.choices else metavar
+    usual = {int: f"N{none}", tuple: "N,N", float: f"X{none}", str: "TEXT"}[spec.type]
+    metavar = metavar or (f"{{{','.join(spec.choices)}}}" if spec.choices else usual)
     suggest(group.add_argument(flag, type=partial(_field_value, spec.type), metavar=metavar, **options), spec.choices)
 
 
@@ -115,10 +115,8 @@ def add_config_flags(parser: Parser, often: Sequence[str] = _OFTEN) -> None:
             title = f"{section} ({kind})" if kind else {"train": "counts of the run", "data": "text"}[section]
             group = parser.add_argument_group(title, (type(part).__doc__ or "").split("\n")[0] if kind else None)
         if kind:
-            is_shown = section in often or not parser.brief
-            help = f"{either(list(KINDS[section]))} (default {kind})" if is_shown else argparse.SUPPRESS
-            options: dict[str, Any] = {"dest": FIELD + section, "default": argparse.SUPPRESS, "metavar": "KIND"}
-            suggest(group.add_argument(f"--{section}", help=help, **options), KINDS[section])
+            spec = Spec(str, either(list(KINDS[section])), choices=tuple(KINDS[section]))
+            add_field(group, section, spec, kind, section in often or not parser.brief, metavar="KIND")
         for name, spec in specs(type(part)).items():
             add_field(group, name, spec, getattr(part, name), shown=name in often or not parser.brief)
     own = {name for _, name, *_ in config.every_field()}
