@@ -16,9 +16,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Scalar
 
+from jaxlm.ops import softmax
 from jaxlm.ops.devices import by_platform
 from jaxlm.ops.product import product
-from jaxlm.ops.softmax import Bias, Kernel, chunking, gradients_from_odds, nats_and_gradients, with_bias, with_gradients
+from jaxlm.ops.softmax import Bias, Features, Kernel, Row, Targets, chunking, gradients_from_odds, with_bias
 
 FLATNESS = 0.75  # a word's odds of being drawn fall with this power of its rank, as in word2vec (arXiv:1310.4546)
 ABSENT = -1e30  # the logit of a drawn word that is the target: no probability, and no nan
@@ -57,12 +58,7 @@ def draw_words(offset: Scalar, vocabulary: int, count: int) -> Drawn:
 
 
 def summed_nats_reference(
-    x: Float[Array, "*rows H"],
-    kernel: Kernel,
-    bias: Bias,
-    targets: Int[Array, "*rows"],
-    weights: Float[Array, "*rows"],
-    drawn: Drawn,
+    x: Features, kernel: Kernel, bias: Bias, targets: Targets, weights: Row, drawn: Drawn
 ) -> Scalar:
     """`summed_nats` written plainly, with all logits; differentiated by JAX."""
     logits = x @ kernel + bias
@@ -73,13 +69,7 @@ def summed_nats_reference(
 
 
 def summed_nats(
-    x: Float[Array, "*rows H"],
-    kernel: Kernel,
-    bias: Bias,
-    targets: Int[Array, "*rows"],
-    weights: Float[Array, "*rows"],
-    drawn: Drawn,
-    exact: Scalar | bool = False,
+    x: Features, kernel: Kernel, bias: Bias, targets: Targets, weights: Row, drawn: Drawn, exact: Scalar | bool = False
 ) -> Scalar:
     """An estimate of `softmax.summed_nats`, with gradients for x, kernel and bias, from the words drawn.
 
@@ -90,11 +80,11 @@ def summed_nats(
 
 def _forward(x, kernel, bias, targets, weights, drawn, exact):
     given = x, kernel, bias, targets, weights
-    nats, gradients = lax.cond(exact, lambda: nats_and_gradients(*given), lambda: _estimate(*given, drawn))
+    nats, gradients = lax.cond(exact, lambda: softmax.nats_and_gradients(*given), lambda: _estimate(*given, drawn))
     return nats, (*gradients, None, None)
 
 
-_summed_nats = with_gradients(_forward)
+_summed_nats = softmax.with_gradients(_forward)
 
 
 def _estimate(x, kernel, bias, targets, weights, drawn):
