@@ -228,7 +228,7 @@ def test_members_of_a_sweep_read_the_same_windows_and_equal_runs_alone(corpus):
         (dict(length_deviation=2, shortest_window=0), "shortest_window must be at least 1 .*; it is 0"),
         (dict(length_deviation=2, longest_window=9), "bptt_length 20 is more than the 9 tokens of longest_window"),
         (dict(length_deviation=0, bptt_length=4), "shortest_window 5 is more than the 4 tokens of longest_window"),
-        (dict(small_batch=7), "small_batch is 7, batch_size is 60"),
+        (dict(small_batch=7), "small_batch must divide batch_size 60; it is 7"),
     ],
 )
 def test_what_means_nothing_is_refused_in_a_sentence_with_both_fields(changes, message):

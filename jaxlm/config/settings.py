@@ -19,29 +19,18 @@ class TrainConfig:
 
     batch_size: int = count(60, "rows B that the token stream is cut into", "rows", low=1)
     small_batch: int = count(
-        0,
-        "rows that one gradient is computed of, with dropout masks of their own; the gradients "
-        "of all are averaged (0: batch_size)",
-        "rows",
+        0, "rows of each gradient, with dropout masks of their own; gradients are averaged (0: batch_size)", "rows"
     )
     bptt_length: int = count(20, "steps T that a gradient flows back through", "tokens", low=1)
     length_deviation: float | None = number(
-        None,
-        "standard deviation of a window's length, then random around bptt_length (none: every window has bptt_length)",
-        "tokens",
-        low=0,
-        high=2**20,
+        None, "standard deviation of random window lengths (none: all are bptt_length)", "tokens", low=0, high=2**20
     )
     short_probability: float = number(
         0.05, "with random lengths: probability that a window is drawn around half of bptt_length", low=0, high=1
     )
-    shortest_window: int = count(
-        5, "with random lengths: no window is shorter, but the last of an epoch", "tokens", low=1
-    )
+    shortest_window: int = count(5, "with random lengths: no window is shorter, but an epoch's last", "tokens", low=1)
     longest_window: int = count(
-        0,
-        "with random lengths: no window is longer, and all are padded to it (0: bptt_length + 8 length_deviation)",
-        "tokens",
+        0, "with random lengths: no window is longer (0: bptt_length + 8 length_deviation)", "tokens"
     )
     length_seed: int = count(
         0, "seed of random lengths; apart from seed, so that members of a sweep read the same windows", high=2**32 - 1
@@ -53,15 +42,11 @@ class TrainConfig:
     keep_last: int = count(2, "newest checkpoints to keep, beside the best on validation", "checkpoints", low=1)
     keep_every: int = count(0, "also keep the checkpoint of every Nth epoch for good (0: none)", "epochs")
     keep_checkpoints: str = text(
-        "",
-        "also keep checkpoints for good by the words and ends of lines seen: words=FIRST:LAST:EVERY and so on, as in "
-        "words=1M:10M:1M,10M:100M:10M (empty: none)",
+        "", "also keep checkpoints by words seen: words=FIRST:LAST:EVERY, as in words=1M:10M:1M (empty: none)"
     )
     patience: int = count(0, "end the run after N validations in a row without a new best (0: never)", "validations")
     on_nonfinite: str = choice(
-        "stop",
-        "at a window whose cost or gradient is not finite: stop (exit code 3), or skip it and count it",
-        ("stop", "skip"),
+        "stop", "at a window whose cost or gradient is not finite: stop (exit code 3), or skip it", ("stop", "skip")
     )
 
     @property
@@ -74,10 +59,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
         if self.small_batch and self.batch_size % self.small_batch:
-            raise JaxlmError(
-                f"small_batch must divide batch_size: small_batch is {self.small_batch}, "
-                f"batch_size is {self.batch_size}"
-            )
+            raise JaxlmError(f"small_batch must divide batch_size {self.batch_size}; it is {self.small_batch}")
         word_milestones(self.keep_checkpoints)
         lengths = () if self.length_deviation is None else ("bptt_length", "shortest_window")
         if name := next((name for name in lengths if getattr(self, name) > self.longest), None):
@@ -122,11 +104,7 @@ class DataConfig:
     tokens: str = choice("words", "what a token is", ("words", "characters", "bytes", "subwords"))
     min_count: int = count(1, "rarer words or characters become <unk>", "occurrences", low=1)
     lowercase: bool = flag(False, "lower-case the text")
-    lines: str = choice(
-        "eos",
-        "a newline ends a sentence (eos); or only a blank line does, and other newlines are spaces (unwrap)",
-        ("eos", "unwrap"),
-    )
+    lines: str = choice("eos", "sentences end at a newline (eos) or only at a blank line (unwrap)", ("eos", "unwrap"))
     normalize: str = choice("nfc", "characters: compose accents as Unicode's NFC does, or none", ("nfc", "none"))
     pieces: int = count(8000, "subwords: how many the model has, bytes included", low=1, high=2**20)
     piece_model: str = choice("bpe", "subwords: how SentencePiece finds them in train", ("bpe", "unigram"))
