@@ -51,17 +51,11 @@ def probability(help: str, **options: Any) -> Any:
     return number(None, f"probability that {help}", above=0, high=1, **options)
 
 
-def count(
-    default: int | tuple[int, ...] | None,
-    help: str,
-    unit: str = "",
-    low: int = 0,
-    high: float = 2**31 - 1,
-    **options: Any,
-) -> Any:
+def count(default: int | tuple[int, ...] | None, help: str, unit: str = "", low: int = 0, **options: Any) -> Any:
     """A static whole number, or a tuple of such; None is allowed where it is the default."""
     kind = tuple if isinstance(default, tuple) else int
-    return _declared(default, Spec(kind, help, unit, low, high, optional=default is None, **options))
+    options = {"high": 2**31 - 1, "optional": default is None, **options}
+    return _declared(default, Spec(kind, help, unit, low, **options))
 
 
 def flag(default: bool, help: str, **options: Any) -> Any:
@@ -123,19 +117,18 @@ def _check_relations(section: Any) -> None:
 
 def _check(name: str, spec: Spec, value: Any) -> Any:
     """One field's value, as plain Python has it. Raises JaxlmError where the spec does not allow it."""
+    value = _plain(value)
     if spec.type is tuple:
         value = tuple(value) if isinstance(value, list | tuple) else (value,)
         if not value:
             raise JaxlmError(f"{name} needs at least one whole number, as in 256,128; it is empty")
-        return tuple(_scalar(name, spec, int, one) for one in value)
-    is_array = hasattr(value, "shape") and not _is_numpy_scalar(value)
-    if (value is None and spec.optional) or (is_array and spec.type is float):
+        return tuple(_scalar(name, spec, int, _plain(one)) for one in value)
+    if (value is None and spec.optional) or (hasattr(value, "shape") and spec.type is float):
         return value
     return _scalar(name, spec, spec.type, value)
 
 
 def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
-    value = value.item() if _is_numpy_scalar(value) else value
     if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
         none = " or none" if spec.optional else ""
         raise JaxlmError(f"{name} takes {_WORDS[kind]}{none}; it is {shown(value)}")
@@ -154,8 +147,9 @@ def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
     return value
 
 
-def _is_numpy_scalar(value: Any) -> bool:
-    return type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
+def _plain(value: Any) -> Any:
+    """NumPy's scalars as Python's; any other value as it is."""
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
