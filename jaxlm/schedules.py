@@ -39,9 +39,7 @@ class Piecewise(Schedule):
     decay: float = number(0.5, "factor on the rate, each epoch after `hold`", "per epoch", above=0, high=1)
     hold: float = number(4.0, "epochs before the rate decays", "epochs", low=0)
     schedule_offset: float = number(
-        1.0,
-        "epoch i (from 0) has rate * decay**max(i + offset - hold, 0); older copies of the tutorial use 0",
-        "epochs",
+        1.0, "epoch i (from 0) has rate * decay**max(i + offset - hold, 0); older tutorials use 0", "epochs"
     )
     decay_every: float | None = number(None, "epochs from one decay to the next (none: 1)", "epochs", above=0)
 
