@@ -120,7 +120,7 @@ def assert_is(corpus: Corpus | str, texts: dict[str, str], max_vocab=None, min_c
     dropped = max_vocab is not None and max_vocab < len(Vocab.build(splits["train"], min_count=min_count))
     assert (f"+max_vocab={max_vocab}" in corpus.name) == dropped
     for split in SPLITS:
-        ids = np.array([vocab.ids.get(word, vocab.unk) for word in splits[split]], "<i4")
+        ids = np.array([vocab.ids.get(word, vocab.unknown_id) for word in splits[split]], "<i4")
         np.testing.assert_array_equal(getattr(corpus, split), ids)
         digest.update(f" {split} {len(ids)} ".encode() + ids.tobytes())
     assert corpus.sha256 == digest.hexdigest()

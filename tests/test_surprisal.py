@@ -43,7 +43,7 @@ def test_surprisal_entropy_and_rank_are_what_their_definitions_say(kind, tied):
         log_p = log_probs(lm, words)
         entropies = -(np.exp(log_p) * log_p).sum(1)
         for place, word in enumerate(words):
-            token = lm.vocab.ids.get(word, lm.vocab.unk)
+            token = lm.vocab.ids.get(word, lm.vocab.unknown_id)
             assert (found.sentence_id[row], found.token_id[row], found.word[row]) == (number, place + 1, word)
             assert found.token[row] == lm.vocab.words[token]
             assert found.oov[row] == (word == "zebra")

@@ -46,7 +46,7 @@ def test_dropped_words_count_as_unknown():
 def test_unknown_word_is_added_last():
     vocab = Vocab.build(["b", "a", EOS])
     assert vocab.words == (EOS, "a", "b", UNK)
-    assert (vocab.eos, vocab.unk) == (0, 3)
+    assert (vocab.eos, vocab.unknown_id) == (0, 3)
 
 
 def test_the_share_of_unknown_words():
@@ -81,9 +81,8 @@ def test_the_hash_depends_on_the_order_and_on_each_word():
         (lambda: Vocab(("a\u2028b",)), "white space"),
         (lambda: Vocab(("\ud800",)), "word 0"),
         (lambda: Vocab(("a",)).encode(["a", "zebra"]), "'zebra'"),
-        (lambda: Vocab(("a",)).unk, UNK),
         (lambda: Vocab(("a",)).eos, EOS),
-        (lambda: Vocab(("a", "b")).decode([0, 2]), "id 2 .* 0 to 1"),
+        (lambda: Vocab(("a", "b")).decode([0, 2]), "id 2, .* 0 to 1"),
         (lambda: Vocab(("a", "b")).decode([-1]), "id -1"),
         (lambda: Vocab.build(["a", EOS], max_size=2), "over 2"),
         (lambda: Vocab.build(["a"], min_count=0), "at least 1"),

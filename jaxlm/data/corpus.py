@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.data.text import SPLITS
-from jaxlm.data.vocab import UNK, Vocab
+from jaxlm.data.vocab import UNK, Vocab, check_ids
 from jaxlm.errors import DataError
 
 MOST_UNKNOWN = 0.05  # the share of unknown tokens from which a result is warned about
@@ -59,17 +59,6 @@ class Corpus:
     def unknown_shares(self, *splits: str) -> dict[str, float]:
         """The share of `<unk>` among the tokens of each split (default: all), from 0 to 1."""
         return {split: self.vocab.unknown_share(getattr(self, split)) for split in splits or SPLITS}
-
-
-def check_ids(ids: np.ndarray, words: int, where: str) -> None:
-    """Raises DataError, beginning with `where`, if an id of the integer array lies outside [0, words)."""
-    if ids.size:
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= words:
-            raise DataError(
-                f"{where} holds the id {low if low < 0 else high}, outside the vocabulary, whose ids are 0 to "
-                f"{words - 1}: encode the text again with this vocabulary"
-            )
 
 
 def unknown_text(share: float) -> str:

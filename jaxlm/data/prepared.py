@@ -22,10 +22,10 @@ import numpy as np
 
 from jaxlm.config.settings import DataConfig
 from jaxlm.data.cache import cache_dir
-from jaxlm.data.corpus import Corpus, check_ids
+from jaxlm.data.corpus import Corpus
 from jaxlm.data.encoding import Encoder, Stamp, TextOptions, number_units, stamp, stamps_of
 from jaxlm.data.text import SPLITS, Parts, find_splits, read_errors
-from jaxlm.data.vocab import UNK, Vocab
+from jaxlm.data.vocab import UNK, Vocab, check_ids
 from jaxlm.errors import DataError
 from jaxlm.fields import checked
 from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained

@@ -80,11 +80,6 @@ class Vocab:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
-    def unk(self) -> int:
-        """The id of unknown tokens (`<unk>`). Raises DataError if the vocabulary has none."""
-        return int(self.encode([self.tokens.unknown])[0])
-
-    @property
     def unknown_id(self) -> int:
         """The id of unknown tokens; -1 if no token can be unknown."""
         return self.ids.get(self.tokens.unknown, -1)
@@ -163,12 +158,7 @@ class Vocab:
         return ids
 
     def unknown_share(self, ids: np.ndarray) -> float:
-        """The share of ids `[N]` that are `<unk>`, from 0 to 1; 0 without ids, or without `<unk>` in the vocabulary.
-
-        >>> vocab = Vocab(("the", "<unk>", "cat"))
-        >>> vocab.unknown_share(vocab.encode("the cat sat here".split()))
-        0.5
-        """
+        """The share of ids `[N]` that are `<unk>`, from 0 to 1; 0 without ids, or without `<unk>` in the vocabulary."""
         unknown = self.unknown_id
         blocks = (batch(ids, 1, start=start, stop=start + BLOCK) for start in range(0, len(ids), BLOCK))
         return sum(int(np.count_nonzero(block == unknown)) for block in blocks) / max(1, len(ids))
@@ -176,9 +166,7 @@ class Vocab:
     def decode(self, ids: Iterable[int] | np.ndarray) -> list[str]:
         """The N words of ids, integers `[N]`. Raises DataError where an id is outside [0, V)."""
         places = np.fromiter(ids, np.int64)
-        wrong = places[(places < 0) | (places >= len(self))]
-        if wrong.size:
-            raise DataError(f"id {wrong[0]} is outside the vocabulary, whose ids are 0 to {len(self) - 1}")
+        check_ids(places, len(self), "the list")
         return [self.words[place] for place in places.tolist()]
 
     @classmethod
@@ -244,6 +232,16 @@ class Vocab:
                 f"the vocabulary must be a JSON list of words, not a {type(tree).__name__}; restore it from a copy"
             )
         return cls(tuple(tree))
+
+
+def check_ids(ids: np.ndarray, words: int, where: str) -> None:
+    """Raises DataError, beginning with `where`, if an id of the integer array lies outside [0, words)."""
+    low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+    if low < 0 or high >= words:
+        raise DataError(
+            f"{where} holds the id {low if low < 0 else high}, outside the vocabulary, whose ids are 0 to {words - 1}: "
+            f"encode the text again with this vocabulary"
+        )
 
 
 def frequent(counts: Mapping[str, int], min_count: int, kind: Words) -> list[str]:
