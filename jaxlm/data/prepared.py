@@ -40,23 +40,20 @@ _BLOCK = 1 << 20  # bytes that are read at once, and the most of a header
 
 _VALID: dict[str, Callable[[Any], bool]] = {  # the fields of `prepared.json`, and what each may be
     "format": lambda value: value == FORMAT,
-    "name": lambda value: type(value) is str,
+    **dict.fromkeys(("name", "description", "corpus_sha256"), lambda value: type(value) is str),
     "notes": lambda value: type(value) is list and all(type(note) is str for note in value),
     "text": lambda value: type(value) is list,  # the stamp of each text file
     "max_vocab": lambda value: value is None or _is_count(value),
     "min_count": lambda value: _is_count(value),
-    "lowercase": lambda value: type(value) is bool,
-    "limited": lambda value: type(value) is bool,  # whether max_vocab dropped a word
-    "options": lambda value: type(value) is dict and value.keys() <= DataConfig().options.keys(),  # the other options
-    "description": lambda value: type(value) is str,
-    "words": lambda value: _is_count(value, 1 << 31),  # of the vocabulary
+    **dict.fromkeys(("lowercase", "limited"), lambda value: type(value) is bool),  # limited: max_vocab dropped a word
+    "options": lambda value: type(value) is dict and value.keys() <= DataConfig().options.keys(),  # all, or newer ones
+    "words": lambda value: _is_count(value),  # of the vocabulary
     "dtype": lambda value: value in ("<u2", "<i4"),  # of the ids
     "files": lambda value: (
         type(value) is dict
         and value.keys() == {*IDS.values(), VOCAB}
         and all(type(entry) is list and len(entry) == 2 for entry in value.values())  # bytes, sha256
     ),
-    "corpus_sha256": lambda value: type(value) is str,
 }
 
 
@@ -115,7 +112,7 @@ def prepare_in_cache(text: Path, stamps: list[Stamp], options: TextOptions) -> C
     Another text, or another state of it, has another place in the cache; a note of the corpus names the folder. Raises
     DataError as `prepare`.
     """
-    key = hashlib.sha256(json.dumps([stamps, *_recorded(options).values()]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([stamps, options.options]).encode()).hexdigest()[:16]
     place = cache_dir() / "prepared" / text_name(text).removeprefix("text:") / key
     if folder := _within_bound(place, options.max_vocab):
         corpus = load_prepared(folder)
@@ -186,16 +183,8 @@ def read_header(folder: Folder) -> dict[str, Any]:
         return tree
 
 
-def _recorded(options: DataConfig) -> dict[str, Any]:
-    """The options as a header has them: those newer than format 1 apart, and only where they are set."""
-    old = {"min_count": options.min_count, "lowercase": options.lowercase}
-    usual = DataConfig().options | old
-    newer = {name: value for name, value in options.options.items() if value != usual[name]}
-    return {**old, "options": newer} if newer else old
-
-
 def _options(header: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a header."""
+    """The options of a header; those of a header from before tokens were chosen are beside, the others defaults."""
     old = {name: header[name] for name in ("min_count", "lowercase")}
     return DataConfig().options | old | header.get("options", {})
 
@@ -240,7 +229,9 @@ def _make(folder: Folder, work: Folder, text: Path, parts: Parts, stamps: list[S
         "format": FORMAT,
         "text": stamps,
         "max_vocab": options.max_vocab,
-        **_recorded(options),
+        "min_count": options.min_count,
+        "lowercase": options.lowercase,
+        "options": options.options,
         "limited": encoder.limited,
         "words": len(encoder.vocab),
         "dtype": dtype,
@@ -293,8 +284,8 @@ def _sealed(tree: dict[str, Any]) -> str:
     return json.dumps({**tree, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1) + "\n"
 
 
-def _is_count(value: object, most: int = 1 << 62) -> bool:
-    return type(value) is int and 1 <= value <= most
+def _is_count(value: object) -> bool:
+    return type(value) is int and 1 <= value < 1 << 31
 
 
 @contextmanager
