@@ -453,7 +453,7 @@ def test_places_that_cannot_be_used_are_refused(text, copy, tmp_path):
         (tmp_path / "nothing", tmp_path / "new", {}, "there is no file .*nothing; check the path"),
         (tmp_path / "pipe", tmp_path / "new", {}, "pipe cannot be read: expected a regular file, found a FIFO"),
         (text, tmp_path / "new", {"min_count": 0}, "at least 1"),
-        (text, tmp_path / "new", {"max_vocab": 1}, "over 1"),
+        (text, tmp_path / "new", {"max_vocab": 1}, "max_vocab must be at least 2"),
     ]
     for source, out, options, expected in refused:
         with pytest.raises(JaxlmError, match=expected) as caught:

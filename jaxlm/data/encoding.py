@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import accumulate, count, islice, pairwise
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from jaxlm.data.text import SPLITS, Part, Parts
 from jaxlm.data.tokens import MOST_BYTES, UNK, WORDS, Bytes, Characters, Subwords, Words, unwrapped
 from jaxlm.data.vocab import Vocab, frequent
 from jaxlm.errors import DataError
+from jaxlm.fields import count
 
 SEGMENT = 4 << 20  # bytes of text in a segment
 LEAST_BYTES = 100  # of a text without lines, so that it is split
@@ -42,7 +43,7 @@ Stamp = list[Any]  # [absolute path, bytes, time of change in ns]
 class TextOptions(DataConfig):
     """What determines a corpus besides its text: see `load_corpus`."""
 
-    max_vocab: int | None = None
+    max_vocab: int | None = count(None, "most words or characters of the vocabulary", low=2)
 
     @cached_property
     def kind(self) -> Words:
@@ -135,7 +136,7 @@ def number_units(
                 raise DataError(f"{part.path} changed while it was read: start the same command again")
             if work and not found:
                 remember(work, name, key, fields, ids)
-            known.update(zip(fields["units"], count(before), strict=False))
+            known.update((unit, at) for at, unit in enumerate(fields["units"], before))
             is_end = ids == known.get(kind.newline, -1)
             newlines.append(int(np.count_nonzero(is_end)))
             segments[split].append(partial(_recalled, work, name, key) if work else partial(np.asarray, ids))

@@ -25,7 +25,7 @@ from jaxlm.data.cache import cache_dir
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.encoding import Encoder, Stamp, TextOptions, number_units, stamp, stamps_of
 from jaxlm.data.text import SPLITS, Parts, find_splits, read_errors
-from jaxlm.data.vocab import UNK, Vocab, check_ids
+from jaxlm.data.vocab import Vocab, check_ids
 from jaxlm.errors import DataError
 from jaxlm.fields import checked
 from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained
@@ -77,8 +77,6 @@ def prepare(text: str | Path, out: str | Path, *, max_vocab: int | None = None, 
     """
     text, out = Path(text), Path(out)
     read = checked(TextOptions(max_vocab=max_vocab, **options))
-    if read.tokens == "words":
-        read.build({UNK: 1})  # refuses now what it would refuse at the end
     if is_prepared(text):
         raise DataError(f"{text} is prepared already: train on it with --corpus")
     parts = find_splits(text)
