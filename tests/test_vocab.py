@@ -85,7 +85,6 @@ def test_the_hash_depends_on_the_order_and_on_each_word():
         (lambda: Vocab(("a", "b")).decode([0, 2]), "id 2, .* 0 to 1"),
         (lambda: Vocab(("a", "b")).decode([-1]), "id -1"),
         (lambda: Vocab.build(["a", EOS], max_size=2), "over 2"),
-        (lambda: Vocab.build(["a"], min_count=0), "at least 1"),
         (lambda: Vocab.from_json(""), "JSON"),
         (lambda: Vocab.from_json('{"a": 0}'), "not a dict"),
         (lambda: Vocab.from_json('["a", 3]'), "word 1 .* a int"),

@@ -190,12 +190,10 @@ class Vocab:
             kind: `Words()` or `Characters()`.
 
         Raises:
-            DataError: `max_size` leaves no room for a word beside `<unk>` and `<eos>`, or `min_count` is below 1.
+            DataError: `max_size` leaves no room for a word beside `<unk>` and `<eos>`.
         """
         counts = Counter(tokens)
         special = {UNK} | ({kind.newline} & counts.keys())
-        if min_count < 1:
-            raise DataError(f"the minimum count must be at least 1, not {min_count}")
         if max_size is not None and max_size <= len(special):
             raise DataError(f"the vocabulary size must be over {len(special)} to hold a word, not {max_size}")
 
