@@ -49,10 +49,9 @@ def load_corpus(
 
     Args:
         spec: "ptb" is Penn Treebank, "ptb-char" its characters, "embedded" and "embedded-tiny" are the generated corpus
-            in two sizes, and "auto" is Penn Treebank, or the generated corpus if Penn Treebank is neither found nor
-            downloaded. Anything else is the path of a folder with train, valid and test text, of one file of text, a
-            folder of files or a pattern of them, which are split 90/5/5 (`text.find_splits`), or of a folder that
-            `prepare` made. Text of more than `prepared.LARGE` bytes is prepared in the user's cache.
+            in two sizes, and "auto" is Penn Treebank, or else the generated corpus. Anything else is the path of a
+            text (`text.find_splits`), or of a folder that `prepare` made. Text of more than `prepared.LARGE` bytes is
+            prepared in the user's cache.
         data_dir: Where to look for Penn Treebank first; then `$JAXLM_DATA`, `./data/ptb` and the user's cache.
         max_vocab: The most words or characters of the vocabulary.
         vocab: A vocabulary to encode with, in place of one built from train. It changes the name of Penn Treebank and
@@ -61,8 +60,7 @@ def load_corpus(
         **options: Fields of `DataConfig`, such as `tokens="subwords"`, `min_count` and `lowercase`.
 
     Raises:
-        DataError: The text is missing, empty, binary or ambiguous, has an unexpected hash, or does not fit an
-            option.
+        DataError: The text is missing, empty, binary or ambiguous, has another hash, or does not fit an option.
     """
     read = checked(TextOptions(max_vocab=max_vocab, **options))
     if spec in ("auto", "ptb", "ptb-char"):
@@ -109,8 +107,8 @@ def load_corpus(
 def reload_corpus(data: DataConfig, vocab: Vocab, data_dir: str | Path | None = None) -> Corpus:
     """The corpus that a run was trained on, encoded with the run's vocabulary where it can be; compare its hash.
 
-    A run that began from the parameters of another run has the vocabulary of that run, not of its own text; and the
-    subwords of a run are not found anew. Raises DataError as `load_corpus`.
+    A run that began from another run has the vocabulary of that run, and the subwords of a run are not found anew.
+    Raises DataError as `load_corpus`.
     """
     load = partial(load_corpus, data.corpus, data_dir=data_dir, max_vocab=len(vocab), **data.options)
     corpus = load(vocab=vocab if vocab.kind == "subwords" else None)

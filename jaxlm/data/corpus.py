@@ -21,18 +21,16 @@ class Corpus:
         name: Distinguishes corpora in every result; options that change the text or the vocabulary are part of it.
         description: The corpus's size in one line.
         vocab: The vocabulary, from train alone.
-        train, valid, test: Ids `[N]` in [0, V), of any integer type; in memory, or a memory-mapped file of a prepared
-            corpus.
+        train, valid, test: Ids `[N]` in [0, V), of any integer type; of a prepared corpus a memory-mapped file.
         sha256: The hash of vocabulary and ids (see `encoding.Encoder`).
-        floor: The cost of the true source: summed nats over all tokens of a split but the first. Only the
-            generated corpus has one.
+        floor: Of the generated corpus: the summed nats of each split's tokens but the first, under its true source.
         notes: Lines for the user.
         spec: The argument with which `load_corpus` finds this text again, from any working directory.
         options: The fields of `DataConfig` that a prepared corpus fixes.
 
     Raises:
-        DataError: A split is not a one-dimensional array of integers, or an id lies outside [0, V). Memory-mapped
-            ids are not read for this; a prepared corpus is checked while its files are verified.
+        DataError: A split is not a one-dimensional array of integers, or an id lies outside [0, V); of memory-mapped
+            ids only `load_prepared` checks this.
     """
 
     name: str

@@ -58,19 +58,15 @@ _VALID: dict[str, Callable[[Any], bool]] = {  # the fields of `prepared.json`, a
 
 
 def prepare(text: str | Path, out: str | Path, *, max_vocab: int | None = None, **options: Any) -> Corpus:
-    """Makes the folder `out` from a text, or resumes an interrupted folder.
-
-    Ids, vocabulary and hash equal those of `load_corpus` with these options. A finished folder is verified and
-    returned.
+    """Makes the folder `out` from a text, or resumes an interrupted folder; a finished folder is verified.
 
     Args:
         text: Files, a folder or a pattern, as `load_corpus` takes them.
         out: The folder to make.
-        max_vocab: The most words or characters of the vocabulary.
-        **options: Fields of `DataConfig`, as `load_corpus` takes them.
+        max_vocab, **options: As `load_corpus` takes them.
 
     Returns:
-        The corpus, its ids memory-mapped.
+        The corpus that `load_corpus` makes of the text with these options, its ids memory-mapped.
 
     Raises:
         DataError: The text or an option cannot be used, or `out` cannot be written or holds something else.
