@@ -80,8 +80,7 @@ def decode(data: bytes, path: str | Path, start: int = 0, errors: str = "strict"
         text = data.decode(errors=errors)
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} is not UTF-8: byte {start + error.start} (0x{data[error.start]:02x}) cannot be decoded; "
-            f"convert it to UTF-8"
+            f"{path} is not UTF-8: byte {start + error.start} (0x{data[error.start]:02x}) cannot be decoded; convert it"
         ) from None
     return text if start else text.removeprefix("\ufeff")
 

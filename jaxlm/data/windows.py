@@ -173,8 +173,7 @@ def check_fits(split: str, tokens: int, batch_size: int, bptt_length: int, epoch
     """Raises DataError if a split has no whole window, or more windows in all epochs than a run can count."""
     if (windows := num_windows(tokens // batch_size, bptt_length)) * epochs > MOST_WINDOWS:
         raise DataError(
-            f"{epochs:,} epochs of {windows:,} windows are more than the {MOST_WINDOWS:,} that a run "
-            f"counts: lower epochs"
+            f"{epochs:,} epochs of {windows:,} windows exceed the {MOST_WINDOWS:,} that a run counts: lower epochs"
         )
     if windows < 1:
         raise DataError(
