@@ -1,5 +1,6 @@
 """The user's cache: downloads, compiled programs, and the ids of corpora that take long to read or to generate."""
 
+import glob
 import hashlib
 import json
 import os
@@ -41,9 +42,8 @@ def remove_programs(name: str) -> None:
     """Removes the compiled programs of a name from the folder that JAX uses, where it can."""
     folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", os.devnull))
     with suppress(OSError):
-        for path in folder.iterdir():
-            if path.name.startswith(f"{name}-"):
-                path.unlink()
+        for path in folder.glob(f"{glob.escape(name)}-*"):
+            path.unlink()
 
 
 def recall(folder: Folder, name: str, key: str) -> tuple[dict[str, Any], np.ndarray] | None:
