@@ -41,9 +41,7 @@ class Cache(Plain):
     theta: float = number(1.0, "sharpness of the likeness: factor of the features' inner product", low=0)
     lambda_: float = number(0.1, "weight of the cache; the model has the rest", low=0, below=1)
     compatibility: str = choice("none", "awd-lstm repeats the quirks of awd-lstm-lm's pointer.py", ("none", "awd-lstm"))
-    cache_chunk: int = count(
-        5000, "tokens that pointer.py reads at a time, for --compatibility awd-lstm alone", "tokens", low=1
-    )
+    cache_chunk: int = count(5000, "tokens that pointer.py reads at a time (--compatibility awd-lstm)", "tokens", low=1)
 
 
 @dataclass(frozen=True)
@@ -60,14 +58,11 @@ class Dynamic(Plain):
     lambda_: float = number(0.002, "rate of the decay back to the trained parameters", low=0, high=1)
     epsilon: float = number(2e-5, "added to the gradients' size (rms)", above=0)
     segment_length: int = count(5, "tokens that are scored, then learnt", "tokens", low=1, high=2**16)
-    statistics_rows: int = count(
-        100, "rows in which the training text is read for the gradients' size (rms)", "rows", low=1
-    )
+    statistics_rows: int = count(100, "rows of the training text, read for the gradients' size (rms)", "rows", low=1)
     statistics_windows: int = count(0, "most windows read for the gradients' size (rms; 0: all)", "windows")
     compatibility: str = choice(
         "none",
-        "krause repeats the quirks of the paper's code, krause-oldhyper also its option oldhyper, and lamb the quirks "
-        "of the Mogrifier's code",
+        "krause repeats the quirks of the paper's code, krause-oldhyper its option oldhyper too, lamb the Mogrifier's",
         ("none", "krause", "krause-oldhyper", "lamb"),
     )
 
