@@ -110,11 +110,7 @@ class Config(Recipe):
 
     @staticmethod
     def from_json(text: str) -> "Config":
-        """The config of `to_json`, or of a run's config.json (whose seal is not checked here).
-
-        Raises:
-            JaxlmError: the text is anything else, or a value is outside its limits.
-        """
+        """The config of `to_json` or of a run's config.json, whose seal is not checked. JaxlmError for another text."""
         try:
             tree = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -154,10 +150,7 @@ class Config(Recipe):
 
 
 def preset(name: str) -> Config:
-    """A named recipe, one of PRESETS.
-
-    Raises:
-        JaxlmError: the name is unknown.
+    """A named recipe, one of PRESETS. Raises JaxlmError if the name is unknown.
 
     >>> preset("zaremba-medium").model.hidden_sizes
     (650, 650)
