@@ -116,10 +116,8 @@ def find_splits(path: Path) -> dict[str, list[Part]]:
     Raises:
         DataError: There is no file, the folder cannot be read, or it has some splits, and not each once.
     """
-    if os.path.isfile(path) and path.name in BY_BYTES:
-        return stretches(path)
     if os.path.exists(path) and not os.path.isdir(path):
-        return {"all": [Part(path)]}
+        return stretches(path) if path.name in BY_BYTES else {"all": [Part(path)]}
     try:
         names = sorted(entry.name for entry in os.scandir(path) if entry.name in _FILE_NAMES and not entry.is_dir())
         shown = (one for one in path.rglob("*") if "/." not in f"/{one.relative_to(path)}")
