@@ -217,10 +217,6 @@ class Encoder:
     each split must be read by `ids` once, in the order of `SPLITS`, before `describe`.
     """
 
-    vocab: Vocab
-    limited: bool  # whether `max_vocab` is fewer than the words that there are
-    sizes: dict[str, int]  # the tokens of each split
-
     def __init__(self, numbered: NumberedText, options: TextOptions, vocab: Vocab | None = None) -> None:
         """Makes the vocabulary from train, or takes `vocab`. Raises DataError where it or an option does not fit."""
         totals = {split: np.zeros(len(numbered.units), np.int64) for split in SPLITS}
@@ -233,14 +229,14 @@ class Encoder:
                 for token in unit if options.tokens == "characters" else (unit,):
                     counts[token] += total
         self.vocab = vocab or options.build(counts)
-        kind, most = self.vocab.tokens, options.max_vocab
+        kind, most = self.vocab.tokens, options.max_vocab  # limited: fewer than the words that there are
         self.limited = not kind.names and most is not None and most < len(frequent(counts, options.min_count, kind))
         self._text, self._options = numbered, options
         names = [kind.split(unit) for unit in numbered.units]
         self._lengths = np.array([*map(len, names)], np.int64)  # the tokens of each unit
         self._ends = np.cumsum(self._lengths)
         self._table = self.vocab.encode([name for unit in names for name in unit])
-        self.sizes = {split: int(total @ self._lengths) for split, total in totals.items()}
+        self.sizes = {split: int(total @ self._lengths) for split, total in totals.items()}  # in tokens
         self._digest = hashlib.sha256(self.vocab.sha256.encode())
         self._unknown = dict.fromkeys(SPLITS, 0)
 

@@ -108,11 +108,9 @@ def prepare_in_cache(text: Path, stamps: list[Stamp], options: TextOptions) -> C
     """
     key = hashlib.sha256(json.dumps([stamps, options.options]).encode()).hexdigest()[:16]
     place = cache_dir() / "prepared" / text_name(text).removeprefix("text:") / key
-    if folder := _within_bound(place, options.max_vocab):
-        corpus = load_prepared(folder)
-    else:
-        folder = place / f"{options.max_vocab or 'all'}"
-        corpus = prepare(text, folder, max_vocab=options.max_vocab, **options.options)
+    found = _within_bound(place, options.max_vocab)
+    folder = found or place / f"{options.max_vocab or 'all'}"
+    corpus = load_prepared(found) if found else prepare(text, folder, max_vocab=options.max_vocab, **options.options)
     size = sum(size for _, size, _ in stamps) / 1e6
     note = f"{text} has {size:,.0f} MB: its ids are kept in {folder}, and read a piece at a time"
     return replace(corpus, spec=os.path.abspath(text), notes=(*corpus.notes, note))
