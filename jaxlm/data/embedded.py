@@ -1,8 +1,7 @@
 """The generated corpus (public names `embedded` and `embedded-tiny`): English words in random sentences.
 
-It is part of the package and is generated in a second, so that everything can be run and tested without a download.
 The probability of every token given all before it is known exactly, and so is the *floor* under the perplexity of every
-model: a number of the corpus, which `tests/exact_models.py` computes and a test compares.
+model, which `tests/exact_models.py` computes and a test compares.
 
 A sentence is a walk through a grammar. Each step draws the *class* of the next word; the class and the sentence's
 *topic* then determine the distribution of the word. Every word has one class, so the words so far determine the state
@@ -102,13 +101,12 @@ class Source:
 
     A state is a node of the grammar and a register: 0, or 1 + the kind of the sentence. Every sentence starts in state
     0. `<eos>` is id 0 and class 0, and a class is a contiguous run of ids.
-    """
 
-    words: tuple[str, ...]  # of each id
-    word_class: np.ndarray  # the class of each word [V]
-    word_weight: np.ndarray  # the weight of each word in its class and in each topic [K, V]
-    class_weight: np.ndarray  # the weight of each class in each state [S, C]
-    next_state: np.ndarray  # the state after each class in each state [S, C]
+    Attributes:
+        words, word_class: The word and the class of each id [V].
+        word_weight: The weight of each word in its class and in each topic [K, V].
+        class_weight, next_state: The weight of each class in each state, and the state after it [S, C].
+    """
 
     def __init__(self, spec: Spec):
         sizes = {EOS: 1, UNK: 1, **spec.words}
