@@ -9,6 +9,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Any
 
 from jaxlm.errors import JaxlmError
@@ -77,6 +78,7 @@ def _declared(default: Any, spec: Spec) -> Any:
     return field(default=default, metadata={"spec": spec})
 
 
+@cache
 def specs(kind: type) -> dict[str, Spec]:
     """name -> spec of every field of a kind that has one, in the order of declaration."""
     return {item.name: item.metadata["spec"] for item in fields(kind) if "spec" in item.metadata}

@@ -100,8 +100,14 @@ class Config(Recipe):
             if name in changes:
                 sections[name] = _of_kind(name, changes.pop(name), sections[name])
         for name, value in changes.items():
-            section = _section_with(name, sections)
-            sections[section] = replace(sections[section], **{name: value})
+            section, having = _kinds_with(name)
+            part = sections[section]
+            if name not in specs(type(part)):
+                raise JaxlmError(
+                    f"{name} is a field of the {section} {either([*having])}, and the {section} is "
+                    f"{kind_of(section, part)}, whose fields are {', '.join(specs(type(part)))}"
+                )
+            sections[section] = replace(part, **{name: value})
         return Config(**sections, preset=label)
 
     def to_json(self) -> str:
@@ -174,11 +180,10 @@ def all_kinds() -> Iterator[tuple[str, str, type]]:
 
 def spec_of_field(name: str) -> Spec:
     """The spec of a field, or of a slot for a kind (`model`, ...), whichever kind has it. JaxlmError if none has."""
-    every = {field: spec for *_, kind in reversed([*all_kinds()]) for field, spec in specs(kind).items()}
-    every |= {slot: Spec(str, f"the kind of {slot}", choices=tuple(KINDS[slot])) for slot in KINDS}
-    if name not in every:
-        raise JaxlmError(f"unknown field {name!r}{nearest(name, [*every])}")
-    return every[name]
+    if name in KINDS:
+        return Spec(str, f"the kind of {name}", choices=tuple(KINDS[name]))
+    _, having = _kinds_with(name)
+    return specs(next(iter(having.values())))[name]
 
 
 def taken_over(section: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -242,19 +247,12 @@ def _kind_named(what: str, slot: str, name: Any) -> type:
     return KINDS[slot][name]
 
 
-def _section_with(name: str, sections: Mapping[str, Any]) -> str:
-    """The section that has a field. Raises JaxlmError, naming the kinds that have it or the fields there are."""
-    for section, part in sections.items():
-        if name in specs(type(part)):
-            return section
-    for slot, kinds in KINDS.items():
-        if having := [kind for kind, cls in kinds.items() if name in specs(cls)]:
-            chosen = sections[slot]
-            raise JaxlmError(
-                f"{name} is a field of the {slot} {either(having)}, and the {slot} is "
-                f"{kind_of(slot, chosen)}, whose fields are {', '.join(specs(type(chosen)))}"
-            )
-    known = [found for part in sections.values() for found in specs(type(part))]
+def _kinds_with(name: str) -> tuple[str, dict[str, type]]:
+    """The section that has a field, and its kinds that have the field. Raises JaxlmError if there are none."""
+    for section, kinds in SECTIONS.items():
+        if having := {kind: cls for kind, cls in kinds.items() if name in specs(cls)}:
+            return section, having
+    known = dict.fromkeys(field for *_, kind in all_kinds() for field in specs(kind))
     raise JaxlmError(f"unknown field {name!r}{nearest(name, [*known, *KINDS])}")
 
 
