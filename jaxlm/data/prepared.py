@@ -129,9 +129,8 @@ def text_name(path: Path) -> str:
 def load_prepared(path: str | Path, options: TextOptions | None = None) -> Corpus:
     """The corpus of a prepared folder, its ids memory-mapped, after every byte was verified.
 
-    Raises:
-        DataError: A file is missing, shortened, altered, or no regular file, an id is outside the vocabulary, or an
-            option is neither a default nor that of the preparation (`max_vocab`: fewer words than there are).
+    Raises DataError where a file is missing, altered or no regular file, an id is outside the vocabulary, or an option
+    is neither a default nor that of the preparation (`max_vocab`: fewer words than there are).
     """
     options = options or TextOptions()
     with read_errors(path), Folder.open(path) as folder:

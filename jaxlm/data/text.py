@@ -50,11 +50,8 @@ def read_blocks(
 ) -> Iterator[tuple[str, int]]:
     """Yields a UTF-8 file from byte `offset` on: pieces of about `BLOCK` bytes, cut before white space, and their ends.
 
-    `errors` says what becomes of bytes that are not UTF-8, as in `bytes.decode`.
-
-    Raises:
-        DataError: The path is no regular file that can be read, or it is binary, is not UTF-8, or has `MAX_UNBROKEN`
-            bytes without white space. The message names the file and any offending byte.
+    `errors` says what becomes of bytes that are not UTF-8, as in `bytes.decode`. Raises DataError where the path is no
+    regular file that can be read, or the file is binary, not UTF-8, or has `MAX_UNBROKEN` bytes without white space.
     """
     rest = b""
     with read_errors(path), files.reader(path) as file:
@@ -112,9 +109,7 @@ def find_splits(path: Path) -> dict[str, list[Part]]:
     Of another folder, or a pattern such as `texts/*.txt`, all files are texts, in the order of their names; hidden ones
     are left out. From `LEAST_TEXTS` on every 20th is held out for valid, and the one after it for test. Fewer, and a
     file, are {"all": files}. `BY_BYTES` are split by their published protocol, 90/5/5 million bytes (Mahoney 2011).
-
-    Raises:
-        DataError: There is no file, the folder cannot be read, or it has some splits, and not each once.
+    Raises DataError where there is no file, the folder cannot be read, or some split is there, and not each once.
     """
     if os.path.exists(path) and not os.path.isdir(path):
         return stretches(path) if path.name in BY_BYTES else {"all": [Part(path)]}
