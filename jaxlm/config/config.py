@@ -128,11 +128,10 @@ class Config(Recipe):
         tree.pop("sha256", None)
         label = tree.pop("preset", "custom")
         sections = {name: _section(name, tree.pop(name, {})) for name in SECTIONS}
-        if tree or not isinstance(label, str):
-            raise JaxlmError(
-                f"a config has the parts {', '.join(SECTIONS)} and preset (a name); "
-                f"this one also has {', '.join(sorted(tree)) or repr(label)}"
-            )
+        if tree:
+            raise JaxlmError(f"a config has no {', '.join(sorted(tree))}: its parts are {', '.join(SECTIONS)}")
+        if not isinstance(label, str):
+            raise JaxlmError(f"preset takes a text; it is {shown(label)}")
         return Config(**sections, preset=label)
 
     def every_field(self) -> Iterator[tuple[str, str, Spec, Any]]:
@@ -201,8 +200,7 @@ def changed_kinds(before: Config, changes: Mapping[str, Any]) -> list[str]:
     """A sentence for each kind that `before.replace(**changes)` changes, on the settings that it takes over."""
     sentences = []
     for slot, old in before.kinds.items():
-        new = changes.get(slot, old)
-        if new == old or new not in KINDS[slot]:
+        if (new := changes.get(slot, old)) == old:
             continue
         taken, left = (
             ", ".join(f"{name} {setting_text(value)}" for name, value in part.items() if name not in changes)
