@@ -222,7 +222,7 @@ class Subwords(_Exact):
     @cached_property
     def _tokenizer(self) -> tuple[tuple[str, ...], str, Callable[[str], list[int]]]:
         """The names of all tokens, the name of unknown ones, and what cuts a text into ids."""
-        if not self._is_json:
+        if not self.model.startswith(b"{"):
             import sentencepiece
 
             model = sentencepiece.SentencePieceProcessor(model_proto=self.model)
@@ -241,10 +241,6 @@ class Subwords(_Exact):
         return names, unknown, lru_cache(_CACHED)(lambda text: made.encode(text, add_special_tokens=False).ids)
 
     @property
-    def _is_json(self) -> bool:
-        return self.model[:1] == b"{"
-
-    @property
     def names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._tokenizer[0]
 
@@ -260,7 +256,7 @@ class Subwords(_Exact):
     @cached_property
     def _bytes(self) -> dict[str, bytes]:
         """The byte of each character of a byte-level BPE (GPT-2); {} for other kinds."""
-        if not self._is_json or b'"ByteLevel"' not in self.model:
+        if not self.model.startswith(b"{") or b'"ByteLevel"' not in self.model:
             return {}
         plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
         others = [byte for byte in range(256) if byte not in plain]
