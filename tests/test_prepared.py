@@ -591,6 +591,11 @@ def test_any_json_in_place_of_a_header_is_refused_in_one_sentence(copy, data):
     assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
 
 
+def test_a_header_that_names_many_texts_is_read(copy):
+    resealed(copy, lambda tree: tree["text"].extend([["/a/long/path" * 100, 1, 1]] * 1000))
+    assert (copy / "prepared.json").stat().st_size > 1 << 20 and len(load_corpus(copy).train)
+
+
 def test_a_vocabulary_of_another_size_is_refused(copy):
     put(copy, "vocab.json", Vocab(("a", "b", "<unk>")).to_json().encode())
     with pytest.raises(DataError, match=r"vocab.json is damaged: it has 3 words, not 150"):

@@ -36,7 +36,8 @@ FORMAT = 1
 HEADER, VOCAB = "prepared.json", "vocab.json"
 IDS = {split: f"{split}.ids" for split in SPLITS}
 PARTIAL = ".partial"  # the working folder of a corpus that is not finished
-_BLOCK = 1 << 20  # bytes that are read at once, and the most of a header
+_BLOCK = 1 << 20  # bytes that are read at once
+_MOST = 64 << 20  # bytes of a header, which names every file of the text
 
 _VALID: dict[str, Callable[[Any], bool]] = {  # the fields of `prepared.json`, and what each may be
     "format": lambda value: value == FORMAT,
@@ -162,7 +163,7 @@ def read_header(folder: Folder) -> dict[str, Any]:
     if not folder.exists(HEADER):
         raise DataError(f"{folder.path} is not a finished corpus: run the `jaxlm prepare` that began it again")
     with _intact(folder, HEADER):
-        text = folder.read(HEADER, _BLOCK).decode()
+        text = folder.read(HEADER, _MOST).decode()
         tree = strict_json(text)
         if not isinstance(tree, dict) or tree.pop("sha256", None) is None or _sealed(tree) != text:
             raise ValueError("its seal is broken")
