@@ -89,11 +89,6 @@ class SweepRecord:
     model: ModelView | None = None
 
 
-def by_corpus(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """The runs, those of one corpus together."""
-    return _together(runs, lambda run: str(run.corpus.get("sha256")))
-
-
 def _together(runs: Sequence[RunRecord], key: Callable[[RunRecord], Hashable]) -> list[list[RunRecord]]:
     found: dict[Hashable, list[RunRecord]] = {}
     for run in runs:
@@ -132,7 +127,7 @@ def render(
                 picture = svg(drawn, name)
         add("model", title, model=model, map=picture, map_id=name)
 
-    together = by_corpus(runs)
+    together = _together(runs, lambda run: str(run.corpus.get("sha256")))
     for place, some in enumerate(together):
         pictures = _run_pictures(some[:MOST_LINES], place)
         name = some[0].corpus.get("name", "its corpus")

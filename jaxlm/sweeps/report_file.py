@@ -11,7 +11,7 @@ from jaxlm.data.corpora import reload_corpus
 from jaxlm.errors import DataError, JaxlmError, RunDirError
 from jaxlm.files import explained, write_bytes
 from jaxlm.report.curve import by_kind
-from jaxlm.report.page import ModelView, RunRecord, ScoredText, SweepRecord, by_corpus, render
+from jaxlm.report.page import ModelView, RunRecord, ScoredText, SweepRecord, render
 from jaxlm.report.word_map import map_words
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.loading import load
@@ -63,8 +63,8 @@ def write_report(
         else:
             runs.append(run_record(path, name))
     ranked = sorted(runs, key=lambda run: (math.isnan(run.valid_perplexity), run.valid_perplexity))
-    chosen = [together[0] for together in by_corpus(ranked)]
-    models = [_model_view(Path(run.path), run.name, which, texts, data_dir) for run in chosen]
+    best = {str(run.corpus.get("sha256")): run for run in reversed(ranked)}
+    models = [_model_view(Path(run.path), run.name, which, texts, data_dir) for run in best.values()]
     counts = [f"{len(some)} {what}{'s' * (len(some) > 1)}" for some, what in ((runs, "run"), (sweeps, "sweep")) if some]
     title = names[0] if len(names) == 1 else " and ".join(counts)
     page = render(f"Report: {title}", runs, models, sweeps)
