@@ -71,7 +71,7 @@ def run_record(name: str = "run", seed: int = 0, corpus: str = "ptb", sha: str =
             }
         ],
         checkpoints=[(12, 2, 155.0)],
-        timing=[{"epoch": 1, "seconds": 2.0, "words_per_second": 1000.0}],
+        timing={1: {"seconds": 2.0, "words_per_second": 1000.0}},
     )
     return replace(usual, **changes)
 

@@ -377,4 +377,4 @@ def test_a_run_that_began_from_another_ones_parameters_shows_its_own_test_text(t
 def test_a_timing_that_is_damaged_is_passed_over(run):
     with open(run / "timing.jsonl", "a") as file:
         file.write('{"epoch":1,"sec\n[]\n{"epoch":2,"seconds":"nan","words_per_second":1}\n')
-    assert [row["epoch"] for row in report_file.run_record(run, "run").timing] == [1]
+    assert [*report_file.run_record(run, "run").timing] == [1]

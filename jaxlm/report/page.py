@@ -42,7 +42,7 @@ class RunRecord(Results):
     corpus: Mapping[str, Any]  # name, sha256, vocab_sha256 and description
     sessions: Sequence[Mapping[str, Any]]  # command, versions, devices and platform of each process that trained it
     checkpoints: Sequence[tuple[int, int, float | None]]  # (windows trained, epoch, validation perplexity)
-    timing: Sequence[Row]  # one an epoch
+    timing: Mapping[int, Row]  # seconds and words_per_second of each epoch
 
     @property
     def settings(self) -> dict[str, str]:
@@ -197,12 +197,12 @@ def published(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
 
 def speeds(run: RunRecord) -> list[dict[str, Any]]:
     """A row for each epoch: windows, mean and largest finite gradient norm, learning rate, words/s and seconds."""
-    timing, found = {row["epoch"]: row for row in run.timing}, []
+    found = []
     for epoch, windows in groupby(run.windows, lambda row: row["epoch"]):
         own = list(windows)
         norms = [row["grad_norm"] for row in own if math.isfinite(row["grad_norm"])] or [math.nan]
         row = {"epoch": epoch, "windows": len(own), "mean": float(np.mean(norms)), "largest": max(norms)}
-        found.append({**row, "learning_rate": own[0]["learning_rate"], **timing.get(epoch, {})})
+        found.append({**row, "learning_rate": own[0]["learning_rate"], **run.timing.get(epoch, {})})
     return found
 
 
@@ -226,7 +226,7 @@ def _run_pictures(runs: Sequence[RunRecord], place: int) -> dict[str, str]:
 
     def speed(axes: Any) -> None:
         for at, run in enumerate(runs):
-            rows = [(row["epoch"], row["words_per_second"]) for row in run.timing]
+            rows = [(epoch, row["words_per_second"]) for epoch, row in sorted(run.timing.items())]
             titles = [f"{run.name}, epoch {epoch}: {words:,.0f} words/s" for epoch, words in rows]
             line = np.array(rows, float).reshape(-1, 2).T
             axes.plot(*line, "o-", color=PALETTE[at % len(PALETTE)], gid=marks(titles))

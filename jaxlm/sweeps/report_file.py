@@ -111,7 +111,7 @@ def run_record(path: Path, name: str) -> RunRecord:
         corpus=record["corpus"],
         sessions=record["sessions"],
         checkpoints=[(step, found.epoch, found.valid_perplexity) for step, found in checkpoint.manifests(path).items()],
-        timing=[{"epoch": epoch, **row} for epoch, row in sorted(read_timing(path).items())],
+        timing=read_timing(path),
     )
 
 
