@@ -7,7 +7,7 @@ import math
 import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +27,19 @@ MOST_BYTES = 256 << 20  # of sweep.json
 class MemberResult:
     """One run of a sweep: a trial's values with one seed.
 
-    Attributes:
-        number: The trial's number.
-        values: The trial's values of the fields of the space.
-        seed: The run's seed.
-        status: running, done, pruned, diverged, failed (it cannot be trained, as with a batch too large for the corpus)
-            or damaged (no checkpoint is intact; a resumed sweep tries again).
-        valid_perplexities: Of each finished epoch.
-        test_perplexity: Of the last parameters, once the member is done.
-        seconds: Of training, beside the other members of the group.
-        run_dir: The run directory, if it is kept on this machine.
-        note: Why the member ended early.
+    Its status is running, done, pruned, diverged, failed (it cannot be trained, as with a batch too large for the
+    corpus) or damaged (no checkpoint is intact; a resumed sweep tries again).
     """
 
-    number: int
-    values: dict[str, Any]
+    number: int  # the trial's
+    values: dict[str, Any]  # the trial's, of the fields of the space
     seed: int
     status: str = "running"
-    valid_perplexities: tuple[float, ...] = ()
-    test_perplexity: float | None = None
-    seconds: float = 0.0
-    run_dir: Path | None = None
-    note: str | None = None
+    valid_perplexities: tuple[float, ...] = ()  # of each finished epoch
+    test_perplexity: float | None = None  # of the last parameters, once the member is done
+    seconds: float = 0.0  # of training, beside the other members of the group
+    run_dir: Path | None = None  # if it is kept on this machine
+    note: str | None = None  # why the member ended early
 
     @property
     def valid_perplexity(self) -> float:
@@ -80,11 +71,9 @@ class Sweep:
     @property
     def trials(self) -> list[Trial]:
         """Best first: by the mean of the last epoch's validation perplexity; unfinished trials last."""
-        by_number: dict[int, list[MemberResult]] = {}
-        for member in self.members:
-            by_number.setdefault(member.number, []).append(member)
         found = []
-        for number, members in by_number.items():
+        for number, group in groupby(self.members, lambda member: member.number):
+            members = [*group]
             first, counts = members[0], Counter(one.status for one in members)
             status = first.status if len(counts) == 1 else ", ".join(f"{n} {one}" for one, n in counts.items())
             valid = mean_and_deviation([one.valid_perplexity for one in members])
@@ -125,21 +114,13 @@ class Sweep:
     def rows(self) -> list[dict[str, Any]]:
         """A flat mapping for each member: values, seed, status, perplexities, seconds, run directory."""
         rows, epochs = [], max((len(member.valid_perplexities) for member in self.members), default=0)
+        names = ("seed", "status", "valid_perplexity", "test_perplexity", "seconds", "run_dir", "note")
         for member in self.members:
             values = {name: value_text(one) if isinstance(one, tuple) else one for name, one in member.values.items()}
+            results = {name: getattr(member, name) for name in names}
             by_epoch = zip_longest(range(1, epochs + 1), member.valid_perplexities)
-            row = {
-                "trial": member.number,
-                **values,
-                "seed": member.seed,
-                "status": member.status,
-                "valid_perplexity": member.valid_perplexity,
-                "test_perplexity": member.test_perplexity,
-                "seconds": round(member.seconds, 3),
-                "run_dir": member.run_dir and str(member.run_dir),
-                "note": member.note,
-            }
-            rows.append({**row, **{f"valid_perplexity_{epoch}": value for epoch, value in by_epoch}})
+            each = {f"valid_perplexity_{epoch}": value for epoch, value in by_epoch}
+            rows.append({"trial": member.number, **values, **results, **each})
         return rows
 
 
