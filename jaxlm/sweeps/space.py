@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +26,7 @@ from jaxlm.fields import shown
 from jaxlm.runs import directory
 from jaxlm.sweeps import optuna
 
-if TYPE_CHECKING:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
-    Space = dict[str, Distribution]
+Space = dict[str, Any]  # Optuna's distribution of each field's values
 
 MOST_POINTS = 100_000  # of a sweep
 MOST_VALUES = 10_000  # of one field
@@ -45,7 +41,7 @@ class Plan:
     """What a sweep is. All who work on one study have equal plans."""
 
     config: Config
-    space: "Space"
+    space: Space
     strategy: str
     trials: int
     seeds: int  # members of a trial
@@ -133,7 +129,7 @@ def check_counts(**counts: Any) -> None:
             raise JaxlmError(f"{name} must be a whole number from 1 to {MOST_POINTS:,}; it is {shown(number)}")
 
 
-def read_space(space: Mapping[str, Any], config: Config) -> "Space":
+def read_space(space: Mapping[str, Any], config: Config) -> Space:
     """Reads a space as users give it, in the same order.
 
     A field has a list of values, a `range`, one of Optuna's distributions, or a text as `--set` takes; NumPy's scalars
@@ -187,7 +183,7 @@ def extremes(distribution: Any) -> tuple[Any, ...]:
     return distribution.choices if _is_listed(distribution) else (distribution.low, distribution.high)
 
 
-def grid_size(space: "Space") -> int:
+def grid_size(space: Space) -> int:
     """How many points the space's grid has. Raises JaxlmError for an interval, or over `MOST_POINTS` points."""
     if interval := next((name for name, distribution in space.items() if not _is_listed(distribution)), None):
         raise JaxlmError(
@@ -200,7 +196,7 @@ def grid_size(space: "Space") -> int:
     return points
 
 
-def grid_point(space: "Space", number: int) -> dict[str, Any]:
+def grid_point(space: Space, number: int) -> dict[str, Any]:
     """A point of the grid by its number, from 0. Points of equal array shapes are neighbours."""
     point = {}
     for name in sorted(space, key=lambda name: (not _is_float(name), name)):  # the first changes fastest
@@ -209,7 +205,7 @@ def grid_point(space: "Space", number: int) -> dict[str, Any]:
     return {name: point[name] for name in space}
 
 
-def random_point(space: "Space", seed: int, number: int) -> dict[str, Any]:
+def random_point(space: Space, seed: int, number: int) -> dict[str, Any]:
     """A random point by its number, from 0. It depends on the space, the seed and the number alone."""
     sampler = optuna.samplers.RandomSampler(seed=int(np.random.SeedSequence((seed, number)).generate_state(1)[0]))
     study: Any = None  # which this sampler does not read
@@ -229,7 +225,7 @@ def _is_float(name: str) -> bool:
     return spec_of_field(name).type is float
 
 
-def _check(name: str, space: "Space", config: Config) -> None:
+def _check(name: str, space: Space, config: Config) -> None:
     """Raises JaxlmError unless the config takes each value alone or with others of the space, such as an optimizer."""
     others = {other: extremes(found) for other, found in space.items() if other != name and not _is_float(other)}
     combinations = itertools.islice(itertools.product(*others.values()), MOST_CHOICES)
@@ -246,7 +242,7 @@ def _check(name: str, space: "Space", config: Config) -> None:
             raise errors[0]
 
 
-def _distribution(name: str, given: Any) -> "Distribution":
+def _distribution(name: str, given: Any) -> Any:
     if not isinstance(name, str):
         raise JaxlmError(f"a space has names of fields, as in learning_rate; one is {shown(name)}")
     kind = spec_of_field(name).type
