@@ -529,8 +529,8 @@ def test_what_users_get_wrong_is_one_sentence(capsys, tmp_path, arguments, messa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds an empty space"),
-        ("{}", "holds an empty space"),
+        ("", "the space is empty"),
+        ("{}", "the space is empty"),
         ("{", "as TOML or JSON"),
         ("learning_rate = {low = 1}", "takes a list of values"),
         ("learning_rate = 1", "takes a list of values"),

@@ -148,10 +148,7 @@ def read_space_file(path: Path) -> dict[str, Any]:
     """Reads a TOML file of FIELD = SPACE lines, or a JSON object, for `read_space`. Raises JaxlmError for others."""
     with files.explained(JaxlmError, f"{path} cannot be read as TOML or JSON"):
         text = files.read_bytes(path, MOST_BYTES).decode()
-        space = sealed.strict_json(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-    if not space:
-        raise JaxlmError(f"{path} holds an empty space: name at least one field, as in learning_rate = [0.5, 1]")
-    return space
+        return sealed.strict_json(text) if text.lstrip().startswith("{") else tomllib.loads(text)
 
 
 def to_json(distribution: Any) -> list[Any] | str:
