@@ -150,8 +150,8 @@ class Worker(Observer):
         """Puts waiting members of the group's shape, and those of newly claimed trials, into the free slots."""
         assert isinstance(group, MemberGroup)
         most = 1 if self.study.plan.strategy == "grid" else len(group.runs)  # members of other shapes that may wait
-        if (running := next(filter(None, group.runs), None)) and running.plan.random is not None:
-            self._shape = (*self._shape[:-2], running.epoch, 0)
+        if self._placed:  # at an epoch's edge, where they are at another window than when they came
+            self._shape = next(iter(self._placed.values())).shape
         free = [slot for slot, run in enumerate(group.runs) if run is None]
         while len(fitting := [member for member in self._waiting if member.shape == self._shape]) < len(free):
             others = len(self._waiting) - len(fitting)
