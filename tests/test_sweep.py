@@ -591,6 +591,9 @@ def test_each_epoch_is_a_line_and_at_the_end_the_best_trials_are_a_table():
     said = out.getvalue()
     assert r"no \x1b]0;title\x07" in said and "\x1b[2J" not in said and "\x1b]0" not in said
     assert "71.00 ± 1.41" in said and "61.00 ± 1.41" in said
+    narrow = io.TextIOWrapper(io.BytesIO(), "ascii", write_through=True)
+    supervisor.View(Console(file=narrow, width=120)).summary(sweep)
+    assert rb"71.00 \xb1 1.41" in narrow.buffer.getvalue()
     assert "seed 0: diverged, epoch 0/2; window 3 has cost nan" in said and sweep.command(trials[2]) in said
 
 

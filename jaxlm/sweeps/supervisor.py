@@ -300,7 +300,8 @@ class View:
 
     def say(self, text: str) -> None:
         """Prints text, which may quote files."""
-        self._console.print(printable(text, keep_newlines=True), markup=False, highlight=False, soft_wrap=True)
+        text = printable(text, keep_newlines=True, encoding=self._console.encoding)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, sweep: Sweep) -> None:
         """Shows the epochs and ends that are new since the last look."""
