@@ -38,26 +38,24 @@ MOST_ON_CPU, MOST = 8, 32  # members in a group, unless the caller says how many
 Shape = tuple[Any, ...]  # everything that members of one program share
 
 
-@dataclass(eq=False)
-class Member:
+class Member(Run):
     """A run of a claimed trial. Its state waits here until the run gets a slot of a group."""
 
     claim: Claim
-    run: Run
     state: TrainState
 
     @property
     def record(self) -> MemberResult:
         """Its results, as the study keeps them."""
-        return self.claim.records[self.run.config.train.seed]
+        return self.claim.records[self.config.train.seed]
 
     @property
     def shape(self) -> Shape:
         """What members of one program share: the recipe's structure, the counts, the text, the next window."""
-        config = self.run.config
-        train = replace(config.train, seed=0, epochs=0)
-        epoch = 0 if self.run.plan.random is None else self.run.epoch  # each epoch has random lengths of its own
-        return jax.tree.structure(config.recipe), train, config.data, self.run.corpus.sha256, epoch, self.run.index
+        train = replace(self.config.train, seed=0, epochs=0)
+        epoch = 0 if self.plan.random is None else self.epoch  # each epoch has random lengths of its own
+        recipe = jax.tree.structure(self.config.recipe)
+        return recipe, train, self.config.data, self.corpus.sha256, epoch, self.index
 
 
 @dataclass(eq=False)
@@ -76,7 +74,6 @@ class Worker(Observer):
     say: Callable[[str], object] = say  # prints a line
     _corpora: dict[tuple[DataConfig, int], Corpus] = field(default_factory=dict)
     _waiting: list[Member] = field(default_factory=list)
-    _placed: dict[Run, Member] = field(default_factory=dict)
     _shape: Shape = ()
 
     def run(self) -> None:
@@ -100,12 +97,11 @@ class Worker(Observer):
     def _train(self, shape: Shape) -> None:
         """Trains members of one shape until there are no more, or a signal came."""
         self._shape = shape
-        config = next(member.run.config for member in self._waiting if member.shape == shape)
+        config = next(member.config for member in self._waiting if member.shape == shape)
         vmap = jax.default_backend() != "cpu" if self.vmap is None else self.vmap
         group = MemberGroup(self.size or group_size(config, self.study.plan, self.workers), vmap)
         self.fill(group)
         fit(group, self)
-        self._placed.clear()
 
     def _claim(self) -> bool:
         """Begins or resumes the members of another trial; whether there was one."""
@@ -123,10 +119,10 @@ class Worker(Observer):
                 status = "damaged" if isinstance(error, CheckpointError) else "failed"
                 self.study.note(claim, replace(record, status=status, note=str(error)))
             else:
-                for note in member.run.notes:  # such as a damaged newest checkpoint
+                for note in member.notes:  # such as a damaged newest checkpoint
                     self.say(f"!! trial {record.number} seed {seed}: {note}")
-                if member.run.finished:
-                    self._finish(member, SingleGroup(member.run, member.state, None), 0)
+                if member.finished:
+                    self._finish(member, SingleGroup(member, member.state, None), 0)
                 else:
                     self._waiting.append(member)
         if claim.trial.number in self.study.held:
@@ -141,17 +137,17 @@ class Worker(Observer):
             config = with_saved_dtype(config, held.folder)
         config, corpus = with_corpus(config, self.corpus or self._corpora.get(key), self.data_dir)
         self._corpora[key] = corpus
-        run = Run(config, corpus, held, claim.held, resume=resume, kept=self.kept)
-        state = new_state(config) if run.found is None else run.found.state
-        run.found = None
-        return Member(claim, run, state)
+        member = Member(config, corpus, held, claim.held, resume=resume, kept=self.kept)
+        member.claim, member.state = claim, new_state(config) if member.found is None else member.found.state
+        member.found = None
+        return member
 
     def fill(self, group: Group) -> None:
         """Puts waiting members of the group's shape, and those of newly claimed trials, into the free slots."""
         assert isinstance(group, MemberGroup)
         most = 1 if self.study.plan.strategy == "grid" else len(group.runs)  # members of other shapes that may wait
-        if self._placed:  # at an epoch's edge, where they are at another window than when they came
-            self._shape = next(iter(self._placed.values())).shape
+        if running := next((run for run in group.runs if isinstance(run, Member)), None):
+            self._shape = running.shape  # at an epoch's edge it is at another window than when it came
         free = [slot for slot, run in enumerate(group.runs) if run is None]
         while len(fitting := [member for member in self._waiting if member.shape == self._shape]) < len(free):
             others = len(self._waiting) - len(fitting)
@@ -159,9 +155,8 @@ class Worker(Observer):
                 break
         for slot, member in zip(free, fitting, strict=False):
             self._waiting.remove(member)
-            self._placed[member.run] = member
-            member.run.start_clock()
-            group.add(slot, member.run, member.state)
+            member.start_clock()
+            group.add(slot, member, member.state)
             del member.state  # so that the group alone holds the arrays
 
     def trained(self, group: Group) -> None:
@@ -174,12 +169,12 @@ class Worker(Observer):
 
     def epoch_ended(self, group: Group, stopping: bool) -> None:
         """Reports the members' epochs; ends those that have finished, unless stopping, and trials to prune."""
-        members = {slot: self._placed[run] for slot, run in enumerate(group.runs) if run is not None}
+        members = {slot: run for slot, run in enumerate(group.runs) if isinstance(run, Member)}
         for slot, member in members.items():
-            self._note(member, seconds=member.record.seconds + member.run.epoch_seconds)
+            self._note(member, seconds=member.record.seconds + member.epoch_seconds)
             if not math.isfinite(value := member.record.valid_perplexity):
-                self.diverged(group, slot, f"epoch {member.run.epoch} has validation perplexity {value}")
-            elif member.run.finished and not stopping:
+                self.diverged(group, slot, f"epoch {member.epoch} has validation perplexity {value}")
+            elif member.finished and not stopping:
                 self._finish(member, group, slot)
                 self._free(group, slot)
         for claim in dict.fromkeys(member.claim for member in members.values()):
@@ -189,20 +184,20 @@ class Worker(Observer):
 
     def _prune(self, group: Group, claim: Claim) -> None:
         """Ends all members of a trial that Optuna gives up."""
-        for slot, run in enumerate(group.runs):
-            if run is not None and self._placed[run].claim is claim:
-                self._close(self._free(group, slot), "pruned", f"worse than the median after epoch {run.epoch}")
+        for slot, member in enumerate(group.runs):
+            if isinstance(member, Member) and member.claim is claim:
+                self._close(self._free(group, slot), "pruned", f"worse than the median after epoch {member.epoch}")
         for member in [member for member in self._waiting if member.claim is claim]:
             self._waiting.remove(member)
             self._close(member, "pruned", "its other seeds were worse than the median")
 
     def _finish(self, member: Member, group: Group, slot: int) -> None:
-        self._close(member, "done", test_perplexity=self._compared(member.run, "test", tested(group, slot)))
+        self._close(member, "done", test_perplexity=self._compared(member, "test", tested(group, slot)))
 
     def _free(self, group: Group, slot: int) -> Member:
-        run, group.runs[slot] = group.runs[slot], None
-        assert run is not None
-        return self._placed.pop(run)
+        member, group.runs[slot] = group.runs[slot], None
+        assert isinstance(member, Member)
+        return member
 
     def _close(self, member: Member, status: str, note: str | None = None, **results: float) -> None:
         """Ends a member, and its trial if it was the last one."""
@@ -211,7 +206,7 @@ class Worker(Observer):
 
     def _note(self, member: Member, **changes: Any) -> None:
         """Stores a member's epochs so far, and what else has changed."""
-        epochs = tuple(self._compared(member.run, "valid", epoch.valid_perplexity) for epoch in member.run.epochs)
+        epochs = tuple(self._compared(member, "valid", epoch.valid_perplexity) for epoch in member.epochs)
         self.study.note(member.claim, replace(member.record, valid_perplexities=epochs, **changes))
 
     def _compared(self, run: Run, split: str, value: float) -> float:
