@@ -31,11 +31,6 @@ class Results:
         """Validation perplexity of the last epoch; nan without an epoch."""
         return self.epochs[-1].get("valid_perplexity", math.nan) if self.epochs else math.nan
 
-    @property
-    def estimated(self) -> bool:
-        """Whether a training perplexity is an estimate, from the words drawn for a sampled softmax (page.html asks)."""
-        return any(row.get("train_estimated") for row in self.epochs)
-
     def test_perplexity(self, best: bool = False) -> float:
         """Test perplexity of the last parameters, or of the best checkpoint; nan where they were not tested."""
         found = [row for row in self.tests if (row.get("checkpoint") == "best") == best and "test_perplexity" in row]

@@ -131,7 +131,9 @@ def render(
     for place, some in enumerate(together):
         pictures = _run_pictures(some[:MOST_LINES], place)
         name = some[0].corpus.get("name", "its corpus")
-        add("runs", f"Runs on {name}", runs=some, groups=groups(some), published=published(some), pictures=pictures)
+        estimated = any(row.get("train_estimated") for run in some for row in run.epochs)
+        facts = {"groups": groups(some), "published": published(some), "estimated": estimated}
+        add("runs", f"Runs on {name}", runs=some, pictures=pictures, **facts)
         for model in models:
             if model.run in [run.name for run in some]:
                 add_model(f"Model of {model.run}", model)
