@@ -167,7 +167,6 @@ def test_a_mechanism_may_be_absent():
         ("learning_rate", {"low": 1, "high": 2}, "a list of values"),
         ("batch_size", IntDistribution(1, 10**400), "batch_size"),
         ("batch_size", FloatDistribution(1, 2.5), "whole"),
-        (3, [1], "names of fields"),
         ("learning_rate", None, "list"),
         ("learning_rate", [math.nan], "learning_rate"),
         ("learning_rate", [math.nan, math.nan], "learning_rate"),

@@ -240,9 +240,7 @@ def _check(name: str, space: Space, config: Config) -> None:
 
 
 def _distribution(name: str, given: Any) -> Any:
-    if not isinstance(name, str):
-        raise JaxlmError(f"a space has names of fields, as in learning_rate; one is {shown(name)}")
-    kind = spec_of_field(name).type
+    kind = spec_of_field(str(name)).type
     given = to_json(given) if isinstance(given, optuna.distributions.BaseDistribution) else _plain(given)
     if isinstance(given, str):
         word, *ends = given.split(":")

@@ -61,9 +61,8 @@ class Storage:
     def _reason(self, error: Exception) -> str:
         cause = error.__cause__ or error  # Optuna's own error names no reason
         cause = getattr(cause, "orig", None) or cause  # SQLAlchemy's quotes the whole statement
-        text = scrubbed(" ".join(str(getattr(cause, "strerror", None) or cause).split()), self._where)
-        kind = "" if isinstance(cause, OSError | ValueError) else f"{type(cause).__name__}: "
-        return kind + (text if len(text) < 300 else text[:300] + "...")
+        text = getattr(cause, "strerror", None) or f"{type(cause).__name__}: {cause}"
+        return scrubbed(" ".join(text.split()), self._where)[:300]
 
 
 def _database(url: str) -> Any:
