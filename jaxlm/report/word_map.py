@@ -13,7 +13,6 @@ from jaxlm.errors import JaxlmError
 from jaxlm.report.figure import PALETTE, figure, label, marks, save
 
 _WIDTH, _HEIGHT, _MARGIN = 2100, 1500, 50  # pixels, which are the axes' units too
-_NAMES = {"tsne": "t-SNE", "pca": "PCA"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def map_words(
         nearest = np.argpartition(-cosine, most - 1)[:most]
         nearest = nearest[np.argsort(-cosine[nearest], kind="stable")]
         near.append([(words[other], round(float(cosine[other]), 3)) for other in nearest])
-    return WordMap(words[: len(head)], places, clusters, near, _NAMES[used])
+    return WordMap(words[: len(head)], places, clusters, near, used)
 
 
 @contextmanager
@@ -115,7 +114,7 @@ def moved_apart(places: np.ndarray, sizes: np.ndarray, area: np.ndarray) -> np.n
 
 
 def _project(vectors: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """Places [n, 2] and clusters [n] of unit vectors [n, E], and the method that was used."""
+    """Places [n, 2] and clusters [n] of unit vectors [n, E], and the name of the method that was used."""
     centred = vectors - vectors.mean(axis=0)
     widest = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
     try:
@@ -123,12 +122,12 @@ def _project(vectors: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray, 
         from sklearn.manifold import TSNE
         from threadpoolctl import threadpool_limits
     except ModuleNotFoundError:
-        return widest, np.zeros(len(vectors), int), "pca"
+        return widest, np.zeros(len(vectors), int), "PCA"
     with warnings.catch_warnings(), threadpool_limits(1):  # with few words, threads take longer than one
         warnings.simplefilter("ignore")  # such as fewer distinct vectors than clusters
         clusters = KMeans(min(len(PALETTE), len(vectors)), random_state=0).fit_predict(vectors)
         if method == "pca":
-            return widest, clusters, method
+            return widest, clusters, "PCA"
         near = min(20, (len(vectors) - 1) / 3)
         tsne = TSNE(metric="cosine", init="pca", random_state=0, perplexity=near)
-        return tsne.fit_transform(vectors).astype(np.float64), clusters, method
+        return tsne.fit_transform(vectors).astype(np.float64), clusters, "t-SNE"

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +22,6 @@ from jaxlm.sweeps.study import member_dir
 
 TEST_WORDS = 400  # of the test split's beginning
 SAMPLES, SAMPLE_WORDS = 3, 80
-
-Found = TypeVar("Found")
 
 
 def write_report(
@@ -120,7 +118,7 @@ def _model_view(path: Path, name: str, which: str, texts: Sequence[str], data_di
     lm = load(path, which)
     notes: list[str] = []
 
-    def part(what: str, make: Callable[[], Found]) -> Found | None:
+    def part(what: str, make: Callable[[], Any]) -> Any:
         try:
             return make()
         except JaxlmError as error:

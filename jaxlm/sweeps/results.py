@@ -100,15 +100,13 @@ class Sweep:
         kinds = {slot: kind for slot, kind in config.kinds.items() if kind != base.kinds[slot]}
         words = ["--preset", base.preset, *(f"--{slot}={kind}" for slot, kind in kinds.items())]
         usual = {name: value for _, name, _, value in base.replace(**kinds).every_field()}
-        for _, name, _, value in config.every_field():
-            dashed = name.replace("_", "-")
-            if value == usual[name]:
-                continue
+        changed = {name.replace("_", "-"): value for _, name, _, value in config.every_field() if value != usual[name]}
+        for name, value in changed.items():
             if isinstance(value, bool):
-                words.append(f"--{dashed}" if value else f"--no-{dashed}")
+                words.append(f"--{name}" if value else f"--no-{name}")
             else:
                 text = ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else value
-                words.append(f"--{dashed}={text}")
+                words.append(f"--{name}={text}")
         return shlex.join(["jaxlm", "train", *words])
 
     def rows(self) -> list[dict[str, Any]]:
