@@ -173,12 +173,12 @@ class Study:
                     self._storage.beat(self._id(number))
 
     def end(self, claim: Claim) -> None:
-        """Tells Optuna the result of a trial once all its members have ended, and releases it.
+        """Tells Optuna the result of a held trial once all its members have ended, and releases it.
 
         A trial with a damaged member stays open, for a resumed sweep to try again.
         """
         statuses = {record.status for record in claim.records.values()}
-        if "running" in statuses:
+        if "running" in statuses or claim.trial.number not in self.held:
             return
         if "damaged" in statuses:
             self._damaged.add(claim.trial.number)

@@ -125,8 +125,7 @@ class Worker(Observer):
                     self._finish(member, SingleGroup(member, member.state, None), 0)
                 else:
                     self._waiting.append(member)
-        if claim.trial.number in self.study.held:
-            self.study.end(claim)
+        self.study.end(claim)
         return True
 
     def _member(self, claim: Claim, record: MemberResult) -> Member:
@@ -165,7 +164,7 @@ class Worker(Observer):
 
     def diverged(self, group: Group, slot: int, problem: str) -> None:
         """Ends a member whose window was not finite."""
-        self._close(self._free(group, slot), "diverged", problem)
+        self._note(self._free(group, slot), status="diverged", note=problem)
 
     def epoch_ended(self, group: Group, stopping: bool) -> None:
         """Reports the members' epochs; ends those that have finished, unless stopping, and trials to prune."""
@@ -186,28 +185,25 @@ class Worker(Observer):
         """Ends all members of a trial that Optuna gives up."""
         for slot, member in enumerate(group.runs):
             if isinstance(member, Member) and member.claim is claim:
-                self._close(self._free(group, slot), "pruned", f"worse than the median after epoch {member.epoch}")
+                note = f"worse than the median after epoch {member.epoch}"
+                self._note(self._free(group, slot), status="pruned", note=note)
         for member in [member for member in self._waiting if member.claim is claim]:
             self._waiting.remove(member)
-            self._close(member, "pruned", "its other seeds were worse than the median")
+            self._note(member, status="pruned", note="its other seeds were worse than the median")
 
     def _finish(self, member: Member, group: Group, slot: int) -> None:
-        self._close(member, "done", test_perplexity=self._compared(member, "test", tested(group, slot)))
+        self._note(member, status="done", test_perplexity=self._compared(member, "test", tested(group, slot)))
 
     def _free(self, group: Group, slot: int) -> Member:
         member, group.runs[slot] = group.runs[slot], None
         assert isinstance(member, Member)
         return member
 
-    def _close(self, member: Member, status: str, note: str | None = None, **results: float) -> None:
-        """Ends a member, and its trial if it was the last one."""
-        self._note(member, status=status, note=note, **results)
-        self.study.end(member.claim)
-
     def _note(self, member: Member, **changes: Any) -> None:
-        """Stores a member's epochs so far, and what else has changed."""
+        """Stores a member's epochs so far, and what else has changed; ends its trial with the last member's end."""
         epochs = tuple(self._compared(member, "valid", epoch.valid_perplexity) for epoch in member.epochs)
         self.study.note(member.claim, replace(member.record, valid_perplexities=epochs, **changes))
+        self.study.end(member.claim)
 
     def _compared(self, run: Run, split: str, value: float) -> float:
         """A perplexity, per character where the trials' tokens differ."""
