@@ -30,7 +30,6 @@ Space = dict[str, Any]  # Optuna's distribution of each field's values
 
 MOST_POINTS = 100_000  # of a sweep
 MOST_VALUES = 10_000  # of one field
-MOST_WHOLE = 2**53  # databases keep whole numbers as floats
 MOST_CHOICES = 100  # combinations of the other static fields that a value is tried with
 MOST_BYTES = 1 << 20  # of a file
 STRATEGIES = ("grid", "random", "tpe")
@@ -270,7 +269,7 @@ def _distribution(name: str, given: Any) -> Any:
         )
     if len(set(values)) < len(values):
         twice = next(value for value in values if values.count(value) > 1)
-        raise JaxlmError(f"{name} has the value {twice} twice: name it once (seeds train a point again)")
+        raise JaxlmError(f"{name} has the value {shown(twice)} twice: name it once (seeds train a point again)")
     return optuna.distributions.CategoricalDistribution(values)
 
 
@@ -310,11 +309,9 @@ def _encoded(name: str, kind: type, value: Any) -> Any:
         return text
     if not isinstance(value, bool | int | float | str | None):
         raise JaxlmError(f"{name} takes a list of numbers or texts; one is {shown(value)}")
-    if type(value) is int and abs(value) > MOST_WHOLE:
-        raise JaxlmError(f"{name} takes whole numbers of at most {MOST_WHOLE:,}; it is {shown(value)}")
     if name == "corpus" and isinstance(value, str) and value not in ("auto", "ptb", *EMBEDDED):
         return os.path.abspath(value)  # the sweep may be resumed from another directory
-    return float(value) if kind is float and type(value) is int else value
+    return value
 
 
 def _plain(value: Any) -> Any:
