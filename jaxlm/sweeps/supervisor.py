@@ -65,9 +65,8 @@ def sweep(
 ) -> Sweep:
     """Trains the points of a space and finds the lowest validation perplexity.
 
-    Members of equal shapes train in one program: on CPUs in turns, each equal to `train` alone; on accelerators they
-    share each operation, equal up to float32 rounding. Signals stop a sweep as they stop `train`. Needs Optuna: `pip
-    install 'jaxlm[sweep]'`.
+    Members of equal shapes train in one program, each equal to `train` alone. Signals stop a sweep as they stop
+    `train`. Needs Optuna: `pip install 'jaxlm[sweep]'`.
 
     Args:
         config: The config, with the fields that the space leaves out.
@@ -81,11 +80,9 @@ def sweep(
         resume: Resume the sweep in `run_dir`, or join the processes that work on it.
         workers: Processes that share the work, each pinned to its share of the cores (None: one a core on CPUs if the
             sweep is long and its corpus is named; else this process alone).
-        storage: A database's URL for Optuna's study (None: $JAXLM_STORAGE, else a journal in `run_dir`). The URL is
-            not saved: give it again to resume.
+        storage: A database's URL for Optuna's study, given again to resume (None: $JAXLM_STORAGE, else a journal).
         group: Members that train in one program (None: as many as fit).
-        vmap: Members share each operation (default on accelerators), or take turns in the program (on CPUs, where
-            turns are faster).
+        vmap: Members share each operation, equal up to float32 rounding (None: on accelerators), or take turns.
         data_dir: The folder of Penn Treebank's files.
         quiet: Print nothing.
 
