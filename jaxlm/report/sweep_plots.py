@@ -41,14 +41,10 @@ class Scale:
 def slice_plot(trials: Trials, path: Path) -> Path:
     """Writes a picture with one panel for each field, and all trials in each. Raises RunDirError."""
     fields = list(trials[0].values)
-    columns = min(len(fields), 3)
-    rows = -(-len(fields) // columns)
-    with figure(1.2 + 3 * columns, 0.4 + 2.8 * rows) as drawn:
-        panels = list(drawn.subplots(rows, columns, squeeze=False, sharey=True).flat)
-        for axes, field in zip(panels, fields, strict=False):
+    with figure(1.2 + 3 * len(fields), 3.2) as drawn:
+        panels = drawn.subplots(1, len(fields), squeeze=False, sharey=True)[0]
+        for axes, field in zip(panels, fields, strict=True):
             draw_slice(axes, trials, field)
-        for axes in panels[len(fields) :]:
-            axes.set_axis_off()
         for axes in panels[1:]:
             axes.set_ylabel("")
         return save(drawn, path)
