@@ -1,7 +1,6 @@
 """What the terminal shows of a run: a bar, a line for each epoch, a final table."""
 
 import math
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,9 +40,8 @@ def lasting_console(quiet: bool = False) -> "Console":
 
     class Lasting(Console):
         def on_broken_pipe(self) -> None:
-            self.quiet = True
-            with suppress(OSError), open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), self.file.fileno())  # for what the process prints or flushes later
+            with suppress(SystemExit, OSError):  # Rich's own sends what follows nowhere, and then exits
+                super().on_broken_pipe()
 
     return Lasting(quiet=quiet)
 
