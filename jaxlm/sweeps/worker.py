@@ -170,7 +170,7 @@ class Worker(Observer):
         """Reports the members' epochs; ends those that have finished, unless stopping, and trials to prune."""
         members = {slot: run for slot, run in enumerate(group.runs) if isinstance(run, Member)}
         for slot, member in members.items():
-            self._note(member, seconds=member.record.seconds + member.epoch_seconds)
+            self._note(member, seconds=round(member.record.seconds + member.epoch_seconds, 3))
             if not math.isfinite(value := member.record.valid_perplexity):
                 self.diverged(group, slot, f"epoch {member.epoch} has validation perplexity {value}")
             elif member.finished and not stopping:
