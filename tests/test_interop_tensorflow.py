@@ -165,12 +165,6 @@ def test_any_scope_and_the_names_of_every_version(tmp_path, scope, cell, names):
     assert (model.config.embedding_size, model.config.hidden_sizes, model.config.vocab_size) == (3, (2, 4), 6)
 
 
-def test_the_first_format_is_named(tmp_path):
-    (tmp_path / "model.ckpt-1").write_bytes(table({b"": number(1, 1), b"Model/embedding": b""}))
-    with pytest.raises(JaxlmError, match="first format"):
-        read_model(tmp_path / "model.ckpt-1")
-
-
 @pytest.mark.parametrize("shards", [1, 3])
 def test_shards(tmp_path, shards):
     arrays = variables(sizes=(2, 3, 4, 5))

@@ -16,8 +16,6 @@ from jaxlm.models.recurrent import Params, Recurrent
 MOST_PATH = 1000  # letters of a path in a message
 MOST_SHARING = 4  # how many times the stored bytes a model's tensors may take; tied ones are counted twice
 
-Tensors = dict[str, np.ndarray]
-
 
 @dataclass(frozen=True)
 class ForeignModel:

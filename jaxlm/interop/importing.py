@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 
 from jaxlm.config.config import Config
 from jaxlm.data.text import decode, read_errors
@@ -18,10 +17,9 @@ from jaxlm.data.tokens import EOS, WORDS
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.files import MAX_VOCAB_BYTES, explained, read_bytes, reader, reason
-from jaxlm.interop.foreign import MOST_PATH, ForeignModel, Tensors, check_sharing, damage, float32, shown
-from jaxlm.interop.tensorflow import MAGIC, checkpoint_prefix, read_tensorflow
-from jaxlm.interop.torch_files import MOST_FILE, read_torch
-from jaxlm.interop.torch_models import from_torch, model_tensors
+from jaxlm.interop.foreign import MOST_PATH, ForeignModel, float32, shown
+from jaxlm.interop.pytorch import read_pytorch
+from jaxlm.interop.tensorflow import checkpoint_prefix, read_tensorflow
 from jaxlm.runs import directory, state_arrays
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring.language_model import LanguageModel
@@ -30,7 +28,6 @@ from jaxlm.sealed import strict_json
 FORMAT = 1  # of a hub's folder, which has the files:
 CONFIG, WEIGHTS, CODE, VOCAB = "config.json", "model.safetensors", "modeling_jaxlm.py", "vocab.json"
 MOST_TEXT = 1 << 32  # bytes of one file of a corpus
-_DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
 
 
 def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str | Path | None = None) -> LanguageModel:
@@ -74,52 +71,17 @@ def read_model(file: str | Path) -> ForeignModel:
     Raises JaxlmError where there is no such file, or it is damaged, is no LSTM language model, or asks for something
     that could run code, which is named; nothing was run.
     """
+    path = Path(file)
     try:
-        return _read(Path(file))
+        folder = path.parent if path.name == WEIGHTS and (path.parent / CODE).is_file() else path
+        if (folder / CONFIG).is_file():
+            return _read_hub(folder)
+        prefix = checkpoint_prefix(path)
+        return read_pytorch(path) if prefix is None else read_tensorflow(prefix)
     except (OSError, MemoryError, JaxlmError) as error:
-        at = Path(getattr(error, "filename", None) or file)
-        where = "" if at == Path(file) else f"its {shown(at.name)}: "
+        at = Path(getattr(error, "filename", None) or path)
+        where = "" if at == path else f"its {shown(at.name)}: "
         raise JaxlmError(f"cannot import {shown(file, MOST_PATH)}: {where}{reason(error)}") from None
-
-
-def _read(path: Path) -> ForeignModel:
-    folder = path.parent if path.name == WEIGHTS and (path.parent / CODE).is_file() else path
-    if (folder / CONFIG).is_file():
-        return _read_hub(folder)
-    if (prefix := checkpoint_prefix(path)) is not None:
-        return read_tensorflow(prefix)
-    with reader(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if not 0 < size <= MOST_FILE:  # (0: what the kernel makes up, as /proc/kmsg, waits for who reads it)
-            raise JaxlmError(f"it has {size:,} bytes, expected a model of 1 to {MOST_FILE:,}")
-        head = file.read(9)
-        file.seek(max(size - 8, 0))
-        if file.read() == MAGIC:
-            raise JaxlmError("it is a checkpoint of TensorFlow's first format: save it anew by TensorFlow 1.0 or later")
-        file.seek(0)
-        if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size:
-            tensors, stored = _read_safetensors(file.read())
-        else:
-            value, stored = read_torch(file, size)
-            tensors = model_tensors(value)
-    check_sharing((tensor.nbytes for tensor in tensors.values()), stored)
-    return from_torch(tensors, path)
-
-
-def _read_safetensors(data: bytes) -> tuple[Tensors, int]:
-    """The tensors of a file, by name, and the number of their stored bytes. Raises JaxlmError where it is damaged."""
-    tensors: Tensors = {}
-    with damage("safetensors file"):
-        for name, entry in safetensors.deserialize(data):
-            if (dtype := entry["dtype"]) not in _DTYPES:
-                raise JaxlmError(f"{shown(name)} holds {shown(dtype)}, expected one of {', '.join(_DTYPES)}")
-            tensors[name] = np.frombuffer(entry["data"], _DTYPES[dtype]).reshape(entry["shape"])
-        end = 8 + int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8:end]).get("__metadata__") or {}
-    for name, kept in metadata.items():  # safetensors.torch.save_model: {left out: kept}
-        if name not in tensors and kept in tensors:
-            tensors[name] = tensors[kept]
-    return tensors, len(data) - end
 
 
 def _read_hub(folder: Path) -> ForeignModel:

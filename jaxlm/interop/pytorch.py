@@ -1,0 +1,329 @@
+"""PyTorch: the LSTM language model of a file of `torch.save` or safetensors, read without PyTorch.
+
+`torch.save` writes a zip archive (since 1.6), or pickles with raw storages behind them (before). In it lies a module or
+a state_dict. PyTorch keeps kernels `[4H, in]`, apart for input and state, gates in the order i, f, g, o, and two biases
+that add. jaxlm has one kernel `[in + H, 4H]`, gates i, j, f, o, and one bias; g and j are two names of one gate.
+"""
+
+import io
+import json
+import os
+import re
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors
+
+from jaxlm.errors import JaxlmError
+from jaxlm.files import reader
+from jaxlm.interop.foreign import ForeignModel, by_role, check_sharing, damage, float32, listed, matrix_shape, shown
+from jaxlm.interop.torch_pickle import MOST_NAME, Global, Instance, unpickle
+
+MOST_FILE = 1 << 32  # bytes
+MOST_PICKLE = 1 << 28  # bytes of a pickle; the tensors are not in it
+MOST_DIRECTORY = 1 << 24  # bytes of a zip's list of names
+MOST_EXPANSION = 20  # how much larger than the file its content may be, beside 64 MiB
+MOST_PREFIX = 1000  # letters of the way to a module
+MAGIC = 0x1950A86A20F9469CFC6C  # what files before 1.6 begin with
+_DTYPES = {  # the kind of elements of torch.KINDStorage
+    **{"Half": "float16", "Float": "float32", "Double": "float64", "BFloat16": "bfloat16", "Bool": "bool"},
+    **{"Char": "int8", "Byte": "uint8", "Short": "int16", "Int": "int32", "Long": "int64"},
+    **{"ComplexFloat": "complex64", "ComplexDouble": "complex128"},
+}
+_FLOATS = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}  # by safetensors' names
+Tensors = dict[str, np.ndarray]
+_NESTED = dict | list | tuple | Instance
+_EMBEDDINGS = ("encoder", "embedding", "embeddings", "embed", "emb", "word_embeddings")
+_HEADS = ("decoder", "linear", "fc", "out", "output", "proj", "head", "lm_head", "output_layer")
+_PART = re.compile(  # as rnn.weight_ih_l0, rnns.1.module.weight_ih_l0 or rnns.1.module.weight_hh_l0_raw
+    r"(?P<stack>.*?)(?:\.(?P<index>[0-9]{1,3}))?(?:\.module)?\.?"
+    r"(?P<part>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>[0-9]{1,3})(?:_raw)?"
+)
+
+
+def read_pytorch(path: Path) -> ForeignModel:
+    """The model of a file. Raises JaxlmError for a damaged file and for one that could run code or is too large."""
+    with reader(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if not 0 < size <= MOST_FILE:  # (0: what the kernel makes up, as /proc/kmsg, waits for who reads it)
+            raise JaxlmError(f"it has {size:,} bytes, expected a model of 1 to {MOST_FILE:,}")
+        head = file.read(9)
+        file.seek(0)
+        if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= size:
+            tensors, stored = _load_safetensors(file.read())
+        elif head[:4] == b"PK\x03\x04":
+            tensors, stored = _load_zip(file, size)
+        elif head[:1] in (b"\x80", b"(", b"]", b"}", b"c"):  # a pickle of a container, an object or a class
+            tensors, stored = _load_old(file, size)
+        else:
+            raise JaxlmError("it is no file of PyTorch or safetensors, nor a TensorFlow 1 checkpoint")
+    check_sharing((tensor.nbytes for tensor in tensors.values()), stored)
+    return _model_of(tensors, path)
+
+
+def _load_safetensors(data: bytes) -> tuple[Tensors, int]:
+    """The tensors of a file, by name, and the number of their stored bytes. Raises JaxlmError where it is damaged."""
+    tensors: Tensors = {}
+    with damage("safetensors file"):
+        for name, entry in safetensors.deserialize(data):
+            if (dtype := entry["dtype"]) not in _FLOATS:
+                raise JaxlmError(f"{shown(name)} holds {shown(dtype)}, expected one of {', '.join(_FLOATS)}")
+            tensors[name] = np.frombuffer(entry["data"], _FLOATS[dtype]).reshape(entry["shape"])
+        end = 8 + int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8:end]).get("__metadata__") or {}
+    for name, kept in metadata.items():  # safetensors.torch.save_model: {left out: kept}
+        if name not in tensors and kept in tensors:
+            tensors[name] = tensors[kept]
+    return tensors, len(data) - end
+
+
+class _Storages:
+    """The storages that the persistent ids of a pickle name, as arrays [n]."""
+
+    def __init__(self, held: Callable[[str], int], load: Callable[[str, np.dtype, int], np.ndarray]):
+        self._held, self._load = held, load  # the bytes that the file has for a key; its elements
+        self.arrays: dict[str, np.ndarray] = {}
+        self.nbytes = 0  # of all of them
+
+    def __call__(self, identifier: Any) -> Any:
+        """The storage of an id: ("storage", class, key, device, number of elements[, view of an old file])."""
+        match identifier:
+            case (str("module"), name, _, _):  # ("module", class, file, its source text), in old files
+                return name
+            case (str("storage"), Global() as name, str() as key, _, int() as count, *view) if count >= 0:
+                package, _, kind = name.removesuffix("Storage").rpartition(".")
+            case _:
+                raise JaxlmError("its pickle refers to something outside itself that is not a storage")
+        if package not in ("torch", "torch.cuda") or kind not in _DTYPES:
+            raise JaxlmError(f"a tensor's storage is {shown(name)}; readable are those of {', '.join(_DTYPES)}")
+        dtype = np.dtype(_DTYPES[kind])
+        if key not in self.arrays:
+            claimed, held = count * dtype.itemsize, self._held(key)
+            if claimed > held:
+                raise JaxlmError(f"the storage {shown(key)} claims {claimed:,} bytes of {held:,}; it is cut short")
+            self.arrays[key] = self._load(key, dtype, count)
+            self.nbytes += claimed
+        whole = self.arrays[key]
+        match view:
+            case _ if (whole.dtype, whole.size) != (dtype, count):
+                raise JaxlmError(f"the storage {shown(key)} is described in two ways")
+            case [] | [None]:
+                return whole
+            case [(_, int() as start, int() as length)] if 0 <= start <= start + length <= count:
+                return whole[start : start + length]
+        raise JaxlmError(f"a view of the storage {shown(key)} does not lie within its {count:,} elements")
+
+
+class _BoundedFile:
+    """A file for `zipfile` that refuses to read as much at once as only an absurd list of names would need."""
+
+    def __init__(self, file: BinaryIO):
+        self.seek, self.tell, self.seekable, self._file = file.seek, file.tell, file.seekable, file
+
+    def read(self, count: int = -1) -> bytes:
+        if count > MOST_DIRECTORY:
+            raise zipfile.BadZipFile(f"its list of names takes {count:,} bytes, expected at most {MOST_DIRECTORY:,}")
+        return self._file.read(MOST_DIRECTORY if count < 0 else count)
+
+
+def _load_zip(file: BinaryIO, size: int) -> tuple[Tensors, int]:
+    """An archive of NAME/data.pkl, NAME/byteorder, and a file NAME/data/KEY for each storage."""
+    with damage("archive"):
+        archive = zipfile.ZipFile(_BoundedFile(file))  # pyright: ignore[reportArgumentType]
+    infos = archive.NameToInfo
+    if (total := sum(info.file_size for info in archive.filelist)) > MOST_EXPANSION * size + (1 << 26):
+        raise JaxlmError(f"its archive unpacks to {total:,} bytes, more than belongs in a file of {size:,}")
+    roots = [name.removesuffix("data.pkl") for name in infos if name.endswith("/data.pkl") and name.count("/") == 1]
+    if any(name.endswith("/constants.pkl") and name.count("/") == 1 for name in infos):
+        raise JaxlmError("it is a TorchScript program, which is code; save the model's state_dict instead")
+    if len(roots) != 1:
+        raise JaxlmError(f"expected an archive with one data.pkl, as torch.save makes it, found {len(roots)}")
+
+    def read(name: str, most: int = MOST_FILE) -> bytes:
+        info, entry = infos[roots[0] + name], f"the entry {shown(name)} of its archive"
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise JaxlmError(f"{entry} is packed in a way that torch.save never uses")
+        if info.file_size > most:
+            raise JaxlmError(f"{entry} unpacks to {info.file_size:,} bytes, expected at most {most:,}")
+        with damage("archive"), archive.open(info) as unpacked:
+            return unpacked.read(info.file_size + 1)  # (a number, so that no more is ever unpacked)
+
+    def held(key: str) -> int:
+        if (info := infos.get(f"{roots[0]}data/{key}")) is None:
+            raise JaxlmError(f"the storage {shown(key)} is not in the archive; it is cut short")
+        return info.file_size
+
+    def load(key: str, dtype: np.dtype, count: int) -> np.ndarray:
+        return np.frombuffer(read(f"data/{key}"), dtype, count) if count else np.empty(0, dtype)
+
+    if f"{roots[0]}byteorder" in infos and (order := read("byteorder", 16)) != b"little":
+        raise JaxlmError(f"expected the byte order little, found {shown(order.decode('latin-1'))}")
+    storages = _Storages(held, load)
+    value = unpickle(io.BytesIO(read("data.pkl", MOST_PICKLE)), storages)
+    return _tensors_of(value), storages.nbytes
+
+
+def _load_old(file: BinaryIO, size: int) -> tuple[Tensors, int]:
+    """Pickles of a magic number, the protocol, the system, the value and the storages' keys; then the storages.
+
+    Each storage is its number of elements (int64) and its elements, always little endian. A bare pickle without a
+    magic number is read too: it has no tensors, but what it asks for is worth a word.
+    """
+    stream = io.BytesIO(file.read(MOST_PICKLE))
+    # All storages together fit in the file; they are filled at the end.
+    storages = _Storages(lambda _: size - storages.nbytes, lambda _, dtype, count: np.empty(count, dtype))
+    value = unpickle(stream, storages)
+    if not isinstance(value, int) or value != MAGIC:
+        return _tensors_of(value), 0
+    _, _, value, keys = (unpickle(stream, storages) for _ in range(4))
+    sound = isinstance(keys, list) and all(isinstance(key, str) and len(key) <= MOST_NAME for key in keys)
+    if not sound or sorted(keys) != sorted(storages.arrays):
+        raise JaxlmError(f"its list of storages is not that of the {len(storages.arrays)} in use; it is damaged")
+    file.seek(stream.tell())
+    for key in keys:
+        array = storages.arrays[key]
+        count = int.from_bytes(file.read(8), "little")
+        read = file.readinto(array.view(np.uint8))  # pyright: ignore[reportAttributeAccessIssue]
+        if count != array.size or read < array.nbytes:
+            raise JaxlmError(f"the storage {shown(key)} does not hold its {array.size:,} elements; it is cut short")
+    return _tensors_of(value), storages.nbytes
+
+
+def _tensors_of(value: Any) -> Tensors:
+    """The tensors, by name, of the one model in a file.
+
+    The value is a module, a state_dict, or a list or dict with one of these. Raises JaxlmError where there is no model,
+    there are several, or it computes something that jaxlm does not.
+    """
+    models = [model for model in _models(value) if model[1]]
+    models = [model for model in models if any("weight_ih_l" in name for name in model[1])] or models
+    if not models:
+        found = f"a dict of {listed(value) or 'nothing'}" if isinstance(value, dict) else f"a {type(value).__name__}"
+        found = f"an object of {shown(value.kind)}" if isinstance(value, Instance) else found
+        raise JaxlmError(f"expected a model or a state_dict, found {found} without named weights in it")
+    if len(models) > 1:
+        names = listed(place for place, _ in models)
+        raise JaxlmError(f"it holds {len(models)} models ({names}); save alone the one to import")
+    return models[0][1]
+
+
+def _models(value: Any) -> Iterator[tuple[str, Tensors]]:
+    """(the way to it, tensors) of each module and dict of weights, nearest first.
+
+    Nothing is looked at twice, nor inside of a dict of weights: a pickle may hold a thing in itself, and often.
+    """
+    queue: deque[tuple[str, Any]] = deque([("", value)] if isinstance(value, _NESTED) else [])
+    seen = {id(value)}
+    while queue:
+        place, item = queue.popleft()
+        if _is_module(item):
+            yield place, _module_tensors(item, seen)
+            continue
+        item = {"": item.state} if isinstance(item, Instance) else item
+        items = [*(item.items() if isinstance(item, dict) else enumerate(item))]
+        tensors = {str(name): leaf for name, leaf in items if isinstance(leaf, np.ndarray)}
+        if any(name.endswith(".weight") or "weight_ih_l" in name for name in tensors):
+            yield place, tensors
+            continue
+        for name, child in items:
+            if isinstance(child, _NESTED) and id(child) not in seen:
+                seen.add(id(child))
+                queue.append((f"{place}.{name}"[-200:].strip("."), child))
+
+
+def _is_module(item: Any) -> bool:
+    return isinstance(item, Instance) and isinstance(item.state.get("_parameters"), dict)
+
+
+def _module_tensors(module: Instance, seen: set[int]) -> Tensors:
+    """Parameters and buffers of a module and those below it, as its state_dict names them.
+
+    Refuses what the names and shapes of the tensors would not give away.
+    """
+    found, queue = {}, deque([("", module)])
+    while queue:
+        prefix, one = queue.popleft()
+        if len(prefix) > MOST_PREFIX:
+            raise JaxlmError(f"its modules are nested too deeply: a name has over {MOST_PREFIX:,} letters")
+        kind, splits = one.kind.rpartition(".")[2], one.state.get("nsplits")
+        name = shown(prefix.rstrip(".") or kind)
+        if kind == "Embedding" and one.state.get("max_norm") is not None:
+            raise JaxlmError(f"the module {name} shortens vectors as it reads them (max_norm), which jaxlm does not")
+        if isinstance(splits, int) and splits > 1:
+            raise JaxlmError(f"the module {name} has {min(splits, 10**9):,} splits; only plain softmax is imported")
+        for part in map(one.state.get, ("_parameters", "_buffers", "_modules")):
+            if not isinstance(part, dict) or id(part) in seen:
+                continue
+            seen.add(id(part))
+            found |= {prefix + name: leaf for name, leaf in part.items() if isinstance(leaf, np.ndarray)}
+            queue += [(f"{prefix}{name}.", child) for name, child in part.items() if _is_module(child)]
+    return found
+
+
+def _model_of(tensors: Tensors, file: Path) -> ForeignModel:
+    """The model of a PyTorch state_dict, under any prefix. Raises JaxlmError, which names the tensors, for others.
+
+    A weight under dropout (awd-lstm-lm) is kept as NAME_raw; NAME beside it is the copy that the last window dropped.
+    """
+    if len(stacks := {found["stack"] for found in map(_PART.fullmatch, tensors) if found}) > 1:
+        raise JaxlmError(f"it has several recurrent modules ({listed(stacks)}), in an order that no name gives")
+    raw = {_role(name) for name in tensors if name.endswith("_raw")} - {None}
+    biased = any("bias_ih_l" in name for name in tensors)
+    parts = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if biased else [])]
+    names = [name for name in tensors if name.endswith("_raw") or _role(name) not in raw]
+    ends = ["encoder.weight", "decoder.weight"]
+    roles, layers = by_role(names, _role, ends, parts)
+    embedding, kernel = (tensors[roles[end]] for end in ends)
+    vocab_size, width = matrix_shape(roles["encoder.weight"], embedding)
+    table, notes, made = float32(roles["encoder.weight"], embedding, (vocab_size, width)), [], []
+    for layer in range(layers):
+        made.append(_lstm(tensors, {part: roles[f"{part} of layer {layer}"] for part in parts}, width))
+        width = len(made[-1]["bias"]) // 4
+    head = float32(roles["decoder.weight"], kernel, (vocab_size, width))
+    softmax = {"bias": np.zeros(vocab_size, np.float32)}
+    if bias := roles.get("decoder.bias"):
+        softmax["bias"] = float32(bias, tensors[bias], (vocab_size,))
+    else:
+        notes.append("the output layer has no bias: zeros stand in its place")
+    shared = np.may_share_memory(kernel, embedding)
+    if not np.array_equal(head, table) or not (shared or np.ptp(table)):  # constant matrices (as of zeros) say nothing
+        softmax["kernel"] = np.ascontiguousarray(head.T)
+    elif not shared:
+        notes.append("the output matrix equals the embedding in every number: the model is taken as tied")
+    if biased:
+        notes.append("each layer's two biases were added up")
+    params = {"embedding": table, "layers": made, "softmax": softmax}
+    return ForeignModel.of_lstm(params, notes, tensors.values(), (file,))
+
+
+def _role(name: str) -> str | None:
+    """What a tensor of this name is; None: nothing that an LSTM language model has."""
+    if found := _PART.fullmatch(name):
+        index, layer = int(found["index"] or 0), int(found["layer"])
+        return None if index and layer else f"{found['part']} of layer {index + layer}"
+    module, _, part = name.rpartition(".")
+    module = module.split(".")[-1]
+    if module in _EMBEDDINGS and part == "weight":
+        return "encoder.weight"
+    return f"decoder.{part}" if module in _HEADS and part in ("weight", "bias") else None
+
+
+def _lstm(tensors: Tensors, layer: dict[str, str], inputs: int) -> dict[str, np.ndarray]:
+    """jaxlm's kernel and bias of a layer, {part: name}. Raises JaxlmError for other shapes than an LSTM's."""
+    across = layer["weight_hh"]
+    rows, hidden = matrix_shape(across, tensors[across])
+    if cell := {hidden: "a plain RNN", 3 * hidden: "a GRU"}.get(rows):
+        raise JaxlmError(f"{shown(across)} is {rows}x{hidden}: that is {cell}; only LSTMs are imported")
+    shapes = {"weight_ih": (inputs,), "weight_hh": (hidden,), "bias_ih": (), "bias_hh": ()}
+    found = {part: float32(name, tensors[name], (4 * hidden, *shapes[part])) for part, name in layer.items()}
+    bias = np.zeros(4 * hidden, np.float32)
+    if "bias_ih" in layer:
+        with np.errstate(over="ignore"):
+            bias = float32(layer["bias_ih"], found["bias_ih"] + found["bias_hh"], (4 * hidden,))
+    order = np.arange(4 * hidden).reshape(4, -1)[[0, 2, 1, 3]].ravel()  # from i, f, g, o to i, j, f, o
+    kernel = np.hstack([found["weight_ih"], found["weight_hh"]])
+    return {"kernel": np.ascontiguousarray(kernel[order].T), "bias": bias[order]}
