@@ -18,7 +18,7 @@ import numpy as np
 import jaxlm
 from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
-from jaxlm.interop.export_torch import torch_layers
+from jaxlm.interop.exporting import torch_layers
 from jaxlm.models import stack
 from jaxlm.scoring.language_model import LanguageModel
 

@@ -22,7 +22,6 @@ from jaxlm.data.tokens import EOS, SPACE, UNITS, Subwords
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.files import Folder, new_folder
-from jaxlm.interop.export_torch import array
 from jaxlm.interop.importing import CODE, CONFIG, FORMAT, VOCAB, WEIGHTS
 from jaxlm.interop.tensorflow import message_fields
 from jaxlm.models.mogrifier import Mogrifier
@@ -78,6 +77,7 @@ def _fill(folder: Folder, model: LanguageModel, metrics: Sequence[dict[str, Any]
         "shapes": jax.tree.map(lambda leaf: list(leaf.shape), to_state_dict(params)),  # (lists as dicts)
         "jaxlm": json.loads(model.config.to_json()),
     }
+    weights = {name: np.asarray(leaf, np.float32, order="C") for name, leaf in named(params).items()}
     text = files("jaxlm.interop").joinpath("card.md").read_text("utf-8")
     card = Template(text, trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True).render(
         kind=kind_of("model", config),
@@ -90,7 +90,7 @@ def _fill(folder: Folder, model: LanguageModel, metrics: Sequence[dict[str, Any]
     contents = {
         CONFIG: as_json(described),
         CODE: files("jaxlm.interop").joinpath(CODE).read_bytes(),
-        WEIGHTS: safetensors.numpy.save({name: array(leaf) for name, leaf in named(params).items()}, {"format": "pt"}),
+        WEIGHTS: safetensors.numpy.save(weights, {"format": "pt"}),
         **tokenizer_files(model),
         "README.md": card.encode(),
     }
