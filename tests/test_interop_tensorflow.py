@@ -317,12 +317,6 @@ def test_a_checkpoint_file_names_something_in_its_own_folder(tmp_path):
         with pytest.raises(JaxlmError) as error:
             read_model(folder)
         assert str(error.value).isprintable()
-    for name in ("outside.index", "outside.data-00000-of-00001"):
-        (folder / name).symlink_to(tmp_path / name)
-    (folder / "link").symlink_to(tmp_path)
-    told.write_text('model_checkpoint_path: "link/outside"\n')
-    with pytest.raises(JaxlmError, match="not in the folder"):
-        read_model(folder)
     (folder / "loop").symlink_to("loop")
     told.write_text('model_checkpoint_path: "loop"\n')
     with pytest.raises(JaxlmError, match="cannot import"):
