@@ -17,11 +17,12 @@ import contextlib
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -230,24 +231,37 @@ def _seconds_to_windows(arguments: Sequence[str], cache: Path, windows: int = 16
         metrics = Path(folder) / "run/metrics.jsonl"
         given = [*arguments, "--run-dir", str(metrics.parent)] if arguments[0] == "train" else [*arguments]
         caches = {"JAXLM_CACHE": str(cache / "jaxlm"), "JAX_COMPILATION_CACHE_DIR": str(cache / "xla")}
-        began = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jaxlm", *given],
-            env={**os.environ, "PYTHONPATH": str(HERE.parent), **caches},
-            text=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        try:
-            while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") >= windows):
-                time.sleep(0.005)
-            seconds = time.perf_counter() - began
-            if process.poll() and process.stderr:
-                raise SystemExit(f"error: jaxlm {' '.join(given)}: {process.stderr.read()}")
-            return seconds
-        finally:
-            process.kill()
-            process.communicate()
+        environment, seconds = {**os.environ, "PYTHONPATH": str(HERE.parent), **caches}, 0.0
+        with contextlib.closing(watched(given, environment, 0.005)) as clock:
+            for seconds in clock:
+                if metrics.exists() and metrics.read_bytes().count(b"\n") >= windows:
+                    return seconds
+        return seconds
+
+
+def watched(arguments: Sequence[str], environment: Mapping[str, str], pause: float) -> Generator[float, None, None]:
+    """Runs `jaxlm`, and yields the seconds since its start after every pause, and once more when it has ended.
+
+    A process that runs when this is closed is ended. Raises SystemExit where the command fails.
+    """
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxlm", *arguments],
+        env=environment,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        while process.poll() is None:
+            yield time.perf_counter() - began
+            time.sleep(pause)
+    finally:
+        process.kill()
+        _, complaint = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"error: jaxlm {shlex.join(arguments)}: {complaint.strip()}")
+    yield time.perf_counter() - began
 
 
 def growth(turns: int) -> list[Row]:

@@ -30,12 +30,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from contextlib import closing
+from dataclasses import astuple, dataclass, fields
 from datetime import date
 from pathlib import Path
 from statistics import median
 
-from benchmark import Contender, Worker
+from benchmark import Contender, Worker, watched
 
 from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
@@ -84,22 +85,16 @@ class Record:
     log: str  # the file beside the history that has the run's epochs
 
 
-class Unit:
-    """TensorFlow 1's whole training of `small`, from its step, which is measured between the runs."""
+HEAD = [item.name for item in fields(Record)]  # of the history
 
-    def __init__(self):
-        self._worker = None
-        if importlib.util.find_spec("tensorflow"):
-            self._worker = Worker(Contender("tensorflow", "tensorflow"))
-            self._worker.turn(4, counted=False)
 
-    def measure(self) -> float | None:
-        """Seconds, from the median of all steps so far; None without TensorFlow."""
-        if self._worker is None:
-            return None
-        for _ in range(3):
-            self._worker.turn(16)
-        return TENSORFLOW_STEPS * median(self._worker.seconds)
+def tensorflow_seconds(tensorflow: Worker | None) -> float | None:
+    """The seconds of TensorFlow 1's whole training of `small`, by the median of its steps so far; None without it."""
+    if tensorflow is None:
+        return None
+    for _ in range(3):
+        tensorflow.turn(16)
+    return TENSORFLOW_STEPS * median(tensorflow.seconds)
 
 
 def command(preset: str, seed: int) -> list[str]:
@@ -107,43 +102,27 @@ def command(preset: str, seed: int) -> list[str]:
     return ["train", "--preset", preset, "--corpus", RUNGS[preset].corpus, "--seed", str(seed)]
 
 
-def run(preset: str, rung: Rung, seed: int, cache: int, unit: Unit, logs: Path) -> Record:
+def run(preset: str, rung: Rung, seed: int, cache: int, tensorflow: Worker | None, logs: Path) -> Record:
     """Trains in a process of its own, and watches the file of metrics that it writes; then evaluates with a cache."""
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "run"
+        place, valid = Path(folder) / "run", f"valid_{rung.measure}"
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla"}
-        began = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jaxlm", *command(preset, seed), "--run-dir", str(place)],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        reached, epoch, valid = None, None, f"valid_{rung.measure}"
-        try:
-            while process.poll() is None:
-                time.sleep(0.05)
+        reached, epoch, seconds = None, None, 0.0
+        with closing(watched([*command(preset, seed), "--run-dir", str(place)], environment, 0.05)) as clock:
+            for seconds in clock:
                 epochs = _rows(place / "metrics.jsonl", "epoch") if reached is None else []
                 if found := [row["epoch"] for row in epochs if row[valid] <= rung.target]:
-                    reached, epoch = time.perf_counter() - began, found[0]
-        finally:
-            process.kill()
-            _, complaint = process.communicate()
-        if process.returncode:
-            raise SystemExit(f"error: {shlex.join(command(preset, seed))}: {complaint.strip()}")
-        seconds = time.perf_counter() - began
+                    reached, epoch = seconds, found[0]
         epochs, (test,) = (_rows(place / "metrics.jsonl", kind) for kind in ("epoch", "test"))
-        if reached is None and epochs[-1][valid] <= rung.target:  # reached within the last look
-            reached, epoch = seconds, epochs[-1]["epoch"]
         cached, cached_seconds = evaluated(place, cache, rung.measure, environment) if cache else (None, 0.0)
         commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
         today, log = date.today().isoformat(), logs / f"{date.today()}-{preset}-seed{seed}-{time.time():.0f}.jsonl"
         logs.mkdir(exist_ok=True)
         log.write_text("".join(json.dumps(row) + "\n" for row in (*epochs, test)))
         return Record(
-            *(today, commit.stdout.strip(), machine(), preset, rung.target, seed, reached, epoch, unit.measure()),
-            *(epochs[-1][valid], test[f"test_{rung.measure}"], seconds + cached_seconds, cached, log.name),
+            *(today, commit.stdout.strip(), machine(), preset, rung.target, seed, reached, epoch),
+            *(tensorflow_seconds(tensorflow), epochs[-1][valid], test[f"test_{rung.measure}"]),
+            *(seconds + cached_seconds, cached, log.name),
         )
 
 
@@ -171,19 +150,16 @@ def _rows(path: Path, kind: str) -> list[dict]:
 
 def add(record: Record, path: Path) -> None:
     """Adds a line to the history."""
-    new = not path.exists()
+    head = [] if path.exists() else [HEAD]
     with open(path, "a", newline="") as file:
-        table = csv.DictWriter(file, [item.name for item in fields(Record)], lineterminator="\n")
-        if new:
-            table.writeheader()
-        table.writerow(asdict(record))
+        csv.writer(file, lineterminator="\n").writerows([*head, astuple(record)])
 
 
 def check_history(path: Path) -> None:
     """Raises SystemExit, before hours of training, where no line can be added to a file."""
     if not path.absolute().parent.is_dir():
         raise SystemExit(f"error: --out {path}: there is no such folder")
-    heads = ",".join(item.name for item in fields(Record))
+    heads = ",".join(HEAD)
     if path.exists() and path.open().readline().strip() != heads:
         raise SystemExit(f"error: --out {path} is no history, whose first line is {heads}: name another file")
 
@@ -236,12 +212,15 @@ def main() -> None:
             print(shlex.join(["jaxlm", *command(preset, 0)]))
         return
     check_history(args.out)
-    unit, records = Unit(), []
-    unit.measure()
+    tensorflow, records = None, []
+    if importlib.util.find_spec("tensorflow"):
+        tensorflow = Worker(Contender("tensorflow", "tensorflow"))
+        tensorflow.turn(4, counted=False)
+    tensorflow_seconds(tensorflow)
     for preset in args.presets:
         for seed in range(args.seeds):
             logs = args.out.with_name(f"{args.out.stem}-logs")
-            records.append(run(preset, RUNGS[preset], seed, args.cache, unit, logs))
+            records.append(run(preset, RUNGS[preset], seed, args.cache, tensorflow, logs))
             add(records[-1], args.out)
             print(records[-1], flush=True)
     print(table(records))

@@ -66,10 +66,9 @@ def test_a_record_is_what_the_run_wrote(speedrun, monkeypatch, tmp_path):
         "2",
     ]
     monkeypatch.setattr(speedrun, "command", lambda preset, seed: [*tiny, "--seed", str(seed)])
-    monkeypatch.setattr(speedrun.Unit, "measure", lambda unit: 1e6)
     logs = tmp_path / "logs"
-    reached = speedrun.run("easy", speedrun.Rung(1e9), 0, 10, speedrun.Unit(), logs)
-    missed = speedrun.run("hard", speedrun.Rung(1.0, measure="bits_per_character"), 0, 0, speedrun.Unit(), logs)
+    reached = speedrun.run("easy", speedrun.Rung(1e9), 0, 10, None, logs)
+    missed = speedrun.run("hard", speedrun.Rung(1.0, measure="bits_per_character"), 0, 0, None, logs)
     assert (reached.epoch, missed.epoch, missed.seconds) == (1, None, None)
     assert reached.seconds < reached.seconds_in_all and 1 < missed.test < reached.test
     assert reached.cached_test != reached.test and missed.cached_test is None
