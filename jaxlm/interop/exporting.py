@@ -61,14 +61,9 @@ def to_torch(model: LanguageModel) -> tuple[bytes, list[str]]:
 
 
 def to_safetensors(model: LanguageModel) -> tuple[bytes, list[str]]:
-    """A .safetensors file and notes; an array of two names is kept once, as safetensors.torch.save_model does."""
+    """A .safetensors file of the state_dict, and notes. Raises JaxlmError as `torch_layers`."""
     tensors, notes = state_dict(model.config.model, model.params)
-    metadata = {"format": "pt"}
-    if model.config.model.tied:
-        del tensors["decoder.weight"]
-        metadata["decoder.weight"] = "encoder.weight"
-        notes.append("the model is tied: decoder.weight is encoder.weight, kept once and named in the file's metadata")
-    return safetensors.numpy.save(tensors, metadata), notes
+    return safetensors.numpy.save(tensors, {"format": "pt"}), notes
 
 
 def _tensor(key: str, tensor: np.ndarray) -> bytes:
