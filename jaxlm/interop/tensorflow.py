@@ -35,8 +35,7 @@ MOST_KEY, MOST_ENTRIES = 500, 20_000  # bytes; pairs
 MOST_INDEX, MOST_SHARDS, MOST_DIMENSIONS = 1 << 26, 100_000, 16
 _DTYPES = {1: "float32", 2: "float64", 14: "bfloat16", 19: "float16"}  # by TensorFlow's DataType
 _ENDING = re.compile(r"(?s)(.+)\.(index|meta|data-[0-9]{5}-of-[0-9]{5})")
-_ESCAPE = re.compile(rb"\\(?:([0-7]{3})|(.))")
-_LATEST = re.compile(rb'[ \t]*model_checkpoint_path:\s*"((?:[^"\\\n]|\\.)*)"')
+_LATEST = re.compile(r'(?m)^[ \t]*model_checkpoint_path:[ \t]*"([^"\0\n]+)"')
 
 Fields = dict[int, list[int | bytes]]  # values by the number of their field
 
@@ -149,8 +148,7 @@ def checkpoint_prefix(path: Path) -> Path | None:
     A user may give this path, any one of the files, the file named `checkpoint`, or the folder of one. Raises
     JaxlmError for a folder whose `checkpoint` file is missing, unreadable or names nothing in the folder.
     """
-    if path.is_dir():
-        return _latest(path / "checkpoint")
+    path = path / "checkpoint" if path.is_dir() else path
     if path.name == "checkpoint" and not path.with_name("checkpoint.index").exists():
         return _latest(path)
     if ending := _ENDING.fullmatch(path.name):
@@ -162,14 +160,10 @@ def _latest(path: Path) -> Path:
     """The checkpoint that a `checkpoint` file names, always within the file's own folder."""
     if not path.is_file():
         raise JaxlmError("expected a checkpoint in the folder, and there is no file 'checkpoint'")
-    found = next(filter(None, map(_LATEST.match, read_bytes(path, 1 << 20).split(b"\n"))), None)
-    if not found:
-        raise JaxlmError("its file 'checkpoint' names no model_checkpoint_path")
-    told = _ESCAPE.sub(lambda found: bytes([int(found[1], 8) & 255]) if found[1] else found[2], found[1])
+    found = _LATEST.search(read_bytes(path, 1 << 20).decode(errors="replace"))
     # The files lie beside the one that names them, whatever folder they were written to.
-    name = Path(told.decode(errors="replace")).name
-    if not name or "\0" in name:
-        raise JaxlmError("its file 'checkpoint' names no file of the folder")
+    if not found or not (name := Path(found[1]).name):
+        raise JaxlmError("its file 'checkpoint' names no model_checkpoint_path in its folder")
     return path.parent / name
 
 
@@ -290,8 +284,6 @@ def _block(table: bytes, handle: io.BytesIO) -> bytes:
 
 def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     size = len(block) - 4 - 4 * int.from_bytes(block[-4:], "little")  # behind: places to restart, their number
-    if size < 0:
-        raise ValueError("a block is too short")
     stream, key = io.BytesIO(block[:size]), b""
     while stream.tell() < size:
         shared, fresh, length = _varint(stream), _varint(stream), _varint(stream)
