@@ -385,14 +385,12 @@ def products(config: Config, tokens: np.ndarray) -> Run:
 
         return lax.map(one, a) if a.ndim == 3 else one(a)  # one product a step, as in the recurrence
 
-    factors = {
-        (shape, columns, transposed): (
-            jnp.ones(shape, dtype),
-            jnp.ones((columns, shape[-1]) if transposed else (shape[-1], columns), dtype),
-        )
-        for shape, columns, transposed in shapes
-    }
-    results = {key: jnp.zeros((*key[0][:-1], key[1])) for key in factors}
+    results, factors = {}, {}
+    for key in dict.fromkeys(shapes):
+        shape, columns, transposed = key
+        other = (columns, shape[-1]) if transposed else (shape[-1], columns)
+        factors[key] = jnp.ones(shape, dtype), jnp.ones(other, dtype)
+        results[key] = jnp.zeros((*shape[:-1], columns))
 
     def run(count: int) -> None:
         for _ in range(count):

@@ -1,6 +1,6 @@
 """Words a second of surprisal and generation, and of loops in PyTorch (if installed) over the same parameters.
 
-    python experiments/scoring_benchmark.py [--data-dir DIR] [--repeats 3] [--words 200]
+    python experiments/scoring_benchmark.py [--data-dir DIR]
 
 Reads Penn Treebank's test split, sentence by sentence, with an untrained model of the preset `small` (speed does not
 depend on training). The loops in PyTorch are neural-complexity's, which takes each sentence and then each word's
@@ -17,18 +17,17 @@ import numpy as np
 
 import jaxlm
 from jaxlm.cli.ending import exit_code
-from jaxlm.cli.parsing import whole
 from jaxlm.interop.exporting import torch_layers
 from jaxlm.models import stack
 from jaxlm.scoring.language_model import LanguageModel
+
+# Runs, of which the fastest counts; words of a generated text; sentences that the loop in PyTorch scores.
+REPEATS, WORDS, SENTENCES = 3, 200, 200
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", help="where Penn Treebank's files are")
-    parser.add_argument("--repeats", type=whole(1), default=3, help="of which the fastest counts (3)")
-    parser.add_argument("--words", type=whole(1), default=200, help="of a generated text (200)")
-    parser.add_argument("--sentences", type=whole(1), default=200, help="that PyTorch's loop scores (200)")
     args = parser.parse_args()
     corpus = jaxlm.load_corpus("ptb", data_dir=args.data_dir)
     config = jaxlm.preset("small").replace(vocab_size=len(corpus.vocab))
@@ -40,7 +39,7 @@ def main() -> None:
     def tell(label: str, count: int, run: Callable[[], object]) -> None:
         """A row of the fastest of some runs, after one that compiles."""
         run()
-        seconds = min(timeit.repeat(run, number=1, repeat=args.repeats))
+        seconds = min(timeit.repeat(run, number=1, repeat=REPEATS))
         print(f"| {label} | {count / seconds:,.0f} |", flush=True)
 
     print("| | words/s |\n|---|---|")
@@ -49,20 +48,20 @@ def main() -> None:
         tell(label, words, lambda scoring=scoring: list(lm.surprisal_stream(sentences, scoring=scoring)))
     for samples in (1, 64):
         label = f"generation, {samples} samples"
-        tell(label, samples * args.words, lambda samples=samples: lm.generate(words=args.words, samples=samples))
+        tell(label, samples * WORDS, lambda samples=samples: lm.generate(words=WORDS, samples=samples))
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         print("(PyTorch is not installed: pip install torch)")
         return
     model = torch_model(torch, lm)
-    some = [corpus.vocab.encode(["<eos>", *sentence]) for sentence in sentences[: args.sentences]]
+    some = [corpus.vocab.encode(["<eos>", *sentence]) for sentence in sentences[:SENTENCES]]
     count = sum(len(ids) - 1 for ids in some)
     for name, beam in (("", True), (", without its sort", False)):
         label = f"PyTorch, neural-complexity's loop{name}, {len(some):,} sentences"
         tell(label, count, lambda beam=beam: neural_complexity_loop(torch, model, some, beam))
     label = "PyTorch, word_language_model's loop"
-    tell(label, args.words, lambda: word_language_model_loop(torch, model, args.words))
+    tell(label, WORDS, lambda: word_language_model_loop(torch, model, WORDS))
 
 
 def torch_model(torch, lm: LanguageModel):

@@ -106,7 +106,7 @@ MISTAKES = {
         "growth --out nowhere",
     ],
     "peers.py": ["", "nobody small", "jaxlm nobody", "jaxlm small {", 'jaxlm small {"learning_rate":-1}'],
-    "scoring_benchmark.py": ["--data-dir nowhere", "--repeats 0", "--words x"],
+    "scoring_benchmark.py": ["--data-dir nowhere"],
     "large_corpus.py": ["--tokens 1", "--turns 0"],
     "ablation.py": [
         "--corpus nowhere",
