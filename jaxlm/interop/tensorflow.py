@@ -75,12 +75,8 @@ def read_tensorflow(prefix: Path) -> ForeignModel:
     vocab_size, width = matrix_shape(roles["embedding"], arrays["embedding"])
     shapes: dict[str, tuple[int, ...]] = {"embedding": (vocab_size, width)}
     for layer in range(layers):
-        kernel = f"kernel of layer {layer}"
-        rows, gates = matrix_shape(roles[kernel], arrays[kernel])
-        if gates % 4 or rows != width + gates // 4:
-            raise JaxlmError(f"{shown(roles[kernel])} is {rows}x{gates}, expected {width} + H rows and 4H columns")
-        shapes |= {kernel: (rows, gates), f"bias of layer {layer}": (gates,)}
-        width = gates // 4
+        below, width = width, arrays[f"bias of layer {layer}"].size // 4
+        shapes |= {f"bias of layer {layer}": (4 * width,), f"kernel of layer {layer}": (below + width, 4 * width)}
     shapes |= {"softmax_w": (width, vocab_size), "softmax_b": (vocab_size,)}
     params = _tree({role: float32(roles[role], arrays[role], shape) for role, shape in shapes.items()}, layers)
     notes = ["the forget bias is not in a checkpoint: it is taken as 0, as the tutorial has it"]
