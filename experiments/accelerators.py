@@ -296,9 +296,8 @@ def main() -> None:
             row = row_of(name, target, args.devices, args.model_devices)
             print(row, flush=True)
             if args.write:
-                head = [] if ROWS.exists() else [[*row]]
                 with open(ROWS, "a", newline="", encoding="utf-8") as file:
-                    csv.writer(file, lineterminator="\n").writerows([*head, row.values()])
+                    csv.writer(file, lineterminator="\n").writerow(row.values())
 
 
 if __name__ == "__main__":
