@@ -176,11 +176,6 @@ def _mapping(given: Any = None, *_: Any) -> dict[str, Any]:
     return _with_entries({}, items)
 
 
-def _sequence(given: Any = (), *_: Any) -> Any:
-    """Stands for list, tuple and set: the given sequence itself, since nothing here changes it."""
-    return given if isinstance(given, list | tuple) else []
-
-
 def _attribute(target: Any = None, *_: Any) -> Instance:
     """Stands for getattr, as which an object's own method is kept (awd-lstm-lm): it becomes a name and nothing else."""
     if not isinstance(target, Instance):
@@ -189,13 +184,14 @@ def _attribute(target: Any = None, *_: Any) -> Instance:
     return Instance()
 
 
-_PARAMETER = """
-torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state
+_GIVEN = """
+torch.Size torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state
 torch.nn.parameter.Parameter torch.nn.parameter.Buffer torch.autograd.variable.Variable
 """
 _INERT = """
 builtins.int builtins.long builtins.float builtins.complex builtins.bool builtins.str builtins.unicode builtins.bytes
 builtins.bytearray builtins.slice builtins.range builtins.xrange builtins.object
+builtins.list builtins.tuple builtins.set builtins.frozenset collections.deque collections.defaultdict
 argparse.Namespace types.SimpleNamespace _codecs.encode
 datetime.date datetime.datetime datetime.time datetime.timedelta
 pathlib.Path pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath
@@ -210,12 +206,9 @@ _CALLS: dict[str, Callable[..., Any]] = {
     for function, names in (
         (lambda *_: Instance(), _INERT),  # calls whose results are never used
         (_mapping, "builtins.dict collections.OrderedDict collections.Counter torch.nn.modules.container.OrderedDict"),
-        (lambda *_: {}, "collections.defaultdict"),
-        (_sequence, "builtins.list builtins.tuple builtins.set builtins.frozenset torch.Size"),
-        (lambda *_: [], "collections.deque"),
         (_attribute, "builtins.getattr"),
         (_tensor, "torch._utils._rebuild_tensor torch._utils._rebuild_tensor_v2"),
-        (lambda tensor, *_: tensor, _PARAMETER),
+        (lambda given, *_: given, _GIVEN),  # a parameter is its tensor, and a size its tuple
     )
     for name in names.split()
 }
