@@ -203,10 +203,8 @@ def table(rows: list[Row]) -> str:
             measured = [spread(*cells[cell][name]) for name in columns[4:6]]
             measured += [spread(*cells[cell][columns[6]], shown="{:.4f}".format)]
             lines.append(f"| {text} | {minutes:g} | {cell} | {' | '.join(whole + measured)} |")
-        (mean, deviation), near = cells[best]["valid"], []
-        for cell in others:
-            its_mean, its_deviation = cells[cell]["valid"]
-            near += [cell] * (its_mean - mean <= deviation + its_deviation)
+        mean, deviation = cells[best]["valid"]
+        near = [cell for cell in others if cells[cell]["valid"][0] - mean <= deviation + cells[cell]["valid"][1]]
         alike = f"; within the deviations: {', '.join(near)}" if near else ""
         chosen.append(f"{text}, {minutes:g} minutes: the lowest on validation is {best}{alike}.")
     return "\n".join([*lines, "", *chosen]) + "\n"
@@ -214,9 +212,8 @@ def table(rows: list[Row]) -> str:
 
 def plot(rows: list[Row], path: Path) -> Path:
     """A panel a text and budget: a dot a seed, a bar for each cell's mean and standard deviation."""
-    panels, cells = (
-        list(dict.fromkeys(of)) for of in ([(r["text"], r["minutes"]) for r in rows], [r["cell"] for r in rows])
-    )
+    panels = [*dict.fromkeys((row["text"], row["minutes"]) for row in rows)]
+    cells = [*dict.fromkeys(row["cell"] for row in rows)]
     with figure(4 * len(panels) + 1, 4) as drawn:
         for axes, panel in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             for place, cell in enumerate(cells):
