@@ -25,7 +25,6 @@ from jaxlm.interop.torch_pickle import MOST_NAME, Global, Instance, unpickle
 
 MOST_FILE = 1 << 32  # bytes
 MOST_PICKLE = 1 << 28  # bytes of a pickle; the tensors are not in it
-MOST_DIRECTORY = 1 << 24  # bytes of a zip's list of names
 MOST_EXPANSION = 20  # how much larger than the file its content may be, beside 64 MiB
 MOST_PREFIX = 1000  # letters of the way to a module
 MAGIC = 0x1950A86A20F9469CFC6C  # what files before 1.6 begin with
@@ -118,22 +117,10 @@ class _Storages:
         raise JaxlmError(f"a view of the storage {shown(key)} does not lie within its {count:,} elements")
 
 
-class _BoundedFile:
-    """A file for `zipfile` that refuses to read as much at once as only an absurd list of names would need."""
-
-    def __init__(self, file: BinaryIO):
-        self.seek, self.tell, self.seekable, self._file = file.seek, file.tell, file.seekable, file
-
-    def read(self, count: int = -1) -> bytes:
-        if count > MOST_DIRECTORY:
-            raise zipfile.BadZipFile(f"its list of names takes {count:,} bytes, expected at most {MOST_DIRECTORY:,}")
-        return self._file.read(MOST_DIRECTORY if count < 0 else count)
-
-
 def _load_zip(file: BinaryIO, size: int) -> tuple[Tensors, int]:
     """An archive of NAME/data.pkl, NAME/byteorder, and a file NAME/data/KEY for each storage."""
     with damage("archive"):
-        archive = zipfile.ZipFile(_BoundedFile(file))  # pyright: ignore[reportArgumentType]
+        archive = zipfile.ZipFile(file)
     infos = archive.NameToInfo
     if (total := sum(info.file_size for info in archive.filelist)) > MOST_EXPANSION * size + (1 << 26):
         raise JaxlmError(f"its archive unpacks to {total:,} bytes, more than belongs in a file of {size:,}")
