@@ -24,7 +24,7 @@ from jaxlm.interop.foreign import ForeignModel, by_role, check_sharing, damage, 
 from jaxlm.interop.torch_pickle import MOST_NAME, Global, Instance, unpickle
 
 MOST_FILE = 1 << 32  # bytes
-MOST_PICKLE = 1 << 28  # bytes of a pickle; the tensors are not in it
+MOST_PICKLE = 1 << 28  # bytes of the pickles before 1.6; the tensors are not in them
 MOST_EXPANSION = 20  # how much larger than the file its content may be, beside 64 MiB
 MOST_PREFIX = 1000  # letters of the way to a module
 MAGIC = 0x1950A86A20F9469CFC6C  # what files before 1.6 begin with
@@ -130,12 +130,10 @@ def _load_zip(file: BinaryIO, size: int) -> tuple[Tensors, int]:
     if len(roots) != 1:
         raise JaxlmError(f"expected an archive with one data.pkl, as torch.save makes it, found {len(roots)}")
 
-    def read(name: str, most: int = MOST_FILE) -> bytes:
-        info, entry = infos[roots[0] + name], f"the entry {shown(name)} of its archive"
+    def read(name: str) -> bytes:
+        info = infos[roots[0] + name]
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise JaxlmError(f"{entry} is packed in a way that torch.save never uses")
-        if info.file_size > most:
-            raise JaxlmError(f"{entry} unpacks to {info.file_size:,} bytes, expected at most {most:,}")
+            raise JaxlmError(f"the entry {shown(name)} of its archive is packed in a way that torch.save never uses")
         with damage("archive"), archive.open(info) as unpacked:
             return unpacked.read(info.file_size + 1)  # (a number, so that no more is ever unpacked)
 
@@ -147,10 +145,10 @@ def _load_zip(file: BinaryIO, size: int) -> tuple[Tensors, int]:
     def load(key: str, dtype: np.dtype, count: int) -> np.ndarray:
         return np.frombuffer(read(f"data/{key}"), dtype, count) if count else np.empty(0, dtype)
 
-    if f"{roots[0]}byteorder" in infos and (order := read("byteorder", 16)) != b"little":
+    if f"{roots[0]}byteorder" in infos and (order := read("byteorder")) != b"little":
         raise JaxlmError(f"expected the byte order little, found {shown(order.decode('latin-1'))}")
     storages = _Storages(held, load)
-    value = unpickle(io.BytesIO(read("data.pkl", MOST_PICKLE)), storages)
+    value = unpickle(io.BytesIO(read("data.pkl")), storages)
     return _tensors_of(value), storages.nbytes
 
 
