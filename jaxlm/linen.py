@@ -160,9 +160,8 @@ def read(
         def of_row(tree: Any, axis: int) -> Any:
             return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, row, 1, axis), tree)
 
-        units = {name: of_row(getattr(noise, name), 1) for name in ("embedding", "outputs")}
-        rows = {name: of_row(getattr(noise, name), 0) for name in ("states", "updates", "carry")}
-        one = replace(noise, **units, **rows)
+        axes = {"embedding": 1, "outputs": 1, "states": 0, "updates": 0, "carry": 0}
+        one = replace(noise, **{name: of_row(getattr(noise, name), axis) for name, axis in axes.items()})
         *_, new = stack.read(model, params, one, of_row(tokens.T, 1), of_row(carry, 0), length)
         return jax.tree.map(lambda leaf: leaf[0], new)
 
