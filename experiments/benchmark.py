@@ -298,19 +298,18 @@ def table(what: str, rows: Sequence[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", help=f"{', '.join(SECTIONS)}, start-up or growth (default: steps)")
+    parser.add_argument(
+        "what", nargs="*", help=f"{', '.join(SECTIONS)}, start-up or growth, drawn to growth.png (default: steps)"
+    )
     parser.add_argument("--commits", nargs=2, metavar=("OLD", "NEW"), help="compare two commits")
     usual = ["small", "zaremba-small", "zaremba-medium"]
     parser.add_argument("--presets", nargs="+", choices=list(PRESETS), metavar="PRESET", default=usual)
     parser.add_argument("--turns", type=whole(1), default=7, help="counted turns of each contender (7)")
     parser.add_argument("--windows", type=whole(1), default=16, help="training steps in a turn (16)")
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
-    parser.add_argument("--out", type=Path, default=Path(), help="folder for the picture of growth (here)")
     args = parser.parse_args()
     if unknown := set(args.what) - {*SECTIONS, "start-up", "growth"}:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    if not args.out.is_dir():
-        parser.error(f"--out {args.out} is no folder")
     results: dict[str, list[Row]] = {}
     for what in ["commits"] if args.commits else args.what or ["steps"]:
         if what == "commits":
@@ -319,7 +318,7 @@ def main() -> None:
             rows = start_up(min(args.turns, 5))
         elif what == "growth":
             rows = growth(args.turns)
-            draw(rows, args.out / "growth.png")
+            draw(rows, Path("growth.png"))
         else:
             rows = section(what, args.presets, args.turns, args.windows)
         results[what] = rows

@@ -97,14 +97,7 @@ def test_records_are_added_to_the_history_and_summarised(speedrun, tmp_path):
 
 MISTAKES = {
     "speedrun.py": ["--seeds 0", "--cache -1", "--presets small", "--out nowhere/x.csv", "--out kept.json"],
-    "benchmark.py": [
-        "nothing",
-        "--presets nobody",
-        "--turns 0",
-        "--windows 0",
-        "--commits a b",
-        "growth --out nowhere",
-    ],
+    "benchmark.py": ["nothing", "--presets nobody", "--turns 0", "--windows 0", "--commits a b"],
     "peers.py": ["", "nobody small", "jaxlm nobody", "jaxlm small {", 'jaxlm small {"learning_rate":-1}'],
     "scoring_benchmark.py": ["--data-dir nowhere"],
     "large_corpus.py": ["--tokens 1", "--turns 0"],
