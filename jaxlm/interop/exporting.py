@@ -45,7 +45,7 @@ def to_torch(model: LanguageModel) -> tuple[bytes, list[str]]:
     keys = {identity: str(key) for key, identity in enumerate(dict.fromkeys(map(id, tensors.values())))}
     items = b"".join(_plain(name) + _tensor(keys[id(tensor)], tensor) for name, tensor in tensors.items())
     entries = {
-        "data.pkl": b"\x80\x02" + _call("collections", "OrderedDict", b")") + b"(" + items + b"u.",
+        "data.pkl": b"\x80\x02}(" + items + b"u.",
         "byteorder": b"little",
         **{f"data/{keys[id(one)]}": one.astype("<f4", copy=False).data.cast("B") for one in tensors.values()},
         "version": b"3\n",
@@ -70,17 +70,13 @@ def _tensor(key: str, tensor: np.ndarray) -> bytes:
     """`torch._utils._rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)`, in instructions."""
     strides = tuple(stride // tensor.itemsize for stride in tensor.strides)
     storage = _plain("storage") + b"ctorch\nFloatStorage\n" + b"".join(map(_plain, (key, "cpu", tensor.size)))
-    view = b"".join(map(_plain, (0, tensor.shape, strides, False))) + _call("collections", "OrderedDict", b")")
-    return _call("torch._utils", "_rebuild_tensor_v2", b"((" + storage + b"tQ" + view + b"t")
+    view = b"".join(map(_plain, (0, tensor.shape, strides, False))) + b"ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n((" + storage + b"tQ" + view + b"tR"
 
 
 def _plain(value: object) -> bytes:
     """The instructions that make a value of Python's own."""
     return pickle.dumps(value, 2)[2:-1]
-
-
-def _call(module: str, name: str, arguments: bytes) -> bytes:
-    return f"c{module}\n{name}\n".encode() + arguments + b"R"
 
 
 def state_dict(model: Recurrent, params: Params) -> tuple[StateDict, list[str]]:
