@@ -256,7 +256,7 @@ EMPTY = bytes([6 << 3 | 5]) + struct.pack("<I", masked(crc32c(b"")))  # the chec
         ({b"Model/embedding": entry((6, 3), kind=7, size=4)}, "something else than floats"),
         ({b"Model/embedding": entry((6, 3), size=72) + message(7, b"")}, "partitioned"),
         ({b"Model/embedding": entry((1,) * 64, size=4)}, "shape"),
-        ({b"Model/embedding": entry((0, 1 << 63)) + EMPTY}, "variable 'Model/embedding'"),
+        ({b"Model/embedding": entry((0, 1 << 63)) + EMPTY}, "it is damaged or cut short"),
         ({b"Model/embedding": b"\x0f"}, "damaged"),
         ({b"Model/embedding": b"\x08" + b"\xff" * 11}, "64 bits"),
         ({b"": b""}, "how many shards"),

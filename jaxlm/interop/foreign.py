@@ -1,7 +1,6 @@
 """What is read from other programs' files: named arrays, and the language model that is made of them."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,14 +101,3 @@ def listed(names: Iterable[str]) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - 8} more" if len(ordered) > 8 else ""
     return ", ".join(map(shown, ordered[:8])) + more
-
-
-@contextmanager
-def damage(what: str) -> Iterator[None]:
-    """Turns whatever a reader of other people's bytes raises into a JaxlmError: that part of the file is damaged."""
-    try:
-        yield
-    except (JaxlmError, MemoryError):
-        raise
-    except Exception as error:
-        raise JaxlmError(f"its {what} is damaged or cut short ({shown(error)})") from None

@@ -78,10 +78,12 @@ def read_model(file: str | Path) -> ForeignModel:
             return _read_hub(folder)
         prefix = checkpoint_prefix(path)
         return read_pytorch(path) if prefix is None else read_tensorflow(prefix)
-    except (OSError, MemoryError, JaxlmError) as error:
-        at = Path(getattr(error, "filename", None) or path)
-        where = "" if at == path else f"its {shown(at.name)}: "
-        raise JaxlmError(f"cannot import {shown(file, MOST_PATH)}: {where}{reason(error)}") from None
+    except Exception as error:
+        name = getattr(error, "filename", None)
+        known = name or isinstance(error, MemoryError | JaxlmError)  # else a reader met damaged bytes
+        why = reason(error) if known else f"it is damaged or cut short ({shown(error)})"
+        where = f"its {shown(Path(name).name)}: " if name and Path(name) != path else ""
+        raise JaxlmError(f"cannot import {shown(file, MOST_PATH)}: {where}{why}") from None
 
 
 def _read_hub(folder: Path) -> ForeignModel:

@@ -20,7 +20,7 @@ import safetensors
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import reader
-from jaxlm.interop.foreign import ForeignModel, by_role, check_sharing, damage, float32, listed, matrix_shape, shown
+from jaxlm.interop.foreign import ForeignModel, by_role, check_sharing, float32, listed, matrix_shape, shown
 from jaxlm.interop.torch_pickle import MOST_NAME, Global, Instance, unpickle
 
 MOST_FILE = 1 << 32  # bytes
@@ -45,7 +45,7 @@ _PART = re.compile(  # as rnn.weight_ih_l0, rnns.1.module.weight_ih_l0 or rnns.1
 
 
 def read_pytorch(path: Path) -> ForeignModel:
-    """The model of a file. Raises JaxlmError for a damaged file and for one that could run code or is too large."""
+    """The model of a file. Raises JaxlmError for one that could run code or is too large; anything for damage."""
     with reader(path) as file:
         size = os.fstat(file.fileno()).st_size
         if not 0 < size <= MOST_FILE:  # (0: what the kernel makes up, as /proc/kmsg, waits for who reads it)
@@ -65,15 +65,14 @@ def read_pytorch(path: Path) -> ForeignModel:
 
 
 def _load_safetensors(data: bytes) -> tuple[Tensors, int]:
-    """The tensors of a file, by name, and the number of their stored bytes. Raises JaxlmError where it is damaged."""
+    """The tensors of a file, by name, and the number of their stored bytes."""
     tensors: Tensors = {}
-    with damage("safetensors file"):
-        for name, entry in safetensors.deserialize(data):
-            if (dtype := entry["dtype"]) not in _FLOATS:
-                raise JaxlmError(f"{shown(name)} holds {shown(dtype)}, expected one of {', '.join(_FLOATS)}")
-            tensors[name] = np.frombuffer(entry["data"], _FLOATS[dtype]).reshape(entry["shape"])
-        end = 8 + int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8:end]).get("__metadata__") or {}
+    for name, entry in safetensors.deserialize(data):
+        if (dtype := entry["dtype"]) not in _FLOATS:
+            raise JaxlmError(f"{shown(name)} holds {shown(dtype)}, expected one of {', '.join(_FLOATS)}")
+        tensors[name] = np.frombuffer(entry["data"], _FLOATS[dtype]).reshape(entry["shape"])
+    end = 8 + int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8:end]).get("__metadata__") or {}
     for name, kept in metadata.items():  # safetensors.torch.save_model: {left out: kept}
         if name not in tensors and kept in tensors:
             tensors[name] = tensors[kept]
@@ -119,8 +118,7 @@ class _Storages:
 
 def _load_zip(file: BinaryIO, size: int) -> tuple[Tensors, int]:
     """An archive of NAME/data.pkl, NAME/byteorder, and a file NAME/data/KEY for each storage."""
-    with damage("archive"):
-        archive = zipfile.ZipFile(file)
+    archive = zipfile.ZipFile(file)
     infos = archive.NameToInfo
     if (total := sum(info.file_size for info in archive.filelist)) > MOST_EXPANSION * size + (1 << 26):
         raise JaxlmError(f"its archive unpacks to {total:,} bytes, more than belongs in a file of {size:,}")
@@ -134,7 +132,7 @@ def _load_zip(file: BinaryIO, size: int) -> tuple[Tensors, int]:
         info = infos[roots[0] + name]
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise JaxlmError(f"the entry {shown(name)} of its archive is packed in a way that torch.save never uses")
-        with damage("archive"), archive.open(info) as unpacked:
+        with archive.open(info) as unpacked:
             return unpacked.read(info.file_size + 1)  # (a number, so that no more is ever unpacked)
 
     def held(key: str) -> int:

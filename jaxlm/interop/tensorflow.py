@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import read_bytes, reader
-from jaxlm.interop.foreign import ForeignModel, by_role, check_sharing, damage, float32, listed, matrix_shape, shown
+from jaxlm.interop.foreign import ForeignModel, by_role, check_sharing, float32, listed, matrix_shape, shown
 
 LAYER = "m/rnn/multi_rnn_cell/cell_{}/basic_lstm_cell/{}:0"
 _ENDS = {"embedding": "embedding", "embedding_vocab": "embedding", "softmax_w": "softmax_w", "softmax_b": "softmax_b"}
@@ -134,8 +134,7 @@ class Variable:
             data = file.read(self.size)
         if masked(crc32c(data)) != self.checksum:
             raise JaxlmError(f"the checksum of {shown(self.name)} is wrong; {shown(self.shard.name)} is damaged")
-        with damage(f"variable {shown(self.name)}"):
-            return np.frombuffer(data, self.dtype).reshape(self.shape)
+        return np.frombuffer(data, self.dtype).reshape(self.shape)
 
 
 def checkpoint_prefix(path: Path) -> Path | None:
@@ -166,28 +165,27 @@ def _latest(path: Path) -> Path:
 def _read_checkpoint(prefix: Path) -> tuple[dict[str, Variable], tuple[Path, ...]]:
     """The variables of a checkpoint, by name, and its files; the checksum of each is checked as it is read.
 
-    Raises JaxlmError where the index is damaged, or shards are missing or too short; OSError.
+    Raises JaxlmError where shards are missing or too short; anything where the index is damaged.
     """
     index = prefix.with_name(prefix.name + ".index")
     data = read_bytes(index, MOST_INDEX)
-    with damage("index"):
-        table = dict(_entries(data))
-        header = message_fields(table.pop(b"", b""))
-        shards = header.get(1, [0])[-1]
-        if not isinstance(shards, int) or not 0 < shards < MOST_SHARDS:
-            raise JaxlmError("its index does not say how many shards there are; it is damaged")
-        if header.get(2, [0])[-1]:
-            raise JaxlmError("it was written by a big-endian machine, and only little-endian checkpoints are read")
-        paths = [prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}") for shard in range(shards)]
-        if missing := [path.name for path in paths if not path.exists()]:
-            raise JaxlmError(f"{len(missing)} of its {shards} shards are missing ({listed(missing)}); copy them too")
-        sizes = [path.stat().st_size for path in paths]
-        found: dict[str, Variable] = {}
-        for key, entry in table.items():
-            with suppress(UnicodeDecodeError):  # a slice of a partitioned variable, refused where the model needs it
-                name = key.decode()
-                found[name] = _variable(name, message_fields(entry), paths, sizes)
-        check_sharing((variable.size for variable in found.values()), sum(sizes))
+    table = dict(_entries(data))
+    header = message_fields(table.pop(b"", b""))
+    shards = header.get(1, [0])[-1]
+    if not isinstance(shards, int) or not 0 < shards < MOST_SHARDS:
+        raise JaxlmError("its index does not say how many shards there are; it is damaged")
+    if header.get(2, [0])[-1]:
+        raise JaxlmError("it was written by a big-endian machine, and only little-endian checkpoints are read")
+    paths = [prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}") for shard in range(shards)]
+    if missing := [path.name for path in paths if not path.exists()]:
+        raise JaxlmError(f"{len(missing)} of its {shards} shards are missing ({listed(missing)}); copy them too")
+    sizes = [path.stat().st_size for path in paths]
+    found: dict[str, Variable] = {}
+    for key, entry in table.items():
+        with suppress(UnicodeDecodeError):  # a slice of a partitioned variable, refused where the model needs it
+            name = key.decode()
+            found[name] = _variable(name, message_fields(entry), paths, sizes)
+    check_sharing((variable.size for variable in found.values()), sum(sizes))
     return found, (index, *paths)
 
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.foreign import damage, shown
+from jaxlm.interop.foreign import shown
 
 MOST_STEPS = 2_000_000  # instructions of a pickle; a module takes thousands, a vocabulary beside it 6 a word
 MOST_NAME = 1000  # letters of a class's name or of a key
@@ -39,13 +39,12 @@ class Instance:
     state: dict[str, Any] = field(default_factory=dict)
 
 
-@damage("pickle")
 def unpickle(stream: BinaryIO, storage: Callable[[Any], np.ndarray]) -> Any:
     """The value of one pickle, read up to its end; `storage` gives the elements [n] of a persistent id.
 
     The stream must be in memory, so that a length that the pickle claims allocates nothing. Sets are lists in the
     value, tensors are arrays, and beside Python's own it has `Global` and `Instance`. Raises JaxlmError where the
-    pickle is damaged, too long, or asks for something that could run code, which is named.
+    pickle is too long, or asks for something that could run code, which is named; and anything where it is damaged.
     """
     stack: list[Any] = []
     below: list[list[Any]] = []  # what lies below each mark
@@ -152,19 +151,18 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
     over an empty storage; `check_sharing` checks what strides of 0 claim.
     """
     few = all(isinstance(sizes, tuple | list) and len(sizes) <= MOST_DIMENSIONS for sizes in (shape, strides))
-    numbers: tuple[Any, ...] = (offset, *shape, *strides) if few else (None,)
+    numbers: tuple[Any, ...] = (offset, *shape, *strides) if few and len(shape) == len(strides) else (None,)
     whole = all(isinstance(number, int) and 0 <= number < 1 << 62 for number in numbers)
     if not isinstance(storage, np.ndarray) or not whole:
         raise JaxlmError("a tensor of its pickle is not made of a storage, an offset, a shape and strides")
     if any(isinstance(told, dict) and (told.get("neg") or told.get("conj")) for told in rest[2:]):
         what = "a tensor of its pickle is a view that negates or conjugates what is stored"
         raise JaxlmError(f"{what}; save it after resolve_neg() and resolve_conj()")
-    with damage(f"tensor in a storage of {storage.size:,} elements"):
-        last = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
-        if 0 not in shape and last >= storage.size:
-            raise ValueError(f"it ends at element {last:,}")
-        start, *steps = (number * storage.itemsize for number in (offset, *strides))
-        return np.ndarray(shape, storage.dtype, storage.view(np.uint8), start, steps)
+    last = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
+    if 0 not in shape and last >= storage.size:
+        raise JaxlmError(f"a tensor in a storage of {storage.size:,} elements is damaged: it ends at element {last:,}")
+    start, *steps = (number * storage.itemsize for number in (offset, *strides))
+    return np.ndarray(shape, storage.dtype, storage.view(np.uint8), start, steps)
 
 
 def _mapping(given: Any = None, *_: Any) -> dict[str, Any]:
