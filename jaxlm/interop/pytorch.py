@@ -107,13 +107,11 @@ class _Storages:
             self.nbytes += claimed
         whole = self.arrays[key]
         match view:
-            case _ if (whole.dtype, whole.size) != (dtype, count):
-                raise JaxlmError(f"the storage {shown(key)} is described in two ways")
             case [] | [None]:
                 return whole
-            case [(_, int() as start, int() as length)] if 0 <= start <= start + length <= count:
+            case [(_, int() as start, int() as length)] if 0 <= start <= start + length <= whole.size:
                 return whole[start : start + length]
-        raise JaxlmError(f"a view of the storage {shown(key)} does not lie within its {count:,} elements")
+        raise JaxlmError(f"a view of the storage {shown(key)} does not lie within its {whole.size:,} elements")
 
 
 def _load_zip(file: BinaryIO, size: int) -> tuple[Tensors, int]:
