@@ -145,21 +145,16 @@ def checkpoint_prefix(path: Path) -> Path | None:
     """
     path = path / "checkpoint" if path.is_dir() else path
     if path.name == "checkpoint" and not path.with_name("checkpoint.index").exists():
-        return _latest(path)
+        if not path.is_file():
+            raise JaxlmError("expected a checkpoint in the folder, and there is no file 'checkpoint'")
+        found = _LATEST.search(read_bytes(path, 1 << 20).decode(errors="replace"))
+        # The files lie beside the one that names them, whatever folder they were written to.
+        if not found or not (name := Path(found[1]).name):
+            raise JaxlmError("its file 'checkpoint' names no model_checkpoint_path in its folder")
+        return path.parent / name
     if ending := _ENDING.fullmatch(path.name):
         return path.with_name(ending[1])
     return path if path.name and path.with_name(path.name + ".index").exists() else None
-
-
-def _latest(path: Path) -> Path:
-    """The checkpoint that a `checkpoint` file names, always within the file's own folder."""
-    if not path.is_file():
-        raise JaxlmError("expected a checkpoint in the folder, and there is no file 'checkpoint'")
-    found = _LATEST.search(read_bytes(path, 1 << 20).decode(errors="replace"))
-    # The files lie beside the one that names them, whatever folder they were written to.
-    if not found or not (name := Path(found[1]).name):
-        raise JaxlmError("its file 'checkpoint' names no model_checkpoint_path in its folder")
-    return path.parent / name
 
 
 def _read_checkpoint(prefix: Path) -> tuple[dict[str, Variable], tuple[Path, ...]]:
