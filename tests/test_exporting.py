@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax import export
 from recipes import KINDS
+from safetensors.numpy import load_file
 
 import jaxlm
 from jaxlm.cli import inspecting, main
@@ -69,6 +70,12 @@ def test_our_own_reader_reads_it_back(tmp_path, target, shapes):
     np.testing.assert_allclose(found.perplexity(TEXT), lm.perplexity(TEXT), rtol=1e-5)
     assert any("forget bias 1.5" in note for note in notes)
     assert any("rnns.0" in note for note in notes) == ("equal" not in shapes)
+
+
+def test_a_tied_matrix_has_both_its_names_in_safetensors(tmp_path):
+    export_model(model(shapes="tied"), "safetensors", tmp_path / "m")
+    held = load_file(tmp_path / "m")
+    np.testing.assert_array_equal(held["decoder.weight"], held["encoder.weight"])
 
 
 def test_the_archive_is_laid_out_as_pytorch_does(tmp_path):
