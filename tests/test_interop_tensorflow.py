@@ -304,10 +304,11 @@ def test_a_checkpoint_file_names_something_in_its_own_folder(tmp_path):
     folder.mkdir()
     arrays = variables()
     write_checkpoint(folder / "model.ckpt-2", arrays)
+    write_checkpoint(folder / 'café"3', arrays)
     write_checkpoint(tmp_path / "outside", arrays)
     write_checkpoint(tmp_path / "train", arrays)  # beside the folder, and of its name
     told = folder / "checkpoint"
-    for name in ("model.ckpt-2", "/home/someone/train/model.ckpt-2"):
+    for name in ("model.ckpt-2", "/home/someone/train/model.ckpt-2", r"caf\303\251\"3"):
         told.write_text(f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "../outside"\n')
         check(read_model(folder), arrays)
         check(read_model(told), arrays)

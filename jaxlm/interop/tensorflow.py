@@ -35,7 +35,7 @@ MOST_KEY, MOST_ENTRIES = 500, 20_000  # bytes; pairs
 MOST_INDEX, MOST_SHARDS = 1 << 26, 100_000
 _DTYPES = {1: "float32", 2: "float64", 14: "bfloat16", 19: "float16"}  # by TensorFlow's DataType
 _ENDING = re.compile(r"(?s)(.+)\.(index|meta|data-[0-9]{5}-of-[0-9]{5})")
-_LATEST = re.compile(r'(?m)^[ \t]*model_checkpoint_path:[ \t]*"([^"\0\n]+)"')
+_LATEST = re.compile(rb'(?m)^[ \t]*model_checkpoint_path:[ \t]*"((?:[^"\\\n]|\\.)+)"')
 
 Fields = dict[int, list[int | bytes]]  # values by the number of their field
 
@@ -147,9 +147,10 @@ def checkpoint_prefix(path: Path) -> Path | None:
     if path.name == "checkpoint" and not path.with_name("checkpoint.index").exists():
         if not path.is_file():
             raise JaxlmError("expected a checkpoint in the folder, and there is no file 'checkpoint'")
-        found = _LATEST.search(read_bytes(path, 1 << 20).decode(errors="replace"))
+        found = _LATEST.search(read_bytes(path, 1 << 20))
+        told = found[1].decode("unicode_escape").encode("latin-1").decode() if found else ""  # UTF-8 in octal escapes
         # The files lie beside the one that names them, whatever folder they were written to.
-        if not found or not (name := Path(found[1]).name):
+        if not (name := Path(told).name):
             raise JaxlmError("its file 'checkpoint' names no model_checkpoint_path in its folder")
         return path.parent / name
     if ending := _ENDING.fullmatch(path.name):
