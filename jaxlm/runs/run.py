@@ -17,8 +17,7 @@ from jaxlm.config.config import Config
 from jaxlm.config.settings import word_milestones
 from jaxlm.data.corpora import Corpus
 from jaxlm.data.vocab import BLOCK, TextSize, Vocab
-from jaxlm.data.windows import MOST_WINDOWS, RandomLengths, WindowPlan, batch
-from jaxlm.errors import DataError
+from jaxlm.data.windows import RandomLengths, WindowPlan, batch
 from jaxlm.models.noise import sums_all_words
 from jaxlm.report.progress import EpochResult
 from jaxlm.report.trackers import OnMetrics
@@ -255,19 +254,13 @@ class Run:
 
 
 def window_plan(config: Config, rows: int) -> WindowPlan:
-    """Which rows of [N // B, B] each step reads. Raises DataError for more windows than a run counts."""
+    """Which rows of [N // B, B] each step reads."""
     counts = config.train
     if counts.length_deviation is None:
         return WindowPlan(rows, counts.bptt_length, counts.epochs)
     lengths = counts.bptt_length, counts.short_probability, counts.length_deviation, counts.shortest_window
     random = RandomLengths(*lengths, counts.longest, counts.length_seed, config.optimizer.windows_as_published)
-    plan = WindowPlan(rows, counts.longest, counts.epochs, random)
-    if plan.total > MOST_WINDOWS:
-        raise DataError(
-            f"{counts.epochs:,} epochs of random windows are {plan.total:,} windows, more than the "
-            f"{MOST_WINDOWS:,} that a run counts: lower epochs"
-        )
-    return plan
+    return WindowPlan(rows, counts.longest, counts.epochs, random)
 
 
 def floors(corpus: Corpus, *splits: str) -> dict[str, float]:
