@@ -99,7 +99,7 @@ def _run(parser: Parser, given: Sequence[str]) -> int:
     if getattr(args, "joined", False):
         if 0 < code < SIGNALLED:
             os._exit(code)  # a usual exit would wait for the other processes, and they for this one
-        from jaxlm.distributed.hosts import leave
+        import jax
 
-        leave()
+        jax.distributed.shutdown()  # once all do: one that ended earlier would count as dead, and end the others
     return code

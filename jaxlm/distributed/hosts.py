@@ -67,12 +67,7 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
             f"the other processes cannot be joined: {_first_line(error)}; start all of them with one "
             f"--coordinator, or this one alone with --processes 1"
         ) from None
-    return several()
-
-
-def leave() -> None:
-    """Disconnects once all processes do: one that ended earlier would count as dead, and end the others."""
-    jax.distributed.shutdown()
+    return jax.process_count() > 1
 
 
 def _cluster() -> bool:
@@ -83,14 +78,9 @@ def _cluster() -> bool:
     return any(count.isdigit() and int(count) > 1 for count in counts) or len(hosts) > 1 or indexed_job
 
 
-def several() -> bool:
-    """Whether there are other processes."""
-    return jax.process_count() > 1
-
-
 def agreed(value: int) -> int:
     """The largest of the values that the processes give. Every process must call it."""
-    if not several():
+    if jax.process_count() == 1:
         return value
     from jax.experimental.multihost_utils import process_allgather
 
@@ -118,7 +108,7 @@ def guarded() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if not several() or not (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
+        if jax.process_count() == 1 or not (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
             raise
         raise JaxlmError(
             f"process {jax.process_index()} lost the others ({_first_line(error)}): what was saved "
