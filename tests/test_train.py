@@ -226,7 +226,7 @@ def test_a_resumed_run_is_refused_by_a_device_without_memory_for_it(train, monke
 def test_given_parameters_that_a_killed_run_has_not_saved_are_not_replaced_by_drawn_ones(train, monkeypatch):
     params = train(steps=2).params
     with monkeypatch.context() as patched, pytest.raises(TypeError):
-        patched.setattr("jaxlm.runs.trainer.save", None)  # ends the run there
+        patched.setattr("jaxlm.runs.run.Run.save", None)  # ends the run there
         train(run_dir="given", params=params)
     with pytest.raises(RunDirError, match="began from given parameters, and was stopped before it saved them"):
         train(run_dir="given", steps=1)

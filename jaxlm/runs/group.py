@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import MEMBER, fetch, members_mesh, place
 from jaxlm.runs.run import Run
 from jaxlm.scoring.stream import stream_nats
@@ -155,13 +154,6 @@ def _loss(perplexity: float) -> np.float32:
 
 
 Group = SingleGroup | MemberGroup
-
-
-def save(group: Group, slot: int) -> None:
-    """Saves a run's checkpoint. Every process must call it."""
-    run, state = group.runs[slot], group.state(slot)
-    assert run is not None
-    hosts.together(lambda: run.save(state))
 
 
 def tested(group: Group, slot: int) -> float:

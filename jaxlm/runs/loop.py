@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,8 +12,9 @@ from jaxtyping import Array, Integer
 
 from jaxlm.config.settings import TrainConfig
 from jaxlm.data.windows import batch
+from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import put_rows
-from jaxlm.runs.group import Group, save
+from jaxlm.runs.group import Group
 from jaxlm.runs.run import Run
 from jaxlm.training.step import Metrics
 
@@ -100,7 +102,7 @@ def _end_call(group: Group, observer: Observer, signal: int | None) -> None:
     for slot, run in runs.items():
         if run.at_edge or signal is not None:
             observer.doing("saving")
-            save(group, slot)
+            hosts.together(partial(run.save, group.state(slot)))
     if ended:
         observer.epoch_ended(group, signal is not None)
         for run in filter(None, group.runs):

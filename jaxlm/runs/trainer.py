@@ -6,6 +6,7 @@ import signal
 import tempfile
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from jaxlm.report.progress import EpochResult, Progress, lasting_console
 from jaxlm.report.trackers import OnMetrics
 from jaxlm.report.units import comparable_text, perplexity_text
 from jaxlm.runs import checkpoint, directory, precision, signals, state_arrays
-from jaxlm.runs.group import Group, SingleGroup, save, tested
+from jaxlm.runs.group import Group, SingleGroup, tested
 from jaxlm.runs.lock import lock
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.metrics import read_metrics
@@ -160,7 +161,8 @@ def train(
         progress.say(f"{corpus.name}: {corpus.description}")
         progress.say(f"run directory: {folder if kept else 'none, so nothing is kept'}", wrap=False)
         if not resume and (params is not None or run.finished):
-            save(group, 0)  # given parameters cannot be drawn again; a run of no window is evaluated too
+            # Given parameters cannot be drawn again; a run of no window is evaluated too.
+            hosts.together(partial(run.save, group.state()))
         progress.doing("compiling")
         with signals.noted() as stop:
             stopped_by = fit(group, _Reporter(run, progress, stop))
