@@ -273,34 +273,24 @@ def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
 
 
 @contextmanager
-def new_folder(path: str | Path) -> Iterator[Folder]:
-    """A directory to fill, which appears at a path by one rename once the block ends without an exception.
+def vacant(path: str | Path) -> Iterator[tuple[Folder, str]]:
+    """Yields the directory above a path, made where it is missing, and the path's name.
 
-    Raises OSError where something other than an empty directory is there, or it cannot be written.
+    Raises OSError where something other than an empty directory is there, or the directory above cannot be made.
     """
-    with _free(path) as (parent, name), parent.new_folder(name) as folder:
-        yield folder
-
-
-@contextmanager
-def new_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write, which appears at a path by one rename once the block ends without an exception.
-
-    Raises OSError where something is there already, or it cannot be written.
-    """
-    with _free(path) as (parent, name), parent.replacing(name) as file:
-        yield file
-
-
-@contextmanager
-def _free(path: str | Path) -> Iterator[tuple[Folder, str]]:
-    """The directory above a path, made where it is missing, and the path's name, which at most an empty one has."""
     whole = Path(os.path.abspath(path))
     if os.path.lexists(whole) and (whole.is_symlink() or not whole.is_dir() or os.listdir(whole)):
         why = "there is something of this name already: choose another name, or remove it"
         raise OSError(errno.EEXIST, why, str(path))
     with Folder.open(whole.parent, create=True) as parent:
         yield parent, whole.name
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Folder]:
+    """A directory to fill, which appears at a vacant path once the block ends without an exception. Raises OSError."""
+    with vacant(path) as (parent, name), parent.new_folder(name) as folder:
+        yield folder
 
 
 def reason(error: Exception) -> str:

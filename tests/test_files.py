@@ -245,11 +245,18 @@ def test_what_is_not_sealed_is_refused(text):
         sealed.unseal(text)
 
 
-@pytest.mark.parametrize("make", [files.new_file, files.new_folder])
+@contextlib.contextmanager
+def new_file(path: Path):
+    """A file to write at a vacant path."""
+    with files.vacant(path) as (parent, name), parent.replacing(name) as file:
+        yield file
+
+
+@pytest.mark.parametrize("make", [new_file, files.new_folder])
 def test_what_is_new_appears_whole_or_not_at_all(tmp_path, make):
     def fill(made):
         assert not os.path.lexists(tmp_path / "above/new")
-        made.write(b"all") if make is files.new_file else made.write("inside", b"all")
+        made.write(b"all") if make is new_file else made.write("inside", b"all")
 
     with pytest.raises(KeyboardInterrupt), make(tmp_path / "above/new") as made:
         fill(made)
@@ -258,7 +265,7 @@ def test_what_is_new_appears_whole_or_not_at_all(tmp_path, make):
     with make(tmp_path / "above/new") as made:
         fill(made)
     assert [path.name for path in (tmp_path / "above").iterdir()] == ["new"]
-    whole = tmp_path / "above/new" if make is files.new_file else tmp_path / "above/new/inside"
+    whole = tmp_path / "above/new" if make is new_file else tmp_path / "above/new/inside"
     assert whole.read_bytes() == b"all"
     with pytest.raises(OSError, match="something of this name"), make(tmp_path / "above/new"):
         raise AssertionError
@@ -363,7 +370,7 @@ def test_output_in_a_runs_directory_follows_nothing_that_a_stranger_put_there(tm
     assert (tmp_path / "target").read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("make", [files.output, files.new_file, files.new_folder])
+@pytest.mark.parametrize("make", [files.output, new_file, files.new_folder])
 def test_no_message_shows_the_name_of_an_unfinished_file(tmp_path, monkeypatch, make):
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))

@@ -23,7 +23,7 @@ from jax import export
 
 from jaxlm.config.config import kind_of
 from jaxlm.errors import JaxlmError
-from jaxlm.files import explained, new_file
+from jaxlm.files import explained, vacant
 from jaxlm.interop.export_hub import export_hub
 from jaxlm.models import heads, stack
 from jaxlm.models.gru import GRU
@@ -265,8 +265,8 @@ def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, 
             notes = []
         else:
             data, notes = EXPORTERS[target](model)
-            with new_file(out) as file:
-                file.write(data)
+            with vacant(out) as (parent, name):
+                parent.write(name, data)
     if model.config.optimizer.average_decay is not None:
         notes = [*notes, "the parameters are the average, as evaluation uses them, not the last ones"]
     return notes
