@@ -266,12 +266,6 @@ def _check_owner(path: Path) -> None:
             return
 
 
-def write_bytes(path: str | Path, data: bytes | bytearray | memoryview) -> None:
-    """Writes a whole file at a path that the user gave, as `output` does. Raises OSError."""
-    with output(path) as file:
-        file.write(data)
-
-
 @contextmanager
 def vacant(path: str | Path) -> Iterator[tuple[Folder, str]]:
     """Yields the directory above a path, made where it is missing, and the path's name.

@@ -26,6 +26,12 @@ def folder(tmp_path):
         yield folder
 
 
+def written(path: Path, data: bytes) -> None:
+    """Writes a file at a path that a user gave."""
+    with files.output(path) as file:
+        file.write(data)
+
+
 def in_the_way(path: Path, what: str, target: Path) -> None:
     """Puts something else than a regular file at a path."""
     if what == "a link":
@@ -193,7 +199,7 @@ def test_a_large_file_is_refused_by_its_size(tmp_path, read):
 
 
 def test_a_file_that_the_user_names_may_be_a_link_but_not_a_pipe(tmp_path):
-    files.write_bytes(tmp_path / "x", b"1")
+    written(tmp_path / "x", b"1")
     (tmp_path / "link").symlink_to("x")
     assert files.read_bytes(tmp_path / "link", 1) == b"1"
     os.mkfifo(tmp_path / "fifo")
@@ -290,7 +296,7 @@ def test_output_replaces_a_file_whole_and_a_links_target_while_the_link_stays(tm
         raise RuntimeError
     assert (tmp_path / "table").read_bytes() == b"old"
     for name, target in (("link", "table"), ("dangling", "new")):
-        files.write_bytes(tmp_path / name, b"whole")
+        written(tmp_path / name, b"whole")
         assert (tmp_path / name).is_symlink() and (tmp_path / target).read_bytes() == b"whole"
     assert sorted(os.listdir(tmp_path)) == ["dangling", "link", "new", "table"]
 
@@ -312,7 +318,7 @@ def test_output_to_a_pipe_or_a_device_is_written_through(tmp_path, through):
         if node.name == "fifo":
             listener = os.open(node, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            files.write_bytes(path, b"said")
+            written(path, b"said")
             heard = os.read(listener, 9) if node.name == "fifo" else b"said"
         except OSError:  # a mount without devices (nodev) opens none
             heard = b"said" if node.name == "null" else b""
@@ -322,7 +328,13 @@ def test_output_to_a_pipe_or_a_device_is_written_through(tmp_path, through):
 
 def test_output_to_standard_output_that_is_a_file_is_appended(tmp_path):
     with open(tmp_path / "out", "wb") as out:
-        code = "import os; from jaxlm import files; os.write(1, b'1'); files.write_bytes('/dev/stdout', b'2')"
+        code = """
+import os
+from jaxlm import files
+os.write(1, b"1")
+with files.output("/dev/stdout") as file:
+    file.write(b"2")
+"""
         subprocess.run(
             [sys.executable, "-c", code], stdout=out, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True
         )
@@ -353,9 +365,9 @@ def test_output_never_replaces_what_belongs_to_a_run(tmp_path, monkeypatch, mark
     monkeypatch.chdir(tmp_path / "it")
     for named in (path, tmp_path / "link" / name, tmp_path / "to", Path(name)):
         with pytest.raises(OSError, match=f"belongs to the {owner} in .*: name another file"):
-            files.write_bytes(named, b"yours")
+            written(named, b"yours")
     assert path.read_bytes() == b"mine"
-    files.write_bytes(Path("report.html"), b"a file of one's own")
+    written(Path("report.html"), b"a file of one's own")
     assert Path("report.html").read_bytes() == b"a file of one's own"
 
 
@@ -366,7 +378,7 @@ def test_output_in_a_runs_directory_follows_nothing_that_a_stranger_put_there(tm
     (tmp_path / "run/run.json").write_bytes(b"")
     in_the_way(tmp_path / "run/embedding.png", what, tmp_path / "target")
     with pytest.raises(OSError, match=f"expected a regular file in the directory of a run, found {what}"):
-        files.write_bytes(tmp_path / "run/embedding.png", b"new")
+        written(tmp_path / "run/embedding.png", b"new")
     assert (tmp_path / "target").read_bytes() == b"mine"
 
 

@@ -244,8 +244,8 @@ def states(args: argparse.Namespace) -> None:
     arrays = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
     archive = io.BytesIO()  # a device cannot be sought in, as the archive's writer does
     np.savez(archive, allow_pickle=False, words=np.array(words), sentence_id=np.array(numbers), **arrays)
-    with files.explained(JaxlmError, f"{path} cannot be written"):
-        files.write_bytes(path, archive.getbuffer())
+    with files.explained(JaxlmError, f"{path} cannot be written"), files.output(path) as file:
+        file.write(archive.getbuffer())
     say_line(f"{path}: {len(words):,} words; {', '.join(arrays)}")
 
 

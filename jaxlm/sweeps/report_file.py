@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxlm.data.corpora import reload_corpus
 from jaxlm.errors import DataError, JaxlmError, RunDirError
-from jaxlm.files import explained, write_bytes
+from jaxlm.files import explained, output
 from jaxlm.report.curve import by_kind
 from jaxlm.report.page import ModelView, RunRecord, ScoredText, SweepRecord, render
 from jaxlm.report.word_map import map_words
@@ -66,8 +66,8 @@ def write_report(
     counts = [f"{len(some)} {what}{'s' * (len(some) > 1)}" for some, what in ((runs, "run"), (sweeps, "sweep")) if some]
     title = names[0] if len(names) == 1 else " and ".join(counts)
     page = render(f"Report: {title}", runs, models, sweeps)
-    with explained(RunDirError, f"cannot write {target}"):
-        write_bytes(target, page.encode())
+    with explained(RunDirError, f"cannot write {target}"), output(target) as file:
+        file.write(page.encode())
     return target
 
 
