@@ -43,22 +43,23 @@ class Folder:
         self._descriptor, self.path = descriptor, path
 
     @staticmethod
-    def open(path: "str | Path | Folder", create: bool = False) -> "Folder":
-        """Holds the directory at a path that the user gave, which may itself be a link. Raises OSError.
+    def open(path: "str | Path | Folder", create: bool = False, follow: bool = True) -> "Folder":
+        """Holds the directory at a path, which may itself be a link if `follow` is true. Raises OSError.
 
         With `create` it is made where it is missing, and those above it too, durably. A folder is held once more.
         """
         if isinstance(path, Folder):
             return Folder(os.dup(path._descriptor), path.path)
         path = Path(path)
-        with _naming(path):
-            if create:
+        if create:
+            with _naming(path):
                 missing = [one for one in (path, *path.parents) if not os.path.exists(one)]
                 path.mkdir(parents=True, exist_ok=True)
                 for made in missing:
                     with suppress(PermissionError), Folder.open(made.parent) as above:  # (one may enter, and not read)
                         above.sync()
-            return Folder(os.open(path, os.O_RDONLY | os.O_DIRECTORY), path)
+        flags = os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW)
+        return Folder(_open(path, path, flags, expected="a directory"), path)
 
     def __fspath__(self) -> str:
         return str(self.path)

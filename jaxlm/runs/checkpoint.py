@@ -148,7 +148,7 @@ def manifests(run: str | Path | Folder, problems: list[str] | None = None) -> di
     found = {}
     for step, path in _listed(run).items():
         try:
-            with _sound(path), _opened(path) as folder:
+            with _sound(path), Folder.open(path, follow=False) as folder:
                 found[step] = _manifest(folder)
         except CheckpointError as error:
             if problems is not None:
@@ -210,7 +210,7 @@ def read(path: str | Path) -> Checkpoint:
     from jaxlm.runs import state_arrays
 
     path = Path(path)
-    with _sound(path, "cannot be read"), _opened(path) as folder:
+    with _sound(path, "cannot be read"), Folder.open(path, follow=False) as folder:
         manifest = _manifest(folder)
         config = Config.from_json(_verified(folder, manifest, "config.json").decode())
         template = state_arrays.shapes_of_state(config)
@@ -224,13 +224,6 @@ def read(path: str | Path) -> Checkpoint:
         if (words := config.model.vocab_size) != len(vocab):
             raise ValueError(f"vocab.json has {len(vocab)} words for a model of {words}: it is another model's")
         return Checkpoint(manifest, config, vocab, state)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Folder]:
-    """The directory at a path, which is no link."""
-    with Folder.open(path.parent) as above, above.folder(path.name) as folder:
-        yield folder
 
 
 @contextmanager
@@ -282,6 +275,7 @@ def _verified(folder: Folder, manifest: Manifest, name: str, most: int | None = 
 def _listed(run: str | Path | Folder) -> dict[int, Path]:
     """{step: directory} of a run's checkpoints, by step. Raises CheckpointError where they are behind a link."""
     path, names = Path(run) / FOLDER, []
-    with explained(CheckpointError, f"{path} cannot be read"), suppress(FileNotFoundError), _opened(path) as folder:
+    what = f"{path} cannot be read"
+    with explained(CheckpointError, what), suppress(FileNotFoundError), Folder.open(path, follow=False) as folder:
         names = sorted(filter(_STEP.fullmatch, folder.names()), key=int)
     return {int(name): path / name for name in names if name == f"{int(name):08d}"}
