@@ -215,7 +215,7 @@ def test_cleaning_up_removes_only_names_of_ours(tmp_path):
         (tmp_path / name).write_text("x")
     save(tmp_path, 2)
     with Folder.open(tmp_path) as run:
-        checkpoint.clean(run)
+        run.clean()
     assert [name for name in mine if not (tmp_path / name / "inner").is_dir()] == []
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and "00000" not in str(path.parent)]
 

@@ -118,8 +118,8 @@ def test_a_link_in_place_of_the_checkpoints_deletes_nothing_behind_it(run_dir, h
     before = contents(home)
     with pytest.raises(RunDirError, match=r"run/checkpoints \(a link\)"):
         resume(run_dir, corpus)
-    with Folder.open(run_dir) as run, pytest.raises(OSError, match="found a link"):
-        checkpoint.clean(run)
+    with Folder.open(run_dir) as run, pytest.raises(RunDirError, match="found a link"):
+        rundir.resume(run, CONFIG, corpus)
     assert contents(home) == before
 
 

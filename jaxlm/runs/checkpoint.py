@@ -119,13 +119,6 @@ def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manife
             folder.discard(f"{step:08d}")
 
 
-def clean(run: Folder) -> None:
-    """Removes what a killed process left unfinished or half removed; the caller holds the run's directory."""
-    run.clean()
-    with suppress(FileNotFoundError), run.folder(FOLDER) as folder:
-        folder.clean()
-
-
 def set_aside_later(run: Folder, step: int) -> None:
     """Renames the checkpoints after the one that a run is resumed from, which cannot be read, to `STEP.damaged`.
 

@@ -71,7 +71,6 @@ def begin(
             f"{MAX_VOCAB_BYTES:,} is read: take a smaller vocab_size, or a higher min_count"
         )
     with explained(RunDirError, f"no run can begin in {run.path}", ELSEWHERE):
-        run.clean()
         record = {"corpus": _described(corpus), "params": "given" if given_params else "drawn from the seed"}
         _write(run, record, config, devices)
 
@@ -141,8 +140,9 @@ def resume(
             that it was given, or cannot be written.
         CheckpointError: there are checkpoints, and none is intact.
     """
-    with explained(RunDirError, f"{run.path} cannot be resumed", ELSEWHERE):
-        checkpoint.clean(run)
+    what = f"{run.path} cannot be resumed"
+    with explained(RunDirError, what, ELSEWHERE), suppress(FileNotFoundError), run.folder(checkpoint.FOLDER) as inner:
+        inner.clean()
     found, problems = checkpoint.newest_intact(run)
     if found is None and problems:
         raise CheckpointError(f"no checkpoint of {run.path} is intact: {'; '.join(problems)}")
@@ -161,7 +161,7 @@ def resume(
             f"{run.path} holds a run with another config or corpus ({'; '.join(changed)}): resume it with its own, or "
             f"choose another --run-dir"
         )
-    with explained(RunDirError, f"{run.path} cannot be resumed", ELSEWHERE):
+    with explained(RunDirError, what, ELSEWHERE):
         record = {"corpus": _described(corpus), "params": "unknown"}
         with suppress(RunDirError):
             record = saved_record(run)

@@ -64,6 +64,7 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
                 )
             file = stack.enter_context(folder.append(NAME))
             _take(file, folder)
+            folder.clean()
         held, done = Held(folder, file), threading.Event()
         held.check()
         beating = threading.Thread(target=_beat, args=(file.fileno(), done), daemon=True)
