@@ -38,14 +38,11 @@ _STEP = re.compile("[0-9]{8,10}")
 
 def library_versions() -> dict[str, str]:
     """The versions of the libraries that a run's results depend on."""
-
-    def installed(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:  # a source tree that is imported without being installed
-            return "unknown"
-
-    return {name: installed(name) for name in ("jaxlm", "jax", "jaxlib", "optax", "safetensors", "numpy")}
+    found = dict.fromkeys(("jaxlm", "jax", "jaxlib", "optax", "safetensors", "numpy"), "unknown")
+    for name in found:
+        with suppress(PackageNotFoundError):  # a source tree that is imported without being installed
+            found[name] = version(name)
+    return found
 
 
 @dataclass(frozen=True)
