@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -195,7 +196,7 @@ def test_what_reads_a_run_neither_waits_nor_fills_the_memory(run_dir, name, what
 def test_a_hard_link_to_a_file_of_somebody_is_not_written_through(run_dir, home, corpus, name):
     (run_dir / name).unlink(missing_ok=True)
     os.link(home / ".bashrc", run_dir / name)
-    with pytest.raises(RunDirError, match=r"2 names"):
+    with pytest.raises(RunDirError, match=r"2 names") if name == ".lock" else nullcontext():
         resume(run_dir, corpus)
     assert (home / ".bashrc").read_text() == "mine"
 

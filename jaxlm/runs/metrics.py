@@ -22,7 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -71,11 +71,11 @@ def read_prefix(run: str | Path | Folder, prefix: Prefix) -> bytes:
 
 
 class MetricsLog:
-    """Writes a run's metrics. Every method may raise RunDirError.
+    """Writes a run's metrics. Every method but `timing` may raise RunDirError.
 
     Args:
         folder: the run directory, which the caller holds.
-        files: closes the log's files.
+        files: closes the log's file.
         corpus: the corpus's name, in the line of every result.
         bptt_length: the steps of a window whose line does not say otherwise.
         kept: the lines to keep, from `sync`; None: none.
@@ -96,7 +96,7 @@ class MetricsLog:
         kept: Prefix | None = None,
         on_metrics: OnMetrics | None = None,
     ):
-        self._path, self._corpus, self._bptt_length, self._on_metrics = folder.path, corpus, bptt_length, on_metrics
+        self._folder, self._corpus, self._bptt_length, self._on_metrics = folder, corpus, bptt_length, on_metrics
         lines = read_prefix(folder, kept or Prefix())
         self._digest, self._step = hashlib.sha256(lines), 0
         self.skipped: Counter[int] = Counter()
@@ -105,12 +105,9 @@ class MetricsLog:
         rows = _rows(lines, folder.path / NAME)
         self._count([row for row in rows if row["kind"] == "window"])
         self.epochs = [row for row in rows if row["kind"] == "epoch"]
-        self._files: dict[str, BinaryIO] = {}
-        for name in (NAME, TIMING):
-            with self._disk(name):
-                self._files[name] = files.enter_context(folder.append(name, buffering=0))
-        with self._disk(NAME):
-            self._files[NAME].truncate(len(lines))
+        with self._disk():
+            self._file = files.enter_context(folder.append(NAME, buffering=0))
+            self._file.truncate(len(lines))
 
     def windows(self, first_step: int, epoch: int, *series: ArrayLike, steps: ArrayLike | None = None) -> None:
         """Writes a line for each of n windows of an epoch, from `first_step` on (both from 1).
@@ -125,7 +122,7 @@ class MetricsLog:
         for row, length in zip(rows, np.asarray(steps).tolist(), strict=True) if steps is not None else ():
             if length != self._bptt_length:
                 row["steps"] = length
-        self._write(NAME, *rows)
+        self._write(*rows)
         self._count(rows)
         if self._on_metrics:
             for row in rows:
@@ -134,14 +131,15 @@ class MetricsLog:
     def result(self, kind: str, **values: Any) -> None:
         """Writes the line of an epoch's or a test's result, without values that are None."""
         values = {name: value for name, value in values.items() if value is not None}
-        self._write(NAME, {"kind": kind, "corpus": self._corpus, **values})
+        self._write({"kind": kind, "corpus": self._corpus, **values})
         if self._on_metrics:
             tags = {f"{kind}/{name}": value for name, value in values.items() if "perplexity" in name or "bits" in name}
             self._on_metrics(self._step, tags)
 
     def timing(self, **values: Any) -> None:
-        """Writes a line of `timing.jsonl`, such as seconds and words per second."""
-        self._write(TIMING, values)
+        """Writes a line of `timing.jsonl`, where it can be written: the file only informs."""
+        with suppress(OSError), self._folder.append(TIMING, buffering=0) as file:
+            file.write(_line(values))
 
     def epoch_cost(self, epoch: int) -> tuple[float, int]:
         """The sum of an epoch's finite costs (nats) in order of the windows, read or written; the windows' steps."""
@@ -149,9 +147,9 @@ class MetricsLog:
 
     def sync(self) -> Prefix:
         """Waits until all lines are on the disk; the seal of the lines so far."""
-        with self._disk(NAME):
-            os.fsync(self._files[NAME].fileno())
-            return Prefix(self._files[NAME].seek(0, os.SEEK_END), self._digest.hexdigest())
+        with self._disk():
+            os.fsync(self._file.fileno())
+            return Prefix(self._file.seek(0, os.SEEK_END), self._digest.hexdigest())
 
     def _count(self, windows: Sequence[Mapping[str, Any]]) -> None:
         with np.errstate(over="ignore"):
@@ -164,16 +162,15 @@ class MetricsLog:
                 self._cost[epoch] += cost
                 self._steps[epoch] += row.get("steps", self._bptt_length)
 
-    def _write(self, name: str, *rows: Mapping[str, Any]) -> None:
+    def _write(self, *rows: Mapping[str, Any]) -> None:
         rest = memoryview(lines := b"".join(map(_line, rows)))
-        if name == NAME:
-            self._digest.update(lines)
-        with self._disk(name):
+        self._digest.update(lines)
+        with self._disk():
             while rest:  # the file is unbuffered, and may take only some of the bytes
-                rest = rest[self._files[name].write(rest) :]
+                rest = rest[self._file.write(rest) :]
 
-    def _disk(self, name: str) -> AbstractContextManager[None]:
-        return explained(RunDirError, f"cannot write {self._path / name}", "fix that, then resume")
+    def _disk(self) -> AbstractContextManager[None]:
+        return explained(RunDirError, f"cannot write {self._folder.path / NAME}", "fix that, then resume")
 
 
 def read_timing(run: str | Path) -> dict[int, dict[str, float]]:
