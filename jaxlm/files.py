@@ -329,10 +329,7 @@ def _bounded(file: BinaryIO, path: Path, most: int) -> bytes:
     if size > most:
         raise OSError(errno.EFBIG, f"expected at most {most:,} bytes, found {size:,}", str(path))
     with _naming(path):
-        try:
-            return file.read(size)
-        except MemoryError:
-            raise OSError(errno.ENOMEM, f"there is no memory for its {size:,} bytes") from None
+        return file.read(size)
 
 
 def _entry(name: str) -> str:
