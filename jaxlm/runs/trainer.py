@@ -115,11 +115,9 @@ def train(
     asked = config.model.compute_dtype
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
     spread = (1, 1) if mesh is None else (mesh.shape[DATA], mesh.shape[MODEL])  # for the rows and for the words
-    sharing, state = math.prod(spread), None
-    if resume:
-        state_arrays.check_memory(config, sharing)
-    else:
-        state = new_state(config, params, sharing)
+    sharing = math.prod(spread)
+    state_arrays.check_memory(config, sharing)
+    state = None if resume else new_state(config, params, sharing)
     of_dtype = precision.notes(asked, config)  # (measured before the run's record, which has the rates, is written)
     first = jax.process_index() == 0
     with hosts.guarded(), ExitStack() as held:
