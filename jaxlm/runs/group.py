@@ -29,10 +29,10 @@ class SingleGroup:
         self._recipe, self._state = traced(run.config.recipe), place(mesh, state)
         run.remember(jax.device_get(state.validations))
 
-    def train(self, tokens: jax.Array, first_row: int, count: int) -> Metrics:
-        """Begins to train `count` windows of each run; the metrics, which the device may still be computing."""
+    def train(self, tokens: jax.Array, first_row: int, count: int, ahead: int) -> Metrics:
+        """Begins to train `count` windows of each run, after `ahead` that are not logged yet; the metrics to come."""
         counts = self._run.config.train
-        windows = self._run.plan.windows(self._run.next, count, counts.windows_per_call, first_row)
+        windows = self._run.plan.windows(self._run.step + ahead, count, counts.windows_per_call, first_row)
         self._state, metrics = train_windows(
             self._recipe,
             self._state,
@@ -92,11 +92,12 @@ class MemberGroup:
         self.runs[slot] = run
         run.remember(jax.device_get(state.validations))
 
-    def train(self, tokens: jax.Array, first_row: int, count: int) -> Metrics:
-        """Begins to train `count` windows of each run; the metrics, which the device may still be computing."""
+    def train(self, tokens: jax.Array, first_row: int, count: int, ahead: int) -> Metrics:
+        """Begins to train `count` windows of each run, after `ahead` that are not logged yet; the metrics to come."""
         some = next(run for run in self.runs if run is not None)
         size = some.config.train.windows_per_call
-        each = [(run or some).plan.windows((run or some).next, count, size, first_row) for run in self.runs]
+        there = [run or some for run in self.runs]
+        each = [run.plan.windows(run.step + ahead, count, size, first_row) for run in there]
         counts = np.array([count if run is not None or self._vmapped else 0 for run in self.runs], np.int32)
         recipes, states = self._members
         states, metrics = members.train_members(

@@ -61,13 +61,13 @@ def fit(group: Group, observer: Observer) -> int | None:
         done = None  # the last call, if it is not logged yet
         while signal is None and (runs := _unfinished(group)):
             some = next(iter(runs.values()))
-            plan, edge = some.plan, min(run.edge_after(run.next) - run.next for run in runs.values())
+            ahead = done[-1] if done else 0  # windows that are not logged yet
+            plan, step = some.plan, some.step + ahead
+            edge = min(run.edge_after(run.step + ahead) - run.step for run in runs.values()) - ahead
             count = min(edge, some.config.train.windows_per_call)
-            then, (epoch, index) = some.next + count, plan.locate(some.next)
-            tokens, first_row = take(plan.row(index, epoch), plan.row(*reversed(plan.locate(then))))
-            metrics = group.train(tokens, first_row, count)
-            for run in runs.values():
-                run.ahead += count
+            epoch, index = plan.locate(step)
+            tokens, first_row = take(plan.row(index, epoch), plan.row(*reversed(plan.locate(step + count))))
+            metrics = group.train(tokens, first_row, count, ahead)
             if done:
                 _log(group, observer, *done)
             done = runs, metrics, count
@@ -83,10 +83,9 @@ def fit(group: Group, observer: Observer) -> int | None:
 def _log(group: Group, observer: Observer, runs: dict[int, Run], metrics: Metrics, count: int) -> None:
     """Logs a call's windows, and ends each run of which a window was not finite."""
     for slot, found in enumerate(group.by_slot(jax.device_get(metrics))):
-        if slot in runs and (run := runs[slot]) is group.runs[slot]:  # (the run may have ended since)
-            run.ahead -= count
-            if problem := run.trained(found, count):
-                observer.diverged(group, slot, problem)
+        run = runs.get(slot)
+        if run and run is group.runs[slot] and (problem := run.trained(found, count)):  # (it may have ended since)
+            observer.diverged(group, slot, problem)
     observer.trained(group)
 
 

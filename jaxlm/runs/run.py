@@ -37,7 +37,6 @@ class Run:
         kept: whether it is saved; if not, its directory is temporary.
         plan: which rows each window reads.
         step, last: windows trained, and to be trained.
-        ahead: windows that the device trains or has trained, and that are not logged yet.
         found: the checkpoint that it is resumed from, until its state is taken.
         notes: sentences for the user about how it was resumed.
         epochs: the results of the epochs that have ended.
@@ -77,7 +76,7 @@ class Run:
         lines = self.found.manifest.metrics if self.found else None
         self.log = MetricsLog(self.folder, files, corpus.name, counts.bptt_length, kept=lines, on_metrics=on_metrics)
         self.step = self._saved = self.found.manifest.step if self.found else 0
-        self.ahead, self.learning_rate = 0, math.nan
+        self.learning_rate = math.nan
         self._validations = self.found.state.validations if self.found else None
         self.averages_from: int | None = None
         if self.found and self.finished:
@@ -109,11 +108,6 @@ class Run:
         """Whether too many validations in a row did not improve on the best."""
         patience = self.config.train.patience
         return bool(patience and self._validations and int(self._validations.stale) >= patience)
-
-    @property
-    def next(self) -> int:
-        """The next window that is to be trained."""
-        return self.step + self.ahead
 
     def edge_after(self, step: int) -> int:
         """The next step at which an epoch or the run ends, or a checkpoint is due."""
