@@ -59,7 +59,6 @@ def begin(
     """Writes a new run's config and surroundings into an empty directory, which the caller holds (`lock.lock`).
 
     Args:
-        given_params: whether the run begins from parameters that the caller gave.
         devices: how many the rows, and how many the words, are spread over.
     Raises:
         RunDirError: the directory is not empty or cannot be written, or no checkpoint could hold the vocabulary.

@@ -30,7 +30,6 @@ def load(run_dir: str | Path, which: str = "last") -> LanguageModel:
     """The model of a run's checkpoint.
 
     Args:
-        run_dir: the run's directory.
         which: `last`, `best` (on validation), or a step.
 
     Raises:

@@ -10,8 +10,6 @@ from jaxlm.runs import directory as rundir
 from jaxlm.runs.metrics import read_metrics, read_prefix
 from jaxlm.runs.trainer import train, with_corpus
 
-SAME = (checkpoint.STATE, "vocab.json")  # the files of a checkpoint that are compared
-
 
 @dataclass(frozen=True)
 class Reproduction:
@@ -29,10 +27,7 @@ def reproduce(
     """Trains the run of a directory anew, up to its last checkpoint, into `again` (default: RUN-again).
 
     Args:
-        run_dir: the directory of the run.
-        again: the directory of the new run.
         data_dir: where its corpus is.
-        quiet: print nothing while it trains.
     Returns:
         What differs. (Flags of XLA are compared and not set: a stranger may have written them.)
     Raises:
@@ -70,7 +65,8 @@ def reproduce(
 def _differences(run_dir: Path, old: checkpoint.Checkpoint, again: Path) -> list[str]:
     new = checkpoint.load(again)
     files = old.manifest.files, new.manifest.files
-    found = [f"{name} of the last checkpoint differs" for name in SAME if files[0][name] != files[1][name]]
+    same = (checkpoint.STATE, "vocab.json")
+    found = [f"{name} of the last checkpoint differs" for name in same if files[0][name] != files[1][name]]
     if old.manifest.metrics != new.manifest.metrics:
         sealed = read_prefix(run_dir, old.manifest.metrics), read_prefix(again, new.manifest.metrics)
         lines = [data.decode(errors="replace").splitlines() for data in sealed]
