@@ -5,7 +5,6 @@ program is one device's; XLA divides it by where its arguments lie (GSPMD, arXiv
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import jax
@@ -111,11 +110,6 @@ def place(mesh: Mesh | None, tree: Tree, spec: P | None = None) -> Tree:
         return jax.make_array_from_callback(array.shape, NamedSharding(mesh, where), lambda index: array[index])
 
     return jax.tree_util.tree_map_with_path(put, tree)
-
-
-def known(mesh: Mesh | None) -> AbstractContextManager[Any]:
-    """Within a program: where functions can tell that devices share it."""
-    return nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def stay(mesh: Mesh | None, tree: Tree) -> Tree:

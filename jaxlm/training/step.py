@@ -3,6 +3,7 @@
 Letters: `T` steps, `B` batch, `R` rows of tokens, `W` windows of a call.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
 from jaxlm.config.config import Recipe
 from jaxlm.data.windows import Windows
-from jaxlm.distributed.mesh import known, stay
+from jaxlm.distributed.mesh import stay
 from jaxlm.models import stack
 from jaxlm.models.noise import Noise, growing, is_random, sums_all_words
 from jaxlm.models.recurrent import Params
@@ -235,6 +236,7 @@ def train_windows(
 
     none = jnp.zeros(len(windows.row))
     metrics = Metrics(none, none, none, none == 0)
-    with known(mesh):
+    # (Within it functions can tell that devices share the program.)
+    with nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         _, state, metrics = lax.while_loop(unfinished, body, (0, state, metrics))
     return stay(mesh, state), metrics
