@@ -1,6 +1,5 @@
 """`train`: one run from its beginning, or from where it was stopped, to its test."""
 
-import math
 import shlex
 import signal
 import tempfile
@@ -115,7 +114,7 @@ def train(
     asked = config.model.compute_dtype
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
     spread = (1, 1) if mesh is None else (mesh.shape[DATA], mesh.shape[MODEL])  # for the rows and for the words
-    sharing = math.prod(spread)
+    sharing = 1 if mesh is None else mesh.size
     state_arrays.check_memory(config, sharing)
     state = None if resume else new_state(config, params, sharing)
     of_dtype = precision.notes(asked, config)  # (measured before the run's record, which has the rates, is written)
