@@ -46,10 +46,8 @@ class Folder:
     def open(path: "str | Path | Folder", create: bool = False, follow: bool = True) -> "Folder":
         """Holds the directory at a path, which may itself be a link if `follow` is true. Raises OSError.
 
-        With `create` it is made where it is missing, and those above it too, durably. A folder is held once more.
+        With `create` it is made where it is missing, and those above it too, durably.
         """
-        if isinstance(path, Folder):
-            return Folder(os.dup(path._descriptor), path.path)
         path = Path(path)
         if create:
             with _naming(path):
