@@ -122,8 +122,7 @@ class Folder:
         """A new file to write, which replaces `name` durably once the block ends without an exception."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with self._appearing(name) as partial:
-            with _naming(self.path / name):
-                descriptor = os.open(partial, flags, 0o666, dir_fd=self._descriptor)  # less the user's umask
+            descriptor = _open(partial, self.path / name, flags, self._descriptor)
             with open(descriptor, "wb") as file:
                 yield file
                 with _naming(self.path / name):
