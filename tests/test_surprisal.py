@@ -245,18 +245,17 @@ def test_a_data_frame_is_the_table_and_names_what_is_missing(monkeypatch):
 
 def test_lines_come_as_a_pipe_has_them():
     read, write = os.pipe()
-    with os.fdopen(read, "rb") as file:
-        blocks = lines_of(file, "standard input")
-        os.write(write, b"the dog\r\nthe do")
-        assert next(blocks) == ["the dog"]
-        os.write(write, b"gs\na\nb")
-        assert next(blocks) == ["the dogs", "a"]
-        os.write(write, b" c\rd\r")
-        assert next(blocks) == ["b c", "d"]
-        os.write(write, b"\ne\r\rf")
-        assert next(blocks) == ["e", ""]
-        os.close(write)
-        assert list(blocks) == [["f"]]
+    blocks = lines_of(f"/dev/fd/{read}")
+    os.write(write, b"the dog\r\nthe do")
+    assert next(blocks) == ["the dog\r\n"]
+    os.write(write, b"gs\na\nb")
+    assert next(blocks) == ["the dogs\n", "a\n"]
+    os.write(write, b" c\rd\r")
+    os.write(write, b"\ne\r\rf")
+    assert next(blocks) == ["b c\r", "d\r\n", "e\r", "\r"]
+    os.close(write)
+    assert list(blocks) == [["f"]]
+    os.close(read)
 
 
 @pytest.mark.parametrize(
@@ -268,9 +267,10 @@ def test_lines_come_as_a_pipe_has_them():
         (b"a" * (1 << 24) + b"bc", "line 1 is longer than"),
     ],
 )
-def test_text_that_cannot_be_read_is_refused_with_its_line(data, message):
+def test_text_that_cannot_be_read_is_refused_with_its_line(tmp_path, data, message):
+    (tmp_path / "f").write_bytes(data)
     with pytest.raises(DataError, match=message):
-        list(lines_of(io.BytesIO(data), "f"))
+        list(lines_of(tmp_path / "f"))
 
 
 @pytest.mark.parametrize(

@@ -295,20 +295,19 @@ def _write_rows(args: argparse.Namespace, names: Sequence[str], rows: Sequence[S
 
 def _blocks(texts: Sequence[Path], counted: bool = False) -> Iterator[tuple[int, list[str], Callable[[int], str]]]:
     """Lines as they come, from files one after the other: the number of the first, the lines, and what names one."""
-    from jaxlm.scoring.stimuli import lines_of, open_text
+    from jaxlm.scoring.stimuli import lines_of, source
 
     done, counted = 0, counted and is_terminal(sys.stderr)
     for path in texts or [Path("-")]:
         if path.suffix.lower() in (".csv", ".tsv"):
             how = f"give it as --csv {path} --column NAME, or write its sentences to a file of another name, one a line"
             raise JaxlmError(f"{path} is a table: {how}")
-        with open_text(path) as (file, name):
-            before = done
-            for lines in lines_of(file, name):
-                yield done + 1, lines, lambda sentence, before=before, name=name: f"{name}, line {sentence - before}"
-                done += len(lines)
-                if counted:
-                    print(f"\r{done:,} sentences", end="", file=sys.stderr, flush=True)
+        before, name = done, source(path)
+        for lines in lines_of(path):
+            yield done + 1, lines, lambda sentence, before=before, name=name: f"{name}, line {sentence - before}"
+            done += len(lines)
+            if counted:
+                print(f"\r{done:,} sentences", end="", file=sys.stderr, flush=True)
     if counted:
         print(file=sys.stderr)
 

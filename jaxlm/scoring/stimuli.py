@@ -5,11 +5,11 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from jaxlm import files
 from jaxlm.data.text import read_errors
@@ -51,49 +51,39 @@ class StimulusTable:
         return [*map(int, cells)]
 
 
-@contextmanager
-def open_text(path: str | Path) -> Iterator[tuple[BinaryIO, str]]:
-    """A regular file, or standard input ("-"), and its name in errors; never waits for a FIFO.
+def source(path: str | Path) -> str:
+    """The name of a text in errors, of which "-" is standard input."""
+    return "standard input" if str(path) == "-" else str(path)
 
-    Raises DataError where there is none.
+
+def lines_of(path: str | Path) -> Iterator[list[str]]:
+    """The lines of a text as they come, with their ends, in lists of what one read of at most 64 KiB ends.
+
+    The text is a regular file, or standard input ("-"). A line ends with LF, CR LF or CR. Memory is constant.
+
+    Raises DataError where there is no such text, or it is empty, not UTF-8, binary, or has a line of over 16 MiB.
     """
-    if str(path) == "-":
-        if sys.stdin is None:
-            raise DataError("standard input is closed: name a file, or use a pipe")
-        yield sys.stdin.buffer, "standard input"
-        return
-    with read_errors(path):
-        file = files.reader(path)
-    with file:
-        yield file, str(path)
-
-
-def lines_of(file: BinaryIO, name: str) -> Iterator[list[str]]:
-    """The lines of a file or pipe as they come, in lists of what one read of at most 64 KiB ends; constant memory.
-
-    A line ends with LF, CR LF or CR. Raises DataError where the file, called `name`, is empty, not UTF-8, binary, or
-    has a line of over 16 MiB.
-    """
-    rest, done, carriage = bytearray(), 0, False
-    read = getattr(file, "read1", file.read)  # what can be read now, at most
-    while chunk := read(READ):
-        chunk = chunk[1:] if carriage and chunk.startswith(b"\n") else chunk  # the rest of a CR LF
-        carriage = chunk.endswith(b"\r")
-        chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        rest += chunk
-        if b"\n" in chunk:
-            *whole, rest = rest.split(b"\n")
-            yield [_text(line, name, done + place) for place, line in enumerate(whole, 1)]
-            done += len(whole)
-        if len(rest) > LONGEST_LINE:
-            raise DataError(f"{name}, line {done + 1} is longer than {LONGEST_LINE:,} bytes: expected lines of text")
+    name, rest, done = source(path), bytearray(), 0
+    if str(path) == "-" and sys.stdin is None:
+        raise DataError("standard input is closed: name a file, or use a pipe")
+    with read_errors(name), nullcontext(sys.stdin.buffer) if str(path) == "-" else files.reader(path) as file:
+        read = getattr(file, "read1", file.read)  # what can be read now, at most
+        while chunk := read(READ):
+            rest += chunk
+            if b"\n" in chunk:
+                lines = rest.splitlines(keepends=True)
+                rest = bytearray() if lines[-1].endswith(b"\n") else lines.pop()
+                yield [_text(line, name, number) for number, line in enumerate(lines, done + 1)]
+                done += len(lines)
+            if len(rest) > LONGEST_LINE:
+                raise DataError(f"{name}, line {done + 1} is longer than {LONGEST_LINE:,} bytes: give lines of text")
     if rest.strip():
-        yield [_text(rest, name, done + 1)]
+        yield [_text(line, name, number) for number, line in enumerate(rest.splitlines(keepends=True), done + 1)]
     elif not done:
         raise DataError(f"{name} is empty: expected a line for each sentence")
 
 
-def _text(line: bytes | bytearray, name: str, number: int) -> str:
+def _text(line: bytearray, name: str, number: int) -> str:
     if b"\0" in line:
         raise DataError(f"{name}, line {number} is not text: it has a zero byte, as binary files have")
     try:
@@ -106,17 +96,15 @@ def _text(line: bytes | bytearray, name: str, number: int) -> str:
 
 def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("FILE, line N", object) of each line of a file of JSON objects. Raises DataError with line and column."""
-    with open_text(path) as (file, name):
-        for number, line in enumerate(chain.from_iterable(lines_of(file, name)), 1):
-            if line.strip():
-                where = f"{name}, line {number}"
-                yield where, _object(line, where, "")
+    for number, line in enumerate(chain.from_iterable(lines_of(path)), 1):
+        if text := line.rstrip():
+            where = f"{source(path)}, line {number}"
+            yield where, _object(text, where, "")
 
 
 def json_file(path: str | Path) -> dict[str, Any]:
     """The object of a JSON file. Raises DataError where it cannot be read or is anything else."""
-    with open_text(path) as (file, name):
-        return _object("\n".join(chain.from_iterable(lines_of(file, name))), name, "line {}, ")
+    return _object("".join(chain.from_iterable(lines_of(path))), source(path), "line {}, ")
 
 
 def _object(text: str, where: str, line: str) -> dict[str, Any]:
@@ -152,16 +140,15 @@ def read_table(path: str | Path, column: str) -> StimulusTable:
     Raises DataError where there is no such column of sentences, a row has another number of cells than the header or no
     words, or the file is not CSV.
     """
-    with open_text(path) as (file, name):
-        lines = _table_lines(file, name)
-        header = next(lines, "")
-        if not header.strip():
-            raise DataError(f"{name} is empty: expected a header with a column {column!r}")
-        reader = csv.reader(chain([header], lines), strict=True, delimiter=max(DELIMITERS, key=header.count))
-        try:
-            (_, names), *body = [(reader.line_num, row) for row in reader if row]
-        except csv.Error as error:
-            raise DataError(f"{name}, line {reader.line_num} is not CSV: {error}") from None
+    name, lines = source(path), chain.from_iterable(lines_of(path))
+    header = next(lines)
+    if not header.strip():
+        raise DataError(f"{name} is empty: expected a header with a column {column!r}")
+    reader = csv.reader(chain([header], lines), strict=True, delimiter=max(DELIMITERS, key=header.count))
+    try:
+        (_, names), *body = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise DataError(f"{name}, line {reader.line_num} is not CSV: {error}") from None
     if column not in names:
         raise DataError(f"{name} has no column {column!r}: its columns are {', '.join(map(repr, names))}")
     if len(set(names)) < len(names):
@@ -174,17 +161,5 @@ def read_table(path: str | Path, column: str) -> StimulusTable:
             raise DataError(f"{name}, line {line}: expected {len(names)} cells, as in the header, found {len(row)}")
         if not row[place].split():
             raise DataError(f"{name}, line {line} has no words in column {column!r}")
-    lines, rows = zip(*body, strict=True)
-    columns = {title: [*cells] for title, cells in zip(names, zip(*rows, strict=True), strict=True)}
-    return StimulusTable(name, columns.pop(column), columns, [*lines])
-
-
-def _table_lines(file: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of a CSV file with their ends, which a quoted cell may contain."""
-    number = 0
-    while block := file.readline(LONGEST_LINE + 1):
-        if len(block) > LONGEST_LINE:
-            raise DataError(f"{name}, line {number + 1} is longer than {LONGEST_LINE:,} bytes: expected lines of text")
-        for line in block.splitlines(keepends=True):
-            number += 1
-            yield _text(line, name, number)
+    columns = {title: [row[at] for _, row in body] for at, title in enumerate(names)}
+    return StimulusTable(name, columns.pop(column), columns, [line for line, _ in body])
