@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxlm.errors import DataError
 from jaxlm.scoring.sentences import BLOCK, SentenceReader, blocks, check_choice, sentence_nats
-from jaxlm.scoring.stimuli import json_lines, text_field
+from jaxlm.scoring.stimuli import json_lines
 from jaxlm.scoring.token_scores import Scoring
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5% point
@@ -100,12 +100,19 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
             pairs.append(path)
             continue
         for where, tree in json_lines(path):
-            good, bad = (text_field(tree, name, where) for name in ("sentence_good", "sentence_bad"))
+            good, bad = (_text(tree, name, where) for name in ("sentence_good", "sentence_bad"))
             uid, term = tree.get("UID") or Path(path).stem, tree.get("linguistics_term") or ""
             pairs.append(Pair(good, bad, str(uid), str(term), where))
     if not pairs:
         raise DataError("there are no pairs: give at least one, or a file that has more than blank lines")
     return pairs
+
+
+def _text(tree: dict[str, Any], name: str, where: str) -> str:
+    value = tree.get(name)
+    if not isinstance(value, str) or not value.split():
+        raise DataError(f"{where}: expected text in {name!r}, found {value!r:.40}")
+    return value
 
 
 def _accuracy(name: str, term: str, results: Sequence[PairResult]) -> Accuracy:

@@ -111,27 +111,14 @@ def _object(text: str, where: str, line: str) -> dict[str, Any]:
     """The JSON object that a text holds. Raises DataError, with the place of what is wrong: where, line and column."""
     try:
         tree = json.loads(text)
-        if "\\u" in text:
-            json.dumps(tree, ensure_ascii=False).encode()  # half of a surrogate pair could be written nowhere
     except json.JSONDecodeError as error:
         place = f"{where}, {line.format(error.lineno)}column {error.colno}"
         raise DataError(f"{place} is not JSON: {error.msg}") from None
-    except UnicodeEncodeError:
-        raise DataError(f"{where} is not text: an escape \\u names half of a surrogate pair; write the whole") from None
     except (ValueError, RecursionError):
         raise DataError(f"{where} is not JSON to be read: it is nested too deeply, or a number is too long") from None
     if not isinstance(tree, dict):
         raise DataError(f"{where}, column 1: expected a JSON object, found {type(tree).__name__}")
     return tree
-
-
-def text_field(tree: dict[str, Any], name: str, where: str) -> str:
-    """A string of an object, with words in it. Raises DataError."""
-    value = tree.get(name)
-    if not isinstance(value, str) or not value.split():
-        found = "nothing" if name not in tree else "no words" if isinstance(value, str) else type(value).__name__
-        raise DataError(f"{where}: expected text in {name!r}, found {found}")
-    return value
 
 
 def read_table(path: str | Path, column: str) -> StimulusTable:
