@@ -24,7 +24,7 @@ from jaxlm.scoring import reading_times
 from jaxlm.scoring.minimal_pairs import Pair
 from jaxlm.scoring.reading_times import span_surprisal
 from jaxlm.scoring.sentences import Boundaries
-from jaxlm.scoring.syntaxgym import Item, Suite, parse
+from jaxlm.scoring.syntaxgym import Item, Suite
 
 TEXT = "ab, a b,c.\n"
 NEXT = {  # the weights of what comes after a letter, a mark, a space and a newline
@@ -175,7 +175,7 @@ def test_every_verb_has_the_probabilities_of_words():
     assert with_eos.good == pytest.approx(
         -lm.surprisal(["a"], unit="nats", eos=True, boundary="published").surprisal.sum()
     )
-    formula = parse("(1;%x%) > 0 & (2;%x%) > 0", "here")
+    formula = "(1;%x%) > 0 & (2;%x%) > 0"
     item = Item(1, {"x": {1: "b", 2: "ab, a"}})
     (found,) = lm.syntaxgym(Suite("s", [formula], [item])).items
     expected = table.surprisal[[0, 1]] / np.log(2), table.surprisal[2] / np.log(2)

@@ -282,8 +282,8 @@ def syntaxgym(args: argparse.Namespace) -> None:
     for result in [lm.syntaxgym(path, **how) for path in args.suites]:
         name, items, oov = result.suite.name, result.items, sum(item.oov for item in result.items)
         for place, formula in enumerate(result.suite.predictions):
-            rows += [(name, item.number, formula.text, int(item.predictions[place]), item.oov) for item in items]
-            rows.append((name, "all", formula.text, result.by_prediction[place], oov))
+            rows += [(name, item.number, formula, int(item.predictions[place]), item.oov) for item in items]
+            rows.append((name, "all", formula, result.by_prediction[place], oov))
         rows.append((name, "all", "every prediction", result.accuracy, oov))
     _write_rows(args, ("suite", "item", "prediction", "correct", "oov"), rows)
 

@@ -9,7 +9,6 @@ evaluated as Python.
 import math
 import operator
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -44,21 +43,12 @@ OPERATORS: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {  # the higher a 
 }
 
 
-@dataclass(frozen=True)
-class Formula:
-    """A well-formed formula: its text, and the regions that it names."""
+def holds(formula: str, surprisals: Mapping[Region, float], where: str = "the formula") -> bool:
+    """Whether a formula, which `where` names in an error, holds of an item's surprisals.
 
-    text: str
-    regions: frozenset[Region]
-
-    def holds(self, surprisals: Mapping[Region, float]) -> bool:
-        """Whether the formula holds of an item's surprisals."""
-        return _Evaluation(self.text, "the formula", surprisals).holds
-
-
-def parse(text: str, where: str = "the formula") -> Formula:
-    """A formula, which `where` names in an error. Raises DataError, with the column of what is wrong."""
-    return Formula(text, frozenset(_Evaluation(text, where, defaultdict(float)).regions))
+    Raises DataError, with the column of what is wrong; also where the item lacks a region.
+    """
+    return _Evaluation(formula, where, surprisals).holds
 
 
 class _Evaluation:
@@ -66,7 +56,6 @@ class _Evaluation:
 
     def __init__(self, text: str, where: str, surprisals: Mapping[Region, float]):
         self._text, self._where, self._surprisals, self._next = text, where, surprisals, 0
-        self.regions: set[Region] = set()
         self._advance()
         value = self._expression(0, 0)
         if self._kind != "end":
@@ -111,11 +100,10 @@ class _Evaluation:
             raise self._error("expected a number, a region such as (2;%match%) or a parenthesis")
         self._advance()
         if kind == "region":
-            name, number = found["condition"].strip(), found["number"]
-            self.regions.add(region := (name, 0 if number == "*" else int(number[:18])))
-            if number != "*":
-                return float(self._surprisals[region])
-            return math.fsum(value for (condition, _), value in self._surprisals.items() if condition == name)
+            region = found["condition"].strip(), 0 if found["number"] == "*" else int(found["number"][:18])
+            if region not in self._surprisals:
+                raise self._error("expected a region that the item has", found.start(kind))
+            return self._surprisals[region]
         if kind == "literal":
             return float(found["literal"])
         if sign == "-":
@@ -142,14 +130,14 @@ class Suite:
     """A test suite."""
 
     name: str
-    predictions: list[Formula]
+    predictions: list[str]  # formulas
     items: list[Item]
     path: str = "the suite"
 
 
 @dataclass(frozen=True)
 class ItemResult:
-    """An item's surprisals by (condition, region), in bits, and which predictions hold; unknown words are counted."""
+    """An item's surprisals by region, in bits, and which predictions hold; unknown words are counted."""
 
     number: int
     surprisals: dict[Region, float]
@@ -186,18 +174,14 @@ def read_suite(path: str | Path) -> Suite:
         raise DataError(f"{where}: expected an object in 'meta', with the suite's name")
     if meta.get("metric", "sum") not in ("sum", "all", ["sum"]):
         raise DataError(f"{where}: expected the metric 'sum', found {meta['metric']!r}")
-    predictions = []
+    predictions, items = [], [_item(item, at) for at, item in _objects(tree, "items", where)]
     for at, prediction in _objects(tree, "predictions", where):
-        if not isinstance(prediction.get("formula"), str):
+        if not isinstance(formula := prediction.get("formula"), str):
             raise DataError(f"{at}: expected an object with a formula")
-        predictions.append(parse(prediction["formula"], at))
-    items = [_item(item, at) for at, item in _objects(tree, "items", where)]
-    for item in items:
-        for place, formula in enumerate(predictions, 1):
-            for condition, region in sorted(formula.regions):
-                if condition not in item.conditions or (region and region not in item.conditions[condition]):
-                    named = f"region {region} of condition {condition!r}" if region else f"condition {condition!r}"
-                    raise DataError(f"{where}, prediction {place} names {named}, and item {item.number} has none")
+        for item in items:
+            known = {(name, number): 0.0 for name, regions in item.conditions.items() for number in (0, *regions)}
+            holds(formula, known, f"{at}, item {item.number}")
+        predictions.append(formula)
     return Suite(str(meta.get("name", Path(path).stem)), predictions, items, where)
 
 
@@ -217,8 +201,9 @@ def score_suite(scoring: Scoring, read: SentenceReader, suite: Suite, oov: str) 
             bits, unknown = nats / math.log(2), unknown + int(one.oov.sum())
             for region, (start, stop) in zip(regions, pairwise(one.starts), strict=True):
                 surprisals[name, region] = float(bits[start:stop].sum())
-        holds = [formula.holds(surprisals) for formula in suite.predictions]
-        results.append(ItemResult(item.number, surprisals, holds, unknown))
+            surprisals[name, 0] = float(bits.sum())
+        held = [holds(formula, surprisals) for formula in suite.predictions]
+        results.append(ItemResult(item.number, surprisals, held, unknown))
     return SuiteResult(suite, results)
 
 
@@ -243,15 +228,14 @@ def _item(tree: dict[str, Any], where: str) -> Item:
         at, regions = f"{where}, condition {name!r}", {}
         for _, region in _objects(condition, "regions", at):
             number = _whole(region.get("region_number"))
-            if number is None or number < 1 or number in regions or not isinstance(region.get("content"), str):
+            if not number or number in regions or not isinstance(region.get("content"), str):
                 raise DataError(f"{at}: expected a region_number from 1, not twice, and a content for each region")
             regions[number] = region["content"]
         conditions[name] = regions
-    return Item(_whole(tree.get("item_number")) or 0, conditions)
+    return Item(_whole(tree.get("item_number")), conditions)
 
 
-def _whole(value: Any) -> int | None:
-    """A whole number, which some suites write as text; None for anything else."""
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        return int(value[:18])
-    return value if type(value) is int else None
+def _whole(value: Any) -> int:
+    """A whole number from 1, which some suites write as text; 0 for anything else."""
+    text = str(value) if isinstance(value, str | int) else ""
+    return int(text[:18]) if text.isascii() and text.isdigit() else 0
