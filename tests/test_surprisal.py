@@ -276,11 +276,11 @@ def test_text_that_cannot_be_read_is_refused_with_its_line(tmp_path, data, messa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"context": "document"}, "context must be one of sentence, stream; it is 'document'"),
-        ({"oov": "skip"}, "oov must be one of"),
-        ({"unit": "hartleys"}, "unit must be one of bits, nats"),
+        ({"context": "document"}, "context must be sentence or stream; it is 'document'"),
+        ({"oov": "skip"}, "oov must be unk, error or nan; it is 'skip'"),
+        ({"unit": "hartleys"}, "unit must be bits or nats"),
         ({"tokenizer": "bpe"}, "tokenizer must be one of"),
-        ({"top_k": -1}, "top_k must be at least 0; it is -1"),
+        ({"top_k": -1}, "top_k must be at least 0 and at most .*; it is -1"),
     ],
 )
 def test_arguments_that_are_none_of_the_choices(options, message):

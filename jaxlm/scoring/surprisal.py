@@ -17,7 +17,8 @@ import numpy as np
 from jaxlm.config.protocols import Plain
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.scoring.sentences import Encoded, check_choice, word_nats
+from jaxlm.fields import checked, choice, count, flag
+from jaxlm.scoring.sentences import Encoded, word_nats
 from jaxlm.scoring.token_scores import TokenScores
 
 UNITS = {"bits": math.log(2), "nats": 1.0}  # how many nats one is
@@ -28,43 +29,38 @@ class SurprisalOptions:
     """How the surprisal of sentences is found.
 
     Attributes:
-        context: "sentence" begins each from a state of zeros, also with an empty cache and the trained parameters;
-            "stream" passes the state on.
-        oov: words outside the vocabulary are read as `<unk>` ("unk"), refused ("error"), or read as `<unk>` with a
-            surprisal of nan ("nan").
-        top_k: also find the k likeliest words in each word's place.
-        unit: of surprisal and entropy, "bits" or "nats".
         tokenizer: what splits lines: "none" at white space, "ptb" as Penn Treebank's files are; None: as the text that
             the model was trained on.
-        eos: whether the `<eos>` that ends each sentence has a row too.
-        punctuation: "word" counts punctuation to the word at which it stands, "own" makes it a word of its own.
-        boundary: of a word made of subwords, characters or bytes: "corrected" by the probabilities that a word begins
-            after it and where it begins (see `sentences.py`), or as "published" often, by its pieces alone.
         protocol: a name, as in "cache", or its settings, as in `Cache(cache_window=100)`; None: plain.
         data_dir: where Penn Treebank's files lie, which dynamic evaluation reads.
 
     Raises:
-        JaxlmError: a value is none of the choices.
+        JaxlmError: a value is outside its limits.
     """
 
-    context: str = "sentence"
-    oov: str = "unk"
-    top_k: int = 0
-    unit: str = "bits"
+    context: str = choice(
+        "sentence",
+        "sentence begins each from zeros, an empty cache and the trained parameters; stream passes the state on",
+        ("sentence", "stream"),
+    )
+    oov: str = choice(
+        "unk", "unknown words are read as <unk>, refused (error), or have no surprisal (nan)", ("unk", "error", "nan")
+    )
+    top_k: int = count(0, "likeliest words that are found in each word's place")
+    unit: str = choice("bits", "of surprisal and entropy", ("bits", "nats"))
     tokenizer: str | None = None
-    eos: bool = False
-    punctuation: str = "word"
-    boundary: str = "corrected"
+    eos: bool = flag(False, "whether the <eos> that ends each sentence has a row too")
+    punctuation: str = choice("word", "word counts punctuation to its word, own makes it a word", ("word", "own"))
+    boundary: str = choice(
+        "corrected",
+        "corrected counts that a word made of pieces ends (see sentences.py), published its pieces alone",
+        ("corrected", "published"),
+    )
     protocol: str | Plain | None = None
     data_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
-        choices = {"context": ("sentence", "stream"), "oov": ("unk", "error", "nan"), "unit": ("bits", "nats")}
-        choices |= {"punctuation": ("word", "own"), "boundary": ("corrected", "published")}
-        for name, values in choices.items():
-            check_choice(name, getattr(self, name), values)
-        if self.top_k < 0:
-            raise JaxlmError(f"top_k must be at least 0; it is {self.top_k}")
+        checked(self)
 
 
 class Table:
