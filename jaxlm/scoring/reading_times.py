@@ -37,7 +37,7 @@ def span_surprisal(
     """
     found = [*lm.scored(list(sentences), where=where, eos=True, boundary="published", **options)]
     table, vocab = Surprisals.joined(part for _, _, part in found), lm.vocab
-    rows, offset, unit = [], 0, UNITS[table.unit]
+    rows, offset, unit = [], 0, UNITS[options.get("unit", "bits")]
     encoded = (one for _, part, _ in found for one in part)
     for number, (text, (start, end), one) in enumerate(zip(sentences, spans, encoded, strict=True), 1):
         text = text if vocab.kind == "words" else "".join(vocab.tokens.pieces(one.tokens))
@@ -62,9 +62,8 @@ def span_surprisal(
         words = text[start:end], " ".join(table.token[piece])
         rows.append((number, 1, *words, table.oov[piece].any(), surprisal, *entropies))
         offset += len(one.tokens) + 1
-    kept = zip(*rows, strict=True)
-    columns: list[Any] = [[*one] if isinstance(one[0], str) else np.array(one) for one in kept]
-    return WordSurprisals(*columns, unit=table.unit)
+    columns: list[Any] = [[*one] if isinstance(one[0], str) else np.array(one) for one in zip(*rows, strict=True)]
+    return WordSurprisals(*columns)
 
 
 def _ends(vocab: Vocab, text: str, sentence: Encoded) -> list[int]:

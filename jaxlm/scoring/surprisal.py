@@ -67,13 +67,12 @@ class Table:
     """A table of some rows, whose attributes are columns; a dataclass."""
 
     word: list[str]
-    unit: str
 
     def __len__(self) -> int:
         return len(self.word)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self):,} rows, in {self.unit}: {', '.join(self.columns())})"
+        return f"{type(self).__name__}({len(self):,} rows: {', '.join(self.columns())})"
 
     @classmethod
     def joined(cls, tables: "Iterable[Self]") -> "Self":
@@ -84,11 +83,11 @@ class Table:
         for name, first in vars(parts[0]).items():
             values = [getattr(part, name) for part in parts]
             columns[name] = np.concatenate(values) if isinstance(first, np.ndarray) else [*chain.from_iterable(values)]
-        return cls(**{**columns, "unit": parts[0].unit})
+        return cls(**columns)
 
     def columns(self) -> dict[str, Sequence[Any]]:
         """The table: each column by its name."""
-        return {name: value for name, value in vars(self).items() if name != "unit"}
+        return dict(vars(self))
 
     def to_pandas(self) -> Any:
         """The table as a pandas DataFrame. Raises JaxlmError where pandas is not installed."""
@@ -114,7 +113,6 @@ class Surprisals(Table):
         entropy_reduction: how much the entropy fell since the sentence's token before, at least 0, float [N].
         rank: 1 where no word is more probable, int [N].
         top, top_surprisal: the K likeliest words [N][K], and their surprisals [N, K].
-        unit: of surprisal and entropy, bits or nats.
     """
 
     sentence_id: np.ndarray
@@ -128,7 +126,6 @@ class Surprisals(Table):
     rank: np.ndarray
     top: list[list[str]]
     top_surprisal: np.ndarray
-    unit: str
 
     def columns(self) -> dict[str, Sequence[Any]]:
         """The table: each column by its name; K pairs of columns top_1, top_1_surprisal and so on at the end."""
@@ -168,7 +165,6 @@ def surprisals(
         scores.rank[kept],
         [vocab.decode(row) for row in scores.top[kept]] if scores.top.size else [[] for _ in kept],
         scores.top_nats[kept].astype(float) / one,
-        options.unit,
     )
 
 
@@ -183,7 +179,6 @@ class WordSurprisals(Table):
         oov: whether a piece is unknown, bool [W].
         surprisal, entropy_reduction: of all pieces, float [W]; nan without pieces.
         entropy: before the first piece, float [W]; nan without pieces.
-        unit: bits or nats.
     """
 
     sentence_id: np.ndarray
@@ -194,7 +189,6 @@ class WordSurprisals(Table):
     surprisal: np.ndarray
     entropy: np.ndarray
     entropy_reduction: np.ndarray
-    unit: str
 
 
 def by_word(table: Surprisals, sentences: Sequence[Encoded], first: int, eos: bool) -> WordSurprisals:
@@ -213,5 +207,4 @@ def by_word(table: Surprisals, sentences: Sequence[Encoded], first: int, eos: bo
         np.bincount(owner, table.surprisal, len(counts)) + gap,
         np.append(table.entropy, math.nan)[starts] + gap,
         np.bincount(owner, table.entropy_reduction, len(counts)) + gap,
-        table.unit,
     )
