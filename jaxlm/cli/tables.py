@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +88,4 @@ def side_by_side(tables: Mapping[str, Columns]) -> Columns:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6f}" if math.isfinite(value) else "NaN" if math.isnan(value) else str(value)
-    return str(value)
+    return f"{value:.6f}".replace("nan", "NaN") if isinstance(value, float) else str(value)
