@@ -320,18 +320,12 @@ def _writing(args: argparse.Namespace, layout: str = "jaxlm") -> Iterator[Callab
     """
     terminal, format = args.output is None and is_terminal(sys.stdout), args.format or layout
     clean = str if format == "csv" and not terminal else partial(printable, keep_newlines=format == "csv")
-
-    def text(columns: Columns, header: bool) -> str:
-        return table_text(columns, header, format, clean)
-
+    text = partial(table_text, format=format, clean=clean)
     if args.output is None:
         yield lambda columns, header: say(text(columns, header), end="", exact=True, flush=terminal)
         return
 
     from jaxlm import files
 
-    try:
-        with files.output(args.output) as file:
-            yield lambda columns, header: file.write(text(columns, header).encode("utf-8", "surrogateescape"))
-    except OSError as error:
-        raise JaxlmError(f"{args.output} cannot be written: {files.reason(error)}") from None
+    with files.explained(JaxlmError, f"{args.output} cannot be written"), files.output(args.output) as file:
+        yield lambda columns, header: file.write(text(columns, header).encode("utf-8", "surrogateescape"))
