@@ -286,7 +286,8 @@ def test_regions_and_spans_of_stimuli(runs, tmp_path, capsys):
     bits = [float(row["surprisal"]) for row in words]
     np.testing.assert_allclose([float(row["surprisal"]) for row in regions], [bits[0] + bits[1], *bits[2:]], atol=3e-6)
     path.write_text("Sentence;Parts;start;end\nb zz, a;b zz,|a;2;5\na ab;a|ab;0;1\n")
-    unknown = ": 1 of 4 regions have words outside the vocabulary: zz,\n", ": 1 of 2 critical spans have words "
+    told = "outside the vocabulary, read as <unk>"
+    unknown = f": 1 of 4 regions have words {told} (25.0%): b zz,\n", f": 1 of 2 critical spans have words {told} "
     for flags, expected in zip((["--regions", "Parts"], ["--spans", "characters"]), unknown, strict=True):
         assert expected in rows(capsys, runs / "words", "--csv", path, *flags)[1]
     path.write_text("Item;Sentence;Parts;start;end\n1;b ab, a;b ab,| a;2;4\n2;a ab;a|ab;0;1\n")

@@ -3,14 +3,17 @@
 import argparse
 import io
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxlm.cli.parsing import add_protocol_flags, given_protocol
+from jaxlm.cli.parsing import add_protocol_flags, given_protocol, whole
 from jaxlm.cli.tables import LAYOUTS, Columns, side_by_side, table_text
+from jaxlm.cli.using import say_unknown
 from jaxlm.cli.verbs import DATA_DIR, MODEL, TOKENIZER, Adder, argument, loaded, output, pathname, switch, verb
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.terminal import is_terminal, printable, say, say_line
@@ -36,7 +39,6 @@ EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room fo
     "adapt": ("learns by the model's own probabilities", ("protocol",)),
     "save_adapted": ("keeps one model", ("runs",)),
 }
-MOST_NAMED, MOST_SHOWN = 10, 40  # unknown words, and characters of each
 Models = Mapping[str, "LanguageModel"]  # by the name of the run
 
 
@@ -59,7 +61,7 @@ def _oov(*choices: str) -> Adder:
     argument("--unit", choices=("bits", "nats"), default="bits", help="of surprisal and entropy (default bits)"),
     argument("--context", choices=("sentence", "stream"), default="sentence", help="stream: pass the state on"),
     _oov("error", "nan"),
-    argument("--top-k", type=int, metavar="K", help="add the K likeliest words in each word's place"),
+    argument("--top-k", type=whole(1), metavar="K", help="add the K likeliest words in each word's place"),
     switch("--eos", "also a row for the <eos> that ends each line"),
     argument("--layout", choices=[*LAYOUTS], default="jaxlm", help="of another tool's table"),
     argument("--adapt", type=float, metavar="RATE", help="after each sentence take a step of SGD on it"),
@@ -67,28 +69,35 @@ def _oov(*choices: str) -> Adder:
     *SCORES,
 )
 def surprisal(args: argparse.Namespace) -> None:
+    args.runs = [path for path in args.texts if path.is_dir()]
+    args.texts = [path for path in args.texts if not path.is_dir()]
+    _check_surprisal(args)
     how = _how(args) | {"context": args.context, "unit": args.unit, "eos": args.eos, "top_k": args.top_k or 0}
-    runs = [args.run, *(path for path in args.texts if path.is_dir())]
-    texts = [path for path in args.texts if not path.is_dir()]
-    _check_surprisal(args, runs, texts)
+    runs = [args.run, *args.runs]
     short = len({path.name for path in runs}) == len(runs)
     lms = {path.name if short else str(path): loaded(path, args.checkpoint) for path in runs}
     scorings: dict[str, Any] = {
         name: lm.scorer(**how) if args.adapt is None else lm.adaptive(args.adapt, **how) for name, lm in lms.items()
     }
 
+    from jaxlm.scoring.reading_times import predictors
     from jaxlm.scoring.stimuli import read_table
 
     stimuli = read_table(args.csv, args.column or "Sentence") if args.csv else None
-    extra = _predictors(args, lms)
-    unknown = Unknown("critical spans" if args.spans else "regions" if args.regions else "words")
+    counts = {name: _word_counts(name, lm, args.data_dir) for name, lm in lms.items()} if args.predictors else {}
+    rows, unknown = 0, Counter[str]()
     with _writing(args, "csv" if stimuli else args.layout) as write:
-        for place, tables in enumerate(_tables(args, lms, scorings, stimuli or texts, how)):
-            columns = {name: {**LAYOUTS[args.layout](one), **extra(name, one)} for name, one in tables.items()}
+        for place, tables in enumerate(_tables(args, lms, scorings, stimuli, how)):
+            columns = {name: dict(LAYOUTS[args.layout](one)) for name, one in tables.items()}
+            for name, known in counts.items():
+                columns[name] |= predictors(lms[name], tables[name], known)
             own = side_by_side(columns)
             write({**_kept(stimuli, own), **own} if stimuli else own, place == 0)
-            unknown.add(next(iter(tables.values())))
-    unknown.say()
+            table = next(iter(tables.values()))
+            unknown.update(compress(table.word, table.oov))
+            rows += len(table)
+    what = "critical spans have words" if args.spans else "regions have words" if args.regions else "words are"
+    say_unknown(unknown, rows, what)
     if args.save_adapted:
         from jaxlm.runs.loading import keep_model, unread_corpus
 
@@ -105,61 +114,48 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
     return {**shared, "punctuation": args.punctuation or "word", "protocol": given_protocol(args)}
 
 
-def _check_surprisal(args: argparse.Namespace, runs: Sequence[Path], texts: Sequence[Path]) -> None:
+def _check_surprisal(args: argparse.Namespace) -> None:
     """Raises JaxlmError where arguments contradict each other."""
-    defaults = {"layout": "jaxlm", "protocol": "plain", "context": "sentence", "unit": "bits", "texts": args.texts}
+    usual = {"layout": "jaxlm", "protocol": "plain", "context": "sentence", "unit": "bits"}
     given = {
-        name: f"--{name.replace('_', '-')}"
+        name: ", ".join(map(str, value)) if isinstance(value, list) else f"--{name.replace('_', '-')}"
         for name, value in vars(args).items()
-        if value is not None and value is not False and value != defaults.get(name)
+        if value and value != usual.get(name)
     }
-    given |= {"texts": ", ".join(map(str, texts))} if texts else {}
-    given |= {"runs": ", ".join(map(str, runs[1:]))} if runs[1:] else {}
     for name, other in NEEDS.items():
         if name in given and other not in given:
-            raise JaxlmError(f"{given[name]} needs --{other}, which is not given")
+            raise JaxlmError(f"{given[name]} needs --{other}: give both")
     for name, (why, others) in EXCLUDES.items():
         if name in given and (taken := [given[other] for other in others if other in given]):
             raise JaxlmError(f"{given[name]} {why}: leave {', '.join(taken)} out")
-    kept = args.save_adapted
-    if args.top_k is not None and args.top_k < 1:
-        raise JaxlmError(f"--top-k must be at least 1; it is {args.top_k}")
-    if len({*runs}) < len(runs):
-        raise JaxlmError("a run is given twice: name each of them once")
-    if kept and args.output and kept.resolve() == args.output.resolve():
-        raise JaxlmError(f"--output and --save-adapted are both {args.output}: name two paths")
-    if kept and kept.exists():
-        raise JaxlmError(f"{kept} exists already: name a new directory")
+    if args.save_adapted and args.save_adapted.exists():
+        raise JaxlmError(f"{args.save_adapted} exists already: name a new directory")
 
 
 def _tables(
     args: argparse.Namespace,
     lms: Models,
     scorings: Mapping[str, Any],
-    texts: "StimulusTable | Sequence[Path]",
+    stimuli: "StimulusTable | None",
     how: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
     """The tables of lines of text as they come, or the table of all stimuli, by the runs' names."""
-
-    def scored(method: str, sentences: list[str], **options: Any) -> dict[str, Any]:
-        options = {**how, **options}
-        return {name: getattr(lm, method)(sentences, scoring=scorings[name], **options) for name, lm in lms.items()}
-
-    if isinstance(texts, Sequence):
-        by_words = args.punctuation or any(lm.vocab.kind != "words" for lm in lms.values())
-        method = "word_surprisal" if by_words and args.layout == "jaxlm" and not args.top_k else "surprisal"
-        for first, lines, where in _blocks(texts, counted=args.output is not None or not is_terminal(sys.stdout)):
-            yield scored(method, lines, first=first, block=len(lines), where=where)
-    elif args.spans:
+    if stimuli and args.spans:
         from jaxlm.scoring.reading_times import span_surprisal
 
-        spans = [*zip(*map(texts.numbers, ("start", "end")), strict=True)]
+        spans = [*zip(*map(stimuli.numbers, ("start", "end")), strict=True)]
         options = {name: how[name] for name in ("oov", "unit", "tokenizer")}
-        yield {name: span_surprisal(lm, texts.sentences, spans, texts.where, **options) for name, lm in lms.items()}
-    else:
-        cells = texts.cells(args.regions) if args.regions else None
-        regions = cells and [[part.strip() for part in cell.split("|")] for cell in cells]
-        yield scored("word_surprisal", texts.sentences, regions=regions, where=texts.where)
+        yield {name: span_surprisal(lm, stimuli.sentences, spans, stimuli.where, **options) for name, lm in lms.items()}
+        return
+    by_words = stimuli or args.punctuation or any(lm.vocab.kind != "words" for lm in lms.values())
+    method = "word_surprisal" if by_words and args.layout == "jaxlm" and not args.top_k else "surprisal"
+    if stimuli and args.regions:
+        how = {**how, "regions": [[*map(str.strip, cell.split("|"))] for cell in stimuli.cells(args.regions)]}
+    for first, lines, where in [(1, stimuli.sentences, stimuli.where)] if stimuli else _blocks(args.texts):
+        yield {
+            name: getattr(lm, method)(lines, first=first, where=where, scoring=scorings[name], **how)
+            for name, lm in lms.items()
+        }
 
 
 def _kept(stimuli: "StimulusTable", own: Columns) -> Columns:
@@ -170,51 +166,14 @@ def _kept(stimuli: "StimulusTable", own: Columns) -> Columns:
     return {name: [cells[sentence - 1] for sentence in own["sentence_id"]] for name, cells in kept.items()}
 
 
-class Unknown:
-    """The rows of tables (words, regions or critical spans) with what was read as `<unk>`."""
+def _word_counts(name: str, lm: "LanguageModel", data_dir: Path | None) -> Mapping[str, int] | None:
+    """How often each word is in the training text of a run; None, with a note, where the text is not there."""
+    from jaxlm.scoring.reading_times import word_counts
 
-    def __init__(self, rows: str = "words") -> None:
-        self._rows, self._all, self._count, self._named = rows, 0, 0, {}
-
-    def add(self, table: Any) -> None:
-        """Counts the rows of one table."""
-        from jaxlm.data.tokens import UNK
-
-        self._all, self._count = self._all + len(table), self._count + int(table.oov.sum())
-        for place in table.oov.nonzero()[0][:MOST_NAMED]:
-            words = [table.word[place]]
-            if self._rows != "words" and len(tokens := table.tokens[place].split()) == len(words[0].split()):
-                words = [word for word, token in zip(words[0].split(), tokens, strict=True) if token == UNK]
-            self._named |= dict.fromkeys(words)
-
-    def say(self) -> None:
-        """Says on standard error how many there are and which, if any; as a warning where there are many."""
-        from jaxlm.data.corpus import unknown_text, unknown_warning
-
-        if not self._count:
-            return
-        share, named = self._count / self._all, [*self._named][:MOST_NAMED]
-        if self._rows != "words":
-            said = f"warning: {self._count:,} of {self._all:,} {self._rows} have words outside the vocabulary"
-        elif not (said := unknown_warning(share, "the text")):
-            said = f"note: {self._count:,} of {self._all:,} words ({unknown_text(share)}) are not in the vocabulary"
-        more = ", ..." if self._count > len(named) else ""
-        say_line(f"{said}: {', '.join(word[:MOST_SHOWN] for word in named)}{more}", sys.stderr)
-
-
-def _predictors(args: argparse.Namespace, lms: Models) -> Callable[[str, Any], dict[str, list]]:
-    """What makes the columns of --predictors for a table of one run."""
-    if not args.predictors:
-        return lambda name, table: {}
-    from jaxlm.scoring.reading_times import predictors, word_counts
-
-    counts: dict[str, Mapping[str, int]] = {}
-    for name, lm in lms.items():
-        try:
-            counts[name] = word_counts(lm.find_corpus(data_dir=args.data_dir))
-        except DataError as error:
-            say_line(f"note: no log frequencies of {name}: {error}", sys.stderr)
-    return lambda name, table: predictors(lms[name], table, counts.get(name))
+    try:
+        return word_counts(lm.find_corpus(data_dir=data_dir))
+    except DataError as error:
+        say_line(f"note: no log frequencies of {name}: {error}", sys.stderr)
 
 
 @verb(
@@ -293,11 +252,11 @@ def _write_rows(args: argparse.Namespace, names: Sequence[str], rows: Sequence[S
         write(dict(zip(names, zip(*rows, strict=True), strict=True)), True)
 
 
-def _blocks(texts: Sequence[Path], counted: bool = False) -> Iterator[tuple[int, list[str], Callable[[int], str]]]:
+def _blocks(texts: Sequence[Path]) -> Iterator[tuple[int, list[str], Callable[[int], str]]]:
     """Lines as they come, from files one after the other: the number of the first, the lines, and what names one."""
     from jaxlm.scoring.stimuli import lines_of, source
 
-    done, counted = 0, counted and is_terminal(sys.stderr)
+    done = 0
     for path in texts or [Path("-")]:
         if path.suffix.lower() in (".csv", ".tsv"):
             how = f"give it as --csv {path} --column NAME, or write its sentences to a file of another name, one a line"
@@ -306,10 +265,6 @@ def _blocks(texts: Sequence[Path], counted: bool = False) -> Iterator[tuple[int,
         for lines in lines_of(path):
             yield done + 1, lines, lambda sentence, before=before, name=name: f"{name}, line {sentence - before}"
             done += len(lines)
-            if counted:
-                print(f"\r{done:,} sentences", end="", file=sys.stderr, flush=True)
-    if counted:
-        print(file=sys.stderr)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import argparse
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from jaxlm.scoring.language_model import LanguageModel
 
 MOST_INPUT = 64 << 20  # bytes of standard input
+MOST_NAMED, MOST_SHOWN = 10, 40  # unknown words, and characters of each
 SAMPLING = ("words", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "ban", "no_unk", "stop")
 SPLITS = ("train", "valid", "test")  # as in `data.text`, which imports NumPy
 HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many (default 10)")
@@ -110,7 +112,7 @@ def perplexity(args: argparse.Namespace) -> None:
         text = standard_input("write it to a file, and use `jaxlm evaluate RUN --text FILE`")
     lm = loaded(args.run, args.checkpoint)
     say(perplexity_text(lm.perplexity(text, tokenizer=args.tokenizer)))
-    say_unknown(lm, text, args.tokenizer)
+    _say_unknown_in(lm, text, args.tokenizer)
 
 
 @verb(
@@ -122,7 +124,7 @@ def perplexity(args: argparse.Namespace) -> None:
 )
 def predict(args: argparse.Namespace) -> None:
     lm = loaded(args.run, args.checkpoint)
-    say_unknown(lm, args.text, args.tokenizer)
+    _say_unknown_in(lm, args.text, args.tokenizer)
     for word, probability in lm.predict(args.text, args.k, tokenizer=args.tokenizer):
         say_line(f"{probability:.4f}  {word}")
 
@@ -167,7 +169,7 @@ def generate(args: argparse.Namespace) -> None:
     elif prompt == "-":
         prompt = standard_input("expected a prompt").removesuffix("\n")
     lm = loaded(args.run, args.checkpoint)
-    say_unknown(lm, prompt)
+    _say_unknown_in(lm, prompt)
     options = {name: getattr(args, name) for name in SAMPLING}
     if args.samples == 1 and args.beam is None:
         texts: Iterable[Iterable[tuple[str, float]]] = [lm.stream(prompt, **options)]
@@ -215,16 +217,20 @@ def wrapped(pieces: Iterable[str], width: int | None, encoding: str | None = Non
         yield " " * space + word
 
 
-def say_unknown(lm: "LanguageModel", text: str, tokenizer: str | None = None) -> None:
-    """Says on standard error which words of a text are read as `<unk>`, and their share; a warning if it is large."""
-    from jaxlm.data.corpus import MOST_UNKNOWN, unknown_text
+def say_unknown(unknown: Counter[str], total: int, what: str = "words are") -> None:
+    """Says on standard error how many `words are` outside the vocabulary, and the most frequent; a warning if many."""
+    from jaxlm.data.corpus import MOST_UNKNOWN
 
+    if count := unknown.total():
+        kind = "warning" if count > MOST_UNKNOWN * total else "note"
+        named = ", ".join(word[:MOST_SHOWN] for word, _ in unknown.most_common(MOST_NAMED))
+        said = f"{count:,} of {total:,} {what} outside the vocabulary, read as <unk> ({count / total:.1%})"
+        say_line(f"{kind}: {said}: {named}", sys.stderr)
+
+
+def _say_unknown_in(lm: "LanguageModel", text: str, tokenizer: str | None = None) -> None:
     tokens = lm.tokens(text, tokenizer)
-    if unknown := [token for token in tokens if token not in lm.vocab.ids]:
-        share, others = len(unknown) / len(tokens), len({*unknown}) - 1
-        kind, more = "warning" if share > MOST_UNKNOWN else "note", f" and {others:,} more" if others else ""
-        told = f"{kind}: {unknown[0]!r}{more} not in the vocabulary, read as <unk>: {unknown_text(share)}"
-        say_line(told, sys.stderr)
+    say_unknown(Counter(token for token in tokens if token not in lm.vocab.ids), len(tokens))
 
 
 def standard_input(too_long: str) -> str:
