@@ -341,7 +341,7 @@ def test_unknown_words_of_a_prompt_are_named_without_control_characters(run, cap
         (["--beam", "2", "--samples", "2"], "leave one out"),
         (["--seed=-1"], "seed must be a whole number from 0 to"),
         (["a", "--prompt-file", "x"], "given twice"),
-        (["--prompt-file", "/none"], "cannot be read"),
+        (["--prompt-file", "/none"], "there is no file /none"),
         (["--ban", "zebra"], "banned word 'zebra'"),
         (["--words", "0"], "words must be a whole number from 1 on"),
     ],

@@ -5,13 +5,15 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, read_text, text_of, whole
+from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, whole
 from jaxlm.cli.tables import json_text
 from jaxlm.cli.verbs import DATA_DIR, JSON, MODEL, TOKENIZER, argument, loaded, pathname, switch, verb
 from jaxlm.config.protocols import described
-from jaxlm.errors import DataError, JaxlmError
+from jaxlm.errors import JaxlmError
 from jaxlm.report.units import comparable_text, perplexity_text
 from jaxlm.terminal import is_terminal, printable, say, say_line
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from jaxlm.data.tokens import Words
     from jaxlm.scoring.language_model import LanguageModel
 
-MOST_INPUT = 64 << 20  # bytes of standard input
 MOST_NAMED, MOST_SHOWN = 10, 40  # unknown words, and characters of each
 SAMPLING = ("words", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "ban", "no_unk", "stop")
 SPLITS = ("train", "valid", "test")  # as in `data.text`, which imports NumPy
@@ -107,9 +108,7 @@ def compare(args: argparse.Namespace) -> None:
     TOKENIZER,
 )
 def perplexity(args: argparse.Namespace) -> None:
-    text = args.text
-    if text is None:
-        text = standard_input("write it to a file, and use `jaxlm evaluate RUN --text FILE`")
+    text = _text_in("-") if args.text is None else args.text
     lm = loaded(args.run, args.checkpoint)
     say(perplexity_text(lm.perplexity(text, tokenizer=args.tokenizer)))
     _say_unknown_in(lm, text, args.tokenizer)
@@ -164,10 +163,8 @@ def generate(args: argparse.Namespace) -> None:
     if args.prompt is not None and args.prompt_file is not None:
         raise JaxlmError("the prompt is given twice: leave PROMPT or --prompt-file out")
     prompt = args.prompt or ""
-    if args.prompt_file is not None:
-        prompt = read_text(args.prompt_file, MOST_INPUT).removesuffix("\n")
-    elif prompt == "-":
-        prompt = standard_input("expected a prompt").removesuffix("\n")
+    if prompt == "-" or args.prompt_file is not None:
+        prompt = _text_in(args.prompt_file or "-").removesuffix("\n")
     lm = loaded(args.run, args.checkpoint)
     _say_unknown_in(lm, prompt)
     options = {name: getattr(args, name) for name in SAMPLING}
@@ -233,13 +230,9 @@ def _say_unknown_in(lm: "LanguageModel", text: str, tokenizer: str | None = None
     say_unknown(Counter(token for token in tokens if token not in lm.vocab.ids), len(tokens))
 
 
-def standard_input(too_long: str) -> str:
-    """All of standard input. Raises DataError where it is closed, not UTF-8, or long, which `too_long` explains."""
-    if sys.stdin is None:
-        raise DataError("standard input is closed: give the text as an argument, or by a pipe")
-    if is_terminal(sys.stdin):
-        say("reading standard input until its end (Ctrl-D)", file=sys.stderr)
-    data = sys.stdin.buffer.read(MOST_INPUT + 1)
-    if len(data) > MOST_INPUT:
-        raise DataError(f"standard input has more than {MOST_INPUT:,} bytes: {too_long}")
-    return text_of(data, "standard input")
+def _text_in(path: str | Path) -> str:
+    """The text in a file, or on standard input ("-"), with LF at the ends of lines. Raises DataError as `lines_of`."""
+    from jaxlm.data.tokens import normalize_newlines
+    from jaxlm.scoring.stimuli import lines_of
+
+    return normalize_newlines("".join(chain.from_iterable(lines_of(path))))

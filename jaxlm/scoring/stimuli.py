@@ -14,6 +14,7 @@ from typing import Any
 from jaxlm import files
 from jaxlm.data.text import read_errors
 from jaxlm.errors import DataError
+from jaxlm.terminal import is_terminal, say
 
 LONGEST_LINE = 1 << 24  # bytes
 READ = 1 << 16  # bytes at a time: what a pipe holds
@@ -66,6 +67,8 @@ def lines_of(path: str | Path) -> Iterator[list[str]]:
     name, rest, done = source(path), bytearray(), 0
     if str(path) == "-" and sys.stdin is None:
         raise DataError("standard input is closed: name a file, or use a pipe")
+    if str(path) == "-" and is_terminal(sys.stdin):
+        say("reading standard input until its end (Ctrl-D)", file=sys.stderr)
     with read_errors(name), nullcontext(sys.stdin.buffer) if str(path) == "-" else files.reader(path) as file:
         read = getattr(file, "read1", file.read)  # what can be read now, at most
         while chunk := read(READ):
@@ -77,10 +80,10 @@ def lines_of(path: str | Path) -> Iterator[list[str]]:
                 done += len(lines)
             if len(rest) > LONGEST_LINE:
                 raise DataError(f"{name}, line {done + 1} is longer than {LONGEST_LINE:,} bytes: give lines of text")
-    if rest.strip():
+    if rest:
         yield [_text(line, name, number) for number, line in enumerate(rest.splitlines(keepends=True), done + 1)]
     elif not done:
-        raise DataError(f"{name} is empty: expected a line for each sentence")
+        raise DataError(f"{name} is empty: expected lines of text")
 
 
 def _text(line: bytearray, name: str, number: int) -> str:
