@@ -36,21 +36,21 @@ def test_pairs_are_scored_by_log_probability_and_ties_are_not_correct():
         assert result.correct == (result.good > result.bad)
     assert [result.good == result.bad for result in found.results] == [False, False, True, True, False]
     assert [result.alike for result in found.results] == [False, False, False, True, False]
-    assert [(row.name, row.n, row.ties, row.alike, row.left_out) for row in [*found.by_uid, found.total]] == [
+    assert [(row.UID, row.pairs, row.ties, row.oov_only, row.left_out) for row in [*found.by_uid, found.total]] == [
         ("agreement", 2, 0, 0, 0),
         ("same", 1, 1, 0, 0),
         ("unknown", 2, 1, 1, 0),
         ("all", 5, 2, 1, 0),
     ]
-    assert found.by_uid[0].term == "syntax" and found.by_uid[1].accuracy == 0
-    assert found.total.correct == sum(row.correct for row in found.by_uid)
+    assert found.by_uid[0].linguistics_term == "syntax" and found.by_uid[1].accuracy == 0
+    assert found.total.accuracy == sum(result.correct for result in found.results) / 5
     longer = lm.minimal_pairs(PAIRS[:1], eos=True).results[0]
     assert longer.good < found.results[0].good
 
 
 def test_pairs_that_differ_in_unknown_words_only_are_left_out_on_request():
     found = small_lm().minimal_pairs(PAIRS, oov="filter")
-    assert (found.total.n, found.total.alike, found.total.left_out, found.total.ties) == (4, 1, 1, 1)
+    assert (found.total.pairs, found.total.oov_only, found.total.left_out, found.total.ties) == (4, 1, 1, 1)
     with pytest.raises(DataError, match="'zebra'"):
         small_lm().minimal_pairs(PAIRS, oov="error")
 

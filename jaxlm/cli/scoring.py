@@ -220,12 +220,7 @@ def states(args: argparse.Namespace) -> None:
 def minimal_pairs(args: argparse.Namespace) -> None:
     how = _how(args)
     found = loaded(args.run, args.checkpoint).minimal_pairs(args.pairs, eos=args.eos, **how)
-    names = ("UID", "linguistics_term", "pairs", "accuracy", "low_95", "high_95", "ties", "oov_only", "left_out")
-    rows = [
-        (row.name, row.term, row.n, row.accuracy, *row.interval, row.ties, row.alike, row.left_out)
-        for row in (*found.by_uid, found.total)
-    ]
-    _write_rows(args, names, rows)
+    _write_rows(args, found.total._fields, [*found.by_uid, found.total])
 
 
 @verb(

@@ -44,27 +44,22 @@ class PairResult(NamedTuple):
         return self.good > self.bad
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Of n pairs: how many are correct or tied, and how many were alike. Pairs left out are alike, and not among n."""
+class Accuracy(NamedTuple):
+    """Of the pairs of a UID, or of all: a row of the table that `jaxlm minimal-pairs` prints.
 
-    name: str
-    term: str
-    n: int
-    correct: int
+    `accuracy` is nan without pairs; its 95% interval is Wilson's. `ties` are not correct, `oov_only` pairs differ in
+    unknown words only, and pairs that are `left_out` are not among `pairs`.
+    """
+
+    UID: str
+    linguistics_term: str
+    pairs: int
+    accuracy: float
+    low_95: float
+    high_95: float
     ties: int
-    alike: int
+    oov_only: int
     left_out: int
-
-    @property
-    def accuracy(self) -> float:
-        """nan without pairs."""
-        return self.correct / self.n if self.n else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95% confidence interval."""
-        return wilson_interval(self.correct, self.n)
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,7 +71,8 @@ class MinimalPairs:
     results: list[PairResult]
 
     def __repr__(self) -> str:
-        return f"MinimalPairs(accuracy {self.total.accuracy:.3f} on {self.total.n:,} pairs of {len(self.by_uid)} UIDs)"
+        total = self.total
+        return f"MinimalPairs(accuracy {total.accuracy:.3f} on {total.pairs:,} pairs of {len(self.by_uid)} UIDs)"
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
@@ -118,8 +114,9 @@ def _text(tree: dict[str, Any], name: str, where: str) -> str:
 def _accuracy(name: str, term: str, results: Sequence[PairResult]) -> Accuracy:
     counted = [one for one in results if one.counted]
     correct, ties = sum(one.correct for one in counted), sum(one.good == one.bad for one in counted)
-    alike, left_out = sum(one.alike for one in results), len(results) - len(counted)
-    return Accuracy(name, term, len(counted), correct, ties, alike, left_out)
+    n, alike = len(counted), sum(one.alike for one in results)
+    share = correct / n if n else math.nan
+    return Accuracy(name, term, n, share, *wilson_interval(correct, n), ties, alike, len(results) - n)
 
 
 def score_pairs(scoring: Scoring, read: SentenceReader, pairs: Iterable[Pair], oov: str, eos: bool) -> MinimalPairs:
