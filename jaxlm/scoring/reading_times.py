@@ -1,6 +1,7 @@
 """What studies of reading times ask of a model: surprisal of spans of characters; words' frequency and length."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -71,11 +72,8 @@ def _ends(vocab: Vocab, text: str, sentence: Encoded) -> list[int]:
     if vocab.kind != "words":
         data = [vocab.token_bytes[place] for place in sentence.ids[1:-1]]
         return np.cumsum([0, *(sum(byte & 0xC0 != 0x80 for byte in one) for one in data)]).tolist()
-    ends, end = [0], 0
-    for word, tokens in zip(text.split(), np.diff(sentence.starts), strict=True):
-        end = text.index(word, end) + len(word)
-        ends += [end] * tokens
-    return ends
+    words = [found.end() for found in re.finditer(r"\S+", text)]
+    return [0, *np.repeat(words, np.diff(sentence.starts)).tolist()]
 
 
 def predictors(

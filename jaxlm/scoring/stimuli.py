@@ -38,17 +38,15 @@ class StimulusTable:
         """The cells of another column. Raises DataError where there is none."""
         if column not in self.columns:
             known = ", ".join(map(repr, self.columns)) or "none"
-            what = f"{self.name} has no column {column!r} beside that of sentences"
-            raise DataError(f"{what}: its other columns are {known}")
+            raise DataError(f"{self.name} has no column {column!r} beside that of sentences: it has {known}")
         return self.columns[column]
 
     def numbers(self, column: str) -> list[int]:
         """The cells of another column as whole numbers. Raises DataError."""
-        cells = [cell.strip() for cell in self.cells(column)]
-        for number, cell in enumerate(cells, 1):
-            if not re.fullmatch("[0-9]{1,9}", cell):
-                expected = f"expected a whole number in column {column!r}"
-                raise DataError(f"{self.where(number)}: {expected}, found {cell!r:.40}")
+        for number, cell in enumerate(cells := self.cells(column), 1):
+            if not re.fullmatch("[0-9]{1,9}", cell.strip()):
+                what = f"expected a whole number in column {column!r}, found {cell!r:.40}"
+                raise DataError(f"{self.where(number)}: {what}")
         return [*map(int, cells)]
 
 
