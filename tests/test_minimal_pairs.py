@@ -123,8 +123,8 @@ def test_the_table_of_the_command_line(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"sentence_good": a}', "line 2, column 19 is not JSON"),
-        ("[1]", "line 2, column 1: expected a JSON object"),
+        ('{"sentence_good": a}', "line 2 is not JSON to be read: Expecting value: column 19"),
+        ("[1]", "line 2: expected a JSON object"),
         ('{"sentence_good": "a"}', "line 2: expected text in 'sentence_bad', found None"),
         ('{"sentence_good": "a", "sentence_bad": 3}', "'sentence_bad', found 3"),
         ('{"sentence_good": " ", "sentence_bad": "b"}', "'sentence_good', found ' '"),

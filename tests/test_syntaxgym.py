@@ -160,7 +160,7 @@ def changed(**changes):
 @pytest.mark.parametrize(
     ("suite", "message"),
     [
-        ('{"meta": {},\n "items": [,]}', "line 2, column 12 is not JSON"),
+        ('{"meta": {},\n "items": [,]}', "is not JSON to be read: Expecting value: line 2 column 12"),
         ("[]", "expected a JSON object"),
         ("", "is empty"),
         (changed(meta=3), "'meta'"),

@@ -1,7 +1,6 @@
 """Files of stimuli, which strangers wrote: lines of text, JSON lines and CSV, each error with its file and line."""
 
 import csv
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 from jaxlm import files
 from jaxlm.data.text import read_errors
 from jaxlm.errors import DataError
+from jaxlm.sealed import strict_json
 from jaxlm.terminal import is_terminal, say
 
 LONGEST_LINE = 1 << 24  # bytes
@@ -100,25 +100,23 @@ def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(chain.from_iterable(lines_of(path)), 1):
         if text := line.rstrip():
             where = f"{source(path)}, line {number}"
-            yield where, _object(text, where, "")
+            yield where, _object(text, where)
 
 
 def json_file(path: str | Path) -> dict[str, Any]:
     """The object of a JSON file. Raises DataError where it cannot be read or is anything else."""
-    return _object("".join(chain.from_iterable(lines_of(path))), source(path), "line {}, ")
+    return _object("".join(chain.from_iterable(lines_of(path))), source(path))
 
 
-def _object(text: str, where: str, line: str) -> dict[str, Any]:
-    """The JSON object that a text holds. Raises DataError, with the place of what is wrong: where, line and column."""
+def _object(text: str, where: str) -> dict[str, Any]:
+    """The JSON object of a text, which `where` names in an error. Raises DataError."""
     try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"{where}, {line.format(error.lineno)}column {error.colno}"
-        raise DataError(f"{place} is not JSON: {error.msg}") from None
-    except (ValueError, RecursionError):
-        raise DataError(f"{where} is not JSON to be read: it is nested too deeply, or a number is too long") from None
+        tree = strict_json(text)
+    except ValueError as error:
+        why = str(error).replace(": line 1 column", ": column")
+        raise DataError(f"{where} is not JSON to be read: {why}") from None
     if not isinstance(tree, dict):
-        raise DataError(f"{where}, column 1: expected a JSON object, found {type(tree).__name__}")
+        raise DataError(f"{where}: expected a JSON object, found {type(tree).__name__}")
     return tree
 
 
