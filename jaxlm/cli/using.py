@@ -191,23 +191,22 @@ def _print_text(words: Iterable[str], joined: bool, tokens: "Words") -> None:
 
     terminal, is_words, end = is_terminal(sys.stdout), tokens.kind == "words", "\n"
     pieces = detokenized(words) if joined and is_words else tokens.pieces(words)
-    if is_words:
-        width = shutil.get_terminal_size().columns if terminal else None
-        pieces = wrapped(pieces, width, getattr(sys.stdout, "encoding", None))
+    if is_words and terminal:
+        pieces = wrapped(pieces, shutil.get_terminal_size().columns, sys.stdout.encoding)
     for piece in filter(None, pieces):
         say(piece, end="", flush=terminal, exact=not (terminal or is_words))
         end = "" if piece.endswith("\n") else "\n"
     say(end=end)
 
 
-def wrapped(pieces: Iterable[str], width: int | None, encoding: str | None = None) -> Iterator[str]:
+def wrapped(pieces: Iterable[str], width: int, encoding: str | None = None) -> Iterator[str]:
     """Pieces of text; the space before a piece that would exceed the width, in columns, becomes a newline."""
     from rich.cells import cell_len
 
     column = 0
     for piece in pieces:
         space, word = piece.startswith(" "), printable(piece.lstrip(" "), keep_newlines=True, encoding=encoding)
-        if width is not None and space and column + 1 + cell_len(word) > width:
+        if space and column + 1 + cell_len(word) > width:
             column, space = 0, False
             yield "\n"
         column = 0 if piece == "\n" else column + space + cell_len(word)
