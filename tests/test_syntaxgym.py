@@ -61,6 +61,7 @@ SUITE = {
         ("2 + 3 * 2 = 8", True),
         ("[2 + 3] * 2 = 10", True),
         ("-(1;%a%) < 0", True),
+        ("2 - 5 = -2 * 2 + 1", True),
         ("(*;%a%) = 3.5", True),
         ("1 < 2 & 2 < 1", False),
         ("1 < 2 | 2 < 1 & 2 < 1", True),
@@ -93,6 +94,7 @@ def test_a_formula_means_what_arithmetic_says(text, expected):
         ("-" * 5000 + "1 < 2", "parentheses|column"),
         ("(a;%a%) < 1", "column 2"),
         ("1 < 2)", "column 6"),
+        ("1 < 2 * -3", "column 9: expected a number"),
         ("1 < (3;%a%)", "column 5: expected a region that the item has"),
     ],
 )

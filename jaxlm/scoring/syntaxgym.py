@@ -69,8 +69,6 @@ class _Evaluation:
         assert found is not None and found.lastgroup is not None
         self._kind, self._found, self._next = found.lastgroup, found, found.end()
         self._start, self._sign = found.start(self._kind), found["sign"]
-        if self._kind == "wrong":
-            raise self._error("expected a number, an operator or a region such as (2;%match%)")
 
     def _error(self, expected: str, start: int | None = None) -> DataError:
         start = self._start if start is None else start
@@ -78,7 +76,8 @@ class _Evaluation:
 
     def _expression(self, loosest: int, depth: int) -> float | bool:
         """The value of operators of the level `loosest` or tighter ones."""
-        left = self._atom(depth)
+        negative = self._sign == "-" and loosest <= OPERATORS["-"][0]  # -x is 0 - x
+        left = 0.0 if negative else self._atom(depth)
         while self._sign in OPERATORS and OPERATORS[self._sign][0] >= loosest:
             level, apply = OPERATORS[self._sign]
             takes_truth = level < COMPARISON
@@ -96,7 +95,7 @@ class _Evaluation:
         if depth > DEEPEST:
             raise self._error(f"expected at most {DEEPEST} parentheses inside each other")
         kind, sign, found = self._kind, self._sign, self._found
-        if kind == "end" or (kind == "sign" and sign != "-" and sign not in CLOSING):
+        if kind not in ("region", "literal") and sign not in CLOSING:
             raise self._error("expected a number, a region such as (2;%match%) or a parenthesis")
         self._advance()
         if kind == "region":
@@ -106,11 +105,6 @@ class _Evaluation:
             return self._surprisals[region]
         if kind == "literal":
             return float(found["literal"])
-        if sign == "-":
-            value = self._atom(depth + 1)
-            if isinstance(value, bool):
-                raise self._error("expected a number after -")
-            return -value
         value = self._expression(0, depth + 1)
         if self._sign != CLOSING[sign]:
             raise self._error(f"expected {CLOSING[sign]!r}")
