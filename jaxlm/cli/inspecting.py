@@ -98,11 +98,9 @@ def contents(run: Path) -> dict[str, Any]:
 
     config, problems, timing = directory.saved_config(run), directory.problems(run), read_timing(run)
     corpus, results, manifests = {}, [], checkpoint.manifests(run)
-    try:
+    with suppress(JaxlmError):  # (`problems` names it)
         corpus = directory.saved_record(run)["corpus"]
         results = [row for row in read_metrics(run) if row["kind"] != "window"]
-    except JaxlmError as error:
-        problems.append(str(error))
     last, best = max(manifests, default=0), checkpoint.best_step(manifests)
     fields = []
     for section, name, spec, value in config.every_field():
@@ -127,7 +125,7 @@ def contents(run: Path) -> dict[str, Any]:
             for step, manifest in manifests.items()
         ],
         "results": results,
-        "problems": list(dict.fromkeys(problems)),
+        "problems": problems,
     }
 
 
