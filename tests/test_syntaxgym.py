@@ -166,7 +166,7 @@ def changed(**changes):
         ("[]", "expected a JSON object"),
         ("", "is empty"),
         (changed(meta=3), "'meta'"),
-        (changed(meta={"metric": "mean"}), "metric 'sum', found 'mean'"),
+        (changed(meta={"metric": "mean"}), "with the metric 'sum', found {'metric': 'mean'}"),
         (changed(predictions=[]), "'predictions'"),
         (changed(predictions=[{"formula": "1 <"}]), "prediction 1, item 7, column 4"),
         (changed(predictions=["x"]), "prediction 1: expected an object, found str"),

@@ -164,10 +164,8 @@ def read_suite(path: str | Path) -> Suite:
     """Reads a suite. Raises DataError, with the file and the place of what is malformed."""
     tree, where = json_file(path), str(path)
     meta = tree.get("meta")
-    if not isinstance(meta, dict):
-        raise DataError(f"{where}: expected an object in 'meta', with the suite's name")
-    if meta.get("metric", "sum") not in ("sum", "all", ["sum"]):
-        raise DataError(f"{where}: expected the metric 'sum', found {meta['metric']!r}")
+    if not isinstance(meta, dict) or meta.get("metric", "sum") not in ("sum", "all", ["sum"]):
+        raise DataError(f"{where}: expected an object in 'meta', with the metric 'sum', found {meta!r:.200}")
     predictions, items = [], [_item(item, at) for at, item in _objects(tree, "items", where)]
     for at, prediction in _objects(tree, "predictions", where):
         if not isinstance(formula := prediction.get("formula"), str):
