@@ -39,7 +39,6 @@ EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room fo
     "adapt": ("learns by the model's own probabilities", ("protocol",)),
     "save_adapted": ("keeps one model", ("runs",)),
 }
-Models = Mapping[str, "LanguageModel"]  # by the name of the run
 
 
 def _oov(*choices: str) -> Adder:
@@ -134,7 +133,7 @@ def _check_surprisal(args: argparse.Namespace) -> None:
 
 def _tables(
     args: argparse.Namespace,
-    lms: Models,
+    lms: "Mapping[str, LanguageModel]",
     scorings: Mapping[str, Any],
     stimuli: "StimulusTable | None",
     how: Mapping[str, Any],

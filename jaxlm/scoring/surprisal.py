@@ -172,13 +172,8 @@ def surprisals(
 class WordSurprisals(Table):
     """A row for each of W displayed words: what stands between spaces, which a tokenizer may have split into pieces.
 
-    Attributes:
-        sentence_id, word_id: the sentence's and the word's place in it, from 1, int [W].
-        word: as displayed.
-        tokens: its tokens as the model reads them, with spaces between; "" for punctuation that it does not have.
-        oov: whether a piece is unknown, bool [W].
-        surprisal, entropy_reduction: of all pieces, float [W]; nan without pieces.
-        entropy: before the first piece, float [W]; nan without pieces.
+    Columns [W] are as of `Surprisals`: `surprisal` and `entropy_reduction` of all pieces, `entropy` before the first,
+    `tokens` with spaces between. Punctuation that the vocabulary lacks has no pieces, and nan for numbers.
     """
 
     sentence_id: np.ndarray
