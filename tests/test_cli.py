@@ -404,7 +404,7 @@ def test_standard_input_is_read_as_utf_8(capsys, finished, monkeypatch):
     word = jaxlm.load(finished).vocab.words[5]
     for data, code, message in (
         (f"{word} {word}".encode(), 0, ""),
-        (b"a \xff", 1, "line 1, byte 3 is not UTF-8"),
+        (b"a \xff", 1, "line 1 is not UTF-8: byte 2 (0xff)"),
         (b"", 1, "standard input is empty"),
         (word.encode(), 1, "at least 2"),
     ):
@@ -426,7 +426,7 @@ def test_text_given_here_is_read_as_files_are(capsys, finished, tmp_path, monkey
         told += capsys.readouterr()
     assert plain == found
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a \0 b")))
-    refused(capsys, ["perplexity", str(finished)], "standard input, line 1 is not text: it has a zero byte")
+    refused(capsys, ["perplexity", str(finished)], "standard input, line 1 is not text: byte 2 is zero")
 
 
 def test_flags_change_a_config_as_replace_does(tmp_path):

@@ -263,7 +263,7 @@ def test_lines_come_as_a_pipe_has_them():
     ("data", "message"),
     [
         (b"", "f is empty"),
-        (b"a\n\xff\n", "f, line 2, byte 1 is not UTF-8"),
+        (b"a\n\xff\n", "f, line 2 is not UTF-8: byte 0 "),
         (b"a\nb\0\n", "f, line 2 is not text"),
         (b"a" * (1 << 24) + b"bc", "line 1 is longer than"),
     ],
@@ -506,7 +506,7 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys, content, flags, messag
         ('Item,Sentence\n1,"a"b\n', "line 2 is not CSV"),
         ("Item,Sentence\n", "no rows"),
         ("Item,Sentence\n1,\n", "line 2 has no words"),
-        ("Sentence\n" + "\0" * 100, "line 2 is not text: it has a zero byte"),
+        ("Sentence\n" + "\0" * 100, "line 2 is not text: byte 0 is zero"),
         ("Sentence,Sentence\n1,a\n", "twice"),
         ("", "is empty"),
     ],

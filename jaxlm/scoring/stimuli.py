@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm import files
-from jaxlm.data.text import read_errors
+from jaxlm.data.text import decode, read_errors
 from jaxlm.errors import DataError
 from jaxlm.sealed import strict_json
 from jaxlm.terminal import is_terminal, say
@@ -74,25 +74,14 @@ def lines_of(path: str | Path) -> Iterator[list[str]]:
             if b"\n" in chunk:
                 lines = rest.splitlines(keepends=True)
                 rest = bytearray() if lines[-1].endswith(b"\n") else lines.pop()
-                yield [_text(line, name, number) for number, line in enumerate(lines, done + 1)]
+                yield [decode(bytes(line), f"{name}, line {number}") for number, line in enumerate(lines, done + 1)]
                 done += len(lines)
             if len(rest) > LONGEST_LINE:
                 raise DataError(f"{name}, line {done + 1} is longer than {LONGEST_LINE:,} bytes: give lines of text")
-    if rest:
-        yield [_text(line, name, number) for number, line in enumerate(rest.splitlines(keepends=True), done + 1)]
+    if lines := rest.splitlines(keepends=True):
+        yield [decode(bytes(line), f"{name}, line {number}") for number, line in enumerate(lines, done + 1)]
     elif not done:
         raise DataError(f"{name} is empty: expected lines of text")
-
-
-def _text(line: bytearray, name: str, number: int) -> str:
-    if b"\0" in line:
-        raise DataError(f"{name}, line {number} is not text: it has a zero byte, as binary files have")
-    try:
-        text = line.decode()
-    except UnicodeDecodeError as error:
-        place = f"{name}, line {number}, byte {error.start + 1}"
-        raise DataError(f"{place} is not UTF-8: convert the file to UTF-8") from None
-    return text.removeprefix("\ufeff") if number == 1 else text
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
