@@ -21,7 +21,7 @@ WRITTEN = {**BRACKETS, "£": "#", "*": "\\*"}
 DOUBLE, SINGLE, DASHES = '"\u201c\u201d', "'\u2018\u2019", "\u2014\u2013"  # as people type quotes and dashes
 MARKS = r"``|''|\.\.\.|--|"  # marks of more than one letter
 LEADING = re.compile(MARKS + rf"[A-Za-z]{{1,2}}\$|[{DOUBLE}{SINGLE}{DASHES}`(\[{{<$#£€*¿¡]")
-TRAILING = re.compile(MARKS + rf"[{DOUBLE}{SINGLE}{DASHES}`)\]}}>%,.;:?!*…]")
+TRAILING = re.compile(rf"(?:{MARKS}[{DOUBLE}{SINGLE}{DASHES}`)\]}}>%,.;:?!*…])\Z")
 LONGEST_NUMBER = 40  # characters
 ATTACHED = {*CLITICS, "'", *".,;:?!%)]}", "''", "-rrb-", "-rsb-", "-rcb-", "..."}  # joined to the word before them
 OPENING = {*"([{$#£€", "``", "-lrb-", "-lsb-", "-lcb-"}  # joined to the word after them
@@ -64,9 +64,9 @@ class PTBTokenizer:
             word = word.lower()
         start, end = 0, len(word)
         before, after = [], []
-        while not self._stands(word, start, end) and (mark := _last_mark(word, start, end)):
-            after += self._mark(mark, opening=False)
-            end -= len(mark)
+        while not self._stands(word, start, end) and (mark := TRAILING.search(word, max(start, end - 3), end)):
+            after += self._mark(mark[0], opening=False)
+            end = mark.start()
         if end == 0 and LEADING.match(word):  # nothing but marks, which are read as opening ones
             end, after = len(word), []
         while not self._stands(word, start, end) and (mark := LEADING.match(word, start, end)):
@@ -111,11 +111,6 @@ class PTBTokenizer:
             return ["N\\/N" if "/" in part and "N\\/N" in self._known else self._number]
         parts = JOINED.get(part.lower())
         return list(parts) if parts and all(one in self._known for one in parts) else [part]
-
-
-def _last_mark(word: str, start: int, end: int) -> str:
-    parts = (word[max(start, end - length) : end] for length in (3, 2, 1))
-    return next((part for part in parts if TRAILING.fullmatch(part)), "")
 
 
 def detokenized(words: Iterable[str]) -> Iterator[str]:
