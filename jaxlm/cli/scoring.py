@@ -84,14 +84,17 @@ def surprisal(args: argparse.Namespace) -> None:
 
     stimuli = read_table(args.csv, args.column or "Sentence") if args.csv else None
     counts = {name: _word_counts(name, lm, args.data_dir) for name, lm in lms.items()} if args.predictors else {}
+    score = _scorer(args, stimuli, how, {lm.vocab.kind for lm in lms.values()})
+    blocks = [(1, stimuli.sentences, stimuli.where)] if stimuli else _blocks(args.texts)
     rows, unknown = 0, Counter[str]()
     with _writing(args, "csv" if stimuli else args.layout) as write:
-        for place, tables in enumerate(_tables(args, lms, scorings, stimuli, how)):
+        for first, lines, where in blocks:
+            tables = {name: score(lm, lines, where, first=first, scoring=scorings[name]) for name, lm in lms.items()}
             columns = {name: dict(LAYOUTS[args.layout](one)) for name, one in tables.items()}
             for name, known in counts.items():
                 columns[name] |= predictors(lms[name], tables[name], known)
             own = side_by_side(columns)
-            write({**_kept(stimuli, own), **own} if stimuli else own, place == 0)
+            write({**_kept(stimuli, own), **own} if stimuli else own, first == 1)
             table = next(iter(tables.values()))
             unknown.update(compress(table.word, table.oov))
             rows += len(table)
@@ -131,30 +134,21 @@ def _check_surprisal(args: argparse.Namespace) -> None:
         raise JaxlmError(f"{args.save_adapted} exists already: name a new directory")
 
 
-def _tables(
-    args: argparse.Namespace,
-    lms: "Mapping[str, LanguageModel]",
-    scorings: Mapping[str, Any],
-    stimuli: "StimulusTable | None",
-    how: Mapping[str, Any],
-) -> Iterator[dict[str, Any]]:
-    """The tables of lines of text as they come, or the table of all stimuli, by the runs' names."""
+def _scorer(
+    args: argparse.Namespace, stimuli: "StimulusTable | None", how: Mapping[str, Any], kinds: set[str]
+) -> Callable[..., Any]:
+    """What makes a table: (model, lines, what names a line; the number of the first, the scoring) -> its table."""
     if stimuli and args.spans:
         from jaxlm.scoring.reading_times import span_surprisal
 
         spans = [*zip(*map(stimuli.numbers, ("start", "end")), strict=True)]
         options = {name: how[name] for name in ("oov", "unit", "tokenizer")}
-        yield {name: span_surprisal(lm, stimuli.sentences, spans, stimuli.where, **options) for name, lm in lms.items()}
-        return
-    by_words = stimuli or args.punctuation or any(lm.vocab.kind != "words" for lm in lms.values())
-    method = "word_surprisal" if by_words and args.layout == "jaxlm" and not args.top_k else "surprisal"
+        return lambda lm, lines, where, **_: span_surprisal(lm, lines, spans, where, **options)
     if stimuli and args.regions:
         how = {**how, "regions": [[*map(str.strip, cell.split("|"))] for cell in stimuli.cells(args.regions)]}
-    for first, lines, where in [(1, stimuli.sentences, stimuli.where)] if stimuli else _blocks(args.texts):
-        yield {
-            name: getattr(lm, method)(lines, first=first, where=where, scoring=scorings[name], **how)
-            for name, lm in lms.items()
-        }
+    by_words = (stimuli or args.punctuation or kinds != {"words"}) and args.layout == "jaxlm" and not args.top_k
+    method = "word_surprisal" if by_words else "surprisal"
+    return lambda lm, lines, where, **at: getattr(lm, method)(lines, where=where, **at, **how)
 
 
 def _kept(stimuli: "StimulusTable", own: Columns) -> Columns:
