@@ -6,6 +6,7 @@ A pair is correct where the good sentence has strictly more log-probability; tie
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from jaxlm.errors import DataError
 from jaxlm.scoring.sentences import BLOCK, SentenceReader, blocks, check_choice, sentence_nats
-from jaxlm.scoring.stimuli import json_lines
+from jaxlm.scoring.stimuli import json_object, lines_of, source
 from jaxlm.scoring.token_scores import Scoring
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5% point
@@ -95,7 +96,11 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
         if isinstance(path, Pair):
             pairs.append(path)
             continue
-        for where, tree in json_lines(path):
+        for number, line in enumerate(chain.from_iterable(lines_of(path)), 1):
+            if not line.strip():
+                continue
+            where = f"{source(path)}, line {number}"
+            tree = json_object(line, where)
             good, bad = (_text(tree, name, where) for name in ("sentence_good", "sentence_bad"))
             uid, term = tree.get("UID") or Path(path).stem, tree.get("linguistics_term") or ""
             pairs.append(Pair(good, bad, str(uid), str(term), where))

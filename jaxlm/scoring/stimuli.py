@@ -84,23 +84,10 @@ def lines_of(path: str | Path) -> Iterator[list[str]]:
         raise DataError(f"{name} is empty: expected lines of text")
 
 
-def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("FILE, line N", object) of each line of a file of JSON objects. Raises DataError with line and column."""
-    for number, line in enumerate(chain.from_iterable(lines_of(path)), 1):
-        if text := line.rstrip():
-            where = f"{source(path)}, line {number}"
-            yield where, _object(text, where)
-
-
-def json_file(path: str | Path) -> dict[str, Any]:
-    """The object of a JSON file. Raises DataError where it cannot be read or is anything else."""
-    return _object("".join(chain.from_iterable(lines_of(path))), source(path))
-
-
-def _object(text: str, where: str) -> dict[str, Any]:
+def json_object(text: str, where: str) -> dict[str, Any]:
     """The JSON object of a text, which `where` names in an error. Raises DataError."""
     try:
-        tree = strict_json(text)
+        tree = strict_json(text.rstrip())
     except ValueError as error:
         why = str(error).replace(": line 1 column", ": column")
         raise DataError(f"{where} is not JSON to be read: {why}") from None

@@ -11,13 +11,13 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlm.errors import DataError
 from jaxlm.scoring.sentences import SentenceReader, check_choice, in_regions, sentence_nats
-from jaxlm.scoring.stimuli import json_file
+from jaxlm.scoring.stimuli import json_object, lines_of, source
 from jaxlm.scoring.token_scores import Scoring
 
 Region = tuple[str, int]  # condition's name, region's number (0: all regions of the condition)
@@ -162,7 +162,8 @@ class SuiteResult:
 
 def read_suite(path: str | Path) -> Suite:
     """Reads a suite. Raises DataError, with the file and the place of what is malformed."""
-    tree, where = json_file(path), str(path)
+    where = source(path)
+    tree = json_object("".join(chain.from_iterable(lines_of(path))), where)
     meta = tree.get("meta")
     if not isinstance(meta, dict) or meta.get("metric", "sum") not in ("sum", "all", ["sum"]):
         raise DataError(f"{where}: expected an object in 'meta', with the metric 'sum', found {meta!r:.200}")
