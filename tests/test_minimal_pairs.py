@@ -125,9 +125,9 @@ def test_the_table_of_the_command_line(run, tmp_path, capsys):
     [
         ('{"sentence_good": a}', "line 2 is not JSON to be read: Expecting value: column 19"),
         ("[1]", "line 2: expected a JSON object"),
-        ('{"sentence_good": "a"}', "line 2: expected text in 'sentence_bad', found None"),
-        ('{"sentence_good": "a", "sentence_bad": 3}', "'sentence_bad', found 3"),
-        ('{"sentence_good": " ", "sentence_bad": "b"}', "'sentence_good', found ' '"),
+        ('{"sentence_good": "a"}', "line 2: expected text in 'sentence_good' and 'sentence_bad', found 'a' and ''"),
+        ('{"sentence_good": "a", "sentence_bad": 3}', "'sentence_bad', found 'a' and 3"),
+        ('{"sentence_good": " ", "sentence_bad": "b"}', "'sentence_bad', found ' ' and 'b'"),
         ("[" * 10_000, "not JSON"),
         ('{"sentence_good": "...", "sentence_bad": "a"}', "line 2, '...' has no words"),
     ],

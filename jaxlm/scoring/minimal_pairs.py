@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -101,19 +101,15 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
                 continue
             where = f"{source(path)}, line {number}"
             tree = json_object(line, where)
-            good, bad = (_text(tree, name, where) for name in ("sentence_good", "sentence_bad"))
+            good, bad = (tree.get(name, "") for name in ("sentence_good", "sentence_bad"))
+            if not all(isinstance(text, str) and text.split() for text in (good, bad)):
+                found = f"{good!r:.40} and {bad!r:.40}"
+                raise DataError(f"{where}: expected text in 'sentence_good' and 'sentence_bad', found {found}")
             uid, term = tree.get("UID") or Path(path).stem, tree.get("linguistics_term") or ""
             pairs.append(Pair(good, bad, str(uid), str(term), where))
     if not pairs:
         raise DataError("there are no pairs: give at least one, or a file that has more than blank lines")
     return pairs
-
-
-def _text(tree: dict[str, Any], name: str, where: str) -> str:
-    value = tree.get(name)
-    if not isinstance(value, str) or not value.split():
-        raise DataError(f"{where}: expected text in {name!r}, found {value!r:.40}")
-    return value
 
 
 def _accuracy(name: str, term: str, results: Sequence[PairResult]) -> Accuracy:
