@@ -25,8 +25,11 @@ def table_text(columns: Columns, header: bool, format: str, clean: Callable[[str
     if format == "jsonl":
         rounded = ([round(cell, 6) if isinstance(cell, float) else cell for cell in row] for row in rows)
         return "".join(json_text(dict(zip(columns, row, strict=True))) + "\n" for row in rounded)
-    lines = [*([[*columns]] if header else []), *rows]
-    cells = [[clean(cell) if isinstance(cell, str) else _shown(cell) for cell in line] for line in lines]
+
+    def shown(cell: Any) -> str:
+        return f"{cell:.6f}".replace("nan", "NaN") if isinstance(cell, float) else clean(str(cell))
+
+    cells = [[*map(shown, line)] for line in [*([[*columns]] if header else []), *rows]]
     if format != "csv":
         space = " " if format == "neural-complexity" else "\t"
         return "".join(space.join(cell.replace("\t", " ").replace("\n", " ") for cell in row) + "\n" for row in cells)
@@ -85,7 +88,3 @@ def side_by_side(tables: Mapping[str, Columns]) -> Columns:
             )
         joined |= {f"{column}.{name}": values for column, values in table.items() if column not in shared}
     return joined
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.6f}".replace("nan", "NaN") if isinstance(value, float) else str(value)

@@ -39,9 +39,7 @@ class SurprisalOptions:
     """
 
     context: str = choice(
-        "sentence",
-        "sentence begins each from zeros, an empty cache and the trained parameters; stream passes the state on",
-        ("sentence", "stream"),
+        "sentence", "sentence begins each anew (state, cache and parameters), stream goes on", ("sentence", "stream")
     )
     oov: str = choice(
         "unk", "unknown words are read as <unk>, refused (error), or have no surprisal (nan)", ("unk", "error", "nan")
@@ -52,9 +50,7 @@ class SurprisalOptions:
     eos: bool = flag(False, "whether the <eos> that ends each sentence has a row too")
     punctuation: str = choice("word", "word counts punctuation to its word, own makes it a word", ("word", "own"))
     boundary: str = choice(
-        "corrected",
-        "corrected counts that a word made of pieces ends (see sentences.py), published its pieces alone",
-        ("corrected", "published"),
+        "corrected", "of words made of pieces (see sentences.py), or of the pieces alone", ("corrected", "published")
     )
     protocol: str | Plain | None = None
     data_dir: str | Path | None = None
