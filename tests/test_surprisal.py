@@ -504,7 +504,7 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys, content, flags, messag
         ("Item,Text\n1,a\n", "no column 'Sentence': its columns are 'Item', 'Text'"),
         ("Item,Sentence\n1,a,b\n", "line 2: expected 2 cells, as in the header, found 3"),
         ('Item,Sentence\n1,"a"b\n', "line 2 is not CSV"),
-        ("Item,Sentence\n", "no rows"),
+        ("Item,Sentence\n", "there are no sentences: give at least one"),
         ("Item,Sentence\n1,\n", "line 2 has no words"),
         ("Sentence\n" + "\0" * 100, "line 2 is not text: byte 0 is zero"),
         ("Sentence,Sentence\n1,a\n", "twice"),

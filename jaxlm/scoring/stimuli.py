@@ -115,8 +115,6 @@ def read_table(path: str | Path, column: str) -> StimulusTable:
         raise DataError(f"{name} has no column {column!r}: its columns are {', '.join(map(repr, names))}")
     if len(set(names)) < len(names):
         raise DataError(f"{name}, line 1 names a column twice: {', '.join(map(repr, names))}")
-    if not body:
-        raise DataError(f"{name} has a header and no rows")
     place = names.index(column)
     for line, row in body:
         if len(row) != len(names):
