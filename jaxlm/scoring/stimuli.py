@@ -1,6 +1,7 @@
 """Files of stimuli, which strangers wrote: lines of text, JSON lines and CSV, each error with its file and line."""
 
 import csv
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -88,6 +89,8 @@ def json_object(text: str, where: str) -> dict[str, Any]:
     """The JSON object of a text, which `where` names in an error. Raises DataError."""
     try:
         tree = strict_json(text.rstrip())
+        if "\\u" in text:
+            json.dumps(tree, ensure_ascii=False).encode()  # half of a surrogate pair could be written nowhere
     except ValueError as error:
         why = str(error).replace(": line 1 column", ": column")
         raise DataError(f"{where} is not JSON to be read: {why}") from None
