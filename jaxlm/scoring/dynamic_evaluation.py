@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,13 +43,6 @@ CLIP_NORM = 0.25  # of adaptation: neural-complexity's default
 MOMENTUM = optax.trace(0.9, nesterov=True)
 
 
-class Statistics(NamedTuple):
-    """The training text's gradients: the root of their mean square over a number of windows."""
-
-    rms: Params
-    windows: float
-
-
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DynamicReader(Reader):
@@ -57,7 +50,7 @@ class DynamicReader(Reader):
 
     network: Network  # with the trained parameters
     protocol: Dynamic
-    statistics: Statistics | None  # of the training text; None with the rule sgd
+    rms: Params | None  # `gradient_statistics` of the training text; None with the rule sgd
     optimizer: Optimizer | None = None  # as `gradient` takes it
 
     @property
@@ -83,34 +76,32 @@ class DynamicReader(Reader):
     def _learnt(self, params: Params, grads: Params) -> Params:
         """The parameters after one step."""
         trained, protocol = self.network.params, self.protocol
-        rate, lambda_, epsilon = protocol.learning_rate, protocol.lambda_, protocol.epsilon
-        if self.statistics is None:
+        rms, rate, lambda_ = self.rms, protocol.learning_rate, protocol.lambda_
+        if rms is None:
             return jax.tree.map(lambda p, p0, g: p + lambda_ * (p0 - p) - rate * g, params, trained, grads)
-        rms = self.statistics.rms
         tensors, times = jax.tree.leaves(rms), jax.tree.map(lambda leaf: 1, params)
         if protocol.as_krause:  # a layer has two kernels and two biases, whose sum is the bias here
             times["layers"] = [{**layer, "bias": 2} for layer in times["layers"]]
             tensors = jax.tree.leaves({**rms, "layers": []})
             for layer, width in zip(rms["layers"], self.network.model.hidden_sizes, strict=True):
                 tensors += [layer["kernel"][:-width], layer["kernel"][-width:], layer["bias"], layer["bias"]]
-        if protocol.compatibility == "krause-oldhyper":  # as the option --oldhyper of the paper's code
-            root = jnp.sqrt(self.statistics.windows)
-            rate, lambda_, epsilon = rate / root, lambda_ / len(tensors), epsilon / root
+        if protocol.compatibility == "krause-oldhyper":
+            lambda_ = lambda_ / len(tensors)
         if protocol.compatibility == "lamb":
             mean = jnp.stack([tensor.sum() for tensor in tensors]).sum() / sum(tensor.size for tensor in tensors)
         else:
             mean = jnp.stack([tensor.mean() for tensor in tensors]).mean()
 
         def step(p, p0, g, times, rms):
-            return p + jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p) - times * rate * g / (rms + epsilon)
+            return p + jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p) - times * rate * g / (rms + protocol.epsilon)
 
         return jax.tree.map(step, params, trained, grads, times, rms)
 
 
 def gradient_statistics(
     network: Network, ids: np.ndarray, protocol: Dynamic, optimizer: Optimizer | None = None
-) -> Statistics:
-    """Reads the training text, ids [N], once, without learning from it.
+) -> Params:
+    """RMS, for which the training text, ids [N], is read once, without learning from it.
 
     The text is cut into `statistics_rows` rows, and these into windows of the protocol's segment length; the carry is
     passed on. A last window with one prediction a row is left out. Raises DataError where the text is too short.
@@ -132,7 +123,9 @@ def gradient_statistics(
         count = min(len(tokens) - 1, (windows - first) * T)  # predictions of a row in these windows
         tokens = np.pad(tokens, ((0, C * T + 1 - len(tokens)), (0, 0)))
         squares, carry = _add_squares(network, optimizer, squares, tokens, jnp.int32(count), carry, length=T)
-    return Statistics(jax.tree.map(lambda total: jnp.sqrt(total / windows), squares), float(windows))
+    # The option --oldhyper divides rate and epsilon by sqrt(windows): as if RMS were the root of the sum of squares.
+    divisor = 1 if protocol.compatibility == "krause-oldhyper" else windows
+    return jax.tree.map(lambda total: jnp.sqrt(total / divisor), squares)
 
 
 @partial(jax.jit, static_argnames="length")

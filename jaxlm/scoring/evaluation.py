@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product, zip_longest
 from pathlib import Path
@@ -291,12 +291,11 @@ class TrainedModel:
                 f"compatibility {protocol.compatibility} is about the tensors of PyTorch's LSTM, and the "
                 f"model is {config.kinds['model']}: leave compatibility out"
             )
-        optimizer = config.optimizer if protocol.compatibility == "lamb" else None
         if protocol.rule == "sgd":
-            return DynamicReader(network, protocol, None, optimizer)
+            return DynamicReader(network, protocol, None)
+        optimizer = config.optimizer if protocol.compatibility == "lamb" else None
         train = self.find_corpus(None, data_dir) if corpus is None else corpus
-        rows, windows = protocol.statistics_rows, protocol.statistics_windows
-        key = (train.sha256, protocol.segment_length, rows, windows, optimizer is None)
+        key = train.sha256, replace(protocol, learning_rate=0.0, lambda_=0.0, epsilon=0.0)  # RMS depends on neither
         if key not in self._statistics:
             self._statistics[key] = gradient_statistics(self.network, train.train, protocol, optimizer)
         return DynamicReader(network, protocol, self._statistics[key], optimizer)
