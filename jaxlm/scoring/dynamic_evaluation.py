@@ -39,8 +39,7 @@ from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, own
 
 MOST_COPIES = 1 << 26  # numbers in all sentences' parameters, where several are read side by side
 WINDOWS_PER_CALL = 256
-CLIP_NORM = 0.25  # of adaptation: neural-complexity's default
-MOMENTUM = optax.trace(0.9, nesterov=True)
+SGD = optax.chain(optax.clip_by_global_norm(0.25), optax.trace(0.9, nesterov=True))  # neural-complexity's, at rate 1
 
 
 @jax.tree_util.register_dataclass
@@ -132,15 +131,15 @@ def gradient_statistics(
 def _add_squares(network, optimizer, squares, tokens, count, carry, *, length):
     """Adds the squared gradients of the windows of tokens [C * length + 1, B]; `count` predictions of a row count."""
 
-    def add(state, start):
+    def add(state, window):
         squares, carry = state
-        rows = lax.dynamic_slice_in_dim(tokens, start, length + 1)
-        counted = jnp.broadcast_to((start + jnp.arange(length) < count)[:, None], rows[1:].shape)
-        grads, (_, carry) = gradient(network, Tokens(rows[:-1], rows[1:], counted), carry, optimizer)
+        grads, (_, carry) = gradient(network, window, carry, optimizer)
         return (jax.tree.map(lambda total, g: total + g * g, squares, grads), carry), None
 
-    starts = jnp.arange(0, len(tokens) - 1, length)
-    return lax.scan(add, (squares, carry), starts)[0]
+    counted = jnp.broadcast_to((jnp.arange(len(tokens) - 1) < count)[:, None], tokens[1:].shape)
+    read = Tokens(tokens[:-1], tokens[1:], counted)
+    windows = jax.tree.map(lambda one: one.reshape(-1, length, *one.shape[1:]), read)
+    return lax.scan(add, (squares, carry), windows)[0]
 
 
 def gradient(
@@ -162,15 +161,10 @@ def gradient(
     grads, kept = jax.grad(nats, has_aux=True)(params)
     if (l2_penalty := getattr(optimizer, "l2_penalty", None)) is not None:
         grads = jax.tree.map(lambda g, p: g + l2_penalty * p, grads, params)
-    if optimizer is not None and optimizer.clip_norm is not None:
-        grads = _clipped(grads, optimizer.clip_norm)
+    if optimizer is not None and (most := optimizer.clip_norm) is not None:
+        shrunk = most / jnp.maximum(optax.tree.norm(grads), most)
+        grads = jax.tree.map(lambda g: shrunk * g, grads)
     return grads, kept
-
-
-def _clipped(grads: Params, most: Any) -> Params:
-    """Gradients whose global norm is at most `most`."""
-    shrunk = most / jnp.maximum(optax.tree.norm(grads), most)
-    return jax.tree.map(lambda g: shrunk * g, grads)
 
 
 class Adaptive:
@@ -190,7 +184,7 @@ class Adaptive:
             raise JaxlmError(f"the rate of adaptation must be above 0; it is {rate:g}")
         self.params: Params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), network.params)
         self._network, self._rate = network, float(rate)
-        self._momentum, self._carry = MOMENTUM.init(self.params), network.carry()
+        self._momentum, self._carry = SGD.init(self.params), network.carry()
         self._stream, self._detail, self._done = stream, detail, 0
 
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
@@ -217,8 +211,7 @@ def _adapt(network, rate, learnt, tokens, carry, count, *, detail):
     params, momentum = learnt
     network = replace(network, params=params)
     grads, (found, carry) = gradient(network, tokens, carry, length=count)
-    grads = _clipped(grads, CLIP_NORM)
     scores = own_scores(network, found, tokens, detail)
-    updates, momentum = MOMENTUM.update(grads, momentum)
+    updates, momentum = SGD.update(grads, momentum)
     params = jax.tree.map(lambda p, update: p - rate * update, params, updates)
     return scores, (params, momentum), carry, jnp.isfinite(optax.tree.norm(grads))
