@@ -42,9 +42,9 @@ class CacheReader(Reader):
         return replace(self, protocol=replace(self.protocol, cache_window=window))
 
     def start(self) -> CacheState:
-        W, carry = self.protocol.cache_window, self.network.carry()
-        found, _ = jax.eval_shape(self.network.features, jnp.zeros((1, 1), jnp.int32), carry)
-        return CacheState(carry, jnp.zeros((W, found.shape[-1]), found.dtype), jnp.zeros(W, jnp.int32), jnp.int32(0))
+        W, H = self.protocol.cache_window, self.network.model.hidden_sizes[-1]
+        keys = jnp.zeros((W, H), self.network.params["embedding"].dtype)
+        return CacheState(self.network.carry(), keys, jnp.zeros(W, jnp.int32), jnp.int32(0))
 
     def read(self, state: CacheState, tokens: Tokens, detail: Detail) -> tuple[TokenScores, CacheState]:
         inputs, targets, counted = tokens

@@ -158,7 +158,7 @@ class EachSentence:
         for row, ids in enumerate(sentences):
             tokens[:, : len(ids) - 1, row] = read_and_predicted(ids)
         reader = self._reader.within(1 << (steps - 1).bit_length())  # a power of two, so that few sizes are compiled
-        scores = TokenScores.joined(_read_segments(reader, _start(reader, B), tokens, T, self._detail)[0])
+        scores = TokenScores.joined(_read_segments(reader, reader.start_all(B), tokens, T, self._detail)[0])
         return [scores.rows((slice(length), row)) for row, length in enumerate(lengths)]
 
 
@@ -179,11 +179,6 @@ def _read_segments(
         found.append(jax.tree.map(np.asarray, scores))
         done += C * T
     return found, state
-
-
-@partial(jax.jit, static_argnums=1)
-def _start(reader, texts):
-    return reader.start_all(texts)
 
 
 @partial(jax.jit, static_argnames="detail")
