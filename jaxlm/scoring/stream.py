@@ -24,13 +24,9 @@ PREDICTIONS_PER_CALL = 1 << 22  # so that no more of a large split lies in memor
 def eval_step(
     model: Recurrent, params: Params, inputs: jax.Array, targets: jax.Array, carry: Carry
 ) -> tuple[jax.Array, Carry]:
-    """Nats of each target [T, B] and the new carry, in float32 and without noise.
+    """Nats of each target and the new carry, in float32 and without noise.
 
-    Args:
-        model: the config's model.
-        params: its parameters.
-        inputs, targets: [T, B].
-        carry: from the window before, or `zero_carry`.
+    Inputs, targets and nats are [T, B]; the carry is that of the window before, or `zero_carry`.
     """
     network = Network(model, params)
     features, carry = network.features(inputs, carry)
