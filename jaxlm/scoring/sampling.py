@@ -97,19 +97,17 @@ def kept(sampling: Sampling, odds: jax.Array) -> jax.Array:
     """Odds [S, V] with those of words that are not among the likeliest set to 0: top-k, then top-p, then min-p."""
     if sampling.top_k is not None:
         k = sampling.top_k
-        least = threshold(odds, lambda among: among.sum(-1) >= k)
-        odds = jnp.where(odds >= least[:, None], odds, 0)
+        odds = likeliest(odds, lambda among: among.sum(-1) >= k)
     if sampling.top_p is not None:
         mass = sampling.top_p * odds.sum(-1)
-        least = threshold(odds, lambda among: jnp.where(among, odds, 0).sum(-1) >= mass)
-        odds = jnp.where(odds >= least[:, None], odds, 0)
+        odds = likeliest(odds, lambda among: jnp.where(among, odds, 0).sum(-1) >= mass)
     if sampling.min_p is not None:
         odds = jnp.where(odds >= sampling.min_p, odds, 0)
     return odds
 
 
-def threshold(odds: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """The largest number t in [0, 1] of each row, [S], for which `enough(odds >= t)`; 0 where none is.
+def likeliest(odds: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Odds [S, V] with those below the largest t in [0, 1] of the row for which `enough(odds >= t)` set to 0.
 
     The bits of odds in [0, 1], read as integers, are in the order of the odds. `enough` takes the words chosen, bool
     [S, V], to bool [S]; once true it stays true as more are chosen.
@@ -124,7 +122,7 @@ def threshold(odds: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.
     odds = odds.astype(jnp.float32)
     one = lax.bitcast_convert_type(jnp.float32(1), jnp.int32)
     low, _ = lax.fori_loop(0, 31, halve, (jnp.zeros(len(odds), jnp.int32), jnp.full(len(odds), one)))
-    return lax.bitcast_convert_type(low, jnp.float32)
+    return jnp.where(odds >= lax.bitcast_convert_type(low, jnp.float32)[:, None], odds, 0)
 
 
 def pick(odds: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
