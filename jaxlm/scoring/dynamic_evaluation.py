@@ -172,10 +172,7 @@ class Adaptive:
 
     After each sentence comes one step of SGD on the mean nats of its words and its `<eos>`, as in neural-complexity
     (van Schijndel and Linzen 2018, arXiv:1808.09930): no dropout, the gradient clipped to a global norm of 0.25, and
-    Nesterov's momentum of 0.9 kept from sentence to sentence.
-
-    Attributes:
-        params: as adapted so far, from a copy of the network's.
+    Nesterov's momentum of 0.9 kept from sentence to sentence. `params` are as adapted so far.
     """
 
     def __init__(self, network: Network, rate: float, stream: bool, detail: Detail):

@@ -58,12 +58,10 @@ class Evaluation(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """A protocol's settings chosen on one text, and their perplexity on another.
+    """A protocol's settings of the lowest perplexity on valid, and the evaluation of test by them.
 
     Attributes:
-        protocol, valid: the settings of the lowest perplexity on valid, and this perplexity.
-        tried: every protocol with its perplexity on valid; nan where it diverged.
-        test: of the test split, which was read once.
+        tried: every protocol with its perplexity on valid, the best first; nan where it diverged.
     """
 
     protocol: Plain
@@ -76,7 +74,6 @@ class Comparison(NamedTuple):
     """Two models on one text, in mean nats a line.
 
     Attributes:
-        nats, other_nats: of the first model and of the other.
         difference: the other's less the first's, so that below zero the other is better.
         low_95, high_95: the interval that holds the difference of 95% of the bootstrap's samples.
     """
@@ -99,7 +96,6 @@ class TrainedModel:
 
     Attributes:
         params: the parameters of evaluation: the average, if the run keeps one.
-        config, vocab: the run's.
         corpus: name and hashes of the training corpus.
     """
 
@@ -154,8 +150,7 @@ class TrainedModel:
     def perplexity(self, text: str, *, tokenizer: str | None = None) -> float:
         """exp of the mean nats of every word of the text but the first; a newline is `<eos>`, the carry is passed on.
 
-        Raises:
-            DataError: the text has fewer than two words.
+        Raises DataError where the text has fewer than two words.
         """
         ids, count = _read_and_counted(self.vocab.encode(self.tokens(text, tokenizer)), "the text", Plain())
         return perplexity(float(reader_nats(self.reader_of(Plain()), ids)), count)

@@ -36,7 +36,6 @@ class Text:
     Attributes:
         words: with `<eos>` where a line ends; or the names of characters, bytes or subwords.
         log_probs: nats of each word under the model itself, before temperature and the like, float [n].
-        tokens: what a token is.
     """
 
     words: list[str]
