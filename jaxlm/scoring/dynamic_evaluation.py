@@ -180,9 +180,9 @@ class Adaptive:
         if not 0 < rate < math.inf:
             raise JaxlmError(f"the rate of adaptation must be above 0; it is {rate:g}")
         self.params: Params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), network.params)
-        self._network, self._rate = network, float(rate)
+        self._adapt = partial(_adapt, network, float(rate), detail=detail)
         self._momentum, self._carry = SGD.init(self.params), network.carry()
-        self._stream, self._detail, self._done = stream, detail, 0
+        self._rate, self._stream, self._done = rate, stream, 0
 
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
         return TokenScores.joined([self._one(ids) for ids in sentences])
@@ -192,9 +192,7 @@ class Adaptive:
         room = max(8, 1 << (count - 1).bit_length())  # a power of two, so that few lengths are compiled
         tokens = Tokens(*np.pad(read_and_predicted(ids), ((0, 0), (0, room - count)))[..., None])
         learnt = self.params, self._momentum
-        scores, (self.params, self._momentum), carry, finite = _adapt(
-            self._network, self._rate, learnt, tokens, self._carry, np.int32(count), detail=self._detail
-        )
+        scores, (self.params, self._momentum), carry, finite = self._adapt(learnt, tokens, self._carry)
         self._carry = carry if self._stream else self._carry
         self._done += 1
         if not finite:
@@ -203,11 +201,11 @@ class Adaptive:
 
 
 @partial(jax.jit, static_argnames="detail", donate_argnames="learnt")
-def _adapt(network, rate, learnt, tokens, carry, count, *, detail):
+def _adapt(network, rate, learnt, tokens, carry, *, detail):
     """Scores one sentence, then takes one step on it; with the new carry, and whether the gradient was finite."""
     params, momentum = learnt
     network = replace(network, params=params)
-    grads, (found, carry) = gradient(network, tokens, carry, length=count)
+    grads, (found, carry) = gradient(network, tokens, carry, length=tokens.counted.sum())
     scores = own_scores(network, found, tokens, detail)
     updates, momentum = SGD.update(grads, momentum)
     params = jax.tree.map(lambda p, update: p - rate * update, params, updates)
