@@ -100,9 +100,7 @@ class LanguageModel(TrainedModel):
     def surprisal_stream(self, sentences: Iterable[Sentence], **options: Any) -> Iterator[Surprisals]:
         """`surprisal` of an iterator of any length in constant memory: a table for each block of sentences.
 
-        Args:
-            sentences: as `surprisal` takes them; with context "stream" they may be empty.
-            **options: fields of `SurprisalOptions`, and what `scored` takes.
+        Options are also what `scored` takes. With the context "stream" sentences may be empty.
         """
         return (table for _, _, table in self.scored(sentences, **options))
 
@@ -142,7 +140,7 @@ class LanguageModel(TrainedModel):
         """The number of the first sentence of each block, how its sentences are read, and the table of their tokens.
 
         Args:
-            sentences: as `surprisal_stream` takes them.
+            sentences: as `surprisal` and `surprisal_stream` take them.
             block: sentences that are read together.
             first: number of the first sentence.
             scoring: of `scorer` or `adaptive`, continued from its state (default: a new `scorer`).

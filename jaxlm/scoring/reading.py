@@ -83,10 +83,9 @@ class ModelReader(Reader):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GridReader(Reader):
-    """Scores a text under a grid of protocol settings in one pass; the state must not depend on the settings.
+    """Scores a text under a grid of protocol settings in one pass: nats alone, [T, B, G1, G2, ...], an axis a field.
 
-    The scores are the nats alone, [T, G1, G2, ...] with an axis for each field. What a field does not touch is computed
-    once for all of its values.
+    The state must not depend on the settings. What a field does not touch is computed once for all of its values.
     """
 
     reader: Any  # a `Reader` with a protocol
