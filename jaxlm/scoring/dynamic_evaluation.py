@@ -84,12 +84,11 @@ class DynamicReader(Reader):
             tensors = jax.tree.leaves({**rms, "layers": []})
             for layer, width in zip(rms["layers"], self.network.model.hidden_sizes, strict=True):
                 tensors += [layer["kernel"][:-width], layer["kernel"][-width:], layer["bias"], layer["bias"]]
-        if protocol.compatibility == "krause-oldhyper":
-            lambda_ = lambda_ / len(tensors)
         if protocol.compatibility == "lamb":
             mean = jnp.stack([tensor.sum() for tensor in tensors]).sum() / sum(tensor.size for tensor in tensors)
-        else:
-            mean = jnp.stack([tensor.mean() for tensor in tensors]).mean()
+        else:  # (oldhyper divides lambda by the number of tensors)
+            means = jnp.stack([tensor.mean() for tensor in tensors])
+            mean = means.sum() if protocol.compatibility == "krause-oldhyper" else means.mean()
 
         def step(p, p0, g, times, rms):
             return p + jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p) - times * rate * g / (rms + protocol.epsilon)

@@ -114,8 +114,7 @@ class Detail:
 
 def nats_alone(nats: jax.Array) -> TokenScores:
     """Scores with these nats [N, ...]; the other columns are zero or empty."""
-    none = jnp.zeros((*nats.shape, 0))
-    zeros = jnp.zeros_like(nats)
+    none, zeros = jnp.zeros((*nats.shape, 0)), jnp.zeros_like(nats)
     return TokenScores(nats, zeros, zeros.astype(jnp.int32), none.astype(jnp.int32), none, zeros)
 
 
