@@ -14,17 +14,18 @@ from test_mogrifier import lamb_config, lamb_params
 
 import jaxlm
 from jaxlm.cli import main
-from jaxlm.config.protocols import PROTOCOLS, Plain, protocol_of
+from jaxlm.config.protocols import PROTOCOLS, MCDropout, Plain, protocol_of
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.models import heads, stack
-from jaxlm.models.noise import no_noise
+from jaxlm.models.noise import draw_noise, no_noise
 from jaxlm.published.lamb import LambAdam
 from jaxlm.scoring import evaluation, reading
 from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient, gradient_statistics
 from jaxlm.scoring.evaluation import Evaluation
 from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.mc_dropout import MCReader
 from jaxlm.scoring.neural_cache import CacheReader
 from jaxlm.scoring.reading import EachSentence, OneStream
 from jaxlm.scoring.stream import stream_nats
@@ -331,6 +332,18 @@ def test_many_networks_with_dropout_have_the_mean_of_their_probabilities():
         each.append(found[1])
     assert np.abs(each[0] - each[1]).max() > 1e-3
     assert np.array_equal(each[1], scoring("mc", {"samples": 4, "seed": 1}, dropout=True, full=False)([IDS]).nats)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "lamb-mogrifier"])  # which drops words as inputs alone, and as outputs too
+def test_a_network_with_dropout_is_the_one_that_training_reads(kind):
+    shape = {"model": kind, "vocab_size": 17, "embedding_size": 8, "hidden_sizes": (8,), "tied": True}
+    model = jaxlm.preset("small").replace(**shape, keep_words=0.5, keep_output=0.7).model
+    params = jaxlm.init_params(model, jax.random.key(1))
+    ids, reader = IDS[:11], MCReader(Network(model, params), MCDropout(samples=1, seed=3), 10)
+    noise = draw_noise(model, jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 0), 0), 10, 1)
+    kept, _, found, _ = stack.read(model, params, noise, ids[:-1, None], stack.zero_carry(model, 1))
+    expected = heads.token_nats(model, kept, found, ids[1:, None], noise.latents)[:, 0]
+    np.testing.assert_allclose(OneStream(reader, Detail(full=False))([ids]).nats, expected, rtol=1e-6)
 
 
 def test_evaluate_reads_every_prediction_in_blocks(monkeypatch):

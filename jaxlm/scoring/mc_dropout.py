@@ -4,7 +4,7 @@ Gal and Ghahramani 2016, arXiv:1512.05287. The same networks read every text: th
 number of the window decide what is dropped. A window is as long as in training.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxlm.config.protocols import MCDropout
-from jaxlm.models.noise import draw_noise
+from jaxlm.models.noise import draw_noise, drop_rows
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.reading import Reader
 from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, nats_alone, score_logits
@@ -33,13 +33,14 @@ class MCReader(Reader):
 
     def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
         (window, carries), (inputs, targets, _) = state, tokens
-        network, samples = self.network, self.protocol.samples
-        nats_only = detail.nats_only and network.begins is None
+        model, samples = self.network.model, self.protocol.samples
+        nats_only = detail.nats_only and self.network.begins is None
         key = jax.random.fold_in(jax.random.key(self.protocol.seed), window)
 
         def add(total, sample):
             number, carry = sample
-            noise = draw_noise(network.model, jax.random.fold_in(key, number), len(inputs), 1)
+            noise = draw_noise(model, jax.random.fold_in(key, number), len(inputs), 1)
+            network = replace(self.network, params=drop_rows(model, noise, self.network.params))
             found, carry = network.features(inputs[:, None], carry, noise)
             if nats_only:
                 log_p = -network.token_nats(found, targets[:, None], noise)[:, 0]
@@ -47,8 +48,8 @@ class MCReader(Reader):
                 log_p = jax.nn.log_softmax(network.logits(found, noise)[:, 0])
             return jnp.logaddexp(total, log_p), carry
 
-        nothing = jnp.full((len(inputs),) if nats_only else (len(inputs), network.model.vocab_size), -jnp.inf)
+        nothing = jnp.full((len(inputs),) if nats_only else (len(inputs), model.vocab_size), -jnp.inf)
         total, carries = lax.scan(add, nothing, (jnp.arange(samples), carries))
         if nats_only:
             return nats_alone(jnp.log(samples) - total), (window + 1, carries)
-        return score_logits(total, targets, detail, network.begins), (window + 1, carries)
+        return score_logits(total, targets, detail, self.network.begins), (window + 1, carries)
