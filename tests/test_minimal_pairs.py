@@ -129,10 +129,7 @@ def test_the_table_of_the_command_line(run, tmp_path, capsys):
         ('{"sentence_good": "a", "sentence_bad": 3}', "'sentence_bad', found 'a' and 3"),
         ('{"sentence_good": " ", "sentence_bad": "b"}', "'sentence_bad', found ' ' and 'b'"),
         ("[" * 10_000, "not JSON"),
-        (
-            '{"sentence_good": "a", "sentence_bad": "b", "UID": "\\ud800"}',
-            "line 2 is not JSON to be read: .* surrogates",
-        ),
+        ('{"sentence_good": "a", "sentence_bad": "b", "UID": "\\ud800"}', "surrogates not allowed"),
         ('{"sentence_good": "...", "sentence_bad": "a"}', "line 2, '...' has no words"),
     ],
 )

@@ -226,7 +226,9 @@ class Vocab:
         except (ValueError, RecursionError, TypeError) as error:
             raise DataError(f"the vocabulary is not valid JSON ({error}); restore it from a copy") from None
         if not isinstance(tree, list):
-            raise DataError(f"a vocabulary is a list of words, not a {type(tree).__name__}; restore it from a copy")
+            raise DataError(
+                f"a vocabulary is a JSON list of words, not a {type(tree).__name__}; restore it from a copy"
+            )
         return cls(tuple(tree))
 
 
