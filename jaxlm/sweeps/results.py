@@ -115,7 +115,7 @@ class Sweep:
         names = ("seed", "status", "valid_perplexity", "test_perplexity", "seconds", "run_dir", "note")
         for member in self.members:
             values = {name: value_text(one) if isinstance(one, tuple) else one for name, one in member.values.items()}
-            results = {name: getattr(member, name) for name in names}
+            results = {name: str(one) if isinstance(one := getattr(member, name), Path) else one for name in names}
             by_epoch = zip_longest(range(1, epochs + 1), member.valid_perplexities)
             each = {f"valid_perplexity_{epoch}": value for epoch, value in by_epoch}
             rows.append({"trial": member.number, **values, **results, **each})
