@@ -161,7 +161,7 @@ def load_prepared(path: str | Path, options: TextOptions | None = None) -> Corpu
 def read_header(folder: Folder) -> dict[str, Any]:
     """The fields of `prepared.json`. Raises DataError where there is none, or it is not what was written."""
     if not folder.exists(HEADER):
-        raise DataError(f"{folder.path} is not a finished corpus: run the `jaxlm prepare` that began it again")
+        raise DataError(f"{folder.path} is not a finished corpus: resume it by the `jaxlm prepare` that began it")
     with _intact(folder, HEADER):
         text = folder.read(HEADER, _MOST).decode()
         tree = strict_json(text)
