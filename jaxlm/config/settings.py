@@ -42,7 +42,7 @@ class TrainConfig:
     keep_last: int = count(2, "newest checkpoints to keep, beside the best on validation", "checkpoints", low=1)
     keep_every: int = count(0, "also keep the checkpoint of every Nth epoch for good (0: none)", "epochs")
     keep_checkpoints: str = text(
-        "", "also keep checkpoints by words seen: words=FIRST:LAST:EVERY, as in words=1M:10M:1M (empty: none)"
+        "", "also keep checkpoints by words seen: words=FIRST:LAST:EVERY,..., as in words=1M:10M:1M (empty: none)"
     )
     patience: int = count(0, "end the run after N validations in a row without a new best (0: never)", "validations")
     on_nonfinite: str = choice(
