@@ -166,6 +166,13 @@ def test_one_that_there_is_no_memory_for_now_is_not_taken_for_damaged(tmp_path, 
     with pytest.raises(CheckpointError, match=r"00000002 cannot be read: its config needs at least .* of memory"):
         checkpoint.newest_intact(tmp_path)
 
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(state_arrays, "decoded", full)
+    with pytest.raises(CheckpointError, match="00000002 cannot be read: there is not enough memory"):
+        checkpoint.newest_intact(tmp_path)
+
 
 @pytest.mark.parametrize("name", ["00000002", "manifest.json", "vocab.json"])
 def test_one_that_may_not_be_read_is_not_taken_for_damaged(tmp_path, monkeypatch, name):

@@ -218,11 +218,11 @@ def read(path: str | Path) -> Checkpoint:
 
 @contextmanager
 def _sound(path: Path, problem: str = "is damaged") -> Iterator[None]:
-    """Turns an error of reading into a CheckpointError with the problem; where reading is not allowed, Unreadable."""
+    """Turns an error of reading into a CheckpointError with the problem; Unreadable without memory or permission."""
     with explained(CheckpointError, f"{path} {problem}"):
         try:
             yield
-        except PermissionError as error:
+        except (PermissionError, MemoryError) as error:
             raise Unreadable(f"{path} cannot be read: {reason(error)}") from None
 
 
