@@ -339,11 +339,12 @@ def test_a_network_with_dropout_is_the_one_that_training_reads(kind):
     shape = {"model": kind, "vocab_size": 17, "embedding_size": 8, "hidden_sizes": (8,), "tied": True}
     model = jaxlm.preset("small").replace(**shape, keep_words=0.5, keep_output=0.7).model
     params = jaxlm.init_params(model, jax.random.key(1))
-    ids, reader = IDS[:11], MCReader(Network(model, params), MCDropout(samples=1, seed=3), 10)
+    ids = jnp.asarray(IDS[:11])
+    reader = MCReader(Network(model, params), MCDropout(samples=1, seed=3), 10)
     noise = draw_noise(model, jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 0), 0), 10, 1)
     kept, _, found, _ = stack.read(model, params, noise, ids[:-1, None], stack.zero_carry(model, 1))
     expected = heads.token_nats(model, kept, found, ids[1:, None], noise.latents)[:, 0]
-    np.testing.assert_allclose(OneStream(reader, Detail(full=False))([ids]).nats, expected, rtol=1e-6)
+    np.testing.assert_allclose(OneStream(reader, Detail(full=False))([IDS[:11]]).nats, expected, rtol=1e-6)
 
 
 def test_evaluate_reads_every_prediction_in_blocks(monkeypatch):
