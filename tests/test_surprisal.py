@@ -259,6 +259,12 @@ def test_lines_come_as_a_pipe_has_them():
     os.close(read)
 
 
+def test_lines_that_end_with_cr_alone_are_not_one_long_line(tmp_path):
+    (tmp_path / "f").write_bytes(b"the dog\r" * 100_000)
+    blocks = [*lines_of(tmp_path / "f", 1 << 17)]
+    assert [line for block in blocks for line in block] == ["the dog\r"] * 100_000 and len(blocks) > 2
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

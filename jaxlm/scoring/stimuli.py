@@ -56,12 +56,13 @@ def source(path: str | Path) -> str:
     return "standard input" if str(path) == "-" else str(path)
 
 
-def lines_of(path: str | Path) -> Iterator[list[str]]:
+def lines_of(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[list[str]]:
     """The lines of a text as they come, with their ends, in lists of what one read of at most 64 KiB ends.
 
     The text is a regular file, or standard input ("-"). A line ends with LF, CR LF or CR. Memory is constant.
 
-    Raises DataError where there is no such text, or it is empty, not UTF-8, binary, or has a line of over 16 MiB.
+    Raises DataError where there is no such text, or it is empty, not UTF-8, binary, or has a line of over `longest`
+    bytes.
     """
     name, rest, done = source(path), bytearray(), 0
     if str(path) == "-" and sys.stdin is None:
@@ -72,13 +73,13 @@ def lines_of(path: str | Path) -> Iterator[list[str]]:
         read = getattr(file, "read1", file.read)  # what can be read now, at most
         while chunk := read(READ):
             rest += chunk
-            if b"\n" in chunk:
+            if b"\n" in chunk or (len(rest) > READ and b"\r" in chunk[:-1]):  # a text without LF is cut too
                 lines = rest.splitlines(keepends=True)
                 rest = bytearray() if lines[-1].endswith(b"\n") else lines.pop()
                 yield [decode(bytes(line), f"{name}, line {number}") for number, line in enumerate(lines, done + 1)]
                 done += len(lines)
-            if len(rest) > LONGEST_LINE:
-                raise DataError(f"{name}, line {done + 1} is longer than {LONGEST_LINE:,} bytes: give lines of text")
+            if len(rest) > longest:
+                raise DataError(f"{name}, line {done + 1} is longer than {longest:,} bytes: give lines of text")
     if lines := rest.splitlines(keepends=True):
         yield [decode(bytes(line), f"{name}, line {number}") for number, line in enumerate(lines, done + 1)]
     elif not done:
@@ -91,7 +92,7 @@ def json_object(text: str, where: str) -> dict[str, Any]:
         tree = strict_json(text.rstrip())
         if "\\u" in text:
             json.dumps(tree, ensure_ascii=False).encode()  # half of a surrogate pair could be written nowhere
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         why = str(error).replace(": line 1 column", ": column")
         raise DataError(f"{where} is not JSON to be read: {why}") from None
     if not isinstance(tree, dict):
