@@ -413,6 +413,16 @@ def test_standard_input_is_read_as_utf_8(capsys, finished, monkeypatch):
         assert message in capsys.readouterr().err
 
 
+def test_standard_input_without_an_end_is_refused(capsys, finished, monkeypatch):
+    monkeypatch.setattr("jaxlm.cli.using.MOST_TEXT", 8)
+    for data, message in (
+        (b"a b\na b\na b\n", "standard input has more than 8 characters"),
+        (b"a b c d e", "line 1 is longer than 8 bytes"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        refused(capsys, ["perplexity", str(finished)], message)
+
+
 @pytest.mark.parametrize("data", ["{a} {b}\r\n{b} {a}\r\n", "{a} {b}\r{b} {a}\r", "\ufeff{a} {b}\n{b} {a}\n"])
 def test_text_given_here_is_read_as_files_are(capsys, finished, tmp_path, monkeypatch, data):
     a, b = jaxlm.load(finished).vocab.words[5:7]

@@ -15,6 +15,7 @@ from language_models import WORDS, lm_of, log_probs, small_lm
 
 import jaxlm
 from jaxlm.cli import main
+from jaxlm.cli.using import _say_unknown_in
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.tokens import Bytes, Characters, Subwords
 from jaxlm.data.vocab import Vocab
@@ -259,6 +260,11 @@ def test_the_command_prints_words_of_pieces_beside_those_of_words(runs, tmp_path
     assert [row["log_frequency"] for row in found] == ["0.693147", "1.098612", "1.098612", "NaN", "1.098612"]
     _, error = rows(capsys, runs / "pieces", tmp_path / "text.txt", "--predictors")
     assert error.startswith("note: no log frequencies of pieces: the corpus of an imported model is unknown")
+
+
+def test_unknown_characters_are_not_called_words(capsys):
+    _say_unknown_in(bigram("characters"), "ab\u2603")
+    assert "1 of 3 characters are outside the vocabulary" in capsys.readouterr().err
 
 
 def test_counts_of_words_in_pieces_are_those_in_words(runs):

@@ -5,7 +5,6 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, whole
 from jaxlm.cli.tables import json_text
 from jaxlm.cli.verbs import DATA_DIR, JSON, MODEL, TOKENIZER, argument, loaded, pathname, switch, verb
 from jaxlm.config.protocols import described
-from jaxlm.errors import JaxlmError
+from jaxlm.errors import DataError, JaxlmError
 from jaxlm.report.units import comparable_text, perplexity_text
 from jaxlm.terminal import is_terminal, printable, say, say_line
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from jaxlm.scoring.language_model import LanguageModel
 
 MOST_NAMED, MOST_SHOWN = 10, 40  # unknown words, and characters of each
+MOST_TEXT = 64 << 20  # bytes of a line, and characters of a text, that are held in memory
 SAMPLING = ("words", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "ban", "no_unk", "stop")
 SPLITS = ("train", "valid", "test")  # as in `data.text`, which imports NumPy
 HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many (default 10)")
@@ -226,12 +226,22 @@ def say_unknown(unknown: Counter[str], total: int, what: str = "words are") -> N
 
 def _say_unknown_in(lm: "LanguageModel", text: str, tokenizer: str | None = None) -> None:
     tokens = lm.tokens(text, tokenizer)
-    say_unknown(Counter(token for token in tokens if token not in lm.vocab.ids), len(tokens))
+    unknown = Counter(token for token in tokens if token not in lm.vocab.ids)
+    say_unknown(unknown, len(tokens), f"{lm.vocab.kind} are")
 
 
 def _text_in(path: str | Path) -> str:
-    """The text in a file, or on standard input ("-"), with LF at the ends of lines. Raises DataError as `lines_of`."""
-    from jaxlm.data.tokens import normalize_newlines
-    from jaxlm.scoring.stimuli import lines_of
+    """The text in a file, or on standard input ("-"), with LF at the ends of lines.
 
-    return normalize_newlines("".join(chain.from_iterable(lines_of(path))))
+    Raises DataError as `lines_of`, and where there are more than `MOST_TEXT` characters: a pipe may never end.
+    """
+    from jaxlm.data.tokens import normalize_newlines
+    from jaxlm.scoring.stimuli import lines_of, source
+
+    parts, size = [], 0
+    for lines in lines_of(path, MOST_TEXT):
+        parts.append("".join(lines))
+        if (size := size + len(parts[-1])) > MOST_TEXT:
+            how = "give less, or a file to `jaxlm evaluate RUN --text FILE`"
+            raise DataError(f"{source(path)} has more than {MOST_TEXT:,} characters: {how}")
+    return normalize_newlines("".join(parts))
