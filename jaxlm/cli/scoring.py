@@ -270,5 +270,8 @@ def _writing(args: argparse.Namespace, layout: str = "jaxlm") -> Iterator[Callab
 
     from jaxlm import files
 
-    with files.explained(JaxlmError, f"{args.output} cannot be written"), files.output(args.output) as file:
-        yield lambda columns, header: file.write(text(columns, header).encode("utf-8", "surrogateescape"))
+    try:
+        with files.output(args.output) as file:
+            yield lambda columns, header: file.write(text(columns, header).encode("utf-8", "surrogateescape"))
+    except OSError as error:  # (what is short of memory in here is the scoring)
+        raise JaxlmError(f"{args.output} cannot be written: {files.reason(error)}") from None
