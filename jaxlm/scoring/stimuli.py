@@ -80,7 +80,8 @@ def lines_of(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[list[str
                 done += len(lines)
             if len(rest) > longest:
                 raise DataError(f"{name}, line {done + 1} is longer than {longest:,} bytes: give lines of text")
-    if lines := rest.splitlines(keepends=True):
+    if rest.strip():
+        lines = rest.splitlines(keepends=True)
         yield [decode(bytes(line), f"{name}, line {number}") for number, line in enumerate(lines, done + 1)]
     elif not done:
         raise DataError(f"{name} is empty: expected lines of text")
