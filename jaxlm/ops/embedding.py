@@ -4,7 +4,7 @@ TensorFlow 1 gives the gradient of a lookup as IndexedSlices: one row for each t
 `Rows` is that: the global norm counts every occurrence by itself, and an update touches the rows read and no others.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 from jaxtyping import Array, Float, Int
@@ -12,9 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxlm.ops.devices import batch_devices
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """The rows of an embedding that a window reads, or their gradient or update."""
 
     values: Float[Array, "T B E"]

@@ -6,7 +6,7 @@ BasicLSTMCell (Zaremba et al. 2014, arXiv:1409.2329), its gates in the order i, 
     c' = c * sigmoid(f + forget_bias) + sigmoid(i) * tanh(j)        h' = tanh(c') * sigmoid(o)
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,7 @@ Bias = Float[Array, " 4*H"]
 Kept = Bool[Array, "B H"] | None
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class LSTMState:
+class LSTMState(NamedTuple):
     """The carry of one layer: cell `c` and output `h`."""
 
     c: Float[Array, "B H"]

@@ -8,7 +8,7 @@ but without replacement. Ids are assumed to be in the order of frequency, as a v
 estimate is as right, and varies more.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +25,7 @@ FLATNESS = 0.75  # a word's odds of being drawn fall with this power of its rank
 ABSENT = -1e30  # the logit of a drawn word that is the target: no probability, and no nan
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """Words drawn for one window: their ids, and the log of what each stands for: 1 / its probability."""
 
     ids: Int[Array, " S"]
