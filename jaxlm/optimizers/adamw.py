@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jaxlm.fields import count, number
-from jaxlm.late import optax
+from jaxlm.late import jax, optax
 from jaxlm.optimizers.optimizer import Optimizer, average_latest, matrices
 
 if TYPE_CHECKING:
     from jaxlm.models.recurrent import Recurrent
-    from jaxlm.optimizers.optimizer import Number
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class AdamW(Adaptive):
     learning_rate: float = number(0.002, "rate before the schedule's factor", above=0, own=True)
     weight_decay: float = number(0.0, "decay of the matrices, times the learning rate", low=0)
 
-    def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
+    def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
         return optax.chain(
             self.adam(),
             optax.add_decayed_weights(self.weight_decay, matrices),

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import count, flag, number
-from jaxlm.late import optax
+from jaxlm.late import jax, optax
 from jaxlm.optimizers.optimizer import Optimizer, average_latest
 
 if TYPE_CHECKING:
     from jaxlm.models.recurrent import Recurrent
-    from jaxlm.optimizers.optimizer import Number
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class SGD(Descent):
     def keeps_rows(self, tied: bool) -> bool:
         return super().keeps_rows(tied) and self.momentum is None
 
-    def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
+    def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
         return optax.chain(*self.decay(), optax.sgd(self.learning_rate * factor, self.momentum, self.nesterov))
 
 
@@ -62,5 +61,5 @@ class ASGD(Descent):
         if self.average_decay is not None:
             raise JaxlmError("average_decay and the optimizer asgd both average the parameters: leave one of them out")
 
-    def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
+    def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
         return optax.chain(*self.decay(), optax.sgd(self.learning_rate * factor))

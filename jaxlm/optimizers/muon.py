@@ -12,7 +12,6 @@ from jaxlm.optimizers.optimizer import matrices
 
 if TYPE_CHECKING:
     from jaxlm.models.recurrent import Params, Recurrent
-    from jaxlm.optimizers.optimizer import Number
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Muon(Adaptive):
     adam_learning_rate: float = number(0.002, "rate of Adam for the embedding, the softmax and the biases", above=0)
     adam_weight_decay: float | None = number(None, "decay of Adam's matrices, times Adam's rate (none: absent)", low=0)
 
-    def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
+    def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
         muon = optax.chain(
             optax.trace(self.momentum, self.nesterov),
             self._orthogonalized_by_gate(model),

@@ -11,8 +11,6 @@ from jaxlm.late import jax, optax
 if TYPE_CHECKING:
     from jaxlm.models.recurrent import Params, Recurrent
 
-    Number = jax.Array | int | float
-
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -89,7 +87,7 @@ class Optimizer:
         """The global norm of a gradient, as the optimiser clips by it."""
         return optax.tree.norm(grads)
 
-    def transformation(self, model: Recurrent, factor: Number) -> optax.GradientTransformationExtraArgs:
+    def transformation(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformationExtraArgs:
         """Clipping, then the rule at `factor` times the learning rate.
 
         Rebuilding it at every step is safe: it holds no state. Its `update` takes, beside gradients, state and
@@ -98,7 +96,7 @@ class Optimizer:
         clip = [] if self.clip_norm is None else [clip_by_given_norm(self.clip_norm)]
         return optax.chain(*clip, self.rule(model, factor))
 
-    def rule(self, model: Recurrent, factor: Number) -> optax.GradientTransformation:
+    def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
         """The transformation without clipping."""
         raise NotImplementedError
 
@@ -114,7 +112,7 @@ def average_latest(**relations: Any) -> Any:
     )
 
 
-def clip_by_given_norm(max_norm: Number, added: float = 0.0) -> optax.GradientTransformationExtraArgs:
+def clip_by_given_norm(max_norm: jax.Array | float, added: float = 0.0) -> optax.GradientTransformationExtraArgs:
     """`optax.clip_by_global_norm`, by the `grad_norm` that `update` is given plus a number."""
 
     def update(updates, state, params=None, **given):

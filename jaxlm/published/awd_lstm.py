@@ -24,7 +24,6 @@ from jaxlm.optimizers.optimizer import clip_by_given_norm
 
 if TYPE_CHECKING:
     from jaxlm.models.recurrent import Params, Recurrent
-    from jaxlm.optimizers.optimizer import Number
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class PublishedASGD(ASGD):
     def norm(self, grads: Params) -> jax.Array:
         return super().norm(_with_biases_times(grads, 2**0.5))
 
-    def transformation(self, model: Recurrent, factor: Number) -> optax.GradientTransformationExtraArgs:
+    def transformation(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformationExtraArgs:
         clip = [] if self.clip_norm is None else [clip_by_given_norm(self.clip_norm, 1e-6)]
         twice = optax.stateless(lambda updates, _: _with_biases_times(updates, 2))
         return optax.chain(*clip, twice, *self.decay(), _by_lagging_rate(self.learning_rate * factor))
@@ -60,7 +59,7 @@ class Lag(NamedTuple):
     averaging: jax.Array
 
 
-def _by_lagging_rate(rate: Number) -> optax.GradientTransformationExtraArgs:
+def _by_lagging_rate(rate: jax.Array | float) -> optax.GradientTransformationExtraArgs:
     """Descent by the rate of the step before, from the second step that averages on."""
 
     def init(params: Any) -> Lag:
