@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.fields import choice, count, flag, number
@@ -11,7 +12,7 @@ from jaxlm.optimizers.adamw import Adaptive
 from jaxlm.optimizers.optimizer import matrices
 
 if TYPE_CHECKING:
-    from jaxlm.models.recurrent import Params, Recurrent
+    from jaxlm.models.recurrent import Recurrent
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Muon(Adaptive):
             *([] if weight is None else [optax.add_decayed_weights(weight, matrices)]),
             optax.scale_by_learning_rate(self.adam_learning_rate * factor),
         )
-        return optax.transforms.partition({"muon": muon, "adam": adam}, layer_kernels)
+        labels = partial(jax.tree_util.tree_map_with_path, _label)
+        return optax.transforms.partition({"muon": muon, "adam": adam}, labels)
 
     def _orthogonalized_by_gate(self, model: Recurrent) -> optax.GradientTransformation:
         """Each gate's part of every kernel [I, gates * H] orthogonalised, in the dtype that the model multiplies in."""
@@ -58,11 +60,7 @@ class Muon(Adaptive):
         return optax.stateless(lambda updates, _: jax.tree.map(orthogonal, updates))
 
 
-def layer_kernels(params: Params) -> Any:
-    """For each parameter the label "muon" where it is a layer's kernel, by its name, and else "adam"."""
-
-    def label(path: Any, leaf: jax.Array) -> str:
-        inner = path[0].key == "layers" and leaf.ndim == 2 and path[-1].key.endswith("kernel")
-        return "muon" if inner else "adam"
-
-    return jax.tree_util.tree_map_with_path(label, params)
+def _label(path: Any, leaf: jax.Array) -> str:
+    """The rule of a parameter: "muon" for a layer's kernel, known by its name, and else "adam"."""
+    inner = path[0].key == "layers" and leaf.ndim == 2 and path[-1].key.endswith("kernel")
+    return "muon" if inner else "adam"
