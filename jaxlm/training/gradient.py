@@ -46,11 +46,8 @@ def gradient(
     def of_part(part: Part) -> Gradient:
         noise = draw_noise(recipe.model, part.key, *part.inputs.shape) if part.noise is None else part.noise
         trained = {**params, "embedding": Rows(stack.embed(params, part.inputs))} if keeps_rows else params
-
-        def cost_fn(trained: Params) -> tuple[Scalar, tuple[Scalar, Carry]]:
-            return minimised(recipe, trained, noise, part.inputs, part.targets, part.carry, length, exact)
-
-        (_, (cost, carry)), grads = jax.value_and_grad(cost_fn, has_aux=True)(trained)
+        given = noise, part.inputs, part.targets, part.carry, length, exact
+        (_, (cost, carry)), grads = jax.value_and_grad(minimised, argnums=1, has_aux=True)(recipe, trained, *given)
         return cost, carry, grads
 
     return _of_small_batches(of_part, part, small_batch) if small_batch else of_part(part)
