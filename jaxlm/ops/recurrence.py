@@ -45,9 +45,7 @@ def recurrence(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run(
-    cell: LinearCell, dtype: Any, x: Inputs, matrices: Matrices, others: Any, state: Any, length: Length
-) -> tuple[Units, Any]:
+def _run(cell, dtype, x, matrices, others, state, length):
     return _scan(cell, dtype, matrices, None, x, others, state, length)[0]
 
 
