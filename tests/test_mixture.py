@@ -147,8 +147,6 @@ def test_no_array_of_all_logits_exists():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(latents=jnp.zeros((3, 4))), r"latents should be \[T, B, K, D\]"),
-        (dict(choice=jnp.zeros((3, 3))), r"choice \[T, B, K\] .* shapes are .*\(3, 3\)"),
         (dict(kernel=jnp.zeros((3, 5))), r"kernel should be floating-point numbers of the shape \(4, 5\)"),
         (dict(targets=jnp.zeros(3)), "targets should be integers .* it is float32"),
         (dict(weights=jnp.zeros(2)), r"weights should be floating-point numbers of the shape \(3,\)"),

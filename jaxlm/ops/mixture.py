@@ -61,7 +61,7 @@ def token_nats(
     `epsilon` is added to each probability; None: nothing, and they sum to one. Raises ValueError where shapes or dtypes
     do not fit.
     """
-    _check_shapes(latents, choice, kernel, bias, targets)
+    softmax.check_shapes(latents[..., 0, :], kernel, bias, targets)
     return by_platform(_token_nats, latents, choice, kernel, bias, targets, epsilon)
 
 
@@ -91,7 +91,7 @@ def summed_nats(
 
     Dtypes are those of `softmax.summed_nats`. Raises ValueError where shapes or dtypes do not fit.
     """
-    _check_shapes(latents, choice, kernel, bias, targets, weights)
+    softmax.check_shapes(latents[..., 0, :], kernel, bias, targets, weights)
     return _summed_nats(latents, choice, kernel, bias, targets, weights, epsilon)
 
 
@@ -136,14 +136,3 @@ def _experts(
 
 def _log_of_sum(log_p: Float[Array, "*shape"], epsilon: Epsilon) -> Float[Array, "*shape"]:
     return log_p if epsilon is None else jnp.logaddexp(log_p, jnp.log(jnp.asarray(epsilon, log_p.dtype)))
-
-
-def _check_shapes(latents, choice, kernel, bias, targets, weights=None):
-    if latents.ndim - targets.ndim != 2 or latents.shape[:-1] != choice.shape:
-        raise ValueError(
-            f"latents should be [T, B, K, D], choice [T, B, K] and targets [T, B]; their shapes are {latents.shape}, "
-            f"{choice.shape} and {targets.shape}"
-        )
-    if not jnp.issubdtype(choice.dtype, jnp.floating):
-        raise ValueError(f"choice should be floating-point numbers; its dtype is {choice.dtype}")
-    softmax.check_shapes(latents[..., 0, :], kernel, bias, targets, weights)
