@@ -1,5 +1,6 @@
 """The table of models: a kind by the name that `--model` and `replace(model=...)` take."""
 
+from functools import cache
 from typing import Any
 
 from jaxlm.fields import specs
@@ -28,8 +29,9 @@ MODELS: dict[str, type[Recurrent]] = {
 }
 
 
+@cache
 def register(kind: type) -> None:
-    """Makes a kind a pytree: its numbers are leaves, its class and all else are static.
+    """Makes a kind a pytree, once: its numbers are leaves, its class and all else are static.
 
     (`jax.tree_util.register_dataclass` will not do: of two classes with the same fields it makes equal trees, and
     `jax.jit` may then take one's program for the other's, wherever their hashes happen to meet.)

@@ -6,11 +6,9 @@ import jax
 
 from jaxlm.config.config import KINDS, Recipe
 from jaxlm.config.protocols import PROTOCOLS
-from jaxlm.models import stack  # noqa: F401 (registers the models)
-from jaxlm.models.kinds import MODELS, register
+from jaxlm.models.kinds import register
 
 for _kinds in (*KINDS.values(), PROTOCOLS):
     for _kind in _kinds.values():
-        if _kind not in MODELS.values():
-            register(_kind)
+        register(_kind)
 jax.tree_util.register_dataclass(Recipe, [item.name for item in fields(Recipe)], [])
