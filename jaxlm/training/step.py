@@ -209,14 +209,11 @@ def train_windows(
     """Trains the first `count` (traced) of the windows in one call: an epoch's shorter tail compiles nothing anew.
 
     Args:
-        recipe: model, optimiser and schedule.
         state: donated. With a mesh it lies where `place` puts it.
-        tokens: ids.
         windows: where each window lies; arrays [W].
         count: how many of the W are trained.
         skip_nonfinite: whether the call continues after a window whose cost or gradient is not finite; None: it does.
         bptt_length: steps T; of random lengths the longest.
-        small_batch: rows that one gradient is computed of; 0: all.
         mesh: of the devices that share the batch and the vocabulary.
 
     Returns:
