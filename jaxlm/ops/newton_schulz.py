@@ -14,7 +14,7 @@ JORDAN: Quintic = (3.4445, -4.7750, 2.0315)  # steepest at zero
 SMALLEST = 0.01  # the singular value from which on `polar_express` aims at one; the largest is at most one
 
 
-def polar_express(steps: int, smallest: float = SMALLEST) -> list[Quintic]:
+def polar_express(steps: int) -> list[Quintic]:
     """For each iteration the quintic that brings all singular values closest to one (Amsel et al. 2025).
 
     Each is the best on the interval in which those before it leave the values, found by Remez's exchange
@@ -23,7 +23,7 @@ def polar_express(steps: int, smallest: float = SMALLEST) -> list[Quintic]:
     >>> [tuple(round(number, 2) for number in quintic) for quintic in polar_express(3)]
     [(8.09, -23.62, 17.45), (3.64, -2.72, 0.54), (2.66, -1.98, 0.45)]
     """
-    quintics, low, high = [], smallest, 1.0
+    quintics, low, high = [], SMALLEST, 1.0
     for _ in range(steps):
         if high - low < 1e-3:  # the limit of a narrow interval, whose equations are singular
             quintics.append((15 / 8, -10 / 8, 3 / 8))
