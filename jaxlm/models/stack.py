@@ -52,7 +52,7 @@ def zero_carry(model: Recurrent, batch_size: int, dtype: Any = jnp.float32) -> C
 
 
 def embed(params: Params, tokens: Int[Array, "T B"]) -> Embedded:
-    """tokens -> their rows of the embedding; where they have been read already, those."""
+    """tokens -> their rows of the embedding, or the `Rows` that were read of it already."""
     table = params["embedding"]
     return table.values if isinstance(table, Rows) else table[tokens]
 

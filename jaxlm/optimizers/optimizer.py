@@ -18,7 +18,7 @@ class Optimizer:
 
     updates_rows: ClassVar[bool] = True  # whether the embedding's update stays in rows where its gradient does
     averages_once_stale: ClassVar[bool] = False  # whether an even average starts once the best validation is stale
-    forgotten_iterates: ClassVar[int] = 0  # the first iterates of an even average, which it forgets
+    forgotten_iterates: ClassVar[int] = 0  # how many first iterates an even average leaves out
     windows_as_published: ClassVar[bool] = False  # whether epochs of random windows end as AWD-LSTM's code ends them
 
     learning_rate: float = number(1.0, "rate before the schedule's factor", above=0, own=True)

@@ -38,8 +38,8 @@ def gradient(
 
     The embedding's gradient is `Rows`, one row for each token read, where the optimiser keeps them.
 
-    The part is the whole batch; of small batches of `small_batch` rows (0: none) the noise, where it is given, has an
-    axis S before its own. With `exact`, traced, all words count in spite of words drawn.
+    The part is the whole batch. With small batches of `small_batch` rows (0: none), noise that is given has a leading
+    axis S. With `exact` (traced) the softmax sums all words, whatever words the noise has drawn.
     """
     keeps_rows = recipe.optimizer.keeps_rows(recipe.model.tied)
 
@@ -65,11 +65,9 @@ def minimised(
 ) -> tuple[Scalar, tuple[Scalar, Carry]]:
     """The window's nats and the penalties that the recipe adds; beside them the nats alone, which are reported.
 
-    AR and TAR (Merity et al. 2017, arXiv:1708.01009) are per token, as the nats are: where the cost is summed over the
-    steps, so are they. L2 is added as it is.
-
-    The embedding may be the rows read of it. Returns what is minimised; and the cost in nats, summed over T and
-    averaged over B, with the new carry.
+    AR and TAR (Merity et al. 2017, arXiv:1708.01009) are per token and, with the cost `sum`, summed over the steps like
+    the nats; L2 is not. The embedding may be the `Rows` read of it. Returns what is minimised; and the cost in nats,
+    summed over T and averaged over B, with the new carry.
     """
     model, optimizer, (T, B) = recipe.model, recipe.optimizer, inputs.shape
     steps = T if length is None else length
