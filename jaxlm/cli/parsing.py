@@ -151,26 +151,15 @@ def starting_config(config: Path | None, name: str | None) -> Config:
     """The config that flags change: of the file of --config, or of --preset. Raises JaxlmError."""
     if config is None:
         return preset(name or "small")
-    try:
-        return Config.from_json(read_text(config, MOST_CONFIG_BYTES))
-    except JaxlmError as error:
-        raise JaxlmError(str(error) if str(config) in str(error) else f"{config}: {error}") from None
 
-
-def read_text(path: Path, most: int) -> str:
-    """A text file of at most `most` bytes, without a byte order mark, its lines ended by LF. Raises JaxlmError."""
     from jaxlm import files  # (its imports would take a fifth of the time of --help)
 
-    with files.explained(JaxlmError, f"{path} cannot be read"):
-        return text_of(files.read_bytes(path, most), path)
-
-
-def text_of(data: bytes, name: str | Path) -> str:
-    """The text of bytes, as `read_text`. Raises JaxlmError where they are binary or not UTF-8."""
-    from jaxlm.data.text import decode
-    from jaxlm.data.tokens import normalize_newlines
-
-    return normalize_newlines(decode(data, name))
+    with files.explained(JaxlmError, f"{config} cannot be read"):
+        data = files.read_bytes(config, MOST_CONFIG_BYTES)
+    try:
+        return Config.from_json(data)
+    except JaxlmError as error:
+        raise JaxlmError(f"{config}: {error}") from None
 
 
 def _field_value(kind: type, text: str) -> Any:

@@ -115,7 +115,7 @@ class Config(Recipe):
         return json.dumps({"format": FORMAT, "preset": self.preset, **self.sections}, indent=2) + "\n"
 
     @staticmethod
-    def from_json(text: str) -> "Config":
+    def from_json(text: str | bytes) -> "Config":
         """The config of `to_json` or of a run's config.json, whose seal is not checked. JaxlmError for another text."""
         try:
             tree = json.loads(text)

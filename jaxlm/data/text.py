@@ -71,7 +71,7 @@ def read_blocks(
 
 
 def decode(data: bytes, path: str | Path, start: int = 0, errors: str = "strict") -> str:
-    """The text of a part of a file that begins at byte `start`. Raises DataError where it is binary or not UTF-8."""
+    """The text of a part of a file that begins at byte `start`. Raises DataError where it is not UTF-8."""
     check_no_zero_byte(data, path, start)
     try:
         text = data.decode(errors=errors)
