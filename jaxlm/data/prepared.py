@@ -131,25 +131,26 @@ def load_prepared(path: str | Path, options: TextOptions | None = None) -> Corpu
     """The corpus of a prepared folder, its ids memory-mapped, after every byte was verified.
 
     Raises DataError where a file is missing, altered or no regular file, an id is outside the vocabulary, or an option
-    is neither a default nor that of the preparation (`max_vocab`: fewer words than there are).
+    is neither a default nor that of the preparation (`max_vocab`: fewer words or characters than there are).
     """
     options = options or TextOptions()
     with read_errors(path), Folder.open(path) as folder:
         header = read_header(folder)
+        vocab = _read_vocab(folder, header)
         defaults, fixed = DataConfig().options, _options(header)
         wrong = [
             f"{name} {fixed[name]}, not {asked}: leave that out"
             for name, asked in options.options.items()
             if asked not in (defaults[name], fixed[name])
         ]
-        if options.max_vocab is not None and header["words"] > options.max_vocab:
-            wrong.append(f"{header['words']:,} words, more than the vocabulary size {options.max_vocab:,}: raise that")
+        if options.max_vocab is not None and len(vocab) > options.max_vocab and not vocab.tokens.names:
+            wrong.append(f"{len(vocab):,} words, more than the vocabulary size {options.max_vocab:,}: raise that")
         if wrong:
             raise DataError(f"{path} was prepared with {wrong[0]}, or prepare the text again in another folder")
         return Corpus(
             header["name"],
             header["description"],
-            _read_vocab(folder, header),
+            vocab,
             *(_map_ids(folder, header, name) for name in IDS.values()),
             sha256=header["corpus_sha256"],
             notes=tuple(header["notes"]),
