@@ -14,6 +14,7 @@ import jaxlm
 from jaxlm.cli import main
 from jaxlm.config.settings import DataConfig
 from jaxlm.data import encoding
+from jaxlm.data import prepared as preparing
 from jaxlm.data import text as texts
 from jaxlm.data.corpora import reload_corpus
 from jaxlm.data.corpus import Corpus
@@ -187,18 +188,27 @@ def test_characters_of_penn_treebank_are_those_published(ptb_dir):
     assert corpus.vocab.decode_text(corpus.valid) == "\n".join(map(str.strip, lines))
 
 
-def given_tokenizer(folder: Path) -> Path:
+def given_tokenizer(folder: Path, model_type: str = "unigram") -> Path:
     lines = iter(TEXTS["german"].splitlines())
     name = str(folder / "given")
-    sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=lines, model_prefix=name, vocab_size=60, hard_vocab_limit=False, minloglevel=2
-    )
+    options = {"model_type": model_type, "vocab_size": 60, "hard_vocab_limit": False, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.Train(sentence_iterator=lines, model_prefix=name, **options)
     return Path(f"{name}.model")
 
 
 @pytest.fixture(scope="module")
 def german(tmp_path_factory) -> Path:
     return file(tmp_path_factory.mktemp("german"), TEXTS["german"])
+
+
+def test_another_tokenizer_file_of_one_name_has_another_corpus_in_the_cache(tmp_path, german, monkeypatch):
+    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(preparing, "LARGE", 100)
+    given: dict[str, Any] = {"tokens": "subwords", "tokenizer_file": str(given_tokenizer(tmp_path)), "max_vocab": 60}
+    first = jaxlm.load_corpus(german, **given)
+    assert isinstance(first.train, np.memmap)
+    given_tokenizer(tmp_path, "char")
+    assert jaxlm.load_corpus(german, **given).vocab != first.vocab
 
 
 @pytest.mark.parametrize("kind", ["characters", "bytes", "bpe", "given"])

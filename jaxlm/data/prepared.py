@@ -77,9 +77,7 @@ def prepare(text: str | Path, out: str | Path, *, max_vocab: int | None = None, 
     if is_prepared(text):
         raise DataError(f"{text} is prepared already: train on it with --corpus")
     parts = find_splits(text)
-    stamps = [*stamps_of(parts).values()]
-    if read.tokenizer_file:
-        stamps.append(stamp(Path(read.tokenizer_file)))
+    stamps = _stamps(parts, read)
     with explained(DataError, f"{out} cannot be written", "fix that and run the same command again: it resumes"):
         entries = sorted(os.listdir(out)) if out.exists() else []
         if entries and HEADER not in entries and PARTIAL not in entries:
@@ -101,18 +99,19 @@ def prepare(text: str | Path, out: str | Path, *, max_vocab: int | None = None, 
     return load_prepared(out)
 
 
-def prepare_in_cache(text: Path, stamps: list[Stamp], options: TextOptions) -> Corpus:
+def prepare_in_cache(text: Path, parts: Parts, options: TextOptions) -> Corpus:
     """The corpus of a text too large for memory, from the user's cache, where it is prepared unless it is there.
 
-    Another text, or another state of it, has another place in the cache; a note of the corpus names the folder. Raises
-    DataError as `prepare`.
+    Another text or tokenizer file, or another state of it, has another place in the cache; a note of the corpus names
+    the folder. Raises DataError as `prepare`.
     """
+    stamps = _stamps(parts, options)
     key = hashlib.sha256(json.dumps([stamps, options.options]).encode()).hexdigest()[:16]
     place = cache_dir() / "prepared" / text_name(text).removeprefix("text:") / key
     found = _within_bound(place, options.max_vocab)
     folder = found or place / f"{options.max_vocab or 'all'}"
     corpus = load_prepared(found) if found else prepare(text, folder, max_vocab=options.max_vocab, **options.options)
-    size = sum(size for _, size, _ in stamps) / 1e6
+    size = sum(size for _, size, _ in stamps_of(parts).values()) / 1e6
     note = f"{text} has {size:,.0f} MB: its ids are kept in {folder}, and read a piece at a time"
     return replace(corpus, spec=os.path.abspath(text), notes=(*corpus.notes, note))
 
@@ -178,6 +177,12 @@ def _options(header: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a header; those of a header from before tokens were chosen are beside, the others defaults."""
     old = {name: header[name] for name in ("min_count", "lowercase")}
     return DataConfig().options | old | header.get("options", {})
+
+
+def _stamps(parts: Parts, options: TextOptions) -> list[Stamp]:
+    """The stamps of all files that a corpus is made of. Raises DataError."""
+    tokenizer = [stamp(Path(options.tokenizer_file))] if options.tokenizer_file else []
+    return [*stamps_of(parts).values(), *tokenizer]
 
 
 def _within_bound(place: Path, max_vocab: int | None) -> Path | None:
