@@ -140,6 +140,12 @@ def test_a_few_texts_are_split_by_lines(tmp_path):
         jaxlm.load_corpus(f"{tmp_path}/*.csv")
 
 
+def test_texts_that_end_with_spaces_are_joined_by_newlines(tmp_path):
+    for name in ("a", "b"):
+        file(tmp_path, "one two\n" * 9 + "three \t", name)
+    assert whole(jaxlm.load_corpus(tmp_path)) == ("one two\n" * 9 + "three\n") * 2
+
+
 @pytest.mark.parametrize("name", ["enwik8", "text8"])
 def test_large_text_compression_files_are_split_by_bytes(tmp_path, name):
     text = ("one two three " * 80)[:1000] if name == "text8" else "中文\n" * 143

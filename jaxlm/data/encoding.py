@@ -172,9 +172,10 @@ def _segment(
             break
     else:
         done = True
-    if done and part.joined and any(map(len, found)) and found[-1][-1] != known.get(kind.newline):
-        found.append(np.array([known[kind.newline]], np.int32))
-    return {"end": end, "done": done, "units": list(islice(known, before, None))}, np.concatenate(found)
+    ids = np.concatenate(found)
+    if done and part.joined and len(ids) and ids[-1] != known.get(kind.newline):
+        ids = np.append(ids, np.int32(known[kind.newline]))
+    return {"end": end, "done": done, "units": list(islice(known, before, None))}, ids
 
 
 def _recalled(work: files.Folder, name: str, key: str) -> np.ndarray:
