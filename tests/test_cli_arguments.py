@@ -297,6 +297,13 @@ def test_what_a_new_kind_takes_over_is_printed(calls):
     assert "in place of learning_rate 30, clip_norm 0.25" in said
 
 
+def test_a_run_of_any_config_has_its_usual_place_in_runs(calls):
+    Path("strange.json").write_text(preset("test").replace(preset="../../a\0 b").to_json())
+    assert run(["train", "--config", "strange.json"])[0] == 0
+    folder = calls[-1][1]["run_dir"]
+    assert folder.parent == Path("runs") and folder.name.startswith("..-..-a--b-")
+
+
 def test_a_verb_is_one_function(calls):
     @verb("twice a number", argument("number", type=whole(1)), argument("--by", type=whole(1), default=2))
     def times_it(args):

@@ -47,6 +47,7 @@ STORAGE = "the URL of a database for Optuna's study ($JAXLM_STORAGE, else a jour
 
 def new_run(label: str) -> Path:
     """The usual place of a run that begins now; with a number where another began in the same second."""
+    label = re.sub(r"[^\w.-]", "-", label)  # of a config that others wrote it may be any text
     first = found = RUNS / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}"
     number = 2
     while found.exists():
