@@ -25,8 +25,8 @@ Region = tuple[str, int]  # condition's name, region's number (0: all regions of
 RELATIVE, ABSOLUTE = 1e-5, 1e-3  # tolerances of "="
 DEEPEST = 50
 TOKEN = re.compile(
-    r"\s*(?:(?P<region>\(\s*(?P<number>\d+|\*)\s*;\s*%(?P<condition>[^%()]+)%\s*\))"
-    r"|(?P<literal>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|(?P<sign>[-+*<>=&|()\[\]])|(?P<end>$)|(?P<wrong>.))",
+    r"(?P<space>\s+)|(?P<region>\(\s*(?P<number>\d+|\*)\s*;\s*%(?P<condition>[^%()]+)%\s*\))"
+    r"|(?P<literal>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|(?P<sign>[-+*<>=&|()\[\]])|(?P<end>\Z)|(?P<wrong>.)",
     re.DOTALL,
 )
 CLOSING = {"(": ")", "[": "]"}
@@ -46,70 +46,64 @@ OPERATORS: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {  # the higher a 
 def holds(formula: str, surprisals: Mapping[Region, float], where: str = "the formula") -> bool:
     """Whether a formula, which `where` names in an error, holds of an item's surprisals.
 
-    Raises DataError, with the column of what is wrong; also where the item lacks a region.
+    Precedence climbing over OPERATORS reads and evaluates at once; a value is a float or a bool. Raises DataError, with
+    the column of what is wrong; also where the item lacks a region.
     """
-    return _Evaluation(formula, where, surprisals).holds
+    tokens = (found for found in TOKEN.finditer(formula) if found.lastgroup != "space")
+    token = next(tokens)
 
+    def taken() -> re.Match[str]:
+        """The next token, which the one after it replaces."""
+        nonlocal token
+        found, token = token, next(tokens, token)
+        return found
 
-class _Evaluation:
-    """Precedence climbing over OPERATORS: a formula is read and evaluated at once. A value is a float or a bool."""
+    def error(expected: str, found: re.Match[str]) -> DataError:
+        start = found.start()
+        return DataError(f"{where}, column {start + 1}: {expected}, found {formula[start : start + 20]!r}")
 
-    def __init__(self, text: str, where: str, surprisals: Mapping[Region, float]):
-        self._text, self._where, self._surprisals, self._next = text, where, surprisals, 0
-        self._advance()
-        value = self._expression(0, 0)
-        if self._kind != "end":
-            raise self._error("expected an operator or the end")
-        if not isinstance(value, bool):
-            raise DataError(f"{self._where}: {self._text!r} is a number: expected a comparison, with <, > or =")
-        self.holds = value
-
-    def _advance(self) -> None:
-        found = TOKEN.match(self._text, self._next)
-        assert found is not None and found.lastgroup is not None
-        self._kind, self._found, self._next = found.lastgroup, found, found.end()
-        self._start, self._sign = found.start(self._kind), found["sign"]
-
-    def _error(self, expected: str, start: int | None = None) -> DataError:
-        start = self._start if start is None else start
-        return DataError(f"{self._where}, column {start + 1}: {expected}, found {self._text[start : start + 20]!r}")
-
-    def _expression(self, loosest: int, depth: int) -> float | bool:
+    def expression(loosest: int, depth: int) -> float | bool:
         """The value of operators of the level `loosest` or tighter ones."""
-        negative = self._sign == "-" and loosest <= OPERATORS["-"][0]  # -x is 0 - x
-        left = 0.0 if negative else self._atom(depth)
-        while self._sign in OPERATORS and OPERATORS[self._sign][0] >= loosest:
-            level, apply = OPERATORS[self._sign]
+        negative = token["sign"] == "-" and loosest <= OPERATORS["-"][0]  # -x is 0 - x
+        left = 0.0 if negative else atom(depth)
+        while token["sign"] in OPERATORS and OPERATORS[token["sign"]][0] >= loosest:
+            level, apply = OPERATORS[token["sign"]]
             takes_truth = level < COMPARISON
             if isinstance(left, bool) != takes_truth:
                 what = "a comparison before & or |" if takes_truth else "& or | after a comparison"
-                raise self._error(f"expected {what}")
-            self._advance()
-            start, right = self._start, self._expression(level + 1, depth)
+                raise error(f"expected {what}", token)
+            taken()
+            first, right = token, expression(level + 1, depth)
             if isinstance(right, bool) != takes_truth:
-                raise self._error("expected a comparison" if takes_truth else "expected a number", start)
+                raise error("expected a comparison" if takes_truth else "expected a number", first)
             left = apply(left, right)
         return left
 
-    def _atom(self, depth: int) -> float | bool:
+    def atom(depth: int) -> float | bool:
+        found = taken()
         if depth > DEEPEST:
-            raise self._error(f"expected at most {DEEPEST} parentheses inside each other")
-        kind, sign, found = self._kind, self._sign, self._found
-        if kind not in ("region", "literal") and sign not in CLOSING:
-            raise self._error("expected a number, a region such as (2;%match%) or a parenthesis")
-        self._advance()
-        if kind == "region":
+            raise error(f"expected at most {DEEPEST} parentheses inside each other", found)
+        if found.lastgroup == "literal":
+            return float(found[0])
+        if found.lastgroup == "region":
             region = found["condition"].strip(), 0 if found["number"] == "*" else int(found["number"][:18])
-            if region not in self._surprisals:
-                raise self._error("expected a region that the item has", found.start(kind))
-            return self._surprisals[region]
-        if kind == "literal":
-            return float(found["literal"])
-        value = self._expression(0, depth + 1)
-        if self._sign != CLOSING[sign]:
-            raise self._error(f"expected {CLOSING[sign]!r}")
-        self._advance()
+            if region not in surprisals:
+                raise error("expected a region that the item has", found)
+            return surprisals[region]
+        if found["sign"] not in CLOSING:
+            raise error("expected a number, a region such as (2;%match%) or a parenthesis", found)
+        value, closing = expression(0, depth + 1), CLOSING[found["sign"]]
+        if token["sign"] != closing:
+            raise error(f"expected {closing!r}", token)
+        taken()
         return value
+
+    value = expression(0, 0)
+    if token.lastgroup != "end":
+        raise error("expected an operator or the end", token)
+    if not isinstance(value, bool):
+        raise DataError(f"{where}: {formula!r} is a number: expected a comparison, with <, > or =")
+    return value
 
 
 class Item(NamedTuple):
