@@ -38,7 +38,6 @@ class PairResult(NamedTuple):
     good: float
     bad: float
     alike: bool
-    counted: bool
 
     @property
     def correct(self) -> bool:
@@ -112,8 +111,8 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
     return pairs
 
 
-def _accuracy(name: str, term: str, results: Sequence[PairResult]) -> Accuracy:
-    counted = [one for one in results if one.counted]
+def _accuracy(name: str, term: str, results: Sequence[PairResult], oov: str) -> Accuracy:
+    counted = [one for one in results if not (one.alike and oov == "filter")]
     correct, ties = sum(one.correct for one in counted), sum(one.good == one.bad for one in counted)
     n, alike = len(counted), sum(one.alike for one in results)
     share = correct / n if n else math.nan
@@ -136,9 +135,9 @@ def score_pairs(scoring: Scoring, read: SentenceReader, pairs: Iterable[Pair], o
         for pair, good, bad in zip(block, sentences[::2], sentences[1::2], strict=True):
             alike = np.array_equal(good.ids, bad.ids) and good.tokens != bad.tokens
             p_good, p_bad = (log_p[one.ids.tobytes()] for one in (good, bad))
-            results.append(PairResult(pair, p_good, p_bad, alike, not (alike and oov == "filter")))
+            results.append(PairResult(pair, p_good, p_bad, alike))
     by_uid: dict[str, list[PairResult]] = {}
     for result in results:
         by_uid.setdefault(result.pair.uid, []).append(result)
-    rows = [_accuracy(uid, found[0].pair.term, found) for uid, found in sorted(by_uid.items())]
-    return MinimalPairs(rows, _accuracy("all", "", results), results)
+    rows = [_accuracy(uid, found[0].pair.term, found, oov) for uid, found in sorted(by_uid.items())]
+    return MinimalPairs(rows, _accuracy("all", "", results, oov), results)
