@@ -1,6 +1,7 @@
 """Evaluation protocols: what the published codes answered, what must always hold, and mistakes in one sentence."""
 
 import json
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -27,7 +28,7 @@ from jaxlm.scoring.evaluation import Evaluation
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.mc_dropout import MCReader
 from jaxlm.scoring.neural_cache import CacheReader
-from jaxlm.scoring.reading import EachSentence, OneStream
+from jaxlm.scoring.reading import OneStream, each_sentence
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.scoring.token_scores import Detail, Network, Tokens
 
@@ -213,7 +214,8 @@ def scoring(
 ) -> Any:
     lm = language_model(kind, dropout, tied)
     reader = lm.reader_of(protocol_of(name, **values), corpus_of(TRAIN, IDS))
-    return (OneStream if stream else EachSentence)(reader, Detail(top, full))
+    detail = Detail(top, full)
+    return OneStream(reader, detail) if stream else partial(each_sentence, reader, detail)
 
 
 def plain_nats(kind: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxlm.scoring.dynamic_evaluation import Adaptive
 from jaxlm.scoring.evaluation import TrainedModel
 from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
-from jaxlm.scoring.reading import FREE, EachSentence, OneStream, carries
+from jaxlm.scoring.reading import FREE, OneStream, carries, each_sentence
 from jaxlm.scoring.sampling import sampling_of
 from jaxlm.scoring.sentences import BLOCK, Encoded, Sentence, SentenceReader, blocks, check_choice, encode, in_regions
 from jaxlm.scoring.surprisal import SurprisalOptions, Surprisals, WordSurprisals, by_word, surprisals
@@ -58,7 +59,8 @@ class LanguageModel(TrainedModel):
         """
         how = SurprisalOptions(context=context, **options)
         reader = self.reader_of(protocol_of(how.protocol), None, how.data_dir, self._network(how))
-        return (OneStream if context == "stream" else EachSentence)(reader, Detail(how.top_k, full))
+        detail = Detail(how.top_k, full)
+        return OneStream(reader, detail) if context == "stream" else partial(each_sentence, reader, detail)
 
     def _network(self, how: SurprisalOptions) -> Network:
         """The network, which also scores the boundaries of words where they are to be corrected."""

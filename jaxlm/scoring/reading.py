@@ -1,8 +1,8 @@
 """How a text is read for scores, segment by segment: a `Reader` for each protocol, and the two ways to run one.
 
 A reader is a pure function from a state and a segment to each token's scores and a new state. `OneStream` passes the
-state on from sentence to sentence; `EachSentence` begins every sentence anew. Memory does not grow with the text, and a
-few sizes of call are compiled for texts of every length.
+state on from sentence to sentence; `each_sentence` begins every sentence anew. Memory does not grow with the text, and
+a few sizes of call are compiled for texts of every length.
 
 Letters: `C` segments of `T` tokens, `B` texts side by side, `N` tokens, `H` width, `V` vocabulary.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import jax
@@ -132,33 +133,28 @@ class OneStream:
         return TokenScores.joined(found).rows((slice(known, N), 0))
 
 
-class EachSentence:
-    """Reads each sentence from the first state, sentences of about one length side by side; a `Scoring`."""
+def each_sentence(reader: Reader, detail: Detail, sentences: Sequence[np.ndarray]) -> TokenScores:
+    """Reads each sentence from the first state, sentences of about one length side by side; `partial`, a `Scoring`."""
+    sizes = [size for size in SENTENCES if size <= reader.most_sentences]
+    order, most = sorted(range(len(sentences)), key=lambda place: len(sentences[place])), sizes[-1]
 
-    def __init__(self, reader: Reader, detail: Detail):
-        self._reader, self._detail = reader, detail
-        self._sizes = [size for size in SENTENCES if size <= reader.most_sentences]
-
-    def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
-        order, most = sorted(range(len(sentences)), key=lambda place: len(sentences[place])), self._sizes[-1]
-        groups = [order[start : start + most] for start in range(0, len(order), most)]
-        with ThreadPoolExecutor(CALLS) as pool:
-            scores = [*pool.map(lambda group: self._side_by_side([sentences[place] for place in group]), groups)]
-        found = dict(zip(order, (one for group in scores for one in group), strict=True))
-        return TokenScores.joined([found[place] for place in range(len(sentences))])
-
-    def _side_by_side(self, sentences: Sequence[np.ndarray]) -> list[TokenScores]:
-        B = next(size for size in self._sizes if size >= len(sentences))
-        lengths = [len(ids) - 1 for ids in sentences]
-        longest = max(lengths)
-        T = self._reader.segment or (SHORT if longest <= FREE else FREE)
+    def side_by_side(group: Sequence[int]) -> list[TokenScores]:
+        B = next(size for size in sizes if size >= len(group))
+        lengths = [len(sentences[place]) - 1 for place in group]
+        longest = lengths[-1]
+        T = reader.segment or (SHORT if longest <= FREE else FREE)
         steps = -(-longest // T) * T
         tokens = np.zeros((3, steps, B), np.int32)
-        for row, ids in enumerate(sentences):
-            tokens[:, : len(ids) - 1, row] = read_and_predicted(ids)
-        reader = self._reader.within(1 << (steps - 1).bit_length())  # a power of two, so that few sizes are compiled
-        scores = TokenScores.joined(_read_segments(reader, reader.start_all(B), tokens, T, self._detail)[0])
+        for row, place in enumerate(group):
+            tokens[:, : lengths[row], row] = read_and_predicted(sentences[place])
+        own = reader.within(1 << (steps - 1).bit_length())  # a power of two, so that few sizes are compiled
+        scores = TokenScores.joined(_read_segments(own, own.start_all(B), tokens, T, detail)[0])
         return [scores.rows((slice(length), row)) for row, length in enumerate(lengths)]
+
+    with ThreadPoolExecutor(CALLS) as pool:
+        groups = pool.map(side_by_side, (order[start : start + most] for start in range(0, len(order), most)))
+        found = dict(zip(order, chain.from_iterable(groups), strict=True))
+    return TokenScores.joined([found[place] for place in range(len(sentences))])
 
 
 def read_and_predicted(ids: np.ndarray) -> np.ndarray:
