@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product, zip_longest
@@ -328,14 +328,10 @@ class TrainedModel:
 
 def reader_nats(reader: Reader, ids: np.ndarray) -> np.ndarray:
     """Summed nats of every token of a stream [N] but the first, in constant memory; of a `GridReader` [G1, G2, ...]."""
-    return np.asarray(sum(nats.sum(0, dtype=float) for nats in nats_by_block(reader, ids)))
-
-
-def nats_by_block(reader: Reader, ids: np.ndarray) -> Iterator[np.ndarray]:
-    """The nats of every token of a stream [N] but the first, a block at a time."""
-    scoring = OneStream(reader, Detail(full=False))
+    scoring, total = OneStream(reader, Detail(full=False)), np.zeros(())
     for start in range(0, len(ids) - 1, BLOCK):
-        yield scoring([np.asarray(ids[start : start + BLOCK + 1])]).nats
+        total = total + scoring([np.asarray(ids[start : start + BLOCK + 1])]).nats.sum(0, dtype=float)
+    return total
 
 
 def _read_and_counted(ids: np.ndarray, text: str, protocol: Plain) -> tuple[np.ndarray, int]:
@@ -385,10 +381,10 @@ def compare(
         if not len(ids):
             raise DataError(f"{name} is empty: expected at least one word")
         ids = np.append(lm.vocab.eos, ids)
-        nats = [*nats_by_block(lm.reader_of(protocol_of(protocol), data_dir=data_dir), ids)]
+        scoring = OneStream(lm.reader_of(protocol_of(protocol), data_dir=data_dir), Detail(full=False))
         starts = np.flatnonzero(ids[:-1] == lm.vocab.eos)
         lines = ["".join(lm.vocab.decode_text(line).split()) for line in np.split(ids[1:], starts[1:])]
-        return name, lines, np.add.reduceat(np.concatenate(nats).astype(np.float64), starts)
+        return name, lines, np.add.reduceat(scoring([ids]).nats.astype(np.float64), starts)
 
     (name, lines, nats), (_, others, other_nats) = line_nats(model), line_nats(other)
     for number, (line, its) in enumerate(zip_longest(lines, others), 1):
