@@ -99,6 +99,11 @@ def checked(section: Any) -> Any:
     return section
 
 
+def checked_value(name: str, value: Any, kind: type, **limits: Any) -> Any:
+    """A value that is no field, checked as one: `limits` are of its `Spec`. Raises JaxlmError as `checked`."""
+    return _check(name, Spec(kind, "", **limits), value)
+
+
 def _check_relations(section: Any) -> None:
     """Raises JaxlmError where a field is set without one that it needs, or beside one that it excludes."""
 

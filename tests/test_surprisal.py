@@ -286,7 +286,7 @@ def test_text_that_cannot_be_read_is_refused_with_its_line(tmp_path, data, messa
         ({"context": "document"}, "context must be sentence or stream; it is 'document'"),
         ({"oov": "skip"}, "oov must be unk, error or nan; it is 'skip'"),
         ({"unit": "hartleys"}, "unit must be bits or nats"),
-        ({"tokenizer": "bpe"}, "tokenizer must be one of"),
+        ({"tokenizer": "bpe"}, "tokenizer must be none or ptb; it is 'bpe'"),
         ({"top_k": -1}, "top_k must be at least 0 and at most .*; it is -1"),
     ],
 )

@@ -21,7 +21,7 @@ from jaxlm.data.text import SPLITS, read_string
 from jaxlm.data.tokens import normalize_newlines
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, Diverged, JaxlmError
-from jaxlm.fields import specs
+from jaxlm.fields import checked_value, specs
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params
 from jaxlm.report.units import comparable, perplexity
@@ -29,7 +29,7 @@ from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient_statistics
 from jaxlm.scoring.mc_dropout import MCReader
 from jaxlm.scoring.neural_cache import CacheReader
 from jaxlm.scoring.reading import GridReader, ModelReader, OneStream, Reader
-from jaxlm.scoring.sentences import Sentence, check_choice, check_words
+from jaxlm.scoring.sentences import Sentence, check_words
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.scoring.token_scores import Detail, Network
 from jaxlm.scoring.tokenizers import PTBTokenizer, Tokenizer, at_white_space, is_tokenised
@@ -124,7 +124,7 @@ class TrainedModel:
 
     def tokenizer(self, name: str | None = None) -> Tokenizer:
         """The tokenizer of a name, or that of the training text."""
-        check_choice("tokenizer", name or "none", ("none", "ptb"))
+        checked_value("tokenizer", name or "none", str, choices=("none", "ptb"))
         return self._tokenizers[name or ""]
 
     def cased(self, text: str) -> str:
@@ -247,7 +247,7 @@ class TrainedModel:
         if text is not None:
             tokens = self.tokens(read_string(text, self.vocab.tokens.errors), tokenizer)
             return str(text), self.vocab.encode(tokens), tokens, None
-        check_choice("split", split, SPLITS)
+        checked_value("split", split, str, choices=SPLITS)
         source = self.find_corpus(corpus, data_dir)
         return f"{source.name} {split}", getattr(source, split), (), source
 

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ from jax import lax
 from jaxlm.data.tokens import EOS, WORDS, Words
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
+from jaxlm.fields import checked_value
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.sampling import Sampling, draw
 from jaxlm.scoring.sentences import Boundaries
@@ -74,10 +74,10 @@ def drawn(
     Texts have at most `words` words (None: no end), and end with the id `end` (-1: none). Yields words [n, S], -1 after
     a text's end, and their log-probabilities in nats [n, S]. Raises JaxlmError for a count below 1 or another seed.
     """
-    check_counts(words=1 if words is None else words, samples=samples)
-    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
-        raise JaxlmError(f"seed must be a whole number from 0 to {2**63 - 1:,}; it is {str(seed)[:40]}")
-    key, high = jax.random.key(int(seed) % 2**32), int(seed) >> 32  # JAX itself takes 32 bits
+    checked_value("words", words, int, low=1, optional=True)
+    checked_value("samples", samples, int, low=1)
+    seed = checked_value("seed", seed, int, low=0, high=2**63 - 1)
+    key, high = jax.random.key(seed % 2**32), seed >> 32  # JAX itself takes 32 bits
     key = jax.random.fold_in(key, high) if high else key
     position, count = begin(network, sampling, prompt, samples), 1
     left = math.inf if words is None else words
@@ -197,7 +197,8 @@ def beam_search(
     No word that `sampling` bans comes. A text may end earlier with the id `end` (-1: none). Raises JaxlmError where a
     count is not at least 1, or the beam is wider than the vocabulary.
     """
-    check_counts(words=words, beam=beam)
+    checked_value("words", words, int, low=1)
+    checked_value("beam", beam, int, low=1)
     if beam > len(vocab):
         raise JaxlmError(f"beam must be at most {len(vocab):,}, the words of the vocabulary; it is {beam}")
     position = begin(network, Sampling(), prompt, beam)
@@ -227,10 +228,3 @@ def _extended(network, banned, position, totals, end):
     ended, carry = position.done[parents], jax.tree.map(lambda leaf: leaf[parents], carry)
     found = jnp.where(ended, -1, word), jnp.where(ended, 0, log_p[parents, word])
     return Position(carry, word, position.step + 1, ended | (word == end), None), totals, parents, found
-
-
-def check_counts(**counts: int) -> None:
-    """Raises JaxlmError where a count is not a whole number from 1 on."""
-    for name, value in counts.items():
-        if not isinstance(value, Integral) or value < 1:
-            raise JaxlmError(f"{name} must be a whole number from 1 on; it is {value!r:.40}")

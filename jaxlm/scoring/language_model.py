@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxlm.config.protocols import protocol_of
 from jaxlm.errors import DataError, JaxlmError
+from jaxlm.fields import checked_value
 from jaxlm.scoring import generation
 from jaxlm.scoring.dynamic_evaluation import Adaptive
 from jaxlm.scoring.evaluation import TrainedModel
@@ -19,7 +20,7 @@ from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
 from jaxlm.scoring.reading import FREE, OneStream, carries, each_sentence
 from jaxlm.scoring.sampling import sampling_of
-from jaxlm.scoring.sentences import BLOCK, Encoded, Sentence, SentenceReader, blocks, check_choice, encode, in_regions
+from jaxlm.scoring.sentences import BLOCK, Encoded, Sentence, SentenceReader, blocks, encode, in_regions
 from jaxlm.scoring.surprisal import SurprisalOptions, Surprisals, WordSurprisals, by_word, surprisals
 from jaxlm.scoring.syntaxgym import Suite, SuiteResult, read_suite, score_suite
 from jaxlm.scoring.token_scores import Detail, Network, Scoring
@@ -30,7 +31,7 @@ class LanguageModel(TrainedModel):
 
     def predict(self, text: str, k: int = 10, *, tokenizer: str | None = None) -> list[tuple[str, float]]:
         """The k most probable next words after the text, with their probabilities."""
-        generation.check_counts(k=k)
+        checked_value("k", k, int, low=1)
         ids = self.vocab.encode(self.tokens(text, tokenizer))
         if not len(ids):
             raise DataError("there is no word to predict from: give at least one")
@@ -38,7 +39,7 @@ class LanguageModel(TrainedModel):
 
     def neighbors(self, word: str, k: int = 10) -> list[tuple[str, float]]:
         """The k other words nearest to a word, with the cosine of their embeddings."""
-        generation.check_counts(k=k)
+        checked_value("k", k, int, low=1)
         word = self.cased(word)
         if word not in self.vocab.ids:
             raise DataError(f"{word!r} is not among the {len(self.vocab):,} words of this model's vocabulary")
@@ -279,7 +280,7 @@ class LanguageModel(TrainedModel):
 
     def _begun(self, prompt: Sentence, stop: str, ban: Iterable[str] = (), **options: Any) -> tuple:
         """How to sample, the ids of `<eos>` and the prompt, and the id that ends a text (-1: none)."""
-        check_choice("stop", stop, ("eos", "none"))
+        checked_value("stop", stop, str, choices=("eos", "none"))
         how, end = sampling_of(self.vocab, ban=map(self.cased, ban), **options), self.vocab.eos
         found = encode(self.vocab, self.tokens(prompt), "unk", "the prompt", self.config.data.lowercase, blank=True)
         return how, found.ids[:-1], end if stop == "eos" else -1

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlm.errors import DataError
-from jaxlm.scoring.sentences import BLOCK, SentenceReader, blocks, check_choice, sentence_nats
+from jaxlm.fields import checked_value
+from jaxlm.scoring.sentences import BLOCK, SentenceReader, blocks, sentence_nats
 from jaxlm.scoring.stimuli import json_object, lines_of, source
 from jaxlm.scoring.token_scores import Scoring
 
@@ -124,7 +125,7 @@ def score_pairs(scoring: Scoring, read: SentenceReader, pairs: Iterable[Pair], o
 
     Raises DataError where an unknown word is refused, or a sentence has no words.
     """
-    check_choice("oov", oov, ("unk", "error", "filter"))
+    checked_value("oov", oov, str, choices=("unk", "error", "filter"))
     results: list[PairResult] = []
     for block in blocks(pairs, BLOCK):
         texts = [(text, f"{pair.where}, {text!r:.80}") for pair in block for text in (pair.good, pair.bad)]

@@ -194,9 +194,3 @@ def blocks(items: Iterable, size: int) -> Iterator[list]:
     iterator = iter(items)
     while block := list(islice(iterator, size)):
         yield block
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises JaxlmError where a value is not one of the choices."""
-    if value not in choices:
-        raise JaxlmError(f"{name} must be one of {', '.join(choices)}; it is {value!r}")

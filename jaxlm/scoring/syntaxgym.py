@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlm.errors import DataError
-from jaxlm.scoring.sentences import SentenceReader, check_choice, in_regions, sentence_nats
+from jaxlm.fields import checked_value
+from jaxlm.scoring.sentences import SentenceReader, in_regions, sentence_nats
 from jaxlm.scoring.stimuli import json_object, lines_of, source
 from jaxlm.scoring.token_scores import Scoring
 
@@ -174,7 +175,7 @@ def read_suite(path: str | Path) -> Suite:
 
 def score_suite(scoring: Scoring, read: SentenceReader, suite: Suite, oov: str) -> SuiteResult:
     """Scores a suite, each sentence by itself. Raises DataError where a word is refused, or a sentence has no words."""
-    check_choice("oov", oov, ("unk", "error"))
+    checked_value("oov", oov, str, choices=("unk", "error"))
     sentences = []
     for item in suite.items:
         for name, regions in item.conditions.items():
