@@ -81,9 +81,6 @@ class TokenScores(NamedTuple):
     top_nats: Any
     boundary: Any
 
-    def __repr__(self) -> str:
-        return f"TokenScores({len(self.nats):,} tokens, {self.nats.sum():.2f} nats)"
-
     def rows(self, rows: Any) -> "TokenScores":
         """Some of the scores, in NumPy."""
         return TokenScores(*(np.asarray(column)[rows] for column in self))
