@@ -165,10 +165,9 @@ class TrainedModel:
         protocol: str | Plain | None = None,
         tokenizer: str | None = None,
     ) -> Evaluation:
-        """A split of the run's own corpus, or a file of text at batch 1.
+        """A split of a corpus, or a file of text.
 
-        The protocol `plain` reads a split of the run's own corpus in training's rows. Other texts, and other
-        protocols, are read in one row.
+        `plain` reads train and valid of the run's own corpus in training's rows. Everything else is read in one row.
 
         Args:
             split: train, valid or test.

@@ -143,7 +143,6 @@ class LanguageModel(TrainedModel):
         """The number of the first sentence of each block, how its sentences are read, and the table of their tokens.
 
         Args:
-            sentences: as `surprisal` and `surprisal_stream` take them.
             block: sentences that are read together.
             first: number of the first sentence.
             scoring: of `scorer` or `adaptive`, continued from its state (default: a new `scorer`).
@@ -237,7 +236,6 @@ class LanguageModel(TrainedModel):
         Args:
             prompt: a text or words; unknown words are read as `<unk>`.
             words: most words of each text.
-            samples: how many texts.
             seed: of all texts: a sample is the same alone and among many.
             stop: "eos" ends a text at its first `<eos>`; "none" does not.
             beam: in place of sampling, search for the most probable text, keeping so many at each word.
