@@ -22,6 +22,7 @@ DOUBLE, SINGLE, DASHES = '"\u201c\u201d', "'\u2018\u2019", "\u2014\u2013"  # as 
 MARKS = r"``|''|\.\.\.|--|"  # marks of more than one letter
 LEADING = re.compile(MARKS + rf"[A-Za-z]{{1,2}}\$|[{DOUBLE}{SINGLE}{DASHES}`(\[{{<$#£€*¿¡]")
 TRAILING = re.compile(rf"(?:{MARKS}[{DOUBLE}{SINGLE}{DASHES}`)\]}}>%,.;:?!*…])\Z")
+CLITIC = re.compile(rf"(?:{'|'.join(CLITICS)})\Z", re.IGNORECASE)
 LONGEST_NUMBER = 40  # characters
 ATTACHED = {*CLITICS, "'", *".,;:?!%)]}", "''", "-rrb-", "-rsb-", "-rcb-", "..."}  # joined to the word before them
 OPENING = {*"([{$#£€", "``", "-lrb-", "-lsb-", "-lcb-"}  # joined to the word after them
@@ -74,9 +75,11 @@ class PTBTokenizer:
             start = mark.end()
         if last and word.endswith(".", start, end) and word[start : end - 1] in self._known:
             end -= 1  # "inc." ends a sentence as "inc"
-        while not self._stands(word, start, end) and (clitic := self._clitic(word, start, end)):
-            after.append(clitic)
-            end -= len(clitic)
+        while not self._stands(word, start, end) and (found := CLITIC.search(word, max(start + 1, end - 3), end)):
+            if found[0] not in self._known:
+                break
+            after.append(found[0])
+            end = found.start()
         return [*before, *(self._whole(word[start:end]) if start < end else ()), *reversed(after)]
 
     def _stands(self, word: str, start: int, end: int) -> bool:
@@ -96,11 +99,6 @@ class PTBTokenizer:
         if mark in DOUBLE:
             names.append("``" if opening else "''")
         return [name for name in names if name in self._known][:1] or ([mark] if mark[1:] == "$" else [])
-
-    def _clitic(self, word: str, start: int, end: int) -> str:
-        """The clitic at the end of a part, if the vocabulary has it and the part is longer; else nothing."""
-        ends = (word[end - len(one) : end] for one in CLITICS if end - len(one) > start)
-        return next((one for one in ends if one.lower() in CLITICS and one in self._known), "")
 
     def _whole(self, part: str) -> list[str]:
         """The pieces of a part without marks and clitics: numbers, and slashes as the vocabulary writes them."""
