@@ -140,11 +140,9 @@ class TrainedModel:
             return check_words(text)
         if self.vocab.kind != "words":
             return self.vocab.tokenize(self.cased(text))
-        pieces, tokens = self.tokenizer(tokenizer), []
-        for line in normalize_newlines(self.cased(text)).split("\n"):
-            for word in pieces(line):
-                tokens += map(sys.intern, word)  # one string object for each word, however long the text
-            tokens.append(EOS)
+        pieces, lines = self.tokenizer(tokenizer), normalize_newlines(self.cased(text)).split("\n")
+        words = (word for line in lines for word in (*pieces(line), [EOS]))
+        tokens = [sys.intern(piece) for word in words for piece in word]  # one object a word, however long the text
         return tokens[:-1]  # n newlines make n + 1 lines
 
     def perplexity(self, text: str, *, tokenizer: str | None = None) -> float:
