@@ -77,30 +77,23 @@ KINDS = {"float32": 1, "float64": 2, "int32": 3, "int64": 9, "float16": 19, "uin
 
 
 def write_checkpoint(
-    prefix: Path,
-    variables: dict[str, np.ndarray],
-    shards: int = 1,
-    kind: bytes = b"\0",
-    more: dict[bytes, bytes] | None = None,
+    prefix: Path, variables: dict[str, np.ndarray], kind: bytes = b"\0", more: dict[bytes, bytes] | None = None
 ) -> Path:
-    """A checkpoint as TensorFlow's BundleWriter makes it, variables dealt out to the shards in turn."""
-    data, entries = [b""] * shards, {b"": number(1, shards)}
-    for place, (name, array) in enumerate(variables.items()):
-        shard = place % shards
+    """A checkpoint as TensorFlow's BundleWriter makes it."""
+    data, entries = b"", {b"": number(1, 1)}
+    for name, array in variables.items():
         raw = array.tobytes()
         shape = b"".join(message(2, number(1, size)) for size in array.shape)
         entries[name.encode()] = (
             number(1, KINDS[array.dtype.name])
             + message(2, shape)
-            + number(3, shard)
-            + number(4, len(data[shard]))
+            + number(4, len(data))
             + number(5, len(raw))
             + varint(6 << 3 | 5)
             + struct.pack("<I", masked(slow_crc(raw)))
         )
-        data[shard] += raw
-    for shard, content in enumerate(data):
-        Path(f"{prefix}.data-{shard:05d}-of-{shards:05d}").write_bytes(content)
+        data += raw
+    Path(f"{prefix}.data-00000-of-00001").write_bytes(data)
     Path(f"{prefix}.index").write_bytes(table(entries | (more or {}), kind=kind))
     return prefix
 
@@ -165,17 +158,12 @@ def test_any_scope_and_the_names_of_every_version(tmp_path, scope, cell, names):
     assert (model.config.embedding_size, model.config.hidden_sizes, model.config.vocab_size) == (3, (2, 4), 6)
 
 
-@pytest.mark.parametrize("shards", [1, 3])
-def test_shards(tmp_path, shards):
-    arrays = variables(sizes=(2, 3, 4, 5))
-    check(read_model(write_checkpoint(tmp_path / "m", arrays, shards)), arrays)
-
-
-def test_compressed_blocks_and_big_endian_numbers_are_refused(tmp_path):
+def test_compressed_blocks_big_endian_numbers_and_several_shards_are_refused(tmp_path):
     with pytest.raises(JaxlmError, match="compressed"):
         read_model(write_checkpoint(tmp_path / "m", variables(), kind=b"\1"))
-    with pytest.raises(JaxlmError, match="big-endian"):
-        read_model(write_checkpoint(tmp_path / "m", variables(), more={b"": number(1, 1) + number(2, 1)}))
+    for header in (number(1, 1) + number(2, 1), number(1, 2)):
+        with pytest.raises(JaxlmError, match=r"one shard, .* little-endian"):
+            read_model(write_checkpoint(tmp_path / "m", variables(), more={b"": header}))
 
 
 def test_other_precisions(tmp_path):
@@ -217,29 +205,29 @@ def test_slots_and_scalars_are_left_out_and_others_named(tmp_path):
             read_model(write_checkpoint(tmp_path / "m", {**arrays, name: arrays[name] * np.float32(np.inf)}))
 
 
-def test_missing_short_and_changed_shards(tmp_path):
-    prefix = write_checkpoint(tmp_path / "m", variables(), shards=3)
-    shard = tmp_path / "m.data-00001-of-00003"
+def test_missing_short_and_changed_data(tmp_path):
+    prefix = write_checkpoint(tmp_path / "m", variables())
+    shard = tmp_path / "m.data-00000-of-00001"
     content = shard.read_bytes()
-    for name in ("m", "m.index", "m.meta", "m.data-00000-of-00003"):
+    for name in ("m", "m.index", "m.meta", "m.data-00000-of-00001"):
         assert read_model(tmp_path / name).config.vocab_size == 6
     shard.write_bytes(content[:-1])
-    with pytest.raises(JaxlmError, match=r"ends at byte .*m\.data-00001-of-00003.* cut short"):
+    with pytest.raises(JaxlmError, match=r"ends at byte .* cut short"):
         read_model(prefix)
     shard.write_bytes(content[:9] + bytes([content[9] ^ 4]) + content[10:])
-    with pytest.raises(JaxlmError, match=r"checksum .*m\.data-00001-of-00003"):
+    with pytest.raises(JaxlmError, match=r"checksum .* damaged"):
         read_model(prefix)
     shard.unlink()
-    with pytest.raises(JaxlmError, match=r"1 of its 3 shards are missing \('m\.data-00001-of-00003'\)"):
+    with pytest.raises(JaxlmError, match=r"its 'm\.data-00000-of-00001': No such file"):
         read_model(prefix)
     (tmp_path / "m.index").unlink()
     with pytest.raises(JaxlmError, match=r"m\.index"):
         read_model(tmp_path / "m.meta")
 
 
-def entry(shape: tuple[int, ...], kind: int = 1, shard: int = 0, offset: int = 0, size: int = 0) -> bytes:
+def entry(shape: tuple[int, ...], kind: int = 1, offset: int = 0, size: int = 0) -> bytes:
     dims = b"".join(message(2, number(1, extent)) for extent in shape)
-    return number(1, kind) + message(2, dims) + number(3, shard) + number(4, offset) + number(5, size)
+    return number(1, kind) + message(2, dims) + number(4, offset) + number(5, size)
 
 
 EMPTY = bytes([6 << 3 | 5]) + struct.pack("<I", masked(crc32c(b"")))  # the checksum of no bytes, as a field of an entry
@@ -251,7 +239,6 @@ EMPTY = bytes([6 << 3 | 5]) + struct.pack("<I", masked(crc32c(b"")))  # the chec
         ({b"Model/embedding": entry((1 << 20, 1 << 18), size=1 << 40)}, "ends at byte 1,099,511,627,776"),
         ({b"Model/embedding": entry((1 << 61, 1 << 61), size=1 << 40)}, "ends at byte 1,099,511,627,776"),
         ({b"Model/embedding": entry((6, 3), size=72, offset=1 << 61)}, "cut short"),
-        ({b"Model/embedding": entry((6, 3), size=72, shard=9)}, "it is damaged or cut short"),
         ({b"Model/embedding": entry((6, 3), size=71)}, "checksum"),
         ({b"Model/embedding": entry((6, 3), kind=7, size=4)}, "something else than floats"),
         ({b"Model/embedding": entry((6, 3), size=72) + message(7, b"")}, "partitioned"),
@@ -259,9 +246,9 @@ EMPTY = bytes([6 << 3 | 5]) + struct.pack("<I", masked(crc32c(b"")))  # the chec
         ({b"Model/embedding": entry((0, 1 << 63)) + EMPTY}, "it is damaged or cut short"),
         ({b"Model/embedding": b"\x0f"}, "damaged"),
         ({b"Model/embedding": b"\x08" + b"\xff" * 11}, "64 bits"),
-        ({b"": b""}, "how many shards"),
-        ({b"": number(1, 1 << 40)}, "how many shards"),
-        ({b"": message(1, b"1")}, "how many shards"),
+        ({b"": b""}, "one shard"),
+        ({b"": number(1, 1 << 40)}, "one shard"),
+        ({b"": message(1, b"1")}, "expected a number"),
         ({b"%d" % place: b"" for place in range(20000)}, "20,000 entries"),
         ({b"k" * 600: entry((1,), size=4)}, "key"),
     ],
@@ -283,7 +270,6 @@ def test_many_variables_of_the_same_bytes_are_refused(tmp_path):
     entry = (
         number(1, 1)
         + message(2, shape)
-        + number(3, 0)
         + number(4, offset)
         + number(5, kernel.nbytes)
         + varint(6 << 3 | 5)

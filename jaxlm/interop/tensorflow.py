@@ -10,8 +10,6 @@ import io
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxlm.errors import JaxlmError
-from jaxlm.files import read_bytes, reader
+from jaxlm.files import read_bytes
 from jaxlm.interop.foreign import ForeignModel, by_role, check_sharing, float32, listed, matrix_shape, shown
 
 LAYER = "m/rnn/multi_rnn_cell/cell_{}/basic_lstm_cell/{}:0"
@@ -32,7 +30,7 @@ _CELL = re.compile(
 )
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # what a table ends with
 MOST_KEY, MOST_ENTRIES = 500, 20_000  # bytes; pairs
-MOST_INDEX, MOST_SHARDS = 1 << 26, 100_000
+MOST_INDEX, MOST_DATA = 1 << 26, 1 << 32  # bytes of the two files
 _DTYPES = {1: "float32", 2: "float64", 14: "bfloat16", 19: "float16"}  # by TensorFlow's DataType
 _ENDING = re.compile(r"(?s)(.+)\.(index|meta|data-[0-9]{5}-of-[0-9]{5})")
 _LATEST = re.compile(rb'(?m)^[ \t]*model_checkpoint_path:[ \t]*"((?:[^"\\\n]|\\.)+)"')
@@ -63,15 +61,26 @@ def from_tensorflow(variables: Mapping[str, ArrayLike]) -> dict[str, Any]:
     Raises:
         JaxlmError: names are missing or unknown.
     """
-    roles, layers, _ = _roles(variables)
+    roles, layers, _ = _roles({name: np.shape(array) for name, array in variables.items()})
     return _tree({role: np.asarray(variables[name]) for role, name in roles.items()}, layers)
 
 
 def read_tensorflow(prefix: Path) -> ForeignModel:
-    """The model of a checkpoint of the tutorial, in any scope. Raises JaxlmError, which names variables, for others."""
-    variables, files = _read_checkpoint(prefix)
+    """The model of a checkpoint of the tutorial, in any scope.
+
+    Raises JaxlmError for other models, whose variables are named, and for several shards; anything for damage.
+    """
+    index, shard = prefix.with_name(f"{prefix.name}.index"), prefix.with_name(f"{prefix.name}.data-00000-of-00001")
+    table = dict(_entries(read_bytes(index, MOST_INDEX)))
+    header = message_fields(table.pop(b"", b""))
+    if _number(header, 1) != 1 or _number(header, 2):
+        raise JaxlmError("expected a checkpoint of one shard, as the tutorial writes it on a little-endian machine")
+    data = read_bytes(shard, MOST_DATA)
+    entries = {key.decode(errors="replace"): message_fields(entry) for key, entry in table.items()}
+    variables = {name: _shape(name, entry, len(data)) for name, entry in entries.items()}
+    check_sharing((_number(entry, 5) for entry in entries.values()), len(data))
     roles, layers, left = _roles(variables)
-    arrays = {role: variables[name].read() for role, name in roles.items()}
+    arrays = {role: _values(name, entries[name], data).reshape(variables[name]) for role, name in roles.items()}
     vocab_size, width = matrix_shape(roles["embedding"], arrays["embedding"])
     shapes: dict[str, tuple[int, ...]] = {"embedding": (vocab_size, width)}
     for layer in range(layers):
@@ -82,16 +91,16 @@ def read_tensorflow(prefix: Path) -> ForeignModel:
     notes = ["the forget bias is not in a checkpoint: it is taken as 0, as the tutorial has it"]
     if left:
         notes.append(f"left out, as no part of the model: {listed(left)}")
-    return ForeignModel.of_lstm(params, notes, arrays.values(), files)
+    return ForeignModel.of_lstm(params, notes, arrays.values(), (index, shard))
 
 
-def _roles(variables: Mapping[str, Any]) -> tuple[dict[str, str], int, set[str]]:
-    """The name of the variable, in any scope, of each role; the number of layers; and the names that have no role.
+def _roles(variables: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, str], int, set[str]]:
+    """{role: variable}, in any scope, of variables whose shapes are given; the number of layers; the rest of the names.
 
-    Without a role are slots of the optimiser, averages and scalars. Raises JaxlmError as `by_role`.
+    The rest are slots of the optimiser, averages and scalars. Raises JaxlmError as `by_role`.
     """
     plain = {name.removesuffix(":0") for name in variables}
-    left = {name for name, one in variables.items() if not np.shape(one) or name.rpartition("/")[0] in plain}
+    left = {name for name, shape in variables.items() if not shape or name.rpartition("/")[0] in plain}
     return *by_role([name for name in variables if name not in left], _role, _ENDS.values(), ["kernel", "bias"]), left
 
 
@@ -111,30 +120,6 @@ def _tree(arrays: Mapping[str, np.ndarray], layers: int) -> dict[str, Any]:
         "layers": [{part: arrays[f"{part} of layer {at}"] for part in ("kernel", "bias")} for at in range(layers)],
         "softmax": {"kernel": arrays["softmax_w"], "bias": arrays["softmax_b"]},
     }
-
-
-@dataclass(frozen=True)
-class Variable:
-    """A variable of a checkpoint, whose bytes lie in its file and have not been read."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str  # NumPy's name, or what else it holds
-    shard: Path
-    offset: int
-    size: int  # bytes
-    checksum: int
-
-    def read(self) -> np.ndarray:
-        """Its values. Raises JaxlmError where the checksum is wrong, or these are no floats; OSError."""
-        if self.dtype not in _DTYPES.values():
-            raise JaxlmError(f"{shown(self.name)} holds {self.dtype}, expected one of {', '.join(_DTYPES.values())}")
-        with reader(self.shard) as file:
-            file.seek(self.offset)
-            data = file.read(self.size)
-        if masked(crc32c(data)) != self.checksum:
-            raise JaxlmError(f"the checksum of {shown(self.name)} is wrong; {shown(self.shard.name)} is damaged")
-        return np.frombuffer(data, self.dtype).reshape(self.shape)
 
 
 def checkpoint_prefix(path: Path) -> Path | None:
@@ -158,43 +143,22 @@ def checkpoint_prefix(path: Path) -> Path | None:
     return path if path.name and path.with_name(path.name + ".index").exists() else None
 
 
-def _read_checkpoint(prefix: Path) -> tuple[dict[str, Variable], tuple[Path, ...]]:
-    """The variables of a checkpoint, by name, and its files; the checksum of each is checked as it is read.
-
-    Raises JaxlmError where shards are missing or too short; anything where the index is damaged.
-    """
-    index = prefix.with_name(prefix.name + ".index")
-    data = read_bytes(index, MOST_INDEX)
-    table = dict(_entries(data))
-    header = message_fields(table.pop(b"", b""))
-    shards = header.get(1, [0])[-1]
-    if not isinstance(shards, int) or not 0 < shards < MOST_SHARDS:
-        raise JaxlmError("its index does not say how many shards there are; it is damaged")
-    if header.get(2, [0])[-1]:
-        raise JaxlmError("it was written by a big-endian machine, and only little-endian checkpoints are read")
-    paths = [prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}") for shard in range(shards)]
-    if missing := [path.name for path in paths if not path.exists()]:
-        raise JaxlmError(f"{len(missing)} of its {shards} shards are missing ({listed(missing)}); copy them too")
-    sizes = [path.stat().st_size for path in paths]
-    found: dict[str, Variable] = {}
-    for key, entry in table.items():
-        with suppress(UnicodeDecodeError):  # a slice of a partitioned variable, refused where the model needs it
-            name = key.decode()
-            found[name] = _variable(name, message_fields(entry), paths, sizes)
-    check_sharing((variable.size for variable in found.values()), sum(sizes))
-    return found, (index, *paths)
-
-
-def _variable(name: str, entry: Fields, paths: list[Path], sizes: list[int]) -> Variable:
-    """A variable of one entry: type 1, shape 2, shard 3, offset 4, bytes 5, checksum 6, slices 7."""
+def _shape(name: str, entry: Fields, stored: int) -> tuple[int, ...]:
+    """The shape (field 2) of a variable. Raises JaxlmError where not all of its bytes (4, 5) are stored."""
+    if (end := _number(entry, 4) + _number(entry, 5)) > stored:
+        raise JaxlmError(f"the variable {shown(name)} ends at byte {end:,} of {stored:,}; the checkpoint is cut short")
     dimensions = message_fields(entry.get(2, [b""])[-1]).get(2, [])
-    shape = tuple(_number(message_fields(dimension), 1) for dimension in dimensions)
-    kind, shard, offset, size, checksum = (_number(entry, field) for field in (1, 3, 4, 5, 6))
-    dtype = "a partitioned variable" if 7 in entry else _DTYPES.get(kind, "something else than floats")
-    if offset + size > sizes[shard]:
-        end = f"ends at byte {offset + size:,} of {shown(paths[shard].name)}, which has {sizes[shard]:,}"
-        raise JaxlmError(f"the variable {shown(name)} {end}; it is cut short")
-    return Variable(name, shape, dtype, paths[shard], offset, size, checksum)
+    return tuple(_number(message_fields(dimension), 1) for dimension in dimensions)
+
+
+def _values(name: str, entry: Fields, data: bytes) -> np.ndarray:
+    """The values [n] of a variable. Raises JaxlmError where these are no floats, or their checksum (6) is wrong."""
+    kind, offset, size, checksum = (_number(entry, field) for field in (1, 4, 5, 6))
+    if kind not in _DTYPES or 7 in entry:
+        raise JaxlmError(f"{shown(name)} is partitioned, or holds something else than floats")
+    if masked(crc32c(raw := data[offset : offset + size])) != checksum:
+        raise JaxlmError(f"the checksum of {shown(name)} is wrong; the checkpoint is damaged")
+    return np.frombuffer(raw, _DTYPES[kind])
 
 
 def _number(fields: Fields, field: int) -> int:
