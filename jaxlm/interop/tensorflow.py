@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -61,8 +62,8 @@ def from_tensorflow(variables: Mapping[str, ArrayLike]) -> dict[str, Any]:
     Raises:
         JaxlmError: names are missing or unknown.
     """
-    roles, layers, _ = _roles({name: np.shape(array) for name, array in variables.items()})
-    return _tree({role: np.asarray(variables[name]) for role, name in roles.items()}, layers)
+    names, _ = _names({name: np.shape(array) for name, array in variables.items()})
+    return jax.tree.map(lambda name: np.asarray(variables[name]), names)
 
 
 def read_tensorflow(prefix: Path) -> ForeignModel:
@@ -79,29 +80,35 @@ def read_tensorflow(prefix: Path) -> ForeignModel:
     entries = {key.decode(errors="replace"): message_fields(entry) for key, entry in table.items()}
     variables = {name: _shape(name, entry, len(data)) for name, entry in entries.items()}
     check_sharing((_number(entry, 5) for entry in entries.values()), len(data))
-    roles, layers, left = _roles(variables)
-    arrays = {role: _values(name, entries[name], data).reshape(variables[name]) for role, name in roles.items()}
-    vocab_size, width = matrix_shape(roles["embedding"], arrays["embedding"])
-    shapes: dict[str, tuple[int, ...]] = {"embedding": (vocab_size, width)}
-    for layer in range(layers):
-        below, width = width, arrays[f"bias of layer {layer}"].size // 4
-        shapes |= {f"bias of layer {layer}": (4 * width,), f"kernel of layer {layer}": (below + width, 4 * width)}
-    shapes |= {"softmax_w": (width, vocab_size), "softmax_b": (vocab_size,)}
-    params = _tree({role: float32(roles[role], arrays[role], shape) for role, shape in shapes.items()}, layers)
+    names, left = _names(variables)
+    arrays = jax.tree.map(lambda name: _values(name, entries[name], data).reshape(variables[name]), names)
+    vocab_size, width = matrix_shape(names["embedding"], arrays["embedding"])
+    shapes: dict[str, Any] = {"embedding": (vocab_size, width), "layers": []}
+    for layer in arrays["layers"]:
+        below, width = width, layer["bias"].size // 4
+        shapes["layers"].append({"kernel": (below + width, 4 * width), "bias": (4 * width,)})
+    shapes["softmax"] = {"kernel": (width, vocab_size), "bias": (vocab_size,)}
+    params = jax.tree.map(float32, names, arrays, shapes)
     notes = ["the forget bias is not in a checkpoint: it is taken as 0, as the tutorial has it"]
     if left:
         notes.append(f"left out, as no part of the model: {listed(left)}")
-    return ForeignModel.of_lstm(params, notes, arrays.values(), (index, shard))
+    return ForeignModel.of_lstm(params, notes, jax.tree.leaves(arrays), (index, shard))
 
 
-def _roles(variables: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, str], int, set[str]]:
-    """{role: variable}, in any scope, of variables whose shapes are given; the number of layers; the rest of the names.
+def _names(variables: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], set[str]]:
+    """The names of variables, whose shapes are given, as jaxlm's parameter tree, in any scope; and the other names.
 
-    The rest are slots of the optimiser, averages and scalars. Raises JaxlmError as `by_role`.
+    The others are slots of the optimiser, averages and scalars. Raises JaxlmError as `by_role`.
     """
     plain = {name.removesuffix(":0") for name in variables}
     left = {name for name, shape in variables.items() if not shape or name.rpartition("/")[0] in plain}
-    return *by_role([name for name in variables if name not in left], _role, _ENDS.values(), ["kernel", "bias"]), left
+    roles, layers = by_role([name for name in variables if name not in left], _role, _ENDS.values(), ["kernel", "bias"])
+    tree = {
+        "embedding": roles["embedding"],
+        "layers": [{part: roles[f"{part} of layer {at}"] for part in ("kernel", "bias")} for at in range(layers)],
+        "softmax": {"kernel": roles["softmax_w"], "bias": roles["softmax_b"]},
+    }
+    return tree, left
 
 
 def _role(name: str) -> str | None:
@@ -111,15 +118,6 @@ def _role(name: str) -> str | None:
         part = "bias" if cell["part"].lower().startswith("bias") else "kernel"
         return f"{part} of layer {int(cell['index'] or 0)}"
     return _ENDS.get(name.split("/")[-1])
-
-
-def _tree(arrays: Mapping[str, np.ndarray], layers: int) -> dict[str, Any]:
-    """jaxlm's parameter tree of the arrays by role."""
-    return {
-        "embedding": arrays["embedding"],
-        "layers": [{part: arrays[f"{part} of layer {at}"] for part in ("kernel", "bias")} for at in range(layers)],
-        "softmax": {"kernel": arrays["softmax_w"], "bias": arrays["softmax_b"]},
-    }
 
 
 def checkpoint_prefix(path: Path) -> Path | None:
