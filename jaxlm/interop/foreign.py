@@ -1,6 +1,6 @@
 """What is read from other programs' files: named arrays, and the language model that is made of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +44,9 @@ class ForeignModel:
 
 
 def by_role(
-    names: Iterable[str], role_of: Callable[[str], str | None], ends: Iterable[str], parts: Iterable[str]
-) -> tuple[dict[str, str], int]:
-    """{role: name} of an LSTM's tensors, and its number of layers; the roles of layer K are `PART of layer K`.
+    names: Iterable[str], role_of: Callable[[str], str | None], ends: Iterable[str], parts: Sequence[str]
+) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """{role: name} of an LSTM's tensors, and {part: name} of each layer; the roles of layer K are `PART of layer K`.
 
     Raises JaxlmError where `ends` or `parts` of a layer are missing, a role has two names, or a name has none.
     """
@@ -61,7 +61,8 @@ def by_role(
         problem = f"missing are {listed(wanted - found.keys()) or 'none'}; unknown are {listed(unknown) or 'none'}"
         problem += f"; given more than once are {', '.join(twice[:4])}" if twice else ""
         raise JaxlmError(f"expected the weights of an LSTM language model; {problem}")
-    return {role: several[0] for role, several in found.items()}, layers
+    roles = {role: several[0] for role, several in found.items()}
+    return roles, [{part: roles[f"{part} of layer {layer}"] for part in parts} for layer in range(layers)]
 
 
 def float32(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

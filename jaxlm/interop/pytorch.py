@@ -261,8 +261,8 @@ def _model_of(tensors: Tensors, file: Path) -> ForeignModel:
     embedding, kernel = (tensors[roles[end]] for end in ends)
     vocab_size, width = matrix_shape(roles["encoder.weight"], embedding)
     table, notes, made = float32(roles["encoder.weight"], embedding, (vocab_size, width)), [], []
-    for layer in range(layers):
-        made.append(_lstm(tensors, {part: roles[f"{part} of layer {layer}"] for part in parts}, width))
+    for layer in layers:
+        made.append(_lstm(tensors, layer, width))
         width = len(made[-1]["bias"]) // 4
     head = float32(roles["decoder.weight"], kernel, (vocab_size, width))
     softmax = {"bias": np.zeros(vocab_size, np.float32)}

@@ -103,12 +103,8 @@ def _names(variables: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], se
     plain = {name.removesuffix(":0") for name in variables}
     left = {name for name, shape in variables.items() if not shape or name.rpartition("/")[0] in plain}
     roles, layers = by_role([name for name in variables if name not in left], _role, _ENDS.values(), ["kernel", "bias"])
-    tree = {
-        "embedding": roles["embedding"],
-        "layers": [{part: roles[f"{part} of layer {at}"] for part in ("kernel", "bias")} for at in range(layers)],
-        "softmax": {"kernel": roles["softmax_w"], "bias": roles["softmax_b"]},
-    }
-    return tree, left
+    softmax = {"kernel": roles["softmax_w"], "bias": roles["softmax_b"]}
+    return {"embedding": roles["embedding"], "layers": layers, "softmax": softmax}, left
 
 
 def _role(name: str) -> str | None:
