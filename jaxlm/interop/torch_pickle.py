@@ -71,8 +71,6 @@ def unpickle(stream: BinaryIO, storage: Callable[[Any], np.ndarray]) -> Any:
                 continue
             case ("STOP", [value]):
                 return value
-            case ("DUP", [value]):
-                stack.append(value)
             case ("MEMOIZE", [value]):
                 memo[len(memo)] = value
             case ("GET" | "BINGET" | "LONG_BINGET", _):
