@@ -164,7 +164,7 @@ def test_a_hub_s_folder_describes_the_model_and_its_results(tmp_path):
     assert main(["export", str(run), "--to", "hub", "-o", str(tmp_path / "out")]) == 0
     config = json.loads((tmp_path / "out/config.json").read_text())
     lm = jaxlm.load(run)
-    assert (config["vocab_size"], config["hidden_sizes"]) == (len(lm.vocab), [4, 4])
+    assert (config["vocab_size"], config["hidden_size"], config["num_hidden_layers"]) == (len(lm.vocab), 4, 2)
     assert config["tie_word_embeddings"] is False
     assert Vocab.from_json((tmp_path / "out/vocab.json").read_text()) == lm.vocab
     card = (tmp_path / "out/README.md").read_text()

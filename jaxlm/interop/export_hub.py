@@ -67,9 +67,7 @@ def _fill(folder: Folder, model: LanguageModel, metrics: Sequence[dict[str, Any]
             "AutoModelForSequenceClassification": "modeling_jaxlm.JaxlmForSequenceClassification",
         },
         "vocab_size": config.vocab_size,
-        "embedding_size": config.embedding_size,
         "hidden_size": config.hidden_sizes[-1],
-        "hidden_sizes": list(config.hidden_sizes),
         "num_hidden_layers": len(config.hidden_sizes),
         "tie_word_embeddings": False,  # (tied or not, there is nothing for transformers to tie)
         **{f"{name}_id": place for name, place in special_tokens(model.vocab).items()},
