@@ -124,8 +124,7 @@ class LanguageModel(nn.Module):
         """Reads a window.
 
         Args:
-            tokens: [B, T].
-            targets: [B, T].
+            tokens, targets: [B, T].
             initial_carry: one state a layer; None: zeros.
             seq_lengths: steps of each row that count [B], at least 1; None: all.
             deterministic: drops nothing and computes in float32, as an evaluation.

@@ -59,7 +59,6 @@ class LanguageModel(nnx.Module):
     `params` is jaxlm's own tree with an `nnx.Param` at each leaf; `tree()` returns the arrays.
 
     Args:
-        model: of any kind and head.
         params: in place of fresh ones, as `jaxlm.load(run).params`.
         deterministic: drops nothing and computes in float32, as an evaluation; `train()` and `eval()` change it.
         rngs: streams `params` and `dropout`.

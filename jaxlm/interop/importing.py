@@ -40,8 +40,6 @@ def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str
             trained on, whose words are numbered in the order of their first appearance. None: the vocabulary of a
             hub's folder.
         run_dir: a new directory, which becomes an ordinary run of the model; None keeps nothing.
-    Returns:
-        The model.
     Raises:
         JaxlmError: the file is damaged, is no LSTM language model, asks for something that could run code (which is
             named), or is larger than this machine's memory.
@@ -66,11 +64,7 @@ def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str
 
 
 def read_model(file: str | Path) -> ForeignModel:
-    """A stacked LSTM from a file of PyTorch, safetensors or TensorFlow 1; or any model that `export_hub` wrote.
-
-    Raises JaxlmError where there is no such file, or it is damaged, is no LSTM language model, or asks for something
-    that could run code, which is named; nothing was run.
-    """
+    """The model of a file, before it has a vocabulary; `file` and JaxlmError are as in `import_model`."""
     path = Path(file)
     try:
         folder = path.parent if path.name == WEIGHTS and (path.parent / CODE).is_file() else path
