@@ -27,10 +27,8 @@ class ForeignModel:
     run: Config | None = None  # of the run that jaxlm exported it from
 
     @staticmethod
-    def of_lstm(
-        params: Params, notes: list[str], arrays: Iterable[np.ndarray], files: tuple[Path, ...]
-    ) -> "ForeignModel":
-        """The model of an LSTM's parameter tree, which gives its sizes, made from arrays of any precision."""
+    def of_lstm(params: Params, notes: list[str], *files: Path) -> "ForeignModel":
+        """The model of an LSTM's parameter tree, which gives its sizes."""
         vocab_size, width = params["embedding"].shape
         config = LSTM(
             vocab_size=vocab_size,
@@ -39,8 +37,7 @@ class ForeignModel:
             tied="kernel" not in params["softmax"],
             forget_bias=0.0,
         )
-        rounded = ["float64 weights were rounded to float32"] if any(one.dtype == np.float64 for one in arrays) else []
-        return ForeignModel(config, params, (*notes, *rounded), files)
+        return ForeignModel(config, params, tuple(notes), files)
 
 
 def by_role(

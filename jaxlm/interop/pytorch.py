@@ -278,7 +278,7 @@ def _model_of(tensors: Tensors, file: Path) -> ForeignModel:
     if biased:
         notes.append("each layer's two biases were added up")
     params = {"embedding": table, "layers": made, "softmax": softmax}
-    return ForeignModel.of_lstm(params, notes, tensors.values(), (file,))
+    return ForeignModel.of_lstm(params, notes, file)
 
 
 def _role(name: str) -> str | None:

@@ -92,7 +92,7 @@ def read_tensorflow(prefix: Path) -> ForeignModel:
     notes = ["the forget bias is not in a checkpoint: it is taken as 0, as the tutorial has it"]
     if left:
         notes.append(f"left out, as no part of the model: {listed(left)}")
-    return ForeignModel.of_lstm(params, notes, jax.tree.leaves(arrays), (index, shard))
+    return ForeignModel.of_lstm(params, notes, index, shard)
 
 
 def _names(variables: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], set[str]]:
