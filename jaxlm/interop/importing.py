@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config.config import Config
-from jaxlm.data.text import decode, read_errors
+from jaxlm.data.text import decode, read_errors, read_string
 from jaxlm.data.tokens import EOS, WORDS
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
@@ -27,7 +27,6 @@ from jaxlm.sealed import strict_json
 
 FORMAT = 1  # of a hub's folder, which has the files:
 CONFIG, WEIGHTS, CODE, VOCAB = "config.json", "model.safetensors", "modeling_jaxlm.py", "vocab.json"
-MOST_TEXT = 1 << 32  # bytes of one file of a corpus
 
 
 def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str | Path | None = None) -> LanguageModel:
@@ -114,9 +113,9 @@ def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> V
         words = vocabulary_of_corpus(path)
     elif Path(path).suffix == ".json":
         with explained(DataError, f"{found} cannot be used"):
-            words, tokens = (read := Vocab.from_json(_text(Path(path), MAX_VOCAB_BYTES))).words, read.tokens
+            words, tokens = (read := Vocab.from_json(_text(Path(path)))).words, read.tokens
     else:
-        text = _text(Path(path), MAX_VOCAB_BYTES).replace("\r\n", "\n")
+        text = _text(Path(path)).replace("\r\n", "\n")
         words = text.removesuffix("\n").split("\n")
         if len(words) != size == len(text.split()):
             words = text.split()  # colorlessgreenRNNs reads its files so
@@ -135,12 +134,12 @@ def vocabulary_of_corpus(folder: str | Path) -> tuple[str, ...]:
     """
     words: dict[str, None] = {}
     for split in ("train.txt", "valid.txt", "test.txt"):
-        for line in io.StringIO(_text(Path(folder) / split, MOST_TEXT), newline=None):
+        for line in io.StringIO(read_string(Path(folder) / split), newline=None):
             words.update(dict.fromkeys(line.split()))
             words.setdefault(EOS)
     return tuple(words)
 
 
-def _text(path: Path, most: int) -> str:
+def _text(path: Path) -> str:
     with read_errors(path):
-        return decode(read_bytes(path, most), path)
+        return decode(read_bytes(path, MAX_VOCAB_BYTES), path)
