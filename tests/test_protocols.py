@@ -403,6 +403,8 @@ def test_tuning_leaves_out_what_diverges(run):
     assert found.protocol == protocol_of(wild, learning_rate=1e-3) and np.isnan(found.tried[-1][1])
     with pytest.raises(Diverged, match="lower learning_rate, which is 1e\\+30"):
         jaxlm.evaluate(run, protocol=wild)
+    with pytest.raises(Diverged, match="lower learning_rate, which is 1e\\+30"):
+        evaluation.compare(lm := jaxlm.load(run), lm, protocol=wild)
 
 
 @pytest.mark.parametrize(

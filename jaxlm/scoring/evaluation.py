@@ -315,12 +315,17 @@ class TrainedModel:
             shape, (ids, count) = (1, 1), _read_and_counted(ids, text, protocol)
             nats = float(reader_nats(self.reader_of(protocol, corpus, data_dir), ids))
             value = perplexity(nats, count)
-        if isinstance(protocol, Dynamic) and not math.isfinite(value):
-            raise Diverged(
-                f"dynamic evaluation diverged on {text}: lower learning_rate, which is {protocol.learning_rate:g}"
-            )
+        check_converged(protocol, text, value)
         size = self.vocab.text_size(ids, *shape, tokens)
         return Evaluation(value, nats, count, text, unknown, **comparable(nats, size))
+
+
+def check_converged(protocol: Plain, text: str, value: float) -> None:
+    """Raises Diverged where dynamic evaluation of a text learnt at so high a rate that its value is not finite."""
+    if isinstance(protocol, Dynamic) and not math.isfinite(value):
+        raise Diverged(
+            f"dynamic evaluation diverged on {text}: lower learning_rate, which is {protocol.learning_rate:g}"
+        )
 
 
 def reader_nats(reader: Reader, ids: np.ndarray) -> np.ndarray:
@@ -370,7 +375,9 @@ def compare(
 
     Raises:
         DataError: the texts differ, or cannot be read.
+        Diverged: dynamic evaluation learnt at too high a rate.
     """
+    how = protocol_of(protocol)
 
     def line_nats(lm: TrainedModel) -> tuple[str, list[str], np.ndarray]:
         """A text's name, its lines without white space, and the nats of each line [L], its end included."""
@@ -378,10 +385,11 @@ def compare(
         if not len(ids):
             raise DataError(f"{name} is empty: expected at least one word")
         ids = np.append(lm.vocab.eos, ids)
-        scoring = OneStream(lm.reader_of(protocol_of(protocol), data_dir=data_dir), Detail(full=False))
+        nats = OneStream(lm.reader_of(how, data_dir=data_dir), Detail(full=False))([ids]).nats.astype(np.float64)
+        check_converged(how, name, nats.sum())
         starts = np.flatnonzero(ids[:-1] == lm.vocab.eos)
         lines = ["".join(lm.vocab.decode_text(line).split()) for line in np.split(ids[1:], starts[1:])]
-        return name, lines, np.add.reduceat(scoring([ids]).nats.astype(np.float64), starts)
+        return name, lines, np.add.reduceat(nats, starts)
 
     (name, lines, nats), (_, others, other_nats) = line_nats(model), line_nats(other)
     for number, (line, its) in enumerate(zip_longest(lines, others), 1):
