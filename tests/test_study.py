@@ -389,7 +389,7 @@ def test_a_worker_of_a_database_that_is_killed_before_its_first_beat_is_replaced
         def killed(*_):
             raise KeyboardInterrupt
 
-        patch.setattr("jaxlm.sweeps.storage.Storage.beat", killed)
+        patch.setattr("jaxlm.sweeps.study.Study._show_life", killed)
         dead.claim()
     study = open_study(folders[0], **options)
     claim = study.claim()

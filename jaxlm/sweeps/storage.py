@@ -22,47 +22,38 @@ MOST_LINE = 1 << 24  # bytes
 _LINE = re.compile(rb'(\{.*),"crc32":"([0-9a-f]{8})"\}\n', re.DOTALL)
 
 
-class Storage:
-    """Optuna's storage (`backend`) at `where`: a journal's path, or a database's URL, which directories may share.
+def opened(where: str) -> Any:
+    """Optuna's storage at a journal's path, or at a database's URL, which directories may share.
 
-    `name` is `where` without a password. Raises JaxlmError if the storage cannot be used.
+    Raises JaxlmError if the storage cannot be used.
     """
+    with guarded(where, "expected the path of a journal file, or a database's URL as in sqlite:///study.db"):
+        if "://" in where:
+            return _database(where)
+        return optuna.storages.JournalStorage(Journal(Path(where)))  # pyright: ignore[reportArgumentType]
 
-    def __init__(self, where: str):
-        self._where = where
-        self.name, self.shared = without_password(where), "://" in where
-        with self.guarded("expected the path of a journal file, or a database's URL as in sqlite:///study.db"):
-            if self.shared:
-                self.backend: Any = _database(where)
-            else:
-                self.backend = optuna.storages.JournalStorage(Journal(Path(where)))  # pyright: ignore[reportArgumentType]
 
-    def beat(self, trial_id: int) -> None:
-        """Notes in a database that a trial's worker lives."""
-        if self.shared:
-            self.backend.record_heartbeat(trial_id)
-
-    @contextmanager
-    def guarded(self, remedy: str = "what was trained is whole; fix that, then resume with --resume") -> Iterator[None]:
-        """Turns an error of Optuna, of a database's driver or of a damaged file into one JaxlmError; hides warnings."""
-        before = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Optuna's, about experimental features
-                yield
-        except JaxlmError:
-            raise
-        except Exception as error:
-            raise JaxlmError(f"the study in {self.name} cannot be used ({self._reason(error)}): {remedy}") from None
-        finally:
-            optuna.logging.set_verbosity(before)
-
-    def _reason(self, error: Exception) -> str:
+@contextmanager
+def guarded(
+    where: str, remedy: str = "what was trained is whole; fix that, then resume with --resume"
+) -> Iterator[None]:
+    """Turns an error of Optuna, of a database's driver or of a damaged file into one JaxlmError; hides warnings."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna's, about experimental features
+            yield
+    except JaxlmError:
+        raise
+    except Exception as error:
         cause = error.__cause__ or error  # Optuna's own error names no reason
         cause = getattr(cause, "orig", None) or cause  # SQLAlchemy's quotes the whole statement
         text = getattr(cause, "strerror", None) or f"{type(cause).__name__}: {cause}"
-        return scrubbed(" ".join(text.split()), self._where)[:300]
+        reason = scrubbed(" ".join(text.split()), where)[:300]
+        raise JaxlmError(f"the study in {without_password(where)} cannot be used ({reason}): {remedy}") from None
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _database(url: str) -> Any:

@@ -25,7 +25,8 @@ from jaxlm.runs.lock import ELSEWHERE, Held, InUse, lock
 from jaxlm.sweeps import optuna
 from jaxlm.sweeps.results import MemberResult
 from jaxlm.sweeps.space import Plan, decoded
-from jaxlm.sweeps.storage import BEAT, SILENCE, Storage
+from jaxlm.sweeps.storage import BEAT, SILENCE, guarded, opened
+from jaxlm.terminal import without_password
 
 NAME, JOURNAL = "jaxlm", "study.journal"
 KEPT = ("status", "valid_perplexities", "test_perplexity", "seconds", "note")  # of a member, beside its trial
@@ -48,23 +49,23 @@ class Study:
     """
 
     def __init__(self, plan: Plan, folder: Path, where: str):
-        self.plan, self._folder, self._beat = plan, folder, -math.inf
+        self.plan, self._folder, self._where, self._beat = plan, folder, where, -math.inf
         self.held = dict[int, Claim]()
         self._damaged = set[int]()  # trials that this worker tried
         self._seen = set[int]()  # trials of other directories
-        self._storage = Storage(where)
-        with self._storage.guarded():
+        self._storage = opened(where)
+        with guarded(where):
             self._study = optuna.create_study(
-                storage=self._storage.backend,
+                storage=self._storage,
                 study_name=NAME,
                 load_if_exists=True,
                 pruner=optuna.pruners.MedianPruner() if plan.prune else optuna.pruners.NopPruner(),
             )
-            self._study_id = self._storage.backend.get_study_id_from_name(NAME)
+            self._study_id = self._storage.get_study_id_from_name(NAME)
             found = self._study.user_attrs.get("plan")
             if found is not None and (changed := Plan.from_json(found).differences(plan)):
                 raise JaxlmError(
-                    f"the study in {self._storage.name} is of another sweep ({'; '.join(changed)}): "
+                    f"the study in {without_password(where)} is of another sweep ({'; '.join(changed)}): "
                     f"resume it with its own, or choose another --storage or --run-dir"
                 )
             if found != plan.to_json():
@@ -76,19 +77,19 @@ class Study:
         """Claims a trial that nobody trains: one whose worker is gone, or a new one. None: there is none now."""
         with explained(RunDirError, f"{self._folder} cannot be used", ELSEWHERE), Folder.open(self._folder) as folder:
             file = folder.append(".claim")
-        with file, self._storage.guarded():
+        with file, guarded(self._where):
             fcntl.flock(file, fcntl.LOCK_EX)  # so that one worker of this directory at a time claims a trial
             self.beat()
             optuna.storages.fail_stale_trials(self._study)
             for frozen in self._running():
-                identity = self._id(frozen.number)
+                number = frozen.number
                 if not self._is_ours(frozen):
-                    if identity not in self._seen:  # its worker may have died before its first beat
-                        self._seen.add(identity)
-                        self._storage.beat(identity)
-                elif frozen.number not in self._damaged:
+                    if number not in self._seen:  # its worker may have died before its first beat
+                        self._seen.add(number)
+                        self._show_life(number)
+                elif number not in self._damaged:
                     with suppress(InUse):
-                        return self._take(optuna.trial.Trial(self._study, identity))
+                        return self._take(optuna.trial.Trial(self._study, self._id(number)))
             taken = self._taken()
             left = [number for number in range(self.plan.trials) if number not in taken]
             return self._begin(left[0]) if left else None
@@ -102,7 +103,7 @@ class Study:
             distributions=None if point is None else {**self.plan.space},
             user_attrs={"point": number},
         )
-        identity = self._storage.backend.create_new_trial(self._study_id, template_trial=new)
+        identity = self._storage.create_new_trial(self._study_id, template_trial=new)
         trial = optuna.trial.Trial(self._study, identity)
         if self._taken()[number] != trial.number:  # another directory was quicker
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -115,7 +116,7 @@ class Study:
 
     def _take(self, trial: "optuna.trial.Trial") -> Claim:
         self._own_directory(trial.number)
-        self._storage.beat(self._id(trial.number))
+        self._show_life(trial.number)
         for name, one in self.plan.space.items():
             if isinstance(one, optuna.distributions.CategoricalDistribution):
                 trial.suggest_categorical(name, one.choices)
@@ -127,7 +128,7 @@ class Study:
             dirs, records = {}, {}
             for seed in self.plan.seeds_of(trial.params):
                 dirs[seed] = stack.enter_context(lock(self._own_directory(trial.number, seed)))
-            for record in self._records(self._storage.backend.get_trial(self._id(trial.number))):
+            for record in self._records(self._storage.get_trial(self._id(trial.number))):
                 damaged = record.status == "damaged"  # it may have been repaired
                 records[record.seed] = replace(record, status="running", note=None) if damaged else record
             self.held[trial.number] = Claim(trial, records, dirs, stack.pop_all())
@@ -145,7 +146,7 @@ class Study:
     def note(self, claim: Claim, record: MemberResult) -> None:
         """Stores a member's record."""
         claim.records[record.seed] = record
-        with self._storage.guarded():
+        with guarded(self._where):
             try:
                 claim.trial.set_user_attr(f"seed {record.seed}", {name: getattr(record, name) for name in KEPT})
             except optuna.exceptions.UpdateFinishedTrialError:
@@ -159,7 +160,7 @@ class Study:
         records = claim.records.values()
         known = [[*filter(math.isfinite, record.valid_perplexities)] for record in records]
         ended = [len(one) for one, record in zip(known, records, strict=True) if record.status != "diverged"]
-        with self._storage.guarded():
+        with guarded(self._where):
             for epoch in range(min(ended, default=1 + max(map(len, known)))):  # (Optuna passes over what it knows)
                 claim.trial.report(fmean((*one[epoch : epoch + 1], math.inf)[0] for one in known), epoch + 1)
             return claim.trial.should_prune()
@@ -168,9 +169,14 @@ class Study:
         """Notes in a database that this worker lives, at most every `BEAT` seconds."""
         if time.monotonic() > self._beat + BEAT:
             self._beat = time.monotonic()
-            with self._storage.guarded():
+            with guarded(self._where):
                 for number in self.held:
-                    self._storage.beat(self._id(number))
+                    self._show_life(number)
+
+    def _show_life(self, number: int) -> None:
+        """Notes in a database that a trial's worker lives."""
+        if "://" in self._where:
+            self._storage.record_heartbeat(self._id(number))
 
     def end(self, claim: Claim) -> None:
         """Tells Optuna the result of a held trial once all its members have ended, and releases it.
@@ -188,7 +194,7 @@ class Study:
             if statuses == {"done"}:
                 value = fmean(record.valid_perplexity for record in claim.records.values())
                 state = optuna.trial.TrialState.COMPLETE
-            with self._storage.guarded():
+            with guarded(self._where):
                 self._study.tell(claim.trial, value, state, skip_if_finished=True)
         self.release(claim)
 
@@ -200,13 +206,13 @@ class Study:
     @property
     def ended(self) -> bool:
         """Whether all trials have ended, except those that were found damaged."""
-        with self._storage.guarded():
+        with guarded(self._where):
             left = {frozen.number for frozen in self._running()} - self._damaged
             return not self.held and not left and len(self._taken()) >= self.plan.trials
 
     def records(self) -> list[MemberResult]:
         """Every member that has begun, by number and seed."""
-        with self._storage.guarded():
+        with guarded(self._where):
             begun = [frozen for frozen in self._trials() if frozen.params.keys() == self.plan.space.keys()]
             return [record for frozen in begun for record in self._records(frozen)]
 
@@ -222,7 +228,7 @@ class Study:
 
     def _is_ours(self, frozen: "optuna.trial.FrozenTrial") -> bool:
         """Whether the trial's runs are in this directory."""
-        return not self._storage.shared or member_dir(self._folder, frozen.number).exists()
+        return "://" not in self._where or member_dir(self._folder, frozen.number).exists()
 
     def _trials(self) -> "list[optuna.trial.FrozenTrial]":
         """All trials, except those whose directory went silent, or was slower than another to begin the point."""
@@ -235,18 +241,18 @@ class Study:
 
     def _id(self, number: int) -> int:
         """Optuna's id of a trial in its storage."""
-        return self._storage.backend.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
 
 def read_plan(where: str) -> Plan:
     """The plan of the sweep whose study is in a database or a journal. Raises JaxlmError if there is none."""
-    opened = Storage(where)
-    with opened.guarded():
-        begun = NAME in optuna.get_all_study_names(opened.backend)
-        plan = optuna.load_study(study_name=NAME, storage=opened.backend).user_attrs.get("plan") if begun else None
+    storage, name = opened(where), without_password(where)
+    with guarded(where):
+        begun = NAME in optuna.get_all_study_names(storage)
+        plan = optuna.load_study(study_name=NAME, storage=storage).user_attrs.get("plan") if begun else None
         if plan is None:
             raise JaxlmError(
-                f"{opened.name} holds no sweep that can be resumed: begin one without --resume, or check --storage"
+                f"{name} holds no sweep that can be resumed: begin one without --resume, or check --storage"
             )
         return Plan.from_json(plan)
 
