@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 import jaxlm
-from jaxlm.report.page import ModelView, RunRecord, ScoredText, SweepRecord
+from jaxlm.report.page import ModelView, RunRecord, SweepRecord
 from jaxlm.report.sweep_plots import TrialRecord
 from jaxlm.report.word_map import WordMap
 
@@ -89,7 +89,7 @@ def model_view(run: str = "run", words: list[str] | None = None) -> ModelView:
             near,
             "PCA",
         ),
-        [ScoredText("test", [*words, "<eos>"], [float(place) for place in range(len(words))] + [NAN])],
+        {"test": [*((word, float(place)) for place, word in enumerate(words)), ("<eos>", NAN)]},
         [" ".join(words)],
         ["a note"],
     )

@@ -58,24 +58,15 @@ class RunRecord(Results):
 
 
 @dataclass(frozen=True)
-class ScoredText:
-    """Words with the surprisal of each, in bits, nan where unknown; `<eos>` ends a line."""
-
-    title: str
-    words: Sequence[str]
-    bits: Sequence[float]
-
-
-@dataclass(frozen=True)
 class ModelView:
     """What the parameters of one checkpoint say; `notes` names what could not be computed, and why."""
 
     run: str
     checkpoint: str
-    word_map: WordMap | None = None
-    texts: Sequence[ScoredText] = ()
-    samples: Sequence[str] = ()
-    notes: Sequence[str] = ()
+    word_map: WordMap | None
+    texts: Mapping[str, Sequence[tuple[str, float]]]  # title -> words, `<eos>` at a line's end, with bits of surprisal
+    samples: Sequence[str]
+    notes: Sequence[str]
 
 
 @dataclass(frozen=True)

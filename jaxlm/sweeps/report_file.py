@@ -11,7 +11,7 @@ from jaxlm.data.corpora import reload_corpus
 from jaxlm.errors import DataError, JaxlmError, RunDirError
 from jaxlm.files import explained, output
 from jaxlm.report.curve import by_kind
-from jaxlm.report.page import ModelView, RunRecord, ScoredText, SweepRecord, render
+from jaxlm.report.page import ModelView, RunRecord, SweepRecord, render
 from jaxlm.report.word_map import map_words
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.loading import load
@@ -126,16 +126,16 @@ def _model_view(path: Path, name: str, which: str, texts: Sequence[str], data_di
             return None
 
     words = part("map of the words", lambda: map_words(np.asarray(lm.params["embedding"]), lm.vocab.words))
-    test = part("text of the test split", lambda: _test_text(lm, data_dir))
+    scored = part("text of the test split", lambda: _test_text(lm, data_dir)) or {}
+    scored |= {f"Text {at}": _scored(lm, [*filter(str.strip, text.splitlines())]) for at, text in enumerate(texts, 1)}
     samples = part(
         "sample", lambda: [str(text) for text in lm.generate(words=SAMPLE_WORDS, samples=SAMPLES, no_unk=True)]
     )
-    own = [_scored(lm, f"Text {place}", [*filter(str.strip, text.splitlines())]) for place, text in enumerate(texts, 1)]
-    return ModelView(name, which, words, [*([test] if test else []), *own], samples or [], notes)
+    return ModelView(name, which, words, scored, samples or [], notes)
 
 
-def _test_text(lm: LanguageModel, data_dir: str | Path | None) -> ScoredText:
-    """The beginning of the run's own test split."""
+def _test_text(lm: LanguageModel, data_dir: str | Path | None) -> dict[str, list[tuple[str, float]]]:
+    """The scored beginning of the run's own test split, by its title."""
     corpus = reload_corpus(lm.config.data, lm.vocab, data_dir)
     if corpus.sha256 != lm.corpus["sha256"]:
         raise DataError(
@@ -145,11 +145,11 @@ def _test_text(lm: LanguageModel, data_dir: str | Path | None) -> ScoredText:
     ids = corpus.test[:TEST_WORDS]
     lines = [line if lm.vocab.kind != "words" else line.split() for line in lm.vocab.decode_text(ids).split("\n")]
     lines = [*filter(None, lines)]
-    return _scored(lm, f"The beginning of the test split of {corpus.name}", lines)
+    return {f"The beginning of the test split of {corpus.name}": _scored(lm, lines)}
 
 
-def _scored(lm: LanguageModel, title: str, lines: Sequence[str | list[str]]) -> ScoredText:
-    """Lines of words with their surprisals; the state is passed on from line to line."""
+def _scored(lm: LanguageModel, lines: Sequence[str | list[str]]) -> list[tuple[str, float]]:
+    """Words of lines with their surprisals in bits, nan where unknown; the state is passed on from line to line."""
     score = lm.surprisal if lm.vocab.kind == "words" else lm.word_surprisal
     found = score(lines, context="stream", eos=True)
-    return ScoredText(title, found.word, [round(float(bits), 4) for bits in found.surprisal])
+    return [(word, round(float(bits), 4)) for word, bits in zip(found.word, found.surprisal, strict=True)]
