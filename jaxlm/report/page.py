@@ -107,16 +107,13 @@ def render(
     sections: list[dict[str, Any]] = []
     payload: dict[str, list[dict[str, Any]]] = {"maps": [], "sweeps": []}
 
-    def add(kind: str, title: str, **values: Any) -> None:
-        sections.append({"kind": kind, "id": f"section-{len(sections)}", "title": title, **values})
-
     def add_model(title: str, model: ModelView) -> None:
         words, name, picture = model.word_map, f"map-{len(payload['maps'])}", None
         if words is not None:
             payload["maps"].append({"id": name, "words": list(words.words), "neighbors": words.neighbors})
             with drawn_map(words) as drawn:
                 picture = svg(drawn, name)
-        add("model", title, model=model, map=picture, map_id=name)
+        sections.append({"kind": "model", "title": title, "model": model, "map": picture, "map_id": name})
 
     together = _together(runs, lambda run: str(run.corpus.get("sha256")))
     for place, some in enumerate(together):
@@ -124,7 +121,7 @@ def render(
         name = some[0].corpus.get("name", "its corpus")
         estimated = any(row.get("train_estimated") for run in some for row in run.epochs)
         facts = {"groups": groups(some), "published": published(some), "estimated": estimated}
-        add("runs", f"Runs on {name}", runs=some, pictures=pictures, **facts)
+        sections.append({"kind": "runs", "title": f"Runs on {name}", "runs": some, "pictures": pictures, **facts})
         for model in models:
             if model.run in [run.name for run in some]:
                 add_model(f"Model of {model.run}", model)
@@ -133,7 +130,8 @@ def render(
         pictures, axes = _sweep_pictures(sweep, name)
         if axes:
             payload["sweeps"].append({"id": name, "axes": axes})
-        add("sweep", f"Sweep {sweep.name}", sweep=sweep, sweep_id=name, axes=axes, pictures=pictures)
+        facts = {"sweep": sweep, "sweep_id": name, "axes": axes, "pictures": pictures}
+        sections.append({"kind": "sweep", "title": f"Sweep {sweep.name}", **facts})
         if sweep.model:
             add_model(f"Best model of {sweep.name}", sweep.model)
 
@@ -146,27 +144,12 @@ def render(
     environment.filters["lines"] = lambda value: Markup(escape(printable(value, keep_newlines=True)))
     environment.tests["finite"] = math.isfinite
     own = files("jaxlm.report")
-    script = (own / "page.js").read_text("utf-8")
+    page, style, script = ((own / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.from_string((own / "page.html").read_text("utf-8")).render(
-        title=title,
-        sections=sections,
-        corpora=len(together),
-        payload=finite(payload),
-        style=(own / "page.css").read_text("utf-8"),
-        script=script,
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "
-        f"form-action 'none'",
-        most_lines=MOST_LINES,
-        most_unknown=MOST_UNKNOWN,
-        spread=spread,
-        number=number,
-        colour=lambda bits: f"--s:{min(max(bits / MOST_BITS, 0), 1) * 100:.0f}%" if math.isfinite(bits) else "",
-        nan=math.nan,
-        value_text=value_text,
-        setting_text=setting_text,
-        speeds=speeds,
-    )
+    values: dict[str, Any] = {one.__name__: one for one in (colour, number, setting_text, speeds, spread, value_text)}
+    values |= {"most_lines": MOST_LINES, "most_unknown": MOST_UNKNOWN, "nan": math.nan}
+    values |= {"title": title, "sections": sections, "corpora": len(together), "payload": finite(payload)}
+    return environment.from_string(page).render(values, style=style, script=script, digest=digest)
 
 
 def groups(runs: Sequence[RunRecord]) -> list[Group]:
@@ -197,6 +180,11 @@ def speeds(run: RunRecord) -> list[dict[str, Any]]:
         row = {"epoch": epoch, "windows": len(own), "mean": float(np.mean(norms)), "largest": max(norms)}
         found.append({**row, "learning_rate": own[0]["learning_rate"], **run.timing.get(epoch, {})})
     return found
+
+
+def colour(bits: float) -> str:
+    """The style of a word with this surprisal; empty for inf and nan."""
+    return f"--s:{min(max(bits / MOST_BITS, 0), 1) * 100:.0f}%" if math.isfinite(bits) else ""
 
 
 def number(value: float | None, digits: int = 4) -> str:
