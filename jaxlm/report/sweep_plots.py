@@ -132,14 +132,11 @@ def _colour(rank: int, count: int) -> Any:
 def _draw_scale(axes: Any, place: int, scale: Scale) -> np.ndarray:
     """Draws one of the parallel axes, from 0 to 1; the trials' heights on it [trials]."""
     x = np.log(scale.places) if scale.log else scale.places
-    low, high = (np.nanmin(x), np.nanmax(x)) if np.isfinite(x).any() else (np.nan, np.nan)
-
-    def height(values: Any) -> Any:
-        return (values - low) / (high - low) if high > low else np.where(np.isnan(values), np.nan, 0.5)
-
-    ends = np.unique(np.exp([low, high]) if scale.log else [low, high])
-    for value, text in (scale.ticks or {float(end): f"{end:.4g}" for end in ends if np.isfinite(end)}).items():
-        at = height(np.log(value) if scale.log else np.float64(value))
-        axes.text(place + 0.03, at, text, fontsize=8, va="center")
+    _, first = np.unique(x, return_index=True)  # a trial of each value, the least first
+    order = [at for at in first if np.isfinite(x[at])]
+    low, span = (x[order[0]], np.ptp(x[order])) if order else (0, 0)
+    heights = (x - low) / span if span else np.where(np.isnan(x), np.nan, 0.5)
+    for at in order if scale.ticks else {*order[:1], *order[-1:]}:
+        axes.text(place + 0.03, heights[at], scale.names[at], fontsize=8, va="center")
     axes.axvline(place, color=PALE, linewidth=1)
-    return height(x)
+    return heights
