@@ -23,8 +23,8 @@ from jaxlm.config.config import MAY_CHANGE, Config, differences, spec_of_field
 from jaxlm.data.corpora import EMBEDDED
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import shown
+from jaxlm.late import optuna
 from jaxlm.runs import directory
-from jaxlm.sweeps import optuna
 
 Space = dict[str, Any]  # Optuna's distribution of each field's values
 

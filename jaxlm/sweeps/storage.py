@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import Folder
-from jaxlm.sweeps import optuna
+from jaxlm.late import optuna
 from jaxlm.terminal import scrubbed, without_password
 
 BEAT, SILENCE = 60, 600  # seconds: how often a worker shows that it lives, and how long others wait for a silent one

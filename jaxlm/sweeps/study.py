@@ -21,8 +21,8 @@ from statistics import fmean
 
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, explained
+from jaxlm.late import optuna
 from jaxlm.runs.lock import ELSEWHERE, Held, InUse, lock
-from jaxlm.sweeps import optuna
 from jaxlm.sweeps.results import MemberResult
 from jaxlm.sweeps.space import Plan, decoded
 from jaxlm.sweeps.storage import BEAT, SILENCE, guarded, opened
