@@ -77,8 +77,9 @@ def svg(drawn: Any, name: str) -> str:
             element.remove(child)
         element.tag = element.tag.rpartition("}")[2]  # (HTML needs no namespaces)
         element.attrib = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
-        if element.get("id", "").startswith("["):
-            titles, key = json.loads(element.get("id", ""))
+        gid = element.attrib.pop("id", "") if element.tag == "g" else ""  # (the ids of shapes alone are referred to)
+        if gid.startswith("["):
+            titles, key = json.loads(gid)
             # A picture's points are <use> elements, in the order in which they were drawn.
             parts = [part for part in element.iter() if part.tag.endswith("use")] or [element]
             for part, title in zip([element] if len(titles) == 1 else parts, titles, strict=False):
@@ -88,10 +89,6 @@ def svg(drawn: Any, name: str) -> str:
                 element.set("data-key", key)
     for size in ("width", "height"):
         root.attrib.pop(size)
-    used = set(re.findall(r"#(\w+)", " ".join(value for one in root.iter() for value in one.attrib.values())))
-    for element in root.iter():
-        if element.get("id") not in used:
-            element.attrib.pop("id", None)
     root.attrib |= {"role": "img", "aria-label": printable(name)}
     text = re.sub(r">\s+<", "><", ElementTree.tostring(root, "unicode"))
     return re.sub("#[0-9a-f]{6}", lambda found: _VARIABLES.get(found[0], found[0]), text)
