@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.data.corpora import reload_corpus
-from jaxlm.errors import DataError, JaxlmError, RunDirError
+from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import explained, output
 from jaxlm.report.curve import by_kind
 from jaxlm.report.page import ModelView, RunRecord, SweepRecord, render
@@ -136,16 +135,10 @@ def _model_view(path: Path, name: str, which: str, texts: Sequence[str], data_di
 
 def _test_text(lm: LanguageModel, data_dir: str | Path | None) -> dict[str, list[tuple[str, float]]]:
     """The scored beginning of the run's own test split, by its title."""
-    corpus = reload_corpus(lm.config.data, lm.vocab, data_dir)
-    if corpus.sha256 != lm.corpus["sha256"]:
-        raise DataError(
-            f"the model was trained on {lm.corpus['name']} with sha256 {lm.corpus['sha256']}, and the "
-            f"corpus found has {corpus.sha256}"
-        )
-    ids = corpus.test[:TEST_WORDS]
-    lines = [line if lm.vocab.kind != "words" else line.split() for line in lm.vocab.decode_text(ids).split("\n")]
-    lines = [*filter(None, lines)]
-    return {f"The beginning of the test split of {corpus.name}": _scored(lm, lines)}
+    corpus = lm.find_corpus(data_dir=data_dir)
+    text = lm.vocab.decode_text(corpus.test[:TEST_WORDS])
+    lines = [line.split() if lm.vocab.kind == "words" else line for line in text.split("\n")]
+    return {f"The beginning of the test split of {corpus.name}": _scored(lm, [*filter(None, lines)])}
 
 
 def _scored(lm: LanguageModel, lines: Sequence[str | list[str]]) -> list[tuple[str, float]]:
