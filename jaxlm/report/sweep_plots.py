@@ -45,8 +45,7 @@ def slice_plot(trials: Trials, path: Path) -> Path:
         panels = drawn.subplots(1, len(fields), squeeze=False, sharey=True)[0]
         for axes, field in zip(panels, fields, strict=True):
             draw_slice(axes, trials, field)
-        for axes in panels[1:]:
-            axes.set_ylabel("")
+            axes.label_outer()
         return save(drawn, path)
 
 
