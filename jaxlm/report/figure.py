@@ -50,12 +50,10 @@ def figure(width: float, height: float) -> Iterator[Any]:
 
 
 def save(drawn: Any, path: Path) -> Path:
-    """Writes a figure whole or not at all; the path's ending chooses the format. Raises RunDirError if it cannot."""
-    picture = io.BytesIO()
-    with explained(RunDirError, f"cannot write {path}"):
-        drawn.savefig(picture, format=path.suffix[1:] or "png")
-        with Folder.open(path.parent) as folder:  # (a link in the picture's place is replaced, not followed)
-            folder.write(path.name, picture.getvalue())
+    """Writes a figure whole or not at all, replacing a link; its path's ending is its format. Raises RunDirError."""
+    what = f"cannot write {path}"
+    with explained(RunDirError, what), Folder.open(path.parent) as folder, folder.replacing(path.name) as file:
+        drawn.savefig(file, format=path.suffix[1:] or "png")
     return path
 
 
