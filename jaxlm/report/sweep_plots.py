@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.report.figure import ORANGE, PALE, PALETTE, drawable, figure, label, log_axis, marks, perplexity_axis, save
+from jaxlm.report.units import perplexity_text
 
 PERPLEXITY = "validation perplexity"
 
@@ -77,7 +78,7 @@ def draw_parallel(axes: Any, trials: Trials) -> None:
     """Draws each trial as a line over parallel axes (Inselberg, 1985): one a field, the last for the perplexity."""
     fields = list(trials[0].values)
     y = drawable([trial.valid[0] for trial in trials])
-    last = Scale(y, [f"{value:.2f}" for value in y], {}, log=True)
+    last = Scale(y, [*map(perplexity_text, y)], {}, log=True)
     scales = [*(scale_of([trial.values[field] for trial in trials]) for field in fields), last]
     heights = np.array([_draw_scale(axes, place, scale) for place, scale in enumerate(scales)])
     names = [*map(label, fields), PERPLEXITY]
