@@ -22,7 +22,7 @@ from jaxlm import files, sealed
 from jaxlm.config.config import MAY_CHANGE, Config, differences, spec_of_field
 from jaxlm.data.corpora import EMBEDDED
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import shown
+from jaxlm.fields import checked_value, shown
 from jaxlm.late import optuna
 from jaxlm.runs import directory
 
@@ -98,10 +98,10 @@ def make_plan(
     corpus: dict[str, str],
 ) -> Plan:
     """The plan of what `sweep` is asked for. Raises JaxlmError if values are out of their limits or do not fit."""
-    check_counts(trials=trials, seeds=seeds)
+    trials = checked_value("trials", trials, int, low=1, high=MOST_POINTS, optional=True)
+    seeds = checked_value("seeds", seeds, int, low=1, high=MOST_POINTS)
+    checked_value("strategy", strategy, str, choices=STRATEGIES)
     read = read_space(space, config)
-    if strategy not in STRATEGIES:
-        raise JaxlmError(f"strategy is {', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}; it is {strategy!r}")
     if "seed" in read and seeds > 1:
         raise JaxlmError("seed is in the space, and seeds asks for several of each point: leave one of them out")
     if (config.train.epochs if "epochs" not in read else min(extremes(read["epochs"]))) < 1:
@@ -117,13 +117,6 @@ def make_plan(
         raise JaxlmError(f"the strategy {strategy} has no end of its own: give trials, the number of points to try")
     config.replace(seed=config.train.seed + seeds - 1)  # refuses one that is too large
     return Plan(config, read, strategy, trials, seeds, strategy == "tpe" if prune is None else prune, corpus)
-
-
-def check_counts(**counts: Any) -> None:
-    """Raises JaxlmError unless each is None or a whole number from 1 to `MOST_POINTS`."""
-    for name, number in counts.items():
-        if number is not None and (type(number) is not int or not 1 <= number <= MOST_POINTS):
-            raise JaxlmError(f"{name} must be a whole number from 1 to {MOST_POINTS:,}; it is {shown(number)}")
 
 
 def read_space(space: Mapping[str, Any], config: Config) -> Space:

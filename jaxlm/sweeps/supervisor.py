@@ -22,6 +22,7 @@ from jaxlm.config.config import Config
 from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import JaxlmError, RunDirError
+from jaxlm.fields import checked_value
 from jaxlm.files import Folder, explained
 from jaxlm.report.progress import lasting_console
 from jaxlm.report.sweep_plots import value_text
@@ -31,7 +32,7 @@ from jaxlm.runs.lock import ELSEWHERE
 from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.runs.trainer import with_corpus
 from jaxlm.sweeps.results import MemberResult, Sweep, write
-from jaxlm.sweeps.space import Plan, check_counts, first_values, make_plan
+from jaxlm.sweeps.space import MOST_POINTS, Plan, first_values, make_plan
 from jaxlm.sweeps.study import JOURNAL, Study, read_plan
 from jaxlm.sweeps.worker import Worker
 from jaxlm.terminal import flag, printable
@@ -93,7 +94,8 @@ def sweep(
         JaxlmError: A value is outside its limits, or the study cannot be used.
         RunDirError: The directory is in use, holds something else, or cannot be written.
     """
-    check_counts(workers=workers, group=group)
+    workers = checked_value("workers", workers, int, low=1, high=MOST_POINTS, optional=True)
+    group = checked_value("group", group, int, low=1, high=MOST_POINTS, optional=True)
     if in_memory := isinstance(corpus, Corpus):
         if (workers or 1) > 1:
             raise JaxlmError("workers load the corpus themselves: name it, instead of giving it as an object")
