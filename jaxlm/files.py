@@ -293,14 +293,8 @@ def reason(error: Exception) -> str:
 
 def kind(status: os.stat_result) -> str:
     """The kind of a directory's entry, as "a link"."""
-    kinds = {
-        stat.S_IFREG: "a regular file",
-        stat.S_IFDIR: "a directory",
-        stat.S_IFLNK: "a link",
-        stat.S_IFIFO: "a FIFO",
-        stat.S_IFSOCK: "a socket",
-    }
-    return kinds.get(stat.S_IFMT(status.st_mode), "a device")
+    kinds = {"-": "a regular file", "d": "a directory", "l": "a link", "p": "a FIFO", "s": "a socket"}
+    return kinds.get(stat.filemode(status.st_mode)[0], "a device")  # by the letter that `ls -l` shows
 
 
 def _open(name: str | Path, path: Path, flags: int, folder: int | None = None, expected: str = "a regular file") -> int:
