@@ -46,10 +46,6 @@ class SingleGroup:
         )
         return metrics
 
-    def by_slot(self, metrics: Metrics) -> list[Metrics]:
-        """The metrics of each slot."""
-        return [metrics]
-
     def validate(self) -> list[float]:
         """The validation perplexity of each slot; the states then have the new records of validations."""
         run, counts = self._run, self._run.config.train
@@ -113,10 +109,6 @@ class MemberGroup:
         )
         self._members = recipes, states
         return metrics
-
-    def by_slot(self, metrics: Metrics) -> list[Metrics]:
-        """The metrics of each slot."""
-        return [members.taken(metrics, slot) for slot in range(len(self.runs))]
 
     def validate(self) -> list[float]:
         """The validation perplexity of each slot; the states then have the new records of validations."""

@@ -16,6 +16,7 @@ from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import put_rows
 from jaxlm.runs.group import Group
 from jaxlm.runs.run import Run
+from jaxlm.training.members import taken
 from jaxlm.training.step import Metrics
 
 Take = Callable[[int, int], tuple[Integer[Array, "R B"], int]]  # (row, then) -> tokens, and the row they begin with
@@ -56,21 +57,20 @@ def fit(group: Group, observer: Observer) -> int | None:
     signal = observer.stopped()
     if signal is not None or not (runs := _unfinished(group)):
         return signal
-    some = next(iter(runs.values()))
-    with feed(some.corpus.train, some.config.train, group.mesh) as take:
+    with feed(runs[0].corpus.train, runs[0].config.train, group.mesh) as take:
         done = None  # the last call, if it is not logged yet
         while signal is None and (runs := _unfinished(group)):
-            some = next(iter(runs.values()))
+            some = runs[0]
             ahead = done[-1] if done else 0  # windows that are not logged yet
             plan, step = some.plan, some.step + ahead
-            edge = min(run.edge_after(run.step + ahead) - run.step for run in runs.values()) - ahead
+            edge = min(run.edge_after(run.step + ahead) - run.step for run in runs) - ahead
             count = min(edge, some.config.train.windows_per_call)
             epoch, index = plan.locate(step)
             tokens, first_row = take(plan.row(index, epoch), plan.row(*reversed(plan.locate(step + count))))
             metrics = group.train(tokens, first_row, count, ahead)
             if done:
                 _log(group, observer, *done)
-            done = runs, metrics, count
+            done = metrics, count
             jax.block_until_ready(metrics)
             signal = observer.stopped()
             if signal is not None or count == edge:
@@ -80,11 +80,11 @@ def fit(group: Group, observer: Observer) -> int | None:
     return signal
 
 
-def _log(group: Group, observer: Observer, runs: dict[int, Run], metrics: Metrics, count: int) -> None:
+def _log(group: Group, observer: Observer, metrics: Metrics, count: int) -> None:
     """Logs a call's windows, and ends each run of which a window was not finite."""
-    for slot, found in enumerate(group.by_slot(jax.device_get(metrics))):
-        run = runs.get(slot)
-        if run and run is group.runs[slot] and (problem := run.trained(found, count)):  # (it may have ended since)
+    columns = jax.tree.map(np.atleast_2d, jax.device_get(metrics))  # [M, W], also of a run alone
+    for slot, run in enumerate(group.runs):  # (some may have ended since the call began, and none has come)
+        if run is not None and (problem := run.trained(taken(columns, slot), count)):
             observer.diverged(group, slot, problem)
     observer.trained(group)
 
@@ -110,9 +110,9 @@ def _end_call(group: Group, observer: Observer, signal: int | None) -> None:
             observer.fill(group)
 
 
-def _unfinished(group: Group) -> dict[int, Run]:
-    """The runs that have windows left to train, by slot."""
-    return {slot: run for slot, run in enumerate(group.runs) if run is not None and not run.finished}
+def _unfinished(group: Group) -> list[Run]:
+    """The runs that have windows left to train."""
+    return [run for run in group.runs if run is not None and not run.finished]
 
 
 @contextmanager
