@@ -29,9 +29,6 @@ class Observer:
         """The signal that asks to stop, if there is one. Asked once after each call."""
         return None
 
-    def fill(self, group: Group) -> None:
-        """At an epoch's edge, before its first window: puts runs into free slots."""
-
     def trained(self, group: Group) -> None:
         """After each call of windows."""
 
@@ -42,7 +39,7 @@ class Observer:
         """A window was not finite: ends the run, or raises. The slot must be empty afterwards."""
 
     def epoch_ended(self, group: Group, stopping: bool) -> None:
-        """After an epoch is validated, logged and saved; `stopping` says that a signal came."""
+        """After an epoch is validated, logged and saved: may fill free slots, unless a signal asks to stop."""
 
 
 def fit(group: Group, observer: Observer) -> int | None:
@@ -106,8 +103,6 @@ def _end_call(group: Group, observer: Observer, signal: int | None) -> None:
         observer.epoch_ended(group, signal is not None)
         for run in filter(None, group.runs):
             run.start_clock()
-        if signal is None:
-            observer.fill(group)
 
 
 def _unfinished(group: Group) -> list[Run]:

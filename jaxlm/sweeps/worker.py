@@ -167,7 +167,7 @@ class Worker(Observer):
         self._note(self._free(group, slot), status="diverged", note=problem)
 
     def epoch_ended(self, group: Group, stopping: bool) -> None:
-        """Reports the members' epochs; ends those that have finished, unless stopping, and trials to prune."""
+        """Reports the epochs, and ends trials to prune; unless stopping, ends finished members and fills free slots."""
         members = {slot: run for slot, run in enumerate(group.runs) if isinstance(run, Member)}
         for slot, member in members.items():
             self._note(member, seconds=round(member.record.seconds + member.epoch_seconds, 3))
@@ -180,6 +180,8 @@ class Worker(Observer):
             if claim in self.study.held.values() and self.study.to_prune(claim):
                 self._prune(group, claim)
         self.show()
+        if not stopping:
+            self.fill(group)
 
     def _prune(self, group: Group, claim: Claim) -> None:
         """Ends all members of a trial that Optuna gives up."""
