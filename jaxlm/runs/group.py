@@ -69,7 +69,7 @@ class SingleGroup:
 class MemberGroup:
     """Members of equal shapes in `size` slots, spread over this process's devices; an empty slot costs nothing.
 
-    Members share each operation (`vmapped`) or follow one another on their device.
+    Members share each operation (`vmapped`) or follow one another on their device. Methods are as in `SingleGroup`.
     """
 
     _members: members.Members  # from the first member on
@@ -89,7 +89,6 @@ class MemberGroup:
         run.remember(jax.device_get(state.validations))
 
     def train(self, tokens: jax.Array, first_row: int, count: int, ahead: int) -> Metrics:
-        """Begins to train `count` windows of each run, after `ahead` that are not logged yet; the metrics to come."""
         some = next(run for run in self.runs if run is not None)
         size = some.config.train.windows_per_call
         there = [run or some for run in self.runs]
@@ -111,7 +110,6 @@ class MemberGroup:
         return metrics
 
     def validate(self) -> list[float]:
-        """The validation perplexity of each slot; the states then have the new records of validations."""
         some = next(run for run in self.runs if run is not None)
         rows = some.config.train.batch_size
         what = some.corpus.valid, rows, some.config.train.bptt_length
@@ -132,11 +130,9 @@ class MemberGroup:
         return found
 
     def state(self, slot: int) -> TrainState:
-        """A run's state, whole. Every process must call it."""
         return jax.device_put(members.taken(self._members[1], slot), jax.local_devices()[0])
 
     def nats(self, slot: int, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1) -> tuple[float, int]:
-        """`stream_nats` of a run's parameters."""
         recipe = jax.device_put(members.taken(self._members[0], slot), jax.local_devices()[0])
         return stream_nats(recipe.model, self.state(slot).evaluated, ids, batch_size, bptt_length)
 
