@@ -148,8 +148,8 @@ class Run:
 
     @cached_property
     def unknown(self) -> dict[str, float]:
-        """`unknown_SPLIT`: the share of `<unk>` among the tokens of the validation and test splits."""
-        return {f"unknown_{split}": share for split, share in self.corpus.unknown_shares("valid", "test").items()}
+        """The share of `<unk>` among the tokens of valid and test."""
+        return self.corpus.unknown_shares("valid", "test")
 
     @cached_property
     def _sizes(self) -> dict[str, TextSize]:
@@ -202,7 +202,7 @@ class Run:
             train_estimated=result.train_estimated or None,
             valid_perplexity=valid_perplexity,
             **self.comparable("valid", valid_perplexity),
-            unknown_valid=self.unknown["unknown_valid"],
+            unknown_valid=self.unknown["valid"],
             skipped_windows=self.log.skipped[result.epoch] or None,
             **floors(self.corpus, "train", "valid"),
         )
@@ -240,7 +240,7 @@ class Run:
     def log_test(self, which: str, step: int, nats: float, predictions: int) -> float:
         """Logs the test of a checkpoint, and returns its perplexity."""
         value = self.perplexity(nats, predictions)
-        floor, unknown = floors(self.corpus, "test"), self.unknown["unknown_test"]
+        floor, unknown = floors(self.corpus, "test"), self.unknown["test"]
         found = {"test_perplexity": value, **self.comparable("test", value), "unknown_test": unknown, **floor}
         self.log.result("test", checkpoint=which, step=step, **found)
         self.log.sync()

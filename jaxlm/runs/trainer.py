@@ -268,8 +268,7 @@ def _finish(run: Run, group: SingleGroup, shared: Path, progress: Progress, stop
     rows.append(("comparable with any tokens", comparable_text(found)))
     for name, value in floors(run.corpus, "train", "valid", "test").items():
         rows.append((name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)"))
-    shares = [f"{name.removeprefix('unknown_')} {share:.1%}" for name, share in run.unknown.items()]
-    rows.append(("unknown tokens", "  ".join(shares)))
+    rows.append(("unknown tokens", "  ".join(f"{split} {share:.1%}" for split, share in run.unknown.items())))
     if run.ended_early:
         rows.append(("ended early", f"{run.config.train.patience} validations did not improve on the best"))
     if skipped:
