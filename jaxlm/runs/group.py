@@ -143,10 +143,3 @@ def _loss(perplexity: float) -> np.float32:
 
 
 Group = SingleGroup | MemberGroup
-
-
-def tested(group: Group, slot: int) -> float:
-    """Tests a run's last parameters at batch 1, every prediction."""
-    run = group.runs[slot]
-    assert run is not None
-    return run.log_test("last", run.step, *group.nats(slot, run.corpus.test))

@@ -25,7 +25,7 @@ from jaxlm.report.progress import EpochResult, Progress, lasting_console
 from jaxlm.report.trackers import OnMetrics
 from jaxlm.report.units import comparable_text, perplexity_text
 from jaxlm.runs import checkpoint, directory, precision, signals, state_arrays
-from jaxlm.runs.group import Group, SingleGroup, tested
+from jaxlm.runs.group import Group, SingleGroup
 from jaxlm.runs.lock import lock
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.metrics import read_metrics
@@ -249,7 +249,7 @@ def _finish(run: Run, group: SingleGroup, shared: Path, progress: Progress, stop
         progress.say(f"stopped by {signal.Signals(stopped_by).name} after window {run.step}: {how}", wrap=False)
         return result
     progress.doing("testing")
-    tests = {"last": tested(group, 0)}
+    tests = {"last": run.log_test("last", run.step, *group.nats(0, run.corpus.test))}
     best = checkpoint.best_step(checkpoint.manifests(run.folder))
     best = hosts.agreed(-1 if best is None else best)
     if best not in (-1, run.step):

@@ -21,7 +21,7 @@ from jaxlm.data.corpora import Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.runs import ram
 from jaxlm.runs.directory import with_saved_dtype
-from jaxlm.runs.group import Group, MemberGroup, SingleGroup, tested
+from jaxlm.runs.group import Group, MemberGroup, SingleGroup
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.run import Run
 from jaxlm.runs.state_arrays import shapes_of_state
@@ -194,7 +194,8 @@ class Worker(Observer):
             self._note(member, status="pruned", note="its other seeds were worse than the median")
 
     def _finish(self, member: Member, group: Group, slot: int) -> None:
-        self._note(member, status="done", test_perplexity=self._compared(member, "test", tested(group, slot)))
+        value = member.log_test("last", member.step, *group.nats(slot, member.corpus.test))
+        self._note(member, status="done", test_perplexity=self._compared(member, "test", value))
 
     def _free(self, group: Group, slot: int) -> Member:
         member, group.runs[slot] = group.runs[slot], None
