@@ -13,14 +13,13 @@ def seal(tree: dict[str, Any]) -> str:
     return json.dumps({**tree, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1, sort_keys=True)
 
 
-def unseal(text: str | bytes) -> dict[str, Any]:
-    """The tree that `seal` was given. Raises ValueError where the text is not byte for byte what it returned."""
-    text = text.decode() if isinstance(text, bytes) else text
-    tree = strict_json(text)
+def unseal(data: bytes) -> dict[str, Any]:
+    """The tree that `seal` was given. Raises ValueError where the bytes are not those of the text that it returned."""
+    tree = strict_json(data)
     if not isinstance(tree, dict) or tree.pop("sha256", None) is None:
         raise ValueError("it carries no seal")
     with suppress(RecursionError):
-        if seal(tree) == text:
+        if seal(tree).encode() == data:
             return tree
     raise ValueError("it is not what was written: its sha256 is another")
 
