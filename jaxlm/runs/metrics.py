@@ -201,7 +201,7 @@ def _rows(data: bytes, path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
             rows.append(_row(line))
-        except (ValueError, TypeError, OverflowError, RecursionError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise JaxlmError(
                 f"{path}, line {number}: expected a window or a result as JSON, found {line[:60]!r}; "
                 "the file is damaged, restore it from a copy"
@@ -211,9 +211,7 @@ def _rows(data: bytes, path: Path) -> list[dict[str, Any]]:
 
 def _row(line: bytes) -> dict[str, Any]:
     row = json.loads(line.decode())
-    if not (
-        isinstance(row, dict) and isinstance(row.get("kind"), str) and row.keys() >= _NEEDED.get(row["kind"], set())
-    ):
+    if not (isinstance(row["kind"], str) and row.keys() >= _NEEDED.get(row["kind"], set())):
         raise ValueError
     for name, value in row.items():
         if _COUNT.fullmatch(name) and not (type(value) is int and 0 <= value < 2**53):
