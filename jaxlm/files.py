@@ -222,7 +222,7 @@ def reader(path: str | Path) -> BinaryIO:
 
 
 def read_bytes(path: str | Path, most: int) -> bytes:
-    """The bytes of the file at a path, as `reader` opens it. Raises OSError for more than `most`, before reading."""
+    """The bytes of the file or pipe at a path, as `reader` opens it. Raises OSError for more than `most`."""
     with reader(path) as file:
         return _bounded(file, Path(path), most)
 
@@ -316,11 +316,14 @@ def _open(name: str | Path, path: Path, flags: int, folder: int | None = None, e
 
 
 def _bounded(file: BinaryIO, path: Path, most: int) -> bytes:
-    size = os.fstat(file.fileno()).st_size  # bytes that a live writer adds from here on are left for the next reader
-    if size > most:
-        raise OSError(errno.EFBIG, f"expected at most {most:,} bytes, found {size:,}", str(path))
+    status, data = os.fstat(file.fileno()), b""
+    size = status.st_size  # bytes that a live writer adds from here on are left for the next reader
     with _naming(path):
-        return file.read(size)
+        if stat.S_ISFIFO(status.st_mode):  # whose size is not known before it ends
+            size = len(data := file.read(most + 1))
+        if size > most:
+            raise OSError(errno.EFBIG, f"expected at most {most:,} bytes, found {size:,}")
+        return data or file.read(size)
 
 
 def _entry(name: str) -> str:

@@ -198,6 +198,19 @@ def test_a_large_file_is_refused_by_its_size(tmp_path, read):
     assert read(path, 10) == bytes(10)
 
 
+@pytest.mark.parametrize(("data", "said"), [(b"", None), (b"ten bytes.", None), (b"more than ten", "found 11")])
+def test_a_pipe_of_the_shell_is_read_to_its_end_or_refused(data, said):
+    """As `<(command)` names it."""
+    end, start = os.pipe()
+    try:
+        os.write(start, data)
+        os.close(start)
+        with pytest.raises(OSError, match=f"at most 10 bytes, {said}") if said else contextlib.nullcontext():
+            assert files.read_bytes(f"/dev/fd/{end}", 10) == data
+    finally:
+        os.close(end)
+
+
 def test_a_file_that_the_user_names_may_be_a_link_but_not_a_pipe(tmp_path):
     written(tmp_path / "x", b"1")
     (tmp_path / "link").symlink_to("x")
