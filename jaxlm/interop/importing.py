@@ -91,9 +91,8 @@ def _read_hub(folder: Path) -> ForeignModel:
     config = Config.from_json(config)
     template = state_arrays.shapes_of_state(config).params
     template = {**template, "embedding": {"weight": template["embedding"]}}
-    state_arrays.check_room(template, "its model")
     path = folder / WEIGHTS
-    params: Any = state_arrays.decoded(read_bytes(path, state_arrays.most_bytes(template)), template, path)
+    params: Any = state_arrays.decoded(read_bytes(path, state_arrays.most_bytes(template, "its model")), template, path)
     for name, leaf in state_arrays.named(params).items():
         float32(name, np.asarray(leaf), leaf.shape)  # refuses what is not finite
     params = {**params, "embedding": params["embedding"]["weight"]}

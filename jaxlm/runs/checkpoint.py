@@ -206,11 +206,10 @@ def read(path: str | Path) -> Checkpoint:
         config = Config.from_json(_verified(folder, manifest, "config.json").decode())
         template = state_arrays.shapes_of_state(config)
         with explained(Unreadable, f"{path} cannot be read"):
-            state_arrays.check_room(template, "its config")
+            most = state_arrays.most_bytes(template, "its config")
         for other in sorted({*manifest.files, *folder.names()} - {*MOST_BYTES, STATE}):
             raise CheckpointError(f"{path}/{other} does not belong to a checkpoint of this config")
-        data = _verified(folder, manifest, STATE, state_arrays.most_bytes(template))
-        state = state_arrays.decoded(data, template, path / STATE)
+        state = state_arrays.decoded(_verified(folder, manifest, STATE, most), template, path / STATE)
         vocab = Vocab.from_json(_verified(folder, manifest, "vocab.json").decode())
         if (words := config.model.vocab_size) != len(vocab):
             raise ValueError(f"vocab.json has {len(vocab)} words for a model of {words}: it is another model's")

@@ -75,14 +75,13 @@ def shapes_of_state(config: Config) -> Any:
         raise JaxlmError(f"no model of this config can be made: {error}") from None
 
 
-def most_bytes(template: Any) -> int:
-    """The most bytes that the safetensors file of such a state has."""
-    return 4096 + 256 * len(leaves := named(template)) + sum(map(len, leaves)) + _nbytes(template)
+def most_bytes(template: Any, what: str) -> int:
+    """The most bytes that the safetensors file of such a state has.
 
-
-def check_room(template: Any, what: str) -> None:
-    """Raises JaxlmError where this machine has no memory to load such a state: its file and its arrays."""
+    Raises JaxlmError, about `what`, where this machine has no memory to load it: its file and its arrays.
+    """
     ram.check(2 * _nbytes(template), what, "it cannot be loaded here")
+    return 4096 + 256 * len(leaves := named(template)) + sum(map(len, leaves)) + _nbytes(template)
 
 
 def check_memory(config: Config, devices: int = 1) -> None:
