@@ -224,8 +224,7 @@ class Run:
         if not self.kept or (self.step == self._saved and self.step > 0):
             return
         self._held.check()
-        ended = self.index == 0 and bool(self.epochs) and self.epochs[-1].epoch == self.epoch
-        valid = self.epochs[-1].valid_perplexity if ended else None
+        valid = self.epochs[-1].valid_perplexity if self.epochs and self.index == 0 else None  # at an epoch's end
         named, words = directory.named(self.corpus), self._milestones.get(self.step)
         manifest = checkpoint.Manifest(self.step, self.epoch, valid, named, *self.log.sync(), words=words)
         checkpoint.save(self.folder, state, self.config, self.corpus.vocab, manifest)
