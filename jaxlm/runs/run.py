@@ -33,13 +33,11 @@ class Run:
     """A run in its directory.
 
     Attributes:
-        folder: its directory, held.
         kept: whether it is saved; if not, its directory is temporary.
         plan: which rows each window reads.
         step, last: windows trained, and to be trained.
         found: the checkpoint that it is resumed from, until its state is taken.
         notes: sentences for the user about how it was resumed.
-        epochs: the results of the epochs that have ended.
         learning_rate: of the last call's first window.
         averages_from: the step after whose validation averaging started, if this process saw it.
     """
