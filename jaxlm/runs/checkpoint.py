@@ -107,13 +107,11 @@ def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manife
             if folder.exists(name):  # a damaged one: this run was resumed from an older checkpoint
                 folder.discard(name)
         found = manifests(run)
-        kept = {*sorted(found)[-config.train.keep_last :], best_step(found)}
-        every = config.train.keep_every
-        for step, saved in found.items():
-            if saved.words or (every and saved.valid_perplexity is not None and saved.epoch % every == 0):
-                kept.add(step)
-        for step in sorted(found.keys() - kept):  # (one that cannot be read may have been kept for good)
-            folder.discard(f"{step:08d}")
+        kept, every = {*[*found][-config.train.keep_last :], best_step(found)}, config.train.keep_every
+        for step, saved in found.items():  # (one that cannot be read may have been kept for good)
+            due = every and saved.valid_perplexity is not None and saved.epoch % every == 0
+            if not (step in kept or saved.words or due):
+                folder.discard(f"{step:08d}")
 
 
 def set_aside_later(run: Folder, step: int) -> None:
