@@ -240,8 +240,7 @@ def output(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     for place in (Path(os.path.abspath(path)), Path(os.path.realpath(path))):
         _check_owner(place)
-    there = os.stat(path) if os.path.exists(path) else None
-    if there and (not stat.S_ISREG(there.st_mode) or path.is_relative_to("/dev") or path.is_relative_to("/proc")):
+    if os.path.exists(path) and (not path.is_file() or path.is_relative_to("/dev") or path.is_relative_to("/proc")):
         with _naming(path):
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         with open(descriptor, "wb") as file:
