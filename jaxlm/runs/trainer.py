@@ -120,11 +120,10 @@ def train(
     of_dtype = precision.notes(asked, config)  # (measured before the run's record, which has the rates, is written)
     first = jax.process_index() == 0
     with hosts.guarded(), ExitStack() as held:
-        kept, resumes = run_dir is not None and first, resume and first
         # (Of many processes, all but the first write into a temporary directory of their own.)
-        own = None if kept else held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-run-"))
-        shared = Path(run_dir or str(own))
-        folder = Path(own or shared)
+        kept, resumes = run_dir if first else None, resume and first
+        folder = Path(kept or held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-run-")))
+        shared = Path(run_dir or folder)
 
         def begin() -> Run:
             directory.check(folder, resumes)
@@ -134,7 +133,7 @@ def train(
                 held.enter_context(lock(folder)),
                 held,
                 resume=resumes,
-                kept=kept,
+                kept=bool(kept),
                 steps=steps,
                 given_params=params is not None,
                 devices=spread,
