@@ -43,13 +43,11 @@ def decoded(data: bytes, template: Any, path: Path) -> TrainState:
             raise CheckpointError(f"{path}: expected the array {name!r} of this config to be {wanted}, found {there}")
 
     def array(name: str, leaf: Any) -> jax.Array:
-        shape = leaves[name].shape
-        value = jax.device_put(np.frombuffer(found[name]["data"], leaves[name].dtype).reshape(shape))
+        value = jax.device_put(np.frombuffer(found[name]["data"], leaves[name].dtype).reshape(leaves[name].shape))
         return jax.random.wrap_key_data(value) if _is_key(leaf) else value
 
-    return jax.tree.unflatten(
-        jax.tree.structure(template), [array(name, leaf) for name, leaf in named(template).items()]
-    )
+    arrays = [array(name, leaf) for name, leaf in named(template).items()]
+    return jax.tree.unflatten(jax.tree.structure(template), arrays)
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
