@@ -65,6 +65,7 @@ def import_checked():
     """Imports the checked rooms, with the names that only annotations use; every annotation has a meaning."""
     with install_import_hook(CHECKED, "shapes.checked"):
         importlib.import_module("jaxlm")
+        importlib.import_module("optuna")  # before its TYPE_CHECKING asks for packages that are not installed
         typing.TYPE_CHECKING = True
         rooms = [importlib.import_module(name) for name in CHECKED]
         names = [info.name for room in rooms for info in pkgutil.iter_modules(room.__path__, f"{room.__name__}.")]
