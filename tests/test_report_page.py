@@ -167,6 +167,14 @@ def test_unknown_tokens_and_estimates_are_said():
     assert "90.00 (estimate)" in text and "train, estimated from the words drawn" in text
 
 
+def test_the_bits_of_a_run_are_of_the_last_parameters_as_the_perplexity_is():
+    tests = [
+        {"checkpoint": which, "test_perplexity": value, "test_bits_per_byte": bits}
+        for which, value, bits in (("last", 117.0, 1.625), ("best", 116.0, 1.5))
+    ]
+    assert "117.00 116.00 1.625" in " ".join(" ".join(page(run_record(tests=tests)).words).split())
+
+
 def test_runs_that_differ_in_their_seed_alone_are_one_line_with_mean_and_deviation():
     other = run_record("c", config=jaxlm.preset("small").replace(init_scale=0.2))
     found = groups([run_record("a", 0), run_record("b", 2), other])

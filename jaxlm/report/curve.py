@@ -31,10 +31,14 @@ class Results:
         """Validation perplexity of the last epoch; nan without an epoch."""
         return self.epochs[-1].get("valid_perplexity", math.nan) if self.epochs else math.nan
 
+    def tested(self, best: bool = False) -> Row:
+        """The line of the last parameters' test, or of the best checkpoint's; empty where they were not tested."""
+        found = [row for row in self.tests if (row.get("checkpoint") == "best") == best]
+        return found[-1] if found else {}
+
     def test_perplexity(self, best: bool = False) -> float:
         """Test perplexity of the last parameters, or of the best checkpoint; nan where they were not tested."""
-        found = [row for row in self.tests if (row.get("checkpoint") == "best") == best and "test_perplexity" in row]
-        return found[-1]["test_perplexity"] if found else math.nan
+        return self.tested(best).get("test_perplexity", math.nan)
 
     def window_ends(self) -> np.ndarray:
         """Where each window ends, in epochs; an unfinished epoch is taken to be as long as the longest."""
