@@ -39,6 +39,7 @@ from jaxlm.cli.parsing import whole
 from jaxlm.data.windows import batch
 from jaxlm.errors import JaxlmError
 from jaxlm.models.kinds import MODELS
+from jaxlm.report.curve import by_kind
 from jaxlm.report.figure import PALETTE, figure, save
 from jaxlm.report.units import mean_and_deviation, spread
 from jaxlm.runs.metrics import read_metrics, read_timing
@@ -169,7 +170,7 @@ def run(cell: Cell, point: dict[str, Any], seed: int) -> Row:
     """Trains one seed, or reads its run."""
     config, folder = cell.config.replace(**point, seed=seed), cell.folder / f"seed{seed}"
     valid, test = trained(config, config.data.corpus, folder)
-    timing = read_timing(folder).values()
+    timing, (_, _, tests) = read_timing(folder).values(), by_kind(read_metrics(folder))
     return {
         "text": cell.text,
         "minutes": cell.minutes,
@@ -182,7 +183,7 @@ def run(cell: Cell, point: dict[str, Any], seed: int) -> Row:
         "words_per_second": median(row["words_per_second"] for row in timing),
         "valid": valid,
         "test": test,
-        "bits_per_character": read_metrics(folder)[-1]["test_bits_per_character"],
+        "bits_per_character": tests[0]["test_bits_per_character"],  # (of the last parameters, as the perplexity)
         "command": jaxlm.Sweep(config).command(jaxlm.MemberResult(0, {}, seed)),
     }
 

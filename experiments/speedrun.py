@@ -113,7 +113,7 @@ def run(preset: str, rung: Rung, seed: int, cache: int, tensorflow: Worker | Non
                 epochs = _rows(place / "metrics.jsonl", "epoch") if reached is None else []
                 if found := [row["epoch"] for row in epochs if row[valid] <= rung.target]:
                     reached, epoch = seconds, found[0]
-        epochs, (test,) = (_rows(place / "metrics.jsonl", kind) for kind in ("epoch", "test"))
+        epochs, (test, *_) = (_rows(place / "metrics.jsonl", kind) for kind in ("epoch", "test"))  # (last, then best)
         cached, cached_seconds = evaluated(place, cache, rung.measure, environment) if cache else (None, 0.0)
         commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
         today, log = date.today().isoformat(), logs / f"{date.today()}-{preset}-seed{seed}-{time.time():.0f}.jsonl"

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -74,6 +75,23 @@ def test_a_record_is_what_the_run_wrote(speedrun, monkeypatch, tmp_path):
     assert reached.cached_test != reached.test and missed.cached_test is None
     kinds = [json.loads(line)["kind"] for line in (logs / reached.log).read_text().splitlines()]
     assert kinds == ["epoch", "epoch", "test"] and len(list(logs.iterdir())) == 2
+
+
+def test_a_record_is_of_the_last_parameters_where_the_best_were_tested_too(speedrun, monkeypatch, tmp_path):
+    epochs = [{"kind": "epoch", "epoch": at, "valid_perplexity": valid} for at, valid in ((1, 118.0), (2, 119.0))]
+    tests = [{"kind": "test", "checkpoint": which, "test_perplexity": 113.0} for which in ("last", "best")]
+    tests[1]["test_perplexity"] = 112.0
+
+    def watched(arguments, *_):
+        run = Path(arguments[-1])
+        run.mkdir()
+        lines = [json.dumps(row, separators=(",", ":")) + "\n" for row in (*epochs, *tests)]
+        (run / "metrics.jsonl").write_text("".join(lines))
+        yield 1.0
+
+    monkeypatch.setattr(speedrun, "watched", watched)
+    record = speedrun.run("fast-113", speedrun.Rung(123.0), 0, 0, None, tmp_path / "logs")
+    assert (record.seconds, record.epoch, record.valid, record.test) == (1.0, 1, 119.0, 113.0)
 
 
 def test_records_are_added_to_the_history_and_summarised(speedrun, tmp_path):
@@ -223,6 +241,20 @@ def test_a_shoot_out_goes_on_where_it_was_and_its_rows_are_repeated(tmp_path, mo
     monkeypatch.setattr(sys, "argv", [*line, "--trials", "3"])
     with pytest.raises(JaxlmError, match="name another --run-dir"):
         shootout.main()
+
+
+def test_a_row_of_a_shoot_out_is_of_the_last_parameters_where_the_best_were_tested_too(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    shootout = import_module("shootout")
+    tests = [
+        {"kind": "test", "checkpoint": which, "test_bits_per_character": bits}
+        for which, bits in (("last", 1.5), ("best", 1.25))
+    ]
+    monkeypatch.setattr(shootout, "trained", lambda *_: (100.0, 90.0))
+    monkeypatch.setattr(shootout, "read_timing", lambda _: {1: {"seconds": 2.0, "words_per_second": 3.0}})
+    monkeypatch.setattr(shootout, "read_metrics", lambda _: tests)
+    row = shootout.run(shootout.Cell("ptb", 5.0, "lstm", tmp_path, jaxlm.preset("test")), {}, 0)
+    assert (row["test"], row["bits_per_character"]) == (90.0, 1.5)
 
 
 def test_the_table_of_a_shoot_out_says_which_cells_are_alike(monkeypatch, tmp_path):
