@@ -59,7 +59,7 @@ def climb(args: argparse.Namespace) -> dict[str, Scores]:
 
 def trained(config: jaxlm.Config, corpus: str, run_dir: Path) -> tuple[float, float]:
     """The last validation and the test perplexity of a run, which is resumed or read where it is there already."""
-    result = jaxlm.train(config, corpus, run_dir=run_dir, resume=run_dir.exists())
+    result = jaxlm.train(config, corpus, run_dir=run_dir, resume=(run_dir / "config.json").exists())
     if result.test_perplexity is None:
         sys.exit("stopped: start it again to resume")
     return result.epochs[-1].valid_perplexity if result.epochs else float("nan"), result.test_perplexity

@@ -12,6 +12,7 @@ SCRIPT = ROOT / "experiments/ablation.py"
 
 
 def test_the_ladder_is_climbed_once(tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs/0-seed0").mkdir(parents=True)  # as a kill leaves it before the run has begun
     page = tmp_path / "page.md"
     page.write_text("# A page\n<!-- the table -->\nold\n<!-- its end -->\nafter\n")
     monkeypatch.setattr(
