@@ -51,6 +51,14 @@ def test_a_run_calls_on_metrics_with_every_window_epoch_and_test():
     assert seen[-1] == (len(windows), seen[-1][1]) and seen[-1][1]["test/test_perplexity"] == result.test_perplexity
 
 
+def test_the_tests_of_the_last_and_of_the_best_parameters_have_tags_of_their_own(tmp_path):
+    seen = []
+    with opened(tmp_path, on_metrics=lambda _, values: seen.append(values)) as log:
+        for which, value in (("last", 113.0), ("best", 112.0)):
+            log.result("test", checkpoint=which, test_perplexity=value)
+    assert seen == [{"test/test_perplexity": 113.0}, {"best/test_perplexity": 112.0}]
+
+
 def test_the_command_sends_a_run_s_metrics_to_a_tracker(tmp_path, monkeypatch):
     recorder = Recorder()
     monkeypatch.setitem(sys.modules, "trackio", recorder)

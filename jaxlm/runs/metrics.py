@@ -133,7 +133,8 @@ class MetricsLog:
         values = {name: value for name, value in values.items() if value is not None}
         self._write({"kind": kind, "corpus": self._corpus, **values})
         if self._on_metrics:
-            tags = {f"{kind}/{name}": value for name, value in values.items() if "perplexity" in name or "bits" in name}
+            tag = "best" if values.get("checkpoint") == "best" else kind  # (the test of the last has the step too)
+            tags = {f"{tag}/{name}": value for name, value in values.items() if "perplexity" in name or "bits" in name}
             self._on_metrics(self._step, tags)
 
     def timing(self, **values: Any) -> None:
