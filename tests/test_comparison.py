@@ -74,6 +74,14 @@ def test_other_tokens_of_one_text_compare_and_another_text_is_refused(text, monk
         compare(words, fewer, text=text)
 
 
+@pytest.mark.parametrize(("content", "lines"), [("the dogs", 1), ("the dogs\n", 1), ("", 0)])
+def test_one_line_shows_no_difference_and_is_refused(content, lines, monkeypatch):
+    lm = small_lm()
+    monkeypatch.setattr(LanguageModel, "read", lambda lm, *_, **__: ("text8", lm.vocab.encode(lm.tokens(content))))
+    with pytest.raises(DataError, match=f"at least 2 lines to draw from, found {lines} in text8"):
+        compare(lm, lm)
+
+
 def test_the_verb(capsys, tmp_path):
     for seed in "01":
         assert main(["train", *TINY, "--seed", seed, "--run-dir", str(tmp_path / seed)]) == 0

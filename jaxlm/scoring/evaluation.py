@@ -374,7 +374,7 @@ def compare(
         data_dir, protocol: as `LanguageModel.evaluate` takes them.
 
     Raises:
-        DataError: the texts differ, or cannot be read.
+        DataError: the texts differ, cannot be read, or have one line only, of which no interval could be told.
         Diverged: dynamic evaluation learnt at too high a rate.
     """
     how = protocol_of(protocol)
@@ -382,12 +382,12 @@ def compare(
     def line_nats(lm: TrainedModel) -> tuple[str, list[str], np.ndarray]:
         """A text's name, its lines without white space, and the nats of each line [L], its end included."""
         name, ids, *_ = lm.read(split, text=text, data_dir=data_dir)
-        if not len(ids):
-            raise DataError(f"{name} is empty: expected at least one word")
         ids = np.append(lm.vocab.eos, ids)
+        starts = np.flatnonzero(ids[:-1] == lm.vocab.eos)
+        if len(starts) < 2:
+            raise DataError(f"expected at least 2 lines to draw from, found {len(starts)} in {name}: add lines to it")
         nats = OneStream(lm.reader_of(how, data_dir=data_dir), Detail(full=False))([ids]).nats.astype(np.float64)
         check_converged(how, name, nats.sum())
-        starts = np.flatnonzero(ids[:-1] == lm.vocab.eos)
         lines = ["".join(lm.vocab.decode_text(line).split()) for line in np.split(ids[1:], starts[1:])]
         return name, lines, np.add.reduceat(nats, starts)
 
