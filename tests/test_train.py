@@ -353,7 +353,7 @@ def test_a_copied_run_loads_anywhere(finished, tmp_path):
     assert jaxlm.load(tmp_path / "elsewhere").vocab == jaxlm.load(finished.run_dir).vocab
 
 
-def test_reproduce_names_what_differs(train, tmp_path):
+def test_reproduce_names_what_differs(train, tmp_path, monkeypatch):
     from jaxlm.runs.reproduction import reproduce
 
     train(steps=9)
@@ -361,7 +361,8 @@ def test_reproduce_names_what_differs(train, tmp_path):
     record = json.loads((run / "run.json").read_text())
     record["sessions"][0]["versions"]["jax"] = "0.3"
     (run / "run.json").write_text(json.dumps(record))
-    same = reproduce(run, quiet=True)
+    monkeypatch.chdir(run)
+    same = reproduce(".", quiet=True)
     assert same.results == [] and same.run_dir == tmp_path / "run-again"
     assert [line for line in same.surroundings if line.startswith("jax: 0.3 -> ")]
 

@@ -1,5 +1,6 @@
 """Train a run again from what its directory holds, and compare every byte that it promises."""
 
+import os
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -35,7 +36,7 @@ def reproduce(
             checkpoint or its metrics are damaged.
     """
     run_dir = Path(run_dir)
-    again = Path(again or f"{run_dir}-again")
+    again = Path(again or f"{os.path.abspath(run_dir)}-again")  # (beside it, also of ".")
     record, old = rundir.saved_record(run_dir), checkpoint.load(run_dir)
     if record.get("params") != "drawn from the seed":
         raise JaxlmError(
