@@ -139,7 +139,7 @@ class Folder:
     @contextmanager
     def _appearing(self, name: str) -> Iterator[str]:
         """A name for an unfinished entry, which gets its own durably once the block ends without an exception."""
-        partial = f".partial-{_entry(name)[:100]}-{secrets.token_hex(8)}"
+        partial = f".partial-{_entry(name)[:50]}-{secrets.token_hex(8)}"  # (a letter takes up to 4 of 255 bytes)
         try:
             yield partial
             self.rename(partial, name)

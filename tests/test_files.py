@@ -162,7 +162,7 @@ def test_a_name_is_one_entry(folder, name):
     assert folder.names() == []
 
 
-@pytest.mark.parametrize("name", ["a\\b", "gs:", os.fsdecode(b"\xff\xfe"), "\x1b[2J", "n\nl", "ü" * 120])
+@pytest.mark.parametrize("name", ["a\\b", "gs:", os.fsdecode(b"\xff\xfe"), "\x1b[2J", "n\nl", "ü" * 120, "漢" * 85])
 def test_any_other_name_works(folder, name):
     with folder.folder(name, create=True) as inner:
         inner.write(name, b"1")
