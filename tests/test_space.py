@@ -283,8 +283,9 @@ def test_any_file_is_a_space_or_one_sentence(tmp_path_factory, data):
 
 def test_a_corpus_has_the_same_name_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    read = read_space({"corpus": ["ptb", "novel.txt"]}, jaxlm.preset("small"))["corpus"]
-    assert isinstance(read, CategoricalDistribution) and read.choices == ("ptb", str(tmp_path / "novel.txt"))
+    read = read_space({"corpus": ["ptb", "ptb-char", "novel.txt"]}, jaxlm.preset("small"))["corpus"]
+    choices = ("ptb", "ptb-char", str(tmp_path / "novel.txt"))
+    assert isinstance(read, CategoricalDistribution) and read.choices == choices
 
 
 def test_a_plan_survives_json():

@@ -28,6 +28,7 @@ from jaxlm.errors import DataError
 from jaxlm.fields import checked
 from jaxlm.files import Folder
 
+PENN = ("auto", "ptb", "ptb-char")  # Penn Treebank; auto: or else the generated corpus
 EMBEDDED = ("embedded", "embedded-tiny")  # the generated corpus in its sizes
 UNKNOWN = "unknown"  # the corpus of an imported model
 FALLBACK = (
@@ -63,7 +64,7 @@ def load_corpus(
         DataError: The text is missing, empty, binary or ambiguous, has another hash, or does not fit an option.
     """
     read = checked(TextOptions(max_vocab=max_vocab, **options))
-    if spec in ("auto", "ptb", "ptb-char"):
+    if spec in PENN:
         try:
             paths = find_penn_treebank(data_dir, download)
         except NotFound:
@@ -93,7 +94,7 @@ def load_corpus(
         return corpus
     if not os.path.exists(path) and not has_magic(str(path)):
         raise DataError(
-            f"there is no corpus or file {str(spec)!r}; expected auto, ptb, ptb-char, {', '.join(EMBEDDED)}, "
+            f"there is no corpus or file {str(spec)!r}; expected {', '.join((*PENN, *EMBEDDED))}, "
             "or the path of a folder or a file of text"
         )
     parts = find_splits(path)

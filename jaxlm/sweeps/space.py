@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxlm import files, sealed
 from jaxlm.config.config import MAY_CHANGE, Config, differences, spec_of_field
-from jaxlm.data.corpora import EMBEDDED
+from jaxlm.data.corpora import EMBEDDED, PENN
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import checked_value, shown
 from jaxlm.late import optuna
@@ -300,7 +300,7 @@ def _encoded(name: str, kind: type, value: Any) -> Any:
         return text
     if not isinstance(value, bool | int | float | str | None):
         raise JaxlmError(f"{name} takes a list of numbers or texts; one is {shown(value)}")
-    if name == "corpus" and isinstance(value, str) and value not in ("auto", "ptb", *EMBEDDED):
+    if name == "corpus" and isinstance(value, str) and value not in (*PENN, *EMBEDDED):
         return os.path.abspath(value)  # the sweep may be resumed from another directory
     return value
 
