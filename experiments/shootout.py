@@ -57,7 +57,7 @@ Row = dict[str, Any]  # of shootout.csv
 class Cell:
     """A cell on a text in a time: what it is called, where it is kept, and its config before tuning."""
 
-    text: str
+    text: str  # with its preset, if it has its own
     minutes: float
     name: str
     folder: Path
@@ -123,12 +123,13 @@ def planned(args: argparse.Namespace) -> list[Cell]:
     settings, cells = args.run_dir / "settings.json", []
     if settings.exists() and (kept := json.loads(settings.read_text())) != shared:
         raise JaxlmError(f"{args.run_dir} holds a shoot-out of {kept}, not of {shared}: name another --run-dir")
-    texts = [text.partition(":") for text in args.texts]
-    for place, base, corpus in [(at, *with_corpus(jaxlm.preset(preset or args.preset), at)) for at, _, preset in texts]:
+    texts = [(text, *text.partition(":")[::2]) for text in args.texts]
+    loaded = [with_corpus(jaxlm.preset(preset or args.preset), place) for _, place, preset in texts]
+    for (text, place, _), (base, corpus) in zip(texts, loaded, strict=True):
         for name in args.cells:
             config, took = sized(base, name, args.parameters or parameters_of(base)), None
             for minutes in args.minutes:
-                folder = args.run_dir / re.sub(r"\W+", "-", place) / f"{minutes:g}min" / name
+                folder = args.run_dir / re.sub(r"\W+", "-", text) / f"{minutes:g}min" / name  # (of its preset too)
                 if (kept := folder / "epochs.json").exists():
                     epochs = json.loads(kept.read_text())
                 else:
@@ -139,7 +140,7 @@ def planned(args: argparse.Namespace) -> list[Cell]:
                         f"{minutes:g} minutes end before the first epoch of {name} on {place}, which takes {took:.1f} "
                         f"s here: give more --minutes, or fewer --parameters"
                     )
-                cells.append(Cell(place, minutes, name, folder, config.replace(epochs=epochs)))
+                cells.append(Cell(text, minutes, name, folder, config.replace(epochs=epochs)))
     for cell in cells:
         cell.folder.mkdir(parents=True, exist_ok=True)
         (cell.folder / "epochs.json").write_text(json.dumps(cell.config.train.epochs))
