@@ -133,14 +133,17 @@ def machine() -> str:
     return f"{found[1] if found else platform.machine()}, {cores} cores"
 
 
-def evaluated(place: Path, cache: int, measure: str, environment: dict[str, str]) -> tuple[float, float]:
-    """The test split's measure with a neural cache of so many words, tuned on valid, and the seconds of the command."""
+def evaluated(place: Path, cache: int, measure: str, environment: dict[str, str]) -> tuple[float | None, float]:
+    """The test split's measure with a neural cache of so many words, tuned on valid, and the seconds of the command.
+
+    None where the command fails, which is said: the hours of the run are not lost with it.
+    """
     words = ["evaluate", str(place), "--protocol", "cache", "--cache-window", str(cache), "--tune", "--json"]
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "jaxlm", *words], env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"error: {shlex.join(words)}: {done.stderr.strip()}")
-    return json.loads(done.stdout)[measure], time.perf_counter() - began
+        print(f"error: {shlex.join(words)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
+    return None if done.returncode else json.loads(done.stdout)[measure], time.perf_counter() - began
 
 
 def _rows(path: Path, kind: str) -> list[dict]:

@@ -77,7 +77,9 @@ def test_a_record_is_what_the_run_wrote(speedrun, monkeypatch, tmp_path):
     assert kinds == ["epoch", "epoch", "test"] and len(list(logs.iterdir())) == 2
 
 
-def test_a_record_is_of_the_last_parameters_where_the_best_were_tested_too(speedrun, monkeypatch, tmp_path):
+def test_a_record_is_of_the_last_parameters_and_outlives_a_cache_that_cannot_be(
+    speedrun, monkeypatch, tmp_path, capsys
+):
     epochs = [{"kind": "epoch", "epoch": at, "valid_perplexity": valid} for at, valid in ((1, 118.0), (2, 119.0))]
     tests = [{"kind": "test", "checkpoint": which, "test_perplexity": 113.0} for which in ("last", "best")]
     tests[1]["test_perplexity"] = 112.0
@@ -90,8 +92,9 @@ def test_a_record_is_of_the_last_parameters_where_the_best_were_tested_too(speed
         yield 1.0
 
     monkeypatch.setattr(speedrun, "watched", watched)
-    record = speedrun.run("fast-113", speedrun.Rung(123.0), 0, 0, None, tmp_path / "logs")
+    record = speedrun.run("fast-113", speedrun.Rung(123.0), 0, 10, None, tmp_path / "logs")  # (of no checkpoint)
     assert (record.seconds, record.epoch, record.valid, record.test) == (1.0, 1, 119.0, 113.0)
+    assert record.cached_test is None and "error: evaluate " in capsys.readouterr().err
 
 
 def test_records_are_added_to_the_history_and_summarised(speedrun, tmp_path):
