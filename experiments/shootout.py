@@ -19,6 +19,7 @@ import argparse
 import csv
 import io
 import json
+import math
 import re
 import sys
 import time
@@ -37,7 +38,7 @@ import jaxlm
 from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
 from jaxlm.data.windows import batch
-from jaxlm.errors import JaxlmError
+from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.models.kinds import MODELS
 from jaxlm.report.curve import by_kind
 from jaxlm.report.figure import PALETTE, figure, save
@@ -168,9 +169,13 @@ def tuned(cell: Cell, trials: int, share: float) -> dict[str, Any]:
 
 
 def run(cell: Cell, point: dict[str, Any], seed: int) -> Row:
-    """Trains one seed, or reads its run."""
+    """Trains one seed, or reads its run; what a run that diverges has not is nan."""
     config, folder = cell.config.replace(**point, seed=seed), cell.folder / f"seed{seed}"
-    valid, test = trained(config, config.data.corpus, folder)
+    try:
+        valid, test = trained(config, config.data.corpus, folder)
+    except Diverged as error:
+        valid = test = math.nan
+        print(f"{cell.name} on {cell.text}, seed {seed}: {error}", flush=True)
     timing, (_, _, tests) = read_timing(folder).values(), by_kind(read_metrics(folder))
     return {
         "text": cell.text,
@@ -181,29 +186,35 @@ def run(cell: Cell, point: dict[str, Any], seed: int) -> Row:
         "width": config.model.embedding_size,
         "epochs": config.train.epochs,
         "seconds": sum(row["seconds"] for row in timing),
-        "words_per_second": median(row["words_per_second"] for row in timing),
+        "words_per_second": median([row["words_per_second"] for row in timing] or [math.nan]),
         "valid": valid,
         "test": test,
-        "bits_per_character": tests[0]["test_bits_per_character"],  # (of the last parameters, as the perplexity)
+        # (The first test is of the last parameters, as the perplexity is.)
+        "bits_per_character": tests[0]["test_bits_per_character"] if tests else math.nan,
         "command": jaxlm.Sweep(config).command(jaxlm.MemberResult(0, {}, seed)),
     }
 
 
 def table(rows: list[Row]) -> str:
-    """Mean and standard deviation over the seeds of each cell, the best on validation first, and which to choose."""
+    """Mean and standard deviation over the seeds of each cell, the best on validation first, and which to choose.
+
+    A cell of which seeds diverged comes after those of which fewer did; its means are of the others.
+    """
     columns = "parameters", "epochs", "seconds", "words_per_second", "valid", "test", "bits_per_character"
     lines = [f"| text | minutes | cell | {' | '.join(columns)} |".replace("_", " "), "|" + "---|" * (3 + len(columns))]
     chosen = []
     for text, minutes in dict.fromkeys((row["text"], row["minutes"]) for row in rows):
-        cells: dict[str, dict[str, tuple[float, float]]] = {}
+        cells, lost = dict[str, dict[str, tuple[float, float]]](), dict[str, int]()
         for cell in dict.fromkeys(row["cell"] for row in rows):
             its = [row for row in rows if (row["text"], row["minutes"], row["cell"]) == (text, minutes, cell)]
             cells[cell] = {name: mean_and_deviation([row[name] for row in its]) for name in columns}
-        best, *others = sorted(cells, key=lambda cell: cells[cell]["valid"][0])
+            lost[cell] = sum(math.isnan(row["valid"]) for row in its)
+        best, *others = sorted(cells, key=lambda cell: (lost[cell], cells[cell]["valid"][0]))
         for cell in (best, *others):
             whole = [f"{cells[cell][name][0]:,.0f}" for name in columns[:4]]
             measured = [spread(*cells[cell][name]) for name in columns[4:6]]
             measured += [spread(*cells[cell][columns[6]], shown="{:.4f}".format)]
+            measured[0] += f" ({lost[cell]} diverged)" if lost[cell] else ""
             lines.append(f"| {text} | {minutes:g} | {cell} | {' | '.join(whole + measured)} |")
         mean, deviation = cells[best]["valid"]
         near = [cell for cell in others if cells[cell]["valid"][0] - mean <= deviation + cells[cell]["valid"][1]]

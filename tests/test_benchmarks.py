@@ -16,7 +16,7 @@ from terminals import run
 
 import jaxlm.runs.trainer
 from jaxlm.cli.ending import exit_code
-from jaxlm.errors import JaxlmError
+from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.models.kinds import MODELS
 
 EXPERIMENTS = ROOT / "experiments"
@@ -269,19 +269,30 @@ def test_a_row_of_a_shoot_out_is_of_the_last_parameters_where_the_best_were_test
     row = shootout.run(shootout.Cell("ptb", 5.0, "lstm", tmp_path, jaxlm.preset("test")), {}, 0)
     assert (row["test"], row["bits_per_character"]) == (90.0, 1.5)
 
+    def diverges(*_):
+        raise Diverged("window 7 has cost nan")
+
+    monkeypatch.setattr(shootout, "trained", diverges)
+    for name, found in (("read_timing", {}), ("read_metrics", [])):
+        monkeypatch.setattr(shootout, name, lambda _, found=found: found)
+    row = shootout.run(shootout.Cell("ptb", 5.0, "lstm", tmp_path, jaxlm.preset("test")), {}, 0)
+    assert (row["seconds"], str(row["valid"]), str(row["bits_per_character"])) == (0, "nan", "nan")
+
 
 def test_the_table_of_a_shoot_out_says_which_cells_are_alike(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     shootout = import_module("shootout")
     same = dict(text="ptb", minutes=5.0, parameters=3_000_000, epochs=4, seconds=300.0, words_per_second=1.0)
-    measured = {"slow": (110.0, 112.0), "alike": (102.5, 104.5), "best": (100.0, 102.0)}
+    nan = float("nan")
+    measured = {"lost": (nan, 99.0), "slow": (110.0, 112.0), "alike": (102.5, 104.5), "best": (100.0, 102.0)}
     rows = [
         {**same, "cell": cell, "valid": valid, "test": valid - 5, "bits_per_character": 1.3}
         for cell, each in measured.items()
         for valid in each
     ]
     table = shootout.table(rows)
-    assert [line.split(" | ")[2] for line in table.splitlines()[2:5]] == ["best", "alike", "slow"]
+    assert [line.split(" | ")[2] for line in table.splitlines()[2:6]] == ["best", "alike", "slow", "lost"]
+    assert "| 99.00 (1 diverged) | 94.00 |" in table
     assert "| 101.00 ± 1.41 | 96.00 ± 1.41 | 1.3000 ± 0.0000 |" in table
     assert "ptb, 5 minutes: the lowest on validation is best; within the deviations: alike." in table
     assert shootout.plot(rows, tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
