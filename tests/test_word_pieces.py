@@ -182,6 +182,11 @@ def test_every_verb_has_the_probabilities_of_words():
     expected = table.surprisal[[0, 1]] / np.log(2), table.surprisal[2] / np.log(2)
     np.testing.assert_allclose(found.surprisals["x", 1], expected[0][0], rtol=1e-5)
     np.testing.assert_allclose(found.surprisals["x", 2], expected[0][1] + expected[1], rtol=1e-5)
+    spaced = Item(2, {"x": {3: "", 1: "b ", 4: " ", 2: " ab, a", 5: ""}})
+    assert lm.syntaxgym(Suite("s", [formula], [spaced])).items[0].surprisals == {
+        **found.surprisals,
+        **dict.fromkeys((("x", empty) for empty in (3, 4, 5)), 0.0),
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)

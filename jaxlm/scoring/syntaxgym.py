@@ -180,7 +180,8 @@ def score_suite(scoring: Scoring, read: SentenceReader, suite: Suite, oov: str) 
     for item in suite.items:
         for name, regions in item.conditions.items():
             where = f"{suite.path}, item {item.number}, condition {name!r}"
-            sentence = read(" ".join(regions.values()), oov, where)
+            content = " ".join(filter(None, map(str.strip, regions.values())))  # (a region may be empty)
+            sentence = read(content, oov, where)
             sentences.append(in_regions(sentence, [*regions.values()], where))
     scored, results = zip(sentences, sentence_nats(scoring, sentences), strict=True), []
     for item in suite.items:
