@@ -189,6 +189,12 @@ def test_every_verb_has_the_probabilities_of_words():
     }
 
 
+def test_a_region_may_hold_a_no_break_space():
+    lm, regions = bigram("bytes"), ["a\u00a0b", "ab"]
+    found = lm.word_surprisal([" ".join(regions)], regions=[regions])
+    assert found.word == regions and found.surprisal.sum() == lm.word_surprisal([" ".join(regions)]).surprisal.sum()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_spans_are_prefix_probabilities_wherever_they_cut(kind):
     lm, text = bigram(kind), "b ab, a"

@@ -125,7 +125,7 @@ def in_regions(sentence: Encoded, regions: Sequence[str], where: str) -> Encoded
     Regions are texts that make up the words of the sentence, white space aside, in their order. Raises DataError where
     they do not tile it, or a region begins within a word.
     """
-    words = sentence.words
+    words = ["".join(word.split()) for word in sentence.words]  # (a word of pieces may hold a no-break space)
     ends = {length: place for place, length in enumerate(accumulate(map(len, words), initial=0))}
     lengths = accumulate((len("".join(region.split())) for region in regions), initial=0)
     places = [ends.get(length, -1) for length in lengths]
