@@ -227,6 +227,22 @@ def test_spans_of_words():
             span_surprisal(lm, [text], [span], tokenizer="ptb")
 
 
+def test_spans_may_begin_after_a_mark_that_the_vocabulary_lacks():
+    lm = small_lm()
+    whole = lm.word_surprisal(["the dogs run"])
+    found = span_surprisal(lm, ["the \u2014 dogs run"] * 3, [(6, 10), (0, 5), (4, 5)], tokenizer="ptb")
+    np.testing.assert_allclose(found.surprisal, [whole.surprisal[1], whole.surprisal[0], np.nan], rtol=1e-5)
+    assert found.tokens == ["dogs", "the", ""] and np.isnan(found.entropy).tolist() == [False, False, True]
+
+
+def test_spans_are_of_the_characters_given_however_they_are_read():
+    lm = lm_of(Vocab.build("b\u00e9 a\n", kind=Characters()))
+    composed = span_surprisal(lm, ["b\u00e9 a"] * 2, [(1, 2), (3, 4)])
+    found = span_surprisal(lm, ["be\u0301 a"] * 2, [(1, 3), (4, 5)])
+    assert found.word == ["e\u0301", "a"] and found.tokens == composed.tokens == ["\u00e9", "a"]
+    np.testing.assert_array_equal(found.surprisal, composed.surprisal)
+
+
 def test_punctuation_of_words_is_a_row_where_it_is_asked():
     lm = small_lm(words=(*WORDS, ","))
     found = lm.word_surprisal(["the dog, can't run", "the"], punctuation="own", tokenizer="ptb")

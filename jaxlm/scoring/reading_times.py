@@ -31,7 +31,7 @@ def span_surprisal(
 
     It is -log p(the sentence begins with the text up to the span's end) / p(... up to its beginning), whatever follows:
     where a span cuts a token, all tokens that begin alike are summed. So it matters which white space around a word is
-    in its span, except where tokens are words.
+    in its span, except where tokens are words; a span without tokens, as of a mark that the vocabulary lacks, has nan.
 
     Options are `unit`, `oov` and `tokenizer` of `SurprisalOptions`; `where` names a sentence in an error. Raises
     DataError where a span is not within its sentence, or cuts a token that is a word.
@@ -41,14 +41,18 @@ def span_surprisal(
     rows, offset, unit = [], 0, UNITS[options.get("unit", "bits")]
     encoded = (one for _, part, _ in found for one in part)
     for number, (text, (start, end), one) in enumerate(zip(sentences, spans, encoded, strict=True), 1):
-        text = text if vocab.kind == "words" else "".join(vocab.tokens.pieces(one.tokens))
+        given = text = text if vocab.kind == "words" else text.rstrip()
         if not 0 <= start < end <= len(text):
             raise DataError(f"{where(number)}: the span {start} to {end} is not within the {len(text)} characters")
+        places = start, end
+        if vocab.kind != "words":  # (a letter and its combining mark may be read as one character)
+            text, *read = (_as_read(lm, part) for part in (text, text[:start], text[:end]))
+            places = [*map(len, read)]
         ends, cuts = _ends(vocab, text, one), []
-        for place in (start, end):
+        for place in places:
             token = max(k for k, at in enumerate(ends) if at <= place)
             part = text[ends[token] : place] if token < len(one.tokens) else ""
-            if vocab.kind == "words" and part.strip():
+            if vocab.kind == "words" and any(word.start() < place < word.end() for word in re.finditer(r"\S+", text)):
                 cut = f"the span {start} to {end} cuts a word of {text!r:.80}"
                 raise DataError(f"{where(number)}: {cut}: give whole words")
             p = 1.0
@@ -57,14 +61,21 @@ def span_surprisal(
                 p = max(float(next_word(lm.network, one.ids[: token + 1])[alike].sum()), TINY)
             cuts.append((token, -math.log(p) / unit))
         (first, before), (last, after) = cuts
-        piece = slice(offset + first, offset + max(last + (after > 0), first + 1))
+        some = first < last or vocab.kind != "words"
+        piece = slice(offset + first, offset + max(last + (after > 0), first + some))
         surprisal = table.surprisal[offset + first : offset + last].sum() + after - before
-        entropies = table.entropy[piece.start], table.entropy_reduction[piece].sum()
-        words = text[start:end], " ".join(table.token[piece])
-        rows.append((number, 1, *words, table.oov[piece].any(), surprisal, *entropies))
+        numbers = surprisal, table.entropy[piece.start], table.entropy_reduction[piece].sum()
+        words = given[start:end], " ".join(table.token[piece])
+        rows.append((number, 1, *words, table.oov[piece].any(), *(numbers if some else [math.nan] * 3)))
         offset += len(one.tokens) + 1
     columns: list[Any] = [[*one] if isinstance(one[0], str) else np.array(one) for one in zip(*rows, strict=True)]
     return WordSurprisals(*columns)
+
+
+def _as_read(lm: LanguageModel, text: str) -> str:
+    """A text, whose tokens are no words, as the model reads it: in its case, and normalised."""
+    read = lm.vocab.tokenize(text.lower() if lm.config.data.lowercase else text)
+    return "".join(lm.vocab.tokens.pieces(read))
 
 
 def _ends(vocab: Vocab, text: str, sentence: Encoded) -> list[int]:
