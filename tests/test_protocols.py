@@ -407,6 +407,15 @@ def test_tuning_leaves_out_what_diverges(run):
         evaluation.compare(lm := jaxlm.load(run), lm, protocol=wild)
 
 
+def test_sentences_that_diverge_have_no_scores(run, tmp_path, capsys):
+    pair = {"sentence_good": "the bank lends " * 20, "sentence_bad": "lends bank the " * 20}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
+    wild = ["--protocol", "dynamic", "--rule", "sgd", "--learning-rate", "3e38", "--segment-length", "1"]
+    assert main(["minimal-pairs", run, str(tmp_path / "pairs.jsonl"), *wild]) == 3
+    said = capsys.readouterr()
+    assert said.out == "" and "dynamic evaluation diverged on the sentences: lower learning_rate" in said.err
+
+
 @pytest.mark.parametrize(
     "protocol",
     [["cache", "--cache-window", "50"], ["dynamic"], ["mc", "--samples", "2"], ["temperature", "--temperature", "1.2"]],

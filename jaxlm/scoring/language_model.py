@@ -15,7 +15,7 @@ from jaxlm.errors import DataError, JaxlmError
 from jaxlm.fields import checked_value
 from jaxlm.scoring import generation
 from jaxlm.scoring.dynamic_evaluation import Adaptive
-from jaxlm.scoring.evaluation import TrainedModel
+from jaxlm.scoring.evaluation import TrainedModel, check_converged
 from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
 from jaxlm.scoring.reading import FREE, OneStream, carries, each_sentence
@@ -23,7 +23,7 @@ from jaxlm.scoring.sampling import sampling_of
 from jaxlm.scoring.sentences import BLOCK, Encoded, Sentence, SentenceReader, blocks, encode, in_regions
 from jaxlm.scoring.surprisal import SurprisalOptions, Surprisals, WordSurprisals, by_word, surprisals
 from jaxlm.scoring.syntaxgym import Suite, SuiteResult, read_suite, score_suite
-from jaxlm.scoring.token_scores import Detail, Network, Scoring
+from jaxlm.scoring.token_scores import Detail, Network, Scoring, TokenScores
 
 
 class LanguageModel(TrainedModel):
@@ -57,11 +57,20 @@ class LanguageModel(TrainedModel):
             context: "sentence" or "stream".
             full: whether to find entropy and rank.
             **options: `top_k`, `protocol`, `data_dir`, `boundary` and `punctuation` of `SurprisalOptions`.
+
+        The scoring raises Diverged where dynamic evaluation learnt at too high a rate.
         """
         how = SurprisalOptions(context=context, **options)
-        reader = self.reader_of(protocol_of(how.protocol), None, how.data_dir, self._network(how))
-        detail = Detail(how.top_k, full)
-        return OneStream(reader, detail) if context == "stream" else partial(each_sentence, reader, detail)
+        protocol, detail = protocol_of(how.protocol), Detail(how.top_k, full)
+        reader = self.reader_of(protocol, None, how.data_dir, self._network(how))
+        read = OneStream(reader, detail) if context == "stream" else partial(each_sentence, reader, detail)
+
+        def scoring(sentences: Sequence[np.ndarray]) -> TokenScores:
+            scores = read(sentences)
+            check_converged(protocol, "the sentences", float(scores.nats.sum(dtype=float)))
+            return scores
+
+        return scoring
 
     def _network(self, how: SurprisalOptions) -> Network:
         """The network, which also scores the boundaries of words where they are to be corrected."""
