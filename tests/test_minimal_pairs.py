@@ -1,6 +1,7 @@
 """Minimal pairs: which sentence is likelier, what is counted, and lines that are no pairs."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,9 @@ def test_pairs_that_differ_in_unknown_words_only_are_left_out_on_request():
     assert (found.total.pairs, found.total.oov_only, found.total.left_out, found.total.ties) == (4, 1, 1, 1)
     with pytest.raises(DataError, match="'zebra'"):
         small_lm().minimal_pairs(PAIRS, oov="error")
+    lower = replace(small_lm(), config=small_lm().config.replace(lowercase=True))
+    (pair,) = lower.minimal_pairs([Pair("The dog", "the dog")], tokenizer="none", oov="filter").results
+    assert pair.good == pair.bad and not pair.alike  # they differ in case, which this model does not read
 
 
 def test_a_mirrored_pair_is_correct_one_way_only():

@@ -6,7 +6,7 @@ A pair is correct where the good sentence has strictly more log-probability; tie
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,7 +134,8 @@ def score_pairs(scoring: Scoring, read: SentenceReader, pairs: Iterable[Pair], o
         nats = sentence_nats(scoring, [*unique.values()], eos)
         log_p = {key: -float(part.sum()) for key, part in zip(unique, nats, strict=True)}
         for pair, good, bad in zip(block, sentences[::2], sentences[1::2], strict=True):
-            alike = np.array_equal(good.ids, bad.ids) and good.tokens != bad.tokens
+            unknown, others = ([*compress(one.tokens, one.oov)] for one in (good, bad))
+            alike = np.array_equal(good.ids, bad.ids) and unknown != others
             p_good, p_bad = (log_p[one.ids.tobytes()] for one in (good, bad))
             results.append(PairResult(pair, p_good, p_bad, alike))
     by_uid: dict[str, list[PairResult]] = {}
