@@ -290,8 +290,10 @@ def test_the_command_prints_words_of_pieces_beside_those_of_words(runs, tmp_path
 
 
 def test_unknown_characters_are_not_called_words(capsys):
-    _say_unknown_in(bigram("characters"), "ab\u2603")
+    _say_unknown_in(lm_of(Vocab.build(TEXT, kind=Characters(), min_count=2)), "ab\u2603")
     assert "1 of 3 characters are outside the vocabulary" in capsys.readouterr().err
+    _say_unknown_in(bigram("characters"), "ab\u2603")  # which has nothing to read it as
+    assert capsys.readouterr().err == ""
 
 
 def test_counts_of_words_in_pieces_are_those_in_words(runs):

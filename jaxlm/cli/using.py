@@ -225,9 +225,10 @@ def say_unknown(unknown: Counter[str], total: int, what: str = "words are") -> N
 
 
 def _say_unknown_in(lm: "LanguageModel", text: str, tokenizer: str | None = None) -> None:
-    tokens = lm.tokens(text, tokenizer)
-    unknown = Counter(token for token in tokens if token not in lm.vocab.ids)
-    say_unknown(unknown, len(tokens), f"{lm.vocab.kind} are")
+    if lm.vocab.unknown_id >= 0:  # else an unknown token is an error
+        tokens = lm.tokens(text, tokenizer)
+        unknown = Counter(token for token in tokens if token not in lm.vocab.ids)
+        say_unknown(unknown, len(tokens), f"{lm.vocab.kind} are")
 
 
 def _text_in(path: str | Path) -> str:
