@@ -241,6 +241,8 @@ def test_spans_are_of_the_characters_given_however_they_are_read():
     found = span_surprisal(lm, ["be\u0301 a"] * 2, [(1, 3), (4, 5)])
     assert found.word == ["e\u0301", "a"] and found.tokens == composed.tokens == ["\u00e9", "a"]
     np.testing.assert_array_equal(found.surprisal, composed.surprisal)
+    logs = reading_times.predictors(lm, lm.word_surprisal(["be\u0301 a"]), {"b\u00e9": 1, "a": 2})["log_frequency"]
+    np.testing.assert_allclose(logs, np.log([2, 3]))
 
 
 def test_punctuation_of_words_is_a_row_where_it_is_asked():

@@ -99,7 +99,7 @@ def predictors(
     logs, words = [], lm.vocab.kind == "words"
     tokens = table.tokens if isinstance(table, WordSurprisals) else table.token
     for word, pieces, oov in zip(table.word, tokens, table.oov.tolist(), strict=True):
-        parts = pieces.split() if words else lm.cased(word).split()
+        parts = (pieces if words else _as_read(lm, word)).split()
         read = [bare(part) for part in parts if not is_punctuation(part)]
         counted = [] if counts is None or (words and oov) else [counts.get(one, 0) for one in read]
         logs.append(math.log1p(min(counted)) if counted else math.nan)
