@@ -282,6 +282,7 @@ def test_the_command_prints_words_of_pieces_beside_those_of_words(runs, tmp_path
     assert "vocabulary" not in error  # bytes stand for the rest
     found, error = rows(capsys, runs / "pieces", runs / "words", tmp_path / "text.txt")
     assert [row["tokens.words"] for row in found] == ["b", "ab,", "a", "<unk>", "a"] and "surprisal.pieces" in found[0]
+    assert error == "warning: 1 of 5 words are outside the vocabulary of words, read as <unk> (20.0%): \u00df\n"
     published, _ = rows(capsys, runs / "pieces", tmp_path / "text.txt", "--boundary", "published", "--eos")
     assert published[0]["surprisal"] != found[0]["surprisal.pieces"] and published[3]["word"] == "<eos>"
     found, error = rows(capsys, runs / "words", tmp_path / "text.txt", "--predictors")

@@ -86,7 +86,7 @@ def surprisal(args: argparse.Namespace) -> None:
     counts = {name: _word_counts(name, lm, args.data_dir) for name, lm in lms.items()} if args.predictors else {}
     score = _scorer(args, stimuli, how, {lm.vocab.kind for lm in lms.values()})
     blocks = [(1, stimuli.sentences, stimuli.where)] if stimuli else _blocks(args.texts)
-    rows, unknown = 0, Counter[str]()
+    rows, unknown = 0, {name: Counter[str]() for name in lms}
     with _writing(args, "csv" if stimuli else args.layout) as write:
         for first, lines, where in blocks:
             tables = {name: score(lm, lines, where, first=first, scoring=scorings[name]) for name, lm in lms.items()}
@@ -95,11 +95,12 @@ def surprisal(args: argparse.Namespace) -> None:
                 columns[name] |= predictors(lms[name], tables[name], known)
             own = side_by_side(columns)
             write({**_kept(stimuli, own), **own} if stimuli else own, first == 1)
-            table = next(iter(tables.values()))
-            unknown.update(compress(table.word, table.oov))
-            rows += len(table)
+            for name, table in tables.items():
+                unknown[name].update(compress(table.word, table.oov))
+            rows += len(next(iter(tables.values())))
     what = "critical spans have words" if args.spans else "regions have words" if args.regions else "words are"
-    say_unknown(unknown, rows, what)
+    for name, found in unknown.items():
+        say_unknown(found, rows, what, f" of {name}" if len(lms) > 1 else "")
     if args.save_adapted:
         from jaxlm.runs.loading import keep_model, unread_corpus
 

@@ -213,14 +213,14 @@ def wrapped(pieces: Iterable[str], width: int, encoding: str | None = None) -> I
         yield " " * space + word
 
 
-def say_unknown(unknown: Counter[str], total: int, what: str = "words are") -> None:
+def say_unknown(unknown: Counter[str], total: int, what: str = "words are", whose: str = "") -> None:
     """Says on standard error how many `words are` outside the vocabulary, and the most frequent; a warning if many."""
     from jaxlm.data.corpus import MOST_UNKNOWN
 
     if count := unknown.total():
         kind = "warning" if count > MOST_UNKNOWN * total else "note"
         named = ", ".join(word[:MOST_SHOWN] for word, _ in unknown.most_common(MOST_NAMED))
-        said = f"{count:,} of {total:,} {what} outside the vocabulary, read as <unk> ({count / total:.1%})"
+        said = f"{count:,} of {total:,} {what} outside the vocabulary{whose}, read as <unk> ({count / total:.1%})"
         say_line(f"{kind}: {said}: {named}", sys.stderr)
 
 
