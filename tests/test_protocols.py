@@ -397,6 +397,14 @@ def test_tuning_chooses_on_valid_and_reads_test_once(run, monkeypatch, name):
     )
 
 
+def test_the_settings_that_tuning_chose_are_in_its_json(run, capsys):
+    assert main(["evaluate", run, "--protocol", "temperature", "--tune", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    chosen = jaxlm.tune_protocol(run, "temperature")
+    assert told["protocol"] == {"name": "temperature", **vars(chosen.protocol)}
+    assert told["perplexity"] == pytest.approx(chosen.test.perplexity)
+
+
 def test_tuning_leaves_out_what_diverges(run):
     wild = jaxlm.Dynamic(rule="sgd", learning_rate=1e30, segment_length=200)
     found = jaxlm.tune_protocol(run, wild, grid={"learning_rate": (1e30, 1e-3)})

@@ -59,7 +59,8 @@ def evaluate(args: argparse.Namespace) -> None:
     from jaxlm.data.corpus import unknown_text, unknown_warning
 
     if args.json:
-        say(json_text({"run": str(args.run), "checkpoint": args.checkpoint, **found._asdict()}))
+        how = {"name": args.protocol, **vars(protocol)}
+        say(json_text({"run": str(args.run), "checkpoint": args.checkpoint, "protocol": how, **found._asdict()}))
     else:
         how = "" if args.protocol == "plain" else f"; protocol {described(protocol)}"
         say_line(
