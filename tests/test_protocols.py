@@ -1,6 +1,7 @@
 """Evaluation protocols: what the published codes answered, what must always hold, and mistakes in one sentence."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -18,7 +19,7 @@ from jaxlm.cli import main
 from jaxlm.config.protocols import PROTOCOLS, MCDropout, Plain, protocol_of
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import Diverged, JaxlmError
+from jaxlm.errors import DataError, Diverged, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import draw_noise, no_noise
 from jaxlm.published.lamb import LambAdam
@@ -413,6 +414,15 @@ def test_tuning_leaves_out_what_diverges(run):
         jaxlm.evaluate(run, protocol=wild)
     with pytest.raises(Diverged, match="lower learning_rate, which is 1e\\+30"):
         evaluation.compare(lm := jaxlm.load(run), lm, protocol=wild)
+
+
+def test_rms_is_refused_where_the_training_text_is_unknown(run, tmp_path):
+    (tmp_path / "text.txt").write_text("the bank lends\n")
+    lm = jaxlm.load(run)
+    imported = replace(lm, config=lm.config.replace(corpus="unknown"))
+    with pytest.raises(DataError, match="imported model: take the rule sgd"):
+        imported.evaluate(text=tmp_path / "text.txt", protocol="dynamic")
+    assert imported.evaluate(text=tmp_path / "text.txt", protocol=jaxlm.Dynamic(rule="sgd")).predictions == 3
 
 
 def test_sentences_that_diverge_have_no_scores(run, tmp_path, capsys):

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxlm.config.config import Config
 from jaxlm.config.protocols import Cache, Dynamic, MCDropout, Plain, Temperature, name_of, protocol_of
-from jaxlm.data.corpora import Corpus, load_corpus, reload_corpus
+from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
 from jaxlm.data.encoding import as_read
 from jaxlm.data.text import SPLITS, read_string
 from jaxlm.data.tokens import normalize_newlines
@@ -285,6 +285,9 @@ class TrainedModel:
             )
         if protocol.rule == "sgd":
             return DynamicReader(network, protocol, None)
+        if corpus is None and config.data.corpus == UNKNOWN:
+            text = "the training text, which is unknown of an imported model"
+            raise DataError(f"dynamic evaluation by the rule rms reads {text}: take the rule sgd")
         optimizer = config.optimizer if protocol.compatibility == "lamb" else None
         train = self.find_corpus(None, data_dir) if corpus is None else corpus
         key = train.sha256, replace(protocol, learning_rate=0.0, lambda_=0.0, epsilon=0.0)  # RMS depends on neither
