@@ -162,12 +162,15 @@ def _kept(stimuli: "StimulusTable", own: Columns) -> Columns:
 
 def _word_counts(name: str, lm: "LanguageModel", data_dir: Path | None) -> Mapping[str, int] | None:
     """How often each word is in the training text of a run; None, with a note, where the text is not there."""
+    from jaxlm.data.corpora import UNKNOWN
     from jaxlm.scoring.reading_times import word_counts
 
     try:
         return word_counts(lm.find_corpus(data_dir=data_dir))
-    except DataError as error:
-        say_line(f"note: no log frequencies of {name}: {error}", sys.stderr)
+    except DataError as error:  # (which may name flags of other verbs)
+        unknown = lm.config.data.corpus == UNKNOWN
+        why = "the corpus of an imported model is unknown" if unknown else error
+        say_line(f"note: no log frequencies of {name}: {why}", sys.stderr)
 
 
 @verb(
