@@ -102,3 +102,5 @@ def test_the_verb(capsys, tmp_path):
     assert capsys.readouterr().out.endswith("/1 is better\n")
     assert main([*command[:2], command[1]]) == 0
     assert capsys.readouterr().out.endswith("+0.000 to +0.000: neither is shown to be better\n")
+    assert main([*command, "--text", "/no/such", "--split", "valid"]) == 1
+    assert "leave it or --split out" in capsys.readouterr().err

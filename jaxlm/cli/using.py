@@ -40,8 +40,8 @@ HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many
     add_protocol_flags,
 )
 def evaluate(args: argparse.Namespace) -> None:
-    if args.text and args.corpus:
-        raise JaxlmError("--text is a whole text and --corpus one with splits: give one of them")
+    if args.text and (given := "--corpus" if args.corpus else "--split" if args.split else ""):
+        raise JaxlmError(f"--text is a whole text, and no split of a corpus: leave it or {given} out")
     protocol = given_protocol(args)
     if args.tune and (given := "--text" if args.text else "--split" if args.split else ""):
         raise JaxlmError(f"--tune chooses on valid and then reads test: leave {given} out")
@@ -77,19 +77,21 @@ def evaluate(args: argparse.Namespace) -> None:
     "which of two runs predicts a text better, by a bootstrap",
     *MODEL,
     pathname("other", "RUN", "the run that is compared with it"),
-    argument("--split", choices=SPLITS, default="test", help="which split (default test)"),
+    argument("--split", choices=SPLITS, help="which split (default test)"),
     pathname("--text", "FILE", "a text file instead of a split"),
     DATA_DIR,
     JSON,
     add_protocol_flags,
 )
 def compare(args: argparse.Namespace) -> None:
+    if args.text and args.split:
+        raise JaxlmError("--text is a whole text, and no split of a corpus: leave it or --split out")
     protocol = given_protocol(args)
     first, other = (loaded(run, args.checkpoint) for run in (args.run, args.other))
 
     from jaxlm.scoring.evaluation import compare
 
-    found = compare(first, other, args.split, text=args.text, data_dir=args.data_dir, protocol=protocol)
+    found = compare(first, other, args.split or "test", text=args.text, data_dir=args.data_dir, protocol=protocol)
     if args.json:
         named = {"run": str(args.run), "other": str(args.other), "checkpoint": args.checkpoint}
         say(json_text({**named, **found._asdict()}))
