@@ -312,6 +312,15 @@ def test_sentences_begin_anew_and_are_alike_alone_and_side_by_side(name, monkeyp
     np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
 
 
+def test_a_long_sentence_is_not_read_beside_short_ones(monkeypatch):
+    sentences, read, shapes = [IDS[:4]] * 5 + [IDS[:60]] + [IDS[:4]] * 4, reading._read_segments, []
+    together = small_lm().scorer(full=False)(sentences).nats
+    monkeypatch.setattr(reading, "MOST_PADDED", 64)
+    monkeypatch.setattr(reading, "_read_segments", lambda *given: shapes.append(given[2].shape) or read(*given))
+    np.testing.assert_allclose(small_lm().scorer(full=False)(sentences).nats, together, atol=1e-5)
+    assert sorted(shapes) == [(3, 8, 1), (3, 8, 8), (3, 64, 1)]
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_longer_stream_and_other_numbers_compile_nothing_anew(name, monkeypatch):
     monkeypatch.setattr(reading, "SEGMENTS", (1,))

@@ -28,6 +28,7 @@ SHORT = 8  # tokens of a segment of short sentences: few, so that little is read
 SEGMENTS = (256, 16, 1)  # of a call
 MOST = 4096  # tokens of a call of several segments
 SENTENCES = (1, 8, 64)  # of a call
+MOST_PADDED = 1 << 20  # tokens of sentences that are read side by side, each as long as the longest
 CALLS = 2  # that run at once: parts of a program use one core
 
 
@@ -136,10 +137,20 @@ class OneStream:
 def each_sentence(reader: Reader, detail: Detail, sentences: Sequence[np.ndarray]) -> TokenScores:
     """Reads each sentence from the first state, sentences of about one length side by side; `partial`, a `Scoring`."""
     sizes = [size for size in SENTENCES if size <= reader.most_sentences]
-    order, most = sorted(range(len(sentences)), key=lambda place: len(sentences[place])), sizes[-1]
+    order = sorted(range(len(sentences)), key=lambda place: len(sentences[place]))
+    groups: list[list[int]] = [[]]
+
+    def rows(count: int) -> int:
+        return next(size for size in sizes if size >= count)
+
+    for place in order:
+        count, length = len(groups[-1]) + 1, len(sentences[place])
+        if count > 1 and (count > sizes[-1] or rows(count) * length > MOST_PADDED):
+            groups.append([])
+        groups[-1].append(place)
 
     def side_by_side(group: Sequence[int]) -> list[TokenScores]:
-        B = next(size for size in sizes if size >= len(group))
+        B = rows(len(group))
         lengths = [len(sentences[place]) - 1 for place in group]
         longest = lengths[-1]
         T = reader.segment or (SHORT if longest <= FREE else FREE)
@@ -152,8 +163,7 @@ def each_sentence(reader: Reader, detail: Detail, sentences: Sequence[np.ndarray
         return [scores.rows((slice(length), row)) for row, length in enumerate(lengths)]
 
     with ThreadPoolExecutor(CALLS) as pool:
-        groups = pool.map(side_by_side, (order[start : start + most] for start in range(0, len(order), most)))
-        found = dict(zip(order, chain.from_iterable(groups), strict=True))
+        found = dict(zip(order, chain.from_iterable(pool.map(side_by_side, groups)), strict=True))
     return TokenScores.joined([found[place] for place in range(len(sentences))])
 
 
