@@ -6,6 +6,7 @@ The model is a bigram: an LSTM whose state is the last token, so that all words 
 import csv
 import io
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 
 import jax.numpy as jnp
@@ -297,6 +298,12 @@ def test_unknown_characters_are_not_called_words(capsys):
     assert "1 of 3 characters are outside the vocabulary" in capsys.readouterr().err
     _say_unknown_in(bigram("characters"), "ab\u2603")  # which has nothing to read it as
     assert capsys.readouterr().err == ""
+
+
+def test_the_name_of_a_byte_keeps_its_case_in_a_model_of_lower_case():
+    lm = replace(bigram("bytes"), config=bigram("bytes").config.replace(lowercase=True))
+    assert lm.neighbors("<0x0A>", 2) == bigram("bytes").neighbors("<0x0A>", 2)
+    assert "<0x0A>" not in lm.generate("ab", words=20, ban=["<0x0A>"])[0].words
 
 
 def test_counts_of_words_in_pieces_are_those_in_words(runs):

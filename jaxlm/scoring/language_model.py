@@ -40,7 +40,7 @@ class LanguageModel(TrainedModel):
     def neighbors(self, word: str, k: int = 10) -> list[tuple[str, float]]:
         """The k other words nearest to a word, with the cosine of their embeddings."""
         checked_value("k", k, int, low=1)
-        word = self.cased(word)
+        word = self._as_known(word)
         if word not in self.vocab.ids:
             raise DataError(f"{word!r} is not among the {len(self.vocab):,} words of this model's vocabulary")
         embedding = np.asarray(self.params["embedding"])
@@ -49,6 +49,10 @@ class LanguageModel(TrainedModel):
         cosine[self.vocab.ids[word]] = -np.inf
         nearest = np.argsort(-cosine, kind="stable")[: min(k, len(self.vocab) - 1)]
         return [(self.vocab.words[i], float(cosine[i])) for i in nearest]
+
+    def _as_known(self, word: str) -> str:
+        """The name of a token as given, which may be <0x0A>, or else in the model's case."""
+        return word if word in self.vocab.ids else self.cased(word)
 
     def scorer(self, context: str = "sentence", *, full: bool = True, **options: Any) -> Scoring:
         """A scoring of sentences: each by itself, or one after the other with the state passed on.
@@ -288,6 +292,6 @@ class LanguageModel(TrainedModel):
     def _begun(self, prompt: Sentence, stop: str, ban: Iterable[str] = (), **options: Any) -> tuple:
         """How to sample, the ids of `<eos>` and the prompt, and the id that ends a text (-1: none)."""
         checked_value("stop", stop, str, choices=("eos", "none"))
-        how, end = sampling_of(self.vocab, ban=map(self.cased, ban), **options), self.vocab.eos
+        how, end = sampling_of(self.vocab, ban=map(self._as_known, ban), **options), self.vocab.eos
         found = encode(self.vocab, self.tokens(prompt), "unk", "the prompt", self.config.data.lowercase, blank=True)
         return how, found.ids[:-1], end if stop == "eos" else -1
