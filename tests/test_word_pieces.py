@@ -304,6 +304,8 @@ def test_the_name_of_a_byte_keeps_its_case_in_a_model_of_lower_case():
     lm = replace(bigram("bytes"), config=bigram("bytes").config.replace(lowercase=True))
     assert lm.neighbors("<0x0A>", 2) == bigram("bytes").neighbors("<0x0A>", 2)
     assert "<0x0A>" not in lm.generate("ab", words=20, ban=["<0x0A>"])[0].words
+    prompt, plain = "\u00c9\nab", bigram("bytes").generate("\u00e9\nab", words=5)
+    assert [str(text) for text in lm.generate(prompt, words=5)] == [*map(str, plain)]
 
 
 def test_counts_of_words_in_pieces_are_those_in_words(runs):

@@ -293,5 +293,6 @@ class LanguageModel(TrainedModel):
         """How to sample, the ids of `<eos>` and the prompt, and the id that ends a text (-1: none)."""
         checked_value("stop", stop, str, choices=("eos", "none"))
         how, end = sampling_of(self.vocab, ban=map(self._as_known, ban), **options), self.vocab.eos
-        found = encode(self.vocab, self.tokens(prompt), "unk", "the prompt", self.config.data.lowercase, blank=True)
+        lowercase = self.config.data.lowercase and self.vocab.kind == "words"  # (of other tokens, names have capitals)
+        found = encode(self.vocab, self.tokens(prompt), "unk", "the prompt", lowercase, blank=True)
         return how, found.ids[:-1], end if stop == "eos" else -1
