@@ -455,6 +455,13 @@ def test_the_states_of_a_text(run, text, tmp_path, capsys):
     assert found["lstm.0.h"].shape == found["lstm.0.c"].shape == (4, 64)
 
 
+@pytest.mark.parametrize("verb", ["surprisal", "states", "minimal-pairs", "syntaxgym"])
+def test_an_output_that_cannot_be_is_refused_before_a_text_is_read(verb, run, tmp_path, capsys):
+    out = tmp_path / "none/out"
+    assert main([verb, run, str(tmp_path / "missing.txt"), "-o", str(out)]) == 1
+    assert f"{out} cannot be written" in capsys.readouterr().err
+
+
 def test_the_words_of_states_are_as_the_text_has_them(tmp_path, capsys):
     lm, corpus = small_lm(), unread_corpus("x", "0" * 64, small_lm().vocab)
     run = tmp_path / "run"

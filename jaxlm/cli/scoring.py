@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from jaxlm.cli.parsing import add_protocol_flags, given_protocol, whole
 from jaxlm.cli.tables import LAYOUTS, Columns, side_by_side, table_text
@@ -183,24 +183,22 @@ def _word_counts(name: str, lm: "LanguageModel", data_dir: Path | None) -> Mappi
 def states(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from jaxlm import files
-
     lm = loaded(args.run, args.checkpoint)
 
     from jaxlm.scoring.surprisal import SurprisalOptions
 
     path = args.output or Path("states.npz" if str(args.text) == "-" else f"{args.text.stem}.npz")
     read, words, numbers, found = lm.sentence_reader(SurprisalOptions(tokenizer=args.tokenizer)), [], [], []
-    for first, lines, where in _blocks([args.text]):
-        for sentence, line in enumerate(lines, first):
-            tokens = read(line, "unk", where(sentence)).tokens
-            found.append(lm.states(tokens, where=where(sentence)))
-            words += tokens
-            numbers += [sentence] * len(tokens)
-    arrays = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-    archive = io.BytesIO()  # a device cannot be sought in, as the archive's writer does
-    np.savez(archive, allow_pickle=False, words=np.array(words), sentence_id=np.array(numbers), **arrays)
-    with files.explained(JaxlmError, f"{path} cannot be written"), files.output(path) as file:
+    with _output(path) as file:
+        for first, lines, where in _blocks([args.text]):
+            for sentence, line in enumerate(lines, first):
+                tokens = read(line, "unk", where(sentence)).tokens
+                found.append(lm.states(tokens, where=where(sentence)))
+                words += tokens
+                numbers += [sentence] * len(tokens)
+        arrays = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+        archive = io.BytesIO()  # a device cannot be sought in, as the archive's writer does
+        np.savez(archive, allow_pickle=False, words=np.array(words), sentence_id=np.array(numbers), **arrays)
         file.write(archive.getbuffer())
     say_line(f"{path}: {len(words):,} words; {', '.join(arrays)}")
 
@@ -215,9 +213,10 @@ def states(args: argparse.Namespace) -> None:
     *SCORES,
 )
 def minimal_pairs(args: argparse.Namespace) -> None:
-    how = _how(args)
-    found = loaded(args.run, args.checkpoint).minimal_pairs(args.pairs, eos=args.eos, **how)
-    _write_rows(args, found.total._fields, [*found.by_uid, found.total])
+    how, lm = _how(args), loaded(args.run, args.checkpoint)
+    with _writing(args) as write:
+        found = lm.minimal_pairs(args.pairs, eos=args.eos, **how)
+        write(_columns(found.total._fields, [*found.by_uid, found.total]), True)
 
 
 @verb(
@@ -230,18 +229,18 @@ def minimal_pairs(args: argparse.Namespace) -> None:
 )
 def syntaxgym(args: argparse.Namespace) -> None:
     how, lm, rows = _how(args), loaded(args.run, args.checkpoint), []
-    for result in [lm.syntaxgym(path, **how) for path in args.suites]:
-        name, items, oov = result.suite.name, result.items, sum(item.oov for item in result.items)
-        for place, formula in enumerate(result.suite.predictions):
-            rows += [(name, item.number, formula, int(item.predictions[place]), item.oov) for item in items]
-            rows.append((name, "all", formula, result.by_prediction[place], oov))
-        rows.append((name, "all", "every prediction", result.accuracy, oov))
-    _write_rows(args, ("suite", "item", "prediction", "correct", "oov"), rows)
-
-
-def _write_rows(args: argparse.Namespace, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     with _writing(args) as write:
-        write(dict(zip(names, zip(*rows, strict=True), strict=True)), True)
+        for result in [lm.syntaxgym(path, **how) for path in args.suites]:
+            name, items, oov = result.suite.name, result.items, sum(item.oov for item in result.items)
+            for place, formula in enumerate(result.suite.predictions):
+                rows += [(name, item.number, formula, int(item.predictions[place]), item.oov) for item in items]
+                rows.append((name, "all", formula, result.by_prediction[place], oov))
+            rows.append((name, "all", "every prediction", result.accuracy, oov))
+        write(_columns(("suite", "item", "prediction", "correct", "oov"), rows), True)
+
+
+def _columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Columns:
+    return dict(zip(names, zip(*rows, strict=True), strict=True))
 
 
 def _blocks(texts: Sequence[Path]) -> Iterator[tuple[int, list[str], Callable[[int], str]]]:
@@ -271,11 +270,17 @@ def _writing(args: argparse.Namespace, layout: str = "jaxlm") -> Iterator[Callab
     if args.output is None:
         yield lambda columns, header: say(text(columns, header), end="", exact=True, flush=terminal)
         return
+    with _output(args.output) as file:
+        yield lambda columns, header: file.write(text(columns, header).encode("utf-8", "surrogateescape"))
 
+
+@contextmanager
+def _output(path: Path) -> Iterator[BinaryIO]:
+    """The file of --output, before hours are spent on what it will hold. Raises JaxlmError."""
     from jaxlm import files
 
     try:
-        with files.output(args.output) as file:
-            yield lambda columns, header: file.write(text(columns, header).encode("utf-8", "surrogateescape"))
+        with files.output(path) as file:
+            yield file
     except OSError as error:  # (what is short of memory in here is the scoring)
-        raise JaxlmError(f"{args.output} cannot be written: {files.reason(error)}") from None
+        raise JaxlmError(f"{path} cannot be written: {files.reason(error)}") from None
