@@ -217,6 +217,24 @@ def test_another_tokenizer_file_of_one_name_has_another_corpus_in_the_cache(tmp_
     assert jaxlm.load_corpus(german, **given).vocab != first.vocab
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_subwords_of_a_large_text_are_read_from_the_cache_again(tmp_path, german, given, monkeypatch):
+    """As a resumed run and an evaluation read them: with the model of the checkpoint, whose file may be gone."""
+    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(preparing, "LARGE", 100)
+    model = given_tokenizer(tmp_path) if given else None
+    data = DataConfig(str(german), tokens="subwords", pieces=300, tokenizer_file=str(model or ""))
+    corpus = jaxlm.load_corpus(data.corpus, max_vocab=10_000, **data.options)
+    again = [reload_corpus(data, corpus.vocab), jaxlm.load_corpus(german, vocab=corpus.vocab, **data.options)]
+    assert len(list((tmp_path / "cache").rglob(preparing.HEADER))) == 1
+    if model:
+        model.unlink()
+        again.append(reload_corpus(data, corpus.vocab))
+    for found in again:
+        assert isinstance(found.train, np.memmap) and found.options == {"tokens": "subwords"}
+        assert (found.sha256, found.name, found.spec) == (corpus.sha256, corpus.name, corpus.spec)
+
+
 @pytest.mark.parametrize("kind", ["characters", "bytes", "bpe", "given"])
 def test_a_run_is_trained_resumed_and_used(tmp_path, german, kind, no_pictures, capsys):
     options = (

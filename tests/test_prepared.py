@@ -465,11 +465,14 @@ def test_places_that_cannot_be_used_are_refused(text, copy, tmp_path):
 def test_text_too_large_for_memory_is_prepared_in_the_cache_and_found_again(text, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
     plain = load_corpus(text)
+    other = load_corpus(text, vocab=Vocab((*plain.vocab.words, "more")))
     monkeypatch.setattr(preparing, "LARGE", 1000)
     first = load_corpus(text)
     folder = re.search(r"its ids are kept in (.*), and read a piece at a time", first.notes[-1])
     assert folder and Path(folder[1], preparing.HEADER).exists()
     assert_equal(replace(first, notes=plain.notes), plain)
+    encoded = load_corpus(text, vocab=other.vocab)
+    assert_equal(replace(encoded, notes=other.notes), other)
     assert first.spec == str(text)
     monkeypatch.setattr(preparing, "_make", None)  # nothing more is made
     loaded, load = [], preparing.load_prepared
@@ -482,7 +485,8 @@ def test_text_too_large_for_memory_is_prepared_in_the_cache_and_found_again(text
         load_corpus(text, max_vocab=50)
     with pytest.raises(TypeError):
         load_corpus(text, min_count=2)
-    assert load_corpus(text, vocab=Vocab((*plain.vocab.words, "more"))).train.dtype == np.int32
+    assert_equal(load_corpus(text, vocab=plain.vocab), first)
+    assert_equal(load_corpus(text, vocab=other.vocab), encoded)
 
 
 # From strangers.

@@ -98,8 +98,8 @@ def load_corpus(
             "or the path of a folder or a file of text"
         )
     parts = find_splits(path)
-    if vocab is None and sum(size for _, size, _ in stamps_of(parts).values()) > prepared.LARGE:
-        return prepared.prepare_in_cache(path, parts, read)
+    if sum(size for _, size, _ in stamps_of(parts).values()) > prepared.LARGE:
+        return prepared.prepare_in_cache(path, parts, read, vocab)
     corpus = _encode(prepared.text_name(path), f"text in {path}", number_units(parts, read, vocab), read, vocab)
     return replace(corpus, spec=os.path.abspath(path))
 

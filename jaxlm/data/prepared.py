@@ -72,12 +72,15 @@ def prepare(text: str | Path, out: str | Path, *, max_vocab: int | None = None, 
     Raises:
         DataError: The text or an option cannot be used, or `out` cannot be written or holds something else.
     """
-    text, out = Path(text), Path(out)
-    read = checked(TextOptions(max_vocab=max_vocab, **options))
+    return _prepare(Path(text), Path(out), checked(TextOptions(max_vocab=max_vocab, **options)))
+
+
+def _prepare(text: Path, out: Path, read: TextOptions, vocab: Vocab | None = None) -> Corpus:
+    """Makes, resumes or verifies `out`, with a vocabulary of the text's own or the one given."""
     if is_prepared(text):
         raise DataError(f"{text} is prepared already: train on it with --corpus")
     parts = find_splits(text)
-    stamps = _stamps(parts, read)
+    stamps = _stamps(parts, read, vocab)
     with explained(DataError, f"{out} cannot be written", "fix that and run the same command again: it resumes"):
         entries = sorted(os.listdir(out)) if out.exists() else []
         if entries and HEADER not in entries and PARTIAL not in entries:
@@ -88,32 +91,36 @@ def prepare(text: str | Path, out: str | Path, *, max_vocab: int | None = None, 
                 with suppress(FileNotFoundError), _working_folder(folder) as work:
                     if not folder.exists(HEADER):
                         folder.clean()
-                        _make(folder, work, text, parts, stamps, read)
+                        _make(folder, work, text, parts, stamps, read, vocab)
             header = read_header(folder)
             with suppress(OSError):
                 folder.remove(PARTIAL)
     found = {"text": header["text"], "max_vocab": header["max_vocab"], **_options(header)}
-    asked = {"text": stamps, "max_vocab": max_vocab, **read.options}
+    asked = {"text": stamps, "max_vocab": read.max_vocab, **read.options}
     if changed := [f"{name} {found[name]}, not {value}" for name, value in asked.items() if found[name] != value]:
         raise DataError(f"{out} holds another corpus ({'; '.join(changed)}): choose another folder, or remove it")
     return load_prepared(out)
 
 
-def prepare_in_cache(text: Path, parts: Parts, options: TextOptions) -> Corpus:
+def prepare_in_cache(text: Path, parts: Parts, options: TextOptions, vocab: Vocab | None = None) -> Corpus:
     """The corpus of a text too large for memory, from the user's cache, where it is prepared unless it is there.
 
-    Another text or tokenizer file, or another state of it, has another place in the cache; a note of the corpus names
-    the folder. Raises DataError as `prepare`.
+    Another text or tokenizer file, or another state of it, has another place in the cache, and so has a given
+    vocabulary that is not the text's own; a note of the corpus names the folder. Raises DataError as `prepare`.
     """
-    stamps = _stamps(parts, options)
-    key = hashlib.sha256(json.dumps([stamps, options.options]).encode()).hexdigest()[:16]
-    place = cache_dir() / "prepared" / text_name(text).removeprefix("text:") / key
-    found = _within_bound(place, options.max_vocab)
-    folder = found or place / f"{options.max_vocab or 'all'}"
-    corpus = load_prepared(found) if found else prepare(text, folder, max_vocab=options.max_vocab, **options.options)
+
+    def place(*given: str) -> Path:
+        key = json.dumps([_stamps(parts, options, vocab), options.options, *given])
+        name = text_name(text).removeprefix("text:")
+        return cache_dir() / "prepared" / name / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+    found = _finished(place(), options.max_vocab, vocab)
+    folder = found or place(*[vocab.sha256] if vocab else []) / f"{options.max_vocab or 'all'}"
+    corpus = load_prepared(found) if found else _prepare(text, folder, options, vocab)
     size = sum(size for _, size, _ in stamps_of(parts).values()) / 1e6
     note = f"{text} has {size:,.0f} MB: its ids are kept in {folder}, and read a piece at a time"
-    return replace(corpus, spec=os.path.abspath(text), notes=(*corpus.notes, note))
+    fixed = {"tokens": vocab.kind} if vocab else corpus.options
+    return replace(corpus, spec=os.path.abspath(text), notes=(*corpus.notes, note), options=fixed)
 
 
 def is_prepared(folder: str | Path) -> bool:
@@ -179,27 +186,38 @@ def _options(header: Mapping[str, Any]) -> dict[str, Any]:
     return DataConfig().options | old | header.get("options", {})
 
 
-def _stamps(parts: Parts, options: TextOptions) -> list[Stamp]:
+def _stamps(parts: Parts, options: TextOptions, vocab: Vocab | None) -> list[Stamp]:
     """The stamps of all files that a corpus is made of. Raises DataError."""
-    tokenizer = [stamp(Path(options.tokenizer_file))] if options.tokenizer_file else []
+    path = Path(options.tokenizer_file) if options.tokenizer_file else None
+    tokenizer = [stamp(path)] if path and (vocab is None or path.exists()) else []  # a given vocabulary holds its own
     return [*stamps_of(parts).values(), *tokenizer]
 
 
-def _within_bound(place: Path, max_vocab: int | None) -> Path | None:
-    """A folder in the cache whose whole vocabulary fits within a bound: what that bound would give too."""
-    for path in sorted(place.glob("*")) if max_vocab is not None else ():
+def _finished(place: Path, max_vocab: int | None, vocab: Vocab | None) -> Path | None:
+    """A folder in the cache with this vocabulary, or else whose whole vocabulary the bound would give too."""
+    for path in sorted(place.glob("*")):
         with suppress(DataError, OSError), Folder.open(path) as folder:
             header = read_header(folder)
-            if not header["limited"] and header["words"] <= max_vocab:
+            if vocab and header["files"][VOCAB][1] == hashlib.sha256(vocab.to_json().encode()).hexdigest():
+                return path
+            if not (vocab or max_vocab is None or header["limited"]) and header["words"] <= max_vocab:
                 return path
     return None
 
 
-def _make(folder: Folder, work: Folder, text: Path, parts: Parts, stamps: list[Stamp], options: TextOptions) -> None:
+def _make(
+    folder: Folder,
+    work: Folder,
+    text: Path,
+    parts: Parts,
+    stamps: list[Stamp],
+    options: TextOptions,
+    vocab: Vocab | None,
+) -> None:
     """Prepares the text, with the segments in `work`; `folder` gets complete files, the header last."""
     with _progress_bar(f"reading {text}", sum(size for _, size, _ in stamps)) as advance:
-        numbered = number_units(parts, options, work=work, advance=advance)
-    encoder = Encoder(numbered, options)
+        numbered = number_units(parts, options, vocab, work, advance)
+    encoder = Encoder(numbered, options, vocab)
     vocab_json = encoder.vocab.to_json().encode()
     if len(vocab_json) > MAX_VOCAB_BYTES:
         raise DataError(
