@@ -160,6 +160,15 @@ def test_tokenizers_that_lose_spaces_are_refused():
         Subwords.read(made.to_str().encode(), "a file")
 
 
+def test_a_newline_is_neither_an_unknown_token_nor_a_letter():
+    with pytest.raises(DataError, match="a file has no token for the end of a line"):
+        Subwords.read(sentencepiece_model(vocab_size=60, eos_id=-1), "a file")
+    maltese = Subwords.read(sentencepiece_model(vocab_size=400, byte_fallback=True, user_defined_symbols="Ċ"), "a file")
+    made = Vocab(maltese.names, maltese)
+    assert "Ċ" in made.ids and made.decode_text(made.encode_text("Ċ\nĊ a\n")) == "Ċ\nĊ a\n"
+    assert made.words[made.eos] == "<0x0A>"
+
+
 def test_more_pieces_than_the_text_allows_is_one_sentence():
     with pytest.raises(DataError, match=r"pieces 8,000 is more than this text allows: at most \d+"):
         Subwords.train(Counter(_words(TEXT)), 8000, "bpe")

@@ -21,6 +21,7 @@ EOS = "<eos>"  # the token of a newline among words
 UNK = "<unk>"  # the token of whatever is outside the vocabulary
 SPACE = "\u2581"  # how SentencePiece writes a space
 MOST_BYTES = 64 << 20  # of a tokenizer's file
+_ENDS = ("<0x0A>", "</s>", "<|endoftext|>", EOS, "[SEP]")  # of the token of a newline, where none is named after it
 _LONGEST = 4096  # characters of a unit of subwords
 _CACHED = 1 << 17  # units of subwords that are remembered: words come again
 UNITS = re.compile(rf"\n| *[^ \n]{{1,{_LONGEST}}}| +")
@@ -137,7 +138,6 @@ class Subwords(_Exact):
     """
 
     kind = "subwords"
-    ends = ("\n", "\u010a", "<0x0A>", "</s>", "<|endoftext|>", EOS, "[SEP]")
     model: bytes = field(repr=False)  # the content of the model's file, set to add and remove no space
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -166,7 +166,10 @@ class Subwords(_Exact):
                 f"restore it from a copy"
             ) from None
         if not end:
-            raise DataError(f"the tokenizer of {where} has no token for the end of a line, such as \\n, <0x0A> or </s>")
+            raise DataError(
+                f"the tokenizer of {where} has no token for the end of a line, such as \\n, <0x0A> or </s>: make it "
+                f"with byte_fallback, or with \\n as a symbol"
+            )
         if found.replace("\ufffd", "") not in (text, "  "):  # (letters may be unknown)
             raise DataError(
                 f"the tokenizer of {where} reads {text!r} and gives back {found!r}: take one that keeps spaces, such "
@@ -248,10 +251,15 @@ class Subwords(_Exact):
     def unknown(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._tokenizer[1]
 
+    @property
+    def ends(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return (self._end,)
+
     @cached_property
     def _end(self) -> str:
         known = set(self.names)
-        return next((name for name in self.ends if name in known), self.unknown)
+        usual = ("\n", "\u010a", *_ENDS) if self._bytes else ("\n", *_ENDS)  # (U+010A is a letter of Maltese)
+        return next((name for name in usual if name in known), EOS)
 
     @cached_property
     def _bytes(self) -> dict[str, bytes]:
