@@ -169,6 +169,23 @@ def test_a_newline_is_neither_an_unknown_token_nor_a_letter():
     assert made.words[made.eos] == "<0x0A>"
 
 
+def test_tokenizers_without_a_token_for_unknown_letters_are_refused():
+    tokenizers = pytest.importorskip("tokenizers")
+    for model, expected in (
+        (tokenizers.models.BPE({"a": 0, "b": 1, " ": 2, "\n": 3}, []), "a file drops unknown letters"),
+        (tokenizers.models.Unigram([("a", -1.0), ("b", -1.0), (" ", -1.0), ("\n", -1.0)]), "token for unknown letters"),
+    ):
+        with pytest.raises(DataError, match=expected):
+            Subwords.read(tokenizers.Tokenizer(model).to_str().encode(), "a file")
+
+
+def test_a_panic_of_the_library_is_one_sentence():
+    """Of a map of characters that is empty: it is looked up at the first letter, and `PanicException` is no error."""
+    damaged = {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}
+    with pytest.raises(DataError):
+        Subwords.read(json.dumps({**json.loads(byte_level()), "normalizer": damaged}).encode(), "a file")
+
+
 def test_more_pieces_than_the_text_allows_is_one_sentence():
     with pytest.raises(DataError, match=r"pieces 8,000 is more than this text allows: at most \d+"):
         Subwords.train(Counter(_words(TEXT)), 8000, "bpe")

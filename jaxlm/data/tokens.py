@@ -16,6 +16,7 @@ from io import BytesIO
 from typing import Any, ClassVar
 
 from jaxlm.errors import DataError
+from jaxlm.fields import shown
 
 EOS = "<eos>"  # the token of a newline among words
 UNK = "<unk>"  # the token of whatever is outside the vocabulary
@@ -157,6 +158,7 @@ class Subwords(_Exact):
             text = "a b a"
             found = b"".join(made.data(name) for unit in made.units(text) for name in made.split(unit)).decode()
             end = made.split("\n")[0] in made.names
+            rare = made.split("\U00013000")  # a hieroglyph
         except DataError:
             raise
         except Exception as error:  # whatever a library makes of a stranger's file
@@ -174,6 +176,10 @@ class Subwords(_Exact):
             raise DataError(
                 f"the tokenizer of {where} reads {text!r} and gives back {found!r}: take one that keeps spaces, such "
                 f"as a SentencePiece model or a byte-level BPE"
+            )
+        if not rare:
+            raise DataError(
+                f"the tokenizer of {where} drops unknown letters: take one with a token for them, or with bytes"
             )
         return made
 
@@ -241,7 +247,17 @@ class Subwords(_Exact):
             raise DataError("the ids of the tokenizer have gaps: take one whose ids are 0, 1, 2 and so on")
         names = tuple(sorted(ids, key=ids.__getitem__))
         unknown = json.loads(self.model)["model"].get("unk_token") or UNK
-        return names, unknown, lru_cache(_CACHED)(lambda text: made.encode(text, add_special_tokens=False).ids)
+
+        def encode(text: str) -> list[int]:
+            try:
+                return made.encode(text, add_special_tokens=False).ids
+            except (KeyboardInterrupt, UnicodeError):
+                raise
+            except BaseException as error:  # (a panic of Rust is no Exception)
+                why = f"the tokenizer cannot read {shown(text)} ({' '.join(str(error)[:200].split())})"
+                raise DataError(f"{why}: take one with a token for unknown letters, or with bytes") from None
+
+        return names, unknown, lru_cache(_CACHED)(encode)
 
     @property
     def names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
