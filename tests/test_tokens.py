@@ -186,6 +186,18 @@ def test_a_panic_of_the_library_is_one_sentence():
         Subwords.read(json.dumps({**json.loads(byte_level()), "normalizer": damaged}).encode(), "a file")
 
 
+def test_a_space_that_a_normalizer_adds_is_left_out():
+    tokenizers = pytest.importorskip("tokenizers")
+    ids = {name: place for place, name in enumerate(["<unk>", "<0x0A>", "▁", "a", "b", "▁b"])}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(ids, [("▁", "b")], unk_token="<unk>"))
+    steps = tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")  # as Llama 2's
+    made.normalizer = tokenizers.normalizers.Sequence([*steps])
+    tokens = Subwords.read(made.to_str().encode(), "a file")
+    found = Vocab(tokens.names, tokens)
+    assert found.tokenize("a b\n a") == ["a", "▁b", "<0x0A>", "▁", "a"]
+    assert found.decode_text(found.encode_text("a b\n a")) == "a b\n a"
+
+
 def test_more_pieces_than_the_text_allows_is_one_sentence():
     with pytest.raises(DataError, match=r"pieces 8,000 is more than this text allows: at most \d+"):
         Subwords.train(Counter(_words(TEXT)), 8000, "bpe")

@@ -334,6 +334,8 @@ def _plain_json(model: bytes, where: str) -> bytes:
     plain = {"add_prefix_space": False, "prepend_scheme": "never"}
 
     def plainly(part: dict[str, Any]) -> dict[str, Any]:
+        if part.get("type") == "Prepend":  # the normalizer of Llama 2
+            return {"type": "Sequence", "normalizers": []}
         return {name: plain.get(name, value) for name, value in part.items()}
 
     try:
