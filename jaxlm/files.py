@@ -26,7 +26,7 @@ _UNFINISHED = re.compile(r"\.partial-.+-[0-9a-f]{16}", re.DOTALL)  # the names o
 MOST_DEPTH = 8  # of the folders below a run's directory
 MAX_VOCAB_BYTES = 256 << 20  # of a vocabulary, in whichever file it is
 # A directory with one of these files holds a run, a sweep or a corpus, which owns the entries of these names.
-_OWNERS = {"run.json": "run", ".claim": "sweep", "prepared.json": "corpus"}
+OWNERS = {"run.json": "run", ".claim": "sweep", "prepared.json": "corpus"}
 _OWNED = {".lock", "config.json", "run.json", "metrics.jsonl", "timing.jsonl", "checkpoints"} | {
     *(".claim", "study.journal", "sweep.json", "sweep.csv", "trials"),
     *("prepared.json", "vocab.json", "train.ids", "valid.ids", "test.ids", ".partial"),
@@ -254,7 +254,7 @@ def output(path: str | Path) -> Iterator[BinaryIO]:
 def _check_owner(path: Path) -> None:
     """Raises OSError where a path belongs to a run, a sweep or a corpus, or leads out of the directory of one."""
     for folder in path.parents[:3]:
-        if owner := next((what for mark, what in _OWNERS.items() if (folder / mark).is_file()), None):
+        if owner := next((what for mark, what in OWNERS.items() if (folder / mark).is_file()), None):
             if path.relative_to(folder).parts[0] in _OWNED:
                 raise OSError(errno.EEXIST, f"it belongs to the {owner} in {folder}: name another file", str(path))
             if os.path.lexists(path) and not stat.S_ISREG((status := os.lstat(path)).st_mode):

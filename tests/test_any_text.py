@@ -146,6 +146,19 @@ def test_texts_that_end_with_spaces_are_joined_by_newlines(tmp_path):
     assert whole(jaxlm.load_corpus(tmp_path)) == ("one two\n" * 9 + "three\n") * 2
 
 
+def test_runs_below_a_folder_of_texts_are_no_text(tmp_path):
+    """As where one trains with `--corpus .`: else the run could not be resumed, for its own files."""
+    for name in ("a", "b"):
+        file(tmp_path, "one two\n" * 9, name)
+    corpus = jaxlm.load_corpus(tmp_path)
+    jaxlm.prepare(tmp_path / "a", tmp_path / "prepared")
+    run = tmp_path / "runs" / "small"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("run.json", "checkpoints/state.safetensors"):
+        file(run, b"\0", name)
+    assert jaxlm.load_corpus(tmp_path).sha256 == corpus.sha256
+
+
 @pytest.mark.parametrize("name", ["enwik8", "text8"])
 def test_large_text_compression_files_are_split_by_bytes(tmp_path, name):
     text = ("one two three " * 80)[:1000] if name == "text8" else "中文\n" * 143

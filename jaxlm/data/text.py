@@ -107,16 +107,20 @@ def find_splits(path: Path) -> dict[str, list[Part]]:
     """The files of each split: in a folder such as `train.txt`, `ptb.valid.txt`, `wiki.test.tokens` or `dev`.
 
     Of another folder, or a pattern such as `texts/*.txt`, all files are texts, in the order of their names; hidden ones
-    are left out. From `LEAST_TEXTS` on every 20th is held out for valid, and the one after it for test. Fewer, and a
-    file, are {"all": files}. `BY_BYTES` are split by their published protocol, 90/5/5 million bytes (Mahoney 2011).
+    and those of a run, a sweep or a prepared corpus below the folder are left out. From `LEAST_TEXTS` on every 20th is
+    held out for valid, and the one after it for test. Fewer, and a file, are {"all": files}. `BY_BYTES` are split by
+    their published protocol, 90/5/5 million bytes (Mahoney 2011).
+
     Raises DataError where there is no file, the folder cannot be read, or some split is there, and not each once.
     """
     if os.path.exists(path) and not os.path.isdir(path):
         return stretches(path) if path.name in BY_BYTES else {"all": [Part(path)]}
     try:
         names = sorted(entry.name for entry in os.scandir(path) if entry.name in _FILE_NAMES and not entry.is_dir())
-        shown = (one for one in path.rglob("*") if "/." not in f"/{one.relative_to(path)}")
-        texts = [] if names else sorted(one for one in shown if one.is_file())
+        every = [] if names else [*path.rglob("*")]
+        ours = {one.parent for one in every if one.name in files.OWNERS}
+        shown = (one for one in every if "/." not in f"/{one.relative_to(path)}" and ours.isdisjoint(one.parents))
+        texts = sorted(one for one in shown if one.is_file())
     except FileNotFoundError:
         found = [Path(found) for found in glob(str(path), recursive=True) if os.path.isfile(found)]
         names, texts = [], sorted(found) or [path]
