@@ -124,6 +124,7 @@ def test_damaged_bytes_are_read_or_refused(tmp_path_factory, data):
         ({"train.txt": b"x\n", "dev": b"x\n", "valid": b"x\n"}, ".", "dev and valid; keep one"),
         ({"train.txt": b"x\n", "valid.txt": b"", "test.txt": b"x\n"}, ".", "valid.txt is empty"),
         ({}, "a\0b", "no corpus or file"),
+        ({"a": b"x\ny\nz\n"}, "", "no corpus or file ''"),
     ],
 )
 def test_unusable_text_is_refused_in_one_sentence(files, spec, expected):

@@ -92,7 +92,7 @@ def load_corpus(
         if vocab not in (None, corpus.vocab):
             raise DataError(f"{spec} is prepared with a vocabulary of its own: load its text with another one")
         return corpus
-    if not os.path.exists(path) and not has_magic(str(path)):
+    if not os.path.exists(spec) and not has_magic(str(path)):  # ("" is no folder)
         raise DataError(
             f"there is no corpus or file {str(spec)!r}; expected {', '.join((*PENN, *EMBEDDED))}, "
             "or the path of a folder or a file of text"
