@@ -198,6 +198,14 @@ def test_a_space_that_a_normalizer_adds_is_left_out():
     assert found.decode_text(found.encode_text("a b\n a")) == "a b\n a"
 
 
+def test_a_tokenizer_that_knows_one_letter_of_latin_is_read():
+    out = io.BytesIO()
+    lines, options = iter(["你好 a 世界 a 你好"] * 9), {"vocab_size": 20, "hard_vocab_limit": False, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.Train(sentence_iterator=lines, model_writer=out, **options)
+    made = Subwords.read(out.getvalue(), "a file")
+    assert [made.split(unit)[-1] for unit in ("a", " b")] == ["a", "<unk>"]
+
+
 def test_more_pieces_than_the_text_allows_is_one_sentence():
     with pytest.raises(DataError, match=r"pieces 8,000 is more than this text allows: at most \d+"):
         Subwords.train(Counter(_words(TEXT)), 8000, "bpe")

@@ -172,14 +172,14 @@ class Subwords(_Exact):
                 f"the tokenizer of {where} has no token for the end of a line, such as \\n, <0x0A> or </s>: make it "
                 f"with byte_fallback, or with \\n as a symbol"
             )
-        if found.replace("\ufffd", "") not in (text, "  "):  # (letters may be unknown)
-            raise DataError(
-                f"the tokenizer of {where} reads {text!r} and gives back {found!r}: take one that keeps spaces, such "
-                f"as a SentencePiece model or a byte-level BPE"
-            )
         if not rare:
             raise DataError(
                 f"the tokenizer of {where} drops unknown letters: take one with a token for them, or with bytes"
+            )
+        if not re.fullmatch("[a\ufffd] [b\ufffd] [a\ufffd]", found):  # (letters may be unknown)
+            raise DataError(
+                f"the tokenizer of {where} reads {text!r} and gives back {found!r}: take one that keeps spaces, such "
+                f"as a SentencePiece model or a byte-level BPE"
             )
         return made
 
