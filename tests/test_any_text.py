@@ -21,6 +21,7 @@ from jaxlm.data.corpus import Corpus
 from jaxlm.data.text import SPLITS
 from jaxlm.data.vocab import UNK
 from jaxlm.errors import DataError, JaxlmError
+from jaxlm.runs.reproduction import reproduce
 
 TEXTS = {
     "german": "Der Hund, der bellt, beißt nicht.\nEin alter Mann und das Meer; ein Lied über Bäume.\n\n" * 30,
@@ -277,6 +278,8 @@ def test_a_run_is_trained_resumed_and_used(tmp_path, german, kind, no_pictures, 
     assert main(["generate", str(tmp_path / "run"), "Der Hund", "--words", "20", "--seed", "3"]) == 0
     assert capsys.readouterr().out == str(text) + "\n" * (not str(text).endswith("\n"))
     assert main(["info", str(tmp_path / "run")]) == 0 and options["tokens"] in capsys.readouterr().out
+    if kind == "given":
+        assert not reproduce(tmp_path / "alone", quiet=True).results
 
 
 def test_a_tokenizer_of_another_size_is_another_models(tmp_path, german, no_pictures):

@@ -43,7 +43,8 @@ def reproduce(
             f"{run_dir} did not begin from its seed alone: parameters were given, and only their owner "
             f"can train it again"
         )
-    config, corpus = with_corpus(old.config, data_dir=data_dir)
+    vocab = old.vocab if old.config.data.tokenizer_file else None  # that file is not needed again
+    config, corpus = with_corpus(old.config, data_dir=data_dir, vocab=vocab)
     if changed := rundir.different(old.manifest.corpus, rundir.named(corpus)):
         raise JaxlmError(
             f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): "
