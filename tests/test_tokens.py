@@ -122,6 +122,13 @@ def test_bytes_that_are_no_text_are_shown_and_read():
     assert made.encode_text(b"\xff\x41".decode(errors="surrogateescape")).tolist() == [0xFF, 0x41]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_a_surrogate_pair_is_refused(kind):
+    """As in an argument of the command line that is not UTF-8, but of bytes, which take it."""
+    with pytest.raises(DataError, match="not Unicode"):
+        vocab(kind).encode_text("caf\ud800")
+
+
 def test_rare_characters_are_one_symbol_that_training_sees():
     made = Vocab.build("aaabbbcd\n", kind=Characters(), min_count=2)
     assert made.words == ("a", "b", UNK, "\n") and made.decode_text(made.encode_text("ax")) == "a\ufffd"

@@ -288,6 +288,7 @@ class Subwords(_Exact):
         return table | {chr(256 + place): bytes([byte]) for place, byte in enumerate(others)}
 
     def units(self, text: str) -> list[str]:
+        text.encode()  # raises UnicodeError: of a lone surrogate SentencePiece says that it is no string
         return UNITS.findall(text)
 
     def split(self, unit: str) -> list[str]:
