@@ -229,14 +229,14 @@ class Subwords(_Exact):
         return cls.read(out.getvalue(), "the trained model")
 
     @cached_property
-    def _tokenizer(self) -> tuple[tuple[str, ...], str, Callable[[str], list[int]]]:
-        """The names of all tokens, the name of unknown ones, and what cuts a text into ids."""
+    def _tokenizer(self) -> tuple[tuple[str, ...], str, Callable[[str], list[str]]]:
+        """The names of all tokens, the name of unknown ones, and what cuts a text into names (unknown: as they are)."""
         if not self.model.startswith(b"{"):
             import sentencepiece
 
             model = sentencepiece.SentencePieceProcessor(model_proto=self.model)
             names = tuple(map(model.id_to_piece, range(len(model))))
-            return names, names[model.unk_id()], lru_cache(_CACHED)(partial(model.encode, out_type=int))
+            return names, names[model.unk_id()], lru_cache(_CACHED)(partial(model.encode, out_type=str))
         try:
             import tokenizers
         except ModuleNotFoundError:
@@ -248,9 +248,9 @@ class Subwords(_Exact):
         names = tuple(sorted(ids, key=ids.__getitem__))
         unknown = json.loads(self.model)["model"].get("unk_token") or UNK
 
-        def encode(text: str) -> list[int]:
+        def encode(text: str) -> list[str]:
             try:
-                return made.encode(text, add_special_tokens=False).ids
+                return [names[place] for place in made.encode(text, add_special_tokens=False).ids]
             except (KeyboardInterrupt, UnicodeError):
                 raise
             except BaseException as error:  # (a panic of Rust is no Exception)
@@ -294,9 +294,9 @@ class Subwords(_Exact):
     def split(self, unit: str) -> list[str]:
         if unit == "\n":
             return [self._end]
-        names, _, encode = self._tokenizer
+        *_, encode = self._tokenizer
         if self._bytes or SPACE not in unit:
-            return [names[place] for place in encode(unit)]
+            return [*encode(unit)]
         sign = [f"<0x{byte:02X}>" for byte in SPACE.encode()]  # else it would come back as a space
         first, *rest = map(self.split, unit.split(SPACE))
         return [*first, *(name for part in rest for name in (*sign, *part))]
