@@ -159,9 +159,9 @@ class Subwords(_Exact):
             found = b"".join(made.data(name) for unit in made.units(text) for name in made.split(unit)).decode()
             end = made.split("\n")[0] in made.names
             rare = made.split("\U00013000")  # a hieroglyph
-        except DataError:
+        except (DataError, KeyboardInterrupt):
             raise
-        except Exception as error:  # whatever a library makes of a stranger's file
+        except BaseException as error:  # whatever a library makes of a stranger's file, such as a panic of Rust
             why = re.sub(r"^INTERNAL: (src/.*\])?", "", str(error).strip().split("\n")[0])[:200].strip(" .")
             raise DataError(
                 f"{where} is no SentencePiece model or tokenizer.json that can be read ({why or 'it is damaged'}): "
