@@ -153,6 +153,8 @@ def test_runs_below_a_folder_of_texts_are_no_text(tmp_path):
         file(tmp_path, "one two\n" * 9, name)
     corpus = jaxlm.load_corpus(tmp_path)
     jaxlm.prepare(tmp_path / "a", tmp_path / "prepared")
+    (tmp_path / "unfinished" / ".partial").mkdir(parents=True)
+    file(tmp_path / "unfinished", b"\0", "train.ids")
     run = tmp_path / "runs" / "small"
     (run / "checkpoints").mkdir(parents=True)
     for name in ("run.json", "checkpoints/state.safetensors"):

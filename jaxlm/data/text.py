@@ -118,7 +118,7 @@ def find_splits(path: Path) -> dict[str, list[Part]]:
     try:
         names = sorted(entry.name for entry in os.scandir(path) if entry.name in _FILE_NAMES and not entry.is_dir())
         every = [] if names else [*path.rglob("*")]
-        ours = {one.parent for one in every if one.name in files.OWNERS}
+        ours = {one.parent for one in every if one.name in (*files.OWNERS, ".partial")}  # (of an unfinished corpus)
         shown = (one for one in every if "/." not in f"/{one.relative_to(path)}" and ours.isdisjoint(one.parents))
         texts = sorted(one for one in shown if one.is_file())
     except FileNotFoundError:
