@@ -37,7 +37,7 @@ HEADER, VOCAB = "prepared.json", "vocab.json"
 IDS = {split: f"{split}.ids" for split in SPLITS}
 PARTIAL = ".partial"  # the working folder of a corpus that is not finished
 _BLOCK = 1 << 20  # bytes that are read at once
-_MOST = 256 << 20  # bytes of a header, which names every file of the text: two million of them
+_MOST = 64 << 20  # bytes of a header, which names every file of the text: half a million of them
 
 _VALID: dict[str, Callable[[Any], bool]] = {  # the fields of `prepared.json`, and what each may be
     "format": lambda value: value == FORMAT,
