@@ -38,7 +38,7 @@ _STEP = re.compile("[0-9]{8,10}")
 
 def library_versions() -> dict[str, str]:
     """The versions of the libraries that a run's results depend on."""
-    found = dict.fromkeys(("jaxlm", "jax", "jaxlib", "optax", "safetensors", "numpy"), "unknown")
+    found: dict[str, str] = dict.fromkeys(("jaxlm", "jax", "jaxlib", "optax", "safetensors", "numpy"), "unknown")
     for name in found:
         with suppress(PackageNotFoundError):  # a source tree that is imported without being installed
             found[name] = version(name)
