@@ -123,7 +123,7 @@ def _check_surprisal(args: argparse.Namespace) -> None:
     given = {
         name: ", ".join(map(str, value)) if isinstance(value, list) else f"--{name.replace('_', '-')}"
         for name, value in vars(args).items()
-        if value and value != usual.get(name)
+        if value is not None and value is not False and value not in ([], usual.get(name))
     }
     for name, other in NEEDS.items():
         if name in given and other not in given:
