@@ -108,11 +108,11 @@ def prepare_in_cache(text: Path, parts: Parts, options: TextOptions, vocab: Voca
     Another text or tokenizer file, or another state of it, has another place in the cache, and so has a given
     vocabulary that is not the text's own; a note of the corpus names the folder. Raises DataError as `prepare`.
     """
+    stamps, above = _stamps(parts, options, vocab), cache_dir() / "prepared" / text_name(text).removeprefix("text:")
 
     def place(*given: str) -> Path:
-        key = json.dumps([_stamps(parts, options, vocab), options.options, *given])
-        name = text_name(text).removeprefix("text:")
-        return cache_dir() / "prepared" / name / hashlib.sha256(key.encode()).hexdigest()[:16]
+        key = json.dumps([stamps, options.options, *given])
+        return above / hashlib.sha256(key.encode()).hexdigest()[:16]
 
     found = _finished(place(), options.max_vocab, vocab)
     folder = found or place(*[vocab.sha256] if vocab else []) / f"{options.max_vocab or 'all'}"
