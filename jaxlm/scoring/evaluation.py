@@ -318,14 +318,14 @@ class TrainedModel:
             shape, (ids, count) = (1, 1), _read_and_counted(ids, text, protocol)
             nats = float(reader_nats(self.reader_of(protocol, corpus, data_dir), ids))
             value = perplexity(nats, count)
-        check_converged(protocol, text, value)
+        check_converged(protocol, text, nats, count)
         size = self.vocab.text_size(ids, *shape, tokens)
         return Evaluation(value, nats, count, text, unknown, **comparable(nats, size))
 
 
-def check_converged(protocol: Plain, text: str, value: float) -> None:
-    """Raises Diverged where dynamic evaluation of a text learnt at so high a rate that its value is not finite."""
-    if isinstance(protocol, Dynamic) and not math.isfinite(value):
+def check_converged(protocol: Plain, text: str, nats: float, count: int) -> None:
+    """Raises Diverged where dynamic evaluation learnt at so high a rate that the perplexity of a text is not finite."""
+    if isinstance(protocol, Dynamic) and not math.isfinite(perplexity(nats, count)):
         raise Diverged(
             f"dynamic evaluation diverged on {text}: lower learning_rate, which is {protocol.learning_rate:g}"
         )
@@ -390,7 +390,7 @@ def compare(
         if len(starts) < 2:
             raise DataError(f"expected at least 2 lines to draw from, found {len(starts)} in {name}: add lines to it")
         nats = OneStream(lm.reader_of(how, data_dir=data_dir), Detail(full=False))([ids]).nats.astype(np.float64)
-        check_converged(how, name, nats.sum())
+        check_converged(how, name, nats.sum(), len(nats))
         lines = ["".join(lm.vocab.decode_text(line).split()) for line in np.split(ids[1:], starts[1:])]
         return name, lines, np.add.reduceat(nats, starts)
 

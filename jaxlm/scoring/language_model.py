@@ -71,7 +71,7 @@ class LanguageModel(TrainedModel):
 
         def scoring(sentences: Sequence[np.ndarray]) -> TokenScores:
             scores = read(sentences)
-            check_converged(protocol, "the sentences", float(scores.nats.sum(dtype=float)))
+            check_converged(protocol, "the sentences", scores.nats.sum(dtype=float), len(scores.nats))
             return scores
 
         return scoring
