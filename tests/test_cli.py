@@ -112,6 +112,7 @@ def test_text_that_cannot_be_used(capsys, tmp_path, data, message):
         (["--devices", "0"], "at least 1, found '0'", 2),
         (["--config", "/no/such.json"], "/no/such.json cannot be read", 1),
         (["--config", "/dev/zero"], "/dev/zero cannot be read", 1),
+        (["--config", "x.json", "--preset", "test"], "leave --preset or --config out", 1),
         (["--run-dir", ""], "an empty text", 2),
         (["--corpus", "ptb", "--data-dir", "/no/such"], "/no/such", 1),
         (["--model", "gpt"], f"model must be {either([*KINDS['model']])}; it is 'gpt'", 1),

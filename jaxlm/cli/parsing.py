@@ -148,9 +148,11 @@ def given_protocol(args: argparse.Namespace) -> Plain:
 
 
 def starting_config(config: Path | None, name: str | None) -> Config:
-    """The config that flags change: of the file of --config, or of --preset. Raises JaxlmError."""
+    """The config that flags change: of the file of --config, or else of --preset. Raises JaxlmError."""
     if config is None:
         return preset(name or "small")
+    if name:
+        raise JaxlmError("--config starts from its file in place of a preset: leave --preset or --config out")
 
     from jaxlm import files  # (its imports would take a fifth of the time of --help)
 
