@@ -156,7 +156,7 @@ def tuned(cell: Cell, trials: int, share: float) -> dict[str, Any]:
     space: dict[str, Any] = {name: f"log:{rate / 4:g}:{rate * 4:g}" for name, rate in rates.items() if rate}
     space |= dict.fromkeys(("keep_output", "keep_embedding"), "uniform:0.4:1")
     if (folder / results.RESULTS).exists():
-        found, _ = results.read(folder)
+        found, _ = results.read_sweep(folder)
     else:
         config = config.replace(epochs=max(1, round(share * config.train.epochs)))
         resumes = (folder / JOURNAL).exists()

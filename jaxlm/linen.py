@@ -15,7 +15,7 @@ from jaxlm.models.noise import draw_noise, is_random
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.ops.lstm import LSTMState, lstm
 
-Carry = tuple[jax.Array, jax.Array]  # (c, h), each [..., H]
+LSTMCarry = tuple[jax.Array, jax.Array]  # (c, h), each [..., H]
 
 
 def LSTM(features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, **options: Any) -> nn.RNN:
@@ -42,7 +42,7 @@ class _FastRNN(nn.RNN):
         self,
         inputs: jax.Array,
         *,
-        initial_carry: Carry | None = None,
+        initial_carry: LSTMCarry | None = None,
         init_key: jax.Array | None = None,  # (Flax's own draws nothing by it either)
         seq_lengths: jax.Array | None = None,
         **options: bool | None,
@@ -61,7 +61,7 @@ def run(
     inputs: jax.Array,
     kernel: jax.Array,  # [E + H, 4H], gates in the order i, g (or j), f, o
     bias: jax.Array,  # [4H]
-    carry: Carry | None,  # None: zeros
+    carry: LSTMCarry | None,  # None: zeros
     lengths: jax.Array | None,  # steps of each sequence [...], behind which is padding; None: all T
     time_major: bool | None = None,
     return_carry: bool | None = None,
@@ -137,10 +137,10 @@ class LanguageModel(nn.Module):
         drops = is_random(self.model) and not deterministic and not self.is_initializing()
         key, params = self.make_rng("dropout") if drops else None, dict(self.variables["params"])
         model = stack.exact(self.model) if deterministic else self.model
-        return read(model, params, key, tokens, targets, initial_carry, seq_lengths)
+        return read_rows(model, params, key, tokens, targets, initial_carry, seq_lengths)
 
 
-def read(
+def read_rows(
     model: Recurrent,
     params: Params,
     key: jax.Array | None,

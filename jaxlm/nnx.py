@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlm.linen import Carry, read, run
+from jaxlm.linen import LSTMCarry, read_rows, run
 from jaxlm.models import stack
 from jaxlm.models.noise import is_random
 from jaxlm.models.recurrent import Params, Recurrent
@@ -37,7 +37,7 @@ class LSTM(nnx.RNN):
         self,
         inputs: jax.Array,
         *,
-        initial_carry: Carry | None = None,
+        initial_carry: LSTMCarry | None = None,
         seq_lengths: jax.Array | None = None,
         rngs: Any = None,  # (of Flax's initial carry, which is zero)
         **options: bool | None,
@@ -88,4 +88,4 @@ class LanguageModel(nnx.Module):
         """As `jaxlm.linen.LanguageModel` is called."""
         key = None if self.rngs is None or self.deterministic else self.rngs()
         model = stack.exact(self.model) if self.deterministic else self.model
-        return read(model, self.tree(), key, tokens, targets, initial_carry, seq_lengths)
+        return read_rows(model, self.tree(), key, tokens, targets, initial_carry, seq_lengths)

@@ -29,10 +29,10 @@ def printable(text: str, *, keep_newlines: bool = False, encoding: str | None = 
     return text.encode(encoding, "backslashreplace").decode(encoding) if encoding else text
 
 
-def flag(name: str, value: object) -> str:
+def flag_text(name: str, value: object) -> str:
     """A flag and its value as one types them into a shell.
 
-    >>> flag("--run-dir", "runs/my run"), flag("--run-dir", "-x")
+    >>> flag_text("--run-dir", "runs/my run"), flag_text("--run-dir", "-x")
     ("--run-dir 'runs/my run'", '--run-dir=-x')
     """
     text = shlex.quote(str(value))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxlm.data.embedded import BITS, Source, Spec
+from jaxlm.data.embedded import BITS, Size, Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,9 +18,9 @@ class Sample:
     test: np.ndarray
 
 
-def sample(spec: Spec | str) -> Sample:
+def sample(spec: Size | str) -> Sample:
     """Draws the splits of a specification, or of a generated corpus by its name."""
-    source = Source(Spec.of(spec) if isinstance(spec, str) else spec)
+    source = Source(Size.of(spec) if isinstance(spec, str) else spec)
     return Sample(source, *(source.draw(length, stream) for stream, length in enumerate(source.spec.tokens)))
 
 

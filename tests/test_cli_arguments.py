@@ -137,7 +137,7 @@ def calls(tmp_path_factory):
         monkeypatch.chdir(tmp_path_factory.mktemp("here"))
         monkeypatch.setattr(jaxlm.runs.trainer, "train", stub(SimpleNamespace(stopped_by=None, run_dir=None)))
         monkeypatch.setattr(jaxlm.runs.loading, "load", lambda *_: lm)
-        monkeypatch.setattr(jaxlm.distributed.hosts, "join", lambda *_: False)
+        monkeypatch.setattr(jaxlm.distributed.hosts, "join_processes", lambda *_: False)
         monkeypatch.setattr(
             jaxlm.runs.reproduction,
             "reproduce",

@@ -43,7 +43,7 @@ def tiny() -> Sample:
 @pytest.fixture(scope="module")
 def short() -> Sample:
     """A few short sentences with few topics that change often, so that every sequence of topics can be listed."""
-    spec = embedded.Spec.of("embedded-tiny")
+    spec = embedded.Size.of("embedded-tiny")
     return sample(replace(spec, tokens=(60, 60, 60), topics=4, stay=128, close=400))
 
 

@@ -15,7 +15,7 @@ import jaxlm
 from jaxlm.cli import main
 from jaxlm.errors import CheckpointError, DataError, JaxlmError, RunDirError
 from jaxlm.runs import checkpoint, directory
-from jaxlm.runs.loading import keep_model, tuning_config, unread_corpus
+from jaxlm.runs.loading import init_config, keep_model, unread_corpus
 
 FILES = recorded("torch_import", "files")
 CHECKPOINTS = recorded("tf1_ckpt", "checkpoints")
@@ -272,12 +272,12 @@ def test_fields_that_contradict_the_parameters(place, tmp_path, capsys, flags, p
 
 def test_dropout_may_be_added_and_a_config_s_own_model_must_fit(place):
     lm = jaxlm.load(place / "run")
-    config = tuning_config(lm, jaxlm.preset("zaremba-medium"), {"keep_output": 0.5})
+    config = init_config(lm, jaxlm.preset("zaremba-medium"), {"keep_output": 0.5})
     assert config.model == lm.config.replace(keep_output=0.5).model and config.train.bptt_length == 35
     fits = jaxlm.Config().replace(hidden_sizes=(3, 5), embedding_size=4, keep_embedding=0.9)
-    assert tuning_config(lm, fits, {}, own_model=True).model.keep_embedding == 0.9
+    assert init_config(lm, fits, {}, own_model=True).model.keep_embedding == 0.9
     with pytest.raises(JaxlmError, match=r"hidden_sizes: \(3, 5\) -> \(256, 128\)"):
-        tuning_config(lm, jaxlm.Config(), {}, own_model=True)
+        init_config(lm, jaxlm.Config(), {}, own_model=True)
 
 
 def test_there_must_be_a_run_to_begin_from(place, tmp_path, capsys):

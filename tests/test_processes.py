@@ -243,13 +243,13 @@ def test_the_failure_of_one_process_is_everyones(tmp_path):
 )
 def test_a_part_of_what_is_needed_is_refused(given):
     with pytest.raises(JaxlmError, match="--coordinator HOST:PORT, --processes N and --process I"):
-        processes.join(*given)
+        processes.join_processes(*given)
 
 
 def test_a_process_stays_alone_unless_a_cluster_says_that_there_are_more(monkeypatch):
     for name in [name for name in os.environ if name.startswith(("SLURM", "OMPI", "TPU", "JOB_", "KUBERNETES"))]:
         monkeypatch.delenv(name)
-    assert not processes.join() and not processes.join(processes=1)
+    assert not processes.join_processes() and not processes.join_processes(processes=1)
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)
     assert not processes._cluster()  # in a batch script, outside srun
@@ -257,4 +257,4 @@ def test_a_process_stays_alone_unless_a_cluster_says_that_there_are_more(monkeyp
     assert not processes._cluster()  # the shell of an allocation
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     assert processes._cluster()
-    assert not processes.join(processes=1)
+    assert not processes.join_processes(processes=1)

@@ -24,7 +24,7 @@ from jaxlm.models import heads, stack
 from jaxlm.models.noise import draw_noise, no_noise
 from jaxlm.published.lamb import LambAdam
 from jaxlm.scoring import evaluation, reading
-from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient, gradient_statistics
+from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient_statistics, text_gradient
 from jaxlm.scoring.evaluation import Evaluation
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.mc_dropout import MCReader
@@ -182,7 +182,7 @@ def test_lamb_s_dynamic_evaluation():
     @jax.jit
     def learnt(params, v, carry, step, tokens):
         counted = jnp.ones((T, B), bool)
-        grads, (_, carry) = gradient(Network(model, params), Tokens(tokens[:-1], tokens[1:], counted), carry, rule)
+        grads, (_, carry) = text_gradient(Network(model, params), Tokens(tokens[:-1], tokens[1:], counted), carry, rule)
         v = jax.tree.map(lambda v, g: rule.beta2 * v + (1 - rule.beta2) * g * g, v, grads)
         rate = rule.learning_rate * jnp.sqrt(1 - rule.beta2**step)
         return jax.tree.map(lambda p, v, g: p - rate * g / (jnp.sqrt(v) + rule.epsilon), params, v, grads), v, carry

@@ -15,7 +15,7 @@ from page_parts import HOSTILE, hostile_contents, model_view, run_record, sweep_
 
 import jaxlm
 from jaxlm.cli import main
-from jaxlm.report.page import groups, number, published, render
+from jaxlm.report.page import groups, published, render, rounded
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.sweeps import report_file
 from jaxlm.sweeps.report_file import write_report
@@ -232,7 +232,7 @@ def test_a_runs_metrics_name_unknown_tokens_and_estimated_perplexities(tmp_path,
 
 @pytest.mark.parametrize("value", [0.0, -1.5, 1e-9, 1e300, float("inf"), float("nan"), None, 12345.678])
 def test_numbers_of_every_size_have_a_text(value):
-    assert isinstance(number(value), str) and "\n" not in number(value)
+    assert isinstance(rounded(value), str) and "\n" not in rounded(value)
 
 
 def test_the_command_writes_runs_and_a_sweep_to_one_page(trained, tmp_path, capsys):

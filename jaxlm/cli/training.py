@@ -74,12 +74,12 @@ def new_run(label: str) -> Path:
     epilog=EPILOG,
 )
 def train(args: argparse.Namespace) -> int:
-    from jaxlm.distributed.hosts import join
+    from jaxlm.distributed.hosts import join_processes
 
     if args.resume and (args.init or args.config):
         flag = "--init" if args.init else "--config"
         raise JaxlmError(f"--resume takes the run's own parameters and config: leave {flag} out")
-    args.joined = join(args.coordinator, args.processes, args.process)
+    args.joined = join_processes(args.coordinator, args.processes, args.process)
     if args.joined and args.run_dir is None:
         raise JaxlmError("many processes need --run-dir: a directory that all of them see")
     corpus, params, folder = None, None, args.run_dir
@@ -89,12 +89,12 @@ def train(args: argparse.Namespace) -> int:
         folder = folder or _unfinished_run(args.preset)
         config = saved_config(folder).replace(**changes(args))
     elif args.init:
-        from jaxlm.runs.loading import tuning_config, tuning_corpus
+        from jaxlm.runs.loading import init_config, init_corpus
 
         model = loaded(args.init, "last")
         start = starting_config(args.config, args.preset)
-        config = tuning_config(model, start, changes(args), own_model=bool(args.config))
-        corpus, params = tuning_corpus(model, config, str(args.init), args.data_dir), model.params
+        config = init_config(model, start, changes(args), own_model=bool(args.config))
+        corpus, params = init_corpus(model, config, str(args.init), args.data_dir), model.params
     else:
         start = starting_config(args.config, args.preset)
         config = start.replace(**changes(args))

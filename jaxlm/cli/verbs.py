@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxlm.cli.parsing import Parser, some_path, suggest
 from jaxlm.errors import RunDirError
-from jaxlm.terminal import flag
+from jaxlm.terminal import flag_text
 
 if TYPE_CHECKING:
     from jaxlm.scoring.language_model import LanguageModel
@@ -99,7 +99,7 @@ def check_run(run: Path) -> None:
     if not run.is_dir():
         here = [path.parent for path in Path("runs").glob("*/config.json")]
         other = f", such as {max(here)}" if here else ""
-        command = f"jaxlm train {flag('--run-dir', run)}"
+        command = f"jaxlm train {flag_text('--run-dir', run)}"
         raise RunDirError(f"there is no directory {run}: name one{other}, or train a run with `{command}`")
     if (run / "trials").exists() and not (run / "config.json").exists():
         raise RunDirError(f"{run} holds a sweep: name one of the runs in {run / 'trials'}")

@@ -19,10 +19,10 @@ from jaxlm.config.settings import DataConfig
 from jaxlm.data import prepared
 from jaxlm.data.cache import cache_dir, recall, remember
 from jaxlm.data.corpus import Corpus
-from jaxlm.data.embedded import Source, Spec
+from jaxlm.data.embedded import Size, Source
 from jaxlm.data.encoding import Encoder, NumberedText, TextOptions, number_units, stamps_of
 from jaxlm.data.penn_treebank import PTB_SHA256, NotFound, find_penn_treebank
-from jaxlm.data.text import SPLITS, Part, find_splits
+from jaxlm.data.text import SPLITS, FilePart, find_splits
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError
 from jaxlm.fields import checked
@@ -76,7 +76,7 @@ def load_corpus(
             title = "Penn Treebank's characters (Mikolov's files: 5,017k / 393k / 442k of 50 symbols, a space as _)"
             tokens = "characters" if read.tokens == "words" else read.tokens
             read, start, name = replace(read, tokens=tokens, lines="stripped"), 1, "ptb-char"  # (a space comes first)
-        parts = {split: [Part(path, start)] for split, path in paths.items()}
+        parts = {split: [FilePart(path, start)] for split, path in paths.items()}
 
         def build(vocab: Vocab | None) -> Corpus:
             return _encode(name, title, number_units(parts, read, vocab), read, vocab)
@@ -122,7 +122,7 @@ def _generated(name: str, options: TextOptions, vocab: Vocab | None) -> Corpus:
     """The generated corpus; its floor holds while all of its words are still distinguished."""
 
     def build(vocab: Vocab | None) -> Corpus:
-        source = Source(Spec.of(name))
+        source = Source(Size.of(name))
         drawn = [[partial(np.asarray, source.draw(size, stream))] for stream, size in enumerate(source.spec.tokens)]
         words = [word.lower() for word in source.words] if options.lowercase else source.words
         if (vocab.tokens if vocab else options.kind).kind != "words":

@@ -35,7 +35,7 @@ def language() -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Spec:
+class Size:
     """One size of the corpus: how many tokens and words it has, and how strong each dependency is."""
 
     seed: int
@@ -51,7 +51,7 @@ class Spec:
     close: int  # the weight of the end of a sentence
 
     @classmethod
-    def of(cls, name: str) -> "Spec":
+    def of(cls, name: str) -> "Size":
         """The size of a generated corpus."""
         return cls(**language()["sizes"][name])
 
@@ -97,7 +97,7 @@ def _with_s(word: str) -> str:
 
 
 class Source:
-    """The tables of a `Spec`. Letters: V words, C classes, S grammar states, K topics. Weights are shares of 2**BITS.
+    """The tables of a `Size`. Letters: V words, C classes, S grammar states, K topics. Weights are shares of 2**BITS.
 
     A state is a node of the grammar and a register: 0, or 1 + the kind of the sentence. Every sentence starts in state
     0. `<eos>` is id 0 and class 0, and a class is a contiguous run of ids.
@@ -108,7 +108,7 @@ class Source:
         class_weight, next_state: The weight of each class in each state, and the state after it [S, C].
     """
 
-    def __init__(self, spec: Spec):
+    def __init__(self, spec: Size):
         sizes = {EOS: 1, UNK: 1, **spec.words}
         classes = [(name, kind) for name in sizes for kind in range(spec.kinds if name in CONTENT else 1)]
         self.spec = spec
@@ -153,7 +153,7 @@ class Source:
         return np.concatenate(blocks)[:length]
 
 
-def _word_weights(spec: Spec, index: int, size: int) -> np.ndarray:
+def _word_weights(spec: Size, index: int, size: int) -> np.ndarray:
     """Zipf weights of class `index` in each topic [K, size]; ranks belong to the topics in turn."""
     rank, topic = np.arange(size), np.arange(spec.topics)[:, None]
     if size < spec.topics:  # a small class serves syntax alone and belongs to no topic
@@ -163,7 +163,7 @@ def _word_weights(spec: Spec, index: int, size: int) -> np.ndarray:
     return _share(zipf * np.where(home == topic, spec.boost, 1))
 
 
-def _grammar_tables(spec: Spec, categories: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _grammar_tables(spec: Size, categories: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Class weights and next states, both [S, C], from the grammar and the rule for kinds."""
     grammar = language()["grammar"]
     nodes, kinds = list(grammar), np.arange(spec.kinds)

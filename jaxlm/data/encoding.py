@@ -27,7 +27,7 @@ from jaxlm.config.settings import DataConfig
 from jaxlm.data import text
 from jaxlm.data.cache import recall, remember
 from jaxlm.data.corpus import unlearned_warning
-from jaxlm.data.text import SPLITS, Part, Parts
+from jaxlm.data.text import SPLITS, FilePart, Parts
 from jaxlm.data.tokens import MOST_BYTES, UNK, WORDS, Bytes, Characters, Subwords, Words, unwrapped
 from jaxlm.data.vocab import Vocab, frequent
 from jaxlm.errors import DataError
@@ -161,7 +161,7 @@ def number_units(
 
 
 def _segment(
-    part: Part, offset: int, known: defaultdict[str, int], kind: Words, options: TextOptions
+    part: FilePart, offset: int, known: defaultdict[str, int], kind: Words, options: TextOptions
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Reads a segment; returns (its end, whether the file ends there and its new units; its provisional ids)."""
     found, end, before, done = [np.zeros(0, np.int32)], offset, len(known), False

@@ -25,7 +25,7 @@ _FILE_NAMES = {
 }
 
 
-class Part(NamedTuple):
+class FilePart(NamedTuple):
     """A part of a file, in bytes; `joined` to other files, it ends with a newline."""
 
     path: Path
@@ -34,7 +34,7 @@ class Part(NamedTuple):
     joined: bool = False
 
 
-Parts = Mapping[str, Sequence[Part]]  # of each split; or of "all", to be split
+Parts = Mapping[str, Sequence[FilePart]]  # of each split; or of "all", to be split
 
 
 def read_string(path: str | Path, errors: str = "strict") -> str:
@@ -103,7 +103,7 @@ def read_errors(path: str | Path) -> Iterator[None]:
             raise DataError(f"there is no file {path}; check the path") from None
 
 
-def find_splits(path: Path) -> dict[str, list[Part]]:
+def find_splits(path: Path) -> dict[str, list[FilePart]]:
     """The files of each split: in a folder such as `train.txt`, `ptb.valid.txt`, `wiki.test.tokens` or `dev`.
 
     Of another folder, or a pattern such as `texts/*.txt`, all files are texts, in the order of their names; hidden ones
@@ -114,7 +114,7 @@ def find_splits(path: Path) -> dict[str, list[Part]]:
     Raises DataError where there is no file, the folder cannot be read, or some split is there, and not each once.
     """
     if os.path.exists(path) and not os.path.isdir(path):
-        return stretches(path) if path.name in BY_BYTES else {"all": [Part(path)]}
+        return stretches(path) if path.name in BY_BYTES else {"all": [FilePart(path)]}
     try:
         names = sorted(entry.name for entry in os.scandir(path) if entry.name in _FILE_NAMES and not entry.is_dir())
         every = [] if names else [*path.rglob("*")]
@@ -127,26 +127,26 @@ def find_splits(path: Path) -> dict[str, list[Part]]:
     except OSError as error:
         raise DataError(f"the folder {path} cannot be read: {error.strerror}") from None
     if texts:
-        parts = [Part(found, joined=len(texts) > 1) for found in texts]
+        parts = [FilePart(found, joined=len(texts) > 1) for found in texts]
         if len(parts) < LEAST_TEXTS:
             return {"all": parts}
         train = [part for place, part in enumerate(parts) if place % 20 < 18]
         return dict(zip(SPLITS, (train, parts[18::20], parts[19::20]), strict=True))
-    splits: dict[str, list[Part]] = {}
+    splits: dict[str, list[FilePart]] = {}
     for split in SPLITS:
         found = [name for name in names if _FILE_NAMES[name] == split]
         if len(found) != 1:
             what = f"{' and '.join(found)}; keep one" if found else f"none; add one, such as {split}.txt"
             raise DataError(f"the folder {path} should hold one {split} text, and holds {what}")
-        splits[split] = [Part(path / found[0])]
+        splits[split] = [FilePart(path / found[0])]
     return splits
 
 
-def stretches(path: Path) -> dict[str, list[Part]]:
+def stretches(path: Path) -> dict[str, list[FilePart]]:
     """The splits of a file by its bytes, 90/5/5, cut between characters. Raises DataError where it cannot be read."""
     with read_errors(path), files.reader(path) as file:
         borders, size = [0], os.path.getsize(path)
         for percent in (90, 95):
             at = file.seek(size * percent // 100)
             borders.append(at + next((n for n, byte in enumerate(file.read(4)) if byte & 0xC0 != 0x80), 0))
-    return {split: [Part(path, *span)] for split, span in zip(SPLITS, pairwise([*borders, size]), strict=True)}
+    return {split: [FilePart(path, *span)] for split, span in zip(SPLITS, pairwise([*borders, size]), strict=True)}

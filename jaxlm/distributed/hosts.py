@@ -22,7 +22,7 @@ T = TypeVar("T")
 HEARTBEAT = 30  # seconds without a heartbeat, after which a process counts as dead and all end
 
 
-def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> bool:
+def join_processes(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> bool:
     """Joins the other processes, if the arguments or the environment name any. Call it before JAX is first used.
 
     Without arguments JAX looks for SLURM, Open MPI, Kubernetes or the hosts of a TPU.

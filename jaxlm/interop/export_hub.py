@@ -31,7 +31,7 @@ from jaxlm.report.units import perplexity_text
 from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import load
 from jaxlm.runs.metrics import read_metrics
-from jaxlm.runs.state_arrays import named
+from jaxlm.runs.state_arrays import flat
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.terminal import printable
 
@@ -75,7 +75,7 @@ def _fill(folder: Folder, model: LanguageModel, metrics: Sequence[dict[str, Any]
         "shapes": jax.tree.map(lambda leaf: list(leaf.shape), to_state_dict(params)),  # (lists as dicts)
         "jaxlm": json.loads(model.config.to_json()),
     }
-    weights = {name: np.asarray(leaf, np.float32, order="C") for name, leaf in named(params).items()}
+    weights = {name: np.asarray(leaf, np.float32, order="C") for name, leaf in flat(params).items()}
     text = files("jaxlm.interop").joinpath("card.md").read_text("utf-8")
     card = Template(text, trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True).render(
         kind=kind_of("model", config),

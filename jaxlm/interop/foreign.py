@@ -62,23 +62,23 @@ def by_role(
     return roles, [{part: roles[f"{part} of layer {layer}"] for part in parts} for layer in range(layers)]
 
 
-def float32(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def as_float32(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The tensor of this name in float32, C order. Raises JaxlmError if of another shape or kind, or not finite."""
     if array.shape != shape:
-        raise JaxlmError(f"{shown(name)} has the shape {list(array.shape)}, expected {list(shape)}")
+        raise JaxlmError(f"{quote(name)} has the shape {list(array.shape)}, expected {list(shape)}")
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise JaxlmError(f"{shown(name)} holds {array.dtype.name!r}, expected floating-point numbers")
+        raise JaxlmError(f"{quote(name)} holds {array.dtype.name!r}, expected floating-point numbers")
     with np.errstate(over="ignore"):
         values = array.astype(np.float32, order="C", copy=False)
     if wrong := values.size - np.count_nonzero(np.isfinite(values)):
-        raise JaxlmError(f"{shown(name)} holds {wrong:,} numbers that are not finite in float32")
+        raise JaxlmError(f"{quote(name)} holds {wrong:,} numbers that are not finite in float32")
     return values
 
 
 def matrix_shape(name: str, array: np.ndarray) -> tuple[int, int]:
     """The two sizes of the matrix of this name. Raises JaxlmError where it is none, or empty."""
     if array.ndim != 2 or not array.size:
-        raise JaxlmError(f"{shown(name)} has the shape {list(array.shape)}, expected a matrix")
+        raise JaxlmError(f"{quote(name)} has the shape {list(array.shape)}, expected a matrix")
     return array.shape
 
 
@@ -88,8 +88,8 @@ def check_sharing(claimed: Iterable[int], stored: int) -> None:
         raise JaxlmError(f"its tensors claim over {MOST_SHARING} times the bytes that are stored")
 
 
-def shown(text: object, most: int = 80) -> str:
-    """A file's own words, safe for a terminal: quoted, control characters escaped, cut at `most` characters."""
+def quote(text: object, most: int = 80) -> str:
+    """A file's own words, safe for a terminal: quote, control characters escaped, cut at `most` characters."""
     text = str(text)
     return repr(text if len(text) <= most else text[:most] + "...")
 
@@ -98,4 +98,4 @@ def listed(names: Iterable[str]) -> str:
     """Names for a message, in order; those beyond eight are only counted."""
     ordered = sorted(names)
     more = f" and {len(ordered) - 8} more" if len(ordered) > 8 else ""
-    return ", ".join(map(shown, ordered[:8])) + more
+    return ", ".join(map(quote, ordered[:8])) + more

@@ -17,7 +17,7 @@ from jaxlm.data.tokens import EOS, WORDS
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.files import MAX_VOCAB_BYTES, explained, read_bytes, reader, reason
-from jaxlm.interop.foreign import MOST_PATH, ForeignModel, float32, shown
+from jaxlm.interop.foreign import MOST_PATH, ForeignModel, as_float32, quote
 from jaxlm.interop.pytorch import read_pytorch
 from jaxlm.interop.tensorflow import checkpoint_prefix, read_tensorflow
 from jaxlm.runs import directory, state_arrays
@@ -47,13 +47,13 @@ def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str
     """
     found = read_model(file)
     if vocab is None and found.run is None:
-        raise DataError(f"{shown(file, MOST_PATH)} has no vocabulary: give the file of its words, one a line (--vocab)")
+        raise DataError(f"{quote(file, MOST_PATH)} has no vocabulary: give the file of its words, one a line (--vocab)")
     path = (found.files[0].parent if found.run else Path(file)).resolve()
     words = model_vocabulary(vocab or path / VOCAB, found.config.vocab_size, found.files[0].suffix == ".index")
     about = f"imported from {found.files[0].resolve()}"
     digest = hashlib.sha256()  # of the files, one after the other
     for one in found.files:
-        with explained(JaxlmError, f"{shown(one, MOST_PATH)} cannot be read"), reader(one) as opened:
+        with explained(JaxlmError, f"{quote(one, MOST_PATH)} cannot be read"), reader(one) as opened:
             hashlib.file_digest(opened, lambda: digest)  # pyright: ignore[reportArgumentType]
     corpus = unread_corpus(f"imported:{path.name}", digest.hexdigest(), words, about, *found.notes)
     config = (found.run or Config(model=found.config, preset="imported")).replace(corpus=corpus.spec)
@@ -74,9 +74,9 @@ def read_model(file: str | Path) -> ForeignModel:
     except Exception as error:
         name = getattr(error, "filename", None)
         known = name or isinstance(error, MemoryError | JaxlmError)  # else a reader met damaged bytes
-        why = reason(error) if known else f"it is damaged or cut short ({shown(error)})"
-        where = f"its {shown(Path(name).name)}: " if name and Path(name) != path else ""
-        raise JaxlmError(f"cannot import {shown(file, MOST_PATH)}: {where}{why}") from None
+        why = reason(error) if known else f"it is damaged or cut short ({quote(error)})"
+        where = f"its {quote(Path(name).name)}: " if name and Path(name) != path else ""
+        raise JaxlmError(f"cannot import {quote(file, MOST_PATH)}: {where}{why}") from None
 
 
 def _read_hub(folder: Path) -> ForeignModel:
@@ -87,14 +87,14 @@ def _read_hub(folder: Path) -> ForeignModel:
     except (ValueError, KeyError, TypeError):
         raise JaxlmError(f"its {CONFIG} is damaged, or was not written by `jaxlm export --to hub`") from None
     if found != FORMAT:
-        raise JaxlmError(f"expected a hub's folder of format {FORMAT}, found {shown(found)}: export the run anew")
+        raise JaxlmError(f"expected a hub's folder of format {FORMAT}, found {quote(found)}: export the run anew")
     config = Config.from_json(config)
     template = state_arrays.shapes_of_state(config).params
     template = {**template, "embedding": {"weight": template["embedding"]}}
     path = folder / WEIGHTS
     params: Any = state_arrays.decoded(read_bytes(path, state_arrays.most_bytes(template, "its model")), template, path)
-    for name, leaf in state_arrays.named(params).items():
-        float32(name, np.asarray(leaf), leaf.shape)  # refuses what is not finite
+    for name, leaf in state_arrays.flat(params).items():
+        as_float32(name, np.asarray(leaf), leaf.shape)  # refuses what is not finite
     params = {**params, "embedding": params["embedding"]["weight"]}
     return ForeignModel(config.model, params, (), (path,), config)
 
@@ -104,7 +104,7 @@ def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> V
 
     Raises DataError.
     """
-    found, tokens = f"the vocabulary {shown(path, MOST_PATH)}", WORDS
+    found, tokens = f"the vocabulary {quote(path, MOST_PATH)}", WORDS
     if os.path.isdir(path):  # (which raises nothing)
         if tensorflow:
             why = "whose words would be numbered as PyTorch's programs do, and the model is TensorFlow's"

@@ -20,7 +20,7 @@ import safetensors
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import reader
-from jaxlm.interop.foreign import ForeignModel, by_role, check_sharing, float32, listed, matrix_shape, shown
+from jaxlm.interop.foreign import ForeignModel, as_float32, by_role, check_sharing, listed, matrix_shape, quote
 from jaxlm.interop.torch_pickle import MOST_NAME, Global, Instance, unpickle
 
 MOST_FILE = 1 << 32  # bytes
@@ -69,7 +69,7 @@ def _load_safetensors(data: bytes) -> tuple[Tensors, int]:
     tensors: Tensors = {}
     for name, entry in safetensors.deserialize(data):
         if (dtype := entry["dtype"]) not in _FLOATS:
-            raise JaxlmError(f"{shown(name)} holds {shown(dtype)}, expected one of {', '.join(_FLOATS)}")
+            raise JaxlmError(f"{quote(name)} holds {quote(dtype)}, expected one of {', '.join(_FLOATS)}")
         tensors[name] = np.frombuffer(entry["data"], _FLOATS[dtype]).reshape(entry["shape"])
     end = 8 + int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8:end]).get("__metadata__") or {}
@@ -97,12 +97,12 @@ class _Storages:
             case _:
                 raise JaxlmError("its pickle refers to something outside itself that is not a storage")
         if package not in ("torch", "torch.cuda") or kind not in _DTYPES:
-            raise JaxlmError(f"a tensor's storage is {shown(name)}; readable are those of {', '.join(_DTYPES)}")
+            raise JaxlmError(f"a tensor's storage is {quote(name)}; readable are those of {', '.join(_DTYPES)}")
         dtype = np.dtype(_DTYPES[kind])
         if key not in self.arrays:
             claimed, held = count * dtype.itemsize, self._held(key)
             if claimed > held:
-                raise JaxlmError(f"the storage {shown(key)} claims {claimed:,} bytes of {held:,}; it is cut short")
+                raise JaxlmError(f"the storage {quote(key)} claims {claimed:,} bytes of {held:,}; it is cut short")
             self.arrays[key] = self._load(key, dtype, count)
             self.nbytes += claimed
         whole = self.arrays[key]
@@ -111,7 +111,7 @@ class _Storages:
                 return whole
             case [(_, int() as start, int() as length)] if 0 <= start <= start + length <= whole.size:
                 return whole[start : start + length]
-        raise JaxlmError(f"a view of the storage {shown(key)} does not lie within its {whole.size:,} elements")
+        raise JaxlmError(f"a view of the storage {quote(key)} does not lie within its {whole.size:,} elements")
 
 
 def _load_zip(file: BinaryIO, size: int) -> tuple[Tensors, int]:
@@ -129,20 +129,20 @@ def _load_zip(file: BinaryIO, size: int) -> tuple[Tensors, int]:
     def read(name: str) -> bytes:
         info = infos[roots[0] + name]
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise JaxlmError(f"the entry {shown(name)} of its archive is packed in a way that torch.save never uses")
+            raise JaxlmError(f"the entry {quote(name)} of its archive is packed in a way that torch.save never uses")
         with archive.open(info) as unpacked:
             return unpacked.read(info.file_size + 1)  # (a number, so that no more is ever unpacked)
 
     def held(key: str) -> int:
         if (info := infos.get(f"{roots[0]}data/{key}")) is None:
-            raise JaxlmError(f"the storage {shown(key)} is not in the archive; it is cut short")
+            raise JaxlmError(f"the storage {quote(key)} is not in the archive; it is cut short")
         return info.file_size
 
     def load(key: str, dtype: np.dtype, count: int) -> np.ndarray:
         return np.frombuffer(read(f"data/{key}"), dtype, count) if count else np.empty(0, dtype)
 
     if f"{roots[0]}byteorder" in infos and (order := read("byteorder")) != b"little":
-        raise JaxlmError(f"expected the byte order little, found {shown(order.decode('latin-1'))}")
+        raise JaxlmError(f"expected the byte order little, found {quote(order.decode('latin-1'))}")
     storages = _Storages(held, load)
     value = unpickle(io.BytesIO(read("data.pkl")), storages)
     return _tensors_of(value), storages.nbytes
@@ -170,7 +170,7 @@ def _load_old(file: BinaryIO, size: int) -> tuple[Tensors, int]:
         count = int.from_bytes(file.read(8), "little")
         read = file.readinto(array.view(np.uint8))  # pyright: ignore[reportAttributeAccessIssue]
         if count != array.size or read < array.nbytes:
-            raise JaxlmError(f"the storage {shown(key)} does not hold its {array.size:,} elements; it is cut short")
+            raise JaxlmError(f"the storage {quote(key)} does not hold its {array.size:,} elements; it is cut short")
     return _tensors_of(value), storages.nbytes
 
 
@@ -184,7 +184,7 @@ def _tensors_of(value: Any) -> Tensors:
     models = [model for model in models if any("weight_ih_l" in name for name in model[1])] or models
     if not models:
         found = f"a dict of {listed(value) or 'nothing'}" if isinstance(value, dict) else f"a {type(value).__name__}"
-        found = f"an object of {shown(value.kind)}" if isinstance(value, Instance) else found
+        found = f"an object of {quote(value.kind)}" if isinstance(value, Instance) else found
         raise JaxlmError(f"expected a model or a state_dict, found {found} without named weights in it")
     if len(models) > 1:
         names = listed(place for place, _ in models)
@@ -231,7 +231,7 @@ def _module_tensors(module: Instance, seen: set[int]) -> Tensors:
         if len(prefix) > MOST_PREFIX:
             raise JaxlmError(f"its modules are nested too deeply: a name has over {MOST_PREFIX:,} letters")
         kind, splits = one.kind.rpartition(".")[2], one.state.get("nsplits")
-        name = shown(prefix.rstrip(".") or kind)
+        name = quote(prefix.rstrip(".") or kind)
         if kind == "Embedding" and one.state.get("max_norm") is not None:
             raise JaxlmError(f"the module {name} shortens vectors as it reads them (max_norm), which jaxlm does not")
         if isinstance(splits, int) and splits > 1:
@@ -260,14 +260,14 @@ def _model_of(tensors: Tensors, file: Path) -> ForeignModel:
     roles, layers = by_role(names, _role, ends, parts)
     embedding, kernel = (tensors[roles[end]] for end in ends)
     vocab_size, width = matrix_shape(roles["encoder.weight"], embedding)
-    table, notes, made = float32(roles["encoder.weight"], embedding, (vocab_size, width)), [], []
+    table, notes, made = as_float32(roles["encoder.weight"], embedding, (vocab_size, width)), [], []
     for layer in layers:
         made.append(_lstm(tensors, layer, width))
         width = len(made[-1]["bias"]) // 4
-    head = float32(roles["decoder.weight"], kernel, (vocab_size, width))
+    head = as_float32(roles["decoder.weight"], kernel, (vocab_size, width))
     softmax = {"bias": np.zeros(vocab_size, np.float32)}
     if bias := roles.get("decoder.bias"):
-        softmax["bias"] = float32(bias, tensors[bias], (vocab_size,))
+        softmax["bias"] = as_float32(bias, tensors[bias], (vocab_size,))
     else:
         notes.append("the output layer has no bias: zeros stand in its place")
     shared = np.may_share_memory(kernel, embedding)
@@ -298,13 +298,13 @@ def _lstm(tensors: Tensors, layer: dict[str, str], inputs: int) -> dict[str, np.
     across = layer["weight_hh"]
     rows, hidden = matrix_shape(across, tensors[across])
     if cell := {hidden: "a plain RNN", 3 * hidden: "a GRU"}.get(rows):
-        raise JaxlmError(f"{shown(across)} is {rows}x{hidden}: that is {cell}; only LSTMs are imported")
+        raise JaxlmError(f"{quote(across)} is {rows}x{hidden}: that is {cell}; only LSTMs are imported")
     shapes = {"weight_ih": (inputs,), "weight_hh": (hidden,), "bias_ih": (), "bias_hh": ()}
-    found = {part: float32(name, tensors[name], (4 * hidden, *shapes[part])) for part, name in layer.items()}
+    found = {part: as_float32(name, tensors[name], (4 * hidden, *shapes[part])) for part, name in layer.items()}
     bias = np.zeros(4 * hidden, np.float32)
     if "bias_ih" in layer:
         with np.errstate(over="ignore"):
-            bias = float32(layer["bias_ih"], found["bias_ih"] + found["bias_hh"], (4 * hidden,))
+            bias = as_float32(layer["bias_ih"], found["bias_ih"] + found["bias_hh"], (4 * hidden,))
     order = np.arange(4 * hidden).reshape(4, -1)[[0, 2, 1, 3]].ravel()  # from i, f, g, o to i, j, f, o
     kernel = np.hstack([found["weight_ih"], found["weight_hh"]])
     return {"kernel": np.ascontiguousarray(kernel[order].T), "bias": bias[order]}

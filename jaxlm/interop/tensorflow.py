@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import read_bytes
-from jaxlm.interop.foreign import ForeignModel, by_role, check_sharing, float32, listed, matrix_shape, shown
+from jaxlm.interop.foreign import ForeignModel, as_float32, by_role, check_sharing, listed, matrix_shape, quote
 
 LAYER = "m/rnn/multi_rnn_cell/cell_{}/basic_lstm_cell/{}:0"
 _ENDS = {"embedding": "embedding", "embedding_vocab": "embedding", "softmax_w": "softmax_w", "softmax_b": "softmax_b"}
@@ -88,7 +88,7 @@ def read_tensorflow(prefix: Path) -> ForeignModel:
         below, width = width, layer["bias"].size // 4
         shapes["layers"].append({"kernel": (below + width, 4 * width), "bias": (4 * width,)})
     shapes["softmax"] = {"kernel": (width, vocab_size), "bias": (vocab_size,)}
-    params = jax.tree.map(float32, names, arrays, shapes)
+    params = jax.tree.map(as_float32, names, arrays, shapes)
     notes = ["the forget bias is not in a checkpoint: it is taken as 0, as the tutorial has it"]
     if left:
         notes.append(f"left out, as no part of the model: {listed(left)}")
@@ -140,7 +140,7 @@ def checkpoint_prefix(path: Path) -> Path | None:
 def _shape(name: str, entry: Fields, stored: int) -> tuple[int, ...]:
     """The shape (field 2) of a variable. Raises JaxlmError where not all of its bytes (4, 5) are stored."""
     if (end := _number(entry, 4) + _number(entry, 5)) > stored:
-        raise JaxlmError(f"the variable {shown(name)} ends at byte {end:,} of {stored:,}; the checkpoint is cut short")
+        raise JaxlmError(f"the variable {quote(name)} ends at byte {end:,} of {stored:,}; the checkpoint is cut short")
     dimensions = message_fields(entry.get(2, [b""])[-1]).get(2, [])
     return tuple(_number(message_fields(dimension), 1) for dimension in dimensions)
 
@@ -149,9 +149,9 @@ def _values(name: str, entry: Fields, data: bytes) -> np.ndarray:
     """The values [n] of a variable. Raises JaxlmError where these are no floats, or their checksum (6) is wrong."""
     kind, offset, size, checksum = (_number(entry, field) for field in (1, 4, 5, 6))
     if kind not in _DTYPES or 7 in entry:
-        raise JaxlmError(f"{shown(name)} is partitioned, or holds something else than floats")
+        raise JaxlmError(f"{quote(name)} is partitioned, or holds something else than floats")
     if masked(crc32c(raw := data[offset : offset + size])) != checksum:
-        raise JaxlmError(f"the checksum of {shown(name)} is wrong; the checkpoint is damaged")
+        raise JaxlmError(f"the checksum of {quote(name)} is wrong; the checkpoint is damaged")
     return np.frombuffer(raw, _DTYPES[kind])
 
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.interop.foreign import shown
+from jaxlm.interop.foreign import quote
 
 MOST_STEPS = 2_000_000  # instructions of a pickle; a module takes thousands, a vocabulary beside it 6 a word
 MOST_NAME = 1000  # letters of a class's name or of a key
@@ -54,7 +54,7 @@ def unpickle(stream: BinaryIO, storage: Callable[[Any], np.ndarray]) -> Any:
         if step == MOST_STEPS:
             raise JaxlmError(f"its pickle takes over {MOST_STEPS:,} steps, more than any model needs")
         if opcode.name in _REFUSED or opcode.proto > 4:
-            what = f"{opcode.name} {'' if argument is None else shown(argument)}".rstrip()
+            what = f"{opcode.name} {'' if argument is None else quote(argument)}".rstrip()
             raise JaxlmError(f"its pickle has the instruction {what}, which no model needs; nothing was run")
         items, operands = [], opcode.stack_before
         if pickletools.markobject in operands:
@@ -102,7 +102,7 @@ def unpickle(stream: BinaryIO, storage: Callable[[Any], np.ndarray]) -> Any:
                 value.state = state if isinstance(state, dict) else {}
             case ("BUILD", [value, _]):  # (the state of anything else is ignored)
                 if isinstance(value, Global):
-                    raise JaxlmError(f"its pickle changes {shown(value)}; nothing was run")
+                    raise JaxlmError(f"its pickle changes {quote(value)}; nothing was run")
             case ("BINPERSID", [identifier]):
                 value = storage(identifier)
             case (_, []) if argument is not None and opcode.stack_after:
@@ -121,14 +121,14 @@ def _named(module: str, name: str) -> Global:
         raise JaxlmError(f"its pickle is damaged: the name of a class has over {MOST_NAME} letters")
     found = Global(f"{'builtins' if module == '__builtin__' else module}.{name}")
     if found.split(".")[0] in _LIBRARY and found not in _CALLS:
-        raise JaxlmError(f"it asks for {shown(found)}, which is no part of a model and could run code; nothing was run")
+        raise JaxlmError(f"it asks for {quote(found)}, which is no part of a model and could run code; nothing was run")
     return found
 
 
 def _call(function: Any, arguments: Any) -> Any:
     if not isinstance(function, Global) or function not in _CALLS:
         # (The repr of another value may be endless.)
-        what = shown(function) if isinstance(function, Global) else f"a {type(function).__name__}"
+        what = quote(function) if isinstance(function, Global) else f"a {type(function).__name__}"
         raise JaxlmError(f"it asks to call {what}, which is no part of a model that can be imported; nothing was run")
     if not isinstance(arguments, tuple) or len(arguments) > MOST_ARGUMENTS:
         raise JaxlmError(f"its pickle is damaged: expected a tuple of at most {MOST_ARGUMENTS} arguments of a call")
@@ -175,7 +175,7 @@ def _mapping(given: Any = None, *_: Any) -> dict[str, Any]:
 def _attribute(target: Any = None, *_: Any) -> Instance:
     """Stands for getattr, as which an object's own method is kept (awd-lstm-lm): it becomes a name and nothing else."""
     if not isinstance(target, Instance):
-        found = shown(target) if isinstance(target, Global) else "no object of a model"
+        found = quote(target) if isinstance(target, Global) else "no object of a model"
         raise JaxlmError(f"it asks for getattr of {found}, which could run code; nothing was run")
     return Instance()
 

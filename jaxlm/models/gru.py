@@ -16,7 +16,7 @@ from jaxlm.models.recurrent import CellNoise, Recurrent, torch_biases, uniform, 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PRNGKeyArray
 
-    from jaxlm.ops.recurrence import Linear
+    from jaxlm.ops.recurrence import LinearMap
     from jaxlm.ops.scans import Length
 
     class Layer(TypedDict):  # its parameters
@@ -58,7 +58,7 @@ class GRU(Recurrent):
 
 
 def _cell(
-    linear: Linear, h: Float[Array, "B H"], projected: Float[Array, "B 3*H"], recurrent_bias: Float[Array, " H"]
+    linear: LinearMap, h: Float[Array, "B H"], projected: Float[Array, "B 3*H"], recurrent_bias: Float[Array, " H"]
 ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
     from jaxlm.ops.activations import sigmoid
 

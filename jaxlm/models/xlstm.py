@@ -31,7 +31,7 @@ from jaxlm.models.recurrent import CellNoise, Recurrent, head_count, uniform
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PRNGKeyArray
 
-    from jaxlm.ops.recurrence import Linear
+    from jaxlm.ops.recurrence import LinearMap
     from jaxlm.ops.scans import Length
 
     class SLSTMLayer(TypedDict):  # its parameters
@@ -95,7 +95,7 @@ class SLSTM(Recurrent):
 
 
 def _slstm_cell(
-    heads: int, linear: Linear, state: SLSTMState, projected: Float[Array, "B 4*H"], _: None
+    heads: int, linear: LinearMap, state: SLSTMState, projected: Float[Array, "B 4*H"], _: None
 ) -> tuple[SLSTMState, Float[Array, "B H"]]:
     from jaxlm.ops.activations import sigmoid
 

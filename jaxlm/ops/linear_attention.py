@@ -20,7 +20,7 @@ from jaxlm.ops.scans import Length, scan
 Keys = Float[Array, "T B N D"]
 Values = Float[Array, "T B N F"]
 Decay = Float[Array, "T B N _"]  # log a, at most 0: of a head [T, B, N, 1], or of each key unit [T, B, N, D]
-State = Float[Array, "B N D F"]
+KeyValues = Float[Array, "B N D F"]
 
 CHUNK, DIAGONAL_CHUNK = 64, 16  # most steps of a chunk; with a decay for each key unit
 
@@ -30,11 +30,11 @@ def linear_attention_reference(
     k: Keys,
     v: Values,
     log_decay: Decay,
-    state: State,
+    state: KeyValues,
     beta: Float[Array, "T B N 1"] | None = None,
     length: Length = None,
     dtype: Any = None,
-) -> tuple[Values, State]:
+) -> tuple[Values, KeyValues]:
     """`linear_attention` written plainly: one step after the other."""
 
     def step(state, inputs):
@@ -53,11 +53,11 @@ def linear_attention(
     k: Keys,
     v: Values,
     log_decay: Decay,
-    state: State,
+    state: KeyValues,
     beta: Float[Array, "T B N 1"] | None = None,
     length: Length = None,
     dtype: Any = jnp.float32,
-) -> tuple[Values, State]:
+) -> tuple[Values, KeyValues]:
     """The outputs y and the new carry S; without beta, u = v. Products are in `dtype`, summed in float32 or wider."""
     T = len(q)
     chunks = -(-T // (CHUNK if log_decay.shape[-1] == 1 else DIAGONAL_CHUNK))
@@ -69,8 +69,8 @@ def linear_attention(
         return jnp.moveaxis(x.reshape(chunks, steps, *x.shape[1:]), 1, 3)
 
     def run_chunk(
-        state: State, inputs: tuple[Array, Array, Array, Array, Array | None]
-    ) -> tuple[State, Float[Array, "B N steps F"]]:
+        state: KeyValues, inputs: tuple[Array, Array, Array, Array, Array | None]
+    ) -> tuple[KeyValues, Float[Array, "B N steps F"]]:
         q, k, u, log_decay, beta = inputs
         decay = jnp.cumsum(log_decay, 2)
         if beta is not None:  # (1 + L) u = beta (v - ...), where L is what earlier steps of the chunk have written

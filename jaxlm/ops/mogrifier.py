@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Scalar
 from jaxlm.ops.activations import activated, layer_norm, sigmoid
 from jaxlm.ops.lstm import Inputs, LSTMState
 from jaxlm.ops.product import product
-from jaxlm.ops.recurrence import Linear, Matrices, recurrence, recurrence_reference
+from jaxlm.ops.recurrence import LinearMap, Matrices, recurrence, recurrence_reference
 from jaxlm.ops.scans import Length, Units
 
 Weights = dict[str, Any]
@@ -71,7 +71,7 @@ def mogrifier(
 
 
 def _cell(
-    input_gate: str, linear: Linear, state: LSTMState, x: Float[Array, "B _"], rest: tuple[Weights, Limits]
+    input_gate: str, linear: LinearMap, state: LSTMState, x: Float[Array, "B _"], rest: tuple[Weights, Limits]
 ) -> tuple[LSTMState, Float[Array, "B H"]]:
     """One step: the new carry and the output. x is [B, E]; without rounds its part of the gates [B, 4H]."""
     others, limits = rest
@@ -93,7 +93,7 @@ def _cell(
 
 
 def _mogrify(
-    linear: Linear, x: Float[Array, "B E"], h: Float[Array, "B H"], rounds: list[Weights]
+    linear: LinearMap, x: Float[Array, "B E"], h: Float[Array, "B H"], rounds: list[Weights]
 ) -> tuple[Float[Array, "B E"], Float[Array, "B H"]]:
     """x and h after they have gated each other in turns."""
     for place, bias in enumerate(rounds):
@@ -105,7 +105,7 @@ def _mogrify(
     return x, h
 
 
-def _from_input(linear: Linear, x: Float[Array, "*rows E"], others: Weights) -> Float[Array, "*rows gates"]:
+def _from_input(linear: LinearMap, x: Float[Array, "*rows E"], others: Weights) -> Float[Array, "*rows gates"]:
     """The input's part of the gates, with the bias."""
     z, norms = linear("input", x), others["norms"]
     return (z if norms is None else layer_norm(z) * norms["input"]) + others["bias"]

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from jaxlm.ops.product import product, product_over_rows
 from jaxlm.ops.scans import Length, Units, scan
 
-Linear = Callable[[str, Array], Array]  # (a matrix's name, [B, in]) -> [B, out]
-LinearCell = Callable[[Linear, Any, Array, Any], tuple[Any, Array]]
+LinearMap = Callable[[str, Array], Array]  # (a matrix's name, [B, in]) -> [B, out]
+LinearCell = Callable[[LinearMap, Any, Array, Any], tuple[Any, Array]]
 Inputs = Float[Array, "T B *E"]
 Matrices = dict[str, Float[Array, "_ _"]]  # [in, out] each, by name
 

@@ -88,7 +88,7 @@ def _together(runs: Sequence[RunRecord], key: Callable[[RunRecord], Hashable]) -
 
 
 @dataclass(frozen=True)
-class Group:
+class Seeds:
     """Runs of one config, whose seeds differ; perplexities are (mean, standard deviation), nan where unknown."""
 
     runs: list[RunRecord]
@@ -146,13 +146,13 @@ def render(
     own = files("jaxlm.report")
     page, style, script = ((own / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    values: dict[str, Any] = {one.__name__: one for one in (colour, number, setting_text, speeds, spread, value_text)}
+    values: dict[str, Any] = {one.__name__: one for one in (colour, rounded, setting_text, speeds, spread, value_text)}
     values |= {"most_lines": MOST_LINES, "most_unknown": MOST_UNKNOWN, "nan": math.nan}
     values |= {"title": title, "sections": sections, "corpora": len(together), "payload": finite(payload)}
     return environment.from_string(page).render(values, style=style, script=script, digest=digest)
 
 
-def groups(runs: Sequence[RunRecord]) -> list[Group]:
+def groups(runs: Sequence[RunRecord]) -> list[Seeds]:
     """The runs of one corpus by their configs, the lowest mean validation perplexity first."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     differing = [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
@@ -160,7 +160,7 @@ def groups(runs: Sequence[RunRecord]) -> list[Group]:
     for members in _together(runs, lambda run: tuple(sorted(run.settings.items()))):
         settings = {name: members[0].settings.get(name, "") for name in differing}
         valid = mean_and_deviation([run.valid_perplexity for run in members])
-        found.append(Group(members, settings, valid, mean_and_deviation([run.test_perplexity() for run in members])))
+        found.append(Seeds(members, settings, valid, mean_and_deviation([run.test_perplexity() for run in members])))
     return sorted(found, key=lambda group: (math.isnan(group.valid[0]), group.valid[0]))
 
 
@@ -187,7 +187,7 @@ def colour(bits: float) -> str:
     return f"--s:{min(max(bits / MOST_BITS, 0), 1) * 100:.0f}%" if math.isfinite(bits) else ""
 
 
-def number(value: float | None, digits: int = 4) -> str:
+def rounded(value: float | None, digits: int = 4) -> str:
     """A number in a table; empty for None and nan."""
     return "" if value is None or math.isnan(value) else f"{value:,.{digits}g}" if abs(value) < 1e6 else f"{value:.3g}"
 

@@ -94,7 +94,7 @@ def keep_model(run_dir: str | Path, config: Config, params: Params, corpus: Corp
         checkpoint.save(folder, state, config, corpus.vocab, manifest)
 
 
-def tuning_config(model: LanguageModel, start: Config, changes: Mapping[str, Any], own_model: bool = False) -> Config:
+def init_config(model: LanguageModel, start: Config, changes: Mapping[str, Any], own_model: bool = False) -> Config:
     """The config of a run that begins from a model's parameters, on its text unless `changes` names another.
 
     Args:
@@ -117,7 +117,7 @@ def tuning_config(model: LanguageModel, start: Config, changes: Mapping[str, Any
     return config
 
 
-def tuning_corpus(model: LanguageModel, config: Config, source: str, data_dir: str | Path | None = None) -> Corpus:
+def init_corpus(model: LanguageModel, config: Config, source: str, data_dir: str | Path | None = None) -> Corpus:
     """The config's text, encoded with a model's vocabulary; `source` says in the run's directory what the model is.
 
     Raises:

@@ -21,7 +21,7 @@ _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "I32": "int32
 
 def encoded(state: Any) -> bytes:
     """A pytree of arrays as the bytes of a safetensors file; equal arrays give equal bytes."""
-    arrays = {name: np.asarray(leaf, order="C") for name, leaf in named(jax.device_get(_without_keys(state))).items()}
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in flat(jax.device_get(_without_keys(state))).items()}
     return safetensors.numpy.save(arrays)
 
 
@@ -31,7 +31,7 @@ def decoded(data: bytes, template: Any, path: Path) -> TrainState:
     Raises CheckpointError where the bytes are no such file, or an array is missing, unknown, or of another shape or
     dtype than in the template (`shapes_of_state`).
     """
-    leaves = named(jax.eval_shape(_without_keys, template))
+    leaves = flat(jax.eval_shape(_without_keys, template))
     try:
         found = dict(safetensors.deserialize(data))
     except safetensors.SafetensorError as error:
@@ -46,16 +46,16 @@ def decoded(data: bytes, template: Any, path: Path) -> TrainState:
         value = jax.device_put(np.frombuffer(found[name]["data"], leaves[name].dtype).reshape(leaves[name].shape))
         return jax.random.wrap_key_data(value) if _is_key(leaf) else value
 
-    arrays = [array(name, leaf) for name, leaf in named(template).items()]
+    arrays = [array(name, leaf) for name, leaf in flat(template).items()]
     return jax.tree.unflatten(jax.tree.structure(template), arrays)
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """{leaf's name: shape} of a tree."""
-    return {name: tuple(leaf.shape) for name, leaf in named(tree).items()}
+    return {name: tuple(leaf.shape) for name, leaf in flat(tree).items()}
 
 
-def named(tree: Any) -> dict[str, Any]:
+def flat(tree: Any) -> dict[str, Any]:
     """{dotted name: leaf} of a tree, in the tree's order."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
@@ -79,7 +79,7 @@ def most_bytes(template: Any, what: str) -> int:
     Raises JaxlmError, about `what`, where this machine has no memory to load it: its file and its arrays.
     """
     ram.check(2 * _nbytes(template), what, "it cannot be loaded here")
-    return 4096 + 256 * len(leaves := named(template)) + sum(map(len, leaves)) + _nbytes(template)
+    return 4096 + 256 * len(leaves := flat(template)) + sum(map(len, leaves)) + _nbytes(template)
 
 
 def check_memory(config: Config, devices: int = 1) -> None:

@@ -31,7 +31,7 @@ from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.run import Run, floors
 from jaxlm.scoring.stream import stream_nats
-from jaxlm.terminal import flag
+from jaxlm.terminal import flag_text
 from jaxlm.training.step import TrainState, fresh_state, init_state
 
 
@@ -77,7 +77,7 @@ def train(
     Args:
         config: what to train.
         corpus: a Corpus, or what `--corpus` takes (default: the config's own).
-        run_dir: the run's directory; None keeps nothing. Of many processes (`hosts.join`) only the first writes it, and
+        run_dir: the run's directory; None keeps nothing. Of many processes (`hosts.py`) only the first writes it, and
             all must see it.
         params: in place of fresh parameters.
         resume: continue the run in `run_dir` from its newest intact checkpoint, on any number of devices.
@@ -244,7 +244,7 @@ def _finish(run: Run, group: SingleGroup, shared: Path, progress: Progress, stop
     kept_in, skipped = run.folder.path if run.kept else None, run.log.skipped.total()
     result = TrainResult(run.config, run.corpus.name, kept_in, group.state(), run.epochs, None, stopped_by, skipped)
     if stopped_by is not None:
-        how = f"saved; resume with {flag('--run-dir', run.folder.path)} --resume" if kept_in else "nothing is kept"
+        how = f"saved; resume with {flag_text('--run-dir', run.folder.path)} --resume" if kept_in else "nothing is kept"
         progress.say(f"stopped by {signal.Signals(stopped_by).name} after window {run.step}: {how}", wrap=False)
         return result
     progress.doing("testing")

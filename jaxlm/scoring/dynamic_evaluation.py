@@ -39,7 +39,8 @@ from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, own
 
 MOST_COPIES = 1 << 26  # numbers in all sentences' parameters, where several are read side by side
 WINDOWS_PER_CALL = 256
-SGD = optax.chain(optax.clip_by_global_norm(0.25), optax.trace(0.9, nesterov=True))  # neural-complexity's, at rate 1
+# As neural-complexity learns from a sentence, at rate 1.
+_RULE = optax.chain(optax.clip_by_global_norm(0.25), optax.trace(0.9, nesterov=True))
 
 
 @jax.tree_util.register_dataclass
@@ -50,7 +51,7 @@ class DynamicReader(Reader):
     network: Network  # with the trained parameters
     protocol: Dynamic
     rms: Params | None  # `gradient_statistics` of the training text; None with the rule sgd
-    optimizer: Optimizer | None = None  # as `gradient` takes it
+    optimizer: Optimizer | None = None  # as `text_gradient` takes it
 
     @property
     def segment(self) -> int:
@@ -68,7 +69,7 @@ class DynamicReader(Reader):
     def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
         params, carry = state
         network, column = replace(self.network, params=params), jax.tree.map(lambda ids: ids[:, None], tokens)
-        grads, (found, carry) = gradient(network, column, carry, self.optimizer)
+        grads, (found, carry) = text_gradient(network, column, carry, self.optimizer)
         scores = own_scores(network, found, column, detail)
         return jax.tree.map(lambda one: one[:, 0], scores), (self._learnt(params, grads), carry)
 
@@ -132,7 +133,7 @@ def _add_squares(network, optimizer, squares, tokens, count, carry, *, length):
 
     def add(state, window):
         squares, carry = state
-        grads, (_, carry) = gradient(network, window, carry, optimizer)
+        grads, (_, carry) = text_gradient(network, window, carry, optimizer)
         return (jax.tree.map(lambda total, g: total + g * g, squares, grads), carry), None
 
     counted = jnp.broadcast_to((jnp.arange(len(tokens) - 1) < count)[:, None], tokens[1:].shape)
@@ -141,7 +142,7 @@ def _add_squares(network, optimizer, squares, tokens, count, carry, *, length):
     return lax.scan(add, (squares, carry), windows)[0]
 
 
-def gradient(
+def text_gradient(
     network: Network, tokens: Tokens, carry: Carry, optimizer: Optimizer | None = None, length: jax.Array | None = None
 ) -> tuple[Params, tuple[jax.Array, Carry]]:
     """The gradient of the mean nats of the counted targets [T, B], with the features [T, B, H] and the new carry.
@@ -166,7 +167,7 @@ def gradient(
     return grads, kept
 
 
-class Adaptive:
+class AdaptiveScoring:
     """Scores each sentence by parameters that have learnt from all sentences before; a `Scoring`.
 
     After each sentence comes one step of SGD on the mean nats of its words and its `<eos>`, as in neural-complexity
@@ -180,7 +181,7 @@ class Adaptive:
             raise JaxlmError(f"the rate of adaptation must be above 0; it is {rate:g}")
         self.params: Params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), network.params)
         self._adapt = partial(_adapt, network, float(rate), detail=detail)
-        self._momentum, self._carry = SGD.init(self.params), network.carry()
+        self._momentum, self._carry = _RULE.init(self.params), network.carry()
         self._rate, self._stream, self._done = rate, stream, 0
 
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
@@ -204,8 +205,8 @@ def _adapt(network, rate, learnt, tokens, carry, *, detail):
     """Scores one sentence, then takes one step on it; with the new carry, and whether the gradient was finite."""
     params, momentum = learnt
     network = replace(network, params=params)
-    grads, (found, carry) = gradient(network, tokens, carry, length=tokens.counted.sum())
+    grads, (found, carry) = text_gradient(network, tokens, carry, length=tokens.counted.sum())
     scores = own_scores(network, found, tokens, detail)
-    updates, momentum = SGD.update(grads, momentum)
+    updates, momentum = _RULE.update(grads, momentum)
     params = jax.tree.map(lambda p, update: p - rate * update, params, updates)
     return scores, (params, momentum), carry, jnp.isfinite(optax.tree.norm(grads))

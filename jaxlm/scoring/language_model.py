@@ -14,7 +14,7 @@ from jaxlm.config.protocols import protocol_of
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.fields import checked_value
 from jaxlm.scoring import generation
-from jaxlm.scoring.dynamic_evaluation import Adaptive
+from jaxlm.scoring.dynamic_evaluation import AdaptiveScoring
 from jaxlm.scoring.evaluation import TrainedModel, check_converged
 from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
@@ -81,7 +81,7 @@ class LanguageModel(TrainedModel):
         boundaries = self.sentence_reader(how).boundaries if how.boundary == "corrected" else None
         return replace(self.network, begins=boundaries and jnp.asarray(boundaries.begins))
 
-    def adaptive(self, rate: float, **options: Any) -> Adaptive:
+    def adaptive(self, rate: float, **options: Any) -> AdaptiveScoring:
         """A `scoring` for `surprisal_stream` that takes a step of SGD after each sentence; its `params` are adapted.
 
         Args:
@@ -92,7 +92,7 @@ class LanguageModel(TrainedModel):
             JaxlmError: the rate is not above 0.
         """
         how = SurprisalOptions(**options)
-        return Adaptive(self._network(how), rate, how.context == "stream", Detail(how.top_k))
+        return AdaptiveScoring(self._network(how), rate, how.context == "stream", Detail(how.top_k))
 
     def surprisal(self, sentences: Iterable[Sentence], **options: Any) -> Surprisals:
         """The surprisal of every word, with entropy, entropy reduction and rank, as plain arrays.

@@ -16,7 +16,7 @@ from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.loading import load
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.scoring.language_model import LanguageModel
-from jaxlm.sweeps.results import read
+from jaxlm.sweeps.results import read_sweep
 from jaxlm.sweeps.study import member_dir
 
 TEST_WORDS = 400  # of the test split's beginning
@@ -72,7 +72,7 @@ def write_report(
 
 def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_dir: str | Path | None) -> SweepRecord:
     """A sweep, with a view of the model of its best member."""
-    sweep, corpus = read(path)
+    sweep, corpus = read_sweep(path)
     if (best := sweep.best) is None:
         return SweepRecord(name, corpus, sweep.trials)
     own = member_dir(path, best.number, best.seed, sweep.trials[0].seeds)  # (the sweep may be moved)

@@ -17,7 +17,7 @@ from jaxlm.files import Folder, explained
 from jaxlm.report.sweep_plots import TrialRecord, parallel_plot, slice_plot, value_text
 from jaxlm.report.units import mean_and_deviation
 from jaxlm.sealed import finite, seal, unseal
-from jaxlm.terminal import flag
+from jaxlm.terminal import flag_text
 
 RESULTS = "sweep.json"
 MOST_BYTES = 256 << 20  # of sweep.json
@@ -148,9 +148,9 @@ def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
     return written
 
 
-def read(path: Path) -> tuple[Sweep, dict[str, str]]:
+def read_sweep(path: Path) -> tuple[Sweep, dict[str, str]]:
     """A sweep and its corpus, from its sweep.json. Raises RunDirError if the file is missing or damaged."""
-    remedy = f"`jaxlm sweep {flag('--run-dir', path)} --resume` writes it at the end of the sweep"
+    remedy = f"`jaxlm sweep {flag_text('--run-dir', path)} --resume` writes it at the end of the sweep"
     with explained(RunDirError, f"{path / RESULTS} cannot be read", remedy), Folder.open(path) as folder:
         tree = unseal(folder.read(RESULTS, MOST_BYTES))
     for one in tree["members"]:  # (JSON has no tuples, and null in place of nan)

@@ -27,14 +27,14 @@ def opened(where: str) -> Any:
 
     Raises JaxlmError if the storage cannot be used.
     """
-    with guarded(where, "expected the path of a journal file, or a database's URL as in sqlite:///study.db"):
+    with database_errors(where, "expected the path of a journal file, or a database's URL as in sqlite:///study.db"):
         if "://" in where:
             return _database(where)
         return optuna.storages.JournalStorage(Journal(Path(where)))  # pyright: ignore[reportArgumentType]
 
 
 @contextmanager
-def guarded(
+def database_errors(
     where: str, remedy: str = "what was trained is whole; fix that, then resume with --resume"
 ) -> Iterator[None]:
     """Turns an error of Optuna, of a database's driver or of a damaged file into one JaxlmError; hides warnings."""

@@ -25,7 +25,7 @@ from jaxlm.late import optuna
 from jaxlm.runs.lock import ELSEWHERE, Held, InUse, lock
 from jaxlm.sweeps.results import MemberResult
 from jaxlm.sweeps.space import Plan, decoded
-from jaxlm.sweeps.storage import BEAT, SILENCE, guarded, opened
+from jaxlm.sweeps.storage import BEAT, SILENCE, database_errors, opened
 from jaxlm.terminal import without_password
 
 NAME, JOURNAL = "jaxlm", "study.journal"
@@ -54,7 +54,7 @@ class Study:
         self._damaged = set[int]()  # trials that this worker tried
         self._seen = set[int]()  # trials of other directories
         self._storage = opened(where)
-        with guarded(where):
+        with database_errors(where):
             self._study = optuna.create_study(
                 storage=self._storage,
                 study_name=NAME,
@@ -77,7 +77,7 @@ class Study:
         """Claims a trial that nobody trains: one whose worker is gone, or a new one. None: there is none now."""
         with explained(RunDirError, f"{self._folder} cannot be used", ELSEWHERE), Folder.open(self._folder) as folder:
             file = folder.append(".claim")
-        with file, guarded(self._where):
+        with file, database_errors(self._where):
             fcntl.flock(file, fcntl.LOCK_EX)  # so that one worker of this directory at a time claims a trial
             self.beat()
             optuna.storages.fail_stale_trials(self._study)
@@ -146,7 +146,7 @@ class Study:
     def note(self, claim: Claim, record: MemberResult) -> None:
         """Stores a member's record."""
         claim.records[record.seed] = record
-        with guarded(self._where):
+        with database_errors(self._where):
             try:
                 claim.trial.set_user_attr(f"seed {record.seed}", {name: getattr(record, name) for name in KEPT})
             except optuna.exceptions.UpdateFinishedTrialError:
@@ -160,7 +160,7 @@ class Study:
         records = claim.records.values()
         known = [[*filter(math.isfinite, record.valid_perplexities)] for record in records]
         ended = [len(one) for one, record in zip(known, records, strict=True) if record.status != "diverged"]
-        with guarded(self._where):
+        with database_errors(self._where):
             for epoch in range(min(ended, default=1 + max(map(len, known)))):  # (Optuna passes over what it knows)
                 claim.trial.report(fmean((*one[epoch : epoch + 1], math.inf)[0] for one in known), epoch + 1)
             return claim.trial.should_prune()
@@ -169,7 +169,7 @@ class Study:
         """Notes in a database that this worker lives, at most every `BEAT` seconds."""
         if time.monotonic() > self._beat + BEAT:
             self._beat = time.monotonic()
-            with guarded(self._where):
+            with database_errors(self._where):
                 for number in self.held:
                     self._show_life(number)
 
@@ -194,7 +194,7 @@ class Study:
             if statuses == {"done"}:
                 value = fmean(record.valid_perplexity for record in claim.records.values())
                 state = optuna.trial.TrialState.COMPLETE
-            with guarded(self._where):
+            with database_errors(self._where):
                 self._study.tell(claim.trial, value, state, skip_if_finished=True)
         self.release(claim)
 
@@ -206,13 +206,13 @@ class Study:
     @property
     def ended(self) -> bool:
         """Whether all trials have ended, except those that were found damaged."""
-        with guarded(self._where):
+        with database_errors(self._where):
             left = {frozen.number for frozen in self._running()} - self._damaged
             return not self.held and not left and len(self._taken()) >= self.plan.trials
 
     def records(self) -> list[MemberResult]:
         """Every member that has begun, by number and seed."""
-        with guarded(self._where):
+        with database_errors(self._where):
             begun = [frozen for frozen in self._trials() if frozen.params.keys() == self.plan.space.keys()]
             return [record for frozen in begun for record in self._records(frozen)]
 
@@ -247,7 +247,7 @@ class Study:
 def read_plan(where: str) -> Plan:
     """The plan of the sweep whose study is in a database or a journal. Raises JaxlmError if there is none."""
     storage, name = opened(where), without_password(where)
-    with guarded(where):
+    with database_errors(where):
         begun = NAME in optuna.get_all_study_names(storage)
         plan = optuna.load_study(study_name=NAME, storage=storage).user_attrs.get("plan") if begun else None
         if plan is None:

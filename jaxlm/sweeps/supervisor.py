@@ -35,7 +35,7 @@ from jaxlm.sweeps.results import MemberResult, Sweep, write
 from jaxlm.sweeps.space import MOST_POINTS, Plan, first_values, make_plan
 from jaxlm.sweeps.study import JOURNAL, Study, read_plan
 from jaxlm.sweeps.worker import Worker
-from jaxlm.terminal import flag, printable
+from jaxlm.terminal import flag_text, printable
 
 STORAGE = "JAXLM_STORAGE"  # the environment's name for a storage
 MOST_SHOWN = 20  # trials in the summary
@@ -143,7 +143,7 @@ def sweep(
                 if stop.signal is None and failure and not study.ended:
                     raise JaxlmError(
                         f"every worker ended before the sweep did: what was saved is whole; resume with "
-                        f"{flag('--run-dir', folder)} --resume (the last one: {failure})"
+                        f"{flag_text('--run-dir', folder)} --resume (the last one: {failure})"
                     )
             else:
                 given, kept = found if in_memory else None, run_dir is not None
@@ -152,7 +152,7 @@ def sweep(
         if stop.signal is None:
             view.summary(sweep, write(sweep, folder, plan.corpus) if run_dir else [])
         else:
-            saved_as = f"saved; resume with {flag('--run-dir', folder)} --resume" if run_dir else "nothing is kept"
+            saved_as = f"saved; resume with {flag_text('--run-dir', folder)} --resume" if run_dir else "nothing is kept"
             view.say(f"stopped by {signal.Signals(stop.signal).name}: {saved_as}")
         return sweep
 
