@@ -59,7 +59,14 @@ def _keep_programs(config: pytest.Config) -> None:
 
 
 # Where JAXLM_NO_SKIPS is set, as in CI, a test may only be skipped for these reasons.
-MAY_BE_ABSENT = ("torch", "transformers", "lm_eval", "minicons", "no file system can be mounted here")
+MAY_BE_ABSENT = (
+    "torch",
+    "transformers",
+    "lm_eval",
+    "minicons",
+    "no Penn Treebank",  # the LDC's
+    "no file system can be mounted here",
+)
 
 
 @pytest.hookimpl(trylast=True)
