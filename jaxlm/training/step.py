@@ -157,24 +157,23 @@ def train_step(
     Returns:
         The new state, its step one more, and the window's metrics.
     """
-    recipe = replace(recipe, model=growing(recipe.model, state.step, window.total))
-    optimizer, tokens = recipe.optimizer, window.inputs
+    model, optimizer, tokens = growing(recipe.model, state.step, window.total), recipe.optimizer, window.inputs
     carry = jax.tree.map(lambda leaf: jnp.where(window.first, 0, leaf), state.carry)
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-    exact = sums_all_words(recipe.model, state.step, window.total)
+    exact = sums_all_words(model, state.step, window.total)
 
-    part = Part(tokens, window.targets, carry, key, noise)
+    grown, part = replace(recipe, model=model), Part(tokens, window.targets, carry, key, noise)
     averaging, lowered = decided(state.validations)
     factor = recipe.schedule.factor(state.step, window.epoch, window.total, lowered)
-    rule = optimizer.transformation(recipe.model, factor * window.rate)
-    with jax.default_matmul_precision(recipe.model.matmul_precision):
-        cost, new_carry, grads = gradient(recipe, state.params, part, window.small_batch, window.length, exact)
+    rule = optimizer.transformation(model, factor * window.rate)
+    with jax.default_matmul_precision(model.matmul_precision):
+        cost, new_carry, grads = gradient(grown, state.params, part, window.small_batch, window.length, exact)
         norm = optimizer.norm(grads)
         if not optimizer.updates_rows:
             grads = with_dense_rows(grads, state.params, tokens)
         updates, opt_state = rule.update(grads, state.opt_state, state.params, grad_norm=norm, averaging=averaging)
     finite = jnp.isfinite(cost) & jnp.isfinite(norm)
-    # Zero updates, and not a choice between old and new: with that a large table would have to be copied.
+    # Zero updates: a choice between the old and the new parameters would copy a large table.
     params = apply_updates(state.params, jax.tree.map(lambda u: jnp.where(finite, u, 0), updates), tokens)
     average = averaged(optimizer, state.average, params, averaging)
     old = replace(state, params=params, carry=carry)
