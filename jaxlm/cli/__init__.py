@@ -18,7 +18,7 @@ from jaxlm.cli.parsing import Parser
 from jaxlm.cli.verbs import VERBS, complete
 from jaxlm.terminal import say
 
-# These add their verbs to VERBS, in the order of the help.
+# Each module adds its verbs to VERBS, in the order of the help.
 # isort: off
 import jaxlm.cli.training
 import jaxlm.cli.using

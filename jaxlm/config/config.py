@@ -34,7 +34,7 @@ SECTIONS = {**KINDS, **{name: {"": kind} for name, kind in FIXED.items()}}
 # Named recipes: the base, the fields that differ from it, and where they come from.
 PRESETS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("presets.json").read_text())
 
-# These do not change what is trained. (The corpus is compared by its hash, wherever it was found.)
+# Fields that do not change what is trained. (The corpus is compared by its hash, wherever it was found.)
 MAY_CHANGE = {
     "train.epochs",
     "train.windows_per_call",
@@ -223,7 +223,7 @@ def differences(a: Config, b: Config) -> list[str]:
 
 
 def conflicts(saved: Config, given: Config) -> list[str]:
-    """Those differences with which a saved run cannot be resumed, since they change what is trained."""
+    """The differences that change what is trained: a saved run cannot be resumed with one of them."""
     shares = saved.model.sampled_share, saved.model.dropout_ramp
     fixed = {"train.epochs"} if saved.schedule.depends_on_total or shares != (None, None) else set()
     return [line for line in differences(saved, given) if line.split(":")[0] not in MAY_CHANGE - fixed]

@@ -181,7 +181,7 @@ def read_header(folder: Folder) -> dict[str, Any]:
 
 
 def _options(header: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a header; those of a header from before tokens were chosen are beside, the others defaults."""
+    """The options of a header. A header of 0.1 has two options at its top level; the others are defaults."""
     old = {name: header[name] for name in ("min_count", "lowercase")}
     return DataConfig().options | old | header.get("options", {})
 

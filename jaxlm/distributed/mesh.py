@@ -141,7 +141,7 @@ def fetch(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
 
 
 def put_rows(mesh: Mesh | None, shape: tuple[int, int], read: Callable[[slice], np.ndarray]) -> jax.Array:
-    """Tokens onto the mesh, each device getting its own rows; all rows, where they do not divide or it has members.
+    """Tokens onto the mesh. A device gets its own rows; or all, where rows do not divide or the mesh is of members.
 
     Returns tokens [R, B] of a `shape` (R, B). `read(rows)` -> [R, rows] is called for the rows of this process's
     devices only.

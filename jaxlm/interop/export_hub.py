@@ -169,7 +169,7 @@ def as_json(tree: Any) -> bytes:
 
 
 def _sequence(kind: str, *parts: Any) -> dict[str, Any]:
-    """Those parts of a pipeline that there are, one after the other."""
+    """The parts of a pipeline in their order, without the empty ones."""
     return {"type": "Sequence", f"{kind}s": [part for part in parts if part]}
 
 

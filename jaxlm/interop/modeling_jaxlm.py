@@ -115,7 +115,7 @@ class JaxlmModel(PreTrainedModel):
         return self.embedding
 
     def forward(self, input_ids=None, attention_mask=None, state=None, inputs_embeds=None, **_):
-        """Token ids [B, T] (or their embeddings), a mask of those that count, and the state before them."""
+        """Token ids [B, T] (or their embeddings), a mask of the tokens that count, and the state before the first."""
         model = self.config.jaxlm["model"] | self.config.cell
         step, arrays = CELLS[model["kind"]]
         x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds

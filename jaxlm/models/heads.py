@@ -22,8 +22,9 @@ from jaxlm.ops.sampled_softmax import Drawn
 def init_head(model: Recurrent, kernel_key: PRNGKeyArray, bias_key: PRNGKeyArray) -> Params:
     """`kernel` [D, V], unless it is tied, and `bias` [V]; both uniform in +-init_scale, as in TensorFlow's tutorial.
 
-    With a projection also `projection` [H, D]. With a mixture also `prior` [H, K], `latent_kernel` [H, K * D], both
-    drawn likewise, and `latent_bias` [K * D], zero. With `torch_init` these, its bias too, are uniform in +-1/sqrt(H).
+    With a projection also `projection` [H, D]. With a mixture also `prior` [H, K] and `latent_kernel` [H, K * D], both
+    uniform in +-init_scale, and `latent_bias` [K * D], zero. With `torch_init` the projection or the mixture's three
+    arrays are uniform in +-1/sqrt(H), and `bias` is zero.
     """
     H, D, K, V = model.hidden_sizes[-1], model.kernel_width, model.experts, model.vocab_size
     shapes: dict[str, tuple[int, ...]] = {"projection": (H, D)} if model.projection else {}
@@ -69,7 +70,7 @@ def summed_nats(
 def token_nats(
     model: Recurrent, params: Params, features: Float[Array, "*rows H"], targets: Int[Array, "*rows"], kept: Mask = None
 ) -> Float[Array, "*rows"]:
-    """features and targets -> -log p of each target, without gradients; `kept` as above."""
+    """features and targets -> -log p of each target, without gradients; `kept` is `Noise.latents`."""
     op, given, options = _read(model, params, features, kept)
     return op.token_nats(*given, targets, **options)
 

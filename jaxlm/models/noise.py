@@ -115,7 +115,7 @@ def keep_of_output(model: Recurrent, layer: int) -> Keep:
 
 
 def drop_weights(model: Recurrent, kept: Mask, layer: Params) -> Params:
-    """A layer's parameters with weight drop: of `recurrent_kernel`, or else of those rows of `kernel` that read h."""
+    """A layer's parameters with weight drop: of `recurrent_kernel`, or else of the rows of `kernel` that read h."""
     if kept is None:
         return layer
     drop = partial(apply_mask, kept=kept, keep=getattr(model, "keep_recurrent_weights", None))

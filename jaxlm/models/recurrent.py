@@ -119,7 +119,7 @@ class Recurrent:
     )
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
-        """A layer's fresh parameters; those with two axes whose name ends in kernel are [inputs, gates * width]."""
+        """A layer's fresh parameters; one with two axes whose name ends in kernel is [inputs, gates * width]."""
         raise NotImplementedError
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> State:

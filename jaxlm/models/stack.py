@@ -81,7 +81,7 @@ def features(
 def last_outputs(
     model: Recurrent, params: Params, noise: Noise, x: Embedded, carry: Carry, length: Length = None
 ) -> tuple[Units, Units, Carry]:
-    """`features`, and before them the same outputs without their own dropout."""
+    """The head's input before dropout falls on it; then what `features` returns."""
     x = x * jnp.sqrt(model.embedding_size).astype(x.dtype) if model.scale_embedding else x
     raw = dropped = apply_mask(x, noise.embedding, model.keep_embedding)
     new_carry, outputs = [], []

@@ -13,8 +13,8 @@ def sigmoid(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def activated(z: Float[Array, "*shape"], gates: int, candidate: int) -> Float[Array, "*shape"]:
     """The sigmoids of all gates of z [..., gates * H], and the tanh of the part `candidate`, by one tanh over z.
 
-    XLA does not vectorise an operation that reads the gates one beside the other and takes a tanh of each: that is
-    three times as slow as the rest of a cell.
+    XLA does not vectorise an operation that reads the gates one beside the other and takes a tanh of each: such an
+    operation takes three times as long as the rest of a cell.
     """
     is_candidate = jnp.arange(z.shape[-1]) // (z.shape[-1] // gates) == candidate
     tanh = jnp.tanh(jnp.where(is_candidate, z, 0.5 * z))

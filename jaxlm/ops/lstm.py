@@ -76,8 +76,8 @@ def lstm(
         forget_bias: added to the forget gate before its sigmoid.
         length: as in `scans.py`; where it is given the new carry has no gradients.
         kept: which units of h the gates read, the same at all steps (Gal and Ghahramani 2016,
-            arXiv:1512.05287); outputs and carry have all of them. None: they read all.
-        keep: the probability with which they were kept; those read are divided by it.
+            arXiv:1512.05287); outputs and carry have all units. None: the gates read all.
+        keep: the probability that a unit is kept; the units read are divided by it.
 
     Raises:
         ValueError: shapes or dtypes do not fit.

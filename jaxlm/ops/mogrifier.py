@@ -36,7 +36,7 @@ Weights = dict[str, Any]
 class Limits:
     """What a layer's state is held to, each absent where None."""
 
-    cell_clip: Scalar | float | None = None  # of the c that is carried on, not of that in a step's output
+    cell_clip: Scalar | float | None = None  # of the c that is carried on; a step's output reads c unclipped
     state: Float[Array, "B H"] | None = None  # a factor on h before anything else sees it, the same at all steps
     update: Float[Array, "B H"] | Scalar | float | None = None  # a factor on tanh(j), the same at all steps
     length: Length = None
@@ -45,7 +45,7 @@ class Limits:
 def mogrifier_reference(
     x: Inputs, weights: Weights, state: LSTMState, input_gate: str = "free", limits: Limits = Limits()
 ) -> tuple[Units, LSTMState]:
-    """`mogrifier` written plainly: a scan of the cell, differentiated by JAX. Arguments and results are the same."""
+    """`mogrifier` written plainly: a scan of the cell, differentiated by JAX."""
     matrices, others = _apart(weights, x.shape[-1])
     if not others["rounds"]:
         x = _from_input(lambda name, a: a @ matrices[name], x, others)

@@ -91,7 +91,7 @@ def _scan(
         state, y = cell(linear, state, x, others)
         return state, (y, operands)
 
-    # What follows from the products is computed again in the backward scan: that is faster than to keep it.
+    # The backward scan computes again what follows from the products: keeping it would be slower.
     step = jax.checkpoint(step, policy=jax.checkpoint_policies.save_only_these_names("product"), prevent_cse=False)
     final, (y, operands) = scan(step, state, (x, added), length)
     return (y, final), operands

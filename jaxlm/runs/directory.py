@@ -44,7 +44,7 @@ def check(run: str | Path | Folder, resume: bool) -> None:
             f"{where} holds no run that can be resumed ({CONFIG} is not there): begin one without --resume, or check "
             f"the path"
         )
-    # A process that was killed before config.json was written leaves these.
+    # Files that a process leaves which was killed before config.json was written do not count.
     other = [name for name in names if not re.fullmatch(r"\.lock|\.partial-.*|run\.json", name)]
     if other and not resume:
         raise RunDirError(

@@ -1,6 +1,6 @@
 """The device side of runs: one spread over a mesh, or the members of a sweep in one program.
 
-Both do the same things for the loop (`loop.py`): train windows, validate, save and test the runs in their slots.
+For the loop (`loop.py`) each group trains windows, validates, and gives the states and the tests of its runs.
 """
 
 import math

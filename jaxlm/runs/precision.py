@@ -111,7 +111,7 @@ def _measured(config: Config) -> dict[str, float]:
 
 @partial(jax.jit, static_argnames="dtype")
 def _steps(count, factors, *, dtype):
-    """Each product and that of its first factor's gradient, over and over."""
+    """Each product, and the product that makes its first factor's gradient, `count` times."""
 
     def step(_, first):
         z = [product(a, b, dtype).astype(dtype) for a, (_, b) in zip(first, factors, strict=True)]

@@ -151,7 +151,7 @@ class Run:
 
     @cached_property
     def _sizes(self) -> dict[str, TextSize]:
-        """How long the text is that is predicted of the validation and test splits."""
+        """The sizes of the predicted text of the validation and the test split."""
         counts, corpus = self.config.train, self.corpus
         valid = corpus.vocab.text_size(corpus.valid, counts.batch_size, counts.bptt_length)
         return {"valid": valid, "test": corpus.vocab.text_size(corpus.test)}

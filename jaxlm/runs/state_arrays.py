@@ -85,8 +85,8 @@ def most_bytes(template: Any, what: str) -> int:
 def check_memory(config: Config, devices: int = 1) -> None:
     """Raises JaxlmError where there is no memory for what a config's training needs at the least.
 
-    That is its state, a gradient and an update of each parameter, and what a window saves for its gradient. Devices
-    with memory of their own share it; the first makes the whole state.
+    Training needs its state, a gradient and an update of each parameter, and what a window saves for its gradient.
+    Devices with memory of their own share this; the first device makes the whole state.
     """
     template, counts, model = shapes_of_state(config), config.train, config.model
     saved = 4 * counts.longest * counts.batch_size * (model.embedding_size + 6 * sum(model.hidden_sizes))

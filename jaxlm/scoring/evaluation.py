@@ -249,7 +249,7 @@ class TrainedModel:
         return f"{source.name} {split}", getattr(source, split), (), source
 
     def find_corpus(self, corpus: Corpus | str | Path | None = None, data_dir: str | Path | None = None) -> Corpus:
-        """A corpus by its name, or the run's own. Raises DataError if the latter is not the training corpus."""
+        """A corpus by its name, or the run's own, which must be the training corpus (else DataError)."""
         if isinstance(corpus, str | Path):
             return load_corpus(corpus, data_dir=data_dir, vocab=self.vocab, **self.config.data.options)
         found = reload_corpus(self.config.data, self.vocab, data_dir) if corpus is None else corpus

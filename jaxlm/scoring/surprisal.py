@@ -1,4 +1,4 @@
-"""Surprisal word by word: -log p of each word given those before it, with the entropy of what predicted it.
+"""Surprisal word by word: -log p of each word given the words before it, with the entropy of its prediction.
 
 Surprisal: Hale 2001, Levy 2008. Entropy and its reduction are defined as in neural-complexity (van Schijndel and Linzen
 2018): the entropy of the distribution that predicts a word, and by how much it fell since the word before.
@@ -103,7 +103,7 @@ class Surprisals(Table):
         word: the token as given.
         token: as the model reads it: `<unk>` where the word is unknown.
         oov: whether the word is unknown, bool [N].
-        surprisal: -log p of the token, float [N]; nan for unknown words where that is asked. Of the first and the last
+        surprisal: -log p of the token, float [N]; nan for unknown words with `oov="nan"`. Of the first and the last
             piece of a word with the correction of its boundary, so that pieces sum to their word.
         entropy: of the distribution that predicts the token, float [N].
         entropy_reduction: how much the entropy fell since the sentence's token before, at least 0, float [N].

@@ -70,7 +70,7 @@ class TokenScores(NamedTuple):
         entropy: of the distribution that predicts the token, in nats, float32 [N].
         rank: 1 where no word is more probable than the token, int32 [N].
         top: ids of the K most probable words, int32 [N, K].
-        top_nats: -log p of these words, float32 [N, K].
+        top_nats: -log p of the words `top`, float32 [N, K].
         boundary: -log p that the token begins a word or ends the line, float32 [N]; 0 where it is not asked for.
     """
 
@@ -110,7 +110,7 @@ class Detail:
 
 
 def nats_alone(nats: jax.Array) -> TokenScores:
-    """Scores with these nats [N, ...]; the other columns are zero or empty."""
+    """Scores of which only the nats [N, ...] are known; the other columns are zero or empty."""
     none, zeros = jnp.zeros((*nats.shape, 0)), jnp.zeros_like(nats)
     return TokenScores(nats, zeros, zeros.astype(jnp.int32), none.astype(jnp.int32), none, zeros)
 

@@ -38,7 +38,7 @@ def write_report(
         out: The file to write (default: report.html in the directory, if there is only one).
         which: The checkpoint whose words, surprisals and samples are shown: `last`, `best`, or a step. The run is the
             one with the lowest validation perplexity on each corpus.
-        texts: Scored by these models.
+        texts: Scored by the models that the page shows.
         data_dir: The folder of Penn Treebank's files.
 
     Raises:

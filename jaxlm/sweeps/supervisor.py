@@ -173,7 +173,7 @@ def join(run_dir: Path, data_dir: str | Path | None, workers: int, group: int | 
 def saved_options(
     run_dir: Path, space: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[Config, Mapping[str, Any], dict[str, Any]]:
-    """The config, space and options that resume the sweep in a directory; `sweep` compares those that are given."""
+    """The config, space and options that resume the sweep in a directory; `sweep` compares given ones with the plan."""
     plan = read_plan(_where(run_dir, options.get("storage"), resume=True))
     trials = {} if plan.strategy == "grid" else {"trials": plan.trials}
     kept = {"strategy": plan.strategy, **trials, "seeds": plan.seeds, "prune": plan.prune}

@@ -115,7 +115,7 @@ class Worker(Observer):
                 member = self._member(claim, record)
             except RunDirError:  # the disk is at fault, not the trial
                 raise
-            except JaxlmError as error:  # no intact checkpoint, or such as a batch that is too large for the corpus
+            except JaxlmError as error:  # no intact checkpoint, or, say, a batch too large for the corpus
                 status = "damaged" if isinstance(error, CheckpointError) else "failed"
                 self.study.note(claim, replace(record, status=status, note=str(error)))
             else:
@@ -159,7 +159,7 @@ class Worker(Observer):
             del member.state  # so that the group alone holds the arrays
 
     def trained(self, group: Group) -> None:
-        """Shows those who share a database that this worker lives."""
+        """Shows the other workers of a shared database that this worker lives."""
         self.study.beat()
 
     def diverged(self, group: Group, slot: int, problem: str) -> None:

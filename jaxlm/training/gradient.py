@@ -88,7 +88,7 @@ def minimised(
 
 
 def _squares(x: Float[Array, "*rows"], counted: Bool[Array, "T B"] | None = None) -> Float[Array, ""]:
-    """The sum of squares; of x [T, B, H], those where `counted`."""
+    """The sum of squares; of x [T, B, H] only at the steps and rows `counted`."""
     squares = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
     return squares.sum() if counted is None else jnp.where(counted[..., None], squares, 0).sum()
 

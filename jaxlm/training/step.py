@@ -152,7 +152,7 @@ def train_step(
         recipe: model, optimiser and schedule; every number may be traced.
         state: as `init_state` makes it.
         window: inputs and targets, ids in [0, V); a device does not check them, a `Corpus` does.
-        noise: in place of noise drawn from the state's key and step; with small batches it has a leading axis of them.
+        noise: in place of noise drawn from the state's key and step; with small batches, of each along a first axis.
 
     Returns:
         The new state, its step one more, and the window's metrics.
@@ -211,7 +211,7 @@ def train_windows(
         state: donated. With a mesh it lies where `place` puts it.
         windows: where each window lies; arrays [W].
         count: how many of the W are trained.
-        skip_nonfinite: whether the call continues after a window whose cost or gradient is not finite; None: it does.
+        skip_nonfinite: whether the call continues after a window whose cost or gradient is not finite; None: always.
         bptt_length: steps T; of random lengths the longest.
         mesh: of the devices that share the batch and the vocabulary.
 
@@ -232,7 +232,7 @@ def train_windows(
 
     none = jnp.zeros(len(windows.row))
     metrics = Metrics(none, none, none, none == 0)
-    # (Within it functions can tell that devices share the program.)
+    # (Within the mesh's context functions can tell that devices share the program.)
     with nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         _, state, metrics = lax.while_loop(unfinished, body, (0, state, metrics))
     return stay(mesh, state), metrics

@@ -1,7 +1,7 @@
 """What follows from a validation (averaging starts, the rate is lowered, the run ends), and the average itself.
 
 What follows is a pure function of a record in the training state, which is saved, resumed and mapped over members with
-the rest. A mechanism that the recipe does not have is None in the record; without any mechanism there is no record.
+the state. A mechanism that the recipe does not have is None in the record; without any mechanism there is no record.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ class Switch:
     """Of the even average: the losses that NT-ASGD's rule compares, and whether averaging has started."""
 
     recent: Float[Array, " nonmonotone"]  # the last losses, the oldest first
-    older: Float[Array, ""]  # the lowest of all before those
+    older: Float[Array, ""]  # the lowest loss before `recent`
     averaging: Bool[Array, ""]
     made: Int[Array, ""] | None  # validations so far; with average_latest alone
 
