@@ -5,16 +5,14 @@
 
 A layer is the recurrent block of the paper's Figure 2 and the norm before the block, whose learned scale W_x and W_y
 hold; it is without the residual connection and the MLP, which belong to the paper's stack.
-Parameters, of N heads with D = H / N units each: `x_kernel` and `y_kernel` [E, H], `output_kernel` [H, H]; `x_bias`,
-`y_bias` and `output_bias` [H]; `convolution` [4, H] and `convolution_bias` [H]; `gates` [N, D, 2D] and `gates_bias`
-[N, 2D], i before r; `decay` [H]. The published code resets h at a document's first token, which it weighs by 1 and not
-by the root; here a text is one stream, which begins with h = 0.
+There are N heads with D = H / N units each. The published code resets h at a document's first token, which it weighs by
+1 and not by the root; here a text is one stream, which begins with h = 0.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from jaxlm.late import jax, jnp
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
@@ -23,6 +21,20 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, PRNGKeyArray
 
     from jaxlm.ops.scans import Length
+
+    class Layer(TypedDict):  # its parameters
+        x_kernel: Float[Array, "E H"]
+        y_kernel: Float[Array, "E H"]
+        output_kernel: Float[Array, "H H"]
+        x_bias: Float[Array, " H"]
+        y_bias: Float[Array, " H"]
+        output_bias: Float[Array, " H"]
+        convolution: Float[Array, "4 H"]
+        convolution_bias: Float[Array, " H"]
+        gates: Float[Array, "N D 2*D"]  # i before r
+        gates_bias: Float[Array, "N 2*D"]
+        decay: Float[Array, " H"]
+
 
 REACH = 4  # steps that the convolution reads
 
@@ -58,25 +70,26 @@ class Hawk(Recurrent):
         return {"h": jnp.zeros((rows, width), dtype), "inputs": jnp.zeros((rows, REACH - 1, width), dtype)}
 
     def apply_layer(
-        self, params: Params, x: Float[Array, "T B E"], state: dict[str, Array], noise: CellNoise, length: Length
+        self, params: Layer, x: Float[Array, "T B E"], state: dict[str, Array], noise: CellNoise, length: Length
     ) -> tuple[Float[Array, "T B H"], dict[str, Array]]:
         from jaxlm.ops.activations import rms_norm
         from jaxlm.ops.product import contraction, product
         from jaxlm.ops.scans import last_step, linear_recurrence, short_convolution
 
-        def linear(name: str, a: Float[Array, "T B _"]) -> Float[Array, "T B H"]:
-            return product(a, params[f"{name}_kernel"], x.dtype) + params[f"{name}_bias"]
+        def linear(
+            a: Float[Array, "T B _"], kernel: Float[Array, "_ H"], bias: Float[Array, " H"]
+        ) -> Float[Array, "T B H"]:
+            return product(a, kernel, x.dtype) + bias
 
         n = rms_norm(x.astype(state["h"].dtype), 1e-6)
-
-        u, inputs = short_convolution(
-            linear("x", n), params["convolution"], params["convolution_bias"], state["inputs"], length
-        )
+        v = linear(n, params["x_kernel"], params["x_bias"])
+        u, inputs = short_convolution(v, params["convolution"], params["convolution_bias"], state["inputs"], length)
         by_head = jnp.moveaxis(u.reshape(*u.shape[:2], self.heads, -1), 2, 0)  # a product's batch comes first
         z = contraction("ntbd,nde->ntbe", x.dtype, by_head, params["gates"]) + params["gates_bias"][:, None, None]
         i, r = (jnp.moveaxis(part, 0, 2).reshape(u.shape) for part in jnp.split(jax.nn.sigmoid(z), 2, -1))
         log_a = -8 * r * jax.nn.softplus(params["decay"])
         written = jnp.maximum(-jnp.expm1(2 * log_a), 1e-12)  # 1 - a^2, whose root's gradient stays finite
         h = linear_recurrence(jnp.exp(log_a), jnp.sqrt(written) * i * u, state["h"])
-        y = linear("output", jax.nn.gelu(linear("y", n)) * h)
+        gate = jax.nn.gelu(linear(n, params["y_kernel"], params["y_bias"]))
+        y = linear(gate * h, params["output_kernel"], params["output_bias"])
         return y.astype(x.dtype), {"h": last_step(h, length), "inputs": inputs}

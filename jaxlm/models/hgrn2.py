@@ -1,4 +1,4 @@
-"""The HGRN2 (Qin et al. 2024, arXiv:2404.07904). A layer's parameters: `kernel` [E, 3H], in the order q, f, v.
+"""The HGRN2 (Qin et al. 2024, arXiv:2404.07904).
 
     q, f, v = rms_norm(x) W        a = bound + (1 - bound) sigmoid(f)
     S' = diag(a) S + (1 - a) v^T        y = rms_norm(S'^T silu(q)), S head by head
@@ -11,16 +11,19 @@ from layer to layer, from zero; here the bound is one number.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from jaxlm.fields import number
 from jaxlm.late import jax, jnp
-from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
+from jaxlm.models.recurrent import CellNoise, Recurrent, head_count, uniform
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PRNGKeyArray
 
     from jaxlm.ops.scans import Length
+
+    class Layer(TypedDict):  # its parameters
+        kernel: Float[Array, "E 3*N*D"]  # q, f, v
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class HGRN2(Recurrent):
     heads: int = head_count()
     lower_bound: float = number(0.0, "least share of the state that each step keeps", low=0, below=1)
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
         return {"kernel": uniform(key, self.layer_scale(inputs), inputs, 3 * width)}
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> Float[Array, "B N D D"]:
@@ -39,7 +42,7 @@ class HGRN2(Recurrent):
         return jnp.zeros((rows, self.heads, width // self.heads, width // self.heads), dtype)
 
     def apply_layer(
-        self, params: Params, x: Float[Array, "T B E"], state: Float[Array, "B N D D"], noise: CellNoise, length: Length
+        self, params: Layer, x: Float[Array, "T B E"], state: Float[Array, "B N D D"], noise: CellNoise, length: Length
     ) -> tuple[Float[Array, "T B H"], Float[Array, "B N D D"]]:
         from jaxlm.ops.activations import rms_norm
         from jaxlm.ops.linear_attention import linear_attention
