@@ -93,14 +93,14 @@ def sized(config: jaxlm.Config, cell: str, parameters: int) -> jaxlm.Config:
             return float("inf")
 
     blocks = bisect_left(range(64, 8192, 64), parameters, key=lambda width: parameters_of(of(width)))
-    step = 4 if blocks else 1  # odd widths multiply slowly
-    width = min(range(64 * blocks + step, 64 * blocks + 65, step), key=distance)
-    if distance(width) > NEAR:
-        raise JaxlmError(
-            f"no width gives {cell} {parameters:,} parameters within {NEAR:.0%}: the nearest, {width}, gives "
-            f"{parameters_of(of(width)):,}; give other --parameters"
-        )
-    return of(width)
+    for step in (4, 1):  # odd widths multiply slowly
+        width = min(range(max(step, 64 * blocks), 64 * blocks + 65, step), key=distance)
+        if distance(width) <= NEAR:
+            return of(width)
+    raise JaxlmError(
+        f"no width gives {cell} {parameters:,} parameters within {NEAR:.0%}: the nearest, {width}, gives "
+        f"{parameters_of(of(width)):,}; give other --parameters"
+    )
 
 
 def seconds_of_epoch(config: jaxlm.Config, corpus: jaxlm.Corpus) -> float:

@@ -305,3 +305,10 @@ def test_a_cell_is_as_wide_as_its_parameters_ask(cell, monkeypatch):
     config = shootout.sized(jaxlm.preset("tied-fast"), cell, 3_000_000)
     assert config.kinds["model"] == cell and abs(shootout.parameters_of(config) / 3_000_000 - 1) < 0.02
     assert config.model.hidden_sizes == (config.model.embedding_size,)
+
+
+@pytest.mark.parametrize(("parameters", "width"), [(3_160_000, 260), (3_110_000, 256), (888_000, 82), (660_000, 62)])
+def test_a_width_is_a_multiple_of_four_where_one_is_near_enough(parameters, width, monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    config = import_module("shootout").sized(jaxlm.preset("tied-fast"), "lstm", parameters)
+    assert config.model.hidden_sizes == (width,)
