@@ -1,5 +1,6 @@
 """Kinds of tokens: every text comes back from its ids, and nothing but `DataError` for a file that is no tokenizer."""
 
+import base64
 import io
 import json
 import pickle
@@ -242,4 +243,10 @@ def test_more_pieces_than_the_text_allows_is_one_sentence():
 )
 def test_damaged_vocabularies_are_refused(tree):
     with pytest.raises(DataError):
+        Vocab.from_json(json.dumps(tree))
+
+
+def test_a_damaged_tokenizer_in_a_vocabulary_is_not_called_bad_json():
+    tree = {"tokens": "subwords", "model": base64.b64encode(b"junk").decode()}
+    with pytest.raises(DataError, match=r"^the vocabulary is no SentencePiece model"):
         Vocab.from_json(json.dumps(tree))

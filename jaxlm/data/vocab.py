@@ -223,6 +223,8 @@ class Vocab:
                 words = tree.pop("words", ())
                 kind = from_fields(tree.pop("tokens"), tree)
                 return cls(kind.names or tuple(words), kind)
+        except DataError:
+            raise
         except (ValueError, RecursionError, TypeError) as error:
             raise DataError(f"the vocabulary is not valid JSON ({error}); restore it from a copy") from None
         if not isinstance(tree, list):
