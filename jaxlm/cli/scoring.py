@@ -200,7 +200,7 @@ def states(args: argparse.Namespace) -> None:
         archive = io.BytesIO()  # a device cannot be sought in, as the archive's writer does
         np.savez(archive, allow_pickle=False, words=np.array(words), sentence_id=np.array(numbers), **arrays)
         file.write(archive.getbuffer())
-    say_line(f"{path}: {len(words):,} words; {', '.join(arrays)}")
+    say_line(f"{path}: {len(words):,} {lm.vocab.kind}; {', '.join(arrays)}")
 
 
 @verb(
