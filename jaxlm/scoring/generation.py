@@ -124,9 +124,10 @@ def next_words(network: Network, vocab: Vocab, ids: np.ndarray, k: int) -> list[
     """The k most probable words after a text's ids [N], with their probabilities.
 
     Where tokens are pieces of words, a search, the likeliest first, among the pieces of all words; what is less
-    probable than `UNLIKELY` is left out.
+    probable than `UNLIKELY` is left out. The pieces that write one word, as found so far, are summed.
     """
-    boundaries, end, found = Boundaries.of(vocab, "word"), vocab.eos, []
+    boundaries, end = Boundaries.of(vocab, "word"), vocab.eos
+    found: dict[str, float] = {}
     if boundaries is None:
         p = next_word(network, ids)
         return [(vocab.words[place], float(p[place])) for place in np.argsort(-p, kind="stable")[:k]]
@@ -134,7 +135,8 @@ def next_words(network: Network, vocab: Vocab, ids: np.ndarray, k: int) -> list[
     while heap and len(found) < k:
         minus_p, _, pieces, carry = heappop(heap)
         if carry is None:
-            found.append((vocab.decode_text(pieces).strip() or EOS, -minus_p))
+            word = vocab.decode_text(pieces).strip() or EOS
+            found[word] = found.get(word, 0.0) - minus_p
             continue
         last = pieces[-1] if pieces else int(ids[-1])
         p, after = _next_word(network, np.array([last], np.int32), carry)
@@ -146,7 +148,7 @@ def next_words(network: Network, vocab: Vocab, ids: np.ndarray, k: int) -> list[
         p = np.where(begins, 0, p) if pieces else np.where(begins, p, 0) / total if begins.any() else p
         for piece in np.flatnonzero(p > UNLIKELY).tolist():
             heappush(heap, (-p[piece], len(heap), [*pieces, piece], None if piece == end else after))
-    return found
+    return sorted(found.items(), key=lambda one: -one[1])
 
 
 @jax.jit
