@@ -47,9 +47,12 @@ def comparable_text(found: Mapping[str, float]) -> str:
     >>> from jaxlm.data.vocab import TextSize
     >>> comparable_text(comparable(8 * math.log(2), TextSize(3, 4, 2, 4)))
     '2.0000 bits per byte, 4.0000 per character, perplexity 4.00 per word'
+    >>> comparable_text(comparable(8 * math.log(2), TextSize(8, 24, 8, 0)))  # one line without white space
+    '0.3333 bits per byte, 1.0000 per character'
     """
     byte, character, word = (found[name] for name in ("bits_per_byte", "bits_per_character", "word_perplexity"))
-    return f"{byte:.4f} bits per byte, {character:.4f} per character, perplexity {perplexity_text(word)} per word"
+    per_word = "" if math.isnan(word) else f", perplexity {perplexity_text(word)} per word"
+    return f"{byte:.4f} bits per byte, {character:.4f} per character{per_word}"
 
 
 def perplexity_text(value: float) -> str:
