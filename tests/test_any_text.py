@@ -295,6 +295,17 @@ def test_a_tokenizer_of_another_size_is_another_models(tmp_path, german, no_pict
         jaxlm.train(config, replace(other, notes=()), params=result.params, quiet=True)
 
 
+def test_unknown_tokens_of_a_run_s_own_text_are_warned_of(tmp_path, german, no_pictures, capsys):
+    config = jaxlm.preset("small").replace(
+        corpus=str(german), vocab_size=8, embedding_size=2, hidden_sizes=(2,), batch_size=2, bptt_length=8, epochs=1
+    )
+    jaxlm.train(config, run_dir=tmp_path / "run", steps=1, quiet=True)
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr()
+    assert "% of text:text+max_vocab=8 test are words that the model does not know" in said.err
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -69,7 +69,7 @@ def evaluate(args: argparse.Namespace) -> None:
             f"{args.run}{how})"
         )
         say_line(f"{found.text}: {comparable_text(found._asdict())}")
-    if (args.text or args.corpus) and (warning := unknown_warning(found.unknown, found.text)):
+    if warning := unknown_warning(found.unknown, found.text):
         say_line(warning, sys.stderr)
 
 
