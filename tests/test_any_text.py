@@ -303,7 +303,7 @@ def test_unknown_tokens_of_a_run_s_own_text_are_warned_of(tmp_path, german, no_p
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "run")]) == 0
     said = capsys.readouterr()
-    assert "% of text:text+max_vocab=8 test are words that the model does not know" in said.err
+    assert "% of text:text+max_vocab=8 test are tokens that the model does not know" in said.err
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_a_warning_where_valid_has_far_more_unknown_words_than_train(tmp_path):
     assert "such as subwords or bytes" in note and "min_count (2 or more)" in note
     assert prepare(folder, tmp_path / "out").notes == load_corpus(tmp_path / "out").notes == (note,)
     (note,) = load_corpus(folder, min_count=6).notes  # every word of train is unknown too
-    assert note.startswith("warning: 50.0% of valid are words that the model does not know")
+    assert note.startswith("warning: 50.0% of valid are tokens that the model does not know")
     assert load_corpus("embedded-tiny").notes == ()
 
 
@@ -341,7 +341,7 @@ def test_a_download_is_kept_in_the_cache(tmp_path, mirrors):
     mirrors()
     corpus = load_corpus("ptb")
     assert corpus.name == "ptb" and corpus.notes == first.notes
-    assert "20.0% of valid are words that the model does not know" in first.notes[0]
+    assert "20.0% of valid are tokens that the model does not know" in first.notes[0]
     assert corpus.vocab.decode(corpus.train) == FAKE_TOKENS
     assert sorted(os.listdir(tmp_path / "cache/ptb")) == ["ptb.test.txt", "ptb.train.txt", "ptb.valid.txt"]
 

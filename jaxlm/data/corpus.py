@@ -73,7 +73,7 @@ def unknown_warning(share: float, text: str) -> str:
     if share <= MOST_UNKNOWN:
         return ""
     return (
-        f"warning: {100 * share:.1f}% of {text} are words that the model does not know, read as {UNK}: the result "
+        f"warning: {100 * share:.1f}% of {text} are tokens that the model does not know, read as {UNK}: the result "
         f"compares with that of no other vocabulary"
     )
 
