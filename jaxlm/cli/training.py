@@ -26,7 +26,10 @@ START = (
     argument("--preset", metavar="NAME", values=[*PRESETS], help="the recipe to start from, see below (default small)"),
     pathname("--config", "FILE", "start from a config.json instead"),
 )
-VOCAB = "a file of one word a line, or for PyTorch the folder of train.txt, valid.txt, test.txt; a hub's folder has one"
+VOCAB = (
+    "a file of one word a line, or vocab.json of a hub's folder, or for PyTorch the folder of train.txt, valid.txt, "
+    "test.txt; a hub's folder has one"
+)
 PREPARED = ("vocab_size", *DataConfig().options)  # the fields that `prepare` takes
 SPACES = """a field's SPACE is one of:
   0.5,1,2            listed values; true,false; a text

@@ -35,9 +35,9 @@ def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str
     Args:
         file: of `torch.save`, a .safetensors file, a TensorFlow 1 checkpoint, or a hub's folder of `export_model`.
             Nothing in the file is ever executed.
-        vocab: a file of one word a line; or the folder of the train.txt, valid.txt and test.txt that the model was
-            trained on, whose words are numbered in the order of their first appearance. None: the vocabulary of a
-            hub's folder.
+        vocab: a file of one word a line; the vocab.json of a hub's folder, with tokens of any kind; or the folder of
+            the train.txt, valid.txt and test.txt that the model was trained on, whose words are numbered in the order
+            of their first appearance. None: the vocabulary of a hub's folder.
         run_dir: a new directory, which becomes an ordinary run of the model; None keeps nothing.
     Raises:
         JaxlmError: the file is damaged, is no LSTM language model, asks for something that could run code (which is
