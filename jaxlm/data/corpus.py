@@ -18,7 +18,8 @@ class Corpus:
     """A vocabulary of V words and the ids of three splits.
 
     Attributes:
-        name: Distinguishes corpora in every result; options that change the text or the vocabulary are part of it.
+        name: Stands beside every result; the kind of tokens, and options that change the text or limit the vocabulary,
+            are part of it.
         description: The corpus's size in one line.
         vocab: The vocabulary, from train alone.
         train, valid, test: Ids `[N]` in [0, V), of any integer type; of a prepared corpus a memory-mapped file.
