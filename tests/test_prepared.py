@@ -625,6 +625,14 @@ def test_ids_outside_the_vocabulary_are_refused_though_their_hash_is_right(copy,
         load_corpus(copy)
 
 
+@pytest.mark.parametrize(("text", "options"), [(b"a \xff b\n", {}), (b"a b\n", {"tokens": "subwords", "pieces": 400})])
+def test_a_text_or_options_that_cannot_be_used_leave_nothing_behind(tmp_path, text, options):
+    (tmp_path / "text").write_bytes(text)
+    with pytest.raises(DataError):
+        prepare(tmp_path / "text", tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["segment-0", "lock"])
 @pytest.mark.parametrize("kind", ["a link", "a hard link", "a FIFO", "a directory"])
 def test_nothing_outside_the_working_folder_is_written(tmp_path, name, kind):

@@ -304,14 +304,24 @@ def _is_count(value: object) -> bool:
 
 @contextmanager
 def _working_folder(folder: Folder) -> Iterator[Folder]:
-    """Makes the working folder and locks it; waits while another process has the lock."""
+    """Makes the working folder and locks it; waits while another process has the lock.
+
+    Where a DataError ends the block before anything was read, nothing is left behind.
+    """
     with folder.folder(PARTIAL, create=True) as work, work.append("lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"another process is preparing {folder.path}: waiting for it", file=sys.stderr)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield work
+        try:
+            yield work
+        except DataError:
+            with suppress(OSError):  # a folder that holds segments is not removed
+                work.remove("lock")
+                os.rmdir(work.path)
+                os.rmdir(folder.path)
+            raise
 
 
 @contextmanager
