@@ -119,6 +119,14 @@ def test_other_calls_and_other_checkpoints_change_no_result(train, reference, tm
     assert changed == {f"{which}/{name}.json" for which in labels for name in ("config", "manifest")}
 
 
+def test_an_epochs_rate_does_not_depend_on_where_a_run_was_stopped(train, corpus, tmp_path):
+    config = CONFIG.replace(schedule="linear", epochs=1, checkpoint_every=0)
+    jaxlm.train(config, corpus, tmp_path / "whole", quiet=True)
+    train(config, steps=WINDOWS - 1)
+    train(config)
+    assert_same(tmp_path / "run", kept(tmp_path / "whole"))
+
+
 def test_the_labels_are_true(finished):
     found = checkpoint.manifests(finished.run_dir)
     valid = {row["step"]: row["valid_perplexity"] for row in read_metrics(finished.run_dir) if row["kind"] == "epoch"}

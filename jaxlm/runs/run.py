@@ -38,7 +38,7 @@ class Run:
         step, last: windows trained, and to be trained.
         found: the checkpoint that it is resumed from, until its state is taken.
         notes: sentences for the user about how it was resumed.
-        learning_rate: of the last call's first window.
+        learning_rate: of the last window trained.
         averages_from: the step after whose validation averaging started, if this process saw it.
     """
 
@@ -184,7 +184,7 @@ class Run:
                 f"{norm[done]} at learning rate {rate[done]:g}"
             )
         self.step += done
-        self.learning_rate, self._until = float(rate[0]), time.perf_counter()
+        self.learning_rate, self._until = float(rate[-1]), time.perf_counter()
         return None
 
     def end_epoch(self, valid_perplexity: float) -> None:
