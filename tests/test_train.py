@@ -391,6 +391,17 @@ def test_reproduce_names_what_differs(train, tmp_path, monkeypatch):
         reproduce(run, tmp_path / "third", quiet=True)
 
 
+def test_a_run_whose_test_has_no_words_is_reproduced(tmp_path):
+    """Its perplexity per word is nan, which is not equal to itself."""
+    from jaxlm.runs.reproduction import reproduce
+
+    (tmp_path / "text").write_text("你好世界。" * 400)
+    config = CONFIG.replace(corpus=str(tmp_path / "text"), tokens="bytes", batch_size=4, keep_checkpoints="")
+    jaxlm.train(config, run_dir=tmp_path / "run", steps=2, quiet=True)
+    assert math.isnan(read_metrics(tmp_path / "run")[-1]["test_word_perplexity"])
+    assert reproduce(tmp_path / "run", quiet=True).results == []
+
+
 def test_a_call_is_logged_while_the_device_computes_the_next(monkeypatch):
     from jaxlm.runs.group import SingleGroup
     from jaxlm.runs.run import Run
