@@ -7,8 +7,8 @@ from typing import TextIO
 from urllib.parse import unquote
 
 # C0, DEL and C1; line and paragraph separators; bidirectional embeddings, overrides and isolates (CVE-2021-42574);
-# lone surrogates, which stand for the bytes of file names that are not UTF-8.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# lone surrogates, which stand for the bytes of file names that are not UTF-8; and two letters that XML forbids.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 # A URL's password, in the user's part (up to the last @, for a password may hold one; a third slash: no user) or query.
 _PASSWORDS = (
     re.compile(r"(://(?!/)[^:@\s]*:)(.*)(?=@)", re.DOTALL),

@@ -27,6 +27,7 @@ HOSTILE = [
     "javascript:alert(4)",
     "漢字",
     "\u202egnp.exe",
+    "\ufffe\uffff",
 ]
 NAN = float("nan")
 

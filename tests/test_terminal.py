@@ -14,7 +14,7 @@ from jaxlm.terminal import printable, say
 
 UNSAFE = "\x1b\x00\n\r\t\x7f\x9b\u2028\u2029\u202e\u2066\u2069\ud800\udcff"
 ANY_TEXT = st.text(st.characters() | st.sampled_from(UNSAFE))
-FORBIDDEN = {*map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))}
+FORBIDDEN = {*map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFFFE, 0xFFFF))}
 
 
 def is_safe(text: str) -> bool:
@@ -50,6 +50,7 @@ def test_every_encoding_can_print_it(text, encoding):
         ("a\r\n", r"a\r\n"),
         ("\u202e", r"\u202e"),
         ("\udcff", r"\udcff"),
+        ("\uffff", r"\uffff"),
         ("\x00\x7f\t", r"\x00\x7f\t"),
         ("漢字 naïve é \\x1b", "漢字 naïve é \\x1b"),
         ("👩‍🔬 می‌خواهم", "👩‍🔬 می‌خواهم"),
