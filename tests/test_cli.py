@@ -310,7 +310,7 @@ def test_the_verbs(capsys, run):
         assert Path(path).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("extent", [["--epochs", "0"], ["--steps", "0"]])
+@pytest.mark.parametrize("extent", [["--epochs", "0"], ["--steps", "0"], ["--steps", "0", "--init-scale", "50"]])
 def test_a_run_of_no_window_can_be_evaluated(capsys, tmp_path, extent):
     assert main(["train", *TINY, *extent, "--run-dir", str(tmp_path / "run")]) == 0
     printed = next(line for line in capsys.readouterr().out.splitlines() if "test, last checkpoint" in line)

@@ -262,7 +262,7 @@ def _finish(run: Run, group: SingleGroup, shared: Path, progress: Progress, stop
     rows = []
     for one in run.epochs:
         rows.append((f"epoch {one.epoch}", f"train {one.train_text}  valid {perplexity_text(one.valid_perplexity)}"))
-    rows += [(f"test, {which} checkpoint", f"{value:.2f}") for which, value in tests.items()]
+    rows += [(f"test, {which} checkpoint", perplexity_text(value)) for which, value in tests.items()]
     found = {name.removeprefix("test_"): value for name, value in run.comparable("test", tests["last"]).items()}
     rows.append(("comparable with any tokens", comparable_text(found)))
     for name, value in floors(run.corpus, "train", "valid", "test").items():
