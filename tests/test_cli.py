@@ -310,6 +310,16 @@ def test_the_verbs(capsys, run):
         assert Path(path).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_without_a_finished_epoch_has_a_map_and_no_curve(capsys, tmp_path):
+    assert main(["train", *TINY, "--steps", "1", "--run-dir", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert main(["plot", str(tmp_path / "run"), "--method", "pca", "--words", "50"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "there is no learning curve: no epoch has ended",
+        str(tmp_path / "run" / "embedding.png"),
+    ]
+
+
 @pytest.mark.parametrize("extent", [["--epochs", "0"], ["--steps", "0"], ["--steps", "0", "--init-scale", "50"]])
 def test_a_run_of_no_window_can_be_evaluated(capsys, tmp_path, extent):
     assert main(["train", *TINY, *extent, "--run-dir", str(tmp_path / "run")]) == 0

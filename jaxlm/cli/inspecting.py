@@ -46,10 +46,11 @@ def plot(args: argparse.Namespace) -> None:
     from jaxlm.report.word_map import embedding_map
     from jaxlm.runs.metrics import read_metrics
 
-    if rows := read_metrics(args.run):
+    rows = read_metrics(args.run)
+    if any(row["kind"] == "epoch" for row in rows):
         say_line(learning_curve(rows, lm.config.train.bptt_length, args.run / "curve.png"))
     else:
-        say("there is no learning curve: this run has trained no window")
+        say("there is no learning curve: no epoch has ended")
     picture = args.run / "embedding.png"
     say_line(embedding_map(lm.params["embedding"], lm.vocab.words, picture, count=args.words, method=args.method))
 
