@@ -101,3 +101,13 @@ def test_the_legend_names_an_estimate_and_can_be_read(tmp_path, monkeypatch):
     texts = {text.get_text(): matplotlib.colors.to_hex(text.get_color()) for text in drawn[0].get_texts()}
     assert texts["train, estimated from the words drawn"] == "#2563eb"
     assert "#ffffff" not in texts.values()
+
+
+def test_the_rates_at_the_ends_are_those_of_the_run(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("jaxlm.report.curve.save", lambda figure, path: drawn.append(figure.axes[1].get_yticklabels()))
+    with opened(tmp_path) as log:
+        log.windows(1, 1, [60, 60], [1, 1], [1.5, 0.0024])
+        log.result("epoch", epoch=1, train_perplexity=20.0, valid_perplexity=21.0)
+    learning_curve(read_metrics(tmp_path), 20, tmp_path / "curve.png")
+    assert [text.get_text() for text in drawn[0]] == ["0.0024", "1.5"]

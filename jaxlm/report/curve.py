@@ -73,7 +73,7 @@ def learning_curve(rows: Sequence[Row], bptt_length: int, path: Path) -> Path:
         draw_windows(lower, [run], "learning_rate")
         rates = lower.lines[0].get_ydata()
         ends = sorted({np.nanmin(rates), np.nanmax(rates)}) if np.isfinite(rates).any() else []
-        lower.set_yticks(ends, [f"{rate:.1g}" for rate in ends])
+        lower.set_yticks(ends, [f"{rate:.3g}" for rate in ends])
         upper.set_xlabel("")
         lower.set_ylabel("learning\nrate")
         drawn.align_ylabels()
