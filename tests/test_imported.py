@@ -194,7 +194,9 @@ def test_fine_tuning_of_no_window_is_the_model_itself(place, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_a_fine_tuned_run_stopped_and_resumed_is_the_same_run(place, tuned, tmp_path):
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_fine_tuned_run_stopped_and_resumed_is_the_same_run(place, tuned, tmp_path, lost):
+    """Also without its record, which says that the parameters were given."""
     run = tmp_path / "stopped"
     assert (
         main(
@@ -213,6 +215,8 @@ def test_a_fine_tuned_run_stopped_and_resumed_is_the_same_run(place, tuned, tmp_
         )
         == 0
     )
+    if lost:
+        (run / "run.json").unlink()
     assert main(["train", "--resume", "--run-dir", str(run)]) == 0
     ours, theirs = (checkpoint.load(one).manifest.files[checkpoint.STATE] for one in (run, tuned))
     assert ours == theirs

@@ -31,6 +31,7 @@ from jaxlm.terminal import without_password
 
 CONFIG, RECORD = "config.json", "run.json"
 MOST_BYTES = 1 << 20  # of config.json and run.json
+DRAWN = "drawn from the seed"  # the origin of a run's parameters, in run.json
 
 
 def check(run: str | Path | Folder, resume: bool) -> None:
@@ -70,7 +71,7 @@ def begin(
             f"{MAX_VOCAB_BYTES:,} is read: take a smaller vocab_size, or a higher min_count"
         )
     with explained(RunDirError, f"no run can begin in {run.path}", ELSEWHERE):
-        record = {"corpus": _described(corpus), "params": "given" if given_params else "drawn from the seed"}
+        record = {"corpus": _described(corpus), "params": "given" if given_params else DRAWN}
         _write(run, record, config, devices)
 
 
@@ -121,6 +122,13 @@ def saved_record(run: str | Path | Folder) -> dict[str, Any]:
             case {"corpus": dict(), "sessions": [_, *_] as sessions} if all(isinstance(one, dict) for one in sessions):
                 return record
         raise ValueError("it has no corpus and no sessions, as jaxlm writes them")
+
+
+def drew_params(run: str | Path | Folder) -> bool:
+    """Whether a run is known to have drawn its parameters from its seed; of a lost `run.json` it is not."""
+    with suppress(RunDirError):
+        return saved_record(run).get("params") == DRAWN
+    return False
 
 
 def resume(

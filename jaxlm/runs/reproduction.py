@@ -38,7 +38,7 @@ def reproduce(
     run_dir = Path(run_dir)
     again = Path(again or f"{os.path.abspath(run_dir)}-again")  # (beside it, also of ".")
     record, old = rundir.saved_record(run_dir), checkpoint.load(run_dir)
-    if record.get("params") != "drawn from the seed":
+    if record.get("params") != rundir.DRAWN:
         raise JaxlmError(
             f"{run_dir} did not begin from its seed alone: parameters were given, and only their owner "
             f"can train it again"

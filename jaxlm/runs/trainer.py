@@ -107,9 +107,8 @@ def train(
             )
         with suppress(RunDirError):
             config = directory.with_saved_dtype(config, run_dir)
-            given = directory.saved_record(run_dir).get("params") == "given"
-            if given or config.data.tokens == "subwords":  # its vocabulary may differ from its text's
-                found, _ = checkpoint.newest_intact(run_dir)
+            if config.data.tokens == "subwords" or not directory.drew_params(run_dir):
+                found, _ = checkpoint.newest_intact(run_dir)  # its vocabulary may differ from its text's
                 vocab = found and found.vocab
     asked = config.model.compute_dtype
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
