@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from reports import opened
 
@@ -80,6 +81,15 @@ def test_the_command_sends_a_run_s_metrics_to_a_tracker(tmp_path, monkeypatch):
     assert recorder.calls[0][0] == "init" and recorder.calls[0][1]["name"] == "mine"
     assert recorder.calls[0][1]["config"]["learning_rate"] == "1.0"
     assert [call[0] for call in recorder.calls[1:4]] == [1, 2, 3] and recorder.calls[-1] == ("finish",)
+
+
+def test_of_many_processes_the_first_alone_opens_a_tracker(tmp_path, monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setitem(sys.modules, "trackio", recorder)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    flags = ["--preset", "test", "--corpus", "embedded-tiny", "--steps", "1", "--track", "trackio"]
+    assert main(["train", *flags, "--run-dir", str(tmp_path / "run")]) == 0
+    assert recorder.calls == []
 
 
 def test_a_tracker_that_fails_warns_once_is_closed_and_the_run_ends_well(tmp_path, monkeypatch):

@@ -105,11 +105,14 @@ def train(args: argparse.Namespace) -> int:
             say(sentence)
     folder = folder or new_run(config.preset)
 
+    import jax
+
     from jaxlm.report.trackers import tracked
     from jaxlm.runs import trainer
 
     fields = {name: str(value) for _, name, _, value in config.every_field()}
-    with tracked(args.track, folder, {**config.kinds, **fields}) if args.track else nullcontext() as on_metrics:
+    track = args.track if jax.process_index() == 0 else None  # (of many processes the first alone has metrics to send)
+    with tracked(track, folder, {**config.kinds, **fields}) if track else nullcontext() as on_metrics:
         options = {name: getattr(args, name) for name in ("resume", "steps", "data_dir", "devices", "model_devices")}
         result = trainer.train(config, corpus=corpus, run_dir=folder, params=params, on_metrics=on_metrics, **options)
     if args.report and result.run_dir and not result.stopped_by:
