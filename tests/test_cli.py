@@ -166,6 +166,7 @@ def test_a_run_directory_in_use_is_refused_with_its_holder(capsys, tmp_path):
         (["--model", "gru"], "model.kind: 'lstm' -> 'gru'"),
         (["--seed", "5"], "train.seed: 0 -> 5"),
         (["--config", "x.json"], "leave --config out"),
+        (["--preset", "fast-72"], "holds a run of small, not of fast-72: leave --preset out"),
     ],
 )
 def test_a_run_is_not_resumed_as_another(capsys, run, arguments, message):

@@ -90,7 +90,10 @@ def train(args: argparse.Namespace) -> int:
         from jaxlm.runs.directory import saved_config
 
         folder = folder or _unfinished_run(args.preset)
-        config = saved_config(folder).replace(**changes(args))
+        config = saved_config(folder)
+        if args.preset not in (None, config.preset):
+            raise JaxlmError(f"{folder} holds a run of {config.preset}, not of {args.preset}: leave --preset out")
+        config = config.replace(**changes(args))
     elif args.init:
         from jaxlm.runs.loading import init_config, init_corpus
 
