@@ -103,6 +103,16 @@ def test_a_signal_saves_where_no_checkpoint_is_due(train, reference, tmp_path):
     assert_same(tmp_path / "run", reference)
 
 
+def test_a_signal_in_the_last_validation_ends_the_run_before_its_test(train, tmp_path):
+    def interrupt(_: int, values: dict[str, float]) -> None:
+        if "epoch/valid_perplexity" in values:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    result = train(CONFIG.replace(epochs=1), on_metrics=interrupt)
+    assert (result.stopped_by, result.test_perplexity) == (signal.SIGTERM, None)
+    assert max(checkpoint.manifests(tmp_path / "run")) == WINDOWS
+
+
 def test_a_finished_run_that_is_resumed_is_said_to_be_finished(finished, tmp_path, corpus, capsys):
     run = shutil.copytree(finished.run_dir, tmp_path / "run")
     result = jaxlm.train(CONFIG, corpus, run, resume=True)

@@ -160,7 +160,8 @@ def train(
             hosts.together(partial(run.save, group.state()))
         progress.doing("compiling")
         with signals.noted() as stop:
-            stopped_by = fit(group, _Reporter(run, progress, stop))
+            reporter = _Reporter(run, progress, stop)
+            stopped_by = fit(group, reporter) or reporter.stopped()  # (one may come in the last validation)
         return _finish(run, group, shared, progress, stopped_by)
 
 
