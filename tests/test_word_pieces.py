@@ -324,6 +324,13 @@ def test_counts_of_words_in_pieces_are_those_in_words(runs):
             assert reading_times.word_counts(text)["a"] == 2
 
 
+def test_words_of_a_training_text_are_counted_apart_at_any_white_space():
+    vocab = Vocab.build(text := "ab\u00a0, a\u3000ab\n", kind=Characters())
+    ids = vocab.encode_text(text)
+    counts = reading_times.word_counts(Corpus("x", "x", vocab, ids, ids, ids, "0"))
+    assert {k: v for k, v in counts.items() if v} == {"ab": 2, ",": 1, "a": 1, "<eos>": 1}
+
+
 def test_regions_and_spans_of_stimuli(runs, tmp_path, capsys):
     path = tmp_path / "stimuli.csv"
     path.write_text("Item;Sentence;Parts;start;end\n1;b ab, a;b ab,| a;2;4\n2;a ab;a|ab;0;1\n")

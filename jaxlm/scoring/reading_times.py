@@ -124,7 +124,8 @@ def word_counts(corpus: Corpus) -> Mapping[str, int]:
         rest = words.pop() if words and not data[-1:].isspace() else b""
         counts.update(words)
     for word, count in (counts + Counter(rest.split())).items():
-        found[bare(word.decode(errors="replace"))] += count
+        for part in word.decode(errors="replace").split():  # (bytes have no white space beyond ASCII's)
+            found[bare(part)] += count
     return found
 
 
