@@ -132,8 +132,9 @@ def word_counts(corpus: Corpus) -> Mapping[str, int]:
 def bare(word: str) -> str:
     """A word without the punctuation at its edges; punctuation alone stays, and `<eos>`.
 
-    >>> bare("(bank,"), bare("dogs'"), bare("--")
-    ('bank', 'dogs', '--')
+    >>> bare("(bank,"), bare("dogs'"), bare("--"), bare("\u2764\ufe0f") == "\u2764\ufe0f"
+    ('bank', 'dogs', '--', True)
     """
     inside = [place for place, letter in enumerate(word) if not is_punctuation(letter)]
-    return word[inside[0] : inside[-1] + 1] if inside and word != EOS else word
+    some = inside and any(map(str.isalnum, word))  # (a part of an emoji may be no punctuation)
+    return word[inside[0] : inside[-1] + 1] if some and word != EOS else word
