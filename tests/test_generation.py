@@ -262,7 +262,7 @@ def test_numbers_beyond_a_float32_are_what_they_tend_to():
         ({"top_p": 0}, "top_p must be above 0 and at most 1; it is 0"),
         ({"top_p": 1.1}, "top_p"),
         ({"min_p": 2}, "min_p"),
-        ({"repetition_penalty": 0}, "repetition_penalty must be above 0"),
+        ({"repetition_penalty": 2e-38}, "repetition_penalty must be at least 1e-06; it is 2e-38"),
         ({"words": 0}, "words must be at least 1; it is 0"),
         ({"words": 2.5}, "words takes a whole number or none; it is 2.5"),
         ({"samples": 0}, "samples must be at least 1; it is 0"),

@@ -26,7 +26,7 @@ class Temperature(Plain):
     """The softmax at another temperature: p^(1 / temperature), normalised (Guo et al. 2017, arXiv:1706.04599)."""
 
     grid: ClassVar[Grid] = {"temperature": (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)}
-    temperature: float = number(1.0, "divides the logits", above=0)
+    temperature: float = number(1.0, "divides the logits", low=1e-6)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Cache(Plain):
         "lambda_": (0.02, 0.05, 0.1, 0.15, 0.2, 0.3),
     }
     cache_window: int = count(500, "words that the cache remembers", "words", low=1, high=2**20)
-    theta: float = number(1.0, "sharpness of the likeness: factor of the features' inner product", low=0)
+    theta: float = number(1.0, "sharpness of the likeness: factor of the features' inner product", low=0, high=10**6)
     lambda_: float = number(0.1, "weight of the cache; the model has the rest", low=0, below=1)
     compatibility: str = choice("none", "awd-lstm repeats the quirks of awd-lstm-lm's pointer.py", ("none", "awd-lstm"))
     cache_chunk: int = count(5000, "tokens that pointer.py reads at a time (--compatibility awd-lstm)", "tokens", low=1)

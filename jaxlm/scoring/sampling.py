@@ -34,7 +34,7 @@ class Sampling:
     top_k: int | None = count(None, "only the k likeliest words, and those that tie with them", low=1, high=math.inf)
     top_p: float | None = number(None, "only the likeliest words that together have this probability", above=0, high=1)
     min_p: float | None = number(None, "only words at least this share as probable as the likeliest", low=0, high=1)
-    repetition_penalty: float | None = number(None, "above 1 makes words that were there less likely", above=0)
+    repetition_penalty: float | None = number(None, "above 1 makes words that were there less likely", low=1e-6)
     banned: jax.Array | None = None
 
 
