@@ -350,6 +350,16 @@ def test_regions_and_spans_of_stimuli(runs, tmp_path, capsys):
     assert float(spans[0]["surprisal"]) == pytest.approx(-np.log2(CHANCE[" "]["a"] * CHANCE["a"]["b"]), abs=1e-5)
 
 
+def test_regions_tile_a_sentence_that_is_read_in_lower_case_and_composed():
+    lm = lm_of(Vocab.build("th\u00e9 dogs, run.\n", kind=Characters()))
+    lm = replace(lm, config=lm.config.replace(lowercase=True))
+    line, regions = "The\u0301 dogs, run.", ["The\u0301 dogs,", "run."]
+    words = lm.word_surprisal([line], punctuation="own")
+    found = lm.word_surprisal([line], punctuation="own", regions=[regions])
+    assert found.word == regions and len(words) == 5
+    np.testing.assert_allclose(found.surprisal, [words.surprisal[:3].sum(), words.surprisal[3:].sum()])
+
+
 @pytest.mark.parametrize(
     ("cells", "flags", "message"),
     [

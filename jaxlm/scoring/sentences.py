@@ -122,20 +122,25 @@ def _apart(shown: Sequence[str], pieces: Sequence[list[str]]) -> tuple[list[str]
 def in_regions(sentence: Encoded, regions: Sequence[str], where: str) -> Encoded:
     """The sentence, which `where` names in an error, with regions in place of words.
 
-    Regions are texts that make up the words of the sentence, white space aside, in their order. Raises DataError where
-    they do not tile it, or a region begins within a word.
+    Regions are texts that make up the words of the sentence, as `_plain` has them, in their order. Raises DataError
+    where they do not tile it, or a region begins within a word.
     """
-    words = ["".join(word.split()) for word in sentence.words]  # (a word of pieces may hold a no-break space)
+    words = [*map(_plain, sentence.words)]
     ends = {length: place for place, length in enumerate(accumulate(map(len, words), initial=0))}
-    lengths = accumulate((len("".join(region.split())) for region in regions), initial=0)
+    lengths = accumulate((len(_plain(region)) for region in regions), initial=0)
     places = [ends.get(length, -1) for length in lengths]
-    if -1 in places or "".join("".join(regions).split()) != "".join(words):
+    if -1 in places or "".join(map(_plain, regions)) != "".join(words):
         given, whole = " | ".join(regions), " ".join(words)
         raise DataError(
             f"{where}: the regions {given!r:.120} do not tile the words of the sentence {whole!r:.120}: give every "
             f"word once, in order"
         )
     return replace(sentence, words=tuple(regions), starts=sentence.starts[places])
+
+
+def _plain(text: str) -> str:
+    """A text without what reading may change: its case, the composition of its letters, and white space."""
+    return "".join(unicodedata.normalize("NFC", text.lower()).split())
 
 
 def word_nats(scores: TokenScores, sentences: Sequence[Encoded], lengths: Sequence[int]) -> np.ndarray:
