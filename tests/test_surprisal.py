@@ -559,6 +559,14 @@ def test_a_table_is_not_scored_as_lines(run, tmp_path, capsys):
         assert said.out == "" and f"--csv {tmp_path / name}" in said.err
 
 
+def test_a_mistake_in_the_last_text_is_told_before_the_first_is_scored(run, text, tmp_path, capsys):
+    (tmp_path / "stimuli.csv").write_text("Sentence\nthe\n")
+    for last, message in (("none.txt", "there is no file"), ("stimuli.csv", "jaxlm surprisal takes it as --csv")):
+        assert main(["surprisal", run, str(text), str(tmp_path / last)]) == 1
+        said = capsys.readouterr()
+        assert said.out == "" and message in said.err
+
+
 def test_pipes_that_the_shell_opened_are_read(run, monkeypatch, capsys):
     def piped(text: bytes) -> str:
         read, write = os.pipe()

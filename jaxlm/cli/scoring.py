@@ -245,13 +245,18 @@ def _columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Columns:
 
 def _blocks(texts: Sequence[Path]) -> Iterator[tuple[int, list[str], Callable[[int], str]]]:
     """Lines as they come, from files one after the other: the number of the first, the lines, and what names one."""
+    from jaxlm.data.text import read_errors
     from jaxlm.scoring.stimuli import lines_of, source
 
-    done = 0
-    for path in texts or [Path("-")]:
+    paths, done = texts or [Path("-")], 0
+    for path in paths:  # all of them, before hours are spent on the first
         if path.suffix.lower() in (".csv", ".tsv"):
-            how = f"give it as --csv {path} --column NAME, or write its sentences to a file of another name, one a line"
+            how = f"jaxlm surprisal takes it as --csv {path} --column NAME; or write its sentences to a file of lines"
             raise JaxlmError(f"{path} is a table: {how}")
+        if str(path) != "-":
+            with read_errors(path):
+                path.stat()
+    for path in paths:
         before, name = done, source(path)
         for lines in lines_of(path):
             yield done + 1, lines, lambda sentence, before=before, name=name: f"{name}, line {sentence - before}"
