@@ -282,6 +282,7 @@ def test_a_damaged_checkpoint_is_refused_by_every_verb(capsys, run, how, message
         (["--checkpoint", "../x"], "has no checkpoint '../x'", 1),
         (["--text", "/no/such"], "/no/such", 1),
         (["--text", "/no/such", "--split", "test"], "leave it or --split out", 1),
+        (["--tokenizer", "none"], "give --text, or leave it out", 1),
         (["--split", "dev"], "'dev'", 2),
     ],
 )

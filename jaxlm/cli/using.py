@@ -42,6 +42,8 @@ HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many
 def evaluate(args: argparse.Namespace) -> None:
     if args.text and (given := "--corpus" if args.corpus else "--split" if args.split else ""):
         raise JaxlmError(f"--text is a whole text, and no split of a corpus: leave it or {given} out")
+    if args.tokenizer and not args.text:
+        raise JaxlmError("--tokenizer splits a text, and a corpus is split already: give --text, or leave it out")
     protocol = given_protocol(args)
     if args.tune and (given := "--text" if args.text else "--split" if args.split else ""):
         raise JaxlmError(f"--tune chooses on valid and then reads test: leave {given} out")
