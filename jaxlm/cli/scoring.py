@@ -229,8 +229,12 @@ def minimal_pairs(args: argparse.Namespace) -> None:
 )
 def syntaxgym(args: argparse.Namespace) -> None:
     how, lm, rows = _how(args), loaded(args.run, args.checkpoint), []
+
+    from jaxlm.scoring.syntaxgym import read_suite
+
     with _writing(args) as write:
-        for result in [lm.syntaxgym(path, **how) for path in args.suites]:
+        suites = [*map(read_suite, args.suites)]  # all, before the first is scored
+        for result in [lm.syntaxgym(suite, **how) for suite in suites]:
             name, items, oov = result.suite.name, result.items, sum(item.oov for item in result.items)
             for place, formula in enumerate(result.suite.predictions):
                 rows += [(name, item.number, formula, int(item.predictions[place]), item.oov) for item in items]
