@@ -253,6 +253,12 @@ def test_punctuation_of_words_is_a_row_where_it_is_asked():
     assert found.tokens == ["the", "dog", ",", "ca n't", "run", "the"]
     together = lm.word_surprisal(["the dog, can't run"], tokenizer="ptb")
     assert together.surprisal[1] == pytest.approx(found.surprisal[1] + found.surprisal[2])
+    priced = lm.word_surprisal(["The $5, dog,)"], punctuation="own", tokenizer="ptb")
+    assert priced.word == ["The", "$", "5", ",", "dog", ",)"]
+    assert priced.tokens == ["the", "$", "N", ",", "dog", ","]
+    regions = ["The $", "5, dog"]
+    found = lm.word_surprisal(["The $5, dog"], punctuation="own", tokenizer="ptb", regions=[regions])
+    assert found.word == regions
 
 
 @pytest.fixture(scope="module")

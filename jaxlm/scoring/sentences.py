@@ -114,9 +114,21 @@ def _apart(shown: Sequence[str], pieces: Sequence[list[str]]) -> tuple[list[str]
             if not groups or is_punctuation(piece) or is_punctuation(groups[-1][-1]):
                 groups.append([])
             groups[-1].append(piece)
-        words += ["".join(group) for group in groups] if len(groups) > 1 else [word]
+        words += _cut(word, ["".join(group) for group in groups]) if groups else [word]
         parts += groups or [[]]
     return words, parts
+
+
+def _cut(word: str, texts: list[str]) -> list[str]:
+    """The parts of a displayed word that texts were read from; or the texts, if two of them are written otherwise."""
+    starts = [*accumulate(map(len, texts), initial=0)]
+    alike = (word[a:b].lower() == text.lower() for (a, b), text in zip(pairwise(starts), texts, strict=True))
+    other = next((place for place, same in enumerate(alike) if not same), len(texts) - 1)
+    longer = len(word) - starts[-1]
+    places = [*starts[: other + 1], *(start + longer for start in starts[other + 1 :])]
+    parts = [word[a:b] for a, b in pairwise(places)]
+    found = [part.lower() for part in parts], [text.lower() for text in texts]
+    return parts if all(a == b for place, (a, b) in enumerate(zip(*found, strict=True)) if place != other) else texts
 
 
 def in_regions(sentence: Encoded, regions: Sequence[str], where: str) -> Encoded:
