@@ -22,6 +22,7 @@ from jaxlm.sweeps.space import (
     read_space,
     read_space_file,
     to_json,
+    with_flags,
 )
 
 TINY = jaxlm.preset("small").replace(
@@ -133,6 +134,16 @@ def test_a_value_may_need_another_field_of_the_space():
         {"tied": [True], "embedding_size": [8], "hidden_sizes": ["4", "8"]},
         TINY.replace(embedding_size=4, hidden_sizes=(4,)),
     )
+
+
+def test_a_flag_is_meant_for_all_kinds_of_the_space():
+    """Also where a kind has a value of its own, another default, or another meaning."""
+    flags = {"learning_rate": 0.5, "final": 0.01, "forget_bias": 1.0}
+    config = TINY.replace(schedule="cosine", tied=True, embedding_size=8, **flags)
+    space = {"optimizer": "sgd,adamw", "schedule": ["cosine", "linear"], "model": "lstm,mogrifier"}
+    found = with_flags(space, {**flags, "tied": True}, config)
+    assert found == {**space, **{name: [value] for name, value in flags.items()}}
+    assert with_flags(read_space(found, config), flags, config) == read_space(found, config)  # as resumed
 
 
 def test_a_mechanism_may_be_absent():

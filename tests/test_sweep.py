@@ -284,6 +284,7 @@ def test_the_recipe_s_own_value_of_a_field_of_the_space_need_not_fit(tmp_path):
     ]
     space = ["--set", "batch_size=2", "--set", "hidden_sizes=4", "--set", "optimizer=adamw,muon"]
     assert main(["sweep", *flags, *space, f"--run-dir={tmp_path / 'sweep'}"]) == 0
+    assert main(["sweep", *flags, *space, f"--run-dir={tmp_path / 'sweep'}", "--resume"]) == 0
     configs = [rundir.saved_config(path) for path in sorted((tmp_path / "sweep/trials").iterdir())]
     assert sorted((config.train.batch_size, config.kinds["optimizer"]) for config in configs) == [
         (2, "adamw"),

@@ -14,10 +14,9 @@ from typing import Any
 from jaxlm.cli.ending import FAILED, SIGNALLED
 from jaxlm.cli.parsing import Parser, add_config_flags, add_field, changes, starting_config, whole
 from jaxlm.cli.verbs import DATA_DIR, RUN, argument, check_run, loaded, pathname, switch, verb
-from jaxlm.config.config import KINDS, PRESETS, Config, changed_kinds, preset
+from jaxlm.config.config import PRESETS, Config, changed_kinds, preset
 from jaxlm.config.settings import DataConfig
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import specs
 from jaxlm.terminal import say, say_line
 
 RUNS = Path("runs")
@@ -264,10 +263,7 @@ def sweep(args: argparse.Namespace) -> int:
             config = config.replace(**given)
         except JaxlmError:  # a flag may need a kind that only the space names, as a rate of adamw
             config = config.replace(**spaces.first_values(space), **given)
-        if "optimizer" in space:  # a flag for a field that all of its optimizers have is meant for all of them
-            kinds = spaces.read_space({"optimizer": space["optimizer"]}, config)["optimizer"]
-            having = [specs(KINDS["optimizer"][kind]) for kind in spaces.extremes(kinds)]
-            space = {**{name: [value] for name, value in given.items() if all(name in one for one in having)}, **space}
+    space = spaces.with_flags(space, given, config)
     folder = args.run_dir or new_run(f"{config.preset}-sweep")
     options |= {name: getattr(args, name) for name in ("resume", "workers", "data_dir")}
     result = supervisor.sweep(config, space, run_dir=folder, **options)

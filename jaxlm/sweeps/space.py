@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from jaxlm import files, sealed
-from jaxlm.config.config import MAY_CHANGE, Config, differences, spec_of_field
+from jaxlm.config.config import KINDS, MAY_CHANGE, Config, differences, spec_of_field
 from jaxlm.data.corpora import EMBEDDED, PENN
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import checked_value, shown
+from jaxlm.fields import checked_value, shown, specs
 from jaxlm.late import optuna
 from jaxlm.runs import directory
 
@@ -163,6 +163,22 @@ def decoded(params: Mapping[str, Any]) -> dict[str, Any]:
 def first_values(space: Mapping[str, Any]) -> dict[str, Any]:
     """The first value of each field of a space, read or as users give it, as a config takes them."""
     return decoded({name: extremes(_distribution(name, given))[0] for name, given in space.items()})
+
+
+def with_flags(space: Mapping[str, Any], given: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """The space with the given fields of the config that its kinds do not take over: they are meant for all kinds.
+
+    Raises JaxlmError as `read_space`.
+    """
+    found = {**space}
+    for slot in KINDS.keys() & space.keys():
+        named = extremes(read_space(space, config)[slot])
+        kinds = {type(getattr(config, slot)), *(KINDS[slot][kind] for kind in named)}
+        for name, value in given.items():
+            meant = [(specs(kind)[name], getattr(kind, name)) for kind in kinds if name in specs(kind)]
+            if len(meant) == len(kinds) and (meant[0][0].own or len({*meant}) > 1):
+                found.setdefault(name, [value])
+    return found
 
 
 def extremes(distribution: Any) -> tuple[Any, ...]:
