@@ -251,6 +251,16 @@ def test_subwords_of_a_large_text_are_read_from_the_cache_again(tmp_path, german
         assert (found.sha256, found.name, found.spec) == (corpus.sha256, corpus.name, corpus.spec)
 
 
+def test_a_sweep_finds_its_tokenizer_s_file_from_another_directory(tmp_path, german, monkeypatch):
+    monkeypatch.chdir(given_tokenizer(tmp_path).parent)
+    sizes = dict(embedding_size=4, hidden_sizes=(4,), batch_size=2, bptt_length=8, epochs=1)
+    tokens = dict(tokens="subwords", tokenizer_file="given.model")
+    config = jaxlm.preset("small").replace(corpus=str(german), **tokens, **sizes)
+    jaxlm.sweep(config, {"learning_rate": [0.1]}, run_dir=tmp_path / "sweep", quiet=True)
+    monkeypatch.chdir(german.parent)
+    assert main(["sweep", "--run-dir", str(tmp_path / "sweep"), "--resume"]) == 0
+
+
 @pytest.mark.parametrize("kind", ["characters", "bytes", "bpe", "given"])
 def test_a_run_is_trained_resumed_and_used(tmp_path, german, kind, no_pictures, capsys):
     options = (

@@ -297,6 +297,9 @@ def test_a_corpus_has_the_same_name_from_anywhere(tmp_path, monkeypatch):
     read = read_space({"corpus": ["ptb", "ptb-char", "novel.txt"]}, jaxlm.preset("small"))["corpus"]
     choices = ("ptb", "ptb-char", str(tmp_path / "novel.txt"))
     assert isinstance(read, CategoricalDistribution) and read.choices == choices
+    files = {"tokens": ["subwords"], "tokenizer_file": ["a.model", "b.model"]}
+    read = read_space(files, jaxlm.preset("small"))["tokenizer_file"]
+    assert read.choices == (str(tmp_path / "a.model"), str(tmp_path / "b.model"))
 
 
 def test_a_plan_survives_json():

@@ -316,8 +316,8 @@ def _encoded(name: str, kind: type, value: Any) -> Any:
         return text
     if not isinstance(value, bool | int | float | str | None):
         raise JaxlmError(f"{name} takes a list of numbers or texts; one is {shown(value)}")
-    if name == "corpus" and isinstance(value, str) and value not in (*PENN, *EMBEDDED):
-        return os.path.abspath(value)  # the sweep may be resumed from another directory
+    if name == "tokenizer_file" or (name == "corpus" and value not in (*PENN, *EMBEDDED)):
+        return os.path.abspath(value) if value and isinstance(value, str) else value  # resumed from another directory
     return value
 
 

@@ -107,6 +107,8 @@ def sweep(
         fitting = config.replace(**first_values(draft.space))
     loaded, found = with_corpus(fitting, corpus, data_dir)
     config = config.replace(corpus=found.spec, compute_dtype=loaded.model.compute_dtype, **found.options)
+    if config.data.tokenizer_file:  # the sweep may be resumed from another directory
+        config = config.replace(tokenizer_file=os.path.abspath(config.data.tokenizer_file))
     plan = replace(draft, config=config, corpus=directory.named(found))
     chosen = workers or (1 if in_memory else useful_workers(loaded, plan, len(found.train), ram.available()))
     view = View(lasting_console(quiet))
