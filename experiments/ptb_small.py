@@ -20,4 +20,5 @@ import sys
 from jaxlm.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["train", "--preset", "small", *sys.argv[1:]]))
+    own = [] if any(token.partition("=")[0] == "--config" for token in sys.argv) else ["--preset", "small"]
+    sys.exit(main(["train", *own, *sys.argv[1:]]))

@@ -12,6 +12,7 @@ import pytest
 from processes import TINY
 
 from jaxlm.cli import main
+from jaxlm.config.config import preset
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIN = "import sys; from jaxlm.cli import main; sys.exit(main())"
@@ -154,12 +155,15 @@ def test_a_path_that_is_not_utf_8():
     assert done.returncode == 1 and rb"\udcff" in done.stderr and b"Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("script", ["ptb_small.py", "zaremba.py"])
-def test_the_scripts_run(script, tmp_path):
+@pytest.mark.parametrize(
+    ("script", "given"), [("ptb_small.py", []), ("ptb_small.py", ["--config={}/own.json"]), ("zaremba.py", ["small"])]
+)
+def test_the_scripts_run(script, given, tmp_path):
     """As a user starts them: a short run on the tiny corpus, in a process of its own."""
-    size = ["small"] if script == "zaremba.py" else []
+    (tmp_path / "own.json").write_text(preset("test").to_json())
+    given = [one.format(tmp_path) for one in given]
     done = subprocess.run(
-        [sys.executable, ROOT / "experiments" / script, *size, *TINY, "--steps", "3", "--run-dir", tmp_path / "run"],
+        [sys.executable, ROOT / "experiments" / script, *given, *TINY, "--steps", "3", "--run-dir", tmp_path / "run"],
         capture_output=True,
         text=True,
     )
