@@ -226,6 +226,7 @@ def test_what_another_kind_takes_over_is_said():
         (dict(vocab_size=1), "vocab_size must be at least 2"),
         (dict(lowercase=1), "lowercase takes true or false"),
         (dict(tied=True), "hidden_sizes is 128, embedding_size is 200; set projection"),
+        (dict(model="mogrifier", rounds=101), "rounds must be at least 0 and at most 100; it is 101"),
         (dict(model="hawk", heads=3), "hidden_sizes is 256,128, which 3 heads do not divide"),
         *((dict(model=model, heads=128), "over a head of one unit .* heads is 128") for model in ("slstm", "mlstm")),
         (dict(projection=True), "projection needs tied, and tied is no"),

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 class Mogrifier(Recurrent):
     """LSTM whose input and state gate each other before its gates see them (Melis et al. 2020, arXiv:1909.01792)."""
 
-    rounds: int = count(5, "how often input and state gate each other, the input first (0: an LSTM)", "rounds")
+    rounds: int = count(
+        5, "how often input and state gate each other, the input first (0: an LSTM)", "rounds", high=100
+    )  # (tracing more takes minutes)
     rank: int = count(0, "rank of the matrices of a round, as products of two (0: full matrices)")
     input_gate: str = choice(
         "free",
