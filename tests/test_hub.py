@@ -128,6 +128,14 @@ def test_the_tokenizer_of_a_model_that_others_made_normalizes_as_it_does():
             assert peer.encode(text).ids == found.encode_text(text).tolist()
 
 
+def test_the_tokenizer_lowers_greek_as_python_does():
+    text = "Σ ΟΔΟΣ, ΣΟΦΟΣ\nΛΟΓΟΣ. Δ.Σ.Φ. Δ.Σ. ΤΙΣ'ΩΔΗ"  # noqa: RUF001
+    found = Vocab((*dict.fromkeys(["<eos>", "<unk>", *text.lower().split()]),))
+    files = tokenizer_files(language_model(BASE.replace(lowercase=True), found))
+    peer = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+    assert peer.encode(text).ids == found.encode_text(text.lower()).tolist()
+
+
 def test_the_command_needs_no_vocabulary_for_it_and_one_for_a_file(folder, tmp_path, capsys):
     assert main(["import", str(folder), str(tmp_path / "run")]) == 0
     assert jaxlm.load(tmp_path / "run").predict("the dogs", 1) == language_model(BASE).predict("the dogs", 1)

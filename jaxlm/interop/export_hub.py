@@ -147,7 +147,7 @@ def tokenizer_files(model: LanguageModel) -> dict[str, bytes]:
     added = [{"id": place, "content": names[place], "special": True, **flags} for place in sorted({*special.values()})]
     parts = _parts(vocab, {name: i for i, name in enumerate(names)})
     if model.config.data.lowercase:
-        parts["normalizer"] = _sequence("normalizer", {"type": "Lowercase"}, parts.get("normalizer"))
+        parts["normalizer"] = _sequence("normalizer", _FINAL_SIGMA, {"type": "Lowercase"}, parts.get("normalizer"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -181,6 +181,8 @@ def _split(pattern: str, behavior: str = "Isolated") -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
 
 
+# `str.lower` has another sigma at a word's end, which `tokenizers` does not know.
+_FINAL_SIGMA = _replace("(?<=[\\p{L}\\p{M}.])Σ(?![\\p{M}'\u2019.:·]*\\p{L})", "ς")
 _TO_TEXT = _sequence("decoder", _replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"})
 
 
