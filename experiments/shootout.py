@@ -124,12 +124,12 @@ def planned(args: argparse.Namespace) -> list[Cell]:
     settings, cells = args.run_dir / "settings.json", []
     if settings.exists() and (kept := json.loads(settings.read_text())) != shared:
         raise JaxlmError(f"{args.run_dir} holds a shoot-out of {kept}, not of {shared}: name another --run-dir")
-    texts = [(text, *text.partition(":")[::2]) for text in args.texts]
+    texts = [(text, *text.partition(":")[::2]) for text in dict.fromkeys(args.texts)]  # (each counts once)
     loaded = [with_corpus(jaxlm.preset(preset or args.preset), place) for _, place, preset in texts]
     for (text, place, _), (base, corpus) in zip(texts, loaded, strict=True):
-        for name in args.cells:
+        for name in dict.fromkeys(args.cells):
             config, took = sized(base, name, args.parameters or parameters_of(base)), None
-            for minutes in args.minutes:
+            for minutes in dict.fromkeys(args.minutes):
                 folder = args.run_dir / re.sub(r"\W+", "-", text) / f"{minutes:g}min" / name  # (of its preset too)
                 if (kept := folder / "epochs.json").exists():
                     epochs = json.loads(kept.read_text())

@@ -249,10 +249,10 @@ def test_a_shoot_out_goes_on_where_it_was_and_its_rows_are_repeated(tmp_path, mo
 def test_a_text_with_another_preset_has_epochs_of_its_own(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     shootout = import_module("shootout")
-    given = dict(preset="tied-fast", parameters=21_000, trials=1, share=0.25, cells=["lstm"], minutes=[1.0])
+    given = dict(preset="tied-fast", parameters=21_000, trials=1, share=0.25, cells=["lstm"] * 2, minutes=[1.0] * 2)
     for text, seconds in {"embedded-tiny": 30.0, "embedded-tiny:tied-fast": 10.0}.items():
         monkeypatch.setattr(shootout, "seconds_of_epoch", lambda *_, seconds=seconds: seconds)
-        (cell,) = shootout.planned(SimpleNamespace(**given, run_dir=tmp_path, texts=[text]))
+        (cell,) = shootout.planned(SimpleNamespace(**given, run_dir=tmp_path, texts=[text] * 2))
         assert (cell.text, cell.config.train.epochs) == (text, 60 / seconds)
 
 
