@@ -147,10 +147,11 @@ def test_a_flag_is_meant_for_all_kinds_of_the_space():
 
 
 def test_a_mechanism_may_be_absent():
-    read = read_space({"clip_norm": "none,5", "keep_output": [None, 0.5]}, TINY)
+    read = read_space({"clip_norm": "none,5", "keep_output": [None, 0.5], "average_decay": ["none", 0.9]}, TINY)
     assert read == {
         "clip_norm": CategoricalDistribution((None, 5.0)),
         "keep_output": CategoricalDistribution((None, 0.5)),
+        "average_decay": CategoricalDistribution((None, 0.9)),
     }
     with pytest.raises(JaxlmError, match="learning_rate takes a number"):
         read_space({"learning_rate": "none,1"}, TINY)

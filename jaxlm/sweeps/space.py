@@ -266,7 +266,7 @@ def _distribution(name: str, given: Any) -> Any:
                 f"log:LOW:HIGH; it is {shown(given)}"
             )
         else:
-            given = [_from_text(kind, part.strip()) for part in given.split(",") if part.strip()]
+            given = [part.strip() for part in given.split(",") if part.strip()]
     if not isinstance(given, list | range):
         raise JaxlmError(f"{name} takes a list of values, a range or a distribution; it is {shown(given)}")
     values = [_encoded(name, kind, value) for value in itertools.islice(given, MOST_VALUES + 1)]
@@ -307,8 +307,8 @@ def _from_text(kind: type, text: str) -> Any:
 
 
 def _encoded(name: str, kind: type, value: Any) -> Any:
-    """A value as a study keeps it: layer widths become a text as 256x128."""
-    value = _plain(value)
+    """A value as a study keeps it: layer widths become a text as 256x128, the text none (TOML has no null) None."""
+    value = _from_text(kind, value) if isinstance(value, str) else _plain(value)
     if kind is tuple:
         text = "x".join(str(_plain(width)) for width in value) if isinstance(value, list | tuple) else str(value)
         if not re.fullmatch("[0-9]{1,9}(x[0-9]{1,9})*", text):
