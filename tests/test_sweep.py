@@ -332,6 +332,14 @@ def test_a_damaged_checkpoint_is_reported_and_the_member_resumes_once_it_is_repa
     assert [one.test_perplexity for one in found.members] == [one.test_perplexity for one in expected.members]
 
 
+def test_a_process_of_a_quiet_sweep_prints_nothing(tmp_path, monkeypatch, capsys):
+    jaxlm.sweep(TINY.replace(epochs=1), {"learning_rate": [0.5]}, run_dir=tmp_path / "sweep", quiet=True)
+    monkeypatch.setattr("jaxlm.sweeps.worker.Worker.run", lambda self: self.say("waiting"))
+    for quiet in (True, False):
+        assert supervisor.join(tmp_path / "sweep", None, 2, None, None, quiet) is None
+    assert capsys.readouterr().out == "waiting\n"
+
+
 def test_kinds_are_swept_with_fields_of_their_own(tmp_path):
     found = jaxlm.sweep(
         TINY.replace(epochs=1),

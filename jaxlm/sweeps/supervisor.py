@@ -135,7 +135,7 @@ def sweep(
 
         with signals.noted() as stop:
             if chosen > 1:
-                how = {"workers": chosen, "group": group, "vmap": vmap}
+                how = {"workers": chosen, "group": group, "vmap": vmap, "quiet": quiet}
                 command = [sys.executable, "-c", "import sys; from jaxlm.cli import main; sys.exit(main())", "sweep"]
                 command += [f"--run-dir={folder}", f"--worker={json.dumps(how)}"]
                 command += [f"--data-dir={data_dir}"] * (data_dir is not None)
@@ -159,16 +159,18 @@ def sweep(
         return sweep
 
 
-def join(run_dir: Path, data_dir: str | Path | None, workers: int, group: int | None, vmap: bool | None) -> int | None:
+def join(
+    run_dir: Path, data_dir: str | Path | None, workers: int, group: int | None, vmap: bool | None, quiet: bool
+) -> int | None:
     """Works on a sweep that `sweep` began, as one of its processes. Returns the signal that stopped it, if one did."""
     parent, where = os.getppid(), _where(run_dir, None, resume=True)
-    study = Study(read_plan(where), run_dir, where)
+    study, view = Study(read_plan(where), run_dir, where), View(lasting_console(quiet))
 
     def stopped() -> int | None:
         return stop.signal or (None if os.getppid() == parent else signal.SIGTERM)  # or its parent is dead
 
     with signals.noted() as stop:
-        Worker(study, None, data_dir, group, vmap, workers, stopped=stopped).run()
+        Worker(study, None, data_dir, group, vmap, workers, stopped=stopped, say=view.say).run()
         return stopped()
 
 
