@@ -45,6 +45,7 @@ def export_hub(model: LanguageModel, out: Path, run: Path | None) -> None:
 
     Raises JaxlmError where modeling_jaxlm.py has no such layer; OSError.
     """
+    _cell_of(model.config.model)  # raises before a directory is made
     with new_folder(out) as folder:
         _fill(folder, model, read_metrics(run) if run else [])
         for step, manifest in checkpoint.manifests(run).items() if run else ():
