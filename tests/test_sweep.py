@@ -472,8 +472,11 @@ def test_more_random_points_on_resume(tmp_path):
     space = {"learning_rate": "log:0.1:1"}
     how = {"strategy": "random", "run_dir": tmp_path / "sweep", "quiet": True}
     few = jaxlm.sweep(TINY.replace(epochs=1), space, trials=2, **how)
+    unfinished = tmp_path / "sweep/.partial-parallel.png-0123456789abcdef"  # of a process that was killed
+    unfinished.touch()
     more = jaxlm.sweep(TINY.replace(epochs=1), space, trials=3, resume=True, **how)
     assert more.members[:2] == few.members and len(more.members) == 3
+    assert not unfinished.exists()
 
 
 def test_a_seed_may_be_a_field_of_the_space(tmp_path):

@@ -1,6 +1,7 @@
 """The results of a sweep: its trials (points of the space), their members (runs, one a seed), and its files."""
 
 import csv
+import fcntl
 import io
 import json
 import math
@@ -138,13 +139,18 @@ def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
         "members": [{**asdict(member), "run_dir": str(member.run_dir)} for member in sweep.members],
     }
     remedy = "the runs under it are whole"
-    with explained(RunDirError, f"{path} cannot be written", remedy), Folder.open(path) as folder:
+    written, done = [path / "sweep.csv", path / RESULTS], [trial for trial in sweep.trials if trial.done]
+    with (
+        explained(RunDirError, f"{path} cannot be written", remedy),
+        Folder.open(path) as folder,
+        folder.append(".claim") as claim,
+    ):
+        fcntl.flock(claim, fcntl.LOCK_EX)  # of many processes one writes at a time
+        folder.clean()
         folder.write("sweep.csv", text.getvalue().encode(errors="surrogateescape"))
         folder.write(RESULTS, seal(finite(tree)).encode())
-    written = [path / "sweep.csv", path / RESULTS]
-    done = [trial for trial in sweep.trials if trial.done]
-    if len(done) > 1:
-        written += [slice_plot(done, path / "slices.png"), parallel_plot(done, path / "parallel.png")]
+        if len(done) > 1:
+            written += [slice_plot(done, path / "slices.png"), parallel_plot(done, path / "parallel.png")]
     return written
 
 
