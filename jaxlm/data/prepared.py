@@ -306,7 +306,7 @@ def _is_count(value: object) -> bool:
 def _working_folder(folder: Folder) -> Iterator[Folder]:
     """Makes the working folder and locks it; waits while another process has the lock.
 
-    Where a DataError ends the block before anything was read, nothing is left behind.
+    Where a DataError ends the block within the first segment, nothing is left behind.
     """
     with folder.folder(PARTIAL, create=True) as work, work.append("lock") as lock:
         try:
@@ -317,10 +317,10 @@ def _working_folder(folder: Folder) -> Iterator[Folder]:
         try:
             yield work
         except DataError:
-            with suppress(OSError):  # a folder that holds segments is not removed
-                work.remove("lock")
-                os.rmdir(work.path)
-                os.rmdir(folder.path)
+            if not work.exists("segment-1"):
+                with suppress(OSError):
+                    folder.remove(PARTIAL)
+                    os.rmdir(folder.path)
             raise
 
 
