@@ -105,7 +105,7 @@ def train(
                 f"{run_dir} holds an imported model, which has no run to resume: train it further in "
                 f"another directory, with --init {run_dir} --corpus TEXT --run-dir NEW"
             )
-        with suppress(RunDirError):
+        with suppress(RunDirError, CheckpointError):
             config = directory.with_saved_dtype(config, run_dir)
             if config.data.tokens == "subwords" or not directory.drew_params(run_dir):
                 found, _ = checkpoint.newest_intact(run_dir)  # its vocabulary may differ from its text's
