@@ -9,6 +9,7 @@ B: the next token begins with white space or ends the line; P(B) = 1 at the begi
 all words sum to one (Pimentel and Meister 2024, arXiv:2406.14561; Oh and Schuler 2024, arXiv:2406.10851).
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -121,14 +122,11 @@ def _apart(shown: Sequence[str], pieces: Sequence[list[str]]) -> tuple[list[str]
 
 def _cut(word: str, texts: list[str]) -> list[str]:
     """The parts of a displayed word that texts were read from; or the texts, if two of them are written otherwise."""
-    starts = [*accumulate(map(len, texts), initial=0)]
-    alike = (word[a:b].lower() == text.lower() for (a, b), text in zip(pairwise(starts), texts, strict=True))
-    other = next((place for place, same in enumerate(alike) if not same), len(texts) - 1)
-    longer = len(word) - starts[-1]
-    places = [*starts[: other + 1], *(start + longer for start in starts[other + 1 :])]
-    parts = [word[a:b] for a, b in pairwise(places)]
-    found = [part.lower() for part in parts], [text.lower() for text in texts]
-    return parts if all(a == b for place, (a, b) in enumerate(zip(*found, strict=True)) if place != other) else texts
+    for other in reversed(range(len(texts))):
+        parts = ("(.+)" if place == other else f"({re.escape(text)})" for place, text in enumerate(texts))
+        if found := re.fullmatch("".join(parts), word, re.IGNORECASE | re.DOTALL):
+            return [*found.groups()]
+    return texts
 
 
 def in_regions(sentence: Encoded, regions: Sequence[str], where: str) -> Encoded:
