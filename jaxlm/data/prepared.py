@@ -195,10 +195,11 @@ def _stamps(parts: Parts, options: TextOptions, vocab: Vocab | None) -> list[Sta
 
 def _finished(place: Path, max_vocab: int | None, vocab: Vocab | None) -> Path | None:
     """A folder in the cache with this vocabulary, or else whose whole vocabulary the bound would give too."""
+    sealed = vocab and hashlib.sha256(vocab.to_json().encode()).hexdigest()
     for path in sorted(place.glob("*")):
         with suppress(DataError, OSError), Folder.open(path) as folder:
             header = read_header(folder)
-            if vocab and header["files"][VOCAB][1] == hashlib.sha256(vocab.to_json().encode()).hexdigest():
+            if sealed == header["files"][VOCAB][1]:
                 return path
             if not (vocab or max_vocab is None or header["limited"]) and header["words"] <= max_vocab:
                 return path
