@@ -149,13 +149,27 @@ def server(tmp_path_factory: pytest.TempPathFactory):
         yield running
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_programs_of_other_files():
-    """Frees what a file has compiled: each program has memory maps, and Linux aborts a process at 65,530 of them."""
-    yield
+def _free_programs() -> None:
+    """Each program has memory maps, and Linux aborts a process at 65,530 of them."""
     if jax := sys.modules.get("jax"):
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_programs_of_other_files():
+    """Frees what a file has compiled."""
+    yield
+    _free_programs()
+
+
+@pytest.fixture
+def room_for_programs():
+    """Frees what was compiled within a file that compiles more than a process has maps for."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 40_000:
+        _free_programs()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from dataclasses import fields, replace
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,8 @@ from jaxlm.training import members
 from jaxlm.training.step import init_state, train_windows
 from jaxlm.training.validations import Average
 
+pytestmark = pytest.mark.usefixtures("room_for_programs")
+
 IDS = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
 ROWS, SLOTS = 97, 8  # of `text`, and windows of a call: the runs by `jaxlm.train` share the compiled programs
 TOKENS = jnp.zeros((ROWS, B), jnp.int32).at[: len(IDS) // B].set(IDS.reshape(B, -1).T)
@@ -28,15 +29,6 @@ TOKENS = jnp.zeros((ROWS, B), jnp.int32).at[: len(IDS) // B].set(IDS.reshape(B, 
 
 # One program each: op by op, every op of every model would be compiled by itself.
 _eval_step, _token_nats, _logits = jax.jit(eval_step), jax.jit(heads.token_nats), jax.jit(heads.logits)
-
-
-@pytest.fixture(autouse=True)
-def room_for_programs():
-    """Frees what was compiled before the process has the 65,530 memory maps at which Linux aborts it."""
-    yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 40_000:
-        jax.clear_caches()
 
 
 @jax.jit
