@@ -157,10 +157,29 @@ def test_chunks_of_matrix_valued_states_are_the_plain_recurrence(T, width, lengt
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found, expected)
 
 
-@pytest.mark.parametrize("kind", ["slstm", "mlstm", "gated-deltanet"])
+@pytest.mark.parametrize("units, delta", [(1, False), (1, True), (9, False)])
+def test_chunks_are_as_exact_as_steps(units, delta):
+    """Of a decay for all keys and of one for each, some as hard as exp(-20), by the error against float64."""
+    rng, shape = np.random.default_rng(units), (301, 2, 1, 9)
+    q, k, v = (rng.normal(size=shape).astype(np.float32) for _ in range(3))
+    log_decay = -np.logaddexp(0, 6 * rng.normal(size=(*shape[:3], units))).astype(np.float32)
+    beta = 1 / (1 + np.exp(-v[..., :1])) if delta else None
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    S = np.zeros((2, 1, 9, 9))
+    exact = np.empty(shape)
+    for t in range(len(q)):
+        S = np.exp(log_decay[t].astype(np.float64))[..., None] * S
+        u = v[t] if beta is None else beta[t] * (v[t] - np.einsum("bnd,bndf->bnf", k[t], S))
+        S = S + k[t][..., None] * u[..., None, :]
+        exact[t] = np.einsum("bnd,bndf->bnf", q[t], S)
+    y, _ = jax.jit(op.linear_attention)(q, k, v, log_decay, jnp.zeros(S.shape), beta)
+    np.testing.assert_allclose(y, exact, rtol=1e-6, atol=1e-6 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("kind", ["slstm", "mlstm", "gated-deltanet", "hgrn2"])
 def test_a_window_is_its_steps(kind):
     """Chunks and single steps, as training and generation run them."""
-    T, E, model = 70, 3, layers(kind, init_scale=0.7)
+    T, E, model = 301, 3, layers(kind, init_scale=0.7)
     params = model.init_layer(jax.random.key(1), E, H)
     x = jax.random.normal(jax.random.key(2), (T, B, E))
     zero = model.zero_state(B, H, x.dtype)

@@ -72,16 +72,16 @@ def linear_attention(
         state: KeyValues, inputs: tuple[Array, Array, Array, Array, Array | None]
     ) -> tuple[KeyValues, Float[Array, "B N steps F"]]:
         q, k, u, log_decay, beta = inputs
-        decay = jnp.cumsum(log_decay, 2)
+        decay = _summed(log_decay)
         if beta is not None:  # (1 + L) u = beta (v - ...), where L is what earlier steps of the chunk have written
-            written = u - contraction("bntd,bndf->bntf", dtype, k * jnp.exp(decay), state)
+            written = u - contraction("bntd,bndf->bntf", dtype, k * jnp.exp(sum(decay)), state)
             inverse = _inverse(beta * _scores(k, k, decay, dtype), dtype)
             u = contraction("bnts,bnsf->bntf", dtype, inverse, beta * written)
         y = contraction("bnts,bnsf->bntf", dtype, _scores(q, k, decay, dtype), u)
-        y += contraction("bntd,bndf->bntf", dtype, q * jnp.exp(decay), state)
-        last = decay[:, :, -1:]
-        added = contraction("bntd,bntf->bndf", dtype, k * jnp.exp(last - decay), u)
-        return jnp.exp(jnp.swapaxes(last, 2, 3)) * state + added, y
+        y += contraction("bntd,bndf->bntf", dtype, q * jnp.exp(sum(decay)), state)
+        last = [part[:, :, -1:] for part in decay]
+        added = contraction("bntd,bntf->bndf", dtype, k * jnp.exp(_between(last, decay)), u)
+        return jnp.exp(jnp.swapaxes(sum(last), 2, 3)) * state + added, y
 
     # A step that does not count neither decays nor writes.
     inputs = (q, jnp.where(counts, k, 0), v, jnp.where(counts, log_decay, 0), beta)
@@ -89,13 +89,25 @@ def linear_attention(
     return jnp.moveaxis(y, 3, 1).reshape(chunks * steps, *v.shape[1:])[:T], state
 
 
+def _summed(log_decay: Float[Array, "B N t _"]) -> list[Float[Array, "B N t _"]]:
+    """The sums of log a up to each step in two parts, of which the coarse one is exact: float32 would lose digits."""
+    coarse = lax.stop_gradient(jnp.round(log_decay * 1024) / 1024)
+    return [jnp.cumsum(part, 2) for part in (coarse, log_decay - coarse)]
+
+
+def _between(later: list[Float[Array, "..."]], earlier: list[Float[Array, "..."]]) -> Float[Array, "..."]:
+    """The log of the decay from earlier steps to later ones, both as `_summed` gives them."""
+    return sum(a - b for a, b in zip(later, earlier, strict=True))
+
+
 def _scores(
-    q: Float[Array, "B N t D"], k: Float[Array, "B N t D"], decay: Float[Array, "B N t _"], dtype: Any
+    q: Float[Array, "B N t D"], k: Float[Array, "B N t D"], decay: list[Float[Array, "B N t _"]], dtype: Any
 ) -> Float[Array, "B N t t"]:
     """How much of what step s writes step t reads, given the summed logarithms of the decay."""
     steps = jnp.arange(q.shape[2])
-    kept = jnp.where((steps[:, None] >= steps)[..., None], decay[:, :, :, None] - decay[:, :, None], -jnp.inf)
-    if decay.shape[-1] == 1:
+    between = _between([part[:, :, :, None] for part in decay], [part[:, :, None] for part in decay])
+    kept = jnp.where((steps[:, None] >= steps)[..., None], between, -jnp.inf)
+    if kept.shape[-1] == 1:
         return contraction("bntd,bnsd->bnts", dtype, q, k) * jnp.exp(kept[..., 0])
     return (q[:, :, :, None] * k[:, :, None] * jnp.exp(kept)).sum(-1)
 
