@@ -97,7 +97,8 @@ def _summed(log_decay: Float[Array, "B N t _"]) -> list[Float[Array, "B N t _"]]
 
 def _between(later: list[Float[Array, "..."]], earlier: list[Float[Array, "..."]]) -> Float[Array, "..."]:
     """The log of the decay from earlier steps to later ones, both as `_summed` gives them."""
-    return sum(a - b for a, b in zip(later, earlier, strict=True))
+    coarse, small = (a - b for a, b in zip(later, earlier, strict=True))
+    return coarse + small
 
 
 def _scores(
