@@ -356,6 +356,17 @@ def test_regions_and_spans_of_stimuli(runs, tmp_path, capsys):
     assert float(spans[0]["surprisal"]) == pytest.approx(-np.log2(CHANCE[" "]["a"] * CHANCE["a"]["b"]), abs=1e-5)
 
 
+def test_a_space_among_characters_leaves_neural_complexity_s_columns_whole(tmp_path, capsys):
+    lm = bigram("characters")
+    keep_model(tmp_path / "run", lm.config, lm.params, unread_corpus("x", "0" * 64, lm.vocab))
+    (tmp_path / "text.txt").write_text("b a\n")
+    assert (
+        main(["surprisal", *map(str, (tmp_path / "run", tmp_path / "text.txt")), "--layout", "neural-complexity"]) == 0
+    )
+    cells = [line.split(" ") for line in capsys.readouterr().out.splitlines()]
+    assert {*map(len, cells)} == {7} and [row[0] for row in cells[1:]] == ["b", "\u2581", "a"]
+
+
 def test_regions_tile_a_sentence_that_is_read_in_lower_case_and_composed():
     lm = lm_of(Vocab.build("th\u00e9 dogs, run.\n", kind=Characters()))
     lm = replace(lm, config=lm.config.replace(lowercase=True))

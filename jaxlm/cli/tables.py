@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from jaxlm.data.tokens import SPACE
 from jaxlm.errors import JaxlmError
 
 if TYPE_CHECKING:  # (JAX would make help slow)
@@ -18,7 +19,7 @@ def table_text(columns: Columns, header: bool, format: str, clean: Callable[[str
     """A table as lines of text: in CSV, JSON lines, with spaces (neural-complexity) or tabs (others) between cells.
 
     Numbers have six decimals; what is not a number is NaN, in JSON null. Texts in cells go through `clean`, except in
-    JSON, which is ASCII and has no `header`.
+    JSON, which is ASCII and has no `header`. A character that separates cells is written as \u2581.
     """
     values = (column.tolist() if hasattr(column, "tolist") else column for column in columns.values())
     rows = zip(*values, strict=True)
@@ -32,7 +33,7 @@ def table_text(columns: Columns, header: bool, format: str, clean: Callable[[str
     cells = [[*map(shown, line)] for line in [*([[*columns]] if header else []), *rows]]
     if format != "csv":
         space = " " if format == "neural-complexity" else "\t"
-        return "".join(space.join(cell.replace("\t", " ").replace("\n", " ") for cell in row) + "\n" for row in cells)
+        return "".join(space.join(cell.replace(space, SPACE) for cell in row) + "\n" for row in cells)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(cells)
     return text.getvalue()
