@@ -375,6 +375,10 @@ def test_regions_tile_a_sentence_that_is_read_in_lower_case_and_composed():
     found = lm.word_surprisal([line], punctuation="own", regions=[regions])
     assert found.word == regions and len(words) == 5
     np.testing.assert_allclose(found.surprisal, [words.surprisal[:3].sum(), words.surprisal[3:].sum()])
+    with pytest.raises(DataError, match="sentence 2: the regions '' do not tile the words"):
+        lm.word_surprisal([line, "the\u0301 dogs"], regions=[regions])
+    with pytest.raises(DataError, match="regions has 2 lists more than sentences has lines"):
+        lm.word_surprisal([line], regions=[regions, regions, []])
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ class LanguageModel(TrainedModel):
                 sentence of the texts that make up its words, to sum over in place of words.
 
         Raises:
-            DataError: there are no sentences, one has no piece, or regions do not tile a sentence.
+            DataError: there are no sentences, one has no piece, or regions do not tile the sentences.
         """
         return WordSurprisals.joined(self.word_surprisal_stream(sentences, **options))
 
@@ -137,11 +137,13 @@ class LanguageModel(TrainedModel):
         self, sentences: Iterable[Sentence], *, regions: Sequence[Sequence[str]] | None = None, **options: Any
     ) -> Iterator[WordSurprisals]:
         """`word_surprisal` of an iterator of any length in constant memory, as `surprisal_stream` has it."""
-        where, eos = options.get("where", "sentence {}".format), options.get("eos", False)
+        where, eos, left = options.get("where", "sentence {}".format), options.get("eos", False), iter(regions or ())
         for first, encoded, table in self.scored(sentences, **options):
             if regions is not None:
-                encoded = [in_regions(one, regions[at - 1], where(at)) for at, one in enumerate(encoded, first)]
+                encoded = [in_regions(one, next(left, ()), where(at)) for at, one in enumerate(encoded, first)]
             yield by_word(table, encoded, first, eos)
+        if more := [*left]:
+            raise DataError(f"regions has {len(more)} lists more than sentences has lines: give one for each line")
 
     def scored(
         self,
