@@ -502,6 +502,8 @@ def test_the_states_of_a_text_may_go_to_a_device(run, text, tmp_path, capsys):
         ("a\n", ["--adapt", "0.1", "--protocol", "cache"], "--adapt learns .*: leave --protocol out"),
         ("a\n", [".", "--adapt", "0.1", "--save-adapted", "x"], "keeps one model: leave . out"),
         ("a\n", [".", "--layout", "lm-zoo", "--predictors"], "leave --predictors, . out"),
+        ("a\n", ["--layout", "lm-zoo", "--punctuation", "word"], "rows of displayed words: leave it out"),
+        ("a\n", ["--top-k", "2", "--punctuation", "own"], "rows of displayed words: leave it out"),
     ],
 )
 def test_mistakes_are_one_sentence(run, tmp_path, capsys, content, flags, message):

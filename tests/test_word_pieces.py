@@ -391,6 +391,7 @@ def test_regions_tile_a_sentence_that_is_read_in_lower_case_and_composed():
         ("b ab;b|ab;x;1", ["--spans", "characters"], "line 2: expected a whole number in column 'start', found 'x'"),
         ("b ab;b|ab;0;1", ["--spans", "characters", "--regions", "Parts"], "leave --regions out"),
         ("b ab;b|ab;0;1", ["--spans", "characters", "--context", "stream"], "by itself: leave --context out"),
+        ("b ab;b|ab;0;1", ["--spans", "characters", "--punctuation", "own"], "by itself: leave --punctuation out"),
     ],
 )
 def test_mistakes_in_stimuli_are_one_sentence(runs, tmp_path, capsys, cells, flags, message):

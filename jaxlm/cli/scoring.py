@@ -35,7 +35,7 @@ NEEDS = {"column": "csv", "regions": "csv", "spans": "csv", "save_adapted": "ada
 EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room for
     "layout": ("is that tool's table of one run, in bits", ("format", "top_k", "csv", "unit", "predictors", "runs")),
     "csv": ("names the sentences and has a row for each displayed word", ("texts", "top_k", "eos")),
-    "spans": ("has one row a sentence, scored plainly and by itself", ("regions", "adapt", "protocol", "context")),
+    "spans": ("has a row a line, scored plainly by itself", ("regions", "adapt", "protocol", "context", "punctuation")),
     "adapt": ("learns by the model's own probabilities", ("protocol",)),
     "save_adapted": ("keeps one model", ("runs",)),
 }
@@ -147,7 +147,10 @@ def _scorer(
         return lambda lm, lines, where, **_: span_surprisal(lm, lines, spans, where, **options)
     if stimuli and args.regions:
         how = {**how, "regions": [[*map(str.strip, cell.split("|"))] for cell in stimuli.cells(args.regions)]}
-    by_words = (stimuli or args.punctuation or kinds != {"words"}) and args.layout == "jaxlm" and not args.top_k
+    by_tokens = args.layout != "jaxlm" or args.top_k
+    if by_tokens and args.punctuation and "words" in kinds:
+        raise JaxlmError("--punctuation asks for rows of displayed words: leave it out, or --layout and --top-k")
+    by_words = (stimuli or args.punctuation or kinds != {"words"}) and not by_tokens
     method = "word_surprisal" if by_words else "surprisal"
     return lambda lm, lines, where, **at: getattr(lm, method)(lines, where=where, **at, **how)
 
