@@ -1,6 +1,7 @@
 """jaxlm compare: the difference between two runs on one text, with the interval of a paired bootstrap over lines."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_nats_of_lines_and_the_interval_of_their_paired_difference(text):
     assert (same.lines, same.difference, same.low_95, same.high_95) == (400, 0, 0, 0)
 
 
-def test_other_tokens_of_one_text_compare_and_another_text_is_refused(text, monkeypatch):
+def test_other_tokens_of_one_text_compare_and_another_text_is_refused(text, tmp_path, monkeypatch):
     words, content = small_lm(), text.read_text()
     kind = Characters()
     characters = lm_of(Vocab.build(kind.units(content), kind=kind))
@@ -72,6 +73,10 @@ def test_other_tokens_of_one_text_compare_and_another_text_is_refused(text, monk
     fewer = small_lm(words=tuple(word for word in WORDS if word != "runs"))
     with pytest.raises(DataError, match="leaves the same words unknown"):
         compare(words, fewer, text=text)
+    (tmp_path / "cased.txt").write_text("the dogs\nThe dogs\n")
+    cased, lower = small_lm(words=(*WORDS, "The")), replace(words, config=words.config.replace(lowercase=True))
+    with pytest.raises(DataError, match=r"line 2 is 'Thedogs' .* a text in lower case, as one of them reads"):
+        compare(cased, lower, text=tmp_path / "cased.txt")
 
 
 @pytest.mark.parametrize(("content", "lines"), [("the dogs", 1), ("the dogs\n", 1), ("", 0)])

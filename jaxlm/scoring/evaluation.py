@@ -397,9 +397,11 @@ def compare(
     (name, lines, nats), (_, others, other_nats) = line_nats(model), line_nats(other)
     for number, (line, its) in enumerate(zip_longest(lines, others), 1):
         if line != its:
+            one_case = model.config.data.lowercase == other.config.data.lowercase
+            case = "" if one_case else " in lower case, as one of them reads it,"
             raise DataError(
                 f"the two runs do not read one text: line {number:,} is {line!r:.60} to the first and {its!r:.60} to "
-                f"the other; compare runs on a text that leaves the same words unknown to both"
+                f"the other; compare runs on a text{case} that leaves the same words unknown to both"
             )
     difference, rng, L = other_nats - nats, np.random.default_rng(0), len(nats)
     means = [difference[rng.integers(L, size=L)].mean() for _ in range(BOOTSTRAPS)]
