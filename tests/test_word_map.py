@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from reports import ink
 
+from jaxlm.data.tokens import Bytes
 from jaxlm.errors import JaxlmError
 from jaxlm.report.word_map import drawn_map, embedding_map, map_words, moved_apart
 
@@ -79,6 +80,15 @@ def test_the_map_finds_the_nearest_words_of_the_whole_vocabulary():
     vectors[50] = vectors[3] * 2
     found = map_words(vectors, [f"w{place}" for place in range(60)], count=20, neighbors=4)
     assert found.neighbors[3][0] == ("w50", 1.0) and len(found.words) == len(found.places) == 20
+
+
+def test_bytes_beside_pieces_are_left_out_and_a_vocabulary_of_bytes_is_shown():
+    pieces = ["<unk>", "\n", *(f"<0x{byte:02X}>" for byte in range(256)), *(f"\u2581w{place}" for place in range(42))]
+    vectors = np.random.default_rng(0).normal(size=(300, 8))
+    found = map_words(vectors, pieces, count=20, neighbors=50)
+    assert found.words == [*pieces[:2], *pieces[258:276]] and not {*pieces[2:258]} & {*dict(found.neighbors[0])}
+    assert found.neighbors[3][:9] == map_words(vectors[258:], pieces[258:], neighbors=9).neighbors[1]
+    assert map_words(vectors[:256], Bytes.names, method="pca", neighbors=0).words == Bytes.names
 
 
 def test_without_scikit_learn_there_is_a_map_by_pca(monkeypatch):

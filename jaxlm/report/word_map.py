@@ -13,6 +13,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.report.figure import PALETTE, figure, label, marks, save
 
 _WIDTH, _HEIGHT, _MARGIN = 2100, 1500, 50  # pixels, which are the axes' units too
+_BYTES = {f"<0x{byte:02X}>" for byte in range(256)}  # beside the pieces of SentencePiece, first and in no order
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,13 @@ def map_words(
 
     t-SNE (van der Maaten and Hinton, 2008) keeps neighbours by cosine together; PCA keeps the two widest directions.
     Without scikit-learn the method is PCA, and there are no clusters. The rows of the embedding [V, E] are in order of
-    frequency, as ids are. Raises JaxlmError if there are too few words, or the vectors are not finite or all equal.
+    frequency, as ids are; bytes beside pieces of words are left out. Raises JaxlmError if there are too few words, or
+    the vectors are not finite or all equal.
     """
     vectors = np.asarray(embedding)
+    if {*words} > _BYTES:
+        kept = [place for place, word in enumerate(words) if word not in _BYTES]
+        vectors, words = vectors[kept], [words[place] for place in kept]
     head = vectors[:count]
     if vectors.ndim != 2 or min(head.shape) < 2 or len(head) < 5 or len(words) < len(head):
         needed = "a map needs at least 5 words with vectors of at least 2 numbers, and a word for each"
