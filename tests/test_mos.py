@@ -42,7 +42,7 @@ class Replay:
             hidden_sizes=self.widths,
             tied=True,
             experts=c["n_experts"],
-            mixture_epsilon=1e-8,
+            mixture_epsilon=1e-8,  # in the recording it stands in the words of `rule`
             locked_dropout=True,
             keep_embedding=kept["dropouti"],
             keep_output=kept["dropouth"],
@@ -57,12 +57,12 @@ class Replay:
             weight_decay=c["wdecay"],
             activation_penalty=c["alpha"],
             temporal_penalty=c["beta"],
-            hold=1e9,
+            hold=1e9,  # the rate never decays
             batch_size=c["B"],
             small_batch=self.small,
             bptt_length=c["bptt"],
-            length_deviation=5.0,
-            longest_window=15,
+            length_deviation=5.0,  # the README's normal(bptt, 5); the lengths that it drew are recorded
+            longest_window=max(case["T_nominal"]),
             epochs=c["epochs"],
         )
         model = replace(self.config.model, compute_dtype=dtype)
