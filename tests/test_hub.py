@@ -20,7 +20,7 @@ from recipes import BASE, MODEL_CASES
 import jaxlm
 from jaxlm.cli import main
 from jaxlm.data.tokens import Subwords
-from jaxlm.data.vocab import Vocab
+from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.interop import export_hub
 from jaxlm.interop.export_hub import CELLS, WHITE_SPACE, tokenizer_files
@@ -126,6 +126,12 @@ def test_the_tokenizer_of_a_model_that_others_made_normalizes_as_it_does():
         peer = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
         for text in ("the cat\n\n sat", "\u3000ﬁ \u2460x caté", test_tokens.TEXT):
             assert peer.encode(text).ids == found.encode_text(text).tolist()
+
+
+def test_special_tokens_are_cut_from_words_as_programs_join_them():
+    """minicons and many trainers write bos_token + text and text + eos_token, without a space."""
+    ids = vocab("words").encode_text(f"{EOS} the dogs {EOS} a {EOS}").tolist()
+    assert tokenizer("words").encode(f"{EOS}the dogs{EOS}a{EOS}").ids == ids
 
 
 def test_the_tokenizer_lowers_greek_as_python_does():

@@ -144,7 +144,7 @@ def special_tokens(vocab: Vocab) -> dict[str, int]:
 def tokenizer_files(model: LanguageModel) -> dict[str, bytes]:
     """The bytes of each file: the tokenizer's, the vocabulary as checkpoints have it, and of words one a line."""
     vocab, names, special = model.vocab, token_names(model.vocab), special_tokens(model.vocab)
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)  # (programs write bos_token + text)
     added = [{"id": place, "content": names[place], "special": True, **flags} for place in sorted({*special.values()})]
     parts = _parts(vocab, {name: i for i, name in enumerate(names)})
     if model.config.data.lowercase:
