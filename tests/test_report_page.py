@@ -210,7 +210,8 @@ def test_the_page_of_three_long_runs_is_small():
 
 
 def test_a_runs_metrics_name_unknown_tokens_and_estimated_perplexities(tmp_path, capsys):
-    """Words are drawn in the first of two epochs."""
+    """Words are drawn in the first of two epochs. Where all would be drawn the perplexity is exact."""
+    assert not jaxlm.train(TINY.replace(sampled_words=500), quiet=True).epochs[0].train_estimated
     config = TINY.replace(sampled_words=50, sampled_share=0.5, epochs=2)
     result = jaxlm.train(config, run_dir=tmp_path / "run")
     assert [epoch.train_estimated for epoch in result.epochs] == [True, False]

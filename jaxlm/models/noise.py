@@ -59,8 +59,9 @@ def growing(model: Recurrent, step: Scalar, total: Scalar | int) -> Recurrent:
 
 
 def sums_all_words(model: Recurrent, step: Scalar | int, total: Scalar | int) -> Scalar | bool:
-    """Whether a window comes after the share of all windows that sample words, so that its softmax sums all words."""
-    return False if model.sampled_share is None else step >= model.sampled_share * total
+    """Whether a window's softmax sums all words: they are no more than are drawn, or the share of windows is over."""
+    drawn = model.sampled_words >= model.vocab_size
+    return drawn if model.sampled_share is None else drawn | (step >= model.sampled_share * total)
 
 
 def draw_noise(model: Recurrent, key: PRNGKeyArray | None, steps: int, rows: int) -> Noise:
