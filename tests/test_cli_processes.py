@@ -91,6 +91,17 @@ def test_devices_that_are_not_there(finished):
         assert (code, out, err.count("\n")) == (1, "", 1) and "JAX_PLATFORMS" in err and "AssertionError" not in err
 
 
+def test_settings_of_jax_change_no_number(tmp_path):
+    """Those that a shell may have for other programs."""
+    wide = {"JAX_ENABLE_X64": "1", "JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_THREEFRY_PARTITIONABLE": "0"}
+    strict = {"JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise"}
+    given = ["train", "--preset", "test", "--corpus", "embedded-tiny", "--keep-output", "0.5", "--steps", "2"]
+    assert jaxlm(*given, "--run-dir", tmp_path / "set", env=wide | strict)[0] == 0
+    assert main([*given, "--run-dir", str(tmp_path / "unset")]) == 0
+    costs = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("set", "unset")]
+    assert costs[0] == costs[1]
+
+
 def test_ctrl_c_before_there_is_a_run(finished):
     heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # also in the background
     process = subprocess.Popen(

@@ -40,6 +40,8 @@ TASKS = {  # by task, a command
     "a page of its curves": "jaxlm report RUN",
     "load others' models": "jaxlm import model.pt --vocab vocab.txt RUN",
 }
+# Settings of JAX by which a run would have other numbers, or arrays of other types: commands have JAX's defaults.
+UNSET = "ENABLE_X64", "DEFAULT_PRNG_IMPL", "THREEFRY_PARTITIONABLE", "NUMPY_DTYPE_PROMOTION", "NUMPY_RANK_PROMOTION"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,6 +94,8 @@ def _run(parser: Parser, given: Sequence[str]) -> int:
             # JAX reads these when it is imported. What took a tenth of a second to compile is read in hundredths.
             os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilation_cache()))
             os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+            for name in UNSET:
+                os.environ.pop(f"JAX_{name}", None)
             gc.set_threshold(50_000)  # as Python sets it, collections take 0.1 s while JAX is imported and traces
         return args.verb.action(args)
 
