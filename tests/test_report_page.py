@@ -376,11 +376,12 @@ def test_a_corpus_that_is_gone_leaves_a_note_and_the_rest(tmp_path):
 def test_a_run_that_began_from_another_ones_parameters_shows_its_own_test_text(trained, tmp_path):
     """Its vocabulary is the other run's, not that of its text."""
     text = tmp_path / "text"
-    text.write_text("a b c d e f g\n" * 4000)
+    text.write_text("a b c d e f\n" * 4000)
     flags = ["--corpus", str(text), "--epochs", "1", "--batch-size", "50", "--run-dir", str(tmp_path / "tuned")]
     assert main(["train", "--init", str(trained / "seed-0"), *flags]) == 0
     words = " ".join(Page(write_report([tmp_path / "tuned"]).read_text()).words)
     assert "The beginning of the test split of text" in words and "There is no" not in words
+    assert "bits a word over 400 words" in words  # and no end of the line that is cut
 
 
 def test_a_timing_that_is_damaged_is_passed_over(run):

@@ -138,7 +138,8 @@ def _test_text(lm: LanguageModel, data_dir: str | Path | None) -> dict[str, list
     corpus = lm.find_corpus(data_dir=data_dir)
     text = lm.vocab.decode_text(corpus.test[:TEST_WORDS])
     lines = [line.split() if lm.vocab.kind == "words" else line for line in text.split("\n")]
-    return {f"The beginning of the test split of {corpus.name}": _scored(lm, [*filter(None, lines)])}
+    scored = _scored(lm, [*filter(None, lines)])  # a line that is cut has no end
+    return {f"The beginning of the test split of {corpus.name}": scored if text.endswith("\n") else scored[:-1]}
 
 
 def _scored(lm: LanguageModel, lines: Sequence[str | list[str]]) -> list[tuple[str, float]]:
