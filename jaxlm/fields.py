@@ -85,7 +85,7 @@ def specs(kind: type) -> dict[str, Spec]:
 
 
 def checked(section: Any) -> Any:
-    """A section with every value as plain Python has it: NumPy's scalars converted, lists as tuples.
+    """A section with every value as plain Python has it: scalars of arrays converted, lists as tuples.
 
     Arrays and tracers pass in the place of a number. A section's own method `check` refuses what `needs` and `excludes`
     cannot say. Raises JaxlmError where a value has another type, is outside its limits, or contradicts another.
@@ -155,8 +155,9 @@ def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's scalars as Python's; any other value as it is."""
-    return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
+    """Scalars of NumPy and JAX as Python's; any other value, a tracer too, as it is."""
+    arrays = type(value).__module__.split(".")[0] in ("numpy", "jaxlib")
+    return value.item() if arrays and getattr(value, "shape", None) == () else value
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}

@@ -290,14 +290,17 @@ def test_unknown_presets_are_refused_with_the_nearest():
         preset("smal")
 
 
-def test_numpy_numbers_become_plain_ones():
+def test_numpy_and_jax_numbers_become_plain_ones():
     config = preset("small").replace(
         learning_rate=np.float32(0.5),
+        clip_norm=jax.numpy.float32(2),
         epochs=np.int64(3),
         lowercase=np.bool_(True),
         hidden_sizes=np.array([3, 4]).tolist(),
     )
     assert type(config.optimizer.learning_rate) is float and type(config.train.epochs) is int
+    with pytest.raises(JaxlmError, match="clip_norm must be above 0; it is -2"):
+        config.replace(clip_norm=jax.numpy.float32(-2))
     assert Config.from_json(config.to_json()) == config
 
 

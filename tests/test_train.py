@@ -170,6 +170,8 @@ def test_given_parameters_are_kept_from_the_start(train, corpus, finished, tmp_p
     resumed = train(steps=8)
     straight = jaxlm.train(CONFIG, corpus, params=finished.params, steps=8, quiet=True)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, straight.params)
+    narrow = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), finished.params)
+    assert jaxlm.train(CONFIG, corpus, params=narrow, steps=1, quiet=True).params["embedding"].dtype == np.float32
 
 
 def test_a_damaged_last_checkpoint_is_passed_over_and_the_end_is_the_same(train, reference, tmp_path, capsys, corpus):

@@ -208,7 +208,8 @@ def new_state(config: Config, params: Params | None = None, devices: int = 1) ->
     expected = state_arrays.shapes(state_arrays.shapes_of_state(config).params)
     if wrong := directory.different(expected, state_arrays.shapes(params)):
         raise JaxlmError(f"params do not have the config's shapes (expected -> given): {'; '.join(wrong)}")
-    return init_state(config.recipe, jax.random.key(counts.seed), counts.batch_size, params, patience=counts.patience)
+    params, key = jax.tree.map(np.float32, params), jax.random.key(counts.seed)
+    return init_state(config.recipe, key, counts.batch_size, params, patience=counts.patience)
 
 
 @dataclass
