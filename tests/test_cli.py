@@ -17,7 +17,7 @@ from processes import TINY
 import jaxlm
 from jaxlm.cli import main
 from jaxlm.cli.tables import json_text
-from jaxlm.cli.training import _unfinished_run
+from jaxlm.cli.training import _unfinished_run, new_run
 from jaxlm.config.config import KINDS, preset
 from jaxlm.fields import either
 from jaxlm.runs import checkpoint
@@ -215,6 +215,22 @@ def test_resume_takes_the_newest_run_that_has_not_finished(tmp_path, monkeypatch
         capsys, ["train", "--resume", "--preset", "small"], "has finished, the newest is runs/small-20280101-000000"
     )
     refused(capsys, ["train", "--resume", "--preset", "tied-fast"], "there is no run of tied-fast in runs/")
+
+
+def test_runs_that_begin_in_one_second_have_directories_of_their_own(tmp_path, monkeypatch, capsys):
+    """A run takes its own before it reads a text, which may take minutes; a mistake leaves none."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
+    with new_run("small") as first, new_run("small") as second, new_run("small") as third:
+        third.joinpath("config.json").touch()
+        assert [path.name[-9:] for path in (first, second, third)] == ["01-000000", "-000000-2", "-000000-3"]
+    assert [*Path("runs").iterdir()] == [third]
+    for arguments in (["train"], ["sweep", "--set", "seed=1"]):
+        refused(capsys, [*arguments, "--corpus", "none.txt"], "there is no corpus or file 'none.txt'")
+    assert [*Path("runs").iterdir()] == [third]
+    Path("none").symlink_to("missing")
+    monkeypatch.setattr("jaxlm.cli.training.RUNS", Path("none"))
+    refused(capsys, ["train"], "no run can begin in none: ")
 
 
 def test_a_report_of_no_epoch_is_a_note(tmp_path, capsys):

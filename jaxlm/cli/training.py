@@ -6,7 +6,8 @@ import re
 import shlex
 import textwrap
 import time
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from jaxlm.cli.parsing import Parser, add_config_flags, add_field, changes, star
 from jaxlm.cli.verbs import DATA_DIR, RUN, argument, check_run, loaded, pathname, switch, verb
 from jaxlm.config.config import PRESETS, Config, changed_kinds, preset
 from jaxlm.config.settings import DataConfig
-from jaxlm.errors import JaxlmError
+from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.terminal import say, say_line
 
 RUNS = Path("runs")
@@ -47,14 +48,26 @@ examples:
 STORAGE = "the URL of a database for Optuna's study ($JAXLM_STORAGE, else a journal in RUN_DIR); it is kept nowhere"
 
 
-def new_run(label: str) -> Path:
-    """The usual place of a run that begins now; with a number where another began in the same second."""
+@contextmanager
+def new_run(label: str) -> Iterator[Path]:
+    """A new directory in the usual place, numbered where another began in the same second; left empty, it goes."""
+    from jaxlm.files import Folder, explained
+
     label = re.sub(r"[^\w.-]", "-", label)  # of a config that others wrote it may be any text
-    first = found = RUNS / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}"
-    number = 2
-    while found.exists():
-        found, number = first.with_name(f"{first.name}-{number}"), number + 1
-    return found
+    first, number = RUNS / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}", 1
+    remedy = "fix that, or choose another place with --run-dir"
+    with explained(RunDirError, f"no run can begin in {RUNS}", remedy), Folder.open(RUNS, create=True) as runs:
+        while True:
+            found, number = first.with_name(f"{first.name}-{number}") if number > 1 else first, number + 1
+            with suppress(FileExistsError):
+                found.mkdir()
+                break
+        runs.sync()
+    try:
+        yield found
+    finally:
+        with suppress(OSError):  # a run began in it
+            found.rmdir()
 
 
 @verb(
@@ -105,7 +118,6 @@ def train(args: argparse.Namespace) -> int:
         config = start.replace(**changes(args))
         for sentence in changed_kinds(start, changes(args)):
             say(sentence)
-    folder = folder or new_run(config.preset)
 
     import jax
 
@@ -114,7 +126,10 @@ def train(args: argparse.Namespace) -> int:
 
     fields = {name: str(value) for _, name, _, value in config.every_field()}
     track = args.track if jax.process_index() == 0 else None  # (of many processes the first alone has metrics to send)
-    with tracked(track, folder, {**config.kinds, **fields}) if track else nullcontext() as on_metrics:
+    with (
+        nullcontext(folder) if folder else new_run(config.preset) as folder,
+        tracked(track, folder, {**config.kinds, **fields}) if track else nullcontext() as on_metrics,
+    ):
         options = {name: getattr(args, name) for name in ("resume", "steps", "data_dir", "devices", "model_devices")}
         result = trainer.train(config, corpus=corpus, run_dir=folder, params=params, on_metrics=on_metrics, **options)
     if args.report and result.run_dir and not result.stopped_by:
@@ -264,9 +279,9 @@ def sweep(args: argparse.Namespace) -> int:
         except JaxlmError:  # a flag may need a kind that only the space names, as a rate of adamw
             config = config.replace(**spaces.first_values(space), **given)
     space = spaces.with_flags(space, given, config)
-    folder = args.run_dir or new_run(f"{config.preset}-sweep")
     options |= {name: getattr(args, name) for name in ("resume", "workers", "data_dir")}
-    result = supervisor.sweep(config, space, run_dir=folder, **options)
+    with nullcontext(args.run_dir) if args.run_dir else new_run(f"{config.preset}-sweep") as folder:
+        result = supervisor.sweep(config, space, run_dir=folder, **options)
     if result.stopped_by:
         return SIGNALLED + result.stopped_by
     return 0 if result.best and not result.damaged else FAILED
