@@ -455,11 +455,27 @@ def test_the_states_of_a_text(run, text, tmp_path, capsys):
     assert found["lstm.0.h"].shape == found["lstm.0.c"].shape == (4, 64)
 
 
-@pytest.mark.parametrize("verb", ["surprisal", "states", "minimal-pairs", "syntaxgym"])
-def test_an_output_that_cannot_be_is_refused_before_a_text_is_read(verb, run, tmp_path, capsys):
-    out = tmp_path / "none/out"
-    assert main([verb, run, str(tmp_path / "missing.txt"), "-o", str(out)]) == 1
-    assert f"{out} cannot be written" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("verb", "flags", "problem"),
+    [
+        *((verb, ["-o"], "{} cannot be written") for verb in ("surprisal", "states", "minimal-pairs", "syntaxgym")),
+        ("surprisal", ["--adapt", "0.1", "--save-adapted"], "cannot make the run {}"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_a_text_is_read(verb, flags, problem, run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file/out"
+    assert main([verb, run, str(tmp_path / "missing.txt"), *flags, str(out)]) == 1
+    assert problem.format(out) in capsys.readouterr().err
+
+
+def test_an_adapted_model_appears_whole_or_not_at_all(run, text, tmp_path, capsys):
+    flags = ["surprisal", run, str(text), "--adapt", "0.1", "--oov", "error", "--save-adapted"]
+    assert main([*flags, str(tmp_path)]) == 1  # before the unknown word
+    assert "there is something of this name already" in capsys.readouterr().err
+    before = sorted(tmp_path.iterdir())
+    assert main([*flags, str(tmp_path / "adapted")]) == 1 and "zebra" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_the_words_of_states_are_as_the_text_has_them(tmp_path, capsys):

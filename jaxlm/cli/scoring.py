@@ -5,7 +5,7 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -15,7 +15,7 @@ from jaxlm.cli.parsing import add_protocol_flags, given_protocol, whole
 from jaxlm.cli.tables import LAYOUTS, Columns, side_by_side, table_text
 from jaxlm.cli.using import say_unknown
 from jaxlm.cli.verbs import DATA_DIR, MODEL, TOKENIZER, Adder, argument, loaded, output, pathname, switch, verb
-from jaxlm.errors import DataError, JaxlmError
+from jaxlm.errors import DataError, JaxlmError, RunDirError
 from jaxlm.terminal import is_terminal, printable, say, say_line
 
 if TYPE_CHECKING:
@@ -87,28 +87,35 @@ def surprisal(args: argparse.Namespace) -> None:
     score = _scorer(args, stimuli, how, {lm.vocab.kind for lm in lms.values()})
     blocks = [(1, stimuli.sentences, stimuli.where)] if stimuli else _blocks(args.texts)
     rows, unknown = 0, {name: Counter[str]() for name in lms}
-    with _writing(args, "csv" if stimuli else args.layout) as write:
-        for first, lines, where in blocks:
-            tables = {name: score(lm, lines, where, first=first, scoring=scorings[name]) for name, lm in lms.items()}
-            columns = {name: dict(LAYOUTS[args.layout](one)) for name, one in tables.items()}
-            for name, known in counts.items():
-                columns[name] |= predictors(lms[name], tables[name], known)
-            own = side_by_side(columns)
-            write({**_kept(stimuli, own), **own} if stimuli else own, first == 1)
-            for name, table in tables.items():
-                unknown[name].update(compress(table.word, table.oov))
-            rows += len(next(iter(tables.values())))
-    what = "critical spans have words" if args.spans else "regions have words" if args.regions else "words are"
-    for name, found in unknown.items():
-        say_unknown(found, rows, what, f" of {name}" if len(lms) > 1 else "")
-    if args.save_adapted:
-        from jaxlm.runs.loading import keep_model, unread_corpus
+    with ExitStack() as made:
+        if args.save_adapted:
+            from jaxlm.files import explained, new_folder
+            from jaxlm.runs.loading import keep_model, unread_corpus
 
-        ((name, lm),) = lms.items()
-        note = f"adapted from {args.run} by jaxlm surprisal --adapt {args.adapt:g}"
-        trained, spec = lm.corpus, lm.config.data.corpus
-        corpus = unread_corpus(trained["name"], trained["sha256"], lm.vocab, note, spec=spec)
-        keep_model(args.save_adapted, lm.config.replace(epochs=0), scorings[name].params, corpus)
+            with explained(RunDirError, f"cannot make the run {args.save_adapted}"):  # before hours of scoring
+                adapted = made.enter_context(new_folder(args.save_adapted))
+        with _writing(args, "csv" if stimuli else args.layout) as write:
+            for first, lines, where in blocks:
+                tables = {
+                    name: score(lm, lines, where, first=first, scoring=scorings[name]) for name, lm in lms.items()
+                }
+                columns = {name: dict(LAYOUTS[args.layout](one)) for name, one in tables.items()}
+                for name, known in counts.items():
+                    columns[name] |= predictors(lms[name], tables[name], known)
+                own = side_by_side(columns)
+                write({**_kept(stimuli, own), **own} if stimuli else own, first == 1)
+                for name, table in tables.items():
+                    unknown[name].update(compress(table.word, table.oov))
+                rows += len(next(iter(tables.values())))
+        what = "critical spans have words" if args.spans else "regions have words" if args.regions else "words are"
+        for name, found in unknown.items():
+            say_unknown(found, rows, what, f" of {name}" if len(lms) > 1 else "")
+        if args.save_adapted:
+            ((name, lm),) = lms.items()
+            note = f"adapted from {args.run} by jaxlm surprisal --adapt {args.adapt:g}"
+            trained, spec = lm.corpus, lm.config.data.corpus
+            corpus = unread_corpus(trained["name"], trained["sha256"], lm.vocab, note, spec=spec)
+            keep_model(adapted, lm.config.replace(epochs=0), scorings[name].params, corpus)
 
 
 def _how(args: argparse.Namespace) -> dict[str, Any]:
@@ -131,8 +138,8 @@ def _check_surprisal(args: argparse.Namespace) -> None:
     for name, (why, others) in EXCLUDES.items():
         if name in given and (taken := [given[other] for other in others if other in given]):
             raise JaxlmError(f"{given[name]} {why}: leave {', '.join(taken)} out")
-    if args.save_adapted and (args.save_adapted.exists() or args.save_adapted == args.output):
-        raise JaxlmError(f"{args.save_adapted} exists already, or is --output too: name a new directory")
+    if args.save_adapted and args.save_adapted == args.output:
+        raise JaxlmError(f"{args.save_adapted} is --output too: name a new directory")
 
 
 def _scorer(

@@ -1,6 +1,7 @@
 """From a run to its model, and from a model to a run: to use it, to keep it, and to train it further."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from jaxlm.data.corpora import UNKNOWN, load_corpus
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.files import explained, new_folder
+from jaxlm.files import Folder, explained, new_folder
 from jaxlm.models.recurrent import Params
 from jaxlm.runs import checkpoint, directory
 from jaxlm.scoring.evaluation import Evaluation, Tuned
@@ -74,11 +75,11 @@ def unread_corpus(name: str, sha256: str, vocab: Vocab, *notes: str, spec: str =
     return Corpus(name, "a text that was not read", vocab, none, none, none, sha256, notes=notes, spec=spec)
 
 
-def keep_model(run_dir: str | Path, config: Config, params: Params, corpus: Corpus) -> None:
+def keep_model(run_dir: str | Path | Folder, config: Config, params: Params, corpus: Corpus) -> None:
     """Makes the directory of a run whose only checkpoint is of step 0; it appears whole or not at all.
 
     Args:
-        run_dir: the directory, which must not exist yet, or be empty.
+        run_dir: the directory, which must not exist yet, or be empty; or one that the caller's `new_folder` makes.
         corpus: what the parameters were trained on (`unread_corpus`); its vocabulary is the model's.
     Raises:
         JaxlmError: the parameters do not have the config's shapes, or the directory cannot be written.
@@ -87,7 +88,8 @@ def keep_model(run_dir: str | Path, config: Config, params: Params, corpus: Corp
 
     config = config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec)
     state = new_state(config, params)
-    with explained(RunDirError, f"cannot make the run {run_dir}"), new_folder(run_dir) as folder:
+    made = nullcontext(run_dir) if isinstance(run_dir, Folder) else new_folder(run_dir)
+    with explained(RunDirError, f"cannot make the run {Path(run_dir)}"), made as folder:
         directory.begin(folder, config, corpus, given_params=True)
         folder.write("metrics.jsonl", b"")
         manifest = checkpoint.Manifest(step=0, epoch=0, valid_perplexity=None, corpus=directory.named(corpus))
