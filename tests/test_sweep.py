@@ -31,7 +31,7 @@ from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.trainer import new_state, with_corpus
 from jaxlm.sweeps import supervisor
-from jaxlm.sweeps.results import MemberResult, Sweep
+from jaxlm.sweeps.results import MemberResult, Sweep, read_sweep
 from jaxlm.sweeps.space import Plan, read_space
 from jaxlm.sweeps.study import NAME
 from jaxlm.sweeps.worker import group_size
@@ -213,10 +213,10 @@ def test_a_group_s_arrays_are_gone_when_it_is(vmap):
         gc.enable()
 
 
-def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_path, capsys):
-    found = jaxlm.sweep(
-        TINY, {"learning_rate": [0.5], "hidden_sizes": ["8", "6x4"]}, seeds=2, run_dir=tmp_path / "sweep"
-    )
+def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space = {"learning_rate": [0.5], "hidden_sizes": ["8", "6x4"]}
+    found = jaxlm.sweep(TINY, space, seeds=2, run_dir=tmp_path / "sweep", data_dir="my ptb")
     assert [(trial.seed, trial.status) for trial in found.members] == [(0, "done"), (1, "done")] * 2
     point = found.trials[0]
     assert point.valid[0] == pytest.approx(np.mean([trial.valid_perplexity for trial in point.members]))
@@ -225,7 +225,8 @@ def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_p
     assert best in point.members and best.run_dir is not None
     assert jaxlm.evaluate(best.run_dir).perplexity == pytest.approx(best.test_perplexity, rel=1e-6)
     said = capsys.readouterr().out
-    assert found.command(best) in said
+    assert found.command(best) in said and shlex.quote(f"--data-dir={tmp_path / 'my ptb'}") in said
+    assert read_sweep(tmp_path / "sweep")[0].command(best) == found.command(best)
 
     assert main([*shlex.split(found.command(best))[1:], "--run-dir", str(tmp_path / "alone")]) == 0
     assert rundir.saved_config(tmp_path / "alone") == rundir.saved_config(best.run_dir).replace(keep_last=2)

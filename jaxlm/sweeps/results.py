@@ -68,6 +68,7 @@ class Sweep:
     members: list[MemberResult] = field(default_factory=list)
     run_dir: Path | None = None
     stopped_by: int | None = None  # the signal's number
+    data_dir: str | None = None  # the folder of Penn Treebank's files, where it was given
 
     @property
     def trials(self) -> list[Trial]:
@@ -100,6 +101,7 @@ class Sweep:
         base = preset(config.preset if config.preset in PRESETS else "small")
         kinds = {slot: kind for slot, kind in config.kinds.items() if kind != base.kinds[slot]}
         words = ["--preset", base.preset, *(f"--{slot}={kind}" for slot, kind in kinds.items())]
+        words += [f"--data-dir={self.data_dir}"] * bool(self.data_dir)
         usual = {name: value for _, name, _, value in base.replace(**kinds).every_field()}
         changed = {name.replace("_", "-"): value for _, name, _, value in config.every_field() if value != usual[name]}
         for name, value in changed.items():
@@ -134,6 +136,7 @@ def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
     tree = {
         "config": json.loads(sweep.config.to_json()),
         "corpus": corpus,
+        "data_dir": sweep.data_dir,
         "best": None if best is None else best.number,
         "command": None if best is None else sweep.command(best),
         "members": [{**asdict(member), "run_dir": str(member.run_dir)} for member in sweep.members],
@@ -164,4 +167,5 @@ def read_sweep(path: Path) -> tuple[Sweep, dict[str, str]]:
         one["valid_perplexities"] = tuple(math.nan if value is None else value for value in one["valid_perplexities"])
         one["run_dir"] = None
     config = Config.from_json(json.dumps(tree["config"]))
-    return Sweep(config, [MemberResult(**one) for one in tree["members"]], path), tree["corpus"]
+    members = [MemberResult(**one) for one in tree["members"]]
+    return Sweep(config, members, path, data_dir=tree.get("data_dir")), tree["corpus"]

@@ -129,7 +129,8 @@ def sweep(
             members = study.records()
             if run_dir is None:
                 members = [replace(member, run_dir=None) for member in members]
-            sweep = Sweep(config, members, folder if run_dir else None, stop.signal)
+            text = data_dir and os.path.abspath(data_dir)
+            sweep = Sweep(config, members, folder if run_dir else None, stop.signal, text)
             view.show(sweep)
             return sweep
 
