@@ -1,6 +1,7 @@
 """A run's directory: what a stranger, a killed process or an odd name put there leads nowhere else and never hangs."""
 
 import hashlib
+import json
 import os
 import resource
 import shutil
@@ -317,6 +318,21 @@ def test_a_changed_config_is_found_before_there_is_a_checkpoint_and_after(tmp_pa
     jaxlm.train(changed, corpus, path.parent, resume=True, quiet=True, steps=1)
     path.write_text(path.read_text().replace('"epochs": 2', '"epochs": 6'))
     assert rundir.saved_config(path.parent).train == changed.train  # the checkpoint's
+
+
+def test_the_record_of_a_run_resumed_often_keeps_the_sessions_that_it_has_room_for(run_dir, corpus):
+    record = rundir.saved_record(run_dir)
+    first = record["sessions"][0]
+    record["sessions"] += [{**first, "command": name} for name in ("a", "b", "c" * (rundir.MOST_BYTES // 2))]
+    record["sessions"][1]["command"] *= (
+        rundir.MOST_BYTES - len(json.dumps(record)) + 1
+    )  # a file as large as can be read
+    (run_dir / "run.json").write_text(json.dumps(record))
+    with lock(run_dir) as held:
+        rundir.resume(held.folder, CONFIG, corpus, devices=(2, 1))
+    kept = rundir.saved_record(run_dir)["sessions"]
+    assert kept[0] == first and [one["command"][0] for one in kept[1:-1]] == ["b", "c"]
+    assert kept[-1]["devices"] == [2, 1]
 
 
 def test_a_new_run_keeps_its_words_in_its_checkpoints_only(tmp_path, corpus):

@@ -79,8 +79,11 @@ def _write(run: Folder, record: dict[str, Any], config: Config, devices: tuple[i
     """Writes run.json, with what trains now, and then config.json, sealed: at first the only copy of the config."""
     from jaxlm.runs.precision import known
 
-    record = {**record, "rates": known(config), "sessions": [*record.get("sessions", []), session(devices)]}
-    run.write(RECORD, (json.dumps(record, indent=1) + "\n").encode())
+    sessions = [*record.get("sessions", []), session(devices)]
+    record = {**record, "rates": known(config), "sessions": sessions}
+    while len(text := json.dumps(record, indent=1) + "\n") > MOST_BYTES and len(sessions) > 2:
+        del sessions[1]  # (`reproduce` needs the first)
+    run.write(RECORD, text.encode())
     run.write(CONFIG, seal(json.loads(config.to_json())).encode())
 
 
