@@ -12,6 +12,8 @@ import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +36,7 @@ from jaxlm.sweeps import supervisor
 from jaxlm.sweeps.results import MemberResult, Sweep, read_sweep
 from jaxlm.sweeps.space import Plan, read_space
 from jaxlm.sweeps.study import NAME
-from jaxlm.sweeps.worker import group_size
+from jaxlm.sweeps.worker import Worker, group_size
 from jaxlm.training import members
 
 TINY = jaxlm.preset("small").replace(
@@ -364,6 +366,12 @@ def test_trials_of_other_tokens_compare_by_characters(tmp_path):
         assert (one.test_perplexity > tested.perplexity * 1.01) == (one.values["tokens"] == "bytes")
 
 
+def test_a_perplexity_per_character_may_be_beyond_a_float():
+    worker: Any = SimpleNamespace(study=SimpleNamespace(plan=SimpleNamespace(space={"tokens": None})))
+    run: Any = SimpleNamespace(comparable=lambda split, value: {"valid_bits_per_character": value})
+    assert [Worker._compared(worker, run, "valid", bits) for bits in (3, 1100)] == [pytest.approx(8), np.inf]
+
+
 def test_kinds_with_the_same_fields_do_not_train_as_one_another(tmp_path):
     config = TINY.replace(epochs=1, learning_rate=0.2)  # (at higher rates rounding grows to whole points)
     space = {"schedule": ["linear", "cosine"], "model": ["gru"], "warmup": [0.2], "final": [0.1]}
@@ -603,7 +611,7 @@ def test_each_epoch_is_a_line_and_at_the_end_the_best_trials_are_a_table():
     view.summary(sweep)
     said = out.getvalue()
     assert r"no \x1b]0;title\x07" in said and "\x1b[2J" not in said and "\x1b]0" not in said
-    assert "71.00 ± 1.41" in said and "61.00 ± 1.41" in said
+    assert "71.00 ± 1.41" in said and "61.00 ± 1.41" in said and "trial 2 (learning_rate=9): diverged\n" in said
     narrow = io.TextIOWrapper(io.BytesIO(), "ascii", write_through=True)
     supervisor.View(Console(file=narrow, width=120)).summary(sweep)
     assert rb"71.00 \xb1 1.41" in narrow.buffer.getvalue()

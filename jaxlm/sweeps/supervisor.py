@@ -320,8 +320,9 @@ class View:
         trials, best = sweep.trials, sweep.best
         self.say(f"{len(trials)} trials, best first:")
         for trial in trials[:MOST_SHOWN]:
-            results = f"valid perplexity {spread(*trial.valid)}, test {spread(*trial.test)}"
-            self.say(f"trial {trial.number} ({_values(trial.values)}): {trial.status}, {results}")
+            known = {"valid perplexity": spread(*trial.valid), "test": spread(*trial.test)}
+            results = "".join(f", {name} {text}" for name, text in known.items() if text)
+            self.say(f"trial {trial.number} ({_values(trial.values)}): {trial.status}{results}")
         if len(trials) > MOST_SHOWN:
             self.say(f"... and {len(trials) - MOST_SHOWN} more")
         if written:

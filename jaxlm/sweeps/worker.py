@@ -19,6 +19,7 @@ from jaxlm.config.config import Config
 from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
+from jaxlm.report.units import perplexity
 from jaxlm.runs import ram
 from jaxlm.runs.directory import with_saved_dtype
 from jaxlm.runs.group import Group, MemberGroup, SingleGroup
@@ -212,7 +213,7 @@ class Worker(Observer):
         """A perplexity, per character where the trials' tokens differ."""
         if self.study.plan.space.keys().isdisjoint(TOKEN_FIELDS):
             return value
-        return 2 ** run.comparable(split, value)[f"{split}_bits_per_character"]
+        return perplexity(math.log(2) * run.comparable(split, value)[f"{split}_bits_per_character"], 1)
 
 
 def group_size(config: Config, plan: Plan, workers: int) -> int:
