@@ -162,7 +162,7 @@ def train(
         with signals.noted() as stop:
             reporter = _Reporter(run, progress, stop)
             stopped_by = fit(group, reporter) or reporter.stopped()  # (one may come in the last validation)
-        return _finish(run, group, shared, progress, stopped_by)
+        return _finish(run, group, shared, progress, stopped_by, data_dir)
 
 
 def with_corpus(
@@ -240,7 +240,9 @@ class _Reporter(Observer):
             self._progress.say(f"by its validations so far, averaging starts with window {run.step + 1}")
 
 
-def _finish(run: Run, group: SingleGroup, shared: Path, progress: Progress, stopped_by: int | None) -> TrainResult:
+def _finish(
+    run: Run, group: SingleGroup, shared: Path, progress: Progress, stopped_by: int | None, data_dir: str | Path | None
+) -> TrainResult:
     """Tests, draws the curve and prints the results; after a signal it only says how to resume."""
     kept_in, skipped = run.folder.path if run.kept else None, run.log.skipped.total()
     result = TrainResult(run.config, run.corpus.name, kept_in, group.state(), run.epochs, None, stopped_by, skipped)
@@ -282,6 +284,7 @@ def _finish(run: Run, group: SingleGroup, shared: Path, progress: Progress, stop
             progress.say(f"there is no learning curve: {error}", loud=True)
     progress.summary(rows, run.config.preset)
     if kept_in and run.epochs:
-        command = shlex.join(["jaxlm", "report", str(kept_in), "-o", str(kept_in / "report.html")])
-        progress.say(f"a page of curves, words and samples: {command}", wrap=False)
+        words = ["jaxlm", "report", str(kept_in), "-o", str(kept_in / "report.html")]
+        words += [f"--data-dir={data_dir}"] * bool(data_dir)
+        progress.say(f"a page of curves, words and samples: {shlex.join(words)}", wrap=False)
     return replace(result, test_perplexity=tests["last"])
