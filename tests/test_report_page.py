@@ -323,7 +323,7 @@ def test_a_sweep_without_results_or_with_damaged_ones_is_one_sentence(trained, t
 
 
 def test_a_sweep_whose_best_run_is_on_another_machine_has_its_charts(trained, tmp_path):
-    (tmp_path / "sweep/trials").mkdir(parents=True)
+    (tmp_path / "sweep").mkdir()
     shutil.copy(trained / "sweep/sweep.json", tmp_path / "sweep")
     words = " ".join(Page(write_report([tmp_path / "sweep"]).read_text()).words)
     assert "Parallel coordinates" in words and "Best model of" not in words

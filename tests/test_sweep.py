@@ -573,6 +573,7 @@ def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(capsy
     refused(capsys, [*resumed, "--set", "learning_rate=0.5,2"], "space.learning_rate: [0.5, 1.0] -> [0.5, 2.0]")
     refused(capsys, [*resumed, "--set", "clip_norm=1,2"], "space.clip_norm: None -> [1.0, 2.0]")
     refused(capsys, [*resumed, "--hidden-sizes", "9"], "model.hidden_sizes: (8,) -> (9,)")
+    refused(capsys, [*resumed, "--preset", "test"], "is a sweep of small, not of test: leave --preset out")
     refused(capsys, [*resumed, "--seeds", "2"], "seeds: 1 -> 2")
     refused(capsys, [*resumed, "--storage", "x"], "leave --storage out")
     refused(

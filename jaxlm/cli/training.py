@@ -271,6 +271,8 @@ def sweep(args: argparse.Namespace) -> int:
     options = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.resume:
         config, space, options = supervisor.saved_options(args.run_dir, space, options)
+        if args.preset not in (None, config.preset):
+            raise JaxlmError(f"{args.run_dir} is a sweep of {config.preset}, not of {args.preset}: leave --preset out")
         config = config.replace(**given)
     else:
         config = starting_config(args.config, args.preset)

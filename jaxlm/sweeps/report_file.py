@@ -16,7 +16,7 @@ from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.loading import load
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.scoring.language_model import LanguageModel
-from jaxlm.sweeps.results import read_sweep
+from jaxlm.sweeps.results import RESULTS, read_sweep
 from jaxlm.sweeps.study import member_dir
 
 TEST_WORDS = 400  # of the test split's beginning
@@ -55,7 +55,8 @@ def write_report(
         names = [str(path) for path in directories]
     runs, sweeps = [], []
     for path, name in zip(directories, names, strict=True):
-        if (path / "trials").exists() and not (path / "config.json").exists():
+        # (Of machines that share a sweep's database, one may have none of the trials.)
+        if any((path / one).exists() for one in ("trials", RESULTS)) and not (path / "config.json").exists():
             sweeps.append(_sweep_record(path, name, which, texts, data_dir))
         else:
             runs.append(run_record(path, name))
