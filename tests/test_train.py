@@ -412,6 +412,9 @@ def test_a_run_whose_test_has_no_words_is_reproduced(tmp_path):
     jaxlm.train(config, run_dir=tmp_path / "run", steps=2, quiet=True)
     assert math.isnan(read_metrics(tmp_path / "run")[-1]["test_word_perplexity"])
     assert reproduce(tmp_path / "run", quiet=True).results == []
+    (tmp_path / "text").write_text("你好世" * 400)
+    with pytest.raises(jaxlm.JaxlmError, match=r"another corpus than is found here.*: put its text back, or name Penn"):
+        reproduce(tmp_path / "run", tmp_path / "other", quiet=True)
 
 
 def test_a_call_is_logged_while_the_device_computes_the_next(monkeypatch):

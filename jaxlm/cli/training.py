@@ -161,7 +161,7 @@ def _unfinished_run(name: str | None) -> Path:
     what = f"run of {name}" if name else "run"
     if runs:
         newest = f"every {what} in {RUNS}/ has finished, the newest is {runs[-1][-1]}"
-        raise JaxlmError(f"{newest}: name it with --run-dir to resume it with more --epochs")
+        raise JaxlmError(f"{newest}: name it with --run-dir to resume it with more --epochs or --steps")
     raise JaxlmError(f"there is no {what} in {RUNS}/ to resume: name one with --run-dir, or start one without --resume")
 
 

@@ -48,7 +48,7 @@ def reproduce(
     if changed := rundir.different(old.manifest.corpus, rundir.named(corpus)):
         raise JaxlmError(
             f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): "
-            f"name its folder with --data-dir"
+            f"put its text back, or name Penn Treebank's folder with --data-dir"
         )
     read_prefix(run_dir, old.manifest.metrics)  # raises before hours of training where the metrics are damaged
     match record["sessions"][0].get("devices"):
