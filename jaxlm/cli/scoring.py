@@ -138,8 +138,8 @@ def _check_surprisal(args: argparse.Namespace) -> None:
     for name, (why, others) in EXCLUDES.items():
         if name in given and (taken := [given[other] for other in others if other in given]):
             raise JaxlmError(f"{given[name]} {why}: leave {', '.join(taken)} out")
-    if args.save_adapted and args.save_adapted == args.output:
-        raise JaxlmError(f"{args.save_adapted} is --output too: name a new directory")
+    if args.save_adapted and (args.save_adapted.exists() or args.save_adapted == args.output):
+        raise JaxlmError(f"{args.save_adapted} exists already, or is --output too: name a new directory")
 
 
 def _scorer(
