@@ -205,7 +205,7 @@ def test_subwords_of_a_run_are_not_found_anew(tmp_path):
 def test_characters_of_penn_treebank_are_those_published(ptb_dir):
     corpus = jaxlm.load_corpus("ptb-char", data_dir=ptb_dir)
     assert [len(getattr(corpus, split)) for split in SPLITS] == [5_017_482, 393_042, 442_423]
-    assert len(corpus.vocab) == 50 and corpus.name == "ptb-char" and corpus.options == {"tokens": "characters"}
+    assert len(corpus.vocab) == 50 and corpus.name == "ptb-char" and corpus.options["tokens"] == "characters"
     lines = (ptb_dir / "ptb.valid.txt").read_text().split("\n")
     assert corpus.vocab.decode_text(corpus.valid) == "\n".join(map(str.strip, lines))
 

@@ -403,6 +403,15 @@ def test_reproduce_names_what_differs(train, tmp_path, monkeypatch):
         reproduce(run, tmp_path / "third", quiet=True)
 
 
+def test_a_run_on_a_corpus_in_memory_remembers_how_it_was_read(tmp_path):
+    (tmp_path / "text").write_text("once\n" + "The Cat saw the cat\n" * 800)
+    corpus = jaxlm.load_corpus(tmp_path / "text", lowercase=True, min_count=2)
+    config = CONFIG.replace(batch_size=4, keep_checkpoints="")
+    result = jaxlm.train(config, corpus, tmp_path / "run", steps=2, quiet=True)
+    assert result.config.data.lowercase and result.config.data.min_count == 2
+    assert jaxlm.evaluate(tmp_path / "run").perplexity == pytest.approx(result.test_perplexity)
+
+
 def test_a_run_whose_test_has_no_words_is_reproduced(tmp_path):
     """Its perplexity per word is nan, which is not equal to itself."""
     from jaxlm.runs.reproduction import reproduce

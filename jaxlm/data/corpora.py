@@ -140,8 +140,10 @@ def _encode(name: str, title: str, numbered: NumberedText, options: TextOptions,
     """A corpus in memory, encoded with `vocab` or with a vocabulary of its own."""
     encoder = Encoder(numbered, options, vocab)
     ids = {split: np.concatenate(list(encoder.ids(split))) for split in SPLITS}
-    known = encoder.describe(name, title)
-    return Corpus(vocab=encoder.vocab, **ids, **known, spec=name, options={"tokens": encoder.vocab.kind})
+    known, fixed = encoder.describe(name, title), options.options | {"tokens": encoder.vocab.kind}
+    if options.lines == "stripped":  # which `ptb-char` says by itself
+        del fixed["lines"]
+    return Corpus(vocab=encoder.vocab, **ids, **known, spec=name, options=fixed)
 
 
 def _cached(

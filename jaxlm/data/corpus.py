@@ -27,7 +27,7 @@ class Corpus:
         floor: Of the generated corpus: the summed nats of each split's tokens but the first, under its true source.
         notes: Lines for the user.
         spec: The argument with which `load_corpus` finds this text again, from any working directory.
-        options: The fields of `DataConfig` that a prepared corpus fixes.
+        options: The fields of `DataConfig` with which `load_corpus` read it.
 
     Raises:
         DataError: A split is not a one-dimensional array of integers, or an id lies outside [0, V); of memory-mapped
