@@ -29,7 +29,7 @@ TEXTS = {
     "arabic": "مرحبا بالعالم، كيف حالك اليوم؟ الكتاب على الطاولة.\n" * 40,
     "emoji": "🙂🙃 hello 👨‍👩‍👧 family 🇩🇪 flag e\u0301\n" * 40,
     "code": "def f(x):\n\tif x > 0:\n\t    return x\n\n    \r\n\treturn -x  # \u2581 note  \n" * 30,
-    "one line": "the cat sat on the mat and the dog saw it " * 60,
+    "one line": "the cat sat on the mat and the dog saw it " * 60 + "\n",
 }
 KINDS = {
     "characters": {"tokens": "characters", "normalize": "none"},

@@ -226,7 +226,7 @@ class Encoder:
                 total += np.bincount(load(), minlength=len(total))
         counts: Counter[str] = Counter()
         for unit, total in zip(numbered.units, totals["train"].tolist(), strict=True):
-            if total:  # the others are in valid or test alone
+            if total or unit == "\n":  # the others are in valid or test alone; only test may end with a newline
                 for token in unit if options.tokens == "characters" else (unit,):
                     counts[token] += total
         self.vocab = vocab or options.build(counts)
