@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxlm.data.tokens import Characters
 from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import DataError
 
@@ -41,6 +42,7 @@ def test_dropped_words_count_as_unknown():
     vocab = Vocab.build(list("aaaabbbcde"), min_count=2)
     assert vocab.words == ("a", UNK, "b")
     assert vocab.encode(["a", "c", "never seen"]).tolist() == [0, 1, 1]
+    assert Vocab.build("aa\n", max_size=2, kind=Characters()).words == ("a", "\n")  # none to drop
 
 
 def test_unknown_word_is_added_last():

@@ -194,14 +194,14 @@ class Vocab:
         """
         counts = Counter(tokens)
         special = {UNK} | ({kind.newline} & counts.keys())
-        if max_size is not None and max_size <= len(special):
-            raise DataError(f"the vocabulary size must be over {len(special)} to hold a word, not {max_size}")
 
         def rank(word: str) -> tuple[int, str]:
             return -counts[word], word
 
         kept = sorted(frequent(counts, min_count, kind), key=rank)
         if max_size is not None and len(kept) > max_size:
+            if max_size <= len(special):
+                raise DataError(f"the vocabulary size must be over {len(special)} to hold a word, not {max_size}")
             usual = [word for word in kept if word not in special]
             kept = [*special, *usual[: max_size - len(special)]]
         counts[UNK] += counts.total() - sum(counts[word] for word in kept)
