@@ -87,6 +87,13 @@ def test_one_line_shows_no_difference_and_is_refused(content, lines, monkeypatch
         compare(lm, lm)
 
 
+def test_letters_that_one_run_composes_are_one_text(tmp_path):
+    (path := tmp_path / "text.txt").write_text(content := "be\u0301\nbe\u0301 b\n")
+    kinds = Characters(), Characters("none")
+    composed, apart = (lm_of(Vocab.build(kind.units(content), kind=kind)) for kind in kinds)
+    assert compare(composed, apart, text=path).lines == 2
+
+
 def test_the_verb(capsys, tmp_path):
     for seed in "01":
         assert main(["train", *TINY, "--seed", seed, "--run-dir", str(tmp_path / seed)]) == 0

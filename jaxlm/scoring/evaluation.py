@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import product, zip_longest
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 import jax
 import jax.numpy as jnp
@@ -367,8 +368,8 @@ def compare(
 ) -> Comparison:
     """The difference between two models on a split of their corpora or on a file, read as one stream from `<eos>`.
 
-    Tokens may differ, since nats of a whole line are compared. Lines must be equal except for white space. The interval
-    is that of a paired bootstrap over lines (Koehn 2004, aclanthology.org/W04-3250).
+    Tokens may differ, since nats of a whole line are compared. Lines must be equal except for white space and composed
+    letters. The interval is that of a paired bootstrap over lines (Koehn 2004, aclanthology.org/W04-3250).
 
     Args:
         model, other: as `load` returns them.
@@ -391,8 +392,8 @@ def compare(
             raise DataError(f"expected at least 2 lines to draw from, found {len(starts)} in {name}: add lines to it")
         nats = OneStream(lm.reader_of(how, data_dir=data_dir), Detail(full=False))([ids]).nats.astype(np.float64)
         check_converged(how, name, nats.sum(), len(nats))
-        lines = ["".join(lm.vocab.decode_text(line).split()) for line in np.split(ids[1:], starts[1:])]
-        return name, lines, np.add.reduceat(nats, starts)
+        texts = (normalize("NFC", lm.vocab.decode_text(line)) for line in np.split(ids[1:], starts[1:]))
+        return name, ["".join(line.split()) for line in texts], np.add.reduceat(nats, starts)
 
     (name, lines, nats), (_, others, other_nats) = line_nats(model), line_nats(other)
     for number, (line, its) in enumerate(zip_longest(lines, others), 1):
