@@ -142,6 +142,19 @@ def test_the_tokenizer_lowers_greek_as_python_does():
     assert peer.encode(text).ids == found.encode_text(text.lower()).tolist()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=100)
+@given(st.text("a \t\n\r", max_size=12))
+def test_the_tokenizer_unwraps_lines_as_jaxlm_does(kind, text):
+    lm = language_model(BASE.replace(lines="unwrap"), vocab(kind))
+    files = tokenizer_files(lm)
+    peer = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+    ids = lm.vocab.encode(lm.tokens(f"a{text}")).tolist()
+    assert peer.encode(f"a{text}").ids == ids
+    begin = json.loads(files["tokenizer_config.json"])["bos_token"]  # which programs write before a text
+    assert kind == "json" or peer.encode(f"{begin}a{text}").ids == [lm.vocab.eos, *ids]
+
+
 def test_the_command_needs_no_vocabulary_for_it_and_one_for_a_file(folder, tmp_path, capsys):
     assert main(["import", str(folder), str(tmp_path / "run")]) == 0
     assert jaxlm.load(tmp_path / "run").predict("the dogs", 1) == language_model(BASE).predict("the dogs", 1)

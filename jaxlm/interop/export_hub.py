@@ -144,11 +144,13 @@ def special_tokens(vocab: Vocab) -> dict[str, int]:
 def tokenizer_files(model: LanguageModel) -> dict[str, bytes]:
     """The bytes of each file: the tokenizer's, the vocabulary as checkpoints have it, and of words one a line."""
     vocab, names, special = model.vocab, token_names(model.vocab), special_tokens(model.vocab)
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)  # (programs write bos_token + text)
+    data, unwrap = model.config.data, model.config.data.lines == "unwrap"
+    # Programs write bos_token + text. Where it is a newline, lines are unwrapped before newlines are cut out.
+    flags = {**dict.fromkeys(("single_word", "lstrip", "rstrip"), False), "normalized": unwrap}
     added = [{"id": place, "content": names[place], "special": True, **flags} for place in sorted({*special.values()})]
     parts = _parts(vocab, {name: i for i, name in enumerate(names)})
-    if model.config.data.lowercase:
-        parts["normalizer"] = _sequence("normalizer", _FINAL_SIGMA, {"type": "Lowercase"}, parts.get("normalizer"))
+    if read := [*(_FINAL_SIGMA, {"type": "Lowercase"}) * data.lowercase, *_UNWRAP * unwrap]:
+        parts["normalizer"] = _sequence("normalizer", *read, parts.get("normalizer"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -184,6 +186,12 @@ def _split(pattern: str, behavior: str = "Isolated") -> dict[str, Any]:
 
 # `str.lower` has another sigma at a word's end, which `tokenizers` does not know.
 _FINAL_SIGMA = _replace("(?<=[\\p{L}\\p{M}.])Σ(?![\\p{M}'\u2019.:·]*\\p{L})", "ς")
+# As `unwrapped` does: a newline alone becomes a space, several become one. (The first may be the bos_token.)
+_UNWRAP = (
+    _replace("\r\n?", "\n"),
+    _replace("(?<=[^ \t\n])[ \t]*\n[ \t]*(?![ \t\n]|\\z)", " "),
+    _replace("[ \t]*\n[ \t\n]*", "\n"),
+)
 _TO_TEXT = _sequence("decoder", _replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"})
 
 
