@@ -424,6 +424,7 @@ def test_the_likeliest_words_are_those_of_the_list(kind, context):
     found = dict(lm.predict(context, 50))
     assert found == pytest.approx(expected, abs=1e-6) and sum(found.values()) == pytest.approx(1, abs=1e-5)
     assert [*lm.predict(context, 2)] == [*found.items()][:2] and [*found.values()] == sorted(found.values())[::-1]
+    assert {*map(type, found.values())} == {float}
 
 
 def test_a_word_that_pieces_write_in_two_ways_is_predicted_once():

@@ -136,7 +136,7 @@ def next_words(network: Network, vocab: Vocab, ids: np.ndarray, k: int) -> list[
         minus_p, _, pieces, carry = heappop(heap)
         if carry is None:
             word = vocab.decode_text(pieces).strip() or EOS
-            found[word] = found.get(word, 0.0) - minus_p
+            found[word] = found.get(word, 0.0) - float(minus_p)
             continue
         last = pieces[-1] if pieces else int(ids[-1])
         p, after = _next_word(network, np.array([last], np.int32), carry)
