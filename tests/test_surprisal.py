@@ -511,6 +511,7 @@ def test_the_states_of_a_text_may_go_to_a_device(run, text, tmp_path, capsys):
         ("a\n", ["--column", "x"], "--csv"),
         ("a\n", ["--save-adapted", "x"], "--adapt"),
         ("a\n", ["--adapt", "0"], "must be above 0"),
+        ("a\n", ["--adapt", "1e39"], "must be above 0; .* inf in float32"),
         ("a\n", ["--adapt", "0", "--save-adapted", "x"], "must be above 0"),
         ("a\n", ["--csv", "x.csv"], "leave .*text.txt out"),
         ("a\n", ["--adapt", "0.1", "--save-adapted", "x", "--output", "x"], "is --output too"),

@@ -29,7 +29,8 @@ from jax import lax
 
 from jaxlm.config.protocols import Dynamic
 from jaxlm.data.windows import batch
-from jaxlm.errors import DataError, Diverged, JaxlmError
+from jaxlm.errors import DataError, Diverged
+from jaxlm.fields import checked_value
 from jaxlm.models import heads
 from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
@@ -177,10 +178,9 @@ class AdaptiveScoring:
 
     def __init__(self, network: Network, rate: float, stream: bool, detail: Detail):
         """With `stream` the carry passes from sentence to sentence. Raises JaxlmError where the rate is not above 0."""
-        if not 0 < rate < math.inf:
-            raise JaxlmError(f"the rate of adaptation must be above 0; it is {rate:g}")
+        rate = checked_value("the rate of adaptation", rate, float, above=0)
         self.params: Params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), network.params)
-        self._adapt = partial(_adapt, network, float(rate), detail=detail)
+        self._adapt = partial(_adapt, network, rate, detail=detail)
         self._momentum, self._carry = _RULE.init(self.params), network.carry()
         self._rate, self._stream, self._done = rate, stream, 0
 
