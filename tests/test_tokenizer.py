@@ -137,7 +137,12 @@ def test_penn_treebanks_own_test_text_stays(ptb_dir):
     vocab = Vocab.build((ptb_dir / "ptb.train.txt").read_text().replace("\n", " <eos> ").split())
     tokenizer = PTBTokenizer(vocab)
     assert all([piece for word in tokenizer(line) for piece in word] == line.split() for line in lines)
-    assert is_tokenised(vocab) and not is_tokenised(Vocab(("hand,", "the", "end.")))
+    assert is_tokenised(vocab)
+
+
+@pytest.mark.parametrize("word", ["hand,", "end.", "what?", "\u0643\u062a\u0627\u0628\u060c", "\u4f60\u597d\u3002"])
+def test_punctuation_at_a_word_shows_that_a_text_is_not_tokenised(word):
+    assert not is_tokenised(Vocab((word, "the", "end"))) and is_tokenised(Vocab(("inc.", "the", "end", ",")))
 
 
 @pytest.mark.parametrize(

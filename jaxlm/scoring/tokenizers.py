@@ -28,6 +28,8 @@ ATTACHED = {*CLITICS, "'", *".,;:?!%)]}", "''", "-rrb-", "-rsb-", "-rcb-", "..."
 OPENING = {*"([{$#£€", "``", "-lrb-", "-lsb-", "-lcb-"}  # joined to the word after them
 READABLE = {**{code: bracket for bracket, code in BRACKETS.items()}, "``": '"', "''": '"', EOS: "\n"}
 
+ENDS = ",;!?\u060c\u061b\u061f\u0964\u3001\u3002\uff01\uff0c\uff1b\uff1f"  # also Arabic, Hindi and Chinese ones
+
 Tokenizer = Callable[[str], list[list[str]]]  # from a line to the pieces of each displayed word
 
 
@@ -37,8 +39,13 @@ def at_white_space(line: str) -> list[list[str]]:
 
 
 def is_tokenised(vocab: Vocab) -> bool:
-    """Whether a vocabulary is of text whose punctuation stands apart, or was removed: few words end in a comma."""
-    return sum(len(word) > 1 and word[-1] in ",;" for word in vocab.words) <= len(vocab) / 1000
+    """Whether a vocabulary is of text whose punctuation stands apart, or was removed: few words end in a mark.
+
+    Abbreviations keep their periods; of Penn Treebank's words 0.4% are there with a period and without.
+    """
+    marks = sum(len(word) > 1 and word[-1] in ENDS for word in vocab.words)
+    periods = sum(word.endswith(".") and word[:-1] in vocab.ids for word in vocab.words)
+    return marks <= len(vocab) / 1000 and periods <= len(vocab) / 100
 
 
 class PTBTokenizer:
