@@ -379,7 +379,7 @@ def run(tmp_path_factory) -> str:
 
 
 GRIDS = {
-    "temperature": {"temperature": (3.0, 1.0, 2.0)},
+    "temperature": {"temperature": np.array([3.0, 1.0, 2.0])},
     "cache": {"theta": (0.5, 2.0, 0.0), "lambda_": (0.3, 0.0)},
     "dynamic": {"learning_rate": (1e-4, 1e-2)},
 }

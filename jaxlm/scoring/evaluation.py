@@ -209,7 +209,7 @@ class TrainedModel:
         """
         source, protocol = self.find_corpus(corpus, data_dir), protocol_of(protocol)
         grid = protocol.grid if grid is None else grid
-        if not grid or not all(grid.values()):
+        if not grid or not all(map(len, grid.values())):
             raise JaxlmError(f"the protocol {name_of(protocol)} has nothing left to tune: evaluate it without tuning")
         points = product(*grid.values())
         every = [protocol_of(protocol, **dict(zip(grid, values, strict=True))) for values in points]
