@@ -512,6 +512,17 @@ def test_adaptation_and_a_protocol_are_two_ways_to_learn(run, capsys):
     assert "--adapt" in (error := capsys.readouterr().err) and "leave --protocol out" in error
 
 
+def test_a_last_segment_of_one_prediction_is_left_out_as_krause_does(run, tmp_path):
+    lm, text = jaxlm.load(run), tmp_path / "text"
+    for words, length, predictions in ((7, 5, 5), (6, 5, 5), (6, 1, 4)):
+        text.write_text("the " * words)
+        protocol = jaxlm.Dynamic(compatibility="krause", segment_length=length, statistics_windows=1)
+        assert lm.evaluate(text=text, protocol=protocol).predictions == predictions
+    text.write_text("the the")
+    with pytest.raises(DataError, match="1 tokens are too few"):
+        lm.evaluate(text=text, protocol=protocol)
+
+
 def test_names_and_fields_of_python_are_checked():
     assert type(protocol_of()) is PROTOCOLS["plain"] and protocol_of("cache", theta=2).theta == 2.0  # pyright: ignore
     for given, values, part in (

@@ -342,16 +342,15 @@ def reader_nats(reader: Reader, ids: np.ndarray) -> np.ndarray:
 
 def _read_and_counted(ids: np.ndarray, text: str, protocol: Plain) -> tuple[np.ndarray, int]:
     """The tokens that a protocol reads of a stream called `text`, and by how many its nats are divided."""
-    if len(ids) < 2:
+    if isinstance(protocol, Dynamic) and protocol.as_krause and (len(ids) - 2) % protocol.segment_length == 0:
+        ids = ids[:-1]  # that code leaves a last segment of one prediction out
+    if (count := len(ids) - 1) < 1:
         raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least 2")
-    count = len(ids) - 1
     if isinstance(protocol, Cache) and protocol.cache_window > count:
         raise JaxlmError(
             f"cache_window {protocol.cache_window:,} is larger than the {count:,} predictions of {text}: lower "
             f"cache_window, or evaluate a longer text"
         )
-    if isinstance(protocol, Dynamic) and protocol.as_krause and count % protocol.segment_length == 1:
-        return ids[:-1], count - 1  # that code leaves a last segment of one prediction out
     if isinstance(protocol, Cache) and protocol.compatibility == "awd-lstm":
         return ids, count + 1  # that code divides by the tokens
     return ids, count
