@@ -272,7 +272,7 @@ def _finish(
         rows.append((name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)"))
     rows.append(("unknown tokens", "  ".join(f"{split} {share:.1%}" for split, share in run.unknown.items())))
     if run.ended_early:
-        rows.append(("ended early", f"{run.config.train.patience} validations did not improve on the best"))
+        rows.append(("ended early", f"validations without a new best: {run.config.train.patience}"))
     if skipped:
         rows.append(("windows skipped", f"{skipped}, whose cost or gradient was not finite"))
     if kept_in and run.epochs:
