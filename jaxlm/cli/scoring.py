@@ -87,35 +87,41 @@ def surprisal(args: argparse.Namespace) -> None:
     score = _scorer(args, stimuli, how, {lm.vocab.kind for lm in lms.values()})
     blocks = [(1, stimuli.sentences, stimuli.where)] if stimuli else _blocks(args.texts)
     rows, unknown = 0, {name: Counter[str]() for name in lms}
-    with ExitStack() as made:
-        if args.save_adapted:
-            from jaxlm.files import explained, new_folder
-            from jaxlm.runs.loading import keep_model, unread_corpus
+    with _keeping(args, lms, scorings), _writing(args, "csv" if stimuli else args.layout) as write:
+        for first, lines, where in blocks:
+            tables = {name: score(lm, lines, where, first=first, scoring=scorings[name]) for name, lm in lms.items()}
+            columns = {name: dict(LAYOUTS[args.layout](one)) for name, one in tables.items()}
+            for name, known in counts.items():
+                columns[name] |= predictors(lms[name], tables[name], known)
+            own = side_by_side(columns)
+            write({**_kept(stimuli, own), **own} if stimuli else own, first == 1)
+            for name, table in tables.items():
+                unknown[name].update(compress(table.word, table.oov))
+            rows += len(next(iter(tables.values())))
+    what = "critical spans have words" if args.spans else "regions have words" if args.regions else "words are"
+    for name, found in unknown.items():
+        say_unknown(found, rows, what, f" of {name}" if len(lms) > 1 else "")
 
-            with explained(RunDirError, f"cannot make the run {args.save_adapted}"):  # before hours of scoring
-                adapted = made.enter_context(new_folder(args.save_adapted))
-        with _writing(args, "csv" if stimuli else args.layout) as write:
-            for first, lines, where in blocks:
-                tables = {
-                    name: score(lm, lines, where, first=first, scoring=scorings[name]) for name, lm in lms.items()
-                }
-                columns = {name: dict(LAYOUTS[args.layout](one)) for name, one in tables.items()}
-                for name, known in counts.items():
-                    columns[name] |= predictors(lms[name], tables[name], known)
-                own = side_by_side(columns)
-                write({**_kept(stimuli, own), **own} if stimuli else own, first == 1)
-                for name, table in tables.items():
-                    unknown[name].update(compress(table.word, table.oov))
-                rows += len(next(iter(tables.values())))
-        what = "critical spans have words" if args.spans else "regions have words" if args.regions else "words are"
-        for name, found in unknown.items():
-            say_unknown(found, rows, what, f" of {name}" if len(lms) > 1 else "")
-        if args.save_adapted:
-            ((name, lm),) = lms.items()
-            note = f"adapted from {args.run} by jaxlm surprisal --adapt {args.adapt:g}"
-            trained, spec = lm.corpus, lm.config.data.corpus
-            corpus = unread_corpus(trained["name"], trained["sha256"], lm.vocab, note, spec=spec)
-            keep_model(adapted, lm.config.replace(epochs=0), scorings[name].params, corpus)
+
+@contextmanager
+def _keeping(args: argparse.Namespace, lms: Mapping[str, Any], scorings: Mapping[str, Any]) -> Iterator[None]:
+    """Opens the folder of --save-adapted, before hours of scoring; keeps the adapted model in it after the scoring."""
+    if not args.save_adapted:
+        yield
+        return
+
+    from jaxlm.files import explained, new_folder
+    from jaxlm.runs.loading import keep_model, unread_corpus
+
+    ((name, lm),) = lms.items()
+    with ExitStack() as made:
+        with explained(RunDirError, f"cannot make the run {args.save_adapted}"):
+            folder = made.enter_context(new_folder(args.save_adapted))
+        yield
+        note = f"adapted from {args.run} by jaxlm surprisal --adapt {args.adapt:g}"
+        trained, spec = lm.corpus, lm.config.data.corpus
+        corpus = unread_corpus(trained["name"], trained["sha256"], lm.vocab, note, spec=spec)
+        keep_model(folder, lm.config.replace(epochs=0), scorings[name].params, corpus)
 
 
 def _how(args: argparse.Namespace) -> dict[str, Any]:
