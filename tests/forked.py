@@ -56,8 +56,8 @@ class Command:
 def _threads(pid: int) -> tuple[bool, float]:
     """Whether a thread of a process could run now, and the seconds that they have computed."""
     states, ticks = set[str](), 0
-    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
-        with suppress(OSError):
+    with suppress(OSError):  # it, or one of them, has ended meanwhile
+        for path in Path(f"/proc/{pid}/task").glob("*/stat"):
             values = path.read_text().rpartition(")")[2].split()
             states.add(values[0])
             ticks += int(values[11]) + int(values[12])
