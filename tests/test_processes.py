@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import jax
 import numpy as np
 import processes as processes_
 import pytest
@@ -236,6 +237,8 @@ def test_the_failure_of_one_process_is_everyones(tmp_path):
         ("localhost:1", 2, 2),
         ("localhost:1", 2, -1),
         ("localhost", 2, 0),
+        ("localhost:65536", 2, 0),
+        ("localhost:0", 2, 0),
         (None, 2, 0),
         (None, 0, None),
         ("a:1", 1, 1),
@@ -244,6 +247,14 @@ def test_the_failure_of_one_process_is_everyones(tmp_path):
 def test_a_part_of_what_is_needed_is_refused(given):
     with pytest.raises(JaxlmError, match="--coordinator HOST:PORT, --processes N and --process I"):
         processes.join_processes(*given)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "a..b"])
+def test_where_no_process_listens_a_sentence_says_so(monkeypatch, host):
+    monkeypatch.setattr(processes, "WAIT", 0.2)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("it would abort the process"))
+    with pytest.raises(JaxlmError, match=f"no process answers at {host}:1 .*--process 0"):
+        processes.join_processes(f"{host}:1", 2, 1)
 
 
 def test_a_process_stays_alone_unless_a_cluster_says_that_there_are_more(monkeypatch):

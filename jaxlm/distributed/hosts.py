@@ -8,6 +8,8 @@ function is the identity.
 
 import os
 import re
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -16,9 +18,11 @@ import jax
 import numpy as np
 
 from jaxlm.errors import JaxlmError
+from jaxlm.files import reason
 
 T = TypeVar("T")
 
+WAIT = 120  # seconds for the other processes to come
 HEARTBEAT = 30  # seconds without a heartbeat, after which a process counts as dead and all end
 
 
@@ -45,8 +49,9 @@ def join_processes(coordinator: str | None = None, processes: int | None = None,
         case None, None, None:
             if not _cluster():
                 return False
-        case str(address), int(count), int(index) if 0 <= index < count and re.fullmatch(r".+:\d{1,5}", address):
-            pass
+        case str(address), int(count), int(index) if 0 <= index < count and 0 < _port(address) < 1 << 16:
+            if index:
+                _reach(address)
         case _:
             raise JaxlmError(
                 f"many processes need --coordinator HOST:PORT, --processes N and --process I from 0 to N - 1, "
@@ -58,7 +63,7 @@ def join_processes(coordinator: str | None = None, processes: int | None = None,
     try:
         jax.distributed.initialize(
             *given,
-            initialization_timeout=120,
+            initialization_timeout=WAIT,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=2 * HEARTBEAT,
         )
@@ -68,6 +73,27 @@ def join_processes(coordinator: str | None = None, processes: int | None = None,
             f"--coordinator, or this one alone with --processes 1"
         ) from None
     return jax.process_count() > 1
+
+
+def _port(address: str) -> int:
+    """The port of HOST:PORT; -1 where there is none."""
+    found = re.fullmatch(r".+:(\d{1,5})", address)
+    return int(found[1]) if found else -1
+
+
+def _reach(address: str) -> None:
+    """Waits until process 0 listens: without it JAX would abort this one. Raises JaxlmError."""
+    until = time.monotonic() + WAIT
+    while True:
+        try:
+            return socket.create_connection((address.rpartition(":")[0].strip("[]"), _port(address)), 5).close()
+        except (OSError, UnicodeError) as error:  # (the second of a host such as a..b)
+            if time.monotonic() > until:
+                raise JaxlmError(
+                    f"no process answers at {address} ({reason(error)}): start the one of --process 0 there, "
+                    f"or give all of them another --coordinator"
+                ) from None
+        time.sleep(0.1)
 
 
 def _cluster() -> bool:
