@@ -63,7 +63,8 @@ def make_mesh(batch_size: int, devices: int | None = None, model_devices: int = 
         )
     used, note = fitting[-1] * model_devices, None
     if devices is None and used < there:
-        note = f"using {used} of {there} devices: the {batch_size} rows of a batch do not divide over more"
+        why = f"rows of a batch (model_devices {model_devices}, processes {processes}) do not spread evenly over more"
+        note = f"using {used} of {there} devices: the {batch_size} {why}"
     if used == 1:
         return None, note
     chosen = [device for process in range(processes) for device in jax.local_devices(process)[: used // processes]]
