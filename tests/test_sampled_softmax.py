@@ -70,6 +70,12 @@ def test_each_word_has_its_odds_and_none_is_drawn_twice(vocabulary, count):
     assert (np.diff(odds) <= 0).all() and odds.min() > 0 and odds.max() <= 1
 
 
+def test_of_many_words_each_is_drawn_as_an_exact_sum_of_the_odds_says():
+    odds, offset = inclusion(V := 1 << 20, S := 1 << 14), np.float32(0.3)  # float32 has steps of 2**-10 at 2**14
+    exact = np.searchsorted(np.cumsum(odds)[:-1], np.arange(S) + float(offset), side="right")
+    np.testing.assert_array_equal(draw_words(jnp.asarray(offset), V, S).ids, exact)
+
+
 @pytest.mark.parametrize(("vocabulary", "count"), [(23, 9), (50, 1), (10, 9), (6, 6)])
 def test_over_all_offsets_each_word_is_drawn_as_often_as_its_odds_say(vocabulary, count):
     offsets = (jnp.arange(4000) + 0.5) / 4000

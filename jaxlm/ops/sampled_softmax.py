@@ -50,8 +50,9 @@ def inclusion(vocabulary: int, count: int) -> Float[np.ndarray, "{vocabulary}"]:
 def draw_words(offset: Scalar, vocabulary: int, count: int) -> Drawn:
     """S = `count` different words of V, by systematic sampling (Madow 1949): one offset in [0, 1) decides them all."""
     odds, count = inclusion(vocabulary, count), min(count, vocabulary)
-    edges = jnp.asarray(np.cumsum(odds)[:-1], jnp.float32)
-    ids = jnp.searchsorted(edges, offset + jnp.arange(count, dtype=jnp.float32), side="right")
+    edges = np.cumsum(odds)[:-1]  # whole and fraction apart: a float32 of the sum would lose the fraction
+    past = jnp.asarray(edges, jnp.int32) + (jnp.asarray(edges % 1, jnp.float32) > offset)
+    ids = jnp.searchsorted(past, jnp.arange(count), side="right")
     return Drawn(ids.astype(jnp.int32), -jnp.log(jnp.asarray(odds, jnp.float32))[ids])
 
 
