@@ -147,6 +147,16 @@ def test_texts_that_end_with_spaces_are_joined_by_newlines(tmp_path):
     assert whole(jaxlm.load_corpus(tmp_path)) == ("one two\n" * 9 + "three\n") * 2
 
 
+@pytest.mark.parametrize("last", ["a ab  ", "a" * 30])  # spaces, and a word, that go on behind a segment's end
+def test_texts_that_end_within_a_segment_are_joined_by_newlines(tmp_path, monkeypatch, last):
+    monkeypatch.setattr(texts, "BLOCK", 4)
+    monkeypatch.setattr(encoding, "SEGMENT", 4)
+    for name in ("a", "b"):
+        file(tmp_path, "a b\n" * 9 + last, name)
+    file(tmp_path, "", "c")
+    assert whole(jaxlm.load_corpus(tmp_path)) == ("a b\n" * 9 + last.rstrip() + "\n") * 2
+
+
 def test_runs_below_a_folder_of_texts_are_no_text(tmp_path):
     """As where one trains with `--corpus .`: else the run could not be resumed, for its own files."""
     for name in ("a", "b"):
@@ -173,6 +183,11 @@ def test_large_text_compression_files_are_split_by_bytes(tmp_path, name):
     sizes = [len(getattr(corpus, split)) for split in SPLITS]
     assert sizes == [cut[0], cut[1] - cut[0], len(data) - cut[1]] and whole(corpus) == text
     assert whole(jaxlm.load_corpus(path, tokens="characters")) == text
+
+
+def test_a_stretch_without_a_word_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"the valid split of .*text8 is empty"):
+        jaxlm.load_corpus(file(tmp_path, "a b c d e f g h i j", "text8"))
 
 
 def test_paragraphs_are_unwrapped(tmp_path, monkeypatch):
@@ -247,7 +262,7 @@ def test_subwords_of_a_large_text_are_read_from_the_cache_again(tmp_path, german
         model.unlink()
         again.append(reload_corpus(data, corpus.vocab))
     for found in again:
-        assert isinstance(found.train, np.memmap) and found.options == {"tokens": "subwords"}
+        assert isinstance(found.train, np.memmap) and found.options == corpus.options
         assert (found.sha256, found.name, found.spec) == (corpus.sha256, corpus.name, corpus.spec)
 
 

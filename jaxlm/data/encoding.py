@@ -131,7 +131,7 @@ def number_units(
             name, before = f"segment-{len(newlines)}", len(known)
             key = json.dumps([seal, place, part.stop, offset])  # the texts, the file, where the segment begins
             found = recall(work, name, key) if work else None
-            fields, ids = found or _segment(part, offset, known, kind, options)
+            fields, ids = found or _segment(part, offset, known, kind, options, ended)
             if stamp(part.path) != stamps[part.path]:
                 raise DataError(f"{part.path} changed while it was read: start the same command again")
             if work and not found:
@@ -145,7 +145,8 @@ def number_units(
             advance(fields["end"] - offset)
             offset, done = fields["end"], fields["done"]
     if empty := next((split for split in parts if not words[split]), None):
-        raise text.empty(parts[empty][0].path)
+        path, _, stop, _ = parts[empty][0]
+        raise text.empty(path if stop is None else f"the {empty} split of {path}")
     numbered = NumberedText(list(known), segments)
     if "all" not in parts:
         held_out = " and ".join(f"{len(parts[split])} for {split}" for split in SPLITS[1:])
@@ -161,7 +162,7 @@ def number_units(
 
 
 def _segment(
-    part: FilePart, offset: int, known: defaultdict[str, int], kind: Words, options: TextOptions
+    part: FilePart, offset: int, known: defaultdict[str, int], kind: Words, options: TextOptions, ended: bool
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Reads a segment; returns (its end, whether the file ends there and its new units; its provisional ids)."""
     found, end, before, done = [np.zeros(0, np.int32)], offset, len(known), False
@@ -173,7 +174,7 @@ def _segment(
     else:
         done = True
     ids = np.concatenate(found)
-    if done and part.joined and len(ids) and ids[-1] != known.get(kind.newline):
+    if done and part.joined and not (ids[-1] == known.get(kind.newline) if len(ids) else ended):
         ids = np.append(ids, np.int32(known[kind.newline]))
     return {"end": end, "done": done, "units": list(islice(known, before, None))}, ids
 
