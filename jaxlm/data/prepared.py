@@ -45,10 +45,9 @@ _VALID: dict[str, Callable[[Any], bool]] = {  # the fields of `prepared.json`, a
     "notes": lambda value: type(value) is list and all(type(note) is str for note in value),
     "text": lambda value: type(value) is list,  # the stamp of each text file
     "max_vocab": lambda value: value is None or _is_count(value),
-    "min_count": lambda value: _is_count(value),
+    **dict.fromkeys(("min_count", "words"), lambda value: _is_count(value)),  # words: of the vocabulary
     **dict.fromkeys(("lowercase", "limited"), lambda value: type(value) is bool),  # limited: max_vocab dropped a word
     "options": lambda value: type(value) is dict and value.keys() <= DataConfig().options.keys(),  # all, or newer ones
-    "words": lambda value: _is_count(value),  # of the vocabulary
     "dtype": lambda value: value in ("<u2", "<i4"),  # of the ids
     "files": lambda value: (
         type(value) is dict
@@ -119,7 +118,7 @@ def prepare_in_cache(text: Path, parts: Parts, options: TextOptions, vocab: Voca
     corpus = load_prepared(found) if found else _prepare(text, folder, options, vocab)
     size = sum(size for _, size, _ in stamps_of(parts).values()) / 1e6
     note = f"{text} has {size:,.0f} MB: its ids are kept in {folder}, and read a piece at a time"
-    fixed = {"tokens": vocab.kind} if vocab else corpus.options
+    fixed = {**corpus.options, "tokens": corpus.vocab.kind}
     return replace(corpus, spec=os.path.abspath(text), notes=(*corpus.notes, note), options=fixed)
 
 
