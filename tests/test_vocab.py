@@ -88,7 +88,7 @@ def test_the_hash_depends_on_the_order_and_on_each_word():
         (lambda: Vocab(("a", "b")).decode([-1]), "id -1"),
         (lambda: Vocab.build(["a", EOS], max_size=2), "over 2"),
         (lambda: Vocab.from_json(""), "JSON"),
-        (lambda: Vocab.from_json('{"a": 0}'), "not a dict"),
+        (lambda: Vocab.from_json('{"a": 0}'), "no vocabulary that jaxlm wrote"),
         (lambda: Vocab.from_json('["a", 3]'), "word 1 .* a int"),
         (lambda: Vocab.from_json('["a", ["b"]]'), "a list"),
         (lambda: Vocab.from_json("[" * 100_000), "JSON"),

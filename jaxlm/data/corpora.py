@@ -85,7 +85,7 @@ def load_corpus(
     if spec in EMBEDDED:
         return _generated(str(spec), read, vocab)
     if spec == UNKNOWN:
-        raise DataError("the corpus of an imported model is unknown: name one with --corpus, or a text with --text")
+        raise DataError("the corpus of an imported model is unknown: name one with --corpus (or, to score it, --text)")
     path = Path(spec)
     if prepared.is_prepared(path):
         corpus = prepared.load_prepared(path, read)

@@ -86,9 +86,7 @@ class _Exact(Words):
     newline = "\n"
 
     def pieces(self, names: Iterable[str]) -> Iterator[str]:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        yield from (decoder.decode(self.data(name)) for name in names)
-        yield decoder.decode(b"", final=True)
+        return codecs.iterdecode(map(self.data, names), "utf-8", "replace")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,8 +49,9 @@ class Vocab:
         if not self.words:
             raise DataError("a vocabulary needs at least one word, and this one is empty")
         exact = self.kind != "words"
+        half = re.compile("[\ud800-\udfff]").search  # of a surrogate pair
         for place, word in enumerate(self.words):
-            if not isinstance(word, str) or not (exact or word.split() == [word]) or not _is_unicode(word):
+            if not isinstance(word, str) or not (exact or word.split() == [word]) or half(word):
                 found = shown(word) if isinstance(word, str) else f"a {type(word).__name__}"
                 raise DataError(f"word {place} of a vocabulary must be text without white space, not {found}")
         if len(self.ids) < len(self.words):
@@ -228,9 +230,7 @@ class Vocab:
         except (ValueError, RecursionError, TypeError) as error:
             raise DataError(f"the vocabulary is not valid JSON ({error}); restore it from a copy") from None
         if not isinstance(tree, list):
-            raise DataError(
-                f"a vocabulary is a JSON list of words, not a {type(tree).__name__}; restore it from a copy"
-            )
+            raise DataError("this JSON is no vocabulary that jaxlm wrote; restore it from a copy")
         return cls(tuple(tree))
 
 
@@ -258,7 +258,3 @@ def _measured(tokens: int, data: bytes) -> np.ndarray:
     text = data.decode("utf-8", "replace")
     characters = np.count_nonzero(np.frombuffer(data, np.uint8) & 0xC0 != 0x80)
     return np.array([tokens, len(data), characters, len(text.split()) + text.count("\n")])
-
-
-def _is_unicode(word: str) -> bool:
-    return word.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in word)
