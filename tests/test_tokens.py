@@ -207,12 +207,17 @@ def test_a_space_that_a_normalizer_adds_is_left_out():
     assert found.decode_text(found.encode_text("a b\n a")) == "a b\n a"
 
 
-def test_of_a_tokenizer_that_knows_few_letters_the_others_are_unknown():
+def few_letters() -> Vocab:
+    """Of a tokenizer that falls back on no bytes."""
     out = io.BytesIO()
     lines, options = iter(["你好 a 世界 a 你好"] * 9), {"vocab_size": 20, "hard_vocab_limit": False, "minloglevel": 2}
     sentencepiece.SentencePieceTrainer.Train(sentence_iterator=lines, model_writer=out, **options)
     made = Subwords.read(out.getvalue(), "a file")
-    found = Vocab(made.names, made)
+    return Vocab(made.names, made)
+
+
+def test_of_a_tokenizer_that_knows_few_letters_the_others_are_unknown():
+    found = few_letters()
     text = "a 你好 b\U00013000\n"  # an unknown piece has its own length, but in the ids of a split
     ids, tokens = found.encode_text(text), found.tokenize(text)
     assert "a" in tokens and tokens[-2] not in found.ids and found.unknown_share(ids) > 0

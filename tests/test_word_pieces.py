@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from language_models import WORDS, lm_of, log_probs, small_lm
+from test_tokens import few_letters
 
 import jaxlm
 from jaxlm.cli import main
@@ -194,6 +195,7 @@ def test_a_region_may_hold_a_no_break_space():
     lm, regions = bigram("bytes"), ["a\u00a0b", "ab"]
     found = lm.word_surprisal([" ".join(regions)], regions=[regions])
     assert found.word == regions and found.surprisal.sum() == lm.word_surprisal([" ".join(regions)]).surprisal.sum()
+    assert lm.word_surprisal(["a\u00a0b ,a"], punctuation="own").word == ["a\u00a0b", ",", "a"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -244,6 +246,13 @@ def test_spans_are_of_the_characters_given_however_they_are_read():
     np.testing.assert_array_equal(found.surprisal, composed.surprisal)
     logs = reading_times.predictors(lm, lm.word_surprisal(["be\u0301 a"]), {"b\u00e9": 1, "a": 2})["log_frequency"]
     np.testing.assert_allclose(logs, np.log([2, 3]))
+
+
+def test_spans_behind_an_unknown_piece_of_many_letters_keep_their_place():
+    lm = lm_of(few_letters())
+    many = span_surprisal(lm, ["a \U00013000\U00013001\U00013002 a"], [(5, 7)])
+    one = span_surprisal(lm, ["a \U00013000 a"], [(3, 5)])
+    assert many.word == one.word == [" a"] and many.surprisal == one.surprisal
 
 
 def test_punctuation_of_words_is_a_row_where_it_is_asked():
@@ -390,8 +399,9 @@ def test_regions_tile_a_sentence_that_is_read_in_lower_case_and_composed():
         ("b ab;b|ab;0;9", ["--spans", "characters"], "line 2: the span 0 to 9 is not within the 4 characters"),
         ("b ab;b|ab;x;1", ["--spans", "characters"], "line 2: expected a whole number in column 'start', found 'x'"),
         ("b ab;b|ab;0;1", ["--spans", "characters", "--regions", "Parts"], "leave --regions out"),
-        ("b ab;b|ab;0;1", ["--spans", "characters", "--context", "stream"], "by itself: leave --context out"),
-        ("b ab;b|ab;0;1", ["--spans", "characters", "--punctuation", "own"], "by itself: leave --punctuation out"),
+        ("b ab;b|ab;0;1", ["--spans", "characters", "--context", "stream"], "a row a line: leave --context out"),
+        ("b ab;b|ab;0;1", ["--spans", "characters", "--punctuation", "own"], "a row a line: leave --punctuation out"),
+        ("b ab;b|ab;0;1", ["--spans", "characters", "--boundary", "published"], "a row a line: leave --boundary out"),
     ],
 )
 def test_mistakes_in_stimuli_are_one_sentence(runs, tmp_path, capsys, cells, flags, message):

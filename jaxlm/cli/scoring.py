@@ -35,7 +35,7 @@ NEEDS = {"column": "csv", "regions": "csv", "spans": "csv", "save_adapted": "ada
 EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room for
     "layout": ("is that tool's table of one run, in bits", ("format", "top_k", "csv", "unit", "predictors", "runs")),
     "csv": ("names the sentences and has a row for each displayed word", ("texts", "top_k", "eos")),
-    "spans": ("has a row a line, scored plainly by itself", ("regions", "adapt", "protocol", "context", "punctuation")),
+    "spans": ("is plain, a row a line", ("regions", "adapt", "protocol", "context", "punctuation", "boundary")),
     "adapt": ("learns by the model's own probabilities", ("protocol",)),
     "save_adapted": ("keeps one model", ("runs",)),
 }
@@ -132,7 +132,7 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
 
 def _check_surprisal(args: argparse.Namespace) -> None:
     """Raises JaxlmError where arguments contradict each other."""
-    usual = {"layout": "jaxlm", "protocol": "plain", "context": "sentence", "unit": "bits"}
+    usual = {"layout": "jaxlm", "protocol": "plain", "context": "sentence", "unit": "bits", "boundary": "corrected"}
     given = {
         name: ", ".join(map(str, value)) if isinstance(value, list) else f"--{name.replace('_', '-')}"
         for name, value in vars(args).items()

@@ -81,7 +81,7 @@ def _as_read(lm: LanguageModel, text: str) -> str:
 def _ends(vocab: Vocab, text: str, sentence: Encoded) -> list[int]:
     """Where the text that comes before each token, and before the end of the line, ends: [n + 1], from 0."""
     if vocab.kind != "words":
-        data = [vocab.token_bytes[place] for place in sentence.ids[1:-1]]
+        data = map(vocab.tokens.data, sentence.tokens)  # an unknown one as it stands there
         return np.cumsum([0, *(sum(byte & 0xC0 != 0x80 for byte in one) for one in data)]).tolist()
     words = [found.end() for found in re.finditer(r"\S+", text)]
     return [0, *np.repeat(words, np.diff(sentence.starts)).tolist()]

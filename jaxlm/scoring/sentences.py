@@ -99,10 +99,11 @@ class SentenceReader:
             return replace(found, words=tuple(shown), starts=np.array([0, *accumulate(map(len, pieces))]))
         line = line.lower() if self.lowercase else line
         tokens = self.vocab.tokenize(line.rstrip()) if isinstance(sentence, str) else check_words(sentence)
-        found = encode(self.vocab, tokens, oov, where, False, self.blank)
+        found = encode(self.vocab, tokens, oov, where, self.lowercase, self.blank)
         starts, cuts = self.boundaries.split(found.ids[1:])
         words = ["".join(self.vocab.tokens.pieces(tokens[a:b])).strip() for a, b in pairwise(starts)]
-        given = sentence.split() if isinstance(sentence, str) else words
+        ascii_alone = re.ASCII if self.vocab.kind == "bytes" else re.NOFLAG  # as bytes have white space
+        given = re.findall(r"\S+", sentence, ascii_alone) if isinstance(sentence, str) else words
         return replace(found, words=tuple(given if len(given) == len(words) else words), starts=starts, cuts=cuts)
 
 
@@ -183,7 +184,7 @@ def encode(vocab: Vocab, tokens: Sequence[str], oov: str, where: str, lowercase:
         raise DataError(f"{where} has no words: give at least one, or remove it")
     if vocab.kind == "words" and EOS not in vocab.ids:
         raise DataError(f"the vocabulary has no {EOS}, and a sentence's first word is predicted from it")
-    read = [word.lower() for word in tokens] if lowercase else tokens
+    read = [word.lower() for word in tokens] if lowercase and vocab.kind == "words" else tokens  # (names have capitals)
     unknown = [word not in vocab.ids or (vocab.kind != "words" and word == vocab.tokens.unknown) for word in read]
     if any(unknown) and (oov == "error" or vocab.unknown_id < 0):
         word, kind, has_none = tokens[unknown.index(True)], vocab.kind, vocab.unknown_id < 0
