@@ -199,7 +199,6 @@ def beam_search(
     No word that `sampling` bans comes. A text may end earlier with the id `end` (-1: none). Raises JaxlmError where a
     count is not at least 1, or the beam is wider than the vocabulary.
     """
-    checked_value("words", words, int, low=1)
     checked_value("beam", beam, int, low=1)
     if beam > len(vocab):
         raise JaxlmError(f"beam must be at most {len(vocab):,}, the words of the vocabulary; it is {beam}")

@@ -268,6 +268,7 @@ class LanguageModel(TrainedModel):
         >>> str(lm.generate("the bank", words=5)[0]) == str(lm.generate("the bank", words=5, samples=3)[0])
         True
         """
+        checked_value("words", words, int, low=1)
         how, ids, end = self._begun(prompt, stop, **sampling)
         if beam is None:
             parts = generation.drawn(self.network, how, ids, words=words, end=end, samples=samples, seed=seed)
@@ -295,6 +296,5 @@ class LanguageModel(TrainedModel):
         """How to sample, the ids of `<eos>` and the prompt, and the id that ends a text (-1: none)."""
         checked_value("stop", stop, str, choices=("eos", "none"))
         how, end = sampling_of(self.vocab, ban=map(self._as_known, ban), **options), self.vocab.eos
-        lowercase = self.config.data.lowercase and self.vocab.kind == "words"  # (of other tokens, names have capitals)
-        found = encode(self.vocab, self.tokens(prompt), "unk", "the prompt", lowercase, blank=True)
+        found = encode(self.vocab, self.tokens(prompt), "unk", "the prompt", self.config.data.lowercase, blank=True)
         return how, found.ids[:-1], end if stop == "eos" else -1
