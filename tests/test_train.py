@@ -20,6 +20,7 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
 from jaxlm.runs import checkpoint, ram
+from jaxlm.runs.directory import saved_record
 from jaxlm.runs.metrics import MetricsLog, read_metrics
 from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state
@@ -241,6 +242,19 @@ def test_a_resumed_run_is_refused_by_a_device_without_memory_for_it(train, monke
     monkeypatch.setattr(ram, "of_device", lambda: 5_000)
     with pytest.raises(JaxlmError, match=r"training this config needs at least .* on this device"):
         train(steps=4)
+
+
+def test_before_its_first_checkpoint_another_text_is_refused_and_given_parameters_are_recorded(train, tmp_path):
+    params = train(steps=2).params
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    other = {**record, "corpus": {**record["corpus"], "sha256": "0" * 64}}
+    (tmp_path / "run/run.json").write_text(json.dumps(other))
+    with pytest.raises(RunDirError, match=f"another config or corpus .corpus sha256: {'0' * 64} -> "):
+        train(steps=2)
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    train(steps=2, params=params)
+    assert saved_record(tmp_path / "run")["params"] == "given"
 
 
 def test_given_parameters_that_a_killed_run_has_not_saved_are_not_replaced_by_drawn_ones(train, monkeypatch):

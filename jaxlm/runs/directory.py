@@ -156,10 +156,14 @@ def resume(
     found, problems = checkpoint.newest_intact(run)
     if found is None and problems:
         raise CheckpointError(f"no checkpoint of {run.path} is intact: {'; '.join(problems)}")
+    record = {"corpus": _described(corpus), "params": "unknown"}
+    with suppress(RunDirError):
+        record = saved_record(run)
     changed = conflicts(found.config if found else saved_config(run), config)
+    began = found.manifest.corpus if found else {name: record["corpus"].get(name) for name in named(corpus)}
+    changed += [f"corpus {line}" for line in different(began, named(corpus))]
     if found:
         read_prefix(run, found.manifest.metrics)
-        changed += [f"corpus {line}" for line in different(found.manifest.corpus, named(corpus))]
         if config.train.epochs < found.manifest.epoch:
             changed.append(f"train.epochs: {found.manifest.epoch} are trained -> {config.train.epochs}")
         if found.vocab != corpus.vocab:
@@ -172,14 +176,13 @@ def resume(
             f"choose another --run-dir"
         )
     with explained(RunDirError, what, ELSEWHERE):
-        record = {"corpus": _described(corpus), "params": "unknown"}
-        with suppress(RunDirError):
-            record = saved_record(run)
         if found is None and record.get("params") == "given" and not given_params:
             raise RunDirError(
                 f"{run.path} began from given parameters, and was stopped before it saved them: remove it, and begin "
                 f"again with --init"
             )
+        if found is None and given_params:
+            record["params"] = "given"
         _write(run, record, config, devices)
         if found:
             checkpoint.set_aside_later(run, found.manifest.step)
@@ -251,8 +254,7 @@ def session(devices: tuple[int, int] = (1, 1)) -> dict[str, Any]:
 
 def different(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`name: old -> new` of each value that differs."""
-    names = dict.fromkeys([*old, *new])
-    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in old | new if old.get(name) != new.get(name)]
 
 
 def _described(corpus: Corpus) -> dict[str, Any]:
