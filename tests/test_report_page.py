@@ -209,6 +209,16 @@ def test_the_page_of_three_long_runs_is_small():
     assert len(render("Report", runs, [model_view("a", words)])) < 1_500_000
 
 
+def test_an_epoch_whose_first_window_alone_draws_words_is_an_estimate(tmp_path):
+    """0.6 in float32 times 45 windows is above 27, in float64 it is 27."""
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.txt").write_text("abc\n" * 10)
+    sizes = dict(embedding_size=4, hidden_sizes=(4,), batch_size=2, bptt_length=2, epochs=5)
+    config = TINY.replace(corpus=str(tmp_path), tokens="bytes", sampled_words=50, sampled_share=0.6, **sizes)
+    epochs = jaxlm.train(config, quiet=True).epochs
+    assert [epoch.train_estimated for epoch in epochs] == [True] * 4 + [False]
+
+
 def test_a_runs_metrics_name_unknown_tokens_and_estimated_perplexities(tmp_path, capsys):
     """Words are drawn in the first of two epochs. Where all would be drawn the perplexity is exact."""
     assert not jaxlm.train(TINY.replace(sampled_words=500), quiet=True).epochs[0].train_estimated

@@ -140,7 +140,8 @@ class Run:
         """The last window's epoch so far, without windows whose cost is not finite."""
         model, last = self.config.model, max(self.step - 1, 0)
         epoch, index = self.plan.locate(last)
-        sampled = bool(model.sampled_words) and not sums_all_words(model, last - index, self.plan.total)
+        total = np.float32(self.plan.total)  # as the step computes it
+        sampled = bool(model.sampled_words) and not sums_all_words(model, last - index, total)
         cost, steps = self.log.epoch_cost(epoch + 1)
         return EpochResult(epoch + 1, self.learning_rate, perplexity(cost, steps), train_estimated=sampled)
 
