@@ -302,8 +302,9 @@ def test_what_does_not_fit_the_corpus_fails_alone(tmp_path):
     assert "fewer than one window of batch_size 100000" in str(found.members[1].note)
 
 
-def test_a_damaged_checkpoint_is_reported_and_the_member_resumes_once_it_is_repaired(tmp_path, capsys):
-    """An unfinished member whose only checkpoints are damaged; the others are trained meanwhile."""
+@pytest.mark.parametrize(("files", "named"), [("checkpoints/*/*", "intact"), ("metrics.jsonl", "metrics.jsonl")])
+def test_a_damaged_member_is_reported_and_resumes_once_it_is_repaired(tmp_path, capsys, files, named):
+    """An unfinished member whose only checkpoints, or metrics, are damaged; the others are trained meanwhile."""
     space, run_dir = {"learning_rate": [0.5, 1.0, 2.0]}, tmp_path / "sweep"
     expected = jaxlm.sweep(TINY, space, run_dir=tmp_path / "whole", group=1, quiet=True)
 
@@ -317,16 +318,16 @@ def test_a_damaged_checkpoint_is_reported_and_the_member_resumes_once_it_is_repa
 
         patch.setattr(worker, interrupt)
         jaxlm.sweep(TINY, space, run_dir=run_dir, group=1, quiet=True)
-    whole = {path: path.read_bytes() for path in (run_dir / "trials/0000/checkpoints").rglob("*") if path.is_file()}
+    whole = {path: path.read_bytes() for path in (run_dir / "trials/0000").glob(files)}
     for path in whole:
         path.write_bytes(b"damaged")
     found = jaxlm.sweep(TINY, space, run_dir=run_dir, group=1, resume=True)
     assert [member.status for member in found.members] == ["damaged", "done", "done"]
-    assert [member.number for member in found.damaged] == [0] and "intact" in str(found.damaged[0].note)
+    assert [member.number for member in found.damaged] == [0] and named in str(found.damaged[0].note)
     assert "1 damaged" in capsys.readouterr().out
     for path, data in whole.items():
         path.write_bytes(data)
-    newest = max(path.parent for path in whole)
+    newest = max((run_dir / "trials/0000/checkpoints").iterdir())
     shutil.copytree(newest, newest.with_name("00000999"))
     found = jaxlm.sweep(TINY, space, run_dir=run_dir, group=1, resume=True)
     said = capsys.readouterr().out

@@ -20,8 +20,7 @@ from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.report.units import perplexity
-from jaxlm.runs import ram
-from jaxlm.runs.directory import with_saved_dtype
+from jaxlm.runs import directory, ram
 from jaxlm.runs.group import Group, MemberGroup, SingleGroup
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.run import Run
@@ -81,11 +80,13 @@ class Worker(Observer):
         """Works until all trials have ended, or a signal asks to stop."""
         idle = 0
         try:
-            while self.stopped() is None and (self._waiting or self._claim() or not self.study.ended):
+            while self.stopped() is None:
                 if self._waiting:
                     self._train(Counter(member.shape for member in self._waiting).most_common(1)[0][0])
                     gc.collect()  # jax 0.12 keeps arrays in cycles, and the next group may need their memory
-                else:  # others train the rest, and one of them may die
+                elif not self._claim():  # others train the rest, and one of them may die
+                    if self.study.ended:
+                        break
                     idle += 1
                     if idle == PATIENCE:
                         self.say("waiting for trials that other processes train: one of them may end early")
@@ -114,10 +115,13 @@ class Worker(Observer):
                 continue
             try:
                 member = self._member(claim, record)
-            except RunDirError:  # the disk is at fault, not the trial
-                raise
             except JaxlmError as error:  # no intact checkpoint, or, say, a batch too large for the corpus
-                status = "damaged" if isinstance(error, CheckpointError) else "failed"
+                folder, of_run = claim.dirs[seed].folder, isinstance(error, RunDirError)
+                damaged = of_run and folder.exists("config.json") and bool(directory.problems(folder))
+                if of_run and not damaged:  # the disk is at fault, not the trial
+                    raise
+                damaged = damaged or isinstance(error, CheckpointError)
+                status = "damaged" if damaged else "failed"
                 self.study.note(claim, replace(record, status=status, note=str(error)))
             else:
                 for note in member.notes:  # such as a damaged newest checkpoint
@@ -134,7 +138,7 @@ class Worker(Observer):
         key = config.data, config.model.vocab_size
         resume = held.folder.exists("config.json")
         if resume:
-            config = with_saved_dtype(config, held.folder)
+            config = directory.with_saved_dtype(config, held.folder)
         config, corpus = with_corpus(config, self.corpus or self._corpora.get(key), self.data_dir)
         self._corpora[key] = corpus
         member = Member(config, corpus, held, claim.held, resume=resume, kept=self.kept)
