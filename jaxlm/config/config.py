@@ -65,6 +65,8 @@ class Config(Recipe):
     preset: str = "custom"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.preset, str):
+            raise JaxlmError(f"preset takes a text; it is {shown(self.preset)}")
         for name in SECTIONS:
             object.__setattr__(self, name, checked(getattr(self, name)))
         if self.optimizer.averages_after and isinstance(self.schedule, Plateau):
@@ -130,8 +132,6 @@ class Config(Recipe):
         sections = {name: _section(name, tree.pop(name, {})) for name in SECTIONS}
         if tree:
             raise JaxlmError(f"a config has no {', '.join(sorted(tree))}: its parts are {', '.join(SECTIONS)}")
-        if not isinstance(label, str):
-            raise JaxlmError(f"preset takes a text; it is {shown(label)}")
         return Config(**sections, preset=label)
 
     def every_field(self) -> Iterator[tuple[str, str, Spec, Any]]:

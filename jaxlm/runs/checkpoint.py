@@ -104,8 +104,6 @@ def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manife
         with folder.new_folder(name) as new:
             for file, data in contents.items():
                 new.write(file, data)
-            if folder.exists(name):  # a damaged one: this run was resumed from an older checkpoint
-                folder.discard(name)
         found = manifests(run)
         kept, every = {*[*found][-config.train.keep_last :], best_step(found)}, config.train.keep_every
         for step, saved in found.items():  # (one that cannot be read may have been kept for good)
@@ -146,25 +144,24 @@ def manifests(run: str | Path | Folder, problems: list[str] | None = None) -> di
 
 def best_step(found: Mapping[int, Manifest]) -> int | None:
     """The step with the lowest validation perplexity."""
-    measured = {step: one.valid_perplexity for step, one in found.items() if one.valid_perplexity is not None}
-    finite = [step for step, valid in measured.items() if math.isfinite(valid)]
-    return min(finite, key=lambda step: (measured[step], step), default=None)
+    measured = {step: valid for step, one in found.items() if math.isfinite(valid := one.valid_perplexity or math.nan)}
+    return min(measured, key=measured.__getitem__, default=None)
 
 
-def find(run: str | Path | Folder, which: str = "last") -> Path:
+def find(run: str | Path | Folder, which: str | int = "last") -> Path:
     """The directory of the checkpoint `last` or `best`, or of a step. Raises CheckpointError if there is none."""
     if not (found := _listed(run)):
         raise CheckpointError(f"{Path(run)} holds no checkpoints: give the directory of a run that jaxlm trained")
     if which in ("last", "best"):
         step = max(found) if which == "last" else best_step(manifests(run))
     else:
-        step = int(which) if re.fullmatch("[0-9]{1,10}", which) else None
+        step = int(which) if re.fullmatch("[0-9]{1,10}", str(which)) else None
     if step not in found:
         raise CheckpointError(f"{Path(run)} has no checkpoint {which!r}; it has {', '.join(map(str, found))}")
     return found[step]
 
 
-def load(run: str | Path | Folder, which: str = "last") -> Checkpoint:
+def load(run: str | Path | Folder, which: str | int = "last") -> Checkpoint:
     """Finds and reads a checkpoint. Where it is damaged, the CheckpointError offers the newest intact one."""
     path = find(run, which)
     try:
