@@ -174,8 +174,9 @@ def test_a_hub_s_folder_describes_the_model_and_its_results(tmp_path):
     assert json.loads((tmp_path / "other/vocab.json").read_text())[7] == "\x1b[2J"
 
 
-def test_the_average_is_exported_where_the_run_keeps_one(tmp_path):
-    notes = export_model(model(average_decay=0.9), "safetensors", tmp_path / "m")
+@pytest.mark.parametrize("average", [{"average_decay": 0.9}, {"optimizer": "asgd", "nonmonotone": 1}])
+def test_the_average_is_exported_where_the_run_keeps_one(tmp_path, average):
+    notes = export_model(model(**average), "safetensors", tmp_path / "m")
     assert any("average" in note for note in notes)
 
 

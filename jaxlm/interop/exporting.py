@@ -267,6 +267,6 @@ def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, 
             data, notes = EXPORTERS[target](model)
             with vacant(out) as (parent, name):
                 parent.write(name, data)
-    if model.config.optimizer.average_decay is not None:
-        notes = [*notes, "the parameters are the average, as evaluation uses them, not the last ones"]
+    if model.config.optimizer.averages:
+        notes = [*notes, "the parameters are those of evaluation: the average, once it has begun, not the last ones"]
     return notes
