@@ -332,6 +332,8 @@ def test_a_text_may_come_after_flags_and_may_look_like_one():
 def test_a_flag_that_is_nearly_right_is_suggested():
     code, _, err = run(["train", "--lerning-rate", "1"])
     assert code == 2 and "did you mean --learning-rate?" in err and "jaxlm train --help" in err
+    assert "did you mean --lower-bound?" in run(["train", "--model", "hgrn2", "--lower-bond", "0.1"])[2]
+    assert "did you mean --workers?" in run(["sweep", "--worker", "2"])[2]
     assert "'zaremba-small'" in run(["train", "--preset", "zaremba-smal"])[2]
     assert all(name in run(["train", "--preset", "q"])[2] for name in PRESETS)
 

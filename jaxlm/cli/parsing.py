@@ -28,10 +28,8 @@ class Parser(argparse.ArgumentParser):
     """A parser for one command line. Flags are never guessed from a prefix, and a mistake is one line of error."""
 
     def __init__(self, arguments: Sequence[str], **options: Any):
-        form = argparse.RawDescriptionHelpFormatter
-        super().__init__(
-            usage="%(prog)s [options]", formatter_class=form, allow_abbrev=False, add_help=False, **options
-        )
+        options |= {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, "add_help": False}
+        super().__init__(usage="%(prog)s [options]", **options)
         self.color = False  # (from Python 3.14 on; `say` would show the colours' escapes)
         self.arguments, self.brief = arguments, bool({"-h", "--help"} & {*arguments})
         self.add_argument("-h", "--help", action="help", help="show the arguments used most")
@@ -56,8 +54,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (?:[^-]\S* )*(--[^\s=]+)", message)
-        flags = re.findall("--[a-z0-9-]+", self.format_help()) if unknown else []
-        if unknown and (near := difflib.get_close_matches(unknown[1], flags, 1)):
+        if unknown and (near := difflib.get_close_matches(unknown[1], self._option_string_actions, 1)):
             message += f" (did you mean {near[0]}?)"
         raise SystemExit(fail(f"{message} (see {self.prog} --help)", 2))
 

@@ -247,7 +247,7 @@ def import_(args: argparse.Namespace) -> None:
     pathname("--run-dir", "DIR", "where everything is kept (default: runs/PRESET-sweep-DATE-TIME)"),
     switch("--resume", "resume the sweep in --run-dir, or join its processes"),
     # Makes this one of the sweep's processes: options of `supervisor.join` in JSON.
-    argument("--worker", type=json.loads, help=argparse.SUPPRESS),
+    argument("--as-worker", dest="worker", type=json.loads, help=argparse.SUPPRESS),
     DATA_DIR,
     partial(add_config_flags, often=()),
     epilog=f"{EPILOG}\n\n{SPACES}",

@@ -1,7 +1,6 @@
 """`sweep`: writes the plan, starts worker processes or works alone, and shows the results."""
 
 import json
-import math
 import os
 import re
 import signal
@@ -138,7 +137,7 @@ def sweep(
             if chosen > 1:
                 how = {"workers": chosen, "group": group, "vmap": vmap, "quiet": quiet}
                 command = [sys.executable, "-c", "import sys; from jaxlm.cli import main; sys.exit(main())", "sweep"]
-                command += [f"--run-dir={folder}", f"--worker={json.dumps(how)}"]
+                command += [f"--run-dir={folder}", f"--as-worker={json.dumps(how)}"]
                 command += [f"--data-dir={data_dir}"] * (data_dir is not None)
                 # (A database's URL may have a password, and command lines are for all to see.)
                 environment = {**os.environ, **({STORAGE: where} if "://" in where else {})}
@@ -223,7 +222,7 @@ def useful_workers(config: Config, plan: Plan, tokens: int, free: int) -> int:
     members, params = plan.trials * plan.seeds, dict(shapes_of_state(config).params)
     if not config.model.tied:
         del params["embedding"]  # which is looked up, not multiplied
-    matrices = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    matrices = sum(leaf.size for leaf in jax.tree.leaves(params))
     work = 6 * matrices * tokens * config.train.epochs * members
     return max(1, min(len(cores()), members, int(work / WORTH), free // MEMORY, MOST_WORKERS))
 
