@@ -28,7 +28,7 @@ class JaxLM(TemplateLM):
         run: the run's directory.
         checkpoint: `last`, `best` or a step.
         tokenizer: none or ptb (default: as the text that the run was trained on).
-        batch_size, max_batch_size, device: what the harness passes; sentences are batched by their lengths here.
+        batch_size, max_batch_size, device: what the harness passes; requests are scored one at a time.
     """
 
     def __init__(

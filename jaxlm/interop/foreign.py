@@ -35,7 +35,6 @@ class ForeignModel:
             embedding_size=width,
             hidden_sizes=tuple(len(layer["bias"]) // 4 for layer in params["layers"]),
             tied="kernel" not in params["softmax"],
-            forget_bias=0.0,
         )
         return ForeignModel(config, params, tuple(notes), files)
 

@@ -29,9 +29,7 @@ def init_head(model: Recurrent, kernel_key: PRNGKeyArray, bias_key: PRNGKeyArray
     H, D, K, V = model.hidden_sizes[-1], model.kernel_width, model.experts, model.vocab_size
     shapes: dict[str, tuple[int, ...]] = {"projection": (H, D)} if model.projection else {}
     if K:
-        shapes |= {"prior": (H, K), "latent_kernel": (H, K * D)}
-    if K and model.torch_init:
-        shapes["latent_bias"] = (K * D,)
+        shapes |= {"prior": (H, K), "latent_kernel": (H, K * D), "latent_bias": (K * D,)}
     scale = H**-0.5 if model.torch_init else model.init_scale
     head = {
         name: uniform(jax.random.fold_in(kernel_key, place), scale, *shape)

@@ -62,8 +62,7 @@ class Mogrifier(Recurrent):
         kernel_key, *keys = jax.random.split(key, self.rounds + 1)
         scale, size = self.layer_scale(width), self.gates * width
         bias = jnp.zeros(size).at[-2 * width : -width].set(self.forget_bias)
-        if self.torch_init:
-            bias = sum(torch_biases(key, scale, size), bias)
+        bias = sum(torch_biases(key, scale, size) if self.torch_init else (), bias)
         rounds = [
             _init_round(one, scale, self.rank, *((inputs, width) if place % 2 else (width, inputs)))
             for place, one in enumerate(keys)

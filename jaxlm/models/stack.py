@@ -34,8 +34,7 @@ def init_params(model: Recurrent, key: PRNGKeyArray) -> Params:
     With `torch_init` the layers begin as PyTorch's, and the softmax's bias is zero.
     """
     widths = (model.embedding_size, *model.hidden_sizes)
-    keys = jax.random.split(key, len(model.hidden_sizes) + 3)
-    embedding_key, *layer_keys, kernel_key, bias_key = keys
+    embedding_key, *layer_keys, kernel_key, bias_key = jax.random.split(key, len(model.hidden_sizes) + 3)
     return {
         "embedding": uniform(embedding_key, model.init_scale, model.vocab_size, model.embedding_size),
         "layers": [

@@ -33,7 +33,6 @@ def linear_attention_reference(
     state: KeyValues,
     beta: Float[Array, "T B N 1"] | None = None,
     length: Length = None,
-    dtype: Any = None,
 ) -> tuple[Values, KeyValues]:
     """`linear_attention` written plainly: one step after the other."""
 

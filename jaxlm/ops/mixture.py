@@ -35,9 +35,8 @@ def log_probs(
 
     def add(total, expert):
         latent, log_prior = expert
-        return jnp.logaddexp(
-            total, log_prior[..., None] + jax.nn.log_softmax(product(latent, kernel, latent.dtype) + bias)
-        ), None
+        log_p = log_prior[..., None] + jax.nn.log_softmax(product(latent, kernel, latent.dtype) + bias)
+        return jnp.logaddexp(total, log_p), None
 
     experts = jnp.moveaxis(latents, -2, 0), jnp.moveaxis(jax.nn.log_softmax(choice), -1, 0)
     nothing = jnp.full((*choice.shape[:-1], len(bias)), -jnp.inf, jnp.promote_types(latents.dtype, bias.dtype))

@@ -161,8 +161,7 @@ def with_bias(
     Where x's dtype is narrower than the bias's, the bias is the sum of three inputs, so that no digit of it is lost,
     and inputs of zero fill up a multiple of NARROW_ROWS; on accelerators of 8, which tensor cores want.
     """
-    rows, narrow = [bias], jnp.finfo(x.dtype)
-    padding = 0
+    rows, narrow, padding = [bias], jnp.finfo(x.dtype), 0
     if narrow.bits < jnp.finfo(bias.dtype).bits:
         for _ in range(2):
             head = lax.reduce_precision(rows[-1], narrow.nexp, narrow.nmant)

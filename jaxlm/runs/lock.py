@@ -84,11 +84,10 @@ def holder(folder: Folder) -> str:
 
 
 def _take(file: BinaryIO, folder: Folder) -> None:
-    free = True
-    try:
+    free = False
+    with suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        free = False
+        free = True
     named, host = _named(os.pread(file.fileno(), 200, 0)), socket.gethostname()
     if free and named and not named.endswith(f" on {host}"):
         wait = f"waiting up to {SILENCE:g} s to see whether that process is dead"

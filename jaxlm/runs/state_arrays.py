@@ -1,6 +1,5 @@
 """A training state as named arrays: its shapes, its memory, and its bytes in a safetensors file."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,7 @@ def check_memory(config: Config, devices: int = 1) -> None:
 
 def _nbytes(template: Any) -> int:
     leaves = jax.tree.leaves(jax.eval_shape(_without_keys, template))
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _without_keys(state: Any) -> Any:

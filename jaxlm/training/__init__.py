@@ -1,7 +1,5 @@
 """The step. All numbers of a recipe and of a protocol are leaves of pytrees once this package is imported."""
 
-from dataclasses import fields
-
 import jax
 
 from jaxlm.config.config import KINDS, Recipe
@@ -11,4 +9,4 @@ from jaxlm.models.kinds import register
 for _kinds in (*KINDS.values(), PROTOCOLS):
     for _kind in _kinds.values():
         register(_kind)
-jax.tree_util.register_dataclass(Recipe, [item.name for item in fields(Recipe)], [])
+jax.tree_util.register_dataclass(Recipe)
