@@ -20,7 +20,6 @@ import csv
 import io
 import json
 import math
-import re
 import sys
 import time
 from bisect import bisect_left
@@ -29,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import quote
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +130,7 @@ def planned(args: argparse.Namespace) -> list[Cell]:
         for name in dict.fromkeys(args.cells):
             config, took = sized(base, name, args.parameters or parameters_of(base)), None
             for minutes in dict.fromkeys(args.minutes):
-                folder = args.run_dir / re.sub(r"\W+", "-", text) / f"{minutes:g}min" / name  # (of its preset too)
+                folder = args.run_dir / quote(text, safe="") / f"{minutes:g}min" / name  # (of its preset too)
                 if (kept := folder / "epochs.json").exists():
                     epochs = json.loads(kept.read_text())
                 else:
