@@ -1,7 +1,7 @@
 """Compiles jaxlm's programs for an H100 and for TPUs on any machine, and tells their memory and least time.
 
     pip install libtpu && pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt      (the latter of jaxlib's version)
-    python experiments/accelerators.py                         every row of docs/lab/accelerators.csv: an hour
+    python experiments/accelerators.py                         every program, for one H100 and one v5e: an hour
     python experiments/accelerators.py small --target h100     one program, printed
 
 A compiled program tells its memory and how many kernels a window launches; no time is measured. The least time of a
