@@ -6,10 +6,10 @@
     python experiments/shootout.py --cells lstm hawk --trials 4 --minutes 1
 
 The preset (tied-fast) gives everything but the cell. Embedding and layers of a cell are as wide as makes its parameters
-those of the preset (or --parameters), within 2%. Its step is timed, and it trains for as many whole epochs as come
-nearest to the minutes, so that its command repeats each run; the table has the seconds that it took, compilation among
-them. Rates and dropout are the best of --trials random points of a space that is the same for all cells, each trained
-for --share of the epochs; validation chooses. Then each seed is trained with the best point.
+those of the preset (or --parameters), within 2%. Its epoch is timed, validation included, and it trains for as many as
+come nearest to the minutes, so that its command repeats each run; the table has the seconds that it took, compilation
+among them. Rates and dropout are the best of --trials random points of a space that is the same for all cells, each
+trained for --share of the epochs; validation chooses. Then each seed is trained with the best point.
 
 All is kept in --run-dir (runs/shootout): started again, the shoot-out goes on where it was. Its results are
 shootout.csv, a line a run with the command that repeats it, and shootout.png. Nothing else should run beside it.
@@ -46,6 +46,7 @@ from jaxlm.report.units import mean_and_deviation, spread
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state, with_corpus
+from jaxlm.scoring.stream import stream_nats
 from jaxlm.sweeps import results
 from jaxlm.sweeps.study import JOURNAL
 from jaxlm.training.step import traced, train_windows
@@ -104,7 +105,7 @@ def sized(config: jaxlm.Config, cell: str, parameters: int) -> jaxlm.Config:
 
 
 def seconds_of_epoch(config: jaxlm.Config, corpus: jaxlm.Corpus) -> float:
-    """How long the windows of an epoch take on this machine: by the fastest of three calls, once compiled."""
+    """How long an epoch and its validation take on this machine: by the fastest of three calls, once compiled."""
     counts, plan = config.train, window_plan(config, len(corpus.train) // config.train.batch_size)
     size, tokens = min(4, plan.windows_in(0)), jnp.asarray(batch(corpus.train, counts.batch_size))
     given = tokens, plan.windows(0, size, size), jnp.int32(size)
@@ -114,8 +115,10 @@ def seconds_of_epoch(config: jaxlm.Config, corpus: jaxlm.Corpus) -> float:
         state, _ = jax.block_until_ready(
             train_windows(traced(config.recipe), state, *given, bptt_length=counts.longest)
         )
-        took.append(time.perf_counter() - began)
-    return min(took[1:]) / size * plan.windows_in(0)
+        middle = time.perf_counter()
+        stream_nats(config.model, state.evaluated, corpus.valid, counts.batch_size, counts.bptt_length)
+        took.append((middle - began) / size * plan.windows_in(0) + time.perf_counter() - middle)
+    return min(took[1:])
 
 
 def planned(args: argparse.Namespace) -> list[Cell]:
@@ -135,7 +138,7 @@ def planned(args: argparse.Namespace) -> list[Cell]:
                     epochs = json.loads(kept.read_text())
                 else:
                     took = took or seconds_of_epoch(config, corpus)
-                    epochs = round(60 * minutes / took)
+                    epochs = round(60 * minutes / took) if took <= 60 * minutes else 0
                 if epochs < 1:
                     raise JaxlmError(
                         f"{minutes:g} minutes end before the first epoch of {name} on {place}, which takes {took:.1f} "

@@ -136,6 +136,7 @@ MISTAKES = {
         "--texts embedded-tiny:nobody",
         "--texts embedded-tiny --parameters 100",
         "--texts embedded-tiny --cells lstm --parameters 21000 --minutes 0",
+        "--texts embedded-tiny --cells lstm --parameters 21000 --minutes 0.000001",
         "--texts embedded-tiny --minutes nan",
         "--texts embedded-tiny --minutes inf",
         "--texts embedded-tiny --share -1",
