@@ -107,6 +107,11 @@ def contents(run: Path) -> dict[str, Any]:
     for section, name, spec, value in config.every_field():
         default = value == type(getattr(config, section)).__dataclass_fields__[name].default
         fields.append({"section": section, "field": name, "value": value, "unit": spec.unit, "default": default})
+    checkpoints = []
+    for step, manifest in manifests.items():
+        known = {"step": step, "epoch": manifest.epoch, "valid_perplexity": manifest.valid_perplexity}
+        labels = [label for label, at in (("last", last), ("best", best)) if at == step]
+        checkpoints.append({**known, "corpus": manifest.corpus.get("name"), "labels": labels})
     return {
         "run": str(run),
         "preset": config.preset,
@@ -115,16 +120,7 @@ def contents(run: Path) -> dict[str, Any]:
         "seconds": sum(row["seconds"] for row in timing.values()) if timing else None,
         "config": fields,
         "corpus": corpus,
-        "checkpoints": [
-            {
-                "step": step,
-                "epoch": manifest.epoch,
-                "valid_perplexity": manifest.valid_perplexity,
-                "corpus": manifest.corpus.get("name"),
-                "labels": [label for label, at in (("last", last), ("best", best)) if at == step],
-            }
-            for step, manifest in manifests.items()
-        ],
+        "checkpoints": checkpoints,
         "results": results,
         "problems": problems,
     }

@@ -5,7 +5,7 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -87,7 +87,8 @@ def surprisal(args: argparse.Namespace) -> None:
     score = _scorer(args, stimuli, how, {lm.vocab.kind for lm in lms.values()})
     blocks = [(1, stimuli.sentences, stimuli.where)] if stimuli else _blocks(args.texts)
     rows, unknown = 0, {name: Counter[str]() for name in lms}
-    with _keeping(args, lms, scorings), _writing(args, "csv" if stimuli else args.layout) as write:
+    keeping = _keeping(args, lms, scorings) if args.save_adapted else nullcontext()
+    with keeping, _writing(args, "csv" if stimuli else args.layout) as write:
         for first, lines, where in blocks:
             tables = {name: score(lm, lines, where, first=first, scoring=scorings[name]) for name, lm in lms.items()}
             columns = {name: dict(LAYOUTS[args.layout](one)) for name, one in tables.items()}
@@ -106,10 +107,6 @@ def surprisal(args: argparse.Namespace) -> None:
 @contextmanager
 def _keeping(args: argparse.Namespace, lms: Mapping[str, Any], scorings: Mapping[str, Any]) -> Iterator[None]:
     """Opens the folder of --save-adapted, before hours of scoring; keeps the adapted model in it after the scoring."""
-    if not args.save_adapted:
-        yield
-        return
-
     from jaxlm.files import explained, new_folder
     from jaxlm.runs.loading import keep_model, unread_corpus
 

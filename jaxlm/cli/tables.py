@@ -54,14 +54,9 @@ def _lm_zoo(table: "Surprisals") -> Columns:
 
 def _neural_complexity(table: "Surprisals") -> Columns:
     """neural-complexity's columns: numbers from 0, the vocabulary's words, bits with all their digits."""
+    numbers = {"sentid": table.sentence_id - 1, "sentpos": table.token_id - 1, "wlen": [*map(len, table.token)]}
     bits = {"surp": table.surprisal, "entropy": table.entropy, "entred": table.entropy_reduction}
-    return {
-        "word": table.token,
-        "sentid": table.sentence_id - 1,
-        "sentpos": table.token_id - 1,
-        "wlen": [*map(len, table.token)],
-        **{name: list(map(str, values.tolist())) for name, values in bits.items()},
-    }
+    return {"word": table.token, **numbers, **{name: [*map(str, values.tolist())] for name, values in bits.items()}}
 
 
 LAYOUTS: dict[str, Callable[[Any], Columns]] = {
@@ -83,9 +78,7 @@ def side_by_side(tables: Mapping[str, Columns]) -> Columns:
     joined = {column: first[column] for column in shared}
     for name, table in tables.items():
         if any([*table[column]] != [*first[column]] for column in shared):
-            raise JaxlmError(
-                f"the tokenizer splits a text otherwise for {name} than for {own}: score them one after the other, or "
-                f"with tokenizer none"
-            )
+            what = f"the tokenizer splits a text otherwise for {name} than for {own}"
+            raise JaxlmError(f"{what}: score them one after the other, or with tokenizer none")
         joined |= {f"{column}.{name}": values for column, values in table.items() if column not in shared}
     return joined

@@ -226,11 +226,9 @@ def import_(args: argparse.Namespace) -> None:
     for note in saved_record(args.run)["corpus"]["notes"]:
         say_line(note)
     sizes = model.config.model
-    say_line(
-        f"{args.run}: {len(model.vocab):,} {model.vocab.kind}, embedding {sizes.embedding_size}, layers "
-        f"{', '.join(map(str, sizes.hidden_sizes))}{', tied' if sizes.tied else ''}; try: jaxlm evaluate "
-        f"{shlex.quote(str(args.run))} --text FILE"
-    )
+    layers = ", ".join(map(str, sizes.hidden_sizes)) + ", tied" * sizes.tied
+    what = f"{len(model.vocab):,} {model.vocab.kind}, embedding {sizes.embedding_size}, layers {layers}"
+    say_line(f"{args.run}: {what}; try: jaxlm evaluate {shlex.quote(str(args.run))} --text FILE")
 
 
 @verb(

@@ -65,11 +65,9 @@ def evaluate(args: argparse.Namespace) -> None:
         say(json_text({"run": str(args.run), "checkpoint": args.checkpoint, "protocol": how, **found._asdict()}))
     else:
         how = "" if args.protocol == "plain" else f"; protocol {described(protocol)}"
-        say_line(
-            f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({found.nats:.1f} nats over "
-            f"{found.predictions:,} predictions, {unknown_text(found.unknown)}; {args.checkpoint} checkpoint of "
-            f"{args.run}{how})"
-        )
+        read = f"{found.nats:.1f} nats over {found.predictions:,} predictions, {unknown_text(found.unknown)}"
+        model = f"{args.checkpoint} checkpoint of {args.run}"
+        say_line(f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({read}; {model}{how})")
         say_line(f"{found.text}: {comparable_text(found._asdict())}")
     if warning := unknown_warning(found.unknown, found.text):
         say_line(warning, sys.stderr)
@@ -176,10 +174,8 @@ def generate(args: argparse.Namespace) -> None:
     if args.samples == 1 and args.beam is None:
         texts: Iterable[Iterable[tuple[str, float]]] = [lm.stream(prompt, **options)]
     else:
-        texts = (
-            zip(text.words, text.log_probs.tolist(), strict=True)
-            for text in lm.generate(prompt, samples=args.samples, beam=args.beam, **options)
-        )
+        made = lm.generate(prompt, samples=args.samples, beam=args.beam, **options)
+        texts = [zip(text.words, text.log_probs.tolist(), strict=True) for text in made]
     for sample, text in enumerate(texts, 1):
         if args.format == "text":
             say(end="\n" if sample > 1 else "")

@@ -35,16 +35,8 @@ SECTIONS = {**KINDS, **{name: {"": kind} for name, kind in FIXED.items()}}
 PRESETS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("presets.json").read_text())
 
 # Fields that do not change what is trained. (The corpus is compared by its hash, wherever it was found.)
-MAY_CHANGE = {
-    "train.epochs",
-    "train.windows_per_call",
-    "train.checkpoint_every",
-    "train.keep_last",
-    "train.keep_every",
-    "train.keep_checkpoints",
-    "train.on_nonfinite",
-    "data.corpus",
-}
+_COUNTS = "epochs windows_per_call checkpoint_every keep_last keep_every keep_checkpoints on_nonfinite"
+MAY_CHANGE = {"data.corpus", *(f"train.{name}" for name in _COUNTS.split())}
 
 
 @dataclass(frozen=True)
@@ -70,10 +62,8 @@ class Config(Recipe):
         for name in SECTIONS:
             object.__setattr__(self, name, checked(getattr(self, name)))
         if self.optimizer.averages_after and isinstance(self.schedule, Plateau):
-            raise JaxlmError(
-                f"nonmonotone {self.optimizer.averages_after} of the optimizer and the schedule plateau "
-                f"both act when validation stops improving: take nonmonotone 0, or another schedule"
-            )
+            both = f"nonmonotone {self.optimizer.averages_after} of the optimizer and the schedule plateau both act"
+            raise JaxlmError(f"{both} when validation stops improving: take nonmonotone 0, or another schedule")
         self.optimizer.check_model(self.model)
 
     @property
@@ -105,10 +95,8 @@ class Config(Recipe):
             section, having = _kinds_with(name)
             part = sections[section]
             if name not in specs(type(part)):
-                raise JaxlmError(
-                    f"{name} is a field of the {section} {either([*having])}, and the {section} is "
-                    f"{kind_of(section, part)}, whose fields are {', '.join(specs(type(part)))}"
-                )
+                own = f"the {section} is {kind_of(section, part)}, whose fields are {', '.join(specs(type(part)))}"
+                raise JaxlmError(f"{name} is a field of the {section} {either([*having])}, and {own}")
             sections[section] = replace(part, **{name: value})
         return Config(**sections, preset=label)
 
@@ -144,9 +132,7 @@ class Config(Recipe):
     @property
     def sections(self) -> dict[str, dict[str, Any]]:
         """The value of each field by its section and name; with the name of the section's kind, if it has kinds."""
-        return {
-            name: ({"kind": self.kinds[name]} if name in KINDS else {}) | vars(getattr(self, name)) for name in SECTIONS
-        }
+        return {key: ({"kind": self.kinds[key]} if key in KINDS else {}) | vars(getattr(self, key)) for key in SECTIONS}
 
     @property
     def kinds(self) -> dict[str, str]:

@@ -111,10 +111,8 @@ def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
         if name not in known:
             own, having = name_of(protocol), [one for one, kind in PROTOCOLS.items() if name in specs(kind)]
             if having:
-                raise JaxlmError(
-                    f"{name.rstrip('_')} belongs to the protocol {either(having)}, and the protocol is "
-                    f"{own}: leave it out, or choose that protocol"
-                )
+                belongs = f"{name.rstrip('_')} belongs to the protocol {either(having)}, and the protocol is {own}"
+                raise JaxlmError(f"{belongs}: leave it out, or choose that protocol")
             raise JaxlmError(f"the protocol {own} has no {name!r}{nearest(name, list(known))}")
     return checked(replace(protocol, **values))
 

@@ -30,12 +30,8 @@ class ForeignModel:
     def of_lstm(params: Params, notes: list[str], *files: Path) -> "ForeignModel":
         """The model of an LSTM's parameter tree, which gives its sizes."""
         vocab_size, width = params["embedding"].shape
-        config = LSTM(
-            vocab_size=vocab_size,
-            embedding_size=width,
-            hidden_sizes=tuple(len(layer["bias"]) // 4 for layer in params["layers"]),
-            tied="kernel" not in params["softmax"],
-        )
+        tied, widths = "kernel" not in params["softmax"], tuple(len(layer["bias"]) // 4 for layer in params["layers"])
+        config = LSTM(vocab_size=vocab_size, embedding_size=width, hidden_sizes=widths, tied=tied)
         return ForeignModel(config, params, tuple(notes), files)
 
 

@@ -39,12 +39,8 @@ class GRU(Recurrent):
         if self.torch_init:  # h's bias of the candidate, which the reset gate multiplies, is one of its own
             of_x, of_h = torch_biases(key, scale, 3 * width)
             bias, recurrent_bias = of_x + of_h.at[-width:].set(0), of_h[-width:]
-        return {
-            "kernel": uniform(from_input, scale, inputs, 3 * width),
-            "bias": bias,
-            "recurrent_kernel": uniform(from_state, scale, width, 3 * width),
-            "recurrent_bias": recurrent_bias,
-        }
+        x_kernel, h_kernel = uniform(from_input, scale, inputs, 3 * width), uniform(from_state, scale, width, 3 * width)
+        return {"kernel": x_kernel, "bias": bias, "recurrent_kernel": h_kernel, "recurrent_bias": recurrent_bias}
 
     def apply_layer(
         self, params: Layer, x: Float[Array, "T B E"], state: Float[Array, "B H"], noise: CellNoise, length: Length

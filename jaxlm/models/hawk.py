@@ -50,13 +50,8 @@ class Hawk(Recurrent):
         """As other layers, but for the decay: with r = 1/8, a is spread over 0.9 to 0.999 as published."""
         of_decay, *keys = jax.random.split(key, 6)
         N, D = self.heads, width // self.heads
-        shapes = {
-            "x_kernel": (inputs, width),
-            "y_kernel": (inputs, width),
-            "output_kernel": (width, width),
-            "convolution": (REACH, width),
-            "gates": (N, D, 2 * D),
-        }
+        shapes: dict[str, tuple[int, ...]] = {"x_kernel": (inputs, width), "y_kernel": (inputs, width)}
+        shapes |= {"output_kernel": (width, width), "convolution": (REACH, width), "gates": (N, D, 2 * D)}
         params = {
             name: uniform(one, self.layer_scale(shape[-2]), *shape)
             for one, (name, shape) in zip(keys, shapes.items(), strict=True)
@@ -76,10 +71,8 @@ class Hawk(Recurrent):
         from jaxlm.ops.product import contraction, product
         from jaxlm.ops.scans import last_step, linear_recurrence, short_convolution
 
-        def linear(
-            a: Float[Array, "T B _"], kernel: Float[Array, "_ H"], bias: Float[Array, " H"]
-        ) -> Float[Array, "T B H"]:
-            return product(a, kernel, x.dtype) + bias
+        def linear(a: Float[Array, "T B _"], W: Float[Array, "_ H"], b: Float[Array, " H"]) -> Float[Array, "T B H"]:
+            return product(a, W, x.dtype) + b
 
         n = rms_norm(x.astype(state["h"].dtype), 1e-6)
         v = linear(n, params["x_kernel"], params["x_bias"])

@@ -44,6 +44,4 @@ class LSTM(Recurrent):
     ) -> tuple[Float[Array, "T B H"], LSTMState]:
         from jaxlm.ops.lstm import lstm
 
-        return lstm(
-            x, params["kernel"], params["bias"], state, self.forget_bias, length, kept=noise.kept, keep=self.keep_state
-        )
+        return lstm(x, params["kernel"], params["bias"], state, self.forget_bias, length, noise.kept, self.keep_state)

@@ -53,10 +53,8 @@ class Mogrifier(Recurrent):
         widths = (self.embedding_size, *self.hidden_sizes)
         if self.rank > min(widths):
             name = "embedding_size" if self.embedding_size == min(widths) else "hidden_sizes"
-            raise JaxlmError(
-                f"rank must be at most the width of what a round gates: rank is {self.rank}, and {name} "
-                f"has {min(widths)}; rank 0 is full matrices"
-            )
+            found = f"rank is {self.rank}, and {name} has {min(widths)}"
+            raise JaxlmError(f"rank must be at most the width of what a round gates: {found}; rank 0 is full matrices")
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
         kernel_key, *keys = jax.random.split(key, self.rounds + 1)
@@ -92,13 +90,10 @@ def _init_round(key: PRNGKeyArray, scale: Scalar | float, rank: int, inputs: int
     """One round's weights; a product of two matrices varies as much as the full one would."""
     if not rank:
         return {"full": uniform(key, scale, inputs, outputs), "bias": jnp.zeros(outputs)}
-    left, right = jax.random.split(key)
+    of_left, of_right = jax.random.split(key)
     factor = (3 / (rank * scale**2 + 1e-30)) ** 0.25
-    return {
-        "left": factor * uniform(left, scale, inputs, rank),
-        "right": factor * uniform(right, scale, rank, outputs),
-        "bias": jnp.zeros(outputs),
-    }
+    left, right = factor * uniform(of_left, scale, inputs, rank), factor * uniform(of_right, scale, rank, outputs)
+    return {"left": left, "right": right, "bias": jnp.zeros(outputs)}
 
 
 def _scaled(kept: Bool[Array, "B H"] | None, keep: Scalar | float | None) -> Float[Array, "B H"] | None:

@@ -159,10 +159,8 @@ class Recurrent:
         if self.tied and read != self.embedding_size:
             layer = "the last of hidden_sizes", "set projection, or make them equal"
             name, cure = ("latent_size", "leave latent_size at 0") if self.experts else layer
-            raise JaxlmError(
-                f"tied needs a softmax as wide as the embedding: {name} is {read}, embedding_size is "
-                f"{self.embedding_size}; {cure}"
-            )
+            found = f"{name} is {read}, embedding_size is {self.embedding_size}"
+            raise JaxlmError(f"tied needs a softmax as wide as the embedding: {found}; {cure}")
         if self.dropout_ramp is not None and not self.growing:
             raise JaxlmError(
                 "dropout_ramp makes dropout grow, and none is set: set keep_output or another keep_..., or leave it out"
@@ -172,10 +170,8 @@ class Recurrent:
         if any(width % heads for width in self.hidden_sizes):
             raise JaxlmError(f"hidden_sizes is {widths}, which {heads} heads do not divide; set other heads or widths")
         if any(width < heads * self.head_units for width in self.hidden_sizes):
-            raise JaxlmError(
-                f"a layer norm over a head of one unit is always 0: hidden_sizes is {widths} and heads is {heads}; "
-                f"set fewer heads or larger widths"
-            )
+            why = f"a layer norm over a head of one unit is always 0: hidden_sizes is {widths} and heads is {heads}"
+            raise JaxlmError(f"{why}; set fewer heads or larger widths")
 
 
 def head_count() -> Any:

@@ -37,10 +37,7 @@ def init_params(model: Recurrent, key: PRNGKeyArray) -> Params:
     embedding_key, *layer_keys, kernel_key, bias_key = jax.random.split(key, len(model.hidden_sizes) + 3)
     return {
         "embedding": uniform(embedding_key, model.init_scale, model.vocab_size, model.embedding_size),
-        "layers": [
-            model.init_layer(one, inputs, width)
-            for one, inputs, width in zip(layer_keys, widths, model.hidden_sizes, strict=False)
-        ],
+        "layers": [*map(model.init_layer, layer_keys, widths, model.hidden_sizes)],
         "softmax": init_head(model, kernel_key, bias_key),
     }
 

@@ -167,7 +167,5 @@ def _check_shapes(x, kernel, bias, state):
     expected = {"state.c": (state.c, (B, H)), "state.h": (state.h, (B, H)), "kernel": (kernel, (E + H, 4 * H))}
     for name, (array, shape) in {"x": (x, x.shape), **expected, "bias": (bias, (4 * H,))}.items():
         if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(
-                f"{name} should be floating-point numbers of the shape {shape} (x is {x.shape}, state.h "
-                f"{state.h.shape}); it is {array.dtype} {array.shape}"
-            )
+            wanted = f"floating-point numbers of the shape {shape} (x is {x.shape}, state.h {state.h.shape})"
+            raise ValueError(f"{name} should be {wanted}; it is {array.dtype} {array.shape}")

@@ -22,14 +22,14 @@ from jaxlm.ops.devices import by_platform
 from jaxlm.ops.product import product
 from jaxlm.ops.softmax import Bias, Row, Targets, chunking, gradients_from_odds, odds_and_pick, with_bias
 
-Latents = Float[Array, "*rows K D"]
+Latent = Float[Array, "*rows K D"]
 Choice = Float[Array, "*rows K"]  # logits of the prior
 Kernel = Float[Array, "D V"]
 Epsilon = Scalar | float | None
 
 
 def log_probs(
-    latents: Latents, choice: Choice, kernel: Kernel, bias: Bias, epsilon: Epsilon = None
+    latents: Latent, choice: Choice, kernel: Kernel, bias: Bias, epsilon: Epsilon = None
 ) -> Float[Array, "*rows V"]:
     """log p of every word, one expert after the other, for a few rows; arguments as `token_nats` has them."""
 
@@ -44,7 +44,7 @@ def log_probs(
 
 
 def token_nats_reference(
-    latents: Latents, choice: Choice, kernel: Kernel, bias: Bias, targets: Targets, epsilon: Epsilon = None
+    latents: Latent, choice: Choice, kernel: Kernel, bias: Bias, targets: Targets, epsilon: Epsilon = None
 ) -> Row:
     """`token_nats` written plainly: all probabilities of all experts at once; `summed_nats` is its weighted sum."""
     experts = jax.nn.softmax(latents @ kernel + bias)
@@ -53,7 +53,7 @@ def token_nats_reference(
 
 
 def token_nats(
-    latents: Latents, choice: Choice, kernel: Kernel, bias: Bias, targets: Targets, epsilon: Epsilon = None
+    latents: Latent, choice: Choice, kernel: Kernel, bias: Bias, targets: Targets, epsilon: Epsilon = None
 ) -> Row:
     """-log p of each target in nats, for evaluation.
 
@@ -65,7 +65,7 @@ def token_nats(
 
 
 def _token_nats(
-    on_cpu: bool, latents: Latents, choice: Choice, kernel: Kernel, bias: Bias, targets: Targets, epsilon: Epsilon
+    on_cpu: bool, latents: Latent, choice: Choice, kernel: Kernel, bias: Bias, targets: Targets, epsilon: Epsilon
 ) -> Row:
     inputs, layer = with_bias(on_cpu, latents, kernel, bias)
     cut, join = chunking(on_cpu, targets.shape, kernel.shape, choice.shape[-1])
@@ -78,13 +78,7 @@ def _token_nats(
 
 
 def summed_nats(
-    latents: Latents,
-    choice: Choice,
-    kernel: Kernel,
-    bias: Bias,
-    targets: Targets,
-    weights: Row,
-    epsilon: Epsilon = None,
+    latents: Latent, choice: Choice, kernel: Kernel, bias: Bias, targets: Targets, weights: Row, epsilon: Epsilon = None
 ) -> Scalar:
     """The sum of weights * -log p of the targets, in nats: the loss, with gradients for all but the last three.
 
@@ -125,7 +119,7 @@ _summed_nats = softmax.with_gradients(partial(by_platform, _nats_and_gradients))
 
 
 def _experts(
-    layer: Float[Array, "D V"], x: Latents, choice: Choice, targets: Targets
+    layer: Float[Array, "D V"], x: Latent, choice: Choice, targets: Targets
 ) -> tuple[Float[Array, "*rows K V"], Float[Array, "*rows K"], Float[Array, "*rows K"]]:
     """Odds, their sums, and log(prior_k softmax_k(target))."""
     logits = product(x, layer, x.dtype)

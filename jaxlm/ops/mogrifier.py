@@ -114,11 +114,8 @@ def _from_input(linear: LinearMap, x: Float[Array, "*rows E"], others: Weights) 
 def _apart(weights: Weights, inputs: int) -> tuple[Matrices, Weights]:
     """The matrices by name, and all else; the bias of a round under the name of the matrix that it is added behind."""
     of_input, of_state = jnp.split(weights["kernel"], [inputs])
-    matrices = {"input": of_input, "state": of_state} | {
-        f"{place} {part}": matrix
-        for place, one in enumerate(weights["rounds"])
-        for part, matrix in one.items()
-        if part != "bias"
-    }
+    matrices = {"input": of_input, "state": of_state}
+    for place, one in enumerate(weights["rounds"]):
+        matrices |= {f"{place} {part}": matrix for part, matrix in one.items() if part != "bias"}
     rounds = [{"full" if "full" in one else "right": one["bias"]} for one in weights["rounds"]]
     return matrices, {"bias": weights["bias"], "rounds": rounds, "norms": weights.get("norms")}

@@ -25,11 +25,8 @@ def recurrence_reference(
     cell: LinearCell, x: Inputs, matrices: Matrices, others: Any, state: Any, length: Length = None
 ) -> tuple[Units, Any]:
     """`recurrence` written plainly: a scan of the cell, differentiated by JAX."""
-
-    def step(state: Any, x: Float[Array, "B *E"]) -> tuple[Any, Float[Array, "B H"]]:
-        return cell(lambda name, a: a @ matrices[name], state, x, others)
-
-    final, y = scan(step, state, x, length)
+    plain = partial(cell, lambda name, a: a @ matrices[name])
+    final, y = scan(lambda state, x: plain(state, x, others), state, x, length)
     return y, final
 
 
@@ -51,11 +48,8 @@ def _run(cell, dtype, x, matrices, others, state, length):
 
 def _forward(cell, dtype, x, matrices, others, state, length):
     # Each product has zeros of its own added at each step: their gradient is the product's, step by step.
-    T, B = x.shape[:2]
-    zeros = {
-        name: jnp.zeros((T, B, matrix.shape[-1]), jnp.promote_types(dtype, jnp.float32))
-        for name, matrix in matrices.items()
-    }
+    (T, B), wide = x.shape[:2], jnp.promote_types(dtype, jnp.float32)
+    zeros = {name: jnp.zeros((T, B, matrix.shape[-1]), wide) for name, matrix in matrices.items()}
     done, back, operands = jax.vjp(partial(_scan, cell, dtype, matrices), zeros, x, others, state, length, has_aux=True)
     return done, (back, operands, matrices)
 

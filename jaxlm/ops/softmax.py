@@ -94,9 +94,7 @@ def with_gradients(forward: Callable[..., tuple[Scalar, Any]]) -> Callable[..., 
     gradient of each argument, None for constants.
     """
     loss = jax.custom_vjp(lambda *arguments: forward(*arguments)[0])
-    loss.defvjp(
-        forward, lambda gradients, cotangent: jax.tree.map(lambda one: (cotangent * one).astype(one.dtype), gradients)
-    )
+    loss.defvjp(forward, lambda grads, cotangent: jax.tree.map(lambda one: (cotangent * one).astype(one.dtype), grads))
     return loss
 
 
@@ -212,10 +210,8 @@ def chunking(on_cpu: bool, shape: tuple[int, ...], kernel_shape: tuple[int, ...]
 def check_shapes(x: Array, kernel: Array, bias: Array, targets: Array, weights: Array | None = None) -> None:
     """Raises ValueError where the arguments of a loss do not fit each other."""
     if x.ndim - targets.ndim != 1 or kernel.ndim != 2:
-        raise ValueError(
-            f"x should be [T, B, H], targets [T, B] and kernel [H, V]; their shapes are {x.shape}, {targets.shape} "
-            f"and {kernel.shape}"
-        )
+        found = f"{x.shape}, {targets.shape} and {kernel.shape}"
+        raise ValueError(f"x should be [T, B, H], targets [T, B] and kernel [H, V]; their shapes are {found}")
     (*rows, H), V = x.shape, kernel.shape[1]
     expected = {"x": (x, (*rows, H)), "kernel": (kernel, (H, V)), "bias": (bias, (V,)), "targets": (targets, (*rows,))}
     for name, (array, shape) in {**expected, "weights": (weights, (*rows,))}.items():

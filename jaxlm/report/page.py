@@ -138,18 +138,16 @@ def render(
     def text(value: Any) -> Any:
         return value if isinstance(value, Markup) else printable(str(value))
 
-    environment = Environment(
-        autoescape=True, finalize=text, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["lines"] = lambda value: Markup(escape(printable(value, keep_newlines=True)))
-    environment.tests["finite"] = math.isfinite
+    jinja = Environment(autoescape=True, finalize=text, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja.filters["lines"] = lambda value: Markup(escape(printable(value, keep_newlines=True)))
+    jinja.tests["finite"] = math.isfinite
     own = files("jaxlm.report")
     page, style, script = ((own / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     values: dict[str, Any] = {one.__name__: one for one in (colour, rounded, setting_text, speeds, spread, value_text)}
     values |= {"most_lines": MOST_LINES, "most_unknown": MOST_UNKNOWN, "nan": math.nan}
     values |= {"title": title, "sections": sections, "corpora": len(together), "payload": finite(payload)}
-    return environment.from_string(page).render(values, style=style, script=script, digest=digest)
+    return jinja.from_string(page).render(values, style=style, script=script, digest=digest)
 
 
 def groups(runs: Sequence[RunRecord]) -> list[Seeds]:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxlm.report.units import perplexity_text
 from jaxlm.terminal import printable
@@ -69,17 +69,9 @@ class Progress:
         self._epochs, self._windows, self._words = total_epochs, windows_per_epoch, words_per_window
         self._corpus, self.console = printable(corpus), console or lasting_console()
         self._live = self.console.is_terminal and not self.console.is_dumb_terminal  # so it can move its cursor
-        self._bar = progress.Progress(
-            "{task.description}",
-            progress.BarColumn(bar_width=None),
-            "{task.fields[numbers]}",
-            console=self.console,
-            disable=not self._live,
-            transient=True,
-            expand=True,
-            refresh_per_second=4,
-            speed_estimate_period=300,
-        )
+        columns = "{task.description}", progress.BarColumn(bar_width=None), "{task.fields[numbers]}"
+        how: dict[str, Any] = {"transient": True, "expand": True, "refresh_per_second": 4, "speed_estimate_period": 300}
+        self._bar = progress.Progress(*columns, console=self.console, disable=not self._live, **how)
         self._place, self._said = "", monotonic()
         self._task = self._bar.add_task("starting", numbers="", total=total_windows or total_epochs * windows_per_epoch)
 
@@ -125,11 +117,9 @@ class Progress:
     def epoch(self, ended: EpochResult, words_per_second: float, seconds: float, floor: float | None = None) -> None:
         """Prints the line of a finished epoch; `floor` is the validation perplexity of the text's true source."""
         known = "" if floor is None else f" (floor {perplexity_text(floor)})"
-        self.say(
-            f"epoch {ended.epoch}/{self._epochs} on {self._corpus}: train perplexity {ended.train_text}, "
-            f"valid {perplexity_text(ended.valid_perplexity)}{known}, rate {ended.learning_rate:.3g}, "
-            f"{words_per_second:,.0f} words/s, {seconds:.1f} s"
-        )
+        found = f"train perplexity {ended.train_text}, valid {perplexity_text(ended.valid_perplexity)}{known}"
+        speed = f"rate {ended.learning_rate:.3g}, {words_per_second:,.0f} words/s, {seconds:.1f} s"
+        self.say(f"epoch {ended.epoch}/{self._epochs} on {self._corpus}: {found}, {speed}")
 
     def summary(self, rows: Sequence[tuple[str, str]], title: str) -> None:
         """Prints (name, value) of each result as a table under a title."""

@@ -110,14 +110,11 @@ def gradient_statistics(
     rows = len(ids) // B
     windows = math.ceil((rows - 2) / T)
     if windows < 1:
-        raise DataError(
-            f"statistics_rows {B:,} cuts the {len(ids):,} tokens of the training text into rows of "
-            f"{rows:,}, and dynamic evaluation needs at least 3: lower statistics_rows"
-        )
+        cut = f"statistics_rows {B:,} cuts the {len(ids):,} tokens of the training text into rows of {rows:,}"
+        raise DataError(f"{cut}, and dynamic evaluation needs at least 3: lower statistics_rows")
     windows = min(windows, protocol.statistics_windows or windows)
     C = min(WINDOWS_PER_CALL, windows)
-    squares = jax.tree.map(jnp.zeros_like, network.params)
-    carry = network.carry(B)
+    squares, carry = jax.tree.map(jnp.zeros_like, network.params), network.carry(B)
     for first in range(0, windows, C):
         tokens = batch(ids, B, start=first * T, stop=min(rows, (first + C) * T + 1))
         count = min(len(tokens) - 1, (windows - first) * T)  # predictions of a row in these windows

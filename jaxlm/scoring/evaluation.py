@@ -280,10 +280,8 @@ class TrainedModel:
         if not isinstance(protocol, Dynamic):
             return ModelReader(network, protocol)
         if protocol.as_krause and type(config.model) is not LSTM:
-            raise JaxlmError(
-                f"compatibility {protocol.compatibility} is about the tensors of PyTorch's LSTM, and the "
-                f"model is {config.kinds['model']}: leave compatibility out"
-            )
+            what = f"compatibility {protocol.compatibility} is about the tensors of PyTorch's LSTM"
+            raise JaxlmError(f"{what}, and the model is {config.kinds['model']}: leave compatibility out")
         if protocol.rule == "sgd":
             return DynamicReader(network, protocol, None)
         if corpus is None and config.data.corpus == UNKNOWN:
@@ -346,13 +344,11 @@ def _read_and_counted(ids: np.ndarray, text: str, protocol: Plain) -> tuple[np.n
         ids = ids[:-1]  # that code leaves a last segment of one prediction out
     if (count := len(ids) - 1) < 1:
         raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least 2")
-    if isinstance(protocol, Cache) and protocol.cache_window > count:
-        raise JaxlmError(
-            f"cache_window {protocol.cache_window:,} is larger than the {count:,} predictions of {text}: lower "
-            f"cache_window, or evaluate a longer text"
-        )
-    if isinstance(protocol, Cache) and protocol.compatibility == "awd-lstm":
-        return ids, count + 1  # that code divides by the tokens
+    if isinstance(protocol, Cache):
+        if (window := protocol.cache_window) > count:
+            what = f"cache_window {window:,} is larger than the {count:,} predictions of {text}"
+            raise JaxlmError(f"{what}: lower cache_window, or evaluate a longer text")
+        count += protocol.compatibility == "awd-lstm"  # that code divides by the tokens
     return ids, count
 
 

@@ -34,7 +34,7 @@ class MCReader(Reader):
     def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
         (window, carries), (inputs, targets, _) = state, tokens
         model, samples = self.network.model, self.protocol.samples
-        nats_only = detail.nats_only and self.network.begins is None
+        nats_only = detail == Detail(full=False) and self.network.begins is None
         key = jax.random.fold_in(jax.random.key(self.protocol.seed), window)
 
         def add(total, sample):

@@ -62,7 +62,7 @@ class CacheReader(Reader):
         log_odds = alike - jnp.where(speaks, jax.nn.logsumexp(alike, 1), 0)[:, None]
         log_own = jnp.where(speaks, jnp.log1p(-self.protocol.lambda_), 0)
         log_weight = jnp.where(speaks, jnp.log(self.protocol.lambda_), -jnp.inf)
-        if detail.nats_only and self.network.begins is None:
+        if detail == Detail(full=False) and self.network.begins is None:
             log_p = -self.network.token_nats(found, targets[:, None])[:, 0]
             hits = jax.nn.logsumexp(jnp.where(words == targets[:, None], log_odds, -jnp.inf), 1)
             scores = nats_alone(-jnp.logaddexp(log_own + log_p, log_weight + hits))

@@ -142,10 +142,8 @@ def in_regions(sentence: Encoded, regions: Sequence[str], where: str) -> Encoded
     places = [ends.get(length, -1) for length in lengths]
     if -1 in places or "".join(map(_plain, regions)) != "".join(words):
         given, whole = " | ".join(regions), " ".join(words)
-        raise DataError(
-            f"{where}: the regions {given!r:.120} do not tile the words of the sentence {whole!r:.120}: give every "
-            f"word once, in order"
-        )
+        what = f"the regions {given!r:.120} do not tile the words of the sentence {whole!r:.120}"
+        raise DataError(f"{where}: {what}: give every word once, in order")
     return replace(sentence, words=tuple(regions), starts=sentence.starts[places])
 
 

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from jaxlm.data.windows import batch, num_windows
 from jaxlm.distributed.mesh import put_rows
 from jaxlm.errors import DataError
-from jaxlm.models import stack
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.token_scores import Network
@@ -51,10 +50,8 @@ def stream_nats(
     """
     predictions = num_windows(len(ids) // batch_size, bptt_length) * bptt_length
     if predictions < 1:
-        raise DataError(
-            f"{len(ids):,} tokens are too few to evaluate: expected at least "
-            f"{batch_size * (bptt_length + 1):,}, batch_size {batch_size} x ({bptt_length} + 1)"
-        )
+        least = f"{batch_size * (bptt_length + 1):,}, batch_size {batch_size} x ({bptt_length} + 1)"
+        raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least {least}")
     length = min(predictions, max(1, PREDICTIONS_PER_WINDOW // batch_size))
     windows = -(-predictions // length)
     calls = -(-windows * length * batch_size // PREDICTIONS_PER_CALL)
@@ -88,7 +85,6 @@ def _nats_per_window(model, params, tokens, predictions, carry, *, length, membe
             return carry, jnp.where(counted, nats, 0).sum()
 
         starts = jnp.arange(0, tokens.shape[0] - 1, length)
-        zero = stack.zero_carry(model, tokens.shape[1], params["embedding"].dtype)
-        return lax.scan(step, zero if carry is None else carry, starts)
+        return lax.scan(step, Network(model, params).carry(tokens.shape[1]) if carry is None else carry, starts)
 
     return (jax.vmap(read) if members else read)(model, params, carry)

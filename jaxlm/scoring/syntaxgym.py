@@ -50,14 +50,7 @@ def holds(formula: str, surprisals: Mapping[Region, float], where: str = "the fo
     Precedence climbing over OPERATORS reads and evaluates at once; a value is a float or a bool. Raises DataError, with
     the column of what is wrong; also where the item lacks a region.
     """
-    tokens = (found for found in TOKEN.finditer(formula) if found.lastgroup != "space")
-    token = next(tokens)
-
-    def taken() -> re.Match[str]:
-        """The next token, which the one after it replaces."""
-        nonlocal token
-        found, token = token, next(tokens, token)
-        return found
+    tokens = [found for found in TOKEN.finditer(formula) if found.lastgroup != "space"][::-1]  # the next one is last
 
     def error(expected: str, found: re.Match[str]) -> DataError:
         start = found.start()
@@ -65,23 +58,23 @@ def holds(formula: str, surprisals: Mapping[Region, float], where: str = "the fo
 
     def expression(loosest: int, depth: int) -> float | bool:
         """The value of operators of the level `loosest` or tighter ones."""
-        negative = token["sign"] == "-" and loosest <= OPERATORS["-"][0]  # -x is 0 - x
+        negative = tokens[-1]["sign"] == "-" and loosest <= OPERATORS["-"][0]  # -x is 0 - x
         left = 0.0 if negative else atom(depth)
-        while token["sign"] in OPERATORS and OPERATORS[token["sign"]][0] >= loosest:
-            level, apply = OPERATORS[token["sign"]]
+        while (sign := tokens[-1]["sign"]) in OPERATORS and OPERATORS[sign][0] >= loosest:
+            level, apply = OPERATORS[sign]
             takes_truth = level < COMPARISON
             if isinstance(left, bool) != takes_truth:
                 what = "a comparison before & or |" if takes_truth else "& or | after a comparison"
-                raise error(f"expected {what}", token)
-            taken()
-            first, right = token, expression(level + 1, depth)
+                raise error(f"expected {what}", tokens[-1])
+            tokens.pop()
+            first, right = tokens[-1], expression(level + 1, depth)
             if isinstance(right, bool) != takes_truth:
                 raise error("expected a comparison" if takes_truth else "expected a number", first)
             left = apply(left, right)
         return left
 
     def atom(depth: int) -> float | bool:
-        found = taken()
+        found = tokens.pop()
         if depth > DEEPEST:
             raise error(f"expected at most {DEEPEST} parentheses inside each other", found)
         if found.lastgroup == "literal":
@@ -94,14 +87,13 @@ def holds(formula: str, surprisals: Mapping[Region, float], where: str = "the fo
         if found["sign"] not in CLOSING:
             raise error("expected a number, a region such as (2;%match%) or a parenthesis", found)
         value, closing = expression(0, depth + 1), CLOSING[found["sign"]]
-        if token["sign"] != closing:
-            raise error(f"expected {closing!r}", token)
-        taken()
+        if (last := tokens.pop())["sign"] != closing:
+            raise error(f"expected {closing!r}", last)
         return value
 
     value = expression(0, 0)
-    if token.lastgroup != "end":
-        raise error("expected an operator or the end", token)
+    if tokens[-1].lastgroup != "end":
+        raise error("expected an operator or the end", tokens[-1])
     if not isinstance(value, bool):
         raise DataError(f"{where}: {formula!r} is a number: expected a comparison, with <, > or =")
     return value

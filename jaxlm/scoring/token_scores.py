@@ -103,11 +103,6 @@ class Detail:
     top: int = 0
     full: bool = True
 
-    @property
-    def nats_only(self) -> bool:
-        """Whether no other word's probability is needed."""
-        return not (self.top or self.full)
-
 
 def nats_alone(nats: jax.Array) -> TokenScores:
     """Scores of which only the nats [N, ...] are known; the other columns are zero or empty."""
