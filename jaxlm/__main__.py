@@ -4,6 +4,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -38,7 +39,8 @@ def _interrupt(_: int, frame: FrameType | None) -> None:
 
 
 def _end() -> NoReturn:
-    os.write(2, b"error: interrupted\n")
+    with suppress(OSError):  # its reader may be gone
+        os.write(2, b"error: interrupted\n")
     os._exit(128 + signal.SIGINT)
 
 

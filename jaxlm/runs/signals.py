@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 # Ctrl-C; kill, a batch system's or a cloud's notice; and what `sbatch --signal` is often told to send.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -49,6 +49,7 @@ def _listen(ear: int, stop: Stop) -> None:
     while number := os.read(ear, 1):
         if number[0] in SIGNALS:
             if stop.signal is not None:
-                os.write(2, b"stopped at once; what was saved is whole\n")
+                with suppress(OSError):  # its reader may be gone, as that of `2>&1 | tee` after Ctrl-C
+                    os.write(2, b"stopped at once; what was saved is whole\n")
                 os._exit(128 + number[0])
             stop.signal = number[0]
