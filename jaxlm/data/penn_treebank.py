@@ -12,6 +12,7 @@ from jaxlm.data.cache import cache_dir
 from jaxlm.data.text import SPLITS, read_errors
 from jaxlm.errors import DataError
 from jaxlm.files import Folder, explained, read_bytes
+from jaxlm.terminal import is_terminal
 
 PTB_SHA256 = {
     "train": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
@@ -52,10 +53,8 @@ def find_penn_treebank(data_dir: str | Path | None, download: bool) -> dict[str,
             return _download(cache)
         except DataError as error:
             failure = str(error)
-    raise NotFound(
-        f"no Penn Treebank in {', '.join(map(str, places))}, and {failure}; to have it, put "
-        "ptb.train.txt, ptb.valid.txt and ptb.test.txt into a folder named by --data-dir or $JAXLM_DATA"
-    )
+    remedy = "put ptb.train.txt, ptb.valid.txt and ptb.test.txt into a folder named by --data-dir or $JAXLM_DATA"
+    raise NotFound(f"no Penn Treebank in {', '.join(map(str, places))}, and {failure}; to have it, {remedy}")
 
 
 def _find(places: Sequence[Path]) -> dict[str, Path] | None:
@@ -73,10 +72,8 @@ def _find(places: Sequence[Path]) -> dict[str, Path] | None:
             with read_errors(path):
                 sha256 = hashlib.sha256(read_bytes(path, MAX_BYTES)).hexdigest()
             if sha256 != PTB_SHA256[split]:
-                raise DataError(
-                    f"{path} is not Penn Treebank's {split} split: its sha256 is {sha256}, not {PTB_SHA256[split]}; "
-                    f"replace it, or give {path.parent} as the corpus if it is your own"
-                )
+                what = f"{path} is not Penn Treebank's {split} split: its sha256 is {sha256}, not {PTB_SHA256[split]}"
+                raise DataError(f"{what}; replace it, or give {path.parent} as the corpus if it is your own")
         return found
     return None
 
@@ -89,7 +86,7 @@ def _download(folder: Path) -> dict[str, Path]:
     """
     import requests
 
-    if sys.stderr.isatty():
+    if is_terminal(sys.stderr):
         print("downloading Penn Treebank (6 MB)", file=sys.stderr)
     failures: dict[str, str] = dict.fromkeys(MIRRORS, f"no answer within {PROBE_SECONDS:g} s")
 
