@@ -64,9 +64,7 @@ class LanguageModel(nnx.Module):
         rngs: streams `params` and `dropout`.
     """
 
-    def __init__(
-        self, model: Recurrent, *, params: Params | None = None, deterministic: bool = False, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, model: Recurrent, *, params: Params | None = None, deterministic: bool = False, rngs: nnx.Rngs):
         stack.check_dtype(model)
         params = stack.init_params(model, rngs.params()) if params is None else params
         self.model, self.deterministic = nnx.static(model), deterministic

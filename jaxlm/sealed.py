@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +14,7 @@ def seal(tree: dict[str, Any]) -> str:
     return json.dumps({**tree, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1, sort_keys=True)
 
 
-def unseal(data: bytes) -> dict[str, Any]:
+def unseal(data: bytes, seal: Callable[[dict[str, Any]], str] = seal) -> dict[str, Any]:
     """The tree that `seal` was given. Raises ValueError where the bytes are not those of the text that it returned."""
     tree = strict_json(data)
     if not isinstance(tree, dict) or tree.pop("sha256", None) is None:

@@ -31,10 +31,6 @@ from jaxlm.files import Folder
 PENN = ("auto", "ptb", "ptb-char")  # Penn Treebank; auto: or else the generated corpus
 EMBEDDED = ("embedded", "embedded-tiny")  # the generated corpus in its sizes
 UNKNOWN = "unknown"  # the corpus of an imported model
-FALLBACK = (
-    "EMBEDDED CORPUS, NOT PENN TREEBANK: no copy of Penn Treebank was found and none could be downloaded; "
-    "ask for the corpus 'ptb' to see why"
-)
 
 
 def load_corpus(
@@ -70,7 +66,8 @@ def load_corpus(
         except NotFound:
             if spec != "auto":
                 raise
-            return replace(_generated("embedded", read, vocab), notes=(FALLBACK,))
+            why = "no copy of Penn Treebank was found and none could be downloaded; ask for the corpus 'ptb' to see why"
+            return replace(_generated("embedded", read, vocab), notes=(f"EMBEDDED CORPUS, NOT PENN TREEBANK: {why}",))
         title, start, name = "Penn Treebank (Mikolov's files)", 0, "ptb"
         if spec == "ptb-char":
             title = "Penn Treebank's characters (Mikolov's files: 5,017k / 393k / 442k of 50 symbols, a space as _)"
@@ -93,10 +90,8 @@ def load_corpus(
             raise DataError(f"{spec} is prepared with a vocabulary of its own: load its text with another one")
         return corpus
     if not os.path.exists(spec) and not has_magic(str(path)):  # ("" is no folder)
-        raise DataError(
-            f"there is no corpus or file {str(spec)!r}; expected {', '.join((*PENN, *EMBEDDED))}, "
-            "or the path of a folder or a file of text"
-        )
+        expected = f"{', '.join((*PENN, *EMBEDDED))}, or the path of a folder or a file of text"
+        raise DataError(f"there is no corpus or file {str(spec)!r}; expected {expected}")
     parts = find_splits(path)
     if sum(size for _, size, _ in stamps_of(parts).values()) > prepared.LARGE:
         return prepared.prepare_in_cache(path, parts, read, vocab)

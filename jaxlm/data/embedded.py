@@ -75,9 +75,7 @@ def _words(category: str, kind: int) -> list[str]:
     """The words of a category, and of a kind if they are content words, from the most frequent to the rarest."""
     if category in language()["words"]:
         return language()["words"][category].split()
-    stems = {
-        name: (text if isinstance(text, str) else text[kind]).split() for name, text in language()["stems"].items()
-    }
+    stems = {name: (one if isinstance(one, str) else one[kind]).split() for name, one in language()["stems"].items()}
     if category == "name":
         return [stem + place for stem, place in product(stems["names"], stems["places"][2 * kind : 2 * kind + 2])]
     if category == "adjective":

@@ -148,10 +148,8 @@ class Subwords(_Exact):
 
         Raises DataError where the file is damaged or of another kind, or its tokens do not give back a plain text.
         """
-        if model.lstrip()[:1] == b"{":
-            made = cls(_plain_json(model, where))
-        else:
-            made = cls(model.removesuffix(_KEEP_SPACES) + _KEEP_SPACES)
+        is_json = model.lstrip()[:1] == b"{"
+        made = cls(_plain_json(model, where) if is_json else model.removesuffix(_KEEP_SPACES) + _KEEP_SPACES)
         try:
             text = "a b a"
             found = b"".join(made.data(name) for unit in made.units(text) for name in made.split(unit)).decode()
@@ -161,24 +159,17 @@ class Subwords(_Exact):
             raise
         except BaseException as error:  # whatever a library makes of a stranger's file, such as a panic of Rust
             why = re.sub(r"^INTERNAL: (src/.*\])?", "", str(error).strip().split("\n")[0])[:200].strip(" .")
-            raise DataError(
-                f"{where} is no SentencePiece model or tokenizer.json that can be read ({why or 'it is damaged'}): "
-                f"restore it from a copy"
-            ) from None
+            what = f"{where} is no SentencePiece model or tokenizer.json that can be read ({why or 'it is damaged'})"
+            raise DataError(f"{what}: restore it from a copy") from None
         if not end:
-            raise DataError(
-                f"the tokenizer of {where} has no token for the end of a line, such as \\n, <0x0A> or </s>: make it "
-                f"with byte_fallback, or with \\n as a symbol"
-            )
+            why = "has no token for the end of a line, such as \\n, <0x0A> or </s>"
+            raise DataError(f"the tokenizer of {where} {why}: make it with byte_fallback, or with \\n as a symbol")
         if not rare:
-            raise DataError(
-                f"the tokenizer of {where} drops unknown letters: take one with a token for them, or with bytes"
-            )
+            remedy = "take one with a token for them, or with bytes"
+            raise DataError(f"the tokenizer of {where} drops unknown letters: {remedy}")
         if not re.fullmatch("[a\ufffd] [b\ufffd] [a\ufffd]", found):  # (letters may be unknown)
-            raise DataError(
-                f"the tokenizer of {where} reads {text!r} and gives back {found!r}: take one that keeps spaces, such "
-                f"as a SentencePiece model or a byte-level BPE"
-            )
+            remedy = "take one that keeps spaces, such as a SentencePiece model or a byte-level BPE"
+            raise DataError(f"the tokenizer of {where} reads {text!r} and gives back {found!r}: {remedy}")
         return made
 
     @classmethod
@@ -265,15 +256,11 @@ class Subwords(_Exact):
     def unknown(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._tokenizer[1]
 
-    @property
-    def ends(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return (self._end,)
-
     @cached_property
-    def _end(self) -> str:
+    def ends(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         known = set(self.names)
         usual = ("\n", "\u010a", *_ENDS) if self._bytes else ("\n", *_ENDS)  # (U+010A is a letter of Maltese)
-        return next((name for name in usual if name in known), EOS)
+        return (next((name for name in usual if name in known), EOS),)
 
     @cached_property
     def _bytes(self) -> dict[str, bytes]:
@@ -291,7 +278,7 @@ class Subwords(_Exact):
 
     def split(self, unit: str) -> list[str]:
         if unit == "\n":
-            return [self._end]
+            return [*self.ends]
         *_, encode = self._tokenizer
         if self._bytes or SPACE not in unit:
             return [*encode(unit)]
@@ -300,7 +287,7 @@ class Subwords(_Exact):
         return [*first, *(name for part in rest for name in (*sign, *part))]
 
     def data(self, name: str) -> bytes:
-        if name == self._end:
+        if name == self.ends[0]:
             return b"\n"
         if self._bytes:
             return b"".join(self._bytes.get(letter, letter.encode()) for letter in name)

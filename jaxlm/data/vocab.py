@@ -152,11 +152,9 @@ class Vocab:
         ids = np.fromiter(map(self.ids.get, tokens, repeat(unknown)), np.int32, len(tokens))
         if unknown < 0 and (ids < 0).any():
             word = tokens[int(np.argmin(ids))]
+            what = f"the {self.kind[:-1]} {shown(word)} is not in the vocabulary, which has no {UNK} for it"
             learn = "learn one with a min_count of 2 or more, or use another text"
-            raise DataError(
-                f"the {self.kind[:-1]} {shown(word)} is not in the vocabulary, which has no {UNK} for it; "
-                f"{'use another word' if self.kind == 'words' else learn}"
-            )
+            raise DataError(f"{what}; {'use another word' if self.kind == 'words' else learn}")
         return ids
 
     def unknown_share(self, ids: np.ndarray) -> float:
@@ -238,10 +236,8 @@ def check_ids(ids: np.ndarray, words: int, where: str) -> None:
     """Raises DataError, beginning with `where`, if an id of the integer array lies outside [0, words)."""
     low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
     if low < 0 or high >= words:
-        raise DataError(
-            f"{where} holds the id {low if low < 0 else high}, outside the vocabulary, whose ids are 0 to {words - 1}: "
-            f"encode the text again with this vocabulary"
-        )
+        found = f"the id {low if low < 0 else high}, outside the vocabulary, whose ids are 0 to {words - 1}"
+        raise DataError(f"{where} holds {found}: encode the text again with this vocabulary")
 
 
 def frequent(counts: Mapping[str, int], min_count: int, kind: Words) -> list[str]:

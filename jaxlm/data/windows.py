@@ -176,19 +176,15 @@ def check_fits(split: str, tokens: int, batch_size: int, bptt_length: int, epoch
             f"{epochs:,} epochs of {windows:,} windows exceed the {MOST_WINDOWS:,} that a run counts: lower epochs"
         )
     if windows < 1:
-        raise DataError(
-            f"the {split} split has {tokens:,} tokens, fewer than one window of batch_size {batch_size} x "
-            f"(bptt_length {bptt_length} + 1) = {batch_size * (bptt_length + 1):,}: "
-            f"lower batch_size or bptt_length, or use more text"
-        )
+        least = f"batch_size {batch_size} x (bptt_length {bptt_length} + 1) = {batch_size * (bptt_length + 1):,}"
+        remedy = "lower batch_size or bptt_length, or use more text"
+        raise DataError(f"the {split} split has {tokens:,} tokens, fewer than one window of {least}: {remedy}")
 
 
-def _read(path: Path, pieces: np.ndarray, offsets: list[int]) -> None:
+def _read(path: Path, rows: np.ndarray, places: list[int]) -> None:
     try:
         with open(path, "rb", buffering=0) as file:
-            whole = all(
-                os.preadv(file.fileno(), [piece], at) == piece.nbytes for piece, at in zip(pieces, offsets, strict=True)
-            )
+            whole = all(os.preadv(file.fileno(), [row], at) == row.nbytes for row, at in zip(rows, places, strict=True))
     except OSError as error:
         raise DataError(f"{path} cannot be read any more: {error.strerror or error}; fix that, then resume") from None
     if not whole:

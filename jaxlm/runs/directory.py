@@ -41,17 +41,13 @@ def check(run: str | Path | Folder, resume: bool) -> None:
     with explained(RunDirError, what, ELSEWHERE), suppress(FileNotFoundError), Folder.open(run) as folder:
         names = folder.names()
     if resume and CONFIG not in names:
-        raise RunDirError(
-            f"{where} holds no run that can be resumed ({CONFIG} is not there): begin one without --resume, or check "
-            f"the path"
-        )
+        remedy = "begin one without --resume, or check the path"
+        raise RunDirError(f"{where} holds no run that can be resumed ({CONFIG} is not there): {remedy}")
     # Files that a process leaves which was killed before config.json was written do not count.
     other = [name for name in names if not re.fullmatch(r"\.lock|\.partial-.*|run\.json", name)]
     if other and not resume:
-        raise RunDirError(
-            f"{where} is not empty (it holds {', '.join(other[:4])}): resume the run in it with --resume, or choose "
-            f"another --run-dir"
-        )
+        remedy = "resume the run in it with --resume, or choose another --run-dir"
+        raise RunDirError(f"{where} is not empty (it holds {', '.join(other[:4])}): {remedy}")
 
 
 def begin(
@@ -66,10 +62,8 @@ def begin(
     """
     check(run, resume=False)
     if (size := len(corpus.vocab.to_json())) > MAX_VOCAB_BYTES:  # (which is ASCII)
-        raise RunDirError(
-            f"the vocabulary of {corpus.name} takes {size:,} bytes in a checkpoint, and one of at most "
-            f"{MAX_VOCAB_BYTES:,} is read: take a smaller vocab_size, or a higher min_count"
-        )
+        most = f"one of at most {MAX_VOCAB_BYTES:,} is read: take a smaller vocab_size, or a higher min_count"
+        raise RunDirError(f"the vocabulary of {corpus.name} takes {size:,} bytes in a checkpoint, and {most}")
     with explained(RunDirError, f"no run can begin in {run.path}", ELSEWHERE):
         record = {"corpus": _described(corpus), "params": "given" if given_params else DRAWN}
         _write(run, record, config, devices)
@@ -171,16 +165,12 @@ def resume(
             first = next((f"; word {at} is {[was]} -> {[now]}" for at, (was, now) in pairs if was != now), "")
             changed.append(f"vocabulary: {len(found.vocab)} -> {len(corpus.vocab)} words{first}")
     if changed:
-        raise RunDirError(
-            f"{run.path} holds a run with another config or corpus ({'; '.join(changed)}): resume it with its own, or "
-            f"choose another --run-dir"
-        )
+        remedy = "resume it with its own, or choose another --run-dir"
+        raise RunDirError(f"{run.path} holds a run with another config or corpus ({'; '.join(changed)}): {remedy}")
     with explained(RunDirError, what, ELSEWHERE):
         if found is None and record.get("params") == "given" and not given_params:
-            raise RunDirError(
-                f"{run.path} began from given parameters, and was stopped before it saved them: remove it, and begin "
-                f"again with --init"
-            )
+            why = "began from given parameters, and was stopped before it saved them"
+            raise RunDirError(f"{run.path} {why}: remove it, and begin again with --init")
         if found is None and given_params:
             record["params"] = "given"
         _write(run, record, config, devices)
@@ -238,16 +228,12 @@ def session(devices: tuple[int, int] = (1, 1)) -> dict[str, Any]:
     """The command, versions, machine and flags of this process, and its devices for the rows and for the words."""
     import jax
 
+    machine = {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()}
     return {
         "command": shlex.join(map(without_password, sys.argv)),
         "devices": list(devices),
         "versions": {"python": platform.python_version(), **library_versions()},
-        "platform": {
-            "system": platform.platform(),
-            "machine": platform.machine(),
-            "cpus": os.cpu_count(),
-            "devices": [device.device_kind for device in jax.devices()],
-        },
+        "platform": {**machine, "devices": [device.device_kind for device in jax.devices()]},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
@@ -258,9 +244,5 @@ def different(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _described(corpus: Corpus) -> dict[str, Any]:
-    return {
-        **named(corpus),
-        "description": corpus.description,
-        "notes": list(corpus.notes),
-        "tokens": {split: len(getattr(corpus, split)) for split in ("train", "valid", "test")},
-    }
+    tokens = {split: len(getattr(corpus, split)) for split in ("train", "valid", "test")}
+    return {**named(corpus), "description": corpus.description, "notes": list(corpus.notes), "tokens": tokens}

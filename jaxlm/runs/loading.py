@@ -112,10 +112,8 @@ def init_config(model: LanguageModel, start: Config, changes: Mapping[str, Any],
     config = config.replace(**changes)
     fixed = {*(f"model.{name}" for name in FIXED), *(f"data.{name}" for name in TOKEN_FIELDS)}
     if contradicted := [line for line in differences(model.config, config) if line.split(":")[0] in fixed]:
-        raise JaxlmError(
-            f"the parameters to begin from are fixed in these fields of the model: "
-            f"{'; '.join(contradicted)}; leave them out, or train a new model without --init"
-        )
+        what = "the parameters to begin from are fixed in these fields of the model"
+        raise JaxlmError(f"{what}: {'; '.join(contradicted)}; leave them out, or train a new model without --init")
     return config
 
 

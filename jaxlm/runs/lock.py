@@ -58,10 +58,8 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
         with explained(RunDirError, f"{run_dir} cannot be used", ELSEWHERE):
             folder = stack.enter_context(Folder.open(run_dir, create=True))
             if strange := folder.strange():
-                raise RunDirError(
-                    f"{run_dir} contains {', '.join(strange[:4])}: only regular files and directories belong in a "
-                    f"run's directory; remove the rest, or choose another --run-dir"
-                )
+                why = "only regular files and directories belong in a run's directory; remove the rest"
+                raise RunDirError(f"{run_dir} contains {', '.join(strange[:4])}: {why}, or choose another --run-dir")
             file = stack.enter_context(folder.append(NAME))
             _take(file, folder)
             folder.clean()
@@ -88,15 +86,13 @@ def _take(file: BinaryIO, folder: Folder) -> None:
     with suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         free = True
-    named, host = _named(os.pread(file.fileno(), 200, 0)), socket.gethostname()
-    if free and named and not named.endswith(f" on {host}"):
+    who, host = _named(os.pread(file.fileno(), 200, 0)), socket.gethostname()
+    if free and who and not who.endswith(f" on {host}"):
         wait = f"waiting up to {SILENCE:g} s to see whether that process is dead"
-        say_line(f"{folder.path} was left by {named}: {wait}", sys.stderr)
+        say_line(f"{folder.path} was left by {who}: {wait}", sys.stderr)
         free = not _touched(folder)
     if not free:
-        raise InUse(
-            f"{folder.path} is in use by {named or 'another process'}: wait for it, or choose another --run-dir"
-        )
+        raise InUse(f"{folder.path} is in use by {who or 'another process'}: wait for it, or choose another --run-dir")
     os.ftruncate(file.fileno(), 0)
     os.write(file.fileno(), f"process {os.getpid()} on {host}\n".encode())
 

@@ -114,11 +114,9 @@ class MetricsLog:
 
         The three `SERIES` are float32 [n]; `steps` [n] is each window's length (default: bptt_length for all).
         """
-        columns = [np.asarray(column, np.float32) for column in series]
-        rows = [
-            {"kind": "window", "step": step, "epoch": epoch, **dict(zip(SERIES, values, strict=True))}
-            for step, values in enumerate(zip(*columns, strict=True), first_step)
-        ]
+        columns = zip(*(np.asarray(column, np.float32) for column in series), strict=True)
+        values = (dict(zip(SERIES, one, strict=True)) for one in columns)
+        rows = [{"kind": "window", "step": step, "epoch": epoch, **one} for step, one in enumerate(values, first_step)]
         for row, length in zip(rows, np.asarray(steps).tolist(), strict=True) if steps is not None else ():
             if length != self._bptt_length:
                 row["steps"] = length
@@ -203,10 +201,8 @@ def _rows(data: bytes, path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(_row(line))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            raise JaxlmError(
-                f"{path}, line {number}: expected a window or a result as JSON, found {line[:60]!r}; "
-                "the file is damaged, restore it from a copy"
-            ) from None
+            what = f"expected a window or a result as JSON, found {line[:60]!r}"
+            raise JaxlmError(f"{path}, line {number}: {what}; the file is damaged, restore it from a copy") from None
     return rows
 
 

@@ -39,17 +39,13 @@ def reproduce(
     again = Path(again or f"{os.path.abspath(run_dir)}-again")  # (beside it, also of ".")
     record, old = rundir.saved_record(run_dir), checkpoint.load(run_dir)
     if record.get("params") != rundir.DRAWN:
-        raise JaxlmError(
-            f"{run_dir} did not begin from its seed alone: parameters were given, and only their owner "
-            f"can train it again"
-        )
+        why = "parameters were given, and only their owner can train it again"
+        raise JaxlmError(f"{run_dir} did not begin from its seed alone: {why}")
     vocab = old.vocab if old.config.data.tokenizer_file else None  # that file is not needed again
-    config, corpus = with_corpus(old.config, data_dir=data_dir, vocab=vocab)
+    config, corpus = with_corpus(old.config, None, data_dir, vocab)
     if changed := rundir.different(old.manifest.corpus, rundir.named(corpus)):
-        raise JaxlmError(
-            f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): "
-            f"put its text back, or name Penn Treebank's folder with --data-dir"
-        )
+        remedy = "put its text back, or name Penn Treebank's folder with --data-dir"
+        raise JaxlmError(f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): {remedy}")
     read_prefix(run_dir, old.manifest.metrics)  # raises before hours of training where the metrics are damaged
     match record["sessions"][0].get("devices"):
         case [int(rows), int(words)]:

@@ -78,10 +78,8 @@ class Run:
         self._validations = self.found.state.validations if self.found else None
         self.averages_from: int | None = None
         if self.found and self.finished:
-            self.notes.append(
-                f"{self.folder.path} has finished ({self.epoch} epochs, {self.step} windows): nothing is left to "
-                f"train, and it is tested again"
-            )
+            done = f"{self.folder.path} has finished ({self.epoch} epochs, {self.step} windows)"
+            self.notes.append(f"{done}: nothing is left to train, and it is tested again")
         names = EpochResult.__dataclass_fields__
         self.epochs = [EpochResult(**{name: row[name] for name in names if name in row}) for row in self.log.epochs]
         self.start_clock()
@@ -180,10 +178,8 @@ class Run:
         lengths = self.plan.windows(self.step, done, done).length
         self.log.windows(self.step + 1, self.epoch + 1, cost[:done], norm[:done], rate[:done], steps=lengths)
         if stopping:
-            return (
-                f"window {self.step + done + 1} (epoch {self.epoch + 1}) has cost {cost[done]} and gradient norm "
-                f"{norm[done]} at learning rate {rate[done]:g}"
-            )
+            where = f"window {self.step + done + 1} (epoch {self.epoch + 1})"
+            return f"{where} has cost {cost[done]} and gradient norm {norm[done]} at learning rate {rate[done]:g}"
         self.step += done
         self.learning_rate, self._until = float(rate[-1]), time.perf_counter()
         return None
@@ -258,9 +254,7 @@ def window_plan(config: Config, rows: int) -> WindowPlan:
 def floors(corpus: Corpus, *splits: str) -> dict[str, float]:
     """`floor_SPLIT`: the perplexity of the true source, where the corpus has one."""
     nats = corpus.floor or {}
-    return {
-        f"floor_{split}": perplexity(nats[split], len(getattr(corpus, split)) - 1) for split in splits if split in nats
-    }
+    return {f"floor_{part}": perplexity(nats[part], len(getattr(corpus, part)) - 1) for part in splits if part in nats}
 
 
 def word_count(vocab: Vocab, ids: np.ndarray) -> int:

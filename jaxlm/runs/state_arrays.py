@@ -56,10 +56,8 @@ def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def flat(tree: Any) -> dict[str, Any]:
     """{dotted name: leaf} of a tree, in the tree's order."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def shapes_of_state(config: Config) -> Any:

@@ -101,10 +101,8 @@ def train(
     vocab = None
     if resume and run_dir is not None:
         if config.data.corpus == UNKNOWN:
-            raise RunDirError(
-                f"{run_dir} holds an imported model, which has no run to resume: train it further in "
-                f"another directory, with --init {run_dir} --corpus TEXT --run-dir NEW"
-            )
+            remedy = f"train it further in another directory, with --init {run_dir} --corpus TEXT --run-dir NEW"
+            raise RunDirError(f"{run_dir} holds an imported model, which has no run to resume: {remedy}")
         with suppress(RunDirError, CheckpointError):
             config = directory.with_saved_dtype(config, run_dir)
             if config.data.tokens == "subwords" or not directory.drew_params(run_dir):
@@ -126,18 +124,9 @@ def train(
 
         def begin() -> Run:
             directory.check(folder, resumes)
-            return Run(
-                config,
-                corpus,
-                held.enter_context(lock(folder)),
-                held,
-                resume=resumes,
-                kept=bool(kept),
-                steps=steps,
-                given_params=params is not None,
-                devices=spread,
-                on_metrics=on_metrics if first else None,
-            )
+            own, told = held.enter_context(lock(folder)), on_metrics if first else None
+            new = partial(Run, config, corpus, own, held, resume=resumes, kept=bool(kept), on_metrics=told)
+            return new(steps=steps, given_params=params is not None, devices=spread)
 
         run = hosts.together(begin)
         saved = hosts.agreed(-1 if run.found is None else run.step)
@@ -166,10 +155,7 @@ def train(
 
 
 def with_corpus(
-    config: Config,
-    corpus: str | Path | Corpus | None = None,
-    data_dir: str | Path | None = None,
-    vocab: Vocab | None = None,
+    config: Config, corpus: str | Path | Corpus | None, data_dir: str | Path | None = None, vocab: Vocab | None = None
 ) -> tuple[Config, Corpus]:
     """The corpus, and the config with its vocabulary size, where it was found, and a dtype in place of `auto`.
 
@@ -183,11 +169,9 @@ def with_corpus(
             corpus = reload_corpus(data, vocab, data_dir)
         else:
             corpus = load_corpus(data.corpus, data_dir=data_dir, max_vocab=config.model.vocab_size, **data.options)
-    if len(corpus.vocab) > config.model.vocab_size and not corpus.vocab.tokens.names:
-        raise JaxlmError(
-            f"the corpus has {len(corpus.vocab):,} words and vocab_size is {config.model.vocab_size:,}: "
-            f"raise it, or load the corpus with max_vocab={config.model.vocab_size}"
-        )
+    if len(corpus.vocab) > (most := config.model.vocab_size) and not corpus.vocab.tokens.names:
+        remedy = f"raise it, or load the corpus with max_vocab={most}"
+        raise JaxlmError(f"the corpus has {len(corpus.vocab):,} words and vocab_size is {most:,}: {remedy}")
     for split, epochs in (("train", config.train.epochs), ("valid", 0)):
         check_fits(split, len(getattr(corpus, split)), config.train.batch_size, config.train.bptt_length, epochs)
     check_fits("test", len(corpus.test), 1, 1)

@@ -86,31 +86,17 @@ def run_record(path: Path, name: str) -> RunRecord:
     """The results and surroundings of the run in a directory. Raises JaxlmError where it is damaged or has no epoch."""
     config = directory.saved_config(path)
     if problems := directory.problems(path):
-        raise RunDirError(
-            f"the run in {path} is damaged, and there is no report of it: {problems[0]}; `jaxlm info` "
-            f"lists all problems"
-        )
+        problem = f"the run in {path} is damaged, and there is no report of it: {problems[0]}"
+        raise RunDirError(f"{problem}; `jaxlm info` lists all problems")
     rows = read_metrics(path)
     windows, epochs, tests = by_kind(rows)
     if not epochs:
-        raise JaxlmError(
-            f"the run in {path} has no results: expected a finished epoch, found {len(windows):,} "
-            f"windows; train one epoch first"
-        )
-    record = directory.saved_record(path)
-    return RunRecord(
-        name=name,
-        windows=windows,
-        epochs=epochs,
-        tests=tests,
-        bptt_length=config.train.bptt_length,
-        path=str(path),
-        config=config,
-        corpus=record["corpus"],
-        sessions=record["sessions"],
-        checkpoints=[(step, found.epoch, found.valid_perplexity) for step, found in checkpoint.manifests(path).items()],
-        timing=read_timing(path),
-    )
+        found = f"expected a finished epoch, found {len(windows):,} windows"
+        raise JaxlmError(f"the run in {path} has no results: {found}; train one epoch first")
+    record, saved = directory.saved_record(path), checkpoint.manifests(path)
+    results = name, windows, epochs, tests, config.train.bptt_length
+    checkpoints = [(step, found.epoch, found.valid_perplexity) for step, found in saved.items()]
+    return RunRecord(*results, str(path), config, record["corpus"], record["sessions"], checkpoints, read_timing(path))
 
 
 def _model_view(path: Path, name: str, which: str, texts: Sequence[str], data_dir: str | Path | None) -> ModelView:
@@ -128,9 +114,7 @@ def _model_view(path: Path, name: str, which: str, texts: Sequence[str], data_di
     words = part("map of the words", lambda: map_words(np.asarray(lm.params["embedding"]), lm.vocab.words))
     scored = part("text of the test split", lambda: _test_text(lm, data_dir)) or {}
     scored |= {f"Text {at}": _scored(lm, [*filter(str.strip, text.splitlines())]) for at, text in enumerate(texts, 1)}
-    samples = part(
-        "sample", lambda: [str(text) for text in lm.generate(words=SAMPLE_WORDS, samples=SAMPLES, no_unk=True)]
-    )
+    samples = part("sample", lambda: [*map(str, lm.generate(words=SAMPLE_WORDS, samples=SAMPLES, no_unk=True))])
     return ModelView(name, which, words, scored, samples or [], notes)
 
 

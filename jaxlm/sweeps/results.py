@@ -127,27 +127,16 @@ class Sweep:
 
 def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
     """Writes sweep.csv, sweep.json and, once two trials are done, the pictures; their paths. Raises RunDirError."""
-    text = io.StringIO()
-    rows = sweep.rows()
+    text, rows, best = io.StringIO(), sweep.rows(), sweep.best
     table = csv.DictWriter(text, list(rows[0]) if rows else ["trial"], lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    best = sweep.best
-    tree = {
-        "config": json.loads(sweep.config.to_json()),
-        "corpus": corpus,
-        "data_dir": sweep.data_dir,
-        "best": None if best is None else best.number,
-        "command": None if best is None else sweep.command(best),
-        "members": [{**asdict(member), "run_dir": str(member.run_dir)} for member in sweep.members],
-    }
-    remedy = "the runs under it are whole"
+    members = [{**asdict(member), "run_dir": str(member.run_dir)} for member in sweep.members]
+    tree: dict[str, Any] = {"config": json.loads(sweep.config.to_json()), "corpus": corpus, "data_dir": sweep.data_dir}
+    tree |= {"best": best and best.number, "command": best and sweep.command(best), "members": members}
     written, done = [path / "sweep.csv", path / RESULTS], [trial for trial in sweep.trials if trial.done]
-    with (
-        explained(RunDirError, f"{path} cannot be written", remedy),
-        Folder.open(path) as folder,
-        folder.append(".claim") as claim,
-    ):
+    writing = explained(RunDirError, f"{path} cannot be written", "the runs under it are whole")
+    with writing, Folder.open(path) as folder, folder.append(".claim") as claim:
         fcntl.flock(claim, fcntl.LOCK_EX)  # of many processes one writes at a time
         folder.clean()
         folder.write("sweep.csv", text.getvalue().encode(errors="surrogateescape"))

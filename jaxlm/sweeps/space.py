@@ -58,11 +58,9 @@ class Plan:
 
     def point(self, number: int) -> dict[str, Any] | None:
         """A point of the grid, or a random one, by its number from 0; None if Optuna chooses it (tpe)."""
-        if self.strategy == "tpe":
-            return None
         if self.strategy == "grid":
             return grid_point(self.space, number)
-        return random_point(self.space, self.config.train.seed, number)
+        return None if self.strategy == "tpe" else random_point(self.space, self.config.train.seed, number)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON, which `from_json` reads."""
@@ -154,10 +152,8 @@ def to_json(distribution: Any) -> list[Any] | str:
 
 def decoded(params: Mapping[str, Any]) -> dict[str, Any]:
     """Values as a config takes them, from values as a study keeps them. Raises JaxlmError for an unknown field."""
-    return {
-        name: tuple(map(int, value.split("x"))) if spec_of_field(name).type is tuple else value
-        for name, value in params.items()
-    }
+    kinds = {name: spec_of_field(name).type for name in params}
+    return {name: tuple(map(int, one.split("x"))) if kinds[name] is tuple else one for name, one in params.items()}
 
 
 def first_values(space: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,10 +185,8 @@ def extremes(distribution: Any) -> tuple[Any, ...]:
 def grid_size(space: Space) -> int:
     """How many points the space's grid has. Raises JaxlmError for an interval, or over `MOST_POINTS` points."""
     if interval := next((name for name, distribution in space.items() if not _is_listed(distribution)), None):
-        raise JaxlmError(
-            f"{interval} is a distribution, and a grid needs values: list them or give a range, or choose "
-            f"--strategy random or tpe"
-        )
+        remedy = "list them or give a range, or choose --strategy random or tpe"
+        raise JaxlmError(f"{interval} is a distribution, and a grid needs values: {remedy}")
     points = math.prod(len(extremes(distribution)) for distribution in space.values())
     if points > MOST_POINTS:
         raise JaxlmError(f"the grid has {points:,} points: use --strategy random with --trials, or fewer values")
@@ -261,19 +255,15 @@ def _distribution(name: str, given: Any) -> Any:
                     raise JaxlmError(f"{name} cannot be drawn from {low} to {high}: {error}") from None
             given = _range(name, low, high, step[0])
         elif ":" in given and kind is not str:
-            raise JaxlmError(
-                f"{name} takes values, as in 0.5,1,2, or range:LOW:HIGH:STEP, uniform:LOW:HIGH or "
-                f"log:LOW:HIGH; it is {shown(given)}"
-            )
+            forms = "range:LOW:HIGH:STEP, uniform:LOW:HIGH or log:LOW:HIGH"
+            raise JaxlmError(f"{name} takes values, as in 0.5,1,2, or {forms}; it is {shown(given)}")
         else:
             given = [part.strip() for part in given.split(",") if part.strip()]
     if not isinstance(given, list | range):
         raise JaxlmError(f"{name} takes a list of values, a range or a distribution; it is {shown(given)}")
     values = [_encoded(name, kind, value) for value in itertools.islice(given, MOST_VALUES + 1)]
     if not 1 <= len(values) <= MOST_VALUES:
-        raise JaxlmError(
-            f"{name} has {'no value' if not values else 'too many values'} to try: name 1 to {MOST_VALUES:,}"
-        )
+        raise JaxlmError(f"{name} has {'too many values' if values else 'no value'} to try: name 1 to {MOST_VALUES:,}")
     if len(set(values)) < len(values):
         twice = next(value for value in values if values.count(value) > 1)
         raise JaxlmError(f"{name} has the value {shown(twice)} twice: name it once (seeds train a point again)")

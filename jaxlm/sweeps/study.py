@@ -53,21 +53,15 @@ class Study:
         self.held = dict[int, Claim]()
         self._damaged = set[int]()  # trials that this worker tried
         self._seen = set[int]()  # trials of other directories
-        self._storage = opened(where)
+        storage = self._storage = opened(where)
         with database_errors(where):
-            self._study = optuna.create_study(
-                storage=self._storage,
-                study_name=NAME,
-                load_if_exists=True,
-                pruner=optuna.pruners.MedianPruner() if plan.prune else optuna.pruners.NopPruner(),
-            )
+            pruner = optuna.pruners.MedianPruner() if plan.prune else optuna.pruners.NopPruner()
+            self._study = optuna.create_study(storage=storage, study_name=NAME, load_if_exists=True, pruner=pruner)
             self._study_id = self._storage.get_study_id_from_name(NAME)
             found = self._study.user_attrs.get("plan")
             if found is not None and (changed := Plan.from_json(found).differences(plan)):
-                raise JaxlmError(
-                    f"the study in {without_password(where)} is of another sweep ({'; '.join(changed)}): "
-                    f"resume it with its own, or choose another --storage or --run-dir"
-                )
+                what = f"the study in {without_password(where)} is of another sweep ({'; '.join(changed)})"
+                raise JaxlmError(f"{what}: resume it with its own, or choose another --storage or --run-dir")
             if found != plan.to_json():
                 self._study.set_user_attr("plan", plan.to_json())
             # (Of the other strategies a new trial has its point.)
@@ -96,13 +90,9 @@ class Study:
 
     def _begin(self, number: int) -> Claim | None:
         """Begins a point; None if another directory begins it right now."""
-        point = self.plan.point(number)
-        new = optuna.trial.create_trial(
-            state=optuna.trial.TrialState.RUNNING,
-            params=point,
-            distributions=None if point is None else {**self.plan.space},
-            user_attrs={"point": number},
-        )
+        point, state = self.plan.point(number), optuna.trial.TrialState.RUNNING
+        space = None if point is None else {**self.plan.space}
+        new = optuna.trial.create_trial(state=state, params=point, distributions=space, user_attrs={"point": number})
         identity = self._storage.create_new_trial(self._study_id, template_trial=new)
         trial = optuna.trial.Trial(self._study, identity)
         if self._taken()[number] != trial.number:  # another directory was quicker
@@ -150,10 +140,8 @@ class Study:
             try:
                 claim.trial.set_user_attr(f"seed {record.seed}", {name: getattr(record, name) for name in KEPT})
             except optuna.exceptions.UpdateFinishedTrialError:
-                raise JaxlmError(
-                    f"trial {record.number} was given to another worker, for this one had been silent "
-                    f"for {SILENCE} s: resume the sweep with --resume"
-                ) from None
+                why = f"this one had been silent for {SILENCE} s: resume the sweep with --resume"
+                raise JaxlmError(f"trial {record.number} was given to another worker, for {why}") from None
 
     def to_prune(self, claim: Claim) -> bool:
         """Reports the epochs that all of a trial's members have finished; whether Optuna gives the trial up."""

@@ -143,10 +143,8 @@ def sweep(
                 environment = {**os.environ, **({STORAGE: where} if "://" in where else {})}
                 failure = supervise(command, environment, chosen, folder, stop, show, view.say)
                 if stop.signal is None and failure and not study.ended:
-                    raise JaxlmError(
-                        f"every worker ended before the sweep did: what was saved is whole; resume with "
-                        f"{flag_text('--run-dir', folder)} --resume (the last one: {failure})"
-                    )
+                    remedy = f"resume with {flag_text('--run-dir', folder)} --resume (the last one: {failure})"
+                    raise JaxlmError(f"every worker ended before the sweep did: what was saved is whole; {remedy}")
             else:
                 given, kept = found if in_memory else None, run_dir is not None
                 Worker(study, given, data_dir, group, vmap, 1, kept, lambda: stop.signal, show, view.say).run()
@@ -204,10 +202,8 @@ def _where(folder: Path, storage: str | None, resume: bool) -> str:
         # (A process that was killed before the first trial may have left a journal.)
         names = [name for name in held.names() if name[0] != "." and (found or not name.startswith(JOURNAL))]
     if names:
-        raise RunDirError(
-            f"{folder} is not empty (it holds {', '.join(names[:4])}): resume the sweep in it with "
-            f"--resume, or choose another --run-dir"
-        )
+        remedy = "resume the sweep in it with --resume, or choose another --run-dir"
+        raise RunDirError(f"{folder} is not empty (it holds {', '.join(names[:4])}): {remedy}")
     return found or str(folder / JOURNAL)
 
 
@@ -327,10 +323,8 @@ class View:
         if written:
             self.say(f"written: {', '.join(map(str, written))}")
         if sweep.damaged:
-            self.say(
-                f"{len(sweep.damaged)} damaged, to be tried again with --resume once their checkpoints are "
-                f"replaced by intact ones, or their run directories are removed"
-            )
+            when = "once their checkpoints are replaced by intact ones, or their run directories are removed"
+            self.say(f"{len(sweep.damaged)} damaged, to be tried again with --resume {when}")
         if best is None:
             self.say("no trial is done")
             return
