@@ -21,6 +21,7 @@ from jaxlm.data.encoding import as_read
 from jaxlm.data.text import SPLITS, read_string
 from jaxlm.data.tokens import normalize_newlines
 from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.data.windows import batch
 from jaxlm.errors import DataError, Diverged, JaxlmError
 from jaxlm.fields import checked_value, specs
 from jaxlm.models.lstm import LSTM
@@ -208,7 +209,7 @@ class TrainedModel:
             Diverged: every combination diverged.
         """
         source, protocol = self.find_corpus(corpus, data_dir), protocol_of(protocol)
-        grid = protocol.grid if grid is None else grid
+        grid = {name: np.ravel(values).tolist() for name, values in (protocol.grid if grid is None else grid).items()}
         if not grid or not all(map(len, grid.values())):
             raise JaxlmError(f"the protocol {name_of(protocol)} has nothing left to tune: evaluate it without tuning")
         points = product(*grid.values())
@@ -334,7 +335,7 @@ def reader_nats(reader: Reader, ids: np.ndarray) -> np.ndarray:
     """Summed nats of every token of a stream [N] but the first, in constant memory; of a `GridReader` [G1, G2, ...]."""
     scoring, total = OneStream(reader, Detail(full=False)), np.zeros(())
     for start in range(0, len(ids) - 1, BLOCK):
-        total = total + scoring([np.asarray(ids[start : start + BLOCK + 1])]).nats.sum(0, dtype=float)
+        total = total + scoring([batch(ids, 1, start=start, stop=start + BLOCK + 1)[:, 0]]).nats.sum(0, dtype=float)
     return total
 
 

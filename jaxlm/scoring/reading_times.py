@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.data.windows import batch
 from jaxlm.errors import DataError
 from jaxlm.scoring.generation import next_word
 from jaxlm.scoring.language_model import LanguageModel
@@ -109,7 +110,7 @@ def predictors(
 def word_counts(corpus: Corpus) -> Mapping[str, int]:
     """How often each word is in the training text, without the punctuation at its edges."""
     vocab, ids = corpus.vocab, corpus.train
-    blocks = (ids[at : at + BLOCK] for at in range(0, len(ids), BLOCK))
+    blocks = (batch(ids, 1, start=at, stop=at + BLOCK)[:, 0] for at in range(0, len(ids), BLOCK))
     found = Counter[str]()
     if vocab.kind == "words":
         totals = sum((np.bincount(block, minlength=len(vocab)) for block in blocks), np.zeros(len(vocab), int))
