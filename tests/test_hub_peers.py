@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from language_models import next_word
 from recipes import BASE
-from test_hub import HELD, language_model
+from test_hub import HELD, KINDS, language_model, vocab
 
 from jaxlm.data.vocab import EOS
 from jaxlm.interop.exporting import export_model
@@ -70,6 +70,18 @@ def test_log_probabilities_and_loss_are_jaxlm_s_with_padding_on_either_side(fold
         nats += [-want[place, word] for place, word in enumerate(ids[1:])]
         np.testing.assert_allclose(found[row][-1], want[-1], atol=1e-5)  # padding leaves the last outputs
     np.testing.assert_allclose(out.loss, np.mean(nats), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@torch.no_grad()
+def test_every_kind_of_tokens_has_jaxlm_s_log_probabilities(kind, tmp_path):
+    lm, text = language_model(BASE, vocab(kind)), "the cat sat\n on a mat\n"
+    export_model(lm, "hub", tmp_path / "out")
+    model, tokenizer = loaded(tmp_path / "out")
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    assert ids[0].tolist() == lm.vocab.encode_text(text).tolist()
+    wanted = next_word(lm.config.model, lm.params, jnp.asarray(ids[0].numpy()))
+    np.testing.assert_allclose(model(ids).logits[0].log_softmax(-1).numpy(), wanted, atol=1e-5)
 
 
 @torch.no_grad()
@@ -173,3 +185,15 @@ def test_minicons_scores_words(folders):
     words = [pair for sentence in found for pair in sentence[1:]]
     assert [word for word, _ in words] == [word if word in lm.vocab.ids else "<unk>" for word in table.word]
     np.testing.assert_allclose([nats for _, nats in words], table.surprisal, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_minicons_scores_tokens_of_every_kind(kind, tmp_path):
+    scorer = pytest.importorskip("minicons.scorer")
+    lm, folder = language_model(BASE, vocab(kind)), str(tmp_path / "out")
+    export_model(lm, "hub", folder)
+    peer = scorer.IncrementalLMScorer(folder, "cpu", tokenizer=folder, trust_remote_code=True)
+    (found,) = peer.token_score(["the cat sat"], surprisal=True, bos_token=True)
+    table = lm.surprisal(["the cat sat"], unit="nats", boundary="published")
+    np.testing.assert_allclose([nats for _, nats in found[1:]], table.surprisal, atol=1e-5)
