@@ -9,6 +9,7 @@ from bisect import bisect_left
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import jax
 import numpy as np
@@ -138,7 +139,7 @@ class Run:
         """The last window's epoch so far, without windows whose cost is not finite."""
         model, last = self.config.model, max(self.step - 1, 0)
         epoch, index = self.plan.locate(last)
-        total = np.float32(self.plan.total)  # as the step computes it
+        total: Any = np.float32(self.plan.total)  # as the step computes it
         sampled = bool(model.sampled_words) and not sums_all_words(model, last - index, total)
         cost, steps = self.log.epoch_cost(epoch + 1)
         return EpochResult(epoch + 1, self.learning_rate, perplexity(cost, steps), train_estimated=sampled)
