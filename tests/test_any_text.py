@@ -262,7 +262,7 @@ def test_subwords_of_a_large_text_are_read_from_the_cache_again(tmp_path, german
         model.unlink()
         again.append(reload_corpus(data, corpus.vocab))
     for found in again:
-        assert isinstance(found.train, np.memmap) and found.options == corpus.options
+        assert isinstance(found.train, np.memmap) and found.options == data.options
         assert (found.sha256, found.name, found.spec) == (corpus.sha256, corpus.name, corpus.spec)
 
 

@@ -254,6 +254,12 @@ def test_an_earlier_one_that_cannot_be_read_is_left_to_its_owner(tmp_path):
     assert list(checkpoint.manifests(tmp_path)) == [4, 5]
 
 
+def test_one_of_the_same_step_is_replaced(tmp_path):
+    for _ in range(2):
+        (save(tmp_path, 3) / "vocab.json").write_text("[]")
+    assert checkpoint.read(save(tmp_path, 3)).manifest.step == 3
+
+
 def forge(path: Path, **changes) -> None:
     """Seals a checkpoint anew, with its files as they are now, as a stranger could."""
     tree = json.loads((path / "manifest.json").read_text())

@@ -176,7 +176,11 @@ refused("JAX has 8", 64, None, 9)
 refused("devices must be at least 1; it is 0", 64, 0)
 refused("model_devices must be at least 1; it is -1", 64, 1, -1)
 mesh, note = parallel.make_mesh(60)
-assert mesh.size == 6 and note.startswith("using 6 of 8 devices: the 60 rows") and "evenly over more" in note
+why = "do not spread evenly over more"
+assert mesh.size == 6
+assert note == f"using 6 of 8 devices: the 60 rows of a batch (model_devices 1, processes 1) {why}"
+_, note = parallel.make_mesh(64, None, 3)
+assert note == f"using 6 of 8 devices: the 64 rows of a batch (model_devices 3, processes 1) {why}"
 mesh, note = parallel.make_mesh(60, None, 2)
 assert dict(mesh.shape) == {"data": 4, "model": 2} and note is None
 assert parallel.make_mesh(7, 1) == (None, None) and parallel.make_mesh(11)[0] is None

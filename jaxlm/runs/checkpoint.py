@@ -104,6 +104,8 @@ def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manife
         with folder.new_folder(name) as new:
             for file, data in contents.items():
                 new.write(file, data)
+            if folder.exists(name):  # a damaged one: this run was resumed from an older checkpoint
+                folder.discard(name)
         found = manifests(run)
         kept, every = {*[*found][-config.train.keep_last :], best_step(found)}, config.train.keep_every
         for step, saved in found.items():  # (one that cannot be read may have been kept for good)

@@ -102,6 +102,9 @@ def _of_small_batches(of_part: Callable[[Part], Gradient], whole: Part, small_ba
     T, B = whole.inputs.shape
     S = B // small_batch
 
+    def columns(tokens: Int[Array, "T B"]) -> Int[Array, "S T b"]:
+        return jnp.moveaxis(tokens.reshape(T, S, -1), 1, 0)
+
     def add(total: tuple[Scalar, Params], part: Part) -> tuple[tuple[Scalar, Params], tuple[Carry, Params]]:
         cost, carry, grads = of_part(part)
         rows, others = _apart(grads)
@@ -110,8 +113,7 @@ def _of_small_batches(of_part: Callable[[Part], Gradient], whole: Part, small_ba
 
     carry = jax.tree.map(lambda leaf: leaf.reshape(S, -1, *leaf.shape[1:]), whole.carry)
     keys = None if whole.key is None else jax.vmap(jax.random.fold_in, (None, 0))(whole.key, jnp.arange(S))
-    inputs, targets = (jnp.moveaxis(ids.reshape(T, S, -1), 1, 0) for ids in (whole.inputs, whole.targets))
-    parts = Part(inputs, targets, carry, keys, whole.noise)
+    parts = Part(columns(whole.inputs), columns(whole.targets), carry, keys, whole.noise)
     cost, _, grads = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (cost, _apart(grads)[1]))
     (cost, others), (carry, rows) = lax.scan(add, zeros, parts)
@@ -133,4 +135,8 @@ def with_dense_rows(grads: Params, params: Params, tokens: Int[Array, "T B"]) ->
 
 def apply_updates(params: Params, updates: Any, tokens: Int[Array, "T B"]) -> Params:
     """params + updates; an update that is rows has one for each token."""
-    return jax.tree.map(lambda a, b: add_rows(a, tokens, b) if isinstance(b, Rows) else a + b, params, updates)
+
+    def add(part: Array, update: Array | Rows) -> Array:
+        return add_rows(part, tokens, update) if isinstance(update, Rows) else part + update
+
+    return jax.tree.map(add, params, updates)
