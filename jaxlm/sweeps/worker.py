@@ -115,14 +115,13 @@ class Worker(Observer):
                 continue
             try:
                 member = self._member(claim, record)
-            except JaxlmError as error:  # no intact checkpoint, or, say, a batch too large for the corpus
-                folder, of_run = claim.dirs[seed].folder, isinstance(error, RunDirError)
-                damaged = of_run and folder.exists("config.json") and bool(directory.problems(folder))
-                if of_run and not damaged:  # the disk is at fault, not the trial
-                    raise
-                damaged = damaged or isinstance(error, CheckpointError)
-                status = "damaged" if damaged else "failed"
-                self.study.note(claim, replace(record, status=status, note=str(error)))
+            except (CheckpointError, RunDirError) as error:
+                folder = claim.dirs[seed].folder
+                if isinstance(error, RunDirError) and not (folder.exists("config.json") and directory.problems(folder)):
+                    raise  # the disk is at fault, not the trial
+                self.study.note(claim, replace(record, status="damaged", note=str(error)))
+            except JaxlmError as error:  # say, a batch too large for the corpus
+                self.study.note(claim, replace(record, status="failed", note=str(error)))
             else:
                 for note in member.notes:  # such as a damaged newest checkpoint
                     self.say(f"!! trial {record.number} seed {seed}: {note}")
