@@ -399,9 +399,9 @@ def test_regions_tile_a_sentence_that_is_read_in_lower_case_and_composed():
         ("b ab;b|ab;0;9", ["--spans", "characters"], "line 2: the span 0 to 9 is not within the 4 characters"),
         ("b ab;b|ab;x;1", ["--spans", "characters"], "line 2: expected a whole number in column 'start', found 'x'"),
         ("b ab;b|ab;0;1", ["--spans", "characters", "--regions", "Parts"], "leave --regions out"),
-        ("b ab;b|ab;0;1", ["--spans", "characters", "--context", "stream"], "a row a line: leave --context out"),
-        ("b ab;b|ab;0;1", ["--spans", "characters", "--punctuation", "own"], "a row a line: leave --punctuation out"),
-        ("b ab;b|ab;0;1", ["--spans", "characters", "--boundary", "published"], "a row a line: leave --boundary out"),
+        ("b ab;b|ab;0;1", ["--spans", "characters", "--context", "stream"], "by themselves: leave --context out"),
+        ("b ab;b|ab;0;1", ["--spans", "characters", "--punctuation", "own"], "by themselves: leave --punctuation out"),
+        ("b ab;b|ab;0;1", ["--spans", "characters", "--boundary", "published"], "by themselves: leave --boundary out"),
     ],
 )
 def test_mistakes_in_stimuli_are_one_sentence(runs, tmp_path, capsys, cells, flags, message):

@@ -35,7 +35,10 @@ NEEDS = {"column": "csv", "regions": "csv", "spans": "csv", "save_adapted": "ada
 EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room for
     "layout": ("is that tool's table of one run, in bits", ("format", "top_k", "csv", "unit", "predictors", "runs")),
     "csv": ("names the sentences and has a row for each displayed word", ("texts", "top_k", "eos")),
-    "spans": ("is plain, a row a line", ("regions", "adapt", "protocol", "context", "punctuation", "boundary")),
+    "spans": (
+        "scores characters by themselves",
+        ("regions", "adapt", "protocol", "context", "punctuation", "boundary"),
+    ),
     "adapt": ("learns by the model's own probabilities", ("protocol",)),
     "save_adapted": ("keeps one model", ("runs",)),
 }
