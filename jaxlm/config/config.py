@@ -35,8 +35,16 @@ SECTIONS = {**KINDS, **{name: {"": kind} for name, kind in FIXED.items()}}
 PRESETS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("presets.json").read_text())
 
 # Fields that do not change what is trained. (The corpus is compared by its hash, wherever it was found.)
-_COUNTS = "epochs windows_per_call checkpoint_every keep_last keep_every keep_checkpoints on_nonfinite"
-MAY_CHANGE = {"data.corpus", *(f"train.{name}" for name in _COUNTS.split())}
+MAY_CHANGE = {
+    "train.epochs",
+    "train.windows_per_call",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "train.keep_every",
+    "train.keep_checkpoints",
+    "train.on_nonfinite",
+    "data.corpus",
+}
 
 
 @dataclass(frozen=True)

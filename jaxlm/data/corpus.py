@@ -71,9 +71,10 @@ def unknown_text(share: float) -> str:
 
 def unknown_warning(share: float, text: str) -> str:
     """A sentence for the user where too much of a text is unknown: its perplexity compares with no other; else ""."""
+    if share <= MOST_UNKNOWN:
+        return ""
     result = "the result compares with that of no other vocabulary"
-    warning = f"warning: {100 * share:.1f}% of {text} are tokens that the model does not know, read as {UNK}: {result}"
-    return "" if share <= MOST_UNKNOWN else warning
+    return f"warning: {100 * share:.1f}% of {text} are tokens that the model does not know, read as {UNK}: {result}"
 
 
 def unlearned_warning(shares: Mapping[str, float]) -> list[str]:

@@ -44,8 +44,8 @@ _VALID: dict[str, Callable[[Any], bool]] = {  # the fields of `prepared.json`, a
     **dict.fromkeys(("name", "description", "corpus_sha256"), lambda value: type(value) is str),
     "notes": lambda value: type(value) is list and all(type(note) is str for note in value),
     "text": lambda value: type(value) is list,  # the stamp of each text file
-    "max_vocab": lambda value: value is None or _VALID["words"](value),  # words: of the vocabulary
-    **dict.fromkeys(("min_count", "words"), lambda value: type(value) is int and 1 <= value < 1 << 31),
+    "max_vocab": lambda value: value is None or _is_count(value),
+    **dict.fromkeys(("min_count", "words"), lambda value: _is_count(value)),  # words: of the vocabulary
     **dict.fromkeys(("lowercase", "limited"), lambda value: type(value) is bool),  # limited: max_vocab dropped a word
     "options": lambda value: type(value) is dict and value.keys() <= DataConfig().options.keys(),  # all, or newer ones
     "dtype": lambda value: value in ("<u2", "<i4"),  # of the ids
@@ -152,10 +152,16 @@ def load_prepared(path: str | Path, options: TextOptions | None = None) -> Corpu
             wrong.append(f"{len(vocab):,} words, more than the vocabulary size {options.max_vocab:,}: raise that")
         if wrong:
             raise DataError(f"{path} was prepared with {wrong[0]}, or prepare the text again in another folder")
-        name, description, sha256 = (header[field] for field in ("name", "description", "corpus_sha256"))
-        ids = [_map_ids(folder, header, file) for file in IDS.values()]
-        notes, spec = tuple(header["notes"]), os.path.abspath(path)
-        return Corpus(name, description, vocab, *ids, sha256=sha256, notes=notes, spec=spec, options=fixed)
+        return Corpus(
+            header["name"],
+            header["description"],
+            vocab,
+            *(_map_ids(folder, header, name) for name in IDS.values()),
+            sha256=header["corpus_sha256"],
+            notes=tuple(header["notes"]),
+            spec=os.path.abspath(path),
+            options=fixed,
+        )
 
 
 def read_header(folder: Folder) -> dict[str, Any]:
@@ -197,12 +203,18 @@ def _finished(place: Path, max_vocab: int | None, vocab: Vocab | None) -> Path |
 
 
 def _make(
-    folder: Folder, work: Folder, text: Path, parts: Parts, stamps: list[Stamp], read: TextOptions, vocab: Vocab | None
+    folder: Folder,
+    work: Folder,
+    text: Path,
+    parts: Parts,
+    stamps: list[Stamp],
+    options: TextOptions,
+    vocab: Vocab | None,
 ) -> None:
     """Prepares the text, with the segments in `work`; `folder` gets complete files, the header last."""
     with _progress_bar(f"reading {text}", sum(size for _, size, _ in stamps)) as advance:
-        numbered = number_units(parts, read, vocab, work, advance)
-    encoder = Encoder(numbered, read, vocab)
+        numbered = number_units(parts, options, vocab, work, advance)
+    encoder = Encoder(numbered, options, vocab)
     vocab_json = encoder.vocab.to_json().encode()
     if len(vocab_json) > MAX_VOCAB_BYTES:
         why = f"more than fit into {MAX_VOCAB_BYTES:,} bytes: give a vocabulary size (max_vocab), or a higher min_count"
@@ -225,7 +237,10 @@ def _make(
     header = {
         "format": FORMAT,
         "text": stamps,
-        **{name: getattr(read, name) for name in ("max_vocab", "min_count", "lowercase", "options")},
+        "max_vocab": options.max_vocab,
+        "min_count": options.min_count,
+        "lowercase": options.lowercase,
+        "options": options.options,
         "limited": encoder.limited,
         "words": len(encoder.vocab),
         "dtype": dtype,
@@ -276,6 +291,10 @@ def _sealed(tree: dict[str, Any]) -> str:
     """JSON with the sha256 of the rest inside, in the form of format 1."""
     body = json.dumps(tree, sort_keys=True)
     return json.dumps({**tree, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1) + "\n"
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 1 <= value < 1 << 31
 
 
 @contextmanager

@@ -34,7 +34,6 @@ from jaxlm.runs.loading import load
 from jaxlm.scoring.language_model import LanguageModel
 
 StateDict = dict[str, np.ndarray]  # two names of one array object share it
-PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a layer of PyTorch's
 ALIGNMENT = 64  # bytes, of each storage within the file, as torch.save has it
 ONNX_HEADER = '<ir_version: 8, opset_import: ["" : 17], producer_name: "jaxlm">'  # read by onnxruntime from 1.12 on
 MOST_ONNX = (1 << 31) - (1 << 24)  # bytes of a protocol buffer, with room for all but the weights
@@ -113,7 +112,7 @@ def torch_layers(model: Recurrent, params: Params) -> list[StateDict]:
         place = "this format has a place for LSTM or GRU layers and one softmax only"
         raise JaxlmError(f"the model has {problem}, and {place}: export it --to stablehlo")
     layers = [_LAYERS[type(model)](model, layer) for layer in params["layers"]]
-    return [{part: array(value) for part, value in zip(PARTS, layer, strict=True)} for layer in layers]
+    return [{part: array(value) for part, value in layer.items()} for layer in layers]
 
 
 def array(values: object) -> np.ndarray:
@@ -121,21 +120,31 @@ def array(values: object) -> np.ndarray:
     return np.asarray(values, np.float32, order="C")
 
 
-def _lstm(model: LSTM, weights: Mapping[str, Any]) -> tuple[Any, ...]:
+def _lstm(model: LSTM, weights: Mapping[str, Any]) -> StateDict:
     """From the gates i, j, f, o in one kernel [E + H, 4H] to i, f, g, o in two; g and j are two names of one gate."""
     i, j, f, o = np.split(np.vstack([weights["kernel"], weights["bias"]]).T, 4)
     rows, width = np.concatenate([i, f, j, o]), len(i)
     rows[width : 2 * width, -1] += np.float32(model.forget_bias)
-    return rows[:, : -width - 1], rows[:, -width - 1 : -1], rows[:, -1], np.zeros(len(rows))
+    return {
+        "weight_ih": rows[:, : -width - 1],
+        "weight_hh": rows[:, -width - 1 : -1],
+        "bias_ih": rows[:, -1],
+        "bias_hh": np.zeros(len(rows)),
+    }
 
 
-def _gru(model: GRU, weights: Mapping[str, Any]) -> tuple[Any, ...]:
+def _gru(model: GRU, weights: Mapping[str, Any]) -> StateDict:
     """PyTorch's GRU is jaxlm's: gates r, z, n; of its recurrent bias only n's part is needed besides."""
-    of_n = weights["recurrent_bias"]
-    return weights["kernel"].T, weights["recurrent_kernel"].T, weights["bias"], np.pad(of_n, (2 * len(of_n), 0))
+    recurrent = weights["recurrent_bias"]
+    return {
+        "weight_ih": weights["kernel"].T,
+        "weight_hh": weights["recurrent_kernel"].T,
+        "bias_ih": weights["bias"],
+        "bias_hh": np.pad(recurrent, (2 * len(recurrent), 0)),
+    }
 
 
-_LAYERS: dict[type[Recurrent], Callable[..., tuple[Any, ...]]] = {LSTM: _lstm, GRU: _gru}  # each gives a layer's PARTS
+_LAYERS: dict[type[Recurrent], Callable[..., StateDict]] = {LSTM: _lstm, GRU: _gru}
 
 
 def to_stablehlo(model: LanguageModel) -> tuple[bytes, list[str]]:
@@ -191,8 +200,7 @@ def to_onnx(model: LanguageModel) -> tuple[bytes, list[str]]:
 def _graph(model: LanguageModel) -> tuple[str, dict[str, np.ndarray]]:
     """A model's graph in ONNX's textual syntax, and its weights by name. Raises JaxlmError for what ONNX lacks."""
     config, params = model.config.model, model.params
-    # ONNX has the gates in the order i, o, f, c (PyTorch: i, f, g, o), or z, r, h (PyTorch: r, z, n).
-    kind, order = ("LSTM", [0, 3, 1, 2]) if isinstance(config, LSTM) else ("GRU", [1, 0, 2])
+    kind = "LSTM" if isinstance(config, LSTM) else "GRU"
     layers = torch_layers(config, params)
     weights = {"embedding": array(params["embedding"]), "bias": array(params["softmax"]["bias"])}
     weights["direction"] = np.array([1], np.int64)
@@ -204,9 +212,7 @@ def _graph(model: LanguageModel) -> tuple[str, dict[str, np.ndarray]]:
         ends = [f"{state}_out" for state in states]
         inputs += [f"float[1, B, {width}] {state}" for state in states]
         outputs += [f"float[1, B, {width}] {end}" for end in ends]
-        parts = {name: np.concatenate([np.split(one, len(order))[at] for at in order]) for name, one in layer.items()}
-        biases = np.concatenate([parts["bias_ih"], parts["bias_hh"]])
-        weights |= {f"W_{k}": parts["weight_ih"][None], f"R_{k}": parts["weight_hh"][None], f"biases_{k}": biases[None]}
+        weights |= {f"{name}_{k}": value[None] for name, value in _weights(layer, kind).items()}
         options = f"hidden_size = {width}" + ("" if kind == "LSTM" else ", linear_before_reset = 1")
         taken = f"x_{k}, W_{k}, R_{k}, biases_{k}, , {', '.join(states)}"  # (between two commas: no lengths)
         nodes.append(f"y_{k}, {', '.join(ends)} = {kind} <{options}> ({taken})")
@@ -218,6 +224,14 @@ def _graph(model: LanguageModel) -> tuple[str, dict[str, np.ndarray]]:
     nodes += [f"scores = MatMul (x_{len(layers)}, kernel)", "logits = Add (scores, bias)"]
     head = f"jaxlm ({', '.join(inputs)}) => ({', '.join(outputs)})"
     return "\n".join([head, "{", *nodes, "}"]), weights
+
+
+def _weights(layer: StateDict, kind: str) -> StateDict:
+    """A layer's weights as ONNX has them: gates i, o, f, c (PyTorch: i, f, g, o), or z, r, h (PyTorch: r, z, n)."""
+    order = [0, 3, 1, 2] if kind == "LSTM" else [1, 0, 2]
+    parts = {name: np.concatenate([np.split(value, len(order))[at] for at in order]) for name, value in layer.items()}
+    biases = np.concatenate([parts["bias_ih"], parts["bias_hh"]])
+    return {"W": parts["weight_ih"], "R": parts["weight_hh"], "biases": biases}
 
 
 # Each gives a file's bytes, and notes.

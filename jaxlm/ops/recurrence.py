@@ -25,8 +25,11 @@ def recurrence_reference(
     cell: LinearCell, x: Inputs, matrices: Matrices, others: Any, state: Any, length: Length = None
 ) -> tuple[Units, Any]:
     """`recurrence` written plainly: a scan of the cell, differentiated by JAX."""
-    plain = partial(cell, lambda name, a: a @ matrices[name])
-    final, y = scan(lambda state, x: plain(state, x, others), state, x, length)
+
+    def step(state: Any, x: Float[Array, "B *E"]) -> tuple[Any, Float[Array, "B H"]]:
+        return cell(lambda name, a: a @ matrices[name], state, x, others)
+
+    final, y = scan(step, state, x, length)
     return y, final
 
 

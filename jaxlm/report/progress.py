@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxlm.report.units import perplexity_text
 from jaxlm.terminal import printable
@@ -69,9 +69,17 @@ class Progress:
         self._epochs, self._windows, self._words = total_epochs, windows_per_epoch, words_per_window
         self._corpus, self.console = printable(corpus), console or lasting_console()
         self._live = self.console.is_terminal and not self.console.is_dumb_terminal  # so it can move its cursor
-        columns = "{task.description}", progress.BarColumn(bar_width=None), "{task.fields[numbers]}"
-        how: dict[str, Any] = {"transient": True, "expand": True, "refresh_per_second": 4, "speed_estimate_period": 300}
-        self._bar = progress.Progress(*columns, console=self.console, disable=not self._live, **how)
+        self._bar = progress.Progress(
+            "{task.description}",
+            progress.BarColumn(bar_width=None),
+            "{task.fields[numbers]}",
+            console=self.console,
+            disable=not self._live,
+            transient=True,
+            expand=True,
+            refresh_per_second=4,
+            speed_estimate_period=300,
+        )
         self._place, self._said = "", monotonic()
         self._task = self._bar.add_task("starting", numbers="", total=total_windows or total_epochs * windows_per_epoch)
 

@@ -33,9 +33,17 @@ class SingleGroup:
         """Begins to train `count` windows of each run, after `ahead` that are not logged yet; the metrics to come."""
         counts = self._run.config.train
         windows = self._run.plan.windows(self._run.step + ahead, count, counts.windows_per_call, first_row)
-        given = self._recipe, self._state, tokens, windows, np.int32(count), np.bool_(counts.on_nonfinite == "skip")
-        sizes = {"bptt_length": counts.longest, "small_batch": counts.small_batch}
-        self._state, metrics = train_windows(*given, **sizes, mesh=self.mesh)
+        self._state, metrics = train_windows(
+            self._recipe,
+            self._state,
+            tokens,
+            windows,
+            np.int32(count),
+            np.bool_(counts.on_nonfinite == "skip"),
+            bptt_length=counts.longest,
+            small_batch=counts.small_batch,
+            mesh=self.mesh,
+        )
         return metrics
 
     def validate(self) -> list[float]:
@@ -82,15 +90,22 @@ class MemberGroup:
 
     def train(self, tokens: jax.Array, first_row: int, count: int, ahead: int) -> Metrics:
         some = next(run for run in self.runs if run is not None)
-        train = some.config.train
+        size = some.config.train.windows_per_call
         there = [run or some for run in self.runs]
-        each = [run.plan.windows(run.step + ahead, count, train.windows_per_call, first_row) for run in there]
-        windows = jax.tree.map(lambda *columns: np.stack(columns), *each)
+        each = [run.plan.windows(run.step + ahead, count, size, first_row) for run in there]
         counts = np.array([count if run is not None or self._vmapped else 0 for run in self.runs], np.int32)
-        sizes = {"bptt_length": train.longest, "small_batch": train.small_batch}
         recipes, states = self._members
-        given = recipes, states, tokens, windows, counts
-        states, metrics = members.train_members(*given, **sizes, vmapped=self._vmapped, mesh=self.mesh)
+        states, metrics = members.train_members(
+            recipes,
+            states,
+            tokens,
+            jax.tree.map(lambda *columns: np.stack(columns), *each),
+            counts,
+            bptt_length=some.config.train.longest,
+            small_batch=some.config.train.small_batch,
+            vmapped=self._vmapped,
+            mesh=self.mesh,
+        )
         self._members = recipes, states
         return metrics
 

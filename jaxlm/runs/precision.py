@@ -71,8 +71,11 @@ def shapes(config: Config) -> list[tuple[int, int, int]]:
     model, counts = config.model, config.train
     rows, widths = counts.longest * counts.batch_size, (model.embedding_size, *model.hidden_sizes)
     inputs, width = max(zip(widths, model.hidden_sizes, strict=False), key=lambda pair: pair[0] * pair[1])
-    gates, head = model.gates * width, (rows, model.kernel_width, model.vocab_size)
-    found = (rows, inputs, gates), (counts.batch_size, width, gates), head
+    found = (
+        (rows, inputs, model.gates * width),
+        (counts.batch_size, width, model.gates * width),
+        (rows, model.kernel_width, model.vocab_size),
+    )
     return [(min(M, MOST[0]), min(K, MOST[1]), min(N, MOST[2])) for M, K, N in found]
 
 

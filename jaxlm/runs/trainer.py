@@ -124,9 +124,18 @@ def train(
 
         def begin() -> Run:
             directory.check(folder, resumes)
-            own, told = held.enter_context(lock(folder)), on_metrics if first else None
-            new = partial(Run, config, corpus, own, held, resume=resumes, kept=bool(kept), on_metrics=told)
-            return new(steps=steps, given_params=params is not None, devices=spread)
+            return Run(
+                config,
+                corpus,
+                held.enter_context(lock(folder)),
+                held,
+                resume=resumes,
+                kept=bool(kept),
+                steps=steps,
+                given_params=params is not None,
+                devices=spread,
+                on_metrics=on_metrics if first else None,
+            )
 
         run = hosts.together(begin)
         saved = hosts.agreed(-1 if run.found is None else run.step)

@@ -93,10 +93,20 @@ def run_record(path: Path, name: str) -> RunRecord:
     if not epochs:
         found = f"expected a finished epoch, found {len(windows):,} windows"
         raise JaxlmError(f"the run in {path} has no results: {found}; train one epoch first")
-    record, saved = directory.saved_record(path), checkpoint.manifests(path)
-    results = name, windows, epochs, tests, config.train.bptt_length
-    checkpoints = [(step, found.epoch, found.valid_perplexity) for step, found in saved.items()]
-    return RunRecord(*results, str(path), config, record["corpus"], record["sessions"], checkpoints, read_timing(path))
+    record = directory.saved_record(path)
+    return RunRecord(
+        name=name,
+        windows=windows,
+        epochs=epochs,
+        tests=tests,
+        bptt_length=config.train.bptt_length,
+        path=str(path),
+        config=config,
+        corpus=record["corpus"],
+        sessions=record["sessions"],
+        checkpoints=[(step, found.epoch, found.valid_perplexity) for step, found in checkpoint.manifests(path).items()],
+        timing=read_timing(path),
+    )
 
 
 def _model_view(path: Path, name: str, which: str, texts: Sequence[str], data_dir: str | Path | None) -> ModelView:
