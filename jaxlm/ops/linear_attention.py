@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -104,12 +105,21 @@ def _scores(
     q: Float[Array, "B N t D"], k: Float[Array, "B N t D"], decay: list[Float[Array, "B N t _"]], dtype: Any
 ) -> Float[Array, "B N t t"]:
     """How much of what step s writes step t reads, given the summed logarithms of the decay."""
-    steps = jnp.arange(q.shape[2])
-    between = _between([part[:, :, :, None] for part in decay], [part[:, :, None] for part in decay])
-    kept = jnp.where((steps[:, None] >= steps)[..., None], between, -jnp.inf)
-    if kept.shape[-1] == 1:
-        return contraction("bntd,bnsd->bnts", dtype, q, k) * jnp.exp(kept[..., 0])
-    return (q[:, :, :, None] * k[:, :, None] * jnp.exp(kept)).sum(-1)
+    steps = np.arange(q.shape[2])
+    if decay[0].shape[-1] == 1:
+        between = _between(decay, [jnp.swapaxes(part, 2, 3) for part in decay])
+        kept = jnp.where(steps[:, None] >= steps, between, -jnp.inf)
+        return contraction("bntd,bnsd->bnts", dtype, q, k) * jnp.exp(kept)
+    scores, size = jnp.where(steps[:, None] == steps, (q * k).sum(-1)[..., None], 0), 1
+    while size < len(steps):  # the later half of each block reads the earlier one, over the last step of that
+        block, half = steps // (2 * size), steps // size
+        middle = np.minimum(2 * size * block + size - 1, steps[-1])
+        over = _between(decay, [part[:, :, middle] for part in decay])
+        kept = jnp.exp(jnp.where((half % 2 == 1)[:, None], over, -over))
+        pairs = (block[:, None] == block) & (half[:, None] > half)
+        scores += jnp.where(pairs, contraction("bntd,bnsd->bnts", dtype, q * kept, k * kept), 0)
+        size *= 2
+    return scores
 
 
 def _inverse(lower: Float[Array, "B N t t"], dtype: Any) -> Float[Array, "B N t t"]:
