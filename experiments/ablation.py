@@ -17,7 +17,7 @@ from pathlib import Path
 import jaxlm
 from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
-from jaxlm.errors import JaxlmError
+from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.report.figure import BLUE, ORANGE, figure, save
 from jaxlm.report.units import mean_and_deviation, spread
 from jaxlm.runs.directory import saved_config
@@ -58,8 +58,15 @@ def climb(args: argparse.Namespace) -> dict[str, Scores]:
 
 
 def trained(config: jaxlm.Config, corpus: str, run_dir: Path) -> tuple[float, float]:
-    """The last validation and the test perplexity of a run, which is resumed or read where it is there already."""
-    result = jaxlm.train(config, corpus, run_dir=run_dir, resume=(run_dir / "config.json").exists())
+    """The last validation and the test perplexity of a run, which is resumed or read where it is there already.
+
+    Of a run that diverges, which is said, both are nan.
+    """
+    try:
+        result = jaxlm.train(config, corpus, run_dir=run_dir, resume=(run_dir / "config.json").exists())
+    except Diverged as error:
+        print(f"{run_dir}: {error}", flush=True)
+        return float("nan"), float("nan")
     if result.test_perplexity is None:
         sys.exit("stopped: start it again to resume")
     return result.epochs[-1].valid_perplexity if result.epochs else float("nan"), result.test_perplexity

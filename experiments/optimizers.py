@@ -9,6 +9,7 @@ run is kept in --run-dir (default: runs/optimizers), which a second start resume
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -46,8 +47,8 @@ def compare(args: argparse.Namespace) -> Scores:
 
 
 def best(scores: dict[float, tuple[float, float]]) -> float:
-    """The rate with the lowest perplexity on validation."""
-    return min(scores, key=lambda rate: scores[rate][0])
+    """The rate with the lowest perplexity on validation, of those that did not diverge."""
+    return min(scores, key=lambda rate: (math.isnan(scores[rate][0]), scores[rate][0]))
 
 
 def table(found: Scores) -> str:
@@ -80,6 +81,8 @@ def main() -> None:
     parser = arguments(__doc__, "optimizers", 2, 128, "auto")
     parser.add_argument("--picture", type=Path, help="where the plot goes (optimizers.png in --run-dir)")
     args = parser.parse_args()
+    if args.picture:
+        args.picture.parent.mkdir(parents=True, exist_ok=True)
     tell(args, compare, table, plot, args.picture or args.run_dir / "optimizers.png")
 
 

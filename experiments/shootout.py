@@ -4,15 +4,17 @@
     python experiments/shootout.py --texts ptb ptb-char novel.txt --minutes 5 30
     python experiments/shootout.py --texts ptb ptb-char:char-small       another preset for one text
     python experiments/shootout.py --cells lstm hawk --trials 4 --minutes 1
+    python experiments/shootout.py --set learning_rate=log:0.01:0.06 --set keep_output=0.8,1      another space
 
 The preset (tied-fast) gives everything but the cell. Embedding and layers of a cell are as wide as makes its parameters
 those of the preset (or --parameters), within 2%. Its epoch is timed, validation included, and it trains for as many as
 come nearest to the minutes, so that its command repeats each run; the table has the seconds that it took, compilation
-among them. Rates and dropout are the best of --trials random points of a space that is the same for all cells, each
-trained for --share of the epochs; validation chooses. Then each seed is trained with the best point.
+among them. Rates and dropout (or --set) are the best of --trials random points of a space that is the same for all
+cells, each trained for --share of the epochs; validation chooses. Then each seed is trained with the best point.
 
-All is kept in --run-dir (runs/shootout): started again, the shoot-out goes on where it was. Its results are
-shootout.csv, a line a run with the command that repeats it, and shootout.png. Nothing else should run beside it.
+All is kept in --run-dir (runs/shootout). Started again, the shoot-out goes on where it was, also with more texts,
+cells, minutes or seeds. Its results are shootout.csv, a line for each run of the directory with the command that
+repeats it, and shootout.png. Nothing else should run beside it.
 """
 
 import argparse
@@ -23,8 +25,10 @@ import math
 import sys
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,17 +41,22 @@ from ablation import trained
 import jaxlm
 from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
+from jaxlm.config.config import PRESETS
 from jaxlm.data.windows import batch
-from jaxlm.errors import Diverged, JaxlmError
+from jaxlm.errors import JaxlmError
+from jaxlm.files import output
+from jaxlm.late import optuna
 from jaxlm.models.kinds import MODELS
 from jaxlm.report.curve import by_kind
 from jaxlm.report.figure import PALETTE, figure, save
 from jaxlm.report.units import mean_and_deviation, spread
+from jaxlm.runs.lock import lock
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state, with_corpus
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.sweeps import results
+from jaxlm.sweeps.space import read_space
 from jaxlm.sweeps.study import JOURNAL
 from jaxlm.training.step import traced, train_windows
 
@@ -72,6 +81,12 @@ def above_zero(text: str) -> float:
         if 0 < float(text) < float("inf"):
             return float(text)
     raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+
+
+def text_and_preset(given: str, preset: str) -> tuple[str, str]:
+    """The parts of TEXT[:PRESET]; a path may have colons of its own."""
+    place, _, own = given.rpartition(":")
+    return (place, own) if own in PRESETS and place else (given, preset)
 
 
 def parameters_of(config: jaxlm.Config) -> int:
@@ -106,32 +121,45 @@ def sized(config: jaxlm.Config, cell: str, parameters: int) -> jaxlm.Config:
 
 def seconds_of_epoch(config: jaxlm.Config, corpus: jaxlm.Corpus) -> float:
     """How long an epoch and its validation take on this machine: by the fastest of three calls, once compiled."""
-    counts, plan = config.train, window_plan(config, len(corpus.train) // config.train.batch_size)
+    model, counts = config.model, config.train
+    plan = window_plan(config, len(corpus.train) // counts.batch_size)
     size, tokens = min(4, plan.windows_in(0)), jnp.asarray(batch(corpus.train, counts.batch_size))
     given = tokens, plan.windows(0, size, size), jnp.int32(size)
-    state, took = new_state(config), []
-    for _ in range(4):
-        began = time.perf_counter()
-        state, _ = jax.block_until_ready(
-            train_windows(traced(config.recipe), state, *given, bptt_length=counts.longest)
-        )
-        middle = time.perf_counter()
-        stream_nats(config.model, state.evaluated, corpus.valid, counts.batch_size, counts.bptt_length)
-        took.append((middle - began) / size * plan.windows_in(0) + time.perf_counter() - middle)
-    return min(took[1:])
+    state = new_state(config)
+
+    def trains() -> None:
+        nonlocal state
+        state, _ = train_windows(traced(config.recipe), state, *given, bptt_length=counts.longest)
+        jax.block_until_ready(state)
+
+    def fastest(call: Callable[[], Any]) -> float:
+        times = [time.perf_counter()]
+        for _ in range(4):
+            call()
+            times.append(time.perf_counter())
+        return min(after - before for before, after in pairwise(times[1:]))
+
+    first = fastest(trains)
+    state = replace(state, step=jnp.int32(plan.total))  # where the softmax of sampled words sums all
+    share = 1 if model.sampled_share is None else model.sampled_share
+    seconds = (share * first + (1 - share) * fastest(trains)) / size * plan.windows_in(0)
+    return seconds + fastest(
+        lambda: stream_nats(model, state.evaluated, corpus.valid, counts.batch_size, counts.longest)
+    )
 
 
 def planned(args: argparse.Namespace) -> list[Cell]:
-    """Every cell with its epochs, which are kept. Raises JaxlmError, before it makes a file, where one cannot train."""
-    shared = {name: getattr(args, name) for name in ("preset", "parameters", "trials", "share")}
+    """Every cell with its epochs. Raises JaxlmError, before a file is made, where one cannot train."""
+    _ = optuna.__version__
     settings, cells = args.run_dir / "settings.json", []
-    if settings.exists() and (kept := json.loads(settings.read_text())) != shared:
+    if settings.exists() and (kept := json.loads(settings.read_text())) != (shared := shared_settings(args)):
         raise JaxlmError(f"{args.run_dir} holds a shoot-out of {kept}, not of {shared}: name another --run-dir")
-    texts = [(text, *text.partition(":")[::2]) for text in dict.fromkeys(args.texts)]  # (each counts once)
-    loaded = [with_corpus(jaxlm.preset(preset or args.preset), place) for _, place, preset in texts]
+    texts = [(text, *text_and_preset(text, args.preset)) for text in dict.fromkeys(args.texts)]  # (each counts once)
+    loaded = [with_corpus(jaxlm.preset(preset), place) for _, place, preset in texts]
     for (text, place, _), (base, corpus) in zip(texts, loaded, strict=True):
         for name in dict.fromkeys(args.cells):
             config, took = sized(base, name, args.parameters or parameters_of(base)), None
+            read_space(space_of(args, config), config)
             for minutes in dict.fromkeys(args.minutes):
                 folder = args.run_dir / quote(text, safe="") / f"{minutes:g}min" / name  # (of its preset too)
                 if (kept := folder / "epochs.json").exists():
@@ -145,42 +173,70 @@ def planned(args: argparse.Namespace) -> list[Cell]:
                         f"s here: give more --minutes, or fewer --parameters"
                     )
                 cells.append(Cell(text, minutes, name, folder, config.replace(epochs=epochs)))
-    for cell in cells:
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        (cell.folder / "epochs.json").write_text(json.dumps(cell.config.train.epochs))
-    settings.write_text(json.dumps(shared))
     return cells
 
 
-def tuned(cell: Cell, trials: int, share: float) -> dict[str, Any]:
-    """The best point of the space, by a random sweep that is resumed or read where it is there already."""
-    config, folder = cell.config, cell.folder / "tuning"
+def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What all runs of a directory have in common."""
+    return {name: getattr(args, name) for name in ("preset", "parameters", "trials", "share")} | {"set": dict(args.set)}
+
+
+def keep(path: Path, value: Any) -> None:
+    """Writes a value as JSON, whole or not at all."""
+    with output(path) as file:
+        file.write(json.dumps(value).encode())
+
+
+def epochs_of_trial(cell: Cell, share: float) -> int:
+    return max(1, round(share * cell.config.train.epochs))
+
+
+def setting(text: str) -> tuple[str, str]:
+    """The type of an argument FIELD=SPACE."""
+    name, equals, space = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected FIELD=SPACE, as in learning_rate=0.5,1,2; found {text!r}")
+    return name, space
+
+
+def space_of(args: argparse.Namespace, config: jaxlm.Config) -> dict[str, str]:
+    """What --set says; else a preset's rates from a quarter to four times, and dropout of embedding and layers."""
+    if args.set:
+        return dict(args.set)
     rates = {name: getattr(config.optimizer, name, None) for name in ("learning_rate", "adam_learning_rate")}
-    space: dict[str, Any] = {name: f"log:{rate / 4:g}:{rate * 4:g}" for name, rate in rates.items() if rate}
-    space |= dict.fromkeys(("keep_output", "keep_embedding"), "uniform:0.4:1")
+    space = {name: f"log:{rate / 4:g}:{rate * 4:g}" for name, rate in rates.items() if rate}
+    return space | dict.fromkeys(("keep_output", "keep_embedding"), "uniform:0.4:1")
+
+
+def tuned(cell: Cell, space: dict[str, str], trials: int, share: float) -> dict[str, Any]:
+    """The best point of a space, by a random sweep that is resumed or read where it is there already.
+
+    Where no trial was trained to its end, the preset's own: no values.
+    """
+    config, folder = cell.config, cell.folder / "tuning"
     if (folder / results.RESULTS).exists():
         found, _ = results.read_sweep(folder)
     else:
-        config = config.replace(epochs=max(1, round(share * config.train.epochs)))
+        config = config.replace(epochs=epochs_of_trial(cell, share))
         resumes = (folder / JOURNAL).exists()
         found = jaxlm.sweep(config, space, strategy="random", trials=trials, run_dir=folder, resume=resumes)
     if found.stopped_by:
         sys.exit("stopped: start it again to resume")
     if found.best is None:
-        raise JaxlmError(f"no trial of {cell.name} on {cell.text} could be trained to its end: see {folder}")
-    return found.best.values
+        print(
+            f"{cell.name} on {cell.text}: no trial was trained to its end, so the preset's own values count", flush=True
+        )
+    return found.best.values if found.best else {}
 
 
-def run(cell: Cell, point: dict[str, Any], seed: int) -> Row:
-    """Trains one seed, or reads its run; what a run that diverges has not is nan."""
+def run(cell: Cell, point: dict[str, Any], seed: int) -> None:
+    """Trains a seed, and keeps its row beside its run; what a run that diverges has not is nan."""
     config, folder = cell.config.replace(**point, seed=seed), cell.folder / f"seed{seed}"
-    try:
-        valid, test = trained(config, config.data.corpus, folder)
-    except Diverged as error:
-        valid = test = math.nan
-        print(f"{cell.name} on {cell.text}, seed {seed}: {error}", flush=True)
+    if (row := folder.with_suffix(".json")).exists():
+        return
+    valid, test = trained(config, config.data.corpus, folder)
     timing, (_, _, tests) = read_timing(folder).values(), by_kind(read_metrics(folder))
-    return {
+    found = {
         "text": cell.text,
         "minutes": cell.minutes,
         "cell": cell.name,
@@ -196,6 +252,13 @@ def run(cell: Cell, point: dict[str, Any], seed: int) -> Row:
         "bits_per_character": tests[0]["test_bits_per_character"] if tests else math.nan,
         "command": jaxlm.Sweep(config).command(jaxlm.MemberResult(0, {}, seed)),
     }
+    keep(row, found)
+
+
+def rows_of(run_dir: Path) -> list[Row]:
+    """What is kept of all runs, in the order of texts, minutes, cells and seeds."""
+    rows = [json.loads(path.read_text()) for path in run_dir.glob("*/*/*/seed*.json")]
+    return sorted(rows, key=lambda row: (row["text"], row["minutes"], list(MODELS).index(row["cell"]), row["seed"]))
 
 
 def table(rows: list[Row]) -> str:
@@ -250,25 +313,38 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="CELL")
     parser.add_argument("--minutes", nargs="+", type=above_zero, default=[5.0], help="of training a run (5)")
     parser.add_argument("--parameters", type=whole(1), metavar="N", help="of each model (those of the text's preset)")
+    parser.add_argument(
+        "--set", type=setting, action="append", default=[], metavar="FIELD=SPACE", help="to tune, as of jaxlm sweep"
+    )
     parser.add_argument("--trials", type=whole(1), default=8, metavar="N", help="points that tune each cell (8)")
     parser.add_argument("--share", type=above_zero, default=0.25, help="of the epochs that a trial trains (0.25)")
     parser.add_argument("--seeds", type=whole(1), default=3, metavar="K", help="runs of each cell, from seed 0 (3)")
     parser.add_argument("--preset", default="tied-fast", metavar="NAME", help="all but the cell (tied-fast)")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/shootout"))
     args = parser.parse_args()
-    cells, rows = planned(args), []
-    hours = sum(cell.minutes for cell in cells) * (args.seeds + args.trials * args.share) / 60
-    print(f"{len(cells)} cells, about {hours:.1f} hours in all", flush=True)
-    for cell in cells:
-        point = tuned(cell, args.trials, args.share)
-        rows += [run(cell, point, seed) for seed in range(args.seeds)]
-        text = io.StringIO()
-        lines = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        lines.writeheader()
-        lines.writerows(rows)
-        (args.run_dir / "shootout.csv").write_text(text.getvalue())
-    print(table(rows))
-    print(plot(rows, args.run_dir / "shootout.png"))
+    cells = planned(args)
+    with lock(args.run_dir):
+        keep(args.run_dir / "settings.json", shared_settings(args))
+        for cell in cells:
+            cell.folder.mkdir(parents=True, exist_ok=True)
+            keep(cell.folder / "epochs.json", cell.config.train.epochs)
+        share = [epochs_of_trial(cell, args.share) / cell.config.train.epochs for cell in cells]
+        hours = (
+            sum(one.minutes * (args.seeds + args.trials * part) for one, part in zip(cells, share, strict=True)) / 60
+        )
+        print(f"{len(cells)} cells, about {hours:.1f} hours in all", flush=True)
+        for cell in cells:
+            point = tuned(cell, space_of(args, cell.config), args.trials, args.share)
+            for seed in range(args.seeds):
+                run(cell, point, seed)
+                text = io.StringIO()
+                lines = csv.DictWriter(text, list((rows := rows_of(args.run_dir))[0]), lineterminator="\n")
+                lines.writeheader()
+                lines.writerows(rows)
+                with output(args.run_dir / "shootout.csv") as file:
+                    file.write(text.getvalue().encode())
+        print(table(rows_of(args.run_dir)))
+        print(plot(rows_of(args.run_dir), args.run_dir / "shootout.png"))
 
 
 if __name__ == "__main__":

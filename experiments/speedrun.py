@@ -106,6 +106,8 @@ def command(preset: str, seed: int) -> list[str]:
 
 def run(preset: str, rung: Rung, seed: int, cache: int, tensorflow: Worker | None, logs: Path) -> Record:
     """Trains in a process of its own, and watches the file of metrics that it writes; then evaluates with a cache."""
+    logs.mkdir(exist_ok=True)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
     with tempfile.TemporaryDirectory() as folder:
         place, valid = Path(folder) / "run", f"valid_{rung.measure}"
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla"}
@@ -117,9 +119,7 @@ def run(preset: str, rung: Rung, seed: int, cache: int, tensorflow: Worker | Non
                     reached, epoch = seconds, found[0]
         epochs, (test, *_) = (_rows(place / "metrics.jsonl", kind) for kind in ("epoch", "test"))  # (last, then best)
         cached, cached_seconds = evaluated(place, cache, rung.measure, environment) if cache else (None, 0.0)
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
         today, log = date.today().isoformat(), logs / f"{date.today()}-{preset}-seed{seed}-{time.time():.0f}.jsonl"
-        logs.mkdir(exist_ok=True)
         log.write_text("".join(json.dumps(row) + "\n" for row in (*epochs, test)))
         return Record(
             *(today, commit.stdout.strip(), machine(), preset, rung.target, seed, reached, epoch),
@@ -155,18 +155,21 @@ def _rows(path: Path, kind: str) -> list[dict]:
 
 def add(record: Record, path: Path) -> None:
     """Adds a line to the history."""
-    head = [] if path.exists() else [HEAD]
     with open(path, "a", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([*head, astuple(record)])
+        csv.writer(file, lineterminator="\n").writerow(astuple(record))
 
 
-def check_history(path: Path) -> None:
-    """Raises SystemExit, before hours of training, where no line can be added to a file."""
+def begin_history(path: Path) -> None:
+    """Makes the history, if it is new. Raises SystemExit or OSError, before hours of training, where it cannot grow."""
     if not path.absolute().parent.is_dir():
         raise SystemExit(f"error: --out {path}: there is no such folder")
     heads = ",".join(HEAD)
-    if path.exists() and path.open().readline().strip() != heads:
-        raise SystemExit(f"error: --out {path} is no history, whose first line is {heads}: name another file")
+    with open(path, "a+") as file:
+        if file.tell() == 0:
+            file.write(f"{heads}\n")
+        file.seek(0)
+        if file.readline().strip() != heads:
+            raise SystemExit(f"error: --out {path} is no history, whose first line is {heads}: name another file")
 
 
 def table(records: Sequence[Record]) -> str:
@@ -216,18 +219,18 @@ def main() -> None:
         for preset in args.presets:
             print(shlex.join(["jaxlm", *command(preset, 0)]))
         return
-    check_history(args.out)
+    begin_history(args.out)
     tensorflow, records = None, []
     if importlib.util.find_spec("tensorflow"):
         tensorflow = Worker(Contender("tensorflow", "tensorflow"))
         tensorflow.turn(4, counted=False)
     tensorflow_seconds(tensorflow)
-    for preset in args.presets:
+    for preset in dict.fromkeys(args.presets):
         for seed in range(args.seeds):
             logs = args.out.with_name(f"{args.out.stem}-logs")
             records.append(run(preset, RUNGS[preset], seed, args.cache, tensorflow, logs))
-            add(records[-1], args.out)
             print(records[-1], flush=True)
+            add(records[-1], args.out)
     print(table(records))
     print(args.out)
 

@@ -16,7 +16,7 @@ from terminals import run
 
 import jaxlm.runs.trainer
 from jaxlm.cli.ending import exit_code
-from jaxlm.errors import Diverged, JaxlmError
+from jaxlm.errors import JaxlmError
 from jaxlm.models.kinds import MODELS
 
 EXPERIMENTS = ROOT / "experiments"
@@ -106,7 +106,7 @@ def test_records_are_added_to_the_history_and_summarised(speedrun, tmp_path):
     ]
     path = tmp_path / "history.csv"
     for record in records:
-        speedrun.check_history(path)
+        speedrun.begin_history(path)
         speedrun.add(record, path)
     rows = list(csv.DictReader(path.open()))
     assert [row["seed"] for row in rows] == ["0", "1", "2"] and rows[2]["seconds"] == ""
@@ -140,6 +140,8 @@ MISTAKES = {
         "--texts embedded-tiny --minutes nan",
         "--texts embedded-tiny --minutes inf",
         "--texts embedded-tiny --share -1",
+        "--texts embedded-tiny --set keep_output",
+        "--texts embedded-tiny --cells lstm --parameters 21000 --minutes 1 --set keep_output=2,3",
         "--run-dir kept.json --texts embedded-tiny --cells lstm --parameters 21000 --minutes 1",
     ],
     "optimizers.py": ["--epochs -1 --corpus embedded-tiny", "--markdown kept.json"],
@@ -242,6 +244,10 @@ def test_a_shoot_out_goes_on_where_it_was_and_its_rows_are_repeated(tmp_path, mo
     assert (name, code) == ("jaxlm", 0), out + err
     again = [json.loads(line) for line in (tmp_path / "again/metrics.jsonl").read_text().splitlines()]
     assert again[-1]["test_perplexity"] == float(rows[3]["test"])
+    monkeypatch.setattr(sys, "argv", [*line, "--cells", "lstm", "--seeds", "1"])
+    monkeypatch.setattr(shootout, "trained", lambda *_: pytest.fail("it was trained already"))
+    shootout.main()
+    assert rows == list(csv.DictReader((tmp_path / "runs/shootout/shootout.csv").open()))
     monkeypatch.setattr(sys, "argv", [*line, "--trials", "3"])
     with pytest.raises(JaxlmError, match="name another --run-dir"):
         shootout.main()
@@ -250,7 +256,9 @@ def test_a_shoot_out_goes_on_where_it_was_and_its_rows_are_repeated(tmp_path, mo
 def test_a_text_with_another_preset_has_epochs_of_its_own(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     shootout = import_module("shootout")
-    given = dict(preset="tied-fast", parameters=21_000, trials=1, share=0.25, cells=["lstm"] * 2, minutes=[1.0] * 2)
+    given = dict(
+        preset="tied-fast", parameters=21_000, trials=1, share=0.25, set=[], cells=["lstm"] * 2, minutes=[1.0] * 2
+    )
     for text, seconds in {"embedded-tiny": 30.0, "embedded-tiny:tied-fast": 10.0}.items():
         monkeypatch.setattr(shootout, "seconds_of_epoch", lambda *_, seconds=seconds: seconds)
         (cell,) = shootout.planned(SimpleNamespace(**given, run_dir=tmp_path, texts=[text] * 2))
@@ -267,17 +275,32 @@ def test_a_row_of_a_shoot_out_is_of_the_last_parameters_where_the_best_were_test
     monkeypatch.setattr(shootout, "trained", lambda *_: (100.0, 90.0))
     monkeypatch.setattr(shootout, "read_timing", lambda _: {1: {"seconds": 2.0, "words_per_second": 3.0}})
     monkeypatch.setattr(shootout, "read_metrics", lambda _: tests)
-    row = shootout.run(shootout.Cell("ptb", 5.0, "lstm", tmp_path, jaxlm.preset("test")), {}, 0)
+    cell = shootout.Cell("ptb", 5.0, "lstm", tmp_path / "ptb/5min/lstm", jaxlm.preset("test"))
+    cell.folder.mkdir(parents=True)
+    shootout.run(cell, {}, 0)
+    (row,) = shootout.rows_of(tmp_path)
     assert (row["test"], row["bits_per_character"]) == (90.0, 1.5)
 
-    def diverges(*_):
-        raise Diverged("window 7 has cost nan")
 
-    monkeypatch.setattr(shootout, "trained", diverges)
-    for name, found in (("read_timing", {}), ("read_metrics", [])):
-        monkeypatch.setattr(shootout, name, lambda _, found=found: found)
-    row = shootout.run(shootout.Cell("ptb", 5.0, "lstm", tmp_path, jaxlm.preset("test")), {}, 0)
-    assert (row["seconds"], str(row["valid"]), str(row["bits_per_character"])) == (0, "nan", "nan")
+def test_a_seed_of_a_shoot_out_that_diverges_has_a_row_of_nan(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    shootout = import_module("shootout")
+    config = jaxlm.preset("test").replace(corpus="embedded-tiny", learning_rate=5e37, clip_norm=None, epochs=1)
+    cell = shootout.Cell("embedded-tiny", 5.0, "lstm", tmp_path / "text/5min/lstm", config)
+    cell.folder.mkdir(parents=True)
+    space = {"learning_rate": "4e37,5e37"}
+    assert shootout.tuned(cell, space, 1, 0.25) == {} and "the preset's own values" in capsys.readouterr().out
+    shootout.run(cell, {}, 0)
+    (row,) = shootout.rows_of(tmp_path)
+    assert (str(row["valid"]), str(row["bits_per_character"])) == ("nan", "nan")
+    assert "seed0: " in capsys.readouterr().out
+
+
+def test_a_path_may_have_a_colon(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    found = import_module("shootout").text_and_preset
+    assert found("vol:1.txt", "small") == ("vol:1.txt", "small")
+    assert found("vol:1.txt:tied-fast", "small") == ("vol:1.txt", "tied-fast")
 
 
 def test_the_table_of_a_shoot_out_says_which_cells_are_alike(monkeypatch, tmp_path):
