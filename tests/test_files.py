@@ -364,6 +364,7 @@ with files.output("/dev/stdout") as file:
         ("run.json", "checkpoints/more", "run"),
         (".claim", "study.journal", "sweep"),
         (".claim", "trials/0000/x", "sweep"),
+        ("sweep.json", "sweep.csv", "sweep"),  # a copy without hidden files
         ("prepared.json", "train.ids", "corpus"),
     ],
 )
