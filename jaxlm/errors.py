@@ -17,5 +17,9 @@ class RunDirError(JaxlmError):
     """A run directory that is in use, holds another run, or cannot be written."""
 
 
+class OutOfMemory(JaxlmError):
+    """More memory was needed than there is now."""
+
+
 class Diverged(JaxlmError):
     """A cost or a gradient that is not finite."""

@@ -31,6 +31,7 @@ import jaxlm
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.runs import directory as rundir
+from jaxlm.runs import ram
 from jaxlm.runs.trainer import new_state, with_corpus
 from jaxlm.sweeps import supervisor
 from jaxlm.sweeps.results import MemberResult, Sweep, read_sweep
@@ -300,6 +301,22 @@ def test_what_does_not_fit_the_corpus_fails_alone(tmp_path):
     found = jaxlm.sweep(TINY.replace(epochs=1), {"batch_size": [20, 100_000]}, run_dir=tmp_path / "sweep", quiet=True)
     assert [trial.status for trial in found.members] == ["done", "failed"]
     assert "fewer than one window of batch_size 100000" in str(found.members[1].note)
+
+
+def test_a_point_for_which_memory_is_short_now_is_tried_again(tmp_path, monkeypatch):
+    config, space, run_dir = TINY.replace(epochs=1), {"learning_rate": [0.5, 1.0]}, tmp_path / "sweep"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ram, "available", lambda: 1)
+        found = jaxlm.sweep(config, space, run_dir=run_dir, workers=1, quiet=True)
+    assert [(trial.status, "of memory" in str(trial.note)) for trial in found.members] == [("damaged", True)] * 2
+    found = jaxlm.sweep(config, space, run_dir=run_dir, workers=1, quiet=True, resume=True)
+    assert [trial.status for trial in found.members] == ["done"] * 2
+
+
+def test_trials_whose_perplexities_do_not_compare_are_said_to(tmp_path, capsys):
+    for field, values in {"learning_rate": [1.0], "min_count": [1, 3]}.items():
+        jaxlm.sweep(TINY.replace(epochs=1), {field: values}, run_dir=tmp_path / field, workers=1)
+        assert ("their perplexities do not compare" in capsys.readouterr().out) == (field == "min_count")
 
 
 @pytest.mark.parametrize(("files", "named"), [("checkpoints/*/*", "intact"), ("metrics.jsonl", "metrics.jsonl")])

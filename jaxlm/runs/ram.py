@@ -6,7 +6,7 @@ import resource
 from contextlib import suppress
 
 from jaxlm import files
-from jaxlm.errors import JaxlmError
+from jaxlm.errors import OutOfMemory
 
 
 def limit() -> int:
@@ -37,7 +37,7 @@ def of_device() -> int | None:
 
 
 def check(needed: int, what: str, remedy: str, there: int | None = None) -> None:
-    """Raises JaxlmError, with both numbers, for more than `there` bytes; None: than this process can have now."""
+    """Raises OutOfMemory, with both numbers, for more than `there` bytes; None: than this process can have now."""
     if needed > (room := available() if there is None else there):
         found = f"{room / 1e9:,.1f} GB {'for this process' if there is None else 'on this device'}"
-        raise JaxlmError(f"{what} needs at least {needed / 1e9:,.1f} GB of memory, and there is {found}: {remedy}")
+        raise OutOfMemory(f"{what} needs at least {needed / 1e9:,.1f} GB of memory, and there is {found}: {remedy}")

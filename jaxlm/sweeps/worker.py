@@ -18,7 +18,7 @@ import jax
 from jaxlm.config.config import Config
 from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
 from jaxlm.data.corpora import Corpus
-from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
+from jaxlm.errors import CheckpointError, JaxlmError, OutOfMemory, RunDirError
 from jaxlm.report.units import perplexity
 from jaxlm.runs import directory, ram
 from jaxlm.runs.group import Group, MemberGroup, SingleGroup
@@ -115,7 +115,7 @@ class Worker(Observer):
                 continue
             try:
                 member = self._member(claim, record)
-            except (CheckpointError, RunDirError) as error:
+            except (CheckpointError, RunDirError, OutOfMemory) as error:
                 folder = claim.dirs[seed].folder
                 if isinstance(error, RunDirError) and not (folder.exists("config.json") and directory.problems(folder)):
                     raise  # the disk is at fault, not the trial
