@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,21 @@ def test_a_signal_saves_where_no_checkpoint_is_due(train, reference, tmp_path):
     assert result.stopped_by == signal.SIGTERM and saved == result.state.step and 8 <= saved < WINDOWS
     train()
     assert_same(tmp_path / "run", reference)
+
+
+def test_a_signal_s_handler_that_is_not_python_s_stays_out_of_the_way(train, monkeypatch):
+    """As of an interpreter that R or Julia began: Python can neither name such a handler nor put it back."""
+    whole = signal.signal
+
+    def foreign(number: int, handler: Any) -> Any:
+        before = whole(number, handler)
+        return None if number == signal.SIGUSR1 else before
+
+    monkeypatch.setattr(signal, "signal", foreign)
+    try:
+        assert train(steps=1).stopped_by is None
+    finally:
+        whole(signal.SIGUSR1, signal.SIG_DFL)
 
 
 def test_a_signal_in_the_last_validation_ends_the_run_before_its_test(train, tmp_path):

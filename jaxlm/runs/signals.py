@@ -38,7 +38,8 @@ def noted() -> Iterator[Stop]:
         yield stop
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # (not one of Python's, which cannot be put back)
+                signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup_before)
         os.close(mouth)
         listener.join()
