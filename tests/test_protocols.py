@@ -273,6 +273,13 @@ def test_the_cache_is_what_its_definition_says():
     np.testing.assert_allclose(scoring("cache", values, full=False)([IDS]).nats, expected, rtol=1e-5)
 
 
+def test_the_authors_cache_is_silent_at_any_theta():
+    """Where it is silent its pairs weigh nothing, however alike they are."""
+    sharp = {"cache_window": 7, "theta": 1e6, "lambda_": 0.3, "cache_chunk": 5, "compatibility": "awd-lstm"}
+    found = scoring("cache", sharp)([IDS])
+    assert np.isfinite(found.nats).all() and np.isfinite(found.entropy).all()
+
+
 def test_dynamic_evaluation_by_sgd_is_what_its_definition_says():
     lm, T = small_lm(), 4
     model, p0 = lm.config.model, lm.params
@@ -405,6 +412,14 @@ def test_tuning_chooses_on_valid_and_reads_test_once(run, monkeypatch, name):
     np.testing.assert_allclose(
         values, [lm.evaluate("valid", protocol=one).perplexity for one, _ in found.tried], rtol=1e-5
     )
+
+
+def test_a_test_split_that_a_protocol_cannot_read_is_told_before_valid_is_read(run, monkeypatch):
+    corpus = jaxlm.load_corpus("embedded-tiny")
+    monkeypatch.setattr(evaluation, "reader_nats", lambda *_: pytest.fail("valid was read"))
+    short = replace(corpus, test=corpus.test[:50])
+    with pytest.raises(JaxlmError, match=r"cache_window 100 is larger than the 49 predictions of .* test"):
+        jaxlm.load(run).tune(protocol_of("cache", cache_window=100), corpus=short)
 
 
 def test_the_settings_that_tuning_chose_are_in_its_json(run, capsys):

@@ -215,6 +215,8 @@ class TrainedModel:
         points = product(*grid.values())
         every = [protocol_of(protocol, **dict(zip(grid, values, strict=True))) for values in points]
         text, found, failed = f"{source.name} valid", [], None
+        for one in every:  # before hours of valid
+            _read_and_counted(source.test, f"{source.name} test", one)
         if isinstance(protocol, READ_ONCE) and all(specs(type(protocol))[name].type is float for name in grid):
             ids, count = _read_and_counted(source.valid, text, protocol)
             values = tuple(jnp.asarray(values, jnp.float32) for values in grid.values())
@@ -382,7 +384,7 @@ def compare(
     def line_nats(lm: TrainedModel) -> tuple[str, list[str], np.ndarray]:
         """A text's name, its lines without white space, and the nats of each line [L], its end included."""
         name, ids, *_ = lm.read(split, text=text, data_dir=data_dir)
-        ids = np.append(lm.vocab.eos, ids)
+        ids = np.append(lm.vocab.eos, batch(ids, 1)[:, 0])
         starts = np.flatnonzero(ids[:-1] == lm.vocab.eos)
         if len(starts) < 2:
             raise DataError(f"expected at least 2 lines to draw from, found {len(starts)} in {name}: add lines to it")

@@ -68,7 +68,7 @@ class CacheReader(Reader):
             scores = nats_alone(-jnp.logaddexp(log_own + log_p, log_weight + hits))
         else:
             log_p = jax.nn.log_softmax(self.network.logits(found[:, 0]))
-            cached = jnp.zeros_like(log_p).at[row, words].add(jnp.exp(log_odds))
+            cached = jnp.zeros_like(log_p).at[row, words].add(jnp.where(speaks[:, None], jnp.exp(log_odds), 0))
             mixed = jnp.logaddexp(log_own[:, None] + log_p, log_weight[:, None] + jnp.log(cached))
             scores = score_logits(mixed, targets, detail, self.network.begins)
         return scores, CacheState(carry, keys[T:], words[T:], state.position + counted.sum(dtype=jnp.int32))
