@@ -23,7 +23,7 @@ from jaxlm.data.tokens import Subwords
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.interop import export_hub
-from jaxlm.interop.export_hub import CELLS, WHITE_SPACE, tokenizer_files
+from jaxlm.interop.export_hub import CELLS, WHITE_SPACE, as_json, tokenizer_files
 from jaxlm.interop.exporting import export_model
 from jaxlm.interop.importing import import_model
 from jaxlm.runs import state_arrays
@@ -250,3 +250,9 @@ def test_checkpoints_kept_by_words_are_folders_in_it(tmp_path, monkeypatch):
 def test_the_tokenizer_s_white_space_is_python_s():
     every = "".join(map(chr, range(sys.maxunicode + 1)))
     assert re.sub(f"[^{WHITE_SPACE}]", "", every) == "".join(filter(str.isspace, every))
+
+
+def test_a_path_that_is_not_utf_8_is_escaped():
+    """As of a file whose name is Latin-1; other letters stay as they are."""
+    named = {"corpus": "caf\udce9.txt", "by": "\u00e9"}
+    assert json.loads(as_json(named).decode()) == named and "\u00e9" in as_json(named).decode()

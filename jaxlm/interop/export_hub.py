@@ -167,8 +167,8 @@ def tokenizer_files(model: LanguageModel) -> dict[str, bytes]:
 
 
 def as_json(tree: Any) -> bytes:
-    """JSON of any text, for people and programs."""
-    return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
+    """JSON of any text, for people and programs; what is not UTF-8 in a path is escaped."""
+    return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def _sequence(kind: str, *parts: Any) -> dict[str, Any]:

@@ -43,12 +43,16 @@ def to_tensorflow(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """An LSTM's parameter tree as {variable's name: array}, in the order of TensorFlow's own list.
 
     Raises:
-        JaxlmError: the model's head is not a softmax with a kernel of its own.
+        JaxlmError: the model's layers are not LSTMs, or its head is not a softmax with a kernel of its own.
     """
     if {*params["softmax"]} != {"kernel", "bias"}:
         raise JaxlmError("TensorFlow's tutorial has one softmax with its own kernel: export this model --to stablehlo")
-    variables = {"m/embedding_vocab:0": params["embedding"]}
+    variables, width = {"m/embedding_vocab:0": params["embedding"]}, params["embedding"].shape[1]
     for place, layer in enumerate(params["layers"]):
+        (rows, columns), below = np.shape(layer["kernel"]), width
+        width = rows - below
+        if {*layer} != {"kernel", "bias"} or columns != 4 * width:
+            raise JaxlmError("TensorFlow's tutorial has LSTM layers alone: export this model --to stablehlo")
         variables |= {LAYER.format(place, part): layer[part] for part in ("kernel", "bias")}
     variables |= {"m/softmax_w:0": params["softmax"]["kernel"], "m/softmax_b:0": params["softmax"]["bias"]}
     return {name: np.asarray(array) for name, array in variables.items()}
