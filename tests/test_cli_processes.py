@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,6 +81,28 @@ def test_a_reader_that_ends_first_is_no_traceback(finished):
         assert (out.count("\n"), err) == (1, "")
         code, _, err = jaxlm(*arguments, before="set -o pipefail;", after="| sleep 0")
         assert (code, err) in ((0, ""), (1, ""))
+
+
+def test_a_line_s_row_comes_through_a_pipe_before_the_next_line(finished):
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "surprisal", str(finished)],
+        stdin=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
+    )
+    assert process.stdin and process.stdout
+    late = threading.Timer(60, process.kill)  # a row that is held back never comes
+    late.start()
+    try:
+        process.stdin.write("the the\n")
+        process.stdin.flush()
+        rows = [process.stdout.readline() for _ in range(3)]
+    finally:
+        late.cancel()
+        process.kill()
+        process.communicate()
+    assert all(rows), rows
 
 
 def test_devices_that_are_not_there(finished):

@@ -265,6 +265,11 @@ def test_a_file_that_is_no_space_is_one_sentence(tmp_path, text, message):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
+def test_a_file_of_a_windows_editor_is_a_space(tmp_path):
+    (tmp_path / "space").write_text("learning_rate = [1, 2]", "utf-8-sig")
+    assert read_space_file(tmp_path / "space") == {"learning_rate": [1, 2]}
+
+
 @pytest.mark.parametrize("text", ["learning_rate = 07:32:00", "learning_rate = [1979-05-27]"])
 def test_a_time_is_no_value(tmp_path, text):
     (tmp_path / "space").write_text(text)

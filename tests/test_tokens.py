@@ -155,6 +155,10 @@ def test_damaged_tokenizers_are_refused(file, expected):
         Subwords.read(file, "a file")
 
 
+def test_a_tokenizer_s_byte_order_mark_does_not_count():
+    assert Subwords.read(b"\xef\xbb\xbf" + byte_level(), "a file") == Subwords.read(byte_level(), "a file")
+
+
 def test_cut_tokenizers_are_refused():
     for whole in (sentencepiece_model(vocab_size=60), byte_level()):
         with pytest.raises(DataError, match="a file"):

@@ -293,7 +293,7 @@ def _writing(args: argparse.Namespace, layout: str = "jaxlm") -> Iterator[Callab
     clean = str if format == "csv" and not terminal else partial(printable, keep_newlines=format == "csv")
     text = partial(table_text, format=format, clean=clean)
     if args.output is None:
-        yield lambda columns, header: say(text(columns, header), end="", exact=True, flush=terminal)
+        yield lambda columns, header: say(text(columns, header), end="", exact=True, flush=True)
         return
     with _output(args.output) as file:
         yield lambda columns, header: file.write(text(columns, header).encode("utf-8", "surrogateescape"))

@@ -18,7 +18,7 @@ from jaxlm.cli.verbs import DATA_DIR, RUN, argument, check_run, loaded, pathname
 from jaxlm.config.config import PRESETS, Config, changed_kinds, preset
 from jaxlm.config.settings import DataConfig
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.terminal import say, say_line
+from jaxlm.terminal import flag_text, say, say_line
 
 RUNS = Path("runs")
 EPILOG = textwrap.fill(f"presets: {', '.join(PRESETS)}", 78, subsequent_indent="  ", break_on_hyphens=False)
@@ -184,7 +184,7 @@ def prepare(args: argparse.Namespace) -> None:
     from jaxlm.data import prepared
 
     corpus = prepared.prepare(args.text, args.out, max_vocab=config.model.vocab_size, **config.data.options)
-    words, command = len(corpus.vocab), f"jaxlm train --corpus {shlex.quote(str(args.out))}"
+    words, command = len(corpus.vocab), f"jaxlm train {flag_text('--corpus', args.out)}"
     size = f" --vocab-size {words}" if words > Config().model.vocab_size and not corpus.vocab.tokens.names else ""
     for line in (*corpus.notes, f"{corpus.name}: {corpus.description}", f"train on it with: {command}{size}"):
         say(line)

@@ -30,6 +30,7 @@ from jaxlm.errors import DataError
 from jaxlm.fields import checked
 from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained
 from jaxlm.sealed import unseal
+from jaxlm.terminal import say_line
 
 LARGE = 256 << 20  # bytes of text from which on `load_corpus` prepares it
 FORMAT = 1
@@ -307,7 +308,8 @@ def _working_folder(folder: Folder) -> Iterator[Folder]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"another process is preparing {folder.path}: waiting for it", file=sys.stderr)
+            if sys.stderr is not None:
+                say_line(f"another process is preparing {folder.path}: waiting for it", sys.stderr)
             fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             yield work

@@ -148,7 +148,7 @@ class Subwords(_Exact):
 
         Raises DataError where the file is damaged or of another kind, or its tokens do not give back a plain text.
         """
-        is_json = model.lstrip()[:1] == b"{"
+        is_json = model.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{"
         made = cls(_plain_json(model, where) if is_json else model.removesuffix(_KEEP_SPACES) + _KEEP_SPACES)
         try:
             text = "a b a"

@@ -135,7 +135,7 @@ def read_space(space: Mapping[str, Any], config: Config) -> Space:
 def read_space_file(path: Path) -> dict[str, Any]:
     """Reads a TOML file of FIELD = SPACE lines, or a JSON object, for `read_space`. Raises JaxlmError for others."""
     with files.explained(JaxlmError, f"{path} cannot be read as TOML or JSON"):
-        text = files.read_bytes(path, MOST_BYTES).decode()
+        text = files.read_bytes(path, MOST_BYTES).decode("utf-8-sig")
         return sealed.strict_json(text) if text.lstrip().startswith("{") else tomllib.loads(text)
 
 
