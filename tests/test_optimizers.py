@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from recipes import BASE
 
 from jaxlm.optimizers.adamw import AdamW
@@ -14,8 +15,9 @@ from jaxlm.training.step import init_state
 RATE = 0.25  # the schedule's factor
 
 
-def test_adamw_decays_matrices_and_no_bias():
-    config = BASE.replace(model="gru", optimizer="adamw", clip_norm=None, beta1=0.8, beta2=0.9, weight_decay=0.3)
+@pytest.mark.parametrize("model", ["gru", "hawk"])
+def test_adamw_decays_matrices_and_no_bias(model):
+    config = BASE.replace(model=model, optimizer="adamw", clip_norm=None, beta1=0.8, beta2=0.9, weight_decay=0.3)
     rule = config.optimizer
     assert isinstance(rule, AdamW)
     params = init_state(config.recipe, jax.random.key(0), 2).params
@@ -26,10 +28,13 @@ def test_adamw_decays_matrices_and_no_bias():
         grads = jax.tree.map(lambda leaf, seed=seed: jax.random.normal(jax.random.key(seed), leaf.shape), params)
         found, states[0] = ours.update(grads, states[0], params, grad_norm=jnp.ones(()))
         scaled, states[1] = adam.update(grads, states[1])
-        by_hand = jax.tree.map(
-            lambda update, leaf: -RATE * rule.learning_rate * (update + (0.3 * leaf if leaf.ndim == 2 else 0)),
+        by_hand = jax.tree_util.tree_map_with_path(
+            lambda path, update, leaf: -RATE * rule.learning_rate * (update + 0.3 * leaf * is_matrix(path, leaf)),
             scaled,
             params,
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, by_hand)
-    assert {leaf.ndim for leaf in jax.tree.leaves(params)} == {1, 2}
+
+
+def is_matrix(path, leaf: jax.Array) -> bool:
+    return leaf.ndim > 1 and "bias" not in path[-1].key

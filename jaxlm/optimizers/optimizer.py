@@ -123,5 +123,9 @@ def clip_by_given_norm(max_norm: jax.Array | float, added: float = 0.0) -> optax
 
 
 def matrices(params: Params) -> Any:
-    """For each parameter whether it has more than one axis: what Adam's weight decay acts on."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    """For each parameter whether it is a matrix, and no bias of several heads: what Adam's weight decay acts on."""
+
+    def is_matrix(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+        return leaf.ndim > 1 and not str(path[-1]).endswith("bias']")
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
