@@ -77,6 +77,7 @@ def run(
     time_major, return_carry, reverse, keep_order = (b if a is None else a for a, b in zip(given, own, strict=True))
     x = promote_dtype(inputs, kernel, dtype=rnn.cell.dtype)[0]
     x = x if time_major else jnp.moveaxis(x, -2, 0)
+    kernel, bias = (part.astype(jnp.promote_types(part.dtype, jnp.float32)) for part in (kernel, bias))
     T, batch, H = len(x), x.shape[1:-1], len(bias) // 4
     x = x.reshape(T, -1, x.shape[-1])
     lengths = None if lengths is None else lengths.reshape(-1)
@@ -84,11 +85,11 @@ def run(
     if lengths is not None:
         # One more input, which is 1 in padding, shuts the gate i and opens f: the cell state c stays as it was.
         padding = (jnp.arange(T)[:, None] >= lengths).astype(x.dtype)
-        x = jnp.concatenate([padding[..., None], x], -1)
+        x = jnp.concatenate([padding[..., None], jnp.where(padding[..., None] > 0, 0, x)], -1)
         i, f = jnp.full(H, -1e4, kernel.dtype), jnp.full(H, 1e4, kernel.dtype)
         kernel = jnp.concatenate([jnp.concatenate([i, 0 * i, f, 0 * i])[None], kernel])
     state = (jnp.zeros((x.shape[1], H)),) * 2 if carry is None else carry
-    state = LSTMState(*(part.astype(kernel.dtype).reshape(-1, H) for part in state))  # (in the parameters' dtype)
+    state = LSTMState(*(part.astype(kernel.dtype).reshape(-1, H) for part in state))  # (a wide dtype)
     y, end = lstm(x, kernel, bias, state)
     if lengths is not None:
         end = LSTMState(end.c, jnp.take_along_axis(y, (lengths - 1)[None, :, None], 0)[0].astype(end.h.dtype))

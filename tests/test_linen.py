@@ -17,6 +17,10 @@ def apply(module: nn.Module, params: Any, x: jax.Array, **options: Any) -> Any:
     return module.apply(params, x, **options)
 
 
+def theirs_of(features: int, **options: Any) -> nn.RNN:
+    return nn.RNN(nn.OptimizedLSTMCell(features, **options))
+
+
 def close(a: Any, b: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), a, b)
 
@@ -58,6 +62,9 @@ def test_half_precision_computes_in_half_precision():
     half = apply(LSTM(4, dtype=jnp.bfloat16), params, X)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half, apply(LSTM(4), params, X), atol=0.03)
+    x, short = X.astype(jnp.bfloat16), jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    ours, theirs = (module(4, param_dtype=jnp.bfloat16) for module in (LSTM, theirs_of))
+    np.testing.assert_allclose(apply(ours, short, x), apply(theirs, short, x), atol=0.03)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +83,8 @@ def test_sequences_have_lengths_of_their_own(options):
         return carry, jnp.where(counted[..., None], y, 0)
 
     close(answers(ours, params, x), answers(theirs, params, x))
+    padded = jnp.where(counted[..., None], x, jnp.nan)
+    close(answers(ours, params, padded), answers(theirs, params, padded))
 
     def loss(module):
         return jax.jit(
