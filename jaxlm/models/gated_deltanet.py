@@ -47,6 +47,7 @@ class GatedDeltaNet(Recurrent):
     """A matrix as memory, which a gate decays and the delta rule writes (Yang et al. 2024, arXiv:2412.06464)."""
 
     gates: ClassVar[int] = 4
+    head_units: ClassVar[int] = 2
     heads: int = head_count()
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:

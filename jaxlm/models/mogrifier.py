@@ -48,6 +48,10 @@ class Mogrifier(Recurrent):
         """A coupled input gate has no matrix of its own."""
         return 3 if self.input_gate == "coupled" else 4
 
+    @property
+    def head_units(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 2 if self.layer_norm else 1
+
     def check(self) -> None:
         super().check()
         widths = (self.embedding_size, *self.hidden_sizes)

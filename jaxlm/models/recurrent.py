@@ -35,7 +35,7 @@ class Recurrent:
     """An embedding, a stack of recurrent layers of one kind, and a softmax."""
 
     gates: ClassVar[int]  # matrices side by side in each of a layer's kernels [inputs, gates * H], for Muon
-    head_units: ClassVar[int] = 1  # the fewest of a head; 2 where its outputs are less their mean
+    head_units: ClassVar[int] = 1  # the fewest of a head; 2 where it is normalised
     drops_output_words: ClassVar[bool] = False  # whether a word that is dropped as an input is no output either
     vocab_size: int = count(
         10_000, "most words to keep; the model takes the corpus's own number if smaller", "words", low=2, high=2**24
@@ -80,13 +80,15 @@ class Recurrent:
     init_scale: float = number(0.1, "initial parameters are uniform in +-this", low=0)
     torch_init: bool = flag(
         False,
-        "the layers begin uniform in +-1/sqrt(H) and the softmax's bias at zero, as "
-        "PyTorch's do; else all in +-init_scale, and the layers' biases at zero",
+        "the layers begin uniform in +-1/sqrt(H), of kinds whose kernel reads the input alone in +-1/sqrt(inputs), and "
+        "the softmax's bias at zero, as PyTorch's do; else all in +-init_scale",
     )
     keep_embedding: float | None = probability("a unit of an embedded input is kept (none: no dropout there)")
     keep_output: float | None = probability("a unit of a layer's output is kept (none: no dropout there)")
     locked_dropout: bool = flag(False, "one dropout mask for all steps of a window (arXiv:1512.05287)")
-    keep_last_output: float | None = probability("a unit of the last layer's output is kept (none: as keep_output)")
+    keep_last_output: float | None = probability(
+        "a unit of the last layer's output (with skip: of the sum) is kept (none: as keep_output)"
+    )
     keep_words: float | None = probability("a word is kept as an input of the window (none: no dropout)")
     keep_carry: float | None = probability(
         "a row's carry goes on into the next window, and is not zeroed (none: all go on; arXiv:1909.01792)"
@@ -170,7 +172,7 @@ class Recurrent:
         if any(width % heads for width in self.hidden_sizes):
             raise JaxlmError(f"hidden_sizes is {widths}, which {heads} heads do not divide; set other heads or widths")
         if any(width < heads * self.head_units for width in self.hidden_sizes):
-            why = f"a layer norm over a head of one unit is always 0: hidden_sizes is {widths} and heads is {heads}"
+            why = f"a norm over one unit leaves at most its sign: hidden_sizes is {widths} and heads is {heads}"
             raise JaxlmError(f"{why}; set fewer heads or larger widths")
 
 

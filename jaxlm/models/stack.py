@@ -29,7 +29,7 @@ Embedded = Float[Array, "T B E"]
 
 
 def init_params(model: Recurrent, key: PRNGKeyArray) -> Params:
-    """Fresh parameters: uniform in +-init_scale, the softmax's bias too; the layers' biases are zero.
+    """Fresh parameters: uniform in +-init_scale, the softmax's bias too; biases of layers are as their kind says.
 
     With `torch_init` the layers begin as PyTorch's, and the softmax's bias is zero.
     """

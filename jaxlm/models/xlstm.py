@@ -71,7 +71,7 @@ class SLSTM(Recurrent):
         return {
             "kernel": uniform(from_input, self.layer_scale(inputs), inputs, 4 * width),
             "recurrent_kernel": uniform(from_state, self.layer_scale(width), D, 4 * width),
-            "bias": jnp.zeros((4, self.heads, D)).at[1].set(jnp.linspace(3, 6, D)).ravel(),  # as the authors begin f
+            "bias": jnp.zeros((4, self.heads, D)).at[1].set(jnp.linspace(3, 6, D)).ravel(),  # the authors' small_init
             "norm": jnp.ones(width),
         }
 
